@@ -1,0 +1,45 @@
+//! Every bound of the store, named in one place.
+//!
+//! Three kinds: what the wire protocol fixes (`io/xs_wire.h`, `docs/misc/xenstore.txt`), what an
+//! administrator may set (the quotas, in [`crate::quota`]), and what this implementation bounds so
+//! that no peer can make it grow (the rest of this file).
+
+/// Longest payload of any message, in bytes, in both directions (`XENSTORE_PAYLOAD_MAX`).
+/// A longer one ends the connection.
+pub const PAYLOAD_MAX: usize = 4096;
+/// Size of a message header in bytes: four 32-bit words in the peer's own byte order.
+pub const HEADER_SIZE: usize = 16;
+/// Longest absolute path in bytes (`XENSTORE_ABS_PATH_MAX`); longer ones are refused with EINVAL.
+pub const ABS_PATH_MAX: usize = 3072;
+/// Longest relative path in bytes (`XENSTORE_REL_PATH_MAX`); longer ones are refused with EINVAL.
+pub const REL_PATH_MAX: usize = 2048;
+/// First domid that is no real domain (`DOMID_FIRST_RESERVED`, `xen.h`).
+pub const DOMID_FIRST_RESERVED: u16 = 0x7ff0;
+/// `DOMID_SELF` (`xen.h`): the caller's own domain.
+pub const DOMID_SELF: u16 = 0x7ff0;
+/// `DOMID_ANY` (`xen.h`): in a permission entry, every domain.
+pub const DOMID_ANY: u16 = 0x7ff5;
+
+/// Longest time, in microseconds, that a transaction whose turn it is may delay others.
+pub const HOLD_MAX_US: u64 = 10_000;
+/// How long, in microseconds, a path on which a transaction was refused counts as contested.
+pub const CONTESTED_US: u64 = 1_000_000;
+/// Most paths remembered as contested at any time; the oldest is forgotten first.
+pub const CONTESTED_MAX: usize = 256;
+/// Most requests of one connection that may wait at the same time. While so many wait, no
+/// further request of that connection is taken.
+pub const DELAYED_MAX: usize = 64;
+
+/// A connection with this many bytes of unread replies and events is not asked for further
+/// requests until it has read some.
+pub const UNREAD_SOFT_BYTES: usize = 64 * 1024;
+/// A connection with this many bytes of unread replies and events is no longer served.
+pub const UNREAD_MAX_BYTES: usize = 8 * 1024 * 1024;
+/// Default of the watch-event timeout (`-w watch-event`), in microseconds: a guest that leaves an
+/// event unread for so long is no longer served.
+pub const WATCH_EVENT_TIMEOUT_US: u64 = 20_000_000;
+
+/// At least this many microseconds between two log lines on the same quota of the same domain.
+pub const REFUSAL_LOG_US: u64 = 10_000_000;
+/// Most notices kept for the daemon to log; when it is full the newest are counted, not kept.
+pub const NOTICES_MAX: usize = 1024;
