@@ -14,15 +14,16 @@
 //! | [`server`] | the store: requests in, replies and events out |
 #![no_std]
 #![cfg_attr(
-    test,
-    allow(
+    not(test),
+    deny(
         clippy::unwrap_used,
         clippy::expect_used,
         clippy::panic,
         clippy::indexing_slicing,
         clippy::arithmetic_side_effects,
         clippy::std_instead_of_core,
-        clippy::std_instead_of_alloc
+        clippy::std_instead_of_alloc,
+        clippy::alloc_instead_of_core
     )
 )]
 

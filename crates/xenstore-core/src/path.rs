@@ -25,7 +25,7 @@ const LEGAL: [bool; 256] = {
     let mut legal = [false; 256];
     let set = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-/_@";
     let mut at = 0;
-    #[expect(clippy::indexing_slicing, clippy::arithmetic_side_effects, reason = "at compile time")]
+    #[allow(clippy::indexing_slicing, clippy::arithmetic_side_effects, reason = "at compile time")]
     while at < set.len() {
         legal[set[at] as usize] = true;
         at += 1;

@@ -10,7 +10,9 @@ mod control;
 pub(crate) mod domain;
 mod event;
 mod lifecycle;
+mod manage;
 mod request;
+mod session;
 mod turn;
 
 use crate::limits::UNREAD_SOFT_BYTES;

@@ -3,15 +3,13 @@
 use super::domain::Ledger;
 use super::turn::Attempt;
 use super::{ConnId, DomId, Host, Server};
-use crate::limits::{DOMID_SELF, PAYLOAD_MAX};
-use crate::path::{Path, Special, home_of, is_relative, push_decimal};
+use crate::limits::{self, PAYLOAD_MAX};
+use crate::path::{Path, Special, push_decimal};
 use crate::perms::{Access, Caller, Incarnation, Perms};
-use crate::quota::{ALL, Kind, Quota};
+use crate::quota::Quota;
 use crate::transaction::{Change, Transaction, What, apply};
 use crate::tree::{Node, Put};
 use crate::wire::{Error, Header, MsgType, Strings, feature};
-use crate::{limits, watch};
-use alloc::boxed::Box;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 
@@ -37,7 +35,7 @@ impl From<Error> for Stop {
     }
 }
 
-type Outcome = Result<(), Stop>;
+pub(super) type Outcome = Result<(), Stop>;
 
 /// Whether only the privileged may ask this.
 fn is_privileged(kind: MsgType) -> bool {
@@ -58,13 +56,13 @@ fn is_privileged(kind: MsgType) -> bool {
 
 impl Request<'_> {
     /// The only string of the payload, which must end it.
-    fn only_string(&self) -> Result<&[u8], Error> {
+    pub(super) fn only_string(&self) -> Result<&[u8], Error> {
         let mut strings = Strings::new(self.payload);
         strings.next().filter(|_| strings.rest().is_empty()).ok_or(Error::Inval)
     }
 
     /// Exactly so many strings; bytes behind the last NUL are passed over.
-    fn strings<const N: usize>(&self) -> Result<[&[u8]; N], Error> {
+    pub(super) fn strings<const N: usize>(&self) -> Result<[&[u8]; N], Error> {
         let mut strings = Strings::new(self.payload);
         let mut all = [&[][..]; N];
         for to in &mut all {
@@ -164,7 +162,7 @@ impl Server {
         Ok(())
     }
 
-    fn ok(&mut self, request: Request<'_>) -> Outcome {
+    pub(super) fn ok(&mut self, request: Request<'_>) -> Outcome {
         self.answer(request, &[b"OK\0"])
     }
 
@@ -232,7 +230,12 @@ impl Server {
     }
 
     /// Changes the node at `path`, in or outside a transaction.
-    fn change(&mut self, request: Request<'_>, path: Path<'_>, change: &Change<'_>) -> Outcome {
+    pub(super) fn change(
+        &mut self,
+        request: Request<'_>,
+        path: Path<'_>,
+        change: &Change<'_>,
+    ) -> Outcome {
         let caller = request.caller;
         if request.header.tx_id == 0 {
             return self.change_now(request, path, change);
@@ -403,335 +406,8 @@ impl Server {
         self.ok(request)
     }
 
-    fn watch(&mut self, request: Request<'_>, scratch: &mut Vec<u8>) -> Outcome {
-        let caller = request.caller;
-        let mut strings = Strings::new(request.payload);
-        let (given, token) = strings.next().zip(strings.next()).ok_or(Error::Inval)?;
-        let may_depth = self
-            .domains
-            .get(caller.domid)
-            .is_none_or(|domain| domain.features & feature::WATCH_DEPTH != 0);
-        let depth = match (strings.next(), strings.next()) {
-            (None, _) => None,
-            (Some(depth), None) if may_depth => Some(parse(depth)?),
-            _ => return Err(Error::Inval.into()),
-        };
-        let path = self.path(&caller, given, Special::Allowed, scratch)?;
-        let hidden =
-            if is_relative(given) { path.as_bytes().len().saturating_sub(given.len()) } else { 0 };
-        let mut key = Vec::new();
-        watch::key(path, token, &mut key);
-        let Some(connection) = self.conn(request.conn) else { return Ok(()) };
-        if connection.watches.contains_key(key.as_slice()) {
-            return Err(Error::Exist.into());
-        }
-        let weight = (key.len() as i64).saturating_sub(1);
-        if !caller.privileged {
-            self.domains.check_more(caller.domid, Quota::Watches, 1)?;
-            self.domains.check_more(caller.domid, Quota::Memory, weight)?;
-        }
-        let key: Rc<[u8]> = Rc::from(key);
-        let id = self.watches.add(request.conn, path, key.clone(), hidden, depth);
-        if let Some(connection) = self.conn_mut(request.conn) {
-            connection.watches.insert(key, id);
-        }
-        self.domains.charge(caller.domid, Quota::Watches, 1);
-        self.domains.charge(caller.domid, Quota::Memory, weight);
-        self.ok(request)?;
-        self.push_event(id, &Rc::from(path.as_bytes()));
-        Ok(())
-    }
-
-    fn unwatch(&mut self, request: Request<'_>, scratch: &mut Vec<u8>) -> Outcome {
-        let [given, token] = request.strings()?;
-        let path = self.path(&request.caller, given, Special::Allowed, scratch)?;
-        let mut key = Vec::new();
-        watch::key(path, token, &mut key);
-        let removed =
-            self.conn_mut(request.conn).and_then(|conn| conn.watches.remove(key.as_slice()));
-        self.forget_watch(request.conn, removed.ok_or(Error::NoEnt)?, request.caller.domid);
-        self.ok(request)
-    }
-
-    fn reset_watches(&mut self, request: Request<'_>) -> Outcome {
-        self.drop_watches(request.conn);
-        self.drop_transactions(request.conn);
-        self.ok(request)
-    }
-
-    fn transaction_start(&mut self, request: Request<'_>) -> Outcome {
-        let caller = request.caller;
-        if request.header.tx_id != 0 {
-            return Err(Error::Busy.into());
-        }
-        if !caller.privileged {
-            self.domains.check_more(caller.domid, Quota::Transactions, 1)?;
-        }
-        let now = self.domains.now;
-        let tree = self.tree.clone();
-        let Some(connection) = self.conn_mut(request.conn) else { return Ok(()) };
-        let transaction = Transaction::new(&tree, now < connection.claims_until);
-        let mut id = connection.next_transaction;
-        while id == 0 || connection.transactions.contains_key(&id) {
-            id = id.wrapping_add(1);
-        }
-        connection.next_transaction = id.wrapping_add(1);
-        connection.transactions.insert(id, Box::new(transaction));
-        self.domains.charge(caller.domid, Quota::Transactions, 1);
-        let mut body = Vec::new();
-        push_decimal(u64::from(id), &mut body);
-        self.answer(request, &[&body, b"\0"])
-    }
-
-    fn transaction_end(&mut self, request: Request<'_>) -> Outcome {
-        let commit = match request.only_string()? {
-            b"T" => true,
-            b"F" => false,
-            _ => return Err(Error::Inval.into()),
-        };
-        let id = request.header.tx_id;
-        let taken = self.conn_mut(request.conn).and_then(|conn| conn.transactions.remove(&id));
-        let mut transaction = taken.ok_or(Error::NoEnt)?;
-        let outcome = if commit { self.commit(request, &mut transaction) } else { Ok(()) };
-        if matches!(outcome, Err(Stop::Wait { .. })) {
-            if let Some(connection) = self.conn_mut(request.conn) {
-                connection.transactions.insert(id, transaction);
-            }
-            return outcome;
-        }
-        self.domains.charge(request.caller.domid, Quota::Transactions, -1);
-        self.domains.charge(
-            request.caller.domid,
-            Quota::Memory,
-            transaction.weight.saturating_neg(),
-        );
-        self.end_turn(request.conn, id);
-        outcome?;
-        self.ok(request)
-    }
-
-    /// Makes what a transaction did the store's state, if it stands.
-    fn commit(&mut self, request: Request<'_>, transaction: &mut Transaction) -> Outcome {
-        if !transaction.wrote {
-            return Ok(());
-        }
-        let (caller, own) = (request.caller, (request.conn, request.header.tx_id));
-        let rerun;
-        let work = if transaction.is_current(&self.tree) && !transaction.doomed {
-            &transaction.work
-        } else {
-            match self.rerun(transaction, self.tree.clone(), &caller) {
-                Ok(work) => rerun = work,
-                Err(conflict) => {
-                    self.counters.conflicts = self.counters.conflicts.wrapping_add(1);
-                    self.refused(request.conn, &conflict);
-                    return Err(conflict.error.into());
-                }
-            }
-            &rerun
-        };
-        let breaks = |(path, _): &(Rc<[u8]>, _)| {
-            self.may_break_turn(caller.privileged, own, Path::checked(path))
-        };
-        if work.changed.iter().any(breaks)
-            && !self.turns_survive(caller.privileged, own, &work.tree)
-        {
-            return Err(Stop::Wait { wants_turn: false });
-        }
-        self.tree = work.tree.clone();
-        self.domains.book(&work.deltas);
-        self.counters.commits = self.counters.commits.wrapping_add(1);
-        for (path, done) in &work.changed {
-            self.fire(Path::checked(path), done);
-        }
-        Ok(())
-    }
-
-    fn introduce_request(&mut self, request: Request<'_>, host: &mut dyn Host) -> Outcome {
-        let mut strings = Strings::new(request.payload);
-        let mut next = || strings.next().ok_or(Error::Inval);
-        let (domid, gfn, port) = (next()?, next()?, next()?);
-        let domid = parse_domid(domid)?;
-        // Signed in the protocol; a page number all the same.
-        let gfn = parse::<i64>(gfn).map(i64::cast_unsigned).or_else(|_| parse(gfn)).unwrap_or(0);
-        let port: u32 = parse(port)?;
-        if port == 0 || domid.0 >= limits::DOMID_FIRST_RESERVED {
-            return Err(Error::Inval.into());
-        }
-        self.introduce_domain(domid, gfn, port, host)?;
-        self.ok(request)
-    }
-
-    /// The introduced domain that the only argument names; not the store's own, nor the privileged one.
-    fn other_domain(&mut self, request: Request<'_>) -> Result<DomId, Error> {
-        let domid = parse_domid(request.only_string()?)?;
-        if self.domains.is_privileged(domid) {
-            return Err(Error::Inval);
-        }
-        self.introduced(domid).then_some(domid).ok_or(Error::NoEnt)
-    }
-
-    fn introduced(&self, domid: DomId) -> bool {
-        self.domains.get(domid).is_some_and(|domain| domain.conn.is_some())
-    }
-
-    fn release_request(&mut self, request: Request<'_>, host: &mut dyn Host) -> Outcome {
-        let domid = self.other_domain(request)?;
-        self.release_domain(domid, host);
-        self.ok(request)
-    }
-
-    fn resume(&mut self, request: Request<'_>, _host: &mut dyn Host) -> Outcome {
-        let domid = self.other_domain(request)?;
-        if let Some(domain) = self.domains.get_mut(domid) {
-            domain.shutdown = false;
-        }
-        self.ok(request)
-    }
-
-    fn get_domain_path(&mut self, request: Request<'_>) -> Outcome {
-        let domid = parse_domid(request.only_string()?)?;
-        let mut body = Vec::new();
-        home_of(domid.0, &mut body);
-        self.answer(request, &[&body, b"\0"])
-    }
-
-    fn is_domain_introduced(&mut self, request: Request<'_>) -> Outcome {
-        let domid = parse_domid(request.only_string()?)?;
-        // The domain of the store is served through its sockets in any case.
-        let introduced =
-            domid.0 == DOMID_SELF || domid == self.domains.store_domain || self.introduced(domid);
-        self.answer(request, &[if introduced { b"T\0" } else { b"F\0" }])
-    }
-
-    fn set_target(&mut self, request: Request<'_>) -> Outcome {
-        let [domid, target] = request.strings()?;
-        let (domid, target) = (parse_domid(domid)?, parse_domid(target)?);
-        if !self.introduced(domid) || !self.introduced(target) {
-            return Err(Error::NoEnt.into());
-        }
-        let incarnation = self.domains.incarnation(target);
-        if let Some(domain) = self.domains.get_mut(domid) {
-            domain.target = Some((target, incarnation));
-        }
-        self.ok(request)
-    }
-
-    fn get_feature(&mut self, request: Request<'_>, host: &mut dyn Host) -> Outcome {
-        let mut strings = Strings::new(request.payload);
-        let features = match (strings.next(), strings.next()) {
-            (None, _) => self
-                .domains
-                .get(request.caller.domid)
-                .map_or(feature::ALL, |domain| domain.features),
-            (Some(_), None) if !request.caller.privileged => return Err(Error::Access.into()),
-            (Some(domid), None) => {
-                let domain = self.domains.know_existing(parse_domid(domid)?, host);
-                domain.ok_or(Error::NoEnt)?.features
-            }
-            _ => return Err(Error::Inval.into()),
-        };
-        self.answer_number(request, features)
-    }
-
-    fn set_feature(&mut self, request: Request<'_>, host: &mut dyn Host) -> Outcome {
-        let [domid, features] = request.strings()?;
-        let (domid, features) = (parse_domid(domid)?, parse::<u32>(features)?);
-        let domain = self.domains.know_existing(domid, host).ok_or(Error::NoEnt)?;
-        if domain.conn.is_some() {
-            return Err(Error::Busy.into());
-        }
-        if features & !feature::ALL != 0 {
-            return Err(Error::Inval.into());
-        }
-        domain.features = features;
-        self.ok(request)
-    }
-
-    fn answer_number(&mut self, request: Request<'_>, number: u32) -> Outcome {
-        let mut body = Vec::new();
-        push_decimal(u64::from(number), &mut body);
-        self.answer(request, &[&body, b"\0"])
-    }
-
-    fn get_quota(&mut self, request: Request<'_>, host: &mut dyn Host) -> Outcome {
-        let mut strings = Strings::new(request.payload);
-        match (strings.next(), strings.next(), strings.next()) {
-            (None, ..) => {
-                let body = quota_names();
-                self.answer(request, &[&body, b"\0"])
-            }
-            (Some(name), None, _) => {
-                let (quota, kind) = quota_named(name)?;
-                let value = self.domains.limits.get(quota, kind);
-                self.answer_number(request, value)
-            }
-            (Some(domid), Some(name), None) => {
-                let domid = parse_domid(domid)?;
-                self.domains.know_existing(domid, host).ok_or(Error::NoEnt)?;
-                let (quota, kind) = quota_named(name)?;
-                let value = self.domains.limit(domid, quota, kind);
-                self.answer_number(request, value)
-            }
-            _ => Err(Error::Inval.into()),
-        }
-    }
-
-    fn set_quota_request(&mut self, request: Request<'_>, host: &mut dyn Host) -> Outcome {
-        let mut strings = Strings::new(request.payload);
-        match (strings.next(), strings.next(), strings.next(), strings.next()) {
-            (Some(name), Some(value), None, _) => {
-                let (quota, kind) = quota_named(name)?;
-                self.domains.limits.set(quota, kind, parse(value)?)?;
-            }
-            (Some(domid), Some(name), Some(value), None) => {
-                let (quota, kind) = quota_named(name)?;
-                let value = parse(value)?;
-                let domain =
-                    self.domains.know_existing(parse_domid(domid)?, host).ok_or(Error::NoEnt)?;
-                match kind {
-                    Kind::Hard => domain.overrides.0.set(quota, Some(value)),
-                    Kind::Soft => domain.overrides.1.set(quota, Some(value)),
-                }
-            }
-            _ => return Err(Error::Inval.into()),
-        }
-        self.ok(request)
-    }
-
     /// A request that moves many bytes costs more than one that moves few.
     pub(super) fn add_cost(&mut self, bytes: usize) {
         self.cost = self.cost.saturating_add(u32::try_from(bytes / 512).unwrap_or(u32::MAX));
     }
-}
-
-/// A quota by its name in GET_QUOTA and SET_QUOTA, where `soft-` stands before a soft one's.
-fn quota_named(name: &[u8]) -> Result<(Quota, Kind), Error> {
-    let name = core::str::from_utf8(name).map_err(|_| Error::Inval)?;
-    let (name, kind) = match name.strip_prefix("soft-") {
-        Some(name) => (name, Kind::Soft),
-        None => (name, Kind::Hard),
-    };
-    let quota = Quota::from_name(name).ok_or(Error::Inval)?;
-    if kind == Kind::Soft && quota.about().soft.is_none() {
-        Err(Error::Inval)
-    } else {
-        Ok((quota, kind))
-    }
-}
-
-/// All quotas, separated by blanks.
-fn quota_names() -> Vec<u8> {
-    let mut names = Vec::new();
-    for about in ALL {
-        let soft = about.soft.map(|_| "soft-");
-        for prefix in core::iter::once("").chain(soft) {
-            if !names.is_empty() {
-                names.push(b' ');
-            }
-            names.extend_from_slice(prefix.as_bytes());
-            names.extend_from_slice(about.name.as_bytes());
-        }
-    }
-    names
 }

@@ -5,7 +5,6 @@
 //! and nothing is allocated where nothing is shared.
 
 use super::node::{Node, prefix_of};
-use alloc::boxed::Box;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::cmp::Ordering;
@@ -27,7 +26,7 @@ pub struct Dir {
 #[derive(Clone)]
 enum Block {
     Leaf(Vec<Node>),
-    Inner(Box<Vec<Branch>>),
+    Inner(Vec<Branch>),
 }
 
 /// A block below an inner one. Nothing in it sorts before `bound`; the first branch's bound counts as
@@ -135,7 +134,7 @@ impl Block {
                 let branch = branches.get_mut(at)?;
                 let upper = Rc::make_mut(&mut branch.block).insert(node)?;
                 split_insert(branches, at.saturating_add(1), upper)
-                    .map(|upper| Branch::over(Self::Inner(Box::new(upper))))
+                    .map(|upper| Branch::over(Self::Inner(upper)))
             }
         }
     }
@@ -216,7 +215,7 @@ fn join_with_neighbour(branches: &mut Vec<Branch>, at: usize) {
     let Some(lower) = branches.get_mut(left) else { return };
     match (Rc::make_mut(&mut lower.block), Rc::unwrap_or_clone(upper.block)) {
         (Block::Leaf(nodes), Block::Leaf(more)) => nodes.extend(more),
-        (Block::Inner(inner), Block::Inner(more)) => inner.extend(*more),
+        (Block::Inner(inner), Block::Inner(more)) => inner.extend(more),
         // All blocks of one level are of one kind.
         _ => {}
     }
@@ -271,7 +270,7 @@ impl Dir {
         self.names_len = self.names_len.saturating_add(listed_len(&node));
         if let Some(upper) = self.top.insert(node) {
             let lower = core::mem::replace(&mut self.top, Block::Leaf(Vec::new()));
-            self.top = Block::Inner(Box::new(Vec::from([Branch::over(lower), upper])));
+            self.top = Block::Inner(Vec::from([Branch::over(lower), upper]));
         }
     }
 
