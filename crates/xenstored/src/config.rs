@@ -41,7 +41,7 @@ pub const HARD_QUOTAS: [&str; 9] = [
     "memory",
     "transaction-nodes",
     "node-permissions",
-    "path-length",
+    "path-max",
     "node-size",
 ];
 
@@ -208,7 +208,7 @@ const OPTIONS: [Row; 24] = [
         Some(b'M'),
         "path-max",
         Value::Required("<chars>"),
-        Meaning::QuotaOf("path-length"),
+        Meaning::QuotaOf("path-max"),
         "longest path of a node, at most 2048",
     ),
     (
@@ -216,7 +216,7 @@ const OPTIONS: [Row; 24] = [
         "quota",
         Value::Required("<what>=<nb>"),
         Meaning::QuotaHard,
-        "set a quota: nodes, watches, transactions, outstanding, memory, transaction-nodes, node-permissions, path-length, node-size",
+        "set a quota: nodes, watches, transactions, outstanding, memory, transaction-nodes, node-permissions, path-max, node-size",
     ),
     (
         Some(b'q'),
@@ -439,7 +439,7 @@ fn apply(
         }
         Meaning::QuotaOf(name) => {
             let mut number = number(row.1, value)?;
-            if name == "path-length" {
+            if name == "path-max" {
                 number = number.min(limits::REL_PATH_MAX as u32);
             }
             config.quotas.push(QuotaSetting { name, kind: QuotaKind::Hard, value: number });
@@ -484,6 +484,8 @@ fn quota(option: &str, value: &[u8], kind: QuotaKind) -> Result<QuotaSetting, Er
         QuotaKind::Hard => &HARD_QUOTAS,
         QuotaKind::Soft => &SOFT_QUOTAS,
     };
+    // The help of C xenstored says path-length, its table path-max; both are meant.
+    let what = if what == b"path-length" { b"path-max" } else { what };
     let name = known.iter().find(|name| name.as_bytes() == what).ok_or_else(|| {
         let what = String::from_utf8_lossy(what);
         usage(format!("--{option}: no quota {what}; there are {}", known.join(", ")))

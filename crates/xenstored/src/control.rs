@@ -42,13 +42,13 @@ pub(crate) fn answer(io: &mut Io, command: &[u8], args: &[&[u8]]) -> Option<Repl
 }
 
 fn ok() -> Reply {
-    Ok(b"OK\0".to_vec())
+    Ok(b"OK".to_vec())
 }
 
 fn text(text: impl Into<String>) -> Reply {
     let mut bytes = text.into().into_bytes();
+    // The core ends it with a NUL.
     bytes.truncate(xenstore_core::limits::PAYLOAD_MAX - 1);
-    bytes.push(0);
     Ok(bytes)
 }
 

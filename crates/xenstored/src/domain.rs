@@ -82,6 +82,14 @@ fn to_wire(error: xen::Error) -> wire::Error {
     known.map_or(wire::Error::Inval, |(error, ..)| *error)
 }
 
+/// Fills in what a guest looks for before it uses its ring.
+fn begin(ring: &ServerRing, features: u32) -> Result<(), RingError> {
+    ring.set_features(features)?;
+    ring.set_error(ErrorWord::None)?;
+    // Last: a guest that was set up before the store waits for this word alone.
+    ring.set_connected()
+}
+
 impl Io {
     pub(crate) fn class_of(&self, domid: DomId) -> Class {
         if domid == self.store_domain || domid == self.priv_domain {
@@ -134,14 +142,11 @@ impl Io {
         ring.port = port;
         ring.masked = false;
         ring.ended = false;
-        let ready = ring
-            .ring
-            .reset()
-            .and_then(|()| ring.ring.set_features(at.features))
-            .and_then(|()| ring.ring.set_error(ErrorWord::None));
+        let ready = ring.ring.reset().and_then(|()| begin(&ring.ring, at.features));
         connection.pending = Vec::new();
         connection.seen_out = 0;
         connection.parked = false;
+        let _ = domains.notify(port);
         ready.map_err(|_| xen::Error::Inval)
     }
 

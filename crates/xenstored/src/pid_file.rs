@@ -26,7 +26,7 @@ impl PidFile {
         let mut file = match OpenOptions::new().read(true).write(true).open(path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(error) => return Err(failed(path, error)),
+            Err(error) => return Err(failed(path, &error)),
         };
         match fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(()),
@@ -39,7 +39,7 @@ impl PidFile {
                     path.display()
                 )))
             }
-            Err(error) => Err(failed(path, error.into())),
+            Err(error) => Err(failed(path, &error.into())),
         }
     }
 
@@ -48,7 +48,7 @@ impl PidFile {
     /// # Errors
     /// [`Error::Start`] where a running daemon holds it, or it cannot be written.
     pub(crate) fn write(path: &Path) -> Result<Self, Error> {
-        let failed = |error: io::Error| failed(path, error);
+        let failed = |error: io::Error| failed(path, &error);
         crate::paths::create_parents(path).map_err(failed)?;
         let pid = rustix::process::getpid().as_raw_nonzero();
         let mut temporary = path.as_os_str().to_owned();
@@ -88,6 +88,6 @@ impl Drop for PidFile {
     }
 }
 
-fn failed(path: &Path, error: io::Error) -> Error {
+fn failed(path: &Path, error: &io::Error) -> Error {
     Error::start(format!("pid file {}: {error}", path.display()))
 }

@@ -66,6 +66,8 @@ const ALLOWED: &[libc::c_long] = &[
 /// Why the kernel does not take the filter.
 pub(crate) fn install() -> Result<(), String> {
     let program = program().map_err(|error| error.to_string())?;
+    // The first use of the clock looks for the vDSO with calls that are not on the list.
+    let _ = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
     // This also sets no-new-privileges, without which an ordinary user may not filter.
     seccompiler::apply_filter(&program).map_err(|error| error.to_string())
 }

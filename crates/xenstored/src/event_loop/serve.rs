@@ -153,9 +153,9 @@ impl EventLoop {
     /// The stream of this peer is lost: what it has coming is sent, then it is ended.
     fn end_for(&mut self, id: ConnId, who: Who, too_long: TooLong, now: u64) {
         self.flush(id, now, Writable::Unknown);
+        // The core says who is ended and why; this says with which number.
         let fields = format!("conn={} domid={}", who.conn, who.domid);
-        let text = format!("{too_long}; the connection is ended");
-        self.io.log.limited(Level::Warn, &fields, &text, now);
+        self.io.log.limited(Level::Debug, &fields, &too_long.to_string(), now);
         self.server.end(id, Ended::Protocol, now, &mut self.io);
     }
 
@@ -316,10 +316,8 @@ impl EventLoop {
     fn end_ring_for(&mut self, id: ConnId, error: RingError, now: u64) {
         let Some(connection) = self.io.connections.get(id) else { return };
         let domid = connection.domid;
-        let text = format!(
-            "domain {domid}: {error}; its ring is left alone until it reconnects or is introduced again"
-        );
-        self.io.log.limited(Level::Warn, &format!("domid={domid}"), &text, now);
+        let text = format!("domain {domid}: {error}");
+        self.io.log.limited(Level::Debug, &format!("domid={domid}"), &text, now);
         self.server.end(id, Ended::RingIndex, now, &mut self.io);
     }
 
