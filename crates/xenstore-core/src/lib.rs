@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`wire`] | message types, headers, error names |
 //! | [`limits`] | every bound, named |
+//! | [`client`] | the other end: requests out, replies and watch events in |
 //! | [`server`] | the store: requests in, replies and events out |
 #![no_std]
 #![cfg_attr(
@@ -16,6 +17,7 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+pub mod client;
 pub mod limits;
 pub mod server;
 pub mod wire;
