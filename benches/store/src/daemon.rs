@@ -98,7 +98,7 @@ impl Places {
 pub(crate) enum Guests<'a> {
     /// Sockets only.
     None,
-    /// Every domid exists, with a private ring page which nobody fills.
+    /// The peers' stand-in: every domid exists, with a private ring page which nobody fills.
     Any,
     /// The domains whose ring pages are in this folder.
     In(&'a Path),
@@ -142,10 +142,7 @@ impl Daemon {
             command.env_remove("XENSHIM_GUESTS");
         }
         match (kind, guests) {
-            (_, Guests::None) | (Kind::C | Kind::O | Kind::On | Kind::Echo, Guests::Any) => {}
-            (Kind::Ours, Guests::Any) => {
-                command.arg("--guests").arg("any");
-            }
+            (_, Guests::None | Guests::Any) => {}
             (Kind::Ours, Guests::In(folder)) => {
                 command.arg("--guests").arg(folder);
             }
