@@ -106,6 +106,8 @@ const ENTRY_WEIGHT: i64 = 96;
 
 pub(crate) struct Transaction {
     base: Tree,
+    /// How many domains had died when the snapshot was taken.
+    deaths: u64,
     pub(crate) work: Rerun,
     log: Vec<Entry>,
     accessed: BTreeMap<Rc<[u8]>, u8>,
@@ -115,21 +117,22 @@ pub(crate) struct Transaction {
     pub(crate) doomed: bool,
     /// What it counts for the quota `memory`.
     pub(crate) weight: i64,
-    /// Something was changed, or tried to.
-    pub(crate) wrote: bool,
+    /// It has been granted a change, even if nothing had to be done for it at the time.
+    pub(crate) changes: bool,
 }
 
 impl Transaction {
-    pub(crate) fn new(tree: &Tree, claims: bool) -> Self {
+    pub(crate) fn new(tree: &Tree, deaths: u64, claims: bool) -> Self {
         Self {
             base: tree.clone(),
+            deaths,
             work: Rerun { tree: tree.clone(), deltas: Vec::new(), changed: Vec::new() },
             log: Vec::new(),
             accessed: BTreeMap::new(),
             claims,
             doomed: false,
             weight: 0,
-            wrote: false,
+            changes: false,
         }
     }
 
@@ -150,8 +153,8 @@ impl Transaction {
     }
 
     /// Whether the snapshot is still the store's state.
-    pub(crate) fn is_current(&self, tree: &Tree) -> bool {
-        self.base.same(tree)
+    pub(crate) fn is_current(&self, tree: &Tree, deaths: u64) -> bool {
+        self.deaths == deaths && self.base.same(tree)
     }
 
     fn record(&mut self, path: Path<'_>, bit: u8, asked: Asked, weight: i64) {
@@ -203,7 +206,7 @@ impl Transaction {
             Change::SetPerms(perms) => Asked::SetPerms { perms: perms.clone(), answer },
         };
         self.record(path, 0, asked, weight);
-        self.wrote = true;
+        self.changes |= answer.is_ok();
         if let Some(entry) = self.log.last() {
             note(&mut self.work.changed, &entry.path, done);
         }
@@ -228,8 +231,9 @@ impl Transaction {
     }
 
     /// Goes on from a later state of the store, on which the log has run.
-    pub(crate) fn rebase(&mut self, base: Tree, work: Rerun) {
+    pub(crate) fn rebase(&mut self, base: Tree, deaths: u64, work: Rerun) {
         self.base = base;
+        self.deaths = deaths;
         self.work = work;
     }
 }

@@ -34,6 +34,8 @@ pub(crate) struct Delta {
 pub(crate) struct Domains {
     table: BTreeMap<DomId, Box<Domain>>,
     last_incarnation: u32,
+    /// How many domains have gone: what a transaction saw of them may be void since.
+    pub(crate) deaths: u64,
     pub(crate) store_domain: DomId,
     pub(crate) priv_domain: DomId,
     pub(crate) limits: Limits,
@@ -49,6 +51,7 @@ impl Domains {
         let mut domains = Self {
             table: BTreeMap::new(),
             last_incarnation: Incarnation::NEVER.0,
+            deaths: 0,
             store_domain,
             priv_domain,
             limits: Limits::default(),
@@ -104,6 +107,7 @@ impl Domains {
     }
 
     pub(crate) fn forget(&mut self, domid: DomId) {
+        self.deaths = self.deaths.wrapping_add(1);
         self.table.remove(&domid);
     }
 
