@@ -9,7 +9,7 @@
 
 use crate::path::Path;
 use crate::perms::{Access, Caller, Perms};
-use crate::server::domain::{Delta, Ledger};
+use crate::server::domain::{Delta, Domains, Ledger};
 use crate::tree::{Done, Node, Put, Tree};
 use crate::wire::Error;
 use alloc::collections::BTreeMap;
@@ -71,11 +71,26 @@ pub(crate) fn apply(
 }
 
 enum Asked {
-    Read { what: What, seen: Result<Node, Error> },
-    Write { value: Rc<[u8]>, answer: Result<(), Error> },
-    Mkdir { answer: Result<(), Error> },
-    Remove { answer: Result<(), Error> },
-    SetPerms { perms: Rc<Perms>, answer: Result<(), Error> },
+    Read {
+        what: What,
+        seen: Result<Node, Error>,
+        /// How many permission entries were for domains that lived.
+        alive: usize,
+    },
+    Write {
+        value: Rc<[u8]>,
+        answer: Result<(), Error>,
+    },
+    Mkdir {
+        answer: Result<(), Error>,
+    },
+    Remove {
+        answer: Result<(), Error>,
+    },
+    SetPerms {
+        perms: Rc<Perms>,
+        answer: Result<(), Error>,
+    },
 }
 
 struct Entry {
@@ -175,12 +190,14 @@ impl Transaction {
         caller: &Caller,
         path: Path<'_>,
         what: What,
+        domains: &Domains,
     ) -> Result<Node, Error> {
         let seen = self.work.tree.find(caller, path, Access::READ).cloned();
         // Seeing the same again tells nothing new: it follows from the first time and the own writes.
         let known = self.accessed.get(path.as_bytes()).is_some_and(|kinds| kinds & what.bit() != 0);
         if !known {
-            self.record(path, what.bit(), Asked::Read { what, seen: seen.clone() }, 0);
+            let alive = seen.as_ref().map_or(0, |node| domains.alive_entries(node.perms()));
+            self.record(path, what.bit(), Asked::Read { what, seen: seen.clone(), alive }, 0);
         }
         seen
     }
@@ -255,9 +272,13 @@ impl Entry {
     ) -> Result<(), Conflict> {
         let path = Path::checked(&self.path);
         let (change, before) = match &self.asked {
-            Asked::Read { what, seen } => {
+            Asked::Read { what, seen, alive } => {
                 let same = match (seen, tree.find(caller, path, Access::READ)) {
-                    (Ok(one), Ok(two)) => what.same(one, two),
+                    (Ok(one), Ok(two)) => {
+                        let shows_perms = matches!(what, What::Perms | What::Subtree);
+                        what.same(one, two)
+                            && (!shows_perms || ledger.domains.alive_entries(two.perms()) == *alive)
+                    }
                     (Err(one), Err(two)) => *one == two,
                     _ => false,
                 };

@@ -2,7 +2,7 @@
 
 use super::{ConnId, DomId, Host, Notice};
 use crate::limits::NOTICES_MAX;
-use crate::perms::{Caller, Incarnation};
+use crate::perms::{Caller, Incarnation, Perm, Perms};
 use crate::quota::{Kind, Limits, Overrides, Quota, Usage};
 use crate::wire::{Error, feature};
 use alloc::boxed::Box;
@@ -122,6 +122,15 @@ impl Domains {
     /// Which domain of this number lives now.
     pub(crate) fn incarnation(&self, domid: DomId) -> Incarnation {
         self.get(domid).map_or(Incarnation::NEVER, |domain| domain.incarnation)
+    }
+
+    /// How many entries are for domains that live.
+    pub(crate) fn alive_entries(&self, perms: &Perms) -> usize {
+        let lives = |perm: &&Perm| {
+            perm.incarnation != Incarnation::NEVER
+                && self.incarnation(perm.domid) == perm.incarnation
+        };
+        perms.entries().filter(lives).count()
     }
 
     /// The rights of a domain. A target that is dead lends none (XSA-233).
