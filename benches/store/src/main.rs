@@ -103,7 +103,13 @@ fn parse_kinds(list: &str) -> Result<Vec<Kind>> {
 }
 
 fn main() -> ExitCode {
-    match Options::parse(std::env::args().skip(1)).and_then(|options| bench(&options)) {
+    let mut args = std::env::args().skip(1).peekable();
+    let outcome = if args.next_if(|arg| arg == daemon::EXEC).is_some() {
+        daemon::become_program(args).map(|()| ExitCode::SUCCESS)
+    } else {
+        Options::parse(args).and_then(|options| bench(&options))
+    };
+    match outcome {
         Ok(code) => code,
         Err(error) => {
             eprintln!("store-bench: {error}");
