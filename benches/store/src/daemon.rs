@@ -101,11 +101,12 @@ impl Places {
     pub(crate) fn missing(&self, kind: Kind, guests: Guests<'_>) -> Option<String> {
         let program = self.program(kind, guests).ok()?;
         if !program.exists() {
-            return Some(format!("{} is missing", program.display()));
+            let name = program.file_name().unwrap_or_default().display();
+            return Some(format!("{name} is missing"));
         }
         let shim = self.peers.join("xenshim.so");
         let peer = matches!(kind, Kind::C | Kind::O | Kind::On);
-        (peer && !shim.exists()).then(|| format!("{} is missing", shim.display()))
+        (peer && !shim.exists()).then(|| "xenshim.so is missing".into())
     }
 }
 
