@@ -65,7 +65,8 @@ fn requests_about_domains() {
         client.release(8).unwrap();
         client.release(7).unwrap();
         assert!(!client.is_domain_introduced(7).unwrap());
-        assert!(client.get_feature(None).is_err() && client.get_quota(None, "nodes").is_err());
+        assert!(client.quota_names().is_err() && client.get_feature(None).is_err());
+        assert!(client.get_feature(Some(7)).is_err() && client.get_quota(None, "nodes").is_err());
         client.watch("/t", "token").unwrap();
         client.reset_watches().unwrap();
         assert_eq!(client.unwatch("/t", "token").unwrap_err().refusal(), Some(wire::Error::NoEnt));
