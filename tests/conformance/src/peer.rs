@@ -206,22 +206,24 @@ impl Peer {
         self.abandoned.push(req_id);
     }
 
-    /// Sends a request and takes its reply, whose ids are checked.
+    /// Sends a request and takes its reply, whose `req_id` is checked.
     ///
     /// # Errors
     /// [`Lost`] where there is none.
     ///
     /// # Panics
-    /// If the reply's `req_id` or `tx_id` are not the request's.
+    /// If the reply's `req_id` is not the request's.
     pub fn call(&mut self, kind: u32, tx_id: u32, payload: &[u8]) -> Result<Message, Lost> {
         let req_id = self.request(kind, tx_id, payload)?;
-        let reply = self.reply(Instant::now() + REPLY_WITHIN)?;
-        assert_eq!(
-            (reply.header.req_id, reply.header.tx_id),
-            (req_id, tx_id),
-            "the reply to {} carries the wrong ids",
-            type_name(kind)
-        );
+        let reply = match self.reply(Instant::now() + REPLY_WITHIN) {
+            Ok(reply) => reply,
+            Err(lost) => {
+                self.abandon(req_id);
+                return Err(lost);
+            }
+        };
+        let asked = type_name(kind);
+        assert_eq!(reply.header.req_id, req_id, "the reply to {asked} carries a wrong req_id");
         Ok(reply)
     }
 

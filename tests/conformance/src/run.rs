@@ -128,7 +128,7 @@ impl World {
         } else {
             peer.call(code, tx_id, &payload)
         };
-        let shown = answer(code, got)?;
+        let shown = answer(code, tx_id, got)?;
         if let Some(name) = expect.strip_prefix('$') {
             let is_error = Error::from_name(shown.as_bytes()).is_some();
             self.kept.insert(name.to_owned(), shown.trim_end_matches('|').to_owned());
@@ -139,7 +139,7 @@ impl World {
             "*" if !is_refusal(&shown) => shown.clone(),
             "refused" if is_refusal(&shown) && shown != "silent" => shown.clone(),
             "" => String::new(),
-            name if is_refusal(name) => name.to_owned(),
+            name if is_refusal(name) || name.starts_with("tx=") => name.to_owned(),
             text => notation::show(&notation::parse(text)?),
         };
         if wanted == shown { Ok(()) } else { Err(wrong(&wanted, &shown, other)) }
@@ -220,9 +220,10 @@ fn is_refusal(text: &str) -> bool {
 }
 
 /// An answer as the tables write it.
-fn answer(asked: u32, got: Result<Message, Lost>) -> Result<String, String> {
+fn answer(asked: u32, tx_id: u32, got: Result<Message, Lost>) -> Result<String, String> {
     match got {
         Err(lost) => Ok(lost.to_string()),
+        Ok(reply) if reply.header.tx_id != tx_id => Ok(format!("tx={}", reply.header.tx_id)),
         Ok(reply) => match reply.error() {
             Some(name) => Ok(name),
             None if reply.header.kind == asked => Ok(notation::show(&reply.payload)),

@@ -20,7 +20,8 @@
 //! ```
 //!
 //! Expectations: an error's name, `OK`, a payload in the notation, `$name` (anything, kept),
-//! `*` (any success), `refused` (any error), `closed`, `silent`.
+//! `*` (any success), `refused` (any error), `closed`, `silent`, and
+//! `tx=N` (a reply that carries another transaction's id than the request).
 
 use crate::daemon::Kind;
 
