@@ -163,6 +163,15 @@ impl Daemon {
         matches!(self.child.try_wait(), Ok(None))
     }
 
+    /// How it ended, in words.
+    pub fn exit(&mut self) -> String {
+        match self.child.try_wait() {
+            Ok(Some(status)) => status.to_string(),
+            Ok(None) => "it runs".to_owned(),
+            Err(error) => error.to_string(),
+        }
+    }
+
     /// What it has said so far.
     #[must_use]
     pub fn log(&self) -> String {

@@ -113,19 +113,34 @@ impl Peer {
         match &mut self.link {
             Link::Socket(stream) => {
                 stream.set_write_timeout(Some(REPLY_WITHIN)).map_err(|_| Lost::Closed)?;
-                stream.write_all(bytes).map_err(lost)
+                stream.write_all(bytes).map_err(|error| lost_by(&error))
             }
             Link::Ring(ring) => loop {
-                let count = ring.put(bytes).map_err(lost)?;
+                let count = ring.put(bytes).map_err(|error| lost_by(&error))?;
                 bytes = bytes.get(count..).unwrap_or_default();
                 if bytes.is_empty() {
                     return Ok(());
                 }
-                let read = ring.take(&mut self.unparsed).map_err(lost)?;
+                let read = ring.take(&mut self.unparsed).map_err(|error| lost_by(&error))?;
                 if count == 0 && read == 0 {
-                    ring.wait(end).map_err(lost)?;
+                    ring.wait(end).map_err(|error| lost_by(&error))?;
                 }
             },
+        }
+    }
+
+    /// Sends as much of `bytes` as is taken at once; `None` where the connection is gone.
+    pub fn send_some(&mut self, bytes: &[u8]) -> Option<usize> {
+        match &mut self.link {
+            Link::Socket(stream) => {
+                stream.set_write_timeout(Some(Duration::from_millis(200))).ok()?;
+                match stream.write(bytes) {
+                    Ok(count) => Some(count),
+                    Err(error) if lost_by(&error) == Lost::Silent => Some(0),
+                    Err(_) => None,
+                }
+            }
+            Link::Ring(ring) => ring.put(bytes).ok(),
         }
     }
 
@@ -156,7 +171,7 @@ impl Peer {
                 }
                 stream.set_read_timeout(Some(left)).map_err(|_| Lost::Closed)?;
                 let mut buffer = [0; 16384];
-                match stream.read(&mut buffer).map_err(lost)? {
+                match stream.read(&mut buffer).map_err(|error| lost_by(&error))? {
                     0 => Err(Lost::Closed),
                     count => {
                         self.unparsed.extend(buffer.get(..count).unwrap_or_default());
@@ -165,8 +180,8 @@ impl Peer {
                 }
             }
             Link::Ring(ring) => {
-                if ring.take(&mut self.unparsed).map_err(lost)? == 0 {
-                    ring.wait(end).map_err(lost)?;
+                if ring.take(&mut self.unparsed).map_err(|error| lost_by(&error))? == 0 {
+                    ring.wait(end).map_err(|error| lost_by(&error))?;
                 }
                 Ok(())
             }
@@ -286,7 +301,7 @@ impl Peer {
     }
 }
 
-fn lost(error: io::Error) -> Lost {
+fn lost_by(error: &io::Error) -> Lost {
     match error.kind() {
         io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => Lost::Silent,
         _ => Lost::Closed,

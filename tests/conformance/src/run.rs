@@ -63,7 +63,8 @@ impl World {
                 }
             }
             if !self.daemon.runs() {
-                failed.push(format!("{}: [{}] the daemon is gone", step.line, case.name));
+                let how = self.daemon.exit();
+                failed.push(format!("{}: [{}] the daemon is gone: {how}", step.line, case.name));
                 break;
             }
         }
