@@ -149,7 +149,8 @@ fn every_type_with_every_kind_of_payload() {
 
 #[test]
 fn peers_that_stall_in_the_middle_of_a_message() {
-    on(&Kind::ALL, |daemon, dom0| {
+    // Not the C daemon: see `stalled-client` in docs/compatibility.md.
+    on(&[Kind::OCaml, Kind::Ours], |daemon, dom0| {
         let message = [header(MsgType::Read.code(), 6).as_slice(), b"/tool\0"].concat();
         let mut stalled = Vec::new();
         for length in 0..message.len() {
