@@ -1,1 +1,236 @@
-//! To be written.
+//! The XenStore daemon: the only place where the store's core meets sockets, rings and the clock.
+//!
+//! The promise: what a peer sends, withholds or leaves unread harms that peer alone, and a wake-up
+//! costs as much as there is to do and not as much as there are connections. One process, one
+//! thread, one poll loop. Which platform there is, its caller says: this crate names none.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`config`], [`paths`] | command line and environment of C xenstored |
+//! | `event_loop` | the loop, a connection's turn |
+//! | `connection`, `fairness` | what is kept for a connection; whose turn it is |
+//! | `socket` | the listening socket, its lock, taking over a stale one |
+//! | `domain` | rings and event channels; what the core asks of the machine |
+//! | `control`, `stats` | CONTROL commands about the daemon; its counters |
+//! | [`log`], [`trace`] | lines for administrators; every message, on request |
+//! | `daemonize`, `pid_file`, `signals` | background, readiness, pid file, SIGTERM and SIGHUP |
+//! | `seccomp` | the system calls that are left after start-up |
+
+pub mod config;
+mod connection;
+mod control;
+mod daemonize;
+mod domain;
+mod event_loop;
+mod fairness;
+pub mod log;
+pub mod paths;
+mod pid_file;
+mod seccomp;
+mod signals;
+mod socket;
+mod stats;
+pub mod trace;
+
+use crate::config::{Asked, Config, Mode, QuotaKind, QuotaSetting, Switch};
+use crate::domain::Domains;
+use crate::event_loop::{EventLoop, Io};
+use crate::log::{Level, Log};
+use crate::pid_file::PidFile;
+use crate::socket::Listener;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use std::fmt;
+use std::io::Write;
+use std::process::ExitCode;
+use xen::domwatch::DomainWatch;
+use xen::evtchn::EventChannels;
+use xen::gnttab::GrantMap;
+use xenstore_core::quota::Kind;
+use xenstore_core::server::Server;
+
+/// What the daemon needs of Xen, or of what stands in for it.
+pub struct Platform {
+    /// Event channels to the domains.
+    pub evtchn: Box<dyn EventChannels>,
+    /// Their ring pages.
+    pub grants: Box<dyn GrantMap>,
+    /// Their coming and going.
+    pub domains: Box<dyn DomainWatch>,
+}
+
+/// Why the daemon does not run.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum Error {
+    /// The command line or the environment asks for something that cannot be.
+    Usage(String),
+    /// It could not be set up.
+    Start(String),
+    /// It had to stop.
+    Run(String),
+}
+
+impl Error {
+    /// The daemon could not be set up, because of `why`.
+    pub fn start(why: impl Into<String>) -> Self {
+        Self::Start(why.into())
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Usage(text) => write!(f, "{text} (xenstored --help shows all options)"),
+            Self::Start(text) | Self::Run(text) => f.write_str(text),
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// The whole program: reads the command line, goes into the background, asks `provider` for the
+/// platform, serves. `provider` runs in the process that serves.
+pub fn main_with(provider: impl FnOnce(&Config) -> Result<Option<Platform>, Error>) -> ExitCode {
+    match try_main(provider) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("xenstored: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn try_main(
+    provider: impl FnOnce(&Config) -> Result<Option<Platform>, Error>,
+) -> Result<ExitCode, Error> {
+    let environment = paths::Environment::of_process();
+    let config = match config::parse(std::env::args_os().skip(1), &environment)? {
+        Asked::Run(config) => config,
+        Asked::Help => {
+            print!("{}", config::help());
+            return Ok(ExitCode::SUCCESS);
+        }
+    };
+    if config.mode == Mode::Background {
+        if !daemonize::is_child() {
+            return daemonize::start_child();
+        }
+        daemonize::leave_session();
+    }
+    let platform = provider(&config)?;
+    run(&config, platform)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Serves until SIGTERM or SIGINT. Without a platform there are sockets only.
+///
+/// # Errors
+/// [`Error::Start`] where the daemon cannot be set up, [`Error::Run`] where it had to stop.
+pub fn run(config: &Config, platform: Option<Platform>) -> Result<(), Error> {
+    let verbose = if config.verbose == Switch::On { Level::Debug } else { Level::Info };
+    let mut log = Log::stderr(verbose);
+    if let Some(path) = &config.pid_file {
+        PidFile::check(path)?;
+    }
+    raise_open_files();
+    // First of all: who else serves this path is to be left in peace.
+    let listener = Listener::bind(&config.socket)?;
+    let signals = signals::Signals::install()?;
+    if platform.is_none() {
+        log.line(Level::Info, "", "no Xen here: serving the socket only, no domains");
+    }
+    let mut event_loop = set_up(config, platform, log, listener, signals)?;
+    if config.own_ring == Switch::On {
+        event_loop.introduce_own_domain();
+    }
+    let _pid_file = config.pid_file.as_deref().map(PidFile::write).transpose()?;
+    announce(config, event_loop.io())?;
+    let log = &mut event_loop.io().log;
+    match seccomp::install() {
+        Ok(()) => log.line(Level::Debug, "", "system calls are filtered"),
+        Err(error) => {
+            log.line(Level::Warn, "", &format!("system calls are not filtered: {error}"));
+        }
+    }
+    let ended = event_loop.run();
+    let _ = daemonize::sd_notify("STOPPING=1");
+    let log = &mut event_loop.io().log;
+    match &ended {
+        Ok(()) => log.line(Level::Info, "", "ended as asked by a signal"),
+        Err(error) => log.line(Level::Error, "", &error.to_string()),
+    }
+    ended
+}
+
+fn set_up(
+    config: &Config,
+    platform: Option<Platform>,
+    log: Log,
+    listener: Listener,
+    signals: signals::Signals,
+) -> Result<EventLoop, Error> {
+    let mut server = Server::new(config.core.clone());
+    for quota in &config.quotas {
+        set_quota(&mut server, quota)?;
+    }
+    let domains = platform
+        .map(Domains::new)
+        .transpose()
+        .map_err(|error| Error::start(format!("VIRQ_DOM_EXC cannot be bound: {error}")))?;
+    let epoll =
+        event_loop::new_epoll().map_err(|error| Error::start(format!("epoll_create: {error}")))?;
+    let mut stats = stats::Stats::new();
+    stats.admit(config.core.store_domain.0);
+    let mut io = Io {
+        connections: connection::Connections::default(),
+        epoll,
+        ready: fairness::ReadyQueues::default(),
+        domains,
+        stats,
+        trace: trace::Trace::new(config.trace_file.clone(), &config.trace_switches),
+        log,
+        root_dir: config.root_dir.clone(),
+        store_domain: config.core.store_domain,
+        priv_domain: config.core.priv_domain,
+        now: 0,
+        exhaustion_logged: false,
+    };
+    io.reopen_trace();
+    EventLoop::new(server, io, listener, signals)
+}
+
+/// Gives one quota of the command line to the core.
+fn set_quota(server: &mut Server, quota: &QuotaSetting) -> Result<(), Error> {
+    let kind = match quota.kind {
+        QuotaKind::Hard => Kind::Hard,
+        QuotaKind::Soft => Kind::Soft,
+    };
+    let set = server.set_quota(quota.name, kind, quota.value);
+    set.map_err(|error| Error::start(format!("quota {}: {error}", quota.name)))
+}
+
+/// As many descriptors as the system lets this process have: each client takes one.
+fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    // Refused where a sandbox forbids it; then there are fewer.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+}
+
+/// Tells everybody who waits for it that the daemon accepts connections.
+fn announce(config: &Config, io: &mut Io) -> Result<(), Error> {
+    let pid = rustix::process::getpid().as_raw_nonzero();
+    if config.print_pid == Switch::On {
+        let mut stdout = std::io::stdout();
+        let _ = writeln!(stdout, "{pid}").and_then(|()| stdout.flush());
+    }
+    let socket = config.socket.display().to_string();
+    io.log.line(Level::Info, &format!("pid={pid} socket={socket:?}"), "serving");
+    if let Err(error) = daemonize::sd_notify(&format!("READY=1\nMAINPID={pid}\nSTATUS=serving")) {
+        io.log.line(Level::Warn, "", &format!("the service manager was not told: {error}"));
+    }
+    if config.mode == Mode::Background {
+        io.log.to_syslog();
+        daemonize::detach()?;
+    }
+    Ok(())
+}

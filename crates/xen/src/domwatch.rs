@@ -1,0 +1,45 @@
+//! The life of domains, as the hypervisor tells it.
+//!
+//! Source: `VIRQ_DOM_EXC` in `xen/include/public/xen.h`, `XEN_DOMCTL_get_domain_state` and
+//! `XEN_DOMCTL_getdomaininfo` in `domctl.h`, Linux `drivers/xen/xenfs` (`xsd_kva`, `xsd_port`).
+
+use crate::shared::SharedPage;
+use crate::{DomId, Error, Port};
+
+/// What became of a domain.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum DomainEvent {
+    /// It has shut down or crashed; it still exists.
+    Shutdown(DomId),
+    /// It does not exist any more. Its number may be another domain's already.
+    Died(DomId),
+}
+
+/// The ring between the domain that the store runs in and that domain's own kernel.
+#[derive(Debug)]
+pub struct OwnRing {
+    /// The page (`/proc/xen/xsd_kva`).
+    pub page: SharedPage,
+    /// The unbound port at which the kernel waits (`/proc/xen/xsd_port`).
+    pub port: Port,
+}
+
+/// Which domains there are.
+pub trait DomainWatch {
+    /// Whether the hypervisor knows a domain of this number at the moment.
+    fn exists(&mut self, domid: DomId) -> bool;
+
+    /// The next change since it was last asked; to be called after every
+    /// [`Virq::DomExc`](crate::evtchn::Virq::DomExc) until there is none.
+    ///
+    /// # Errors
+    /// What the hypervisor answered.
+    fn poll_change(&mut self) -> Result<Option<DomainEvent>, Error>;
+
+    /// The ring of the caller's own domain; `None` where its kernel has none. Given out once.
+    ///
+    /// # Errors
+    /// What the kernel answered.
+    fn own_ring(&mut self) -> Result<Option<OwnRing>, Error>;
+}

@@ -1,0 +1,66 @@
+//! Event channels: one bit from one domain to another, and a descriptor that says when.
+//!
+//! Source: `xen/include/public/event_channel.h`, Linux `include/uapi/xen/evtchn.h`.
+
+use crate::{DomId, Error, Port};
+use std::os::fd::BorrowedFd;
+
+/// A virtual interrupt that the hypervisor raises itself (`xen.h`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum Virq {
+    /// A domain has shut down, crashed or died (`VIRQ_DOM_EXC`).
+    DomExc,
+}
+
+/// The event channels of this domain, as one process holds them.
+///
+/// A port that [`EventChannels::pending`] returned is masked: the peer's further notifications are
+/// kept, as one, and are reported after [`EventChannels::unmask`].
+pub trait EventChannels {
+    /// The descriptor that polls readable while [`EventChannels::pending`] has something.
+    fn fd(&self) -> BorrowedFd<'_>;
+
+    /// A new port of this domain that `remote` may bind to.
+    ///
+    /// # Errors
+    /// [`Error::Srch`] no such domain, [`Error::NoSpc`] no free port.
+    fn alloc_unbound(&mut self, remote: DomId) -> Result<Port, Error>;
+
+    /// A new port of this domain, bound to `remote_port` of `remote`.
+    ///
+    /// # Errors
+    /// [`Error::Srch`] no such domain, [`Error::Inval`] the remote port is not open to this domain,
+    /// [`Error::NoSpc`] no free port.
+    fn bind_interdomain(&mut self, remote: DomId, remote_port: Port) -> Result<Port, Error>;
+
+    /// A new port on which the hypervisor raises `virq`.
+    ///
+    /// # Errors
+    /// [`Error::Exist`] another holder has it, [`Error::NoSpc`] no free port.
+    fn bind_virq(&mut self, virq: Virq) -> Result<Port, Error>;
+
+    /// Raises the event at the other end. Never blocks.
+    ///
+    /// # Errors
+    /// [`Error::Inval`] the port is not bound.
+    fn notify(&self, port: Port) -> Result<(), Error>;
+
+    /// The next port with an event, which is masked from then on; `None` when there is none.
+    ///
+    /// # Errors
+    /// What the driver answered; the channels cannot be used any further.
+    fn pending(&mut self) -> Result<Option<Port>, Error>;
+
+    /// Lets `port` report events again.
+    ///
+    /// # Errors
+    /// [`Error::Inval`] the port is not bound.
+    fn unmask(&self, port: Port) -> Result<(), Error>;
+
+    /// Gives `port` back. Events of it that were not taken yet are forgotten.
+    ///
+    /// # Errors
+    /// [`Error::Inval`] the port is not bound.
+    fn close(&mut self, port: Port) -> Result<(), Error>;
+}

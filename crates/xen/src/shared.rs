@@ -1,0 +1,281 @@
+//! One page that somebody else can change at any time.
+//!
+//! [`SharedPage`] copies bytes in and out and never hands out a reference: a reference would promise
+//! the compiler that the bytes stand still. Every access is a relaxed atomic one, so a peer that
+//! writes meanwhile yields old or new bytes and nothing worse; the index words are loaded with
+//! acquire and stored with release order. This is the only module of the crate with `unsafe`.
+#![allow(unsafe_code)]
+
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::fmt;
+use std::ptr::NonNull;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64};
+
+/// Size and alignment of a page in bytes (`XC_PAGE_SIZE`).
+pub const PAGE_SIZE: usize = 4096;
+
+/// What gives a page back to where it came from.
+type Unmap = Box<dyn FnOnce(NonNull<u8>) + Send>;
+
+/// An access that does not lie inside the page, or a word that is not aligned.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct OutOfPage {
+    /// Where the access began.
+    pub offset: usize,
+    /// How many bytes it wanted.
+    pub len: usize,
+}
+
+impl fmt::Display for OutOfPage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes at {} of a page of {PAGE_SIZE}", self.len, self.offset)
+    }
+}
+
+impl std::error::Error for OutOfPage {}
+
+/// One mapped page of [`PAGE_SIZE`] bytes; dropping it unmaps.
+pub struct SharedPage {
+    base: NonNull<u8>,
+    release: Option<Unmap>,
+}
+
+// SAFETY: the page is reached through atomics only, and `release` may run on any thread.
+unsafe impl Send for SharedPage {}
+// SAFETY: all access through `&SharedPage` is atomic; `release` is reached in `drop` alone.
+unsafe impl Sync for SharedPage {}
+
+impl fmt::Debug for SharedPage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SharedPage").field("base", &self.base).finish_non_exhaustive()
+    }
+}
+
+impl SharedPage {
+    /// Takes over a mapped page; `release` unmaps it when the last use is over.
+    ///
+    /// # Safety
+    /// `base` is aligned to [`PAGE_SIZE`] and points to that many bytes, readable and writable until
+    /// `release` is called; nobody in this process accesses them other than atomically.
+    pub unsafe fn from_mapped(
+        base: NonNull<u8>,
+        release: Box<dyn FnOnce(NonNull<u8>) + Send>,
+    ) -> Self {
+        Self { base, release: Some(release) }
+    }
+
+    /// A page of zeroes in this process's own memory, shared with nobody.
+    #[must_use]
+    pub fn private() -> Self {
+        let layout = page_layout();
+        // SAFETY: the layout's size is not zero.
+        let base = unsafe { alloc_zeroed(layout) };
+        let Some(base) = NonNull::new(base) else { handle_alloc_error(layout) };
+        let release = |base: NonNull<u8>| {
+            // SAFETY: allocated above with the same layout, and released once.
+            unsafe { dealloc(base.as_ptr(), page_layout()) }
+        };
+        // SAFETY: aligned and sized by the layout, and no other pointer to it is kept.
+        unsafe { Self::from_mapped(base, Box::new(release)) }
+    }
+
+    /// Copies bytes from `offset` of the page into `to`.
+    ///
+    /// # Errors
+    /// [`OutOfPage`]; nothing is copied then.
+    pub fn copy_out(&self, offset: usize, to: &mut [u8]) -> Result<(), OutOfPage> {
+        check(offset, to.len())?;
+        let head = head_len(offset, to.len());
+        let (first, rest) = to.split_at_mut(head);
+        let (words, last) = rest.as_chunks_mut::<8>();
+        for (at, byte) in first.iter_mut().enumerate() {
+            *byte = self.byte(offset + at).load(Relaxed);
+        }
+        let mut at = offset + head;
+        for word in words {
+            *word = self.word(at).load(Relaxed).to_ne_bytes();
+            at += 8;
+        }
+        for byte in last {
+            *byte = self.byte(at).load(Relaxed);
+            at += 1;
+        }
+        Ok(())
+    }
+
+    /// Copies `from` into the page at `offset`.
+    ///
+    /// # Errors
+    /// [`OutOfPage`]; nothing is copied then.
+    pub fn copy_in(&self, offset: usize, from: &[u8]) -> Result<(), OutOfPage> {
+        check(offset, from.len())?;
+        let head = head_len(offset, from.len());
+        let (first, rest) = from.split_at(head);
+        let (words, last) = rest.as_chunks::<8>();
+        for (at, byte) in first.iter().enumerate() {
+            self.byte(offset + at).store(*byte, Relaxed);
+        }
+        let mut at = offset + head;
+        for word in words {
+            self.word(at).store(u64::from_ne_bytes(*word), Relaxed);
+            at += 8;
+        }
+        for byte in last {
+            self.byte(at).store(*byte, Relaxed);
+            at += 1;
+        }
+        Ok(())
+    }
+
+    /// The 32-bit word at `offset`, a multiple of 4, loaded in acquire order: what its writer put
+    /// into the page before it is seen by the accesses that follow.
+    ///
+    /// # Errors
+    /// [`OutOfPage`].
+    pub fn load_u32(&self, offset: usize) -> Result<u32, OutOfPage> {
+        Ok(self.index(offset)?.load(Acquire))
+    }
+
+    /// Stores the 32-bit word at `offset`, a multiple of 4, in release order: who sees it sees
+    /// what was put into the page before it.
+    ///
+    /// # Errors
+    /// [`OutOfPage`].
+    pub fn store_u32(&self, offset: usize, value: u32) -> Result<(), OutOfPage> {
+        self.index(offset)?.store(value, Release);
+        Ok(())
+    }
+
+    /// The byte at a checked offset. The reference is to an atomic and does not leave this module.
+    fn byte(&self, offset: usize) -> &AtomicU8 {
+        debug_assert!(offset < PAGE_SIZE);
+        // SAFETY: the caller has checked the offset; the page lives as long as `self`.
+        unsafe { AtomicU8::from_ptr(self.base.as_ptr().add(offset)) }
+    }
+
+    /// The eight bytes at a checked offset, which is a multiple of 8.
+    fn word(&self, offset: usize) -> &AtomicU64 {
+        debug_assert!(offset.is_multiple_of(8) && offset <= PAGE_SIZE - 8);
+        // SAFETY: the caller has checked offset and alignment; the page is aligned to 4096.
+        unsafe { AtomicU64::from_ptr(self.base.as_ptr().add(offset).cast()) }
+    }
+
+    /// The word at an offset that has not been checked yet.
+    fn index(&self, offset: usize) -> Result<&AtomicU32, OutOfPage> {
+        check(offset, 4)?;
+        if !offset.is_multiple_of(4) {
+            return Err(OutOfPage { offset, len: 4 });
+        }
+        // SAFETY: inside the page and aligned, as just checked; the page is aligned to 4096.
+        Ok(unsafe { AtomicU32::from_ptr(self.base.as_ptr().add(offset).cast()) })
+    }
+}
+
+impl Drop for SharedPage {
+    fn drop(&mut self) {
+        if let Some(release) = self.release.take() {
+            release(self.base);
+        }
+    }
+}
+
+/// The layout of one page.
+fn page_layout() -> Layout {
+    // SAFETY: the alignment is a power of two and the size is a multiple of it.
+    unsafe { Layout::from_size_align_unchecked(PAGE_SIZE, PAGE_SIZE) }
+}
+
+/// Whether `len` bytes at `offset` lie inside a page.
+fn check(offset: usize, len: usize) -> Result<(), OutOfPage> {
+    match offset.checked_add(len) {
+        Some(end) if end <= PAGE_SIZE => Ok(()),
+        _ => Err(OutOfPage { offset, len }),
+    }
+}
+
+/// How many of `len` bytes at `offset` come before the first multiple of 8.
+fn head_len(offset: usize, len: usize) -> usize {
+    (offset.next_multiple_of(8) - offset).min(len)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicBool;
+    use std::sync::{Arc, atomic::Ordering::SeqCst};
+
+    #[test]
+    fn bytes_go_in_and_out_at_every_alignment() {
+        let page = SharedPage::private();
+        for offset in 0..10 {
+            for len in 0..30 {
+                let from: Vec<u8> = (0..len).map(|at| (at + offset + 1) as u8).collect();
+                page.copy_in(offset, &from).unwrap();
+                let mut to = vec![0; len];
+                page.copy_out(offset, &mut to).unwrap();
+                assert_eq!(from, to, "{len} bytes at {offset}");
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_outside_the_page() {
+        let page = SharedPage::private();
+        let mut two = [0; 2];
+        for offset in [PAGE_SIZE - 1, PAGE_SIZE, usize::MAX] {
+            assert_eq!(page.copy_in(offset, &two), Err(OutOfPage { offset, len: 2 }));
+            assert_eq!(page.copy_out(offset, &mut two), Err(OutOfPage { offset, len: 2 }));
+        }
+        for offset in [1, 2, PAGE_SIZE - 3, PAGE_SIZE, usize::MAX - 3] {
+            assert_eq!(page.load_u32(offset), Err(OutOfPage { offset, len: 4 }));
+            assert_eq!(page.store_u32(offset, 1), Err(OutOfPage { offset, len: 4 }));
+        }
+        page.copy_in(PAGE_SIZE - 2, b"ab").unwrap();
+        page.copy_out(PAGE_SIZE - 2, &mut two).unwrap();
+        assert_eq!(&two, b"ab");
+        page.copy_in(PAGE_SIZE, b"").unwrap();
+    }
+
+    #[test]
+    fn words_and_bytes_are_the_same_memory() {
+        let page = SharedPage::private();
+        page.store_u32(PAGE_SIZE - 4, 0x0102_0304).unwrap();
+        let mut bytes = [0; 4];
+        page.copy_out(PAGE_SIZE - 4, &mut bytes).unwrap();
+        assert_eq!(u32::from_ne_bytes(bytes), 0x0102_0304);
+        assert_eq!(page.load_u32(PAGE_SIZE - 4), Ok(0x0102_0304));
+    }
+
+    #[test]
+    fn a_release_store_carries_the_bytes_before_it() {
+        let page = Arc::new(SharedPage::private());
+        let writer = Arc::clone(&page);
+        let thread = std::thread::spawn(move || {
+            writer.copy_in(3, b"all of it").unwrap();
+            writer.store_u32(2048, 9).unwrap();
+        });
+        while page.load_u32(2048) != Ok(9) {
+            std::thread::yield_now();
+        }
+        let mut bytes = [0; 9];
+        page.copy_out(3, &mut bytes).unwrap();
+        assert_eq!(&bytes, b"all of it");
+        thread.join().unwrap();
+    }
+
+    #[test]
+    fn a_page_is_released_once() {
+        let page = SharedPage::private();
+        let base = page.base;
+        let released = Arc::new(AtomicBool::new(false));
+        let seen = Arc::clone(&released);
+        let keep = move |_| {
+            assert!(!seen.swap(true, SeqCst));
+            drop(page);
+        };
+        // SAFETY: the page itself is kept alive by the closure that releases this view of it.
+        drop(unsafe { SharedPage::from_mapped(base, Box::new(keep)) });
+        assert!(released.load(SeqCst));
+    }
+}

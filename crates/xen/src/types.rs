@@ -1,0 +1,51 @@
+//! The numbers that Xen gives to things, each in a type of its own.
+
+use std::fmt;
+
+/// A domain's number (`domid_t`).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct DomId(pub u16);
+
+impl DomId {
+    /// First number that is no real domain (`DOMID_FIRST_RESERVED`, `xen.h`).
+    pub const FIRST_RESERVED: Self = Self(0x7ff0);
+
+    /// Whether a domain can have this number.
+    #[must_use]
+    pub fn is_real(self) -> bool {
+        self < Self::FIRST_RESERVED
+    }
+}
+
+impl fmt::Display for DomId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A grant reference (`grant_ref_t`): an index into the granting domain's grant table.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct GrantRef(pub u32);
+
+impl GrantRef {
+    /// The reference that the domain builder reserves for the console page
+    /// (`GNTTAB_RESERVED_CONSOLE`, `grant_table.h`).
+    pub const CONSOLE: Self = Self(0);
+    /// The reference that the domain builder reserves for the XenStore page
+    /// (`GNTTAB_RESERVED_XENSTORE`, `grant_table.h`).
+    pub const XENSTORE: Self = Self(1);
+}
+
+/// An event channel port (`evtchn_port_t`), in the domain that holds it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Port(pub u32);
+
+impl fmt::Display for Port {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A guest frame number (`xen_pfn_t`): a page as the guest counts its own memory.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Gfn(pub u64);

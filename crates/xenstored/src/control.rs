@@ -1,0 +1,179 @@
+//! The commands of CONTROL that are about the daemon and not about the store.
+//!
+//! Source: `tools/xenstored/control.c`, `docs/misc/xenstore.txt`. `stats` is ours.
+
+use crate::event_loop::Io;
+use crate::log::Level;
+use crate::trace;
+use std::ffi::OsStr;
+use std::fmt::Write as _;
+use std::fs::OpenOptions;
+use std::io::Write as _;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
+use xenstore_core::wire::Error;
+
+/// One line of help for each command that [`answer`] knows, as C xenstored lays them out.
+pub(crate) const HELP: [(&str, &str); 6] = [
+    ("log", "[on|off|+<switch>|-<switch>]"),
+    ("live-update", "(not supported yet)"),
+    ("logfile", "<file>"),
+    ("memreport", "[<file>]"),
+    ("print", "<string>"),
+    ("stats", "[json] [<domid>] | domains [<from domid>]"),
+];
+
+type Reply = Result<Vec<u8>, Error>;
+
+/// Answers a command; `None` where it is none of the daemon's.
+pub(crate) fn answer(io: &mut Io, command: &[u8], args: &[&[u8]]) -> Option<Reply> {
+    Some(match command {
+        b"log" => log(io, args),
+        b"logfile" => logfile(io, args),
+        b"memreport" => memreport(io, args),
+        b"print" => print(io, args),
+        b"stats" => stats(io, args),
+        // Everything but "OK" is shown as the reason by xenstore-control.
+        b"live-update" => text("live update is not supported yet by this xenstored"),
+        b"help" => help(args),
+        _ => return None,
+    })
+}
+
+fn ok() -> Reply {
+    Ok(b"OK".to_vec())
+}
+
+fn text(text: impl Into<String>) -> Reply {
+    let mut bytes = text.into().into_bytes();
+    // The core ends it with a NUL.
+    bytes.truncate(xenstore_core::limits::PAYLOAD_MAX - 1);
+    Ok(bytes)
+}
+
+fn help(args: &[&[u8]]) -> Reply {
+    if !args.is_empty() {
+        return Err(Error::Inval);
+    }
+    let mut lines = String::new();
+    for (command, pars) in HELP {
+        let _ = writeln!(lines, "{command:<15} {pars}");
+    }
+    text(lines)
+}
+
+fn log(io: &mut Io, args: &[&[u8]]) -> Reply {
+    match args {
+        [] => {
+            let mut lines = String::from("Log switch settings:\n");
+            for (name, on) in io.trace.switches() {
+                let _ = writeln!(lines, "{name:<8}: {}", if on { "on" } else { "off" });
+            }
+            text(lines)
+        }
+        [b"on"] => {
+            io.reopen_trace();
+            ok()
+        }
+        [b"off"] => {
+            io.trace.close();
+            ok()
+        }
+        [switch] => {
+            io.trace.set_switch(trace::parse_switch(switch).ok_or(Error::Inval)?);
+            ok()
+        }
+        _ => Err(Error::Inval),
+    }
+}
+
+fn logfile(io: &mut Io, args: &[&[u8]]) -> Reply {
+    let [name] = args else { return Err(Error::Inval) };
+    let path = absolute(io, name)?;
+    if let Err(error) = io.trace.set_path(path) {
+        io.log.line(Level::Warn, "", &format!("the new trace file cannot be opened: {error}"));
+        return Err(Error::Io);
+    }
+    ok()
+}
+
+/// A file's name as the administrator wrote it, relative to the root directory.
+fn absolute(io: &Io, name: &[u8]) -> Result<PathBuf, Error> {
+    if name.is_empty() {
+        return Err(Error::Inval);
+    }
+    Ok(io.root_dir.join(OsStr::from_bytes(name)))
+}
+
+fn print(io: &mut Io, args: &[&[u8]]) -> Reply {
+    let [what] = args else { return Err(Error::Inval) };
+    let line = format!("control: {}", String::from_utf8_lossy(what));
+    io.log.line(Level::Info, "", &line);
+    io.trace.note(&line.escape_default().to_string());
+    ok()
+}
+
+/// Appends what the daemon uses to a file, or to the trace file.
+fn memreport(io: &mut Io, args: &[&[u8]]) -> Reply {
+    let path = match args {
+        [] => io.trace.path().map(PathBuf::from).ok_or(Error::Inval)?,
+        [name] => absolute(io, name)?,
+        _ => return Err(Error::Inval),
+    };
+    io.trace.flush();
+    let written = OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .open(&path)
+        .and_then(|mut file| file.write_all(report(io).as_bytes()));
+    if let Err(error) = written {
+        let text = format!("memreport into {}: {error}", path.display());
+        io.log.line(Level::Warn, "", &text);
+        return Err(Error::Io);
+    }
+    ok()
+}
+
+fn report(io: &Io) -> String {
+    let mut text = String::from("memory of the process:\n");
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    for line in status.lines().filter(|line| line.starts_with("Vm") || line.starts_with("Rss")) {
+        let _ = writeln!(text, "  {line}");
+    }
+    let (mut connections, mut input) = (0_usize, 0_usize);
+    for (_, connection) in io.connections.iter() {
+        connections += 1;
+        input += connection.pending.capacity();
+    }
+    let _ = writeln!(text, "connections: {connections}, unread input: {input} bytes");
+    text
+}
+
+fn stats(io: &mut Io, args: &[&[u8]]) -> Reply {
+    let domid = |arg: &[u8]| -> Result<u16, Error> {
+        std::str::from_utf8(arg).ok().and_then(|text| text.parse().ok()).ok_or(Error::Inval)
+    };
+    match args {
+        [] => text(io.stats.text()),
+        [b"json"] => text(io.stats.json()),
+        [b"domains"] => text(io.stats.domains_json(0)),
+        [b"domains", from] => text(io.stats.domains_json(domid(from)?)),
+        [b"json", of] => text(io.stats.domain_json(domid(of)?).ok_or(Error::NoEnt)?),
+        [of] => text(io.stats.domain_text(domid(of)?).ok_or(Error::NoEnt)?),
+        _ => Err(Error::Inval),
+    }
+}
+
+impl Io {
+    /// Opens the trace file (again); where that fails the daemon goes on without.
+    pub(crate) fn reopen_trace(&mut self) {
+        if let Err(error) = self.trace.reopen() {
+            let path = self.trace.path().map(|path| path.display().to_string()).unwrap_or_default();
+            let text =
+                format!("the trace file {path} cannot be opened: {error}; nothing is traced");
+            self.log.line(Level::Warn, "", &text);
+        }
+    }
+}

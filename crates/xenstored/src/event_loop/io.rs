@@ -1,0 +1,50 @@
+//! What the loop works on besides the core; as the core's `Host` it is lent to every request.
+
+use crate::connection::{Class, Connections};
+use crate::domain::Domains;
+use crate::fairness::ReadyQueues;
+use crate::log::Log;
+use crate::stats::Stats;
+use crate::trace::{Trace, Who};
+use rustix::fd::OwnedFd;
+use std::path::PathBuf;
+use xenstore_core::server::{ConnId, DomId};
+
+/// Connections, queues, platform, counters, log and trace.
+pub(crate) struct Io {
+    pub(crate) connections: Connections,
+    pub(crate) epoll: OwnedFd,
+    pub(crate) ready: ReadyQueues,
+    pub(crate) domains: Option<Domains>,
+    pub(crate) stats: Stats,
+    pub(crate) trace: Trace,
+    pub(crate) log: Log,
+    pub(crate) root_dir: PathBuf,
+    pub(crate) store_domain: DomId,
+    pub(crate) priv_domain: DomId,
+    /// Microseconds since the start, of the current round.
+    pub(crate) now: u64,
+    /// That descriptors ran out is said once.
+    pub(crate) exhaustion_logged: bool,
+}
+
+impl Io {
+    /// The connection gets its turn.
+    pub(crate) fn enqueue(&mut self, id: ConnId) {
+        if let Some(connection) = self.connections.get(id)
+            && !connection.queued
+        {
+            connection.queued = true;
+            let class: Class = connection.class;
+            self.ready.push(class, id);
+        }
+    }
+
+    /// A line in the trace about a connection that comes or goes.
+    pub(crate) fn trace_object(&mut self, what: &str, id: ConnId, detail: &str) {
+        if let Some(connection) = self.connections.get(id) {
+            let who = Who { conn: id.0, domid: connection.domid };
+            self.trace.object(what, who, detail);
+        }
+    }
+}

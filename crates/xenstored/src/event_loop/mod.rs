@@ -1,0 +1,366 @@
+//! The loop: one epoll, and per wake-up only the connections that have something.
+//!
+//! A round is: wait; queue what is ready; serve the queues within their shares ([`crate::fairness`]);
+//! send to connections that others' requests gave output; do what the core's notices ask; accept.
+//! Nothing in a round is proportional to the number of connections.
+
+mod io;
+mod serve;
+
+pub(crate) use io::Io;
+
+use crate::Error;
+use crate::connection::{Class, Connection, End, Socket};
+use crate::fairness::{GUEST_SHARE, PRIVILEGED_SHARE};
+use crate::log::Level;
+use crate::signals::Signals;
+use crate::socket::{Accepted, Listener};
+use rustix::event::Timespec;
+use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
+use rustix::fd::{AsFd, OwnedFd};
+use std::time::Instant;
+use xen::domwatch::DomainEvent;
+use xenstore_core::server::{ConnId, DomId, Notice, Server};
+
+/// Bytes that one read takes at most.
+const INPUT_BYTES: usize = 64 * 1024;
+/// Events that one wait returns at most.
+const EVENTS_MAX: usize = 256;
+/// Clients accepted in one round.
+const ACCEPT_MAX: usize = 64;
+/// Event channels looked at in one round.
+const PORTS_MAX: usize = 1024;
+/// How long accepting rests after descriptors ran out, unless one of ours closes before.
+const ACCEPT_RETRY_US: u64 = 1_000_000;
+
+const LISTENER: u64 = u64::MAX;
+const TERMINATE: u64 = u64::MAX - 1;
+const HANG_UP: u64 = u64::MAX - 2;
+const EVENT_CHANNELS: u64 = u64::MAX - 3;
+
+/// Whether and since when the listener is not asked.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Accepting {
+    Yes,
+    RestsUntil(u64),
+}
+
+/// The daemon at work.
+pub(crate) struct EventLoop {
+    server: Server,
+    io: Io,
+    listener: Listener,
+    signals: Signals,
+    input: Box<[u8]>,
+    events: Vec<epoll::Event>,
+    started: Instant,
+    accepting: Accepting,
+    stop: bool,
+}
+
+/// A new epoll instance.
+///
+/// # Errors
+/// What epoll_create(2) answered.
+pub(crate) fn new_epoll() -> rustix::io::Result<OwnedFd> {
+    epoll::create(CreateFlags::CLOEXEC)
+}
+
+impl EventLoop {
+    /// Watches everything that is there from the start.
+    ///
+    /// # Errors
+    /// [`Error::Start`] where epoll refuses a descriptor.
+    pub(crate) fn new(
+        server: Server,
+        io: Io,
+        listener: Listener,
+        signals: Signals,
+    ) -> Result<Self, Error> {
+        let watch = |fd: rustix::fd::BorrowedFd<'_>, token: u64| {
+            epoll::add(&io.epoll, fd, EventData::new_u64(token), EventFlags::IN)
+                .map_err(|error| Error::start(format!("epoll: {error}")))
+        };
+        watch(listener.as_fd(), LISTENER)?;
+        watch(signals.terminate.as_fd(), TERMINATE)?;
+        watch(signals.hang_up.as_fd(), HANG_UP)?;
+        if let Some(domains) = &io.domains {
+            watch(domains.platform.evtchn.fd(), EVENT_CHANNELS)?;
+        }
+        Ok(Self {
+            server,
+            io,
+            listener,
+            signals,
+            input: vec![0; INPUT_BYTES].into_boxed_slice(),
+            events: Vec::with_capacity(EVENTS_MAX),
+            started: Instant::now(),
+            accepting: Accepting::Yes,
+            stop: false,
+        })
+    }
+
+    pub(crate) fn io(&mut self) -> &mut Io {
+        &mut self.io
+    }
+
+    /// Serves the ring of the own domain, where there is one.
+    pub(crate) fn introduce_own_domain(&mut self) {
+        let now = self.now();
+        let Some(domains) = &mut self.io.domains else { return };
+        let port = match domains.platform.domains.own_ring() {
+            Ok(None) => return,
+            Ok(Some(own)) => {
+                let port = own.port.0;
+                domains.own_ring = Some(own);
+                port
+            }
+            Err(error) => {
+                let text = format!("the own domain's ring cannot be used: {error}");
+                self.io.log.line(Level::Error, "", &text);
+                return;
+            }
+        };
+        let domid = self.io.store_domain;
+        if let Err(error) = self.server.introduce(domid, 0, port, now, &mut self.io) {
+            let text = format!("the own domain cannot be introduced: {error}");
+            self.io.log.line(Level::Error, &format!("domid={}", domid.0), &text);
+        }
+    }
+
+    /// Serves until SIGTERM or SIGINT.
+    ///
+    /// # Errors
+    /// [`Error::Run`] where the machine fails under it.
+    pub(crate) fn run(&mut self) -> Result<(), Error> {
+        while !self.stop {
+            self.round()?;
+        }
+        self.io.trace.close();
+        Ok(())
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+
+    fn round(&mut self) -> Result<(), Error> {
+        self.wait()?;
+        let now = self.now();
+        self.io.now = now;
+        self.io.stats.rounds += 1;
+        let mut accept = matches!(self.accepting, Accepting::RestsUntil(until) if now >= until);
+        for at in 0..self.events.len() {
+            let event = self.events[at];
+            let (token, flags) = (event.data.u64(), event.flags);
+            match token {
+                LISTENER => accept = true,
+                TERMINATE => self.stop = true,
+                HANG_UP => {
+                    self.signals.drain_hang_up();
+                    self.io.reopen_trace();
+                }
+                EVENT_CHANNELS => self.take_events(now)?,
+                id => self.take_socket_event(id, flags, now),
+            }
+        }
+        for (class, share) in [(Class::Privileged, PRIVILEGED_SHARE), (Class::Guest, GUEST_SHARE)] {
+            self.serve_queue(class, share, now);
+        }
+        if self.server.deadline().is_some_and(|deadline| deadline <= now) {
+            self.server.tick(now, &mut self.io);
+        }
+        self.take_outcomes(now);
+        // Last, so that no index of this round's events is used again within it.
+        if accept {
+            self.accept(now);
+        }
+        self.io.trace.flush();
+        Ok(())
+    }
+
+    fn wait(&mut self) -> Result<(), Error> {
+        let timeout = self.timeout();
+        self.events.clear();
+        let buffer = rustix::buffer::spare_capacity(&mut self.events);
+        match epoll::wait(&self.io.epoll, buffer, timeout.as_ref()) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+            Err(error) => Err(Error::Run(format!("epoll_wait: {error}"))),
+        }
+    }
+
+    /// How long there is nothing to do but wait; `None` for as long as nobody asks.
+    fn timeout(&self) -> Option<Timespec> {
+        if !self.io.ready.is_empty() {
+            return Some(Timespec { tv_sec: 0, tv_nsec: 0 });
+        }
+        let accept = match self.accepting {
+            Accepting::Yes => None,
+            Accepting::RestsUntil(until) => Some(until),
+        };
+        let deadline = [self.server.deadline(), accept].into_iter().flatten().min()?;
+        let wait_us = deadline.saturating_sub(self.now());
+        Some(Timespec {
+            tv_sec: i64::try_from(wait_us / 1_000_000).unwrap_or(i64::MAX),
+            tv_nsec: i64::try_from(wait_us % 1_000_000 * 1000).unwrap_or(0),
+        })
+    }
+
+    fn take_socket_event(&mut self, token: u64, flags: EventFlags, now: u64) {
+        let Ok(index) = u32::try_from(token) else { return };
+        let id = ConnId(index);
+        let Some(connection) = self.io.connections.get(id) else { return };
+        if flags.contains(EventFlags::OUT) {
+            self.flush(id, now, serve::Writable::Known);
+        } else if connection.parked && flags.intersects(EventFlags::HUP | EventFlags::ERR) {
+            // Nobody reads any more what it asked for.
+            self.close_socket(id, now);
+            return;
+        }
+        if flags.intersects(EventFlags::IN | EventFlags::HUP | EventFlags::ERR) {
+            self.io.enqueue(id);
+        }
+    }
+
+    /// Queues the rings whose event channels have events.
+    fn take_events(&mut self, now: u64) -> Result<(), Error> {
+        for _ in 0..PORTS_MAX {
+            let Some(domains) = &mut self.io.domains else { return Ok(()) };
+            let pending = domains.platform.evtchn.pending();
+            let port = pending.map_err(|error| Error::Run(format!("event channels: {error}")))?;
+            let Some(port) = port else { return Ok(()) };
+            if port == domains.virq {
+                self.take_domain_changes(now);
+                continue;
+            }
+            let Some(id) = domains.connection_of(port) else { continue };
+            if let Some(Connection { end: End::Ring(ring), .. }) = self.io.connections.get(id) {
+                ring.masked = true;
+                self.io.enqueue(id);
+            }
+        }
+        Ok(())
+    }
+
+    fn take_domain_changes(&mut self, now: u64) {
+        loop {
+            let Some(domains) = &mut self.io.domains else { return };
+            match domains.platform.domains.poll_change() {
+                Ok(Some(DomainEvent::Shutdown(domid))) => {
+                    self.server.domain_shutdown(DomId(domid.0), now, &mut self.io);
+                }
+                Ok(Some(DomainEvent::Died(domid))) => {
+                    self.server.domain_died(DomId(domid.0), now, &mut self.io);
+                }
+                Ok(Some(_)) => {}
+                Ok(None) => break,
+                Err(error) => {
+                    let text =
+                        format!("the hypervisor does not say which domains changed: {error}");
+                    self.io.log.line(Level::Error, "", &text);
+                    break;
+                }
+            }
+        }
+        if let Some(domains) = &self.io.domains {
+            let _ = domains.platform.evtchn.unmask(domains.virq);
+        }
+    }
+
+    fn serve_queue(&mut self, class: Class, share: i64, now: u64) {
+        let mut left = share;
+        for _ in 0..self.io.ready.len(class) {
+            let Some(id) = self.io.ready.pop(class) else { break };
+            left -= self.serve(id, now);
+            if left <= 0 {
+                break;
+            }
+        }
+    }
+
+    /// Sends to those that got output from others, and does what the core has noticed.
+    fn take_outcomes(&mut self, now: u64) {
+        while let Some(id) = self.server.poll_ready() {
+            self.flush(id, now, serve::Writable::Unknown);
+            self.unpark(id);
+        }
+        while let Some(notice) = self.server.poll_notice() {
+            match notice {
+                Notice::Warn(text) => self.io.log.line(Level::Warn, "", &text),
+                Notice::Info(text) => self.io.log.line(Level::Info, "", &text),
+                Notice::Ended { conn, why } => match self.io.connections.get(conn) {
+                    Some(Connection { end: End::Socket(_), .. }) => self.close_socket(conn, now),
+                    Some(Connection { end: End::Ring(_), .. }) => self.io.end_ring(conn, why),
+                    None => {}
+                },
+                _ => {}
+            }
+        }
+    }
+
+    fn accept(&mut self, now: u64) {
+        if self.accepting != Accepting::Yes {
+            self.watch_listener(EventFlags::IN);
+            self.accepting = Accepting::Yes;
+        }
+        for _ in 0..ACCEPT_MAX {
+            match self.listener.accept() {
+                Accepted::Client(fd) => self.add_client(fd),
+                Accepted::Nobody => return,
+                Accepted::Exhausted(error) => {
+                    if !self.io.exhaustion_logged {
+                        self.io.exhaustion_logged = true;
+                        let text = format!(
+                            "no further client can be accepted: {error}; accepting goes on when one \
+                             closes; raise the limit of open files"
+                        );
+                        self.io.log.line(Level::Warn, "", &text);
+                    }
+                    self.watch_listener(EventFlags::empty());
+                    self.accepting = Accepting::RestsUntil(now.saturating_add(ACCEPT_RETRY_US));
+                    return;
+                }
+            }
+        }
+    }
+
+    fn watch_listener(&mut self, what: EventFlags) {
+        let data = EventData::new_u64(LISTENER);
+        let _ = epoll::modify(&self.io.epoll, &self.listener, data, what);
+    }
+
+    fn add_client(&mut self, fd: OwnedFd) {
+        let peer =
+            self.io.trace.wants_messages().then(|| rustix::net::sockopt::socket_peercred(&fd));
+        let id = self.server.connect_socket();
+        let mut socket = Socket::new(fd);
+        if let Err(error) = socket.watch(&self.io.epoll, id) {
+            let text = format!("a client was turned away: epoll: {error}");
+            self.io.log.limited(Level::Warn, "", &text, self.io.now);
+            self.server.disconnect(id, self.io.now, &mut self.io);
+            return;
+        }
+        let domid = self.io.store_domain.0;
+        let connection = Connection::new(End::Socket(socket), domid, Class::Privileged);
+        self.io.connections.insert(id, connection);
+        self.io.stats.accepted += 1;
+        self.io.stats.sockets += 1;
+        if let Some(Ok(peer)) = peer {
+            let pid = peer.pid.as_raw_nonzero();
+            self.io.trace_object("CONNECT", id, &format!(" pid={pid}"));
+        }
+    }
+
+    /// The client is gone or to go.
+    fn close_socket(&mut self, id: ConnId, now: u64) {
+        self.io.trace_object("CLOSE", id, "");
+        if self.io.connections.remove(id).is_none() {
+            return;
+        }
+        self.io.stats.sockets = self.io.stats.sockets.saturating_sub(1);
+        self.server.disconnect(id, now, &mut self.io);
+        if self.accepting != Accepting::Yes {
+            self.accepting = Accepting::RestsUntil(now);
+        }
+    }
+}

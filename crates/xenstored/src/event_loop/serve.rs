@@ -1,0 +1,398 @@
+//! One connection's turn: read once, hand in all complete requests, write once.
+
+use super::{EventLoop, Io};
+use crate::connection::End;
+use crate::fairness::{QUANTUM, refill};
+use crate::log::Level;
+use crate::trace::{Direction, Who};
+use rustix::event::epoll::EventFlags;
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags, recv, send};
+use xen_io::xs_ring::{ErrorWord, RingError};
+use xenstore_core::limits::HEADER_SIZE;
+use xenstore_core::server::{ConnId, Ended, Server};
+use xenstore_core::wire::{Header, MsgType, TooLong, split_message};
+
+/// Whether a socket is known to take bytes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Writable {
+    Known,
+    Unknown,
+}
+
+/// What a read brought.
+enum Gathered {
+    /// So many bytes of the input buffer are filled, those kept from before included.
+    Filled(usize),
+    /// The peer has closed.
+    Closed,
+}
+
+/// Why no further request was handed in.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stopped {
+    /// No complete message is left.
+    Starved,
+    /// The budget of the round is used up.
+    OverBudget,
+    /// The core wants no more for now.
+    Unwanted,
+    /// The connection is ended, or gone.
+    Ended,
+}
+
+/// The request that output is looked at for.
+#[derive(Clone, Copy)]
+struct Asked {
+    kind: u32,
+    req_id: u32,
+}
+
+impl EventLoop {
+    /// Gives `id` its turn; returns what it cost the round, at least 1.
+    pub(super) fn serve(&mut self, id: ConnId, now: u64) -> i64 {
+        let alone = self.io.ready.is_empty();
+        let Some(connection) = self.io.connections.get(id) else { return 1 };
+        connection.queued = false;
+        connection.credit = refill(connection.credit, alone);
+        if connection.credit <= 0 {
+            self.io.enqueue(id);
+            return 1;
+        }
+        let spent = match connection.end {
+            End::Socket(_) => self.serve_socket(id, now),
+            End::Ring(_) => self.serve_ring(id, now),
+        };
+        spent.max(1)
+    }
+
+    fn serve_socket(&mut self, id: ConnId, now: u64) -> i64 {
+        let filled = match self.gather_from_socket(id) {
+            Gathered::Filled(filled) => filled,
+            Gathered::Closed => {
+                self.close_socket(id, now);
+                return 1;
+            }
+        };
+        let (stopped, spent) = self.hand_in(id, filled, now);
+        self.flush(id, now, Writable::Unknown);
+        self.after_turn(id, stopped);
+        spent
+    }
+
+    /// Fills the input buffer: what was kept, and a read where that holds no complete message.
+    fn gather_from_socket(&mut self, id: ConnId) -> Gathered {
+        let Some(connection) = self.io.connections.get(id) else { return Gathered::Filled(0) };
+        let End::Socket(socket) = &connection.end else { return Gathered::Filled(0) };
+        let kept = connection.pending.len();
+        if kept > 0 {
+            self.input[..kept].copy_from_slice(&connection.pending);
+            connection.pending.clear();
+            if !matches!(split_message(&self.input[..kept]), Ok(None)) {
+                return Gathered::Filled(kept);
+            }
+        }
+        loop {
+            match recv(&socket.fd, &mut self.input[kept..], RecvFlags::DONTWAIT) {
+                Ok((0, _)) => return Gathered::Closed,
+                Ok((count, _)) => return Gathered::Filled(kept + count),
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return Gathered::Filled(kept),
+                Err(_) => return Gathered::Closed,
+            }
+        }
+    }
+
+    /// Hands in the requests in the first `filled` bytes of the input buffer; keeps the rest.
+    /// Returns why it stopped, and what it cost.
+    fn hand_in(&mut self, id: ConnId, filled: usize, now: u64) -> (Stopped, i64) {
+        let Some(connection) = self.io.connections.get(id) else { return (Stopped::Ended, 0) };
+        let who = Who { conn: id.0, domid: connection.domid };
+        let credit = connection.credit;
+        let (mut at, mut spent) = (0, 0);
+        let stopped = loop {
+            let (header, payload) = match split_message(&self.input[at..filled]) {
+                Ok(Some((header, payload, _))) => (header, payload),
+                Ok(None) => break Stopped::Starved,
+                Err(too_long) => {
+                    self.end_for(id, who, too_long, now);
+                    break Stopped::Ended;
+                }
+            };
+            if spent >= credit {
+                break Stopped::OverBudget;
+            }
+            if !self.server.wants_input(id) {
+                break Stopped::Unwanted;
+            }
+            at += HEADER_SIZE + payload.len();
+            if self.io.trace.wants_messages() {
+                self.io.trace.message(Direction::In, who, &header, payload);
+            }
+            self.io.stats.request(who.domid, header.kind, HEADER_SIZE + payload.len());
+            let cost = self.server.request(id, &header, payload, now, &mut self.io);
+            spent += i64::from(cost);
+            let asked = Asked { kind: header.kind, req_id: header.req_id };
+            match account(&mut self.server, &mut self.io, id, Some(asked)) {
+                Some(true) => {}
+                Some(false) => self.io.stats.delayed(who.domid, header.kind),
+                None => break Stopped::Ended,
+            }
+        };
+        if let Some(connection) = self.io.connections.get(id) {
+            connection.credit -= spent;
+            if at < filled && stopped != Stopped::Ended {
+                connection.pending.extend_from_slice(&self.input[at..filled]);
+            } else {
+                connection.pending = Vec::new();
+            }
+        }
+        (stopped, spent)
+    }
+
+    /// The stream of this peer is lost: what it has coming is sent, then it is ended.
+    fn end_for(&mut self, id: ConnId, who: Who, too_long: TooLong, now: u64) {
+        self.flush(id, now, Writable::Unknown);
+        // The core says who is ended and why; this says with which number.
+        let fields = format!("conn={} domid={}", who.conn, who.domid);
+        self.io.log.limited(Level::Debug, &fields, &too_long.to_string(), now);
+        self.server.end(id, Ended::Protocol, now, &mut self.io);
+    }
+
+    /// Sees to it that the connection gets its next turn when it can use it.
+    fn after_turn(&mut self, id: ConnId, stopped: Stopped) {
+        match stopped {
+            Stopped::OverBudget => self.io.enqueue(id),
+            Stopped::Unwanted => {
+                let Some(connection) = self.io.connections.get(id) else { return };
+                connection.parked = true;
+                if let End::Socket(socket) = &mut connection.end {
+                    socket.set_interest(&self.io.epoll, id, EventFlags::IN, false);
+                }
+                // The flush of this turn may have made room already.
+                self.unpark(id);
+            }
+            Stopped::Starved | Stopped::Ended => {}
+        }
+    }
+
+    /// Asks for input again where the core wants it again.
+    pub(super) fn unpark(&mut self, id: ConnId) {
+        let Some(connection) = self.io.connections.get(id) else { return };
+        if !connection.parked || !self.server.wants_input(id) {
+            return;
+        }
+        connection.parked = false;
+        if let End::Socket(socket) = &mut connection.end {
+            socket.set_interest(&self.io.epoll, id, EventFlags::IN, true);
+        }
+        self.io.enqueue(id);
+    }
+
+    /// Sends what the core has for this connection, as far as the peer takes it.
+    pub(super) fn flush(&mut self, id: ConnId, now: u64, writable: Writable) {
+        if account(&mut self.server, &mut self.io, id, None).is_none() {
+            return;
+        }
+        let Some(connection) = self.io.connections.get(id) else { return };
+        match &connection.end {
+            End::Socket(_) => self.flush_socket(id, now, writable),
+            End::Ring(ring) => {
+                let port = ring.port;
+                if self.flush_ring(id, now) {
+                    self.notify(id, port, now);
+                }
+            }
+        }
+    }
+
+    fn flush_socket(&mut self, id: ConnId, now: u64, writable: Writable) {
+        let Some(connection) = self.io.connections.get(id) else { return };
+        let End::Socket(socket) = &mut connection.end else { return };
+        let output = self.server.output(id);
+        if output.is_empty() {
+            socket.set_interest(&self.io.epoll, id, EventFlags::OUT, false);
+            return;
+        }
+        if writable == Writable::Unknown && socket.watches(EventFlags::OUT) {
+            return;
+        }
+        let sent = loop {
+            match send(&socket.fd, output, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => break Ok(0),
+                other => break other,
+            }
+        };
+        match sent {
+            Ok(count) => {
+                let left = count < output.len();
+                socket.set_interest(&self.io.epoll, id, EventFlags::OUT, left);
+                connection.seen_out = connection.seen_out.saturating_sub(count);
+                if count > 0 {
+                    self.server.consume_output(id, count, now);
+                }
+            }
+            Err(_) => self.close_socket(id, now),
+        }
+    }
+
+    fn serve_ring(&mut self, id: ConnId, now: u64) -> i64 {
+        let Some(connection) = self.io.connections.get(id) else { return 1 };
+        let End::Ring(ring) = &connection.end else { return 1 };
+        let (port, ended) = (ring.port, ring.ended);
+        match ring.ring.reconnect_requested() {
+            Ok(true) => self.reconnect(id, now),
+            Ok(false) if ended => {
+                self.unmask(id);
+                return 1;
+            }
+            Ok(false) => {}
+            Err(error) => self.end_ring_for(id, error, now),
+        }
+        let (mut stopped, mut spent, mut moved) = (Stopped::Starved, 1, false);
+        match self.gather_from_ring(id) {
+            Ok((filled, fresh)) => {
+                moved = fresh;
+                (stopped, spent) = self.hand_in(id, filled, now);
+            }
+            Err(error) => self.end_ring_for(id, error, now),
+        }
+        if account(&mut self.server, &mut self.io, id, None).is_some() {
+            moved |= self.flush_ring(id, now);
+        }
+        if moved {
+            self.notify(id, port, now);
+        }
+        self.after_turn(id, stopped);
+        self.unmask(id);
+        spent
+    }
+
+    /// Fills the input buffer with what was kept and, unless the core wants none or enough was
+    /// kept, with what the ring has. Returns how much there is, and whether the ring gave some.
+    fn gather_from_ring(&mut self, id: ConnId) -> Result<(usize, bool), RingError> {
+        let wanted = self.server.wants_input(id);
+        let Some(connection) = self.io.connections.get(id) else { return Ok((0, false)) };
+        let End::Ring(ring) = &connection.end else { return Ok((0, false)) };
+        if ring.ended {
+            return Ok((0, false));
+        }
+        let kept = connection.pending.len();
+        self.input[..kept].copy_from_slice(&connection.pending);
+        connection.pending.clear();
+        if !wanted || !matches!(split_message(&self.input[..kept]), Ok(None)) {
+            return Ok((kept, false));
+        }
+        let fresh = ring.ring.read(&mut self.input[kept..])?;
+        Ok((kept + fresh, fresh > 0))
+    }
+
+    /// Puts output onto the ring; whether any fitted.
+    fn flush_ring(&mut self, id: ConnId, now: u64) -> bool {
+        let Some(connection) = self.io.connections.get(id) else { return false };
+        let End::Ring(ring) = &connection.end else { return false };
+        if ring.ended {
+            return false;
+        }
+        let output = self.server.output(id);
+        if output.is_empty() {
+            return false;
+        }
+        match ring.ring.write(output) {
+            Ok(0) => false,
+            Ok(count) => {
+                connection.seen_out = connection.seen_out.saturating_sub(count);
+                self.server.consume_output(id, count, now);
+                true
+            }
+            Err(error) => {
+                self.end_ring_for(id, error, now);
+                false
+            }
+        }
+    }
+
+    fn end_ring_for(&mut self, id: ConnId, error: RingError, now: u64) {
+        let Some(connection) = self.io.connections.get(id) else { return };
+        let domid = connection.domid;
+        let text = format!("domain {domid}: {error}");
+        self.io.log.limited(Level::Debug, &format!("domid={domid}"), &text, now);
+        self.server.end(id, Ended::RingIndex, now, &mut self.io);
+    }
+
+    /// The domain asked for its ring to be emptied and begun anew.
+    fn reconnect(&mut self, id: ConnId, now: u64) {
+        self.server.reset(id, now, &mut self.io);
+        let Some(connection) = self.io.connections.get(id) else { return };
+        connection.pending = Vec::new();
+        connection.seen_out = 0;
+        connection.parked = false;
+        let End::Ring(ring) = &mut connection.end else { return };
+        ring.ended = false;
+        let port = ring.port;
+        let done = ring
+            .ring
+            .reset()
+            .and_then(|()| ring.ring.set_error(ErrorWord::None))
+            .and_then(|()| ring.ring.set_connected());
+        match done {
+            Ok(()) => self.notify(id, port, now),
+            Err(error) => self.end_ring_for(id, error, now),
+        }
+        self.io.trace_object("RECONNECT", id, "");
+    }
+
+    fn notify(&mut self, id: ConnId, port: xen::Port, now: u64) {
+        let Some(domains) = &self.io.domains else { return };
+        if domains.notify(port).is_err() {
+            // The domain is dying: the hypervisor says so through its own event.
+            self.server.end(id, Ended::Communication, now, &mut self.io);
+        }
+    }
+
+    /// Lets the domain's port report events again, once its ring needs no further turn.
+    fn unmask(&mut self, id: ConnId) {
+        let Some(connection) = self.io.connections.get(id) else { return };
+        if connection.queued {
+            return;
+        }
+        if let End::Ring(ring) = &mut connection.end
+            && ring.masked
+        {
+            ring.masked = false;
+            let port = ring.port;
+            if let Some(domains) = &self.io.domains {
+                let _ = domains.platform.evtchn.unmask(port);
+            }
+        }
+    }
+}
+
+/// Counts and traces what the core has put out for `id` since the last time. With `asked`: whether
+/// the answer to that request is among it. `None` where the connection is gone.
+fn account(server: &mut Server, io: &mut Io, id: ConnId, asked: Option<Asked>) -> Option<bool> {
+    let Io { connections, stats, trace, .. } = io;
+    let connection = connections.get(id)?;
+    let output = server.output(id);
+    let mut rest = output.get(connection.seen_out..).unwrap_or_default();
+    let mut answered = false;
+    while let Ok(Some((header, payload, next))) = split_message(rest) {
+        let Header { kind, req_id, .. } = header;
+        let answer = asked.filter(|asked| {
+            req_id == asked.req_id && (kind == asked.kind || kind == MsgType::Error as u32)
+        });
+        answered |= answer.is_some();
+        let answers = answer.map(|asked| asked.kind);
+        stats.sent(connection.domid, kind, answers, HEADER_SIZE + payload.len());
+        if trace.wants_messages() {
+            let who = Who { conn: id.0, domid: connection.domid };
+            trace.message(Direction::Out, who, &header, payload);
+        }
+        rest = next;
+    }
+    connection.seen_out = output.len() - rest.len();
+    Some(answered)
+}
+
+const _: () = assert!(QUANTUM > 0, "a connection with no debt gets a turn");

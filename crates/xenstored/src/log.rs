@@ -1,0 +1,152 @@
+//! The log: one structured line an occurrence, to stderr or to syslog.
+//!
+//! Lines are `key=value` pairs, `level` first and `msg="…"` last. Nothing that peers do may fill a
+//! log: whoever calls this for a peer's doing limits the rate.
+
+use std::fmt::Write as _;
+use std::io::{self, Write as _};
+use std::os::unix::net::UnixDatagram;
+
+/// How bad it is.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Level {
+    /// The daemon cannot do what it is there for.
+    Error,
+    /// Somebody is not served as they expect.
+    Warn,
+    /// What an administrator wants to know in normal times.
+    Info,
+    /// With `--verbose` only.
+    Debug,
+}
+
+impl Level {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Warn => "warn",
+            Self::Info => "info",
+            Self::Debug => "debug",
+        }
+    }
+
+    /// The severity of syslog(3) with facility `LOG_DAEMON`.
+    fn priority(self) -> u8 {
+        const DAEMON: u8 = 3 << 3;
+        DAEMON
+            | match self {
+                Self::Error => 3,
+                Self::Warn => 4,
+                Self::Info => 6,
+                Self::Debug => 7,
+            }
+    }
+}
+
+enum Sink {
+    Stderr,
+    Syslog(Option<UnixDatagram>),
+}
+
+/// Lines about peers' doings that are written within [`WINDOW_US`]; the others are counted.
+const WINDOW_LINES: u32 = 20;
+/// The window, in microseconds.
+const WINDOW_US: u64 = 10_000_000;
+
+/// How many lines about peers' doings the current window has seen.
+#[derive(Default)]
+struct Window {
+    began: u64,
+    lines: u32,
+}
+
+/// Where lines go.
+pub struct Log {
+    sink: Sink,
+    most: Level,
+    window: Window,
+}
+
+impl Log {
+    /// A log on stderr, up to `most`.
+    #[must_use]
+    pub fn stderr(most: Level) -> Self {
+        Self { sink: Sink::Stderr, most, window: Window::default() }
+    }
+
+    /// The same lines to syslog from now on; where there is none they are lost.
+    pub fn to_syslog(&mut self) {
+        self.sink = Sink::Syslog(connect_syslog().ok());
+    }
+
+    /// Writes one line. `fields` are `key=value` pairs in logfmt, or empty.
+    pub fn line(&mut self, level: Level, fields: &str, text: &str) {
+        if level > self.most {
+            return;
+        }
+        let mut line = format!("level={}", level.name());
+        if !fields.is_empty() {
+            line.push(' ');
+            line.push_str(fields);
+        }
+        line.push_str(" msg=\"");
+        for character in text.chars() {
+            match character {
+                '"' | '\\' => line.extend(['\\', character]),
+                '\n' => line.push_str("\\n"),
+                control if control.is_control() => {
+                    let _ = write!(line, "\\x{:02x}", u32::from(control));
+                }
+                other => line.push(other),
+            }
+        }
+        line.push('"');
+        self.send(level, line);
+    }
+
+    /// Writes a line about something that a peer can do as often as it likes; `now` in microseconds.
+    /// What goes over the limit is counted and said when the window is over.
+    pub fn limited(&mut self, level: Level, fields: &str, text: &str, now: u64) {
+        if now.saturating_sub(self.window.began) >= WINDOW_US {
+            let lost = self.window.lines.saturating_sub(WINDOW_LINES);
+            self.window = Window { began: now, lines: 0 };
+            if lost > 0 {
+                let text = format!("{lost} more lines about misbehaving peers were left out");
+                self.line(Level::Warn, "", &text);
+            }
+        }
+        self.window.lines = self.window.lines.saturating_add(1);
+        if self.window.lines <= WINDOW_LINES {
+            self.line(level, fields, text);
+        }
+    }
+
+    fn send(&mut self, level: Level, mut line: String) {
+        match &mut self.sink {
+            Sink::Stderr => {
+                line.push('\n');
+                let _ = io::stderr().write_all(line.as_bytes());
+            }
+            Sink::Syslog(socket) => {
+                let pid = rustix::process::getpid();
+                let pid = pid.as_raw_nonzero();
+                let datagram = format!("<{}>xenstored[{pid}]: {line}", level.priority());
+                let sent = socket.as_ref().is_some_and(|to| to.send(datagram.as_bytes()).is_ok());
+                if !sent {
+                    // The system's logger may have been restarted.
+                    *socket = connect_syslog().ok();
+                    if let Some(socket) = socket {
+                        let _ = socket.send(datagram.as_bytes());
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn connect_syslog() -> io::Result<UnixDatagram> {
+    let socket = UnixDatagram::unbound()?;
+    socket.connect("/dev/log")?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}

@@ -1,0 +1,110 @@
+//! Where things lie: the socket, relative trace files, and the directories they need.
+//!
+//! Source: `tools/include/xen-tools/xenstore-common.h`, `tools/libs/store`.
+
+use crate::Error;
+use std::ffi::OsString;
+use std::fs::DirBuilder;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+/// The directory of the socket where nothing else is said (`XEN_RUN_STORED`).
+const RUN_DIR: &str = "/run/xenstored";
+/// The directory of relative trace files where nothing else is said (`XEN_LIB_STORED`).
+const LIB_DIR: &str = "/var/lib/xenstored";
+
+/// What a process is given besides its command line.
+#[derive(Clone, Debug)]
+pub struct Environment {
+    /// `XENSTORED_PATH`: the socket.
+    pub path: Option<OsString>,
+    /// `XENSTORED_RUNDIR`: the directory of the socket.
+    pub run_dir: Option<OsString>,
+    /// `XENSTORED_ROOTDIR`: the directory of relative trace files.
+    pub root_dir: Option<OsString>,
+    /// `XDG_RUNTIME_DIR`: an ordinary user's own `/run`.
+    pub user_run_dir: Option<OsString>,
+    /// The current directory, for relative names.
+    pub directory: PathBuf,
+    /// Whether [`RUN_DIR`] can be used or created.
+    pub system: System,
+}
+
+/// Whether the system's own directories may be written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum System {
+    /// They may.
+    Writable,
+    /// They may not; the daemon runs for an ordinary user.
+    Closed,
+}
+
+impl Environment {
+    /// The environment of this process.
+    #[must_use]
+    pub fn of_process() -> Self {
+        let get = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+        Self {
+            path: get("XENSTORED_PATH"),
+            run_dir: get("XENSTORED_RUNDIR"),
+            root_dir: get("XENSTORED_ROOTDIR"),
+            user_run_dir: get("XDG_RUNTIME_DIR"),
+            directory: std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/")),
+            system: if writable(Path::new(RUN_DIR)) || writable(Path::new("/run")) {
+                System::Writable
+            } else {
+                System::Closed
+            },
+        }
+    }
+}
+
+fn writable(dir: &Path) -> bool {
+    rustix::fs::access(dir, rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK).is_ok()
+}
+
+/// The socket's path.
+///
+/// # Errors
+/// [`Error::Usage`] where an ordinary user has no place for it.
+pub(crate) fn socket(environment: &Environment) -> Result<PathBuf, Error> {
+    if let Some(path) = &environment.path {
+        return Ok(environment.directory.join(path));
+    }
+    if let Some(dir) = &environment.run_dir {
+        return Ok(environment.directory.join(dir).join("socket"));
+    }
+    if environment.system == System::Writable {
+        return Ok(Path::new(RUN_DIR).join("socket"));
+    }
+    match &environment.user_run_dir {
+        Some(dir) => Ok(environment.directory.join(dir).join("xenstored/socket")),
+        None => Err(Error::Usage(format!(
+            "{RUN_DIR} cannot be written; set XENSTORED_PATH to the socket's path, or \
+             XENSTORED_RUNDIR to a directory for it"
+        ))),
+    }
+}
+
+/// Where relative names of trace files lead.
+pub(crate) fn root_dir(environment: &Environment) -> PathBuf {
+    match &environment.root_dir {
+        Some(dir) => environment.directory.join(dir),
+        None if environment.system == System::Writable => PathBuf::from(LIB_DIR),
+        None => environment.directory.clone(),
+    }
+}
+
+/// Creates the directory that `path` is to lie in, with its parents, mode 0755.
+///
+/// # Errors
+/// What mkdir(2) answered.
+pub(crate) fn create_parents(path: &Path) -> io::Result<()> {
+    match path.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => {
+            DirBuilder::new().recursive(true).mode(0o755).create(dir)
+        }
+        _ => Ok(()),
+    }
+}

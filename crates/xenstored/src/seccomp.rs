@@ -1,0 +1,133 @@
+//! The system calls that are left once the daemon serves; any other kills the process.
+//!
+//! The list is what the loop, the allocator, the platforms (maps, ioctls, datagrams), the log, the
+//! trace file and a clean end use. What it takes away is what an intruder wants: starting programs,
+//! the network, executable memory, other processes.
+
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule, TargetArch,
+};
+use std::collections::BTreeMap;
+
+/// Calls that may be made with any arguments.
+const ALLOWED: &[libc::c_long] = &[
+    // The loop, sockets, rings.
+    libc::SYS_epoll_pwait,
+    libc::SYS_epoll_pwait2,
+    libc::SYS_epoll_ctl,
+    libc::SYS_accept4,
+    libc::SYS_recvfrom,
+    libc::SYS_sendto,
+    libc::SYS_read,
+    libc::SYS_write,
+    libc::SYS_writev,
+    libc::SYS_close,
+    libc::SYS_getsockopt,
+    libc::SYS_connect,
+    libc::SYS_ioctl,
+    // Files: trace, memreport, device nodes, the end.
+    libc::SYS_openat,
+    libc::SYS_fstat,
+    libc::SYS_newfstatat,
+    libc::SYS_statx,
+    libc::SYS_lseek,
+    libc::SYS_fcntl,
+    libc::SYS_flock,
+    libc::SYS_faccessat,
+    libc::SYS_getdents64,
+    libc::SYS_mkdirat,
+    libc::SYS_unlinkat,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_mkdir,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_unlink,
+    // Memory, time, signals, the end.
+    libc::SYS_munmap,
+    libc::SYS_mremap,
+    libc::SYS_madvise,
+    libc::SYS_brk,
+    libc::SYS_futex,
+    libc::SYS_getrandom,
+    libc::SYS_clock_gettime,
+    libc::SYS_getpid,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigaction,
+    libc::SYS_sigaltstack,
+    libc::SYS_restart_syscall,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+];
+
+/// Drops what is not needed any more, for this thread and for good.
+///
+/// # Errors
+/// Why the kernel does not take the filter.
+pub(crate) fn install() -> Result<(), String> {
+    let program = program().map_err(|error| error.to_string())?;
+    // The first use of the clock looks for the vDSO with calls that are not on the list.
+    let _ = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+    // This also sets no-new-privileges, without which an ordinary user may not filter.
+    seccompiler::apply_filter(&program).map_err(|error| error.to_string())
+}
+
+fn program() -> Result<BpfProgram, seccompiler::BackendError> {
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
+        ALLOWED.iter().map(|call| (*call, Vec::new())).collect();
+    let executable = libc::PROT_EXEC as u64;
+    let not_executable = SeccompCmpOp::MaskedEq(executable);
+    for call in [libc::SYS_mmap, libc::SYS_mprotect] {
+        rules.insert(call, vec![only(2, not_executable.clone(), 0)?]);
+    }
+    let local = libc::AF_UNIX as u64;
+    rules.insert(libc::SYS_socket, vec![only(0, SeccompCmpOp::Eq, local)?]);
+    let arch = TargetArch::try_from(std::env::consts::ARCH)?;
+    SeccompFilter::new(rules, SeccompAction::KillProcess, SeccompAction::Allow, arch)?.try_into()
+}
+
+/// A call is allowed where its argument `index` compares so to `value`.
+fn only(
+    index: u8,
+    how: SeccompCmpOp,
+    value: u64,
+) -> Result<SeccompRule, seccompiler::BackendError> {
+    SeccompRule::new(vec![SeccompCondition::new(index, SeccompCmpArgLen::Dword, how, value)?])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::Command;
+
+    const ROLE: &str = "XENSTORED_TEST_SECCOMP";
+
+    /// Runs this test again in a process of its own, where it does `role` behind the filter.
+    fn status_of(role: &str) -> std::process::ExitStatus {
+        let name = "seccomp::tests::what_is_not_on_the_list_kills";
+        Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", name, "--test-threads=1"])
+            .env(ROLE, role)
+            .output()
+            .unwrap()
+            .status
+    }
+
+    #[test]
+    fn what_is_not_on_the_list_kills() {
+        let Ok(role) = std::env::var(ROLE) else {
+            assert!(status_of("nothing").success());
+            for role in ["program", "network"] {
+                assert_eq!(status_of(role).signal(), Some(libc::SIGSYS), "{role}");
+            }
+            return;
+        };
+        install().unwrap();
+        match role.as_str() {
+            "program" => drop(Command::new("/bin/true").status()),
+            "network" => drop(std::net::UdpSocket::bind("127.0.0.1:0")),
+            _ => drop(std::fs::read("/proc/self/status")),
+        }
+    }
+}

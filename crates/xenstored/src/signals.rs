@@ -1,0 +1,39 @@
+//! Signals as descriptors: SIGTERM and SIGINT end the daemon, SIGHUP opens the trace file again.
+
+use crate::Error;
+use std::io::{self, Read};
+use std::os::unix::net::UnixStream;
+
+/// The reading ends; a byte for each signal.
+pub(crate) struct Signals {
+    pub(crate) terminate: UnixStream,
+    pub(crate) hang_up: UnixStream,
+}
+
+impl Signals {
+    /// Takes the signals over.
+    ///
+    /// # Errors
+    /// [`Error::Start`] where that is refused.
+    pub(crate) fn install() -> Result<Self, Error> {
+        let catch = |signals: &[i32]| -> io::Result<UnixStream> {
+            let (reader, writer) = UnixStream::pair()?;
+            reader.set_nonblocking(true)?;
+            for signal in signals {
+                signal_hook::low_level::pipe::register(*signal, writer.try_clone()?)?;
+            }
+            Ok(reader)
+        };
+        let failed = |error: io::Error| Error::start(format!("signals: {error}"));
+        Ok(Self {
+            terminate: catch(&[libc::SIGTERM, libc::SIGINT]).map_err(failed)?,
+            hang_up: catch(&[libc::SIGHUP]).map_err(failed)?,
+        })
+    }
+
+    /// Takes the bytes of SIGHUP.
+    pub(crate) fn drain_hang_up(&mut self) {
+        let mut bytes = [0; 64];
+        while self.hang_up.read(&mut bytes).is_ok_and(|count| count == bytes.len()) {}
+    }
+}

@@ -1,0 +1,171 @@
+//! The listening socket: who may own its path, and how it is taken over.
+//!
+//! A lock file next to the socket (`socket.lock`) makes two daemons that start at once see each
+//! other. Who holds it still asks whether somebody answers at the path, as daemons that know nothing
+//! of the lock may: then it gives up, else it removes what a dead daemon left behind.
+
+use crate::{Error, paths};
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect, listen,
+    socket_with,
+};
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+/// Connections that may wait to be accepted.
+const BACKLOG: i32 = 1024;
+
+/// What one call of accept(2) brought.
+pub(crate) enum Accepted {
+    /// A client.
+    Client(OwnedFd),
+    /// Nobody else is waiting.
+    Nobody,
+    /// There is no descriptor or memory for another client now.
+    Exhausted(Errno),
+}
+
+/// The socket that clients connect to. Dropping it removes the path.
+pub(crate) struct Listener {
+    fd: OwnedFd,
+    path: PathBuf,
+    lock: LockFile,
+}
+
+impl Listener {
+    /// Takes the path and listens there, mode 0600.
+    ///
+    /// # Errors
+    /// [`Error::Start`]: another daemon serves the path, or it cannot be used.
+    pub(crate) fn bind(path: &Path) -> Result<Self, Error> {
+        let failed = |what: &str, error: io::Error| {
+            Error::start(format!("{what} {}: {error}", path.display()))
+        };
+        let address = SocketAddrUnix::new(path).map_err(|_| {
+            Error::start(format!(
+                "{} is too long for a socket; set XENSTORED_PATH to at most 107 bytes",
+                path.display()
+            ))
+        })?;
+        paths::create_parents(path)
+            .map_err(|error| failed("cannot create the directory of", error))?;
+        let mut lock_path = path.as_os_str().to_owned();
+        lock_path.push(".lock");
+        let lock = LockFile::take(Path::new(&lock_path))?.ok_or_else(|| taken(path))?;
+        remove_stale(path, &address)?;
+        let fd = new_socket().map_err(|error| failed("no socket for", error.into()))?;
+        // The mode counts from the very moment that the path exists.
+        let before = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
+        let bound = bind(&fd, &address);
+        rustix::process::umask(before);
+        bound.map_err(|error| failed("cannot bind", error.into()))?;
+        std::fs::set_permissions(path, PermissionsExt::from_mode(0o600))
+            .map_err(|error| failed("cannot set the mode of", error))?;
+        listen(&fd, BACKLOG).map_err(|error| failed("cannot listen at", error.into()))?;
+        Ok(Self { fd, path: path.to_owned(), lock })
+    }
+
+    /// The next client, nonblocking and close-on-exec.
+    pub(crate) fn accept(&self) -> Accepted {
+        loop {
+            match accept_with(&self.fd, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+                Ok(fd) => return Accepted::Client(fd),
+                Err(Errno::INTR | Errno::CONNABORTED | Errno::PROTO) => {}
+                Err(Errno::AGAIN) => return Accepted::Nobody,
+                Err(error) => return Accepted::Exhausted(error),
+            }
+        }
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+        self.lock.remove();
+    }
+}
+
+fn new_socket() -> rustix::io::Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
+}
+
+fn taken(path: &Path) -> Error {
+    Error::start(format!(
+        "another xenstored serves {}; stop it, or set XENSTORED_PATH to another path",
+        path.display()
+    ))
+}
+
+/// Removes a socket at which nobody listens any more.
+fn remove_stale(path: &Path, address: &SocketAddrUnix) -> Result<(), Error> {
+    let failed = |error: io::Error| Error::start(format!("{}: {error}", path.display()));
+    match std::fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(failed(error)),
+        Ok(found) if !found.file_type().is_socket() => {
+            return Err(Error::start(format!(
+                "{} is there and is no socket; remove it, or set XENSTORED_PATH to another path",
+                path.display()
+            )));
+        }
+        Ok(_) => {}
+    }
+    let probe = new_socket().map_err(|error| failed(error.into()))?;
+    match connect(&probe, address) {
+        Err(Errno::CONNREFUSED) => std::fs::remove_file(path).map_err(failed),
+        Err(Errno::NOENT) => Ok(()),
+        // A full backlog (EAGAIN) is a live daemon, too.
+        Ok(()) | Err(Errno::AGAIN) => Err(taken(path)),
+        Err(error) => Err(failed(error.into())),
+    }
+}
+
+/// A file that exists for its lock.
+struct LockFile {
+    file: File,
+    path: PathBuf,
+}
+
+impl LockFile {
+    /// Takes the lock; `None` where somebody else has it.
+    fn take(path: &Path) -> Result<Option<Self>, Error> {
+        let failed = |error: io::Error| Error::start(format!("{}: {error}", path.display()));
+        loop {
+            let file = OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(0o600)
+                .open(path)
+                .map_err(failed)?;
+            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => {}
+                Err(Errno::AGAIN) => return Ok(None),
+                Err(error) => return Err(failed(error.into())),
+            }
+            // Its holder may have removed the file between open and lock.
+            let mine = file.metadata().map_err(failed)?.ino();
+            if std::fs::metadata(path).is_ok_and(|there| there.ino() == mine) {
+                return Ok(Some(Self { file, path: path.to_owned() }));
+            }
+        }
+    }
+
+    /// Removes the file while the lock is still held.
+    fn remove(&self) {
+        let _ = std::fs::remove_file(&self.path);
+        let _ = rustix::fs::flock(&self.file, FlockOperation::Unlock);
+    }
+}

@@ -1,0 +1,181 @@
+//! The trace: one line for every message in and out, in a file that can be switched, renamed and
+//! reopened while the daemon runs.
+//!
+//! Source of the switches: `trace_switches` in `tools/xenstored/core.c`.
+
+use crate::config::Switch;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use xenstore_core::wire::{Header, MsgType};
+
+/// The names of the switches. `io` is messages, `obj` connections that come and go; the others are
+/// known so that scripts for the C daemon go on working, and trace nothing.
+pub const SWITCHES: [&str; 5] = ["obj", "io", "wrl", "acc", "tdb"];
+const OBJ: usize = 0;
+const IO: usize = 1;
+
+/// Bytes of lines that are collected before they are written.
+const BUFFER_BYTES: usize = 32 * 1024;
+
+/// `+name` or `-name`.
+pub(crate) fn parse_switch(text: &[u8]) -> Option<(usize, Switch)> {
+    let (sign, name) = text.split_first()?;
+    let switch = match sign {
+        b'+' => Switch::On,
+        b'-' => Switch::Off,
+        _ => return None,
+    };
+    let at = SWITCHES.iter().position(|known| known.as_bytes() == name)?;
+    Some((at, switch))
+}
+
+/// Which way a message went.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Direction {
+    In,
+    Out,
+}
+
+/// Who a message came from or went to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Who {
+    pub(crate) conn: u32,
+    pub(crate) domid: u16,
+}
+
+/// The trace file, open or not.
+pub(crate) struct Trace {
+    path: Option<PathBuf>,
+    file: Option<File>,
+    lines: Vec<u8>,
+    on: [bool; SWITCHES.len()],
+}
+
+impl Trace {
+    /// A trace into `path`, not opened yet.
+    pub(crate) fn new(path: Option<PathBuf>, switches: &[(usize, Switch)]) -> Self {
+        let mut on = [true, true, false, false, false];
+        for (at, switch) in switches {
+            if let Some(on) = on.get_mut(*at) {
+                *on = *switch == Switch::On;
+            }
+        }
+        Self { path, file: None, lines: Vec::new(), on }
+    }
+
+    /// Opens the file, or opens it again after it was moved away. Without a path nothing happens.
+    ///
+    /// # Errors
+    /// What open(2) answered; nothing is traced then.
+    pub(crate) fn reopen(&mut self) -> io::Result<()> {
+        self.close();
+        let Some(path) = &self.path else { return Ok(()) };
+        crate::paths::create_parents(path)?;
+        let file = OpenOptions::new().append(true).create(true).mode(0o600).open(path)?;
+        self.file = Some(file);
+        Ok(())
+    }
+
+    /// Traces into another file from now on.
+    ///
+    /// # Errors
+    /// As [`Trace::reopen`].
+    pub(crate) fn set_path(&mut self, path: PathBuf) -> io::Result<()> {
+        self.close();
+        self.path = Some(path);
+        self.reopen()
+    }
+
+    /// Writes what was collected and closes the file; its path is kept.
+    pub(crate) fn close(&mut self) {
+        self.flush();
+        self.file = None;
+    }
+
+    /// The file's path.
+    pub(crate) fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
+    }
+
+    /// Each switch and whether it is on.
+    pub(crate) fn switches(&self) -> impl Iterator<Item = (&'static str, bool)> {
+        SWITCHES.into_iter().zip(self.on)
+    }
+
+    /// Turns one switch.
+    pub(crate) fn set_switch(&mut self, (at, switch): (usize, Switch)) {
+        if let Some(on) = self.on.get_mut(at) {
+            *on = switch == Switch::On;
+        }
+    }
+
+    /// Whether messages are traced; to be asked before [`Trace::message`].
+    pub(crate) fn wants_messages(&self) -> bool {
+        self.file.is_some() && self.on[IO]
+    }
+
+    /// One message.
+    pub(crate) fn message(&mut self, to: Direction, who: Who, header: &Header, payload: &[u8]) {
+        let arrow = match to {
+            Direction::In => "IN ",
+            Direction::Out => "OUT",
+        };
+        self.stamp();
+        let Who { conn, domid } = who;
+        let _ = write!(self.lines, " {arrow} conn={conn} domid={domid} ");
+        match MsgType::from_code(header.kind) {
+            Some(kind) => self.lines.extend_from_slice(kind.name().as_bytes()),
+            None => {
+                let _ = write!(self.lines, "type={}", header.kind);
+            }
+        }
+        let _ = write!(self.lines, " req={} tx={} (", header.req_id, header.tx_id);
+        for byte in payload {
+            match byte {
+                0 => self.lines.push(b' '),
+                b'\\' => self.lines.extend_from_slice(b"\\\\"),
+                0x20..=0x7e => self.lines.push(*byte),
+                other => {
+                    let _ = write!(self.lines, "\\x{other:02x}");
+                }
+            }
+        }
+        self.lines.extend_from_slice(b")\n");
+        if self.lines.len() >= BUFFER_BYTES {
+            self.flush();
+        }
+    }
+
+    /// A connection came or went.
+    pub(crate) fn object(&mut self, what: &str, who: Who, detail: &str) {
+        if self.file.is_some() && self.on[OBJ] {
+            self.stamp();
+            let Who { conn, domid } = who;
+            let _ = writeln!(self.lines, " {what} conn={conn} domid={domid}{detail}");
+        }
+    }
+
+    /// A line that the administrator sent.
+    pub(crate) fn note(&mut self, text: &str) {
+        if self.file.is_some() {
+            self.stamp();
+            let _ = writeln!(self.lines, " {text}");
+        }
+    }
+
+    /// Writes what was collected; once per round of the event loop.
+    pub(crate) fn flush(&mut self) {
+        if let Some(file) = &mut self.file {
+            // A full disk must not stop the store: the lines are lost.
+            let _ = file.write_all(&self.lines);
+        }
+        self.lines.clear();
+    }
+
+    fn stamp(&mut self) {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+        let _ = write!(self.lines, "{}.{:06}", now.tv_sec, now.tv_nsec / 1000);
+    }
+}

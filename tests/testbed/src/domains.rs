@@ -1,0 +1,177 @@
+//! The files that stand for domains: which exist, which died, which shut down.
+
+use crate::page;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fs::{File, Metadata, OpenOptions};
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::rc::Rc;
+use xen::domwatch::{DomainEvent, DomainWatch, OwnRing};
+use xen::gnttab::{Access, GrantMap, Mapping};
+use xen::shared::SharedPage;
+use xen::{DomId, Error, GrantRef, Port};
+
+/// What tells two files of the same name apart: inode, and time of creation where it is known.
+type Identity = (u64, Option<std::time::SystemTime>);
+
+/// The directory, and what was last known of it.
+pub struct Life {
+    directory: Option<PathBuf>,
+    alive: BTreeMap<u16, Identity>,
+    shut_down: BTreeSet<u16>,
+    changes: VecDeque<DomainEvent>,
+    /// The changes since the last interrupt are all in `changes`.
+    looked: bool,
+    own_ring_given: bool,
+}
+
+impl Life {
+    /// The life of the domains in `directory`.
+    #[must_use]
+    pub fn new(directory: Option<PathBuf>) -> Self {
+        Self {
+            directory,
+            alive: BTreeMap::new(),
+            shut_down: BTreeSet::new(),
+            changes: VecDeque::new(),
+            looked: false,
+            own_ring_given: false,
+        }
+    }
+
+    fn file(&self, domid: u16, kind: &str) -> Option<PathBuf> {
+        Some(self.directory.as_ref()?.join(format!("{domid}.{kind}")))
+    }
+
+    fn identity(&self, domid: u16) -> Option<Identity> {
+        let found: Metadata = std::fs::metadata(self.file(domid, "page")?).ok()?;
+        Some((found.ino(), found.created().ok()))
+    }
+
+    /// Whether domain `domid` exists now.
+    pub fn exists(&mut self, domid: DomId) -> bool {
+        if domid.0 == 0 || self.directory.is_none() {
+            return domid.is_real();
+        }
+        let Some(identity) = self.identity(domid.0) else { return false };
+        // Where it replaced another, that one's death is still to be reported.
+        self.alive.entry(domid.0).or_insert(identity);
+        true
+    }
+
+    fn look(&mut self) {
+        let known: Vec<(u16, Identity)> = self.alive.iter().map(|(at, id)| (*at, *id)).collect();
+        for (domid, identity) in known {
+            let now = self.identity(domid);
+            if now != Some(identity) {
+                self.alive.remove(&domid);
+                self.shut_down.remove(&domid);
+                self.changes.push_back(DomainEvent::Died(DomId(domid)));
+                continue;
+            }
+            let down = self.file(domid, "shutdown").is_some_and(|file| file.exists());
+            if down && self.shut_down.insert(domid) {
+                self.changes.push_back(DomainEvent::Shutdown(DomId(domid)));
+            } else if !down {
+                self.shut_down.remove(&domid);
+            }
+        }
+        let Some(directory) = &self.directory else { return };
+        let Ok(entries) = std::fs::read_dir(directory) else { return };
+        let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+        let domids: Vec<u16> =
+            names.filter_map(|name| name.strip_suffix(".page")?.parse().ok()).collect();
+        for domid in domids {
+            self.exists(DomId(domid));
+        }
+    }
+}
+
+/// Ring pages.
+pub struct Pages(pub Rc<RefCell<Life>>);
+
+impl GrantMap for Pages {
+    fn map(&mut self, domid: DomId, grant: GrantRef, _: Access) -> Result<Mapping, Error> {
+        if grant != GrantRef::XENSTORE {
+            return Err(Error::Inval);
+        }
+        if !self.0.borrow_mut().exists(domid) {
+            return Err(Error::Srch);
+        }
+        let path = self.0.borrow().file(domid.0, "page");
+        let page = match path {
+            None => SharedPage::private(),
+            Some(_) if domid.0 == 0 => return Err(Error::Inval),
+            Some(path) => {
+                let file: File = OpenOptions::new().read(true).write(true).open(path)?;
+                page::map(&file)?
+            }
+        };
+        Ok(Mapping::new(domid, grant, page))
+    }
+}
+
+/// Life and death.
+pub struct Watch(pub Rc<RefCell<Life>>);
+
+impl DomainWatch for Watch {
+    fn exists(&mut self, domid: DomId) -> bool {
+        self.0.borrow_mut().exists(domid)
+    }
+
+    fn poll_change(&mut self) -> Result<Option<DomainEvent>, Error> {
+        let mut life = self.0.borrow_mut();
+        if !life.looked {
+            life.look();
+        }
+        let change = life.changes.pop_front();
+        life.looked = change.is_some();
+        Ok(change)
+    }
+
+    fn own_ring(&mut self) -> Result<Option<OwnRing>, Error> {
+        let mut life = self.0.borrow_mut();
+        if std::mem::replace(&mut life.own_ring_given, true) {
+            return Ok(None);
+        }
+        Ok(Some(OwnRing { page: SharedPage::private(), port: Port(1) }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn changes(watch: &mut Watch) -> Vec<DomainEvent> {
+        std::iter::from_fn(|| watch.poll_change().unwrap()).collect()
+    }
+
+    #[test]
+    fn files_live_and_die() {
+        let directory = std::env::temp_dir().join(format!("testbed-life-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        let page = directory.join("7.page");
+        let mut watch = Watch(Rc::new(RefCell::new(Life::new(Some(directory.clone())))));
+        assert!(watch.exists(DomId(0)));
+        assert!(!watch.exists(DomId(7)));
+        std::fs::write(&page, [0; 4096]).unwrap();
+        assert!(watch.exists(DomId(7)));
+        assert_eq!(changes(&mut watch), []);
+
+        std::fs::write(directory.join("7.shutdown"), []).unwrap();
+        assert_eq!(changes(&mut watch), [DomainEvent::Shutdown(DomId(7))]);
+        assert_eq!(changes(&mut watch), [], "said once");
+
+        // The old file is kept under another name, so the new one has another inode.
+        std::fs::rename(&page, directory.join("old")).unwrap();
+        std::fs::write(&page, [0; 4096]).unwrap();
+        std::fs::remove_file(directory.join("7.shutdown")).unwrap();
+        assert_eq!(changes(&mut watch), [DomainEvent::Died(DomId(7))], "another domain");
+        assert!(watch.exists(DomId(7)));
+        std::fs::remove_file(&page).unwrap();
+        assert_eq!(changes(&mut watch), [DomainEvent::Died(DomId(7))]);
+        assert!(!watch.exists(DomId(7)));
+        std::fs::remove_dir_all(&directory).unwrap();
+    }
+}

@@ -1,0 +1,126 @@
+//! Event channels as datagrams of one number.
+
+use crate::domains::Life;
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, bind, recv,
+    sendto, socket_with,
+};
+use std::cell::RefCell;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::rc::Rc;
+use xen::evtchn::{EventChannels, Virq};
+use xen::{DomId, Error, Port};
+
+/// The number that stands for `VIRQ_DOM_EXC`.
+pub const DOM_EXC: u32 = u32::MAX;
+/// Ports that there can be, as in Xen's two-level event channels.
+const PORTS_MAX: usize = 4096;
+
+/// The daemon's end of all channels.
+pub struct Datagrams {
+    socket: OwnedFd,
+    directory: Option<PathBuf>,
+    life: Rc<RefCell<Life>>,
+    /// By port: what it is bound to, a domid or [`DOM_EXC`]. Port 0 is none.
+    bound: Vec<Option<u32>>,
+}
+
+impl Datagrams {
+    /// Takes over `directory/evtchn`.
+    ///
+    /// # Errors
+    /// What the socket calls answered.
+    pub fn bind(directory: Option<PathBuf>, life: Rc<RefCell<Life>>) -> io::Result<Self> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None)?;
+        if let Some(directory) = &directory {
+            let path = directory.join("evtchn");
+            if let Err(error) = std::fs::remove_file(&path)
+                && error.kind() != io::ErrorKind::NotFound
+            {
+                return Err(error);
+            }
+            bind(&socket, &SocketAddrUnix::new(&path)?)?;
+        }
+        Ok(Self { socket, directory, life, bound: vec![None] })
+    }
+
+    fn allocate(&mut self, to: u32) -> Result<Port, Error> {
+        let free = self.bound.iter().skip(1).position(Option::is_none).map(|at| at + 1);
+        let at = free.unwrap_or(self.bound.len());
+        if at >= PORTS_MAX {
+            return Err(Error::NoSpc);
+        }
+        if at == self.bound.len() {
+            self.bound.push(None);
+        }
+        self.bound[at] = Some(to);
+        u32::try_from(at).map(Port).map_err(|_| Error::NoSpc)
+    }
+
+    fn peer(&self, port: Port) -> Result<u32, Error> {
+        self.bound.get(port.0 as usize).copied().flatten().ok_or(Error::Inval)
+    }
+}
+
+impl EventChannels for Datagrams {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    fn alloc_unbound(&mut self, remote: DomId) -> Result<Port, Error> {
+        self.bind_interdomain(remote, Port(0))
+    }
+
+    fn bind_interdomain(&mut self, remote: DomId, _: Port) -> Result<Port, Error> {
+        if !self.life.borrow_mut().exists(remote) {
+            return Err(Error::Srch);
+        }
+        self.allocate(u32::from(remote.0))
+    }
+
+    fn bind_virq(&mut self, _: Virq) -> Result<Port, Error> {
+        self.allocate(DOM_EXC)
+    }
+
+    fn notify(&self, port: Port) -> Result<(), Error> {
+        let peer = self.peer(port)?;
+        if let Some(directory) = &self.directory
+            && let Ok(address) = SocketAddrUnix::new(directory.join(format!("{peer}.evt")))
+        {
+            // As an event channel: a guest that does not look loses nothing and holds up nobody.
+            let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+            let _ = sendto(&self.socket, &peer.to_ne_bytes(), flags, &address);
+        }
+        Ok(())
+    }
+
+    fn pending(&mut self) -> Result<Option<Port>, Error> {
+        let mut word = [0; 4];
+        loop {
+            match recv(&self.socket, &mut word[..], RecvFlags::DONTWAIT) {
+                Ok((4, _)) => {}
+                Ok(_) | Err(rustix::io::Errno::INTR) => continue,
+                Err(rustix::io::Errno::AGAIN) => return Ok(None),
+                Err(error) => return Err(Error::from_errno(error.raw_os_error())),
+            }
+            let from = u32::from_ne_bytes(word);
+            let port = self.bound.iter().position(|bound| *bound == Some(from));
+            if let Some(port) = port.and_then(|port| u32::try_from(port).ok()) {
+                return Ok(Some(Port(port)));
+            }
+        }
+    }
+
+    fn unmask(&self, port: Port) -> Result<(), Error> {
+        self.peer(port).map(drop)
+    }
+
+    fn close(&mut self, port: Port) -> Result<(), Error> {
+        self.peer(port)?;
+        self.bound[port.0 as usize] = None;
+        Ok(())
+    }
+}
