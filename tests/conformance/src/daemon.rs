@@ -83,7 +83,7 @@ impl Daemon {
                 .map(|peers| peer_command(kind, peers, &dir, options)),
             Kind::Ours => testbed().as_ref().map_err(Clone::clone).map(|path| {
                 let mut command = Command::new(path);
-                command.arg("--guests").arg(dir.join("guests")).arg("-N");
+                command.arg("--no-fork");
                 command
             }),
         };
@@ -98,6 +98,7 @@ impl Daemon {
         let log = File::create(dir.join("log")).expect("a log file in the temporary folder");
         command
             .args(&options.args)
+            .env("XENSHIM_GUESTS", dir.join("guests"))
             .env("XENSTORED_PATH", dir.join("sock"))
             .env("XENSTORED_RUNDIR", &dir)
             .env("XENSTORED_ROOTDIR", &dir)
@@ -292,10 +293,7 @@ fn peer_command(kind: Kind, peers: &Peers, dir: &Path, options: &Options) -> Com
         }
         _ => peers.command("xenstored"),
     };
-    command
-        .arg("--no-fork")
-        .env("LD_PRELOAD", peers.shim())
-        .env("XENSHIM_GUESTS", dir.join("guests"));
+    command.arg("--no-fork").env("LD_PRELOAD", peers.shim());
     command
 }
 
