@@ -186,7 +186,11 @@ impl Daemon {
     #[must_use]
     pub fn connect(&self) -> Peer {
         Peer::socket(&self.socket()).unwrap_or_else(|error| {
-            panic!("no connection to daemon `{}`: {error}; its log:\n{}", self.kind.name(), self.log())
+            panic!(
+                "no connection to daemon `{}`: {error}; its log:\n{}",
+                self.kind.name(),
+                self.log()
+            )
         })
     }
 
@@ -301,15 +305,14 @@ fn peer_command(kind: Kind, peers: &Peers, dir: &Path, options: &Options) -> Com
 fn oxenstored_conf(peers: &Peers, dir: &Path) -> PathBuf {
     let debian = fs::read_to_string(peers.root().join("etc/xen/oxenstored.conf"))
         .expect("the configuration of Debian's oxenstored");
-    let mut conf: String =
-        debian.lines().filter(|line| !line.starts_with("pid-file")).fold(
-            String::new(),
-            |mut text, line| {
-                text.push_str(line);
-                text.push('\n');
-                text
-            },
-        );
+    let mut conf: String = debian.lines().filter(|line| !line.starts_with("pid-file")).fold(
+        String::new(),
+        |mut text, line| {
+            text.push_str(line);
+            text.push('\n');
+            text
+        },
+    );
     let dir_name = dir.display();
     conf.push_str(&format!(
         "pid-file = {dir_name}/oxenstored.pid\nxenstored-log-file = {dir_name}/xenstored.log\n\

@@ -32,7 +32,8 @@ fn escape(chars: &mut std::str::Chars<'_>) -> Result<u8, String> {
         Some('s') => Ok(b' '),
         Some('x') => {
             let digits: String = chars.by_ref().take(2).collect();
-            let digits = Some(digits).filter(|two| two.len() == 2).ok_or("`\\x` needs two digits")?;
+            let digits =
+                Some(digits).filter(|two| two.len() == 2).ok_or("`\\x` needs two digits")?;
             u8::from_str_radix(&digits, 16).map_err(|_| format!("`\\x{digits}` is no byte"))
         }
         Some(plain @ ('|' | '\\' | '{' | '$')) => u8::try_from(plain).map_err(|e| e.to_string()),

@@ -84,7 +84,13 @@ impl Peer {
     }
 
     fn over(link: Link) -> Self {
-        Self { link, unparsed: Vec::new(), events: VecDeque::new(), req_id: 100, abandoned: Vec::new() }
+        Self {
+            link,
+            unparsed: Vec::new(),
+            events: VecDeque::new(),
+            req_id: 100,
+            abandoned: Vec::new(),
+        }
     }
 
     /// The guest's ring.

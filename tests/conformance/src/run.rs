@@ -114,7 +114,8 @@ impl World {
         other: Option<(&str, &str)>,
     ) -> Result<(), String> {
         let tx = self.fill(tx);
-        let tx_id = if tx.is_empty() { 0_u32 } else { tx.parse().map_err(|_| format!("no tx {tx}"))? };
+        let tx_id =
+            if tx.is_empty() { 0_u32 } else { tx.parse().map_err(|_| format!("no tx {tx}"))? };
         let payload = notation::parse(&self.fill(payload))?;
         let expect = other.map_or(expect, |(_, answer)| answer);
         let expected = self.fill(expect);
@@ -146,7 +147,12 @@ impl World {
         if wanted == shown { Ok(()) } else { Err(wrong(&wanted, &shown, other)) }
     }
 
-    fn event(&mut self, who: &Who, expect: &str, other: Option<(&str, &str)>) -> Result<(), String> {
+    fn event(
+        &mut self,
+        who: &Who,
+        expect: &str,
+        other: Option<(&str, &str)>,
+    ) -> Result<(), String> {
         let expect = self.fill(other.map_or(expect, |(_, answer)| answer));
         if expect == "nothing" {
             // The event that is missing here may be followed by others, so nothing is consumed.
@@ -163,7 +169,12 @@ impl World {
         if got == wanted { Ok(()) } else { Err(wrong("no event", &got, other)) }
     }
 
-    fn introduce(&mut self, who: &Who, expect: &str, other: Option<(&str, &str)>) -> Result<(), String> {
+    fn introduce(
+        &mut self,
+        who: &Who,
+        expect: &str,
+        other: Option<(&str, &str)>,
+    ) -> Result<(), String> {
         let Who::Guest(domid) = who else { return Err("only a guest is introduced".to_owned()) };
         self.peer(who);
         let payload = format!("{domid}|1|1|");
@@ -217,7 +228,8 @@ fn dom0() -> Who {
 }
 
 fn is_refusal(text: &str) -> bool {
-    matches!(text, "closed" | "silent" | "refused" | "EQUOTA") || Error::from_name(text.as_bytes()).is_some()
+    matches!(text, "closed" | "silent" | "refused" | "EQUOTA")
+        || Error::from_name(text.as_bytes()).is_some()
 }
 
 /// An answer as the tables write it.

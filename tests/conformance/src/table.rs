@@ -120,7 +120,8 @@ pub fn parse(text: &str) -> Result<Vec<Case>, String> {
 fn case(header: &str) -> Result<Case, String> {
     let mut parts = header.split(" !");
     let name = parts.next().unwrap_or_default().trim().to_owned();
-    let not = parts.map(|part| marked(part).map(|(kind, id, _)| (kind, id))).collect::<Result<_, _>>()?;
+    let not =
+        parts.map(|part| marked(part).map(|(kind, id, _)| (kind, id))).collect::<Result<_, _>>()?;
     Ok(Case { name, not, steps: Vec::new() })
 }
 
@@ -208,7 +209,9 @@ mod tests {
         assert_eq!(cases[0].not, [(Kind::OCaml, "why".to_owned())]);
         let step = &cases[0].steps[0];
         assert_eq!(step.differs[1], (Kind::OCaml, "y".to_owned(), "a b".to_owned()));
-        assert!(matches!(&step.action, Action::Request { tx, expect, .. } if tx == "t" && expect == "ENOENT"));
+        assert!(
+            matches!(&step.action, Action::Request { tx, expect, .. } if tx == "t" && expect == "ENOENT")
+        );
     }
 
     #[test]

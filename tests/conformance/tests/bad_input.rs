@@ -24,7 +24,11 @@ fn on(kinds: &[Kind], check: impl Fn(&Daemon, &mut Peer)) {
         assert!(daemon.runs(), "the daemon is gone: {}", daemon.exit());
         let end = Instant::now() + SOON;
         while daemon.descriptors() > descriptors {
-            assert!(Instant::now() < end, "{descriptors} descriptors became {}", daemon.descriptors());
+            assert!(
+                Instant::now() < end,
+                "{descriptors} descriptors became {}",
+                daemon.descriptors()
+            );
             settle(&mut dom0);
         }
         let grown = daemon.memory_kib().saturating_sub(memory);

@@ -19,8 +19,18 @@ macro_rules! tables {
 }
 
 tables!(
-    basics, payloads, types, paths, permissions, watches, special_watches, transactions,
-    quotas, domains, control, settings,
+    basics,
+    payloads,
+    types,
+    paths,
+    permissions,
+    watches,
+    special_watches,
+    transactions,
+    quotas,
+    domains,
+    control,
+    settings,
 );
 
 fn check(kind: Kind, file: &str) {

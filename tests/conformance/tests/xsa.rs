@@ -182,7 +182,8 @@ fn xsa_322_a_reused_domid_inherits_no_permission() {
 fn xsa_323_every_node_that_is_made_can_be_reached() {
     on(&Kind::ALL, |daemon, dom0| {
         let mut guest = home(daemon, dom0, 7);
-        for length in [900, 1000, 1006, 1007, 1008, 1023, 1024, 1025, 2030, 2047, 2048, 2049, 3000] {
+        for length in [900, 1000, 1006, 1007, 1008, 1023, 1024, 1025, 2030, 2047, 2048, 2049, 3000]
+        {
             let answer = guest.ask("WRITE", format!("{{a*{length}}}|v"));
             let absolute = format!("/local/domain/7/{{a*{length}}}|");
             if answer == "OK|" {
@@ -259,10 +260,12 @@ fn xsa_326_everything_that_a_guest_makes_is_bounded() {
     on(&Kind::ALL, |daemon, dom0| {
         let mut guest = home(daemon, dom0, 7);
         let refused = |answer: &str| matches!(answer, "ENOSPC" | "EQUOTA" | "E2BIG" | "EBUSY");
-        let mut bounded = |what: &str, most: usize, kind: &str, payload: &dyn Fn(usize) -> String| {
-            let made = (0..most).take_while(|index| !refused(&guest.ask(kind, payload(*index))));
-            assert!(made.count() < most, "no bound on {what}");
-        };
+        let mut bounded =
+            |what: &str, most: usize, kind: &str, payload: &dyn Fn(usize) -> String| {
+                let made =
+                    (0..most).take_while(|index| !refused(&guest.ask(kind, payload(*index))));
+                assert!(made.count() < most, "no bound on {what}");
+            };
         bounded("nodes", 1500, "MKDIR", &|index| format!("d{}/n{index}|", index % 8));
         bounded("watches", 200, "WATCH", &|index| format!("w|{index}|"));
         bounded("transactions", 20, "TRANSACTION_START", &|_| "|".to_owned());
@@ -275,9 +278,8 @@ fn xsa_326_the_nodes_of_a_transaction_are_bounded() {
     on(&[Kind::Ours], |daemon, dom0| {
         let mut guest = home(daemon, dom0, 7);
         let tx = guest.start();
-        let reads = (0..3000).take_while(|index| {
-            guest.ask_in(tx, "READ", format!("n{index}|")) == "ENOENT"
-        });
+        let reads = (0..3000)
+            .take_while(|index| guest.ask_in(tx, "READ", format!("n{index}|")) == "ENOENT");
         let count = reads.count();
         assert!((900..=1024).contains(&count), "{count} nodes in one transaction");
         assert_ne!(guest.ask_in(tx, "TRANSACTION_END", "F|"), "ENOENT");
