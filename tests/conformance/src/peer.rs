@@ -2,6 +2,8 @@
 
 use crate::notation;
 use crate::ring::Ring;
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use std::collections::VecDeque;
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -70,9 +72,24 @@ impl Peer {
     /// Connects to a daemon's socket.
     ///
     /// # Errors
-    /// Those of the socket.
+    /// Those of the socket; `WouldBlock` where the daemon accepts nobody within [`REPLY_WITHIN`].
     pub fn socket(path: &Path) -> io::Result<Self> {
-        UnixStream::connect(path).map(|stream| Self::over(Link::Socket(stream)))
+        let address = SocketAddrUnix::new(path)?;
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        // A blocking connect would wait for ever where the daemon is stuck and its backlog full.
+        let end = Instant::now() + REPLY_WITHIN;
+        loop {
+            match connect(&socket, &address) {
+                Err(Errno::AGAIN) if Instant::now() < end => {
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+                other => break other?,
+            }
+        }
+        let stream = UnixStream::from(socket);
+        stream.set_nonblocking(false)?;
+        Ok(Self::over(Link::Socket(stream)))
     }
 
     /// A new domain in the folder that stands for the hypervisor.
