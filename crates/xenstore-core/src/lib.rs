@@ -5,11 +5,26 @@
 //! |---|---|
 //! | [`wire`] | message types, headers, error names |
 //! | [`limits`] | every bound, named |
+//! | [`path`] | what a path may be |
+//! | [`perms`] | who may read and write a node |
+//! | [`quota`] | what a domain may use, uses and was refused |
+//! | [`tree`] | the nodes, and what requests do to them |
+//! | `transaction` | snapshot, log, and how a commit is judged |
+//! | `watch` | watches in an index by path |
 //! | [`server`] | the store: requests in, replies and events out |
 #![no_std]
 #![cfg_attr(
-    test,
-    allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects,
+        clippy::std_instead_of_core,
+        clippy::std_instead_of_alloc,
+        clippy::alloc_instead_of_core
+    )
 )]
 
 extern crate alloc;
@@ -17,5 +32,11 @@ extern crate alloc;
 extern crate std;
 
 pub mod limits;
+pub mod path;
+pub mod perms;
+pub mod quota;
 pub mod server;
+mod transaction;
+pub mod tree;
+mod watch;
 pub mod wire;

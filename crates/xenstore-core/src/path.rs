@@ -1,0 +1,234 @@
+//! Paths: what the bytes of a request must satisfy before anything looks at the tree.
+//!
+//! Source: `docs/misc/xenstore.txt`, "Paths are /-separated …"; what the document leaves open follows
+//! the C daemon (`canonicalize`).
+
+use crate::limits::{ABS_PATH_MAX, REL_PATH_MAX};
+use crate::wire::Error;
+use alloc::vec::Vec;
+
+/// A checked path: absolute, or special (`@…`). Every component is non-empty and of legal bytes.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Path<'a>(&'a [u8]);
+
+/// Whether a request may name a special path.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Special {
+    /// `@introduceDomain` and its kind are fine here.
+    Allowed,
+    /// Only nodes of the tree.
+    Refused,
+}
+
+/// Bytes that a path may hold: ASCII letters and digits and `-/_@`.
+const LEGAL: [bool; 256] = {
+    let mut legal = [false; 256];
+    let set = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-/_@";
+    let mut at = 0;
+    #[allow(clippy::indexing_slicing, clippy::arithmetic_side_effects, reason = "at compile time")]
+    while at < set.len() {
+        legal[set[at] as usize] = true;
+        at += 1;
+    }
+    legal
+};
+
+/// Where the paths of every domain live.
+const HOMES: &[u8] = b"/local/domain/";
+
+impl<'a> Path<'a> {
+    /// The root of the tree.
+    pub const ROOT: Path<'static> = Path(b"/");
+
+    /// Takes bytes that [`resolve`] has checked before (a stored path).
+    #[must_use]
+    pub(crate) fn checked(bytes: &'a [u8]) -> Self {
+        Self(bytes)
+    }
+
+    /// The bytes, starting with `/` or `@`.
+    #[must_use]
+    pub fn as_bytes(self) -> &'a [u8] {
+        self.0
+    }
+
+    /// Whether this is `/`.
+    #[must_use]
+    pub fn is_root(self) -> bool {
+        self.0 == b"/"
+    }
+
+    /// Whether this starts with `@`.
+    #[must_use]
+    pub fn is_special(self) -> bool {
+        self.0.first() == Some(&b'@')
+    }
+
+    /// The names along the path, the root's none; a special path's first name keeps its `@`.
+    pub fn names(self) -> impl DoubleEndedIterator<Item = &'a [u8]> + Clone {
+        let inner = self.0.strip_prefix(b"/").unwrap_or(self.0);
+        inner.split(|byte| *byte == b'/').filter(|name| !name.is_empty())
+    }
+
+    /// Parent and last name; `None` for the root.
+    #[must_use]
+    pub fn split_last(self) -> Option<(Path<'a>, &'a [u8])> {
+        let slash = self.0.iter().rposition(|byte| *byte == b'/')?;
+        let (parent, name) = self.0.split_at_checked(slash)?;
+        let name = name.get(1..).filter(|name| !name.is_empty())?;
+        Some((if parent.is_empty() { Path(b"/") } else { Path(parent) }, name))
+    }
+
+    /// The length that the quota `path-max` limits: without a leading `/local/domain/<domid>/`, as the C
+    /// daemon counts it.
+    #[must_use]
+    pub fn counted_len(self) -> usize {
+        self.0.len().saturating_sub(home_prefix_len(self.0))
+    }
+
+    /// Whether one of the two is the other or lies above it.
+    #[must_use]
+    pub fn related(self, other: Path<'_>) -> bool {
+        let (short, long) =
+            if self.0.len() <= other.0.len() { (self.0, other.0) } else { (other.0, self.0) };
+        short == b"/"
+            || long
+                .strip_prefix(short)
+                .is_some_and(|rest| rest.first().is_none_or(|byte| *byte == b'/'))
+    }
+}
+
+/// Whether a path as given is relative to the caller's home.
+#[must_use]
+pub fn is_relative(given: &[u8]) -> bool {
+    !matches!(given.first(), Some(b'/' | b'@'))
+}
+
+/// Checks a path as given by a caller whose home is `/local/domain/<home>`.
+///
+/// A relative one is made absolute in `scratch`. The quota `path-max` is not looked at here; see
+/// [`Path::counted_len`].
+///
+/// # Errors
+/// EINVAL for an empty path, an illegal byte, a doubled or trailing slash, an unwanted special name,
+/// or too long a path.
+pub fn resolve<'a>(
+    given: &'a [u8],
+    home: u16,
+    special: Special,
+    scratch: &'a mut Vec<u8>,
+) -> Result<Path<'a>, Error> {
+    let legal = given.iter().all(|byte| LEGAL.get(usize::from(*byte)).is_some_and(|legal| *legal));
+    let full: &[u8] = match given.first() {
+        None => return Err(Error::Inval),
+        _ if !legal => return Err(Error::Inval),
+        Some(b'@') if special == Special::Refused => return Err(Error::Inval),
+        Some(b'/' | b'@') => given,
+        Some(_) if given.len() > REL_PATH_MAX => return Err(Error::Inval),
+        Some(_) => {
+            scratch.clear();
+            home_of(home, scratch);
+            scratch.push(b'/');
+            scratch.extend_from_slice(given);
+            scratch
+        }
+    };
+    let doubled = full.array_windows().any(|pair| pair == b"//");
+    let trailing = full.len() > 1 && full.last() == Some(&b'/');
+    if doubled || trailing || full.len() > ABS_PATH_MAX {
+        return Err(Error::Inval);
+    }
+    Ok(Path(full))
+}
+
+/// Appends `/local/domain/<domid>`.
+pub fn home_of(domid: u16, to: &mut Vec<u8>) {
+    to.extend_from_slice(HOMES);
+    push_decimal(u64::from(domid), to);
+}
+
+/// Length of a leading `/local/domain/<1 to 5 digits>/`, or 0.
+fn home_prefix_len(path: &[u8]) -> usize {
+    let Some(rest) = path.strip_prefix(HOMES) else { return 0 };
+    let digits = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    match rest.get(digits) {
+        Some(b'/') if (1..=5).contains(&digits) => {
+            HOMES.len().saturating_add(digits).saturating_add(1)
+        }
+        _ => 0,
+    }
+}
+
+/// Appends a number in decimal.
+pub(crate) fn push_decimal(number: u64, to: &mut Vec<u8>) {
+    let mut digits = [0u8; 20];
+    let mut rest = number;
+    let mut used = 0usize;
+    for digit in digits.iter_mut().rev() {
+        *digit = b'0'.wrapping_add((rest % 10) as u8);
+        rest /= 10;
+        used = used.wrapping_add(1);
+        if rest == 0 {
+            break;
+        }
+    }
+    to.extend_from_slice(digits.get(digits.len().wrapping_sub(used)..).unwrap_or_default());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::format;
+    use std::string::{String, ToString};
+
+    fn check(given: &[u8], special: Special) -> Result<String, Error> {
+        resolve(given, 7, special, &mut Vec::new())
+            .map(|path| String::from_utf8_lossy(path.as_bytes()).to_string())
+    }
+
+    #[test]
+    fn accepts_what_the_document_allows() {
+        for path in ["/", "/a", "/a/b-c_d@e/0Z"] {
+            assert_eq!(check(path.as_bytes(), Special::Refused).as_deref(), Ok(path));
+        }
+        assert_eq!(check(b"x/y", Special::Refused).as_deref(), Ok("/local/domain/7/x/y"));
+        assert_eq!(check(b"@releaseDomain/3", Special::Allowed).as_deref(), Ok("@releaseDomain/3"));
+    }
+
+    #[test]
+    fn refuses_the_rest() {
+        for path in ["", "//", "/a/", "/a//b", "a/", "/a b", "/a.b", "/\u{e9}", "@x"] {
+            assert_eq!(check(path.as_bytes(), Special::Refused), Err(Error::Inval), "{path:?}");
+        }
+        for byte in 0..=255u8 {
+            let legal = byte.is_ascii_alphanumeric() || b"-_@".contains(&byte);
+            assert_eq!(
+                check(&[b'/', b'a', byte, b'c'], Special::Refused).is_ok(),
+                legal || byte == b'/'
+            );
+        }
+    }
+
+    #[test]
+    fn lengths_are_counted_as_the_c_daemon_counts_them() {
+        let path = |len: usize| format!("/{}", "a".repeat(len - 1));
+        assert!(check(path(3072).as_bytes(), Special::Refused).is_ok());
+        assert!(check(path(3073).as_bytes(), Special::Refused).is_err());
+        assert!(check("a".repeat(2048).as_bytes(), Special::Refused).is_ok());
+        assert!(check("a".repeat(2049).as_bytes(), Special::Refused).is_err());
+        for (path, counted) in [("/local/domain/7/abc", 3), ("/local/domain/7", 15), ("/abc", 4)] {
+            assert_eq!(Path::checked(path.as_bytes()).counted_len(), counted);
+        }
+    }
+
+    #[test]
+    fn relations() {
+        let path = Path::checked;
+        assert!(path(b"/a").related(path(b"/a/b")) && path(b"/a/b").related(path(b"/a")));
+        assert!(path(b"/").related(path(b"/x")) && path(b"/x").related(path(b"/x")));
+        assert!(!path(b"/a").related(path(b"/ab")) && !path(b"/a/b").related(path(b"/a/c")));
+        assert_eq!(path(b"/a/b").split_last(), Some((path(b"/a"), &b"b"[..])));
+        assert_eq!(path(b"/a").split_last(), Some((Path::ROOT, &b"a"[..])));
+        assert_eq!(Path::ROOT.split_last(), None);
+    }
+}

@@ -1,0 +1,252 @@
+//! Permissions: who may read and write a node.
+//!
+//! The first entry names the owner, who may do everything, and what everybody else may do; further
+//! entries name single domains. An entry is valid for the *incarnation* of the domain that it was
+//! written for, so that a later domain of the same number inherits nothing, without any walk
+//! over the tree when a domain dies (XSA-322, XSA-417).
+
+use crate::limits::DOMID_ANY;
+use crate::path::push_decimal;
+use crate::server::DomId;
+use crate::wire::{Error, Strings};
+use alloc::vec::Vec;
+
+/// What an entry allows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Access(u8);
+
+impl Access {
+    /// `n`
+    pub const NONE: Self = Self(0);
+    /// `r`
+    pub const READ: Self = Self(1);
+    /// `w`
+    pub const WRITE: Self = Self(2);
+    /// `b`
+    pub const BOTH: Self = Self(3);
+
+    /// Whether all of `wanted` is allowed.
+    #[must_use]
+    pub fn has(self, wanted: Self) -> bool {
+        self.0 & wanted.0 == wanted.0
+    }
+
+    fn letter(self) -> u8 {
+        match self {
+            Self::READ => b'r',
+            Self::WRITE => b'w',
+            Self::BOTH => b'b',
+            _ => b'n',
+        }
+    }
+}
+
+/// Which of the domains that bear one number, one after the other, is meant.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub struct Incarnation(pub u32);
+
+impl Incarnation {
+    /// No domain at all: the entry was written for a domain that did not exist.
+    pub const NEVER: Self = Self(0);
+    /// The entry is void, whatever it names.
+    pub const VOID: Self = Self(u32::MAX);
+}
+
+/// One permission entry.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Perm {
+    /// The domain.
+    pub domid: DomId,
+    /// What it may do; in the first entry, what everybody else may do.
+    pub access: Access,
+    /// Which domain of that number.
+    pub incarnation: Incarnation,
+}
+
+/// The permissions of a node: at least one entry, the owner's.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Perms {
+    owner: Perm,
+    others: Vec<Perm>,
+}
+
+/// Who asks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Caller {
+    /// The domain.
+    pub domid: DomId,
+    /// Which domain of that number.
+    pub incarnation: Incarnation,
+    /// The domain whose rights it has besides its own (SET_TARGET).
+    pub target: Option<(DomId, Incarnation)>,
+    /// Exempt from permissions and quotas.
+    pub privileged: bool,
+}
+
+impl Caller {
+    fn is(&self, domid: DomId) -> bool {
+        self.domid == domid || self.target.is_some_and(|(target, _)| target == domid)
+    }
+
+    fn matches(&self, perm: &Perm) -> bool {
+        (perm.domid.0 == DOMID_ANY && perm.incarnation != Incarnation::VOID)
+            || (perm.domid == self.domid && perm.incarnation == self.incarnation)
+            || self.target == Some((perm.domid, perm.incarnation))
+    }
+}
+
+impl Perms {
+    /// Permissions of an owner and no other entry.
+    #[must_use]
+    pub fn owned(owner: Perm) -> Self {
+        Self { owner, others: Vec::new() }
+    }
+
+    /// The owner's entry.
+    #[must_use]
+    pub fn owner(&self) -> Perm {
+        self.owner
+    }
+
+    /// All entries, the owner's first.
+    pub fn entries(&self) -> impl Iterator<Item = &Perm> {
+        core::iter::once(&self.owner).chain(&self.others)
+    }
+
+    /// Number of entries.
+    #[must_use]
+    #[expect(clippy::len_without_is_empty, reason = "never empty")]
+    pub fn len(&self) -> usize {
+        self.others.len().saturating_add(1)
+    }
+
+    /// The same with another owner.
+    #[must_use]
+    pub fn with_owner(&self, domid: DomId, incarnation: Incarnation) -> Self {
+        let mut perms = self.clone();
+        perms.owner.domid = domid;
+        perms.owner.incarnation = incarnation;
+        perms
+    }
+
+    /// What `caller` may do.
+    #[must_use]
+    pub fn access(&self, caller: &Caller) -> Access {
+        if caller.privileged || self.is_owner(caller) {
+            return Access::BOTH;
+        }
+        let own = self.others.iter().find(|perm| caller.matches(perm));
+        own.map_or(self.owner.access, |perm| perm.access)
+    }
+
+    /// Whether `caller` may change these permissions.
+    #[must_use]
+    pub fn is_owner(&self, caller: &Caller) -> bool {
+        caller.privileged || caller.is(self.owner.domid) || self.owner.domid.0 == DOMID_ANY
+    }
+
+    /// Reads `<letter><domid>\0…`; `incarnation` tells which domain of a number is meant.
+    ///
+    /// # Errors
+    /// EINVAL for no entry, an unknown letter, or a number that is none or above 65535.
+    pub fn parse(
+        payload: &[u8],
+        mut incarnation: impl FnMut(DomId) -> Incarnation,
+    ) -> Result<Self, Error> {
+        let mut entries = Strings::new(payload).map(|text| {
+            let (letter, digits) = text.split_first().ok_or(Error::Inval)?;
+            let access = match letter {
+                b'r' => Access::READ,
+                b'w' => Access::WRITE,
+                b'b' => Access::BOTH,
+                b'n' => Access::NONE,
+                _ => return Err(Error::Inval),
+            };
+            let domid = DomId(u16::try_from(number(digits)?).map_err(|_| Error::Inval)?);
+            Ok(Perm { domid, access, incarnation: incarnation(domid) })
+        });
+        let owner = entries.next().ok_or(Error::Inval)??;
+        Ok(Self { owner, others: entries.collect::<Result<_, _>>()? })
+    }
+
+    /// Appends the entries as GET_PERMS gives them, each followed by `end`, without those for which `shown`
+    /// is false (dead domains).
+    pub fn write(&self, end: u8, mut shown: impl FnMut(&Perm) -> bool, to: &mut Vec<u8>) {
+        for (at, perm) in self.entries().enumerate() {
+            if at == 0 || shown(perm) {
+                to.push(perm.access.letter());
+                push_decimal(u64::from(perm.domid.0), to);
+                to.push(end);
+            }
+        }
+    }
+}
+
+/// A non-negative number as `strtol` with base 0 reads it: decimal, 0x… or 0….
+fn number(digits: &[u8]) -> Result<u32, Error> {
+    let text = core::str::from_utf8(digits).map_err(|_| Error::Inval)?;
+    let (text, radix) = match text.strip_prefix("0x") {
+        Some(hex) => (hex, 16),
+        None if text.len() > 1 && text.starts_with('0') => (text, 8),
+        None => (text, 10),
+    };
+    if text.starts_with('+') {
+        return Err(Error::Inval);
+    }
+    u32::from_str_radix(text, radix).map_err(|_| Error::Inval)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn guest(domid: u16, incarnation: u32) -> Caller {
+        let incarnation = Incarnation(incarnation);
+        Caller { domid: DomId(domid), incarnation, target: None, privileged: false }
+    }
+
+    fn perms(text: &[u8]) -> Result<Perms, Error> {
+        Perms::parse(text, |domid| Incarnation(u32::from(domid.0)))
+    }
+
+    #[test]
+    fn parses_and_prints() {
+        for text in [&b"n0\0"[..], b"r7\0w8\0", b"b65535\0n1\0r2\0"] {
+            let mut printed = Vec::new();
+            perms(text).unwrap().write(0, |_| true, &mut printed);
+            assert_eq!(printed, text);
+        }
+        for text in [&b""[..], b"x0\0", b"r\0", b"r65536\0", b"r-1\0", b"r1x\0", b"n0"] {
+            assert_eq!(perms(text), Err(Error::Inval));
+        }
+        assert_eq!(perms(b"r0x10\0").unwrap().owner().domid, DomId(16));
+    }
+
+    #[test]
+    fn the_first_entry_is_for_everybody_else() {
+        let perms = perms(b"r1\0n2\0b3\0").unwrap();
+        assert_eq!(perms.access(&guest(1, 1)), Access::BOTH);
+        assert_eq!(perms.access(&guest(2, 2)), Access::NONE);
+        assert_eq!(perms.access(&guest(3, 3)), Access::BOTH);
+        assert_eq!(perms.access(&guest(4, 4)), Access::READ);
+    }
+
+    #[test]
+    fn entries_are_for_one_incarnation() {
+        let perms = perms(b"n1\0b3\0").unwrap();
+        assert_eq!(perms.access(&guest(3, 3)), Access::BOTH);
+        assert_eq!(perms.access(&guest(3, 4)), Access::NONE);
+    }
+
+    #[test]
+    fn a_target_lends_its_rights() {
+        let perms = perms(b"n1\0b3\0").unwrap();
+        let mut caller = guest(9, 9);
+        caller.target = Some((DomId(1), Incarnation(1)));
+        assert!(perms.is_owner(&caller));
+        caller.target = Some((DomId(3), Incarnation(3)));
+        assert_eq!(perms.access(&caller), Access::BOTH);
+        caller.target = Some((DomId(3), Incarnation(8)));
+        assert_eq!(perms.access(&caller), Access::NONE);
+    }
+}

@@ -1,0 +1,317 @@
+//! Quotas: what a domain may use, what it uses, and what it was refused.
+//!
+//! Names and defaults are the C daemon's (`tools/xenstored/domain.c` of Xen 4.23). Privileged domains are
+//! counted, but never refused. Every refusal is counted with its time, and logged at most once in
+//! [`REFUSAL_LOG_US`] for one quota of one domain.
+
+use crate::limits::REFUSAL_LOG_US;
+use crate::server::DomId;
+use crate::wire::Error;
+use alloc::format;
+use alloc::string::String;
+
+/// What is limited.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Quota {
+    /// Nodes owned by the domain.
+    Nodes,
+    /// Watches set by the domain.
+    Watches,
+    /// Requests whose replies the domain has not read yet.
+    Outstanding,
+    /// Bytes of nodes, watches, transactions and unread messages.
+    Memory,
+    /// Transactions open at the same time.
+    Transactions,
+    /// Nodes accessed in one transaction.
+    TransactionNodes,
+    /// Permission entries of one node.
+    NodePermissions,
+    /// Bytes of a path.
+    PathMax,
+    /// Bytes of one node: value, permissions and names of its children.
+    NodeSize,
+}
+
+/// Number of quotas.
+pub const COUNT: usize = 9;
+
+/// A quota's name, description and defaults.
+#[derive(Clone, Copy, Debug)]
+pub struct About {
+    /// Which one.
+    pub quota: Quota,
+    /// Its name in CONTROL, GET_QUOTA and on the command line.
+    pub name: &'static str,
+    /// What it limits.
+    pub what: &'static str,
+    /// Default of the hard limit; 0 is no limit.
+    pub hard: u32,
+    /// Default of the soft limit, for those that have one: a warning is logged above it.
+    pub soft: Option<u32>,
+}
+
+const fn about(quota: Quota, name: &'static str, what: &'static str, hard: u32) -> About {
+    About { quota, name, what, hard, soft: None }
+}
+
+/// All quotas, in the C daemon's order.
+pub const ALL: [About; COUNT] = [
+    about(Quota::Nodes, "nodes", "Nodes per domain", 1000),
+    about(Quota::Watches, "watches", "Watches per domain", 128),
+    about(Quota::Outstanding, "outstanding", "Outstanding requests per domain", 20),
+    About {
+        quota: Quota::Memory,
+        name: "memory",
+        what: "Total Xenstore memory per domain",
+        hard: 2_621_440,
+        soft: Some(2_097_152),
+    },
+    about(Quota::Transactions, "transactions", "Active transactions per domain", 10),
+    about(
+        Quota::TransactionNodes,
+        "transaction-nodes",
+        "Max. number of accessed nodes per transaction",
+        1024,
+    ),
+    about(Quota::NodePermissions, "node-permissions", "Max. number of permissions per node", 5),
+    about(Quota::PathMax, "path-max", "Max. length of a node path", 2048),
+    about(Quota::NodeSize, "node-size", "Max. size of a node", 2048),
+];
+
+/// Other names that are in use for the same quota.
+const ALIASES: [(&str, Quota); 2] =
+    [("path-length", Quota::PathMax), ("permissions", Quota::NodePermissions)];
+
+impl Quota {
+    /// The quota of this name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        let known = ALL.iter().find(|about| about.name == name).map(|about| about.quota);
+        known.or_else(|| ALIASES.iter().find(|(alias, _)| *alias == name).map(|(_, quota)| *quota))
+    }
+
+    /// Name, description and defaults.
+    #[must_use]
+    pub fn about(self) -> &'static About {
+        const NODES: &About = &ALL[0];
+        ALL.get(self as usize).unwrap_or(NODES)
+    }
+}
+
+/// Hard or soft.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    /// Beyond it a request is refused.
+    Hard,
+    /// Beyond it a warning is logged.
+    Soft,
+}
+
+/// A value for every quota.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Values<T>([T; COUNT]);
+
+impl<T: Copy + Default> Values<T> {
+    /// The value of one.
+    #[must_use]
+    pub fn get(&self, quota: Quota) -> T {
+        self.0.get(quota as usize).copied().unwrap_or_default()
+    }
+
+    /// Sets the value of one.
+    pub fn set(&mut self, quota: Quota, value: T) {
+        if let Some(at) = self.0.get_mut(quota as usize) {
+            *at = value;
+        }
+    }
+}
+
+impl<T: Copy + Default> Default for Values<T> {
+    fn default() -> Self {
+        Self([T::default(); COUNT])
+    }
+}
+
+/// The limits in force for everybody.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    hard: Values<u32>,
+    soft: Values<u32>,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        let (mut hard, mut soft) = (Values::default(), Values::default());
+        for about in ALL {
+            hard.set(about.quota, about.hard);
+            soft.set(about.quota, about.soft.unwrap_or(0));
+        }
+        Self { hard, soft }
+    }
+}
+
+impl Limits {
+    /// The limit, 0 for none.
+    #[must_use]
+    pub fn get(&self, quota: Quota, kind: Kind) -> u32 {
+        match kind {
+            Kind::Hard => self.hard.get(quota),
+            Kind::Soft => self.soft.get(quota),
+        }
+    }
+
+    /// Sets a limit.
+    ///
+    /// # Errors
+    /// EINVAL for a soft limit where there is none.
+    pub fn set(&mut self, quota: Quota, kind: Kind, value: u32) -> Result<(), Error> {
+        match kind {
+            Kind::Hard => self.hard.set(quota, value),
+            Kind::Soft if quota.about().soft.is_none() => return Err(Error::Inval),
+            Kind::Soft => self.soft.set(quota, value),
+        }
+        Ok(())
+    }
+}
+
+/// The limits that one domain has of its own; where there is none, the common one holds.
+pub type Overrides = (Values<Option<u32>>, Values<Option<u32>>);
+
+/// How often and when a domain was refused something.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Refusal {
+    /// How often.
+    pub count: u64,
+    /// When last, in microseconds.
+    pub last: u64,
+    logged: Option<u64>,
+}
+
+/// What one domain uses.
+#[derive(Clone, Debug, Default)]
+pub struct Usage {
+    now: Values<i64>,
+    max: Values<i64>,
+    refusals: Values<Refusal>,
+    soft_warned: Option<u64>,
+}
+
+impl Usage {
+    /// In use at the moment.
+    #[must_use]
+    pub fn now(&self, quota: Quota) -> i64 {
+        self.now.get(quota)
+    }
+
+    /// The most that was ever in use.
+    #[must_use]
+    pub fn max(&self, quota: Quota) -> i64 {
+        self.max.get(quota)
+    }
+
+    /// Forgets what the most was.
+    pub fn reset_max(&mut self) {
+        self.max = self.now;
+    }
+
+    /// What was refused.
+    #[must_use]
+    pub fn refusal(&self, quota: Quota) -> Refusal {
+        self.refusals.get(quota)
+    }
+
+    /// Adds to (or takes from) what is in use.
+    pub fn add(&mut self, quota: Quota, more: i64) {
+        let value = self.now.get(quota).saturating_add(more);
+        self.now.set(quota, value);
+        self.saw(quota, value);
+    }
+
+    /// Records the size of something that is limited one by one (a node, a path).
+    pub fn saw(&mut self, quota: Quota, value: i64) {
+        if value > self.max.get(quota) {
+            self.max.set(quota, value);
+        }
+    }
+
+    /// Counts a refusal; the line to log, if it is time for one.
+    pub fn refuse(
+        &mut self,
+        domid: DomId,
+        quota: Quota,
+        wanted: i64,
+        limit: u32,
+        now: u64,
+    ) -> Option<String> {
+        let mut refusal = self.refusals.get(quota);
+        refusal.count = refusal.count.saturating_add(1);
+        refusal.last = now;
+        let quiet = refusal.logged.is_some_and(|at| now < at.saturating_add(REFUSAL_LOG_US));
+        if !quiet {
+            refusal.logged = Some(now);
+        }
+        self.refusals.set(quota, refusal);
+        let name = quota.about().name;
+        let in_use = self.now.get(quota);
+        (!quiet).then(|| {
+            format!(
+                "domain {domid} was refused: quota {name} is {limit}, {in_use} in use, {wanted} wanted \
+                 ({count} refusals so far); `xenstore-control quota {domid}` shows all, \
+                 `xenstore-control quota set {name} <n>` raises it",
+                domid = domid.0,
+                count = refusal.count,
+            )
+        })
+    }
+
+    /// Whether a warning about the soft limit is due.
+    pub fn warn_soft(
+        &mut self,
+        domid: DomId,
+        quota: Quota,
+        limit: u32,
+        now: u64,
+    ) -> Option<String> {
+        let in_use = self.now.get(quota);
+        let quiet = self.soft_warned.is_some_and(|at| now < at.saturating_add(REFUSAL_LOG_US));
+        if limit == 0 || in_use <= i64::from(limit) || quiet {
+            return None;
+        }
+        self.soft_warned = Some(now);
+        let name = quota.about().name;
+        Some(format!(
+            "domain {} is above its soft quota: {name} is {limit}, {in_use} in use",
+            domid.0
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_is_in_the_order_of_the_enum() {
+        for (at, about) in ALL.iter().enumerate() {
+            assert_eq!(about.quota as usize, at);
+            assert_eq!(Quota::from_name(about.name), Some(about.quota));
+        }
+    }
+
+    #[test]
+    fn refusals_are_logged_once_in_a_while() {
+        let mut usage = Usage::default();
+        usage.add(Quota::Nodes, 1000);
+        let line = usage.refuse(DomId(7), Quota::Nodes, 1001, 1000, 5).unwrap();
+        for part in ["domain 7", "nodes is 1000", "1000 in use", "1001 wanted"] {
+            assert!(line.contains(part), "{line}");
+        }
+        assert_eq!(usage.refuse(DomId(7), Quota::Nodes, 1001, 1000, 6), None);
+        assert!(usage.refuse(DomId(7), Quota::Nodes, 1001, 1000, 5 + REFUSAL_LOG_US).is_some());
+        assert_eq!(
+            (usage.refusal(Quota::Nodes).count, usage.refusal(Quota::Nodes).last),
+            (3, 5 + REFUSAL_LOG_US)
+        );
+    }
+}

@@ -1,0 +1,226 @@
+//! One connection: what it is to be sent, what it watches, what it has open.
+
+use super::{DomId, Ended};
+use crate::limits::{HEADER_SIZE, UNREAD_SOFT_BYTES};
+use crate::transaction::Transaction;
+use crate::watch::{WatchId, Watches};
+use crate::wire::{Error, Header, MsgType};
+use alloc::boxed::Box;
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
+use alloc::rc::Rc;
+use alloc::vec::Vec;
+
+/// How the peer is reached.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Transport {
+    /// A socket: the peer speaks for the domain of the store.
+    Socket,
+    /// The domain's ring.
+    Ring,
+}
+
+/// A watch event that has not been encoded yet.
+type Pending = (WatchId, Rc<[u8]>);
+
+pub(crate) struct Connection {
+    pub(crate) domid: DomId,
+    pub(crate) transport: Transport,
+    /// Encoded and not sent yet, from `sent` on.
+    out: Vec<u8>,
+    sent: usize,
+    /// Events behind what is encoded, in order, and the same as a set: an event that waits already is
+    /// not added again.
+    events: VecDeque<Pending>,
+    waiting: BTreeSet<Pending>,
+    events_len: usize,
+    /// For rings: how many bytes of `out` each unread reply ends at, counted from its start.
+    replies: VecDeque<usize>,
+    pub(crate) watches: BTreeMap<Rc<[u8]>, WatchId>,
+    pub(crate) transactions: BTreeMap<u32, Box<Transaction>>,
+    pub(crate) next_transaction: u32,
+    /// Requests of this connection that wait for a turn.
+    pub(crate) delayed: usize,
+    /// Transactions started before this time take their turn from their first read on.
+    pub(crate) claims_until: u64,
+    pub(crate) ended: Option<Ended>,
+    /// Named by `poll_ready` since it last got output.
+    pub(crate) ready: bool,
+    /// Since when output lies unread without progress.
+    pub(crate) unread_since: Option<u64>,
+}
+
+impl Connection {
+    pub(crate) fn new(domid: DomId, transport: Transport) -> Self {
+        Self {
+            domid,
+            transport,
+            out: Vec::new(),
+            sent: 0,
+            events: VecDeque::new(),
+            waiting: BTreeSet::new(),
+            events_len: 0,
+            replies: VecDeque::new(),
+            watches: BTreeMap::new(),
+            transactions: BTreeMap::new(),
+            next_transaction: 1,
+            delayed: 0,
+            claims_until: 0,
+            ended: None,
+            ready: false,
+            unread_since: None,
+        }
+    }
+
+    /// Appends a reply. The payload is known to fit.
+    pub(crate) fn reply(&mut self, request: &Header, kind: MsgType, payload: &[&[u8]]) {
+        let len = payload.iter().map(|part| part.len()).fold(0, usize::saturating_add);
+        let header = Header {
+            kind: kind.code(),
+            req_id: request.req_id,
+            tx_id: request.tx_id,
+            len: u32::try_from(len).unwrap_or(u32::MAX),
+        };
+        self.out.extend_from_slice(&header.to_bytes());
+        for part in payload {
+            self.out.extend_from_slice(part);
+        }
+        self.count_reply();
+    }
+
+    pub(crate) fn reply_error(&mut self, request: &Header, error: Error) {
+        self.reply(request, MsgType::Error, &[error.name().as_bytes(), b"\0"]);
+    }
+
+    /// Starts a reply whose payload `fill` appends; no longer than `max`, or nothing is kept.
+    pub(crate) fn reply_with(
+        &mut self,
+        request: &Header,
+        kind: MsgType,
+        max: usize,
+        fill: impl FnOnce(&mut Vec<u8>),
+    ) -> Result<(), Error> {
+        let start = self.out.len();
+        self.out.extend_from_slice(&[0; HEADER_SIZE]);
+        let body = self.out.len();
+        fill(&mut self.out);
+        let len = self.out.len().saturating_sub(body);
+        if len > max {
+            self.out.truncate(start);
+            return Err(Error::TooBig);
+        }
+        let header = Header {
+            kind: kind.code(),
+            req_id: request.req_id,
+            tx_id: request.tx_id,
+            len: u32::try_from(len).unwrap_or(u32::MAX),
+        };
+        if let Some(to) = self.out.get_mut(start..body) {
+            to.copy_from_slice(&header.to_bytes());
+        }
+        self.count_reply();
+        Ok(())
+    }
+
+    fn count_reply(&mut self) {
+        if self.transport == Transport::Ring {
+            self.replies.push_back(self.out.len());
+        }
+    }
+
+    /// Replies that the guest has not read yet.
+    pub(crate) fn unread_replies(&self) -> usize {
+        self.replies.len()
+    }
+
+    /// Queues an event, unless the same one waits already; the bytes it takes.
+    pub(crate) fn push_event(&mut self, watch: WatchId, path: &Rc<[u8]>, len: usize) -> usize {
+        let pending = (watch, path.clone());
+        if !self.waiting.insert(pending.clone()) {
+            return 0;
+        }
+        self.events.push_back(pending);
+        let len = len.saturating_add(HEADER_SIZE);
+        self.events_len = self.events_len.saturating_add(len);
+        len
+    }
+
+    /// Drops the events of a watch that is gone.
+    pub(crate) fn drop_events(&mut self, watch: WatchId, watches: &Watches) {
+        if self.events.is_empty() {
+            return;
+        }
+        self.events.retain(|(id, _)| *id != watch);
+        self.waiting.retain(|(id, _)| *id != watch);
+        self.events_len = self
+            .events
+            .iter()
+            .map(|event| event_len(event, watches))
+            .fold(0, usize::saturating_add);
+    }
+
+    /// Bytes that wait to be sent.
+    pub(crate) fn unread(&self) -> usize {
+        self.out.len().saturating_sub(self.sent).saturating_add(self.events_len)
+    }
+
+    /// What is encoded, after encoding as much as one send may take.
+    pub(crate) fn output(&mut self, watches: &Watches) -> &[u8] {
+        while self.out.len().saturating_sub(self.sent) < UNREAD_SOFT_BYTES
+            && let Some(event) = self.events.pop_front()
+        {
+            self.waiting.remove(&event);
+            self.events_len = self.events_len.saturating_sub(event_len(&event, watches));
+            let (id, path) = event;
+            let Some(watch) = watches.get(id) else { continue };
+            let path = path.get(watch.hidden..).unwrap_or_default();
+            let len = path.len().saturating_add(watch.token().len()).saturating_add(2);
+            let len = u32::try_from(len).unwrap_or(u32::MAX);
+            let header = Header { kind: MsgType::WatchEvent.code(), req_id: 0, tx_id: 0, len };
+            self.out.extend_from_slice(&header.to_bytes());
+            self.out.extend_from_slice(path);
+            self.out.push(0);
+            self.out.extend_from_slice(watch.token());
+            self.out.push(0);
+        }
+        self.out.get(self.sent..).unwrap_or_default()
+    }
+
+    /// The first `count` bytes of the output are gone.
+    pub(crate) fn consume(&mut self, count: usize) {
+        self.sent = self.sent.saturating_add(count).min(self.out.len());
+        while self.replies.front().is_some_and(|end| *end <= self.sent) {
+            self.replies.pop_front();
+        }
+        if self.sent == self.out.len() {
+            self.out.clear();
+            self.sent = 0;
+            // One big reply is no reason to keep a big buffer for an idle connection.
+            if self.out.capacity() > UNREAD_SOFT_BYTES / 4 {
+                self.out = Vec::new();
+            }
+        } else if self.sent >= UNREAD_SOFT_BYTES {
+            self.out.drain(..self.sent);
+            for end in &mut self.replies {
+                *end = end.saturating_sub(self.sent);
+            }
+            self.sent = 0;
+        }
+    }
+
+    /// Forgets all output.
+    pub(crate) fn clear_output(&mut self) {
+        self.out = Vec::new();
+        self.sent = 0;
+        self.events.clear();
+        self.waiting.clear();
+        self.events_len = 0;
+        self.replies.clear();
+    }
+}
+
+/// Bytes of an event on the wire; 0 for one whose watch is gone.
+fn event_len((id, path): &Pending, watches: &Watches) -> usize {
+    let Some(watch) = watches.get(*id) else { return 0 };
+    let shown = path.len().saturating_sub(watch.hidden);
+    shown.saturating_add(watch.token().len()).saturating_add(2).saturating_add(HEADER_SIZE)
+}

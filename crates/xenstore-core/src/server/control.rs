@@ -1,0 +1,296 @@
+//! CONTROL: what an operator may ask of the store itself.
+//!
+//! | command | answer |
+//! |---|---|
+//! | `check` | looks the whole store through; what is wrong is logged |
+//! | `quota` | the limits; `quota <domid>` a domain's use, limits and refusals; `quota set`, `quota max` |
+//! | `quota-soft` | the soft limits |
+//! | `subtree <path> <cursor>` | many nodes in one reply; see [`Server`]'s `subtree` |
+//! | `help` | all commands |
+//!
+//! Everything else is the daemon's, through [`Host::control`].
+
+use super::request::{Request, Stop, parse, parse_domid};
+use super::{DomId, Host, Notice, Server};
+use crate::limits::PAYLOAD_MAX;
+use crate::path::{Path, Special, push_decimal};
+use crate::quota::{ALL, Kind, Quota};
+use crate::transaction::What;
+use crate::tree::{Go, Iter, Node};
+use crate::wire::{Error, Strings};
+use alloc::collections::BTreeMap;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt::Write as _;
+
+const HELP: &str = "\
+check           
+quota           [set <name> <val>|<domid>|max [-r]]
+quota-soft      [set <name> <val>]
+subtree         <path> <cursor>
+";
+
+impl Server {
+    pub(super) fn control(
+        &mut self,
+        request: Request<'_>,
+        scratch: &mut Vec<u8>,
+        host: &mut dyn Host,
+    ) -> Result<(), Stop> {
+        let mut strings = Strings::new(request.payload);
+        let command = strings.next().ok_or(Error::Inval)?;
+        let args: Vec<&[u8]> = strings.collect();
+        let answer = match (command, args.as_slice()) {
+            (b"subtree", [path, cursor]) => return self.subtree(request, path, cursor, scratch),
+            (b"check", []) => {
+                self.check_store();
+                String::from("OK")
+            }
+            (b"quota", []) => self.show_limits(Kind::Hard),
+            (b"quota-soft", []) => self.show_limits(Kind::Soft),
+            (b"quota", [b"set", name, value]) => self.set_limit(Kind::Hard, name, value)?,
+            (b"quota-soft", [b"set", name, value]) => self.set_limit(Kind::Soft, name, value)?,
+            (b"quota", [b"max"]) => self.show_max(),
+            (b"quota", [b"max", b"-r"]) => {
+                self.domains.iter_mut().for_each(|domain| domain.usage.reset_max());
+                self.show_max()
+            }
+            (b"quota", [domid]) => self.show_domain(parse_domid(domid)?)?,
+            (b"help", []) => {
+                let more = host.control(b"help", &[]).and_then(Result::ok).unwrap_or_default();
+                let mut help = String::from(HELP);
+                help.push_str(&String::from_utf8_lossy(&more));
+                help
+            }
+            _ => {
+                let answer = host.control(command, &args).ok_or(Error::Inval)??;
+                return self.answer(request, &[&answer, b"\0"]);
+            }
+        };
+        self.answer(request, &[answer.as_bytes(), b"\0"])
+    }
+
+    fn show_limits(&self, kind: Kind) -> String {
+        let mut text = String::from("Quota settings:\n");
+        for about in ALL.iter().filter(|about| kind == Kind::Hard || about.soft.is_some()) {
+            let value = self.domains.limits.get(about.quota, kind);
+            // Writing to a string does not fail.
+            let _ = writeln!(text, "{:<17}: {value:>8} {}", about.name, about.what);
+        }
+        text
+    }
+
+    fn set_limit(&mut self, kind: Kind, name: &[u8], value: &[u8]) -> Result<String, Error> {
+        let name = core::str::from_utf8(name).map_err(|_| Error::Inval)?;
+        let value: u32 = parse(value)?;
+        if value == 0 {
+            return Err(Error::Inval);
+        }
+        self.set_quota(name, kind, value)?;
+        Ok(String::from("OK"))
+    }
+
+    fn show_max(&self) -> String {
+        let mut text = String::from("Max. seen accounting values:\n");
+        for about in ALL {
+            let guests =
+                self.domains.iter().filter(|(domid, _)| !self.domains.is_privileged(*domid));
+            let max = guests.map(|(_, domain)| domain.usage.max(about.quota)).max().unwrap_or(0);
+            let _ = writeln!(text, "{:<17}: {max:>8}", about.name);
+        }
+        text
+    }
+
+    /// What a domain uses, may use, and was refused.
+    fn show_domain(&self, domid: DomId) -> Result<String, Error> {
+        let domain = self.domains.get(domid).ok_or(Error::NoEnt)?;
+        let mut text = format!("Domain {}:\n", domid.0);
+        for about in ALL {
+            let usage = &domain.usage;
+            let (now, max) = (usage.now(about.quota), usage.max(about.quota));
+            let _ = write!(text, "{:<17}: {now:>8} (max {max:>8})", about.name);
+            if self.domains.is_privileged(domid) {
+                text.push_str(" no limit\n");
+                continue;
+            }
+            let limit = self.domains.limit(domid, about.quota, Kind::Hard);
+            let _ = write!(text, " limit {limit:>8}");
+            let refusal = usage.refusal(about.quota);
+            if refusal.count > 0 {
+                let ago = self.domains.now.saturating_sub(refusal.last) / 1_000_000;
+                let _ = write!(text, ", refused {} times, last {ago} s ago", refusal.count);
+            }
+            text.push('\n');
+        }
+        Ok(text)
+    }
+
+    /// Compares what is accounted for with what is there. Differences are logged.
+    fn check_store(&mut self) {
+        let mut owned: BTreeMap<DomId, i64> = BTreeMap::new();
+        let mut wrong: Vec<String> = Vec::new();
+        let mut count = |node: &Node| {
+            let nodes = owned.entry(node.perms().owner().domid).or_default();
+            *nodes = nodes.saturating_add(1);
+        };
+        self.tree.visit(Path::ROOT, |path, node| {
+            count(node);
+            let names: Vec<&[u8]> = node.children().map(Node::name).collect();
+            let len = names
+                .iter()
+                .map(|name| name.len().saturating_add(1))
+                .fold(0, usize::saturating_add);
+            let known =
+                node.dir().map_or((0, 0), |dir| (dir.len() as usize, dir.names_len() as usize));
+            if !names.is_sorted_by(|one, two| one < two) || known != (names.len(), len) {
+                wrong.push(format!(
+                    "the list of children of {} is not in order",
+                    String::from_utf8_lossy(path)
+                ));
+            }
+            Go::On
+        });
+        for special in [super::event::INTRODUCE, super::event::RELEASE] {
+            self.tree.special(special).into_iter().for_each(&mut count);
+        }
+        for (domid, domain) in self.domains.iter() {
+            let (known, found) =
+                (domain.usage.now(Quota::Nodes), owned.remove(&domid).unwrap_or(0));
+            if known != found {
+                wrong.push(format!(
+                    "domain {} owns {found} nodes and is charged for {known}",
+                    domid.0
+                ));
+            }
+        }
+        wrong.extend(owned.iter().map(|(domid, nodes)| {
+            format!("{nodes} nodes belong to domain {}, which the store does not know", domid.0)
+        }));
+        let watches = self
+            .conns
+            .iter()
+            .flatten()
+            .map(|conn| conn.watches.len())
+            .fold(0, usize::saturating_add);
+        if watches != self.watches.len() {
+            wrong.push(format!("{} watches are indexed and {watches} are set", self.watches.len()));
+        }
+        if wrong.is_empty() {
+            self.domains.notice(Notice::Info(String::from("check: the store is in order")));
+        }
+        for what in wrong {
+            self.domains.notice(Notice::Warn(format!("check: {what}; please report this")));
+        }
+    }
+
+    /// Many nodes in one reply: the next cursor and a NUL (no cursor: this was the last part), then one
+    /// record a node, parents first, children by name, from `path` itself on: path relative to it, NUL,
+    /// permissions separated by commas, NUL, length of the value in decimal, NUL, value. A record that fits
+    /// into no message gives E2BIG: the caller has to read node by node.
+    fn subtree(
+        &mut self,
+        request: Request<'_>,
+        path: &[u8],
+        cursor: &[u8],
+        scratch: &mut Vec<u8>,
+    ) -> Result<(), Stop> {
+        let path = self.path(&request.caller, path, Special::Refused, scratch)?;
+        let root = self.see(request, path, What::Subtree)?;
+        self.add_cost(PAYLOAD_MAX);
+        // A cursor is `+` and the path of the last node that was told.
+        let mut walk = match cursor.strip_prefix(b"+") {
+            None if !cursor.is_empty() => return Err(Error::Inval.into()),
+            None => Walk::whole(&root),
+            Some(last) => Walk::after(&root, last),
+        };
+        let mut records = Vec::new();
+        let mut last = Vec::new();
+        let complete = loop {
+            let Some(node) = walk.next() else { break true };
+            let start = records.len();
+            self.write_record(&walk.path, node, &mut records);
+            let taken = records.len().saturating_add(walk.path.len()).saturating_add(2);
+            if taken > PAYLOAD_MAX {
+                records.truncate(start);
+                break false;
+            }
+            last.clone_from(&walk.path);
+        };
+        match (complete, records.is_empty()) {
+            (true, _) => self.answer(request, &[b"\0", &records]),
+            (false, true) => Err(Error::TooBig.into()),
+            (false, false) => self.answer(request, &[b"+", &last, b"\0", &records]),
+        }
+    }
+
+    fn write_record(&self, path: &[u8], node: &Node, to: &mut Vec<u8>) {
+        to.extend_from_slice(path);
+        to.push(0);
+        self.write_perms(node.perms(), b',', to);
+        // The comma behind the last entry.
+        to.pop();
+        to.push(0);
+        push_decimal(node.value().len() as u64, to);
+        to.push(0);
+        to.extend_from_slice(node.value());
+    }
+}
+
+/// A walk over a subtree that can be taken up again where it stopped.
+struct Walk<'a> {
+    root: Option<&'a Node>,
+    path: Vec<u8>,
+    stack: Vec<(Iter<'a>, usize)>,
+}
+
+impl<'a> Walk<'a> {
+    fn whole(root: &'a Node) -> Self {
+        Self { root: Some(root), path: Vec::new(), stack: Vec::new() }
+    }
+
+    /// What comes behind the node at `last`, whether that is still there or not.
+    fn after(root: &'a Node, last: &[u8]) -> Self {
+        let mut walk = Self { root: None, path: Vec::new(), stack: Vec::new() };
+        let mut node = Some(root);
+        for name in last.split(|byte| *byte == b'/').filter(|name| !name.is_empty()) {
+            let Some(dir) = node.and_then(Node::dir) else { return walk };
+            walk.stack.push((dir.iter_after(name), walk.path.len()));
+            node = dir.get(name);
+            walk.enter(name);
+        }
+        walk.descend(node);
+        walk
+    }
+
+    fn enter(&mut self, name: &[u8]) {
+        if !self.path.is_empty() {
+            self.path.push(b'/');
+        }
+        self.path.extend_from_slice(name);
+    }
+
+    fn descend(&mut self, node: Option<&'a Node>) {
+        if let Some(dir) = node.and_then(Node::dir) {
+            self.stack.push((dir.iter(), self.path.len()));
+        }
+    }
+
+    fn next(&mut self) -> Option<&'a Node> {
+        if let Some(root) = self.root.take() {
+            self.descend(Some(root));
+            return Some(root);
+        }
+        loop {
+            let (children, len) = self.stack.last_mut()?;
+            self.path.truncate(*len);
+            let Some(child) = children.next() else {
+                self.stack.pop();
+                continue;
+            };
+            self.enter(child.name());
+            self.descend(Some(child));
+            return Some(child);
+        }
+    }
+}

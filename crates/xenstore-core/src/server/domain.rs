@@ -1,0 +1,279 @@
+//! The domains that the store knows: connection, features, rights, limits, use.
+
+use super::{ConnId, DomId, Host, Notice};
+use crate::limits::NOTICES_MAX;
+use crate::perms::{Caller, Incarnation};
+use crate::quota::{Kind, Limits, Overrides, Quota, Usage};
+use crate::wire::{Error, feature};
+use alloc::boxed::Box;
+use alloc::collections::{BTreeMap, VecDeque};
+use alloc::vec::Vec;
+
+/// A domain that the store has heard of and that lives.
+pub(crate) struct Domain {
+    pub(crate) incarnation: Incarnation,
+    /// Its ring connection, once it is introduced.
+    pub(crate) conn: Option<ConnId>,
+    /// `@releaseDomain` has been fired for its shutdown.
+    pub(crate) shutdown: bool,
+    pub(crate) features: u32,
+    pub(crate) target: Option<(DomId, Incarnation)>,
+    pub(crate) usage: Usage,
+    pub(crate) overrides: Overrides,
+}
+
+/// One change of what a domain owns: how many nodes, how many bytes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Delta {
+    domid: DomId,
+    nodes: i64,
+    bytes: i64,
+}
+
+/// All domains, by number, and what is common to them.
+pub(crate) struct Domains {
+    table: BTreeMap<DomId, Box<Domain>>,
+    last_incarnation: u32,
+    pub(crate) store_domain: DomId,
+    pub(crate) priv_domain: DomId,
+    pub(crate) limits: Limits,
+    /// Moves with every change of a list of children.
+    pub(crate) generation: u64,
+    pub(crate) notices: VecDeque<Notice>,
+    pub(crate) notices_lost: u64,
+    pub(crate) now: u64,
+}
+
+impl Domains {
+    pub(crate) fn new(store_domain: DomId, priv_domain: DomId) -> Self {
+        let mut domains = Self {
+            table: BTreeMap::new(),
+            last_incarnation: Incarnation::NEVER.0,
+            store_domain,
+            priv_domain,
+            limits: Limits::default(),
+            generation: 0,
+            notices: VecDeque::new(),
+            notices_lost: 0,
+            now: 0,
+        };
+        domains.know(store_domain);
+        domains.know(priv_domain);
+        domains
+    }
+
+    pub(crate) fn is_privileged(&self, domid: DomId) -> bool {
+        domid == self.store_domain || domid == self.priv_domain
+    }
+
+    pub(crate) fn get(&self, domid: DomId) -> Option<&Domain> {
+        self.table.get(&domid).map(|domain| &**domain)
+    }
+
+    pub(crate) fn get_mut(&mut self, domid: DomId) -> Option<&mut Domain> {
+        self.table.get_mut(&domid).map(|domain| &mut **domain)
+    }
+
+    /// The domain's record, made if there is none.
+    pub(crate) fn know(&mut self, domid: DomId) -> &mut Domain {
+        let last = &mut self.last_incarnation;
+        self.table.entry(domid).or_insert_with(|| {
+            *last = last.wrapping_add(1).max(1);
+            Box::new(Domain {
+                incarnation: Incarnation(*last),
+                conn: None,
+                shutdown: false,
+                features: feature::ALL,
+                target: None,
+                usage: Usage::default(),
+                overrides: Overrides::default(),
+            })
+        })
+    }
+
+    /// The domain's record, made if there is none and the hypervisor knows the domain.
+    pub(crate) fn know_existing(
+        &mut self,
+        domid: DomId,
+        host: &mut dyn Host,
+    ) -> Option<&mut Domain> {
+        if self.get(domid).is_none() && !host.domain_exists(domid) {
+            return None;
+        }
+        Some(self.know(domid))
+    }
+
+    pub(crate) fn forget(&mut self, domid: DomId) {
+        self.table.remove(&domid);
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (DomId, &Domain)> {
+        self.table.iter().map(|(domid, domain)| (*domid, &**domain))
+    }
+
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Domain> {
+        self.table.values_mut().map(|domain| &mut **domain)
+    }
+
+    /// Which domain of this number lives now.
+    pub(crate) fn incarnation(&self, domid: DomId) -> Incarnation {
+        self.get(domid).map_or(Incarnation::NEVER, |domain| domain.incarnation)
+    }
+
+    /// The rights of a domain. A target that is dead lends none (XSA-233).
+    pub(crate) fn caller(&self, domid: DomId) -> Caller {
+        let domain = self.get(domid);
+        Caller {
+            domid,
+            incarnation: self.incarnation(domid),
+            target: domain
+                .and_then(|domain| domain.target)
+                .filter(|(target, incarnation)| self.incarnation(*target) == *incarnation),
+            privileged: self.is_privileged(domid),
+        }
+    }
+
+    pub(crate) fn notice(&mut self, notice: Notice) {
+        let must = matches!(notice, Notice::Ended { .. });
+        if must || self.notices.len() < NOTICES_MAX {
+            self.notices.push_back(notice);
+        } else {
+            self.notices_lost = self.notices_lost.saturating_add(1);
+        }
+    }
+
+    pub(crate) fn limit(&self, domid: DomId, quota: Quota, kind: Kind) -> u32 {
+        let own = self.get(domid).and_then(|domain| match kind {
+            Kind::Hard => domain.overrides.0.get(quota),
+            Kind::Soft => domain.overrides.1.get(quota),
+        });
+        own.unwrap_or_else(|| self.limits.get(quota, kind))
+    }
+
+    /// Whether `domid` may have `wanted` of `quota` altogether. A refusal is counted and logged.
+    pub(crate) fn check(&mut self, domid: DomId, quota: Quota, wanted: i64) -> Result<(), Error> {
+        let limit = self.limit(domid, quota, Kind::Hard);
+        if limit == 0 || wanted <= i64::from(limit) || self.is_privileged(domid) {
+            return Ok(());
+        }
+        let now = self.now;
+        let line = self
+            .get_mut(domid)
+            .and_then(|domain| domain.usage.refuse(domid, quota, wanted, limit, now));
+        if let Some(line) = line {
+            self.notice(Notice::Warn(line));
+        }
+        Err(Error::NoSpc)
+    }
+
+    /// As [`Domains::check`] for one more of something that is counted.
+    pub(crate) fn check_more(
+        &mut self,
+        domid: DomId,
+        quota: Quota,
+        more: i64,
+    ) -> Result<(), Error> {
+        let in_use = self.get(domid).map_or(0, |domain| domain.usage.now(quota));
+        self.check(domid, quota, in_use.saturating_add(more))
+    }
+
+    /// Adds to what the domain uses of `quota`; warns above a soft limit.
+    pub(crate) fn charge(&mut self, domid: DomId, quota: Quota, more: i64) {
+        let soft = if quota == Quota::Memory { self.limit(domid, quota, Kind::Soft) } else { 0 };
+        let (now, exempt) = (self.now, self.is_privileged(domid));
+        let domain = self.know(domid);
+        domain.usage.add(quota, more);
+        if soft != 0
+            && more > 0
+            && !exempt
+            && let Some(line) = domain.usage.warn_soft(domid, quota, soft, now)
+        {
+            self.notice(Notice::Warn(line));
+        }
+    }
+
+    /// Records the size of something that has just been allowed.
+    pub(crate) fn saw(&mut self, domid: DomId, quota: Quota, value: i64) {
+        if let Some(domain) = self.get_mut(domid) {
+            domain.usage.saw(quota, value);
+        }
+    }
+
+    /// Books what an operation or a transaction changed.
+    pub(crate) fn book(&mut self, deltas: &[Delta]) {
+        for delta in deltas {
+            if delta.nodes != 0 {
+                self.charge(delta.domid, Quota::Nodes, delta.nodes);
+            }
+            if delta.bytes != 0 {
+                self.charge(delta.domid, Quota::Memory, delta.bytes);
+            }
+        }
+    }
+}
+
+/// The accounts while one operation runs: what it changes is kept apart until it is known to stand.
+pub(crate) struct Ledger<'a> {
+    pub(crate) domains: &'a mut Domains,
+    pub(crate) deltas: &'a mut Vec<Delta>,
+    /// For building nodes; see [`crate::tree::Node::new`].
+    pub(crate) scratch: &'a mut Vec<u8>,
+    /// Nodes touched, for the cost of the request.
+    pub(crate) touched: u32,
+}
+
+impl Ledger<'_> {
+    pub(crate) fn next_generation(&mut self) -> u64 {
+        self.domains.generation = self.domains.generation.wrapping_add(1);
+        self.domains.generation
+    }
+
+    fn pending(&self, domid: DomId) -> (i64, i64) {
+        let delta = self.deltas.iter().find(|delta| delta.domid == domid);
+        delta.map_or((0, 0), |delta| (delta.nodes, delta.bytes))
+    }
+
+    /// Whether `owner` may own so many more nodes and bytes.
+    pub(crate) fn check_owner(
+        &mut self,
+        owner: DomId,
+        nodes: i64,
+        bytes: i64,
+    ) -> Result<(), Error> {
+        let (pending_nodes, pending_bytes) = self.pending(owner);
+        if nodes > 0 {
+            self.domains.check_more(owner, Quota::Nodes, pending_nodes.saturating_add(nodes))?;
+        }
+        if bytes > 0 {
+            self.domains.check_more(owner, Quota::Memory, pending_bytes.saturating_add(bytes))?;
+        }
+        Ok(())
+    }
+
+    /// Whether `caller` may make a node of this size.
+    pub(crate) fn check_size(&mut self, caller: &Caller, size: u32) -> Result<(), Error> {
+        if !caller.privileged {
+            self.domains.check(caller.domid, Quota::NodeSize, i64::from(size))?;
+            self.domains.saw(caller.domid, Quota::NodeSize, i64::from(size));
+        }
+        Ok(())
+    }
+
+    /// Notes that `owner` has so many more (or fewer) nodes and bytes.
+    pub(crate) fn own(&mut self, owner: DomId, nodes: i64, bytes: i64) {
+        if nodes == 0 && bytes == 0 {
+            return;
+        }
+        match self.deltas.iter_mut().find(|delta| delta.domid == owner) {
+            Some(delta) => {
+                delta.nodes = delta.nodes.saturating_add(nodes);
+                delta.bytes = delta.bytes.saturating_add(bytes);
+            }
+            None => self.deltas.push(Delta { domid: owner, nodes, bytes }),
+        }
+    }
+
+    pub(crate) fn touch(&mut self) {
+        self.touched = self.touched.saturating_add(1);
+    }
+}

@@ -1,0 +1,220 @@
+//! Watch events: who is told of a change, and what becomes of those who do not read.
+
+use super::{ConnId, DomId, Ended, Notice, Server};
+use crate::limits::UNREAD_MAX_BYTES;
+use crate::path::{Path, push_decimal};
+use crate::perms::{Access, Caller, Perms};
+use crate::quota::{Kind, Quota};
+use crate::server::connection::Transport;
+use crate::tree::{Done, Node, Tree};
+use crate::watch::{Watch, WatchId};
+use alloc::format;
+use alloc::rc::Rc;
+use alloc::vec::Vec;
+
+/// The special events.
+pub(super) const INTRODUCE: &[u8] = b"@introduceDomain";
+pub(super) const RELEASE: &[u8] = b"@releaseDomain";
+
+/// What a caller must be able to read to be told of a change.
+#[derive(Clone, Copy)]
+struct Sight<'a> {
+    node: Option<&'a Node>,
+    parent: Option<&'a Node>,
+    before: Option<&'a Perms>,
+}
+
+impl Sight<'_> {
+    /// The node itself, as it is or was, or its parent.
+    fn allows(&self, caller: &Caller) -> bool {
+        let nodes = self.node.into_iter().chain(self.parent).map(|node| &**node.perms());
+        caller.privileged
+            || nodes.chain(self.before).any(|perms| perms.access(caller).has(Access::READ))
+    }
+}
+
+/// A watch that fires, and the path that is told.
+type Firing = (WatchId, Rc<[u8]>);
+
+impl Server {
+    /// Tells everybody concerned of what was done to `path`.
+    pub(super) fn fire(&mut self, path: Path<'_>, done: &Done) {
+        if matches!(done, Done::Unchanged) || self.watches.len() == 0 {
+            return;
+        }
+        let mut matching = core::mem::take(&mut self.matching);
+        matching.clear();
+        self.watches.matching(path, &mut matching);
+        if !matching.is_empty() {
+            let told: Rc<[u8]> = Rc::from(path.as_bytes());
+            let firing = matching.drain(..).map(|id| (id, told.clone()));
+            let firing: Vec<Firing> = {
+                let sight = sight(&self.tree, path, done);
+                firing.filter(|(id, _)| self.may_see(*id, &sight)).collect()
+            };
+            self.push_events(&firing);
+        }
+        self.matching = matching;
+        if let Done::Removed(gone) = done {
+            self.fire_below(path, gone);
+        }
+    }
+
+    /// The watches of nodes below a removed one are told their own path.
+    fn fire_below(&mut self, path: Path<'_>, gone: &Node) {
+        let mut firing: Vec<Firing> = Vec::new();
+        let go = |(_, node): &(Option<&Node>, Option<Node>), name: &[u8]| {
+            let child = node.as_ref()?.dir()?.get(name)?.clone();
+            Some((None, Some(child)))
+        };
+        self.watches.below(path, (None, Some(gone.clone())), go, |(_, node), ids| {
+            let sight = Sight { node: node.as_ref(), parent: None, before: None };
+            for id in ids.iter().filter(|id| self.may_see(**id, &sight)) {
+                if let Some(watch) = self.watches.get(*id) {
+                    firing.push((*id, Rc::from(watch.path())));
+                }
+            }
+        });
+        self.push_events(&firing);
+    }
+
+    /// `@introduceDomain` and `@releaseDomain`: those who watch the plain name are told that, those who
+    /// watch with a depth or a domid are told the domid.
+    pub(super) fn fire_special(
+        &mut self,
+        name: &'static [u8],
+        domid: DomId,
+        plain: bool,
+        with_domid: bool,
+    ) {
+        let mut numbered = Vec::from(name);
+        numbered.push(b'/');
+        push_decimal(u64::from(domid.0), &mut numbered);
+        let told: (Rc<[u8]>, Rc<[u8]>) = (Rc::from(name), Rc::from(numbered));
+        let numbered = Path::checked(&told.1);
+        let mut matching = Vec::new();
+        self.watches.matching(numbered, &mut matching);
+        let sight = Sight { node: self.tree.special(name), parent: None, before: None };
+        let firing = matching.iter().filter_map(|id| {
+            let watch = self.watches.get(*id)?;
+            let wants_number = watch.path() == numbered.as_bytes() || watch.depth.is_some();
+            let wanted = if wants_number { with_domid } else { plain };
+            let told = if wants_number { &told.1 } else { &told.0 };
+            (wanted && self.may_see(*id, &sight)).then(|| (*id, told.clone()))
+        });
+        // A watch without depth is on the plain name: `matching` has it, whatever depth means there.
+        let firing: Vec<Firing> = firing.collect();
+        self.push_events(&firing);
+    }
+
+    fn may_see(&self, id: WatchId, sight: &Sight<'_>) -> bool {
+        let domid =
+            self.watches.get(id).and_then(|watch| self.conn(watch.conn)).map(|conn| conn.domid);
+        domid.is_some_and(|domid| {
+            self.domains.is_privileged(domid) || sight.allows(&self.domains.caller(domid))
+        })
+    }
+
+    fn push_events(&mut self, firing: &[Firing]) {
+        for (id, path) in firing {
+            self.push_event(*id, path);
+        }
+    }
+
+    /// Queues one event. A connection that leaves too much unread is ended.
+    pub(super) fn push_event(&mut self, id: WatchId, path: &Rc<[u8]>) {
+        let Self { watches, conns, cost, counters, .. } = self;
+        let Some(watch) = watches.get(id) else { return };
+        let conn = watch.conn;
+        let len = told_len(watch, path);
+        // An event that is too long for a message cannot be told (XSA-324).
+        if len > crate::limits::PAYLOAD_MAX {
+            return;
+        }
+        let Some(connection) = conns.get_mut(conn.0 as usize).and_then(Option::as_deref_mut) else {
+            return;
+        };
+        *cost = cost.saturating_add(1);
+        if connection.push_event(id, path, len) == 0 {
+            counters.events_merged = counters.events_merged.wrapping_add(1);
+            return;
+        }
+        counters.events = counters.events.wrapping_add(1);
+        let (unread, domid) = (connection.unread(), connection.domid);
+        if unread > self.unread_max(domid) {
+            self.end_unread(conn);
+        } else {
+            self.mark_ready(conn);
+        }
+    }
+
+    /// Most bytes that a connection may leave unread: a guest no more than its quota of memory.
+    fn unread_max(&self, domid: DomId) -> usize {
+        let quota = match self.domains.is_privileged(domid) {
+            true => 0,
+            false => self.domains.limit(domid, Quota::Memory, Kind::Hard) as usize,
+        };
+        if quota == 0 { UNREAD_MAX_BYTES } else { quota.min(UNREAD_MAX_BYTES) }
+    }
+
+    fn end_unread(&mut self, conn: ConnId) {
+        let Some(connection) = self.conn(conn) else { return };
+        let (domid, unread) = (connection.domid, connection.unread());
+        self.domains.notice(Notice::Warn(format!(
+            "connection {} of domain {} is no longer served: it left {unread} bytes of replies and events unread",
+            conn.0, domid.0
+        )));
+        self.end_connection(conn, Ended::Unread);
+    }
+
+    /// Notes since when a connection's output lies unread without progress. Only guests have a deadline.
+    pub(super) fn note_unread(&mut self, conn: ConnId, since: Option<u64>) {
+        let Self { conns, domains, unread, .. } = self;
+        let Some(connection) = conns.get_mut(conn.0 as usize).and_then(Option::as_deref_mut) else {
+            return;
+        };
+        if connection.transport == Transport::Socket || domains.is_privileged(connection.domid) {
+            return;
+        }
+        if let Some(old) = core::mem::replace(&mut connection.unread_since, since) {
+            unread.remove(&(old, conn));
+        }
+        if let Some(since) = since {
+            unread.insert((since, conn));
+        }
+    }
+
+    /// When the first guest will have left something unread for too long.
+    pub(super) fn unread_deadline(&self) -> Option<u64> {
+        let timeout = self.config.watch_event_timeout_us;
+        let (since, _) = self.unread.first().filter(|_| timeout != 0)?;
+        Some(since.saturating_add(timeout))
+    }
+
+    pub(super) fn expire_unread(&mut self) {
+        let (timeout, now) = (self.config.watch_event_timeout_us, self.domains.now);
+        while timeout != 0
+            && let Some((since, conn)) = self.unread.first().copied()
+            && now >= since.saturating_add(timeout)
+        {
+            self.end_unread(conn);
+        }
+    }
+}
+
+fn sight<'a>(tree: &'a Tree, path: Path<'_>, done: &'a Done) -> Sight<'a> {
+    let walk = tree.walk(path);
+    match done {
+        Done::Removed(gone) => Sight { node: Some(gone), parent: Some(walk.node), before: None },
+        Done::Permitted(old) => {
+            Sight { node: Some(walk.node), parent: walk.parent, before: Some(old) }
+        }
+        _ if walk.missing > 0 => Sight { node: None, parent: None, before: None },
+        _ => Sight { node: Some(walk.node), parent: walk.parent, before: None },
+    }
+}
+
+/// Length of the event's payload.
+fn told_len(watch: &Watch, path: &[u8]) -> usize {
+    path.len().saturating_sub(watch.hidden).saturating_add(watch.token().len()).saturating_add(2)
+}

@@ -1,0 +1,257 @@
+//! Connections and domains that come and go.
+
+use super::event::{INTRODUCE, RELEASE};
+use super::{Attach, ConnId, DomId, Ended, Host, Notice, Orphans, Server};
+use crate::path::{Path, home_of};
+use crate::perms::Caller;
+use crate::quota::Quota;
+use crate::server::connection::Transport;
+use crate::tree::{Done, Go};
+use crate::wire::Error;
+use alloc::format;
+use alloc::rc::Rc;
+use alloc::vec::Vec;
+
+impl Server {
+    /// Introduces a domain on the daemon's own account (dom0's own ring at start-up).
+    ///
+    /// # Errors
+    /// What [`Host::attach`] answered.
+    pub fn introduce(
+        &mut self,
+        domid: DomId,
+        gfn: u64,
+        port: u32,
+        now: u64,
+        host: &mut dyn Host,
+    ) -> Result<ConnId, Error> {
+        self.domains.now = now;
+        self.introduce_domain(domid, gfn, port, host)
+    }
+
+    /// INTRODUCE: a domain gets its connection, or a new event channel for the one that it has.
+    pub(super) fn introduce_domain(
+        &mut self,
+        domid: DomId,
+        gfn: u64,
+        port: u32,
+        host: &mut dyn Host,
+    ) -> Result<ConnId, Error> {
+        let domain = self.domains.know_existing(domid, host).ok_or(Error::NoEnt)?;
+        let features = domain.features;
+        if let Some(conn) = domain.conn {
+            host.reattach(Attach { domid, gfn, port, features, conn })?;
+            self.clear_connection(conn);
+            return Ok(conn);
+        }
+        let conn = self.add_connection(domid, Transport::Ring);
+        if let Err(error) = host.attach(Attach { domid, gfn, port, features, conn }) {
+            self.drop_connection(conn);
+            return Err(error);
+        }
+        if let Some(domain) = self.domains.get_mut(domid) {
+            domain.conn = Some(conn);
+            domain.shutdown = false;
+        }
+        self.fire_special(INTRODUCE, domid, true, true);
+        Ok(conn)
+    }
+
+    /// Watches, transactions, waiting requests and output go; the connection may go on.
+    fn clear_connection(&mut self, conn: ConnId) {
+        self.forget_waiting(conn);
+        self.drop_watches(conn);
+        self.drop_transactions(conn);
+        self.note_unread(conn, None);
+        if let Some(connection) = self.conn_mut(conn) {
+            connection.clear_output();
+            connection.ended = None;
+            connection.claims_until = 0;
+        }
+        self.mark_ready(conn);
+    }
+
+    pub(super) fn drop_watches(&mut self, conn: ConnId) {
+        let Some(connection) = self.conn_mut(conn) else { return };
+        let domid = connection.domid;
+        let watches = core::mem::take(&mut connection.watches);
+        let ids: Vec<_> = watches.into_values().collect();
+        for id in &ids {
+            self.forget_watch(conn, *id, domid);
+        }
+    }
+
+    /// Takes a watch out of the index and off the account; its unsent events go with it.
+    pub(super) fn forget_watch(&mut self, conn: ConnId, id: crate::watch::WatchId, domid: DomId) {
+        let Self { conns, watches, .. } = self;
+        if let Some(connection) = conns.get_mut(conn.0 as usize).and_then(Option::as_deref_mut) {
+            connection.drop_events(id, watches);
+        }
+        if let Some(watch) = self.watches.remove(id) {
+            self.domains.charge(domid, Quota::Watches, -1);
+            self.domains.charge(domid, Quota::Memory, watch.weight().saturating_neg());
+        }
+    }
+
+    pub(super) fn drop_transactions(&mut self, conn: ConnId) {
+        let Some(connection) = self.conn_mut(conn) else { return };
+        let domid = connection.domid;
+        let transactions = core::mem::take(&mut connection.transactions);
+        for (id, transaction) in transactions {
+            self.end_turn(conn, id);
+            self.domains.charge(domid, Quota::Transactions, -1);
+            self.domains.charge(domid, Quota::Memory, transaction.weight.saturating_neg());
+        }
+    }
+
+    /// The peer is gone: its watches, transactions and waiting requests go with it.
+    pub fn disconnect(&mut self, conn: ConnId, now: u64, host: &mut dyn Host) {
+        self.domains.now = now;
+        let Some(connection) = self.conn(conn) else { return };
+        let domid = connection.domid;
+        self.clear_connection(conn);
+        self.drop_connection(conn);
+        if let Some(domain) = self.domains.get_mut(domid)
+            && domain.conn == Some(conn)
+        {
+            domain.conn = None;
+        }
+        self.run_waiting(host);
+    }
+
+    /// The transport found the peer in breach of the protocol; as [`Notice::Ended`] afterwards.
+    pub fn end(&mut self, conn: ConnId, why: Ended, now: u64, host: &mut dyn Host) {
+        self.domains.now = now;
+        let Some(connection) = self.conn(conn) else { return };
+        let domid = connection.domid.0;
+        let what = match why {
+            Ended::Unread => "it left too much unread",
+            Ended::RingIndex => "its ring's indices are not possible",
+            Ended::Protocol => "it announced a message longer than the protocol allows",
+            Ended::Communication => "its event channel or ring page cannot be used",
+        };
+        self.domains.notice(Notice::Warn(format!(
+            "connection {} of domain {domid} is no longer served: {what}; nobody else is affected",
+            conn.0
+        )));
+        self.end_connection(conn, why);
+        self.run_waiting(host);
+    }
+
+    /// A connection is not served any more, but a domain that had it still lives (XSA-325).
+    pub(super) fn end_connection(&mut self, conn: ConnId, why: Ended) {
+        self.clear_connection(conn);
+        let Some(connection) = self.conn_mut(conn) else { return };
+        connection.ended = Some(why);
+        self.domains.notice(Notice::Ended { conn, why });
+    }
+
+    /// The guest asked for its ring to be reset (ring reconnection): watches, transactions, waiting
+    /// requests and unsent output are dropped; the connection lives on.
+    pub fn reset(&mut self, conn: ConnId, now: u64, host: &mut dyn Host) {
+        self.domains.now = now;
+        self.clear_connection(conn);
+        self.run_waiting(host);
+    }
+
+    /// The hypervisor reports a shut-down or crashed domain: fires `@releaseDomain` once.
+    pub fn domain_shutdown(&mut self, domid: DomId, now: u64, host: &mut dyn Host) {
+        self.domains.now = now;
+        let Some(domain) = self.domains.get_mut(domid) else { return };
+        if domain.conn.is_some() && !core::mem::replace(&mut domain.shutdown, true) {
+            self.fire_special(RELEASE, domid, true, true);
+        }
+        self.run_waiting(host);
+    }
+
+    /// The hypervisor reports that the domain is no more: connection, nodes, permission entries go.
+    pub fn domain_died(&mut self, domid: DomId, now: u64, host: &mut dyn Host) {
+        self.domains.now = now;
+        self.release_domain(domid, host);
+        self.run_waiting(host);
+    }
+
+    /// RELEASE, or the death of a domain. What it owned goes; permission entries for it become void with
+    /// its incarnation; who had it as a target has none any more.
+    pub(super) fn release_domain(&mut self, domid: DomId, host: &mut dyn Host) {
+        let Some(domain) = self.domains.get_mut(domid) else { return };
+        let conn = domain.conn.take();
+        if let Some(conn) = conn {
+            // First of all, so that it is not told of the end of its own nodes.
+            self.clear_connection(conn);
+            self.drop_connection(conn);
+            host.detach(domid, conn);
+        }
+        self.remove_nodes_of(domid);
+        self.domains.forget(domid);
+        if conn.is_some() {
+            self.fire_special(RELEASE, domid, true, true);
+        }
+    }
+
+    /// The domains that the store knows, as the daemon must compare them with the hypervisor's.
+    pub fn domains(&self) -> impl Iterator<Item = DomId> + '_ {
+        self.domains.iter().map(|(domid, _)| domid)
+    }
+
+    /// Removes what a dead domain owned, or gives it to the privileged domain. A domain that owns nothing
+    /// costs nothing; else its home is looked through first, and the rest only until all is found.
+    fn remove_nodes_of(&mut self, domid: DomId) {
+        let mut home = Vec::new();
+        home_of(domid.0, &mut home);
+        for start in [Path::checked(&home), Path::ROOT] {
+            let owned = self.domains.get(domid).map_or(0, |domain| domain.usage.now(Quota::Nodes));
+            if owned <= 0 {
+                return;
+            }
+            self.remove_owned_below(domid, start, owned);
+        }
+    }
+
+    fn remove_owned_below(&mut self, domid: DomId, start: Path<'_>, owned: i64) {
+        let keep = self.config.orphans == Orphans::Keep;
+        let mut found: Vec<Rc<[u8]>> = Vec::new();
+        let mut left = owned;
+        self.tree.visit(start, |path, node| {
+            if node.perms().owner().domid != domid {
+                return Go::On;
+            }
+            found.push(Rc::from(path));
+            left = left.saturating_sub(1);
+            match () {
+                () if keep && left <= 0 => Go::Stop,
+                () if keep => Go::On,
+                () => Go::Past,
+            }
+        });
+        let own = self.own_caller();
+        let heir = self.domains.priv_domain;
+        for path in found {
+            let path = Path::checked(&path);
+            let perms = self.tree.get(path).map(|node| node.perms().clone());
+            let done = self.with_ledger(|tree, ledger| match perms {
+                Some(perms) if keep => {
+                    let incarnation = ledger.domains.incarnation(heir);
+                    let perms = Rc::new(perms.with_owner(heir, incarnation));
+                    tree.set_perms(&own, path, &perms, ledger)
+                }
+                _ => tree.remove(&own, path, ledger),
+            });
+            self.book();
+            if let (Ok(done @ Done::Removed(_)), false) = (&done, keep) {
+                self.fire(path, done);
+            }
+        }
+    }
+
+    /// Who acts when nobody asked.
+    fn own_caller(&self) -> Caller {
+        self.domains.caller(self.domains.priv_domain)
+    }
+
+    /// Books what the last operation changed.
+    pub(super) fn book(&mut self) {
+        self.domains.book(&self.deltas);
+        self.deltas.clear();
+    }
+}

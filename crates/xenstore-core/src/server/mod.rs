@@ -1,0 +1,407 @@
+//! The store as a machine: requests in, replies, events and notices out.
+//!
+//! The caller owns sockets, rings, the clock and the hypervisor. It hands in one complete request
+//! at a time with [`Server::request`], takes the bytes to send from [`Server::output`], asks which
+//! connections have some with [`Server::poll_ready`], and calls [`Server::tick`] no later than
+//! [`Server::deadline`]. Time is in microseconds of any clock that never goes back.
+
+mod connection;
+mod control;
+pub(crate) mod domain;
+mod event;
+mod lifecycle;
+mod manage;
+mod request;
+mod session;
+mod turn;
+
+use crate::limits::UNREAD_SOFT_BYTES;
+use crate::path::{Path, Special, resolve};
+use crate::perms::Caller;
+use crate::quota::{Kind, Quota};
+use crate::tree::Tree;
+use crate::watch::{WatchId, Watches};
+use crate::wire::{Error, Header};
+use alloc::boxed::Box;
+use alloc::collections::{BTreeSet, VecDeque};
+use alloc::vec::Vec;
+use connection::{Connection, Transport};
+use domain::{Delta, Domains, Ledger};
+use turn::{Attempt, Turns};
+
+/// A domain's number (`domid_t`).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct DomId(pub u16);
+
+/// A connection. Indices are small and are used again once a connection is gone.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct ConnId(pub u32);
+
+/// Why a connection is no longer served.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ended {
+    /// It left more replies and events unread than the limit allows, or left one too long.
+    Unread,
+    /// Its ring indices are not possible (`XENSTORE_ERROR_RINGIDX`).
+    RingIndex,
+    /// It announced a payload over the limit (`XENSTORE_ERROR_PROTO`).
+    Protocol,
+    /// Its event channel or its page cannot be used (`XENSTORE_ERROR_COMM`).
+    Communication,
+}
+
+/// What the store asks of the machine around it while it answers a request. Nothing here blocks.
+pub trait Host {
+    /// Whether the hypervisor knows a domain of this number at the moment.
+    fn domain_exists(&mut self, domid: DomId) -> bool;
+
+    /// INTRODUCE of a domain that has no connection yet: map its ring page (reserved grant 1, or
+    /// `gfn`), bind `port`, write `features` into the page; its requests arrive as `conn` from now on.
+    ///
+    /// # Errors
+    /// What the caller of INTRODUCE is told; nothing is left mapped or bound then.
+    fn attach(&mut self, at: Attach) -> Result<(), Error>;
+
+    /// INTRODUCE of a domain that has a connection: bind the new port, reset the ring's indices,
+    /// forget half-read requests.
+    ///
+    /// # Errors
+    /// What the caller of INTRODUCE is told.
+    fn reattach(&mut self, at: Attach) -> Result<(), Error>;
+
+    /// The domain's connection is gone (RELEASE, or its death): unbind and unmap.
+    fn detach(&mut self, domid: DomId, conn: ConnId);
+
+    /// A CONTROL command that is not about the store itself (`log`, `logfile`, `memreport`, `print`,
+    /// `live-update`, …). `None` where the machine does not know it either.
+    fn control(&mut self, command: &[u8], args: &[&[u8]]) -> Option<Result<Vec<u8>, Error>>;
+}
+
+/// What INTRODUCE said, as [`Host::attach`] needs it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Attach {
+    /// The domain.
+    pub domid: DomId,
+    /// Guest frame number of its ring page.
+    pub gfn: u64,
+    /// Its unbound event channel port.
+    pub port: u32,
+    /// Feature bits for the ring page, [`crate::wire::feature`].
+    pub features: u32,
+    /// The name of its connection.
+    pub conn: ConnId,
+}
+
+/// How a server is set up.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The domain that the store itself runs in and that socket clients speak for.
+    pub store_domain: DomId,
+    /// The privileged domain; usually the same.
+    pub priv_domain: DomId,
+    /// Microseconds a guest may leave an event unread; 0 for ever.
+    pub watch_event_timeout_us: u64,
+    /// Nodes of a dead domain stay and become the privileged domain's (`--keep-orphans`).
+    pub orphans: Orphans,
+}
+
+/// What happens to nodes of a domain that died.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Orphans {
+    /// They are removed.
+    Remove,
+    /// They are given to the privileged domain (a security risk, as the option says).
+    Keep,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            store_domain: DomId(0),
+            priv_domain: DomId(0),
+            watch_event_timeout_us: crate::limits::WATCH_EVENT_TIMEOUT_US,
+            orphans: Orphans::Remove,
+        }
+    }
+}
+
+/// Something to be logged or done by the daemon.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum Notice {
+    /// A line for the log at warning level: what happened, to whom, what to do.
+    Warn(alloc::string::String),
+    /// A line for the log at info level.
+    Info(alloc::string::String),
+    /// The connection is no longer served. A socket is to be closed; a ring is to show the error
+    /// word and to be left alone until it is reconnected, introduced again or detached.
+    Ended {
+        /// Which connection.
+        conn: ConnId,
+        /// Why.
+        why: Ended,
+    },
+}
+
+/// Totals since the start.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Counters {
+    /// Requests answered or queued.
+    pub requests: u64,
+    /// Watch events queued.
+    pub events: u64,
+    /// Watch events that were not queued as the same one waited already.
+    pub events_merged: u64,
+    /// Transactions committed.
+    pub commits: u64,
+    /// Transactions refused with EAGAIN.
+    pub conflicts: u64,
+    /// Requests that had to wait for a turn.
+    pub delayed: u64,
+    /// How long they waited, in microseconds.
+    pub waited_us: u64,
+}
+
+/// The store.
+pub struct Server {
+    config: Config,
+    domains: Domains,
+    tree: Tree,
+    watches: Watches,
+    conns: Vec<Option<Box<Connection>>>,
+    free: Vec<ConnId>,
+    ready: VecDeque<ConnId>,
+    /// Guests with unread output, by the time since when.
+    unread: BTreeSet<(u64, ConnId)>,
+    turns: Turns,
+    counters: Counters,
+    /// What the request at hand has cost so far.
+    cost: u32,
+    // Kept between requests, so that they need not be allocated for each.
+    path_scratch: Vec<u8>,
+    node_scratch: Vec<u8>,
+    deltas: Vec<Delta>,
+    matching: Vec<WatchId>,
+}
+
+impl Server {
+    /// A store that holds what a fresh store holds: `/`, `/tool`, `/tool/xenstored` and the special nodes.
+    #[must_use]
+    pub fn new(config: Config) -> Self {
+        let mut domains = Domains::new(config.store_domain, config.priv_domain);
+        let (mut node_scratch, mut deltas) = (Vec::new(), Vec::new());
+        let owner = config.priv_domain;
+        let incarnation = domains.incarnation(owner);
+        let mut ledger = Ledger {
+            domains: &mut domains,
+            deltas: &mut deltas,
+            scratch: &mut node_scratch,
+            touched: 0,
+        };
+        let tree = Tree::new(owner, incarnation, &mut ledger);
+        domains.book(&deltas);
+        deltas.clear();
+        Self {
+            config,
+            domains,
+            tree,
+            watches: Watches::default(),
+            conns: Vec::new(),
+            free: Vec::new(),
+            ready: VecDeque::new(),
+            unread: BTreeSet::new(),
+            turns: Turns::default(),
+            counters: Counters::default(),
+            cost: 0,
+            path_scratch: Vec::new(),
+            node_scratch,
+            deltas,
+            matching: Vec::new(),
+        }
+    }
+
+    /// Sets a quota for everybody.
+    ///
+    /// # Errors
+    /// EINVAL for an unknown name, or a soft quota where there is none.
+    pub fn set_quota(&mut self, name: &str, kind: Kind, value: u32) -> Result<(), Error> {
+        let quota = Quota::from_name(name).ok_or(Error::Inval)?;
+        self.domains.limits.set(quota, kind, value)
+    }
+
+    /// The store's content at this moment, for looking at.
+    #[must_use]
+    pub fn tree(&self) -> &Tree {
+        &self.tree
+    }
+
+    /// Totals since the start.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        Counters { delayed: self.turns.delayed_total, ..self.counters }
+    }
+
+    fn conn(&self, conn: ConnId) -> Option<&Connection> {
+        self.conns.get(conn.0 as usize)?.as_deref()
+    }
+
+    fn conn_mut(&mut self, conn: ConnId) -> Option<&mut Connection> {
+        self.conns.get_mut(conn.0 as usize)?.as_deref_mut()
+    }
+
+    fn add_connection(&mut self, domid: DomId, transport: Transport) -> ConnId {
+        let id = self.free.pop().unwrap_or_else(|| {
+            self.conns.push(None);
+            ConnId(u32::try_from(self.conns.len()).unwrap_or(u32::MAX).saturating_sub(1))
+        });
+        if let Some(slot) = self.conns.get_mut(id.0 as usize) {
+            *slot = Some(Box::new(Connection::new(domid, transport)));
+        }
+        id
+    }
+
+    fn drop_connection(&mut self, conn: ConnId) {
+        if self.conns.get_mut(conn.0 as usize).and_then(Option::take).is_some() {
+            self.free.push(conn);
+        }
+    }
+
+    /// A socket client, which speaks for the domain of the store and is privileged.
+    pub fn connect_socket(&mut self) -> ConnId {
+        self.add_connection(self.config.store_domain, Transport::Socket)
+    }
+
+    fn mark_ready(&mut self, conn: ConnId) {
+        let Some(connection) = self.conn_mut(conn) else { return };
+        if !core::mem::replace(&mut connection.ready, true) {
+            self.ready.push_back(conn);
+        }
+    }
+
+    /// Whether the next request of this connection may be handed in now. False while it leaves too
+    /// much unread or too many of its requests wait.
+    #[must_use]
+    pub fn wants_input(&self, conn: ConnId) -> bool {
+        let Some(connection) = self.conn(conn) else { return false };
+        if connection.ended.is_some()
+            || connection.unread() >= UNREAD_SOFT_BYTES
+            || !Self::may_delay_more(connection.delayed)
+        {
+            return false;
+        }
+        if connection.transport == Transport::Socket || self.domains.is_privileged(connection.domid)
+        {
+            return true;
+        }
+        let limit = self.domains.limit(connection.domid, Quota::Outstanding, Kind::Hard) as usize;
+        let outstanding = connection.unread_replies().saturating_add(connection.delayed);
+        limit == 0 || outstanding < limit
+    }
+
+    /// Takes one complete request; returns what it cost, in the unit of one simple request.
+    pub fn request(
+        &mut self,
+        conn: ConnId,
+        header: &Header,
+        payload: &[u8],
+        now: u64,
+        host: &mut dyn Host,
+    ) -> u32 {
+        self.domains.now = now;
+        self.cost = 1;
+        self.counters.requests = self.counters.requests.wrapping_add(1);
+        let Some(connection) = self.conn(conn).filter(|conn| conn.ended.is_none()) else {
+            return 1;
+        };
+        if connection.delayed > 0 && self.must_follow(conn, header, payload) {
+            self.delay(conn, header, payload, false);
+        } else if let Attempt::Wait { wants_turn } = self.attempt(conn, header, payload, host) {
+            self.delay(conn, header, payload, wants_turn);
+        }
+        self.run_waiting(host);
+        self.cost
+    }
+
+    /// The bytes waiting to be sent to this connection.
+    pub fn output(&mut self, conn: ConnId) -> &[u8] {
+        let Self { conns, watches, .. } = self;
+        let connection = conns.get_mut(conn.0 as usize).and_then(Option::as_deref_mut);
+        connection.map_or(&[], |connection| connection.output(watches))
+    }
+
+    /// The first `count` bytes of [`Server::output`] have been sent.
+    pub fn consume_output(&mut self, conn: ConnId, count: usize, now: u64) {
+        self.domains.now = now;
+        let Some(connection) = self.conn_mut(conn) else { return };
+        connection.consume(count);
+        match (connection.unread(), connection.unread_since) {
+            (0, None) => {}
+            (0, Some(_)) => self.note_unread(conn, None),
+            (_, since) if count > 0 || since.is_none() => self.note_unread(conn, Some(now)),
+            _ => {}
+        }
+    }
+
+    /// The next connection that has got output since it was last named here, or that may be asked
+    /// for requests again.
+    pub fn poll_ready(&mut self) -> Option<ConnId> {
+        loop {
+            let conn = self.ready.pop_front()?;
+            if let Some(connection) = self.conn_mut(conn)
+                && core::mem::take(&mut connection.ready)
+            {
+                return Some(conn);
+            }
+        }
+    }
+
+    /// The next notice.
+    pub fn poll_notice(&mut self) -> Option<Notice> {
+        let notice = self.domains.notices.pop_front();
+        if notice.is_none() && self.domains.notices_lost > 0 {
+            let lost = core::mem::take(&mut self.domains.notices_lost);
+            return Some(Notice::Warn(alloc::format!("{lost} further messages were not logged")));
+        }
+        notice
+    }
+
+    /// When [`Server::tick`] must be called at the latest.
+    #[must_use]
+    pub fn deadline(&self) -> Option<u64> {
+        self.turns.deadline().into_iter().chain(self.unread_deadline()).min()
+    }
+
+    /// Does what time has made due.
+    pub fn tick(&mut self, now: u64, host: &mut dyn Host) {
+        self.domains.now = now;
+        self.expire_turns();
+        self.expire_unread();
+        self.run_waiting(host);
+    }
+
+    /// Runs `body` with the accounts; what it owns is not booked.
+    fn with_ledger<R>(&mut self, body: impl FnOnce(&mut Tree, &mut Ledger<'_>) -> R) -> R {
+        let Self { domains, deltas, node_scratch, tree, cost, .. } = self;
+        let mut ledger = Ledger { domains, deltas, scratch: node_scratch, touched: 0 };
+        let result = body(tree, &mut ledger);
+        *cost = cost.saturating_add(ledger.touched);
+        result
+    }
+
+    /// Checks a path as given by a caller.
+    fn path<'p>(
+        &mut self,
+        caller: &Caller,
+        given: &'p [u8],
+        special: Special,
+        scratch: &'p mut Vec<u8>,
+    ) -> Result<Path<'p>, Error> {
+        let path = resolve(given, caller.domid.0, special, scratch)?;
+        if !caller.privileged {
+            let len = path.counted_len() as i64;
+            self.domains.check(caller.domid, Quota::PathMax, len).map_err(|_| Error::Inval)?;
+            self.domains.saw(caller.domid, Quota::PathMax, len);
+        }
+        Ok(path)
+    }
+}

@@ -1,0 +1,162 @@
+//! What a connection has of its own: watches and transactions.
+
+use super::Server;
+use super::request::{Outcome, Request, Stop, parse};
+use crate::path::{Path, Special, is_relative, push_decimal};
+use crate::quota::Quota;
+use crate::transaction::Transaction;
+use crate::watch;
+use crate::wire::{Error, Strings, feature};
+use alloc::boxed::Box;
+use alloc::rc::Rc;
+use alloc::vec::Vec;
+
+impl Server {
+    pub(super) fn watch(&mut self, request: Request<'_>, scratch: &mut Vec<u8>) -> Outcome {
+        let caller = request.caller;
+        let mut strings = Strings::new(request.payload);
+        let (given, token) = strings.next().zip(strings.next()).ok_or(Error::Inval)?;
+        let may_depth = self
+            .domains
+            .get(caller.domid)
+            .is_none_or(|domain| domain.features & feature::WATCH_DEPTH != 0);
+        let depth = match (strings.next(), strings.next()) {
+            (None, _) => None,
+            (Some(depth), None) if may_depth => Some(parse(depth)?),
+            _ => return Err(Error::Inval.into()),
+        };
+        let path = self.path(&caller, given, Special::Allowed, scratch)?;
+        let hidden =
+            if is_relative(given) { path.as_bytes().len().saturating_sub(given.len()) } else { 0 };
+        let mut key = Vec::new();
+        watch::key(path, token, &mut key);
+        let Some(connection) = self.conn(request.conn) else { return Ok(()) };
+        if connection.watches.contains_key(key.as_slice()) {
+            return Err(Error::Exist.into());
+        }
+        let weight = (key.len() as i64).saturating_sub(1);
+        if !caller.privileged {
+            self.domains.check_more(caller.domid, Quota::Watches, 1)?;
+            self.domains.check_more(caller.domid, Quota::Memory, weight)?;
+        }
+        let key: Rc<[u8]> = Rc::from(key);
+        let id = self.watches.add(request.conn, path, key.clone(), hidden, depth);
+        if let Some(connection) = self.conn_mut(request.conn) {
+            connection.watches.insert(key, id);
+        }
+        self.domains.charge(caller.domid, Quota::Watches, 1);
+        self.domains.charge(caller.domid, Quota::Memory, weight);
+        self.ok(request)?;
+        self.push_event(id, &Rc::from(path.as_bytes()));
+        Ok(())
+    }
+
+    pub(super) fn unwatch(&mut self, request: Request<'_>, scratch: &mut Vec<u8>) -> Outcome {
+        let [given, token] = request.strings()?;
+        let path = self.path(&request.caller, given, Special::Allowed, scratch)?;
+        let mut key = Vec::new();
+        watch::key(path, token, &mut key);
+        let removed =
+            self.conn_mut(request.conn).and_then(|conn| conn.watches.remove(key.as_slice()));
+        self.forget_watch(request.conn, removed.ok_or(Error::NoEnt)?, request.caller.domid);
+        self.ok(request)
+    }
+
+    pub(super) fn reset_watches(&mut self, request: Request<'_>) -> Outcome {
+        self.drop_watches(request.conn);
+        self.drop_transactions(request.conn);
+        self.ok(request)
+    }
+
+    pub(super) fn transaction_start(&mut self, request: Request<'_>) -> Outcome {
+        let caller = request.caller;
+        if request.header.tx_id != 0 {
+            return Err(Error::Busy.into());
+        }
+        if !caller.privileged {
+            self.domains.check_more(caller.domid, Quota::Transactions, 1)?;
+        }
+        let now = self.domains.now;
+        let tree = self.tree.clone();
+        let Some(connection) = self.conn_mut(request.conn) else { return Ok(()) };
+        let transaction = Transaction::new(&tree, now < connection.claims_until);
+        let mut id = connection.next_transaction;
+        while id == 0 || connection.transactions.contains_key(&id) {
+            id = id.wrapping_add(1);
+        }
+        connection.next_transaction = id.wrapping_add(1);
+        connection.transactions.insert(id, Box::new(transaction));
+        self.domains.charge(caller.domid, Quota::Transactions, 1);
+        let mut body = Vec::new();
+        push_decimal(u64::from(id), &mut body);
+        self.answer(request, &[&body, b"\0"])
+    }
+
+    pub(super) fn transaction_end(&mut self, request: Request<'_>) -> Outcome {
+        let commit = match request.only_string()? {
+            b"T" => true,
+            b"F" => false,
+            _ => return Err(Error::Inval.into()),
+        };
+        let id = request.header.tx_id;
+        let taken = self.conn_mut(request.conn).and_then(|conn| conn.transactions.remove(&id));
+        let mut transaction = taken.ok_or(Error::NoEnt)?;
+        let outcome = if commit { self.commit(request, &mut transaction) } else { Ok(()) };
+        if matches!(outcome, Err(Stop::Wait { .. })) {
+            if let Some(connection) = self.conn_mut(request.conn) {
+                connection.transactions.insert(id, transaction);
+            }
+            return outcome;
+        }
+        self.domains.charge(request.caller.domid, Quota::Transactions, -1);
+        self.domains.charge(
+            request.caller.domid,
+            Quota::Memory,
+            transaction.weight.saturating_neg(),
+        );
+        self.end_turn(request.conn, id);
+        outcome?;
+        self.ok(request)
+    }
+
+    /// Makes what a transaction did the store's state, if it stands.
+    pub(super) fn commit(
+        &mut self,
+        request: Request<'_>,
+        transaction: &mut Transaction,
+    ) -> Outcome {
+        if !transaction.wrote {
+            return Ok(());
+        }
+        let (caller, own) = (request.caller, (request.conn, request.header.tx_id));
+        let rerun;
+        let work = if transaction.is_current(&self.tree) && !transaction.doomed {
+            &transaction.work
+        } else {
+            match self.rerun(transaction, self.tree.clone(), &caller) {
+                Ok(work) => rerun = work,
+                Err(conflict) => {
+                    self.counters.conflicts = self.counters.conflicts.wrapping_add(1);
+                    self.refused(request.conn, &conflict);
+                    return Err(conflict.error.into());
+                }
+            }
+            &rerun
+        };
+        let breaks = |(path, _): &(Rc<[u8]>, _)| {
+            self.may_break_turn(caller.privileged, own, Path::checked(path))
+        };
+        if work.changed.iter().any(breaks)
+            && !self.turns_survive(caller.privileged, own, &work.tree)
+        {
+            return Err(Stop::Wait { wants_turn: false });
+        }
+        self.tree = work.tree.clone();
+        self.domains.book(&work.deltas);
+        self.counters.commits = self.counters.commits.wrapping_add(1);
+        for (path, done) in &work.changed {
+            self.fire(Path::checked(path), done);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,346 @@
+//! Turns: how a transaction that was refused is sure to commit.
+//!
+//! A path on which a transaction was refused is *contested* for a while. A transaction takes the *turn*
+//! at its first read if the last one of its connection was refused, and at the first read of a contested
+//! path otherwise. It is brought up to date then, and while it has the turn, whatever would change what
+//! it has seen waits. So it commits if it ends within [`HOLD_MAX_US`] of getting the turn. One transaction
+//! of domain 0 and one of the guests have a turn at a time; a guest's never delays domain 0.
+
+use super::{ConnId, Server};
+use crate::limits::{CONTESTED_MAX, CONTESTED_US, DELAYED_MAX, HOLD_MAX_US};
+use crate::path::Path;
+use crate::perms::Caller;
+use crate::server::Host;
+use crate::transaction::{Conflict, Rerun, Transaction};
+use crate::tree::Tree;
+use crate::wire::{Header, MsgType, Strings};
+use alloc::boxed::Box;
+use alloc::collections::{BTreeMap, VecDeque};
+use alloc::rc::Rc;
+use alloc::vec::Vec;
+
+/// A transaction that has the turn.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Turn {
+    pub(crate) conn: ConnId,
+    pub(crate) transaction: u32,
+    since: u64,
+}
+
+/// A request that waits.
+struct Waiting {
+    conn: ConnId,
+    header: Header,
+    payload: Box<[u8]>,
+    since: u64,
+    /// It waits for a turn of its own; else for the end of somebody's turn.
+    wants_turn: bool,
+}
+
+/// Whose transactions.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Class {
+    Privileged,
+    Guest,
+}
+
+#[derive(Default)]
+pub(crate) struct Turns {
+    privileged: Option<Turn>,
+    guest: Option<Turn>,
+    contested: BTreeMap<Rc<[u8]>, u64>,
+    queue: VecDeque<Waiting>,
+    /// A turn has ended, and the queue has not been run since.
+    ended: bool,
+    /// Requests that have waited, for the counters.
+    pub(crate) delayed_total: u64,
+}
+
+impl Turns {
+    fn slot(&mut self, class: Class) -> &mut Option<Turn> {
+        match class {
+            Class::Privileged => &mut self.privileged,
+            Class::Guest => &mut self.guest,
+        }
+    }
+
+    pub(crate) fn holds(&self, conn: ConnId, transaction: u32) -> bool {
+        let is = |turn: &Turn| turn.conn == conn && turn.transaction == transaction;
+        self.privileged.as_ref().is_some_and(is) || self.guest.as_ref().is_some_and(is)
+    }
+
+    /// The turns that a change by this caller must respect.
+    fn respected(&self, privileged: bool) -> impl Iterator<Item = Turn> {
+        self.privileged.into_iter().chain(self.guest.filter(|_| !privileged))
+    }
+
+    fn contest(&mut self, path: Rc<[u8]>, now: u64) {
+        if self.contested.len() >= CONTESTED_MAX {
+            self.contested.retain(|_, until| *until > now);
+        }
+        let oldest =
+            self.contested.iter().min_by_key(|(_, until)| **until).map(|(path, _)| path.clone());
+        if self.contested.len() >= CONTESTED_MAX
+            && let Some(oldest) = oldest
+        {
+            self.contested.remove(&oldest);
+        }
+        self.contested.insert(path, now.saturating_add(CONTESTED_US));
+    }
+
+    fn is_contested(&self, path: Path<'_>, now: u64) -> bool {
+        !self.contested.is_empty()
+            && self.contested.get(path.as_bytes()).is_some_and(|until| *until > now)
+    }
+
+    pub(crate) fn deadline(&self) -> Option<u64> {
+        let ends = |turn: Turn| turn.since.saturating_add(HOLD_MAX_US);
+        self.privileged.map(ends).into_iter().chain(self.guest.map(ends)).min()
+    }
+}
+
+/// The path that a request names first, if its kind names one.
+fn first_path<'a>(header: &Header, payload: &'a [u8]) -> Option<&'a [u8]> {
+    match MsgType::from_code(header.kind)? {
+        MsgType::Read
+        | MsgType::Write
+        | MsgType::Mkdir
+        | MsgType::Rm
+        | MsgType::Directory
+        | MsgType::DirectoryPart
+        | MsgType::GetPerms
+        | MsgType::SetPerms => Strings::new(payload).next(),
+        _ => None,
+    }
+}
+
+/// Whether the second of two requests of one connection must stay behind the first.
+fn depends(first: &Waiting, header: &Header, payload: &[u8]) -> bool {
+    if first.header.tx_id != header.tx_id {
+        return false;
+    }
+    if header.tx_id != 0 {
+        return true;
+    }
+    match (first_path(&first.header, &first.payload), first_path(header, payload)) {
+        (Some(one), Some(two)) => Path::checked(one).related(Path::checked(two)),
+        _ => false,
+    }
+}
+
+/// Whether a request could be run, or must wait.
+pub(crate) enum Attempt {
+    Done,
+    Wait { wants_turn: bool },
+}
+
+impl Server {
+    /// Puts a request in the queue.
+    pub(super) fn delay(
+        &mut self,
+        conn: ConnId,
+        header: &Header,
+        payload: &[u8],
+        wants_turn: bool,
+    ) {
+        let since = self.domains.now;
+        self.turns.delayed_total = self.turns.delayed_total.saturating_add(1);
+        self.turns.queue.push_back(Waiting {
+            conn,
+            header: *header,
+            payload: Box::from(payload),
+            since,
+            wants_turn,
+        });
+        if let Some(conn) = self.conn_mut(conn) {
+            conn.delayed = conn.delayed.saturating_add(1);
+        }
+    }
+
+    /// Whether a new request must stay behind one of its connection that waits. The holder of a turn
+    /// never waits: it is what the others wait for.
+    pub(super) fn must_follow(&self, conn: ConnId, header: &Header, payload: &[u8]) -> bool {
+        let behind = |waiting: &Waiting| waiting.conn == conn && depends(waiting, header, payload);
+        !self.turns.holds(conn, header.tx_id) && self.turns.queue.iter().any(behind)
+    }
+
+    /// Whether more requests of the connection may come.
+    pub(super) fn may_delay_more(delayed: usize) -> bool {
+        delayed < DELAYED_MAX
+    }
+
+    /// A transaction is about to read `path`: gives it the turn where it should have it.
+    pub(super) fn want_turn(
+        &mut self,
+        conn: ConnId,
+        id: u32,
+        transaction: &mut Transaction,
+        caller: &Caller,
+        path: Path<'_>,
+    ) -> Attempt {
+        let now = self.domains.now;
+        let holds = self.turns.holds(conn, id);
+        if transaction.doomed
+            || !(holds || transaction.claims || self.turns.is_contested(path, now))
+        {
+            return Attempt::Done;
+        }
+        let class = if caller.privileged { Class::Privileged } else { Class::Guest };
+        if !holds && self.turns.slot(class).is_some() {
+            return Attempt::Wait { wants_turn: true };
+        }
+        if !transaction.is_current(&self.tree) {
+            match self.rerun(transaction, self.tree.clone(), caller) {
+                Ok(rerun) => transaction.rebase(self.tree.clone(), rerun),
+                Err(conflict) => {
+                    // Too late for this one; the next of this connection takes its turn at once.
+                    transaction.doomed = true;
+                    self.refused(conn, &conflict);
+                    self.end_turn(conn, id);
+                    return Attempt::Done;
+                }
+            }
+        }
+        if !holds {
+            *self.turns.slot(class) = Some(Turn { conn, transaction: id, since: now });
+        }
+        Attempt::Done
+    }
+
+    /// Runs the log of a transaction on a tree.
+    pub(super) fn rerun(
+        &mut self,
+        transaction: &Transaction,
+        tree: Tree,
+        caller: &Caller,
+    ) -> Result<Rerun, Conflict> {
+        self.with_ledger(|_, ledger| transaction.rerun(tree, caller, ledger))
+    }
+
+    /// Remembers a refusal: its path is contested, and the connection's next transactions take turns.
+    pub(super) fn refused(&mut self, conn: ConnId, conflict: &Conflict) {
+        let now = self.domains.now;
+        self.turns.contest(conflict.path.clone(), now);
+        if let Some(conn) = self.conn_mut(conn) {
+            conn.claims_until = now.saturating_add(CONTESTED_US);
+        }
+    }
+
+    /// Whether a change of `path` could touch what a holder of a turn has seen.
+    pub(super) fn may_break_turn(
+        &self,
+        privileged: bool,
+        own: (ConnId, u32),
+        path: Path<'_>,
+    ) -> bool {
+        self.turns.respected(privileged).filter(|turn| (turn.conn, turn.transaction) != own).any(
+            |turn| {
+                let transaction =
+                    self.conn(turn.conn).and_then(|conn| conn.transactions.get(&turn.transaction));
+                transaction.is_some_and(|transaction| transaction.is_related(path))
+            },
+        )
+    }
+
+    /// Whether every holder of a turn would still commit if the store became `tree`.
+    pub(super) fn turns_survive(
+        &mut self,
+        privileged: bool,
+        own: (ConnId, u32),
+        tree: &Tree,
+    ) -> bool {
+        let turns: Vec<Turn> = self.turns.respected(privileged).collect();
+        turns.into_iter().filter(|turn| (turn.conn, turn.transaction) != own).all(|turn| {
+            let Some(conn) = self.conn_mut(turn.conn) else { return true };
+            let domid = conn.domid;
+            let Some(transaction) = conn.transactions.remove(&turn.transaction) else {
+                return true;
+            };
+            let caller = self.domains.caller(domid);
+            let survives = self.rerun(&transaction, tree.clone(), &caller).is_ok();
+            if let Some(conn) = self.conn_mut(turn.conn) {
+                conn.transactions.insert(turn.transaction, transaction);
+            }
+            survives
+        })
+    }
+
+    /// The turn of this transaction, if it has one, is over.
+    pub(super) fn end_turn(&mut self, conn: ConnId, transaction: u32) {
+        let is = |turn: &Option<Turn>| {
+            turn.is_some_and(|turn| (turn.conn, turn.transaction) == (conn, transaction))
+        };
+        let turns = &mut self.turns;
+        for slot in [&mut turns.privileged, &mut turns.guest] {
+            if is(slot) {
+                *slot = None;
+                turns.ended = true;
+            }
+        }
+    }
+
+    /// Ends the turns that have lasted too long.
+    pub(super) fn expire_turns(&mut self) {
+        let now = self.domains.now;
+        let turns = &mut self.turns;
+        for slot in [&mut turns.privileged, &mut turns.guest] {
+            if slot.is_some_and(|turn| now >= turn.since.saturating_add(HOLD_MAX_US)) {
+                *slot = None;
+                turns.ended = true;
+            }
+        }
+    }
+
+    /// Forgets what a connection that is gone was waiting for.
+    pub(super) fn forget_waiting(&mut self, conn: ConnId) {
+        self.turns.queue.retain(|waiting| waiting.conn != conn);
+        if let Some(conn) = self.conn_mut(conn) {
+            conn.delayed = 0;
+        }
+    }
+
+    /// Where a turn is over, runs what waits. First what waited for its end, then what wants a turn
+    /// itself, both in the order in which they came, and never one before another that it depends on.
+    pub(super) fn run_waiting(&mut self, host: &mut dyn Host) {
+        while core::mem::take(&mut self.turns.ended) {
+            self.run_queue(host);
+        }
+    }
+
+    fn run_queue(&mut self, host: &mut dyn Host) {
+        for turns_too in [false, true] {
+            let mut queue = core::mem::take(&mut self.turns.queue);
+            let mut kept: VecDeque<Waiting> = VecDeque::new();
+            while let Some(waiting) = queue.pop_front() {
+                let follows = |first: &Waiting| {
+                    first.conn == waiting.conn && depends(first, &waiting.header, &waiting.payload)
+                };
+                if (waiting.wants_turn && !turns_too) || kept.iter().any(follows) {
+                    kept.push_back(waiting);
+                } else {
+                    self.retry(waiting, &mut kept, host);
+                }
+            }
+            // What was delayed meanwhile came later than all that is kept.
+            kept.append(&mut self.turns.queue);
+            self.turns.queue = kept;
+        }
+    }
+
+    fn retry(&mut self, mut waiting: Waiting, kept: &mut VecDeque<Waiting>, host: &mut dyn Host) {
+        match self.attempt(waiting.conn, &waiting.header, &waiting.payload, host) {
+            Attempt::Wait { wants_turn } => {
+                waiting.wants_turn = wants_turn;
+                kept.push_back(waiting);
+            }
+            Attempt::Done => {
+                let waited = self.domains.now.saturating_sub(waiting.since);
+                self.counters.waited_us = self.counters.waited_us.saturating_add(waited);
+                if let Some(conn) = self.conn_mut(waiting.conn) {
+                    conn.delayed = conn.delayed.saturating_sub(1);
+                }
+                self.mark_ready(waiting.conn);
+            }
+        }
+    }
+}

@@ -1,0 +1,280 @@
+//! Transactions: a snapshot to work on, and a log of what was asked and seen.
+//!
+//! A transaction works on a snapshot. To commit, its log is run again on the store as it is then. If
+//! every request gets the answer that it got before, the transaction stands, as if all of it had
+//! happened at that moment; so it is refused only where something that it saw has truly changed. A
+//! write sees nothing but whether it is allowed; so blind writes commit, and so do two transactions that
+//! make different children of one directory. Where nothing has changed since the start, the work is
+//! taken over as it is.
+
+use crate::path::Path;
+use crate::perms::{Access, Caller, Perms};
+use crate::server::domain::{Delta, Ledger};
+use crate::tree::{Done, Node, Put, Tree};
+use crate::wire::Error;
+use alloc::collections::BTreeMap;
+use alloc::rc::Rc;
+use alloc::vec::Vec;
+use core::ops::Bound;
+
+/// What a request looks at.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum What {
+    Value,
+    Perms,
+    Children,
+    Subtree,
+}
+
+impl What {
+    fn bit(self) -> u8 {
+        match self {
+            Self::Value => 1,
+            Self::Perms => 2,
+            Self::Children => 4,
+            Self::Subtree => 8,
+        }
+    }
+
+    /// Whether one who looked would see the same.
+    fn same(self, one: &Node, two: &Node) -> bool {
+        match self {
+            Self::Value => one.same_value(two),
+            Self::Perms => one.same_perms(two),
+            Self::Children => one.same_children(two),
+            Self::Subtree => one.same_subtree(two),
+        }
+    }
+}
+
+/// A change that a request asks for.
+#[derive(Clone)]
+pub(crate) enum Change<'a> {
+    Put(Put<'a>),
+    Remove,
+    SetPerms(Rc<Perms>),
+}
+
+/// Does a change, in or outside a transaction.
+pub(crate) fn apply(
+    tree: &mut Tree,
+    caller: &Caller,
+    path: Path<'_>,
+    change: &Change<'_>,
+    ledger: &mut Ledger<'_>,
+) -> Result<Done, Error> {
+    match change {
+        Change::Put(what) => tree.put(caller, path, *what, ledger),
+        Change::Remove => tree.remove(caller, path, ledger),
+        Change::SetPerms(perms) => tree.set_perms(caller, path, perms, ledger),
+    }
+}
+
+enum Asked {
+    Read { what: What, seen: Result<Node, Error> },
+    Write { value: Rc<[u8]>, answer: Result<(), Error> },
+    Mkdir { answer: Result<(), Error> },
+    Remove { answer: Result<(), Error> },
+    SetPerms { perms: Rc<Perms>, answer: Result<(), Error> },
+}
+
+struct Entry {
+    path: Rc<[u8]>,
+    asked: Asked,
+}
+
+/// What a transaction did to one path.
+pub(crate) type Changed = (Rc<[u8]>, Done);
+
+/// Why a log did not run again as it had run before.
+pub(crate) struct Conflict {
+    /// EAGAIN, or ENOSPC where a quota stood in the way this time.
+    pub(crate) error: Error,
+    /// On which path.
+    pub(crate) path: Rc<[u8]>,
+}
+
+/// What a log made of the store it ran on.
+pub(crate) struct Rerun {
+    pub(crate) tree: Tree,
+    pub(crate) deltas: Vec<Delta>,
+    pub(crate) changed: Vec<Changed>,
+}
+
+/// Bytes that an entry of the log counts for the quota `memory`, beside path and value.
+const ENTRY_WEIGHT: i64 = 96;
+
+pub(crate) struct Transaction {
+    base: Tree,
+    pub(crate) work: Rerun,
+    log: Vec<Entry>,
+    accessed: BTreeMap<Rc<[u8]>, u8>,
+    /// It takes the turn from its first read on.
+    pub(crate) claims: bool,
+    /// It can only be refused, as something that it saw has changed.
+    pub(crate) doomed: bool,
+    /// What it counts for the quota `memory`.
+    pub(crate) weight: i64,
+    /// Something was changed, or tried to.
+    pub(crate) wrote: bool,
+}
+
+impl Transaction {
+    pub(crate) fn new(tree: &Tree, claims: bool) -> Self {
+        Self {
+            base: tree.clone(),
+            work: Rerun { tree: tree.clone(), deltas: Vec::new(), changed: Vec::new() },
+            log: Vec::new(),
+            accessed: BTreeMap::new(),
+            claims,
+            doomed: false,
+            weight: 0,
+            wrote: false,
+        }
+    }
+
+    /// How many nodes it has accessed, for the quota `transaction-nodes`; and whether `path` is among them.
+    pub(crate) fn accessed(&self, path: Path<'_>) -> (usize, bool) {
+        (self.accessed.len(), self.accessed.contains_key(path.as_bytes()))
+    }
+
+    /// Whether it has accessed `path`, or something above or below it.
+    pub(crate) fn is_related(&self, path: Path<'_>) -> bool {
+        let from = (Bound::Included(path.as_bytes()), Bound::Unbounded);
+        let from = self.accessed.range::<[u8], _>(from).map(|(known, _)| known);
+        let below = from.take_while(|known| path.is_root() || known.starts_with(path.as_bytes()));
+        let mut above =
+            core::iter::successors(Some(path), |path| path.split_last().map(|(parent, _)| parent));
+        above.any(|path| self.accessed.contains_key(path.as_bytes()))
+            || below.into_iter().any(|known| path.related(Path::checked(known)))
+    }
+
+    /// Whether the snapshot is still the store's state.
+    pub(crate) fn is_current(&self, tree: &Tree) -> bool {
+        self.base.same(tree)
+    }
+
+    fn record(&mut self, path: Path<'_>, bit: u8, asked: Asked, weight: i64) {
+        let path = match self.accessed.get_key_value(path.as_bytes()) {
+            Some((known, _)) => known.clone(),
+            None => Rc::from(path.as_bytes()),
+        };
+        let kinds = self.accessed.entry(path.clone()).or_default();
+        *kinds |= bit;
+        let weight = ENTRY_WEIGHT.saturating_add(path.len() as i64).saturating_add(weight);
+        self.weight = self.weight.saturating_add(weight);
+        self.log.push(Entry { path, asked });
+    }
+
+    /// Looks at a node, in the transaction's own state.
+    pub(crate) fn see(
+        &mut self,
+        caller: &Caller,
+        path: Path<'_>,
+        what: What,
+    ) -> Result<Node, Error> {
+        let seen = self.work.tree.find(caller, path, Access::READ).cloned();
+        // Seeing the same again tells nothing new: it follows from the first time and the own writes.
+        let known = self.accessed.get(path.as_bytes()).is_some_and(|kinds| kinds & what.bit() != 0);
+        if !known {
+            self.record(path, what.bit(), Asked::Read { what, seen: seen.clone() }, 0);
+        }
+        seen
+    }
+
+    /// Changes something, in the transaction's own state.
+    pub(crate) fn change(
+        &mut self,
+        caller: &Caller,
+        path: Path<'_>,
+        change: &Change<'_>,
+        ledger: &mut Ledger<'_>,
+    ) -> Result<(), Error> {
+        let done = apply(&mut self.work.tree, caller, path, change, ledger);
+        let answer = done.as_ref().map(|_| ()).map_err(|error| *error);
+        let mut weight = 0;
+        let asked = match change {
+            Change::Put(Put::Value(value)) => {
+                weight = value.len() as i64;
+                Asked::Write { value: Rc::from(*value), answer }
+            }
+            Change::Put(Put::Nothing) => Asked::Mkdir { answer },
+            Change::Remove => Asked::Remove { answer },
+            Change::SetPerms(perms) => Asked::SetPerms { perms: perms.clone(), answer },
+        };
+        self.record(path, 0, asked, weight);
+        self.wrote = true;
+        if let Some(entry) = self.log.last() {
+            note(&mut self.work.changed, &entry.path, done);
+        }
+        answer
+    }
+
+    /// Runs the log again on `tree`.
+    pub(crate) fn rerun(
+        &self,
+        mut tree: Tree,
+        caller: &Caller,
+        ledger: &mut Ledger<'_>,
+    ) -> Result<Rerun, Conflict> {
+        let mut changed = Vec::new();
+        let kept = core::mem::take(ledger.deltas);
+        let result = self
+            .log
+            .iter()
+            .try_for_each(|entry| entry.repeat(&mut tree, caller, ledger, &mut changed));
+        let deltas = core::mem::replace(ledger.deltas, kept);
+        result.map(|()| Rerun { tree, deltas, changed })
+    }
+
+    /// Goes on from a later state of the store, on which the log has run.
+    pub(crate) fn rebase(&mut self, base: Tree, work: Rerun) {
+        self.base = base;
+        self.work = work;
+    }
+}
+
+fn note(changed: &mut Vec<Changed>, path: &Rc<[u8]>, done: Result<Done, Error>) {
+    match done {
+        Ok(Done::Unchanged) | Err(_) => {}
+        Ok(done) => changed.push((path.clone(), done)),
+    }
+}
+
+impl Entry {
+    fn repeat(
+        &self,
+        tree: &mut Tree,
+        caller: &Caller,
+        ledger: &mut Ledger<'_>,
+        changed: &mut Vec<Changed>,
+    ) -> Result<(), Conflict> {
+        let path = Path::checked(&self.path);
+        let (change, before) = match &self.asked {
+            Asked::Read { what, seen } => {
+                let same = match (seen, tree.find(caller, path, Access::READ)) {
+                    (Ok(one), Ok(two)) => what.same(one, two),
+                    (Err(one), Err(two)) => *one == two,
+                    _ => false,
+                };
+                return if same { Ok(()) } else { Err(self.conflict(Error::Again)) };
+            }
+            Asked::Write { value, answer } => (Change::Put(Put::Value(value)), answer),
+            Asked::Mkdir { answer } => (Change::Put(Put::Nothing), answer),
+            Asked::Remove { answer } => (Change::Remove, answer),
+            Asked::SetPerms { perms, answer } => (Change::SetPerms(perms.clone()), answer),
+        };
+        let done = apply(tree, caller, path, &change, ledger);
+        let answer = done.as_ref().map(|_| ()).map_err(|error| *error);
+        note(changed, &self.path, done);
+        match answer {
+            answer if answer == *before => Ok(()),
+            Err(Error::NoSpc) => Err(self.conflict(Error::NoSpc)),
+            _ => Err(self.conflict(Error::Again)),
+        }
+    }
+
+    fn conflict(&self, error: Error) -> Conflict {
+        Conflict { error, path: self.path.clone() }
+    }
+}

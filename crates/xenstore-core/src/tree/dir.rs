@@ -1,0 +1,477 @@
+//! The children of a node: a persistent B-tree, sorted by name.
+//!
+//! Blocks are shared between snapshots. A change makes its own copy of the blocks on the way to it, if
+//! a snapshot shares them, and changes them in place otherwise, so it costs O(log n) whatever the size,
+//! and nothing is allocated where nothing is shared.
+
+use super::node::{Node, prefix_of};
+use alloc::rc::Rc;
+use alloc::vec::Vec;
+use core::cmp::Ordering;
+
+/// Most entries of a block.
+const BLOCK_MAX: usize = 32;
+/// A block with fewer entries than this is joined with a neighbour where both fit into one.
+const BLOCK_MIN: usize = 8;
+
+/// The children of one node.
+#[derive(Clone)]
+pub struct Dir {
+    generation: u64,
+    len: u32,
+    names_len: u32,
+    top: Block,
+}
+
+#[derive(Clone)]
+enum Block {
+    Leaf(Vec<Node>),
+    Inner(Vec<Branch>),
+}
+
+/// A block below an inner one. Nothing in it sorts before `bound`; the first branch's bound counts as
+/// lower than everything.
+#[derive(Clone)]
+struct Branch {
+    prefix: u64,
+    bound: Rc<[u8]>,
+    block: Rc<Block>,
+}
+
+/// A name to look for, with its first bytes as a number.
+#[derive(Clone, Copy)]
+struct Key<'a> {
+    prefix: u64,
+    name: &'a [u8],
+}
+
+impl<'a> Key<'a> {
+    fn new(name: &'a [u8]) -> Self {
+        Self { prefix: prefix_of(name), name }
+    }
+
+    /// How an entry with this prefix and name sorts against the key.
+    fn order<'n>(self, prefix: u64, name: impl FnOnce() -> &'n [u8]) -> Ordering {
+        prefix.cmp(&self.prefix).then_with(|| name().cmp(self.name))
+    }
+}
+
+fn find_leaf(nodes: &[Node], key: Key<'_>) -> Result<usize, usize> {
+    nodes.binary_search_by(|node| key.order(node.prefix(), || node.name()))
+}
+
+/// The branch in which `key` is, if anywhere.
+fn find_branch(branches: &[Branch], key: Key<'_>) -> usize {
+    let above = branches
+        .partition_point(|branch| key.order(branch.prefix, || &branch.bound) != Ordering::Greater);
+    above.saturating_sub(1)
+}
+
+/// Grows in small steps: most directories stay small, and doubling would waste half of them.
+fn make_room<T>(items: &mut Vec<T>) {
+    if items.len() == items.capacity() {
+        let step = match items.len() {
+            0..=3 => 1,
+            4..=7 => 2,
+            8..=15 => 4,
+            _ => 8,
+        };
+        items.reserve_exact(step);
+    }
+}
+
+impl Block {
+    fn get(&self, key: Key<'_>) -> Option<&Node> {
+        let mut block = self;
+        loop {
+            match block {
+                Self::Leaf(nodes) => return nodes.get(find_leaf(nodes, key).ok()?),
+                Self::Inner(branches) => block = &branches.get(find_branch(branches, key))?.block,
+            }
+        }
+    }
+
+    fn get_mut(&mut self, key: Key<'_>) -> Option<&mut Node> {
+        let mut block = self;
+        loop {
+            match block {
+                Self::Leaf(nodes) => {
+                    let at = find_leaf(nodes, key).ok()?;
+                    return nodes.get_mut(at);
+                }
+                Self::Inner(branches) => {
+                    let at = find_branch(branches, key);
+                    block = Rc::make_mut(&mut branches.get_mut(at)?.block);
+                }
+            }
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Leaf(nodes) => nodes.len(),
+            Self::Inner(branches) => branches.len(),
+        }
+    }
+
+    /// The smallest name below.
+    fn first_name(&self) -> Option<&[u8]> {
+        match self {
+            Self::Leaf(nodes) => nodes.first().map(Node::name),
+            Self::Inner(branches) => branches.first()?.block.first_name(),
+        }
+    }
+
+    /// Adds `node`, which is not there yet; the upper part where the block had to be split.
+    fn insert(&mut self, node: Node) -> Option<Branch> {
+        match self {
+            Self::Leaf(nodes) => {
+                let at = find_leaf(nodes, Key::new(node.name())).unwrap_or_else(|at| at);
+                split_insert(nodes, at, node).map(|upper| Branch::over(Self::Leaf(upper)))
+            }
+            Self::Inner(branches) => {
+                let at = find_branch(branches, Key::new(node.name()));
+                let branch = branches.get_mut(at)?;
+                let upper = Rc::make_mut(&mut branch.block).insert(node)?;
+                split_insert(branches, at.saturating_add(1), upper)
+                    .map(|upper| Branch::over(Self::Inner(upper)))
+            }
+        }
+    }
+
+    fn remove(&mut self, key: Key<'_>) -> Option<Node> {
+        match self {
+            Self::Leaf(nodes) => {
+                let at = find_leaf(nodes, key).ok()?;
+                let node = nodes.remove(at);
+                if nodes.capacity() > nodes.len().saturating_mul(2).saturating_add(4) {
+                    nodes.shrink_to_fit();
+                }
+                Some(node)
+            }
+            Self::Inner(branches) => {
+                let at = find_branch(branches, key);
+                let branch = branches.get_mut(at)?;
+                let node = Rc::make_mut(&mut branch.block).remove(key)?;
+                let left = branch.block.len();
+                if left < BLOCK_MIN {
+                    join_with_neighbour(branches, at);
+                }
+                Some(node)
+            }
+        }
+    }
+}
+
+impl Branch {
+    fn over(block: Block) -> Self {
+        let bound: Rc<[u8]> = Rc::from(block.first_name().unwrap_or_default());
+        Self { prefix: prefix_of(&bound), bound, block: Rc::new(block) }
+    }
+}
+
+/// Inserts at `at`; returns the upper part where the block was full. A block that grows at its end is
+/// left full, so that names that come in order fill their blocks.
+fn split_insert<T>(items: &mut Vec<T>, at: usize, item: T) -> Option<Vec<T>> {
+    if items.len() < BLOCK_MAX {
+        make_room(items);
+        items.insert(at.min(items.len()), item);
+        return None;
+    }
+    if at >= items.len() {
+        return Some(Vec::from([item]));
+    }
+    let half = BLOCK_MAX / 2;
+    let mut upper = items.split_off(half);
+    if at <= half {
+        items.insert(at, item);
+    } else {
+        make_room(&mut upper);
+        upper.insert(at.saturating_sub(half), item);
+    }
+    items.shrink_to_fit();
+    Some(upper)
+}
+
+/// Puts the branch at `at`, which has become small, together with a neighbour if both fit into one
+/// block with room to spare.
+fn join_with_neighbour(branches: &mut Vec<Branch>, at: usize) {
+    let len = |at: usize| branches.get(at).map(|branch| branch.block.len());
+    let Some(own) = len(at) else { return };
+    if own == 0 && branches.len() > 1 {
+        branches.remove(at);
+        return;
+    }
+    let fits = |other: usize| {
+        len(other)
+            .is_some_and(|other| own.saturating_add(other) <= BLOCK_MAX.saturating_sub(BLOCK_MIN))
+    };
+    let left = match at.checked_sub(1) {
+        Some(left) if fits(left) => left,
+        _ if fits(at.saturating_add(1)) => at,
+        _ => return,
+    };
+    let upper = branches.remove(left.saturating_add(1));
+    let Some(lower) = branches.get_mut(left) else { return };
+    match (Rc::make_mut(&mut lower.block), Rc::unwrap_or_clone(upper.block)) {
+        (Block::Leaf(nodes), Block::Leaf(more)) => nodes.extend(more),
+        (Block::Inner(inner), Block::Inner(more)) => inner.extend(more),
+        // All blocks of one level are of one kind.
+        _ => {}
+    }
+}
+
+impl Dir {
+    /// No children.
+    #[must_use]
+    pub fn new() -> Self {
+        Self { generation: 0, len: 0, names_len: 0, top: Block::Leaf(Vec::new()) }
+    }
+
+    /// Number of children.
+    #[must_use]
+    pub fn len(&self) -> u32 {
+        self.len
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Length in bytes of the list of names that DIRECTORY returns, NULs included.
+    #[must_use]
+    pub fn names_len(&self) -> u32 {
+        self.names_len
+    }
+
+    /// Changes whenever a child is added or removed; no two states of the store share one.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// The child of this name.
+    #[must_use]
+    pub fn get(&self, name: &[u8]) -> Option<&Node> {
+        self.top.get(Key::new(name))
+    }
+
+    /// The child of this name, to be changed. Its name stays.
+    pub fn get_mut(&mut self, name: &[u8]) -> Option<&mut Node> {
+        self.top.get_mut(Key::new(name))
+    }
+
+    /// Adds a child whose name is not there yet.
+    pub fn insert(&mut self, node: Node, generation: u64) {
+        self.generation = generation;
+        self.len = self.len.saturating_add(1);
+        self.names_len = self.names_len.saturating_add(listed_len(&node));
+        if let Some(upper) = self.top.insert(node) {
+            let lower = core::mem::replace(&mut self.top, Block::Leaf(Vec::new()));
+            self.top = Block::Inner(Vec::from([Branch::over(lower), upper]));
+        }
+    }
+
+    /// Takes a child out.
+    pub fn remove(&mut self, name: &[u8], generation: u64) -> Option<Node> {
+        let node = self.top.remove(Key::new(name))?;
+        self.generation = generation;
+        self.len = self.len.saturating_sub(1);
+        self.names_len = self.names_len.saturating_sub(listed_len(&node));
+        while let Block::Inner(branches) = &mut self.top
+            && branches.len() == 1
+            && let Some(only) = branches.pop()
+        {
+            self.top = Rc::unwrap_or_clone(only.block);
+        }
+        Some(node)
+    }
+
+    /// The children in the order of their names.
+    #[must_use]
+    pub fn iter(&self) -> Iter<'_> {
+        let mut iter = Iter { stack: Vec::new() };
+        iter.descend(&self.top);
+        iter
+    }
+
+    /// The children that sort behind `name`, which need not be there.
+    #[must_use]
+    pub fn iter_after<'a>(&'a self, name: &[u8]) -> Iter<'a> {
+        let mut iter = Iter { stack: Vec::new() };
+        let mut block = &self.top;
+        loop {
+            match block {
+                Block::Leaf(nodes) => {
+                    let from = nodes.partition_point(|node| node.name() <= name);
+                    iter.stack.push(Rest::Nodes(nodes.get(from..).unwrap_or_default().iter()));
+                    return iter;
+                }
+                Block::Inner(branches) => {
+                    let at =
+                        branches.partition_point(|branch| *branch.bound <= *name).saturating_sub(1);
+                    let Some((branch, rest)) = branches.get(at..).and_then(<[_]>::split_first)
+                    else {
+                        return iter;
+                    };
+                    iter.stack.push(Rest::Branches(rest.iter()));
+                    block = &branch.block;
+                }
+            }
+        }
+    }
+}
+
+impl Default for Dir {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn listed_len(node: &Node) -> u32 {
+    u32::try_from(node.name().len()).unwrap_or(u32::MAX).saturating_add(1)
+}
+
+enum Rest<'a> {
+    Nodes(core::slice::Iter<'a, Node>),
+    Branches(core::slice::Iter<'a, Branch>),
+}
+
+/// Children in the order of their names.
+pub struct Iter<'a> {
+    stack: Vec<Rest<'a>>,
+}
+
+impl<'a> Iter<'a> {
+    fn descend(&mut self, block: &'a Block) {
+        self.stack.push(match block {
+            Block::Leaf(nodes) => Rest::Nodes(nodes.iter()),
+            Block::Inner(branches) => Rest::Branches(branches.iter()),
+        });
+    }
+}
+
+impl<'a> Iterator for Iter<'a> {
+    type Item = &'a Node;
+
+    fn next(&mut self) -> Option<&'a Node> {
+        loop {
+            match self.stack.last_mut()? {
+                Rest::Nodes(nodes) => match nodes.next() {
+                    Some(node) => return Some(node),
+                    None => drop(self.stack.pop()),
+                },
+                Rest::Branches(branches) => match branches.next() {
+                    Some(branch) => self.descend(&branch.block),
+                    None => drop(self.stack.pop()),
+                },
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::perms::{Access, Incarnation, Perm, Perms};
+    use crate::server::DomId;
+    use std::collections::BTreeSet;
+    use std::format;
+    use std::string::String;
+
+    fn node(name: &str) -> Node {
+        let owner = Perm { domid: DomId(0), access: Access::NONE, incarnation: Incarnation(1) };
+        Node::new(name.as_bytes(), b"", Rc::new(Perms::owned(owner)), &mut Vec::new())
+    }
+
+    fn names(dir: &Dir) -> Vec<String> {
+        dir.iter().map(|node| String::from_utf8(node.name().to_vec()).unwrap()).collect()
+    }
+
+    /// The same pseudo-random numbers every time.
+    fn numbers(mut seed: u64) -> impl FnMut(u64) -> u64 {
+        move |below| {
+            seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (seed >> 33) % below
+        }
+    }
+
+    #[test]
+    fn behaves_as_a_sorted_set() {
+        for seed in 0..20 {
+            let mut random = numbers(seed);
+            let (mut dir, mut model) = (Dir::new(), BTreeSet::new());
+            let mut snapshots = Vec::new();
+            for step in 0..3000 {
+                // Names that share their first eight bytes, and some that do not.
+                let name = match random(3) {
+                    0 => format!("{}", random(400)),
+                    _ => format!("long-prefix-{}", random(400)),
+                };
+                let grow = (step / 1000) % 2 == 0;
+                if !model.contains(&name) && (grow || random(3) == 0) {
+                    dir.insert(node(&name), step);
+                    model.insert(name);
+                } else if model.contains(&name) && (!grow || random(3) == 0) {
+                    assert_eq!(dir.remove(name.as_bytes(), step).unwrap().name(), name.as_bytes());
+                    model.remove(&name);
+                } else {
+                    assert_eq!(dir.get(name.as_bytes()).is_some(), model.contains(&name));
+                }
+                if step % 250 == 0 {
+                    snapshots.push((dir.clone(), model.clone()));
+                }
+            }
+            snapshots.push((dir, model));
+            for (dir, model) in snapshots {
+                assert_eq!(names(&dir), model.iter().cloned().collect::<Vec<_>>());
+                assert_eq!(dir.len() as usize, model.len());
+                assert_eq!(dir.names_len() as usize, model.iter().map(|name| name.len() + 1).sum());
+                for from in ["", "2", "long-prefix-2", "long-prefix-25x", "zz"] {
+                    let after = model.iter().filter(|name| name.as_str() > from).count();
+                    assert_eq!(dir.iter_after(from.as_bytes()).count(), after);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn names_in_order_fill_their_blocks() {
+        let mut dir = Dir::new();
+        for at in 0..3200u64 {
+            dir.insert(node(&format!("{at:05}")), at);
+        }
+        let Block::Inner(branches) = &dir.top else { panic!("one block for 3200 children") };
+        fn leaves(branches: &[Branch]) -> usize {
+            let below = |branch: &Branch| match &*branch.block {
+                Block::Leaf(_) => 1,
+                Block::Inner(branches) => leaves(branches),
+            };
+            branches.iter().map(below).sum()
+        }
+        assert_eq!(leaves(branches), 100);
+    }
+
+    #[test]
+    fn emptied_directories_give_their_memory_back() {
+        let mut dir = Dir::new();
+        for at in 0..10_000u64 {
+            dir.insert(node(&format!("{at:05}")), at);
+        }
+        for at in 0..10_000u64 {
+            if at % 100 != 0 {
+                dir.remove(format!("{at:05}").as_bytes(), at);
+            }
+        }
+        fn blocks(block: &Block) -> usize {
+            match block {
+                Block::Leaf(_) => 1,
+                Block::Inner(branches) => branches.iter().map(|branch| blocks(&branch.block)).sum(),
+            }
+        }
+        assert_eq!(dir.len(), 100);
+        assert!(blocks(&dir.top) <= 20, "{} blocks for 100 children", blocks(&dir.top));
+    }
+}

@@ -1,0 +1,348 @@
+//! The tree of nodes, and what the requests do to it.
+//!
+//! A [`Tree`] is a value: cloning it costs O(1) and gives a snapshot that later changes do not touch. A
+//! change costs O(depth). Permissions are checked here, where the nodes are; quotas through the
+//! [`Ledger`], which keeps what an operation changes apart until it stands.
+
+mod dir;
+mod node;
+
+pub use dir::{Dir, Iter};
+pub use node::Node;
+
+use crate::path::Path;
+use crate::perms::{Access, Caller, Incarnation, Perm, Perms};
+use crate::server::DomId;
+use crate::server::domain::Ledger;
+use crate::wire::Error;
+use alloc::rc::Rc;
+use alloc::vec::Vec;
+
+/// The special nodes, which have permissions only.
+const SPECIALS: [&[u8]; 2] = [b"@introduceDomain", b"@releaseDomain"];
+
+/// The store's content.
+#[derive(Clone)]
+pub struct Tree {
+    root: Node,
+    specials: Rc<[Node; 2]>,
+}
+
+/// How far a path leads.
+pub struct Walk<'t> {
+    /// The last node on the path that exists.
+    pub node: &'t Node,
+    /// The one above it.
+    pub parent: Option<&'t Node>,
+    /// How many names of the path have no node.
+    pub missing: usize,
+}
+
+/// Whether WRITE changes an existing node or MKDIR leaves it alone.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Put<'a> {
+    /// WRITE of this value.
+    Value(&'a [u8]),
+    /// MKDIR.
+    Nothing,
+}
+
+/// What an operation did to the tree.
+#[derive(Clone)]
+pub enum Done {
+    /// Nothing: it was so already.
+    Unchanged,
+    /// The node was made or changed.
+    Changed,
+    /// The node is gone, with all below it.
+    Removed(Node),
+    /// The permissions changed; these were the old ones.
+    Permitted(Rc<Perms>),
+}
+
+impl Tree {
+    /// A fresh store: `/`, `/tool`, `/tool/xenstored` and the special nodes, all of the privileged domain;
+    /// `@releaseDomain` may be watched by everybody.
+    pub(crate) fn new(owner: DomId, incarnation: Incarnation, ledger: &mut Ledger<'_>) -> Self {
+        let owner = Perm { domid: owner, access: Access::NONE, incarnation };
+        let closed = Rc::new(Perms::owned(owner));
+        let open = Perms::parse(b"n0\0r32757\0", |_| Incarnation::NEVER)
+            .map(|perms| perms.with_owner(owner.domid, owner.incarnation));
+        let open = open.map_or_else(|_| closed.clone(), Rc::new);
+        let root = Node::new(b"", b"", closed.clone(), ledger.scratch);
+        let [introduce, release] = SPECIALS;
+        let specials = [
+            Node::new(introduce, b"", closed, ledger.scratch),
+            Node::new(release, b"", open, ledger.scratch),
+        ];
+        for node in specials.iter().chain([&root]) {
+            ledger.own(owner.domid, 1, node.weight());
+        }
+        let mut tree = Self { root, specials: Rc::new(specials) };
+        let own = Caller { domid: owner.domid, incarnation, target: None, privileged: true };
+        // A privileged caller is refused nothing.
+        let _ = tree.put(&own, Path::checked(b"/tool/xenstored"), Put::Nothing, ledger);
+        tree
+    }
+
+    /// The root node.
+    #[must_use]
+    pub fn root(&self) -> &Node {
+        &self.root
+    }
+
+    /// Whether nothing has changed between the two.
+    #[must_use]
+    pub fn same(&self, other: &Tree) -> bool {
+        self.root.same(&other.root) && Rc::ptr_eq(&self.specials, &other.specials)
+    }
+
+    /// The special node of this name (`@introduceDomain` or `@releaseDomain`).
+    #[must_use]
+    pub fn special(&self, name: &[u8]) -> Option<&Node> {
+        self.specials.iter().find(|node| node.name() == name)
+    }
+
+    /// Follows a path as far as it leads. A special path has at most one name that exists.
+    #[must_use]
+    pub fn walk(&self, path: Path<'_>) -> Walk<'_> {
+        let mut walk = Walk { node: &self.root, parent: None, missing: 0 };
+        if path.is_special() {
+            let Some(node) = self.special(path.as_bytes()) else {
+                return Walk { missing: path.names().count(), ..walk };
+            };
+            return Walk { node, ..walk };
+        }
+        let mut names = path.names();
+        while let Some(name) = names.next() {
+            let Some(child) = walk.node.dir().and_then(|dir| dir.get(name)) else {
+                walk.missing = names.count().saturating_add(1);
+                break;
+            };
+            walk.parent = Some(core::mem::replace(&mut walk.node, child));
+        }
+        walk
+    }
+
+    /// The node at `path`, whoever asks.
+    #[must_use]
+    pub fn get(&self, path: Path<'_>) -> Option<&Node> {
+        let walk = self.walk(path);
+        (walk.missing == 0).then_some(walk.node)
+    }
+
+    /// The node at `path` for a caller who needs `wanted` of it.
+    ///
+    /// # Errors
+    /// EACCES, also for a node that does not exist where the caller may not see that; else ENOENT.
+    pub fn find(&self, caller: &Caller, path: Path<'_>, wanted: Access) -> Result<&Node, Error> {
+        let walk = self.walk(path);
+        if !walk.node.perms().access(caller).has(wanted) {
+            return Err(Error::Access);
+        }
+        if walk.missing == 0 { Ok(walk.node) } else { Err(Error::NoEnt) }
+    }
+
+    fn get_mut<'n>(&mut self, names: impl Iterator<Item = &'n [u8]>) -> Option<&mut Node> {
+        let mut node = &mut self.root;
+        for name in names {
+            node = node.dir_mut()?.get_mut(name)?;
+        }
+        Some(node)
+    }
+
+    /// WRITE and MKDIR: makes what is missing of the path, and sets the value.
+    pub(crate) fn put(
+        &mut self,
+        caller: &Caller,
+        path: Path<'_>,
+        what: Put<'_>,
+        ledger: &mut Ledger<'_>,
+    ) -> Result<Done, Error> {
+        ledger.touch();
+        let walk = self.walk(path);
+        let (node, missing) = (walk.node, walk.missing);
+        if !node.perms().access(caller).has(Access::WRITE) {
+            return Err(Error::Access);
+        }
+        if missing > 0 {
+            return self.create(caller, path, what, ledger).map(|()| Done::Changed);
+        }
+        let Put::Value(value) = what else { return Ok(Done::Unchanged) };
+        ledger.check_size(caller, node.size_with(value.len()))?;
+        let owner = node.perms().owner().domid;
+        let more = (value.len() as i64).saturating_sub(node.value().len() as i64);
+        if !caller.privileged {
+            ledger.check_owner(owner, 0, more)?;
+        }
+        ledger.own(owner, 0, more);
+        if let Some(node) = self.get_mut(path.names()) {
+            node.set_value(value, ledger.scratch);
+        }
+        Ok(Done::Changed)
+    }
+
+    /// Makes the nodes of `path` that are missing. They get their nearest ancestor's permissions, and an
+    /// unprivileged caller owns what it makes.
+    fn create(
+        &mut self,
+        caller: &Caller,
+        path: Path<'_>,
+        what: Put<'_>,
+        ledger: &mut Ledger<'_>,
+    ) -> Result<(), Error> {
+        let walk = self.walk(path);
+        let depth = path.names().count().saturating_sub(walk.missing);
+        let value = if let Put::Value(value) = what { value } else { &[] };
+        let above = walk.node.perms();
+        let perms = if caller.privileged || above.owner().domid == caller.domid {
+            above.clone()
+        } else {
+            Rc::new(above.with_owner(caller.domid, caller.incarnation))
+        };
+        let (owner, above) = (perms.owner().domid, above.owner().domid);
+        let first_len = path.names().nth(depth).map_or(0, <[u8]>::len).saturating_add(1);
+        if !caller.privileged {
+            let parent_size = u32::try_from(first_len).unwrap_or(u32::MAX);
+            ledger.check_size(caller, walk.node.size().saturating_add(parent_size))?;
+            let own_size = perms.len().saturating_mul(8).saturating_add(value.len());
+            ledger.check_size(
+                caller,
+                u32::try_from(own_size).unwrap_or(u32::MAX).saturating_add(16),
+            )?;
+            let bytes = (path.as_bytes().len() as i64).saturating_add(value.len() as i64);
+            ledger.check_owner(owner, walk.missing as i64, bytes)?;
+        }
+        ledger.own(above, 0, first_len as i64);
+        let mut names = path.names().skip(depth).peekable();
+        let Some(mut node) = self.get_mut(path.names().take(depth)) else { return Err(Error::Io) };
+        while let Some(name) = names.next() {
+            ledger.touch();
+            let last = names.peek().is_none();
+            let child =
+                Node::new(name, if last { value } else { &[] }, perms.clone(), ledger.scratch);
+            let listed = names.peek().map_or(0, |next| next.len().saturating_add(1));
+            ledger.own(owner, 1, child.weight().saturating_add(listed as i64));
+            let generation = ledger.next_generation();
+            let dir = node.dir_or_new();
+            dir.insert(child, generation);
+            node = dir.get_mut(name).ok_or(Error::Io)?;
+        }
+        Ok(())
+    }
+
+    /// RM: takes the node out, with all below it.
+    pub(crate) fn remove(
+        &mut self,
+        caller: &Caller,
+        path: Path<'_>,
+        ledger: &mut Ledger<'_>,
+    ) -> Result<Done, Error> {
+        ledger.touch();
+        let walk = self.walk(path);
+        if !walk.node.perms().access(caller).has(Access::WRITE) {
+            return Err(Error::Access);
+        }
+        match walk.missing {
+            0 => {}
+            1 => return Ok(Done::Unchanged),
+            _ => return Err(Error::NoEnt),
+        }
+        let (parent, name) = path.split_last().ok_or(Error::Inval)?;
+        let generation = ledger.next_generation();
+        let above = self.get_mut(parent.names()).ok_or(Error::Io)?;
+        let owner = above.perms().owner().domid;
+        let gone = above.dir_mut().and_then(|dir| dir.remove(name, generation)).ok_or(Error::Io)?;
+        ledger.own(owner, 0, (name.len() as i64).saturating_add(1).saturating_neg());
+        disown(&gone, ledger);
+        Ok(Done::Removed(gone))
+    }
+
+    /// SET_PERMS.
+    pub(crate) fn set_perms(
+        &mut self,
+        caller: &Caller,
+        path: Path<'_>,
+        perms: &Rc<Perms>,
+        ledger: &mut Ledger<'_>,
+    ) -> Result<Done, Error> {
+        ledger.touch();
+        let node = self.find(caller, path, Access::WRITE)?;
+        if !node.perms().is_owner(caller) {
+            return Err(Error::Access);
+        }
+        let old = node.perms().clone();
+        if !caller.privileged && old.owner().domid != perms.owner().domid {
+            return Err(Error::Perm);
+        }
+        let more = (perms.len() as i64).saturating_sub(old.len() as i64).saturating_mul(8);
+        ledger.check_size(
+            caller,
+            node.size().saturating_add_signed(i32::try_from(more).unwrap_or(0)),
+        )?;
+        let weight = node.weight();
+        ledger.own(old.owner().domid, -1, weight.saturating_neg());
+        ledger.own(perms.owner().domid, 1, weight.saturating_add(more));
+        if path.is_special() {
+            let special = Rc::make_mut(&mut self.specials).iter_mut();
+            for node in special.filter(|node| node.name() == path.as_bytes()) {
+                node.set_perms(perms.clone());
+            }
+        } else if let Some(node) = self.get_mut(path.names()) {
+            node.set_perms(perms.clone());
+        }
+        Ok(Done::Permitted(old))
+    }
+
+    /// Every node from `start` down, parents first, with its path. Stops when `visit` says so.
+    pub fn visit(&self, start: Path<'_>, mut visit: impl FnMut(&[u8], &Node) -> Go) {
+        let Some(node) = self.get(start) else { return };
+        let mut path = Vec::from(if start.is_root() { &b""[..] } else { start.as_bytes() });
+        if visit(start.as_bytes(), node) != Go::On {
+            return;
+        }
+        let mut stack = Vec::from([(node.dir().map(|dir| dir.iter()), path.len())]);
+        while let Some((children, len)) = stack.last_mut() {
+            path.truncate(*len);
+            let Some(child) = children.as_mut().and_then(Iterator::next) else {
+                stack.pop();
+                continue;
+            };
+            path.push(b'/');
+            path.extend_from_slice(child.name());
+            match visit(&path, child) {
+                Go::On => stack.push((child.dir().map(|dir| dir.iter()), path.len())),
+                Go::Past => {}
+                Go::Stop => return,
+            }
+        }
+    }
+}
+
+/// How a visit goes on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Go {
+    /// With the children.
+    On,
+    /// Without the children.
+    Past,
+    /// Not at all.
+    Stop,
+}
+
+/// Takes a removed node and all below it off its owners' accounts.
+fn disown(gone: &Node, ledger: &mut Ledger<'_>) {
+    let mut stack = Vec::from([gone.dir().map(|dir| dir.iter())]);
+    ledger.own(gone.perms().owner().domid, -1, gone.weight().saturating_neg());
+    while let Some(children) = stack.last_mut() {
+        let Some(child) = children.as_mut().and_then(Iterator::next) else {
+            stack.pop();
+            continue;
+        };
+        ledger.touch();
+        ledger.own(child.perms().owner().domid, -1, child.weight().saturating_neg());
+        if child.dir().is_some() {
+            stack.push(child.dir().map(|dir| dir.iter()));
+        }
+    }
+}

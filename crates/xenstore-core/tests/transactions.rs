@@ -1,0 +1,324 @@
+//! What a transaction sees, when it is refused, and that none starves.
+
+mod common;
+
+use common::Store;
+use xenstore_core::limits::HOLD_MAX_US;
+use xenstore_core::server::{ConnId, DomId};
+use xenstore_core::wire::MsgType;
+
+fn again() -> Result<(), String> {
+    Err("EAGAIN".to_owned())
+}
+
+fn two() -> (Store, ConnId, ConnId) {
+    let mut store = Store::new();
+    let (one, two) = (store.socket(), store.socket());
+    for path in ["/a", "/b", "/dir/x"] {
+        store.write(one, 0, path, "old").unwrap();
+    }
+    (store, one, two)
+}
+
+#[test]
+fn a_transaction_sees_its_snapshot_and_its_own_writes() {
+    let (mut store, one, two) = two();
+    let tx = store.start(one);
+    store.write(two, 0, "/a", "new").unwrap();
+    assert_eq!(store.read(one, tx, "/a").unwrap(), "old");
+    store.write(one, tx, "/b", "mine").unwrap();
+    assert_eq!(store.read(one, tx, "/b").unwrap(), "mine");
+    assert_eq!(store.read(two, 0, "/b").unwrap(), "old");
+    store.abort(one, tx).unwrap();
+    assert_eq!(store.read(two, 0, "/b").unwrap(), "old");
+    assert_eq!(store.read(one, tx, "/b"), Err("ENOENT".to_owned()));
+    store.check();
+}
+
+/// A change of what was read is a conflict; anything else is not.
+#[test]
+fn refused_only_for_a_true_conflict() {
+    type Step = fn(&mut Store, ConnId, u32) -> Result<(), String>;
+    let read: Step = |store, conn, tx| store.read(conn, tx, "/a").map(drop);
+    let absent: Step = |store, conn, tx| store.read(conn, tx, "/none").map(drop).or(Ok(()));
+    let list: Step = |store, conn, tx| store.list(conn, tx, "/dir").map(drop);
+    let perms: Step = |store, conn, tx| store.perms(conn, tx, "/a").map(drop);
+    let write: Step = |store, conn, tx| store.write(conn, tx, "/a", "new");
+    let child: Step = |store, conn, tx| store.write(conn, tx, "/dir/y", "new");
+    let child_value: Step = |store, conn, tx| store.write(conn, tx, "/dir/x", "new");
+    let appear: Step = |store, conn, tx| store.mkdir(conn, tx, "/none");
+    let chmod: Step = |store, conn, tx| store.set_perms(conn, tx, "/a", &["r0"]);
+    let remove: Step = |store, conn, tx| store.rm(conn, tx, "/a");
+    let same: Step = |store, conn, tx| store.write(conn, tx, "/a", "old");
+    let cases: [(&str, Step, Step, bool); 14] = [
+        ("value", read, write, true),
+        ("value and removal", read, remove, true),
+        ("value and permissions", read, chmod, false),
+        ("value written as it was", read, same, false),
+        ("absence", absent, appear, true),
+        ("absence of another", absent, write, false),
+        ("list", list, child, true),
+        ("list and a child's value", list, child_value, false),
+        ("permissions", perms, chmod, true),
+        ("permissions and value", perms, write, false),
+        ("blind write", write, write, false),
+        ("blind write and removal", write, remove, false),
+        ("another child", child, child_value, false),
+        ("write below and list", child_value, child, false),
+    ];
+    for (name, mine, theirs, conflict) in cases {
+        let (mut store, one, two) = two();
+        let tx = store.start(one);
+        mine(&mut store, one, tx).unwrap();
+        store.write(one, tx, "/result", name).unwrap();
+        theirs(&mut store, two, 0).unwrap();
+        let expected = if conflict { again() } else { Ok(()) };
+        assert_eq!(store.commit(one, tx), expected, "{name}");
+        store.check();
+    }
+}
+
+#[test]
+fn reading_alone_always_commits() {
+    let (mut store, one, two) = two();
+    let tx = store.start(one);
+    store.read(one, tx, "/a").unwrap();
+    store.write(two, 0, "/a", "new").unwrap();
+    assert_eq!(store.commit(one, tx), Ok(()));
+}
+
+#[test]
+fn different_children_of_one_directory_both_commit() {
+    let (mut store, one, two) = two();
+    let (first, second) = (store.start(one), store.start(two));
+    store.write(one, first, "/dir/one/state", "1").unwrap();
+    store.write(two, second, "/dir/two/state", "1").unwrap();
+    assert_eq!(store.commit(one, first), Ok(()));
+    assert_eq!(store.commit(two, second), Ok(()));
+    assert_eq!(store.list(one, 0, "/dir").unwrap(), ["one", "two", "x"]);
+    store.check();
+}
+
+#[test]
+fn write_skew_is_refused() {
+    let (mut store, one, two) = two();
+    let (first, second) = (store.start(one), store.start(two));
+    store.read(one, first, "/a").unwrap();
+    store.read(two, second, "/b").unwrap();
+    store.write(one, first, "/b", "1").unwrap();
+    store.write(two, second, "/a", "1").unwrap();
+    assert_eq!(store.commit(one, first), Ok(()));
+    assert_eq!(store.commit(two, second), again());
+}
+
+#[test]
+fn events_come_with_the_commit_and_not_before() {
+    let (mut store, one, two) = two();
+    store.watch(two, "/", "t").unwrap();
+    assert_eq!(store.events(two), ["/ t"]);
+    let tx = store.start(one);
+    store.write(one, tx, "/a", "1").unwrap();
+    store.write(one, tx, "/a", "2").unwrap();
+    store.rm(one, tx, "/b").unwrap();
+    assert!(store.events(two).is_empty());
+    store.commit(one, tx).unwrap();
+    assert_eq!(store.events(two), ["/a t", "/b t"]);
+}
+
+/// Runs "read /a, write /a" on `conn` until it commits, while `two` writes /a before every request;
+/// how many tries it took. The writer's requests may be delayed.
+fn tries_against_a_writer(store: &mut Store, one: ConnId, two: ConnId) -> u32 {
+    for attempt in 1..=10 {
+        let tx = store.start(one);
+        for step in 0..4 {
+            store.send(two, MsgType::Write, 0, format!("/a\0{attempt}.{step}").as_bytes());
+            store.read(one, tx, "/a").unwrap();
+            store.now += 100;
+        }
+        store.write(one, tx, "/a", "mine").unwrap();
+        store.send(two, MsgType::Write, 0, b"/a\0late");
+        match store.commit(one, tx) {
+            Ok(()) => return attempt,
+            Err(error) => assert_eq!(error, "EAGAIN"),
+        }
+    }
+    panic!("it never committed");
+}
+
+#[test]
+fn xsa_206_a_writer_does_not_starve_a_transaction() {
+    let (mut store, one, two) = two();
+    assert!(tries_against_a_writer(&mut store, one, two) <= 3);
+    store.receive(two);
+    store.check();
+}
+
+#[test]
+fn a_delay_ends_with_the_holder_its_death_or_ten_milliseconds() {
+    for how in 0..3 {
+        let (mut store, one, two) = two();
+        // A refusal first, so that the next transaction of this connection takes its turn.
+        let tx = store.start(one);
+        store.read(one, tx, "/a").unwrap();
+        store.write(one, tx, "/b", "1").unwrap();
+        store.write(two, 0, "/a", "2").unwrap();
+        assert_eq!(store.commit(one, tx), again());
+        let tx = store.start(one);
+        store.read(one, tx, "/a").unwrap();
+        let delayed = store.send(two, MsgType::Write, 0, b"/a\0mine");
+        assert_eq!(store.reply(two, delayed), None);
+        // Other requests of the same connection go on; what depends on the delayed one does not.
+        store.write(two, 0, "/b", "meanwhile").unwrap();
+        let behind = store.send(two, MsgType::Read, 0, b"/a\0");
+        assert_eq!(store.reply(two, behind), None);
+        match how {
+            0 => store.commit(one, tx).unwrap(),
+            1 => store.server.disconnect(one, store.now, &mut store.machine),
+            _ => {
+                store.pass(HOLD_MAX_US - 1);
+                assert_eq!(store.reply(two, delayed), None);
+                store.pass(1);
+            }
+        }
+        assert_eq!(store.reply(two, delayed), Some(Ok(b"OK\0".to_vec())), "{how}");
+        assert_eq!(store.reply(two, behind), Some(Ok(b"mine".to_vec())), "{how}");
+        store.check();
+    }
+}
+
+#[test]
+fn pipelined_requests_of_a_waiting_transaction_go_on_with_it() {
+    let (mut store, one, two) = two();
+    let tx = store.start(one);
+    store.read(one, tx, "/a").unwrap();
+    store.write(one, tx, "/r", "1").unwrap();
+    store.write(two, 0, "/a", "new").unwrap();
+    assert_eq!(store.commit(one, tx), again());
+    let (first, second) = (store.start(one), store.start(two));
+    store.read(one, first, "/a").unwrap();
+    let waiting: Vec<u32> = [
+        (MsgType::Read, &b"/a\0"[..]),
+        (MsgType::Write, b"/a\0two"),
+        (MsgType::TransactionEnd, b"T\0"),
+    ]
+    .into_iter()
+    .map(|(kind, payload)| store.send(two, kind, second, payload))
+    .collect();
+    assert_eq!(store.reply(two, waiting[0]), None);
+    store.write(one, first, "/a", "one").unwrap();
+    store.commit(one, first).unwrap();
+    assert_eq!(store.reply(two, waiting[0]), Some(Ok(b"one".to_vec())));
+    assert_eq!(store.reply(two, waiting[2]), Some(Ok(b"OK\0".to_vec())));
+    assert_eq!(store.read(one, 0, "/a").unwrap(), "two");
+}
+
+#[test]
+fn sixteen_clients_on_the_same_keys_commit_within_three_tries() {
+    let mut store = Store::new();
+    let conns: Vec<ConnId> = (0..16).map(|_| store.socket()).collect();
+    let keys = ["/k0", "/k1", "/k2", "/k3", "/k4"];
+    for key in keys {
+        store.write(conns[0], 0, key, "0").unwrap();
+    }
+    // Every client has one request under way; in each round all that have been answered go on.
+    struct Client {
+        tx: u32,
+        step: usize,
+        waits: Option<u32>,
+        tries: u32,
+        commits: u32,
+    }
+    let mut clients: Vec<Client> = conns
+        .iter()
+        .map(|_| Client { tx: 0, step: 0, waits: None, tries: 0, commits: 0 })
+        .collect();
+    let mut worst = 0;
+    let (mut refusals, mut commits) = (0, 0);
+    for _ in 0..4000 {
+        store.now += 10;
+        for (conn, client) in conns.iter().zip(&mut clients) {
+            if let Some(id) = client.waits {
+                let Some(reply) = store.reply(*conn, id) else { continue };
+                match (client.step, reply) {
+                    (0, reply) => {
+                        let text = String::from_utf8(reply.unwrap()).unwrap();
+                        client.tx = text.trim_end_matches('\0').parse().unwrap();
+                    }
+                    (11, Ok(_)) => {
+                        worst = worst.max(client.tries);
+                        (client.tries, client.commits) = (0, client.commits + 1);
+                        commits += 1;
+                    }
+                    (11, Err(error)) => {
+                        assert_eq!(error, "EAGAIN");
+                        refusals += 1;
+                    }
+                    (_, reply) => drop(reply.unwrap()),
+                }
+                client.step = (client.step + 1) % 12;
+            }
+            let (kind, tx, payload) = match client.step {
+                0 => (MsgType::TransactionStart, 0, "\0".to_owned()),
+                step @ 1..=5 => (MsgType::Read, client.tx, format!("{}\0", keys[step - 1])),
+                step @ 6..=10 => {
+                    (MsgType::Write, client.tx, format!("{}\0{}", keys[step - 6], conn.0))
+                }
+                _ => (MsgType::TransactionEnd, client.tx, "T\0".to_owned()),
+            };
+            client.tries += u32::from(client.step == 0);
+            client.waits = Some(store.send(*conn, kind, tx, payload.as_bytes()));
+        }
+        if store.server.deadline().is_some_and(|due| due <= store.now) {
+            store.pass(0);
+        }
+    }
+    assert!(worst <= 3, "one transaction took {worst} tries");
+    assert!(clients.iter().all(|client| client.commits > 0), "a client never committed");
+    assert!(refusals * 5 < commits, "{refusals} refusals for {commits} commits");
+}
+
+#[test]
+fn a_guests_turn_never_delays_dom0() {
+    let (mut store, one, _) = two();
+    let guest = store.guest(7);
+    store.set_perms(one, 0, "/a", &["b0"]).unwrap();
+    store.mkdir(one, 0, "/local/domain/7").unwrap();
+    store.set_perms(one, 0, "/local/domain/7", &["n7"]).unwrap();
+    let tx = store.start(guest);
+    store.read(guest, tx, "/a").unwrap();
+    store.write(guest, tx, "r", "1").unwrap();
+    store.write(one, 0, "/a", "1").unwrap();
+    assert_eq!(store.commit(guest, tx), again());
+    let tx = store.start(guest);
+    store.read(guest, tx, "/a").unwrap();
+    store.write(guest, tx, "r", "1").unwrap();
+    store.write(one, 0, "/a", "2").unwrap();
+    assert_eq!(store.commit(guest, tx), again());
+    store.check();
+}
+
+#[test]
+fn the_quota_of_open_transactions_and_their_memory_come_back() {
+    let mut store = Store::new();
+    let dom0 = store.socket();
+    let guest = store.guest(7);
+    store.mkdir(dom0, 0, "/local/domain/7").unwrap();
+    store.set_perms(dom0, 0, "/local/domain/7", &["n7"]).unwrap();
+    for _ in 0..3 {
+        let open: Vec<u32> = (0..10).map(|_| store.start(guest)).collect();
+        assert_eq!(
+            store.call(guest, MsgType::TransactionStart, 0, b"\0"),
+            Err("ENOSPC".to_owned())
+        );
+        for tx in open {
+            store.write(guest, tx, &format!("n{tx}"), "value").unwrap();
+            store.abort(guest, tx).unwrap();
+        }
+    }
+    let usage = store.call(dom0, MsgType::Control, 0, b"quota\x007\0").unwrap();
+    let usage = String::from_utf8(usage).unwrap();
+    assert!(usage.contains("transactions     :        0"), "{usage}");
+    assert!(usage.contains("refused 3 times"), "{usage}");
+    store.server.domain_died(DomId(7), 0, &mut store.machine);
+    store.check();
+}
