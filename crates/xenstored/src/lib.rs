@@ -200,10 +200,13 @@ fn set_up(
 
 /// Gives one quota of the command line to the core.
 fn set_quota(server: &mut Server, quota: &QuotaSetting) -> Result<(), Error> {
-    let _ = (server, quota.kind == QuotaKind::Soft);
-    // server.set_quota(quota.name, quota.kind == QuotaKind::Soft, quota.value)
-    //     .map_err(|error| Error::start(format!("quota {}: {error}", quota.name)))
-    Ok(())
+    let kind = match quota.kind {
+        QuotaKind::Hard => xenstore_core::quota::Kind::Hard,
+        QuotaKind::Soft => xenstore_core::quota::Kind::Soft,
+    };
+    server
+        .set_quota(quota.name, kind, quota.value)
+        .map_err(|error| Error::start(format!("quota {}: {error}", quota.name)))
 }
 
 /// As many descriptors as the system lets this process have: each client takes one.

@@ -126,6 +126,7 @@ fn a_full_table_of_descriptors_is_waited_out() {
 fn who_vanishes_leaves_nothing() {
     let daemon = Daemon::start(&[]);
     let mut good = daemon.client();
+    good.write("/good", b"0");
     let fds = || std::fs::read_dir(format!("/proc/{}/fd", daemon.pid())).unwrap().count();
     let before = fds();
     for _ in 0..200 {
@@ -136,6 +137,7 @@ fn who_vanishes_leaves_nothing() {
         drop(client);
         drop(UnixStream::connect(&daemon.socket).unwrap());
     }
+    wait_for("all to have come", || good.stat("accepted") == 401);
     wait_for("the connections to be closed", || good.stat("sockets") == 1);
     assert_eq!(fds(), before);
     good.write("/good", b"1");

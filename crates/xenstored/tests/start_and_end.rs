@@ -145,7 +145,9 @@ fn of_many_that_start_at_once_one_serves() {
         all.iter_mut().map(ended).filter(|ended| *ended).count() >= 7
     });
     Client::connect(&socket).write("/a", b"1");
-    let winner = all.iter_mut().find(|child| child.try_wait().ok().flatten().is_none()).unwrap();
+    let alive = |child: &mut std::process::Child| child.try_wait().unwrap().is_none();
+    let at = (0..all.len()).find(|at| alive(&mut all[*at])).expect("one serves");
+    let winner = &mut all[at];
     send_signal(i32::try_from(winner.id()).unwrap(), Signal::INT);
     assert!(winner.wait().unwrap().success());
 }

@@ -10,19 +10,19 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-pub const READ: u32 = 2;
-pub const WATCH: u32 = 4;
-pub const WRITE: u32 = 11;
-pub const CONTROL: u32 = 0;
+pub(crate) const READ: u32 = 2;
+pub(crate) const WATCH: u32 = 4;
+pub(crate) const WRITE: u32 = 11;
+pub(crate) const CONTROL: u32 = 0;
 
 /// How long anything here may take before it counts as stuck.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A directory that is removed when the test is over.
-pub struct Dir(pub PathBuf);
+pub(crate) struct Dir(pub(crate) PathBuf);
 
 impl Dir {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let next = NEXT.fetch_add(1, Ordering::Relaxed);
         let path = std::env::temp_dir().join(format!("xenstored-{}-{next}", std::process::id()));
@@ -30,7 +30,7 @@ impl Dir {
         Self(path)
     }
 
-    pub fn join(&self, name: &str) -> PathBuf {
+    pub(crate) fn join(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }
 }
@@ -42,7 +42,7 @@ impl Drop for Dir {
 }
 
 /// Waits until `done`, and says what it waited for where that does not come.
-pub fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
+pub(crate) fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
     let began = Instant::now();
     while !done() {
         assert!(began.elapsed() < PATIENCE, "waited in vain: {what}");
@@ -51,13 +51,13 @@ pub fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
 }
 
 /// The program, with nothing of the tester's environment that it would heed.
-pub fn xenstored(socket: &Path) -> Command {
+pub(crate) fn xenstored(socket: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_xenstored"));
     clean(&mut command, socket);
     command
 }
 
-pub fn clean(command: &mut Command, socket: &Path) {
+pub(crate) fn clean(command: &mut Command, socket: &Path) {
     for name in ["XENSTORED_RUNDIR", "XENSTORED_ROOTDIR", "NOTIFY_SOCKET"] {
         command.env_remove(name);
     }
@@ -65,21 +65,21 @@ pub fn clean(command: &mut Command, socket: &Path) {
 }
 
 /// A daemon in the foreground, killed when the test is over.
-pub struct Daemon {
-    pub child: Child,
-    pub socket: PathBuf,
-    pub pid_file: PathBuf,
-    pub dir: Dir,
+pub(crate) struct Daemon {
+    pub(crate) child: Child,
+    pub(crate) socket: PathBuf,
+    pub(crate) pid_file: PathBuf,
+    pub(crate) dir: Dir,
 }
 
 impl Daemon {
-    pub fn start(args: &[&str]) -> Self {
+    pub(crate) fn start(args: &[&str]) -> Self {
         let dir = Dir::new();
         let command = xenstored(&dir.join("socket"));
         Self::start_with(command, dir, args)
     }
 
-    pub fn start_with(mut command: Command, dir: Dir, args: &[&str]) -> Self {
+    pub(crate) fn start_with(mut command: Command, dir: Dir, args: &[&str]) -> Self {
         let pid_file = dir.join("pid");
         let stderr = std::fs::File::create(dir.join("stderr")).unwrap();
         command.args(["-N", "--pid-file"]).arg(&pid_file).args(args).stderr(stderr);
@@ -95,23 +95,23 @@ impl Daemon {
         Self { child, socket: dir.join("socket"), pid_file, dir }
     }
 
-    pub fn pid(&self) -> i32 {
+    pub(crate) fn pid(&self) -> i32 {
         std::fs::read_to_string(&self.pid_file).unwrap().trim().parse().unwrap()
     }
 
-    pub fn client(&self) -> Client {
+    pub(crate) fn client(&self) -> Client {
         Client::connect(&self.socket)
     }
 
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.dir.join("stderr")).unwrap()
     }
 
-    pub fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         send_signal(self.pid(), signal);
     }
 
-    pub fn wait(&mut self) -> ExitStatus {
+    pub(crate) fn wait(&mut self) -> ExitStatus {
         let mut status = None;
         wait_for("the end of the daemon", || {
             status = self.child.try_wait().unwrap();
@@ -128,15 +128,15 @@ impl Drop for Daemon {
     }
 }
 
-pub fn send_signal(pid: i32, signal: Signal) {
+pub(crate) fn send_signal(pid: i32, signal: Signal) {
     kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
 }
 
-pub fn is_alive(pid: i32) -> bool {
+pub(crate) fn is_alive(pid: i32) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
 }
 
-pub fn message(kind: u32, req_id: u32, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn message(kind: u32, req_id: u32, payload: &[u8]) -> Vec<u8> {
     let len = u32::try_from(payload.len()).unwrap();
     let mut bytes: Vec<u8> =
         [kind, req_id, 0, len].iter().flat_map(|word| word.to_ne_bytes()).collect();
@@ -145,23 +145,23 @@ pub fn message(kind: u32, req_id: u32, payload: &[u8]) -> Vec<u8> {
 }
 
 /// A message as it came: type, request id, payload.
-pub type Got = (u32, u32, Vec<u8>);
+pub(crate) type Got = (u32, u32, Vec<u8>);
 
-pub struct Client(pub UnixStream);
+pub(crate) struct Client(pub(crate) UnixStream);
 
 impl Client {
-    pub fn connect(socket: impl AsRef<OsStr>) -> Self {
+    pub(crate) fn connect(socket: impl AsRef<OsStr>) -> Self {
         let stream = UnixStream::connect(Path::new(socket.as_ref())).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         Self(stream)
     }
 
-    pub fn send(&mut self, bytes: &[u8]) {
+    pub(crate) fn send(&mut self, bytes: &[u8]) {
         self.0.write_all(bytes).unwrap();
     }
 
     /// The next message; `None` where the daemon has closed.
-    pub fn receive(&mut self) -> Option<Got> {
+    pub(crate) fn receive(&mut self) -> Option<Got> {
         let mut header = [0; 16];
         match self.0.read_exact(&mut header) {
             Ok(()) => {}
@@ -176,17 +176,17 @@ impl Client {
         Some((word(0), word(4), payload))
     }
 
-    pub fn call(&mut self, kind: u32, payload: &[u8]) -> Got {
+    pub(crate) fn call(&mut self, kind: u32, payload: &[u8]) -> Got {
         self.send(&message(kind, 1, payload));
         self.receive().expect("the daemon closed the connection")
     }
 
-    pub fn write(&mut self, path: &str, value: &[u8]) {
+    pub(crate) fn write(&mut self, path: &str, value: &[u8]) {
         let payload = [path.as_bytes(), b"\0", value].concat();
         assert_eq!(self.call(WRITE, &payload), (WRITE, 1, b"OK\0".to_vec()));
     }
 
-    pub fn control(&mut self, words: &[&str]) -> String {
+    pub(crate) fn control(&mut self, words: &[&str]) -> String {
         let payload: Vec<u8> =
             words.iter().flat_map(|word| [word.as_bytes(), b"\0"].concat()).collect();
         let (kind, _, payload) = self.call(CONTROL, &payload);
@@ -195,7 +195,7 @@ impl Client {
     }
 
     /// One of the numbers that `stats` prints.
-    pub fn stat(&mut self, name: &str) -> u64 {
+    pub(crate) fn stat(&mut self, name: &str) -> u64 {
         let text = self.control(&["stats"]);
         let line = text.lines().find(|line| line.split_whitespace().next() == Some(name));
         line.unwrap_or_else(|| panic!("no {name} in {text}"))
