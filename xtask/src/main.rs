@@ -1,2 +1,46 @@
-//! To be written.
-fn main() {}
+//! The project's own chores: `cargo xtask COMMAND`.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | `ci` | everything that a change must pass, step by step |
+//! | `tidy` | the rules of the code that no other tool checks |
+//! | `bench` | builds and runs the benches |
+//! | `workspace` | what cargo knows about the workspace |
+
+mod bench;
+mod ci;
+mod tidy;
+mod workspace;
+
+use std::process::ExitCode;
+
+/// What can go wrong is told to a person, once, in a sentence.
+pub(crate) type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
+
+const HELP: &str = "\
+cargo xtask COMMAND
+
+  ci [STEP...]            what every change must pass; without STEP, all of it
+  tidy                    file lengths, words, lints, dependencies, links
+  bench store [OPTION...] our xenstored beside Debian's daemons; --help lists the options
+";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = args.iter().map(String::as_str).collect();
+    let outcome = match words.as_slice() {
+        ["ci", "--list"] => Ok(ci::list()),
+        ["ci", steps @ ..] => ci::run(steps),
+        ["tidy"] => tidy::run(),
+        ["bench", "store", options @ ..] => bench::store(options),
+        ["--help" | "-h" | "help"] => {
+            print!("{HELP}");
+            Ok(ExitCode::SUCCESS)
+        }
+        _ => Err(format!("no such command\n{HELP}").into()),
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("xtask: {error}");
+        ExitCode::from(2)
+    })
+}

@@ -1,2 +1,184 @@
-//! To be written.
-fn main() {}
+//! Compares our `xenstored` with Debian's C `xenstored`, with `oxenstored`, and with a bare echo,
+//! in alternation, with the same client: `cargo xtask bench store`.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | `daemon` | who is measured and how it is started |
+//! | `echo` | the limit |
+//! | `client`, `swarm` | the load: one connection, many connections |
+//! | `scenario` | what is measured |
+//! | `table`, `report` | the rows and their verdicts |
+//! | `run` | the rounds |
+//! | `machine` | CPU, descriptors, facts |
+
+mod client;
+mod daemon;
+mod echo;
+mod machine;
+mod report;
+mod run;
+mod scenario;
+mod swarm;
+mod table;
+
+use daemon::{Kind, Places};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use table::{ROWS, Row};
+
+/// What can go wrong is told to a person, once, in a sentence.
+pub(crate) type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
+
+/// The value of every node that is written: 32 bytes.
+pub(crate) const VALUE: &[u8] = b"0123456789abcdef0123456789abcdef";
+
+/// What takes turns with [`VALUE`].
+pub(crate) const OTHER_VALUE: &[u8] = b"fedcba9876543210fedcba9876543210";
+
+const HELP: &str = "\
+cargo xtask bench store [OPTION...]
+
+  --only PATTERN   rows or scenarios whose name contains PATTERN; may be repeated
+  --daemons LIST   some of ours,c,o,on,echo
+  --rounds N       how often each daemon is measured (default 5)
+  --quick          one small round, to see that everything runs
+  --json FILE      write every sample
+  --check          end with status 1 where a row is missed
+  --list           print the rows and end
+
+Debian's daemons are looked for in $XENBUS_PEERS, else target/peers.
+";
+
+/// The command line.
+#[derive(Default)]
+struct Options {
+    only: Vec<String>,
+    daemons: Vec<Kind>,
+    rounds: Option<usize>,
+    quick: bool,
+    json: Option<PathBuf>,
+    check: bool,
+    list: bool,
+    help: bool,
+    echo: Option<PathBuf>,
+}
+
+impl Options {
+    fn parse(mut args: impl Iterator<Item = String>) -> Result<Self> {
+        let mut options = Self::default();
+        while let Some(arg) = args.next() {
+            let mut value = || args.next().ok_or_else(|| format!("{arg} needs a value"));
+            match arg.as_str() {
+                "--only" => options.only.push(value()?),
+                "--daemons" => options.daemons = parse_kinds(&value()?)?,
+                "--rounds" => options.rounds = Some(value()?.parse()?),
+                "--quick" => options.quick = true,
+                "--json" => options.json = Some(value()?.into()),
+                "--check" => options.check = true,
+                "--list" => options.list = true,
+                "--help" | "-h" => options.help = true,
+                "--echo" => options.echo = Some(value()?.into()),
+                _ => return Err(format!("unknown option {arg}\n{HELP}").into()),
+            }
+        }
+        Ok(options)
+    }
+
+    fn chooses(&self, row: &Row) -> bool {
+        let named = |pattern: &String| row.id.contains(pattern) || row.scenario.contains(pattern);
+        self.only.is_empty() || self.only.iter().any(named)
+    }
+}
+
+fn parse_kinds(list: &str) -> Result<Vec<Kind>> {
+    list.split(',')
+        .map(|name| {
+            let known = Kind::ALL.into_iter().find(|kind| kind.short() == name);
+            Ok(known.ok_or_else(|| format!("no daemon is called {name:?}"))?)
+        })
+        .collect()
+}
+
+fn main() -> ExitCode {
+    match Options::parse(std::env::args().skip(1)).and_then(|options| bench(&options)) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("store-bench: {error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn bench(options: &Options) -> Result<ExitCode> {
+    if options.help {
+        print!("{HELP}");
+        return Ok(ExitCode::SUCCESS);
+    }
+    if let Some(socket) = &options.echo {
+        echo::serve(socket)?;
+    }
+    let rows = || ROWS.iter().filter(|row| options.chooses(row));
+    if options.list {
+        for row in rows() {
+            println!("{:20} {:14} {}", row.id, row.scenario, row.work);
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let release = std::env::current_exe()?.parent().map(PathBuf::from).unwrap_or_default();
+    let peers =
+        std::env::var_os("XENBUS_PEERS").map_or_else(|| "target/peers".into(), PathBuf::from);
+    let scratch = std::env::temp_dir().join(format!("store-bench-{}", std::process::id()));
+    let places = Places { release, peers: std::path::absolute(peers)?, scratch };
+    let cpu = machine::last_cpu()?;
+    machine::pin(None, cpu)?;
+    let plan = run::Plan {
+        places: &places,
+        cpu,
+        descriptors: machine::raise_descriptors(20_000)?,
+        rounds: options.rounds.unwrap_or(if options.quick { 1 } else { 5 }),
+        quick: options.quick,
+        scenarios: rows().map(|row| row.scenario).collect(),
+        kinds: if options.daemons.is_empty() {
+            Kind::ALL.to_vec()
+        } else {
+            options.daemons.clone()
+        },
+    };
+    let results = run::run(&plan);
+    // The daemons' logs are of no use any more, and the folder may be gone already.
+    let _ = std::fs::remove_dir_all(&places.scratch);
+    let results = results?;
+    let facts = serde_json::json!({
+        "machine": machine::facts(),
+        "date": machine::today(),
+        "rounds": plan.rounds,
+        "quick": plan.quick,
+        "debian": debian_version(&places),
+    });
+    println!(
+        "{}; {}; medians of {} rounds; Debian's daemons: {}{}\n",
+        machine::today(),
+        machine::facts(),
+        plan.rounds,
+        debian_version(&places),
+        if plan.quick { "; QUICK: these figures mean nothing" } else { "" },
+    );
+    println!("{}", results.markdown(|row| options.chooses(row)));
+    if let Some(file) = &options.json {
+        std::fs::write(file, format!("{:#}\n", results.json(&facts)))?;
+    }
+    let missed = rows().any(|row| results.judge(row).0 == report::Verdict::Missed);
+    Ok(ExitCode::from(u8::from(options.check && missed)))
+}
+
+/// The version of Debian's package, from its changelog's name in the unpacked tree.
+fn debian_version(places: &Places) -> String {
+    let entries = std::fs::read_dir(&places.peers).into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| {
+            let name = entry.file_name().into_string().ok()?;
+            Some(name.strip_prefix("xen-utils-4.17_")?.split('_').next()?.to_owned())
+        })
+        .next()
+        .unwrap_or_else(|| "version unknown".into())
+}

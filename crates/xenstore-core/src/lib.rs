@@ -11,6 +11,7 @@
 //! | [`tree`] | the nodes, and what requests do to them |
 //! | `transaction` | snapshot, log, and how a commit is judged |
 //! | `watch` | watches in an index by path |
+//! | [`client`] | the other end: requests in flight, replies, events |
 //! | [`server`] | the store: requests in, replies and events out |
 #![no_std]
 #![cfg_attr(
@@ -31,6 +32,7 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+pub mod client;
 pub mod limits;
 pub mod path;
 pub mod perms;

@@ -1,1 +1,51 @@
-//! To be written.
+//! XenStore's client: blocking, over the daemon's Unix socket or `/dev/xen/xenbus`, with no
+//! runtime and no thread of its own. Many requests may be in flight, transactions are closures
+//! that are tried again on EAGAIN, watches are an iterator and a file descriptor to poll.
+//!
+//! ```no_run
+//! use xenstore::{Client, Store};
+//!
+//! # fn main() -> Result<(), xenstore::Error> {
+//! let mut client = Client::open()?;
+//! client.transaction(|tx| {
+//!     let count = tx.read("/tool/example/count").unwrap_or_default().len();
+//!     tx.write("/tool/example/count", vec![b'.'; count + 1])
+//! })?;
+//! client.watch("/local/domain", "domains")?;
+//! for event in client.events(None) {
+//!     println!("{}", String::from_utf8_lossy(&event?.path));
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The package also holds the command-line tool `xenstore`, which serves for Debian's
+//! `xenstore-read`, `xenstore-ls` and so on when called by their names.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`client`] | the connection, pipelining, requests about domains |
+//! | [`store`] | [`Store`]: reading and writing nodes, inside and outside transactions |
+//! | [`transaction`] | [`Transaction`] and how often one is tried |
+//! | [`watch`] | watch events |
+//! | [`walk`] | every node of a subtree in order: bulk read, or many requests in flight |
+//! | [`perms`] | [`Perm`]: who may do what with a node |
+//! | [`transport`] | where the store is found, and the two ways of talking to it |
+//! | [`error`] | [`Error`] |
+
+pub mod client;
+pub mod error;
+pub mod perms;
+pub mod store;
+pub mod transaction;
+pub mod transport;
+pub mod walk;
+pub mod watch;
+
+pub use client::{Client, Ticket};
+pub use error::Error;
+pub use perms::{Access, Perm};
+pub use store::Store;
+pub use transaction::{Transaction, TransactionId};
+pub use watch::{Event, Events};
+pub use xenstore_core::wire::MsgType;

@@ -45,6 +45,7 @@ use std::process::ExitCode;
 use xen::domwatch::DomainWatch;
 use xen::evtchn::EventChannels;
 use xen::gnttab::GrantMap;
+use xenstore_core::quota::Kind;
 use xenstore_core::server::Server;
 
 /// What the daemon needs of Xen, or of what stands in for it.
@@ -201,12 +202,11 @@ fn set_up(
 /// Gives one quota of the command line to the core.
 fn set_quota(server: &mut Server, quota: &QuotaSetting) -> Result<(), Error> {
     let kind = match quota.kind {
-        QuotaKind::Hard => xenstore_core::quota::Kind::Hard,
-        QuotaKind::Soft => xenstore_core::quota::Kind::Soft,
+        QuotaKind::Hard => Kind::Hard,
+        QuotaKind::Soft => Kind::Soft,
     };
-    server
-        .set_quota(quota.name, kind, quota.value)
-        .map_err(|error| Error::start(format!("quota {}: {error}", quota.name)))
+    let set = server.set_quota(quota.name, kind, quota.value);
+    set.map_err(|error| Error::start(format!("quota {}: {error}", quota.name)))
 }
 
 /// As many descriptors as the system lets this process have: each client takes one.

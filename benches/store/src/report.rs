@@ -1,0 +1,235 @@
+//! Medians, verdicts, the Markdown table and the JSON file.
+
+use crate::daemon::Kind;
+use crate::table::{ROWS, Row, Test, Unit, With};
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+/// Every number of the run: by daemon and metric, one a round.
+#[derive(Default)]
+pub(crate) struct Results {
+    samples: BTreeMap<(Kind, String), Vec<f64>>,
+    /// Why a daemon has no numbers in a scenario.
+    troubles: BTreeMap<(Kind, &'static str), String>,
+}
+
+/// How a row came out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Verdict {
+    /// Every comparison holds.
+    Met,
+    /// At least one does not.
+    Missed,
+    /// A number is missing.
+    NotMeasured,
+    /// The row has no bound.
+    Informs,
+}
+
+impl Verdict {
+    fn text(self) -> &'static str {
+        match self {
+            Self::Met => "met",
+            Self::Missed => "**missed**",
+            Self::NotMeasured => "not measured",
+            Self::Informs => "",
+        }
+    }
+}
+
+impl Results {
+    /// Adds one number.
+    pub(crate) fn add(&mut self, kind: Kind, metric: String, value: f64) {
+        self.samples.entry((kind, metric)).or_default().push(value);
+    }
+
+    /// Notes why `kind` has no numbers in `scenario`.
+    pub(crate) fn trouble(&mut self, kind: Kind, scenario: &'static str, why: String) {
+        self.troubles.insert((kind, scenario), why);
+    }
+
+    /// The median over the rounds.
+    pub(crate) fn median(&self, kind: Kind, metric: &str) -> Option<f64> {
+        let mut values = self.samples.get(&(kind, metric.to_owned()))?.clone();
+        values.sort_unstable_by(f64::total_cmp);
+        let middle = values.len() / 2;
+        let upper = *values.get(middle)?;
+        Some(if values.len() % 2 == 1 { upper } else { (values[middle - 1] + upper) / 2.0 })
+    }
+
+    /// The verdict on a row, with each ratio in words.
+    pub(crate) fn judge(&self, row: &Row) -> (Verdict, String) {
+        if row.tests.is_empty() {
+            return (Verdict::Informs, String::new());
+        }
+        let mut verdict = Verdict::Met;
+        let mut words = Vec::new();
+        for test in row.tests {
+            match self.compare(test) {
+                Some((holds, text)) => {
+                    words.push(text);
+                    if !holds && verdict == Verdict::Met {
+                        verdict = Verdict::Missed;
+                    }
+                }
+                None => verdict = Verdict::NotMeasured,
+            }
+        }
+        // `xenstore ls` on C is the one bound on another daemon's number.
+        if row.id == "ls" {
+            match self.median(Kind::C, "store.ls.ours") {
+                Some(time) => {
+                    words.push(format!("ours on C {} (at most 2 s)", number(time, Unit::Time)));
+                    if time > 2.0 && verdict == Verdict::Met {
+                        verdict = Verdict::Missed;
+                    }
+                }
+                None => verdict = Verdict::NotMeasured,
+            }
+        }
+        (verdict, words.join("; "))
+    }
+
+    fn compare(&self, test: &Test) -> Option<(bool, String)> {
+        let ours = self.median(Kind::Ours, test.metric)?;
+        let side = if test.at_most { "at most" } else { "at least" };
+        let (value, text) = match test.with {
+            With::Fixed => {
+                let (now, most) = (number(ours, test.unit), number(test.factor, test.unit));
+                (ours, format!("{} {now} ({side} {most})", test.label))
+            }
+            With::Metric(kind, metric) => {
+                let ratio = ours / self.median(kind, metric)?;
+                (ratio, format!("{ratio:.3} {} ({side} {:.3})", test.label, test.factor))
+            }
+        };
+        Some((if test.at_most { value <= test.factor } else { value >= test.factor }, text))
+    }
+
+    fn cell(&self, row: &Row, kind: Kind) -> String {
+        let shown: Vec<_> = row
+            .shows
+            .iter()
+            .filter_map(|show| {
+                let value = self.median(kind, show.metric)?;
+                Some(format!("{}{}", show.label, number(value, show.unit)))
+            })
+            .collect();
+        let trouble = self.troubles.get(&(kind, row.scenario));
+        match (shown.is_empty(), trouble) {
+            (false, _) => shown.join(" ").replace(" cpu ", ", cpu "),
+            (true, Some(why)) if why.ends_with("is missing") => "missing".into(),
+            (true, Some(_)) => "failed".into(),
+            (true, None) => "–".into(),
+        }
+    }
+
+    /// The Markdown table of the rows that `chosen` lets through.
+    pub(crate) fn markdown(&self, chosen: impl Fn(&Row) -> bool) -> String {
+        let mut text = String::from("| work | must reach |");
+        for kind in Kind::ALL {
+            let _ = write!(text, " {} |", kind.title());
+        }
+        text.push_str(" verdict | ratios |\n|---|---|");
+        text.push_str(&"---|".repeat(Kind::ALL.len() + 2));
+        text.push('\n');
+        for row in ROWS.iter().filter(|row| chosen(row)) {
+            let (verdict, ratios) = self.judge(row);
+            let _ = write!(text, "| {} | {} |", row.work, row.bound);
+            for kind in Kind::ALL {
+                let _ = write!(text, " {} |", self.cell(row, kind));
+            }
+            let _ = writeln!(text, " {} | {ratios} |", verdict.text());
+        }
+        let mut reasons: BTreeMap<(Kind, &str), Vec<&str>> = BTreeMap::new();
+        for ((kind, scenario), why) in &self.troubles {
+            reasons.entry((*kind, why)).or_default().push(scenario);
+        }
+        for ((kind, why), scenarios) in reasons {
+            let _ = write!(text, "\n{} in {}: {why}\n", kind.title(), scenarios.join(", "));
+        }
+        text
+    }
+
+    /// Every median, every sample and every verdict.
+    pub(crate) fn json(&self, facts: &Value) -> Value {
+        let mut metrics = Map::new();
+        for ((kind, metric), samples) in &self.samples {
+            let entry = metrics.entry(metric.as_str()).or_insert_with(|| json!({}));
+            entry[kind.short()] =
+                json!({ "median": self.median(*kind, metric), "samples": samples });
+        }
+        let rows: Vec<_> = ROWS
+            .iter()
+            .map(|row| {
+                let (verdict, ratios) = self.judge(row);
+                let verdict = verdict.text().trim_matches('*');
+                json!({ "row": row.id, "verdict": verdict, "ratios": ratios })
+            })
+            .collect();
+        json!({ "facts": facts, "rows": rows, "metrics": metrics })
+    }
+}
+
+/// A number with its unit, three digits.
+pub(crate) fn number(value: f64, unit: Unit) -> String {
+    let (value, suffix) = match unit {
+        Unit::PerSecond if value >= 999_500.0 => (value / 1e6, "M/s"),
+        Unit::PerSecond if value >= 999.5 => (value / 1e3, "k/s"),
+        Unit::PerSecond => (value, "/s"),
+        Unit::Time if value >= 0.9995 => (value, " s"),
+        Unit::Time if value >= 0.000_999_5 => (value * 1e3, " ms"),
+        Unit::Time => (value * 1e6, " µs"),
+        Unit::Bytes if value >= 10_000.0 => (value / 1024.0 / 1024.0, " MiB"),
+        Unit::Bytes => (value, " B"),
+        Unit::Share => (value * 100.0, " %"),
+        Unit::Count => (value, ""),
+    };
+    let digits = if value == 0.0 || value >= 99.95 {
+        0
+    } else if value >= 9.995 {
+        1
+    } else {
+        2
+    };
+    format!("{value:.digits$}{suffix}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn medians_of_odd_and_even_counts() {
+        let mut results = Results::default();
+        for value in [3.0, 1.0, 2.0] {
+            results.add(Kind::C, "x".into(), value);
+        }
+        assert_eq!(results.median(Kind::C, "x"), Some(2.0));
+        results.add(Kind::C, "x".into(), 10.0);
+        assert_eq!(results.median(Kind::C, "x"), Some(2.5));
+        assert_eq!(results.median(Kind::Ours, "x"), None);
+    }
+
+    #[test]
+    fn a_row_is_met_missed_or_not_measured() {
+        let row = ROWS.iter().find(|row| row.id == "pipelined-write").unwrap();
+        let mut results = Results::default();
+        results.add(Kind::C, "rates.write32.cpu".into(), 6.0e-6);
+        assert_eq!(results.judge(row).0, Verdict::NotMeasured);
+        results.add(Kind::Ours, "rates.write32.cpu".into(), 0.5e-6);
+        assert_eq!(results.judge(row).0, Verdict::Met);
+        results.add(Kind::Ours, "rates.write32.cpu".into(), 3.0e-6);
+        assert_eq!(results.judge(row).0, Verdict::Missed);
+    }
+
+    #[test]
+    fn numbers_have_three_digits_and_a_unit() {
+        assert_eq!(number(83_512.0, Unit::PerSecond), "83.5k/s");
+        assert_eq!(number(0.000_007_1, Unit::Time), "7.10 µs");
+        assert_eq!(number(1.218, Unit::Time), "1.22 s");
+        assert_eq!(number(0.92, Unit::Share), "92.0 %");
+        assert_eq!(number(143.4, Unit::Bytes), "143 B");
+    }
+}

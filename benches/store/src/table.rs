@@ -1,0 +1,440 @@
+//! The table as data: each row's work, what it must reach, which numbers it shows, and the
+//! comparisons that decide it.
+
+use crate::daemon::Kind;
+
+/// How a number is written.
+#[derive(Clone, Copy)]
+pub(crate) enum Unit {
+    /// A second's worth, `83.5k/s`.
+    PerSecond,
+    /// Seconds, as µs, ms or s.
+    Time,
+    /// Bytes, plain below 10,000 and as MiB above.
+    Bytes,
+    /// A share, in per cent.
+    Share,
+    /// A plain number.
+    Count,
+}
+
+/// One number in a daemon's cell.
+pub(crate) struct Show {
+    /// Comes before the number.
+    pub(crate) label: &'static str,
+    /// Which number, `SCENARIO.METRIC`.
+    pub(crate) metric: &'static str,
+    /// How it is written.
+    pub(crate) unit: Unit,
+}
+
+/// What ours is compared with.
+#[derive(Clone, Copy)]
+pub(crate) enum With {
+    /// Another daemon's number, or another one of ours.
+    Metric(Kind, &'static str),
+    /// A fixed number; `factor` is then the limit itself.
+    Fixed,
+}
+
+/// `ours.metric` against `factor` times the other.
+pub(crate) struct Test {
+    /// What the sentence calls it.
+    pub(crate) label: &'static str,
+    /// Our number.
+    pub(crate) metric: &'static str,
+    /// True for an upper bound, false for a lower one.
+    pub(crate) at_most: bool,
+    /// How much of the other.
+    pub(crate) factor: f64,
+    /// The other.
+    pub(crate) with: With,
+    /// How a fixed limit is written.
+    pub(crate) unit: Unit,
+}
+
+/// A row of the table.
+pub(crate) struct Row {
+    /// What `--only` can name.
+    pub(crate) id: &'static str,
+    /// The scenario that its numbers come from.
+    pub(crate) scenario: &'static str,
+    /// The work.
+    pub(crate) work: &'static str,
+    /// What must be reached, in words.
+    pub(crate) bound: &'static str,
+    /// The numbers in each cell.
+    pub(crate) shows: &'static [Show],
+    /// What decides; none: the row only informs.
+    pub(crate) tests: &'static [Test],
+}
+
+const fn show(label: &'static str, metric: &'static str, unit: Unit) -> Show {
+    Show { label, metric, unit }
+}
+
+const fn rate(metric: &'static str) -> Show {
+    show("", metric, Unit::PerSecond)
+}
+
+const fn labelled(label: &'static str, metric: &'static str) -> Show {
+    show(label, metric, Unit::PerSecond)
+}
+
+const fn cpu(metric: &'static str) -> Show {
+    show("cpu ", metric, Unit::Time)
+}
+
+const fn time(label: &'static str, metric: &'static str) -> Show {
+    show(label, metric, Unit::Time)
+}
+
+const fn at_most(
+    label: &'static str,
+    metric: &'static str,
+    factor: f64,
+    kind: Kind,
+    other: &'static str,
+) -> Test {
+    let with = With::Metric(kind, other);
+    Test { label, metric, at_most: true, factor, with, unit: Unit::Count }
+}
+
+const fn at_least(
+    label: &'static str,
+    metric: &'static str,
+    factor: f64,
+    kind: Kind,
+    other: &'static str,
+) -> Test {
+    let with = With::Metric(kind, other);
+    Test { label, metric, at_most: false, factor, with, unit: Unit::Count }
+}
+
+const fn limit(label: &'static str, metric: &'static str, factor: f64, unit: Unit) -> Test {
+    Test { label, metric, at_most: true, factor, with: With::Fixed, unit }
+}
+
+use Kind::{C, Echo, Ours};
+
+/// All rows, in the order of the table.
+pub(crate) const ROWS: &[Row] = &[
+    Row {
+        id: "one-read",
+        scenario: "rates",
+        work: "one client, one request in flight: reads",
+        bound: "at least 0.9 of the echo's rate, at most 0.5 x C's processor time",
+        shows: &[rate("rates.read1.rate"), cpu("rates.read1.cpu")],
+        tests: &[
+            at_least("of the echo's rate", "rates.read1.rate", 0.9, Echo, "rates.read1.rate"),
+            at_most("x C's processor time", "rates.read1.cpu", 0.5, C, "rates.read1.cpu"),
+        ],
+    },
+    Row {
+        id: "one-write",
+        scenario: "rates",
+        work: "one client, one request in flight: writes",
+        bound: "at least 0.9 of the echo's rate, at most 0.5 x C's processor time",
+        shows: &[rate("rates.write1.rate"), cpu("rates.write1.cpu")],
+        tests: &[
+            at_least("of the echo's rate", "rates.write1.rate", 0.9, Echo, "rates.write1.rate"),
+            at_most("x C's processor time", "rates.write1.cpu", 0.5, C, "rates.write1.cpu"),
+        ],
+    },
+    Row {
+        id: "latency",
+        scenario: "rates",
+        work: "one client, one request in flight: latency of reads (R) and writes (W), p50 / p99",
+        bound: "",
+        shows: &[
+            time("R ", "rates.read1.p50"),
+            time("/ ", "rates.read1.p99"),
+            time("W ", "rates.write1.p50"),
+            time("/ ", "rates.write1.p99"),
+        ],
+        tests: &[],
+    },
+    Row {
+        id: "pipelined-read",
+        scenario: "rates",
+        work: "reads, 32 in flight",
+        bound: "at most 1/15 of C's processor time per operation",
+        shows: &[rate("rates.read32.rate"), cpu("rates.read32.cpu")],
+        tests: &[at_most(
+            "x C's processor time",
+            "rates.read32.cpu",
+            1.0 / 15.0,
+            C,
+            "rates.read32.cpu",
+        )],
+    },
+    Row {
+        id: "pipelined-write",
+        scenario: "rates",
+        work: "writes, 32 in flight",
+        bound: "at most 1/10 of C's processor time per operation",
+        shows: &[rate("rates.write32.rate"), cpu("rates.write32.cpu")],
+        tests: &[at_most("x C's processor time", "rates.write32.cpu", 0.1, C, "rates.write32.cpu")],
+    },
+    Row {
+        id: "idle-connections",
+        scenario: "idle",
+        work: "reads, 32 in flight, with 0 / 100 / 1000 / 5000 idle connections",
+        bound: "with 1000 at least 0.95 of the same without them",
+        shows: &[
+            rate("idle.idle0.rate"),
+            labelled("/ ", "idle.idle100.rate"),
+            labelled("/ ", "idle.idle1000.rate"),
+            labelled("/ ", "idle.idle5000.rate"),
+        ],
+        tests: &[
+            at_least("of the rate without", "idle.idle1000.rate", 0.95, Ours, "idle.idle0.rate"),
+            at_most(
+                "x the processor time without",
+                "idle.idle1000.cpu",
+                1.0 / 0.95,
+                Ours,
+                "idle.idle0.cpu",
+            ),
+        ],
+    },
+    Row {
+        id: "active-connections",
+        scenario: "active",
+        work: "1 / 100 / 1000 / 5000 clients with one request in flight each, 80 % reads",
+        bound: "",
+        shows: &[
+            rate("active.active1.rate"),
+            labelled("/ ", "active.active100.rate"),
+            labelled("/ ", "active.active1000.rate"),
+            labelled("/ ", "active.active5000.rate"),
+        ],
+        tests: &[],
+    },
+    Row {
+        id: "watches",
+        scenario: "watches",
+        work: "writes, 32 in flight, with 0 / 10,000 / 100,000 unrelated watches",
+        bound: "at least 0.95 of the same without them",
+        shows: &[
+            rate("watches.watch0.rate"),
+            labelled("/ ", "watches.watch10000.rate"),
+            labelled("/ ", "watches.watch100000.rate"),
+        ],
+        tests: &[
+            at_least("at 10,000", "watches.watch10000.rate", 0.95, Ours, "watches.watch0.rate"),
+            at_least("at 100,000", "watches.watch100000.rate", 0.95, Ours, "watches.watch0.rate"),
+            at_most(
+                "x the processor time at 100,000",
+                "watches.watch100000.cpu",
+                1.0 / 0.95,
+                Ours,
+                "watches.watch0.cpu",
+            ),
+        ],
+    },
+    Row {
+        id: "transactions",
+        scenario: "transactions",
+        work: "transactions of 5 reads and 5 writes, 16 clients on disjoint subtrees (1 client)",
+        bound: "at most 0.3 x C's processor time, no EAGAIN at all",
+        shows: &[
+            rate("transactions.tx16.rate"),
+            cpu("transactions.tx16.cpu"),
+            show("EAGAIN ", "transactions.tx16.again", Unit::Share),
+            labelled("1 client ", "transactions.tx1.rate"),
+        ],
+        tests: &[
+            at_most(
+                "x C's processor time",
+                "transactions.tx16.cpu",
+                0.3,
+                C,
+                "transactions.tx16.cpu",
+            ),
+            limit("EAGAIN", "transactions.tx16.again", 0.0, Unit::Share),
+        ],
+    },
+    Row {
+        id: "devices",
+        scenario: "devices",
+        work: "16 clients creating 50 devices each under one directory",
+        bound: "no EAGAIN, at least 3 x C",
+        shows: &[
+            rate("devices.devices.rate"),
+            show("EAGAIN ", "devices.devices.again", Unit::Share),
+        ],
+        tests: &[
+            at_least("x C's rate", "devices.devices.rate", 3.0, C, "devices.devices.rate"),
+            limit("EAGAIN", "devices.devices.again", 0.0, Unit::Share),
+        ],
+    },
+    Row {
+        id: "contended",
+        scenario: "contended",
+        work: "16 clients, the same 5 keys: commits",
+        bound: "at least 5 x C's commits per second, EAGAIN under 20 %",
+        shows: &[
+            rate("contended.same.rate"),
+            show("EAGAIN ", "contended.same.again", Unit::Share),
+            show("most tries ", "contended.same.tries", Unit::Count),
+        ],
+        tests: &[
+            at_least("x C's commits", "contended.same.rate", 5.0, C, "contended.same.rate"),
+            limit("EAGAIN", "contended.same.again", 0.2, Unit::Share),
+        ],
+    },
+    Row {
+        id: "fanout",
+        scenario: "fanout",
+        work: "one write matched by 1000 watches of 1000 connections",
+        bound: "at most 1.5 x the time of 1000 bare sends to 1000 sockets",
+        shows: &[
+            time("", "fanout.fanout.wall"),
+            cpu("fanout.fanout.cpu"),
+            time("bare sends ", "fanout.fanout.bare"),
+        ],
+        tests: &[at_most(
+            "x the bare sends",
+            "fanout.fanout.wall",
+            1.5,
+            Ours,
+            "fanout.fanout.bare",
+        )],
+    },
+    Row {
+        id: "fill",
+        scenario: "store",
+        work: "fill of 100,000 nodes, 64 in flight: the first 50,000 / the last 50,000",
+        bound: "",
+        shows: &[
+            time("", "store.fill100k.first"),
+            time("/ ", "store.fill100k.last"),
+            rate("store.fill100k.rate"),
+        ],
+        tests: &[],
+    },
+    Row {
+        id: "fill-million",
+        scenario: "million",
+        work: "fill of 1,000,000 nodes, 64 in flight: the first 50,000 / the last 50,000",
+        bound: "the last 50,000 at most 1.3 x the first 50,000",
+        shows: &[
+            time("", "million.fill1m.first"),
+            time("/ ", "million.fill1m.last"),
+            rate("million.fill1m.rate"),
+        ],
+        tests: &[at_most("x the first", "million.fill1m.last", 1.3, Ours, "million.fill1m.first")],
+    },
+    Row {
+        id: "large-read",
+        scenario: "store",
+        work: "reads, 32 in flight, in a store of 0 / 100,000 nodes",
+        bound: "",
+        shows: &[rate("store.empty.read.rate"), labelled("/ ", "store.full100k.read.rate")],
+        tests: &[],
+    },
+    Row {
+        id: "large-write",
+        scenario: "store",
+        work: "writes, 32 in flight, in a store of 0 / 100,000 nodes",
+        bound: "",
+        shows: &[rate("store.empty.write.rate"), labelled("/ ", "store.full100k.write.rate")],
+        tests: &[],
+    },
+    Row {
+        id: "million-read-write",
+        scenario: "million",
+        work: "reads / writes, 32 in flight, in a store of 1,000,000 nodes",
+        bound: "",
+        shows: &[rate("million.full1m.read.rate"), labelled("/ ", "million.full1m.write.rate")],
+        tests: &[],
+    },
+    Row {
+        id: "domains",
+        scenario: "domains",
+        work: "10,000 domains of 61 nodes (C and oxenstored: 1000): the first 100 / the last 100 / the first 1000",
+        bound: "the last 100 at most 1.2 x the first 100; 1000 in at most 0.3 x C's total",
+        shows: &[
+            time("", "domains.domains.first"),
+            time("/ ", "domains.domains.last"),
+            time("/ ", "domains.domains.thousand"),
+        ],
+        tests: &[
+            at_most("x the first 100", "domains.domains.last", 1.2, Ours, "domains.domains.first"),
+            at_most("x C's 1000", "domains.domains.thousand", 0.3, C, "domains.domains.thousand"),
+        ],
+    },
+    Row {
+        id: "rm",
+        scenario: "rm",
+        work: "rm of a directory of 10,000: its time / another client's longest wait / peak of memory",
+        bound: "at most 2 ms, no other client waits longer, no peak of memory",
+        shows: &[
+            time("", "rm.rm.time"),
+            time("/ ", "rm.rm.wait"),
+            show("/ ", "rm.rm.peak", Unit::Bytes),
+        ],
+        tests: &[
+            limit("rm", "rm.rm.time", 0.002, Unit::Time),
+            limit("longest wait", "rm.rm.wait", 0.002, Unit::Time),
+            limit("peak", "rm.rm.peak", 256.0 * 1024.0, Unit::Bytes),
+        ],
+    },
+    Row {
+        id: "ls",
+        scenario: "store",
+        work: "`xenstore ls` of 100,000 nodes: our tool / Debian's",
+        bound: "ours on ours 0.5 s, ours on C 2 s",
+        shows: &[time("", "store.ls.ours"), time("/ ", "store.ls.debian")],
+        tests: &[limit("ours on ours", "store.ls.ours", 0.5, Unit::Time)],
+    },
+    Row {
+        id: "memory",
+        scenario: "store",
+        work: "memory a node, 32-byte values, 100,000 nodes",
+        bound: "less than C; the aim is 135",
+        shows: &[show("", "store.fill100k.memory", Unit::Bytes)],
+        tests: &[at_most("x C's", "store.fill100k.memory", 1.0, C, "store.fill100k.memory")],
+    },
+    Row {
+        id: "memory-million",
+        scenario: "million",
+        work: "memory a node, 32-byte values, 1,000,000 nodes",
+        bound: "the aim is 135",
+        shows: &[show("", "million.fill1m.memory", Unit::Bytes)],
+        tests: &[limit("bytes", "million.fill1m.memory", 135.0, Unit::Bytes)],
+    },
+    Row {
+        id: "guests",
+        scenario: "guests",
+        work: "domain 0's writes beside 100 guests: p99 before / with 10 transactions open in each",
+        bound: "does not move",
+        shows: &[time("", "guests.before.p99"), time("/ ", "guests.open.p99")],
+        tests: &[at_most("x the p99 before", "guests.open.p99", 1.15, Ours, "guests.before.p99")],
+    },
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scenario::SCENARIOS;
+
+    #[test]
+    fn rows_name_scenarios_that_exist_and_their_own_numbers() {
+        for row in ROWS {
+            assert!(SCENARIOS.iter().any(|scenario| scenario.name == row.scenario), "{}", row.id);
+            let prefix = format!("{}.", row.scenario);
+            for show in row.shows {
+                assert!(show.metric.starts_with(&prefix), "{}: {}", row.id, show.metric);
+            }
+        }
+    }
+
+    #[test]
+    fn ids_are_unique() {
+        for (at, row) in ROWS.iter().enumerate() {
+            assert!(ROWS[..at].iter().all(|other| other.id != row.id), "{}", row.id);
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! The command line: from argv to a command and back to an exit code.
+
+use std::ffi::OsStr;
+use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::process::ExitCode;
+use table::{Command, Kind};
+
+mod chmod;
+mod completions;
+mod control;
+mod debian;
+mod diff;
+mod export;
+mod fail;
+mod getopt;
+mod import;
+mod json;
+mod ls;
+mod table;
+mod value;
+mod watch;
+
+use fail::Fail;
+
+/// How the program was called.
+struct Program {
+    /// argv\[0\].
+    path: Vec<u8>,
+    /// What a usage line names: argv\[0\], and the command where that is not part of it.
+    usage: Vec<u8>,
+    /// What begins each line on stderr: the last part of argv\[0\], as err(3) has it.
+    short: Vec<u8>,
+    /// What begins getopt's lines: argv\[0\], or the command where that comes behind.
+    getopt: Vec<u8>,
+}
+
+impl Program {
+    /// One line on stderr, the program's name in front.
+    fn say(&self, message: &[u8]) {
+        let line = [&self.short[..], b": ", message, b"\n"].concat();
+        // There is nowhere to complain about a closed stderr.
+        let _ = io::stderr().write_all(&line);
+    }
+}
+
+/// Runs the command that argv names.
+pub(crate) fn main() -> ExitCode {
+    let args: Vec<Vec<u8>> =
+        std::env::args_os().map(|arg| OsStr::as_bytes(&arg).to_vec()).collect();
+    let (program, code) = run(&args);
+    match code {
+        Ok(code) => ExitCode::from(code),
+        Err(fail) => {
+            if let Some(message) = &fail.message {
+                program.say(message);
+            }
+            if let Some(advice) = fail.advice.filter(|_| rustix::termios::isatty(io::stderr())) {
+                // For people only: what scripts compare stays as Debian's.
+                program.say(advice.as_bytes());
+            }
+            ExitCode::from(fail.code)
+        }
+    }
+}
+
+fn run(args: &[Vec<u8>]) -> (Program, Result<u8, Fail>) {
+    let path = args.first().cloned().unwrap_or_else(|| b"xenstore".to_vec());
+    let short = path.rsplit(|byte| *byte == b'/').next().unwrap_or_default().to_vec();
+    let mut program =
+        Program { usage: path.clone(), getopt: path.clone(), path, short: short.clone() };
+    let (name, rest) = match short.strip_prefix(b"xenstore-") {
+        Some(name) => (name, args.get(1..).unwrap_or_default()),
+        None => match args.get(1) {
+            Some(name) => {
+                program.usage = [&program.path[..], b" ", name].concat();
+                program.getopt.clone_from(name);
+                (&name[..], args.get(2..).unwrap_or_default())
+            }
+            None => {
+                let line = [b"Usage: ", &program.path[..], b" <mode> [-h] [...]"].concat();
+                return (program, Err(Fail::exactly(line)));
+            }
+        },
+    };
+    let result = match name {
+        b"--help" | b"help" => print(&table::overview()).map(|()| 0),
+        b"--version" => print(concat!("xenstore ", env!("CARGO_PKG_VERSION"), "\n")).map(|()| 0),
+        _ => match table::command(name) {
+            Some(command) => dispatch(&program, command, rest),
+            None => Err(Fail::exactly([b"unknown mode ", name, b"\n"].concat())
+                .advised("`xenstore --help` lists the commands")),
+        },
+    };
+    (program, result)
+}
+
+fn dispatch(program: &Program, command: &'static Command, args: &[Vec<u8>]) -> Result<u8, Fail> {
+    match command.kind {
+        Kind::Control => control::run(program, args),
+        Kind::Debian => debian::run(program, command, args),
+        Kind::Own => {
+            let parsed = getopt::parse(program, command, args);
+            if parsed.flags.help {
+                return print(&table::usage(command)).map(|()| 0);
+            }
+            if parsed.unknown || !command.operands_fit(parsed.operands.len()) {
+                print_to(io::stderr(), &table::usage(command))?;
+                return Ok(2);
+            }
+            match command.name {
+                "export" => export::run(&parsed),
+                "import" => import::run(program, &parsed),
+                "diff" => diff::run(&parsed),
+                _ => completions::run(&parsed),
+            }
+        }
+    }
+}
+
+fn print(text: &str) -> Result<(), Fail> {
+    print_to(io::stdout(), text)
+}
+
+fn print_to(mut to: impl Write, text: &str) -> Result<(), Fail> {
+    to.write_all(text.as_bytes())?;
+    Ok(to.flush()?)
+}

@@ -1,0 +1,77 @@
+//! `chmod`, with the oddities of Debian's.
+
+use super::fail::Fail;
+use super::getopt::{Flags, atoi};
+use xenstore::{Access, Perm, Store, Transaction};
+
+/// Below `-r`, Debian's puts paths together in a buffer of this size and cuts what does not fit.
+const RECURSE_PATH_MAX: usize = 255;
+
+/// Sets the permissions that the operands behind the first name on the node that the first names.
+pub(super) fn run(
+    flags: &Flags,
+    operands: &[Vec<u8>],
+    store: &mut Transaction<'_>,
+) -> Result<(), Fail> {
+    let Some((path, modes)) = operands.split_first() else { return Ok(()) };
+    let perms = modes.iter().map(|mode| perm(mode)).collect::<Result<Vec<Perm>, Fail>>()?;
+    set(path, &perms, store)?;
+    if flags.upto {
+        upto(path, &perms, store)?;
+    }
+    if flags.recurse && !path.is_empty() {
+        recurse(path, &perms, store)?;
+    }
+    Ok(())
+}
+
+fn perm(mode: &[u8]) -> Result<Perm, Fail> {
+    let letter = mode.first().copied().unwrap_or(0);
+    match Access::from_letter(letter) {
+        Some(access) => Ok(Perm { access, domid: atoi(mode.get(1..).unwrap_or_default()) }),
+        None => Err(Fail::exactly(
+            [b"Invalid permission specification: '", &[letter][..], b"'"].concat(),
+        )
+        .advised("a permission is n, r, w or b and a domid, such as r5; the first is the owner's")),
+    }
+}
+
+fn set(path: &[u8], perms: &[Perm], store: &mut Transaction<'_>) -> Result<(), Fail> {
+    if path.is_empty() {
+        return Ok(());
+    }
+    store.set_perms(path, perms).map_err(|error| {
+        let message = [b"Error occurred setting permissions on '", path, b"'"].concat();
+        Fail::with_errno(message, &error)
+    })
+}
+
+/// The same for all parents, but not for the root.
+fn upto(path: &[u8], perms: &[Perm], store: &mut Transaction<'_>) -> Result<(), Fail> {
+    let mut path = path;
+    while !path.is_empty() {
+        let Some(slash) = path.iter().rposition(|byte| *byte == b'/') else {
+            let message = [b"Unable to locate path separator '/' in '", path, b"'"].concat();
+            return Err(Fail::exactly(message));
+        };
+        path = path.get(..slash).unwrap_or_default();
+        set(path, perms, store)?;
+    }
+    Ok(())
+}
+
+/// The same for everything below; what cannot be listed is left out.
+fn recurse(path: &[u8], perms: &[Perm], store: &mut Transaction<'_>) -> Result<(), Fail> {
+    let mut todo = vec![path.to_vec()];
+    while let Some(parent) = todo.pop() {
+        if parent != path {
+            set(&parent, perms, store)?;
+        }
+        for name in store.directory(&parent).unwrap_or_default().iter().rev() {
+            let mut child = [&parent[..], b"/", name].concat();
+            child.truncate(RECURSE_PATH_MAX);
+            todo.push(child);
+        }
+    }
+    Ok(())
+}

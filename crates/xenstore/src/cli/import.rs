@@ -1,0 +1,125 @@
+//! `import`: writes an export below a path, in one transaction where it fits.
+
+use super::Program;
+use super::export::{Exported, absolute, read_back};
+use super::fail::Fail;
+use super::getopt::Parsed;
+use std::collections::VecDeque;
+use std::ffi::OsStr;
+use std::io::{self, Read};
+use std::os::unix::ffi::OsStrExt;
+use xenstore::{Client, Error, MsgType, Store, Ticket, Transaction};
+use xenstore_core::client::ErrorName;
+use xenstore_core::wire;
+
+/// Most nodes of an import that is tried in one transaction: the time that C's daemon takes
+/// grows with the square.
+const ONE_TRANSACTION_MAX: usize = 5000;
+/// Nodes in each transaction of a larger one. Fewer than C's quota transaction-nodes (1024) where
+/// each node has a few new parents.
+const PART: usize = 500;
+/// Most requests in flight.
+const IN_FLIGHT_MAX: usize = 128;
+
+/// Reads the file, or stdin, and writes its nodes.
+pub(super) fn run(program: &Program, parsed: &Parsed) -> Result<u8, Fail> {
+    let Some(root) = parsed.operands.first() else { return Ok(2) };
+    let nodes = read_file(parsed.operands.get(1).map(Vec::as_slice))?;
+    let mut client = Client::open()?;
+    if nodes.len() <= ONE_TRANSACTION_MAX {
+        let result = client.transaction(|tx| {
+            if parsed.flags.replace {
+                clear(tx, root)?;
+            }
+            write(tx, root, &nodes)
+        });
+        match result {
+            Err(error) if too_much(&error) => {}
+            result => return Ok(result.map(|()| 0)?),
+        }
+    }
+    if parsed.flags.replace {
+        client.transaction(|tx| clear(tx, root))?;
+    }
+    let mut done = 0;
+    for part in nodes.chunks(PART) {
+        client.transaction(|tx| write(tx, root, part)).map_err(|error| {
+            let text = format!("after {done} of {} nodes: {error}", nodes.len());
+            Fail::exactly(text)
+        })?;
+        done += part.len();
+        program.say(format!("{done} of {} nodes", nodes.len()).as_bytes());
+    }
+    Ok(0)
+}
+
+/// The nodes in a file, or in stdin.
+pub(super) fn read_file(path: Option<&[u8]>) -> Result<Vec<Exported>, Fail> {
+    let mut text = Vec::new();
+    let (name, result) = match path {
+        Some(path) if path != b"-" => {
+            let path = OsStr::from_bytes(path);
+            (path.to_string_lossy().into_owned(), std::fs::read(path).map(|bytes| text = bytes))
+        }
+        _ => ("stdin".to_owned(), io::stdin().lock().read_to_end(&mut text).map(drop)),
+    };
+    result.map_err(|error| Fail::exactly(format!("{name}: {error}")).code(2))?;
+    read_back(&text).map_err(|wrong| Fail::exactly(format!("{name}: {wrong}")).code(2))
+}
+
+/// Whether it may fit into several transactions.
+fn too_much(error: &Error) -> bool {
+    match error {
+        Error::Refused { name: ErrorName::Known(name), .. } => {
+            matches!(name, wire::Error::NoSpc | wire::Error::NoMem | wire::Error::TooBig)
+        }
+        Error::Refused { name: ErrorName::Other(name), .. } => name == "EQUOTA",
+        _ => false,
+    }
+}
+
+/// Removes what is below a node.
+fn clear(tx: &mut Transaction<'_>, root: &[u8]) -> Result<(), Error> {
+    let names = match tx.directory(root) {
+        Err(error) if error.refusal() == Some(wire::Error::NoEnt) => return Ok(()),
+        result => result?,
+    };
+    names.iter().try_for_each(|name| tx.rm(absolute(root, name)))
+}
+
+/// Writes values and permissions, many requests in flight.
+fn write(tx: &mut Transaction<'_>, root: &[u8], nodes: &[Exported]) -> Result<(), Error> {
+    let id = tx.id();
+    let client = tx.client();
+    let mut sent: VecDeque<Ticket> = VecDeque::new();
+    let mut result = Ok(());
+    for node in nodes {
+        let path = absolute(root, &node.path);
+        let perms: String = node.perms.iter().map(|perm| format!("{perm}\0")).collect();
+        let requests: [(MsgType, &[&[u8]]); 2] = [
+            (MsgType::Write, &[&path, b"\0", &node.value]),
+            (MsgType::SetPerms, &[&path, b"\0", perms.as_bytes()]),
+        ];
+        for (kind, parts) in requests {
+            match client.submit(id, kind, parts) {
+                Ok(ticket) => sent.push_back(ticket),
+                Err(error) => result = Err(error),
+            }
+        }
+        while result.is_ok() && sent.len() > IN_FLIGHT_MAX {
+            result = take(client, &mut sent);
+        }
+        if result.is_err() {
+            break;
+        }
+    }
+    while result.is_ok() && !sent.is_empty() {
+        result = take(client, &mut sent);
+    }
+    sent.into_iter().for_each(|ticket| client.forget(ticket));
+    result
+}
+
+fn take(client: &mut Client, sent: &mut VecDeque<Ticket>) -> Result<(), Error> {
+    sent.pop_front().map_or(Ok(()), |ticket| client.wait(ticket).map(drop))
+}

@@ -1,0 +1,31 @@
+//! `watch`: the path of each event, or a JSON object a line.
+
+use super::fail::Fail;
+use super::getopt::Flags;
+use super::json;
+use std::io::{self, Write};
+use xenstore::Client;
+
+/// Watches the operands and prints events until `-n` is reached; for ever without it.
+pub(super) fn run(client: &mut Client, flags: &Flags, operands: &[Vec<u8>]) -> Result<u8, Fail> {
+    for path in operands {
+        client.watch(path, path).map_err(|error| {
+            let message = [b"Unable to add watch on ", &path[..], b"\n"].concat();
+            Fail::exactly(message).because(&error)
+        })?;
+    }
+    let count = flags.number.unwrap_or(-1);
+    let mut printed = 0;
+    let mut stdout = io::stdout().lock();
+    while count == -1 || printed < count {
+        let Some(event) = client.next_event(None)? else { continue };
+        if flags.json {
+            json::event_line(&mut stdout, &event)?;
+        } else {
+            stdout.write_all(&[&event.path[..], b"\n"].concat())?;
+        }
+        stdout.flush()?;
+        printed = if count == -1 { 0 } else { printed + 1 };
+    }
+    Ok(0)
+}

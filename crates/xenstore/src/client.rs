@@ -1,0 +1,547 @@
+//! The connection: requests and their replies, requests about domains, watches.
+
+use crate::error::{Error, gone};
+use crate::store::{Store, text};
+use crate::transaction::{self, End, Retry, Transaction, TransactionId};
+use crate::transport::{Transport, Wait, connect_first, places};
+use crate::watch::{DepthFilter, Event, Events};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use rustix::time::Timespec;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+use xenstore_core::client::{Client as Machine, Reply, RequestId};
+use xenstore_core::wire::{self, MsgType, Strings};
+
+/// How much is read at a time: many replies of many requests in flight.
+const READ_BYTES: usize = 64 * 1024;
+
+/// A request in flight, to be given to [`Client::wait`] or [`Client::forget`].
+#[derive(Debug)]
+#[must_use = "a reply that nobody waits for is kept until the connection ends"]
+pub struct Ticket {
+    id: RequestId,
+    kind: MsgType,
+    subject: Box<[u8]>,
+}
+
+/// A connection to a store.
+///
+/// It is `Send`, and used by one thread at a time. It has no thread of its own: events arrive
+/// while something is waited for, or when [`Client::poll_event`] is called. After an error that is
+/// no refusal the connection is of no use; open another.
+#[derive(Debug)]
+pub struct Client {
+    machine: Machine,
+    transport: Transport,
+    endpoint: PathBuf,
+    buffer: Box<[u8]>,
+    depths: DepthFilter,
+    ended: bool,
+}
+
+impl Client {
+    /// Connects to the store of this machine, where libxenstore would: see
+    /// [`crate::transport::places`].
+    ///
+    /// # Errors
+    /// [`Error::NoDaemon`] with every place that was tried.
+    pub fn open() -> Result<Self, Error> {
+        connect_first(places()).map(|(transport, path)| Self::new(transport, path))
+    }
+
+    /// Connects to the socket or the device at `path`.
+    ///
+    /// # Errors
+    /// [`Error::NoDaemon`].
+    pub fn connect(path: impl AsRef<Path>) -> Result<Self, Error> {
+        let places = vec![path.as_ref().to_owned()];
+        connect_first(places).map(|(transport, path)| Self::new(transport, path))
+    }
+
+    fn new(transport: Transport, endpoint: PathBuf) -> Self {
+        Self {
+            machine: Machine::new(),
+            transport,
+            endpoint,
+            buffer: vec![0; READ_BYTES].into(),
+            depths: DepthFilter::default(),
+            ended: false,
+        }
+    }
+
+    /// Where the connection leads to.
+    #[must_use]
+    pub fn endpoint(&self) -> &Path {
+        &self.endpoint
+    }
+
+    /// Queues a request without waiting: it goes out with the next call that waits or polls, or
+    /// with [`Client::flush`]. `parts` are put one behind the other, NULs are the caller's.
+    ///
+    /// # Errors
+    /// [`Error::TooLong`]; nothing is sent then.
+    pub fn submit(
+        &mut self,
+        tx: TransactionId,
+        kind: MsgType,
+        parts: &[&[u8]],
+    ) -> Result<Ticket, Error> {
+        let first = parts.first().copied().unwrap_or_default();
+        let subject = match kind {
+            MsgType::TransactionStart | MsgType::TransactionEnd => &[][..],
+            _ => Strings::new(first).next().unwrap_or(first),
+        };
+        let id = self.machine.send(kind, tx.0, parts).map_err(|refused| Error::TooLong {
+            request: kind,
+            subject: subject.to_vec(),
+            len: refused.len,
+        })?;
+        Ok(Ticket { id, kind, subject: subject.into() })
+    }
+
+    /// Waits for the reply to this request; the replies and events that arrive before it are kept.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] where the daemon answers with an error, [`Error::Gone`] where the
+    /// connection ends before.
+    pub fn wait(&mut self, ticket: Ticket) -> Result<Vec<u8>, Error> {
+        let id = ticket.id;
+        self.pump(None, |machine| machine.has_reply(id)).map_err(|error| match error {
+            Error::Gone { .. } => gone(Some((ticket.kind, &ticket.subject)), &self.endpoint),
+            error => error,
+        })?;
+        match self.machine.take_reply(id) {
+            Some(Reply::Done(payload)) => Ok(payload),
+            Some(Reply::Refused(name)) => {
+                let Ticket { kind: request, subject, .. } = ticket;
+                Err(Error::Refused { request, subject: subject.into_vec(), name })
+            }
+            None => Err(gone(Some((ticket.kind, &ticket.subject)), &self.endpoint)),
+        }
+    }
+
+    /// Whether [`Client::wait`] would return at once. Reads and writes nothing.
+    #[must_use]
+    pub fn is_ready(&self, ticket: &Ticket) -> bool {
+        self.ended || self.machine.has_reply(ticket.id)
+    }
+
+    /// The reply to this request does not matter.
+    pub fn forget(&mut self, ticket: Ticket) {
+        self.machine.forget(ticket.id);
+        drop(ticket);
+    }
+
+    /// Number of requests whose reply has not arrived.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.machine.in_flight()
+    }
+
+    /// Writes queued requests as far as the daemon takes them at the moment.
+    ///
+    /// # Errors
+    /// [`Error::Gone`], [`Error::Io`].
+    pub fn flush(&mut self) -> Result<(), Error> {
+        self.transport.write(&mut self.machine).map_err(|errno| self.fail("writing", errno))
+    }
+
+    /// Sends one request in a transaction, or outside any, and waits for its reply.
+    ///
+    /// # Errors
+    /// As [`Client::submit`] and [`Client::wait`].
+    pub fn request_in(
+        &mut self,
+        tx: TransactionId,
+        kind: MsgType,
+        parts: &[&[u8]],
+    ) -> Result<Vec<u8>, Error> {
+        let ticket = self.submit(tx, kind, parts)?;
+        self.wait(ticket)
+    }
+
+    /// Moves bytes both ways until `done`, or the deadline: false then.
+    fn pump(
+        &mut self,
+        deadline: Option<Instant>,
+        mut done: impl FnMut(&Machine) -> bool,
+    ) -> Result<bool, Error> {
+        loop {
+            if done(&self.machine) {
+                return Ok(true);
+            }
+            if self.ended {
+                return Err(gone(None, &self.endpoint));
+            }
+            self.flush()?;
+            let idle = self.machine.output().is_empty();
+            let wait = if idle && deadline.is_none() { Wait::Block } else { Wait::Poll };
+            if wait == Wait::Poll && !self.poll_fd(deadline)? {
+                return Ok(false);
+            }
+            self.read(wait)?;
+        }
+    }
+
+    /// Waits until there is something to read, or room to write where there is something to.
+    fn poll_fd(&self, deadline: Option<Instant>) -> Result<bool, Error> {
+        let mut wanted = PollFlags::IN;
+        if !self.machine.output().is_empty() {
+            wanted |= PollFlags::OUT;
+        }
+        loop {
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            let left = left.and_then(|left| Timespec::try_from(left).ok());
+            let mut fds = [PollFd::new(&self.transport, wanted)];
+            match poll(&mut fds, left.as_ref()) {
+                Ok(ready) => return Ok(ready > 0),
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(Error::Io { what: "waiting for the store", errno }),
+            }
+        }
+    }
+
+    /// Reads once and takes what came.
+    fn read(&mut self, wait: Wait) -> Result<(), Error> {
+        match self.transport.read(&mut self.buffer, wait) {
+            Ok(0) => Err(self.fail("reading", Errno::CONNRESET)),
+            Ok(count) => {
+                let bytes = self.buffer.get(..count).unwrap_or_default();
+                let result = self.machine.receive(bytes);
+                self.ended |= result.is_err();
+                Ok(result?)
+            }
+            Err(Errno::AGAIN) => Ok(()),
+            Err(errno) => Err(self.fail("reading", errno)),
+        }
+    }
+
+    /// The connection is over.
+    fn fail(&mut self, what: &'static str, errno: Errno) -> Error {
+        self.ended = true;
+        match errno {
+            Errno::CONNRESET | Errno::PIPE => gone(None, &self.endpoint),
+            errno => Error::Io { what, errno },
+        }
+    }
+}
+
+/// Transactions.
+impl Client {
+    /// Runs `body` in a transaction and commits it; on EAGAIN, from the commit or from within, runs
+    /// it again, as often as [`Retry::default`] says. `body` must do nothing that may not be
+    /// done twice, other than through the transaction. Where it fails, the transaction is aborted.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] after the last attempt, or what `body` returned.
+    pub fn transaction<T>(
+        &mut self,
+        body: impl FnMut(&mut Transaction<'_>) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        transaction::run(self, Retry::default(), body)
+    }
+
+    /// As [`Client::transaction`], with a bound of the caller's.
+    ///
+    /// # Errors
+    /// As [`Client::transaction`].
+    pub fn transaction_retrying<T>(
+        &mut self,
+        retry: Retry,
+        body: impl FnMut(&mut Transaction<'_>) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        transaction::run(self, retry, body)
+    }
+
+    /// Starts a transaction that the caller ends with [`Client::transaction_end`].
+    ///
+    /// # Errors
+    /// EBUSY or ENOSPC where too many are open.
+    pub fn transaction_start(&mut self) -> Result<TransactionId, Error> {
+        let request = MsgType::TransactionStart;
+        let reply = self.request(request, &[b"\0"])?;
+        match number(&reply) {
+            Some(id) => Ok(TransactionId(id)),
+            None => Err(Error::BadReply { request, subject: Vec::new(), reply }),
+        }
+    }
+
+    /// Ends a transaction.
+    ///
+    /// # Errors
+    /// EAGAIN where a commit met a conflict, ENOENT for one that is not open.
+    pub fn transaction_end(&mut self, tx: TransactionId, end: End) -> Result<(), Error> {
+        let letter: &[u8] = match end {
+            End::Commit => b"T\0",
+            End::Abort => b"F\0",
+        };
+        self.request_in(tx, MsgType::TransactionEnd, &[letter]).map(drop)
+    }
+}
+
+/// Watches.
+impl Client {
+    /// Watches a node and all that is below it, or `@introduceDomain`, `@releaseDomain`. One event
+    /// comes at once.
+    ///
+    /// # Errors
+    /// EEXIST where the same path and token are watched, E2BIG or ENOSPC (quota).
+    pub fn watch(&mut self, path: impl AsRef<[u8]>, token: impl AsRef<[u8]>) -> Result<(), Error> {
+        let path = text(MsgType::Watch, path.as_ref())?;
+        let token = text(MsgType::Watch, token.as_ref())?;
+        self.request(MsgType::Watch, &[path, b"\0", token, b"\0"]).map(drop)
+    }
+
+    /// As [`Client::watch`], for changes at most `depth` levels below the node: 0 for the node
+    /// alone. `@introduceDomain` and `@releaseDomain` take 1, and report `@releaseDomain/<domid>`.
+    ///
+    /// Daemons before Xen 4.21 know no depth, and Linux's `/dev/xen/xenbus` does not pass it on: there all
+    /// events are sent, and those that are too deep are dropped here.
+    ///
+    /// # Errors
+    /// As [`Client::watch`].
+    pub fn watch_depth(
+        &mut self,
+        path: impl AsRef<[u8]>,
+        token: impl AsRef<[u8]>,
+        depth: u32,
+    ) -> Result<(), Error> {
+        let path = text(MsgType::Watch, path.as_ref())?;
+        let token = text(MsgType::Watch, token.as_ref())?;
+        if self.transport.passes_depth() {
+            let number = format!("{depth}\0");
+            let parts = [path, b"\0", token, b"\0", number.as_bytes()];
+            match self.request(MsgType::Watch, &parts) {
+                Err(error) if error.refusal() == Some(wire::Error::Inval) => {}
+                result => return result.map(drop),
+            }
+        }
+        // Set first: the first event may come before the reply.
+        self.depths.add(path, token, depth);
+        let result = self.watch(path, token);
+        if result.is_err() {
+            self.depths.remove(path, token);
+        }
+        result
+    }
+
+    /// Ends a watch. Events that were on their way still come.
+    ///
+    /// # Errors
+    /// ENOENT where there is no such watch.
+    pub fn unwatch(
+        &mut self,
+        path: impl AsRef<[u8]>,
+        token: impl AsRef<[u8]>,
+    ) -> Result<(), Error> {
+        let path = text(MsgType::Unwatch, path.as_ref())?;
+        let token = text(MsgType::Unwatch, token.as_ref())?;
+        self.request(MsgType::Unwatch, &[path, b"\0", token, b"\0"])?;
+        self.depths.remove(path, token);
+        Ok(())
+    }
+
+    /// Ends all watches and transactions of this connection.
+    ///
+    /// # Errors
+    /// See [`Store::request`].
+    pub fn reset_watches(&mut self) -> Result<(), Error> {
+        self.request(MsgType::ResetWatches, &[b"\0"])?;
+        self.depths.clear();
+        Ok(())
+    }
+
+    /// An event that has arrived, without waiting. Where it returns `None`, the descriptor
+    /// ([`AsFd`]) becomes readable when there is more.
+    ///
+    /// # Errors
+    /// [`Error::Gone`] once the connection has ended and all events have been taken.
+    pub fn poll_event(&mut self) -> Result<Option<Event>, Error> {
+        self.next_event(Some(Duration::ZERO))
+    }
+
+    /// The next event; `None` where none comes within `timeout` (`None`: waits for ever).
+    ///
+    /// # Errors
+    /// [`Error::Gone`] once the connection has ended and all events have been taken.
+    pub fn next_event(&mut self, timeout: Option<Duration>) -> Result<Option<Event>, Error> {
+        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        loop {
+            while let Some(event) = self.machine.poll_event() {
+                if self.depths.wants(&event) {
+                    return Ok(Some(event));
+                }
+            }
+            if !self.pump(deadline, |machine| machine.events_waiting() > 0)? {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// The events as they come, each awaited for at most `timeout`.
+    pub fn events(&mut self, timeout: Option<Duration>) -> Events<'_> {
+        Events::new(self, timeout)
+    }
+}
+
+/// Requests about domains and the daemon itself. All but [`Client::get_domain_path`] are for
+/// domain 0 (EACCES for others).
+impl Client {
+    /// Sends a command to the daemon (`xenstore-control`), its arguments each a string.
+    ///
+    /// # Errors
+    /// EINVAL for a command that the daemon does not know.
+    pub fn control(&mut self, command: &str, args: &[&[u8]]) -> Result<Vec<u8>, Error> {
+        let mut parts = vec![text(MsgType::Control, command.as_bytes())?, b"\0"];
+        for arg in args {
+            parts.extend([text(MsgType::Control, arg)?, b"\0"]);
+        }
+        self.request(MsgType::Control, &parts)
+    }
+
+    /// `/local/domain/<domid>`, where relative paths of that domain begin.
+    ///
+    /// # Errors
+    /// See [`Store::request`].
+    pub fn get_domain_path(&mut self, domid: u16) -> Result<Vec<u8>, Error> {
+        self.about(MsgType::GetDomainPath, &[u64::from(domid)]).map(|reply| string(&reply))
+    }
+
+    /// Whether the daemon serves this domain.
+    ///
+    /// # Errors
+    /// See [`Store::request`].
+    pub fn is_domain_introduced(&mut self, domid: u16) -> Result<bool, Error> {
+        let reply = self.about(MsgType::IsDomainIntroduced, &[u64::from(domid)])?;
+        match reply.first() {
+            Some(b'T') => Ok(true),
+            Some(b'F') => Ok(false),
+            _ => Err(Error::BadReply {
+                request: MsgType::IsDomainIntroduced,
+                subject: domid.to_string().into(),
+                reply,
+            }),
+        }
+    }
+
+    /// Tells the daemon to serve a domain: the guest frame of its ring page, and its unbound event
+    /// channel.
+    ///
+    /// # Errors
+    /// EINVAL where there is no such domain, EISCONN, what mapping and binding say.
+    pub fn introduce(&mut self, domid: u16, gfn: u64, port: u32) -> Result<(), Error> {
+        self.about(MsgType::Introduce, &[domid.into(), gfn, port.into()]).map(drop)
+    }
+
+    /// Tells the daemon to stop serving a domain.
+    ///
+    /// # Errors
+    /// ENOENT where it is not served.
+    pub fn release(&mut self, domid: u16) -> Result<(), Error> {
+        self.about(MsgType::Release, &[domid.into()]).map(drop)
+    }
+
+    /// Lets `@releaseDomain` fire again for a domain that was shut down and goes on.
+    ///
+    /// # Errors
+    /// ENOENT where the domain is not served.
+    pub fn resume(&mut self, domid: u16) -> Result<(), Error> {
+        self.about(MsgType::Resume, &[domid.into()]).map(drop)
+    }
+
+    /// Gives `domid`, a device-model domain, the rights of `target`.
+    ///
+    /// # Errors
+    /// ENOENT where one of them is not served.
+    pub fn set_target(&mut self, domid: u16, target: u16) -> Result<(), Error> {
+        self.about(MsgType::SetTarget, &[domid.into(), target.into()]).map(drop)
+    }
+
+    /// The feature bits that are offered to a domain, or (`None`) that the daemon has.
+    ///
+    /// # Errors
+    /// ENOSYS for daemons before Xen 4.22.
+    pub fn get_feature(&mut self, domid: Option<u16>) -> Result<u32, Error> {
+        let domid: Vec<u64> = domid.iter().map(|domid| (*domid).into()).collect();
+        let reply = self.about(MsgType::GetFeature, &domid)?;
+        self.number(MsgType::GetFeature, reply)
+    }
+
+    /// Sets the feature bits for a domain that is not introduced yet.
+    ///
+    /// # Errors
+    /// ENOSYS for daemons before Xen 4.22, EINVAL for bits that the daemon does not have, EBUSY.
+    pub fn set_feature(&mut self, domid: u16, features: u32) -> Result<(), Error> {
+        self.about(MsgType::SetFeature, &[domid.into(), features.into()]).map(drop)
+    }
+
+    /// A quota of one domain, or (`None`) the one that new domains get; 0 is no limit.
+    ///
+    /// # Errors
+    /// ENOSYS for daemons before Xen 4.22, EINVAL for a name that the daemon does not know.
+    pub fn get_quota(&mut self, domid: Option<u16>, name: &str) -> Result<u32, Error> {
+        let domid = domid.map(|domid| format!("{domid}\0")).unwrap_or_default();
+        let name = text(MsgType::GetQuota, name.as_bytes())?;
+        let reply = self.request(MsgType::GetQuota, &[domid.as_bytes(), name, b"\0"])?;
+        self.number(MsgType::GetQuota, reply)
+    }
+
+    /// The names of all quotas that the daemon knows.
+    ///
+    /// # Errors
+    /// ENOSYS for daemons before Xen 4.22.
+    pub fn quota_names(&mut self) -> Result<Vec<String>, Error> {
+        let reply = self.request(MsgType::GetQuota, &[])?;
+        let names = String::from_utf8_lossy(&string(&reply)).into_owned();
+        Ok(names.split_ascii_whitespace().map(str::to_owned).collect())
+    }
+
+    /// Sets a quota of one domain, or (`None`) the one that new domains get; 0 is no limit.
+    ///
+    /// # Errors
+    /// As [`Client::get_quota`].
+    pub fn set_quota(&mut self, domid: Option<u16>, name: &str, value: u32) -> Result<(), Error> {
+        let domid = domid.map(|domid| format!("{domid}\0")).unwrap_or_default();
+        let name = text(MsgType::SetQuota, name.as_bytes())?;
+        let value = format!("{value}\0");
+        let parts = [domid.as_bytes(), name, b"\0", value.as_bytes()];
+        self.request(MsgType::SetQuota, &parts).map(drop)
+    }
+
+    /// A request whose arguments are numbers.
+    fn about(&mut self, kind: MsgType, numbers: &[u64]) -> Result<Vec<u8>, Error> {
+        let payload: String = numbers.iter().map(|number| format!("{number}\0")).collect();
+        self.request(kind, &[payload.as_bytes()])
+    }
+
+    fn number(&self, request: MsgType, reply: Vec<u8>) -> Result<u32, Error> {
+        let subject = Vec::new();
+        number(&reply).ok_or(Error::BadReply { request, subject, reply })
+    }
+}
+
+impl Store for Client {
+    fn request(&mut self, kind: MsgType, parts: &[&[u8]]) -> Result<Vec<u8>, Error> {
+        self.request_in(TransactionId::NONE, kind, parts)
+    }
+}
+
+impl AsFd for Client {
+    /// To wait for events together with others: readable when something has arrived. Take what
+    /// has arrived before, with [`Client::poll_event`] until it returns `None`, or the wait may
+    /// be for something that is here already.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.transport.as_fd()
+    }
+}
+
+/// The string of a reply, up to its NUL.
+fn string(reply: &[u8]) -> Vec<u8> {
+    Strings::new(reply).next().unwrap_or(reply).to_vec()
+}
+
+fn number(reply: &[u8]) -> Option<u32> {
+    std::str::from_utf8(&string(reply)).ok()?.parse().ok()
+}

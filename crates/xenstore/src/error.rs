@@ -1,0 +1,290 @@
+//! What can go wrong, said so that a reader knows what to do next.
+
+use rustix::io::Errno;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use xenstore_core::client::{ErrorName, ProtocolError};
+use xenstore_core::limits::PAYLOAD_MAX;
+use xenstore_core::wire;
+use xenstore_core::wire::MsgType;
+
+/// Why a request, or the whole connection, failed.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Error {
+    /// No daemon could be reached.
+    NoDaemon {
+        /// Each place that was tried, with what went wrong there.
+        tried: Vec<(PathBuf, Errno)>,
+    },
+    /// The daemon answered with an error.
+    Refused {
+        /// What was asked.
+        request: MsgType,
+        /// The path, domid or command that it was about; empty where there is none.
+        subject: Vec<u8>,
+        /// What the daemon said.
+        name: ErrorName,
+    },
+    /// A request over 4096 bytes. It was not sent, the connection is fine.
+    TooLong {
+        /// What was to be asked.
+        request: MsgType,
+        /// The path, domid or command that it was about.
+        subject: Vec<u8>,
+        /// Length of its payload in bytes.
+        len: usize,
+    },
+    /// A NUL byte where the protocol cannot carry one. Nothing was sent.
+    NulByte {
+        /// What was to be asked.
+        request: MsgType,
+    },
+    /// A transaction met a conflict every time that it was tried.
+    Conflict {
+        /// How often.
+        attempts: u32,
+    },
+    /// A directory over 4096 bytes changed during every attempt to list it in parts.
+    Unsteady {
+        /// The directory.
+        path: Vec<u8>,
+        /// How often it was tried.
+        attempts: u32,
+    },
+    /// The connection ended. What was in flight may have been done or not.
+    Gone {
+        /// What the reply was awaited for, where one was.
+        request: Option<MsgType>,
+        /// The path, domid or command that it was about.
+        subject: Vec<u8>,
+        /// Where the connection led to.
+        endpoint: PathBuf,
+    },
+    /// The daemon broke the protocol; the connection is of no use any more.
+    Protocol(ProtocolError),
+    /// A reply of the right type whose contents make no sense.
+    BadReply {
+        /// What was asked.
+        request: MsgType,
+        /// The path, domid or command that it was about.
+        subject: Vec<u8>,
+        /// What came.
+        reply: Vec<u8>,
+    },
+    /// The system refused to read, write or wait.
+    Io {
+        /// What was being done.
+        what: &'static str,
+        /// The system's error.
+        errno: Errno,
+    },
+}
+
+impl Error {
+    /// The error that the daemon named, where it did and `xs_wire.h` knows the name.
+    #[must_use]
+    pub fn refusal(&self) -> Option<wire::Error> {
+        match self {
+            Self::Refused { name, .. } => name.known(),
+            _ => None,
+        }
+    }
+
+    /// The errno(3) number that libxenstore gives its callers in this case.
+    #[must_use]
+    pub fn errno(&self) -> Errno {
+        match self {
+            Self::NoDaemon { tried } => tried.last().map_or(Errno::NOENT, |(_, errno)| *errno),
+            Self::Refused { name, .. } => {
+                Errno::from_raw_os_error(name.known().map_or(22, wire::Error::errno))
+            }
+            Self::TooLong { .. } | Self::Protocol(ProtocolError::ReplyTooLong { .. }) => {
+                Errno::TOOBIG
+            }
+            Self::Conflict { .. } | Self::Unsteady { .. } => Errno::AGAIN,
+            Self::Gone { .. } | Self::Protocol(_) => Errno::BADF,
+            Self::NulByte { .. } | Self::BadReply { .. } => Errno::INVAL,
+            Self::Io { errno, .. } => *errno,
+        }
+    }
+
+    /// What usually causes this and what to do next; `None` where the message says it all.
+    #[must_use]
+    pub fn advice(&self) -> Option<&'static str> {
+        match self {
+            Self::NoDaemon { .. } => Some(
+                "is a store running? `systemctl start xenstored` or `/etc/init.d/xen start` starts \
+                 one on a Xen host; XENSTORED_PATH names another socket",
+            ),
+            Self::Refused { request, name, .. } => advice_on(*request, name),
+            Self::Conflict { .. } => Some(
+                "other clients change the same nodes all the time: read less in the transaction, \
+                 or keep it shorter",
+            ),
+            _ => None,
+        }
+    }
+}
+
+/// What a refusal usually means.
+fn advice_on(request: MsgType, name: &ErrorName) -> Option<&'static str> {
+    let ErrorName::Known(error) = name else {
+        return match name {
+            ErrorName::Other(other) if other == "EQUOTA" => Some(QUOTA),
+            _ => None,
+        };
+    };
+    match (error, request) {
+        (wire::Error::NoEnt, MsgType::Unwatch) => Some("no watch has this path and token"),
+        (wire::Error::NoEnt, MsgType::TransactionEnd) => Some("there is no such transaction"),
+        (wire::Error::NoEnt, _) => {
+            Some("there is no such node (`xenstore ls` shows what is there)")
+        }
+        (wire::Error::Access, _) => Some(
+            "this domain may not do that; `xenstore ls -p` shows permissions, \
+             the first entry names the owner",
+        ),
+        (wire::Error::NoSpc, _) => Some(QUOTA),
+        (wire::Error::Exist, MsgType::Watch) => {
+            Some("a watch with this path and token is set already")
+        }
+        (wire::Error::TooBig, MsgType::Directory) => {
+            Some("the list of children is over 4096 bytes and this daemon has no DIRECTORY_PART")
+        }
+        (wire::Error::TooBig, _) => Some("something is larger than a quota or a message allows"),
+        (wire::Error::Inval, MsgType::Control) => {
+            Some("`xenstore-control help` lists what this daemon knows")
+        }
+        (wire::Error::Inval, MsgType::GetQuota | MsgType::SetQuota) => {
+            Some("GET_QUOTA without a name lists the quotas that this daemon knows")
+        }
+        (wire::Error::Inval, _) => Some(
+            "a path starts with / and holds no //, no / at its end and \
+             nothing but A-Z a-z 0-9 - / _ @",
+        ),
+        (wire::Error::NoSys, _) => Some("this daemon does not know the request"),
+        (wire::Error::Again, _) => Some("the transaction met a conflict; try it again"),
+        (wire::Error::Busy, MsgType::TransactionStart) => Some("too many transactions are open"),
+        (wire::Error::IsConn, _) => Some("the domain is introduced already"),
+        _ => None,
+    }
+}
+
+const QUOTA: &str =
+    "a quota of the domain is used up; `xenstore-control quota <domid>` shows which";
+
+/// `READ /a/b`, or `TRANSACTION_START` where there is no subject.
+struct What<'a>(MsgType, &'a [u8]);
+
+impl fmt::Display for What<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0.name())?;
+        if !self.1.is_empty() {
+            write!(f, " {}", self.1.escape_ascii())?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoDaemon { tried } => {
+                f.write_str("no xenstore daemon can be reached")?;
+                for (path, errno) in tried {
+                    write!(f, "; {}: {}", path.display(), describe(*errno))?;
+                }
+            }
+            Self::Refused { request, subject, name } => {
+                write!(f, "{}: {name}", What(*request, subject))?;
+            }
+            Self::TooLong { request, subject, len } => write!(
+                f,
+                "{}: {len} bytes of path and value; a request holds at most {PAYLOAD_MAX}",
+                What(*request, subject)
+            )?,
+            Self::NulByte { request } => {
+                write!(f, "{}: a path or an argument holds a NUL byte", request.name())?;
+            }
+            Self::Conflict { attempts } => {
+                write!(f, "the transaction met a conflict (EAGAIN) {attempts} times in a row")?;
+            }
+            Self::Unsteady { path, attempts } => write!(
+                f,
+                "{} changed during each of {attempts} attempts to list it",
+                path.escape_ascii()
+            )?,
+            Self::Gone { request, subject, endpoint } => {
+                write!(f, "the daemon at {} ended the connection", endpoint.display())?;
+                if let Some(request) = request {
+                    let what = What(*request, subject);
+                    write!(f, " while {what} waited for its reply; it may have been done or not")?;
+                }
+            }
+            Self::Protocol(error) => write!(f, "the daemon broke the protocol: {error}")?,
+            Self::BadReply { request, subject, reply } => write!(
+                f,
+                "{} was answered with \"{}\", which makes no sense",
+                What(*request, subject),
+                reply.escape_ascii()
+            )?,
+            Self::Io { what, errno } => write!(f, "{what}: {}", describe(*errno))?,
+        }
+        match self.advice() {
+            Some(advice) => write!(f, " ({advice})"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Protocol(error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+impl From<ProtocolError> for Error {
+    fn from(error: ProtocolError) -> Self {
+        Self::Protocol(error)
+    }
+}
+
+/// The system's words for an error, as strerror(3) has them.
+#[must_use]
+pub fn describe(errno: Errno) -> String {
+    let text = std::io::Error::from(errno).to_string();
+    match text.rfind(" (os error") {
+        Some(end) => text[..end].to_owned(),
+        None => text,
+    }
+}
+
+pub(crate) fn gone(request: Option<(MsgType, &[u8])>, endpoint: &Path) -> Error {
+    let (request, subject) = request.map_or((None, &[][..]), |(kind, on)| (Some(kind), on));
+    Error::Gone { request, subject: subject.to_vec(), endpoint: endpoint.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_used_up_quota_says_where_to_look() {
+        for name in [ErrorName::Known(wire::Error::NoSpc), ErrorName::Other("EQUOTA".into())] {
+            let subject = b"/local/domain/3/data".to_vec();
+            let text = Error::Refused { request: MsgType::Write, subject, name }.to_string();
+            assert!(text.starts_with("WRITE /local/domain/3/data: E"), "{text}");
+            assert!(text.contains("xenstore-control quota"), "{text}");
+        }
+    }
+
+    #[test]
+    fn strerror_has_no_number() {
+        assert_eq!(describe(Errno::NOENT), "No such file or directory");
+        assert_eq!(describe(Errno::TOOBIG), "Argument list too long");
+    }
+}

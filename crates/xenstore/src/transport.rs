@@ -1,0 +1,107 @@
+//! Where the store is found, and the two ways of talking to it.
+//!
+//! The order is libxenstore's (`tools/libs/store/xs.c`, `xenstore-common.h`): the socket
+//! `$XENSTORED_PATH`, or `socket` in `$XENSTORED_RUNDIR` (default `/var/run/xenstored`); then
+//! `$XENSTORED_PATH` as a device, or `/dev/xen/xenbus`, or `/proc/xen/xenbus`.
+
+use crate::error::Error;
+use device::Device;
+use rustix::fs::{FileType, stat};
+use rustix::io::Errno;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+use unix::Socket;
+use xenstore_core::client::Client as Machine;
+
+pub mod device;
+pub mod unix;
+
+/// `XEN_RUN_STORED` of Debian's build and of upstream's default configuration.
+const RUNDIR: &str = "/var/run/xenstored";
+
+/// One of the two ways to a store.
+#[derive(Debug)]
+pub(crate) enum Transport {
+    Socket(Socket),
+    Device(Device),
+}
+
+/// How long a read may take.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Wait {
+    /// Until there is something.
+    Block,
+    /// Not at all: EAGAIN where there is nothing.
+    Poll,
+}
+
+impl Transport {
+    /// Connects to whatever is at `path`, a socket or a device.
+    pub(crate) fn connect(path: &Path) -> Result<Self, Errno> {
+        if FileType::from_raw_mode(stat(path)?.st_mode) == FileType::Socket {
+            Socket::connect(path).map(Self::Socket)
+        } else {
+            Device::open(path).map(Self::Device)
+        }
+    }
+
+    /// Writes as much of the machine's output as goes without waiting for long.
+    pub(crate) fn write(&mut self, machine: &mut Machine) -> Result<(), Errno> {
+        match self {
+            Self::Socket(socket) => socket.write(machine),
+            Self::Device(device) => device.write(machine),
+        }
+    }
+
+    /// Reads into `buffer`; 0 means that the other end is gone.
+    pub(crate) fn read(&mut self, buffer: &mut [u8], wait: Wait) -> Result<usize, Errno> {
+        match self {
+            Self::Socket(socket) => socket.read(buffer, wait),
+            Self::Device(device) => device.read(buffer, wait),
+        }
+    }
+
+    /// Whether the other end takes a depth with WATCH and gives it to the store. Linux's xenbus
+    /// device sets the watches itself and leaves the depth out.
+    pub(crate) fn passes_depth(&self) -> bool {
+        matches!(self, Self::Socket(_))
+    }
+}
+
+impl AsFd for Transport {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Socket(socket) => socket.as_fd(),
+            Self::Device(device) => device.as_fd(),
+        }
+    }
+}
+
+/// Every place to look for the store, in order.
+#[must_use]
+pub fn places() -> Vec<PathBuf> {
+    let named = std::env::var_os("XENSTORED_PATH").map(PathBuf::from);
+    let socket = named.clone().unwrap_or_else(|| {
+        let rundir = std::env::var_os("XENSTORED_RUNDIR").unwrap_or_else(|| RUNDIR.into());
+        let mut path = rundir;
+        path.push("/socket");
+        PathBuf::from(path)
+    });
+    let device = named.unwrap_or_else(|| {
+        let dev = PathBuf::from("/dev/xen/xenbus");
+        if stat(&dev).is_ok() { dev } else { PathBuf::from("/proc/xen/xenbus") }
+    });
+    if socket == device { vec![socket] } else { vec![socket, device] }
+}
+
+/// Connects to the first of `places` that answers.
+pub(crate) fn connect_first(places: Vec<PathBuf>) -> Result<(Transport, PathBuf), Error> {
+    let mut tried = Vec::new();
+    for path in places {
+        match Transport::connect(&path) {
+            Ok(transport) => return Ok((transport, path)),
+            Err(errno) => tried.push((path, errno)),
+        }
+    }
+    Err(Error::NoDaemon { tried })
+}

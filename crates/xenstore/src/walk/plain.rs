@@ -1,0 +1,289 @@
+//! The plain way: READ, GET_PERMS and DIRECTORY for each node, many in flight.
+//!
+//! What comes next is a list in the order of the visit: nodes whose requests may be in flight, and
+//! the rests of directories, from which nodes are taken only when their turn is near. A listing
+//! that arrives early is put behind its node at once, so that a deep narrow tree keeps as many
+//! requests in flight as a broad one.
+
+use super::{Node, Options, Read, join};
+use crate::client::{Client, Ticket};
+use crate::error::Error;
+use crate::store::{directory_bytes, parse_perms};
+use crate::transaction::Transaction;
+use std::collections::VecDeque;
+use std::rc::Rc;
+use xenstore_core::wire::{self, MsgType, Strings};
+
+/// How many entries from the front are looked at for requests to send.
+const WINDOW: usize = 256;
+/// Most nodes that have been asked for and not visited. Each holds at most three replies of 4096
+/// bytes: 12 MiB in all, and hardly ever more than some 100 KiB.
+const ASKED_MAX: usize = 1024;
+
+/// Children of one node.
+struct Dir {
+    path: Vec<u8>,
+    /// Depth of the children.
+    depth: usize,
+    /// Each name with a NUL behind it.
+    names: Vec<u8>,
+}
+
+/// A node on the list.
+struct Item {
+    path: Vec<u8>,
+    depth: usize,
+    state: State,
+    /// Visited already by the bulk read: only its children are wanted.
+    silent: bool,
+}
+
+enum State {
+    Unasked,
+    Asked { value: Option<Ticket>, perms: Option<Ticket>, listing: Listing },
+}
+
+enum Listing {
+    Awaited(Ticket),
+    /// It stands behind the node on the list.
+    Placed,
+    /// To be looked into when the node's turn comes.
+    Refused(Error),
+}
+
+enum Entry {
+    Item(Box<Item>),
+    /// The children from this offset on.
+    Rest(Rc<Dir>, usize),
+}
+
+/// A walk on the plain way.
+pub(super) struct Plain {
+    options: Options,
+    /// Nodes up to this one, in sorted order, have been visited.
+    after: Option<Vec<u8>>,
+    list: VecDeque<Entry>,
+    /// Nodes on the list whose requests have been sent.
+    asked: usize,
+}
+
+impl Plain {
+    pub(super) fn new(options: Options, after: Option<Vec<u8>>) -> Self {
+        Self { options, after, list: VecDeque::new(), asked: 0 }
+    }
+
+    pub(super) fn run<E: From<Error>>(
+        mut self,
+        client: &mut Client,
+        root: &[u8],
+        visit: &mut impl FnMut(Node) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let names = self.list_now(client, root)?;
+        self.insert(0, root.to_vec(), 0, names);
+        let result = self.visit_all(client, visit);
+        // Replies that nobody takes would stay with the connection.
+        for entry in self.list {
+            if let Entry::Item(item) = entry {
+                forget(client, item.state);
+            }
+        }
+        result
+    }
+
+    fn visit_all<E: From<Error>>(
+        &mut self,
+        client: &mut Client,
+        visit: &mut impl FnMut(Node) -> Result<(), E>,
+    ) -> Result<(), E> {
+        loop {
+            self.send(client)?;
+            // `send` has seen to it that no rest of a directory is in front.
+            let Some(Entry::Item(item)) = self.list.pop_front() else { return Ok(()) };
+            self.finish(client, *item, visit)?;
+        }
+    }
+
+    /// Lists a directory of any length, waiting for it.
+    fn list_now(&self, client: &mut Client, path: &[u8]) -> Result<Vec<u8>, Error> {
+        directory_bytes(&mut Transaction::within(client, self.options.tx), path)
+    }
+
+    /// Puts the children of a directory on the list.
+    fn insert(&mut self, at: usize, path: Vec<u8>, depth: usize, names: Vec<u8>) {
+        if !names.is_empty() {
+            self.list.insert(at, Entry::Rest(Rc::new(Dir { path, depth, names }), 0));
+        }
+    }
+
+    /// Keeps enough requests in flight, for the nodes that come first.
+    fn send(&mut self, client: &mut Client) -> Result<(), Error> {
+        let front_asked = matches!(self.list.front(), Some(Entry::Item(item))
+            if !matches!(item.state, State::Unasked));
+        if front_asked && client.in_flight() > self.options.in_flight_max / 2 {
+            return Ok(());
+        }
+        let mut at = 0;
+        // The one in front is asked for whatever the bounds say, as it is waited for next.
+        while at == 0 || self.may_ask_more(client, at) {
+            match self.list.get_mut(at) {
+                None => break,
+                Some(Entry::Rest(dir, from)) => {
+                    let (dir, from) = (Rc::clone(dir), *from);
+                    self.take_child(at, &dir, from);
+                }
+                Some(Entry::Item(item)) => {
+                    if matches!(item.state, State::Unasked) {
+                        item.state = ask(client, self.options, item)?;
+                        self.asked += 1;
+                    } else {
+                        self.place_listing(client, at)?;
+                    }
+                    at += 1;
+                }
+            }
+        }
+        client.flush()
+    }
+
+    fn may_ask_more(&self, client: &Client, at: usize) -> bool {
+        at < WINDOW && self.asked < ASKED_MAX && client.in_flight() < self.options.in_flight_max
+    }
+
+    /// Replaces the rest of a directory at `at` by its first child and the rest behind that.
+    fn take_child(&mut self, at: usize, dir: &Rc<Dir>, from: usize) {
+        let mut strings = Strings::new(dir.names.get(from..).unwrap_or_default());
+        let Some(name) = strings.next() else {
+            self.list.remove(at);
+            return;
+        };
+        let next = dir.names.len().saturating_sub(strings.rest().len());
+        if let Some(Entry::Rest(_, from)) = self.list.get_mut(at) {
+            *from = next;
+        }
+        let path = join(&dir.path, name);
+        let silent = match self.seen(&path) {
+            Seen::Not => false,
+            Seen::Above => true,
+            Seen::Wholly => return,
+        };
+        let item = Item { path, depth: dir.depth, state: State::Unasked, silent };
+        self.list.insert(at, Entry::Item(Box::new(item)));
+    }
+
+    fn seen(&self, path: &[u8]) -> Seen {
+        let Some(last) = &self.after else { return Seen::Not };
+        let below = last.strip_prefix(path);
+        if below.is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/")) {
+            return Seen::Above;
+        }
+        let parts = |path| <[u8]>::split(path, |byte| *byte == b'/');
+        if parts(path).lt(parts(last)) { Seen::Wholly } else { Seen::Not }
+    }
+
+    /// Puts the listing of the node at `at` behind it, where it has arrived before its turn.
+    fn place_listing(&mut self, client: &mut Client, at: usize) -> Result<(), Error> {
+        let Some(Entry::Item(item)) = self.list.get_mut(at) else { return Ok(()) };
+        let State::Asked { listing, .. } = &mut item.state else { return Ok(()) };
+        if !matches!(listing, Listing::Awaited(ticket) if client.is_ready(ticket)) {
+            return Ok(());
+        }
+        let Listing::Awaited(ticket) = std::mem::replace(listing, Listing::Placed) else {
+            return Ok(());
+        };
+        match refusal_or(client.wait(ticket))? {
+            Ok(names) => {
+                let (path, depth) = (item.path.clone(), item.depth + 1);
+                self.insert(at + 1, path, depth, names);
+            }
+            Err(refused) => *listing = Listing::Refused(refused),
+        }
+        Ok(())
+    }
+
+    /// The first node of the list: visits it, and puts its children in its place.
+    fn finish<E: From<Error>>(
+        &mut self,
+        client: &mut Client,
+        item: Item,
+        visit: &mut impl FnMut(Node) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let Item { path, depth, state, silent } = item;
+        let State::Asked { value, perms, listing } = state else { return Ok(()) };
+        self.asked = self.asked.saturating_sub(1);
+        if let (Some(value), false) = (value, silent) {
+            let value = refusal_or(client.wait(value))?;
+            let perms = match perms {
+                Some(ticket) => {
+                    let reply = refusal_or(client.wait(ticket))?;
+                    Some(reply.and_then(|reply| parse_perms(&path, reply)))
+                }
+                None => None,
+            };
+            if let Err(error) = visit(Node { path: path.clone(), depth, value, perms }) {
+                forget(client, State::Asked { value: None, perms: None, listing });
+                return Err(error);
+            }
+        }
+        let names = match listing {
+            Listing::Placed => return Ok(()),
+            Listing::Refused(error) => Err(error),
+            Listing::Awaited(ticket) => client.wait(ticket),
+        };
+        let names = match names {
+            Err(error) if error.refusal() == Some(wire::Error::TooBig) => {
+                self.list_now(client, &path)
+            }
+            result => result,
+        };
+        match names {
+            Ok(names) => self.insert(0, path, depth + 1, names),
+            // It has vanished meanwhile.
+            Err(error) if error.refusal() == Some(wire::Error::NoEnt) => {}
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+}
+
+/// How much of a node's subtree the bulk read has visited.
+enum Seen {
+    Not,
+    /// The node, and some of what is below it.
+    Above,
+    Wholly,
+}
+
+/// A refusal is about the node; anything else ends the walk.
+fn refusal_or(result: Result<Vec<u8>, Error>) -> Result<Result<Vec<u8>, Error>, Error> {
+    match result {
+        Err(error @ Error::Refused { .. }) => Ok(Err(error)),
+        Err(error) => Err(error),
+        Ok(reply) => Ok(Ok(reply)),
+    }
+}
+
+fn forget(client: &mut Client, state: State) {
+    let State::Asked { value, perms, listing } = state else { return };
+    let listing = match listing {
+        Listing::Awaited(ticket) => Some(ticket),
+        Listing::Placed | Listing::Refused(_) => None,
+    };
+    for ticket in [value, perms, listing].into_iter().flatten() {
+        client.forget(ticket);
+    }
+}
+
+/// Sends the requests about one node.
+fn ask(client: &mut Client, options: Options, item: &Item) -> Result<State, Error> {
+    let parts: [&[u8]; 2] = [&item.path, b"\0"];
+    let mut submit = |kind| client.submit(options.tx, kind, &parts);
+    let (mut value, mut perms) = (None, None);
+    if !item.silent {
+        value = Some(submit(MsgType::Read)?);
+        if options.read == Read::ValuesAndPerms {
+            perms = Some(submit(MsgType::GetPerms)?);
+        }
+    }
+    let listing = Listing::Awaited(submit(MsgType::Directory)?);
+    Ok(State::Asked { value, perms, listing })
+}

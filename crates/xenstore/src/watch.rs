@@ -1,0 +1,122 @@
+//! Watch events, as an iterator; and the depth filter for daemons and kernels that have none.
+
+use crate::client::Client;
+use crate::error::Error;
+use std::time::Duration;
+pub use xenstore_core::client::Event;
+
+/// Watch events as they come. Ends after the timeout without an event, or after an error.
+#[derive(Debug)]
+pub struct Events<'a> {
+    client: &'a mut Client,
+    timeout: Option<Duration>,
+    failed: bool,
+}
+
+impl<'a> Events<'a> {
+    pub(crate) fn new(client: &'a mut Client, timeout: Option<Duration>) -> Self {
+        Self { client, timeout, failed: false }
+    }
+}
+
+impl Iterator for Events<'_> {
+    type Item = Result<Event, Error>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.failed {
+            return None;
+        }
+        let next = self.client.next_event(self.timeout).transpose();
+        self.failed = matches!(next, Some(Err(_)));
+        next
+    }
+}
+
+/// A watch whose depth is looked after here.
+#[derive(Debug)]
+struct Limited {
+    path: Vec<u8>,
+    token: Vec<u8>,
+    depth: u32,
+}
+
+/// The watches whose depth the other end does not know.
+#[derive(Debug, Default)]
+pub(crate) struct DepthFilter(Vec<Limited>);
+
+impl DepthFilter {
+    pub(crate) fn add(&mut self, path: &[u8], token: &[u8], depth: u32) {
+        self.0.push(Limited { path: path.to_vec(), token: token.to_vec(), depth });
+    }
+
+    pub(crate) fn remove(&mut self, path: &[u8], token: &[u8]) {
+        self.0.retain(|watch| watch.path != path || watch.token != token);
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    /// Whether an event is wanted: it is, unless every watch that it may come from has a depth
+    /// that ends above it. A watch without a depth that shares the token makes this uncertain, so
+    /// one more event may come; none is lost.
+    pub(crate) fn wants(&self, event: &Event) -> bool {
+        let mut seen = false;
+        for watch in self.0.iter().filter(|watch| watch.token == event.token) {
+            if let Some(depth) = levels_below(&watch.path, &event.path) {
+                if depth <= watch.depth as usize {
+                    return true;
+                }
+                seen = true;
+            }
+        }
+        !seen
+    }
+}
+
+/// How many levels `path` lies below `top`; `None` where it does not.
+fn levels_below(top: &[u8], path: &[u8]) -> Option<usize> {
+    let rest = path.strip_prefix(top)?;
+    match rest.first() {
+        None => Some(0),
+        Some(b'/') => Some(rest.iter().filter(|byte| **byte == b'/').count()),
+        Some(_) if top == b"/" => Some(path.iter().filter(|byte| **byte == b'/').count()),
+        Some(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(path: &str, token: &str) -> Event {
+        Event { path: path.into(), token: token.into() }
+    }
+
+    #[test]
+    fn depth_is_counted_in_levels_below_the_watch() {
+        let mut filter = DepthFilter::default();
+        filter.add(b"/a", b"t", 1);
+        for (path, token, wanted) in [
+            ("/a", "t", true),
+            ("/a/b", "t", true),
+            ("/a/b/c", "t", false),
+            ("/ab/c/d", "t", true),
+            ("/a/b/c", "other", true),
+        ] {
+            assert_eq!(filter.wants(&event(path, token)), wanted, "{path} {token}");
+        }
+        filter.add(b"/a/b", b"t", 5);
+        assert!(filter.wants(&event("/a/b/c", "t")));
+        filter.remove(b"/a/b", b"t");
+        assert!(!filter.wants(&event("/a/b/c", "t")));
+    }
+
+    #[test]
+    fn the_root_is_above_everything() {
+        let mut filter = DepthFilter::default();
+        filter.add(b"/", b"t", 1);
+        assert!(filter.wants(&event("/", "t")) && filter.wants(&event("/a", "t")));
+        assert!(!filter.wants(&event("/a/b", "t")));
+    }
+}

@@ -1,0 +1,84 @@
+//! Everything that a change must pass. Each step prints its name first and its duration after.
+
+use crate::Result;
+use crate::workspace::cargo;
+use std::process::{Command, ExitCode};
+use std::time::Instant;
+
+/// A step: its name, its environment, and what cargo is told.
+struct Step {
+    name: &'static str,
+    environment: &'static [(&'static str, &'static str)],
+    arguments: &'static [&'static str],
+}
+
+/// The steps, cheapest first.
+const STEPS: &[Step] = &[
+    Step { name: "fmt", environment: &[], arguments: &["fmt", "--all", "--check"] },
+    Step { name: "tidy", environment: &[], arguments: &["xtask", "tidy"] },
+    Step {
+        name: "clippy",
+        environment: &[],
+        arguments: &[
+            "clippy",
+            "--workspace",
+            "--all-targets",
+            "--",
+            "--warn=clippy::too_many_lines",
+            "--deny=warnings",
+        ],
+    },
+    Step {
+        name: "doc",
+        environment: &[("RUSTDOCFLAGS", "-D warnings")],
+        arguments: &["doc", "--workspace", "--no-deps"],
+    },
+    Step { name: "test", environment: &[], arguments: &["test", "--workspace"] },
+    Step {
+        name: "bench",
+        environment: &[],
+        arguments: &["xtask", "bench", "store", "--quick", "--daemons", "ours,echo"],
+    },
+];
+
+impl Step {
+    fn command(&self) -> Command {
+        let mut command = cargo();
+        command.args(self.arguments).envs(self.environment.iter().copied());
+        command
+    }
+}
+
+/// Prints the steps.
+pub(crate) fn list() -> ExitCode {
+    for step in STEPS {
+        println!("{:8} cargo {}", step.name, step.arguments.join(" "));
+    }
+    ExitCode::SUCCESS
+}
+
+/// Runs the named steps, or all; all of them even where one fails, so that one run tells all.
+pub(crate) fn run(names: &[&str]) -> Result<ExitCode> {
+    if let Some(name) = names.iter().find(|name| STEPS.iter().all(|step| step.name != **name)) {
+        return Err(format!("there is no step {name:?}; `ci --list` lists them").into());
+    }
+    let mut outcomes = Vec::new();
+    for step in STEPS.iter().filter(|step| names.is_empty() || names.contains(&step.name)) {
+        println!("==> {}: cargo {}", step.name, step.arguments.join(" "));
+        let start = Instant::now();
+        let passed = step.command().status()?.success();
+        let line = format!(
+            "{:8} {} in {:.1} s",
+            step.name,
+            if passed { "passed" } else { "FAILED" },
+            start.elapsed().as_secs_f64()
+        );
+        println!("==> {line}");
+        outcomes.push((passed, line));
+    }
+    println!();
+    for (_, line) in &outcomes {
+        println!("{line}");
+    }
+    Ok(ExitCode::from(u8::from(outcomes.iter().any(|(passed, _)| !passed))))
+}

@@ -1,0 +1,214 @@
+//! Who depends on whom, the lint tables, and the purity of the core.
+
+use super::{File, Findings, is_test, shipped};
+use crate::workspace::{Package, Workspace};
+
+/// The layers as a table: each crate that ships, with the crates of this workspace that it may be
+/// built on. Down only, never up or sideways; the picture is in ARCHITECTURE.md.
+const MAY_USE: &[(&str, &[&str])] = &[
+    ("xen", &[]),
+    ("xenstore-core", &[]),
+    ("xen-io", &["xen"]),
+    ("xen-linux", &["xen"]),
+    ("xen-hosted", &["xen"]),
+    ("xenstore", &["xenstore-core", "xen-io", "xen"]),
+    ("xenstored", &["xenstore-core", "xen-io", "xen", "xen-linux", "xen-hosted"]),
+    ("xenbus", &["xenstore", "xenstore-core", "xen"]),
+    ("xen-block", &["xenbus", "xenstore", "xen-io", "xen"]),
+    ("xen-net", &["xenbus", "xenstore", "xen-io", "xen"]),
+    ("xen-console", &["xenbus", "xenstore", "xen-io", "xen"]),
+    ("xen-pci", &["xenbus", "xenstore", "xen-io", "xen"]),
+    (
+        "xb",
+        &[
+            "xen-block",
+            "xen-net",
+            "xen-console",
+            "xen-pci",
+            "xenbus",
+            "xenstore",
+            "xen-io",
+            "xen",
+            "xen-linux",
+            "xen-hosted",
+        ],
+    ),
+];
+
+/// Crates that promise to have no dependency at all.
+const WITHOUT_DEPENDENCIES: &[&str] = &["xenstore-core"];
+/// Crates that promise `no_std`.
+const WITHOUT_STD: &[&str] = &["xenstore-core"];
+/// Crates of checked copies and pure rules: no `unsafe` at all, and nothing that panics.
+const PURE: &[&str] = &["xenstore-core", "xen-io"];
+/// Names that say nothing.
+const NAMELESS: &[&str] = &["common", "utils", "util", "types", "misc", "helpers"];
+
+/// Checks every package.
+pub(super) fn check(workspace: &Workspace, files: &[File], findings: &mut Findings) {
+    for package in &workspace.packages {
+        let folder = package.folder.to_string_lossy();
+        directions(workspace, package, findings);
+        if NAMELESS.contains(&package.name.as_str()) {
+            findings.fault(&folder, "a crate's name says what it promises");
+        }
+        for root in &package.roots {
+            let root = root.strip_prefix(&workspace.root).unwrap_or(root).to_string_lossy();
+            if !files.iter().any(|file| file.name == root && file.text.starts_with("//!")) {
+                findings.fault(&root, "opens with //! and what it is");
+            }
+        }
+        let manifest = format!("{folder}/Cargo.toml");
+        if let Some(file) = files.iter().find(|file| file.name == manifest) {
+            lints(package, file, findings);
+        }
+        if WITHOUT_STD.contains(&package.name.as_str()) {
+            no_std(&format!("{folder}/src/"), files, findings);
+        }
+    }
+    if let Some(root) = files.iter().find(|file| file.name == "Cargo.toml") {
+        for (table, lint, level) in [
+            ("workspace.lints.rust", "missing_docs", "deny"),
+            ("workspace.lints.rust", "unsafe_code", "deny"),
+            ("workspace.lints.clippy", "undocumented_unsafe_blocks", "deny"),
+        ] {
+            demand(root, table, lint, level, findings);
+        }
+    }
+}
+
+fn directions(workspace: &Workspace, package: &Package, findings: &mut Findings) {
+    if !package.folder.starts_with("crates") {
+        return;
+    }
+    let place = format!("{}/Cargo.toml", package.folder.to_string_lossy());
+    if WITHOUT_DEPENDENCIES.contains(&package.name.as_str()) && !package.dependencies.is_empty() {
+        let names = package.dependencies.join(", ");
+        findings.fault(&place, format!("promises to depend on nothing; depends on {names}"));
+    }
+    let Some((_, allowed)) = MAY_USE.iter().find(|(name, _)| *name == package.name) else {
+        findings.fault(&place, "is in no layer; give it one in xtask's tidy");
+        return;
+    };
+    for name in &package.dependencies {
+        let ours = workspace.packages.iter().any(|other| other.name == *name);
+        if ours && !allowed.contains(&name.as_str()) {
+            findings.fault(&place, format!("may not depend on {name}: dependencies point down"));
+        }
+    }
+}
+
+/// Either the workspace's lints, or a table that is at least as strict; the pure crates stricter.
+fn lints(package: &Package, file: &File, findings: &mut Findings) {
+    if PURE.contains(&package.name.as_str()) {
+        demand(file, "lints.rust", "missing_docs", "deny", findings);
+        demand(file, "lints.rust", "unsafe_code", "forbid", findings);
+        for lint in ["unwrap_used", "indexing_slicing", "arithmetic_side_effects"] {
+            demand(file, "lints.clippy", lint, "deny", findings);
+        }
+    } else if setting(&file.text, "lints", "workspace") != Some("true") {
+        demand(file, "lints.rust", "missing_docs", "deny", findings);
+        let forbidden = setting(&file.text, "lints.rust", "unsafe_code") == Some("\"forbid\"");
+        if !forbidden {
+            demand(file, "lints.rust", "unsafe_code", "deny", findings);
+            demand(file, "lints.clippy", "undocumented_unsafe_blocks", "deny", findings);
+        }
+    }
+}
+
+fn demand(file: &File, table: &str, lint: &str, level: &str, findings: &mut Findings) {
+    if setting(&file.text, table, lint) != Some(format!("\"{level}\"").as_str()) {
+        findings.fault(&file.name, format!("[{table}] lacks {lint} = \"{level}\""));
+    }
+}
+
+/// The value of `key` in `[table]`, as written; enough of TOML for what manifests hold here.
+fn setting<'a>(text: &'a str, table: &str, key: &str) -> Option<&'a str> {
+    let heading = format!("[{table}]");
+    let lines = text.lines().skip_while(|line| line.trim() != heading).skip(1);
+    lines
+        .take_while(|line| !line.starts_with('['))
+        .filter_map(|line| line.split_once('='))
+        .find(|(name, _)| name.trim() == key)
+        .map(|(_, value)| value.split('#').next().unwrap_or_default().trim())
+}
+
+/// What ships of a `no_std` crate names `core` and `alloc` only.
+fn no_std(sources: &str, files: &[File], findings: &mut Findings) {
+    for file in files {
+        if !file.name.starts_with(sources) || !file.name.ends_with(".rs") || is_test(&file.name) {
+            continue;
+        }
+        if file.name.ends_with("/lib.rs") && !file.text.contains("#![no_std]") {
+            findings.fault(&file.name, "promises no_std and lacks #![no_std]");
+        }
+        let mut before = "";
+        for (number, line) in shipped(&file.text).lines().enumerate() {
+            let code = line.split("//").next().unwrap_or_default();
+            let named = code.contains("std::") || code.contains("extern crate std");
+            if named && before.trim() != "#[cfg(test)]" {
+                findings.fault(&format!("{}:{}", file.name, number + 1), "names std");
+            }
+            before = line;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn package(name: &str, dependencies: &[&str]) -> Package {
+        Package {
+            name: name.into(),
+            folder: format!("crates/{name}").into(),
+            dependencies: dependencies.iter().map(|name| (*name).into()).collect(),
+            binaries: Vec::new(),
+            roots: Vec::new(),
+        }
+    }
+
+    fn faults(packages: Vec<Package>) -> Vec<String> {
+        let workspace = Workspace { root: "/".into(), target: "/".into(), packages };
+        let mut findings = Findings::default();
+        for package in &workspace.packages {
+            directions(&workspace, package, &mut findings);
+        }
+        findings.faults
+    }
+
+    #[test]
+    fn dependencies_point_down() {
+        let good = vec![package("xen", &[]), package("xen-io", &["xen"])];
+        assert_eq!(faults(good), Vec::<String>::new());
+        let up = vec![package("xen", &["xen-io"]), package("xen-io", &[])];
+        assert_eq!(faults(up).len(), 1);
+        assert_eq!(faults(vec![package("nobody", &[])]).len(), 1);
+    }
+
+    #[test]
+    fn the_core_depends_on_nothing() {
+        assert_eq!(faults(vec![package("xenstore-core", &["serde"])]).len(), 1);
+    }
+
+    #[test]
+    fn settings_are_read_from_their_table() {
+        let text = "[a]\nx = 1\n[lints.rust]\nx = \"deny\" # why\n\n[b]\ny = 2\n";
+        assert_eq!(setting(text, "lints.rust", "x"), Some("\"deny\""));
+        assert_eq!(setting(text, "lints.rust", "y"), None);
+    }
+
+    #[test]
+    fn std_is_for_tests() {
+        let check = |text: &str| {
+            let file = File { name: "crates/c/src/a.rs".into(), text: text.into() };
+            let mut findings = Findings::default();
+            no_std("crates/c/src/", &[file], &mut findings);
+            findings.faults.len()
+        };
+        assert_eq!(check("use std::fmt;\n"), 1);
+        assert_eq!(check("use core::fmt; // not std::fmt\n"), 0);
+        assert_eq!(check("#[cfg(test)]\nextern crate std;\n"), 0);
+        assert_eq!(check("fn f() {}\n\n#[cfg(test)]\nmod tests {\n    use std::fs;\n}\n"), 0);
+    }
+}

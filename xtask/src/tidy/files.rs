@@ -1,0 +1,142 @@
+//! Lengths, words, first lines, and where `unsafe` may be.
+
+use super::{File, Findings, is_test, shipped};
+
+/// Lines of a source file, its test module not counted, above which it is a fault.
+const LINES_MAX: usize = 800;
+/// Lines above which it is worth a thought.
+const LINES_GOOD: usize = 400;
+
+/// The words, and why they are there.
+const BANNED: &str = include_str!("banned.txt");
+/// Where [`BANNED`] is, which is not looked at.
+const BANNED_FILE: &str = "xtask/src/tidy/banned.txt";
+
+/// The modules that may allow `unsafe`, one line of reason each.
+const UNSAFE_ALLOWED: &[&str] = &[
+    // Memory that another domain writes at the same time: volatile and atomic copies.
+    "crates/xen/src/shared.rs",
+];
+
+/// Checks every file.
+pub(super) fn check(files: &[File], findings: &mut Findings) {
+    let banned: Vec<&str> =
+        BANNED.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).collect();
+    for file in files {
+        if file.name != BANNED_FILE {
+            words(file, &banned, findings);
+        }
+        if file.name.ends_with(".rs") {
+            length(file, findings);
+            first_line(file, findings);
+            unsafety(file, findings);
+        }
+    }
+}
+
+fn length(file: &File, findings: &mut Findings) {
+    let lines = shipped(&file.text).lines().count();
+    if lines > LINES_MAX && !is_test(&file.name) {
+        findings.fault(&file.name, format!("{lines} lines without tests; at most {LINES_MAX}"));
+    } else if lines > LINES_GOOD {
+        findings.remark(&file.name, format!("{lines} lines without tests"));
+    }
+}
+
+/// Every root of a crate, and every module, says first what it is.
+fn first_line(file: &File, findings: &mut Findings) {
+    let root = ["/lib.rs", "/main.rs"].iter().any(|end| file.name.ends_with(end));
+    if root && !file.text.starts_with("//!") {
+        findings.fault(&file.name, "a crate's root opens with //! and its promise");
+    }
+}
+
+fn unsafety(file: &File, findings: &mut Findings) {
+    // In two parts, so that this line is not found itself.
+    let word = concat!("unsafe", "_code");
+    for (number, line) in file.text.lines().enumerate() {
+        let code = line.split("//").next().unwrap_or_default();
+        let loosened =
+            ["allow(", "expect(", "warn("].iter().any(|how| code.contains(&format!("{how}{word}")));
+        if loosened && !UNSAFE_ALLOWED.contains(&file.name.as_str()) {
+            let place = format!("{}:{}", file.name, number + 1);
+            findings.fault(&place, "unsafe code is for the modules named in xtask's tidy only");
+        }
+    }
+}
+
+fn words(file: &File, banned: &[&str], findings: &mut Findings) {
+    for (number, line) in file.text.lines().enumerate() {
+        for word in banned.iter().filter(|word| holds(line, word)) {
+            findings.fault(&format!("{}:{}", file.name, number + 1), format!("holds {word:?}"));
+        }
+    }
+}
+
+/// Whether `line` holds `word`, with nothing that belongs to a longer word or path at its ends.
+fn holds(line: &str, word: &str) -> bool {
+    line.match_indices(word).any(|(at, _)| {
+        let before = line[..at].chars().next_back();
+        let after = line[at + word.len()..].chars().next();
+        let part_of_word = |other: Option<char>| other.is_some_and(char::is_alphanumeric);
+        let path = word.starts_with('/');
+        let longer_path = before.is_some_and(|c| c.is_alphanumeric() || "._-}".contains(c));
+        let starts_alone = if path {
+            !longer_path
+        } else {
+            !word.starts_with(char::is_alphanumeric) || !part_of_word(before)
+        };
+        starts_alone && (!word.ends_with(char::is_alphanumeric) || !part_of_word(after))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn faults(name: &str, text: &str) -> Vec<String> {
+        let mut findings = Findings::default();
+        check(&[File { name: name.into(), text: text.into() }], &mut findings);
+        findings.faults
+    }
+
+    #[test]
+    fn words_stand_alone() {
+        let word = ["XX", "X"].concat();
+        assert!(holds(&format!("// {word}: why?"), &word));
+        assert!(!holds(&format!("{word}L"), &word));
+        let home = ["/ho", "me/"].concat();
+        assert!(holds(&format!("see {home}me/x"), &home));
+        assert!(!holds(&format!("target{home}x"), &home));
+    }
+
+    #[test]
+    fn long_files_are_faults_and_their_tests_do_not_count() {
+        let code = "fn f() {}\n".repeat(LINES_MAX);
+        assert_eq!(faults("a.rs", &code).len(), 0);
+        let tests = format!("{code}\n#[cfg(test)]\nmod tests {{\n{code}}}\n");
+        assert_eq!(faults("a.rs", &tests).len(), 0);
+        assert_eq!(faults("a.rs", &format!("{code}{code}")).len(), 1);
+        assert_eq!(faults("a/tests/b.rs", &format!("{code}{code}")).len(), 0);
+    }
+
+    #[test]
+    fn crate_roots_say_what_they_are() {
+        assert_eq!(faults("crates/a/src/lib.rs", "pub mod x;\n").len(), 1);
+        assert_eq!(faults("crates/a/src/lib.rs", "//! A promise.\n").len(), 0);
+    }
+
+    #[test]
+    fn unsafe_has_its_place() {
+        let line = ["#![allow(", "unsafe", "_code)]\n"].concat();
+        assert_eq!(faults("crates/xenstored/src/socket.rs", &line).len(), 1);
+        assert_eq!(faults("crates/xen/src/shared.rs", &line).len(), 0);
+    }
+
+    #[test]
+    fn whole_files_of_tests_are_known() {
+        assert!(is_test("crates/xenstore-core/src/server/tests.rs"));
+        assert!(is_test("crates/xenstore-core/tests/xsa.rs"));
+        assert!(!is_test("crates/xenstore-core/src/server.rs"));
+    }
+}
