@@ -290,7 +290,7 @@ impl EventLoop {
         }
         while let Some(notice) = self.server.poll_notice() {
             match notice {
-                Notice::Warn(text) => self.io.log.line(Level::Warn, "", &text),
+                Notice::Warn(text) => self.io.log.limited(Level::Warn, "", &text, now),
                 Notice::Info(text) => self.io.log.line(Level::Info, "", &text),
                 Notice::Ended { conn, why } => match self.io.connections.get(conn) {
                     Some(Connection { end: End::Socket(_), .. }) => self.close_socket(conn, now),
