@@ -1,11 +1,12 @@
 //! The command line and the environment, as one value.
 //!
-//! One table describes every option of C xenstored, 4.17 to 4.23; the parser and the help are made
-//! from it. Parsing follows `getopt_long`: abbreviated long options, `--name=value` and
-//! `--name value`, combined short options, values attached to short ones.
+//! One table (`options`) describes every option of C xenstored, 4.17 to 4.23; the parser and the
+//! help are made from it. Parsing follows `getopt_long`: abbreviated long options, `--name=value`
+//! and `--name value`, combined short options, values attached to short ones.
 //! Source: `tools/xenstored/core.c` (`main`), `xenstored --help`.
 
 use crate::Error;
+use crate::options::{Meaning, Row, split_word};
 use crate::paths::{self, Environment};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -102,201 +103,10 @@ pub enum Asked {
     Help,
 }
 
-/// Whether an option takes a value.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Value {
-    None,
-    Required(&'static str),
-    Optional(&'static str),
-}
-
-/// What an option means.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Meaning {
-    NoDomainInit,
-    PidFile,
-    Help,
-    NoFork,
-    OutputPid,
-    TraceFile,
-    TraceControl,
-    QuotaOf(&'static str),
-    QuotaHard,
-    QuotaSoft,
-    Timeout,
-    NoRecovery,
-    InternalDb,
-    KeepOrphans,
-    Verbose,
-    Event,
-    StoreDomid,
-    PrivDomid,
-    LiveUpdate,
-}
-
-/// One option: short name, long name, value, meaning, help.
-type Row = (Option<u8>, &'static str, Value, Meaning, &'static str);
-
-const OPTIONS: [Row; 24] = [
-    (
-        Some(b'D'),
-        "no-domain-init",
-        Value::None,
-        Meaning::NoDomainInit,
-        "do not serve dom0's own ring",
-    ),
-    (
-        Some(b'F'),
-        "pid-file",
-        Value::Required("<file>"),
-        Meaning::PidFile,
-        "write the daemon's pid there once it accepts connections",
-    ),
-    (Some(b'H'), "help", Value::None, Meaning::Help, "print this text"),
-    (Some(b'N'), "no-fork", Value::None, Meaning::NoFork, "stay in the foreground; log to stderr"),
-    (Some(b'P'), "output-pid", Value::None, Meaning::OutputPid, "print the daemon's pid"),
-    (
-        Some(b'T'),
-        "trace-file",
-        Value::Required("<file>"),
-        Meaning::TraceFile,
-        "trace every message into this file",
-    ),
-    (
-        None,
-        "trace-control",
-        Value::Required("+|-<switch>"),
-        Meaning::TraceControl,
-        "trace more or less: obj io wrl acc tdb",
-    ),
-    (
-        Some(b'E'),
-        "entry-nb",
-        Value::Required("<nb>"),
-        Meaning::QuotaOf("nodes"),
-        "quota of nodes per domain",
-    ),
-    (
-        Some(b'S'),
-        "entry-size",
-        Value::Required("<size>"),
-        Meaning::QuotaOf("node-size"),
-        "quota of bytes per node",
-    ),
-    (
-        Some(b'W'),
-        "watch-nb",
-        Value::Required("<nb>"),
-        Meaning::QuotaOf("watches"),
-        "quota of watches per domain",
-    ),
-    (
-        Some(b't'),
-        "transaction",
-        Value::Required("<nb>"),
-        Meaning::QuotaOf("transactions"),
-        "quota of open transactions per domain",
-    ),
-    (
-        Some(b'A'),
-        "perm-nb",
-        Value::Required("<nb>"),
-        Meaning::QuotaOf("node-permissions"),
-        "quota of permissions per node",
-    ),
-    (
-        Some(b'M'),
-        "path-max",
-        Value::Required("<chars>"),
-        Meaning::QuotaOf("path-max"),
-        "longest path of a node, at most 2048",
-    ),
-    (
-        Some(b'Q'),
-        "quota",
-        Value::Required("<what>=<nb>"),
-        Meaning::QuotaHard,
-        "set a quota: nodes, watches, transactions, outstanding, memory, transaction-nodes, node-permissions, path-max, node-size",
-    ),
-    (
-        Some(b'q'),
-        "quota-soft",
-        Value::Required("<what>=<nb>"),
-        Meaning::QuotaSoft,
-        "set a quota that is only reported: memory",
-    ),
-    (
-        Some(b'w'),
-        "timeout",
-        Value::Required("<what>=<seconds>"),
-        Meaning::Timeout,
-        "set a timeout: watch-event, how long an event may stay unread",
-    ),
-    (
-        Some(b'R'),
-        "no-recovery",
-        Value::None,
-        Meaning::NoRecovery,
-        "accepted; the store is in memory and has nothing to recover",
-    ),
-    (
-        Some(b'I'),
-        "internal-db",
-        Value::Optional("on|off"),
-        Meaning::InternalDb,
-        "accepted; the store is always in memory, off is refused",
-    ),
-    (
-        Some(b'K'),
-        "keep-orphans",
-        Value::None,
-        Meaning::KeepOrphans,
-        "keep the nodes of dead domains (a security risk)",
-    ),
-    (Some(b'V'), "verbose", Value::None, Meaning::Verbose, "log more"),
-    (
-        Some(b'e'),
-        "event",
-        Value::Required("<port>"),
-        Meaning::Event,
-        "refused; belongs to a store in a stub domain",
-    ),
-    (
-        Some(b'm'),
-        "master-domid",
-        Value::Required("<domid>"),
-        Meaning::StoreDomid,
-        "the domain that the daemon runs in; default 0",
-    ),
-    (
-        Some(b'p'),
-        "priv-domid",
-        Value::Required("<domid>"),
-        Meaning::PrivDomid,
-        "the privileged domain; default as --master-domid",
-    ),
-    (Some(b'U'), "live-update", Value::None, Meaning::LiveUpdate, "refused; not supported yet"),
-];
-
 /// The help text.
 #[must_use]
 pub fn help() -> String {
-    let mut text = String::from("Usage: xenstored <options>\n\n");
-    for (short, long, value, _, what) in OPTIONS {
-        let short = short.map_or("    ".into(), |short| format!("-{}, ", char::from(short)));
-        let value = match value {
-            Value::None => String::new(),
-            Value::Required(name) => format!(" {name}"),
-            Value::Optional(name) => format!("[={name}]"),
-        };
-        text.push_str(&format!("  {short}--{:<30} {what}\n", format!("{long}{value}")));
-    }
-    text.push_str(
-        "\nEnvironment: XENSTORED_PATH (socket), XENSTORED_RUNDIR (directory of the socket; default\n\
-         /run/xenstored), XENSTORED_ROOTDIR (directory of relative trace files; default\n\
-         /var/lib/xenstored).\n",
-    );
-    text
+    crate::options::help()
 }
 
 /// Reads a command line, without the program's name.
@@ -336,81 +146,6 @@ pub fn parse(
     config.core.priv_domain = priv_domain.unwrap_or(config.core.store_domain);
     config.socket = paths::socket(environment)?;
     Ok(Asked::Run(Box::new(config)))
-}
-
-/// The options in one word of the command line, which may take the next word as its value.
-fn split_word(
-    word: &[u8],
-    words: &mut std::iter::Peekable<impl Iterator<Item = Vec<u8>>>,
-) -> Result<Vec<(&'static Row, Vec<u8>)>, Error> {
-    if word == b"--" {
-        return match words.peek() {
-            None => Ok(Vec::new()),
-            Some(next) => Err(no_arguments(next)),
-        };
-    }
-    if let Some(long) = word.strip_prefix(b"--") {
-        let (name, attached) = match long.iter().position(|byte| *byte == b'=') {
-            Some(at) => (&long[..at], Some(long[at + 1..].to_vec())),
-            None => (long, None),
-        };
-        let row = find_long(name)?;
-        return Ok(vec![(row, value_of(row, attached, words)?)]);
-    }
-    let letters = match word.strip_prefix(b"-") {
-        Some(letters) if !letters.is_empty() => letters,
-        _ => return Err(no_arguments(word)),
-    };
-    let mut found = Vec::new();
-    for (at, letter) in letters.iter().enumerate() {
-        let Some(row) = OPTIONS.iter().find(|row| row.0 == Some(*letter)) else {
-            return Err(usage(format!("there is no option -{}", char::from(*letter))));
-        };
-        let rest = &letters[at + 1..];
-        if row.2 == Value::None {
-            found.push((row, Vec::new()));
-            continue;
-        }
-        let attached = (!rest.is_empty()).then(|| rest.to_vec());
-        found.push((row, value_of(row, attached, words)?));
-        break;
-    }
-    Ok(found)
-}
-
-/// The option of this long name or of its only possible completion.
-fn find_long(name: &[u8]) -> Result<&'static Row, Error> {
-    let shown = String::from_utf8_lossy(name);
-    if let Some(row) = OPTIONS.iter().find(|row| row.1.as_bytes() == name) {
-        return Ok(row);
-    }
-    let mut matching = OPTIONS.iter().filter(|row| row.1.as_bytes().starts_with(name));
-    match (matching.next(), matching.next()) {
-        (Some(row), None) => Ok(row),
-        (None, _) => Err(usage(format!("there is no option --{shown}"))),
-        (Some(one), Some(other)) => {
-            Err(usage(format!("--{shown} could be --{} or --{}", one.1, other.1)))
-        }
-    }
-}
-
-fn value_of(
-    row: &Row,
-    attached: Option<Vec<u8>>,
-    words: &mut std::iter::Peekable<impl Iterator<Item = Vec<u8>>>,
-) -> Result<Vec<u8>, Error> {
-    match (row.2, attached) {
-        (Value::None, None) => Ok(Vec::new()),
-        (Value::None, Some(_)) => Err(usage(format!("--{} takes no value", row.1))),
-        (_, Some(value)) => Ok(value),
-        (Value::Required(what), None) => {
-            words.next().ok_or_else(|| usage(format!("--{} needs a value: {what}", row.1)))
-        }
-        // The help of C xenstored shows the value as a word of its own, so that is taken, too.
-        (Value::Optional(_), None) => {
-            Ok(words.next_if(|next| next == b"on" || next == b"off").unwrap_or_default())
-        }
-    }
 }
 
 fn apply(
@@ -523,11 +258,11 @@ fn domid(option: &str, value: &[u8]) -> Result<xenstore_core::server::DomId, Err
         .ok_or_else(|| usage(format!("--{option}: {number} is no domain's number")))
 }
 
-fn no_arguments(word: &[u8]) -> Error {
+pub(crate) fn no_arguments(word: &[u8]) -> Error {
     let word = String::from_utf8_lossy(word);
     usage(format!("\"{word}\" is no option, and xenstored takes nothing else"))
 }
 
-fn usage(text: impl Into<String>) -> Error {
+pub(crate) fn usage(text: impl Into<String>) -> Error {
     Error::Usage(text.into())
 }

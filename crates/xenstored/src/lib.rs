@@ -6,7 +6,7 @@
 //!
 //! | module | what it is |
 //! |---|---|
-//! | [`config`], [`paths`] | command line and environment of C xenstored |
+//! | [`config`], `options`, [`paths`] | command line and environment of C xenstored |
 //! | `event_loop` | the loop, a connection's turn |
 //! | `connection`, `fairness` | what is kept for a connection; whose turn it is |
 //! | `socket` | the listening socket, its lock, taking over a stale one |
@@ -24,6 +24,7 @@ mod domain;
 mod event_loop;
 mod fairness;
 pub mod log;
+mod options;
 pub mod paths;
 mod pid_file;
 mod seccomp;
@@ -223,14 +224,16 @@ fn announce(config: &Config, io: &mut Io) -> Result<(), Error> {
         let mut stdout = std::io::stdout();
         let _ = writeln!(stdout, "{pid}").and_then(|()| stdout.flush());
     }
+    if config.mode == Mode::Background {
+        io.log.to_syslog();
+    }
     let socket = config.socket.display().to_string();
     io.log.line(Level::Info, &format!("pid={pid} socket={socket:?}"), "serving");
     if let Err(error) = daemonize::sd_notify(&format!("READY=1\nMAINPID={pid}\nSTATUS=serving")) {
         io.log.line(Level::Warn, "", &format!("the service manager was not told: {error}"));
     }
-    if config.mode == Mode::Background {
-        io.log.to_syslog();
-        daemonize::detach()?;
+    match config.mode {
+        Mode::Background => daemonize::detach(),
+        Mode::Foreground => Ok(()),
     }
-    Ok(())
 }

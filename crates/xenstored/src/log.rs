@@ -49,7 +49,7 @@ enum Sink {
 }
 
 /// Lines about peers' doings that are written within [`WINDOW_US`]; the others are counted.
-const WINDOW_LINES: u32 = 20;
+const WINDOW_LINES: u32 = 200;
 /// The window, in microseconds.
 const WINDOW_US: u64 = 10_000_000;
 
@@ -149,4 +149,48 @@ fn connect_syslog() -> io::Result<UnixDatagram> {
     socket.connect("/dev/log")?;
     socket.set_nonblocking(true)?;
     Ok(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn log() -> (Log, UnixDatagram) {
+        let (to, from) = UnixDatagram::pair().unwrap();
+        from.set_nonblocking(true).unwrap();
+        let window = Window::default();
+        (Log { sink: Sink::Syslog(Some(to)), most: Level::Info, window }, from)
+    }
+
+    fn next(from: &UnixDatagram) -> Option<String> {
+        let mut bytes = [0; 1000];
+        let len = from.recv(&mut bytes).ok()?;
+        Some(String::from_utf8(bytes[..len].to_vec()).unwrap())
+    }
+
+    #[test]
+    fn lines_are_fields_and_a_quoted_text() {
+        let (mut log, from) = log();
+        log.line(Level::Debug, "", "not wanted");
+        log.line(Level::Warn, "domid=7", "a \"quoted\" one\nand \x1b");
+        let line = next(&from).unwrap();
+        assert!(line.starts_with("<28>xenstored["), "{line}");
+        let text = r#"]: level=warn domid=7 msg="a \"quoted\" one\nand \x1b""#;
+        assert!(line.ends_with(text), "{line}");
+        assert_eq!(next(&from), None);
+    }
+
+    #[test]
+    fn what_a_peer_can_repeat_is_limited() {
+        let (mut log, from) = log();
+        let mut lines = 0;
+        for _ in 0..WINDOW_LINES + 50 {
+            log.limited(Level::Warn, "", "again", WINDOW_US);
+            lines += u32::from(next(&from).is_some());
+        }
+        assert_eq!(lines, WINDOW_LINES);
+        log.limited(Level::Warn, "", "later", WINDOW_US * 2);
+        assert!(next(&from).unwrap().contains("50 more lines"));
+        assert!(next(&from).unwrap().contains("later"));
+    }
 }

@@ -52,6 +52,8 @@ pub(crate) struct EventLoop {
     listener: Listener,
     signals: Signals,
     input: Box<[u8]>,
+    /// The requests of the current turn.
+    asked: Vec<serve::Asked>,
     events: Vec<epoll::Event>,
     started: Instant,
     accepting: Accepting,
@@ -93,6 +95,7 @@ impl EventLoop {
             listener,
             signals,
             input: vec![0; INPUT_BYTES].into_boxed_slice(),
+            asked: Vec::new(),
             events: Vec::with_capacity(EVENTS_MAX),
             started: Instant::now(),
             accepting: Accepting::Yes,
@@ -212,6 +215,7 @@ impl EventLoop {
         let Some(connection) = self.io.connections.get(id) else { return };
         if flags.contains(EventFlags::OUT) {
             self.flush(id, now, serve::Writable::Known);
+            self.unpark(id);
         } else if connection.parked && flags.intersects(EventFlags::HUP | EventFlags::ERR) {
             // Nobody reads any more what it asked for.
             self.close_socket(id, now);
@@ -286,7 +290,7 @@ impl EventLoop {
         }
         while let Some(notice) = self.server.poll_notice() {
             match notice {
-                Notice::Warn(text) => self.io.log.line(Level::Warn, "", &text),
+                Notice::Warn(text) => self.io.log.limited(Level::Warn, "", &text, now),
                 Notice::Info(text) => self.io.log.line(Level::Info, "", &text),
                 Notice::Ended { conn, why } => match self.io.connections.get(conn) {
                     Some(Connection { end: End::Socket(_), .. }) => self.close_socket(conn, now),

@@ -11,7 +11,7 @@ use rustix::net::{RecvFlags, SendFlags, recv, send};
 use xen_io::xs_ring::{ErrorWord, RingError};
 use xenstore_core::limits::HEADER_SIZE;
 use xenstore_core::server::{ConnId, Ended, Server};
-use xenstore_core::wire::{Header, MsgType, TooLong, split_message};
+use xenstore_core::wire::{MsgType, TooLong, split_message};
 
 /// Whether a socket is known to take bytes.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -41,9 +41,9 @@ enum Stopped {
     Ended,
 }
 
-/// The request that output is looked at for.
+/// A request whose answer the output is looked at for.
 #[derive(Clone, Copy)]
-struct Asked {
+pub(super) struct Asked {
     kind: u32,
     req_id: u32,
 }
@@ -132,12 +132,7 @@ impl EventLoop {
             self.io.stats.request(who.domid, header.kind, HEADER_SIZE + payload.len());
             let cost = self.server.request(id, &header, payload, now, &mut self.io);
             spent += i64::from(cost);
-            let asked = Asked { kind: header.kind, req_id: header.req_id };
-            match account(&mut self.server, &mut self.io, id, Some(asked)) {
-                Some(true) => {}
-                Some(false) => self.io.stats.delayed(who.domid, header.kind),
-                None => break Stopped::Ended,
-            }
+            self.asked.push(Asked { kind: header.kind, req_id: header.req_id });
         };
         if let Some(connection) = self.io.connections.get(id) {
             connection.credit -= spent;
@@ -191,7 +186,7 @@ impl EventLoop {
 
     /// Sends what the core has for this connection, as far as the peer takes it.
     pub(super) fn flush(&mut self, id: ConnId, now: u64, writable: Writable) {
-        if account(&mut self.server, &mut self.io, id, None).is_none() {
+        if !account(&mut self.server, &mut self.io, id, &mut self.asked) {
             return;
         }
         let Some(connection) = self.io.connections.get(id) else { return };
@@ -251,14 +246,19 @@ impl EventLoop {
             Err(error) => self.end_ring_for(id, error, now),
         }
         let (mut stopped, mut spent, mut moved) = (Stopped::Starved, 1, false);
-        match self.gather_from_ring(id) {
+        let wanted = self.server.wants_input(id);
+        match self.gather_from_ring(id, wanted) {
             Ok((filled, fresh)) => {
                 moved = fresh;
                 (stopped, spent) = self.hand_in(id, filled, now);
+                // The ring was not looked into, so it is to be once the core wants more.
+                if !wanted && stopped == Stopped::Starved {
+                    stopped = Stopped::Unwanted;
+                }
             }
             Err(error) => self.end_ring_for(id, error, now),
         }
-        if account(&mut self.server, &mut self.io, id, None).is_some() {
+        if account(&mut self.server, &mut self.io, id, &mut self.asked) {
             moved |= self.flush_ring(id, now);
         }
         if moved {
@@ -271,8 +271,7 @@ impl EventLoop {
 
     /// Fills the input buffer with what was kept and, unless the core wants none or enough was
     /// kept, with what the ring has. Returns how much there is, and whether the ring gave some.
-    fn gather_from_ring(&mut self, id: ConnId) -> Result<(usize, bool), RingError> {
-        let wanted = self.server.wants_input(id);
+    fn gather_from_ring(&mut self, id: ConnId, wanted: bool) -> Result<(usize, bool), RingError> {
         let Some(connection) = self.io.connections.get(id) else { return Ok((0, false)) };
         let End::Ring(ring) = &connection.end else { return Ok((0, false)) };
         if ring.ended {
@@ -369,30 +368,47 @@ impl EventLoop {
     }
 }
 
-/// Counts and traces what the core has put out for `id` since the last time. With `asked`: whether
-/// the answer to that request is among it. `None` where the connection is gone.
-fn account(server: &mut Server, io: &mut Io, id: ConnId, asked: Option<Asked>) -> Option<bool> {
+/// Counts and traces what the core has put out for `id` since the last time, and takes `asked`, the
+/// requests handed in since then: those that are not answered yet are counted as delayed. False
+/// where the connection is gone.
+fn account(server: &mut Server, io: &mut Io, id: ConnId, asked: &mut Vec<Asked>) -> bool {
     let Io { connections, stats, trace, .. } = io;
-    let connection = connections.get(id)?;
+    let Some(connection) = connections.get(id) else {
+        asked.clear();
+        return false;
+    };
+    let domid = connection.domid;
     let output = server.output(id);
     let mut rest = output.get(connection.seen_out..).unwrap_or_default();
-    let mut answered = false;
+    let mut waiting = asked.drain(..);
     while let Ok(Some((header, payload, next))) = split_message(rest) {
-        let Header { kind, req_id, .. } = header;
-        let answer = asked.filter(|asked| {
-            req_id == asked.req_id && (kind == asked.kind || kind == MsgType::Error as u32)
-        });
-        answered |= answer.is_some();
-        let answers = answer.map(|asked| asked.kind);
-        stats.sent(connection.domid, kind, answers, HEADER_SIZE + payload.len());
+        let kind = header.kind;
+        let mut answers = None;
+        if kind != MsgType::WatchEvent as u32 {
+            // Answers come in the order of the requests, except for those that were delayed.
+            let is_answer = |asked: &Asked| {
+                asked.req_id == header.req_id
+                    && (kind == asked.kind || kind == MsgType::Error as u32)
+            };
+            if let Some(skipped) = waiting.as_slice().iter().position(is_answer) {
+                for late in waiting.by_ref().take(skipped) {
+                    stats.delayed(domid, late.kind);
+                }
+                answers = waiting.next().map(|asked| asked.kind);
+            }
+        }
+        stats.sent(domid, kind, answers, HEADER_SIZE + payload.len());
         if trace.wants_messages() {
-            let who = Who { conn: id.0, domid: connection.domid };
+            let who = Who { conn: id.0, domid };
             trace.message(Direction::Out, who, &header, payload);
         }
         rest = next;
     }
+    for late in waiting {
+        stats.delayed(domid, late.kind);
+    }
     connection.seen_out = output.len() - rest.len();
-    Some(answered)
+    true
 }
 
 const _: () = assert!(QUANTUM > 0, "a connection with no debt gets a turn");

@@ -1,0 +1,202 @@
+//! How a daemon starts, who else may, and what it leaves behind.
+
+mod common;
+
+use common::*;
+use rustix::process::Signal;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::process::{Output, Stdio};
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Starts a daemon in the background and ends it when dropped.
+struct Background {
+    output: Output,
+    pid: i32,
+    dir: Dir,
+}
+
+impl Background {
+    fn start(change: impl FnOnce(&Dir, &mut std::process::Command)) -> Self {
+        let dir = Dir::new();
+        let mut command = xenstored(&dir.join("socket"));
+        command.arg("--pid-file").arg(dir.join("pid"));
+        change(&dir, &mut command);
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let pid = std::fs::read_to_string(dir.join("pid")).expect("there when the parent ends");
+        Self { output, pid: pid.trim().parse().unwrap(), dir }
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        if is_alive(self.pid) {
+            send_signal(self.pid, Signal::KILL);
+        }
+    }
+}
+
+#[test]
+fn the_parent_ends_when_the_daemon_serves() {
+    let daemon = Background::start(|_, command| {
+        command.arg("-P");
+    });
+    assert_eq!(text(&daemon.output.stdout).trim(), daemon.pid.to_string(), "-P prints the pid");
+    let socket = daemon.dir.join("socket");
+    Client::connect(&socket).write("/a", b"1");
+    let metadata = std::fs::metadata(&socket).unwrap();
+    assert!(metadata.file_type().is_socket());
+    assert_eq!(metadata.permissions().mode() & 0o777, 0o600);
+    for fd in 0..3 {
+        let to = std::fs::read_link(format!("/proc/{}/fd/{fd}", daemon.pid)).unwrap();
+        assert_eq!(to.to_str(), Some("/dev/null"), "descriptor {fd}");
+    }
+    let name = std::fs::read_to_string(format!("/proc/{}/comm", daemon.pid)).unwrap();
+    assert_eq!(name, "xenstored\n");
+    let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid)).unwrap();
+    assert!(status.contains("NoNewPrivs:\t1"), "{status}");
+    assert!(status.contains("Seccomp:\t2"), "{status}");
+
+    send_signal(daemon.pid, Signal::TERM);
+    wait_for("the end of the daemon", || !is_alive(daemon.pid));
+    let left: Vec<_> = std::fs::read_dir(&daemon.dir.0).unwrap().collect();
+    assert!(left.is_empty(), "left behind: {left:?}");
+}
+
+#[test]
+fn the_service_manager_is_told() {
+    let manager = Dir::new();
+    let path = manager.join("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    let daemon = Background::start(|_, command| {
+        command.env("NOTIFY_SOCKET", &path);
+    });
+    let mut bytes = [0; 200];
+    let len = socket.recv(&mut bytes).unwrap();
+    let state = text(&bytes[..len]);
+    assert!(state.starts_with(&format!("READY=1\nMAINPID={}\n", daemon.pid)), "{state}");
+}
+
+#[test]
+fn a_daemon_that_cannot_start_says_why_to_its_starter() {
+    let dir = Dir::new();
+    let socket = dir.join("socket");
+    std::fs::write(&socket, "precious").unwrap();
+    let output = xenstored(&socket).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("is no socket"), "{}", text(&output.stderr));
+    assert_eq!(std::fs::read_to_string(&socket).unwrap(), "precious");
+}
+
+#[test]
+fn a_second_daemon_on_the_same_socket_is_refused() {
+    let first = Daemon::start(&[]);
+    for args in [&["-N"][..], &[]] {
+        let output = xenstored(&first.socket).args(args).output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        let said = text(&output.stderr);
+        assert!(said.contains("another xenstored serves"), "{said}");
+    }
+    first.client().write("/still", b"here");
+}
+
+#[test]
+fn a_daemon_that_knows_no_lock_is_not_pushed_aside() {
+    let dir = Dir::new();
+    let socket = dir.join("socket");
+    let other = UnixListener::bind(&socket).unwrap();
+    let output = xenstored(&socket).arg("-N").output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("another xenstored serves"));
+    drop(other);
+}
+
+#[test]
+fn a_stale_socket_is_taken_over() {
+    let mut first = Daemon::start(&[]);
+    first.signal(Signal::KILL);
+    first.wait();
+    assert!(first.socket.exists() && first.pid_file.exists(), "a killed daemon cleans nothing");
+    let old = first.pid();
+    let mut second = xenstored(&first.socket);
+    let mut second =
+        second.args(["-N", "-F"]).arg(&first.pid_file).stderr(Stdio::null()).spawn().unwrap();
+    wait_for("the new pid", || first.pid() != old);
+    first.client().write("/a", b"1");
+    send_signal(i32::try_from(second.id()).unwrap(), Signal::TERM);
+    assert!(second.wait().unwrap().success());
+}
+
+#[test]
+fn of_many_that_start_at_once_one_serves() {
+    let dir = Dir::new();
+    let socket = dir.join("socket");
+    // A stale socket, so that all of them want to remove it.
+    drop(UnixListener::bind(&socket).unwrap());
+    let start = || xenstored(&socket).arg("-N").stderr(Stdio::null()).spawn().unwrap();
+    let mut all: Vec<_> = (0..8).map(|_| start()).collect();
+    wait_for("seven refusals", || {
+        let ended = |child: &mut std::process::Child| child.try_wait().unwrap().is_some();
+        all.iter_mut().map(ended).filter(|ended| *ended).count() >= 7
+    });
+    Client::connect(&socket).write("/a", b"1");
+    let alive = |child: &mut std::process::Child| child.try_wait().unwrap().is_none();
+    let at = (0..all.len()).find(|at| alive(&mut all[*at])).expect("one serves");
+    let winner = &mut all[at];
+    send_signal(i32::try_from(winner.id()).unwrap(), Signal::INT);
+    assert!(winner.wait().unwrap().success());
+}
+
+#[test]
+fn a_second_daemon_with_the_same_pid_file_is_refused() {
+    let first = Daemon::start(&[]);
+    let mut second = xenstored(&first.dir.join("other"));
+    let output = second.args(["-N", "-F"]).arg(&first.pid_file).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let said = text(&output.stderr);
+    assert!(said.contains(&format!("pid {}", first.pid())), "{said}");
+    assert_eq!(first.pid(), i32::try_from(first.child.id()).unwrap());
+}
+
+#[test]
+fn sigterm_and_sigint_end_cleanly() {
+    for signal in [Signal::TERM, Signal::INT] {
+        let mut daemon = Daemon::start(&[]);
+        let mut client = daemon.client();
+        client.write("/a", b"1");
+        daemon.signal(signal);
+        assert!(daemon.wait().success());
+        assert!(!daemon.socket.exists() && !daemon.pid_file.exists());
+        assert_eq!(client.receive(), None);
+    }
+}
+
+#[test]
+fn sighup_opens_the_trace_file_again() {
+    let dir = Dir::new();
+    let trace = dir.join("trace");
+    let daemon = Daemon::start(&["-T", trace.to_str().unwrap()]);
+    let mut client = daemon.client();
+    client.write("/before", b"1");
+    std::fs::rename(&trace, dir.join("old")).unwrap();
+    daemon.signal(Signal::HUP);
+    wait_for("the new trace file", || trace.exists());
+    client.write("/after", b"\x01\\");
+    let lines = || std::fs::read_to_string(&trace).unwrap();
+    wait_for("the trace", || lines().contains("OUT"));
+    assert!(lines().contains(r"WRITE req=1 tx=0 (/after \x01\\)"), "{}", lines());
+    assert!(!lines().contains("/before"));
+    assert!(std::fs::read_to_string(dir.join("old")).unwrap().contains("/before"));
+
+    client.control(&["log", "off"]);
+    client.write("/quiet", b"1");
+    client.control(&["log", "on"]);
+    client.write("/loud", b"1");
+    wait_for("the trace", || lines().contains("/loud"));
+    assert!(!lines().contains("/quiet"));
+}
