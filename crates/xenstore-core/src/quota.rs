@@ -133,7 +133,7 @@ impl<T: Copy + Default> Default for Values<T> {
     }
 }
 
-/// The limits in force for everybody.
+/// The limits of a domain, or those that new domains get.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     hard: Values<u32>,
@@ -174,9 +174,6 @@ impl Limits {
         Ok(())
     }
 }
-
-/// The limits that one domain has of its own; where there is none, the common one holds.
-pub type Overrides = (Values<Option<u32>>, Values<Option<u32>>);
 
 /// How often and when a domain was refused something.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

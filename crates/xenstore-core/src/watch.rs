@@ -125,19 +125,18 @@ impl Watches {
     /// The watches that a change of `path` concerns: those of the path and of everything above it, as
     /// far as their depth goes.
     pub(crate) fn matching(&self, path: Path<'_>, to: &mut Vec<WatchId>) {
-        let mut left = path.names().count();
         let mut place = if path.is_special() { &self.special } else { &self.tree };
         let mut names = path.names();
         loop {
-            to.extend(place.watches.iter().copied().filter(|id| {
-                left == 0
-                    || self
-                        .get(*id)
-                        .is_some_and(|watch| watch.depth.is_none_or(|depth| depth as usize >= left))
-            }));
+            if !place.watches.is_empty() {
+                let reaches = |id: &&WatchId| {
+                    let depth = self.get(**id).and_then(|watch| watch.depth);
+                    depth.is_none_or(|depth| names.clone().count() <= depth as usize)
+                };
+                to.extend(place.watches.iter().filter(reaches));
+            }
             let Some(next) = names.next().and_then(|name| place.below.get(name)) else { return };
             place = next;
-            left = left.saturating_sub(1);
         }
     }
 

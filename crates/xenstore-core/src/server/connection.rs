@@ -19,6 +19,9 @@ pub(crate) enum Transport {
     Ring,
 }
 
+/// So many waiting events are looked through for the same one; more are looked up.
+const SCAN_MAX: usize = 16;
+
 /// A watch event that has not been encoded yet.
 type Pending = (WatchId, Rc<[u8]>);
 
@@ -28,8 +31,8 @@ pub(crate) struct Connection {
     /// Encoded and not sent yet, from `sent` on.
     out: Vec<u8>,
     sent: usize,
-    /// Events behind what is encoded, in order, and the same as a set: an event that waits already is
-    /// not added again.
+    /// Events behind what is encoded, in order. One that waits already is not added again: where more
+    /// than [`SCAN_MAX`] wait, they are in a set as well.
     events: VecDeque<Pending>,
     waiting: BTreeSet<Pending>,
     events_len: usize,
@@ -134,11 +137,20 @@ impl Connection {
 
     /// Queues an event, unless the same one waits already; the bytes it takes.
     pub(crate) fn push_event(&mut self, watch: WatchId, path: &Rc<[u8]>, len: usize) -> usize {
-        let pending = (watch, path.clone());
-        if !self.waiting.insert(pending.clone()) {
+        let waits = if self.waiting.is_empty() {
+            self.events.iter().any(|(id, known)| *id == watch && known == path)
+        } else {
+            self.waiting.contains(&(watch, path.clone()))
+        };
+        if waits {
             return 0;
         }
-        self.events.push_back(pending);
+        self.events.push_back((watch, path.clone()));
+        match self.events.len() {
+            0..=SCAN_MAX => {}
+            _ if self.waiting.is_empty() => self.waiting.extend(self.events.iter().cloned()),
+            _ => drop(self.waiting.insert((watch, path.clone()))),
+        }
         let len = len.saturating_add(HEADER_SIZE);
         self.events_len = self.events_len.saturating_add(len);
         len
@@ -168,7 +180,9 @@ impl Connection {
         while self.out.len().saturating_sub(self.sent) < UNREAD_SOFT_BYTES
             && let Some(event) = self.events.pop_front()
         {
-            self.waiting.remove(&event);
+            if !self.waiting.is_empty() {
+                self.waiting.remove(&event);
+            }
             self.events_len = self.events_len.saturating_sub(event_len(&event, watches));
             let (id, path) = event;
             let Some(watch) = watches.get(id) else { continue };

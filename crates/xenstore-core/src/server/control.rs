@@ -88,6 +88,9 @@ impl Server {
             return Err(Error::Inval);
         }
         self.set_quota(name, kind, value)?;
+        // Unlike SET_QUOTA, this is what an operator does who wants a domain to go on at once.
+        let quota = Quota::from_name(name).ok_or(Error::Inval)?;
+        self.domains.iter_mut().try_for_each(|domain| domain.limits.set(quota, kind, value))?;
         Ok(String::from("OK"))
     }
 

@@ -3,7 +3,7 @@
 use super::{ConnId, DomId, Host, Notice};
 use crate::limits::NOTICES_MAX;
 use crate::perms::{Caller, Incarnation, Perm, Perms};
-use crate::quota::{Kind, Limits, Overrides, Quota, Usage};
+use crate::quota::{Kind, Limits, Quota, Usage};
 use crate::wire::{Error, feature};
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, VecDeque};
@@ -19,7 +19,7 @@ pub(crate) struct Domain {
     pub(crate) features: u32,
     pub(crate) target: Option<(DomId, Incarnation)>,
     pub(crate) usage: Usage,
-    pub(crate) overrides: Overrides,
+    pub(crate) limits: Limits,
 }
 
 /// One change of what a domain owns: how many nodes, how many bytes.
@@ -38,6 +38,7 @@ pub(crate) struct Domains {
     pub(crate) deaths: u64,
     pub(crate) store_domain: DomId,
     pub(crate) priv_domain: DomId,
+    /// What new domains get.
     pub(crate) limits: Limits,
     /// Moves with every change of a list of children.
     pub(crate) generation: u64,
@@ -79,7 +80,7 @@ impl Domains {
 
     /// The domain's record, made if there is none.
     pub(crate) fn know(&mut self, domid: DomId) -> &mut Domain {
-        let last = &mut self.last_incarnation;
+        let (last, limits) = (&mut self.last_incarnation, self.limits);
         self.table.entry(domid).or_insert_with(|| {
             *last = last.wrapping_add(1).max(1);
             Box::new(Domain {
@@ -89,7 +90,7 @@ impl Domains {
                 features: feature::ALL,
                 target: None,
                 usage: Usage::default(),
-                overrides: Overrides::default(),
+                limits,
             })
         })
     }
@@ -156,11 +157,7 @@ impl Domains {
     }
 
     pub(crate) fn limit(&self, domid: DomId, quota: Quota, kind: Kind) -> u32 {
-        let own = self.get(domid).and_then(|domain| match kind {
-            Kind::Hard => domain.overrides.0.get(quota),
-            Kind::Soft => domain.overrides.1.get(quota),
-        });
-        own.unwrap_or_else(|| self.limits.get(quota, kind))
+        self.get(domid).map_or(&self.limits, |domain| &domain.limits).get(quota, kind)
     }
 
     /// Whether `domid` may have `wanted` of `quota` altogether. A refusal is counted and logged.

@@ -159,10 +159,7 @@ impl Server {
                 let value = parse(value)?;
                 let domain =
                     self.domains.know_existing(parse_domid(domid)?, host).ok_or(Error::NoEnt)?;
-                match kind {
-                    Kind::Hard => domain.overrides.0.set(quota, Some(value)),
-                    Kind::Soft => domain.overrides.1.set(quota, Some(value)),
-                }
+                domain.limits.set(quota, kind, value)?;
             }
             _ => return Err(Error::Inval.into()),
         }

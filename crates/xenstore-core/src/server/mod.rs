@@ -220,7 +220,7 @@ impl Server {
         }
     }
 
-    /// Sets a quota for everybody.
+    /// Sets a quota for domains to come.
     ///
     /// # Errors
     /// EINVAL for an unknown name, or a soft quota where there is none.
