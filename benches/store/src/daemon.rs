@@ -2,10 +2,26 @@
 
 use crate::Result;
 use crate::client::Conn;
+use rustix::process::{Signal, set_parent_process_death_signal};
 use std::fs;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
+
+/// The bench's own argument that makes it [`become_program`].
+pub(crate) const EXEC: &str = "--exec";
+
+/// Turns this process into a program that is killed when the bench ends, however it ends.
+///
+/// # Errors
+/// Always, if it returns: the program could not be run.
+pub(crate) fn become_program(mut words: impl Iterator<Item = String>) -> Result<()> {
+    let program = words.next().ok_or("--exec needs a program")?;
+    set_parent_process_death_signal(Some(Signal::KILL))?;
+    let error = Command::new(&program).args(words).exec();
+    Err(format!("cannot run {program}: {error}").into())
+}
 
 /// Who is measured.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -85,11 +101,12 @@ impl Places {
     pub(crate) fn missing(&self, kind: Kind, guests: Guests<'_>) -> Option<String> {
         let program = self.program(kind, guests).ok()?;
         if !program.exists() {
-            return Some(format!("{} is missing", program.display()));
+            let name = program.file_name().unwrap_or_default().display();
+            return Some(format!("{name} is missing"));
         }
         let shim = self.peers.join("xenshim.so");
         let peer = matches!(kind, Kind::C | Kind::O | Kind::On);
-        (peer && !shim.exists()).then(|| format!("{} is missing", shim.display()))
+        (peer && !shim.exists()).then(|| "xenshim.so is missing".into())
     }
 }
 
@@ -125,7 +142,8 @@ impl Daemon {
         }
         fs::create_dir_all(&dir)?;
         let socket = dir.join("socket");
-        let mut command = Command::new(places.program(kind, guests)?);
+        let mut command = Command::new(std::env::current_exe()?);
+        command.arg(EXEC).arg(places.program(kind, guests)?);
         match kind {
             Kind::Echo => {
                 command.arg("--echo").arg(&socket);

@@ -22,7 +22,7 @@ mod swarm;
 mod table;
 
 use daemon::{Kind, Places};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use table::{ROWS, Row};
 
@@ -43,6 +43,7 @@ cargo xtask bench store [OPTION...]
   --rounds N       how often each daemon is measured (default 5)
   --quick          one small round, to see that everything runs
   --json FILE      write every sample
+  --into FILE      put the table into FILE, between its two <!-- table --> lines
   --check          end with status 1 where a row is missed
   --list           print the rows and end
 
@@ -57,6 +58,7 @@ struct Options {
     rounds: Option<usize>,
     quick: bool,
     json: Option<PathBuf>,
+    into: Option<PathBuf>,
     check: bool,
     list: bool,
     help: bool,
@@ -74,6 +76,7 @@ impl Options {
                 "--rounds" => options.rounds = Some(value()?.parse()?),
                 "--quick" => options.quick = true,
                 "--json" => options.json = Some(value()?.into()),
+                "--into" => options.into = Some(value()?.into()),
                 "--check" => options.check = true,
                 "--list" => options.list = true,
                 "--help" | "-h" => options.help = true,
@@ -100,7 +103,13 @@ fn parse_kinds(list: &str) -> Result<Vec<Kind>> {
 }
 
 fn main() -> ExitCode {
-    match Options::parse(std::env::args().skip(1)).and_then(|options| bench(&options)) {
+    let mut args = std::env::args().skip(1).peekable();
+    let outcome = if args.next_if(|arg| arg == daemon::EXEC).is_some() {
+        daemon::become_program(args).map(|()| ExitCode::SUCCESS)
+    } else {
+        Options::parse(args).and_then(|options| bench(&options))
+    };
+    match outcome {
         Ok(code) => code,
         Err(error) => {
             eprintln!("store-bench: {error}");
@@ -144,10 +153,6 @@ fn bench(options: &Options) -> Result<ExitCode> {
             options.daemons.clone()
         },
     };
-    let results = run::run(&plan);
-    // The daemons' logs are of no use any more, and the folder may be gone already.
-    let _ = std::fs::remove_dir_all(&places.scratch);
-    let results = results?;
     let facts = serde_json::json!({
         "machine": machine::facts(),
         "date": machine::today(),
@@ -155,20 +160,40 @@ fn bench(options: &Options) -> Result<ExitCode> {
         "quick": plan.quick,
         "debian": debian_version(&places),
     });
-    println!(
-        "{}; {}; medians of {} rounds; Debian's daemons: {}{}\n",
+    let keep = |results: &report::Results| -> Result<()> {
+        let Some(file) = &options.json else { return Ok(()) };
+        Ok(std::fs::write(file, format!("{:#}\n", results.json(&facts)))?)
+    };
+    let results = run::run(&plan, keep);
+    // The daemons' logs are of no use any more, and the folder may be gone already.
+    let _ = std::fs::remove_dir_all(&places.scratch);
+    let results = results?;
+    let table = format!(
+        "{}; {}; medians of {} rounds; Debian's daemons: {}{}\n\n{}",
         machine::today(),
         machine::facts(),
         plan.rounds,
         debian_version(&places),
         if plan.quick { "; QUICK: these figures mean nothing" } else { "" },
+        results.markdown(|row| options.chooses(row)),
     );
-    println!("{}", results.markdown(|row| options.chooses(row)));
-    if let Some(file) = &options.json {
-        std::fs::write(file, format!("{:#}\n", results.json(&facts)))?;
+    println!("{table}");
+    if let Some(file) = &options.into {
+        insert(file, &table)?;
     }
     let missed = rows().any(|row| results.judge(row).0 == report::Verdict::Missed);
     Ok(ExitCode::from(u8::from(options.check && missed)))
+}
+
+/// Puts the table between the two lines of `file` that mark its place.
+fn insert(file: &Path, table: &str) -> Result<()> {
+    const MARK: &str = "<!-- table -->\n";
+    let text = std::fs::read_to_string(file)?;
+    let parts: Vec<_> = text.split(MARK).collect();
+    let [before, _, after] = parts.as_slice() else {
+        return Err(format!("{} has not two lines {}", file.display(), MARK.trim()).into());
+    };
+    Ok(std::fs::write(file, format!("{before}{MARK}\n{}\n\n{MARK}{after}", table.trim()))?)
 }
 
 /// The version of Debian's package, from its changelog's name in the unpacked tree.

@@ -108,21 +108,23 @@ impl Results {
     }
 
     fn cell(&self, row: &Row, kind: Kind) -> String {
-        let shown: Vec<_> = row
-            .shows
-            .iter()
-            .filter_map(|show| {
-                let value = self.median(kind, show.metric)?;
-                Some(format!("{}{}", show.label, number(value, show.unit)))
-            })
-            .collect();
-        let trouble = self.troubles.get(&(kind, row.scenario));
-        match (shown.is_empty(), trouble) {
-            (false, _) => shown.join(" ").replace(" cpu ", ", cpu "),
-            (true, Some(why)) if why.ends_with("is missing") => "missing".into(),
-            (true, Some(_)) => "failed".into(),
-            (true, None) => "–".into(),
+        let values: Vec<_> = row.shows.iter().map(|show| self.median(kind, show.metric)).collect();
+        if values.iter().all(Option::is_none) {
+            return match self.troubles.get(&(kind, row.scenario)) {
+                Some(why) if why.ends_with("is missing") => "missing".into(),
+                Some(_) => "failed".into(),
+                None => "–".into(),
+            };
         }
+        let mut text = String::new();
+        for (show, value) in row.shows.iter().zip(values) {
+            if !text.is_empty() {
+                text.push_str(if show.label.starts_with('/') { " " } else { ", " });
+            }
+            text.push_str(show.label);
+            text.push_str(&value.map_or_else(|| "–".into(), |value| number(value, show.unit)));
+        }
+        text
     }
 
     /// The Markdown table of the rows that `chosen` lets through.

@@ -41,8 +41,9 @@ impl Durations {
     }
 }
 
-/// Runs it; a daemon that fails in a scenario is noted and not tried in it again.
-pub(crate) fn run(plan: &Plan<'_>) -> Result<Results> {
+/// Runs it; a daemon that fails in a scenario is noted and not tried in it again. `keep` is given
+/// what there is after each measurement, so that a run which is broken off leaves its figures.
+pub(crate) fn run(plan: &Plan<'_>, keep: impl Fn(&Results) -> Result<()>) -> Result<Results> {
     let mut results = Results::default();
     let mut left: Vec<(usize, &Scenario, Kind)> = Vec::new();
     for scenario in SCENARIOS.iter().filter(|one| plan.scenarios.contains(&one.name)) {
@@ -84,6 +85,7 @@ pub(crate) fn run(plan: &Plan<'_>) -> Result<Results> {
             left.retain(|(_, other, whose)| other.name != scenario.name || *whose != kind);
             results.trouble(kind, scenario.name, why.clone());
         }
+        keep(&results)?;
         let remaining: f64 =
             left.iter().map(|(_, scenario, kind)| durations.expected(scenario, *kind)).sum();
         eprintln!(

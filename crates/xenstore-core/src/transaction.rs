@@ -9,7 +9,7 @@
 
 use crate::path::Path;
 use crate::perms::{Access, Caller, Perms};
-use crate::server::domain::{Delta, Ledger};
+use crate::server::domain::{Delta, Domains, Ledger};
 use crate::tree::{Done, Node, Put, Tree};
 use crate::wire::Error;
 use alloc::collections::BTreeMap;
@@ -71,11 +71,26 @@ pub(crate) fn apply(
 }
 
 enum Asked {
-    Read { what: What, seen: Result<Node, Error> },
-    Write { value: Rc<[u8]>, answer: Result<(), Error> },
-    Mkdir { answer: Result<(), Error> },
-    Remove { answer: Result<(), Error> },
-    SetPerms { perms: Rc<Perms>, answer: Result<(), Error> },
+    Read {
+        what: What,
+        seen: Result<Node, Error>,
+        /// How many permission entries were for domains that lived.
+        alive: usize,
+    },
+    Write {
+        value: Rc<[u8]>,
+        answer: Result<(), Error>,
+    },
+    Mkdir {
+        answer: Result<(), Error>,
+    },
+    Remove {
+        answer: Result<(), Error>,
+    },
+    SetPerms {
+        perms: Rc<Perms>,
+        answer: Result<(), Error>,
+    },
 }
 
 struct Entry {
@@ -106,6 +121,8 @@ const ENTRY_WEIGHT: i64 = 96;
 
 pub(crate) struct Transaction {
     base: Tree,
+    /// How many domains had died when the snapshot was taken.
+    deaths: u64,
     pub(crate) work: Rerun,
     log: Vec<Entry>,
     accessed: BTreeMap<Rc<[u8]>, u8>,
@@ -115,21 +132,22 @@ pub(crate) struct Transaction {
     pub(crate) doomed: bool,
     /// What it counts for the quota `memory`.
     pub(crate) weight: i64,
-    /// Something was changed, or tried to.
-    pub(crate) wrote: bool,
+    /// It has been granted a change, even if nothing had to be done for it at the time.
+    pub(crate) changes: bool,
 }
 
 impl Transaction {
-    pub(crate) fn new(tree: &Tree, claims: bool) -> Self {
+    pub(crate) fn new(tree: &Tree, deaths: u64, claims: bool) -> Self {
         Self {
             base: tree.clone(),
+            deaths,
             work: Rerun { tree: tree.clone(), deltas: Vec::new(), changed: Vec::new() },
             log: Vec::new(),
             accessed: BTreeMap::new(),
             claims,
             doomed: false,
             weight: 0,
-            wrote: false,
+            changes: false,
         }
     }
 
@@ -150,8 +168,8 @@ impl Transaction {
     }
 
     /// Whether the snapshot is still the store's state.
-    pub(crate) fn is_current(&self, tree: &Tree) -> bool {
-        self.base.same(tree)
+    pub(crate) fn is_current(&self, tree: &Tree, deaths: u64) -> bool {
+        self.deaths == deaths && self.base.same(tree)
     }
 
     fn record(&mut self, path: Path<'_>, bit: u8, asked: Asked, weight: i64) {
@@ -172,12 +190,14 @@ impl Transaction {
         caller: &Caller,
         path: Path<'_>,
         what: What,
+        domains: &Domains,
     ) -> Result<Node, Error> {
         let seen = self.work.tree.find(caller, path, Access::READ).cloned();
         // Seeing the same again tells nothing new: it follows from the first time and the own writes.
         let known = self.accessed.get(path.as_bytes()).is_some_and(|kinds| kinds & what.bit() != 0);
         if !known {
-            self.record(path, what.bit(), Asked::Read { what, seen: seen.clone() }, 0);
+            let alive = seen.as_ref().map_or(0, |node| domains.alive_entries(node.perms()));
+            self.record(path, what.bit(), Asked::Read { what, seen: seen.clone(), alive }, 0);
         }
         seen
     }
@@ -203,7 +223,7 @@ impl Transaction {
             Change::SetPerms(perms) => Asked::SetPerms { perms: perms.clone(), answer },
         };
         self.record(path, 0, asked, weight);
-        self.wrote = true;
+        self.changes |= answer.is_ok();
         if let Some(entry) = self.log.last() {
             note(&mut self.work.changed, &entry.path, done);
         }
@@ -228,8 +248,9 @@ impl Transaction {
     }
 
     /// Goes on from a later state of the store, on which the log has run.
-    pub(crate) fn rebase(&mut self, base: Tree, work: Rerun) {
+    pub(crate) fn rebase(&mut self, base: Tree, deaths: u64, work: Rerun) {
         self.base = base;
+        self.deaths = deaths;
         self.work = work;
     }
 }
@@ -251,9 +272,13 @@ impl Entry {
     ) -> Result<(), Conflict> {
         let path = Path::checked(&self.path);
         let (change, before) = match &self.asked {
-            Asked::Read { what, seen } => {
+            Asked::Read { what, seen, alive } => {
                 let same = match (seen, tree.find(caller, path, Access::READ)) {
-                    (Ok(one), Ok(two)) => what.same(one, two),
+                    (Ok(one), Ok(two)) => {
+                        let shows_perms = matches!(what, What::Perms | What::Subtree);
+                        what.same(one, two)
+                            && (!shows_perms || ledger.domains.alive_entries(two.perms()) == *alive)
+                    }
                     (Err(one), Err(two)) => *one == two,
                     _ => false,
                 };

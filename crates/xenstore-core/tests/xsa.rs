@@ -321,3 +321,23 @@ fn xsa_330_484_reset_watches_in_a_transaction() {
     }
     store.check();
 }
+
+/// A transaction that gives a node to a domain which dies before the commit gives it to nobody else.
+#[test]
+fn xsa_322_a_commit_gives_nothing_to_a_dead_domains_successor() {
+    for touched in [false, true] {
+        let (mut store, dom0, _) = with_guest();
+        store.write(dom0, 0, "/x", "v").unwrap();
+        store.guest(9);
+        let tx = store.start(dom0);
+        store.set_perms(dom0, tx, "/x", &["n9"]).unwrap();
+        if touched {
+            store.write(dom0, 0, "/other", "v").unwrap();
+        }
+        store.dies(9);
+        let successor = store.guest(9);
+        assert_eq!(store.commit(dom0, tx), refused("EAGAIN"));
+        assert_eq!(store.read(successor, 0, "/x"), refused("EACCES"));
+        store.check();
+    }
+}

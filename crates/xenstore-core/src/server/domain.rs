@@ -2,7 +2,7 @@
 
 use super::{ConnId, DomId, Host, Notice};
 use crate::limits::NOTICES_MAX;
-use crate::perms::{Caller, Incarnation};
+use crate::perms::{Caller, Incarnation, Perm, Perms};
 use crate::quota::{Kind, Limits, Overrides, Quota, Usage};
 use crate::wire::{Error, feature};
 use alloc::boxed::Box;
@@ -34,6 +34,8 @@ pub(crate) struct Delta {
 pub(crate) struct Domains {
     table: BTreeMap<DomId, Box<Domain>>,
     last_incarnation: u32,
+    /// How many domains have gone: what a transaction saw of them may be void since.
+    pub(crate) deaths: u64,
     pub(crate) store_domain: DomId,
     pub(crate) priv_domain: DomId,
     pub(crate) limits: Limits,
@@ -49,6 +51,7 @@ impl Domains {
         let mut domains = Self {
             table: BTreeMap::new(),
             last_incarnation: Incarnation::NEVER.0,
+            deaths: 0,
             store_domain,
             priv_domain,
             limits: Limits::default(),
@@ -104,6 +107,7 @@ impl Domains {
     }
 
     pub(crate) fn forget(&mut self, domid: DomId) {
+        self.deaths = self.deaths.wrapping_add(1);
         self.table.remove(&domid);
     }
 
@@ -118,6 +122,15 @@ impl Domains {
     /// Which domain of this number lives now.
     pub(crate) fn incarnation(&self, domid: DomId) -> Incarnation {
         self.get(domid).map_or(Incarnation::NEVER, |domain| domain.incarnation)
+    }
+
+    /// How many entries are for domains that live.
+    pub(crate) fn alive_entries(&self, perms: &Perms) -> usize {
+        let lives = |perm: &&Perm| {
+            perm.incarnation != Incarnation::NEVER
+                && self.incarnation(perm.domid) == perm.incarnation
+        };
+        perms.entries().filter(lives).count()
     }
 
     /// The rights of a domain. A target that is dead lends none (XSA-233).

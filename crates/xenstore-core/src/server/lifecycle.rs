@@ -6,7 +6,7 @@ use crate::path::{Path, home_of};
 use crate::perms::Caller;
 use crate::quota::Quota;
 use crate::server::connection::Transport;
-use crate::tree::{Done, Go};
+use crate::tree::Go;
 use crate::wire::Error;
 use alloc::format;
 use alloc::rc::Rc;
@@ -206,6 +206,12 @@ impl Server {
             }
             self.remove_owned_below(domid, start, owned);
         }
+        for special in [INTRODUCE, RELEASE] {
+            let owner = self.tree.special(special).map(|node| node.perms().owner().domid);
+            if owner == Some(domid) {
+                self.inherit(Path::checked(special));
+            }
+        }
     }
 
     fn remove_owned_below(&mut self, domid: DomId, start: Path<'_>, owned: i64) {
@@ -219,29 +225,40 @@ impl Server {
             found.push(Rc::from(path));
             left = left.saturating_sub(1);
             match () {
-                () if keep && left <= 0 => Go::Stop,
-                () if keep => Go::On,
-                () => Go::Past,
+                // The root cannot be removed, and what is below it has owners of its own.
+                () if left > 0 && (keep || path == b"/") => Go::On,
+                () if left > 0 => Go::Past,
+                () => Go::Stop,
             }
         });
         let own = self.own_caller();
-        let heir = self.domains.priv_domain;
         for path in found {
             let path = Path::checked(&path);
-            let perms = self.tree.get(path).map(|node| node.perms().clone());
-            let done = self.with_ledger(|tree, ledger| match perms {
-                Some(perms) if keep => {
-                    let incarnation = ledger.domains.incarnation(heir);
-                    let perms = Rc::new(perms.with_owner(heir, incarnation));
-                    tree.set_perms(&own, path, &perms, ledger)
-                }
-                _ => tree.remove(&own, path, ledger),
-            });
+            if keep || path.is_root() {
+                self.inherit(path);
+                continue;
+            }
+            let done = self.with_ledger(|tree, ledger| tree.remove(&own, path, ledger));
             self.book();
-            if let (Ok(done @ Done::Removed(_)), false) = (&done, keep) {
+            if let Ok(done) = &done {
                 self.fire(path, done);
             }
         }
+    }
+
+    /// Gives a node to the privileged domain.
+    fn inherit(&mut self, path: Path<'_>) {
+        let (own, heir) = (self.own_caller(), self.domains.priv_domain);
+        let incarnation = self.domains.incarnation(heir);
+        let Some(perms) =
+            self.tree.get(path).map(|node| node.perms().with_owner(heir, incarnation))
+        else {
+            return;
+        };
+        // The privileged domain is refused nothing, and lives.
+        let _ =
+            self.with_ledger(|tree, ledger| tree.set_perms(&own, path, &Rc::new(perms), ledger));
+        self.book();
     }
 
     /// Who acts when nobody asked.

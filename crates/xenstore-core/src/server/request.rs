@@ -224,7 +224,7 @@ impl Server {
             let (conn, id) = (request.conn, request.header.tx_id);
             match server.want_turn(conn, id, transaction, &caller, path) {
                 Attempt::Wait { wants_turn } => Err(Stop::Wait { wants_turn }),
-                Attempt::Done => Ok(transaction.see(&caller, path, what)?),
+                Attempt::Done => Ok(transaction.see(&caller, path, what, &server.domains)?),
             }
         })?
     }

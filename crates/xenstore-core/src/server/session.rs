@@ -77,9 +77,9 @@ impl Server {
             self.domains.check_more(caller.domid, Quota::Transactions, 1)?;
         }
         let now = self.domains.now;
-        let tree = self.tree.clone();
+        let (tree, deaths) = (self.tree.clone(), self.domains.deaths);
         let Some(connection) = self.conn_mut(request.conn) else { return Ok(()) };
-        let transaction = Transaction::new(&tree, now < connection.claims_until);
+        let transaction = Transaction::new(&tree, deaths, now < connection.claims_until);
         let mut id = connection.next_transaction;
         while id == 0 || connection.transactions.contains_key(&id) {
             id = id.wrapping_add(1);
@@ -125,12 +125,13 @@ impl Server {
         request: Request<'_>,
         transaction: &mut Transaction,
     ) -> Outcome {
-        if !transaction.wrote {
+        if !transaction.changes {
             return Ok(());
         }
         let (caller, own) = (request.caller, (request.conn, request.header.tx_id));
         let rerun;
-        let work = if transaction.is_current(&self.tree) && !transaction.doomed {
+        let work = if transaction.is_current(&self.tree, self.domains.deaths) && !transaction.doomed
+        {
             &transaction.work
         } else {
             match self.rerun(transaction, self.tree.clone(), &caller) {

@@ -189,9 +189,9 @@ impl Server {
         if !holds && self.turns.slot(class).is_some() {
             return Attempt::Wait { wants_turn: true };
         }
-        if !transaction.is_current(&self.tree) {
+        if !transaction.is_current(&self.tree, self.domains.deaths) {
             match self.rerun(transaction, self.tree.clone(), caller) {
-                Ok(rerun) => transaction.rebase(self.tree.clone(), rerun),
+                Ok(rerun) => transaction.rebase(self.tree.clone(), self.domains.deaths, rerun),
                 Err(conflict) => {
                     // Too late for this one; the next of this connection takes its turn at once.
                     transaction.doomed = true;

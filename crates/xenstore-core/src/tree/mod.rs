@@ -10,6 +10,7 @@ mod node;
 pub use dir::{Dir, Iter};
 pub use node::Node;
 
+use crate::limits::DOMID_ANY;
 use crate::path::Path;
 use crate::perms::{Access, Caller, Incarnation, Perm, Perms};
 use crate::server::DomId;
@@ -267,6 +268,14 @@ impl Tree {
         ledger: &mut Ledger<'_>,
     ) -> Result<Done, Error> {
         ledger.touch();
+        // A transaction may set permissions for a domain that is dead when it commits: the node would
+        // belong to that domain's successor.
+        let owner = perms.owner();
+        if owner.domid.0 != DOMID_ANY
+            && ledger.domains.incarnation(owner.domid) != owner.incarnation
+        {
+            return Err(Error::NoEnt);
+        }
         let node = self.find(caller, path, Access::WRITE)?;
         if !node.perms().is_owner(caller) {
             return Err(Error::Access);

@@ -1,6 +1,8 @@
 //! A store with clients on it: requests by name, replies and events as text.
 #![allow(dead_code, unreachable_pub, missing_docs, reason = "each test file uses its part")]
 
+pub mod model;
+
 use std::collections::{BTreeSet, VecDeque};
 use xenstore_core::server::{Attach, Config, ConnId, DomId, Ended, Host, Notice, Server};
 use xenstore_core::wire::{Error, Header, MsgType, split_message};

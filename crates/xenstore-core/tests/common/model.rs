@@ -1,0 +1,526 @@
+//! The store as a naive map of paths, and a run of random operations that compares the two.
+
+use super::{Reply, Store};
+use std::collections::{BTreeMap, BTreeSet};
+use xenstore_core::server::ConnId;
+use xenstore_core::wire::MsgType;
+
+/// Where the choices of a run come from: a seed, or the bytes of a fuzzer. Ends when it runs dry.
+pub trait Choices {
+    /// A number below `below`, or `None` when there are no more.
+    fn below(&mut self, below: usize) -> Option<usize>;
+}
+
+/// A seeded run of so many choices.
+pub struct Seeded {
+    state: u64,
+    left: usize,
+}
+
+impl Seeded {
+    pub fn new(seed: u64, choices: usize) -> Self {
+        Self { state: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1, left: choices }
+    }
+}
+
+impl Choices for Seeded {
+    fn below(&mut self, below: usize) -> Option<usize> {
+        self.left = self.left.checked_sub(1)?;
+        self.state = self
+            .state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        Some((self.state >> 33) as usize % below)
+    }
+}
+
+/// The bytes of a fuzzer, one for each choice.
+impl Choices for std::slice::Iter<'_, u8> {
+    fn below(&mut self, below: usize) -> Option<usize> {
+        self.next().map(|byte| usize::from(*byte) % below)
+    }
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Entry {
+    domid: u16,
+    access: char,
+    /// Which domain of that number; `None` where there was none.
+    incarnation: Option<u32>,
+}
+
+#[derive(Clone, Debug)]
+struct Node {
+    value: String,
+    perms: Vec<Entry>,
+}
+
+type Answer = Result<String, String>;
+
+#[derive(Clone, Debug)]
+enum Op {
+    Read(String),
+    List(String),
+    Perms(String),
+    Write(String, String),
+    Mkdir(String),
+    Rm(String),
+    SetPerms(String, Vec<Entry>),
+}
+
+/// The naive store.
+#[derive(Clone, Debug)]
+struct Model {
+    nodes: BTreeMap<String, Node>,
+    alive: BTreeMap<u16, u32>,
+    next_incarnation: u32,
+}
+
+fn parent(path: &str) -> Option<&str> {
+    match path.rsplit_once('/')? {
+        ("", "") => None,
+        ("", _) => Some("/"),
+        (parent, _) => Some(parent),
+    }
+}
+
+impl Model {
+    fn new() -> Self {
+        let root = Entry { domid: 0, access: 'n', incarnation: Some(0) };
+        let node = Node { value: String::new(), perms: vec![root] };
+        let nodes =
+            ["/", "/tool", "/tool/xenstored"].map(|path| (path.to_owned(), node.clone())).into();
+        Self { nodes, alive: BTreeMap::from([(0, 0)]), next_incarnation: 1 }
+    }
+
+    fn nearest(&self, path: &str) -> &Node {
+        let mut path = path;
+        while !self.nodes.contains_key(path) {
+            path = parent(path).expect("the root is always there");
+        }
+        &self.nodes[path]
+    }
+
+    fn may(&self, who: u16, node: &Node, wanted: char) -> bool {
+        let owner = &node.perms[0];
+        if who == 0 || owner.domid == who {
+            return true;
+        }
+        let incarnation = self.alive.get(&who).copied();
+        let own = node.perms[1..]
+            .iter()
+            .find(|entry| entry.domid == who && entry.incarnation == incarnation);
+        let access = own.unwrap_or(owner).access;
+        access == wanted || access == 'b'
+    }
+
+    fn find(&self, who: u16, path: &str, wanted: char) -> Result<&Node, String> {
+        if !self.may(who, self.nearest(path), wanted) {
+            return Err("EACCES".to_owned());
+        }
+        self.nodes.get(path).ok_or_else(|| "ENOENT".to_owned())
+    }
+
+    fn apply(&mut self, who: u16, op: &Op) -> Answer {
+        match op {
+            Op::Read(path) => self.find(who, path, 'r').map(|node| node.value.clone()),
+            Op::List(path) => {
+                self.find(who, path, 'r')?;
+                let children = self.nodes.keys().filter(|child| parent(child) == Some(path));
+                let mut names: Vec<&str> =
+                    children.map(|child| child.rsplit('/').next().unwrap()).collect();
+                names.sort_unstable();
+                Ok(names.iter().map(|name| format!("{name}\0")).collect())
+            }
+            Op::Perms(path) => {
+                let node = self.find(who, path, 'r')?;
+                let shown = |entry: &&Entry| {
+                    entry
+                        .incarnation
+                        .is_none_or(|known| self.alive.get(&entry.domid) == Some(&known))
+                };
+                let entries = node.perms[..1].iter().chain(node.perms[1..].iter().filter(shown));
+                Ok(entries.map(|entry| format!("{}{}\0", entry.access, entry.domid)).collect())
+            }
+            Op::Write(path, value) => self.put(who, path, Some(value)),
+            Op::Mkdir(path) => self.put(who, path, None),
+            Op::Rm(path) => self.rm(who, path),
+            Op::SetPerms(path, perms) => self.set_perms(who, path, perms),
+        }
+    }
+
+    fn put(&mut self, who: u16, path: &str, value: Option<&String>) -> Answer {
+        match self.find(who, path, 'w') {
+            Err(error) if error != "ENOENT" => return Err(error),
+            Err(_) => {
+                let mut perms = self.nearest(path).perms.clone();
+                if who != 0 {
+                    perms[0].domid = who;
+                    perms[0].incarnation = self.alive.get(&who).copied();
+                }
+                let mut missing = path;
+                while !self.nodes.contains_key(missing) {
+                    self.nodes.insert(
+                        missing.to_owned(),
+                        Node { value: String::new(), perms: perms.clone() },
+                    );
+                    missing = parent(missing).expect("the root is always there");
+                }
+            }
+            Ok(_) => {}
+        }
+        if let Some(value) = value {
+            self.nodes.get_mut(path).expect("just made").value.clone_from(value);
+        }
+        Ok("OK\0".to_owned())
+    }
+
+    fn rm(&mut self, who: u16, path: &str) -> Answer {
+        match self.find(who, path, 'w') {
+            Err(error) if error == "ENOENT" => {
+                let above = parent(path).is_some_and(|parent| self.nodes.contains_key(parent));
+                return if above { Ok("OK\0".to_owned()) } else { Err(error) };
+            }
+            Err(error) => return Err(error),
+            Ok(_) if path == "/" => return Err("EINVAL".to_owned()),
+            Ok(_) => {}
+        }
+        self.prune(path);
+        Ok("OK\0".to_owned())
+    }
+
+    fn prune(&mut self, path: &str) {
+        let below = format!("{path}/");
+        self.nodes.retain(|known, _| known != path && !known.starts_with(&below));
+    }
+
+    /// An entry for the domain of this number that lives now.
+    fn entry(&self, access: char, domid: u16) -> Entry {
+        Entry { domid, access, incarnation: self.alive.get(&domid).copied() }
+    }
+
+    fn set_perms(&mut self, who: u16, path: &str, perms: &[Entry]) -> Answer {
+        let owner = &perms[0];
+        if owner.incarnation.is_none() || self.alive.get(&owner.domid).copied() != owner.incarnation
+        {
+            return Err("ENOENT".to_owned());
+        }
+        let owner = self.find(who, path, 'w')?.perms[0].domid;
+        if who != 0 && owner != who {
+            return Err("EACCES".to_owned());
+        }
+        if who != 0 && perms[0].domid != who {
+            return Err("EPERM".to_owned());
+        }
+        self.nodes.get_mut(path).expect("just found").perms = perms.to_vec();
+        Ok("OK\0".to_owned())
+    }
+
+    fn dies(&mut self, domid: u16) {
+        self.alive.remove(&domid);
+        while let Some((path, _)) = self.nodes.iter().find(|(_, node)| node.perms[0].domid == domid)
+        {
+            let path = path.clone();
+            if path == "/" {
+                // The root stays: it is the privileged domain's then.
+                let owner = Entry {
+                    domid: 0,
+                    access: self.nodes["/"].perms[0].access,
+                    incarnation: Some(0),
+                };
+                self.nodes.get_mut("/").expect("the root is always there").perms[0] = owner;
+            } else {
+                self.prune(&path);
+            }
+        }
+    }
+}
+
+fn text(reply: Reply) -> Answer {
+    reply.map(|payload| String::from_utf8(payload).expect("the run writes text"))
+}
+
+impl Op {
+    fn message(&self) -> (MsgType, String) {
+        match self {
+            Self::Read(path) => (MsgType::Read, format!("{path}\0")),
+            Self::List(path) => (MsgType::Directory, format!("{path}\0")),
+            Self::Perms(path) => (MsgType::GetPerms, format!("{path}\0")),
+            Self::Write(path, value) => (MsgType::Write, format!("{path}\0{value}")),
+            Self::Mkdir(path) => (MsgType::Mkdir, format!("{path}\0")),
+            Self::Rm(path) => (MsgType::Rm, format!("{path}\0")),
+            Self::SetPerms(path, perms) => {
+                let perms: String = perms
+                    .iter()
+                    .map(|entry| format!("{}{}\0", entry.access, entry.domid))
+                    .collect();
+                (MsgType::SetPerms, format!("{path}\0{perms}"))
+            }
+        }
+    }
+
+    fn is_change(&self) -> bool {
+        !matches!(self, Self::Read(_) | Self::List(_) | Self::Perms(_))
+    }
+}
+
+fn choose_op(choices: &mut dyn Choices, model: &Model) -> Option<Op> {
+    const PATHS: [&str; 12] = [
+        "/a",
+        "/a/b",
+        "/a/b/c",
+        "/a/x",
+        "/b",
+        "/b/y/z",
+        "/local/domain/1",
+        "/local/domain/1/d",
+        "/local/domain/2",
+        "/local/domain/2/d/e",
+        "/",
+        "/tool",
+    ];
+    let path = PATHS[choices.below(PATHS.len())?].to_owned();
+    Some(match choices.below(12)? {
+        0..=2 => Op::Read(path),
+        3 => Op::List(path),
+        4 => Op::Perms(path),
+        5..=7 => Op::Write(path, format!("v{}", choices.below(4)?)),
+        8 => Op::Mkdir(path),
+        9 => Op::Rm(path),
+        _ => {
+            let mut perms = Vec::new();
+            for _ in 0..=choices.below(3)? {
+                perms.push(
+                    model.entry(['n', 'r', 'w', 'b'][choices.below(4)?], choices.below(4)? as u16),
+                );
+            }
+            Op::SetPerms(path, perms)
+        }
+    })
+}
+
+/// A transaction of the run: who, and what was asked and answered.
+struct Open {
+    conn: ConnId,
+    who: u16,
+    tx: u32,
+    /// What the store may look like to it: after its log, on each state since its start on which the log
+    /// gets the answers that it got.
+    states: Vec<Model>,
+    /// How many domains had died before.
+    deaths: usize,
+    log: Vec<(Op, Answer)>,
+}
+
+/// The clients of a run: two sockets of domain 0 and the guests 1 and 2, which come and go.
+struct Run {
+    store: Store,
+    model: Model,
+    watcher: ConnId,
+    conns: BTreeMap<(u16, usize), ConnId>,
+    open: Vec<Open>,
+    deaths: usize,
+}
+
+/// Does what `choices` say on the store and on the map, and compares every answer.
+pub fn run(mut choices: impl Choices) {
+    let mut store = Store::new();
+    let watcher = store.socket();
+    store.watch(watcher, "/", "t").unwrap();
+    store.events(watcher);
+    let conns = BTreeMap::from([((0, 0), store.socket()), ((0, 1), store.socket())]);
+    let mut run = Run { store, model: Model::new(), watcher, conns, open: Vec::new(), deaths: 0 };
+    while run.step(&mut choices).is_some() {}
+    run.store.check();
+}
+
+impl Run {
+    fn step(&mut self, choices: &mut dyn Choices) -> Option<()> {
+        self.store.now += 50;
+        match choices.below(20)? {
+            0 => self.toggle(1 + choices.below(2)? as u16),
+            1 | 2 => self.start(choices)?,
+            3 | 4 if !self.open.is_empty() => {
+                let at = choices.below(self.open.len())?;
+                self.finish(at, choices.below(5)? > 0);
+            }
+            5..=10 if !self.open.is_empty() => {
+                let at = choices.below(self.open.len())?;
+                self.within(at, choose_op(choices, &self.model)?);
+            }
+            _ => {
+                let (who, conn) = self.client(choices)?;
+                self.directly(who, conn, &choose_op(choices, &self.model)?);
+            }
+        }
+        Some(())
+    }
+
+    fn client(&self, choices: &mut dyn Choices) -> Option<(u16, ConnId)> {
+        let ((who, _), conn) = self.conns.iter().nth(choices.below(self.conns.len())?)?;
+        Some((*who, *conn))
+    }
+
+    /// A guest comes, or dies with all it has.
+    fn toggle(&mut self, domid: u16) {
+        if self.conns.remove(&(domid, 0)).is_some() {
+            self.open.retain(|open| open.who != domid);
+            self.store.dies(domid);
+            self.model.dies(domid);
+            self.deaths += 1;
+            self.alive_changed();
+        } else {
+            let conn = self.store.guest(domid);
+            self.conns.insert((domid, 0), conn);
+            self.model.alive.insert(domid, self.model.next_incarnation);
+            self.model.next_incarnation += 1;
+            self.alive_changed();
+            let home = format!("/local/domain/{domid}");
+            let (_, dom0) = self.conns.first_key_value().map(|(key, conn)| (*key, *conn)).unwrap();
+            self.directly(0, dom0, &Op::Mkdir(home.clone()));
+            let owner = self.model.entry('n', domid);
+            self.directly(0, dom0, &Op::SetPerms(home, vec![owner]));
+        }
+        self.store.events(self.watcher);
+        self.changed();
+    }
+
+    /// Sends, and lets time pass where the request has to wait for somebody's turn to end.
+    fn ask(&mut self, conn: ConnId, kind: MsgType, tx: u32, payload: &str) -> Answer {
+        let id = self.store.send(conn, kind, tx, payload.as_bytes());
+        for _ in 0..=8 {
+            if let Some(reply) = self.store.reply(conn, id) {
+                return text(reply);
+            }
+            self.store.pass(10_000);
+        }
+        panic!("{kind:?} was never answered");
+    }
+
+    fn directly(&mut self, who: u16, conn: ConnId, op: &Op) {
+        self.store.events(self.watcher);
+        let before: BTreeSet<String> = self.model.nodes.keys().cloned().collect();
+        let (kind, payload) = op.message();
+        let got = self.ask(conn, kind, 0, &payload);
+        let expected = self.model.apply(who, op);
+        assert_eq!(got, expected, "domain {who}: {op:?}");
+        let events = self.store.events(self.watcher);
+        let (Op::Read(path)
+        | Op::List(path)
+        | Op::Perms(path)
+        | Op::Write(path, _)
+        | Op::Mkdir(path)
+        | Op::Rm(path)
+        | Op::SetPerms(path, _)) = op;
+        let was = before.contains(path);
+        let told = match op {
+            Op::Mkdir(_) => !was,
+            Op::Rm(_) => was,
+            op => op.is_change(),
+        };
+        let expected_events =
+            if got.is_ok() && told { vec![format!("{path} t")] } else { Vec::new() };
+        assert_eq!(events, expected_events, "domain {who}: {op:?}");
+        if op.is_change() {
+            self.changed();
+        }
+    }
+
+    fn start(&mut self, choices: &mut dyn Choices) -> Option<()> {
+        let (who, conn) = self.client(choices)?;
+        if self.open.iter().filter(|open| open.who == who).count() < 8 {
+            let tx = self.store.start(conn);
+            self.open.push(Open {
+                conn,
+                who,
+                tx,
+                states: vec![self.model.clone()],
+                deaths: self.deaths,
+                log: Vec::new(),
+            });
+        }
+        Some(())
+    }
+
+    /// A request in a transaction. Its answer may come from a later state than that of the start, if
+    /// the whole log has the same answers there.
+    fn within(&mut self, at: usize, op: Op) {
+        let (kind, payload) = op.message();
+        let (conn, tx) = (self.open[at].conn, self.open[at].tx);
+        let got = self.ask(conn, kind, tx, &payload);
+        let open = &mut self.open[at];
+        let who = open.who;
+        open.states.retain_mut(|state| state.apply(who, &op) == got);
+        assert!(
+            !open.states.is_empty(),
+            "no state of the store explains {got:?} for {op:?} behind {:?}",
+            open.log
+        );
+        open.log.push((op, got));
+    }
+
+    /// Which domains live is no part of a transaction's snapshot.
+    fn alive_changed(&mut self) {
+        for state in self.open.iter_mut().flat_map(|open| &mut open.states) {
+            state.alive = self.model.alive.clone();
+        }
+    }
+
+    /// The store has changed: the open transactions may go on from here.
+    fn changed(&mut self) {
+        for open in &mut self.open {
+            let mut later = self.model.clone();
+            if open.log.iter().all(|(op, answer)| later.apply(open.who, op) == *answer) {
+                open.states.push(later);
+            }
+            // What lies far back is not what a transaction is moved to.
+            let excess = open.states.len().saturating_sub(400);
+            open.states.drain(1..=excess);
+        }
+    }
+
+    /// A commit stands if and only if every answer is the same on the store as it is now, or nothing
+    /// was changed.
+    fn finish(&mut self, at: usize, commit: bool) {
+        let open = self.open.remove(at);
+        let got = self.ask(
+            open.conn,
+            MsgType::TransactionEnd,
+            open.tx,
+            if commit { "T\0" } else { "F\0" },
+        );
+        self.store.events(self.watcher);
+        if !commit {
+            assert_eq!(got, Ok("OK\0".to_owned()));
+            return;
+        }
+        let mut later = self.model.clone();
+        let differs = open.log.iter().find_map(|(op, answer)| {
+            let now = later.apply(open.who, op);
+            (now != *answer)
+                .then(|| format!("{op:?} was {answer:?} and is {now:?} for domain {}", open.who))
+        });
+        let stands = differs.is_none();
+        let changes = open.log.iter().any(|(op, answer)| op.is_change() && answer.is_ok());
+        if !changes {
+            assert_eq!(got, Ok("OK\0".to_owned()), "a transaction that only read was refused");
+        } else if stands && self.deaths == open.deaths {
+            assert_eq!(got, Ok("OK\0".to_owned()), "refused without a conflict: {:?}", open.log);
+            self.model = later;
+            self.changed();
+        } else if stands {
+            // Permissions that read the same may be another domain's of the same number.
+            match got {
+                Ok(_) => self.model = later,
+                Err(error) => assert_eq!(error, "EAGAIN"),
+            }
+            self.changed();
+        } else {
+            assert_eq!(
+                got,
+                Err("EAGAIN".to_owned()),
+                "committed in spite of a conflict: {differs:?}"
+            );
+        }
+    }
+}

@@ -1,0 +1,354 @@
+//! A running daemon: started in a folder of its own with guests enabled, stopped by its pid when
+//! dropped, its log kept for the message of a failing test.
+
+use crate::peer::Peer;
+use crate::peers::Peers;
+use crate::skip;
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+/// How long a daemon may take until it answers on its socket.
+const READY_WITHIN: Duration = Duration::from_secs(20);
+
+/// Which daemon.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Kind {
+    /// Debian's `xenstored`, in C.
+    C,
+    /// Debian's `oxenstored`, in OCaml.
+    OCaml,
+    /// This project's daemon over its test platform.
+    Ours,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::C, Self::OCaml, Self::Ours];
+
+    /// The short name: `c`, `ox`, `ours`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::C => "c",
+            Self::OCaml => "ox",
+            Self::Ours => "ours",
+        }
+    }
+}
+
+/// How a daemon is started.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// More arguments for its command line.
+    pub args: Vec<OsString>,
+    /// Oxenstored's access log, which Debian has on. Only one daemon on a machine may have it.
+    pub access_log: bool,
+}
+
+/// A running daemon.
+#[derive(Debug)]
+pub struct Daemon {
+    kind: Kind,
+    dir: PathBuf,
+    child: Child,
+}
+
+impl Daemon {
+    /// Starts a daemon and waits until it answers. `None`, and one line that says why, where that
+    /// daemon is not to be had here.
+    ///
+    /// # Panics
+    /// If the daemon ends or stays silent, and if it is not to be had although `CI` is `true`.
+    #[must_use]
+    pub fn start(kind: Kind) -> Option<Self> {
+        Self::start_with(kind, &Options::default())
+    }
+
+    /// As [`Daemon::start`], with options.
+    ///
+    /// # Panics
+    /// As [`Daemon::start`].
+    #[must_use]
+    pub fn start_with(kind: Kind, options: &Options) -> Option<Self> {
+        let dir = fresh_dir();
+        let command = match kind {
+            Kind::C | Kind::OCaml => Peers::get()
+                .map_err(str::to_owned)
+                .map(|peers| peer_command(kind, peers, &dir, options)),
+            Kind::Ours => testbed().as_ref().map_err(Clone::clone).map(|path| {
+                let mut command = Command::new(path);
+                command.arg("--no-fork");
+                command
+            }),
+        };
+        let mut command = match command {
+            Ok(command) => command,
+            Err(why) => {
+                skip(&format!("daemon `{}`", kind.name()), &why);
+                let _ = fs::remove_dir_all(&dir);
+                return None;
+            }
+        };
+        let log = File::create(dir.join("log")).expect("a log file in the temporary folder");
+        command
+            .args(&options.args)
+            .env("XENSHIM_GUESTS", dir.join("guests"))
+            .env("XENSTORED_PATH", dir.join("sock"))
+            .env("XENSTORED_RUNDIR", &dir)
+            .env("XENSTORED_ROOTDIR", &dir)
+            .current_dir(&dir)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a second handle of the log"))
+            .stderr(log);
+        let child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        let mut daemon = Self { kind, dir, child };
+        daemon.wait_until_ready();
+        Some(daemon)
+    }
+
+    fn wait_until_ready(&mut self) {
+        let end = Instant::now() + READY_WITHIN;
+        while UnixStream::connect(self.socket()).is_err() {
+            if let Ok(Some(status)) = self.child.try_wait() {
+                panic!("daemon `{}` ended: {status}; its log:\n{}", self.kind.name(), self.log());
+            }
+            assert!(
+                Instant::now() < end,
+                "daemon `{}` did not open {} within {READY_WITHIN:?}; its log:\n{}",
+                self.kind.name(),
+                self.socket().display(),
+                self.log()
+            );
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// Which daemon this is.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Its socket.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.dir.join("sock")
+    }
+
+    /// The folder that stands for the hypervisor: ring pages and event channels of its guests.
+    #[must_use]
+    pub fn guests(&self) -> PathBuf {
+        self.dir.join("guests")
+    }
+
+    /// The folder that it runs in.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Its process.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Whether it still runs.
+    pub fn runs(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// How it ended, in words.
+    pub fn exit(&mut self) -> String {
+        match self.child.try_wait() {
+            Ok(Some(status)) => status.to_string(),
+            Ok(None) => "it runs".to_owned(),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    /// What it has said so far.
+    #[must_use]
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&fs::read(self.dir.join("log")).unwrap_or_default()).into_owned()
+    }
+
+    /// A new connection over its socket, which speaks for domain 0.
+    ///
+    /// # Panics
+    /// If it cannot be reached.
+    #[must_use]
+    pub fn connect(&self) -> Peer {
+        Peer::socket(&self.socket()).unwrap_or_else(|error| {
+            panic!(
+                "no connection to daemon `{}`: {error}; its log:\n{}",
+                self.kind.name(),
+                self.log()
+            )
+        })
+    }
+
+    /// Creates a domain with this number and introduces it over `dom0`.
+    ///
+    /// # Panics
+    /// If it is refused.
+    pub fn introduce(&self, dom0: &mut Peer, domid: u16) -> Peer {
+        let guest = self.guest(domid);
+        dom0.expect_ok("INTRODUCE", format!("{domid}|1|1|"));
+        guest
+    }
+
+    /// Creates a domain with this number, which nobody has introduced yet.
+    ///
+    /// # Panics
+    /// If its page cannot be written.
+    #[must_use]
+    pub fn guest(&self, domid: u16) -> Peer {
+        Peer::guest(&self.guests(), domid)
+            .unwrap_or_else(|error| panic!("domain {domid} cannot be made: {error}"))
+    }
+
+    /// The domain is destroyed: its page goes, and the daemon is told by VIRQ_DOM_EXC.
+    ///
+    /// # Panics
+    /// If the daemon cannot be told.
+    pub fn destroy(&self, domid: u16) {
+        let _ = fs::remove_file(self.guests().join(format!("{domid}.page")));
+        let _ = fs::remove_file(self.guests().join(format!("{domid}.shutdown")));
+        let _ = fs::remove_file(self.guests().join(format!("{domid}.evt")));
+        self.virq();
+    }
+
+    /// The domain shuts down but exists still; the daemon is told by VIRQ_DOM_EXC.
+    ///
+    /// # Panics
+    /// If the daemon cannot be told.
+    pub fn shut_down(&self, domid: u16) {
+        File::create(self.guests().join(format!("{domid}.shutdown"))).expect("the shutdown mark");
+        self.virq();
+    }
+
+    /// The domain runs again after [`Daemon::shut_down`], as after a suspend that was cancelled.
+    pub fn run_again(&self, domid: u16) {
+        let _ = fs::remove_file(self.guests().join(format!("{domid}.shutdown")));
+    }
+
+    fn virq(&self) {
+        crate::ring::signal(&self.guests(), u32::MAX).expect("VIRQ_DOM_EXC");
+    }
+
+    /// Resident memory in KiB (`VmRSS`).
+    #[must_use]
+    pub fn memory_kib(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+    }
+
+    /// Number of open file descriptors.
+    #[must_use]
+    pub fn descriptors(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/fd", self.pid())).map_or(0, Iterator::count)
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- log of daemon `{}`:\n{}", self.kind.name(), tail(&self.log(), 40));
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+fn tail(text: &str, lines: usize) -> String {
+    let all: Vec<&str> = text.lines().collect();
+    all.get(all.len().saturating_sub(lines)..).unwrap_or_default().join("\n")
+}
+
+/// A folder with a name short enough for a socket inside it.
+fn fresh_dir() -> PathBuf {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let dir = std::env::temp_dir().join(format!("xenbus-{}-{number}", std::process::id()));
+    let _ = fs::remove_dir_all(&dir);
+    fs::create_dir_all(dir.join("guests")).expect("a folder under the temporary folder");
+    dir
+}
+
+fn peer_command(kind: Kind, peers: &Peers, dir: &Path, options: &Options) -> Command {
+    let mut command = match kind {
+        Kind::OCaml => {
+            let mut command = peers.command("oxenstored");
+            command.arg("--config-file").arg(oxenstored_conf(peers, dir));
+            command.env("XENSHIM_SOCKET", dir.join("sock"));
+            if !options.access_log {
+                command.arg("--no-access-log");
+            }
+            command
+        }
+        _ => peers.command("xenstored"),
+    };
+    command.arg("--no-fork").env("LD_PRELOAD", peers.shim());
+    command
+}
+
+/// Debian's own configuration, its log and pid files moved into `dir`.
+fn oxenstored_conf(peers: &Peers, dir: &Path) -> PathBuf {
+    let debian = fs::read_to_string(peers.root().join("etc/xen/oxenstored.conf"))
+        .expect("the configuration of Debian's oxenstored");
+    let mut conf: String = debian.lines().filter(|line| !line.starts_with("pid-file")).fold(
+        String::new(),
+        |mut text, line| {
+            text.push_str(line);
+            text.push('\n');
+            text
+        },
+    );
+    let dir_name = dir.display();
+    conf.push_str(&format!(
+        "pid-file = {dir_name}/oxenstored.pid\nxenstored-log-file = {dir_name}/xenstored.log\n\
+         access-log-file = {dir_name}/xenstored-access.log\n"
+    ));
+    let path = dir.join("oxenstored.conf");
+    fs::write(&path, conf).expect("oxenstored's configuration in the temporary folder");
+    path
+}
+
+/// Our daemon: `xenstored-testbed`, of the same profile as this program, built where it is old.
+fn testbed() -> &'static Result<PathBuf, String> {
+    static PATH: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    PATH.get_or_init(|| {
+        if let Some(given) = std::env::var_os("XENBUS_TESTBED") {
+            return Ok(given.into());
+        }
+        let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        if !workspace.join("tests/testbed").exists() {
+            return Err("the workspace has no package `testbed`".to_owned());
+        }
+        let this = std::env::current_exe().map_err(|error| error.to_string())?;
+        let profile_dir = this
+            .ancestors()
+            .find(|dir| dir.ends_with("debug") || dir.ends_with("release"))
+            .ok_or("this program is in no profile folder of a build")?;
+        let mut build = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
+        build.args(["build", "--quiet", "-p", "testbed"]).current_dir(&workspace);
+        if profile_dir.ends_with("release") {
+            build.arg("--release");
+        }
+        let built = build.output().map_err(|error| format!("cargo build: {error}"))?;
+        let path = profile_dir.join("xenstored-testbed");
+        if built.status.success() && path.exists() {
+            return Ok(path);
+        }
+        Err(format!("cargo build -p testbed: {}", tail(&String::from_utf8_lossy(&built.stderr), 8)))
+    })
+}

@@ -1,0 +1,345 @@
+//! A raw client of a daemon, over its socket or over a guest's ring. It sends any bytes at all.
+
+use crate::notation;
+use crate::ring::Ring;
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+use std::collections::VecDeque;
+use std::fmt;
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
+use xenstore_core::wire::{Header, MsgType, TYPES, split_message};
+
+/// How long a reply may take before the daemon counts as silent.
+pub const REPLY_WITHIN: Duration = Duration::from_secs(10);
+
+/// One message from the daemon.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Message {
+    /// Its header.
+    pub header: Header,
+    /// Its payload.
+    pub payload: Vec<u8>,
+}
+
+impl Message {
+    /// The error's name, where this is an ERROR.
+    #[must_use]
+    pub fn error(&self) -> Option<String> {
+        (self.header.kind == MsgType::Error.code())
+            .then(|| String::from_utf8_lossy(&self.payload).trim_end_matches('\0').to_owned())
+    }
+}
+
+/// Why there is no message.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Lost {
+    /// The daemon closed the connection, or its stream makes no sense.
+    Closed,
+    /// Nothing came in time.
+    Silent,
+}
+
+impl fmt::Display for Lost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Closed => "closed",
+            Self::Silent => "silent",
+        })
+    }
+}
+
+/// What a peer speaks over.
+#[derive(Debug)]
+enum Link {
+    Socket(UnixStream),
+    Ring(Ring),
+}
+
+/// A raw client.
+#[derive(Debug)]
+pub struct Peer {
+    link: Link,
+    unparsed: Vec<u8>,
+    events: VecDeque<Message>,
+    req_id: u32,
+    abandoned: Vec<u32>,
+}
+
+impl Peer {
+    /// Connects to a daemon's socket.
+    ///
+    /// # Errors
+    /// Those of the socket; `WouldBlock` where the daemon accepts nobody within [`REPLY_WITHIN`].
+    pub fn socket(path: &Path) -> io::Result<Self> {
+        let address = SocketAddrUnix::new(path)?;
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        // A blocking connect would wait for ever where the daemon is stuck and its backlog full.
+        let end = Instant::now() + REPLY_WITHIN;
+        loop {
+            match connect(&socket, &address) {
+                Err(Errno::AGAIN) if Instant::now() < end => {
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+                other => break other?,
+            }
+        }
+        let stream = UnixStream::from(socket);
+        stream.set_nonblocking(false)?;
+        Ok(Self::over(Link::Socket(stream)))
+    }
+
+    /// A new domain in the folder that stands for the hypervisor.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn guest(folder: &Path, domid: u16) -> io::Result<Self> {
+        Ring::create(folder, domid).map(|ring| Self::over(Link::Ring(ring)))
+    }
+
+    fn over(link: Link) -> Self {
+        Self {
+            link,
+            unparsed: Vec::new(),
+            events: VecDeque::new(),
+            req_id: 100,
+            abandoned: Vec::new(),
+        }
+    }
+
+    /// The guest's ring.
+    ///
+    /// # Panics
+    /// If this peer speaks over a socket.
+    pub fn ring(&mut self) -> &mut Ring {
+        match &mut self.link {
+            Link::Ring(ring) => ring,
+            Link::Socket(_) => panic!("a socket has no ring"),
+        }
+    }
+
+    /// Forgets half-read messages and events, as after a reconnection.
+    pub fn forget(&mut self) {
+        self.unparsed.clear();
+        self.events.clear();
+    }
+
+    /// Sends these bytes, however little sense they make.
+    ///
+    /// # Errors
+    /// [`Lost`] where the daemon does not take them within [`REPLY_WITHIN`].
+    pub fn send(&mut self, mut bytes: &[u8]) -> Result<(), Lost> {
+        let end = Instant::now() + REPLY_WITHIN;
+        match &mut self.link {
+            Link::Socket(stream) => {
+                stream.set_write_timeout(Some(REPLY_WITHIN)).map_err(|_| Lost::Closed)?;
+                stream.write_all(bytes).map_err(|error| lost_by(&error))
+            }
+            Link::Ring(ring) => loop {
+                let count = ring.put(bytes).map_err(|error| lost_by(&error))?;
+                bytes = bytes.get(count..).unwrap_or_default();
+                if bytes.is_empty() {
+                    return Ok(());
+                }
+                let read = ring.take(&mut self.unparsed).map_err(|error| lost_by(&error))?;
+                if count == 0 && read == 0 {
+                    ring.wait(end).map_err(|error| lost_by(&error))?;
+                }
+            },
+        }
+    }
+
+    /// Sends as much of `bytes` as is taken at once; `None` where the connection is gone.
+    pub fn send_some(&mut self, bytes: &[u8]) -> Option<usize> {
+        match &mut self.link {
+            Link::Socket(stream) => {
+                stream.set_write_timeout(Some(Duration::from_millis(200))).ok()?;
+                match stream.write(bytes) {
+                    Ok(count) => Some(count),
+                    Err(error) if lost_by(&error) == Lost::Silent => Some(0),
+                    Err(_) => None,
+                }
+            }
+            Link::Ring(ring) => ring.put(bytes).ok(),
+        }
+    }
+
+    /// The next message, event or reply, waiting for it until `end`.
+    ///
+    /// # Errors
+    /// [`Lost`] where there is none.
+    pub fn message(&mut self, end: Instant) -> Result<Message, Lost> {
+        loop {
+            if let Some((header, payload, rest)) =
+                split_message(&self.unparsed).map_err(|_| Lost::Closed)?
+            {
+                let message = Message { header, payload: payload.to_vec() };
+                let left = rest.len();
+                self.unparsed.drain(..self.unparsed.len() - left);
+                return Ok(message);
+            }
+            self.receive(end)?;
+        }
+    }
+
+    fn receive(&mut self, end: Instant) -> Result<(), Lost> {
+        match &mut self.link {
+            Link::Socket(stream) => {
+                let left = end.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    return Err(Lost::Silent);
+                }
+                stream.set_read_timeout(Some(left)).map_err(|_| Lost::Closed)?;
+                let mut buffer = [0; 16384];
+                match stream.read(&mut buffer).map_err(|error| lost_by(&error))? {
+                    0 => Err(Lost::Closed),
+                    count => {
+                        self.unparsed.extend(buffer.get(..count).unwrap_or_default());
+                        Ok(())
+                    }
+                }
+            }
+            Link::Ring(ring) => {
+                if ring.take(&mut self.unparsed).map_err(|error| lost_by(&error))? == 0 {
+                    ring.wait(end).map_err(|error| lost_by(&error))?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Sends one request and says under which id; the reply is taken with [`Peer::reply`].
+    ///
+    /// # Errors
+    /// [`Lost`] where it cannot be sent.
+    pub fn request(&mut self, kind: u32, tx_id: u32, payload: &[u8]) -> Result<u32, Lost> {
+        self.req_id = self.req_id.wrapping_add(1);
+        let len = u32::try_from(payload.len()).unwrap_or(u32::MAX);
+        let mut bytes = Header { kind, req_id: self.req_id, tx_id, len }.to_bytes().to_vec();
+        bytes.extend(payload);
+        self.send(&bytes)?;
+        Ok(self.req_id)
+    }
+
+    /// The next reply; events that come before it are kept.
+    ///
+    /// # Errors
+    /// [`Lost`] where there is none by `end`.
+    pub fn reply(&mut self, end: Instant) -> Result<Message, Lost> {
+        loop {
+            let message = self.message(end)?;
+            if message.header.kind == MsgType::WatchEvent.code() {
+                self.events.push_back(message);
+            } else if !self.abandoned.contains(&message.header.req_id) {
+                return Ok(message);
+            }
+        }
+    }
+
+    /// No longer waits for the reply to this request; it is dropped when it comes after all.
+    pub fn abandon(&mut self, req_id: u32) {
+        self.abandoned.push(req_id);
+    }
+
+    /// Sends a request and takes its reply, whose `req_id` is checked.
+    ///
+    /// # Errors
+    /// [`Lost`] where there is none.
+    ///
+    /// # Panics
+    /// If the reply's `req_id` is not the request's.
+    pub fn call(&mut self, kind: u32, tx_id: u32, payload: &[u8]) -> Result<Message, Lost> {
+        let req_id = self.request(kind, tx_id, payload)?;
+        let reply = match self.reply(Instant::now() + REPLY_WITHIN) {
+            Ok(reply) => reply,
+            Err(lost) => {
+                self.abandon(req_id);
+                return Err(lost);
+            }
+        };
+        let asked = type_name(kind);
+        assert_eq!(reply.header.req_id, req_id, "the reply to {asked} carries a wrong req_id");
+        Ok(reply)
+    }
+
+    /// A request by name, its payload in the notation of [`notation`]; the reply's payload in the
+    /// same notation, or the error's name.
+    ///
+    /// # Panics
+    /// If the type is unknown or there is no reply.
+    pub fn ask(&mut self, kind: &str, payload: impl AsRef<str>) -> String {
+        self.ask_in(0, kind, payload)
+    }
+
+    /// As [`Peer::ask`], within a transaction.
+    ///
+    /// # Panics
+    /// As [`Peer::ask`].
+    pub fn ask_in(&mut self, tx_id: u32, kind: &str, payload: impl AsRef<str>) -> String {
+        let code = type_code(kind).unwrap_or_else(|| panic!("`{kind}` is no message type"));
+        let bytes = notation::parse(payload.as_ref()).expect("a payload in the notation");
+        match self.call(code, tx_id, &bytes) {
+            Ok(reply) => reply.error().unwrap_or_else(|| notation::show(&reply.payload)),
+            Err(lost) => panic!("{kind} {}: the connection is {lost}", payload.as_ref()),
+        }
+    }
+
+    /// A request that must be answered `OK`.
+    ///
+    /// # Panics
+    /// If it is not.
+    pub fn expect_ok(&mut self, kind: &str, payload: impl AsRef<str>) {
+        let answer = self.ask(kind, payload.as_ref());
+        assert_eq!(answer, "OK|", "{kind} {}", payload.as_ref());
+    }
+
+    /// Starts a transaction and gives its id.
+    ///
+    /// # Panics
+    /// If it is refused.
+    pub fn start(&mut self) -> u32 {
+        let answer = self.ask("TRANSACTION_START", "|");
+        answer.trim_end_matches('|').parse().unwrap_or_else(|_| panic!("a new id: {answer}"))
+    }
+
+    /// The next event as `path|token|`, waiting for it.
+    pub fn event(&mut self, wait: Duration) -> Option<String> {
+        if self.events.is_empty() {
+            let message = self.message(Instant::now() + wait).ok()?;
+            self.events.push_back(message);
+        }
+        self.events.pop_front().map(|event| notation::show(&event.payload))
+    }
+
+    /// Every event that the daemon has sent so far, after one more request and its reply.
+    ///
+    /// # Errors
+    /// [`Lost`] where the daemon does not answer that.
+    pub fn events(&mut self) -> Result<Vec<String>, Lost> {
+        self.call(MsgType::GetDomainPath.code(), 0, b"1\0")?;
+        Ok(self.events.drain(..).map(|event| notation::show(&event.payload)).collect())
+    }
+}
+
+fn lost_by(error: &io::Error) -> Lost {
+    match error.kind() {
+        io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => Lost::Silent,
+        _ => Lost::Closed,
+    }
+}
+
+/// The code of a type, by its name in the protocol document, or a plain number.
+#[must_use]
+pub fn type_code(name: &str) -> Option<u32> {
+    let known = TYPES.iter().find(|(_, known)| *known == name).map(|(kind, _)| kind.code());
+    known.or_else(|| name.parse().ok())
+}
+
+/// The name of a type's code, or the number.
+#[must_use]
+pub fn type_name(code: u32) -> String {
+    MsgType::from_code(code).map_or_else(|| code.to_string(), |kind| kind.name().to_owned())
+}

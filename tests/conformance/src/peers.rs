@@ -1,0 +1,147 @@
+//! Debian's daemons and tools: downloaded with the machine's own `apt-get`, unpacked into
+//! `target/peers`, never installed; and the stand-in library that lets them run without Xen.
+//!
+//! `XENBUS_PEERS` names another folder that holds an unpacked `root/`.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+
+/// The packages, of whatever version the archive has.
+const PACKAGES: [&str; 14] = [
+    "xen-utils-4.17",
+    "xen-utils-common",
+    "libxenmisc4.17",
+    "libxen-dev",
+    "libxenstore4",
+    "xenstore-utils",
+    "libxencall1",
+    "libxenevtchn1",
+    "libxengnttab1",
+    "libxenforeignmemory1",
+    "libxentoollog1",
+    "libxentoolcore1",
+    "libxendevicemodel1",
+    "libxenhypfs1",
+];
+
+/// Debian's packages, unpacked and ready to run.
+#[derive(Debug)]
+pub struct Peers {
+    root: PathBuf,
+    shim: PathBuf,
+}
+
+impl Peers {
+    /// The unpacked packages; downloads and compiles what is missing, once, even where several
+    /// test processes ask at the same time.
+    ///
+    /// # Errors
+    /// One line that says what is missing and why.
+    pub fn get() -> Result<&'static Self, &'static str> {
+        static PEERS: OnceLock<Result<Peers, String>> = OnceLock::new();
+        PEERS.get_or_init(Self::prepare).as_ref().map_err(String::as_str)
+    }
+
+    fn prepare() -> Result<Self, String> {
+        let own = target_dir().join("peers");
+        let given = std::env::var_os("XENBUS_PEERS").map(PathBuf::from);
+        fs::create_dir_all(&own).map_err(|error| format!("{}: {error}", own.display()))?;
+        let lock = File::create(own.join("lock")).map_err(|error| format!("the lock: {error}"))?;
+        lock.lock().map_err(|error| format!("the lock: {error}"))?;
+        let root = given.as_ref().unwrap_or(&own).join("root");
+        let daemon = root.join("usr/lib/xen-4.17/bin/xenstored");
+        if given.is_some() && !daemon.exists() {
+            return Err(format!("XENBUS_PEERS is set but {} is not there", daemon.display()));
+        }
+        if given.is_none() && !own.join("complete").exists() {
+            download(&own)?;
+            File::create(own.join("complete")).map_err(|error| error.to_string())?;
+        }
+        let shim = compile(&own, &root)?;
+        Ok(Self { root, shim })
+    }
+
+    /// The folder that stands for `/`.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The stand-in library, for `LD_PRELOAD` of the daemons.
+    #[must_use]
+    pub fn shim(&self) -> &Path {
+        &self.shim
+    }
+
+    /// A program of the packages: `xenstored`, `oxenstored`, `test-xenstore`, `xenstore-read`, ….
+    #[must_use]
+    pub fn program(&self, name: &str) -> PathBuf {
+        let private = self.root.join("usr/lib/xen-4.17/bin").join(name);
+        if private.exists() { private } else { self.root.join("usr/bin").join(name) }
+    }
+
+    /// A command that runs a program of the packages with the packages' libraries.
+    #[must_use]
+    pub fn command(&self, name: &str) -> Command {
+        let mut command = Command::new(self.program(name));
+        command.env("LD_LIBRARY_PATH", self.root.join("usr/lib/x86_64-linux-gnu"));
+        command
+    }
+}
+
+/// The workspace's build folder.
+#[must_use]
+pub fn target_dir() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target"), PathBuf::from)
+}
+
+fn download(into: &Path) -> Result<(), String> {
+    let fetch = || {
+        let mut command = Command::new("apt-get");
+        finish(command.arg("download").args(PACKAGES).current_dir(into), "apt-get download")
+    };
+    fetch().or_else(|first| {
+        let mut update = Command::new("apt-get");
+        finish(update.arg("update"), "apt-get update").map_err(|why| format!("{first}; {why}"))?;
+        fetch()
+    })?;
+    let listed = fs::read_dir(into).map_err(|error| error.to_string())?;
+    for entry in listed.flatten() {
+        let path = entry.path();
+        if path.extension().is_some_and(|end| end == "deb") {
+            finish(Command::new("dpkg").arg("-x").arg(&path).arg(into.join("root")), "dpkg -x")?;
+        }
+    }
+    Ok(())
+}
+
+fn compile(own: &Path, root: &Path) -> Result<PathBuf, String> {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("peers/xenshim.c");
+    let library = own.join("xenshim.so");
+    let age = |path: &Path| fs::metadata(path).and_then(|meta| meta.modified()).ok();
+    if age(&library).is_some_and(|built| age(&source).is_some_and(|written| built > written)) {
+        return Ok(library);
+    }
+    let fresh = own.join("xenshim.so.new");
+    let mut cc = Command::new("cc");
+    cc.args(["-O2", "-fPIC", "-shared", "-I"]).arg(root.join("usr/include"));
+    finish(cc.arg("-o").arg(&fresh).arg(&source), "cc (the stand-in library)")?;
+    fs::rename(&fresh, &library).map_err(|error| error.to_string())?;
+    Ok(library)
+}
+
+/// Runs a command to its end; an error is one line with its last words.
+fn finish(command: &mut Command, what: &str) -> Result<(), String> {
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| format!("{what} cannot be run: {error}"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let words = String::from_utf8_lossy(&output.stderr);
+    Err(format!("{what} failed: {}", words.lines().last().unwrap_or("(it said nothing)")))
+}

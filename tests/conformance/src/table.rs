@@ -1,0 +1,223 @@
+//! The format of the tables: who asks what, and what a daemon answers.
+//!
+//! ```text
+//! == a name                                  a case: a fresh daemon
+//! == a name !ox(id)                          not run against oxenstored; why: `id`
+//! dom0 WRITE /a|x -> OK                      a request of a socket client; `OK` stands for `OK|`
+//! dom0/2 READ /a| -> x                       another socket client
+//! d7 introduce                               a domain is created and introduced (`-> EINVAL`)
+//! d7 created                                 a domain is created
+//! d7 home                                    as `introduce`, and it owns /local/domain/7 (n7)
+//! d7 READ x| -> ENOENT ~ c(id) EACCES        C does something else; why: `id`
+//! dom0 TRANSACTION_START | -> $t             keeps the reply as `t`
+//! dom0 @$t READ /a| -> x                     a request in transaction `t`
+//! dom0 event /a|tok|                         the next event; waits for it
+//! dom0 event /a|tok| ~ ox(id) nothing        oxenstored does not send it
+//! dom0 quiet                                 no event is left
+//! d7 dies, d7 shuts down, d7 runs again      what the hypervisor would report
+//! dom0/2 closes                              the socket client goes away
+//! repeat 9 dom0 WRITE /n$i|x -> OK           nine times, `$i` from 1
+//! ```
+//!
+//! Expectations: an error's name, `OK`, a payload in the notation, `$name` (anything, kept),
+//! `*` (any success), `refused` (any error), `closed`, `silent`, and
+//! `tx=N` (a reply that carries another transaction's id than the request).
+
+use crate::daemon::Kind;
+
+/// A case: what is done with one fresh daemon.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Case {
+    /// Its name.
+    pub name: String,
+    /// The peers it is not run against, each with the id of the difference that forbids it.
+    pub not: Vec<(Kind, String)>,
+    /// What is done, in order.
+    pub steps: Vec<Step>,
+}
+
+/// One line.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Step {
+    /// Its line number in the file, from 1.
+    pub line: usize,
+    /// How often it is done.
+    pub times: u32,
+    /// Who does it.
+    pub who: Who,
+    /// What is done.
+    pub action: Action,
+    /// Peers that answer something else: who, the difference's id, their answer.
+    pub differs: Vec<(Kind, String, String)>,
+}
+
+/// Who speaks.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Who {
+    /// A socket client of domain 0, by name.
+    Dom0(String),
+    /// A domain with a ring.
+    Guest(u16),
+}
+
+/// What is done.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Action {
+    /// A request.
+    Request {
+        /// The type's name or number.
+        kind: String,
+        /// The transaction: a variable's name or a number; empty for none.
+        tx: String,
+        /// The payload in the notation, variables not yet replaced.
+        payload: String,
+        /// What a right answer is.
+        expect: String,
+    },
+    /// The next event is this one.
+    Event(String),
+    /// No event is left.
+    Quiet,
+    /// The domain comes to be.
+    Created,
+    /// The domain comes to be, unless it exists, and domain 0 introduces it.
+    Introduce(String),
+    /// The domain is introduced and owns its home, which nobody else may read.
+    Home,
+    /// The domain is destroyed.
+    Dies,
+    /// The domain shuts down.
+    ShutsDown,
+    /// The domain runs again.
+    RunsAgain,
+    /// The socket is closed.
+    Closes,
+}
+
+/// Reads a file of tables.
+///
+/// # Errors
+/// The first line that makes no sense.
+pub fn parse(text: &str) -> Result<Vec<Case>, String> {
+    let mut cases: Vec<Case> = Vec::new();
+    for (index, raw) in text.lines().enumerate() {
+        let line = raw.trim();
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let fail = |why: String| format!("line {}: {why}: {line}", index + 1);
+        if let Some(header) = line.strip_prefix("== ") {
+            cases.push(case(header).map_err(fail)?);
+            continue;
+        }
+        let step = step(line, index + 1).map_err(fail)?;
+        let case = cases.last_mut().ok_or_else(|| fail("a step before any `==`".to_owned()))?;
+        case.steps.push(step);
+    }
+    Ok(cases)
+}
+
+fn case(header: &str) -> Result<Case, String> {
+    let mut parts = header.split(" !");
+    let name = parts.next().unwrap_or_default().trim().to_owned();
+    let not =
+        parts.map(|part| marked(part).map(|(kind, id, _)| (kind, id))).collect::<Result<_, _>>()?;
+    Ok(Case { name, not, steps: Vec::new() })
+}
+
+/// Reads `c(id) the rest`.
+fn marked(text: &str) -> Result<(Kind, String, String), String> {
+    let (kind, rest) = text.split_once('(').ok_or("a difference without `(id)`")?;
+    let (id, rest) = rest.split_once(')').ok_or("a difference without `)`")?;
+    let kind = match kind.trim() {
+        "c" => Kind::C,
+        "ox" => Kind::OCaml,
+        other => return Err(format!("`{other}` is no peer")),
+    };
+    Ok((kind, id.to_owned(), rest.trim().to_owned()))
+}
+
+fn step(line: &str, number: usize) -> Result<Step, String> {
+    let mut parts = line.split(" ~ ");
+    let main = parts.next().unwrap_or_default().trim();
+    let differs = parts.map(marked).collect::<Result<_, _>>()?;
+    let (times, main) = match main.strip_prefix("repeat ") {
+        Some(rest) => {
+            let (count, rest) = rest.split_once(' ').ok_or("`repeat` without a count")?;
+            (count.parse().map_err(|_| format!("`{count}` is no count"))?, rest)
+        }
+        None => (1, main),
+    };
+    let (who, rest) = main.split_once(' ').ok_or("no action")?;
+    Ok(Step { line: number, times, who: speaker(who)?, action: action(rest.trim())?, differs })
+}
+
+fn speaker(text: &str) -> Result<Who, String> {
+    if text.starts_with("dom0") {
+        return Ok(Who::Dom0(text.to_owned()));
+    }
+    let number = text.strip_prefix('d').and_then(|digits| digits.parse().ok());
+    number.map(Who::Guest).ok_or_else(|| format!("`{text}` is nobody"))
+}
+
+fn action(text: &str) -> Result<Action, String> {
+    if let Some(payload) = text.strip_prefix("event ") {
+        return Ok(Action::Event(payload.trim().to_owned()));
+    }
+    let plain = match text {
+        "quiet" => Some(Action::Quiet),
+        "created" => Some(Action::Created),
+        "introduce" => Some(Action::Introduce("OK".to_owned())),
+        "home" => Some(Action::Home),
+        "dies" => Some(Action::Dies),
+        "shuts down" => Some(Action::ShutsDown),
+        "runs again" => Some(Action::RunsAgain),
+        "closes" => Some(Action::Closes),
+        _ => None,
+    };
+    if let Some(action) = plain {
+        return Ok(action);
+    }
+    let (asked, expect) = match text.split_once(" ->") {
+        Some((asked, expect)) => (asked.trim(), expect.trim().to_owned()),
+        None => return Err("no ` -> expectation`".to_owned()),
+    };
+    if asked == "introduce" {
+        return Ok(Action::Introduce(expect));
+    }
+    let (tx, asked) = match asked.strip_prefix('@') {
+        Some(rest) => rest.split_once(' ').ok_or("a transaction without a request")?,
+        None => ("", asked),
+    };
+    let (kind, payload) = asked.split_once(' ').unwrap_or((asked, ""));
+    if crate::peer::type_code(kind).is_none() {
+        return Err(format!("`{kind}` is no message type"));
+    }
+    let (kind, tx, payload) = (kind.to_owned(), tx.to_owned(), payload.trim().to_owned());
+    Ok(Action::Request { kind, tx, payload, expect })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_with_differences() {
+        let text = "== one !ox(why)\ndom0 @t READ /a| -> ENOENT ~ c(x) EIO ~ ox(y) a b";
+        let cases = parse(text).unwrap();
+        assert_eq!(cases[0].name, "one");
+        assert_eq!(cases[0].not, [(Kind::OCaml, "why".to_owned())]);
+        let step = &cases[0].steps[0];
+        assert_eq!(step.differs[1], (Kind::OCaml, "y".to_owned(), "a b".to_owned()));
+        assert!(
+            matches!(&step.action, Action::Request { tx, expect, .. } if tx == "t" && expect == "ENOENT")
+        );
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        for line in ["dom0 READ /a|", "x1 READ /a| -> OK", "dom0 READS /a| -> OK", "d7 lives"] {
+            assert!(parse(&format!("== case\n{line}")).is_err(), "{line}");
+        }
+    }
+}

@@ -1,0 +1,39 @@
+//! Every table against every daemon: `c::paths` is `tables/paths.txt` against Debian's C daemon.
+
+use conformance::{Kind, run};
+
+macro_rules! tables {
+    ($($file:ident),* $(,)?) => {
+        const FILES: &[(&str, &str)] =
+            &[$((stringify!($file), include_str!(concat!("../tables/", stringify!($file), ".txt")))),*];
+        mod c {
+            $(#[test] fn $file() { super::check(super::Kind::C, stringify!($file)); })*
+        }
+        mod ox {
+            $(#[test] fn $file() { super::check(super::Kind::OCaml, stringify!($file)); })*
+        }
+        mod ours {
+            $(#[test] fn $file() { super::check(super::Kind::Ours, stringify!($file)); })*
+        }
+    };
+}
+
+tables!(
+    basics,
+    payloads,
+    types,
+    paths,
+    permissions,
+    watches,
+    special_watches,
+    transactions,
+    quotas,
+    domains,
+    control,
+    settings,
+);
+
+fn check(kind: Kind, file: &str) {
+    let (_, text) = FILES.iter().find(|(name, _)| *name == file).expect("a file of tables");
+    run::run_file(kind, file, text);
+}
