@@ -1,16 +1,18 @@
 //! One page that somebody else can change at any time.
 //!
 //! [`SharedPage`] copies bytes in and out and never hands out a reference: a reference would promise
-//! the compiler that the bytes stand still. Every access is a relaxed atomic one, so a peer that
-//! writes meanwhile yields old or new bytes and nothing worse; the index words are loaded with
-//! acquire and stored with release order. This is the only module of the crate with `unsafe`.
+//! the compiler that the bytes stand still. Bytes are copied by volatile accesses, each of which the
+//! compiler makes once and as written, so a peer that writes meanwhile yields old or new bytes and
+//! nothing worse; the index words are atomics, loaded with acquire and stored with release order.
+//! (Not atomics throughout: those of different sizes must not overlap.) This is the only module of
+//! the crate with `unsafe`.
 #![allow(unsafe_code)]
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::fmt;
 use std::ptr::NonNull;
-use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64};
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::{Acquire, Release};
 
 /// Size and alignment of a page in bytes (`XC_PAGE_SIZE`).
 pub const PAGE_SIZE: usize = 4096;
@@ -41,10 +43,9 @@ pub struct SharedPage {
     release: Option<Unmap>,
 }
 
-// SAFETY: the page is reached through atomics only, and `release` may run on any thread.
+// SAFETY: nothing about the page belongs to a thread, and `release` may run on any. (It is not
+// `Sync`: two threads of this process could copy to the same bytes at once.)
 unsafe impl Send for SharedPage {}
-// SAFETY: all access through `&SharedPage` is atomic; `release` is reached in `drop` alone.
-unsafe impl Sync for SharedPage {}
 
 impl fmt::Debug for SharedPage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -57,7 +58,8 @@ impl SharedPage {
     ///
     /// # Safety
     /// `base` is aligned to [`PAGE_SIZE`] and points to that many bytes, readable and writable until
-    /// `release` is called; nobody in this process accesses them other than atomically.
+    /// `release` is called. Where this process has other views of the page, their copies to the
+    /// same bytes are ordered by the index words.
     pub unsafe fn from_mapped(
         base: NonNull<u8>,
         release: Box<dyn FnOnce(NonNull<u8>) + Send>,
@@ -90,15 +92,15 @@ impl SharedPage {
         let (first, rest) = to.split_at_mut(head);
         let (words, last) = rest.as_chunks_mut::<8>();
         for (at, byte) in first.iter_mut().enumerate() {
-            *byte = self.byte(offset + at).load(Relaxed);
+            *byte = self.load_byte(offset + at);
         }
         let mut at = offset + head;
         for word in words {
-            *word = self.word(at).load(Relaxed).to_ne_bytes();
+            *word = self.load_word(at).to_ne_bytes();
             at += 8;
         }
         for byte in last {
-            *byte = self.byte(at).load(Relaxed);
+            *byte = self.load_byte(at);
             at += 1;
         }
         Ok(())
@@ -114,15 +116,15 @@ impl SharedPage {
         let (first, rest) = from.split_at(head);
         let (words, last) = rest.as_chunks::<8>();
         for (at, byte) in first.iter().enumerate() {
-            self.byte(offset + at).store(*byte, Relaxed);
+            self.store_byte(offset + at, *byte);
         }
         let mut at = offset + head;
         for word in words {
-            self.word(at).store(u64::from_ne_bytes(*word), Relaxed);
+            self.store_word(at, u64::from_ne_bytes(*word));
             at += 8;
         }
         for byte in last {
-            self.byte(at).store(*byte, Relaxed);
+            self.store_byte(at, *byte);
             at += 1;
         }
         Ok(())
@@ -147,18 +149,30 @@ impl SharedPage {
         Ok(())
     }
 
-    /// The byte at a checked offset. The reference is to an atomic and does not leave this module.
-    fn byte(&self, offset: usize) -> &AtomicU8 {
+    /// The byte at a checked offset.
+    fn load_byte(&self, offset: usize) -> u8 {
         debug_assert!(offset < PAGE_SIZE);
         // SAFETY: the caller has checked the offset; the page lives as long as `self`.
-        unsafe { AtomicU8::from_ptr(self.base.as_ptr().add(offset)) }
+        unsafe { self.base.add(offset).read_volatile() }
+    }
+
+    fn store_byte(&self, offset: usize, byte: u8) {
+        debug_assert!(offset < PAGE_SIZE);
+        // SAFETY: as in `load_byte`.
+        unsafe { self.base.add(offset).write_volatile(byte) }
     }
 
     /// The eight bytes at a checked offset, which is a multiple of 8.
-    fn word(&self, offset: usize) -> &AtomicU64 {
+    fn load_word(&self, offset: usize) -> u64 {
         debug_assert!(offset.is_multiple_of(8) && offset <= PAGE_SIZE - 8);
         // SAFETY: the caller has checked offset and alignment; the page is aligned to 4096.
-        unsafe { AtomicU64::from_ptr(self.base.as_ptr().add(offset).cast()) }
+        unsafe { self.base.add(offset).cast::<u64>().read_volatile() }
+    }
+
+    fn store_word(&self, offset: usize, word: u64) {
+        debug_assert!(offset.is_multiple_of(8) && offset <= PAGE_SIZE - 8);
+        // SAFETY: as in `load_word`.
+        unsafe { self.base.add(offset).cast::<u64>().write_volatile(word) }
     }
 
     /// The word at an offset that has not been checked yet.
@@ -249,8 +263,9 @@ mod tests {
 
     #[test]
     fn a_release_store_carries_the_bytes_before_it() {
-        let page = Arc::new(SharedPage::private());
-        let writer = Arc::clone(&page);
+        let page = SharedPage::private();
+        // SAFETY: `page` outlives the thread, which is joined; the bytes are ordered by the word.
+        let writer = unsafe { SharedPage::from_mapped(page.base, Box::new(|_| ())) };
         let thread = std::thread::spawn(move || {
             writer.copy_in(3, b"all of it").unwrap();
             writer.store_u32(2048, 9).unwrap();

@@ -27,7 +27,7 @@ pub struct Environment {
     pub user_run_dir: Option<OsString>,
     /// The current directory, for relative names.
     pub directory: PathBuf,
-    /// Whether [`RUN_DIR`] can be used or created.
+    /// Whether `/run/xenstored` can be used or created.
     pub system: System,
 }
 

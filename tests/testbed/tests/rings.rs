@@ -330,7 +330,7 @@ fn a_flood_of_guests_leaves_domain_0_its_turn() {
     let guests: Vec<Guest> = (1..=20).map(|domid| host.guest(domid)).collect();
     let stop = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {
-        for guest in &guests {
+        for guest in guests {
             let stop = &stop;
             scope.spawn(move || {
                 let one = message(READ, 1, b"x\0");
