@@ -10,7 +10,8 @@ use crate::{DomId, Error, Port};
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum DomainEvent {
-    /// It has shut down or crashed; it still exists.
+    /// It has shut down or crashed; it still exists. May be said again as long as that is so: whether
+    /// it is news is for the store to know.
     Shutdown(DomId),
     /// It does not exist any more. Its number may be another domain's already.
     Died(DomId),

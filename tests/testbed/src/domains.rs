@@ -2,7 +2,7 @@
 
 use crate::page;
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::fs::{File, Metadata, OpenOptions};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
@@ -15,11 +15,10 @@ use xen::{DomId, Error, GrantRef, Port};
 /// What tells two files of the same name apart: inode, and time of creation where it is known.
 type Identity = (u64, Option<std::time::SystemTime>);
 
-/// The directory, and what was last known of it.
+/// The directory, and which domains were last seen alive in it.
 pub struct Life {
     directory: Option<PathBuf>,
     alive: BTreeMap<u16, Identity>,
-    shut_down: BTreeSet<u16>,
     changes: VecDeque<DomainEvent>,
     /// The changes since the last interrupt are all in `changes`.
     looked: bool,
@@ -33,7 +32,6 @@ impl Life {
         Self {
             directory,
             alive: BTreeMap::new(),
-            shut_down: BTreeSet::new(),
             changes: VecDeque::new(),
             looked: false,
             own_ring_given: false,
@@ -66,15 +64,13 @@ impl Life {
             let now = self.identity(domid);
             if now != Some(identity) {
                 self.alive.remove(&domid);
-                self.shut_down.remove(&domid);
                 self.changes.push_back(DomainEvent::Died(DomId(domid)));
                 continue;
             }
-            let down = self.file(domid, "shutdown").is_some_and(|file| file.exists());
-            if down && self.shut_down.insert(domid) {
+            // Said at every interrupt, as a hypervisor reports states: whether it is news is for
+            // the store to know, which RESUME tells to forget.
+            if self.file(domid, "shutdown").is_some_and(|file| file.exists()) {
                 self.changes.push_back(DomainEvent::Shutdown(DomId(domid)));
-            } else if !down {
-                self.shut_down.remove(&domid);
             }
         }
         let Some(directory) = &self.directory else { return };
@@ -161,7 +157,7 @@ mod tests {
 
         std::fs::write(directory.join("7.shutdown"), []).unwrap();
         assert_eq!(changes(&mut watch), [DomainEvent::Shutdown(DomId(7))]);
-        assert_eq!(changes(&mut watch), [], "said once");
+        assert_eq!(changes(&mut watch), [DomainEvent::Shutdown(DomId(7))], "said at every look");
 
         // The old file is kept under another name, so the new one has another inode.
         std::fs::rename(&page, directory.join("old")).unwrap();

@@ -60,7 +60,9 @@ pub(super) fn check(workspace: &Workspace, files: &[File], findings: &mut Findin
         }
         let manifest = format!("{folder}/Cargo.toml");
         if let Some(file) = files.iter().find(|file| file.name == manifest) {
-            lints(package, file, findings);
+            let root = format!("{folder}/src/lib.rs");
+            let attributes = files.iter().find(|file| file.name == root);
+            lints(package, file, attributes.map_or("", |file| &file.text), findings);
         }
         if WITHOUT_STD.contains(&package.name.as_str()) {
             no_std(&format!("{folder}/src/"), files, findings);
@@ -98,13 +100,19 @@ fn directions(workspace: &Workspace, package: &Package, findings: &mut Findings)
     }
 }
 
-/// Either the workspace's lints, or a table that is at least as strict; the pure crates stricter.
-fn lints(package: &Package, file: &File, findings: &mut Findings) {
+/// Either the workspace's lints, or a table that is at least as strict; the pure crates stricter: what
+/// forbids panics may stand in their lib.rs, where it does not bind the tests.
+fn lints(package: &Package, file: &File, root: &str, findings: &mut Findings) {
     if PURE.contains(&package.name.as_str()) {
         demand(file, "lints.rust", "missing_docs", "deny", findings);
         demand(file, "lints.rust", "unsafe_code", "forbid", findings);
         for lint in ["unwrap_used", "indexing_slicing", "arithmetic_side_effects"] {
-            demand(file, "lints.clippy", lint, "deny", findings);
+            let denied = root.split_once("deny(").is_some_and(|(_, list)| {
+                list.split(')').next().is_some_and(|list| list.contains(&format!("clippy::{lint}")))
+            });
+            if !denied {
+                demand(file, "lints.clippy", lint, "deny", findings);
+            }
         }
     } else if setting(&file.text, "lints", "workspace") != Some("true") {
         demand(file, "lints.rust", "missing_docs", "deny", findings);
