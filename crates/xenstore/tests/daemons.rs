@@ -1,4 +1,4 @@
-//! The client against Debian's daemons: what it promises, on C's daemon and on oxenstored.
+//! The client against real daemons: what it promises, on ours and on both of Debian's.
 
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
@@ -6,15 +6,16 @@ use support::{Daemon, PATIENCE, Peers};
 use xenstore::transaction::{End, Retry};
 use xenstore::walk::{Options, Way, walk};
 use xenstore::{Client, Error, MsgType, Perm, Store, Ticket, TransactionId};
-use xenstore_core::wire;
+use xenstore_core::wire::{self, feature};
 
 mod support;
 
-/// Runs a test on both daemons.
+/// Runs a test on each daemon.
 fn on_each(test: impl Fn(&Daemon)) {
     let Some(peers) = Peers::find() else { return };
     test(&peers.c());
     test(&peers.oxenstored());
+    test(&peers.ours());
 }
 
 /// Sends many requests and takes all replies.
@@ -65,8 +66,12 @@ fn requests_about_domains() {
         client.release(8).unwrap();
         client.release(7).unwrap();
         assert!(!client.is_domain_introduced(7).unwrap());
-        assert!(client.quota_names().is_err() && client.get_feature(None).is_err());
-        assert!(client.get_feature(Some(7)).is_err() && client.get_quota(None, "nodes").is_err());
+        // Newer than Debian's daemons.
+        let ours = daemon.is_ours();
+        assert_eq!(client.quota_names().is_ok(), ours);
+        assert_eq!(client.get_feature(None).ok(), ours.then_some(feature::ALL));
+        assert_eq!(client.get_feature(Some(7)).ok(), ours.then_some(feature::ALL));
+        assert_eq!(client.get_quota(None, "nodes").ok(), ours.then_some(1000));
         client.watch("/t", "token").unwrap();
         client.reset_watches().unwrap();
         assert_eq!(client.unwatch("/t", "token").unwrap_err().refusal(), Some(wire::Error::NoEnt));
@@ -342,7 +347,7 @@ fn an_oversized_listing_of_oxenstored_is_explained() {
 #[test]
 fn a_daemon_that_vanishes_is_told() {
     let Some(peers) = Peers::find() else { return };
-    for mut daemon in [peers.c(), peers.oxenstored()] {
+    for mut daemon in [peers.c(), peers.oxenstored(), peers.ours()] {
         let mut client = daemon.client();
         client.write("/t/a", "1").unwrap();
         client.watch("/t", "token").unwrap();

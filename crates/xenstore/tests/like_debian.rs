@@ -447,10 +447,14 @@ fn compare(what: &[String], mut run: impl FnMut(&str) -> (String, String)) {
 #[test]
 fn the_same_on_stdout_and_stderr_and_in_the_store() {
     let Some(peers) = Peers::find() else { return };
-    let (daemon, folder) = (peers.c(), Folder::new("bin"));
+    let folder = Folder::new("bin");
     let (debian, ours) = both(&peers, &folder);
     let all: Vec<String> = INVOCATIONS.iter().map(|at| (*at).to_owned()).collect();
-    compare(&all, |invocation| (debian.run(invocation, &daemon), ours.run(invocation, &daemon)));
+    for daemon in [peers.c(), peers.ours()] {
+        compare(&all, |invocation| {
+            (debian.run(invocation, &daemon), ours.run(invocation, &daemon))
+        });
+    }
 }
 
 #[test]

@@ -42,7 +42,7 @@ fn fill(client: &mut Client) {
 #[test]
 fn an_export_comes_back() {
     let Some(peers) = Peers::find() else { return };
-    for daemon in [peers.c(), peers.oxenstored()] {
+    for daemon in [peers.c(), peers.oxenstored(), peers.ours()] {
         fill(&mut daemon.client());
         let export = stdout(&daemon, &["export", "/t"], 0);
         assert_eq!(stdout(&daemon, &["export", "--loose", "/t"], 0), export);

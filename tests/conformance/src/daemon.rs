@@ -47,6 +47,8 @@ impl Kind {
 pub struct Options {
     /// More arguments for its command line.
     pub args: Vec<OsString>,
+    /// Every domain exists, with a ring that nobody fills; there are no [`Daemon::guest`]s then.
+    pub everybody: bool,
     /// Oxenstored's access log, which Debian has on. Only one daemon on a machine may have it.
     pub access_log: bool,
 }
@@ -98,7 +100,6 @@ impl Daemon {
         let log = File::create(dir.join("log")).expect("a log file in the temporary folder");
         command
             .args(&options.args)
-            .env("XENSHIM_GUESTS", dir.join("guests"))
             .env("XENSTORED_PATH", dir.join("sock"))
             .env("XENSTORED_RUNDIR", &dir)
             .env("XENSTORED_ROOTDIR", &dir)
@@ -106,6 +107,11 @@ impl Daemon {
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a second handle of the log"))
             .stderr(log);
+        if options.everybody {
+            command.env_remove("XENSHIM_GUESTS");
+        } else {
+            command.env("XENSHIM_GUESTS", dir.join("guests"));
+        }
         let child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
         let mut daemon = Self { kind, dir, child };
         daemon.wait_until_ready();

@@ -25,6 +25,7 @@ pub mod table;
 
 pub use daemon::{Daemon, Kind, Options};
 pub use peer::{Lost, Message, Peer};
+pub use peers::Peers;
 
 /// Says in one line why something was left out; where `CI` is `true` that is a failure instead.
 pub fn skip(what: &str, why: &str) {

@@ -1,59 +1,48 @@
-//! Debian's daemons and tools, unpacked but not installed, and a folder for each test.
-//!
-//! They are looked for in `$XENBUS_PEERS`, then in `target/peers`: `root/` holds the unpacked
-//! packages, `xenshim.so` the stand-in for Xen's control libraries. Without them a test says so in one
-//! line and passes; with `CI=true` it fails.
+//! The daemons of the conformance suite's harness, and a folder for each test. Where Debian's packages
+//! are not to be had a test says so in one line and passes; with `CI=true` it fails.
 
 #![allow(dead_code, reason = "each test file uses a part of this")]
 
+use conformance::Kind;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use xenstore::Client;
 
 /// Longest wait for anything that a daemon does.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Where Debian's programs are.
-#[derive(Clone, Debug)]
-pub(crate) struct Peers {
-    /// Holds `root/` and `xenshim.so`.
-    dir: PathBuf,
-}
+/// Debian's programs, unpacked but not installed, and the daemons.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Peers(&'static conformance::Peers);
 
 impl Peers {
     /// The peers, or `None` with a line on stderr.
     pub(crate) fn find() -> Option<Self> {
-        let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/peers");
-        let dir = std::env::var_os("XENBUS_PEERS").map_or(built, PathBuf::from);
-        if dir.join("xenshim.so").exists() && dir.join("root/usr/bin/xenstore").exists() {
-            return Some(Self { dir });
+        match conformance::Peers::get() {
+            Ok(peers) => Some(Self(peers)),
+            Err(why) => {
+                let ci = std::env::var_os("CI").is_some_and(|ci| ci == "true");
+                assert!(!ci, "Debian's packages are not to be had: {why}");
+                eprintln!("skipped: Debian's packages are not to be had: {why}");
+                None
+            }
         }
-        let here = dir.display();
-        assert!(
-            std::env::var_os("CI").is_none_or(|ci| ci != "true"),
-            "Debian's packages are not in {here}; `cargo test -p conformance` fetches them"
-        );
-        eprintln!(
-            "skipped: Debian's packages are not in {here} (`cargo test -p conformance` fetches them)"
-        );
-        None
     }
 
     /// The folder of `xenstore-read` and so on.
     pub(crate) fn tools(&self) -> PathBuf {
-        self.dir.join("root/usr/bin")
+        self.0.root().join("usr/bin")
     }
 
     /// The folder of the daemons and of `xenstore-control`.
     pub(crate) fn programs(&self) -> PathBuf {
-        self.dir.join("root/usr/lib/xen-4.17/bin")
+        self.0.root().join("usr/lib/xen-4.17/bin")
     }
 
     /// What LD_LIBRARY_PATH must be for Debian's programs.
     pub(crate) fn libraries(&self) -> PathBuf {
-        self.dir.join("root/usr/lib/x86_64-linux-gnu")
+        self.0.root().join("usr/lib/x86_64-linux-gnu")
     }
 
     /// Starts C's daemon.
@@ -63,53 +52,18 @@ impl Peers {
 
     /// Starts C's daemon with more arguments.
     pub(crate) fn c_with(&self, args: &[&str]) -> Daemon {
-        let dir = Folder::new("c");
-        let socket = dir.path().join("sock");
-        let mut command = self.command("xenstored", &socket);
-        command
-            .args(["--no-fork"])
-            .args(args)
-            .env("XENSTORED_RUNDIR", dir.path())
-            .env("XENSTORED_ROOTDIR", dir.path())
-            .env("XENSTORED_PATH", &socket);
-        Daemon::start(command, dir, socket)
+        let args = args.iter().map(Into::into).collect();
+        Daemon::start(Kind::C, conformance::Options { args, ..Default::default() })
     }
 
     /// Starts oxenstored, without its access log.
     pub(crate) fn oxenstored(&self) -> Daemon {
-        let dir = Folder::new("ox");
-        let socket = dir.path().join("sock");
-        let config = dir.path().join("oxenstored.conf");
-        let debian = self.dir.join("root/etc/xen/oxenstored.conf");
-        let text = std::fs::read_to_string(&debian).unwrap();
-        let mut lines: Vec<String> =
-            text.lines().filter(|line| !line.starts_with("pid-file")).map(str::to_owned).collect();
-        for (key, file) in
-            [("pid-file", "pid"), ("xenstored-log-file", "log"), ("access-log-file", "access.log")]
-        {
-            lines.push(format!("{key} = {}", dir.path().join(file).display()));
-        }
-        std::fs::write(&config, lines.join("\n") + "\n").unwrap();
-        let mut command = self.command("oxenstored", &socket);
-        command
-            .args(["--no-access-log", "--no-fork", "--config-file"])
-            .arg(&config)
-            .env("XENSHIM_SOCKET", &socket);
-        Daemon::start(command, dir, socket)
+        Daemon::start(Kind::OCaml, conformance::Options::default())
     }
 
-    fn command(&self, program: &str, _socket: &Path) -> Command {
-        // Both daemons write there whatever they are told; without the right to create the folders
-        // they complain, and work.
-        for dir in ["/run/xen", "/var/log/xen"] {
-            let _ = std::fs::create_dir_all(dir);
-        }
-        let mut command = Command::new(self.programs().join(program));
-        command
-            .env("LD_LIBRARY_PATH", self.libraries())
-            .env("LD_PRELOAD", self.dir.join("xenshim.so"))
-            .stdin(Stdio::null());
-        command
+    /// Starts our daemon.
+    pub(crate) fn ours(&self) -> Daemon {
+        Daemon::start(Kind::Ours, conformance::Options::default())
     }
 }
 
@@ -143,27 +97,17 @@ impl Drop for Folder {
 /// A running daemon; ends with the test.
 #[derive(Debug)]
 pub(crate) struct Daemon {
-    child: Child,
+    running: Option<conformance::Daemon>,
     /// Its socket.
     pub(crate) socket: PathBuf,
-    _dir: Folder,
 }
 
 impl Daemon {
-    fn start(mut command: Command, dir: Folder, socket: PathBuf) -> Self {
-        let log = std::fs::File::create(dir.path().join("output")).unwrap();
-        command.stdout(log.try_clone().unwrap()).stderr(log);
-        let child = command.spawn().unwrap();
-        let mut daemon = Self { child, socket, _dir: dir };
-        let begin = Instant::now();
-        while Client::connect(&daemon.socket).is_err() {
-            let ended = daemon.child.try_wait().unwrap();
-            let output = std::fs::read_to_string(daemon._dir.path().join("output")).unwrap();
-            assert!(ended.is_none(), "{command:?} ended with {ended:?}: {output}");
-            assert!(begin.elapsed() < PATIENCE, "{command:?} does not listen: {output}");
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        daemon
+    fn start(kind: Kind, options: conformance::Options) -> Self {
+        let options = conformance::Options { everybody: true, ..options };
+        let running = conformance::Daemon::start_with(kind, &options).unwrap();
+        let socket = running.socket();
+        Self { running: Some(running), socket }
     }
 
     /// A connection to it.
@@ -171,15 +115,13 @@ impl Daemon {
         Client::connect(&self.socket).unwrap()
     }
 
+    /// Whether this is ours, which knows more than Debian's.
+    pub(crate) fn is_ours(&self) -> bool {
+        self.running.as_ref().is_some_and(|daemon| daemon.kind() == Kind::Ours)
+    }
+
     /// Ends it at once.
     pub(crate) fn kill(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        self.kill();
+        self.running = None;
     }
 }
