@@ -1,0 +1,328 @@
+//! What a hostile guest tries against memory, time and the rules of transactions.
+
+mod common;
+
+use common::Store;
+use std::time::{Duration, Instant};
+use xenstore_core::server::ConnId;
+use xenstore_core::wire::{Header, MsgType};
+
+/// Bytes of this process in memory.
+fn resident() -> isize {
+    let statm = std::fs::read_to_string("/proc/self/statm").expect("Linux says so");
+    let pages = statm.split_whitespace().nth(1).expect("the second number is the resident set");
+    pages.parse::<isize>().expect("a number") * 4096
+}
+
+/// What a domain is charged for the quota `memory`.
+fn memory(store: &mut Store, domid: u16) -> u64 {
+    let dom0 = store.socket();
+    let text = store.call(dom0, MsgType::Control, 0, format!("quota\0{domid}\0").as_bytes());
+    let text = String::from_utf8(text.expect("a known domain")).expect("text");
+    let line = text.lines().find(|line| line.starts_with("memory")).expect("a line on memory");
+    let number = line.split(':').nth(1).and_then(|rest| rest.split_whitespace().next());
+    number.expect("a number").parse().expect("a number")
+}
+
+/// A guest whose home it owns, and a client of domain 0.
+fn guest(store: &mut Store, domid: u16) -> (ConnId, String) {
+    let dom0 = store.socket();
+    let conn = store.guest(domid);
+    let home = format!("/local/domain/{domid}");
+    store.write(dom0, 0, &home, "").unwrap();
+    store.set_perms(dom0, 0, &home, &[&format!("n{domid}")]).unwrap();
+    (conn, home)
+}
+
+/// A request whose reply nobody wants; what the core says it cost, and how long it took.
+fn timed(
+    store: &mut Store,
+    conn: ConnId,
+    kind: MsgType,
+    tx: u32,
+    payload: &[u8],
+) -> (u32, Duration) {
+    let header = Header { kind: kind.code(), req_id: 1, tx_id: tx, len: payload.len() as u32 };
+    let began = Instant::now();
+    let cost = store.server.request(conn, &header, payload, store.now, &mut store.machine);
+    (cost, began.elapsed())
+}
+
+/// One chain of `depth` nodes below the guest's home, written by the guest.
+fn chain(home: &str, depth: usize) -> String {
+    format!("{home}{}", "/a".repeat(depth))
+}
+
+/// XSA-326: what is written again and again in a transaction counts each time.
+#[test]
+fn the_log_of_a_transaction_is_bounded_by_the_quota_of_memory() {
+    let mut store = Store::new();
+    let (conn, home) = guest(&mut store, 5);
+    let path = format!("{home}/x");
+    let value = "v".repeat(1500);
+    store.write(conn, 0, &path, &value).unwrap();
+    let tx = store.start(conn);
+    for _ in 0..20_000 {
+        let _ = store.write(conn, tx, &path, &value);
+    }
+    let used = memory(&mut store, 5);
+    assert!(used < 2_621_440 + 8192, "a guest with a quota of 2,621,440 bytes has {used}");
+}
+
+#[test]
+fn the_log_of_requests_that_change_nothing_is_bounded() {
+    let mut store = Store::new();
+    let (conn, home) = guest(&mut store, 5);
+    let tx = store.start(conn);
+    for _ in 0..100_000 {
+        let _ = store.rm(conn, tx, &format!("{home}/absent"));
+    }
+    let used = memory(&mut store, 5);
+    assert!(used < 2_621_440 + 8192, "a guest with a quota of 2,621,440 bytes has {used}");
+}
+
+/// An open transaction of a guest keeps old states of the whole store alive.
+#[test]
+fn an_idle_transaction_does_not_keep_the_past_of_the_store() {
+    let mut store = Store::new();
+    let dom0 = store.socket();
+    let value = "v".repeat(1000);
+    let mut keepers = Vec::new();
+    for domid in 1..=10 {
+        keepers.push(guest(&mut store, domid).0);
+    }
+    let before = resident();
+    for round in 0..100 {
+        for at in 0..200 {
+            store.write(dom0, 0, &format!("/tool/{at}"), &format!("{value}{round}")).unwrap();
+        }
+        store.start(keepers[round % 10]);
+    }
+    let grown = resident() - before;
+    assert!(grown < 4 * 1024 * 1024, "a store of 200 KB takes {grown} bytes");
+}
+
+#[test]
+fn permissions_inherited_in_a_transaction_are_a_read() {
+    let mut store = Store::new();
+    let dom0 = store.socket();
+    store.write(dom0, 0, "/a", "").unwrap();
+    let tx = store.start(dom0);
+    assert_eq!(store.perms(dom0, tx, "/a/b"), Err("ENOENT".into()));
+    store.write(dom0, tx, "/a/b", "").unwrap();
+    assert_eq!(store.perms(dom0, tx, "/a/b"), Ok("n0".into()));
+    store.set_perms(dom0, 0, "/a", &["r0"]).unwrap();
+    let committed = store.commit(dom0, tx);
+    let now = store.perms(dom0, 0, "/a/b");
+    assert!(
+        committed.is_err() || now == Ok("n0".into()),
+        "the transaction saw n0, committed, and made {now:?}"
+    );
+}
+
+/// What the core does must show in what it says a request cost: fairness stands on it.
+#[test]
+fn a_commit_costs_what_it_takes() {
+    let mut store = Store::new();
+    let (conn, home) = guest(&mut store, 5);
+    store.write(conn, 0, &chain(&home, 900), "").unwrap();
+    let tx = store.start(conn);
+    for at in 0..1000 {
+        let path = format!("{}/x{at}", chain(&home, 900));
+        let _ = store.read(conn, tx, &path);
+    }
+    store.write(conn, tx, &format!("{home}/y"), "1").unwrap();
+    store.write(conn, 0, &format!("{home}/z"), "1").unwrap();
+    let (cost, took) = timed(&mut store, conn, MsgType::TransactionEnd, tx, b"T\0");
+    println!("commit: cost {cost}, {took:?}");
+    assert!(cost >= 1000, "a commit that looks at 1000 nodes again cost {cost} ({took:?})");
+}
+
+#[test]
+fn a_deep_path_costs_more_than_a_short_one() {
+    let mut store = Store::new();
+    let (conn, home) = guest(&mut store, 5);
+    store.write(conn, 0, &chain(&home, 900), "").unwrap();
+    let deep = format!("{}\0", chain(&home, 900));
+    let shallow = format!("{home}\0");
+    let mut run = |path: &str| {
+        let mut all = (0, Duration::ZERO);
+        for _ in 0..200 {
+            let (cost, took) = timed(&mut store, conn, MsgType::Read, 0, path.as_bytes());
+            all = (all.0 + cost, all.1 + took);
+            store.receive(conn);
+        }
+        all
+    };
+    let (near, far) = (run(&shallow), run(&deep));
+    println!("shallow {near:?}, deep {far:?}");
+    assert!(far.0 > near.0 * 4, "shallow {near:?}, deep {far:?}");
+}
+
+/// Events that wait are dropped once, not once for each watch.
+#[test]
+fn the_end_of_a_guest_with_many_events_is_quick() {
+    let mut store = Store::new();
+    let (reader, _) = guest(&mut store, 5);
+    let (writer, home) = guest(&mut store, 6);
+    let dom0 = store.socket();
+    store.set_perms(dom0, 0, &home, &["r6"]).unwrap();
+    for at in 0..128 {
+        store.watch(reader, &home, &format!("{at}")).unwrap();
+    }
+    store.events(reader);
+    for at in 0..500 {
+        store.write(writer, 0, &format!("{home}/{at}"), "").unwrap();
+    }
+    let began = Instant::now();
+    store.server.reset(reader, store.now, &mut store.machine);
+    let took = began.elapsed();
+    println!("reset: {took:?}");
+    assert!(took < Duration::from_millis(100), "a reset with 64,000 waiting events took {took:?}");
+}
+
+/// Guests' watches that are not allowed to see anything must not slow everybody down.
+#[test]
+fn watches_of_the_root_by_guests_cost_little() {
+    let mut store = Store::new();
+    let dom0 = store.socket();
+    let run = |store: &mut Store| {
+        let began = Instant::now();
+        for _ in 0..50 {
+            store.write(dom0, 0, "/tool/x", "1").unwrap();
+        }
+        began.elapsed() / 50
+    };
+    let without = run(&mut store);
+    for domid in 1..=200 {
+        let conn = store.guest(domid);
+        for at in 0..128 {
+            store.watch(conn, "/", &format!("{at}")).unwrap();
+        }
+        store.events(conn);
+    }
+    let with = run(&mut store);
+    println!("a write of domain 0: {without:?}, with 25,600 watches that may not see it {with:?}");
+    assert!(with < without * 20 + Duration::from_micros(500), "{without:?} became {with:?}");
+}
+
+/// A delay holds one request, never the others of its connection.
+#[test]
+fn many_delayed_requests_do_not_close_the_connection_to_others() {
+    let mut store = Store::new();
+    let (ring, other) = (store.socket(), store.socket());
+    store.write(other, 0, "/hot", "0").unwrap();
+    // `other` is refused once, and takes its turn.
+    let tx = store.start(other);
+    store.read(other, tx, "/hot").unwrap();
+    store.write(ring, 0, "/hot", "1").unwrap();
+    store.write(other, tx, "/hot", "2").unwrap();
+    store.commit(other, tx).unwrap_err();
+    let tx = store.start(other);
+    store.read(other, tx, "/hot").unwrap();
+    for _ in 0..64 {
+        store.send(ring, MsgType::Write, 0, b"/hot\x003");
+    }
+    assert!(store.server.wants_input(ring), "nobody else is served on this connection");
+}
+
+/// A guest's turns one after the other delay another guest for 10 ms at most.
+#[test]
+fn one_guest_does_not_keep_the_turn() {
+    let mut store = Store::new();
+    let (bad, bad_home) = guest(&mut store, 5);
+    let (good, good_home) = guest(&mut store, 6);
+    for (conn, home) in [(bad, &bad_home), (good, &good_home)] {
+        let path = format!("{home}/x");
+        store.write(conn, 0, &path, "0").unwrap();
+        let tx = store.start(conn);
+        store.read(conn, tx, &path).unwrap();
+        store.write(conn, 0, &path, "1").unwrap();
+        store.write(conn, tx, &path, "2").unwrap();
+        store.commit(conn, tx).unwrap_err();
+    }
+    for _ in 0..10 {
+        let tx = store.start(bad);
+        store.send(bad, MsgType::Read, tx, format!("{bad_home}/x\0").as_bytes());
+    }
+    let tx = store.start(good);
+    let id = store.send(good, MsgType::Read, tx, format!("{good_home}/x\0").as_bytes());
+    let mut waited = 0;
+    while store.reply(good, id).is_none() {
+        store.pass(1000);
+        waited += 1;
+        assert!(waited < 1000);
+    }
+    assert!(waited <= 20, "it waited {waited} ms for turns of one other guest");
+}
+
+/// The end of a turn costs little, whatever waits and however long the holder's log is.
+#[test]
+fn what_waits_for_a_turn_is_tried_in_little_time() {
+    let mut store = Store::new();
+    let dom0 = store.socket();
+    let (holder, home) = guest(&mut store, 5);
+    let hot = format!("{home}/hot");
+    store.write(holder, 0, &chain(&home, 900), "").unwrap();
+    store.write(holder, 0, &hot, "0").unwrap();
+    store.set_perms(dom0, 0, &hot, &["b5"]).unwrap();
+    let first = store.start(holder);
+    store.read(holder, first, &hot).unwrap();
+    store.write(holder, 0, &hot, "1").unwrap();
+    store.write(holder, first, &hot, "2").unwrap();
+    store.commit(holder, first).unwrap_err();
+    // Two transactions with long logs: the first has the turn, the second waits for it.
+    let (tx, next) = (store.start(holder), store.start(holder));
+    for at in 0..900 {
+        let _ = store.read(holder, tx, &format!("{}/x{at}", chain(&home, 900)));
+    }
+    store.read(holder, tx, &hot).unwrap();
+    store.send(holder, MsgType::Read, next, format!("{hot}\0").as_bytes());
+    let (mut took, mut cost) = (Duration::ZERO, 0);
+    for domid in 10..15 {
+        let conn = store.guest(domid);
+        for _ in 0..4 {
+            let payload = format!("{hot}\x00z");
+            let (more, longer) = timed(&mut store, conn, MsgType::Write, 0, payload.as_bytes());
+            took += longer;
+            cost += more;
+        }
+    }
+    println!("20 writes that wait: cost {cost}, {took:?}");
+    let began = Instant::now();
+    store.pass(10_001);
+    let ended = began.elapsed();
+    println!("the end of the turn: {ended:?}");
+    assert!(took + ended < Duration::from_millis(100), "waiting {took:?}, end {ended:?}");
+}
+
+/// What a guest may do in one round of the daemon (256 units of cost) takes little time.
+#[test]
+fn a_guests_share_of_a_round_is_short() {
+    let mut store = Store::new();
+    let (conn, home) = guest(&mut store, 5);
+    store.write(conn, 0, &chain(&home, 900), "").unwrap();
+    let hot = format!("{home}/hot");
+    store.write(conn, 0, &hot, "0").unwrap();
+    let first = store.start(conn);
+    store.read(conn, first, &hot).unwrap();
+    store.write(conn, 0, &hot, "1").unwrap();
+    store.write(conn, first, &hot, "2").unwrap();
+    store.commit(conn, first).unwrap_err();
+    // This one takes the turn, and is brought up to date at every read after a change of the store.
+    let tx = store.start(conn);
+    for at in 0..900 {
+        let _ = store.read(conn, tx, &format!("{}/x{at}", chain(&home, 900)));
+    }
+    let (mut cost, mut took) = (0, Duration::ZERO);
+    // As many as one look into the ring brings.
+    for _ in 0..20 {
+        for (tx, kind, payload) in [(0, MsgType::Write, "z\x001"), (tx, MsgType::Read, "hot\0")] {
+            let (more, longer) = timed(&mut store, conn, kind, tx, payload.as_bytes());
+            cost += more;
+            took += longer;
+        }
+    }
+    println!("cost {cost}, {took:?}");
+    assert!(cost > 256 || took < Duration::from_millis(50), "a cost of {cost} took {took:?}");
+}
