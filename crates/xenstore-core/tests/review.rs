@@ -266,20 +266,21 @@ fn what_waits_for_a_turn_is_tried_in_little_time() {
     store.write(holder, 0, &chain(&home, 900), "").unwrap();
     store.write(holder, 0, &hot, "0").unwrap();
     store.set_perms(dom0, 0, &hot, &["b5"]).unwrap();
-    let first = store.start(holder);
+    // Two transactions with long logs: the first has the turn, the second waits for it.
+    let (tx, next, first) = (store.start(holder), store.start(holder), store.start(holder));
+    for at in 0..900 {
+        let path = format!("{}/x{at}", chain(&home, 900));
+        let _ = store.read(holder, tx, &path);
+        let _ = store.read(holder, next, &path);
+    }
     store.read(holder, first, &hot).unwrap();
     store.write(holder, 0, &hot, "1").unwrap();
     store.write(holder, first, &hot, "2").unwrap();
     store.commit(holder, first).unwrap_err();
-    // Two transactions with long logs: the first has the turn, the second waits for it.
-    let (tx, next) = (store.start(holder), store.start(holder));
-    for at in 0..900 {
-        let _ = store.read(holder, tx, &format!("{}/x{at}", chain(&home, 900)));
-    }
     store.read(holder, tx, &hot).unwrap();
     store.send(holder, MsgType::Read, next, format!("{hot}\0").as_bytes());
     let (mut took, mut cost) = (Duration::ZERO, 0);
-    for domid in 10..15 {
+    for domid in 10..30 {
         let conn = store.guest(domid);
         for _ in 0..4 {
             let payload = format!("{hot}\x00z");
@@ -288,7 +289,7 @@ fn what_waits_for_a_turn_is_tried_in_little_time() {
             cost += more;
         }
     }
-    println!("20 writes that wait: cost {cost}, {took:?}");
+    println!("80 writes that wait: cost {cost}, {took:?}");
     let began = Instant::now();
     store.pass(10_001);
     let ended = began.elapsed();
