@@ -55,6 +55,14 @@ pub(crate) enum Change<'a> {
     SetPerms(Rc<Perms>),
 }
 
+impl Change<'_> {
+    /// What it counts in the log of a transaction, beside its path.
+    pub(crate) fn weight(&self) -> usize {
+        let value = if let Self::Put(Put::Value(value)) = self { value.len() } else { 0 };
+        value.saturating_add(ENTRY_WEIGHT as usize)
+    }
+}
+
 /// Does a change, in or outside a transaction.
 pub(crate) fn apply(
     tree: &mut Tree,
