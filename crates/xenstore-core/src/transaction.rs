@@ -279,8 +279,10 @@ impl Entry {
         changed: &mut Vec<Changed>,
     ) -> Result<(), Conflict> {
         let path = Path::checked(&self.path);
+        ledger.follow(path);
         let (change, before) = match &self.asked {
             Asked::Read { what, seen, alive } => {
+                ledger.touch();
                 let same = match (seen, tree.find(caller, path, Access::READ)) {
                     (Ok(one), Ok(two)) => {
                         let shows_perms = matches!(what, What::Perms | What::Subtree);
