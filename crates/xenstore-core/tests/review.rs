@@ -327,3 +327,13 @@ fn a_guests_share_of_a_round_is_short() {
     println!("cost {cost}, {took:?}");
     assert!(cost > 256 || took < Duration::from_millis(50), "a cost of {cost} took {took:?}");
 }
+
+/// As in the C daemon the number of entries counts before they are read: each may be a question
+/// to the hypervisor.
+#[test]
+fn too_many_permissions_are_refused_before_they_are_read() {
+    let mut store = Store::new();
+    let (conn, home) = guest(&mut store, 5);
+    let refused = store.set_perms(conn, 0, &home, &["n5", "r6", "r7", "r8", "r9", "what"]);
+    assert_eq!(refused, Err("ENOSPC".into()));
+}

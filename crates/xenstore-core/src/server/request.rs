@@ -385,6 +385,11 @@ impl Server {
         let caller = request.caller;
         let rest = strings.rest();
         let count = Strings::new(rest).count() as i64;
+        // Before they are read: the hypervisor is asked about each of them.
+        if !caller.privileged {
+            self.domains.check(caller.domid, Quota::NodePermissions, count)?;
+            self.domains.saw(caller.domid, Quota::NodePermissions, count);
+        }
         let any = self
             .domains
             .get(caller.domid)
@@ -398,10 +403,6 @@ impl Server {
                 .know_existing(domid, host)
                 .map_or(Incarnation::NEVER, |domain| domain.incarnation),
         })?;
-        if !caller.privileged {
-            self.domains.check(caller.domid, Quota::NodePermissions, count)?;
-            self.domains.saw(caller.domid, Quota::NodePermissions, count);
-        }
         let owner = perms.owner();
         if owner.incarnation == Incarnation::NEVER && owner.domid.0 != limits::DOMID_ANY {
             return Err(Error::NoEnt.into());
