@@ -337,3 +337,61 @@ fn too_many_permissions_are_refused_before_they_are_read() {
     let refused = store.set_perms(conn, 0, &home, &["n5", "r6", "r7", "r8", "r9", "what"]);
     assert_eq!(refused, Err("ENOSPC".into()));
 }
+
+/// Two clients: the first has been refused on `path`, so that its transactions take turns.
+fn refuse(store: &mut Store, conn: ConnId, path: &str) {
+    store.write(conn, 0, path, "0").unwrap();
+    let tx = store.start(conn);
+    store.read(conn, tx, path).unwrap();
+    store.write(conn, 0, path, "1").unwrap();
+    store.write(conn, tx, path, "2").unwrap();
+    store.commit(conn, tx).unwrap_err();
+}
+
+/// What a connection was waiting for is not done after its end, even if it ends while the queue runs.
+#[test]
+fn an_ended_guests_waiting_requests_are_not_run() {
+    let mut store = Store::new();
+    let dom0 = store.socket();
+    let (bad, home) = guest(&mut store, 5);
+    for name in ["one", "two", "x", "y"] {
+        store.write(bad, 0, &format!("{home}/{name}"), "0").unwrap();
+    }
+    store.watch(bad, &home, "t").unwrap();
+    store.events(bad);
+    refuse(&mut store, dom0, "/tool/hot");
+    let tx = store.start(dom0);
+    for name in ["one", "two"] {
+        store.read(dom0, tx, &format!("{home}/{name}")).unwrap();
+    }
+    for name in ["x", "y"] {
+        store.write(dom0, 0, &format!("{home}/{name}"), "1").unwrap();
+    }
+    store.call(dom0, MsgType::SetQuota, 0, b"5\0memory\x00100\0").unwrap();
+    for name in ["one", "two"] {
+        store.send(bad, MsgType::Write, 0, format!("{home}/{name}\x001").as_bytes());
+    }
+    assert_eq!(store.server.counters().delayed, 2);
+    store.abort(dom0, tx).unwrap();
+    assert_eq!(store.ended().len(), 1, "it leaves more unread than its quota");
+    assert_eq!(store.read(dom0, 0, &format!("{home}/one")), Ok("1".into()));
+    assert_eq!(
+        store.read(dom0, 0, &format!("{home}/two")),
+        Ok("0".into()),
+        "written after its end"
+    );
+}
+
+/// Linux sends all users of domain 0 over one ring: who was refused there is one of many.
+#[test]
+fn a_refusal_of_one_user_of_a_ring_does_not_serialise_the_others() {
+    let mut store = Store::new();
+    let ring = store.socket();
+    store.write(ring, 0, "/tool/unrelated", "0").unwrap();
+    refuse(&mut store, ring, "/tool/hot");
+    let one = store.start(ring);
+    store.read(ring, one, "/tool/hot").unwrap();
+    let other = store.start(ring);
+    let id = store.send(ring, MsgType::Read, other, b"/tool/unrelated\0");
+    assert!(store.reply(ring, id).is_some(), "an unrelated transaction waits for a turn");
+}
