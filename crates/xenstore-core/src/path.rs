@@ -86,6 +86,13 @@ impl<'a> Path<'a> {
         self.0.len().saturating_sub(home_prefix_len(self.0))
     }
 
+    /// What following the path costs, in the unit of one simple request, beyond that request.
+    #[must_use]
+    pub fn cost(self) -> u32 {
+        // A path has at most 3072 bytes.
+        u32::try_from(self.0.len() / 64).unwrap_or(u32::MAX)
+    }
+
     /// Whether one of the two is the other or lies above it.
     #[must_use]
     pub fn related(self, other: Path<'_>) -> bool {

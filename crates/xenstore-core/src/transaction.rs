@@ -55,6 +55,14 @@ pub(crate) enum Change<'a> {
     SetPerms(Rc<Perms>),
 }
 
+impl Change<'_> {
+    /// What it counts in the log of a transaction, beside its path.
+    pub(crate) fn weight(&self) -> usize {
+        let value = if let Self::Put(Put::Value(value)) = self { value.len() } else { 0 };
+        value.saturating_add(ENTRY_WEIGHT as usize)
+    }
+}
+
 /// Does a change, in or outside a transaction.
 pub(crate) fn apply(
     tree: &mut Tree,
@@ -125,7 +133,10 @@ pub(crate) struct Transaction {
     deaths: u64,
     pub(crate) work: Rerun,
     log: Vec<Entry>,
-    accessed: BTreeMap<Rc<[u8]>, u8>,
+    /// What was looked at on each path since which change of its own.
+    accessed: BTreeMap<Rc<[u8]>, (u8, u32)>,
+    /// How many changes it has logged.
+    written: u32,
     /// It takes the turn from its first read on.
     pub(crate) claims: bool,
     /// It can only be refused, as something that it saw has changed.
@@ -144,6 +155,7 @@ impl Transaction {
             work: Rerun { tree: tree.clone(), deltas: Vec::new(), changed: Vec::new() },
             log: Vec::new(),
             accessed: BTreeMap::new(),
+            written: 0,
             claims,
             doomed: false,
             weight: 0,
@@ -177,8 +189,9 @@ impl Transaction {
             Some((known, _)) => known.clone(),
             None => Rc::from(path.as_bytes()),
         };
-        let kinds = self.accessed.entry(path.clone()).or_default();
-        *kinds |= bit;
+        let (kinds, since) = self.accessed.entry(path.clone()).or_default();
+        *kinds = bit | if *since == self.written { *kinds } else { 0 };
+        *since = self.written;
         let weight = ENTRY_WEIGHT.saturating_add(path.len() as i64).saturating_add(weight);
         self.weight = self.weight.saturating_add(weight);
         self.log.push(Entry { path, asked });
@@ -193,8 +206,12 @@ impl Transaction {
         domains: &Domains,
     ) -> Result<Node, Error> {
         let seen = self.work.tree.find(caller, path, Access::READ).cloned();
-        // Seeing the same again tells nothing new: it follows from the first time and the own writes.
-        let known = self.accessed.get(path.as_bytes()).is_some_and(|kinds| kinds & what.bit() != 0);
+        // Seeing the same again tells nothing new. After a change of its own it may: what it made has
+        // permissions that nobody has looked at before.
+        let known = self
+            .accessed
+            .get(path.as_bytes())
+            .is_some_and(|(kinds, since)| kinds & what.bit() != 0 && *since == self.written);
         if !known {
             let alive = seen.as_ref().map_or(0, |node| domains.alive_entries(node.perms()));
             self.record(path, what.bit(), Asked::Read { what, seen: seen.clone(), alive }, 0);
@@ -222,6 +239,7 @@ impl Transaction {
             Change::Remove => Asked::Remove { answer },
             Change::SetPerms(perms) => Asked::SetPerms { perms: perms.clone(), answer },
         };
+        self.written = self.written.saturating_add(u32::from(answer.is_ok()));
         self.record(path, 0, asked, weight);
         self.changes |= answer.is_ok();
         if let Some(entry) = self.log.last() {
@@ -271,8 +289,10 @@ impl Entry {
         changed: &mut Vec<Changed>,
     ) -> Result<(), Conflict> {
         let path = Path::checked(&self.path);
+        ledger.follow(path);
         let (change, before) = match &self.asked {
             Asked::Read { what, seen, alive } => {
+                ledger.touch();
                 let same = match (seen, tree.find(caller, path, Access::READ)) {
                     (Ok(one), Ok(two)) => {
                         let shows_perms = matches!(what, What::Perms | What::Subtree);

@@ -243,6 +243,24 @@ fn many_requests_on_the_ring_are_answered_in_order() {
 }
 
 #[test]
+fn a_guest_that_leaves_its_ring_exactly_full_is_not_served_for_ever() {
+    let mut host = Host::start(&["-w", "watch-event=1"]);
+    let mut guest = host.guest(7);
+    assert_eq!(guest.call(WATCH, b"x\0tok\0").0, WATCH);
+    assert_eq!(guest.receive().0, WATCH_EVENT);
+    // An answer that takes the ring's 1024 bytes, so that nothing of it waits in the daemon.
+    let value = vec![b'v'; 1024 - 16];
+    host.ok(WRITE, &[b"/local/domain/7/y\0", &value[..]].concat());
+    guest.send(&message(READ, 1, b"y\0"));
+    guest.wait_until("the answer", || {
+        guest.page.load_u32(2060).unwrap() % 1024 == guest.page.load_u32(2056).unwrap() % 1024
+            && guest.page.load_u32(2060) != guest.page.load_u32(2056)
+    });
+    host.ok(WRITE, b"/local/domain/7/x\0v");
+    guest.wait_until("the error word", || guest.ring.error().unwrap() != 0);
+}
+
+#[test]
 fn impossible_indices_end_that_ring_only_until_it_is_introduced_again() {
     let mut host = Host::start(&[]);
     let (mut bad, mut good) = (host.guest(7), host.guest(8));

@@ -2,6 +2,7 @@
 
 use super::{ConnId, DomId, Host, Notice};
 use crate::limits::{NOTICES_MAX, WEIGHT_DEFAULT};
+use crate::path::Path;
 use crate::perms::{Caller, Incarnation, Perm, Perms};
 use crate::quota::{Kind, Limits, Quota, Usage};
 use crate::wire::{Error, feature};
@@ -293,5 +294,10 @@ impl Ledger<'_> {
 
     pub(crate) fn touch(&mut self) {
         self.touched = self.touched.saturating_add(1);
+    }
+
+    /// A long path may have a thousand nodes on the way.
+    pub(crate) fn follow(&mut self, path: Path<'_>) {
+        self.touched = self.touched.saturating_add(path.cost());
     }
 }

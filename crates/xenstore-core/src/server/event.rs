@@ -50,7 +50,16 @@ impl Server {
             let firing = matching.drain(..).map(|id| (id, told.clone()));
             let firing: Vec<Firing> = {
                 let sight = sight(&self.tree, path, done);
-                firing.filter(|(id, _)| self.may_see(*id, &sight)).collect()
+                // Watches of one connection stand side by side mostly, and share the answer.
+                let mut last = None;
+                let sees = |(id, _): &Firing| {
+                    let conn = self.watches.get(*id).map(|watch| watch.conn);
+                    match last {
+                        Some((known, sees)) if known == conn => sees,
+                        _ => last.insert((conn, self.may_see(*id, &sight))).1,
+                    }
+                };
+                firing.filter(sees).collect()
             };
             self.push_events(&firing);
         }

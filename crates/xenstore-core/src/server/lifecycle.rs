@@ -60,11 +60,14 @@ impl Server {
     /// Watches, transactions, waiting requests and output go; the connection may go on.
     fn clear_connection(&mut self, conn: ConnId) {
         self.forget_waiting(conn);
+        // Before the watches: each of them would look through all events that wait.
+        if let Some(connection) = self.conn_mut(conn) {
+            connection.clear_output();
+        }
         self.drop_watches(conn);
         self.drop_transactions(conn);
         self.note_unread(conn, None);
         if let Some(connection) = self.conn_mut(conn) {
-            connection.clear_output();
             connection.ended = None;
             connection.claims_until = 0;
         }

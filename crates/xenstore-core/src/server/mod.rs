@@ -406,6 +406,7 @@ impl Server {
         scratch: &'p mut Vec<u8>,
     ) -> Result<Path<'p>, Error> {
         let path = resolve(given, caller.domid.0, special, scratch)?;
+        self.cost = self.cost.saturating_add(path.cost());
         if !caller.privileged {
             let len = path.counted_len() as i64;
             self.domains.check(caller.domid, Quota::PathMax, len).map_err(|_| Error::Inval)?;

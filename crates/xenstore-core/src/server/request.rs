@@ -191,21 +191,25 @@ impl Server {
         Ok(result)
     }
 
-    /// Whether the transaction may access one more path.
+    /// Whether the transaction may access `path`, and its log become `more` bytes longer.
     fn check_access(
         &mut self,
         caller: &Caller,
         transaction: &Transaction,
         path: Path<'_>,
+        more: usize,
     ) -> Result<(), Error> {
         let (accessed, known) = transaction.accessed(path);
-        if caller.privileged || known {
+        if caller.privileged || (known && more == 0) {
             return Ok(());
         }
-        let more = (accessed as i64).saturating_add(1);
-        self.domains.check(caller.domid, Quota::TransactionNodes, more)?;
-        self.domains.saw(caller.domid, Quota::TransactionNodes, more);
-        self.domains.check_more(caller.domid, Quota::Memory, path.as_bytes().len() as i64)
+        if !known {
+            let nodes = (accessed as i64).saturating_add(1);
+            self.domains.check(caller.domid, Quota::TransactionNodes, nodes)?;
+            self.domains.saw(caller.domid, Quota::TransactionNodes, nodes);
+        }
+        let more = path.as_bytes().len().saturating_add(more) as i64;
+        self.domains.check_more(caller.domid, Quota::Memory, more)
     }
 
     /// The node at `path` as the caller may see it, in or outside a transaction.
@@ -220,7 +224,7 @@ impl Server {
             return Ok(self.tree.find(&caller, path, Access::READ)?.clone());
         }
         self.in_transaction(request, |server, transaction| {
-            server.check_access(&caller, transaction, path)?;
+            server.check_access(&caller, transaction, path, 0)?;
             let (conn, id) = (request.conn, request.header.tx_id);
             match server.want_turn(conn, id, transaction, &caller, path) {
                 Attempt::Wait { wants_turn } => Err(Stop::Wait { wants_turn }),
@@ -241,7 +245,8 @@ impl Server {
             return self.change_now(request, path, change);
         }
         self.in_transaction(request, |server, transaction| {
-            server.check_access(&caller, transaction, path)?;
+            // Every change is logged, whatever came of it, so each counts.
+            server.check_access(&caller, transaction, path, change.weight())?;
             let mut deltas = core::mem::take(&mut transaction.work.deltas);
             let Self { domains, node_scratch, cost, .. } = server;
             let mut ledger =
@@ -380,6 +385,11 @@ impl Server {
         let caller = request.caller;
         let rest = strings.rest();
         let count = Strings::new(rest).count() as i64;
+        // Before they are read: the hypervisor is asked about each of them.
+        if !caller.privileged {
+            self.domains.check(caller.domid, Quota::NodePermissions, count)?;
+            self.domains.saw(caller.domid, Quota::NodePermissions, count);
+        }
         let any = self
             .domains
             .get(caller.domid)
@@ -393,10 +403,6 @@ impl Server {
                 .know_existing(domid, host)
                 .map_or(Incarnation::NEVER, |domain| domain.incarnation),
         })?;
-        if !caller.privileged {
-            self.domains.check(caller.domid, Quota::NodePermissions, count)?;
-            self.domains.saw(caller.domid, Quota::NodePermissions, count);
-        }
         let owner = perms.owner();
         if owner.incarnation == Incarnation::NEVER && owner.domid.0 != limits::DOMID_ANY {
             return Err(Error::NoEnt.into());

@@ -311,6 +311,10 @@ impl Server {
             let mut queue = core::mem::take(&mut self.turns.queue);
             let mut kept: VecDeque<Waiting> = VecDeque::new();
             while let Some(waiting) = queue.pop_front() {
+                // Its connection may have ended while others were tried, and forgotten all it asked.
+                if self.conn(waiting.conn).is_none_or(|conn| conn.delayed == 0) {
+                    continue;
+                }
                 let follows = |first: &Waiting| {
                     first.conn == waiting.conn && depends(first, &waiting.header, &waiting.payload)
                 };
@@ -320,6 +324,7 @@ impl Server {
                     self.retry(waiting, &mut kept, host);
                 }
             }
+            kept.retain(|waiting| self.conn(waiting.conn).is_some_and(|conn| conn.delayed > 0));
             // What was delayed meanwhile came later than all that is kept.
             kept.append(&mut self.turns.queue);
             self.turns.queue = kept;

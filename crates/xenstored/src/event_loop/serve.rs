@@ -309,7 +309,11 @@ impl EventLoop {
             return false;
         }
         match ring.ring.write(output) {
-            Ok(0) => false,
+            Ok(0) => {
+                // Nothing has moved, and the time that a guest has for reading begins.
+                self.server.consume_output(id, 0, now);
+                false
+            }
             Ok(count) => {
                 connection.seen_out = connection.seen_out.saturating_sub(count);
                 self.server.consume_output(id, count, now);
