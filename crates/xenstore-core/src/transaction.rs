@@ -119,13 +119,24 @@ pub(crate) struct Rerun {
 /// Bytes that an entry of the log counts for the quota `memory`, beside path and value.
 const ENTRY_WEIGHT: i64 = 96;
 
+/// What a transaction has looked at of one path since its last change of its own.
+#[derive(Clone, Copy, Default)]
+struct Seen {
+    /// Bits of [`What`].
+    kinds: u8,
+    /// After how many own changes.
+    own_changes: u32,
+}
+
 pub(crate) struct Transaction {
     base: Tree,
     /// How many domains had died when the snapshot was taken.
     deaths: u64,
     pub(crate) work: Rerun,
     log: Vec<Entry>,
-    accessed: BTreeMap<Rc<[u8]>, u8>,
+    accessed: BTreeMap<Rc<[u8]>, Seen>,
+    /// How many changes of its own it has made.
+    own_changes: u32,
     /// It takes the turn from its first read on.
     pub(crate) claims: bool,
     /// It can only be refused, as something that it saw has changed.
@@ -144,6 +155,7 @@ impl Transaction {
             work: Rerun { tree: tree.clone(), deltas: Vec::new(), changed: Vec::new() },
             log: Vec::new(),
             accessed: BTreeMap::new(),
+            own_changes: 0,
             claims,
             doomed: false,
             weight: 0,
@@ -177,8 +189,10 @@ impl Transaction {
             Some((known, _)) => known.clone(),
             None => Rc::from(path.as_bytes()),
         };
-        let kinds = self.accessed.entry(path.clone()).or_default();
-        *kinds |= bit;
+        let own_changes = self.own_changes;
+        let seen = self.accessed.entry(path.clone()).or_default();
+        let kinds = if seen.own_changes == own_changes { seen.kinds } else { 0 };
+        *seen = Seen { kinds: kinds | bit, own_changes };
         let weight = ENTRY_WEIGHT.saturating_add(path.len() as i64).saturating_add(weight);
         self.weight = self.weight.saturating_add(weight);
         self.log.push(Entry { path, asked });
@@ -193,8 +207,11 @@ impl Transaction {
         domains: &Domains,
     ) -> Result<Node, Error> {
         let seen = self.work.tree.find(caller, path, Access::READ).cloned();
-        // Seeing the same again tells nothing new: it follows from the first time and the own writes.
-        let known = self.accessed.get(path.as_bytes()).is_some_and(|kinds| kinds & what.bit() != 0);
+        // Seeing the same again tells nothing new. After an own change it may: a node that was made has
+        // inherited permissions, and one that was removed shows what its parent allows.
+        let known = self.accessed.get(path.as_bytes()).is_some_and(|seen| {
+            seen.own_changes == self.own_changes && seen.kinds & what.bit() != 0
+        });
         if !known {
             let alive = seen.as_ref().map_or(0, |node| domains.alive_entries(node.perms()));
             self.record(path, what.bit(), Asked::Read { what, seen: seen.clone(), alive }, 0);
@@ -224,6 +241,9 @@ impl Transaction {
         };
         self.record(path, 0, asked, weight);
         self.changes |= answer.is_ok();
+        if matches!(done, Ok(Done::Changed | Done::Removed(_) | Done::Permitted(_))) {
+            self.own_changes = self.own_changes.saturating_add(1);
+        }
         if let Some(entry) = self.log.last() {
             note(&mut self.work.changed, &entry.path, done);
         }
