@@ -322,3 +322,16 @@ fn the_quota_of_open_transactions_and_their_memory_come_back() {
     store.server.domain_died(DomId(7), 0, &mut store.machine);
     store.check();
 }
+
+#[test]
+fn what_an_own_node_inherited_is_seen_even_if_its_absence_was_seen_before() {
+    let mut store = Store::new();
+    let (one, other) = (store.socket(), store.socket());
+    let tx = store.start(one);
+    assert_eq!(store.perms(one, tx, "/a"), Err("ENOENT".to_owned()));
+    store.mkdir(one, tx, "/a").unwrap();
+    store.set_perms(other, 0, "/", &["b0"]).unwrap();
+    assert_eq!(store.perms(one, tx, "/a").unwrap(), "n0");
+    assert_eq!(store.commit(one, tx), again());
+    store.check();
+}
