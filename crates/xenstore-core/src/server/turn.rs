@@ -50,6 +50,8 @@ pub(crate) struct Turns {
     guest: Option<Turn>,
     contested: BTreeMap<Rc<[u8]>, u64>,
     queue: VecDeque<Waiting>,
+    /// What is left of the queue while it is run.
+    running: VecDeque<Waiting>,
     /// A turn has ended, and the queue has not been run since.
     ended: bool,
     /// Requests that have waited, for the counters.
@@ -293,7 +295,9 @@ impl Server {
 
     /// Forgets what a connection that is gone was waiting for.
     pub(super) fn forget_waiting(&mut self, conn: ConnId) {
+        // Also those that are being run: a request may end another's connection.
         self.turns.queue.retain(|waiting| waiting.conn != conn);
+        self.turns.running.retain(|waiting| waiting.conn != conn);
         if let Some(conn) = self.conn_mut(conn) {
             conn.delayed = 0;
         }
@@ -309,29 +313,27 @@ impl Server {
 
     fn run_queue(&mut self, host: &mut dyn Host) {
         for turns_too in [false, true] {
-            let mut queue = core::mem::take(&mut self.turns.queue);
-            let mut kept: VecDeque<Waiting> = VecDeque::new();
-            while let Some(waiting) = queue.pop_front() {
+            // Requests that wait on go back into the queue; nothing else gets into it meanwhile.
+            self.turns.running = core::mem::take(&mut self.turns.queue);
+            while let Some(waiting) = self.turns.running.pop_front() {
                 let follows = |first: &Waiting| {
                     first.conn == waiting.conn && depends(first, &waiting.header, &waiting.payload)
                 };
-                if (waiting.wants_turn && !turns_too) || kept.iter().any(follows) {
-                    kept.push_back(waiting);
+                let stays = waiting.wants_turn && !turns_too;
+                if stays || self.turns.queue.iter().any(follows) {
+                    self.turns.queue.push_back(waiting);
                 } else {
-                    self.retry(waiting, &mut kept, host);
+                    self.retry(waiting, host);
                 }
             }
-            // What was delayed meanwhile came later than all that is kept.
-            kept.append(&mut self.turns.queue);
-            self.turns.queue = kept;
         }
     }
 
-    fn retry(&mut self, mut waiting: Waiting, kept: &mut VecDeque<Waiting>, host: &mut dyn Host) {
+    fn retry(&mut self, mut waiting: Waiting, host: &mut dyn Host) {
         match self.attempt(waiting.conn, &waiting.header, &waiting.payload, host) {
             Attempt::Wait { wants_turn } => {
                 waiting.wants_turn = wants_turn;
-                kept.push_back(waiting);
+                self.turns.queue.push_back(waiting);
             }
             Attempt::Done => {
                 let waited = self.domains.now.saturating_sub(waiting.since);
