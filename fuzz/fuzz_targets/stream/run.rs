@@ -196,9 +196,33 @@ impl Run {
                     self.ask(at, kind, tx_id, &payload);
                 }
             }
+            14 | 15 => self.contest(bytes)?,
             _ => self.request(bytes)?,
         }
         self.settle();
+        Some(())
+    }
+
+    /// A transaction is refused, as somebody wrote what it had read, and another of the same client takes
+    /// its turn: what others write there waits from now on.
+    fn contest(&mut self, bytes: &mut Bytes<'_>) -> Option<()> {
+        const CONTESTED: [&str; 4] =
+            ["/a", "/local/domain/1/d", "/local/domain/2/d", "/local/domain/1/d/e"];
+        let (at, other) = (bytes.below(self.peers.len().max(1))?, bytes.below(4)?);
+        let path = CONTESTED[bytes.below(CONTESTED.len())?];
+        for step in 0..2 {
+            self.ask(at, MsgType::TransactionStart.code(), 0, b"\0");
+            self.drain(at);
+            let Some(peer) = self.peers.get(at) else { break };
+            let Some(tx_id) = peer.transactions.last().copied() else { break };
+            self.ask(at, MsgType::Read.code(), tx_id, format!("{path}\0").as_bytes());
+            self.ask(at, MsgType::Write.code(), tx_id, b"h\0");
+            let value = self.next_id;
+            self.ask(other, MsgType::Write.code(), 0, format!("{path}\0{value}").as_bytes());
+            if step == 0 {
+                self.ask(at, MsgType::TransactionEnd.code(), tx_id, b"T\0");
+            }
+        }
         Some(())
     }
 
@@ -210,7 +234,11 @@ impl Run {
         let tx_id = match tx {
             0..=0x4f => 0,
             0xf8..=0xff => bytes.word()?,
-            _ => known.get(usize::from(tx) % known.len().max(1)).copied().unwrap_or(0),
+            // The first of a connection get small numbers, whether their starts' replies were read or not.
+            _ => {
+                let guess = u32::from(tx) % 4;
+                known.get(usize::from(tx) % known.len().max(1)).copied().unwrap_or(guess)
+            }
         };
         self.ask(at, kind, tx_id, &payload);
         self.last = Some((at, kind, tx_id, payload));
@@ -322,6 +350,14 @@ impl Run {
         self.settle();
         if introduced && !known {
             self.uses_nothing(domid);
+        }
+        let home = format!("/local/domain/{domid}\0");
+        if let Some(dom0) = self.peers.iter().position(|peer| peer.domid.is_none()) {
+            self.ask(dom0, MsgType::Mkdir.code(), 0, home.as_bytes());
+        }
+        if let Some(dom0) = self.peers.iter().position(|peer| peer.domid.is_none()) {
+            let perms = format!("{home}n{domid}\0");
+            self.ask(dom0, MsgType::SetPerms.code(), 0, perms.as_bytes());
         }
     }
 
