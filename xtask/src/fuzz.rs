@@ -179,11 +179,16 @@ impl Fuzz {
         }
         let mut inputs = files(&merged)?;
         inputs.sort();
-        inputs.truncate(SAVED_FILES_MAX);
-        files(&saved)?.iter().try_for_each(|(_, file)| fs::remove_file(file))?;
         let (mut count, mut bytes) = (0, 0);
+        for (len, file) in files(&saved)? {
+            if is_found(&file) {
+                fs::remove_file(&file)?;
+            } else {
+                (count, bytes) = (count + 1, bytes + len);
+            }
+        }
         for (len, file) in inputs {
-            if bytes + len > SAVED_BYTES_MAX {
+            if count == SAVED_FILES_MAX || bytes + len > SAVED_BYTES_MAX {
                 break;
             }
             fs::copy(&file, saved.join(file.file_name().unwrap_or_default()))?;
@@ -192,6 +197,12 @@ impl Fuzz {
         println!("{target:8} {count} files of {bytes} bytes in {}", saved.display());
         Ok(())
     }
+}
+
+/// Whether libFuzzer named this input, by its SHA-1. One that a person named stays in the saved corpus.
+fn is_found(file: &Path) -> bool {
+    let name = file.file_name().unwrap_or_default().to_string_lossy();
+    name.len() == 40 && name.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 /// Lengths and paths of the files in a folder.
