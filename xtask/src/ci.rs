@@ -34,6 +34,7 @@ const STEPS: &[Step] = &[
         arguments: &["doc", "--workspace", "--no-deps"],
     },
     Step { name: "test", environment: &[], arguments: &["test", "--workspace"] },
+    Step { name: "fuzz", environment: &[], arguments: &["xtask", "fuzz", "--seconds", "15"] },
     Step {
         name: "bench",
         environment: &[],

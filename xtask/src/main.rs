@@ -5,10 +5,12 @@
 //! | `ci` | everything that a change must pass, step by step |
 //! | `tidy` | the rules of the code that no other tool checks |
 //! | `bench` | builds and runs the benches |
+//! | `fuzz` | builds the fuzz targets and runs each for a while |
 //! | `workspace` | what cargo knows about the workspace |
 
 mod bench;
 mod ci;
+mod fuzz;
 mod tidy;
 mod workspace;
 
@@ -23,6 +25,7 @@ cargo xtask COMMAND
   ci [STEP...]            what every change must pass; without STEP, all of it
   tidy                    file lengths, words, lints, dependencies, links
   bench store [OPTION...] our xenstored beside Debian's daemons; --help lists the options
+  fuzz [TARGET] [OPTION]  the fuzz targets, 15 s each; --help lists the options
 ";
 
 fn main() -> ExitCode {
@@ -33,6 +36,7 @@ fn main() -> ExitCode {
         ["ci", steps @ ..] => ci::run(steps),
         ["tidy"] => tidy::run(),
         ["bench", "store", options @ ..] => bench::store(options),
+        ["fuzz", options @ ..] => fuzz::run(options),
         ["--help" | "-h" | "help"] => {
             print!("{HELP}");
             Ok(ExitCode::SUCCESS)

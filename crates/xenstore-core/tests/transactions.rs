@@ -4,7 +4,7 @@ mod common;
 
 use common::Store;
 use xenstore_core::limits::HOLD_MAX_US;
-use xenstore_core::server::{ConnId, DomId};
+use xenstore_core::server::{ConnId, DomId, Ended};
 use xenstore_core::wire::MsgType;
 
 fn again() -> Result<(), String> {
@@ -320,5 +320,49 @@ fn the_quota_of_open_transactions_and_their_memory_come_back() {
     assert!(usage.contains("transactions     :        0"), "{usage}");
     assert!(usage.contains("refused 3 times"), "{usage}");
     store.server.domain_died(DomId(7), 0, &mut store.machine);
+    store.check();
+}
+
+#[test]
+fn what_an_own_node_inherited_is_seen_even_if_its_absence_was_seen_before() {
+    let mut store = Store::new();
+    let (one, other) = (store.socket(), store.socket());
+    let tx = store.start(one);
+    assert_eq!(store.perms(one, tx, "/a"), Err("ENOENT".to_owned()));
+    store.mkdir(one, tx, "/a").unwrap();
+    store.set_perms(other, 0, "/", &["b0"]).unwrap();
+    assert_eq!(store.perms(one, tx, "/a").unwrap(), "n0");
+    assert_eq!(store.commit(one, tx), again());
+    store.check();
+}
+
+#[test]
+fn what_a_connection_waits_for_goes_when_another_request_from_the_queue_ends_it() {
+    let mut store = Store::new();
+    let (holder, other) = (store.socket(), store.socket());
+    let guest = store.guest(1);
+    store.write(holder, 0, "/local/domain/1/x", "0").unwrap();
+    store.set_perms(holder, 0, "/local/domain/1/x", &["n1"]).unwrap();
+    store.watch(guest, "x", "t").unwrap();
+    store.events(guest);
+    // Refused once, the holder's next transaction takes its turn at its first read.
+    let tx = store.start(holder);
+    store.read(holder, tx, "/local/domain/1/x").unwrap();
+    store.write(holder, tx, "/h", "").unwrap();
+    store.write(other, 0, "/local/domain/1/x", "1").unwrap();
+    assert_eq!(store.commit(holder, tx), again());
+    store.events(guest);
+    let tx = store.start(holder);
+    store.read(holder, tx, "/local/domain/1/x").unwrap();
+    let first = store.send(other, MsgType::Write, 0, b"/local/domain/1/x\0two");
+    let second = store.send(guest, MsgType::Write, 0, b"x\0three");
+    assert_eq!((store.reply(other, first), store.reply(guest, second)), (None, None));
+    // The event of the first write is more than the guest may leave unread.
+    store.call(holder, MsgType::SetQuota, 0, b"1\0memory\x0010\0").unwrap();
+    store.commit(holder, tx).unwrap();
+    assert_eq!(store.reply(other, first), Some(Ok(b"OK\0".to_vec())));
+    assert_eq!(store.ended(), [(guest, Ended::Unread)]);
+    assert!(store.server.output(guest).is_empty());
+    assert_eq!(store.read(other, 0, "/local/domain/1/x").unwrap(), "two");
     store.check();
 }

@@ -1,0 +1,419 @@
+//! The clients of a run.
+
+use crate::messages::{Bytes, message};
+use std::collections::BTreeSet;
+use xenstore_core::limits::{
+    HEADER_SIZE, HOLD_MAX_US, PAYLOAD_MAX, UNREAD_MAX_BYTES, UNREAD_SOFT_BYTES,
+};
+use xenstore_core::server::{Attach, Config, ConnId, DomId, Ended, Host, Notice, Server};
+use xenstore_core::wire::{Error, Header, MsgType, Strings, split_message};
+
+/// Most bytes that can wait for one reader: the limit of what it may leave unread, and the replies of
+/// requests that were taken before it was reached (64 of them may have been delayed).
+const WAITING_MAX: usize = UNREAD_MAX_BYTES + UNREAD_SOFT_BYTES + 66 * (HEADER_SIZE + PAYLOAD_MAX);
+
+/// What the store did with rings.
+#[derive(Clone, Copy)]
+enum Ring {
+    Attached(ConnId, u16),
+    Reattached(ConnId),
+    Detached(ConnId),
+}
+
+/// The machine around the store.
+#[derive(Default)]
+pub(crate) struct Machine {
+    pub(crate) existing: BTreeSet<u16>,
+    refuses: bool,
+    rings: Vec<Ring>,
+}
+
+impl Host for Machine {
+    fn domain_exists(&mut self, domid: DomId) -> bool {
+        self.existing.contains(&domid.0)
+    }
+    fn attach(&mut self, at: Attach) -> Result<(), Error> {
+        if self.refuses {
+            return Err(Error::Inval);
+        }
+        self.rings.push(Ring::Attached(at.conn, at.domid.0));
+        Ok(())
+    }
+    fn reattach(&mut self, at: Attach) -> Result<(), Error> {
+        if self.refuses {
+            return Err(Error::Inval);
+        }
+        self.rings.push(Ring::Reattached(at.conn));
+        Ok(())
+    }
+    fn detach(&mut self, _domid: DomId, conn: ConnId) {
+        self.rings.push(Ring::Detached(conn));
+    }
+    fn control(&mut self, command: &[u8], args: &[&[u8]]) -> Option<Result<Vec<u8>, Error>> {
+        (command == b"print").then(|| Ok(args.concat()))
+    }
+}
+
+/// A request that has not been answered.
+#[derive(Debug)]
+struct Asked {
+    header: Header,
+    delayed: bool,
+}
+
+/// One client.
+pub(crate) struct Peer {
+    pub(crate) conn: ConnId,
+    /// The domain, where it is a ring.
+    pub(crate) domid: Option<u16>,
+    /// Read, and no whole message yet.
+    read: Vec<u8>,
+    asked: Vec<Asked>,
+    transactions: Vec<u32>,
+    ended: bool,
+}
+
+impl Peer {
+    fn new(conn: ConnId, domid: Option<u16>) -> Self {
+        let (read, asked, transactions) = Default::default();
+        Self { conn, domid, read, asked, transactions, ended: false }
+    }
+
+    /// Nothing that was asked will be answered any more.
+    fn forget(&mut self) {
+        *self = Self::new(self.conn, self.domid);
+    }
+
+    /// Looks at all whole messages that were read.
+    fn look(&mut self) {
+        let read = std::mem::take(&mut self.read);
+        let mut rest = &read[..];
+        while let Some((header, payload, behind)) =
+            split_message(rest).expect("no message is longer than the protocol allows")
+        {
+            if header.kind == MsgType::WatchEvent.code() {
+                let mut strings = Strings::new(payload);
+                assert!(strings.next().is_some() && strings.next().is_some());
+                assert!(strings.rest().is_empty() && header.req_id == 0 && header.tx_id == 0);
+            } else {
+                self.answered(&header, payload);
+            }
+            rest = behind;
+        }
+        self.read = rest.to_vec();
+    }
+
+    fn answered(&mut self, header: &Header, payload: &[u8]) {
+        let at = self.asked.iter().position(|asked| asked.header.req_id == header.req_id);
+        let at = at.unwrap_or_else(|| panic!("nothing was asked that {header:?} answers"));
+        let asked = self.asked.remove(at).header;
+        assert_eq!(asked.tx_id, header.tx_id);
+        if header.kind == MsgType::Error.code() {
+            let name = payload.strip_suffix(b"\0").expect("an error's name ends with a NUL");
+            assert!(Error::from_name(name).is_some(), "{name:?} is no error of the protocol");
+            return;
+        }
+        assert_eq!(asked.kind, header.kind, "the reply is of another type than the request");
+        if header.kind == MsgType::TransactionStart.code() {
+            let id = std::str::from_utf8(payload).expect("ids are text").trim_end_matches('\0');
+            self.transactions.push(id.parse().expect("ids are numbers"));
+        } else if header.kind == MsgType::TransactionEnd.code() {
+            self.transactions.retain(|id| *id != header.tx_id);
+        }
+    }
+}
+
+/// The store and its clients.
+pub(crate) struct Run {
+    pub(crate) server: Server,
+    pub(crate) machine: Machine,
+    pub(crate) now: u64,
+    pub(crate) peers: Vec<Peer>,
+    pub(crate) warnings: Vec<String>,
+    next_id: u32,
+    last: Option<(usize, u32, u32, Vec<u8>)>,
+}
+
+impl Run {
+    pub(crate) fn new() -> Self {
+        let mut run = Self {
+            server: Server::new(Config::default()),
+            machine: Machine::default(),
+            now: 0,
+            peers: Vec::new(),
+            warnings: Vec::new(),
+            next_id: 1,
+            last: None,
+        };
+        run.socket();
+        run.socket();
+        run.comes(1);
+        run
+    }
+
+    /// The next thing that happens; `None` when the bytes are used up.
+    pub(crate) fn step(&mut self, bytes: &mut Bytes<'_>) -> Option<()> {
+        self.now += 50;
+        match bytes.below(32)? {
+            0 if self.peers.len() < 8 => drop(self.socket()),
+            1 => {
+                let at = bytes.below(self.peers.len().max(1))?;
+                self.leaves(at);
+            }
+            2 => {
+                let domid = 1 + bytes.below(3)? as u16;
+                if self.machine.existing.contains(&domid) {
+                    self.dies(domid);
+                } else {
+                    self.comes(domid);
+                }
+            }
+            3 => {
+                let domid = bytes.below(8)? as u16;
+                if domid < 4 {
+                    self.server.domain_shutdown(DomId(domid), self.now, &mut self.machine);
+                } else {
+                    self.machine.existing.insert(domid - 4);
+                }
+            }
+            4 => self.breaks(bytes)?,
+            5 => {
+                self.now += [100, 5_000, HOLD_MAX_US, 1_000_000, 20_000_000][bytes.below(5)?];
+                self.server.tick(self.now, &mut self.machine);
+            }
+            6 => self.machine.refuses = !self.machine.refuses,
+            7..=10 => {
+                let (at, count) = (bytes.below(self.peers.len().max(1))?, bytes.byte()?);
+                self.read(at, usize::from(count) * usize::from(count) / 8);
+            }
+            11 | 12 => {
+                let at = bytes.below(self.peers.len().max(1))?;
+                self.drain(at);
+            }
+            13 => {
+                for _ in 0..bytes.byte()? {
+                    let Some((at, kind, tx_id, payload)) = self.last.clone() else { break };
+                    self.ask(at, kind, tx_id, &payload);
+                }
+            }
+            14 | 15 => self.contest(bytes)?,
+            _ => self.request(bytes)?,
+        }
+        self.settle();
+        Some(())
+    }
+
+    /// A transaction is refused, as somebody wrote what it had read, and another of the same client takes
+    /// its turn: what others write there waits from now on.
+    fn contest(&mut self, bytes: &mut Bytes<'_>) -> Option<()> {
+        const CONTESTED: [&str; 4] =
+            ["/a", "/local/domain/1/d", "/local/domain/2/d", "/local/domain/1/d/e"];
+        let (at, other) = (bytes.below(self.peers.len().max(1))?, bytes.below(4)?);
+        let path = CONTESTED[bytes.below(CONTESTED.len())?];
+        for step in 0..2 {
+            self.ask(at, MsgType::TransactionStart.code(), 0, b"\0");
+            self.drain(at);
+            let Some(peer) = self.peers.get(at) else { break };
+            let Some(tx_id) = peer.transactions.last().copied() else { break };
+            self.ask(at, MsgType::Read.code(), tx_id, format!("{path}\0").as_bytes());
+            self.ask(at, MsgType::Write.code(), tx_id, b"h\0");
+            let value = self.next_id;
+            self.ask(other, MsgType::Write.code(), 0, format!("{path}\0{value}").as_bytes());
+            if step == 0 {
+                self.ask(at, MsgType::TransactionEnd.code(), tx_id, b"T\0");
+            }
+        }
+        Some(())
+    }
+
+    fn request(&mut self, bytes: &mut Bytes<'_>) -> Option<()> {
+        let at = bytes.below(self.peers.len().max(1))?;
+        let tx = bytes.byte()?;
+        let (kind, payload) = message(bytes)?;
+        let known = self.peers.get(at).map_or(&[][..], |peer| &peer.transactions);
+        let tx_id = match tx {
+            0..=0x4f => 0,
+            0xf8..=0xff => bytes.word()?,
+            // The first of a connection get small numbers, whether their starts' replies were read or not.
+            _ => {
+                let guess = u32::from(tx) % 4;
+                known.get(usize::from(tx) % known.len().max(1)).copied().unwrap_or(guess)
+            }
+        };
+        self.ask(at, kind, tx_id, &payload);
+        self.last = Some((at, kind, tx_id, payload));
+        Some(())
+    }
+
+    /// Sends a request, where the store would take one from this client now.
+    pub(crate) fn ask(&mut self, at: usize, kind: u32, tx_id: u32, payload: &[u8]) {
+        let Some(peer) = self.peers.get(at) else { return };
+        let conn = peer.conn;
+        if !self.server.wants_input(conn) {
+            return;
+        }
+        assert!(!peer.ended, "requests are wanted of a connection that has ended");
+        let (req_id, len) = (self.next_id, payload.len() as u32);
+        self.next_id += 1;
+        let header = Header { kind, req_id, tx_id, len };
+        let before = self.server.counters().delayed;
+        self.server.request(conn, &header, payload, self.now, &mut self.machine);
+        let delayed = self.server.counters().delayed > before;
+        self.rings();
+        if let Some(peer) = self.peers.iter_mut().find(|peer| peer.conn == conn) {
+            peer.asked.push(Asked { header, delayed });
+        }
+        self.settle();
+    }
+
+    fn breaks(&mut self, bytes: &mut Bytes<'_>) -> Option<()> {
+        let at = bytes.below(self.peers.len().max(1))?;
+        let how = bytes.below(4)?;
+        let Some(peer) = self.peers.get_mut(at) else { return Some(()) };
+        let conn = peer.conn;
+        let why = match how {
+            0 if peer.domid.is_some() => {
+                peer.forget();
+                self.server.reset(conn, self.now, &mut self.machine);
+                return Some(());
+            }
+            0 | 1 => Ended::Protocol,
+            2 => Ended::RingIndex,
+            _ => Ended::Communication,
+        };
+        self.server.end(conn, why, self.now, &mut self.machine);
+        Some(())
+    }
+
+    /// Reads some of what waits for a client.
+    fn read(&mut self, at: usize, count: usize) -> usize {
+        let Some(peer) = self.peers.get_mut(at) else { return 0 };
+        let output = self.server.output(peer.conn);
+        let count = count.min(output.len());
+        peer.read.extend_from_slice(&output[..count]);
+        self.server.consume_output(peer.conn, count, self.now);
+        peer.look();
+        count
+    }
+
+    /// Reads all that waits for a client.
+    pub(crate) fn drain(&mut self, at: usize) {
+        let mut total = 0;
+        loop {
+            let count = self.read(at, usize::MAX);
+            total += count;
+            if count == 0 {
+                break;
+            }
+        }
+        assert!(total <= WAITING_MAX, "{total} bytes waited for one reader");
+        let Some(peer) = self.peers.get(at) else { return };
+        assert!(peer.read.is_empty(), "the output ends in the middle of a message");
+        let missing: Vec<&Asked> = peer.asked.iter().filter(|asked| !asked.delayed).collect();
+        assert!(missing.is_empty(), "not answered: {missing:?}");
+    }
+
+    /// Whether some client waits for an answer.
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.peers.iter().any(|peer| !peer.asked.is_empty())
+    }
+
+    /// A new socket client; where it is.
+    pub(crate) fn socket(&mut self) -> usize {
+        let conn = self.server.connect_socket();
+        assert!(self.server.output(conn).is_empty(), "a new connection has output");
+        self.peers.push(Peer::new(conn, None));
+        self.peers.len() - 1
+    }
+
+    /// A socket closes, a ring is reset.
+    pub(crate) fn leaves(&mut self, at: usize) {
+        let Some(peer) = self.peers.get_mut(at) else { return };
+        let conn = peer.conn;
+        if peer.domid.is_some() {
+            peer.forget();
+            self.server.reset(conn, self.now, &mut self.machine);
+        } else {
+            self.peers.remove(at);
+            self.server.disconnect(conn, self.now, &mut self.machine);
+        }
+        self.settle();
+    }
+
+    /// A domain is made and introduced; it starts with nothing on its account.
+    pub(crate) fn comes(&mut self, domid: u16) {
+        let known = self.server.domains().any(|known| known == DomId(domid));
+        self.machine.existing.insert(domid);
+        let introduced =
+            self.server.introduce(DomId(domid), 0, 1, self.now, &mut self.machine).is_ok();
+        assert_eq!(introduced, !self.machine.refuses);
+        self.settle();
+        if introduced && !known {
+            self.uses_nothing(domid);
+        }
+        let home = format!("/local/domain/{domid}\0");
+        if let Some(dom0) = self.peers.iter().position(|peer| peer.domid.is_none()) {
+            self.ask(dom0, MsgType::Mkdir.code(), 0, home.as_bytes());
+        }
+        if let Some(dom0) = self.peers.iter().position(|peer| peer.domid.is_none()) {
+            let perms = format!("{home}n{domid}\0");
+            self.ask(dom0, MsgType::SetPerms.code(), 0, perms.as_bytes());
+        }
+    }
+
+    pub(crate) fn dies(&mut self, domid: u16) {
+        self.machine.existing.remove(&domid);
+        self.server.domain_died(DomId(domid), self.now, &mut self.machine);
+        self.settle();
+        assert!(self.server.domains().all(|known| known != DomId(domid)));
+        assert!(self.peers.iter().all(|peer| peer.domid != Some(domid)));
+    }
+
+    /// Takes note of what became of the rings.
+    fn rings(&mut self) -> Vec<ConnId> {
+        let mut fresh = Vec::new();
+        for ring in std::mem::take(&mut self.machine.rings) {
+            match ring {
+                Ring::Attached(conn, domid) => {
+                    assert!(self.peers.iter().all(|peer| peer.conn != conn), "{conn:?} is in use");
+                    self.peers.push(Peer::new(conn, Some(domid)));
+                    fresh.push(conn);
+                }
+                Ring::Reattached(conn) => {
+                    self.peers.iter_mut().filter(|peer| peer.conn == conn).for_each(Peer::forget);
+                    fresh.push(conn);
+                }
+                Ring::Detached(conn) => self.peers.retain(|peer| peer.conn != conn),
+            }
+        }
+        fresh
+    }
+
+    /// Takes note of all that the store says has become of connections.
+    pub(crate) fn settle(&mut self) {
+        let fresh = self.rings();
+        let mut ended = Vec::new();
+        while let Some(notice) = self.server.poll_notice() {
+            match notice {
+                Notice::Warn(line) => self.warnings.push(line),
+                Notice::Ended { conn, .. } => ended.push(conn),
+                _ => {}
+            }
+        }
+        for conn in ended {
+            let Some(at) = self.peers.iter().position(|peer| peer.conn == conn) else { continue };
+            if fresh.contains(&conn) {
+                self.leaves(at);
+                continue;
+            }
+            let output = self.server.output(conn).len();
+            assert_eq!(output, 0, "a connection that has ended has output");
+            self.peers[at].forget();
+            if self.peers[at].domid.is_none() {
+                self.leaves(at);
+            } else {
+                self.peers[at].ended = true;
+            }
+        }
+    }
+}
