@@ -22,6 +22,12 @@ pub const DOMID_ANY: u16 = 0x7ff5;
 
 /// Longest time, in microseconds, that a transaction whose turn it is may delay others.
 pub const HOLD_MAX_US: u64 = 10_000;
+/// What a turn costs its holder: one simple request for each so many microseconds.
+pub const HOLD_COST_US: u64 = 4;
+/// Weight of a domain that was given none; see [`crate::server::Server::weight`].
+pub const WEIGHT_DEFAULT: u32 = 256;
+/// Largest weight of a domain.
+pub const WEIGHT_MAX: u32 = 65_536;
 /// How long, in microseconds, a path on which a transaction was refused counts as contested.
 pub const CONTESTED_US: u64 = 1_000_000;
 /// Most paths remembered as contested at any time; the oldest is forgotten first.

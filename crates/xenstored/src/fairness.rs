@@ -1,7 +1,7 @@
 //! Who is served when more is asked than one round does: deficit round robin.
 //!
 //! The core says what each request cost, in units of one simple request. In a round every connection
-//! that has input may spend [`QUANTUM`]; what its last request costs beyond that is a debt, taken off
+//! that has input may spend [`QUANTUM`], times its domain's weight; what its last request costs beyond that is a debt, taken off
 //! its next rounds. What it does not spend is not saved up. A connection with input left over goes
 //! to the end of its queue.
 //!
@@ -13,6 +13,7 @@
 
 use crate::connection::Class;
 use std::collections::VecDeque;
+use xenstore_core::limits::WEIGHT_DEFAULT;
 use xenstore_core::server::ConnId;
 
 /// What one connection may spend in a round.
@@ -56,8 +57,9 @@ impl ReadyQueues {
 
 /// What a connection may spend now, given what it had. With nobody else waiting a debt is forgiven:
 /// it would delay its owner to nobody's gain.
-pub(crate) fn refill(credit: i64, alone: bool) -> i64 {
-    if alone { QUANTUM } else { credit.saturating_add(QUANTUM).min(QUANTUM) }
+pub(crate) fn refill(credit: i64, weight: u32, alone: bool) -> i64 {
+    let quantum = (QUANTUM * i64::from(weight) / i64::from(WEIGHT_DEFAULT)).max(1);
+    if alone { quantum } else { credit.saturating_add(quantum).min(quantum) }
 }
 
 #[cfg(test)]
@@ -66,10 +68,18 @@ mod tests {
 
     #[test]
     fn debts_are_paid_and_savings_lost() {
+        let refill = |credit, alone| refill(credit, WEIGHT_DEFAULT, alone);
         assert_eq!(refill(0, false), QUANTUM);
         assert_eq!(refill(QUANTUM, false), QUANTUM);
         assert_eq!(refill(-QUANTUM * 3, false), -QUANTUM * 2);
         assert_eq!(refill(-QUANTUM * 3, true), QUANTUM);
+    }
+
+    #[test]
+    fn a_heavier_domain_gets_more() {
+        assert_eq!(refill(0, 2 * WEIGHT_DEFAULT, false), 2 * QUANTUM);
+        assert_eq!(refill(0, 1, false), 1);
+        assert_eq!(refill(-2 * QUANTUM, 4 * WEIGHT_DEFAULT, false), 2 * QUANTUM);
     }
 
     #[test]

@@ -7,6 +7,7 @@
 //!
 //! Source: `xen/include/public/io/xs_wire.h`, `docs/misc/xenstore-ring.txt`.
 
+use rustix::net::{RecvFlags, recv};
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -174,6 +175,13 @@ impl Ring {
         }
     }
 
+    /// Takes the signals that have come: what lies in many guests' queues fills the send buffer of the
+    /// one socket that signals them all, and the next signal would be lost.
+    fn drain(&self) {
+        let mut word = [0; 4];
+        while recv(&self.events, &mut word[..], RecvFlags::DONTWAIT).is_ok() {}
+    }
+
     /// Puts as much of `bytes` into the ring as fits; says how much.
     ///
     /// # Errors
@@ -200,6 +208,7 @@ impl Ring {
     /// # Errors
     /// Those of the file.
     pub fn take(&mut self, into: &mut Vec<u8>) -> io::Result<usize> {
+        self.drain();
         let [_, rsp_prod] = self.words(RESPONSE_INDICES)?;
         let count = rsp_prod.wrapping_sub(self.rsp_cons).min(RING_SIZE);
         if count == 0 {

@@ -43,6 +43,8 @@ pub(crate) struct Connection {
     pub(crate) next_transaction: u32,
     /// Requests of this connection that wait for a turn.
     pub(crate) delayed: usize,
+    /// What its transactions cost by holding the turn, not charged yet.
+    pub(crate) owed: u32,
     /// Transactions started before this time take their turn from their first read on.
     pub(crate) claims_until: u64,
     pub(crate) ended: Option<Ended>,
@@ -67,6 +69,7 @@ impl Connection {
             transactions: BTreeMap::new(),
             next_transaction: 1,
             delayed: 0,
+            owed: 0,
             claims_until: 0,
             ended: None,
             ready: false,

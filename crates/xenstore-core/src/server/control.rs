@@ -5,6 +5,7 @@
 //! | `check` | looks the whole store through; what is wrong is logged |
 //! | `quota` | the limits; `quota <domid>` a domain's use, limits and refusals; `quota set`, `quota max` |
 //! | `quota-soft` | the soft limits |
+//! | `weight <domid> [<weight>]` | a domain's share of the daemon's time, 256 if it was given none |
 //! | `subtree <path> <cursor>` | many nodes in one reply; see [`Server`]'s `subtree` |
 //! | `help` | all commands |
 //!
@@ -12,7 +13,7 @@
 
 use super::request::{Request, Stop, parse, parse_domid};
 use super::{DomId, Host, Notice, Server};
-use crate::limits::PAYLOAD_MAX;
+use crate::limits::{PAYLOAD_MAX, WEIGHT_MAX};
 use crate::path::{Path, Special, push_decimal};
 use crate::quota::{ALL, Kind, Quota};
 use crate::transaction::What;
@@ -29,6 +30,7 @@ check
 quota           [set <name> <val>|<domid>|max [-r]]
 quota-soft      [set <name> <val>]
 subtree         <path> <cursor>
+weight          <domid> [<weight>]
 ";
 
 impl Server {
@@ -57,6 +59,18 @@ impl Server {
                 self.show_max()
             }
             (b"quota", [domid]) => self.show_domain(parse_domid(domid)?)?,
+            (b"weight", [domid]) => {
+                let domain = self.domains.get(parse_domid(domid)?).ok_or(Error::NoEnt)?;
+                format!("{}", domain.weight)
+            }
+            (b"weight", [domid, weight]) => {
+                let weight = parse(weight)?;
+                if !(1..=WEIGHT_MAX).contains(&weight) {
+                    return Err(Error::Inval.into());
+                }
+                self.domains.get_mut(parse_domid(domid)?).ok_or(Error::NoEnt)?.weight = weight;
+                String::from("OK")
+            }
             (b"help", []) => {
                 let more = host.control(b"help", &[]).and_then(Result::ok).unwrap_or_default();
                 let mut help = String::from(HELP);

@@ -1,7 +1,7 @@
 //! The domains that the store knows: connection, features, rights, limits, use.
 
 use super::{ConnId, DomId, Host, Notice};
-use crate::limits::NOTICES_MAX;
+use crate::limits::{NOTICES_MAX, WEIGHT_DEFAULT};
 use crate::perms::{Caller, Incarnation, Perm, Perms};
 use crate::quota::{Kind, Limits, Quota, Usage};
 use crate::wire::{Error, feature};
@@ -20,6 +20,8 @@ pub(crate) struct Domain {
     pub(crate) target: Option<(DomId, Incarnation)>,
     pub(crate) usage: Usage,
     pub(crate) limits: Limits,
+    /// Its share of the daemon's time, against other domains'.
+    pub(crate) weight: u32,
 }
 
 /// One change of what a domain owns: how many nodes, how many bytes.
@@ -90,6 +92,7 @@ impl Domains {
                 features: feature::ALL,
                 target: None,
                 usage: Usage::default(),
+                weight: WEIGHT_DEFAULT,
                 limits,
             })
         })

@@ -15,7 +15,7 @@ mod request;
 mod session;
 mod turn;
 
-use crate::limits::UNREAD_SOFT_BYTES;
+use crate::limits::{UNREAD_SOFT_BYTES, WEIGHT_DEFAULT};
 use crate::path::{Path, Special, resolve};
 use crate::perms::Caller;
 use crate::quota::{Kind, Quota};
@@ -319,7 +319,16 @@ impl Server {
             self.delay(conn, header, payload, wants_turn);
         }
         self.run_waiting(host);
-        self.cost
+        let owed = self.conn_mut(conn).map_or(0, |conn| core::mem::take(&mut conn.owed));
+        self.cost.saturating_add(owed)
+    }
+
+    /// The weight of the connection's domain: its share of the daemon's time where several want it, as
+    /// against [`WEIGHT_DEFAULT`] of a domain that was given none. Set by CONTROL `weight`.
+    #[must_use]
+    pub fn weight(&self, conn: ConnId) -> u32 {
+        let domain = self.conn(conn).and_then(|conn| self.domains.get(conn.domid));
+        domain.map_or(WEIGHT_DEFAULT, |domain| domain.weight)
     }
 
     /// The bytes waiting to be sent to this connection.

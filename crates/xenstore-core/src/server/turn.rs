@@ -7,7 +7,7 @@
 //! of domain 0 and one of the guests have a turn at a time; a guest's never delays domain 0.
 
 use super::{ConnId, Server};
-use crate::limits::{CONTESTED_MAX, CONTESTED_US, DELAYED_MAX, HOLD_MAX_US};
+use crate::limits::{CONTESTED_MAX, CONTESTED_US, DELAYED_MAX, HOLD_COST_US, HOLD_MAX_US};
 use crate::path::Path;
 use crate::perms::Caller;
 use crate::server::Host;
@@ -267,26 +267,25 @@ impl Server {
 
     /// The turn of this transaction, if it has one, is over.
     pub(super) fn end_turn(&mut self, conn: ConnId, transaction: u32) {
-        let is = |turn: &Option<Turn>| {
-            turn.is_some_and(|turn| (turn.conn, turn.transaction) == (conn, transaction))
-        };
-        let turns = &mut self.turns;
-        for slot in [&mut turns.privileged, &mut turns.guest] {
-            if is(slot) {
-                *slot = None;
-                turns.ended = true;
-            }
-        }
+        self.end_turns(|turn, _| (turn.conn, turn.transaction) == (conn, transaction));
     }
 
     /// Ends the turns that have lasted too long.
     pub(super) fn expire_turns(&mut self) {
+        self.end_turns(|turn, now| now >= turn.since.saturating_add(HOLD_MAX_US));
+    }
+
+    /// Ends the turns for which `over` says so, and charges them to their holders.
+    fn end_turns(&mut self, over: impl Fn(&Turn, u64) -> bool) {
         let now = self.domains.now;
-        let turns = &mut self.turns;
-        for slot in [&mut turns.privileged, &mut turns.guest] {
-            if slot.is_some_and(|turn| now >= turn.since.saturating_add(HOLD_MAX_US)) {
-                *slot = None;
-                turns.ended = true;
+        for class in [Class::Privileged, Class::Guest] {
+            let Some(turn) = self.turns.slot(class).take_if(|turn| over(turn, now)) else {
+                continue;
+            };
+            self.turns.ended = true;
+            let cost = now.saturating_sub(turn.since) / HOLD_COST_US;
+            if let Some(holder) = self.conn_mut(turn.conn) {
+                holder.owed = holder.owed.saturating_add(u32::try_from(cost).unwrap_or(u32::MAX));
             }
         }
     }

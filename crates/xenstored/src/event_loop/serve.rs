@@ -54,7 +54,7 @@ impl EventLoop {
         let alone = self.io.ready.is_empty();
         let Some(connection) = self.io.connections.get(id) else { return 1 };
         connection.queued = false;
-        connection.credit = refill(connection.credit, alone);
+        connection.credit = refill(connection.credit, self.server.weight(id), alone);
         if connection.credit <= 0 {
             self.io.enqueue(id);
             return 1;

@@ -1,0 +1,152 @@
+//! What one domain does to another: turns, their price, weights.
+
+mod common;
+
+use common::Store;
+use xenstore_core::limits::{HOLD_COST_US, HOLD_MAX_US, WEIGHT_DEFAULT};
+use xenstore_core::server::ConnId;
+use xenstore_core::wire::{Header, MsgType};
+
+/// Guests that own their homes and may read and write `/shared`.
+fn guests(store: &mut Store, dom0: ConnId, count: u16) -> Vec<ConnId> {
+    store.write(dom0, 0, "/shared/key", "0").unwrap();
+    for path in ["/shared", "/shared/key"] {
+        store.set_perms(dom0, 0, path, &["b0"]).unwrap();
+    }
+    let home = |domid: u16| {
+        let conn = store.guest(domid);
+        store.mkdir(dom0, 0, &format!("/local/domain/{domid}")).unwrap();
+        store
+            .set_perms(dom0, 0, &format!("/local/domain/{domid}"), &[&format!("n{domid}")])
+            .unwrap();
+        conn
+    };
+    (1..=count).map(home).collect()
+}
+
+/// What domain 0's requests cost, each answered at once.
+fn costs(store: &mut Store, dom0: ConnId) -> Vec<u32> {
+    let mut costs = Vec::new();
+    for at in 0..200 {
+        let requests = [
+            (MsgType::Write, format!("/shared/key\0{at}")),
+            (MsgType::Read, "/shared/key\0".to_owned()),
+            (MsgType::Write, format!("/local/domain/{}/control\0{at}", 1 + at % 100)),
+            (MsgType::Directory, "/shared\0".to_owned()),
+        ];
+        for (kind, payload) in requests {
+            let header =
+                Header { kind: kind.code(), req_id: 77, tx_id: 0, len: payload.len() as u32 };
+            let (now, machine) = (store.now, &mut store.machine);
+            costs.push(store.server.request(dom0, &header, payload.as_bytes(), now, machine));
+            assert!(store.reply(dom0, 77).is_some(), "domain 0 was delayed");
+        }
+        store.now += 10;
+    }
+    costs
+}
+
+/// The same through the whole daemon, by the clock, is in the conformance suite.
+#[test]
+fn a_hundred_guests_with_ten_open_transactions_each_cost_domain_0_nothing() {
+    let mut store = Store::new();
+    let dom0 = store.socket();
+    let guests = guests(&mut store, dom0, 100);
+    costs(&mut store, dom0);
+    let before = costs(&mut store, dom0);
+    for guest in &guests {
+        // A refusal, so that its next transactions take turns where they can; turns that others hold
+        // have to end first.
+        while store.server.deadline().is_some() {
+            store.pass(HOLD_MAX_US);
+        }
+        let tx = store.start(*guest);
+        store.read(*guest, tx, "/shared/key").unwrap();
+        store.write(*guest, tx, "own", "1").unwrap();
+        store.write(dom0, 0, "/shared/key", &format!("{guest:?}")).unwrap();
+        assert_eq!(store.commit(*guest, tx), Err("EAGAIN".to_owned()));
+        for _ in 0..10 {
+            let tx = store.start(*guest);
+            for (kind, payload) in
+                [(MsgType::Read, "/shared/key\0"), (MsgType::Write, "/shared/key\0mine")]
+            {
+                store.send(*guest, kind, tx, payload.as_bytes());
+            }
+        }
+    }
+    assert_eq!(costs(&mut store, dom0), before);
+    store.check();
+}
+
+#[test]
+fn a_guest_waits_ten_milliseconds_at_most_for_another_guests_turn() {
+    let mut store = Store::new();
+    let dom0 = store.socket();
+    let guests = guests(&mut store, dom0, 2);
+    let (holder, other) = (guests[0], guests[1]);
+    let tx = store.start(holder);
+    store.read(holder, tx, "/shared/key").unwrap();
+    store.write(holder, tx, "own", "1").unwrap();
+    store.write(dom0, 0, "/shared/key", "1").unwrap();
+    assert_eq!(store.commit(holder, tx), Err("EAGAIN".to_owned()));
+    let tx = store.start(holder);
+    store.read(holder, tx, "/shared/key").unwrap();
+    let delayed = store.send(other, MsgType::Write, 0, b"/shared/key\x002");
+    assert_eq!(store.reply(other, delayed), None);
+    store.write(other, 0, "own", "meanwhile").unwrap();
+    store.pass(HOLD_MAX_US);
+    assert_eq!(store.reply(other, delayed), Some(Ok(b"OK\0".to_vec())));
+    // The holder pays for the time with its next request.
+    let header = Header { kind: MsgType::Read.code(), req_id: 9, tx_id: 0, len: 4 };
+    let cost = store.server.request(holder, &header, b"own\0", store.now, &mut store.machine);
+    assert!(u64::from(cost) > HOLD_MAX_US / HOLD_COST_US, "{cost}");
+    let cost = store.server.request(holder, &header, b"own\0", store.now, &mut store.machine);
+    assert!(cost < 10, "{cost}");
+}
+
+#[test]
+fn weights_are_set_by_domain_0_alone() {
+    let mut store = Store::new();
+    let dom0 = store.socket();
+    let guest = guests(&mut store, dom0, 1)[0];
+    assert_eq!(store.server.weight(guest), WEIGHT_DEFAULT);
+    assert_eq!(
+        store.call(dom0, MsgType::Control, 0, b"weight\x001\x00512\0"),
+        Ok(b"OK\0".to_vec())
+    );
+    assert_eq!(store.server.weight(guest), 512);
+    assert_eq!(store.call(dom0, MsgType::Control, 0, b"weight\x001\0"), Ok(b"512\0".to_vec()));
+    for bad in ["0", "65537", "x", "-1"] {
+        let payload = format!("weight\x001\0{bad}\0");
+        assert_eq!(
+            store.call(dom0, MsgType::Control, 0, payload.as_bytes()),
+            Err("EINVAL".to_owned())
+        );
+    }
+    let refused = store.call(guest, MsgType::Control, 0, b"weight\x001\x00512\0");
+    assert_eq!(refused, Err("EACCES".to_owned()));
+}
+
+/// What costs the store more, costs the domain more.
+#[test]
+fn cost_follows_work() {
+    let mut store = Store::new();
+    let dom0 = store.socket();
+    let mut cost = |kind: MsgType, payload: &[u8]| {
+        let header = Header { kind: kind.code(), req_id: 5, tx_id: 0, len: payload.len() as u32 };
+        store.server.request(dom0, &header, payload, 0, &mut store.machine)
+    };
+    let small = cost(MsgType::Write, b"/a\0v");
+    let big = cost(MsgType::Write, &[b"/a\0", &[b'v'; 4000][..]].concat());
+    let deep = cost(MsgType::Write, b"/b/c/d/e/f\0v");
+    for at in 0..100 {
+        cost(MsgType::Write, format!("/many/{at}\0v").as_bytes());
+    }
+    let tree = cost(MsgType::Rm, b"/many\0");
+    for at in 0..50 {
+        cost(MsgType::Watch, format!("/w\0{at}\0").as_bytes());
+    }
+    let told = cost(MsgType::Write, b"/w\0v");
+    assert!(big > small && deep > small, "{small} {big} {deep}");
+    assert!(tree > 100 && told > 50, "{tree} {told}");
+}
