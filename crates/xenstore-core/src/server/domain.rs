@@ -139,14 +139,19 @@ impl Domains {
 
     /// The rights of a domain. A target that is dead lends none (XSA-233).
     pub(crate) fn caller(&self, domid: DomId) -> Caller {
+        if self.is_privileged(domid) {
+            // Nothing is looked up for who may do everything.
+            let incarnation = Incarnation::NEVER;
+            return Caller { domid, incarnation, target: None, privileged: true };
+        }
         let domain = self.get(domid);
         Caller {
             domid,
-            incarnation: self.incarnation(domid),
+            incarnation: domain.map_or(Incarnation::NEVER, |domain| domain.incarnation),
             target: domain
                 .and_then(|domain| domain.target)
                 .filter(|(target, incarnation)| self.incarnation(*target) == *incarnation),
-            privileged: self.is_privileged(domid),
+            privileged: false,
         }
     }
 

@@ -11,6 +11,8 @@ use core::cmp::Ordering;
 
 /// Most entries of a block.
 const BLOCK_MAX: usize = 32;
+/// So many entries are looked through one by one; more are halved. The processor foresees the former.
+const SCAN_MAX: usize = 8;
 /// A block with fewer entries than this is joined with a neighbour where both fit into one.
 const BLOCK_MIN: usize = 8;
 
@@ -57,7 +59,17 @@ impl<'a> Key<'a> {
 }
 
 fn find_leaf(nodes: &[Node], key: Key<'_>) -> Result<usize, usize> {
-    nodes.binary_search_by(|node| key.order(node.prefix(), || node.name()))
+    if nodes.len() > SCAN_MAX {
+        return nodes.binary_search_by(|node| key.order(node.prefix(), || node.name()));
+    }
+    for (at, node) in nodes.iter().enumerate() {
+        match key.order(node.prefix(), || node.name()) {
+            Ordering::Less => {}
+            Ordering::Equal => return Ok(at),
+            Ordering::Greater => return Err(at),
+        }
+    }
+    Err(nodes.len())
 }
 
 /// The branch in which `key` is, if anywhere.

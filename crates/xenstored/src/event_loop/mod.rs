@@ -26,6 +26,8 @@ use xenstore_core::server::{ConnId, DomId, Notice, Server};
 const INPUT_BYTES: usize = 64 * 1024;
 /// Events that one wait returns at most.
 const EVENTS_MAX: usize = 256;
+/// Sockets that are read before the first of them is answered.
+const SERVED_MAX: usize = 32;
 /// Clients accepted in one round.
 const ACCEPT_MAX: usize = 64;
 /// Event channels looked at in one round.
@@ -55,6 +57,8 @@ pub(crate) struct EventLoop {
     /// The requests of the current turn.
     asked: Vec<serve::Asked>,
     events: Vec<epoll::Event>,
+    /// The sockets served in this round.
+    served: Vec<(ConnId, serve::Stopped)>,
     started: Instant,
     accepting: Accepting,
     stop: bool,
@@ -97,6 +101,7 @@ impl EventLoop {
             input: vec![0; INPUT_BYTES].into_boxed_slice(),
             asked: Vec::new(),
             events: Vec::with_capacity(EVENTS_MAX),
+            served: Vec::new(),
             started: Instant::now(),
             accepting: Accepting::Yes,
             stop: false,
@@ -276,10 +281,14 @@ impl EventLoop {
         for _ in 0..self.io.ready.len(class) {
             let Some(id) = self.io.ready.pop(class) else { break };
             left -= self.serve(id, now);
+            if self.served.len() >= SERVED_MAX {
+                self.finish_turns(now);
+            }
             if left <= 0 {
                 break;
             }
         }
+        self.finish_turns(now);
     }
 
     /// Sends to those that got output from others, and does what the core has noticed.

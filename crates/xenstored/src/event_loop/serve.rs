@@ -30,7 +30,7 @@ enum Gathered {
 
 /// Why no further request was handed in.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Stopped {
+pub(super) enum Stopped {
     /// No complete message is left.
     Starved,
     /// The budget of the round is used up.
@@ -75,9 +75,19 @@ impl EventLoop {
             }
         };
         let (stopped, spent) = self.hand_in(id, filled, now);
-        self.flush(id, now, Writable::Unknown);
-        self.after_turn(id, stopped);
+        self.served.push((id, stopped));
         spent
+    }
+
+    /// Sends what the turns of this round have brought. All sends come after all reads: a client that is
+    /// woken by its reply asks again while the others' are still on their way.
+    pub(super) fn finish_turns(&mut self, now: u64) {
+        let mut served = std::mem::take(&mut self.served);
+        for (id, stopped) in served.drain(..) {
+            self.flush(id, now, Writable::Unknown);
+            self.after_turn(id, stopped);
+        }
+        self.served = served;
     }
 
     /// Fills the input buffer: what was kept, and a read where that holds no complete message.
