@@ -2,6 +2,7 @@
 //!
 //! | module | what it is |
 //! |---|---|
+//! | `demo` | a store without Xen, and a watch that fires |
 //! | `ci` | everything that a change must pass, step by step |
 //! | `tidy` | the rules of the code that no other tool checks |
 //! | `bench` | builds and runs the benches |
@@ -10,6 +11,7 @@
 
 mod bench;
 mod ci;
+mod demo;
 mod fuzz;
 mod tidy;
 mod workspace;
@@ -22,6 +24,7 @@ pub(crate) type Result<T> = std::result::Result<T, Box<dyn std::error::Error + S
 const HELP: &str = "\
 cargo xtask COMMAND
 
+  demo [--keep]           a store without Xen, and a watch that fires; --help lists the options
   ci [STEP...]            what every change must pass; without STEP, all of it
   tidy                    file lengths, words, lints, dependencies, links
   bench store [OPTION...] our xenstored beside Debian's daemons; --help lists the options
@@ -34,6 +37,7 @@ fn main() -> ExitCode {
     let outcome = match words.as_slice() {
         ["ci", "--list"] => Ok(ci::list()),
         ["ci", steps @ ..] => ci::run(steps),
+        ["demo", options @ ..] => demo::run(options),
         ["tidy"] => tidy::run(),
         ["bench", "store", options @ ..] => bench::store(options),
         ["fuzz", options @ ..] => fuzz::run(options),
