@@ -28,13 +28,20 @@ pub const HOLD_COST_US: u64 = 4;
 pub const WEIGHT_DEFAULT: u32 = 256;
 /// Largest weight of a domain.
 pub const WEIGHT_MAX: u32 = 65_536;
+/// How long, in microseconds, a guest takes no turns after it has let one last its full time.
+pub const TURN_PAUSE_US: u64 = 1_000_000;
+/// A guest's transaction with more requests than this takes no turn: bringing it up to date is work.
+pub const TURN_LOG_MAX: usize = 256;
+/// Changes of the store after which a guest's open transaction is given up, if it is also older than
+/// [`HOLD_MAX_US`]: its snapshot keeps alive what the others have replaced since.
+pub const SNAPSHOT_CHANGES_MAX: u64 = 2048;
 /// How long, in microseconds, a path on which a transaction was refused counts as contested.
 pub const CONTESTED_US: u64 = 1_000_000;
 /// Most paths remembered as contested at any time; the oldest is forgotten first.
 pub const CONTESTED_MAX: usize = 256;
-/// Most requests of one connection that may wait at the same time. While so many wait, no
-/// further request of that connection is taken.
-pub const DELAYED_MAX: usize = 64;
+/// Most requests of one connection that may wait at the same time. While so many wait, no further
+/// request of that connection is taken, so this is more than one that carries many users' has.
+pub const DELAYED_MAX: usize = 1024;
 
 /// A connection with this many bytes of unread replies and events is not asked for further
 /// requests until it has read some.

@@ -79,6 +79,12 @@ impl<'a> Path<'a> {
         Some((if parent.is_empty() { Path(b"/") } else { Path(parent) }, name))
     }
 
+    /// The paths above this one, nearest first, the root last.
+    pub(crate) fn above(self) -> impl Iterator<Item = Path<'a>> {
+        let parent = |path: Path<'a>| path.split_last().map(|(parent, _)| parent);
+        core::iter::successors(parent(self), move |path| parent(*path))
+    }
+
     /// The length that the quota `path-max` limits: without a leading `/local/domain/<domid>/`, as the C
     /// daemon counts it.
     #[must_use]

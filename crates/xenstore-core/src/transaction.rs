@@ -127,18 +127,44 @@ pub(crate) struct Rerun {
 /// Bytes that an entry of the log counts for the quota `memory`, beside path and value.
 const ENTRY_WEIGHT: i64 = 96;
 
+/// What a transaction did on one path: kinds of looks as [`What::bit`], and [`WROTE`].
+#[derive(Clone, Copy, Default)]
+struct Accessed {
+    /// Since the change of its own with this number.
+    since: u32,
+    /// Looks since then.
+    lately: u8,
+    /// All of its time.
+    ever: u8,
+}
+
+/// It changed something there, or tried to.
+const WROTE: u8 = 16;
+
+/// What a change by somebody else does to a path.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Touch {
+    /// The node's value becomes another.
+    Value,
+    /// The node's permissions become others.
+    Perms,
+    /// The node appears or goes, with what is below it. The nearest node above that exists before and
+    /// after has a name of so many bytes in its path.
+    Existence {
+        /// Length of that node's path.
+        nearest: usize,
+    },
+}
+
 pub(crate) struct Transaction {
     base: Tree,
     /// How many domains had died when the snapshot was taken.
     deaths: u64,
     pub(crate) work: Rerun,
     log: Vec<Entry>,
-    /// What was looked at on each path since which change of its own.
-    accessed: BTreeMap<Rc<[u8]>, (u8, u32)>,
+    accessed: BTreeMap<Rc<[u8]>, Accessed>,
     /// How many changes it has logged.
     written: u32,
-    /// It takes the turn from its first read on.
-    pub(crate) claims: bool,
     /// It can only be refused, as something that it saw has changed.
     pub(crate) doomed: bool,
     /// What it counts for the quota `memory`.
@@ -148,7 +174,7 @@ pub(crate) struct Transaction {
 }
 
 impl Transaction {
-    pub(crate) fn new(tree: &Tree, deaths: u64, claims: bool) -> Self {
+    pub(crate) fn new(tree: &Tree, deaths: u64) -> Self {
         Self {
             base: tree.clone(),
             deaths,
@@ -156,7 +182,6 @@ impl Transaction {
             log: Vec::new(),
             accessed: BTreeMap::new(),
             written: 0,
-            claims,
             doomed: false,
             weight: 0,
             changes: false,
@@ -168,15 +193,68 @@ impl Transaction {
         (self.accessed.len(), self.accessed.contains_key(path.as_bytes()))
     }
 
-    /// Whether it has accessed `path`, or something above or below it.
-    pub(crate) fn is_related(&self, path: Path<'_>) -> bool {
+    /// Entries of its log.
+    pub(crate) fn log_len(&self) -> usize {
+        self.log.len()
+    }
+
+    /// The path that it looked at first.
+    pub(crate) fn first_read(&self) -> Option<&Rc<[u8]>> {
+        let read = |entry: &&Entry| matches!(entry.asked, Asked::Read { .. });
+        self.log.iter().find(read).map(|entry| &entry.path)
+    }
+
+    /// Whether it could get another answer than it got, if somebody did this to `path`. Errs on the side
+    /// of yes.
+    pub(crate) fn would_notice(&self, path: Path<'_>, touch: Touch) -> bool {
+        let ever = |path: Path<'_>| self.accessed.get(path.as_bytes()).map_or(0, |seen| seen.ever);
+        let mut above = path.above();
+        let subtree = What::Subtree.bit();
+        match touch {
+            Touch::Value => {
+                ever(path) & (What::Value.bit() | subtree) != 0
+                    || above.any(|path| ever(path) & subtree != 0)
+            }
+            Touch::Perms => self.reaches_below(path) || above.any(|path| ever(path) & subtree != 0),
+            Touch::Existence { nearest } => {
+                self.reaches_below(path)
+                    || above.any(|path| {
+                        let kinds = match path.as_bytes().len() {
+                            // Its list of children changes.
+                            len if len == nearest => What::Children.bit() | subtree,
+                            len if len < nearest => subtree,
+                            // It was absent, or will be.
+                            _ => u8::MAX,
+                        };
+                        ever(path) & kinds != 0
+                    })
+            }
+        }
+    }
+
+    /// Whether it has accessed `path` or something below it.
+    fn reaches_below(&self, path: Path<'_>) -> bool {
         let from = (Bound::Included(path.as_bytes()), Bound::Unbounded);
-        let from = self.accessed.range::<[u8], _>(from).map(|(known, _)| known);
-        let below = from.take_while(|known| path.is_root() || known.starts_with(path.as_bytes()));
-        let mut above =
-            core::iter::successors(Some(path), |path| path.split_last().map(|(parent, _)| parent));
-        above.any(|path| self.accessed.contains_key(path.as_bytes()))
-            || below.into_iter().any(|known| path.related(Path::checked(known)))
+        let mut from = self.accessed.range::<[u8], _>(from).map(|(known, _)| known);
+        if path.is_root() {
+            return from.next().is_some();
+        }
+        // Between `/a` and `/a/b` there may be `/a-c`.
+        let from = from.take_while(|known| known.starts_with(path.as_bytes()));
+        from.into_iter().any(|known| path.related(Path::checked(known)))
+    }
+
+    /// Whether looking at `path` in its snapshot is not as good as looking at it in `tree`.
+    pub(crate) fn is_stale_at(&self, tree: &Tree, caller: &Caller, path: Path<'_>, what: What) -> bool {
+        if self.changes {
+            // What it made may depend on what has changed.
+            return true;
+        }
+        let (base, now) = (&self.base, tree);
+        match (base.find(caller, path, Access::READ), now.find(caller, path, Access::READ)) {
+            (Ok(one), Ok(two)) => !what.same(one, two),
+            (one, two) => one.err() != two.err(),
+        }
     }
 
     /// Whether the snapshot is still the store's state.
@@ -189,9 +267,10 @@ impl Transaction {
             Some((known, _)) => known.clone(),
             None => Rc::from(path.as_bytes()),
         };
-        let (kinds, since) = self.accessed.entry(path.clone()).or_default();
-        *kinds = bit | if *since == self.written { *kinds } else { 0 };
-        *since = self.written;
+        let seen = self.accessed.entry(path.clone()).or_default();
+        seen.lately = bit | if seen.since == self.written { seen.lately } else { 0 };
+        seen.since = self.written;
+        seen.ever |= bit;
         let weight = ENTRY_WEIGHT.saturating_add(path.len() as i64).saturating_add(weight);
         self.weight = self.weight.saturating_add(weight);
         self.log.push(Entry { path, asked });
@@ -211,7 +290,7 @@ impl Transaction {
         let known = self
             .accessed
             .get(path.as_bytes())
-            .is_some_and(|(kinds, since)| kinds & what.bit() != 0 && *since == self.written);
+            .is_some_and(|seen| seen.lately & what.bit() != 0 && seen.since == self.written);
         if !known {
             let alive = seen.as_ref().map_or(0, |node| domains.alive_entries(node.perms()));
             self.record(path, what.bit(), Asked::Read { what, seen: seen.clone(), alive }, 0);
@@ -240,7 +319,7 @@ impl Transaction {
             Change::SetPerms(perms) => Asked::SetPerms { perms: perms.clone(), answer },
         };
         self.written = self.written.saturating_add(u32::from(answer.is_ok()));
-        self.record(path, 0, asked, weight);
+        self.record(path, WROTE, asked, weight);
         self.changes |= answer.is_ok();
         if let Some(entry) = self.log.last() {
             note(&mut self.work.changed, &entry.path, done);

@@ -6,7 +6,7 @@
 use crate::path::Path;
 use crate::server::ConnId;
 use alloc::boxed::Box;
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 
@@ -51,7 +51,7 @@ pub(crate) fn key(path: Path<'_>, token: &[u8], to: &mut Vec<u8>) {
 
 #[derive(Default)]
 struct Place {
-    watches: Vec<WatchId>,
+    watches: BTreeSet<WatchId>,
     below: BTreeMap<Box<[u8]>, Place>,
 }
 
@@ -108,7 +108,7 @@ impl Watches {
                 place.below.entry(Box::from(name)).or_default()
             };
         }
-        place.watches.push(id);
+        place.watches.insert(id);
         id
     }
 
@@ -147,7 +147,7 @@ impl Watches {
         path: Path<'_>,
         start: S,
         mut go: impl FnMut(&S, &'w [u8]) -> Option<S>,
-        mut found: impl FnMut(&S, &'w [WatchId]),
+        mut found: impl FnMut(&S, &'w BTreeSet<WatchId>),
     ) {
         let mut place = &self.tree;
         for name in path.names() {
@@ -180,7 +180,7 @@ fn prune(top: &mut Place, names: &[&[u8]], id: WatchId) {
         let Some(next) = place.below.get_mut(*name) else { return };
         place = next;
     }
-    place.watches.retain(|watch| *watch != id);
+    place.watches.remove(&id);
     if !place.watches.is_empty() || !place.below.is_empty() {
         return;
     }
@@ -252,9 +252,9 @@ mod tests {
         let b = add(&mut watches, b"/a/b", None);
         let c = add(&mut watches, b"/a/b/c", None);
         add(&mut watches, b"/a/x/y", None);
-        let mut found = Vec::new();
+        let mut found: Vec<WatchId> = Vec::new();
         let go = |depth: &u32, name: &[u8]| (name != b"x").then_some(depth + 1);
-        watches.below(Path::checked(b"/a"), 0, go, |_, ids| found.extend_from_slice(ids));
+        watches.below(Path::checked(b"/a"), 0, go, |_, ids| found.extend(ids));
         assert_eq!(found, [b, c]);
     }
 }

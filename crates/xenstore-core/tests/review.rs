@@ -7,6 +7,13 @@ use std::time::{Duration, Instant};
 use xenstore_core::server::ConnId;
 use xenstore_core::wire::{Header, MsgType};
 
+/// Bytes of this process in memory.
+fn resident() -> isize {
+    let statm = std::fs::read_to_string("/proc/self/statm").expect("Linux says so");
+    let pages = statm.split_whitespace().nth(1).expect("the second number is the resident set");
+    pages.parse::<isize>().expect("a number") * 4096
+}
+
 /// What a domain is charged for the quota `memory`.
 fn memory(store: &mut Store, domid: u16) -> u64 {
     let dom0 = store.socket();
@@ -72,6 +79,27 @@ fn the_log_of_requests_that_change_nothing_is_bounded() {
     }
     let used = memory(&mut store, 5);
     assert!(used < 2_621_440 + 8192, "a guest with a quota of 2,621,440 bytes has {used}");
+}
+
+/// An open transaction of a guest keeps old states of the whole store alive.
+#[test]
+fn an_idle_transaction_does_not_keep_the_past_of_the_store() {
+    let mut store = Store::new();
+    let dom0 = store.socket();
+    let value = "v".repeat(1000);
+    let mut keepers = Vec::new();
+    for domid in 1..=10 {
+        keepers.push(guest(&mut store, domid).0);
+    }
+    let before = resident();
+    for round in 0..100 {
+        for at in 0..200 {
+            store.write(dom0, 0, &format!("/tool/{at}"), &format!("{value}{round}")).unwrap();
+        }
+        store.start(keepers[round % 10]);
+    }
+    let grown = resident() - before;
+    assert!(grown < 4 * 1024 * 1024, "a store of 200 KB takes {grown} bytes");
 }
 
 #[test]
@@ -180,6 +208,97 @@ fn watches_of_the_root_by_guests_cost_little() {
     assert!(with < without * 20 + Duration::from_micros(400), "{without:?} became {with:?}");
 }
 
+/// A delay holds one request, never the others of its connection.
+#[test]
+fn many_delayed_requests_do_not_close_the_connection_to_others() {
+    let mut store = Store::new();
+    let (ring, other) = (store.socket(), store.socket());
+    store.write(other, 0, "/hot", "0").unwrap();
+    // `other` is refused once, and takes its turn.
+    let tx = store.start(other);
+    store.read(other, tx, "/hot").unwrap();
+    store.write(ring, 0, "/hot", "1").unwrap();
+    store.write(other, tx, "/hot", "2").unwrap();
+    store.commit(other, tx).unwrap_err();
+    let tx = store.start(other);
+    store.read(other, tx, "/hot").unwrap();
+    for _ in 0..64 {
+        store.send(ring, MsgType::Write, 0, b"/hot\x003");
+    }
+    assert!(store.server.wants_input(ring), "nobody else is served on this connection");
+}
+
+/// A guest's turns one after the other delay another guest for 10 ms at most.
+#[test]
+fn one_guest_does_not_keep_the_turn() {
+    let mut store = Store::new();
+    let (bad, bad_home) = guest(&mut store, 5);
+    let (good, good_home) = guest(&mut store, 6);
+    for (conn, home) in [(bad, &bad_home), (good, &good_home)] {
+        let path = format!("{home}/x");
+        store.write(conn, 0, &path, "0").unwrap();
+        let tx = store.start(conn);
+        store.read(conn, tx, &path).unwrap();
+        store.write(conn, 0, &path, "1").unwrap();
+        store.write(conn, tx, &path, "2").unwrap();
+        store.commit(conn, tx).unwrap_err();
+    }
+    for _ in 0..10 {
+        let tx = store.start(bad);
+        store.send(bad, MsgType::Read, tx, format!("{bad_home}/x\0").as_bytes());
+    }
+    let tx = store.start(good);
+    let id = store.send(good, MsgType::Read, tx, format!("{good_home}/x\0").as_bytes());
+    let mut waited = 0;
+    while store.reply(good, id).is_none() {
+        store.pass(1000);
+        waited += 1;
+        assert!(waited < 1000);
+    }
+    assert!(waited <= 20, "it waited {waited} ms for turns of one other guest");
+}
+
+/// The end of a turn costs little, whatever waits and however long the holder's log is.
+#[test]
+fn what_waits_for_a_turn_is_tried_in_little_time() {
+    let mut store = Store::new();
+    let dom0 = store.socket();
+    let (holder, home) = guest(&mut store, 5);
+    let hot = format!("{home}/hot");
+    store.write(holder, 0, &chain(&home, 900), "").unwrap();
+    store.write(holder, 0, &hot, "0").unwrap();
+    store.set_perms(dom0, 0, &hot, &["b5"]).unwrap();
+    // Two transactions with long logs: the first has the turn, the second waits for it.
+    let (tx, next, first) = (store.start(holder), store.start(holder), store.start(holder));
+    for at in 0..900 {
+        let path = format!("{}/x{at}", chain(&home, 900));
+        let _ = store.read(holder, tx, &path);
+        let _ = store.read(holder, next, &path);
+    }
+    store.read(holder, first, &hot).unwrap();
+    store.write(holder, 0, &hot, "1").unwrap();
+    store.write(holder, first, &hot, "2").unwrap();
+    store.commit(holder, first).unwrap_err();
+    store.read(holder, tx, &hot).unwrap();
+    store.send(holder, MsgType::Read, next, format!("{hot}\0").as_bytes());
+    let (mut took, mut cost) = (Duration::ZERO, 0);
+    for domid in 10..30 {
+        let conn = store.guest(domid);
+        for _ in 0..4 {
+            let payload = format!("{hot}\x00z");
+            let (more, longer) = timed(&mut store, conn, MsgType::Write, 0, payload.as_bytes());
+            took += longer;
+            cost += more;
+        }
+    }
+    println!("80 writes that wait: cost {cost}, {took:?}");
+    let began = Instant::now();
+    store.pass(10_001);
+    let ended = began.elapsed();
+    println!("the end of the turn: {ended:?}");
+    assert!(took + ended < Duration::from_millis(100), "waiting {took:?}, end {ended:?}");
+}
+
 /// What a guest may do in one round of the daemon (256 units of cost) takes little time.
 #[test]
 fn a_guests_share_of_a_round_is_short() {
@@ -263,4 +382,35 @@ fn an_ended_guests_waiting_requests_are_not_run() {
         Ok("0".into()),
         "written after its end"
     );
+}
+
+/// Linux sends all users of domain 0 over one ring: who was refused there is one of many.
+#[test]
+fn a_refusal_of_one_user_of_a_ring_does_not_serialise_the_others() {
+    let mut store = Store::new();
+    let ring = store.socket();
+    store.write(ring, 0, "/tool/unrelated", "0").unwrap();
+    refuse(&mut store, ring, "/tool/hot");
+    let one = store.start(ring);
+    store.read(ring, one, "/tool/hot").unwrap();
+    let other = store.start(ring);
+    let id = store.send(ring, MsgType::Read, other, b"/tool/unrelated\0");
+    assert!(store.reply(ring, id).is_some(), "an unrelated transaction waits for a turn");
+}
+
+/// A client that vanishes with many watches of one path holds up nobody.
+#[test]
+fn the_end_of_a_client_with_many_watches_is_quick() {
+    let mut store = Store::new();
+    let conn = store.socket();
+    for at in 0..50_000 {
+        store.send(conn, MsgType::Watch, 0, format!("/tool\0{at}\0").as_bytes());
+        store.server.consume_output(conn, usize::MAX, store.now);
+    }
+    store.receive(conn);
+    let began = Instant::now();
+    store.server.disconnect(conn, store.now, &mut store.machine);
+    let took = began.elapsed();
+    println!("{took:?}");
+    assert!(took < Duration::from_millis(100), "the end of 50,000 watches took {took:?}");
 }

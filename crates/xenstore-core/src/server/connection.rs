@@ -45,8 +45,6 @@ pub(crate) struct Connection {
     pub(crate) delayed: usize,
     /// What its transactions cost by holding the turn, not charged yet.
     pub(crate) owed: u32,
-    /// Transactions started before this time take their turn from their first read on.
-    pub(crate) claims_until: u64,
     pub(crate) ended: Option<Ended>,
     /// Named by `poll_ready` since it last got output.
     pub(crate) ready: bool,
@@ -70,7 +68,6 @@ impl Connection {
             next_transaction: 1,
             delayed: 0,
             owed: 0,
-            claims_until: 0,
             ended: None,
             ready: false,
             unread_since: None,

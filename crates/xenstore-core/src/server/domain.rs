@@ -23,6 +23,9 @@ pub(crate) struct Domain {
     pub(crate) limits: Limits,
     /// Its share of the daemon's time, against other domains'.
     pub(crate) weight: u32,
+    /// When its last turn ended, and until when it takes no other.
+    pub(crate) last_turn: u64,
+    pub(crate) no_turn_until: u64,
 }
 
 /// One change of what a domain owns: how many nodes, how many bytes.
@@ -94,6 +97,8 @@ impl Domains {
                 target: None,
                 usage: Usage::default(),
                 weight: WEIGHT_DEFAULT,
+                last_turn: 0,
+                no_turn_until: 0,
                 limits,
             })
         })

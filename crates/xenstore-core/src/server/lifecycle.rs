@@ -69,7 +69,6 @@ impl Server {
         self.note_unread(conn, None);
         if let Some(connection) = self.conn_mut(conn) {
             connection.ended = None;
-            connection.claims_until = 0;
         }
         self.mark_ready(conn);
     }

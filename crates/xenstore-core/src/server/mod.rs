@@ -285,7 +285,7 @@ impl Server {
         let Some(connection) = self.conn(conn) else { return false };
         if connection.ended.is_some()
             || connection.unread() >= UNREAD_SOFT_BYTES
-            || !Self::may_delay_more(connection.delayed)
+            || !self.may_delay_more(conn, connection.delayed)
         {
             return false;
         }
@@ -295,7 +295,7 @@ impl Server {
         }
         let limit = self.domains.limit(connection.domid, Quota::Outstanding, Kind::Hard) as usize;
         let outstanding = connection.unread_replies().saturating_add(connection.delayed);
-        limit == 0 || outstanding < limit
+        limit == 0 || outstanding < limit || (connection.unread_replies() < limit && self.has_turn(conn))
     }
 
     /// Takes one complete request; returns what it cost, in the unit of one simple request.

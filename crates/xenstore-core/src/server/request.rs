@@ -7,7 +7,7 @@ use crate::limits::{self, PAYLOAD_MAX};
 use crate::path::{Path, Special, push_decimal};
 use crate::perms::{Access, Caller, Incarnation, Perms};
 use crate::quota::Quota;
-use crate::transaction::{Change, Transaction, What, apply};
+use crate::transaction::{Change, Touch, Transaction, What, apply};
 use crate::tree::{Node, Put};
 use crate::wire::{Error, Header, MsgType, Strings, feature};
 use alloc::rc::Rc;
@@ -226,7 +226,7 @@ impl Server {
         self.in_transaction(request, |server, transaction| {
             server.check_access(&caller, transaction, path, 0)?;
             let (conn, id) = (request.conn, request.header.tx_id);
-            match server.want_turn(conn, id, transaction, &caller, path) {
+            match server.want_turn((conn, id), transaction, &caller, path, what) {
                 Attempt::Wait { wants_turn } => Err(Stop::Wait { wants_turn }),
                 Attempt::Done => Ok(transaction.see(&caller, path, what, &server.domains)?),
             }
@@ -260,20 +260,17 @@ impl Server {
 
     fn change_now(&mut self, request: Request<'_>, path: Path<'_>, change: &Change<'_>) -> Outcome {
         let caller = request.caller;
-        let own = (request.conn, 0);
-        let done = if self.may_break_turn(caller.privileged, own, path) {
-            let mut trial = self.tree.clone();
-            let done =
-                self.with_ledger(|_, ledger| apply(&mut trial, &caller, path, change, ledger))?;
-            if !self.turns_survive(caller.privileged, own, &trial) {
-                self.deltas.clear();
+        if self.has_turns(caller.privileged) {
+            let touch = match change {
+                Change::SetPerms(_) => Touch::Perms,
+                Change::Put(_) if self.tree.get(path).is_some() => Touch::Value,
+                Change::Put(_) | Change::Remove => self.existence(path),
+            };
+            if self.must_wait(caller.privileged, (request.conn, 0), path, touch) {
                 return Err(Stop::Wait { wants_turn: false });
             }
-            self.tree = trial;
-            done
-        } else {
-            self.with_ledger(|tree, ledger| apply(tree, &caller, path, change, ledger))?
-        };
+        }
+        let done = self.with_ledger(|tree, ledger| apply(tree, &caller, path, change, ledger))?;
         self.book();
         self.fire(path, &done);
         Ok(())

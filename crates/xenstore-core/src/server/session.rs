@@ -4,7 +4,8 @@ use super::Server;
 use super::request::{Outcome, Request, Stop, parse};
 use crate::path::{Path, Special, is_relative, push_decimal};
 use crate::quota::Quota;
-use crate::transaction::Transaction;
+use crate::transaction::{Touch, Transaction};
+use crate::tree::Done;
 use crate::watch;
 use crate::wire::{Error, Strings, feature};
 use alloc::boxed::Box;
@@ -76,10 +77,9 @@ impl Server {
         if !caller.privileged {
             self.domains.check_more(caller.domid, Quota::Transactions, 1)?;
         }
-        let now = self.domains.now;
         let (tree, deaths) = (self.tree.clone(), self.domains.deaths);
         let Some(connection) = self.conn_mut(request.conn) else { return Ok(()) };
-        let transaction = Transaction::new(&tree, deaths, now < connection.claims_until);
+        let transaction = Transaction::new(&tree, deaths);
         let mut id = connection.next_transaction;
         while id == 0 || connection.transactions.contains_key(&id) {
             id = id.wrapping_add(1);
@@ -129,6 +129,20 @@ impl Server {
             return Ok(());
         }
         let (caller, own) = (request.caller, (request.conn, request.header.tx_id));
+        if self.has_turns(caller.privileged) {
+            let waits = |(path, done): &(Rc<[u8]>, Done)| {
+                let path = Path::checked(path);
+                let touch = match done {
+                    Done::Permitted(_) => Touch::Perms,
+                    Done::Changed if self.tree.get(path).is_some() => Touch::Value,
+                    _ => self.existence(path),
+                };
+                self.must_wait(caller.privileged, own, path, touch)
+            };
+            if transaction.work.changed.iter().any(waits) {
+                return Err(Stop::Wait { wants_turn: false });
+            }
+        }
         let rerun;
         let work = if transaction.is_current(&self.tree, self.domains.deaths) && !transaction.doomed
         {
@@ -138,20 +152,12 @@ impl Server {
                 Ok(work) => rerun = work,
                 Err(conflict) => {
                     self.counters.conflicts = self.counters.conflicts.wrapping_add(1);
-                    self.refused(request.conn, &conflict);
+                    self.refused(transaction, &conflict);
                     return Err(conflict.error.into());
                 }
             }
             &rerun
         };
-        let breaks = |(path, _): &(Rc<[u8]>, _)| {
-            self.may_break_turn(caller.privileged, own, Path::checked(path))
-        };
-        if work.changed.iter().any(breaks)
-            && !self.turns_survive(caller.privileged, own, &work.tree)
-        {
-            return Err(Stop::Wait { wants_turn: false });
-        }
         self.tree = work.tree.clone();
         self.domains.book(&work.deltas);
         self.counters.commits = self.counters.commits.wrapping_add(1);

@@ -1,23 +1,26 @@
 //! Turns: how a transaction that was refused is sure to commit.
 //!
-//! A path on which a transaction was refused is *contested* for a while. A transaction takes the *turn*
-//! at its first read if the last one of its connection was refused, and at the first read of a contested
-//! path otherwise. It is brought up to date then, and while it has the turn, whatever would change what
-//! it has seen waits. So it commits if it ends within [`HOLD_MAX_US`] of getting the turn. One transaction
-//! of domain 0 and one of the guests have a turn at a time; a guest's never delays domain 0.
+//! Where a transaction is refused, the path on which it was and the path that it read first are *contested*
+//! for a while. A transaction that reads a contested path takes the *turn*: it is brought up to date, and
+//! while it has the turn, whatever would change what it has seen waits. So it commits if it ends within
+//! [`HOLD_MAX_US`] of getting the turn; and who tries again, with the same first read, has the turn from
+//! the start. One transaction of domain 0 and one of the guests have a turn at a time; a guest's never
+//! delays domain 0. Guests take turns in the order in which their last ones ended, and one that lets
+//! a turn last its full time pauses.
 
 use super::{ConnId, Server};
-use crate::limits::{CONTESTED_MAX, CONTESTED_US, DELAYED_MAX, HOLD_COST_US, HOLD_MAX_US};
+use crate::limits::{
+    CONTESTED_MAX, CONTESTED_US, DELAYED_MAX, HOLD_COST_US, HOLD_MAX_US, TURN_LOG_MAX, TURN_PAUSE_US,
+};
 use crate::path::Path;
 use crate::perms::Caller;
 use crate::server::Host;
-use crate::transaction::{Conflict, Rerun, Transaction};
+use crate::transaction::{Conflict, Rerun, Touch, Transaction, What};
 use crate::tree::Tree;
 use crate::wire::{Header, MsgType, Strings};
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::rc::Rc;
-use alloc::vec::Vec;
 
 /// A transaction that has the turn.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -25,6 +28,13 @@ pub(crate) struct Turn {
     pub(crate) conn: ConnId,
     pub(crate) transaction: u32,
     since: u64,
+}
+
+impl Turn {
+    /// Whether it has lasted as long as it may.
+    fn is_over(&self, now: u64) -> bool {
+        now >= self.since.saturating_add(HOLD_MAX_US)
+    }
 }
 
 /// A request that waits.
@@ -164,38 +174,49 @@ impl Server {
         !self.turns.holds(conn, header.tx_id) && self.turns.queue.iter().any(behind)
     }
 
-    /// Whether more requests of the connection may come.
-    pub(super) fn may_delay_more(delayed: usize) -> bool {
+    /// Whether more requests of the connection may come, as far as those that wait are concerned. What
+    /// has the turn must be able to end it.
+    pub(super) fn may_delay_more(&self, conn: ConnId, delayed: usize) -> bool {
+        let holds = |turn: &Turn| turn.conn == conn;
+        let turns = &self.turns;
         delayed < DELAYED_MAX
+            || (delayed < 2 * DELAYED_MAX
+                && (turns.privileged.as_ref().is_some_and(holds)
+                    || turns.guest.as_ref().is_some_and(holds)))
     }
 
-    /// A transaction is about to read `path`: gives it the turn where it should have it.
+    /// Whether a transaction of this connection has the turn.
+    pub(super) fn has_turn(&self, conn: ConnId) -> bool {
+        self.turns.guest.is_some_and(|turn| turn.conn == conn)
+    }
+
+    /// A transaction is about to look at `path`: gives it the turn where it should have it.
     pub(super) fn want_turn(
         &mut self,
-        conn: ConnId,
-        id: u32,
+        (conn, id): (ConnId, u32),
         transaction: &mut Transaction,
         caller: &Caller,
         path: Path<'_>,
+        what: What,
     ) -> Attempt {
         let now = self.domains.now;
         let holds = self.turns.holds(conn, id);
-        if transaction.doomed
-            || !(holds || transaction.claims || self.turns.is_contested(path, now))
-        {
+        if transaction.doomed || !(holds || self.may_take_turn(transaction, caller, path)) {
             return Attempt::Done;
         }
         let class = if caller.privileged { Class::Privileged } else { Class::Guest };
         if !holds && self.turns.slot(class).is_some() {
             return Attempt::Wait { wants_turn: true };
         }
-        if !transaction.is_current(&self.tree, self.domains.deaths) {
+        let stale = !transaction.is_current(&self.tree, self.domains.deaths)
+            && !(holds && !transaction.is_stale_at(&self.tree, caller, path, what));
+        if stale {
             match self.rerun(transaction, self.tree.clone(), caller) {
                 Ok(rerun) => transaction.rebase(self.tree.clone(), self.domains.deaths, rerun),
                 Err(conflict) => {
-                    // Too late for this one; the next of this connection takes its turn at once.
+                    // Too late for this one; who tries again takes the turn from the start.
                     transaction.doomed = true;
-                    self.refused(conn, &conflict);
+                    self.refused(transaction, &conflict);
                     self.end_turn(conn, id);
                     return Attempt::Done;
                 }
@@ -205,6 +226,16 @@ impl Server {
             *self.turns.slot(class) = Some(Turn { conn, transaction: id, since: now });
         }
         Attempt::Done
+    }
+
+    fn may_take_turn(&self, transaction: &Transaction, caller: &Caller, path: Path<'_>) -> bool {
+        let now = self.domains.now;
+        let may = || {
+            let domain = self.domains.get(caller.domid);
+            transaction.log_len() <= TURN_LOG_MAX
+                && domain.is_none_or(|domain| domain.no_turn_until <= now)
+        };
+        self.turns.is_contested(path, now) && (caller.privileged || may())
     }
 
     /// Runs the log of a transaction on a tree.
@@ -217,52 +248,43 @@ impl Server {
         self.with_ledger(|_, ledger| transaction.rerun(tree, caller, ledger))
     }
 
-    /// Remembers a refusal: its path is contested, and the connection's next transactions take turns.
-    pub(super) fn refused(&mut self, conn: ConnId, conflict: &Conflict) {
+    /// Remembers a refusal: who reads these paths takes the turn.
+    pub(super) fn refused(&mut self, transaction: &Transaction, conflict: &Conflict) {
         let now = self.domains.now;
         self.turns.contest(conflict.path.clone(), now);
-        if let Some(conn) = self.conn_mut(conn) {
-            conn.claims_until = now.saturating_add(CONTESTED_US);
+        if let Some(first) = transaction.first_read() {
+            self.turns.contest(first.clone(), now);
         }
     }
 
-    /// Whether a change of `path` could touch what a holder of a turn has seen.
-    pub(super) fn may_break_turn(
+    /// Whether what is to be done to `path` must wait for the end of a turn that is not `own`.
+    pub(super) fn must_wait(
         &self,
         privileged: bool,
         own: (ConnId, u32),
         path: Path<'_>,
+        touch: Touch,
     ) -> bool {
-        self.turns.respected(privileged).filter(|turn| (turn.conn, turn.transaction) != own).any(
-            |turn| {
-                let transaction =
-                    self.conn(turn.conn).and_then(|conn| conn.transactions.get(&turn.transaction));
-                transaction.is_some_and(|transaction| transaction.is_related(path))
-            },
-        )
+        let mut others =
+            self.turns.respected(privileged).filter(|turn| (turn.conn, turn.transaction) != own);
+        others.any(|turn| {
+            let holder =
+                self.conn(turn.conn).and_then(|conn| conn.transactions.get(&turn.transaction));
+            holder.is_some_and(|holder| holder.would_notice(path, touch))
+        })
     }
 
-    /// Whether every holder of a turn would still commit if the store became `tree`.
-    pub(super) fn turns_survive(
-        &mut self,
-        privileged: bool,
-        own: (ConnId, u32),
-        tree: &Tree,
-    ) -> bool {
-        let turns: Vec<Turn> = self.turns.respected(privileged).collect();
-        turns.into_iter().filter(|turn| (turn.conn, turn.transaction) != own).all(|turn| {
-            let Some(conn) = self.conn_mut(turn.conn) else { return true };
-            let domid = conn.domid;
-            let Some(transaction) = conn.transactions.remove(&turn.transaction) else {
-                return true;
-            };
-            let caller = self.domains.caller(domid);
-            let survives = self.rerun(&transaction, tree.clone(), &caller).is_ok();
-            if let Some(conn) = self.conn_mut(turn.conn) {
-                conn.transactions.insert(turn.transaction, transaction);
-            }
-            survives
-        })
+    /// Whether anybody has a turn that a caller must respect.
+    pub(super) fn has_turns(&self, privileged: bool) -> bool {
+        self.turns.respected(privileged).next().is_some()
+    }
+
+    /// What making or removing `path` does to it.
+    pub(super) fn existence(&self, path: Path<'_>) -> Touch {
+        let walk = self.tree.walk(path);
+        // One level up at least: that one's list of children changes.
+        let nearest = path.above().nth(walk.missing.saturating_sub(1));
+        Touch::Existence { nearest: nearest.map_or(1, |path| path.as_bytes().len()) }
     }
 
     /// The turn of this transaction, if it has one, is over.
@@ -272,7 +294,7 @@ impl Server {
 
     /// Ends the turns that have lasted too long.
     pub(super) fn expire_turns(&mut self) {
-        self.end_turns(|turn, now| now >= turn.since.saturating_add(HOLD_MAX_US));
+        self.end_turns(Turn::is_over);
     }
 
     /// Ends the turns for which `over` says so, and charges them to their holders.
@@ -284,8 +306,14 @@ impl Server {
             };
             self.turns.ended = true;
             let cost = now.saturating_sub(turn.since) / HOLD_COST_US;
-            if let Some(holder) = self.conn_mut(turn.conn) {
-                holder.owed = holder.owed.saturating_add(u32::try_from(cost).unwrap_or(u32::MAX));
+            let Some(holder) = self.conn_mut(turn.conn) else { continue };
+            holder.owed = holder.owed.saturating_add(u32::try_from(cost).unwrap_or(u32::MAX));
+            let domid = holder.domid;
+            if let Some(domain) = self.domains.get_mut(domid) {
+                domain.last_turn = now;
+                if turn.is_over(now) {
+                    domain.no_turn_until = now.saturating_add(TURN_PAUSE_US);
+                }
             }
         }
     }
@@ -309,6 +337,10 @@ impl Server {
     fn run_queue(&mut self, host: &mut dyn Host) {
         for turns_too in [false, true] {
             let mut queue = core::mem::take(&mut self.turns.queue);
+            if turns_too {
+                // A guest whose last turn ended long ago comes before one that has just had one.
+                queue.make_contiguous().sort_by_key(|waiting| self.last_turn(waiting.conn));
+            }
             let mut kept: VecDeque<Waiting> = VecDeque::new();
             while let Some(waiting) = queue.pop_front() {
                 // Its connection may have ended while others were tried, and forgotten all it asked.
@@ -329,6 +361,13 @@ impl Server {
             kept.append(&mut self.turns.queue);
             self.turns.queue = kept;
         }
+    }
+
+    /// When the guest behind a connection had its last turn; domain 0's requests are all alike.
+    fn last_turn(&self, conn: ConnId) -> u64 {
+        let domid = self.conn(conn).map(|conn| conn.domid);
+        let guest = domid.filter(|domid| !self.domains.is_privileged(*domid));
+        guest.and_then(|domid| self.domains.get(domid)).map_or(0, |domain| domain.last_turn)
     }
 
     fn retry(&mut self, mut waiting: Waiting, kept: &mut VecDeque<Waiting>, host: &mut dyn Host) {
