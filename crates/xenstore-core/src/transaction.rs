@@ -165,6 +165,10 @@ pub(crate) struct Transaction {
     accessed: BTreeMap<Rc<[u8]>, Accessed>,
     /// How many changes it has logged.
     written: u32,
+    /// When it began: the time, and how many changes of the store there had been.
+    pub(crate) began: (u64, u64),
+    /// It was given up, as its snapshot kept too much alive: it can only be refused.
+    pub(crate) lost: bool,
     /// It can only be refused, as something that it saw has changed.
     pub(crate) doomed: bool,
     /// What it counts for the quota `memory`.
@@ -174,7 +178,7 @@ pub(crate) struct Transaction {
 }
 
 impl Transaction {
-    pub(crate) fn new(tree: &Tree, deaths: u64) -> Self {
+    pub(crate) fn new(tree: &Tree, deaths: u64, began: (u64, u64)) -> Self {
         Self {
             base: tree.clone(),
             deaths,
@@ -182,10 +186,22 @@ impl Transaction {
             log: Vec::new(),
             accessed: BTreeMap::new(),
             written: 0,
+            began,
+            lost: false,
             doomed: false,
             weight: 0,
             changes: false,
         }
+    }
+
+    /// Lets go of all that it keeps alive.
+    pub(crate) fn give_up(&mut self) {
+        let nothing = self.base.emptied();
+        self.work = Rerun { tree: nothing.clone(), deltas: Vec::new(), changed: Vec::new() };
+        self.base = nothing;
+        self.log = Vec::new();
+        self.accessed = BTreeMap::new();
+        (self.lost, self.doomed) = (true, true);
     }
 
     /// How many nodes it has accessed, for the quota `transaction-nodes`; and whether `path` is among them.

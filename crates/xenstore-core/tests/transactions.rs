@@ -3,7 +3,7 @@
 mod common;
 
 use common::Store;
-use xenstore_core::limits::HOLD_MAX_US;
+use xenstore_core::limits::{HOLD_MAX_US, SNAPSHOT_CHANGES_MAX};
 use xenstore_core::server::{ConnId, DomId, Ended};
 use xenstore_core::wire::MsgType;
 
@@ -364,5 +364,36 @@ fn what_a_connection_waits_for_goes_when_another_request_from_the_queue_ends_it(
     assert_eq!(store.ended(), [(guest, Ended::Unread)]);
     assert!(store.server.output(guest).is_empty());
     assert_eq!(store.read(other, 0, "/local/domain/1/x").unwrap(), "two");
+    store.check();
+}
+
+/// A guest's transaction that is left open while the store changes a lot is refused; it keeps nothing alive.
+#[test]
+fn a_transaction_left_open_for_too_long_is_refused() {
+    let mut store = Store::new();
+    let dom0 = store.socket();
+    let guest = store.guest(7);
+    store.mkdir(dom0, 0, "/local/domain/7").unwrap();
+    store.set_perms(dom0, 0, "/local/domain/7", &["n7"]).unwrap();
+    store.write(guest, 0, "x", "old").unwrap();
+    let (guests, own) = (store.start(guest), store.start(dom0));
+    for tx in [(guest, guests), (dom0, own)] {
+        store.read(tx.0, tx.1, "/local/domain/7/x").unwrap();
+        store.write(tx.0, tx.1, "/local/domain/7/y", "mine").unwrap();
+    }
+    for at in 0..SNAPSHOT_CHANGES_MAX + 1 {
+        store.write(dom0, 0, "/busy", &at.to_string()).unwrap();
+    }
+    store.now += HOLD_MAX_US + 1;
+    store.write(dom0, 0, "/local/domain/7/x", "new").unwrap();
+    // Until its end it is told what is there.
+    assert_eq!(store.read(guest, guests, "x").unwrap(), "new");
+    assert_eq!(store.write(guest, guests, "z", "mine"), Ok(()));
+    assert_eq!(store.write(guest, guests, "/busy", "mine"), Err("EACCES".to_owned()));
+    assert_eq!(store.commit(guest, guests), again());
+    assert_eq!(store.list(guest, 0, "/local/domain/7").unwrap(), ["x"]);
+    // Domain 0's are its own affair, and judged by what they saw.
+    assert_eq!(store.read(dom0, own, "/local/domain/7/x").unwrap(), "old");
+    assert_eq!(store.commit(dom0, own), again());
     store.check();
 }

@@ -101,6 +101,7 @@ impl Server {
         let transactions = core::mem::take(&mut connection.transactions);
         for (id, transaction) in transactions {
             self.end_turn(conn, id);
+            self.snapshots.remove(&(transaction.began.0, conn, id));
             self.domains.charge(domid, Quota::Transactions, -1);
             self.domains.charge(domid, Quota::Memory, transaction.weight.saturating_neg());
         }

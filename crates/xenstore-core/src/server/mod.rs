@@ -174,6 +174,10 @@ pub struct Server {
     /// Guests with unread output, by the time since when.
     unread: BTreeSet<(u64, ConnId)>,
     turns: Turns,
+    /// The guests' open transactions, by the time of their start.
+    snapshots: BTreeSet<(u64, ConnId, u32)>,
+    /// How often the tree has changed.
+    changes: u64,
     counters: Counters,
     /// What the request at hand has cost so far.
     cost: u32,
@@ -211,6 +215,8 @@ impl Server {
             ready: VecDeque::new(),
             unread: BTreeSet::new(),
             turns: Turns::default(),
+            snapshots: BTreeSet::new(),
+            changes: 0,
             counters: Counters::default(),
             cost: 0,
             path_scratch: Vec::new(),
@@ -318,6 +324,7 @@ impl Server {
         } else if let Attempt::Wait { wants_turn } = self.attempt(conn, header, payload, host) {
             self.delay(conn, header, payload, wants_turn);
         }
+        self.give_up_old_snapshots();
         self.run_waiting(host);
         let owed = self.conn_mut(conn).map_or(0, |conn| core::mem::take(&mut conn.owed));
         self.cost.saturating_add(owed)
@@ -385,6 +392,7 @@ impl Server {
         self.domains.now = now;
         self.expire_turns();
         self.expire_unread();
+        self.give_up_old_snapshots();
         self.run_waiting(host);
     }
 

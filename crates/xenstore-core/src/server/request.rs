@@ -224,6 +224,10 @@ impl Server {
             return Ok(self.tree.find(&caller, path, Access::READ)?.clone());
         }
         self.in_transaction(request, |server, transaction| {
+            if transaction.lost {
+                // It will be refused; what it is told until then is what is there.
+                return Ok(server.tree.find(&caller, path, Access::READ)?.clone());
+            }
             server.check_access(&caller, transaction, path, 0)?;
             let (conn, id) = (request.conn, request.header.tx_id);
             match server.want_turn((conn, id), transaction, &caller, path, what) {
@@ -245,6 +249,16 @@ impl Server {
             return self.change_now(request, path, change);
         }
         self.in_transaction(request, |server, transaction| {
+            if transaction.lost {
+                // It will be refused: what is asked is judged, and not done.
+                let mut trial = server.tree.clone();
+                let done = server.with_ledger(|_, ledger| {
+                    let done = apply(&mut trial, &caller, path, change, ledger);
+                    ledger.deltas.clear();
+                    done
+                });
+                return Ok(done.map(drop)?);
+            }
             // Every change is logged, whatever came of it, so each counts.
             server.check_access(&caller, transaction, path, change.weight())?;
             let mut deltas = core::mem::take(&mut transaction.work.deltas);
@@ -271,6 +285,7 @@ impl Server {
             }
         }
         let done = self.with_ledger(|tree, ledger| apply(tree, &caller, path, change, ledger))?;
+        self.changes = self.changes.wrapping_add(1);
         self.book();
         self.fire(path, &done);
         Ok(())

@@ -1,7 +1,8 @@
 //! What a connection has of its own: watches and transactions.
 
-use super::Server;
+use super::{Notice, Server};
 use super::request::{Outcome, Request, Stop, parse};
+use crate::limits::{HOLD_MAX_US, SNAPSHOT_CHANGES_MAX};
 use crate::path::{Path, Special, is_relative, push_decimal};
 use crate::quota::Quota;
 use crate::transaction::{Touch, Transaction};
@@ -9,6 +10,7 @@ use crate::tree::Done;
 use crate::watch;
 use crate::wire::{Error, Strings, feature};
 use alloc::boxed::Box;
+use alloc::format;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 
@@ -78,14 +80,18 @@ impl Server {
             self.domains.check_more(caller.domid, Quota::Transactions, 1)?;
         }
         let (tree, deaths) = (self.tree.clone(), self.domains.deaths);
+        let began = (self.domains.now, self.changes);
         let Some(connection) = self.conn_mut(request.conn) else { return Ok(()) };
-        let transaction = Transaction::new(&tree, deaths);
+        let transaction = Transaction::new(&tree, deaths, began);
         let mut id = connection.next_transaction;
         while id == 0 || connection.transactions.contains_key(&id) {
             id = id.wrapping_add(1);
         }
         connection.next_transaction = id.wrapping_add(1);
         connection.transactions.insert(id, Box::new(transaction));
+        if !caller.privileged {
+            self.snapshots.insert((began.0, request.conn, id));
+        }
         self.domains.charge(caller.domid, Quota::Transactions, 1);
         let mut body = Vec::new();
         push_decimal(u64::from(id), &mut body);
@@ -115,8 +121,34 @@ impl Server {
             transaction.weight.saturating_neg(),
         );
         self.end_turn(request.conn, id);
+        self.snapshots.remove(&(transaction.began.0, request.conn, id));
         outcome?;
         self.ok(request)
+    }
+
+    /// Gives up guests' transactions that have kept the past of the store alive for too long.
+    pub(super) fn give_up_old_snapshots(&mut self) {
+        while let Some((began, conn, id)) = self.snapshots.first().copied()
+            && self.domains.now > began.saturating_add(HOLD_MAX_US)
+        {
+            let changes = self.changes;
+            let Some(connection) = self.conn_mut(conn) else { return };
+            let domid = connection.domid;
+            let Some(transaction) = connection.transactions.get_mut(&id) else { return };
+            if changes.saturating_sub(transaction.began.1) < SNAPSHOT_CHANGES_MAX {
+                return;
+            }
+            transaction.give_up();
+            self.snapshots.remove(&(began, conn, id));
+            self.end_turn(conn, id);
+            self.domains.notice(Notice::Info(format!(
+                "a transaction of domain {} will get EAGAIN: it was left open for more than {} ms and {} \
+                 changes of the store",
+                domid.0,
+                HOLD_MAX_US / 1000,
+                SNAPSHOT_CHANGES_MAX
+            )));
+        }
     }
 
     /// Makes what a transaction did the store's state, if it stands.
@@ -129,6 +161,10 @@ impl Server {
             return Ok(());
         }
         let (caller, own) = (request.caller, (request.conn, request.header.tx_id));
+        if transaction.lost {
+            self.counters.conflicts = self.counters.conflicts.wrapping_add(1);
+            return Err(Error::Again.into());
+        }
         if self.has_turns(caller.privileged) {
             let waits = |(path, done): &(Rc<[u8]>, Done)| {
                 let path = Path::checked(path);
@@ -160,6 +196,7 @@ impl Server {
         };
         self.tree = work.tree.clone();
         self.domains.book(&work.deltas);
+        self.changes = self.changes.wrapping_add(work.changed.len() as u64);
         self.counters.commits = self.counters.commits.wrapping_add(1);
         for (path, done) in &work.changed {
             self.fire(Path::checked(path), done);

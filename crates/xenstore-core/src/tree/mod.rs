@@ -86,6 +86,12 @@ impl Tree {
         tree
     }
 
+    /// A tree without any node but the root, to stand where another was.
+    pub(crate) fn emptied(&self) -> Self {
+        let root = Node::new(b"", b"", self.root.perms().clone(), &mut Vec::new());
+        Self { root, specials: self.specials.clone() }
+    }
+
     /// The root node.
     #[must_use]
     pub fn root(&self) -> &Node {
