@@ -261,7 +261,13 @@ impl Transaction {
     }
 
     /// Whether looking at `path` in its snapshot is not as good as looking at it in `tree`.
-    pub(crate) fn is_stale_at(&self, tree: &Tree, caller: &Caller, path: Path<'_>, what: What) -> bool {
+    pub(crate) fn is_stale_at(
+        &self,
+        tree: &Tree,
+        caller: &Caller,
+        path: Path<'_>,
+        what: What,
+    ) -> bool {
         if self.changes {
             // What it made may depend on what has changed.
             return true;

@@ -55,11 +55,12 @@ impl ReadyQueues {
     }
 }
 
-/// What a connection may spend now, given what it had. With nobody else waiting a debt is forgiven:
-/// it would delay its owner to nobody's gain.
-pub(crate) fn refill(credit: i64, weight: u32, alone: bool) -> i64 {
+/// What a connection may spend now, given what it had. A debt of domain 0's is forgiven when nobody else
+/// waits: it would delay its owner to nobody's gain. A guest's is not: what it asks next would delay
+/// who comes meanwhile.
+pub(crate) fn refill(credit: i64, weight: u32, forgiven: bool) -> i64 {
     let quantum = (QUANTUM * i64::from(weight) / i64::from(WEIGHT_DEFAULT)).max(1);
-    if alone { quantum } else { credit.saturating_add(quantum).min(quantum) }
+    if forgiven { quantum } else { credit.saturating_add(quantum).min(quantum) }
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 //! Lines are `key=value` pairs, `level` first and `msg="…"` last. Nothing that peers do may fill a
 //! log: whoever calls this for a peer's doing limits the rate.
 
+use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::os::unix::net::UnixDatagram;
@@ -48,16 +49,17 @@ enum Sink {
     Syslog(Option<UnixDatagram>),
 }
 
-/// Lines about peers' doings that are written within [`WINDOW_US`]; the others are counted.
-const WINDOW_LINES: u32 = 200;
+/// Lines about the doings of one domain that are written within [`WINDOW_US`]; the others are counted.
+const WINDOW_LINES: u32 = 20;
 /// The window, in microseconds.
 const WINDOW_US: u64 = 10_000_000;
 
-/// How many lines about peers' doings the current window has seen.
+/// How many lines about each domain's doings the current window has seen. One domain's lines never
+/// crowd out another's.
 #[derive(Default)]
 struct Window {
     began: u64,
-    lines: u32,
+    lines: HashMap<Option<u16>, u32>,
 }
 
 /// Where lines go.
@@ -104,20 +106,24 @@ impl Log {
         self.send(level, line);
     }
 
-    /// Writes a line about something that a peer can do as often as it likes; `now` in microseconds.
+    /// Writes a line about something that a domain can do as often as it likes; `now` in microseconds.
     /// What goes over the limit is counted and said when the window is over.
-    pub fn limited(&mut self, level: Level, fields: &str, text: &str, now: u64) {
+    pub fn limited(&mut self, level: Level, domid: Option<u16>, text: &str, now: u64) {
         if now.saturating_sub(self.window.began) >= WINDOW_US {
-            let lost = self.window.lines.saturating_sub(WINDOW_LINES);
-            self.window = Window { began: now, lines: 0 };
-            if lost > 0 {
-                let text = format!("{lost} more lines about misbehaving peers were left out");
-                self.line(Level::Warn, "", &text);
+            let window = Window { began: now, lines: HashMap::new() };
+            let old = std::mem::replace(&mut self.window, window);
+            for (domid, lines) in old.lines {
+                let lost = lines.saturating_sub(WINDOW_LINES);
+                if lost > 0 {
+                    let text = format!("{lost} more lines about what it does were left out");
+                    self.line(Level::Warn, &field(domid), &text);
+                }
             }
         }
-        self.window.lines = self.window.lines.saturating_add(1);
-        if self.window.lines <= WINDOW_LINES {
-            self.line(level, fields, text);
+        let lines = self.window.lines.entry(domid).or_default();
+        *lines = lines.saturating_add(1);
+        if *lines <= WINDOW_LINES {
+            self.line(level, &field(domid), text);
         }
     }
 
@@ -142,6 +148,11 @@ impl Log {
             }
         }
     }
+}
+
+/// `domid=7`, or nothing.
+fn field(domid: Option<u16>) -> String {
+    domid.map(|domid| format!("domid={domid}")).unwrap_or_default()
 }
 
 fn connect_syslog() -> io::Result<UnixDatagram> {
@@ -185,12 +196,14 @@ mod tests {
         let (mut log, from) = log();
         let mut lines = 0;
         for _ in 0..WINDOW_LINES + 50 {
-            log.limited(Level::Warn, "", "again", WINDOW_US);
+            log.limited(Level::Warn, Some(7), "again", WINDOW_US);
             lines += u32::from(next(&from).is_some());
         }
         assert_eq!(lines, WINDOW_LINES);
-        log.limited(Level::Warn, "", "later", WINDOW_US * 2);
-        assert!(next(&from).unwrap().contains("50 more lines"));
+        log.limited(Level::Warn, Some(8), "another", WINDOW_US);
+        assert!(next(&from).unwrap().contains("domid=8 msg=\"another\""));
+        log.limited(Level::Warn, None, "later", WINDOW_US * 2);
+        assert!(next(&from).unwrap().contains("domid=7 msg=\"50 more lines"));
         assert!(next(&from).unwrap().contains("later"));
     }
 }

@@ -197,7 +197,8 @@ impl Server {
             self.domains.notice(Notice::Info(String::from("check: the store is in order")));
         }
         for what in wrong {
-            self.domains.notice(Notice::Warn(format!("check: {what}; please report this")));
+            let text = format!("check: {what}; please report this");
+            self.domains.notice(Notice::Warn { domid: None, text });
         }
     }
 

@@ -185,7 +185,7 @@ impl Domains {
             .get_mut(domid)
             .and_then(|domain| domain.usage.refuse(domid, quota, wanted, limit, now));
         if let Some(line) = line {
-            self.notice(Notice::Warn(line));
+            self.notice(Notice::Warn { domid: Some(domid), text: line });
         }
         Err(Error::NoSpc)
     }
@@ -212,7 +212,7 @@ impl Domains {
             && !exempt
             && let Some(line) = domain.usage.warn_soft(domid, quota, soft, now)
         {
-            self.notice(Notice::Warn(line));
+            self.notice(Notice::Warn { domid: Some(domid), text: line });
         }
     }
 

@@ -169,10 +169,11 @@ impl Server {
     fn end_unread(&mut self, conn: ConnId) {
         let Some(connection) = self.conn(conn) else { return };
         let (domid, unread) = (connection.domid, connection.unread());
-        self.domains.notice(Notice::Warn(format!(
+        let text = format!(
             "connection {} of domain {} is no longer served: it left {unread} bytes of replies and events unread",
             conn.0, domid.0
-        )));
+        );
+        self.domains.notice(Notice::Warn { domid: Some(domid), text });
         self.end_connection(conn, Ended::Unread);
     }
 

@@ -126,17 +126,18 @@ impl Server {
     pub fn end(&mut self, conn: ConnId, why: Ended, now: u64, host: &mut dyn Host) {
         self.domains.now = now;
         let Some(connection) = self.conn(conn) else { return };
-        let domid = connection.domid.0;
+        let domid = connection.domid;
         let what = match why {
             Ended::Unread => "it left too much unread",
             Ended::RingIndex => "its ring's indices are not possible",
             Ended::Protocol => "it announced a message longer than the protocol allows",
             Ended::Communication => "its event channel or ring page cannot be used",
         };
-        self.domains.notice(Notice::Warn(format!(
-            "connection {} of domain {domid} is no longer served: {what}; nobody else is affected",
-            conn.0
-        )));
+        let text = format!(
+            "connection {} of domain {} is no longer served: {what}; nobody else is affected",
+            conn.0, domid.0
+        );
+        self.domains.notice(Notice::Warn { domid: Some(domid), text });
         self.end_connection(conn, why);
         self.run_waiting(host);
     }

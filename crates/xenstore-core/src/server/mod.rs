@@ -130,7 +130,12 @@ impl Default for Config {
 #[non_exhaustive]
 pub enum Notice {
     /// A line for the log at warning level: what happened, to whom, what to do.
-    Warn(alloc::string::String),
+    Warn {
+        /// Whose doing it is, if somebody's.
+        domid: Option<DomId>,
+        /// The line.
+        text: alloc::string::String,
+    },
     /// A line for the log at info level.
     Info(alloc::string::String),
     /// The connection is no longer served. A socket is to be closed; a ring is to show the error
@@ -301,7 +306,9 @@ impl Server {
         }
         let limit = self.domains.limit(connection.domid, Quota::Outstanding, Kind::Hard) as usize;
         let outstanding = connection.unread_replies().saturating_add(connection.delayed);
-        limit == 0 || outstanding < limit || (connection.unread_replies() < limit && self.has_turn(conn))
+        limit == 0
+            || outstanding < limit
+            || (connection.unread_replies() < limit && self.has_turn(conn))
     }
 
     /// Takes one complete request; returns what it cost, in the unit of one simple request.
@@ -376,7 +383,8 @@ impl Server {
         let notice = self.domains.notices.pop_front();
         if notice.is_none() && self.domains.notices_lost > 0 {
             let lost = core::mem::take(&mut self.domains.notices_lost);
-            return Some(Notice::Warn(alloc::format!("{lost} further messages were not logged")));
+            let text = alloc::format!("{lost} further messages were not logged");
+            return Some(Notice::Warn { domid: None, text });
         }
         notice
     }

@@ -1,7 +1,7 @@
 //! What a connection has of its own: watches and transactions.
 
-use super::{Notice, Server};
 use super::request::{Outcome, Request, Stop, parse};
+use super::{Notice, Server};
 use crate::limits::{HOLD_MAX_US, SNAPSHOT_CHANGES_MAX};
 use crate::path::{Path, Special, is_relative, push_decimal};
 use crate::quota::Quota;

@@ -10,7 +10,8 @@
 
 use super::{ConnId, Server};
 use crate::limits::{
-    CONTESTED_MAX, CONTESTED_US, DELAYED_MAX, HOLD_COST_US, HOLD_MAX_US, TURN_LOG_MAX, TURN_PAUSE_US,
+    CONTESTED_MAX, CONTESTED_US, DELAYED_MAX, HOLD_COST_US, HOLD_MAX_US, TURN_LOG_MAX,
+    TURN_PAUSE_US,
 };
 use crate::path::Path;
 use crate::perms::Caller;
@@ -209,7 +210,7 @@ impl Server {
             return Attempt::Wait { wants_turn: true };
         }
         let stale = !transaction.is_current(&self.tree, self.domains.deaths)
-            && !(holds && !transaction.is_stale_at(&self.tree, caller, path, what));
+            && (!holds || transaction.is_stale_at(&self.tree, caller, path, what));
         if stale {
             match self.rerun(transaction, self.tree.clone(), caller) {
                 Ok(rerun) => transaction.rebase(self.tree.clone(), self.domains.deaths, rerun),

@@ -235,7 +235,7 @@ impl Store {
             self.notices.push(notice);
         }
         let warned = |notice: &Notice| match notice {
-            Notice::Warn(line) => Some(line.clone()),
+            Notice::Warn { text, .. } => Some(text.clone()),
             _ => None,
         };
         self.notices.iter().filter_map(warned).collect()

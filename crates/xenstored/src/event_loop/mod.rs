@@ -299,7 +299,10 @@ impl EventLoop {
         }
         while let Some(notice) = self.server.poll_notice() {
             match notice {
-                Notice::Warn(text) => self.io.log.limited(Level::Warn, "", &text, now),
+                Notice::Warn { domid, text } => {
+                    let domid = domid.map(|domid| domid.0);
+                    self.io.log.limited(Level::Warn, domid, &text, now);
+                }
                 Notice::Info(text) => self.io.log.line(Level::Info, "", &text),
                 Notice::Ended { conn, why } => match self.io.connections.get(conn) {
                     Some(Connection { end: End::Socket(_), .. }) => self.close_socket(conn, now),
@@ -349,7 +352,7 @@ impl EventLoop {
         let mut socket = Socket::new(fd);
         if let Err(error) = socket.watch(&self.io.epoll, id) {
             let text = format!("a client was turned away: epoll: {error}");
-            self.io.log.limited(Level::Warn, "", &text, self.io.now);
+            self.io.log.limited(Level::Warn, None, &text, self.io.now);
             self.server.disconnect(id, self.io.now, &mut self.io);
             return;
         }

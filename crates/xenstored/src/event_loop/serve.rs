@@ -1,7 +1,7 @@
 //! One connection's turn: read once, hand in all complete requests, write once.
 
 use super::{EventLoop, Io};
-use crate::connection::End;
+use crate::connection::{Class, End};
 use crate::fairness::{QUANTUM, refill};
 use crate::log::Level;
 use crate::trace::{Direction, Who};
@@ -54,7 +54,8 @@ impl EventLoop {
         let alone = self.io.ready.is_empty();
         let Some(connection) = self.io.connections.get(id) else { return 1 };
         connection.queued = false;
-        connection.credit = refill(connection.credit, self.server.weight(id), alone);
+        let forgiven = alone && connection.class == Class::Privileged;
+        connection.credit = refill(connection.credit, self.server.weight(id), forgiven);
         if connection.credit <= 0 {
             self.io.enqueue(id);
             return 1;
@@ -75,6 +76,7 @@ impl EventLoop {
             }
         };
         let (stopped, spent) = self.hand_in(id, filled, now);
+        account(&mut self.server, &mut self.io, id, &mut self.asked);
         self.served.push((id, stopped));
         spent
     }
@@ -159,8 +161,7 @@ impl EventLoop {
     fn end_for(&mut self, id: ConnId, who: Who, too_long: TooLong, now: u64) {
         self.flush(id, now, Writable::Unknown);
         // The core says who is ended and why; this says with which number.
-        let fields = format!("conn={} domid={}", who.conn, who.domid);
-        self.io.log.limited(Level::Debug, &fields, &too_long.to_string(), now);
+        self.io.log.limited(Level::Debug, Some(who.domid), &too_long.to_string(), now);
         self.server.end(id, Ended::Protocol, now, &mut self.io);
     }
 
@@ -330,7 +331,7 @@ impl EventLoop {
         let Some(connection) = self.io.connections.get(id) else { return };
         let domid = connection.domid;
         let text = format!("domain {domid}: {error}");
-        self.io.log.limited(Level::Debug, &format!("domid={domid}"), &text, now);
+        self.io.log.limited(Level::Debug, Some(domid), &text, now);
         self.server.end(id, Ended::RingIndex, now, &mut self.io);
     }
 

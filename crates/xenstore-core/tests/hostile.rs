@@ -7,6 +7,18 @@ use std::time::{Duration, Instant};
 use xenstore_core::server::ConnId;
 use xenstore_core::wire::{Header, MsgType};
 
+/// What one simple request takes on this machine now: the measure of all times here.
+fn simple() -> Duration {
+    let mut store = Store::new();
+    let conn = store.socket();
+    let began = Instant::now();
+    for at in 0..1000 {
+        store.send(conn, MsgType::Write, 0, format!("/tool/x\0{at}").as_bytes());
+        store.server.consume_output(conn, usize::MAX, store.now);
+    }
+    began.elapsed() / 1000
+}
+
 /// Bytes of this process in memory.
 fn resident() -> isize {
     let statm = std::fs::read_to_string("/proc/self/statm").expect("Linux says so");
@@ -136,7 +148,7 @@ fn a_commit_costs_what_it_takes() {
     store.write(conn, tx, &format!("{home}/y"), "1").unwrap();
     store.write(conn, 0, &format!("{home}/z"), "1").unwrap();
     let (cost, took) = timed(&mut store, conn, MsgType::TransactionEnd, tx, b"T\0");
-    println!("commit: cost {cost}, {took:?}");
+    eprintln!("commit: cost {cost}, {took:?}");
     assert!(cost >= 1000, "a commit that looks at 1000 nodes again cost {cost} ({took:?})");
 }
 
@@ -157,7 +169,7 @@ fn a_deep_path_costs_more_than_a_short_one() {
         all
     };
     let (near, far) = (run(&shallow), run(&deep));
-    println!("shallow {near:?}, deep {far:?}");
+    eprintln!("shallow {near:?}, deep {far:?}");
     assert!(far.0 > near.0 * 4, "shallow {near:?}, deep {far:?}");
 }
 
@@ -179,8 +191,8 @@ fn the_end_of_a_guest_with_many_events_is_quick() {
     let began = Instant::now();
     store.server.reset(reader, store.now, &mut store.machine);
     let took = began.elapsed();
-    println!("reset: {took:?}");
-    assert!(took < Duration::from_millis(20), "a reset with 64,000 waiting events took {took:?}");
+    eprintln!("reset: {took:?}");
+    assert!(took < 20_000 * simple(), "a reset with 64,000 waiting events took {took:?}");
 }
 
 /// Guests' watches that are not allowed to see anything must not slow everybody down.
@@ -206,7 +218,7 @@ fn watches_of_the_root_by_guests_cost_little() {
         store.events(conn);
     }
     let with = run(&mut store);
-    println!("a write of domain 0: {without:?}, with 25,600 watches that may not see it {with:?}");
+    eprintln!("a write of domain 0: {without:?}, with 25,600 watches that may not see it {with:?}");
     assert!(with < without * 20 + Duration::from_micros(400), "{without:?} became {with:?}");
 }
 
@@ -293,12 +305,12 @@ fn what_waits_for_a_turn_is_tried_in_little_time() {
             cost += more;
         }
     }
-    println!("80 writes that wait: cost {cost}, {took:?}");
+    eprintln!("80 writes that wait: cost {cost}, {took:?}");
     let began = Instant::now();
     store.pass(10_001);
     let ended = began.elapsed();
-    println!("the end of the turn: {ended:?}");
-    assert!(took + ended < Duration::from_millis(100), "waiting {took:?}, end {ended:?}");
+    eprintln!("the end of the turn: {ended:?}");
+    assert!(took + ended < 100_000 * simple(), "waiting {took:?}, end {ended:?}");
 }
 
 /// What a guest may do in one round of the daemon (256 units of cost) takes little time.
@@ -328,8 +340,8 @@ fn a_guests_share_of_a_round_is_short() {
             took += longer;
         }
     }
-    println!("cost {cost}, {took:?}");
-    assert!(cost > 256 || took < Duration::from_millis(50), "a cost of {cost} took {took:?}");
+    eprintln!("cost {cost}, {took:?}");
+    assert!(cost > 256 || took < 50_000 * simple(), "a cost of {cost} took {took:?}");
 }
 
 /// As in the C daemon the number of entries counts before they are read: each may be a question
@@ -414,6 +426,6 @@ fn the_end_of_a_client_with_many_watches_is_quick() {
     let began = Instant::now();
     store.server.disconnect(conn, store.now, &mut store.machine);
     let took = began.elapsed();
-    println!("{took:?}");
-    assert!(took < Duration::from_millis(100), "the end of 50,000 watches took {took:?}");
+    eprintln!("{took:?}");
+    assert!(took < 100_000 * simple(), "the end of 50,000 watches took {took:?}");
 }
