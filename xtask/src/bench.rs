@@ -25,9 +25,6 @@ pub(crate) fn store(options: &[&str]) -> Result<ExitCode> {
     }
     let mut bench = Command::new(workspace.target.join("release").join(STORE_BENCH));
     bench.args(options);
-    if std::env::var_os("XENBUS_PEERS").is_none() {
-        bench.env("XENBUS_PEERS", workspace.target.join("peers"));
-    }
     let status = bench.status()?;
     let code = status.code().and_then(|code| u8::try_from(code).ok());
     Ok(ExitCode::from(code.unwrap_or(1)))

@@ -69,8 +69,8 @@ impl Kind {
 pub(crate) struct Places {
     /// Cargo's folder with this project's release binaries.
     pub(crate) release: PathBuf,
-    /// Debian's packages, unpacked: `root/` and `xenshim.so`.
-    pub(crate) peers: PathBuf,
+    /// Debian's packages, unpacked, and the stand-in library; `None` where they are not wanted.
+    pub(crate) peers: Option<&'static conformance::Peers>,
     /// A folder of this run, for sockets and logs.
     pub(crate) scratch: PathBuf,
 }
@@ -78,7 +78,7 @@ pub(crate) struct Places {
 impl Places {
     /// Debian's file at `path` below `/`.
     pub(crate) fn debian(&self, path: &str) -> PathBuf {
-        self.peers.join("root").join(path)
+        self.peers.map_or_else(PathBuf::new, |peers| peers.root().join(path))
     }
 
     /// The libraries of Debian's programs.
@@ -104,9 +104,7 @@ impl Places {
             let name = program.file_name().unwrap_or_default().display();
             return Some(format!("{name} is missing"));
         }
-        let shim = self.peers.join("xenshim.so");
-        let peer = matches!(kind, Kind::C | Kind::O | Kind::On);
-        (peer && !shim.exists()).then(|| "xenshim.so is missing".into())
+        None
     }
 }
 
@@ -115,7 +113,7 @@ impl Places {
 pub(crate) enum Guests<'a> {
     /// Sockets only.
     None,
-    /// The peers' stand-in: every domid exists, with a private ring page which nobody fills.
+    /// Every domid exists, with a private ring page which nobody fills.
     Any,
     /// The domains whose ring pages are in this folder.
     In(&'a Path),
@@ -156,18 +154,15 @@ impl Daemon {
         }
         if matches!(kind, Kind::C | Kind::O | Kind::On) {
             command.env("LD_LIBRARY_PATH", places.debian_libs());
-            command.env("LD_PRELOAD", places.peers.join("xenshim.so"));
-            command.env_remove("XENSHIM_GUESTS");
-        }
-        match (kind, guests) {
-            (_, Guests::None | Guests::Any) => {}
-            (Kind::Ours, Guests::In(folder)) => {
-                command.arg("--guests").arg(folder);
-            }
-            (_, Guests::In(folder)) => {
-                command.env("XENSHIM_GUESTS", folder);
+            if let Some(peers) = places.peers {
+                command.env("LD_PRELOAD", peers.shim());
             }
         }
+        // The stand-in and our test bed go by the same name.
+        match guests {
+            Guests::None | Guests::Any => command.env_remove("XENSHIM_GUESTS"),
+            Guests::In(folder) => command.env("XENSHIM_GUESTS", folder),
+        };
         let log = fs::File::create(dir.join("output"))?;
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let child = command.spawn()?;

@@ -47,7 +47,7 @@ cargo xtask bench store [OPTION...]
   --check          end with status 1 where a row is missed
   --list           print the rows and end
 
-Debian's daemons are looked for in $XENBUS_PEERS, else target/peers.
+Debian's daemons are those in $XENBUS_PEERS; without it their packages are fetched to target/peers.
 ";
 
 /// The command line.
@@ -134,10 +134,13 @@ fn bench(options: &Options) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let release = std::env::current_exe()?.parent().map(PathBuf::from).unwrap_or_default();
-    let peers =
-        std::env::var_os("XENBUS_PEERS").map_or_else(|| "target/peers".into(), PathBuf::from);
+    let wanted = |kind: &Kind| !matches!(kind, Kind::Ours | Kind::Echo);
+    let peers = match options.daemons.is_empty() || options.daemons.iter().any(wanted) {
+        true => Some(conformance::Peers::get()?),
+        false => None,
+    };
     let scratch = std::env::temp_dir().join(format!("store-bench-{}", std::process::id()));
-    let places = Places { release, peers: std::path::absolute(peers)?, scratch };
+    let places = Places { release, peers, scratch };
     let cpu = machine::last_cpu()?;
     machine::pin(None, cpu)?;
     let plan = run::Plan {
@@ -198,7 +201,9 @@ fn insert(file: &Path, table: &str) -> Result<()> {
 
 /// The version of Debian's package, from its changelog's name in the unpacked tree.
 fn debian_version(places: &Places) -> String {
-    let entries = std::fs::read_dir(&places.peers).into_iter().flatten().flatten();
+    let folder = places.peers.and_then(|peers| peers.root().parent());
+    let entries = folder.and_then(|folder| std::fs::read_dir(folder).ok());
+    let entries = entries.into_iter().flatten().flatten();
     entries
         .filter_map(|entry| {
             let name = entry.file_name().into_string().ok()?;

@@ -395,7 +395,7 @@ impl Run {
         let mut ended = Vec::new();
         while let Some(notice) = self.server.poll_notice() {
             match notice {
-                Notice::Warn(line) => self.warnings.push(line),
+                Notice::Warn { text, .. } => self.warnings.push(text),
                 Notice::Ended { conn, .. } => ended.push(conn),
                 _ => {}
             }

@@ -15,8 +15,8 @@ use xen::{DomId, Error, Port};
 
 /// The number that stands for `VIRQ_DOM_EXC`.
 pub const DOM_EXC: u32 = u32::MAX;
-/// Ports that there can be, as in Xen's two-level event channels.
-const PORTS_MAX: usize = 4096;
+/// Ports that there can be, as with Xen's FIFO event channels.
+const PORTS_MAX: usize = 131_072;
 
 /// The daemon's end of all channels.
 pub struct Datagrams {
@@ -25,6 +25,8 @@ pub struct Datagrams {
     life: Rc<RefCell<Life>>,
     /// By port: what it is bound to, a domid or [`DOM_EXC`]. Port 0 is none.
     bound: Vec<Option<u32>>,
+    /// Ports that were closed.
+    free: Vec<usize>,
 }
 
 impl Datagrams {
@@ -44,12 +46,11 @@ impl Datagrams {
             }
             bind(&socket, &SocketAddrUnix::new(&path)?)?;
         }
-        Ok(Self { socket, directory, life, bound: vec![None] })
+        Ok(Self { socket, directory, life, bound: vec![None], free: Vec::new() })
     }
 
     fn allocate(&mut self, to: u32) -> Result<Port, Error> {
-        let free = self.bound.iter().skip(1).position(Option::is_none).map(|at| at + 1);
-        let at = free.unwrap_or(self.bound.len());
+        let at = self.free.pop().unwrap_or(self.bound.len());
         if at >= PORTS_MAX {
             return Err(Error::NoSpc);
         }
@@ -121,6 +122,7 @@ impl EventChannels for Datagrams {
     fn close(&mut self, port: Port) -> Result<(), Error> {
         self.peer(port)?;
         self.bound[port.0 as usize] = None;
+        self.free.push(port.0 as usize);
         Ok(())
     }
 }

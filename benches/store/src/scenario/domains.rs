@@ -5,7 +5,6 @@ use super::Context;
 use crate::Result;
 use crate::client::{Conn, put, write};
 use crate::daemon::{Daemon, Guests, Kind};
-use std::fs::{self, File};
 use std::time::Instant;
 use xenstore_core::wire::MsgType;
 
@@ -162,19 +161,7 @@ pub(super) fn run(context: &mut Context<'_>, kind: Kind) -> Result<()> {
         _ => context.size(1000, 30),
     };
     let part = context.size(100, 10);
-    // Our daemon's test provider maps files, where the peers' stand-in gives out private pages.
-    let folder = context.places.scratch.join("pages");
-    let guests = match kind {
-        Kind::Ours => Guests::In(&folder),
-        _ => Guests::Any,
-    };
-    if guests != Guests::Any {
-        fs::create_dir_all(&folder)?;
-        for domid in 1..=count {
-            File::create(folder.join(format!("{domid}.page")))?.set_len(4096)?;
-        }
-    }
-    let daemon = Daemon::start(context.places, kind, context.cpu, guests)?;
+    let daemon = Daemon::start(context.places, kind, context.cpu, Guests::Any)?;
     let mut conn = Conn::open(&daemon.socket)?;
     for parent in ["/vm", "/libxl", "/local/domain/0/backend/vbd", "/local/domain/0/backend/vif"] {
         conn.call(&write(parent, b""))?;

@@ -2,7 +2,7 @@
 //!
 //! A [`Tree`] is a value: cloning it costs O(1) and gives a snapshot that later changes do not touch. A
 //! change costs O(depth). Permissions are checked here, where the nodes are; quotas through the
-//! [`Ledger`], which keeps what an operation changes apart until it stands.
+//! ledger, which keeps what an operation changes apart until it stands.
 
 mod dir;
 mod node;
