@@ -28,8 +28,9 @@ pub struct OwnRing {
 
 /// Which domains there are.
 pub trait DomainWatch {
-    /// Whether the hypervisor knows a domain of this number at the moment.
-    fn exists(&mut self, domid: DomId) -> bool;
+    /// What tells the domain of this number from all that had it before (Xen's `unique_id`); `None`
+    /// where the hypervisor knows no domain of this number at the moment.
+    fn identity(&mut self, domid: DomId) -> Option<u64>;
 
     /// The next change since it was last asked; to be called after every
     /// [`Virq::DomExc`](crate::evtchn::Virq::DomExc) until there is none.

@@ -4,7 +4,7 @@
 mod common;
 
 use common::Store;
-use xenstore_core::server::ConnId;
+use xenstore_core::server::{ConnId, DomId};
 use xenstore_core::wire::MsgType;
 
 fn refused<T>(name: &str) -> Result<T, String> {
@@ -340,4 +340,26 @@ fn xsa_322_a_commit_gives_nothing_to_a_dead_domains_successor() {
         assert_eq!(store.read(successor, 0, "/x"), refused("EACCES"));
         store.check();
     }
+}
+
+/// A number that is used again before the news of the death has come: the successor gets nothing of the
+/// dead, and the news does not take from the successor.
+#[test]
+fn xsa_322_a_number_used_again_before_the_death_is_told() {
+    let (mut store, dom0, _) = with_guest();
+    let home = "/local/domain/7";
+    store.write(dom0, 0, "/shared", "v").unwrap();
+    store.set_perms(dom0, 0, "/shared", &["n0", "r7"]).unwrap();
+    // It is another domain already, and the store has not been told.
+    *store.machine.lives.entry(7).or_default() += 1;
+    let successor = store.guest(7);
+    assert_eq!(store.read(dom0, 0, home), refused("ENOENT"));
+    assert_eq!(store.read(successor, 0, "/shared"), refused("EACCES"));
+    store.mkdir(dom0, 0, home).unwrap();
+    store.set_perms(dom0, 0, home, &["n7"]).unwrap();
+    store.server.domain_died(DomId(7), store.now, &mut store.machine);
+    assert_eq!(store.write(successor, 0, "alive", "v"), Ok(()));
+    store.dies(7);
+    assert_eq!(store.read(dom0, 0, home), refused("ENOENT"));
+    store.check();
 }

@@ -171,11 +171,11 @@ impl Io {
 }
 
 impl Host for Io {
-    fn domain_exists(&mut self, domid: DomId) -> bool {
+    fn domain_identity(&mut self, domid: DomId) -> Option<u64> {
         match &mut self.domains {
-            Some(domains) => domains.platform.domains.exists(xen::DomId(domid.0)),
+            Some(domains) => domains.platform.domains.identity(xen::DomId(domid.0)),
             // Without Xen there is the domain that the store runs in, and no other.
-            None => domid == self.store_domain,
+            None => (domid == self.store_domain).then_some(0),
         }
     }
 

@@ -1,7 +1,7 @@
 //! The clients of a run.
 
 use crate::messages::{Bytes, message};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use xenstore_core::limits::{
     HEADER_SIZE, HOLD_MAX_US, PAYLOAD_MAX, UNREAD_MAX_BYTES, UNREAD_SOFT_BYTES,
 };
@@ -24,13 +24,15 @@ enum Ring {
 #[derive(Default)]
 pub(crate) struct Machine {
     pub(crate) existing: BTreeSet<u16>,
+    lives: BTreeMap<u16, u64>,
     refuses: bool,
     rings: Vec<Ring>,
 }
 
 impl Host for Machine {
-    fn domain_exists(&mut self, domid: DomId) -> bool {
-        self.existing.contains(&domid.0)
+    fn domain_identity(&mut self, domid: DomId) -> Option<u64> {
+        let lives = self.lives.get(&domid.0).copied().unwrap_or_default();
+        self.existing.contains(&domid.0).then_some(lives)
     }
     fn attach(&mut self, at: Attach) -> Result<(), Error> {
         if self.refuses {
@@ -363,6 +365,7 @@ impl Run {
 
     pub(crate) fn dies(&mut self, domid: u16) {
         self.machine.existing.remove(&domid);
+        *self.machine.lives.entry(domid).or_default() += 1;
         self.server.domain_died(DomId(domid), self.now, &mut self.machine);
         self.settle();
         assert!(self.server.domains().all(|known| known != DomId(domid)));

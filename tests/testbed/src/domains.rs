@@ -47,15 +47,23 @@ impl Life {
         Some((found.ino(), found.created().ok()))
     }
 
-    /// Whether domain `domid` exists now.
-    pub fn exists(&mut self, domid: DomId) -> bool {
+    /// What tells domain `domid` from those before it; `None` where there is none now.
+    pub fn find(&mut self, domid: DomId) -> Option<u64> {
         if domid.0 == 0 || self.directory.is_none() {
-            return domid.is_real();
+            return domid.is_real().then_some(0);
         }
-        let Some(identity) = self.identity(domid.0) else { return false };
+        let identity = self.identity(domid.0)?;
         // Where it replaced another, that one's death is still to be reported.
         self.alive.entry(domid.0).or_insert(identity);
-        true
+        let (inode, created) = identity;
+        let since = created.and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok());
+        let nanoseconds = since.map_or(0, |since| since.as_nanos() as u64);
+        Some(inode.rotate_left(40) ^ nanoseconds)
+    }
+
+    /// Whether domain `domid` exists now.
+    pub fn exists(&mut self, domid: DomId) -> bool {
+        self.find(domid).is_some()
     }
 
     fn look(&mut self) {
@@ -112,8 +120,8 @@ impl GrantMap for Pages {
 pub struct Watch(pub Rc<RefCell<Life>>);
 
 impl DomainWatch for Watch {
-    fn exists(&mut self, domid: DomId) -> bool {
-        self.0.borrow_mut().exists(domid)
+    fn identity(&mut self, domid: DomId) -> Option<u64> {
+        self.0.borrow_mut().find(domid)
     }
 
     fn poll_change(&mut self) -> Result<Option<DomainEvent>, Error> {
@@ -149,10 +157,10 @@ mod tests {
         std::fs::create_dir_all(&directory).unwrap();
         let page = directory.join("7.page");
         let mut watch = Watch(Rc::new(RefCell::new(Life::new(Some(directory.clone())))));
-        assert!(watch.exists(DomId(0)));
-        assert!(!watch.exists(DomId(7)));
+        assert!(watch.identity(DomId(0)).is_some());
+        assert!(watch.identity(DomId(7)).is_none());
         std::fs::write(&page, [0; 4096]).unwrap();
-        assert!(watch.exists(DomId(7)));
+        assert!(watch.identity(DomId(7)).is_some());
         assert_eq!(changes(&mut watch), []);
 
         std::fs::write(directory.join("7.shutdown"), []).unwrap();
@@ -164,10 +172,10 @@ mod tests {
         std::fs::write(&page, [0; 4096]).unwrap();
         std::fs::remove_file(directory.join("7.shutdown")).unwrap();
         assert_eq!(changes(&mut watch), [DomainEvent::Died(DomId(7))], "another domain");
-        assert!(watch.exists(DomId(7)));
+        assert!(watch.identity(DomId(7)).is_some());
         std::fs::remove_file(&page).unwrap();
         assert_eq!(changes(&mut watch), [DomainEvent::Died(DomId(7))]);
-        assert!(!watch.exists(DomId(7)));
+        assert!(watch.identity(DomId(7)).is_none());
         std::fs::remove_dir_all(&directory).unwrap();
     }
 }

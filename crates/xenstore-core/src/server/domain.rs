@@ -13,6 +13,8 @@ use alloc::vec::Vec;
 /// A domain that the store has heard of and that lives.
 pub(crate) struct Domain {
     pub(crate) incarnation: Incarnation,
+    /// What the hypervisor tells it by, once that was asked.
+    pub(crate) identity: Option<u64>,
     /// Its ring connection, once it is introduced.
     pub(crate) conn: Option<ConnId>,
     /// `@releaseDomain` has been fired for its shutdown.
@@ -91,6 +93,7 @@ impl Domains {
             *last = last.wrapping_add(1).max(1);
             Box::new(Domain {
                 incarnation: Incarnation(*last),
+                identity: None,
                 conn: None,
                 shutdown: false,
                 features: feature::ALL,
@@ -110,10 +113,11 @@ impl Domains {
         domid: DomId,
         host: &mut dyn Host,
     ) -> Option<&mut Domain> {
-        if self.get(domid).is_none() && !host.domain_exists(domid) {
-            return None;
+        if self.get(domid).is_none() {
+            let identity = host.domain_identity(domid)?;
+            self.know(domid).identity = Some(identity);
         }
-        Some(self.know(domid))
+        self.get_mut(domid)
     }
 
     pub(crate) fn forget(&mut self, domid: DomId) {

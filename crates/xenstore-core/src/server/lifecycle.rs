@@ -37,7 +37,14 @@ impl Server {
         port: u32,
         host: &mut dyn Host,
     ) -> Result<ConnId, Error> {
-        let domain = self.domains.know_existing(domid, host).ok_or(Error::NoEnt)?;
+        // The news of a domain's death may come later than its number is used again.
+        let identity = host.domain_identity(domid).ok_or(Error::NoEnt)?;
+        let known = self.domains.get(domid).and_then(|domain| domain.identity);
+        if known.is_some_and(|known| known != identity) {
+            self.release_domain(domid, host);
+        }
+        let domain = self.domains.know(domid);
+        domain.identity = Some(identity);
         let features = domain.features;
         if let Some(conn) = domain.conn {
             host.reattach(Attach { domid, gfn, port, features, conn })?;
@@ -169,10 +176,14 @@ impl Server {
     }
 
     /// The hypervisor reports that the domain is no more: connection, nodes, permission entries go.
+    /// Where its number is another domain's already, which the store knows, that one is left alone.
     pub fn domain_died(&mut self, domid: DomId, now: u64, host: &mut dyn Host) {
         self.domains.now = now;
-        self.release_domain(domid, host);
-        self.run_waiting(host);
+        let known = self.domains.get(domid).and_then(|domain| domain.identity);
+        if known.is_none() || host.domain_identity(domid) != known {
+            self.release_domain(domid, host);
+            self.run_waiting(host);
+        }
     }
 
     /// RELEASE, or the death of a domain. What it owned goes; permission entries for it become void with

@@ -52,8 +52,9 @@ pub enum Ended {
 
 /// What the store asks of the machine around it while it answers a request. Nothing here blocks.
 pub trait Host {
-    /// Whether the hypervisor knows a domain of this number at the moment.
-    fn domain_exists(&mut self, domid: DomId) -> bool;
+    /// What tells the domain of this number from all that had it before; `None` where the hypervisor
+    /// knows no domain of this number at the moment.
+    fn domain_identity(&mut self, domid: DomId) -> Option<u64>;
 
     /// INTRODUCE of a domain that has no connection yet: map its ring page (reserved grant 1, or
     /// `gfn`), bind `port`, write `features` into the page; its requests arrive as `conn` from now on.

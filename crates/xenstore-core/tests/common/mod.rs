@@ -3,7 +3,7 @@
 
 pub mod model;
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use xenstore_core::server::{Attach, Config, ConnId, DomId, Ended, Host, Notice, Server};
 use xenstore_core::wire::{Error, Header, MsgType, split_message};
 
@@ -11,13 +11,16 @@ use xenstore_core::wire::{Error, Header, MsgType, split_message};
 #[derive(Default)]
 pub struct Machine {
     pub existing: BTreeSet<u16>,
+    /// How many domains of a number have died.
+    pub lives: BTreeMap<u16, u64>,
     pub detached: Vec<u16>,
     pub refuse_attach: Option<Error>,
 }
 
 impl Host for Machine {
-    fn domain_exists(&mut self, domid: DomId) -> bool {
-        self.existing.contains(&domid.0)
+    fn domain_identity(&mut self, domid: DomId) -> Option<u64> {
+        let lives = self.lives.get(&domid.0).copied().unwrap_or_default();
+        self.existing.contains(&domid.0).then_some(lives)
     }
     fn attach(&mut self, _at: Attach) -> Result<(), Error> {
         self.refuse_attach.map_or(Ok(()), Err)
@@ -75,6 +78,7 @@ impl Store {
 
     pub fn dies(&mut self, domid: u16) {
         self.machine.existing.remove(&domid);
+        *self.machine.lives.entry(domid).or_default() += 1;
         self.server.domain_died(DomId(domid), self.now, &mut self.machine);
     }
 
