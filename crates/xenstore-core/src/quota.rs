@@ -19,7 +19,7 @@ pub enum Quota {
     Watches,
     /// Requests whose replies the domain has not read yet.
     Outstanding,
-    /// Bytes of nodes, watches, transactions and unread messages.
+    /// Bytes of nodes, watches and transactions; and, by itself, of what may lie unread.
     Memory,
     /// Transactions open at the same time.
     Transactions,

@@ -398,3 +398,19 @@ fn many_domains_come_and_go() {
     assert_eq!(store.list(dom0, 0, "/local/domain").unwrap(), Vec::<String>::new());
     store.check();
 }
+
+/// The daemon is told of an end before the connection's name is another's, or not at all.
+#[test]
+fn no_end_is_told_of_a_connection_that_has_begun_anew() {
+    let (mut store, dom0, guest) = with_guest();
+    store.server.end(guest, Ended::Protocol, 0, &mut store.machine);
+    store.call(dom0, MsgType::Release, 0, b"7\0").unwrap();
+    let successor = home(&mut store, dom0, 9);
+    assert_eq!(successor, guest, "the name is used again");
+    assert!(store.ended().is_empty());
+    store.server.end(successor, Ended::Protocol, 0, &mut store.machine);
+    store.server.reset(successor, 0, &mut store.machine);
+    assert!(store.ended().is_empty());
+    store.server.end(successor, Ended::Protocol, 0, &mut store.machine);
+    assert_eq!(store.ended(), [(successor, Ended::Protocol)]);
+}

@@ -22,6 +22,9 @@ pub(crate) enum Transport {
 /// So many waiting events are looked through for the same one; more are looked up.
 const SCAN_MAX: usize = 16;
 
+/// What a waiting event takes beside its path and token: the header to come, and the queue's entry.
+const EVENT_WEIGHT: usize = HEADER_SIZE + 64;
+
 /// A watch event that has not been encoded yet.
 type Pending = (WatchId, Rc<[u8]>);
 
@@ -151,7 +154,7 @@ impl Connection {
             _ if self.waiting.is_empty() => self.waiting.extend(self.events.iter().cloned()),
             _ => drop(self.waiting.insert((watch, path.clone()))),
         }
-        let len = len.saturating_add(HEADER_SIZE);
+        let len = len.saturating_add(EVENT_WEIGHT);
         self.events_len = self.events_len.saturating_add(len);
         len
     }
@@ -232,9 +235,9 @@ impl Connection {
     }
 }
 
-/// Bytes of an event on the wire; 0 for one whose watch is gone.
+/// Bytes that an event takes while it waits; 0 for one whose watch is gone.
 fn event_len((id, path): &Pending, watches: &Watches) -> usize {
     let Some(watch) = watches.get(*id) else { return 0 };
     let shown = path.len().saturating_sub(watch.hidden);
-    shown.saturating_add(watch.token().len()).saturating_add(2).saturating_add(HEADER_SIZE)
+    shown.saturating_add(watch.token().len()).saturating_add(2).saturating_add(EVENT_WEIGHT)
 }

@@ -74,8 +74,10 @@ impl Server {
         self.drop_watches(conn);
         self.drop_transactions(conn);
         self.note_unread(conn, None);
-        if let Some(connection) = self.conn_mut(conn) {
-            connection.ended = None;
+        if self.conn_mut(conn).and_then(|connection| connection.ended.take()).is_some() {
+            // It begins anew, or its name will be another's: the daemon must not end that one.
+            let stale = |notice: &Notice| matches!(notice, Notice::Ended { conn: told, .. } if *told == conn);
+            self.domains.notices.retain(|notice| !stale(notice));
         }
         self.mark_ready(conn);
     }
