@@ -234,6 +234,14 @@ pub(crate) const ROWS: &[Row] = &[
         ],
     },
     Row {
+        id: "sixteen",
+        scenario: "active",
+        work: "one request of 16 clients with one in flight each, 80 % reads: what each of the 12 of a transaction costs at least",
+        bound: "",
+        shows: &[rate("active.active16.rate"), cpu("active.active16.cpu")],
+        tests: &[],
+    },
+    Row {
         id: "transactions",
         scenario: "transactions",
         work: "transactions of 5 reads and 5 writes, 16 clients on disjoint subtrees (1 client)",

@@ -397,3 +397,20 @@ fn a_transaction_left_open_for_too_long_is_refused() {
     assert_eq!(store.commit(dom0, own), again());
     store.check();
 }
+
+/// A path on which guests are refused is not contested among domain 0's transactions.
+#[test]
+fn guests_refusals_do_not_make_domain_0_take_turns() {
+    let (mut store, one, two) = two();
+    let guest = store.guest(7);
+    store.set_perms(one, 0, "/a", &["b0"]).unwrap();
+    let tx = store.start(guest);
+    store.read(guest, tx, "/a").unwrap();
+    store.write(guest, tx, "/a", "guest").unwrap();
+    store.write(one, 0, "/a", "1").unwrap();
+    assert_eq!(store.commit(guest, tx), again());
+    let (first, second) = (store.start(one), store.start(two));
+    store.read(one, first, "/a").unwrap();
+    // This would be delayed if the first had the turn.
+    assert_eq!(store.read(two, second, "/a").unwrap(), "1");
+}

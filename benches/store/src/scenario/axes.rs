@@ -35,7 +35,7 @@ pub(super) fn idle(context: &mut Context<'_>, kind: Kind) -> Result<()> {
 pub(super) fn active(context: &mut Context<'_>, kind: Kind) -> Result<()> {
     let daemon = context.start(kind)?;
     let mut conn = prepare(&daemon)?;
-    for count in [1, 100, 1000, 5000] {
+    for count in [1, 16, 100, 1000, 5000] {
         let room = context.descriptors.saturating_sub(100) as usize;
         if !within(kind, count, 1000) || count > room || (context.quick && count > 100) {
             break;

@@ -188,7 +188,7 @@ impl Server {
                 Ok(work) => rerun = work,
                 Err(conflict) => {
                     self.counters.conflicts = self.counters.conflicts.wrapping_add(1);
-                    self.refused(transaction, &conflict);
+                    self.refused(&caller, transaction, &conflict);
                     return Err(conflict.error.into());
                 }
             }

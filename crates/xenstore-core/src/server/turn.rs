@@ -55,46 +55,30 @@ enum Class {
     Guest,
 }
 
-#[derive(Default)]
-pub(crate) struct Turns {
-    privileged: Option<Turn>,
-    guest: Option<Turn>,
-    contested: BTreeMap<Rc<[u8]>, u64>,
-    queue: VecDeque<Waiting>,
-    /// A turn has ended, and the queue has not been run since.
-    ended: bool,
-    /// Requests that have waited, for the counters.
-    pub(crate) delayed_total: u64,
+impl Class {
+    fn of(caller: &Caller) -> Self {
+        if caller.privileged { Self::Privileged } else { Self::Guest }
+    }
 }
 
-impl Turns {
-    fn slot(&mut self, class: Class) -> &mut Option<Turn> {
-        match class {
-            Class::Privileged => &mut self.privileged,
-            Class::Guest => &mut self.guest,
-        }
-    }
+/// What one class of transactions has: its turn and its contested paths. A guest's refusals are no matter
+/// of domain 0's.
+#[derive(Default)]
+struct Lane {
+    turn: Option<Turn>,
+    contested: BTreeMap<Rc<[u8]>, u64>,
+}
 
-    pub(crate) fn holds(&self, conn: ConnId, transaction: u32) -> bool {
-        let is = |turn: &Turn| turn.conn == conn && turn.transaction == transaction;
-        self.privileged.as_ref().is_some_and(is) || self.guest.as_ref().is_some_and(is)
-    }
-
-    /// The turns that a change by this caller must respect.
-    fn respected(&self, privileged: bool) -> impl Iterator<Item = Turn> {
-        self.privileged.into_iter().chain(self.guest.filter(|_| !privileged))
-    }
-
+impl Lane {
     fn contest(&mut self, path: Rc<[u8]>, now: u64) {
         if self.contested.len() >= CONTESTED_MAX {
             self.contested.retain(|_, until| *until > now);
         }
-        let oldest =
-            self.contested.iter().min_by_key(|(_, until)| **until).map(|(path, _)| path.clone());
-        if self.contested.len() >= CONTESTED_MAX
-            && let Some(oldest) = oldest
-        {
-            self.contested.remove(&oldest);
+        if self.contested.len() >= CONTESTED_MAX {
+            let oldest = self.contested.iter().min_by_key(|(_, until)| **until);
+            if let Some(oldest) = oldest.map(|(path, _)| path.clone()) {
+                self.contested.remove(&oldest);
+            }
         }
         self.contested.insert(path, now.saturating_add(CONTESTED_US));
     }
@@ -103,10 +87,42 @@ impl Turns {
         !self.contested.is_empty()
             && self.contested.get(path.as_bytes()).is_some_and(|until| *until > now)
     }
+}
+
+#[derive(Default)]
+pub(crate) struct Turns {
+    privileged: Lane,
+    guest: Lane,
+    queue: VecDeque<Waiting>,
+    /// A turn has ended, and the queue has not been run since.
+    ended: bool,
+    /// Requests that have waited, for the counters.
+    pub(crate) delayed_total: u64,
+}
+
+impl Turns {
+    fn lane(&mut self, class: Class) -> &mut Lane {
+        match class {
+            Class::Privileged => &mut self.privileged,
+            Class::Guest => &mut self.guest,
+        }
+    }
+
+    /// All turns, or those that a change by such a caller must respect: a guest's binds guests only.
+    fn all(&self) -> impl Iterator<Item = Turn> {
+        self.respected(false)
+    }
+
+    fn respected(&self, privileged: bool) -> impl Iterator<Item = Turn> {
+        self.privileged.turn.into_iter().chain(self.guest.turn.filter(|_| !privileged))
+    }
+
+    pub(crate) fn holds(&self, conn: ConnId, transaction: u32) -> bool {
+        self.all().any(|turn| turn.conn == conn && turn.transaction == transaction)
+    }
 
     pub(crate) fn deadline(&self) -> Option<u64> {
-        let ends = |turn: Turn| turn.since.saturating_add(HOLD_MAX_US);
-        self.privileged.map(ends).into_iter().chain(self.guest.map(ends)).min()
+        self.all().map(|turn| turn.since.saturating_add(HOLD_MAX_US)).min()
     }
 }
 
@@ -178,17 +194,12 @@ impl Server {
     /// Whether more requests of the connection may come, as far as those that wait are concerned. What
     /// has the turn must be able to end it.
     pub(super) fn may_delay_more(&self, conn: ConnId, delayed: usize) -> bool {
-        let holds = |turn: &Turn| turn.conn == conn;
-        let turns = &self.turns;
-        delayed < DELAYED_MAX
-            || (delayed < 2 * DELAYED_MAX
-                && (turns.privileged.as_ref().is_some_and(holds)
-                    || turns.guest.as_ref().is_some_and(holds)))
+        delayed < DELAYED_MAX || (delayed < 2 * DELAYED_MAX && self.has_turn(conn))
     }
 
     /// Whether a transaction of this connection has the turn.
     pub(super) fn has_turn(&self, conn: ConnId) -> bool {
-        self.turns.guest.is_some_and(|turn| turn.conn == conn)
+        self.turns.all().any(|turn| turn.conn == conn)
     }
 
     /// A transaction is about to look at `path`: gives it the turn where it should have it.
@@ -205,8 +216,8 @@ impl Server {
         if transaction.doomed || !(holds || self.may_take_turn(transaction, caller, path)) {
             return Attempt::Done;
         }
-        let class = if caller.privileged { Class::Privileged } else { Class::Guest };
-        if !holds && self.turns.slot(class).is_some() {
+        let class = Class::of(caller);
+        if !holds && self.turns.lane(class).turn.is_some() {
             return Attempt::Wait { wants_turn: true };
         }
         let stale = !transaction.is_current(&self.tree, self.domains.deaths)
@@ -217,26 +228,32 @@ impl Server {
                 Err(conflict) => {
                     // Too late for this one; who tries again takes the turn from the start.
                     transaction.doomed = true;
-                    self.refused(transaction, &conflict);
+                    self.refused(caller, transaction, &conflict);
                     self.end_turn(conn, id);
                     return Attempt::Done;
                 }
             }
         }
         if !holds {
-            *self.turns.slot(class) = Some(Turn { conn, transaction: id, since: now });
+            self.turns.lane(class).turn = Some(Turn { conn, transaction: id, since: now });
         }
         Attempt::Done
     }
 
-    fn may_take_turn(&self, transaction: &Transaction, caller: &Caller, path: Path<'_>) -> bool {
+    fn may_take_turn(
+        &mut self,
+        transaction: &Transaction,
+        caller: &Caller,
+        path: Path<'_>,
+    ) -> bool {
         let now = self.domains.now;
-        let may = || {
-            let domain = self.domains.get(caller.domid);
-            transaction.log_len() <= TURN_LOG_MAX
-                && domain.is_none_or(|domain| domain.no_turn_until <= now)
-        };
-        self.turns.is_contested(path, now) && (caller.privileged || may())
+        if !self.turns.lane(Class::of(caller)).is_contested(path, now) {
+            return false;
+        }
+        let domain = self.domains.get(caller.domid);
+        caller.privileged
+            || (transaction.log_len() <= TURN_LOG_MAX
+                && domain.is_none_or(|domain| domain.no_turn_until <= now))
     }
 
     /// Runs the log of a transaction on a tree.
@@ -250,11 +267,17 @@ impl Server {
     }
 
     /// Remembers a refusal: who reads these paths takes the turn.
-    pub(super) fn refused(&mut self, transaction: &Transaction, conflict: &Conflict) {
+    pub(super) fn refused(
+        &mut self,
+        caller: &Caller,
+        transaction: &Transaction,
+        conflict: &Conflict,
+    ) {
         let now = self.domains.now;
-        self.turns.contest(conflict.path.clone(), now);
+        let lane = self.turns.lane(Class::of(caller));
+        lane.contest(conflict.path.clone(), now);
         if let Some(first) = transaction.first_read() {
-            self.turns.contest(first.clone(), now);
+            lane.contest(first.clone(), now);
         }
     }
 
@@ -302,7 +325,7 @@ impl Server {
     fn end_turns(&mut self, over: impl Fn(&Turn, u64) -> bool) {
         let now = self.domains.now;
         for class in [Class::Privileged, Class::Guest] {
-            let Some(turn) = self.turns.slot(class).take_if(|turn| over(turn, now)) else {
+            let Some(turn) = self.turns.lane(class).turn.take_if(|turn| over(turn, now)) else {
                 continue;
             };
             self.turns.ended = true;
