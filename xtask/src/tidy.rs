@@ -50,7 +50,7 @@ pub(crate) fn run() -> Result<ExitCode> {
     collect(&workspace.root, &workspace.root, &mut files)?;
     files.sort_by(|one, other| one.name.cmp(&other.name));
     let mut findings = Findings::default();
-    files::check(&files, &mut findings);
+    files::check(&workspace.root, &files, &mut findings);
     crates::check(&workspace, &files, &mut findings);
     links::check(&workspace.root, &files, &mut findings);
     for remark in &findings.remarks {

@@ -1,6 +1,7 @@
 //! Lengths, words, first lines, and where `unsafe` may be.
 
 use super::{File, Findings, is_test, shipped};
+use std::path::Path;
 
 /// Lines of a source file, its test module not counted, above which it is a fault.
 const LINES_MAX: usize = 800;
@@ -21,9 +22,10 @@ const UNSAFE_ALLOWED: &[&str] = &[
 ];
 
 /// Checks every file.
-pub(super) fn check(files: &[File], findings: &mut Findings) {
-    let banned: Vec<&str> =
-        BANNED.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).collect();
+pub(super) fn check(root: &Path, files: &[File], findings: &mut Findings) {
+    let here = format!("{}/", root.display());
+    let words_of = BANNED.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
+    let banned: Vec<&str> = words_of.chain([here.as_str()]).collect();
     for file in files {
         if file.name != BANNED_FILE {
             words(file, &banned, findings);
