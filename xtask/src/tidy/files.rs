@@ -100,7 +100,11 @@ mod tests {
 
     fn faults(name: &str, text: &str) -> Vec<String> {
         let mut findings = Findings::default();
-        check(&[File { name: name.into(), text: text.into() }], &mut findings);
+        check(
+            Path::new("/somewhere"),
+            &[File { name: name.into(), text: text.into() }],
+            &mut findings,
+        );
         findings.faults
     }
 
