@@ -52,7 +52,68 @@ pub(crate) fn key(path: Path<'_>, token: &[u8], to: &mut Vec<u8>) {
 #[derive(Default)]
 struct Place {
     watches: BTreeSet<WatchId>,
-    below: BTreeMap<Box<[u8]>, Place>,
+    below: Below,
+}
+
+/// The places below one, by name. Found by a number made of the name, as a change looks here whether
+/// anybody watches or not; names with the same number are few, and lie side by side.
+#[derive(Default)]
+struct Below(BTreeMap<u64, Vec<Named>>);
+
+type Named = (Box<[u8]>, Place);
+
+/// A number for a name, of its first and last bytes and its length: made in a few instructions.
+fn number(name: &[u8]) -> u64 {
+    let ends = match (name.first_chunk::<8>(), name.last_chunk::<8>()) {
+        (Some(first), Some(last)) => {
+            u64::from_ne_bytes(*first).rotate_left(29) ^ u64::from_ne_bytes(*last)
+        }
+        _ => name.iter().fold(0, |ends, byte| (ends << 8) | u64::from(*byte)),
+    };
+    ends ^ (name.len() as u64).rotate_left(56)
+}
+
+impl Below {
+    fn get(&self, name: &[u8]) -> Option<&Place> {
+        let alike = self.0.get(&number(name))?;
+        alike.iter().find(|(known, _)| **known == *name).map(|(_, place)| place)
+    }
+
+    fn get_mut(&mut self, name: &[u8]) -> Option<&mut Place> {
+        let alike = self.0.get_mut(&number(name))?;
+        alike.iter_mut().find(|(known, _)| **known == *name).map(|(_, place)| place)
+    }
+
+    /// The place of this name, made if there is none.
+    fn make(&mut self, name: &[u8]) -> Option<&mut Place> {
+        let alike = self.0.entry(number(name)).or_default();
+        if !alike.iter().any(|(known, _)| **known == *name) {
+            alike.push((Box::from(name), Place::default()));
+        }
+        alike.iter_mut().find(|(known, _)| **known == *name).map(|(_, place)| place)
+    }
+
+    fn remove(&mut self, name: &[u8]) {
+        let number = number(name);
+        let Some(alike) = self.0.get_mut(&number) else { return };
+        alike.retain(|(known, _)| **known != *name);
+        if alike.is_empty() {
+            self.0.remove(&number);
+        }
+    }
+
+    /// Whether there is more than one.
+    fn are_many(&self) -> bool {
+        self.iter().nth(1).is_some()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (&[u8], &Place)> {
+        self.0.values().flatten().map(|(name, place)| (&**name, place))
+    }
 }
 
 /// All watches of all connections.
@@ -98,15 +159,8 @@ impl Watches {
         }
         let mut place = self.top(path);
         for name in path.names() {
-            place = if place.below.contains_key(name) {
-                // Just seen; the borrow checker wants it looked up again.
-                match place.below.get_mut(name) {
-                    Some(place) => place,
-                    None => return id,
-                }
-            } else {
-                place.below.entry(Box::from(name)).or_default()
-            };
+            let Some(next) = place.below.make(name) else { return id };
+            place = next;
         }
         place.watches.insert(id);
         id
@@ -174,10 +228,10 @@ fn prune(top: &mut Place, names: &[&[u8]], id: WatchId) {
     // The last place on the way that stays whatever happens, as it holds something else.
     let mut keep = 0usize;
     for (at, name) in names.iter().enumerate() {
-        if !place.watches.is_empty() || place.below.len() > 1 {
+        if !place.watches.is_empty() || place.below.are_many() {
             keep = at;
         }
-        let Some(next) = place.below.get_mut(*name) else { return };
+        let Some(next) = place.below.get_mut(name) else { return };
         place = next;
     }
     place.watches.remove(&id);
@@ -186,11 +240,11 @@ fn prune(top: &mut Place, names: &[&[u8]], id: WatchId) {
     }
     let mut place = top;
     for name in names.iter().take(keep) {
-        let Some(next) = place.below.get_mut(*name) else { return };
+        let Some(next) = place.below.get_mut(name) else { return };
         place = next;
     }
     if let Some(name) = names.get(keep) {
-        place.below.remove(*name);
+        place.below.remove(name);
     }
 }
 
@@ -243,6 +297,22 @@ mod tests {
         watches.remove(side);
         assert!(watches.tree.below.get(&b"a"[..]).unwrap().below.is_empty());
         assert_eq!(matching(&watches, b"/a/b/x"), [top]);
+    }
+
+    #[test]
+    fn names_with_the_same_number_are_told_apart() {
+        let mut below = Below::default();
+        for name in [&b"a"[..], b"b"] {
+            below.make(name).unwrap().watches.insert(WatchId(u32::from(name[0])));
+        }
+        // As if both had the number of the first.
+        let moved = below.0.remove(&number(b"b")).unwrap();
+        below.0.get_mut(&number(b"a")).unwrap().extend(moved);
+        assert!(below.are_many());
+        assert_eq!(below.get(b"a").unwrap().watches.first(), Some(&WatchId(97)));
+        assert_eq!(below.iter().count(), 2);
+        below.remove(b"a");
+        assert!(below.get(b"a").is_none() && !below.is_empty() && !below.are_many());
     }
 
     #[test]
