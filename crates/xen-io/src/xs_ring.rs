@@ -19,7 +19,7 @@
 //! and nothing else. After a read or a write that moved bytes the peer is to be notified.
 
 use std::fmt;
-use xen::shared::{OutOfPage, SharedPage};
+use xen::shared::{PageError, SharedPage};
 
 /// Bytes of each of the two streams that the page holds (`XENSTORE_RING_SIZE`).
 pub const RING_SIZE: usize = 1024;
@@ -72,7 +72,7 @@ pub enum RingError {
         prod: u32,
     },
     /// An access outside the page; the layout in this module would be wrong.
-    Page(OutOfPage),
+    Page(PageError),
 }
 
 impl fmt::Display for RingError {
@@ -88,8 +88,8 @@ impl fmt::Display for RingError {
 
 impl std::error::Error for RingError {}
 
-impl From<OutOfPage> for RingError {
-    fn from(out: OutOfPage) -> Self {
+impl From<PageError> for RingError {
+    fn from(out: PageError) -> Self {
         Self::Page(out)
     }
 }

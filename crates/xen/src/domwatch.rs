@@ -6,13 +6,62 @@
 use crate::shared::SharedPage;
 use crate::{DomId, Error, Port};
 
+/// Why a domain does not run any more (`SHUTDOWN_*`, `xen/include/public/sched.h`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum ShutdownReason {
+    /// It has ended.
+    Poweroff,
+    /// It wants to be started again.
+    Reboot,
+    /// It has stopped to be saved.
+    Suspend,
+    /// It has crashed.
+    Crash,
+    /// Its watchdog has bitten.
+    Watchdog,
+    /// It wants a new start that keeps its memory.
+    SoftReset,
+    /// A code that is newer than this list.
+    Other(u8),
+}
+
+/// Each reason with its number in `sched.h`.
+const REASONS: [(ShutdownReason, u8); 6] = [
+    (ShutdownReason::Poweroff, 0),
+    (ShutdownReason::Reboot, 1),
+    (ShutdownReason::Suspend, 2),
+    (ShutdownReason::Crash, 3),
+    (ShutdownReason::Watchdog, 4),
+    (ShutdownReason::SoftReset, 5),
+];
+
+impl ShutdownReason {
+    /// The reason with this number in `sched.h`.
+    #[must_use]
+    pub fn from_code(code: u8) -> Self {
+        REASONS.iter().find(|row| row.1 == code).map_or(Self::Other(code), |row| row.0)
+    }
+
+    /// The number of this reason in `sched.h`.
+    #[must_use]
+    pub fn code(self) -> u8 {
+        match self {
+            Self::Other(code) => code,
+            named => REASONS.iter().find(|row| row.0 == named).map_or(0, |row| row.1),
+        }
+    }
+}
+
 /// What became of a domain.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum DomainEvent {
+    /// It is there, and was not when last asked.
+    Came(DomId),
     /// It has shut down or crashed; it still exists. May be said again as long as that is so: whether
     /// it is news is for the store to know.
-    Shutdown(DomId),
+    Shutdown(DomId, ShutdownReason),
     /// It does not exist any more. Its number may be another domain's already.
     Died(DomId),
 }
@@ -44,4 +93,17 @@ pub trait DomainWatch {
     /// # Errors
     /// What the kernel answered.
     fn own_ring(&mut self) -> Result<Option<OwnRing>, Error>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_round_trip() {
+        for code in 0..=u8::MAX {
+            assert_eq!(ShutdownReason::from_code(code).code(), code);
+        }
+        assert_eq!(ShutdownReason::from_code(3), ShutdownReason::Crash);
+    }
 }

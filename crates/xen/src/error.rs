@@ -1,5 +1,6 @@
 //! What the hypervisor, or the driver in front of it, answered.
 
+use crate::gnttab::Status;
 use std::{fmt, io};
 
 /// A refusal, named as Xen's `errno.h` and Linux's drivers name it.
@@ -28,6 +29,8 @@ pub enum Error {
     NoSpc,
     /// `ENOSYS`: this hypervisor does not know the call.
     NoSys,
+    /// What the hypervisor said about a grant.
+    Grant(Status),
     /// Any other number of errno(3).
     Other(i32),
 }
@@ -53,6 +56,10 @@ impl Error {
     pub fn errno(self) -> i32 {
         match self {
             Self::Other(number) => number,
+            Self::Grant(Status::BadDomain) => 3,
+            Self::Grant(Status::Again) => 11,
+            Self::Grant(Status::PermissionDenied) => 13,
+            Self::Grant(Status::NoSpace | Status::NoDeviceSpace) => 28,
             named => NAMED.iter().find(|(error, ..)| *error == named).map_or(22, |row| row.1),
         }
     }
@@ -74,6 +81,7 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Other(number) => io::Error::from_raw_os_error(*number).fmt(f),
+            Self::Grant(status) => status.fmt(f),
             named => f.write_str(NAMED.iter().find(|row| row.0 == *named).map_or("?", |row| row.2)),
         }
     }

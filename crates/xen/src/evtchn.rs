@@ -13,6 +13,37 @@ pub enum Virq {
     DomExc,
 }
 
+impl Virq {
+    /// Its number in `xen.h`.
+    #[must_use]
+    pub fn number(self) -> u32 {
+        match self {
+            Self::DomExc => 3,
+        }
+    }
+}
+
+/// What a port is bound to (`EVTCHNSTAT_*`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum Status {
+    /// Nothing.
+    Closed,
+    /// Nobody yet: this domain may bind to it.
+    Unbound(DomId),
+    /// A port of another domain, or of this one.
+    Interdomain {
+        /// That domain.
+        remote: DomId,
+        /// Its port.
+        remote_port: Port,
+    },
+    /// A virtual interrupt, by its number in `xen.h`.
+    Virq(u32),
+    /// A physical interrupt or one between processors, which these traits do not hand out.
+    Other,
+}
+
 /// The event channels of this domain, as one process holds them.
 ///
 /// A port that [`EventChannels::pending`] returned is masked: the peer's further notifications are
@@ -63,4 +94,11 @@ pub trait EventChannels {
     /// # Errors
     /// [`Error::Inval`] the port is not bound.
     fn close(&mut self, port: Port) -> Result<(), Error>;
+
+    /// What `port` of this domain is bound to, also when another process holds it.
+    ///
+    /// # Errors
+    /// [`Error::Inval`] no such port; [`Error::NoSys`] or [`Error::NoDev`] where the platform does
+    /// not tell (on Linux only privileged processes of domain 0 may ask).
+    fn status(&mut self, port: Port) -> Result<Status, Error>;
 }

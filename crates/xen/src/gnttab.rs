@@ -1,17 +1,93 @@
-//! Grants, seen from the side that maps them.
+//! Grants: pages that one domain lets another reach, seen from both sides.
 //!
-//! Source: `xen/include/public/grant_table.h`, Linux `include/uapi/xen/gntdev.h`.
+//! The side that maps (a backend) takes [`GrantMap`], the side that offers (a frontend)
+//! [`GrantOffer`]. Dropping a [`Mapping`] unmaps it, dropping an [`Offered`] page ends its grant.
+//!
+//! Source: `xen/include/public/grant_table.h`, Linux `include/uapi/xen/gntdev.h` and `gntalloc.h`.
 
-use crate::shared::SharedPage;
+use crate::shared::{PageError, SharedPage};
 use crate::{DomId, Error, GrantRef};
+use std::fmt;
 
-/// What the mapping side wants to do with a page.
+/// What the mapping side may do with a page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Access {
-    /// Read only.
+    /// Read only (`GTF_readonly`, `GNTMAP_readonly`).
     Read,
     /// Read and write.
     ReadWrite,
+}
+
+/// What a grant operation ended with, where it was not done (`GNTST_*`).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[repr(i16)]
+#[non_exhaustive]
+pub enum Status {
+    /// `GNTST_general_error`: refused, without a reason.
+    GeneralError = -1,
+    /// `GNTST_bad_domain`: no such domain.
+    BadDomain = -2,
+    /// `GNTST_bad_gntref`: no such grant, not for this domain, or not active.
+    BadGntref = -3,
+    /// `GNTST_bad_handle`: no such mapping.
+    BadHandle = -4,
+    /// `GNTST_bad_virt_addr`: not an address to map at.
+    BadVirtAddr = -5,
+    /// `GNTST_bad_dev_addr`: not an address for a device.
+    BadDevAddr = -6,
+    /// `GNTST_no_device_space`: no room in the I/O MMU.
+    NoDeviceSpace = -7,
+    /// `GNTST_permission_denied`: more was asked for than was granted.
+    PermissionDenied = -8,
+    /// `GNTST_bad_page`: the granted page is not one.
+    BadPage = -9,
+    /// `GNTST_bad_copy_arg`: a copy that leaves its page.
+    BadCopyArg = -10,
+    /// `GNTST_address_too_big`: the page is beyond what can be addressed.
+    AddressTooBig = -11,
+    /// `GNTST_eagain`: the page is not there at the moment; to be tried again.
+    Again = -12,
+    /// `GNTST_no_space`: no entry left to track the mapping (`maptrack`).
+    NoSpace = -13,
+}
+
+/// Each status with its name in `grant_table.h`.
+pub const STATUSES: [(Status, &str); 13] = [
+    (Status::GeneralError, "GNTST_general_error"),
+    (Status::BadDomain, "GNTST_bad_domain"),
+    (Status::BadGntref, "GNTST_bad_gntref"),
+    (Status::BadHandle, "GNTST_bad_handle"),
+    (Status::BadVirtAddr, "GNTST_bad_virt_addr"),
+    (Status::BadDevAddr, "GNTST_bad_dev_addr"),
+    (Status::NoDeviceSpace, "GNTST_no_device_space"),
+    (Status::PermissionDenied, "GNTST_permission_denied"),
+    (Status::BadPage, "GNTST_bad_page"),
+    (Status::BadCopyArg, "GNTST_bad_copy_arg"),
+    (Status::AddressTooBig, "GNTST_address_too_big"),
+    (Status::Again, "GNTST_eagain"),
+    (Status::NoSpace, "GNTST_no_space"),
+];
+
+impl Status {
+    /// `Ok` for 0 (`GNTST_okay`), else the status with this code; a code that is not in the list
+    /// is a general error.
+    ///
+    /// # Errors
+    /// The status.
+    pub fn from_code(code: i16) -> Result<(), Self> {
+        if code == 0 {
+            return Ok(());
+        }
+        let known = STATUSES.iter().find(|(status, _)| *status as i16 == code);
+        Err(known.map_or(Self::GeneralError, |(status, _)| *status))
+    }
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let named = STATUSES.iter().find(|(status, _)| status == self);
+        f.write_str(named.map_or("GNTST_?", |(_, name)| name))
+    }
 }
 
 /// One granted page, mapped; dropping it unmaps.
@@ -54,12 +130,231 @@ impl Mapping {
     }
 }
 
-/// Maps pages that other domains have granted to this one.
+/// One piece of a copy between a granted page and a buffer of this process.
+#[derive(Clone, Copy, Debug)]
+pub struct CopySegment {
+    /// The domain that granted the page.
+    pub domid: DomId,
+    /// The page.
+    pub grant: GrantRef,
+    /// Where in the page, in bytes.
+    pub offset: u16,
+    /// How many bytes; `offset + len` is at most 4096.
+    pub len: u16,
+    /// Where in the buffer, in bytes.
+    pub at: usize,
+    /// What became of it; filled in by the copy.
+    pub status: Result<(), Status>,
+}
+
+impl CopySegment {
+    /// `len` bytes at `offset` of a page, and at `at` of the buffer.
+    #[must_use]
+    pub fn new(domid: DomId, grant: GrantRef, offset: u16, len: u16, at: usize) -> Self {
+        Self { domid, grant, offset, len, at, status: Ok(()) }
+    }
+}
+
+/// Reaches pages that other domains have granted to this one.
 pub trait GrantMap {
     /// Maps one page.
     ///
     /// # Errors
+    /// [`Error::Grant`] with the hypervisor's reason where the platform passes it on, else
     /// [`Error::Srch`] no such domain, [`Error::Inval`] no such grant or not for this domain,
     /// [`Error::NoSpc`] no free entry for it.
     fn map(&mut self, domid: DomId, grant: GrantRef, access: Access) -> Result<Mapping, Error>;
+
+    /// Maps many pages of one domain: one result each, in order, pushed onto `into`. One that
+    /// cannot be mapped does not keep the others from it.
+    fn map_batch(
+        &mut self,
+        domid: DomId,
+        grants: &[GrantRef],
+        access: Access,
+        into: &mut Vec<Result<Mapping, Error>>,
+    ) {
+        into.extend(grants.iter().map(|grant| self.map(domid, *grant, access)));
+    }
+
+    /// Copies from granted pages into `to`. Each segment gets its status. A platform that can do so
+    /// without mapping the pages does.
+    ///
+    /// # Errors
+    /// Where nothing was tried: [`Error::Inval`] a segment leaves the buffer, or what the driver
+    /// answered.
+    fn copy_out(&mut self, segments: &mut [CopySegment], to: &mut [u8]) -> Result<(), Error> {
+        check_buffer(segments, to.len())?;
+        for segment in segments {
+            let mapped = self.map(segment.domid, segment.grant, Access::Read);
+            let piece = &mut to[segment.at..][..usize::from(segment.len)];
+            segment.status = copied(mapped, |page| page.copy_out(segment.offset.into(), piece));
+        }
+        Ok(())
+    }
+
+    /// Copies `from` into granted pages. Each segment gets its status. A platform that can do so
+    /// without mapping the pages does.
+    ///
+    /// # Errors
+    /// As [`GrantMap::copy_out`].
+    fn copy_in(&mut self, segments: &mut [CopySegment], from: &[u8]) -> Result<(), Error> {
+        check_buffer(segments, from.len())?;
+        for segment in segments {
+            let mapped = self.map(segment.domid, segment.grant, Access::ReadWrite);
+            let piece = &from[segment.at..][..usize::from(segment.len)];
+            segment.status = copied(mapped, |page| page.copy_in(segment.offset.into(), piece));
+        }
+        Ok(())
+    }
+}
+
+/// Whether all segments lie inside a buffer of `len` bytes.
+///
+/// # Errors
+/// [`Error::Inval`] where one does not.
+pub fn check_buffer(segments: &[CopySegment], len: usize) -> Result<(), Error> {
+    let inside = |segment: &CopySegment| {
+        segment.at.checked_add(segment.len.into()).is_some_and(|end| end <= len)
+    };
+    if segments.iter().all(inside) { Ok(()) } else { Err(Error::Inval) }
+}
+
+/// The status of one segment, copied by mapping its page.
+fn copied(
+    mapped: Result<Mapping, Error>,
+    copy: impl FnOnce(&SharedPage) -> Result<(), PageError>,
+) -> Result<(), Status> {
+    match mapped {
+        Ok(mapping) => copy(mapping.page()).map_err(|_| Status::BadCopyArg),
+        Err(Error::Grant(status)) => Err(status),
+        Err(Error::Srch) => Err(Status::BadDomain),
+        Err(_) => Err(Status::GeneralError),
+    }
+}
+
+/// A page of this domain that another may reach; dropping it ends the grant.
+///
+/// The memory belongs to the provider, which uses it for nothing else as long as the other domain
+/// has it mapped: so an end never waits, and a domain that does not let go keeps that page and
+/// nothing more.
+#[derive(Debug)]
+pub struct Offered {
+    page: SharedPage,
+    peer: DomId,
+    grant: GrantRef,
+}
+
+impl Offered {
+    /// `page`, granted to `peer` under `grant`; for providers. Dropping the page ends the grant.
+    #[must_use]
+    pub fn new(peer: DomId, grant: GrantRef, page: SharedPage) -> Self {
+        Self { page, peer, grant }
+    }
+
+    /// Who may reach it.
+    #[must_use]
+    pub fn peer(&self) -> DomId {
+        self.peer
+    }
+
+    /// The reference to tell the peer.
+    #[must_use]
+    pub fn grant(&self) -> GrantRef {
+        self.grant
+    }
+
+    /// The page, to be read and written by this side.
+    #[must_use]
+    pub fn page(&self) -> &SharedPage {
+        &self.page
+    }
+
+    /// Ends the grant; the same as dropping it.
+    pub fn end(self) {}
+}
+
+/// Grants pages of this domain to others.
+pub trait GrantOffer {
+    /// A page of zeroes that `peer` may map or copy.
+    ///
+    /// # Errors
+    /// [`Error::NoSpc`] no free grant entry or page, [`Error::Srch`] no such domain where the
+    /// platform looks (Xen does not: a grant to nobody is one that nobody can map).
+    fn offer(&mut self, peer: DomId, access: Access) -> Result<Offered, Error>;
+
+    /// `count` such pages, pushed onto `into`: all of them or none.
+    ///
+    /// # Errors
+    /// As [`GrantOffer::offer`].
+    fn offer_batch(
+        &mut self,
+        peer: DomId,
+        access: Access,
+        count: usize,
+        into: &mut Vec<Offered>,
+    ) -> Result<(), Error> {
+        let before = into.len();
+        for _ in 0..count {
+            match self.offer(peer, access) {
+                Ok(offered) => into.push(offered),
+                Err(error) => {
+                    into.truncate(before);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One page of one domain.
+    struct OnePage(SharedPage);
+
+    impl GrantMap for OnePage {
+        fn map(&mut self, domid: DomId, grant: GrantRef, _: Access) -> Result<Mapping, Error> {
+            if domid != DomId(3) {
+                return Err(Error::Grant(Status::BadDomain));
+            }
+            let page = SharedPage::private();
+            let mut bytes = [0; 4096];
+            self.0.copy_out(0, &mut bytes).unwrap();
+            page.copy_in(0, &bytes).unwrap();
+            Ok(Mapping::new(domid, grant, page))
+        }
+    }
+
+    #[test]
+    fn a_copy_says_what_became_of_each_segment() {
+        let page = SharedPage::private();
+        page.copy_in(4000, b"granted").unwrap();
+        let mut grants = OnePage(page);
+        let mut bytes = [0; 16];
+        let piece = |domid, offset, at| CopySegment::new(DomId(domid), GrantRef(9), offset, 7, at);
+        let mut segments = [piece(3, 4000, 2), piece(4, 0, 0), piece(3, 4090, 9)];
+        grants.copy_out(&mut segments, &mut bytes).unwrap();
+        assert_eq!(segments[0].status, Ok(()));
+        assert_eq!(segments[1].status, Err(Status::BadDomain));
+        assert_eq!(segments[2].status, Err(Status::BadCopyArg));
+        assert_eq!(&bytes, b"\0\0granted\0\0\0\0\0\0\0");
+        for at in [10, usize::MAX] {
+            let outside = grants.copy_out(&mut [piece(3, 0, at)], &mut bytes);
+            assert_eq!(outside, Err(Error::Inval));
+        }
+    }
+
+    #[test]
+    fn statuses_round_trip() {
+        for (status, name) in STATUSES {
+            assert_eq!(Status::from_code(status as i16), Err(status));
+            assert_eq!(status.to_string(), name);
+        }
+        assert_eq!(Status::from_code(0), Ok(()));
+        assert_eq!(Status::from_code(-99), Err(Status::GeneralError));
+        assert_eq!(Status::from_code(1), Err(Status::GeneralError), "XSA-316: a positive status");
+    }
 }

@@ -9,13 +9,17 @@
 //! | [`types`] | [`DomId`], [`GrantRef`], [`Port`], [`Gfn`] |
 //! | [`error`] | [`Error`]: what the hypervisor or its drivers answered |
 //! | [`evtchn`] | [`EventChannels`](evtchn::EventChannels): notifications between domains |
-//! | [`gnttab`] | [`GrantMap`](gnttab::GrantMap): mapping a page that a domain has granted |
-//! | [`domwatch`] | [`DomainWatch`](domwatch::DomainWatch): which domains exist, shut down, died |
+//! | [`gnttab`] | [`GrantMap`](gnttab::GrantMap): reaching pages that a domain has granted; [`GrantOffer`](gnttab::GrantOffer): granting them |
+//! | [`domwatch`] | [`DomainWatch`](domwatch::DomainWatch): which domains came, shut down, died |
+//! | [`foreignmem`] | [`ForeignMemory`](foreignmem::ForeignMemory): pages that nobody granted |
+//! | [`domctl`] | [`DomainControl`](domctl::DomainControl): pausing, ending, bounding domains |
 //! | [`shared`] | [`SharedPage`](shared::SharedPage): copies in and out of one shared page |
 
+pub mod domctl;
 pub mod domwatch;
 pub mod error;
 pub mod evtchn;
+pub mod foreignmem;
 pub mod gnttab;
 pub mod shared;
 pub mod types;

@@ -8,63 +8,84 @@
 //! the crate with `unsafe`.
 #![allow(unsafe_code)]
 
+use crate::gnttab::Access;
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::fmt;
 use std::ptr::NonNull;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::{Acquire, Release};
 
 /// Size and alignment of a page in bytes (`XC_PAGE_SIZE`).
 pub const PAGE_SIZE: usize = 4096;
 
-/// What gives a page back to where it came from.
-type Unmap = Box<dyn FnOnce(NonNull<u8>) + Send>;
-
-/// An access that does not lie inside the page, or a word that is not aligned.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct OutOfPage {
-    /// Where the access began.
-    pub offset: usize,
-    /// How many bytes it wanted.
-    pub len: usize,
+/// Where mapped pages came from, and go back to. Shared by the pages of one provider, so that
+/// mapping a page allocates nothing.
+pub trait Unmap: Send + Sync {
+    /// Gives back the page at `base`; called once for each page, when its last use is over.
+    fn unmap(&self, base: NonNull<u8>);
 }
 
-impl fmt::Display for OutOfPage {
+/// Pages of this process's own heap.
+struct Heap;
+
+/// An access that a page does not allow.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum PageError {
+    /// It does not lie inside the page, or a word is not aligned.
+    OutOfPage {
+        /// Where the access began.
+        offset: usize,
+        /// How many bytes it wanted.
+        len: usize,
+    },
+    /// The page is mapped for reading only.
+    ReadOnly,
+}
+
+impl fmt::Display for PageError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} bytes at {} of a page of {PAGE_SIZE}", self.len, self.offset)
+        match self {
+            Self::OutOfPage { offset, len } => {
+                write!(f, "{len} bytes at {offset} of a page of {PAGE_SIZE}")
+            }
+            Self::ReadOnly => f.write_str("the page is mapped for reading only"),
+        }
     }
 }
 
-impl std::error::Error for OutOfPage {}
+impl std::error::Error for PageError {}
 
 /// One mapped page of [`PAGE_SIZE`] bytes; dropping it unmaps.
 pub struct SharedPage {
     base: NonNull<u8>,
-    release: Option<Unmap>,
+    access: Access,
+    owner: Arc<dyn Unmap>,
 }
 
-// SAFETY: nothing about the page belongs to a thread, and `release` may run on any. (It is not
+// SAFETY: nothing about the page belongs to a thread, and its owner is `Send`. (It is not
 // `Sync`: two threads of this process could copy to the same bytes at once.)
 unsafe impl Send for SharedPage {}
 
 impl fmt::Debug for SharedPage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SharedPage").field("base", &self.base).finish_non_exhaustive()
+        f.debug_struct("SharedPage")
+            .field("base", &self.base)
+            .field("access", &self.access)
+            .finish()
     }
 }
 
 impl SharedPage {
-    /// Takes over a mapped page; `release` unmaps it when the last use is over.
+    /// Takes over a mapped page; `owner` unmaps it when the last use is over.
     ///
     /// # Safety
-    /// `base` is aligned to [`PAGE_SIZE`] and points to that many bytes, readable and writable until
-    /// `release` is called. Where this process has other views of the page, their copies to the
-    /// same bytes are ordered by the index words.
-    pub unsafe fn from_mapped(
-        base: NonNull<u8>,
-        release: Box<dyn FnOnce(NonNull<u8>) + Send>,
-    ) -> Self {
-        Self { base, release: Some(release) }
+    /// `base` is aligned to [`PAGE_SIZE`] and points to that many bytes, readable and, where
+    /// `access` says so, writable until `owner` is told to unmap it. Where this process has other
+    /// views of the page, their copies to the same bytes are ordered by the index words.
+    pub unsafe fn from_mapped(base: NonNull<u8>, access: Access, owner: Arc<dyn Unmap>) -> Self {
+        Self { base, access, owner }
     }
 
     /// A page of zeroes in this process's own memory, shared with nobody.
@@ -74,19 +95,28 @@ impl SharedPage {
         // SAFETY: the layout's size is not zero.
         let base = unsafe { alloc_zeroed(layout) };
         let Some(base) = NonNull::new(base) else { handle_alloc_error(layout) };
-        let release = |base: NonNull<u8>| {
-            // SAFETY: allocated above with the same layout, and released once.
-            unsafe { dealloc(base.as_ptr(), page_layout()) }
-        };
         // SAFETY: aligned and sized by the layout, and no other pointer to it is kept.
-        unsafe { Self::from_mapped(base, Box::new(release)) }
+        unsafe { Self::from_mapped(base, Access::ReadWrite, Arc::new(Heap)) }
+    }
+
+    /// Where the page is mapped, for a system call that reads or writes it (direct I/O into a
+    /// granted page). Whoever follows the pointer answers for it: the bytes change at any time.
+    #[must_use]
+    pub fn as_ptr(&self) -> NonNull<u8> {
+        self.base
+    }
+
+    /// What the page is mapped for.
+    #[must_use]
+    pub fn access(&self) -> Access {
+        self.access
     }
 
     /// Copies bytes from `offset` of the page into `to`.
     ///
     /// # Errors
-    /// [`OutOfPage`]; nothing is copied then.
-    pub fn copy_out(&self, offset: usize, to: &mut [u8]) -> Result<(), OutOfPage> {
+    /// [`PageError`]; nothing is copied then.
+    pub fn copy_out(&self, offset: usize, to: &mut [u8]) -> Result<(), PageError> {
         check(offset, to.len())?;
         let head = head_len(offset, to.len());
         let (first, rest) = to.split_at_mut(head);
@@ -109,8 +139,9 @@ impl SharedPage {
     /// Copies `from` into the page at `offset`.
     ///
     /// # Errors
-    /// [`OutOfPage`]; nothing is copied then.
-    pub fn copy_in(&self, offset: usize, from: &[u8]) -> Result<(), OutOfPage> {
+    /// [`PageError`]; nothing is copied then.
+    pub fn copy_in(&self, offset: usize, from: &[u8]) -> Result<(), PageError> {
+        self.writable()?;
         check(offset, from.len())?;
         let head = head_len(offset, from.len());
         let (first, rest) = from.split_at(head);
@@ -134,8 +165,8 @@ impl SharedPage {
     /// into the page before it is seen by the accesses that follow.
     ///
     /// # Errors
-    /// [`OutOfPage`].
-    pub fn load_u32(&self, offset: usize) -> Result<u32, OutOfPage> {
+    /// [`PageError`].
+    pub fn load_u32(&self, offset: usize) -> Result<u32, PageError> {
         Ok(self.index(offset)?.load(Acquire))
     }
 
@@ -143,10 +174,18 @@ impl SharedPage {
     /// what was put into the page before it.
     ///
     /// # Errors
-    /// [`OutOfPage`].
-    pub fn store_u32(&self, offset: usize, value: u32) -> Result<(), OutOfPage> {
+    /// [`PageError`].
+    pub fn store_u32(&self, offset: usize, value: u32) -> Result<(), PageError> {
+        self.writable()?;
         self.index(offset)?.store(value, Release);
         Ok(())
+    }
+
+    fn writable(&self) -> Result<(), PageError> {
+        match self.access {
+            Access::ReadWrite => Ok(()),
+            Access::Read => Err(PageError::ReadOnly),
+        }
     }
 
     /// The byte at a checked offset.
@@ -176,10 +215,10 @@ impl SharedPage {
     }
 
     /// The word at an offset that has not been checked yet.
-    fn index(&self, offset: usize) -> Result<&AtomicU32, OutOfPage> {
+    fn index(&self, offset: usize) -> Result<&AtomicU32, PageError> {
         check(offset, 4)?;
         if !offset.is_multiple_of(4) {
-            return Err(OutOfPage { offset, len: 4 });
+            return Err(PageError::OutOfPage { offset, len: 4 });
         }
         // SAFETY: inside the page and aligned, as just checked; the page is aligned to 4096.
         Ok(unsafe { AtomicU32::from_ptr(self.base.as_ptr().add(offset).cast()) })
@@ -188,9 +227,15 @@ impl SharedPage {
 
 impl Drop for SharedPage {
     fn drop(&mut self) {
-        if let Some(release) = self.release.take() {
-            release(self.base);
-        }
+        self.owner.unmap(self.base);
+    }
+}
+
+impl Unmap for Heap {
+    fn unmap(&self, base: NonNull<u8>) {
+        // SAFETY: this owner is given to pages of `private` alone, which allocated it with the
+        // same layout; it is called once.
+        unsafe { dealloc(base.as_ptr(), page_layout()) }
     }
 }
 
@@ -201,10 +246,10 @@ fn page_layout() -> Layout {
 }
 
 /// Whether `len` bytes at `offset` lie inside a page.
-fn check(offset: usize, len: usize) -> Result<(), OutOfPage> {
+fn check(offset: usize, len: usize) -> Result<(), PageError> {
     match offset.checked_add(len) {
         Some(end) if end <= PAGE_SIZE => Ok(()),
-        _ => Err(OutOfPage { offset, len }),
+        _ => Err(PageError::OutOfPage { offset, len }),
     }
 }
 
@@ -216,8 +261,8 @@ fn head_len(offset: usize, len: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::AtomicBool;
-    use std::sync::{Arc, atomic::Ordering::SeqCst};
+    use std::sync::Mutex;
+    use std::sync::atomic::Ordering::SeqCst;
 
     #[test]
     fn bytes_go_in_and_out_at_every_alignment() {
@@ -238,12 +283,15 @@ mod tests {
         let page = SharedPage::private();
         let mut two = [0; 2];
         for offset in [PAGE_SIZE - 1, PAGE_SIZE, usize::MAX] {
-            assert_eq!(page.copy_in(offset, &two), Err(OutOfPage { offset, len: 2 }));
-            assert_eq!(page.copy_out(offset, &mut two), Err(OutOfPage { offset, len: 2 }));
+            assert_eq!(page.copy_in(offset, &two), Err(PageError::OutOfPage { offset, len: 2 }));
+            assert_eq!(
+                page.copy_out(offset, &mut two),
+                Err(PageError::OutOfPage { offset, len: 2 })
+            );
         }
         for offset in [1, 2, PAGE_SIZE - 3, PAGE_SIZE, usize::MAX - 3] {
-            assert_eq!(page.load_u32(offset), Err(OutOfPage { offset, len: 4 }));
-            assert_eq!(page.store_u32(offset, 1), Err(OutOfPage { offset, len: 4 }));
+            assert_eq!(page.load_u32(offset), Err(PageError::OutOfPage { offset, len: 4 }));
+            assert_eq!(page.store_u32(offset, 1), Err(PageError::OutOfPage { offset, len: 4 }));
         }
         page.copy_in(PAGE_SIZE - 2, b"ab").unwrap();
         page.copy_out(PAGE_SIZE - 2, &mut two).unwrap();
@@ -261,11 +309,41 @@ mod tests {
         assert_eq!(page.load_u32(PAGE_SIZE - 4), Ok(0x0102_0304));
     }
 
+    /// Another view of a page, which keeps the page.
+    struct View {
+        page: Mutex<Option<SharedPage>>,
+        unmapped: AtomicU32,
+    }
+
+    impl Unmap for View {
+        fn unmap(&self, base: NonNull<u8>) {
+            let page = self.page.lock().unwrap().take();
+            assert_eq!(page.map(|page| page.base), Some(base));
+            self.unmapped.fetch_add(1, SeqCst);
+        }
+    }
+
+    fn view(page: SharedPage, access: Access) -> (SharedPage, Arc<View>) {
+        let base = page.base;
+        let owner = Arc::new(View { page: Mutex::new(Some(page)), unmapped: AtomicU32::new(0) });
+        // SAFETY: the owner keeps the page until the view is dropped.
+        (unsafe { SharedPage::from_mapped(base, access, Arc::clone(&owner) as _) }, owner)
+    }
+
+    /// A second view of `page`, which must outlive it.
+    fn borrowed(page: &SharedPage) -> SharedPage {
+        struct Nothing;
+        impl Unmap for Nothing {
+            fn unmap(&self, _: NonNull<u8>) {}
+        }
+        // SAFETY: the caller keeps `page`; the tests order the bytes by an index word.
+        unsafe { SharedPage::from_mapped(page.base, Access::ReadWrite, Arc::new(Nothing)) }
+    }
+
     #[test]
     fn a_release_store_carries_the_bytes_before_it() {
         let page = SharedPage::private();
-        // SAFETY: `page` outlives the thread, which is joined; the bytes are ordered by the word.
-        let writer = unsafe { SharedPage::from_mapped(page.base, Box::new(|_| ())) };
+        let writer = borrowed(&page);
         let thread = std::thread::spawn(move || {
             writer.copy_in(3, b"all of it").unwrap();
             writer.store_u32(2048, 9).unwrap();
@@ -280,17 +358,18 @@ mod tests {
     }
 
     #[test]
-    fn a_page_is_released_once() {
-        let page = SharedPage::private();
-        let base = page.base;
-        let released = Arc::new(AtomicBool::new(false));
-        let seen = Arc::clone(&released);
-        let keep = move |_| {
-            assert!(!seen.swap(true, SeqCst));
-            drop(page);
-        };
-        // SAFETY: the page itself is kept alive by the closure that releases this view of it.
-        drop(unsafe { SharedPage::from_mapped(base, Box::new(keep)) });
-        assert!(released.load(SeqCst));
+    fn a_page_is_unmapped_once() {
+        let (page, owner) = view(SharedPage::private(), Access::ReadWrite);
+        page.copy_in(0, b"x").unwrap();
+        drop(page);
+        assert_eq!(owner.unmapped.load(SeqCst), 1);
+    }
+
+    #[test]
+    fn a_page_for_reading_is_not_written() {
+        let (page, _owner) = view(SharedPage::private(), Access::Read);
+        assert_eq!(page.copy_in(0, b"x"), Err(PageError::ReadOnly));
+        assert_eq!(page.store_u32(0, 1), Err(PageError::ReadOnly));
+        assert_eq!(page.load_u32(0), Ok(0));
     }
 }

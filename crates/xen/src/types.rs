@@ -7,6 +7,12 @@ use std::fmt;
 pub struct DomId(pub u16);
 
 impl DomId {
+    /// The domain that holds the policy and, unless driver domains do, the devices.
+    pub const DOM0: Self = Self(0);
+    /// The calling domain, where a call takes that (`DOMID_SELF`, `xen.h`).
+    pub const SELF: Self = Self(0x7ff0);
+    /// No domain (`DOMID_INVALID`, `xen.h`).
+    pub const INVALID: Self = Self(0x7ff4);
     /// First number that is no real domain (`DOMID_FIRST_RESERVED`, `xen.h`).
     pub const FIRST_RESERVED: Self = Self(0x7ff0);
 
@@ -28,12 +34,21 @@ impl fmt::Display for DomId {
 pub struct GrantRef(pub u32);
 
 impl GrantRef {
+    /// References below are reserved, and never handed out by
+    /// [`GrantOffer`](crate::gnttab::GrantOffer) (`GNTTAB_NR_RESERVED_ENTRIES`, `grant_table.h`).
+    pub const FIRST_FREE: Self = Self(8);
     /// The reference that the domain builder reserves for the console page
     /// (`GNTTAB_RESERVED_CONSOLE`, `grant_table.h`).
     pub const CONSOLE: Self = Self(0);
     /// The reference that the domain builder reserves for the XenStore page
     /// (`GNTTAB_RESERVED_XENSTORE`, `grant_table.h`).
     pub const XENSTORE: Self = Self(1);
+}
+
+impl fmt::Display for GrantRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
 }
 
 /// An event channel port (`evtchn_port_t`), in the domain that holds it.

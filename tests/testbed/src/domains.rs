@@ -7,7 +7,7 @@ use std::fs::{File, Metadata, OpenOptions};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::rc::Rc;
-use xen::domwatch::{DomainEvent, DomainWatch, OwnRing};
+use xen::domwatch::{DomainEvent, DomainWatch, OwnRing, ShutdownReason};
 use xen::gnttab::{Access, GrantMap, Mapping};
 use xen::shared::SharedPage;
 use xen::{DomId, Error, GrantRef, Port};
@@ -78,7 +78,8 @@ impl Life {
             // Said at every interrupt, as a hypervisor reports states: whether it is news is for
             // the store to know, which RESUME tells to forget.
             if self.file(domid, "shutdown").is_some_and(|file| file.exists()) {
-                self.changes.push_back(DomainEvent::Shutdown(DomId(domid)));
+                self.changes
+                    .push_back(DomainEvent::Shutdown(DomId(domid), ShutdownReason::Poweroff));
             }
         }
         let Some(directory) = &self.directory else { return };
@@ -147,6 +148,8 @@ impl DomainWatch for Watch {
 mod tests {
     use super::*;
 
+    const SHUTDOWN: DomainEvent = DomainEvent::Shutdown(DomId(7), ShutdownReason::Poweroff);
+
     fn changes(watch: &mut Watch) -> Vec<DomainEvent> {
         std::iter::from_fn(|| watch.poll_change().unwrap()).collect()
     }
@@ -164,8 +167,8 @@ mod tests {
         assert_eq!(changes(&mut watch), []);
 
         std::fs::write(directory.join("7.shutdown"), []).unwrap();
-        assert_eq!(changes(&mut watch), [DomainEvent::Shutdown(DomId(7))]);
-        assert_eq!(changes(&mut watch), [DomainEvent::Shutdown(DomId(7))], "said at every look");
+        assert_eq!(changes(&mut watch), [SHUTDOWN]);
+        assert_eq!(changes(&mut watch), [SHUTDOWN], "said at every look");
 
         // The old file is kept under another name, so the new one has another inode.
         std::fs::rename(&page, directory.join("old")).unwrap();

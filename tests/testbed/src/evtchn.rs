@@ -10,7 +10,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::rc::Rc;
-use xen::evtchn::{EventChannels, Virq};
+use xen::evtchn::{EventChannels, Status, Virq};
 use xen::{DomId, Error, Port};
 
 /// The number that stands for `VIRQ_DOM_EXC`.
@@ -124,5 +124,15 @@ impl EventChannels for Datagrams {
         self.bound[port.0 as usize] = None;
         self.free.push(port.0 as usize);
         Ok(())
+    }
+
+    fn status(&mut self, port: Port) -> Result<Status, Error> {
+        Ok(match self.peer(port)? {
+            DOM_EXC => Status::Virq(Virq::DomExc.number()),
+            peer => {
+                let remote = u16::try_from(peer).map(DomId).map_err(|_| Error::Inval)?;
+                Status::Interdomain { remote, remote_port: port }
+            }
+        })
     }
 }

@@ -4,8 +4,10 @@
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use std::fs::File;
 use std::ptr::{NonNull, null_mut};
+use std::sync::Arc;
 use xen::Error;
-use xen::shared::{PAGE_SIZE, SharedPage};
+use xen::gnttab::Access;
+use xen::shared::{PAGE_SIZE, SharedPage, Unmap};
 
 /// Maps the first page of `file`, which must not become shorter while it is mapped.
 ///
@@ -20,13 +22,19 @@ pub fn map(file: &File) -> Result<SharedPage, Error> {
     let base = unsafe { mmap(null_mut(), PAGE_SIZE, access, MapFlags::SHARED, file, 0) }
         .map_err(|error| Error::from_errno(error.raw_os_error()))?;
     let base = NonNull::new(base.cast::<u8>()).ok_or(Error::NoMem)?;
-    let unmap = |base: NonNull<u8>| {
-        // SAFETY: mapped above with this size, and the page's owner has ended.
+    // SAFETY: one whole page, readable and writable until it is unmapped; this process reaches it
+    // through the returned value alone.
+    Ok(unsafe { SharedPage::from_mapped(base, Access::ReadWrite, Arc::new(Munmap)) })
+}
+
+/// Ends a mapping of one page.
+struct Munmap;
+
+impl Unmap for Munmap {
+    fn unmap(&self, base: NonNull<u8>) {
+        // SAFETY: mapped by `map` with this size, and the page's owner has ended.
         let _ = unsafe { munmap(base.as_ptr().cast(), PAGE_SIZE) };
-    };
-    // SAFETY: one whole page, readable and writable until `unmap`; this process reaches it through
-    // the returned value alone.
-    Ok(unsafe { SharedPage::from_mapped(base, Box::new(unmap)) })
+    }
 }
 
 #[cfg(test)]

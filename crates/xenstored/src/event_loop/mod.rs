@@ -255,7 +255,7 @@ impl EventLoop {
         loop {
             let Some(domains) = &mut self.io.domains else { return };
             match domains.platform.domains.poll_change() {
-                Ok(Some(DomainEvent::Shutdown(domid))) => {
+                Ok(Some(DomainEvent::Shutdown(domid, _))) => {
                     self.server.domain_shutdown(DomId(domid.0), now, &mut self.io);
                 }
                 Ok(Some(DomainEvent::Died(domid))) => {

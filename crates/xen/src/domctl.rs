@@ -1,0 +1,108 @@
+//! Control of domains, for domain 0 alone.
+//!
+//! Building a domain differs too much between platforms to be one call; what is done to a domain
+//! that exists does not.
+//!
+//! Source: `xen/include/public/domctl.h` and `sched.h`.
+
+use crate::domwatch::ShutdownReason;
+use crate::{DomId, Error};
+
+/// Whether a domain runs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum RunState {
+    /// It runs, or would if it had anything to do.
+    Running,
+    /// It was paused by [`DomainControl::pause`].
+    Paused,
+    /// It has ended itself, and waits for the toolstack to take it down.
+    Shutdown(ShutdownReason),
+    /// It was destroyed, and goes when the last hold on it is given up.
+    Dying,
+}
+
+/// What there is to know of a domain (`XEN_DOMCTL_getdomaininfo`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DomainInfo {
+    /// Its number.
+    pub domid: DomId,
+    /// What it was given at its creation, to be known by whatever its number is.
+    pub handle: [u8; 16],
+    /// Whether it runs.
+    pub state: RunState,
+    /// Memory that it has, in KiB.
+    pub memory_kib: u64,
+    /// Memory that it may have, in KiB.
+    pub memory_max_kib: u64,
+    /// Processors that it uses.
+    pub vcpus_online: u32,
+    /// Processor time that it has used, in ns.
+    pub cpu_time_ns: u64,
+}
+
+/// How processor time is shared (credit scheduler).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Scheduling {
+    /// Its share against others, 1 to 65535; 256 by default.
+    pub weight: u16,
+    /// At most this many hundredths of one processor; 0 is no bound.
+    pub cap: u16,
+}
+
+/// What a toolstack does to domains.
+pub trait DomainControl {
+    /// All domains, by number.
+    ///
+    /// # Errors
+    /// [`Error::Perm`] for any domain but domain 0, here and below.
+    fn list(&mut self) -> Result<Vec<DomainInfo>, Error>;
+
+    /// One domain.
+    ///
+    /// # Errors
+    /// [`Error::Srch`] no such domain, here and below.
+    fn info(&mut self, domid: DomId) -> Result<DomainInfo, Error>;
+
+    /// Stops it where it is. Pauses do not add up: one [`DomainControl::unpause`] lets it go on.
+    ///
+    /// # Errors
+    /// As above; [`Error::Inval`] a domain that pauses itself.
+    fn pause(&mut self, domid: DomId) -> Result<(), Error>;
+
+    /// Lets it go on.
+    ///
+    /// # Errors
+    /// As above; [`Error::Inval`] it is not paused.
+    fn unpause(&mut self, domid: DomId) -> Result<(), Error>;
+
+    /// Ends it with `reason`, without asking it. (Asking it is a write to its `control/shutdown`.)
+    ///
+    /// # Errors
+    /// As above.
+    fn shutdown(&mut self, domid: DomId, reason: ShutdownReason) -> Result<(), Error>;
+
+    /// Takes it down and gives back what it holds.
+    ///
+    /// # Errors
+    /// As above.
+    fn destroy(&mut self, domid: DomId) -> Result<(), Error>;
+
+    /// Sets how much memory it may have, in KiB.
+    ///
+    /// # Errors
+    /// As above; [`Error::NoMem`] more than there is.
+    fn set_memory_max(&mut self, domid: DomId, memory_max_kib: u64) -> Result<(), Error>;
+
+    /// Its share of the processors.
+    ///
+    /// # Errors
+    /// As above.
+    fn scheduling(&mut self, domid: DomId) -> Result<Scheduling, Error>;
+
+    /// Sets its share of the processors.
+    ///
+    /// # Errors
+    /// As above; [`Error::Inval`] a weight of 0.
+    fn set_scheduling(&mut self, domid: DomId, scheduling: Scheduling) -> Result<(), Error>;
+}
