@@ -49,7 +49,8 @@ pub enum Status {
 /// A port that [`EventChannels::pending`] returned is masked: the peer's further notifications are
 /// kept, as one, and are reported after [`EventChannels::unmask`].
 pub trait EventChannels {
-    /// The descriptor that polls readable while [`EventChannels::pending`] has something.
+    /// The descriptor that polls readable when there is something that came after
+    /// [`EventChannels::pending`] has last said `None`.
     fn fd(&self) -> BorrowedFd<'_>;
 
     /// A new port of this domain that `remote` may bind to.

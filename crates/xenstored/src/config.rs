@@ -88,6 +88,8 @@ pub struct Config {
     pub own_ring: Switch,
     /// Whether debug lines go to the log.
     pub verbose: Switch,
+    /// Whether privileges that are not needed are given up.
+    pub filter: Switch,
     /// Quotas in the order of the command line; a later one replaces an earlier one.
     pub quotas: Vec<QuotaSetting>,
     /// How the core is set up.
@@ -127,6 +129,7 @@ pub fn parse(
         trace_switches: Vec::new(),
         own_ring: Switch::On,
         verbose: Switch::Off,
+        filter: if environment.unfiltered.is_some() { Switch::Off } else { Switch::On },
         quotas: Vec::new(),
         core: xenstore_core::server::Config::default(),
     };

@@ -61,19 +61,22 @@ pub(crate) fn start_child() -> Result<ExitCode, Error> {
     }
 }
 
-/// Leaves the starter's terminal.
-pub(crate) fn leave_session() {
+/// Leaves the starter's terminal and directory; relative paths were resolved before.
+///
+/// # Errors
+/// [`Error::Start`] where `/` cannot be entered.
+pub(crate) fn leave_session() -> Result<(), Error> {
     // Fails only for the leader of a process group, which a child is not.
     let _ = rustix::process::setsid();
+    std::env::set_current_dir("/").map_err(|error| Error::start(format!("chdir /: {error}")))
 }
 
-/// Leaves the starter's directory and standard streams, and tells the parent.
+/// Leaves the starter's standard streams, and tells the parent.
 ///
 /// # Errors
 /// [`Error::Start`] where `/dev/null` cannot be used.
 pub(crate) fn detach() -> Result<(), Error> {
     let failed = |error: io::Error| Error::start(format!("/dev/null: {error}"));
-    std::env::set_current_dir("/").map_err(failed)?;
     let null = OpenOptions::new().read(true).write(true).open("/dev/null").map_err(failed)?;
     rustix::stdio::dup2_stdout(&null).map_err(|error| failed(error.into()))?;
     rustix::stdio::dup2_stderr(&null).map_err(|error| failed(error.into()))?;

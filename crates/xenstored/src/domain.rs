@@ -119,6 +119,10 @@ impl Io {
             domains.unbind(port);
             return Err(xen::Error::Inval);
         }
+        if own {
+            // Its kernel looks for devices from the first event on.
+            domains.notify(port)?;
+        }
         Ok(Ring { ring, port, masked: false, ended: false })
     }
 

@@ -14,7 +14,7 @@
 //! | `control`, `stats` | CONTROL commands about the daemon; its counters |
 //! | [`log`], [`trace`] | lines for administrators; every message, on request |
 //! | `daemonize`, `pid_file`, `signals` | background, readiness, pid file, SIGTERM and SIGHUP |
-//! | `seccomp` | the system calls that are left after start-up |
+//! | `privileges`, `seccomp` | capabilities given up after start-up; the system calls that are left |
 
 pub mod config;
 mod connection;
@@ -27,6 +27,7 @@ pub mod log;
 mod options;
 pub mod paths;
 mod pid_file;
+mod privileges;
 mod seccomp;
 mod signals;
 mod socket;
@@ -57,6 +58,16 @@ pub struct Platform {
     pub grants: Box<dyn GrantMap>,
     /// Their coming and going.
     pub domains: Box<dyn DomainWatch>,
+    /// The ioctl requests that the three make once the daemon serves; no others pass its filter.
+    pub ioctls: &'static [u32],
+}
+
+/// What the caller of [`main_with`] has found.
+pub enum Provided {
+    /// A platform with domains.
+    Platform(Platform),
+    /// None, and why: only the socket is served.
+    SocketOnly(&'static str),
 }
 
 /// Why the daemon does not run.
@@ -91,7 +102,7 @@ impl std::error::Error for Error {}
 
 /// The whole program: reads the command line, goes into the background, asks `provider` for the
 /// platform, serves. `provider` runs in the process that serves.
-pub fn main_with(provider: impl FnOnce(&Config) -> Result<Option<Platform>, Error>) -> ExitCode {
+pub fn main_with(provider: impl FnOnce(&Config) -> Result<Provided, Error>) -> ExitCode {
     match try_main(provider) {
         Ok(code) => code,
         Err(error) => {
@@ -101,9 +112,7 @@ pub fn main_with(provider: impl FnOnce(&Config) -> Result<Option<Platform>, Erro
     }
 }
 
-fn try_main(
-    provider: impl FnOnce(&Config) -> Result<Option<Platform>, Error>,
-) -> Result<ExitCode, Error> {
+fn try_main(provider: impl FnOnce(&Config) -> Result<Provided, Error>) -> Result<ExitCode, Error> {
     let environment = paths::Environment::of_process();
     let config = match config::parse(std::env::args_os().skip(1), &environment)? {
         Asked::Run(config) => config,
@@ -116,18 +125,18 @@ fn try_main(
         if !daemonize::is_child() {
             return daemonize::start_child();
         }
-        daemonize::leave_session();
+        daemonize::leave_session()?;
     }
-    let platform = provider(&config)?;
-    run(&config, platform)?;
+    let provided = provider(&config)?;
+    run(&config, provided)?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// Serves until SIGTERM or SIGINT. Without a platform there are sockets only.
+/// Serves until SIGTERM or SIGINT.
 ///
 /// # Errors
 /// [`Error::Start`] where the daemon cannot be set up, [`Error::Run`] where it had to stop.
-pub fn run(config: &Config, platform: Option<Platform>) -> Result<(), Error> {
+pub fn run(config: &Config, provided: Provided) -> Result<(), Error> {
     let verbose = if config.verbose == Switch::On { Level::Debug } else { Level::Info };
     let mut log = Log::stderr(verbose);
     if let Some(path) = &config.pid_file {
@@ -137,22 +146,22 @@ pub fn run(config: &Config, platform: Option<Platform>) -> Result<(), Error> {
     // First of all: who else serves this path is to be left in peace.
     let listener = Listener::bind(&config.socket)?;
     let signals = signals::Signals::install()?;
-    if platform.is_none() {
-        log.line(Level::Info, "", "no Xen here: serving the socket only, no domains");
-    }
+    let platform = match provided {
+        Provided::Platform(platform) => Some(platform),
+        Provided::SocketOnly(why) => {
+            log.line(Level::Info, "", &format!("{why}: serving the socket only, no domains"));
+            None
+        }
+    };
+    let ioctls = platform.as_ref().map_or(&[][..], |platform| platform.ioctls);
     let mut event_loop = set_up(config, platform, log, listener, signals)?;
     if config.own_ring == Switch::On {
         event_loop.introduce_own_domain();
     }
     let _pid_file = config.pid_file.as_deref().map(PidFile::write).transpose()?;
+    // Who starts it is still listening, so a refusal is heard.
+    privileges::drop_all(ioctls, config.filter)?;
     announce(config, event_loop.io())?;
-    let log = &mut event_loop.io().log;
-    match seccomp::install() {
-        Ok(()) => log.line(Level::Debug, "", "system calls are filtered"),
-        Err(error) => {
-            log.line(Level::Warn, "", &format!("system calls are not filtered: {error}"));
-        }
-    }
     let ended = event_loop.run();
     let _ = daemonize::sd_notify("STOPPING=1");
     let log = &mut event_loop.io().log;
@@ -229,6 +238,9 @@ fn announce(config: &Config, io: &mut Io) -> Result<(), Error> {
     }
     let socket = config.socket.display().to_string();
     io.log.line(Level::Info, &format!("pid={pid} socket={socket:?}"), "serving");
+    if config.filter == Switch::Off {
+        io.log.line(Level::Warn, "", "XENSTORED_UNFILTERED is set: all privileges are kept");
+    }
     if let Err(error) = daemonize::sd_notify(&format!("READY=1\nMAINPID={pid}\nSTATUS=serving")) {
         io.log.line(Level::Warn, "", &format!("the service manager was not told: {error}"));
     }

@@ -1,9 +1,27 @@
-//! `xenstored`: the daemon for the platform that this program was built for.
-//!
-//! No provider of a platform exists yet, so it serves sockets only.
+//! `xenstored`: the daemon for the machine that it finds itself on.
 
 use std::process::ExitCode;
+use xen_linux::Machine;
+use xenstored::{Error, Platform, Provided};
 
 fn main() -> ExitCode {
-    xenstored::main_with(|_config| Ok(None))
+    xenstored::main_with(|_config| match xen_linux::machine() {
+        Machine::Bare => Ok(Provided::SocketOnly("no Xen here")),
+        Machine::Guest => Ok(Provided::SocketOnly("this domain does not control its Xen host")),
+        Machine::Control => {
+            let platform = real_xen().map_err(|error| Error::start(error.to_string()));
+            platform.map(Provided::Platform)
+        }
+    })
+}
+
+/// The platform of domain 0 on real Xen.
+fn real_xen() -> Result<Platform, xen_linux::Error> {
+    let privcmd = xen_linux::privcmd::Privcmd::open()?;
+    Ok(Platform {
+        evtchn: Box::new(xen_linux::evtchn::Evtchn::open(None)?),
+        grants: Box::new(xen_linux::gntdev::Gntdev::open()?),
+        domains: Box::new(xen_linux::manage::Manage::open(&privcmd)?),
+        ioctls: xen_linux::IOCTLS_OF_A_DAEMON,
+    })
 }

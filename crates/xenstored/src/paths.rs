@@ -25,6 +25,9 @@ pub struct Environment {
     pub root_dir: Option<OsString>,
     /// `XDG_RUNTIME_DIR`: an ordinary user's own `/run`.
     pub user_run_dir: Option<OsString>,
+    /// `XENSTORED_UNFILTERED`: set where the daemon is to keep its privileges, for a kernel that
+    /// cannot take them.
+    pub unfiltered: Option<OsString>,
     /// The current directory, for relative names.
     pub directory: PathBuf,
     /// Whether `/run/xenstored` can be used or created.
@@ -50,6 +53,7 @@ impl Environment {
             run_dir: get("XENSTORED_RUNDIR"),
             root_dir: get("XENSTORED_ROOTDIR"),
             user_run_dir: get("XDG_RUNTIME_DIR"),
+            unfiltered: get("XENSTORED_UNFILTERED"),
             directory: std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/")),
             system: if writable(Path::new(RUN_DIR)) || writable(Path::new("/run")) {
                 System::Writable

@@ -1,7 +1,7 @@
 //! The system calls that are left once the daemon serves; any other kills the process.
 //!
-//! The list is what the loop, the allocator, the platforms (maps, ioctls, datagrams), the log, the
-//! trace file and a clean end use. What it takes away is what an intruder wants: starting programs,
+//! The list is what the loop, the allocator, the platforms (maps, their ioctls, datagrams), the log,
+//! the trace file and a clean end use. What it takes away is what an intruder wants: starting programs,
 //! the network, executable memory, other processes.
 
 use seccompiler::{
@@ -25,7 +25,10 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_close,
     libc::SYS_getsockopt,
     libc::SYS_connect,
-    libc::SYS_ioctl,
+    // Leaving the starter's streams.
+    libc::SYS_dup3,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_dup2,
     // Files: trace, memreport, device nodes, the end.
     libc::SYS_openat,
     libc::SYS_fstat,
@@ -49,6 +52,7 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_getrandom,
     libc::SYS_clock_gettime,
     libc::SYS_getpid,
+    libc::SYS_getppid,
     libc::SYS_rt_sigreturn,
     libc::SYS_rt_sigprocmask,
     libc::SYS_rt_sigaction,
@@ -58,19 +62,23 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_exit_group,
 ];
 
-/// Drops what is not needed any more, for this thread and for good.
+/// The ioctl request with which the standard library asks whether a descriptor is a terminal.
+const TCGETS: u32 = 0x5401;
+
+/// Drops what is not needed any more, for this thread and for good. `ioctls` are the requests to
+/// devices that are left.
 ///
 /// # Errors
 /// Why the kernel does not take the filter.
-pub(crate) fn install() -> Result<(), String> {
-    let program = program().map_err(|error| error.to_string())?;
+pub(crate) fn install(ioctls: &[u32]) -> Result<(), String> {
+    let program = program(ioctls).map_err(|error| error.to_string())?;
     // The first use of the clock looks for the vDSO with calls that are not on the list.
     let _ = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
     // This also sets no-new-privileges, without which an ordinary user may not filter.
     seccompiler::apply_filter(&program).map_err(|error| error.to_string())
 }
 
-fn program() -> Result<BpfProgram, seccompiler::BackendError> {
+fn program(ioctls: &[u32]) -> Result<BpfProgram, seccompiler::BackendError> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
         ALLOWED.iter().map(|call| (*call, Vec::new())).collect();
     let executable = libc::PROT_EXEC as u64;
@@ -80,6 +88,9 @@ fn program() -> Result<BpfProgram, seccompiler::BackendError> {
     }
     let local = libc::AF_UNIX as u64;
     rules.insert(libc::SYS_socket, vec![only(0, SeccompCmpOp::Eq, local)?]);
+    let request = |number: &u32| only(1, SeccompCmpOp::Eq, u64::from(*number));
+    let requests = ioctls.iter().chain(&[TCGETS]).map(request).collect::<Result<_, _>>()?;
+    rules.insert(libc::SYS_ioctl, requests);
     let arch = TargetArch::try_from(std::env::consts::ARCH)?;
     SeccompFilter::new(rules, SeccompAction::KillProcess, SeccompAction::Allow, arch)?.try_into()
 }
@@ -116,15 +127,16 @@ mod tests {
     fn what_is_not_on_the_list_kills() {
         let Ok(role) = std::env::var(ROLE) else {
             assert!(status_of("nothing").success());
-            for role in ["program", "network"] {
+            for role in ["program", "network", "ioctl"] {
                 assert_eq!(status_of(role).signal(), Some(libc::SIGSYS), "{role}");
             }
             return;
         };
-        install().unwrap();
+        install(&[]).unwrap();
         match role.as_str() {
             "program" => drop(Command::new("/bin/true").status()),
             "network" => drop(std::net::UdpSocket::bind("127.0.0.1:0")),
+            "ioctl" => drop(rustix::io::ioctl_fionread(std::fs::File::open("/dev/null").unwrap())),
             _ => drop(std::fs::read("/proc/self/status")),
         }
     }

@@ -13,6 +13,7 @@ fn environment() -> Environment {
         run_dir: None,
         root_dir: None,
         user_run_dir: None,
+        unfiltered: None,
         directory: PathBuf::from("/here"),
         system: System::Writable,
     }

@@ -68,6 +68,21 @@ fn the_parent_ends_when_the_daemon_serves() {
 }
 
 #[test]
+fn nothing_is_kept_that_is_not_needed() {
+    let daemon = Background::start(|_, _| {});
+    let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid)).unwrap();
+    let value = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        line.unwrap_or_else(|| panic!("no {name} in {status}")).trim().to_owned()
+    };
+    for set in ["CapInh:", "CapPrm:", "CapEff:", "CapAmb:"] {
+        assert_eq!(value(set), "0000000000000000", "{set}");
+    }
+    assert_eq!(value("NoNewPrivs:"), "1");
+    assert_eq!(value("Seccomp:"), "2", "a filter");
+}
+
+#[test]
 fn the_service_manager_is_told() {
     let manager = Dir::new();
     let path = manager.join("notify");

@@ -44,5 +44,6 @@ pub fn platform(directory: Option<&Path>) -> Result<Platform, Error> {
         evtchn: Box::new(evtchn),
         grants: Box::new(domains::Pages(Rc::clone(&life))),
         domains: Box::new(domains::Watch(life)),
+        ioctls: &[],
     })
 }

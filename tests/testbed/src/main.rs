@@ -2,10 +2,11 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use xenstored::Provided;
 
 fn main() -> ExitCode {
     xenstored::main_with(|_config| {
         let directory = std::env::var_os(testbed::DIRECTORY).map(PathBuf::from);
-        testbed::platform(directory.as_deref().map(Path::new)).map(Some)
+        testbed::platform(directory.as_deref().map(Path::new)).map(Provided::Platform)
     })
 }

@@ -61,7 +61,15 @@ pub(crate) struct EventLoop {
     served: Vec<(ConnId, serve::Stopped)>,
     started: Instant,
     accepting: Accepting,
+    events_taken: EventsTaken,
     stop: bool,
+}
+
+/// How many of the events were taken: the descriptor tells of new ones only after all were.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum EventsTaken {
+    All,
+    Some,
 }
 
 /// A new epoll instance.
@@ -104,6 +112,7 @@ impl EventLoop {
             served: Vec::new(),
             started: Instant::now(),
             accepting: Accepting::Yes,
+            events_taken: EventsTaken::All,
             stop: false,
         })
     }
@@ -157,6 +166,9 @@ impl EventLoop {
         let now = self.now();
         self.io.now = now;
         self.io.stats.rounds += 1;
+        if self.events_taken == EventsTaken::Some {
+            self.take_events(now)?;
+        }
         let mut accept = matches!(self.accepting, Accepting::RestsUntil(until) if now >= until);
         for at in 0..self.events.len() {
             let event = self.events[at];
@@ -199,7 +211,7 @@ impl EventLoop {
 
     /// How long there is nothing to do but wait; `None` for as long as nobody asks.
     fn timeout(&self) -> Option<Timespec> {
-        if !self.io.ready.is_empty() {
+        if !self.io.ready.is_empty() || self.events_taken == EventsTaken::Some {
             return Some(Timespec { tv_sec: 0, tv_nsec: 0 });
         }
         let accept = match self.accepting {
@@ -233,11 +245,15 @@ impl EventLoop {
 
     /// Queues the rings whose event channels have events.
     fn take_events(&mut self, now: u64) -> Result<(), Error> {
+        self.events_taken = EventsTaken::Some;
         for _ in 0..PORTS_MAX {
             let Some(domains) = &mut self.io.domains else { return Ok(()) };
             let pending = domains.platform.evtchn.pending();
             let port = pending.map_err(|error| Error::Run(format!("event channels: {error}")))?;
-            let Some(port) = port else { return Ok(()) };
+            let Some(port) = port else {
+                self.events_taken = EventsTaken::All;
+                return Ok(());
+            };
             if port == domains.virq {
                 self.take_domain_changes(now);
                 continue;

@@ -1,0 +1,229 @@
+//! Control of domains, in whichever version of the interface this Xen speaks.
+
+use crate::abi;
+use crate::privcmd::Privcmd;
+use std::rc::Rc;
+use xen::domctl::{DomainControl, DomainInfo, RunState, Scheduling};
+use xen::domwatch::ShutdownReason;
+use xen::{DomId, Error};
+
+/// KiB of a page.
+const PAGE_KIB: u64 = 4;
+
+/// Domain control by hypercalls.
+#[derive(Debug)]
+pub struct Domctl {
+    privcmd: Rc<Privcmd>,
+    domctl: u32,
+    sysctl: u32,
+    /// Reused by each listing.
+    list: Vec<abi::xen_domctl_getdomaininfo>,
+}
+
+/// A call, to be filled in.
+pub(crate) fn call(cmd: u32, version: u32, domid: DomId) -> abi::xen_domctl {
+    abi::xen_domctl {
+        cmd,
+        interface_version: version,
+        domain: domid.0,
+        pad: [0; 3],
+        u: abi::xen_domctl_u { pad: [0; 16] },
+    }
+}
+
+/// The first of `versions` that the hypervisor does not answer with EACCES, which is how it says
+/// that it speaks another one.
+fn negotiate(
+    privcmd: &Privcmd,
+    interface: &'static str,
+    versions: &'static [u32],
+    mut ask: impl FnMut(u32) -> Result<(), Error>,
+) -> Result<u32, crate::Error> {
+    for version in versions {
+        match ask(*version) {
+            Ok(()) => return Ok(*version),
+            Err(Error::Access) => {}
+            Err(error) => return Err(crate::Error::Refused { what: interface, error }),
+        }
+    }
+    Err(crate::Error::Version { xen: privcmd.xen_version(), interface, tried: versions })
+}
+
+impl Domctl {
+    /// Finds out which versions the hypervisor speaks.
+    ///
+    /// # Errors
+    /// [`crate::Error::Version`] none that is known; [`crate::Error::Refused`] this domain may not.
+    pub fn open(privcmd: &Rc<Privcmd>) -> Result<Self, crate::Error> {
+        let domctl = negotiate(privcmd, "domctl", abi::DOMCTL_VERSIONS, |version| {
+            privcmd.domctl(&mut call(abi::XEN_DOMCTL_GETDOMAININFO, version, DomId::DOM0))
+        })?;
+        let mut list = Vec::new();
+        let sysctl = negotiate(privcmd, "sysctl", abi::SYSCTL_VERSIONS, |version| {
+            privcmd.domain_list(version, DomId::DOM0, &mut list).map(drop)
+        })?;
+        Ok(Self { privcmd: Rc::clone(privcmd), domctl, sysctl, list })
+    }
+
+    fn call(&self, cmd: u32, domid: DomId) -> abi::xen_domctl {
+        call(cmd, self.domctl, domid)
+    }
+
+    fn simple(&self, cmd: u32, domid: DomId) -> Result<(), Error> {
+        self.privcmd.domctl(&mut self.call(cmd, domid))
+    }
+
+    /// What the hypervisor says of all domains, by number.
+    pub(crate) fn raw_list(&mut self) -> Result<&[abi::xen_domctl_getdomaininfo], Error> {
+        self.list.clear();
+        let mut first = DomId::DOM0;
+        while self.privcmd.domain_list(self.sysctl, first, &mut self.list)? > 0 {
+            let last = self.list.last().map_or(first.0, |info| info.domain);
+            first = DomId(last.saturating_add(1));
+        }
+        Ok(&self.list)
+    }
+
+    /// What the hypervisor says of one domain.
+    pub(crate) fn raw_info(&self, domid: DomId) -> Result<abi::xen_domctl_getdomaininfo, Error> {
+        let mut call = self.call(abi::XEN_DOMCTL_GETDOMAININFO, domid);
+        self.privcmd.domctl(&mut call)?;
+        let info = call.getdomaininfo();
+        // Up to Xen 4.18 the answer may be the next domain's.
+        if info.domain == domid.0 { Ok(info) } else { Err(Error::Srch) }
+    }
+
+    fn scheduler_op(
+        &self,
+        domid: DomId,
+        op: abi::xen_domctl_scheduler_op,
+    ) -> Result<Scheduling, Error> {
+        let mut answer = Err(Error::Inval);
+        // Which scheduler runs is not asked: the wrong one is refused with EINVAL.
+        for sched_id in [abi::XEN_SCHEDULER_CREDIT2, abi::XEN_SCHEDULER_CREDIT] {
+            let mut call = self.call(abi::XEN_DOMCTL_SCHEDULER_OP, domid);
+            call.u.scheduler_op = abi::xen_domctl_scheduler_op { sched_id, ..op };
+            answer = self.privcmd.domctl(&mut call).map(|()| {
+                let op = call.scheduler_op();
+                Scheduling { weight: op.weight, cap: op.cap }
+            });
+            if answer != Err(Error::Inval) {
+                break;
+            }
+        }
+        answer
+    }
+}
+
+/// Whether and why the domain has shut down.
+pub(crate) fn shutdown_reason(info: &abi::xen_domctl_getdomaininfo) -> Option<ShutdownReason> {
+    let code = (info.flags >> abi::XEN_DOMINF_SHUTDOWNSHIFT) & abi::XEN_DOMINF_SHUTDOWNMASK;
+    let shutdown = info.flags & abi::XEN_DOMINF_SHUTDOWN != 0;
+    shutdown.then(|| ShutdownReason::from_code(u8::try_from(code).unwrap_or(u8::MAX)))
+}
+
+fn described(info: &abi::xen_domctl_getdomaininfo) -> DomainInfo {
+    let state = if info.flags & abi::XEN_DOMINF_DYING != 0 {
+        RunState::Dying
+    } else if let Some(reason) = shutdown_reason(info) {
+        RunState::Shutdown(reason)
+    } else if info.flags & abi::XEN_DOMINF_PAUSED != 0 {
+        RunState::Paused
+    } else {
+        RunState::Running
+    };
+    DomainInfo {
+        domid: DomId(info.domain),
+        handle: info.handle,
+        state,
+        memory_kib: info.tot_pages.saturating_mul(PAGE_KIB),
+        memory_max_kib: info.max_pages.saturating_mul(PAGE_KIB),
+        vcpus_online: info.nr_online_vcpus,
+        cpu_time_ns: info.cpu_time,
+    }
+}
+
+impl DomainControl for Domctl {
+    fn list(&mut self) -> Result<Vec<DomainInfo>, Error> {
+        Ok(self.raw_list()?.iter().map(described).collect())
+    }
+
+    fn info(&mut self, domid: DomId) -> Result<DomainInfo, Error> {
+        self.raw_info(domid).map(|info| described(&info))
+    }
+
+    fn pause(&mut self, domid: DomId) -> Result<(), Error> {
+        // Xen counts pauses; here they do not add up.
+        match self.info(domid)?.state {
+            RunState::Paused => Ok(()),
+            _ => self.simple(abi::XEN_DOMCTL_PAUSEDOMAIN, domid),
+        }
+    }
+
+    fn unpause(&mut self, domid: DomId) -> Result<(), Error> {
+        self.simple(abi::XEN_DOMCTL_UNPAUSEDOMAIN, domid)
+    }
+
+    fn shutdown(&mut self, domid: DomId, reason: ShutdownReason) -> Result<(), Error> {
+        let argument =
+            abi::sched_remote_shutdown { domain_id: domid.0, reason: reason.code().into() };
+        self.privcmd.sched_op(abi::SCHEDOP_REMOTE_SHUTDOWN, argument)
+    }
+
+    /// Xen frees a large domain in pieces and answers EAGAIN in between (`ERESTART` inside): the
+    /// call goes on until it is done.
+    fn destroy(&mut self, domid: DomId) -> Result<(), Error> {
+        /// `EAGAIN`.
+        const AGAIN: Error = Error::Other(11);
+        loop {
+            match self.simple(abi::XEN_DOMCTL_DESTROYDOMAIN, domid) {
+                Err(AGAIN) => {}
+                done => return done,
+            }
+        }
+    }
+
+    fn set_memory_max(&mut self, domid: DomId, memory_max_kib: u64) -> Result<(), Error> {
+        let mut call = self.call(abi::XEN_DOMCTL_MAX_MEM, domid);
+        call.u.max_memkb = memory_max_kib;
+        self.privcmd.domctl(&mut call)
+    }
+
+    fn scheduling(&mut self, domid: DomId) -> Result<Scheduling, Error> {
+        let op = abi::xen_domctl_scheduler_op {
+            cmd: abi::XEN_DOMCTL_SCHEDOP_GETINFO,
+            ..Default::default()
+        };
+        self.scheduler_op(domid, op)
+    }
+
+    fn set_scheduling(&mut self, domid: DomId, scheduling: Scheduling) -> Result<(), Error> {
+        if scheduling.weight == 0 {
+            return Err(Error::Inval);
+        }
+        let op = abi::xen_domctl_scheduler_op {
+            cmd: abi::XEN_DOMCTL_SCHEDOP_PUTINFO,
+            weight: scheduling.weight,
+            cap: scheduling.cap,
+            ..Default::default()
+        };
+        self.scheduler_op(domid, op).map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_say_how_a_domain_is() {
+        let mut info = abi::xen_domctl_getdomaininfo { domain: 7, ..Default::default() };
+        assert_eq!(described(&info).state, RunState::Running);
+        info.flags = abi::XEN_DOMINF_PAUSED;
+        assert_eq!(described(&info).state, RunState::Paused);
+        info.flags = abi::XEN_DOMINF_SHUTDOWN | (3 << abi::XEN_DOMINF_SHUTDOWNSHIFT);
+        assert_eq!(described(&info).state, RunState::Shutdown(ShutdownReason::Crash));
+        info.flags |= abi::XEN_DOMINF_DYING;
+        assert_eq!(described(&info).state, RunState::Dying);
+    }
+}

@@ -1,0 +1,159 @@
+//! Event channels through `/dev/xen/evtchn`.
+//!
+//! The driver masks a port when it fires, and unmasks it when its number is written back. A process
+//! sees its own ports only.
+#![allow(unsafe_code)]
+
+use crate::abi;
+use crate::privcmd::Privcmd;
+use crate::sys::{Device, errno};
+use std::collections::{BTreeSet, VecDeque};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::rc::Rc;
+use xen::evtchn::{EventChannels, Status, Virq};
+use xen::{DomId, Error, Port};
+
+/// Ports that one read takes.
+const BATCH: usize = 256;
+/// `EFBIG`: the driver had no room left for ports that fired.
+const OVERFLOW: i32 = 27;
+/// `ENOTCONN`: the port is not bound by this process.
+const NOT_BOUND: i32 = 107;
+
+/// The event channels of this process.
+#[derive(Debug)]
+pub struct Evtchn {
+    device: Device,
+    /// For [`EventChannels::status`]; `None` where there is no `/dev/xen/privcmd`.
+    privcmd: Option<Rc<Privcmd>>,
+    bound: BTreeSet<u32>,
+    /// Fired, read from the driver, not yet given out.
+    fired: VecDeque<u32>,
+}
+
+impl Evtchn {
+    /// Opens the device. `privcmd` is asked for the status of ports.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`].
+    pub fn open(privcmd: Option<Rc<Privcmd>>) -> Result<Self, crate::Error> {
+        let device = Device::open("/dev/xen/evtchn")?;
+        Ok(Self { device, privcmd, bound: BTreeSet::new(), fired: VecDeque::new() })
+    }
+
+    /// A request that returns a new port.
+    fn bind<T>(&mut self, request: u32, mut argument: T) -> Result<Port, Error> {
+        // SAFETY: the callers below pass the structure of the request, which holds no pointer.
+        let port = unsafe { self.device.call(request, &mut argument) }?;
+        let port = u32::try_from(port).map_err(|_| Error::Inval)?;
+        self.bound.insert(port);
+        Ok(Port(port))
+    }
+
+    fn check(&self, port: Port) -> Result<(), Error> {
+        if self.bound.contains(&port.0) { Ok(()) } else { Err(Error::Inval) }
+    }
+
+    /// Reads what has fired; false where nothing has.
+    fn read(&mut self) -> Result<(), Error> {
+        let mut bytes = [0; BATCH * 4];
+        match rustix::io::read(&self.device, &mut bytes[..]) {
+            Ok(len) => {
+                let (words, _) = bytes[..len].as_chunks::<4>();
+                self.fired.extend(words.iter().map(|word| u32::from_ne_bytes(*word)));
+                Ok(())
+            }
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Ok(()),
+            Err(error) if error.raw_os_error() == OVERFLOW => {
+                // Which ports fired is lost. An event too many is harmless, one too few is not.
+                // SAFETY: the request takes no argument.
+                unsafe { self.device.call(abi::IOCTL_EVTCHN_RESET, &mut ()) }?;
+                self.fired.extend(&self.bound);
+                Ok(())
+            }
+            Err(error) => Err(errno(error)),
+        }
+    }
+}
+
+impl EventChannels for Evtchn {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.device.as_fd()
+    }
+
+    fn alloc_unbound(&mut self, remote: DomId) -> Result<Port, Error> {
+        self.bind(abi::IOCTL_EVTCHN_BIND_UNBOUND_PORT, u32::from(remote.0))
+    }
+
+    fn bind_interdomain(&mut self, remote: DomId, remote_port: Port) -> Result<Port, Error> {
+        let argument = abi::ioctl_evtchn_bind_interdomain {
+            remote_domain: remote.0.into(),
+            remote_port: remote_port.0,
+        };
+        self.bind(abi::IOCTL_EVTCHN_BIND_INTERDOMAIN, argument)
+    }
+
+    fn bind_virq(&mut self, virq: Virq) -> Result<Port, Error> {
+        self.bind(abi::IOCTL_EVTCHN_BIND_VIRQ, virq.number())
+    }
+
+    fn notify(&self, port: Port) -> Result<(), Error> {
+        let mut argument = port.0;
+        // SAFETY: the request takes one number.
+        match unsafe { self.device.call(abi::IOCTL_EVTCHN_NOTIFY, &mut argument) } {
+            Ok(_) => Ok(()),
+            Err(Error::Other(NOT_BOUND)) => Err(Error::Inval),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn pending(&mut self) -> Result<Option<Port>, Error> {
+        loop {
+            if self.fired.is_empty() {
+                self.read()?;
+            }
+            match self.fired.pop_front() {
+                // Closed since it fired.
+                Some(port) if !self.bound.contains(&port) => {}
+                port => return Ok(port.map(Port)),
+            }
+        }
+    }
+
+    fn unmask(&self, port: Port) -> Result<(), Error> {
+        self.check(port)?;
+        rustix::io::write(&self.device, &port.0.to_ne_bytes()).map_err(errno).map(drop)
+    }
+
+    fn close(&mut self, port: Port) -> Result<(), Error> {
+        if !self.bound.remove(&port.0) {
+            return Err(Error::Inval);
+        }
+        // The number may be given out again: what the old port has left must not be taken for the
+        // new one's.
+        self.fired.retain(|fired| *fired != port.0);
+        let mut argument = port.0;
+        // SAFETY: the request takes one number.
+        match unsafe { self.device.call(abi::IOCTL_EVTCHN_UNBIND, &mut argument) } {
+            Ok(_) => Ok(()),
+            Err(Error::Other(NOT_BOUND)) => Err(Error::Inval),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn status(&mut self, port: Port) -> Result<Status, Error> {
+        let privcmd = self.privcmd.as_deref().ok_or(Error::NoDev)?;
+        let asked = abi::evtchn_status { dom: DomId::SELF.0, port: port.0, ..Default::default() };
+        let answer = privcmd.event_channel_op(abi::EVTCHNOP_STATUS, asked)?;
+        let remote = DomId((answer.u[0] & 0xffff) as u16);
+        Ok(match answer.status {
+            abi::EVTCHNSTAT_CLOSED => Status::Closed,
+            abi::EVTCHNSTAT_UNBOUND => Status::Unbound(remote),
+            abi::EVTCHNSTAT_INTERDOMAIN => {
+                Status::Interdomain { remote, remote_port: Port(answer.u[1]) }
+            }
+            abi::EVTCHNSTAT_VIRQ => Status::Virq(answer.u[0]),
+            _ => Status::Other,
+        })
+    }
+}

@@ -1,0 +1,69 @@
+//! Real Xen, as Linux offers it: the traits of [`xen`] over `/dev/xen/*`.
+//!
+//! The promise: every ioctl and hypercall of the project is in this crate, made directly, with no C
+//! library between; and whatever another domain does to its side of a page or a channel, the calls
+//! here return. Nothing in it can be tried without Xen: `cargo xtask xen` boots one, and
+//! `header-check` compares [`abi`] with the C headers.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`abi`] | numbers and layouts of Xen's and Linux's headers |
+//! | `sys` | opening, calling and mapping a device |
+//! | [`evtchn`] | event channels: `/dev/xen/evtchn` |
+//! | [`gntdev`] | mapping and copying granted pages: `/dev/xen/gntdev` |
+//! | [`gntalloc`] | granting pages: `/dev/xen/gntalloc` |
+//! | [`privcmd`] | hypercalls and foreign memory: `/dev/xen/privcmd`, `/dev/xen/hypercall` |
+//! | [`domctl`] | domain control, for whichever version of it this Xen speaks |
+//! | [`manage`] | which domains came, shut down, died; the ring of the own kernel |
+
+pub mod abi;
+pub mod domctl;
+mod error;
+pub mod evtchn;
+pub mod gntalloc;
+pub mod gntdev;
+pub mod manage;
+pub mod privcmd;
+mod sys;
+
+pub use error::Error;
+
+/// What this machine is, as far as Xen is concerned.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Machine {
+    /// No Xen.
+    Bare,
+    /// A domain of a Xen host that controls no others.
+    Guest,
+    /// The domain that controls the host (domain 0).
+    Control,
+}
+
+/// What this machine is: by `/sys/hypervisor/type`, and by what `/proc/xen/capabilities` says or,
+/// where that is not mounted, by the devices that only the control domain has.
+#[must_use]
+pub fn machine() -> Machine {
+    let kind = std::fs::read_to_string("/sys/hypervisor/type").unwrap_or_default();
+    if kind.trim() != "xen" {
+        return Machine::Bare;
+    }
+    let control = match std::fs::read_to_string("/proc/xen/capabilities") {
+        Ok(text) => text.split_whitespace().any(|word| word == "control_d"),
+        Err(_) => std::path::Path::new("/dev/xen/xenbus_backend").exists(),
+    };
+    if control { Machine::Control } else { Machine::Guest }
+}
+
+/// The requests to these devices that a daemon makes once it serves, for its system-call filter:
+/// event channels, grants mapped and copied, hypercalls.
+pub const IOCTLS_OF_A_DAEMON: &[u32] = &[
+    abi::IOCTL_EVTCHN_BIND_INTERDOMAIN,
+    abi::IOCTL_EVTCHN_BIND_UNBOUND_PORT,
+    abi::IOCTL_EVTCHN_UNBIND,
+    abi::IOCTL_EVTCHN_NOTIFY,
+    abi::IOCTL_EVTCHN_RESET,
+    abi::IOCTL_GNTDEV_MAP_GRANT_REF,
+    abi::IOCTL_GNTDEV_UNMAP_GRANT_REF,
+    abi::IOCTL_GNTDEV_GRANT_COPY,
+    abi::IOCTL_PRIVCMD_HYPERCALL,
+];

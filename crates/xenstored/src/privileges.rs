@@ -1,0 +1,32 @@
+//! What the daemon gives up once it serves: every capability, every system call that it does not
+//! need, and the right to get any of it back.
+
+use crate::Error;
+use crate::config::Switch;
+use crate::seccomp;
+use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities, set_no_new_privs};
+
+/// Gives it up, for good. `ioctls` are the requests that the platform still makes.
+///
+/// # Errors
+/// [`Error::Start`] where the kernel refuses, which leaves a daemon that faces guests with more
+/// than it needs: then it does not serve, unless `filter` is off.
+pub(crate) fn drop_all(ioctls: &[u32], filter: Switch) -> Result<(), Error> {
+    let failed = |what: &str, error: &dyn std::fmt::Display| {
+        Error::start(format!(
+            "{what}: {error}; XENSTORED_UNFILTERED=1 in the environment serves without"
+        ))
+    };
+    if filter == Switch::Off {
+        return Ok(());
+    }
+    set_no_new_privs(true).map_err(|error| failed("no-new-privileges", &error))?;
+    let none = CapabilitySets {
+        effective: CapabilitySet::empty(),
+        permitted: CapabilitySet::empty(),
+        inheritable: CapabilitySet::empty(),
+    };
+    set_capabilities(None, none)
+        .map_err(|error| failed("capabilities cannot be given up", &error))?;
+    seccomp::install(ioctls).map_err(|error| failed("system calls cannot be filtered", &error))
+}
