@@ -25,15 +25,34 @@ use xen::shared::{PageError, SharedPage};
 pub const RING_SIZE: usize = 1024;
 
 const RING_SIZE_U32: u32 = 1024;
-const FEATURES: usize = 2064;
-const CONNECTION: usize = 2068;
-const ERROR: usize = 2072;
-const EVTCHN_PORT: usize = 2076;
+/// Where each field of `struct xenstore_domain_interface` lies in the page, in bytes.
+pub mod offset {
+    /// `req`: the requests.
+    pub const REQ: usize = 0;
+    /// `rsp`: the responses and events.
+    pub const RSP: usize = 1024;
+    /// `req_cons`.
+    pub const REQ_CONS: usize = 2048;
+    /// `req_prod`.
+    pub const REQ_PROD: usize = 2052;
+    /// `rsp_cons`.
+    pub const RSP_CONS: usize = 2056;
+    /// `rsp_prod`.
+    pub const RSP_PROD: usize = 2060;
+    /// `server_features`.
+    pub const SERVER_FEATURES: usize = 2064;
+    /// `connection`.
+    pub const CONNECTION: usize = 2068;
+    /// `error`.
+    pub const ERROR: usize = 2072;
+    /// `evtchn_port`, since Xen 4.21.
+    pub const EVTCHN_PORT: usize = 2076;
+}
 
 /// The connection word of a ring in use (`XENSTORE_CONNECTED`).
-const CONNECTED: u32 = 0;
+pub const CONNECTED: u32 = 0;
 /// The connection word with which a guest asks for a reset (`XENSTORE_RECONNECT`).
-const RECONNECT: u32 = 1;
+pub const RECONNECT: u32 = 1;
 
 /// Where one stream lies in the page.
 #[derive(Clone, Copy)]
@@ -43,8 +62,10 @@ struct Stream {
     prod: usize,
 }
 
-const REQUESTS: Stream = Stream { data: 0, cons: 2048, prod: 2052 };
-const RESPONSES: Stream = Stream { data: 1024, cons: 2056, prod: 2060 };
+const REQUESTS: Stream =
+    Stream { data: offset::REQ, cons: offset::REQ_CONS, prod: offset::REQ_PROD };
+const RESPONSES: Stream =
+    Stream { data: offset::RSP, cons: offset::RSP_CONS, prod: offset::RSP_PROD };
 
 /// Why a store stops serving a ring; what the error word says.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -207,7 +228,7 @@ impl ServerRing {
     /// # Errors
     /// As [`ServerRing::reset`].
     pub fn set_features(&self, features: u32) -> Result<(), RingError> {
-        Ok(self.page.store_u32(FEATURES, features)?)
+        Ok(self.page.store_u32(offset::SERVER_FEATURES, features)?)
     }
 
     /// Whether the guest asks for the ring to be closed and connected again.
@@ -215,7 +236,7 @@ impl ServerRing {
     /// # Errors
     /// As [`ServerRing::reset`].
     pub fn reconnect_requested(&self) -> Result<bool, RingError> {
-        Ok(self.page.load_u32(CONNECTION)? == RECONNECT)
+        Ok(self.page.load_u32(offset::CONNECTION)? == RECONNECT)
     }
 
     /// Tells the guest that the ring is connected (again).
@@ -223,7 +244,7 @@ impl ServerRing {
     /// # Errors
     /// As [`ServerRing::reset`].
     pub fn set_connected(&self) -> Result<(), RingError> {
-        Ok(self.page.store_u32(CONNECTION, CONNECTED)?)
+        Ok(self.page.store_u32(offset::CONNECTION, CONNECTED)?)
     }
 
     /// Tells the guest why it is no longer served, or that it is.
@@ -231,7 +252,7 @@ impl ServerRing {
     /// # Errors
     /// As [`ServerRing::reset`].
     pub fn set_error(&self, why: ErrorWord) -> Result<(), RingError> {
-        Ok(self.page.store_u32(ERROR, why as u32)?)
+        Ok(self.page.store_u32(offset::ERROR, why as u32)?)
     }
 
     /// The guest's event channel port where Xen itself has set the ring up (dom0less).
@@ -239,7 +260,7 @@ impl ServerRing {
     /// # Errors
     /// As [`ServerRing::reset`].
     pub fn evtchn_port(&self) -> Result<Option<u32>, RingError> {
-        let port = self.page.load_u32(EVTCHN_PORT)?;
+        let port = self.page.load_u32(offset::EVTCHN_PORT)?;
         Ok((port != 0).then_some(port))
     }
 }
@@ -280,7 +301,7 @@ impl FrontRing {
     /// # Errors
     /// [`RingError::Page`] never happens with the layout of this module.
     pub fn features(&self) -> Result<u32, RingError> {
-        Ok(self.page.load_u32(FEATURES)?)
+        Ok(self.page.load_u32(offset::SERVER_FEATURES)?)
     }
 
     /// Asks for the ring to be reset; the store is to be notified, and until
@@ -290,7 +311,7 @@ impl FrontRing {
     /// # Errors
     /// As [`FrontRing::features`].
     pub fn request_reconnect(&self) -> Result<(), RingError> {
-        Ok(self.page.store_u32(CONNECTION, RECONNECT)?)
+        Ok(self.page.store_u32(offset::CONNECTION, RECONNECT)?)
     }
 
     /// Whether the ring is connected.
@@ -298,7 +319,7 @@ impl FrontRing {
     /// # Errors
     /// As [`FrontRing::features`].
     pub fn connected(&self) -> Result<bool, RingError> {
-        Ok(self.page.load_u32(CONNECTION)? == CONNECTED)
+        Ok(self.page.load_u32(offset::CONNECTION)? == CONNECTED)
     }
 
     /// Why the store has stopped serving, as its number in `xs_wire.h`; 0 while it serves.
@@ -307,7 +328,7 @@ impl FrontRing {
     /// # Errors
     /// As [`FrontRing::features`].
     pub fn error(&self) -> Result<u32, RingError> {
-        Ok(self.page.load_u32(ERROR)?)
+        Ok(self.page.load_u32(offset::ERROR)?)
     }
 }
 

@@ -1,0 +1,151 @@
+//! What the hypervisor's own headers define.
+
+use crate::{Row, layout, row};
+use xen::domwatch::ShutdownReason;
+use xen::evtchn::Virq;
+use xen::gnttab::STATUSES;
+use xen::{DomId, GrantRef};
+use xen_linux::abi;
+
+/// All of it.
+#[must_use]
+pub fn rows() -> Vec<Row> {
+    let mut rows = vocabulary();
+    rows.extend(calls());
+    layouts(&mut rows);
+    rows
+}
+
+/// The words of the crate `xen`.
+fn vocabulary() -> Vec<Row> {
+    let mut rows: Vec<Row> =
+        STATUSES.iter().map(|(status, name)| row(*name, *status as i16)).collect();
+    rows.extend([
+        row("DOMID_FIRST_RESERVED", DomId::FIRST_RESERVED.0),
+        row("DOMID_SELF", DomId::SELF.0),
+        row("DOMID_INVALID", DomId::INVALID.0),
+        row("GNTTAB_NR_RESERVED_ENTRIES", GrantRef::FIRST_FREE.0),
+        row("GNTTAB_RESERVED_CONSOLE", GrantRef::CONSOLE.0),
+        row("GNTTAB_RESERVED_XENSTORE", GrantRef::XENSTORE.0),
+        row("GNTST_okay", 0),
+        row("VIRQ_DOM_EXC", Virq::DomExc.number()),
+        row("SHUTDOWN_poweroff", ShutdownReason::Poweroff.code()),
+        row("SHUTDOWN_reboot", ShutdownReason::Reboot.code()),
+        row("SHUTDOWN_suspend", ShutdownReason::Suspend.code()),
+        row("SHUTDOWN_crash", ShutdownReason::Crash.code()),
+        row("SHUTDOWN_watchdog", ShutdownReason::Watchdog.code()),
+        row("SHUTDOWN_soft_reset", ShutdownReason::SoftReset.code()),
+    ]);
+    rows
+}
+
+/// Numbers of hypercalls and of what they are asked.
+fn calls() -> Vec<Row> {
+    let mut rows = vec![
+        row("__HYPERVISOR_xen_version", abi::HYPERVISOR_XEN_VERSION),
+        row("__HYPERVISOR_sched_op", abi::HYPERVISOR_SCHED_OP),
+        row("__HYPERVISOR_event_channel_op", abi::HYPERVISOR_EVENT_CHANNEL_OP),
+        row("__HYPERVISOR_sysctl", abi::HYPERVISOR_SYSCTL),
+        row("__HYPERVISOR_domctl", abi::HYPERVISOR_DOMCTL),
+        row("XENVER_version", abi::XENVER_VERSION),
+        row("XENVER_extraversion", abi::XENVER_EXTRAVERSION),
+        row("sizeof(xen_extraversion_t)", abi::XEN_EXTRAVERSION_LEN),
+        row("GNTCOPY_source_gref", abi::GNTCOPY_SOURCE_GREF),
+        row("GNTCOPY_dest_gref", abi::GNTCOPY_DEST_GREF),
+        row("EVTCHNOP_status", abi::EVTCHNOP_STATUS),
+        row("EVTCHNSTAT_closed", abi::EVTCHNSTAT_CLOSED),
+        row("EVTCHNSTAT_unbound", abi::EVTCHNSTAT_UNBOUND),
+        row("EVTCHNSTAT_interdomain", abi::EVTCHNSTAT_INTERDOMAIN),
+        row("EVTCHNSTAT_virq", abi::EVTCHNSTAT_VIRQ),
+        row("SCHEDOP_remote_shutdown", abi::SCHEDOP_REMOTE_SHUTDOWN),
+        row("XEN_SYSCTL_getdomaininfolist", abi::XEN_SYSCTL_GETDOMAININFOLIST),
+        row("XEN_DOMCTL_destroydomain", abi::XEN_DOMCTL_DESTROYDOMAIN),
+        row("XEN_DOMCTL_pausedomain", abi::XEN_DOMCTL_PAUSEDOMAIN),
+        row("XEN_DOMCTL_unpausedomain", abi::XEN_DOMCTL_UNPAUSEDOMAIN),
+        row("XEN_DOMCTL_getdomaininfo", abi::XEN_DOMCTL_GETDOMAININFO),
+        row("XEN_DOMCTL_max_mem", abi::XEN_DOMCTL_MAX_MEM),
+        row("XEN_DOMCTL_scheduler_op", abi::XEN_DOMCTL_SCHEDULER_OP),
+        row("XEN_DOMCTL_SCHEDOP_putinfo", abi::XEN_DOMCTL_SCHEDOP_PUTINFO),
+        row("XEN_DOMCTL_SCHEDOP_getinfo", abi::XEN_DOMCTL_SCHEDOP_GETINFO),
+        row("XEN_SCHEDULER_CREDIT", abi::XEN_SCHEDULER_CREDIT),
+        row("XEN_SCHEDULER_CREDIT2", abi::XEN_SCHEDULER_CREDIT2),
+        row("XEN_DOMINF_dying", abi::XEN_DOMINF_DYING),
+        row("XEN_DOMINF_shutdown", abi::XEN_DOMINF_SHUTDOWN),
+        row("XEN_DOMINF_paused", abi::XEN_DOMINF_PAUSED),
+        row("XEN_DOMINF_shutdownshift", abi::XEN_DOMINF_SHUTDOWNSHIFT),
+        row("XEN_DOMINF_shutdownmask", abi::XEN_DOMINF_SHUTDOWNMASK),
+    ];
+    let newer = [
+        row("XEN_DOMCTL_get_domain_state", abi::XEN_DOMCTL_GET_DOMAIN_STATE),
+        row("XEN_DOMCTL_GETDOMSTATE_STATE_EXIST", abi::GETDOMSTATE_EXIST),
+        row("XEN_DOMCTL_GETDOMSTATE_STATE_SHUTDOWN", abi::GETDOMSTATE_SHUTDOWN),
+        row("XEN_DOMCTL_GETDOMSTATE_STATE_DEAD", abi::GETDOMSTATE_DEAD),
+        row(
+            "sizeof(struct xen_domctl_get_domain_state)",
+            size_of::<abi::xen_domctl_get_domain_state>(),
+        ),
+        row(
+            "offsetof(struct xen_domctl_get_domain_state, unique_id)",
+            std::mem::offset_of!(abi::xen_domctl_get_domain_state, unique_id),
+        ),
+    ];
+    rows.extend(newer.map(|row| row.since("4.21")));
+    // Whichever version these headers have is one that is tried.
+    let known = |name: &str, versions: &[u32]| {
+        let tests: Vec<String> =
+            versions.iter().map(|version| format!("{name} == {version}")).collect();
+        row(tests.join(" || "), 1)
+    };
+    rows.push(known("XEN_DOMCTL_INTERFACE_VERSION", abi::DOMCTL_VERSIONS));
+    rows.push(known("XEN_SYSCTL_INTERFACE_VERSION", abi::SYSCTL_VERSIONS));
+    rows
+}
+
+fn layouts(rows: &mut Vec<Row>) {
+    layout!(rows, "struct evtchn_status" = abi::evtchn_status { dom, port, status, vcpu, u });
+    layout!(
+        rows,
+        "struct sched_remote_shutdown" = abi::sched_remote_shutdown { domain_id, reason }
+    );
+    layout!(rows, "struct xen_sysctl" = abi::xen_sysctl_getdomaininfolist {
+        cmd,
+        interface_version,
+        first_domain = "u.getdomaininfolist.first_domain",
+        max_domains = "u.getdomaininfolist.max_domains",
+        buffer = "u.getdomaininfolist.buffer",
+        num_domains = "u.getdomaininfolist.num_domains",
+    });
+    layout!(rows, "struct xen_domctl" = abi::xen_domctl { cmd, interface_version, domain, u });
+    layout!(
+        rows,
+        "struct xen_domctl_getdomaininfo" = abi::xen_domctl_getdomaininfo {
+            domain,
+            flags,
+            tot_pages,
+            max_pages,
+            outstanding_pages,
+            shr_pages,
+            paged_pages,
+            shared_info_frame,
+            cpu_time,
+            nr_online_vcpus,
+            max_vcpu_id,
+            ssidref,
+            handle,
+            cpupool,
+            gpaddr_bits,
+            arch_config,
+        }
+    );
+    rows.extend([
+        row(
+            "offsetof(struct xen_domctl_scheduler_op, u.credit.weight)",
+            std::mem::offset_of!(abi::xen_domctl_scheduler_op, weight),
+        ),
+        row(
+            "offsetof(struct xen_domctl_scheduler_op, u.credit2.cap)",
+            std::mem::offset_of!(abi::xen_domctl_scheduler_op, cap),
+        ),
+        row("offsetof(struct xen_domctl_max_mem, max_memkb)", 0),
+    ]);
+}
