@@ -14,11 +14,13 @@
 //! | [`notation`] | payloads as `docs/misc/xenstore.txt` writes them |
 //! | [`table`] | the tables' format |
 //! | [`run`] | running a table against a daemon |
+//! | [`platform`] | event channels, grants, life of domains, on any provider |
 
 pub mod daemon;
 pub mod notation;
 pub mod peer;
 pub mod peers;
+pub mod platform;
 pub mod ring;
 pub mod run;
 pub mod table;
