@@ -70,6 +70,8 @@ pub(crate) struct Connection {
     pub(crate) credit: i64,
     /// It is in a ready queue.
     pub(crate) queued: bool,
+    /// Its output is noted to be sent together with others'.
+    pub(crate) noted: bool,
     /// The core did not want more of its requests; no input is read until it does.
     pub(crate) parked: bool,
 }
@@ -84,6 +86,7 @@ impl Connection {
             seen_out: 0,
             credit: 0,
             queued: false,
+            noted: false,
             parked: false,
         }
     }

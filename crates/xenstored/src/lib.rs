@@ -11,6 +11,7 @@
 //! | `connection`, `fairness` | what is kept for a connection; whose turn it is |
 //! | `socket` | the listening socket, its lock, taking over a stale one |
 //! | `domain` | rings and event channels; what the core asks of the machine |
+//! | `sends` | many sends in one system call |
 //! | `control`, `stats` | CONTROL commands about the daemon; its counters |
 //! | [`log`], [`trace`] | lines for administrators; every message, on request |
 //! | `daemonize`, `pid_file`, `signals` | background, readiness, pid file, SIGTERM and SIGHUP |
@@ -29,6 +30,7 @@ pub mod paths;
 mod pid_file;
 mod privileges;
 mod seccomp;
+mod sends;
 mod signals;
 mod socket;
 mod stats;

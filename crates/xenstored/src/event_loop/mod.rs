@@ -13,6 +13,7 @@ use crate::Error;
 use crate::connection::{Class, Connection, End, Socket};
 use crate::fairness::{GUEST_SHARE, PRIVILEGED_SHARE};
 use crate::log::Level;
+use crate::sends::Sends;
 use crate::signals::Signals;
 use crate::socket::{Accepted, Listener};
 use rustix::event::Timespec;
@@ -57,6 +58,10 @@ pub(crate) struct EventLoop {
     /// The requests of the current turn.
     asked: Vec<serve::Asked>,
     events: Vec<epoll::Event>,
+    /// Sends to many at once; `None` where the kernel has no io_uring for us.
+    sends: Option<Sends>,
+    /// The sockets of [`EventLoop::sends`] that are noted.
+    noted: Vec<ConnId>,
     /// The sockets served in this round.
     served: Vec<(ConnId, serve::Stopped)>,
     started: Instant,
@@ -109,6 +114,8 @@ impl EventLoop {
             input: vec![0; INPUT_BYTES].into_boxed_slice(),
             asked: Vec::new(),
             events: Vec::with_capacity(EVENTS_MAX),
+            sends: Sends::new().ok(),
+            noted: Vec::new(),
             served: Vec::new(),
             started: Instant::now(),
             accepting: Accepting::Yes,
@@ -310,9 +317,10 @@ impl EventLoop {
     /// Sends to those that got output from others, and does what the core has noticed.
     fn take_outcomes(&mut self, now: u64) {
         while let Some(id) = self.server.poll_ready() {
-            self.flush(id, now, serve::Writable::Unknown);
+            self.flush_with_others(id, now);
             self.unpark(id);
         }
+        self.finish_sends(now);
         while let Some(notice) = self.server.poll_notice() {
             match notice {
                 Notice::Warn { domid, text } => {

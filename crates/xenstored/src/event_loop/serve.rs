@@ -4,8 +4,10 @@ use super::{EventLoop, Io};
 use crate::connection::{Class, End};
 use crate::fairness::{QUANTUM, refill};
 use crate::log::Level;
+use crate::sends::{SMALL_MAX, WORTH_IT};
 use crate::trace::{Direction, Who};
 use rustix::event::epoll::EventFlags;
+use rustix::fd::AsFd;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 use xen_io::xs_ring::{ErrorWord, RingError};
@@ -212,6 +214,67 @@ impl EventLoop {
         }
     }
 
+    /// Sends what the core has for `id`, a socket's together with what others get.
+    pub(super) fn flush_with_others(&mut self, id: ConnId, now: u64) {
+        if !account(&mut self.server, &mut self.io, id, &mut self.asked) {
+            return;
+        }
+        let Some(connection) = self.io.connections.get(id) else { return };
+        if connection.noted {
+            // There is more for it now: nothing may be noted twice.
+            self.finish_sends(now);
+            return self.flush(id, now, Writable::Unknown);
+        }
+        if let (Some(sends), End::Socket(socket)) = (&mut self.sends, &connection.end) {
+            let output = self.server.output(id);
+            let known = output.is_empty() || socket.watches(EventFlags::OUT);
+            if !known && output.len() <= SMALL_MAX {
+                if !sends.push(socket.fd.as_fd(), output) {
+                    self.finish_sends(now);
+                    return self.flush_with_others(id, now);
+                }
+                connection.noted = true;
+                self.noted.push(id);
+                return;
+            }
+        }
+        self.flush(id, now, Writable::Unknown);
+    }
+
+    /// Makes the sends that are noted.
+    pub(super) fn finish_sends(&mut self, now: u64) {
+        let mut noted = std::mem::take(&mut self.noted);
+        for id in &noted {
+            if let Some(connection) = self.io.connections.get(*id) {
+                connection.noted = false;
+            }
+        }
+        let mut sends = self.sends.take();
+        if let Some(batch) = &mut sends
+            && noted.len() >= WORTH_IT
+        {
+            match batch.send() {
+                Ok(results) => {
+                    for (id, sent) in noted.drain(..).zip(results) {
+                        self.took(id, *sent, now);
+                    }
+                }
+                Err(error) => {
+                    let text = format!("io_uring: {error}; sending one by one from now on");
+                    self.io.log.line(Level::Warn, "", &text);
+                    sends = None;
+                }
+            }
+        } else if let Some(batch) = &mut sends {
+            batch.forget();
+        }
+        self.sends = sends;
+        for id in noted.drain(..) {
+            self.flush_socket(id, now, Writable::Unknown);
+        }
+        self.noted = noted;
+    }
+
     fn flush_socket(&mut self, id: ConnId, now: u64, writable: Writable) {
         let Some(connection) = self.io.connections.get(id) else { return };
         let End::Socket(socket) = &mut connection.end else { return };
@@ -226,20 +289,26 @@ impl EventLoop {
         let sent = loop {
             match send(&socket.fd, output, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
                 Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => break Ok(0),
                 other => break other,
             }
         };
-        match sent {
-            Ok(count) => {
-                let left = count < output.len();
-                socket.set_interest(&self.io.epoll, id, EventFlags::OUT, left);
-                connection.seen_out = connection.seen_out.saturating_sub(count);
-                if count > 0 {
-                    self.server.consume_output(id, count, now);
-                }
-            }
-            Err(_) => self.close_socket(id, now),
+        self.took(id, sent, now);
+    }
+
+    /// What a socket has taken of its output.
+    fn took(&mut self, id: ConnId, sent: Result<usize, Errno>, now: u64) {
+        let count = match sent {
+            Ok(count) => count,
+            Err(Errno::AGAIN | Errno::INTR) => 0,
+            Err(_) => return self.close_socket(id, now),
+        };
+        let Some(connection) = self.io.connections.get(id) else { return };
+        let End::Socket(socket) = &mut connection.end else { return };
+        let left = count < self.server.output(id).len();
+        socket.set_interest(&self.io.epoll, id, EventFlags::OUT, left);
+        connection.seen_out = connection.seen_out.saturating_sub(count);
+        if count > 0 {
+            self.server.consume_output(id, count, now);
         }
     }
 
