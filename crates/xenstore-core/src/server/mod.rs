@@ -8,10 +8,12 @@
 mod connection;
 mod control;
 pub(crate) mod domain;
+mod dump;
 mod event;
 mod lifecycle;
 mod manage;
 mod request;
+mod restore;
 mod session;
 mod turn;
 
@@ -28,6 +30,8 @@ use alloc::vec::Vec;
 use connection::{Connection, Transport};
 use domain::{Delta, Domains, Ledger};
 use turn::{Attempt, Turns};
+
+pub use restore::{Restored, RestoredConnection};
 
 /// A domain's number (`domid_t`).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]

@@ -22,6 +22,7 @@ use crate::wire::{Header, MsgType, Strings};
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::rc::Rc;
+use alloc::vec::Vec;
 
 /// A transaction that has the turn.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -339,6 +340,14 @@ impl Server {
                     domain.no_turn_until = now.saturating_add(TURN_PAUSE_US);
                 }
             }
+        }
+    }
+
+    /// Appends the requests of a connection that wait, in the order in which they came.
+    pub(super) fn delayed_input(&self, conn: ConnId, to: &mut Vec<u8>) {
+        for waiting in self.turns.queue.iter().filter(|waiting| waiting.conn == conn) {
+            to.extend_from_slice(&waiting.header.to_bytes());
+            to.extend_from_slice(&waiting.payload);
         }
     }
 
