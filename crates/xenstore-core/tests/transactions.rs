@@ -398,6 +398,25 @@ fn a_transaction_left_open_for_too_long_is_refused() {
     store.check();
 }
 
+/// What it asked for once it was given up has not been done, so it must not be told that it has, even if it
+/// had only read before.
+#[test]
+fn a_transaction_that_was_given_up_before_its_first_change_is_refused() {
+    let (mut store, dom0, _) = two();
+    let guest = store.guest(7);
+    store.write(dom0, 0, "/local/domain/7/x", "old").unwrap();
+    store.set_perms(dom0, 0, "/local/domain/7", &["n7"]).unwrap();
+    let tx = store.start(guest);
+    assert_eq!(store.list(guest, tx, "/local/domain/7").unwrap(), ["x"]);
+    store.now += HOLD_MAX_US + 1;
+    for at in 0..SNAPSHOT_CHANGES_MAX + 1 {
+        store.write(dom0, 0, "/busy", &at.to_string()).unwrap();
+    }
+    assert_eq!(store.write(guest, tx, "y", "mine"), Ok(()));
+    assert_eq!(store.commit(guest, tx), again());
+    assert_eq!(store.list(guest, 0, "/local/domain/7").unwrap(), ["x"]);
+}
+
 /// A path on which guests are refused is not contested among domain 0's transactions.
 #[test]
 fn guests_refusals_do_not_make_domain_0_take_turns() {

@@ -171,14 +171,15 @@ impl Server {
         request: Request<'_>,
         transaction: &mut Transaction,
     ) -> Outcome {
-        if !transaction.changes {
-            return Ok(());
-        }
-        let (caller, own) = (request.caller, (request.conn, request.header.tx_id));
+        // Before anything else: what one that was given up asked for has not been done.
         if transaction.lost {
             self.counters.conflicts = self.counters.conflicts.wrapping_add(1);
             return Err(Error::Again.into());
         }
+        if !transaction.changes {
+            return Ok(());
+        }
+        let (caller, own) = (request.caller, (request.conn, request.header.tx_id));
         if self.has_turns(caller.privileged) {
             let waits = |(path, done): &(Rc<[u8]>, Done)| {
                 let path = Path::checked(path);
