@@ -186,6 +186,38 @@ fn a_delay_ends_with_the_holder_its_death_or_ten_milliseconds() {
     }
 }
 
+/// A request stays behind one that waits for the same node, by whichever name.
+#[test]
+fn relative_and_absolute_names_of_one_node_keep_their_order() {
+    for [first, second] in [["x", "/local/domain/7/x"], ["/local/domain/7/x", "x"]] {
+        let mut store = Store::new();
+        let dom0 = store.socket();
+        let guest = store.guest(7);
+        store.write(dom0, 0, "/local/domain/7/x", "old").unwrap();
+        store.set_perms(dom0, 0, "/local/domain/7/x", &["b0"]).unwrap();
+        // Domain 0 is refused on the node once, so that its next try has the turn.
+        for value in ["1", "2"] {
+            let tx = store.start(dom0);
+            store.read(dom0, tx, "/local/domain/7/x").unwrap();
+            if value == "1" {
+                store.write(dom0, 0, "/local/domain/7/x", "mine").unwrap();
+            }
+            store.write(dom0, tx, "/local/domain/7/x", value).unwrap();
+            if value == "1" {
+                assert_eq!(store.commit(dom0, tx), again());
+                continue;
+            }
+            let delayed = store.send(guest, MsgType::Write, 0, format!("{first}\0late").as_bytes());
+            assert_eq!(store.reply(guest, delayed), None);
+            let behind = store.send(guest, MsgType::Read, 0, format!("{second}\0").as_bytes());
+            assert_eq!(store.reply(guest, behind), None, "{second} passed {first}");
+            store.commit(dom0, tx).unwrap();
+            assert_eq!(store.reply(guest, delayed), Some(Ok(b"OK\0".to_vec())));
+            assert_eq!(store.reply(guest, behind), Some(Ok(b"late".to_vec())));
+        }
+    }
+}
+
 #[test]
 fn pipelined_requests_of_a_waiting_transaction_go_on_with_it() {
     let (mut store, one, two) = two();

@@ -138,6 +138,14 @@ impl Connection {
         self.replies.len()
     }
 
+    /// What the quota `outstanding` counts: on a ring, the requests whose replies are unread or delayed.
+    pub(crate) fn outstanding(&self) -> usize {
+        match self.transport {
+            Transport::Ring => self.replies.len().saturating_add(self.delayed),
+            Transport::Socket => 0,
+        }
+    }
+
     /// Queues an event, unless the same one waits already; the bytes it takes.
     pub(crate) fn push_event(&mut self, watch: WatchId, path: &Rc<[u8]>, len: usize) -> usize {
         let waits = if self.waiting.is_empty() {
