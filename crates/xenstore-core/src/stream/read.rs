@@ -117,7 +117,8 @@ impl<'a> Reader<'a> {
         let body = fields.bytes(len).map_err(|_| self.error("it is longer than the stream"))?;
         // C counts the padding as a part of the record, the document does not.
         let padded = len.checked_next_multiple_of(8).unwrap_or(len);
-        self.next = self.next.saturating_add(8).saturating_add(padded);
+        let next = self.next.saturating_add(8).saturating_add(padded);
+        self.next = next.min(self.stream.len());
         let record = self.parse(kind, Fields::new(body)).map_err(|what| self.error(what))?;
         if matches!(record, Record::End) && self.next < self.stream.len() {
             return Err(self.error("something follows it"));
