@@ -30,7 +30,10 @@ fuzz_target!(|data: &[u8]| {
     // A permission entry of 4 bytes makes a domain known, and its records are 200 bytes long.
     assert!(written.len() <= 64 * data.len() + 4096, "{} of {}", written.len(), data.len());
     let again = Server::restore(Config::default(), &written, 0).expect("a store has written it");
-    for (known, before) in again.connections.iter().zip(&connections) {
+    // Rings stand before sockets.
+    let mut before: Vec<&RestoredConnection> = connections.iter().collect();
+    before.sort_by_key(|known| known.ring.is_none());
+    for (known, before) in again.connections.iter().zip(before) {
         assert_eq!((known.ring, &known.input), (before.ring, &before.input));
     }
     let twice = dump(&again.server, &again.connections);

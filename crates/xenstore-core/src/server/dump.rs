@@ -64,8 +64,13 @@ impl Server {
         out.put(&Record::Generation(self.domains.generation))?;
         let (values, names) = limits(&self.domains.limits);
         out.put(&Record::GlobalQuota(Quotas::new(&values, &names)))?;
-        let conns = self.conns.iter().enumerate();
-        let conns = conns.filter_map(|(at, conn)| Some((at, conn.as_deref()?)));
+        // Rings first: C's daemon must know domain 0 before the sockets that speak for it.
+        let conns = |wanted: Transport| {
+            let all = self.conns.iter().enumerate();
+            let all = all.filter_map(|(at, conn)| Some((at, conn.as_deref()?)));
+            all.filter(move |(_, conn)| conn.transport == wanted)
+        };
+        let conns = conns(Transport::Ring).chain(conns(Transport::Socket));
         for (number, (at, connection)) in (1..).zip(conns) {
             let conn = ConnId(u32::try_from(at).unwrap_or(u32::MAX));
             self.dump_connection(number, conn, connection, link(conn), &mut out)?;

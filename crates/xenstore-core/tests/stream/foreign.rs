@@ -3,7 +3,7 @@
 use super::common::Store;
 use super::hostile::Field::{Bytes, Four, Two};
 use super::hostile::{body, stream_of};
-use super::restore;
+use super::{dump, restore};
 use xenstore_core::server::DomId;
 use xenstore_core::stream::Global;
 use xenstore_core::wire::{Header, MsgType};
@@ -106,4 +106,46 @@ fn the_c_daemons_state_is_taken_over() {
         assert_eq!(store.read(dom0, 0, "/local/domain/7/x"), Err("ENOENT".to_owned()));
         store.check();
     }
+}
+
+/// What Debian's `xenstored` 4.17 itself has written, on its way into a live update: domain 0's ring, the socket
+/// of the command, one with two watches and a part of a request, guest 7 with the same, some nodes.
+#[test]
+#[cfg(target_endian = "little")]
+fn debians_daemons_state_is_taken_over() {
+    let restored = restore(include_bytes!("debian-4.17.stream")).unwrap();
+    assert_eq!(restored.global, Some(Global { socket_fd: 3, evtchn_fd: 6 }));
+    let known: Vec<_> =
+        restored.connections.iter().map(|known| (known.ring, known.handle)).collect();
+    let rings = [Some(DomId(0)), None, None, Some(DomId(7))];
+    assert_eq!(known, [(rings[0], 2), (rings[1], 7), (rings[2], 8), (rings[3], 2)]);
+    let input: Vec<_> = restored.connections.iter().map(|known| known.input.len()).collect();
+    assert_eq!(input, [0, 0, 20, 9]);
+    let [command, watcher, guest] = [1, 2, 3].map(|at| restored.connections[at].conn);
+    let mut store = Store::new();
+    store.server = restored.server;
+    store.machine.existing.insert(7);
+    // The command's answer, as it was left for the next daemon.
+    store.receive(command);
+    assert_eq!(store.reply(command, 7), Some(Ok(b"OK\0".to_vec())));
+    assert_eq!(store.perms(command, 0, "/local/domain/7").unwrap(), "n7 r9");
+    assert_eq!(store.read(guest, 0, "data/x").unwrap_err(), "EACCES");
+    store.write(guest, 0, "data/y", "v").unwrap();
+    assert_eq!(store.events(guest), ["data/y gtok"]);
+    assert_eq!(store.read(command, 0, "/bytes").unwrap(), "\u{1}\0\u{2}");
+    store.write(command, 0, "/bytes", "").unwrap();
+    store.dies(7);
+    assert_eq!(store.events(watcher), ["/bytes tok", "@releaseDomain rel"]);
+    store.check();
+}
+
+/// C's daemon, reading, takes its sockets for domain 0's, so that must be known by then.
+#[test]
+fn rings_stand_before_sockets() {
+    let mut store = Store::new();
+    store.socket();
+    store.guest(0);
+    let rings: Vec<_> =
+        restore(&dump(&store.server)).unwrap().connections.iter().map(|known| known.ring).collect();
+    assert_eq!(rings, [Some(DomId(0)), None]);
 }

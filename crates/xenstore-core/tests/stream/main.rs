@@ -20,11 +20,23 @@ fn dump(server: &Server) -> Vec<u8> {
 
 /// The same where the daemon holds input of some connections.
 fn dump_with(server: &Server, input: &BTreeMap<ConnId, Vec<u8>>) -> Vec<u8> {
-    let mut stream = Vec::new();
-    let link = |conn: ConnId| Link {
+    dump_linked(server, |conn| Link {
         handle: conn.0,
         input: input.get(&conn).map(Vec::as_slice).unwrap_or_default(),
-    };
+    })
+}
+
+/// The stream of a store just restored, with the handles that its connections have from before.
+fn dump_again(restored: &Restored) -> Vec<u8> {
+    dump_linked(&restored.server, |conn| {
+        let known = restored.connections.iter().find(|known| known.conn == conn);
+        let known = known.expect("every connection is told");
+        Link { handle: known.handle, input: &known.input }
+    })
+}
+
+fn dump_linked<'a>(server: &Server, link: impl Fn(ConnId) -> Link<'a>) -> Vec<u8> {
+    let mut stream = Vec::new();
     let written: Result<(), std::convert::Infallible> = server.dump(GLOBAL, link, |bytes| {
         stream.extend_from_slice(bytes);
         Ok(())
