@@ -174,7 +174,31 @@ fn everything_that_a_domain_has_comes_back() {
     assert_eq!(other.events(guest), ["@releaseDomain special"]);
     other.guest(9);
     assert_eq!(other.perms(dom0, 0, "/local/domain/7").unwrap(), "n7 w9 r32757");
+    // Also where it never had a ring.
+    other.machine.lives.insert(11, 1);
+    other.guest(11);
+    assert_eq!(get(&mut other, MsgType::GetQuota, b"11\0nodes\0"), b"1000\0");
     other.check();
+}
+
+/// Who reads a list in parts sees that it has to begin anew: no list has a generation that one had before.
+#[test]
+fn lists_of_children_get_new_generations() {
+    let (mut store, _) = full();
+    let dom0 = store.socket();
+    for at in 0..100 {
+        store.write(dom0, 0, "/busy", "").unwrap();
+        store.rm(dom0, 0, "/busy").unwrap();
+        store.write(dom0, 0, &format!("/list/{at}"), "").unwrap();
+    }
+    let generation = |store: &mut Store, conn| -> u64 {
+        let part = store.call(conn, MsgType::DirectoryPart, 0, b"/list\x000\0").unwrap();
+        let digits = part.split(|byte| *byte == 0).next().unwrap();
+        std::str::from_utf8(digits).unwrap().parse().unwrap()
+    };
+    let before = generation(&mut store, dom0);
+    let (mut other, names) = taken_over(&store, &dump(&store.server));
+    assert!(generation(&mut other, names[&dom0]) > before);
 }
 
 /// The client is told that it has to try again, and nothing of what it did is there.
