@@ -15,6 +15,11 @@ struct Step {
 /// The steps, cheapest first.
 const STEPS: &[Step] = &[
     Step { name: "fmt", environment: &[], arguments: &["fmt", "--all", "--check"] },
+    Step {
+        name: "fmt-fuzz",
+        environment: &[],
+        arguments: &["fmt", "--manifest-path", "fuzz/Cargo.toml", "--check"],
+    },
     Step { name: "tidy", environment: &[], arguments: &["xtask", "tidy"] },
     Step {
         name: "clippy",
@@ -23,6 +28,20 @@ const STEPS: &[Step] = &[
             "clippy",
             "--workspace",
             "--all-targets",
+            "--",
+            "--warn=clippy::too_many_lines",
+            "--deny=warnings",
+        ],
+    },
+    // A workspace of its own, which the step before does not reach.
+    Step {
+        name: "clippy-fuzz",
+        environment: &[],
+        arguments: &[
+            "clippy",
+            "--manifest-path",
+            "fuzz/Cargo.toml",
+            "--locked",
             "--",
             "--warn=clippy::too_many_lines",
             "--deny=warnings",
@@ -54,7 +73,7 @@ impl Step {
 /// Prints the steps.
 pub(crate) fn list() -> ExitCode {
     for step in STEPS {
-        println!("{:8} cargo {}", step.name, step.arguments.join(" "));
+        println!("{:11} cargo {}", step.name, step.arguments.join(" "));
     }
     ExitCode::SUCCESS
 }
@@ -70,7 +89,7 @@ pub(crate) fn run(names: &[&str]) -> Result<ExitCode> {
         let start = Instant::now();
         let passed = step.command().status()?.success();
         let line = format!(
-            "{:8} {} in {:.1} s",
+            "{:11} {} in {:.1} s",
             step.name,
             if passed { "passed" } else { "FAILED" },
             start.elapsed().as_secs_f64()

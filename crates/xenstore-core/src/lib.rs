@@ -13,6 +13,7 @@
 //! | `watch` | watches in an index by path |
 //! | [`client`] | the other end: requests in flight, replies, events |
 //! | [`server`] | the store: requests in, replies and events out |
+//! | [`stream`] | the whole state as records, for live update |
 #![no_std]
 #![cfg_attr(
     not(test),
@@ -38,6 +39,7 @@ pub mod path;
 pub mod perms;
 pub mod quota;
 pub mod server;
+pub mod stream;
 mod transaction;
 pub mod tree;
 mod watch;

@@ -31,12 +31,23 @@ impl Access {
         self.0 & wanted.0 == wanted.0
     }
 
-    fn letter(self) -> u8 {
+    pub(crate) fn letter(self) -> u8 {
         match self {
             Self::READ => b'r',
             Self::WRITE => b'w',
             Self::BOTH => b'b',
             _ => b'n',
+        }
+    }
+
+    /// What `letter` stands for in SET_PERMS.
+    pub(crate) fn from_letter(letter: u8) -> Option<Self> {
+        match letter {
+            b'r' => Some(Self::READ),
+            b'w' => Some(Self::WRITE),
+            b'b' => Some(Self::BOTH),
+            b'n' => Some(Self::NONE),
+            _ => None,
         }
     }
 }
@@ -102,6 +113,11 @@ impl Perms {
         Self { owner, others: Vec::new() }
     }
 
+    /// Permissions of these entries.
+    pub(crate) fn new(owner: Perm, others: Vec<Perm>) -> Self {
+        Self { owner, others }
+    }
+
     /// The owner's entry.
     #[must_use]
     pub fn owner(&self) -> Perm {
@@ -155,13 +171,7 @@ impl Perms {
     ) -> Result<Self, Error> {
         let mut entries = Strings::new(payload).map(|text| {
             let (letter, digits) = text.split_first().ok_or(Error::Inval)?;
-            let access = match letter {
-                b'r' => Access::READ,
-                b'w' => Access::WRITE,
-                b'b' => Access::BOTH,
-                b'n' => Access::NONE,
-                _ => return Err(Error::Inval),
-            };
+            let access = Access::from_letter(*letter).ok_or(Error::Inval)?;
             let domid = DomId(u16::try_from(number(digits)?).map_err(|_| Error::Inval)?);
             Ok(Perm { domid, access, incarnation: incarnation(domid) })
         });

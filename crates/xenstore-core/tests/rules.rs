@@ -243,6 +243,28 @@ fn a_guest_with_many_unread_replies_is_not_asked_for_more() {
     assert!(store.server.wants_input(guest));
 }
 
+/// Replies that lie unread and requests that wait are shown, and the most that there were.
+#[test]
+fn outstanding_requests_are_shown() {
+    let (mut store, dom0, guest) = with_guest();
+    let shown = |store: &mut Store| {
+        let reply = store.call(dom0, MsgType::Control, 0, b"quota\x007\0").unwrap();
+        let text = String::from_utf8(reply).unwrap();
+        let line = text.lines().find(|line| line.starts_with("outstanding")).unwrap();
+        let numbers = line.split(|sign: char| !sign.is_ascii_digit());
+        let mut numbers = numbers.filter(|digits| !digits.is_empty());
+        (numbers.next().unwrap().to_owned(), numbers.next().unwrap().to_owned())
+    };
+    assert_eq!(shown(&mut store), ("0".to_owned(), "0".to_owned()));
+    for _ in 0..5 {
+        store.send(guest, MsgType::Read, 0, b"x\0");
+    }
+    assert_eq!(shown(&mut store), ("5".to_owned(), "5".to_owned()));
+    store.receive(guest);
+    store.send(guest, MsgType::Read, 0, b"x\0");
+    assert_eq!(shown(&mut store), ("1".to_owned(), "5".to_owned()));
+}
+
 #[test]
 fn orphans_can_be_kept() {
     let mut store = Store::with(Config { orphans: Orphans::Keep, ..Config::default() });

@@ -186,6 +186,38 @@ fn a_delay_ends_with_the_holder_its_death_or_ten_milliseconds() {
     }
 }
 
+/// A request stays behind one that waits for the same node, by whichever name.
+#[test]
+fn relative_and_absolute_names_of_one_node_keep_their_order() {
+    for [first, second] in [["x", "/local/domain/7/x"], ["/local/domain/7/x", "x"]] {
+        let mut store = Store::new();
+        let dom0 = store.socket();
+        let guest = store.guest(7);
+        store.write(dom0, 0, "/local/domain/7/x", "old").unwrap();
+        store.set_perms(dom0, 0, "/local/domain/7/x", &["b0"]).unwrap();
+        // Domain 0 is refused on the node once, so that its next try has the turn.
+        for value in ["1", "2"] {
+            let tx = store.start(dom0);
+            store.read(dom0, tx, "/local/domain/7/x").unwrap();
+            if value == "1" {
+                store.write(dom0, 0, "/local/domain/7/x", "mine").unwrap();
+            }
+            store.write(dom0, tx, "/local/domain/7/x", value).unwrap();
+            if value == "1" {
+                assert_eq!(store.commit(dom0, tx), again());
+                continue;
+            }
+            let delayed = store.send(guest, MsgType::Write, 0, format!("{first}\0late").as_bytes());
+            assert_eq!(store.reply(guest, delayed), None);
+            let behind = store.send(guest, MsgType::Read, 0, format!("{second}\0").as_bytes());
+            assert_eq!(store.reply(guest, behind), None, "{second} passed {first}");
+            store.commit(dom0, tx).unwrap();
+            assert_eq!(store.reply(guest, delayed), Some(Ok(b"OK\0".to_vec())));
+            assert_eq!(store.reply(guest, behind), Some(Ok(b"late".to_vec())));
+        }
+    }
+}
+
 #[test]
 fn pipelined_requests_of_a_waiting_transaction_go_on_with_it() {
     let (mut store, one, two) = two();
@@ -396,6 +428,25 @@ fn a_transaction_left_open_for_too_long_is_refused() {
     assert_eq!(store.read(dom0, own, "/local/domain/7/x").unwrap(), "old");
     assert_eq!(store.commit(dom0, own), again());
     store.check();
+}
+
+/// What it asked for once it was given up has not been done, so it must not be told that it has, even if it
+/// had only read before.
+#[test]
+fn a_transaction_that_was_given_up_before_its_first_change_is_refused() {
+    let (mut store, dom0, _) = two();
+    let guest = store.guest(7);
+    store.write(dom0, 0, "/local/domain/7/x", "old").unwrap();
+    store.set_perms(dom0, 0, "/local/domain/7", &["n7"]).unwrap();
+    let tx = store.start(guest);
+    assert_eq!(store.list(guest, tx, "/local/domain/7").unwrap(), ["x"]);
+    store.now += HOLD_MAX_US + 1;
+    for at in 0..SNAPSHOT_CHANGES_MAX + 1 {
+        store.write(dom0, 0, "/busy", &at.to_string()).unwrap();
+    }
+    assert_eq!(store.write(guest, tx, "y", "mine"), Ok(()));
+    assert_eq!(store.commit(guest, tx), again());
+    assert_eq!(store.list(guest, 0, "/local/domain/7").unwrap(), ["x"]);
 }
 
 /// A path on which guests are refused is not contested among domain 0's transactions.

@@ -4,7 +4,7 @@ use super::{DomId, Ended};
 use crate::limits::{HEADER_SIZE, UNREAD_SOFT_BYTES};
 use crate::transaction::Transaction;
 use crate::watch::{WatchId, Watches};
-use crate::wire::{Error, Header, MsgType};
+use crate::wire::{Error, Header, MsgType, split_message};
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::rc::Rc;
@@ -138,6 +138,14 @@ impl Connection {
         self.replies.len()
     }
 
+    /// What the quota `outstanding` counts: on a ring, the requests whose replies are unread or delayed.
+    pub(crate) fn outstanding(&self) -> usize {
+        match self.transport {
+            Transport::Ring => self.replies.len().saturating_add(self.delayed),
+            Transport::Socket => 0,
+        }
+    }
+
     /// Queues an event, unless the same one waits already; the bytes it takes.
     pub(crate) fn push_event(&mut self, watch: WatchId, path: &Rc<[u8]>, len: usize) -> usize {
         let waits = if self.waiting.is_empty() {
@@ -187,17 +195,7 @@ impl Connection {
                 self.waiting.remove(&event);
             }
             self.events_len = self.events_len.saturating_sub(event_len(&event, watches));
-            let (id, path) = event;
-            let Some(watch) = watches.get(id) else { continue };
-            let path = path.get(watch.hidden..).unwrap_or_default();
-            let len = path.len().saturating_add(watch.token().len()).saturating_add(2);
-            let len = u32::try_from(len).unwrap_or(u32::MAX);
-            let header = Header { kind: MsgType::WatchEvent.code(), req_id: 0, tx_id: 0, len };
-            self.out.extend_from_slice(&header.to_bytes());
-            self.out.extend_from_slice(path);
-            self.out.push(0);
-            self.out.extend_from_slice(watch.token());
-            self.out.push(0);
+            encode(&event, watches, &mut self.out);
         }
         self.out.get(self.sent..).unwrap_or_default()
     }
@@ -216,12 +214,63 @@ impl Connection {
                 self.out = Vec::new();
             }
         } else if self.sent >= UNREAD_SOFT_BYTES {
-            self.out.drain(..self.sent);
+            // What is kept begins with a whole message, of which a part may have been sent.
+            let gone = message_start(&self.out, self.sent);
+            self.out.drain(..gone);
             for end in &mut self.replies {
-                *end = end.saturating_sub(self.sent);
+                *end = end.saturating_sub(gone);
             }
-            self.sent = 0;
+            self.sent = self.sent.saturating_sub(gone);
         }
+    }
+
+    /// All that waits to be sent, encoded, for the state's stream: first so many bytes of a message of
+    /// which a part has been sent.
+    pub(crate) fn unsent(&self, watches: &Watches) -> (usize, Vec<u8>) {
+        let mut out = Vec::from(self.out.get(self.sent..).unwrap_or_default());
+        let start = message_start(&self.out, self.sent);
+        let partial = match self.sent.checked_sub(start) {
+            None | Some(0) => 0,
+            Some(sent) => message_len(self.out.get(start..).unwrap_or_default())
+                .map_or(out.len(), |len| len.saturating_sub(sent)),
+        };
+        for event in &self.events {
+            encode(event, watches, &mut out);
+        }
+        (partial, out)
+    }
+
+    /// Takes up what another store's [`Connection::unsent`] has left.
+    ///
+    /// # Errors
+    /// Where it does not consist of messages.
+    pub(crate) fn restore_output(
+        &mut self,
+        partial: usize,
+        output: &[u8],
+    ) -> Result<(), &'static str> {
+        const BROKEN: &str = "its output does not consist of messages";
+        let (first, mut rest) = output.split_at_checked(partial).ok_or(BROKEN)?;
+        if !first.is_empty() {
+            // It stands behind a header of its own, which counts as sent: so the output begins with one.
+            let len = u32::try_from(first.len()).map_err(|_| BROKEN)?;
+            self.out.extend_from_slice(&Header { len, ..Header::default() }.to_bytes());
+            self.sent = self.out.len();
+            self.out.extend_from_slice(first);
+            self.count_reply();
+        }
+        while !rest.is_empty() {
+            let Ok(Some((header, payload, behind))) = split_message(rest) else {
+                return Err(BROKEN);
+            };
+            self.out.extend_from_slice(&header.to_bytes());
+            self.out.extend_from_slice(payload);
+            if header.kind != MsgType::WatchEvent.code() {
+                self.count_reply();
+            }
+            rest = behind;
+        }
+        Ok(())
     }
 
     /// Forgets all output.
@@ -233,6 +282,38 @@ impl Connection {
         self.events_len = 0;
         self.replies.clear();
     }
+}
+
+/// Appends the message of an event, if its watch is still there.
+fn encode((id, path): &Pending, watches: &Watches, to: &mut Vec<u8>) {
+    let Some(watch) = watches.get(*id) else { return };
+    let path = path.get(watch.hidden..).unwrap_or_default();
+    let len = path.len().saturating_add(watch.token().len()).saturating_add(2);
+    let len = u32::try_from(len).unwrap_or(u32::MAX);
+    let header = Header { kind: MsgType::WatchEvent.code(), req_id: 0, tx_id: 0, len };
+    to.extend_from_slice(&header.to_bytes());
+    to.extend_from_slice(path);
+    to.push(0);
+    to.extend_from_slice(watch.token());
+    to.push(0);
+}
+
+/// Length of the message at the start of `bytes`.
+fn message_len(bytes: &[u8]) -> Option<usize> {
+    Some(HEADER_SIZE.saturating_add(Header::parse(bytes)?.len as usize))
+}
+
+/// Where the message begins in which `at` lies; `out` begins with one.
+fn message_start(out: &[u8], at: usize) -> usize {
+    let mut start = 0usize;
+    while let Some(len) = message_len(out.get(start..).unwrap_or_default()) {
+        let end = start.saturating_add(len);
+        if end > at {
+            break;
+        }
+        start = end;
+    }
+    start
 }
 
 /// Bytes that an event takes while it waits; 0 for one whose watch is gone.

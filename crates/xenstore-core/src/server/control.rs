@@ -125,7 +125,14 @@ impl Server {
         let mut text = format!("Domain {}:\n", domid.0);
         for about in ALL {
             let usage = &domain.usage;
-            let (now, max) = (usage.now(about.quota), usage.max(about.quota));
+            let now = match about.quota {
+                Quota::Outstanding => domain
+                    .conn
+                    .and_then(|conn| self.conn(conn))
+                    .map_or(0, |connection| connection.outstanding() as i64),
+                quota => usage.now(quota),
+            };
+            let max = usage.max(about.quota);
             let _ = write!(text, "{:<17}: {now:>8} (max {max:>8})", about.name);
             if self.domains.is_privileged(domid) {
                 text.push_str(" no limit\n");

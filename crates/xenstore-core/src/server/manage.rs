@@ -168,7 +168,7 @@ impl Server {
 }
 
 /// A quota by its name in GET_QUOTA and SET_QUOTA, where `soft-` stands before a soft one's.
-fn quota_named(name: &[u8]) -> Result<(Quota, Kind), Error> {
+pub(super) fn quota_named(name: &[u8]) -> Result<(Quota, Kind), Error> {
     let name = core::str::from_utf8(name).map_err(|_| Error::Inval)?;
     let (name, kind) = match name.strip_prefix("soft-") {
         Some(name) => (name, Kind::Soft),

@@ -8,10 +8,12 @@
 mod connection;
 mod control;
 pub(crate) mod domain;
+mod dump;
 mod event;
 mod lifecycle;
 mod manage;
 mod request;
+mod restore;
 mod session;
 mod turn;
 
@@ -28,6 +30,8 @@ use alloc::vec::Vec;
 use connection::{Connection, Transport};
 use domain::{Delta, Domains, Ledger};
 use turn::{Attempt, Turns};
+
+pub use restore::{Restored, RestoredConnection};
 
 /// A domain's number (`domid_t`).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
@@ -306,9 +310,8 @@ impl Server {
             return true;
         }
         let limit = self.domains.limit(connection.domid, Quota::Outstanding, Kind::Hard) as usize;
-        let outstanding = connection.unread_replies().saturating_add(connection.delayed);
         limit == 0
-            || outstanding < limit
+            || connection.outstanding() < limit
             || (connection.unread_replies() < limit && self.has_turn(conn))
     }
 
@@ -334,7 +337,12 @@ impl Server {
         }
         self.give_up_old_snapshots();
         self.run_waiting(host);
-        let owed = self.conn_mut(conn).map_or(0, |conn| core::mem::take(&mut conn.owed));
+        let Some(connection) = self.conn_mut(conn) else { return self.cost };
+        let owed = core::mem::take(&mut connection.owed);
+        let (domid, outstanding) = (connection.domid, connection.outstanding());
+        if outstanding > 0 {
+            self.domains.saw(domid, Quota::Outstanding, outstanding as i64);
+        }
         self.cost.saturating_add(owed)
     }
 

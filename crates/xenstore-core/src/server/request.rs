@@ -347,12 +347,8 @@ impl Server {
         let mut body = Vec::new();
         push_decimal(node.dir().map_or(0, |dir| dir.generation()), &mut body);
         body.push(0);
-        let mut passed = 0usize;
-        let mut names = node.children().map(Node::name).skip_while(|name| {
-            let skip = passed < offset;
-            passed = passed.saturating_add(name.len()).saturating_add(1);
-            skip
-        });
+        let mut names =
+            node.dir().into_iter().flat_map(|dir| dir.iter_from(offset)).map(Node::name);
         let complete = loop {
             let Some(name) = names.next() else { break true };
             // One byte is kept for the empty name that ends the list.

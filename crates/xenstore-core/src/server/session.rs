@@ -1,13 +1,13 @@
 //! What a connection has of its own: watches and transactions.
 
 use super::request::{Outcome, Request, Stop, parse};
-use super::{Notice, Server};
+use super::{ConnId, DomId, Notice, Server};
 use crate::limits::{HOLD_MAX_US, SNAPSHOT_CHANGES_MAX};
 use crate::path::{Path, Special, is_relative, push_decimal};
 use crate::quota::Quota;
 use crate::transaction::{Touch, Transaction};
 use crate::tree::Done;
-use crate::watch;
+use crate::watch::{self, WatchId};
 use crate::wire::{Error, Strings, feature};
 use alloc::boxed::Box;
 use alloc::format;
@@ -42,16 +42,30 @@ impl Server {
             self.domains.check_more(caller.domid, Quota::Watches, 1)?;
             self.domains.check_more(caller.domid, Quota::Memory, weight)?;
         }
-        let key: Rc<[u8]> = Rc::from(key);
-        let id = self.watches.add(request.conn, path, key.clone(), hidden, depth);
-        if let Some(connection) = self.conn_mut(request.conn) {
-            connection.watches.insert(key, id);
-        }
-        self.domains.charge(caller.domid, Quota::Watches, 1);
-        self.domains.charge(caller.domid, Quota::Memory, weight);
+        let id = self.add_watch(request.conn, caller.domid, path, Rc::from(key), hidden, depth);
         self.ok(request)?;
         self.push_event(id, &Rc::from(path.as_bytes()));
         Ok(())
+    }
+
+    /// Sets a watch, and charges it to `domid`; `key` is [`watch::key`] of its path and token.
+    pub(super) fn add_watch(
+        &mut self,
+        conn: ConnId,
+        domid: DomId,
+        path: Path<'_>,
+        key: Rc<[u8]>,
+        hidden: usize,
+        depth: Option<u32>,
+    ) -> WatchId {
+        let weight = (key.len() as i64).saturating_sub(1);
+        let id = self.watches.add(conn, path, key.clone(), hidden, depth);
+        if let Some(connection) = self.conn_mut(conn) {
+            connection.watches.insert(key, id);
+        }
+        self.domains.charge(domid, Quota::Watches, 1);
+        self.domains.charge(domid, Quota::Memory, weight);
+        id
     }
 
     pub(super) fn unwatch(&mut self, request: Request<'_>, scratch: &mut Vec<u8>) -> Outcome {
@@ -157,14 +171,15 @@ impl Server {
         request: Request<'_>,
         transaction: &mut Transaction,
     ) -> Outcome {
-        if !transaction.changes {
-            return Ok(());
-        }
-        let (caller, own) = (request.caller, (request.conn, request.header.tx_id));
+        // Before anything else: what one that was given up asked for has not been done.
         if transaction.lost {
             self.counters.conflicts = self.counters.conflicts.wrapping_add(1);
             return Err(Error::Again.into());
         }
+        if !transaction.changes {
+            return Ok(());
+        }
+        let (caller, own) = (request.caller, (request.conn, request.header.tx_id));
         if self.has_turns(caller.privileged) {
             let waits = |(path, done): &(Rc<[u8]>, Done)| {
                 let path = Path::checked(path);

@@ -8,12 +8,12 @@
 //! delays domain 0. Guests take turns in the order in which their last ones ended, and one that lets
 //! a turn last its full time pauses.
 
-use super::{ConnId, Server};
+use super::{ConnId, DomId, Server};
 use crate::limits::{
     CONTESTED_MAX, CONTESTED_US, DELAYED_MAX, HOLD_COST_US, HOLD_MAX_US, TURN_LOG_MAX,
     TURN_PAUSE_US,
 };
-use crate::path::Path;
+use crate::path::{Path, Special, resolve};
 use crate::perms::Caller;
 use crate::server::Host;
 use crate::transaction::{Conflict, Rerun, Touch, Transaction, What};
@@ -22,6 +22,7 @@ use crate::wire::{Header, MsgType, Strings};
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::rc::Rc;
+use alloc::vec::Vec;
 
 /// A transaction that has the turn.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -43,6 +44,8 @@ struct Waiting {
     conn: ConnId,
     header: Header,
     payload: Box<[u8]>,
+    /// The path that it names, absolute.
+    path: Option<Box<[u8]>>,
     since: u64,
     /// It waits for a turn of its own; else for the end of somebody's turn.
     wants_turn: bool,
@@ -126,9 +129,14 @@ impl Turns {
     }
 }
 
-/// The path that a request names first, if its kind names one.
-fn first_path<'a>(header: &Header, payload: &'a [u8]) -> Option<&'a [u8]> {
-    match MsgType::from_code(header.kind)? {
+/// The path that a request of this domain names first, made absolute, if its kind names one.
+fn first_path<'a>(
+    home: DomId,
+    header: &Header,
+    payload: &'a [u8],
+    scratch: &'a mut Vec<u8>,
+) -> Option<Path<'a>> {
+    let given = match MsgType::from_code(header.kind)? {
         MsgType::Read
         | MsgType::Write
         | MsgType::Mkdir
@@ -136,23 +144,19 @@ fn first_path<'a>(header: &Header, payload: &'a [u8]) -> Option<&'a [u8]> {
         | MsgType::Directory
         | MsgType::DirectoryPart
         | MsgType::GetPerms
-        | MsgType::SetPerms => Strings::new(payload).next(),
-        _ => None,
-    }
+        | MsgType::SetPerms => Strings::new(payload).next()?,
+        _ => return None,
+    };
+    resolve(given, home.0, Special::Allowed, scratch).ok()
 }
 
 /// Whether the second of two requests of one connection must stay behind the first.
-fn depends(first: &Waiting, header: &Header, payload: &[u8]) -> bool {
+fn depends(first: &Waiting, header: &Header, path: Option<Path<'_>>) -> bool {
     if first.header.tx_id != header.tx_id {
         return false;
     }
-    if header.tx_id != 0 {
-        return true;
-    }
-    match (first_path(&first.header, &first.payload), first_path(header, payload)) {
-        (Some(one), Some(two)) => Path::checked(one).related(Path::checked(two)),
-        _ => false,
-    }
+    let related = |(one, two): (&[u8], Path<'_>)| Path::checked(one).related(two);
+    header.tx_id != 0 || first.path.as_deref().zip(path).is_some_and(related)
 }
 
 /// Whether a request could be run, or must wait.
@@ -171,11 +175,15 @@ impl Server {
         wants_turn: bool,
     ) {
         let since = self.domains.now;
+        let mut scratch = Vec::new();
+        let path = self.first_path(conn, header, payload, &mut scratch);
+        let path = path.map(|path| Box::from(path.as_bytes()));
         self.turns.delayed_total = self.turns.delayed_total.saturating_add(1);
         self.turns.queue.push_back(Waiting {
             conn,
             header: *header,
             payload: Box::from(payload),
+            path,
             since,
             wants_turn,
         });
@@ -187,8 +195,20 @@ impl Server {
     /// Whether a new request must stay behind one of its connection that waits. The holder of a turn
     /// never waits: it is what the others wait for.
     pub(super) fn must_follow(&self, conn: ConnId, header: &Header, payload: &[u8]) -> bool {
-        let behind = |waiting: &Waiting| waiting.conn == conn && depends(waiting, header, payload);
+        let mut scratch = Vec::new();
+        let path = self.first_path(conn, header, payload, &mut scratch);
+        let behind = |waiting: &Waiting| waiting.conn == conn && depends(waiting, header, path);
         !self.turns.holds(conn, header.tx_id) && self.turns.queue.iter().any(behind)
+    }
+
+    fn first_path<'a>(
+        &self,
+        conn: ConnId,
+        header: &Header,
+        payload: &'a [u8],
+        scratch: &'a mut Vec<u8>,
+    ) -> Option<Path<'a>> {
+        first_path(self.conn(conn)?.domid, header, payload, scratch)
     }
 
     /// Whether more requests of the connection may come, as far as those that wait are concerned. What
@@ -342,6 +362,14 @@ impl Server {
         }
     }
 
+    /// Appends the requests of a connection that wait, in the order in which they came.
+    pub(super) fn delayed_input(&self, conn: ConnId, to: &mut Vec<u8>) {
+        for waiting in self.turns.queue.iter().filter(|waiting| waiting.conn == conn) {
+            to.extend_from_slice(&waiting.header.to_bytes());
+            to.extend_from_slice(&waiting.payload);
+        }
+    }
+
     /// Forgets what a connection that is gone was waiting for.
     pub(super) fn forget_waiting(&mut self, conn: ConnId) {
         self.turns.queue.retain(|waiting| waiting.conn != conn);
@@ -371,8 +399,9 @@ impl Server {
                 if self.conn(waiting.conn).is_none_or(|conn| conn.delayed == 0) {
                     continue;
                 }
+                let path = waiting.path.as_deref().map(Path::checked);
                 let follows = |first: &Waiting| {
-                    first.conn == waiting.conn && depends(first, &waiting.header, &waiting.payload)
+                    first.conn == waiting.conn && depends(first, &waiting.header, path)
                 };
                 if (waiting.wants_turn && !turns_too) || kept.iter().any(follows) {
                     kept.push_back(waiting);

@@ -38,6 +38,8 @@ struct Branch {
     prefix: u64,
     bound: Rc<[u8]>,
     block: Rc<Block>,
+    /// Length of the list of all names in it, as DIRECTORY gives it.
+    names_len: u32,
 }
 
 /// A name to look for, with its first bytes as a number.
@@ -134,6 +136,16 @@ impl Block {
         }
     }
 
+    /// Length of the list of all names below.
+    fn names_len(&self) -> u32 {
+        match self {
+            Self::Leaf(nodes) => nodes.iter().map(listed_len).fold(0, u32::saturating_add),
+            Self::Inner(branches) => {
+                branches.iter().map(|branch| branch.names_len).fold(0, u32::saturating_add)
+            }
+        }
+    }
+
     /// Adds `node`, which is not there yet; the upper part where the block had to be split.
     fn insert(&mut self, node: Node) -> Option<Branch> {
         match self {
@@ -144,7 +156,9 @@ impl Block {
             Self::Inner(branches) => {
                 let at = find_branch(branches, Key::new(node.name()));
                 let branch = branches.get_mut(at)?;
+                branch.names_len = branch.names_len.saturating_add(listed_len(&node));
                 let upper = Rc::make_mut(&mut branch.block).insert(node)?;
+                branch.names_len = branch.names_len.saturating_sub(upper.names_len);
                 split_insert(branches, at.saturating_add(1), upper)
                     .map(|upper| Branch::over(Self::Inner(upper)))
             }
@@ -165,6 +179,7 @@ impl Block {
                 let at = find_branch(branches, key);
                 let branch = branches.get_mut(at)?;
                 let node = Rc::make_mut(&mut branch.block).remove(key)?;
+                branch.names_len = branch.names_len.saturating_sub(listed_len(&node));
                 let left = branch.block.len();
                 if left < BLOCK_MIN {
                     join_with_neighbour(branches, at);
@@ -178,7 +193,8 @@ impl Block {
 impl Branch {
     fn over(block: Block) -> Self {
         let bound: Rc<[u8]> = Rc::from(block.first_name().unwrap_or_default());
-        Self { prefix: prefix_of(&bound), bound, block: Rc::new(block) }
+        let names_len = block.names_len();
+        Self { prefix: prefix_of(&bound), bound, block: Rc::new(block), names_len }
     }
 }
 
@@ -225,6 +241,7 @@ fn join_with_neighbour(branches: &mut Vec<Branch>, at: usize) {
     };
     let upper = branches.remove(left.saturating_add(1));
     let Some(lower) = branches.get_mut(left) else { return };
+    lower.names_len = lower.names_len.saturating_add(upper.names_len);
     match (Rc::make_mut(&mut lower.block), Rc::unwrap_or_clone(upper.block)) {
         (Block::Leaf(nodes), Block::Leaf(more)) => nodes.extend(more),
         (Block::Inner(inner), Block::Inner(more)) => inner.extend(more),
@@ -328,6 +345,47 @@ impl Dir {
                     else {
                         return iter;
                     };
+                    iter.stack.push(Rest::Branches(rest.iter()));
+                    block = &branch.block;
+                }
+            }
+        }
+    }
+
+    /// The children whose names begin at `offset` of the list of names that DIRECTORY returns, or behind it.
+    #[must_use]
+    pub fn iter_from(&self, offset: usize) -> Iter<'_> {
+        self.seek(offset).0
+    }
+
+    /// As [`Dir::iter_from`], and how many entries it had to look at.
+    fn seek(&self, offset: usize) -> (Iter<'_>, usize) {
+        let mut iter = Iter { stack: Vec::new() };
+        let (mut left, mut looked) = (offset, 0usize);
+        let mut block = &self.top;
+        loop {
+            match block {
+                Block::Leaf(nodes) => {
+                    let before = |node: &&Node| {
+                        let before = left > 0;
+                        left = left.saturating_sub(listed_len(node) as usize);
+                        before
+                    };
+                    let passed = nodes.iter().take_while(before).count();
+                    let rest = nodes.get(passed..).unwrap_or_default();
+                    iter.stack.push(Rest::Nodes(rest.iter()));
+                    return (iter, looked.saturating_add(passed));
+                }
+                Block::Inner(branches) => {
+                    let before = |branch: &&Branch| {
+                        let rest = left.checked_sub(branch.names_len as usize);
+                        left = rest.unwrap_or(left);
+                        rest.is_some()
+                    };
+                    let passed = branches.iter().take_while(before).count();
+                    looked = looked.saturating_add(passed);
+                    let rest = branches.get(passed..).and_then(<[_]>::split_first);
+                    let Some((branch, rest)) = rest else { return (iter, looked) };
                     iter.stack.push(Rest::Branches(rest.iter()));
                     block = &branch.block;
                 }
@@ -445,8 +503,34 @@ mod tests {
                     let after = model.iter().filter(|name| name.as_str() > from).count();
                     assert_eq!(dir.iter_after(from.as_bytes()).count(), after);
                 }
+                for offset in (0..=dir.names_len() as usize + 1).step_by(13) {
+                    let mut start = 0;
+                    let from = model.iter().skip_while(|name| {
+                        let before = start < offset;
+                        start += name.len() + 1;
+                        before
+                    });
+                    let found = dir.iter_from(offset).map(Node::name);
+                    assert!(found.eq(from.map(String::as_bytes)), "from {offset}");
+                }
             }
         }
+    }
+
+    /// A part of a long list costs no more the further down the list it is.
+    #[test]
+    fn a_part_of_the_list_is_found_without_passing_what_is_before_it() {
+        let mut dir = Dir::new();
+        for at in 0..100_000u64 {
+            dir.insert(node(&format!("{:05}", at * 7919 % 100_000)), at);
+        }
+        for at in (0..100_000).step_by(997) {
+            let (mut iter, looked) = dir.seek(at * 6);
+            assert_eq!(iter.next().unwrap().name(), format!("{at:05}").as_bytes());
+            // Four blocks deep.
+            assert!(looked <= 4 * BLOCK_MAX, "{looked} entries looked at for the one at {at}");
+        }
+        assert!(dir.seek(600_000).0.next().is_none());
     }
 
     #[test]

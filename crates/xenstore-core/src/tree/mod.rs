@@ -275,6 +275,47 @@ impl Tree {
         Ok(Done::Removed(gone))
     }
 
+    /// Puts a node in its place as it was in another store, and books it. `/` and the special ones, which
+    /// are always there, become it.
+    ///
+    /// # Errors
+    /// Where its parent is missing, or it is there.
+    pub(crate) fn restore(
+        &mut self,
+        path: Path<'_>,
+        value: &[u8],
+        perms: Perms,
+        ledger: &mut Ledger<'_>,
+    ) -> Result<(), &'static str> {
+        let Some((parent, name)) = path.split_last().filter(|_| !path.is_special()) else {
+            let known = match path.is_root() {
+                true => Some(&mut self.root),
+                false => Rc::make_mut(&mut self.specials)
+                    .iter_mut()
+                    .find(|node| node.name() == path.as_bytes()),
+            };
+            let node = known.ok_or("there is no such special node")?;
+            ledger.own(node.perms().owner().domid, -1, node.weight().saturating_neg());
+            node.set_perms(Rc::new(perms));
+            node.set_value(value, ledger.scratch);
+            ledger.own(node.perms().owner().domid, 1, node.weight());
+            return Ok(());
+        };
+        let above = self.get_mut(parent.names()).ok_or("its parent is not there")?;
+        // Most nodes have their parent's permissions: they share them.
+        let perms = if **above.perms() == perms { above.perms().clone() } else { Rc::new(perms) };
+        let owner = above.perms().owner().domid;
+        let dir = above.dir_or_new();
+        if dir.get(name).is_some() {
+            return Err("it is there already");
+        }
+        let node = Node::new(name, value, perms, ledger.scratch);
+        ledger.own(owner, 0, (name.len() as i64).saturating_add(1));
+        ledger.own(node.perms().owner().domid, 1, node.weight());
+        dir.insert(node, ledger.next_generation());
+        Ok(())
+    }
+
     /// SET_PERMS.
     pub(crate) fn set_perms(
         &mut self,

@@ -8,7 +8,7 @@ use xenstore_core::server::{Attach, Config, ConnId, DomId, Ended, Host, Notice, 
 use xenstore_core::wire::{Error, Header, MsgType, split_message};
 
 /// The machine around the store: which domains exist, and what it was asked.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Machine {
     pub existing: BTreeSet<u16>,
     /// How many domains of a number have died.

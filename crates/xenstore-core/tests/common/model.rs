@@ -322,8 +322,21 @@ struct Run {
     deaths: usize,
 }
 
+/// Where a run has led to.
+pub struct Reached {
+    pub store: Store,
+    pub conns: Vec<ConnId>,
+    /// Open transactions.
+    pub open: Vec<(ConnId, u32)>,
+}
+
 /// Does what `choices` say on the store and on the map, and compares every answer.
-pub fn run(mut choices: impl Choices) {
+pub fn run(choices: impl Choices) {
+    reach(choices).store.check();
+}
+
+/// As [`run`]; what is there in the end.
+pub fn reach(mut choices: impl Choices) -> Reached {
     let mut store = Store::new();
     let watcher = store.socket();
     store.watch(watcher, "/", "t").unwrap();
@@ -331,7 +344,14 @@ pub fn run(mut choices: impl Choices) {
     let conns = BTreeMap::from([((0, 0), store.socket()), ((0, 1), store.socket())]);
     let mut run = Run { store, model: Model::new(), watcher, conns, open: Vec::new(), deaths: 0 };
     while run.step(&mut choices).is_some() {}
-    run.store.check();
+    let open = run.open.iter().map(|open| (open.conn, open.tx)).collect();
+    let conns = run.conns.values().copied().chain([watcher]).collect();
+    Reached { store: run.store, conns, open }
+}
+
+/// Any request about a node.
+pub fn request(choices: &mut dyn Choices) -> Option<(MsgType, String)> {
+    Some(choose_op(choices, &Model::new())?.message())
 }
 
 impl Run {

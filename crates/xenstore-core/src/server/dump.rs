@@ -1,0 +1,237 @@
+//! The whole state as a stream of records, for live update; see [`crate::stream`].
+
+use super::connection::{Connection, Transport};
+use super::domain::{Domain, Domains};
+use super::event::{INTRODUCE, RELEASE};
+use super::{ConnId, DomId, Ended, Server};
+use crate::limits::DOMID_ANY;
+use crate::path::Path;
+use crate::perms::{Incarnation, Perms};
+use crate::quota::{ALL, Kind, Limits, Quota};
+use crate::stream::{self, DomainMore, Global, Link, Peer, Quotas, Record, Watch};
+use crate::tree::{Go, Node};
+use crate::wire::split_message;
+use alloc::vec::Vec;
+
+/// So many bytes are gathered before they are passed on.
+const CHUNK: usize = 32 * 1024;
+/// Most input that CONNECTION_DATA can hold.
+const INPUT_MAX: usize = u16::MAX as usize;
+/// A permission entry that is void: it stands for a domain that was none.
+pub(super) const STALE: u8 = 1;
+
+/// Why connections are no longer served, by their numbers in the stream; 0 is for those that are.
+pub(super) const ENDED: [Ended; 4] =
+    [Ended::Unread, Ended::RingIndex, Ended::Protocol, Ended::Communication];
+
+/// Gathers records and passes them on in pieces.
+struct Out<S> {
+    gathered: Vec<u8>,
+    sink: S,
+}
+
+impl<E, S: FnMut(&[u8]) -> Result<(), E>> Out<S> {
+    fn put(&mut self, record: &Record<'_>) -> Result<(), E> {
+        record.write(&mut self.gathered);
+        if self.gathered.len() < CHUNK { Ok(()) } else { self.pass_on() }
+    }
+
+    fn pass_on(&mut self) -> Result<(), E> {
+        (self.sink)(&self.gathered)?;
+        self.gathered.clear();
+        Ok(())
+    }
+}
+
+impl Server {
+    /// Writes the state to `sink`, piece by piece, in the format of [`crate::stream`]. `link` tells what
+    /// the daemon holds of a connection.
+    ///
+    /// Of open transactions only their numbers go along: they will get EAGAIN. Requests that wait become
+    /// input that was not handed in yet. Notices should have been taken before.
+    ///
+    /// # Errors
+    /// The first of `sink`'s; nothing is written behind it.
+    pub fn dump<'a, E>(
+        &self,
+        global: Global,
+        link: impl Fn(ConnId) -> Link<'a>,
+        sink: impl FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut out = Out { gathered: Vec::with_capacity(CHUNK), sink };
+        stream::header(&mut out.gathered);
+        out.put(&Record::Global(global))?;
+        out.put(&Record::Generation(self.domains.generation))?;
+        let (values, names) = limits(&self.domains.limits);
+        out.put(&Record::GlobalQuota(Quotas::new(&values, &names)))?;
+        // Rings first: C's daemon must know domain 0 before the sockets that speak for it.
+        let conns = |wanted: Transport| {
+            let all = self.conns.iter().enumerate();
+            let all = all.filter_map(|(at, conn)| Some((at, conn.as_deref()?)));
+            all.filter(move |(_, conn)| conn.transport == wanted)
+        };
+        let conns = conns(Transport::Ring).chain(conns(Transport::Socket));
+        for (number, (at, connection)) in (1..).zip(conns) {
+            let conn = ConnId(u32::try_from(at).unwrap_or(u32::MAX));
+            self.dump_connection(number, conn, connection, link(conn), &mut out)?;
+        }
+        let mut entries = Vec::new();
+        let mut result = Ok(());
+        self.tree.visit(Path::ROOT, |path, node| {
+            result = out.put(&node_record(&self.domains, path, node, &mut entries));
+            if result.is_ok() { Go::On } else { Go::Stop }
+        });
+        result?;
+        for name in [RELEASE, INTRODUCE] {
+            if let Some(node) = self.tree.special(name) {
+                out.put(&node_record(&self.domains, name, node, &mut entries))?;
+            }
+        }
+        for (domid, domain) in self.domains.iter() {
+            dump_domain(domid, domain, &mut out)?;
+        }
+        out.put(&Record::End)?;
+        out.pass_on()
+    }
+
+    fn dump_connection<E, S: FnMut(&[u8]) -> Result<(), E>>(
+        &self,
+        number: u32,
+        conn: ConnId,
+        connection: &Connection,
+        link: Link<'_>,
+        out: &mut Out<S>,
+    ) -> Result<(), E> {
+        let domain = self.domains.get(connection.domid);
+        let peer = match connection.transport {
+            Transport::Socket => Peer::Socket { fd: link.handle },
+            Transport::Ring => Peer::Ring {
+                domid: connection.domid.0,
+                // Only as long as it lives.
+                target: domain
+                    .and_then(|domain| domain.target)
+                    .filter(|(target, known)| self.domains.incarnation(*target) == *known)
+                    .map(|(target, _)| target.0),
+                port: link.handle,
+                identity: domain.and_then(|domain| domain.identity),
+            },
+        };
+        let mut input = Vec::new();
+        self.delayed_input(conn, &mut input);
+        input.extend_from_slice(link.input);
+        let (input, more) = input.split_at(first_part(&input));
+        let (partial, output) = connection.unsent(&self.watches);
+        out.put(&Record::Connection(stream::Connection {
+            id: number,
+            peer,
+            input,
+            partial: u16::try_from(partial).unwrap_or(u16::MAX),
+            output: &output,
+        }))?;
+        let ended = connection.ended.and_then(|why| ENDED.iter().position(|known| *known == why));
+        out.put(&Record::ConnectionMore {
+            conn: number,
+            next_transaction: connection.next_transaction,
+            ended: ended.map_or(0, |at| u32::try_from(at).unwrap_or(0).saturating_add(1)),
+        })?;
+        if !more.is_empty() {
+            out.put(&Record::Input { conn: number, bytes: more })?;
+        }
+        // In the order in which those of one path are told.
+        let mut ids: Vec<_> = connection.watches.values().copied().collect();
+        ids.sort_unstable();
+        for watch in ids.into_iter().filter_map(|id| self.watches.get(id)) {
+            out.put(&Record::Watch(Watch {
+                conn: number,
+                path: watch.path().get(watch.hidden..).unwrap_or_default(),
+                token: watch.token(),
+                depth: watch.depth.map(|depth| u16::try_from(depth).unwrap_or(u16::MAX)),
+            }))?;
+        }
+        for id in connection.transactions.keys() {
+            out.put(&Record::Transaction { conn: number, id: *id })?;
+        }
+        Ok(())
+    }
+}
+
+/// How much of the input CONNECTION_DATA takes: all, or as many whole messages as fit.
+fn first_part(input: &[u8]) -> usize {
+    if input.len() <= INPUT_MAX {
+        return input.len();
+    }
+    let mut rest = input;
+    while let Ok(Some((_, _, behind))) = split_message(rest)
+        && input.len().saturating_sub(behind.len()) <= INPUT_MAX
+    {
+        rest = behind;
+    }
+    input.len().saturating_sub(rest.len())
+}
+
+fn node_record<'a>(
+    domains: &Domains,
+    path: &'a [u8],
+    node: &'a Node,
+    entries: &'a mut Vec<[u8; 4]>,
+) -> Record<'a> {
+    put_entries(domains, node.perms(), entries);
+    Record::Node(stream::Node { path, value: node.value(), entries })
+}
+
+/// The entries of living domains, of all domains, and of those that never were: what GET_PERMS shows, and
+/// the owner's.
+fn put_entries(domains: &Domains, perms: &Perms, to: &mut Vec<[u8; 4]>) {
+    to.clear();
+    for (at, perm) in perms.entries().enumerate() {
+        let any = perm.domid.0 == DOMID_ANY;
+        let lives = match perm.incarnation {
+            Incarnation::NEVER => any,
+            incarnation => domains.incarnation(perm.domid) == incarnation,
+        };
+        if at == 0 || lives || any || perm.incarnation == Incarnation::NEVER {
+            let [low, high] = perm.domid.0.to_ne_bytes();
+            let flags = if lives || at == 0 { 0 } else { STALE };
+            to.push([perm.access.letter(), flags, low, high]);
+        }
+    }
+}
+
+fn dump_domain<E, S: FnMut(&[u8]) -> Result<(), E>>(
+    domid: DomId,
+    domain: &Domain,
+    out: &mut Out<S>,
+) -> Result<(), E> {
+    let (values, names) = limits(&domain.limits);
+    let quotas = Quotas::new(&values, &names);
+    let record = stream::Domain { domid: domid.0, features: Some(domain.features), quotas };
+    // C's daemon ends where it finds DOMAIN_DATA of a domain that it does not know by then.
+    out.put(&match domain.conn {
+        Some(_) => Record::Domain(record),
+        None => Record::Unconnected(record),
+    })?;
+    out.put(&Record::DomainMore(DomainMore {
+        domid: domid.0,
+        shutdown: domain.shutdown,
+        weight: domain.weight,
+        identity: domain.identity,
+    }))
+}
+
+/// All limits, hard and soft, with their names in GET_QUOTA.
+fn limits(limits: &Limits) -> (Vec<[u8; 4]>, Vec<u8>) {
+    let (mut values, mut names) = (Vec::new(), Vec::new());
+    let mut put = |prefix: &str, name: &str, quota: Quota, kind: Kind| {
+        values.push(limits.get(quota, kind).to_ne_bytes());
+        names.extend_from_slice(prefix.as_bytes());
+        names.extend_from_slice(name.as_bytes());
+        names.push(0);
+    };
+    for about in ALL {
+        put("", about.name, about.quota, Kind::Hard);
+        if about.soft.is_some() {
+            put("soft-", about.name, about.quota, Kind::Soft);
+        }
+    }
+    (values, names)
+}

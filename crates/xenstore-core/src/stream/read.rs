@@ -1,0 +1,232 @@
+//! Reading records. Nothing is copied, and nothing is believed that is not looked at here.
+
+use super::{
+    Connection, DEPTH_ALL, Domain, DomainMore, Error, FLAGS, Global, HAS_IDENTITY, HAS_UNIQUE_ID,
+    IDENT, IS_SHUT_DOWN, NO_TARGET, Node, Peer, Quotas, Record, VERSION, Watch, kind,
+};
+
+/// What is wrong with a record.
+type What = &'static str;
+
+/// The records of a stream, one after the other.
+pub(crate) struct Reader<'a> {
+    stream: &'a [u8],
+    /// Where the next record begins.
+    next: usize,
+    version: u32,
+    /// The place of the record at hand.
+    at: Error,
+}
+
+/// The fields of a record's body, one after the other.
+struct Fields<'a> {
+    body: &'a [u8],
+    rest: &'a [u8],
+}
+
+impl<'a> Fields<'a> {
+    fn new(body: &'a [u8]) -> Self {
+        Self { body, rest: body }
+    }
+
+    fn bytes(&mut self, len: usize) -> Result<&'a [u8], What> {
+        let (bytes, rest) =
+            self.rest.split_at_checked(len).ok_or("its fields are longer than it is")?;
+        self.rest = rest;
+        Ok(bytes)
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], What> {
+        let (array, rest) = self.rest.split_first_chunk().ok_or("it is too short")?;
+        self.rest = rest;
+        Ok(*array)
+    }
+
+    fn u16(&mut self) -> Result<u16, What> {
+        self.array().map(u16::from_ne_bytes)
+    }
+
+    fn u32(&mut self) -> Result<u32, What> {
+        self.array().map(u32::from_ne_bytes)
+    }
+
+    fn u64(&mut self) -> Result<u64, What> {
+        self.array().map(u64::from_ne_bytes)
+    }
+
+    /// So many groups of four bytes.
+    fn fours(&mut self, count: u16) -> Result<&'a [[u8; 4]], What> {
+        Ok(self.bytes(usize::from(count).saturating_mul(4))?.as_chunks().0)
+    }
+
+    /// Text of this length, of which the last byte is its only NUL.
+    fn text(&mut self, len: u16) -> Result<&'a [u8], What> {
+        match self.bytes(usize::from(len))?.split_last() {
+            Some((0, text)) if !text.contains(&0) => Ok(text),
+            _ => Err("a text in it does not end with its only NUL"),
+        }
+    }
+
+    /// Up to the next multiple of 8 from the body's start.
+    fn skip_padding(&mut self) -> Result<(), What> {
+        let odd = self.body.len().saturating_sub(self.rest.len()) % 8;
+        let padding = if odd == 0 { 0 } else { 8usize.saturating_sub(odd) };
+        self.bytes(padding).map(drop)
+    }
+}
+
+impl<'a> Reader<'a> {
+    /// # Errors
+    /// For what is no stream of a known version, written on a machine of this byte order.
+    pub(crate) fn new(stream: &'a [u8]) -> Result<Self, Error> {
+        let at = Error { record: 0, kind: None, offset: 0, what: "" };
+        let header = |what| Error { what, ..at };
+        let mut fields = Fields::new(stream);
+        let mut word = || fields.array().map_err(|_| header("there is no whole header"));
+        if [word()?, word()?].as_flattened() != IDENT {
+            return Err(header("this is no stream of a XenStore"));
+        }
+        let (version, flags) = (u32::from_be_bytes(word()?), u32::from_be_bytes(word()?));
+        if !(1..=VERSION).contains(&version) {
+            return Err(header("its version is not known"));
+        }
+        if flags != FLAGS {
+            return Err(header("it is of a machine of another byte order"));
+        }
+        Ok(Self { stream, next: 16, version, at })
+    }
+
+    /// An error in the record at hand.
+    pub(crate) fn error(&self, what: What) -> Error {
+        Error { what, ..self.at }
+    }
+
+    /// The next record; [`Record::End`] is the last.
+    ///
+    /// # Errors
+    /// Where the stream ends too early or too late, or the record is not what it should be.
+    pub(crate) fn next(&mut self) -> Result<Record<'a>, Error> {
+        let record = if self.next == 16 { 0 } else { self.at.record.saturating_add(1) };
+        self.at = Error { record, kind: None, offset: self.next, what: "" };
+        let rest = self.stream.get(self.next..).unwrap_or_default();
+        let mut fields = Fields::new(rest);
+        let early = |_| self.error("the stream ends here, and not with END");
+        let (kind, len) = (fields.u32().map_err(early)?, fields.u32().map_err(early)?);
+        self.at.kind = Some(kind);
+        let len = len as usize;
+        let body = fields.bytes(len).map_err(|_| self.error("it is longer than the stream"))?;
+        // C counts the padding as a part of the record, the document does not.
+        let padded = len.checked_next_multiple_of(8).unwrap_or(len);
+        let next = self.next.saturating_add(8).saturating_add(padded);
+        self.next = next.min(self.stream.len());
+        let record = self.parse(kind, Fields::new(body)).map_err(|what| self.error(what))?;
+        if matches!(record, Record::End) && self.next < self.stream.len() {
+            return Err(self.error("something follows it"));
+        }
+        Ok(record)
+    }
+
+    fn parse(&self, kind: u32, mut fields: Fields<'a>) -> Result<Record<'a>, What> {
+        let fields = &mut fields;
+        Ok(match kind {
+            kind::END => Record::End,
+            kind::GLOBAL => Record::Global(Global {
+                socket_fd: fields.u32()?.cast_signed(),
+                evtchn_fd: fields.u32()?.cast_signed(),
+            }),
+            kind::CONNECTION => Record::Connection(connection(fields)?),
+            kind::WATCH => Record::Watch(watch(fields, false)?),
+            kind::WATCH_EXTENDED if self.version > 1 => Record::Watch(watch(fields, true)?),
+            kind::TRANSACTION => Record::Transaction { conn: fields.u32()?, id: fields.u32()? },
+            kind::NODE => node(fields)?,
+            kind::GLOBAL_QUOTA => {
+                let counts = [fields.u16()?, fields.u16()?];
+                let count = counts[0].checked_add(counts[1]).ok_or("it has too many quotas")?;
+                Record::GlobalQuota(quotas(fields, count)?)
+            }
+            kind::DOMAIN => Record::Domain(self.domain(fields)?),
+            kind::UNCONNECTED => Record::Unconnected(self.domain(fields)?),
+            kind::GENERATION => Record::Generation(fields.u64()?),
+            kind::DOMAIN_MORE => {
+                let (domid, flags) = (fields.u16()?, fields.u16()?);
+                let (weight, identity) = (fields.u32()?, fields.u64()?);
+                Record::DomainMore(DomainMore {
+                    domid,
+                    shutdown: flags & IS_SHUT_DOWN != 0,
+                    weight,
+                    identity: (flags & HAS_IDENTITY != 0).then_some(identity),
+                })
+            }
+            kind::CONNECTION_MORE => Record::ConnectionMore {
+                conn: fields.u32()?,
+                next_transaction: fields.u32()?,
+                ended: fields.u32()?,
+            },
+            kind::INPUT => {
+                let (conn, len) = (fields.u32()?, fields.u32()?);
+                Record::Input { conn, bytes: fields.bytes(len as usize)? }
+            }
+            _ => Record::Other,
+        })
+    }
+
+    fn domain(&self, fields: &mut Fields<'a>) -> Result<Domain<'a>, What> {
+        let (domid, count, features) = (fields.u16()?, fields.u16()?, fields.u32()?);
+        let features = (self.version > 1).then_some(features);
+        Ok(Domain { domid, features, quotas: quotas(fields, count)? })
+    }
+}
+
+fn connection<'a>(fields: &mut Fields<'a>) -> Result<Connection<'a>, What> {
+    let (id, kind, present) = (fields.u32()?, fields.u16()?, fields.u16()?);
+    let mut peer = match kind {
+        0 => {
+            let (domid, target, port) = (fields.u16()?, fields.u16()?, fields.u32()?);
+            let target = (target != NO_TARGET).then_some(target);
+            Peer::Ring { domid, target, port, identity: None }
+        }
+        1 => {
+            let (fd, _) = (fields.u32()?, fields.u32()?);
+            Peer::Socket { fd }
+        }
+        _ => return Err("it is neither a ring nor a socket"),
+    };
+    let (input, partial, output) = (fields.u16()?, fields.u16()?, fields.u32()?);
+    let input = fields.bytes(usize::from(input))?;
+    let output = fields.bytes(output as usize)?;
+    if let Peer::Ring { identity, .. } = &mut peer
+        && present & HAS_UNIQUE_ID != 0
+    {
+        fields.skip_padding()?;
+        *identity = Some(fields.u64()?);
+    }
+    Ok(Connection { id, peer, input, partial, output })
+}
+
+fn watch<'a>(fields: &mut Fields<'a>, extended: bool) -> Result<Watch<'a>, What> {
+    let (conn, path, token) = (fields.u32()?, fields.u16()?, fields.u16()?);
+    let mut depth = None;
+    if extended {
+        depth = Some(fields.u16()?).filter(|depth| *depth != DEPTH_ALL);
+        fields.u16()?;
+    }
+    Ok(Watch { conn, path: fields.text(path)?, token: fields.text(token)?, depth })
+}
+
+fn node<'a>(fields: &mut Fields<'a>) -> Result<Record<'a>, What> {
+    let (conn, _tx_id) = (fields.u32()?, fields.u32()?);
+    let (path, value) = (fields.u16()?, fields.u16()?);
+    let (_access, count) = (fields.u16()?, fields.u16()?);
+    let entries = fields.fours(count)?;
+    let (path, value) = (fields.text(path)?, fields.bytes(usize::from(value))?);
+    // What a transaction has made is given up with it.
+    Ok(if conn == 0 { Record::Node(Node { path, value, entries }) } else { Record::Other })
+}
+
+fn quotas<'a>(fields: &mut Fields<'a>, count: u16) -> Result<Quotas<'a>, What> {
+    let quotas = Quotas { values: fields.fours(count)?, names: fields.rest };
+    if quotas.iter().count() != usize::from(count) {
+        return Err("it has fewer names of quotas than values");
+    }
+    Ok(quotas)
+}
