@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 /// The targets, in the order in which they run.
-const TARGETS: [&str; 4] = ["wire", "engine", "stream", "client"];
+const TARGETS: [&str; 5] = ["wire", "engine", "stream", "client", "state"];
 /// How long each runs, unless told otherwise.
 const SECONDS: u32 = 15;
 /// Longest input. Longer ones find little more and slow everything down.
