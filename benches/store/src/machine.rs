@@ -5,9 +5,13 @@ use rustix::process::{Pid, Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use std::fs;
 
-/// The last CPU that this process may use: the first one has most of the interrupts.
-pub(crate) fn last_cpu() -> Result<usize> {
-    let allowed = sched_getaffinity(None)?;
+/// The processors that this process may use.
+pub(crate) fn allowed() -> Result<CpuSet> {
+    Ok(sched_getaffinity(None)?)
+}
+
+/// The last of them: the first one has most of the interrupts.
+pub(crate) fn last_cpu(allowed: &CpuSet) -> Result<usize> {
     let cpu = (0..CpuSet::MAX_CPU).rev().find(|cpu| allowed.is_set(*cpu));
     Ok(cpu.ok_or("no CPU in this process's affinity mask")?)
 }
@@ -18,6 +22,19 @@ pub(crate) fn pin(pid: Option<u32>, cpu: usize) -> Result<()> {
     set.set(cpu);
     let pid = pid.and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
     Ok(sched_setaffinity(pid, &set)?)
+}
+
+/// Runs `work` on the processors that this process may use besides `cpu`; there, too, where there is
+/// no other. Threads and programs that it starts are there as well.
+pub(crate) fn beside<T>(cpu: usize, all: &CpuSet, work: impl FnOnce() -> T) -> Result<T> {
+    let mut others = *all;
+    others.unset(cpu);
+    if others.count() > 0 {
+        sched_setaffinity(None, &others)?;
+    }
+    let done = work();
+    pin(None, cpu)?;
+    Ok(done)
 }
 
 /// Raises the descriptor limit, which the daemons inherit; the limit reached.

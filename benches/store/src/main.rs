@@ -141,11 +141,13 @@ fn bench(options: &Options) -> Result<ExitCode> {
     };
     let scratch = std::env::temp_dir().join(format!("store-bench-{}", std::process::id()));
     let places = Places { release, peers, scratch };
-    let cpu = machine::last_cpu()?;
+    let allowed = machine::allowed()?;
+    let cpu = machine::last_cpu(&allowed)?;
     machine::pin(None, cpu)?;
     let plan = run::Plan {
         places: &places,
         cpu,
+        allowed,
         descriptors: machine::raise_descriptors(20_000)?,
         rounds: options.rounds.unwrap_or(if options.quick { 1 } else { 5 }),
         quick: options.quick,

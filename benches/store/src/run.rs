@@ -4,6 +4,7 @@ use crate::Result;
 use crate::daemon::{Guests, Kind, Places};
 use crate::report::Results;
 use crate::scenario::{Context, SCENARIOS, Scenario};
+use rustix::thread::CpuSet;
 use std::collections::BTreeMap;
 use std::time::Instant;
 
@@ -13,6 +14,8 @@ pub(crate) struct Plan<'a> {
     pub(crate) places: &'a Places,
     /// The CPU of everything.
     pub(crate) cpu: usize,
+    /// The processors that the benchmark may use; the daemons have one of them.
+    pub(crate) allowed: CpuSet,
     /// Most descriptors.
     pub(crate) descriptors: u64,
     /// How often each daemon runs each scenario.
@@ -74,6 +77,7 @@ pub(crate) fn run(plan: &Plan<'_>, keep: impl Fn(&Results) -> Result<()>) -> Res
         let mut context = Context {
             places: plan.places,
             cpu: plan.cpu,
+            allowed: plan.allowed,
             quick: plan.quick,
             descriptors: plan.descriptors,
             record: &mut record,

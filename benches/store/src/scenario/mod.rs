@@ -11,6 +11,7 @@ mod transactions;
 use crate::Result;
 use crate::client::{self, Conn, Pair};
 use crate::daemon::{Daemon, Guests, Kind, Places};
+use rustix::thread::CpuSet;
 use std::time::{Duration, Instant};
 
 /// What every scenario is given.
@@ -19,6 +20,8 @@ pub(crate) struct Context<'a> {
     pub(crate) places: &'a Places,
     /// The CPU of the daemon and of this process.
     pub(crate) cpu: usize,
+    /// The processors that the benchmark may use; the daemons have one of them.
+    pub(crate) allowed: CpuSet,
     /// Small sizes and short times, to see that everything runs.
     pub(crate) quick: bool,
     /// Most descriptors that a process may have here.
