@@ -55,6 +55,11 @@ impl fmt::Display for GrantRef {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Port(pub u32);
 
+impl Port {
+    /// No port: Xen gives out none of this number.
+    pub const NONE: Self = Self(0);
+}
+
 impl fmt::Display for Port {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)

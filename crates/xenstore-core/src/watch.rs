@@ -10,9 +10,14 @@ use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 
-/// A watch; the number is used again once the watch is gone.
+/// A watch; they are in the order in which they were set.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(crate) struct WatchId(u32);
+pub(crate) struct WatchId {
+    /// How many were set before; never used again.
+    number: u64,
+    /// Where it is in [`Watches::all`]; used again once the watch is gone.
+    slot: u32,
+}
 
 /// One watch.
 pub(crate) struct Watch {
@@ -120,7 +125,10 @@ impl Below {
 #[derive(Default)]
 pub(crate) struct Watches {
     all: Vec<Option<Watch>>,
-    free: Vec<WatchId>,
+    /// The empty slots of `all`.
+    free: Vec<u32>,
+    /// How many were ever set.
+    count: u64,
     /// Under the names of absolute paths.
     tree: Place,
     /// Under the names of special ones.
@@ -129,7 +137,7 @@ pub(crate) struct Watches {
 
 impl Watches {
     pub(crate) fn get(&self, id: WatchId) -> Option<&Watch> {
-        self.all.get(id.0 as usize)?.as_ref()
+        self.all.get(id.slot as usize)?.as_ref()
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -150,12 +158,14 @@ impl Watches {
         depth: Option<u32>,
     ) -> WatchId {
         let watch = Watch { conn, key, path_len: path.as_bytes().len(), hidden, depth };
-        let id = self.free.pop().unwrap_or_else(|| {
+        let slot = self.free.pop().unwrap_or_else(|| {
             self.all.push(None);
-            WatchId(u32::try_from(self.all.len()).unwrap_or(u32::MAX).saturating_sub(1))
+            u32::try_from(self.all.len()).unwrap_or(u32::MAX).saturating_sub(1)
         });
-        if let Some(slot) = self.all.get_mut(id.0 as usize) {
-            *slot = Some(watch);
+        let id = WatchId { number: self.count, slot };
+        self.count = self.count.saturating_add(1);
+        if let Some(place) = self.all.get_mut(slot as usize) {
+            *place = Some(watch);
         }
         let mut place = self.top(path);
         for name in path.names() {
@@ -168,8 +178,8 @@ impl Watches {
 
     /// Takes a watch out.
     pub(crate) fn remove(&mut self, id: WatchId) -> Option<Watch> {
-        let watch = self.all.get_mut(id.0 as usize)?.take()?;
-        self.free.push(id);
+        let watch = self.all.get_mut(id.slot as usize)?.take()?;
+        self.free.push(id.slot);
         let path = Path::checked(watch.path());
         let names: Vec<&[u8]> = path.names().collect();
         prune(self.top(path), &names, id);
@@ -287,6 +297,17 @@ mod tests {
     }
 
     #[test]
+    fn watches_are_in_the_order_in_which_they_were_set() {
+        let mut watches = Watches::default();
+        let old: Vec<WatchId> = (0..4).map(|_| add(&mut watches, b"/old", None)).collect();
+        for id in old {
+            watches.remove(id);
+        }
+        let set: Vec<WatchId> = (0..6).map(|_| add(&mut watches, b"/a", None)).collect();
+        assert_eq!(matching(&watches, b"/a"), set);
+    }
+
+    #[test]
     fn removal_keeps_what_is_watched_above_and_beside() {
         let mut watches = Watches::default();
         let top = add(&mut watches, b"/a", None);
@@ -303,13 +324,20 @@ mod tests {
     fn names_with_the_same_number_are_told_apart() {
         let mut below = Below::default();
         for name in [&b"a"[..], b"b"] {
-            below.make(name).unwrap().watches.insert(WatchId(u32::from(name[0])));
+            below
+                .make(name)
+                .unwrap()
+                .watches
+                .insert(WatchId { number: 0, slot: u32::from(name[0]) });
         }
         // As if both had the number of the first.
         let moved = below.0.remove(&number(b"b")).unwrap();
         below.0.get_mut(&number(b"a")).unwrap().extend(moved);
         assert!(below.are_many());
-        assert_eq!(below.get(b"a").unwrap().watches.first(), Some(&WatchId(97)));
+        assert_eq!(
+            below.get(b"a").unwrap().watches.first(),
+            Some(&WatchId { number: 0, slot: 97 })
+        );
         assert_eq!(below.iter().count(), 2);
         below.remove(b"a");
         assert!(below.get(b"a").is_none() && !below.is_empty() && !below.are_many());

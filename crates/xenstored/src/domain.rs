@@ -131,18 +131,15 @@ impl Io {
         let domains = self.domains.as_mut().ok_or(xen::Error::NoDev)?;
         let connection = self.connections.get(at.conn).ok_or(xen::Error::NoEnt)?;
         let End::Ring(ring) = &mut connection.end else { return Err(xen::Error::Inval) };
-        let port = domains.bind(at.domid, Port(at.port), at.conn)?;
         // The number may have passed to a new domain, whose page is another one.
         if !own {
-            match domains.map(at.domid) {
-                Ok(page) => ring.ring = ServerRing::new(page),
-                Err(error) => {
-                    domains.unbind(port);
-                    return Err(error);
-                }
-            }
+            ring.ring = ServerRing::new(domains.map(at.domid)?);
         }
+        // Xen binds to a port of the guest's only where nobody is bound to it, as we may still be.
         domains.unbind(ring.port);
+        ring.port = Port::NONE;
+        ring.ended = true;
+        let port = domains.bind(at.domid, Port(at.port), at.conn)?;
         ring.port = port;
         ring.masked = false;
         ring.ended = false;

@@ -79,6 +79,10 @@ impl EventChannels for Datagrams {
         if !self.life.borrow_mut().exists(remote) {
             return Err(Error::Srch);
         }
+        // A guest's one port has one peer, as on Xen.
+        if self.bound.contains(&Some(u32::from(remote.0))) {
+            return Err(Error::Inval);
+        }
         self.allocate(u32::from(remote.0))
     }
 
