@@ -23,6 +23,7 @@
 
 pub mod daemon;
 pub mod host;
+pub mod hostile;
 pub mod notation;
 pub mod peer;
 pub mod peers;

@@ -5,7 +5,7 @@ use crate::host::{Host, Mark};
 use crate::notation;
 use crate::peer::{Lost, Message, Peer, REPLY_WITHIN, type_code, type_name};
 use crate::table::{self, Action, Case, Step, Who};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 use xenstore_core::wire::Error;
 
@@ -49,7 +49,13 @@ pub fn left_out<'a>(case: &'a Case, marks: &[Mark]) -> Option<&'a str> {
 
 /// Runs a case on a host whose store is as it began; gives the lines that went otherwise.
 pub fn run_case(host: &mut dyn Host, case: &Case) -> Vec<String> {
-    World { host, peers: BTreeMap::new(), kept: BTreeMap::new() }.run(case)
+    World {
+        host,
+        peers: BTreeMap::new(),
+        shut_down: BTreeSet::new(),
+        kept: BTreeMap::new(),
+    }
+    .run(case)
 }
 
 /// A request, ready to be sent.
@@ -63,6 +69,8 @@ struct Asked {
 struct World<'a> {
     host: &'a mut dyn Host,
     peers: BTreeMap<Who, Peer>,
+    /// Domains that have shut down, and answer nobody.
+    shut_down: BTreeSet<u16>,
     kept: BTreeMap<String, String>,
 }
 
@@ -165,10 +173,15 @@ impl World<'_> {
         if self.peers.contains_key(who) || !self.host.disturbs(*domid) {
             return;
         }
-        let heard: Vec<usize> =
-            self.peers.values_mut().map(|peer| peer.pending().unwrap_or(0)).collect();
+        let shut_down = &self.shut_down;
+        let answers = |who: &Who| !matches!(who, Who::Guest(domid) if shut_down.contains(domid));
+        let mut heard = Vec::new();
+        for (who, peer) in self.peers.iter_mut().filter(|(who, _)| answers(who)) {
+            heard.push((who.clone(), peer.pending().unwrap_or(0)));
+        }
         let guest = self.host.guest(*domid);
-        for (peer, count) in self.peers.values_mut().zip(heard) {
+        for (who, count) in heard {
+            let Some(peer) = self.peers.get_mut(&who) else { continue };
             if peer.pending().is_ok() {
                 peer.forget_after(count);
             }
@@ -297,10 +310,17 @@ impl World<'_> {
             (Who::Guest(domid), Action::Dies) => {
                 self.peers.remove(who);
                 self.host.destroy(*domid);
+                self.shut_down.remove(domid);
                 return self.wait_until_gone(*domid);
             }
-            (Who::Guest(domid), Action::ShutsDown) => self.host.shut_down(*domid),
-            (Who::Guest(domid), Action::RunsAgain) => self.host.run_again(*domid),
+            (Who::Guest(domid), Action::ShutsDown) => {
+                self.host.shut_down(*domid);
+                self.shut_down.insert(*domid);
+            }
+            (Who::Guest(domid), Action::RunsAgain) => {
+                self.host.run_again(*domid);
+                self.shut_down.remove(domid);
+            }
             _ => return Err(format!("{who:?} cannot do {action:?}")),
         }
         Ok(())

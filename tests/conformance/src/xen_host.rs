@@ -129,7 +129,12 @@ impl XenHost {
             .unwrap_or_else(|error| panic!("domain {domid}, {}: {error}", console.display()));
         let (mfn, port) = ring.introduction();
         self.store.expect_ok("RELEASE", format!("{domid}|"));
-        self.before.restore(&mut self.store);
+        let vm = self.store.ask("READ", format!("/local/domain/{domid}/vm|"));
+        let own = ["/local/domain", "/libxl", "/local/domain/0/backend/console"];
+        for path in own.map(|parent| format!("{parent}/{domid}")).into_iter().chain([vm]) {
+            let removed = self.store.ask("RM", format!("{path}|"));
+            assert!(matches!(removed.as_str(), "OK|" | "ENOENT"), "RM {path}: {removed}");
+        }
         Domain { console, introduction: format!("{domid}|{mfn}|{port}|"), spent: false }
     }
 
