@@ -96,8 +96,10 @@ impl XenHost {
     /// Destroys a domain, and waits until the daemon has noticed. Xenconsoled lets go of the console's
     /// page when the daemon tells it of a death, and only of a domain that was introduced it does.
     fn clear_away(&mut self, domid: u16) {
-        let introduction = self.introduction(domid);
-        self.store.expect_ok("INTRODUCE", introduction);
+        if self.store.ask("IS_DOMAIN_INTRODUCED", format!("{domid}|")) != "T|" {
+            let introduction = self.introduction(domid);
+            self.store.expect_ok("INTRODUCE", introduction);
+        }
         self.destroy(domid);
         let end = Instant::now() + SOON;
         while self.store.ask("IS_DOMAIN_INTRODUCED", format!("{domid}|")) == "T|" {
