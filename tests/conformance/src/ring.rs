@@ -27,6 +27,9 @@ const FEATURES: u64 = 2064;
 pub const CONNECTION: u64 = 2068;
 const ERROR: u64 = 2072;
 
+/// How long a change in the page goes unnoticed whose signal came before the wait for it.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
 /// A guest's ring page and event channel.
 pub trait Ring: Debug + Send {
     /// Reads the page.
@@ -141,7 +144,12 @@ impl dyn Ring + '_ {
         self.write(CONNECTION, &1_u32.to_ne_bytes())?;
         self.notify()?;
         while self.connection()? != 0 {
-            self.wait(end)?;
+            // The daemon may do it, and signal, before the wait begins.
+            match self.wait(end.min(Instant::now() + LOOK_AGAIN)) {
+                Err(error) if error.kind() != io::ErrorKind::TimedOut => return Err(error),
+                Err(error) if Instant::now() > end => return Err(error),
+                _ => {}
+            }
         }
         self.adopt_indices()
     }

@@ -49,13 +49,8 @@ pub fn left_out<'a>(case: &'a Case, marks: &[Mark]) -> Option<&'a str> {
 
 /// Runs a case on a host whose store is as it began; gives the lines that went otherwise.
 pub fn run_case(host: &mut dyn Host, case: &Case) -> Vec<String> {
-    World {
-        host,
-        peers: BTreeMap::new(),
-        shut_down: BTreeSet::new(),
-        kept: BTreeMap::new(),
-    }
-    .run(case)
+    World { host, peers: BTreeMap::new(), shut_down: BTreeSet::new(), kept: BTreeMap::new() }
+        .run(case)
 }
 
 /// A request, ready to be sent.
@@ -224,7 +219,8 @@ impl World<'_> {
 
     fn asked(&self, kind: &str, tx: &str, payload: &str) -> Result<Asked, String> {
         let tx = self.fill(tx);
-        let tx_id = if tx.is_empty() { 0 } else { tx.parse().map_err(|_| format!("no tx {tx}"))? };
+        let tx_id =
+            if tx.is_empty() { 0 } else { tx.parse().map_err(|_| format!("no tx {tx}"))? };
         let payload = notation::parse(&self.fill(payload))?;
         Ok(Asked { code: type_code(kind).unwrap_or(u32::MAX), tx_id, payload })
     }

@@ -1,8 +1,9 @@
 //! Runs the suite in domain 0 of a Xen host, against the daemon that serves the machine: the tables,
-//! domain 0 over the socket and over `/dev/xen/xenbus`, guests as real domains.
+//! domain 0 over the socket and over `/dev/xen/xenbus`, guests as real domains; and the hostile rings.
 //!
 //! Prints a line for each case; the exit code is 0 where all are as expected.
 
+use conformance::hostile::{ATTACKS, attack};
 use conformance::run::{left_out, run_case};
 use conformance::table::{self, Case};
 use conformance::xen_host::{Route, XenHost};
@@ -93,6 +94,27 @@ fn tables(host: &mut XenHost, way: &str, only: &str, tally: &mut Tally) {
     }
 }
 
+/// The hostile rings; domain 0 has no part in them, so they are made once.
+fn attacks(host: &mut XenHost, only: &str, tally: &mut Tally) {
+    for case in ATTACKS.iter().filter(|case| case.name.contains(only)) {
+        if !case.on.contains(&host.kind()) {
+            tally.left_out += 1;
+            println!("not   {}: this daemon does not promise it", case.name);
+            continue;
+        }
+        let started = Instant::now();
+        let failed = guarded(|| {
+            host.prepare(None);
+            attack(host, case);
+            Vec::new()
+        });
+        tally.line(case.name, started, &failed);
+        if host.ended().is_some() {
+            return;
+        }
+    }
+}
+
 fn case_on(host: &mut XenHost, case: &Case) -> Vec<String> {
     host.prepare(Some(case));
     let mut failed = run_case(host, case);
@@ -134,14 +156,18 @@ fn main() -> ExitCode {
         tables(&mut host, way, &options.only, &mut tally);
         if let Some(how) = host.ended() {
             tally.line("the daemon serves", started, &[how]);
-            break;
+            println!("conformance: stopped");
+            return ExitCode::FAILURE;
         }
     }
+    host.set_route(Route::Socket);
+    attacks(&mut host, &options.only, &mut tally);
+    let ended = Instant::now();
     let failed = guarded(|| {
         host.prepare(None);
         Vec::new()
     });
-    tally.line("the store is put back", started, &failed);
+    tally.line("the store is put back", ended, &failed);
     let Tally { ok, failed, left_out } = tally;
     let seconds = started.elapsed().as_secs();
     println!("conformance: {ok} ok, {failed} FAIL, {left_out} not run here, {seconds} s");
