@@ -28,9 +28,7 @@
 #![no_main]
 
 mod bytes;
-#[allow(unsafe_code)]
 mod memory;
-#[allow(unsafe_code)]
 mod xen;
 
 use bytes::{Buffer, hex, number, words};

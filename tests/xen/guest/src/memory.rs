@@ -2,6 +2,8 @@
 //!
 //! Written with the processor's string instructions, as loops would become calls of themselves.
 
+#![allow(unsafe_code)]
+
 use core::arch::asm;
 
 /// # Safety

@@ -7,6 +7,8 @@
 //! Source: `xen/include/public/{xen,elfnote,sched,event_channel}.h`,
 //! `xen/include/public/arch-x86/{xen,xen-x86_64}.h`.
 
+#![allow(unsafe_code)]
+
 use crate::bytes::Buffer;
 use core::arch::{asm, global_asm};
 use core::fmt::Write as _;
