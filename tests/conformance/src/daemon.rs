@@ -3,6 +3,7 @@
 
 use crate::peer::Peer;
 use crate::peers::Peers;
+use crate::ring::files::{FileRing, signal};
 use crate::skip;
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -216,7 +217,8 @@ impl Daemon {
     /// If its page cannot be written.
     #[must_use]
     pub fn guest(&self, domid: u16) -> Peer {
-        Peer::guest(&self.guests(), domid)
+        FileRing::create(&self.guests(), domid)
+            .map(|ring| Peer::ring_of(Box::new(ring)))
             .unwrap_or_else(|error| panic!("domain {domid} cannot be made: {error}"))
     }
 
@@ -246,7 +248,7 @@ impl Daemon {
     }
 
     fn virq(&self) {
-        crate::ring::signal(&self.guests(), u32::MAX).expect("VIRQ_DOM_EXC");
+        signal(&self.guests(), u32::MAX).expect("VIRQ_DOM_EXC");
     }
 
     /// Resident memory in KiB (`VmRSS`).

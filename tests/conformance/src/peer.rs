@@ -2,11 +2,14 @@
 
 use crate::notation;
 use crate::ring::Ring;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use std::collections::VecDeque;
 use std::fmt;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -55,7 +58,9 @@ impl fmt::Display for Lost {
 #[derive(Debug)]
 enum Link {
     Socket(UnixStream),
-    Ring(Ring),
+    /// Linux' device, which passes on what domain 0 writes to it.
+    Device(File),
+    Ring(Box<dyn Ring>),
 }
 
 /// A raw client.
@@ -92,12 +97,20 @@ impl Peer {
         Ok(Self::over(Link::Socket(stream)))
     }
 
-    /// A new domain in the folder that stands for the hypervisor.
+    /// Opens the device by which Linux lets domain 0 speak over the kernel's own ring.
     ///
     /// # Errors
-    /// Those of the file system.
-    pub fn guest(folder: &Path, domid: u16) -> io::Result<Self> {
-        Ring::create(folder, domid).map(|ring| Self::over(Link::Ring(ring)))
+    /// Those of the device.
+    pub fn device(path: &Path) -> io::Result<Self> {
+        let flags = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).map_err(io::Error::other)?;
+        let device = OpenOptions::new().read(true).write(true).custom_flags(flags).open(path)?;
+        Ok(Self::over(Link::Device(device)))
+    }
+
+    /// A guest with this ring.
+    #[must_use]
+    pub fn ring_of(ring: Box<dyn Ring>) -> Self {
+        Self::over(Link::Ring(ring))
     }
 
     fn over(link: Link) -> Self {
@@ -113,11 +126,11 @@ impl Peer {
     /// The guest's ring.
     ///
     /// # Panics
-    /// If this peer speaks over a socket.
-    pub fn ring(&mut self) -> &mut Ring {
+    /// If this peer is no guest.
+    pub fn ring(&mut self) -> &mut dyn Ring {
         match &mut self.link {
-            Link::Ring(ring) => ring,
-            Link::Socket(_) => panic!("a socket has no ring"),
+            Link::Ring(ring) => ring.as_mut(),
+            Link::Socket(_) | Link::Device(_) => panic!("domain 0's clients have no ring"),
         }
     }
 
@@ -138,6 +151,8 @@ impl Peer {
                 stream.set_write_timeout(Some(REPLY_WITHIN)).map_err(|_| Lost::Closed)?;
                 stream.write_all(bytes).map_err(|error| lost_by(&error))
             }
+            // Linux waits for the reply within the write, or refuses the request there.
+            Link::Device(device) => device.write_all(bytes).map_err(|error| lost_by(&error)),
             Link::Ring(ring) => loop {
                 let count = ring.put(bytes).map_err(|error| lost_by(&error))?;
                 bytes = bytes.get(count..).unwrap_or_default();
@@ -163,6 +178,7 @@ impl Peer {
                     Err(_) => None,
                 }
             }
+            Link::Device(device) => device.write(bytes).ok(),
             Link::Ring(ring) => ring.put(bytes).ok(),
         }
     }
@@ -201,6 +217,18 @@ impl Peer {
                         Ok(())
                     }
                 }
+            }
+            Link::Device(device) => {
+                let left = end.saturating_duration_since(Instant::now());
+                let left = Timespec::try_from(left).map_err(|_| Lost::Closed)?;
+                let mut ready = [PollFd::new(device, PollFlags::IN)];
+                if poll(&mut ready, Some(&left)).map_err(|_| Lost::Closed)? == 0 {
+                    return Err(Lost::Silent);
+                }
+                let mut buffer = [0; 16384];
+                let count = device.read(&mut buffer).map_err(|error| lost_by(&error))?;
+                self.unparsed.extend(buffer.get(..count).unwrap_or_default());
+                Ok(())
             }
             Link::Ring(ring) => {
                 if ring.take(&mut self.unparsed).map_err(|error| lost_by(&error))? == 0 {
@@ -312,6 +340,20 @@ impl Peer {
             self.events.push_back(message);
         }
         self.events.pop_front().map(|event| notation::show(&event.payload))
+    }
+
+    /// How many events have come that nobody has taken, after one more request and its reply.
+    ///
+    /// # Errors
+    /// [`Lost`] where the daemon does not answer that.
+    pub fn pending(&mut self) -> Result<usize, Lost> {
+        self.call(MsgType::GetDomainPath.code(), 0, b"1\0")?;
+        Ok(self.events.len())
+    }
+
+    /// Forgets the events that came after the first `count` that nobody has taken.
+    pub fn forget_after(&mut self, count: usize) {
+        self.events.truncate(count);
     }
 
     /// Every event that the daemon has sent so far, after one more request and its reply.

@@ -15,6 +15,7 @@
 //! dom0 event /a|tok| ~ ox(id) nothing        oxenstored does not send it
 //! dom0 quiet                                 no event is left
 //! d7 dies, d7 shuts down, d7 runs again      what the hypervisor would report
+//! dom0 READ /a| -> x ~ xenbus(id) closed     over `/dev/xen/xenbus` that is otherwise; `xen`: on Xen
 //! dom0/2 closes                              the socket client goes away
 //! repeat 9 dom0 WRITE /n$i|x -> OK           nine times, `$i` from 1
 //! ```
@@ -23,15 +24,15 @@
 //! `*` (any success), `refused` (any error), `closed`, `silent`, and
 //! `tx=N` (a reply that carries another transaction's id than the request).
 
-use crate::daemon::Kind;
+use crate::host::Mark;
 
 /// A case: what is done with one fresh daemon.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Case {
     /// Its name.
     pub name: String,
-    /// The peers it is not run against, each with the id of the difference that forbids it.
-    pub not: Vec<(Kind, String)>,
+    /// Where it is not run, each with the id of the difference that forbids it.
+    pub not: Vec<(Mark, String)>,
     /// What is done, in order.
     pub steps: Vec<Step>,
 }
@@ -47,8 +48,8 @@ pub struct Step {
     pub who: Who,
     /// What is done.
     pub action: Action,
-    /// Peers that answer something else: who, the difference's id, their answer.
-    pub differs: Vec<(Kind, String, String)>,
+    /// Where something else is answered: there, the difference's id, the answer.
+    pub differs: Vec<(Mark, String, String)>,
 }
 
 /// Who speaks.
@@ -126,15 +127,13 @@ fn case(header: &str) -> Result<Case, String> {
 }
 
 /// Reads `c(id) the rest`.
-fn marked(text: &str) -> Result<(Kind, String, String), String> {
+fn marked(text: &str) -> Result<(Mark, String, String), String> {
     let (kind, rest) = text.split_once('(').ok_or("a difference without `(id)`")?;
     let (id, rest) = rest.split_once(')').ok_or("a difference without `)`")?;
-    let kind = match kind.trim() {
-        "c" => Kind::C,
-        "ox" => Kind::OCaml,
-        other => return Err(format!("`{other}` is no peer")),
-    };
-    Ok((kind, id.to_owned(), rest.trim().to_owned()))
+    let name = kind.trim();
+    let mark = Mark::NAMED.into_iter().find(|mark| mark.name() == name);
+    let mark = mark.ok_or_else(|| format!("`{name}` is no peer"))?;
+    Ok((mark, id.to_owned(), rest.trim().to_owned()))
 }
 
 fn step(line: &str, number: usize) -> Result<Step, String> {
@@ -200,15 +199,16 @@ fn action(text: &str) -> Result<Action, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::daemon::Kind;
 
     #[test]
     fn a_line_with_differences() {
         let text = "== one !ox(why)\ndom0 @t READ /a| -> ENOENT ~ c(x) EIO ~ ox(y) a b";
         let cases = parse(text).unwrap();
         assert_eq!(cases[0].name, "one");
-        assert_eq!(cases[0].not, [(Kind::OCaml, "why".to_owned())]);
+        assert_eq!(cases[0].not, [(Mark::Daemon(Kind::OCaml), "why".to_owned())]);
         let step = &cases[0].steps[0];
-        assert_eq!(step.differs[1], (Kind::OCaml, "y".to_owned(), "a b".to_owned()));
+        assert_eq!(step.differs[1], (Mark::Daemon(Kind::OCaml), "y".to_owned(), "a b".to_owned()));
         assert!(
             matches!(&step.action, Action::Request { tx, expect, .. } if tx == "t" && expect == "ENOENT")
         );

@@ -1,11 +1,9 @@
 //! Every table against every daemon: `c::paths` is `tables/paths.txt` against Debian's C daemon.
 
-use conformance::{Kind, run};
+use conformance::{Kind, TABLES, run};
 
 macro_rules! tables {
     ($($file:ident),* $(,)?) => {
-        const FILES: &[(&str, &str)] =
-            &[$((stringify!($file), include_str!(concat!("../tables/", stringify!($file), ".txt")))),*];
         mod c {
             $(#[test] fn $file() { super::check(super::Kind::C, stringify!($file)); })*
         }
@@ -34,6 +32,6 @@ tables!(
 );
 
 fn check(kind: Kind, file: &str) {
-    let (_, text) = FILES.iter().find(|(name, _)| *name == file).expect("a file of tables");
+    let (_, text) = TABLES.iter().find(|(name, _)| *name == file).expect("a file of tables");
     run::run_file(kind, file, text);
 }

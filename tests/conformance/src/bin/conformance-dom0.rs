@@ -1,0 +1,175 @@
+//! Runs the suite in domain 0 of a Xen host, against the daemon that serves the machine: the tables,
+//! domain 0 over the socket and over `/dev/xen/xenbus`, guests as real domains; and the hostile rings.
+//!
+//! Prints a line for each case; the exit code is 0 where all are as expected.
+
+use conformance::hostile::{ATTACKS, attack};
+use conformance::run::{left_out, run_case};
+use conformance::table::{self, Case};
+use conformance::xen_host::{Route, XenHost};
+use conformance::{Host, Kind};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+const USAGE: &str = "\
+conformance-dom0 --store c|ours [--over socket|xenbus] [--only TEXT] [--files DIR]
+
+--store  which daemon serves this machine
+--over   how domain 0 speaks; both ways, one after the other, where it is not said
+--only   only cases whose line contains this
+--files  the folder with ring-agent and xl-shim.so; /usr/lib/xenbus-conformance where it is not said";
+
+struct Options {
+    kind: Kind,
+    routes: Vec<Route>,
+    only: String,
+    files: PathBuf,
+}
+
+fn options() -> Result<Options, String> {
+    let mut arguments = std::env::args().skip(1);
+    let mut kind = None;
+    let mut routes = vec![Route::Socket, Route::Device];
+    let mut only = String::new();
+    let mut files = PathBuf::from("/usr/lib/xenbus-conformance");
+    while let Some(name) = arguments.next() {
+        let value = arguments.next().ok_or_else(|| format!("{name} needs a value"))?;
+        match (name.as_str(), value.as_str()) {
+            ("--store", "c") => kind = Some(Kind::C),
+            ("--store", "ours") => kind = Some(Kind::Ours),
+            ("--over", "socket") => routes = vec![Route::Socket],
+            ("--over", "xenbus") => routes = vec![Route::Device],
+            ("--only", _) => only = value,
+            ("--files", _) => files = value.into(),
+            _ => return Err(format!("{name} {value} is not known")),
+        }
+    }
+    Ok(Options { kind: kind.ok_or("--store is missing")?, routes, only, files })
+}
+
+/// What came of the cases.
+#[derive(Default)]
+struct Tally {
+    ok: u32,
+    failed: u32,
+    left_out: u32,
+}
+
+impl Tally {
+    fn line(&mut self, name: &str, started: Instant, failed: &[String]) {
+        let ms = started.elapsed().as_millis();
+        if failed.is_empty() {
+            self.ok += 1;
+            println!("ok    {name} ({ms} ms)");
+        } else {
+            self.failed += 1;
+            println!("FAIL  {name} ({ms} ms)");
+            failed.iter().for_each(|line| println!("      {line}"));
+        }
+    }
+}
+
+fn tables(host: &mut XenHost, way: &str, only: &str, tally: &mut Tally) {
+    for (file, text) in conformance::TABLES {
+        let cases = table::parse(text).unwrap_or_else(|why| panic!("tables/{file}.txt: {why}"));
+        for case in &cases {
+            let name = format!("{way} {file}: {}", case.name);
+            if !name.contains(only) {
+                continue;
+            }
+            if let Some(id) = left_out(case, &host.marks()) {
+                tally.left_out += 1;
+                println!("not   {name}: {id}");
+                continue;
+            }
+            let started = Instant::now();
+            let failed = guarded(|| case_on(host, case));
+            tally.line(&name, started, &failed);
+            if host.ended().is_some() {
+                return;
+            }
+        }
+    }
+}
+
+/// The hostile rings; domain 0 has no part in them, so they are made once.
+fn attacks(host: &mut XenHost, only: &str, tally: &mut Tally) {
+    for case in ATTACKS.iter().filter(|case| case.name.contains(only)) {
+        if !case.on.contains(&host.kind()) {
+            tally.left_out += 1;
+            println!("not   {}: this daemon does not promise it", case.name);
+            continue;
+        }
+        let started = Instant::now();
+        let failed = guarded(|| {
+            host.prepare(None);
+            attack(host, case);
+            Vec::new()
+        });
+        tally.line(case.name, started, &failed);
+        if host.ended().is_some() {
+            return;
+        }
+    }
+}
+
+fn case_on(host: &mut XenHost, case: &Case) -> Vec<String> {
+    host.prepare(Some(case));
+    let mut failed = run_case(host, case);
+    if let Some(how) = host.ended() {
+        failed.push(format!("the daemon: {how}"));
+    }
+    failed
+}
+
+/// A panic of a case is its failure; the next case begins on a host put in order.
+fn guarded(run: impl FnOnce() -> Vec<String>) -> Vec<String> {
+    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+        vec![text.unwrap_or_else(|| "a panic".to_owned())]
+    })
+}
+
+fn main() -> ExitCode {
+    let options = match options() {
+        Ok(options) => options,
+        Err(why) => {
+            eprintln!("conformance-dom0: {why}\n\n{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    let mut host = match XenHost::open(options.kind, Route::Socket, &options.files) {
+        Ok(host) => host,
+        Err(error) => {
+            eprintln!("conformance-dom0: no daemon at its socket: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    let started = Instant::now();
+    let mut tally = Tally::default();
+    for route in &options.routes {
+        host.set_route(*route);
+        let way = if *route == Route::Socket { "socket" } else { "xenbus" };
+        tables(&mut host, way, &options.only, &mut tally);
+        if let Some(how) = host.ended() {
+            tally.line("the daemon serves", started, &[how]);
+            println!("conformance: stopped");
+            return ExitCode::FAILURE;
+        }
+    }
+    host.set_route(Route::Socket);
+    attacks(&mut host, &options.only, &mut tally);
+    let ended = Instant::now();
+    let failed = guarded(|| {
+        host.prepare(None);
+        Vec::new()
+    });
+    tally.line("the store is put back", ended, &failed);
+    let Tally { ok, failed, left_out } = tally;
+    let seconds = started.elapsed().as_secs();
+    println!("conformance: {ok} ok, {failed} FAIL, {left_out} not run here, {seconds} s");
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

@@ -1,0 +1,276 @@
+//! What a hostile guest does to its ring, after XSA-38 and its kind: on every host, without Xen and on
+//! Xen, nothing comes of it but that guest's own silence.
+//!
+//! Each case holds the same promise: the guest is told why in its page, where the daemon knows the
+//! error word; it is not taken for dead; others are served; and introduced again it is served.
+
+use crate::daemon::Kind;
+use crate::host::Host;
+use crate::peer::{Lost, Peer};
+use crate::ring::{CONNECTION, GUEST_INDICES, RING_SIZE};
+use std::time::{Duration, Instant};
+use xenstore_core::wire::{Header, MsgType};
+
+/// How long the daemon may take to notice.
+const SOON: Duration = Duration::from_secs(5);
+/// How long a guest waits that must not be answered.
+const A_WHILE: Duration = Duration::from_millis(100);
+const RING_INDEX: u32 = 2;
+const PROTOCOL: u32 = 3;
+
+/// A case: its name, the daemons that promise it, and what is done.
+#[derive(Clone, Copy, Debug)]
+pub struct Attack {
+    /// The advisory, and what the guest does.
+    pub name: &'static str,
+    /// The daemons that it is tried on.
+    pub on: &'static [Kind],
+    run: fn(&mut World<'_>),
+}
+
+const C_AND_OURS: &[Kind] = &[Kind::C, Kind::Ours];
+const OURS: &[Kind] = &[Kind::Ours];
+
+/// All of them.
+pub const ATTACKS: &[Attack] = &[
+    Attack {
+        name: "xsa_038_producer_beyond_the_ring",
+        on: C_AND_OURS,
+        run: producer_beyond_the_ring,
+    },
+    Attack {
+        name: "xsa_038_producer_runs_backwards",
+        on: C_AND_OURS,
+        run: producer_runs_backwards,
+    },
+    Attack {
+        name: "xsa_038_consumer_of_responses_out_of_range",
+        on: C_AND_OURS,
+        run: consumer_of_responses_out_of_range,
+    },
+    Attack {
+        name: "xsa_038_message_longer_than_allowed",
+        on: C_AND_OURS,
+        run: message_longer_than_allowed,
+    },
+    Attack {
+        name: "xsa_038_reset_while_a_request_is_half_read",
+        on: OURS,
+        run: reset_while_a_request_is_half_read,
+    },
+    Attack {
+        name: "xsa_038_introduced_again_while_a_request_is_half_read",
+        // C's keeps the half that it has read, and waits for the rest.
+        on: OURS,
+        run: introduced_again_while_a_request_is_half_read,
+    },
+    Attack {
+        name: "xsa_038_header_that_changes_under_the_reader",
+        on: C_AND_OURS,
+        run: header_that_changes_under_the_reader,
+    },
+    Attack {
+        name: "xsa_038_indices_that_change_under_the_reader",
+        on: C_AND_OURS,
+        run: indices_that_change_under_the_reader,
+    },
+    Attack {
+        name: "xsa_038_events_without_end_and_without_bytes",
+        on: C_AND_OURS,
+        run: events_without_end_and_without_bytes,
+    },
+];
+
+/// The attacker, a guest beside it, and domain 0.
+struct World<'a> {
+    host: &'a mut dyn Host,
+    dom0: Peer,
+    guest: Peer,
+    other: Peer,
+}
+
+const GUEST: u16 = 7;
+const OTHER: u16 = 8;
+
+/// Makes an attack, and holds the daemon to what is promised after each.
+///
+/// # Panics
+/// If the daemon does not keep it.
+pub fn attack(host: &mut dyn Host, attack: &Attack) {
+    let dom0 = host.connect();
+    let (guest, other) = (host.guest(GUEST), host.guest(OTHER));
+    let mut world = World { host, dom0, guest, other };
+    world.introduce();
+    world.home(OTHER);
+    (attack.run)(&mut world);
+    world.others_are_served();
+    world.served_again();
+}
+
+impl World<'_> {
+    fn introduce(&mut self) {
+        self.home(GUEST);
+        self.guest.forget();
+        self.guest.ring().adopt_indices().expect("the page");
+        self.guest.expect_ok("WRITE", "x|v");
+    }
+
+    fn home(&mut self, domid: u16) {
+        self.dom0.expect_ok("INTRODUCE", self.host.introduction(domid));
+        self.dom0.expect_ok("MKDIR", format!("/local/domain/{domid}|"));
+        self.dom0.expect_ok("SET_PERMS", format!("/local/domain/{domid}|n{domid}|"));
+    }
+
+    fn others_are_served(&mut self) {
+        assert_eq!(self.host.ended(), None, "the daemon is gone");
+        self.dom0.expect_ok("WRITE", "/local/domain/7/x|w");
+        self.other.expect_ok("WRITE", "y|v");
+        let introduced = self.dom0.ask("IS_DOMAIN_INTRODUCED", "7|");
+        assert_eq!(introduced, "T|", "the guest is taken for dead");
+    }
+
+    /// Released, its page cleared, and introduced again, the guest is served as before.
+    fn served_again(&mut self) {
+        self.dom0.expect_ok("RELEASE", "7|");
+        self.guest = self.host.guest(GUEST);
+        self.introduce();
+        assert_eq!(self.guest.ask("READ", "x|"), "v");
+    }
+
+    /// The guest breaks its ring this way, once for each of these, and is told so.
+    fn each_is_told<T: Copy + std::fmt::Debug>(
+        &mut self,
+        ways: &[T],
+        word: u32,
+        mut broken: impl FnMut(&mut Peer, T),
+    ) {
+        for way in ways {
+            broken(&mut self.guest, *way);
+            let end = Instant::now() + SOON;
+            while self.guest.ring().error().expect("the page") != word {
+                assert!(Instant::now() < end, "{way:x?}: the error word does not become {word}");
+                let _ = self.guest.ring().wait(Instant::now() + A_WHILE);
+            }
+            self.others_are_served();
+            self.served_again();
+        }
+    }
+}
+
+/// The indices of a ring in rest: those of requests are equal, those of responses are equal.
+fn rest(guest: &mut Peer) -> (u32, u32) {
+    let [_, req_prod, rsp_cons, _] = guest.ring().indices().expect("the page");
+    (req_prod, rsp_cons)
+}
+
+fn set(guest: &mut Peer, req_prod: u32, rsp_cons: u32) {
+    guest.ring().set_indices(req_prod, rsp_cons).expect("the page");
+    guest.ring().notify().expect("the event channel");
+}
+
+fn header(kind: u32, len: u32) -> [u8; 16] {
+    Header { kind, req_id: 1, tx_id: 0, len }.to_bytes()
+}
+
+fn producer_beyond_the_ring(world: &mut World<'_>) {
+    let ways = [RING_SIZE + 1, 2000, 4096, 0x7fff_ffff, 0x8000_0000];
+    world.each_is_told(&ways, RING_INDEX, |guest, further| {
+        let (req_prod, rsp_cons) = rest(guest);
+        set(guest, req_prod.wrapping_add(further), rsp_cons);
+    });
+}
+
+fn producer_runs_backwards(world: &mut World<'_>) {
+    world.each_is_told(&[1, 16, 1024, 0x1000_0000], RING_INDEX, |guest, back| {
+        let (req_prod, rsp_cons) = rest(guest);
+        set(guest, req_prod.wrapping_sub(back), rsp_cons);
+    });
+}
+
+/// Shows when there is a response: the guest asks for one in the same moment.
+fn consumer_of_responses_out_of_range(world: &mut World<'_>) {
+    world.each_is_told(&[1, 1024, 5000, 0x8000_0000, u32::MAX - 2000], RING_INDEX, |guest, by| {
+        let (req_prod, rsp_cons) = rest(guest);
+        let request = [header(MsgType::Read.code(), 2), [0; 16]].concat();
+        let request = request.get(..18).unwrap_or_default();
+        for (at, byte) in request.iter().enumerate() {
+            let at = req_prod.wrapping_add(u32::try_from(at).unwrap_or(0)) % RING_SIZE;
+            guest.ring().write(u64::from(at), &[*byte]).expect("the page");
+        }
+        set(guest, req_prod.wrapping_add(18), rsp_cons.wrapping_add(by));
+    });
+}
+
+fn message_longer_than_allowed(world: &mut World<'_>) {
+    let lengths = [4097, 65_536, 0x7fff_ffff, 0x8000_0000, u32::MAX - 15, u32::MAX];
+    world.each_is_told(&lengths, PROTOCOL, |guest, len| {
+        guest.send(&header(MsgType::Read.code(), len)).expect("the ring takes a header");
+    });
+}
+
+/// The guest asks for the reset after each part of a request that the daemon can have read.
+fn reset_while_a_request_is_half_read(world: &mut World<'_>) {
+    let request = [header(MsgType::Read.code(), 2).as_slice(), b"x\0"].concat();
+    for read in 1..request.len() {
+        let guest = &mut world.guest;
+        guest.send(request.get(..read).unwrap_or_default()).expect("a part of a request");
+        guest.ring().reconnect(SOON).expect("the connection word back at 0");
+        guest.forget();
+        assert_eq!(guest.ask("READ", "x|"), "v", "after {read} bytes");
+    }
+    // Asked for and taken back, over and over.
+    let (one, zero) = (1_u32.to_ne_bytes(), 0_u32.to_ne_bytes());
+    world.guest.ring().flip(CONNECTION, &one, &zero, 100).expect("the page");
+}
+
+fn introduced_again_while_a_request_is_half_read(world: &mut World<'_>) {
+    let request = [header(MsgType::Read.code(), 2).as_slice(), b"x\0"].concat();
+    for read in [1, 15, 16, 17] {
+        world.guest.send(request.get(..read).unwrap_or_default()).expect("a part of a request");
+        // Where the guest is told to put it there, it has by the time that it can tell this.
+        rest(&mut world.guest);
+        world.dom0.expect_ok("INTRODUCE", world.host.introduction(GUEST));
+        world.guest.forget();
+        world.guest.ring().adopt_indices().expect("the page");
+        assert_eq!(world.guest.ask("READ", "x|"), "v", "after {read} bytes");
+    }
+}
+
+/// The first header's length is now 2, now far too long: whichever the daemon reads, it reads once.
+fn header_that_changes_under_the_reader(world: &mut World<'_>) {
+    for _ in 0..4 {
+        // Requests that fill the ring's first half, so that each turn has one to read.
+        let request = [header(MsgType::Read.code(), 2).as_slice(), b"x\0"].concat();
+        let (req_prod, rsp_cons) = rest(&mut world.guest);
+        let start = u64::from(req_prod % RING_SIZE / 4 * 4).min(u64::from(RING_SIZE) - 64);
+        let long = header(MsgType::Read.code(), u32::MAX);
+        let ring = world.guest.ring();
+        ring.write(start, &request).expect("the page");
+        ring.set_indices(req_prod.wrapping_add(18), rsp_cons).expect("the page");
+        ring.flip(start, &header(MsgType::Read.code(), 2), &long, 100).expect("the page");
+        world.others_are_served();
+        world.served_again();
+    }
+}
+
+/// The guest's two indices are now right, now impossible.
+fn indices_that_change_under_the_reader(world: &mut World<'_>) {
+    for by in [1, 1024, 1025, 0x8000_0000] {
+        let (req_prod, rsp_cons) = rest(&mut world.guest);
+        let right = [req_prod.to_ne_bytes(), rsp_cons.to_ne_bytes()].concat();
+        let wrong =
+            [req_prod.wrapping_add(by).to_ne_bytes(), rsp_cons.wrapping_sub(by).to_ne_bytes()]
+                .concat();
+        world.guest.ring().flip(GUEST_INDICES, &right, &wrong, 200).expect("the page");
+        world.others_are_served();
+        world.served_again();
+    }
+}
+
+/// Signals with nothing behind them: the daemon does not stop to serve the others.
+fn events_without_end_and_without_bytes(world: &mut World<'_>) {
+    let nothing = 0_u32.to_ne_bytes();
+    world.guest.ring().flip(CONNECTION, &nothing, &nothing, 1000).expect("the page");
+    assert_eq!(world.guest.reply(Instant::now() + A_WHILE), Err(Lost::Silent));
+    assert_eq!(world.guest.ask("READ", "x|"), "v");
+}

@@ -1,0 +1,292 @@
+//! What Xen gives a paravirtual guest: hypercalls, two pages shared with domain 0, and a clock.
+//!
+//! The domain builder maps the guest's memory linearly from address 0, says where things are in
+//! `start_info`, and starts the one processor with events masked. They stay masked: a wait is
+//! `SCHEDOP_poll`, and the pending bit is cleared here.
+//!
+//! Source: `xen/include/public/{xen,elfnote,sched,event_channel}.h`,
+//! `xen/include/public/arch-x86/{xen,xen-x86_64}.h`.
+
+#![allow(unsafe_code)]
+
+use crate::bytes::Buffer;
+use core::arch::{asm, global_asm};
+use core::fmt::Write as _;
+use core::ptr::{read_volatile, write_volatile};
+use core::sync::atomic::{AtomicU64, Ordering, fence};
+
+/// Bytes of a page.
+pub(crate) const PAGE_SIZE: u32 = 4096;
+
+const UPDATE_VA_MAPPING: u64 = 14;
+const SCHED_OP: u64 = 29;
+const EVENT_CHANNEL_OP: u64 = 32;
+const SCHEDOP_SHUTDOWN: u64 = 2;
+const SCHEDOP_POLL: u64 = 3;
+const EVTCHNOP_SEND: u64 = 4;
+/// Flush the one page on this processor (`UVMF_INVLPG`).
+const INVALIDATE_PAGE: u64 = 2;
+/// Present, writable, accessed, dirty, user: a page table entry's low bits.
+const MAPPED: u64 = 0x67;
+/// `SHUTDOWN_crash`.
+const CRASH: u32 = 3;
+
+/// Offsets in `struct shared_info`: processor 0's clock, and the pending bits.
+const CLOCK: usize = 32;
+const PENDING: usize = 2048;
+
+// The notes that the domain builder reads, and the entry, which gets `start_info` in rsi.
+global_asm!(
+    ".pushsection .note.Xen, \"a\", @note",
+    ".macro text_note type, text",
+    ".balign 4; .long 4, 92f - 91f, \\type; .asciz \"Xen\"",
+    "91: .asciz \"\\text\"",
+    "92: .balign 4",
+    ".endm",
+    ".macro number_note type, value",
+    ".balign 4; .long 4, 8, \\type; .asciz \"Xen\"; .quad \\value",
+    ".endm",
+    "number_note 1, _start",       // ENTRY
+    "number_note 3, 0",            // VIRT_BASE
+    "number_note 4, 0",            // PADDR_OFFSET
+    "text_note 5, \"xen-3.0\"",    // XEN_VERSION
+    "text_note 6, \"ring-agent\"", // GUEST_OS
+    "text_note 8, \"generic\"",    // LOADER
+    ".popsection",
+    ".pushsection .text._start, \"ax\"",
+    ".globl _start",
+    "_start:",
+    "lea rsp, [rip + {stack} + {stack_size}]",
+    "xor ebp, ebp",
+    "mov rdi, rsi",
+    "call {enter}",
+    "ud2",
+    ".popsection",
+    stack = sym STACK,
+    stack_size = const STACK_SIZE,
+    enter = sym enter,
+);
+
+const STACK_SIZE: usize = 1 << 20;
+
+#[repr(C, align(4096))]
+struct Aligned<const SIZE: usize>([u8; SIZE]);
+
+static mut STACK: Aligned<STACK_SIZE> = Aligned([0; STACK_SIZE]);
+/// The address where `struct shared_info` is mapped, in place of this page.
+static mut SHARED_INFO: Aligned<4096> = Aligned([0; 4096]);
+
+/// `struct start_info`, its first part.
+#[repr(C)]
+struct StartInfo {
+    magic: [u8; 32],
+    nr_pages: u64,
+    shared_info: u64,
+    flags: u32,
+    store_mfn: u64,
+    store_evtchn: u32,
+    console_mfn: u64,
+    console_evtchn: u32,
+    pt_base: u64,
+    nr_pt_frames: u64,
+    mfn_list: u64,
+}
+
+/// What the domain starts with.
+pub(crate) struct StartOfDay {
+    pub(crate) store_page: Page,
+    pub(crate) store_channel: Channel,
+    pub(crate) console_page: Page,
+    pub(crate) console_channel: Channel,
+    store_mfn: u64,
+}
+
+impl StartOfDay {
+    /// The ring as INTRODUCE takes it.
+    pub(crate) fn introduction(&self) -> Buffer<64> {
+        let mut text = Buffer::new();
+        let _ = write!(text, "hello {} {}", self.store_mfn, self.store_channel.0);
+        text
+    }
+}
+
+extern "C" fn enter(info: *const StartInfo) -> ! {
+    // SAFETY: the domain builder gives the address of a complete, mapped `start_info`, which
+    // nothing writes to any more.
+    let info = unsafe { &*info };
+    // SAFETY: the page is this program's own and nothing but the functions below touches it; Xen
+    // checks the frame and maps it there instead.
+    let failed = unsafe {
+        hypercall(
+            UPDATE_VA_MAPPING,
+            &raw const SHARED_INFO as u64,
+            info.shared_info | MAPPED,
+            INVALIDATE_PAGE,
+        )
+    };
+    if failed != 0 {
+        shut_down(CRASH);
+    }
+    let (Some(store_page), Some(console_page)) =
+        (page_of(info, info.store_mfn), page_of(info, info.console_mfn))
+    else {
+        shut_down(CRASH)
+    };
+    crate::main(&StartOfDay {
+        store_page,
+        store_channel: Channel(info.store_evtchn),
+        console_page,
+        console_channel: Channel(info.console_evtchn),
+        store_mfn: info.store_mfn,
+    })
+}
+
+/// Finds a machine frame in the guest's memory.
+fn page_of(info: &StartInfo, mfn: u64) -> Option<Page> {
+    let list = info.mfn_list as *const u64;
+    // SAFETY: the list has `nr_pages` entries and is mapped.
+    let pfn = (0..info.nr_pages).find(|pfn| unsafe { *list.add(*pfn as usize) } == mfn)?;
+    // The domain builder puts both rings below the end of what it maps, at their frame's number.
+    Some(Page((pfn * u64::from(PAGE_SIZE)) as *mut u8))
+}
+
+/// A page that domain 0 reads and writes at the same time.
+#[derive(Clone, Copy)]
+pub(crate) struct Page(*mut u8);
+
+impl Page {
+    fn at(self, offset: u32) -> *mut u8 {
+        // SAFETY: the offset is within the page, which is mapped for the domain's life.
+        unsafe { self.0.add((offset % PAGE_SIZE) as usize) }
+    }
+
+    /// A byte.
+    pub(crate) fn byte(self, offset: u32) -> u8 {
+        // SAFETY: within the page, see `at`; volatile, as the other side writes it.
+        unsafe { read_volatile(self.at(offset)) }
+    }
+
+    /// Sets a byte.
+    pub(crate) fn set_byte(self, offset: u32, byte: u8) {
+        // SAFETY: within the page, see `at`; volatile, as the other side reads it.
+        unsafe { write_volatile(self.at(offset), byte) }
+    }
+
+    /// A word; what the other side wrote before it is seen after this.
+    pub(crate) fn word(self, offset: u32) -> u32 {
+        // SAFETY: within the page and aligned, as the offset is; volatile, see `byte`.
+        let word = unsafe { read_volatile(self.at(offset & !3).cast()) };
+        fence(Ordering::SeqCst);
+        word
+    }
+
+    /// Sets a word; the other side sees what was written before.
+    pub(crate) fn set_word(self, offset: u32, word: u32) {
+        fence(Ordering::SeqCst);
+        // SAFETY: within the page and aligned, as the offset is; volatile, see `set_byte`.
+        unsafe { write_volatile(self.at(offset & !3).cast(), word) }
+        fence(Ordering::SeqCst);
+    }
+}
+
+/// An event channel, by its port.
+#[derive(Clone, Copy)]
+pub(crate) struct Channel(u32);
+
+impl Channel {
+    /// Signals the other side.
+    pub(crate) fn notify(self) {
+        let port = self.0;
+        // SAFETY: the argument is a `struct evtchn_send`, a port, which Xen reads.
+        unsafe { hypercall(EVENT_CHANNEL_OP, EVTCHNOP_SEND, &raw const port as u64, 0) };
+    }
+
+    /// Forgets the signals that have come; what they tell of is looked at after this.
+    pub(crate) fn clear(self) {
+        let word = PENDING + (self.0 / 64) as usize * 8;
+        // SAFETY: the word is aligned and within the shared page, which only Xen and this
+        // function change, atomically; a port is below 4096.
+        let pending = unsafe { AtomicU64::from_ptr(shared_info().add(word).cast()) };
+        pending.fetch_and(!(1 << (self.0 % 64)), Ordering::SeqCst);
+    }
+
+    /// Waits for a signal; false where there is none until `end_ms`.
+    pub(crate) fn wait(self, end_ms: Option<u64>) -> bool {
+        #[repr(C)]
+        struct Poll {
+            ports: *const u32,
+            count: u32,
+            timeout_ns: u64,
+        }
+        if end_ms.is_some_and(|end| now_ms() >= end) {
+            return false;
+        }
+        let timeout_ns = end_ms.map_or(0, |end| end * 1_000_000);
+        let poll = Poll { ports: &raw const self.0, count: 1, timeout_ns };
+        // SAFETY: the argument is a `struct sched_poll` with one port, which Xen reads.
+        unsafe { hypercall(SCHED_OP, SCHEDOP_POLL, &raw const poll as u64, 0) };
+        true
+    }
+}
+
+fn shared_info() -> *mut u8 {
+    (&raw mut SHARED_INFO).cast()
+}
+
+/// Xen's system time, in ms.
+pub(crate) fn now_ms() -> u64 {
+    let clock = shared_info().wrapping_add(CLOCK);
+    // SAFETY: `struct vcpu_time_info` lies there, aligned; volatile, as Xen writes it.
+    let word = |offset: usize| unsafe { read_volatile(clock.add(offset).cast::<u32>()) };
+    let long = |offset| u64::from(word(offset)) | u64::from(word(offset + 4)) << 32;
+    loop {
+        let version = word(0);
+        fence(Ordering::SeqCst);
+        let (stamp, base, scale) = (long(8), long(16), u64::from(word(24)));
+        let [shift, ..] = word(28).to_le_bytes();
+        // SAFETY: every processor of this kind has the instruction.
+        let ticks = unsafe { core::arch::x86_64::_rdtsc() }.wrapping_sub(stamp);
+        fence(Ordering::SeqCst);
+        if version % 2 == 0 && version == word(0) {
+            let shift = i32::from(shift.cast_signed());
+            let ticks = if shift < 0 { ticks >> -shift } else { ticks << shift };
+            let ns = base + ((u128::from(ticks) * u128::from(scale)) >> 32) as u64;
+            return ns / 1_000_000;
+        }
+    }
+}
+
+/// Ends the domain, for a reason of `sched.h`; where Xen lets it run on, it stays here.
+pub(crate) fn shut_down(reason: u32) -> ! {
+    loop {
+        // SAFETY: the argument is a `struct sched_shutdown`, a number, which Xen reads.
+        unsafe { hypercall(SCHED_OP, SCHEDOP_SHUTDOWN, &raw const reason as u64, 0) };
+    }
+}
+
+/// # Safety
+/// The arguments are what the hypercall takes, and what it does to memory is allowed.
+unsafe fn hypercall(number: u64, first: u64, second: u64, third: u64) -> i64 {
+    let result: i64;
+    // SAFETY: a guest's kernel enters Xen by `syscall`; the stack is not touched.
+    unsafe {
+        asm!(
+            "syscall",
+            inlateout("rax") number => result,
+            inlateout("rdi") first => _,
+            inlateout("rsi") second => _,
+            inlateout("rdx") third => _,
+            lateout("rcx") _,
+            lateout("r10") _,
+            lateout("r11") _,
+            lateout("r8") _,
+            options(nostack),
+        );
+    }
+    result
+}
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    shut_down(CRASH)
+}
