@@ -127,8 +127,11 @@ impl XenHost {
         }
         let _ = fs::remove_file(&config);
         let console = self.console(domid);
-        let ring = AgentRing::open(&console)
-            .unwrap_or_else(|error| panic!("domain {domid}, {}: {error}", console.display()));
+        let ring = AgentRing::open(&console).unwrap_or_else(|error| {
+            // A domain that nobody knows of would be in the way of all cases to come.
+            self.destroy(domid);
+            panic!("domain {domid}, {}: {error}", console.display())
+        });
         let (mfn, port) = ring.introduction();
         self.store.expect_ok("RELEASE", format!("{domid}|"));
         let vm = self.store.ask("READ", format!("/local/domain/{domid}/vm|"));
