@@ -109,15 +109,14 @@ impl Config {
             _ => return None,
         };
         let (args, env) = (usize::try_from(words.next()?).ok()?, usize::try_from(words.next()?).ok()?);
-        let mut strings = strings.strip_suffix(b"\0").unwrap_or(strings).split(|byte| *byte == 0);
+        let mut strings = strings.strip_suffix(b"\0")?.split(|byte| *byte == 0);
         let mut take = |count: usize| -> Option<Vec<OsString>> {
             let list: Vec<OsString> =
                 strings.by_ref().take(count).map(|text| OsStr::from_bytes(text).into()).collect();
             (list.len() == count).then_some(list)
         };
         config.args = take(args)?;
-        // An empty remainder is one empty string to `split`.
-        config.env = if env == 0 { Vec::new() } else { take(env)? };
+        config.env = take(env)?;
         let bounded = config.memory_max_kib >= MEMORY_MIN_KIB
             && config.memory_max_kib <= u64::MAX / 1024
             && config.tasks_max > 0
