@@ -50,6 +50,17 @@ struct Ends {
 struct Held {
     ends: Option<Ends>,
     mask: Mask,
+    /// It was notified since it was bound, as far as this process knows: if the broker has told of a
+    /// later binding meanwhile, that went to the old peer.
+    notified: bool,
+}
+
+/// Where a notification went.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Went {
+    ToThePeer,
+    /// The port is not bound, or this process does not know yet.
+    Nowhere,
 }
 
 /// All ports of this process.
@@ -106,7 +117,7 @@ impl Ports {
     pub(crate) fn allocated(&self, port: Port) {
         let mut table = lock(&self.table);
         if table.get(port).is_err() {
-            table.set(port, Held { ends: None, mask: Mask::Open });
+            table.set(port, Held { ends: None, mask: Mask::Open, notified: false });
         }
     }
 
@@ -134,13 +145,19 @@ impl Ports {
     /// Takes the ends of a port that is bound from now on.
     fn bound(&self, port: Port, wait: OwnedFd, notify: Option<OwnedFd>) -> Result<(), Error> {
         let mut table = lock(&self.table);
+        let mut again = false;
         if let Ok(held) = table.get_mut(port) {
+            again = held.notified;
             let before = held.ends.take();
             self.forget(before);
         }
-        table.set(port, Held { ends: None, mask: Mask::Open });
+        table.set(port, Held { ends: None, mask: Mask::Open, notified: false });
         let token = EventData::new_u64(table.token(port));
         epoll::add(&self.epoll, &wait, token, EDGE).map_err(from_errno)?;
+        if let (true, Some(notify)) = (again, &notify) {
+            // The new peer must not miss what the old one was told.
+            let _ = rustix::io::write(notify, &1_u64.to_ne_bytes());
+        }
         table.get_mut(port)?.ends = Some(Ends { wait, notify });
         Ok(())
     }
@@ -152,13 +169,15 @@ impl Ports {
         }
     }
 
-    fn notify(&self, port: Port) -> Result<(), Error> {
-        let table = lock(&self.table);
-        let Some(ends) = &table.get(port)?.ends else { return Ok(()) };
+    fn notify(&self, port: Port) -> Result<Went, Error> {
+        let mut table = lock(&self.table);
+        let held = table.get_mut(port)?;
+        held.notified = true;
+        let Some(ends) = &held.ends else { return Ok(Went::Nowhere) };
         let notify = ends.notify.as_ref().ok_or(Error::Inval)?;
         match rustix::io::write(notify, &1_u64.to_ne_bytes()) {
             // Full: an event is pending there as it is, and who filled it did so to its own channel.
-            Ok(_) | Err(Errno::AGAIN) => Ok(()),
+            Ok(_) | Err(Errno::AGAIN) => Ok(Went::ToThePeer),
             Err(error) => Err(from_errno(error)),
         }
     }
@@ -336,7 +355,12 @@ impl EventChannels for Channels {
     }
 
     fn notify(&self, port: Port) -> Result<(), Error> {
-        self.link.ports.notify(port)
+        if self.link.ports.notify(port)? == Went::Nowhere {
+            // It may have been bound since the broker was last listened to.
+            self.link.drain()?;
+            self.link.ports.notify(port)?;
+        }
+        Ok(())
     }
 
     fn pending(&mut self) -> Result<Option<Port>, Error> {

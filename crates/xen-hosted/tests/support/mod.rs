@@ -22,6 +22,9 @@ use xen_hosted::{HostDir, Platform};
 use xen_io::xs_ring::FrontRing;
 use xenstore_core::wire::MsgType;
 
+pub(crate) mod puppet;
+pub(crate) mod raw;
+
 /// The variable that names the role.
 pub(crate) const ROLE: &str = "XEN_HOSTED_TEST_ROLE";
 /// The variable that names the directory of the host.
