@@ -202,12 +202,12 @@ pub(crate) fn landlock_abi() -> i64 {
     result(abi).unwrap_or(0)
 }
 
-/// Takes all files from this process but the folders `readable`, which it may read and run, and, where
-/// the kernel knows how, TCP, other processes' abstract sockets, and signals to them.
+/// Takes all files from this process but `program` and the folders `readable`, which it may read and
+/// run, and, where the kernel knows how, TCP, other processes' abstract sockets, and signals to them.
 ///
 /// # Errors
 /// What Landlock answered.
-pub(crate) fn landlock(readable: &[OwnedFd]) -> Result<(), Errno> {
+pub(crate) fn landlock(program: &OwnedFd, readable: &[OwnedFd]) -> Result<(), Errno> {
     let abi = landlock_abi();
     let rights_fs = match abi {
         ..=0 => return Err(Errno::NOSYS),
@@ -229,11 +229,10 @@ pub(crate) fn landlock(readable: &[OwnedFd]) -> Result<(), Errno> {
     let raw = RawFd::try_from(ruleset).map_err(|_| Errno::BADF)?;
     // SAFETY: a new descriptor that nobody else knows.
     let ruleset = unsafe { OwnedFd::from_raw_fd(raw) };
-    for folder in readable {
-        let rule = PathBeneathAttr {
-            allowed_access: ACCESS_FS_EXECUTE | ACCESS_FS_READ_FILE | ACCESS_FS_READ_DIR,
-            parent_fd: folder.as_raw_fd(),
-        };
+    let file = ACCESS_FS_EXECUTE | ACCESS_FS_READ_FILE;
+    let folders = readable.iter().map(|folder| (folder, file | ACCESS_FS_READ_DIR));
+    for (parent, allowed_access) in folders.chain([(program, file)]) {
+        let rule = PathBeneathAttr { allowed_access, parent_fd: parent.as_raw_fd() };
         // SAFETY: the rule is of the kind named, and its descriptor is open.
         result(unsafe {
             libc::syscall(

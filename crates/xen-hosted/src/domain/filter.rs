@@ -112,9 +112,6 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_exit_group,
     libc::SYS_wait4,
     libc::SYS_waitid,
-    libc::SYS_kill,
-    libc::SYS_tgkill,
-    libc::SYS_tkill,
     libc::SYS_futex,
     libc::SYS_set_robust_list,
     libc::SYS_get_robust_list,
@@ -141,7 +138,6 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_rt_sigpending,
     libc::SYS_rt_sigsuspend,
     libc::SYS_rt_sigtimedwait,
-    libc::SYS_rt_sigqueueinfo,
     libc::SYS_sigaltstack,
     libc::SYS_restart_syscall,
     libc::SYS_sched_yield,
@@ -191,8 +187,6 @@ const ALSO_ALLOWED: &[libc::c_long] = &[
     libc::SYS_unlink,
     libc::SYS_rename,
     libc::SYS_chmod,
-    libc::SYS_fork,
-    libc::SYS_vfork,
     libc::SYS_getpgrp,
     libc::SYS_arch_prctl,
     libc::SYS_time,
@@ -202,11 +196,27 @@ const ALSO_ALLOWED: &[libc::c_long] = &[
 #[cfg(not(target_arch = "x86_64"))]
 const ALSO_ALLOWED: &[libc::c_long] = &[];
 
-/// The filter, to be made once for all domains.
+/// Forms of clone(2) that x86 keeps.
+#[cfg(target_arch = "x86_64")]
+const FORKS: &[libc::c_long] = &[libc::SYS_fork, libc::SYS_vfork];
+#[cfg(not(target_arch = "x86_64"))]
+const FORKS: &[libc::c_long] = &[];
+
+/// What a domain may do to processes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Processes {
+    /// Whatever it likes: it has a namespace of its own for them, and sees no others.
+    OfItsOwn,
+    /// Start threads, and signal them, in the process with this number: there is no namespace, so another
+    /// process would outlive the domain, and a signal could go to anybody.
+    ThreadsOf(u32),
+}
+
+/// The filter.
 ///
 /// # Errors
 /// Why there is none for this machine.
-pub(crate) fn program() -> Result<BpfProgram, seccompiler::BackendError> {
+pub(crate) fn program(processes: Processes) -> Result<BpfProgram, seccompiler::BackendError> {
     let all = ALLOWED.iter().chain(ALSO_ALLOWED);
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> = all.map(|call| (*call, Vec::new())).collect();
     let namespaces = [
@@ -220,7 +230,22 @@ pub(crate) fn program() -> Result<BpfProgram, seccompiler::BackendError> {
     ];
     let namespaces = namespaces.iter().fold(0, |all, flag| all | *flag as u64);
     let none = SeccompCmpOp::MaskedEq(namespaces);
-    rules.insert(libc::SYS_clone, vec![when(&[(0, none, 0)])?]);
+    let mut clone = vec![(0, none, 0)];
+    match processes {
+        Processes::OfItsOwn => {
+            let signals =
+                [libc::SYS_kill, libc::SYS_tkill, libc::SYS_tgkill, libc::SYS_rt_sigqueueinfo];
+            rules.extend(signals.iter().chain(FORKS).map(|call| (*call, Vec::new())));
+        }
+        Processes::ThreadsOf(pid) => {
+            let thread = libc::CLONE_THREAD as u64;
+            clone.push((0, SeccompCmpOp::MaskedEq(thread), thread));
+            for call in [libc::SYS_kill, libc::SYS_tgkill] {
+                rules.insert(call, vec![when(&[(0, SeccompCmpOp::Eq, pid.into())])?]);
+            }
+        }
+    }
+    rules.insert(libc::SYS_clone, vec![when(&clone)?]);
     let local = libc::AF_UNIX as u64;
     rules.insert(libc::SYS_socket, vec![when(&[(0, SeccompCmpOp::Eq, local)])?]);
     let nonblocking = libc::O_NONBLOCK as u64;

@@ -182,8 +182,8 @@ pub(crate) const LACKS: [(Lack, &str); 9] = [
     ),
     (
         Lack::Namespaces,
-        "domains get no namespaces (user namespaces are refused to this user); Landlock, seccomp and \
-         resource limits remain",
+        "domains get no namespaces (user namespaces are refused to this user) and are one process each; \
+         Landlock, seccomp and resource limits remain",
     ),
     (
         Lack::MemoryLimit,

@@ -5,6 +5,7 @@
 //! calls that are not on the list. Whatever fails ends it: there is no half a sandbox. What the
 //! machine does not have was found out before ([`Lack`](super::Lack)).
 
+use super::filter::{self, Processes};
 use super::{Config, Files, GUEST_DESCRIPTOR, Lack};
 use crate::proto::{self, Message, Request};
 use crate::sys;
@@ -112,8 +113,17 @@ fn enter(plan: Plan<'_>) -> Result<std::convert::Infallible, Failed> {
     let strings = plan.config.program_strings().ok_or((10, Errno::INVAL))?;
     tell(&plan, &Request::SandboxDone { lacks: plan.lacks }).map_err(|errno| (8, errno))?;
     wait_for(&plan, &Message::Run).map_err(|errno| (0, errno))?;
-    seccompiler::apply_filter(plan.filter).map_err(|_| (9, Errno::INVAL))?;
+    filter_calls(&plan).ok_or((9, Errno::INVAL))?;
     Err((10, sys::run_program(program.as_fd(), &strings.0, &strings.1)))
+}
+
+/// Leaves the system calls that the domain may make.
+fn filter_calls(plan: &Plan<'_>) -> Option<()> {
+    if plan.user != User::Same {
+        return seccompiler::apply_filter(plan.filter).ok();
+    }
+    let own = u32::try_from(rustix::process::getpid().as_raw_nonzero().get()).ok()?;
+    seccompiler::apply_filter(&filter::program(Processes::ThreadsOf(own)).ok()?).ok()
 }
 
 /// Waits until the broker says this, which is bounded by the broker's life: its end is the end.
@@ -235,7 +245,7 @@ fn give_up_privileges(plan: &Plan<'_>) -> Result<(), Errno> {
                 .collect(),
         };
         rustix::thread::set_no_new_privs(true)?;
-        sys::landlock(&folders)?;
+        sys::landlock(&plan.files[0], &folders)?;
     }
     if plan.user != User::Same {
         for bit in 0..64 {

@@ -220,7 +220,7 @@ impl Broker {
             dom_exc: None,
             cgroups,
             lacks: 0,
-            filter: filter::program().map_err(io::Error::other)?,
+            filter: filter::program(filter::Processes::OfItsOwn).map_err(io::Error::other)?,
             ports_max,
             arenas_max,
             first_id: 0x6000_0000 + u32::try_from(meta.ino() & 0xfff).unwrap_or(0) * 0x8000,

@@ -70,11 +70,14 @@ impl Host {
         command.arg(dir.join("host")).stdout(Stdio::piped());
         fs::create_dir_all(&dir).unwrap();
         change(&mut command);
-        let mut broker = command.spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(broker.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        assert!(line.contains("serving"), "the broker did not start: {line:?}");
-        Self { dir, broker, store: None }
+        Self { broker: serving(&mut command), dir, store: None }
+    }
+
+    /// Starts another broker in the same directory, after the end of the one before.
+    pub(crate) fn restart_broker(&mut self) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_xen-hosted"));
+        command.arg(self.host().path()).stdout(Stdio::piped());
+        self.broker = serving(&mut command);
     }
 
     /// The directory that broker and peers share.
@@ -133,6 +136,15 @@ impl Drop for Host {
         let _ = self.broker.wait();
         let _ = fs::remove_dir_all(&self.dir);
     }
+}
+
+/// Starts a broker and waits until it serves.
+fn serving(command: &mut Command) -> Child {
+    let mut broker = command.spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(broker.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert!(line.contains("serving"), "the broker did not start: {line:?}");
+    broker
 }
 
 /// Asks a process to end.
