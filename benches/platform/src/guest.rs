@@ -2,8 +2,12 @@
 
 use crate::Result;
 use crate::host::WITHIN;
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use std::io::Write;
+use std::time::Instant;
 use xen::evtchn::EventChannels;
+use xen::gnttab::{Access, GrantOffer};
+use xen::{DomId, Port};
 use xen_hosted::Platform;
 use xen_io::xs_ring::FrontRing;
 use xenstore_core::wire::{MsgType, split_message};
@@ -70,6 +74,82 @@ impl RingStore {
         }
         Ok(())
     }
+}
+
+/// Reads its name so many times, so many at once, as often as it reads a line; says how long it took,
+/// in ns.
+pub(crate) fn requests(count: &str, depth: &str) -> Result<()> {
+    let mut store = RingStore::open()?;
+    let name = format!("/local/domain/{}/name", store.platform.domid());
+    for line in std::io::stdin().lines() {
+        line?;
+        let begin = Instant::now();
+        store.read_many(name.as_bytes(), count.parse()?, depth.parse()?)?;
+        println!("{}", begin.elapsed().as_nanos());
+    }
+    Ok(())
+}
+
+/// Answers every notification of `peer`.
+pub(crate) fn pong(peer: &str) -> Result<()> {
+    pin()?;
+    let platform = Platform::guest()?;
+    let mut channels = platform.channels()?;
+    let port = channels.alloc_unbound(DomId(peer.parse()?))?;
+    println!("{port}");
+    loop {
+        let Some(port) = channels.wait(WITHIN)? else { return Ok(()) };
+        channels.unmask(port)?;
+        channels.notify(port)?;
+    }
+}
+
+/// Notifies `peer` and waits for the answer, so many times for each line that it reads; says how long
+/// that took, in ns.
+pub(crate) fn ping(peer: &str, count: &str) -> Result<()> {
+    pin()?;
+    let platform = Platform::guest()?;
+    let mut channels = platform.channels()?;
+    let mut lines = std::io::stdin().lines();
+    let port = Port(lines.next().ok_or("no port")??.parse()?);
+    let port = channels.bind_interdomain(DomId(peer.parse()?), port)?;
+    // The event that every binding begins with.
+    let first = channels.wait(WITHIN)?.ok_or("no first event")?;
+    channels.unmask(first)?;
+    let count: u32 = count.parse()?;
+    for line in lines {
+        line?;
+        let begin = Instant::now();
+        for _ in 0..count {
+            channels.notify(port)?;
+            let port = channels.wait(WITHIN)?.ok_or("no answer")?;
+            channels.unmask(port)?;
+        }
+        println!("{}", begin.elapsed().as_nanos());
+    }
+    Ok(())
+}
+
+/// Offers pages to domain 0, says the first reference, and waits for the end of its input.
+pub(crate) fn offer(count: &str) -> Result<()> {
+    let platform = Platform::guest()?;
+    let mut offers = platform.offers();
+    let mut offered = Vec::new();
+    offers.offer_batch(DomId::DOM0, Access::ReadWrite, count.parse()?, &mut offered)?;
+    println!("{}", offered.first().ok_or("no page")?.grant());
+    for line in std::io::stdin().lines() {
+        line?;
+    }
+    Ok(())
+}
+
+/// Ties this process to the last CPU that it may use.
+pub(crate) fn pin() -> Result<()> {
+    let allowed = sched_getaffinity(None)?;
+    let cpu = (0..CpuSet::MAX_CPU).rev().find(|cpu| allowed.is_set(*cpu)).ok_or("no CPU")?;
+    let mut one = CpuSet::new();
+    one.set(cpu);
+    Ok(sched_setaffinity(None, &one)?)
 }
 
 /// Asks the store once and says so at its output; then waits for its end, or ends.

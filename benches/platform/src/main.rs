@@ -3,6 +3,7 @@
 mod guest;
 mod host;
 mod life;
+mod speed;
 
 use std::process::ExitCode;
 
@@ -15,11 +16,17 @@ fn main() -> ExitCode {
     let ended = match args.as_slice() {
         ["store", dir] => host::play_store(std::path::Path::new(dir)),
         ["first", then] => guest::first(then),
+        ["requests", count, depth] => guest::requests(count, depth),
+        ["pong", peer] => guest::pong(peer),
+        ["ping", peer, count] => guest::ping(peer, count),
+        ["offer", count] => guest::offer(count),
+        ["bounce"] => speed::bounce(),
+        ["speed"] => speed::all(),
         ["create", rest @ ..] => {
             let count = rest.first().and_then(|count| count.parse().ok()).unwrap_or(1000);
             life::many(count)
         }
-        _ => Err("usage: platform-bench create [COUNT]".into()),
+        _ => Err("usage: platform-bench speed | create [COUNT]".into()),
     };
     match ended {
         Ok(()) => ExitCode::SUCCESS,

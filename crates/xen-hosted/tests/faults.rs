@@ -43,9 +43,12 @@ fn play_frontend() -> i32 {
     puppet::play(|_| {
         for round in 0..10_000_u32 {
             offered.page().store_u32(0, round).unwrap();
-            channels.notify(port).unwrap();
-            while let Some(port) = channels.pending().unwrap() {
-                channels.unmask(port).unwrap();
+            // Refused from when it is being destroyed on, until it is dead.
+            if channels.notify(port).is_err() {
+                break;
+            }
+            while let Ok(Some(port)) = channels.pending() {
+                let _ = channels.unmask(port);
             }
         }
         format!("{} {}", offered.grant(), port)
