@@ -17,7 +17,7 @@ pub(crate) struct RingStore {
     platform: Platform,
     channels: xen_hosted::evtchn::Channels,
     ring: FrontRing,
-    port: xen::Port,
+    port: Port,
 }
 
 impl RingStore {
@@ -53,7 +53,7 @@ impl RingStore {
             }
             let read = self.ring.read(&mut buffer)?;
             if read == 0 {
-                let port = self.channels.wait(WITHIN)?.ok_or("the store does not answer")?;
+                let port = self.channels.wait(Some(WITHIN))?.ok_or("the store does not answer")?;
                 self.channels.unmask(port)?;
                 continue;
             }
@@ -98,7 +98,7 @@ pub(crate) fn pong(peer: &str) -> Result<()> {
     let port = channels.alloc_unbound(DomId(peer.parse()?))?;
     println!("{port}");
     loop {
-        let Some(port) = channels.wait(WITHIN)? else { return Ok(()) };
+        let Some(port) = channels.wait(None)? else { return Ok(()) };
         channels.unmask(port)?;
         channels.notify(port)?;
     }
@@ -114,7 +114,7 @@ pub(crate) fn ping(peer: &str, count: &str) -> Result<()> {
     let port = Port(lines.next().ok_or("no port")??.parse()?);
     let port = channels.bind_interdomain(DomId(peer.parse()?), port)?;
     // The event that every binding begins with.
-    let first = channels.wait(WITHIN)?.ok_or("no first event")?;
+    let first = channels.wait(Some(WITHIN))?.ok_or("no first event")?;
     channels.unmask(first)?;
     let count: u32 = count.parse()?;
     for line in lines {
@@ -122,7 +122,7 @@ pub(crate) fn ping(peer: &str, count: &str) -> Result<()> {
         let begin = Instant::now();
         for _ in 0..count {
             channels.notify(port)?;
-            let port = channels.wait(WITHIN)?.ok_or("no answer")?;
+            let port = channels.wait(None)?.ok_or("no answer")?;
             channels.unmask(port)?;
         }
         println!("{}", begin.elapsed().as_nanos());
@@ -163,7 +163,7 @@ pub(crate) fn first(then: &str) -> Result<()> {
     if then == "stay" {
         loop {
             // Nobody notifies it: this sleeps until it is ended.
-            store.channels.wait(std::time::Duration::from_secs(3600))?;
+            store.channels.wait(None)?;
         }
     }
     Ok(())

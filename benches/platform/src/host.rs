@@ -7,7 +7,6 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
-use xen::DomId;
 use xen::domctl::DomainControl;
 use xen_hosted::domain::{Config, Files};
 use xen_hosted::domctl::{Control, Created, Descriptors};
@@ -90,7 +89,8 @@ impl Drop for Host {
             let _ = store.kill();
             let _ = store.wait();
         }
-        if let Some(pid) = i32::try_from(self.broker.id()).ok().and_then(rustix::process::Pid::from_raw)
+        if let Some(pid) =
+            i32::try_from(self.broker.id()).ok().and_then(rustix::process::Pid::from_raw)
         {
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
         }
@@ -128,26 +128,12 @@ pub(crate) fn run(
     Ok(())
 }
 
-/// Waits until the domain has ended.
-pub(crate) fn ended(control: &mut Control, domid: DomId) -> Result<()> {
-    let end = Instant::now() + WITHIN;
-    loop {
-        if let xen::domctl::RunState::Shutdown(_) = control.info(domid)?.state {
-            return Ok(());
-        }
-        if Instant::now() > end {
-            return Err(format!("domain {domid} does not end").into());
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    }
-}
-
 /// The daemon over the host in `dir`.
 pub(crate) fn play_store(dir: &Path) -> Result<()> {
     let platform = xen_hosted::store_platform(&HostDir::new(dir))?;
     let environment = xenstored::paths::Environment::of_process();
     let args = ["--no-fork".into()];
-    let asked = xenstored::config::parse(args.into_iter(), &environment)?;
+    let asked = xenstored::config::parse(args, &environment)?;
     let xenstored::config::Asked::Run(config) = asked else { return Ok(()) };
     let platform = xenstored::Platform {
         evtchn: Box::new(platform.evtchn),

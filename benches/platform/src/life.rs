@@ -38,7 +38,8 @@ fn quantile(times: &[Duration], part: f64) -> Duration {
 /// Creates `count` domains to their first store reply, and looks at what they cost when idle.
 pub(crate) fn many(count: usize) -> Result<()> {
     let host = Host::start()?;
-    let (broker, store) = (host.broker.id(), host.store.as_ref().map_or(0, std::process::Child::id));
+    let (broker, store) =
+        (host.broker.id(), host.store.as_ref().map_or(0, std::process::Child::id));
     let (mut control, mut client) = (host.control()?, host.client()?);
     let before = kib("/proc/meminfo", "MemAvailable");
     let mut times: Vec<[Duration; 3]> = Vec::new();
@@ -53,14 +54,17 @@ pub(crate) fn many(count: usize) -> Result<()> {
         drop(output);
         client.write(format!("/local/domain/{}/name", created.domid), "guest")?;
         let perm = xenstore::Perm::parse(format!("n{}", created.domid).as_bytes());
-        client.set_perms(format!("/local/domain/{}/name", created.domid), &[perm.ok_or("perm")?])?;
+        client
+            .set_perms(format!("/local/domain/{}/name", created.domid), &[perm.ok_or("perm")?])?;
         run(&mut control, &mut client, &created)?;
         let started = begin.elapsed();
         let mut wait = [PollFd::new(&said, PollFlags::IN)];
         let limit = Timespec { tv_sec: i64::try_from(WITHIN.as_secs())?, tv_nsec: 0 };
         if poll(&mut wait, Some(&limit))? == 0 || said.read(&mut [0])? == 0 {
             let info = control.info(created.domid)?;
-            return Err(format!("domain {} did not reach the store: {info:?}", created.domid).into());
+            return Err(
+                format!("domain {} did not reach the store: {info:?}", created.domid).into()
+            );
         }
         let _ = said.as_fd();
         times.push([made, started, begin.elapsed()]);

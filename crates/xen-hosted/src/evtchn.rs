@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use xen::evtchn::{EventChannels, Status, Virq};
 use xen::{DomId, Error, Port};
 
@@ -252,23 +252,24 @@ impl Channels {
     }
 
     /// Waits for the next port with an event, as [`EventChannels::pending`] reports it; `None` where
-    /// none came `within` that time. One system call less than poll(2) and `pending`.
+    /// none came `within` that time (without one it waits for good, which is cheaper, and ends with
+    /// the broker). One system call less than poll(2) and `pending`.
     ///
     /// # Errors
     /// As [`EventChannels::pending`].
-    pub fn wait(&mut self, within: Duration) -> Result<Option<Port>, Error> {
-        let end = std::time::Instant::now() + within;
+    pub fn wait(&mut self, within: Option<Duration>) -> Result<Option<Port>, Error> {
+        let end = within.map(|within| Instant::now() + within);
         loop {
             if let Some(port) = self.next_fetched()? {
                 return Ok(Some(port));
             }
-            let left = end.saturating_duration_since(std::time::Instant::now());
-            let timeout = Timespec {
+            let left = end.map(|end| end.saturating_duration_since(Instant::now()));
+            let timeout = left.map(|left| Timespec {
                 tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
                 tv_nsec: left.subsec_nanos().into(),
-            };
-            self.fetch(&timeout)?;
-            if self.fetched.is_empty() && left.is_zero() {
+            });
+            self.fetch(timeout.as_ref())?;
+            if self.fetched.is_empty() && left.is_some_and(|left| left.is_zero()) {
                 return Ok(None);
             }
         }
@@ -310,11 +311,11 @@ impl Channels {
         Ok(())
     }
 
-    fn fetch(&mut self, timeout: &Timespec) -> Result<(), Error> {
+    fn fetch(&mut self, timeout: Option<&Timespec>) -> Result<(), Error> {
         self.fetched.clear();
         self.next = 0;
         let into = rustix::buffer::spare_capacity(&mut self.fetched);
-        match epoll::wait(&self.link.ports.epoll, into, Some(timeout)) {
+        match epoll::wait(&self.link.ports.epoll, into, timeout) {
             Ok(count) => {
                 self.emptied = count < FETCHED_MAX;
                 Ok(())
@@ -371,7 +372,7 @@ impl EventChannels for Channels {
             if std::mem::take(&mut self.emptied) {
                 return Ok(None);
             }
-            self.fetch(&Timespec::default())?;
+            self.fetch(Some(&Timespec::default()))?;
             if self.fetched.is_empty() {
                 self.emptied = false;
                 return Ok(None);

@@ -183,7 +183,9 @@ impl Platform {
         if number.parse() != Ok(domain::GUEST_DESCRIPTOR) {
             return Err(Error::NoDev);
         }
-        Ok(Self { link: Link::over(sys::inherited(domain::GUEST_DESCRIPTOR).map_err(link::from_errno)?)? })
+        Ok(Self {
+            link: Link::over(sys::inherited(domain::GUEST_DESCRIPTOR).map_err(link::from_errno)?)?,
+        })
     }
 
     /// The number of the domain that this process is of.

@@ -195,8 +195,7 @@ impl Link {
 
     fn apply(&self, message: &Message, fds: Vec<OwnedFd>) {
         if let Message::ArenaEnded { granter, slot } = message {
-            let tables: Vec<_> =
-                lock(&self.foreign).iter().filter_map(Weak::upgrade).collect();
+            let tables: Vec<_> = lock(&self.foreign).iter().filter_map(Weak::upgrade).collect();
             for table in tables {
                 let ended = lock(&table).remove(&(*granter, *slot));
                 drop(ended);

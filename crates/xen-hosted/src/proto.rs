@@ -8,8 +8,8 @@
 use crate::limits::PACKET_FDS;
 use rustix::io::Errno;
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, recvmsg, sendmsg,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -22,37 +22,88 @@ pub(crate) enum Request {
     /// Who am I? Answer: domid, identity, console port, store port, ports at most; descriptors:
     /// counters, and with DomainWatch the table of identities.
     Hello,
-    AllocUnbound { remote: DomId },
-    BindInterdomain { remote: DomId, port: Port },
-    BindVirq { virq: u32 },
-    Close { port: Port },
-    Status { port: Port },
+    AllocUnbound {
+        remote: DomId,
+    },
+    BindInterdomain {
+        remote: DomId,
+        port: Port,
+    },
+    BindVirq {
+        virq: u32,
+    },
+    Close {
+        port: Port,
+    },
+    Status {
+        port: Port,
+    },
     /// The arena number `slot` of `granter`, if it is for this domain.
-    FindArena { granter: DomId, slot: u32 },
+    FindArena {
+        granter: DomId,
+        slot: u32,
+    },
     /// This domain's arena for `peer`.
-    OfferArena { peer: DomId, writable: u32 },
+    OfferArena {
+        peer: DomId,
+        writable: u32,
+    },
     /// The granter has mapped its arena `slot`, which from now on nobody else can write.
-    ArenaMapped { slot: u32 },
+    ArenaMapped {
+        slot: u32,
+    },
     /// An arena that was looked up is used no more; not answered.
-    Release { granter: DomId, slot: u32 },
+    Release {
+        granter: DomId,
+        slot: u32,
+    },
     /// What became of domains since last asked.
     Changes,
     /// Encoded by [`crate::domain::Config`].
     Create(Vec<u8>),
-    List { from: DomId },
-    Info { domid: DomId },
-    Pause { domid: DomId },
-    Unpause { domid: DomId },
-    Shutdown { domid: DomId, reason: u8 },
-    Destroy { domid: DomId },
-    SetMemoryMax { domid: DomId, kib: u64 },
-    Scheduling { domid: DomId },
-    SetScheduling { domid: DomId, weight: u16, cap: u16 },
-    Accounts { domid: DomId },
+    List {
+        from: DomId,
+    },
+    Info {
+        domid: DomId,
+    },
+    Pause {
+        domid: DomId,
+    },
+    Unpause {
+        domid: DomId,
+    },
+    Shutdown {
+        domid: DomId,
+        reason: u8,
+    },
+    Destroy {
+        domid: DomId,
+    },
+    SetMemoryMax {
+        domid: DomId,
+        kib: u64,
+    },
+    Scheduling {
+        domid: DomId,
+    },
+    SetScheduling {
+        domid: DomId,
+        weight: u16,
+        cap: u16,
+    },
+    Accounts {
+        domid: DomId,
+    },
     /// From a domain's process before its program runs: its sandbox stands, without these.
-    SandboxDone { lacks: u64 },
+    SandboxDone {
+        lacks: u64,
+    },
     /// The same: it does not stand, as this step failed.
-    SandboxFailed { step: u32, errno: i32 },
+    SandboxFailed {
+        step: u32,
+        errno: i32,
+    },
 }
 
 /// Cuts a word to the type of a field; `None` where it does not fit.
@@ -177,9 +228,7 @@ impl Message {
             }
             Self::Bound { port } => to_bytes(&[1, port.0.into()]),
             Self::Unbound { port } => to_bytes(&[2, port.0.into()]),
-            Self::ArenaEnded { granter, slot } => {
-                to_bytes(&[3, granter.0.into(), (*slot).into()])
-            }
+            Self::ArenaEnded { granter, slot } => to_bytes(&[3, granter.0.into(), (*slot).into()]),
             Self::Mapped => to_bytes(&[4]),
             Self::Run => to_bytes(&[5]),
         }
@@ -192,9 +241,7 @@ impl Message {
             [0, errno, rest @ ..] => Self::Reply { errno: cut(*errno)?, words: rest.to_vec() },
             [1, at] => Self::Bound { port: port(*at)? },
             [2, at] => Self::Unbound { port: port(*at)? },
-            [3, granter, slot] => {
-                Self::ArenaEnded { granter: domid(*granter)?, slot: cut(*slot)? }
-            }
+            [3, granter, slot] => Self::ArenaEnded { granter: domid(*granter)?, slot: cut(*slot)? },
             [4] => Self::Mapped,
             [5] => Self::Run,
             _ => return None,

@@ -221,7 +221,13 @@ pub(crate) fn landlock(program: &OwnedFd, readable: &[OwnedFd]) -> Result<(), Er
         handled_access_net: if abi >= 4 { 3 } else { 0 },
         scoped: if abi >= 6 { 3 } else { 0 },
     };
-    let size = if abi >= 6 { 24_usize } else if abi >= 4 { 16 } else { 8 };
+    let size = if abi >= 6 {
+        24_usize
+    } else if abi >= 4 {
+        16
+    } else {
+        8
+    };
     // SAFETY: the structure is at least as long as the size given.
     let ruleset = result(unsafe {
         libc::syscall(libc::SYS_landlock_create_ruleset, &raw const attr, size, 0_u32)

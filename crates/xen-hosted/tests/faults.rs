@@ -71,7 +71,7 @@ fn play_backend() -> i32 {
         let Ok(mapping) = mapped else { return 0 };
         let _ = mapping.page().load_u32(0).unwrap();
         let _ = channels.notify(port);
-        let Ok(Some(port)) = channels.wait(Duration::from_millis(1)) else { continue };
+        let Ok(Some(port)) = channels.wait(Some(Duration::from_millis(1))) else { continue };
         let _ = channels.unmask(port);
     }
 }
@@ -80,7 +80,8 @@ struct Chance(u64);
 
 impl Chance {
     fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) % bound
     }
 }
@@ -185,7 +186,7 @@ fn the_brokers_end_is_its_domains() {
     host.broker.kill().unwrap();
     host.broker.wait().unwrap();
     assert_eq!(guest.hear(), None, "the domain has ended");
-    assert_eq!(channels.wait(support::WITHIN), Err(xen::Error::NoDev));
+    assert_eq!(channels.wait(Some(support::WITHIN)), Err(xen::Error::NoDev));
     assert_eq!(control.list().unwrap_err(), xen::Error::NoDev);
     // The next one in the directory begins anew, and clears up.
     host.restart_broker();

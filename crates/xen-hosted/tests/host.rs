@@ -55,11 +55,11 @@ fn a_domain_reaches_the_store_over_its_ring() {
         let created = create(&mut control, "reader");
         let made = begin.elapsed();
         let home = format!("/local/domain/{}", created.domid);
-        client.write(&format!("{home}/name"), format!("guest{round}")).unwrap();
-        client.write(&format!("{home}/data"), "").unwrap();
+        client.write(format!("{home}/name"), format!("guest{round}")).unwrap();
+        client.write(format!("{home}/data"), "").unwrap();
         for node in ["", "/name", "/data"] {
             let perms = [xenstore::Perm::parse(format!("n{}", created.domid).as_bytes()).unwrap()];
-            client.set_perms(&format!("{home}{node}"), &perms).unwrap();
+            client.set_perms(format!("{home}{node}"), &perms).unwrap();
         }
         introduce(&mut client, &created);
         control.unpause(created.domid).unwrap();

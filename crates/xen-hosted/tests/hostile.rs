@@ -3,6 +3,7 @@
 
 mod support;
 
+use rustix::io::Errno;
 use std::collections::HashMap;
 use std::fs;
 use std::time::Instant;
@@ -32,8 +33,8 @@ fn role() {
 }
 
 fn said<T>(result: Result<T, Error>) -> String {
-    match result {
-        Ok(_) => "done".to_owned(),
+    match result.map(drop) {
+        Ok(()) => "done".to_owned(),
         Err(error) => error.to_string(),
     }
 }
@@ -199,11 +200,14 @@ fn act_beneath(words: &[&str]) -> String {
             format!("{:?}", std::os::unix::net::UnixStream::connect(path).map_err(|e| e.kind()))
         }
         ["network"] => {
-            format!("{:?}", std::net::UdpSocket::bind("127.0.0.1:0").map(drop).map_err(|e| e.raw_os_error()))
+            format!(
+                "{:?}",
+                std::net::UdpSocket::bind("127.0.0.1:0").map(drop).map_err(|e| e.raw_os_error())
+            )
         }
         ["kill", pid] => {
             let pid = rustix::process::Pid::from_raw(pid.parse().unwrap()).unwrap();
-            format!("{:?}", rustix::process::test_kill_process(pid).map_err(|e| e.raw_os_error()))
+            format!("{:?}", rustix::process::test_kill_process(pid).map_err(Errno::raw_os_error))
         }
         ["who"] => {
             let me = rustix::process::getpid().as_raw_nonzero();
@@ -322,11 +326,11 @@ fn ports_of_others_are_out_of_reach() {
     assert!(b.ask("bind-virq").starts_with("EPERM"));
     let mine = channels.bind_interdomain(of_a, Port(port.parse().unwrap())).unwrap();
     // A binding begins with an event.
-    assert_eq!(channels.wait(support::WITHIN).unwrap(), Some(mine));
+    assert_eq!(channels.wait(Some(support::WITHIN)).unwrap(), Some(mine));
     channels.unmask(mine).unwrap();
     assert_eq!(channels.pending().unwrap(), None);
     assert_eq!(a.ask(&format!("notify {port}")), "done");
-    assert_eq!(channels.wait(support::WITHIN).unwrap(), Some(mine));
+    assert_eq!(channels.wait(Some(support::WITHIN)).unwrap(), Some(mine));
     // Masked: kept, as one.
     assert_eq!(a.ask(&format!("flood {port} 1000")), "done");
     assert_eq!(channels.pending().unwrap(), None);

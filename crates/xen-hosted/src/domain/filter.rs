@@ -259,8 +259,8 @@ pub(crate) fn program(processes: Processes) -> Result<BpfProgram, seccompiler::B
         ],
     );
     let controls = [libc::TCGETS, libc::TIOCGWINSZ, libc::FIONREAD, libc::FIOCLEX, libc::FIONCLEX];
-    let controls = controls.iter().map(|request| when(&[(1, SeccompCmpOp::Eq, *request as u64)]));
-    rules.insert(libc::SYS_ioctl, controls.collect::<Result<_, _>>()?);
+    let controls = controls.map(|request| when(&[(1, SeccompCmpOp::Eq, request)]));
+    rules.insert(libc::SYS_ioctl, controls.into_iter().collect::<Result<_, _>>()?);
     let arch = TargetArch::try_from(std::env::consts::ARCH)?;
     // Not EPERM: C libraries try new calls first and fall back at ENOSYS alone.
     let refused = SeccompAction::Errno(libc::ENOSYS as u32);
@@ -268,9 +268,7 @@ pub(crate) fn program(processes: Processes) -> Result<BpfProgram, seccompiler::B
 }
 
 /// A call is allowed where its arguments compare so.
-fn when(
-    conditions: &[(u8, SeccompCmpOp, u64)],
-) -> Result<SeccompRule, seccompiler::BackendError> {
+fn when(conditions: &[(u8, SeccompCmpOp, u64)]) -> Result<SeccompRule, seccompiler::BackendError> {
     let conditions = conditions.iter().map(|(index, how, value)| {
         SeccompCondition::new(*index, SeccompCmpArgLen::Dword, how.clone(), *value)
     });

@@ -108,7 +108,8 @@ impl Config {
             1 => Files::System,
             _ => return None,
         };
-        let (args, env) = (usize::try_from(words.next()?).ok()?, usize::try_from(words.next()?).ok()?);
+        let (args, env) =
+            (usize::try_from(words.next()?).ok()?, usize::try_from(words.next()?).ok()?);
         let mut strings = strings.strip_suffix(b"\0")?.split(|byte| *byte == 0);
         let mut take = |count: usize| -> Option<Vec<OsString>> {
             let list: Vec<OsString> =

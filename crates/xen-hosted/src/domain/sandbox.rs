@@ -131,8 +131,7 @@ fn wait_for(plan: &Plan<'_>, message: &Message) -> Result<(), Errno> {
     let mut buffer = [0; 64];
     loop {
         let mut fds = Vec::new();
-        let got =
-            proto::receive(plan.setup.as_fd(), &mut buffer, &mut fds, RecvFlags::empty());
+        let got = proto::receive(plan.setup.as_fd(), &mut buffer, &mut fds, RecvFlags::empty());
         match got {
             Ok(0) => sys::exit_now(127),
             Ok(count) if Message::decode(&buffer[..count]).as_ref() == Some(message) => {
@@ -231,9 +230,9 @@ fn bound(plan: &Plan<'_>) -> Result<(), Errno> {
 }
 
 fn give_up_privileges(plan: &Plan<'_>) -> Result<(), Errno> {
-    rustix::process::setsid().map(drop).or_else(|errno| {
-        if errno == Errno::PERM { Ok(()) } else { Err(errno) }
-    })?;
+    rustix::process::setsid()
+        .map(drop)
+        .or_else(|errno| if errno == Errno::PERM { Ok(()) } else { Err(errno) })?;
     if plan.lacks & Lack::Namespaces.bit() != 0 && plan.lacks & Lack::Landlock.bit() == 0 {
         let folders = match plan.config.files {
             Files::None => Vec::new(),

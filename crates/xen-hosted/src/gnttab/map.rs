@@ -36,8 +36,8 @@ impl Foreign {
         }
         let entry = self.arena.table.word(entry_offset(at)).load(SeqCst);
         // Once it is mapped the grant may end without an end to the mapping, as with Xen.
-        let granted = *count > 0
-            || (entry & 0xffff & PERMIT_ACCESS != 0 && entry >> 16 == u32::from(me.0));
+        let granted =
+            *count > 0 || (entry & 0xffff & PERMIT_ACCESS != 0 && entry >> 16 == u32::from(me.0));
         let more = access == Access::ReadWrite
             && (self.arena.access == Access::Read || entry & READONLY != 0);
         let next = count.checked_add(1);

@@ -84,7 +84,12 @@ pub(crate) struct Arena {
 
 impl Arena {
     /// Maps an arena from its one or two memfds; its pages as `own` says.
-    pub(crate) fn map(slot: u32, table: &OwnedFd, pages: Option<&OwnedFd>, own: Access) -> Result<Self> {
+    pub(crate) fn map(
+        slot: u32,
+        table: &OwnedFd,
+        pages: Option<&OwnedFd>,
+        own: Access,
+    ) -> Result<Self> {
         let access = if pages.is_some() { Access::Read } else { Access::ReadWrite };
         let (fd, offset) = match pages {
             Some(pages) => (pages, 0),

@@ -76,7 +76,11 @@ impl Unmap for Own {
         self.arena.table.word(entry_offset(at.into())).store(0, SeqCst);
         let held = self.is_held(at);
         let mut unused = lock(&self.unused);
-        if held { unused.lingering.push(at) } else { unused.free.push(at) }
+        if held {
+            unused.lingering.push(at);
+        } else {
+            unused.free.push(at);
+        }
         self.link.count(Counter::Granted, -1);
     }
 }

@@ -87,7 +87,8 @@ impl Broker {
 
     /// Memory that a domain's arenas may take.
     pub(super) fn charged(&self, domid: DomId) -> u64 {
-        let arenas = self.domains.get(&domid).map_or(0, |domain| domain.arenas.iter().flatten().count());
+        let arenas =
+            self.domains.get(&domid).map_or(0, |domain| domain.arenas.iter().flatten().count());
         ARENA_LEN * arenas as u64
     }
 
@@ -217,7 +218,9 @@ impl Broker {
     /// Nobody finds this arena any more, and both sides are told.
     pub(super) fn end_arena(&mut self, granter: DomId, slot: u32) {
         let Some(domain) = self.domains.get_mut(&granter) else { return };
-        let Some(arena) = domain.arenas.get_mut(slot as usize).and_then(Option::take) else { return };
+        let Some(arena) = domain.arenas.get_mut(slot as usize).and_then(Option::take) else {
+            return;
+        };
         arena.write_word(ENDED, 1);
         if let Some(peer) = self.domains.get_mut(&arena.peer) {
             peer.arenas_for.retain(|place| *place != (granter, slot));

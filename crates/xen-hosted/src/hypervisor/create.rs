@@ -33,8 +33,7 @@ impl Broker {
     fn free_domid(&mut self) -> Result<DomId, Error> {
         for _ in 1..DomId::FIRST_RESERVED.0 {
             let domid = DomId(self.next_domid);
-            self.next_domid =
-                if domid.0 + 1 < DomId::FIRST_RESERVED.0 { domid.0 + 1 } else { 1 };
+            self.next_domid = if domid.0 + 1 < DomId::FIRST_RESERVED.0 { domid.0 + 1 } else { 1 };
             if !self.domains.contains_key(&domid) && !self.is_news(domid) {
                 return Ok(domid);
             }
@@ -120,23 +119,16 @@ impl Broker {
                 (Err(errno), _) => return Err(failed(errno)),
             }
         };
+        self.watch(pidfd.as_fd(), Token::Process(domid), EventFlags::IN).map_err(failed)?;
+        self.watch(setup_end.as_fd(), Token::Setup(domid), EventFlags::IN).map_err(failed)?;
+        let domain = self.domains.get_mut(&domid).ok_or(Error::Srch)?;
+        let process = domain.process.insert(Process { pidfd, setup: Some(setup_end) });
         if flags & libc::CLONE_NEWUSER != 0 {
             map_ids(pid, root.then_some(outer))?;
         }
-        self.begun(domid, Process { pid, pidfd, setup: Some(setup_end) })
-    }
-
-    /// Lets the process go on, and waits for what it says and for its end.
-    fn begun(&mut self, domid: DomId, process: Process) -> Result<(), Error> {
-        self.watch(process.pidfd.as_fd(), Token::Process(domid), EventFlags::IN).map_err(failed)?;
-        if let Some(setup) = &process.setup {
-            self.watch(setup.as_fd(), Token::Setup(domid), EventFlags::IN).map_err(failed)?;
-            proto::send(setup.as_fd(), &Message::Mapped.encode(), &[], SendFlags::DONTWAIT)
-                .map_err(failed)?;
-        }
-        let domain = self.domains.get_mut(&domid).ok_or(Error::Srch)?;
-        domain.process = Some(process);
-        Ok(())
+        let setup = process.setup.as_ref().ok_or(Error::Srch)?;
+        proto::send(setup.as_fd(), &Message::Mapped.encode(), &[], SendFlags::DONTWAIT)
+            .map_err(failed)
     }
 
     /// The process has something to say before its program runs, or runs it: then this end closes.

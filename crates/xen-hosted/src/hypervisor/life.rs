@@ -91,13 +91,7 @@ impl Broker {
         let domain = self.living_guest(domid)?;
         domain.stage = Stage::Dying;
         self.set_identity(domid, 0);
-        self.free_all_ports(domid);
-        self.end_all_arenas(domid);
-        if let Some(id) = self.domains.get(&domid).and_then(|domain| domain.peer) {
-            self.drop_peer(id);
-        }
-        self.kill(domid);
-        self.finish(domid);
+        self.take_down(domid);
         words([])
     }
 
@@ -142,16 +136,16 @@ impl Broker {
         }
     }
 
-    /// Undoes a creation that did not get as far as a process, or not further.
+    /// Takes from a domain all that it has; it is gone once its process is.
     pub(super) fn take_down(&mut self, domid: DomId) {
         let Some(domain) = self.domains.get_mut(&domid) else { return };
         domain.stage = Stage::Dying;
+        self.kill(domid);
         self.free_all_ports(domid);
         self.end_all_arenas(domid);
         if let Some(id) = self.domains.get(&domid).and_then(|domain| domain.peer) {
             self.drop_peer(id);
         }
-        self.kill(domid);
         self.finish(domid);
     }
 }

@@ -27,7 +27,7 @@ use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::fs::{FlockOperation, SealFlags, fcntl_add_seals, flock};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
-use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 use seccompiler::BpfProgram;
 use std::collections::BTreeMap;
 use std::fs;
@@ -88,9 +88,7 @@ impl Token {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Stage {
     /// Its process puts the sandbox together; its creator waits for the answer.
-    Building {
-        creator: PeerId,
-    },
+    Building { creator: PeerId },
     /// It has never run.
     Built,
     /// It runs, paused or not.
@@ -105,7 +103,6 @@ enum Stage {
 
 /// A domain's first process.
 struct Process {
-    pid: Pid,
     pidfd: OwnedFd,
     /// Until its program runs.
     setup: Option<OwnedFd>,
@@ -172,6 +169,7 @@ pub struct Broker {
     input: Vec<u8>,
     /// Peers that were over their rate and are to be read again.
     resting: Vec<PeerId>,
+    rested_until_ms: u64,
     stopping: bool,
 }
 
@@ -226,12 +224,15 @@ impl Broker {
             first_id: 0x6000_0000 + u32::try_from(meta.ino() & 0xfff).unwrap_or(0) * 0x8000,
             input: vec![0; crate::limits::CREATE_MAX],
             resting: Vec::new(),
+            rested_until_ms: 0,
             stopping: false,
             host,
         };
         broker.add_lacks(lacks);
         let identity = broker.take_identity();
-        broker.domains.insert(DomId::DOM0, Domain::new(identity, Config::default(), DOM0_PORTS_MAX));
+        broker
+            .domains
+            .insert(DomId::DOM0, Domain::new(identity, Config::default(), DOM0_PORTS_MAX));
         broker.set_identity(DomId::DOM0, identity);
         broker.watch(broker.stop.as_fd(), Token::Stop, EventFlags::IN)?;
         for role in Role::ALL {
@@ -354,7 +355,8 @@ impl Domain {
 /// Identities of this broker are not those of one before it in the same directory.
 fn first_identity() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    let us = u64::try_from(now.tv_sec).unwrap_or(0) << 20 | u64::try_from(now.tv_nsec / 1024).unwrap_or(0);
+    let us = u64::try_from(now.tv_sec).unwrap_or(0) << 20
+        | u64::try_from(now.tv_nsec / 1024).unwrap_or(0);
     us << 8 | 1
 }
 

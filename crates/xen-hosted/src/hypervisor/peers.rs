@@ -9,6 +9,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use xen::DomId;
 use xen::domwatch::DomainEvent;
 
+/// Answers that may wait while further requests are read. One who waits for each has one at most.
+const WAITING_ANSWERS_MAX: usize = 16;
 /// Messages with descriptors that may wait for a guest which does not read.
 const WAITING_FDS_MAX: usize = 64;
 
@@ -47,17 +49,28 @@ pub(super) struct Peer {
     /// What became of domains, for who watches them.
     pub(super) changes: Option<VecDeque<DomainEvent>>,
     /// What its socket did not take.
-    unsent: VecDeque<(Vec<u8>, Vec<OwnedFd>)>,
+    unsent: VecDeque<Unsent>,
+    /// How much of that is answers.
+    unsent_answers: usize,
     /// Requests that it may still make, in thousandths.
     credit: u64,
     credit_at_ms: u64,
 }
 
-/// Whether a message may be lost where its receiver does not read.
+/// A message that waits for its receiver to read others.
+struct Unsent {
+    packet: Vec<u8>,
+    fds: Vec<OwnedFd>,
+    keep: Keep,
+}
+
+/// What becomes of a message where its receiver does not read.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Keep {
-    /// It is kept: there are never more of them than the receiver has ports, arenas and requests.
+    /// It is kept; there are never more of them than the receiver has ports and arenas.
     Always,
+    /// It is kept, and while there are many of them no further request is read.
+    Answer,
     /// It is refused for a guest that has left many unread.
     WithinBounds,
 }
@@ -74,12 +87,13 @@ impl Peer {
             offered: Vec::new(),
             changes: rights.has(Rights::DOMAIN_WATCH).then(VecDeque::new),
             unsent: VecDeque::new(),
+            unsent_answers: 0,
             credit: u64::from(REQUESTS_BURST) * 1000,
             credit_at_ms: 0,
         }
     }
 
-    /// Sends, or keeps for later. True where something is kept now and was not before.
+    /// Sends, or keeps for later: then true.
     ///
     /// # Errors
     /// The message cannot be sent, ever, or is refused ([`Keep::WithinBounds`]).
@@ -96,39 +110,44 @@ impl Peer {
                 Err(errno) => return Err(errno),
             }
         }
-        let with_fds = self.unsent.iter().filter(|(_, fds)| !fds.is_empty()).count();
-        if keep == Keep::WithinBounds
-            && self.domid != DomId::DOM0
-            && with_fds >= WAITING_FDS_MAX
-        {
+        let with_fds = self.unsent.iter().filter(|unsent| !unsent.fds.is_empty()).count();
+        if keep == Keep::WithinBounds && self.domid != DomId::DOM0 && with_fds >= WAITING_FDS_MAX {
             return Err(Errno::BUSY);
         }
         let owned: std::io::Result<Vec<OwnedFd>> =
             fds.iter().map(BorrowedFd::try_clone_to_owned).collect();
-        let owned = owned.map_err(|_| Errno::MFILE)?;
-        self.unsent.push_back((packet, owned));
-        Ok(self.unsent.len() == 1)
+        let fds = owned.map_err(|_| Errno::MFILE)?;
+        self.unsent_answers += usize::from(keep == Keep::Answer);
+        self.unsent.push_back(Unsent { packet, fds, keep });
+        Ok(true)
     }
 
-    /// Sends what was kept; whether all of it went.
+    /// Sends what was kept, as far as it goes.
     ///
     /// # Errors
     /// The peer is gone.
-    pub(super) fn flush(&mut self) -> Result<bool, Errno> {
-        while let Some((packet, fds)) = self.unsent.front() {
+    pub(super) fn flush(&mut self) -> Result<(), Errno> {
+        while let Some(Unsent { packet, fds, keep }) = self.unsent.front() {
             let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
             match proto::send(self.socket.as_fd(), packet, &fds, SendFlags::DONTWAIT) {
                 Ok(()) => {}
-                Err(Errno::AGAIN | Errno::NOBUFS | Errno::TOOMANYREFS) => return Ok(false),
+                Err(Errno::AGAIN | Errno::NOBUFS | Errno::TOOMANYREFS) => return Ok(()),
                 Err(errno) => return Err(errno),
             }
+            self.unsent_answers -= usize::from(*keep == Keep::Answer);
             self.unsent.pop_front();
         }
-        Ok(true)
+        Ok(())
     }
 
     pub(super) fn has_unsent(&self) -> bool {
         !self.unsent.is_empty()
+    }
+
+    /// Whether its next request is read now. News never keeps it from that: who lets go of many things
+    /// at once tells so while it is still being told of them.
+    pub(super) fn is_read(&self) -> bool {
+        self.unsent_answers < WAITING_ANSWERS_MAX
     }
 
     /// Takes one request off what the peer may make; false where it has to rest. Domain 0 never rests.

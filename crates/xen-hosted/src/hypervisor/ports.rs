@@ -16,8 +16,14 @@ use xen::{DomId, Error, Port};
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Bound {
     /// Nothing yet: that domain may, the one with this identity and no later one of its number.
-    Unbound { remote: DomId, identity: u64 },
-    Interdomain { remote: DomId, port: Port },
+    Unbound {
+        remote: DomId,
+        identity: u64,
+    },
+    Interdomain {
+        remote: DomId,
+        port: Port,
+    },
     Virq(u32),
 }
 
@@ -269,9 +275,7 @@ impl Broker {
         match table.get(port).map(|slot| slot.bound) {
             None => words([0, 0, 0]),
             Some(Bound::Unbound { remote, .. }) => words([1, remote.0.into(), 0]),
-            Some(Bound::Interdomain { remote, port }) => {
-                words([2, remote.0.into(), port.0.into()])
-            }
+            Some(Bound::Interdomain { remote, port }) => words([2, remote.0.into(), port.0.into()]),
             Some(Bound::Virq(virq)) => words([3, 0, virq.into()]),
         }
     }

@@ -2,7 +2,9 @@
 
 use super::peers::{Keep, Peer};
 use super::{Broker, Domain, IDENTITIES_LEN, PeerId, Stage, Token, failed, say};
-use crate::limits::{CREATE_MAX, DOM0_PORTS_MAX, PACKET_MAX, PEERS_MAX, REQUESTS_A_TURN, UNREAD_MAX};
+use crate::limits::{
+    CREATE_MAX, DOM0_PORTS_MAX, PACKET_MAX, PEERS_MAX, REQUESTS_A_TURN, UNREAD_MAX,
+};
 use crate::link::counters_len;
 use crate::map::memfd;
 use crate::proto::{self, Message, Request};
@@ -20,7 +22,7 @@ use xen::{DomId, Error};
 /// Events that one wait returns at most.
 const EVENTS_MAX: usize = 256;
 /// How long a peer rests that asked too often.
-const REST_MS: i64 = 20;
+const REST_MS: u64 = 20;
 
 /// An answer: words and descriptors; `None` for one that comes later, or never.
 pub(super) type Answered = Result<Option<(Vec<u64>, Vec<OwnedFd>)>, Error>;
@@ -39,7 +41,7 @@ impl Broker {
         let mut events: Vec<Event> = Vec::with_capacity(EVENTS_MAX);
         while !self.stopping {
             events.clear();
-            let rest = Timespec { tv_sec: 0, tv_nsec: REST_MS * 1_000_000 };
+            let rest = Timespec { tv_sec: 0, tv_nsec: (REST_MS * 1_000_000) as i64 };
             let timeout = (!self.resting.is_empty()).then_some(&rest);
             match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), timeout) {
                 Ok(_) | Err(Errno::INTR) => {}
@@ -116,8 +118,7 @@ impl Broker {
     fn serve(&mut self, id: PeerId, flags: EventFlags) {
         if flags.contains(EventFlags::OUT) {
             match self.peers.get_mut(id).map(Peer::flush) {
-                Some(Ok(true)) => self.watch_peer(id),
-                Some(Ok(false)) => return,
+                Some(Ok(())) => self.watch_peer(id),
                 Some(Err(_)) => {
                     self.drop_peer(id);
                     return;
@@ -128,7 +129,7 @@ impl Broker {
         let now_ms = now_ms();
         for _ in 0..REQUESTS_A_TURN {
             let Some(peer) = self.peers.get_mut(id) else { return };
-            if peer.has_unsent() {
+            if !peer.is_read() {
                 return;
             }
             if !peer.may_ask(now_ms) {
@@ -194,7 +195,7 @@ impl Broker {
 
     pub(super) fn reply(&mut self, id: PeerId, errno: i32, words: Vec<u64>, fds: &[OwnedFd]) {
         let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
-        let _ = self.push(id, &Message::Reply { errno, words }, &fds, Keep::Always);
+        let _ = self.push(id, &Message::Reply { errno, words }, &fds, Keep::Answer);
     }
 
     /// Sends a message, now or when its receiver reads.
@@ -215,10 +216,13 @@ impl Broker {
         Ok(())
     }
 
-    /// Reads a peer that has read everything itself, else waits until it does.
+    /// Waits until a peer asks, and until its socket takes more where something waits for that.
     fn watch_peer(&self, id: PeerId) {
-        let unsent = self.peers.get(id).is_some_and(Peer::has_unsent);
-        self.set_interest(id, if unsent { EventFlags::OUT } else { EventFlags::IN });
+        let Some(peer) = self.peers.get(id) else { return };
+        let mut flags = EventFlags::empty();
+        flags.set(EventFlags::IN, peer.is_read());
+        flags.set(EventFlags::OUT, peer.has_unsent());
+        self.set_interest(id, flags);
     }
 
     fn set_interest(&self, id: PeerId, flags: EventFlags) {
@@ -229,6 +233,14 @@ impl Broker {
     }
 
     fn wake_resting(&mut self) {
+        if self.resting.is_empty() {
+            return;
+        }
+        let now_ms = now_ms();
+        if now_ms < self.rested_until_ms {
+            return;
+        }
+        self.rested_until_ms = now_ms + REST_MS;
         for id in std::mem::take(&mut self.resting) {
             self.watch_peer(id);
         }
@@ -330,7 +342,9 @@ fn own(named: DomId, domid: DomId) -> DomId {
 /// The right that a request needs.
 fn needed(request: &Request) -> Rights {
     match request {
-        Request::Hello | Request::SandboxDone { .. } | Request::SandboxFailed { .. } => Rights::NONE,
+        Request::Hello | Request::SandboxDone { .. } | Request::SandboxFailed { .. } => {
+            Rights::NONE
+        }
         Request::AllocUnbound { .. }
         | Request::BindInterdomain { .. }
         | Request::Close { .. }
@@ -354,5 +368,6 @@ fn needed(request: &Request) -> Rights {
 
 fn now_ms() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    u64::try_from(now.tv_sec).unwrap_or(0) * 1000 + u64::try_from(now.tv_nsec / 1_000_000).unwrap_or(0)
+    u64::try_from(now.tv_sec).unwrap_or(0) * 1000
+        + u64::try_from(now.tv_nsec / 1_000_000).unwrap_or(0)
 }

@@ -198,7 +198,7 @@ pub(crate) fn play_store() -> ExitCode {
     let environment = xenstored::paths::Environment::of_process();
     let args = ["--no-fork".into()];
     let xenstored::config::Asked::Run(config) =
-        xenstored::config::parse(args.into_iter(), &environment).unwrap()
+        xenstored::config::parse(args, &environment).unwrap()
     else {
         return ExitCode::FAILURE;
     };
@@ -280,7 +280,7 @@ impl GuestStore {
             }
             let left = end.saturating_duration_since(Instant::now());
             assert!(!left.is_zero(), "the store does not answer");
-            if let Some(port) = self.channels.wait(left).unwrap() {
+            if let Some(port) = self.channels.wait(Some(left)).unwrap() {
                 self.channels.unmask(port).unwrap();
             }
         }
