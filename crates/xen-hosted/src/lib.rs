@@ -278,7 +278,7 @@ pub fn store_platform(host: &HostDir) -> Result<StorePlatform, Error> {
 
 /// The system calls, by number, that a process makes on this platform once it has connected: what its
 /// own filter has to allow.
-pub const SYSTEM_CALLS: [libc::c_long; 8] = [
+pub const SYSTEM_CALLS: [libc::c_long; 9] = [
     libc::SYS_sendto,
     libc::SYS_recvmsg,
     libc::SYS_write,
@@ -287,4 +287,5 @@ pub const SYSTEM_CALLS: [libc::c_long; 8] = [
     libc::SYS_epoll_ctl,
     libc::SYS_mmap,
     libc::SYS_munmap,
+    libc::SYS_close,
 ];
