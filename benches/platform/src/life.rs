@@ -5,7 +5,6 @@ use crate::host::{Host, WITHIN, create, run};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::fs::{self, File};
 use std::io::Read;
-use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 use xen::domctl::DomainControl;
 use xenstore::Store;
@@ -66,7 +65,6 @@ pub(crate) fn many(count: usize) -> Result<()> {
                 format!("domain {} did not reach the store: {info:?}", created.domid).into()
             );
         }
-        let _ = said.as_fd();
         times.push([made, started, begin.elapsed()]);
         domids.push(created.domid);
     }
@@ -85,8 +83,7 @@ pub(crate) fn many(count: usize) -> Result<()> {
         );
     }
     let fallen = before.saturating_sub(kib("/proc/meminfo", "MemAvailable"));
-    let own: u64 = 0;
-    println!("memory a domain: {} KiB ({own} of it its program's)", fallen / count as u64);
+    println!("memory a domain, its program's included: {} KiB", fallen / count as u64);
     for (name, pid) in [("broker", broker), ("store", store)] {
         println!("{name}: {} KiB", kib(&format!("/proc/{pid}/status"), "VmRSS"));
     }
@@ -101,6 +98,12 @@ pub(crate) fn many(count: usize) -> Result<()> {
     let begin = Instant::now();
     for domid in &domids {
         control.destroy(*domid)?;
+    }
+    let last = domids.last().map_or(0, |domid| domid.0);
+    while client.is_domain_introduced(last)? {
+        if begin.elapsed() > WITHIN {
+            return Err("the store does not let go of its domains".into());
+        }
     }
     println!("destroyed {count} in {:.0} ms", ms(begin.elapsed()));
     Ok(())

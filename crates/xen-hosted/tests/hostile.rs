@@ -176,6 +176,10 @@ fn act_beneath(words: &[&str]) -> String {
             let event = rustix::event::eventfd(0, rustix::event::EventfdFlags::NONBLOCK).unwrap();
             raw::make_blocking(&event)
         }
+        ["outlive"] => {
+            let result = rustix::process::set_parent_process_death_signal(None);
+            format!("{:?}", result.map_err(Errno::raw_os_error))
+        }
         ["attach", count] => {
             // A request that is refused, with a descriptor that nobody asked for.
             for _ in 0..number(count) {
@@ -406,6 +410,7 @@ fn a_domain_sees_nobody_else() {
         assert_eq!(guest.ask(&format!("kill {pid}")), "Err(3)");
     }
     assert_eq!(guest.ask("blocking"), "setfl=38 fionbio=38");
+    assert_eq!(guest.ask("outlive"), "Err(38)");
     assert_eq!(other.ask("alloc 0"), "3");
 }
 

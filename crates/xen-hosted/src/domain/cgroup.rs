@@ -4,10 +4,12 @@
 //! All domains of a host live below `xenbus-…` in the broker's own group, so whatever bounds the
 //! broker bounds them too. Version 2 needs no controller for freezing and for processor time.
 
+use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// What is asked of a control group.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -126,12 +128,13 @@ impl Cgroups {
         found
     }
 
-    /// Removes the groups that a broker before this one has left.
+    /// Removes the groups that a broker before this one has left, and ends what is in them: it died
+    /// with that broker or is about to.
     fn sweep(&self) {
         for hierarchy in &self.hierarchies {
             for entry in fs::read_dir(&hierarchy.base).into_iter().flatten().flatten() {
                 if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                    let _ = fs::remove_dir(entry.path());
+                    clear(&entry.path());
                 }
             }
         }
@@ -181,6 +184,26 @@ impl Cgroups {
             }
         }
         Ok(group)
+    }
+}
+
+/// Ends all processes in a group and removes it, within a second.
+fn clear(group: &Path) {
+    const TRIES: u32 = 100;
+    for _ in 0..TRIES {
+        // Each where there is such a file: version 2, the freezer of version 1.
+        let _ = fs::write(group.join("cgroup.kill"), "1");
+        let _ = fs::write(group.join("freezer.state"), "THAWED");
+        let pids = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+        for pid in pids.lines().filter_map(|pid| Pid::from_raw(pid.parse().ok()?)) {
+            let _ = kill_process(pid, Signal::KILL);
+        }
+        match fs::remove_dir(group) {
+            Err(error) if error.kind() == ErrorKind::ResourceBusy => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            _ => return,
+        }
     }
 }
 

@@ -5,7 +5,8 @@
 //! io_uring, perf, raw networking.
 //!
 //! One rule is for others' sake: nobody may clear `O_NONBLOCK`. The two ends of an event channel share
-//! one open file, and a peer that made it blocking could stop who notifies it.
+//! one open file, and a peer that made it blocking could stop who notifies it. And nobody may take
+//! back that it dies with the broker.
 
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
@@ -150,7 +151,6 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_getcpu,
     libc::SYS_prlimit64,
     libc::SYS_getrusage,
-    libc::SYS_prctl,
     // Time, numbers.
     libc::SYS_clock_gettime,
     libc::SYS_clock_getres,
@@ -248,6 +248,8 @@ pub(crate) fn program(processes: Processes) -> Result<BpfProgram, seccompiler::B
     rules.insert(libc::SYS_clone, vec![when(&clone)?]);
     let local = libc::AF_UNIX as u64;
     rules.insert(libc::SYS_socket, vec![when(&[(0, SeccompCmpOp::Eq, local)])?]);
+    let with_the_broker = libc::PR_SET_PDEATHSIG as u64;
+    rules.insert(libc::SYS_prctl, vec![when(&[(0, SeccompCmpOp::Ne, with_the_broker)])?]);
     let nonblocking = libc::O_NONBLOCK as u64;
     let set = libc::F_SETFL as u64;
     let keeps = SeccompCmpOp::MaskedEq(nonblocking);
