@@ -36,8 +36,8 @@
 //!   VIRQ_DOM_EXC says so. As on Xen its ports and grants stay until the toolstack destroys it.
 //! - A domain is destroyed: ports, arenas, socket go at once, its number when nobody names it any more.
 //!   Who has its pages mapped keeps them until it unmaps them.
-//! - A peer does not read: what the broker has to tell it waits, and its requests wait with that. Who
-//!   wants to bind to a guest with 64 unread bindings gets `EBUSY`.
+//! - A peer does not read: what the broker has to tell it waits. While 16 answers wait it is asked for
+//!   no further request, and who wants to bind to a guest with 64 unread bindings gets `EBUSY`.
 //! - A peer asks without end: a guest is read 2000 times a second once its burst is spent.
 //! - **The broker dies: its domains die with it** (`PR_SET_PDEATHSIG`), and the store and the backends
 //!   find their event channels at an end. On Xen it is the same: without the hypervisor there is no
@@ -52,7 +52,15 @@
 //! ([`Platform::guest`]). The broker answers with domid, store port and console port. The pages of store
 //! and console are the first two of the domain's first arena, granted to domain 0 under the reserved
 //! references 1 and 0 ([`gnttab::Offers::reserved`]). It has no other descriptor but standard input,
-//! output and error, no network, no other process, and no file that may be written.
+//! output and error, no network, no other process, and no file that may be written. System calls that
+//! it may not make are answered `ENOSYS`; of those it may, it cannot make a descriptor blocking again.
+//!
+//! # What is trusted with what
+//!
+//! A granter and its peer share an arena and its table, so each can spoil what lies in them, for the
+//! other and itself: entries, bits, pages. Whatever is read there is a number that is checked or a page
+//! that is copied. What a guest counts ([`domctl::Accounts`]) is what it says. The broker believes nothing
+//! that a guest writes.
 //!
 //! What the processes of domain 0 call after their start: sendto, recvmsg, write, epoll_wait,
 //! epoll_ctl, mmap, munmap, close ([`SYSTEM_CALLS`]).

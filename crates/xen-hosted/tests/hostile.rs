@@ -372,7 +372,7 @@ fn bounds_hold_and_neighbours_do_not_notice() {
         control.info(neighbour.domid()).unwrap();
     }
     let each = begin.elapsed() / 100;
-    assert!(each.as_millis() < 20, "the broker answers others: {each:?}");
+    assert!(each.as_millis() < 100, "the broker answers others: {each:?}");
     assert_eq!(neighbour.ask("alloc 0"), "3");
     let forks = neighbour.ask("fork-all");
     let (count, error) = forks.split_once(' ').unwrap();

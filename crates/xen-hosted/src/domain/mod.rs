@@ -35,7 +35,7 @@ pub struct Config {
     /// By which its creator knows it, whatever number it gets.
     pub handle: [u8; 16],
     /// Memory that it may have, arenas included, in KiB; at least
-    /// [`MEMORY_MIN_KIB`](crate::limits::MEMORY_MIN_KIB).
+    /// [`MEMORY_MIN_KIB`].
     pub memory_max_kib: u64,
     /// Processes and threads that it may have.
     pub tasks_max: u32,

@@ -30,7 +30,7 @@ pub(crate) const ROLE: &str = "XEN_HOSTED_TEST_ROLE";
 /// The variable that names the directory of the host.
 pub(crate) const DIR: &str = "XEN_HOSTED_TEST_DIR";
 /// How long anything may take.
-pub(crate) const WITHIN: Duration = Duration::from_secs(10);
+pub(crate) const WITHIN: Duration = Duration::from_secs(30);
 
 /// The role that this process plays, if any.
 pub(crate) fn role() -> Option<String> {
