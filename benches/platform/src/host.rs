@@ -1,0 +1,157 @@
+//! A whole host for one measurement: broker, daemon, domains whose program is this one.
+
+use crate::Result;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+use xen::domctl::DomainControl;
+use xen_hosted::domain::{Config, Files};
+use xen_hosted::domctl::{Control, Created, Descriptors};
+use xen_hosted::{HostDir, Role};
+
+/// How long anything may take.
+pub(crate) const WITHIN: Duration = Duration::from_secs(60);
+
+/// Broker and daemon, ended when dropped.
+pub(crate) struct Host {
+    dir: PathBuf,
+    pub(crate) broker: Child,
+    pub(crate) store: Option<Child>,
+}
+
+impl Host {
+    /// Starts the broker that lies beside this program, and the daemon as a part of this one.
+    pub(crate) fn start() -> Result<Self> {
+        let dir = std::env::temp_dir().join(format!("platform-bench-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&dir);
+        fs::create_dir_all(&dir)?;
+        let beside = std::env::current_exe()?.with_file_name("xen-hosted");
+        let mut broker = Command::new(&beside)
+            .arg(dir.join("host"))
+            .stdout(Stdio::piped())
+            .spawn()
+            .map_err(|error| format!("{}: {error}; build it first", beside.display()))?;
+        let mut line = String::new();
+        let output = broker.stdout.take().ok_or("the broker has no output")?;
+        BufReader::new(output).read_line(&mut line)?;
+        let mut host = Self { dir, broker, store: None };
+        if !line.contains("serving") {
+            return Err("the broker does not start".into());
+        }
+        let log = File::create(host.dir.join("store.log"))?;
+        let store = Command::new(std::env::current_exe()?)
+            .args(["store", &host.dir.join("host").to_string_lossy()])
+            .env("XENSTORED_PATH", host.socket())
+            .env("XENSTORED_RUNDIR", &host.dir)
+            .env("XENSTORED_ROOTDIR", &host.dir)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()?;
+        host.store = Some(store);
+        let end = Instant::now() + WITHIN;
+        while UnixStream::connect(host.socket()).is_err() {
+            if Instant::now() > end {
+                return Err("the store does not serve".into());
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(host)
+    }
+
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.dir.join("store")
+    }
+
+    pub(crate) fn dir(&self) -> HostDir {
+        HostDir::new(self.dir.join("host"))
+    }
+
+    pub(crate) fn control(&self) -> Result<Control> {
+        Ok(Control::connect(&self.dir())?)
+    }
+
+    pub(crate) fn backend(&self) -> Result<xen_hosted::Platform> {
+        Ok(xen_hosted::Platform::connect(&self.dir(), Role::Backend)?)
+    }
+
+    pub(crate) fn client(&self) -> Result<xenstore::Client> {
+        Ok(xenstore::Client::connect(self.socket())?)
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        if let Some(store) = &mut self.store {
+            let _ = store.kill();
+            let _ = store.wait();
+        }
+        if let Some(pid) =
+            i32::try_from(self.broker.id()).ok().and_then(rustix::process::Pid::from_raw)
+        {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        }
+        let _ = self.broker.wait();
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// Creates a domain that runs this program with these arguments; what it writes comes at `output`.
+pub(crate) fn create(control: &mut Control, args: &[&str], output: &File) -> Result<Created> {
+    let mut config = Config::default();
+    config.files = Files::System;
+    config.args = ["guest"].iter().chain(args).map(Into::into).collect();
+    let program = File::open(std::env::current_exe()?)?;
+    let input = File::open("/dev/null")?;
+    use std::os::fd::AsFd;
+    let error = std::io::stderr();
+    let descriptors = Descriptors {
+        program: program.as_fd(),
+        input: input.as_fd(),
+        output: output.as_fd(),
+        error: error.as_fd(),
+    };
+    Ok(control.create(&config, descriptors)?)
+}
+
+/// Makes a domain known to the store and runs it.
+pub(crate) fn run(
+    control: &mut Control,
+    client: &mut xenstore::Client,
+    created: &Created,
+) -> Result<()> {
+    client.introduce(created.domid.0, created.store_gfn.0, created.store_port.0)?;
+    control.unpause(created.domid)?;
+    Ok(())
+}
+
+/// The daemon over the host in `dir`.
+pub(crate) fn play_store(dir: &Path) -> Result<()> {
+    let platform = xen_hosted::store_platform(&HostDir::new(dir))?;
+    let environment = xenstored::paths::Environment::of_process();
+    let args = ["--no-fork".into()];
+    let asked = xenstored::config::parse(args, &environment)?;
+    let xenstored::config::Asked::Run(config) = asked else { return Ok(()) };
+    let platform = xenstored::Platform {
+        evtchn: Box::new(platform.evtchn),
+        grants: Box::new(platform.grants),
+        domains: Box::new(platform.domains),
+    };
+    keep_without_filter()?;
+    Ok(xenstored::run(&config, Some(platform))?)
+}
+
+/// The daemon's filter lacks `recvmsg`, by which descriptors come; it goes on without a filter where
+/// the kernel refuses one.
+fn keep_without_filter() -> Result<()> {
+    use seccompiler::{SeccompAction, SeccompFilter, TargetArch};
+    let rules = [(libc::SYS_seccomp, Vec::new())].into_iter().collect();
+    let arch = TargetArch::try_from(std::env::consts::ARCH)?;
+    let refused = SeccompAction::Errno(libc::EPERM as u32);
+    let filter = SeccompFilter::new(rules, SeccompAction::Allow, refused, arch)?;
+    let program: seccompiler::BpfProgram = filter.try_into()?;
+    Ok(seccompiler::apply_filter(&program)?)
+}

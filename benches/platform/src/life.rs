@@ -1,0 +1,110 @@
+//! Creating domains, and keeping many.
+
+use crate::Result;
+use crate::host::{Host, WITHIN, create, run};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::fs::{self, File};
+use std::io::Read;
+use std::time::{Duration, Instant};
+use xen::domctl::DomainControl;
+use xenstore::Store;
+
+/// A number of /proc/meminfo or /proc/PID/status, in KiB.
+fn kib(path: &str, name: &str) -> u64 {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix(name));
+    line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok()).unwrap_or(0)
+}
+
+/// Processor time of a process, in clock ticks of 10 ms.
+fn ticks(pid: u32) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let after = text.rsplit_once(") ").map_or("", |split| split.1);
+    after.split(' ').skip(11).take(2).filter_map(|word| word.parse::<u64>().ok()).sum()
+}
+
+fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1000.0
+}
+
+fn quantile(times: &[Duration], part: f64) -> Duration {
+    let mut sorted = times.to_vec();
+    sorted.sort();
+    let at = (part * (sorted.len() - 1) as f64).round() as usize;
+    sorted.get(at).copied().unwrap_or_default()
+}
+
+/// Creates `count` domains to their first store reply, and looks at what they cost when idle.
+pub(crate) fn many(count: usize) -> Result<()> {
+    let host = Host::start()?;
+    let (broker, store) =
+        (host.broker.id(), host.store.as_ref().map_or(0, std::process::Child::id));
+    let (mut control, mut client) = (host.control()?, host.client()?);
+    let before = kib("/proc/meminfo", "MemAvailable");
+    let mut times: Vec<[Duration; 3]> = Vec::new();
+    let mut domids = Vec::new();
+    for _ in 0..count {
+        let (mut said, output) = std::io::pipe()?;
+        let output: std::os::fd::OwnedFd = output.into();
+        let output = File::from(output);
+        let begin = Instant::now();
+        let created = create(&mut control, &["first", "stay"], &output)?;
+        let made = begin.elapsed();
+        drop(output);
+        client.write(format!("/local/domain/{}/name", created.domid), "guest")?;
+        let perm = xenstore::Perm::parse(format!("n{}", created.domid).as_bytes());
+        client
+            .set_perms(format!("/local/domain/{}/name", created.domid), &[perm.ok_or("perm")?])?;
+        run(&mut control, &mut client, &created)?;
+        let started = begin.elapsed();
+        let mut wait = [PollFd::new(&said, PollFlags::IN)];
+        let limit = Timespec { tv_sec: i64::try_from(WITHIN.as_secs())?, tv_nsec: 0 };
+        if poll(&mut wait, Some(&limit))? == 0 || said.read(&mut [0])? == 0 {
+            let info = control.info(created.domid)?;
+            return Err(
+                format!("domain {} did not reach the store: {info:?}", created.domid).into()
+            );
+        }
+        times.push([made, started, begin.elapsed()]);
+        domids.push(created.domid);
+    }
+    let column = |from: usize, at: usize| -> Vec<Duration> {
+        times.iter().skip(from).map(|row| row[at]).collect()
+    };
+    for (name, from) in [("all", 0), ("the last 100", count.saturating_sub(100))] {
+        let [made, started, replied] = [0, 1, 2].map(|at| column(from, at));
+        println!(
+            "create to first store reply, {name} of {count}: median {:.2} ms, p99 {:.2} ms \
+             (made {:.2}, introduced {:.2})",
+            ms(quantile(&replied, 0.5)),
+            ms(quantile(&replied, 0.99)),
+            ms(quantile(&made, 0.5)),
+            ms(quantile(&started, 0.5)),
+        );
+    }
+    let fallen = before.saturating_sub(kib("/proc/meminfo", "MemAvailable"));
+    println!("memory a domain, its program's included: {} KiB", fallen / count as u64);
+    for (name, pid) in [("broker", broker), ("store", store)] {
+        println!("{name}: {} KiB", kib(&format!("/proc/{pid}/status"), "VmRSS"));
+    }
+    let idle = Duration::from_secs(std::env::var("IDLE_S").map_or(60, |s| s.parse().unwrap_or(60)));
+    let at = [ticks(broker), ticks(store)];
+    std::thread::sleep(idle);
+    println!(
+        "{count} idle domains over {idle:?}: broker {} ms, store {} ms",
+        (ticks(broker) - at[0]) * 10,
+        (ticks(store) - at[1]) * 10
+    );
+    let begin = Instant::now();
+    for domid in &domids {
+        control.destroy(*domid)?;
+    }
+    let last = domids.last().map_or(0, |domid| domid.0);
+    while client.is_domain_introduced(last)? {
+        if begin.elapsed() > WITHIN {
+            return Err("the store does not let go of its domains".into());
+        }
+    }
+    println!("destroyed {count} in {:.0} ms", ms(begin.elapsed()));
+    Ok(())
+}

@@ -1,0 +1,381 @@
+//! Limits and accounts of a domain's processes: control groups, version 2 where it has the
+//! controller, else version 1.
+//!
+//! All domains of a host live below `xenbus-…` in the broker's own group, so whatever bounds the
+//! broker bounds them too. Version 2 needs no controller for freezing and for processor time.
+
+use rustix::process::{Pid, Signal, kill_process};
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// What is asked of a control group.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Use {
+    Memory,
+    Cpu,
+    CpuTime,
+    Tasks,
+    Freeze,
+}
+
+/// The uses, with the controllers that version 2 and version 1 have for them.
+const USES: [(Use, Option<&str>, &str); 5] = [
+    (Use::Memory, Some("memory"), "memory"),
+    (Use::Cpu, Some("cpu"), "cpu"),
+    (Use::CpuTime, None, "cpuacct"),
+    (Use::Tasks, Some("pids"), "pids"),
+    (Use::Freeze, None, "freezer"),
+];
+
+/// Which of the two interfaces.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Version {
+    One,
+    Two,
+}
+
+/// A hierarchy in which domains get groups.
+#[derive(Clone, Debug)]
+struct Hierarchy {
+    version: Version,
+    /// The group above those of the domains.
+    base: PathBuf,
+    uses: Vec<Use>,
+}
+
+/// What this machine lets the broker bound.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Cgroups {
+    hierarchies: Vec<Hierarchy>,
+}
+
+/// A line of /proc/self/mountinfo that is about control groups.
+struct Mounted {
+    at: PathBuf,
+    root: PathBuf,
+    kind: Version,
+    controllers: Vec<String>,
+}
+
+fn mounted(line: &str) -> Option<Mounted> {
+    let (left, right) = line.split_once(" - ")?;
+    let mut left = left.split(' ').skip(3);
+    let (root, at) = (left.next()?.into(), left.next()?.into());
+    let mut right = right.split(' ');
+    let kind = match right.next()? {
+        "cgroup" => Version::One,
+        "cgroup2" => Version::Two,
+        _ => return None,
+    };
+    let controllers = right.nth(1)?.split(',').map(str::to_owned).collect();
+    Some(Mounted { at, root, kind, controllers })
+}
+
+/// The group that this process is in, in the hierarchy with `controller`; version 2 has an empty one.
+fn own_group(text: &str, controller: &str) -> Option<PathBuf> {
+    text.lines().find_map(|line| {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let found = fields.next()?.split(',').any(|name| name == controller);
+        found.then(|| fields.next().map(PathBuf::from))?
+    })
+}
+
+impl Cgroups {
+    /// What there is, with a group called `name` for this host in each hierarchy.
+    pub(crate) fn find(name: &str) -> Self {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        let mounts: Vec<Mounted> = mounts.lines().filter_map(mounted).collect();
+        let mut found = Self::default();
+        let mut wanted: Vec<Use> = USES.iter().map(|row| row.0).collect();
+        for mount in mounts.iter().filter(|mount| mount.kind == Version::Two) {
+            let Some(base) = base(mount, own_group(&own, ""), name) else { continue };
+            if !made(&base) {
+                continue;
+            }
+            let have = with_controllers(&base);
+            let uses: Vec<Use> = USES
+                .iter()
+                .filter(|(_, needs, _)| needs.is_none_or(|needs| have.iter().any(|h| h == needs)))
+                .map(|row| row.0)
+                .collect();
+            wanted.retain(|wanted| !uses.contains(wanted));
+            found.hierarchies.push(Hierarchy { version: Version::Two, base, uses });
+        }
+        for (purpose, _, controller) in USES {
+            if !wanted.contains(&purpose) {
+                continue;
+            }
+            let holds = |mount: &&Mounted| mount.controllers.iter().any(|has| has == controller);
+            let Some(mount) = mounts.iter().filter(|m| m.kind == Version::One).find(holds) else {
+                continue;
+            };
+            let Some(base) = base(mount, own_group(&own, controller), name) else { continue };
+            match found.hierarchies.iter_mut().find(|known| known.base == base) {
+                Some(known) => known.uses.push(purpose),
+                None if made(&base) => found.hierarchies.push(Hierarchy {
+                    version: Version::One,
+                    base,
+                    uses: vec![purpose],
+                }),
+                None => {}
+            }
+        }
+        found.sweep();
+        found
+    }
+
+    /// Removes the groups that a broker before this one has left, and ends what is in them: it died
+    /// with that broker or is about to.
+    fn sweep(&self) {
+        for hierarchy in &self.hierarchies {
+            for entry in fs::read_dir(&hierarchy.base).into_iter().flatten().flatten() {
+                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                    clear(&entry.path());
+                }
+            }
+        }
+    }
+
+    /// Removes the host's own groups, once no domain is left.
+    pub(crate) fn remove(&self) {
+        for hierarchy in &self.hierarchies {
+            let _ = fs::remove_dir(&hierarchy.base);
+        }
+    }
+
+    fn has(&self, purpose: Use) -> bool {
+        self.hierarchies.iter().any(|hierarchy| hierarchy.uses.contains(&purpose))
+    }
+
+    /// Whether memory, processor time, tasks can be bounded, and domains be frozen.
+    pub(crate) fn bounds(&self) -> [bool; 4] {
+        [Use::Memory, Use::Cpu, Use::Tasks, Use::Freeze].map(|purpose| self.has(purpose))
+    }
+
+    /// Groups for a domain.
+    ///
+    /// # Errors
+    /// What mkdir(2) or open(2) answered; nothing is left then.
+    pub(crate) fn create(&self, name: &str) -> io::Result<Group> {
+        let mut group = Group { dirs: Vec::new(), join: Vec::new(), into: None };
+        for hierarchy in &self.hierarchies {
+            let dir = hierarchy.base.join(name);
+            if let Err(error) = fs::create_dir(&dir)
+                && error.kind() != ErrorKind::AlreadyExists
+            {
+                group.remove();
+                return Err(error);
+            }
+            group.dirs.push((hierarchy.version, dir.clone(), hierarchy.uses.clone()));
+            let opened = match hierarchy.version {
+                Version::Two => fs::File::open(&dir).map(|dir| group.into = Some(dir.into())),
+                Version::One => fs::File::options()
+                    .write(true)
+                    .open(dir.join("tasks"))
+                    .map(|tasks| group.join.push(tasks.into())),
+            };
+            if let Err(error) = opened {
+                group.remove();
+                return Err(error);
+            }
+        }
+        Ok(group)
+    }
+}
+
+/// Ends all processes in a group and removes it, within a second.
+fn clear(group: &Path) {
+    const TRIES: u32 = 100;
+    for _ in 0..TRIES {
+        // Each where there is such a file: version 2, the freezer of version 1.
+        let _ = fs::write(group.join("cgroup.kill"), "1");
+        let _ = fs::write(group.join("freezer.state"), "THAWED");
+        let pids = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+        for pid in pids.lines().filter_map(|pid| Pid::from_raw(pid.parse().ok()?)) {
+            let _ = kill_process(pid, Signal::KILL);
+        }
+        match fs::remove_dir(group) {
+            Err(error) if error.kind() == ErrorKind::ResourceBusy => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            _ => return,
+        }
+    }
+}
+
+/// The host's group in a mounted hierarchy.
+fn base(mount: &Mounted, own: Option<PathBuf>, name: &str) -> Option<PathBuf> {
+    let own = own?;
+    let below = own.strip_prefix(&mount.root).ok()?;
+    Some(mount.at.join(below).join(name))
+}
+
+fn made(base: &Path) -> bool {
+    match fs::create_dir(base) {
+        Ok(()) => true,
+        Err(error) => error.kind() == ErrorKind::AlreadyExists,
+    }
+}
+
+/// Enables what can be enabled for the groups below `base`; says what is.
+fn with_controllers(base: &Path) -> Vec<String> {
+    let own = base.parent().unwrap_or(base);
+    for group in [own, base] {
+        for controller in ["memory", "cpu", "pids"] {
+            let enabled = fs::write(group.join("cgroup.subtree_control"), format!("+{controller}"));
+            if enabled.is_err_and(|error| error.kind() == ErrorKind::ResourceBusy) && group == own {
+                // A group with processes of its own can give its children no controllers.
+                let leaf = own.join("xenbus-broker");
+                if made(&leaf) && fs::write(leaf.join("cgroup.procs"), "0").is_ok() {
+                    let _ =
+                        fs::write(group.join("cgroup.subtree_control"), format!("+{controller}"));
+                }
+            }
+        }
+    }
+    let have = fs::read_to_string(base.join("cgroup.subtree_control")).unwrap_or_default();
+    have.split_whitespace().map(str::to_owned).collect()
+}
+
+/// The groups of one domain.
+#[derive(Debug)]
+pub(crate) struct Group {
+    dirs: Vec<(Version, PathBuf, Vec<Use>)>,
+    /// Version 1: a process that writes 0 there joins.
+    join: Vec<OwnedFd>,
+    /// Version 2: the group to be born into.
+    into: Option<OwnedFd>,
+}
+
+impl Group {
+    /// What the domain's first process joins by: files to write `0` to, and a group to be born into.
+    /// They are needed once.
+    pub(crate) fn entrances(&mut self) -> (Vec<OwnedFd>, Option<OwnedFd>) {
+        (std::mem::take(&mut self.join), self.into.take())
+    }
+
+    fn file(&self, purpose: Use, one: &str, two: &str) -> Option<(Version, PathBuf)> {
+        let (version, dir, _) = self.dirs.iter().find(|(.., uses)| uses.contains(&purpose))?;
+        let name = if *version == Version::One { one } else { two };
+        Some((*version, dir.join(name)))
+    }
+
+    fn write(&self, purpose: Use, one: (&str, String), two: (&str, String)) -> io::Result<()> {
+        match self.file(purpose, one.0, two.0) {
+            Some((Version::One, path)) => fs::write(path, one.1),
+            Some((Version::Two, path)) => fs::write(path, two.1),
+            None => Ok(()),
+        }
+    }
+
+    fn read(&self, purpose: Use, one: &str, two: &str) -> Option<(Version, String)> {
+        let (version, path) = self.file(purpose, one, two)?;
+        Some((version, fs::read_to_string(path).ok()?))
+    }
+
+    /// At most so much memory.
+    ///
+    /// # Errors
+    /// What write(2) answered: `EBUSY` where the domain has more already.
+    pub(crate) fn set_memory(&self, bytes: u64) -> io::Result<()> {
+        let text = bytes.to_string();
+        let two = ("memory.max", text.clone());
+        self.write(Use::Memory, ("memory.limit_in_bytes", text), two)
+    }
+
+    /// At most so many tasks.
+    ///
+    /// # Errors
+    /// What write(2) answered.
+    pub(crate) fn set_tasks(&self, tasks: u32) -> io::Result<()> {
+        let text = tasks.to_string();
+        self.write(Use::Tasks, ("pids.max", text.clone()), ("pids.max", text))
+    }
+
+    /// A share of the processors: Xen's weight 256 is 1024 shares of version 1, a weight of 100 of
+    /// version 2; `cap` is in hundredths of a processor, 0 for no bound.
+    ///
+    /// # Errors
+    /// What write(2) answered.
+    pub(crate) fn set_cpu(&self, weight: u16, cap: u16) -> io::Result<()> {
+        const PERIOD_US: u64 = 100_000;
+        let shares = (u64::from(weight) * 4).max(2);
+        let weight = (u64::from(weight) * 100 / 256).clamp(1, 10_000);
+        self.write(
+            Use::Cpu,
+            ("cpu.shares", shares.to_string()),
+            ("cpu.weight", weight.to_string()),
+        )?;
+        let quota = u64::from(cap) * PERIOD_US / 100;
+        let (one, two) = match quota {
+            0 => ("-1".to_owned(), format!("max {PERIOD_US}")),
+            quota => (quota.to_string(), format!("{quota} {PERIOD_US}")),
+        };
+        self.write(Use::Cpu, ("cpu.cfs_quota_us", one), ("cpu.max", two))
+    }
+
+    /// Processor time used, in ns.
+    pub(crate) fn cpu_time_ns(&self) -> Option<u64> {
+        let (version, text) = self.read(Use::CpuTime, "cpuacct.usage", "cpu.stat")?;
+        match version {
+            Version::One => text.trim().parse().ok(),
+            Version::Two => {
+                let us = text.lines().find_map(|line| line.strip_prefix("usage_usec "))?;
+                Some(us.trim().parse::<u64>().ok()?.saturating_mul(1000))
+            }
+        }
+    }
+
+    /// Memory in use, in bytes.
+    pub(crate) fn memory(&self) -> Option<u64> {
+        let (_, text) = self.read(Use::Memory, "memory.usage_in_bytes", "memory.current")?;
+        text.trim().parse().ok()
+    }
+
+    /// Stops all processes where they are, or lets them go on; false where there is no freezer.
+    ///
+    /// # Errors
+    /// What write(2) answered.
+    pub(crate) fn set_frozen(&self, frozen: bool) -> io::Result<bool> {
+        let one = if frozen { "FROZEN" } else { "THAWED" };
+        let two = if frozen { "1" } else { "0" };
+        let two = ("cgroup.freeze", two.to_owned());
+        self.write(Use::Freeze, ("freezer.state", one.to_owned()), two)?;
+        Ok(self.file(Use::Freeze, "", "").is_some())
+    }
+
+    /// Removes the groups; they are empty once the domain's first process has been waited for.
+    /// False where something is left.
+    pub(crate) fn remove(&mut self) -> bool {
+        self.join.clear();
+        self.into = None;
+        self.dirs.retain(|(_, dir, _)| {
+            fs::remove_dir(dir).is_err_and(|error| error.kind() != ErrorKind::NotFound)
+        });
+        self.dirs.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mounts_and_own_groups_are_read() {
+        let line = "33 24 0:28 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory";
+        let mount = mounted(line).unwrap();
+        assert!(mount.kind == Version::One && mount.at == Path::new("/sys/fs/cgroup/memory"));
+        assert!(mount.controllers.iter().any(|name| name == "memory"));
+        let own = "4:cpu,cpuacct:/a\n3:memory:/b/c\n0::/u\n";
+        assert_eq!(own_group(own, "memory"), Some("/b/c".into()));
+        assert_eq!(own_group(own, "cpuacct"), Some("/a".into()));
+        assert_eq!(own_group(own, ""), Some("/u".into()));
+        let at = base(&mount, own_group(own, "memory"), "x").unwrap();
+        assert_eq!(at, Path::new("/sys/fs/cgroup/memory/b/c/x"));
+        assert!(mounted("22 1 8:1 / / rw - ext4 /dev/vda rw").is_none());
+    }
+}

@@ -1,0 +1,264 @@
+//! What a domain's first process does before it becomes the domain's program.
+//!
+//! It runs in a copy of the broker (which has one thread) and leaves everything behind that it does
+//! not need: first its control groups, then user, namespaces, files, capabilities, and last all system
+//! calls that are not on the list. Whatever fails ends it: there is no half a sandbox. What the
+//! machine does not have was found out before ([`Lack`](super::Lack)).
+
+use super::filter::{self, Processes};
+use super::{Config, Files, GUEST_DESCRIPTOR, Lack};
+use crate::proto::{self, Message, Request};
+use crate::sys;
+use rustix::fs::{Mode, OFlags, mkdir, open, symlink};
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
+use rustix::net::{RecvFlags, SendFlags};
+use rustix::process::{Gid, Resource, Rlimit, Signal, Uid, setrlimit};
+use rustix::thread::{CapabilitySet, CapabilitySets, UnshareFlags};
+use seccompiler::BpfProgramRef;
+use std::ffi::CString;
+use std::os::fd::{AsFd, OwnedFd};
+
+/// The user that a domain's program is in its own user namespace.
+pub(crate) const INNER_ID: u32 = 1000;
+/// Where the new root is put together, inside the domain's own mount namespace.
+const ROOT: &str = "/tmp";
+/// Folders of the host's root that hold programs and libraries.
+const SYSTEM: [&str; 6] = ["usr", "bin", "sbin", "lib", "lib64", "lib32"];
+
+/// How the process gets its user.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum User {
+    /// The broker maps an id of the host into the new user namespace.
+    Mapped,
+    /// Root drops to this id; there is no user namespace.
+    DropsTo(u32),
+    /// It stays what it is; there are no namespaces.
+    Same,
+}
+
+/// All that the process is given.
+pub(crate) struct Plan<'a> {
+    pub(crate) config: &'a Config,
+    pub(crate) user: User,
+    pub(crate) lacks: u64,
+    /// Version 1 groups: where to write `0`.
+    pub(crate) join: Vec<OwnedFd>,
+    /// Its socket to the broker.
+    pub(crate) link: OwnedFd,
+    /// What it tells the broker of itself, until its program runs.
+    pub(crate) setup: OwnedFd,
+    /// The program, standard input, output, error.
+    pub(crate) files: [OwnedFd; 4],
+    pub(crate) filter: BpfProgramRef<'a>,
+    pub(crate) descriptors_max: u64,
+    pub(crate) hostname: String,
+}
+
+/// The steps, as an error names them.
+pub(crate) const STEPS: [&str; 11] = [
+    "waiting for the broker",
+    "joining the control groups",
+    "becoming its user",
+    "leaving the host's namespaces",
+    "putting its root together",
+    "entering its root",
+    "bounding its resources",
+    "passing its descriptors",
+    "giving up its privileges",
+    "filtering its system calls",
+    "running its program",
+];
+
+/// What went wrong: the step's number in [`STEPS`], and why.
+type Failed = (usize, Errno);
+
+/// Becomes the domain. Returns only to end with a failure, which the broker has been told.
+pub(crate) fn become_domain(plan: Plan<'_>) {
+    let setup = match plan.setup.try_clone() {
+        Ok(setup) => setup,
+        Err(_) => return,
+    };
+    let Err((step, errno)) = enter(plan);
+    let step = u32::try_from(step).unwrap_or(0);
+    let request = Request::SandboxFailed { step, errno: errno.raw_os_error() };
+    let _ = proto::send(setup.as_fd(), &request.encode(), &[], SendFlags::empty());
+}
+
+/// The whole way, in the order of [`STEPS`].
+fn enter(plan: Plan<'_>) -> Result<std::convert::Infallible, Failed> {
+    wait_for(&plan, &Message::Mapped).map_err(|errno| (0, errno))?;
+    for tasks in &plan.join {
+        rustix::io::write(tasks, b"0").map_err(|errno| (1, errno))?;
+    }
+    become_user(plan.user).map_err(|errno| (2, errno))?;
+    let has_namespaces = plan.lacks & Lack::Namespaces.bit() == 0;
+    if has_namespaces {
+        leave_namespaces(&plan.hostname).map_err(|errno| (3, errno))?;
+        build_root(plan.config.files).map_err(|errno| (4, errno))?;
+        enter_root().map_err(|errno| (5, errno))?;
+    }
+    bound(&plan).map_err(|errno| (6, errno))?;
+    // Beyond those that the program gets, so that none is overwritten before it was copied.
+    let high = |fd: &OwnedFd| rustix::io::fcntl_dupfd_cloexec(fd, 16).map_err(|errno| (7, errno));
+    let [program, input, output, error] = &plan.files;
+    let (program, link, setup) = (high(program)?, high(&plan.link)?, high(&plan.setup)?);
+    let standard = [high(input)?, high(output)?, high(error)?];
+    for (to, from) in standard.iter().chain([&link]).enumerate() {
+        let to = if to == 3 { GUEST_DESCRIPTOR } else { i32::try_from(to).unwrap_or(0) };
+        sys::place_descriptor(from.as_fd(), to).map_err(|errno| (7, errno))?;
+    }
+    let plan = Plan { setup, ..plan };
+    give_up_privileges(&plan).map_err(|errno| (8, errno))?;
+    let strings = plan.config.program_strings().ok_or((10, Errno::INVAL))?;
+    tell(&plan, &Request::SandboxDone { lacks: plan.lacks }).map_err(|errno| (8, errno))?;
+    wait_for(&plan, &Message::Run).map_err(|errno| (0, errno))?;
+    filter_calls(&plan).ok_or((9, Errno::INVAL))?;
+    Err((10, sys::run_program(program.as_fd(), &strings.0, &strings.1)))
+}
+
+/// Leaves the system calls that the domain may make.
+fn filter_calls(plan: &Plan<'_>) -> Option<()> {
+    if plan.user != User::Same {
+        return seccompiler::apply_filter(plan.filter).ok();
+    }
+    let own = u32::try_from(rustix::process::getpid().as_raw_nonzero().get()).ok()?;
+    seccompiler::apply_filter(&filter::program(Processes::ThreadsOf(own)).ok()?).ok()
+}
+
+/// Waits until the broker says this, which is bounded by the broker's life: its end is the end.
+fn wait_for(plan: &Plan<'_>, message: &Message) -> Result<(), Errno> {
+    let mut buffer = [0; 64];
+    loop {
+        let mut fds = Vec::new();
+        let got = proto::receive(plan.setup.as_fd(), &mut buffer, &mut fds, RecvFlags::empty());
+        match got {
+            Ok(0) => sys::exit_now(127),
+            Ok(count) if Message::decode(&buffer[..count]).as_ref() == Some(message) => {
+                return Ok(());
+            }
+            Ok(_) => return Err(Errno::PROTO),
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+}
+
+fn tell(plan: &Plan<'_>, request: &Request) -> Result<(), Errno> {
+    proto::send(plan.setup.as_fd(), &request.encode(), &[], SendFlags::empty())
+}
+
+fn become_user(user: User) -> Result<(), Errno> {
+    let id = match user {
+        User::Same => return Ok(()),
+        User::DropsTo(id) => id,
+        User::Mapped => INNER_ID,
+    };
+    match rustix::thread::set_thread_groups(&[]) {
+        // An ordinary user may not give up groups, as some serve to keep files from their members.
+        Ok(()) | Err(Errno::PERM) => {}
+        Err(errno) => return Err(errno),
+    }
+    let (uid, gid) = (Uid::from_raw(id), Gid::from_raw(id));
+    rustix::thread::set_thread_res_gid(gid, gid, gid)?;
+    rustix::thread::set_thread_res_uid(uid, uid, uid)
+}
+
+fn leave_namespaces(hostname: &str) -> Result<(), Errno> {
+    let flags = UnshareFlags::NEWNS
+        | UnshareFlags::NEWNET
+        | UnshareFlags::NEWIPC
+        | UnshareFlags::NEWUTS
+        | UnshareFlags::NEWCGROUP;
+    sys::leave(flags)?;
+    rustix::system::sethostname(hostname.as_bytes())
+}
+
+/// Puts the domain's root together at [`ROOT`]: an empty file system, and what it may see in it.
+fn build_root(files: Files) -> Result<(), Errno> {
+    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    rustix::mount::mount_change("/", private)?;
+    // Kept open: what is to be seen may lie below where the new root is put.
+    let host = open("/", OFlags::PATH | OFlags::CLOEXEC | OFlags::DIRECTORY, Mode::empty())?;
+    let flags = MountFlags::NOSUID | MountFlags::NODEV;
+    rustix::mount::mount("domain", ROOT, "tmpfs", flags, c"size=16k,nr_inodes=64,mode=0755")?;
+    if files == Files::System {
+        for name in SYSTEM {
+            let (from, to) = (format!("/{name}"), format!("{ROOT}/{name}"));
+            match rustix::fs::readlink(&from, Vec::new()) {
+                Ok(target) => symlink(target, &to)?,
+                Err(Errno::INVAL) => {
+                    mkdir(&to, Mode::from_raw_mode(0o755))?;
+                    rustix::mount::mount_bind_recursive(&from, &to)?;
+                }
+                Err(Errno::NOENT) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+    }
+    drop(host);
+    let root = CString::new(ROOT).map_err(|_| Errno::INVAL)?;
+    sys::add_mount_attributes(
+        &root,
+        libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV,
+    )
+}
+
+/// Makes [`ROOT`] the root, and lets go of the host's.
+fn enter_root() -> Result<(), Errno> {
+    rustix::process::chdir(ROOT)?;
+    rustix::process::pivot_root(".", ".")?;
+    rustix::mount::unmount(".", UnmountFlags::DETACH)?;
+    rustix::process::chdir("/")
+}
+
+fn bound(plan: &Plan<'_>) -> Result<(), Errno> {
+    let set = |resource, value| {
+        setrlimit(resource, Rlimit { current: Some(value), maximum: Some(value) })
+    };
+    set(Resource::Nofile, plan.descriptors_max)?;
+    set(Resource::Core, 0)?;
+    set(Resource::Memlock, 0)?;
+    set(Resource::Msgqueue, 0)?;
+    if plan.user != User::Same {
+        set(Resource::Nproc, plan.config.tasks_max.into())?;
+    }
+    if plan.lacks & Lack::MemoryLimit.bit() != 0 {
+        set(Resource::Data, plan.config.memory_max_kib.saturating_mul(1024))?;
+    }
+    Ok(())
+}
+
+fn give_up_privileges(plan: &Plan<'_>) -> Result<(), Errno> {
+    rustix::process::setsid()
+        .map(drop)
+        .or_else(|errno| if errno == Errno::PERM { Ok(()) } else { Err(errno) })?;
+    if plan.lacks & Lack::Namespaces.bit() != 0 && plan.lacks & Lack::Landlock.bit() == 0 {
+        let folders = match plan.config.files {
+            Files::None => Vec::new(),
+            Files::System => SYSTEM
+                .iter()
+                .filter_map(|name| {
+                    open(format!("/{name}"), OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).ok()
+                })
+                .collect(),
+        };
+        rustix::thread::set_no_new_privs(true)?;
+        sys::landlock(&plan.files[0], &folders)?;
+    }
+    if plan.user != User::Same {
+        for bit in 0..64 {
+            let capability = CapabilitySet::from_bits_retain(1 << bit);
+            if rustix::thread::remove_capability_from_bounding_set(capability).is_err() {
+                // The kernel knows no more of them.
+                break;
+            }
+        }
+        let none = CapabilitySet::empty();
+        let none = CapabilitySets { effective: none, permitted: none, inheritable: none };
+        rustix::thread::set_capabilities(None, none)?;
+    }
+    rustix::thread::set_no_new_privs(true)?;
+    // The broker's end is the end of its domains; see the crate's documentation.
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
+}

@@ -1,0 +1,281 @@
+//! Control of domains, over the broker's socket for it.
+
+use crate::domain::{Config, Lack};
+use crate::link::{Answer, Link};
+use crate::proto::Request;
+use crate::{HostDir, Platform, Role};
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use xen::domctl::{DomainControl, DomainInfo, RunState, Scheduling};
+use xen::domwatch::ShutdownReason;
+use xen::{DomId, Error, Gfn, Port};
+
+/// Words that tell what there is to know of a domain.
+pub(crate) const INFO_WORDS: usize = 8;
+
+/// What there is to know of a domain, in words.
+pub(crate) fn info_words(info: &DomainInfo) -> [u64; INFO_WORDS] {
+    let state = match info.state {
+        RunState::Running => 0,
+        RunState::Paused => 1,
+        RunState::Dying => 2,
+        RunState::Shutdown(reason) => 3 | u64::from(reason.code()) << 8,
+        // Later states are added here with the trait's.
+        _ => 0,
+    };
+    let (low, high) = info.handle.split_at(8);
+    let half = |bytes: &[u8]| <[u8; 8]>::try_from(bytes).map_or(0, u64::from_ne_bytes);
+    [
+        info.domid.0.into(),
+        half(low),
+        half(high),
+        state,
+        info.memory_kib,
+        info.memory_max_kib,
+        info.vcpus_online.into(),
+        info.cpu_time_ns,
+    ]
+}
+
+fn info_of(words: &[u64; INFO_WORDS]) -> Option<DomainInfo> {
+    let [domid, low, high, state, memory_kib, memory_max_kib, vcpus_online, cpu_time_ns] = *words;
+    let mut handle = [0; 16];
+    handle[..8].copy_from_slice(&low.to_ne_bytes());
+    handle[8..].copy_from_slice(&high.to_ne_bytes());
+    let state = match state & 0xff {
+        0 => RunState::Running,
+        1 => RunState::Paused,
+        2 => RunState::Dying,
+        _ => RunState::Shutdown(ShutdownReason::from_code(u8::try_from(state >> 8).ok()?)),
+    };
+    Some(DomainInfo {
+        domid: DomId(u16::try_from(domid).ok()?),
+        handle,
+        state,
+        memory_kib,
+        memory_max_kib,
+        vcpus_online: u32::try_from(vcpus_online).ok()?,
+        cpu_time_ns,
+    })
+}
+
+/// What a program is given of its creator's descriptors.
+#[derive(Clone, Copy, Debug)]
+pub struct Descriptors<'a> {
+    /// The program itself.
+    pub program: BorrowedFd<'a>,
+    /// Its standard input.
+    pub input: BorrowedFd<'a>,
+    /// Its standard output.
+    pub output: BorrowedFd<'a>,
+    /// Its standard error.
+    pub error: BorrowedFd<'a>,
+}
+
+/// A new domain. It is paused: [`DomainControl::unpause`] runs its program for the first time.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct Created {
+    /// Its number.
+    pub domid: DomId,
+    /// What tells it from others of that number.
+    pub identity: u64,
+    /// Where its ring for the store is: what INTRODUCE is told as its frame.
+    pub store_gfn: Gfn,
+    /// The port at which it waits for the store.
+    pub store_port: Port,
+    /// The port at which it waits for its console.
+    pub console_port: Port,
+    /// What its sandbox does without.
+    pub lacks: Vec<Lack>,
+}
+
+/// What a domain uses now.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct Accounts {
+    /// Processor time, in ns.
+    pub cpu_time_ns: u64,
+    /// Memory, arenas in full, in KiB.
+    pub memory_kib: u64,
+    /// Ports.
+    pub ports: u64,
+    /// Arenas; each is [`ARENA_PAGES`](crate::limits::ARENA_PAGES) pages.
+    pub arenas: u64,
+    /// Pages that it grants, as it counts them.
+    pub granted: u64,
+    /// Pages of others that it has mapped, as it counts them.
+    pub mapped: u64,
+    /// Notifications that it has sent, as those who received them count them.
+    pub notified: u64,
+    /// Requests that it was refused.
+    pub refused: u64,
+}
+
+/// Domain 0's control of domains.
+#[derive(Debug)]
+pub struct Control {
+    link: Arc<Link>,
+}
+
+impl Control {
+    /// Connects to the broker of `host`.
+    ///
+    /// # Errors
+    /// [`Error::NoDev`] where none runs.
+    pub fn connect(host: &HostDir) -> Result<Self, Error> {
+        Ok(Self { link: Link::connect(&host.socket(Role::Control))? })
+    }
+
+    /// Control over a connection that may not have the right to it: each call says so then.
+    #[must_use]
+    pub fn over(platform: &Platform) -> Self {
+        Self { link: Arc::clone(&platform.link) }
+    }
+
+    /// Creates a domain and waits until its sandbox stands.
+    ///
+    /// # Errors
+    /// [`Error::Inval`] a configuration that cannot be, [`Error::NoSpc`] no free number, or what a
+    /// step of the sandbox failed with, which the broker's log names.
+    pub fn create(
+        &mut self,
+        config: &Config,
+        descriptors: Descriptors<'_>,
+    ) -> Result<Created, Error> {
+        let Descriptors { program, input, output, error } = descriptors;
+        let fds = [program, input, output, error];
+        let answer = self.link.call_with(&Request::Create(config.encode()), &fds)?;
+        Ok(Created {
+            domid: DomId(answer.number(0)?),
+            identity: answer.number(1)?,
+            store_gfn: Gfn(answer.number(2)?),
+            store_port: Port(answer.number(3)?),
+            console_port: Port(answer.number(4)?),
+            lacks: Lack::all_of(answer.number(5)?),
+        })
+    }
+
+    /// As [`Control::create`], with nothing to read and the caller's own output.
+    ///
+    /// # Errors
+    /// As [`Control::create`].
+    pub fn create_quiet(&mut self, config: &Config, program: &File) -> Result<Created, Error> {
+        let input = File::open("/dev/null")?;
+        let (output, error) = (std::io::stdout(), std::io::stderr());
+        let descriptors = Descriptors {
+            program: program.as_fd(),
+            input: input.as_fd(),
+            output: output.as_fd(),
+            error: error.as_fd(),
+        };
+        self.create(config, descriptors)
+    }
+
+    /// What a domain uses.
+    ///
+    /// # Errors
+    /// As [`DomainControl::info`].
+    pub fn accounts(&mut self, domid: DomId) -> Result<Accounts, Error> {
+        let answer = self.link.call(&Request::Accounts { domid })?;
+        Ok(Accounts {
+            cpu_time_ns: answer.number(0)?,
+            memory_kib: answer.number(1)?,
+            ports: answer.number(2)?,
+            arenas: answer.number(3)?,
+            granted: answer.number(4)?,
+            mapped: answer.number(5)?,
+            notified: answer.number(6)?,
+            refused: answer.number(7)?,
+        })
+    }
+
+    fn done(&mut self, request: &Request) -> Result<(), Error> {
+        self.link.call(request).map(drop)
+    }
+}
+
+/// The domains in an answer.
+fn infos(answer: &Answer) -> Result<Vec<DomainInfo>, Error> {
+    let (infos, rest) = answer.words.as_chunks::<INFO_WORDS>();
+    if !rest.is_empty() {
+        return Err(Error::Inval);
+    }
+    infos.iter().map(|words| info_of(words).ok_or(Error::Inval)).collect()
+}
+
+impl DomainControl for Control {
+    fn list(&mut self) -> Result<Vec<DomainInfo>, Error> {
+        let mut all: Vec<DomainInfo> = Vec::new();
+        let mut from = DomId(0);
+        loop {
+            let some = infos(&self.link.call(&Request::List { from })?)?;
+            let Some(last) = some.last() else { return Ok(all) };
+            from = DomId(last.domid.0 + 1);
+            all.extend(some);
+        }
+    }
+
+    fn info(&mut self, domid: DomId) -> Result<DomainInfo, Error> {
+        let answer = self.link.call(&Request::Info { domid })?;
+        infos(&answer)?.pop().ok_or(Error::Srch)
+    }
+
+    fn pause(&mut self, domid: DomId) -> Result<(), Error> {
+        self.done(&Request::Pause { domid })
+    }
+
+    fn unpause(&mut self, domid: DomId) -> Result<(), Error> {
+        self.done(&Request::Unpause { domid })
+    }
+
+    fn shutdown(&mut self, domid: DomId, reason: ShutdownReason) -> Result<(), Error> {
+        self.done(&Request::Shutdown { domid, reason: reason.code() })
+    }
+
+    fn destroy(&mut self, domid: DomId) -> Result<(), Error> {
+        self.done(&Request::Destroy { domid })
+    }
+
+    fn set_memory_max(&mut self, domid: DomId, memory_max_kib: u64) -> Result<(), Error> {
+        self.done(&Request::SetMemoryMax { domid, kib: memory_max_kib })
+    }
+
+    fn scheduling(&mut self, domid: DomId) -> Result<Scheduling, Error> {
+        let answer = self.link.call(&Request::Scheduling { domid })?;
+        Ok(Scheduling { weight: answer.number(0)?, cap: answer.number(1)? })
+    }
+
+    fn set_scheduling(&mut self, domid: DomId, scheduling: Scheduling) -> Result<(), Error> {
+        let Scheduling { weight, cap } = scheduling;
+        self.done(&Request::SetScheduling { domid, weight, cap })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn infos_round_trip() {
+        let mut info = DomainInfo {
+            domid: DomId(7),
+            handle: *b"0123456789abcdef",
+            state: RunState::Running,
+            memory_kib: 1,
+            memory_max_kib: u64::MAX,
+            vcpus_online: 1,
+            cpu_time_ns: 3,
+        };
+        for state in [
+            RunState::Running,
+            RunState::Paused,
+            RunState::Dying,
+            RunState::Shutdown(ShutdownReason::Crash),
+        ] {
+            info.state = state;
+            assert_eq!(info_of(&info_words(&info)), Some(info));
+        }
+    }
+}

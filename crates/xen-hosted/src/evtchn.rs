@@ -1,0 +1,408 @@
+//! Event channels: two eventfds between two processes, and one epoll for all that a process holds.
+//!
+//! A notification is one write(2) to the eventfd that the other process waits at. That eventfd is
+//! watched edge-triggered and never read: every write makes a new edge, so a delivery takes one
+//! epoll_wait(2), and masking and unmasking nothing at all. Only where events come while a port is
+//! masked is it taken out of the epoll and put back by `unmask`: a flood costs its receiver one
+//! wake-up for each time that it looks.
+
+use crate::link::{Counter, Link, from_errno, lock};
+use crate::proto::{Message, Request};
+use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
+use rustix::event::{EventfdFlags, Timespec, eventfd};
+use rustix::io::Errno;
+use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use xen::evtchn::{EventChannels, Status, Virq};
+use xen::{DomId, Error, Port};
+
+/// What epoll calls the socket to the broker.
+const BROKER: u64 = u64::MAX;
+/// What epoll calls the eventfd that is readable while fetched events wait.
+const MORE: u64 = u64::MAX - 1;
+/// Events that are fetched at once.
+const FETCHED_MAX: usize = 64;
+/// What a watched eventfd is asked for.
+const EDGE: EventFlags = EventFlags::IN.union(EventFlags::ET);
+
+/// Whether a port's events are reported.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Mask {
+    /// The next event is reported.
+    Open,
+    /// One was reported and the port not unmasked since.
+    Masked,
+    /// The same, another came meanwhile, and the port is out of the epoll.
+    Asleep,
+}
+
+/// The two ends of a bound port: where events come, and where they go (nowhere for a VIRQ).
+#[derive(Debug)]
+struct Ends {
+    wait: OwnedFd,
+    notify: Option<OwnedFd>,
+}
+
+/// A port that this process holds.
+#[derive(Debug)]
+struct Held {
+    ends: Option<Ends>,
+    mask: Mask,
+    /// It was notified since it was bound, as far as this process knows: if the broker has told of a
+    /// later binding meanwhile, that went to the old peer.
+    notified: bool,
+}
+
+/// Where a notification went.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Went {
+    ToThePeer,
+    /// The port is not bound, or this process does not know yet.
+    Nowhere,
+}
+
+/// All ports of this process.
+#[derive(Debug)]
+pub(crate) struct Ports {
+    epoll: OwnedFd,
+    table: Mutex<Table>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    held: Vec<Option<Held>>,
+    /// Counts bindings, so that an event fetched before a port was bound anew is not taken for one
+    /// of the new binding.
+    bindings: Vec<u32>,
+}
+
+impl Table {
+    fn get(&self, port: Port) -> Result<&Held, Error> {
+        self.held.get(port.0 as usize).and_then(Option::as_ref).ok_or(Error::Inval)
+    }
+
+    fn get_mut(&mut self, port: Port) -> Result<&mut Held, Error> {
+        self.held.get_mut(port.0 as usize).and_then(Option::as_mut).ok_or(Error::Inval)
+    }
+
+    fn token(&self, port: Port) -> u64 {
+        let binding = self.bindings.get(port.0 as usize).copied().unwrap_or(0);
+        u64::from(binding) << 32 | u64::from(port.0)
+    }
+
+    fn set(&mut self, port: Port, held: Held) {
+        let at = port.0 as usize;
+        if self.held.len() <= at {
+            self.held.resize_with(at + 1, || None);
+            self.bindings.resize(at + 1, 0);
+        }
+        self.held[at] = Some(held);
+        // 31 bits: the tokens above are not ports.
+        self.bindings[at] = (self.bindings[at] + 1) & 0x7fff_ffff;
+    }
+}
+
+impl Ports {
+    /// No port yet; what the broker sends over `socket` is waited for too.
+    pub(crate) fn new(socket: BorrowedFd<'_>) -> Result<Self, Error> {
+        let epoll = epoll::create(CreateFlags::CLOEXEC).map_err(from_errno)?;
+        epoll::add(&epoll, socket, EventData::new_u64(BROKER), EventFlags::IN)
+            .map_err(from_errno)?;
+        Ok(Self { epoll, table: Mutex::default() })
+    }
+
+    /// This process holds `port`, which is not bound yet, or was before this was known.
+    pub(crate) fn allocated(&self, port: Port) {
+        let mut table = lock(&self.table);
+        if table.get(port).is_err() {
+            table.set(port, Held { ends: None, mask: Mask::Open, notified: false });
+        }
+    }
+
+    /// What the broker says of a port.
+    pub(crate) fn apply(&self, message: &Message, fds: Vec<OwnedFd>) {
+        let mut fds = fds.into_iter();
+        match message {
+            Message::Bound { port } => {
+                if let Some(wait) = fds.next() {
+                    // Without room in the epoll the port stays as it was: unbound.
+                    let _ = self.bound(*port, wait, fds.next());
+                }
+            }
+            Message::Unbound { port } => {
+                let mut table = lock(&self.table);
+                if let Ok(held) = table.get_mut(*port) {
+                    let ends = held.ends.take();
+                    self.forget(ends);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Takes the ends of a port that is bound from now on.
+    fn bound(&self, port: Port, wait: OwnedFd, notify: Option<OwnedFd>) -> Result<(), Error> {
+        let mut table = lock(&self.table);
+        let mut again = false;
+        if let Ok(held) = table.get_mut(port) {
+            again = held.notified;
+            let before = held.ends.take();
+            self.forget(before);
+        }
+        table.set(port, Held { ends: None, mask: Mask::Open, notified: false });
+        let token = EventData::new_u64(table.token(port));
+        epoll::add(&self.epoll, &wait, token, EDGE).map_err(from_errno)?;
+        if let (true, Some(notify)) = (again, &notify) {
+            // The new peer must not miss what the old one was told.
+            let _ = rustix::io::write(notify, &1_u64.to_ne_bytes());
+        }
+        table.get_mut(port)?.ends = Some(Ends { wait, notify });
+        Ok(())
+    }
+
+    /// The peer may keep the eventfd open, so closing it does not take it out of the epoll.
+    fn forget(&self, ends: Option<Ends>) {
+        if let Some(ends) = ends {
+            let _ = epoll::delete(&self.epoll, &ends.wait);
+        }
+    }
+
+    fn notify(&self, port: Port) -> Result<Went, Error> {
+        let mut table = lock(&self.table);
+        let held = table.get_mut(port)?;
+        held.notified = true;
+        let Some(ends) = &held.ends else { return Ok(Went::Nowhere) };
+        let notify = ends.notify.as_ref().ok_or(Error::Inval)?;
+        match rustix::io::write(notify, &1_u64.to_ne_bytes()) {
+            // Full: an event is pending there as it is, and who filled it did so to its own channel.
+            Ok(_) | Err(Errno::AGAIN) => Ok(Went::ToThePeer),
+            Err(error) => Err(from_errno(error)),
+        }
+    }
+
+    fn unmask(&self, port: Port) -> Result<(), Error> {
+        let mut table = lock(&self.table);
+        let token = EventData::new_u64(table.token(port));
+        let held = table.get_mut(port)?;
+        if held.mask == Mask::Asleep
+            && let Some(ends) = &held.ends
+        {
+            // The eventfd is never read, so it is readable, and this is an edge.
+            epoll::modify(&self.epoll, &ends.wait, token, EDGE).map_err(from_errno)?;
+        }
+        held.mask = Mask::Open;
+        Ok(())
+    }
+
+    /// What a fetched event means: a port to be reported, or nothing.
+    fn take(&self, token: u64) -> Option<Port> {
+        let port = Port(u32::try_from(token & 0xffff_ffff).ok()?);
+        let mut table = lock(&self.table);
+        if table.token(port) != token {
+            return None;
+        }
+        let held = table.get_mut(port).ok()?;
+        match held.mask {
+            Mask::Open => {
+                held.mask = Mask::Masked;
+                Some(port)
+            }
+            Mask::Masked => {
+                let ends = held.ends.as_ref()?;
+                let token = EventData::new_u64(token);
+                epoll::modify(&self.epoll, &ends.wait, token, EventFlags::empty()).ok()?;
+                held.mask = Mask::Asleep;
+                None
+            }
+            Mask::Asleep => None,
+        }
+    }
+}
+
+/// The event channels of this process.
+pub struct Channels {
+    link: Arc<Link>,
+    fetched: Vec<Event>,
+    /// Which of `fetched` is next.
+    next: usize,
+    /// Readable while `next` is not at the end.
+    more: OwnedFd,
+    more_set: bool,
+    /// The last fetch has emptied the epoll.
+    emptied: bool,
+}
+
+impl fmt::Debug for Channels {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Channels").field("link", &self.link).finish_non_exhaustive()
+    }
+}
+
+impl Channels {
+    /// Those over this connection.
+    pub(crate) fn new(link: Arc<Link>) -> Result<Self, Error> {
+        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+        let more = eventfd(0, flags).map_err(from_errno)?;
+        epoll::add(&link.ports.epoll, &more, EventData::new_u64(MORE), EventFlags::IN)
+            .map_err(from_errno)?;
+        let fetched = Vec::with_capacity(FETCHED_MAX);
+        Ok(Self { link, fetched, next: 0, more, more_set: false, emptied: false })
+    }
+
+    /// Waits for the next port with an event, as [`EventChannels::pending`] reports it; `None` where
+    /// none came `within` that time (without one it waits for good, which is cheaper, and ends with
+    /// the broker). One system call less than poll(2) and `pending`.
+    ///
+    /// # Errors
+    /// As [`EventChannels::pending`].
+    pub fn wait(&mut self, within: Option<Duration>) -> Result<Option<Port>, Error> {
+        let end = within.map(|within| Instant::now() + within);
+        loop {
+            if let Some(port) = self.next_fetched()? {
+                return Ok(Some(port));
+            }
+            let left = end.map(|end| end.saturating_duration_since(Instant::now()));
+            let timeout = left.map(|left| Timespec {
+                tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
+                tv_nsec: left.subsec_nanos().into(),
+            });
+            self.fetch(timeout.as_ref())?;
+            if self.fetched.is_empty() && left.is_some_and(|left| left.is_zero()) {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// The next port among the fetched events.
+    fn next_fetched(&mut self) -> Result<Option<Port>, Error> {
+        while let Some(event) = self.fetched.get(self.next) {
+            let token = event.data.u64();
+            self.next += 1;
+            match token {
+                BROKER => self.link.drain()?,
+                MORE => {}
+                token => {
+                    if let Some(port) = self.link.ports.take(token) {
+                        self.link.count(Counter::Received(port), 1);
+                        self.show_more()?;
+                        return Ok(Some(port));
+                    }
+                }
+            }
+        }
+        self.show_more()?;
+        Ok(None)
+    }
+
+    /// Makes the descriptor readable while fetched events wait, and only then.
+    fn show_more(&mut self) -> Result<(), Error> {
+        let more = self.next < self.fetched.len();
+        if more == self.more_set {
+            return Ok(());
+        }
+        self.more_set = more;
+        if more {
+            rustix::io::write(&self.more, &1_u64.to_ne_bytes()).map_err(from_errno)?;
+        } else {
+            rustix::io::read(&self.more, &mut [0; 8]).map_err(from_errno)?;
+        }
+        Ok(())
+    }
+
+    fn fetch(&mut self, timeout: Option<&Timespec>) -> Result<(), Error> {
+        self.fetched.clear();
+        self.next = 0;
+        let into = rustix::buffer::spare_capacity(&mut self.fetched);
+        match epoll::wait(&self.link.ports.epoll, into, timeout) {
+            Ok(count) => {
+                self.emptied = count < FETCHED_MAX;
+                Ok(())
+            }
+            Err(Errno::INTR) => Ok(()),
+            Err(error) => Err(from_errno(error)),
+        }
+    }
+}
+
+impl EventChannels for Channels {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.link.ports.epoll.as_fd()
+    }
+
+    fn alloc_unbound(&mut self, remote: DomId) -> Result<Port, Error> {
+        let answer = self.link.call(&Request::AllocUnbound { remote })?;
+        let port = Port(answer.number(0)?);
+        self.link.ports.allocated(port);
+        Ok(port)
+    }
+
+    fn bind_interdomain(&mut self, remote: DomId, remote_port: Port) -> Result<Port, Error> {
+        let request = Request::BindInterdomain { remote, port: remote_port };
+        let mut answer = self.link.call(&request)?;
+        let port = Port(answer.number(0)?);
+        let (wait, notify) = (answer.fd()?, answer.fd()?);
+        self.link.ports.bound(port, wait, Some(notify))?;
+        Ok(port)
+    }
+
+    fn bind_virq(&mut self, virq: Virq) -> Result<Port, Error> {
+        let mut answer = self.link.call(&Request::BindVirq { virq: virq.number() })?;
+        let port = Port(answer.number(0)?);
+        let wait = answer.fd()?;
+        self.link.ports.bound(port, wait, None)?;
+        Ok(port)
+    }
+
+    fn notify(&self, port: Port) -> Result<(), Error> {
+        if self.link.ports.notify(port)? == Went::Nowhere {
+            // It may have been bound since the broker was last listened to.
+            self.link.drain()?;
+            self.link.ports.notify(port)?;
+        }
+        Ok(())
+    }
+
+    fn pending(&mut self) -> Result<Option<Port>, Error> {
+        loop {
+            if let Some(port) = self.next_fetched()? {
+                return Ok(Some(port));
+            }
+            if std::mem::take(&mut self.emptied) {
+                return Ok(None);
+            }
+            self.fetch(Some(&Timespec::default()))?;
+            if self.fetched.is_empty() {
+                self.emptied = false;
+                return Ok(None);
+            }
+        }
+    }
+
+    fn unmask(&self, port: Port) -> Result<(), Error> {
+        self.link.ports.unmask(port)
+    }
+
+    fn close(&mut self, port: Port) -> Result<(), Error> {
+        let ends = {
+            let mut table = lock(&self.link.ports.table);
+            let slot = table.held.get_mut(port.0 as usize).ok_or(Error::Inval)?;
+            slot.take().ok_or(Error::Inval)?.ends
+        };
+        self.link.ports.forget(ends);
+        self.link.call(&Request::Close { port }).map(drop)
+    }
+
+    fn status(&mut self, port: Port) -> Result<Status, Error> {
+        let answer = self.link.call(&Request::Status { port })?;
+        let remote = DomId(answer.number(1)?);
+        Ok(match answer.number(0)? {
+            0_u64 => Status::Closed,
+            1 => Status::Unbound(remote),
+            2 => Status::Interdomain { remote, remote_port: Port(answer.number(2)?) },
+            3 => Status::Virq(answer.number(2)?),
+            _ => Status::Other,
+        })
+    }
+}

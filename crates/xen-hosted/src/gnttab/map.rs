@@ -1,0 +1,140 @@
+//! The mapping side.
+
+use super::{Arena, PERMIT_ACCESS, READONLY, entry_offset, holders_offset, place};
+use crate::limits::ARENA_PAGES;
+use crate::link::{Counter, Link, from_errno, lock};
+use crate::map::{KeepsMap, Map, page};
+use crate::proto::Request;
+use std::collections::HashMap;
+use std::ptr::NonNull;
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::{Arc, Mutex};
+use xen::gnttab::{Access, GrantMap, Mapping, Status};
+use xen::shared::Unmap;
+use xen::{DomId, Error, GrantRef};
+
+/// An arena of another domain, as this process has it mapped.
+#[derive(Debug)]
+pub(crate) struct Foreign {
+    granter: DomId,
+    arena: Arena,
+    /// This process's bit in the holders of each page.
+    bit: u32,
+    link: Arc<Link>,
+    /// How often this process has each page mapped; changes with the bit, so under one lock.
+    mapped: Mutex<Box<[u16]>>,
+}
+
+impl Foreign {
+    /// Maps page `at`, if its entry lets domain `me` do so.
+    fn pin(&self, at: usize, me: DomId, access: Access) -> Result<(), Status> {
+        let mut mapped = lock(&self.mapped);
+        let count = mapped.get_mut(at).ok_or(Status::BadGntref)?;
+        let holders = self.arena.table.word(holders_offset(at));
+        if *count == 0 {
+            holders.fetch_or(self.bit, SeqCst);
+        }
+        let entry = self.arena.table.word(entry_offset(at)).load(SeqCst);
+        // Once it is mapped the grant may end without an end to the mapping, as with Xen.
+        let granted =
+            *count > 0 || (entry & 0xffff & PERMIT_ACCESS != 0 && entry >> 16 == u32::from(me.0));
+        let more = access == Access::ReadWrite
+            && (self.arena.access == Access::Read || entry & READONLY != 0);
+        let next = count.checked_add(1);
+        let (true, false, Some(next)) = (granted, more, next) else {
+            if *count == 0 {
+                holders.fetch_and(!self.bit, SeqCst);
+            }
+            return Err(Status::GeneralError);
+        };
+        *count = next;
+        Ok(())
+    }
+}
+
+impl KeepsMap for Foreign {
+    fn map(&self) -> &Map {
+        &self.arena.pages
+    }
+}
+
+impl Unmap for Foreign {
+    fn unmap(&self, base: NonNull<u8>) {
+        let at = self.arena.pages.page_number(base);
+        let mut mapped = lock(&self.mapped);
+        if let Some(count) = mapped.get_mut(at) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                self.arena.table.word(holders_offset(at)).fetch_and(!self.bit, SeqCst);
+            }
+        }
+        self.link.count(Counter::Mapped, -1);
+    }
+}
+
+impl Drop for Foreign {
+    fn drop(&mut self) {
+        self.link.tell(&Request::Release { granter: self.granter, slot: self.arena.slot });
+    }
+}
+
+/// The arenas that one [`Grants`] has looked up; those that end are taken out.
+pub(crate) type ForeignArenas = Mutex<HashMap<(DomId, u32), Arc<Foreign>>>;
+
+/// Maps pages that other domains have granted to this one.
+#[derive(Debug)]
+pub struct Grants {
+    link: Arc<Link>,
+    arenas: Arc<ForeignArenas>,
+}
+
+impl Grants {
+    /// Grants over this connection.
+    pub(crate) fn new(link: Arc<Link>) -> Self {
+        let arenas = Arc::default();
+        link.follow(&arenas);
+        Self { link, arenas }
+    }
+
+    /// The arena, looked up once and kept.
+    fn arena(&mut self, granter: DomId, slot: u32) -> Result<Arc<Foreign>, Error> {
+        let known = lock(&self.arenas).get(&(granter, slot)).map(Arc::clone);
+        match known {
+            Some(known) if !known.arena.ended() => return Ok(known),
+            Some(_) => drop(lock(&self.arenas).remove(&(granter, slot))),
+            None => {}
+        }
+        let mut answer = self.link.call(&Request::FindArena { granter, slot }).map_err(refusal)?;
+        let table = answer.fd()?;
+        let pages = answer.fds.pop_front();
+        let own = if pages.is_some() { Access::Read } else { Access::ReadWrite };
+        let arena = Arena::map(slot, &table, pages.as_ref(), own).map_err(from_errno)?;
+        let bit = 1_u32.checked_shl(answer.number(0)?).ok_or(Error::Inval)?;
+        let mapped = Mutex::new(vec![0; ARENA_PAGES as usize].into_boxed_slice());
+        let link = Arc::clone(&self.link);
+        let arena = Arc::new(Foreign { granter, arena, bit, link, mapped });
+        lock(&self.arenas).insert((granter, slot), Arc::clone(&arena));
+        Ok(arena)
+    }
+}
+
+/// What the broker answers to who looks for an arena, as a grant operation's status.
+fn refusal(error: Error) -> Error {
+    match error {
+        Error::Srch => Error::Grant(Status::BadDomain),
+        Error::NoEnt => Error::Grant(Status::BadGntref),
+        Error::Access => Error::Grant(Status::GeneralError),
+        Error::NoSpc => Error::Grant(Status::NoSpace),
+        other => other,
+    }
+}
+
+impl GrantMap for Grants {
+    fn map(&mut self, domid: DomId, grant: GrantRef, access: Access) -> Result<Mapping, Error> {
+        let (slot, at) = place(grant);
+        let arena = self.arena(domid, slot)?;
+        arena.pin(at, self.link.domid, access).map_err(Error::Grant)?;
+        self.link.count(Counter::Mapped, 1);
+        Ok(Mapping::new(domid, grant, page(&arena, at, access)))
+    }
+}

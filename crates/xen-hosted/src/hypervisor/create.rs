@@ -1,0 +1,212 @@
+//! Creating a domain: number, groups, first arena and ports, process, sandbox.
+
+use super::arenas::ARENA_LEN;
+use super::serve::Answered;
+use super::{Broker, Domain, PeerId, Process, Stage, Token, failed, say};
+use crate::domain::sandbox::{self, INNER_ID, Plan, STEPS, User};
+use crate::domain::{Config, Lack};
+use crate::limits::{PORT_DESCRIPTORS, TASKS_DEFAULT};
+use crate::proto::{self, Message, Request};
+use crate::{Rights, sys};
+use rustix::event::epoll::EventFlags;
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, socketpair};
+use rustix::process::Pid;
+use std::os::fd::{AsFd, OwnedFd};
+use xen::domwatch::DomainEvent;
+use xen::{DomId, Error, GrantRef};
+
+/// The namespaces that a process is born into; it leaves the others itself, which keeps the broker
+/// from waiting for them.
+const BORN_INTO: i32 = libc::CLONE_NEWUSER | libc::CLONE_NEWPID;
+
+/// Both ends of a connection: the broker's, which never blocks, and the domain's.
+fn pair() -> Result<(OwnedFd, OwnedFd), Error> {
+    let ends = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
+    let (broker, domain) = ends.map_err(failed)?;
+    rustix::io::ioctl_fionbio(&broker, true).map_err(failed)?;
+    Ok((broker, domain))
+}
+
+impl Broker {
+    /// A number that nobody uses or names.
+    fn free_domid(&mut self) -> Result<DomId, Error> {
+        for _ in 1..DomId::FIRST_RESERVED.0 {
+            let domid = DomId(self.next_domid);
+            self.next_domid = if domid.0 + 1 < DomId::FIRST_RESERVED.0 { domid.0 + 1 } else { 1 };
+            if !self.domains.contains_key(&domid) && !self.is_news(domid) {
+                return Ok(domid);
+            }
+        }
+        Err(Error::NoSpc)
+    }
+
+    /// The answer comes when the sandbox stands or fails.
+    pub(super) fn create(&mut self, id: PeerId, config: &[u8], fds: Vec<OwnedFd>) -> Answered {
+        let config = Config::decode(config).ok_or(Error::Inval)?;
+        if config.program_strings().is_none() || config.memory_max_kib * 1024 < 2 * ARENA_LEN {
+            return Err(Error::Inval);
+        }
+        let files: [OwnedFd; 4] = fds.try_into().map_err(|_| Error::Inval)?;
+        let domid = self.free_domid()?;
+        let identity = self.take_identity();
+        let mut domain = Domain::new(identity, config, self.ports_max);
+        domain.stage = Stage::Building { creator: id };
+        self.domains.insert(domid, domain);
+        match self.build(domid, files) {
+            Ok(()) => {
+                self.set_identity(domid, identity);
+                self.tell_change(DomainEvent::Came(domid));
+                Ok(None)
+            }
+            Err(error) => {
+                self.take_down(domid);
+                Err(error)
+            }
+        }
+    }
+
+    fn build(&mut self, domid: DomId, files: [OwnedFd; 4]) -> Result<(), Error> {
+        let (broker_end, link) = pair()?;
+        let (setup_end, setup) = pair()?;
+        let peer = self.add_peer(broker_end, domid, Rights::GUEST)?;
+        if let Some(domain) = self.domains.get_mut(&domid) {
+            domain.peer = Some(peer);
+        }
+        self.first_ports(peer)?;
+        self.first_arena(domid, peer)?;
+        let group = self.cgroups.create(&domid.to_string())?;
+        let domain = self.domains.get_mut(&domid).ok_or(Error::Srch)?;
+        let group = domain.group.insert(group);
+        group.set_memory(domain.config.memory_max_kib * 1024 - ARENA_LEN)?;
+        group.set_tasks(domain.config.tasks_max)?;
+        group.set_cpu(domain.config.weight, domain.config.cap)?;
+        let (join, into) = group.entrances();
+        let descriptors_max = u64::from(self.ports_max) * u64::from(PORT_DESCRIPTORS);
+        let root = rustix::process::geteuid().is_root();
+        let mut plan = Plan {
+            config: &domain.config,
+            user: User::Mapped,
+            lacks: self.lacks,
+            join,
+            link,
+            setup,
+            files,
+            filter: &self.filter,
+            descriptors_max: descriptors_max + u64::from(TASKS_DEFAULT),
+            hostname: format!("dom{domid}"),
+        };
+        let outer = if root { self.first_id + u32::from(domid.0) } else { 0 };
+        let known = self.lacks & (Lack::UserNamespace.bit() | Lack::Namespaces.bit());
+        let mut flags = if known == 0 { BORN_INTO } else { without_user(&mut plan, root, outer) };
+        let (pid, pidfd) = loop {
+            let into = into.as_ref().map(AsFd::as_fd);
+            // A process with one thread: see `Broker`.
+            let mut child = Some(plan);
+            let born = sys::clone_process(flags, into, || {
+                if let Some(plan) = child.take() {
+                    sandbox::become_domain(plan);
+                }
+            });
+            match (born, child) {
+                (Ok(born), _) => break born,
+                (Err(Errno::PERM | Errno::NOSPC | Errno::USERS | Errno::INVAL), Some(refused))
+                    if flags & libc::CLONE_NEWUSER != 0 =>
+                {
+                    plan = refused;
+                    flags = without_user(&mut plan, root, outer);
+                }
+                (Err(errno), _) => return Err(failed(errno)),
+            }
+        };
+        self.watch(pidfd.as_fd(), Token::Process(domid), EventFlags::IN).map_err(failed)?;
+        self.watch(setup_end.as_fd(), Token::Setup(domid), EventFlags::IN).map_err(failed)?;
+        let domain = self.domains.get_mut(&domid).ok_or(Error::Srch)?;
+        let process = domain.process.insert(Process { pidfd, setup: Some(setup_end) });
+        if flags & libc::CLONE_NEWUSER != 0 {
+            map_ids(pid, root.then_some(outer))?;
+        }
+        let setup = process.setup.as_ref().ok_or(Error::Srch)?;
+        proto::send(setup.as_fd(), &Message::Mapped.encode(), &[], SendFlags::DONTWAIT)
+            .map_err(failed)
+    }
+
+    /// The process has something to say before its program runs, or runs it: then this end closes.
+    pub(super) fn sandbox_says(&mut self, domid: DomId) {
+        let Some(domain) = self.domains.get_mut(&domid) else { return };
+        let Some(process) = &mut domain.process else { return };
+        let Some(setup) = &process.setup else { return };
+        let mut packet = [0; 64];
+        let mut fds = Vec::new();
+        let received = proto::receive(setup.as_fd(), &mut packet, &mut fds, RecvFlags::DONTWAIT);
+        let request = match received {
+            Err(Errno::AGAIN | Errno::INTR) => return,
+            Ok(count) => Request::decode(packet.get(..count).unwrap_or_default()),
+            Err(_) => None,
+        };
+        match request {
+            Some(Request::SandboxDone { lacks }) => {
+                self.add_lacks(lacks);
+                self.built(domid, lacks);
+            }
+            Some(Request::SandboxFailed { step, errno }) => self.sandbox_failed(domid, step, errno),
+            _ => process.setup = None,
+        }
+    }
+
+    fn built(&mut self, domid: DomId, lacks: u64) {
+        let Some(domain) = self.domains.get_mut(&domid) else { return };
+        let Stage::Building { creator } = domain.stage else { return };
+        domain.stage = Stage::Built;
+        let [console, store] = Domain::FIRST_PORTS;
+        let words = vec![
+            domid.0.into(),
+            domain.identity,
+            GrantRef::XENSTORE.0.into(),
+            store.into(),
+            console.into(),
+            lacks,
+        ];
+        self.reply(creator, 0, words, &[]);
+    }
+
+    fn sandbox_failed(&mut self, domid: DomId, step: u32, errno: i32) {
+        let Some(domain) = self.domains.get(&domid) else { return };
+        let name = STEPS.get(step as usize).copied().unwrap_or("its sandbox");
+        let error = Errno::from_raw_os_error(errno);
+        say(&format!("domain {domid} does not start: {name}: {error}"));
+        if let Stage::Building { creator } = domain.stage {
+            self.reply(creator, errno, Vec::new(), &[]);
+            let _ = self.destroy(domid);
+        }
+    }
+}
+
+/// Goes without a user namespace: root drops to a user of the domain's own, others to no namespace.
+fn without_user(plan: &mut Plan<'_>, root: bool, outer: u32) -> i32 {
+    if root {
+        plan.user = User::DropsTo(outer);
+        plan.lacks |= Lack::UserNamespace.bit();
+        return libc::CLONE_NEWPID;
+    }
+    plan.user = User::Same;
+    plan.lacks |= Lack::Namespaces.bit();
+    if sys::landlock_abi() <= 0 {
+        plan.lacks |= Lack::Landlock.bit();
+    }
+    0
+}
+
+/// Maps the one user and group of a new user namespace: to `outer`, or to the broker's own.
+fn map_ids(pid: Pid, outer: Option<u32>) -> Result<(), Error> {
+    let proc = format!("/proc/{}", pid.as_raw_nonzero());
+    let own = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    let (uid, gid) = outer.map_or(own, |id| (id, id));
+    if outer.is_none() {
+        // An ordinary user may map a group only where nobody can leave one.
+        std::fs::write(format!("{proc}/setgroups"), "deny")?;
+    }
+    std::fs::write(format!("{proc}/uid_map"), format!("{INNER_ID} {uid} 1"))?;
+    std::fs::write(format!("{proc}/gid_map"), format!("{INNER_ID} {gid} 1"))?;
+    Ok(())
+}

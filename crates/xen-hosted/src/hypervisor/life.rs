@@ -1,0 +1,151 @@
+//! The end of domains: by themselves, by the toolstack, of their processes.
+
+use super::serve::{Answered, words};
+use super::{Broker, PeerId, Stage, say};
+use crate::domain::reason;
+use crate::limits::CHANGES_AT_ONCE;
+use rustix::event::epoll;
+use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
+use std::os::fd::AsFd;
+use xen::domwatch::{DomainEvent, ShutdownReason};
+use xen::{DomId, Error};
+
+impl Broker {
+    /// Tells who watches domains.
+    pub(super) fn tell_change(&mut self, event: DomainEvent) {
+        for id in &self.watchers {
+            let changes = self.peers.get_mut(*id).and_then(|peer| peer.changes.as_mut());
+            if let Some(changes) = changes
+                && !changes.contains(&event)
+            {
+                changes.push_back(event);
+            }
+        }
+        self.raise_dom_exc();
+    }
+
+    /// Whether somebody is still to hear of the death of a domain with this number.
+    pub(super) fn is_news(&self, domid: DomId) -> bool {
+        let died = DomainEvent::Died(domid);
+        self.watchers.iter().any(|id| {
+            let changes = self.peers.get(*id).and_then(|peer| peer.changes.as_ref());
+            changes.is_some_and(|changes| changes.contains(&died))
+        })
+    }
+
+    pub(super) fn changes(&mut self, id: PeerId) -> Answered {
+        let peer = self.peers.get_mut(id).ok_or(Error::NoEnt)?;
+        let changes = peer.changes.as_mut().ok_or(Error::Perm)?;
+        let now = changes.len().min(CHANGES_AT_ONCE);
+        let mut words: Vec<u64> = vec![u64::from(changes.len() > now)];
+        words.extend(changes.drain(..now).map(crate::domwatch::encode));
+        Ok(Some((words, Vec::new())))
+    }
+
+    /// The first process of a domain has ended, and with it all others.
+    pub(super) fn process_ended(&mut self, domid: DomId) {
+        let Some(domain) = self.domains.get_mut(&domid) else { return };
+        let Some(process) = &domain.process else { return };
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+        let status = match waitid(WaitId::PidFd(process.pidfd.as_fd()), options) {
+            Ok(Some(status)) => status,
+            Ok(None) => return,
+            Err(error) => {
+                say(&format!("domain {domid}: its end is not known: {error}"));
+                return;
+            }
+        };
+        let _ = epoll::delete(&self.epoll, &process.pidfd);
+        domain.process = None;
+        if let Some(group) = &domain.group {
+            domain.cpu_time_ns = group.cpu_time_ns().unwrap_or(domain.cpu_time_ns);
+        }
+        match domain.stage {
+            Stage::Building { creator } => {
+                self.reply(creator, Error::NoEnt.errno(), Vec::new(), &[]);
+                let _ = self.destroy(domid);
+            }
+            Stage::Built | Stage::Running => {
+                let reason = reason(status.exit_status());
+                domain.stage = Stage::Shutdown(reason);
+                self.tell_change(DomainEvent::Shutdown(domid, reason));
+            }
+            Stage::Dying => self.finish(domid),
+            Stage::Shutdown(_) | Stage::Dead => {}
+        }
+    }
+
+    pub(super) fn shut_down(&mut self, domid: DomId, code: u8) -> Answered {
+        let domain = self.living_guest(domid)?;
+        if matches!(domain.stage, Stage::Shutdown(_) | Stage::Building { .. }) {
+            return Err(Error::Inval);
+        }
+        let reason = ShutdownReason::from_code(code);
+        domain.stage = Stage::Shutdown(reason);
+        self.kill(domid);
+        self.tell_change(DomainEvent::Shutdown(domid, reason));
+        words([])
+    }
+
+    pub(super) fn destroy(&mut self, domid: DomId) -> Answered {
+        let domain = self.living_guest(domid)?;
+        domain.stage = Stage::Dying;
+        self.set_identity(domid, 0);
+        self.take_down(domid);
+        words([])
+    }
+
+    /// Ends all processes of a domain: its first is the init of their namespace.
+    fn kill(&self, domid: DomId) {
+        let Some(domain) = self.domains.get(&domid) else { return };
+        if let Some(process) = &domain.process {
+            let _ = pidfd_send_signal(&process.pidfd, Signal::KILL);
+        }
+        if domain.paused
+            && let Some(group) = &domain.group
+        {
+            // A frozen process of version 1 does not die.
+            let _ = group.set_frozen(false);
+        }
+    }
+
+    /// A domain that was destroyed is gone once its process is.
+    pub(super) fn finish(&mut self, domid: DomId) {
+        let Some(domain) = self.domains.get_mut(&domid) else { return };
+        if domain.stage != Stage::Dying || domain.process.is_some() {
+            return;
+        }
+        domain.stage = Stage::Dead;
+        if let Some(group) = &mut domain.group
+            && !group.remove()
+        {
+            say(&format!("a control group of domain {domid} is left: it has processes"));
+        }
+        domain.group = None;
+        self.tell_change(DomainEvent::Died(domid));
+        self.forget(domid);
+    }
+
+    /// Gives the number of a dead domain back when nobody names it any more.
+    pub(super) fn forget(&mut self, domid: DomId) {
+        if let Some(domain) = self.domains.get(&domid)
+            && domain.stage == Stage::Dead
+            && domain.named == 0
+        {
+            self.domains.remove(&domid);
+        }
+    }
+
+    /// Takes from a domain all that it has; it is gone once its process is.
+    pub(super) fn take_down(&mut self, domid: DomId) {
+        let Some(domain) = self.domains.get_mut(&domid) else { return };
+        domain.stage = Stage::Dying;
+        self.kill(domid);
+        self.free_all_ports(domid);
+        self.end_all_arenas(domid);
+        if let Some(id) = self.domains.get(&domid).and_then(|domain| domain.peer) {
+            self.drop_peer(id);
+        }
+        self.finish(domid);
+    }
+}

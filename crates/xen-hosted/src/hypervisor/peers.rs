@@ -1,0 +1,212 @@
+//! Connections: who is at the other end, what it may do, what it has not read yet.
+
+use crate::limits::{REQUESTS_BURST, REQUESTS_PER_S};
+use crate::{Rights, proto};
+use rustix::io::Errno;
+use rustix::net::SendFlags;
+use std::collections::{BTreeSet, VecDeque};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use xen::DomId;
+use xen::domwatch::DomainEvent;
+
+/// Answers that may wait while further requests are read. One who waits for each has one at most.
+const WAITING_ANSWERS_MAX: usize = 16;
+/// Messages with descriptors that may wait for a guest which does not read.
+const WAITING_FDS_MAX: usize = 64;
+
+/// A connection; never that of another at the same place.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) struct PeerId {
+    index: u32,
+    generation: u32,
+}
+
+impl PeerId {
+    /// 56 bits: 24 of the generation are enough to outlive the events of one wait.
+    pub(super) fn word(self) -> u64 {
+        u64::from(self.generation & 0xff_ffff) << 32 | u64::from(self.index)
+    }
+
+    pub(super) fn of(word: u64) -> Self {
+        let half = |word: u64| u32::try_from(word & 0xffff_ffff).unwrap_or(0);
+        Self { index: half(word), generation: half(word >> 32) }
+    }
+}
+
+/// One connection.
+pub(super) struct Peer {
+    pub(super) socket: OwnedFd,
+    pub(super) domid: DomId,
+    pub(super) rights: Rights,
+    /// Where it counts.
+    pub(super) counters: OwnedFd,
+    /// Ports of its domain that it holds.
+    pub(super) ports: BTreeSet<u32>,
+    /// Arenas that it has looked up.
+    pub(super) mapped: BTreeSet<(DomId, u32)>,
+    /// Arenas that it has made.
+    pub(super) offered: Vec<u32>,
+    /// What became of domains, for who watches them.
+    pub(super) changes: Option<VecDeque<DomainEvent>>,
+    /// What its socket did not take.
+    unsent: VecDeque<Unsent>,
+    /// How much of that is answers.
+    unsent_answers: usize,
+    /// Requests that it may still make, in thousandths.
+    credit: u64,
+    credit_at_ms: u64,
+}
+
+/// A message that waits for its receiver to read others.
+struct Unsent {
+    packet: Vec<u8>,
+    fds: Vec<OwnedFd>,
+    keep: Keep,
+}
+
+/// What becomes of a message where its receiver does not read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Keep {
+    /// It is kept; there are never more of them than the receiver has ports and arenas.
+    Always,
+    /// It is kept, and while there are many of them no further request is read.
+    Answer,
+    /// It is refused for a guest that has left many unread.
+    WithinBounds,
+}
+
+impl Peer {
+    pub(super) fn new(socket: OwnedFd, domid: DomId, rights: Rights, counters: OwnedFd) -> Self {
+        Self {
+            socket,
+            domid,
+            rights,
+            counters,
+            ports: BTreeSet::new(),
+            mapped: BTreeSet::new(),
+            offered: Vec::new(),
+            changes: rights.has(Rights::DOMAIN_WATCH).then(VecDeque::new),
+            unsent: VecDeque::new(),
+            unsent_answers: 0,
+            credit: u64::from(REQUESTS_BURST) * 1000,
+            credit_at_ms: 0,
+        }
+    }
+
+    /// Sends, or keeps for later: then true.
+    ///
+    /// # Errors
+    /// The message cannot be sent, ever, or is refused ([`Keep::WithinBounds`]).
+    pub(super) fn send(
+        &mut self,
+        packet: Vec<u8>,
+        fds: &[BorrowedFd<'_>],
+        keep: Keep,
+    ) -> Result<bool, Errno> {
+        if self.unsent.is_empty() {
+            match proto::send(self.socket.as_fd(), &packet, fds, SendFlags::DONTWAIT) {
+                Ok(()) => return Ok(false),
+                Err(Errno::AGAIN | Errno::NOBUFS | Errno::TOOMANYREFS) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        let with_fds = self.unsent.iter().filter(|unsent| !unsent.fds.is_empty()).count();
+        if keep == Keep::WithinBounds && self.domid != DomId::DOM0 && with_fds >= WAITING_FDS_MAX {
+            return Err(Errno::BUSY);
+        }
+        let owned: std::io::Result<Vec<OwnedFd>> =
+            fds.iter().map(BorrowedFd::try_clone_to_owned).collect();
+        let fds = owned.map_err(|_| Errno::MFILE)?;
+        self.unsent_answers += usize::from(keep == Keep::Answer);
+        self.unsent.push_back(Unsent { packet, fds, keep });
+        Ok(true)
+    }
+
+    /// Sends what was kept, as far as it goes.
+    ///
+    /// # Errors
+    /// The peer is gone.
+    pub(super) fn flush(&mut self) -> Result<(), Errno> {
+        while let Some(Unsent { packet, fds, keep }) = self.unsent.front() {
+            let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
+            match proto::send(self.socket.as_fd(), packet, &fds, SendFlags::DONTWAIT) {
+                Ok(()) => {}
+                Err(Errno::AGAIN | Errno::NOBUFS | Errno::TOOMANYREFS) => return Ok(()),
+                Err(errno) => return Err(errno),
+            }
+            self.unsent_answers -= usize::from(*keep == Keep::Answer);
+            self.unsent.pop_front();
+        }
+        Ok(())
+    }
+
+    pub(super) fn has_unsent(&self) -> bool {
+        !self.unsent.is_empty()
+    }
+
+    /// Whether its next request is read now. News never keeps it from that: who lets go of many things
+    /// at once tells so while it is still being told of them.
+    pub(super) fn is_read(&self) -> bool {
+        self.unsent_answers < WAITING_ANSWERS_MAX
+    }
+
+    /// Takes one request off what the peer may make; false where it has to rest. Domain 0 never rests.
+    pub(super) fn may_ask(&mut self, now_ms: u64) -> bool {
+        if self.domid == DomId::DOM0 {
+            return true;
+        }
+        let earned = now_ms.saturating_sub(self.credit_at_ms).saturating_mul(REQUESTS_PER_S.into());
+        self.credit = self.credit.saturating_add(earned).min(u64::from(REQUESTS_BURST) * 1000);
+        self.credit_at_ms = now_ms;
+        match self.credit.checked_sub(1000) {
+            Some(left) => {
+                self.credit = left;
+                true
+            }
+            None => false,
+        }
+    }
+}
+
+/// All connections.
+#[derive(Default)]
+pub(super) struct Peers {
+    places: Vec<(u32, Option<Peer>)>,
+    free: Vec<u32>,
+    pub(super) count: usize,
+}
+
+impl Peers {
+    pub(super) fn insert(&mut self, peer: Peer) -> PeerId {
+        self.count += 1;
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.places.push((0, None));
+            u32::try_from(self.places.len() - 1).unwrap_or(u32::MAX)
+        });
+        let place = &mut self.places[index as usize];
+        place.0 = place.0.wrapping_add(1) & 0xff_ffff;
+        place.1 = Some(peer);
+        PeerId { index, generation: place.0 }
+    }
+
+    pub(super) fn get(&self, id: PeerId) -> Option<&Peer> {
+        let (generation, peer) = self.places.get(id.index as usize)?;
+        peer.as_ref().filter(|_| *generation == id.generation)
+    }
+
+    pub(super) fn get_mut(&mut self, id: PeerId) -> Option<&mut Peer> {
+        let (generation, peer) = self.places.get_mut(id.index as usize)?;
+        peer.as_mut().filter(|_| *generation == id.generation)
+    }
+
+    pub(super) fn remove(&mut self, id: PeerId) -> Option<Peer> {
+        let (generation, peer) = self.places.get_mut(id.index as usize)?;
+        if *generation != id.generation {
+            return None;
+        }
+        let peer = peer.take()?;
+        self.free.push(id.index);
+        self.count -= 1;
+        Some(peer)
+    }
+}

@@ -1,0 +1,373 @@
+//! The loop: accept, read a few requests of each peer, answer.
+
+use super::peers::{Keep, Peer};
+use super::{Broker, Domain, IDENTITIES_LEN, PeerId, Stage, Token, failed, say};
+use crate::limits::{
+    CREATE_MAX, DOM0_PORTS_MAX, PACKET_MAX, PEERS_MAX, REQUESTS_A_TURN, UNREAD_MAX,
+};
+use crate::link::counters_len;
+use crate::map::memfd;
+use crate::proto::{self, Message, Request};
+use crate::{Rights, Role};
+use rustix::event::Timespec;
+use rustix::event::epoll::{self, Event, EventData, EventFlags};
+use rustix::fs::{SealFlags, fcntl_add_seals};
+use rustix::io::Errno;
+use rustix::net::RecvFlags;
+use rustix::net::sockopt::{set_socket_send_buffer_size, socket_peercred};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use xen::{DomId, Error};
+
+/// Events that one wait returns at most.
+const EVENTS_MAX: usize = 256;
+/// How long a peer rests that asked too often.
+const REST_MS: u64 = 20;
+
+/// An answer: words and descriptors; `None` for one that comes later, or never.
+pub(super) type Answered = Result<Option<(Vec<u64>, Vec<OwnedFd>)>, Error>;
+
+/// An answer of words alone.
+pub(super) fn words<const N: usize>(words: [u64; N]) -> Answered {
+    Ok(Some((words.to_vec(), Vec::new())))
+}
+
+impl Broker {
+    /// Serves until it is told to stop.
+    ///
+    /// # Errors
+    /// What epoll_wait(2) answered.
+    pub fn run(&mut self) -> io::Result<()> {
+        let mut events: Vec<Event> = Vec::with_capacity(EVENTS_MAX);
+        while !self.stopping {
+            events.clear();
+            let rest = Timespec { tv_sec: 0, tv_nsec: (REST_MS * 1_000_000) as i64 };
+            let timeout = (!self.resting.is_empty()).then_some(&rest);
+            match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), timeout) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+            for event in &events {
+                match Token::of(event.data.u64()) {
+                    Some(Token::Peer(id)) => self.serve(id, event.flags),
+                    Some(Token::Process(domid)) => self.process_ended(domid),
+                    Some(Token::Setup(domid)) => self.sandbox_says(domid),
+                    Some(Token::Listener(role)) => self.accept(role),
+                    Some(Token::Stop) => self.stopping = true,
+                    None => {}
+                }
+            }
+            self.wake_resting();
+        }
+        Ok(())
+    }
+
+    fn accept(&mut self, role: Role) {
+        let Some((_, listener)) = self.listeners.iter().find(|(of, _)| *of == role) else { return };
+        let flags = rustix::net::SocketFlags::CLOEXEC | rustix::net::SocketFlags::NONBLOCK;
+        let socket = match rustix::net::accept_with(listener, flags) {
+            Ok(socket) => socket,
+            Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => return,
+            Err(errno) => {
+                say(&format!("a process of domain 0 cannot connect: {errno}"));
+                return;
+            }
+        };
+        // The folder lets in its owner alone; this says so once more.
+        let same = socket_peercred(&socket)
+            .is_ok_and(|peer| peer.uid == rustix::process::geteuid() || peer.uid.is_root());
+        if !same || self.peers.count >= PEERS_MAX + self.domains.len() {
+            return;
+        }
+        if let Err(error) = self.add_peer(socket, DomId::DOM0, role.rights()) {
+            say(&format!("a process of domain 0 cannot connect: {error}"));
+        }
+    }
+
+    /// A new connection for `domid`.
+    pub(super) fn add_peer(
+        &mut self,
+        socket: OwnedFd,
+        domid: DomId,
+        rights: Rights,
+    ) -> Result<PeerId, Error> {
+        let len = counters_len(self.ports_max_of(domid));
+        let counters = memfd("counters", len).map_err(failed)?;
+        let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+        fcntl_add_seals(&counters, seals).map_err(failed)?;
+        // Bounded by the kernel's own limit where this is more.
+        let _ = set_socket_send_buffer_size(&socket, UNREAD_MAX);
+        let id = self.peers.insert(Peer::new(socket, domid, rights, counters));
+        let watched = self.peers.get(id).map_or(Err(Errno::NOENT), |peer| {
+            self.watch(peer.socket.as_fd(), Token::Peer(id), EventFlags::IN)
+        });
+        if let Err(errno) = watched {
+            self.peers.remove(id);
+            return Err(failed(errno));
+        }
+        if rights.has(Rights::DOMAIN_WATCH) {
+            self.watchers.push(id);
+        }
+        Ok(id)
+    }
+
+    pub(super) fn ports_max_of(&self, domid: DomId) -> u32 {
+        if domid == DomId::DOM0 { DOM0_PORTS_MAX } else { self.ports_max }
+    }
+
+    fn serve(&mut self, id: PeerId, flags: EventFlags) {
+        if flags.contains(EventFlags::OUT) {
+            match self.peers.get_mut(id).map(Peer::flush) {
+                Some(Ok(())) => self.watch_peer(id),
+                Some(Err(_)) => {
+                    self.drop_peer(id);
+                    return;
+                }
+                None => return,
+            }
+        }
+        let now_ms = now_ms();
+        for _ in 0..REQUESTS_A_TURN {
+            let Some(peer) = self.peers.get_mut(id) else { return };
+            if !peer.is_read() {
+                return;
+            }
+            if !peer.may_ask(now_ms) {
+                self.resting.push(id);
+                self.set_interest(id, EventFlags::empty());
+                return;
+            }
+            let mut fds = Vec::new();
+            let len = if peer.rights.has(Rights::DOMAIN_CONTROL) { CREATE_MAX } else { PACKET_MAX };
+            let into = self.input.get_mut(..len).unwrap_or_default();
+            let socket = peer.socket.as_fd();
+            let received = if peer.rights.has(Rights::DOMAIN_CONTROL) {
+                proto::receive(socket, into, &mut fds, RecvFlags::DONTWAIT)
+            } else {
+                // Without room for them the kernel drops what descriptors a guest sends.
+                rustix::net::recv(socket, into, RecvFlags::DONTWAIT | RecvFlags::TRUNC)
+                    .map(|(_, count)| if count > len { usize::MAX } else { count })
+            };
+            match received {
+                Ok(0) => {
+                    self.drop_peer(id);
+                    return;
+                }
+                Ok(count) => self.take_request(id, count, fds),
+                Err(Errno::MSGSIZE) => self.take_request(id, usize::MAX, fds),
+                Err(Errno::AGAIN) => return,
+                Err(Errno::INTR) => {}
+                Err(_) => {
+                    self.drop_peer(id);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Answers the packet of `count` bytes in the input; one that was too long has more than fits.
+    fn take_request(&mut self, id: PeerId, count: usize, fds: Vec<OwnedFd>) {
+        let request = self.input.get(..count).and_then(Request::decode);
+        if let Some(Request::Release { granter, slot }) = request {
+            self.release(id, granter, slot);
+            return;
+        }
+        let answered = match request {
+            Some(request) => self.answer(id, request, fds),
+            None => Err(Error::Inval),
+        };
+        match answered {
+            Ok(Some((words, fds))) => self.reply(id, 0, words, &fds),
+            Ok(None) => {}
+            Err(error) => {
+                self.count_refusal(id);
+                self.reply(id, error.errno(), Vec::new(), &[]);
+            }
+        }
+    }
+
+    fn count_refusal(&mut self, id: PeerId) {
+        let Some(peer) = self.peers.get(id) else { return };
+        if let Some(domain) = self.domains.get_mut(&peer.domid) {
+            domain.refused = domain.refused.saturating_add(1);
+        }
+    }
+
+    pub(super) fn reply(&mut self, id: PeerId, errno: i32, words: Vec<u64>, fds: &[OwnedFd]) {
+        let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
+        let _ = self.push(id, &Message::Reply { errno, words }, &fds, Keep::Answer);
+    }
+
+    /// Sends a message, now or when its receiver reads.
+    ///
+    /// # Errors
+    /// It does not get there.
+    pub(super) fn push(
+        &mut self,
+        id: PeerId,
+        message: &Message,
+        fds: &[BorrowedFd<'_>],
+        keep: Keep,
+    ) -> Result<(), Errno> {
+        let peer = self.peers.get_mut(id).ok_or(Errno::PIPE)?;
+        if peer.send(message.encode(), fds, keep)? {
+            self.watch_peer(id);
+        }
+        Ok(())
+    }
+
+    /// Waits until a peer asks, and until its socket takes more where something waits for that.
+    fn watch_peer(&self, id: PeerId) {
+        let Some(peer) = self.peers.get(id) else { return };
+        let mut flags = EventFlags::empty();
+        flags.set(EventFlags::IN, peer.is_read());
+        flags.set(EventFlags::OUT, peer.has_unsent());
+        self.set_interest(id, flags);
+    }
+
+    fn set_interest(&self, id: PeerId, flags: EventFlags) {
+        if let Some(peer) = self.peers.get(id) {
+            let data = EventData::new_u64(Token::Peer(id).word());
+            let _ = epoll::modify(&self.epoll, &peer.socket, data, flags);
+        }
+    }
+
+    fn wake_resting(&mut self) {
+        if self.resting.is_empty() {
+            return;
+        }
+        let now_ms = now_ms();
+        if now_ms < self.rested_until_ms {
+            return;
+        }
+        self.rested_until_ms = now_ms + REST_MS;
+        for id in std::mem::take(&mut self.resting) {
+            self.watch_peer(id);
+        }
+    }
+
+    fn answer(&mut self, id: PeerId, request: Request, fds: Vec<OwnedFd>) -> Answered {
+        let peer = self.peers.get(id).ok_or(Error::NoEnt)?;
+        if !peer.rights.has(needed(&request)) {
+            return Err(Error::Perm);
+        }
+        let domid = peer.domid;
+        match request {
+            Request::Hello => self.hello(id),
+            Request::AllocUnbound { remote } => self.alloc_unbound(id, own(remote, domid)),
+            Request::BindInterdomain { remote, port } => {
+                self.bind_interdomain(id, own(remote, domid), port)
+            }
+            Request::BindVirq { virq } => self.bind_virq(id, virq),
+            Request::Close { port } => self.close_port(id, port),
+            Request::Status { port } => self.port_status(id, port),
+            Request::FindArena { granter, slot } => self.find_arena(id, own(granter, domid), slot),
+            Request::OfferArena { peer, writable } => {
+                self.offer_arena(id, own(peer, domid), writable != 0)
+            }
+            Request::ArenaMapped { slot } => self.arena_mapped(id, slot),
+            Request::Changes => self.changes(id),
+            Request::Create(config) => self.create(id, &config, fds),
+            Request::List { from } => self.list(from),
+            Request::Info { domid } => self.info(domid),
+            Request::Pause { domid } => self.pause(domid),
+            Request::Unpause { domid } => self.unpause(domid),
+            Request::Shutdown { domid, reason } => self.shut_down(domid, reason),
+            Request::Destroy { domid } => self.destroy(domid),
+            Request::SetMemoryMax { domid, kib } => self.set_memory_max(domid, kib),
+            Request::Scheduling { domid } => self.scheduling(domid),
+            Request::SetScheduling { domid, weight, cap } => {
+                self.set_scheduling(domid, weight, cap)
+            }
+            Request::Accounts { domid } => self.accounts(domid),
+            // Not of a connection like this.
+            Request::Release { .. }
+            | Request::SandboxDone { .. }
+            | Request::SandboxFailed { .. } => Err(Error::Inval),
+        }
+    }
+
+    fn hello(&mut self, id: PeerId) -> Answered {
+        let peer = self.peers.get(id).ok_or(Error::NoEnt)?;
+        let domain = self.domains.get(&peer.domid).ok_or(Error::Srch)?;
+        let [console, store] = if peer.domid == DomId::DOM0 { [0, 0] } else { Domain::FIRST_PORTS };
+        let ports_max = self.ports_max_of(peer.domid);
+        let words = vec![
+            peer.domid.0.into(),
+            domain.identity,
+            console.into(),
+            store.into(),
+            ports_max.into(),
+            IDENTITIES_LEN as u64,
+        ];
+        let clone = |fd: &OwnedFd| fd.try_clone().map_err(Error::from);
+        let mut fds = vec![clone(&peer.counters)?];
+        if peer.rights.has(Rights::DOMAIN_WATCH) {
+            fds.push(clone(&self.identities_fd)?);
+        }
+        Ok(Some((words, fds)))
+    }
+
+    /// A connection is gone, and what it held goes with it.
+    pub(super) fn drop_peer(&mut self, id: PeerId) {
+        let Some(mut peer) = self.peers.remove(id) else { return };
+        let _ = epoll::delete(&self.epoll, &peer.socket);
+        self.watchers.retain(|watcher| *watcher != id);
+        self.resting.retain(|resting| *resting != id);
+        for port in std::mem::take(&mut peer.ports) {
+            self.free_port(peer.domid, xen::Port(port), &peer.counters);
+        }
+        for (granter, slot) in std::mem::take(&mut peer.mapped) {
+            self.drop_holder(id, granter, slot);
+        }
+        for slot in std::mem::take(&mut peer.offered) {
+            self.end_arena(peer.domid, slot);
+        }
+        if let Some(domain) = self.domains.get_mut(&peer.domid)
+            && domain.peer == Some(id)
+        {
+            domain.peer = None;
+            if domain.stage == Stage::Dying {
+                self.finish(peer.domid);
+            }
+        }
+    }
+}
+
+/// `DOMID_SELF` is who asks.
+fn own(named: DomId, domid: DomId) -> DomId {
+    if named == DomId::SELF { domid } else { named }
+}
+
+/// The right that a request needs.
+fn needed(request: &Request) -> Rights {
+    match request {
+        Request::Hello | Request::SandboxDone { .. } | Request::SandboxFailed { .. } => {
+            Rights::NONE
+        }
+        Request::AllocUnbound { .. }
+        | Request::BindInterdomain { .. }
+        | Request::Close { .. }
+        | Request::Status { .. } => Rights::EVENT_CHANNELS,
+        Request::FindArena { .. } | Request::Release { .. } => Rights::GRANT_MAP,
+        Request::OfferArena { .. } | Request::ArenaMapped { .. } => Rights::GRANT_OFFER,
+        Request::BindVirq { .. } | Request::Changes => Rights::DOMAIN_WATCH,
+        Request::Create(_)
+        | Request::List { .. }
+        | Request::Info { .. }
+        | Request::Pause { .. }
+        | Request::Unpause { .. }
+        | Request::Shutdown { .. }
+        | Request::Destroy { .. }
+        | Request::SetMemoryMax { .. }
+        | Request::Scheduling { .. }
+        | Request::SetScheduling { .. }
+        | Request::Accounts { .. } => Rights::DOMAIN_CONTROL,
+    }
+}
+
+fn now_ms() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    u64::try_from(now.tv_sec).unwrap_or(0) * 1000
+        + u64::try_from(now.tv_nsec / 1_000_000).unwrap_or(0)
+}

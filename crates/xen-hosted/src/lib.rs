@@ -1,0 +1,299 @@
+//! Xen's platform without Xen: each domain is a sandboxed process, and a small broker plays the
+//! hypervisor.
+//!
+//! The promise: a domain has one capability, its socket to the broker, and through it what Xen would
+//! give it: event channels, grants, and nothing of anybody else. What it does with them harms itself
+//! and those who deal with it in that channel or arena, and nobody else.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`hypervisor`] | the broker: domains, ports, arenas, rights, accounts |
+//! | [`domain`] | what a domain is to be; its sandbox: control groups, namespaces, system-call filter |
+//! | [`evtchn`], [`gnttab`], [`domwatch`], [`domctl`] | the traits of `xen`, as the broker's peers have them |
+//! | `link`, `proto` | a peer's socket; the messages on it |
+//! | [`limits`] | every bound, by name |
+//! | `map`, `sys` | mapped memory; system calls that no crate has. The only modules with `unsafe` |
+//!
+//! # Who holds what
+//!
+//! | | broker | a peer |
+//! |---|---|---|
+//! | a connection | one end; domid and rights, given to it at its creation | the other end; nothing in its messages says who it is |
+//! | an event channel | numbers: who holds which port, what it is bound to. No descriptor | two eventfds, from the moment it is bound |
+//! | an arena | the memfds, until granter or peer is gone; who has looked it up | a mapping each |
+//! | a grant | nothing | granter: the entry; peer: its bit beside it |
+//! | a domain | pidfd, control groups, configuration | |
+//!
+//! Without the broker in the path: notifying (a write), waiting (an epoll), masking, granting, mapping,
+//! unmapping, ending a grant, counting, and asking for a domain's identity. With it: binding and
+//! closing ports, the first use of an arena, the life of domains.
+//!
+//! # What fails how
+//!
+//! - A process of a peer dies: the broker sees the end of its socket. Its ports close, so the other
+//!   ends are unbound; its bits in all tables are cleared, so what it had mapped is unmapped.
+//! - A domain's first process ends: the domain has shut down ([`domain::SHUTDOWN_STATUS`]), and
+//!   VIRQ_DOM_EXC says so. As on Xen its ports and grants stay until the toolstack destroys it.
+//! - A domain is destroyed: ports, arenas, socket go at once, its number when nobody names it any more.
+//!   Who has its pages mapped keeps them until it unmaps them.
+//! - A peer does not read: what the broker has to tell it waits. While 16 answers wait it is asked for
+//!   no further request, and who wants to bind to a guest with 64 unread bindings gets `EBUSY`.
+//! - A peer asks without end: a guest is read 2000 times a second once its burst is spent.
+//! - **The broker dies: its domains die with it** (`PR_SET_PDEATHSIG`), and the store and the backends
+//!   find their event channels at an end. On Xen it is the same: without the hypervisor there is no
+//!   host. Sparing them was the alternative: event channels and mapped grants would go on, but nobody could
+//!   end a grant's peer, tell a death, bound memory or reuse a number, and a new broker would have
+//!   to believe what guests told it of the state that was lost. A new broker on the same directory
+//!   begins with no domains and removes the control groups that are left.
+//!
+//! # How a guest starts
+//!
+//! Its program finds in the variable `XEN_HOSTED_FD` the number of its socket to the broker
+//! ([`Platform::guest`]). The broker answers with domid, store port and console port. The pages of store
+//! and console are the first two of the domain's first arena, granted to domain 0 under the reserved
+//! references 1 and 0 ([`gnttab::Offers::reserved`]). It has no other descriptor but standard input,
+//! output and error, no network, no other process, and no file that may be written. System calls that
+//! it may not make are answered `ENOSYS`; of those it may, it cannot make a descriptor blocking again.
+//!
+//! # What is trusted with what
+//!
+//! A granter and its peer share an arena and its table, so each can spoil what lies in them, for the
+//! other and itself: entries, bits, pages. Whatever is read there is a number that is checked or a page
+//! that is copied. What a guest counts ([`domctl::Accounts`]) is what it says. The broker believes nothing
+//! that a guest writes.
+//!
+//! What the processes of domain 0 call after their start: sendto, recvmsg, write, epoll_wait,
+//! epoll_ctl, mmap, munmap, close ([`SYSTEM_CALLS`]).
+
+pub mod domain;
+pub mod domctl;
+pub mod domwatch;
+pub mod evtchn;
+pub mod gnttab;
+pub mod hypervisor;
+pub mod limits;
+mod link;
+mod map;
+mod proto;
+mod sys;
+
+use crate::link::Link;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use xen::shared::SharedPage;
+use xen::{DomId, Error, GrantRef, Port};
+
+/// What a connection may ask the broker for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Rights(u8);
+
+impl Rights {
+    pub(crate) const NONE: Self = Self(0);
+    pub(crate) const EVENT_CHANNELS: Self = Self(1);
+    pub(crate) const GRANT_MAP: Self = Self(2);
+    pub(crate) const GRANT_OFFER: Self = Self(4);
+    pub(crate) const DOMAIN_WATCH: Self = Self(8);
+    pub(crate) const DOMAIN_CONTROL: Self = Self(16);
+    /// Those of a guest: it may be a frontend, a backend, or both.
+    pub(crate) const GUEST: Self =
+        Self(Self::EVENT_CHANNELS.0 | Self::GRANT_MAP.0 | Self::GRANT_OFFER.0);
+
+    /// Whether `other` is among them.
+    pub(crate) fn has(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+}
+
+/// What a process of domain 0 is for: each has a socket of its own, with the rights it needs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+#[non_exhaustive]
+pub enum Role {
+    /// `xenstored`: event channels, mapping grants, watching domains.
+    Store,
+    /// A backend: event channels, mapping grants.
+    Backend,
+    /// A frontend in domain 0: event channels, granting pages.
+    Frontend,
+    /// The toolstack: control of domains.
+    Control,
+}
+
+impl Role {
+    pub(crate) const ALL: [Self; 4] = [Self::Store, Self::Backend, Self::Frontend, Self::Control];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Store => "store",
+            Self::Backend => "backend",
+            Self::Frontend => "frontend",
+            Self::Control => "control",
+        }
+    }
+
+    pub(crate) fn rights(self) -> Rights {
+        let (channels, map) = (Rights::EVENT_CHANNELS.0, Rights::GRANT_MAP.0);
+        match self {
+            Self::Store => Rights(channels | map | Rights::DOMAIN_WATCH.0),
+            Self::Backend => Rights(channels | map),
+            Self::Frontend => Rights(channels | Rights::GRANT_OFFER.0),
+            Self::Control => Rights::DOMAIN_CONTROL,
+        }
+    }
+}
+
+/// The directory of one host: the broker's lock, and its sockets for domain 0, one for each [`Role`].
+/// Only its owner can look into it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct HostDir(PathBuf);
+
+impl HostDir {
+    /// The host in this directory, which its broker makes.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self(path.into())
+    }
+
+    /// The directory.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// The socket for processes of domain 0 with this role.
+    #[must_use]
+    pub fn socket(&self, role: Role) -> PathBuf {
+        self.0.join(role.name())
+    }
+}
+
+/// The platform, as one process has it.
+#[derive(Clone, Debug)]
+pub struct Platform {
+    pub(crate) link: Arc<Link>,
+}
+
+impl Platform {
+    /// Connects a process of domain 0 to the broker of `host`.
+    ///
+    /// # Errors
+    /// [`Error::NoDev`] where none runs.
+    pub fn connect(host: &HostDir, role: Role) -> Result<Self, Error> {
+        Ok(Self { link: Link::connect(&host.socket(role))? })
+    }
+
+    /// The platform of the domain whose program this is. To be called once.
+    ///
+    /// # Errors
+    /// [`Error::NoDev`] where this is no domain's program, or the broker is gone.
+    pub fn guest() -> Result<Self, Error> {
+        let number = std::env::var(domain::GUEST_VARIABLE).map_err(|_| Error::NoDev)?;
+        if number.parse() != Ok(domain::GUEST_DESCRIPTOR) {
+            return Err(Error::NoDev);
+        }
+        Ok(Self {
+            link: Link::over(sys::inherited(domain::GUEST_DESCRIPTOR).map_err(link::from_errno)?)?,
+        })
+    }
+
+    /// The number of the domain that this process is of.
+    #[must_use]
+    pub fn domid(&self) -> DomId {
+        self.link.domid
+    }
+
+    /// The event channels; given out once.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] they are in use, or what the system answered.
+    pub fn channels(&self) -> Result<evtchn::Channels, Error> {
+        if self.link.ports_taken.swap(true, Ordering::Relaxed) {
+            return Err(Error::Busy);
+        }
+        evtchn::Channels::new(Arc::clone(&self.link))
+    }
+
+    /// Mapping others' grants.
+    #[must_use]
+    pub fn grants(&self) -> gnttab::Grants {
+        gnttab::Grants::new(Arc::clone(&self.link))
+    }
+
+    /// Granting own pages. One for a process: a second one would grant from the same arenas.
+    #[must_use]
+    pub fn offers(&self) -> gnttab::Offers {
+        gnttab::Offers::new(Arc::clone(&self.link))
+    }
+
+    /// Watching domains.
+    #[must_use]
+    pub fn watch(&self) -> domwatch::Watch {
+        domwatch::Watch::new(Arc::clone(&self.link))
+    }
+
+    /// A guest's ring to the store: its page, and the port at which it waits.
+    ///
+    /// # Errors
+    /// [`Error::NoDev`] in domain 0, which has none.
+    pub fn store_ring(&self, offers: &mut gnttab::Offers) -> Result<(SharedPage, Port), Error> {
+        self.reserved(offers, GrantRef::XENSTORE, self.link.first_ports[1])
+    }
+
+    /// A guest's console ring: its page, and the port at which it waits.
+    ///
+    /// # Errors
+    /// [`Error::NoDev`] in domain 0, which has none.
+    pub fn console_ring(&self, offers: &mut gnttab::Offers) -> Result<(SharedPage, Port), Error> {
+        self.reserved(offers, GrantRef::CONSOLE, self.link.first_ports[0])
+    }
+
+    fn reserved(
+        &self,
+        offers: &mut gnttab::Offers,
+        grant: GrantRef,
+        port: Port,
+    ) -> Result<(SharedPage, Port), Error> {
+        if self.domid() == DomId::DOM0 {
+            return Err(Error::NoDev);
+        }
+        Ok((offers.reserved(grant)?, port))
+    }
+}
+
+/// What `xenstored` needs of a platform.
+#[derive(Debug)]
+pub struct StorePlatform {
+    /// Event channels to the domains.
+    pub evtchn: evtchn::Channels,
+    /// Their ring pages.
+    pub grants: gnttab::Grants,
+    /// Their coming and going.
+    pub domains: domwatch::Watch,
+}
+
+/// The platform of the store of `host`.
+///
+/// # Errors
+/// [`Error::NoDev`] where no broker runs there.
+pub fn store_platform(host: &HostDir) -> Result<StorePlatform, Error> {
+    let platform = Platform::connect(host, Role::Store)?;
+    Ok(StorePlatform {
+        evtchn: platform.channels()?,
+        grants: platform.grants(),
+        domains: platform.watch(),
+    })
+}
+
+/// The system calls, by number, that a process makes on this platform once it has connected: what its
+/// own filter has to allow.
+pub const SYSTEM_CALLS: [libc::c_long; 9] = [
+    libc::SYS_sendto,
+    libc::SYS_recvmsg,
+    libc::SYS_write,
+    libc::SYS_read,
+    libc::SYS_epoll_pwait,
+    libc::SYS_epoll_ctl,
+    libc::SYS_mmap,
+    libc::SYS_munmap,
+    libc::SYS_close,
+];

@@ -1,0 +1,46 @@
+//! Every bound of the platform, by name.
+
+/// Ports that a domain can have at most, port 0 included, which is never used (the 2-level ABI of
+/// event channels on 64-bit, `EVTCHN_2L_NR_CHANNELS`).
+pub const PORTS_MAX: u32 = 4096;
+/// Ports of domain 0, as with FIFO event channels (`EVTCHN_FIFO_NR_CHANNELS`).
+pub const DOM0_PORTS_MAX: u32 = 131_072;
+/// Descriptors of a process that holds them for one port.
+pub const PORT_DESCRIPTORS: u32 = 2;
+/// Pages that an arena grants at most.
+pub const ARENA_PAGES: u32 = 1024;
+/// Arenas of one granting domain at most; the broker holds one or two descriptors for each.
+pub const ARENAS_MAX: usize = 16;
+/// Arenas of domain 0 at most: at least one for every other domain.
+pub const DOM0_ARENAS_MAX: usize = 4096;
+/// Processes of one domain that can map from the same arena at the same time.
+pub const HOLDERS_MAX: u32 = 32;
+/// Bytes of a request or reply.
+pub const PACKET_MAX: usize = 4096;
+/// Bytes of a request to create a domain.
+pub const CREATE_MAX: usize = 64 * 1024;
+/// Descriptors that one message carries.
+pub const PACKET_FDS: usize = 4;
+/// Bytes that may wait in the socket of a peer that does not read; the kernel counts its own
+/// bookkeeping too, so this is some 64 messages.
+pub const UNREAD_MAX: usize = 64 * 1024;
+/// Requests that a guest may make at once.
+pub const REQUESTS_BURST: u32 = 16_384;
+/// Requests a second that a guest gets back of them.
+pub const REQUESTS_PER_S: u32 = 2000;
+/// Requests that the broker takes from one peer before it looks at the others.
+pub const REQUESTS_A_TURN: u32 = 16;
+/// How long a request may wait for the broker's answer.
+pub const ANSWER_WITHIN_S: u64 = 30;
+/// Connections of domain 0's processes.
+pub const PEERS_MAX: usize = 4096;
+/// Memory of a domain for which nothing else was said, in KiB.
+pub const MEMORY_DEFAULT_KIB: u64 = 64 * 1024;
+/// The least memory that a domain can have, in KiB.
+pub const MEMORY_MIN_KIB: u64 = 8 * 1024;
+/// Processes and threads of a domain for which nothing else was said.
+pub const TASKS_DEFAULT: u32 = 256;
+/// Domains that [`DomainControl::list`](xen::domctl::DomainControl::list) gets with one request.
+pub const LISTED_AT_ONCE: usize = 32;
+/// Changes of domains that one answer tells.
+pub const CHANGES_AT_ONCE: usize = 64;

@@ -1,0 +1,275 @@
+//! A peer's end of its socket to the broker: requests, and what the broker says unasked.
+
+use crate::evtchn::Ports;
+use crate::gnttab::ForeignArenas;
+use crate::limits::{ANSWER_WITHIN_S, PACKET_MAX};
+use crate::map::Map;
+use crate::proto::{self, Message, Request};
+use rustix::io::Errno;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+use xen::gnttab::Access;
+use xen::{DomId, Error, Port};
+
+/// Words before those of the ports in the memory where a peer counts.
+const COUNTERS_HEAD: usize = 8;
+
+/// Bytes of that memory for so many ports.
+pub(crate) fn counters_len(ports_max: u32) -> usize {
+    (COUNTERS_HEAD + ports_max as usize) * 8
+}
+
+/// Something that a peer counts, for the broker to read at any moment.
+#[derive(Clone, Copy)]
+pub(crate) enum Counter {
+    /// Pages granted now.
+    Granted,
+    /// Pages mapped now.
+    Mapped,
+    /// Notifications received at this port.
+    Received(Port),
+}
+
+impl Counter {
+    /// Where it lies, in bytes.
+    pub(crate) fn offset(self) -> usize {
+        8 * match self {
+            Self::Granted => 0,
+            Self::Mapped => 1,
+            Self::Received(port) => COUNTERS_HEAD + port.0 as usize,
+        }
+    }
+}
+
+/// Locks, also where another thread panicked meanwhile: nothing here is left half done.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The answer to a request.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) words: Vec<u64>,
+    pub(crate) fds: VecDeque<OwnedFd>,
+}
+
+impl Answer {
+    /// Word number `at`, as a number of this type.
+    pub(crate) fn number<T: TryFrom<u64>>(&self, at: usize) -> Result<T, Error> {
+        let word = self.words.get(at).copied().ok_or(Error::Other(Errno::PROTO.raw_os_error()))?;
+        T::try_from(word).map_err(|_| Error::Other(Errno::PROTO.raw_os_error()))
+    }
+
+    /// The next descriptor.
+    pub(crate) fn fd(&mut self) -> Result<OwnedFd, Error> {
+        self.fds.pop_front().ok_or(Error::Other(Errno::PROTO.raw_os_error()))
+    }
+}
+
+/// One process's connection to the broker.
+#[derive(Debug)]
+pub(crate) struct Link {
+    socket: OwnedFd,
+    /// Held from a request to its answer.
+    buffer: Mutex<Vec<u8>>,
+    gone: AtomicBool,
+    pub(crate) ports: Ports,
+    /// The arenas that this process has looked up, for as long as somebody maps from them.
+    foreign: Mutex<Vec<Weak<ForeignArenas>>>,
+    /// Somebody waits at the ports.
+    pub(crate) ports_taken: AtomicBool,
+    pub(crate) domid: DomId,
+    /// The ports that were there from the start: console, store.
+    pub(crate) first_ports: [Port; 2],
+    counters: Map,
+    /// The identities of all domains, by number; for those who watch domains.
+    pub(crate) identities: Option<Map>,
+}
+
+impl Link {
+    /// Connects to the socket at `path`, which says what this process may do.
+    ///
+    /// # Errors
+    /// [`Error::NoDev`] where no broker listens, or what the broker answered.
+    pub(crate) fn connect(path: &Path) -> Result<Arc<Self>, Error> {
+        let family = AddressFamily::UNIX;
+        let socket =
+            rustix::net::socket_with(family, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+                .map_err(from_errno)?;
+        let address = SocketAddrUnix::new(path).map_err(from_errno)?;
+        match rustix::net::connect(&socket, &address) {
+            Ok(()) => Self::over(socket),
+            Err(Errno::NOENT | Errno::CONNREFUSED) => Err(Error::NoDev),
+            Err(error) => Err(from_errno(error)),
+        }
+    }
+
+    /// Speaks to the broker over `socket`.
+    pub(crate) fn over(socket: OwnedFd) -> Result<Arc<Self>, Error> {
+        let within = Some(Duration::from_secs(ANSWER_WITHIN_S));
+        set_socket_timeout(&socket, Timeout::Recv, within).map_err(from_errno)?;
+        let ports = Ports::new(socket.as_fd())?;
+        let mut buffer = vec![0; PACKET_MAX];
+        let gone = AtomicBool::new(false);
+        let apply = |message, fds| ports.apply(&message, fds);
+        let mut hello = call(socket.as_fd(), &mut buffer, &gone, &Request::Hello, &[], apply)?;
+        let ports_max: u32 = hello.number(4)?;
+        let first_ports = [Port(hello.number(2)?), Port(hello.number(3)?)];
+        for port in first_ports.into_iter().filter(|port| port.0 != 0) {
+            ports.allocated(port);
+        }
+        let len = counters_len(ports_max);
+        let counters = Map::new(hello.fd()?, 0, len, Access::ReadWrite).map_err(from_errno)?;
+        let identities = match hello.fds.pop_front() {
+            Some(fd) => Some(
+                Map::new(fd, 0, crate::hypervisor::IDENTITIES_LEN, Access::Read)
+                    .map_err(from_errno)?,
+            ),
+            None => None,
+        };
+        Ok(Arc::new(Self {
+            domid: DomId(hello.number(0)?),
+            socket,
+            buffer: Mutex::new(buffer),
+            gone,
+            ports,
+            foreign: Mutex::default(),
+            ports_taken: AtomicBool::new(false),
+            first_ports,
+            counters,
+            identities,
+        }))
+    }
+
+    /// Asks and waits for the answer.
+    ///
+    /// # Errors
+    /// [`Error::NoDev`] where the broker is gone, or what it answered.
+    pub(crate) fn call(&self, request: &Request) -> Result<Answer, Error> {
+        self.call_with(request, &[])
+    }
+
+    /// As [`Link::call`], with descriptors.
+    pub(crate) fn call_with(
+        &self,
+        request: &Request,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<Answer, Error> {
+        let mut buffer = lock(&self.buffer);
+        let apply = |message, fds| self.apply(&message, fds);
+        call(self.socket.as_fd(), &mut buffer, &self.gone, request, fds, apply)
+    }
+
+    /// Takes what the broker has said unasked; does not wait.
+    ///
+    /// # Errors
+    /// [`Error::NoDev`] where the broker is gone.
+    pub(crate) fn drain(&self) -> Result<(), Error> {
+        let mut buffer = lock(&self.buffer);
+        loop {
+            let mut fds = Vec::new();
+            let flags = RecvFlags::DONTWAIT;
+            match proto::receive(self.socket.as_fd(), &mut buffer, &mut fds, flags) {
+                Ok(0) => self.gone.store(true, Ordering::Relaxed),
+                Ok(count) => {
+                    if let Some(message) = Message::decode(buffer.get(..count).unwrap_or_default())
+                    {
+                        self.apply(&message, fds);
+                    }
+                    continue;
+                }
+                Err(Errno::INTR) => continue,
+                Err(Errno::AGAIN) => {}
+                Err(_) => self.gone.store(true, Ordering::Relaxed),
+            }
+            let gone = self.gone.load(Ordering::Relaxed);
+            return if gone { Err(Error::NoDev) } else { Ok(()) };
+        }
+    }
+
+    fn apply(&self, message: &Message, fds: Vec<OwnedFd>) {
+        if let Message::ArenaEnded { granter, slot } = message {
+            let tables: Vec<_> = lock(&self.foreign).iter().filter_map(Weak::upgrade).collect();
+            for table in tables {
+                let ended = lock(&table).remove(&(*granter, *slot));
+                drop(ended);
+            }
+        } else {
+            self.ports.apply(message, fds);
+        }
+    }
+
+    /// Tells the broker something that it does not answer.
+    pub(crate) fn tell(&self, request: &Request) {
+        // A broker that is gone has nothing to know.
+        let _ = proto::send(self.socket.as_fd(), &request.encode(), &[], SendFlags::empty());
+    }
+
+    /// Arenas of this table that end are taken out of it.
+    pub(crate) fn follow(&self, table: &Arc<ForeignArenas>) {
+        let mut foreign = lock(&self.foreign);
+        foreign.retain(|table| table.strong_count() > 0);
+        foreign.push(Arc::downgrade(table));
+    }
+
+    /// Adds to what this process counts.
+    pub(crate) fn count(&self, counter: Counter, by: i64) {
+        let word = self.counters.long(counter.offset());
+        // The only writer is this process; threads of it may lose a count to each other.
+        let sum = word.load(Ordering::Relaxed).wrapping_add_signed(by);
+        word.store(sum, Ordering::Relaxed);
+    }
+}
+
+/// One request and its answer; what comes unasked in between goes to `apply`.
+fn call(
+    socket: BorrowedFd<'_>,
+    buffer: &mut [u8],
+    gone: &AtomicBool,
+    request: &Request,
+    fds: &[BorrowedFd<'_>],
+    mut apply: impl FnMut(Message, Vec<OwnedFd>),
+) -> Result<Answer, Error> {
+    if gone.load(Ordering::Relaxed) {
+        return Err(Error::NoDev);
+    }
+    if let Err(error) = proto::send(socket, &request.encode(), fds, SendFlags::empty()) {
+        gone.store(error == Errno::PIPE, Ordering::Relaxed);
+        return Err(if error == Errno::PIPE { Error::NoDev } else { from_errno(error) });
+    }
+    loop {
+        let mut fds = Vec::new();
+        let count = match proto::receive(socket, buffer, &mut fds, RecvFlags::empty()) {
+            Ok(0) | Err(Errno::CONNRESET) => {
+                gone.store(true, Ordering::Relaxed);
+                return Err(Error::NoDev);
+            }
+            Ok(count) => count,
+            Err(Errno::INTR) => continue,
+            Err(error) => {
+                // An answer that comes later would be taken for that of another request.
+                gone.store(true, Ordering::Relaxed);
+                return Err(from_errno(error));
+            }
+        };
+        match Message::decode(buffer.get(..count).unwrap_or_default()) {
+            Some(Message::Reply { errno: 0, words }) => {
+                return Ok(Answer { words, fds: fds.into() });
+            }
+            Some(Message::Reply { errno, .. }) => return Err(Error::from_errno(errno)),
+            Some(message) => apply(message, fds),
+            None => return Err(from_errno(Errno::PROTO)),
+        }
+    }
+}
+
+/// The error with the number of a system call's.
+pub(crate) fn from_errno(error: Errno) -> Error {
+    Error::from_errno(error.raw_os_error())
+}

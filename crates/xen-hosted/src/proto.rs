@@ -1,0 +1,365 @@
+//! Messages between the broker and its peers: 64-bit words in packets of a SOCK_SEQPACKET socket,
+//! descriptors beside them (SCM_RIGHTS).
+//!
+//! Both ends run on one machine and come from one build, so numbers are in its byte order. A peer
+//! never says who it is: the socket does. What a peer sends is hostile: [`Request::decode`] takes
+//! it or says no, and nothing in it sizes anything.
+
+use crate::limits::PACKET_FDS;
+use rustix::io::Errno;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
+use std::io::{IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use xen::{DomId, Port};
+
+/// What a peer asks for; each needs one of its socket's [`Rights`](crate::Rights).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Request {
+    /// Who am I? Answer: domid, identity, console port, store port, ports at most; descriptors:
+    /// counters, and with DomainWatch the table of identities.
+    Hello,
+    AllocUnbound {
+        remote: DomId,
+    },
+    BindInterdomain {
+        remote: DomId,
+        port: Port,
+    },
+    BindVirq {
+        virq: u32,
+    },
+    Close {
+        port: Port,
+    },
+    Status {
+        port: Port,
+    },
+    /// The arena number `slot` of `granter`, if it is for this domain.
+    FindArena {
+        granter: DomId,
+        slot: u32,
+    },
+    /// This domain's arena for `peer`.
+    OfferArena {
+        peer: DomId,
+        writable: u32,
+    },
+    /// The granter has mapped its arena `slot`, which from now on nobody else can write.
+    ArenaMapped {
+        slot: u32,
+    },
+    /// An arena that was looked up is used no more; not answered.
+    Release {
+        granter: DomId,
+        slot: u32,
+    },
+    /// What became of domains since last asked.
+    Changes,
+    /// Encoded by [`crate::domain::Config`].
+    Create(Vec<u8>),
+    List {
+        from: DomId,
+    },
+    Info {
+        domid: DomId,
+    },
+    Pause {
+        domid: DomId,
+    },
+    Unpause {
+        domid: DomId,
+    },
+    Shutdown {
+        domid: DomId,
+        reason: u8,
+    },
+    Destroy {
+        domid: DomId,
+    },
+    SetMemoryMax {
+        domid: DomId,
+        kib: u64,
+    },
+    Scheduling {
+        domid: DomId,
+    },
+    SetScheduling {
+        domid: DomId,
+        weight: u16,
+        cap: u16,
+    },
+    Accounts {
+        domid: DomId,
+    },
+    /// From a domain's process before its program runs: its sandbox stands, without these.
+    SandboxDone {
+        lacks: u64,
+    },
+    /// The same: it does not stand, as this step failed.
+    SandboxFailed {
+        step: u32,
+        errno: i32,
+    },
+}
+
+/// Cuts a word to the type of a field; `None` where it does not fit.
+fn cut<T: TryFrom<u64>>(word: u64) -> Option<T> {
+    T::try_from(word).ok()
+}
+
+fn domid(word: u64) -> Option<DomId> {
+    cut(word).map(DomId)
+}
+
+fn port(word: u64) -> Option<Port> {
+    cut(word).map(Port)
+}
+
+impl Request {
+    /// The packet.
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let words: Vec<u64> = match self {
+            Self::Hello => vec![0],
+            Self::AllocUnbound { remote } => vec![1, remote.0.into()],
+            Self::BindInterdomain { remote, port } => vec![2, remote.0.into(), port.0.into()],
+            Self::BindVirq { virq } => vec![3, (*virq).into()],
+            Self::Close { port } => vec![4, port.0.into()],
+            Self::Status { port } => vec![5, port.0.into()],
+            Self::FindArena { granter, slot } => vec![6, granter.0.into(), (*slot).into()],
+            Self::OfferArena { peer, writable } => vec![7, peer.0.into(), (*writable).into()],
+            Self::Changes => vec![8],
+            Self::Create(config) => {
+                let mut bytes = 9_u64.to_ne_bytes().to_vec();
+                bytes.extend_from_slice(config);
+                return bytes;
+            }
+            Self::List { from } => vec![10, from.0.into()],
+            Self::Info { domid } => vec![11, domid.0.into()],
+            Self::Pause { domid } => vec![12, domid.0.into()],
+            Self::Unpause { domid } => vec![13, domid.0.into()],
+            Self::Shutdown { domid, reason } => vec![14, domid.0.into(), (*reason).into()],
+            Self::Destroy { domid } => vec![15, domid.0.into()],
+            Self::SetMemoryMax { domid, kib } => vec![16, domid.0.into(), *kib],
+            Self::Scheduling { domid } => vec![17, domid.0.into()],
+            Self::SetScheduling { domid, weight, cap } => {
+                vec![18, domid.0.into(), (*weight).into(), (*cap).into()]
+            }
+            Self::Accounts { domid } => vec![19, domid.0.into()],
+            Self::ArenaMapped { slot } => vec![22, (*slot).into()],
+            Self::Release { granter, slot } => vec![23, granter.0.into(), (*slot).into()],
+            Self::SandboxDone { lacks } => vec![20, *lacks],
+            Self::SandboxFailed { step, errno } => {
+                vec![21, (*step).into(), u64::from(errno.unsigned_abs())]
+            }
+        };
+        to_bytes(&words)
+    }
+
+    /// The request in a packet; `None` for what is none.
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
+        if let Some((op, config)) = bytes.split_first_chunk::<8>()
+            && u64::from_ne_bytes(*op) == 9
+        {
+            return Some(Self::Create(config.to_vec()));
+        }
+        let words = from_bytes(bytes)?;
+        Some(match words.as_slice() {
+            [0] => Self::Hello,
+            [1, remote] => Self::AllocUnbound { remote: domid(*remote)? },
+            [2, remote, at] => Self::BindInterdomain { remote: domid(*remote)?, port: port(*at)? },
+            [3, virq] => Self::BindVirq { virq: cut(*virq)? },
+            [4, at] => Self::Close { port: port(*at)? },
+            [5, at] => Self::Status { port: port(*at)? },
+            [6, granter, slot] => Self::FindArena { granter: domid(*granter)?, slot: cut(*slot)? },
+            [7, peer, writable] => {
+                Self::OfferArena { peer: domid(*peer)?, writable: cut(*writable)? }
+            }
+            [8] => Self::Changes,
+            [10, from] => Self::List { from: domid(*from)? },
+            [11, of] => Self::Info { domid: domid(*of)? },
+            [12, of] => Self::Pause { domid: domid(*of)? },
+            [13, of] => Self::Unpause { domid: domid(*of)? },
+            [14, of, reason] => Self::Shutdown { domid: domid(*of)?, reason: cut(*reason)? },
+            [15, of] => Self::Destroy { domid: domid(*of)? },
+            [16, of, kib] => Self::SetMemoryMax { domid: domid(*of)?, kib: *kib },
+            [17, of] => Self::Scheduling { domid: domid(*of)? },
+            [18, of, weight, cap] => {
+                Self::SetScheduling { domid: domid(*of)?, weight: cut(*weight)?, cap: cut(*cap)? }
+            }
+            [19, of] => Self::Accounts { domid: domid(*of)? },
+            [22, slot] => Self::ArenaMapped { slot: cut(*slot)? },
+            [23, granter, slot] => Self::Release { granter: domid(*granter)?, slot: cut(*slot)? },
+            [20, lacks] => Self::SandboxDone { lacks: *lacks },
+            [21, step, errno] => Self::SandboxFailed { step: cut(*step)?, errno: cut(*errno)? },
+            _ => return None,
+        })
+    }
+}
+
+/// What the broker sends.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Message {
+    /// The answer to the oldest request: an error's number or 0, and what was asked for.
+    Reply { errno: i32, words: Vec<u64> },
+    /// A port of this peer was bound; descriptors: to wait at, to notify by.
+    Bound { port: Port },
+    /// The other end of a port is closed.
+    Unbound { port: Port },
+    /// An arena that this peer has looked up is no longer its granter's.
+    ArenaEnded { granter: DomId, slot: u32 },
+    /// To a domain's process: its user ids are mapped, go on.
+    Mapped,
+    /// To a domain's process: run the program.
+    Run,
+}
+
+impl Message {
+    /// The packet.
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        match self {
+            Self::Reply { errno, words } => {
+                let mut all = vec![0, u64::from(errno.unsigned_abs())];
+                all.extend_from_slice(words);
+                to_bytes(&all)
+            }
+            Self::Bound { port } => to_bytes(&[1, port.0.into()]),
+            Self::Unbound { port } => to_bytes(&[2, port.0.into()]),
+            Self::ArenaEnded { granter, slot } => to_bytes(&[3, granter.0.into(), (*slot).into()]),
+            Self::Mapped => to_bytes(&[4]),
+            Self::Run => to_bytes(&[5]),
+        }
+    }
+
+    /// The message in a packet; `None` for what is none.
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
+        let words = from_bytes(bytes)?;
+        Some(match words.as_slice() {
+            [0, errno, rest @ ..] => Self::Reply { errno: cut(*errno)?, words: rest.to_vec() },
+            [1, at] => Self::Bound { port: port(*at)? },
+            [2, at] => Self::Unbound { port: port(*at)? },
+            [3, granter, slot] => Self::ArenaEnded { granter: domid(*granter)?, slot: cut(*slot)? },
+            [4] => Self::Mapped,
+            [5] => Self::Run,
+            _ => return None,
+        })
+    }
+}
+
+fn to_bytes(words: &[u64]) -> Vec<u8> {
+    words.iter().flat_map(|word| word.to_ne_bytes()).collect()
+}
+
+fn from_bytes(bytes: &[u8]) -> Option<Vec<u64>> {
+    let (words, rest) = bytes.as_chunks::<8>();
+    rest.is_empty().then(|| words.iter().map(|word| u64::from_ne_bytes(*word)).collect())
+}
+
+/// Sends one packet. Never raises SIGPIPE.
+///
+/// # Errors
+/// What sendmsg(2) answered; `EAGAIN` where the peer does not read.
+pub(crate) fn send(
+    socket: BorrowedFd<'_>,
+    packet: &[u8],
+    fds: &[BorrowedFd<'_>],
+    flags: SendFlags,
+) -> Result<(), Errno> {
+    let flags = flags | SendFlags::NOSIGNAL;
+    if fds.is_empty() {
+        return rustix::net::send(socket, packet, flags).map(drop);
+    }
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(PACKET_FDS))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !control.push(SendAncillaryMessage::ScmRights(fds)) {
+        return Err(Errno::INVAL);
+    }
+    sendmsg(socket, &[IoSlice::new(packet)], &mut control, flags).map(drop)
+}
+
+/// Receives one packet and its descriptors into `fds`; how many bytes it had, 0 at the end.
+///
+/// # Errors
+/// What recvmsg(2) answered; `EMSGSIZE` for a packet that `into` does not hold.
+pub(crate) fn receive(
+    socket: BorrowedFd<'_>,
+    into: &mut [u8],
+    fds: &mut Vec<OwnedFd>,
+    flags: RecvFlags,
+) -> Result<usize, Errno> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(PACKET_FDS))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let flags = flags | RecvFlags::CMSG_CLOEXEC;
+    let received = recvmsg(socket, &mut [IoSliceMut::new(into)], &mut control, flags)?;
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(passed) = message {
+            fds.extend(passed);
+        }
+    }
+    if received.flags.contains(rustix::net::ReturnFlags::TRUNC) {
+        return Err(Errno::MSGSIZE);
+    }
+    Ok(received.bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_and_messages_round_trip() {
+        let of = DomId(7);
+        let requests = [
+            Request::Hello,
+            Request::AllocUnbound { remote: of },
+            Request::BindInterdomain { remote: of, port: Port(4095) },
+            Request::BindVirq { virq: 3 },
+            Request::Close { port: Port(1) },
+            Request::Status { port: Port(1) },
+            Request::FindArena { granter: of, slot: 1 },
+            Request::OfferArena { peer: of, writable: 1 },
+            Request::ArenaMapped { slot: 1 },
+            Request::Release { granter: of, slot: 1 },
+            Request::Changes,
+            Request::Create(b"any bytes".to_vec()),
+            Request::List { from: of },
+            Request::Info { domid: of },
+            Request::Pause { domid: of },
+            Request::Unpause { domid: of },
+            Request::Shutdown { domid: of, reason: 3 },
+            Request::Destroy { domid: of },
+            Request::SetMemoryMax { domid: of, kib: 1 << 40 },
+            Request::Scheduling { domid: of },
+            Request::SetScheduling { domid: of, weight: 1, cap: 2 },
+            Request::Accounts { domid: of },
+            Request::SandboxDone { lacks: 5 },
+            Request::SandboxFailed { step: 2, errno: 13 },
+        ];
+        for request in requests {
+            assert_eq!(Request::decode(&request.encode()), Some(request));
+        }
+        let messages = [
+            Message::Reply { errno: 22, words: vec![1, 2] },
+            Message::Bound { port: Port(9) },
+            Message::Unbound { port: Port(9) },
+            Message::ArenaEnded { granter: of, slot: 3 },
+            Message::Mapped,
+            Message::Run,
+        ];
+        for message in messages {
+            assert_eq!(Message::decode(&message.encode()), Some(message));
+        }
+    }
+
+    #[test]
+    fn what_is_no_request_is_refused() {
+        let bad: [&[u64]; 6] = [&[], &[1], &[1, 1 << 16], &[2, 1, 1 << 32], &[99], &[0, 0]];
+        for words in bad {
+            assert_eq!(Request::decode(&to_bytes(words)), None, "{words:?}");
+        }
+        assert_eq!(Request::decode(b"odd"), None);
+    }
+}

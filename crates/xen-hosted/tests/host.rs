@@ -1,0 +1,166 @@
+//! A whole host: broker, the real daemon, sandboxed domains that reach it over their rings.
+
+mod support;
+
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+use support::{Host, create, ended, introduce};
+use xen::domctl::{DomainControl, RunState};
+use xen::domwatch::ShutdownReason;
+use xen_hosted::domain::Lack;
+use xen_hosted::domctl::{Control, Created};
+use xenstore::Store;
+use xenstore_core::wire::MsgType;
+
+/// Plays what the environment says; not a test of its own.
+#[test]
+fn role() {
+    let Some(role) = support::role() else { return };
+    let status = match role.as_str() {
+        "store" => {
+            let _ = support::play_store();
+            1
+        }
+        "reader" => reader(),
+        "reboot" => 0x41,
+        other => panic!("no role {other:?}"),
+    };
+    std::process::exit(status);
+}
+
+/// Reads its name from the store, and writes what it has read.
+fn reader() -> i32 {
+    let mut store = support::GuestStore::open();
+    let (kind, value) = store.ask(MsgType::Read, b"name\0");
+    assert_eq!(kind, MsgType::Read as u32, "{:?}", String::from_utf8_lossy(&value));
+    let mut payload = b"data/seen\0".to_vec();
+    payload.extend_from_slice(&value);
+    let (kind, _) = store.ask(MsgType::Write, &payload);
+    assert_eq!(kind, MsgType::Write as u32);
+    0
+}
+
+#[test]
+fn a_domain_reaches_the_store_over_its_ring() {
+    let mut host = Host::start();
+    host.start_store();
+    let mut control = host.control();
+    let mut client = host.client();
+    client.watch("/local/domain", "t").unwrap();
+    while client.next_event(Some(Duration::from_millis(100))).unwrap().is_some() {}
+    let mut times = Vec::new();
+    for round in 0..10 {
+        let begin = Instant::now();
+        let created = create(&mut control, "reader");
+        let made = begin.elapsed();
+        let home = format!("/local/domain/{}", created.domid);
+        client.write(format!("{home}/name"), format!("guest{round}")).unwrap();
+        client.write(format!("{home}/data"), "").unwrap();
+        for node in ["", "/name", "/data"] {
+            let perms = [xenstore::Perm::parse(format!("n{}", created.domid).as_bytes()).unwrap()];
+            client.set_perms(format!("{home}{node}"), &perms).unwrap();
+        }
+        introduce(&mut client, &created);
+        control.unpause(created.domid).unwrap();
+        let path = format!("{home}/data/seen");
+        support::until("the guest has written", || client.read(&path).is_ok());
+        times.push((made, begin.elapsed()));
+        assert_eq!(client.read(&path).unwrap(), format!("guest{round}").into_bytes());
+        let info = ended(&mut control, created.domid);
+        assert_eq!(info.state, RunState::Shutdown(ShutdownReason::Poweroff));
+        control.destroy(created.domid).unwrap();
+        support::until("the store has let go of it", || {
+            !client.is_domain_introduced(created.domid.0).unwrap()
+        });
+    }
+    eprintln!("created, created to having written: {times:?}");
+    assert_eq!(control.list().unwrap().len(), 1, "domain 0 alone is left");
+}
+
+#[test]
+fn an_exit_status_says_why() {
+    let host = Host::start();
+    let mut control = host.control();
+    let created = create(&mut control, "reboot");
+    assert_eq!(control.info(created.domid).unwrap().state, RunState::Paused);
+    control.unpause(created.domid).unwrap();
+    let info = ended(&mut control, created.domid);
+    assert_eq!(info.state, RunState::Shutdown(ShutdownReason::Reboot));
+    control.destroy(created.domid).unwrap();
+}
+
+/// Reads the store from a domain of this host: the whole way once.
+fn reaches_the_store(host: &Host, control: &mut Control) -> Created {
+    let mut client = host.client();
+    let created = create(control, "reader");
+    let home = format!("/local/domain/{}", created.domid);
+    for (node, value) in [("", ""), ("/name", "guest"), ("/data", "")] {
+        client.write(format!("{home}{node}"), value).unwrap();
+        let perm = xenstore::Perm::parse(format!("n{}", created.domid).as_bytes()).unwrap();
+        client.set_perms(format!("{home}{node}"), &[perm]).unwrap();
+    }
+    introduce(&mut client, &created);
+    control.unpause(created.domid).unwrap();
+    let info = ended(control, created.domid);
+    assert_eq!(info.state, RunState::Shutdown(ShutdownReason::Poweroff));
+    assert_eq!(client.read(format!("{home}/data/seen")).unwrap(), b"guest");
+    created
+}
+
+#[test]
+fn an_ordinary_user_has_it_all_but_what_is_said() {
+    if !rustix::process::geteuid().is_root() {
+        // Then all other tests are this one.
+        return;
+    }
+    let nobody = 65534;
+    let mut host = Host::start_with(|command| {
+        let dir = command.get_args().next().map(PathBuf::from).unwrap();
+        let above = dir.parent().unwrap();
+        std::os::unix::fs::chown(above, Some(nobody), Some(nobody)).unwrap();
+        command.uid(nobody).gid(nobody).current_dir(above);
+    });
+    host.start_store();
+    let mut control = host.control();
+    let created = reaches_the_store(&host, &mut control);
+    assert!(created.lacks.contains(&Lack::OwnUser), "{:?}", created.lacks);
+    assert!(!created.lacks.contains(&Lack::Namespaces), "{:?}", created.lacks);
+    control.destroy(created.domid).unwrap();
+}
+
+#[test]
+fn without_user_namespaces_the_rest_remains() {
+    // In a namespace that lets nobody make another, as a user without rights in it.
+    let script = "echo 1 > /proc/sys/user/max_user_namespaces && \
+                  exec unshare -U --map-user=1000 --map-group=1000 \"$0\" \"$1\"";
+    let mut host = Host::start_with(|command| {
+        let dir = command.get_args().next().unwrap().to_owned();
+        let broker = command.get_program().to_owned();
+        let mut inside = std::process::Command::new("unshare");
+        inside.args(["-Ur", "sh", "-c", script]).arg(broker).arg(dir);
+        inside.stdout(std::process::Stdio::piped());
+        *command = inside;
+    });
+    host.start_store();
+    let mut control = host.control();
+    let created = reaches_the_store(&host, &mut control);
+    assert!(created.lacks.contains(&Lack::Namespaces), "{:?}", created.lacks);
+    control.destroy(created.domid).unwrap();
+}
+
+#[test]
+fn two_brokers_do_not_serve_one_directory_and_many_serve_many() {
+    let (a, b) = (Host::start(), Host::start());
+    let second = std::process::Command::new(env!("CARGO_BIN_EXE_xen-hosted"))
+        .arg(a.host().path())
+        .output()
+        .unwrap();
+    assert!(!second.status.success());
+    assert!(String::from_utf8_lossy(&second.stderr).contains("another broker serves"));
+    let (mut of_a, mut of_b) = (a.control(), b.control());
+    let created = create(&mut of_a, "reboot");
+    assert_eq!(of_a.list().unwrap().len(), 2);
+    assert_eq!(of_b.list().unwrap().len(), 1);
+    of_a.destroy(created.domid).unwrap();
+}

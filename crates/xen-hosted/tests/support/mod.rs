@@ -1,0 +1,294 @@
+//! A whole host for tests: the broker, the real daemon, and domains whose programs are parts of the test
+//! program itself.
+//!
+//! A test program that finds a role in its environment plays it, in its test `role`, and does nothing
+//! else.
+#![allow(dead_code)]
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+use xen::DomId;
+use xen::domctl::{DomainControl, DomainInfo, RunState};
+use xen::evtchn::EventChannels;
+use xen_hosted::domain::{Config, Files};
+use xen_hosted::domctl::{Control, Created};
+use xen_hosted::{HostDir, Platform};
+use xen_io::xs_ring::FrontRing;
+use xenstore_core::wire::MsgType;
+
+pub(crate) mod puppet;
+pub(crate) mod raw;
+
+/// The variable that names the role.
+pub(crate) const ROLE: &str = "XEN_HOSTED_TEST_ROLE";
+/// The variable that names the directory of the host.
+pub(crate) const DIR: &str = "XEN_HOSTED_TEST_DIR";
+/// How long anything may take.
+pub(crate) const WITHIN: Duration = Duration::from_secs(30);
+
+/// The role that this process plays, if any.
+pub(crate) fn role() -> Option<String> {
+    std::env::var(ROLE).ok()
+}
+
+/// Waits until `what` is so.
+pub(crate) fn until(what: &str, mut so: impl FnMut() -> bool) {
+    let end = Instant::now() + WITHIN;
+    while !so() {
+        assert!(Instant::now() < end, "{what}: not within {WITHIN:?}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// A broker in a directory of its own, and the daemon if asked for.
+pub(crate) struct Host {
+    pub(crate) dir: PathBuf,
+    pub(crate) broker: Child,
+    pub(crate) store: Option<Child>,
+}
+
+impl Host {
+    /// A host with a broker.
+    pub(crate) fn start() -> Self {
+        Self::start_with(|_| {})
+    }
+
+    /// The same, its broker's command changed.
+    pub(crate) fn start_with(change: impl FnOnce(&mut Command)) -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("xen-hosted-{}-{number}", std::process::id());
+        let dir = std::env::temp_dir().join(name);
+        let _ = fs::remove_dir_all(&dir);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_xen-hosted"));
+        command.arg(dir.join("host")).stdout(Stdio::piped());
+        fs::create_dir_all(&dir).unwrap();
+        change(&mut command);
+        Self { broker: serving(&mut command), dir, store: None }
+    }
+
+    /// Starts another broker in the same directory, after the end of the one before.
+    pub(crate) fn restart_broker(&mut self) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_xen-hosted"));
+        command.arg(self.host().path()).stdout(Stdio::piped());
+        self.broker = serving(&mut command);
+    }
+
+    /// The directory that broker and peers share.
+    pub(crate) fn host(&self) -> HostDir {
+        HostDir::new(self.dir.join("host"))
+    }
+
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.dir.join("store")
+    }
+
+    /// Starts the daemon and waits until it serves.
+    pub(crate) fn start_store(&mut self) {
+        let log = File::create(self.dir.join("store.log")).unwrap();
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args(["role", "--exact", "--nocapture", "--test-threads=1"])
+            .env(ROLE, "store")
+            .env(DIR, &self.dir)
+            .env("XENSTORED_PATH", self.socket())
+            .env("XENSTORED_RUNDIR", &self.dir)
+            .env("XENSTORED_ROOTDIR", &self.dir)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        self.store = Some(child);
+        until("the store serves", || UnixStream::connect(self.socket()).is_ok());
+    }
+
+    pub(crate) fn control(&self) -> Control {
+        Control::connect(&self.host()).unwrap()
+    }
+
+    /// A client of the daemon, for domain 0.
+    pub(crate) fn client(&self) -> xenstore::Client {
+        xenstore::Client::connect(self.socket()).unwrap()
+    }
+
+    /// What the daemon has said.
+    pub(crate) fn store_log(&self) -> String {
+        fs::read_to_string(self.dir.join("store.log")).unwrap_or_default()
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- the store's log:\n{}", self.store_log());
+        }
+        if let Some(store) = &mut self.store {
+            let _ = store.kill();
+            let _ = store.wait();
+        }
+        terminate(&self.broker);
+        let _ = self.broker.wait();
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// Starts a broker and waits until it serves.
+fn serving(command: &mut Command) -> Child {
+    let mut broker = command.spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(broker.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert!(line.contains("serving"), "the broker did not start: {line:?}");
+    broker
+}
+
+/// Asks a process to end.
+pub(crate) fn terminate(child: &Child) {
+    if let Some(pid) = rustix::process::Pid::from_raw(child.id() as i32) {
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+    }
+}
+
+/// The configuration of a domain that plays `role`.
+pub(crate) fn playing(role: &str) -> Config {
+    let mut config = Config::default();
+    config.files = Files::System;
+    let args = ["guest", "role", "--exact", "--nocapture", "--test-threads=1"];
+    config.args = args.map(OsString::from).to_vec();
+    config.env = vec![format!("{ROLE}={role}").into()];
+    config
+}
+
+/// This program, as the program of a domain.
+pub(crate) fn this_program() -> File {
+    File::open(std::env::current_exe().unwrap()).unwrap()
+}
+
+/// Creates a domain that plays `role`, paused.
+pub(crate) fn create(control: &mut Control, role: &str) -> Created {
+    control.create_quiet(&playing(role), &this_program()).unwrap()
+}
+
+/// Introduces a domain to the store: what the toolstack does between creation and start.
+pub(crate) fn introduce(client: &mut xenstore::Client, created: &Created) {
+    let domid = created.domid.0;
+    client.introduce(domid, created.store_gfn.0, created.store_port.0).unwrap();
+}
+
+/// Waits until a domain has shut down; why.
+pub(crate) fn ended(control: &mut Control, domid: DomId) -> DomainInfo {
+    let mut last = None;
+    until("the domain ends", || {
+        let info = control.info(domid).unwrap();
+        last = Some(info);
+        matches!(info.state, RunState::Shutdown(_))
+    });
+    last.unwrap()
+}
+
+/// Plays the store.
+pub(crate) fn play_store() -> ExitCode {
+    let dir = PathBuf::from(std::env::var_os(DIR).unwrap());
+    let platform = xen_hosted::store_platform(&HostDir::new(dir.join("host"))).unwrap();
+    let environment = xenstored::paths::Environment::of_process();
+    let args = ["--no-fork".into()];
+    let xenstored::config::Asked::Run(config) =
+        xenstored::config::parse(args, &environment).unwrap()
+    else {
+        return ExitCode::FAILURE;
+    };
+    let platform = xenstored::Platform {
+        evtchn: Box::new(platform.evtchn),
+        grants: Box::new(platform.grants),
+        domains: Box::new(platform.domains),
+    };
+    keep_without_filter();
+    match xenstored::run(&config, Some(platform)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The daemon's filter lacks `recvmsg`, by which descriptors come; it goes on without a filter where
+/// the kernel refuses one.
+fn keep_without_filter() {
+    use seccompiler::{SeccompAction, SeccompFilter, TargetArch};
+    let rules = [(libc::SYS_seccomp, Vec::new())].into_iter().collect();
+    let arch = TargetArch::try_from(std::env::consts::ARCH).unwrap();
+    let refused = SeccompAction::Errno(libc::EPERM as u32);
+    let filter = SeccompFilter::new(rules, SeccompAction::Allow, refused, arch).unwrap();
+    let program: seccompiler::BpfProgram = filter.try_into().unwrap();
+    seccompiler::apply_filter(&program).unwrap();
+}
+
+/// A guest's side of the store, over its ring.
+pub(crate) struct GuestStore {
+    pub(crate) platform: Platform,
+    pub(crate) channels: xen_hosted::evtchn::Channels,
+    pub(crate) offers: xen_hosted::gnttab::Offers,
+    ring: FrontRing,
+    pub(crate) port: xen::Port,
+    request: u32,
+}
+
+impl GuestStore {
+    pub(crate) fn open() -> Self {
+        let platform = Platform::guest().unwrap();
+        let channels = platform.channels().unwrap();
+        let mut offers = platform.offers();
+        let (page, port) = platform.store_ring(&mut offers).unwrap();
+        Self { platform, channels, offers, ring: FrontRing::new(page), port, request: 0 }
+    }
+
+    /// One request and its reply.
+    pub(crate) fn ask(&mut self, kind: MsgType, payload: &[u8]) -> (u32, Vec<u8>) {
+        self.request += 1;
+        let mut bytes = Vec::new();
+        for word in [kind as u32, self.request, 0, payload.len() as u32] {
+            bytes.extend_from_slice(&word.to_ne_bytes());
+        }
+        bytes.extend_from_slice(payload);
+        let end = Instant::now() + WITHIN;
+        let mut sent = 0;
+        let mut got = Vec::new();
+        loop {
+            let count = self.ring.write(&bytes[sent..]).unwrap();
+            sent += count;
+            if count > 0 {
+                self.channels.notify(self.port).unwrap();
+            }
+            let mut buffer = [0; 1024];
+            let count = self.ring.read(&mut buffer).unwrap();
+            got.extend_from_slice(&buffer[..count]);
+            if count > 0 && (count == 1024 || sent < bytes.len()) {
+                self.channels.notify(self.port).unwrap();
+            }
+            if let Ok(Some((header, payload, _))) = xenstore_core::wire::split_message(&got) {
+                assert_eq!(header.req_id, self.request);
+                return (header.kind, payload.to_vec());
+            }
+            if count > 0 {
+                continue;
+            }
+            let left = end.saturating_duration_since(Instant::now());
+            assert!(!left.is_zero(), "the store does not answer");
+            if let Some(port) = self.channels.wait(Some(left)).unwrap() {
+                self.channels.unmask(port).unwrap();
+            }
+        }
+    }
+}
+
+/// Entries of a folder.
+pub(crate) fn entries(folder: &Path) -> Vec<String> {
+    let list = fs::read_dir(folder).into_iter().flatten().flatten();
+    list.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+}

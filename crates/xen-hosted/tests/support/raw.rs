@@ -1,0 +1,102 @@
+//! What a domain can do beneath the library: its socket's bytes, an arena's memory.
+#![allow(unsafe_code)]
+
+use rustix::fs::{FallocateFlags, SealFlags, fallocate, fcntl_add_seals, ftruncate};
+use rustix::io::Errno;
+use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap, mprotect};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
+use std::io::{IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// The domain's socket to the broker, beside the library that has it.
+fn socket() -> BorrowedFd<'static> {
+    // SAFETY: a domain's program is started with it, and keeps it to its end.
+    unsafe { BorrowedFd::borrow_raw(xen_hosted::domain::GUEST_DESCRIPTOR) }
+}
+
+/// Sends words as a request, with a descriptor where `attach` says so, and takes the answer.
+pub(crate) fn request(words: &[u64], attach: bool) -> (Vec<u64>, Vec<OwnedFd>) {
+    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    let own = rustix::event::eventfd(0, rustix::event::EventfdFlags::empty()).unwrap();
+    let attached = [own.as_fd()];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if attach {
+        assert!(control.push(SendAncillaryMessage::ScmRights(&attached)));
+    }
+    sendmsg(socket(), &[IoSlice::new(&bytes)], &mut control, SendFlags::NOSIGNAL).unwrap();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut buffer = [0; 4096];
+    let iov = &mut [IoSliceMut::new(&mut buffer)];
+    let got = recvmsg(socket(), iov, &mut control, RecvFlags::empty()).unwrap();
+    let mut fds = Vec::new();
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(passed) = message {
+            fds.extend(passed);
+        }
+    }
+    let (words, _) = buffer[..got.bytes].as_chunks::<8>();
+    (words.iter().map(|word| u64::from_ne_bytes(*word)).collect(), fds)
+}
+
+/// Sends bytes as a packet, whatever they are; whether the socket took them.
+pub(crate) fn send(bytes: &[u8]) -> bool {
+    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+    rustix::net::send(socket(), bytes, flags).is_ok()
+}
+
+fn name(result: Result<(), Errno>) -> String {
+    match result {
+        Ok(()) => "done".to_owned(),
+        Err(errno) => format!("{}", errno.raw_os_error()),
+    }
+}
+
+/// All that a peer may try with an arena's memfd so that the other side suffers: what came of each.
+pub(crate) fn abuse(fd: &OwnedFd) -> String {
+    let len = 4096;
+    let map = |access| {
+        // SAFETY: a new mapping, which is left in place.
+        unsafe { mmap(std::ptr::null_mut(), len, access, MapFlags::SHARED, fd, 0) }
+    };
+    let write = map(ProtFlags::READ | ProtFlags::WRITE).map(drop);
+    let upgrade = map(ProtFlags::READ).and_then(|at| {
+        // SAFETY: the mapping that was just made and that nobody uses.
+        unsafe { mprotect(at, len, MprotectFlags::READ | MprotectFlags::WRITE) }
+    });
+    let pwrite = rustix::io::pwrite(fd, b"x", 0).map(drop);
+    let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    format!(
+        "map={} mprotect={} pwrite={} truncate={} grow={} punch={} seal={}",
+        name(write),
+        name(upgrade),
+        name(pwrite),
+        name(ftruncate(fd, 0)),
+        name(ftruncate(fd, 1 << 30)),
+        name(fallocate(fd, hole, 0, 4096)),
+        name(fcntl_add_seals(fd, SealFlags::FUTURE_WRITE)),
+    )
+}
+
+/// Clears `O_NONBLOCK` of a descriptor in both ways that there are: what came of it.
+pub(crate) fn make_blocking(fd: impl AsFd) -> String {
+    let flags = rustix::fs::OFlags::empty();
+    let setfl = rustix::fs::fcntl_setfl(&fd, flags);
+    let ioctl = rustix::io::ioctl_fionbio(&fd, false);
+    format!("setfl={} fionbio={}", name(setfl), name(ioctl))
+}
+
+/// A process that is a copy of this one; `None` in the copy.
+pub(crate) fn fork() -> std::io::Result<Option<i32>> {
+    // SAFETY: the copy does nothing but sleep until it is killed.
+    match unsafe { libc::fork() } {
+        -1 => Err(std::io::Error::last_os_error()),
+        0 => Ok(None),
+        pid => Ok(Some(pid)),
+    }
+}
