@@ -9,23 +9,44 @@ const PROGRAMS: [&str; 3] = ["xenstored", "xenstored-testbed", "xenstore"];
 /// The bench itself.
 const STORE_BENCH: &str = "store-bench";
 
+/// The bench of the hosted platform, and the broker that has to lie beside it.
+const PLATFORM_BENCH: [&str; 2] = ["platform-bench", "xen-hosted"];
+
 /// `cargo xtask bench store`.
 pub(crate) fn store(options: &[&str]) -> Result<ExitCode> {
     let workspace = Workspace::load()?;
+    let beside = |binary: &String| PROGRAMS.contains(&binary.as_str());
+    let packages = workspace.packages.iter();
+    let packages = packages.filter(|package| package.binaries.iter().any(beside));
+    let packages: Vec<&str> =
+        packages.map(|package| package.name.as_str()).chain([STORE_BENCH]).collect();
+    run(&workspace, &packages, STORE_BENCH, options)
+}
+
+/// `cargo xtask bench platform`.
+pub(crate) fn platform(options: &[&str]) -> Result<ExitCode> {
+    let workspace = Workspace::load()?;
+    run(&workspace, &PLATFORM_BENCH, PLATFORM_BENCH[0], options)
+}
+
+/// Builds `packages` for release, and runs `program` of them.
+fn run(
+    workspace: &Workspace,
+    packages: &[&str],
+    program: &str,
+    options: &[&str],
+) -> Result<ExitCode> {
     let mut build = cargo();
-    build.args(["build", "--release", "--package", STORE_BENCH]);
-    for package in &workspace.packages {
-        if package.binaries.iter().any(|binary| PROGRAMS.contains(&binary.as_str())) {
-            build.args(["--package", &package.name]);
-        }
+    build.args(["build", "--release"]);
+    for package in packages {
+        build.args(["--package", package]);
     }
     build.current_dir(&workspace.root);
     if !build.status()?.success() {
         return Err("the programs to compare do not build".into());
     }
-    let mut bench = Command::new(workspace.target.join("release").join(STORE_BENCH));
-    bench.args(options);
-    let status = bench.status()?;
+    let mut bench = Command::new(workspace.target.join("release").join(program));
+    let status = bench.args(options).status()?;
     let code = status.code().and_then(|code| u8::try_from(code).ok());
     Ok(ExitCode::from(code.unwrap_or(1)))
 }

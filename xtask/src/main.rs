@@ -28,6 +28,7 @@ cargo xtask COMMAND
   ci [STEP...]            what every change must pass; without STEP, all of it
   tidy                    file lengths, words, lints, dependencies, links
   bench store [OPTION...] our xenstored beside Debian's daemons; --help lists the options
+  bench platform WHAT     hosted domains beside what the machine costs: speed, create [COUNT]
   fuzz [TARGET] [OPTION]  the fuzz targets, 15 s each; --help lists the options
 ";
 
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
         ["demo", options @ ..] => demo::run(options),
         ["tidy"] => tidy::run(),
         ["bench", "store", options @ ..] => bench::store(options),
+        ["bench", "platform", options @ ..] => bench::platform(options),
         ["fuzz", options @ ..] => fuzz::run(options),
         ["--help" | "-h" | "help"] => {
             print!("{HELP}");

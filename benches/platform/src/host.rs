@@ -139,19 +139,7 @@ pub(crate) fn play_store(dir: &Path) -> Result<()> {
         evtchn: Box::new(platform.evtchn),
         grants: Box::new(platform.grants),
         domains: Box::new(platform.domains),
+        ioctls: &[],
     };
-    keep_without_filter()?;
-    Ok(xenstored::run(&config, Some(platform))?)
-}
-
-/// The daemon's filter lacks `recvmsg`, by which descriptors come; it goes on without a filter where
-/// the kernel refuses one.
-fn keep_without_filter() -> Result<()> {
-    use seccompiler::{SeccompAction, SeccompFilter, TargetArch};
-    let rules = [(libc::SYS_seccomp, Vec::new())].into_iter().collect();
-    let arch = TargetArch::try_from(std::env::consts::ARCH)?;
-    let refused = SeccompAction::Errno(libc::EPERM as u32);
-    let filter = SeccompFilter::new(rules, SeccompAction::Allow, refused, arch)?;
-    let program: seccompiler::BpfProgram = filter.try_into()?;
-    Ok(seccompiler::apply_filter(&program)?)
+    Ok(xenstored::run(&config, xenstored::Provided::Platform(platform))?)
 }

@@ -271,6 +271,9 @@ pub struct StorePlatform {
     pub domains: domwatch::Watch,
 }
 
+/// Names the host's directory to a process of domain 0 that is started for it.
+pub const HOST_VARIABLE: &str = "XEN_HOSTED_HOST";
+
 /// The platform of the store of `host`.
 ///
 /// # Errors

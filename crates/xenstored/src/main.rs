@@ -1,16 +1,23 @@
-//! `xenstored`: the daemon for the machine that it finds itself on.
+//! `xenstored`: the daemon for the machine that it finds itself on, or for the hosted one that
+//! `XEN_HOSTED_HOST` names.
 
 use std::process::ExitCode;
+use xen_hosted::{HOST_VARIABLE, HostDir};
 use xen_linux::Machine;
 use xenstored::{Error, Platform, Provided};
 
 fn main() -> ExitCode {
-    xenstored::main_with(|_config| match xen_linux::machine() {
-        Machine::Bare => Ok(Provided::SocketOnly("no Xen here")),
-        Machine::Guest => Ok(Provided::SocketOnly("this domain does not control its Xen host")),
-        Machine::Control => {
-            let platform = real_xen().map_err(|error| Error::start(error.to_string()));
-            platform.map(Provided::Platform)
+    xenstored::main_with(|_config| {
+        if let Some(dir) = std::env::var_os(HOST_VARIABLE) {
+            return hosted(&HostDir::new(dir)).map(Provided::Platform);
+        }
+        match xen_linux::machine() {
+            Machine::Bare => Ok(Provided::SocketOnly("no Xen here")),
+            Machine::Guest => Ok(Provided::SocketOnly("this domain does not control its Xen host")),
+            Machine::Control => {
+                let platform = real_xen().map_err(|error| Error::start(error.to_string()));
+                platform.map(Provided::Platform)
+            }
         }
     })
 }
@@ -23,5 +30,21 @@ fn real_xen() -> Result<Platform, xen_linux::Error> {
         grants: Box::new(xen_linux::gntdev::Gntdev::open()?),
         domains: Box::new(xen_linux::manage::Manage::open(&privcmd)?),
         ioctls: xen_linux::IOCTLS_OF_A_DAEMON,
+    })
+}
+
+/// The platform of domain 0 of a hosted host.
+fn hosted(host: &HostDir) -> Result<Platform, Error> {
+    let platform = xen_hosted::store_platform(host).map_err(|error| {
+        Error::start(format!(
+            "the broker of {} cannot be reached: {error}; start it with: xen-hosted {0}",
+            host.path().display()
+        ))
+    })?;
+    Ok(Platform {
+        evtchn: Box::new(platform.evtchn),
+        grants: Box::new(platform.grants),
+        domains: Box::new(platform.domains),
+        ioctls: &[],
     })
 }

@@ -206,27 +206,15 @@ pub(crate) fn play_store() -> ExitCode {
         evtchn: Box::new(platform.evtchn),
         grants: Box::new(platform.grants),
         domains: Box::new(platform.domains),
+        ioctls: &[],
     };
-    keep_without_filter();
-    match xenstored::run(&config, Some(platform)) {
+    match xenstored::run(&config, xenstored::Provided::Platform(platform)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error}");
             ExitCode::FAILURE
         }
     }
-}
-
-/// The daemon's filter lacks `recvmsg`, by which descriptors come; it goes on without a filter where
-/// the kernel refuses one.
-fn keep_without_filter() {
-    use seccompiler::{SeccompAction, SeccompFilter, TargetArch};
-    let rules = [(libc::SYS_seccomp, Vec::new())].into_iter().collect();
-    let arch = TargetArch::try_from(std::env::consts::ARCH).unwrap();
-    let refused = SeccompAction::Errno(libc::EPERM as u32);
-    let filter = SeccompFilter::new(rules, SeccompAction::Allow, refused, arch).unwrap();
-    let program: seccompiler::BpfProgram = filter.try_into().unwrap();
-    seccompiler::apply_filter(&program).unwrap();
 }
 
 /// A guest's side of the store, over its ring.
