@@ -85,6 +85,8 @@ struct Slot<D> {
     /// The peer's state when it was last told of a change while connected.
     refreshed: bool,
     restarts: u32,
+    /// What its driver was last asked for is pending.
+    waits: bool,
     driver: D,
 }
 
@@ -145,6 +147,17 @@ impl<D: Driver> Bus<D> {
     /// All drivers, with their devices.
     pub fn drivers(&mut self) -> impl Iterator<Item = (Id, &mut D)> {
         self.slots.iter_mut().map(|(id, slot)| (*id, &mut slot.driver))
+    }
+
+    /// All drivers, with their devices, to look at.
+    pub fn drivers_ref(&self) -> impl Iterator<Item = (Id, &D)> {
+        self.slots.iter().map(|(id, slot)| (*id, &slot.driver))
+    }
+
+    /// Whether the driver of a device has said that it waits for something.
+    #[must_use]
+    pub fn waits(&self, id: Id) -> bool {
+        self.slots.get(&id).is_some_and(|slot| slot.waits)
     }
 
     /// What has happened since this was last called.

@@ -36,6 +36,9 @@ impl<D: Driver> Bus<D> {
                 }
                 continue;
             }
+            if let Some(slot) = self.slots.get_mut(&id) {
+                slot.waits = false;
+            }
             let action = match react(self.side, own, peer, standing) {
                 Ok(action) => action,
                 Err(illegal) => return self.complain(store, id, illegal.peer, illegal.into()),
@@ -141,6 +144,7 @@ impl<D: Driver> Bus<D> {
             complained: None,
             refreshed: false,
             restarts: 0,
+            waits: false,
             driver: (self.make)(id),
         };
         let watched = format!("{}/state", slot.peer_path);
@@ -175,9 +179,13 @@ impl<D: Driver> Bus<D> {
         slot.held = true;
         let (result, _) = slot.with(store, side, domid, id, Driver::reattach);
         match result {
-            Ok(Progress::Pending) => return Ok(Progress::Pending),
+            Ok(Progress::Pending) => {
+                slot.waits = true;
+                return Ok(Progress::Pending);
+            }
             Ok(Progress::Done) => {
                 slot.orphan = false;
+                slot.waits = false;
                 self.tell(id, What::State(State::Connected));
             }
             Err(error) => {
@@ -229,7 +237,10 @@ impl<D: Driver> Bus<D> {
         slot.held = true;
         let (result, puts) = slot.with(store, side, domid, id, step);
         match result {
-            Ok(Progress::Pending) => Ok(Progress::Pending),
+            Ok(Progress::Pending) => {
+                slot.waits = true;
+                Ok(Progress::Pending)
+            }
             Ok(Progress::Done) => {
                 if next == State::Connected {
                     slot.restarts = 0;
@@ -272,6 +283,7 @@ impl<D: Driver> Bus<D> {
         if slot.held {
             let (progress, _) = slot.with(store, side, domid, id, Driver::release);
             if progress == Progress::Pending {
+                slot.waits = true;
                 return Ok(Progress::Pending);
             }
             slot.held = false;
