@@ -284,6 +284,8 @@ impl Drop for Uring {
                 return;
             }
         }
+        // Else the kernel lets go of the file, and of the lock on it, some time later.
+        let _ = self.ring.submitter().unregister_files();
     }
 }
 
