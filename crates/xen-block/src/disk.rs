@@ -7,12 +7,16 @@
 //! | [`qcow2`] | qcow2 images, with backing files |
 //! | [`nbd`] | a server of the network block device protocol, over a Unix socket |
 //! | [`fault`] | another disk, with faults on cue |
+//! | [`target`] | disks by name, as toolstacks write them |
 //! | [`pool`] | threads for disks that can only be waited for |
 
 pub mod fault;
 pub mod file;
 pub mod memory;
+pub mod nbd;
 pub mod pool;
+pub mod qcow2;
+pub mod target;
 
 use crate::sys::{Page, Vectors};
 use rustix::io::Errno;

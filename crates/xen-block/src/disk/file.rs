@@ -58,6 +58,8 @@ pub enum OpenError {
     System(PathBuf, Errno),
     /// It is no file and no block device, or has no sector.
     NotADisk(PathBuf),
+    /// An image that cannot be used, and why.
+    Image(PathBuf, String),
 }
 
 impl fmt::Display for OpenError {
@@ -70,6 +72,7 @@ impl fmt::Display for OpenError {
                 path.display()
             ),
             Self::System(path, errno) => write!(f, "{}: {errno}", path.display()),
+            Self::Image(path, why) => write!(f, "{}: {why}", path.display()),
             Self::NotADisk(path) => {
                 write!(f, "{} is no file or block device of 512 bytes or more", path.display())
             }
@@ -164,6 +167,18 @@ fn alignment(file: &OwnedFd) -> Option<u32> {
     let stat = rustix::fs::statx(file, c"", flags, StatxFlags::DIOALIGN).ok()?;
     let bytes = stat.stx_dio_mem_align.max(stat.stx_dio_offset_align);
     (bytes > 0).then_some(bytes.max(512))
+}
+
+/// Locks the file at `path` as [`File`] does; the lock ends with the descriptor.
+pub(super) fn lock_for_writing(path: &Path) -> Result<OwnedFd, OpenError> {
+    let system = |errno| OpenError::System(path.to_owned(), errno);
+    let flags = OFlags::RDWR | OFlags::CLOEXEC;
+    let file = rustix::fs::open(path, flags, Mode::empty()).map_err(system)?;
+    lock(&file).map_err(|errno| match errno {
+        Errno::WOULDBLOCK => OpenError::Busy(path.to_owned()),
+        errno => system(errno),
+    })?;
+    Ok(file)
 }
 
 /// Locks a file against other writers, until the last request on it is done and it is closed.
