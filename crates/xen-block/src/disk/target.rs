@@ -12,7 +12,7 @@ use super::memory::Memory;
 use super::nbd::Nbd;
 use super::qcow2::Qcow2;
 use super::{Disk, DiskAccess};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use xen_io::blkif::names;
 use xenbus::{Device, Error};
 
@@ -110,15 +110,6 @@ pub fn open(device: &mut Device<'_>) -> Result<Box<dyn Disk>, Error> {
     };
     let text = String::from_utf8_lossy(&named);
     Target::parse(&text).map_err(Error::Driver)?.open(access)
-}
-
-/// The file that a name stands for, where it is one.
-#[must_use]
-pub fn path(target: &Target) -> Option<&Path> {
-    match target {
-        Target::Raw(path) | Target::Qcow2(path) => Some(path),
-        _ => None,
-    }
 }
 
 #[cfg(test)]
