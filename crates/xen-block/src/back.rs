@@ -2,6 +2,7 @@
 //!
 //! [`Back`] is the driver that a bus calls; [`Back::work`] serves its rings. The requests' way is in
 //! `queue`: taken off the ring, checked, given to the disk with the guest's pages as they are, answered.
+#![deny(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 mod pages;
 mod queue;
@@ -164,18 +165,18 @@ impl Back {
         self.harvest(now)?;
         let evtchn = Rc::clone(&self.platform.evtchn);
         let Some(connected) = &mut self.connected else { return Ok(worked) };
-        let mut persistent = 0;
+        let mut persistent = 0_usize;
         for queue in &mut connected.queues {
             let mut turn = Turn::default();
             queue.show(&mut turn).map_err(broken)?;
-            worked.moved += turn.moved;
-            persistent += queue.persistent() as u64;
+            worked.moved = worked.moved.wrapping_add(turn.moved);
+            persistent = queue.persistent().saturating_add(persistent);
             if turn.notify {
                 let told = evtchn.borrow().notify(queue.port);
                 told.map_err(Error::platform("notifying the frontend"))?;
             }
         }
-        self.stats.persistent = persistent;
+        self.stats.persistent = persistent as u64;
         Ok(worked)
     }
 
@@ -258,7 +259,7 @@ impl Back {
                 now,
             };
             call(queue, &mut work, &mut turn).map_err(broken)?;
-            worked.moved += turn.moved;
+            worked.moved = worked.moved.wrapping_add(turn.moved);
             worked.more |= turn.more;
             worked.until = [worked.until, turn.until].into_iter().flatten().min();
         }

@@ -65,7 +65,7 @@ impl Pages {
 
     /// A request begins: what it uses counts as used at one time.
     pub(super) fn tick(&mut self) {
-        self.clock += 1;
+        self.clock = self.clock.wrapping_add(1);
     }
 
     /// The pages of `grants`, for `access`, each given to `take`. Nothing stays mapped of what could not

@@ -154,7 +154,8 @@ impl Queue {
 
     /// Requests that the disk has, or is to have.
     pub(super) fn in_flight(&self) -> usize {
-        self.slots.len() - self.free.len() - self.answered.len()
+        let idle = self.free.len().saturating_add(self.answered.len());
+        self.slots.len().saturating_sub(idle)
     }
 
     pub(super) fn persistent(&self) -> usize {
@@ -172,7 +173,7 @@ impl Queue {
             if let Some(record) = &self.record {
                 record.again(slot.into(), index, &request)?;
             }
-            work.stats.replayed += 1;
+            work.stats.replayed = work.stats.replayed.wrapping_add(1);
             self.begin(slot, &request, work)?;
         }
         Ok(())
@@ -195,7 +196,7 @@ impl Queue {
             let entry = bytes.0.get_mut(..self.layout.entry_bytes()).unwrap_or_default();
             let Some(index) = self.ring.take(entry)? else { return Ok(()) };
             self.free.pop();
-            turn.moved += 1;
+            turn.moved = turn.moved.wrapping_add(1);
             if let Some(record) = &self.record {
                 record.taken(slot.into(), index, &bytes)?;
             }
@@ -238,7 +239,7 @@ impl Queue {
 
     /// Answers a request that cannot be carried out.
     fn refuse(&mut self, slot: u16, wrong: Wrong, work: &mut Work<'_>) -> Result<(), RingError> {
-        work.stats.wrong += 1;
+        work.stats.wrong = work.stats.wrong.wrapping_add(1);
         let status = match wrong {
             Wrong::Operation(_) => Status::NotSupported,
             _ => Status::Error,
@@ -361,13 +362,13 @@ impl Queue {
             if here == 0 {
                 break;
             }
-            let part = bytes.get_mut(..here * SEGMENT_SIZE).unwrap_or_default();
+            let part = bytes.get_mut(..here.saturating_mul(SEGMENT_SIZE)).unwrap_or_default();
             let len = u16::try_from(part.len()).unwrap_or(0);
             let mut copy = [CopySegment::new(self.peer, *grant, 0, len, 0)];
             work.grants.copy_out(&mut copy, part).map_err(|_| Refusal::Failed)?;
             copy[0].status.map_err(|_| Refusal::Failed)?;
             into.extend((0..here).map(|number| blkif::segment_at(part, number)));
-            left -= here;
+            left = left.saturating_sub(here);
         }
         Ok(())
     }
@@ -468,7 +469,8 @@ impl Queue {
         let merges = io.merges();
         io.pieces.clear();
         self.spare.push(io);
-        kind(work.stats, state.op).merges += merges;
+        let merged = &mut kind(work.stats, state.op).merges;
+        *merged = merged.wrapping_add(merges);
         let status = match result {
             Ok(()) => Status::Okay,
             Err(Errno::OPNOTSUPP | Errno::NOSYS) if state.op == Op::Discard => Status::NotSupported,
@@ -486,9 +488,9 @@ impl Queue {
             record.answered(slot.into(), index)?;
         }
         let kind = kind(work.stats, state.op);
-        kind.requests += 1;
+        kind.requests = kind.requests.wrapping_add(1);
         kind.sectors = kind.sectors.wrapping_add(state.sectors);
-        kind.errors += u64::from(status != Status::Okay);
+        kind.errors = kind.errors.wrapping_add(u64::from(status != Status::Okay));
         kind.latency.add(work.now.saturating_duration_since(state.taken));
         self.answered.push(slot);
         if self.behind_barrier {
@@ -511,7 +513,7 @@ impl Queue {
             if let Some(record) = &self.record {
                 record.shown(slot.into())?;
             }
-            turn.moved += 1;
+            turn.moved = turn.moved.wrapping_add(1);
             self.free.push(slot);
         }
         Ok(())
