@@ -12,9 +12,13 @@ use xenbus::bus::News;
 use xenbus::{Bus, Error, Id, Side, State};
 use xenstore::Client;
 
-/// How long a turn goes on looking for work, where there was some, before it sleeps: shorter than falling
+/// How long is looked for work at most, where there was some, before sleeping: about as long as falling
 /// asleep and waking up take together.
-const SPIN: Duration = Duration::from_micros(20);
+const SPIN_MAX: Duration = Duration::from_micros(20);
+/// A sleep that was shorter than this would have been better spent looking.
+const SHORT_SLEEP: Duration = Duration::from_micros(20);
+/// How long the store's events wait while there is work.
+const ASK_STORE: Duration = Duration::from_millis(1);
 /// How often a device that waits for something without a descriptor is looked at.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
@@ -28,6 +32,10 @@ pub struct Server {
     /// Devices that wait for something that no event tells of.
     waiting: Vec<Id>,
     busy_until: Instant,
+    /// How long it pays to look for more work at the moment.
+    spin: Duration,
+    /// When the store and the event channels are looked at next, while there is work.
+    ask_at: Instant,
 }
 
 impl std::fmt::Debug for Server {
@@ -59,6 +67,8 @@ impl Server {
             masked: Vec::new(),
             waiting: Vec::new(),
             busy_until: Instant::now(),
+            spin: SPIN_MAX,
+            ask_at: Instant::now(),
         })
     }
 
@@ -73,9 +83,13 @@ impl Server {
     /// # Errors
     /// The store or the event channels are gone. What goes wrong with one device ends that device.
     pub fn turn(&mut self, timeout: Duration) -> Result<Vec<News>, Error> {
-        self.take_store_events()?;
-        self.take_port_events()?;
         let mut now = Instant::now();
+        // While there is work the rings are looked at anyway; the store is asked now and then.
+        if now >= self.busy_until || now >= self.ask_at {
+            self.ask_at = now + ASK_STORE;
+            self.take_store_events()?;
+            self.take_port_events()?;
+        }
         let (mut moved, mut until) = (self.work_all(now)?, None::<Instant>);
         if moved == Moved::Nothing && now >= self.busy_until {
             match self.before_sleep()? {
@@ -84,11 +98,18 @@ impl Server {
             }
             if moved == Moved::Nothing {
                 self.sleep(timeout, until, now)?;
-                now = Instant::now();
+                let slept = now.elapsed();
+                now += slept;
+                // Looking has not paid this time; it would have, had the sleep been a short one.
+                self.spin = if slept < SHORT_SLEEP {
+                    (self.spin * 2).clamp(Duration::from_micros(1), SPIN_MAX)
+                } else {
+                    self.spin / 2
+                };
             }
         }
         if moved == Moved::Something {
-            self.busy_until = now + SPIN;
+            self.busy_until = now + self.spin;
         }
         self.look_again()?;
         Ok(self.bus.take_news())

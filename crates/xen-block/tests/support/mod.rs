@@ -5,6 +5,7 @@
 use conformance::{Daemon, Kind, Options as DaemonOptions};
 use loopback::Host;
 use std::cell::RefCell;
+use std::path::Path;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 use xen::DomId;
@@ -58,10 +59,19 @@ pub fn device() -> NewDevice {
 }
 
 pub fn server(host: &Host, daemon: &Daemon, options: back::Options, open: Box<OpenDisk>) -> Server {
+    server_at(host, &daemon.socket(), options, open)
+}
+
+pub fn server_at(
+    host: &Host,
+    socket: &Path,
+    options: back::Options,
+    open: Box<OpenDisk>,
+) -> Server {
     let evtchn = Rc::new(RefCell::new(host.evtchn(DomId::DOM0)));
     let grants = Rc::new(RefCell::new(host.gnttab(DomId::DOM0)));
     let platform = Rc::new(back::Platform { evtchn, grants, open, options });
-    let store = Client::connect(daemon.socket()).unwrap();
+    let store = Client::connect(socket).unwrap();
     Server::start(store, DomId::DOM0, "vbd", platform).unwrap()
 }
 
@@ -134,6 +144,17 @@ impl Scene {
         let mut evtchn = self.front_evtchn.borrow_mut();
         while let Some(port) = evtchn.pending().unwrap() {
             evtchn.unmask(port).unwrap();
+        }
+    }
+
+    /// Waits for a backend in another thread.
+    pub fn until_front_connected(&mut self) {
+        let end = Instant::now() + PATIENCE;
+        while self.bus.state(ID) != Some(State::Connected) {
+            if let Some(event) = self.front_store.next_event(Some(PATIENCE)).unwrap() {
+                self.bus.take(&mut self.front_store, &event).unwrap();
+            }
+            assert!(Instant::now() < end, "waited {PATIENCE:?} for the frontend to be connected");
         }
     }
 
