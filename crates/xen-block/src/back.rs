@@ -86,6 +86,15 @@ struct Connected {
     queues: Vec<Queue>,
     throttle: Throttle,
     record: Option<PathBuf>,
+    taking: Taking,
+}
+
+/// Whether requests are taken.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Taking {
+    Yes,
+    /// The device closes, or the frontend has broken a ring: what is in flight is ended, nothing else.
+    Ended,
 }
 
 /// The backend of one device.
@@ -155,10 +164,22 @@ impl Back {
     /// # Errors
     /// The frontend has broken a ring, or the event channel is gone: the device is to be closed.
     pub fn work(&mut self, now: Instant) -> Result<Worked, Error> {
+        let worked = self.work_once(now);
+        if worked.is_err()
+            && let Some(connected) = &mut self.connected
+        {
+            // Once is enough to be told; nobody reads that ring again.
+            connected.taking = Taking::Ended;
+        }
+        worked
+    }
+
+    fn work_once(&mut self, now: Instant) -> Result<Worked, Error> {
         let mut worked = Worked::default();
+        let taking = self.connected.as_ref().map(|connected| connected.taking);
         self.each(now, &mut worked, |queue, work, turn| {
             queue.retry(work)?;
-            queue.take(work, turn)
+            if taking == Some(Taking::Yes) { queue.take(work, turn) } else { Ok(()) }
         })?;
         let Some(connected) = &mut self.connected else { return Ok(worked) };
         connected.disk.start();
@@ -186,6 +207,9 @@ impl Back {
     /// As [`Back::work`].
     pub fn final_check(&mut self) -> Result<bool, Error> {
         let Some(connected) = &mut self.connected else { return Ok(false) };
+        if connected.taking == Taking::Ended {
+            return Ok(false);
+        }
         let mut more = false;
         for queue in &mut connected.queues {
             more |= queue.final_check().map_err(broken)?;
@@ -322,7 +346,8 @@ impl Back {
             queues.push(Queue::new(setup, now));
         }
         let throttle = Throttle::new(options.throttle, now);
-        Ok(Connected { disk, geometry, discard, queues, throttle, record })
+        let taking = Taking::Yes;
+        Ok(Connected { disk, geometry, discard, queues, throttle, record, taking })
     }
 
     /// One ring; `req_cons` where it was in use.
@@ -437,20 +462,17 @@ impl Driver for Back {
     }
 
     fn release(&mut self, _: &mut Device<'_>) -> Progress {
-        let now = Instant::now();
+        if let Some(connected) = &mut self.connected {
+            connected.taking = Taking::Ended;
+        }
         // What is in flight is answered, if the rings still stand.
-        let _ = self.harvest(now);
+        let _ = self.work(Instant::now());
         let Some(connected) = &mut self.connected else { return Progress::Done };
-        if connected.disk.in_flight() > 0 {
+        if connected.disk.in_flight() > 0 || connected.queues.iter().any(Queue::waits) {
             return Progress::Pending;
         }
         let mut evtchn = self.platform.evtchn.borrow_mut();
-        for queue in &mut connected.queues {
-            let mut turn = Turn::default();
-            let _ = queue.show(&mut turn);
-            if turn.notify {
-                let _ = evtchn.notify(queue.port);
-            }
+        for queue in &connected.queues {
             // The frontend may have closed its end before.
             let _ = evtchn.close(queue.port);
         }

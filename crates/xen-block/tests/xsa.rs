@@ -270,11 +270,41 @@ fn a_forged_index_ends_its_own_device() {
     rogue.until_back(State::Closing);
     let error = rogue.scene.node(&format!("{}/error", device().backend_path()));
     assert!(error.contains("impossible ring index"), "{error}");
+    for _ in 0..100 {
+        rogue.turn();
+    }
+    let told = rogue.scene.log.iter().filter(|line| line.contains("Error")).count();
+    assert_eq!(told, 1, "{:?}", rogue.scene.log);
     let state = format!("{}/state", device().frontend_path());
     rogue.scene.tool.write(state, "6").unwrap();
     rogue.until_back(State::Closed);
     assert_eq!(rogue.scene.host.mapped(), 0);
     drop(rogue.grants);
+}
+
+/// A frontend that never stops asking does not keep its backend from closing.
+#[test]
+fn a_busy_frontend_does_not_keep_its_device_open() {
+    let Some(mut rogue) = Rogue::new("1") else { return };
+    rogue.assert_served();
+    xenbus::toolstack::detach(&mut rogue.scene.tool, &device()).unwrap();
+    let state = format!("{}/state", device().frontend_path());
+    let request = rogue.read_of(&[Segment::page(rogue.pages[0].grant())]);
+    let mut response = ResponseBytes::zero(Layout::NATIVE);
+    let end = std::time::Instant::now() + support::PATIENCE;
+    while rogue.back_state() != Some(State::Closed) {
+        while rogue.ring.free() > 0 {
+            rogue.ring.put(&request.0[..Layout::NATIVE.entry_bytes()]).unwrap();
+        }
+        let _ = rogue.ring.push().unwrap();
+        if rogue.back_state() == Some(State::Closing) {
+            rogue.scene.tool.write(&state, "6").unwrap();
+        }
+        rogue.turn();
+        while rogue.ring.take(response.as_mut_slice()).unwrap() {}
+        assert!(std::time::Instant::now() < end, "waited for Closed: {:?}", rogue.scene.log);
+    }
+    assert_eq!(rogue.scene.host.mapped(), 0);
 }
 
 /// A backend of the test's own, that answers as it likes.

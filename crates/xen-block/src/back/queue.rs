@@ -158,6 +158,11 @@ impl Queue {
         self.slots.len().saturating_sub(idle)
     }
 
+    /// Whether the disk has still to be given something.
+    pub(super) fn waits(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
     pub(super) fn persistent(&self) -> usize {
         self.pages.kept()
     }
