@@ -12,6 +12,7 @@
 //! | [`disk`] | what holds the sectors: files, qcow2 images, NBD servers, memory |
 //! | [`stats`] | counters, and a histogram of latencies |
 //! | [`throttle`] | limits of bytes and requests a second |
+//! | [`vbd`] | a disk as a toolstack adds it |
 //! | `record` | what was taken and not answered, in memory that outlives the process |
 //! | `sys` | system calls on guests' pages; the only module with `unsafe` |
 
@@ -23,6 +24,7 @@ pub mod server;
 pub mod stats;
 mod sys;
 pub mod throttle;
+pub mod vbd;
 
 pub use back::Back;
 pub use front::Front;
