@@ -7,6 +7,7 @@
 //! The backend need not be trusted: it can answer wrongly, late or never, and see what is in the
 //! buffers; nothing else.
 
+pub mod export;
 mod queue;
 
 use crate::disk::DiskAccess;
