@@ -44,7 +44,7 @@ pub struct Options {
 }
 
 impl Default for Options {
-    /// Rings of 16 pages, 4 queues, 256 segments as Linux's blkback offers; 1056 pages (352 KiB x 12) mapped
+    /// Rings of 16 pages, 4 queues, 256 segments as Linux's blkback offers; 1056 pages mapped
     /// for good in a queue; no limits.
     fn default() -> Self {
         Self {

@@ -2,7 +2,7 @@
 //!
 //! | module | what it is |
 //! |---|---|
-//! | [`file`] | a file or block device: io_uring, or threads where there is none |
+//! | [`mod@file`] | a file or block device: io_uring, or threads where there is none |
 //! | [`memory`] | sectors in this process's memory |
 //! | [`qcow2`] | qcow2 images, with backing files |
 //! | [`nbd`] | a server of the network block device protocol, over a Unix socket |
