@@ -19,7 +19,7 @@ use xenbus::toolstack::{self, NewDevice};
 use xenbus::{Bus, Id, Side, State};
 use xenstore::{Client, Store};
 
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 pub const GUEST: DomId = DomId(3);
 pub const ID: Id = Id { frontend: GUEST, devid: 51712 };
 
