@@ -6,10 +6,16 @@
 //!
 //! | module | what it is |
 //! |---|---|
+//! | [`xenbus`] | the states of a device's two ends |
+//! | [`ring`] | rings of requests and responses, in one or several pages, both ends |
+//! | [`blkif`] | block devices: requests and responses, 32-bit and 64-bit layouts |
 //! | [`xs_ring`] | the XenStore ring: `struct xenstore_domain_interface`, both ends |
 #![cfg_attr(
     test,
     allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)
 )]
 
+pub mod blkif;
+pub mod ring;
+pub mod xenbus;
 pub mod xs_ring;

@@ -13,7 +13,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("xen-hosted", &["xen"]),
     ("xenstore", &["xenstore-core", "xen-io", "xen"]),
     ("xenstored", &["xenstore-core", "xen-io", "xen", "xen-linux", "xen-hosted"]),
-    ("xenbus", &["xenstore", "xenstore-core", "xen"]),
+    ("xenbus", &["xenstore", "xenstore-core", "xen-io", "xen"]),
     ("xen-block", &["xenbus", "xenstore", "xen-io", "xen"]),
     ("xen-net", &["xenbus", "xenstore", "xen-io", "xen"]),
     ("xen-console", &["xenbus", "xenstore", "xen-io", "xen"]),

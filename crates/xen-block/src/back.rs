@@ -1,0 +1,496 @@
+//! The backend of one block device.
+//!
+//! [`Back`] is the driver that a bus calls; [`Back::work`] serves its rings. The requests' way is in
+//! `queue`: taken off the ring, checked, given to the disk with the guest's pages as they are, answered.
+#![deny(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+
+mod pages;
+mod queue;
+
+use crate::disk::{Disk, DiskAccess, Geometry};
+use crate::record::{self, Shape};
+use crate::stats::Stats;
+use crate::throttle::{self, Throttle};
+use pages::Grants;
+use queue::{Discard, Queue, Setup, Turn, Work, queue_of};
+use std::cell::RefCell;
+use std::fmt;
+use std::os::fd::BorrowedFd;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::Instant;
+use xen::evtchn::EventChannels;
+use xen::gnttab::{Access, GrantMap};
+use xen::{DomId, Port};
+use xen_io::blkif::{Layout, Limits, info, names};
+use xen_io::ring::{BackRing, Position, entry_count};
+use xenbus::negotiate::{self, Ring};
+use xenbus::{Device, Driver, Error, Progress};
+
+/// What a device may have.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Largest ring and most queues.
+    pub rings: negotiate::Limits,
+    /// Most segments of an indirect request.
+    pub indirect_segments_max: u16,
+    /// Most pages of one queue that stay mapped.
+    pub persistent_max: usize,
+    /// Bytes and requests a second.
+    pub throttle: throttle::Limits,
+    /// A folder in memory that outlives this process (tmpfs), for what was taken and not answered;
+    /// `None`: guests notice when the process is killed.
+    pub record_dir: Option<PathBuf>,
+}
+
+impl Default for Options {
+    /// Rings of 16 pages, 4 queues, 256 segments as Linux's blkback offers; 1056 pages mapped
+    /// for good in a queue; no limits.
+    fn default() -> Self {
+        Self {
+            rings: negotiate::Limits { order_max: 4, queues_max: 4 },
+            indirect_segments_max: 256,
+            persistent_max: 1056,
+            throttle: throttle::Limits::default(),
+            record_dir: None,
+        }
+    }
+}
+
+/// Opens the disk of a device, as its nodes say.
+pub type OpenDisk = dyn Fn(&mut Device<'_>) -> Result<Box<dyn Disk>, Error>;
+
+/// What all devices of a backend share.
+pub struct Platform {
+    /// The event channels of this process.
+    pub evtchn: Rc<RefCell<dyn EventChannels>>,
+    /// The grants that it maps.
+    pub grants: Rc<RefCell<dyn GrantMap>>,
+    /// How disks are opened.
+    pub open: Box<OpenDisk>,
+    /// What devices may have.
+    pub options: Options,
+}
+
+impl fmt::Debug for Platform {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Platform").field("options", &self.options).finish_non_exhaustive()
+    }
+}
+
+/// A device that is connected.
+struct Connected {
+    disk: Box<dyn Disk>,
+    geometry: Geometry,
+    discard: Discard,
+    queues: Vec<Queue>,
+    throttle: Throttle,
+    record: Option<PathBuf>,
+    taking: Taking,
+}
+
+/// Whether requests are taken.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Taking {
+    Yes,
+    /// The device closes, or the frontend has broken a ring: what is in flight is ended, nothing else.
+    Ended,
+}
+
+/// The backend of one device.
+pub struct Back {
+    platform: Rc<Platform>,
+    connected: Option<Connected>,
+    stats: Stats,
+}
+
+impl fmt::Debug for Back {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Back").field("stats", &self.stats).finish_non_exhaustive()
+    }
+}
+
+/// What a turn of [`Back::work`] came to.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Worked {
+    /// Requests taken and answers shown.
+    pub moved: u32,
+    /// There is more to be taken at once.
+    pub more: bool,
+    /// When a limit allows the next request.
+    pub until: Option<Instant>,
+}
+
+impl Back {
+    /// The backend of a device that was found.
+    #[must_use]
+    pub fn new(platform: Rc<Platform>) -> Self {
+        Self { platform, connected: None, stats: Stats::default() }
+    }
+
+    /// What it has done since it was connected.
+    #[must_use]
+    pub fn stats(&self) -> &Stats {
+        &self.stats
+    }
+
+    /// Sets its limits anew.
+    pub fn limit(&mut self, limits: throttle::Limits) {
+        if let Some(connected) = &mut self.connected {
+            connected.throttle = Throttle::new(limits, Instant::now());
+        }
+    }
+
+    /// The ports of its rings.
+    pub fn ports(&self) -> impl Iterator<Item = Port> {
+        self.connected.iter().flat_map(|connected| connected.queues.iter().map(|queue| queue.port))
+    }
+
+    /// Polls readable when the disk is done with something.
+    #[must_use]
+    pub fn disk_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.connected.as_ref().and_then(|connected| connected.disk.fd())
+    }
+
+    /// Requests that were taken and are not answered.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        let queues = self.connected.iter().flat_map(|connected| &connected.queues);
+        queues.map(Queue::in_flight).sum()
+    }
+
+    /// Takes what is in the rings, answers what the disk is done with, notifies. Never waits.
+    ///
+    /// # Errors
+    /// The frontend has broken a ring, or the event channel is gone: the device is to be closed.
+    pub fn work(&mut self, now: Instant) -> Result<Worked, Error> {
+        let worked = self.work_once(now);
+        if worked.is_err()
+            && let Some(connected) = &mut self.connected
+        {
+            // Once is enough to be told; nobody reads that ring again.
+            connected.taking = Taking::Ended;
+        }
+        worked
+    }
+
+    fn work_once(&mut self, now: Instant) -> Result<Worked, Error> {
+        let mut worked = Worked::default();
+        let taking = self.connected.as_ref().map(|connected| connected.taking);
+        self.each(now, &mut worked, |queue, work, turn| {
+            queue.retry(work)?;
+            if taking == Some(Taking::Yes) { queue.take(work, turn) } else { Ok(()) }
+        })?;
+        let Some(connected) = &mut self.connected else { return Ok(worked) };
+        connected.disk.start();
+        self.harvest(now)?;
+        let evtchn = Rc::clone(&self.platform.evtchn);
+        let Some(connected) = &mut self.connected else { return Ok(worked) };
+        let mut persistent = 0_usize;
+        for queue in &mut connected.queues {
+            let mut turn = Turn::default();
+            queue.show(&mut turn).map_err(broken)?;
+            worked.moved = worked.moved.wrapping_add(turn.moved);
+            persistent = queue.persistent().saturating_add(persistent);
+            if turn.notify {
+                let told = evtchn.borrow().notify(queue.port);
+                told.map_err(Error::platform("notifying the frontend"))?;
+            }
+        }
+        self.stats.persistent = persistent as u64;
+        Ok(worked)
+    }
+
+    /// Before sleeping: whether there is something in the rings after all.
+    ///
+    /// # Errors
+    /// As [`Back::work`].
+    pub fn final_check(&mut self) -> Result<bool, Error> {
+        let Some(connected) = &mut self.connected else { return Ok(false) };
+        if connected.taking == Taking::Ended {
+            return Ok(false);
+        }
+        let mut more = false;
+        for queue in &mut connected.queues {
+            more |= queue.final_check().map_err(broken)?;
+        }
+        Ok(more)
+    }
+
+    /// When its limits allow the next request, if they do not now.
+    #[must_use]
+    pub fn limited_until(&self, now: Instant) -> Option<Instant> {
+        self.connected.as_ref()?.throttle.ready(now).err()
+    }
+
+    /// Looks whether the disk has another size; the number of sectors to announce if so.
+    pub fn resized(&mut self) -> Option<u64> {
+        let connected = self.connected.as_mut()?;
+        let sectors = connected.disk.resized()?;
+        connected.geometry.sectors = sectors;
+        Some(sectors)
+    }
+
+    /// Gives the queues what the disk is done with.
+    fn harvest(&mut self, now: Instant) -> Result<(), Error> {
+        let Some(connected) = &mut self.connected else { return Ok(()) };
+        let grants = Rc::clone(&self.platform.grants);
+        let mut grants = grants.borrow_mut();
+        while let Some((io, result)) = connected.disk.finished() {
+            let mut work = Work {
+                disk: &mut *connected.disk,
+                grants: &mut *grants,
+                stats: &mut self.stats,
+                throttle: &mut connected.throttle,
+                capacity: connected.geometry.sectors,
+                access: connected.geometry.access,
+                discard: connected.discard,
+                now,
+            };
+            if let Some(queue) = connected.queues.get_mut(queue_of(&io)) {
+                queue.finished(io, result, &mut work).map_err(broken)?;
+            }
+        }
+        // What follows a flush or a barrier may have been submitted.
+        connected.disk.start();
+        Ok(())
+    }
+
+    /// Calls `call` for each queue.
+    fn each(
+        &mut self,
+        now: Instant,
+        worked: &mut Worked,
+        mut call: impl FnMut(
+            &mut Queue,
+            &mut Work<'_>,
+            &mut Turn,
+        ) -> Result<(), xen_io::ring::RingError>,
+    ) -> Result<(), Error> {
+        let Some(connected) = &mut self.connected else { return Ok(()) };
+        let grants = Rc::clone(&self.platform.grants);
+        let mut grants = grants.borrow_mut();
+        for queue in &mut connected.queues {
+            let mut turn = Turn::default();
+            let mut work = Work {
+                disk: &mut *connected.disk,
+                grants: &mut *grants,
+                stats: &mut self.stats,
+                throttle: &mut connected.throttle,
+                capacity: connected.geometry.sectors,
+                access: connected.geometry.access,
+                discard: connected.discard,
+                now,
+            };
+            call(queue, &mut work, &mut turn).map_err(broken)?;
+            worked.moved = worked.moved.wrapping_add(turn.moved);
+            worked.more |= turn.more;
+            worked.until = [worked.until, turn.until].into_iter().flatten().min();
+        }
+        Ok(())
+    }
+
+    /// Maps the rings and binds the ports that the frontend has named.
+    fn attach(&mut self, device: &mut Device<'_>, how: How) -> Result<Connected, Error> {
+        let options = &self.platform.options;
+        let layout = match device.theirs(names::PROTOCOL)? {
+            None => Layout::NATIVE,
+            Some(name) => Layout::from_protocol(&name)
+                .ok_or_else(|| device.bad(names::PROTOCOL, &name, "x86_64-abi or x86_32-abi"))?,
+        };
+        let persistent = device.their_feature(names::FEATURE_PERSISTENT)?;
+        let grants = if persistent { Grants::Persistent } else { Grants::Once };
+        let rings = negotiate::rings(device, options.rings)?;
+        let pages = rings.first().map_or(1, |ring| ring.pages.len());
+        let shape = Shape {
+            queues: u32::try_from(rings.len()).unwrap_or(u32::MAX),
+            entries: entry_count(pages, layout.entry_bytes()).map_err(broken)?,
+            layout,
+        };
+        let disk = (self.platform.open)(device)?;
+        let geometry = disk.geometry();
+        let discard = match (geometry.discard_granularity, geometry.access) {
+            (Some(_), DiskAccess::ReadWrite)
+                if device.own_number::<u32>(names::DISCARD_ENABLE)? != Some(0) =>
+            {
+                Discard::Offered
+            }
+            _ => Discard::NotOffered,
+        };
+        let record = options.record_dir.as_ref().map(|dir| record_path(dir, device));
+        let mut records = match (&record, how) {
+            (None, How::Fresh) => None,
+            (None, How::TakeOver) => return Err(no_record(device)),
+            (Some(path), How::Fresh) => Some(record::create(path, shape)),
+            (Some(path), How::TakeOver) => Some(record::open(path, shape)),
+        }
+        .transpose()
+        .map_err(|errno| Error::Driver(format!("the record of requests in flight: {errno}")))?
+        .map(Vec::into_iter);
+        let limits = Limits {
+            indirect_segments_max: options.indirect_segments_max,
+            sector_size: geometry.sector_size,
+        };
+        let now = Instant::now();
+        let mut queues = Vec::new();
+        for (number, ring) in rings.iter().enumerate() {
+            let record = records.as_mut().and_then(Iterator::next);
+            let at =
+                record.as_ref().filter(|_| how == How::TakeOver).map(record::QueueRecord::req_cons);
+            let at = at.transpose().map_err(|error| Error::Driver(error.to_string()))?;
+            let (ring, port) = self.bind(device.peer(), ring, layout, at)?;
+            let number = u16::try_from(number).unwrap_or(u16::MAX);
+            let (peer, persistent_max) = (device.peer(), options.persistent_max);
+            let setup =
+                Setup { ring, port, number, peer, layout, limits, grants, persistent_max, record };
+            queues.push(Queue::new(setup, now));
+        }
+        let throttle = Throttle::new(options.throttle, now);
+        let taking = Taking::Yes;
+        Ok(Connected { disk, geometry, discard, queues, throttle, record, taking })
+    }
+
+    /// One ring; `req_cons` where it was in use.
+    fn bind(
+        &self,
+        peer: DomId,
+        ring: &Ring,
+        layout: Layout,
+        req_cons: Option<u32>,
+    ) -> Result<(BackRing, Port), Error> {
+        let mut grants = self.platform.grants.borrow_mut();
+        let mut mapped = Vec::new();
+        grants.map_batch(peer, &ring.pages, Access::ReadWrite, &mut mapped);
+        let pages: Result<Vec<_>, _> = mapped.into_iter().collect();
+        let pages = pages.map_err(Error::platform("mapping the frontend's ring"))?;
+        let at = match (req_cons, pages.first()) {
+            (Some(req_cons), Some(first)) => {
+                let rsp_prod = BackRing::responses_in(first.page()).map_err(broken)?;
+                Position { req_cons, rsp_prod }
+            }
+            _ => Position::default(),
+        };
+        let back = BackRing::attach(pages, layout.entry_bytes(), at).map_err(broken)?;
+        let port = self.platform.evtchn.borrow_mut().bind_interdomain(peer, ring.port);
+        Ok((back, port.map_err(Error::platform("binding the frontend's event channel"))?))
+    }
+
+    /// What the frontend needs to know of the disk.
+    fn describe(connected: &Connected, options: &Options, device: &mut Device<'_>) {
+        let geometry = connected.geometry;
+        let read_only = geometry.access == DiskAccess::ReadOnly;
+        device.put(names::FEATURE_FLUSH_CACHE, 1);
+        device.put(names::FEATURE_BARRIER, 1);
+        device.put(names::FEATURE_DISCARD, u8::from(connected.discard == Discard::Offered));
+        if let (Discard::Offered, Some(bytes)) = (connected.discard, geometry.discard_granularity) {
+            device.put(names::DISCARD_GRANULARITY, bytes);
+            device.put(names::DISCARD_ALIGNMENT, 0);
+            device.put(names::DISCARD_SECURE, 0);
+        }
+        device.put(names::FEATURE_PERSISTENT, 1);
+        if options.indirect_segments_max > 0 {
+            device.put(names::FEATURE_MAX_INDIRECT_SEGMENTS, options.indirect_segments_max);
+        }
+        device.put(names::SECTORS, geometry.sectors);
+        device.put(names::INFO, if read_only { info::READ_ONLY } else { 0 });
+        device.put(names::SECTOR_SIZE, geometry.sector_size);
+        device.put(names::PHYSICAL_SECTOR_SIZE, geometry.physical_sector_size);
+    }
+}
+
+/// Whether rings are new, or were served by a process that has ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum How {
+    Fresh,
+    TakeOver,
+}
+
+fn record_path(dir: &std::path::Path, device: &Device<'_>) -> PathBuf {
+    let id = device.id();
+    dir.join(format!("vbd-{}-{}.inflight", id.frontend, id.devid))
+}
+
+fn no_record(device: &Device<'_>) -> Error {
+    let path = device.path();
+    Error::Driver(format!("{path} was in use by a process that has ended and kept no record"))
+}
+
+fn broken(error: impl fmt::Display) -> Error {
+    Error::Driver(format!("the ring: {error}"))
+}
+
+/// Whether the disk is held by another process that may be on its way out.
+fn is_busy(error: &Error) -> bool {
+    matches!(error, Error::Driver(text) if text.starts_with("EBUSY"))
+}
+
+impl Driver for Back {
+    fn open(&mut self, device: &mut Device<'_>) -> Result<Progress, Error> {
+        self.platform.options.rings.put(device);
+        // Linux's frontend looks for this one before it is connected.
+        device.put(names::FEATURE_PERSISTENT, 1);
+        Ok(Progress::Done)
+    }
+
+    fn connect(&mut self, device: &mut Device<'_>) -> Result<Progress, Error> {
+        if !device.hotplug_done()? {
+            return Ok(Progress::Pending);
+        }
+        let connected = self.attach(device, How::Fresh)?;
+        Self::describe(&connected, &self.platform.options, device);
+        self.connected = Some(connected);
+        self.stats = Stats::default();
+        Ok(Progress::Done)
+    }
+
+    fn reattach(&mut self, device: &mut Device<'_>) -> Result<Progress, Error> {
+        let connected = match self.attach(device, How::TakeOver) {
+            // The file is held until the last request of the process before is done.
+            Err(busy) if is_busy(&busy) => return Ok(Progress::Pending),
+            connected => connected?,
+        };
+        self.connected = Some(connected);
+        self.stats = Stats::default();
+        let mut worked = Worked::default();
+        self.each(Instant::now(), &mut worked, |queue, work, _| queue.replay(work))?;
+        let evtchn = self.platform.evtchn.borrow();
+        for port in self.ports() {
+            // The process before may have shown answers and not told of them.
+            evtchn.notify(port).map_err(Error::platform("notifying the frontend"))?;
+        }
+        Ok(Progress::Done)
+    }
+
+    fn release(&mut self, _: &mut Device<'_>) -> Progress {
+        if let Some(connected) = &mut self.connected {
+            connected.taking = Taking::Ended;
+        }
+        // What is in flight is answered, if the rings still stand.
+        let _ = self.work(Instant::now());
+        let Some(connected) = &mut self.connected else { return Progress::Done };
+        if connected.disk.in_flight() > 0 || connected.queues.iter().any(Queue::waits) {
+            return Progress::Pending;
+        }
+        let mut evtchn = self.platform.evtchn.borrow_mut();
+        for queue in &connected.queues {
+            // The frontend may have closed its end before.
+            let _ = evtchn.close(queue.port);
+        }
+        if let Some(record) = &connected.record {
+            let _ = record::remove(record);
+        }
+        self.connected = None;
+        Progress::Done
+    }
+}
+
+impl Drop for Back {
+    fn drop(&mut self) {
+        if let Some(connected) = &self.connected {
+            let mut evtchn = self.platform.evtchn.borrow_mut();
+            for queue in &connected.queues {
+                let _ = evtchn.close(queue.port);
+            }
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! The guest's pages: mapped for one request, or for good where the frontend uses its grants again and
+//! again.
+
+use crate::sys::Page;
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+use xen::gnttab::{Access, GrantMap, Mapping};
+use xen::{DomId, Error, GrantRef};
+
+/// A hash for grant references, which are small numbers; the table is small too, so that a guest that
+/// chooses them badly makes a walk through [`Pages::max`] entries at most, for itself.
+#[derive(Default)]
+pub(super) struct Mix(u64);
+
+impl Hasher for Mix {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u32(u32::from(*byte));
+        }
+    }
+
+    fn write_u32(&mut self, number: u32) {
+        let mixed = (self.0 ^ u64::from(number)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.0 = mixed ^ (mixed >> 32);
+    }
+}
+
+struct Entry {
+    page: Page,
+    used: u64,
+}
+
+/// How a frontend uses its grants (`feature-persistent`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Grants {
+    /// Each for one request.
+    Once,
+    /// The same ones again and again: they stay mapped.
+    Persistent,
+}
+
+/// The pages of one queue.
+pub(super) struct Pages {
+    peer: DomId,
+    grants: Grants,
+    max: usize,
+    kept: HashMap<u32, Entry, BuildHasherDefault<Mix>>,
+    clock: u64,
+    mapped: Vec<Result<Mapping, Error>>,
+}
+
+impl Pages {
+    pub(super) fn new(peer: DomId, grants: Grants, max: usize) -> Self {
+        let kept = HashMap::default();
+        Self { peer, grants, max, kept, clock: 0, mapped: Vec::new() }
+    }
+
+    pub(super) fn kept(&self) -> usize {
+        self.kept.len()
+    }
+
+    /// A request begins: what it uses counts as used at one time.
+    pub(super) fn tick(&mut self) {
+        self.clock = self.clock.wrapping_add(1);
+    }
+
+    /// The pages of `grants`, for `access`, each given to `take`. Nothing stays mapped of what could not
+    /// be mapped whole.
+    pub(super) fn get(
+        &mut self,
+        map: &mut dyn GrantMap,
+        grants: &[GrantRef],
+        access: Access,
+        mut take: impl FnMut(Page),
+    ) -> Result<(), Error> {
+        if self.grants == Grants::Persistent {
+            return grants.iter().try_for_each(|grant| {
+                take(self.keep(map, *grant)?);
+                Ok(())
+            });
+        }
+        self.mapped.clear();
+        map.map_batch(self.peer, grants, access, &mut self.mapped);
+        for mapped in self.mapped.drain(..) {
+            take(Page::new(mapped?.into_page()));
+        }
+        Ok(())
+    }
+
+    /// A page that stays mapped, if there is room.
+    fn keep(&mut self, map: &mut dyn GrantMap, grant: GrantRef) -> Result<Page, Error> {
+        if let Some(entry) = self.kept.get_mut(&grant.0) {
+            entry.used = self.clock;
+            return Ok(entry.page.clone());
+        }
+        // For writing too, as any request may use it next; the frontend has to allow that.
+        let mapping = map.map(self.peer, grant, Access::ReadWrite)?;
+        let page = Page::new(mapping.into_page());
+        if self.kept.len() >= self.max {
+            self.evict();
+        }
+        if self.kept.len() < self.max {
+            let entry = Entry { page: page.clone(), used: self.clock };
+            self.kept.insert(grant.0, entry);
+        }
+        Ok(page)
+    }
+
+    /// Lets a quarter go, of those longest not used; never one that a request uses.
+    fn evict(&mut self) {
+        let mut times: Vec<u64> = self.kept.values().map(|entry| entry.used).collect();
+        let quarter = times.len() / 4;
+        if quarter == 0 {
+            return;
+        }
+        let (_, oldest, _) = times.select_nth_unstable(quarter);
+        let oldest = *oldest;
+        self.kept.retain(|_, entry| entry.used >= oldest || entry.page.in_use());
+    }
+}

@@ -1,0 +1,574 @@
+//! One ring: requests are taken, checked, given to the disk, and answered.
+
+use super::pages::{Grants, Pages};
+use crate::disk::{Disk, DiskAccess, Io, Op, Piece};
+use crate::record::QueueRecord;
+use crate::stats::{Kind, Stats};
+use crate::throttle::Throttle;
+use rustix::io::Errno;
+use std::collections::VecDeque;
+use std::time::Instant;
+use xen::gnttab::{Access, CopySegment, GrantMap};
+use xen::{DomId, GrantRef, Port};
+use xen_io::blkif::{
+    self, Body, Layout, Limits, Request, RequestBytes, Response, ResponseBytes, SEGMENT_SIZE,
+    SEGMENTS_PER_PAGE, Segment, Status, Transfer, Wrong,
+};
+use xen_io::ring::{BackRing, RingError};
+
+/// Most requests taken off a ring before others have their turn.
+const BATCH_MAX: u32 = 64;
+
+/// What a queue works with; the same for all queues of a device.
+pub(super) struct Work<'a> {
+    pub(super) disk: &'a mut dyn Disk,
+    pub(super) grants: &'a mut dyn GrantMap,
+    pub(super) stats: &'a mut Stats,
+    pub(super) throttle: &'a mut Throttle,
+    /// Size of the disk in sectors of 512 bytes.
+    pub(super) capacity: u64,
+    pub(super) access: DiskAccess,
+    pub(super) discard: Discard,
+    pub(super) now: Instant,
+}
+
+/// Whether the device offers discard.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Discard {
+    Offered,
+    NotOffered,
+}
+
+/// Where a request of several steps stands: what is written with a barrier or a flush goes onto stable
+/// storage behind all before it, and before it is answered.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Step {
+    /// There is one step.
+    Only,
+    /// A flush, then the data.
+    Before,
+    /// The data, then a flush.
+    Data,
+    /// A flush, then the answer.
+    After,
+}
+
+/// A request that was taken and not answered.
+struct Slot {
+    id: u64,
+    operation: u8,
+    op: Op,
+    step: Step,
+    taken: Instant,
+    sectors: u64,
+    /// The data of a request whose first step is a flush.
+    data: Option<Box<Io>>,
+}
+
+/// A ring, and what was taken from it.
+pub(super) struct Queue {
+    ring: BackRing,
+    pub(super) port: Port,
+    number: u16,
+    peer: DomId,
+    layout: Layout,
+    limits: Limits,
+    pages: Pages,
+    record: Option<QueueRecord>,
+    slots: Vec<Slot>,
+    free: Vec<u16>,
+    /// Answered, and the answer not shown yet.
+    answered: Vec<u16>,
+    #[expect(clippy::vec_box, reason = "they go to the disk and back in their boxes")]
+    spare: Vec<Box<Io>>,
+    /// Requests that the disk had no room for.
+    waiting: VecDeque<Box<Io>>,
+    /// A barrier that waits for everything before it; nothing is taken behind it.
+    barrier: Option<Box<Io>>,
+    /// Whether a barrier is under way.
+    behind_barrier: bool,
+    grant_list: Vec<GrantRef>,
+    segments: Vec<Segment>,
+}
+
+/// How a queue is made.
+pub(super) struct Setup {
+    pub(super) ring: BackRing,
+    pub(super) port: Port,
+    pub(super) number: u16,
+    pub(super) peer: DomId,
+    pub(super) layout: Layout,
+    pub(super) limits: Limits,
+    pub(super) grants: Grants,
+    pub(super) persistent_max: usize,
+    pub(super) record: Option<QueueRecord>,
+}
+
+/// What one turn came to.
+#[derive(Clone, Copy, Default, Debug)]
+pub(super) struct Turn {
+    /// Requests taken or answered.
+    pub(super) moved: u32,
+    /// There is more to take at once.
+    pub(super) more: bool,
+    /// The frontend is to be notified.
+    pub(super) notify: bool,
+    /// When a limit allows the next request.
+    pub(super) until: Option<Instant>,
+}
+
+impl Queue {
+    pub(super) fn new(setup: Setup, now: Instant) -> Self {
+        let Setup { ring, port, number, peer, layout, limits, grants, persistent_max, record } =
+            setup;
+        let count = ring.count() as usize;
+        let slot = |_| Slot {
+            id: 0,
+            operation: 0,
+            op: Op::Flush,
+            step: Step::Only,
+            taken: now,
+            sectors: 0,
+            data: None,
+        };
+        Self {
+            ring,
+            port,
+            number,
+            peer,
+            layout,
+            limits,
+            pages: Pages::new(peer, grants, persistent_max),
+            record,
+            slots: (0..count).map(slot).collect(),
+            free: (0..count).rev().filter_map(|slot| u16::try_from(slot).ok()).collect(),
+            answered: Vec::with_capacity(count),
+            spare: Vec::with_capacity(count),
+            waiting: VecDeque::with_capacity(count),
+            barrier: None,
+            behind_barrier: false,
+            grant_list: Vec::with_capacity(blkif::SEGMENTS_MAX),
+            segments: Vec::with_capacity(limits.indirect_segments_max.into()),
+        }
+    }
+
+    /// Requests that the disk has, or is to have.
+    pub(super) fn in_flight(&self) -> usize {
+        let idle = self.free.len().saturating_add(self.answered.len());
+        self.slots.len().saturating_sub(idle)
+    }
+
+    /// Whether the disk has still to be given something.
+    pub(super) fn waits(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    pub(super) fn persistent(&self) -> usize {
+        self.pages.kept()
+    }
+
+    /// Does again what a process before this one has taken and not answered.
+    pub(super) fn replay(&mut self, work: &mut Work<'_>) -> Result<(), RingError> {
+        let rsp_prod = self.ring.position().rsp_prod;
+        let Some(record) = &self.record else { return Ok(()) };
+        for request in record.unanswered(rsp_prod)? {
+            let Some(slot) = self.free.pop() else { return Err(RingError::Full) };
+            // All of these are older than what comes next; among each other their order is lost.
+            let index = self.ring.position().req_cons.wrapping_sub(1);
+            if let Some(record) = &self.record {
+                record.again(slot.into(), index, &request)?;
+            }
+            work.stats.replayed = work.stats.replayed.wrapping_add(1);
+            self.begin(slot, &request, work)?;
+        }
+        Ok(())
+    }
+
+    /// Takes what there is, as far as it may.
+    pub(super) fn take(&mut self, work: &mut Work<'_>, turn: &mut Turn) -> Result<(), RingError> {
+        let mut bytes = RequestBytes::ZERO;
+        for _ in 0..BATCH_MAX {
+            if self.behind_barrier {
+                return Ok(());
+            }
+            if work.throttle.is_limited()
+                && let Err(until) = work.throttle.ready(work.now)
+            {
+                turn.until = Some(until);
+                return Ok(());
+            }
+            let Some(slot) = self.free.last().copied() else { return Ok(()) };
+            let entry = bytes.0.get_mut(..self.layout.entry_bytes()).unwrap_or_default();
+            let Some(index) = self.ring.take(entry)? else { return Ok(()) };
+            self.free.pop();
+            turn.moved = turn.moved.wrapping_add(1);
+            if let Some(record) = &self.record {
+                record.taken(slot.into(), index, &bytes)?;
+            }
+            self.begin(slot, &bytes, work)?;
+        }
+        turn.more = true;
+        Ok(())
+    }
+
+    /// Checks a request and gives it to the disk, or answers it at once.
+    fn begin(
+        &mut self,
+        slot: u16,
+        bytes: &RequestBytes,
+        work: &mut Work<'_>,
+    ) -> Result<(), RingError> {
+        let (id, operation) = bytes.to_answer(self.layout);
+        let now = work.now;
+        if let Some(slot) = self.slots.get_mut(usize::from(slot)) {
+            *slot = Slot {
+                id,
+                operation,
+                op: Op::Flush,
+                step: Step::Only,
+                taken: now,
+                sectors: 0,
+                data: None,
+            };
+        }
+        let request = match bytes.check(self.layout, self.limits) {
+            Ok(request) => request,
+            Err(wrong) => return self.refuse(slot, wrong, work),
+        };
+        match self.build(slot, &request, work) {
+            Ok(io) => self.launch(slot, io, work),
+            Err(Refusal::Wrong(wrong)) => self.refuse(slot, wrong, work),
+            Err(Refusal::Failed) => self.answer(slot, Status::Error, work),
+        }
+    }
+
+    /// Answers a request that cannot be carried out.
+    fn refuse(&mut self, slot: u16, wrong: Wrong, work: &mut Work<'_>) -> Result<(), RingError> {
+        work.stats.wrong = work.stats.wrong.wrapping_add(1);
+        let status = match wrong {
+            Wrong::Operation(_) => Status::NotSupported,
+            _ => Status::Error,
+        };
+        self.answer(slot, status, work)
+    }
+
+    /// What a request asks of the disk, with its pages mapped.
+    fn build(
+        &mut self,
+        slot: u16,
+        request: &Request,
+        work: &mut Work<'_>,
+    ) -> Result<Box<Io>, Refusal> {
+        let mut io = self.spare.pop().unwrap_or_else(Io::empty);
+        io.pieces.clear();
+        io.tag = u64::from(self.number) << 16 | u64::from(slot);
+        let result = match &request.body {
+            Body::Discard { sector, sectors, .. } => self.discard(&mut io, *sector, *sectors, work),
+            Body::Direct { transfer, sector, segments } => {
+                self.transfer(&mut io, *transfer, *sector, segments.as_slice(), work)
+            }
+            Body::Indirect { transfer, sector, count, pages } => {
+                let mut segments = std::mem::take(&mut self.segments);
+                let result = self
+                    .indirect(*count, pages, &mut segments, work)
+                    .and_then(|()| self.transfer(&mut io, *transfer, *sector, &segments, work));
+                self.segments = segments;
+                result
+            }
+        };
+        if let Err(refusal) = result {
+            io.pieces.clear();
+            self.spare.push(io);
+            return Err(refusal);
+        }
+        let step = match &request.body {
+            Body::Direct {
+                transfer: Transfer::Flush | Transfer::WriteBarrier, segments, ..
+            } if !segments.as_slice().is_empty() => Step::Before,
+            _ => Step::Only,
+        };
+        if work.throttle.is_limited() {
+            work.throttle.spend(io.sectors.saturating_mul(512), work.now);
+        }
+        if let Some(slot) = self.slots.get_mut(usize::from(slot)) {
+            (slot.op, slot.step, slot.sectors) = (io.op, step, io.sectors);
+        }
+        Ok(io)
+    }
+
+    fn discard(
+        &mut self,
+        io: &mut Io,
+        sector: u64,
+        sectors: u64,
+        work: &Work<'_>,
+    ) -> Result<(), Refusal> {
+        if work.discard == Discard::NotOffered {
+            return Err(Wrong::Operation(blkif::op::DISCARD).into());
+        }
+        writable(work)?;
+        blkif::check_extent(sector, sectors, work.capacity, self.limits)?;
+        (io.op, io.sector, io.sectors) = (Op::Discard, sector, sectors);
+        Ok(())
+    }
+
+    /// Maps the pages of a transfer, whose segments are checked here where they came from a page.
+    fn transfer(
+        &mut self,
+        io: &mut Io,
+        transfer: Transfer,
+        sector: u64,
+        segments: &[Segment],
+        work: &mut Work<'_>,
+    ) -> Result<(), Refusal> {
+        let sectors = u64::from(blkif::check_segments(segments, self.limits)?);
+        io.op = match transfer {
+            Transfer::Read => Op::Read,
+            _ if segments.is_empty() => Op::Flush,
+            _ => Op::Write,
+        };
+        (io.sector, io.sectors) = (sector, sectors);
+        if segments.is_empty() {
+            (io.sector, io.sectors) = (0, 0);
+            return Ok(());
+        }
+        if io.op == Op::Write {
+            writable(work)?;
+        }
+        blkif::check_extent(sector, sectors, work.capacity, self.limits)?;
+        let access = if io.op == Op::Read { Access::ReadWrite } else { Access::Read };
+        self.grant_list.clear();
+        self.grant_list.extend(segments.iter().map(|segment| segment.grant));
+        self.pages.tick();
+        let mut segments = segments.iter();
+        let pieces = &mut io.pieces;
+        self.pages
+            .get(work.grants, &self.grant_list, access, |page| {
+                if let Some(segment) = segments.next() {
+                    pieces.push(Piece { page, offset: segment.offset(), len: segment.len() });
+                }
+            })
+            .map_err(|_| Refusal::Failed)
+    }
+
+    /// Copies the segments of an indirect request out of their pages, once.
+    fn indirect(
+        &mut self,
+        count: u16,
+        pages: &[GrantRef],
+        into: &mut Vec<Segment>,
+        work: &mut Work<'_>,
+    ) -> Result<(), Refusal> {
+        into.clear();
+        let mut left = usize::from(count);
+        let mut bytes = [0; SEGMENTS_PER_PAGE * SEGMENT_SIZE];
+        for grant in pages {
+            let here = left.min(SEGMENTS_PER_PAGE);
+            if here == 0 {
+                break;
+            }
+            let part = bytes.get_mut(..here.saturating_mul(SEGMENT_SIZE)).unwrap_or_default();
+            let len = u16::try_from(part.len()).unwrap_or(0);
+            let mut copy = [CopySegment::new(self.peer, *grant, 0, len, 0)];
+            work.grants.copy_out(&mut copy, part).map_err(|_| Refusal::Failed)?;
+            copy[0].status.map_err(|_| Refusal::Failed)?;
+            into.extend((0..here).map(|number| blkif::segment_at(part, number)));
+            left = left.saturating_sub(here);
+        }
+        Ok(())
+    }
+
+    /// Sets a request going.
+    fn launch(&mut self, slot: u16, io: Box<Io>, work: &mut Work<'_>) -> Result<(), RingError> {
+        let Some(state) = self.slots.get(usize::from(slot)) else { return Err(RingError::Full) };
+        if state.operation == blkif::op::WRITE_BARRIER {
+            self.barrier = Some(io);
+            self.behind_barrier = true;
+            return self.launch_barrier(work);
+        }
+        self.first_step(slot, io, work)
+    }
+
+    /// Starts a barrier once everything before it is answered.
+    fn launch_barrier(&mut self, work: &mut Work<'_>) -> Result<(), RingError> {
+        if self.in_flight() > 1 {
+            return Ok(());
+        }
+        let Some(io) = self.barrier.take() else { return Ok(()) };
+        let slot = slot_of(&io);
+        self.first_step(slot, io, work)
+    }
+
+    fn first_step(
+        &mut self,
+        slot: u16,
+        mut io: Box<Io>,
+        work: &mut Work<'_>,
+    ) -> Result<(), RingError> {
+        let Some(state) = self.slots.get_mut(usize::from(slot)) else {
+            return Err(RingError::Full);
+        };
+        if state.step == Step::Before {
+            let mut flush = self.spare.pop().unwrap_or_else(Io::empty);
+            flush.pieces.clear();
+            (flush.tag, flush.op, flush.sector, flush.sectors) = (io.tag, Op::Flush, 0, 0);
+            std::mem::swap(&mut io, &mut flush);
+            state.data = Some(flush);
+        }
+        self.submit(io, work)
+    }
+
+    fn submit(&mut self, io: Box<Io>, work: &mut Work<'_>) -> Result<(), RingError> {
+        match work.disk.submit(io) {
+            Ok(None) => Ok(()),
+            Ok(Some((io, result))) => self.finished(io, result, work),
+            Err(io) => {
+                self.waiting.push_back(io);
+                Ok(())
+            }
+        }
+    }
+
+    /// Gives the disk what it had no room for.
+    pub(super) fn retry(&mut self, work: &mut Work<'_>) -> Result<(), RingError> {
+        for _ in 0..self.waiting.len() {
+            let Some(io) = self.waiting.pop_front() else { break };
+            self.submit(io, work)?;
+        }
+        Ok(())
+    }
+
+    /// The disk is done with a request, or with one step of it.
+    pub(super) fn finished(
+        &mut self,
+        mut io: Box<Io>,
+        result: Result<(), Errno>,
+        work: &mut Work<'_>,
+    ) -> Result<(), RingError> {
+        let slot = slot_of(&io);
+        let Some(state) = self.slots.get_mut(usize::from(slot)) else {
+            return Err(RingError::Full);
+        };
+        if result.is_ok() {
+            match state.step {
+                Step::Before => {
+                    state.step = Step::Data;
+                    if let Some(data) = state.data.take() {
+                        self.spare.push(io);
+                        return self.submit(data, work);
+                    }
+                }
+                Step::Data => {
+                    state.step = Step::After;
+                    io.pieces.clear();
+                    (io.op, io.sector, io.sectors) = (Op::Flush, 0, 0);
+                    return self.submit(io, work);
+                }
+                Step::Only | Step::After => {}
+            }
+        }
+        if let Some(mut data) = state.data.take() {
+            data.pieces.clear();
+            self.spare.push(data);
+        }
+        let merges = io.merges();
+        io.pieces.clear();
+        self.spare.push(io);
+        let merged = &mut kind(work.stats, state.op).merges;
+        *merged = merged.wrapping_add(merges);
+        let status = match result {
+            Ok(()) => Status::Okay,
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) if state.op == Op::Discard => Status::NotSupported,
+            Err(_) => Status::Error,
+        };
+        self.answer(slot, status, work)
+    }
+
+    fn answer(&mut self, slot: u16, status: Status, work: &mut Work<'_>) -> Result<(), RingError> {
+        let Some(state) = self.slots.get(usize::from(slot)) else { return Err(RingError::Full) };
+        let (id, operation) = (state.id, state.operation);
+        let response = ResponseBytes::encode(&Response { id, operation, status }, self.layout);
+        let index = self.ring.put(response.as_slice())?;
+        if let Some(record) = &self.record {
+            record.answered(slot.into(), index)?;
+        }
+        let kind = kind(work.stats, state.op);
+        kind.requests = kind.requests.wrapping_add(1);
+        kind.sectors = kind.sectors.wrapping_add(state.sectors);
+        kind.errors = kind.errors.wrapping_add(u64::from(status != Status::Okay));
+        kind.latency.add(work.now.saturating_duration_since(state.taken));
+        self.answered.push(slot);
+        if self.behind_barrier {
+            if operation == blkif::op::WRITE_BARRIER && self.barrier.is_none() {
+                self.behind_barrier = false;
+            } else {
+                return self.launch_barrier(work);
+            }
+        }
+        Ok(())
+    }
+
+    /// Shows the frontend what was answered.
+    pub(super) fn show(&mut self, turn: &mut Turn) -> Result<(), RingError> {
+        if self.answered.is_empty() {
+            return Ok(());
+        }
+        turn.notify |= self.ring.push()?;
+        for slot in self.answered.drain(..) {
+            if let Some(record) = &self.record {
+                record.shown(slot.into())?;
+            }
+            turn.moved = turn.moved.wrapping_add(1);
+            self.free.push(slot);
+        }
+        Ok(())
+    }
+
+    /// Before sleeping: whether there is something to take after all.
+    pub(super) fn final_check(&mut self) -> Result<bool, RingError> {
+        if self.behind_barrier || self.free.is_empty() {
+            return Ok(false);
+        }
+        self.ring.final_check()
+    }
+}
+
+/// Why a request gets an error.
+enum Refusal {
+    /// It makes no sense.
+    Wrong(Wrong),
+    /// Its pages cannot be reached.
+    Failed,
+}
+
+impl From<Wrong> for Refusal {
+    fn from(wrong: Wrong) -> Self {
+        Self::Wrong(wrong)
+    }
+}
+
+fn writable(work: &Work<'_>) -> Result<(), Refusal> {
+    match work.access {
+        DiskAccess::ReadWrite => Ok(()),
+        DiskAccess::ReadOnly => Err(Refusal::Failed),
+    }
+}
+
+/// The slot that a request of this queue belongs to.
+fn slot_of(io: &Io) -> u16 {
+    (io.tag & 0xffff) as u16
+}
+
+/// The queue that a request belongs to.
+pub(super) fn queue_of(io: &Io) -> usize {
+    (io.tag >> 16) as usize
+}
+
+fn kind(stats: &mut Stats, op: Op) -> &mut Kind {
+    match op {
+        Op::Read => &mut stats.read,
+        Op::Write => &mut stats.write,
+        Op::Flush => &mut stats.flush,
+        Op::Discard => &mut stats.discard,
+    }
+}

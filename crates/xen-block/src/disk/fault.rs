@@ -1,0 +1,87 @@
+//! Another disk, with faults on cue.
+
+use super::{Disk, Finished, Geometry, Io, Op};
+use rustix::io::Errno;
+use std::os::fd::BorrowedFd;
+
+/// What happens to a request.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fate {
+    /// The disk does it.
+    Pass,
+    /// It ends with this error, and the disk does not see it.
+    Fail(Errno),
+    /// It is not done until [`Fault::let_go`].
+    Hold,
+}
+
+/// A disk between a device and its disk, that decides about each request.
+pub struct Fault {
+    disk: Box<dyn Disk>,
+    decide: Box<dyn FnMut(Op, u64) -> Fate>,
+    #[expect(clippy::vec_box, reason = "they go to the disk and back in their boxes")]
+    held: Vec<Box<Io>>,
+}
+
+impl std::fmt::Debug for Fault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Fault").field("disk", &self.disk).finish_non_exhaustive()
+    }
+}
+
+impl Fault {
+    /// `decide` is asked for each request, with what it wants and its first sector.
+    #[must_use]
+    pub fn new(disk: Box<dyn Disk>, decide: impl FnMut(Op, u64) -> Fate + 'static) -> Self {
+        Self { disk, decide: Box::new(decide), held: Vec::new() }
+    }
+
+    /// Gives the disk what was held.
+    pub fn let_go(&mut self) -> Vec<Finished> {
+        let mut finished = Vec::new();
+        for io in std::mem::take(&mut self.held) {
+            match self.disk.submit(io) {
+                Ok(done) => finished.extend(done),
+                Err(io) => self.held.push(io),
+            }
+        }
+        finished
+    }
+}
+
+impl Disk for Fault {
+    fn geometry(&self) -> Geometry {
+        self.disk.geometry()
+    }
+
+    fn submit(&mut self, io: Box<Io>) -> Result<Option<Finished>, Box<Io>> {
+        match (self.decide)(io.op, io.sector) {
+            Fate::Pass => self.disk.submit(io),
+            Fate::Fail(errno) => Ok(Some((io, Err(errno)))),
+            Fate::Hold => {
+                self.held.push(io);
+                Ok(None)
+            }
+        }
+    }
+
+    fn start(&mut self) {
+        self.disk.start();
+    }
+
+    fn finished(&mut self) -> Option<Finished> {
+        self.disk.finished()
+    }
+
+    fn in_flight(&self) -> usize {
+        self.disk.in_flight() + self.held.len()
+    }
+
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.disk.fd()
+    }
+
+    fn resized(&mut self) -> Option<u64> {
+        self.disk.resized()
+    }
+}

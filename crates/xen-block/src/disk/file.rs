@@ -1,0 +1,290 @@
+//! A file or a block device.
+//!
+//! Where the kernel has io_uring, requests go through one; else to threads with `preadv` and `pwritev`. The
+//! pages are the guest's own, nothing is copied. With direct I/O (`O_DIRECT`), where the file allows it,
+//! the host's page cache is not used either.
+
+use super::pool::Pool;
+use super::{Disk, DiskAccess, Finished, Geometry, Io};
+use crate::sys::{Uring, transfer};
+use rustix::fs::{FileType, FlockOperation, Mode, OFlags, StatxFlags};
+use rustix::io::Errno;
+use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Requests that the kernel is given at a time.
+const DEPTH: u32 = 256;
+/// Threads where there is no io_uring.
+const THREADS: usize = 8;
+
+/// Whether the host's page cache is used.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Cache {
+    /// It is not, where the file allows that.
+    Direct,
+    /// It is.
+    PageCache,
+}
+
+/// How requests get to the kernel.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Way {
+    /// io_uring where the kernel has it, else threads.
+    Best,
+    /// Threads.
+    Threads,
+}
+
+/// How a file is opened.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Options {
+    /// Whether it is written.
+    pub access: DiskAccess,
+    /// Whether the page cache is used.
+    pub cache: Cache,
+    /// How requests get to the kernel.
+    pub way: Way,
+}
+
+/// Why a file is not opened.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// Another device has it for writing.
+    Busy(PathBuf),
+    /// What the system said.
+    System(PathBuf, Errno),
+    /// It is no file and no block device, or has no sector.
+    NotADisk(PathBuf),
+    /// An image that cannot be used, and why.
+    Image(PathBuf, String),
+}
+
+impl fmt::Display for OpenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Busy(path) => write!(
+                f,
+                "EBUSY: {} is held for writing by another device; detach it there first, \
+                 or attach it read-only here",
+                path.display()
+            ),
+            Self::System(path, errno) => write!(f, "{}: {errno}", path.display()),
+            Self::Image(path, why) => write!(f, "{}: {why}", path.display()),
+            Self::NotADisk(path) => {
+                write!(f, "{} is no file or block device of 512 bytes or more", path.display())
+            }
+        }
+    }
+}
+
+impl std::error::Error for OpenError {}
+
+enum Engine {
+    Uring(Box<Uring>),
+    Threads(Pool, Arc<OwnedFd>),
+}
+
+/// A file or block device as a disk.
+pub struct File {
+    engine: Engine,
+    geometry: Geometry,
+    path: PathBuf,
+}
+
+impl fmt::Debug for File {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let way = match self.engine {
+            Engine::Uring(_) => "io_uring",
+            Engine::Threads(..) => "threads",
+        };
+        f.debug_struct("File").field("path", &self.path).field("way", &way).finish()
+    }
+}
+
+impl File {
+    /// Opens `path`; for writing it is locked against every other device that writes.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub fn open(path: &Path, options: Options) -> Result<Self, OpenError> {
+        let system = |errno| OpenError::System(path.to_owned(), errno);
+        let (file, direct) = open_file(path, options).map_err(system)?;
+        if options.access == DiskAccess::ReadWrite {
+            lock(&file).map_err(|errno| match errno {
+                Errno::WOULDBLOCK => OpenError::Busy(path.to_owned()),
+                errno => system(errno),
+            })?;
+        }
+        let geometry = geometry(&file, options.access, direct).map_err(system)?;
+        let geometry = geometry.ok_or_else(|| OpenError::NotADisk(path.to_owned()))?;
+        let engine = engine(file, options.way).map_err(system)?;
+        Ok(Self { engine, geometry, path: path.to_owned() })
+    }
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        match &self.engine {
+            Engine::Uring(ring) => ring.file(),
+            Engine::Threads(_, file) => file.as_fd(),
+        }
+    }
+}
+
+/// Whether a descriptor bypasses the page cache.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Direct {
+    Yes,
+    No,
+}
+
+fn open_file(path: &Path, options: Options) -> Result<(OwnedFd, Direct), Errno> {
+    let flags = OFlags::CLOEXEC
+        | match options.access {
+            DiskAccess::ReadOnly => OFlags::RDONLY,
+            DiskAccess::ReadWrite => OFlags::RDWR,
+        };
+    if options.cache == Cache::Direct {
+        match rustix::fs::open(path, flags | OFlags::DIRECT, Mode::empty()) {
+            Err(Errno::INVAL) => {}
+            file => {
+                let file = file?;
+                // A file system that takes the flag may still want sectors that no frontend can name.
+                match alignment(&file) {
+                    Some(bytes) if bytes <= 4096 => return Ok((file, Direct::Yes)),
+                    _ => {}
+                }
+            }
+        }
+    }
+    Ok((rustix::fs::open(path, flags, Mode::empty())?, Direct::No))
+}
+
+/// What direct I/O on a file has to keep to, in bytes; `None` where there is none.
+fn alignment(file: &OwnedFd) -> Option<u32> {
+    let flags = rustix::fs::AtFlags::EMPTY_PATH;
+    let stat = rustix::fs::statx(file, c"", flags, StatxFlags::DIOALIGN).ok()?;
+    let bytes = stat.stx_dio_mem_align.max(stat.stx_dio_offset_align);
+    (bytes > 0).then_some(bytes.max(512))
+}
+
+/// Locks the file at `path` as [`File`] does; the lock ends with the descriptor.
+pub(super) fn lock_for_writing(path: &Path) -> Result<OwnedFd, OpenError> {
+    let system = |errno| OpenError::System(path.to_owned(), errno);
+    let flags = OFlags::RDWR | OFlags::CLOEXEC;
+    let file = rustix::fs::open(path, flags, Mode::empty()).map_err(system)?;
+    lock(&file).map_err(|errno| match errno {
+        Errno::WOULDBLOCK => OpenError::Busy(path.to_owned()),
+        errno => system(errno),
+    })?;
+    Ok(file)
+}
+
+/// Locks a file against other writers, until the last request on it is done and it is closed.
+fn lock(file: &OwnedFd) -> Result<(), Errno> {
+    rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive)
+}
+
+fn size(file: BorrowedFd<'_>) -> Result<Option<u64>, Errno> {
+    let stat = rustix::fs::fstat(file)?;
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile => Ok(u64::try_from(stat.st_size).ok()),
+        FileType::BlockDevice => rustix::fs::seek(file, rustix::fs::SeekFrom::End(0)).map(Some),
+        _ => Ok(None),
+    }
+}
+
+fn geometry(file: &OwnedFd, access: DiskAccess, direct: Direct) -> Result<Option<Geometry>, Errno> {
+    let Some(bytes) = size(file.as_fd())? else { return Ok(None) };
+    let stat = rustix::fs::fstat(file)?;
+    let sector_size = match direct {
+        Direct::Yes => alignment(file).unwrap_or(512).clamp(512, 4096),
+        Direct::No => 512,
+    };
+    let whole = bytes / u64::from(sector_size) * u64::from(sector_size);
+    if whole == 0 {
+        return Ok(None);
+    }
+    let block = u32::try_from(stat.st_blksize).unwrap_or(4096).clamp(512, 4096);
+    let divides = whole.is_multiple_of(block.into());
+    let physical_sector_size = if divides { block.max(sector_size) } else { sector_size };
+    Ok(Some(Geometry {
+        sectors: whole / 512,
+        sector_size,
+        physical_sector_size,
+        access,
+        discard_granularity: Some(physical_sector_size),
+    }))
+}
+
+fn engine(file: OwnedFd, way: Way) -> Result<Engine, Errno> {
+    if way == Way::Best
+        && let Ok(ring) = Uring::new(file.try_clone().map_err(|_| Errno::MFILE)?, DEPTH)
+    {
+        return Ok(Engine::Uring(Box::new(ring)));
+    }
+    let file = Arc::new(file);
+    let worker = || {
+        let file = Arc::clone(&file);
+        move |io: &mut Io| transfer(file.as_fd(), io, 0)
+    };
+    let pool = Pool::new((0..THREADS).map(|_| worker()).collect())?;
+    Ok(Engine::Threads(pool, file))
+}
+
+impl Disk for File {
+    fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    fn submit(&mut self, io: Box<Io>) -> Result<Option<Finished>, Box<Io>> {
+        match &mut self.engine {
+            Engine::Uring(ring) => match ring.push(io) {
+                Ok(()) => Ok(None),
+                Err((io, Errno::AGAIN)) => Err(io),
+                Err((io, errno)) => Ok(Some((io, Err(errno)))),
+            },
+            Engine::Threads(pool, _) => pool.submit(io).map(|()| None),
+        }
+    }
+
+    fn start(&mut self) {
+        if let Engine::Uring(ring) = &mut self.engine {
+            // What the kernel did not take now it takes with the next call; it has refused none.
+            let _ = ring.submit();
+        }
+    }
+
+    fn finished(&mut self) -> Option<Finished> {
+        match &mut self.engine {
+            Engine::Uring(ring) => ring.pop(),
+            Engine::Threads(pool, _) => pool.finished(),
+        }
+    }
+
+    fn in_flight(&self) -> usize {
+        match &self.engine {
+            Engine::Uring(ring) => ring.in_flight(),
+            Engine::Threads(pool, _) => pool.in_flight(),
+        }
+    }
+
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(match &self.engine {
+            Engine::Uring(ring) => ring.as_fd(),
+            Engine::Threads(pool, _) => pool.as_fd(),
+        })
+    }
+
+    fn resized(&mut self) -> Option<u64> {
+        let bytes = size(Self::fd(self)).ok()??;
+        let sector_size = u64::from(self.geometry.physical_sector_size);
+        let sectors = bytes / sector_size * sector_size / 512;
+        if sectors == self.geometry.sectors || sectors == 0 {
+            return None;
+        }
+        self.geometry.sectors = sectors;
+        Some(sectors)
+    }
+}

@@ -1,0 +1,83 @@
+//! Sectors in this process's memory.
+
+use super::{Disk, DiskAccess, Finished, Geometry, Io, Op};
+use rustix::io::Errno;
+
+/// A disk that forgets everything when it is dropped.
+#[derive(Debug)]
+pub struct Memory {
+    bytes: Vec<u8>,
+    access: DiskAccess,
+    sector_size: u32,
+}
+
+impl Memory {
+    /// A disk of zeroes.
+    #[must_use]
+    pub fn new(sectors: u64) -> Self {
+        Self::with_contents(vec![0; usize::try_from(sectors * 512).unwrap_or(0)])
+    }
+
+    /// A disk with these contents, which are cut down to whole sectors.
+    #[must_use]
+    pub fn with_contents(mut bytes: Vec<u8>) -> Self {
+        bytes.truncate(bytes.len() / 512 * 512);
+        Self { bytes, access: DiskAccess::ReadWrite, sector_size: 512 }
+    }
+
+    /// The same, not to be written.
+    #[must_use]
+    pub fn read_only(self) -> Self {
+        Self { access: DiskAccess::ReadOnly, ..self }
+    }
+
+    /// The same with larger sectors; contents beyond the last whole one are cut off.
+    #[must_use]
+    pub fn with_sector_size(mut self, sector_size: u32) -> Self {
+        let whole = self.bytes.len() / sector_size as usize * sector_size as usize;
+        self.bytes.truncate(whole);
+        Self { sector_size, ..self }
+    }
+
+    /// What is on it.
+    #[must_use]
+    pub fn contents(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    fn run(&mut self, io: &Io) -> Result<(), Errno> {
+        let start = usize::try_from(io.offset()).map_err(|_| Errno::INVAL)?;
+        let len = match io.op {
+            Op::Flush => return Ok(()),
+            Op::Discard => usize::try_from(io.sectors * 512).map_err(|_| Errno::INVAL)?,
+            Op::Read | Op::Write => io.bytes(),
+        };
+        let end = start.checked_add(len).ok_or(Errno::INVAL)?;
+        let place = self.bytes.get_mut(start..end).ok_or(Errno::INVAL)?;
+        match io.op {
+            Op::Read => io.scatter(place),
+            Op::Write => io.gather(place),
+            _ => {
+                place.fill(0);
+                Ok(())
+            }
+        }
+    }
+}
+
+impl Disk for Memory {
+    fn geometry(&self) -> Geometry {
+        Geometry {
+            sectors: self.bytes.len() as u64 / 512,
+            sector_size: self.sector_size,
+            physical_sector_size: self.sector_size,
+            access: self.access,
+            discard_granularity: Some(self.sector_size),
+        }
+    }
+
+    fn submit(&mut self, io: Box<Io>) -> Result<Option<Finished>, Box<Io>> {
+        let result = self.run(&io);
+        Ok(Some((io, result)))
+    }
+}

@@ -1,0 +1,99 @@
+//! Threads for disks that can only be waited for.
+
+use super::{Finished, Io};
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::io::Errno;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+/// Threads that do requests, each one at a time.
+#[derive(Debug)]
+pub struct Pool {
+    jobs: Option<Sender<Box<Io>>>,
+    done: Receiver<Finished>,
+    wake: Arc<OwnedFd>,
+    threads: Vec<JoinHandle<()>>,
+    in_flight: usize,
+}
+
+impl Pool {
+    /// Starts a thread for each of `workers`, which does what it is given.
+    ///
+    /// # Errors
+    /// What the system said to the eventfd or the threads.
+    pub fn new<W>(workers: Vec<W>) -> Result<Self, Errno>
+    where
+        W: FnMut(&mut Io) -> Result<(), Errno> + Send + 'static,
+    {
+        let wake = Arc::new(eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?);
+        let (jobs, takes) = channel::<Box<Io>>();
+        let (tells, done) = channel();
+        let takes = Arc::new(Mutex::new(takes));
+        let mut threads = Vec::new();
+        for mut worker in workers {
+            let (takes, tells, wake) = (Arc::clone(&takes), tells.clone(), Arc::clone(&wake));
+            let run = move || {
+                loop {
+                    let job = takes.lock().unwrap_or_else(PoisonError::into_inner).recv();
+                    let Ok(mut io) = job else { return };
+                    let result = worker(&mut io);
+                    if tells.send((io, result)).is_err() {
+                        return;
+                    }
+                    // It takes 2^64 - 2 of these before it would block.
+                    let _ = rustix::io::write(&wake, &1_u64.to_ne_bytes());
+                }
+            };
+            let thread = std::thread::Builder::new().name("disk".to_owned()).spawn(run);
+            threads.push(thread.map_err(|_| Errno::AGAIN)?);
+        }
+        Ok(Self { jobs: Some(jobs), done, wake, threads, in_flight: 0 })
+    }
+
+    /// Gives a request to the next thread that is free.
+    ///
+    /// # Errors
+    /// Gives it back where all threads have ended.
+    pub fn submit(&mut self, io: Box<Io>) -> Result<(), Box<Io>> {
+        let Some(jobs) = &self.jobs else { return Err(io) };
+        jobs.send(io).map_err(|refused| refused.0)?;
+        self.in_flight += 1;
+        Ok(())
+    }
+
+    /// A request that is done.
+    pub fn finished(&mut self) -> Option<Finished> {
+        if let Ok(finished) = self.done.try_recv() {
+            self.in_flight -= 1;
+            return Some(finished);
+        }
+        let _ = rustix::io::read(&self.wake, &mut [0; 8]);
+        let finished = self.done.try_recv().ok()?;
+        self.in_flight -= 1;
+        Some(finished)
+    }
+
+    /// Requests that are not done, or not taken.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+}
+
+impl AsFd for Pool {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.wake.as_fd()
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.jobs = None;
+        for thread in self.threads.drain(..) {
+            // A thread that panicked has said so.
+            let _ = thread.join();
+        }
+    }
+}

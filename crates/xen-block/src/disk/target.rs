@@ -1,0 +1,138 @@
+//! Names of disks: what a toolstack writes into a backend's `params`.
+//!
+//! | name | disk |
+//! |---|---|
+//! | `/path`, `raw:/path`, `aio:/path` | a file or a block device |
+//! | `qcow2:/path` | a qcow2 image |
+//! | `nbd:unix:/socket`, `nbd:unix:/socket:exportname=NAME` | an export of an NBD server |
+//! | `memory:BYTES` | zeroes at first, nothing afterwards |
+
+use super::file::{Cache, File, Options, Way};
+use super::memory::Memory;
+use super::nbd::Nbd;
+use super::qcow2::Qcow2;
+use super::{Disk, DiskAccess};
+use std::path::PathBuf;
+use xen_io::blkif::names;
+use xenbus::{Device, Error};
+
+/// A disk by its name.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Target {
+    /// A file or a block device.
+    Raw(PathBuf),
+    /// A qcow2 image.
+    Qcow2(PathBuf),
+    /// An export of an NBD server.
+    Nbd {
+        /// Its Unix socket.
+        socket: PathBuf,
+        /// The export.
+        name: String,
+    },
+    /// So many bytes of memory.
+    Memory(u64),
+}
+
+impl Target {
+    /// The disk with this name.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        if text.starts_with('/') {
+            return Ok(Self::Raw(text.into()));
+        }
+        let (format, rest) = text.split_once(':').unwrap_or((text, ""));
+        let absolute = |path: &str| {
+            let wrong = || format!("\"{text}\": {path:?} is no absolute path");
+            if path.starts_with('/') { Ok(PathBuf::from(path)) } else { Err(wrong()) }
+        };
+        match format {
+            "raw" | "aio" => absolute(rest).map(Self::Raw),
+            "qcow2" => absolute(rest).map(Self::Qcow2),
+            "nbd" => {
+                let rest = rest.strip_prefix("unix:").ok_or_else(|| {
+                    format!("\"{text}\": NBD servers are reached as nbd:unix:/socket")
+                })?;
+                let (socket, name) = rest.split_once(":exportname=").unwrap_or((rest, ""));
+                Ok(Self::Nbd { socket: absolute(socket)?, name: name.to_owned() })
+            }
+            "memory" => match rest.parse() {
+                Ok(bytes) if bytes >= 512 => Ok(Self::Memory(bytes)),
+                _ => Err(format!("\"{text}\": {rest:?} is no number of bytes from 512")),
+            },
+            _ => Err(format!("\"{text}\" is no disk: a path, raw:, qcow2:, nbd: or memory:")),
+        }
+    }
+
+    /// Opens it.
+    ///
+    /// # Errors
+    /// Why not, EBUSY in front where another device writes to it.
+    pub fn open(&self, access: DiskAccess) -> Result<Box<dyn Disk>, Error> {
+        let said = |text: String| Error::Driver(text);
+        Ok(match self {
+            Self::Raw(path) => {
+                let options = Options { access, cache: Cache::Direct, way: Way::Best };
+                Box::new(File::open(path, options).map_err(|error| said(error.to_string()))?)
+            }
+            Self::Qcow2(path) => {
+                Box::new(Qcow2::open(path, access).map_err(|error| said(error.to_string()))?)
+            }
+            Self::Nbd { socket, name } => {
+                let disk = Nbd::connect(socket, name, access);
+                Box::new(disk.map_err(|error| said(format!("{}: {error}", socket.display())))?)
+            }
+            Self::Memory(bytes) => {
+                let disk = Memory::new(bytes / 512);
+                Box::new(if access == DiskAccess::ReadOnly { disk.read_only() } else { disk })
+            }
+        })
+    }
+}
+
+/// Opens the disk that a backend's nodes name: `target`, which our hotplug script writes, else `params`;
+/// for writing where `mode` says so.
+///
+/// # Errors
+/// As [`Target::open`]; [`Error::Missing`] where nothing is named.
+pub fn open(device: &mut Device<'_>) -> Result<Box<dyn Disk>, Error> {
+    let named = match device.own("target")? {
+        Some(target) => Some(target),
+        None => device.own(names::PARAMS)?,
+    };
+    let path = format!("{}/{}", device.path(), names::PARAMS);
+    let named = named.ok_or(Error::Missing { path })?;
+    let access = match device.own(names::MODE)?.as_deref() {
+        Some(mode) if mode.starts_with(b"w") => DiskAccess::ReadWrite,
+        _ => DiskAccess::ReadOnly,
+    };
+    let text = String::from_utf8_lossy(&named);
+    Target::parse(&text).map_err(Error::Driver)?.open(access)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read() {
+        let nbd =
+            |socket: &str, name: &str| Target::Nbd { socket: socket.into(), name: name.into() };
+        for (text, target) in [
+            ("/dev/vg/lv", Target::Raw("/dev/vg/lv".into())),
+            ("raw:/a:b", Target::Raw("/a:b".into())),
+            ("aio:/a", Target::Raw("/a".into())),
+            ("qcow2:/a", Target::Qcow2("/a".into())),
+            ("nbd:unix:/s", nbd("/s", "")),
+            ("nbd:unix:/s:exportname=x", nbd("/s", "x")),
+            ("memory:4096", Target::Memory(4096)),
+        ] {
+            assert_eq!(Target::parse(text), Ok(target));
+        }
+        for text in ["", "a", "raw:a", "qcow2:", "nbd:host:1", "memory:x", "memory:1", "vhd:/a"] {
+            assert!(Target::parse(text).unwrap_err().contains(&format!("\"{text}\"")), "{text}");
+        }
+    }
+}

@@ -1,0 +1,421 @@
+//! The frontend of one block device.
+//!
+//! [`Front`] is the driver that a bus calls. Data goes through [`Buffer`]s: pages that are granted to the
+//! backend once and used again and again. Between two connections (a resume, a backend that was started
+//! anew) the requests without an answer are kept, and asked again.
+//!
+//! The backend need not be trusted: it can answer wrongly, late or never, and see what is in the
+//! buffers; nothing else.
+
+pub mod export;
+mod queue;
+
+use crate::disk::DiskAccess;
+use queue::{Asked, Queue};
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::fmt;
+use std::rc::Rc;
+use xen::evtchn::EventChannels;
+use xen::gnttab::{Access, GrantOffer, Offered};
+use xen::shared::{PAGE_SIZE, SharedPage};
+use xen::{DomId, Port};
+use xen_io::blkif::{Layout, SEGMENTS_MAX, SEGMENTS_PER_PAGE, Status, info, names};
+use xen_io::ring::FrontRing;
+use xenbus::negotiate::{self, Ring};
+use xenbus::{Device, Driver, Error, Progress};
+
+pub use queue::{Full, Part, Want};
+
+/// What a frontend asks for.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Largest ring and most queues; the backend may take less.
+    pub rings: negotiate::Limits,
+    /// Most segments of a request; the backend may take less. At most 512.
+    pub segments_max: u16,
+    /// How many buffers there are.
+    pub buffers: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        let rings = negotiate::Limits { order_max: 2, queues_max: 1 };
+        Self { rings, segments_max: 256, buffers: 512 }
+    }
+}
+
+/// What all frontends of a domain share.
+pub struct Platform {
+    /// The event channels of this process.
+    pub evtchn: Rc<RefCell<dyn EventChannels>>,
+    /// The grants that it offers.
+    pub grants: Rc<RefCell<dyn GrantOffer>>,
+    /// What frontends ask for.
+    pub options: Options,
+}
+
+impl fmt::Debug for Platform {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Platform").field("options", &self.options).finish_non_exhaustive()
+    }
+}
+
+/// What the backend says of the device.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Info {
+    /// Size in units of 512 bytes.
+    pub sectors: u64,
+    /// Bytes of a sector.
+    pub sector_size: u32,
+    /// Whether it may be written.
+    pub access: DiskAccess,
+    /// Whether flushes are taken.
+    pub flush: Offer,
+    /// Whether barriers are taken.
+    pub barrier: Offer,
+    /// Whether discards are taken.
+    pub discard: Offer,
+    /// Most segments of a request.
+    pub segments_max: u16,
+}
+
+/// Whether the backend takes a kind of request.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Offer {
+    /// It does.
+    Taken,
+    /// It does not.
+    NotTaken,
+}
+
+impl Offer {
+    fn from_feature(set: bool) -> Self {
+        if set { Self::Taken } else { Self::NotTaken }
+    }
+}
+
+/// A page for data, by its number.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Buffer(u32);
+
+/// A page of data: granted while there is a backend.
+enum Held {
+    Offered(Offered),
+    Kept(SharedPage),
+}
+
+impl Held {
+    fn page(&self) -> &SharedPage {
+        match self {
+            Self::Offered(offered) => offered.page(),
+            Self::Kept(page) => page,
+        }
+    }
+}
+
+/// A request that has ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Completion {
+    /// The asker's name for it.
+    pub tag: u64,
+    /// What the backend said.
+    pub status: Status,
+}
+
+/// The frontend of one device.
+pub struct Front {
+    platform: Rc<Platform>,
+    buffers: Vec<Held>,
+    free: Vec<Buffer>,
+    queues: Vec<Queue>,
+    info: Option<Info>,
+    /// Whether the backend is trusted with what a buffer held before.
+    trust: Trust,
+    layout: Layout,
+    /// Requests from before that have no answer.
+    again: VecDeque<Asked>,
+}
+
+/// Whether the backend is trusted (`trusted`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Trust {
+    Trusted,
+    Untrusted,
+}
+
+impl fmt::Debug for Front {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Front").field("info", &self.info).finish_non_exhaustive()
+    }
+}
+
+impl Front {
+    /// The frontend of a device that was found.
+    #[must_use]
+    pub fn new(platform: Rc<Platform>) -> Self {
+        Self {
+            platform,
+            buffers: Vec::new(),
+            free: Vec::new(),
+            queues: Vec::new(),
+            info: None,
+            trust: Trust::Trusted,
+            layout: Layout::NATIVE,
+            again: VecDeque::new(),
+        }
+    }
+
+    /// Uses the layout of another processor, as a 32-bit guest does. Before it is opened.
+    #[must_use]
+    pub fn with_layout(self, layout: Layout) -> Self {
+        Self { layout, ..self }
+    }
+
+    /// What the backend says of the device; `None` while it is not connected.
+    #[must_use]
+    pub fn info(&self) -> Option<Info> {
+        self.info
+    }
+
+    /// How many queues there are while it is connected.
+    #[must_use]
+    pub fn queue_count(&self) -> usize {
+        self.queues.len()
+    }
+
+    /// The ports of its rings.
+    pub fn ports(&self) -> impl Iterator<Item = Port> {
+        self.queues.iter().map(|queue| queue.port)
+    }
+
+    /// A buffer that nobody uses. Of a backend that is not trusted it sees nothing of before.
+    pub fn take_buffer(&mut self) -> Option<Buffer> {
+        let buffer = self.free.pop()?;
+        if self.trust == Trust::Untrusted
+            && let Some(page) = self.page(buffer)
+        {
+            // Inside the page, which this side may write.
+            let _ = page.copy_in(0, &[0; PAGE_SIZE]);
+        }
+        Some(buffer)
+    }
+
+    /// Gives a buffer back, which no request names any more.
+    pub fn give_back(&mut self, buffer: Buffer) {
+        self.free.push(buffer);
+    }
+
+    /// The memory of a buffer. The backend may change it at any time.
+    #[must_use]
+    pub fn page(&self, buffer: Buffer) -> Option<&SharedPage> {
+        self.buffers.get(buffer.0 as usize).map(Held::page)
+    }
+
+    /// Requests without an answer, those from before included.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.again.len() + self.queues.iter().map(Queue::in_flight).sum::<usize>()
+    }
+
+    /// Puts a request into the ring of a queue, where the backend sees it with [`Front::push`].
+    ///
+    /// # Errors
+    /// [`Full`]: not now, or not ever.
+    pub fn submit(&mut self, queue: usize, want: Want, parts: &[Part]) -> Result<(), Full> {
+        let info = self.info.ok_or(Full::NotConnected)?;
+        check(&info, &want, parts)?;
+        let Some(queue) = self.queues.get_mut(queue) else { return Err(Full::NotConnected) };
+        if queue.free() == 0 {
+            return Err(Full::Ring);
+        }
+        let mut grants = self.platform.grants.borrow_mut();
+        queue.put(want, parts, &self.buffers, &mut *grants).map_err(|_| Full::Ring)
+    }
+
+    /// Shows the backend what was submitted, and notifies it where it sleeps.
+    ///
+    /// # Errors
+    /// The event channel is gone.
+    pub fn push(&mut self) -> Result<(), Error> {
+        for queue in &mut self.queues {
+            if queue.push().map_err(broken)? {
+                let told = self.platform.evtchn.borrow().notify(queue.port);
+                told.map_err(Error::platform("notifying the backend"))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes what was answered; returns how many.
+    ///
+    /// # Errors
+    /// The backend has broken the ring, or answered what was not asked: the device is to be closed.
+    pub fn take(&mut self, mut done: impl FnMut(Completion)) -> Result<usize, Error> {
+        let mut count = 0;
+        for queue in &mut self.queues {
+            while let Some(completion) = queue.take().map_err(broken)? {
+                count += 1;
+                done(completion);
+            }
+        }
+        Ok(count)
+    }
+
+    /// Before sleeping: whether there is an answer after all.
+    ///
+    /// # Errors
+    /// As [`Front::take`].
+    pub fn final_check(&mut self) -> Result<bool, Error> {
+        let mut more = false;
+        for queue in &mut self.queues {
+            more |= queue.final_check().map_err(broken)?;
+        }
+        Ok(more)
+    }
+
+    /// Grants the buffers to the backend, with what is in them.
+    fn offer_buffers(&mut self, peer: DomId) -> Result<(), Error> {
+        let count = self.platform.options.buffers;
+        if self.buffers.is_empty() {
+            let numbers = (0..count).rev().filter_map(|number| u32::try_from(number).ok());
+            self.free = numbers.map(Buffer).collect();
+        }
+        let mut offers = Vec::with_capacity(count);
+        let mut grants = self.platform.grants.borrow_mut();
+        grants
+            .offer_batch(peer, Access::ReadWrite, count, &mut offers)
+            .map_err(Error::platform("granting the buffers"))?;
+        for (offer, before) in offers.iter().zip(&self.buffers) {
+            copy_page(before.page(), offer.page());
+        }
+        self.buffers = offers.into_iter().map(Held::Offered).collect();
+        Ok(())
+    }
+
+    fn make_rings(&self, peer: DomId, limits: negotiate::Limits) -> Result<Vec<Queue>, Error> {
+        let mut grants = self.platform.grants.borrow_mut();
+        let mut evtchn = self.platform.evtchn.borrow_mut();
+        (0..limits.queues_max)
+            .map(|_| {
+                let mut pages = Vec::new();
+                grants
+                    .offer_batch(peer, Access::ReadWrite, 1 << limits.order_max, &mut pages)
+                    .map_err(Error::platform("granting the ring"))?;
+                let ring = FrontRing::new(pages, self.layout.entry_bytes()).map_err(broken)?;
+                let port = evtchn.alloc_unbound(peer);
+                let port = port.map_err(Error::platform("a port for the backend"))?;
+                Ok(Queue::new(ring, port, self.layout, peer))
+            })
+            .collect()
+    }
+
+    fn read_info(&self, device: &mut Device<'_>) -> Result<Info, Error> {
+        let sector_size = device.their_number::<u32>(names::SECTOR_SIZE)?.unwrap_or(512);
+        if !sector_size.is_power_of_two() || !(512..=4096).contains(&sector_size) {
+            let wanted = "a power of two from 512 to 4096";
+            let value = sector_size.to_string();
+            return Err(device.bad(names::SECTOR_SIZE, value.as_bytes(), wanted));
+        }
+        let bits = device.their_number::<u32>(names::INFO)?.unwrap_or(0);
+        let read_only = bits & info::READ_ONLY != 0;
+        let indirect = device.their_number::<u32>(names::FEATURE_MAX_INDIRECT_SEGMENTS)?;
+        let most = self.platform.options.segments_max;
+        let segments_max = match indirect.map(|most| u16::try_from(most).unwrap_or(u16::MAX)) {
+            Some(theirs) => theirs.min(most).min(SEGMENTS_PER_PAGE as u16).max(SEGMENTS_MAX as u16),
+            None => SEGMENTS_MAX as u16,
+        };
+        Ok(Info {
+            sectors: device.their_needed(names::SECTORS)?,
+            sector_size,
+            access: if read_only { DiskAccess::ReadOnly } else { DiskAccess::ReadWrite },
+            flush: Offer::from_feature(device.their_feature(names::FEATURE_FLUSH_CACHE)?),
+            barrier: Offer::from_feature(device.their_feature(names::FEATURE_BARRIER)?),
+            discard: Offer::from_feature(device.their_feature(names::FEATURE_DISCARD)?),
+            segments_max,
+        })
+    }
+}
+
+/// Whether the device can do what is wanted at all.
+fn check(info: &Info, want: &Want, parts: &[Part]) -> Result<(), Full> {
+    let taken = |offer: Offer| offer == Offer::Taken;
+    let possible = match want {
+        Want::Read { .. } => !parts.is_empty(),
+        Want::Write { .. } => !parts.is_empty() && info.access == DiskAccess::ReadWrite,
+        Want::Flush { .. } => taken(info.flush) && parts.is_empty(),
+        Want::Barrier { .. } => taken(info.barrier) && parts.len() <= SEGMENTS_MAX,
+        Want::Discard { .. } => taken(info.discard) && parts.is_empty(),
+    };
+    if possible && parts.len() <= usize::from(info.segments_max) {
+        Ok(())
+    } else {
+        Err(Full::NotPossible)
+    }
+}
+
+fn copy_page(from: &SharedPage, to: &SharedPage) {
+    let mut bytes = [0; PAGE_SIZE];
+    // Whole pages, both mapped by this side to be read and written.
+    let _ = from.copy_out(0, &mut bytes);
+    let _ = to.copy_in(0, &bytes);
+}
+
+fn broken(error: impl fmt::Display) -> Error {
+    Error::Driver(format!("the backend has broken the ring: {error}"))
+}
+
+impl Driver for Front {
+    fn open(&mut self, device: &mut Device<'_>) -> Result<Progress, Error> {
+        let untrusted = device.own_number::<u32>(names::TRUSTED)? == Some(0);
+        self.trust = if untrusted { Trust::Untrusted } else { Trust::Trusted };
+        let limits = self.platform.options.rings.within_theirs(device)?;
+        self.offer_buffers(device.peer())?;
+        self.queues = self.make_rings(device.peer(), limits)?;
+        let ring = |queue: &Queue| Ring { pages: queue.grants(), port: queue.port };
+        let rings: Vec<Ring> = self.queues.iter().map(ring).collect();
+        negotiate::put_rings(device, &rings);
+        device.put(names::PROTOCOL, self.layout.protocol());
+        device.put(names::FEATURE_PERSISTENT, 1);
+        Ok(Progress::Done)
+    }
+
+    fn connect(&mut self, device: &mut Device<'_>) -> Result<Progress, Error> {
+        self.info = Some(self.read_info(device)?);
+        // What was asked before and never answered is asked of the new backend.
+        for _ in 0..self.again.len() {
+            let Some(asked) = self.again.pop_front() else { break };
+            let room = (0..self.queues.len()).find(|at| self.queues[*at].free() > 0);
+            let put = room.map(|at| self.submit(at, asked.want, &asked.parts));
+            if put != Some(Ok(())) {
+                self.again.push_back(asked);
+            }
+        }
+        self.push()?;
+        Ok(Progress::Done)
+    }
+
+    fn refresh(&mut self, device: &mut Device<'_>) -> Result<(), Error> {
+        self.info = Some(self.read_info(device)?);
+        Ok(())
+    }
+
+    fn release(&mut self, _: &mut Device<'_>) -> Progress {
+        self.info = None;
+        let mut evtchn = self.platform.evtchn.borrow_mut();
+        for queue in &mut self.queues {
+            // Its backend may be gone, and with it the other end.
+            let _ = evtchn.close(queue.port);
+            self.again.extend(queue.take_asked());
+        }
+        self.queues.clear();
+        for held in &mut self.buffers {
+            if let Held::Offered(offered) = held {
+                let kept = SharedPage::private();
+                copy_page(offered.page(), &kept);
+                *held = Held::Kept(kept);
+            }
+        }
+        Progress::Done
+    }
+}

@@ -1,0 +1,329 @@
+//! A frontend's device as an NBD server on a Unix socket: how programs of a hosted guest use it.
+//!
+//! Source: the protocol's `doc/proto.md` (NetworkBlockDevice/nbd): fixed newstyle negotiation,
+//! `NBD_OPT_GO`, `NBD_OPT_INFO`, `NBD_OPT_EXPORT_NAME`, `NBD_OPT_LIST`, `NBD_OPT_ABORT`; simple replies. Every
+//! export name is the device. A request is one request of the ring, so it is at most
+//! [`Info::segments_max`](super::Info) pages long; clients are told so.
+//!
+//! One thread, no waiting: [`Export::turn`] does what can be done. A client that sends nonsense, or does
+//! not take its answers, is bounded, and harms itself.
+
+mod wire;
+
+use super::{Buffer, Completion, Front, Full, Info, Offer, Part, Want};
+use crate::disk::DiskAccess;
+use rustix::io::Errno;
+use std::collections::{BTreeMap, VecDeque};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use wire::{Command, Phase, Request};
+use xen_io::blkif::Status;
+use xenbus::Error;
+
+/// Most clients at a time.
+const CLIENTS_MAX: usize = 16;
+/// Most requests of a client that are not answered.
+const OPEN_MAX: usize = 64;
+/// Most bytes of answers that a client has not taken, before its requests are left where they are.
+const OUTPUT_MAX: usize = 4 << 20;
+/// How much is read at a time.
+const READ_BYTES: usize = 256 << 10;
+
+/// One client.
+struct Client {
+    stream: UnixStream,
+    phase: Phase,
+    input: Vec<u8>,
+    output: Vec<u8>,
+    open: usize,
+    ended: bool,
+}
+
+/// A request that is not answered.
+struct Job {
+    client: u64,
+    request: Request,
+    buffers: Vec<Buffer>,
+    payload: Vec<u8>,
+}
+
+/// A device as an NBD server; its socket is removed when it is dropped.
+pub struct Export {
+    listener: UnixListener,
+    path: PathBuf,
+    clients: BTreeMap<u64, Client>,
+    /// Requests that wait for room in the ring, in order.
+    waiting: VecDeque<Job>,
+    asked: BTreeMap<u64, Job>,
+    next: u64,
+}
+
+impl std::fmt::Debug for Export {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Export").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+impl Export {
+    /// Listens at `path`.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn listen(path: &Path) -> io::Result<Self> {
+        let listener = UnixListener::bind(path)?;
+        listener.set_nonblocking(true)?;
+        Ok(Self {
+            listener,
+            path: path.to_owned(),
+            clients: BTreeMap::new(),
+            waiting: VecDeque::new(),
+            asked: BTreeMap::new(),
+            next: 0,
+        })
+    }
+
+    /// What to poll for reading.
+    pub fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let clients = self.clients.values().map(|client| client.stream.as_fd());
+        std::iter::once(self.listener.as_fd()).chain(clients)
+    }
+
+    /// Whether a client has answers to take: its descriptor is to be polled for writing too.
+    #[must_use]
+    pub fn has_output(&self) -> bool {
+        self.clients.values().any(|client| !client.output.is_empty())
+    }
+
+    /// Takes requests, asks the device, answers; returns how much was done. Nobody else takes this
+    /// device's completions.
+    ///
+    /// # Errors
+    /// The backend has broken the ring.
+    pub fn turn(&mut self, front: &mut Front) -> Result<usize, Error> {
+        let mut done = Vec::new();
+        let mut moved = front.take(|completion| done.push(completion))?;
+        for completion in done {
+            self.answer(front, completion);
+        }
+        self.accept();
+        if let Some(info) = front.info() {
+            moved += self.read_all(&info);
+        }
+        self.ask(front);
+        front.push()?;
+        for client in self.clients.values_mut() {
+            moved += client.send();
+        }
+        self.clients.retain(|_, client| !client.ended);
+        Ok(moved)
+    }
+
+    fn accept(&mut self) {
+        while self.clients.len() < CLIENTS_MAX {
+            let Ok((stream, _)) = self.listener.accept() else { return };
+            if stream.set_nonblocking(true).is_err() {
+                continue;
+            }
+            self.next += 1;
+            let (phase, output) = (Phase::Greeted, wire::greeting());
+            let input = Vec::new();
+            let client = Client { stream, phase, input, output, open: 0, ended: false };
+            self.clients.insert(self.next, client);
+        }
+    }
+
+    /// Reads what clients have sent.
+    fn read_all(&mut self, info: &Info) -> usize {
+        let mut moved = 0;
+        for (id, client) in &mut self.clients {
+            if client.open >= OPEN_MAX || client.output.len() >= OUTPUT_MAX {
+                continue;
+            }
+            moved += client.receive(info);
+            let mut used = 0;
+            while !client.ended && client.open < OPEN_MAX {
+                let rest = client.input.get(used..).unwrap_or_default();
+                let step = wire::step(client.phase, rest, info, &mut client.output);
+                let Ok(step) = step else {
+                    client.ended = true;
+                    break;
+                };
+                let Some(step) = step else { break };
+                client.phase = step.phase;
+                if let Some((request, payload)) = step.request {
+                    if request.command == Command::Disconnect {
+                        client.ended = true;
+                    } else if let Some(errno) = wrong(&request, info) {
+                        wire::reply(&mut client.output, request.handle, Some(errno), &[]);
+                    } else {
+                        client.open += 1;
+                        let payload = rest.get(payload).unwrap_or_default().to_vec();
+                        let (client, buffers) = (*id, Vec::new());
+                        self.waiting.push_back(Job { client, request, buffers, payload });
+                    }
+                }
+                used += step.used;
+                moved += 1;
+            }
+            client.input.drain(..used);
+        }
+        moved
+    }
+
+    /// Gives the device what waits, as far as there is room.
+    fn ask(&mut self, front: &mut Front) {
+        while let Some(mut job) = self.waiting.pop_front() {
+            match submit(front, &mut job, self.next + 1) {
+                Ok(()) => {
+                    self.next += 1;
+                    self.asked.insert(self.next, job);
+                }
+                Err(Full::NotPossible) => {
+                    give_back(front, &mut job);
+                    self.reply(&job, Some(Errno::PERM), &[]);
+                }
+                Err(_) => {
+                    give_back(front, &mut job);
+                    self.waiting.push_front(job);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn answer(&mut self, front: &mut Front, completion: Completion) {
+        let Some(mut job) = self.asked.remove(&completion.tag) else { return };
+        let errno = match completion.status {
+            Status::Okay => None,
+            Status::NotSupported => Some(Errno::OPNOTSUPP),
+            _ => Some(Errno::IO),
+        };
+        let mut payload = Vec::new();
+        if errno.is_none() && job.request.command == Command::Read {
+            payload.resize(job.request.len as usize, 0);
+            for (buffer, part) in job.buffers.iter().zip(payload.chunks_mut(4096)) {
+                // Inside the page.
+                let _ = front.page(*buffer).map(|page| page.copy_out(0, part));
+            }
+        }
+        give_back(front, &mut job);
+        self.reply(&job, errno, &payload);
+    }
+
+    fn reply(&mut self, job: &Job, errno: Option<Errno>, payload: &[u8]) {
+        if let Some(client) = self.clients.get_mut(&job.client) {
+            client.open -= 1;
+            wire::reply(&mut client.output, job.request.handle, errno, payload);
+        }
+    }
+}
+
+impl Drop for Export {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+impl Client {
+    /// Reads once, no more than a request needs.
+    fn receive(&mut self, info: &Info) -> usize {
+        let room = (wire::request_max(info) + READ_BYTES).saturating_sub(self.input.len());
+        let before = self.input.len();
+        self.input.resize(before + room.min(READ_BYTES), 0);
+        let result = self.stream.read(&mut self.input[before..]);
+        let count = match result {
+            Ok(0) => {
+                self.ended = room > 0;
+                0
+            }
+            Ok(count) => count,
+            Err(error) => {
+                let later = [io::ErrorKind::WouldBlock, io::ErrorKind::Interrupted];
+                self.ended = !later.contains(&error.kind());
+                0
+            }
+        };
+        self.input.truncate(before + count);
+        count
+    }
+
+    fn send(&mut self) -> usize {
+        if self.output.is_empty() {
+            return 0;
+        }
+        match self.stream.write(&self.output) {
+            Ok(count) => {
+                self.output.drain(..count);
+                count
+            }
+            Err(error) => {
+                let later = [io::ErrorKind::WouldBlock, io::ErrorKind::Interrupted];
+                self.ended |= !later.contains(&error.kind());
+                0
+            }
+        }
+    }
+}
+
+/// What is wrong with a request, if anything: it is answered and not asked.
+fn wrong(request: &Request, info: &Info) -> Option<Errno> {
+    let size = u64::from(info.sector_size);
+    let end = request.offset.checked_add(request.len.into());
+    let inside = end.is_some_and(|end| end <= info.sectors * 512);
+    let aligned =
+        request.offset.is_multiple_of(size) && u64::from(request.len).is_multiple_of(size);
+    let transfer = matches!(request.command, Command::Read | Command::Write);
+    let writes = matches!(request.command, Command::Write | Command::Trim);
+    if writes && info.access == DiskAccess::ReadOnly {
+        return Some(Errno::PERM);
+    }
+    match request.command {
+        Command::Flush => None,
+        Command::Unknown => Some(Errno::INVAL),
+        _ if request.len == 0 => Some(Errno::INVAL),
+        _ if !inside && writes => Some(Errno::NOSPC),
+        _ if !inside || !aligned => Some(Errno::INVAL),
+        _ if transfer && request.len as usize > wire::transfer_max(info) => Some(Errno::OVERFLOW),
+        _ => None,
+    }
+}
+
+fn give_back(front: &mut Front, job: &mut Job) {
+    for buffer in job.buffers.drain(..) {
+        front.give_back(buffer);
+    }
+}
+
+/// One request of a client as one request of the ring.
+fn submit(front: &mut Front, job: &mut Job, tag: u64) -> Result<(), Full> {
+    let Request { command, offset, len, .. } = job.request;
+    let (sector, sectors) = (offset / 512, u64::from(len) / 512);
+    let want = match command {
+        Command::Read => Want::Read { tag, sector },
+        Command::Write => Want::Write { tag, sector },
+        Command::Trim => Want::Discard { tag, sector, sectors },
+        _ => match front.info() {
+            // A backend without flush keeps nothing back.
+            Some(info) if info.flush == Offer::NotTaken => return Err(Full::NotPossible),
+            _ => Want::Flush { tag },
+        },
+    };
+    let mut parts = Vec::new();
+    if matches!(command, Command::Read | Command::Write) {
+        let mut left = sectors;
+        while left > 0 {
+            let buffer = front.take_buffer().ok_or(Full::Ring)?;
+            let here = left.min(8);
+            parts.push(Part { buffer, first: 0, last: (here - 1) as u8 });
+            job.buffers.push(buffer);
+            left -= here;
+        }
+        for (buffer, part) in job.buffers.iter().zip(job.payload.chunks(4096)) {
+            // Inside the page.
+            let _ = front.page(*buffer).map(|page| page.copy_in(0, part));
+        }
+    }
+    front.submit(0, want, &parts)
+}

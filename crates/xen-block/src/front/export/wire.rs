@@ -1,0 +1,249 @@
+//! The protocol's bytes: a pure function from what a client has sent to what it gets.
+
+use super::{DiskAccess, Info, Offer};
+use rustix::io::Errno;
+use std::ops::Range;
+
+const MAGIC: u64 = 0x4e42_444d_4147_4943;
+const OPTION_MAGIC: u64 = 0x4948_4156_454f_5054;
+const REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
+const REQUEST: u32 = 0x2560_9513;
+const SIMPLE_REPLY: u32 = 0x6744_6698;
+
+/// Fixed newstyle, and no zeroes behind the negotiation of old.
+const SERVER_FLAGS: u16 = 3;
+const NO_ZEROES: u32 = 2;
+
+const OPT_EXPORT_NAME: u32 = 1;
+const OPT_ABORT: u32 = 2;
+const OPT_LIST: u32 = 3;
+const OPT_INFO: u32 = 6;
+const OPT_GO: u32 = 7;
+/// Most bytes of an option: a name has 4096.
+const OPTION_MAX: usize = 8192;
+
+const REP_ACK: u32 = 1;
+const REP_SERVER: u32 = 2;
+const REP_INFO: u32 = 3;
+const REP_ERR_UNSUP: u32 = 1 << 31 | 1;
+
+const INFO_EXPORT: u16 = 0;
+const INFO_BLOCK_SIZE: u16 = 3;
+
+/// How far a client has come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Phase {
+    /// It has our greeting; its flags come.
+    Greeted,
+    /// Options come. Whether it wants the zeroes of old.
+    Options(Zeroes),
+    /// Requests come.
+    Requests,
+}
+
+/// 124 zeroes behind the answer to `NBD_OPT_EXPORT_NAME`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Zeroes {
+    Wanted,
+    NotWanted,
+}
+
+/// What a request wants.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Command {
+    Read,
+    Write,
+    Disconnect,
+    Flush,
+    Trim,
+    Unknown,
+}
+
+/// A client's request.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Request {
+    pub(super) command: Command,
+    pub(super) handle: u64,
+    pub(super) offset: u64,
+    pub(super) len: u32,
+}
+
+/// What was understood.
+#[derive(Debug)]
+pub(super) struct Step {
+    /// Bytes of the input.
+    pub(super) used: usize,
+    pub(super) phase: Phase,
+    /// A request, and where its data is in the input.
+    pub(super) request: Option<(Request, Range<usize>)>,
+}
+
+/// It does not speak the protocol.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Nonsense;
+
+/// Most bytes of a read or write.
+pub(super) fn transfer_max(info: &Info) -> usize {
+    usize::from(info.segments_max) * 4096
+}
+
+/// Most bytes of a request with its data.
+pub(super) fn request_max(info: &Info) -> usize {
+    (28 + transfer_max(info)).max(16 + OPTION_MAX)
+}
+
+pub(super) fn greeting() -> Vec<u8> {
+    let mut bytes = Vec::new();
+    bytes.extend(MAGIC.to_be_bytes());
+    bytes.extend(OPTION_MAGIC.to_be_bytes());
+    bytes.extend(SERVER_FLAGS.to_be_bytes());
+    bytes
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_be_bytes(*bytes.get(at..)?.first_chunk()?))
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_be_bytes(*bytes.get(at..)?.first_chunk()?))
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
+    Some(u64::from_be_bytes(*bytes.get(at..)?.first_chunk()?))
+}
+
+/// The next step; `None` where it is not all there.
+pub(super) fn step(
+    phase: Phase,
+    input: &[u8],
+    info: &Info,
+    output: &mut Vec<u8>,
+) -> Result<Option<Step>, Nonsense> {
+    match phase {
+        Phase::Greeted => {
+            let Some(flags) = u32_at(input, 0) else { return Ok(None) };
+            if flags & !u32::from(SERVER_FLAGS) != 0 {
+                return Err(Nonsense);
+            }
+            let zeroes = if flags & NO_ZEROES == 0 { Zeroes::Wanted } else { Zeroes::NotWanted };
+            Ok(Some(Step { used: 4, phase: Phase::Options(zeroes), request: None }))
+        }
+        Phase::Options(zeroes) => option(zeroes, input, info, output),
+        Phase::Requests => request(input, info),
+    }
+}
+
+fn option(
+    zeroes: Zeroes,
+    input: &[u8],
+    info: &Info,
+    output: &mut Vec<u8>,
+) -> Result<Option<Step>, Nonsense> {
+    if u64_at(input, 0).is_some_and(|magic| magic != OPTION_MAGIC) {
+        return Err(Nonsense);
+    }
+    let (Some(option), Some(len)) = (u32_at(input, 8), u32_at(input, 12)) else { return Ok(None) };
+    if len as usize > OPTION_MAX {
+        return Err(Nonsense);
+    }
+    let used = 16 + len as usize;
+    if input.len() < used {
+        return Ok(None);
+    }
+    let mut phase = Phase::Options(zeroes);
+    match option {
+        OPT_ABORT => {
+            answer(output, option, REP_ACK, &[]);
+            return Err(Nonsense);
+        }
+        OPT_LIST => {
+            answer(output, option, REP_SERVER, &0_u32.to_be_bytes());
+            answer(output, option, REP_ACK, &[]);
+        }
+        OPT_EXPORT_NAME => {
+            output.extend((info.sectors * 512).to_be_bytes());
+            output.extend(flags(info).to_be_bytes());
+            if zeroes == Zeroes::Wanted {
+                output.extend([0; 124]);
+            }
+            phase = Phase::Requests;
+        }
+        OPT_GO | OPT_INFO => {
+            let mut export = INFO_EXPORT.to_be_bytes().to_vec();
+            export.extend((info.sectors * 512).to_be_bytes());
+            export.extend(flags(info).to_be_bytes());
+            answer(output, option, REP_INFO, &export);
+            let mut sizes = INFO_BLOCK_SIZE.to_be_bytes().to_vec();
+            for size in [info.sector_size, 4096, transfer_max(info) as u32] {
+                sizes.extend(size.to_be_bytes());
+            }
+            answer(output, option, REP_INFO, &sizes);
+            answer(output, option, REP_ACK, &[]);
+            if option == OPT_GO {
+                phase = Phase::Requests;
+            }
+        }
+        _ => answer(output, option, REP_ERR_UNSUP, &[]),
+    }
+    Ok(Some(Step { used, phase, request: None }))
+}
+
+fn answer(output: &mut Vec<u8>, option: u32, kind: u32, payload: &[u8]) {
+    output.extend(REPLY_MAGIC.to_be_bytes());
+    output.extend(option.to_be_bytes());
+    output.extend(kind.to_be_bytes());
+    output.extend((payload.len() as u32).to_be_bytes());
+    output.extend(payload);
+}
+
+/// What the device takes, as flags of the export.
+fn flags(info: &Info) -> u16 {
+    let mut flags = 1;
+    for (bit, set) in [
+        (1, info.access == DiskAccess::ReadOnly),
+        (2, info.flush == Offer::Taken),
+        (5, info.discard == Offer::Taken),
+        // All clients' requests go through one device: a flush is for all of them.
+        (8, true),
+    ] {
+        if set {
+            flags |= 1 << bit;
+        }
+    }
+    flags
+}
+
+fn request(input: &[u8], info: &Info) -> Result<Option<Step>, Nonsense> {
+    if u32_at(input, 0).is_some_and(|magic| magic != REQUEST) {
+        return Err(Nonsense);
+    }
+    let fields = (u16_at(input, 6), u64_at(input, 8), u64_at(input, 16), u32_at(input, 24));
+    let (Some(command), Some(handle), Some(offset), Some(len)) = fields else { return Ok(None) };
+    let command = match command {
+        0 => Command::Read,
+        1 => Command::Write,
+        2 => Command::Disconnect,
+        3 => Command::Flush,
+        4 => Command::Trim,
+        _ => Command::Unknown,
+    };
+    let data = if command == Command::Write { len as usize } else { 0 };
+    // What does not fit cannot be skipped either.
+    if data > transfer_max(info) {
+        return Err(Nonsense);
+    }
+    let used = 28 + data;
+    if input.len() < used {
+        return Ok(None);
+    }
+    let request = Request { command, handle, offset, len };
+    Ok(Some(Step { used, phase: Phase::Requests, request: Some((request, 28..used)) }))
+}
+
+/// Appends the answer to a request.
+pub(super) fn reply(output: &mut Vec<u8>, handle: u64, errno: Option<Errno>, payload: &[u8]) {
+    output.extend(SIMPLE_REPLY.to_be_bytes());
+    output.extend(errno.map_or(0, Errno::raw_os_error).to_be_bytes());
+    output.extend(handle.to_be_bytes());
+    output.extend(payload);
+}

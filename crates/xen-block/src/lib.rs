@@ -1,0 +1,31 @@
+//! Block devices: the frontend, the backend, and the disks behind it.
+//!
+//! The promise: whatever a guest puts into its rings and nodes costs that guest alone. Each request is
+//! copied out once, checked, and answered. What a flush has answered is on stable storage. A backend
+//! that is killed and started again goes on where it was.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`back`] | the backend of one device: a [`xenbus::Driver`], and its rings |
+//! | [`server`] | the loop that serves all devices of a domain |
+//! | [`front`] | the frontend of one device: a [`xenbus::Driver`], and its rings |
+//! | [`disk`] | what holds the sectors: files, qcow2 images, NBD servers, memory |
+//! | [`stats`] | counters, and a histogram of latencies |
+//! | [`throttle`] | limits of bytes and requests a second |
+//! | [`vbd`] | a disk as a toolstack adds it |
+//! | `record` | what was taken and not answered, in memory that outlives the process |
+//! | `sys` | system calls on guests' pages; the only module with `unsafe` |
+
+pub mod back;
+pub mod disk;
+pub mod front;
+mod record;
+pub mod server;
+pub mod stats;
+mod sys;
+pub mod throttle;
+pub mod vbd;
+
+pub use back::Back;
+pub use front::Front;
+pub use sys::Page;

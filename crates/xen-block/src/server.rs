@@ -1,0 +1,238 @@
+//! The loop that serves all block devices of a backend's domain: one thread, one poll.
+
+use crate::back::{Back, Platform};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use rustix::time::Timespec;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+use xen::{DomId, Port};
+use xen_io::blkif::names;
+use xenbus::bus::News;
+use xenbus::{Bus, Error, Id, Side, State};
+use xenstore::Client;
+
+/// How long is looked for work at most, where there was some, before sleeping: about as long as falling
+/// asleep and waking up take together.
+const SPIN_MAX: Duration = Duration::from_micros(20);
+/// A sleep that was shorter than this would have been better spent looking.
+const SHORT_SLEEP: Duration = Duration::from_micros(20);
+/// How long the store's events wait while there is work.
+const ASK_STORE: Duration = Duration::from_millis(1);
+/// How often a device that waits for something without a descriptor is looked at.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
+
+/// A server of one kind of backend (`vbd`, `qdisk`) in one domain.
+pub struct Server {
+    store: Client,
+    bus: Bus<Back>,
+    platform: Rc<Platform>,
+    /// Ports with an event that was taken, to be unmasked before sleeping.
+    masked: Vec<Port>,
+    /// Devices that wait for something that no event tells of.
+    waiting: Vec<Id>,
+    busy_until: Instant,
+    /// How long it pays to look for more work at the moment.
+    spin: Duration,
+    /// When the store and the event channels are looked at next, while there is work.
+    ask_at: Instant,
+}
+
+impl std::fmt::Debug for Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Server").field("bus", &self.bus).finish_non_exhaustive()
+    }
+}
+
+impl Server {
+    /// Serves all devices below `/local/domain/<domid>/backend/<kind>`.
+    ///
+    /// # Errors
+    /// The store is gone.
+    pub fn start(
+        mut store: Client,
+        domid: DomId,
+        kind: &str,
+        platform: Rc<Platform>,
+    ) -> Result<Self, Error> {
+        let make = {
+            let platform = Rc::clone(&platform);
+            move |_| Back::new(Rc::clone(&platform))
+        };
+        let bus = Bus::start(&mut store, Side::Backend, domid, kind, make)?;
+        Ok(Self {
+            store,
+            bus,
+            platform,
+            masked: Vec::new(),
+            waiting: Vec::new(),
+            busy_until: Instant::now(),
+            spin: SPIN_MAX,
+            ask_at: Instant::now(),
+        })
+    }
+
+    /// The devices and their drivers.
+    pub fn bus(&mut self) -> &mut Bus<Back> {
+        &mut self.bus
+    }
+
+    /// Does what there is to do; where there is nothing, waits for it, at most `timeout`. Returns what has
+    /// happened to devices.
+    ///
+    /// # Errors
+    /// The store or the event channels are gone. What goes wrong with one device ends that device.
+    pub fn turn(&mut self, timeout: Duration) -> Result<Vec<News>, Error> {
+        let mut now = Instant::now();
+        // While there is work the rings are looked at anyway; the store is asked now and then.
+        if now >= self.busy_until || now >= self.ask_at {
+            self.ask_at = now + ASK_STORE;
+            self.take_store_events()?;
+            self.take_port_events()?;
+        }
+        let (mut moved, mut until) = (self.work_all(now)?, None::<Instant>);
+        if moved == Moved::Nothing && now >= self.busy_until {
+            match self.before_sleep()? {
+                Some(later) => until = later,
+                None => moved = Moved::Something,
+            }
+            if moved == Moved::Nothing {
+                self.sleep(timeout, until, now)?;
+                let slept = now.elapsed();
+                now += slept;
+                // Looking has not paid this time; it would have, had the sleep been a short one.
+                self.spin = if slept < SHORT_SLEEP {
+                    (self.spin * 2).clamp(Duration::from_micros(1), SPIN_MAX)
+                } else {
+                    self.spin / 2
+                };
+            }
+        }
+        if moved == Moved::Something {
+            self.busy_until = now + self.spin;
+        }
+        self.look_again()?;
+        Ok(self.bus.take_news())
+    }
+
+    /// Looks whether disks have another size, and tells the frontends.
+    ///
+    /// # Errors
+    /// The store is gone.
+    pub fn check_sizes(&mut self) -> Result<(), Error> {
+        let resized = |(id, back): (Id, &mut Back)| back.resized().map(|sectors| (id, sectors));
+        for (id, sectors) in self.bus.drivers().filter_map(resized).collect::<Vec<_>>() {
+            self.bus.announce(&mut self.store, id, &[(names::SECTORS, sectors.to_string())])?;
+        }
+        Ok(())
+    }
+
+    fn take_store_events(&mut self) -> Result<(), Error> {
+        while let Some(event) = self.store.poll_event()? {
+            self.bus.take(&mut self.store, &event)?;
+        }
+        Ok(())
+    }
+
+    fn take_port_events(&mut self) -> Result<(), Error> {
+        let mut evtchn = self.platform.evtchn.borrow_mut();
+        while let Some(port) = evtchn.pending().map_err(Error::platform("event channels"))? {
+            self.masked.push(port);
+        }
+        Ok(())
+    }
+
+    /// Serves every device once, whoever has notified: looking into a ring costs less than finding out.
+    fn work_all(&mut self, now: Instant) -> Result<Moved, Error> {
+        let mut moved = Moved::Nothing;
+        let mut failed = Vec::new();
+        for (id, back) in self.bus.drivers() {
+            match back.work(now) {
+                Ok(worked) if worked.moved > 0 || worked.more => moved = Moved::Something,
+                Ok(_) => {}
+                Err(error) => failed.push((id, error)),
+            }
+        }
+        for (id, error) in failed {
+            self.bus.fail(&mut self.store, id, error)?;
+        }
+        Ok(moved)
+    }
+
+    /// Lets the frontends notify again; `None` where there is something to do already, else when a limit
+    /// allows the next request.
+    #[expect(clippy::option_option, reason = "something to do; nothing, with or without an end")]
+    fn before_sleep(&mut self) -> Result<Option<Option<Instant>>, Error> {
+        let now = Instant::now();
+        let (mut until, mut more) = (None::<Instant>, false);
+        let mut failed = Vec::new();
+        for (id, back) in self.bus.drivers() {
+            let limited = back.limited_until(now);
+            until = [until, limited].into_iter().flatten().min();
+            if limited.is_some() {
+                continue;
+            }
+            match back.final_check() {
+                Ok(found) => more |= found,
+                Err(error) => failed.push((id, error)),
+            }
+        }
+        for (id, error) in failed {
+            self.bus.fail(&mut self.store, id, error)?;
+        }
+        let evtchn = self.platform.evtchn.borrow();
+        for port in self.masked.drain(..) {
+            // It may have been closed meanwhile.
+            let _ = evtchn.unmask(port);
+        }
+        Ok(if more { None } else { Some(until) })
+    }
+
+    fn sleep(
+        &mut self,
+        timeout: Duration,
+        until: Option<Instant>,
+        now: Instant,
+    ) -> Result<(), Error> {
+        let mut left = timeout;
+        if let Some(until) = until {
+            left = left.min(until.saturating_duration_since(now));
+        }
+        if !self.waiting.is_empty() {
+            left = left.min(LOOK_AGAIN);
+        }
+        let evtchn = self.platform.evtchn.borrow();
+        let mut fds = vec![PollFd::new(&self.store, PollFlags::IN)];
+        fds.push(PollFd::from_borrowed_fd(evtchn.fd(), PollFlags::IN));
+        let disks = self.bus.drivers_ref().filter_map(|(_, back)| back.disk_fd());
+        fds.extend(disks.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
+        let left = Timespec::try_from(left).ok();
+        match poll(&mut fds, left.as_ref()) {
+            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Err(errno) => Err(Error::Driver(format!("waiting for work: {errno}"))),
+        }
+    }
+
+    /// Looks at devices whose driver waits for its disk.
+    fn look_again(&mut self) -> Result<(), Error> {
+        for id in std::mem::take(&mut self.waiting) {
+            self.bus.poke(&mut self.store, id)?;
+        }
+        let waits = |id: &Id| self.bus.waits(*id);
+        self.waiting = self.bus.ids().filter(waits).collect();
+        Ok(())
+    }
+
+    /// Whether a device is connected.
+    #[must_use]
+    pub fn is_connected(&self, id: Id) -> bool {
+        self.bus.state(id) == Some(State::Connected)
+    }
+}
+
+/// Whether a turn found anything to do.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Moved {
+    Something,
+    Nothing,
+}

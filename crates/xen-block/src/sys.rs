@@ -1,0 +1,365 @@
+//! System calls that read or write guests' pages where they are: `preadv`, io_uring, and the mapping of
+//! the in-flight record. The only module of the crate with `unsafe`.
+#![allow(unsafe_code)]
+
+use crate::disk::{Io, Op};
+use io_uring::{IoUring, opcode, squeue, types};
+use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
+use rustix::mm::{MapFlags, ProtFlags};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::ptr::{self, NonNull};
+use std::sync::Arc;
+use xen::gnttab::Access;
+use xen::shared::{PAGE_SIZE, PageError, SharedPage, Unmap};
+
+/// A page that requests name: a guest's, mapped, or one of this process. Cloned, it stays mapped until
+/// the last clone is gone.
+#[derive(Clone, Debug)]
+pub struct Page(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared(SharedPage);
+
+// SAFETY: a `SharedPage` is not `Sync` only because copies of two threads could meet in the same bytes.
+// These pages are written by a guest, or by the kernel for it, at any time, so every byte may be old or
+// new anyway; each access is one volatile access, and no reference to the bytes exists.
+unsafe impl Sync for Shared {}
+
+impl Page {
+    /// Takes over a page.
+    #[must_use]
+    pub fn new(page: SharedPage) -> Self {
+        Self(Arc::new(Shared(page)))
+    }
+
+    /// A page of zeroes of this process.
+    #[must_use]
+    pub fn private() -> Self {
+        Self::new(SharedPage::private())
+    }
+
+    /// Copies bytes out of the page.
+    ///
+    /// # Errors
+    /// [`PageError`].
+    pub fn copy_out(&self, offset: usize, to: &mut [u8]) -> Result<(), PageError> {
+        self.0.0.copy_out(offset, to)
+    }
+
+    /// Copies bytes into the page.
+    ///
+    /// # Errors
+    /// [`PageError`].
+    pub fn copy_in(&self, offset: usize, from: &[u8]) -> Result<(), PageError> {
+        self.0.0.copy_in(offset, from)
+    }
+
+    /// Whether a request that has not ended names it.
+    #[must_use]
+    pub fn in_use(&self) -> bool {
+        Arc::strong_count(&self.0) > 1
+    }
+}
+
+/// Where the pieces of a request are; made from them, and valid while they are not changed.
+#[derive(Debug, Default)]
+pub(crate) struct Vectors(Vec<libc::iovec>);
+
+// SAFETY: the pointers are only followed by system calls on behalf of the `Io` that also holds the
+// pages; nothing about them belongs to a thread.
+unsafe impl Send for Vectors {}
+// SAFETY: as above; there is no access through a shared reference.
+unsafe impl Sync for Vectors {}
+
+impl Vectors {
+    /// Points at the pieces; neighbours in memory become one.
+    fn fill(&mut self, pieces: &[crate::disk::Piece]) {
+        self.0.clear();
+        for piece in pieces {
+            let (offset, len) = (usize::from(piece.offset), usize::from(piece.len));
+            let base = piece.page.0.0.as_ptr().as_ptr().wrapping_add(offset);
+            match self.0.last_mut() {
+                Some(last) if last.iov_base.cast::<u8>().wrapping_add(last.iov_len) == base => {
+                    last.iov_len += len;
+                }
+                _ => self.0.push(libc::iovec { iov_base: base.cast(), iov_len: len }),
+            }
+        }
+    }
+
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// There is none.
+    pub(crate) fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    /// Leaves out the first `count` bytes.
+    fn advance(&mut self, mut count: usize) {
+        self.0.retain_mut(|vector| {
+            let part = count.min(vector.iov_len);
+            vector.iov_base = vector.iov_base.cast::<u8>().wrapping_add(part).cast();
+            vector.iov_len -= part;
+            count -= part;
+            vector.iov_len > 0
+        });
+    }
+}
+
+/// Pieces lie inside their pages.
+fn check(io: &Io) -> Result<(), Errno> {
+    let inside = |piece: &crate::disk::Piece| {
+        usize::from(piece.offset) + usize::from(piece.len) <= PAGE_SIZE
+            && (io.op != Op::Read || piece.page.0.0.access() == Access::ReadWrite)
+    };
+    if io.pieces.iter().all(inside) { Ok(()) } else { Err(Errno::FAULT) }
+}
+
+/// Does a request on a file, and waits for it. Starts at byte `done`, where part of it has been done.
+pub(crate) fn transfer(file: BorrowedFd<'_>, io: &mut Io, mut done: usize) -> Result<(), Errno> {
+    match io.op {
+        Op::Flush => return rustix::fs::fdatasync(file),
+        Op::Discard => {
+            return rustix::fs::fallocate(file, PUNCH, io.offset(), io.sectors * 512);
+        }
+        Op::Read | Op::Write => check(io)?,
+    }
+    let bytes = io.bytes();
+    io.vectors.fill(&io.pieces);
+    io.vectors.advance(done);
+    while done < bytes {
+        let at = libc::off_t::try_from(io.offset() + done as u64).map_err(|_| Errno::INVAL)?;
+        let list = &io.vectors.0[..io.vectors.0.len().min(VECTORS_MAX)];
+        let count = libc::c_int::try_from(list.len()).map_err(|_| Errno::INVAL)?;
+        let fd = file.as_raw_fd();
+        // SAFETY: each vector lies inside a page that `io` holds, which is writable where the file is
+        // read (`check`); the kernel copies as another domain may write, which promises nothing.
+        let result = unsafe {
+            match io.op {
+                Op::Read => libc::preadv(fd, list.as_ptr(), count, at),
+                _ => libc::pwritev(fd, list.as_ptr(), count, at),
+            }
+        };
+        match usize::try_from(result) {
+            Ok(0) => return Err(Errno::IO),
+            Ok(moved) => {
+                done += moved;
+                io.vectors.advance(moved);
+            }
+            Err(_) => match std::io::Error::last_os_error().raw_os_error() {
+                Some(libc::EINTR) => {}
+                number => return Err(Errno::from_raw_os_error(number.unwrap_or(libc::EIO))),
+            },
+        }
+    }
+    Ok(())
+}
+
+/// Most vectors of one call (`IOV_MAX`).
+const VECTORS_MAX: usize = 1024;
+
+const PUNCH: FallocateFlags = FallocateFlags::PUNCH_HOLE.union(FallocateFlags::KEEP_SIZE);
+
+/// An io_uring for one file, with the requests that are under way in it.
+pub(crate) struct Uring {
+    ring: IoUring,
+    slots: Vec<Option<Box<Io>>>,
+    free: Vec<usize>,
+    unsubmitted: usize,
+    /// The file, which is registered; kept so that short transfers can be ended.
+    file: OwnedFd,
+}
+
+impl Uring {
+    /// An io_uring with room for `depth` requests on `file`.
+    pub(crate) fn new(file: OwnedFd, depth: u32) -> Result<Self, Errno> {
+        let wrong = |error: std::io::Error| Errno::from_io_error(&error).unwrap_or(Errno::NOSYS);
+        let mut builder = IoUring::builder();
+        builder.setup_coop_taskrun();
+        let ring = builder.build(depth).or_else(|_| IoUring::new(depth)).map_err(wrong)?;
+        ring.submitter().register_files(&[file.as_raw_fd()]).map_err(wrong)?;
+        let slots: Vec<_> = (0..depth).map(|_| None).collect();
+        let free = (0..slots.len()).rev().collect();
+        Ok(Self { ring, slots, free, unsubmitted: 0, file })
+    }
+
+    pub(crate) fn file(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
+    /// Puts a request into the queue; gives it back where there is no room, or it is not possible.
+    pub(crate) fn push(&mut self, mut io: Box<Io>) -> Result<(), (Box<Io>, Errno)> {
+        if matches!(io.op, Op::Read | Op::Write)
+            && let Err(errno) = check(&io)
+        {
+            return Err((io, errno));
+        }
+        let Some(slot) = self.free.pop() else { return Err((io, Errno::AGAIN)) };
+        let entry = entry(&mut io).user_data(slot as u64);
+        // The request is where the kernel finds its vectors: in its box, whose contents do not move.
+        self.slots[slot] = Some(io);
+        // SAFETY: the vectors lie inside pages that the request holds (`check`), and the list of them
+        // inside the request; it stays in `slots` until the kernel has said that it is done.
+        let pushed = unsafe { self.ring.submission().push(&entry) };
+        if pushed.is_err() {
+            self.free.push(slot);
+            let io = self.slots[slot].take().unwrap_or_else(|| unreachable!("just put there"));
+            return Err((io, Errno::AGAIN));
+        }
+        self.unsubmitted += 1;
+        Ok(())
+    }
+
+    /// Hands what was queued to the kernel.
+    pub(crate) fn submit(&mut self) -> Result<(), Errno> {
+        if self.unsubmitted == 0 {
+            return Ok(());
+        }
+        match self.ring.submit() {
+            Ok(count) => {
+                self.unsubmitted = self.unsubmitted.saturating_sub(count);
+                Ok(())
+            }
+            Err(error) => match Errno::from_io_error(&error).unwrap_or(Errno::IO) {
+                // Tried again with the next call.
+                Errno::INTR | Errno::AGAIN | Errno::BUSY => Ok(()),
+                errno => Err(errno),
+            },
+        }
+    }
+
+    /// A request that is done.
+    pub(crate) fn pop(&mut self) -> Option<(Box<Io>, Result<(), Errno>)> {
+        let entry = self.ring.completion().next()?;
+        let slot = usize::try_from(entry.user_data()).ok()?;
+        let mut io = self.slots.get_mut(slot)?.take()?;
+        self.free.push(slot);
+        let result = match usize::try_from(entry.result()) {
+            Err(_) => Err(Errno::from_raw_os_error(-entry.result())),
+            Ok(moved) if matches!(io.op, Op::Read | Op::Write) && moved < io.bytes() => {
+                transfer(self.file.as_fd(), &mut io, moved)
+            }
+            Ok(_) => Ok(()),
+        };
+        Some((io, result))
+    }
+
+    pub(crate) fn in_flight(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
+    /// Waits until there is something to pop.
+    pub(crate) fn wait(&mut self) -> Result<(), Errno> {
+        match self.ring.submit_and_wait(1) {
+            Ok(count) => {
+                self.unsubmitted = self.unsubmitted.saturating_sub(count);
+                Ok(())
+            }
+            Err(error) => match Errno::from_io_error(&error).unwrap_or(Errno::IO) {
+                Errno::INTR => Ok(()),
+                errno => Err(errno),
+            },
+        }
+    }
+}
+
+impl AsFd for Uring {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the ring's descriptor is open as long as the ring.
+        unsafe { BorrowedFd::borrow_raw(self.ring.as_raw_fd()) }
+    }
+}
+
+impl Drop for Uring {
+    /// The kernel writes into guests' pages until the last request is done.
+    fn drop(&mut self) {
+        while self.in_flight() > 0 {
+            if self.pop().is_none() && self.wait().is_err() {
+                // Nothing can be known of them any more, so their pages stay mapped for good.
+                self.slots.drain(..).for_each(std::mem::forget);
+                return;
+            }
+        }
+        // Else the kernel lets go of the file, and of the lock on it, some time later.
+        let _ = self.ring.submitter().unregister_files();
+    }
+}
+
+/// The entry of a request whose pieces are checked.
+fn entry(io: &mut Io) -> squeue::Entry {
+    let file = types::Fixed(0);
+    let offset = io.offset();
+    match io.op {
+        Op::Flush => opcode::Fsync::new(file).flags(types::FsyncFlags::DATASYNC).build(),
+        Op::Discard => opcode::Fallocate::new(file, io.sectors * 512)
+            .offset(offset)
+            .mode(PUNCH.bits().cast_signed())
+            .build(),
+        Op::Read | Op::Write => {
+            io.vectors.fill(&io.pieces);
+            let list = &io.vectors.0;
+            let count = u32::try_from(list.len().min(VECTORS_MAX)).unwrap_or(0);
+            match (io.op, &list[..]) {
+                (Op::Read, [one]) => {
+                    let len = u32::try_from(one.iov_len).unwrap_or(0);
+                    opcode::Read::new(file, one.iov_base.cast(), len).offset(offset).build()
+                }
+                (_, [one]) => {
+                    let len = u32::try_from(one.iov_len).unwrap_or(0);
+                    opcode::Write::new(file, one.iov_base.cast(), len).offset(offset).build()
+                }
+                (Op::Read, _) => {
+                    opcode::Readv::new(file, list.as_ptr(), count).offset(offset).build()
+                }
+                _ => opcode::Writev::new(file, list.as_ptr(), count).offset(offset).build(),
+            }
+        }
+    }
+}
+
+/// Pages of a file, mapped together, unmapped together.
+struct Mapped {
+    base: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: the mapping belongs to no thread.
+unsafe impl Send for Mapped {}
+// SAFETY: there is no access through it but by the pages.
+unsafe impl Sync for Mapped {}
+
+impl Unmap for Mapped {
+    /// The last page that is dropped drops the whole mapping.
+    fn unmap(&self, _: NonNull<u8>) {}
+}
+
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        // SAFETY: mapped by `map_file` with this length; the pages that pointed there are gone, as
+        // each of them holds this owner.
+        let _ = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.len) };
+    }
+}
+
+/// Maps the first `count` pages of `file`, which has them, to be read and written.
+pub(crate) fn map_file(file: BorrowedFd<'_>, count: usize) -> Result<Vec<SharedPage>, Errno> {
+    let len = count * PAGE_SIZE;
+    let prot = ProtFlags::READ | ProtFlags::WRITE;
+    // SAFETY: a new mapping, at an address of the kernel's choice.
+    let base = unsafe { rustix::mm::mmap(ptr::null_mut(), len, prot, MapFlags::SHARED, file, 0) }?;
+    let base = NonNull::new(base.cast::<u8>()).ok_or(Errno::FAULT)?;
+    let owner = Arc::new(Mapped { base, len });
+    let page = |number: usize| {
+        // SAFETY: inside the mapping, which is aligned and lives as long as the owner; nobody else
+        // holds a view of these pages in this process.
+        unsafe {
+            let at = base.add(number * PAGE_SIZE);
+            SharedPage::from_mapped(at, Access::ReadWrite, Arc::clone(&owner) as _)
+        }
+    };
+    Ok((0..count).map(page).collect())
+}

@@ -1,0 +1,111 @@
+//! Limits on what a device may do in a second.
+
+use std::time::{Duration, Instant};
+
+/// At most so much; `None` is no limit.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Limits {
+    /// Bytes a second, read and written together.
+    pub bytes_per_second: Option<u64>,
+    /// Requests a second.
+    pub requests_per_second: Option<u64>,
+}
+
+/// How much may be used at once after a pause.
+const BURST: Duration = Duration::from_millis(100);
+
+/// One limit: what was used beyond is a debt that time pays off.
+#[derive(Debug)]
+struct Bucket {
+    per_second: u64,
+    /// When nothing will be owed any more; in the past where something is saved.
+    even: Instant,
+}
+
+impl Bucket {
+    fn ready(&self, now: Instant) -> Result<(), Instant> {
+        if self.even <= now { Ok(()) } else { Err(self.even) }
+    }
+
+    fn spend(&mut self, amount: u64, now: Instant) {
+        let earliest = now.checked_sub(BURST).unwrap_or(now);
+        let cost = Duration::from_secs_f64(amount as f64 / self.per_second.max(1) as f64);
+        self.even = self.even.max(earliest) + cost;
+    }
+}
+
+/// Keeps to [`Limits`].
+#[derive(Debug, Default)]
+pub struct Throttle {
+    bytes: Option<Bucket>,
+    requests: Option<Bucket>,
+}
+
+impl Throttle {
+    /// Keeps to these.
+    #[must_use]
+    pub fn new(limits: Limits, now: Instant) -> Self {
+        let bucket =
+            |per_second: Option<u64>| per_second.map(|per_second| Bucket { per_second, even: now });
+        let Limits { bytes_per_second, requests_per_second } = limits;
+        Self { bytes: bucket(bytes_per_second), requests: bucket(requests_per_second) }
+    }
+
+    /// Whether there is any limit.
+    #[must_use]
+    pub fn is_limited(&self) -> bool {
+        self.bytes.is_some() || self.requests.is_some()
+    }
+
+    /// Whether a request may be taken now.
+    ///
+    /// # Errors
+    /// When it may.
+    pub fn ready(&self, now: Instant) -> Result<(), Instant> {
+        let buckets = [&self.bytes, &self.requests];
+        let waits = buckets.into_iter().flatten().filter_map(|bucket| bucket.ready(now).err());
+        waits.max().map_or(Ok(()), Err)
+    }
+
+    /// Counts a request that was taken.
+    pub fn spend(&mut self, bytes: u64, now: Instant) {
+        if let Some(bucket) = &mut self.bytes {
+            bucket.spend(bytes, now);
+        }
+        if let Some(bucket) = &mut self.requests {
+            bucket.spend(1, now);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Requests of 4096 bytes that pass in ten seconds.
+    fn passed(limits: Limits) -> u64 {
+        let start = Instant::now();
+        let (mut throttle, mut now, mut count) = (Throttle::new(limits, start), start, 0);
+        while now < start + Duration::from_secs(10) {
+            match throttle.ready(now) {
+                Ok(()) => {
+                    throttle.spend(4096, now);
+                    count += 1;
+                }
+                Err(later) => now = later,
+            }
+        }
+        count
+    }
+
+    #[test]
+    fn limits_hold_over_time() {
+        let requests = Limits { requests_per_second: Some(100), ..Limits::default() };
+        assert!((995..=1011).contains(&passed(requests)), "{}", passed(requests));
+        let bytes = Limits { bytes_per_second: Some(1 << 20), ..Limits::default() };
+        assert!((2550..=2590).contains(&passed(bytes)), "{}", passed(bytes));
+        let both = Limits { requests_per_second: Some(10), ..bytes };
+        assert!((98..=103).contains(&passed(both)), "{}", passed(both));
+        assert!(!Throttle::new(Limits::default(), Instant::now()).is_limited());
+    }
+}

@@ -1,0 +1,173 @@
+//! A disk as a toolstack adds it: its number, and the nodes of both ends as libxl writes them.
+//!
+//! Source: `docs/misc/vbd-interface.txt`; `device_disk_add` in `tools/libs/light/libxl_disk.c`.
+
+use crate::disk::DiskAccess;
+use xen::DomId;
+use xenbus::Id;
+use xenbus::toolstack::NewDevice;
+
+/// A disk for a guest.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Vbd {
+    /// The guest.
+    pub frontend: DomId,
+    /// The domain that serves it.
+    pub backend: DomId,
+    /// The backend's kind: `vbd`, or `qdisk`.
+    pub backend_kind: String,
+    /// Its name in the guest: `xvda`, `sda1`, `hdc`, `d0p1`.
+    pub vdev: String,
+    /// What is served: [`crate::disk::target`].
+    pub target: String,
+    /// Whether the guest may write.
+    pub access: DiskAccess,
+    /// Whether the guest trusts the backend.
+    pub trust: Trust,
+}
+
+/// Whether the guest trusts the backend with what is in its memory (`trusted`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Trust {
+    /// It does.
+    Trusted,
+    /// It does not.
+    Untrusted,
+}
+
+/// The number of a virtual device: `virtual-device`, and the last part of its paths.
+///
+/// # Errors
+/// Where the name is none.
+pub fn number(vdev: &str) -> Result<u32, String> {
+    let wrong = || format!("{vdev:?} is no virtual disk: xvda, xvda1, sda, hda or d0p1 are");
+    let (kind, disk, partition) = split(vdev).ok_or_else(wrong)?;
+    let number = match kind {
+        "hd" if disk < 4 && partition < 64 => {
+            let major = if disk < 2 { 3 } else { 22 };
+            major << 8 | (disk & 1) << 6 | partition
+        }
+        "sd" if disk < 16 && partition < 16 => 8 << 8 | disk << 4 | partition,
+        "xvd" | "d" if disk < 16 && partition < 16 => 202 << 8 | disk << 4 | partition,
+        "xvd" | "d" if disk < 1 << 20 && partition < 256 => 1 << 28 | disk << 8 | partition,
+        _ => return Err(wrong()),
+    };
+    Ok(number)
+}
+
+/// Kind, number of the disk and of the partition, 0 for the whole.
+fn split(vdev: &str) -> Option<(&str, u32, u32)> {
+    let decimal = |text: &str| {
+        let plain = text.bytes().all(|byte| byte.is_ascii_digit())
+            && text.len() <= 7
+            && (text == "0" || !text.starts_with('0'));
+        if plain { text.parse::<u32>().ok() } else { None }
+    };
+    for kind in ["xvd", "hd", "sd"] {
+        let Some(rest) = vdev.strip_prefix(kind) else { continue };
+        let end = rest.find(|c: char| !c.is_ascii_lowercase()).unwrap_or(rest.len());
+        let (letters, digits) = rest.split_at(end);
+        if letters.is_empty() || letters.len() > 4 {
+            return None;
+        }
+        // a to z, aa to zz: numbers to the base of 26 without a zero.
+        let disk = letters.bytes().fold(0, |sum, byte| sum * 26 + u32::from(byte - b'a') + 1) - 1;
+        let partition = if digits.is_empty() { 0 } else { decimal(digits).filter(|n| *n > 0)? };
+        return Some((kind, disk, partition));
+    }
+    let rest = vdev.strip_prefix('d')?;
+    let (disk, partition) = rest.split_once('p').unwrap_or((rest, "0"));
+    Some(("d", decimal(disk)?, decimal(partition)?))
+}
+
+impl Vbd {
+    /// Its nodes, for [`xenbus::toolstack::add`].
+    ///
+    /// # Errors
+    /// Where `vdev` is no name of a disk.
+    pub fn device(&self) -> Result<NewDevice, String> {
+        let devid = number(&self.vdev)?;
+        let id = Id { frontend: self.frontend, devid };
+        let mut device = NewDevice::new("vbd", id, self.backend);
+        device.backend_kind.clone_from(&self.backend_kind);
+        let nodes = |list: &[(&str, &str)]| -> Vec<(String, String)> {
+            list.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+        };
+        let mode = if self.access == DiskAccess::ReadWrite { "w" } else { "r" };
+        let kind = if self.backend_kind == "qdisk" { "qdisk" } else { "phy" };
+        device.backend_nodes = nodes(&[
+            ("params", &self.target),
+            ("removable", "0"),
+            ("bootable", "1"),
+            ("dev", &self.vdev),
+            ("type", kind),
+            ("mode", mode),
+            ("device-type", "disk"),
+            ("discard-enable", "1"),
+        ]);
+        let trusted = if self.trust == Trust::Trusted { "1" } else { "0" };
+        device.frontend_nodes = nodes(&[
+            ("virtual-device", &devid.to_string()),
+            ("device-type", "disk"),
+            ("trusted", trusted),
+        ]);
+        Ok(device)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_have_the_numbers_of_the_document() {
+        for (vdev, wanted) in [
+            ("xvda", 51712),
+            ("xvda1", 51713),
+            ("xvdb", 51728),
+            ("xvdp15", 51967),
+            ("xvdq", 1 << 28 | 16 << 8),
+            ("xvda16", 1 << 28 | 16),
+            ("xvdaa", 1 << 28 | 26 << 8),
+            ("d0", 51712),
+            ("d0p1", 51713),
+            ("d16p2", 1 << 28 | 16 << 8 | 2),
+            ("hda", 768),
+            ("hdb1", 833),
+            ("hdc", 5632),
+            ("hdd", 5696),
+            ("sda", 2048),
+            ("sdb2", 2066),
+        ] {
+            assert_eq!(number(vdev), Ok(wanted), "{vdev}");
+        }
+        for vdev in
+            ["", "xvd", "xvdA", "xvda0", "xvda01", "hde", "sdq", "d", "dp1", "vda", "xvdazzzz"]
+        {
+            assert!(number(vdev).is_err(), "{vdev}");
+        }
+    }
+
+    #[test]
+    fn nodes_are_those_that_libxl_writes() {
+        let vbd = Vbd {
+            frontend: DomId(3),
+            backend: DomId::DOM0,
+            backend_kind: "vbd".into(),
+            vdev: "xvda".into(),
+            target: "qcow2:/a".into(),
+            access: DiskAccess::ReadOnly,
+            trust: Trust::Untrusted,
+        };
+        let device = vbd.device().unwrap();
+        assert_eq!(device.frontend_path(), "/local/domain/3/device/vbd/51712");
+        let has = |nodes: &[(String, String)], name: &str, value: &str| {
+            assert!(nodes.contains(&(name.into(), value.into())), "{name} {value}: {nodes:?}");
+        };
+        has(&device.backend_nodes, "mode", "r");
+        has(&device.backend_nodes, "dev", "xvda");
+        has(&device.backend_nodes, "params", "qcow2:/a");
+        has(&device.frontend_nodes, "virtual-device", "51712");
+        has(&device.frontend_nodes, "trusted", "0");
+    }
+}

@@ -1,0 +1,372 @@
+//! A block device as a guest sees it: what it reads is what it wrote, in every shape of ring and request.
+
+mod support;
+
+use rustix::io::Errno;
+use std::cell::{Cell, RefCell};
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+use support::{ID, Scene, Setup, device};
+use xen_block::back::OpenDisk;
+use xen_block::disk::fault::{Fate, Fault};
+use xen_block::disk::file::{Cache, File, Options, Way};
+use xen_block::disk::memory::Memory;
+use xen_block::disk::{Disk, DiskAccess, Finished, Geometry, Io, Op};
+use xen_block::front::{Offer, Part, Want};
+use xen_block::throttle;
+use xen_io::blkif::{Layout, Status};
+use xenbus::negotiate::Limits;
+use xenbus::{Error, State, toolstack};
+use xenstore::Store;
+
+/// A disk that the test can look at while it is used.
+#[derive(Clone, Debug)]
+struct Shared(Rc<RefCell<Memory>>);
+
+impl Disk for Shared {
+    fn geometry(&self) -> Geometry {
+        self.0.borrow().geometry()
+    }
+
+    fn submit(&mut self, io: Box<Io>) -> Result<Option<Finished>, Box<Io>> {
+        self.0.borrow_mut().submit(io)
+    }
+}
+
+fn memory(memory: Memory) -> (Shared, Box<OpenDisk>) {
+    let disk = Shared(Rc::new(RefCell::new(memory)));
+    let opened = disk.clone();
+    (disk, Box::new(move |_| Ok(Box::new(opened.clone()))))
+}
+
+fn pattern(seed: u64, bytes: usize) -> Vec<u8> {
+    (0..bytes as u64).map(|at| ((at / 7).wrapping_mul(seed | 1) >> 3) as u8).collect()
+}
+
+/// A file in the temporary folder, removed when the test ends.
+struct Temporary(PathBuf);
+
+impl Temporary {
+    fn new(name: &str, bytes: u64) -> Self {
+        let name = format!("xen-block-{name}-{}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        let file = std::fs::File::create(&path).unwrap();
+        file.set_len(bytes).unwrap();
+        Self(path)
+    }
+
+    fn open(&self, way: Way) -> Box<OpenDisk> {
+        let path = self.0.clone();
+        Box::new(move |_| {
+            let (access, cache) = (DiskAccess::ReadWrite, Cache::Direct);
+            let disk = File::open(&path, Options { access, cache, way });
+            Ok(Box::new(disk.map_err(|error| Error::Driver(error.to_string()))?))
+        })
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+#[test]
+fn what_is_read_is_what_was_written() {
+    let rings = |order_max, queues_max| Limits { order_max, queues_max };
+    for (what, layout, rings, segments_max) in [
+        ("plain", Layout::X86_64, rings(0, 1), 11),
+        ("32-bit", Layout::X86_32, rings(0, 1), 11),
+        ("indirect", Layout::X86_64, rings(0, 1), 256),
+        ("32-bit indirect", Layout::X86_32, rings(2, 1), 256),
+        ("16 pages", Layout::X86_64, rings(4, 1), 256),
+        ("4 queues of 2 pages", Layout::X86_64, rings(1, 4), 64),
+    ] {
+        let (disk, open) = memory(Memory::new(8192));
+        let mut setup = Setup::new(open);
+        setup.layout = layout;
+        (setup.front.rings, setup.front.segments_max) = (rings, segments_max);
+        let Some(mut scene) = Scene::connected(setup) else { return };
+        assert_eq!(scene.front().queue_count(), rings.queues_max as usize, "{what}");
+        let pages = usize::from(segments_max).min(200);
+        let bytes = pattern(7, pages * 4096);
+        assert_eq!(scene.write(16, &bytes), Status::Okay, "{what}");
+        assert_eq!(scene.read(16, pages), Ok(bytes.clone()), "{what}");
+        assert_eq!(disk.0.borrow().contents()[8192..][..bytes.len()], bytes, "{what}");
+        assert_eq!(scene.ask(|tag| Want::Flush { tag }, &[]), Status::Okay);
+        let stats = scene.server.bus().driver(ID).unwrap().stats().clone();
+        assert_eq!((stats.read.requests, stats.read.sectors), (1, pages as u64 * 8), "{what}");
+        assert_eq!((stats.write.requests, stats.flush.requests), (1, 1), "{what}");
+        assert_eq!(stats.read.latency.buckets().iter().sum::<u64>(), 1);
+    }
+}
+
+#[test]
+fn every_queue_is_served() {
+    let (_, open) = memory(Memory::new(8192));
+    let mut setup = Setup::new(open);
+    setup.front.rings = Limits { order_max: 0, queues_max: 4 };
+    let Some(mut scene) = Scene::connected(setup) else { return };
+    let buffers = scene.buffers(4);
+    for (queue, buffer) in buffers.iter().enumerate() {
+        let (tag, sector) = (queue as u64, queue as u64 * 8);
+        let parts = [Part::whole(*buffer)];
+        scene.front().submit(queue, Want::Write { tag, sector }, &parts).unwrap();
+    }
+    scene.front().push().unwrap();
+    let mut answered = 0;
+    scene.until("four answers", |scene| {
+        answered += scene.front().take(|done| assert_eq!(done.status, Status::Okay)).unwrap();
+        answered == 4
+    });
+}
+
+#[test]
+fn sectors_of_a_page_go_where_they_belong() {
+    let (disk, open) = memory(Memory::new(64));
+    let Some(mut scene) = Scene::connected(Setup::new(open)) else { return };
+    let buffer = scene.buffers(1)[0];
+    scene.front().page(buffer).unwrap().copy_in(0, &pattern(3, 4096)).unwrap();
+    let part = Part { buffer, first: 2, last: 4 };
+    assert_eq!(scene.ask(|tag| Want::Write { tag, sector: 61 }, &[part]), Status::Okay);
+    assert_eq!(disk.0.borrow().contents()[61 * 512..], pattern(3, 4096)[1024..2560]);
+    assert_eq!(scene.ask(|tag| Want::Write { tag, sector: 62 }, &[part]), Status::Error);
+    assert_eq!(scene.ask(|tag| Want::Read { tag, sector: u64::MAX }, &[part]), Status::Error);
+    let wrong = scene.server.bus().driver(ID).unwrap().stats().wrong;
+    assert_eq!(wrong, 2, "beyond the end, twice");
+}
+
+#[test]
+fn discard_gives_back_what_is_inside_the_disk() {
+    let (disk, open) = memory(Memory::with_contents(vec![9; 64 * 512]));
+    let Some(mut scene) = Scene::connected(Setup::new(open)) else { return };
+    assert_eq!(scene.front().info().unwrap().discard, Offer::Taken);
+    let discard = |sector, sectors| move |tag| Want::Discard { tag, sector, sectors };
+    assert_eq!(scene.ask(discard(8, 16), &[]), Status::Okay);
+    assert_eq!(disk.0.borrow().contents()[8 * 512..24 * 512], [0; 16 * 512]);
+    assert_eq!(disk.0.borrow().contents()[24 * 512], 9);
+    for (sector, sectors) in [(60, 5), (0, u64::MAX), (u64::MAX, 1), (u64::MAX, u64::MAX)] {
+        assert_eq!(scene.ask(discard(sector, sectors), &[]), Status::Error);
+    }
+}
+
+#[test]
+fn a_toolstack_may_forbid_discard() {
+    let (_, open) = memory(Memory::new(64));
+    let Some(mut scene) = Scene::new(Setup::new(open)) else { return };
+    let node = format!("{}/discard-enable", device().backend_path());
+    scene.tool.write(node, "0").unwrap();
+    scene.until_connected();
+    assert_eq!(scene.front().info().unwrap().discard, Offer::NotTaken);
+}
+
+#[test]
+fn a_disk_for_reading_is_not_written() {
+    let (disk, open) = memory(Memory::with_contents(vec![5; 64 * 512]).read_only());
+    let Some(mut scene) = Scene::connected(Setup::new(open)) else { return };
+    let info = scene.front().info().unwrap();
+    assert_eq!((info.access, info.discard), (DiskAccess::ReadOnly, Offer::NotTaken));
+    assert_eq!(scene.node(&format!("{}/info", device().backend_path())), "4");
+    assert_eq!(scene.read(0, 1), Ok(vec![5; 4096]));
+    assert!(disk.0.borrow().contents().iter().all(|byte| *byte == 5));
+}
+
+#[test]
+fn large_sectors_are_counted_in_small_ones() {
+    let (_, open) = memory(Memory::new(64).with_sector_size(4096));
+    let Some(mut scene) = Scene::connected(Setup::new(open)) else { return };
+    let info = scene.front().info().unwrap();
+    assert_eq!((info.sectors, info.sector_size), (64, 4096));
+    assert_eq!(scene.write(8, &pattern(1, 8192)), Status::Okay);
+    assert_eq!(scene.read(8, 2), Ok(pattern(1, 8192)));
+    let buffer = scene.buffers(1)[0];
+    let part = Part { buffer, first: 0, last: 3 };
+    assert_eq!(scene.ask(|tag| Want::Read { tag, sector: 0 }, &[part]), Status::Error);
+    let whole = Part::whole(buffer);
+    assert_eq!(scene.ask(|tag| Want::Read { tag, sector: 4 }, &[whole]), Status::Error);
+}
+
+#[test]
+fn a_file_grows_while_it_is_used() {
+    let file = Temporary::new("grows", 1 << 20);
+    let Some(mut scene) = Scene::connected(Setup::new(file.open(Way::Best))) else { return };
+    assert_eq!(scene.front().info().unwrap().sectors, 2048);
+    assert_eq!(scene.read(2048, 1), Err(Status::Error));
+    std::fs::File::options().write(true).open(&file.0).unwrap().set_len(2 << 20).unwrap();
+    scene.server.check_sizes().unwrap();
+    scene.until("the new size", |scene| scene.front().info().unwrap().sectors == 4096);
+    assert_eq!(scene.write(2048, &pattern(5, 4096)), Status::Okay);
+    assert_eq!(scene.read(2048, 1), Ok(pattern(5, 4096)));
+}
+
+#[test]
+fn files_are_read_and_written_through_io_uring_and_threads() {
+    for way in [Way::Best, Way::Threads] {
+        let file = Temporary::new(&format!("way-{way:?}"), 4 << 20);
+        let Some(mut scene) = Scene::connected(Setup::new(file.open(way))) else { return };
+        let bytes = pattern(11, 100 * 4096);
+        assert_eq!(scene.write(8, &bytes), Status::Okay, "{way:?}");
+        assert_eq!(scene.ask(|tag| Want::Flush { tag }, &[]), Status::Okay);
+        assert_eq!(scene.read(8, 100), Ok(bytes.clone()), "{way:?}");
+        let discard = |tag| Want::Discard { tag, sector: 16, sectors: 8 };
+        assert_eq!(scene.ask(discard, &[]), Status::Okay, "{way:?}");
+        let on_disk = std::fs::read(&file.0).unwrap();
+        assert_eq!(on_disk[4096..8192], bytes[..4096]);
+        assert_eq!(on_disk[8192..12288], [0; 4096]);
+    }
+}
+
+#[test]
+fn a_file_that_another_device_writes_is_refused() {
+    let file = Temporary::new("busy", 1 << 20);
+    let Some(mut first) = Scene::connected(Setup::new(file.open(Way::Best))) else { return };
+    let Some(mut second) = Scene::new(Setup::new(file.open(Way::Best))) else { return };
+    second.until("the second to close", |scene| scene.states().1 == Some(State::Closed));
+    let error = second.node(&format!("{}/error", device().backend_path()));
+    assert!(error.starts_with("16 EBUSY: ") && error.contains("detach it there"), "{error}");
+    assert_eq!(first.read(0, 1), Ok(vec![0; 4096]));
+    drop(first);
+    // Once it is free, a device that is made anew gets it.
+    toolstack::add(&mut second.tool, &device()).unwrap();
+    second.until_connected();
+}
+
+/// What a barrier is behind is done before it, and what is behind it after it.
+#[test]
+fn barriers_keep_their_order() {
+    let log: Rc<RefCell<Vec<(Op, u64)>>> = Rc::default();
+    let seen = Rc::clone(&log);
+    let open: Box<OpenDisk> = Box::new(move |_| {
+        let seen = Rc::clone(&seen);
+        let decide = move |op, sector| {
+            seen.borrow_mut().push((op, sector));
+            Fate::Pass
+        };
+        Ok(Box::new(Fault::new(Box::new(Memory::new(1024)), decide)))
+    });
+    let Some(mut scene) = Scene::connected(Setup::new(open)) else { return };
+    let buffer = Part::whole(scene.buffers(1)[0]);
+    let write = |tag, sector| Want::Write { tag, sector };
+    for want in
+        [write(0, 0), Want::Barrier { tag: 1, sector: 8 }, write(2, 16), Want::Flush { tag: 3 }]
+    {
+        let parts = if matches!(want, Want::Flush { .. }) { &[][..] } else { &[buffer] };
+        scene.front().submit(0, want, parts).unwrap();
+    }
+    scene.front().push().unwrap();
+    let mut order = Vec::new();
+    scene.until("four answers", |scene| {
+        scene.front().take(|done| order.push((done.tag, done.status))).unwrap();
+        order.len() == 4
+    });
+    assert_eq!(order, [0, 1, 2, 3].map(|tag| (tag, Status::Okay)));
+    let (flush, write) = ((Op::Flush, 0), |sector| (Op::Write, sector));
+    assert_eq!(*log.borrow(), [write(0), flush, write(8), flush, write(16), flush]);
+}
+
+#[test]
+fn errors_of_the_disk_are_the_guests_errors() {
+    let fate = Rc::new(Cell::new(Fate::Pass));
+    let decided = Rc::clone(&fate);
+    let open: Box<OpenDisk> = Box::new(move |_| {
+        let decided = Rc::clone(&decided);
+        Ok(Box::new(Fault::new(Box::new(Memory::new(1024)), move |_, _| decided.get())))
+    });
+    let Some(mut scene) = Scene::connected(Setup::new(open)) else { return };
+    for errno in [Errno::IO, Errno::NOSPC] {
+        fate.set(Fate::Fail(errno));
+        assert_eq!(scene.write(0, &pattern(1, 4096)), Status::Error);
+        assert_eq!(scene.read(0, 1), Err(Status::Error));
+        assert_eq!(scene.ask(|tag| Want::Flush { tag }, &[]), Status::Error);
+    }
+    fate.set(Fate::Fail(Errno::OPNOTSUPP));
+    let discard = |tag| Want::Discard { tag, sector: 0, sectors: 8 };
+    assert_eq!(scene.ask(discard, &[]), Status::NotSupported);
+    fate.set(Fate::Pass);
+    assert_eq!(scene.write(0, &pattern(1, 4096)), Status::Okay);
+    let stats = scene.server.bus().driver(ID).unwrap().stats().clone();
+    assert_eq!((stats.read.errors, stats.write.errors, stats.flush.errors), (2, 2, 2));
+}
+
+#[test]
+fn limits_slow_a_device_down() {
+    let (_, open) = memory(Memory::new(8192));
+    let mut setup = Setup::new(open);
+    setup.back.throttle =
+        throttle::Limits { requests_per_second: Some(200), bytes_per_second: None };
+    let Some(mut scene) = Scene::connected(setup) else { return };
+    let start = Instant::now();
+    for _ in 0..60 {
+        assert_eq!(scene.read(0, 1), Ok(vec![0; 4096]));
+    }
+    // 20 at once after the pause before, then 200 a second.
+    let took = start.elapsed();
+    assert!(took > Duration::from_millis(150), "60 requests in {took:?}");
+}
+
+#[test]
+fn detaching_gives_everything_back() {
+    let (_, open) = memory(Memory::new(8192));
+    let Some(mut scene) = Scene::connected(Setup::new(open)) else { return };
+    assert_eq!(scene.write(0, &pattern(1, 40960)), Status::Okay);
+    assert!(scene.host.mapped() > 10, "persistent grants stay mapped");
+    toolstack::detach(&mut scene.tool, &device()).unwrap();
+    scene.until("the backend to close", |scene| scene.states().1 == Some(State::Closed));
+    assert_eq!(scene.host.mapped(), 0);
+    toolstack::forget(&mut scene.tool, &device()).unwrap();
+    scene.until("both to forget it", |scene| scene.states() == (None, None));
+    assert_eq!((scene.host.offered(), scene.host.ports()), (0, 0));
+}
+
+/// 32 disks with the largest rings, each used once: what that takes, both ends and rings included.
+#[test]
+fn memory_of_32_disks() {
+    let resident_kib = || -> u64 {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let line = status.lines().find(|line| line.starts_with("RssAnon")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    };
+    let folder = std::env::temp_dir().join(format!("xen-block-32-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let files = folder.clone();
+    let open: Box<OpenDisk> = Box::new(move |device| {
+        let path = files.join(device.id().devid.to_string());
+        std::fs::File::create(&path).unwrap().set_len(1 << 20).unwrap();
+        let (access, cache, way) = (DiskAccess::ReadWrite, Cache::PageCache, Way::Best);
+        let disk = File::open(&path, Options { access, cache, way });
+        Ok(Box::new(disk.map_err(|error| Error::Driver(error.to_string()))?))
+    });
+    let mut setup = Setup::new(open);
+    setup.front.buffers = 16;
+    setup.front.rings = Limits { order_max: 4, queues_max: 1 };
+    let Some(mut scene) = Scene::connected(setup) else { return };
+    let before = resident_kib();
+    let ids = (1..32).map(|number| xenbus::Id { devid: ID.devid + number * 16, ..ID });
+    let ids: Vec<xenbus::Id> = ids.collect();
+    for id in &ids {
+        let mut device = device();
+        device.id = *id;
+        toolstack::add(&mut scene.tool, &device).unwrap();
+    }
+    scene.until("32 disks to be connected", |scene| {
+        ids.iter().all(|id| scene.bus.state(*id) == Some(State::Connected))
+    });
+    for id in &ids {
+        let front = scene.bus.driver(*id).unwrap();
+        let buffer = Part::whole(front.take_buffer().unwrap());
+        front.submit(0, Want::Write { tag: 1, sector: 0 }, &[buffer]).unwrap();
+        front.push().unwrap();
+    }
+    scene.until("32 answers", |scene| {
+        ids.iter().all(|id| {
+            let front = scene.bus.driver(*id).unwrap();
+            front.take(|done| assert_eq!(done.status, Status::Okay)).unwrap();
+            front.in_flight() == 0
+        })
+    });
+    let grown = resident_kib().saturating_sub(before);
+    std::fs::remove_dir_all(&folder).unwrap();
+    println!("31 more disks: {grown} KiB, granted pages and frontends included");
+    assert!(grown < 64 << 10, "{grown} KiB");
+}

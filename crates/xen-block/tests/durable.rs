@@ -1,0 +1,340 @@
+//! What a flush has answered is on stable storage: a file system's journal is written through a device
+//! onto a store that keeps, when it crashes, what was flushed and any part of the rest; every crash image
+//! recovers by e2fsck, is clean, and holds every transaction whose flush was answered.
+//!
+//! The journal is ext4's own format (jbd2), so that e2fsck's recovery is the judge: a descriptor block
+//! with the numbers of the blocks that follow, the blocks, a flush, the commit block, a flush; then the
+//! blocks go home.
+
+mod support;
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::rc::Rc;
+use support::{Scene, Setup};
+use xen_block::back::OpenDisk;
+use xen_block::disk::memory::Memory;
+use xen_block::disk::{Disk, Finished, Geometry, Io, Op};
+use xen_block::front::Want;
+use xen_io::blkif::Status;
+
+const BLOCK: usize = 4096;
+const IMAGE_BYTES: usize = 24 << 20;
+const TRANSACTIONS: usize = 5;
+/// Images for each point at which a crash may happen, besides "nothing" and "all" of the unflushed.
+const SUBSETS: u64 = 5;
+const JOURNAL_MAGIC: u32 = 0xc03b_3998;
+
+/// What happened on the store, in order.
+#[derive(Clone, Debug)]
+enum Happened {
+    Write(usize, Vec<u8>),
+    Flush,
+    /// The guest has been told that this transaction is safe.
+    Answered(usize),
+}
+
+/// Whether a store does what it is asked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Honesty {
+    Honest,
+    /// It answers a flush and does nothing: as a build without fdatasync.
+    ForgetsFlushes,
+}
+
+type Log = Rc<RefCell<Vec<Happened>>>;
+
+#[derive(Debug)]
+struct Recording {
+    disk: Memory,
+    log: Log,
+    honesty: Honesty,
+}
+
+impl Disk for Recording {
+    fn geometry(&self) -> Geometry {
+        self.disk.geometry()
+    }
+
+    fn submit(&mut self, io: Box<Io>) -> Result<Option<Finished>, Box<Io>> {
+        match io.op {
+            Op::Write => {
+                let mut bytes = vec![0; io.bytes()];
+                io.gather(&mut bytes).unwrap();
+                let at = usize::try_from(io.offset()).unwrap();
+                self.log.borrow_mut().push(Happened::Write(at, bytes));
+            }
+            Op::Flush if self.honesty == Honesty::Honest => {
+                self.log.borrow_mut().push(Happened::Flush);
+            }
+            _ => {}
+        }
+        self.disk.submit(io)
+    }
+}
+
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Option<Self> {
+        if Command::new("mkfs.ext4").arg("-V").output().is_err() {
+            conformance::skip(name, "there is no mkfs.ext4 (Debian: e2fsprogs)");
+            return None;
+        }
+        let path = std::env::temp_dir().join(format!("xen-block-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&path).unwrap();
+        Some(Self(path))
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn run(program: &str, args: &[&str], file: &Path) -> (Option<i32>, String) {
+    let output = Command::new(program).args(args).arg(file).output().unwrap();
+    let text = [&output.stdout[..], &output.stderr].concat();
+    (output.status.code(), String::from_utf8_lossy(&text).into_owned())
+}
+
+/// The file system before and after each transaction, and where its journal is.
+struct Workload {
+    states: Vec<Vec<u8>>,
+    journal: Vec<usize>,
+}
+
+impl Workload {
+    fn make(folder: &Path) -> Self {
+        let image = folder.join("image");
+        std::fs::write(&image, vec![0; IMAGE_BYTES]).unwrap();
+        let options = "-q -b 4096 -O ^metadata_csum,^64bit,^resize_inode -J size=4";
+        let args: Vec<&str> = options.split(' ').collect();
+        assert_eq!(run("mkfs.ext4", &args, &image).0, Some(0));
+        let mut states = vec![std::fs::read(&image).unwrap()];
+        for number in 0..TRANSACTIONS {
+            let source = folder.join("source");
+            std::fs::write(&source, vec![number as u8 + 1; 3000 + number * 9000]).unwrap();
+            for command in
+                [format!("mkdir d{number}"), format!("write {} d{number}/f", source.display())]
+            {
+                assert_eq!(run("debugfs", &["-w", "-R", &command], &image).0, Some(0));
+            }
+            let (code, text) = run("e2fsck", &["-fn"], &image);
+            assert_eq!(code, Some(0), "debugfs has left {text}");
+            states.push(std::fs::read(&image).unwrap());
+        }
+        let (_, text) = run("debugfs", &["-R", "blocks <8>"], &image);
+        let numbers = text.split_whitespace().filter_map(|number| number.parse().ok());
+        let journal: Vec<usize> = numbers.collect();
+        let first = &states[0][journal[0] * BLOCK..];
+        assert_eq!(first[..4], JOURNAL_MAGIC.to_be_bytes(), "{text}");
+        for state in &mut states {
+            // The feature bit that says that there is a journal to be recovered.
+            state[1024 + 96] |= 4;
+        }
+        Self { states, journal }
+    }
+
+    /// The blocks that a transaction changes.
+    fn changes(&self, number: usize) -> Vec<usize> {
+        let (old, new) = (&self.states[number], &self.states[number + 1]);
+        let changed = |block: &usize| {
+            let range = block * BLOCK..(block + 1) * BLOCK;
+            old[range.clone()] != new[range] && !self.journal.contains(block)
+        };
+        (0..IMAGE_BYTES / BLOCK).filter(changed).collect()
+    }
+
+    /// The journal's first block, for a journal that begins with transaction `sequence` at block `start`
+    /// of it.
+    fn journal_head(&self, sequence: u32, start: usize) -> Vec<u8> {
+        let mut block = self.states[0][self.journal[0] * BLOCK..][..BLOCK].to_vec();
+        block[24..28].copy_from_slice(&sequence.to_be_bytes());
+        block[28..32].copy_from_slice(&(start as u32).to_be_bytes());
+        block
+    }
+}
+
+fn journal_block(kind: u32, sequence: u32) -> Vec<u8> {
+    let mut block = vec![0; BLOCK];
+    for (at, word) in [(0, JOURNAL_MAGIC), (4, kind), (8, sequence)] {
+        block[at..at + 4].copy_from_slice(&word.to_be_bytes());
+    }
+    block
+}
+
+/// The block that says where the blocks behind it belong.
+fn descriptor(sequence: u32, blocks: &[usize]) -> Vec<u8> {
+    let mut block = journal_block(1, sequence);
+    let mut at = 12;
+    for (number, home) in blocks.iter().enumerate() {
+        // 2: no UUID follows; 8: the last one.
+        let mut flags: u16 = if number > 0 { 2 } else { 0 };
+        if number + 1 == blocks.len() {
+            flags |= 8;
+        }
+        block[at..at + 4].copy_from_slice(&(*home as u32).to_be_bytes());
+        block[at + 6..at + 8].copy_from_slice(&flags.to_be_bytes());
+        at += if number > 0 { 8 } else { 24 };
+    }
+    block
+}
+
+fn put(scene: &mut Scene, block: usize, bytes: &[u8]) {
+    assert_eq!(scene.write(block as u64 * 8, bytes), Status::Okay);
+}
+
+fn flush(scene: &mut Scene) {
+    assert_eq!(scene.ask(|tag| Want::Flush { tag }, &[]), Status::Okay);
+}
+
+/// Writes all transactions through the device.
+fn play(workload: &Workload, log: &Log, honesty: Honesty) -> bool {
+    let mut start = workload.states[0].clone();
+    let head = workload.journal_head(1, 1);
+    start[workload.journal[0] * BLOCK..][..BLOCK].copy_from_slice(&head);
+    let recorded = Rc::clone(log);
+    let open: Box<OpenDisk> = Box::new(move |_| {
+        let disk = Memory::with_contents(start.clone());
+        Ok(Box::new(Recording { disk, log: Rc::clone(&recorded), honesty }))
+    });
+    let Some(mut scene) = Scene::connected(Setup::new(open)) else { return false };
+    let (mut at, mut sequence) = (1, 1);
+    for number in 0..TRANSACTIONS {
+        let blocks = workload.changes(number);
+        let state = &workload.states[number + 1];
+        put(&mut scene, workload.journal[at], &descriptor(sequence, &blocks));
+        for (behind, home) in blocks.iter().enumerate() {
+            let bytes = &state[home * BLOCK..][..BLOCK];
+            assert_ne!(bytes[..4], JOURNAL_MAGIC.to_be_bytes(), "would have to be escaped");
+            put(&mut scene, workload.journal[at + 1 + behind], bytes);
+        }
+        flush(&mut scene);
+        at += 1 + blocks.len();
+        put(&mut scene, workload.journal[at], &journal_block(2, sequence));
+        flush(&mut scene);
+        log.borrow_mut().push(Happened::Answered(number + 1));
+        for home in &blocks {
+            put(&mut scene, *home, &state[home * BLOCK..][..BLOCK]);
+        }
+        flush(&mut scene);
+        (at, sequence) = (at + 1, sequence + 1);
+        put(&mut scene, workload.journal[0], &workload.journal_head(sequence, at));
+    }
+    true
+}
+
+/// A crash image: what was flushed, with some sectors of what was not.
+fn crash(
+    flushed: &[u8],
+    unflushed: &[(usize, Vec<u8>)],
+    mut keeps: impl FnMut() -> bool,
+) -> Vec<u8> {
+    let mut image = flushed.to_vec();
+    for (at, bytes) in unflushed {
+        for (number, sector) in bytes.chunks(512).enumerate() {
+            if keeps() {
+                image[at + number * 512..][..sector.len()].copy_from_slice(sector);
+            }
+        }
+    }
+    image
+}
+
+/// Recovers an image; which transaction it is at. Else what is wrong with it.
+fn recover(workload: &Workload, file: &Path, image: &[u8]) -> Result<usize, String> {
+    std::fs::write(file, image).unwrap();
+    let (code, text) = run("e2fsck", &["-fy"], file);
+    if !matches!(code, Some(0 | 1)) {
+        return Err(format!("e2fsck -fy: {code:?} {text}"));
+    }
+    let (code, text) = run("e2fsck", &["-fn"], file);
+    if code != Some(0) {
+        return Err(format!("e2fsck -fn: {code:?} {text}"));
+    }
+    let recovered = std::fs::read(file).unwrap();
+    // Recovery changes the superblock and the journal, and nothing else.
+    let same = |state: &Vec<u8>| {
+        (1..IMAGE_BYTES / BLOCK).all(|block| {
+            let range = block * BLOCK..(block + 1) * BLOCK;
+            workload.journal.contains(&block) || state[range.clone()] == recovered[range]
+        })
+    };
+    workload.states.iter().position(same).ok_or_else(|| "in no state that there was".to_owned())
+}
+
+/// Crashes at every point; how many images there were, and the first that had lost something.
+fn crash_everywhere(workload: &Workload, log: &[Happened], file: &Path) -> (usize, Option<String>) {
+    let mut flushed = workload.states[0].clone();
+    let head = workload.journal_head(1, 1);
+    flushed[workload.journal[0] * BLOCK..][..BLOCK].copy_from_slice(&head);
+    let mut unflushed: Vec<(usize, Vec<u8>)> = Vec::new();
+    let (mut answered, mut seed, mut images) = (0, 3_u64, 0);
+    let mut outcomes: BTreeMap<usize, u32> = BTreeMap::new();
+    for happened in log.iter().chain([&Happened::Flush]) {
+        if let Happened::Write(at, bytes) = happened {
+            unflushed.push((*at, bytes.clone()));
+            continue;
+        }
+        for subset in 0..SUBSETS + 2 {
+            let keeps = || {
+                seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(subset);
+                match subset {
+                    0 => false,
+                    1 => true,
+                    _ => (seed >> 40).is_multiple_of(2),
+                }
+            };
+            let image = crash(&flushed, &unflushed, keeps);
+            images += 1;
+            match recover(workload, file, &image) {
+                Ok(state) if state >= answered => *outcomes.entry(state).or_default() += 1,
+                Ok(state) => {
+                    let what = format!("transaction {answered} was answered, {state} is there");
+                    return (images, Some(what));
+                }
+                Err(what) => return (images, Some(what)),
+            }
+        }
+        match happened {
+            Happened::Answered(number) => answered = *number,
+            _ => {
+                for (at, bytes) in unflushed.drain(..) {
+                    flushed[at..][..bytes.len()].copy_from_slice(&bytes);
+                }
+            }
+        }
+    }
+    assert_eq!(outcomes.len(), TRANSACTIONS + 1, "each state was recovered to: {outcomes:?}");
+    (images, None)
+}
+
+#[test]
+fn every_crash_recovers_to_what_was_answered() {
+    let Some(folder) = Folder::new("durable") else { return };
+    let workload = Workload::make(&folder.0);
+    let log = Log::default();
+    if !play(&workload, &log, Honesty::Honest) {
+        return;
+    }
+    let (images, lost) = crash_everywhere(&workload, &log.borrow(), &folder.0.join("crash"));
+    assert_eq!(lost, None, "image {images}");
+    assert!(images > 100, "{images}");
+}
+
+/// The test above would notice: a store that forgets flushes loses a transaction.
+#[test]
+fn a_store_that_forgets_flushes_is_found_out() {
+    let Some(folder) = Folder::new("forgets") else { return };
+    let workload = Workload::make(&folder.0);
+    let log = Log::default();
+    if !play(&workload, &log, Honesty::ForgetsFlushes) {
+        return;
+    }
+    let (_, lost) = crash_everywhere(&workload, &log.borrow(), &folder.0.join("crash"));
+    assert!(lost.is_some(), "nothing was lost without any flush");
+}

@@ -1,0 +1,199 @@
+//! Images and servers of others: what is written through a device, QEMU's tools find, and the other way
+//! round.
+
+mod support;
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output};
+use std::time::{Duration, Instant};
+use support::{Scene, Setup, device};
+use xen_block::disk::target;
+use xen_block::front::Want;
+use xen_io::blkif::Status;
+use xenbus::{State, toolstack};
+
+/// A folder for images; `None`, with one line that says why, where QEMU's tools are not to be had.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Option<Self> {
+        if Command::new("qemu-img").arg("--version").output().is_err() {
+            conformance::skip(name, "there is no qemu-img (Debian: qemu-utils)");
+            return None;
+        }
+        let path = std::env::temp_dir().join(format!("xen-block-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&path).unwrap();
+        Some(Self(path))
+    }
+
+    fn file(&self, name: &str) -> String {
+        self.0.join(name).to_str().unwrap().to_owned()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn tool(program: &str, args: &[&str]) -> Output {
+    let output = Command::new(program).args(args).output().unwrap();
+    let text = [&output.stdout[..], &output.stderr].concat();
+    assert!(output.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&text));
+    output
+}
+
+/// A device whose nodes name this disk.
+fn scene(params: &str, mode: &str) -> Option<Scene> {
+    let mut scene = Scene::new(Setup::new(Box::new(target::open)))?;
+    let mut device = device();
+    device.backend_nodes = vec![("params".into(), params.into()), ("mode".into(), mode.into())];
+    toolstack::add(&mut scene.tool, &device).unwrap();
+    Some(scene)
+}
+
+fn connected(params: &str, mode: &str) -> Option<Scene> {
+    let mut scene = scene(params, mode)?;
+    scene.until_connected();
+    Some(scene)
+}
+
+fn pattern(seed: u8, pages: usize) -> Vec<u8> {
+    (0..pages * 4096).map(|at| (at / 512) as u8 ^ seed).collect()
+}
+
+fn detach(scene: &mut Scene) {
+    toolstack::detach(&mut scene.tool, &device()).unwrap();
+    scene.until("the backend to close", |scene| scene.states().1 == Some(State::Closed));
+}
+
+#[test]
+fn qcow2_images_are_written_as_qemu_reads_them() {
+    let Some(folder) = Folder::new("qcow2") else { return };
+    let image = folder.file("a.qcow2");
+    tool("qemu-img", &["create", "-q", "-f", "qcow2", &image, "64M"]);
+    let Some(mut scene) = connected(&format!("qcow2:{image}"), "w") else { return };
+    assert_eq!(scene.front().info().unwrap().sectors, 131_072);
+    let raw = folder.file("wanted");
+    let mut wanted = vec![0; 64 << 20];
+    for (seed, page, pages) in [(1, 0, 40), (2, 16, 64), (3, 8000, 100), (4, 16383, 1)] {
+        let bytes = pattern(seed, pages);
+        assert_eq!(scene.write(page * 8, &bytes), Status::Okay);
+        wanted[page as usize * 4096..][..bytes.len()].copy_from_slice(&bytes);
+    }
+    let discard = |tag| Want::Discard { tag, sector: 8000 * 8, sectors: 256 };
+    assert_eq!(scene.ask(discard, &[]), Status::Okay);
+    wanted[8000 * 4096..][..256 * 512].fill(0);
+    assert_eq!(scene.ask(|tag| Want::Flush { tag }, &[]), Status::Okay);
+    assert_eq!(scene.read(16 * 8, 64), Ok(pattern(2, 64)));
+    detach(&mut scene);
+    std::fs::write(&raw, wanted).unwrap();
+    tool("qemu-img", &["check", "-q", &image]);
+    tool("qemu-img", &["compare", "-q", "-f", "qcow2", "-F", "raw", &image, &raw]);
+}
+
+#[test]
+fn qcow2_backing_files_are_read_and_left_alone() {
+    let Some(folder) = Folder::new("backing") else { return };
+    let (base, top) = (folder.file("base.qcow2"), folder.file("top.qcow2"));
+    tool("qemu-img", &["create", "-q", "-f", "qcow2", &base, "8M"]);
+    tool("qemu-io", &["-f", "qcow2", "-c", "write -q -P 0x5a 0 1M", &base]);
+    tool("qemu-img", &["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", &base, &top]);
+    let before = std::fs::read(&base).unwrap();
+    let Some(mut scene) = connected(&format!("qcow2:{top}"), "w") else { return };
+    assert_eq!(scene.read(0, 1), Ok(vec![0x5a; 4096]));
+    assert_eq!(scene.write(8, &[1; 4096]), Status::Okay);
+    assert_eq!(scene.read(8, 2), Ok([[1; 4096], [0x5a; 4096]].concat()));
+    assert_eq!(scene.ask(|tag| Want::Flush { tag }, &[]), Status::Okay);
+    detach(&mut scene);
+    assert!(before == std::fs::read(&base).unwrap(), "the backing file has changed");
+    tool("qemu-img", &["check", "-q", &top]);
+    let commands = ["read -q -P 0x5a 0 4k", "read -q -P 1 4k 4k", "read -q -P 0x5a 8k 1000k"];
+    for command in commands {
+        tool("qemu-io", &["-f", "qcow2", "-c", command, &top]);
+    }
+}
+
+#[test]
+fn an_image_in_use_and_one_that_is_none_are_refused_with_the_reason() {
+    let Some(folder) = Folder::new("refused") else { return };
+    let image = folder.file("a.qcow2");
+    tool("qemu-img", &["create", "-q", "-f", "qcow2", &image, "8M"]);
+    let none = folder.file("none");
+    std::fs::write(&none, vec![0; 1 << 20]).unwrap();
+    let Some(mut first) = connected(&format!("qcow2:{image}"), "w") else { return };
+    for (params, reason) in [
+        (format!("qcow2:{image}"), "EBUSY: "),
+        (format!("raw:{image}"), "EBUSY: "),
+        (format!("qcow2:{none}"), "none: "),
+        ("/nowhere".to_owned(), "No such file"),
+        ("vhd:/x".to_owned(), "is no disk"),
+    ] {
+        let Some(mut second) = scene(&params, "w") else { return };
+        second.until("it to close", |scene| scene.states().1 == Some(State::Closed));
+        let error = second.node(&format!("{}/error", device().backend_path()));
+        assert!(error.contains(reason), "{params}: {error}");
+    }
+    // Reading is nobody's harm.
+    let Some(mut reader) = connected(&format!("raw:{image}"), "r") else { return };
+    assert_eq!(&reader.read(0, 1).unwrap()[..4], b"QFI\xfb");
+    assert_eq!(first.read(0, 1), Ok(vec![0; 4096]));
+}
+
+/// A server of QEMU's, ended with the test.
+struct QemuNbd(Child);
+
+impl QemuNbd {
+    fn start(socket: &str, format: &str, image: &str) -> Self {
+        let args = ["--persistent", "--shared=8", "--discard=unmap", "-k", socket, "-f", format];
+        let child = Command::new("qemu-nbd").args(args).arg(image).spawn().unwrap();
+        let end = Instant::now() + support::PATIENCE;
+        while !Path::new(socket).exists() {
+            assert!(Instant::now() < end, "qemu-nbd did not open {socket}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Self(child)
+    }
+}
+
+impl Drop for QemuNbd {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn nbd_servers_are_disks() {
+    let Some(folder) = Folder::new("nbd") else { return };
+    let (image, socket) = (folder.file("a.raw"), folder.file("socket"));
+    tool("qemu-img", &["create", "-q", "-f", "raw", &image, "16M"]);
+    let server = QemuNbd::start(&socket, "raw", &image);
+    let Some(mut scene) = connected(&format!("nbd:unix:{socket}"), "w") else { return };
+    assert_eq!(scene.front().info().unwrap().sectors, 32768);
+    let bytes = pattern(9, 200);
+    assert_eq!(scene.write(80, &bytes), Status::Okay);
+    assert_eq!(scene.ask(|tag| Want::Flush { tag }, &[]), Status::Okay);
+    assert_eq!(scene.read(80, 200), Ok(bytes.clone()));
+    assert!(std::fs::read(&image).unwrap()[80 * 512..][..bytes.len()] == bytes);
+    // A server that is gone is an error of the disk, and the guest's alone.
+    drop(server);
+    assert_eq!(scene.read(80, 1), Err(Status::Error));
+    assert_eq!(scene.write(80, &bytes), Status::Error);
+    detach(&mut scene);
+}
+
+#[test]
+fn an_nbd_export_that_is_not_there_is_said_so() {
+    let Some(folder) = Folder::new("export") else { return };
+    let (image, socket) = (folder.file("a.raw"), folder.file("socket"));
+    tool("qemu-img", &["create", "-q", "-f", "raw", &image, "1M"]);
+    let _server = QemuNbd::start(&socket, "raw", &image);
+    let Some(mut scene) = scene(&format!("nbd:unix:{socket}:exportname=other"), "w") else {
+        return;
+    };
+    scene.until("it to close", |scene| scene.states().1 == Some(State::Closed));
+    let error = scene.node(&format!("{}/error", device().backend_path()));
+    assert!(error.contains("refuses export \"other\""), "{error}");
+}

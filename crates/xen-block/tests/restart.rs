@@ -1,0 +1,217 @@
+//! A backend that is killed and started again: its guest notices nothing, no request is lost, none is
+//! answered twice.
+
+mod support;
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::rc::Rc;
+use support::{GUEST, ID, Scene, Setup, device, server};
+use xen::DomId;
+use xen_block::back::{self, OpenDisk};
+use xen_block::disk::fault::{Fate, Fault};
+use xen_block::disk::memory::Memory;
+use xen_block::disk::{Disk, Finished, Geometry, Io};
+use xen_block::front::{Part, Want};
+use xen_io::blkif::Status;
+use xenbus::State;
+use xenstore::Store;
+
+/// A disk that outlives the backend, as a file does.
+#[derive(Clone, Debug)]
+struct Lasting(Rc<RefCell<Memory>>);
+
+impl Disk for Lasting {
+    fn geometry(&self) -> Geometry {
+        self.0.borrow().geometry()
+    }
+
+    fn submit(&mut self, io: Box<Io>) -> Result<Option<Finished>, Box<Io>> {
+        self.0.borrow_mut().submit(io)
+    }
+}
+
+/// A folder for the record, removed at the end.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let name = format!("xen-block-{name}-{}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        std::fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn random(seed: &mut u64) -> u64 {
+    *seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+    *seed >> 33
+}
+
+/// What the test kills: a server whose disk keeps some requests for itself.
+struct Killable {
+    disk: Lasting,
+    hold: Rc<Cell<u64>>,
+    options: back::Options,
+}
+
+impl Killable {
+    fn new(folder: &Folder) -> Self {
+        let options =
+            back::Options { record_dir: Some(folder.0.clone()), ..back::Options::default() };
+        let disk = Lasting(Rc::new(RefCell::new(Memory::new(8192))));
+        Self { disk, hold: Rc::default(), options }
+    }
+
+    /// How the disk is opened: of every 8 requests it never does `hold`.
+    fn open(&self) -> Box<OpenDisk> {
+        let (disk, hold) = (self.disk.clone(), Rc::clone(&self.hold));
+        Box::new(move |_| {
+            let (hold, mut seed) = (Rc::clone(&hold), 5);
+            let decide = move |_, _| {
+                if random(&mut seed) % 8 < hold.get() { Fate::Hold } else { Fate::Pass }
+            };
+            Ok(Box::new(Fault::new(Box::new(disk.clone()), decide)))
+        })
+    }
+
+    fn setup(&self) -> Setup {
+        let mut setup = Setup::new(self.open());
+        setup.back = self.options.clone();
+        setup
+    }
+
+    /// The process ends at once: what it held is closed by the kernel, and nobody is told.
+    fn kill_and_start(&self, scene: &mut Scene) {
+        let next = server(&scene.host, &scene.daemon, self.options.clone(), self.open());
+        drop(std::mem::replace(&mut scene.server, next));
+    }
+}
+
+#[test]
+fn a_guest_does_not_notice_that_its_backend_was_killed() {
+    let folder = Folder::new("killed");
+    let killable = Killable::new(&folder);
+    let mut setup = killable.setup();
+    setup.front.rings = xenbus::negotiate::Limits { order_max: 1, queues_max: 2 };
+    let Some(mut scene) = Scene::connected(setup) else { return };
+    let (front, back) = (device().frontend_path(), device().backend_path());
+    for path in [&front, &back] {
+        scene.tool.watch(format!("{path}/state"), "state").unwrap();
+        scene
+            .tool
+            .next_event(Some(support::PATIENCE))
+            .unwrap()
+            .expect("the first event of a watch");
+    }
+    let buffers = scene.buffers(40);
+    let mut seed = 17;
+    let mut wanted: BTreeMap<u64, u8> = BTreeMap::new();
+    let mut idle: Vec<u64> = (0..40).collect();
+    let mut under_way: BTreeMap<u64, (u64, u8)> = BTreeMap::new();
+    let (mut answered, mut replayed) = (0, 0);
+    for kill in 0..30 {
+        killable.hold.set(3);
+        for _ in 0..20 {
+            while let Some(tag) = idle.pop() {
+                // Each tag has sectors of its own: requests under way are in no order.
+                let sector = tag * 64 + random(&mut seed) % 8 * 8;
+                let value = random(&mut seed) as u8;
+                let buffer = buffers[tag as usize];
+                scene.front().page(buffer).unwrap().copy_in(0, &[value; 4096]).unwrap();
+                let want = Want::Write { tag, sector };
+                let parts = [Part::whole(buffer)];
+                if scene.front().submit((tag % 2) as usize, want, &parts).is_err() {
+                    idle.push(tag);
+                    break;
+                }
+                under_way.insert(tag, (sector, value));
+            }
+            scene.front().push().unwrap();
+            scene.turn();
+            scene
+                .front()
+                .take(|done| {
+                    assert_eq!(done.status, Status::Okay);
+                    let (sector, value) = under_way.remove(&done.tag).expect("answered once");
+                    wanted.insert(sector, value);
+                    idle.push(done.tag);
+                    answered += 1;
+                })
+                .unwrap();
+        }
+        assert!(!under_way.is_empty(), "kill {kill}: something has to be in flight");
+        killable.kill_and_start(&mut scene);
+        scene.until("the successor to take over", |scene| scene.server.is_connected(ID));
+        replayed += scene.server.bus().driver(ID).unwrap().stats().replayed;
+    }
+    // All held requests of the last process, too.
+    killable.hold.set(0);
+    killable.kill_and_start(&mut scene);
+    scene.until("the last answers", |scene| {
+        let take = |done: xen_block::front::Completion| {
+            assert_eq!(done.status, Status::Okay);
+            let (sector, value) = under_way.remove(&done.tag).expect("answered once");
+            wanted.insert(sector, value);
+        };
+        scene.front().take(take).unwrap();
+        under_way.is_empty()
+    });
+    assert!(answered > 300 && replayed > 100, "{answered} answered, {replayed} done again");
+    for (sector, value) in wanted {
+        assert_eq!(scene.read(sector, 1), Ok(vec![value; 4096]), "sector {sector}");
+    }
+    assert_eq!(scene.tool.poll_event().unwrap(), None, "no state was written");
+    assert!(!scene.tool.exists(format!("{back}/error")).unwrap());
+}
+
+/// A barrier that was under way, and everything that waited behind it.
+#[test]
+fn a_barrier_survives_its_backend() {
+    let folder = Folder::new("barrier");
+    let killable = Killable::new(&folder);
+    let Some(mut scene) = Scene::connected(killable.setup()) else { return };
+    killable.hold.set(8);
+    let buffer = Part::whole(scene.buffers(1)[0]);
+    for want in [
+        Want::Write { tag: 0, sector: 0 },
+        Want::Barrier { tag: 1, sector: 8 },
+        Want::Write { tag: 2, sector: 16 },
+    ] {
+        scene.front().submit(0, want, &[buffer]).unwrap();
+    }
+    scene.front().push().unwrap();
+    for _ in 0..5 {
+        scene.turn();
+    }
+    killable.hold.set(0);
+    killable.kill_and_start(&mut scene);
+    let mut order = Vec::new();
+    scene.until("three answers", |scene| {
+        scene.front().take(|done| order.push(done.tag)).unwrap();
+        order.len() == 3
+    });
+    assert_eq!(order, [0, 1, 2]);
+}
+
+#[test]
+fn without_a_record_the_device_is_closed_with_the_reason() {
+    let Some(mut scene) = Scene::connected(Setup::new(Box::new(|_| Ok(Box::new(Memory::new(64))))))
+    else {
+        return;
+    };
+    let open: Box<OpenDisk> = Box::new(|_| Ok(Box::new(Memory::new(64))));
+    let next = server(&scene.host, &scene.daemon, back::Options::default(), open);
+    drop(std::mem::replace(&mut scene.server, next));
+    scene.until("the backend to close", |scene| scene.states().1 == Some(State::Closed));
+    let error = scene.node(&format!("{}/error", device().backend_path()));
+    assert!(error.contains("kept no record"), "{error}");
+    assert_eq!((GUEST, DomId::DOM0), (ID.frontend, device().backend));
+}

@@ -1,0 +1,114 @@
+//! The file store under strace: the system call that makes data stable has returned before the guest has
+//! the answer to its flush.
+//!
+//! strace shows the calls of the threads (`preadv`, `pwritev`, `fdatasync`). What goes through io_uring is
+//! no system call of the process; there the kernel's own completion of `IORING_OP_FSYNC` is the answer.
+
+mod support;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use support::{Scene, Setup};
+use xen_block::disk::DiskAccess;
+use xen_block::disk::file::{Cache, File, Options, Way};
+use xen_block::disk::target::Target;
+use xen_block::front::Want;
+use xen_io::blkif::Status;
+use xenbus::Error;
+
+const FILE: &str = "XEN_BLOCK_TRACED_FILE";
+const MARK: &str = "the flush was answered";
+
+/// The traced process; started by the test below.
+#[test]
+#[ignore = "runs under strace, started by the other test"]
+fn writes_flushes_and_says_so() {
+    let path = PathBuf::from(std::env::var_os(FILE).expect("started by the other test"));
+    let mark = path.with_extension("mark");
+    let qcow2 = path.extension().is_some_and(|extension| extension == "qcow2");
+    let open = move |_: &mut xenbus::Device<'_>| {
+        if qcow2 {
+            return Target::Qcow2(path.clone()).open(DiskAccess::ReadWrite);
+        }
+        let (access, cache) = (DiskAccess::ReadWrite, Cache::PageCache);
+        let disk = File::open(&path, Options { access, cache, way: Way::Threads });
+        let disk = disk.map_err(|error| Error::Driver(error.to_string()))?;
+        Ok(Box::new(disk) as Box<dyn xen_block::disk::Disk>)
+    };
+    let mut scene = Scene::connected(Setup::new(Box::new(open))).expect("a daemon");
+    for round in 0..3 {
+        assert_eq!(scene.write(round * 512, &[1; 8192]), Status::Okay);
+        assert_eq!(scene.ask(|tag| Want::Flush { tag }, &[]), Status::Okay);
+        std::fs::write(&mark, MARK).unwrap();
+    }
+}
+
+/// What a run of the test above did with its disk, in order.
+fn steps(name: &str, make: impl FnOnce(&Path)) -> Option<Vec<&'static str>> {
+    if Command::new("strace").arg("-V").output().is_err() {
+        conformance::skip(name, "there is no strace");
+        return None;
+    }
+    let folder = std::env::temp_dir().join(format!("xen-block-traced-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let (file, log) = (folder.join(name), folder.join(format!("{name}-log")));
+    make(&file);
+    let output = Command::new("strace")
+        .args(["-f", "-e", "trace=pwritev,pwrite64,fdatasync,fsync,write", "-e", "signal=none"])
+        .arg("-o")
+        .arg(&log)
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "writes_flushes_and_says_so", "--ignored"])
+        .env(FILE, &file)
+        .output()
+        .unwrap();
+    let text = std::fs::read_to_string(&log).unwrap();
+    for left in [file.with_extension("mark"), file, log] {
+        let _ = std::fs::remove_file(left);
+    }
+    // The last of the two tests takes the folder with it.
+    let _ = std::fs::remove_dir(&folder);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    // A call that another thread interrupts in the log is two lines; its end counts.
+    let step = |line: &str| {
+        let done = !line.contains("<unfinished");
+        if line.contains(MARK) && !line.contains("resumed") {
+            Some("answered")
+        } else if (line.contains("fdatasync") || line.contains("fsync")) && done {
+            assert!(line.trim_end().ends_with("= 0"), "{line}");
+            Some("stable")
+        } else if line.contains("pwrite") && done {
+            Some("written")
+        } else {
+            None
+        }
+    };
+    Some(text.lines().filter_map(step).collect())
+}
+
+#[test]
+fn data_is_stable_before_a_flush_is_answered() {
+    let make = |file: &Path| std::fs::write(file, vec![0; 1 << 20]).unwrap();
+    let Some(steps) = steps("raw", make) else { return };
+    assert_eq!(steps, ["written", "stable", "answered"].repeat(3));
+}
+
+#[test]
+fn qcow2_tables_are_stable_too_before_a_flush_is_answered() {
+    if Command::new("qemu-img").arg("--version").output().is_err() {
+        return conformance::skip("traced qcow2", "there is no qemu-img (Debian: qemu-utils)");
+    }
+    let make = |file: &Path| {
+        let mut create = Command::new("qemu-img");
+        create.args(["create", "-q", "-f", "qcow2"]).arg(file).arg("8M");
+        assert!(create.status().unwrap().success());
+    };
+    let Some(steps) = steps("image.qcow2", make) else { return };
+    let rounds: Vec<&[&str]> = steps.split(|step| *step == "answered").collect();
+    assert_eq!(rounds.len(), 4, "{steps:?}");
+    for round in &rounds[..3] {
+        // The data and at least one table, and nothing behind the last sync.
+        assert!(round.iter().filter(|step| **step == "written").count() > 1, "{steps:?}");
+        assert_eq!(round.last(), Some(&"stable"), "{steps:?}");
+    }
+}

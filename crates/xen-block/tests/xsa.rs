@@ -1,0 +1,446 @@
+//! Advisories on block rings and backends, each a test: what a hostile guest does costs it its own device
+//! or nothing, and what a hostile backend does costs the guest that device.
+
+mod support;
+
+use support::{GUEST, ID, Scene, Setup, device};
+use xen::DomId;
+use xen::evtchn::EventChannels;
+use xen::gnttab::{Access, GrantMap, GrantOffer, Offered};
+use xen::{GrantRef, Port};
+use xen_block::back::OpenDisk;
+use xen_block::disk::memory::Memory;
+use xen_block::front::{Part, Want};
+use xen_io::blkif::{
+    Body, Layout, Request, RequestBytes, Response, ResponseBytes, Segment, Segments, Status,
+    Transfer, segment_bytes,
+};
+use xen_io::ring::FrontRing;
+use xenbus::State;
+use xenstore::Store;
+
+fn disk() -> Box<OpenDisk> {
+    Box::new(|_| Ok(Box::new(Memory::with_contents(vec![7; 1024 * 512]))))
+}
+
+/// A frontend that does as the test likes: its own ring, beside a real backend.
+struct Rogue {
+    scene: Scene,
+    ring: FrontRing,
+    port: Port,
+    pages: Vec<Offered>,
+    evtchn: loopback::evtchn::Channels,
+    grants: loopback::gnttab::Grants,
+}
+
+impl Rogue {
+    /// Connects, as far as the store goes, with persistent grants or without.
+    fn new(persistent: &str) -> Option<Self> {
+        let mut scene = Scene::new(Setup::new(disk()))?;
+        // The frontend of the scene is not let into the game.
+        let mut grants = scene.host.gnttab(GUEST);
+        let mut evtchn = scene.host.evtchn(GUEST);
+        let ring = grants.offer(DomId::DOM0, Access::ReadWrite).unwrap();
+        let mut pages = Vec::new();
+        grants.offer_batch(DomId::DOM0, Access::ReadWrite, 8, &mut pages).unwrap();
+        let port = evtchn.alloc_unbound(DomId::DOM0).unwrap();
+        let front = device().frontend_path();
+        let entry = Layout::NATIVE.entry_bytes();
+        for (node, value) in [
+            ("ring-ref", ring.grant().to_string()),
+            ("event-channel", port.to_string()),
+            ("protocol", Layout::NATIVE.protocol().to_owned()),
+            ("feature-persistent", persistent.to_owned()),
+            ("state", "3".to_owned()),
+        ] {
+            scene.tool.write(format!("{front}/{node}"), value).unwrap();
+        }
+        let ring = FrontRing::new(vec![ring], entry).unwrap();
+        let mut rogue = Self { scene, ring, port, pages, evtchn, grants };
+        rogue.until_back(State::Connected);
+        Some(rogue)
+    }
+
+    fn back_state(&mut self) -> Option<State> {
+        self.scene.server.bus().state(ID)
+    }
+
+    fn turn(&mut self) {
+        for news in self.scene.server.turn(std::time::Duration::ZERO).unwrap() {
+            self.scene.log.push(format!("{news:?}"));
+        }
+        while let Some(port) = self.evtchn.pending().unwrap() {
+            self.evtchn.unmask(port).unwrap();
+        }
+    }
+
+    fn until_back(&mut self, state: State) {
+        let end = std::time::Instant::now() + support::PATIENCE;
+        while self.back_state() != Some(state) {
+            self.turn();
+            assert!(std::time::Instant::now() < end, "waited for {state}: {:?}", self.scene.log);
+        }
+    }
+
+    fn read_of(&self, segments: &[Segment]) -> RequestBytes {
+        let segments = Segments::new(segments).unwrap();
+        let body = Body::Direct { transfer: Transfer::Read, sector: 0, segments };
+        RequestBytes::encode(&Request { id: 77, handle: 0, body }, Layout::NATIVE)
+    }
+
+    /// Sends bytes as a request; what came back.
+    fn send(&mut self, request: &RequestBytes) -> Response {
+        self.ring.put(&request.0[..Layout::NATIVE.entry_bytes()]).unwrap();
+        if self.ring.push().unwrap() {
+            self.evtchn.notify(self.port).unwrap();
+        }
+        let end = std::time::Instant::now() + support::PATIENCE;
+        let mut response = ResponseBytes::zero(Layout::NATIVE);
+        while !self.ring.take(response.as_mut_slice()).unwrap() {
+            self.turn();
+            assert!(std::time::Instant::now() < end, "waited for an answer: {:?}", self.scene.log);
+        }
+        response.parse()
+    }
+
+    /// Everything still works.
+    fn assert_served(&mut self) {
+        let request = self.read_of(&[Segment::page(self.pages[0].grant())]);
+        let response = self.send(&request);
+        assert_eq!((response.id, response.status), (77, Status::Okay));
+        let mut byte = [0];
+        self.pages[0].page().copy_out(4095, &mut byte).unwrap();
+        assert_eq!(byte, [7]);
+    }
+}
+
+/// Whatever lies in the ring while the backend looks: every byte is checked after it was copied out,
+/// and every request has an answer.
+#[test]
+fn xsa_155_every_request_is_copied_once_checked_and_answered() {
+    let Some(mut rogue) = Rogue::new("1") else { return };
+    let good = rogue.read_of(&[Segment::page(rogue.pages[0].grant())]);
+    let mut seed = 0x9e37_79b9_u64;
+    for round in 0..2000_u64 {
+        let mut bytes = good;
+        for _ in 0..=round % 4 {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(round | 1);
+            let at = (seed >> 40) as usize % 32;
+            // Not the id, by which answers are known.
+            if !(8..16).contains(&at) {
+                bytes.0[at] = (seed >> 32) as u8;
+            }
+        }
+        let response = rogue.send(&bytes);
+        assert_eq!((response.id, response.operation), (77, bytes.0[0]));
+    }
+    rogue.assert_served();
+}
+
+/// Segments of an indirect request are copied out of the guest's page before they are checked.
+#[test]
+fn xsa_155_indirect_segments_are_checked_like_others() {
+    for persistent in ["0", "1"] {
+        let Some(mut rogue) = Rogue::new(persistent) else { return };
+        let page = rogue.pages[0].grant();
+        let grant = rogue.pages[1].grant();
+        let indirect = |count| {
+            let mut pages = [GrantRef(0); 8];
+            pages[0] = page;
+            let body = Body::Indirect { transfer: Transfer::Read, sector: 0, count, pages };
+            RequestBytes::encode(&Request { id: 1, handle: 0, body }, Layout::NATIVE)
+        };
+        for (first, last, status) in [
+            (0, 7, Status::Okay),
+            (0, 8, Status::Error),
+            (5, 4, Status::Error),
+            (255, 255, Status::Error),
+        ] {
+            let bytes = segment_bytes(Segment { grant, first, last });
+            rogue.pages[0].page().copy_in(0, &bytes).unwrap();
+            assert_eq!(rogue.send(&indirect(1)).status, status, "{first} to {last}");
+        }
+        assert_eq!(rogue.send(&indirect(257)).status, Status::Error, "more than offered");
+        assert_eq!(rogue.send(&indirect(0)).status, Status::Error);
+        rogue.assert_served();
+    }
+}
+
+#[test]
+fn xsa_216_answers_tell_nothing_of_the_backends_memory() {
+    let Some(mut rogue) = Rogue::new("1") else { return };
+    rogue.assert_served();
+    // The entry held a request of 112 bytes; of the answer's 16 none is left from elsewhere.
+    let mut grants = rogue.scene.host.gnttab(DomId::DOM0);
+    let ring = rogue.ring.pages().next().unwrap().grant();
+    let page = grants.map(GUEST, ring, Access::Read).unwrap();
+    let mut entry = [0; 16];
+    page.page().copy_out(64, &mut entry).unwrap();
+    assert_eq!(entry, [77, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+}
+
+/// A guest that closes, opens and tears its ring down again and again leaves nothing behind, and nothing
+/// is used after it was given back.
+#[test]
+fn xsa_350_rings_that_come_and_go_leave_nothing() {
+    let Some(mut scene) = Scene::connected(Setup::new(disk())) else { return };
+    let state = format!("{}/state", device().frontend_path());
+    for _ in 0..5 {
+        assert_eq!(scene.write(0, &[3; 8192]), Status::Okay);
+        let buffers = scene.buffers(4);
+        for (tag, buffer) in buffers.iter().enumerate() {
+            let want = Want::Read { tag: tag as u64, sector: 0 };
+            scene.front().submit(0, want, &[Part::whole(*buffer)]).unwrap();
+        }
+        scene.front().push().unwrap();
+        let Scene { bus, front_store, .. } = &mut scene;
+        bus.leave(front_store, ID).unwrap();
+        let closed = (Some(State::Closed), Some(State::Closed));
+        scene.until("both to be closed", |scene| scene.states() == closed);
+        assert_eq!(scene.host.mapped(), 0);
+        scene.tool.write(&state, "1").unwrap();
+        scene.until_connected();
+        // What was asked before is answered now.
+        let mut left = 4;
+        scene.until("the answers from before", |scene| {
+            left -= scene.front().take(|done| assert_eq!(done.status, Status::Okay)).unwrap();
+            left == 0
+        });
+        buffers.into_iter().for_each(|buffer| scene.front().give_back(buffer));
+    }
+}
+
+/// Some of a request's pages cannot be mapped: the others are let go, the guest gets an error.
+#[test]
+fn xsa_365_a_request_is_mapped_whole_or_not_at_all() {
+    for persistent in ["0", "1"] {
+        let Some(mut rogue) = Rogue::new(persistent) else { return };
+        let list: Vec<Segment> =
+            rogue.pages.iter().map(|page| Segment::page(page.grant())).collect();
+        let before = rogue.scene.host.mapped();
+        let mut wrong = list.clone();
+        wrong[5].grant = GrantRef(999_999);
+        let request = rogue.read_of(&wrong);
+        assert_eq!(rogue.send(&request).status, Status::Error);
+        let kept = if persistent == "1" { 5 } else { 0 };
+        assert_eq!(rogue.scene.host.mapped(), before + kept, "persistent {persistent}");
+        // No room to map any more: an error, and well again when there is room.
+        rogue.scene.host.limit_mappings(Some(rogue.scene.host.mapped()));
+        let request = rogue.read_of(&list[6..]);
+        assert_eq!(rogue.send(&request).status, Status::Error);
+        rogue.scene.host.limit_mappings(None);
+        rogue.assert_served();
+    }
+}
+
+/// Persistent grants are bounded, whatever a guest names, and none is lost.
+#[test]
+fn xsa_371_persistent_grants_are_bounded_and_let_go() {
+    let mut setup = Setup::new(disk());
+    setup.back.persistent_max = 64;
+    setup.front.buffers = 400;
+    let Some(mut scene) = Scene::connected(setup) else { return };
+    let ring_pages = scene.host.mapped();
+    for _ in 0..3 {
+        for round in 0..4 {
+            let buffers = scene.buffers(100);
+            let parts: Vec<Part> = buffers.iter().copied().map(Part::whole).collect();
+            let status = scene.ask(|tag| Want::Read { tag, sector: round * 8 }, &parts[..100]);
+            assert_eq!(status, Status::Okay);
+            // Other ones next time.
+            for buffer in buffers.into_iter().rev() {
+                scene.front().give_back(buffer);
+            }
+            assert!(scene.host.mapped() <= ring_pages + 64, "{}", scene.host.mapped());
+        }
+    }
+    xenbus::toolstack::detach(&mut scene.tool, &device()).unwrap();
+    scene.until("the backend to close", |scene| scene.states().1 == Some(State::Closed));
+    assert_eq!(scene.host.mapped(), 0);
+}
+
+/// A forged index ends the device of that guest, with the reason in its error node.
+#[test]
+fn a_forged_index_ends_its_own_device() {
+    let Some(mut rogue) = Rogue::new("1") else { return };
+    rogue.assert_served();
+    let page = rogue.ring.pages().next().unwrap().page();
+    page.store_u32(0, 1 << 20).unwrap();
+    rogue.evtchn.notify(rogue.port).unwrap();
+    rogue.until_back(State::Closing);
+    let error = rogue.scene.node(&format!("{}/error", device().backend_path()));
+    assert!(error.contains("impossible ring index"), "{error}");
+    for _ in 0..100 {
+        rogue.turn();
+    }
+    let told = rogue.scene.log.iter().filter(|line| line.contains("Error")).count();
+    assert_eq!(told, 1, "{:?}", rogue.scene.log);
+    let state = format!("{}/state", device().frontend_path());
+    rogue.scene.tool.write(state, "6").unwrap();
+    rogue.until_back(State::Closed);
+    assert_eq!(rogue.scene.host.mapped(), 0);
+    drop(rogue.grants);
+}
+
+/// A frontend that never stops asking does not keep its backend from closing.
+#[test]
+fn a_busy_frontend_does_not_keep_its_device_open() {
+    let Some(mut rogue) = Rogue::new("1") else { return };
+    rogue.assert_served();
+    xenbus::toolstack::detach(&mut rogue.scene.tool, &device()).unwrap();
+    let state = format!("{}/state", device().frontend_path());
+    let request = rogue.read_of(&[Segment::page(rogue.pages[0].grant())]);
+    let mut response = ResponseBytes::zero(Layout::NATIVE);
+    let end = std::time::Instant::now() + support::PATIENCE;
+    while rogue.back_state() != Some(State::Closed) {
+        while rogue.ring.free() > 0 {
+            rogue.ring.put(&request.0[..Layout::NATIVE.entry_bytes()]).unwrap();
+        }
+        let _ = rogue.ring.push().unwrap();
+        if rogue.back_state() == Some(State::Closing) {
+            rogue.scene.tool.write(&state, "6").unwrap();
+        }
+        rogue.turn();
+        while rogue.ring.take(response.as_mut_slice()).unwrap() {}
+        assert!(std::time::Instant::now() < end, "waited for Closed: {:?}", rogue.scene.log);
+    }
+    assert_eq!(rogue.scene.host.mapped(), 0);
+}
+
+/// A backend of the test's own, that answers as it likes.
+fn answer_with(scene: &mut Scene, forge: impl Fn(&mut Response)) -> Result<usize, String> {
+    let buffer = scene.buffers(1)[0];
+    let want = Want::Read { tag: 5, sector: 0 };
+    scene.front().submit(0, want, &[Part::whole(buffer)]).unwrap();
+    scene.front().push().unwrap();
+    let front = device().frontend_path();
+    let ring = scene.node(&format!("{front}/ring-ref0")).parse().unwrap();
+    let mut grants = scene.host.gnttab(DomId::DOM0);
+    let page = grants.map(GUEST, GrantRef(ring), Access::ReadWrite).unwrap();
+    let mut bytes = RequestBytes::ZERO;
+    page.page().copy_out(64, &mut bytes.0).unwrap();
+    let (id, operation) = bytes.to_answer(Layout::NATIVE);
+    let mut response = Response { id, operation, status: Status::Okay };
+    forge(&mut response);
+    let response = ResponseBytes::encode(&response, Layout::NATIVE);
+    page.page().copy_in(64, response.as_slice()).unwrap();
+    page.page().store_u32(8, 1).unwrap();
+    scene.front().take(|_| {}).map_err(|error| error.to_string())
+}
+
+fn connected() -> Option<Scene> {
+    Scene::connected(Setup::new(disk()))
+}
+
+#[test]
+fn xsa_376_a_frontend_checks_what_a_backend_answers() {
+    let Some(mut scene) = connected() else { return };
+    let error = answer_with(&mut scene, |response| response.id ^= 1).unwrap_err();
+    assert!(error.contains("which is not open"), "{error}");
+    let Some(mut scene) = connected() else { return };
+    let error = answer_with(&mut scene, |response| response.id += 1 << 32).unwrap_err();
+    assert!(error.contains("which is not open"), "an answer from before: {error}");
+    let Some(mut scene) = connected() else { return };
+    let error = answer_with(&mut scene, |response| response.operation = 1).unwrap_err();
+    assert!(error.contains("operation 1 where 0 was asked"), "{error}");
+    let Some(mut scene) = connected() else { return };
+    assert_eq!(answer_with(&mut scene, |_| {}), Ok(1));
+}
+
+#[test]
+fn xsa_391_a_backend_cannot_make_a_frontend_look_for_ever() {
+    let Some(mut scene) = connected() else { return };
+    let ring = scene.node(&format!("{}/ring-ref0", device().frontend_path())).parse().unwrap();
+    let mut grants = scene.host.gnttab(DomId::DOM0);
+    let page = grants.map(GUEST, GrantRef(ring), Access::ReadWrite).unwrap();
+    // Answers without requests; events without answers.
+    page.page().store_u32(8, 100).unwrap();
+    let error = scene.front().take(|_| {}).unwrap_err().to_string();
+    assert!(error.contains("impossible ring index"), "{error}");
+    page.page().store_u32(8, 0).unwrap();
+    for _ in 0..1000 {
+        assert_eq!(scene.front().take(|_| {}).unwrap(), 0);
+    }
+    assert_eq!(scene.read(0, 1), Ok(vec![7; 4096]));
+}
+
+/// A backend that keeps a page mapped after the frontend has ended the grant keeps that page and nothing
+/// else: the frontend's data is in another one.
+#[test]
+fn xsa_396_a_page_that_a_backend_keeps_is_used_for_nothing_else() {
+    let Some(mut scene) = connected() else { return };
+    let buffer = scene.buffers(1)[0];
+    assert_eq!(
+        scene.ask(|tag| Want::Read { tag, sector: 0 }, &[Part::whole(buffer)]),
+        Status::Okay
+    );
+    let grants: Vec<u32> = (9..600).collect();
+    let mut dom0 = scene.host.gnttab(DomId::DOM0);
+    let kept: Vec<_> = grants
+        .iter()
+        .filter_map(|grant| dom0.map(GUEST, GrantRef(*grant), Access::ReadWrite).ok())
+        .collect();
+    assert!(kept.len() > 500, "the buffers and the ring: {}", kept.len());
+    let Scene { bus, front_store, .. } = &mut scene;
+    bus.leave(front_store, ID).unwrap();
+    scene.until("both to be closed", |scene| scene.states().0 == Some(State::Closed));
+    assert_eq!(scene.host.offered(), 0, "every grant has ended");
+    for page in &kept {
+        page.page().copy_in(0, &[0xee; 4096]).unwrap();
+    }
+    let mut byte = [0];
+    scene.front().page(buffer).unwrap().copy_out(0, &mut byte).unwrap();
+    assert_eq!(byte, [7], "what was read before is the frontend's own now");
+}
+
+/// `trusted` 0: a buffer that is taken anew shows the backend nothing of what it held.
+#[test]
+fn xsa_403_an_untrusted_backend_sees_nothing_of_before() {
+    for (trusted, seen) in [("0", 0), ("1", 42)] {
+        let Some(mut scene) = Scene::new(Setup::new(disk())) else { return };
+        let node = format!("{}/trusted", device().frontend_path());
+        scene.tool.write(node, trusted).unwrap();
+        scene.until_connected();
+        let buffer = scene.buffers(1)[0];
+        scene.front().page(buffer).unwrap().copy_in(0, &[42; 4096]).unwrap();
+        scene.front().give_back(buffer);
+        let again = scene.buffers(1)[0];
+        assert_eq!(again, buffer);
+        let mut byte = [1];
+        scene.front().page(again).unwrap().copy_out(4095, &mut byte).unwrap();
+        assert_eq!(byte, [seen], "trusted {trusted}");
+    }
+}
+
+/// CVE-2026-45890 of netback, and its relatives: numbers in a guest's nodes.
+#[test]
+fn numbers_of_a_frontend_are_bounded() {
+    for (node, value) in [
+        ("multi-queue-num-queues", "0"),
+        ("multi-queue-num-queues", "5"),
+        ("multi-queue-num-queues", "4294967295"),
+        ("ring-page-order", "5"),
+        ("ring-page-order", "64"),
+        ("num-ring-pages", "3"),
+        ("num-ring-pages", "0"),
+        ("ring-ref", "4294967296"),
+        ("protocol", "mips-abi"),
+        ("feature-persistent", "yes"),
+    ] {
+        let Some(mut scene) = Scene::new(Setup::new(disk())) else { return };
+        let front = device().frontend_path();
+        for (name, value) in
+            [("ring-ref", "9"), ("event-channel", "1"), (node, value), ("state", "3")]
+        {
+            scene.tool.write(format!("{front}/{name}"), value).unwrap();
+        }
+        let end = std::time::Instant::now() + support::PATIENCE;
+        while scene.server.bus().state(ID) != Some(State::Closing) {
+            scene.server.turn(std::time::Duration::ZERO).unwrap();
+            assert!(std::time::Instant::now() < end, "{node} {value}: waited for Closing");
+        }
+        let error = scene.node(&format!("{}/error", device().backend_path()));
+        assert!(error.contains(&format!("{front}/{node} is \"{value}\"")), "{error}");
+        assert_eq!(scene.host.mapped(), 0);
+    }
+}

@@ -1,0 +1,167 @@
+//! What a driver sees of its device: its own nodes, and the peer's.
+
+use crate::Side;
+use crate::error::{Error, VALUE_MAX};
+use crate::path::{Id, number};
+use std::fmt::Display;
+use std::str::FromStr;
+use xen::DomId;
+use xenstore::{Client, Store};
+use xenstore_core::wire;
+
+/// Most nodes that a driver puts with one step.
+const PUTS_MAX: usize = 1024;
+
+/// One device, while its driver is called.
+#[derive(Debug)]
+pub struct Device<'a> {
+    pub(crate) store: &'a mut Client,
+    pub(crate) side: Side,
+    pub(crate) id: Id,
+    pub(crate) domid: DomId,
+    pub(crate) path: &'a str,
+    pub(crate) peer: DomId,
+    pub(crate) peer_path: &'a str,
+    pub(crate) puts: Vec<(String, Vec<u8>)>,
+}
+
+impl Device<'_> {
+    /// Which device it is.
+    #[must_use]
+    pub fn id(&self) -> Id {
+        self.id
+    }
+
+    /// Which end this is.
+    #[must_use]
+    pub fn side(&self) -> Side {
+        self.side
+    }
+
+    /// The domain of this end.
+    #[must_use]
+    pub fn domid(&self) -> DomId {
+        self.domid
+    }
+
+    /// The domain of the other end.
+    #[must_use]
+    pub fn peer(&self) -> DomId {
+        self.peer
+    }
+
+    /// Where this end's nodes are.
+    #[must_use]
+    pub fn path(&self) -> &str {
+        self.path
+    }
+
+    /// Where the other end's nodes are.
+    #[must_use]
+    pub fn peer_path(&self) -> &str {
+        self.peer_path
+    }
+
+    /// Writes one of this end's nodes, together with the state that follows; `name` may have parts
+    /// (`queue-0/ring-ref`).
+    pub fn put(&mut self, name: impl Into<String>, value: impl Display) {
+        debug_assert!(self.puts.len() < PUTS_MAX);
+        self.puts.push((name.into(), value.to_string().into_bytes()));
+    }
+
+    /// One of this end's nodes.
+    ///
+    /// # Errors
+    /// [`Error::Store`], not for a node that is not there.
+    pub fn own(&mut self, name: &str) -> Result<Option<Vec<u8>>, Error> {
+        read(self.store, &format!("{}/{name}", self.path))
+    }
+
+    /// One of the other end's nodes. It says whatever the other end likes.
+    ///
+    /// # Errors
+    /// As [`Device::own`].
+    pub fn theirs(&mut self, name: &str) -> Result<Option<Vec<u8>>, Error> {
+        read(self.store, &format!("{}/{name}", self.peer_path))
+    }
+
+    /// A number in one of this end's nodes.
+    ///
+    /// # Errors
+    /// As [`Device::own`]; [`Error::Bad`] where it is no number that `T` holds.
+    pub fn own_number<T: FromStr + Display>(&mut self, name: &str) -> Result<Option<T>, Error> {
+        let path = format!("{}/{name}", self.path);
+        parse(self.store, path)
+    }
+
+    /// A number in one of the other end's nodes.
+    ///
+    /// # Errors
+    /// As [`Device::own_number`].
+    pub fn their_number<T: FromStr + Display>(&mut self, name: &str) -> Result<Option<T>, Error> {
+        let path = format!("{}/{name}", self.peer_path);
+        parse(self.store, path)
+    }
+
+    /// A number that the other end has to have written.
+    ///
+    /// # Errors
+    /// As [`Device::their_number`]; [`Error::Missing`].
+    pub fn their_needed<T: FromStr + Display>(&mut self, name: &str) -> Result<T, Error> {
+        let path = format!("{}/{name}", self.peer_path);
+        self.their_number(name)?.ok_or(Error::Missing { path })
+    }
+
+    /// Whether the other end has set a feature: its node is a number other than 0.
+    ///
+    /// # Errors
+    /// As [`Device::their_number`].
+    pub fn their_feature(&mut self, name: &str) -> Result<bool, Error> {
+        Ok(self.their_number::<u32>(name)?.unwrap_or(0) != 0)
+    }
+
+    /// [`Error::Bad`] about one of the other end's nodes.
+    #[must_use]
+    pub fn bad(&self, name: &str, value: &[u8], wanted: &'static str) -> Error {
+        bad(format!("{}/{name}", self.peer_path), value, wanted)
+    }
+
+    /// What the hotplug script has said of this backend (`hotplug-status`, `hotplug-error`): whether it
+    /// is done. Where there is no script there is nothing to wait for.
+    ///
+    /// # Errors
+    /// As [`Device::own`]; [`Error::Driver`] with the script's words where it failed.
+    pub fn hotplug_done(&mut self) -> Result<bool, Error> {
+        let status = self.own("hotplug-status")?;
+        match (status.as_deref(), self.own("script")?) {
+            (Some(b"connected"), _) | (None, None) => Ok(true),
+            (Some(b"error"), _) => {
+                let why = self.own("hotplug-error")?.unwrap_or_default();
+                let why = String::from_utf8_lossy(&why).into_owned();
+                Err(Error::Driver(format!("the hotplug script failed: {why}")))
+            }
+            _ => Ok(false),
+        }
+    }
+}
+
+fn bad(path: String, value: &[u8], wanted: &'static str) -> Error {
+    Error::Bad { path, value: value[..value.len().min(VALUE_MAX)].to_vec(), wanted }
+}
+
+/// A node; `None` where it is not there.
+pub(crate) fn read(store: &mut Client, path: &str) -> Result<Option<Vec<u8>>, Error> {
+    match store.read(path) {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.refusal() == Some(wire::Error::NoEnt) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn parse<T: FromStr + Display>(store: &mut Client, path: String) -> Result<Option<T>, Error> {
+    let Some(value) = read(store, &path)? else { return Ok(None) };
+    match number(&value) {
+        Some(number) => Ok(Some(number)),
+        None => Err(bad(path, &value, "a decimal number in range")),
+    }
+}

@@ -1,0 +1,63 @@
+//! The trait of a driver, the same for both ends.
+
+use crate::device::Device;
+use crate::error::Error;
+use xen_io::xenbus::State;
+
+/// How far a step has come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Progress {
+    /// It is done; the state changes.
+    Done,
+    /// It waits for something. It is tried again when one of the device's nodes or the peer's state
+    /// changes, or upon [`Bus::poke`](crate::Bus::poke).
+    Pending,
+}
+
+/// One end of one device. What a method puts ([`Device::put`]) reaches the store in one transaction with
+/// the state that follows; where it is pending or fails, nothing does.
+pub trait Driver {
+    /// A backend says what it offers (InitWait follows); a frontend makes its rings and says where they
+    /// are (Initialised follows).
+    ///
+    /// # Errors
+    /// The device closes, the reason goes into its `error` node.
+    fn open(&mut self, device: &mut Device<'_>) -> Result<Progress, Error>;
+
+    /// Takes into use what the peer has said (Connected follows).
+    ///
+    /// # Errors
+    /// As [`Driver::open`].
+    fn connect(&mut self, device: &mut Device<'_>) -> Result<Progress, Error>;
+
+    /// A backend that starts while the device is Connected, because the process before it was killed:
+    /// takes the rings into use where they are. Nothing is written; the frontend notices nothing.
+    ///
+    /// # Errors
+    /// As [`Driver::open`]; drivers that cannot do so close the device.
+    fn reattach(&mut self, device: &mut Device<'_>) -> Result<Progress, Error> {
+        let what = format!("{} was in use by a process that has ended", device.path());
+        Err(Error::Driver(what))
+    }
+
+    /// The other end has changed something while connected.
+    ///
+    /// # Errors
+    /// As [`Driver::open`].
+    fn refresh(&mut self, device: &mut Device<'_>) -> Result<(), Error> {
+        let _ = device;
+        Ok(())
+    }
+
+    /// The other end reconfigures: does its part, after which this end goes to `next`.
+    ///
+    /// # Errors
+    /// As [`Driver::open`]; most kinds of devices know nothing of this.
+    fn reconfigure(&mut self, device: &mut Device<'_>, next: State) -> Result<Progress, Error> {
+        Err(Error::Driver(format!("{} cannot be reconfigured (to {next})", device.path())))
+    }
+
+    /// Gives back all that is the peer's: rings, grants, event channels. Closed follows, unless it is
+    /// done before everything begins anew. May be called when there is nothing to give back.
+    fn release(&mut self, device: &mut Device<'_>) -> Progress;
+}

@@ -1,0 +1,102 @@
+//! What can go wrong with a device.
+
+use crate::state::Illegal;
+use std::fmt;
+
+/// Why a device is not, or no longer, connected.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Error {
+    /// The store refused, or is gone.
+    Store(xenstore::Error),
+    /// The peer made a move that the tables do not know.
+    Illegal(Illegal),
+    /// A node that is needed is not there.
+    Missing {
+        /// Its path.
+        path: String,
+    },
+    /// A node says what cannot be.
+    Bad {
+        /// Its path.
+        path: String,
+        /// What it says, the beginning of it.
+        value: Vec<u8>,
+        /// What would be right.
+        wanted: &'static str,
+    },
+    /// Event channels or grants.
+    Platform {
+        /// What was being done.
+        what: &'static str,
+        /// What the hypervisor said.
+        error: xen::Error,
+    },
+    /// The peer begins anew again and again without ever being connected.
+    Flaps {
+        /// How often.
+        restarts: u32,
+    },
+    /// What the driver says.
+    Driver(String),
+}
+
+impl Error {
+    /// For the `map_err` of event channels and grants: what was being done.
+    pub fn platform(what: &'static str) -> impl FnOnce(xen::Error) -> Self {
+        move |error| Self::Platform { what, error }
+    }
+
+    /// Whether it is the connection to the store that failed: nothing can be done about any device.
+    #[must_use]
+    pub fn is_store_gone(&self) -> bool {
+        matches!(self, Self::Store(error) if error.refusal().is_none()
+            && !matches!(error, xenstore::Error::Conflict { .. }))
+    }
+}
+
+/// Most bytes of a peer's value that an error repeats.
+pub(crate) const VALUE_MAX: usize = 64;
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Store(error) => error.fmt(f),
+            Self::Illegal(illegal) => illegal.fmt(f),
+            Self::Missing { path } => write!(f, "{path} is not there"),
+            Self::Bad { path, value, wanted } => {
+                write!(f, "{path} is \"{}\"; {wanted} is needed", value.escape_ascii())
+            }
+            Self::Platform { what, error } => write!(f, "{what}: {error}"),
+            Self::Flaps { restarts } => write!(
+                f,
+                "the other end began anew {restarts} times without connecting; \
+                 detach and attach the device to try again"
+            ),
+            Self::Driver(text) => f.write_str(text),
+        }
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Store(error) => Some(error),
+            Self::Illegal(illegal) => Some(illegal),
+            Self::Platform { error, .. } => Some(error),
+            _ => None,
+        }
+    }
+}
+
+impl From<xenstore::Error> for Error {
+    fn from(error: xenstore::Error) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl From<Illegal> for Error {
+    fn from(illegal: Illegal) -> Self {
+        Self::Illegal(illegal)
+    }
+}

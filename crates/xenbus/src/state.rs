@@ -1,0 +1,192 @@
+//! The tables of legal moves: what an end does, given its state, its peer's, and whether the device
+//! is wanted.
+//!
+//! Source: the diagrams in `xen/include/public/io/blkif.h` and `xenbus.h`; what Linux, QEMU and libxl do in
+//! the cases that no document names. The tables are in letters, one row for each own state 0 to 8, one
+//! column for each state of the peer:
+//!
+//! | letter | action |
+//! |---|---|
+//! | `.` | [`Action::Stay`] |
+//! | `O` | [`Action::Open`] |
+//! | `N` | [`Action::Connect`] |
+//! | `F` | [`Action::Refresh`] |
+//! | `G`, `B` | [`Action::Reconfigure`], to Reconfigured, back to Connected |
+//! | `C` | [`Action::Close`] |
+//! | `D` | [`Action::Release`] |
+//! | `A` | [`Action::Restart`] |
+//! | `R` | [`Action::Remove`] |
+//! | `X` | [`Illegal`] |
+//!
+//! Some cells say more than they show:
+//! - A frontend may skip InitWait and wait in Initialised, so a backend opens whatever it sees, and
+//!   looks again. It may be Connected when a backend starts; the backend connects then as well.
+//! - A frontend that is Initialising while its backend is Connected has died and come back (a crash
+//!   kernel): the backend lets go of the old rings and begins anew. One that is Initialised may only
+//!   have been seen twice.
+//! - A backend that is Closed is woken by Initialising, and by Initialised too, as watches may have
+//!   hidden what came before.
+//! - A frontend that finds its backend Connected before it has made rings closes first: only so a
+//!   stock backend gives up the rings of whoever was there before.
+
+use crate::Side;
+use std::fmt;
+use xen_io::xenbus::State;
+
+/// What is known of the peer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Peer {
+    /// Its node is not there: the device was taken away from it, or its domain is dead.
+    Gone,
+    /// What its `state` node says; [`State::Unknown`] for garbage.
+    Is(State),
+}
+
+/// Whether the device is to be used.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Standing {
+    /// It is.
+    Wanted,
+    /// It goes: `online` is 0, the toolstack has asked for Closing, or this end has failed.
+    Leaving,
+}
+
+/// What is to be done.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Action {
+    /// Nothing, until something changes.
+    Stay,
+    /// Say what the peer needs to know: a backend its features (then InitWait), a frontend its rings
+    /// (then Initialised).
+    Open,
+    /// Take the peer's part into use (then Connected).
+    Connect,
+    /// The backend has changed something while connected, such as its size.
+    Refresh,
+    /// Change while connected (then the state that is named).
+    Reconfigure(State),
+    /// Stop (then Closing).
+    Close,
+    /// Give back all that is the peer's (then Closed).
+    Release,
+    /// Give back all that is the peer's, and begin anew: a backend opens, a frontend goes to
+    /// Initialising.
+    Restart,
+    /// Nothing: the device is to be forgotten once its nodes are gone.
+    Remove,
+}
+
+/// A move of the peer that the tables do not know.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Illegal {
+    /// Which end this is.
+    pub side: Side,
+    /// Its state.
+    pub own: State,
+    /// The peer's.
+    pub peer: State,
+}
+
+impl fmt::Display for Illegal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { side, own, peer } = self;
+        let other = side.other();
+        write!(f, "{other} is {peer} while {side} is {own}, which is no legal move; ignored")
+    }
+}
+
+impl std::error::Error for Illegal {}
+
+type Table = [&'static [u8; 9]; 9];
+
+/// A backend whose device is wanted.
+const BACKEND: Table = [
+    //012345678
+    b".........", // 0 Unknown
+    b"XOOOOOOXX", // 1 Initialising
+    b"X..NNC.XX", // 2 InitWait
+    b"X..NNC.XX", // 3 Initialised
+    b"XAX..CDX.", // 4 Connected
+    b"XA....D..", // 5 Closing
+    b"XAAA...XX", // 6 Closed
+    b"XAX.GCD.G", // 7 Reconfiguring
+    b"XAX.BCD..", // 8 Reconfigured
+];
+
+/// A backend whose device goes.
+const BACKEND_LEAVING: Table = [
+    //012345678
+    b"RRRRRRRRR", // 0 Unknown
+    b"DDDCCCDCC", // 1 Initialising
+    b"DDDCCCDCC", // 2 InitWait
+    b"DDDCCCDCC", // 3 Initialised
+    b"DDCCCCDCC", // 4 Connected
+    b"DD....D..", // 5 Closing
+    b"RRRRRRRRR", // 6 Closed
+    b"DDCCCCDCC", // 7 Reconfiguring
+    b"DDCCCCDCC", // 8 Reconfigured
+];
+
+/// A frontend whose device is wanted.
+const FRONTEND: Table = [
+    //012345678
+    b".........", // 0 Unknown
+    b"X.OOC..XX", // 1 Initialising
+    b"X.OOCDDXX", // 2 InitWait
+    b"X...NDDXX", // 3 Initialised
+    b"X.A.FCDGB", // 4 Connected
+    b"X.D..DD..", // 5 Closing
+    b"X.AA..AXX", // 6 Closed
+    b"X.A.FCD..", // 7 Reconfiguring
+    b"X.A..CD.B", // 8 Reconfigured
+];
+
+/// A frontend whose device goes.
+const FRONTEND_LEAVING: Table = [
+    //012345678
+    b"RRRRRRRRR", // 0 Unknown
+    b"DDDDDDDDD", // 1 Initialising
+    b"DDDDDDDDD", // 2 InitWait
+    b"DDCCCDDCC", // 3 Initialised
+    b"DDCCCCDCC", // 4 Connected
+    b"DDDD.DD..", // 5 Closing
+    b"RRRRRRRRR", // 6 Closed
+    b"DDCCCCDCC", // 7 Reconfiguring
+    b"DDCCCCDCC", // 8 Reconfigured
+];
+
+/// What an end of the given side does in state `own`, with the peer as it is.
+///
+/// # Errors
+/// [`Illegal`]: the peer is in a state that it cannot have come to; nothing is to be done but to say so.
+pub fn react(side: Side, own: State, peer: Peer, standing: Standing) -> Result<Action, Illegal> {
+    let Peer::Is(peer) = peer else { return Ok(alone(own, standing)) };
+    let table = match (side, standing) {
+        (Side::Backend, Standing::Wanted) => &BACKEND,
+        (Side::Backend, Standing::Leaving) => &BACKEND_LEAVING,
+        (Side::Frontend, Standing::Wanted) => &FRONTEND,
+        (Side::Frontend, Standing::Leaving) => &FRONTEND_LEAVING,
+    };
+    Ok(match table[own as usize][peer as usize] {
+        b'O' => Action::Open,
+        b'N' => Action::Connect,
+        b'F' => Action::Refresh,
+        b'G' => Action::Reconfigure(State::Reconfigured),
+        b'B' => Action::Reconfigure(State::Connected),
+        b'C' => Action::Close,
+        b'D' => Action::Release,
+        b'A' => Action::Restart,
+        b'R' => Action::Remove,
+        b'.' => Action::Stay,
+        _ => return Err(Illegal { side, own, peer }),
+    })
+}
+
+/// What an end does without a peer.
+fn alone(own: State, standing: Standing) -> Action {
+    match (own, standing) {
+        (State::Unknown | State::Closed, Standing::Wanted) => Action::Stay,
+        (State::Unknown | State::Closed, Standing::Leaving) => Action::Remove,
+        _ => Action::Release,
+    }
+}

@@ -1,0 +1,153 @@
+//! Adding and removing a device, as `xl` does: both ends in one transaction, with libxl's paths,
+//! values and permissions.
+//!
+//! Source: `libxl__device_generic_add` and `libxl__initiate_device_generic_remove` in
+//! `tools/libs/light/libxl_device.c`.
+
+use crate::error::Error;
+use crate::path::{self, Id};
+use xen::DomId;
+use xenstore::{Access, Client, Perm, Store};
+use xenstore_core::wire;
+
+/// A device to be added.
+#[derive(Clone, Debug)]
+pub struct NewDevice {
+    /// Its frontend's domain and number.
+    pub id: Id,
+    /// The frontend's kind: `vbd`.
+    pub kind: String,
+    /// The backend's kind, where it is another: `qdisk` serves `vbd`.
+    pub backend_kind: String,
+    /// The domain that serves it: 0, or a driver domain.
+    pub backend: DomId,
+    /// The frontend's nodes besides `backend`, `backend-id` and `state`.
+    pub frontend_nodes: Vec<(String, String)>,
+    /// The frontend's nodes that the guest may read and not write.
+    pub frontend_fixed: Vec<(String, String)>,
+    /// The backend's nodes besides `frontend`, `frontend-id`, `online` and `state`.
+    pub backend_nodes: Vec<(String, String)>,
+}
+
+impl NewDevice {
+    /// A device of a kind, without nodes of its own.
+    #[must_use]
+    pub fn new(kind: &str, id: Id, backend: DomId) -> Self {
+        Self {
+            id,
+            kind: kind.into(),
+            backend_kind: kind.into(),
+            backend,
+            frontend_nodes: Vec::new(),
+            frontend_fixed: Vec::new(),
+            backend_nodes: Vec::new(),
+        }
+    }
+
+    /// The frontend's path.
+    #[must_use]
+    pub fn frontend_path(&self) -> String {
+        path::frontend(&self.kind, self.id)
+    }
+
+    /// The backend's path.
+    #[must_use]
+    pub fn backend_path(&self) -> String {
+        path::backend(self.backend, &self.backend_kind, self.id)
+    }
+}
+
+/// `n<owner>,r<reader>`: the owner may do all, the other end read.
+fn perms(owner: DomId, reader: DomId) -> [Perm; 2] {
+    let perm = |access, domid: DomId| Perm { access, domid: domid.0.into() };
+    [perm(Access::None, owner), perm(Access::Read, reader)]
+}
+
+fn remove(tx: &mut impl Store, path: &str) -> Result<(), xenstore::Error> {
+    match tx.rm(path) {
+        Err(error) if error.refusal() == Some(wire::Error::NoEnt) => Ok(()),
+        result => result,
+    }
+}
+
+/// Adds a device: what both ends find appears at once. What was there under its number is replaced.
+///
+/// # Errors
+/// [`Error::Store`].
+pub fn add(store: &mut Client, device: &NewDevice) -> Result<(), Error> {
+    let (front, back) = (device.frontend_path(), device.backend_path());
+    let libxl = path::libxl(&device.kind, device.id);
+    let front_perms = perms(device.id.frontend, device.backend);
+    let back_perms = perms(device.backend, device.id.frontend);
+    let pair = |name: &str, value: &dyn ToString| (name.to_owned(), value.to_string());
+    let mut front_nodes = vec![pair("backend-id", &device.backend), pair("state", &1)];
+    front_nodes.extend_from_slice(&device.frontend_nodes);
+    let mut back_nodes = vec![pair("frontend-id", &device.id.frontend), pair("online", &1)];
+    back_nodes.extend_from_slice(&device.backend_nodes);
+    back_nodes.push(pair("state", &1));
+    store.transaction(|tx| {
+        remove(tx, &libxl)?;
+        tx.write(format!("{libxl}/frontend"), &front)?;
+        tx.write(format!("{libxl}/backend"), &back)?;
+
+        remove(tx, &front)?;
+        tx.mkdir(&front)?;
+        tx.set_perms(&front, &front_perms)?;
+        tx.write(format!("{front}/backend"), &back)?;
+        let open = front_nodes.iter().map(|node| (node, &front_perms));
+        let fixed = device.frontend_fixed.iter().map(|node| (node, &back_perms));
+        for ((name, value), perms) in open.chain(fixed) {
+            tx.write(format!("{front}/{name}"), value)?;
+            tx.set_perms(format!("{front}/{name}"), perms)?;
+        }
+
+        remove(tx, &back)?;
+        tx.mkdir(&back)?;
+        tx.set_perms(&back, &back_perms)?;
+        tx.write(format!("{back}/frontend"), &front)?;
+        for (name, value) in &back_nodes {
+            tx.write(format!("{back}/{name}"), value)?;
+            tx.write(format!("{libxl}/{name}"), value)?;
+        }
+        Ok(())
+    })?;
+    Ok(())
+}
+
+/// Asks for a device to go: the backend closes once the frontend has, and says so by state 6. Then
+/// [`forget`] takes away the nodes.
+///
+/// # Errors
+/// [`Error::Store`].
+pub fn detach(store: &mut Client, device: &NewDevice) -> Result<(), Error> {
+    let back = device.backend_path();
+    store.transaction(|tx| {
+        if tx.exists(format!("{back}/state"))? {
+            tx.write(format!("{back}/online"), b"0")?;
+            tx.write(format!("{back}/state"), b"5")?;
+        }
+        Ok(())
+    })?;
+    Ok(())
+}
+
+/// Takes away all nodes of a device, and the directories above that are empty then (they would use up
+/// the backend's quota one after the other).
+///
+/// # Errors
+/// [`Error::Store`].
+pub fn forget(store: &mut Client, device: &NewDevice) -> Result<(), Error> {
+    let (front, back) = (device.frontend_path(), device.backend_path());
+    let libxl = path::libxl(&device.kind, device.id);
+    store.transaction(|tx| {
+        for path in [&libxl, &front, &back] {
+            remove(tx, path)?;
+        }
+        let above = back.rsplit_once('/').map_or("", |(above, _)| above).to_owned();
+        if tx.exists(&above)? && tx.directory(&above)?.is_empty() {
+            remove(tx, &above)?;
+        }
+        Ok(())
+    })?;
+    Ok(())
+}

@@ -1,0 +1,321 @@
+//! Both ends of a device against the real daemon: finding each other, closing, coming back, and peers
+//! that do what they should not.
+
+#[path = "support/greeter.rs"]
+mod greeter;
+
+use conformance::{Daemon, Kind, Options};
+use greeter::{Back, Front};
+use loopback::Host;
+use loopback::evtchn::Channels;
+use loopback::gnttab::Grants;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use xen::DomId;
+use xen::evtchn::EventChannels;
+use xenbus::bus::What;
+use xenbus::toolstack::{self, NewDevice};
+use xenbus::{Bus, Driver, Id, Side, State, path};
+use xenstore::{Client, Store};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+const GUEST: DomId = DomId(3);
+const ID: Id = Id { frontend: GUEST, devid: 7 };
+
+type FrontBus = Bus<Front<Channels, Grants>>;
+type BackBus = Bus<Back<Channels, Grants>>;
+
+/// A daemon, a toolstack, and two ends that have not looked yet.
+struct Scene {
+    host: Host,
+    _daemon: Daemon,
+    tool: Client,
+    front: (Client, FrontBus),
+    back: (Client, BackBus),
+    log: Vec<String>,
+}
+
+fn front_bus(host: &Host, store: &mut Client) -> FrontBus {
+    let evtchn = Arc::new(Mutex::new(host.evtchn(GUEST)));
+    let host = host.clone();
+    let make = move |_| {
+        let (evtchn, grants) = (Arc::clone(&evtchn), host.gnttab(GUEST));
+        Front { evtchn, grants, page: None }
+    };
+    Bus::start(store, Side::Frontend, GUEST, "greeter", make).unwrap()
+}
+
+fn back_bus(host: &Host, store: &mut Client) -> BackBus {
+    let evtchn = Arc::new(Mutex::new(host.evtchn(DomId::DOM0)));
+    let host = host.clone();
+    let make = move |_| {
+        let (evtchn, grants) = (Arc::clone(&evtchn), host.gnttab(DomId::DOM0));
+        Back { evtchn, grants, page: None }
+    };
+    Bus::start(store, Side::Backend, DomId::DOM0, "greeter", make).unwrap()
+}
+
+fn device() -> NewDevice {
+    NewDevice::new("greeter", ID, DomId::DOM0)
+}
+
+fn turn<D: Driver>(store: &mut Client, bus: &mut Bus<D>, log: &mut Vec<String>) {
+    while let Some(event) = store.poll_event().unwrap() {
+        assert!(bus.take(store, &event).unwrap(), "{event:?} is nobody's");
+    }
+    log.extend(bus.take_news().into_iter().map(|news| match news.what {
+        What::State(state) => format!("{}", state as u8),
+        What::Error(error) => format!("error: {error}"),
+        What::Removed => "removed".to_owned(),
+        other => format!("{other:?}"),
+    }));
+}
+
+impl Scene {
+    fn new() -> Option<Self> {
+        let options = Options { everybody: true, ..Options::default() };
+        let daemon = Daemon::start_with(Kind::Ours, &options)?;
+        let host = Host::new();
+        let client = || Client::connect(daemon.socket()).unwrap();
+        let (mut tool, mut front_store, mut back_store) = (client(), client(), client());
+        for domid in [1, GUEST.0] {
+            tool.introduce(domid, 1, 1).unwrap();
+        }
+        let front = front_bus(&host, &mut front_store);
+        let back = back_bus(&host, &mut back_store);
+        let (front, back) = ((front_store, front), (back_store, back));
+        Some(Self { host, _daemon: daemon, tool, front, back, log: Vec::new() })
+    }
+
+    /// Lets both ends act until `done`.
+    fn until(&mut self, what: &str, mut done: impl FnMut(&mut Self) -> bool) {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let mut log = Vec::new();
+            turn(&mut self.front.0, &mut self.front.1, &mut log);
+            self.log.extend(log.drain(..).map(|line| format!("front {line}")));
+            turn(&mut self.back.0, &mut self.back.1, &mut log);
+            self.log.extend(log.drain(..).map(|line| format!("back {line}")));
+            if done(self) {
+                return;
+            }
+            assert!(Instant::now() < end, "waited {PATIENCE:?} for {what}: {:?}", self.log);
+        }
+    }
+
+    fn states(&self) -> (Option<State>, Option<State>) {
+        (self.front.1.state(ID), self.back.1.state(ID))
+    }
+
+    fn connect(&mut self) {
+        toolstack::add(&mut self.tool, &device()).unwrap();
+        self.until_connected();
+    }
+
+    fn until_connected(&mut self) {
+        let both = (Some(State::Connected), Some(State::Connected));
+        self.until("both ends to be connected", |scene| scene.states() == both);
+    }
+
+    fn read(&mut self, path: &str) -> String {
+        String::from_utf8(self.tool.read(path).unwrap()).unwrap()
+    }
+}
+
+/// The text of docs/device-model.md is the example that these tests run.
+#[test]
+fn the_documented_example_is_this_one() {
+    let text = include_str!("../../../docs/device-model.md");
+    let code = include_str!("support/greeter.rs");
+    let block = text.split("```rust\n").nth(1).and_then(|rest| rest.split("```").next());
+    assert_eq!(block, Some(code), "docs/device-model.md and tests/support/greeter.rs differ");
+    assert!(code.lines().count() < 100, "a device type in under 100 lines");
+}
+
+#[test]
+fn a_device_is_found_greets_and_goes() {
+    let Some(mut scene) = Scene::new() else { return };
+    scene.connect();
+    let front = scene.front.1.driver(ID).unwrap();
+    let mut greeting = [0; 16];
+    front.page.as_ref().unwrap().0.page().copy_out(0, &mut greeting).unwrap();
+    assert_eq!(&greeting, b"hello, domain 3!");
+    let port = front.page.as_ref().unwrap().1;
+    assert_eq!(front.evtchn.lock().unwrap().pending(), Ok(Some(port)));
+    let order = ["back 2", "front 3", "back 4", "front 4"];
+    assert_eq!(scene.log, order);
+
+    toolstack::detach(&mut scene.tool, &device()).unwrap();
+    scene.until("the backend to close", |scene| scene.states().1 == Some(State::Closed));
+    assert_eq!(scene.read(&format!("{}/state", device().backend_path())), "6");
+    toolstack::forget(&mut scene.tool, &device()).unwrap();
+    scene.until("both ends to forget it", |scene| scene.states() == (None, None));
+    assert_eq!((scene.host.mapped(), scene.host.offered(), scene.host.ports()), (0, 0, 0));
+    assert!(!scene.tool.exists("/local/domain/0/backend/greeter/3").unwrap());
+}
+
+/// libxl's paths, values and permissions.
+#[test]
+fn adding_writes_what_xl_writes() {
+    let Some(mut scene) = Scene::new() else { return };
+    let mut device = NewDevice::new("vbd", Id { frontend: GUEST, devid: 51712 }, DomId(1));
+    device.frontend_nodes = vec![("virtual-device".into(), "51712".into())];
+    device.frontend_fixed = vec![("trusted".into(), "1".into())];
+    device.backend_nodes = vec![("mode".into(), "w".into())];
+    toolstack::add(&mut scene.tool, &device).unwrap();
+    let (front, back) = ("/local/domain/3/device/vbd/51712", "/local/domain/1/backend/vbd/3/51712");
+    let libxl = "/libxl/3/device/vbd/51712";
+    for (path, value, perms) in [
+        (front, "", "n3 r1"),
+        (&format!("{front}/backend"), back, "n3 r1"),
+        (&format!("{front}/backend-id"), "1", "n3 r1"),
+        (&format!("{front}/state"), "1", "n3 r1"),
+        (&format!("{front}/virtual-device"), "51712", "n3 r1"),
+        (&format!("{front}/trusted"), "1", "n1 r3"),
+        (back, "", "n1 r3"),
+        (&format!("{back}/frontend"), front, "n1 r3"),
+        (&format!("{back}/frontend-id"), "3", "n1 r3"),
+        (&format!("{back}/online"), "1", "n1 r3"),
+        (&format!("{back}/state"), "1", "n1 r3"),
+        (&format!("{back}/mode"), "w", "n1 r3"),
+        (&format!("{libxl}/frontend"), front, "n0"),
+        (&format!("{libxl}/backend"), back, "n0"),
+        (&format!("{libxl}/mode"), "w", "n0"),
+    ] {
+        assert_eq!(scene.read(path), value, "{path}");
+        let found: Vec<String> =
+            scene.tool.get_perms(path).unwrap().iter().map(ToString::to_string).collect();
+        assert_eq!(found.join(" "), perms, "{path}");
+    }
+}
+
+#[test]
+fn a_frontend_closes_and_comes_back() {
+    let Some(mut scene) = Scene::new() else { return };
+    scene.connect();
+    // As a module that is unloaded and loaded again.
+    let state = format!("{}/state", device().frontend_path());
+    scene.front.1.leave(&mut scene.front.0, ID).unwrap();
+    let closed = (Some(State::Closed), Some(State::Closed));
+    scene.until("both ends to be closed", |scene| scene.states() == closed);
+    assert_eq!((scene.host.mapped(), scene.host.offered()), (0, 0));
+    scene.tool.write(state, "1").unwrap();
+    scene.until_connected();
+}
+
+/// A crash kernel: nobody has closed anything.
+#[test]
+fn a_frontend_dies_midway_and_another_takes_its_place() {
+    let Some(mut scene) = Scene::new() else { return };
+    scene.connect();
+    let mut store = Client::connect(scene.front.0.endpoint()).unwrap();
+    let bus = front_bus(&scene.host, &mut store);
+    scene.front = (store, bus);
+    scene.until_connected();
+    assert_eq!((scene.host.mapped(), scene.host.offered()), (1, 1));
+}
+
+#[test]
+fn a_backend_that_ends_is_closed_and_opened_by_its_successor() {
+    let Some(mut scene) = Scene::new() else { return };
+    scene.connect();
+    let mut store = Client::connect(scene.back.0.endpoint()).unwrap();
+    let bus = back_bus(&scene.host, &mut store);
+    scene.back = (store, bus);
+    // The greeter cannot take over a page in use, and says so.
+    let (_, back) = (scene.log.clear(), device().backend_path());
+    scene.until("the backend to give it up", |scene| scene.states().1 == Some(State::Closed));
+    assert!(scene.read(&format!("{back}/error")).contains("a process that has ended"));
+}
+
+#[test]
+fn garbage_is_said_to_be_garbage_once() {
+    let Some(mut scene) = Scene::new() else { return };
+    scene.connect();
+    let state = format!("{}/state", device().frontend_path());
+    for garbage in ["99", "x", "", "0", "4\n"] {
+        scene.tool.write(&state, garbage).unwrap();
+    }
+    let errors = |scene: &Scene| scene.log.iter().filter(|line| line.contains("error")).count();
+    scene.until("the backend to complain", |scene| errors(scene) > 0);
+    scene.tool.write(&state, "4").unwrap();
+    scene.until_connected();
+    assert_eq!(errors(&scene), 1, "{:?}", scene.log);
+    let back = device().backend_path();
+    let error = scene.read(&format!("{back}/error"));
+    assert!(error.starts_with("22 frontend is Unknown (0) while backend is"), "{error}");
+    assert_eq!(scene.read(&path::error(DomId::DOM0, &back)), error);
+}
+
+#[test]
+fn a_frontend_that_names_no_page_is_refused_with_its_path() {
+    let Some(mut scene) = Scene::new() else { return };
+    toolstack::add(&mut scene.tool, &device()).unwrap();
+    let front = device().frontend_path();
+    for (node, value) in [("ring-ref", "-1"), ("event-channel", "5"), ("state", "3")] {
+        scene.tool.write(format!("{front}/{node}"), value).unwrap();
+    }
+    let mut log = Vec::new();
+    let end = Instant::now() + PATIENCE;
+    while scene.back.1.state(ID) != Some(State::Closing) {
+        turn(&mut scene.back.0, &mut scene.back.1, &mut log);
+        assert!(Instant::now() < end, "waited for the backend to close: {log:?}");
+    }
+    let error = scene.read(&format!("{}/error", device().backend_path()));
+    assert_eq!(
+        error,
+        format!("22 {front}/ring-ref is \"-1\"; a decimal number in range is needed")
+    );
+}
+
+/// A frontend that goes round and round without ever being connected is given up.
+#[test]
+fn a_frontend_that_flaps_is_given_up() {
+    let Some(mut scene) = Scene::new() else { return };
+    toolstack::add(&mut scene.tool, &device()).unwrap();
+    let state = format!("{}/state", device().frontend_path());
+    let mut log = Vec::new();
+    let end = Instant::now() + PATIENCE;
+    while !log.iter().any(|line: &String| line.contains("began anew")) {
+        for value in ["5", "6", "1"] {
+            scene.tool.write(&state, value).unwrap();
+            turn(&mut scene.back.0, &mut scene.back.1, &mut log);
+        }
+        assert!(Instant::now() < end, "waited for the backend to give up: {log:?}");
+        assert!(log.len() < 100, "{log:?}");
+    }
+}
+
+#[test]
+fn a_domain_that_dies_is_let_go() {
+    let Some(mut scene) = Scene::new() else { return };
+    scene.connect();
+    let mut log = Vec::new();
+    scene.tool.rm(device().frontend_path()).unwrap();
+    let end = Instant::now() + PATIENCE;
+    while scene.back.1.state(ID) != Some(State::Closed) {
+        turn(&mut scene.back.0, &mut scene.back.1, &mut log);
+        assert!(Instant::now() < end, "waited for the backend to let go: {log:?}");
+    }
+    assert_eq!(scene.host.mapped(), 0);
+    scene.tool.rm(device().backend_path()).unwrap();
+    while scene.back.1.state(ID).is_some() {
+        turn(&mut scene.back.0, &mut scene.back.1, &mut log);
+        assert!(Instant::now() < end, "waited for the backend to forget it: {log:?}");
+    }
+}
+
+/// After a migration the tree is new: the toolstack has made the device again, with another backend.
+#[test]
+fn a_domain_resumes_with_another_backend() {
+    let Some(mut scene) = Scene::new() else { return };
+    scene.connect();
+    toolstack::add(&mut scene.tool, &device()).unwrap();
+    let mut store = Client::connect(scene.back.0.endpoint()).unwrap();
+    let bus = back_bus(&scene.host, &mut store);
+    scene.back = (store, bus);
+    while scene.front.0.poll_event().unwrap().is_some() {}
+    scene.front.1.resume(&mut scene.front.0).unwrap();
+    scene.until_connected();
+    assert_eq!((scene.host.mapped(), scene.host.offered(), scene.host.ports()), (1, 1, 2));
+}

@@ -1,0 +1,184 @@
+//! The tables of legal moves: every cell, and both ends playing against each other from every pair of
+//! states, in every order.
+
+use std::collections::{BTreeMap, BTreeSet};
+use xenbus::state::{Action, Peer, Standing, react};
+use xenbus::{Side, State};
+
+const STANDINGS: [Standing; 2] = [Standing::Wanted, Standing::Leaving];
+const SIDES: [Side; 2] = [Side::Frontend, Side::Backend];
+
+/// The state that an action leads to; `None` where the device is forgotten.
+fn after(side: Side, own: State, action: Action) -> Option<State> {
+    Some(match (action, side) {
+        (Action::Stay | Action::Refresh, _) => own,
+        (Action::Open, Side::Frontend) => State::Initialised,
+        (Action::Open | Action::Restart, Side::Backend) => State::InitWait,
+        (Action::Restart, Side::Frontend) => State::Initialising,
+        (Action::Connect, _) => State::Connected,
+        (Action::Reconfigure(next), _) => next,
+        (Action::Close, _) => State::Closing,
+        (Action::Release, _) => State::Closed,
+        (Action::Remove, _) => return None,
+    })
+}
+
+type Pair = (State, State);
+
+/// Where the two ends can go from a pair of states, each looking at the other as it is.
+fn moves((front, back): Pair, standing: Standing) -> Vec<Pair> {
+    let mut found = Vec::new();
+    let step = |side, own, peer| {
+        let action = react(side, own, Peer::Is(peer), standing).ok()?;
+        after(side, own, action).filter(|next| *next != own)
+    };
+    found.extend(step(Side::Frontend, front, back).map(|next| (next, back)));
+    found.extend(step(Side::Backend, back, front).map(|next| (front, next)));
+    found
+}
+
+/// All pairs that can be reached, and those of them where nothing moves any more.
+fn explore(start: Pair, standing: Standing) -> (BTreeSet<Pair>, BTreeSet<Pair>) {
+    let (mut seen, mut still, mut open) = (BTreeSet::new(), BTreeSet::new(), vec![start]);
+    while let Some(pair) = open.pop() {
+        if !seen.insert(pair) {
+            continue;
+        }
+        let next = moves(pair, standing);
+        if next.is_empty() {
+            still.insert(pair);
+        }
+        open.extend(next);
+    }
+    (seen, still)
+}
+
+/// Whether a pair can be reached from itself: then two ends might go round for ever.
+fn circles(start: Pair, standing: Standing) -> bool {
+    moves(start, standing).into_iter().any(|next| explore(next, standing).0.contains(&start))
+}
+
+#[test]
+fn every_cell_leads_somewhere_or_is_illegal() {
+    let mut counts: BTreeMap<String, u32> = BTreeMap::new();
+    for side in SIDES {
+        for standing in STANDINGS {
+            for own in State::ALL {
+                for peer in State::ALL.map(Peer::Is).into_iter().chain([Peer::Gone]) {
+                    let result = react(side, own, peer, standing);
+                    let what = format!("{side} {own} against {peer:?}, {standing:?}: {result:?}");
+                    match result {
+                        Err(illegal) => {
+                            assert_eq!((illegal.side, illegal.own), (side, own), "{what}");
+                            assert_eq!(standing, Standing::Wanted, "one may always leave: {what}");
+                            assert!(illegal.to_string().contains("no legal move"));
+                        }
+                        Ok(Action::Open) => assert!(own <= State::InitWait, "{what}"),
+                        Ok(Action::Connect) => {
+                            assert!(matches!(own, State::InitWait | State::Initialised), "{what}");
+                        }
+                        Ok(Action::Refresh) => {
+                            assert_eq!((side, peer), (Side::Frontend, Peer::Is(State::Connected)));
+                        }
+                        Ok(Action::Release) => assert_ne!(own, State::Closed, "{what}"),
+                        Ok(Action::Restart) => assert!(own >= State::Connected, "{what}"),
+                        Ok(Action::Remove) => assert_eq!(standing, Standing::Leaving, "{what}"),
+                        Ok(Action::Close) => assert!(own != State::Closing, "{what}"),
+                        Ok(Action::Stay | Action::Reconfigure(_)) => {}
+                    }
+                    let name = format!("{result:?}");
+                    let name = name.split(['(', ' ']).nth(1).unwrap_or_default().to_owned();
+                    *counts.entry(name).or_default() += 1;
+                }
+            }
+        }
+    }
+    assert_eq!(counts.values().sum::<u32>(), 2 * 2 * 9 * 10);
+}
+
+#[test]
+fn a_new_device_connects_whoever_is_first() {
+    let start = (State::Initialising, State::Initialising);
+    let (_, still) = explore(start, Standing::Wanted);
+    assert_eq!(still, BTreeSet::from([(State::Connected, State::Connected)]));
+}
+
+/// From any two states that two ends may be found in, after crashes and restarts on either side.
+#[test]
+fn all_ways_lead_to_connected() {
+    let usual = &State::ALL[1..7];
+    for front in usual {
+        for back in usual {
+            let (_, still) = explore((*front, *back), Standing::Wanted);
+            let connected = BTreeSet::from([(State::Connected, State::Connected)]);
+            assert_eq!(still, connected, "from frontend {front}, backend {back}");
+        }
+    }
+}
+
+#[test]
+fn leaving_ends_with_both_closed() {
+    for front in &State::ALL[1..] {
+        for back in &State::ALL[1..] {
+            let (seen, still) = explore((*front, *back), Standing::Leaving);
+            let closed = BTreeSet::from([(State::Closed, State::Closed)]);
+            assert_eq!(still, closed, "from frontend {front}, backend {back}");
+            let circle = seen.iter().find(|pair| circles(**pair, Standing::Leaving));
+            assert_eq!(circle, None);
+        }
+    }
+}
+
+#[test]
+fn a_peer_that_is_gone_is_let_go() {
+    for side in SIDES {
+        for own in State::ALL {
+            for standing in STANDINGS {
+                let action = react(side, own, Peer::Gone, standing).unwrap();
+                let idle = matches!(own, State::Unknown | State::Closed);
+                let wanted = match (idle, standing) {
+                    (false, _) => Action::Release,
+                    (true, Standing::Wanted) => Action::Stay,
+                    (true, Standing::Leaving) => Action::Remove,
+                };
+                assert_eq!(action, wanted, "{side} {own} {standing:?}");
+            }
+        }
+    }
+}
+
+/// What the comments on the tables promise, one by one.
+#[test]
+fn the_odd_cases() {
+    use State::{
+        Closed, Closing, Connected, InitWait, Initialised, Initialising, Reconfigured,
+        Reconfiguring,
+    };
+    let (front, back) = (Side::Frontend, Side::Backend);
+    for (what, side, own, peer, action) in [
+        ("skips InitWait", back, Initialising, Initialised, Action::Open),
+        ("and is connected", back, InitWait, Initialised, Action::Connect),
+        ("was Connected all the time", back, InitWait, Connected, Action::Connect),
+        ("died and came back", back, Connected, Initialising, Action::Restart),
+        ("is seen twice", back, Connected, Initialised, Action::Stay),
+        ("reconnects after Closed", back, Closed, Initialising, Action::Restart),
+        ("is quicker than the watch", back, Closed, Initialised, Action::Restart),
+        ("is found in use", front, Initialising, Connected, Action::Close),
+        ("offers twice (state 2 race)", front, Initialised, InitWait, Action::Stay),
+        ("began anew", front, Connected, InitWait, Action::Restart),
+        ("has a new size", front, Connected, Connected, Action::Refresh),
+        ("closes", front, Connected, Closing, Action::Close),
+        ("is Closed at once", front, Connected, Closed, Action::Release),
+        ("reconfigures", front, Connected, Reconfiguring, Action::Reconfigure(Reconfigured)),
+        ("has done so", front, Reconfigured, Reconfigured, Action::Reconfigure(Connected)),
+        ("adds", back, Reconfiguring, Connected, Action::Reconfigure(Reconfigured)),
+        ("goes on", back, Reconfigured, Connected, Action::Reconfigure(Connected)),
+        ("waits for its peer", back, Closing, Connected, Action::Stay),
+    ] {
+        let got = react(side, own, Peer::Is(peer), Standing::Wanted);
+        assert_eq!(got, Ok(action), "a peer that {what}");
+    }
+    for own in &State::ALL[1..] {
+        assert!(react(back, *own, Peer::Is(State::Unknown), Standing::Wanted).is_err());
+    }
+}
