@@ -60,6 +60,7 @@ const STEPS: &[Step] = &[
         environment: &[],
         arguments: &["xtask", "bench", "store", "--quick", "--daemons", "ours,echo"],
     },
+    Step { name: "xen", environment: &[], arguments: &["xtask", "xen"] },
 ];
 
 impl Step {

@@ -8,6 +8,7 @@
 //! | `bench` | builds and runs the benches |
 //! | `fuzz` | builds the fuzz targets and runs each for a while |
 //! | `workspace` | what cargo knows about the workspace |
+//! | `xen` | real Xen under QEMU, with stock Linux guests |
 
 mod bench;
 mod ci;
@@ -15,6 +16,7 @@ mod demo;
 mod fuzz;
 mod tidy;
 mod workspace;
+mod xen;
 
 use std::process::ExitCode;
 
@@ -30,6 +32,7 @@ cargo xtask COMMAND
   bench store [OPTION...] our xenstored beside Debian's daemons; --help lists the options
   bench platform WHAT     hosted domains beside what the machine costs: speed, create [COUNT]
   fuzz [TARGET] [OPTION]  the fuzz targets, 15 s each; --help lists the options
+  xen [OPTION...]         our xenstored as the store of a real Xen host, under QEMU; --help lists the options
 ";
 
 fn main() -> ExitCode {
@@ -43,6 +46,7 @@ fn main() -> ExitCode {
         ["bench", "store", options @ ..] => bench::store(options),
         ["bench", "platform", options @ ..] => bench::platform(options),
         ["fuzz", options @ ..] => fuzz::run(options),
+        ["xen", options @ ..] => xen::run(options),
         ["--help" | "-h" | "help"] => {
             print!("{HELP}");
             Ok(ExitCode::SUCCESS)

@@ -1,0 +1,114 @@
+# What the steps share. They run with errexit, nounset and pipefail.
+
+trap 'echo "line $LINENO: $BASH_COMMAND: exit status $?"' ERR
+
+# The daemon that should run, and what it leaves.
+case $LAB_STORE in
+c) DAEMON=/usr/lib/xen-4.17/bin/xenstored ;;
+ours) DAEMON=/usr/lib/xenbus/bin/xenstored ;;
+esac
+PID_FILES="/run/xenstore.pid /run/xen/xenstored.pid"
+
+die() {
+    trap - ERR
+    echo "$*"
+    exit 1
+}
+
+# fact NAME VALUE: a figure for the table, or for the record.
+fact() { echo "$1 $2" >>/results/facts; }
+
+now_ms() { echo $(($(date +%s%N) / 1000000)); }
+
+# The daemon's process.
+daemon_pid() {
+    local file
+    for file in $PID_FILES; do
+        [ ! -e "$file" ] || { cat "$file"; return; }
+    done
+    die "the daemon has no pid file"
+}
+
+# Its processor time in ms, all threads; the kernel counts in 10 ms.
+daemon_cpu_ms() { awk '{sub(/.*\) /, ""); print ($12 + $13) * 10}' "/proc/$(daemon_pid)/stat"; }
+
+# Its resident memory in KiB.
+daemon_rss_kib() { awk '/^VmRSS/ {print $2}' "/proc/$(daemon_pid)/status"; }
+
+# Its memory that is no file's, in KiB: what it allocates, without the code that it has run.
+daemon_anon_kib() { awk '/^RssAnon/ {print $2}' "/proc/$(daemon_pid)/status"; }
+
+# The whole tree with permissions, sorted.
+tree() { xenstore-ls -fp / | sort; }
+
+# make_disk NAME: 8 MiB with a word for the guest at its start.
+make_disk() {
+    truncate -s 8M "/disks/$1.img"
+    printf 'from-dom0-012345' | dd of="/disks/$1.img" conv=notrunc status=none
+}
+
+# create NAME pv|pvh NUMBER [MEMORY_MIB [OPTION... SETTING...]]: the number makes uuid, MAC and address.
+create() {
+    local name=$1 number
+    number=$(printf %02x "$3")
+    make_disk "$name"
+    cat >"/tmp/$name.cfg" <<C
+name="$name"
+type="$2"
+uuid="00000000-0000-0000-0000-0000000000$number"
+kernel="/boot/vmlinux"
+ramdisk="/boot/domu.cpio"
+extra="console=hvc0 mitigations=off tsc=reliable quiet lab.name=$name lab.ip=10.9.0.$((10 + $3))"
+memory=${4:-160}
+vcpus=1
+disk=["/disks/$name.img,raw,xvda,w"]
+vif=["mac=00:16:3e:00:00:$number,bridge=xenbr0"]
+on_crash="destroy"
+on_reboot="destroy"
+C
+    timeout 60 xl create "/tmp/$name.cfg" "${@:5}"
+}
+
+# until_said NAME SECONDS WORDS: until the guest's console has this line.
+until_said() {
+    local fd tail status=0 log=/var/log/xen/console/guest-$1.log
+    exec {fd}< <(exec tail -n +1 -F "$log" 2>/dev/null)
+    tail=$!
+    timeout "$2" grep -q -m 1 "^GUEST $3" <&"$fd" || status=$?
+    kill "$tail" || true
+    exec {fd}<&-
+    [ "$status" = 0 ] || die "guest $1 did not say \"$3\" within $2 s; its last words: $(tail -n 2 "$log" | tr '\r\n' '  ')"
+}
+
+# The PV guest that several steps use one after the other; with --only, it may not be there yet.
+guest_pv() {
+    xl domid pv >/dev/null 2>&1 && return
+    create pv pv 1
+    until_said pv 60 ready
+}
+
+# tell NAME WORDS: on its console.
+tell() {
+    local name=$1 tty
+    shift
+    tty=$(xenstore-read "/local/domain/$(xl domid "$name")/console/tty")
+    echo "$*" >"$tty"
+}
+
+# works NAME NUMBER: its disk and its network, and dom0 reaches it.
+works() {
+    tell "$1" "check $2"
+    until_said "$1" 60 "checked $2"
+}
+
+# until_gone NAME SECONDS: until Xen has it no more.
+until_gone() {
+    local end=$((SECONDS + $2))
+    while xl domid "$1" >/dev/null 2>&1; do
+        [ "$SECONDS" -lt "$end" ] || die "guest $1 is still there after $2 s: $(xl list "$1" | tail -n 1)"
+        sleep 0.2
+    done
+}
+
+# The state in Xen's list, as in r-----.
+state_of() { xl list "$1" | awk 'NR == 2 {print $5}'; }

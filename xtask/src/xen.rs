@@ -1,0 +1,183 @@
+//! `cargo xtask xen`: real Xen, a Linux dom0 and stock Linux guests, under QEMU's software emulation.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | `fetch` | Debian's packages, as the machine's own apt finds them, unpacked and never installed |
+//! | `packages` | which packages, and the root that they are unpacked into |
+//! | `image` | the initramfs of dom0 and of the guests, by the recipes in `tests/xen` |
+//! | `modules` | the kernel's modules that an image needs |
+//! | `cpio` | the format of an initramfs |
+//! | `boot` | one boot: QEMU, its console, its bound on time |
+//! | `judge` | what a boot has shown; daemons side by side |
+//! | `trees` | what the store shows under two daemons |
+
+mod boot;
+mod cpio;
+mod fetch;
+mod image;
+mod judge;
+mod modules;
+mod packages;
+mod trees;
+
+use crate::Result;
+use crate::workspace::{Workspace, cargo};
+use boot::Boot;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+const HELP: &str = "\
+cargo xtask xen [OPTION...]: our xenstored as the store of a real Xen host
+
+  --store ours|c|both  whose xenstored runs the host; both is the default, and compares them
+  --boot NAME          only this boot: sysv or systemd
+  --only NAME          only the steps with NAME in their name, and those that they need
+  --update             fetch the archive's current packages again, where they are here already
+  --json               the result as JSON, on standard output
+  --list               the boots and their steps
+
+It fetches Debian's packages into target/xen-lab, where they stay, and installs nothing. What each boot showed is
+in target/xen-lab/results; README.md in tests/xen tells what runs.
+";
+
+/// The programs of this workspace that go into dom0's image: package, binary.
+const PROGRAMS: &[(&str, &str)] =
+    &[("xenstored", "xenstored"), ("xenstore", "xenstore"), ("conformance", "platform-dom0")];
+
+/// Whose daemon is the store.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Store {
+    /// This workspace's.
+    Ours,
+    /// Debian's, in C.
+    C,
+}
+
+impl Store {
+    /// As the command line and the results name it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Ours => "ours",
+            Self::C => "c",
+        }
+    }
+}
+
+/// What the command line asks for.
+struct Options {
+    stores: Vec<Store>,
+    boot: Option<String>,
+    only: Option<String>,
+    update: fetch::Wanted,
+    report: judge::Report,
+}
+
+/// Where everything is.
+pub(crate) struct Lab {
+    /// The workspace's root.
+    pub(crate) project: PathBuf,
+    /// `target/xen-lab`.
+    pub(crate) dir: PathBuf,
+    /// Where cargo puts what is built for release.
+    pub(crate) programs: PathBuf,
+}
+
+impl Lab {
+    /// The unpacked packages.
+    pub(crate) fn root(&self) -> PathBuf {
+        self.dir.join("root")
+    }
+
+    /// The recipes, and what runs in dom0 and in guests.
+    pub(crate) fn recipes(&self) -> PathBuf {
+        self.project.join("tests/xen")
+    }
+}
+
+/// `cargo xtask xen`.
+pub(crate) fn run(words: &[&str]) -> Result<ExitCode> {
+    let workspace = Workspace::load()?;
+    let lab = Lab {
+        dir: workspace.target.join("xen-lab"),
+        programs: workspace.target.join("release"),
+        project: workspace.root,
+    };
+    if words.iter().any(|word| ["--help", "-h"].contains(word)) {
+        print!("{HELP}");
+        return Ok(ExitCode::SUCCESS);
+    }
+    if words.contains(&"--list") {
+        for boot in boot::ALL {
+            println!("{}: {}", boot.name, boot.steps(&lab)?.join(" "));
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let options = parse(words)?;
+    let begin = Instant::now();
+    let versions = fetch::packages(&lab, options.update)?;
+    build(&lab)?;
+    image::build(&lab)?;
+    let mut outcomes = Vec::new();
+    for store in &options.stores {
+        for boot in boot::ALL.iter().filter(|boot| boot.can(*store) && wanted(boot, &options)) {
+            outcomes.push(boot.run(&lab, *store, options.only.as_deref())?);
+        }
+    }
+    if outcomes.is_empty() {
+        return Err("no boot has such a name; --list tells them".into());
+    }
+    judge::judge(&lab, &outcomes, &versions, begin.elapsed(), options.report)
+}
+
+fn wanted(boot: &Boot, options: &Options) -> bool {
+    options.boot.as_deref().is_none_or(|name| name == boot.name)
+}
+
+fn parse(words: &[&str]) -> Result<Options> {
+    let mut options = Options {
+        stores: vec![Store::C, Store::Ours],
+        boot: None,
+        only: None,
+        update: fetch::Wanted::AnyVersion,
+        report: judge::Report::Text,
+    };
+    let mut words = words.iter();
+    while let Some(word) = words.next() {
+        let mut value = || words.next().ok_or(format!("{word} needs a value"));
+        match *word {
+            "--store" => {
+                options.stores = match *value()? {
+                    "ours" => vec![Store::Ours],
+                    "c" => vec![Store::C],
+                    "both" => vec![Store::C, Store::Ours],
+                    other => return Err(format!("--store {other}: ours, c or both").into()),
+                }
+            }
+            "--boot" => options.boot = Some((*value()?).to_owned()),
+            "--only" => options.only = Some((*value()?).to_owned()),
+            "--update" => options.update = fetch::Wanted::CurrentVersion,
+            "--json" => options.report = judge::Report::Json,
+            other => return Err(format!("xen: there is no option {other}\n{HELP}").into()),
+        }
+    }
+    Ok(options)
+}
+
+/// Builds what goes into dom0.
+fn build(lab: &Lab) -> Result<()> {
+    let mut command = cargo();
+    command.args(["build", "--release"]);
+    for (package, binary) in PROGRAMS {
+        command.args(["--package", package, "--bin", binary]);
+    }
+    if !command.current_dir(&lab.project).status()?.success() {
+        return Err("the programs for dom0 do not build; cargo has said why".into());
+    }
+    Ok(())
+}
+
+/// Progress goes to standard error, so that `--json` has standard output for itself.
+pub(crate) fn say(what: &str) {
+    eprintln!("xen: {what}");
+}

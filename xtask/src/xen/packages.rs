@@ -1,0 +1,74 @@
+//! Which packages of Debian's the lab consists of, and the root that they are unpacked into.
+
+use crate::Result;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The release of Debian; its Xen, its kernel and its QEMU are the ones that this lab knows.
+pub(super) const SUITE: &str = "bookworm";
+/// The folder of Xen's programs has its version in its name.
+pub(super) const XEN: &str = "4.17";
+
+/// Packages that come with all that they depend on: QEMU and the user space of dom0.
+pub(super) const WITH_DEPENDENCIES: &[&str] = &[
+    "qemu-system-x86",
+    "seabios",
+    "xz-utils",
+    "zstd",
+    "xen-utils-4.17",
+    "xen-utils-common",
+    "xenstore-utils",
+    "busybox-static",
+    "bash",
+    "bsdutils",
+    "coreutils",
+    "dash",
+    "dpkg",
+    "grep",
+    "iproute2",
+    "kmod",
+    "mawk",
+    "sed",
+    "systemd",
+    "sysvinit-utils",
+    "util-linux",
+];
+/// Packages that come alone: what their dependencies would do is done here.
+pub(super) const ALONE: &[&str] = &["xen-hypervisor-4.17-amd64"];
+/// Depends on the kernel's package of the day.
+pub(super) const KERNEL: &str = "linux-image-amd64";
+/// The source package that has upstream's systemd units, which Debian does not ship.
+pub(super) const SOURCE: &str = "xen";
+/// The units, below `tools/hotplug/Linux/systemd` of that source, to be filled in as `configure` does.
+pub(super) const UNITS: &[&str] = &["xenstored.service.in", "proc-xen.mount.in"];
+
+/// A program out of the unpacked packages, run by their own loader with their own libraries.
+pub(super) fn program(root: &Path, path: &str) -> Command {
+    let mut command = Command::new(root.join("usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2"));
+    command.arg("--library-path").arg(libraries(root)).arg(root.join(path));
+    command
+}
+
+/// What `ld.so` is told: the folders of the packages' libraries.
+pub(super) fn libraries(root: &Path) -> String {
+    let main = root.join("usr/lib/x86_64-linux-gnu");
+    let more = ["pulseaudio", "systemd"];
+    let all = std::iter::once(main.clone()).chain(more.iter().map(|name| main.join(name)));
+    all.map(|path| path.display().to_string()).collect::<Vec<_>>().join(":")
+}
+
+/// The kernel's version, which is the name of its folder of modules.
+pub(super) fn kernel_version(root: &Path) -> Result<String> {
+    let folder = root.join("usr/lib/modules");
+    let names = std::fs::read_dir(&folder)?.flatten().map(|entry| entry.file_name());
+    let mut names: Vec<_> = names.map(|name| name.to_string_lossy().into_owned()).collect();
+    match (names.pop(), names.is_empty()) {
+        (Some(name), true) => Ok(name),
+        _ => Err(format!("{} does not hold the modules of one kernel", folder.display()).into()),
+    }
+}
+
+/// Where the kernel and Xen are.
+pub(super) fn boot_file(root: &Path, name: &str) -> PathBuf {
+    root.join("boot").join(name)
+}
