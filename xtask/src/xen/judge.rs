@@ -41,6 +41,8 @@ const ROWS: &[(&str, &str)] = &[
     ("at_12_anon_kib", "... with 8 guests, after 4 have died, KiB"),
     ("at_20_anon_kib", "... with 8 guests, after 12 have died, KiB"),
     ("after_many_anon_kib", "... after all 20 have died, KiB"),
+    ("steady_5_anon_kib", "... after 5 more, one after the other, KiB"),
+    ("steady_20_anon_kib", "... after 15 more, KiB"),
 ];
 
 /// So many lines of a difference are told.
