@@ -24,7 +24,7 @@ use crate::Result;
 use crate::workspace::{Workspace, cargo};
 use boot::Boot;
 use std::path::PathBuf;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use std::time::Instant;
 
 const HELP: &str = "\
@@ -42,8 +42,12 @@ in target/xen-lab/results; README.md in tests/xen tells what runs.
 ";
 
 /// The programs of this workspace that go into dom0's image: package, binary.
-const PROGRAMS: &[(&str, &str)] =
-    &[("xenstored", "xenstored"), ("xenstore", "xenstore"), ("conformance", "platform-dom0")];
+const PROGRAMS: &[(&str, &str)] = &[
+    ("xenstored", "xenstored"),
+    ("xenstore", "xenstore"),
+    ("conformance", "platform-dom0"),
+    ("conformance", "conformance-dom0"),
+];
 
 /// Whose daemon is the store.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -173,6 +177,25 @@ fn build(lab: &Lab) -> Result<()> {
     }
     if !command.current_dir(&lab.project).status()?.success() {
         return Err("the programs for dom0 do not build; cargo has said why".into());
+    }
+    build_guest(lab)
+}
+
+/// Builds the guest of the conformance suite, a workspace of its own, and what helps `xl` with it.
+fn build_guest(lab: &Lab) -> Result<()> {
+    let sources = lab.recipes().join("guest");
+    let (built, place) = (lab.dir.join("guest-build"), lab.dir.join("conformance"));
+    let mut command = cargo();
+    command.args(["build", "--release", "--target-dir"]).arg(&built).current_dir(&sources);
+    if !command.status()?.success() {
+        return Err("tests/xen/guest does not build; cargo has said why".into());
+    }
+    std::fs::create_dir_all(&place)?;
+    std::fs::copy(built.join("release/ring-agent"), place.join("ring-agent"))?;
+    let mut cc = Command::new("cc");
+    cc.args(["-shared", "-fPIC", "-O2", "-Wall", "-o"]).arg(place.join("xl-shim.so"));
+    if !cc.arg(sources.join("xl-shim.c")).status()?.success() {
+        return Err("xl-shim.c does not compile; cc has said why".into());
     }
     Ok(())
 }
