@@ -7,12 +7,14 @@
 //! | `tidy` | the rules of the code that no other tool checks |
 //! | `bench` | builds and runs the benches |
 //! | `fuzz` | builds the fuzz targets and runs each for a while |
+//! | `sim` | builds the simulator and runs it over many seeds |
 //! | `workspace` | what cargo knows about the workspace |
 
 mod bench;
 mod ci;
 mod demo;
 mod fuzz;
+mod sim;
 mod tidy;
 mod workspace;
 
@@ -29,6 +31,8 @@ cargo xtask COMMAND
   tidy                    file lengths, words, lints, dependencies, links
   bench store [OPTION...] our xenstored beside Debian's daemons; --help lists the options
   bench platform WHAT     hosted domains beside what the machine costs: speed, create [COUNT]
+  sim [--seeds N] [--from SEED]
+                          whole hosts in one thread, faults on cue; 200 seeds from 0 on
   fuzz [TARGET] [OPTION]  the fuzz targets, 15 s each; --help lists the options
 ";
 
@@ -42,6 +46,7 @@ fn main() -> ExitCode {
         ["tidy"] => tidy::run(),
         ["bench", "store", options @ ..] => bench::store(options),
         ["bench", "platform", options @ ..] => bench::platform(options),
+        ["sim", options @ ..] => sim::run(options),
         ["fuzz", options @ ..] => fuzz::run(options),
         ["--help" | "-h" | "help"] => {
             print!("{HELP}");

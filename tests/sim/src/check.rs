@@ -24,9 +24,9 @@ impl Host {
     }
 
     /// The toolstack's request was answered.
-    pub(crate) fn answered(&mut self, sent: &Sent, answer: Answer) -> Result<(), String> {
+    pub(crate) fn answered(&mut self, sent: &Sent, answer: &Answer) -> Result<(), String> {
         let wrong = |answer: &Answer| Err(format!("{:?} was answered {answer:?}", sent.ask));
-        match (&sent.ask, &answer) {
+        match (&sent.ask, answer) {
             (Ask::Introduce { domid, identity, .. }, _) => {
                 let Some(at) = self.slot_of(*domid, *identity) else { return Ok(()) };
                 self.slots[at].introduce_asked = false;
@@ -40,7 +40,7 @@ impl Host {
                 if hostile && self.rng.chance(300) {
                     self.kill(at);
                 }
-                if refused || hostile { Ok(()) } else { wrong(&answer) }
+                if refused || hostile { Ok(()) } else { wrong(answer) }
             }
             (Ask::MakeHome { domid, .. }, Ok(_)) => {
                 self.slots[usize::from(*domid) - 1].home_is_domain_0s = true;
@@ -55,20 +55,18 @@ impl Host {
                 if let Some(guest) = self.slots[at].healthy() {
                     guest.begin();
                 }
-                if answer.is_ok() { Ok(()) } else { wrong(&answer) }
+                if answer.is_ok() { Ok(()) } else { wrong(answer) }
             }
             (Ask::Release { domid, identity }, _) => {
                 let Some(at) = self.slot_of(*domid, *identity) else { return Ok(()) };
                 self.is_released(at, sent.at);
-                if answer.is_ok() { Ok(()) } else { wrong(&answer) }
+                if answer.is_ok() { Ok(()) } else { wrong(answer) }
             }
             (Ask::Resume { domid, identity }, _) => {
                 let Some(at) = self.slot_of(*domid, *identity) else { return Ok(()) };
-                self.hypervisor.resume(DomId(*domid));
-                self.slots[at].suspended_since = 0;
                 self.slots[at].stage = Stage::Live;
                 self.tally.resumed += 1;
-                if answer.is_ok() { Ok(()) } else { wrong(&answer) }
+                if answer.is_ok() { Ok(()) } else { wrong(answer) }
             }
             (Ask::WriteShared { which, value }, Ok(_)) => {
                 self.common.acked[*which] = self.common.acked[*which].max(*value);
@@ -89,7 +87,7 @@ impl Host {
                 self.answers.push((Ask::ListHomes, String::new()));
                 Ok(())
             }
-            (_, Err(_)) => wrong(&answer),
+            (_, Err(_)) => wrong(answer),
         }
     }
 
@@ -184,16 +182,17 @@ impl Host {
 
     /// Nobody waits for an answer, but for those that `excused` names.
     fn nobody_waits(&mut self, excused: impl Fn(&Self, DomId) -> bool) -> Result<(), String> {
-        if !self.toolstack.is_settled()
-            && !(self.toolstack.is_on_a_ring() && excused(self, DomId::DOM0))
-        {
+        let deaf = self.toolstack.is_on_a_ring() && excused(self, DomId::DOM0);
+        if !self.toolstack.is_settled() && !deaf {
             let asked: Vec<_> = self.toolstack.unanswered().collect();
             return Err(format!("the toolstack waits for {asked:?}"));
         }
         for at in 0..self.slots.len() {
             let slot = &mut self.slots[at];
             let domid = DomId(slot.domid);
-            if slot.is_shut_down() {
+            // What the toolstack has asked for may have cut it off, and it is not told yet.
+            let is_asked_about = self.toolstack.unanswered().any(|ask| ask.is_about(domid.0));
+            if slot.is_shut_down() || is_asked_about {
                 continue;
             }
             let Some(guest) = slot.healthy().filter(|guest| !guest.is_settled()) else { continue };

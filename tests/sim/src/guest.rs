@@ -90,7 +90,9 @@ pub(crate) struct Guest {
     depth: u64,
     rng: Rng,
     seen: [u64; SHARED],
-    /// Part of a request is on the ring, or something was not notified yet.
+    /// There was an event, and the ring was not read to its end since.
+    hears: bool,
+    /// Part of a request is on the ring.
     amid_request: bool,
     sweep: VecDeque<Op>,
     writes: u64,
@@ -123,6 +125,7 @@ impl Guest {
             depth: 1 + rng.below(DEPTH_MAX),
             rng,
             seen: [0; SHARED],
+            hears: false,
             amid_request: false,
             sweep: VecDeque::new(),
             writes: 0,
@@ -155,6 +158,7 @@ impl Guest {
         self.model.cut(&unanswered, self.order == Order::Sent);
         self.watching.cut();
         self.within = Within::None;
+        self.hears = false;
         self.amid_request = false;
         self.sweep.clear();
         self.phase = Phase::Waiting;
@@ -251,40 +255,33 @@ impl Guest {
 
     /// Looks at the ring, if there was an event.
     fn hear(&mut self, common: &mut Common) -> Result<bool, String> {
-        if !self.link.woken()? {
-            return Ok(false);
+        let woken = self.link.woken()?;
+        if woken && self.phase == Phase::Resetting && self.link.is_connected()? {
+            self.cut();
+            self.phase = Phase::Serving;
         }
-        if self.phase == Phase::Waiting {
-            return Ok(true);
+        self.hears |= woken;
+        if !self.hears || self.phase != Phase::Serving {
+            return Ok(woken);
         }
-        if self.phase == Phase::Resetting {
-            if self.link.is_connected()? {
-                self.cut();
-                self.phase = Phase::Serving;
-            }
-            return Ok(true);
-        }
-        loop {
-            let max = 1 + self.rng.below(1024);
-            let bytes = self.link.read(usize::try_from(max).unwrap_or(1))?;
-            if bytes.is_empty() {
-                break;
-            }
-            for heard in self.caller.hear(&bytes).map_err(|why| self.named(&why))? {
-                common.tick += 1;
-                match heard {
-                    Heard::Event(event) => {
-                        self.events += 1;
-                        let told = self.watching.event(&event, common.tick);
-                        told.map_err(|why| self.named(&why))?;
-                    }
-                    Heard::Reply(sent, reply) => {
-                        self.reply(&sent, reply, common).map_err(|why| self.named(&why))?;
-                    }
+        // One piece at a time: it may be stopped, or die, between two of them.
+        let max = 1 + self.rng.below(1024);
+        let bytes = self.link.read(usize::try_from(max).unwrap_or(1))?;
+        self.hears = !bytes.is_empty();
+        for heard in self.caller.hear(&bytes).map_err(|why| self.named(&why))? {
+            common.tick += 1;
+            match heard {
+                Heard::Event(event) => {
+                    self.events += 1;
+                    let told = self.watching.event(&event, common.tick);
+                    told.map_err(|why| self.named(&why))?;
+                }
+                Heard::Reply(sent, reply) => {
+                    self.reply(&sent, reply, common).map_err(|why| self.named(&why))?;
                 }
             }
         }
-        // There is room now for what did not fit.
+        // There may be room now for what did not fit.
         self.send(usize::MAX)?;
         self.link.notify()?;
         Ok(true)

@@ -57,7 +57,7 @@ impl Plan {
             reuse: if rng.chance(400) { Reuse::AtOnce } else { Reuse::WhenUnmapped },
             transactions: if rng.chance(500) { Transactions::Used } else { Transactions::Left },
             own_ring: rng.chance(400),
-            steps: 300 + rng.below(1200),
+            steps: 1000 + rng.below(6000),
         }
     }
 
@@ -238,6 +238,7 @@ impl Host {
             _own: own,
             _offers: offers,
         };
+        host.note(|| format!("{plan:?}"));
         host.begin()?;
         Ok(host)
     }
@@ -321,7 +322,7 @@ impl Host {
                 return Err(format!("the daemon says: {line}"));
             }
             self.orderly += u64::from(line.contains("the store is in order"));
-            self.tally.unread += u64::from(line.contains("unread"));
+            self.tally.unread += u64::from(line.contains("replies and events unread"));
         }
         Ok(())
     }
@@ -359,7 +360,7 @@ impl Host {
                     self.introduced = self.common.tick;
                 }
                 Told::Event(path) => return Err(format!("the toolstack watches no {path}")),
-                Told::Answer(sent, answer) => self.answered(&sent, answer)?,
+                Told::Answer(sent, answer) => self.answered(&sent, &answer)?,
             }
         }
         Ok(moved)
@@ -432,6 +433,9 @@ impl Host {
             Stage::Live => self.live(at),
             Stage::Suspended => {
                 let (domid, identity) = self.slots[at].name();
+                // First of all: as long as it is shut down, that may be told again.
+                self.hypervisor.resume(DomId(domid));
+                self.slots[at].suspended_since = 0;
                 self.slots[at].stage = Stage::Asked;
                 self.ask(Ask::Resume { domid, identity });
                 Ok(())

@@ -42,6 +42,8 @@ pub(crate) struct Hostile {
     /// An index that is being written byte by byte: where, what, how far.
     torn: Option<(usize, [u8; 4], usize)>,
     next_id: u32,
+    /// How willing it is to read what it is sent, in thousandths.
+    reads: u32,
     pub(crate) pieces: u64,
 }
 
@@ -50,10 +52,11 @@ impl Hostile {
         hypervisor: &Hypervisor,
         built: Built,
         transactions: Transactions,
-        rng: Rng,
+        mut rng: Rng,
     ) -> Result<Self, String> {
         let domid = built.domid;
         let mut evtchn = hypervisor.event_channels(domid).map_err(|error| error.to_string())?;
+        let reads = *rng.pick(&[0, 300, 1000]);
         let port = evtchn.alloc_unbound(DomId::DOM0).map_err(|error| error.to_string())?;
         let page = hypervisor.own_page(domid, GrantRef::XENSTORE).ok_or("no XenStore page")?;
         Ok(Self {
@@ -67,6 +70,7 @@ impl Hostile {
             rng,
             torn: None,
             next_id: 0,
+            reads,
             pieces: 0,
         })
     }
@@ -99,6 +103,10 @@ impl Hostile {
             self.notify();
             return;
         }
+        if self.reads == 0 && self.rng.chance(850) {
+            self.hoard();
+            return;
+        }
         match self.rng.below(24) {
             0 => self.write_word(),
             1 => {
@@ -117,8 +125,8 @@ impl Hostile {
                 self.notify();
             }
             7..=9 => self.take_events(),
-            10..=13 => self.read(),
-            14 => clear(&self.page),
+            10..=13 if self.rng.chance(self.reads) => self.read(),
+            14 if self.rng.chance(self.reads) => clear(&self.page),
             _ => self.request(),
         }
     }
@@ -204,7 +212,6 @@ impl Hostile {
             Some(MsgType::Write) => format!("{path}\0{value}"),
             _ => format!("{path}\0"),
         };
-        self.next_id += 1;
         let len = payload.len() as u32;
         let len = match self.rng.below(30) {
             0 => *self.rng.pick(&[4097, u32::MAX, 0, len + 1]),
@@ -212,12 +219,31 @@ impl Hostile {
         };
         let transactions = if self.transactions == Transactions::Used { 4 } else { 1 };
         let tx_id = self.rng.below(transactions) as u32;
-        let header = Header { kind, req_id: self.next_id, tx_id, len };
-        let mut bytes = header.to_bytes().to_vec();
-        bytes.extend_from_slice(payload.as_bytes());
+        let mut bytes = self.message(kind, tx_id, len, &payload);
         if self.rng.chance(100) {
             bytes.truncate(1 + self.rng.index(bytes.len()));
         }
+        let _ = self.ring.write(&bytes);
+        self.notify();
+    }
+
+    fn message(&mut self, kind: u32, tx_id: u32, len: u32, payload: &str) -> Vec<u8> {
+        self.next_id += 1;
+        let header = Header { kind, req_id: self.next_id, tx_id, len };
+        let mut bytes = header.to_bytes().to_vec();
+        bytes.extend_from_slice(payload.as_bytes());
+        bytes
+    }
+
+    /// Asks for much, by the rules, and reads none of it: it fills its ring, and then the daemon's memory.
+    fn hoard(&mut self) {
+        let path = format!("/local/domain/{}/a", self.domid);
+        let (kind, payload) = match self.rng.below(4) {
+            0 => (MsgType::Write, format!("{path}\0{}", "v".repeat(600))),
+            1 => (MsgType::Watch, format!("{path}\0{}\0", self.rng.below(50))),
+            _ => (MsgType::Read, format!("{path}\0")),
+        };
+        let bytes = self.message(kind.code(), 0, payload.len() as u32, &payload);
         let _ = self.ring.write(&bytes);
         self.notify();
     }
