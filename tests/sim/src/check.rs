@@ -1,11 +1,14 @@
 //! What must hold: what the toolstack is answered, that all comes to rest, and what is there then.
 
-use crate::host::{Host, collect};
+use crate::host::Host;
+use crate::hostile::Probe;
 use crate::hypervisor::Reuse;
 use crate::link::clear;
+use crate::plan::collect;
 use crate::slot::{Actor, Stage};
 use crate::toolstack::{Ask, Sent};
 use xen::{DomId, GrantRef};
+use xen_io::xs_ring::{CONNECTED, ErrorWord};
 
 /// Rounds after which a host that does nothing new must have come to rest.
 const ROUNDS_MAX: u32 = 20_000;
@@ -143,6 +146,7 @@ impl Host {
         self.nothing_left()?;
         self.ask_all()?;
         self.long_unread()?;
+        self.probe_all()?;
         self.hypervisor.arm();
         Ok(())
     }
@@ -319,6 +323,54 @@ impl Host {
             self.told_all()?;
         }
         Ok(())
+    }
+
+    /// Who breaks the rules of the ring is told so by the daemon, and is served again once it asks for a
+    /// reset.
+    fn probe_all(&mut self) -> Result<(), String> {
+        let again = [(Probe::Event, None), (Probe::Reconnect, Some(ErrorWord::None))];
+        for at in 0..self.slots.len() {
+            let ruin = match self.rng.below(4) {
+                0 => (Probe::Index, Some(ErrorWord::RingIndex)),
+                1 => (Probe::Length, Some(ErrorWord::Protocol)),
+                _ => continue,
+            };
+            for (probe, word) in again.into_iter().chain([ruin]).chain(again) {
+                self.probe(at, probe, word)?;
+            }
+            if self.probe(at, Probe::Request, Some(ErrorWord::None))? == Some(0) {
+                let domid = self.slots[at].domid;
+                return Err(format!("domain {domid} was reset, and is not answered"));
+            }
+        }
+        Ok(())
+    }
+
+    /// One probe of a hostile guest that is served, and how much it was sent.
+    fn probe(
+        &mut self,
+        at: usize,
+        probe: Probe,
+        word: Option<ErrorWord>,
+    ) -> Result<Option<usize>, String> {
+        let slot = &mut self.slots[at];
+        let is_served = slot.is_introduced && !slot.is_shut_down();
+        let Some(Actor::Hostile(hostile)) = &mut slot.actor else { return Ok(None) };
+        if !is_served || !hostile.is_bound() {
+            return Ok(None);
+        }
+        hostile.probe(probe);
+        self.settle()?;
+        let Some(Actor::Hostile(hostile)) = &mut self.slots[at].actor else { return Ok(None) };
+        let (connection, error, sent) = hostile.served();
+        if let Some(word) = word
+            && (connection, error) != (CONNECTED, word as u32)
+        {
+            let domid = self.slots[at].domid;
+            let words = format!("connection word {connection}, error word {error}");
+            return Err(format!("domain {domid} after {probe:?}: {words}, and had to be {word:?}"));
+        }
+        Ok(Some(sent))
     }
 
     /// Everybody goes, and nothing is left.

@@ -92,6 +92,8 @@ pub(crate) struct Guest {
     seen: [u64; SHARED],
     /// There was an event, and the ring was not read to its end since.
     hears: bool,
+    /// There was no room for all that it wanted to send, and no event since.
+    is_full: bool,
     /// Part of a request is on the ring.
     amid_request: bool,
     sweep: VecDeque<Op>,
@@ -126,6 +128,7 @@ impl Guest {
             rng,
             seen: [0; SHARED],
             hears: false,
+            is_full: false,
             amid_request: false,
             sweep: VecDeque::new(),
             writes: 0,
@@ -159,6 +162,7 @@ impl Guest {
         self.watching.cut();
         self.within = Within::None;
         self.hears = false;
+        self.is_full = false;
         self.amid_request = false;
         self.sweep.clear();
         self.phase = Phase::Waiting;
@@ -261,6 +265,7 @@ impl Guest {
             self.phase = Phase::Serving;
         }
         self.hears |= woken;
+        self.is_full &= !woken;
         if !self.hears || self.phase != Phase::Serving {
             return Ok(woken);
         }
@@ -392,7 +397,7 @@ impl Guest {
             4 => Op::Perms(path),
             5..=8 => {
                 self.writes += 1;
-                let long = if self.rng.chance(100) { self.rng.below(1200) } else { 0 };
+                let long = if self.rng.chance(150) { self.rng.below(1800) } else { 0 };
                 let pad = "v".repeat(usize::try_from(long).unwrap_or(0));
                 Op::Write(path, format!("{}{pad}", self.writes))
             }
@@ -453,10 +458,12 @@ impl Guest {
     /// Puts at most `max` bytes of what was asked onto the ring; whether any.
     fn send(&mut self, max: usize) -> Result<bool, String> {
         let output = self.caller.output();
-        if output.is_empty() || self.phase != Phase::Serving {
+        if output.is_empty() || self.phase != Phase::Serving || self.is_full {
             return Ok(false);
         }
-        let count = self.link.write(&output[..max.min(output.len())])?;
+        let wanted = max.min(output.len());
+        let count = self.link.write(&output[..wanted])?;
+        self.is_full = count < wanted;
         self.caller.consume_output(count);
         self.amid_request = !self.caller.output().is_empty();
         Ok(count > 0)

@@ -1,17 +1,15 @@
 //! The whole host: hypervisor, daemon, toolstack and guests, one step after the other.
 
 use crate::caller::Order;
-use crate::faults::Rates;
-use crate::guest::{Amid, Common, Guest, SHARED};
-use crate::hostile::{Hostile, Transactions};
+use crate::guest::{Amid, Common, SHARED};
 use crate::hypervisor::{Hypervisor, Limits, Reuse};
 use crate::link::{Link, RingLink};
+use crate::plan::{Plan, Tally, Trace, collect};
 use crate::rng::Rng;
 use crate::slot::{Actor, Slot, Stage};
 use crate::toolstack::{Ask, Told, Toolstack};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::rc::Rc;
 use xen::domwatch::OwnRing;
@@ -24,110 +22,6 @@ use xenstored::step::Daemon;
 
 /// Guests of a host at a time.
 pub(crate) const SLOTS: u16 = 5;
-/// Steps that are kept to be shown.
-const TRACE: usize = 60;
-
-/// What a run is like, as its seed says.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Plan {
-    pub(crate) rates: Rates,
-    pub(crate) reuse: Reuse,
-    pub(crate) transactions: Transactions,
-    /// In thousandths.
-    pub(crate) hostile: u32,
-    pub(crate) own_ring: bool,
-    pub(crate) steps: u64,
-}
-
-impl Plan {
-    /// The plan of a seed: some runs have one kind of fault, some all, some none.
-    pub(crate) fn draw(rng: &mut Rng) -> Self {
-        let mut rate = |most: u64| if rng.chance(500) { rng.below(most) as u32 } else { 0 };
-        let rates = Rates {
-            lost: rate(150),
-            late: rate(300),
-            spurious: rate(80),
-            refused: rate(250),
-            deaths: rate(12),
-            pauses: rate(20),
-        };
-        Self {
-            rates,
-            hostile: rate(700),
-            reuse: if rng.chance(400) { Reuse::AtOnce } else { Reuse::WhenUnmapped },
-            transactions: if rng.chance(500) { Transactions::Used } else { Transactions::Left },
-            own_ring: rng.chance(400),
-            steps: 1000 + rng.below(6000),
-        }
-    }
-
-    /// A hostile guest's transactions may delay others' requests, so that replies overtake each other.
-    fn order(&self) -> Order {
-        let used = self.transactions == Transactions::Used && self.hostile > 0;
-        if used { Order::Any } else { Order::Sent }
-    }
-}
-
-/// What happened in a run, for whoever wants to know that it did.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Tally {
-    pub(crate) answered: u64,
-    pub(crate) events: u64,
-    pub(crate) resets: u64,
-    pub(crate) commits: u64,
-    pub(crate) hostile: u64,
-    pub(crate) introduced: u64,
-    pub(crate) released: u64,
-    pub(crate) resumed: u64,
-    pub(crate) deaths: u64,
-    pub(crate) amid_request: u64,
-    pub(crate) amid_reply: u64,
-    pub(crate) amid_transaction: u64,
-    pub(crate) reused: u64,
-    pub(crate) spurious: u64,
-    pub(crate) pauses: u64,
-    pub(crate) unread: u64,
-}
-
-impl Tally {
-    pub(crate) fn add(&mut self, other: &Self) {
-        self.answered += other.answered;
-        self.events += other.events;
-        self.resets += other.resets;
-        self.commits += other.commits;
-        self.hostile += other.hostile;
-        self.introduced += other.introduced;
-        self.released += other.released;
-        self.resumed += other.resumed;
-        self.deaths += other.deaths;
-        self.amid_request += other.amid_request;
-        self.amid_reply += other.amid_reply;
-        self.amid_transaction += other.amid_transaction;
-        self.reused += other.reused;
-        self.spurious += other.spurious;
-        self.pauses += other.pauses;
-        self.unread += other.unread;
-    }
-}
-
-/// What was done last; survives a panic.
-#[derive(Clone, Default)]
-pub(crate) struct Trace(Rc<RefCell<VecDeque<String>>>);
-
-impl Trace {
-    fn push(&self, line: String) {
-        let mut lines = self.0.borrow_mut();
-        if lines.len() == TRACE {
-            lines.pop_front();
-        }
-        lines.push_back(line);
-    }
-
-    pub(crate) fn take(&self) -> Vec<String> {
-        self.0.take().into()
-    }
-}
-
 /// The host of one run.
 pub(crate) struct Host {
     pub(crate) plan: Plan,
@@ -155,7 +49,7 @@ pub(crate) struct Host {
     _offers: Box<dyn GrantOffer>,
 }
 
-fn text(error: impl std::fmt::Display) -> String {
+pub(crate) fn text(error: impl std::fmt::Display) -> String {
     error.to_string()
 }
 
@@ -321,6 +215,12 @@ impl Host {
             if line.contains("please report this") || (line.contains("level=error") && !excused) {
                 return Err(format!("the daemon says: {line}"));
             }
+            // Indices are used again: more than there can be connections at a time means a leak.
+            let conn = line.split_once("connection ").and_then(|(_, rest)| rest.split(' ').next());
+            let conn = conn.and_then(|number| number.parse::<u16>().ok());
+            if conn.is_some_and(|conn| conn > SLOTS + 1) {
+                return Err(format!("connections are not given back: {line}"));
+            }
             self.orderly += u64::from(line.contains("the store is in order"));
             self.tally.unread += u64::from(line.contains("replies and events unread"));
         }
@@ -384,6 +284,11 @@ impl Host {
         if self.rng.chance(rates.deaths) {
             let at = self.rng.index(self.slots.len());
             self.kill(at);
+            // Where that can be, its number is another's before anybody has heard of its death.
+            if self.plan.reuse == Reuse::AtOnce && self.rng.chance(500) {
+                self.build(at)?;
+                self.introduce(at);
+            }
         }
         Ok(())
     }
@@ -413,131 +318,5 @@ impl Host {
         self.common.deaths += 1;
         self.hypervisor.destroy(DomId(domid));
         self.note(|| format!("domain {domid} dies"));
-    }
-
-    /// Brings a domain one step further in its life.
-    fn advance(&mut self, at: usize) -> Result<(), String> {
-        if self.toolstack.waiting() > 8 {
-            return Ok(());
-        }
-        if self.rng.chance(400) {
-            self.write_shared();
-            return Ok(());
-        }
-        match self.slots[at].stage {
-            Stage::Empty => self.build(at),
-            Stage::ToIntroduce => {
-                self.introduce(at);
-                Ok(())
-            }
-            Stage::Live => self.live(at),
-            Stage::Suspended => {
-                let (domid, identity) = self.slots[at].name();
-                // First of all: as long as it is shut down, that may be told again.
-                self.hypervisor.resume(DomId(domid));
-                self.slots[at].suspended_since = 0;
-                self.slots[at].stage = Stage::Asked;
-                self.ask(Ask::Resume { domid, identity });
-                Ok(())
-            }
-            Stage::Asked => Ok(()),
-        }
-    }
-
-    fn write_shared(&mut self) {
-        let which = self.rng.index(SHARED);
-        self.common.issued[which] += 1;
-        let value = self.common.issued[which];
-        self.ask(Ask::WriteShared { which, value });
-    }
-
-    fn build(&mut self, at: usize) -> Result<(), String> {
-        let domid = self.slots[at].domid;
-        if self.toolstack.unanswered().any(|ask| ask.is_about(domid)) {
-            // What was meant for the one that is gone would be done to the next one.
-            return Ok(());
-        }
-        // The number may still be held.
-        let Ok(built) = self.hypervisor.create(DomId(domid)) else { return Ok(()) };
-        let identity = built.identity;
-        let hostile = self.rng.chance(self.plan.hostile);
-        let (rng, plan) = (self.rng.fork(), self.plan);
-        let actor = if hostile {
-            Actor::Hostile(Hostile::new(&self.hypervisor, built, plan.transactions, rng)?)
-        } else {
-            Actor::Healthy(Box::new(Guest::new(&self.hypervisor, built, plan.order(), rng)?))
-        };
-        let slot = &mut self.slots[at];
-        self.tally.reused += u64::from(slot.had_identity);
-        slot.identity = identity;
-        slot.actor = Some(actor);
-        slot.frozen_until = 0;
-        slot.keeps_nodes = false;
-        slot.stage = Stage::ToIntroduce;
-        self.note(|| format!("domain {domid} is built, hostile: {hostile}"));
-        Ok(())
-    }
-
-    fn introduce(&mut self, at: usize) {
-        let slot = &mut self.slots[at];
-        let Some(actor) = &mut slot.actor else { return };
-        let port = match actor {
-            Actor::Healthy(guest) => guest.link().port(),
-            Actor::Hostile(hostile) => {
-                hostile.prepare();
-                hostile.port()
-            }
-        };
-        let (domid, identity) = slot.name();
-        slot.stage = Stage::Asked;
-        slot.introduce_asked = true;
-        self.ask(Ask::Introduce { domid, identity, port });
-    }
-
-    /// Something that a toolstack does to a domain that runs.
-    fn live(&mut self, at: usize) -> Result<(), String> {
-        let (domid, identity) = self.slots[at].name();
-        match self.rng.below(40) {
-            0 | 1 => {
-                self.slots[at].stage = Stage::Asked;
-                self.ask(Ask::Release { domid, identity });
-            }
-            2 | 3 => {
-                let reason = xen::domwatch::ShutdownReason::Suspend;
-                let mut control = self.hypervisor.domain_control(DomId::DOM0);
-                control.shutdown(DomId(domid), reason).map_err(text)?;
-                self.slots[at].stage = Stage::Suspended;
-                self.common.tick += 1;
-                self.slots[at].suspended_since = self.common.tick;
-                self.note(|| format!("domain {domid} is suspended"));
-            }
-            4 | 5 => {
-                // A kernel that was started anew without its domain: another port, the same page.
-                let slot = &mut self.slots[at];
-                if let Some(Actor::Healthy(guest)) = &mut slot.actor {
-                    guest.cut();
-                    guest.link().renew_port()?;
-                }
-                slot.keeps_nodes = true;
-                self.note(|| format!("domain {domid} starts anew"));
-                self.introduce(at);
-            }
-            6 => self.kill(at),
-            _ => {}
-        }
-        Ok(())
-    }
-}
-
-/// What an actor that goes has done.
-pub(crate) fn collect(tally: &mut Tally, actor: &Actor) {
-    match actor {
-        Actor::Healthy(guest) => {
-            tally.answered += guest.answered;
-            tally.events += guest.events;
-            tally.resets += guest.resets;
-            tally.commits += guest.commits;
-        }
-        Actor::Hostile(hostile) => tally.hostile += hostile.pieces,
     }
 }

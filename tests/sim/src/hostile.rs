@@ -3,7 +3,7 @@
 use crate::hypervisor::{Built, Hypervisor};
 use crate::link::clear;
 use crate::rng::Rng;
-use xen::evtchn::EventChannels;
+use xen::evtchn::{EventChannels, Status};
 use xen::shared::{PAGE_SIZE, SharedPage};
 use xen::{DomId, GrantRef, Port};
 use xen_io::xs_ring::{FrontRing, RING_SIZE, offset};
@@ -27,6 +27,21 @@ const WORDS: [usize; 8] = [
 pub(crate) enum Transactions {
     Used,
     Left,
+}
+
+/// What a hostile guest does to see how it is served.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Probe {
+    /// It asks for its ring to be reset.
+    Reconnect,
+    /// It notifies.
+    Event,
+    /// It has produced more than a ring holds.
+    Index,
+    /// It announces a message that is too long.
+    Length,
+    /// It asks for something.
+    Request,
 }
 
 /// One hostile guest.
@@ -92,6 +107,45 @@ impl Hostile {
         {
             self.port = port;
         }
+    }
+
+    /// Whether the daemon can hear it.
+    pub(crate) fn is_bound(&mut self) -> bool {
+        matches!(self.evtchn.status(self.port), Ok(Status::Interdomain { .. }))
+    }
+
+    /// Does what is asked of it, for once, and tells the daemon.
+    pub(crate) fn probe(&mut self, what: Probe) {
+        self.torn = None;
+        match what {
+            Probe::Reconnect => {
+                let _ = self.page.store_u32(offset::CONNECTION, 1);
+            }
+            Probe::Event => {}
+            Probe::Index => {
+                let consumed = self.page.load_u32(offset::REQ_CONS).unwrap_or_default();
+                let beyond = 1025 + self.rng.number() as u32 % (u32::MAX - 1025);
+                let _ = self.page.store_u32(offset::REQ_PROD, consumed.wrapping_add(beyond));
+            }
+            Probe::Length => {
+                let bytes = self.message(MsgType::Read.code(), 0, 4097, "");
+                let _ = self.ring.write(&bytes);
+            }
+            Probe::Request => {
+                let bytes = self.message(MsgType::Read.code(), 0, 2, "x\0");
+                let _ = self.ring.write(&bytes);
+            }
+        }
+        self.notify();
+    }
+
+    /// How it is served: the connection word and the error word, and how many bytes it was sent.
+    pub(crate) fn served(&mut self) -> (u32, u32, usize) {
+        self.take_events();
+        let word = |at| self.page.load_u32(at).unwrap_or(u32::MAX);
+        let words = (word(offset::CONNECTION), word(offset::ERROR));
+        let read = self.ring.read(&mut [0; RING_SIZE]).unwrap_or_default();
+        (words.0, words.1, read)
     }
 
     /// Does one thing that it should not, or one that it may.

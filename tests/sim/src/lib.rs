@@ -14,7 +14,9 @@
 //! | `link`, `caller` | the way to the daemon; a client machine that checks the order of its replies |
 //! | `model`, `watching` | what a guest may be answered; what its watches must be told |
 //! | `guest`, `hostile`, `toolstack` | who runs on the host |
-//! | `slot`, `host`, `check` | a domain's number; the schedule; what must hold |
+//! | `plan` | what a run is to be, and what came of it |
+//! | `slot`, `life` | a domain's number; what becomes of it next |
+//! | `host`, `check` | the schedule; what must hold |
 //! | [`run`](mod@run) | one run, from its seed to its verdict |
 
 mod caller;
@@ -24,9 +26,11 @@ mod guest;
 mod host;
 mod hostile;
 pub mod hypervisor;
+mod life;
 mod link;
 mod model;
 mod page;
+mod plan;
 pub mod rng;
 pub mod run;
 mod slot;

@@ -1,7 +1,8 @@
 //! One run, from its seed to its verdict.
 
 use crate::faults::Counts;
-use crate::host::{Host, Tally, Trace};
+use crate::host::Host;
+use crate::plan::{Tally, Trace};
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
