@@ -1,5 +1,6 @@
 //! What must hold: what the toolstack is answered, that all comes to rest, and what is there then.
 
+use crate::guest::COUNTERS;
 use crate::host::Host;
 use crate::hostile::Probe;
 use crate::hypervisor::Reuse;
@@ -14,6 +15,8 @@ use xen_io::xs_ring::{CONNECTED, ErrorWord};
 const ROUNDS_MAX: u32 = 20_000;
 /// How far off what is due may be to be waited for.
 const DUE_SOON_US: u64 = 50_000;
+/// Requests in a burst.
+const BURST: u32 = 400;
 /// Longer than a guest may leave an event unread.
 const UNREAD_US: u64 = 25_000_000;
 
@@ -80,8 +83,10 @@ impl Host {
                 }
                 Ok(())
             }
-            (Ask::OpenShared { .. } | Ask::Watch(_), Ok(_)) => Ok(()),
-            (Ask::Check | Ask::IsIntroduced { .. } | Ask::ListHomes, Ok(payload)) => {
+            (Ask::OpenShared { .. } | Ask::MakeCounter { .. }, Ok(_)) => Ok(()),
+            (Ask::OpenCounter { .. } | Ask::Watch(_), Ok(_)) => Ok(()),
+            // What is asked to be looked at.
+            (_, Ok(payload)) => {
                 self.answers.push((sent.ask.clone(), payload.clone()));
                 Ok(())
             }
@@ -122,7 +127,7 @@ impl Host {
         slot.stage = Stage::ToIntroduce;
         let domid = DomId(slot.domid);
         if let Some(guest) = slot.healthy() {
-            guest.cut();
+            guest.cut(&mut self.common);
             if let Some(page) = self.hypervisor.own_page(domid, GrantRef::XENSTORE) {
                 clear(&page);
             }
@@ -259,12 +264,21 @@ impl Host {
         self.answers.clear();
         self.ask(Ask::Check);
         self.ask(Ask::ListHomes);
+        for which in 0..COUNTERS {
+            self.ask(Ask::ReadCounter { which });
+        }
         for at in 0..self.slots.len() {
             let domid = self.slots[at].domid;
             self.ask(Ask::IsIntroduced { domid });
-            if let Some(guest) = self.slots[at].healthy() {
-                guest.sweep();
+            let Some(guest) = self.slots[at].healthy() else { continue };
+            guest.sweep();
+            if guest.is_serving() {
+                self.ask(Ask::Quota { domid });
             }
+        }
+        if self.rng.chance(50) {
+            // More than anybody is served in one turn.
+            (0..BURST).for_each(|_| self.write_shared());
         }
         self.settle()?;
         self.nobody_waits(|_, _| false)?;
@@ -283,6 +297,8 @@ impl Host {
                     }
                 }
                 Ask::ListHomes => self.homes(&answer)?,
+                Ask::ReadCounter { which } => self.counter(which, &answer)?,
+                Ask::Quota { domid } => self.charged(domid, &answer)?,
                 _ => {}
             }
         }
@@ -295,6 +311,38 @@ impl Host {
             {
                 let doubts = guest.doubts();
                 return Err(format!("domain {}: {doubts} states are possible", slot.domid));
+            }
+        }
+        Ok(())
+    }
+
+    /// A counter is what was committed: nothing is lost, nothing is counted twice.
+    fn counter(&mut self, which: usize, answer: &str) -> Result<(), String> {
+        let guests = self.slots.iter_mut().filter_map(|slot| slot.healthy());
+        let in_flight = guests.filter(|guest| guest.counter_in_doubt() == Some(which)).count();
+        let least = self.common.counted[which];
+        let most = least + self.common.uncertain[which] + in_flight as u64;
+        let value = answer.parse::<u64>().ok();
+        if value.is_some_and(|value| (least..=most).contains(&value)) {
+            Ok(())
+        } else {
+            Err(format!("counter {which} is {answer:?}, and must be {least} to {most}"))
+        }
+    }
+
+    /// What a guest is charged for is what it has.
+    fn charged(&mut self, domid: u16, text: &str) -> Result<(), String> {
+        let slot = &mut self.slots[usize::from(domid) - 1];
+        let shut_down = slot.is_shut_down();
+        let Some(guest) = slot.healthy().filter(|guest| guest.is_serving() && !shut_down) else {
+            return Ok(());
+        };
+        let (transactions, watches) = guest.charged();
+        for (name, wanted) in [("transactions ", transactions), ("watches ", watches)] {
+            let line = text.lines().find(|line| line.starts_with(name)).unwrap_or_default();
+            let number = line.split(':').nth(1).and_then(|rest| rest.split_whitespace().next());
+            if number.and_then(|number| number.parse().ok()) != Some(wanted) {
+                return Err(format!("domain {domid} has {wanted} {name}and is charged: {line}"));
             }
         }
         Ok(())

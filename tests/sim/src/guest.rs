@@ -12,6 +12,8 @@ use xenstore_core::client::Reply;
 
 /// How many nodes everybody may read and domain 0 alone writes.
 pub(crate) const SHARED: usize = 3;
+/// How many nodes all guests count up, in transactions.
+pub(crate) const COUNTERS: usize = 2;
 /// Below the guest's home.
 const PATHS: [&str; 7] = ["data", "data/a", "data/a/b", "data/c", "data/c/d/e", "x", "x/y"];
 /// Most requests in flight; less than the quota of outstanding ones.
@@ -33,6 +35,11 @@ pub(crate) struct Common {
     pub(crate) deaths: u64,
     /// Requests sent by anybody.
     pub(crate) requests: u64,
+    /// Whether guests count, which makes them wait for each other.
+    pub(crate) counting: bool,
+    /// For each counter: commits that were answered, and those that never will be.
+    pub(crate) counted: [u64; COUNTERS],
+    pub(crate) uncertain: [u64; COUNTERS],
 }
 
 /// A request in flight.
@@ -55,6 +62,14 @@ enum Within {
         left: u64,
     },
     Ending,
+}
+
+/// A transaction that adds one to a counter: what was read, and how many requests were sent.
+#[derive(Clone, Copy, Debug)]
+struct Counting {
+    which: usize,
+    value: Option<u64>,
+    sent: u32,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -84,6 +99,7 @@ pub(crate) struct Guest {
     model: Model,
     watching: Watching,
     within: Within,
+    counting: Option<Counting>,
     /// Deaths and requests before the open transaction.
     began: (u64, u64),
     phase: Phase,
@@ -102,6 +118,7 @@ pub(crate) struct Guest {
     pub(crate) events: u64,
     pub(crate) resets: u64,
     pub(crate) commits: u64,
+    pub(crate) refused: u64,
 }
 
 impl Guest {
@@ -122,6 +139,7 @@ impl Guest {
             watching: Watching::new(home.clone()),
             home,
             within: Within::None,
+            counting: None,
             began: (0, 0),
             phase: Phase::Waiting,
             depth: 1 + rng.below(DEPTH_MAX),
@@ -136,11 +154,16 @@ impl Guest {
             events: 0,
             resets: 0,
             commits: 0,
+            refused: 0,
         })
     }
 
     pub(crate) fn link(&mut self) -> &mut RingLink {
         &mut self.link
+    }
+
+    pub(crate) fn is_serving(&self) -> bool {
+        self.phase == Phase::Serving
     }
 
     /// Its home is made: it may begin.
@@ -156,7 +179,11 @@ impl Guest {
     }
 
     /// The connection is cut: what is in flight may have been done or not.
-    pub(crate) fn cut(&mut self) {
+    pub(crate) fn cut(&mut self, common: &mut Common) {
+        if let Some(which) = self.counter_in_doubt() {
+            common.uncertain[which] += 1;
+        }
+        self.counting = None;
         let unanswered: Vec<Op> = self.caller.cut().into_iter().map(|sent| sent.op).collect();
         self.model.cut(&unanswered, self.order == Order::Sent);
         self.watching.cut();
@@ -166,6 +193,17 @@ impl Guest {
         self.amid_request = false;
         self.sweep.clear();
         self.phase = Phase::Waiting;
+    }
+
+    /// The counter that it may have counted up: it waits for the answer.
+    pub(crate) fn counter_in_doubt(&self) -> Option<usize> {
+        let counting = self.counting.filter(|_| self.within == Within::Ending);
+        counting.map(|counting| counting.which)
+    }
+
+    /// Transactions that it has open, and watches that it has set, when it is settled.
+    pub(crate) fn charged(&self) -> (usize, usize) {
+        (usize::from(matches!(self.within, Within::Open { .. })), self.watching.len())
     }
 
     /// What it is amid of.
@@ -261,7 +299,7 @@ impl Guest {
     fn hear(&mut self, common: &mut Common) -> Result<bool, String> {
         let woken = self.link.woken()?;
         if woken && self.phase == Phase::Resetting && self.link.is_connected()? {
-            self.cut();
+            self.cut(common);
             self.phase = Phase::Serving;
         }
         self.hears |= woken;
@@ -296,7 +334,7 @@ impl Guest {
         format!("domain {}: {why}", self.domid)
     }
 
-    fn reply(&mut self, sent: &Sent, reply: Reply, common: &Common) -> Result<(), String> {
+    fn reply(&mut self, sent: &Sent, reply: Reply, common: &mut Common) -> Result<(), String> {
         self.answered += 1;
         let answer: Answer = match reply {
             Reply::Done(payload) => Ok(String::from_utf8_lossy(&payload).into_owned()),
@@ -304,6 +342,7 @@ impl Guest {
         };
         match &sent.op {
             Op::ReadShared(which) => return self.shared_read(*which, sent.floor, &answer, common),
+            Op::ReadCounter(_) | Op::WriteCounter(..) => return self.counter(&sent.op, &answer),
             Op::Start => {
                 let id = answer.as_ref().ok().and_then(|id| id.trim_end_matches('\0').parse().ok());
                 let id = id.ok_or_else(|| format!("a transaction's start: {answer:?}"))?;
@@ -313,6 +352,9 @@ impl Guest {
             }
             Op::End(_) => {
                 self.within = Within::None;
+                if let Some(counting) = self.counting.take() {
+                    return self.count(counting.which, &answer, common);
+                }
                 let (deaths, requests) = self.began;
                 let excused =
                     common.deaths > deaths || common.requests > requests + CHANGES_FORGIVEN;
@@ -328,6 +370,29 @@ impl Guest {
         }
         let fired = self.model.answered(&sent.op, &answer)?;
         self.watching.fired(&fired, sent.at);
+        Ok(())
+    }
+
+    /// A counter was read or written in a transaction.
+    fn counter(&mut self, op: &Op, answer: &Answer) -> Result<(), String> {
+        let value = answer.as_ref().ok().and_then(|value| value.parse().ok());
+        match (op, &mut self.counting) {
+            (Op::ReadCounter(_), Some(counting)) if value.is_some() => counting.value = value,
+            (Op::WriteCounter(..), _) if answer.is_ok() => {}
+            _ => return Err(format!("{op:?} in a transaction was answered {answer:?}")),
+        }
+        Ok(())
+    }
+
+    /// A transaction that counts has ended: it counts, or another was faster.
+    fn count(&mut self, which: usize, answer: &Answer, common: &mut Common) -> Result<(), String> {
+        self.model.refused();
+        match answer {
+            Ok(_) => common.counted[which] += 1,
+            Err(name) if name == "EAGAIN" => self.refused += 1,
+            Err(name) => return Err(format!("a transaction on a counter: {name}")),
+        }
+        self.commits += 1;
         Ok(())
     }
 
@@ -361,9 +426,15 @@ impl Guest {
             self.request(op, common);
             return;
         }
+        let begins = if common.counting { 500 } else { 120 };
         match self.within {
             // Its limits are sharp: nothing is in flight where it starts and where it ends.
             Within::Starting | Within::Ending => {}
+            Within::Open { id, .. } if self.counting.is_some() => {
+                if waiting == 0 {
+                    self.ask_counter(id, common);
+                }
+            }
             Within::Open { id, left: 0 } => {
                 if waiting == 0 {
                     self.within = Within::Ending;
@@ -377,9 +448,14 @@ impl Guest {
                 let op = self.node_op();
                 self.request_in(id, op, common);
             }
-            Within::None if waiting == 0 && self.rng.chance(120) => {
+            Within::None if waiting == 0 && self.rng.chance(begins) => {
                 self.within = Within::Starting;
                 self.began = (common.deaths, common.requests);
+                self.counting = (common.counting && self.rng.chance(500)).then(|| Counting {
+                    which: self.rng.index(COUNTERS),
+                    value: None,
+                    sent: 0,
+                });
                 self.request(Op::Start, common);
             }
             Within::None => {
@@ -387,6 +463,22 @@ impl Guest {
                 self.request(op, common);
             }
         }
+    }
+
+    /// The next request of a transaction that counts.
+    fn ask_counter(&mut self, id: u32, common: &mut Common) {
+        let Some(counting) = &mut self.counting else { return };
+        let Counting { which, value, .. } = *counting;
+        counting.sent += 1;
+        let op = match (counting.sent, value) {
+            (1, _) => Op::ReadCounter(which),
+            (2, Some(value)) => Op::WriteCounter(which, value + 1),
+            _ => {
+                self.within = Within::Ending;
+                Op::End(Outcome::Commit)
+            }
+        };
+        self.request_in(id, op, common);
     }
 
     fn node_op(&mut self) -> Op {

@@ -1,7 +1,7 @@
 //! The whole host: hypervisor, daemon, toolstack and guests, one step after the other.
 
 use crate::caller::Order;
-use crate::guest::{Amid, Common, SHARED};
+use crate::guest::{Amid, COUNTERS, Common, SHARED};
 use crate::hypervisor::{Hypervisor, Limits, Reuse};
 use crate::link::{Link, RingLink};
 use crate::plan::{Plan, Tally, Trace, collect};
@@ -119,7 +119,7 @@ impl Host {
             log,
             toolstack: Toolstack::new(link, Order::Sent),
             slots: (1..=SLOTS).map(Slot::new).collect(),
-            common: Common::default(),
+            common: Common { counting: plan.counting, ..Common::default() },
             rng,
             trace,
             tally: Tally::default(),
@@ -142,6 +142,10 @@ impl Host {
         for which in 0..SHARED {
             self.ask(Ask::WriteShared { which, value: 0 });
             self.ask(Ask::OpenShared { which });
+        }
+        for which in 0..COUNTERS {
+            self.ask(Ask::MakeCounter { which });
+            self.ask(Ask::OpenCounter { which });
         }
         self.ask(Ask::Watch("@introduceDomain"));
         self.ask(Ask::Watch("@releaseDomain"));
@@ -299,6 +303,9 @@ impl Host {
         let Some(actor) = slot.actor.take() else { return };
         let domid = slot.domid;
         if let Actor::Healthy(guest) = &actor {
+            if let Some(which) = guest.counter_in_doubt() {
+                self.common.uncertain[which] += 1;
+            }
             let Amid { request, reply, transaction } = guest.amid();
             self.tally.amid_request += u64::from(request);
             self.tally.amid_reply += u64::from(reply);

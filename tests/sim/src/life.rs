@@ -37,7 +37,8 @@ impl Host {
         }
     }
 
-    fn write_shared(&mut self) {
+    /// A new value for one of the shared nodes.
+    pub(crate) fn write_shared(&mut self) {
         let which = self.rng.index(SHARED);
         self.common.issued[which] += 1;
         let value = self.common.issued[which];
@@ -108,7 +109,7 @@ impl Host {
                 // A kernel that was started anew without its domain: another port, the same page.
                 let slot = &mut self.slots[at];
                 if let Some(Actor::Healthy(guest)) = &mut slot.actor {
-                    guest.cut();
+                    guest.cut(&mut self.common);
                     guest.link().renew_port()?;
                 }
                 slot.keeps_nodes = true;

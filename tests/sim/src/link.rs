@@ -128,6 +128,7 @@ impl Link {
                         }
                         all.extend(bytes);
                     }
+                    ring.notify()?;
                 }
                 Ok(all)
             }

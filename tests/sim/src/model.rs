@@ -27,6 +27,8 @@ pub(crate) enum Op {
     ReadOther(DomId),
     ReadShared(usize),
     WriteShared(usize),
+    ReadCounter(usize),
+    WriteCounter(usize, u64),
 }
 
 /// What is asked of a transaction.
@@ -126,7 +128,9 @@ fn apply(nodes: &mut Nodes, op: &Op) -> (Answer, Option<Fired>) {
         },
         Op::Watch(_) | Op::Unwatch(_) => (ok(), None),
         Op::ReadOther(_) | Op::WriteShared(_) => (Err("EACCES".to_owned()), None),
-        Op::Start | Op::End(_) | Op::ReadShared(_) => (ok(), None),
+        Op::Start | Op::End(_) | Op::ReadShared(_) | Op::ReadCounter(_) | Op::WriteCounter(..) => {
+            (ok(), None)
+        }
     }
 }
 
@@ -282,6 +286,10 @@ impl Op {
             Self::Unwatch(what) => (MsgType::Unwatch, what.clone()),
             Self::ReadOther(domid) => (MsgType::Read, format!("/local/domain/{domid}/secret\0")),
             Self::ReadShared(which) => (MsgType::Read, format!("/shared/{which}\0")),
+            Self::ReadCounter(which) => (MsgType::Read, format!("/counters/{which}\0")),
+            Self::WriteCounter(which, value) => {
+                (MsgType::Write, format!("/counters/{which}\0{value}"))
+            }
             Self::WriteShared(which) => (MsgType::Write, format!("/shared/{which}\0mine")),
         }
     }

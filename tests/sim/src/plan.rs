@@ -22,6 +22,8 @@ pub(crate) struct Plan {
     /// In thousandths.
     pub(crate) hostile: u32,
     pub(crate) own_ring: bool,
+    /// Guests count in transactions.
+    pub(crate) counting: bool,
     pub(crate) steps: u64,
 }
 
@@ -43,14 +45,15 @@ impl Plan {
             reuse: if rng.chance(400) { Reuse::AtOnce } else { Reuse::WhenUnmapped },
             transactions: if rng.chance(500) { Transactions::Used } else { Transactions::Left },
             own_ring: rng.chance(400),
+            counting: rng.chance(500),
             steps: 1000 + rng.below(6000),
         }
     }
 
-    /// A hostile guest's transactions may delay others' requests, so that replies overtake each other.
+    /// Transactions that want the same may delay others' requests, so that replies overtake each other.
     pub(crate) fn order(&self) -> Order {
         let used = self.transactions == Transactions::Used && self.hostile > 0;
-        if used { Order::Any } else { Order::Sent }
+        if used || self.counting { Order::Any } else { Order::Sent }
     }
 }
 
@@ -61,6 +64,7 @@ pub(crate) struct Tally {
     pub(crate) events: u64,
     pub(crate) resets: u64,
     pub(crate) commits: u64,
+    pub(crate) conflicts: u64,
     pub(crate) hostile: u64,
     pub(crate) introduced: u64,
     pub(crate) released: u64,
@@ -81,6 +85,7 @@ impl Tally {
         self.events += other.events;
         self.resets += other.resets;
         self.commits += other.commits;
+        self.conflicts += other.conflicts;
         self.hostile += other.hostile;
         self.introduced += other.introduced;
         self.released += other.released;
@@ -122,6 +127,7 @@ pub(crate) fn collect(tally: &mut Tally, actor: &Actor) {
             tally.events += guest.events;
             tally.resets += guest.resets;
             tally.commits += guest.commits;
+            tally.conflicts += guest.refused;
         }
         Actor::Hostile(hostile) => tally.hostile += hostile.pieces,
     }

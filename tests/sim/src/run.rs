@@ -85,6 +85,7 @@ impl Summary {
             ("requests answered", tally.answered),
             ("watch events", tally.events),
             ("transactions ended", tally.commits),
+            ("transactions refused for a conflict", tally.conflicts),
             ("rings reset", tally.resets),
             ("domains introduced", tally.introduced),
             ("domains released", tally.released),

@@ -19,6 +19,10 @@ pub(crate) enum Ask {
     GiveHome { domid: u16, identity: u64 },
     WriteShared { which: usize, value: u64 },
     OpenShared { which: usize },
+    MakeCounter { which: usize },
+    OpenCounter { which: usize },
+    ReadCounter { which: usize },
+    Quota { domid: u16 },
     Watch(&'static str),
     Check,
     IsIntroduced { domid: u16 },
@@ -53,6 +57,10 @@ impl Ask {
                 (MsgType::Write, format!("/shared/{which}\0{value}"))
             }
             Self::OpenShared { which } => (MsgType::SetPerms, format!("/shared/{which}\0r0\0")),
+            Self::MakeCounter { which } => (MsgType::Write, format!("/counters/{which}\x000")),
+            Self::OpenCounter { which } => (MsgType::SetPerms, format!("/counters/{which}\0b0\0")),
+            Self::ReadCounter { which } => (MsgType::Read, format!("/counters/{which}\0")),
+            Self::Quota { domid } => (MsgType::Control, format!("quota\0{domid}\0")),
             Self::Watch(path) => (MsgType::Watch, format!("{path}\0toolstack\0")),
             Self::Check => (MsgType::Control, "check\0".to_owned()),
             Self::IsIntroduced { domid } => (MsgType::IsDomainIntroduced, format!("{domid}\0")),
