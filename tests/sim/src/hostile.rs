@@ -124,7 +124,12 @@ impl Hostile {
             Probe::Event => {}
             Probe::Index => {
                 let consumed = self.page.load_u32(offset::REQ_CONS).unwrap_or_default();
-                let beyond = 1025 + self.rng.number() as u32 % (u32::MAX - 1025);
+                // One too many, or anything up to what looks like going back.
+                let beyond = match self.rng.below(3) {
+                    0 => 1025,
+                    1 => 1025 + self.rng.number() as u32 % 2048,
+                    _ => 1025 + self.rng.number() as u32 % (u32::MAX - 1024),
+                };
                 let _ = self.page.store_u32(offset::REQ_PROD, consumed.wrapping_add(beyond));
             }
             Probe::Length => {
