@@ -5,9 +5,14 @@ use crate::host::Host;
 use crate::plan::{Tally, Trace};
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::Duration;
 
 /// Most steps between two checks.
 const UNCHECKED_MAX: u64 = 400;
+
+/// A run takes a hundredth of a second; who takes so long never ends.
+const HANGS: Duration = Duration::from_secs(60);
 
 /// What happened in runs that held.
 #[derive(Clone, Copy, Debug, Default)]
@@ -47,7 +52,7 @@ impl std::error::Error for Failure {}
 /// What did not hold, with what was done last.
 pub fn run(seed: u64) -> Result<Summary, Failure> {
     let trace = Trace::default();
-    let ran = catch_unwind(AssertUnwindSafe(|| play(seed, &trace)));
+    let ran = watched(seed, || catch_unwind(AssertUnwindSafe(|| play(seed, &trace))));
     let why = match ran {
         Ok(Ok(summary)) => return Ok(summary),
         Ok(Err(why)) => why,
@@ -58,6 +63,25 @@ pub fn run(seed: u64) -> Result<Summary, Failure> {
         }
     };
     Err(Failure { seed, why, trace: trace.take() })
+}
+
+/// Ends the process where a run does not end: a round of the daemon's that never returns cannot be left
+/// otherwise. The run itself has one thread; this one only waits for it.
+fn watched<R>(seed: u64, body: impl FnOnce() -> R) -> R {
+    let (ended, ends) = channel::<()>();
+    let dog = std::thread::spawn(move || {
+        if ends.recv_timeout(HANGS) == Err(RecvTimeoutError::Timeout) {
+            let seconds = HANGS.as_secs();
+            eprintln!("seed {seed} fails: the host is still amid one step after {seconds} s");
+            eprintln!("to repeat it: cargo xtask sim --seeds 1 --from {seed}");
+            std::process::exit(1);
+        }
+    });
+    let result = body();
+    drop(ended);
+    // It has nothing to say that could fail.
+    let _ = dog.join();
+    result
 }
 
 fn play(seed: u64, trace: &Trace) -> Result<Summary, String> {
