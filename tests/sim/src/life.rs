@@ -106,11 +106,15 @@ impl Host {
                 self.note(|| format!("domain {domid} is suspended"));
             }
             4 | 5 => {
-                // A kernel that was started anew without its domain: another port, the same page.
+                // A kernel that was started anew without its domain: the same page, and perhaps
+                // the same port.
+                let renews = self.rng.chance(600);
                 let slot = &mut self.slots[at];
                 if let Some(Actor::Healthy(guest)) = &mut slot.actor {
                     guest.cut(&mut self.common);
-                    guest.link().renew_port()?;
+                    if renews {
+                        guest.link().renew_port()?;
+                    }
                 }
                 slot.keeps_nodes = true;
                 self.note(|| format!("domain {domid} starts anew"));
