@@ -14,7 +14,7 @@ use xen_io::xs_ring::{CONNECTED, ErrorWord};
 /// Rounds after which a host that does nothing new must have come to rest.
 const ROUNDS_MAX: u32 = 20_000;
 /// How far off what is due may be to be waited for.
-const DUE_SOON_US: u64 = 50_000;
+const DUE_SOON_US: u64 = 200_000;
 /// Requests in a burst.
 const BURST: u32 = 400;
 /// Longer than a guest may leave an event unread.
@@ -144,7 +144,6 @@ impl Host {
         // What was lost delays no longer than until the next event.
         self.note(|| "the next events come".to_owned());
         self.hypervisor.next_events();
-        self.hypervisor.look_again();
         self.settle()?;
         self.nobody_waits(|_, _| false)?;
         self.told_all()?;

@@ -35,6 +35,8 @@ const ACCEPT_MAX: usize = 64;
 const PORTS_MAX: usize = 1024;
 /// How long accepting rests after descriptors ran out, unless one of ours closes before.
 const ACCEPT_RETRY_US: u64 = 1_000_000;
+/// How long until the hypervisor is asked again which domains changed, where it did not say.
+const CHANGES_RETRY_US: u64 = 100_000;
 
 const LISTENER: u64 = u64::MAX;
 const TERMINATE: u64 = u64::MAX - 1;
@@ -71,6 +73,8 @@ pub(crate) struct EventLoop {
     /// The sockets served in this round.
     served: Vec<(ConnId, serve::Stopped)>,
     accepting: Accepting,
+    /// When the hypervisor is asked again which domains changed, as it did not say.
+    changes_due: Option<u64>,
     events_taken: EventsTaken,
     stop: bool,
 }
@@ -125,6 +129,7 @@ impl EventLoop {
             noted: Vec::new(),
             served: Vec::new(),
             accepting: Accepting::Yes,
+            changes_due: None,
             events_taken: EventsTaken::All,
             stop: false,
         })
@@ -186,6 +191,9 @@ impl EventLoop {
         if self.events_taken == EventsTaken::Some {
             self.take_events(now)?;
         }
+        if self.changes_due.is_some_and(|due| due <= now) {
+            self.take_domain_changes(now);
+        }
         let mut accept = matches!(self.accepting, Accepting::RestsUntil(until) if now >= until);
         for at in 0..self.events.len() {
             let event = self.events[at];
@@ -236,7 +244,7 @@ impl EventLoop {
             Accepting::Yes => None,
             Accepting::RestsUntil(until) => Some(until),
         };
-        [self.server.deadline(), accept].into_iter().flatten().min()
+        [self.server.deadline(), accept, self.changes_due].into_iter().flatten().min()
     }
 
     /// How long there is nothing to do but wait; `None` for as long as nobody asks.
@@ -291,6 +299,7 @@ impl EventLoop {
     }
 
     fn take_domain_changes(&mut self, now: u64) {
+        self.changes_due = None;
         loop {
             let Some(domains) = &mut self.io.domains else { return };
             match domains.platform.domains.poll_change() {
@@ -305,7 +314,9 @@ impl EventLoop {
                 Err(error) => {
                     let text =
                         format!("the hypervisor does not say which domains changed: {error}");
-                    self.io.log.line(Level::Error, "", &text);
+                    self.io.log.limited(Level::Error, None, &text, now);
+                    // Its interrupt may be the last one for long, and who is dead holds memory.
+                    self.changes_due = Some(now.saturating_add(CHANGES_RETRY_US));
                     break;
                 }
             }

@@ -147,11 +147,6 @@ impl Hypervisor {
         }
     }
 
-    /// The next virtual interrupt about domains comes, whatever it is about.
-    pub fn look_again(&self) {
-        self.state.borrow_mut().raise_dom_exc();
-    }
-
     /// Domains that were destroyed and are still held.
     #[must_use]
     pub fn dying(&self) -> usize {
