@@ -17,6 +17,8 @@ const ROUNDS_MAX: u32 = 20_000;
 const DUE_SOON_US: u64 = 200_000;
 /// Requests in a burst.
 const BURST: u32 = 400;
+/// Events of one watch that fill a ring, for each of the shared nodes.
+const FILLS: u32 = 90;
 /// Longer than a guest may leave an event unread.
 const UNREAD_US: u64 = 25_000_000;
 
@@ -364,9 +366,20 @@ impl Host {
         Ok(())
     }
 
-    /// So much time passes that who leaves something unread is no longer served: hostile guests alone do.
+    /// So much time passes that who leaves something unread is no longer served: hostile guests, and who is
+    /// suspended. The latter come back.
     fn long_unread(&mut self) -> Result<(), String> {
-        if self.rng.chance(200) && !self.slots.iter().any(crate::slot::Slot::is_shut_down) {
+        if self.rng.chance(200) {
+            // More than a ring holds, for who watches it; one by one, or most would be merged.
+            for _ in 0..FILLS {
+                self.write_shared();
+                self.settle()?;
+            }
+            for slot in self.slots.iter_mut().filter(|slot| slot.is_shut_down()) {
+                if let Some(guest) = slot.healthy() {
+                    guest.stand_still();
+                }
+            }
             self.pass(UNREAD_US);
             self.settle()?;
             self.told_all()?;

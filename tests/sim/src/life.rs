@@ -96,7 +96,7 @@ impl Host {
                 self.slots[at].stage = Stage::Asked;
                 self.ask(Ask::Release { domid, identity });
             }
-            2 | 3 => {
+            2..=5 => {
                 let reason = xen::domwatch::ShutdownReason::Suspend;
                 let mut control = self.hypervisor.domain_control(DomId::DOM0);
                 control.shutdown(DomId(domid), reason).map_err(text)?;
@@ -105,7 +105,7 @@ impl Host {
                 self.slots[at].suspended_since = self.common.tick;
                 self.note(|| format!("domain {domid} is suspended"));
             }
-            4 | 5 => {
+            6 | 7 => {
                 // A kernel that was started anew without its domain: the same page, and perhaps
                 // the same port.
                 let renews = self.rng.chance(600);
@@ -120,7 +120,7 @@ impl Host {
                 self.note(|| format!("domain {domid} starts anew"));
                 self.introduce(at);
             }
-            6 => self.kill(at),
+            8 => self.kill(at),
             _ => {}
         }
         Ok(())

@@ -65,6 +65,7 @@ pub(crate) struct Tally {
     pub(crate) resets: u64,
     pub(crate) commits: u64,
     pub(crate) conflicts: u64,
+    pub(crate) returns: u64,
     pub(crate) hostile: u64,
     pub(crate) introduced: u64,
     pub(crate) released: u64,
@@ -86,6 +87,7 @@ impl Tally {
         self.resets += other.resets;
         self.commits += other.commits;
         self.conflicts += other.conflicts;
+        self.returns += other.returns;
         self.hostile += other.hostile;
         self.introduced += other.introduced;
         self.released += other.released;
@@ -128,6 +130,7 @@ pub(crate) fn collect(tally: &mut Tally, actor: &Actor) {
             tally.resets += guest.resets;
             tally.commits += guest.commits;
             tally.conflicts += guest.refused;
+            tally.returns += guest.returns;
         }
         Actor::Hostile(hostile) => tally.hostile += hostile.pieces,
     }

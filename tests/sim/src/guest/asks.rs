@@ -108,9 +108,9 @@ impl Guest {
             4 => Op::WriteShared(self.rng.index(SHARED)),
             5 | 6 if self.watching.len() < WATCHES_MAX => {
                 let relative = self.rng.chance(500);
-                let place = match self.rng.below(4) {
+                let place = match self.rng.below(5) {
                     0 => Place::Own(String::new()),
-                    1 => Place::Shared(self.rng.index(SHARED)),
+                    1 | 2 => Place::Shared(self.rng.index(SHARED)),
                     _ => Place::Own((*self.rng.pick(&PATHS)).to_owned()),
                 };
                 Op::Watch(self.watching.set(place, relative, common.tick))

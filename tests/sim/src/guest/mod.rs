@@ -10,6 +10,7 @@ use crate::rng::Rng;
 use crate::watching::Watching;
 use std::collections::VecDeque;
 use xen::DomId;
+use xen_io::xs_ring::ErrorWord;
 use xenstore_core::client::Reply;
 
 /// How many nodes everybody may read and domain 0 alone writes.
@@ -106,6 +107,8 @@ pub(crate) struct Guest {
     seen: [u64; SHARED],
     /// There was an event, and the ring was not read to its end since.
     hears: bool,
+    /// It stood still for so long that the daemon may have given it up.
+    may_be_given_up: bool,
     /// There was no room for all that it wanted to send, and no event since.
     is_full: bool,
     /// Part of a request is on the ring.
@@ -117,6 +120,7 @@ pub(crate) struct Guest {
     pub(crate) resets: u64,
     pub(crate) commits: u64,
     pub(crate) refused: u64,
+    pub(crate) returns: u64,
 }
 
 impl Guest {
@@ -144,6 +148,7 @@ impl Guest {
             rng,
             seen: [0; SHARED],
             hears: false,
+            may_be_given_up: false,
             is_full: false,
             amid_request: false,
             sweep: VecDeque::new(),
@@ -153,6 +158,7 @@ impl Guest {
             resets: 0,
             commits: 0,
             refused: 0,
+            returns: 0,
         })
     }
 
@@ -188,6 +194,7 @@ impl Guest {
         self.within = Within::None;
         self.hears = false;
         self.is_full = false;
+        self.may_be_given_up = false;
         self.amid_request = false;
         self.sweep.clear();
         self.phase = Phase::Waiting;
@@ -204,6 +211,21 @@ impl Guest {
         (usize::from(matches!(self.within, Within::Open { .. })), self.watching.len())
     }
 
+    /// It stands still for longer than it may leave anything unread.
+    pub(crate) fn stand_still(&mut self) {
+        self.may_be_given_up = true;
+    }
+
+    /// Where the daemon has given it up, which it may, it asks for a reset.
+    fn come_back(&mut self, common: &mut Common) -> Result<bool, String> {
+        let serving = self.may_be_given_up && self.phase == Phase::Serving;
+        if !serving || self.link.error()? != ErrorWord::Communication as u32 {
+            return Ok(false);
+        }
+        self.returns += 1;
+        self.reset(common).map(|()| true)
+    }
+
     /// What it is amid of.
     pub(crate) fn amid(&self) -> Amid {
         Amid {
@@ -215,6 +237,9 @@ impl Guest {
 
     /// One step of its own: it hears, asks, or writes a part of what it has asked.
     pub(crate) fn step(&mut self, common: &mut Common) -> Result<(), String> {
+        if self.come_back(common)? {
+            return Ok(());
+        }
         match self.rng.below(10) {
             0..=3 => self.hear(common).map(drop),
             4..=6 => {
@@ -233,7 +258,7 @@ impl Guest {
 
     /// A step in which it begins nothing new; whether anything moved.
     pub(crate) fn settle(&mut self, common: &mut Common) -> Result<bool, String> {
-        let mut moved = self.hear(common)?;
+        let mut moved = self.come_back(common)? | self.hear(common)?;
         while let Some(op) = self.sweep.front()
             && self.phase == Phase::Serving
             && (self.caller.waiting() as u64) < self.depth
@@ -261,7 +286,8 @@ impl Guest {
     }
 
     /// Everything that it was told agrees with what it may expect.
-    pub(crate) fn check(&self) -> Result<(), String> {
+    pub(crate) fn check(&mut self) -> Result<(), String> {
+        self.may_be_given_up = false;
         if self.phase == Phase::Serving {
             self.watching.check().map_err(|why| format!("domain {}: {why}", self.domid))?;
             let error = self.link.error()?;
