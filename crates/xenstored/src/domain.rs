@@ -139,7 +139,10 @@ impl Io {
         domains.unbind(ring.port);
         ring.port = Port::NONE;
         ring.ended = true;
-        let port = domains.bind(at.domid, Port(at.port), at.conn)?;
+        let port = domains.bind(at.domid, Port(at.port), at.conn).inspect_err(|_| {
+            // Who looks at its page sees why nothing moves. Its toolstack may try again.
+            let _ = ring.ring.set_error(ErrorWord::Communication);
+        })?;
         ring.port = port;
         ring.masked = false;
         ring.ended = false;

@@ -9,7 +9,7 @@ use crate::plan::collect;
 use crate::slot::{Actor, Stage};
 use crate::toolstack::{Ask, Sent};
 use xen::{DomId, GrantRef};
-use xen_io::xs_ring::{CONNECTED, ErrorWord};
+use xen_io::xs_ring::{CONNECTED, ErrorWord, offset};
 
 /// Rounds after which a host that does nothing new must have come to rest.
 const ROUNDS_MAX: u32 = 20_000;
@@ -243,8 +243,16 @@ impl Host {
             let wanted = usize::from(slot.is_introduced);
             introduced += wanted;
             let held = self.hypervisor.ports_towards(DomId::DOM0, DomId(slot.domid));
-            // Who was refused to be introduced again may have lost the port that it had.
+            // Who was refused to be introduced again may have lost the port that it had, and is told.
             let in_between = slot.stage == Stage::ToIntroduce && held == 0;
+            if in_between && slot.is_introduced && !slot.is_hostile() {
+                let page = self.hypervisor.own_page(DomId(slot.domid), GrantRef::XENSTORE);
+                let word = page.and_then(|page| page.load_u32(offset::ERROR).ok());
+                if word != Some(ErrorWord::Communication as u32) {
+                    let domid = slot.domid;
+                    return Err(format!("domain {domid} has no port, and error word {word:?}"));
+                }
+            }
             if held != wanted && !in_between {
                 let domid = slot.domid;
                 return Err(format!("{held} ports towards domain {domid} are held, not {wanted}"));
