@@ -54,6 +54,7 @@ const STEPS: &[Step] = &[
     },
     Step { name: "test", environment: &[], arguments: &["test", "--workspace"] },
     Step { name: "fuzz", environment: &[], arguments: &["xtask", "fuzz", "--seconds", "15"] },
+    Step { name: "sim", environment: &[], arguments: &["xtask", "sim", "--seeds", "1000"] },
     Step { name: "demo", environment: &[], arguments: &["xtask", "demo"] },
     Step {
         name: "bench",

@@ -7,6 +7,7 @@
 //! | `tidy` | the rules of the code that no other tool checks |
 //! | `bench` | builds and runs the benches |
 //! | `fuzz` | builds the fuzz targets and runs each for a while |
+//! | `sim` | builds the simulator and runs it over many seeds |
 //! | `workspace` | what cargo knows about the workspace |
 //! | `xen` | real Xen under QEMU, with stock Linux guests |
 
@@ -14,6 +15,7 @@ mod bench;
 mod ci;
 mod demo;
 mod fuzz;
+mod sim;
 mod tidy;
 mod workspace;
 mod xen;
@@ -31,6 +33,8 @@ cargo xtask COMMAND
   tidy                    file lengths, words, lints, dependencies, links
   bench store [OPTION...] our xenstored beside Debian's daemons; --help lists the options
   bench platform WHAT     hosted domains beside what the machine costs: speed, create [COUNT]
+  sim [--seeds N] [--from SEED]
+                          whole hosts in one thread, faults on cue; 200 seeds from 0 on
   fuzz [TARGET] [OPTION]  the fuzz targets, 15 s each; --help lists the options
   xen [OPTION...]         our xenstored as the store of a real Xen host, under QEMU; --help lists the options
 ";
@@ -45,6 +49,7 @@ fn main() -> ExitCode {
         ["tidy"] => tidy::run(),
         ["bench", "store", options @ ..] => bench::store(options),
         ["bench", "platform", options @ ..] => bench::platform(options),
+        ["sim", options @ ..] => sim::run(options),
         ["fuzz", options @ ..] => fuzz::run(options),
         ["xen", options @ ..] => xen::run(options),
         ["--help" | "-h" | "help"] => {

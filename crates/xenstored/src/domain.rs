@@ -121,7 +121,7 @@ impl Io {
         }
         if own {
             // Its kernel looks for devices from the first event on.
-            domains.notify(port)?;
+            domains.notify(port).inspect_err(|_| domains.unbind(port))?;
         }
         Ok(Ring { ring, port, masked: false, ended: false })
     }
@@ -139,7 +139,10 @@ impl Io {
         domains.unbind(ring.port);
         ring.port = Port::NONE;
         ring.ended = true;
-        let port = domains.bind(at.domid, Port(at.port), at.conn)?;
+        let port = domains.bind(at.domid, Port(at.port), at.conn).inspect_err(|_| {
+            // Who looks at its page sees why nothing moves. Its toolstack may try again.
+            let _ = ring.ring.set_error(ErrorWord::Communication);
+        })?;
         ring.port = port;
         ring.masked = false;
         ring.ended = false;

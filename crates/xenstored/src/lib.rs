@@ -8,6 +8,7 @@
 //! |---|---|
 //! | [`config`], `options`, [`paths`] | command line and environment of C xenstored |
 //! | `event_loop` | the loop, a connection's turn |
+//! | [`step`] | the same daemon as a value, without a process of its own, for who steps it |
 //! | `connection`, `fairness` | what is kept for a connection; whose turn it is |
 //! | `socket` | the listening socket, its lock, taking over a stale one |
 //! | `domain` | rings and event channels; what the core asks of the machine |
@@ -34,11 +35,12 @@ mod sends;
 mod signals;
 mod socket;
 mod stats;
+pub mod step;
 pub mod trace;
 
 use crate::config::{Asked, Config, Mode, QuotaKind, QuotaSetting, Switch};
 use crate::domain::Domains;
-use crate::event_loop::{EventLoop, Io};
+use crate::event_loop::{EventLoop, Io, Outside};
 use crate::log::{Level, Log};
 use crate::pid_file::PidFile;
 use crate::socket::Listener;
@@ -46,6 +48,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::fmt;
 use std::io::Write;
 use std::process::ExitCode;
+use std::time::Instant;
 use xen::domwatch::DomainWatch;
 use xen::evtchn::EventChannels;
 use xen::gnttab::GrantMap;
@@ -71,6 +74,9 @@ pub enum Provided {
     /// None, and why: only the socket is served.
     SocketOnly(&'static str),
 }
+
+/// Tells the time: microseconds since a moment of its choice, never less than before.
+pub type Clock = Box<dyn Fn() -> u64>;
 
 /// Why the daemon does not run.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -156,7 +162,10 @@ pub fn run(config: &Config, provided: Provided) -> Result<(), Error> {
         }
     };
     let ioctls = platform.as_ref().map_or(&[][..], |platform| platform.ioctls);
-    let mut event_loop = set_up(config, platform, log, listener, signals)?;
+    let started = Instant::now();
+    let clock = move || u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
+    let outside = Some(Outside { listener, signals });
+    let mut event_loop = set_up(config, platform, log, outside, Box::new(clock))?;
     if config.own_ring == Switch::On {
         event_loop.introduce_own_domain();
     }
@@ -178,8 +187,8 @@ fn set_up(
     config: &Config,
     platform: Option<Platform>,
     log: Log,
-    listener: Listener,
-    signals: signals::Signals,
+    outside: Option<Outside>,
+    clock: Clock,
 ) -> Result<EventLoop, Error> {
     let mut server = Server::new(config.core.clone());
     for quota in &config.quotas {
@@ -208,7 +217,7 @@ fn set_up(
         exhaustion_logged: false,
     };
     io.reopen_trace();
-    EventLoop::new(server, io, listener, signals)
+    EventLoop::new(server, io, outside, clock)
 }
 
 /// Gives one quota of the command line to the core.

@@ -47,6 +47,7 @@ impl Level {
 enum Sink {
     Stderr,
     Syslog(Option<UnixDatagram>),
+    Taker(Box<dyn FnMut(&str)>),
 }
 
 /// Lines about the doings of one domain that are written within [`WINDOW_US`]; the others are counted.
@@ -74,6 +75,12 @@ impl Log {
     #[must_use]
     pub fn stderr(most: Level) -> Self {
         Self { sink: Sink::Stderr, most, window: Window::default() }
+    }
+
+    /// A log whose lines `taker` gets, without their ends, up to `most`.
+    #[must_use]
+    pub fn to(most: Level, taker: Box<dyn FnMut(&str)>) -> Self {
+        Self { sink: Sink::Taker(taker), most, window: Window::default() }
     }
 
     /// The same lines to syslog from now on; where there is none they are lost.
@@ -133,6 +140,7 @@ impl Log {
                 line.push('\n');
                 let _ = io::stderr().write_all(line.as_bytes());
             }
+            Sink::Taker(taker) => taker(&line),
             Sink::Syslog(socket) => {
                 let pid = rustix::process::getpid();
                 let pid = pid.as_raw_nonzero();

@@ -9,6 +9,7 @@ mod serve;
 
 pub(crate) use io::Io;
 
+use crate::Clock;
 use crate::Error;
 use crate::connection::{Class, Connection, End, Socket};
 use crate::fairness::{GUEST_SHARE, PRIVILEGED_SHARE};
@@ -19,7 +20,6 @@ use crate::socket::{Accepted, Listener};
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::fd::{AsFd, OwnedFd};
-use std::time::Instant;
 use xen::domwatch::DomainEvent;
 use xenstore_core::server::{ConnId, DomId, Notice, Server};
 
@@ -35,6 +35,8 @@ const ACCEPT_MAX: usize = 64;
 const PORTS_MAX: usize = 1024;
 /// How long accepting rests after descriptors ran out, unless one of ours closes before.
 const ACCEPT_RETRY_US: u64 = 1_000_000;
+/// How long until the hypervisor is asked again which domains changed, where it did not say.
+const CHANGES_RETRY_US: u64 = 100_000;
 
 const LISTENER: u64 = u64::MAX;
 const TERMINATE: u64 = u64::MAX - 1;
@@ -48,12 +50,18 @@ enum Accepting {
     RestsUntil(u64),
 }
 
+/// What a process has and a daemon that is stepped has not.
+pub(crate) struct Outside {
+    pub(crate) listener: Listener,
+    pub(crate) signals: Signals,
+}
+
 /// The daemon at work.
 pub(crate) struct EventLoop {
     server: Server,
     io: Io,
-    listener: Listener,
-    signals: Signals,
+    outside: Option<Outside>,
+    clock: Clock,
     input: Box<[u8]>,
     /// The requests of the current turn.
     asked: Vec<serve::Asked>,
@@ -64,8 +72,9 @@ pub(crate) struct EventLoop {
     noted: Vec<ConnId>,
     /// The sockets served in this round.
     served: Vec<(ConnId, serve::Stopped)>,
-    started: Instant,
     accepting: Accepting,
+    /// When the hypervisor is asked again which domains changed, as it did not say.
+    changes_due: Option<u64>,
     events_taken: EventsTaken,
     stop: bool,
 }
@@ -93,32 +102,34 @@ impl EventLoop {
     pub(crate) fn new(
         server: Server,
         io: Io,
-        listener: Listener,
-        signals: Signals,
+        outside: Option<Outside>,
+        clock: Clock,
     ) -> Result<Self, Error> {
         let watch = |fd: rustix::fd::BorrowedFd<'_>, token: u64| {
             epoll::add(&io.epoll, fd, EventData::new_u64(token), EventFlags::IN)
                 .map_err(|error| Error::start(format!("epoll: {error}")))
         };
-        watch(listener.as_fd(), LISTENER)?;
-        watch(signals.terminate.as_fd(), TERMINATE)?;
-        watch(signals.hang_up.as_fd(), HANG_UP)?;
+        if let Some(Outside { listener, signals }) = &outside {
+            watch(listener.as_fd(), LISTENER)?;
+            watch(signals.terminate.as_fd(), TERMINATE)?;
+            watch(signals.hang_up.as_fd(), HANG_UP)?;
+        }
         if let Some(domains) = &io.domains {
             watch(domains.platform.evtchn.fd(), EVENT_CHANNELS)?;
         }
         Ok(Self {
             server,
             io,
-            listener,
-            signals,
+            outside,
+            clock,
             input: vec![0; INPUT_BYTES].into_boxed_slice(),
             asked: Vec::new(),
             events: Vec::with_capacity(EVENTS_MAX),
             sends: Sends::new().ok(),
             noted: Vec::new(),
             served: Vec::new(),
-            started: Instant::now(),
             accepting: Accepting::Yes,
+            changes_due: None,
             events_taken: EventsTaken::All,
             stop: false,
         })
@@ -158,23 +169,30 @@ impl EventLoop {
     /// [`Error::Run`] where the machine fails under it.
     pub(crate) fn run(&mut self) -> Result<(), Error> {
         while !self.stop {
-            self.round()?;
+            self.round(self.timeout())?;
         }
         self.io.trace.close();
         Ok(())
     }
 
     fn now(&self) -> u64 {
-        u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX)
+        (self.clock)()
     }
 
-    fn round(&mut self) -> Result<(), Error> {
-        self.wait()?;
+    /// One round, after waiting no longer than `timeout` for something to do.
+    ///
+    /// # Errors
+    /// [`Error::Run`] where the machine fails under it.
+    pub(crate) fn round(&mut self, timeout: Option<Timespec>) -> Result<(), Error> {
+        self.wait(timeout)?;
         let now = self.now();
         self.io.now = now;
         self.io.stats.rounds += 1;
         if self.events_taken == EventsTaken::Some {
             self.take_events(now)?;
+        }
+        if self.changes_due.is_some_and(|due| due <= now) {
+            self.take_domain_changes(now);
         }
         let mut accept = matches!(self.accepting, Accepting::RestsUntil(until) if now >= until);
         for at in 0..self.events.len() {
@@ -184,7 +202,9 @@ impl EventLoop {
                 LISTENER => accept = true,
                 TERMINATE => self.stop = true,
                 HANG_UP => {
-                    self.signals.drain_hang_up();
+                    if let Some(outside) = &mut self.outside {
+                        outside.signals.drain_hang_up();
+                    }
                     self.io.reopen_trace();
                 }
                 EVENT_CHANNELS => self.take_events(now)?,
@@ -206,8 +226,7 @@ impl EventLoop {
         Ok(())
     }
 
-    fn wait(&mut self) -> Result<(), Error> {
-        let timeout = self.timeout();
+    fn wait(&mut self, timeout: Option<Timespec>) -> Result<(), Error> {
         self.events.clear();
         let buffer = rustix::buffer::spare_capacity(&mut self.events);
         match epoll::wait(&self.io.epoll, buffer, timeout.as_ref()) {
@@ -216,17 +235,22 @@ impl EventLoop {
         }
     }
 
-    /// How long there is nothing to do but wait; `None` for as long as nobody asks.
-    fn timeout(&self) -> Option<Timespec> {
+    /// When the next round is due though nobody asks; 0 for at once.
+    pub(crate) fn deadline(&self) -> Option<u64> {
         if !self.io.ready.is_empty() || self.events_taken == EventsTaken::Some {
-            return Some(Timespec { tv_sec: 0, tv_nsec: 0 });
+            return Some(0);
         }
         let accept = match self.accepting {
             Accepting::Yes => None,
             Accepting::RestsUntil(until) => Some(until),
         };
-        let deadline = [self.server.deadline(), accept].into_iter().flatten().min()?;
-        let wait_us = deadline.saturating_sub(self.now());
+        [self.server.deadline(), accept, self.changes_due].into_iter().flatten().min()
+    }
+
+    /// How long there is nothing to do but wait; `None` for as long as nobody asks.
+    fn timeout(&self) -> Option<Timespec> {
+        let deadline = self.deadline()?;
+        let wait_us = if deadline == 0 { 0 } else { deadline.saturating_sub(self.now()) };
         Some(Timespec {
             tv_sec: i64::try_from(wait_us / 1_000_000).unwrap_or(i64::MAX),
             tv_nsec: i64::try_from(wait_us % 1_000_000 * 1000).unwrap_or(0),
@@ -275,6 +299,7 @@ impl EventLoop {
     }
 
     fn take_domain_changes(&mut self, now: u64) {
+        self.changes_due = None;
         loop {
             let Some(domains) = &mut self.io.domains else { return };
             match domains.platform.domains.poll_change() {
@@ -289,7 +314,9 @@ impl EventLoop {
                 Err(error) => {
                     let text =
                         format!("the hypervisor does not say which domains changed: {error}");
-                    self.io.log.line(Level::Error, "", &text);
+                    self.io.log.limited(Level::Error, None, &text, now);
+                    // Its interrupt may be the last one for long, and who is dead holds memory.
+                    self.changes_due = Some(now.saturating_add(CHANGES_RETRY_US));
                     break;
                 }
             }
@@ -344,7 +371,8 @@ impl EventLoop {
             self.accepting = Accepting::Yes;
         }
         for _ in 0..ACCEPT_MAX {
-            match self.listener.accept() {
+            let Some(outside) = &self.outside else { return };
+            match outside.listener.accept() {
                 Accepted::Client(fd) => self.add_client(fd),
                 Accepted::Nobody => return,
                 Accepted::Exhausted(error) => {
@@ -365,11 +393,13 @@ impl EventLoop {
     }
 
     fn watch_listener(&mut self, what: EventFlags) {
+        let Some(outside) = &self.outside else { return };
         let data = EventData::new_u64(LISTENER);
-        let _ = epoll::modify(&self.io.epoll, &self.listener, data, what);
+        let _ = epoll::modify(&self.io.epoll, &outside.listener, data, what);
     }
 
-    fn add_client(&mut self, fd: OwnedFd) {
+    /// A client has come.
+    pub(crate) fn add_client(&mut self, fd: OwnedFd) {
         let peer =
             self.io.trace.wants_messages().then(|| rustix::net::sockopt::socket_peercred(&fd));
         let id = self.server.connect_socket();

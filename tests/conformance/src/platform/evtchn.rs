@@ -14,6 +14,7 @@ pub const CASES: &[(&str, Case)] = &[
     ("evtchn/events of one port are one", events_of_one_port_are_one),
     ("evtchn/bind once", bind_once),
     ("evtchn/bind to what is not there", bind_to_what_is_not_there),
+    ("evtchn/for the peer alone", for_the_peer_alone),
     ("evtchn/closed", closed),
     ("evtchn/the other side closes", the_other_side_closes),
     ("evtchn/status", status),
@@ -123,6 +124,24 @@ fn bind_to_what_is_not_there(a: &mut Party, b: &mut Party) -> Verdict {
     close(a, port)
 }
 
+/// Says something where the two are different domains.
+fn for_the_peer_alone(a: &mut Party, b: &mut Party) -> Verdict {
+    if a.domid == b.domid {
+        return Ok(());
+    }
+    let at_a = done("alloc_unbound", a.evtchn.alloc_unbound(b.domid))?;
+    let own = a.evtchn.bind_interdomain(a.domid, at_a);
+    refused_with("binding to one's own port for another", &own, Error::Inval)?;
+    refused_with("notifying the other's port", &b.evtchn.notify(at_a), Error::Inval)?;
+    refused_with("closing the other's port", &b.evtchn.close(at_a), Error::Inval)?;
+    let at_b = done("bind_interdomain", b.evtchn.bind_interdomain(a.domid, at_a))?;
+    take(b, at_b, "the event of binding")?;
+    close(a, at_a)?;
+    let anew = a.evtchn.bind_interdomain(a.domid, at_b);
+    refused("binding to the other's port as if it were one's own", &anew)?;
+    close(b, at_b)
+}
+
 fn closed(a: &mut Party, b: &mut Party) -> Verdict {
     let (at_a, at_b) = channel(a, b)?;
     done("notify", b.evtchn.notify(at_b))?;
@@ -216,9 +235,12 @@ fn a_port_that_comes_back_is_a_new_one(a: &mut Party, b: &mut Party) -> Verdict 
 
 fn one_holder_of_a_virq(a: &mut Party, b: &mut Party) -> Verdict {
     let Ok(port) = a.evtchn.bind_virq(Virq::DomExc) else {
-        // Somebody else has it, or this domain may not: then nor may the other.
-        return refused("a virtual interrupt that is held", &b.evtchn.bind_virq(Virq::DomExc))
-            .map(drop);
+        // Somebody else has it, or this domain may not: then nor may another process of it.
+        return match b.evtchn.bind_virq(Virq::DomExc) {
+            Ok(_) if a.domid == b.domid => Err("this domain may not, and may".to_owned()),
+            Ok(port) => close(b, port),
+            Err(_) => Ok(()),
+        };
     };
     refused("a virtual interrupt that is held", &b.evtchn.bind_virq(Virq::DomExc))?;
     close(a, port)

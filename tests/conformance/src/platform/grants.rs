@@ -16,6 +16,7 @@ pub const CASES: &[(&str, Case)] = &[
     ("grants/reserved references are not given out", reserved_references),
     ("grants/what is not granted", what_is_not_granted),
     ("grants/granted to another", granted_to_another),
+    ("grants/for the peer alone", for_the_peer_alone),
     ("grants/ended", ended),
     ("grants/ended while mapped", ended_while_mapped),
     ("grants/a page comes clean", a_page_comes_clean),
@@ -102,6 +103,24 @@ fn granted_to_another(a: &mut Party, b: &mut Party) -> Verdict {
     };
     let map = b.maps.map(a.domid, offered.grant(), Access::Read);
     refused("mapping what is granted to another", &map).map(drop)
+}
+
+/// Says something where the two are different domains.
+fn for_the_peer_alone(a: &mut Party, b: &mut Party) -> Verdict {
+    if a.domid == b.domid {
+        return Ok(());
+    }
+    let offered = offer(a, b, Access::ReadWrite)?;
+    let grant = offered.grant();
+    let own = a.maps.map(a.domid, grant, Access::Read);
+    refused("mapping one's own page that is granted to another", &own)?;
+    refused("the same reference of the other", &b.maps.map(b.domid, grant, Access::Read))?;
+    let mapping = done("map", b.maps.map(a.domid, grant, Access::ReadWrite))?;
+    // That it is mapped already opens it to nobody else.
+    let own = a.maps.map(a.domid, grant, Access::Read);
+    refused("the same while it is mapped", &own)?;
+    drop(mapping);
+    Ok(())
 }
 
 fn ended(a: &mut Party, b: &mut Party) -> Verdict {

@@ -1,0 +1,50 @@
+//! The daemon as a value: the same loop as the program's, one round at a time, with the clock of its
+//! owner. It has no process of its own: no listening socket, no signals, no pid file, no filter.
+//!
+//! What simulates a whole host in one thread needs this; the program itself does not use it.
+
+use crate::config::{Config, Switch};
+use crate::event_loop::EventLoop;
+use crate::log::Log;
+use crate::{Clock, Error, Platform, set_up};
+use rustix::event::Timespec;
+use std::os::fd::OwnedFd;
+
+/// A daemon that does nothing until it is stepped.
+pub struct Daemon {
+    event_loop: EventLoop,
+}
+
+impl Daemon {
+    /// Sets the daemon up, and serves the own domain's ring where `config` says so.
+    ///
+    /// # Errors
+    /// [`Error::Start`], as for [`crate::run`].
+    pub fn new(config: &Config, platform: Platform, clock: Clock, log: Log) -> Result<Self, Error> {
+        let mut event_loop = set_up(config, Some(platform), log, None, clock)?;
+        if config.own_ring == Switch::On {
+            event_loop.introduce_own_domain();
+        }
+        Ok(Self { event_loop })
+    }
+
+    /// A client of domain 0 has come: the daemon's end of a stream socket.
+    pub fn connect(&mut self, socket: OwnedFd) {
+        self.event_loop.add_client(socket);
+    }
+
+    /// One round of the loop, with what is ready now. Never waits.
+    ///
+    /// # Errors
+    /// [`Error::Run`] where the machine fails under it; it must not be stepped any more.
+    pub fn step(&mut self) -> Result<(), Error> {
+        self.event_loop.round(Some(Timespec { tv_sec: 0, tv_nsec: 0 }))
+    }
+
+    /// When the next round is due though nothing becomes ready, by the clock: 0 for at once, `None`
+    /// where nothing is due.
+    #[must_use]
+    pub fn deadline(&self) -> Option<u64> {
+        self.event_loop.deadline()
+    }
+}

@@ -1,0 +1,460 @@
+//! What must hold: what the toolstack is answered, that all comes to rest, and what is there then.
+
+use crate::guest::COUNTERS;
+use crate::host::Host;
+use crate::hostile::Probe;
+use crate::hypervisor::Reuse;
+use crate::link::clear;
+use crate::plan::collect;
+use crate::slot::{Actor, Stage};
+use crate::toolstack::{Ask, Sent};
+use xen::{DomId, GrantRef};
+use xen_io::xs_ring::{CONNECTED, ErrorWord, offset};
+
+/// Rounds after which a host that does nothing new must have come to rest.
+const ROUNDS_MAX: u32 = 20_000;
+/// How far off what is due may be to be waited for.
+const DUE_SOON_US: u64 = 200_000;
+/// Requests in a burst.
+const BURST: u32 = 400;
+/// Events of one watch that fill a ring, for each of the shared nodes.
+const FILLS: u32 = 90;
+/// Longer than a guest may leave an event unread.
+const UNREAD_US: u64 = 25_000_000;
+
+type Answer = Result<String, String>;
+
+impl Host {
+    /// The slot that a request was about, unless that domain is gone.
+    fn slot_of(&self, domid: u16, identity: u64) -> Option<usize> {
+        let same = |slot: &crate::slot::Slot| slot.name() == (domid, identity);
+        self.slots.iter().position(same).filter(|at| self.slots[*at].actor.is_some())
+    }
+
+    /// The toolstack's request was answered.
+    pub(crate) fn answered(&mut self, sent: &Sent, answer: &Answer) -> Result<(), String> {
+        let wrong = |answer: &Answer| Err(format!("{:?} was answered {answer:?}", sent.ask));
+        match (&sent.ask, answer) {
+            (Ask::Introduce { domid, identity, .. }, _) => {
+                let Some(at) = self.slot_of(*domid, *identity) else { return Ok(()) };
+                self.slots[at].introduce_asked = false;
+                if answer.is_ok() {
+                    self.is_introduced(at, sent.at);
+                    return Ok(());
+                }
+                self.slots[at].stage = Stage::ToIntroduce;
+                let refused = self.hypervisor.fault_counts().refused > sent.refused;
+                let hostile = self.slots[at].is_hostile();
+                if hostile && self.rng.chance(300) {
+                    self.kill(at);
+                }
+                if refused || hostile { Ok(()) } else { wrong(answer) }
+            }
+            (Ask::MakeHome { domid, .. }, Ok(_)) => {
+                self.slots[usize::from(*domid) - 1].home_is_domain_0s = true;
+                Ok(())
+            }
+            (Ask::GiveHome { domid, identity }, _) => {
+                if answer.is_ok() {
+                    self.slots[usize::from(*domid) - 1].home_is_domain_0s = false;
+                }
+                let Some(at) = self.slot_of(*domid, *identity) else { return Ok(()) };
+                self.slots[at].stage = Stage::Live;
+                if let Some(guest) = self.slots[at].healthy() {
+                    guest.begin();
+                }
+                if answer.is_ok() { Ok(()) } else { wrong(answer) }
+            }
+            (Ask::Release { domid, identity }, _) => {
+                let Some(at) = self.slot_of(*domid, *identity) else { return Ok(()) };
+                self.is_released(at, sent.at);
+                if answer.is_ok() { Ok(()) } else { wrong(answer) }
+            }
+            (Ask::Resume { domid, identity }, _) => {
+                let Some(at) = self.slot_of(*domid, *identity) else { return Ok(()) };
+                self.slots[at].stage = Stage::Live;
+                self.tally.resumed += 1;
+                if answer.is_ok() { Ok(()) } else { wrong(answer) }
+            }
+            (Ask::WriteShared { which, value }, Ok(_)) => {
+                self.common.acked[*which] = self.common.acked[*which].max(*value);
+                for slot in &mut self.slots {
+                    if let Some(guest) = slot.healthy() {
+                        guest.shared_written(*which, sent.at);
+                    }
+                }
+                Ok(())
+            }
+            (Ask::OpenShared { .. } | Ask::MakeCounter { .. }, Ok(_)) => Ok(()),
+            (Ask::OpenCounter { .. } | Ask::Watch(_), Ok(_)) => Ok(()),
+            // What is asked to be looked at.
+            (_, Ok(payload)) => {
+                self.answers.push((sent.ask.clone(), payload.clone()));
+                Ok(())
+            }
+            // Nobody has had a home yet.
+            (Ask::ListHomes, Err(name)) if name == "ENOENT" => {
+                self.answers.push((Ask::ListHomes, String::new()));
+                Ok(())
+            }
+            (_, Err(_)) => wrong(answer),
+        }
+    }
+
+    fn is_introduced(&mut self, at: usize, asked: u64) {
+        self.tally.introduced += 1;
+        let slot = &mut self.slots[at];
+        let (domid, identity) = slot.name();
+        if !std::mem::replace(&mut slot.is_introduced, true) {
+            self.introduce_owed = asked;
+        }
+        if std::mem::take(&mut slot.keeps_nodes) {
+            slot.stage = Stage::Live;
+            if let Some(guest) = slot.healthy() {
+                guest.go_on();
+            }
+        } else {
+            self.ask(Ask::MakeHome { domid, identity });
+            self.ask(Ask::GiveHome { domid, identity });
+        }
+    }
+
+    fn is_released(&mut self, at: usize, asked: u64) {
+        self.tally.released += 1;
+        self.release_owed = asked;
+        // What it had is gone, as with a death.
+        self.common.deaths += 1;
+        let slot = &mut self.slots[at];
+        slot.is_introduced = false;
+        slot.stage = Stage::ToIntroduce;
+        let domid = DomId(slot.domid);
+        if let Some(guest) = slot.healthy() {
+            guest.cut(&mut self.common);
+            if let Some(page) = self.hypervisor.own_page(domid, GrantRef::XENSTORE) {
+                clear(&page);
+            }
+        }
+    }
+
+    /// Brings the host to rest, without and then with the events that were lost, and looks at all of it.
+    pub(crate) fn check(&mut self) -> Result<(), String> {
+        self.note(|| "check".to_owned());
+        self.hypervisor.disarm();
+        self.slots.iter_mut().for_each(|slot| slot.frozen_until = 0);
+        self.settle()?;
+        self.nobody_waits(|host, domid| host.hypervisor.is_deaf(domid))?;
+        // What was lost delays no longer than until the next event.
+        self.note(|| "the next events come".to_owned());
+        self.hypervisor.next_events();
+        self.settle()?;
+        self.nobody_waits(|_, _| false)?;
+        self.told_all()?;
+        self.nothing_left()?;
+        self.ask_all()?;
+        self.long_unread()?;
+        self.probe_all()?;
+        self.hypervisor.arm();
+        Ok(())
+    }
+
+    /// Steps everybody, who begins nothing new, until nothing moves any more.
+    fn settle(&mut self) -> Result<(), String> {
+        let mut idle = 0;
+        for _ in 0..ROUNDS_MAX {
+            let before = self.hypervisor.activity();
+            self.common.tick += 1;
+            self.pass(20);
+            self.step_daemon()?;
+            let mut moved = self.pump_toolstack(usize::MAX)?;
+            for slot in &mut self.slots {
+                if !slot.is_shut_down()
+                    && let Some(guest) = slot.healthy()
+                {
+                    moved |= guest.settle(&mut self.common)?;
+                }
+            }
+            self.hypervisor.pass_step();
+            let now = self.clock.get();
+            let due = self.daemon.deadline();
+            let busy = due.is_some_and(|due| due <= now);
+            moved |= before != self.hypervisor.activity() || self.hypervisor.has_late() || busy;
+            idle = if moved { 0 } else { idle + 1 };
+            if idle < 2 {
+                continue;
+            }
+            match due {
+                Some(due) if due - now <= DUE_SOON_US => self.clock.set(due),
+                _ => return Ok(()),
+            }
+        }
+        Err(format!("the host does not come to rest in {ROUNDS_MAX} rounds"))
+    }
+
+    /// Nobody waits for an answer, but for those that `excused` names.
+    fn nobody_waits(&mut self, excused: impl Fn(&Self, DomId) -> bool) -> Result<(), String> {
+        let deaf = self.toolstack.is_on_a_ring() && excused(self, DomId::DOM0);
+        if !self.toolstack.is_settled() && !deaf {
+            let asked: Vec<_> = self.toolstack.unanswered().collect();
+            return Err(format!("the toolstack waits for {asked:?}"));
+        }
+        for at in 0..self.slots.len() {
+            let slot = &mut self.slots[at];
+            let domid = DomId(slot.domid);
+            // What the toolstack has asked for may have cut it off, and it is not told yet.
+            let is_asked_about = self.toolstack.unanswered().any(|ask| ask.is_about(domid.0));
+            if slot.is_shut_down() || is_asked_about {
+                continue;
+            }
+            let Some(guest) = slot.healthy().filter(|guest| !guest.is_settled()) else { continue };
+            let waits = guest.waits_for();
+            if !excused(self, domid) {
+                return Err(format!("nothing moves any more, and {waits}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Every watch was told of what it watches.
+    fn told_all(&mut self) -> Result<(), String> {
+        for slot in &mut self.slots {
+            if !slot.is_shut_down()
+                && let Some(guest) = slot.healthy()
+            {
+                guest.check()?;
+            }
+        }
+        let shut_down = self.slots.iter().filter(|slot| slot.is_introduced);
+        let suspended = shut_down.map(|slot| slot.suspended_since).max().unwrap_or(0);
+        let owed = self.release_owed.max(suspended);
+        if owed > self.released {
+            return Err(format!("@releaseDomain has not fired since step {owed}"));
+        }
+        if self.introduce_owed > self.introduced {
+            let owed = self.introduce_owed;
+            return Err(format!("@introduceDomain has not fired since step {owed}"));
+        }
+        Ok(())
+    }
+
+    /// The daemon holds what it must, and nothing of who is gone.
+    fn nothing_left(&self) -> Result<(), String> {
+        let mut introduced = 0;
+        for slot in &self.slots {
+            let wanted = usize::from(slot.is_introduced);
+            introduced += wanted;
+            let held = self.hypervisor.ports_towards(DomId::DOM0, DomId(slot.domid));
+            // Who was refused to be introduced again may have lost the port that it had, and is told.
+            let in_between = slot.stage == Stage::ToIntroduce && held == 0;
+            if in_between && slot.is_introduced && !slot.is_hostile() {
+                let page = self.hypervisor.own_page(DomId(slot.domid), GrantRef::XENSTORE);
+                let word = page.and_then(|page| page.load_u32(offset::ERROR).ok());
+                if word != Some(ErrorWord::Communication as u32) {
+                    let domid = slot.domid;
+                    return Err(format!("domain {domid} has no port, and error word {word:?}"));
+                }
+            }
+            if held != wanted && !in_between {
+                let domid = slot.domid;
+                return Err(format!("{held} ports towards domain {domid} are held, not {wanted}"));
+            }
+        }
+        let mapped = self.hypervisor.mappings() as usize;
+        if mapped != introduced {
+            return Err(format!("{mapped} pages are mapped for {introduced} domains"));
+        }
+        let dying = self.hypervisor.dying();
+        if self.plan.reuse == Reuse::WhenUnmapped && dying > 0 {
+            return Err(format!("{dying} domains cannot die"));
+        }
+        Ok(())
+    }
+
+    /// The daemon's own check, what it says of domains, and every node of the guests.
+    fn ask_all(&mut self) -> Result<(), String> {
+        let orderly = self.orderly;
+        self.answers.clear();
+        self.ask(Ask::Check);
+        self.ask(Ask::ListHomes);
+        for which in 0..COUNTERS {
+            self.ask(Ask::ReadCounter { which });
+        }
+        for at in 0..self.slots.len() {
+            let domid = self.slots[at].domid;
+            self.ask(Ask::IsIntroduced { domid });
+            let Some(guest) = self.slots[at].healthy() else { continue };
+            guest.sweep();
+            if guest.is_serving() {
+                self.ask(Ask::Quota { domid });
+            }
+        }
+        if self.rng.chance(50) {
+            // More than anybody is served in one turn.
+            (0..BURST).for_each(|_| self.write_shared());
+        }
+        self.settle()?;
+        self.nobody_waits(|_, _| false)?;
+        if self.orderly == orderly {
+            return Err("the daemon's check did not say that the store is in order".to_owned());
+        }
+        for (ask, answer) in std::mem::take(&mut self.answers) {
+            match ask {
+                Ask::IsIntroduced { domid } => {
+                    let slot = &self.slots[usize::from(domid) - 1];
+                    let wanted = if slot.is_introduced { "T\0" } else { "F\0" };
+                    if answer != wanted {
+                        return Err(format!(
+                            "domain {domid}: introduced {answer:?}, not {wanted:?}"
+                        ));
+                    }
+                }
+                Ask::ListHomes => self.homes(&answer)?,
+                Ask::ReadCounter { which } => self.counter(which, &answer)?,
+                Ask::Quota { domid } => self.charged(domid, &answer)?,
+                _ => {}
+            }
+        }
+        for slot in &mut self.slots {
+            let shut_down = slot.is_shut_down();
+            if let Some(guest) = slot.healthy()
+                && !shut_down
+                && guest.was_swept()
+                && guest.doubts() != 1
+            {
+                let doubts = guest.doubts();
+                return Err(format!("domain {}: {doubts} states are possible", slot.domid));
+            }
+        }
+        Ok(())
+    }
+
+    /// A counter is what was committed: nothing is lost, nothing is counted twice.
+    fn counter(&mut self, which: usize, answer: &str) -> Result<(), String> {
+        let guests = self.slots.iter_mut().filter_map(|slot| slot.healthy());
+        let in_flight = guests.filter(|guest| guest.counter_in_doubt() == Some(which)).count();
+        let least = self.common.counted[which];
+        let most = least + self.common.uncertain[which] + in_flight as u64;
+        let value = answer.parse::<u64>().ok();
+        if value.is_some_and(|value| (least..=most).contains(&value)) {
+            Ok(())
+        } else {
+            Err(format!("counter {which} is {answer:?}, and must be {least} to {most}"))
+        }
+    }
+
+    /// What a guest is charged for is what it has.
+    fn charged(&mut self, domid: u16, text: &str) -> Result<(), String> {
+        let slot = &mut self.slots[usize::from(domid) - 1];
+        let shut_down = slot.is_shut_down();
+        let Some(guest) = slot.healthy().filter(|guest| guest.is_serving() && !shut_down) else {
+            return Ok(());
+        };
+        let (transactions, watches) = guest.charged();
+        for (name, wanted) in [("transactions ", transactions), ("watches ", watches)] {
+            let line = text.lines().find(|line| line.starts_with(name)).unwrap_or_default();
+            let number = line.split(':').nth(1).and_then(|rest| rest.split_whitespace().next());
+            if number.and_then(|number| number.parse().ok()) != Some(wanted) {
+                return Err(format!("domain {domid} has {wanted} {name}and is charged: {line}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Who lives has a home, who is gone has none.
+    fn homes(&self, list: &str) -> Result<(), String> {
+        let homes: Vec<&str> = list.split_terminator('\0').collect();
+        for slot in &self.slots {
+            let there = homes.contains(&slot.domid.to_string().as_str());
+            let gone = !slot.is_introduced && !slot.home_is_domain_0s;
+            let lives = matches!(slot.actor, Some(Actor::Healthy(_))) && slot.stage == Stage::Live;
+            if (there && gone) || (!there && lives) {
+                let (domid, stage) = (slot.domid, slot.stage);
+                return Err(format!("domain {domid} is {stage:?}; is its home there? {there}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// So much time passes that who leaves something unread is no longer served: hostile guests, and who is
+    /// suspended. The latter come back.
+    fn long_unread(&mut self) -> Result<(), String> {
+        if self.rng.chance(200) {
+            // More than a ring holds, for who watches it; one by one, or most would be merged.
+            for _ in 0..FILLS {
+                self.write_shared();
+                self.settle()?;
+            }
+            for slot in self.slots.iter_mut().filter(|slot| slot.is_shut_down()) {
+                if let Some(guest) = slot.healthy() {
+                    guest.stand_still();
+                }
+            }
+            self.pass(UNREAD_US);
+            self.settle()?;
+            self.told_all()?;
+        }
+        Ok(())
+    }
+
+    /// Who breaks the rules of the ring is told so by the daemon, and is served again once it asks for a
+    /// reset.
+    fn probe_all(&mut self) -> Result<(), String> {
+        let again = [(Probe::Event, None), (Probe::Reconnect, Some(ErrorWord::None))];
+        for at in 0..self.slots.len() {
+            let ruin = match self.rng.below(4) {
+                0 => (Probe::Index, Some(ErrorWord::RingIndex)),
+                1 => (Probe::Length, Some(ErrorWord::Protocol)),
+                _ => continue,
+            };
+            for (probe, word) in again.into_iter().chain([ruin]).chain(again) {
+                self.probe(at, probe, word)?;
+            }
+            if self.probe(at, Probe::Request, Some(ErrorWord::None))? == Some(0) {
+                let domid = self.slots[at].domid;
+                return Err(format!("domain {domid} was reset, and is not answered"));
+            }
+        }
+        Ok(())
+    }
+
+    /// One probe of a hostile guest that is served, and how much it was sent.
+    fn probe(
+        &mut self,
+        at: usize,
+        probe: Probe,
+        word: Option<ErrorWord>,
+    ) -> Result<Option<usize>, String> {
+        let slot = &mut self.slots[at];
+        let is_served = slot.is_introduced && !slot.is_shut_down();
+        let Some(Actor::Hostile(hostile)) = &mut slot.actor else { return Ok(None) };
+        if !is_served || !hostile.is_bound() {
+            return Ok(None);
+        }
+        hostile.probe(probe);
+        self.settle()?;
+        let Some(Actor::Hostile(hostile)) = &mut self.slots[at].actor else { return Ok(None) };
+        let (connection, error, sent) = hostile.served();
+        if let Some(word) = word
+            && (connection, error) != (CONNECTED, word as u32)
+        {
+            let domid = self.slots[at].domid;
+            let words = format!("connection word {connection}, error word {error}");
+            return Err(format!("domain {domid} after {probe:?}: {words}, and had to be {word:?}"));
+        }
+        Ok(Some(sent))
+    }
+
+    /// Everybody goes, and nothing is left.
+    pub(crate) fn end(&mut self) -> Result<(), String> {
+        self.check()?;
+        for at in 0..self.slots.len() {
+            self.kill(at);
+        }
+        self.check()?;
+        for slot in &mut self.slots {
+            if let Some(actor) = &slot.actor {
+                collect(&mut self.tally, actor);
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,125 @@
+//! What a guest asks for next.
+
+use super::{COUNTERS, Common, Counting, Guest, Phase, SHARED, Within};
+use crate::model::{Op, Outcome};
+use crate::watching::Place;
+use xen::DomId;
+
+/// Below the guest's home.
+const PATHS: [&str; 7] = ["data", "data/a", "data/a/b", "data/c", "data/c/d/e", "x", "x/y"];
+/// Most watches of a guest.
+const WATCHES_MAX: usize = 6;
+impl Guest {
+    /// Asks for something, unless enough is in flight.
+    pub(super) fn ask(&mut self, common: &mut Common) {
+        let waiting = self.caller.waiting() as u64;
+        if self.phase != Phase::Serving || waiting >= self.depth {
+            return;
+        }
+        if let Some(op) = self.sweep.pop_front() {
+            self.request(op, common);
+            return;
+        }
+        let begins = if common.counting { 500 } else { 120 };
+        match self.within {
+            // Its limits are sharp: nothing is in flight where it starts and where it ends.
+            Within::Starting | Within::Ending => {}
+            Within::Open { id, .. } if self.counting.is_some() => {
+                if waiting == 0 {
+                    self.ask_counter(id, common);
+                }
+            }
+            Within::Open { id, left: 0 } => {
+                if waiting == 0 {
+                    self.within = Within::Ending;
+                    let committed = self.rng.chance(750);
+                    let outcome = if committed { Outcome::Commit } else { Outcome::Abort };
+                    self.request_in(id, Op::End(outcome), common);
+                }
+            }
+            Within::Open { id, left } => {
+                self.within = Within::Open { id, left: left - 1 };
+                let op = self.node_op();
+                self.request_in(id, op, common);
+            }
+            Within::None if waiting == 0 && self.rng.chance(begins) => {
+                self.within = Within::Starting;
+                self.began = (common.deaths, common.requests);
+                self.counting = (common.counting && self.rng.chance(500)).then(|| Counting {
+                    which: self.rng.index(COUNTERS),
+                    value: None,
+                    sent: 0,
+                });
+                self.request(Op::Start, common);
+            }
+            Within::None => {
+                let op = self.any_op(common);
+                self.request(op, common);
+            }
+        }
+    }
+
+    /// The next request of a transaction that counts.
+    fn ask_counter(&mut self, id: u32, common: &mut Common) {
+        let Some(counting) = &mut self.counting else { return };
+        let Counting { which, value, .. } = *counting;
+        counting.sent += 1;
+        let op = match (counting.sent, value) {
+            (1, _) => Op::ReadCounter(which),
+            (2, Some(value)) => Op::WriteCounter(which, value + 1),
+            _ => {
+                self.within = Within::Ending;
+                Op::End(Outcome::Commit)
+            }
+        };
+        self.request_in(id, op, common);
+    }
+
+    fn node_op(&mut self) -> Op {
+        let path = (*self.rng.pick(&PATHS)).to_owned();
+        match self.rng.below(12) {
+            0..=2 => Op::Read(path),
+            3 => Op::List(path),
+            4 => Op::Perms(path),
+            5..=8 => {
+                self.writes += 1;
+                let long = if self.rng.chance(150) { self.rng.below(1800) } else { 0 };
+                let pad = "v".repeat(usize::try_from(long).unwrap_or(0));
+                Op::Write(path, format!("{}{pad}", self.writes))
+            }
+            9 => Op::Mkdir(path),
+            10 => Op::Remove(path),
+            _ => {
+                let own = self.domid;
+                let perms = [format!("n{own}\0"), format!("r{own}\0"), format!("n{own}\0r0\0")];
+                Op::SetPerms(path, self.rng.pick(&perms).clone())
+            }
+        }
+    }
+
+    fn any_op(&mut self, common: &Common) -> Op {
+        match self.rng.below(20) {
+            0 => {
+                let other = self.rng.below(6) as u16;
+                let other = if other == self.domid.0 { 0 } else { other };
+                Op::ReadOther(DomId(other))
+            }
+            1..=3 => Op::ReadShared(self.rng.index(SHARED)),
+            4 => Op::WriteShared(self.rng.index(SHARED)),
+            5 | 6 if self.watching.len() < WATCHES_MAX => {
+                let relative = self.rng.chance(500);
+                let place = match self.rng.below(5) {
+                    0 => Place::Own(String::new()),
+                    1 | 2 => Place::Shared(self.rng.index(SHARED)),
+                    _ => Place::Own((*self.rng.pick(&PATHS)).to_owned()),
+                };
+                Op::Watch(self.watching.set(place, relative, common.tick))
+            }
+            7 => {
+                let choice = self.rng.index(WATCHES_MAX);
+                self.watching.unset(choice).map_or_else(|| self.node_op(), Op::Unwatch)
+            }
+            _ => self.node_op(),
+        }
+    }
+}

@@ -1,0 +1,329 @@
+//! The whole host: hypervisor, daemon, toolstack and guests, one step after the other.
+
+use crate::caller::Order;
+use crate::guest::{Amid, COUNTERS, Common, SHARED};
+use crate::hypervisor::{Hypervisor, Limits, Reuse};
+use crate::link::{Link, RingLink};
+use crate::plan::{Plan, Tally, Trace, collect};
+use crate::rng::Rng;
+use crate::slot::{Actor, Slot, Stage};
+use crate::toolstack::{Ask, Told, Toolstack};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use std::cell::{Cell, RefCell};
+use std::ffi::OsString;
+use std::rc::Rc;
+use xen::domwatch::OwnRing;
+use xen::gnttab::{Access, GrantOffer, Offered};
+use xen::{DomId, GrantRef};
+use xenstored::config::{Asked, Config};
+use xenstored::log::{Level, Log};
+use xenstored::paths::{Environment, System};
+use xenstored::step::Daemon;
+
+/// Guests of a host at a time.
+pub(crate) const SLOTS: u16 = 5;
+/// The host of one run.
+pub(crate) struct Host {
+    pub(crate) plan: Plan,
+    pub(crate) hypervisor: Hypervisor,
+    pub(crate) daemon: Daemon,
+    pub(crate) clock: Rc<Cell<u64>>,
+    pub(crate) log: Rc<RefCell<Vec<String>>>,
+    pub(crate) toolstack: Toolstack,
+    pub(crate) slots: Vec<Slot>,
+    pub(crate) common: Common,
+    pub(crate) rng: Rng,
+    trace: Trace,
+    pub(crate) tally: Tally,
+    /// When a special watch of the toolstack's fired last, and what it must have fired after.
+    pub(crate) released: u64,
+    pub(crate) release_owed: u64,
+    pub(crate) introduced: u64,
+    pub(crate) introduce_owed: u64,
+    /// How often the daemon's own check found nothing.
+    pub(crate) orderly: u64,
+    /// What came of the questions of the last check.
+    pub(crate) answers: Vec<(Ask, String)>,
+    /// The grant of the own domain's ring page.
+    _own: Offered,
+    _offers: Box<dyn GrantOffer>,
+}
+
+pub(crate) fn text(error: impl std::fmt::Display) -> String {
+    error.to_string()
+}
+
+/// The configuration of a daemon that is started without options.
+fn config(own_ring: bool) -> Result<Config, String> {
+    let environment = Environment {
+        path: Some("/nonexistent/socket".into()),
+        run_dir: None,
+        root_dir: None,
+        user_run_dir: None,
+        unfiltered: None,
+        directory: "/".into(),
+        system: System::Closed,
+    };
+    let mut args = vec![OsString::from("-N")];
+    if !own_ring {
+        args.push("--no-domain-init".into());
+    }
+    match xenstored::config::parse(args, &environment).map_err(text)? {
+        Asked::Run(config) => Ok(*config),
+        Asked::Help => Err("it only wants to help".to_owned()),
+    }
+}
+
+impl Host {
+    /// A host that has just been started, with nobody on it.
+    pub(crate) fn new(seed: u64, trace: Trace) -> Result<Self, String> {
+        let mut rng = Rng::new(seed);
+        let plan = Plan::draw(&mut rng);
+        let limits = Limits { ports: 64, ..Limits::default() };
+        let hypervisor = Hypervisor::new(limits, plan.reuse, rng.fork(), plan.rates);
+        let mut offers = hypervisor.grant_offer(DomId::DOM0).map_err(text)?;
+        let own = offers.offer(DomId::DOM0, Access::ReadWrite).map_err(text)?;
+        let page = |grant: GrantRef| {
+            hypervisor.own_page(DomId::DOM0, grant).ok_or("domain 0 has no page".to_owned())
+        };
+        let kernel = RingLink::new(&hypervisor, DomId::DOM0, page(own.grant())?)?;
+        let ring = OwnRing { page: page(own.grant())?, port: kernel.port() };
+        let platform = xenstored::Platform {
+            evtchn: hypervisor.event_channels(DomId::DOM0).map_err(text)?,
+            grants: hypervisor.grant_map(DomId::DOM0).map_err(text)?,
+            domains: hypervisor.domain_watch(plan.own_ring.then_some(ring)),
+            ioctls: &[],
+        };
+        let (clock, log) = (Rc::new(Cell::new(1)), Rc::new(RefCell::new(Vec::new())));
+        let time = Rc::clone(&clock);
+        let lines = Rc::clone(&log);
+        let taker = Box::new(move |line: &str| lines.borrow_mut().push(line.to_owned()));
+        let config = config(plan.own_ring)?;
+        let log_to = Log::to(Level::Info, taker);
+        let mut daemon =
+            Daemon::new(&config, platform, Box::new(move || time.get()), log_to).map_err(text)?;
+        let link = if plan.own_ring {
+            Link::Ring(kernel)
+        } else {
+            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+            let pair = socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None);
+            let (ours, its) = pair.map_err(text)?;
+            daemon.connect(its);
+            Link::Socket(ours)
+        };
+        let mut host = Self {
+            plan,
+            hypervisor,
+            daemon,
+            clock,
+            log,
+            toolstack: Toolstack::new(link, Order::Sent),
+            slots: (1..=SLOTS).map(Slot::new).collect(),
+            common: Common { counting: plan.counting, ..Common::default() },
+            rng,
+            trace,
+            tally: Tally::default(),
+            released: 0,
+            release_owed: 0,
+            introduced: 0,
+            introduce_owed: 0,
+            orderly: 0,
+            answers: Vec::new(),
+            _own: own,
+            _offers: offers,
+        };
+        host.note(|| format!("{plan:?}"));
+        host.begin()?;
+        Ok(host)
+    }
+
+    /// What is there before anything goes wrong.
+    fn begin(&mut self) -> Result<(), String> {
+        for which in 0..SHARED {
+            self.ask(Ask::WriteShared { which, value: 0 });
+            self.ask(Ask::OpenShared { which });
+        }
+        for which in 0..COUNTERS {
+            self.ask(Ask::MakeCounter { which });
+            self.ask(Ask::OpenCounter { which });
+        }
+        self.ask(Ask::Watch("@introduceDomain"));
+        self.ask(Ask::Watch("@releaseDomain"));
+        self.check()?;
+        self.hypervisor.arm();
+        Ok(())
+    }
+
+    pub(crate) fn note(&self, what: impl FnOnce() -> String) {
+        let (step, now) = (self.common.tick, self.clock.get());
+        self.trace.push(format!("{step:>6} {now:>9} us  {}", what()));
+    }
+
+    pub(crate) fn ask(&mut self, ask: Ask) {
+        self.note(|| format!("toolstack asks {ask:?}"));
+        let refused = self.hypervisor.fault_counts().refused;
+        self.toolstack.ask(ask, &mut self.common, refused);
+    }
+
+    /// One step of whoever's turn the seed says it is.
+    pub(crate) fn step(&mut self) -> Result<(), String> {
+        self.common.tick += 1;
+        self.hypervisor.pass_step();
+        let passed = if self.rng.chance(10) { 20_000 } else { 200 };
+        let us = 1 + self.rng.below(passed);
+        self.pass(us);
+        match self.rng.below(100) {
+            0..=29 => {
+                self.note(|| "daemon".to_owned());
+                self.step_daemon()?;
+            }
+            30..=84 => {
+                let at = self.rng.index(self.slots.len());
+                self.step_actor(at)?;
+            }
+            85..=94 => {
+                let max = 1 + self.rng.index(300);
+                self.pump_toolstack(max)?;
+            }
+            _ => {
+                let at = self.rng.index(self.slots.len());
+                self.advance(at)?;
+            }
+        }
+        self.fault()
+    }
+
+    pub(crate) fn pass(&mut self, us: u64) {
+        self.clock.set(self.clock.get() + us);
+    }
+
+    pub(crate) fn step_daemon(&mut self) -> Result<(), String> {
+        self.daemon.step().map_err(|error| format!("the daemon has ended: {error}"))?;
+        let introduced = self.slots.iter().filter(|slot| slot.may_be_introduced()).count();
+        // The number of a dead domain may be another's while its page is still held.
+        let dead = usize::try_from(self.tally.deaths).unwrap_or(usize::MAX);
+        let most = introduced.saturating_add(dead);
+        if self.hypervisor.mappings() as usize > most {
+            return Err(format!("{} pages are mapped, of {most}", self.hypervisor.mappings()));
+        }
+        self.read_log()
+    }
+
+    /// What the daemon must never have to say.
+    fn read_log(&mut self) -> Result<(), String> {
+        let lines: Vec<String> = self.log.borrow_mut().drain(..).collect();
+        let refused = self.hypervisor.fault_counts().refused > 0;
+        for line in lines {
+            self.note(|| format!("  log: {line}"));
+            let excused = refused && line.contains("which domains changed");
+            if line.contains("please report this") || (line.contains("level=error") && !excused) {
+                return Err(format!("the daemon says: {line}"));
+            }
+            // Indices are used again: more than there can be connections at a time means a leak.
+            let conn = line.split_once("connection ").and_then(|(_, rest)| rest.split(' ').next());
+            let conn = conn.and_then(|number| number.parse::<u16>().ok());
+            if conn.is_some_and(|conn| conn > SLOTS + 1) {
+                return Err(format!("connections are not given back: {line}"));
+            }
+            self.orderly += u64::from(line.contains("the store is in order"));
+            self.tally.unread += u64::from(line.contains("replies and events unread"));
+        }
+        Ok(())
+    }
+
+    fn step_actor(&mut self, at: usize) -> Result<(), String> {
+        let slot = &mut self.slots[at];
+        if slot.frozen_until > self.common.tick || slot.is_shut_down() {
+            return Ok(());
+        }
+        let domid = slot.domid;
+        match &mut slot.actor {
+            None => Ok(()),
+            Some(Actor::Healthy(guest)) => {
+                let stepped = guest.step(&mut self.common);
+                self.note(|| format!("domain {domid}"));
+                stepped
+            }
+            Some(Actor::Hostile(hostile)) => {
+                hostile.step();
+                self.note(|| format!("domain {domid}, hostile"));
+                Ok(())
+            }
+        }
+    }
+
+    /// Whether anything moved.
+    pub(crate) fn pump_toolstack(&mut self, max: usize) -> Result<bool, String> {
+        let (moved, told) = self.toolstack.pump(&mut self.rng, max)?;
+        for told in told {
+            self.common.tick += 1;
+            self.note(|| format!("toolstack is told {told:?}"));
+            match told {
+                Told::Event(path) if path == "@releaseDomain" => self.released = self.common.tick,
+                Told::Event(path) if path == "@introduceDomain" => {
+                    self.introduced = self.common.tick;
+                }
+                Told::Event(path) => return Err(format!("the toolstack watches no {path}")),
+                Told::Answer(sent, answer) => self.answered(&sent, &answer)?,
+            }
+        }
+        Ok(moved)
+    }
+
+    /// Something goes wrong, if it is time.
+    fn fault(&mut self) -> Result<(), String> {
+        let rates = self.plan.rates;
+        if self.rng.chance(rates.spurious) {
+            let choice = self.rng.number();
+            self.hypervisor.spurious(choice);
+            self.tally.spurious += 1;
+            self.note(|| "an event that nobody raised".to_owned());
+        }
+        if self.rng.chance(rates.pauses) {
+            let at = self.rng.index(self.slots.len());
+            let until = self.common.tick + self.rng.below(200);
+            self.slots[at].frozen_until = until;
+            self.tally.pauses += 1;
+        }
+        if self.rng.chance(rates.deaths) {
+            let at = self.rng.index(self.slots.len());
+            self.kill(at);
+            // Where that can be, its number is another's before anybody has heard of its death.
+            if self.plan.reuse == Reuse::AtOnce && self.rng.chance(500) {
+                self.build(at)?;
+                self.introduce(at);
+            }
+        }
+        Ok(())
+    }
+
+    /// A domain dies where it is.
+    pub(crate) fn kill(&mut self, at: usize) {
+        let slot = &mut self.slots[at];
+        let Some(actor) = slot.actor.take() else { return };
+        let domid = slot.domid;
+        if let Actor::Healthy(guest) = &actor {
+            if let Some(which) = guest.counter_in_doubt() {
+                self.common.uncertain[which] += 1;
+            }
+            let Amid { request, reply, transaction } = guest.amid();
+            self.tally.amid_request += u64::from(request);
+            self.tally.amid_reply += u64::from(reply);
+            self.tally.amid_transaction += u64::from(transaction);
+        }
+        collect(&mut self.tally, &actor);
+        if slot.is_introduced {
+            self.common.tick += 1;
+            self.release_owed = self.common.tick;
+        }
+        slot.is_introduced = false;
+        slot.introduce_asked = false;
+        slot.suspended_since = 0;
+        slot.had_identity = true;
+        slot.stage = Stage::Empty;
+        self.tally.deaths += 1;
+        self.common.deaths += 1;
+        self.hypervisor.destroy(DomId(domid));
+        self.note(|| format!("domain {domid} dies"));
+    }
+}

@@ -1,0 +1,321 @@
+//! Domains: made, watched, controlled, destroyed.
+
+use super::evtchn::Channel;
+use super::gnttab::Grant;
+use super::{Hypervisor, Reuse, State, Who};
+use crate::faults::Call;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
+use xen::domctl::{DomainControl, DomainInfo, RunState, Scheduling};
+use xen::domwatch::{DomainEvent, DomainWatch, OwnRing, ShutdownReason};
+use xen::gnttab::Access;
+use xen::shared::SharedPage;
+use xen::{DomId, Error, GrantRef, Port};
+
+/// One domain.
+pub(crate) struct Domain {
+    pub(crate) identity: u64,
+    pub(crate) ports: BTreeMap<u32, Channel>,
+    pub(crate) grants: BTreeMap<u32, Grant>,
+    /// Destroyed, and there for what others hold of it.
+    pub(crate) dying: bool,
+    paused: bool,
+    shutdown: Option<ShutdownReason>,
+    memory_max_kib: u64,
+    scheduling: Scheduling,
+}
+
+impl Domain {
+    fn run_state(&self) -> RunState {
+        match (self.dying, self.shutdown, self.paused) {
+            (true, ..) => RunState::Dying,
+            (_, Some(reason), _) => RunState::Shutdown(reason),
+            (_, _, true) => RunState::Paused,
+            _ => RunState::Running,
+        }
+    }
+
+    fn info(&self, domid: DomId) -> DomainInfo {
+        let mut handle = [0; 16];
+        handle[..8].copy_from_slice(&self.identity.to_le_bytes());
+        DomainInfo {
+            domid,
+            handle,
+            state: self.run_state(),
+            memory_kib: 4 * self.grants.len() as u64,
+            memory_max_kib: self.memory_max_kib,
+            vcpus_online: 1,
+            cpu_time_ns: 0,
+        }
+    }
+}
+
+impl State {
+    pub(super) fn add_domain(&mut self, domid: DomId) -> Who {
+        self.last_identity += 1;
+        let identity = self.last_identity;
+        let domain = Domain {
+            identity,
+            ports: BTreeMap::new(),
+            grants: BTreeMap::new(),
+            dying: false,
+            paused: false,
+            shutdown: None,
+            memory_max_kib: 16 * 1024,
+            scheduling: Scheduling { weight: 256, cap: 0 },
+        };
+        self.domains.insert(domid, domain);
+        Who { domid, identity }
+    }
+
+    /// Domains that are only there for what others held of them go.
+    fn bury(&mut self) {
+        let before = self.domains.len();
+        self.domains
+            .retain(|_, domain| !domain.dying || domain.grants.values().any(Grant::is_mapped));
+        if self.domains.len() < before {
+            self.raise_dom_exc();
+        }
+    }
+
+    fn destroy(&mut self, domid: DomId) {
+        let Some(domain) = self.domains.get_mut(&domid).filter(|domain| !domain.dying) else {
+            return;
+        };
+        let who = Who { domid, identity: domain.identity };
+        let ports: Vec<u32> = domain.ports.keys().copied().collect();
+        domain.dying = true;
+        for port in ports {
+            self.close_port(domid, Port(port));
+        }
+        Hypervisor::forget_holder(self, who);
+        self.activity += 1;
+        if self.reuse == Reuse::AtOnce {
+            self.domains.remove(&domid);
+        }
+        self.raise_dom_exc();
+    }
+}
+
+/// What the builder of a domain has made.
+pub struct Built {
+    /// The domain.
+    pub domid: DomId,
+    /// Tells it from all that had its number.
+    pub identity: u64,
+    /// Its own look at its XenStore page.
+    pub ring: SharedPage,
+}
+
+impl Hypervisor {
+    /// Builds a domain that has a XenStore page, granted to domain 0.
+    ///
+    /// # Errors
+    /// [`Error::Exist`] the number is not free (yet).
+    pub fn create(&self, domid: DomId) -> Result<Built, Error> {
+        let identity = {
+            let state = &mut *self.state.borrow_mut();
+            state.bury();
+            if state.domains.contains_key(&domid) {
+                return Err(Error::Exist);
+            }
+            let who = state.add_domain(domid);
+            state.grant(who, GrantRef::XENSTORE, DomId::DOM0, Access::ReadWrite);
+            state.raise_dom_exc();
+            who.identity
+        };
+        let ring = self.own_page(domid, GrantRef::XENSTORE).ok_or(Error::NoMem)?;
+        Ok(Built { domid, identity, ring })
+    }
+
+    /// Whether the very domain lives that had this identity.
+    #[must_use]
+    pub fn lives(&self, domid: DomId, identity: u64) -> bool {
+        self.state.borrow_mut().of(Who { domid, identity }).is_ok()
+    }
+
+    /// Takes a domain down, whoever asked.
+    pub fn destroy(&self, domid: DomId) {
+        self.state.borrow_mut().destroy(domid);
+    }
+
+    /// A domain that was suspended goes on.
+    pub fn resume(&self, domid: DomId) {
+        if let Some(domain) = self.state.borrow_mut().domains.get_mut(&domid) {
+            domain.shutdown = None;
+        }
+    }
+
+    /// Domains that were destroyed and are still held.
+    #[must_use]
+    pub fn dying(&self) -> usize {
+        let state = &mut *self.state.borrow_mut();
+        state.bury();
+        state.domains.values().filter(|domain| domain.dying).count()
+    }
+
+    /// The watch of one process over all domains; `own` is the ring of its kernel, where that has
+    /// one.
+    #[must_use]
+    pub fn domain_watch(&self, own: Option<OwnRing>) -> Box<dyn DomainWatch> {
+        let state = Rc::clone(&self.state);
+        let (alive, changes) = (BTreeMap::new(), VecDeque::new());
+        Box::new(Watch { state, own, alive, changes, looked: false })
+    }
+
+    /// Control over domains, as `caller` has it.
+    #[must_use]
+    pub fn domain_control(&self, caller: DomId) -> Box<dyn DomainControl> {
+        Box::new(Control { state: Rc::clone(&self.state), caller })
+    }
+}
+
+struct Watch {
+    state: Rc<RefCell<State>>,
+    own: Option<OwnRing>,
+    /// The domains that were alive when it last looked.
+    alive: BTreeMap<DomId, u64>,
+    changes: VecDeque<DomainEvent>,
+    looked: bool,
+}
+
+impl Watch {
+    fn look(&mut self, state: &State) {
+        let mut before = std::mem::take(&mut self.alive);
+        for (domid, domain) in state.domains.iter().filter(|(_, domain)| !domain.dying) {
+            let known = before.remove(domid);
+            if known.is_some_and(|known| known != domain.identity) {
+                self.changes.push_back(DomainEvent::Died(*domid));
+            }
+            if known != Some(domain.identity) {
+                self.changes.push_back(DomainEvent::Came(*domid));
+            }
+            if let Some(reason) = domain.shutdown {
+                self.changes.push_back(DomainEvent::Shutdown(*domid, reason));
+            }
+            self.alive.insert(*domid, domain.identity);
+        }
+        self.changes.extend(before.into_keys().map(DomainEvent::Died));
+    }
+}
+
+impl DomainWatch for Watch {
+    fn identity(&mut self, domid: DomId) -> Option<u64> {
+        let state = self.state.borrow();
+        let domain = state.domains.get(&domid).filter(|domain| !domain.dying)?;
+        // Known from now on, so that its death is noticed.
+        self.alive.entry(domid).or_insert(domain.identity);
+        Some(domain.identity)
+    }
+
+    fn poll_change(&mut self) -> Result<Option<DomainEvent>, Error> {
+        let state = Rc::clone(&self.state);
+        let state = &mut *state.borrow_mut();
+        if !self.looked {
+            if let Some(error) = state.faults.refusal(Call::Changes) {
+                return Err(error);
+            }
+            self.look(state);
+        }
+        let change = self.changes.pop_front();
+        self.looked = change.is_some();
+        Ok(change)
+    }
+
+    fn own_ring(&mut self) -> Result<Option<OwnRing>, Error> {
+        Ok(self.own.take())
+    }
+}
+
+struct Control {
+    state: Rc<RefCell<State>>,
+    caller: DomId,
+}
+
+impl Control {
+    /// Does something to a domain that may be dying.
+    fn with<R>(
+        &self,
+        domid: DomId,
+        body: impl FnOnce(&mut Domain) -> Result<R, Error>,
+    ) -> Result<R, Error> {
+        let state = &mut *self.state.borrow_mut();
+        if self.caller != DomId::DOM0 {
+            return Err(Error::Perm);
+        }
+        state.bury();
+        body(state.domains.get_mut(&domid).ok_or(Error::Srch)?)
+    }
+}
+
+impl DomainControl for Control {
+    fn list(&mut self) -> Result<Vec<DomainInfo>, Error> {
+        self.with(DomId::DOM0, |_| Ok(()))?;
+        let state = self.state.borrow();
+        Ok(state.domains.iter().map(|(domid, domain)| domain.info(*domid)).collect())
+    }
+
+    fn info(&mut self, domid: DomId) -> Result<DomainInfo, Error> {
+        self.with(domid, |domain| Ok(domain.info(domid)))
+    }
+
+    fn pause(&mut self, domid: DomId) -> Result<(), Error> {
+        let own = domid == self.caller;
+        self.with(domid, |domain| {
+            if own {
+                return Err(Error::Inval);
+            }
+            domain.paused = true;
+            Ok(())
+        })
+    }
+
+    fn unpause(&mut self, domid: DomId) -> Result<(), Error> {
+        self.with(domid, |domain| {
+            std::mem::take(&mut domain.paused).then_some(()).ok_or(Error::Inval)
+        })
+    }
+
+    fn shutdown(&mut self, domid: DomId, reason: ShutdownReason) -> Result<(), Error> {
+        self.with(domid, |domain| {
+            // The first reason stands.
+            domain.shutdown.get_or_insert(reason);
+            Ok(())
+        })?;
+        self.state.borrow_mut().raise_dom_exc();
+        Ok(())
+    }
+
+    fn destroy(&mut self, domid: DomId) -> Result<(), Error> {
+        let own = domid == self.caller;
+        self.with(domid, |_| if own { Err(Error::Inval) } else { Ok(()) })?;
+        self.state.borrow_mut().destroy(domid);
+        Ok(())
+    }
+
+    fn set_memory_max(&mut self, domid: DomId, memory_max_kib: u64) -> Result<(), Error> {
+        let memory_kib = self.state.borrow().limits.memory_kib;
+        self.with(domid, |domain| {
+            if memory_max_kib > memory_kib {
+                return Err(Error::NoMem);
+            }
+            domain.memory_max_kib = memory_max_kib;
+            Ok(())
+        })
+    }
+
+    fn scheduling(&mut self, domid: DomId) -> Result<Scheduling, Error> {
+        self.with(domid, |domain| Ok(domain.scheduling))
+    }
+
+    fn set_scheduling(&mut self, domid: DomId, scheduling: Scheduling) -> Result<(), Error> {
+        self.with(domid, |domain| {
+            if scheduling.weight == 0 {
+                return Err(Error::Inval);
+            }
+            domain.scheduling = scheduling;
+            Ok(())
+        })
+    }
+}

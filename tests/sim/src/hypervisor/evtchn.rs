@@ -1,0 +1,382 @@
+//! Event channels, and what loses, delays and invents events.
+
+use super::{Hypervisor, State, Who};
+use crate::faults::{Call, Fate};
+use rustix::event::{EventfdFlags, eventfd};
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
+use xen::evtchn::{EventChannels, Status, Virq};
+use xen::{DomId, Error, Port};
+
+/// One process that holds ports, as its driver sees it.
+pub(crate) struct Holder {
+    who: Who,
+    fired: VecDeque<Port>,
+    fd: Rc<OwnedFd>,
+    raised: bool,
+}
+
+impl Holder {
+    fn fire(&mut self, port: Port) {
+        self.fired.push_back(port);
+        if !self.raised {
+            self.raised = rustix::io::write(&*self.fd, &1_u64.to_ne_bytes()).is_ok();
+        }
+    }
+
+    fn lower(&mut self) {
+        if std::mem::take(&mut self.raised) {
+            let _ = rustix::io::read(&*self.fd, &mut [0_u8; 8][..]);
+        }
+    }
+}
+
+/// What a port is bound to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Bound {
+    Unbound(DomId),
+    Interdomain { remote: DomId, remote_port: Port },
+    Virq(Virq),
+}
+
+/// A port in use.
+pub(crate) struct Channel {
+    bound: Bound,
+    holder: usize,
+    /// Tells it from those that had the number before.
+    serial: u64,
+    pending: bool,
+    masked: bool,
+}
+
+/// An event on its way.
+pub(crate) struct Late {
+    due: u64,
+    domid: DomId,
+    port: Port,
+    serial: u64,
+}
+
+impl State {
+    fn channel(&mut self, domid: DomId, port: Port) -> Option<&mut Channel> {
+        self.domains.get_mut(&domid)?.ports.get_mut(&port.0)
+    }
+
+    /// The lowest free port, taken.
+    fn take_port(&mut self, who: Who, holder: usize, bound: Bound) -> Result<Port, Error> {
+        let (ports_max, serial) = (self.limits.ports, self.activity);
+        self.activity += 1;
+        let domain = self.of(who)?;
+        let free = (1..ports_max).find(|port| !domain.ports.contains_key(port));
+        let free = free.ok_or(Error::NoSpc)?;
+        let channel = Channel { bound, holder, serial, pending: false, masked: false };
+        domain.ports.insert(free, channel);
+        Ok(Port(free))
+    }
+
+    /// Raises an event, or what has become of it.
+    pub(super) fn raise(&mut self, domid: DomId, port: Port) {
+        let Some(serial) = self.channel(domid, port).map(|channel| channel.serial) else { return };
+        match self.faults.fate() {
+            Fate::Arrives => self.arrive(domid, port),
+            Fate::Lost => drop(self.deaf.insert((domid, port))),
+            Fate::Late(steps) => {
+                self.late.push(Late { due: self.step + steps, domid, port, serial });
+            }
+        }
+    }
+
+    fn arrive(&mut self, domid: DomId, port: Port) {
+        self.deaf.remove(&(domid, port));
+        let Some(channel) = self.channel(domid, port) else { return };
+        if channel.masked {
+            channel.pending = true;
+            return;
+        }
+        channel.masked = true;
+        let holder = channel.holder;
+        self.activity += 1;
+        self.holders[holder].fire(port);
+    }
+
+    /// The global virtual interrupt goes to domain 0, where somebody has it.
+    pub(super) fn raise_dom_exc(&mut self) {
+        let domain = self.domains.get(&DomId::DOM0);
+        let mut ports = domain.into_iter().flat_map(|domain| &domain.ports);
+        let port = ports.find(|(_, channel)| channel.bound == Bound::Virq(Virq::DomExc));
+        if let Some(port) = port.map(|(port, _)| Port(*port)) {
+            self.raise(DomId::DOM0, port);
+        }
+    }
+
+    /// Frees a port; the other end waits for a peer again.
+    pub(super) fn close_port(&mut self, domid: DomId, port: Port) {
+        let Some(domain) = self.domains.get_mut(&domid) else { return };
+        let Some(channel) = domain.ports.remove(&port.0) else { return };
+        self.holders[channel.holder].fired.retain(|fired| *fired != port);
+        self.deaf.remove(&(domid, port));
+        if let Bound::Interdomain { remote, remote_port } = channel.bound
+            && let Some(other) = self.channel(remote, remote_port)
+        {
+            other.bound = Bound::Unbound(domid);
+        }
+    }
+}
+
+/// The event channels of one process.
+struct Evtchn {
+    state: Rc<RefCell<State>>,
+    who: Who,
+    holder: usize,
+    fd: Rc<OwnedFd>,
+}
+
+impl Evtchn {
+    /// Whether this process holds the port.
+    fn check(&self, state: &mut State, port: Port) -> Result<(), Error> {
+        let channel = state.of(self.who)?.ports.get(&port.0);
+        channel.filter(|channel| channel.holder == self.holder).map(drop).ok_or(Error::Inval)
+    }
+
+    /// Refuses a call of domain 0's that faults are drawn for.
+    fn refuse(&self, state: &mut State) -> Result<(), Error> {
+        let faulty = self.who.domid == DomId::DOM0;
+        faulty.then(|| state.faults.refusal(Call::Bind)).flatten().map_or(Ok(()), Err)
+    }
+}
+
+impl EventChannels for Evtchn {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    fn alloc_unbound(&mut self, remote: DomId) -> Result<Port, Error> {
+        let state = &mut *self.state.borrow_mut();
+        self.refuse(state)?;
+        state.take_port(self.who, self.holder, Bound::Unbound(remote))
+    }
+
+    fn bind_interdomain(&mut self, remote: DomId, remote_port: Port) -> Result<Port, Error> {
+        let state = &mut *self.state.borrow_mut();
+        self.refuse(state)?;
+        if !state.domains.contains_key(&remote) {
+            return Err(Error::Srch);
+        }
+        // Before the remote port is looked at, so that one cannot bind to the port itself.
+        let bound = Bound::Interdomain { remote, remote_port };
+        let port = state.take_port(self.who, self.holder, bound)?;
+        let own = self.who.domid;
+        match state.channel(remote, remote_port) {
+            Some(other) if other.bound == Bound::Unbound(own) => {
+                other.bound = Bound::Interdomain { remote: own, remote_port: port };
+                // The remote may have sent before, which nobody has heard.
+                state.raise(own, port);
+                Ok(port)
+            }
+            _ => {
+                state.of(self.who)?.ports.remove(&port.0);
+                Err(Error::Inval)
+            }
+        }
+    }
+
+    fn bind_virq(&mut self, virq: Virq) -> Result<Port, Error> {
+        let state = &mut *self.state.borrow_mut();
+        if self.who.domid != DomId::DOM0 {
+            return Err(Error::Busy);
+        }
+        let bound = Bound::Virq(virq);
+        if state.of(self.who)?.ports.values().any(|channel| channel.bound == bound) {
+            return Err(Error::Exist);
+        }
+        state.take_port(self.who, self.holder, bound)
+    }
+
+    fn notify(&self, port: Port) -> Result<(), Error> {
+        let state = &mut *self.state.borrow_mut();
+        self.check(state, port)?;
+        let bound = state.channel(self.who.domid, port).map(|channel| channel.bound);
+        match bound {
+            Some(Bound::Interdomain { remote, remote_port }) => {
+                state.raise(remote, remote_port);
+                Ok(())
+            }
+            Some(Bound::Unbound(_)) => Ok(()),
+            Some(Bound::Virq(_)) | None => Err(Error::Inval),
+        }
+    }
+
+    fn pending(&mut self) -> Result<Option<Port>, Error> {
+        let state = &mut *self.state.borrow_mut();
+        state.of(self.who)?;
+        let holder = &mut state.holders[self.holder];
+        let port = holder.fired.pop_front();
+        if port.is_none() {
+            holder.lower();
+        }
+        Ok(port)
+    }
+
+    fn unmask(&self, port: Port) -> Result<(), Error> {
+        let state = &mut *self.state.borrow_mut();
+        self.check(state, port)?;
+        let domid = self.who.domid;
+        let Some(channel) = state.channel(domid, port) else { return Err(Error::Inval) };
+        channel.masked = false;
+        if std::mem::take(&mut channel.pending) {
+            state.arrive(domid, port);
+        }
+        Ok(())
+    }
+
+    fn close(&mut self, port: Port) -> Result<(), Error> {
+        let state = &mut *self.state.borrow_mut();
+        self.check(state, port)?;
+        state.close_port(self.who.domid, port);
+        Ok(())
+    }
+
+    fn status(&mut self, port: Port) -> Result<Status, Error> {
+        let state = &mut *self.state.borrow_mut();
+        if port.0 >= state.limits.ports {
+            return Err(Error::Inval);
+        }
+        let channel = state.of(self.who)?.ports.get(&port.0);
+        Ok(match channel.map(|channel| channel.bound) {
+            None => Status::Closed,
+            Some(Bound::Unbound(remote)) => Status::Unbound(remote),
+            Some(Bound::Interdomain { remote, remote_port }) => {
+                Status::Interdomain { remote, remote_port }
+            }
+            Some(Bound::Virq(virq)) => Status::Virq(virq.number()),
+        })
+    }
+}
+
+/// A process that ends gives its ports back.
+impl Drop for Evtchn {
+    fn drop(&mut self) {
+        let state = &mut *self.state.borrow_mut();
+        let Ok(domain) = state.of(self.who) else { return };
+        let held = domain.ports.iter().filter(|(_, channel)| channel.holder == self.holder);
+        let held: Vec<u32> = held.map(|(port, _)| *port).collect();
+        for port in held {
+            state.close_port(self.who.domid, Port(port));
+        }
+    }
+}
+
+impl Hypervisor {
+    /// The event channels of a new process of `domid`.
+    ///
+    /// # Errors
+    /// [`Error::Srch`] no such domain, or no descriptor for it.
+    pub fn event_channels(&self, domid: DomId) -> Result<Box<dyn EventChannels>, Error> {
+        let who = self.who(domid).ok_or(Error::Srch)?;
+        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+        let fd = Rc::new(eventfd(0, flags).map_err(std::io::Error::from)?);
+        let state = &mut *self.state.borrow_mut();
+        let holder = state.holders.len();
+        let fired = VecDeque::new();
+        state.holders.push(Holder { who, fired, fd: Rc::clone(&fd), raised: false });
+        Ok(Box::new(Evtchn { state: Rc::clone(&self.state), who, holder, fd }))
+    }
+
+    /// A step of the run is over: what was due arrives.
+    pub fn pass_step(&self) {
+        let state = &mut *self.state.borrow_mut();
+        state.step += 1;
+        self.deliver(state);
+    }
+
+    /// Whether events are on their way.
+    #[must_use]
+    pub fn has_late(&self) -> bool {
+        !self.state.borrow().late.is_empty()
+    }
+
+    fn deliver(&self, state: &mut State) {
+        let now = state.step;
+        for late in std::mem::take(&mut state.late) {
+            if late.due > now {
+                state.late.push(late);
+                continue;
+            }
+            let channel = state.channel(late.domid, late.port);
+            if channel.is_some_and(|channel| channel.serial == late.serial) {
+                state.arrive(late.domid, late.port);
+            }
+        }
+    }
+
+    /// Whether an event between domain 0 and `domid`, either way, was the last one and lost.
+    #[must_use]
+    pub fn is_deaf(&self, domid: DomId) -> bool {
+        let state = self.state.borrow();
+        state.deaf.iter().any(|(at, port)| {
+            let channel = state.domains.get(at).and_then(|domain| domain.ports.get(&port.0));
+            *at == domid
+                || channel.is_some_and(|channel| match channel.bound {
+                    Bound::Interdomain { remote, .. } => remote == domid,
+                    Bound::Unbound(_) | Bound::Virq(_) => false,
+                })
+        })
+    }
+
+    /// Whether any event that was the last one at its port was lost.
+    #[must_use]
+    pub fn has_deaf(&self) -> bool {
+        !self.state.borrow().deaf.is_empty()
+    }
+
+    /// The next event comes wherever the last one was lost.
+    pub fn next_events(&self) {
+        let state = &mut *self.state.borrow_mut();
+        for (domid, port) in std::mem::take(&mut state.deaf) {
+            state.arrive(domid, port);
+        }
+    }
+
+    /// An event that nobody raised, at one of the ports in use.
+    pub fn spurious(&self, choice: u64) {
+        let state = &mut *self.state.borrow_mut();
+        let ports = state
+            .domains
+            .iter()
+            .flat_map(|(domid, domain)| domain.ports.keys().map(move |port| (*domid, Port(*port))));
+        let ports: Vec<_> = ports.collect();
+        if let Some(at) = usize::try_from(choice).ok().and_then(|at| at.checked_rem(ports.len())) {
+            let (domid, port) = ports[at];
+            state.arrive(domid, port);
+        }
+    }
+
+    /// How many ports of `domid` are in use.
+    #[must_use]
+    pub fn ports(&self, domid: DomId) -> usize {
+        self.state.borrow().domains.get(&domid).map_or(0, |domain| domain.ports.len())
+    }
+
+    /// How many ports `domid` has that are bound to `remote`, or wait for it.
+    #[must_use]
+    pub fn ports_towards(&self, domid: DomId, remote: DomId) -> usize {
+        let state = self.state.borrow();
+        let Some(domain) = state.domains.get(&domid) else { return 0 };
+        let towards = domain.ports.values().filter(|channel| match channel.bound {
+            Bound::Unbound(peer) => peer == remote,
+            Bound::Interdomain { remote: peer, .. } => peer == remote,
+            Bound::Virq(_) => false,
+        });
+        towards.count()
+    }
+
+    /// What the processes of dead domains have left is forgotten.
+    pub(super) fn forget_holder(state: &mut State, who: Who) {
+        for holder in state.holders.iter_mut().filter(|holder| holder.who == who) {
+            holder.fired.clear();
+            holder.lower();
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! The life of domains: what the toolstack does next.
+
+use crate::guest::{Guest, SHARED};
+use crate::host::{Host, text};
+use crate::hostile::Hostile;
+use crate::slot::{Actor, Stage};
+use crate::toolstack::Ask;
+use xen::DomId;
+
+impl Host {
+    /// Brings a domain one step further in its life.
+    pub(crate) fn advance(&mut self, at: usize) -> Result<(), String> {
+        if self.toolstack.waiting() > 8 {
+            return Ok(());
+        }
+        if self.rng.chance(400) {
+            self.write_shared();
+            return Ok(());
+        }
+        match self.slots[at].stage {
+            Stage::Empty => self.build(at),
+            Stage::ToIntroduce => {
+                self.introduce(at);
+                Ok(())
+            }
+            Stage::Live => self.live(at),
+            Stage::Suspended => {
+                let (domid, identity) = self.slots[at].name();
+                // First of all: as long as it is shut down, that may be told again.
+                self.hypervisor.resume(DomId(domid));
+                self.slots[at].suspended_since = 0;
+                self.slots[at].stage = Stage::Asked;
+                self.ask(Ask::Resume { domid, identity });
+                Ok(())
+            }
+            Stage::Asked => Ok(()),
+        }
+    }
+
+    /// A new value for one of the shared nodes.
+    pub(crate) fn write_shared(&mut self) {
+        let which = self.rng.index(SHARED);
+        self.common.issued[which] += 1;
+        let value = self.common.issued[which];
+        self.ask(Ask::WriteShared { which, value });
+    }
+
+    pub(crate) fn build(&mut self, at: usize) -> Result<(), String> {
+        let domid = self.slots[at].domid;
+        if self.toolstack.unanswered().any(|ask| ask.is_about(domid)) {
+            // What was meant for the one that is gone would be done to the next one.
+            return Ok(());
+        }
+        // The number may still be held.
+        let Ok(built) = self.hypervisor.create(DomId(domid)) else { return Ok(()) };
+        let identity = built.identity;
+        let hostile = self.rng.chance(self.plan.hostile);
+        let (rng, plan) = (self.rng.fork(), self.plan);
+        let actor = if hostile {
+            Actor::Hostile(Hostile::new(&self.hypervisor, built, plan.transactions, rng)?)
+        } else {
+            Actor::Healthy(Box::new(Guest::new(&self.hypervisor, built, plan.order(), rng)?))
+        };
+        let slot = &mut self.slots[at];
+        self.tally.reused += u64::from(slot.had_identity);
+        slot.identity = identity;
+        slot.actor = Some(actor);
+        slot.frozen_until = 0;
+        slot.keeps_nodes = false;
+        slot.stage = Stage::ToIntroduce;
+        self.note(|| format!("domain {domid} is built, hostile: {hostile}"));
+        Ok(())
+    }
+
+    pub(crate) fn introduce(&mut self, at: usize) {
+        let slot = &mut self.slots[at];
+        let Some(actor) = &mut slot.actor else { return };
+        let port = match actor {
+            Actor::Healthy(guest) => guest.link().port(),
+            Actor::Hostile(hostile) => {
+                hostile.prepare();
+                hostile.port()
+            }
+        };
+        let (domid, identity) = slot.name();
+        slot.stage = Stage::Asked;
+        slot.introduce_asked = true;
+        self.ask(Ask::Introduce { domid, identity, port });
+    }
+
+    /// Something that a toolstack does to a domain that runs.
+    fn live(&mut self, at: usize) -> Result<(), String> {
+        let (domid, identity) = self.slots[at].name();
+        match self.rng.below(40) {
+            0 | 1 => {
+                self.slots[at].stage = Stage::Asked;
+                self.ask(Ask::Release { domid, identity });
+            }
+            2..=5 => {
+                let reason = xen::domwatch::ShutdownReason::Suspend;
+                let mut control = self.hypervisor.domain_control(DomId::DOM0);
+                control.shutdown(DomId(domid), reason).map_err(text)?;
+                self.slots[at].stage = Stage::Suspended;
+                self.common.tick += 1;
+                self.slots[at].suspended_since = self.common.tick;
+                self.note(|| format!("domain {domid} is suspended"));
+            }
+            6 | 7 => {
+                // A kernel that was started anew without its domain: the same page, and perhaps
+                // the same port.
+                let renews = self.rng.chance(600);
+                let slot = &mut self.slots[at];
+                if let Some(Actor::Healthy(guest)) = &mut slot.actor {
+                    guest.cut(&mut self.common);
+                    if renews {
+                        guest.link().renew_port()?;
+                    }
+                }
+                slot.keeps_nodes = true;
+                self.note(|| format!("domain {domid} starts anew"));
+                self.introduce(at);
+            }
+            8 => self.kill(at),
+            _ => {}
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,113 @@
+//! Pages that several domains see: each mapping is a view of the same bytes.
+//!
+//! The whole host is one thread, so copies of two views never overlap in time. This is the only module
+//! with `unsafe`: the `xen` crate asks its providers to vouch for what they map.
+#![allow(unsafe_code)]
+
+use std::ptr::NonNull;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::{Arc, Mutex, PoisonError};
+use xen::gnttab::Access;
+use xen::shared::{SharedPage, Unmap};
+
+/// What holds on to a grant. Shared with the views, which outlive a domain.
+#[derive(Debug, Default)]
+pub(crate) struct Pin {
+    readers: AtomicU32,
+    writers: AtomicU32,
+    ended: AtomicBool,
+}
+
+impl Pin {
+    /// How many mappings there are.
+    pub(crate) fn mappings(&self) -> u32 {
+        self.readers.load(SeqCst) + self.writers.load(SeqCst)
+    }
+
+    /// How many of them may write.
+    pub(crate) fn writers(&self) -> u32 {
+        self.writers.load(SeqCst)
+    }
+
+    /// Whether the granter has ended it.
+    pub(crate) fn is_ended(&self) -> bool {
+        self.ended.load(SeqCst)
+    }
+
+    /// The granter ends it.
+    pub(crate) fn end(&self) {
+        self.ended.store(true, SeqCst);
+    }
+
+    fn count(&self, access: Access) -> &AtomicU32 {
+        match access {
+            Access::Read => &self.readers,
+            Access::ReadWrite => &self.writers,
+        }
+    }
+}
+
+/// What a view is, and so what its end means.
+enum Kind {
+    /// Nothing: the domain looks at its own page.
+    Look,
+    /// A mapping: there is one less.
+    Mapping(Arc<Pin>, Access),
+    /// The offer: the grant ends.
+    Offer(Arc<Pin>),
+}
+
+/// A page of a domain's memory, zeroes at first.
+pub(crate) struct Frame {
+    page: Mutex<SharedPage>,
+}
+
+struct View {
+    /// Kept until the view is gone.
+    _frame: Arc<Frame>,
+    kind: Kind,
+}
+
+impl Unmap for View {
+    fn unmap(&self, _: NonNull<u8>) {
+        match &self.kind {
+            Kind::Look => {}
+            Kind::Mapping(pin, access) => {
+                pin.count(*access).fetch_sub(1, SeqCst);
+            }
+            Kind::Offer(pin) => pin.end(),
+        }
+    }
+}
+
+impl Frame {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self { page: Mutex::new(SharedPage::private()) })
+    }
+
+    /// The domain's own look at its page.
+    pub(crate) fn look(self: &Arc<Self>) -> SharedPage {
+        self.view(Access::ReadWrite, Kind::Look)
+    }
+
+    /// The granting side's view, which ends the grant when it is dropped.
+    pub(crate) fn offered(self: &Arc<Self>, pin: &Arc<Pin>) -> SharedPage {
+        self.view(Access::ReadWrite, Kind::Offer(Arc::clone(pin)))
+    }
+
+    /// A mapping.
+    pub(crate) fn mapped(self: &Arc<Self>, pin: &Arc<Pin>, access: Access) -> SharedPage {
+        pin.count(access).fetch_add(1, SeqCst);
+        self.view(access, Kind::Mapping(Arc::clone(pin), access))
+    }
+
+    fn view(self: &Arc<Self>, access: Access, kind: Kind) -> SharedPage {
+        let base = self.page.lock().unwrap_or_else(PoisonError::into_inner).as_ptr();
+        let owner = Arc::new(View { _frame: Arc::clone(self), kind });
+        // SAFETY: the page is a whole one, and the view keeps it until it is unmapped. Views are
+        // used by one thread, so their copies never overlap in time.
+        unsafe { SharedPage::from_mapped(base, access, owner) }
+    }
+}

@@ -1,0 +1,150 @@
+//! Domain 0's client: introduces, releases and resumes domains, writes what all may read, and asks
+//! the daemon whether all is well.
+
+use crate::caller::{Caller, Heard, Order};
+use crate::guest::Common;
+use crate::link::Link;
+use crate::rng::Rng;
+use xen::Port;
+use xenstore_core::client::Reply;
+use xenstore_core::wire::MsgType;
+
+/// One request. Those about a domain name its identity: the number may be another's meanwhile.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Ask {
+    Introduce { domid: u16, identity: u64, port: Port },
+    Release { domid: u16, identity: u64 },
+    Resume { domid: u16, identity: u64 },
+    MakeHome { domid: u16, identity: u64 },
+    GiveHome { domid: u16, identity: u64 },
+    WriteShared { which: usize, value: u64 },
+    OpenShared { which: usize },
+    MakeCounter { which: usize },
+    OpenCounter { which: usize },
+    ReadCounter { which: usize },
+    Quota { domid: u16 },
+    Watch(&'static str),
+    Check,
+    IsIntroduced { domid: u16 },
+    ListHomes,
+}
+
+impl Ask {
+    /// Whether it does something to the domain of this number.
+    pub(crate) fn is_about(&self, number: u16) -> bool {
+        match self {
+            Self::Introduce { domid, .. }
+            | Self::Release { domid, .. }
+            | Self::Resume { domid, .. }
+            | Self::MakeHome { domid, .. }
+            | Self::GiveHome { domid, .. } => *domid == number,
+            _ => false,
+        }
+    }
+
+    fn message(&self) -> (MsgType, String) {
+        match self {
+            Self::Introduce { domid, port, .. } => {
+                (MsgType::Introduce, format!("{domid}\x001\0{port}\0"))
+            }
+            Self::Release { domid, .. } => (MsgType::Release, format!("{domid}\0")),
+            Self::Resume { domid, .. } => (MsgType::Resume, format!("{domid}\0")),
+            Self::MakeHome { domid, .. } => (MsgType::Write, format!("/local/domain/{domid}\0")),
+            Self::GiveHome { domid, .. } => {
+                (MsgType::SetPerms, format!("/local/domain/{domid}\0n{domid}\0"))
+            }
+            Self::WriteShared { which, value } => {
+                (MsgType::Write, format!("/shared/{which}\0{value}"))
+            }
+            Self::OpenShared { which } => (MsgType::SetPerms, format!("/shared/{which}\0r0\0")),
+            Self::MakeCounter { which } => (MsgType::Write, format!("/counters/{which}\x000")),
+            Self::OpenCounter { which } => (MsgType::SetPerms, format!("/counters/{which}\0b0\0")),
+            Self::ReadCounter { which } => (MsgType::Read, format!("/counters/{which}\0")),
+            Self::Quota { domid } => (MsgType::Control, format!("quota\0{domid}\0")),
+            Self::Watch(path) => (MsgType::Watch, format!("{path}\0toolstack\0")),
+            Self::Check => (MsgType::Control, "check\0".to_owned()),
+            Self::IsIntroduced { domid } => (MsgType::IsDomainIntroduced, format!("{domid}\0")),
+            Self::ListHomes => (MsgType::Directory, "/local/domain\0".to_owned()),
+        }
+    }
+}
+
+/// A request in flight: when it was sent, and how many calls had been refused before.
+#[derive(Debug)]
+pub(crate) struct Sent {
+    pub(crate) ask: Ask,
+    pub(crate) at: u64,
+    pub(crate) refused: u64,
+}
+
+/// What the toolstack was told.
+#[derive(Debug)]
+pub(crate) enum Told {
+    Answer(Sent, Result<String, String>),
+    /// A special watch has fired.
+    Event(String),
+}
+
+/// Domain 0's client.
+pub(crate) struct Toolstack {
+    link: Link,
+    caller: Caller<Sent>,
+}
+
+impl Toolstack {
+    pub(crate) fn new(link: Link, order: Order) -> Self {
+        Self { link, caller: Caller::new(order) }
+    }
+
+    pub(crate) fn ask(&mut self, ask: Ask, common: &mut Common, refused: u64) {
+        common.tick += 1;
+        common.requests += 1;
+        let (kind, payload) = ask.message();
+        self.caller.ask(kind, 0, &payload, Sent { ask, at: common.tick, refused });
+    }
+
+    /// How many requests are in flight.
+    pub(crate) fn waiting(&self) -> usize {
+        self.caller.waiting()
+    }
+
+    pub(crate) fn unanswered(&self) -> impl Iterator<Item = &Ask> {
+        self.caller.unanswered().map(|sent| &sent.ask)
+    }
+
+    /// Whether it speaks through the ring of domain 0's kernel.
+    pub(crate) fn is_on_a_ring(&self) -> bool {
+        matches!(self.link, Link::Ring(_))
+    }
+
+    pub(crate) fn is_settled(&self) -> bool {
+        self.caller.waiting() == 0 && self.caller.output().is_empty()
+    }
+
+    /// Reads what has come, and sends at most `max` bytes of what was asked.
+    pub(crate) fn pump(&mut self, rng: &mut Rng, max: usize) -> Result<(bool, Vec<Told>), String> {
+        let bytes = self.link.read(1 + rng.index(2000))?;
+        let mut told = Vec::new();
+        let heard = self.caller.hear(&bytes).map_err(|why| format!("the toolstack: {why}"))?;
+        for heard in heard {
+            told.push(match heard {
+                Heard::Event(event) => {
+                    Told::Event(String::from_utf8_lossy(&event.path).into_owned())
+                }
+                Heard::Reply(sent, Reply::Done(payload)) => {
+                    Told::Answer(sent, Ok(String::from_utf8_lossy(&payload).into_owned()))
+                }
+                Heard::Reply(sent, Reply::Refused(name)) => {
+                    Told::Answer(sent, Err(name.to_string()))
+                }
+            });
+        }
+        let output = self.caller.output();
+        let count = match output {
+            [] => 0,
+            output => self.link.write(&output[..max.min(output.len())])?,
+        };
+        self.caller.consume_output(count);
+        Ok((count > 0 || !bytes.is_empty(), told))
+    }
+}

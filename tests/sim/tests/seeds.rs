@@ -1,0 +1,27 @@
+//! The first seeds hold, and everything that can go wrong did.
+
+use sim::run::{Summary, run};
+
+const SEEDS: u64 = 200;
+
+#[test]
+fn seeds_hold() {
+    let mut all = Summary::default();
+    for seed in 0..SEEDS {
+        match run(seed) {
+            Ok(summary) => all.add(&summary),
+            Err(failure) => panic!("{failure}"),
+        }
+    }
+    let never: Vec<_> = all.rows().into_iter().filter(|(_, count)| *count == 0).collect();
+    assert!(never.is_empty(), "did not happen in {SEEDS} runs: {never:?}");
+}
+
+/// What a seed does today it does again.
+#[test]
+fn a_run_is_a_function_of_its_seed() {
+    for seed in 0..5 {
+        let rows = |seed| run(seed).map(|summary| summary.rows()).map_err(|failure| failure.why);
+        assert_eq!(rows(seed), rows(seed));
+    }
+}
