@@ -20,6 +20,11 @@ const STEPS: &[Step] = &[
         environment: &[],
         arguments: &["fmt", "--manifest-path", "fuzz/Cargo.toml", "--check"],
     },
+    Step {
+        name: "fmt-guest",
+        environment: &[],
+        arguments: &["fmt", "--manifest-path", "tests/xen/guest/Cargo.toml", "--check"],
+    },
     Step { name: "tidy", environment: &[], arguments: &["xtask", "tidy"] },
     Step {
         name: "clippy",
@@ -44,6 +49,21 @@ const STEPS: &[Step] = &[
             "--locked",
             "--",
             "--warn=clippy::too_many_lines",
+            "--deny=warnings",
+        ],
+    },
+    Step {
+        name: "clippy-guest",
+        environment: &[],
+        arguments: &[
+            "clippy",
+            "--manifest-path",
+            "tests/xen/guest/Cargo.toml",
+            "--release",
+            "--target-dir",
+            "target/xen-lab/guest-build",
+            "--locked",
+            "--",
             "--deny=warnings",
         ],
     },
@@ -75,7 +95,7 @@ impl Step {
 /// Prints the steps.
 pub(crate) fn list() -> ExitCode {
     for step in STEPS {
-        println!("{:11} cargo {}", step.name, step.arguments.join(" "));
+        println!("{:12} cargo {}", step.name, step.arguments.join(" "));
     }
     ExitCode::SUCCESS
 }
@@ -91,7 +111,7 @@ pub(crate) fn run(names: &[&str]) -> Result<ExitCode> {
         let start = Instant::now();
         let passed = step.command().status()?.success();
         let line = format!(
-            "{:11} {} in {:.1} s",
+            "{:12} {} in {:.1} s",
             step.name,
             if passed { "passed" } else { "FAILED" },
             start.elapsed().as_secs_f64()
