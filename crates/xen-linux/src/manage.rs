@@ -129,30 +129,46 @@ impl Lister {
         Ok(())
     }
 
-    fn identity(&mut self, domid: DomId) -> Option<u64> {
-        let info = self.domctl.raw_info(domid).ok()?;
-        if info.flags & abi::XEN_DOMINF_DYING != 0 {
-            return None;
-        }
+    fn identity(&mut self, domid: DomId) -> Result<Option<u64>, Error> {
+        let info = match self.domctl.raw_info(domid) {
+            Ok(info) if info.flags & abi::XEN_DOMINF_DYING == 0 => info,
+            Ok(_) | Err(Error::Srch) => return Ok(None),
+            Err(error) => return Err(error),
+        };
         let identity = handle_identity(&info);
         // Known from now on, so that its death is noticed; where it has replaced another, that
         // one's death is still to be told.
         self.alive.entry(domid.0).or_insert(identity);
-        Some(identity)
+        Ok(Some(identity))
+    }
+}
+
+/// What the state says of who `domid` is now.
+fn state_identity(privcmd: &Privcmd, domid: DomId) -> Result<Option<u64>, Error> {
+    match domain_state(privcmd, domid) {
+        Ok((_, state)) => {
+            let alive = state.state & abi::GETDOMSTATE_EXIST != 0
+                && state.state & abi::GETDOMSTATE_DEAD == 0;
+            Ok(alive.then_some(state.unique_id))
+        }
+        Err(Error::Srch) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
 impl DomainWatch for Manage {
+    /// Where the hypervisor cannot say (it has no memory for the call, say), it is asked again a few
+    /// times: "nobody" would take a domain's store away.
     fn identity(&mut self, domid: DomId) -> Option<u64> {
-        match &mut self.source {
-            Source::State(_) => {
-                let (_, state) = domain_state(&self.privcmd, domid).ok()?;
-                let alive = state.state & abi::GETDOMSTATE_EXIST != 0
-                    && state.state & abi::GETDOMSTATE_DEAD == 0;
-                alive.then_some(state.unique_id)
+        const ASKED_MAX: usize = 10;
+        let answer = (0..ASKED_MAX).find_map(|_| {
+            match &mut self.source {
+                Source::State(_) => state_identity(&self.privcmd, domid),
+                Source::List(lister) => lister.identity(domid),
             }
-            Source::List(lister) => lister.identity(domid),
-        }
+            .ok()
+        });
+        answer.flatten()
     }
 
     fn poll_change(&mut self) -> Result<Option<DomainEvent>, Error> {
