@@ -128,9 +128,10 @@ impl XenHost {
         let _ = fs::remove_file(&config);
         let console = self.console(domid);
         let ring = AgentRing::open(&console).unwrap_or_else(|error| {
+            let state = self.state(domid);
             // A domain that nobody knows of would be in the way of all cases to come.
             self.destroy(domid);
-            panic!("domain {domid}, {}: {error}", console.display())
+            panic!("domain {domid}, {}: {error}; {state}", console.display())
         });
         let (mfn, port) = ring.introduction();
         self.store.expect_ok("RELEASE", format!("{domid}|"));
@@ -158,6 +159,19 @@ impl XenHost {
             }
             assert!(told && Instant::now() < end, "xenconsoled gives domain {domid} no terminal");
         }
+    }
+
+    /// What `xl` and the hypervisor say of a domain, for a message.
+    fn state(&self, domid: u16) -> String {
+        let said = |words: &[&str]| {
+            let output = Command::new("timeout").args([XL_SECONDS, "xl"]).args(words).output();
+            let output = output.map(|output| output.stdout).unwrap_or_default();
+            String::from_utf8_lossy(&output).into_owned()
+        };
+        let listed = said(&["list", &domid.to_string()]);
+        let dmesg = said(&["dmesg"]);
+        let lines: Vec<&str> = listed.lines().skip(1).chain(dmesg.lines().rev().take(12)).collect();
+        lines.join("; ")
     }
 
     fn xl(&self, arguments: &[String], variable: (&str, String)) -> Result<(), String> {
