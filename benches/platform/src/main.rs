@@ -21,6 +21,7 @@ fn main() -> ExitCode {
         ["ping", peer, count] => guest::ping(peer, count),
         ["offer", count] => guest::offer(count),
         ["bounce"] => speed::bounce(),
+        ["bounced"] => speed::bounced(),
         ["speed"] => speed::all(),
         ["create", rest @ ..] => {
             let count = rest.first().and_then(|count| count.parse().ok()).unwrap_or(1000);

@@ -113,23 +113,89 @@ fn channels(host: &Host) -> Result<()> {
         .stdin(Stdio::from(there.try_clone()?))
         .stdout(Stdio::from(back.try_clone()?))
         .spawn()?;
-    let (mut plain, mut ours) = (Vec::new(), Vec::new());
+    let mut boxed = Boxed::create(&mut control)?;
+    let (mut plain, mut sandboxed, mut ours) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         plain.push(bounce_round(&there, &back)?);
+        sandboxed.push(boxed.round()?);
         ping.tell("go")?;
         ours.push(ping.hear()? as f64 / PER_ROUND as f64);
     }
     rustix::io::write(&there, &2_u64.to_ne_bytes())?;
     bouncer.wait()?;
-    let (plain, ours) = (median(&mut plain), median(&mut ours));
+    let [plain, sandboxed, ours] =
+        [plain, sandboxed, ours].map(|mut rounds| median(&mut rounds));
     println!(
-        "event channel round trip: {ours:.0} ns; eventfd {plain:.0} ns; {:.2} x (at most 1.1)",
-        ours / plain
+        "event channel round trip: {ours:.0} ns; eventfd {plain:.0} ns; {:.2} x (at most 1.1); \
+         eventfd in the same sandboxes {sandboxed:.0} ns; {:.2} x",
+        ours / plain,
+        ours / sandboxed
     );
-    for domid in [pong.created.domid, ping.created.domid] {
+    let [first, second] = boxed.domids;
+    for domid in [pong.created.domid, ping.created.domid, first, second] {
         control.destroy(domid)?;
     }
     Ok(())
+}
+
+/// The measure in the sandboxes of two domains: their standard input and output are its eventfds.
+struct Boxed {
+    domids: [DomId; 2],
+    go: OwnedFd,
+    times: BufReader<PipeReader>,
+}
+
+impl Boxed {
+    fn create(control: &mut Control) -> Result<Self> {
+        let flags = EventfdFlags::CLOEXEC;
+        let (there, back) = (eventfd(0, flags)?, eventfd(0, flags)?);
+        let (times, error) = std::io::pipe()?;
+        let program = File::open(std::env::current_exe()?)?;
+        let mut create = |role: &str, input: &OwnedFd, output: &OwnedFd| -> Result<DomId> {
+            let mut config = Config::default();
+            config.files = Files::System;
+            config.args = ["guest", role].map(Into::into).to_vec();
+            let descriptors = Descriptors {
+                program: program.as_fd(),
+                input: input.as_fd(),
+                output: output.as_fd(),
+                error: error.as_fd(),
+            };
+            let domid = control.create(&config, descriptors)?.domid;
+            control.unpause(domid)?;
+            Ok(domid)
+        };
+        let domids = [create("bounce", &there, &back)?, create("bounced", &back, &there)?];
+        Ok(Self { domids, go: back, times: BufReader::new(times) })
+    }
+
+    fn round(&mut self) -> Result<f64> {
+        rustix::io::write(&self.go, &1_u64.to_ne_bytes())?;
+        let mut line = String::new();
+        self.times.read_line(&mut line)?;
+        Ok(line.trim().parse()?)
+    }
+}
+
+/// Its first domain: a round whenever its eventfd says so; the time of each goes to standard error.
+pub(crate) fn bounced() -> Result<()> {
+    pin()?;
+    let (input, output) = (std::io::stdin(), std::io::stdout());
+    loop {
+        rustix::io::read(&input, &mut [0; 8])?;
+        eprintln!("{}", round(&output, &input)?);
+    }
+}
+
+/// One round: its time for each round trip, in ns.
+fn round(there: impl AsFd, back: impl AsFd) -> rustix::io::Result<f64> {
+    let mut count = [0; 8];
+    let begin = Instant::now();
+    for _ in 0..PER_ROUND {
+        rustix::io::write(&there, &1_u64.to_ne_bytes())?;
+        rustix::io::read(&back, &mut count)?;
+    }
+    Ok(begin.elapsed().as_nanos() as f64 / PER_ROUND as f64)
 }
 
 /// One round of the measure, on the CPU where the domains are.
@@ -137,13 +203,7 @@ fn bounce_round(there: &OwnedFd, back: &OwnedFd) -> Result<f64> {
     let (there, back) = (there.try_clone()?, back.try_clone()?);
     let thread = std::thread::spawn(move || -> std::result::Result<f64, String> {
         pin().map_err(|error| error.to_string())?;
-        let mut count = [0; 8];
-        let begin = Instant::now();
-        for _ in 0..PER_ROUND {
-            rustix::io::write(&there, &1_u64.to_ne_bytes()).map_err(|e| e.to_string())?;
-            rustix::io::read(&back, &mut count).map_err(|e| e.to_string())?;
-        }
-        Ok(begin.elapsed().as_nanos() as f64 / PER_ROUND as f64)
+        round(there, back).map_err(|error| error.to_string())
     });
     Ok(thread.join().map_err(|_| "the bouncing thread has panicked")??)
 }
