@@ -31,7 +31,7 @@ fn role() {
     match role.as_str() {
         "lender" => lend(),
         "borrower" => borrow(),
-        "sleeper" => drop(rustix::event::pause()),
+        "sleeper" => rustix::event::pause(),
         other => panic!("no role {other:?}"),
     }
     std::process::exit(0);
