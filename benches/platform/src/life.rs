@@ -2,6 +2,7 @@
 
 use crate::Result;
 use crate::host::{Host, WITHIN, create, run};
+use crate::table::{Extent, Goal, Row};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::fs::{self, File};
 use std::io::Read;
@@ -35,7 +36,9 @@ fn quantile(times: &[Duration], part: f64) -> Duration {
 }
 
 /// Creates `count` domains to their first store reply, and looks at what they cost when idle.
-pub(crate) fn many(count: usize) -> Result<()> {
+pub(crate) fn many(extent: &Extent) -> Result<Vec<Row>> {
+    let (count, idle) = (extent.domains, extent.idle);
+    let mut rows = Vec::new();
     let host = Host::start()?;
     let (broker, store) =
         (host.broker.id(), host.store.as_ref().map_or(0, std::process::Child::id));
@@ -73,28 +76,28 @@ pub(crate) fn many(count: usize) -> Result<()> {
     };
     for (name, from) in [("all", 0), ("the last 100", count.saturating_sub(100))] {
         let [made, started, replied] = [0, 1, 2].map(|at| column(from, at));
-        println!(
-            "create to first store reply, {name} of {count}: median {:.2} ms, p99 {:.2} ms \
-             (made {:.2}, introduced {:.2})",
-            ms(quantile(&replied, 0.5)),
+        let text = format!(
+            "of {count}; p99 {:.2} ms; made {:.2}, introduced {:.2}",
             ms(quantile(&replied, 0.99)),
             ms(quantile(&made, 0.5)),
             ms(quantile(&started, 0.5)),
         );
+        let work = format!("create to first reply, ms, {name}");
+        rows.push(Row::new(&work, text, ms(quantile(&replied, 0.5)), Goal::AtMost(10.0)));
     }
-    let fallen = before.saturating_sub(kib("/proc/meminfo", "MemAvailable"));
-    println!("memory a domain, its program's included: {} KiB", fallen / count as u64);
-    for (name, pid) in [("broker", broker), ("store", store)] {
-        println!("{name}: {} KiB", kib(&format!("/proc/{pid}/status"), "VmRSS"));
-    }
-    let idle = Duration::from_secs(std::env::var("IDLE_S").map_or(60, |s| s.parse().unwrap_or(60)));
+    let fallen = before.saturating_sub(kib("/proc/meminfo", "MemAvailable")) as f64;
+    let text = "fall of MemAvailable, its program included".to_owned();
+    rows.push(Row::new("memory a domain, KiB", text, fallen / count as f64, Goal::AtMost(1024.0)));
+    let used = |pid| kib(&format!("/proc/{pid}/status"), "VmRSS") as f64 / 1024.0;
+    let text = format!("broker {:.1}, store {:.1}", used(broker), used(store));
+    let both = used(broker) + used(store);
+    rows.push(Row::new("broker and store, MiB", text, both, Goal::AtMost(64.0)));
     let at = [ticks(broker), ticks(store)];
+    // What is measured is that nothing happens.
     std::thread::sleep(idle);
-    println!(
-        "{count} idle domains over {idle:?}: broker {} ms, store {} ms",
-        (ticks(broker) - at[0]) * 10,
-        (ticks(store) - at[1]) * 10
-    );
+    let spent = [broker, store].map(ticks).iter().sum::<u64>() - at.iter().sum::<u64>();
+    let text = format!("{count} domains, {idle:?}, in ticks of 10 ms");
+    rows.push(Row::new("processor time of both, idle", text, spent as f64, Goal::AtMost(0.0)));
     let begin = Instant::now();
     for domid in &domids {
         control.destroy(*domid)?;
@@ -105,6 +108,7 @@ pub(crate) fn many(count: usize) -> Result<()> {
             return Err("the store does not let go of its domains".into());
         }
     }
-    println!("destroyed {count} in {:.0} ms", ms(begin.elapsed()));
-    Ok(())
+    let text = format!("ms for {count}, until the store has let go of them");
+    rows.push(Row::new("destroy all", text, ms(begin.elapsed()), Goal::None));
+    Ok(rows)
 }

@@ -4,11 +4,25 @@ mod guest;
 mod host;
 mod life;
 mod speed;
+mod table;
 
 use std::process::ExitCode;
+use table::{Extent, Row};
 
 /// Whatever goes wrong ends the run.
 pub(crate) type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+/// A part of the bench.
+type Part = fn(&Extent) -> Result<Vec<Row>>;
+
+fn measure(extent: &Extent, parts: &[Part]) -> Result<()> {
+    for part in parts {
+        for row in part(extent)? {
+            println!("{row}");
+        }
+    }
+    Ok(())
+}
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -20,13 +34,13 @@ fn main() -> ExitCode {
         ["pong", peer] => guest::pong(peer),
         ["ping", peer, count] => guest::ping(peer, count),
         ["offer", count] => guest::offer(count),
-        ["bounce"] => speed::bounce(),
-        ["speed"] => speed::all(),
-        ["create", rest @ ..] => {
-            let count = rest.first().and_then(|count| count.parse().ok()).unwrap_or(1000);
-            life::many(count)
-        }
-        _ => Err("usage: platform-bench speed | create [COUNT]".into()),
+        ["bounce", ..] => speed::bounce(),
+        ["bounced", count] => speed::bounced(count),
+        [] => measure(&Extent::FULL, &[speed::all, life::many]),
+        ["--quick"] => measure(&Extent::QUICK, &[speed::all, life::many]),
+        ["speed"] => measure(&Extent::FULL, &[speed::all]),
+        ["create"] => measure(&Extent::FULL, &[life::many]),
+        _ => Err("usage: platform-bench [--quick | speed | create]".into()),
     };
     match ended {
         Ok(()) => ExitCode::SUCCESS,

@@ -3,6 +3,7 @@
 use crate::Result;
 use crate::guest::pin;
 use crate::host::{Host, WITHIN, run};
+use crate::table::{Extent, Goal, Row};
 use conformance::daemon::{Daemon, Kind};
 use rustix::event::{EventfdFlags, eventfd};
 use std::fs::File;
@@ -19,11 +20,6 @@ use xen_hosted::domain::{Config, Files};
 use xen_hosted::domctl::{Control, Created, Descriptors};
 use xenstore::Store;
 use xenstore_core::wire::{MsgType, split_message};
-
-/// Rounds of everything, all contenders in each.
-const ROUNDS: usize = 11;
-/// Round trips, maps, requests in one round.
-const PER_ROUND: usize = 20_000;
 
 /// A domain of this program with a pipe to talk to.
 struct Talker {
@@ -68,11 +64,12 @@ fn median(values: &mut [f64]) -> f64 {
 }
 
 /// All of it.
-pub(crate) fn all() -> Result<()> {
+pub(crate) fn all(extent: &Extent) -> Result<Vec<Row>> {
     let host = Host::start()?;
-    channels(&host)?;
-    grants(&host)?;
-    requests(&host)
+    let mut rows = channels(&host, extent)?;
+    rows.push(grants(&host, extent)?);
+    rows.extend(requests(&host, extent)?);
+    Ok(rows)
 }
 
 /// The other process of the measure: waits at standard input, answers at standard output.
@@ -89,9 +86,9 @@ pub(crate) fn bounce() -> Result<()> {
     }
 }
 
-fn channels(host: &Host) -> Result<()> {
+fn channels(host: &Host, extent: &Extent) -> Result<Vec<Row>> {
     let mut control = host.control()?;
-    let per_round = PER_ROUND.to_string();
+    let per_round = extent.per_round.to_string();
     let next = |control: &mut Control| -> Result<u16> {
         Ok(control.list()?.last().map_or(0, |last| last.domid.0) + 1)
     };
@@ -113,42 +110,101 @@ fn channels(host: &Host) -> Result<()> {
         .stdin(Stdio::from(there.try_clone()?))
         .stdout(Stdio::from(back.try_clone()?))
         .spawn()?;
-    let (mut plain, mut ours) = (Vec::new(), Vec::new());
-    for _ in 0..ROUNDS {
-        plain.push(bounce_round(&there, &back)?);
+    let mut boxed = Boxed::create(&mut control, &per_round)?;
+    let (mut plain, mut sandboxed, mut ours) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..extent.rounds {
+        plain.push(bounce_round(&there, &back, extent.per_round)?);
+        sandboxed.push(boxed.round()?);
         ping.tell("go")?;
-        ours.push(ping.hear()? as f64 / PER_ROUND as f64);
+        ours.push(ping.hear()? as f64 / extent.per_round as f64);
     }
     rustix::io::write(&there, &2_u64.to_ne_bytes())?;
     bouncer.wait()?;
-    let (plain, ours) = (median(&mut plain), median(&mut ours));
-    println!(
-        "event channel round trip: {ours:.0} ns; eventfd {plain:.0} ns; {:.2} x (at most 1.1)",
-        ours / plain
-    );
-    for domid in [pong.created.domid, ping.created.domid] {
+    let [plain, sandboxed, ours] = [plain, sandboxed, ours].map(|mut rounds| median(&mut rounds));
+    let [first, second] = boxed.domids;
+    for domid in [pong.created.domid, ping.created.domid, first, second] {
         control.destroy(domid)?;
     }
-    Ok(())
+    let text = format!("{ours:.0} ns; eventfds of two processes {plain:.0} ns");
+    let boxed = format!("{ours:.0} ns; eventfds of two domains {sandboxed:.0} ns");
+    Ok(vec![
+        Row::new("event channel round trip", text, ours / plain, Goal::AtMost(1.1)),
+        Row::new("the same, within the sandboxes", boxed, ours / sandboxed, Goal::None),
+    ])
+}
+
+/// The measure in the sandboxes of two domains: their standard input and output are its eventfds.
+struct Boxed {
+    domids: [DomId; 2],
+    go: OwnedFd,
+    times: BufReader<PipeReader>,
+}
+
+impl Boxed {
+    fn create(control: &mut Control, per_round: &str) -> Result<Self> {
+        let flags = EventfdFlags::CLOEXEC;
+        let (there, back) = (eventfd(0, flags)?, eventfd(0, flags)?);
+        let (times, error) = std::io::pipe()?;
+        let program = File::open(std::env::current_exe()?)?;
+        let mut create = |role: &str, input: &OwnedFd, output: &OwnedFd| -> Result<DomId> {
+            let mut config = Config::default();
+            config.files = Files::System;
+            config.args = ["guest", role, per_round].map(Into::into).to_vec();
+            let descriptors = Descriptors {
+                program: program.as_fd(),
+                input: input.as_fd(),
+                output: output.as_fd(),
+                error: error.as_fd(),
+            };
+            let domid = control.create(&config, descriptors)?.domid;
+            control.unpause(domid)?;
+            Ok(domid)
+        };
+        let domids = [create("bounce", &there, &back)?, create("bounced", &back, &there)?];
+        Ok(Self { domids, go: back, times: BufReader::new(times) })
+    }
+
+    fn round(&mut self) -> Result<f64> {
+        rustix::io::write(&self.go, &1_u64.to_ne_bytes())?;
+        let mut line = String::new();
+        self.times.read_line(&mut line)?;
+        Ok(line.trim().parse()?)
+    }
+}
+
+/// Its first domain: a round whenever its eventfd says so; the time of each goes to standard error.
+pub(crate) fn bounced(count: &str) -> Result<()> {
+    pin()?;
+    let (input, output) = (std::io::stdin(), std::io::stdout());
+    let count = count.parse()?;
+    loop {
+        rustix::io::read(&input, &mut [0; 8])?;
+        eprintln!("{}", round(&output, &input, count)?);
+    }
+}
+
+/// One round: its time for each round trip, in ns.
+fn round(there: impl AsFd, back: impl AsFd, trips: usize) -> rustix::io::Result<f64> {
+    let mut count = [0; 8];
+    let begin = Instant::now();
+    for _ in 0..trips {
+        rustix::io::write(&there, &1_u64.to_ne_bytes())?;
+        rustix::io::read(&back, &mut count)?;
+    }
+    Ok(begin.elapsed().as_nanos() as f64 / trips as f64)
 }
 
 /// One round of the measure, on the CPU where the domains are.
-fn bounce_round(there: &OwnedFd, back: &OwnedFd) -> Result<f64> {
+fn bounce_round(there: &OwnedFd, back: &OwnedFd, trips: usize) -> Result<f64> {
     let (there, back) = (there.try_clone()?, back.try_clone()?);
     let thread = std::thread::spawn(move || -> std::result::Result<f64, String> {
         pin().map_err(|error| error.to_string())?;
-        let mut count = [0; 8];
-        let begin = Instant::now();
-        for _ in 0..PER_ROUND {
-            rustix::io::write(&there, &1_u64.to_ne_bytes()).map_err(|e| e.to_string())?;
-            rustix::io::read(&back, &mut count).map_err(|e| e.to_string())?;
-        }
-        Ok(begin.elapsed().as_nanos() as f64 / PER_ROUND as f64)
+        round(there, back, trips).map_err(|error| error.to_string())
     });
     Ok(thread.join().map_err(|_| "the bouncing thread has panicked")??)
 }
 
-fn grants(host: &Host) -> Result<()> {
+fn grants(host: &Host, extent: &Extent) -> Result<Row> {
     let mut control = host.control()?;
     let pages: u32 = 512;
     let mut guest = Talker::create(&mut control, &["offer", &pages.to_string()])?;
@@ -158,16 +214,17 @@ fn grants(host: &Host) -> Result<()> {
     let platform = host.backend()?;
     let mut grants = platform.grants();
     let mut times = Vec::new();
-    for _ in 0..ROUNDS * 100 {
+    for _ in 0..extent.rounds * 100 {
         let begin = Instant::now();
         for at in 0..pages {
             drop(grants.map(of, GrantRef(first + at), Access::ReadWrite)?);
         }
         times.push(begin.elapsed().as_nanos() as f64 / f64::from(pages));
     }
-    println!("map and unmap of a granted page: {:.0} ns (at most 200)", median(&mut times));
     control.destroy(of)?;
-    Ok(())
+    let ns = median(&mut times);
+    let text = format!("{pages} pages in turn, in ns");
+    Ok(Row::new("map and unmap of a granted page", text, ns, Goal::AtMost(200.0)))
 }
 
 /// Processor time of a process so far, in ns.
@@ -211,7 +268,9 @@ fn over_socket(socket: &Path, path: &str, count: usize, depth: usize) -> Result<
     Ok(begin.elapsed().as_secs_f64())
 }
 
-fn requests(host: &Host) -> Result<()> {
+fn requests(host: &Host, extent: &Extent) -> Result<Vec<Row>> {
+    let per_round = extent.per_round;
+    let mut rows = Vec::new();
     let (mut control, mut client) = (host.control()?, host.client()?);
     let store = host.store.as_ref().map_or(0, std::process::Child::id);
     let c = Daemon::start(Kind::C);
@@ -219,7 +278,7 @@ fn requests(host: &Host) -> Result<()> {
         xenstore::Client::connect(c.socket())?.write("/name", "guest")?;
     }
     for depth in [1, 8] {
-        let args = ["requests", &PER_ROUND.to_string(), &depth.to_string()];
+        let args = ["requests", &per_round.to_string(), &depth.to_string()];
         let mut guest = Talker::create(&mut control, &args)?;
         let name = format!("/local/domain/{}/name", guest.created.domid);
         client.write(&name, "guest")?;
@@ -228,31 +287,34 @@ fn requests(host: &Host) -> Result<()> {
         run(&mut control, &mut client, &guest.created)?;
         let [mut ring, mut ring_cpu, mut socket, mut socket_cpu, mut c_cpu] =
             [const { Vec::new() }; 5];
-        for _ in 0..ROUNDS {
+        for _ in 0..extent.rounds {
             let at = cpu_ns(store)?;
             guest.tell("go")?;
-            ring.push(PER_ROUND as f64 / (guest.hear()? as f64 / 1e9));
-            ring_cpu.push((cpu_ns(store)? - at) / PER_ROUND as f64);
+            ring.push(per_round as f64 / (guest.hear()? as f64 / 1e9));
+            ring_cpu.push((cpu_ns(store)? - at) / per_round as f64);
             let at = cpu_ns(store)?;
-            socket.push(PER_ROUND as f64 / over_socket(&host.socket(), &name, PER_ROUND, depth)?);
-            socket_cpu.push((cpu_ns(store)? - at) / PER_ROUND as f64);
+            socket.push(per_round as f64 / over_socket(&host.socket(), &name, per_round, depth)?);
+            socket_cpu.push((cpu_ns(store)? - at) / per_round as f64);
             if let Some(c) = &c {
                 let at = cpu_ns(c.pid())?;
-                over_socket(&c.socket(), "/name", PER_ROUND, depth)?;
-                c_cpu.push((cpu_ns(c.pid())? - at) / PER_ROUND as f64);
+                over_socket(&c.socket(), "/name", per_round, depth)?;
+                c_cpu.push((cpu_ns(c.pid())? - at) / per_round as f64);
             }
         }
         let [ring, ring_cpu, socket, socket_cpu, c_cpu] =
             [ring, ring_cpu, socket, socket_cpu, c_cpu].map(|mut all| median(&mut all));
-        println!(
-            "reads through a ring, {depth} in flight: {ring:.0}/s; through the socket {socket:.0}/s; \
-             {:.2} x (at least 1). Processor time of the store: {ring_cpu:.0} ns; over the socket \
-             {socket_cpu:.0} ns; C over its socket {c_cpu:.0} ns; {:.2} x (at most {})",
-            ring / socket,
+        let text = format!("{ring:.0}/s; through the socket {socket:.0}/s");
+        let name = format!("reads through a ring, {depth} in flight");
+        rows.push(Row::new(&name, text, ring / socket, Goal::AtLeast(1.0)));
+        let most = if depth == 1 { 0.5 } else { 0.15 };
+        let text = format!("{ring_cpu:.0} ns; socket {socket_cpu:.0} ns; C's socket {c_cpu:.0} ns");
+        rows.push(Row::new(
+            "  processor time for each",
+            text,
             ring_cpu / c_cpu,
-            if depth == 1 { 0.5 } else { 0.15 }
-        );
+            Goal::AtMost(most),
+        ));
         control.destroy(guest.created.domid)?;
     }
-    Ok(())
+    Ok(rows)
 }

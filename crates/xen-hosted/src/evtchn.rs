@@ -50,17 +50,9 @@ struct Ends {
 struct Held {
     ends: Option<Ends>,
     mask: Mask,
-    /// It was notified since it was bound, as far as this process knows: if the broker has told of a
-    /// later binding meanwhile, that went to the old peer.
+    /// It was notified while the broker had more to tell: if that is of a binding, the notification went
+    /// to the old peer.
     notified: bool,
-}
-
-/// Where a notification went.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Went {
-    ToThePeer,
-    /// The port is not bound, or this process does not know yet.
-    Nowhere,
 }
 
 /// All ports of this process.
@@ -162,6 +154,12 @@ impl Ports {
         Ok(())
     }
 
+    /// This process does not hold `port` any more.
+    fn remove(&self, port: Port) {
+        let slot = lock(&self.table).held.get_mut(port.0 as usize).and_then(Option::take);
+        self.forget(slot.and_then(|held| held.ends));
+    }
+
     /// The peer may keep the eventfd open, so closing it does not take it out of the epoll.
     fn forget(&self, ends: Option<Ends>) {
         if let Some(ends) = ends {
@@ -169,17 +167,21 @@ impl Ports {
         }
     }
 
-    fn notify(&self, port: Port) -> Result<Went, Error> {
-        let mut table = lock(&self.table);
-        let held = table.get_mut(port)?;
-        held.notified = true;
-        let Some(ends) = &held.ends else { return Ok(Went::Nowhere) };
+    fn notify(&self, port: Port) -> Result<(), Error> {
+        let table = lock(&self.table);
+        let Some(ends) = &table.get(port)?.ends else { return Ok(()) };
         let notify = ends.notify.as_ref().ok_or(Error::Inval)?;
         match rustix::io::write(notify, &1_u64.to_ne_bytes()) {
             // Full: an event is pending there as it is, and who filled it did so to its own channel.
-            Ok(_) | Err(Errno::AGAIN) => Ok(Went::ToThePeer),
+            Ok(_) | Err(Errno::AGAIN) => Ok(()),
             Err(error) => Err(from_errno(error)),
         }
+    }
+
+    /// Who is bound to `port` next is notified then.
+    fn notify_next(&self, port: Port) -> Result<(), Error> {
+        lock(&self.table).get_mut(port)?.notified = true;
+        Ok(())
     }
 
     fn unmask(&self, port: Port) -> Result<(), Error> {
@@ -356,12 +358,14 @@ impl EventChannels for Channels {
     }
 
     fn notify(&self, port: Port) -> Result<(), Error> {
-        if self.link.ports.notify(port)? == Went::Nowhere {
-            // It may have been bound since the broker was last listened to.
+        if self.link.is_behind() {
+            // The port may have been bound since the broker was last listened to.
             self.link.drain()?;
-            self.link.ports.notify(port)?;
+            if self.link.is_behind() {
+                self.link.ports.notify_next(port)?;
+            }
         }
-        Ok(())
+        self.link.ports.notify(port)
     }
 
     fn pending(&mut self) -> Result<Option<Port>, Error> {
@@ -385,13 +389,11 @@ impl EventChannels for Channels {
     }
 
     fn close(&mut self, port: Port) -> Result<(), Error> {
-        let ends = {
-            let mut table = lock(&self.link.ports.table);
-            let slot = table.held.get_mut(port.0 as usize).ok_or(Error::Inval)?;
-            slot.take().ok_or(Error::Inval)?.ends
-        };
-        self.link.ports.forget(ends);
-        self.link.call(&Request::Close { port }).map(drop)
+        lock(&self.link.ports.table).get(port)?;
+        let closed = self.link.call(&Request::Close { port }).map(drop);
+        // Only now: what came before the answer may have told of a binding.
+        self.link.ports.remove(port);
+        closed
     }
 
     fn status(&mut self, port: Port) -> Result<Status, Error> {

@@ -78,6 +78,7 @@ mod proto;
 mod sys;
 
 use crate::link::Link;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -191,9 +192,16 @@ impl Platform {
         if number.parse() != Ok(domain::GUEST_DESCRIPTOR) {
             return Err(Error::NoDev);
         }
-        Ok(Self {
-            link: Link::over(sys::inherited(domain::GUEST_DESCRIPTOR).map_err(link::from_errno)?)?,
-        })
+        Self::over(sys::inherited(domain::GUEST_DESCRIPTOR).map_err(link::from_errno)?)
+    }
+
+    /// The platform of the domain that has handed on its `socket` to the broker. To the broker, who holds
+    /// it is that domain: a domain of several processes may give it to the one that is to have it.
+    ///
+    /// # Errors
+    /// [`Error::NoDev`] where the broker is gone.
+    pub fn over(socket: OwnedFd) -> Result<Self, Error> {
+        Ok(Self { link: Link::over(socket)? })
     }
 
     /// The number of the domain that this process is of.

@@ -11,7 +11,7 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFla
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 use xen::gnttab::Access;
@@ -32,6 +32,8 @@ pub(crate) enum Counter {
     Granted,
     /// Pages mapped now.
     Mapped,
+    /// What the broker has told this peer unasked (written by the broker).
+    Told,
     /// Notifications received at this port.
     Received(Port),
 }
@@ -42,6 +44,7 @@ impl Counter {
         8 * match self {
             Self::Granted => 0,
             Self::Mapped => 1,
+            Self::Told => 2,
             Self::Received(port) => COUNTERS_HEAD + port.0 as usize,
         }
     }
@@ -88,6 +91,8 @@ pub(crate) struct Link {
     /// The ports that were there from the start: console, store.
     pub(crate) first_ports: [Port; 2],
     counters: Map,
+    /// How much of what the broker has told it unasked this process has taken.
+    heard: AtomicU64,
     /// The identities of all domains, by number; for those who watch domains.
     pub(crate) identities: Option<Map>,
 }
@@ -117,7 +122,11 @@ impl Link {
         let ports = Ports::new(socket.as_fd())?;
         let mut buffer = vec![0; PACKET_MAX];
         let gone = AtomicBool::new(false);
-        let apply = |message, fds| ports.apply(&message, fds);
+        let heard = AtomicU64::new(0);
+        let apply = |message, fds| {
+            heard.fetch_add(1, Ordering::Relaxed);
+            ports.apply(&message, fds);
+        };
         let mut hello = call(socket.as_fd(), &mut buffer, &gone, &Request::Hello, &[], apply)?;
         let ports_max: u32 = hello.number(4)?;
         let first_ports = [Port(hello.number(2)?), Port(hello.number(3)?)];
@@ -143,6 +152,7 @@ impl Link {
             ports_taken: AtomicBool::new(false),
             first_ports,
             counters,
+            heard,
             identities,
         }))
     }
@@ -193,7 +203,15 @@ impl Link {
         }
     }
 
+    /// Whether the broker has told something that this process has not taken yet. What a peer has seen
+    /// done by its return is told before that return.
+    pub(crate) fn is_behind(&self) -> bool {
+        let told = self.counters.long(Counter::Told.offset()).load(Ordering::Acquire);
+        told > self.heard.load(Ordering::Relaxed)
+    }
+
     fn apply(&self, message: &Message, fds: Vec<OwnedFd>) {
+        self.heard.fetch_add(1, Ordering::Relaxed);
         if let Message::ArenaEnded { granter, slot } = message {
             let tables: Vec<_> = lock(&self.foreign).iter().filter_map(Weak::upgrade).collect();
             for table in tables {

@@ -23,11 +23,12 @@ pub enum Access {
 #[repr(i16)]
 #[non_exhaustive]
 pub enum Status {
-    /// `GNTST_general_error`: refused, without a reason.
+    /// `GNTST_general_error`: refused, and most often so: not granted, granted to another domain, or
+    /// more was asked for than was granted.
     GeneralError = -1,
     /// `GNTST_bad_domain`: no such domain.
     BadDomain = -2,
-    /// `GNTST_bad_gntref`: no such grant, not for this domain, or not active.
+    /// `GNTST_bad_gntref`: a reference beyond the granter's table.
     BadGntref = -3,
     /// `GNTST_bad_handle`: no such mapping.
     BadHandle = -4,
@@ -37,7 +38,7 @@ pub enum Status {
     BadDevAddr = -6,
     /// `GNTST_no_device_space`: no room in the I/O MMU.
     NoDeviceSpace = -7,
-    /// `GNTST_permission_denied`: more was asked for than was granted.
+    /// `GNTST_permission_denied`: the hypervisor's security policy is against it.
     PermissionDenied = -8,
     /// `GNTST_bad_page`: the granted page is not one.
     BadPage = -9,

@@ -48,6 +48,8 @@ pub(super) struct Peer {
     pub(super) offered: Vec<u32>,
     /// What became of domains, for who watches them.
     pub(super) changes: Option<VecDeque<DomainEvent>>,
+    /// How much it was told unasked.
+    pub(super) told: u64,
     /// What its socket did not take.
     unsent: VecDeque<Unsent>,
     /// How much of that is answers.
@@ -86,6 +88,7 @@ impl Peer {
             mapped: BTreeSet::new(),
             offered: Vec::new(),
             changes: rights.has(Rights::DOMAIN_WATCH).then(VecDeque::new),
+            told: 0,
             unsent: VecDeque::new(),
             unsent_answers: 0,
             credit: u64::from(REQUESTS_BURST) * 1000,

@@ -5,7 +5,7 @@ use super::{Broker, Domain, IDENTITIES_LEN, PeerId, Stage, Token, failed, say};
 use crate::limits::{
     CREATE_MAX, DOM0_PORTS_MAX, PACKET_MAX, PEERS_MAX, REQUESTS_A_TURN, UNREAD_MAX,
 };
-use crate::link::counters_len;
+use crate::link::{Counter, counters_len};
 use crate::map::memfd;
 use crate::proto::{self, Message, Request};
 use crate::{Rights, Role};
@@ -210,7 +210,14 @@ impl Broker {
         keep: Keep,
     ) -> Result<(), Errno> {
         let peer = self.peers.get_mut(id).ok_or(Errno::PIPE)?;
-        if peer.send(message.encode(), fds, keep)? {
+        let waits = peer.send(message.encode(), fds, keep)?;
+        if keep != Keep::Answer {
+            // Who notifies looks here, and not into the socket.
+            peer.told += 1;
+            let told = peer.told.to_ne_bytes();
+            rustix::io::pwrite(&peer.counters, &told, Counter::Told.offset() as u64)?;
+        }
+        if waits {
             self.watch_peer(id);
         }
         Ok(())

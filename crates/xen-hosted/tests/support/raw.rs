@@ -13,7 +13,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// The domain's socket to the broker, beside the library that has it.
-fn socket() -> BorrowedFd<'static> {
+pub(crate) fn socket() -> BorrowedFd<'static> {
     // SAFETY: a domain's program is started with it, and keeps it to its end.
     unsafe { BorrowedFd::borrow_raw(xen_hosted::domain::GUEST_DESCRIPTOR) }
 }

@@ -1,0 +1,255 @@
+//! The platform's part of the conformance suite on this platform: domain 0's processes, sandboxed
+//! domains, and both together.
+//!
+//! A case speaks for two domains out of one process. So one of the domains hands its socket to the broker
+//! on: to this test, which is then domain 0 and a guest, or to another domain, whose sandbox
+//! then has the whole case in it.
+
+mod support;
+
+use conformance::platform::{self, Party, life};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
+};
+use std::io::{IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use support::{Host, WITHIN, playing, this_program};
+use xen::domctl::DomainControl;
+use xen::evtchn::{EventChannels, Virq};
+use xen::gnttab::{GrantMap, GrantOffer};
+use xen::{DomId, Error};
+use xen_hosted::domctl::{Accounts, Control, Created, Descriptors};
+use xen_hosted::evtchn::Channels;
+use xen_hosted::{Platform, Role};
+
+/// Plays what the environment says; not a test of its own.
+#[test]
+fn role() {
+    let Some(role) = support::role() else { return };
+    match role.as_str() {
+        "lender" => lend(),
+        "borrower" => borrow(),
+        "sleeper" => rustix::event::pause(),
+        other => panic!("no role {other:?}"),
+    }
+    std::process::exit(0);
+}
+
+/// Hands the socket to the broker on, and stays until nobody has any use for it.
+fn lend() {
+    let stdin = std::io::stdin();
+    pass(stdin.as_fd(), support::raw::socket());
+    assert_eq!(rustix::io::read(stdin, &mut [0]), Ok(0));
+}
+
+/// Runs each case with itself and who lends it a socket; says what came of each.
+fn borrow() {
+    let stdin = std::io::stdin();
+    let own = Platform::guest().unwrap();
+    let lent = Platform::over(passed(stdin.as_fd())).unwrap();
+    let (mut a, mut b) = (party(&own, &own), party(&lent, &lent));
+    for (_, case) in platform::cases() {
+        let verdict = case(&mut a, &mut b).err().unwrap_or_default();
+        rustix::net::send(&stdin, verdict.as_bytes(), SendFlags::NOSIGNAL).unwrap();
+    }
+    // What it holds is looked at before it ends.
+    assert_eq!(rustix::io::read(stdin, &mut [0]), Ok(0));
+}
+
+/// Sends a descriptor.
+fn pass(over: BorrowedFd<'_>, fd: BorrowedFd<'_>) {
+    let fds = [fd];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
+    sendmsg(over, &[IoSlice::new(b"!")], &mut control, SendFlags::NOSIGNAL).unwrap();
+}
+
+/// The descriptor that is sent.
+fn passed(over: BorrowedFd<'_>) -> OwnedFd {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut byte = [0];
+    recvmsg(over, &mut [IoSliceMut::new(&mut byte)], &mut control, RecvFlags::CMSG_CLOEXEC)
+        .unwrap();
+    let fds = control.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+        _ => None,
+    });
+    fds.expect("a descriptor comes")
+}
+
+/// One domain, as one or two of its processes have it.
+fn party(backend: &Platform, frontend: &Platform) -> Party {
+    let evtchn: Box<dyn EventChannels> = Box::new(backend.channels().unwrap());
+    let maps: Box<dyn GrantMap> = Box::new(backend.grants());
+    let offers: Box<dyn GrantOffer> = Box::new(frontend.offers());
+    Party { domid: backend.domid(), evtchn, maps, offers }
+}
+
+/// Domain 0, as a backend and a frontend.
+fn domain_0(host: &Host) -> Party {
+    let connect = |role| Platform::connect(&host.host(), role).unwrap();
+    party(&connect(Role::Backend), &connect(Role::Frontend))
+}
+
+/// A domain, and the socket that is its standard input.
+struct Guest {
+    created: Created,
+    socket: OwnedFd,
+}
+
+impl Guest {
+    fn start(control: &mut Control, role: &str) -> Self {
+        let (family, flags) = (AddressFamily::UNIX, SocketFlags::CLOEXEC);
+        let (input, socket) = socketpair(family, SocketType::SEQPACKET, flags, None).unwrap();
+        rustix::net::sockopt::set_socket_timeout(
+            &socket,
+            rustix::net::sockopt::Timeout::Recv,
+            Some(WITHIN),
+        )
+        .unwrap();
+        let (program, error) = (this_program(), std::io::stderr());
+        let descriptors = Descriptors {
+            program: program.as_fd(),
+            input: input.as_fd(),
+            output: error.as_fd(),
+            error: error.as_fd(),
+        };
+        let created = control.create(&playing(role), descriptors).unwrap();
+        control.unpause(created.domid).unwrap();
+        Self { created, socket }
+    }
+
+    fn domid(&self) -> DomId {
+        self.created.domid
+    }
+}
+
+/// Binds to what every domain waits at from its creation, as the store and the console do. So what
+/// domain 0 has next is no number of a port that a guest has, too.
+fn first_ports(host: &Host, guests: &[Guest]) -> Channels {
+    let mut channels = Platform::connect(&host.host(), Role::Store).unwrap().channels().unwrap();
+    for Guest { created, .. } in guests {
+        for port in [created.store_port, created.console_port] {
+            channels.bind_interdomain(created.domid, port).unwrap();
+        }
+    }
+    channels
+}
+
+/// What a domain has now and has to give back.
+fn held(control: &mut Control, domid: DomId) -> [u64; 3] {
+    let Accounts { ports, granted, mapped, .. } = control.accounts(domid).unwrap();
+    [ports, granted, mapped]
+}
+
+/// All cases out of this process; each leaves nothing behind.
+fn all_cases(control: &mut Control, mut a: Party, mut b: Party) {
+    let cases = platform::cases();
+    assert!(!cases.is_empty());
+    for (name, case) in cases {
+        let before = [a.domid, b.domid].map(|domid| held(control, domid));
+        if let Err(why) = case(&mut a, &mut b) {
+            panic!("{name} between {} and {}: {why}", a.domid, b.domid);
+        }
+        let after = [a.domid, b.domid].map(|domid| held(control, domid));
+        assert_eq!(before, after, "{name} has left something");
+    }
+}
+
+#[test]
+fn domain_0_with_itself() {
+    let host = Host::start();
+    all_cases(&mut host.control(), domain_0(&host), domain_0(&host));
+}
+
+#[test]
+fn domain_0_with_a_guest() {
+    let host = Host::start();
+    let mut control = host.control();
+    for turned in [false, true] {
+        // Two more, so that there is somebody else to bind and to grant to.
+        let guests = ["lender", "sleeper", "sleeper"].map(|role| Guest::start(&mut control, role));
+        let _store = first_ports(&host, &guests);
+        let lent = Platform::over(passed(guests[0].socket.as_fd())).unwrap();
+        let (own, guest) = (domain_0(&host), party(&lent, &lent));
+        if turned {
+            all_cases(&mut control, guest, own);
+        } else {
+            all_cases(&mut control, own, guest);
+        }
+        for guest in guests {
+            control.destroy(guest.domid()).unwrap();
+        }
+    }
+}
+
+#[test]
+fn two_guests_within_a_sandbox() {
+    let host = Host::start();
+    let mut control = host.control();
+    let _third = Guest::start(&mut control, "sleeper");
+    let lender = Guest::start(&mut control, "lender");
+    let borrower = Guest::start(&mut control, "borrower");
+    let domids = [&lender, &borrower].map(Guest::domid);
+    let before = domids.map(|domid| held(&mut control, domid));
+    pass(borrower.socket.as_fd(), passed(lender.socket.as_fd()).as_fd());
+    for (name, _) in platform::cases() {
+        let mut verdict = [0; 1024];
+        let (_, len) = rustix::net::recv(&borrower.socket, &mut verdict, RecvFlags::empty())
+            .unwrap_or_else(|error| panic!("{name}: no verdict: {error}"));
+        let why = String::from_utf8_lossy(&verdict[..len]);
+        assert!(why.is_empty(), "{name} between two guests: {why}");
+    }
+    assert_eq!(before, domids.map(|domid| held(&mut control, domid)), "something was left");
+}
+
+#[test]
+fn the_life_of_domains() {
+    let host = Host::start();
+    for (name, case) in life::CASES {
+        // Each with a watch of its own, which has seen nothing yet.
+        let platform = Platform::connect(&host.host(), Role::Store).unwrap();
+        let (mut channels, mut watch) = (platform.channels().unwrap(), platform.watch());
+        let virq = channels.bind_virq(Virq::DomExc).unwrap();
+        let mut makes = host.control();
+        let mut control = host.control();
+        let mut life = life::Host {
+            control: &mut control,
+            watch: &mut watch,
+            create: &mut || {
+                let created = support::create(&mut makes, "sleeper");
+                let unpaused = makes.unpause(created.domid);
+                unpaused.map(|()| created.domid).map_err(|error| error.to_string())
+            },
+            wait: &mut || {
+                let came = channels.wait(Some(WITHIN));
+                came == Ok(Some(virq)) && channels.unmask(virq).is_ok()
+            },
+        };
+        if let Err(why) = case(&mut life) {
+            panic!("{name}: {why}");
+        }
+        channels.close(virq).unwrap();
+    }
+    let mut control = host.control();
+    support::until("domain 0 alone is left", || control.list().unwrap().len() == 1);
+}
+
+/// A guest is refused all of it, also over a socket that it has handed on.
+#[test]
+fn control_is_domain_0s() {
+    let host = Host::start();
+    let mut control = host.control();
+    let guest = Guest::start(&mut control, "lender");
+    let lent = Platform::over(passed(guest.socket.as_fd())).unwrap();
+    assert_eq!(lent.domid(), guest.domid());
+    let mut theirs = Control::over(&lent);
+    assert_eq!(theirs.list().map(drop), Err(Error::Perm));
+    assert_eq!(theirs.pause(guest.domid()), Err(Error::Perm));
+    assert_eq!(theirs.destroy(DomId::DOM0), Err(Error::Perm));
+    assert!(control.accounts(guest.domid()).unwrap().refused >= 3);
+}
