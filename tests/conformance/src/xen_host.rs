@@ -21,6 +21,8 @@ use std::time::{Duration, Instant};
 const XL_SECONDS: &str = "60";
 /// How long anything else may take that a domain or the toolstack does.
 const SOON: Duration = Duration::from_secs(20);
+/// How often a domain is made that does not answer.
+const TRIES: usize = 3;
 /// `SHUTDOWN_poweroff`.
 const POWER_OFF: u32 = 0;
 
@@ -107,8 +109,20 @@ impl XenHost {
         }
     }
 
-    /// Makes a domain, in the state in which a table expects it: alive, and unknown to the daemon.
+    /// Makes a domain, in the state in which a table expects it: alive, and unknown to the daemon. About
+    /// one in two hundred does not answer on its console under either daemon; it is described, taken
+    /// down, and made again.
     fn make(&mut self, domid: u16) -> Domain {
+        for _ in 1..TRIES {
+            match self.try_make(domid) {
+                Ok(domain) => return domain,
+                Err(why) => println!("note  {why}; made again"),
+            }
+        }
+        self.try_make(domid).unwrap_or_else(|why| panic!("{why}"))
+    }
+
+    fn try_make(&mut self, domid: u16) -> Result<Domain, String> {
         self.made += 1;
         let name = format!("conformance-{domid}-{}", self.made);
         let config = std::env::temp_dir().join(format!("{name}.cfg"));
@@ -127,12 +141,15 @@ impl XenHost {
         }
         let _ = fs::remove_file(&config);
         let console = self.console(domid);
-        let ring = AgentRing::open(&console).unwrap_or_else(|error| {
-            let state = self.state(domid);
-            // A domain that nobody knows of would be in the way of all cases to come.
-            self.destroy(domid);
-            panic!("domain {domid}, {}: {error}; {state}", console.display())
-        });
+        let ring = match AgentRing::open(&console) {
+            Ok(ring) => ring,
+            Err(error) => {
+                let state = self.state(domid);
+                // A domain that nobody knows of would be in the way of all cases to come.
+                self.destroy(domid);
+                return Err(format!("domain {domid}, {}: {error}; {state}", console.display()));
+            }
+        };
         let (mfn, port) = ring.introduction();
         self.store.expect_ok("RELEASE", format!("{domid}|"));
         let vm = self.store.ask("READ", format!("/local/domain/{domid}/vm|"));
@@ -141,7 +158,8 @@ impl XenHost {
             let removed = self.store.ask("RM", format!("{path}|"));
             assert!(matches!(removed.as_str(), "OK|" | "ENOENT"), "RM {path}: {removed}");
         }
-        Domain { console, introduction: format!("{domid}|{mfn}|{port}|"), spent: false }
+        let introduction = format!("{domid}|{mfn}|{port}|");
+        Ok(Domain { console, introduction, spent: false })
     }
 
     /// The terminal of a domain's console, when xenconsoled has told it.

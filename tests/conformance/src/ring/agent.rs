@@ -13,7 +13,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// How long the guest may take to answer, over the time that it is told to wait.
-const ANSWER_WITHIN: Duration = Duration::from_secs(60);
+const ANSWER_WITHIN: Duration = Duration::from_secs(20);
 /// Bytes of one `put`: a line must fit into the guest's buffer.
 const PUT_MAX: usize = 2048;
 
