@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use xen::{DomId, Port};
 use xen_io::blkif::names;
 use xenbus::bus::News;
-use xenbus::{Bus, Error, Id, Side, State};
+use xenbus::{Bus, Error, Id, Side};
 use xenstore::Client;
 
 /// How long is looked for work at most, where there was some, before sleeping: about as long as falling
@@ -22,15 +22,15 @@ const ASK_STORE: Duration = Duration::from_millis(1);
 /// How often a device that waits for something without a descriptor is looked at.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
-/// A server of one kind of backend (`vbd`, `qdisk`) in one domain.
+/// A server of the block backends of one domain, of one kind (`vbd`, `qdisk`) or of several.
 pub struct Server {
     store: Client,
-    bus: Bus<Back>,
+    buses: Vec<Bus<Back>>,
     platform: Rc<Platform>,
     /// Ports with an event that was taken, to be unmasked before sleeping.
     masked: Vec<Port>,
-    /// Devices that wait for something that no event tells of.
-    waiting: Vec<Id>,
+    /// Devices that wait for something that no event tells of, with the numbers of their buses.
+    waiting: Vec<(usize, Id)>,
     busy_until: Instant,
     /// How long it pays to look for more work at the moment.
     spin: Duration,
@@ -40,29 +40,30 @@ pub struct Server {
 
 impl std::fmt::Debug for Server {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Server").field("bus", &self.bus).finish_non_exhaustive()
+        f.debug_struct("Server").field("buses", &self.buses).finish_non_exhaustive()
     }
 }
 
 impl Server {
-    /// Serves all devices below `/local/domain/<domid>/backend/<kind>`.
+    /// Serves all devices below `/local/domain/<domid>/backend/<kind>`, for each of `kinds`.
     ///
     /// # Errors
     /// The store is gone.
     pub fn start(
         mut store: Client,
         domid: DomId,
-        kind: &str,
+        kinds: &[&str],
         platform: Rc<Platform>,
     ) -> Result<Self, Error> {
-        let make = {
+        let start = |kind: &&str| {
             let platform = Rc::clone(&platform);
-            move |_| Back::new(Rc::clone(&platform))
+            let make = move |_| Back::new(Rc::clone(&platform));
+            Bus::start(&mut store, Side::Backend, domid, kind, make)
         };
-        let bus = Bus::start(&mut store, Side::Backend, domid, kind, make)?;
+        let buses = kinds.iter().map(start).collect::<Result<_, _>>()?;
         Ok(Self {
             store,
-            bus,
+            buses,
             platform,
             masked: Vec::new(),
             waiting: Vec::new(),
@@ -72,9 +73,9 @@ impl Server {
         })
     }
 
-    /// The devices and their drivers.
-    pub fn bus(&mut self) -> &mut Bus<Back> {
-        &mut self.bus
+    /// The devices of a kind and their drivers, if this kind is served.
+    pub fn bus(&mut self, kind: &str) -> Option<&mut Bus<Back>> {
+        self.buses.iter_mut().find(|bus| bus.kind() == kind)
     }
 
     /// Does what there is to do; where there is nothing, waits for it, at most `timeout`. Returns what has
@@ -112,7 +113,7 @@ impl Server {
             self.busy_until = now + self.spin;
         }
         self.look_again()?;
-        Ok(self.bus.take_news())
+        Ok(self.buses.iter_mut().flat_map(Bus::take_news).collect())
     }
 
     /// Looks whether disks have another size, and tells the frontends.
@@ -121,15 +122,21 @@ impl Server {
     /// The store is gone.
     pub fn check_sizes(&mut self) -> Result<(), Error> {
         let resized = |(id, back): (Id, &mut Back)| back.resized().map(|sectors| (id, sectors));
-        for (id, sectors) in self.bus.drivers().filter_map(resized).collect::<Vec<_>>() {
-            self.bus.announce(&mut self.store, id, &[(names::SECTORS, sectors.to_string())])?;
+        for bus in &mut self.buses {
+            for (id, sectors) in bus.drivers().filter_map(resized).collect::<Vec<_>>() {
+                bus.announce(&mut self.store, id, &[(names::SECTORS, sectors.to_string())])?;
+            }
         }
         Ok(())
     }
 
     fn take_store_events(&mut self) -> Result<(), Error> {
         while let Some(event) = self.store.poll_event()? {
-            self.bus.take(&mut self.store, &event)?;
+            for bus in &mut self.buses {
+                if bus.take(&mut self.store, &event)? {
+                    break;
+                }
+            }
         }
         Ok(())
     }
@@ -146,17 +153,23 @@ impl Server {
     fn work_all(&mut self, now: Instant) -> Result<Moved, Error> {
         let mut moved = Moved::Nothing;
         let mut failed = Vec::new();
-        for (id, back) in self.bus.drivers() {
+        for (at, id, back) in drivers(&mut self.buses) {
             match back.work(now) {
                 Ok(worked) if worked.moved > 0 || worked.more => moved = Moved::Something,
                 Ok(_) => {}
-                Err(error) => failed.push((id, error)),
+                Err(error) => failed.push((at, id, error)),
             }
         }
-        for (id, error) in failed {
-            self.bus.fail(&mut self.store, id, error)?;
-        }
+        self.fail(failed)?;
         Ok(moved)
+    }
+
+    /// Ends the devices with which something is wrong.
+    fn fail(&mut self, failed: Vec<(usize, Id, Error)>) -> Result<(), Error> {
+        for (at, id, error) in failed {
+            self.buses[at].fail(&mut self.store, id, error)?;
+        }
+        Ok(())
     }
 
     /// Lets the frontends notify again; `None` where there is something to do already, else when a limit
@@ -166,7 +179,7 @@ impl Server {
         let now = Instant::now();
         let (mut until, mut more) = (None::<Instant>, false);
         let mut failed = Vec::new();
-        for (id, back) in self.bus.drivers() {
+        for (at, id, back) in drivers(&mut self.buses) {
             let limited = back.limited_until(now);
             until = [until, limited].into_iter().flatten().min();
             if limited.is_some() {
@@ -174,12 +187,10 @@ impl Server {
             }
             match back.final_check() {
                 Ok(found) => more |= found,
-                Err(error) => failed.push((id, error)),
+                Err(error) => failed.push((at, id, error)),
             }
         }
-        for (id, error) in failed {
-            self.bus.fail(&mut self.store, id, error)?;
-        }
+        self.fail(failed)?;
         let evtchn = self.platform.evtchn.borrow();
         for port in self.masked.drain(..) {
             // It may have been closed meanwhile.
@@ -204,7 +215,8 @@ impl Server {
         let evtchn = self.platform.evtchn.borrow();
         let mut fds = vec![PollFd::new(&self.store, PollFlags::IN)];
         fds.push(PollFd::from_borrowed_fd(evtchn.fd(), PollFlags::IN));
-        let disks = self.bus.drivers_ref().filter_map(|(_, back)| back.disk_fd());
+        let drivers = self.buses.iter().flat_map(Bus::drivers_ref);
+        let disks = drivers.filter_map(|(_, back)| back.disk_fd());
         fds.extend(disks.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
         let left = Timespec::try_from(left).ok();
         match poll(&mut fds, left.as_ref()) {
@@ -215,19 +227,20 @@ impl Server {
 
     /// Looks at devices whose driver waits for its disk.
     fn look_again(&mut self) -> Result<(), Error> {
-        for id in std::mem::take(&mut self.waiting) {
-            self.bus.poke(&mut self.store, id)?;
+        for (at, id) in std::mem::take(&mut self.waiting) {
+            self.buses[at].poke(&mut self.store, id)?;
         }
-        let waits = |id: &Id| self.bus.waits(*id);
-        self.waiting = self.bus.ids().filter(waits).collect();
+        for (at, bus) in self.buses.iter().enumerate() {
+            self.waiting.extend(bus.ids().filter(|id| bus.waits(*id)).map(|id| (at, id)));
+        }
         Ok(())
     }
+}
 
-    /// Whether a device is connected.
-    #[must_use]
-    pub fn is_connected(&self, id: Id) -> bool {
-        self.bus.state(id) == Some(State::Connected)
-    }
+/// All drivers, with the numbers of their buses and their devices.
+fn drivers(buses: &mut [Bus<Back>]) -> impl Iterator<Item = (usize, Id, &mut Back)> {
+    let numbered = buses.iter_mut().enumerate();
+    numbered.flat_map(|(at, bus)| bus.drivers().map(move |(id, back)| (at, id, back)))
 }
 
 /// Whether a turn found anything to do.

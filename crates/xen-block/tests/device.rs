@@ -95,7 +95,7 @@ fn what_is_read_is_what_was_written() {
         assert_eq!(scene.read(16, pages), Ok(bytes.clone()), "{what}");
         assert_eq!(disk.0.borrow().contents()[8192..][..bytes.len()], bytes, "{what}");
         assert_eq!(scene.ask(|tag| Want::Flush { tag }, &[]), Status::Okay);
-        let stats = scene.server.bus().driver(ID).unwrap().stats().clone();
+        let stats = scene.back_bus().driver(ID).unwrap().stats().clone();
         assert_eq!((stats.read.requests, stats.read.sectors), (1, pages as u64 * 8), "{what}");
         assert_eq!((stats.write.requests, stats.flush.requests), (1, 1), "{what}");
         assert_eq!(stats.read.latency.buckets().iter().sum::<u64>(), 1);
@@ -133,7 +133,7 @@ fn sectors_of_a_page_go_where_they_belong() {
     assert_eq!(disk.0.borrow().contents()[61 * 512..], pattern(3, 4096)[1024..2560]);
     assert_eq!(scene.ask(|tag| Want::Write { tag, sector: 62 }, &[part]), Status::Error);
     assert_eq!(scene.ask(|tag| Want::Read { tag, sector: u64::MAX }, &[part]), Status::Error);
-    let wrong = scene.server.bus().driver(ID).unwrap().stats().wrong;
+    let wrong = scene.back_bus().driver(ID).unwrap().stats().wrong;
     assert_eq!(wrong, 2, "beyond the end, twice");
 }
 
@@ -285,7 +285,7 @@ fn errors_of_the_disk_are_the_guests_errors() {
     assert_eq!(scene.ask(discard, &[]), Status::NotSupported);
     fate.set(Fate::Pass);
     assert_eq!(scene.write(0, &pattern(1, 4096)), Status::Okay);
-    let stats = scene.server.bus().driver(ID).unwrap().stats().clone();
+    let stats = scene.back_bus().driver(ID).unwrap().stats().clone();
     assert_eq!((stats.read.errors, stats.write.errors, stats.flush.errors), (2, 2, 2));
 }
 

@@ -149,8 +149,8 @@ fn a_guest_does_not_notice_that_its_backend_was_killed() {
         }
         assert!(!under_way.is_empty(), "kill {kill}: something has to be in flight");
         killable.kill_and_start(&mut scene);
-        scene.until("the successor to take over", |scene| scene.server.is_connected(ID));
-        replayed += scene.server.bus().driver(ID).unwrap().stats().replayed;
+        scene.until("the successor to take over", |scene| scene.back_bus().state(ID) == Some(State::Connected));
+        replayed += scene.back_bus().driver(ID).unwrap().stats().replayed;
     }
     // All held requests of the last process, too.
     killable.hold.set(0);

@@ -62,7 +62,7 @@ impl Rogue {
     }
 
     fn back_state(&mut self) -> Option<State> {
-        self.scene.server.bus().state(ID)
+        self.scene.back_bus().state(ID)
     }
 
     fn turn(&mut self) {
@@ -435,7 +435,7 @@ fn numbers_of_a_frontend_are_bounded() {
             scene.tool.write(format!("{front}/{name}"), value).unwrap();
         }
         let end = std::time::Instant::now() + support::PATIENCE;
-        while scene.server.bus().state(ID) != Some(State::Closing) {
+        while scene.back_bus().state(ID) != Some(State::Closing) {
             scene.server.turn(std::time::Duration::ZERO).unwrap();
             assert!(std::time::Instant::now() < end, "{node} {value}: waited for Closing");
         }

@@ -128,6 +128,12 @@ impl<D: Driver> Bus<D> {
         Ok(bus)
     }
 
+    /// The kind of its devices.
+    #[must_use]
+    pub fn kind(&self) -> &str {
+        &self.kind
+    }
+
     /// The devices that there are.
     pub fn ids(&self) -> impl Iterator<Item = Id> {
         self.slots.keys().copied()

@@ -14,7 +14,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("xenstore", &["xenstore-core", "xen-io", "xen"]),
     ("xenstored", &["xenstore-core", "xen-io", "xen", "xen-linux", "xen-hosted"]),
     ("xenbus", &["xenstore", "xenstore-core", "xen-io", "xen"]),
-    ("xen-block", &["xenbus", "xenstore", "xen-io", "xen"]),
+    ("xen-block", &["xenbus", "xenstore", "xen-io", "xen", "xen-linux", "xen-hosted"]),
     ("xen-net", &["xenbus", "xenstore", "xen-io", "xen"]),
     ("xen-console", &["xenbus", "xenstore", "xen-io", "xen"]),
     ("xen-pci", &["xenbus", "xenstore", "xen-io", "xen"]),

@@ -10,6 +10,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 use xen::DomId;
 use xen::evtchn::EventChannels;
+use xen_block::Back;
 use xen_block::back::{self, OpenDisk};
 use xen_block::front::{self, Buffer, Completion, Front, Part, Want};
 use xen_block::server::Server;
@@ -72,7 +73,7 @@ pub fn server_at(
     let grants = Rc::new(RefCell::new(host.gnttab(DomId::DOM0)));
     let platform = Rc::new(back::Platform { evtchn, grants, open, options });
     let store = Client::connect(socket).unwrap();
-    Server::start(store, DomId::DOM0, "vbd", platform).unwrap()
+    Server::start(store, DomId::DOM0, &["vbd"], platform).unwrap()
 }
 
 impl Scene {
@@ -115,7 +116,12 @@ impl Scene {
     }
 
     pub fn states(&mut self) -> (Option<State>, Option<State>) {
-        (self.bus.state(ID), self.server.bus().state(ID))
+        (self.bus.state(ID), self.back_bus().state(ID))
+    }
+
+    /// The backends.
+    pub fn back_bus(&mut self) -> &mut Bus<Back> {
+        self.server.bus("vbd").expect("the kind that is served")
     }
 
     pub fn front(&mut self) -> &mut Front {

@@ -1,0 +1,171 @@
+//! `xen-blockd`: serves the disks of guests, in the domain where it runs, until it is ended. Ended in
+//! whatever way and started again, it goes on where it was; the guests see a pause.
+
+use rustix::fs::{FlockOperation, Mode, OFlags};
+use std::cell::RefCell;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+use xen::DomId;
+use xen::evtchn::EventChannels;
+use xen::gnttab::GrantMap;
+use xen_block::back::{Options, Platform};
+use xen_block::disk::target;
+use xen_block::server::Server;
+use xen_hosted::{HOST_VARIABLE, HostDir, Role};
+use xen_linux::Machine;
+use xenbus::bus::What;
+use xenstore::{Client, Store};
+
+const USAGE: &str = "\
+usage: xen-blockd [--kind KIND]... [--record-dir DIR]
+  --kind KIND       serve backend/KIND: vbd, qdisk; both without this option
+  --record-dir DIR  where requests in flight outlive this process, on tmpfs (/run/xen-blockd)
+On Xen, or on the hosted host that XEN_HOSTED_HOST names.";
+
+/// Where the kernel's own block backend shows that it is loaded.
+const KERNEL_BACKEND: &str = "/sys/bus/xen-backend/drivers/vbd";
+/// How often the sizes of disks are looked at.
+const LOOK_AT_SIZES: Duration = Duration::from_secs(5);
+
+/// What goes wrong before, or with, all devices.
+type Failure = Box<dyn std::error::Error>;
+
+fn main() -> ExitCode {
+    let started = match Arguments::parse(std::env::args().skip(1)) {
+        Ok(Some(arguments)) => serve(&arguments),
+        Ok(None) => {
+            println!("{USAGE}");
+            return ExitCode::SUCCESS;
+        }
+        Err(wrong) => {
+            eprintln!("xen-blockd: {wrong}\n{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    let Err(error) = started;
+    eprintln!("xen-blockd: {error}");
+    ExitCode::FAILURE
+}
+
+/// The command line.
+struct Arguments {
+    kinds: Vec<String>,
+    record_dir: PathBuf,
+}
+
+impl Arguments {
+    /// `None` where help is asked for.
+    fn parse(mut words: impl Iterator<Item = String>) -> Result<Option<Self>, String> {
+        let mut kinds = Vec::new();
+        let mut record_dir = PathBuf::from("/run/xen-blockd");
+        while let Some(word) = words.next() {
+            let mut value = || words.next().ok_or_else(|| format!("{word} needs a value"));
+            match word.as_str() {
+                "--help" | "-h" => return Ok(None),
+                "--kind" => match value()? {
+                    kind if kind == "vbd" || kind == "qdisk" => kinds.push(kind),
+                    kind => return Err(format!("{kind:?} is not served: vbd and qdisk are")),
+                },
+                "--record-dir" => record_dir = value()?.into(),
+                _ => return Err(format!("{word:?} is no option")),
+            }
+        }
+        if kinds.is_empty() {
+            kinds = vec!["vbd".into(), "qdisk".into()];
+        }
+        Ok(Some(Self { kinds, record_dir }))
+    }
+}
+
+/// Event channels, grants, and which domain this is, if the platform says so.
+type Provided = (Rc<RefCell<dyn EventChannels>>, Rc<RefCell<dyn GrantMap>>, Option<DomId>);
+
+fn provided() -> Result<Provided, Failure> {
+    if let Some(dir) = std::env::var_os(HOST_VARIABLE) {
+        let hosted = xen_hosted::Platform::connect(&HostDir::new(dir), Role::Backend)?;
+        let (evtchn, grants) = (hosted.channels()?, hosted.grants());
+        let domid = hosted.domid();
+        return Ok((Rc::new(RefCell::new(evtchn)), Rc::new(RefCell::new(grants)), Some(domid)));
+    }
+    if xen_linux::machine() == Machine::Bare {
+        return Err(format!("no Xen here, and {HOST_VARIABLE} names no hosted host").into());
+    }
+    let evtchn = xen_linux::evtchn::Evtchn::open(None)?;
+    let grants = xen_linux::gntdev::Gntdev::open()?;
+    Ok((Rc::new(RefCell::new(evtchn)), Rc::new(RefCell::new(grants)), None))
+}
+
+/// One process only: two would answer the same requests.
+fn lock(record_dir: &Path) -> Result<OwnedFd, Failure> {
+    std::fs::create_dir_all(record_dir)?;
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let file = rustix::fs::open(record_dir.join("lock"), flags, Mode::RUSR | Mode::WUSR)?;
+    let dir = record_dir.display();
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(errno) => Err(format!("another xen-blockd serves with {dir}: {errno}").into()),
+    }
+}
+
+/// The kinds to be served; not one that the kernel serves already.
+fn kinds(wanted: &[String]) -> Result<Vec<&str>, Failure> {
+    let (mut kinds, kernel) = (Vec::new(), Path::new(KERNEL_BACKEND).exists());
+    for kind in wanted {
+        if kind == "vbd" && kernel {
+            eprintln!(
+                "xen-blockd: the kernel's xen-blkback serves backend/vbd ({KERNEL_BACKEND} is there): \
+                 not served here; unload it (rmmod xen-blkback), or attach disks as qdisk"
+            );
+        } else {
+            kinds.push(kind.as_str());
+        }
+    }
+    if kinds.is_empty() { Err("nothing is left to serve".into()) } else { Ok(kinds) }
+}
+
+fn serve(arguments: &Arguments) -> Result<std::convert::Infallible, Failure> {
+    let (evtchn, grants, domid) = provided()?;
+    let kinds = if domid.is_some() {
+        arguments.kinds.iter().map(String::as_str).collect()
+    } else {
+        kinds(&arguments.kinds)?
+    };
+    let _lock = lock(&arguments.record_dir)?;
+    let mut store = Client::open()?;
+    let domid = match domid {
+        Some(domid) => domid,
+        None => own_domid(&mut store)?,
+    };
+    let options =
+        Options { record_dir: Some(arguments.record_dir.clone()), ..Options::default() };
+    let platform = Platform { evtchn, grants, open: Box::new(target::open), options };
+    let mut server = Server::start(store, domid, &kinds, Rc::new(platform))?;
+    println!("xen-blockd: serving {} of domain {domid}", kinds.join(" and "));
+    let mut looked = Instant::now();
+    loop {
+        for news in server.turn(LOOK_AT_SIZES)? {
+            match news.what {
+                What::State(state) => println!("xen-blockd: {}: {state}", news.id),
+                What::Error(error) => println!("xen-blockd: {}: {error}", news.id),
+                What::Removed => println!("xen-blockd: {}: removed", news.id),
+                other => println!("xen-blockd: {}: {other:?}", news.id),
+            }
+        }
+        if looked.elapsed() >= LOOK_AT_SIZES {
+            server.check_sizes()?;
+            looked = Instant::now();
+        }
+    }
+}
+
+/// The number of the domain where this runs; a node of its own.
+fn own_domid(store: &mut Client) -> Result<DomId, Failure> {
+    let text = store.read("domid").map_err(|error| {
+        format!("which domain is this? its node domid cannot be read ({error}); xen-init-dom0 writes it")
+    })?;
+    let text = String::from_utf8_lossy(&text);
+    Ok(DomId(text.trim().parse().map_err(|_| format!("node domid is {text:?}, no domain"))?))
+}
