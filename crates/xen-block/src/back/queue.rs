@@ -218,7 +218,7 @@ impl Queue {
         bytes: &RequestBytes,
         work: &mut Work<'_>,
     ) -> Result<(), RingError> {
-        let (id, operation) = bytes.to_answer(self.layout);
+        let (id, operation) = answered_as(bytes, self.layout);
         let now = work.now;
         if let Some(slot) = self.slots.get_mut(usize::from(slot)) {
             *slot = Slot {
@@ -551,6 +551,15 @@ fn writable(work: &Work<'_>) -> Result<(), Refusal> {
     match work.access {
         DiskAccess::ReadWrite => Ok(()),
         DiskAccess::ReadOnly => Err(Refusal::Failed),
+    }
+}
+
+/// The id and the operation of the answer: of an indirect request, what it does with its segments, as
+/// Linux's backend says and its frontend insists on (`nr_segments` is `indirect_op` there, `io/blkif.h`).
+fn answered_as(bytes: &RequestBytes, layout: Layout) -> (u64, u8) {
+    match bytes.to_answer(layout) {
+        (id, blkif::op::INDIRECT) => (id, bytes.0.get(1).copied().unwrap_or_default()),
+        answer => answer,
     }
 }
 

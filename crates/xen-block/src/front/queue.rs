@@ -5,7 +5,7 @@ use std::fmt;
 use xen::gnttab::{Access, GrantOffer, Offered};
 use xen::{DomId, GrantRef, Port};
 use xen_io::blkif::{
-    Body, INDIRECT_PAGES_MAX, Layout, Request, RequestBytes, ResponseBytes, SEGMENT_SIZE,
+    Body, INDIRECT_PAGES_MAX, Layout, Request, RequestBytes, ResponseBytes, SEGMENT_SIZE, op,
     SEGMENTS_MAX, Secure, Segment, Segments, Transfer, segment_bytes,
 };
 use xen_io::ring::{FrontRing, RingError};
@@ -229,7 +229,11 @@ impl Queue {
             let bytes = RequestBytes::encode(&request, self.layout);
             let entry = bytes.0.get(..self.layout.entry_bytes()).unwrap_or_default();
             self.ring.put(entry)?;
-            slot.operation = request.operation();
+            // An indirect request is answered as what it does with its segments.
+            slot.operation = match (request.operation(), bytes.0) {
+                (op::INDIRECT, [_, transfer, ..]) => transfer,
+                (operation, _) => operation,
+            };
             slot.want = Some(want);
             slot.parts.clear();
             slot.parts.extend_from_slice(parts);
