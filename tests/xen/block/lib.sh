@@ -18,6 +18,11 @@ start_blockd() {
     done
 }
 
+# serve: as start_blockd, if none runs.
+serve() {
+    [ -e /run/xen-blockd.pid ] && kill -0 "$(cat /run/xen-blockd.pid)" 2>/dev/null || start_blockd
+}
+
 # kill_blockd: as the kernel's OOM killer would.
 kill_blockd() {
     local pid end=$((SECONDS + 20))
@@ -63,8 +68,9 @@ finish() {
     local number log=/var/log/xen/console/guest-$1.log
     number=$(cat "/tmp/$1.asked")
     until_said "$1" "$2" "done $number "
-    tr -d '\r' <"$log" | sed -n "/^GUEST ready/,\$p" | tail -n 40
-    tr -d '\r' <"$log" | grep -aq "^GUEST done $number 0\$" || die "in guest $1: \"$(tr -d '\r' <"$log" | grep -a -B 2 "^GUEST done $number " | tr '\n' ' ')\""
+    tr -d '\r' <"$log" | sed -n "/^GUEST \(done $((number - 1)) \|ready\)/,\$p" >"/tmp/$1.said"
+    cat "/tmp/$1.said"
+    grep -aq "^GUEST done $number 0\$" "/tmp/$1.said" || die "in guest $1, \"$(tr '\n' ' ' <"/tmp/$1.said")\""
 }
 
 # state_log NAME DEVID KIND: writes down each state of both ends from now on.
@@ -90,3 +96,6 @@ no_state_since() {
 quiet_kernel() {
     ask "$1" 30 '! dmesg | grep -iE "i/o error|blkfront.*(err|fail)|xenbus.*(err|fail)|ext4.*error|buffer i/o|barrier.*fail|flush.*fail|blocked for more"'
 }
+
+# is_done NAME: whether what was begun has ended.
+is_done() { tr -d '\r' <"/var/log/xen/console/guest-$1.log" | grep -aq "^GUEST done $(cat "/tmp/$1.asked") "; }

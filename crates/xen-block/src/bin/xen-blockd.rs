@@ -16,7 +16,8 @@ use xen_block::disk::target;
 use xen_block::server::Server;
 use xen_hosted::{HOST_VARIABLE, HostDir, Role};
 use xen_linux::Machine;
-use xenbus::bus::What;
+use xenbus::State;
+use xenbus::bus::{News, What};
 use xenstore::{Client, Store};
 
 const USAGE: &str = "\
@@ -147,17 +148,28 @@ fn serve(arguments: &Arguments) -> Result<std::convert::Infallible, Failure> {
     let mut looked = Instant::now();
     loop {
         for news in server.turn(LOOK_AT_SIZES)? {
-            match news.what {
-                What::State(state) => println!("xen-blockd: {}: {state}", news.id),
-                What::Error(error) => println!("xen-blockd: {}: {error}", news.id),
-                What::Removed => println!("xen-blockd: {}: removed", news.id),
-                other => println!("xen-blockd: {}: {other:?}", news.id),
-            }
+            tell(&mut server, &kinds, &news);
         }
         if looked.elapsed() >= LOOK_AT_SIZES {
             server.check_sizes()?;
             looked = Instant::now();
         }
+    }
+}
+
+/// A line for the log.
+fn tell(server: &mut Server, kinds: &[&str], news: &News) {
+    let id = news.id;
+    match &news.what {
+        What::State(State::Connected) => {
+            let replayed = |kind| Some(server.bus(kind)?.driver(id)?.stats().replayed);
+            let replayed: u64 = kinds.iter().copied().filter_map(replayed).sum();
+            println!("xen-blockd: {id}: {}; {replayed} requests done again", State::Connected);
+        }
+        What::State(state) => println!("xen-blockd: {id}: {state}"),
+        What::Error(error) => println!("xen-blockd: {id}: {error}"),
+        What::Removed => println!("xen-blockd: {id}: removed"),
+        other => println!("xen-blockd: {id}: {other:?}"),
     }
 }
 
