@@ -149,7 +149,9 @@ fn a_guest_does_not_notice_that_its_backend_was_killed() {
         }
         assert!(!under_way.is_empty(), "kill {kill}: something has to be in flight");
         killable.kill_and_start(&mut scene);
-        scene.until("the successor to take over", |scene| scene.back_bus().state(ID) == Some(State::Connected));
+        scene.until("the successor to take over", |scene| {
+            scene.back_bus().state(ID) == Some(State::Connected)
+        });
         replayed += scene.back_bus().driver(ID).unwrap().stats().replayed;
     }
     // All held requests of the last process, too.

@@ -65,10 +65,11 @@ begin() {
     tell "$1" "$number" "$2"
 }
 finish() {
-    local number log=/var/log/xen/console/guest-$1.log
+    local number before=ready log=/var/log/xen/console/guest-$1.log
     number=$(cat "/tmp/$1.asked")
+    [ "$number" = 1 ] || before="done $((number - 1))"
     until_said "$1" "$2" "done $number "
-    tr -d '\r' <"$log" | sed -n "/^GUEST \(done $((number - 1)) \|ready\)/,\$p" >"/tmp/$1.said"
+    tr -d '\r' <"$log" | sed -n "/^GUEST $before /,\$p" >"/tmp/$1.said"
     cat "/tmp/$1.said"
     grep -aq "^GUEST done $number 0\$" "/tmp/$1.said" || die "in guest $1, \"$(tr '\n' ' ' <"/tmp/$1.said")\""
 }

@@ -140,8 +140,7 @@ fn serve(arguments: &Arguments) -> Result<std::convert::Infallible, Failure> {
         Some(domid) => domid,
         None => own_domid(&mut store)?,
     };
-    let options =
-        Options { record_dir: Some(arguments.record_dir.clone()), ..Options::default() };
+    let options = Options { record_dir: Some(arguments.record_dir.clone()), ..Options::default() };
     let platform = Platform { evtchn, grants, open: Box::new(target::open), options };
     let mut server = Server::start(store, domid, &kinds, Rc::new(platform))?;
     println!("xen-blockd: serving {} of domain {domid}", kinds.join(" and "));
@@ -176,7 +175,9 @@ fn tell(server: &mut Server, kinds: &[&str], news: &News) {
 /// The number of the domain where this runs; a node of its own.
 fn own_domid(store: &mut Client) -> Result<DomId, Failure> {
     let text = store.read("domid").map_err(|error| {
-        format!("which domain is this? its node domid cannot be read ({error}); xen-init-dom0 writes it")
+        format!(
+            "which domain is this? its node domid cannot be read ({error}); xen-init-dom0 writes it"
+        )
     })?;
     let text = String::from_utf8_lossy(&text);
     Ok(DomId(text.trim().parse().map_err(|_| format!("node domid is {text:?}, no domain"))?))

@@ -5,8 +5,8 @@ use std::fmt;
 use xen::gnttab::{Access, GrantOffer, Offered};
 use xen::{DomId, GrantRef, Port};
 use xen_io::blkif::{
-    Body, INDIRECT_PAGES_MAX, Layout, Request, RequestBytes, ResponseBytes, SEGMENT_SIZE, op,
-    SEGMENTS_MAX, Secure, Segment, Segments, Transfer, segment_bytes,
+    Body, INDIRECT_PAGES_MAX, Layout, Request, RequestBytes, ResponseBytes, SEGMENT_SIZE,
+    SEGMENTS_MAX, Secure, Segment, Segments, Transfer, op, segment_bytes,
 };
 use xen_io::ring::{FrontRing, RingError};
 
