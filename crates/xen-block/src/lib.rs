@@ -14,6 +14,7 @@
 //! | [`throttle`] | limits of bytes and requests a second |
 //! | [`vbd`] | a disk as a toolstack adds it |
 //! | `record` | what was taken and not answered, in memory that outlives the process |
+//! | `bin/xen-blockd` | the program that serves the guests of a Xen host, or of a hosted one |
 //! | `sys` | system calls on guests' pages; the only module with `unsafe` |
 
 pub mod back;
