@@ -95,6 +95,13 @@ impl Killable {
     }
 }
 
+/// Hears of every change of a device's state from now on.
+fn watch_state(scene: &mut Scene, path: &str) {
+    scene.tool.watch(format!("{path}/state"), "state").unwrap();
+    let first = scene.tool.next_event(Some(support::PATIENCE)).unwrap();
+    first.expect("the first event of a watch");
+}
+
 #[test]
 fn a_guest_does_not_notice_that_its_backend_was_killed() {
     let folder = Folder::new("killed");
@@ -104,12 +111,7 @@ fn a_guest_does_not_notice_that_its_backend_was_killed() {
     let Some(mut scene) = Scene::connected(setup) else { return };
     let (front, back) = (device().frontend_path(), device().backend_path());
     for path in [&front, &back] {
-        scene.tool.watch(format!("{path}/state"), "state").unwrap();
-        scene
-            .tool
-            .next_event(Some(support::PATIENCE))
-            .unwrap()
-            .expect("the first event of a watch");
+        watch_state(&mut scene, path);
     }
     let buffers = scene.buffers(40);
     let mut seed = 17;
