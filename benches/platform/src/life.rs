@@ -35,6 +35,25 @@ fn quantile(times: &[Duration], part: f64) -> Duration {
     sorted.get(at).copied().unwrap_or_default()
 }
 
+/// How long each domain took: made, started, and its first reply there.
+fn creation_rows(times: &[[Duration; 3]], rows: &mut Vec<Row>) {
+    let count = times.len();
+    let column = |from: usize, at: usize| -> Vec<Duration> {
+        times.iter().skip(from).map(|row| row[at]).collect()
+    };
+    for (name, from) in [("all", 0), ("the last 100", count.saturating_sub(100))] {
+        let [made, started, replied] = [0, 1, 2].map(|at| column(from, at));
+        let text = format!(
+            "of {count}; p99 {:.2} ms; made {:.2}, introduced {:.2}",
+            ms(quantile(&replied, 0.99)),
+            ms(quantile(&made, 0.5)),
+            ms(quantile(&started, 0.5)),
+        );
+        let work = format!("create to first reply, ms, {name}");
+        rows.push(Row::new(&work, text, ms(quantile(&replied, 0.5)), Goal::AtMost(10.0)));
+    }
+}
+
 /// Creates `count` domains to their first store reply, and looks at what they cost when idle.
 pub(crate) fn many(extent: &Extent) -> Result<Vec<Row>> {
     let (count, idle) = (extent.domains, extent.idle);
@@ -71,20 +90,7 @@ pub(crate) fn many(extent: &Extent) -> Result<Vec<Row>> {
         times.push([made, started, begin.elapsed()]);
         domids.push(created.domid);
     }
-    let column = |from: usize, at: usize| -> Vec<Duration> {
-        times.iter().skip(from).map(|row| row[at]).collect()
-    };
-    for (name, from) in [("all", 0), ("the last 100", count.saturating_sub(100))] {
-        let [made, started, replied] = [0, 1, 2].map(|at| column(from, at));
-        let text = format!(
-            "of {count}; p99 {:.2} ms; made {:.2}, introduced {:.2}",
-            ms(quantile(&replied, 0.99)),
-            ms(quantile(&made, 0.5)),
-            ms(quantile(&started, 0.5)),
-        );
-        let work = format!("create to first reply, ms, {name}");
-        rows.push(Row::new(&work, text, ms(quantile(&replied, 0.5)), Goal::AtMost(10.0)));
-    }
+    creation_rows(&times, &mut rows);
     let fallen = before.saturating_sub(kib("/proc/meminfo", "MemAvailable")) as f64;
     let text = "fall of MemAvailable, its program included".to_owned();
     rows.push(Row::new("memory a domain, KiB", text, fallen / count as f64, Goal::AtMost(1024.0)));
