@@ -109,9 +109,8 @@ impl XenHost {
         }
     }
 
-    /// Makes a domain, in the state in which a table expects it: alive, and unknown to the daemon. About
-    /// one in two hundred does not answer on its console under either daemon; it is described, taken
-    /// down, and made again.
+    /// Makes a domain, in the state in which a table expects it: alive, and unknown to the daemon. One
+    /// that does not answer on its console is described, taken down, and made again.
     fn make(&mut self, domid: u16) -> Domain {
         for _ in 1..TRIES {
             match self.try_make(domid) {

@@ -70,7 +70,6 @@ impl Console {
         loop {
             self.channel.clear();
             let (cons, prod) = (self.page.word(IN_CONS), self.page.word(IN_PROD));
-            let was_full = prod.wrapping_sub(cons) >= IN;
             let mut at = cons;
             let mut ended = false;
             while at != prod && !ended {
@@ -82,7 +81,8 @@ impl Console {
                 }
             }
             self.page.set_word(IN_CONS, at);
-            if was_full {
+            if at != cons {
+                // Whoever found the ring full, perhaps only after `prod` was read, waits for this.
                 self.channel.notify();
             }
             if ended {
