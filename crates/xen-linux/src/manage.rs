@@ -106,8 +106,10 @@ impl Lister {
     /// Compares the list of domains with the last one. `dying` means dead here: what is left is
     /// what others, and the store's own mapping, hold on to.
     fn look(&mut self) -> Result<(), Error> {
+        // Where this fails, nothing is forgotten: the next look compares with the same list.
+        let list = self.domctl.raw_list()?;
         let mut before = std::mem::take(&mut self.alive);
-        for info in self.domctl.raw_list()? {
+        for info in list {
             if info.flags & abi::XEN_DOMINF_DYING != 0 {
                 continue;
             }

@@ -3,6 +3,7 @@
 //! Lines are `key=value` pairs, `level` first and `msg="…"` last. Nothing that peers do may fill a
 //! log: whoever calls this for a peer's doing limits the rate.
 
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
@@ -85,7 +86,7 @@ impl Log {
 
     /// The same lines to syslog from now on; where there is none they are lost.
     pub fn to_syslog(&mut self) {
-        self.sink = Sink::Syslog(connect_syslog().ok());
+        self.sink = Sink::Syslog(connect_syslog(SYSLOG).ok());
     }
 
     /// Writes one line. `fields` are `key=value` pairs in logfmt, or empty.
@@ -145,12 +146,17 @@ impl Log {
                 let pid = rustix::process::getpid();
                 let pid = pid.as_raw_nonzero();
                 let datagram = format!("<{}>xenstored[{pid}]: {line}", level.priority());
-                let sent = socket.as_ref().is_some_and(|to| to.send(datagram.as_bytes()).is_ok());
-                if !sent {
-                    // The system's logger may have been restarted.
-                    *socket = connect_syslog().ok();
-                    if let Some(socket) = socket {
-                        let _ = socket.send(datagram.as_bytes());
+                let sent = socket.as_ref().map(|to| to.send(datagram.as_bytes()));
+                match sent {
+                    Some(Ok(_)) => {}
+                    // It does not keep up: lines are lost, and nobody waits for it.
+                    Some(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    // It is not there, or was restarted.
+                    _ => {
+                        *socket = connect_syslog(SYSLOG).ok();
+                        if let Some(socket) = socket {
+                            let _ = socket.send(datagram.as_bytes());
+                        }
                     }
                 }
             }
@@ -158,16 +164,21 @@ impl Log {
     }
 }
 
+/// Where the system's logger listens (syslog(3)).
+const SYSLOG: &str = "/dev/log";
+
 /// `domid=7`, or nothing.
 fn field(domid: Option<u16>) -> String {
     domid.map(|domid| format!("domid={domid}")).unwrap_or_default()
 }
 
-fn connect_syslog() -> io::Result<UnixDatagram> {
-    let socket = UnixDatagram::unbound()?;
-    socket.connect("/dev/log")?;
-    socket.set_nonblocking(true)?;
-    Ok(socket)
+/// The system's logger at `path`. Not blocking from the start: an ioctl for that would not pass the
+/// daemon's system-call filter.
+pub(crate) fn connect_syslog(path: &str) -> io::Result<UnixDatagram> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None)?;
+    connect(&socket, &SocketAddrUnix::new(path)?)?;
+    Ok(socket.into())
 }
 
 #[cfg(test)]

@@ -61,6 +61,9 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_rt_sigaction,
     libc::SYS_sigaltstack,
     libc::SYS_restart_syscall,
+    // An abort, so that it is seen as one.
+    libc::SYS_gettid,
+    libc::SYS_tgkill,
     libc::SYS_exit,
     libc::SYS_exit_group,
 ];
@@ -110,6 +113,7 @@ fn only(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::net::UnixDatagram;
     use std::os::unix::process::ExitStatusExt;
     use std::process::Command;
 
@@ -129,14 +133,23 @@ mod tests {
     #[test]
     fn what_is_not_on_the_list_kills() {
         let Ok(role) = std::env::var(ROLE) else {
-            assert!(status_of("nothing").success());
+            for role in ["nothing", "log"] {
+                assert!(status_of(role).success(), "{role}");
+            }
             for role in ["program", "network", "ioctl"] {
                 assert_eq!(status_of(role).signal(), Some(libc::SIGSYS), "{role}");
             }
             return;
         };
+        let logger = std::env::temp_dir().join(format!("xenstored-log-{}", std::process::id()));
+        let _listening = (role == "log").then(|| UnixDatagram::bind(&logger).unwrap());
         install(&[]).unwrap();
         match role.as_str() {
+            "log" => {
+                let to = crate::log::connect_syslog(logger.to_str().unwrap()).unwrap();
+                to.send(b"a line").unwrap();
+                std::fs::remove_file(&logger).unwrap();
+            }
             "program" => drop(Command::new("/bin/true").status()),
             "network" => drop(std::net::UdpSocket::bind("127.0.0.1:0")),
             "ioctl" => drop(rustix::io::ioctl_fionread(std::fs::File::open("/dev/null").unwrap())),

@@ -26,6 +26,7 @@ pub(crate) struct Sends {
     /// To where, and where in `bytes` what is for it ends.
     queue: Vec<(RawFd, usize)>,
     results: Vec<Result<usize, Errno>>,
+    broken: bool,
 }
 
 impl Sends {
@@ -43,7 +44,7 @@ impl Sends {
         ring.submitter().register_enable_rings()?;
         let bytes = Vec::with_capacity(BATCH * SMALL_MAX / 4);
         let queue = Vec::with_capacity(BATCH);
-        Ok(Self { ring, bytes, queue, results: Vec::with_capacity(BATCH) })
+        Ok(Self { ring, bytes, queue, results: Vec::with_capacity(BATCH), broken: false })
     }
 
     /// Notes that `output` is to go to `socket`; false where no more can be noted.
@@ -56,6 +57,11 @@ impl Sends {
         true
     }
 
+    /// Whether the kernel has refused the ring its work: it is not to be used any more.
+    pub(crate) fn is_broken(&self) -> bool {
+        self.broken
+    }
+
     /// Drops what was noted.
     pub(crate) fn forget(&mut self) {
         self.queue.clear();
@@ -66,11 +72,11 @@ impl Sends {
     /// in which they were noted. A socket must not be closed between the two.
     ///
     /// # Errors
-    /// Where nothing was sent.
+    /// Where nothing was sent, and nothing will be.
     pub(crate) fn send(&mut self) -> io::Result<&[Result<usize, Errno>]> {
         let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
         self.results.clear();
-        self.results.resize(self.queue.len(), Err(Errno::IO));
+        self.results.resize(self.queue.len(), Err(Errno::AGAIN));
         let mut begin = 0;
         for (at, (fd, end)) in self.queue.iter().enumerate() {
             let output = &self.bytes[begin..*end];
@@ -91,10 +97,12 @@ impl Sends {
             match self.ring.submit_and_wait(left) {
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // What the kernel has taken may still be read: these bytes are never used again.
-                Err(error) => {
+                // What the kernel has taken it may still read: these bytes are never used again. What
+                // it has said so far holds; the rest is to be tried again when the socket takes bytes.
+                Err(_) => {
                     std::mem::take(&mut self.bytes).leak();
-                    return Err(error);
+                    self.broken = true;
+                    break;
                 }
             }
             for done in self.ring.completion() {

@@ -343,11 +343,23 @@ impl EventLoop {
 
     /// Sends to those that got output from others, and does what the core has noticed.
     fn take_outcomes(&mut self, now: u64) {
-        while let Some(id) = self.server.poll_ready() {
-            self.flush_with_others(id, now);
-            self.unpark(id);
+        // What a client that has gone held up is answered now, which makes others ready.
+        loop {
+            let mut ready = 0_u32;
+            while let Some(id) = self.server.poll_ready() {
+                ready = ready.saturating_add(1);
+                self.flush_with_others(id, now);
+                self.unpark(id);
+            }
+            self.finish_sends(now);
+            self.take_notices(now);
+            if ready == 0 {
+                return;
+            }
         }
-        self.finish_sends(now);
+    }
+
+    fn take_notices(&mut self, now: u64) {
         while let Some(notice) = self.server.poll_notice() {
             match notice {
                 Notice::Warn { domid, text } => {

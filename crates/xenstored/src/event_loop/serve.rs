@@ -258,6 +258,11 @@ impl EventLoop {
                     for (id, sent) in noted.drain(..).zip(results) {
                         self.took(id, *sent, now);
                     }
+                    if batch.is_broken() {
+                        let text = "io_uring: the kernel refuses; sending one by one from now on";
+                        self.io.log.line(Level::Warn, "", text);
+                        sends = None;
+                    }
                 }
                 Err(error) => {
                     let text = format!("io_uring: {error}; sending one by one from now on");
@@ -329,11 +334,12 @@ impl EventLoop {
         let wanted = self.server.wants_input(id);
         match self.gather_from_ring(id, wanted) {
             Ok((filled, fresh)) => {
-                moved = fresh;
+                moved = fresh.is_some_and(|fresh| fresh > 0);
                 (stopped, spent) = self.hand_in(id, filled, now);
-                // The ring was not looked into, so it is to be once the core wants more.
-                if !wanted && stopped == Stopped::Starved {
-                    stopped = Stopped::Unwanted;
+                // The ring was not looked into, and its event is spent: it is to be looked into next, or
+                // once the core wants more.
+                if fresh.is_none() && stopped == Stopped::Starved {
+                    stopped = if wanted { Stopped::OverBudget } else { Stopped::Unwanted };
                 }
             }
             Err(error) => self.end_ring_for(id, error, now),
@@ -351,20 +357,24 @@ impl EventLoop {
 
     /// Fills the input buffer with what was kept and, unless the core wants none or enough was
     /// kept, with what the ring has. Returns how much there is, and whether the ring gave some.
-    fn gather_from_ring(&mut self, id: ConnId, wanted: bool) -> Result<(usize, bool), RingError> {
-        let Some(connection) = self.io.connections.get(id) else { return Ok((0, false)) };
-        let End::Ring(ring) = &connection.end else { return Ok((0, false)) };
+    fn gather_from_ring(
+        &mut self,
+        id: ConnId,
+        wanted: bool,
+    ) -> Result<(usize, Option<usize>), RingError> {
+        let Some(connection) = self.io.connections.get(id) else { return Ok((0, Some(0))) };
+        let End::Ring(ring) = &connection.end else { return Ok((0, Some(0))) };
         if ring.ended {
-            return Ok((0, false));
+            return Ok((0, Some(0)));
         }
         let kept = connection.pending.len();
         self.input[..kept].copy_from_slice(&connection.pending);
         connection.pending.clear();
         if !wanted || !matches!(split_message(&self.input[..kept]), Ok(None)) {
-            return Ok((kept, false));
+            return Ok((kept, None));
         }
         let fresh = ring.ring.read(&mut self.input[kept..])?;
-        Ok((kept + fresh, fresh > 0))
+        Ok((kept + fresh, Some(fresh)))
     }
 
     /// Puts output onto the ring; whether any fitted.
