@@ -131,10 +131,7 @@ impl QueueRecord {
         index: u32,
         request: &RequestBytes,
     ) -> Result<(), PageError> {
-        let (page, at) = self.entry(slot)?;
-        page.copy_in(at + 16, &request.0)?;
-        page.store_u32(at + 4, index)?;
-        page.store_u32(at, TAKEN)?;
+        self.again(slot, index, request)?;
         self.head.store_u32(0, index.wrapping_add(1))
     }
 

@@ -3,7 +3,7 @@
 //!
 //! A test program that finds a role in its environment plays it, in its test `role`, and does nothing
 //! else.
-#![allow(dead_code)]
+#![allow(dead_code, reason = "each test program uses a part of it")]
 
 use std::ffi::OsString;
 use std::fs::{self, File};
