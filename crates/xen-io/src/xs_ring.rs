@@ -19,6 +19,8 @@
 //! and nothing else. After a read or a write that moved bytes the peer is to be notified.
 
 use std::fmt;
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::fence;
 use xen::shared::{PageError, SharedPage};
 
 /// Bytes of each of the two streams that the page holds (`XENSTORE_RING_SIZE`).
@@ -137,8 +139,23 @@ fn position(index: u32) -> usize {
     (index % RING_SIZE_U32) as usize
 }
 
-/// Takes bytes off a stream; returns how many.
+/// Takes bytes off a stream until it is seen empty or `into` is full; returns how many.
+///
+/// Linux signals what it has added only where it finds all before it taken. So the stream is looked at
+/// again once the own index has moved: what was added in between is signalled by nobody.
 fn consume(page: &SharedPage, stream: Stream, into: &mut [u8]) -> Result<usize, RingError> {
+    let mut taken: usize = 0;
+    while let Some(left) = into.get_mut(taken..)
+        && let count @ 1.. = consume_some(page, stream, left)?
+    {
+        taken = taken.saturating_add(count);
+        fence(SeqCst);
+    }
+    Ok(taken)
+}
+
+/// Takes what a stream holds at one moment.
+fn consume_some(page: &SharedPage, stream: Stream, into: &mut [u8]) -> Result<usize, RingError> {
     let at = indices(page, stream)?;
     let count = at.used.min(into.len());
     if count == 0 {
@@ -156,8 +173,23 @@ fn consume(page: &SharedPage, stream: Stream, into: &mut [u8]) -> Result<usize, 
     Ok(count)
 }
 
-/// Puts bytes onto a stream; returns how many fitted.
+/// Puts bytes onto a stream until all are there or it is seen full; returns how many fitted.
+///
+/// Linux signals that it has made room only where it finds the stream full. So where not all fitted, the
+/// stream is looked at again once the own index has moved.
 fn produce(page: &SharedPage, stream: Stream, from: &[u8]) -> Result<usize, RingError> {
+    let mut put: usize = 0;
+    while let Some(left) = from.get(put..)
+        && let count @ 1.. = produce_some(page, stream, left)?
+    {
+        put = put.saturating_add(count);
+        fence(SeqCst);
+    }
+    Ok(put)
+}
+
+/// Puts what fits at one moment.
+fn produce_some(page: &SharedPage, stream: Stream, from: &[u8]) -> Result<usize, RingError> {
     let at = indices(page, stream)?;
     let count = RING_SIZE.saturating_sub(at.used).min(from.len());
     if count == 0 {
@@ -194,19 +226,21 @@ impl ServerRing {
     }
 
     /// Takes what the guest has sent, at most `into.len()` bytes; returns how many. Where it is not
-    /// 0 the guest is to be notified, as it may wait for space.
+    /// 0 the guest is to be notified, as it may wait for space. Where it is less than all that `into`
+    /// takes, the ring was seen empty after it, and the guest notifies when it sends more.
     ///
     /// # Errors
-    /// [`RingError::Index`]; nothing is taken then.
+    /// [`RingError::Index`]; nothing else that is in this ring means anything then.
     pub fn read(&self, into: &mut [u8]) -> Result<usize, RingError> {
         consume(&self.page, REQUESTS, into)
     }
 
     /// Sends as much of `from` as fits; returns how many bytes. Where it is not 0 the guest is to be
-    /// notified; where it is less than all, the guest notifies once it has read some.
+    /// notified; where it is less than all, the ring was seen full, and the guest notifies once it has
+    /// read some.
     ///
     /// # Errors
-    /// [`RingError::Index`]; nothing is sent then.
+    /// [`RingError::Index`]; nothing else that is in this ring means anything then.
     pub fn write(&self, from: &[u8]) -> Result<usize, RingError> {
         produce(&self.page, RESPONSES, from)
     }

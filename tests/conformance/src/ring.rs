@@ -75,6 +75,10 @@ pub trait Ring: Debug + Send {
     /// Where the page cannot be reached.
     fn flip(&mut self, offset: u64, one: &[u8], other: &[u8], times: u32) -> io::Result<()>;
 
+    /// From now on signals only where the daemon may wait for it, as Linux does. Guests that cannot
+    /// go on signalling always.
+    fn signal_where_needed(&mut self) {}
+
     /// Takes the indices over from the page, as a guest does that starts on a used page.
     ///
     /// # Errors

@@ -106,3 +106,31 @@ fn requests_that_are_sent_together_are_all_answered() {
         }
     }
 }
+
+/// Linux signals only what the daemon may be waiting for: requests that come when all others were taken, room
+/// in a ring that was full. A daemon that has looked must look again once its own index has moved.
+#[test]
+fn a_guest_that_signals_as_seldom_as_linux_is_served() {
+    const IN_FLIGHT: u32 = 24;
+    for kind in [Kind::C, Kind::Ours] {
+        eprintln!("daemon `{}`", kind.name());
+        let Some(daemon) = Daemon::start(kind) else { continue };
+        let mut dom0 = daemon.connect();
+        let mut guest = home(&daemon, &mut dom0, 7);
+        guest.ring().signal_where_needed();
+        // Replies that never fill their ring, and some that do.
+        for length in [1, 150] {
+            guest.expect_ok("WRITE", format!("x|{{a*{length}}}"));
+            for nth in 0..40_000 {
+                guest.request(MsgType::Read.code(), 0, b"x\0").expect("a request");
+                if nth >= IN_FLIGHT {
+                    let reply = guest.reply(Instant::now() + SOON);
+                    assert!(reply.is_ok(), "reply {nth}: {:?}", guest.ring().indices());
+                }
+            }
+            for _ in 0..IN_FLIGHT {
+                guest.reply(Instant::now() + SOON).expect("a reply");
+            }
+        }
+    }
+}

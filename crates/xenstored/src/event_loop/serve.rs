@@ -10,7 +10,7 @@ use rustix::event::epoll::EventFlags;
 use rustix::fd::AsFd;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
-use xen_io::xs_ring::{ErrorWord, RingError};
+use xen_io::xs_ring::{ErrorWord, RING_SIZE, RingError};
 use xenstore_core::limits::HEADER_SIZE;
 use xenstore_core::server::{ConnId, Ended, Server};
 use xenstore_core::wire::{MsgType, TooLong, split_message};
@@ -336,9 +336,10 @@ impl EventLoop {
             Ok((filled, fresh)) => {
                 moved = fresh.is_some_and(|fresh| fresh > 0);
                 (stopped, spent) = self.hand_in(id, filled, now);
-                // The ring was not looked into, and its event is spent: it is to be looked into next, or
+                // The ring was not seen empty, and its event is spent: it is to be looked into next, or
                 // once the core wants more.
-                if fresh.is_none() && stopped == Stopped::Starved {
+                let seen_empty = fresh.is_some_and(|fresh| fresh < RING_SIZE);
+                if !seen_empty && stopped == Stopped::Starved {
                     stopped = if wanted { Stopped::OverBudget } else { Stopped::Unwanted };
                 }
             }
@@ -356,7 +357,8 @@ impl EventLoop {
     }
 
     /// Fills the input buffer with what was kept and, unless the core wants none or enough was
-    /// kept, with what the ring has. Returns how much there is, and whether the ring gave some.
+    /// kept, with what the ring has, at most its size. Returns how much there is, and how much of it
+    /// the ring gave, where it was looked into.
     fn gather_from_ring(
         &mut self,
         id: ConnId,
@@ -373,7 +375,7 @@ impl EventLoop {
         if !wanted || !matches!(split_message(&self.input[..kept]), Ok(None)) {
             return Ok((kept, None));
         }
-        let fresh = ring.ring.read(&mut self.input[kept..])?;
+        let fresh = ring.ring.read(&mut self.input[kept..kept + RING_SIZE])?;
         Ok((kept + fresh, Some(fresh)))
     }
 
@@ -384,24 +386,29 @@ impl EventLoop {
         if ring.ended {
             return false;
         }
-        let output = self.server.output(id);
-        if output.is_empty() {
-            return false;
-        }
-        match ring.ring.write(output) {
-            Ok(0) => {
-                // Nothing has moved, and the time that a guest has for reading begins.
-                self.server.consume_output(id, 0, now);
-                false
+        let mut moved = false;
+        loop {
+            let output = self.server.output(id);
+            if output.is_empty() {
+                return moved;
             }
-            Ok(count) => {
-                connection.seen_out = connection.seen_out.saturating_sub(count);
-                self.server.consume_output(id, count, now);
-                true
-            }
-            Err(error) => {
-                self.end_ring_for(id, error, now);
-                false
+            let all = output.len();
+            match ring.ring.write(output) {
+                Ok(count) => {
+                    connection.seen_out = connection.seen_out.saturating_sub(count);
+                    // Where nothing has moved, the time that a guest has for reading begins.
+                    if count > 0 || !moved {
+                        self.server.consume_output(id, count, now);
+                    }
+                    moved |= count > 0;
+                    if count < all {
+                        return moved;
+                    }
+                }
+                Err(error) => {
+                    self.end_ring_for(id, error, now);
+                    return false;
+                }
             }
         }
     }

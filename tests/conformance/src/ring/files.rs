@@ -25,6 +25,16 @@ pub struct FileRing {
     events: UnixDatagram,
     req_prod: u32,
     rsp_cons: u32,
+    signals: Signals,
+}
+
+/// When a guest signals that it has moved an index.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Signals {
+    Always,
+    /// After requests, where the daemon had taken all before them; after taking responses, where
+    /// the ring was full. The daemon sees the rest for itself, or it is never seen.
+    WhereNeeded,
 }
 
 /// Signals the daemon: a domain's number, or `u32::MAX` for VIRQ_DOM_EXC.
@@ -50,7 +60,8 @@ impl FileRing {
         let address = folder.join(format!("{domid}.evt"));
         let _ = fs::remove_file(&address);
         let events = UnixDatagram::bind(&address)?;
-        Ok(Self { folder: folder.into(), domid, page, events, req_prod: 0, rsp_cons: 0 })
+        let (folder, signals) = (folder.into(), Signals::Always);
+        Ok(Self { folder, domid, page, events, req_prod: 0, rsp_cons: 0, signals })
     }
 
     /// Two neighbouring words of the page, read at once.
@@ -63,9 +74,22 @@ impl FileRing {
 
     /// Moves the two indices that are the guest's, and signals.
     fn moved(&mut self, req_prod: u32, rsp_cons: u32) -> io::Result<()> {
+        let before = (self.req_prod, self.rsp_cons);
         (self.req_prod, self.rsp_cons) = (req_prod, rsp_cons);
         self.write(GUEST_INDICES, &[req_prod.to_ne_bytes(), rsp_cons.to_ne_bytes()].concat())?;
+        if self.signals == Signals::WhereNeeded && !self.waited_for(before)? {
+            return Ok(());
+        }
         self.notify()
+    }
+
+    /// Whether the daemon may wait for a move of the indices from `before`.
+    fn waited_for(&self, (req_prod, rsp_cons): (u32, u32)) -> io::Result<bool> {
+        let [req_cons, _] = self.words(REQUEST_INDICES)?;
+        let [_, rsp_prod] = self.words(RESPONSE_INDICES)?;
+        let all_taken = self.req_prod != req_prod && req_cons == req_prod;
+        let was_full = self.rsp_cons != rsp_cons && rsp_prod.wrapping_sub(rsp_cons) >= RING_SIZE;
+        Ok(all_taken || was_full)
     }
 
     /// Takes the signals that have come: what lies in many guests' queues fills the send buffer of the
@@ -144,6 +168,10 @@ impl Ring for FileRing {
             self.write(offset, other)?;
         }
         Ok(())
+    }
+
+    fn signal_where_needed(&mut self) {
+        self.signals = Signals::WhereNeeded;
     }
 
     fn adopt_indices(&mut self) -> io::Result<()> {
