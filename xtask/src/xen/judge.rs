@@ -9,6 +9,7 @@ use crate::Result;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::fs;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -45,7 +46,7 @@ const ROWS: &[(&str, &str)] = &[
     ("steady_20_anon_kib", "... after 15 more, KiB"),
 ];
 
-/// So many lines of a difference are told.
+/// So many lines of a difference, or of a log's end, are told.
 const SHOWN: usize = 10;
 
 /// Prints what was found; the exit status is 1 where something is wrong.
@@ -98,23 +99,31 @@ fn faults_of(outcome: &Outcome) -> Vec<String> {
         text.lines().filter_map(|line| line.strip_prefix("STEP ")?.split_once(' ')).collect();
     let name = name_of(outcome);
     let mut faults = Vec::new();
+    let last_of = |step: &str| last_lines(&outcome.results.join(format!("{step}.log")));
     for step in &outcome.expected {
         match said.get(step.as_str()) {
             Some(words) if words.starts_with("ok") => {}
-            Some(words) => faults.push(format!("{name}: {step}: {words}")),
-            None => faults.push(format!("{name}: {step}: did not end")),
+            Some(words) => faults.push(format!("{name}: {step}: {words}{}", last_of(step))),
+            None => faults.push(format!("{name}: {step}: did not end{}", last_of(step))),
         }
     }
     if let Some(fault) = &outcome.fault {
         faults.push(format!("{name}: {fault}"));
     }
     if text.is_empty() {
-        let console = fs::read_to_string(outcome.results.join("console")).unwrap_or_default();
-        let mut last: Vec<&str> = console.lines().rev().take(5).collect();
-        last.reverse();
-        faults.push(format!("{name}: dom0 ran no step; the console's end:\n{}", last.join("\n")));
+        let last = last_lines(&outcome.results.join("console"));
+        faults.push(format!("{name}: dom0 ran no step; the console's end:{last}"));
     }
     faults
+}
+
+/// The end of a log, each line on its own.
+fn last_lines(log: &Path) -> String {
+    let bytes = fs::read(log).unwrap_or_default();
+    let text = String::from_utf8_lossy(&bytes);
+    let lines: Vec<&str> = text.lines().collect();
+    let shown = lines.get(lines.len().saturating_sub(SHOWN)..).unwrap_or_default();
+    shown.iter().map(|line| format!("\n    {line}")).collect()
 }
 
 /// Numbers, and what is none as text.

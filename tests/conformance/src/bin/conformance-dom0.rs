@@ -11,7 +11,8 @@ use conformance::{Host, Kind};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Instant;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant};
 
 const USAGE: &str = "\
 conformance-dom0 --store c|ours [--over socket|xenbus] [--only TEXT] [--files DIR]
@@ -20,6 +21,11 @@ conformance-dom0 --store c|ours [--over socket|xenbus] [--only TEXT] [--files DI
 --over   how domain 0 speaks; both ways, one after the other, where it is not said
 --only   only cases whose line contains this
 --files  the folder with ring-agent and xl-shim.so; /usr/lib/xenbus-conformance where it is not said";
+
+/// A case that takes longer hangs: each wait within it has a bound of its own, but for what the kernel does.
+const CASE_WITHIN: Duration = Duration::from_secs(120);
+/// After so many failures no further case runs: what is wrong with the host is wrong for all, and each would wait.
+const FAILED_MAX: u32 = 5;
 
 struct Options {
     kind: Kind,
@@ -50,14 +56,31 @@ fn options() -> Result<Options, String> {
 }
 
 /// What came of the cases.
-#[derive(Default)]
 struct Tally {
     ok: u32,
     failed: u32,
     left_out: u32,
+    watched: Sender<String>,
 }
 
 impl Tally {
+    fn new() -> Self {
+        let (watched, cases) = channel();
+        std::thread::spawn(move || watch(&cases));
+        Self { ok: 0, failed: 0, left_out: 0, watched }
+    }
+
+    /// A case begins: its end is waited for with a bound.
+    fn begins(&self, name: &str) -> Instant {
+        // Without the other thread there is no bound, and nothing else is different.
+        let _ = self.watched.send(name.to_owned());
+        Instant::now()
+    }
+
+    fn too_many(&self) -> bool {
+        self.failed >= FAILED_MAX
+    }
+
     fn line(&mut self, name: &str, started: Instant, failed: &[String]) {
         let ms = started.elapsed().as_millis();
         if failed.is_empty() {
@@ -69,6 +92,25 @@ impl Tally {
             failed.iter().for_each(|line| println!("      {line}"));
         }
     }
+}
+
+/// Tells of a case that hangs, with what the kernel says of this process, and gives up.
+fn watch(cases: &Receiver<String>) {
+    let mut running = "the first case".to_owned();
+    loop {
+        match cases.recv_timeout(CASE_WITHIN) {
+            Ok(next) => running = next,
+            Err(RecvTimeoutError::Disconnected) => return,
+            Err(RecvTimeoutError::Timeout) => break,
+        }
+    }
+    println!("FAIL  {running}: not done within {} s", CASE_WITHIN.as_secs());
+    for file in ["status", "wchan", "syscall", "stack"] {
+        let text = std::fs::read_to_string(format!("/proc/self/{file}")).unwrap_or_default();
+        let lines = text.lines().filter(|line| file != "status" || line.starts_with("State"));
+        lines.for_each(|line| println!("      {file}: {line}"));
+    }
+    std::process::exit(1);
 }
 
 fn tables(host: &mut XenHost, way: &str, only: &str, tally: &mut Tally) {
@@ -84,10 +126,10 @@ fn tables(host: &mut XenHost, way: &str, only: &str, tally: &mut Tally) {
                 println!("not   {name}: {id}");
                 continue;
             }
-            let started = Instant::now();
+            let started = tally.begins(&name);
             let failed = guarded(|| case_on(host, case));
             tally.line(&name, started, &failed);
-            if host.ended().is_some() {
+            if tally.too_many() || host.ended().is_some() {
                 return;
             }
         }
@@ -102,14 +144,14 @@ fn attacks(host: &mut XenHost, only: &str, tally: &mut Tally) {
             println!("not   {}: this daemon does not promise it", case.name);
             continue;
         }
-        let started = Instant::now();
+        let started = tally.begins(case.name);
         let failed = guarded(|| {
             host.prepare(None);
             attack(host, case);
             Vec::new()
         });
         tally.line(case.name, started, &failed);
-        if host.ended().is_some() {
+        if tally.too_many() || host.ended().is_some() {
             return;
         }
     }
@@ -149,7 +191,7 @@ fn main() -> ExitCode {
         }
     };
     let started = Instant::now();
-    let mut tally = Tally::default();
+    let mut tally = Tally::new();
     for route in &options.routes {
         host.set_route(*route);
         let way = if *route == Route::Socket { "socket" } else { "xenbus" };
@@ -159,16 +201,21 @@ fn main() -> ExitCode {
             println!("conformance: stopped");
             return ExitCode::FAILURE;
         }
+        if tally.too_many() {
+            println!("conformance: stopped after {FAILED_MAX} failures");
+            return ExitCode::FAILURE;
+        }
     }
     host.set_route(Route::Socket);
     attacks(&mut host, &options.only, &mut tally);
-    let ended = Instant::now();
+    let last = "the store is put back";
+    let started_last = tally.begins(last);
     let failed = guarded(|| {
         host.prepare(None);
         Vec::new()
     });
-    tally.line("the store is put back", ended, &failed);
-    let Tally { ok, failed, left_out } = tally;
+    tally.line(last, started_last, &failed);
+    let Tally { ok, failed, left_out, .. } = tally;
     let seconds = started.elapsed().as_secs();
     println!("conformance: {ok} ok, {failed} FAIL, {left_out} not run here, {seconds} s");
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
