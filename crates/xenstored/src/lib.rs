@@ -167,7 +167,7 @@ pub fn run(config: &Config, provided: Provided) -> Result<(), Error> {
     let outside = Some(Outside { listener, signals });
     let mut event_loop = set_up(config, platform, log, outside, Box::new(clock))?;
     if config.own_ring == Switch::On {
-        event_loop.introduce_own_domain();
+        event_loop.introduce_own_domain()?;
     }
     let _pid_file = config.pid_file.as_deref().map(PidFile::write).transpose()?;
     // Who starts it is still listening, so a refusal is heard.

@@ -23,7 +23,7 @@ impl Daemon {
     pub fn new(config: &Config, platform: Platform, clock: Clock, log: Log) -> Result<Self, Error> {
         let mut event_loop = set_up(config, Some(platform), log, None, clock)?;
         if config.own_ring == Switch::On {
-            event_loop.introduce_own_domain();
+            event_loop.introduce_own_domain()?;
         }
         Ok(Self { event_loop })
     }

@@ -140,27 +140,26 @@ impl EventLoop {
     }
 
     /// Serves the ring of the own domain, where there is one.
-    pub(crate) fn introduce_own_domain(&mut self) {
+    ///
+    /// # Errors
+    /// [`Error::Start`]: a kernel whose ring is not served waits in its first request for ever.
+    pub(crate) fn introduce_own_domain(&mut self) -> Result<(), Error> {
         let now = self.now();
-        let Some(domains) = &mut self.io.domains else { return };
-        let port = match domains.platform.domains.own_ring() {
-            Ok(None) => return,
-            Ok(Some(own)) => {
-                let port = own.port.0;
-                domains.own_ring = Some(own);
-                port
-            }
-            Err(error) => {
-                let text = format!("the own domain's ring cannot be used: {error}");
-                self.io.log.line(Level::Error, "", &text);
-                return;
-            }
-        };
         let domid = self.io.store_domain;
-        if let Err(error) = self.server.introduce(domid, 0, port, now, &mut self.io) {
-            let text = format!("the own domain cannot be introduced: {error}");
-            self.io.log.line(Level::Error, &format!("domid={}", domid.0), &text);
-        }
+        let Some(domains) = &mut self.io.domains else { return Ok(()) };
+        let own = domains.platform.domains.own_ring().map_err(|error| {
+            Error::start(format!(
+                "the ring of domain {}, the own one, cannot be mapped: {error}",
+                domid.0
+            ))
+        })?;
+        let Some(own) = own else { return Ok(()) };
+        let port = own.port.0;
+        domains.own_ring = Some(own);
+        let introduced = self.server.introduce(domid, 0, port, now, &mut self.io);
+        introduced.map(drop).map_err(|error| {
+            Error::start(format!("domain {}, the own one, cannot be introduced: {error}", domid.0))
+        })
     }
 
     /// Serves until SIGTERM or SIGINT.

@@ -8,13 +8,15 @@ use conformance::platform::{self, Party, life};
 use std::process::{Command, ExitCode};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
-use xen::DomId;
+use xen::foreignmem::ForeignMemory as _;
+use xen::gnttab::{Access, GrantMap};
+use xen::{DomId, Gfn, GrantRef};
 use xen_linux::domctl::Domctl;
 use xen_linux::evtchn::Evtchn;
 use xen_linux::gntalloc::Gntalloc;
 use xen_linux::gntdev::Gntdev;
 use xen_linux::manage::Manage;
-use xen_linux::privcmd::Privcmd;
+use xen_linux::privcmd::{Foreign, Privcmd};
 
 /// How long a change of a domain may take to be seen.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -62,6 +64,10 @@ fn run(config: Option<&str>) -> Result<usize, String> {
             verdicts.push(said(name, &case(&mut host)));
         }
     }
+    if let Some(config) = config {
+        let verdict = a_page_by_its_frame(&privcmd, &mut *a.maps, config);
+        verdicts.push(said("foreignmem/a page by its frame", &verdict));
+    }
     let failed = verdicts.iter().filter(|ok| !**ok).count();
     println!("platform-dom0: {} cases, {failed} failed", verdicts.len());
     Ok(failed)
@@ -75,6 +81,52 @@ fn said(name: &str, verdict: &platform::Verdict) -> bool {
     verdict.is_ok()
 }
 
+/// The ring of a new domain, by the frame that xl has told the store, is the page that the domain builder
+/// has granted.
+fn a_page_by_its_frame(
+    privcmd: &Rc<Privcmd>,
+    grants: &mut dyn GrantMap,
+    config: &str,
+) -> platform::Verdict {
+    let domid = create(config, "foreign")?;
+    let frame = output("xenstore-read", &[&format!("/local/domain/{domid}/store/ring-ref")])?;
+    let frame = Gfn(frame.parse().map_err(|error| format!("ring-ref {frame}: {error}"))?);
+    let mut foreign = Foreign(Rc::clone(privcmd));
+    let compared = same_page(&mut foreign, grants, domid, frame);
+    let nowhere = foreign.map(domid, Gfn(1 << 40), Access::Read).map(drop);
+    output("xl", &["destroy", &domid.to_string()])?;
+    let nobody = foreign.map(DomId(0x7fef), frame, Access::Read).map(drop);
+    match (nowhere, nobody) {
+        (Err(_), Err(_)) => compared,
+        other => Err(format!("no such frame, no such domain: {other:?}")),
+    }
+}
+
+/// Compares the page by its frame with the page by its grant: what domain 0 writes here is there.
+fn same_page(
+    foreign: &mut Foreign,
+    grants: &mut dyn GrantMap,
+    domid: DomId,
+    frame: Gfn,
+) -> platform::Verdict {
+    // Nobody uses the last bytes of the ring's page.
+    const UNUSED: usize = 4092;
+    let text = |error: xen::Error| error.to_string();
+    let granted = grants.map(domid, GrantRef::XENSTORE, Access::ReadWrite).map_err(text)?;
+    let granted = granted.into_page();
+    let page = foreign.map(domid, frame, Access::Read).map_err(text)?;
+    let mut seen = Vec::new();
+    for word in [0x5eed, 0] {
+        granted.store_u32(UNUSED, word).map_err(|error| error.to_string())?;
+        seen.push(page.load_u32(UNUSED).map_err(|error| error.to_string())?);
+    }
+    if seen != [0x5eed, 0] {
+        return Err(format!("what was written by the grant is read as {seen:x?}"));
+    }
+    page.store_u32(UNUSED, 1)
+        .map_or(Ok(()), |()| Err("a page mapped to be read was written".into()))
+}
+
 fn party(privcmd: &Rc<Privcmd>) -> Result<Party, String> {
     let text = |error: xen_linux::Error| error.to_string();
     Ok(Party {
@@ -85,20 +137,22 @@ fn party(privcmd: &Rc<Privcmd>) -> Result<Party, String> {
     })
 }
 
+/// What a program says, where it ends well.
+fn output(program: &str, args: &[&str]) -> Result<String, String> {
+    let output = Command::new(program).args(args).output();
+    let output = output.map_err(|error| format!("{program}: {error}"))?;
+    let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    if output.status.success() {
+        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    } else {
+        Err(format!("{program} {}: {said}", args.join(" ")))
+    }
+}
+
 /// A domain made by xl, not by us: what it says on its own is not of interest.
 fn create(config: &str, name: &str) -> Result<DomId, String> {
-    let xl = |args: &[&str]| {
-        let output = Command::new("xl").args(args).output();
-        let output = output.map_err(|error| format!("xl: {error}"))?;
-        let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-        if output.status.success() {
-            Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
-        } else {
-            Err(format!("xl {}: {said}", args.join(" ")))
-        }
-    };
     // -e: no xl stays behind to clean up after it, so that the suite sees every step.
-    xl(&["create", "-q", "-e", config, &format!("name=\"{name}\"")])?;
-    let domid = xl(&["domid", name])?;
+    output("xl", &["create", "-q", "-e", config, &format!("name=\"{name}\"")])?;
+    let domid = output("xl", &["domid", name])?;
     domid.parse().map(DomId).map_err(|error| format!("xl domid {name}: {error}"))
 }
