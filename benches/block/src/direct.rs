@@ -12,7 +12,7 @@ use xen_block::disk::{Disk, DiskAccess, Io, Op, Piece};
 /// Reads the file at `path` for a while.
 pub(crate) fn read(path: &Path, load: Load, time: Duration) -> Result<Reached> {
     let (access, cache) = (DiskAccess::ReadOnly, Cache::Direct);
-    let mut disk = File::open(path, Options { access, cache, way: Way::Best })?;
+    let mut disk = File::open(path, Options { access, cache, way: Way::Uring })?;
     let mut sectors = Sectors::new(load, disk.geometry().sectors);
     let page = |_| Piece { page: Page::private(), offset: 0, len: 4096 };
     let request = |_| {
