@@ -110,7 +110,8 @@ impl Server {
             }
         }
         if moved == Moved::Something {
-            self.busy_until = now + self.spin;
+            // From the end of the work: what is copied on the way may take longer than that.
+            self.busy_until = Instant::now() + self.spin;
         }
         self.look_again()?;
         Ok(self.buses.iter_mut().flat_map(Bus::take_news).collect())

@@ -18,9 +18,11 @@ use xen_io::ring::{BackRing, RingError};
 
 /// Most requests taken off a ring before others have their turn.
 const BATCH_MAX: u32 = 64;
-/// Most sectors of requests that a disk does while they are submitted, before they are shown and others have
-/// their turn: what is done keeps the frontend at work meanwhile.
-const BATCH_SECTORS_MAX: u64 = 256;
+/// Most requests that a disk does while they are submitted before the answers are shown: the frontend is at
+/// work on these meanwhile. Half of what frontends usually have in flight.
+const ANSWERED_MAX: usize = 16;
+/// Most sectors of these: 512 KiB, about 50 µs, until other devices have their turn.
+const ANSWERED_SECTORS_MAX: u64 = 1024;
 
 /// What a queue works with; the same for all queues of a device.
 pub(super) struct Work<'a> {
@@ -197,7 +199,8 @@ impl Queue {
             if self.behind_barrier {
                 return Ok(());
             }
-            if self.answered_sectors >= BATCH_SECTORS_MAX {
+            if self.answered.len() >= ANSWERED_MAX
+                || self.answered_sectors >= ANSWERED_SECTORS_MAX {
                 break;
             }
             if work.throttle.is_limited()
