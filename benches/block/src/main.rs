@@ -7,6 +7,7 @@
 //! | `load` | what is asked, and for how long |
 //! | `direct` | the limit: io_uring and nothing else |
 //! | `ring` | our frontend and our backend |
+//! | `memory` | how large a backend with many disks is |
 //! | `nbd` | the NBD client, and `qemu-nbd` |
 //! | `report` | medians, verdicts, the table |
 //! | `machine` | CPUs, and the facts that go with the table |
@@ -16,6 +17,7 @@ mod load;
 #[path = "../../store/src/machine.rs"]
 #[expect(dead_code, reason = "the store's bench uses more of it")]
 mod machine;
+mod memory;
 mod nbd;
 mod report;
 mod ring;
@@ -24,7 +26,7 @@ mod support;
 mod table;
 
 use load::{Load, Reached};
-use report::Results;
+use report::{Results, Round};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Duration;
@@ -52,6 +54,8 @@ qemu-nbd and qemu-img are Debian's qemu-utils. A row whose peer is missing is re
 
 /// Bytes of the file that is read.
 const FILE_BYTES: usize = 256 << 20;
+/// Bytes of each disk of a backend with many.
+const DISK_BYTES: usize = 64 << 20;
 /// The magic number of tmpfs (`TMPFS_MAGIC`, `linux/magic.h`).
 const TMPFS_MAGIC: i64 = 0x0102_1994;
 
@@ -122,9 +126,8 @@ impl Options {
     }
 
     fn rows(&self) -> impl Iterator<Item = &'static Row> {
-        let chosen = |row: &&Row| {
-            self.only.is_empty() || self.only.iter().any(|part| row.id.contains(part))
-        };
+        let chosen =
+            |row: &&Row| self.only.is_empty() || self.only.iter().any(|part| row.id.contains(part));
         ROWS.iter().filter(chosen)
     }
 
@@ -174,19 +177,25 @@ impl Files {
                 file.sync_all()?;
             }
             Format::Qcow2 => {
-                let raw = self.image(place, Format::Raw)?;
-                let status = Command::new("qemu-img")
-                    .args(["convert", "-f", "raw", "-O", "qcow2"])
-                    .args([&raw, &path])
-                    .status()
-                    .map_err(|error| format!("qemu-img (Debian: qemu-utils): {error}"))?;
-                if !status.success() {
-                    return Err(format!("qemu-img convert: {status}").into());
-                }
-                std::fs::File::open(&path)?.sync_all()?;
+                convert(&self.image(place, Format::Raw)?, format, &path)?;
             }
         }
         Ok(path)
+    }
+
+    /// Bytes of a backend with so many disks of this format, of 64 MiB each.
+    fn memory(&self, place: Place, format: Format, disks: usize) -> Result<f64> {
+        let folder = self.folder(place).join("disks");
+        std::fs::create_dir_all(&folder)?;
+        let image = folder.join(format.name());
+        let source = folder.join("source");
+        let file = std::fs::File::create(&source)?;
+        std::io::Write::write_all(&mut &file, &vec![1; DISK_BYTES / 16])?;
+        file.set_len(DISK_BYTES as u64)?;
+        convert(&source, format, &image)?;
+        let bytes = memory::measure(&image, format, disks);
+        std::fs::remove_dir_all(folder)?;
+        bytes
     }
 
     fn target(&self, place: Place, format: Format) -> Result<Target> {
@@ -198,13 +207,7 @@ impl Files {
     }
 
     /// One measurement.
-    fn measure(
-        &self,
-        place: Place,
-        reader: Reader,
-        load: Load,
-        time: Duration,
-    ) -> Result<Reached> {
+    fn measure(&self, place: Place, reader: Reader, load: Load, time: Duration) -> Result<Reached> {
         let socket = || self.tmpfs.join("socket");
         match reader {
             Reader::Direct => direct::read(&self.image(place, Format::Raw)?, load, time),
@@ -236,21 +239,37 @@ impl Drop for Files {
     }
 }
 
+/// Makes an image of another format out of a raw one.
+fn convert(raw: &Path, format: Format, path: &Path) -> Result<()> {
+    let status = Command::new("qemu-img")
+        .args(["convert", "-f", "raw", "-O", format.name()])
+        .args([raw, path])
+        .status()
+        .map_err(|error| format!("qemu-img (Debian: qemu-utils): {error}"))?;
+    if !status.success() {
+        return Err(format!("qemu-img convert: {status}").into());
+    }
+    Ok(std::fs::File::open(path)?.sync_all()?)
+}
+
 /// Measures a row once, ours and the other in turn; which goes first changes with the round.
-fn round(files: &Files, row: &'static Row, number: usize, time: Duration) -> Result<report::Round> {
-    let What::Reads { load, ours, other } = row.what else {
-        return Err("not a row of reads".into());
+fn round(files: &Files, row: &'static Row, number: usize, time: Duration) -> Result<Round> {
+    let (load, ours, other) = match row.what {
+        What::Reads { load, ours, other } => (load, ours, other),
+        What::Memory { disks, format } => {
+            return files.memory(row.place, format, disks).map(Round::Memory);
+        }
     };
     let measure = |reader| files.measure(row.place, reader, load, time);
     let Some(other) = other else {
-        return Ok(report::Round { ours: measure(ours)?, other: None });
+        return Ok(Round::Reads { ours: measure(ours)?, other: None });
     };
     if number.is_multiple_of(2) {
         let ours = measure(ours)?;
-        Ok(report::Round { ours, other: Some(measure(other)?) })
+        Ok(Round::Reads { ours, other: Some(measure(other)?) })
     } else {
         let other = measure(other)?;
-        Ok(report::Round { ours: measure(ours)?, other: Some(other) })
+        Ok(Round::Reads { ours: measure(ours)?, other: Some(other) })
     }
 }
 
@@ -312,7 +331,14 @@ fn bench(options: &Options) -> Result<ExitCode> {
 }
 
 fn main() -> ExitCode {
-    match Options::parse(std::env::args().skip(1)).and_then(|options| bench(&options)) {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let outcome = match args.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+        [memory::PROCESS, image, format, disks] => {
+            memory::process(image, format, disks).map(|()| ExitCode::SUCCESS)
+        }
+        _ => Options::parse(args.into_iter()).and_then(|options| bench(&options)),
+    };
+    match outcome {
         Ok(code) => code,
         Err(error) => {
             eprintln!("block-bench: {error}");

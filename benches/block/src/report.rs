@@ -10,20 +10,49 @@ use std::path::Path;
 
 /// One measurement of a row.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Round {
-    pub(crate) ours: Reached,
-    pub(crate) other: Option<Reached>,
+pub(crate) enum Round {
+    /// What was reached, by the other too where there is one.
+    Reads { ours: Reached, other: Option<Reached> },
+    /// Bytes.
+    Memory(f64),
+}
+
+impl Round {
+    fn ours(&self) -> Option<Reached> {
+        if let Self::Reads { ours, .. } = self { Some(*ours) } else { None }
+    }
+
+    fn other(&self) -> Option<Reached> {
+        if let Self::Reads { other, .. } = self { *other } else { None }
+    }
+
+    fn bytes(&self) -> Option<f64> {
+        if let Self::Memory(bytes) = self { Some(*bytes) } else { None }
+    }
+
+    /// Our rate by the other's.
+    fn ratio(&self) -> Option<f64> {
+        Some(self.ours()?.rate / self.other()?.rate)
+    }
+
+    /// Our requests for each second of processor time, by the other's.
+    fn ratio_per_cpu(&self) -> Option<f64> {
+        Some(self.other()?.cpu / self.ours()?.cpu)
+    }
 }
 
 impl fmt::Display for Round {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", said(self.ours))?;
-        if let Some(other) = self.other {
-            let ratio = self.ours.rate / other.rate;
-            write!(f, "; the other {}: ratio {ratio:.2}", said(other))?;
-            write!(f, ", per processor time {:.2}", other.cpu / self.ours.cpu)?;
-        }
-        Ok(())
+        let (ours, other) = match self {
+            Self::Reads { ours, other } => (ours, other),
+            Self::Memory(bytes) => return write!(f, "{}", mebibytes(*bytes)),
+        };
+        write!(f, "{}", said(*ours))?;
+        let Some(other) = other else { return Ok(()) };
+        write!(f, "; the other {}", said(*other))?;
+        let (ratio, per_cpu) = (self.ratio(), self.ratio_per_cpu());
+        let [ratio, per_cpu] = [ratio, per_cpu].map(|ratio| ratio.unwrap_or(f64::NAN));
+        write!(f, ": ratio {ratio:.2}, per processor time {per_cpu:.2}")
     }
 }
 
@@ -31,17 +60,12 @@ impl fmt::Display for Round {
 #[derive(Default)]
 pub(crate) struct Results {
     rounds: BTreeMap<&'static str, Vec<Round>>,
-    bytes: BTreeMap<&'static str, Vec<f64>>,
     failed: BTreeMap<&'static str, String>,
 }
 
 impl Results {
     pub(crate) fn add(&mut self, row: &'static str, round: Round) {
         self.rounds.entry(row).or_default().push(round);
-    }
-
-    pub(crate) fn add_bytes(&mut self, row: &'static str, bytes: f64) {
-        self.bytes.entry(row).or_default().push(bytes);
     }
 
     pub(crate) fn fail(&mut self, row: &'static str, why: String) {
@@ -60,10 +84,10 @@ impl Results {
     /// measured side by side.
     fn figure(&self, row: &Row, goal: Goal) -> Option<f64> {
         match goal {
-            Goal::Rate(_) => self.median(row, |round| Some(round.ours.rate / round.other?.rate)),
-            Goal::PerCpu(_) => self.median(row, |round| Some(round.other?.cpu / round.ours.cpu)),
-            Goal::PerSecond(_) => self.median(row, |round| Some(round.ours.rate)),
-            Goal::Bytes(_) => median(self.bytes.get(row.id)?.clone()),
+            Goal::Rate(_) => self.median(row, Round::ratio),
+            Goal::PerCpu(_) => self.median(row, Round::ratio_per_cpu),
+            Goal::PerSecond(_) => self.median(row, |round| Some(round.ours()?.rate)),
+            Goal::Bytes(_) => self.median(row, Round::bytes),
         }
     }
 
@@ -104,13 +128,13 @@ impl Results {
             let goals: Vec<String> = row.goals.iter().map(goal_text).collect();
             let (ours, other) = match row.what {
                 What::Memory { .. } => {
-                    let bytes = self.bytes.get(row.id).cloned().and_then(median);
+                    let bytes = self.median(row, Round::bytes);
                     (bytes.map_or("–".to_owned(), mebibytes), "–".to_owned())
                 }
                 What::Reads { other, .. } => {
                     let name = other.map_or("", name);
-                    let reached = self.reached(row, |round| round.other);
-                    (self.reached(row, |round| Some(round.ours)), format!("{name} {reached}"))
+                    let reached = self.reached(row, Round::other);
+                    (self.reached(row, Round::ours), format!("{name} {reached}"))
                 }
             };
             let (work, place) = (row.work, row.place.name());
@@ -130,13 +154,18 @@ impl Results {
     /// Every sample.
     pub(crate) fn json(&self, facts: &str) -> Value {
         let reached = |reached: Reached| json!({ "rate": reached.rate, "cpu": reached.cpu });
-        let round = |round: &Round| json!({ "ours": reached(round.ours), "other": round.other.map(reached) });
+        let round = |round: &Round| match round {
+            Round::Reads { ours, other } => {
+                json!({ "ours": reached(*ours), "other": other.map(reached) })
+            }
+            Round::Memory(bytes) => json!({ "bytes": bytes }),
+        };
         let rounds: BTreeMap<_, Vec<Value>> = self
             .rounds
             .iter()
             .map(|(row, rounds)| (row, rounds.iter().map(round).collect()))
             .collect();
-        json!({ "facts": facts, "rounds": rounds, "bytes": self.bytes, "failed": self.failed })
+        json!({ "facts": facts, "rounds": rounds, "failed": self.failed })
     }
 }
 
@@ -204,7 +233,7 @@ mod tests {
 
     fn round(ours: f64, other: f64) -> Round {
         let reached = |rate| Reached { rate, cpu: 1.0 / rate };
-        Round { ours: reached(ours), other: Some(reached(other)) }
+        Round::Reads { ours: reached(ours), other: Some(reached(other)) }
     }
 
     #[test]
