@@ -199,8 +199,8 @@ impl Queue {
             if self.behind_barrier {
                 return Ok(());
             }
-            if self.answered.len() >= ANSWERED_MAX
-                || self.answered_sectors >= ANSWERED_SECTORS_MAX {
+            if self.answered.len() >= ANSWERED_MAX || self.answered_sectors >= ANSWERED_SECTORS_MAX
+            {
                 break;
             }
             if work.throttle.is_limited()
