@@ -225,7 +225,7 @@ impl Files {
             }
             Reader::QemuNbd(format) => {
                 let image = self.image(place, format)?;
-                nbd::through_qemu(format.name(), &image, socket(), load, time)
+                nbd::through_qemu(format, &image, socket(), load, time)
             }
         }
     }

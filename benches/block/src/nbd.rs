@@ -5,6 +5,7 @@
 
 use crate::Result;
 use crate::load::{DEPTH, Load, Meter, Reached, Sectors};
+use crate::table::Format;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -108,10 +109,11 @@ struct QemuNbd {
 }
 
 impl QemuNbd {
-    fn start(format: &str, image: &Path, socket: PathBuf) -> Result<Self> {
-        // As ours: the page cache is not used, and the file is read through io_uring.
+    fn start(format: Format, image: &Path, socket: PathBuf) -> Result<Self> {
+        // As ours: a raw file is read past the page cache, an image through it.
+        let cache = if format == Format::Raw { "--cache=none" } else { "--cache=writeback" };
         let child = Command::new("qemu-nbd")
-            .args(["--read-only", "--persistent", "--cache=none", "--aio=io_uring", "-f", format])
+            .args(["--read-only", "--persistent", cache, "--aio=io_uring", "-f", format.name()])
             .arg("-k")
             .arg(&socket)
             .arg(image)
@@ -155,7 +157,7 @@ impl Drop for QemuNbd {
 
 /// Reads from `image` through `qemu-nbd`; its processor time counts too.
 pub(crate) fn through_qemu(
-    format: &str,
+    format: Format,
     image: &Path,
     socket: PathBuf,
     load: Load,
