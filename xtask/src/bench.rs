@@ -12,6 +12,9 @@ const STORE_BENCH: &str = "store-bench";
 /// The bench of the hosted platform, and the broker that has to lie beside it.
 const PLATFORM_BENCH: [&str; 2] = ["platform-bench", "xen-hosted"];
 
+/// The bench of block devices, and the store's daemon beside it.
+const BLOCK_BENCH: [&str; 2] = ["block-bench", "testbed"];
+
 /// `cargo xtask bench store`.
 pub(crate) fn store(options: &[&str]) -> Result<ExitCode> {
     let workspace = Workspace::load()?;
@@ -27,6 +30,12 @@ pub(crate) fn store(options: &[&str]) -> Result<ExitCode> {
 pub(crate) fn platform(options: &[&str]) -> Result<ExitCode> {
     let workspace = Workspace::load()?;
     run(&workspace, &PLATFORM_BENCH, PLATFORM_BENCH[0], options)
+}
+
+/// `cargo xtask bench block`.
+pub(crate) fn block(options: &[&str]) -> Result<ExitCode> {
+    let workspace = Workspace::load()?;
+    run(&workspace, &BLOCK_BENCH, BLOCK_BENCH[0], options)
 }
 
 /// Builds `packages` for release, and runs `program` of them.

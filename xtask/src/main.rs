@@ -32,6 +32,7 @@ cargo xtask COMMAND
   ci [STEP...]            what every change must pass; without STEP, all of it
   tidy                    file lengths, words, lints, dependencies, links
   bench store [OPTION...] our xenstored beside Debian's daemons; --help lists the options
+  bench block [OPTION...] our block devices beside io_uring and qemu-nbd; --help lists the options
   bench platform WHAT     hosted domains beside what the machine costs: speed, create [COUNT]
   sim [--seeds N] [--from SEED]
                           whole hosts in one thread, faults on cue; 200 seeds from 0 on
@@ -48,6 +49,7 @@ fn main() -> ExitCode {
         ["demo", options @ ..] => demo::run(options),
         ["tidy"] => tidy::run(),
         ["bench", "store", options @ ..] => bench::store(options),
+        ["bench", "block", options @ ..] => bench::block(options),
         ["bench", "platform", options @ ..] => bench::platform(options),
         ["sim", options @ ..] => sim::run(options),
         ["fuzz", options @ ..] => fuzz::run(options),

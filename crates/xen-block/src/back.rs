@@ -89,6 +89,28 @@ struct Connected {
     taking: Taking,
 }
 
+impl Connected {
+    /// The queues, and what they work with.
+    fn split<'a>(
+        &'a mut self,
+        grants: &'a mut dyn GrantMap,
+        stats: &'a mut Stats,
+        now: Instant,
+    ) -> (&'a mut [Queue], Work<'a>) {
+        let work = Work {
+            disk: &mut *self.disk,
+            grants,
+            stats,
+            throttle: &mut self.throttle,
+            capacity: self.geometry.sectors,
+            access: self.geometry.access,
+            discard: self.discard,
+            now,
+        };
+        (&mut self.queues, work)
+    }
+}
+
 /// Whether requests are taken.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Taking {
@@ -236,23 +258,14 @@ impl Back {
         let Some(connected) = &mut self.connected else { return Ok(()) };
         let grants = Rc::clone(&self.platform.grants);
         let mut grants = grants.borrow_mut();
-        while let Some((io, result)) = connected.disk.finished() {
-            let mut work = Work {
-                disk: &mut *connected.disk,
-                grants: &mut *grants,
-                stats: &mut self.stats,
-                throttle: &mut connected.throttle,
-                capacity: connected.geometry.sectors,
-                access: connected.geometry.access,
-                discard: connected.discard,
-                now,
-            };
-            if let Some(queue) = connected.queues.get_mut(queue_of(&io)) {
+        let (queues, mut work) = connected.split(&mut *grants, &mut self.stats, now);
+        while let Some((io, result)) = work.disk.finished() {
+            if let Some(queue) = queues.get_mut(queue_of(&io)) {
                 queue.finished(io, result, &mut work).map_err(broken)?;
             }
         }
         // What follows a flush or a barrier may have been submitted.
-        connected.disk.start();
+        work.disk.start();
         Ok(())
     }
 
@@ -270,18 +283,9 @@ impl Back {
         let Some(connected) = &mut self.connected else { return Ok(()) };
         let grants = Rc::clone(&self.platform.grants);
         let mut grants = grants.borrow_mut();
-        for queue in &mut connected.queues {
+        let (queues, mut work) = connected.split(&mut *grants, &mut self.stats, now);
+        for queue in queues {
             let mut turn = Turn::default();
-            let mut work = Work {
-                disk: &mut *connected.disk,
-                grants: &mut *grants,
-                stats: &mut self.stats,
-                throttle: &mut connected.throttle,
-                capacity: connected.geometry.sectors,
-                access: connected.geometry.access,
-                discard: connected.discard,
-                now,
-            };
             call(queue, &mut work, &mut turn).map_err(broken)?;
             worked.moved = worked.moved.wrapping_add(turn.moved);
             worked.more |= turn.more;

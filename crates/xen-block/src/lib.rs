@@ -10,6 +10,7 @@
 //! | [`server`] | the loop that serves all devices of a domain |
 //! | [`front`] | the frontend of one device: a [`xenbus::Driver`], and its rings |
 //! | [`disk`] | what holds the sectors: files, qcow2 images, NBD servers, memory |
+//! | [`filter`] | the system calls and capabilities that are left to a backend's process |
 //! | [`stats`] | counters, and a histogram of latencies |
 //! | [`throttle`] | limits of bytes and requests a second |
 //! | [`vbd`] | a disk as a toolstack adds it |
@@ -19,6 +20,7 @@
 
 pub mod back;
 pub mod disk;
+pub mod filter;
 pub mod front;
 mod record;
 pub mod server;

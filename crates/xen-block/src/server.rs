@@ -110,7 +110,10 @@ impl Server {
             }
         }
         if moved == Moved::Something {
-            self.busy_until = now + self.spin;
+            // From the end of the work: what is copied on the way may take longer than that. A disk that
+            // has requests wakes this thread when it is done, later than looking would pay.
+            let disks_at_work = drivers(&mut self.buses).any(|(_, _, back)| back.in_flight() > 0);
+            self.busy_until = if disks_at_work { now } else { Instant::now() + self.spin };
         }
         self.look_again()?;
         Ok(self.buses.iter_mut().flat_map(Bus::take_news).collect())

@@ -19,6 +19,10 @@ impl Waiting {
     fn push(&self, port: Port) {
         let mut ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
         ports.push_back(port);
+    }
+
+    /// Wakes the holder, who then wants the locks that the caller may hold.
+    fn wake(&self) {
         // An eventfd takes 2^64 - 2 of these before it would block.
         let _ = rustix::io::write(&self.fd, &1_u64.to_ne_bytes());
     }
@@ -72,13 +76,16 @@ impl Channels {
     }
 }
 
-fn raise(channel: &mut Channel, port: Port) {
+/// An event on a channel; who is to be woken for it, once nothing is locked.
+#[must_use]
+fn raise(channel: &mut Channel, port: Port) -> Option<Arc<Waiting>> {
     if channel.masked {
         channel.kept = true;
-    } else {
-        channel.masked = true;
-        channel.holder.push(port);
+        return None;
     }
+    channel.masked = true;
+    channel.holder.push(port);
+    Some(Arc::clone(&channel.holder))
 }
 
 impl EventChannels for Channels {
@@ -106,9 +113,10 @@ impl EventChannels for Channels {
             channel.status = Status::Interdomain { remote: self.domid, remote_port: port };
         }
         // As Xen does: the end that binds may have missed what was raised before.
-        if let Some(channel) = tables.ports.get_mut(&(self.domid, port)) {
-            raise(channel, port);
-        }
+        let own = tables.ports.get_mut(&(self.domid, port));
+        let woken = own.and_then(|channel| raise(channel, port));
+        drop(tables);
+        woken.inspect(|waiting| waiting.wake());
         Ok(port)
     }
 
@@ -119,11 +127,11 @@ impl EventChannels for Channels {
     fn notify(&self, port: Port) -> Result<(), Error> {
         let mut tables = self.host.tables();
         let own = tables.ports.get(&(self.domid, port)).ok_or(Error::Inval)?;
-        if let Status::Interdomain { remote, remote_port } = own.status
-            && let Some(channel) = tables.ports.get_mut(&(remote, remote_port))
-        {
-            raise(channel, remote_port);
-        }
+        let Status::Interdomain { remote, remote_port } = own.status else { return Ok(()) };
+        let other = tables.ports.get_mut(&(remote, remote_port));
+        let woken = other.and_then(|channel| raise(channel, remote_port));
+        drop(tables);
+        woken.inspect(|waiting| waiting.wake());
         Ok(())
     }
 
@@ -135,9 +143,10 @@ impl EventChannels for Channels {
         let mut tables = self.host.tables();
         let channel = tables.ports.get_mut(&(self.domid, port)).ok_or(Error::Inval)?;
         channel.masked = false;
-        if std::mem::take(&mut channel.kept) {
-            raise(channel, port);
-        }
+        let kept = std::mem::take(&mut channel.kept);
+        let woken = if kept { raise(channel, port) } else { None };
+        drop(tables);
+        woken.inspect(|waiting| waiting.wake());
         Ok(())
     }
 

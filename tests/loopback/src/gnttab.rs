@@ -1,11 +1,12 @@
-//! Grants of pages on the heap.
+//! Grants of pages of this process.
 #![allow(unsafe_code)]
 
 use crate::Host;
-use std::ptr::NonNull;
+use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+use std::ptr::{self, NonNull};
 use std::sync::Arc;
 use xen::gnttab::{Access, GrantMap, GrantOffer, Mapping, Offered, Status};
-use xen::shared::{SharedPage, Unmap};
+use xen::shared::{PAGE_SIZE, SharedPage, Unmap};
 use xen::{DomId, Error, GrantRef};
 
 /// A page, kept as long as anyone offers it or has it mapped.
@@ -14,6 +15,28 @@ struct Frame(SharedPage);
 
 // SAFETY: the frame's own page is never used to copy; it is only where the views lead to.
 unsafe impl Sync for Frame {}
+
+/// Pages that are mapped one by one: the heap would spend two on each that is aligned.
+struct Anonymous;
+
+impl Unmap for Anonymous {
+    fn unmap(&self, base: NonNull<u8>) {
+        // SAFETY: `Frame::new` has mapped this page, and its last use is over.
+        let _ = unsafe { munmap(base.as_ptr().cast(), PAGE_SIZE) };
+    }
+}
+
+impl Frame {
+    /// A page of zeroes.
+    fn new() -> Result<Self, Error> {
+        let prot = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a new mapping, at an address of the kernel's choice.
+        let base = unsafe { mmap_anonymous(ptr::null_mut(), PAGE_SIZE, prot, MapFlags::PRIVATE) };
+        let base = base.ok().and_then(|base| NonNull::new(base.cast())).ok_or(Error::NoMem)?;
+        // SAFETY: a page that can be written, until its owner unmaps it; this is the first view of it.
+        Ok(Self(unsafe { SharedPage::from_mapped(base, Access::ReadWrite, Arc::new(Anonymous)) }))
+    }
+}
 
 /// What a domain has granted.
 #[derive(Debug)]
@@ -63,7 +86,7 @@ impl Grants {
 
 impl GrantOffer for Grants {
     fn offer(&mut self, peer: DomId, access: Access) -> Result<Offered, Error> {
-        let frame = Arc::new(Frame(SharedPage::private()));
+        let frame = Arc::new(Frame::new()?);
         let base = frame.0.as_ptr();
         let grant = {
             let mut tables = self.host.tables();

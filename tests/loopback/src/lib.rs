@@ -6,7 +6,7 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`evtchn`] | event channels: a table, and an eventfd for each holder |
-//! | [`gnttab`] | grants of pages on the heap; the only module with `unsafe` |
+//! | [`gnttab`] | grants of pages of this process; the only module with `unsafe` |
 
 pub mod evtchn;
 pub mod gnttab;

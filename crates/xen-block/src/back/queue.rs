@@ -18,6 +18,11 @@ use xen_io::ring::{BackRing, RingError};
 
 /// Most requests taken off a ring before others have their turn.
 const BATCH_MAX: u32 = 64;
+/// Most requests that a disk does while they are submitted before the answers are shown: the frontend is at
+/// work on these meanwhile. Half of what frontends usually have in flight.
+const ANSWERED_MAX: usize = 16;
+/// Most sectors of these: 512 KiB, about 50 µs, until other devices have their turn.
+const ANSWERED_SECTORS_MAX: u64 = 1024;
 
 /// What a queue works with; the same for all queues of a device.
 pub(super) struct Work<'a> {
@@ -79,6 +84,8 @@ pub(super) struct Queue {
     free: Vec<u16>,
     /// Answered, and the answer not shown yet.
     answered: Vec<u16>,
+    /// Their sectors.
+    answered_sectors: u64,
     #[expect(clippy::vec_box, reason = "they go to the disk and back in their boxes")]
     spare: Vec<Box<Io>>,
     /// Requests that the disk had no room for.
@@ -143,6 +150,7 @@ impl Queue {
             slots: (0..count).map(slot).collect(),
             free: (0..count).rev().filter_map(|slot| u16::try_from(slot).ok()).collect(),
             answered: Vec::with_capacity(count),
+            answered_sectors: 0,
             spare: Vec::with_capacity(count),
             waiting: VecDeque::with_capacity(count),
             barrier: None,
@@ -190,6 +198,10 @@ impl Queue {
         for _ in 0..BATCH_MAX {
             if self.behind_barrier {
                 return Ok(());
+            }
+            if self.answered.len() >= ANSWERED_MAX || self.answered_sectors >= ANSWERED_SECTORS_MAX
+            {
+                break;
             }
             if work.throttle.is_limited()
                 && let Err(until) = work.throttle.ready(work.now)
@@ -497,6 +509,7 @@ impl Queue {
         kind.sectors = kind.sectors.wrapping_add(state.sectors);
         kind.errors = kind.errors.wrapping_add(u64::from(status != Status::Okay));
         kind.latency.add(work.now.saturating_duration_since(state.taken));
+        self.answered_sectors = self.answered_sectors.saturating_add(state.sectors);
         self.answered.push(slot);
         if self.behind_barrier {
             if operation == blkif::op::WRITE_BARRIER && self.barrier.is_none() {
@@ -514,6 +527,7 @@ impl Queue {
             return Ok(());
         }
         turn.notify |= self.ring.push()?;
+        self.answered_sectors = 0;
         for slot in self.answered.drain(..) {
             if let Some(record) = &self.record {
                 record.shown(slot.into())?;

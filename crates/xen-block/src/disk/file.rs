@@ -2,7 +2,8 @@
 //!
 //! Where the kernel has io_uring, requests go through one; else to threads with `preadv` and `pwritev`. The
 //! pages are the guest's own, nothing is copied. With direct I/O (`O_DIRECT`), where the file allows it,
-//! the host's page cache is not used either.
+//! the host's page cache is not used either. A file on tmpfs is memory: the kernel would give each request to a
+//! thread of its own that copies, so it is copied here, when it is submitted.
 
 use super::pool::Pool;
 use super::{Disk, DiskAccess, Finished, Geometry, Io};
@@ -16,6 +17,8 @@ use std::sync::Arc;
 
 /// Requests that the kernel is given at a time.
 const DEPTH: u32 = 256;
+/// What `statfs` says of a tmpfs (`TMPFS_MAGIC`, `linux/magic.h`).
+const TMPFS_MAGIC: rustix::fs::FsWord = 0x0102_1994;
 /// Threads where there is no io_uring.
 const THREADS: usize = 8;
 
@@ -31,8 +34,10 @@ pub enum Cache {
 /// How requests get to the kernel.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Way {
-    /// io_uring where the kernel has it, else threads.
+    /// At once on tmpfs; else io_uring where the kernel has it, else threads.
     Best,
+    /// io_uring where the kernel has it, else threads.
+    Uring,
     /// Threads.
     Threads,
 }
@@ -83,6 +88,7 @@ impl fmt::Display for OpenError {
 impl std::error::Error for OpenError {}
 
 enum Engine {
+    AtOnce(OwnedFd),
     Uring(Box<Uring>),
     Threads(Pool, Arc<OwnedFd>),
 }
@@ -97,6 +103,7 @@ pub struct File {
 impl fmt::Debug for File {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let way = match self.engine {
+            Engine::AtOnce(_) => "at once",
             Engine::Uring(_) => "io_uring",
             Engine::Threads(..) => "threads",
         };
@@ -126,6 +133,7 @@ impl File {
 
     fn fd(&self) -> BorrowedFd<'_> {
         match &self.engine {
+            Engine::AtOnce(file) => file.as_fd(),
             Engine::Uring(ring) => ring.file(),
             Engine::Threads(_, file) => file.as_fd(),
         }
@@ -219,7 +227,10 @@ fn geometry(file: &OwnedFd, access: DiskAccess, direct: Direct) -> Result<Option
 }
 
 fn engine(file: OwnedFd, way: Way) -> Result<Engine, Errno> {
-    if way == Way::Best
+    if way == Way::Best && rustix::fs::fstatfs(&file)?.f_type == TMPFS_MAGIC {
+        return Ok(Engine::AtOnce(file));
+    }
+    if way != Way::Threads
         && let Ok(ring) = Uring::new(file.try_clone().map_err(|_| Errno::MFILE)?, DEPTH)
     {
         return Ok(Engine::Uring(Box::new(ring)));
@@ -238,8 +249,12 @@ impl Disk for File {
         self.geometry
     }
 
-    fn submit(&mut self, io: Box<Io>) -> Result<Option<Finished>, Box<Io>> {
+    fn submit(&mut self, mut io: Box<Io>) -> Result<Option<Finished>, Box<Io>> {
         match &mut self.engine {
+            Engine::AtOnce(file) => {
+                let result = transfer(file.as_fd(), &mut io, 0);
+                Ok(Some((io, result)))
+            }
             Engine::Uring(ring) => match ring.push(io) {
                 Ok(()) => Ok(None),
                 Err((io, Errno::AGAIN)) => Err(io),
@@ -258,6 +273,7 @@ impl Disk for File {
 
     fn finished(&mut self) -> Option<Finished> {
         match &mut self.engine {
+            Engine::AtOnce(_) => None,
             Engine::Uring(ring) => ring.pop(),
             Engine::Threads(pool, _) => pool.finished(),
         }
@@ -265,16 +281,18 @@ impl Disk for File {
 
     fn in_flight(&self) -> usize {
         match &self.engine {
+            Engine::AtOnce(_) => 0,
             Engine::Uring(ring) => ring.in_flight(),
             Engine::Threads(pool, _) => pool.in_flight(),
         }
     }
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {
-        Some(match &self.engine {
-            Engine::Uring(ring) => ring.as_fd(),
-            Engine::Threads(pool, _) => pool.as_fd(),
-        })
+        match &self.engine {
+            Engine::AtOnce(_) => None,
+            Engine::Uring(ring) => Some(ring.as_fd()),
+            Engine::Threads(pool, _) => Some(pool.as_fd()),
+        }
     }
 
     fn resized(&mut self) -> Option<u64> {

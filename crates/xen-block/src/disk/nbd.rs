@@ -4,14 +4,12 @@
 //! `NBD_OPT_GO`, simple replies. Each connection does one request at a time, on a thread of its own; there
 //! are several where the server says that they see each other's writes (`NBD_FLAG_CAN_MULTI_CONN`).
 
-use super::pool::Pool;
-use super::{Disk, DiskAccess, Finished, Geometry, Io, Op};
+use super::pool::{Pool, Pooled};
+use super::{DiskAccess, Geometry, Io, Op};
 use rustix::io::Errno;
-use std::fmt;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 /// Most connections.
@@ -55,53 +53,37 @@ struct Connection {
     broken: bool,
 }
 
-/// A network block device as a disk.
-pub struct Nbd {
-    pool: Pool,
-    geometry: Geometry,
-    path: PathBuf,
-}
-
-impl fmt::Debug for Nbd {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Nbd").field("path", &self.path).finish_non_exhaustive()
+/// Connects to the server at `path`, for its export `name`.
+///
+/// # Errors
+/// Where nobody listens, or what listens does not speak the protocol or has no such export.
+pub fn connect(path: &Path, name: &str, access: DiskAccess) -> io::Result<Pooled> {
+    let first = Connection::open(path, name)?;
+    let Export { bytes, flags, block_min } = first.export;
+    let access = if flags & FLAG_READ_ONLY != 0 { DiskAccess::ReadOnly } else { access };
+    let sector_size = block_min.max(512);
+    if !sector_size.is_power_of_two() || sector_size > 4096 {
+        let what = format!("{}: sectors of {sector_size} bytes", path.display());
+        return Err(io::Error::new(io::ErrorKind::Unsupported, what));
     }
-}
-
-impl Nbd {
-    /// Connects to the server at `path`, for its export `name`.
-    ///
-    /// # Errors
-    /// Where nobody listens, or what listens does not speak the protocol or has no such export.
-    pub fn connect(path: &Path, name: &str, access: DiskAccess) -> io::Result<Self> {
-        let first = Connection::open(path, name)?;
-        let Export { bytes, flags, block_min } = first.export;
-        let access = if flags & FLAG_READ_ONLY != 0 { DiskAccess::ReadOnly } else { access };
-        let sector_size = block_min.max(512);
-        if !sector_size.is_power_of_two() || sector_size > 4096 {
-            let what = format!("{}: sectors of {sector_size} bytes", path.display());
-            return Err(io::Error::new(io::ErrorKind::Unsupported, what));
-        }
-        let sectors = bytes / u64::from(sector_size) * u64::from(sector_size / 512);
-        let mut connections = vec![first];
-        while flags & FLAG_MULTI != 0 && connections.len() < CONNECTIONS {
-            // Servers may let only so many in.
-            let Ok(next) = Connection::open(path, name) else { break };
-            connections.push(next);
-        }
-        let worker = |mut connection: Connection| move |io: &mut Io| connection.run(io);
-        let pool = Pool::new(connections.into_iter().map(worker).collect())?;
-        let geometry = Geometry {
-            sectors,
-            sector_size,
-            physical_sector_size: sector_size,
-            access,
-            discard_granularity: (flags & FLAG_TRIM != 0).then_some(4096),
-        };
-        Ok(Self { pool, geometry, path: path.to_owned() })
+    let sectors = bytes / u64::from(sector_size) * u64::from(sector_size / 512);
+    let mut connections = vec![first];
+    while flags & FLAG_MULTI != 0 && connections.len() < CONNECTIONS {
+        // Servers may let only so many in.
+        let Ok(next) = Connection::open(path, name) else { break };
+        connections.push(next);
     }
+    let worker = |mut connection: Connection| move |io: &mut Io| connection.run(io);
+    let pool = Pool::new(connections.into_iter().map(worker).collect())?;
+    let geometry = Geometry {
+        sectors,
+        sector_size,
+        physical_sector_size: sector_size,
+        access,
+        discard_granularity: (flags & FLAG_TRIM != 0).then_some(4096),
+    };
+    Ok(Pooled::new(pool, geometry, path, None))
 }
-
 fn wrong(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("the NBD server: {what}"))
 }
@@ -240,27 +222,5 @@ impl Connection {
             io.scatter(&self.buffer)?;
         }
         Ok(Ok(()))
-    }
-}
-
-impl Disk for Nbd {
-    fn geometry(&self) -> Geometry {
-        self.geometry
-    }
-
-    fn submit(&mut self, io: Box<Io>) -> Result<Option<Finished>, Box<Io>> {
-        self.pool.submit(io).map(|()| None)
-    }
-
-    fn finished(&mut self) -> Option<Finished> {
-        self.pool.finished()
-    }
-
-    fn in_flight(&self) -> usize {
-        self.pool.in_flight()
-    }
-
-    fn fd(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.pool.as_fd())
     }
 }

@@ -1,9 +1,11 @@
 //! Threads for disks that can only be waited for.
 
-use super::{Finished, Io};
+use super::{Disk, Finished, Geometry, Io};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
+use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -95,5 +97,49 @@ impl Drop for Pool {
             // A thread that panicked has said so.
             let _ = thread.join();
         }
+    }
+}
+
+/// A disk whose requests are all done by threads.
+pub struct Pooled {
+    pool: Pool,
+    geometry: Geometry,
+    path: PathBuf,
+    /// What is held while the disk is open, as a lock against other writers.
+    _held: Option<OwnedFd>,
+}
+
+impl fmt::Debug for Pooled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pooled").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+impl Pooled {
+    /// The disk at `path`; `held` is closed with it, once its threads have ended.
+    pub(super) fn new(pool: Pool, geometry: Geometry, path: &Path, held: Option<OwnedFd>) -> Self {
+        Self { pool, geometry, path: path.to_owned(), _held: held }
+    }
+}
+
+impl Disk for Pooled {
+    fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    fn submit(&mut self, io: Box<Io>) -> Result<Option<Finished>, Box<Io>> {
+        self.pool.submit(io).map(|()| None)
+    }
+
+    fn finished(&mut self) -> Option<Finished> {
+        self.pool.finished()
+    }
+
+    fn in_flight(&self) -> usize {
+        self.pool.in_flight()
+    }
+
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.pool.as_fd())
     }
 }

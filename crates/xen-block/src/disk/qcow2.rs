@@ -7,15 +7,13 @@
 //! an image is to come from somebody who may read the host's files.
 
 use super::file::{OpenError, lock_for_writing};
-use super::pool::Pool;
-use super::{Disk, DiskAccess, Finished, Geometry, Io, Op};
+use super::pool::{Pool, Pooled};
+use super::{DiskAccess, Geometry, Io, Op};
 use imago::file::File as Storage;
 use imago::qcow2::Qcow2 as Format;
 use imago::{FormatAccess, FormatDriverBuilder, PermissiveImplicitOpenGate};
 use rustix::io::Errno;
-use std::fmt;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 
 /// Requests that are done at a time.
@@ -23,59 +21,41 @@ const THREADS: usize = 4;
 
 type Image = Arc<RwLock<FormatAccess<Storage>>>;
 
-/// A qcow2 image as a disk.
-pub struct Qcow2 {
-    pool: Pool,
-    geometry: Geometry,
-    path: PathBuf,
-    /// Holds the lock against other writers.
-    _lock: Option<OwnedFd>,
-}
-
-impl fmt::Debug for Qcow2 {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Qcow2").field("path", &self.path).finish_non_exhaustive()
+/// Opens the image at `path`; for writing it is locked against every other device that writes.
+///
+/// # Errors
+/// [`OpenError`], with what `imago` says of an image that it cannot open.
+pub fn open(path: &Path, access: DiskAccess) -> Result<Pooled, OpenError> {
+    let lock = match access {
+        DiskAccess::ReadOnly => None,
+        DiskAccess::ReadWrite => Some(lock_for_writing(path)?),
+    };
+    let bad = |error: std::io::Error| OpenError::Image(path.to_owned(), error.to_string());
+    let image = Format::<Storage>::builder_path(path)
+        .write(access == DiskAccess::ReadWrite)
+        .open(PermissiveImplicitOpenGate::default())
+        .map_err(bad)?;
+    let image = FormatAccess::new(image);
+    let sectors = image.size() / 512;
+    if sectors == 0 {
+        return Err(OpenError::NotADisk(path.to_owned()));
     }
+    let geometry = Geometry {
+        sectors,
+        sector_size: 512,
+        physical_sector_size: if sectors.is_multiple_of(8) { 4096 } else { 512 },
+        access,
+        discard_granularity: Some(65536),
+    };
+    let image: Image = Arc::new(RwLock::new(image));
+    let worker = || {
+        let (image, mut buffer) = (Arc::clone(&image), Vec::new());
+        move |io: &mut Io| run(&image, io, &mut buffer)
+    };
+    let pool = Pool::new((0..THREADS).map(|_| worker()).collect())
+        .map_err(|errno| OpenError::System(path.to_owned(), errno))?;
+    Ok(Pooled::new(pool, geometry, path, lock))
 }
-
-impl Qcow2 {
-    /// Opens the image at `path`; for writing it is locked against every other device that writes.
-    ///
-    /// # Errors
-    /// [`OpenError`], with what `imago` says of an image that it cannot open.
-    pub fn open(path: &Path, access: DiskAccess) -> Result<Self, OpenError> {
-        let lock = match access {
-            DiskAccess::ReadOnly => None,
-            DiskAccess::ReadWrite => Some(lock_for_writing(path)?),
-        };
-        let bad = |error: std::io::Error| OpenError::Image(path.to_owned(), error.to_string());
-        let image = Format::<Storage>::builder_path(path)
-            .write(access == DiskAccess::ReadWrite)
-            .open(PermissiveImplicitOpenGate::default())
-            .map_err(bad)?;
-        let image = FormatAccess::new(image);
-        let sectors = image.size() / 512;
-        if sectors == 0 {
-            return Err(OpenError::NotADisk(path.to_owned()));
-        }
-        let geometry = Geometry {
-            sectors,
-            sector_size: 512,
-            physical_sector_size: if sectors.is_multiple_of(8) { 4096 } else { 512 },
-            access,
-            discard_granularity: Some(65536),
-        };
-        let image: Image = Arc::new(RwLock::new(image));
-        let worker = || {
-            let (image, mut buffer) = (Arc::clone(&image), Vec::new());
-            move |io: &mut Io| run(&image, io, &mut buffer)
-        };
-        let pool = Pool::new((0..THREADS).map(|_| worker()).collect())
-            .map_err(|errno| OpenError::System(path.to_owned(), errno))?;
-        Ok(Self { pool, geometry, path: path.to_owned(), _lock: lock })
-    }
-}
-
 /// Does one request.
 fn run(image: &Image, io: &Io, buffer: &mut Vec<u8>) -> Result<(), Errno> {
     let wrong = |error: std::io::Error| Errno::from_io_error(&error).unwrap_or(Errno::IO);
@@ -97,27 +77,5 @@ fn run(image: &Image, io: &Io, buffer: &mut Vec<u8>) -> Result<(), Errno> {
         }
         // First what the image holds back (its tables), then all of it onto stable storage.
         _ => image.flush().and_then(|()| image.sync()).map_err(wrong),
-    }
-}
-
-impl Disk for Qcow2 {
-    fn geometry(&self) -> Geometry {
-        self.geometry
-    }
-
-    fn submit(&mut self, io: Box<Io>) -> Result<Option<Finished>, Box<Io>> {
-        self.pool.submit(io).map(|()| None)
-    }
-
-    fn finished(&mut self) -> Option<Finished> {
-        self.pool.finished()
-    }
-
-    fn in_flight(&self) -> usize {
-        self.pool.in_flight()
-    }
-
-    fn fd(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.pool.as_fd())
     }
 }

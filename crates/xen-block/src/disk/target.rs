@@ -9,9 +9,7 @@
 
 use super::file::{Cache, File, Options, Way};
 use super::memory::Memory;
-use super::nbd::Nbd;
-use super::qcow2::Qcow2;
-use super::{Disk, DiskAccess};
+use super::{Disk, DiskAccess, nbd, qcow2};
 use std::path::PathBuf;
 use xen_io::blkif::names;
 use xenbus::{Device, Error};
@@ -78,10 +76,10 @@ impl Target {
                 Box::new(File::open(path, options).map_err(|error| said(error.to_string()))?)
             }
             Self::Qcow2(path) => {
-                Box::new(Qcow2::open(path, access).map_err(|error| said(error.to_string()))?)
+                Box::new(qcow2::open(path, access).map_err(|error| said(error.to_string()))?)
             }
             Self::Nbd { socket, name } => {
-                let disk = Nbd::connect(socket, name, access);
+                let disk = nbd::connect(socket, name, access);
                 Box::new(disk.map_err(|error| said(format!("{}: {error}", socket.display())))?)
             }
             Self::Memory(bytes) => {

@@ -5,7 +5,12 @@
 //! The journal is ext4's own format (jbd2), so that e2fsck's recovery is the judge: a descriptor block
 //! with the numbers of the blocks that follow, the blocks, a flush, the commit block, a flush; then the
 //! blocks go home.
+//!
+//! The raw store is one in memory that records. The qcow2 store is the real one on a real file: what it did
+//! there is told by strace (`qcow2.rs`), so tables and data are lost in parts as a crash would lose them.
 
+mod qcow2;
+#[path = "../support/mod.rs"]
 mod support;
 
 use std::cell::RefCell;
@@ -139,6 +144,31 @@ impl Workload {
         Self { states, journal }
     }
 
+    /// Keeps it for another process.
+    fn save(&self, folder: &Path) {
+        for (number, state) in self.states.iter().enumerate() {
+            std::fs::write(folder.join(format!("state-{number}")), state).unwrap();
+        }
+        let numbers: Vec<String> = self.journal.iter().map(usize::to_string).collect();
+        std::fs::write(folder.join("journal"), numbers.join(" ")).unwrap();
+    }
+
+    /// What another process has kept.
+    fn load(folder: &Path) -> Self {
+        let state = |number| std::fs::read(folder.join(format!("state-{number}"))).unwrap();
+        let text = std::fs::read_to_string(folder.join("journal")).unwrap();
+        let journal = text.split(' ').map(|number| number.parse().unwrap()).collect();
+        Self { states: (0..=TRANSACTIONS).map(state).collect(), journal }
+    }
+
+    /// What the store holds at first.
+    fn start(&self) -> Vec<u8> {
+        let mut start = self.states[0].clone();
+        let head = self.journal_head(1, 1);
+        start[self.journal[0] * BLOCK..][..BLOCK].copy_from_slice(&head);
+        start
+    }
+
     /// The blocks that a transaction changes.
     fn changes(&self, number: usize) -> Vec<usize> {
         let (old, new) = (&self.states[number], &self.states[number + 1]);
@@ -192,16 +222,18 @@ fn flush(scene: &mut Scene) {
     assert_eq!(scene.ask(|tag| Want::Flush { tag }, &[]), Status::Okay);
 }
 
-/// Writes all transactions through the device.
+/// Writes all transactions through a device onto a store in memory.
 fn play(workload: &Workload, log: &Log, honesty: Honesty) -> bool {
-    let mut start = workload.states[0].clone();
-    let head = workload.journal_head(1, 1);
-    start[workload.journal[0] * BLOCK..][..BLOCK].copy_from_slice(&head);
-    let recorded = Rc::clone(log);
+    let (start, recorded) = (workload.start(), Rc::clone(log));
     let open: Box<OpenDisk> = Box::new(move |_| {
         let disk = Memory::with_contents(start.clone());
         Ok(Box::new(Recording { disk, log: Rc::clone(&recorded), honesty }))
     });
+    play_on(workload, open, |number| log.borrow_mut().push(Happened::Answered(number)))
+}
+
+/// Writes all transactions through a device; `answered` hears of each that is safe.
+fn play_on(workload: &Workload, open: Box<OpenDisk>, mut answered: impl FnMut(usize)) -> bool {
     let Some(mut scene) = Scene::connected(Setup::new(open)) else { return false };
     let (mut at, mut sequence) = (1, 1);
     for number in 0..TRANSACTIONS {
@@ -217,7 +249,7 @@ fn play(workload: &Workload, log: &Log, honesty: Honesty) -> bool {
         at += 1 + blocks.len();
         put(&mut scene, workload.journal[at], &journal_block(2, sequence));
         flush(&mut scene);
-        log.borrow_mut().push(Happened::Answered(number + 1));
+        answered(number + 1);
         for home in &blocks {
             put(&mut scene, *home, &state[home * BLOCK..][..BLOCK]);
         }
@@ -238,16 +270,37 @@ fn crash(
     for (at, bytes) in unflushed {
         for (number, sector) in bytes.chunks(512).enumerate() {
             if keeps() {
-                image[at + number * 512..][..sector.len()].copy_from_slice(sector);
+                put_at(&mut image, at + number * 512, sector);
             }
         }
     }
     image
 }
 
+/// Writes into an image, which grows where it has to.
+fn put_at(image: &mut Vec<u8>, at: usize, bytes: &[u8]) {
+    image.resize(image.len().max(at + bytes.len()), 0);
+    image[at..][..bytes.len()].copy_from_slice(bytes);
+}
+
+/// What lies in a store's file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Format {
+    Raw,
+    Qcow2,
+}
+
 /// Recovers an image; which transaction it is at. Else what is wrong with it.
-fn recover(workload: &Workload, file: &Path, image: &[u8]) -> Result<usize, String> {
-    std::fs::write(file, image).unwrap();
+fn recover(
+    workload: &Workload,
+    file: &Path,
+    image: &[u8],
+    format: Format,
+) -> Result<usize, String> {
+    match format {
+        Format::Raw => std::fs::write(file, image).unwrap(),
+        Format::Qcow2 => qcow2::unpack(image, file)?,
+    }
     let (code, text) = run("e2fsck", &["-fy"], file);
     if !matches!(code, Some(0 | 1)) {
         return Err(format!("e2fsck -fy: {code:?} {text}"));
@@ -267,11 +320,14 @@ fn recover(workload: &Workload, file: &Path, image: &[u8]) -> Result<usize, Stri
     workload.states.iter().position(same).ok_or_else(|| "in no state that there was".to_owned())
 }
 
-/// Crashes at every point; how many images there were, and the first that had lost something.
-fn crash_everywhere(workload: &Workload, log: &[Happened], file: &Path) -> (usize, Option<String>) {
-    let mut flushed = workload.states[0].clone();
-    let head = workload.journal_head(1, 1);
-    flushed[workload.journal[0] * BLOCK..][..BLOCK].copy_from_slice(&head);
+/// Crashes at every point; how many images there were, and the first that had lost something. `flushed` is
+/// what the store held at first.
+fn crash_everywhere(
+    workload: &Workload,
+    (mut flushed, format): (Vec<u8>, Format),
+    log: &[Happened],
+    file: &Path,
+) -> (usize, Option<String>) {
     let mut unflushed: Vec<(usize, Vec<u8>)> = Vec::new();
     let (mut answered, mut seed, mut images) = (0, 3_u64, 0);
     let mut outcomes: BTreeMap<usize, u32> = BTreeMap::new();
@@ -291,7 +347,7 @@ fn crash_everywhere(workload: &Workload, log: &[Happened], file: &Path) -> (usiz
             };
             let image = crash(&flushed, &unflushed, keeps);
             images += 1;
-            match recover(workload, file, &image) {
+            match recover(workload, file, &image, format) {
                 Ok(state) if state >= answered => *outcomes.entry(state).or_default() += 1,
                 Ok(state) => {
                     let what = format!("transaction {answered} was answered, {state} is there");
@@ -304,7 +360,7 @@ fn crash_everywhere(workload: &Workload, log: &[Happened], file: &Path) -> (usiz
             Happened::Answered(number) => answered = *number,
             _ => {
                 for (at, bytes) in unflushed.drain(..) {
-                    flushed[at..][..bytes.len()].copy_from_slice(&bytes);
+                    put_at(&mut flushed, at, &bytes);
                 }
             }
         }
@@ -321,7 +377,8 @@ fn every_crash_recovers_to_what_was_answered() {
     if !play(&workload, &log, Honesty::Honest) {
         return;
     }
-    let (images, lost) = crash_everywhere(&workload, &log.borrow(), &folder.0.join("crash"));
+    let start = (workload.start(), Format::Raw);
+    let (images, lost) = crash_everywhere(&workload, start, &log.borrow(), &folder.0.join("crash"));
     assert_eq!(lost, None, "image {images}");
     assert!(images > 100, "{images}");
 }
@@ -335,6 +392,7 @@ fn a_store_that_forgets_flushes_is_found_out() {
     if !play(&workload, &log, Honesty::ForgetsFlushes) {
         return;
     }
-    let (_, lost) = crash_everywhere(&workload, &log.borrow(), &folder.0.join("crash"));
+    let start = (workload.start(), Format::Raw);
+    let (_, lost) = crash_everywhere(&workload, start, &log.borrow(), &folder.0.join("crash"));
     assert!(lost.is_some(), "nothing was lost without any flush");
 }

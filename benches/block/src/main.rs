@@ -1,0 +1,348 @@
+//! Our block devices beside io_uring with nothing in between, and beside `qemu-nbd`, in alternation, in one
+//! run: `cargo xtask bench block`.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | `table` | the rows, who is measured in each, and what the figures have to be |
+//! | `load` | what is asked, and for how long |
+//! | `direct` | the limit: io_uring and nothing else |
+//! | `ring` | our frontend and our backend |
+//! | `memory` | how large a backend with many disks is |
+//! | `nbd` | the NBD client, and `qemu-nbd` |
+//! | `report` | medians, verdicts, the table |
+//! | `machine` | CPUs, and the facts that go with the table |
+
+mod direct;
+mod load;
+#[path = "../../store/src/machine.rs"]
+#[expect(dead_code, reason = "the store's bench uses more of it")]
+mod machine;
+mod memory;
+mod nbd;
+mod report;
+mod ring;
+#[path = "../../../crates/xen-block/tests/support/mod.rs"]
+mod support;
+mod table;
+
+use load::{Load, Reached};
+use report::{Results, Round};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::time::Duration;
+use table::{Format, Place, ROWS, Reader, Row, What};
+use xen_block::disk::target::Target;
+
+/// What can go wrong is told to a person, once, in a sentence.
+pub(crate) type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
+
+const HELP: &str = "\
+cargo xtask bench block [OPTION...]
+
+  --only PATTERN   rows whose name contains PATTERN; may be repeated
+  --tmpfs FOLDER   where the files in memory are (/dev/shm)
+  --disk FOLDER    where the files on disk are (the temporary folder)
+  --rounds N       how often everything is measured (5)
+  --quick          one short round, to see that everything runs
+  --json FILE      write every sample
+  --into FILE      put the table into FILE, between its two <!-- block table --> lines
+  --check          end with status 1 where a row is missed
+  --list           print the rows and end
+
+qemu-nbd and qemu-img are Debian's qemu-utils. A row whose peer is missing is reported as not measured.
+";
+
+/// Bytes of the file that is read.
+const FILE_BYTES: usize = 256 << 20;
+/// Bytes of each disk of a backend with many.
+const DISK_BYTES: usize = 64 << 20;
+/// The magic number of tmpfs (`TMPFS_MAGIC`, `linux/magic.h`).
+const TMPFS_MAGIC: i64 = 0x0102_1994;
+
+/// The command line.
+struct Options {
+    only: Vec<String>,
+    tmpfs: PathBuf,
+    disk: PathBuf,
+    rounds: Option<usize>,
+    extent: Extent,
+    json: Option<PathBuf>,
+    into: Option<PathBuf>,
+    verdict: Verdict,
+    asked: Asked,
+}
+
+/// How much is measured.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Extent {
+    Full,
+    Quick,
+}
+
+/// Whether a missed row is a failure.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    Told,
+    Checked,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Asked {
+    Run,
+    List,
+    Help,
+}
+
+impl Options {
+    fn parse(mut args: impl Iterator<Item = String>) -> Result<Self> {
+        let mut options = Self {
+            only: Vec::new(),
+            tmpfs: "/dev/shm".into(),
+            disk: std::env::temp_dir(),
+            rounds: None,
+            extent: Extent::Full,
+            json: None,
+            into: None,
+            verdict: Verdict::Told,
+            asked: Asked::Run,
+        };
+        while let Some(arg) = args.next() {
+            let mut value = || args.next().ok_or_else(|| format!("{arg} needs a value"));
+            match arg.as_str() {
+                "--only" => options.only.push(value()?),
+                "--tmpfs" => options.tmpfs = value()?.into(),
+                "--disk" => options.disk = value()?.into(),
+                "--rounds" => options.rounds = Some(value()?.parse()?),
+                "--quick" => options.extent = Extent::Quick,
+                "--json" => options.json = Some(value()?.into()),
+                "--into" => options.into = Some(value()?.into()),
+                "--check" => options.verdict = Verdict::Checked,
+                "--list" => options.asked = Asked::List,
+                "--help" | "-h" => options.asked = Asked::Help,
+                _ => return Err(format!("unknown option {arg}\n{HELP}").into()),
+            }
+        }
+        Ok(options)
+    }
+
+    fn rows(&self) -> impl Iterator<Item = &'static Row> {
+        let chosen =
+            |row: &&Row| self.only.is_empty() || self.only.iter().any(|part| row.id.contains(part));
+        ROWS.iter().filter(chosen)
+    }
+
+    fn rounds(&self) -> usize {
+        self.rounds.unwrap_or(if self.extent == Extent::Quick { 1 } else { 5 })
+    }
+
+    fn time(&self) -> Duration {
+        Duration::from_millis(if self.extent == Extent::Quick { 100 } else { 1000 })
+    }
+}
+
+/// The folders with the files, removed when dropped.
+struct Files {
+    tmpfs: PathBuf,
+    disk: PathBuf,
+}
+
+impl Files {
+    fn make(options: &Options) -> Result<Self> {
+        let name = format!("block-bench-{}", std::process::id());
+        let files = Self { tmpfs: options.tmpfs.join(&name), disk: options.disk.join(&name) };
+        for (folder, tmpfs) in [(&files.tmpfs, true), (&files.disk, false)] {
+            std::fs::create_dir_all(folder)?;
+            if (rustix::fs::statfs(folder)?.f_type == TMPFS_MAGIC) != tmpfs {
+                let is = if tmpfs { "no tmpfs" } else { "a tmpfs" };
+                return Err(format!("{} is {is}; name another folder", folder.display()).into());
+            }
+        }
+        Ok(files)
+    }
+
+    fn folder(&self, place: Place) -> &Path {
+        if place == Place::Disk { &self.disk } else { &self.tmpfs }
+    }
+
+    /// The file of this format, made when it is asked for first.
+    fn image(&self, place: Place, format: Format) -> Result<PathBuf> {
+        let path = self.folder(place).join(format.name());
+        if path.exists() {
+            return Ok(path);
+        }
+        match format {
+            Format::Raw => {
+                let file = std::fs::File::create(&path)?;
+                std::io::Write::write_all(&mut &file, &vec![1; FILE_BYTES])?;
+                file.sync_all()?;
+            }
+            Format::Qcow2 => {
+                convert(&self.image(place, Format::Raw)?, format, &path)?;
+            }
+        }
+        Ok(path)
+    }
+
+    /// Bytes of a backend with so many disks of this format, of 64 MiB each.
+    fn memory(&self, place: Place, format: Format, disks: usize) -> Result<f64> {
+        let folder = self.folder(place).join("disks");
+        std::fs::create_dir_all(&folder)?;
+        let image = folder.join(format.name());
+        let source = folder.join("source");
+        let file = std::fs::File::create(&source)?;
+        std::io::Write::write_all(&mut &file, &vec![1; DISK_BYTES / 16])?;
+        file.set_len(DISK_BYTES as u64)?;
+        convert(&source, format, &image)?;
+        let bytes = memory::measure(&image, format, disks);
+        std::fs::remove_dir_all(folder)?;
+        bytes
+    }
+
+    fn target(&self, place: Place, format: Format) -> Result<Target> {
+        let path = self.image(place, format)?;
+        Ok(match format {
+            Format::Raw => Target::Raw(path),
+            Format::Qcow2 => Target::Qcow2(path),
+        })
+    }
+
+    /// One measurement.
+    fn measure(&self, place: Place, reader: Reader, load: Load, time: Duration) -> Result<Reached> {
+        let socket = || self.tmpfs.join("socket");
+        match reader {
+            Reader::Direct => direct::read(&self.image(place, Format::Raw)?, load, time),
+            Reader::Ring(format) => ring::read(&self.target(place, format)?, load, time),
+            Reader::AtOnce => {
+                let allowed = machine::allowed()?;
+                machine::pin(None, machine::last_cpu(&allowed)?)?;
+                let reached = ring::at_once(time);
+                rustix::thread::sched_setaffinity(None, &allowed)?;
+                reached
+            }
+            Reader::Export(format) => {
+                let client = move |socket: PathBuf| nbd::read(&socket, load, time);
+                ring::export(&self.target(place, format)?, socket(), client)
+            }
+            Reader::QemuNbd(format) => {
+                let image = self.image(place, format)?;
+                nbd::through_qemu(format, &image, socket(), load, time)
+            }
+        }
+    }
+}
+
+impl Drop for Files {
+    fn drop(&mut self) {
+        for folder in [&self.tmpfs, &self.disk] {
+            let _ = std::fs::remove_dir_all(folder);
+        }
+    }
+}
+
+/// Makes an image of another format out of a raw one.
+fn convert(raw: &Path, format: Format, path: &Path) -> Result<()> {
+    let status = Command::new("qemu-img")
+        .args(["convert", "-f", "raw", "-O", format.name()])
+        .args([raw, path])
+        .status()
+        .map_err(|error| format!("qemu-img (Debian: qemu-utils): {error}"))?;
+    if !status.success() {
+        return Err(format!("qemu-img convert: {status}").into());
+    }
+    Ok(std::fs::File::open(path)?.sync_all()?)
+}
+
+/// Measures a row once, ours and the other in turn; which goes first changes with the round.
+fn round(files: &Files, row: &'static Row, number: usize, time: Duration) -> Result<Round> {
+    let (load, ours, other) = match row.what {
+        What::Reads { load, ours, other } => (load, ours, other),
+        What::Memory { disks, format } => {
+            return files.memory(row.place, format, disks).map(Round::Memory);
+        }
+    };
+    let measure = |reader| files.measure(row.place, reader, load, time);
+    let Some(other) = other else {
+        return Ok(Round::Reads { ours: measure(ours)?, other: None });
+    };
+    if number.is_multiple_of(2) {
+        let ours = measure(ours)?;
+        Ok(Round::Reads { ours, other: Some(measure(other)?) })
+    } else {
+        let other = measure(other)?;
+        Ok(Round::Reads { ours: measure(ours)?, other: Some(other) })
+    }
+}
+
+fn run(options: &Options) -> Result<Results> {
+    let files = Files::make(options)?;
+    let (rounds, mut results) = (options.rounds(), Results::default());
+    for row in options.rows() {
+        for number in 0..rounds {
+            match round(&files, row, number, options.time()) {
+                Ok(round) => {
+                    eprintln!("{} {}/{rounds}: {round}", row.id, number + 1);
+                    results.add(row.id, round);
+                }
+                Err(error) => {
+                    eprintln!("{}: not measured: {error}", row.id);
+                    results.fail(row.id, error.to_string());
+                    break;
+                }
+            }
+        }
+    }
+    Ok(results)
+}
+
+fn bench(options: &Options) -> Result<ExitCode> {
+    match options.asked {
+        Asked::Help => {
+            print!("{HELP}");
+            return Ok(ExitCode::SUCCESS);
+        }
+        Asked::List => {
+            for row in options.rows() {
+                println!("{:18} {}", row.id, row.work);
+            }
+            return Ok(ExitCode::SUCCESS);
+        }
+        Asked::Run => {}
+    }
+    let results = run(options)?;
+    let facts = format!(
+        "{}; {}; medians of {} rounds of {:?}{}",
+        machine::today(),
+        machine::facts(),
+        options.rounds(),
+        options.time(),
+        if options.extent == Extent::Quick { "; QUICK: these figures mean nothing" } else { "" },
+    );
+    let table = format!("{facts}\n\n{}", results.markdown(options.rows()));
+    println!("{table}");
+    if let Some(file) = &options.json {
+        std::fs::write(file, format!("{:#}\n", results.json(&facts)))?;
+    }
+    if let Some(file) = &options.into {
+        report::insert(file, &table)?;
+    }
+    let missed = options.rows().any(|row| results.is_missed(row));
+    let failed = options.verdict == Verdict::Checked && missed;
+    Ok(ExitCode::from(u8::from(failed)))
+}
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let outcome = match args.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+        [memory::PROCESS, image, format, disks] => {
+            memory::process(image, format, disks).map(|()| ExitCode::SUCCESS)
+        }
+        _ => Options::parse(args.into_iter()).and_then(|options| bench(&options)),
+    };
+    match outcome {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("block-bench: {error}");
+            ExitCode::from(2)
+        }
+    }
+}

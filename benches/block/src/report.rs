@@ -1,0 +1,262 @@
+//! Medians, verdicts, and the table.
+
+use crate::Result;
+use crate::load::Reached;
+use crate::table::{Goal, Reader, Row, What};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::fmt::{self, Write as _};
+use std::path::Path;
+
+/// One measurement of a row.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Round {
+    /// What was reached, by the other too where there is one.
+    Reads { ours: Reached, other: Option<Reached> },
+    /// Bytes.
+    Memory(f64),
+}
+
+impl Round {
+    fn ours(&self) -> Option<Reached> {
+        if let Self::Reads { ours, .. } = self { Some(*ours) } else { None }
+    }
+
+    fn other(&self) -> Option<Reached> {
+        if let Self::Reads { other, .. } = self { *other } else { None }
+    }
+
+    fn bytes(&self) -> Option<f64> {
+        if let Self::Memory(bytes) = self { Some(*bytes) } else { None }
+    }
+
+    /// Our rate by the other's.
+    fn ratio(&self) -> Option<f64> {
+        Some(self.ours()?.rate / self.other()?.rate)
+    }
+
+    /// Our requests for each second of processor time, by the other's.
+    fn ratio_per_cpu(&self) -> Option<f64> {
+        Some(self.other()?.cpu / self.ours()?.cpu)
+    }
+}
+
+impl fmt::Display for Round {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (ours, other) = match self {
+            Self::Reads { ours, other } => (ours, other),
+            Self::Memory(bytes) => return write!(f, "{}", mebibytes(*bytes)),
+        };
+        write!(f, "{}", said(*ours))?;
+        let Some(other) = other else { return Ok(()) };
+        write!(f, "; the other {}", said(*other))?;
+        let (ratio, per_cpu) = (self.ratio(), self.ratio_per_cpu());
+        let [ratio, per_cpu] = [ratio, per_cpu].map(|ratio| ratio.unwrap_or(f64::NAN));
+        write!(f, ": ratio {ratio:.2}, per processor time {per_cpu:.2}")
+    }
+}
+
+/// All that was measured.
+#[derive(Default)]
+pub(crate) struct Results {
+    rounds: BTreeMap<&'static str, Vec<Round>>,
+    failed: BTreeMap<&'static str, String>,
+}
+
+impl Results {
+    pub(crate) fn add(&mut self, row: &'static str, round: Round) {
+        self.rounds.entry(row).or_default().push(round);
+    }
+
+    pub(crate) fn fail(&mut self, row: &'static str, why: String) {
+        self.failed.insert(row, why);
+    }
+
+    /// The median over the rounds of what `figure` makes of each.
+    fn median(&self, row: &Row, figure: impl Fn(&Round) -> Option<f64>) -> Option<f64> {
+        if self.failed.contains_key(row.id) {
+            return None;
+        }
+        median(self.rounds.get(row.id)?.iter().filter_map(figure).collect())
+    }
+
+    /// The figure that a goal is about. A ratio is that of each round, as both sides of it are
+    /// measured side by side.
+    fn figure(&self, row: &Row, goal: Goal) -> Option<f64> {
+        match goal {
+            Goal::Rate(_) => self.median(row, Round::ratio),
+            Goal::PerCpu(_) => self.median(row, Round::ratio_per_cpu),
+            Goal::PerSecond(_) => self.median(row, |round| Some(round.ours()?.rate)),
+            Goal::Bytes(_) => self.median(row, Round::bytes),
+        }
+    }
+
+    fn is_met(&self, row: &Row, goal: Goal) -> Option<bool> {
+        let figure = self.figure(row, goal)?;
+        Some(match goal {
+            Goal::Rate(least) | Goal::PerCpu(least) | Goal::PerSecond(least) => figure >= least,
+            Goal::Bytes(most) => figure <= most,
+        })
+    }
+
+    pub(crate) fn is_missed(&self, row: &Row) -> bool {
+        row.goals.iter().any(|goal| self.is_met(row, *goal) == Some(false))
+    }
+
+    fn reached(&self, row: &Row, of: impl Fn(&Round) -> Option<Reached>) -> String {
+        let rate = self.median(row, |round| Some(of(round)?.rate));
+        let cpu = self.median(row, |round| Some(of(round)?.cpu));
+        match (rate, cpu) {
+            (Some(rate), Some(cpu)) => said(Reached { rate, cpu }),
+            _ => "–".to_owned(),
+        }
+    }
+
+    /// The table in Markdown, and why rows were not measured.
+    pub(crate) fn markdown(&self, rows: impl Iterator<Item = &'static Row>) -> String {
+        let mut text = "| work | on | must reach | ours | the other | verdict |\n\
+                        |---|---|---|---|---|---|\n"
+            .to_owned();
+        let mut notes = String::new();
+        for row in rows {
+            let judge = |goal: &Goal| match (self.figure(row, *goal), self.is_met(row, *goal)) {
+                (Some(figure), Some(true)) => format!("{}: met", short(*goal, figure)),
+                (Some(figure), _) => format!("{}: **missed**", short(*goal, figure)),
+                _ => "not measured".to_owned(),
+            };
+            let verdicts: Vec<String> = row.goals.iter().map(judge).collect();
+            let goals: Vec<String> = row.goals.iter().map(goal_text).collect();
+            let (ours, other) = match row.what {
+                What::Memory { .. } => {
+                    let bytes = self.median(row, Round::bytes);
+                    (bytes.map_or("–".to_owned(), mebibytes), "–".to_owned())
+                }
+                What::Reads { other, .. } => {
+                    let name = other.map_or("", name);
+                    let reached = self.reached(row, Round::other);
+                    (self.reached(row, Round::ours), format!("{name} {reached}"))
+                }
+            };
+            let (work, place) = (row.work, row.place.name());
+            let (goals, verdicts) = (goals.join("; "), verdicts.join("; "));
+            let _ = writeln!(
+                text,
+                "| {work} | {place} | {goals} | {ours} | {} | {verdicts} |",
+                other.trim()
+            );
+            if let Some(why) = self.failed.get(row.id) {
+                let _ = write!(notes, "\n{}: {why}\n", row.id);
+            }
+        }
+        text + &notes
+    }
+
+    /// Every sample.
+    pub(crate) fn json(&self, facts: &str) -> Value {
+        let reached = |reached: Reached| json!({ "rate": reached.rate, "cpu": reached.cpu });
+        let round = |round: &Round| match round {
+            Round::Reads { ours, other } => {
+                json!({ "ours": reached(*ours), "other": other.map(reached) })
+            }
+            Round::Memory(bytes) => json!({ "bytes": bytes }),
+        };
+        let rounds: BTreeMap<_, Vec<Value>> = self
+            .rounds
+            .iter()
+            .map(|(row, rounds)| (row, rounds.iter().map(round).collect()))
+            .collect();
+        json!({ "facts": facts, "rounds": rounds, "failed": self.failed })
+    }
+}
+
+fn median(mut values: Vec<f64>) -> Option<f64> {
+    values.sort_by(f64::total_cmp);
+    let (middle, odd) = (values.len() / 2, !values.len().is_multiple_of(2));
+    let upper = *values.get(middle)?;
+    Some(if odd { upper } else { f64::midpoint(*values.get(middle.checked_sub(1)?)?, upper) })
+}
+
+fn name(reader: Reader) -> &'static str {
+    match reader {
+        Reader::Direct => "io_uring",
+        Reader::Ring(_) | Reader::AtOnce => "our frontend",
+        Reader::Export(_) => "our NBD server",
+        Reader::QemuNbd(_) => "qemu-nbd",
+    }
+}
+
+fn goal_text(goal: &Goal) -> String {
+    match goal {
+        Goal::Rate(least) => format!("at least {least} x its rate"),
+        Goal::PerCpu(least) => format!("at least {least} x per second of processor time"),
+        Goal::PerSecond(least) => format!("at least {:.1} M/s", least / 1e6),
+        Goal::Bytes(most) => format!("at most {}", mebibytes(*most)),
+    }
+}
+
+fn short(goal: Goal, figure: f64) -> String {
+    match goal {
+        Goal::Rate(_) => format!("{figure:.2} x"),
+        Goal::PerCpu(_) => format!("{figure:.2} x per processor time"),
+        Goal::PerSecond(_) => format!("{:.2} M/s", figure / 1e6),
+        Goal::Bytes(_) => mebibytes(figure),
+    }
+}
+
+fn mebibytes(bytes: f64) -> String {
+    format!("{:.1} MiB", bytes / 1024.0 / 1024.0)
+}
+
+fn said(reached: Reached) -> String {
+    let cpu = reached.cpu * 1e6;
+    match reached.rate {
+        rate if rate >= 1e6 => format!("{:.2} M/s, cpu {cpu:.2} µs", rate / 1e6),
+        rate => format!("{:.1} k/s, cpu {cpu:.2} µs", rate / 1e3),
+    }
+}
+
+/// Puts the table between the two lines of `file` that mark its place.
+pub(crate) fn insert(file: &Path, table: &str) -> Result<()> {
+    const MARK: &str = "<!-- block table -->\n";
+    let text = std::fs::read_to_string(file)?;
+    let parts: Vec<_> = text.split(MARK).collect();
+    let [before, _, after] = parts.as_slice() else {
+        return Err(format!("{} has not two lines {}", file.display(), MARK.trim()).into());
+    };
+    Ok(std::fs::write(file, format!("{before}{MARK}\n{}\n\n{MARK}{after}", table.trim()))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::table::ROWS;
+
+    fn round(ours: f64, other: f64) -> Round {
+        let reached = |rate| Reached { rate, cpu: 1.0 / rate };
+        Round::Reads { ours: reached(ours), other: Some(reached(other)) }
+    }
+
+    #[test]
+    fn a_ratio_is_the_median_of_the_rounds_own() {
+        let row = ROWS.iter().find(|row| row.id == "random-tmpfs").unwrap();
+        let mut results = Results::default();
+        assert_eq!(results.is_met(row, Goal::Rate(0.8)), None);
+        for (ours, other) in [(90.0, 100.0), (1.0, 10.0), (900.0, 1000.0)] {
+            results.add(row.id, round(ours, other));
+        }
+        assert_eq!(results.figure(row, Goal::Rate(0.8)), Some(0.9));
+        assert!(!results.is_missed(row));
+        results.add(row.id, round(1.0, 10.0));
+        assert!(results.is_missed(row));
+        results.fail(row.id, "gone".into());
+        assert_eq!(results.is_met(row, Goal::Rate(0.8)), None);
+    }
+
+    #[test]
+    fn rows_have_names_of_their_own() {
+        for (at, row) in ROWS.iter().enumerate() {
+            assert!(ROWS[..at].iter().all(|other| other.id != row.id), "{}", row.id);
+            assert!(!row.goals.is_empty(), "{}", row.id);
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! Frontend and backend of this project: grants and event channels within this process, a real store.
+
+use crate::Result;
+use crate::load::{DEPTH, Load, Meter, Order, Reached, Sectors};
+use crate::support::{self, Scene, Setup};
+use rustix::event::{PollFd, PollFlags, poll};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+use xen::evtchn::EventChannels;
+use xen_block::back::{self, OpenDisk};
+use xen_block::disk::target::Target;
+use xen_block::disk::{Disk, DiskAccess, Finished, Geometry, Io};
+use xen_block::front::export::Export;
+use xen_block::front::{Part, Want};
+
+/// How long anything may take that is not measured.
+pub(crate) const WITHIN: Duration = Duration::from_secs(20);
+
+/// A disk that has done everything already.
+#[derive(Debug)]
+struct Instantly;
+
+impl Disk for Instantly {
+    fn geometry(&self) -> Geometry {
+        Geometry {
+            sectors: 1 << 21,
+            sector_size: 512,
+            physical_sector_size: 4096,
+            access: DiskAccess::ReadWrite,
+            discard_granularity: None,
+        }
+    }
+
+    fn submit(&mut self, io: Box<Io>) -> std::result::Result<Option<Finished>, Box<Io>> {
+        Ok(Some((io, Ok(()))))
+    }
+}
+
+fn opens(target: Target) -> Box<OpenDisk> {
+    Box::new(move |_| target.open(DiskAccess::ReadOnly))
+}
+
+/// A backend in a thread of its own, and a frontend that is connected to it.
+struct Served {
+    scene: Scene,
+    stop: Arc<AtomicBool>,
+    serving: Option<JoinHandle<()>>,
+}
+
+impl Served {
+    fn start(target: &Target, buffers: usize) -> Result<Self> {
+        let mut setup = Setup::new(opens(target.clone()));
+        setup.front.buffers = buffers;
+        // The scene's own server is left alone: the one of the thread serves instead.
+        let mut scene = Scene::new(setup).ok_or("there is no store to be had")?;
+        let (host, socket) = (scene.host.clone(), scene.daemon.socket());
+        let stop = Arc::new(AtomicBool::new(false));
+        let (stopped, target) = (Arc::clone(&stop), target.clone());
+        let serving = std::thread::spawn(move || {
+            let options = back::Options::default();
+            let mut server = support::server_at(&host, &socket, options, opens(target));
+            while !stopped.load(Ordering::Relaxed) {
+                server.turn(Duration::from_millis(50)).expect("a store");
+            }
+        });
+        scene.until_front_connected();
+        Ok(Self { scene, stop, serving: Some(serving) })
+    }
+
+    fn end(&mut self) -> Result<()> {
+        self.stop.store(true, Ordering::Relaxed);
+        let Some(serving) = self.serving.take() else { return Ok(()) };
+        serving.join().map_err(|_| "the backend's thread has panicked".into())
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        let _ = self.end();
+    }
+}
+
+/// Sleeps until the backend has notified.
+fn wait(scene: &mut Scene) -> Result<()> {
+    let mut evtchn = scene.front_evtchn.borrow_mut();
+    let fd = PollFd::from_borrowed_fd(evtchn.fd(), PollFlags::IN);
+    if poll(&mut [fd], Some(&WITHIN.try_into()?))? == 0 {
+        return Err(format!("waited {WITHIN:?} for an answer of the backend").into());
+    }
+    while let Some(port) = evtchn.pending()? {
+        evtchn.unmask(port)?;
+    }
+    Ok(())
+}
+
+/// Reads through a connected frontend; `between` is what happens before the ring is looked at again,
+/// and is told how many answers there were.
+fn read_through(
+    scene: &mut Scene,
+    load: Load,
+    time: Duration,
+    mut between: impl FnMut(&mut Scene, usize) -> Result<()>,
+) -> Result<Reached> {
+    let parts: Vec<Part> = scene.buffers(DEPTH * load.pages).into_iter().map(Part::whole).collect();
+    let sectors = scene.front().info().ok_or("the device is not connected")?.sectors;
+    let mut sectors = Sectors::new(load, sectors);
+    let mut idle: Vec<u64> = (0..DEPTH as u64).collect();
+    let (meter, mut count, mut wrong) = (Meter::start(time), 0, 0);
+    while meter.running() {
+        for _ in 0..64 {
+            let front = scene.front();
+            while let Some(tag) = idle.pop() {
+                let want = Want::Read { tag, sector: sectors.next() };
+                let at = tag as usize * load.pages;
+                front.submit(0, want, &parts[at..at + load.pages])?;
+            }
+            front.push()?;
+            let took = front.take(|done| {
+                wrong += u64::from(done.status != xen_io::blkif::Status::Okay);
+                idle.push(done.tag);
+            })?;
+            count += took as u64;
+            between(scene, took)?;
+        }
+    }
+    if wrong > 0 {
+        return Err(format!("{wrong} reads of {count} have failed").into());
+    }
+    Ok(meter.reached(count))
+}
+
+/// Reads through a frontend in this thread and a backend in another.
+pub(crate) fn read(target: &Target, load: Load, time: Duration) -> Result<Reached> {
+    let mut served = Served::start(target, DEPTH * load.pages)?;
+    let reached = read_through(&mut served.scene, load, time, |scene, took| {
+        if took > 0 || scene.front().final_check()? { Ok(()) } else { wait(scene) }
+    })?;
+    served.end()?;
+    Ok(reached)
+}
+
+/// Reads of 4 KiB from a disk that has them at once; both ends in this thread.
+pub(crate) fn at_once(time: Duration) -> Result<Reached> {
+    let open: Box<OpenDisk> = Box::new(|_| Ok(Box::new(Instantly)));
+    let mut scene = Scene::connected(Setup::new(open)).ok_or("there is no store to be had")?;
+    let load = Load { pages: 1, order: Order::Random };
+    read_through(&mut scene, load, time, |scene, _| {
+        scene.server.turn(Duration::ZERO)?;
+        Ok(())
+    })
+}
+
+/// A frontend's device as an NBD server, while `client` uses it from a thread of its own.
+pub(crate) fn export(
+    target: &Target,
+    socket: PathBuf,
+    client: impl FnOnce(PathBuf) -> Result<Reached> + Send + 'static,
+) -> Result<Reached> {
+    let mut served = Served::start(target, 32 * 64)?;
+    let mut export = Export::listen(&socket)?;
+    let client = std::thread::spawn(move || client(socket));
+    while !client.is_finished() {
+        let scene = &mut served.scene;
+        if export.turn(scene.front())? > 0 || scene.front().final_check()? {
+            continue;
+        }
+        let mut evtchn = scene.front_evtchn.borrow_mut();
+        let output = if export.has_output() { PollFlags::OUT } else { PollFlags::empty() };
+        let clients = export.fds().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN | output));
+        let mut fds: Vec<PollFd<'_>> = clients.collect();
+        fds.push(PollFd::from_borrowed_fd(evtchn.fd(), PollFlags::IN));
+        poll(&mut fds, Some(&Duration::from_millis(50).try_into()?))?;
+        while let Some(port) = evtchn.pending()? {
+            evtchn.unmask(port)?;
+        }
+    }
+    served.end()?;
+    client.join().map_err(|_| "the client's thread has panicked")?
+}

@@ -1,0 +1,138 @@
+//! The rows, who is measured in each, and what the figures have to be.
+
+use crate::load::{Load, Order};
+
+/// Where the files are.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) enum Place {
+    Tmpfs,
+    Disk,
+    /// There is no file.
+    Nowhere,
+}
+
+impl Place {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Tmpfs => "tmpfs",
+            Self::Disk => "disk",
+            Self::Nowhere => "memory",
+        }
+    }
+}
+
+/// What a file is.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) enum Format {
+    Raw,
+    Qcow2,
+}
+
+impl Format {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Qcow2 => "qcow2",
+        }
+    }
+}
+
+/// Who reads.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Reader {
+    /// One thread through io_uring.
+    Direct,
+    /// Our frontend in one thread, our backend in another.
+    Ring(Format),
+    /// Both in one thread, before a disk that has everything at once.
+    AtOnce,
+    /// The NBD client, through our frontend's NBD server.
+    Export(Format),
+    /// The NBD client, through `qemu-nbd`.
+    QemuNbd(Format),
+}
+
+/// What a figure must be.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub(crate) enum Goal {
+    /// Our rate by the other's, at least.
+    Rate(f64),
+    /// Requests for each second of processor time, by the other's, at least.
+    PerCpu(f64),
+    /// Requests a second, at least.
+    PerSecond(f64),
+    /// Bytes of memory, at most.
+    Bytes(f64),
+}
+
+/// What is measured.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub(crate) enum What {
+    /// How fast `ours` reads, and `other` in turn with it.
+    Reads { load: Load, ours: Reader, other: Option<Reader> },
+    /// How large a backend with so many disks is.
+    Memory { disks: usize, format: Format },
+}
+
+/// One row of the table.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub(crate) struct Row {
+    pub(crate) id: &'static str,
+    pub(crate) work: &'static str,
+    pub(crate) place: Place,
+    pub(crate) what: What,
+    pub(crate) goals: &'static [Goal],
+}
+
+const SMALL: Load = Load { pages: 1, order: Order::Random };
+const LARGE: Load = Load { pages: 32, order: Order::Sequential };
+/// Disks of a backend whose memory is measured.
+const DISKS: usize = 32;
+
+/// What it may have, in bytes.
+const MEMORY_MAX: f64 = (64 << 20) as f64;
+
+const fn reads(load: Load, ours: Reader, other: Reader) -> What {
+    What::Reads { load, ours, other: Some(other) }
+}
+
+const fn memory(id: &'static str, work: &'static str, format: Format) -> Row {
+    let (what, goals) = (What::Memory { disks: DISKS, format }, &[Goal::Bytes(MEMORY_MAX)]);
+    Row { id, work, place: Place::Disk, what, goals }
+}
+
+macro_rules! rows {
+    ($($id:literal, $work:literal, $what:expr, $goals:expr;)*) => {
+        [$(
+            Row { id: concat!($id, "-tmpfs"), work: $work, place: Place::Tmpfs, what: $what, goals: $goals },
+            Row { id: concat!($id, "-disk"), work: $work, place: Place::Disk, what: $what, goals: $goals },
+        )*
+            Row {
+                id: "at-once",
+                work: "4 KiB reads before a disk that has them at once, not copied, both ends on one CPU",
+                place: Place::Nowhere,
+                what: What::Reads { load: SMALL, ours: Reader::AtOnce, other: None },
+                goals: &[Goal::PerSecond(1_500_000.0)],
+            },
+            memory("memory-raw", "memory of a backend with 32 connected disks, beyond granted pages; raw", Format::Raw),
+            memory("memory-qcow2", "the same; qcow2", Format::Qcow2),
+        ]
+    };
+}
+
+/// All rows, in the order of the table.
+#[rustfmt::skip]
+pub(crate) const ROWS: &[Row] = &rows! {
+    "random", "4 KiB random reads, one io_uring thread",
+        reads(SMALL, Reader::Ring(Format::Raw), Reader::Direct), &[Goal::Rate(0.8), Goal::PerCpu(0.6)];
+    "sequential", "128 KiB sequential reads, one io_uring thread",
+        reads(LARGE, Reader::Ring(Format::Raw), Reader::Direct), &[Goal::Rate(0.9)];
+    "front-raw", "4 KiB random reads by our frontend, an NBD client on qemu-nbd; raw",
+        reads(SMALL, Reader::Ring(Format::Raw), Reader::QemuNbd(Format::Raw)), &[Goal::Rate(4.0)];
+    "front-qcow2", "the same; qcow2",
+        reads(SMALL, Reader::Ring(Format::Qcow2), Reader::QemuNbd(Format::Qcow2)), &[Goal::Rate(2.0)];
+    "nbd-raw", "4 KiB random reads by one NBD client, through our NBD server, qemu-nbd; raw",
+        reads(SMALL, Reader::Export(Format::Raw), Reader::QemuNbd(Format::Raw)), &[Goal::Rate(0.8)];
+    "nbd-qcow2", "the same; qcow2",
+        reads(SMALL, Reader::Export(Format::Qcow2), Reader::QemuNbd(Format::Qcow2)), &[Goal::Rate(0.7)];
+};

@@ -1,0 +1,130 @@
+//! The same on a qcow2 image: the process that writes runs under strace, which tells each write and each sync
+//! of the image's file.
+
+use super::{Folder, Format, Happened, TRANSACTIONS, Workload, crash_everywhere, play_on};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use xen_block::disk::DiskAccess;
+use xen_block::disk::target::Target;
+
+const FOLDER: &str = "XEN_BLOCK_DURABLE_FOLDER";
+/// What the process writes into a file of its own when a transaction is safe; its number follows.
+const MARK: &[u8] = b"a transaction was answered: ";
+
+/// The traced process; started by the tests below.
+#[test]
+#[ignore = "runs under strace, started by the other tests"]
+fn writes_transactions() {
+    let folder = PathBuf::from(std::env::var_os(FOLDER).expect("started by another test"));
+    let workload = Workload::load(&folder);
+    let image = folder.join("image.qcow2");
+    let mark = std::fs::File::create(folder.join("mark")).unwrap();
+    let open =
+        move |_: &mut xenbus::Device<'_>| Target::Qcow2(image.clone()).open(DiskAccess::ReadWrite);
+    let played = play_on(&workload, Box::new(open), |number| {
+        mark.write_all_at(&[MARK, &[number as u8]].concat(), 0).unwrap();
+    });
+    assert!(played, "there is no daemon");
+}
+
+/// Unpacks an image that was left by a crash; says why where that cannot be.
+pub(super) fn unpack(image: &[u8], raw: &Path) -> Result<(), String> {
+    let packed = raw.with_extension("qcow2");
+    std::fs::write(&packed, image).unwrap();
+    convert("qcow2", &packed, "raw", raw)
+}
+
+fn convert(from: &str, source: &Path, to: &str, into: &Path) -> Result<(), String> {
+    let mut command = Command::new("qemu-img");
+    command.args(["convert", "-f", from, "-O", to]).args([source, into]);
+    let output = command.output().unwrap();
+    let said = || format!("qemu-img convert: {}", String::from_utf8_lossy(&output.stderr));
+    if output.status.success() { Ok(()) } else { Err(said()) }
+}
+
+/// The bytes of a string that strace writes as `"\x00\x01"`.
+fn bytes(text: &str) -> Vec<u8> {
+    let digits = text.split("\\x").skip(1);
+    digits.map(|digits| u8::from_str_radix(digits, 16).expect("two digits")).collect()
+}
+
+/// A line of strace's log, without the thread's number.
+fn happened(call: &str) -> Option<Happened> {
+    assert!(!call.contains("unfinished") && !call.contains("resumed"), "two calls at once: {call}");
+    if call.starts_with('+') {
+        // The end of a thread.
+        return None;
+    }
+    let (name, rest) = call.split_once('(')?;
+    let (arguments, result) = rest.rsplit_once(" = ").expect("what the call came to");
+    let arguments = arguments.trim_end().trim_end_matches(')');
+    if name == "fdatasync" || name == "fsync" {
+        assert_eq!(result, "0", "{call}");
+        return Some(Happened::Flush);
+    }
+    if name == "ftruncate" {
+        // The file grows; behind its end an image reads as zeroes anyway.
+        return None;
+    }
+    assert!(name.starts_with("pwrite"), "{call}");
+    let at = arguments.rsplit(", ").next()?.parse().expect("an offset");
+    // Of a vector the strings of all its parts, one behind the other.
+    let written: Vec<u8> = arguments.split('"').skip(1).step_by(2).flat_map(bytes).collect();
+    assert_eq!(result.parse(), Ok(written.len()), "{name}: {result}");
+    Some(match written.strip_prefix(MARK) {
+        Some([number]) => Happened::Answered(usize::from(*number)),
+        _ => Happened::Write(at, written),
+    })
+}
+
+/// What the process did with its image, which is left as it was before; `None` where a tool is missing.
+fn traced(workload: &Workload, folder: &Path) -> Option<(Vec<u8>, Vec<Happened>)> {
+    for (tool, package) in [("strace", "strace"), ("qemu-img", "qemu-utils")] {
+        if Command::new(tool).arg("--version").output().is_err() {
+            let why = format!("there is no {tool} (Debian: {package})");
+            conformance::skip("durable qcow2", &why);
+            return None;
+        }
+    }
+    let [raw, image, log] = ["start", "image.qcow2", "log"].map(|name| folder.join(name));
+    std::fs::write(&raw, workload.start()).unwrap();
+    convert("raw", &raw, "qcow2", &image).unwrap();
+    let before = std::fs::read(&image).unwrap();
+    workload.save(folder);
+    let calls = "trace=pwrite64,pwritev,pwritev2,fdatasync,fsync,fallocate,ftruncate";
+    let output = Command::new("strace")
+        .args(["-f", "-xx", "-s", "4194304", "-e", calls, "-e", "signal=none"])
+        .args(["-P".as_ref(), image.as_os_str(), "-P".as_ref()])
+        .arg(folder.join("mark"))
+        .arg("-o")
+        .arg(&log)
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "qcow2::writes_transactions", "--ignored"])
+        .env(FOLDER, folder)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    let text = std::fs::read_to_string(&log).unwrap();
+    let call = |line: &str| line.split_once(' ').map(|(_, call)| call.trim_start().to_owned());
+    let happened = text.lines().filter_map(call).filter_map(|call| happened(&call)).collect();
+    Some((before, happened))
+}
+
+#[test]
+fn every_crash_of_an_image_recovers_to_what_was_answered() {
+    let Some(folder) = Folder::new("durable-qcow2") else { return };
+    let workload = Workload::make(&folder.0);
+    let Some((before, log)) = traced(&workload, &folder.0) else { return };
+    let answers = log.iter().filter(|what| matches!(what, Happened::Answered(_)));
+    assert_eq!(answers.count(), TRANSACTIONS);
+    let file = folder.0.join("crash");
+    let start = (before.clone(), Format::Qcow2);
+    let (images, lost) = crash_everywhere(&workload, start, &log, &file);
+    assert_eq!(lost, None, "image {images}");
+    assert!(images > 100, "{images}");
+    // Without the syncs, as in a build that forgets them, this test would notice.
+    let without: Vec<_> = log.into_iter().filter(|what| !matches!(what, Happened::Flush)).collect();
+    let (_, lost) = crash_everywhere(&workload, (before, Format::Qcow2), &without, &file);
+    assert!(lost.is_some(), "nothing was lost without any sync");
+}

@@ -1,0 +1,143 @@
+//! A backend behind its system-call filter serves every kind of disk: a call that it needs and may not make
+//! would end this process.
+
+mod support;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use support::{PATIENCE, Scene, Setup};
+use xen::evtchn::EventChannels;
+use xen_block::back;
+use xen_block::disk::DiskAccess;
+use xen_block::disk::target::Target;
+use xen_block::front::{Part, Want};
+use xen_io::blkif::Status;
+
+/// Asks the backend of another thread and waits for the answer.
+fn ask(scene: &mut Scene, want: Want, parts: &[Part]) -> Status {
+    scene.front().submit(0, want, parts).unwrap();
+    scene.front().push().unwrap();
+    let mut status = None;
+    loop {
+        scene.front().take(|done| status = Some(done.status)).unwrap();
+        if let Some(status) = status {
+            return status;
+        }
+        if scene.front().final_check().unwrap() {
+            continue;
+        }
+        let mut evtchn = scene.front_evtchn.borrow_mut();
+        let fd = PollFd::from_borrowed_fd(evtchn.fd(), PollFlags::IN);
+        let woken = poll(&mut [fd], Some(&PATIENCE.try_into().unwrap())).unwrap();
+        assert_eq!(woken, 1, "waited {PATIENCE:?} for an answer");
+        while let Some(port) = evtchn.pending().unwrap() {
+            evtchn.unmask(port).unwrap();
+        }
+    }
+}
+
+/// Serves `target` behind the filter, and uses it.
+fn serves(target: &Target, record_dir: &Path) {
+    let open = |target: Target| -> Box<back::OpenDisk> {
+        Box::new(move |_| target.open(DiskAccess::ReadWrite))
+    };
+    // The scene's own server is left alone.
+    let Some(mut scene) = Scene::new(Setup::new(open(target.clone()))) else { return };
+    let (host, socket, stop) =
+        (scene.host.clone(), scene.daemon.socket(), Arc::new(AtomicBool::new(false)));
+    let (stopped, target) = (Arc::clone(&stop), target.clone());
+    let record_dir = Some(record_dir.to_owned());
+    let serving = std::thread::spawn(move || {
+        let options = back::Options { record_dir, ..back::Options::default() };
+        let mut server = support::server_at(&host, &socket, options, open(target));
+        xen_block::filter::install(&[]).unwrap();
+        while !stopped.load(Ordering::Relaxed) {
+            server.turn(Duration::from_millis(50)).unwrap();
+            server.check_sizes().unwrap();
+        }
+    });
+    scene.until_front_connected();
+    let parts = scene.buffers(16).into_iter().map(Part::whole).collect::<Vec<_>>();
+    for want in [
+        Want::Write { tag: 1, sector: 8 },
+        Want::Read { tag: 2, sector: 0 },
+        Want::Barrier { tag: 3, sector: 16 },
+        Want::Flush { tag: 4 },
+        Want::Discard { tag: 5, sector: 0, sectors: 8 },
+    ] {
+        let parts = match want {
+            Want::Flush { .. } | Want::Discard { .. } => &[],
+            Want::Barrier { .. } => &parts[..4],
+            _ => &parts[..],
+        };
+        assert_eq!(ask(&mut scene, want, parts), Status::Okay, "{want:?}");
+    }
+    stop.store(true, Ordering::Relaxed);
+    serving.join().unwrap();
+}
+
+/// A folder of its own, removed at the end.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(within: &Path, name: &str) -> Self {
+        let path = within.join(format!("xen-block-filtered-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+#[test]
+fn files_of_disks_and_of_memory() {
+    for (within, name) in [(std::env::temp_dir(), "disk"), ("/dev/shm".into(), "memory")] {
+        let folder = Folder::new(&within, name);
+        let file = folder.0.join("raw");
+        std::fs::write(&file, vec![0; 1 << 20]).unwrap();
+        serves(&Target::Raw(file), &folder.0);
+    }
+}
+
+#[test]
+fn images_with_backing_files() {
+    let folder = Folder::new(&std::env::temp_dir(), "qcow2");
+    let (base, top) = (folder.0.join("base"), folder.0.join("top"));
+    let image = |args: &[&str], file: &Path| {
+        let mut create = Command::new("qemu-img");
+        create.args(["create", "-q", "-f", "qcow2"]).args(args).arg(file).arg("8M");
+        create.status().map(|status| assert!(status.success()))
+    };
+    if image(&[], &base).is_err() {
+        return conformance::skip("filtered qcow2", "there is no qemu-img (Debian: qemu-utils)");
+    }
+    image(&["-F", "qcow2", "-b", base.to_str().unwrap()], &top).unwrap();
+    serves(&Target::Qcow2(top), &folder.0);
+}
+
+#[test]
+fn servers_of_network_block_devices() {
+    let folder = Folder::new(&std::env::temp_dir(), "nbd");
+    let (file, socket) = (folder.0.join("raw"), folder.0.join("socket"));
+    std::fs::write(&file, vec![0; 1 << 20]).unwrap();
+    let mut server = Command::new("qemu-nbd");
+    server.args(["--fork", "--shared=8", "--discard=unmap", "-f", "raw", "-k"]).arg(&socket);
+    let pid = folder.0.join("pid");
+    // With --fork it returns once it listens, and ends with its last client.
+    match server.arg("--pid-file").arg(&pid).arg(&file).status() {
+        Ok(status) => assert!(status.success(), "qemu-nbd: {status}"),
+        Err(_) => {
+            let why = "there is no qemu-nbd (Debian: qemu-utils)";
+            return conformance::skip("filtered NBD", why);
+        }
+    }
+    serves(&Target::Nbd { socket, name: String::new() }, &folder.0);
+}
