@@ -268,6 +268,19 @@ impl Platform {
     }
 }
 
+/// The connection to FUSE of the domain whose program this is, which serves what is at its `/dev`
+/// ([`domain::Devices::Files`]). To be taken once. It never blocks.
+///
+/// # Errors
+/// [`Error::NoDev`] where there is none, or it was taken before.
+pub fn guest_devices() -> Result<OwnedFd, Error> {
+    let number = std::env::var(domain::DEVICES_VARIABLE).map_err(|_| Error::NoDev)?;
+    if number.parse() != Ok(domain::DEVICES_DESCRIPTOR) {
+        return Err(Error::NoDev);
+    }
+    sys::inherited(domain::DEVICES_DESCRIPTOR).map_err(|_| Error::NoDev)
+}
+
 /// What `xenstored` needs of a platform.
 #[derive(Debug)]
 pub struct StorePlatform {
