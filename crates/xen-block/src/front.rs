@@ -7,7 +7,10 @@
 //! The backend need not be trusted: it can answer wrongly, late or never, and see what is in the
 //! buffers; nothing else.
 
+mod bytes;
 pub mod export;
+pub mod fuse;
+pub mod guest;
 mod queue;
 
 use crate::disk::DiskAccess;
