@@ -6,7 +6,7 @@
 //! programs ask for; fsync(2) is a flush, `FALLOC_FL_PUNCH_HOLE` a discard that reads as zeroes. Truncating
 //! a device does nothing. While the backend is away, programs wait.
 //!
-//! `/dev/null` is there too, for shells.
+//! `/dev/null` and `/dev/zero` are there too, for shells.
 
 mod wire;
 
@@ -20,12 +20,13 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use wire::{Attributes, Op, ROOT, Request};
 use xenbus::Error;
 
-/// The node of `/dev/null`; a device's is [`FIRST`] and its number.
+/// The nodes of `/dev/null` and `/dev/zero`; a device's is [`FIRST`] and its number.
 const NULL: u64 = 2;
+const ZERO: u64 = 3;
 const FIRST: u64 = 1 << 32;
 /// Kinds and rights of nodes.
 const FOLDER: u32 = 0o040_755;
-const FILE_NULL: u32 = 0o100_666;
+const FILE_OF_ALL: u32 = 0o100_666;
 const FILE: u32 = 0o100_600;
 const FILE_READ_ONLY: u32 = 0o100_400;
 /// Bytes that requests may hold, before further ones are left with the kernel.
@@ -57,6 +58,7 @@ pub struct Fuse {
     fd: OwnedFd,
     files: BTreeMap<u32, File>,
     buffer: Vec<u8>,
+    /// Who asks: the mount is one user's, so all is his.
     owner: (u32, u32),
     /// The mount is there.
     mounted: bool,
@@ -69,9 +71,8 @@ impl Fuse {
     /// Serves the mount behind this descriptor of `/dev/fuse`, which does not block.
     #[must_use]
     pub fn new(fd: OwnedFd) -> Self {
-        let owner = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
         let buffer = vec![0; wire::REQUEST_MAX];
-        Self { fd, files: BTreeMap::new(), buffer, owner, mounted: true }
+        Self { fd, files: BTreeMap::new(), buffer, owner: (0, 0), mounted: true }
     }
 
     /// A device appears, under a name without a slash; one that is there goes on.
@@ -177,7 +178,8 @@ impl Fuse {
     }
 
     fn serve(&mut self, request: Request) -> Reply {
-        let Request { unique, node, op } = request;
+        let Request { unique, node, uid, gid, op } = request;
+        self.owner = (uid, gid);
         let now = |body: Vec<u8>| Ok(Some(body));
         match op {
             Op::Init { major, flags } if wire::speaks(major) => now(wire::init(flags)),
@@ -189,9 +191,10 @@ impl Fuse {
             Op::Open { flags } => self.open(node, flags),
             Op::Nothing | Op::Silent => now(Vec::new()),
             Op::FileSystem => now(wire::file_system()),
-            Op::Flush if node == ROOT || node == NULL => now(Vec::new()),
+            Op::Flush if node < FIRST => now(Vec::new()),
             Op::Read { .. } if node == NULL => now(Vec::new()),
-            Op::Write { data, .. } if node == NULL => now(wire::written(data.len())),
+            Op::Read { size, .. } if node == ZERO => now(vec![0; size as usize]),
+            Op::Write { data, .. } if node < FIRST => now(wire::written(data.len())),
             Op::Read { offset, size } => self.read(unique, node, offset, size),
             Op::Write { offset, flags, data } => self.write(unique, node, offset, flags, data),
             Op::Allocate { mode, offset, len } => self.punch(unique, node, mode, offset, len),
@@ -205,8 +208,8 @@ impl Fuse {
     }
 
     fn find(&self, name: &[u8]) -> Result<u64, Errno> {
-        if name == b"null" {
-            return Ok(NULL);
+        if let Some((node, _)) = [(NULL, "null"), (ZERO, "zero")].iter().find(|at| at.1.as_bytes() == name) {
+            return Ok(*node);
         }
         let found = self.files.iter().find(|(_, file)| file.name.as_bytes() == name);
         found.map(|(devid, _)| FIRST | u64::from(*devid)).ok_or(Errno::NOENT)
@@ -226,8 +229,8 @@ impl Fuse {
         if node == ROOT {
             return like(0, FOLDER);
         }
-        if node == NULL {
-            return like(0, FILE_NULL);
+        if node == NULL || node == ZERO {
+            return like(0, FILE_OF_ALL);
         }
         let devid = node.checked_sub(FIRST).and_then(|devid| u32::try_from(devid).ok());
         let file = devid.and_then(|devid| self.files.get(&devid)).ok_or(Errno::NOENT)?;
@@ -239,7 +242,7 @@ impl Fuse {
     }
 
     fn open(&mut self, node: u64, flags: u32) -> Reply {
-        if node != NULL {
+        if node >= FIRST {
             let (_, info) = self.file(node)?;
             let writes = flags & libc::O_ACCMODE as u32 != libc::O_RDONLY as u32;
             if writes && info.access == DiskAccess::ReadOnly {
@@ -252,7 +255,12 @@ impl Fuse {
     fn list(&self, offset: u64, size: u32) -> Vec<u8> {
         let devices = self.files.iter();
         let devices = devices.map(|(devid, file)| (FIRST | u64::from(*devid), FILE, &*file.name));
-        let first = [(ROOT, FOLDER, "."), (ROOT, FOLDER, ".."), (NULL, FILE_NULL, "null")];
+        let first = [
+            (ROOT, FOLDER, "."),
+            (ROOT, FOLDER, ".."),
+            (NULL, FILE_OF_ALL, "null"),
+            (ZERO, FILE_OF_ALL, "zero"),
+        ];
         let mut answer = Vec::new();
         let skip = usize::try_from(offset).unwrap_or(usize::MAX);
         let entries = first.into_iter().chain(devices).enumerate().skip(skip);

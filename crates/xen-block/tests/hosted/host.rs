@@ -85,16 +85,25 @@ impl Host {
         Some(Self { dir, broker, store, backend, control, tool })
     }
 
-    /// Kills the backend, as the kernel does where memory is short, and starts another.
+    /// Kills the backend, as the kernel does where memory is short, starts another, and waits until that has
+    /// taken over a device.
     pub(crate) fn kill_backend(&mut self) {
+        let taken = |host: &Self| host.log("backend.log").matches("done again").count();
+        let before = taken(self);
         self.backend.kill().unwrap();
         self.backend.wait().unwrap();
         self.backend = backend(&self.dir);
+        until("the backend takes over", || taken(self) > before);
     }
 
     /// Creates a guest with these disks (name, target), and waits until they are connected.
     pub(crate) fn guest(&mut self, disks: &[(&str, String)]) -> Guest {
-        let guest = Guest::create(self);
+        self.guest_with(Devices::Files, disks)
+    }
+
+    /// The same, whose `/dev` is of this kind.
+    pub(crate) fn guest_with(&mut self, devices: Devices, disks: &[(&str, String)]) -> Guest {
+        let guest = Guest::create(self, devices);
         for (vdev, target) in disks {
             self.attach(&guest, vdev, target, DiskAccess::ReadWrite);
         }
@@ -190,10 +199,10 @@ pub(crate) struct Guest {
 }
 
 impl Guest {
-    fn create(host: &mut Host) -> Self {
+    fn create(host: &mut Host, devices: Devices) -> Self {
         let mut config = Config::default();
         config.files = Files::System;
-        config.devices = Devices::Files;
+        config.devices = devices;
         config.memory_max_kib = 256 << 10;
         let args = ["guest", "role", "--exact", "--nocapture", "--test-threads=1"];
         config.args = args.map(OsString::from).to_vec();
@@ -249,7 +258,13 @@ impl Guest {
 
     /// Waits until it says this.
     pub(crate) fn heard(&self, what: &str) {
-        while self.hear() != what {}
+        loop {
+            let line = self.hear();
+            assert!(!line.starts_with("error "), "waiting for {what:?}: {line}");
+            if line == what {
+                return;
+            }
+        }
     }
 
     /// Starts a shell command in the guest; [`Guest::ended`] waits for its end.

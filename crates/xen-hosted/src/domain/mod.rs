@@ -42,6 +42,10 @@ pub enum Devices {
     /// the program runs, which can mount nothing itself. `/tmp` may be written then, up to 16 MiB of the
     /// domain's memory, and `/mnt` is there for what domain 0 mounts.
     Files,
+    /// The same, and the host's kernel may use the files too (as a loop device's): the mount belongs to
+    /// the host's user namespace. Only for a domain that is trusted with that kernel, and only where the
+    /// broker is root; else it is [`Devices::Files`].
+    KernelFiles,
 }
 
 /// What a new domain is to be.
@@ -96,6 +100,7 @@ impl Config {
         let devices = match self.devices {
             Devices::None => 0,
             Devices::Files => 1,
+            Devices::KernelFiles => 2,
         };
         for word in [
             self.memory_max_kib,
@@ -135,6 +140,7 @@ impl Config {
         config.devices = match words.next()? {
             0 => Devices::None,
             1 => Devices::Files,
+            2 => Devices::KernelFiles,
             _ => return None,
         };
         let (args, env) =
@@ -162,7 +168,7 @@ impl Config {
         };
         let mut env = strings(&self.env)?;
         env.push(CString::new(format!("{GUEST_VARIABLE}={GUEST_DESCRIPTOR}")).ok()?);
-        if self.devices == Devices::Files {
+        if self.devices != Devices::None {
             env.push(CString::new(format!("{DEVICES_VARIABLE}={DEVICES_DESCRIPTOR}")).ok()?);
         }
         Some((strings(&self.args)?, env))

@@ -11,7 +11,10 @@ use crate::proto::{self, Message, Request};
 use crate::sys;
 use rustix::fs::{Mode, OFlags, mkdir, open, symlink};
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags,
+    UnmountFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen, move_mount,
+};
 use rustix::net::{RecvFlags, SendFlags};
 use rustix::process::{Gid, Resource, Rlimit, Signal, Uid, setrlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets, UnshareFlags};
@@ -46,6 +49,8 @@ pub(crate) struct Plan<'a> {
     pub(crate) join: Vec<OwnedFd>,
     /// Its socket to the broker.
     pub(crate) link: OwnedFd,
+    /// Its `/dev`, where the host's kernel is to use it too.
+    pub(crate) devices: Option<DeviceMount>,
     /// What it tells the broker of itself, until its program runs.
     pub(crate) setup: OwnedFd,
     /// The program, standard input, output, error.
@@ -54,6 +59,36 @@ pub(crate) struct Plan<'a> {
     pub(crate) descriptors_max: u64,
     pub(crate) hostname: String,
 }
+
+/// A mount of FUSE that is nowhere yet, and the connection of who serves it.
+pub(crate) struct DeviceMount {
+    pub(crate) fuse: OwnedFd,
+    pub(crate) mount: OwnedFd,
+}
+
+impl DeviceMount {
+    /// A mount of the host's user namespace, for files of the user `id` alone. As root.
+    pub(crate) fn of_the_host(id: u32) -> Result<Self, Errno> {
+        let fuse = open("/dev/fuse", FUSE_FLAGS, Mode::empty())?;
+        let context = fsopen("fuse", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        let id = id.to_string();
+        for (key, value) in [
+            ("fd", fuse.as_raw_fd().to_string()),
+            ("rootmode", "40755".into()),
+            ("user_id", id.clone()),
+            ("group_id", id),
+        ] {
+            fsconfig_set_string(&context, key, value)?;
+        }
+        fsconfig_create(&context)?;
+        let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+        let mount = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
+        Ok(Self { fuse, mount })
+    }
+}
+
+/// How the connection is opened.
+const FUSE_FLAGS: OFlags = OFlags::RDWR.union(OFlags::CLOEXEC).union(OFlags::NONBLOCK);
 
 /// The steps, as an error names them.
 pub(crate) const STEPS: [&str; 11] = [
@@ -97,8 +132,8 @@ fn enter(mut plan: Plan<'_>) -> Result<std::convert::Infallible, Failed> {
     if has_namespaces {
         leave_namespaces(&plan.hostname).map_err(|errno| (3, errno))?;
         build_root(plan.config).map_err(|errno| (4, errno))?;
-        if let Some(devices) = &devices {
-            mount_devices(devices, plan.user).map_err(|errno| (4, errno))?;
+        if let Some(fuse) = &devices {
+            mount_devices(fuse, &plan).map_err(|errno| (4, errno))?;
         }
         enter_root().map_err(|errno| (5, errno))?;
     }
@@ -160,10 +195,10 @@ fn connect_fuse(plan: &mut Plan<'_>) -> Option<OwnedFd> {
     if plan.config.devices == Devices::None {
         return None;
     }
-    let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    let opened = match plan.user {
-        User::Same => Err(Errno::PERM),
-        User::Mapped | User::DropsTo(_) => open("/dev/fuse", flags, Mode::empty()),
+    let opened = match (&plan.devices, plan.user) {
+        (_, User::Same) => Err(Errno::PERM),
+        (Some(devices), _) => rustix::io::fcntl_dupfd_cloexec(&devices.fuse, 3),
+        (None, User::Mapped | User::DropsTo(_)) => open("/dev/fuse", FUSE_FLAGS, Mode::empty()),
     };
     if opened.is_err() {
         plan.lacks |= Lack::Devices.bit();
@@ -205,7 +240,7 @@ fn build_root(config: &Config) -> Result<(), Errno> {
     let host = open("/", OFlags::PATH | OFlags::CLOEXEC | OFlags::DIRECTORY, Mode::empty())?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV;
     rustix::mount::mount("domain", ROOT, "tmpfs", flags, c"size=16k,nr_inodes=64,mode=0755")?;
-    if config.devices == Devices::Files {
+    if config.devices != Devices::None {
         for name in ["dev", "mnt", "tmp"] {
             mkdir(format!("{ROOT}/{name}"), Mode::from_raw_mode(0o755))?;
         }
@@ -233,16 +268,21 @@ fn build_root(config: &Config) -> Result<(), Errno> {
 }
 
 /// Mounts what is at its `/dev`, and `/tmp` beside it.
-fn mount_devices(fuse: &OwnedFd, user: User) -> Result<(), Errno> {
-    let id = match user {
+fn mount_devices(fuse: &OwnedFd, plan: &Plan<'_>) -> Result<(), Errno> {
+    let id = match plan.user {
         User::DropsTo(id) => id,
         User::Mapped | User::Same => INNER_ID,
     };
-    let fd = fuse.as_raw_fd();
-    let options = format!("fd={fd},rootmode=40755,user_id={id},group_id={id}");
-    let options = CString::new(options).map_err(|_| Errno::INVAL)?;
-    let flags = MountFlags::NOSUID | MountFlags::NODEV;
-    rustix::mount::mount("devices", format!("{ROOT}/dev"), "fuse", flags, options.as_c_str())?;
+    let (to, flags) = (format!("{ROOT}/dev"), MountFlags::NOSUID | MountFlags::NODEV);
+    if let Some(devices) = &plan.devices {
+        let from = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+        move_mount(&devices.mount, "", rustix::fs::CWD, to, from)?;
+    } else {
+        let fd = fuse.as_raw_fd();
+        let options = format!("fd={fd},rootmode=40755,user_id={id},group_id={id}");
+        let options = CString::new(options).map_err(|_| Errno::INVAL)?;
+        rustix::mount::mount("devices", to, "fuse", flags, options.as_c_str())?;
+    }
     let options = c"size=16m,nr_inodes=1024,mode=1777";
     rustix::mount::mount("domain", format!("{ROOT}/tmp"), "tmpfs", flags, options)
 }

@@ -45,11 +45,13 @@ pub(super) enum Op {
     Unknown,
 }
 
-/// A request: its number, and the node that it is about.
+/// A request: its number, the node that it is about, and whose it is.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Request {
     pub(super) unique: u64,
     pub(super) node: u64,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
     pub(super) op: Op,
 }
 
@@ -81,6 +83,7 @@ pub(super) fn parse(bytes: &[u8]) -> Option<Request> {
     let len = usize::try_from(head.u32()?).ok()?;
     let opcode = head.u32()?;
     let (unique, node) = (head.u64()?, head.u64()?);
+    let (uid, gid) = (head.u32()?, head.u32()?);
     let mut body = Fields(bytes.get(IN_HEADER..len)?);
     let op = match opcode {
         1 => Op::Lookup { name: body.0.strip_suffix(b"\0")?.to_vec() },
@@ -120,7 +123,7 @@ pub(super) fn parse(bytes: &[u8]) -> Option<Request> {
         }
         _ => Op::Unknown,
     };
-    Some(Request { unique, node, op })
+    Some(Request { unique, node, uid, gid, op })
 }
 
 /// The head of an answer with `len` bytes behind it.
@@ -241,7 +244,7 @@ mod tests {
 
     fn request(opcode: u32, body: &[u8]) -> Vec<u8> {
         let len = u32::try_from(IN_HEADER + body.len()).unwrap();
-        let mut bytes = words(&[len, opcode, 7, 0, 5, 0, 0, 0, 0, 0]);
+        let mut bytes = words(&[len, opcode, 7, 0, 5, 0, 1, 2, 0, 0]);
         bytes.extend_from_slice(body);
         bytes
     }
@@ -250,7 +253,7 @@ mod tests {
     fn requests_are_read() {
         let op = |opcode, body: &[u8]| parse(&request(opcode, body)).map(|request| request.op);
         let whole = parse(&request(3, &[0; 16])).unwrap();
-        assert_eq!(whole, Request { unique: 7, node: 5, op: Op::Attributes });
+        assert_eq!(whole, Request { unique: 7, node: 5, uid: 1, gid: 2, op: Op::Attributes });
         assert_eq!(op(1, b"xvda\0"), Some(Op::Lookup { name: b"xvda".to_vec() }));
         let read = words(&[0, 0, 512, 0, 4096, 0, 0, 0, 0, 0]);
         assert_eq!(op(15, &read), Some(Op::Read { offset: 512, size: 4096 }));
