@@ -285,7 +285,11 @@ impl Bytes {
                 }
                 Err(full) => {
                     piece.buffers.into_iter().for_each(|buffer| front.give_back(buffer));
-                    return if full == Full::NotPossible { Err(Errno::PERM) } else { Ok(Went::NotYet) };
+                    return if full == Full::NotPossible {
+                        Err(Errno::PERM)
+                    } else {
+                        Ok(Went::NotYet)
+                    };
                 }
             }
         }
@@ -318,7 +322,8 @@ fn ask_one(
             front.submit(0, Want::Flush { tag }, &[])?;
         }
         Stage::Discard => {
-            let (from, to) = (job.wanted.start.next_multiple_of(size), job.wanted.end / size * size);
+            let (from, to) =
+                (job.wanted.start.next_multiple_of(size), job.wanted.end / size * size);
             if info.discard == Offer::NotTaken || from >= to {
                 return Ok(Asked::Nothing);
             }

@@ -90,7 +90,8 @@ impl Export {
 
     /// What to poll, and for what: a client that takes no further requests at the moment is not read.
     pub fn polled(&self) -> impl Iterator<Item = (BorrowedFd<'_>, PollFlags)> {
-        let room = if self.clients.len() < CLIENTS_MAX { PollFlags::IN } else { PollFlags::empty() };
+        let room =
+            if self.clients.len() < CLIENTS_MAX { PollFlags::IN } else { PollFlags::empty() };
         let clients = self.clients.values().map(|client| {
             let mut flags = if client.is_full() { PollFlags::empty() } else { PollFlags::IN };
             flags.set(PollFlags::OUT, !client.output.is_empty());

@@ -100,7 +100,12 @@ impl Fuse {
     }
 
     /// Takes an answer to one of [`Fuse::turn`]'s requests; false where it is another's.
-    pub fn complete(&mut self, devid: u32, front: &mut Front, completion: super::Completion) -> bool {
+    pub fn complete(
+        &mut self,
+        devid: u32,
+        front: &mut Front,
+        completion: super::Completion,
+    ) -> bool {
         if !Bytes::owns(&completion) {
             return false;
         }
@@ -208,7 +213,9 @@ impl Fuse {
     }
 
     fn find(&self, name: &[u8]) -> Result<u64, Errno> {
-        if let Some((node, _)) = [(NULL, "null"), (ZERO, "zero")].iter().find(|at| at.1.as_bytes() == name) {
+        if let Some((node, _)) =
+            [(NULL, "null"), (ZERO, "zero")].iter().find(|at| at.1.as_bytes() == name)
+        {
             return Ok(*node);
         }
         let found = self.files.iter().find(|(_, file)| file.name.as_bytes() == name);
@@ -283,7 +290,14 @@ impl Fuse {
         file.ask(&info, unique, offset..end, Work::Read, Answer::Data)
     }
 
-    fn write(&mut self, unique: u64, node: u64, offset: u64, flags: u32, mut data: Vec<u8>) -> Reply {
+    fn write(
+        &mut self,
+        unique: u64,
+        node: u64,
+        offset: u64,
+        flags: u32,
+        mut data: Vec<u8>,
+    ) -> Reply {
         let (file, info) = self.file(node)?;
         let end = bytes_of(&info).min(offset.saturating_add(data.len() as u64));
         if data.is_empty() {

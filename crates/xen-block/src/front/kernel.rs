@@ -20,7 +20,9 @@ use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
     fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, unmount,
 };
-use rustix::process::{Gid, Pid, PidfdFlags, Uid, Signal, WaitOptions, pidfd_open, pidfd_send_signal, waitpid};
+use rustix::process::{
+    Gid, Pid, PidfdFlags, Signal, Uid, WaitOptions, pidfd_open, pidfd_send_signal, waitpid,
+};
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 use rustix::time::Timespec;
 use std::ffi::CString;
@@ -107,7 +109,9 @@ impl LoopDevice {
             match in_child(configure) {
                 Ok(()) => return Ok(Self { device, path, guest }),
                 Err(Errno::BUSY) => {}
-                Err(errno) => return Err(at(format!("a loop device of the guest's {file}"))(errno)),
+                Err(errno) => {
+                    return Err(at(format!("a loop device of the guest's {file}"))(errno));
+                }
             }
         }
         Err(at("a free loop device")(Errno::BUSY))
@@ -241,7 +245,7 @@ fn clone(flags: libc::c_int, child: impl FnOnce() -> Result<(), Errno>) -> Resul
     // SAFETY: without CLONE_VM and a stack the child goes on here with its own copy of everything.
     let pid = result(unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) })?;
     if pid == 0 {
-        let status = child().err().map_or(0, |errno| errno.raw_os_error());
+        let status = child().err().map_or(0, Errno::raw_os_error);
         // SAFETY: ends the child without running what its parent has registered for its own end.
         unsafe { libc::_exit(status) }
     }
@@ -264,7 +268,8 @@ fn in_child(child: impl FnOnce() -> Result<(), Errno>) -> Result<(), Errno> {
         let _ = pidfd_send_signal(&pidfd, Signal::KILL);
         return Err(Errno::TIMEDOUT);
     }
-    let status = waitpid(Some(pid), WaitOptions::empty())?.and_then(|(_, status)| status.exit_status());
+    let status =
+        waitpid(Some(pid), WaitOptions::empty())?.and_then(|(_, status)| status.exit_status());
     match status {
         Some(0) => Ok(()),
         Some(errno) => Err(Errno::from_raw_os_error(errno)),

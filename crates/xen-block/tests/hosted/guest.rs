@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::fs::File;
 use std::os::fd::AsFd;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::rc::Rc;
 use std::time::Duration;
 use xen::evtchn::Shared;
@@ -29,6 +29,8 @@ pub(crate) fn play() {
     let mut guest = Guest::start(store, hosted.domid(), platform).unwrap();
     if let Ok(fuse) = xen_hosted::guest_devices() {
         guest.serve_files(Fuse::new(fuse));
+    }
+    if std::path::Path::new("/tmp").exists() {
         guest.serve_sockets("/tmp");
     }
     let stdin = std::io::stdin();
@@ -70,7 +72,9 @@ fn run(line: &str) {
     let (number, command) = (number.to_owned(), command.to_owned());
     std::thread::spawn(move || {
         let mut shell = Command::new("/bin/sh");
-        shell.arg("-c").arg(&command).stdin(Stdio::null());
+        // There may be no /dev/null.
+        let (nothing, _) = std::io::pipe().unwrap();
+        shell.arg("-c").arg(&command).stdin(nothing);
         // Not `output`, which needs ioctl(2).
         let path = format!("/tmp/ran.{number}");
         let file = File::create(&path).unwrap();

@@ -4,7 +4,7 @@ use crate::guest;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{BufRead, BufReader, PipeWriter, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -144,10 +144,10 @@ impl Host {
         until("the guest ends", || {
             matches!(self.control.info(guest.domid).unwrap().state, RunState::Shutdown(_))
         });
-        self.destroy(guest);
+        self.destroy(&guest);
     }
 
-    pub(crate) fn destroy(&mut self, guest: Guest) {
+    pub(crate) fn destroy(&mut self, guest: &Guest) {
         self.control.destroy(guest.domid).unwrap();
     }
 
@@ -302,4 +302,13 @@ impl Guest {
         assert!(!well, "{command}: {wrote}");
         wrote
     }
+}
+
+/// The number, in domain 0, of a guest's first process.
+pub(crate) fn pid_of(control: &mut Control, domid: DomId) -> u32 {
+    let process = control.process(domid).unwrap();
+    let info = format!("/proc/self/fdinfo/{}", process.as_raw_fd());
+    let info = std::fs::read_to_string(info).unwrap();
+    let pid = info.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok());
+    pid.expect("a process of this machine")
 }

@@ -16,7 +16,7 @@ pub const GUEST_DESCRIPTOR: i32 = 3;
 pub const GUEST_VARIABLE: &str = "XEN_HOSTED_FD";
 /// The descriptor at which a domain's program finds its connection to FUSE, where it has one.
 pub const DEVICES_DESCRIPTOR: i32 = 4;
-/// The variable that tells a domain's program so.
+/// The variable that tells a domain's program so, where it has one.
 pub const DEVICES_VARIABLE: &str = "XEN_HOSTED_DEVICES";
 /// A program that ends with this exit status plus a shutdown reason's number ends its domain for that
 /// reason. 0 is power-off; any other status, and any signal, is a crash.
@@ -168,9 +168,6 @@ impl Config {
         };
         let mut env = strings(&self.env)?;
         env.push(CString::new(format!("{GUEST_VARIABLE}={GUEST_DESCRIPTOR}")).ok()?);
-        if self.devices != Devices::None {
-            env.push(CString::new(format!("{DEVICES_VARIABLE}={DEVICES_DESCRIPTOR}")).ok()?);
-        }
         Some((strings(&self.args)?, env))
     }
 }

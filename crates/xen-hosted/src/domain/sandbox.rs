@@ -6,7 +6,7 @@
 //! machine does not have was found out before ([`Lack`](super::Lack)).
 
 use super::filter::{self, Processes};
-use super::{Config, DEVICES_DESCRIPTOR, Devices, Files, GUEST_DESCRIPTOR, Lack};
+use super::{Config, DEVICES_DESCRIPTOR, DEVICES_VARIABLE, Devices, Files, GUEST_DESCRIPTOR, Lack};
 use crate::proto::{self, Message, Request};
 use crate::sys;
 use rustix::fs::{Mode, OFlags, mkdir, open, symlink};
@@ -135,6 +135,9 @@ fn enter(mut plan: Plan<'_>) -> Result<std::convert::Infallible, Failed> {
         if let Some(fuse) = &devices {
             mount_devices(fuse, &plan).map_err(|errno| (4, errno))?;
         }
+        if plan.config.devices != Devices::None {
+            mount_tmp().map_err(|errno| (4, errno))?;
+        }
         enter_root().map_err(|errno| (5, errno))?;
     }
     bound(&plan).map_err(|errno| (6, errno))?;
@@ -145,13 +148,17 @@ fn enter(mut plan: Plan<'_>) -> Result<std::convert::Infallible, Failed> {
     let devices = devices.as_ref().map(high).transpose()?;
     let (input, output, error) = (high(input)?, high(output)?, high(error)?);
     let given = [(0, &input), (1, &output), (2, &error), (GUEST_DESCRIPTOR, &link)];
-    let devices = devices.iter().map(|fuse| (DEVICES_DESCRIPTOR, fuse));
-    for (to, from) in given.into_iter().chain(devices) {
+    let fuse = devices.iter().map(|fuse| (DEVICES_DESCRIPTOR, fuse));
+    for (to, from) in given.into_iter().chain(fuse) {
         sys::place_descriptor(from.as_fd(), to).map_err(|errno| (7, errno))?;
     }
     let plan = Plan { setup, ..plan };
     give_up_privileges(&plan).map_err(|errno| (8, errno))?;
-    let strings = plan.config.program_strings().ok_or((10, Errno::INVAL))?;
+    let mut strings = plan.config.program_strings().ok_or((10, Errno::INVAL))?;
+    if devices.is_some() {
+        let variable = CString::new(format!("{DEVICES_VARIABLE}={DEVICES_DESCRIPTOR}"));
+        strings.1.push(variable.map_err(|_| (10, Errno::INVAL))?);
+    }
     tell(&plan, &Request::SandboxDone { lacks: plan.lacks }).map_err(|errno| (8, errno))?;
     wait_for(&plan, &Message::Run).map_err(|errno| (0, errno))?;
     filter_calls(&plan).ok_or((9, Errno::INVAL))?;
@@ -267,7 +274,7 @@ fn build_root(config: &Config) -> Result<(), Errno> {
     )
 }
 
-/// Mounts what is at its `/dev`, and `/tmp` beside it.
+/// Mounts what is at its `/dev`.
 fn mount_devices(fuse: &OwnedFd, plan: &Plan<'_>) -> Result<(), Errno> {
     let id = match plan.user {
         User::DropsTo(id) => id,
@@ -283,6 +290,12 @@ fn mount_devices(fuse: &OwnedFd, plan: &Plan<'_>) -> Result<(), Errno> {
         let options = CString::new(options).map_err(|_| Errno::INVAL)?;
         rustix::mount::mount("devices", to, "fuse", flags, options.as_c_str())?;
     }
+    Ok(())
+}
+
+/// Mounts what it may write, for the sockets of its devices and what its programs need.
+fn mount_tmp() -> Result<(), Errno> {
+    let flags = MountFlags::NOSUID | MountFlags::NODEV;
     let options = c"size=16m,nr_inodes=1024,mode=1777";
     rustix::mount::mount("domain", format!("{ROOT}/tmp"), "tmpfs", flags, options)
 }

@@ -27,16 +27,37 @@ pub(super) const ROOT: u64 = 1;
 /// What the kernel asks for.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum Op {
-    Init { major: u32, flags: u32 },
-    Lookup { name: Vec<u8> },
+    Init {
+        major: u32,
+        flags: u32,
+    },
+    Lookup {
+        name: Vec<u8>,
+    },
     Attributes,
-    Open { flags: u32 },
+    Open {
+        flags: u32,
+    },
     OpenFolder,
-    Folder { offset: u64, size: u32 },
-    Read { offset: u64, size: u32 },
-    Write { offset: u64, flags: u32, data: Vec<u8> },
+    Folder {
+        offset: u64,
+        size: u32,
+    },
+    Read {
+        offset: u64,
+        size: u32,
+    },
+    Write {
+        offset: u64,
+        flags: u32,
+        data: Vec<u8>,
+    },
     Flush,
-    Allocate { mode: u32, offset: u64, len: u64 },
+    Allocate {
+        mode: u32,
+        offset: u64,
+        len: u64,
+    },
     FileSystem,
     /// What is done by saying so.
     Nothing,
@@ -155,7 +176,8 @@ pub(super) fn init(flags: u32) -> Vec<u8> {
     // max_background, congestion_threshold; max_pages, map_alignment.
     let limits = words_of_halves(background, background / 4 * 3);
     let pages = words_of_halves(TRANSFER_MAX / 4096, 0);
-    let mut answer = words(&[MAJOR, MINOR, TRANSFER_MAX, flags & FLAGS, limits, TRANSFER_MAX, 1, pages]);
+    let mut answer =
+        words(&[MAJOR, MINOR, TRANSFER_MAX, flags & FLAGS, limits, TRANSFER_MAX, 1, pages]);
     answer.resize(64, 0);
     answer
 }
