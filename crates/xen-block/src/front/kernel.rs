@@ -149,7 +149,8 @@ impl LoopDevice {
             fsconfig_set_flag(&context, "ro").map_err(at(&what))?;
             attributes |= MountAttrFlags::MOUNT_ATTR_RDONLY;
         }
-        fsconfig_create(&context).map_err(at(&what))?;
+        // Not in this process: it reads what the guest serves, and waits for it.
+        in_child(|| fsconfig_create(&context)).map_err(at(&what))?;
         let mount = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes);
         let mount = mount.map_err(at(&what))?;
         let users = users_as(self.guest.outer)?;

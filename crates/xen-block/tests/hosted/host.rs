@@ -7,6 +7,7 @@ use std::io::{BufRead, BufReader, PipeWriter, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
@@ -32,10 +33,26 @@ pub(crate) fn until(what: &str, mut so: impl FnMut() -> bool) {
     }
 }
 
-/// A program of this workspace that another package builds.
-fn program(name: &str) -> Option<PathBuf> {
-    let path = std::env::current_exe().ok()?.parent()?.parent()?.join(name);
-    path.exists().then_some(path)
+/// The folder with `xen-hosted` and `xenstored`, of the same profile as this program, built where they are
+/// old.
+fn programs() -> Result<&'static Path, &'static str> {
+    static PATH: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    let built = PATH.get_or_init(|| {
+        let this = std::env::current_exe().map_err(|error| error.to_string())?;
+        let folder = this.ancestors().nth(2).ok_or("this program is in no folder of a build")?;
+        let mut build = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
+        build.args(["build", "--quiet", "-p", "xen-hosted", "-p", "xenstored"]);
+        if folder.ends_with("release") {
+            build.arg("--release");
+        }
+        let built = build.current_dir(env!("CARGO_MANIFEST_DIR")).output();
+        let built = built.map_err(|error| format!("cargo build: {error}"))?;
+        if !built.status.success() {
+            return Err(format!("cargo build: {}", String::from_utf8_lossy(&built.stderr)));
+        }
+        Ok(folder.to_owned())
+    });
+    built.as_deref().map_err(String::as_str)
 }
 
 /// Whether this program of the machine is there.
@@ -64,10 +81,14 @@ impl Host {
     /// A host with a backend; `None` where a program is missing, which is said.
     pub(crate) fn start(test: &str) -> Option<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        let (Some(broker), Some(store)) = (program("xen-hosted"), program("xenstored")) else {
-            conformance::skip(test, "cargo build -p xen-hosted -p xenstored has not been run");
-            return None;
+        let programs = match programs() {
+            Ok(programs) => programs,
+            Err(why) => {
+                conformance::skip(test, why);
+                return None;
+            }
         };
+        let (broker, store) = (programs.join("xen-hosted"), programs.join("xenstored"));
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("xen-block-hosted-{}-{number}", std::process::id());
         let dir = std::env::temp_dir().join(name);
@@ -94,6 +115,20 @@ impl Host {
         self.backend.wait().unwrap();
         self.backend = backend(&self.dir);
         until("the backend takes over", || taken(self) > before);
+    }
+
+    /// Kills the backend three times, and then until one was killed with requests that it had not answered.
+    pub(crate) fn kill_backend_at_work(&mut self, pause: Duration) {
+        for kills in 0..100 {
+            let log = self.log("backend.log");
+            let mut again = log.lines().filter(|line| line.contains("done again"));
+            if kills >= 3 && again.any(|line| !line.contains("; 0 requests")) {
+                return;
+            }
+            std::thread::sleep(if kills < 3 { pause } else { Duration::from_millis(20) });
+            self.kill_backend();
+        }
+        panic!("no backend was killed at work: {}", self.log("backend.log"));
     }
 
     /// Creates a guest with these disks (name, target), and waits until they are connected.
@@ -277,13 +312,20 @@ impl Guest {
 
     /// Waits for the end of a command: whether it went well, and what it wrote.
     pub(crate) fn ended(&self, number: u32) -> (bool, String) {
-        let start = format!("ran {number} ");
+        let (ended, well, wrote) = self.end_of_any();
+        assert_eq!(ended, number, "{wrote}");
+        (well, wrote)
+    }
+
+    /// Waits for the end of whichever command: its number, whether it went well, and what it wrote.
+    pub(crate) fn end_of_any(&self) -> (u32, bool, String) {
         loop {
             let line = self.hear();
-            if let Some(rest) = line.strip_prefix(&start) {
-                let (how, wrote) = rest.split_once(' ').unwrap_or((rest, ""));
-                return (how == "well", wrote.replace('\u{1}', "\n"));
-            }
+            let Some(rest) = line.strip_prefix("ran ") else { continue };
+            let mut words = rest.splitn(3, ' ');
+            let number = words.next().unwrap_or_default().parse().unwrap();
+            let well = words.next() == Some("well");
+            return (number, well, words.next().unwrap_or_default().replace('\u{1}', "\n"));
         }
     }
 
