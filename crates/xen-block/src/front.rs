@@ -7,7 +7,11 @@
 //! The backend need not be trusted: it can answer wrongly, late or never, and see what is in the
 //! buffers; nothing else.
 
+mod bytes;
 pub mod export;
+pub mod fuse;
+pub mod guest;
+pub mod kernel;
 mod queue;
 
 use crate::disk::DiskAccess;
@@ -34,7 +38,7 @@ pub struct Options {
     pub rings: negotiate::Limits,
     /// Most segments of a request; the backend may take less. At most 512.
     pub segments_max: u16,
-    /// How many buffers there are.
+    /// How many buffers there are; fewer where the platform has not so many grants left.
     pub buffers: usize,
 }
 
@@ -44,6 +48,9 @@ impl Default for Options {
         Self { rings, segments_max: 256, buffers: 512 }
     }
 }
+
+/// With fewer buffers a device is not of use.
+const BUFFERS_MIN: usize = 16;
 
 /// What all frontends of a domain share.
 pub struct Platform {
@@ -276,16 +283,25 @@ impl Front {
 
     /// Grants the buffers to the backend, with what is in them.
     fn offer_buffers(&mut self, peer: DomId) -> Result<(), Error> {
-        let count = self.platform.options.buffers;
-        if self.buffers.is_empty() {
+        let first = self.buffers.is_empty();
+        let mut count = if first { self.platform.options.buffers } else { self.buffers.len() };
+        let mut offers = Vec::with_capacity(count);
+        let mut grants = self.platform.grants.borrow_mut();
+        loop {
+            match grants.offer_batch(peer, Access::ReadWrite, count, &mut offers) {
+                Ok(()) => break,
+                // There are so many grants to a peer: the last devices get fewer.
+                Err(xen::Error::NoSpc) if first && count > BUFFERS_MIN => {
+                    offers.clear();
+                    count = (count / 2).max(BUFFERS_MIN);
+                }
+                Err(error) => return Err(Error::platform("granting the buffers")(error)),
+            }
+        }
+        if first {
             let numbers = (0..count).rev().filter_map(|number| u32::try_from(number).ok());
             self.free = numbers.map(Buffer).collect();
         }
-        let mut offers = Vec::with_capacity(count);
-        let mut grants = self.platform.grants.borrow_mut();
-        grants
-            .offer_batch(peer, Access::ReadWrite, count, &mut offers)
-            .map_err(Error::platform("granting the buffers"))?;
         for (offer, before) in offers.iter().zip(&self.buffers) {
             copy_page(before.page(), offer.page());
         }

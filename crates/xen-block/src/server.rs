@@ -90,6 +90,7 @@ impl Server {
             self.ask_at = now + ASK_STORE;
             self.take_store_events()?;
             self.take_port_events()?;
+            self.find_waiting();
         }
         let (mut moved, mut until) = (self.work_all(now)?, None::<Instant>);
         if moved == Moved::Nothing && now >= self.busy_until {
@@ -233,10 +234,15 @@ impl Server {
         for (at, id) in std::mem::take(&mut self.waiting) {
             self.buses[at].poke(&mut self.store, id)?;
         }
+        self.find_waiting();
+        Ok(())
+    }
+
+    fn find_waiting(&mut self) {
+        self.waiting.clear();
         for (at, bus) in self.buses.iter().enumerate() {
             self.waiting.extend(bus.ids().filter(|id| bus.waits(*id)).map(|id| (at, id)));
         }
-        Ok(())
     }
 }
 

@@ -55,6 +55,29 @@ pub fn number(vdev: &str) -> Result<u32, String> {
     Ok(number)
 }
 
+/// The name of the virtual device with this number, as [`number`] reads it; `d0` and `xvda` are one.
+#[must_use]
+pub fn name(devid: u32) -> String {
+    let (kind, disk, partition) = match (devid >> 28, devid >> 8) {
+        (0, 3) => ("hd", devid >> 6 & 1, devid & 63),
+        (0, 22) => ("hd", 2 + (devid >> 6 & 1), devid & 63),
+        (0, 8) => ("sd", devid >> 4 & 15, devid & 15),
+        (0, 202) => ("xvd", devid >> 4 & 15, devid & 15),
+        (1, _) => ("xvd", devid >> 8 & 0xf_ffff, devid & 255),
+        // Of no kind that there is; still a name of its own.
+        _ => return format!("vbd{devid}"),
+    };
+    let mut letters = Vec::new();
+    let mut left = disk + 1;
+    while left > 0 {
+        left -= 1;
+        letters.insert(0, char::from(b'a' + (left % 26) as u8));
+        left /= 26;
+    }
+    let letters: String = letters.into_iter().collect();
+    if partition == 0 { format!("{kind}{letters}") } else { format!("{kind}{letters}{partition}") }
+}
+
 /// Kind, number of the disk and of the partition, 0 for the whole.
 fn split(vdev: &str) -> Option<(&str, u32, u32)> {
     let decimal = |text: &str| {
@@ -140,12 +163,16 @@ mod tests {
             ("sdb2", 2066),
         ] {
             assert_eq!(number(vdev), Ok(wanted), "{vdev}");
+            let again = name(wanted);
+            assert!(again == vdev || vdev.starts_with('d'), "{vdev} is {again}");
+            assert_eq!(number(&again), Ok(wanted), "{vdev}");
         }
         for vdev in
             ["", "xvd", "xvdA", "xvda0", "xvda01", "hde", "sdq", "d", "dp1", "vda", "xvdazzzz"]
         {
             assert!(number(vdev).is_err(), "{vdev}");
         }
+        assert_eq!(name(5), "vbd5");
     }
 
     #[test]

@@ -5,7 +5,7 @@ use crate::link::{Answer, Link};
 use crate::proto::Request;
 use crate::{HostDir, Platform, Role};
 use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use xen::domctl::{DomainControl, DomainInfo, RunState, Scheduling};
 use xen::domwatch::ShutdownReason;
@@ -189,6 +189,14 @@ impl Control {
             notified: answer.number(6)?,
             refused: answer.number(7)?,
         })
+    }
+
+    /// A pidfd of a domain's first process: domain 0 enters its namespaces through it, and sees its end.
+    ///
+    /// # Errors
+    /// As [`DomainControl::info`].
+    pub fn process(&mut self, domid: DomId) -> Result<OwnedFd, Error> {
+        self.link.call(&Request::Process { domid })?.fd()
     }
 
     fn done(&mut self, request: &Request) -> Result<(), Error> {

@@ -12,6 +12,7 @@ use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::event::{EventfdFlags, Timespec, eventfd};
 use rustix::io::Errno;
 use std::fmt;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -226,7 +227,8 @@ impl Ports {
 /// The event channels of this process.
 pub struct Channels {
     link: Arc<Link>,
-    fetched: Vec<Event>,
+    /// Tokens; an `Event` could not go to another thread.
+    fetched: Vec<u64>,
     /// Which of `fetched` is next.
     next: usize,
     /// Readable while `next` is not at the end.
@@ -279,8 +281,7 @@ impl Channels {
 
     /// The next port among the fetched events.
     fn next_fetched(&mut self) -> Result<Option<Port>, Error> {
-        while let Some(event) = self.fetched.get(self.next) {
-            let token = event.data.u64();
+        while let Some(token) = self.fetched.get(self.next).copied() {
             self.next += 1;
             match token {
                 BROKER => self.link.drain()?,
@@ -316,10 +317,11 @@ impl Channels {
     fn fetch(&mut self, timeout: Option<&Timespec>) -> Result<(), Error> {
         self.fetched.clear();
         self.next = 0;
-        let into = rustix::buffer::spare_capacity(&mut self.fetched);
-        match epoll::wait(&self.link.ports.epoll, into, timeout) {
-            Ok(count) => {
-                self.emptied = count < FETCHED_MAX;
+        let mut events = [MaybeUninit::<Event>::uninit(); FETCHED_MAX];
+        match epoll::wait(&self.link.ports.epoll, &mut events, timeout) {
+            Ok((events, _)) => {
+                self.emptied = events.len() < FETCHED_MAX;
+                self.fetched.extend(events.iter().map(|event| event.data.u64()));
                 Ok(())
             }
             Err(Errno::INTR) => Ok(()),

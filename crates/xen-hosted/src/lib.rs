@@ -52,7 +52,8 @@
 //! ([`Platform::guest`]). The broker answers with domid, store port and console port. The pages of store
 //! and console are the first two of the domain's first arena, granted to domain 0 under the reserved
 //! references 1 and 0 ([`gnttab::Offers::reserved`]). It has no other descriptor but standard input,
-//! output and error, no network, no other process, and no file that may be written. System calls that
+//! output and error, no network, no other process, and no file that may be written; with
+//! [`domain::Devices::Files`] it has its end of a FUSE mount at `/dev` ([`guest_devices`]) and a `/tmp` besides. System calls that
 //! it may not make are answered `ENOSYS`; of those it may, it cannot make a descriptor blocking again.
 //!
 //! # What is trusted with what
@@ -266,6 +267,19 @@ impl Platform {
         }
         Ok((offers.reserved(grant)?, port))
     }
+}
+
+/// The connection to FUSE of the domain whose program this is, which serves what is at its `/dev`
+/// ([`domain::Devices::Files`]). To be taken once. It never blocks.
+///
+/// # Errors
+/// [`Error::NoDev`] where there is none, or it was taken before.
+pub fn guest_devices() -> Result<OwnedFd, Error> {
+    let number = std::env::var(domain::DEVICES_VARIABLE).map_err(|_| Error::NoDev)?;
+    if number.parse() != Ok(domain::DEVICES_DESCRIPTOR) {
+        return Err(Error::NoDev);
+    }
+    sys::inherited(domain::DEVICES_DESCRIPTOR).map_err(|_| Error::NoDev)
 }
 
 /// What `xenstored` needs of a platform.

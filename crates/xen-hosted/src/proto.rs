@@ -95,6 +95,10 @@ pub(crate) enum Request {
     Accounts {
         domid: DomId,
     },
+    /// A descriptor of the domain's first process.
+    Process {
+        domid: DomId,
+    },
     /// From a domain's process before its program runs: its sandbox stands, without these.
     SandboxDone {
         lacks: u64,
@@ -149,6 +153,7 @@ impl Request {
                 vec![18, domid.0.into(), (*weight).into(), (*cap).into()]
             }
             Self::Accounts { domid } => vec![19, domid.0.into()],
+            Self::Process { domid } => vec![24, domid.0.into()],
             Self::ArenaMapped { slot } => vec![22, (*slot).into()],
             Self::Release { granter, slot } => vec![23, granter.0.into(), (*slot).into()],
             Self::SandboxDone { lacks } => vec![20, *lacks],
@@ -191,6 +196,7 @@ impl Request {
                 Self::SetScheduling { domid: domid(*of)?, weight: cut(*weight)?, cap: cut(*cap)? }
             }
             [19, of] => Self::Accounts { domid: domid(*of)? },
+            [24, of] => Self::Process { domid: domid(*of)? },
             [22, slot] => Self::ArenaMapped { slot: cut(*slot)? },
             [23, granter, slot] => Self::Release { granter: domid(*granter)?, slot: cut(*slot)? },
             [20, lacks] => Self::SandboxDone { lacks: *lacks },

@@ -8,7 +8,7 @@ use rustix::thread::UnshareFlags;
 use std::ffi::CString;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr::null;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// `CLONE_INTO_CGROUP`, which is wider than `libc` has it.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
@@ -99,15 +99,17 @@ pub(crate) fn leave(flags: UnshareFlags) -> Result<(), Errno> {
     unsafe { rustix::thread::unshare_unsafe(flags) }
 }
 
-/// Takes over a descriptor that this program was started with, once.
+/// Takes over a descriptor below 32 that this program was started with, once.
 ///
 /// # Errors
 /// `EBADF` where it is not open, or was taken over before.
 pub(crate) fn inherited(number: RawFd) -> Result<OwnedFd, Errno> {
-    static TAKEN: AtomicBool = AtomicBool::new(false);
+    static TAKEN: AtomicU32 = AtomicU32::new(0);
+    let bit = u32::try_from(number).ok().and_then(|number| 1_u32.checked_shl(number));
+    let bit = bit.ok_or(Errno::BADF)?;
     // SAFETY: asks about a number; harmless for any.
     result(unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) }.into())?;
-    if TAKEN.swap(true, Ordering::SeqCst) {
+    if TAKEN.fetch_or(bit, Ordering::SeqCst) & bit != 0 {
         return Err(Errno::BADF);
     }
     // SAFETY: it is open, and who started this program says that it is for this caller alone.

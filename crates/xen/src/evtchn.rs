@@ -3,7 +3,8 @@
 //! Source: `xen/include/public/event_channel.h`, Linux `include/uapi/xen/evtchn.h`.
 
 use crate::{DomId, Error, Port};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A virtual interrupt that the hypervisor raises itself (`xen.h`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -102,4 +103,72 @@ pub trait EventChannels {
     /// [`Error::Inval`] no such port; [`Error::NoSys`] or [`Error::NoDev`] where the platform does
     /// not tell (on Linux only privileged processes of domain 0 may ask).
     fn status(&mut self, port: Port) -> Result<Status, Error>;
+}
+
+/// The event channels of a process for several parts of it, as the store's client and the frontends
+/// of a guest are. They share the descriptor and its events: who takes an event lets it go again
+/// ([`EventChannels::unmask`]), and each looks at its own rings before the process sleeps.
+#[derive(Debug)]
+pub struct Shared<T> {
+    fd: Arc<OwnedFd>,
+    channels: Arc<Mutex<T>>,
+}
+
+impl<T> Clone for Shared<T> {
+    fn clone(&self) -> Self {
+        Self { fd: Arc::clone(&self.fd), channels: Arc::clone(&self.channels) }
+    }
+}
+
+impl<T: EventChannels> Shared<T> {
+    /// Shares `channels`.
+    ///
+    /// # Errors
+    /// What the system answered: there is no descriptor left.
+    pub fn new(channels: T) -> Result<Self, Error> {
+        let fd = Arc::new(channels.fd().try_clone_to_owned()?);
+        Ok(Self { fd, channels: Arc::new(Mutex::new(channels)) })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, T> {
+        self.channels.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<T: EventChannels> EventChannels for Shared<T> {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    fn alloc_unbound(&mut self, remote: DomId) -> Result<Port, Error> {
+        self.lock().alloc_unbound(remote)
+    }
+
+    fn bind_interdomain(&mut self, remote: DomId, remote_port: Port) -> Result<Port, Error> {
+        self.lock().bind_interdomain(remote, remote_port)
+    }
+
+    fn bind_virq(&mut self, virq: Virq) -> Result<Port, Error> {
+        self.lock().bind_virq(virq)
+    }
+
+    fn notify(&self, port: Port) -> Result<(), Error> {
+        self.lock().notify(port)
+    }
+
+    fn pending(&mut self) -> Result<Option<Port>, Error> {
+        self.lock().pending()
+    }
+
+    fn unmask(&self, port: Port) -> Result<(), Error> {
+        self.lock().unmask(port)
+    }
+
+    fn close(&mut self, port: Port) -> Result<(), Error> {
+        self.lock().close(port)
+    }
+
+    fn status(&mut self, port: Port) -> Result<Status, Error> {
+        self.lock().status(port)
+    }
 }

@@ -3,6 +3,7 @@
 use crate::error::{Error, gone};
 use crate::store::{Store, text};
 use crate::transaction::{self, End, Retry, Transaction, TransactionId};
+use crate::transport::ring::Ring;
 use crate::transport::{Transport, Wait, connect_first, places};
 use crate::watch::{DepthFilter, Event, Events};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -11,6 +12,9 @@ use rustix::time::Timespec;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+use xen::Port;
+use xen::evtchn::EventChannels;
+use xen::shared::SharedPage;
 use xenstore_core::client::{Client as Machine, Reply, RequestId};
 use xenstore_core::wire::{self, MsgType, Strings};
 
@@ -58,6 +62,13 @@ impl Client {
     pub fn connect(path: impl AsRef<Path>) -> Result<Self, Error> {
         let places = vec![path.as_ref().to_owned()];
         connect_first(places).map(|(transport, path)| Self::new(transport, path))
+    }
+
+    /// Speaks as a guest with the store of its own ring, which lies in `page` and about which the store is
+    /// notified through `port`. `evtchn` may be shared with others: see [`crate::transport::ring`].
+    #[must_use]
+    pub fn over_ring(page: SharedPage, port: Port, evtchn: Box<dyn EventChannels + Send>) -> Self {
+        Self::new(Transport::Ring(Ring::new(page, port, evtchn)), "the guest's ring".into())
     }
 
     fn new(transport: Transport, endpoint: PathBuf) -> Self {
@@ -178,7 +189,9 @@ impl Client {
             self.flush()?;
             let idle = self.machine.output().is_empty();
             let wait = if idle && deadline.is_none() { Wait::Block } else { Wait::Poll };
-            if wait == Wait::Poll && !self.poll_fd(deadline)? {
+            let known = self.transport.has_input();
+            let known = known.map_err(|errno| self.fail("reading", errno))?;
+            if !known && wait == Wait::Poll && !self.poll_fd(deadline)? {
                 return Ok(false);
             }
             self.read(wait)?;

@@ -1,4 +1,4 @@
-//! XenStore's client: blocking, over the daemon's Unix socket or `/dev/xen/xenbus`, with no
+//! XenStore's client: blocking, over the daemon's Unix socket, `/dev/xen/xenbus` or a guest's ring, with no
 //! runtime and no thread of its own. Many requests may be in flight, transactions are closures
 //! that are tried again on EAGAIN, watches are an iterator and a file descriptor to poll.
 //!
@@ -30,7 +30,7 @@
 //! | [`watch`] | watch events |
 //! | [`walk`] | every node of a subtree in order: bulk read, or many requests in flight |
 //! | [`perms`] | [`Perm`]: who may do what with a node |
-//! | [`transport`] | where the store is found, and the two ways of talking to it |
+//! | [`transport`] | where the store is found, and the ways of talking to it |
 //! | [`error`] | [`Error`] |
 
 pub mod client;

@@ -1,4 +1,4 @@
-//! Where the store is found, and the two ways of talking to it.
+//! Where the store is found, and the ways of talking to it.
 //!
 //! The order is libxenstore's (`tools/libs/store/xs.c`, `xenstore-common.h`): the socket
 //! `$XENSTORED_PATH`, or `socket` in `$XENSTORED_RUNDIR` (default `/var/run/xenstored`); then
@@ -6,6 +6,7 @@
 
 use crate::error::Error;
 use device::Device;
+use ring::Ring;
 use rustix::fs::{FileType, stat};
 use rustix::io::Errno;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -14,16 +15,18 @@ use unix::Socket;
 use xenstore_core::client::Client as Machine;
 
 pub mod device;
+pub mod ring;
 pub mod unix;
 
 /// `XEN_RUN_STORED` of Debian's build and of upstream's default configuration.
 const RUNDIR: &str = "/var/run/xenstored";
 
-/// One of the two ways to a store.
+/// One of the ways to a store.
 #[derive(Debug)]
 pub(crate) enum Transport {
     Socket(Socket),
     Device(Device),
+    Ring(Ring),
 }
 
 /// How long a read may take.
@@ -50,6 +53,7 @@ impl Transport {
         match self {
             Self::Socket(socket) => socket.write(machine),
             Self::Device(device) => device.write(machine),
+            Self::Ring(ring) => ring.write(machine),
         }
     }
 
@@ -58,13 +62,22 @@ impl Transport {
         match self {
             Self::Socket(socket) => socket.read(buffer, wait),
             Self::Device(device) => device.read(buffer, wait),
+            Self::Ring(ring) => ring.read(buffer, wait),
+        }
+    }
+
+    /// Whether there is something to read although the descriptor may not say so.
+    pub(crate) fn has_input(&mut self) -> Result<bool, Errno> {
+        match self {
+            Self::Socket(_) | Self::Device(_) => Ok(false),
+            Self::Ring(ring) => ring.has_input(),
         }
     }
 
     /// Whether the other end takes a depth with WATCH and gives it to the store. Linux's xenbus
     /// device sets the watches itself and leaves the depth out.
     pub(crate) fn passes_depth(&self) -> bool {
-        matches!(self, Self::Socket(_))
+        matches!(self, Self::Socket(_) | Self::Ring(_))
     }
 }
 
@@ -73,6 +86,7 @@ impl AsFd for Transport {
         match self {
             Self::Socket(socket) => socket.as_fd(),
             Self::Device(device) => device.as_fd(),
+            Self::Ring(ring) => ring.as_fd(),
         }
     }
 }

@@ -23,7 +23,8 @@ use xenstore::{Client, Store};
 const USAGE: &str = "\
 usage: xen-blockd [--kind KIND]... [--record-dir DIR]
   --kind KIND       serve backend/KIND: vbd, qdisk; both without this option
-  --record-dir DIR  where requests in flight outlive this process, on tmpfs (/run/xen-blockd)
+  --record-dir DIR  where requests in flight outlive this process, on tmpfs (/run/xen-blockd; hosted:
+                    xen-blockd in the host's own directory)
 On Xen, or on the hosted host that XEN_HOSTED_HOST names.";
 
 /// Where the kernel's own block backend shows that it is loaded.
@@ -54,14 +55,14 @@ fn main() -> ExitCode {
 /// The command line.
 struct Arguments {
     kinds: Vec<String>,
-    record_dir: PathBuf,
+    record_dir: Option<PathBuf>,
 }
 
 impl Arguments {
     /// `None` where help is asked for.
     fn parse(mut words: impl Iterator<Item = String>) -> Result<Option<Self>, String> {
         let mut kinds = Vec::new();
-        let mut record_dir = PathBuf::from("/run/xen-blockd");
+        let mut record_dir = None;
         while let Some(word) = words.next() {
             let mut value = || words.next().ok_or_else(|| format!("{word} needs a value"));
             match word.as_str() {
@@ -70,7 +71,7 @@ impl Arguments {
                     kind if kind == "vbd" || kind == "qdisk" => kinds.push(kind),
                     kind => return Err(format!("{kind:?} is not served: vbd and qdisk are")),
                 },
-                "--record-dir" => record_dir = value()?.into(),
+                "--record-dir" => record_dir = Some(value()?.into()),
                 _ => return Err(format!("{word:?} is no option")),
             }
         }
@@ -81,22 +82,42 @@ impl Arguments {
     }
 }
 
-/// Event channels, grants, and which domain this is, if the platform says so.
-type Provided = (Rc<RefCell<dyn EventChannels>>, Rc<RefCell<dyn GrantMap>>, Option<DomId>);
+/// What a platform provides.
+struct Provided {
+    evtchn: Rc<RefCell<dyn EventChannels>>,
+    grants: Rc<RefCell<dyn GrantMap>>,
+    /// Which domain this is, if the platform says so.
+    domid: Option<DomId>,
+    /// Where the record is, unless it is said.
+    record_dir: PathBuf,
+}
 
 fn provided() -> Result<Provided, Failure> {
     if let Some(dir) = std::env::var_os(HOST_VARIABLE) {
-        let hosted = xen_hosted::Platform::connect(&HostDir::new(dir), Role::Backend)?;
+        let host = HostDir::new(dir);
+        let hosted = xen_hosted::Platform::connect(&host, Role::Backend).map_err(|error| {
+            let dir = host.path().display();
+            format!("no broker serves the host in {dir}: {error}; xen-hosted {dir} starts one")
+        })?;
         let (evtchn, grants) = (hosted.channels()?, hosted.grants());
-        let domid = hosted.domid();
-        return Ok((Rc::new(RefCell::new(evtchn)), Rc::new(RefCell::new(grants)), Some(domid)));
+        return Ok(Provided {
+            evtchn: Rc::new(RefCell::new(evtchn)),
+            grants: Rc::new(RefCell::new(grants)),
+            domid: Some(hosted.domid()),
+            record_dir: host.path().join("xen-blockd"),
+        });
     }
     if xen_linux::machine() == Machine::Bare {
         return Err(format!("no Xen here, and {HOST_VARIABLE} names no hosted host").into());
     }
     let evtchn = xen_linux::evtchn::Evtchn::open(None)?;
     let grants = xen_linux::gntdev::Gntdev::open()?;
-    Ok((Rc::new(RefCell::new(evtchn)), Rc::new(RefCell::new(grants)), None))
+    Ok(Provided {
+        evtchn: Rc::new(RefCell::new(evtchn)),
+        grants: Rc::new(RefCell::new(grants)),
+        domid: None,
+        record_dir: "/run/xen-blockd".into(),
+    })
 }
 
 /// One process only: two would answer the same requests.
@@ -128,19 +149,20 @@ fn kinds(wanted: &[String]) -> Result<Vec<&str>, Failure> {
 }
 
 fn serve(arguments: &Arguments) -> Result<std::convert::Infallible, Failure> {
-    let (evtchn, grants, domid) = provided()?;
+    let Provided { evtchn, grants, domid, record_dir } = provided()?;
+    let record_dir = arguments.record_dir.clone().unwrap_or(record_dir);
     let kinds = if domid.is_some() {
         arguments.kinds.iter().map(String::as_str).collect()
     } else {
         kinds(&arguments.kinds)?
     };
-    let _lock = lock(&arguments.record_dir)?;
+    let _lock = lock(&record_dir)?;
     let mut store = Client::open()?;
     let domid = match domid {
         Some(domid) => domid,
         None => own_domid(&mut store)?,
     };
-    let options = Options { record_dir: Some(arguments.record_dir.clone()), ..Options::default() };
+    let options = Options { record_dir: Some(record_dir), ..Options::default() };
     let platform = Platform { evtchn, grants, open: Box::new(target::open), options };
     let mut server = Server::start(store, domid, &kinds, Rc::new(platform))?;
     println!("xen-blockd: serving {} of domain {domid}", kinds.join(" and "));

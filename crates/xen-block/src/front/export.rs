@@ -12,7 +12,10 @@ mod wire;
 
 use super::{Buffer, Completion, Front, Full, Info, Offer, Part, Want};
 use crate::disk::DiskAccess;
+use rustix::event::PollFlags;
+use rustix::fs::OFlags;
 use rustix::io::Errno;
+use rustix::net::{SocketFlags, accept_with};
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -73,7 +76,8 @@ impl Export {
     /// What the system said.
     pub fn listen(path: &Path) -> io::Result<Self> {
         let listener = UnixListener::bind(path)?;
-        listener.set_nonblocking(true)?;
+        // Not by ioctl(2), which a hosted guest may not.
+        rustix::fs::fcntl_setfl(&listener, OFlags::NONBLOCK)?;
         Ok(Self {
             listener,
             path: path.to_owned(),
@@ -82,6 +86,18 @@ impl Export {
             asked: BTreeMap::new(),
             next: 0,
         })
+    }
+
+    /// What to poll, and for what: a client that takes no further requests at the moment is not read.
+    pub fn polled(&self) -> impl Iterator<Item = (BorrowedFd<'_>, PollFlags)> {
+        let room =
+            if self.clients.len() < CLIENTS_MAX { PollFlags::IN } else { PollFlags::empty() };
+        let clients = self.clients.values().map(|client| {
+            let mut flags = if client.is_full() { PollFlags::empty() } else { PollFlags::IN };
+            flags.set(PollFlags::OUT, !client.output.is_empty());
+            (client.stream.as_fd(), flags)
+        });
+        std::iter::once((self.listener.as_fd(), room)).chain(clients)
     }
 
     /// What to poll for reading.
@@ -96,17 +112,27 @@ impl Export {
         self.clients.values().any(|client| !client.output.is_empty())
     }
 
-    /// Takes requests, asks the device, answers; returns how much was done. Nobody else takes this
-    /// device's completions.
+    /// Takes answers and requests, asks the device, answers; returns how much was done. Nobody else takes
+    /// this device's completions.
     ///
     /// # Errors
     /// The backend has broken the ring.
     pub fn turn(&mut self, front: &mut Front) -> Result<usize, Error> {
         let mut done = Vec::new();
-        let mut moved = front.take(|completion| done.push(completion))?;
+        let moved = front.take(|completion| done.push(completion))?;
         for completion in done {
-            self.answer(front, completion);
+            self.complete(front, completion);
         }
+        Ok(moved + self.serve(front)?)
+    }
+
+    /// Takes requests, asks the device, answers; returns how much was done. For who takes the completions
+    /// himself, and gives those of this server to [`Export::complete`].
+    ///
+    /// # Errors
+    /// The backend has broken the ring.
+    pub fn serve(&mut self, front: &mut Front) -> Result<usize, Error> {
+        let mut moved = 0;
         self.accept();
         if let Some(info) = front.info() {
             moved += self.read_all(&info);
@@ -122,10 +148,9 @@ impl Export {
 
     fn accept(&mut self) {
         while self.clients.len() < CLIENTS_MAX {
-            let Ok((stream, _)) = self.listener.accept() else { return };
-            if stream.set_nonblocking(true).is_err() {
-                continue;
-            }
+            let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+            let Ok(stream) = accept_with(&self.listener, flags) else { return };
+            let stream = UnixStream::from(stream);
             self.next += 1;
             let (phase, output) = (Phase::Greeted, wire::greeting());
             let input = Vec::new();
@@ -138,7 +163,7 @@ impl Export {
     fn read_all(&mut self, info: &Info) -> usize {
         let mut moved = 0;
         for (id, client) in &mut self.clients {
-            if client.open >= OPEN_MAX || client.output.len() >= OUTPUT_MAX {
+            if client.is_full() {
                 continue;
             }
             moved += client.receive(info);
@@ -193,7 +218,8 @@ impl Export {
         }
     }
 
-    fn answer(&mut self, front: &mut Front, completion: Completion) {
+    /// Takes an answer to one of its requests; what is none of them is nothing to it.
+    pub fn complete(&mut self, front: &mut Front, completion: Completion) {
         let Some(mut job) = self.asked.remove(&completion.tag) else { return };
         let errno = match completion.status {
             Status::Okay => None,
@@ -227,6 +253,11 @@ impl Drop for Export {
 }
 
 impl Client {
+    /// Whether its requests are left where they are, until answers have gone.
+    fn is_full(&self) -> bool {
+        self.open >= OPEN_MAX || self.output.len() >= OUTPUT_MAX
+    }
+
     /// Reads once, no more than a request needs.
     fn receive(&mut self, info: &Info) -> usize {
         let room = (wire::request_max(info) + READ_BYTES).saturating_sub(self.input.len());

@@ -14,6 +14,10 @@ use xen::domwatch::ShutdownReason;
 pub const GUEST_DESCRIPTOR: i32 = 3;
 /// The variable that tells a domain's program so.
 pub const GUEST_VARIABLE: &str = "XEN_HOSTED_FD";
+/// The descriptor at which a domain's program finds its connection to FUSE, where it has one.
+pub const DEVICES_DESCRIPTOR: i32 = 4;
+/// The variable that tells a domain's program so, where it has one.
+pub const DEVICES_VARIABLE: &str = "XEN_HOSTED_DEVICES";
 /// A program that ends with this exit status plus a shutdown reason's number ends its domain for that
 /// reason. 0 is power-off; any other status, and any signal, is a crash.
 pub const SHUTDOWN_STATUS: u8 = 0x40;
@@ -26,6 +30,22 @@ pub enum Files {
     None,
     /// `/usr` of the host and the folders of the root that hold programs and libraries.
     System,
+}
+
+/// What a domain has at `/dev`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Devices {
+    /// Nothing.
+    #[default]
+    None,
+    /// Files that its own program serves through FUSE ([`DEVICES_VARIABLE`]): the mount is made before
+    /// the program runs, which can mount nothing itself. `/tmp` may be written then, up to 16 MiB of the
+    /// domain's memory, and `/mnt` is there for what domain 0 mounts.
+    Files,
+    /// The same, and the host's kernel may use the files too (as a loop device's): the mount belongs to
+    /// the host's user namespace. Only for a domain that is trusted with that kernel, and only where the
+    /// broker is root; else it is [`Devices::Files`].
+    KernelFiles,
 }
 
 /// What a new domain is to be.
@@ -45,6 +65,8 @@ pub struct Config {
     pub cap: u16,
     /// The files that it sees.
     pub files: Files,
+    /// What it has at `/dev`.
+    pub devices: Devices,
     /// The program's arguments, its name first.
     pub args: Vec<OsString>,
     /// The program's variables, `NAME=value`; [`GUEST_VARIABLE`] is added.
@@ -60,6 +82,7 @@ impl Default for Config {
             weight: 256,
             cap: 0,
             files: Files::None,
+            devices: Devices::None,
             args: Vec::new(),
             env: Vec::new(),
         }
@@ -74,12 +97,18 @@ impl Config {
             Files::None => 0,
             Files::System => 1,
         };
+        let devices = match self.devices {
+            Devices::None => 0,
+            Devices::Files => 1,
+            Devices::KernelFiles => 2,
+        };
         for word in [
             self.memory_max_kib,
             self.tasks_max.into(),
             self.weight.into(),
             self.cap.into(),
             files,
+            devices,
             self.args.len() as u64,
             self.env.len() as u64,
         ] {
@@ -95,7 +124,7 @@ impl Config {
     /// What a request asks for; `None` where it is none, or asks for what cannot be.
     pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
         let (handle, rest) = bytes.split_first_chunk::<16>()?;
-        let (head, strings) = rest.split_first_chunk::<56>()?;
+        let (head, strings) = rest.split_first_chunk::<64>()?;
         let (words, _) = head.as_chunks::<8>();
         let mut words = words.iter().map(|word| u64::from_ne_bytes(*word));
         let mut config = Self { handle: *handle, ..Self::default() };
@@ -106,6 +135,12 @@ impl Config {
         config.files = match words.next()? {
             0 => Files::None,
             1 => Files::System,
+            _ => return None,
+        };
+        config.devices = match words.next()? {
+            0 => Devices::None,
+            1 => Devices::Files,
+            2 => Devices::KernelFiles,
             _ => return None,
         };
         let (args, env) =
@@ -173,10 +208,12 @@ pub enum Lack {
     Landlock,
     /// All ports: descriptors are too few.
     Ports,
+    /// Files at `/dev`, where they were asked for.
+    Devices,
 }
 
 /// Each lack with what is said of it.
-pub(crate) const LACKS: [(Lack, &str); 9] = [
+pub(crate) const LACKS: [(Lack, &str); 10] = [
     (
         Lack::UserNamespace,
         "domains get no user namespace of their own: this kernel or its security policy refuses them",
@@ -204,6 +241,11 @@ pub(crate) const LACKS: [(Lack, &str); 9] = [
     ),
     (Lack::Landlock, "domains see the host's files: neither namespaces nor Landlock are to be had"),
     (Lack::Ports, "a domain has fewer than 4096 ports: raise the hard limit of open files"),
+    (
+        Lack::Devices,
+        "domains get no files for their devices: they have no namespaces, or /dev/fuse is not there \
+         (modprobe fuse) or may not be opened by this user",
+    ),
 ];
 
 impl Lack {
@@ -236,6 +278,7 @@ mod tests {
         config.args.push("".into());
         config.env.push("A=1".into());
         config.files = Files::System;
+        config.devices = Devices::Files;
         config.cap = 50;
         assert_eq!(Config::decode(&config.encode()), Some(config.clone()));
         config.weight = 0;

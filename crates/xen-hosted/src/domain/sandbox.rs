@@ -6,18 +6,21 @@
 //! machine does not have was found out before ([`Lack`](super::Lack)).
 
 use super::filter::{self, Processes};
-use super::{Config, Files, GUEST_DESCRIPTOR, Lack};
+use super::{Config, DEVICES_DESCRIPTOR, DEVICES_VARIABLE, Devices, Files, GUEST_DESCRIPTOR, Lack};
 use crate::proto::{self, Message, Request};
 use crate::sys;
 use rustix::fs::{Mode, OFlags, mkdir, open, symlink};
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags,
+    UnmountFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen, move_mount,
+};
 use rustix::net::{RecvFlags, SendFlags};
 use rustix::process::{Gid, Resource, Rlimit, Signal, Uid, setrlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets, UnshareFlags};
 use seccompiler::BpfProgramRef;
 use std::ffi::CString;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 /// The user that a domain's program is in its own user namespace.
 pub(crate) const INNER_ID: u32 = 1000;
@@ -46,6 +49,8 @@ pub(crate) struct Plan<'a> {
     pub(crate) join: Vec<OwnedFd>,
     /// Its socket to the broker.
     pub(crate) link: OwnedFd,
+    /// Its `/dev`, where the host's kernel is to use it too.
+    pub(crate) devices: Option<DeviceMount>,
     /// What it tells the broker of itself, until its program runs.
     pub(crate) setup: OwnedFd,
     /// The program, standard input, output, error.
@@ -54,6 +59,36 @@ pub(crate) struct Plan<'a> {
     pub(crate) descriptors_max: u64,
     pub(crate) hostname: String,
 }
+
+/// A mount of FUSE that is nowhere yet, and the connection of who serves it.
+pub(crate) struct DeviceMount {
+    pub(crate) fuse: OwnedFd,
+    pub(crate) mount: OwnedFd,
+}
+
+impl DeviceMount {
+    /// A mount of the host's user namespace, for files of the user `id` alone. As root.
+    pub(crate) fn of_the_host(id: u32) -> Result<Self, Errno> {
+        let fuse = open("/dev/fuse", FUSE_FLAGS, Mode::empty())?;
+        let context = fsopen("fuse", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        let id = id.to_string();
+        for (key, value) in [
+            ("fd", fuse.as_raw_fd().to_string()),
+            ("rootmode", "40755".into()),
+            ("user_id", id.clone()),
+            ("group_id", id),
+        ] {
+            fsconfig_set_string(&context, key, value)?;
+        }
+        fsconfig_create(&context)?;
+        let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+        let mount = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
+        Ok(Self { fuse, mount })
+    }
+}
+
+/// How the connection is opened.
+const FUSE_FLAGS: OFlags = OFlags::RDWR.union(OFlags::CLOEXEC).union(OFlags::NONBLOCK);
 
 /// The steps, as an error names them.
 pub(crate) const STEPS: [&str; 11] = [
@@ -86,16 +121,23 @@ pub(crate) fn become_domain(plan: Plan<'_>) {
 }
 
 /// The whole way, in the order of [`STEPS`].
-fn enter(plan: Plan<'_>) -> Result<std::convert::Infallible, Failed> {
+fn enter(mut plan: Plan<'_>) -> Result<std::convert::Infallible, Failed> {
     wait_for(&plan, &Message::Mapped).map_err(|errno| (0, errno))?;
     for tasks in &plan.join {
         rustix::io::write(tasks, b"0").map_err(|errno| (1, errno))?;
     }
-    become_user(plan.user).map_err(|errno| (2, errno))?;
     let has_namespaces = plan.lacks & Lack::Namespaces.bit() == 0;
+    let devices = connect_fuse(&mut plan);
+    become_user(plan.user).map_err(|errno| (2, errno))?;
     if has_namespaces {
         leave_namespaces(&plan.hostname).map_err(|errno| (3, errno))?;
-        build_root(plan.config.files).map_err(|errno| (4, errno))?;
+        build_root(plan.config).map_err(|errno| (4, errno))?;
+        if let Some(fuse) = &devices {
+            mount_devices(fuse, &plan).map_err(|errno| (4, errno))?;
+        }
+        if plan.config.devices != Devices::None {
+            mount_tmp().map_err(|errno| (4, errno))?;
+        }
         enter_root().map_err(|errno| (5, errno))?;
     }
     bound(&plan).map_err(|errno| (6, errno))?;
@@ -103,14 +145,20 @@ fn enter(plan: Plan<'_>) -> Result<std::convert::Infallible, Failed> {
     let high = |fd: &OwnedFd| rustix::io::fcntl_dupfd_cloexec(fd, 16).map_err(|errno| (7, errno));
     let [program, input, output, error] = &plan.files;
     let (program, link, setup) = (high(program)?, high(&plan.link)?, high(&plan.setup)?);
-    let standard = [high(input)?, high(output)?, high(error)?];
-    for (to, from) in standard.iter().chain([&link]).enumerate() {
-        let to = if to == 3 { GUEST_DESCRIPTOR } else { i32::try_from(to).unwrap_or(0) };
+    let devices = devices.as_ref().map(high).transpose()?;
+    let (input, output, error) = (high(input)?, high(output)?, high(error)?);
+    let given = [(0, &input), (1, &output), (2, &error), (GUEST_DESCRIPTOR, &link)];
+    let fuse = devices.iter().map(|fuse| (DEVICES_DESCRIPTOR, fuse));
+    for (to, from) in given.into_iter().chain(fuse) {
         sys::place_descriptor(from.as_fd(), to).map_err(|errno| (7, errno))?;
     }
     let plan = Plan { setup, ..plan };
     give_up_privileges(&plan).map_err(|errno| (8, errno))?;
-    let strings = plan.config.program_strings().ok_or((10, Errno::INVAL))?;
+    let mut strings = plan.config.program_strings().ok_or((10, Errno::INVAL))?;
+    if devices.is_some() {
+        let variable = CString::new(format!("{DEVICES_VARIABLE}={DEVICES_DESCRIPTOR}"));
+        strings.1.push(variable.map_err(|_| (10, Errno::INVAL))?);
+    }
     tell(&plan, &Request::SandboxDone { lacks: plan.lacks }).map_err(|errno| (8, errno))?;
     wait_for(&plan, &Message::Run).map_err(|errno| (0, errno))?;
     filter_calls(&plan).ok_or((9, Errno::INVAL))?;
@@ -148,6 +196,23 @@ fn tell(plan: &Plan<'_>, request: &Request) -> Result<(), Errno> {
     proto::send(plan.setup.as_fd(), &request.encode(), &[], SendFlags::empty())
 }
 
+/// Opens the connection for its `/dev`, where it is to have one: in its user namespace, whose mounts
+/// alone can have it, and while it is the broker's user, who may open it.
+fn connect_fuse(plan: &mut Plan<'_>) -> Option<OwnedFd> {
+    if plan.config.devices == Devices::None {
+        return None;
+    }
+    let opened = match (&plan.devices, plan.user) {
+        (_, User::Same) => Err(Errno::PERM),
+        (Some(devices), _) => rustix::io::fcntl_dupfd_cloexec(&devices.fuse, 3),
+        (None, User::Mapped | User::DropsTo(_)) => open("/dev/fuse", FUSE_FLAGS, Mode::empty()),
+    };
+    if opened.is_err() {
+        plan.lacks |= Lack::Devices.bit();
+    }
+    opened.ok()
+}
+
 fn become_user(user: User) -> Result<(), Errno> {
     let id = match user {
         User::Same => return Ok(()),
@@ -175,14 +240,19 @@ fn leave_namespaces(hostname: &str) -> Result<(), Errno> {
 }
 
 /// Puts the domain's root together at [`ROOT`]: an empty file system, and what it may see in it.
-fn build_root(files: Files) -> Result<(), Errno> {
+fn build_root(config: &Config) -> Result<(), Errno> {
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     rustix::mount::mount_change("/", private)?;
     // Kept open: what is to be seen may lie below where the new root is put.
     let host = open("/", OFlags::PATH | OFlags::CLOEXEC | OFlags::DIRECTORY, Mode::empty())?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV;
     rustix::mount::mount("domain", ROOT, "tmpfs", flags, c"size=16k,nr_inodes=64,mode=0755")?;
-    if files == Files::System {
+    if config.devices != Devices::None {
+        for name in ["dev", "mnt", "tmp"] {
+            mkdir(format!("{ROOT}/{name}"), Mode::from_raw_mode(0o755))?;
+        }
+    }
+    if config.files == Files::System {
         for name in SYSTEM {
             let (from, to) = (format!("/{name}"), format!("{ROOT}/{name}"));
             match rustix::fs::readlink(&from, Vec::new()) {
@@ -202,6 +272,32 @@ fn build_root(files: Files) -> Result<(), Errno> {
         &root,
         libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV,
     )
+}
+
+/// Mounts what is at its `/dev`.
+fn mount_devices(fuse: &OwnedFd, plan: &Plan<'_>) -> Result<(), Errno> {
+    let id = match plan.user {
+        User::DropsTo(id) => id,
+        User::Mapped | User::Same => INNER_ID,
+    };
+    let (to, flags) = (format!("{ROOT}/dev"), MountFlags::NOSUID | MountFlags::NODEV);
+    if let Some(devices) = &plan.devices {
+        let from = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+        move_mount(&devices.mount, "", rustix::fs::CWD, to, from)?;
+    } else {
+        let fd = fuse.as_raw_fd();
+        let options = format!("fd={fd},rootmode=40755,user_id={id},group_id={id}");
+        let options = CString::new(options).map_err(|_| Errno::INVAL)?;
+        rustix::mount::mount("devices", to, "fuse", flags, options.as_c_str())?;
+    }
+    Ok(())
+}
+
+/// Mounts what it may write, for the sockets of its devices and what its programs need.
+fn mount_tmp() -> Result<(), Errno> {
+    let flags = MountFlags::NOSUID | MountFlags::NODEV;
+    let options = c"size=16m,nr_inodes=1024,mode=1777";
+    rustix::mount::mount("domain", format!("{ROOT}/tmp"), "tmpfs", flags, options)
 }
 
 /// Makes [`ROOT`] the root, and lets go of the host's.

@@ -128,6 +128,12 @@ impl Broker {
         words([])
     }
 
+    pub(super) fn process(&mut self, domid: DomId) -> Answered {
+        let process = self.living_guest(domid)?.process.as_ref().ok_or(Error::Srch)?;
+        let pidfd = process.pidfd.try_clone().map_err(|_| Error::NoMem)?;
+        Ok(Some((Vec::new(), vec![pidfd])))
+    }
+
     pub(super) fn accounts(&mut self, domid: DomId) -> Answered {
         let domain = self.domains.get(&domid).ok_or(Error::Srch)?;
         let info = Self::info_of(domid, domain);

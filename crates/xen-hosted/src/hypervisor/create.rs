@@ -3,8 +3,8 @@
 use super::arenas::ARENA_LEN;
 use super::serve::Answered;
 use super::{Broker, Domain, PeerId, Process, Stage, Token, failed, say};
-use crate::domain::sandbox::{self, INNER_ID, Plan, STEPS, User};
-use crate::domain::{Config, Lack};
+use crate::domain::sandbox::{self, DeviceMount, INNER_ID, Plan, STEPS, User};
+use crate::domain::{Config, Devices, Lack};
 use crate::limits::{PORT_DESCRIPTORS, TASKS_DEFAULT};
 use crate::proto::{self, Message, Request};
 use crate::{Rights, sys};
@@ -90,6 +90,7 @@ impl Broker {
             lacks: self.lacks,
             join,
             link,
+            devices: None,
             setup,
             files,
             filter: &self.filter,
@@ -97,6 +98,9 @@ impl Broker {
             hostname: format!("dom{domid}"),
         };
         let outer = if root { self.first_id + u32::from(domid.0) } else { 0 };
+        if root && domain.config.devices == Devices::KernelFiles {
+            plan.devices = DeviceMount::of_the_host(outer).ok();
+        }
         let known = self.lacks & (Lack::UserNamespace.bit() | Lack::Namespaces.bit());
         let mut flags = if known == 0 { BORN_INTO } else { without_user(&mut plan, root, outer) };
         let (pid, pidfd) = loop {

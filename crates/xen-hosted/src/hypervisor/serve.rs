@@ -287,6 +287,7 @@ impl Broker {
                 self.set_scheduling(domid, weight, cap)
             }
             Request::Accounts { domid } => self.accounts(domid),
+            Request::Process { domid } => self.process(domid),
             // Not of a connection like this.
             Request::Release { .. }
             | Request::SandboxDone { .. }
@@ -369,7 +370,8 @@ fn needed(request: &Request) -> Rights {
         | Request::SetMemoryMax { .. }
         | Request::Scheduling { .. }
         | Request::SetScheduling { .. }
-        | Request::Accounts { .. } => Rights::DOMAIN_CONTROL,
+        | Request::Accounts { .. }
+        | Request::Process { .. } => Rights::DOMAIN_CONTROL,
     }
 }
 

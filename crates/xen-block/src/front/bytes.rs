@@ -1,0 +1,429 @@
+//! Any bytes of a device: reads and writes of whatever place and length, flushes, zeroes.
+//!
+//! A job is cut into as many requests of the ring as it takes; many jobs are on their way at a time. What
+//! is not of whole sectors is read, changed and written, and no other job writes there meanwhile.
+//! Zeroes are a discard; what does not read as zeroes after it is written.
+
+use super::{Buffer, Completion, Front, Full, Info, Offer, Part, Want};
+use rustix::io::Errno;
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
+use xen::shared::PAGE_SIZE;
+use xen_io::blkif::Status;
+
+/// The mark of these requests in a tag, among others' of the same frontend.
+const MARK: u64 = 1 << 63;
+/// How much is looked at and written at a time where zeroes are wanted.
+const ZEROES: u64 = 256 << 10;
+
+/// What is wanted.
+#[derive(Debug)]
+pub(super) enum Work {
+    Read,
+    Write(Vec<u8>, Sync),
+    Zero,
+    Flush,
+}
+
+/// Whether a write is answered when it is on stable storage, or when a flush would find it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Sync {
+    Flushed,
+    Plain,
+}
+
+/// A job that has ended: what was read, or why not.
+#[derive(Debug)]
+pub(super) struct Done {
+    pub(super) tag: u64,
+    pub(super) result: Result<Vec<u8>, Errno>,
+}
+
+/// What a job asks for at the moment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Stage {
+    /// `data` is read, and that is all.
+    Read,
+    /// `data` is read, for the bytes around what is written.
+    Around,
+    /// `data` is written.
+    Write,
+    /// All of the job's whole sectors are discarded.
+    Discard,
+    /// `data` is read, to see whether it is zeroes.
+    Look,
+    /// `data` is written with zeroes in it.
+    Clear,
+    Flush,
+}
+
+#[derive(Debug)]
+struct Job {
+    tag: u64,
+    /// What is wanted, in bytes.
+    wanted: Range<u64>,
+    /// The same, to whole sectors.
+    sectors: Range<u64>,
+    payload: Vec<u8>,
+    sync: Sync,
+    stage: Stage,
+    /// Nobody else writes to its sectors.
+    alone: bool,
+    started: bool,
+    /// Where on the device `data` is.
+    place: u64,
+    data: Vec<u8>,
+    /// How much of this stage has been asked for.
+    asked: usize,
+    /// Requests without an answer.
+    open: usize,
+    errno: Option<Errno>,
+}
+
+/// A request of the ring.
+#[derive(Debug)]
+struct Piece {
+    job: u64,
+    bytes: Range<usize>,
+    buffers: Vec<Buffer>,
+}
+
+/// The jobs of one device.
+#[derive(Debug, Default)]
+pub(super) struct Bytes {
+    jobs: BTreeMap<u64, Job>,
+    /// Those with something to ask for, in order.
+    waiting: VecDeque<u64>,
+    pieces: BTreeMap<u64, Piece>,
+    next: u64,
+    held: usize,
+}
+
+/// Whether the job could ask for all of its stage.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Went {
+    Wholly,
+    NotYet,
+}
+
+impl Bytes {
+    /// Whether the answer is to one of these requests.
+    pub(super) fn owns(completion: &Completion) -> bool {
+        completion.tag & MARK != 0
+    }
+
+    /// Bytes of memory that jobs hold.
+    pub(super) fn held(&self) -> usize {
+        self.held
+    }
+
+    /// Takes a job; `wanted` lies within the device. [`Bytes::ask`] starts it.
+    pub(super) fn add(&mut self, info: &Info, tag: u64, wanted: Range<u64>, work: Work) {
+        let size = u64::from(info.sector_size);
+        let sectors = wanted.start / size * size..wanted.end.next_multiple_of(size);
+        let whole = sectors == wanted;
+        let (stage, payload, sync) = match work {
+            Work::Read => (Stage::Read, Vec::new(), Sync::Plain),
+            Work::Write(payload, sync) if whole => (Stage::Write, payload, sync),
+            Work::Write(payload, sync) => (Stage::Around, payload, sync),
+            Work::Zero => (Stage::Discard, Vec::new(), Sync::Plain),
+            Work::Flush => (Stage::Flush, Vec::new(), Sync::Plain),
+        };
+        let alone = matches!(stage, Stage::Around | Stage::Discard);
+        let mut job = Job {
+            tag,
+            place: sectors.start,
+            wanted,
+            sectors,
+            payload,
+            sync,
+            stage,
+            alone,
+            started: false,
+            data: Vec::new(),
+            asked: 0,
+            open: 0,
+            errno: None,
+        };
+        let len = usize::try_from(job.sectors.end - job.sectors.start).unwrap_or(usize::MAX);
+        match stage {
+            Stage::Read | Stage::Around => job.data = vec![0; len],
+            Stage::Write => job.data = std::mem::take(&mut job.payload),
+            _ => {}
+        }
+        self.held += job.held();
+        self.next += 1;
+        self.jobs.insert(self.next, job);
+        self.waiting.push_back(self.next);
+    }
+
+    /// Takes the answer to one request; a job that has ended with it.
+    pub(super) fn answer(&mut self, front: &mut Front, completion: Completion) -> Option<Done> {
+        let piece = self.pieces.remove(&completion.tag)?;
+        let job = self.jobs.get_mut(&piece.job)?;
+        let discards = job.stage == Stage::Discard;
+        match completion.status {
+            Status::Okay => {
+                if matches!(job.stage, Stage::Read | Stage::Around | Stage::Look) {
+                    let data = job.data.get_mut(piece.bytes.clone()).unwrap_or_default();
+                    for (buffer, part) in piece.buffers.iter().zip(data.chunks_mut(PAGE_SIZE)) {
+                        // Inside the page.
+                        let _ = front.page(*buffer).map(|page| page.copy_out(0, part));
+                    }
+                }
+            }
+            // What was not discarded is looked at and written.
+            _ if discards => {}
+            Status::NotSupported => job.errno = Some(Errno::OPNOTSUPP),
+            _ => job.errno = Some(Errno::IO),
+        }
+        piece.buffers.into_iter().for_each(|buffer| front.give_back(buffer));
+        job.open -= 1;
+        if job.open > 0 || !(job.is_asked() || job.errno.is_some()) {
+            return None;
+        }
+        self.advance(piece.job)
+    }
+
+    /// The stage is over: the next one, or the end.
+    fn advance(&mut self, number: u64) -> Option<Done> {
+        let job = self.jobs.get_mut(&number)?;
+        let before = job.held();
+        if job.errno.is_none() && job.next_stage() {
+            self.held = self.held - before + job.held();
+            self.waiting.push_front(number);
+            return None;
+        }
+        let mut job = self.jobs.remove(&number)?;
+        self.held -= before;
+        self.waiting.retain(|waiting| *waiting != number);
+        let result = match job.errno {
+            Some(errno) => Err(errno),
+            None if job.stage == Stage::Read => {
+                let skip = usize::try_from(job.wanted.start - job.sectors.start).unwrap_or(0);
+                job.data.drain(..skip.min(job.data.len()));
+                let len = usize::try_from(job.wanted.end - job.wanted.start).unwrap_or(0);
+                job.data.truncate(len);
+                Ok(job.data)
+            }
+            None => Ok(Vec::new()),
+        };
+        Some(Done { tag: job.tag, result })
+    }
+
+    /// Asks the device for what waits, as far as there is room; jobs that have ended without it.
+    pub(super) fn ask(&mut self, front: &mut Front) -> Vec<Done> {
+        let mut ended = Vec::new();
+        while let Some(number) = self.waiting.pop_front() {
+            if !self.may_start(number) {
+                self.waiting.push_front(number);
+                break;
+            }
+            match self.submit(front, number) {
+                Ok(Went::Wholly) => {
+                    if self.jobs.get(&number).is_some_and(|job| job.open == 0) {
+                        ended.extend(self.advance(number));
+                    }
+                }
+                Ok(Went::NotYet) => {
+                    self.waiting.push_front(number);
+                    break;
+                }
+                Err(errno) => {
+                    let Some(job) = self.jobs.get_mut(&number) else { continue };
+                    job.errno = Some(errno);
+                    if job.open == 0 {
+                        ended.extend(self.advance(number));
+                    }
+                }
+            }
+        }
+        ended
+    }
+
+    /// Ends all jobs: the device is gone.
+    pub(super) fn end(&mut self) -> Vec<Done> {
+        let jobs = std::mem::take(self).jobs;
+        jobs.into_values().map(|job| Done { tag: job.tag, result: Err(Errno::IO) }).collect()
+    }
+
+    /// Whether the job is in nobody's way: two that write to the same sectors wait for each other where
+    /// one has to be alone.
+    fn may_start(&mut self, number: u64) -> bool {
+        let Some(job) = self.jobs.get(&number) else { return true };
+        let writes = !matches!(job.stage, Stage::Read | Stage::Flush);
+        let in_the_way = |(other, at): (&u64, &Job)| {
+            *other != number
+                && at.started
+                && at.stage != Stage::Read
+                && (job.alone || at.alone)
+                && job.sectors.start < at.sectors.end
+                && at.sectors.start < job.sectors.end
+        };
+        if !job.started && writes && self.jobs.iter().any(in_the_way) {
+            return false;
+        }
+        if let Some(job) = self.jobs.get_mut(&number) {
+            job.started = true;
+        }
+        true
+    }
+
+    fn submit(&mut self, front: &mut Front, number: u64) -> Result<Went, Errno> {
+        let Some(job) = self.jobs.get_mut(&number) else { return Ok(Went::Wholly) };
+        let Some(info) = front.info() else { return Ok(Went::NotYet) };
+        while !job.is_asked() {
+            self.next += 1;
+            let tag = self.next | MARK;
+            let mut piece = Piece { job: number, bytes: 0..0, buffers: Vec::new() };
+            match ask_one(front, &info, job, tag, &mut piece) {
+                Ok(Asked::Nothing) => job.asked = 1,
+                Ok(Asked::One) => {
+                    job.open += 1;
+                    job.asked = piece.bytes.end;
+                    self.pieces.insert(tag, piece);
+                }
+                Err(full) => {
+                    piece.buffers.into_iter().for_each(|buffer| front.give_back(buffer));
+                    return if full == Full::NotPossible {
+                        Err(Errno::PERM)
+                    } else {
+                        Ok(Went::NotYet)
+                    };
+                }
+            }
+        }
+        Ok(Went::Wholly)
+    }
+}
+
+/// Whether there was anything to ask the device for.
+enum Asked {
+    One,
+    Nothing,
+}
+
+/// Puts one request into the ring: as much of the stage as goes into one.
+fn ask_one(
+    front: &mut Front,
+    info: &Info,
+    job: &mut Job,
+    tag: u64,
+    piece: &mut Piece,
+) -> Result<Asked, Full> {
+    let size = u64::from(info.sector_size);
+    match job.stage {
+        Stage::Flush => {
+            if info.flush == Offer::NotTaken {
+                // Such a backend keeps nothing back.
+                return Ok(Asked::Nothing);
+            }
+            piece.bytes = 0..1;
+            front.submit(0, Want::Flush { tag }, &[])?;
+        }
+        Stage::Discard => {
+            let (from, to) =
+                (job.wanted.start.next_multiple_of(size), job.wanted.end / size * size);
+            if info.discard == Offer::NotTaken || from >= to {
+                return Ok(Asked::Nothing);
+            }
+            piece.bytes = 0..1;
+            let (sector, sectors) = (from / 512, (to - from) / 512);
+            front.submit(0, Want::Discard { tag, sector, sectors }, &[])?;
+        }
+        _ => transfer(front, info, job, tag, piece)?,
+    }
+    Ok(Asked::One)
+}
+
+fn transfer(
+    front: &mut Front,
+    info: &Info,
+    job: &mut Job,
+    tag: u64,
+    piece: &mut Piece,
+) -> Result<(), Full> {
+    let most = usize::from(info.segments_max) * PAGE_SIZE;
+    let left = (job.data.len() - job.asked).min(most);
+    let mut parts = Vec::new();
+    let mut len = 0;
+    while len < left {
+        let Some(buffer) = front.take_buffer() else { break };
+        piece.buffers.push(buffer);
+        let here = (left - len).min(PAGE_SIZE);
+        parts.push(Part { buffer, first: 0, last: (here / 512 - 1) as u8 });
+        len += here;
+    }
+    // As far as there are buffers; a page holds whole sectors.
+    if parts.is_empty() {
+        return Err(Full::Ring);
+    }
+    piece.bytes = job.asked..job.asked + len;
+    let sector = (job.place + job.asked as u64) / 512;
+    if !matches!(job.stage, Stage::Write | Stage::Clear) {
+        return front.submit(0, Want::Read { tag, sector }, &parts);
+    }
+    let data = job.data.get(piece.bytes.clone()).unwrap_or_default();
+    for (buffer, part) in piece.buffers.iter().zip(data.chunks(PAGE_SIZE)) {
+        // Inside the page.
+        let _ = front.page(*buffer).map(|page| page.copy_in(0, part));
+    }
+    front.submit(0, Want::Write { tag, sector }, &parts)
+}
+
+impl Job {
+    fn held(&self) -> usize {
+        self.data.len() + self.payload.len()
+    }
+
+    /// Whether all of this stage has been asked for.
+    fn is_asked(&self) -> bool {
+        match self.stage {
+            Stage::Flush | Stage::Discard => self.asked > 0,
+            _ => self.asked >= self.data.len(),
+        }
+    }
+
+    /// Goes on to the next stage; false where there is none.
+    fn next_stage(&mut self) -> bool {
+        self.asked = 0;
+        match self.stage {
+            Stage::Read | Stage::Flush => false,
+            Stage::Around => {
+                let skip = usize::try_from(self.wanted.start - self.sectors.start).unwrap_or(0);
+                let into = self.data.iter_mut().skip(skip);
+                into.zip(&self.payload).for_each(|(to, from)| *to = *from);
+                self.payload = Vec::new();
+                self.stage = Stage::Write;
+                true
+            }
+            Stage::Write => {
+                self.stage = Stage::Flush;
+                self.sync == Sync::Flushed
+            }
+            Stage::Discard => self.look_at(self.sectors.start),
+            Stage::Look => {
+                let from = self.wanted.start.max(self.place) - self.place;
+                let to = self.wanted.end.min(self.place + self.data.len() as u64) - self.place;
+                let (from, to) = (from as usize, to as usize);
+                let bytes = self.data.get_mut(from..to).unwrap_or_default();
+                if bytes.iter().all(|byte| *byte == 0) {
+                    return self.look_at(self.place + self.data.len() as u64);
+                }
+                bytes.fill(0);
+                self.stage = Stage::Clear;
+                true
+            }
+            Stage::Clear => self.look_at(self.place + self.data.len() as u64),
+        }
+    }
+
+    /// Looks at what is at `place`; false at the end.
+    fn look_at(&mut self, place: u64) -> bool {
+        let len = self.sectors.end.saturating_sub(place).min(ZEROES);
+        self.stage = Stage::Look;
+        self.place = place;
+        self.data.resize(len as usize, 0);
+        len > 0
+    }
+}

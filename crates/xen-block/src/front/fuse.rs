@@ -1,0 +1,359 @@
+//! The devices of a hosted guest as files: `/dev/xvda` of its programs.
+//!
+//! The mount is the guest's own, made before its program ran (`xen_hosted::domain::Devices::Files`); what
+//! is served here is the other end of it. A file is the device: its size is the device's, also once that
+//! has changed; each read and write is one of the device, without a cache between, as many at a time as
+//! programs ask for; fsync(2) is a flush, `FALLOC_FL_PUNCH_HOLE` a discard that reads as zeroes. Truncating
+//! a device does nothing. While the backend is away, programs wait.
+//!
+//! `/dev/null` and `/dev/zero` are there too, for shells.
+
+mod wire;
+
+use super::bytes::{Bytes, Done, Sync, Work};
+use super::{Front, Info};
+use crate::disk::DiskAccess;
+use rustix::io::Errno;
+use std::collections::BTreeMap;
+use std::io::IoSlice;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use wire::{Attributes, Op, ROOT, Request};
+use xenbus::Error;
+
+/// The nodes of `/dev/null` and `/dev/zero`; a device's is [`FIRST`] and its number.
+const NULL: u64 = 2;
+const ZERO: u64 = 3;
+const FIRST: u64 = 1 << 32;
+/// Kinds and rights of nodes.
+const FOLDER: u32 = 0o040_755;
+const FILE_OF_ALL: u32 = 0o100_666;
+const FILE: u32 = 0o100_600;
+const FILE_READ_ONLY: u32 = 0o100_400;
+/// Bytes that requests may hold, before further ones are left with the kernel.
+const HELD_MAX: usize = 8 << 20;
+/// Requests taken before others have their turn.
+const A_TURN: usize = 64;
+
+/// One device among the files.
+#[derive(Debug)]
+struct File {
+    name: String,
+    bytes: Bytes,
+    /// What the kernel waits for, with how much is written once it is answered.
+    asked: BTreeMap<u64, Answer>,
+    info: Option<Info>,
+}
+
+/// How a request is answered that has gone well.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Answer {
+    Data,
+    Written(usize),
+    Nothing,
+}
+
+/// The mount: a folder of devices.
+#[derive(Debug)]
+pub struct Fuse {
+    fd: OwnedFd,
+    files: BTreeMap<u32, File>,
+    buffer: Vec<u8>,
+    /// Who asks: the mount is one user's, so all is his.
+    owner: (u32, u32),
+    /// The mount is there.
+    mounted: bool,
+}
+
+/// An answer, or that it comes later.
+type Reply = Result<Option<Vec<u8>>, Errno>;
+
+impl Fuse {
+    /// Serves the mount behind this descriptor of `/dev/fuse`, which does not block.
+    #[must_use]
+    pub fn new(fd: OwnedFd) -> Self {
+        let buffer = vec![0; wire::REQUEST_MAX];
+        Self { fd, files: BTreeMap::new(), buffer, owner: (0, 0), mounted: true }
+    }
+
+    /// A device appears, under a name without a slash; one that is there goes on.
+    pub fn add(&mut self, devid: u32, name: &str) {
+        let (bytes, asked) = (Bytes::default(), BTreeMap::new());
+        let file = File { name: name.to_owned(), bytes, asked, info: None };
+        self.files.entry(devid).or_insert(file);
+    }
+
+    /// A device is gone: what was asked of it fails, and so does what is asked by those who have it open.
+    pub fn remove(&mut self, devid: u32) {
+        if let Some(mut file) = self.files.remove(&devid) {
+            for done in file.bytes.end() {
+                let answer = file.asked.remove(&done.tag);
+                self.answer(done, answer);
+            }
+        }
+    }
+
+    /// Whether further requests are taken at the moment: the descriptor is to be polled.
+    #[must_use]
+    pub fn wants(&self) -> bool {
+        let held = self.files.values().map(|file| file.bytes.held()).sum::<usize>();
+        self.mounted && held < HELD_MAX
+    }
+
+    /// Takes an answer to one of [`Fuse::turn`]'s requests; false where it is another's.
+    pub fn complete(
+        &mut self,
+        devid: u32,
+        front: &mut Front,
+        completion: super::Completion,
+    ) -> bool {
+        if !Bytes::owns(&completion) {
+            return false;
+        }
+        if let Some(file) = self.files.get_mut(&devid)
+            && let Some(done) = file.bytes.answer(front, completion)
+        {
+            let answer = file.asked.remove(&done.tag);
+            self.answer(done, answer);
+        }
+        true
+    }
+
+    /// Takes requests of the guest's programs; returns how many.
+    ///
+    /// # Errors
+    /// The descriptor is none of FUSE.
+    pub fn turn(&mut self) -> Result<usize, Error> {
+        let mut taken = 0;
+        while taken < A_TURN && self.wants() {
+            let count = match rustix::io::read(&self.fd, self.buffer.as_mut_slice()) {
+                Ok(count) => count,
+                Err(Errno::AGAIN) => break,
+                // A request that was taken back.
+                Err(Errno::NOENT | Errno::INTR) => continue,
+                Err(Errno::NODEV) => {
+                    self.mounted = false;
+                    break;
+                }
+                Err(errno) => return Err(Error::Driver(format!("the mount of /dev: {errno}"))),
+            };
+            taken += 1;
+            let request = self.buffer.get(..count).and_then(wire::parse);
+            let request = request.ok_or_else(|| Error::Driver("no request of FUSE".into()))?;
+            let (unique, silent) = (request.unique, request.op == Op::Silent);
+            match self.serve(request) {
+                Ok(Some(body)) if !silent => self.reply(unique, None, &body),
+                Ok(_) => {}
+                Err(errno) => self.reply(unique, Some(errno), &[]),
+            }
+        }
+        Ok(taken)
+    }
+
+    /// Asks a device for what its programs want of it.
+    ///
+    /// # Errors
+    /// As [`Front::push`].
+    pub fn ask(&mut self, devid: u32, front: &mut Front) -> Result<(), Error> {
+        let Some(file) = self.files.get_mut(&devid) else { return Ok(()) };
+        // While the backend is away, the device is what it was.
+        file.info = front.info().or(file.info);
+        let ended = file.bytes.ask(front);
+        let ended: Vec<_> =
+            ended.into_iter().map(|done| (file.asked.remove(&done.tag), done)).collect();
+        for (answer, done) in ended {
+            self.answer(done, answer);
+        }
+        front.push()
+    }
+
+    fn answer(&self, done: Done, answer: Option<Answer>) {
+        let body = match (done.result, answer) {
+            (Err(errno), _) => return self.reply(done.tag, Some(errno), &[]),
+            (Ok(data), Some(Answer::Data)) => data,
+            (Ok(_), Some(Answer::Written(count))) => wire::written(count),
+            (Ok(_), _) => Vec::new(),
+        };
+        self.reply(done.tag, None, &body);
+    }
+
+    /// A request that was taken back meanwhile needs no answer: the kernel says so, and that is all.
+    fn reply(&self, unique: u64, errno: Option<Errno>, body: &[u8]) {
+        let head = wire::head(unique, errno, body.len());
+        let _ = rustix::io::writev(&self.fd, &[IoSlice::new(&head), IoSlice::new(body)]);
+    }
+
+    fn serve(&mut self, request: Request) -> Reply {
+        let Request { unique, node, uid, gid, op } = request;
+        self.owner = (uid, gid);
+        let now = |body: Vec<u8>| Ok(Some(body));
+        match op {
+            Op::Init { major, flags } if wire::speaks(major) => now(wire::init(flags)),
+            Op::Init { .. } => Err(Errno::PROTO),
+            Op::Lookup { name } => now(wire::entry(&self.attributes(self.find(&name)?)?)),
+            Op::Attributes => now(wire::attr(&self.attributes(node)?)),
+            Op::OpenFolder if node == ROOT => now(wire::opened(0)),
+            Op::Folder { offset, size } if node == ROOT => now(self.list(offset, size)),
+            Op::Open { flags } => self.open(node, flags),
+            Op::Nothing | Op::Silent => now(Vec::new()),
+            Op::FileSystem => now(wire::file_system()),
+            Op::Flush if node < FIRST => now(Vec::new()),
+            Op::Read { .. } if node == NULL => now(Vec::new()),
+            Op::Read { size, .. } if node == ZERO => now(vec![0; size as usize]),
+            Op::Write { data, .. } if node < FIRST => now(wire::written(data.len())),
+            Op::Read { offset, size } => self.read(unique, node, offset, size),
+            Op::Write { offset, flags, data } => self.write(unique, node, offset, flags, data),
+            Op::Allocate { mode, offset, len } => self.punch(unique, node, mode, offset, len),
+            Op::Flush => {
+                let (file, info) = self.file(node)?;
+                file.ask(&info, unique, 0..0, Work::Flush, Answer::Nothing)
+            }
+            Op::OpenFolder | Op::Folder { .. } => Err(Errno::NOTDIR),
+            Op::Unknown => Err(Errno::NOSYS),
+        }
+    }
+
+    fn find(&self, name: &[u8]) -> Result<u64, Errno> {
+        if let Some((node, _)) =
+            [(NULL, "null"), (ZERO, "zero")].iter().find(|at| at.1.as_bytes() == name)
+        {
+            return Ok(*node);
+        }
+        let found = self.files.iter().find(|(_, file)| file.name.as_bytes() == name);
+        found.map(|(devid, _)| FIRST | u64::from(*devid)).ok_or(Errno::NOENT)
+    }
+
+    /// The device of a node.
+    fn file(&mut self, node: u64) -> Result<(&mut File, Info), Errno> {
+        let devid = node.checked_sub(FIRST).and_then(|devid| u32::try_from(devid).ok());
+        let file = devid.and_then(|devid| self.files.get_mut(&devid)).ok_or(Errno::NXIO)?;
+        let info = file.info.ok_or(Errno::NXIO)?;
+        Ok((file, info))
+    }
+
+    fn attributes(&self, node: u64) -> Result<Attributes, Errno> {
+        let (uid, gid) = self.owner;
+        let like = |size, mode| Ok(Attributes { node, size, mode, uid, gid });
+        if node == ROOT {
+            return like(0, FOLDER);
+        }
+        if node == NULL || node == ZERO {
+            return like(0, FILE_OF_ALL);
+        }
+        let devid = node.checked_sub(FIRST).and_then(|devid| u32::try_from(devid).ok());
+        let file = devid.and_then(|devid| self.files.get(&devid)).ok_or(Errno::NOENT)?;
+        match file.info {
+            Some(info) if info.access == DiskAccess::ReadWrite => like(bytes_of(&info), FILE),
+            Some(info) => like(bytes_of(&info), FILE_READ_ONLY),
+            None => like(0, FILE),
+        }
+    }
+
+    fn open(&mut self, node: u64, flags: u32) -> Reply {
+        if node >= FIRST {
+            let (_, info) = self.file(node)?;
+            let writes = flags & libc::O_ACCMODE as u32 != libc::O_RDONLY as u32;
+            if writes && info.access == DiskAccess::ReadOnly {
+                return Err(Errno::ROFS);
+            }
+        }
+        Ok(Some(wire::opened(wire::DIRECT)))
+    }
+
+    fn list(&self, offset: u64, size: u32) -> Vec<u8> {
+        let devices = self.files.iter();
+        let devices = devices.map(|(devid, file)| (FIRST | u64::from(*devid), FILE, &*file.name));
+        let first = [
+            (ROOT, FOLDER, "."),
+            (ROOT, FOLDER, ".."),
+            (NULL, FILE_OF_ALL, "null"),
+            (ZERO, FILE_OF_ALL, "zero"),
+        ];
+        let mut answer = Vec::new();
+        let skip = usize::try_from(offset).unwrap_or(usize::MAX);
+        let entries = first.into_iter().chain(devices).enumerate().skip(skip);
+        for (at, (node, mode, name)) in entries {
+            let entry = wire::folder_entry(node, at as u64 + 1, mode, name.as_bytes());
+            if answer.len() + entry.len() > size as usize {
+                break;
+            }
+            answer.extend(entry);
+        }
+        answer
+    }
+
+    fn read(&mut self, unique: u64, node: u64, offset: u64, size: u32) -> Reply {
+        let (file, info) = self.file(node)?;
+        let end = bytes_of(&info).min(offset.saturating_add(size.into()));
+        if offset >= end {
+            return Ok(Some(Vec::new()));
+        }
+        file.ask(&info, unique, offset..end, Work::Read, Answer::Data)
+    }
+
+    fn write(
+        &mut self,
+        unique: u64,
+        node: u64,
+        offset: u64,
+        flags: u32,
+        mut data: Vec<u8>,
+    ) -> Reply {
+        let (file, info) = self.file(node)?;
+        let end = bytes_of(&info).min(offset.saturating_add(data.len() as u64));
+        if data.is_empty() {
+            return Ok(Some(wire::written(0)));
+        }
+        if offset >= end {
+            return Err(Errno::NOSPC);
+        }
+        data.truncate(usize::try_from(end - offset).unwrap_or(usize::MAX));
+        let sync = if flags & libc::O_DSYNC as u32 != 0 { Sync::Flushed } else { Sync::Plain };
+        let count = data.len();
+        file.ask(&info, unique, offset..end, Work::Write(data, sync), Answer::Written(count))
+    }
+
+    fn punch(&mut self, unique: u64, node: u64, mode: u32, offset: u64, len: u64) -> Reply {
+        let (file, info) = self.file(node)?;
+        let keeps = libc::FALLOC_FL_KEEP_SIZE as u32;
+        let mode = mode & !keeps;
+        let known = [libc::FALLOC_FL_PUNCH_HOLE, libc::FALLOC_FL_ZERO_RANGE];
+        let end = offset.checked_add(len).ok_or(Errno::FBIG)?;
+        if !known.iter().any(|flag| mode == *flag as u32) {
+            return Err(Errno::OPNOTSUPP);
+        }
+        if info.access == DiskAccess::ReadOnly {
+            return Err(Errno::BADF);
+        }
+        let end = end.min(bytes_of(&info));
+        if offset >= end {
+            return Ok(Some(Vec::new()));
+        }
+        file.ask(&info, unique, offset..end, Work::Zero, Answer::Nothing)
+    }
+}
+
+impl File {
+    /// Puts a job to the others; its answer comes later.
+    fn ask(
+        &mut self,
+        info: &Info,
+        unique: u64,
+        wanted: std::ops::Range<u64>,
+        work: Work,
+        answer: Answer,
+    ) -> Reply {
+        self.asked.insert(unique, answer);
+        self.bytes.add(info, unique, wanted, work);
+        Ok(None)
+    }
+}
+
+impl AsFd for Fuse {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+fn bytes_of(info: &Info) -> u64 {
+    info.sectors.saturating_mul(512)
+}

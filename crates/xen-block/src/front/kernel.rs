@@ -1,0 +1,332 @@
+//! A kernel's block device and mount for a hosted guest whose configuration says `kernel_block=1`: what
+//! its domain 0 does for it, as root.
+//!
+//! The guest is created with `xen_hosted::domain::Devices::KernelFiles`. The loop device's file is its own `/dev/xvda`, so every read and write of the kernel goes the
+//! way of the guest's programs: FUSE, frontend, ring, backend. The file system is mounted into the
+//! guest's mount namespace; what root owns on the disk belongs to the guest's user there.
+//!
+//! **Such a guest is trusted with the host's kernel:** it chooses each byte that the kernel's file system
+//! reads, and file systems are not made for that.
+//!
+//! When the guest dies, mount and loop device go with it. What was not synced then is lost, as with a
+//! machine whose power fails.
+#![allow(unsafe_code)]
+
+use crate::disk::DiskAccess;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{Mode, OFlags, open};
+use rustix::io::Errno;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, unmount,
+};
+use rustix::process::{
+    Gid, Pid, PidfdFlags, Signal, Uid, WaitOptions, pidfd_open, pidfd_send_signal, waitpid,
+};
+use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
+use rustix::time::Timespec;
+use std::ffi::CString;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+const LOOP_CTL_GET_FREE: libc::Ioctl = 0x4c82;
+const LOOP_CONFIGURE: libc::Ioctl = 0x4c0a;
+const LOOP_SET_CAPACITY: libc::Ioctl = 0x4c07;
+const LO_FLAGS_READ_ONLY: u32 = 1;
+const LO_FLAGS_AUTOCLEAR: u32 = 4;
+const LO_FLAGS_DIRECT_IO: u32 = 16;
+/// How often another may take the loop device that was found free.
+const TRIES: usize = 16;
+/// How long the guest may take to answer.
+const WITHIN_S: i64 = 30;
+
+/// `struct loop_config` (`linux/loop.h`), with `struct loop_info64` in it.
+#[repr(C)]
+struct LoopConfig {
+    fd: u32,
+    block_size: u32,
+    numbers: [u64; 5],
+    lo_number: u32,
+    lo_encrypt: [u32; 2],
+    lo_flags: u32,
+    names: [u8; 160],
+    rest: [u64; 10],
+}
+
+/// A loop device over a file of a guest. It goes when nobody has it open or mounted any more.
+#[derive(Debug)]
+pub struct LoopDevice {
+    device: OwnedFd,
+    path: PathBuf,
+    guest: Entrance,
+}
+
+/// How to get into a guest.
+#[derive(Debug)]
+struct Entrance {
+    /// Its first process.
+    process: OwnedFd,
+    /// Its user, as the host knows it.
+    outer: u32,
+}
+
+/// Says in front of an error what was tried.
+fn at(what: impl std::fmt::Display) -> impl FnOnce(Errno) -> io::Error {
+    move |errno| {
+        let error = io::Error::from(errno);
+        io::Error::new(error.kind(), format!("{what}: {error}"))
+    }
+}
+
+impl LoopDevice {
+    /// Makes a loop device of `file` (`/dev/xvda`) in the guest whose first `process` this is
+    /// (`xen_hosted::domctl::Control::process`). Needs root.
+    ///
+    /// # Errors
+    /// Which step, and what the system said.
+    pub fn attach(process: BorrowedFd<'_>, file: &str, access: DiskAccess) -> io::Result<Self> {
+        let guest = Entrance::new(process)?;
+        let name = CString::new(file)?;
+        let writes = access == DiskAccess::ReadWrite;
+        let flags = if writes { OFlags::RDWR } else { OFlags::RDONLY } | OFlags::CLOEXEC;
+        let control = open("/dev/loop-control", flags, Mode::empty());
+        let control = control.map_err(at("/dev/loop-control (no module loop, or not root)"))?;
+        for _ in 0..TRIES {
+            let number = ioctl(control.as_fd(), LOOP_CTL_GET_FREE, 0);
+            let number = number.map_err(at("a free loop device"))?;
+            let path = PathBuf::from(format!("/dev/loop{number}"));
+            let device = open(&path, flags, Mode::empty()).map_err(at(path.display()))?;
+            let configure = || {
+                guest.enter_as_user()?;
+                let file = open(name.as_c_str(), flags, Mode::empty())?;
+                let mut config = LoopConfig::new(&file, access);
+                let config: *mut LoopConfig = &raw mut config;
+                ioctl(device.as_fd(), LOOP_CONFIGURE, config as usize).map(drop)
+            };
+            match in_child(configure) {
+                Ok(()) => return Ok(Self { device, path, guest }),
+                Err(Errno::BUSY) => {}
+                Err(errno) => {
+                    return Err(at(format!("a loop device of the guest's {file}"))(errno));
+                }
+            }
+        }
+        Err(at("a free loop device")(Errno::BUSY))
+    }
+
+    /// Where it is: `/dev/loop0`.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The guest's device has another size.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn resize(&self) -> io::Result<()> {
+        let resize = || {
+            self.guest.enter_as_user()?;
+            ioctl(self.device.as_fd(), LOOP_SET_CAPACITY, 0).map(drop)
+        };
+        in_child(resize).map_err(at(format!("the size of {}", self.path.display())))
+    }
+
+    /// Mounts what is on it at `to` in the guest, an existing folder (`/mnt`), without set-user-id programs
+    /// and devices.
+    ///
+    /// # Errors
+    /// Which step, and what the system said.
+    pub fn mount(&self, fs_type: &str, access: DiskAccess, to: &str) -> io::Result<()> {
+        let what = format!("mounting {} ({fs_type})", self.path.display());
+        let context = fsopen(fs_type, FsOpenFlags::FSOPEN_CLOEXEC).map_err(at(&what))?;
+        fsconfig_set_string(&context, "source", &*self.path).map_err(at(&what))?;
+        let mut attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+        if access == DiskAccess::ReadOnly {
+            fsconfig_set_flag(&context, "ro").map_err(at(&what))?;
+            attributes |= MountAttrFlags::MOUNT_ATTR_RDONLY;
+        }
+        // Not in this process: it reads what the guest serves, and waits for it.
+        in_child(|| fsconfig_create(&context)).map_err(at(&what))?;
+        let mount = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes);
+        let mount = mount.map_err(at(&what))?;
+        let users = users_as(self.guest.outer)?;
+        map_owners(mount.as_fd(), users.as_fd()).map_err(at(format!("{what}: its owners")))?;
+        let name = CString::new(to)?;
+        let place = || {
+            self.guest.enter_mounts()?;
+            let from = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+            move_mount(mount.as_fd(), c"", rustix::fs::CWD, name.as_c_str(), from)
+        };
+        in_child(place).map_err(at(format!("{what} at {to} in the guest")))
+    }
+}
+
+/// Unmounts what is at `from` in the guest, all of it written.
+///
+/// # Errors
+/// What the system said: EBUSY where the guest uses it.
+pub fn unmount_in(process: BorrowedFd<'_>, from: &str) -> io::Result<()> {
+    let guest = Entrance::new(process)?;
+    let name = CString::new(from)?;
+    let leave = || {
+        guest.enter_mounts()?;
+        unmount(name.as_c_str(), UnmountFlags::empty())
+    };
+    in_child(leave).map_err(at(format!("unmounting {from} in the guest")))
+}
+
+impl Entrance {
+    fn new(process: BorrowedFd<'_>) -> io::Result<Self> {
+        let process = process.try_clone_to_owned()?;
+        let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", process.as_raw_fd()))?;
+        let pid = info.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok());
+        let pid = pid.filter(|pid: &i32| *pid > 0);
+        let pid = pid.ok_or_else(|| at("the guest's first process")(Errno::SRCH))?;
+        let outer = std::fs::metadata(format!("/proc/{pid}"))?.uid();
+        Ok(Self { process, outer })
+    }
+
+    /// Makes the calling process see the guest's files. It has to have one thread.
+    fn enter_mounts(&self) -> Result<(), Errno> {
+        let mounts = ThreadNameSpaceType::MOUNT;
+        move_into_thread_name_spaces(self.process.as_fd(), mounts)
+    }
+
+    /// Makes the calling process the guest's user, who alone may use its files. It has to have one thread.
+    fn enter_as_user(&self) -> Result<(), Errno> {
+        self.enter_mounts()?;
+        let (uid, gid) = (Uid::from_raw(self.outer), Gid::from_raw(self.outer));
+        rustix::thread::set_thread_res_gid(gid, gid, gid)?;
+        rustix::thread::set_thread_res_uid(uid, uid, uid)
+    }
+}
+
+impl LoopConfig {
+    fn new(file: &OwnedFd, access: DiskAccess) -> Self {
+        let mut lo_flags = LO_FLAGS_AUTOCLEAR | LO_FLAGS_DIRECT_IO;
+        if access == DiskAccess::ReadOnly {
+            lo_flags |= LO_FLAGS_READ_ONLY;
+        }
+        Self {
+            fd: file.as_raw_fd().unsigned_abs(),
+            block_size: 512,
+            numbers: [0; 5],
+            lo_number: 0,
+            lo_encrypt: [0; 2],
+            lo_flags,
+            names: [0; 160],
+            rest: [0; 10],
+        }
+    }
+}
+
+fn result(value: libc::c_long) -> Result<libc::c_long, Errno> {
+    if value >= 0 {
+        return Ok(value);
+    }
+    let number = io::Error::last_os_error().raw_os_error().unwrap_or(libc::EINVAL);
+    Err(Errno::from_raw_os_error(number))
+}
+
+/// One of the calls above: its argument is none, or a `LoopConfig` that lives as long.
+fn ioctl(fd: BorrowedFd<'_>, call: libc::Ioctl, argument: usize) -> Result<libc::c_long, Errno> {
+    // SAFETY: the calls of this module take nothing, or read one `LoopConfig`, which has the layout of
+    // `linux/loop.h`.
+    result(unsafe { libc::ioctl(fd.as_raw_fd(), call, argument) }.into())
+}
+
+/// A process with a copy of this one's memory, in new namespaces of `flags`, which runs `child` and ends
+/// with what that returned. `child` calls the system alone: other threads' locks are locked for good there.
+fn clone(flags: libc::c_int, child: impl FnOnce() -> Result<(), Errno>) -> Result<Pid, Errno> {
+    let flags = libc::c_long::from(flags | libc::SIGCHLD);
+    // SAFETY: without CLONE_VM and a stack the child goes on here with its own copy of everything.
+    let pid = result(unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) })?;
+    if pid == 0 {
+        let status = child().err().map_or(0, Errno::raw_os_error);
+        // SAFETY: ends the child without running what its parent has registered for its own end.
+        unsafe { libc::_exit(status) }
+    }
+    i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(Errno::INVAL)
+}
+
+/// Runs `child` in a process of its own, as it enters a guest; what came of it.
+fn in_child(child: impl FnOnce() -> Result<(), Errno>) -> Result<(), Errno> {
+    let pid = clone(0, child)?;
+    let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
+    let limit = Timespec { tv_sec: WITHIN_S, tv_nsec: 0 };
+    let ended = loop {
+        match poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&limit)) {
+            Err(Errno::INTR) => {}
+            ended => break ended?,
+        }
+    };
+    if ended == 0 {
+        // The guest does not serve its own files.
+        let _ = pidfd_send_signal(&pidfd, Signal::KILL);
+        return Err(Errno::TIMEDOUT);
+    }
+    let status =
+        waitpid(Some(pid), WaitOptions::empty())?.and_then(|(_, status)| status.exit_status());
+    match status {
+        Some(0) => Ok(()),
+        Some(errno) => Err(Errno::from_raw_os_error(errno)),
+        None => Err(Errno::INTR),
+    }
+}
+
+/// A user namespace in which the host's user `outer` is root.
+fn users_as(outer: u32) -> io::Result<OwnedFd> {
+    let wait = || {
+        // SAFETY: ends this process with its parent; it calls nothing else but this and pause(2).
+        result(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) }.into())?;
+        loop {
+            // SAFETY: sleeps until a signal.
+            unsafe { libc::pause() };
+        }
+    };
+    let pid = clone(libc::CLONE_NEWUSER, wait).map_err(at("a user namespace"))?;
+    let proc = PathBuf::from(format!("/proc/{}", pid.as_raw_nonzero()));
+    let made = (|| {
+        std::fs::write(proc.join("uid_map"), format!("0 {outer} 1"))?;
+        std::fs::write(proc.join("gid_map"), format!("0 {outer} 1"))?;
+        File::open(proc.join("ns/user")).map(OwnedFd::from)
+    })();
+    let _ = rustix::process::kill_process(pid, Signal::KILL);
+    let _ = waitpid(Some(pid), WaitOptions::empty());
+    made
+}
+
+/// `struct mount_attr`.
+#[repr(C)]
+struct MountAttr {
+    attr_set: u64,
+    attr_clr: u64,
+    propagation: u64,
+    userns_fd: u64,
+}
+
+/// Makes who owns files of a mount that is nowhere yet who they are in `users`.
+fn map_owners(mount: BorrowedFd<'_>, users: BorrowedFd<'_>) -> Result<(), Errno> {
+    let attr = MountAttr {
+        attr_set: libc::MOUNT_ATTR_IDMAP,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: u64::from(users.as_raw_fd().unsigned_abs()),
+    };
+    // SAFETY: the path ends with a null, and the structure has the size that is given.
+    result(unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &raw const attr,
+            size_of::<MountAttr>(),
+        )
+    })
+    .map(drop)
+}

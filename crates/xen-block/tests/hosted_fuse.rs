@@ -1,0 +1,272 @@
+//! The files of a guest's devices, in FUSE's own messages: a socket pair in place of the kernel, and behind
+//! them a frontend and our backend in one thread.
+
+mod support;
+
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair,
+};
+use std::os::fd::OwnedFd;
+use support::{ID, Scene, Setup};
+use xen_block::disk::memory::Memory;
+use xen_block::disk::{Disk, Finished, Geometry, Io, Op};
+use xen_block::front::fuse::Fuse;
+
+const SECTORS: u64 = 4096;
+const SIZE: u64 = SECTORS * 512;
+const LOOKUP: u32 = 1;
+const GETATTR: u32 = 3;
+const SETATTR: u32 = 4;
+const OPEN: u32 = 14;
+const READ: u32 = 15;
+const WRITE: u32 = 16;
+const FSYNC: u32 = 20;
+const INIT: u32 = 26;
+const READDIR: u32 = 28;
+const FALLOCATE: u32 = 43;
+
+/// A disk that says that it has discarded, and has not: what a backend may do.
+#[derive(Debug)]
+struct Forgetful(Memory);
+
+impl Disk for Forgetful {
+    fn geometry(&self) -> Geometry {
+        self.0.geometry()
+    }
+
+    fn submit(&mut self, io: Box<Io>) -> Result<Option<Finished>, Box<Io>> {
+        if io.op == Op::Discard { Ok(Some((io, Ok(())))) } else { self.0.submit(io) }
+    }
+}
+
+struct Mount {
+    scene: Scene,
+    fuse: Fuse,
+    kernel: OwnedFd,
+    unique: u64,
+    /// The node of the device.
+    node: u64,
+}
+
+fn words(list: &[u64]) -> Vec<u8> {
+    list.iter().flat_map(|word| word.to_ne_bytes()).collect()
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from_ne_bytes(bytes[at..at + 8].try_into().unwrap())
+}
+
+impl Mount {
+    fn new(disk: impl Fn() -> Memory + 'static) -> Option<Self> {
+        let open =
+            move |_: &mut xenbus::Device<'_>| Ok(Box::new(Forgetful(disk())) as Box<dyn Disk>);
+        let scene = Scene::connected(Setup::new(Box::new(open)))?;
+        let (kernel, own) = socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+            None,
+        )
+        .unwrap();
+        let mut fuse = Fuse::new(own);
+        fuse.add(ID.devid, "xvda");
+        let mut mount = Self { scene, fuse, kernel, unique: 0, node: 0 };
+        mount.turn();
+        let entry = mount.ask(LOOKUP, 1, b"xvda\0").unwrap();
+        mount.node = u64_at(&entry, 0);
+        Some(mount)
+    }
+
+    fn turn(&mut self) {
+        self.scene.turn();
+        let mut done = Vec::new();
+        let front = self.scene.bus.driver(ID).unwrap();
+        front.take(|completion| done.push(completion)).unwrap();
+        for completion in done {
+            assert!(self.fuse.complete(ID.devid, front, completion));
+        }
+        self.fuse.turn().unwrap();
+        self.fuse.ask(ID.devid, front).unwrap();
+    }
+
+    /// Sends a request; its number.
+    fn send(&mut self, opcode: u32, node: u64, body: &[u8]) -> u64 {
+        self.unique += 1;
+        let mut packet = u32::try_from(40 + body.len()).unwrap().to_ne_bytes().to_vec();
+        packet.extend(opcode.to_ne_bytes());
+        packet.extend(words(&[self.unique, node, 0, 0]));
+        packet.extend_from_slice(body);
+        send(&self.kernel, &packet, SendFlags::empty()).unwrap();
+        self.unique
+    }
+
+    /// Waits for an answer: whose, and what it says.
+    fn hear(&mut self) -> (u64, Result<Vec<u8>, Errno>) {
+        let mut buffer = vec![0; 1 << 20];
+        let mut count = 0;
+        let end = std::time::Instant::now() + support::PATIENCE;
+        while count == 0 {
+            self.turn();
+            match recv(&self.kernel, buffer.as_mut_slice(), RecvFlags::empty()) {
+                Ok((got, _)) => count = got,
+                Err(Errno::AGAIN) => {}
+                Err(errno) => panic!("{errno}"),
+            }
+            assert!(std::time::Instant::now() < end, "no answer within {:?}", support::PATIENCE);
+        }
+        buffer.truncate(count);
+        let len = u32::from_ne_bytes(buffer[..4].try_into().unwrap());
+        assert_eq!(len as usize, count);
+        let error = i32::from_ne_bytes(buffer[4..8].try_into().unwrap());
+        let unique = u64_at(&buffer, 8);
+        let body = buffer.split_off(16);
+        (unique, if error == 0 { Ok(body) } else { Err(Errno::from_raw_os_error(-error)) })
+    }
+
+    fn ask(&mut self, opcode: u32, node: u64, body: &[u8]) -> Result<Vec<u8>, Errno> {
+        let unique = self.send(opcode, node, body);
+        let (answered, result) = self.hear();
+        assert_eq!(answered, unique);
+        result
+    }
+
+    fn read(&mut self, offset: u64, size: u32) -> Vec<u8> {
+        self.ask(READ, self.node, &words(&[0, offset, size.into(), 0, 0])).unwrap()
+    }
+
+    fn write_body(offset: u64, data: &[u8], flags: i32) -> Vec<u8> {
+        let flags = u64::from(flags.unsigned_abs());
+        let mut body = words(&[0, offset, data.len() as u64, 0, flags]);
+        body.extend_from_slice(data);
+        body
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8], flags: i32) -> Result<u64, Errno> {
+        let answer = self.ask(WRITE, self.node, &Self::write_body(offset, data, flags))?;
+        Ok(u64_at(&answer, 0))
+    }
+
+    fn flushes(&mut self) -> u64 {
+        self.scene.back_bus().driver(ID).unwrap().stats().flush.requests
+    }
+}
+
+fn sevens(sector_size: u32) -> impl Fn() -> Memory {
+    move || Memory::with_contents(vec![7; SIZE as usize]).with_sector_size(sector_size)
+}
+
+#[test]
+fn a_device_is_a_file() {
+    let Some(mut mount) = Mount::new(sevens(512)) else { return };
+    let node = mount.node;
+    let init = mount.ask(INIT, 0, &words(&[7 | 38 << 32, u64::MAX])).unwrap();
+    assert_eq!(init.len(), 64);
+    assert_eq!(u64_at(&init, 0), 7 | 31 << 32);
+    let attributes = mount.ask(GETATTR, node, &[0; 16]).unwrap();
+    assert_eq!(u64_at(&attributes, 16 + 8), SIZE);
+    // A device cannot be cut off.
+    let attributes = mount.ask(SETATTR, node, &[0; 88]).unwrap();
+    assert_eq!(u64_at(&attributes, 16 + 8), SIZE);
+    mount.ask(OPEN, node, &words(&[2])).unwrap();
+    assert_eq!(mount.ask(LOOKUP, 1, b"xvdb\0"), Err(Errno::NOENT));
+    let list = mount.ask(READDIR, 1, &words(&[0, 0, 4096, 0, 0])).unwrap();
+    assert!(list.windows(4).any(|name| name == b"xvda"));
+    assert_eq!(mount.ask(READDIR, 1, &words(&[0, 5, 4096, 0, 0])), Ok(Vec::new()));
+    assert_eq!(mount.ask(99, 1, &[]), Err(Errno::NOSYS));
+    assert_eq!(mount.read(SIZE - 3, 4096), [7; 3]);
+    assert_eq!(mount.read(SIZE, 4096), []);
+    assert_eq!(mount.write(SIZE - 3, &[1; 9], 0), Ok(3), "as far as there is room");
+    assert_eq!(mount.write(SIZE, &[1; 9], 0), Err(Errno::NOSPC));
+    assert_eq!(mount.write(u64::MAX - 3, &[1; 9], 0), Err(Errno::NOSPC));
+    assert_eq!(mount.read(SIZE - 4, 4096), [7, 1, 1, 1]);
+}
+
+#[test]
+fn bytes_may_lie_anywhere() {
+    for sector_size in [512, 4096] {
+        let Some(mut mount) = Mount::new(sevens(sector_size)) else { return };
+        let mut model = vec![7; SIZE as usize];
+        let mut seed = 1_u64;
+        for round in 0..60_u8 {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            let offset = (seed >> 20) % (SIZE - 200_000);
+            let len = [1, 511, 512, 4095, 5000, 131_072, 200_000][usize::from(round) % 7];
+            let place = offset as usize..offset as usize + len;
+            if round % 3 == 0 {
+                let body = words(&[0, offset, len as u64, 3]);
+                mount.ask(FALLOCATE, mount.node, &body).unwrap();
+                model[place.clone()].fill(0);
+            } else {
+                let data = vec![round; len];
+                assert_eq!(mount.write(offset, &data, 0), Ok(len as u64));
+                model[place.clone()].copy_from_slice(&data);
+            }
+            let (from, to) = (place.start.saturating_sub(600), (place.end + 600).min(model.len()));
+            let read = mount.read(from as u64, (to - from) as u32);
+            assert!(read == model[from..to], "sector {sector_size}, round {round}: {place:?}");
+        }
+        let whole: Vec<u8> =
+            (0..SIZE / 131_072).flat_map(|at| mount.read(at * 131_072, 131_072)).collect();
+        assert!(whole == model, "sectors of {sector_size}");
+    }
+}
+
+#[test]
+fn fsync_is_a_flush_and_so_is_the_end_of_a_synchronous_write() {
+    let Some(mut mount) = Mount::new(sevens(512)) else { return };
+    mount.write(0, &[1; 512], 0).unwrap();
+    assert_eq!(mount.flushes(), 0);
+    mount.ask(FSYNC, mount.node, &[0; 16]).unwrap();
+    assert_eq!(mount.flushes(), 1);
+    mount.write(100, &[1; 512], libc::O_DSYNC).unwrap();
+    assert_eq!(mount.flushes(), 2);
+}
+
+#[test]
+fn many_requests_are_on_their_way() {
+    let Some(mut mount) = Mount::new(sevens(512)) else { return };
+    let node = mount.node;
+    for at in 0..32_u64 {
+        mount.send(READ, node, &words(&[0, at * 4096, 512, 0, 0]));
+    }
+    mount.fuse.turn().unwrap();
+    mount.fuse.ask(ID.devid, mount.scene.bus.driver(ID).unwrap()).unwrap();
+    assert_eq!(mount.scene.front().in_flight(), 32);
+    for _ in 0..32 {
+        assert_eq!(mount.hear().1, Ok(vec![7; 512]));
+    }
+    // Parts of one sector, all at once: each is kept.
+    for at in 0..32_u64 {
+        mount.send(WRITE, node, &Mount::write_body(at * 16, &[at as u8; 16], 0));
+    }
+    for _ in 0..32 {
+        mount.hear().1.unwrap();
+    }
+    let wanted: Vec<u8> = (0..32).flat_map(|at| [at; 16]).collect();
+    assert_eq!(mount.read(0, 512), wanted);
+}
+
+#[test]
+fn a_device_that_is_gone_fails_what_was_asked_of_it() {
+    let Some(mut mount) = Mount::new(sevens(512)) else { return };
+    let node = mount.node;
+    mount.send(READ, node, &words(&[0, 0, 4096, 0, 0]));
+    mount.fuse.turn().unwrap();
+    mount.fuse.ask(ID.devid, mount.scene.bus.driver(ID).unwrap()).unwrap();
+    mount.fuse.remove(ID.devid);
+    assert_eq!(mount.hear().1, Err(Errno::IO));
+    assert_eq!(mount.ask(READ, node, &words(&[0, 0, 4096, 0, 0])), Err(Errno::NXIO));
+    assert_eq!(mount.ask(GETATTR, node, &[0; 16]), Err(Errno::NOENT));
+}
+
+#[test]
+fn a_read_only_device_is_not_opened_for_writing() {
+    let disk = || Memory::new(SECTORS).read_only();
+    let Some(mut mount) = Mount::new(disk) else { return };
+    let node = mount.node;
+    assert_eq!(mount.ask(OPEN, node, &words(&[1])), Err(Errno::ROFS));
+    mount.ask(OPEN, node, &words(&[0])).unwrap();
+    assert_eq!(mount.ask(FALLOCATE, node, &words(&[0, 0, 4096, 3])), Err(Errno::BADF));
+    assert_eq!(mount.write(0, &[1; 512], 0), Err(Errno::PERM));
+}

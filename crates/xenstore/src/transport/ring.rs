@@ -1,0 +1,108 @@
+//! A guest's own ring to the store: a page that it shares with the daemon, and an event channel.
+//!
+//! The event channel's descriptor tells of all ports of the process. What is taken from it here is let
+//! go again at once, other ports' events too: so whoever shares it looks at its own rings after each
+//! call of the client, before it sleeps.
+
+use super::Wait;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd};
+use xen::Port;
+use xen::evtchn::EventChannels;
+use xen::shared::SharedPage;
+use xen_io::xs_ring::FrontRing;
+use xenstore_core::client::Client as Machine;
+
+/// Bytes that either half of the page holds (`XENSTORE_RING_SIZE`).
+const HALF: usize = 1024;
+
+/// A ring, and what has been read from it and not been asked for.
+pub struct Ring {
+    ring: FrontRing,
+    port: Port,
+    evtchn: Box<dyn EventChannels + Send>,
+    input: Vec<u8>,
+}
+
+impl fmt::Debug for Ring {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ring").field("port", &self.port).finish_non_exhaustive()
+    }
+}
+
+/// The daemon has broken the ring, or the platform is gone: there is no store any more.
+fn broken(_: impl fmt::Display) -> Errno {
+    Errno::CONNRESET
+}
+
+impl Ring {
+    /// The ring in `page`, about which the store is notified through `port`.
+    pub(crate) fn new(page: SharedPage, port: Port, evtchn: Box<dyn EventChannels + Send>) -> Self {
+        Self { ring: FrontRing::new(page), port, evtchn, input: Vec::new() }
+    }
+
+    /// Writes until the output is empty or the ring is full.
+    pub(crate) fn write(&mut self, machine: &mut Machine) -> Result<(), Errno> {
+        while !machine.output().is_empty() {
+            let count = self.ring.write(machine.output()).map_err(broken)?;
+            if count == 0 {
+                return Ok(());
+            }
+            machine.consume_output(count);
+            self.evtchn.notify(self.port).map_err(broken)?;
+        }
+        Ok(())
+    }
+
+    /// Whether there is something to read, whatever the descriptor says: its event may have been taken.
+    pub(crate) fn has_input(&mut self) -> Result<bool, Errno> {
+        if self.input.is_empty() {
+            self.input.resize(HALF, 0);
+            let read = self.ring.read(&mut self.input);
+            self.input.truncate(*read.as_ref().unwrap_or(&0));
+            if read.map_err(broken)? > 0 {
+                // There is room again.
+                self.evtchn.notify(self.port).map_err(broken)?;
+            }
+        }
+        Ok(!self.input.is_empty())
+    }
+
+    pub(crate) fn read(&mut self, buffer: &mut [u8], wait: Wait) -> Result<usize, Errno> {
+        loop {
+            if self.has_input()? {
+                let count = self.input.len().min(buffer.len());
+                for (to, from) in buffer.iter_mut().zip(self.input.drain(..count)) {
+                    *to = from;
+                }
+                return Ok(count);
+            }
+            if wait == Wait::Block {
+                match poll(&mut [PollFd::new(&self.evtchn.fd(), PollFlags::IN)], None) {
+                    Ok(_) | Err(Errno::INTR) => {}
+                    Err(errno) => return Err(errno),
+                }
+            }
+            self.take_events()?;
+            if wait == Wait::Poll && !self.has_input()? {
+                return Err(Errno::AGAIN);
+            }
+        }
+    }
+
+    fn take_events(&mut self) -> Result<(), Errno> {
+        while let Some(port) = self.evtchn.pending().map_err(broken)? {
+            // Another's port may have been closed meanwhile.
+            let _ = self.evtchn.unmask(port);
+        }
+        Ok(())
+    }
+}
+
+impl AsFd for Ring {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.evtchn.fd()
+    }
+}
