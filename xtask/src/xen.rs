@@ -7,17 +7,21 @@
 //! | `image` | the initramfs of dom0 and of the guests, by the recipes in `tests/xen` |
 //! | `modules` | the kernel's modules that an image needs |
 //! | `cpio` | the format of an initramfs |
+//! | `disk` | the disks of the boot `block`, made and checked |
 //! | `boot` | one boot: QEMU, its console, its bound on time |
 //! | `judge` | what a boot has shown; daemons side by side |
+//! | `speed` | our block backend beside the kernel's |
 //! | `trees` | what the store shows under two daemons |
 
 mod boot;
 mod cpio;
+mod disk;
 mod fetch;
 mod image;
 mod judge;
 mod modules;
 mod packages;
+mod speed;
 mod trees;
 
 use crate::Result;
@@ -31,7 +35,7 @@ const HELP: &str = "\
 cargo xtask xen [OPTION...]: our xenstored as the store of a real Xen host
 
   --store ours|c|both  whose xenstored runs the host; both is the default, and compares them
-  --boot NAME          only this boot: sysv or systemd
+  --boot NAME          only this boot: sysv, systemd or block
   --only NAME          only the steps with NAME in their name, and those that they need
   --update             fetch the archive's current packages again, where they are here already
   --json               the result as JSON, on standard output
@@ -45,6 +49,8 @@ in target/xen-lab/results; README.md in tests/xen tells what runs.
 const PROGRAMS: &[(&str, &str)] = &[
     ("xenstored", "xenstored"),
     ("xenstore", "xenstore"),
+    ("xen-block", "xen-blockd"),
+    ("xen-block", "xen-blkfront"),
     ("conformance", "platform-dom0"),
     ("conformance", "conformance-dom0"),
 ];

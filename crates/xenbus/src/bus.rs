@@ -97,6 +97,8 @@ pub struct Bus<D> {
     kind: String,
     root: String,
     make: Box<dyn FnMut(Id) -> D>,
+    /// The only device that this is about, if it is not about all.
+    only: Option<Id>,
     slots: BTreeMap<Id, Slot<D>>,
     news: Vec<News>,
 }
@@ -123,9 +125,15 @@ impl<D: Driver> Bus<D> {
         let root = path::root(side, domid, kind);
         let make = Box::new(make);
         let (slots, news) = (BTreeMap::new(), Vec::new());
-        let bus = Self { side, domid, kind: kind.into(), root, make, slots, news };
+        let bus = Self { side, domid, kind: kind.into(), root, make, only: None, slots, news };
         store.watch(&bus.root, bus.token(None))?;
         Ok(bus)
+    }
+
+    /// Leaves all devices but this one to whoever has them.
+    #[must_use]
+    pub fn only(self, id: Id) -> Self {
+        Self { only: Some(id), ..self }
     }
 
     /// The kind of its devices.

@@ -154,6 +154,20 @@ fn a_device_is_found_greets_and_goes() {
     assert!(!scene.tool.exists("/local/domain/0/backend/greeter/3").unwrap());
 }
 
+/// A program that drives one disk of a guest takes nothing from the kernel, which drives the others.
+#[test]
+fn a_bus_for_one_device_leaves_the_others() {
+    let Some(mut scene) = Scene::new() else { return };
+    let (store, bus) = scene.front;
+    scene.front = (store, bus.only(ID));
+    let mut other = device();
+    other.id.devid += 1;
+    toolstack::add(&mut scene.tool, &other).unwrap();
+    scene.connect();
+    assert_eq!(scene.front.1.ids().collect::<Vec<_>>(), [ID]);
+    assert_eq!(scene.read(&format!("{}/state", other.frontend_path())), "1");
+}
+
 /// libxl's paths, values and permissions.
 #[test]
 fn adding_writes_what_xl_writes() {

@@ -1,7 +1,7 @@
 //! One boot: QEMU without acceleration, Xen, dom0, and the steps that run there.
 
 use super::packages::program;
-use super::{Lab, Store, say};
+use super::{Lab, Store, disk, say};
 use crate::Result;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -17,24 +17,44 @@ pub(crate) struct Boot {
     stores: &'static [Store],
     /// What the kernel starts.
     init: &'static str,
+    /// Whether dom0 has disks.
+    disks: Disks,
     /// It is ended then, and has failed.
     bound: Duration,
 }
 
+/// The disks of dom0.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Disks {
+    /// Only what is in its memory.
+    None,
+    /// Those of [`disk`].
+    Images,
+}
+
 /// Debian's `/etc/init.d/xen`, and upstream's systemd unit with `launch-xenstore`. Debian builds its daemon
-/// without systemd: it does not tell when it is ready, as that unit asks.
+/// without systemd: it does not tell when it is ready, as that unit asks. The boot `block` is as the first one, for block devices.
 pub(crate) const ALL: &[Boot] = &[
     Boot {
         name: "sysv",
         stores: &[Store::C, Store::Ours],
         init: "/init",
+        disks: Disks::None,
         bound: Duration::from_secs(1200),
     },
     Boot {
         name: "systemd",
         stores: &[Store::Ours],
         init: "/lib/systemd/systemd",
+        disks: Disks::None,
         bound: Duration::from_secs(300),
+    },
+    Boot {
+        name: "block",
+        stores: &[Store::Ours],
+        init: "/init",
+        disks: Disks::Images,
+        bound: Duration::from_secs(900),
     },
 ];
 
@@ -55,6 +75,8 @@ pub(crate) struct Outcome {
     pub(crate) took: Duration,
     /// How QEMU ended, where it did not end well.
     pub(crate) fault: Option<String>,
+    /// What is wrong with the disks that guests have used.
+    pub(crate) disk_faults: Vec<String>,
 }
 
 impl Boot {
@@ -84,6 +106,9 @@ impl Boot {
         }
         fs::create_dir_all(&results)?;
         say(&format!("{}: Xen with the daemon {}, dom0 by {}", self.name, store.name(), self.init));
+        if self.disks == Disks::Images {
+            disk::make(lab)?;
+        }
         let mut console = fs::File::create(results.join("console"))?;
         let begin = Instant::now();
         let mut command = self.qemu(lab, store, &expected, &results)?;
@@ -112,7 +137,8 @@ impl Boot {
             _ => Some(format!("QEMU ended with {}: {}", output.status, why.trim())),
         };
         let took = begin.elapsed();
-        Ok(Outcome { store, boot: self.name, expected, results, took, fault })
+        let disk_faults = if self.disks == Disks::Images { disk::check(lab) } else { Vec::new() };
+        Ok(Outcome { store, boot: self.name, expected, results, took, fault, disk_faults })
     }
 
     fn qemu(&self, lab: &Lab, store: Store, steps: &[String], results: &Path) -> Result<Command> {
@@ -135,6 +161,12 @@ impl Boot {
         command.args(["-accel", "tcg,thread=multi,tb-size=512", "-cpu", "qemu64,+svm,+npt"]);
         command.args(["-smp", "2", "-m", "4G", "-display", "none", "-vga", "none", "-nic", "none"]);
         command.args(["-no-reboot", "-serial", "stdio", "-monitor", "none"]);
+        if self.disks == Disks::Images {
+            for name in disk::DRIVES {
+                let drive = format!("file={},format=raw,if=virtio", file(name));
+                command.args(["-drive", &drive]);
+            }
+        }
         let share =
             format!("local,path={},mount_tag=results,security_model=none", results.display());
         command.args(["-virtfs", &share, "-kernel", &file("xen"), "-append"]);

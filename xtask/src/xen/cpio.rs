@@ -72,6 +72,24 @@ impl Tree {
         self.0.insert(path.to_owned(), entry);
     }
 
+    /// Makes the tree below the folder `to`, without devices.
+    pub(super) fn unpack(&self, to: &Path) -> Result<()> {
+        for (path, entry) in &self.0 {
+            let to = to.join(path);
+            match entry {
+                Entry::Folder => fs::create_dir_all(to)?,
+                Entry::File(Contents::Of(source), _) => drop(fs::copy(source, to)?),
+                Entry::File(Contents::Are(bytes), mode) => {
+                    fs::write(&to, bytes)?;
+                    fs::set_permissions(&to, fs::Permissions::from_mode(*mode))?;
+                }
+                Entry::Link(target) => std::os::unix::fs::symlink(target, to)?,
+                Entry::Device(..) => {}
+            }
+        }
+        Ok(())
+    }
+
     /// Writes the archive; folders come before what is in them.
     pub(super) fn write(&self, to: &Path) -> Result<()> {
         let mut out = BufWriter::new(fs::File::create(to)?);

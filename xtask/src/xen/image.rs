@@ -1,4 +1,4 @@
-//! The images: the recipes `tests/xen/*.files` made into an initramfs for dom0 and one for guests.
+//! The images: the recipes `tests/xen/*.files` made into an initramfs for dom0 and those for guests; `disk` makes disks of others.
 //!
 //! A recipe has one thing to do a line:
 //!
@@ -28,28 +28,14 @@ pub(crate) fn build(lab: &Lab) -> Result<()> {
     let root = fs::canonicalize(lab.root())?;
     fs::create_dir_all(lab.dir.join("images"))?;
     kernel(lab, &root)?;
-    // The guest's image is in that of dom0.
-    for name in ["domu", "dom0"] {
-        let recipe = lab.recipes().join(format!("{name}.files"));
-        let text = fs::read_to_string(&recipe)?;
-        let mut image = Image {
-            lab,
-            root: &root,
-            tree: Tree::default(),
-            modules: Vec::new(),
-            seen: BTreeSet::new(),
-        };
-        for (number, line) in text.lines().enumerate() {
-            image
-                .line(line.split('#').next().unwrap_or_default())
-                .map_err(|error| format!("{}:{}: {error}", recipe.display(), number + 1))?;
-        }
-        modules::add(&mut image.tree, &root, &image.modules)?;
-        image.tree.device(Path::new("dev/console"), 5, 1);
-        image.tree.device(Path::new("dev/null"), 1, 3);
+    // The guests' images are in that of dom0.
+    for name in ["domu", "block", "dom0"] {
+        let mut tree = Image::read(lab, name)?.tree;
+        tree.device(Path::new("dev/console"), 5, 1);
+        tree.device(Path::new("dev/null"), 1, 3);
         let file = lab.dir.join("images").join(format!("{name}.cpio"));
-        image.tree.write(&file)?;
-        say(&format!("image of {name}: {} MiB", fs::metadata(&file)?.len() >> 20));
+        tree.write(&file)?;
+        say(&format!("image {name}: {} MiB", fs::metadata(&file)?.len() >> 20));
     }
     Ok(())
 }
@@ -101,16 +87,35 @@ fn filter(command: &mut Command, input: Vec<u8>) -> Result<Vec<u8>> {
     Ok(plain)
 }
 
-struct Image<'a> {
+/// What a recipe makes.
+pub(super) struct Image<'a> {
     lab: &'a Lab,
-    root: &'a Path,
-    tree: Tree,
+    root: PathBuf,
+    pub(super) tree: Tree,
     modules: Vec<String>,
     /// Files whose libraries are there.
     seen: BTreeSet<PathBuf>,
 }
 
-impl Image<'_> {
+impl<'a> Image<'a> {
+    /// Follows the recipe `name`.
+    pub(super) fn read(lab: &'a Lab, name: &str) -> Result<Self> {
+        let root = fs::canonicalize(lab.root())?;
+        let recipe = lab.recipes().join(format!("{name}.files"));
+        let text = fs::read_to_string(&recipe)?;
+        let (tree, modules, seen) = (Tree::default(), Vec::new(), BTreeSet::new());
+        let mut image = Self { lab, root, tree, modules, seen };
+        for (number, line) in text.lines().enumerate() {
+            image
+                .line(line.split('#').next().unwrap_or_default())
+                .map_err(|error| format!("{}:{}: {error}", recipe.display(), number + 1))?;
+        }
+        if !image.modules.is_empty() {
+            modules::add(&mut image.tree, &image.root, &image.modules)?;
+        }
+        Ok(image)
+    }
+
     fn line(&mut self, line: &str) -> Result<()> {
         let words: Vec<&str> = line.split_whitespace().collect();
         match words.as_slice() {
@@ -159,7 +164,7 @@ impl Image<'_> {
         let folder =
             fs::canonicalize(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
         let source = folder.join(path.file_name().ok_or("a path ends in a name")?);
-        let path = source.strip_prefix(self.root)?.to_owned();
+        let path = source.strip_prefix(&self.root)?.to_owned();
         let about = fs::symlink_metadata(&source)
             .map_err(|_| format!("the packages have no /{}", path.display()))?;
         if self.tree.has(&path) && !about.is_dir() {
@@ -195,18 +200,19 @@ impl Image<'_> {
         }
         let loader = self.root.join("usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2");
         let mut list = Command::new(&loader);
-        list.args(["--library-path", &libraries(self.root), "--list"]).arg(file);
+        list.args(["--library-path", &libraries(&self.root), "--list"]).arg(file);
         let list = list.output()?;
         let text = String::from_utf8_lossy(&list.stdout);
         let why = String::from_utf8_lossy(&list.stderr);
-        if text.contains("not found") || why.contains("not found") {
+        let missing = ["not found", "cannot open shared object"];
+        if missing.iter().any(|words| text.contains(words) || why.contains(words)) {
             return Err(
                 format!("{} does not run on the packages: {text}{why}", file.display()).into()
             );
         }
         for library in text.lines().filter_map(|line| line.split("=>").nth(1)) {
             let library = Path::new(library.split_whitespace().next().unwrap_or_default());
-            if let Ok(path) = library.strip_prefix(self.root) {
+            if let Ok(path) = library.strip_prefix(&self.root) {
                 self.copy(path)?;
             }
         }

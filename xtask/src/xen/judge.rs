@@ -4,7 +4,7 @@
 
 use super::boot::Outcome;
 use super::trees::differences;
-use super::{Lab, Store};
+use super::{Lab, Store, speed};
 use crate::Result;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -31,6 +31,8 @@ const ROWS: &[(&str, &str)] = &[
     ("ready_pvh_ms", "until it has used disk and network, ms"),
     ("save_pv_ms", "xl save, ms"),
     ("restore_pv_ms", "xl restore, ms"),
+    ("block_ready_pv_ms", "xl create until a PV guest is up from our disk, ms"),
+    ("block_ready_pvh_ms", "... a PVH guest, from qcow2 on qcow2, ms"),
     ("create_many_ms", "xl create, mean of 20 with up to 8 at once, ms"),
     ("many_ms", "all 20 created, 8 of them started, all destroyed, ms"),
     ("messages", "messages: a PV guest created, started, crashed"),
@@ -61,6 +63,7 @@ pub(crate) fn judge(
     let compared = compare(outcomes, &mut faults)?;
     let facts: BTreeMap<String, Map<String, Value>> =
         outcomes.iter().map(|outcome| (name_of(outcome), facts_of(outcome))).collect();
+    let speed = speed::rows(&facts);
     let whole = json!({
         "passed": faults.is_empty(),
         "faults": faults,
@@ -68,6 +71,7 @@ pub(crate) fn judge(
         "seconds": took.as_secs_f64(),
         "dom0_vcpus": 1,
         "facts": facts,
+        "block_speed": speed::json(&speed),
         "packages": versions,
     });
     let text = serde_json::to_string_pretty(&whole)?;
@@ -76,6 +80,7 @@ pub(crate) fn judge(
         println!("{text}");
     } else {
         table(&facts);
+        speed::print(&speed);
         for (name, lines) in &compared {
             println!("tree-{name}: {lines} lines, the same under both daemons");
         }
@@ -107,9 +112,8 @@ fn faults_of(outcome: &Outcome) -> Vec<String> {
             None => faults.push(format!("{name}: {step}: did not end{}", last_of(step))),
         }
     }
-    if let Some(fault) = &outcome.fault {
-        faults.push(format!("{name}: {fault}"));
-    }
+    let more = outcome.fault.iter().chain(&outcome.disk_faults);
+    faults.extend(more.map(|fault| format!("{name}: {fault}")));
     if text.is_empty() {
         let last = last_lines(&outcome.results.join("console"));
         faults.push(format!("{name}: dom0 ran no step; the console's end:{last}"));

@@ -9,12 +9,14 @@ pub(super) const SUITE: &str = "bookworm";
 /// The folder of Xen's programs has its version in its name.
 pub(super) const XEN: &str = "4.17";
 
-/// Packages that come with all that they depend on: QEMU and the user space of dom0.
+/// Packages that come with all that they depend on: QEMU, what makes and checks images, the user space of dom0 and of guests.
 pub(super) const WITH_DEPENDENCIES: &[&str] = &[
     "qemu-system-x86",
     "seabios",
     "xz-utils",
     "zstd",
+    "e2fsprogs",
+    "qemu-utils",
     "xen-utils-4.17",
     "xen-utils-common",
     "xenstore-utils",
@@ -24,6 +26,7 @@ pub(super) const WITH_DEPENDENCIES: &[&str] = &[
     "coreutils",
     "dash",
     "dpkg",
+    "fio",
     "grep",
     "iproute2",
     "kmod",
@@ -52,7 +55,7 @@ pub(super) fn program(root: &Path, path: &str) -> Command {
 /// What `ld.so` is told: the folders of the packages' libraries.
 pub(super) fn libraries(root: &Path) -> String {
     let main = root.join("usr/lib/x86_64-linux-gnu");
-    let more = ["pulseaudio", "systemd"];
+    let more = ["ceph", "pulseaudio", "systemd"];
     let all = std::iter::once(main.clone()).chain(more.iter().map(|name| main.join(name)));
     all.map(|path| path.display().to_string()).collect::<Vec<_>>().join(":")
 }

@@ -23,7 +23,7 @@ struct Nodes {
 impl<D: Driver> Bus<D> {
     /// Looks at a device and does what there is to do.
     pub(super) fn look(&mut self, store: &mut Client, id: Id) -> Result<(), Error> {
-        if !self.find(store, id)? {
+        if self.only.is_some_and(|only| only != id) || !self.find(store, id)? {
             return Ok(());
         }
         for _ in 0..STEPS_MAX {

@@ -1,0 +1,301 @@
+//! `xen-blkfront`: the frontend of one disk of this guest, without a kernel driver: copies a file onto the
+//! disk, or the disk into a file, as fast as the backend answers.
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::time::Timespec;
+use std::cell::RefCell;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::process::ExitCode;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+use xen::DomId;
+use xen::evtchn::EventChannels;
+use xen::shared::PAGE_SIZE;
+use xen_block::front::{Buffer, Completion, Front, Offer, Options, Part, Platform, Want};
+use xen_block::vbd;
+use xen_io::blkif::Status;
+use xen_linux::Machine;
+use xenbus::bus::What;
+use xenbus::{Bus, Id, Side, State};
+use xenstore::{Client, Store};
+
+const USAGE: &str = "\
+usage: xen-blkfront write VDEV FILE   copies the file onto the disk, from its first sector on, and flushes
+       xen-blkfront read VDEV FILE    copies the disk into the file
+VDEV is the disk's name or number: xvdb or 51728. In a guest of a Xen host; the guest's kernel must not use the disk.";
+
+/// How long the backend may take: to connect, for an answer, to close.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Pages of a request; fewer where the backend takes fewer.
+const REQUEST_PAGES: usize = 32;
+/// Requests without an answer.
+const DEPTH: usize = 8;
+
+/// What goes wrong is told once.
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+/// The way the bytes go.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    ToDisk,
+    FromDisk,
+}
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let done = match words.as_slice() {
+        ["write", vdev, file] => copy(vdev, file, Way::ToDisk),
+        ["read", vdev, file] => copy(vdev, file, Way::FromDisk),
+        ["--help" | "-h"] => {
+            println!("{USAGE}");
+            return ExitCode::SUCCESS;
+        }
+        _ => {
+            eprintln!("{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match done {
+        Ok(said) => {
+            println!("xen-blkfront: {said}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("xen-blkfront: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Copies; says how that was.
+fn copy(vdev: &str, path: &str, way: Way) -> Result<String> {
+    let devid = vdev.parse().or_else(|_| vbd::number(vdev))?;
+    let file = match way {
+        Way::ToDisk => File::open(path),
+        Way::FromDisk => File::create(path),
+    };
+    let file = file.map_err(|error| format!("{path}: {error}"))?;
+    let mut guest = Guest::connect(devid)?;
+    let front = guest.front()?;
+    let info = front.info().ok_or("the device is connected and says nothing of itself")?;
+    let disk = info.sectors * 512;
+    let bytes = match way {
+        Way::ToDisk => file.metadata()?.len(),
+        Way::FromDisk => disk,
+    };
+    if bytes > disk || !bytes.is_multiple_of(info.sector_size.into()) {
+        let size = info.sector_size;
+        return Err(
+            format!("{path} has {bytes} bytes; the disk has {disk}, in sectors of {size}").into()
+        );
+    }
+    let begin = Instant::now();
+    let pages = usize::from(info.segments_max).min(REQUEST_PAGES);
+    Transfer { file, way, bytes, pages, asked: Vec::new(), next: 0 }.run(&mut guest)?;
+    if way == Way::ToDisk && info.flush == Offer::Taken {
+        guest.front()?.submit(0, Want::Flush { tag: 0 }, &[])?;
+        guest.answers(|_, done| match done.status {
+            Status::Okay => Ok(()),
+            status => Err(format!("the backend answers {status:?} to the flush").into()),
+        })?;
+    }
+    let took = begin.elapsed().as_millis();
+    guest.close()?;
+    Ok(format!("{bytes} bytes in {took} ms, {pages} pages a request"))
+}
+
+/// A request without an answer.
+struct Asked {
+    tag: u64,
+    bytes: u64,
+    buffers: Vec<Buffer>,
+}
+
+/// One way through a file.
+struct Transfer {
+    file: File,
+    way: Way,
+    bytes: u64,
+    pages: usize,
+    asked: Vec<Asked>,
+    /// The first byte that is not asked for.
+    next: u64,
+}
+
+impl Transfer {
+    fn run(mut self, guest: &mut Guest) -> Result<()> {
+        loop {
+            while self.asked.len() < DEPTH && self.next < self.bytes {
+                self.ask(guest.front()?)?;
+            }
+            if self.asked.is_empty() {
+                return Ok(());
+            }
+            guest.answers(|front, done| self.answered(front, done))?;
+        }
+    }
+
+    /// Puts the next request into the ring; its tag is the byte where it begins.
+    fn ask(&mut self, front: &mut Front) -> Result<()> {
+        let tag = self.next;
+        let bytes = (self.bytes - tag).min((self.pages * PAGE_SIZE) as u64);
+        let (mut buffers, mut parts) = (Vec::new(), Vec::new());
+        for start in (0..bytes).step_by(PAGE_SIZE) {
+            let here = (bytes - start).min(PAGE_SIZE as u64);
+            let buffer = front.take_buffer().ok_or("no buffer is left")?;
+            let page = front.page(buffer).ok_or("a buffer without a page")?;
+            if self.way == Way::ToDisk {
+                let mut data = vec![0; here as usize];
+                self.file.read_exact_at(&mut data, tag + start)?;
+                page.copy_in(0, &data)?;
+            }
+            parts.push(Part { buffer, first: 0, last: (here / 512 - 1) as u8 });
+            buffers.push(buffer);
+        }
+        let sector = tag / 512;
+        let want = match self.way {
+            Way::ToDisk => Want::Write { tag, sector },
+            Way::FromDisk => Want::Read { tag, sector },
+        };
+        front.submit(0, want, &parts)?;
+        self.asked.push(Asked { tag, bytes, buffers });
+        self.next += bytes;
+        Ok(())
+    }
+
+    fn answered(&mut self, front: &mut Front, done: Completion) -> Result<()> {
+        let at = self.asked.iter().position(|asked| asked.tag == done.tag);
+        let Asked { tag, bytes, buffers } =
+            self.asked.swap_remove(at.ok_or("an answer to no request")?);
+        if done.status != Status::Okay {
+            return Err(format!("the backend answers {:?} at byte {tag}", done.status).into());
+        }
+        for (start, buffer) in (0..bytes).step_by(PAGE_SIZE).zip(buffers) {
+            if self.way == Way::FromDisk {
+                let page = front.page(buffer).ok_or("a buffer without a page")?;
+                let mut data = vec![0; (bytes - start).min(PAGE_SIZE as u64) as usize];
+                page.copy_out(0, &mut data)?;
+                self.file.write_all_at(&data, tag + start)?;
+            }
+            front.give_back(buffer);
+        }
+        Ok(())
+    }
+}
+
+/// This guest, with one disk.
+struct Guest {
+    store: Client,
+    evtchn: Rc<RefCell<dyn EventChannels>>,
+    bus: Bus<Front>,
+    id: Id,
+}
+
+impl Guest {
+    /// Connects the disk `devid`.
+    fn connect(devid: u32) -> Result<Self> {
+        if xen_linux::machine() == Machine::Bare {
+            return Err("this is no domain of a Xen host".into());
+        }
+        let evtchn: Rc<RefCell<dyn EventChannels>> =
+            Rc::new(RefCell::new(xen_linux::evtchn::Evtchn::open(None)?));
+        let grants = Rc::new(RefCell::new(xen_linux::gntalloc::Gntalloc::open()?));
+        let mut store = Client::open()?;
+        let domid = String::from_utf8_lossy(&store.read("domid")?).trim().parse()?;
+        let id = Id { frontend: DomId(domid), devid };
+        let options = Options { buffers: DEPTH * REQUEST_PAGES, ..Options::default() };
+        let platform = Rc::new(Platform { evtchn: Rc::clone(&evtchn), grants, options });
+        let make = move |_| Front::new(Rc::clone(&platform));
+        let bus = Bus::start(&mut store, Side::Frontend, id.frontend, "vbd", make)?.only(id);
+        let mut guest = Self { store, evtchn, bus, id };
+        guest.until(State::Connected)?;
+        Ok(guest)
+    }
+
+    fn front(&mut self) -> Result<&mut Front> {
+        Ok(self.bus.driver(self.id).ok_or("the disk is gone")?)
+    }
+
+    /// Stops using the disk, so that somebody else may.
+    fn close(mut self) -> Result<()> {
+        self.bus.leave(&mut self.store, self.id)?;
+        self.until(State::Closed)
+    }
+
+    /// Waits for this end's state.
+    fn until(&mut self, state: State) -> Result<()> {
+        let end = Instant::now() + PATIENCE;
+        while self.bus.state(self.id) != Some(state) {
+            let left = end.saturating_duration_since(Instant::now());
+            let Some(event) = self.store.next_event(Some(left))? else {
+                let (devid, own) = (self.id.devid, self.bus.state(self.id));
+                return Err(
+                    format!("disk {devid} is {own:?}, not {state}, after {PATIENCE:?}").into()
+                );
+            };
+            self.take(&event)?;
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, event: &xenstore::Event) -> Result<()> {
+        self.bus.take(&mut self.store, event)?;
+        for news in self.bus.take_news() {
+            if let (true, What::Error(error)) = (news.id == self.id, news.what) {
+                return Err(error.into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Shows the backend what was asked, waits, and takes at least one answer.
+    fn answers(
+        &mut self,
+        mut each: impl FnMut(&mut Front, Completion) -> Result<()>,
+    ) -> Result<()> {
+        self.front()?.push()?;
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let mut done = Vec::new();
+            let front = self.front()?;
+            front.take(|completion| done.push(completion))?;
+            if !done.is_empty() {
+                return done.into_iter().try_for_each(|completion| each(front, completion));
+            }
+            if front.final_check()? {
+                continue;
+            }
+            if Instant::now() > end {
+                return Err(format!("the backend does not answer within {PATIENCE:?}").into());
+            }
+            self.sleep(end)?;
+        }
+    }
+
+    /// Until there is an event of the ring or of the store.
+    fn sleep(&mut self, end: Instant) -> Result<()> {
+        {
+            let evtchn = self.evtchn.borrow();
+            let mut fds = [
+                PollFd::new(&self.store, PollFlags::IN),
+                PollFd::from_borrowed_fd(evtchn.fd(), PollFlags::IN),
+            ];
+            let left = end.saturating_duration_since(Instant::now());
+            poll(&mut fds, Timespec::try_from(left).ok().as_ref())?;
+        }
+        let mut evtchn = self.evtchn.borrow_mut();
+        while let Some(port) = evtchn.pending()? {
+            evtchn.unmask(port)?;
+        }
+        drop(evtchn);
+        while let Some(event) = self.store.poll_event()? {
+            self.take(&event)?;
+        }
+        if self.bus.state(self.id) != Some(State::Connected) {
+            return Err("the backend has closed the disk".into());
+        }
+        Ok(())
+    }
+}
