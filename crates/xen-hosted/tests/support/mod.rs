@@ -207,6 +207,7 @@ pub(crate) fn play_store() -> ExitCode {
         grants: Box::new(platform.grants),
         domains: Box::new(platform.domains),
         ioctls: &[],
+        name: format!("the broker of {}", dir.display()),
     };
     match xenstored::run(&config, xenstored::Provided::Platform(platform)) {
         Ok(()) => ExitCode::SUCCESS,
