@@ -108,6 +108,8 @@ fn enter(plan: Plan<'_>) -> Result<std::convert::Infallible, Failed> {
         let to = if to == 3 { GUEST_DESCRIPTOR } else { i32::try_from(to).unwrap_or(0) };
         sys::place_descriptor(from.as_fd(), to).map_err(|errno| (7, errno))?;
     }
+    // What the broker's starter has left open is the broker's, not the domain's.
+    sys::keep_up_to(GUEST_DESCRIPTOR).map_err(|errno| (7, errno))?;
     let plan = Plan { setup, ..plan };
     give_up_privileges(&plan).map_err(|errno| (8, errno))?;
     let strings = plan.config.program_strings().ok_or((10, Errno::INVAL))?;
