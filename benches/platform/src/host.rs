@@ -140,6 +140,7 @@ pub(crate) fn play_store(dir: &Path) -> Result<()> {
         grants: Box::new(platform.grants),
         domains: Box::new(platform.domains),
         ioctls: &[],
+        name: format!("the broker of {}", dir.display()),
     };
     Ok(xenstored::run(&config, xenstored::Provided::Platform(platform))?)
 }

@@ -1,5 +1,6 @@
 //! What the hosted platform costs, beside what the machine itself costs, in one run.
 
+mod bounce;
 mod guest;
 mod host;
 mod life;
@@ -34,13 +35,19 @@ fn main() -> ExitCode {
         ["pong", peer] => guest::pong(peer),
         ["ping", peer, count] => guest::ping(peer, count),
         ["offer", count] => guest::offer(count),
-        ["bounce", ..] => speed::bounce(),
-        ["bounced", count] => speed::bounced(count),
+        ["answer"] => bounce::answer(),
+        ["answer", waiting, _] => {
+            bounce::Waiting::named(waiting).and_then(bounce::answer_in_domain)
+        }
+        ["bounce", waiting, trips] => {
+            bounce::Waiting::named(waiting).and_then(|waiting| bounce::bounce(waiting, trips))
+        }
         [] => measure(&Extent::FULL, &[speed::all, life::many]),
         ["--quick"] => measure(&Extent::QUICK, &[speed::all, life::many]),
+        ["channels"] => measure(&Extent::FULL, &[bounce::alone]),
         ["speed"] => measure(&Extent::FULL, &[speed::all]),
         ["create"] => measure(&Extent::FULL, &[life::many]),
-        _ => Err("usage: platform-bench [--quick | speed | create]".into()),
+        _ => Err("usage: platform-bench [--quick | channels | speed | create]".into()),
     };
     match ended {
         Ok(()) => ExitCode::SUCCESS,

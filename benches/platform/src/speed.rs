@@ -1,35 +1,33 @@
-//! Event channels, grants and requests to the store, each beside what it is measured by.
+//! Grants and requests to the store, and what [`bounce`] says of event channels, each beside what it is measured by.
 
 use crate::Result;
-use crate::guest::pin;
+use crate::bounce;
 use crate::host::{Host, WITHIN, run};
 use crate::table::{Extent, Goal, Row};
 use conformance::daemon::{Daemon, Kind};
-use rustix::event::{EventfdFlags, eventfd};
 use std::fs::File;
 use std::io::{BufRead, BufReader, PipeReader, PipeWriter, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::time::Instant;
+use xen::GrantRef;
 use xen::domctl::DomainControl;
 use xen::gnttab::{Access, GrantMap};
-use xen::{DomId, GrantRef};
 use xen_hosted::domain::{Config, Files};
 use xen_hosted::domctl::{Control, Created, Descriptors};
 use xenstore::Store;
 use xenstore_core::wire::{MsgType, split_message};
 
 /// A domain of this program with a pipe to talk to.
-struct Talker {
-    created: Created,
+pub(crate) struct Talker {
+    pub(crate) created: Created,
     input: PipeWriter,
     output: BufReader<PipeReader>,
 }
 
 impl Talker {
-    fn create(control: &mut Control, args: &[&str]) -> Result<Self> {
+    pub(crate) fn create(control: &mut Control, args: &[&str]) -> Result<Self> {
         let (read_in, input) = std::io::pipe()?;
         let (output, write_out) = std::io::pipe()?;
         let mut config = Config::default();
@@ -47,11 +45,11 @@ impl Talker {
         Ok(Self { created, input, output: BufReader::new(output) })
     }
 
-    fn tell(&mut self, line: &str) -> Result<()> {
+    pub(crate) fn tell(&mut self, line: &str) -> Result<()> {
         Ok(writeln!(self.input, "{line}")?)
     }
 
-    fn hear(&mut self) -> Result<u64> {
+    pub(crate) fn hear(&mut self) -> Result<u64> {
         let mut line = String::new();
         self.output.read_line(&mut line)?;
         line.trim().parse().map_err(|_| format!("a domain of the bench says {line:?}").into())
@@ -66,142 +64,10 @@ fn median(values: &mut [f64]) -> f64 {
 /// All of it.
 pub(crate) fn all(extent: &Extent) -> Result<Vec<Row>> {
     let host = Host::start()?;
-    let mut rows = channels(&host, extent)?;
+    let mut rows = bounce::rows(&host, extent)?;
     rows.push(grants(&host, extent)?);
     rows.extend(requests(&host, extent)?);
     Ok(rows)
-}
-
-/// The other process of the measure: waits at standard input, answers at standard output.
-pub(crate) fn bounce() -> Result<()> {
-    pin()?;
-    let (input, output) = (std::io::stdin(), std::io::stdout());
-    let mut count = [0; 8];
-    loop {
-        rustix::io::read(&input, &mut count)?;
-        if u64::from_ne_bytes(count) > 1 {
-            return Ok(());
-        }
-        rustix::io::write(&output, &1_u64.to_ne_bytes())?;
-    }
-}
-
-fn channels(host: &Host, extent: &Extent) -> Result<Vec<Row>> {
-    let mut control = host.control()?;
-    let per_round = extent.per_round.to_string();
-    let next = |control: &mut Control| -> Result<u16> {
-        Ok(control.list()?.last().map_or(0, |last| last.domid.0) + 1)
-    };
-    let first = next(&mut control)?;
-    let mut pong = Talker::create(&mut control, &["pong", &(first + 1).to_string()])?;
-    let mut ping = Talker::create(&mut control, &["ping", &first.to_string(), &per_round])?;
-    if (pong.created.domid, ping.created.domid) != (DomId(first), DomId(first + 1)) {
-        return Err("the domains have other numbers than they were told".into());
-    }
-    control.unpause(pong.created.domid)?;
-    let port = pong.hear()?;
-    control.unpause(ping.created.domid)?;
-    ping.tell(&port.to_string())?;
-
-    let flags = EventfdFlags::CLOEXEC;
-    let (there, back) = (eventfd(0, flags)?, eventfd(0, flags)?);
-    let mut bouncer = Command::new(std::env::current_exe()?)
-        .arg("bounce")
-        .stdin(Stdio::from(there.try_clone()?))
-        .stdout(Stdio::from(back.try_clone()?))
-        .spawn()?;
-    let mut boxed = Boxed::create(&mut control, &per_round)?;
-    let (mut plain, mut sandboxed, mut ours) = (Vec::new(), Vec::new(), Vec::new());
-    for _ in 0..extent.rounds {
-        plain.push(bounce_round(&there, &back, extent.per_round)?);
-        sandboxed.push(boxed.round()?);
-        ping.tell("go")?;
-        ours.push(ping.hear()? as f64 / extent.per_round as f64);
-    }
-    rustix::io::write(&there, &2_u64.to_ne_bytes())?;
-    bouncer.wait()?;
-    let [plain, sandboxed, ours] = [plain, sandboxed, ours].map(|mut rounds| median(&mut rounds));
-    let [first, second] = boxed.domids;
-    for domid in [pong.created.domid, ping.created.domid, first, second] {
-        control.destroy(domid)?;
-    }
-    let text = format!("{ours:.0} ns; eventfds of two processes {plain:.0} ns");
-    let boxed = format!("{ours:.0} ns; eventfds of two domains {sandboxed:.0} ns");
-    Ok(vec![
-        Row::new("event channel round trip", text, ours / plain, Goal::AtMost(1.1)),
-        Row::new("the same, within the sandboxes", boxed, ours / sandboxed, Goal::None),
-    ])
-}
-
-/// The measure in the sandboxes of two domains: their standard input and output are its eventfds.
-struct Boxed {
-    domids: [DomId; 2],
-    go: OwnedFd,
-    times: BufReader<PipeReader>,
-}
-
-impl Boxed {
-    fn create(control: &mut Control, per_round: &str) -> Result<Self> {
-        let flags = EventfdFlags::CLOEXEC;
-        let (there, back) = (eventfd(0, flags)?, eventfd(0, flags)?);
-        let (times, error) = std::io::pipe()?;
-        let program = File::open(std::env::current_exe()?)?;
-        let mut create = |role: &str, input: &OwnedFd, output: &OwnedFd| -> Result<DomId> {
-            let mut config = Config::default();
-            config.files = Files::System;
-            config.args = ["guest", role, per_round].map(Into::into).to_vec();
-            let descriptors = Descriptors {
-                program: program.as_fd(),
-                input: input.as_fd(),
-                output: output.as_fd(),
-                error: error.as_fd(),
-            };
-            let domid = control.create(&config, descriptors)?.domid;
-            control.unpause(domid)?;
-            Ok(domid)
-        };
-        let domids = [create("bounce", &there, &back)?, create("bounced", &back, &there)?];
-        Ok(Self { domids, go: back, times: BufReader::new(times) })
-    }
-
-    fn round(&mut self) -> Result<f64> {
-        rustix::io::write(&self.go, &1_u64.to_ne_bytes())?;
-        let mut line = String::new();
-        self.times.read_line(&mut line)?;
-        Ok(line.trim().parse()?)
-    }
-}
-
-/// Its first domain: a round whenever its eventfd says so; the time of each goes to standard error.
-pub(crate) fn bounced(count: &str) -> Result<()> {
-    pin()?;
-    let (input, output) = (std::io::stdin(), std::io::stdout());
-    let count = count.parse()?;
-    loop {
-        rustix::io::read(&input, &mut [0; 8])?;
-        eprintln!("{}", round(&output, &input, count)?);
-    }
-}
-
-/// One round: its time for each round trip, in ns.
-fn round(there: impl AsFd, back: impl AsFd, trips: usize) -> rustix::io::Result<f64> {
-    let mut count = [0; 8];
-    let begin = Instant::now();
-    for _ in 0..trips {
-        rustix::io::write(&there, &1_u64.to_ne_bytes())?;
-        rustix::io::read(&back, &mut count)?;
-    }
-    Ok(begin.elapsed().as_nanos() as f64 / trips as f64)
-}
-
-/// One round of the measure, on the CPU where the domains are.
-fn bounce_round(there: &OwnedFd, back: &OwnedFd, trips: usize) -> Result<f64> {
-    let (there, back) = (there.try_clone()?, back.try_clone()?);
-    let thread = std::thread::spawn(move || -> std::result::Result<f64, String> {
-        pin().map_err(|error| error.to_string())?;
-        round(there, back, trips).map_err(|error| error.to_string())
-    });
-    Ok(thread.join().map_err(|_| "the bouncing thread has panicked")??)
 }
 
 fn grants(host: &Host, extent: &Extent) -> Result<Row> {

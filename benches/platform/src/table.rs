@@ -10,6 +10,8 @@ pub(crate) struct Extent {
     pub(crate) rounds: usize,
     /// Round trips or requests in one round.
     pub(crate) per_round: usize,
+    /// Rounds of bouncing an event, short ones: what else the machine does falls on few of them.
+    pub(crate) bounces: usize,
     /// Domains at once.
     pub(crate) domains: usize,
     /// How long they are idle.
@@ -18,11 +20,16 @@ pub(crate) struct Extent {
 
 impl Extent {
     /// What the goals are about.
-    pub(crate) const FULL: Self =
-        Self { rounds: 11, per_round: 20_000, domains: 1000, idle: Duration::from_secs(60) };
+    pub(crate) const FULL: Self = Self {
+        rounds: 11,
+        per_round: 20_000,
+        bounces: 400,
+        domains: 1000,
+        idle: Duration::from_secs(60),
+    };
     /// Enough to see that all of it runs.
     pub(crate) const QUICK: Self =
-        Self { rounds: 3, per_round: 2000, domains: 30, idle: Duration::from_secs(2) };
+        Self { rounds: 3, per_round: 2000, bounces: 50, domains: 30, idle: Duration::from_secs(2) };
 }
 
 /// What a measured number must be.

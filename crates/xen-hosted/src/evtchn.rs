@@ -56,6 +56,15 @@ struct Held {
     notified: bool,
 }
 
+/// What is known of a port, in one cache line: a round trip is short enough for each to be felt.
+#[derive(Debug, Default)]
+struct Slot {
+    held: Option<Held>,
+    /// Counts bindings, so that an event fetched before the port was bound anew is not taken for one
+    /// of the new binding.
+    binding: u32,
+}
+
 /// All ports of this process.
 #[derive(Debug)]
 pub(crate) struct Ports {
@@ -65,35 +74,33 @@ pub(crate) struct Ports {
 
 #[derive(Debug, Default)]
 struct Table {
-    held: Vec<Option<Held>>,
-    /// Counts bindings, so that an event fetched before a port was bound anew is not taken for one
-    /// of the new binding.
-    bindings: Vec<u32>,
+    slots: Vec<Slot>,
 }
 
 impl Table {
+    #[inline]
     fn get(&self, port: Port) -> Result<&Held, Error> {
-        self.held.get(port.0 as usize).and_then(Option::as_ref).ok_or(Error::Inval)
+        self.slots.get(port.0 as usize).and_then(|slot| slot.held.as_ref()).ok_or(Error::Inval)
     }
 
+    #[inline]
     fn get_mut(&mut self, port: Port) -> Result<&mut Held, Error> {
-        self.held.get_mut(port.0 as usize).and_then(Option::as_mut).ok_or(Error::Inval)
+        self.slots.get_mut(port.0 as usize).and_then(|slot| slot.held.as_mut()).ok_or(Error::Inval)
     }
 
     fn token(&self, port: Port) -> u64 {
-        let binding = self.bindings.get(port.0 as usize).copied().unwrap_or(0);
+        let binding = self.slots.get(port.0 as usize).map_or(0, |slot| slot.binding);
         u64::from(binding) << 32 | u64::from(port.0)
     }
 
     fn set(&mut self, port: Port, held: Held) {
         let at = port.0 as usize;
-        if self.held.len() <= at {
-            self.held.resize_with(at + 1, || None);
-            self.bindings.resize(at + 1, 0);
+        if self.slots.len() <= at {
+            self.slots.resize_with(at + 1, Slot::default);
         }
-        self.held[at] = Some(held);
         // 31 bits: the tokens above are not ports.
-        self.bindings[at] = (self.bindings[at] + 1) & 0x7fff_ffff;
+        let binding = (self.slots[at].binding + 1) & 0x7fff_ffff;
+        self.slots[at] = Slot { held: Some(held), binding };
     }
 }
 
@@ -157,8 +164,9 @@ impl Ports {
 
     /// This process does not hold `port` any more.
     fn remove(&self, port: Port) {
-        let slot = lock(&self.table).held.get_mut(port.0 as usize).and_then(Option::take);
-        self.forget(slot.and_then(|held| held.ends));
+        let mut table = lock(&self.table);
+        let held = table.slots.get_mut(port.0 as usize).and_then(|slot| slot.held.take());
+        self.forget(held.and_then(|held| held.ends));
     }
 
     /// The peer may keep the eventfd open, so closing it does not take it out of the epoll.
@@ -168,6 +176,7 @@ impl Ports {
         }
     }
 
+    #[inline(always)]
     fn notify(&self, port: Port) -> Result<(), Error> {
         let table = lock(&self.table);
         let Some(ends) = &table.get(port)?.ends else { return Ok(()) };
@@ -185,13 +194,23 @@ impl Ports {
         Ok(())
     }
 
+    #[inline(always)]
     fn unmask(&self, port: Port) -> Result<(), Error> {
         let mut table = lock(&self.table);
+        let held = table.get_mut(port)?;
+        if held.mask == Mask::Asleep {
+            return self.wake(&mut table, port);
+        }
+        held.mask = Mask::Open;
+        Ok(())
+    }
+
+    /// Puts a port that is asleep back into the epoll.
+    #[cold]
+    fn wake(&self, table: &mut Table, port: Port) -> Result<(), Error> {
         let token = EventData::new_u64(table.token(port));
         let held = table.get_mut(port)?;
-        if held.mask == Mask::Asleep
-            && let Some(ends) = &held.ends
-        {
+        if let Some(ends) = &held.ends {
             // The eventfd is never read, so it is readable, and this is an edge.
             epoll::modify(&self.epoll, &ends.wait, token, EDGE).map_err(from_errno)?;
         }
@@ -200,26 +219,36 @@ impl Ports {
     }
 
     /// What a fetched event means: a port to be reported, or nothing.
+    #[inline(always)]
     fn take(&self, token: u64) -> Option<Port> {
-        let port = Port(u32::try_from(token & 0xffff_ffff).ok()?);
+        let port = Port(token as u32);
         let mut table = lock(&self.table);
-        if table.token(port) != token {
+        let slot = table.slots.get_mut(port.0 as usize)?;
+        if u64::from(slot.binding) != token >> 32 {
             return None;
         }
-        let held = table.get_mut(port).ok()?;
-        match held.mask {
-            Mask::Open => {
-                held.mask = Mask::Masked;
-                Some(port)
-            }
-            Mask::Masked => {
-                let ends = held.ends.as_ref()?;
-                let token = EventData::new_u64(token);
-                epoll::modify(&self.epoll, &ends.wait, token, EventFlags::empty()).ok()?;
-                held.mask = Mask::Asleep;
-                None
-            }
-            Mask::Asleep => None,
+        let held = slot.held.as_mut()?;
+        if held.mask == Mask::Open {
+            held.mask = Mask::Masked;
+            return Some(port);
+        }
+        self.put_asleep(held, token);
+        None
+    }
+
+    /// Takes a port with an event that nobody may see yet out of the epoll.
+    #[cold]
+    fn put_asleep(&self, held: &mut Held, token: u64) {
+        if let (Mask::Masked, Some(ends)) = (held.mask, &held.ends)
+            && epoll::modify(
+                &self.epoll,
+                &ends.wait,
+                EventData::new_u64(token),
+                EventFlags::empty(),
+            )
+            .is_ok()
+        {
+            held.mask = Mask::Asleep;
         }
     }
 }
@@ -261,38 +290,50 @@ impl Channels {
     ///
     /// # Errors
     /// As [`EventChannels::pending`].
+    #[inline(always)]
     pub fn wait(&mut self, within: Option<Duration>) -> Result<Option<Port>, Error> {
-        let end = within.map(|within| Instant::now() + within);
+        if let Some(within) = within {
+            return self.wait_within(within);
+        }
         loop {
             if let Some(port) = self.next_fetched()? {
                 return Ok(Some(port));
             }
-            let left = end.map(|end| end.saturating_duration_since(Instant::now()));
-            let timeout = left.map(|left| Timespec {
+            self.fetch(None)?;
+        }
+    }
+
+    fn wait_within(&mut self, within: Duration) -> Result<Option<Port>, Error> {
+        let end = Instant::now() + within;
+        loop {
+            if let Some(port) = self.next_fetched()? {
+                return Ok(Some(port));
+            }
+            let left = end.saturating_duration_since(Instant::now());
+            let timeout = Timespec {
                 tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
                 tv_nsec: left.subsec_nanos().into(),
-            });
-            self.fetch(timeout.as_ref())?;
-            if self.fetched.is_empty() && left.is_some_and(|left| left.is_zero()) {
+            };
+            self.fetch(Some(&timeout))?;
+            if self.fetched.is_empty() && left.is_zero() {
                 return Ok(None);
             }
         }
     }
 
     /// The next port among the fetched events.
+    #[inline(always)]
     fn next_fetched(&mut self) -> Result<Option<Port>, Error> {
         while let Some(token) = self.fetched.get(self.next).copied() {
             self.next += 1;
-            match token {
-                BROKER => self.link.drain()?,
-                MORE => {}
-                token => {
-                    if let Some(port) = self.link.ports.take(token) {
-                        self.link.count(Counter::Received(port), 1);
-                        self.show_more()?;
-                        return Ok(Some(port));
-                    }
-                }
+            if token == BROKER {
+                self.link.drain()?;
+            } else if token != MORE
+                && let Some(port) = self.link.ports.take(token)
+            {
+                self.link.count(Counter::Received(port), 1);
+                self.show_more()?;
+                return Ok(Some(port));
             }
         }
         self.show_more()?;
@@ -300,11 +341,14 @@ impl Channels {
     }
 
     /// Makes the descriptor readable while fetched events wait, and only then.
+    #[inline(always)]
     fn show_more(&mut self) -> Result<(), Error> {
         let more = self.next < self.fetched.len();
-        if more == self.more_set {
-            return Ok(());
-        }
+        if more == self.more_set { Ok(()) } else { self.set_more(more) }
+    }
+
+    #[cold]
+    fn set_more(&mut self, more: bool) -> Result<(), Error> {
         self.more_set = more;
         if more {
             rustix::io::write(&self.more, &1_u64.to_ne_bytes()).map_err(from_errno)?;
@@ -314,6 +358,7 @@ impl Channels {
         Ok(())
     }
 
+    #[inline(always)]
     fn fetch(&mut self, timeout: Option<&Timespec>) -> Result<(), Error> {
         self.fetched.clear();
         self.next = 0;
@@ -327,6 +372,18 @@ impl Channels {
             Err(Errno::INTR) => Ok(()),
             Err(error) => Err(from_errno(error)),
         }
+    }
+}
+
+impl Channels {
+    /// Listens to the broker before `port` is notified: it may have been bound since this was last done.
+    #[cold]
+    fn catch_up(&self, port: Port) -> Result<(), Error> {
+        self.link.drain()?;
+        if self.link.is_behind() {
+            self.link.ports.notify_next(port)?;
+        }
+        Ok(())
     }
 }
 
@@ -359,13 +416,10 @@ impl EventChannels for Channels {
         Ok(port)
     }
 
+    #[inline(always)]
     fn notify(&self, port: Port) -> Result<(), Error> {
         if self.link.is_behind() {
-            // The port may have been bound since the broker was last listened to.
-            self.link.drain()?;
-            if self.link.is_behind() {
-                self.link.ports.notify_next(port)?;
-            }
+            self.catch_up(port)?;
         }
         self.link.ports.notify(port)
     }
@@ -386,6 +440,7 @@ impl EventChannels for Channels {
         }
     }
 
+    #[inline(always)]
     fn unmask(&self, port: Port) -> Result<(), Error> {
         self.link.ports.unmask(port)
     }

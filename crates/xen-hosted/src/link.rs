@@ -51,6 +51,7 @@ impl Counter {
 }
 
 /// Locks, also where another thread panicked meanwhile: nothing here is left half done.
+#[inline]
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -205,6 +206,7 @@ impl Link {
 
     /// Whether the broker has told something that this process has not taken yet. What a peer has seen
     /// done by its return is told before that return.
+    #[inline]
     pub(crate) fn is_behind(&self) -> bool {
         let told = self.counters.long(Counter::Told.offset()).load(Ordering::Acquire);
         told > self.heard.load(Ordering::Relaxed)
@@ -237,6 +239,7 @@ impl Link {
     }
 
     /// Adds to what this process counts.
+    #[inline]
     pub(crate) fn count(&self, counter: Counter, by: i64) {
         let word = self.counters.long(counter.offset());
         // The only writer is this process; threads of it may lose a count to each other.
@@ -288,6 +291,7 @@ fn call(
 }
 
 /// The error with the number of a system call's.
+#[cold]
 pub(crate) fn from_errno(error: Errno) -> Error {
     Error::from_errno(error.raw_os_error())
 }

@@ -178,6 +178,7 @@ fn deaths_in_any_order_leave_nothing_behind() {
 #[test]
 fn the_brokers_end_is_its_domains() {
     let mut host = Host::start();
+    host.start_store();
     let mut control = host.control();
     let mut guest = Puppet::start_with(&mut control, &playing("frontend"));
     guest.ask("go on");
@@ -188,6 +189,11 @@ fn the_brokers_end_is_its_domains() {
     assert_eq!(guest.hear(), None, "the domain has ended");
     assert_eq!(channels.wait(Some(support::WITHIN)), Err(xen::Error::NoDev));
     assert_eq!(control.list().unwrap_err(), xen::Error::NoDev);
+    // The store ends too, and says what it has lost.
+    let mut store = host.store.take().unwrap();
+    until("the store ends", || store.try_wait().unwrap().is_some());
+    let gone = format!("the broker of {} is gone", host.dir.display());
+    assert!(host.store_log().contains(&gone), "{}", host.store_log());
     // The next one in the directory begins anew, and clears up.
     host.restart_broker();
     assert_eq!(host.control().list().unwrap().len(), 1);

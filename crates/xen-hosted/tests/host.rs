@@ -131,17 +131,7 @@ fn an_ordinary_user_has_it_all_but_what_is_said() {
 
 #[test]
 fn without_user_namespaces_the_rest_remains() {
-    // In a namespace that lets nobody make another, as a user without rights in it.
-    let script = "echo 1 > /proc/sys/user/max_user_namespaces && \
-                  exec unshare -U --map-user=1000 --map-group=1000 \"$0\" \"$1\"";
-    let mut host = Host::start_with(|command| {
-        let dir = command.get_args().next().unwrap().to_owned();
-        let broker = command.get_program().to_owned();
-        let mut inside = std::process::Command::new("unshare");
-        inside.args(["-Ur", "sh", "-c", script]).arg(broker).arg(dir);
-        inside.stdout(std::process::Stdio::piped());
-        *command = inside;
-    });
+    let mut host = Host::start_without_namespaces();
     host.start_store();
     let mut control = host.control();
     let created = reaches_the_store(&host, &mut control);

@@ -14,6 +14,7 @@ use xen::domwatch::ShutdownReason;
 use xen::evtchn::EventChannels;
 use xen::gnttab::{Access, GrantMap, GrantOffer, Mapping, Offered};
 use xen::{DomId, Error, GrantRef, Port};
+use xen_hosted::domain::Lack;
 use xen_hosted::domctl::Control;
 use xen_hosted::{Platform, Role};
 use xenstore_core::wire::MsgType;
@@ -212,6 +213,8 @@ fn act_beneath(words: &[&str]) -> String {
                 std::net::UdpSocket::bind("127.0.0.1:0").map(drop).map_err(|e| e.raw_os_error())
             )
         }
+        ["descriptors"] => raw::descriptors(),
+        ["others", pid] => raw::others(pid.parse().unwrap()),
         ["kill", pid] => {
             let pid = rustix::process::Pid::from_raw(pid.parse().unwrap()).unwrap();
             format!("{:?}", rustix::process::test_kill_process(pid).map_err(Errno::raw_os_error))
@@ -419,6 +422,46 @@ fn a_domain_sees_nobody_else() {
     assert_eq!(guest.ask("blocking"), "setfl=38 fionbio=38");
     assert_eq!(guest.ask("outlive"), "Err(38)");
     assert_eq!(other.ask("alloc 0"), "3");
+}
+
+/// There is no namespace to hide others in: what names them is refused instead.
+#[test]
+fn without_namespaces_others_are_out_of_reach_too() {
+    let mut host = Host::start_without_namespaces();
+    host.start_store();
+    let mut guest = Puppet::start(&host);
+    assert!(guest.created.lacks.contains(&Lack::Namespaces));
+    if guest.created.lacks.contains(&Lack::Landlock) {
+        assert!(std::env::var_os("CI").is_none(), "this kernel has no Landlock");
+        eprintln!("skipped in part: this kernel has no Landlock, so files are not looked at");
+    } else {
+        let files = guest.ask("files");
+        assert_eq!(files, "; Err(PermissionDenied)", "Landlock");
+    }
+    for path in [host.socket(), host.host().socket(Role::Control)] {
+        let connected = guest.ask(&format!("connect {}", path.display()));
+        assert_eq!(connected, "Err(Unsupported)", "seccomp");
+    }
+    assert_eq!(guest.ask("network"), "Err(Some(38))");
+    assert_eq!(guest.ask("fork-all"), "0 Unsupported");
+    for pid in [host.broker.id(), std::process::id()] {
+        assert_eq!(guest.ask(&format!("kill {pid}")), "Err(38)");
+        let said = guest.ask(&format!("others {pid}"));
+        assert_eq!(said, "setpriority=38 prlimit=38 affinity=38 setown=38 dgram=38");
+    }
+    assert_eq!(guest.ask("alloc 0"), "3", "what it may do it still can");
+    guest.tell("memory 512");
+    assert_eq!(guest.hear(), None, "RLIMIT_DATA");
+}
+
+#[test]
+fn a_domain_has_no_descriptor_of_its_brokers_starter() {
+    // As a careless shell leaves it open to all that it starts.
+    let left_open = rustix::io::dup(std::io::stderr()).unwrap();
+    let host = Host::start();
+    drop(left_open);
+    let mut guest = Puppet::start(&host);
+    assert_eq!(guest.ask("descriptors"), "0 1 2 3");
 }
 
 #[test]

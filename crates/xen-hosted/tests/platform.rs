@@ -21,7 +21,6 @@ use xen::evtchn::{EventChannels, Virq};
 use xen::gnttab::{GrantMap, GrantOffer};
 use xen::{DomId, Error};
 use xen_hosted::domctl::{Accounts, Control, Created, Descriptors};
-use xen_hosted::evtchn::Channels;
 use xen_hosted::{Platform, Role};
 
 /// Plays what the environment says; not a test of its own.
@@ -128,18 +127,6 @@ impl Guest {
     }
 }
 
-/// Binds to what every domain waits at from its creation, as the store and the console do. So what
-/// domain 0 has next is no number of a port that a guest has, too.
-fn first_ports(host: &Host, guests: &[Guest]) -> Channels {
-    let mut channels = Platform::connect(&host.host(), Role::Store).unwrap().channels().unwrap();
-    for Guest { created, .. } in guests {
-        for port in [created.store_port, created.console_port] {
-            channels.bind_interdomain(created.domid, port).unwrap();
-        }
-    }
-    channels
-}
-
 /// What a domain has now and has to give back.
 fn held(control: &mut Control, domid: DomId) -> [u64; 3] {
     let Accounts { ports, granted, mapped, .. } = control.accounts(domid).unwrap();
@@ -173,7 +160,6 @@ fn domain_0_with_a_guest() {
     for turned in [false, true] {
         // Two more, so that there is somebody else to bind and to grant to.
         let guests = ["lender", "sleeper", "sleeper"].map(|role| Guest::start(&mut control, role));
-        let _store = first_ports(&host, &guests);
         let lent = Platform::over(passed(guests[0].socket.as_fd())).unwrap();
         let (own, guest) = (domain_0(&host), party(&lent, &lent));
         if turned {

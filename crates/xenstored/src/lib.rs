@@ -65,6 +65,8 @@ pub struct Platform {
     pub domains: Box<dyn DomainWatch>,
     /// The ioctl requests that the three make once the daemon serves; no others pass its filter.
     pub ioctls: &'static [u32],
+    /// What it is and where, as an error names it.
+    pub name: String,
 }
 
 /// What the caller of [`main_with`] has found.

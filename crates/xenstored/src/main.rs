@@ -30,6 +30,7 @@ fn real_xen() -> Result<Platform, xen_linux::Error> {
         grants: Box::new(xen_linux::gntdev::Gntdev::open()?),
         domains: Box::new(xen_linux::manage::Manage::open(&privcmd)?),
         ioctls: xen_linux::IOCTLS_OF_A_DAEMON,
+        name: "Xen".to_owned(),
     })
 }
 
@@ -46,5 +47,6 @@ fn hosted(host: &HostDir) -> Result<Platform, Error> {
         grants: Box::new(platform.grants),
         domains: Box::new(platform.domains),
         ioctls: &[],
+        name: format!("the broker of the hosted host in {}", host.path().display()),
     })
 }

@@ -93,6 +93,7 @@ impl Host {
             grants: hypervisor.grant_map(DomId::DOM0).map_err(text)?,
             domains: hypervisor.domain_watch(plan.own_ring.then_some(ring)),
             ioctls: &[],
+            name: "the simulated host".to_owned(),
         };
         let (clock, log) = (Rc::new(Cell::new(1)), Rc::new(RefCell::new(Vec::new())));
         let time = Rc::clone(&clock);

@@ -45,5 +45,6 @@ pub fn platform(directory: Option<&Path>) -> Result<Platform, Error> {
         grants: Box::new(domains::Pages(Rc::clone(&life))),
         domains: Box::new(domains::Watch(life)),
         ioctls: &[],
+        name: "the testbed".to_owned(),
     })
 }

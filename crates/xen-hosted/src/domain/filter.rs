@@ -202,13 +202,17 @@ const FORKS: &[libc::c_long] = &[libc::SYS_fork, libc::SYS_vfork];
 #[cfg(not(target_arch = "x86_64"))]
 const FORKS: &[libc::c_long] = &[];
 
+/// `F_SETOWN`, `F_SETOWN_EX`.
+const SET_OWNER: [u64; 2] = [8, 15];
+
 /// What a domain may do to processes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Processes {
     /// Whatever it likes: it has a namespace of its own for them, and sees no others.
     OfItsOwn,
     /// Start threads, and signal them, in the process with this number: there is no namespace, so another
-    /// process would outlive the domain, and a signal could go to anybody.
+    /// process would outlive the domain, and whatever names a process or a socket could name anybody's
+    /// of this user.
     ThreadsOf(u32),
 }
 
@@ -231,6 +235,9 @@ pub(crate) fn program(processes: Processes) -> Result<BpfProgram, seccompiler::B
     let namespaces = namespaces.iter().fold(0, |all, flag| all | *flag as u64);
     let none = SeccompCmpOp::MaskedEq(namespaces);
     let mut clone = vec![(0, none, 0)];
+    let local = libc::AF_UNIX as u64;
+    rules.insert(libc::SYS_socket, vec![when(&[(0, SeccompCmpOp::Eq, local)])?]);
+    let mut commands = vec![(1, SeccompCmpOp::Ne, libc::F_SETFL as u64)];
     match processes {
         Processes::OfItsOwn => {
             let signals =
@@ -240,14 +247,28 @@ pub(crate) fn program(processes: Processes) -> Result<BpfProgram, seccompiler::B
         Processes::ThreadsOf(pid) => {
             let thread = libc::CLONE_THREAD as u64;
             clone.push((0, SeccompCmpOp::MaskedEq(thread), thread));
+            let own = |index| when(&[(index, SeccompCmpOp::Eq, pid.into())]);
+            let caller = |index| when(&[(index, SeccompCmpOp::Eq, 0)]);
             for call in [libc::SYS_kill, libc::SYS_tgkill] {
-                rules.insert(call, vec![when(&[(0, SeccompCmpOp::Eq, pid.into())])?]);
+                rules.insert(call, vec![own(0)?]);
             }
+            for call in [libc::SYS_prlimit64, libc::SYS_sched_setaffinity] {
+                rules.insert(call, vec![own(0)?, caller(0)?]);
+            }
+            rules.insert(libc::SYS_setpriority, vec![caller(1)?]);
+            // Whose signal says that a descriptor is ready.
+            commands.extend(SET_OWNER.map(|command| (1, SeccompCmpOp::Ne, command)));
+            // A socket with a name is somebody else's: the store's, the broker's own. Pairs remain, but for
+            // datagrams, which take an address with each.
+            for call in [libc::SYS_socket, libc::SYS_connect] {
+                rules.remove(&call);
+            }
+            let kinds = [libc::SOCK_STREAM, libc::SOCK_SEQPACKET];
+            let kinds = kinds.map(|kind| when(&[(1, SeccompCmpOp::MaskedEq(0xf), kind as u64)]));
+            rules.insert(libc::SYS_socketpair, kinds.into_iter().collect::<Result<_, _>>()?);
         }
     }
     rules.insert(libc::SYS_clone, vec![when(&clone)?]);
-    let local = libc::AF_UNIX as u64;
-    rules.insert(libc::SYS_socket, vec![when(&[(0, SeccompCmpOp::Eq, local)])?]);
     let with_the_broker = libc::PR_SET_PDEATHSIG as u64;
     rules.insert(libc::SYS_prctl, vec![when(&[(0, SeccompCmpOp::Ne, with_the_broker)])?]);
     let nonblocking = libc::O_NONBLOCK as u64;
@@ -255,10 +276,7 @@ pub(crate) fn program(processes: Processes) -> Result<BpfProgram, seccompiler::B
     let keeps = SeccompCmpOp::MaskedEq(nonblocking);
     rules.insert(
         libc::SYS_fcntl,
-        vec![
-            when(&[(1, SeccompCmpOp::Ne, set)])?,
-            when(&[(1, SeccompCmpOp::Eq, set), (2, keeps, nonblocking)])?,
-        ],
+        vec![when(&commands)?, when(&[(1, SeccompCmpOp::Eq, set), (2, keeps, nonblocking)])?],
     );
     let controls = [libc::TCGETS, libc::TIOCGWINSZ, libc::FIONREAD, libc::FIOCLEX, libc::FIONCLEX];
     let controls = controls.map(|request| when(&[(1, SeccompCmpOp::Eq, request)]));

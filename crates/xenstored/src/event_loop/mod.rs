@@ -279,7 +279,13 @@ impl EventLoop {
         for _ in 0..PORTS_MAX {
             let Some(domains) = &mut self.io.domains else { return Ok(()) };
             let pending = domains.platform.evtchn.pending();
-            let port = pending.map_err(|error| Error::Run(format!("event channels: {error}")))?;
+            let name = &domains.platform.name;
+            let port = pending.map_err(|error| match error {
+                xen::Error::NoDev => {
+                    Error::Run(format!("{name} is gone; once it is back, start this daemon anew"))
+                }
+                other => Error::Run(format!("event channels of {name}: {other}")),
+            })?;
             let Some(port) = port else {
                 self.events_taken = EventsTaken::All;
                 return Ok(());

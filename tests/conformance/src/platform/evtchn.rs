@@ -124,12 +124,29 @@ fn bind_to_what_is_not_there(a: &mut Party, b: &mut Party) -> Verdict {
     close(a, port)
 }
 
+/// A port of `a` for `b`, whose number is none of a port that `b` holds itself.
+fn port_of_a_alone(a: &mut Party, b: &mut Party) -> Result<Port, String> {
+    let mut of_both = Vec::new();
+    let at_a = loop {
+        let port = done("alloc_unbound", a.evtchn.alloc_unbound(b.domid))?;
+        // Refused where `b` has no such port, and nothing to a port without an event.
+        if b.evtchn.unmask(port).is_err() {
+            break port;
+        }
+        of_both.push(port);
+    };
+    for port in of_both {
+        close(a, port)?;
+    }
+    Ok(at_a)
+}
+
 /// Says something where the two are different domains.
 fn for_the_peer_alone(a: &mut Party, b: &mut Party) -> Verdict {
     if a.domid == b.domid {
         return Ok(());
     }
-    let at_a = done("alloc_unbound", a.evtchn.alloc_unbound(b.domid))?;
+    let at_a = port_of_a_alone(a, b)?;
     let own = a.evtchn.bind_interdomain(a.domid, at_a);
     refused_with("binding to one's own port for another", &own, Error::Inval)?;
     refused_with("notifying the other's port", &b.evtchn.notify(at_a), Error::Inval)?;

@@ -1,0 +1,289 @@
+//! An event's way to another domain and back, beside eventfds that go the same way, all on one processor.
+//!
+//! The same two system calls cost more in a sandbox than in a plain process, as the scheduler has a stack of
+//! run queues there. So the measure runs twice: in plain processes, and in two domains, where it is what
+//! nobody can be faster than who delivers by an eventfd.
+
+use crate::Result;
+use crate::guest::pin;
+use crate::host::Host;
+use crate::speed::Talker;
+use crate::table::{Extent, Goal, Row};
+use rustix::buffer::spare_capacity;
+use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
+use rustix::event::{EventfdFlags, eventfd};
+use std::fs::File;
+use std::io::{BufRead, BufReader, PipeReader};
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::{Child, Command, Stdio};
+use std::time::Instant;
+use xen::DomId;
+use xen::domctl::DomainControl;
+use xen_hosted::domain::{Config, Files};
+use xen_hosted::domctl::{Control, Descriptors};
+
+/// Round trips of a round: well under a slice of the scheduler's.
+const TRIPS: usize = 300;
+
+/// Both ratios are to be at most this.
+const GOAL: Goal = Goal::AtMost(1.1);
+
+/// How the end of an eventfd waits.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Waiting {
+    /// A blocking read(2).
+    Read,
+    /// An edge-triggered epoll_wait(2), as a process with more than one channel must.
+    Epoll,
+}
+
+impl Waiting {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Epoll => "epoll",
+        }
+    }
+
+    pub(crate) fn named(name: &str) -> Result<Self> {
+        let all = [Self::Read, Self::Epoll];
+        let found = all.into_iter().find(|waiting| waiting.name() == name);
+        found.ok_or_else(|| format!("no way to wait is called {name:?}").into())
+    }
+}
+
+/// The end of an eventfd that waits.
+struct Waiter {
+    input: OwnedFd,
+    epoll: Option<OwnedFd>,
+    events: Vec<Event>,
+}
+
+impl Waiter {
+    fn new(input: OwnedFd, waiting: Waiting) -> Result<Self> {
+        let epoll = match waiting {
+            Waiting::Read => None,
+            Waiting::Epoll => {
+                let epoll = epoll::create(CreateFlags::CLOEXEC)?;
+                let edge = EventFlags::IN | EventFlags::ET;
+                epoll::add(&epoll, &input, EventData::new_u64(0), edge)?;
+                Some(epoll)
+            }
+        };
+        Ok(Self { input, epoll, events: Vec::with_capacity(8) })
+    }
+
+    #[inline(always)]
+    fn wait(&mut self) -> Result<()> {
+        match &self.epoll {
+            None => {
+                rustix::io::read(&self.input, &mut [0; 8])?;
+            }
+            Some(epoll) => {
+                self.events.clear();
+                epoll::wait(epoll, spare_capacity(&mut self.events), None)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[inline(always)]
+fn notify(output: impl AsFd) -> Result<()> {
+    rustix::io::write(output, &1_u64.to_ne_bytes())?;
+    Ok(())
+}
+
+/// A round: its time for each round trip, in ns.
+#[inline(always)]
+fn round(output: impl AsFd, input: &mut Waiter, trips: usize) -> Result<f64> {
+    let begin = Instant::now();
+    for _ in 0..trips {
+        notify(&output)?;
+        input.wait()?;
+    }
+    Ok(begin.elapsed().as_nanos() as f64 / trips as f64)
+}
+
+/// The other process of the measure: waits at standard input, answers at standard output.
+pub(crate) fn answer() -> Result<()> {
+    answer_in_domain(Waiting::Read)
+}
+
+/// The same in a domain.
+pub(crate) fn answer_in_domain(waiting: Waiting) -> Result<()> {
+    pin()?;
+    let mut input = Waiter::new(std::io::stdin().as_fd().try_clone_to_owned()?, waiting)?;
+    let output = std::io::stdout();
+    loop {
+        input.wait()?;
+        notify(&output)?;
+    }
+}
+
+/// Who bounces in a domain: a round whenever its eventfd says so; the time of each goes to standard error.
+pub(crate) fn bounce(waiting: Waiting, trips: &str) -> Result<()> {
+    pin()?;
+    let mut input = Waiter::new(std::io::stdin().as_fd().try_clone_to_owned()?, waiting)?;
+    let (output, trips) = (std::io::stdout(), trips.parse()?);
+    loop {
+        input.wait()?;
+        eprintln!("{}", round(&output, &mut input, trips)?);
+    }
+}
+
+/// The measure in plain processes; its other process ends with it.
+struct Plain {
+    answerer: Child,
+    there: OwnedFd,
+    back: OwnedFd,
+}
+
+impl Plain {
+    fn start() -> Result<Self> {
+        let flags = EventfdFlags::CLOEXEC;
+        let (there, back) = (eventfd(0, flags)?, eventfd(0, flags)?);
+        let answerer = Command::new(std::env::current_exe()?)
+            .arg("answer")
+            .stdin(Stdio::from(there.try_clone()?))
+            .stdout(Stdio::from(back.try_clone()?))
+            .spawn()?;
+        Ok(Self { answerer, there, back })
+    }
+
+    /// One round, on the processor where the domains are.
+    fn round(&self) -> Result<f64> {
+        let (there, back) = (self.there.try_clone()?, self.back.try_clone()?);
+        let bouncing = std::thread::spawn(move || -> std::result::Result<f64, String> {
+            let all = || {
+                pin()?;
+                round(there, &mut Waiter::new(back, Waiting::Read)?, TRIPS)
+            };
+            all().map_err(|error| error.to_string())
+        });
+        Ok(bouncing.join().map_err(|_| "the bouncing thread has panicked")??)
+    }
+}
+
+impl Drop for Plain {
+    fn drop(&mut self) {
+        // Also where the measuring has failed: it waits for ever.
+        let _ = self.answerer.kill();
+        let _ = self.answerer.wait();
+    }
+}
+
+/// The measure in two domains: their standard input and output are its eventfds.
+struct Boxed {
+    domids: [DomId; 2],
+    go: OwnedFd,
+    times: BufReader<PipeReader>,
+}
+
+impl Boxed {
+    fn create(control: &mut Control, waiting: Waiting) -> Result<Self> {
+        let flags = match waiting {
+            Waiting::Read => EventfdFlags::CLOEXEC,
+            Waiting::Epoll => EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK,
+        };
+        let (there, back) = (eventfd(0, flags)?, eventfd(0, flags)?);
+        let (times, error) = std::io::pipe()?;
+        let program = File::open(std::env::current_exe()?)?;
+        let mut create = |role: &str, input: &OwnedFd, output: &OwnedFd| -> Result<DomId> {
+            let mut config = Config::default();
+            config.files = Files::System;
+            let trips = TRIPS.to_string();
+            config.args = ["guest", role, waiting.name(), &trips].map(Into::into).to_vec();
+            let descriptors = Descriptors {
+                program: program.as_fd(),
+                input: input.as_fd(),
+                output: output.as_fd(),
+                error: error.as_fd(),
+            };
+            let domid = control.create(&config, descriptors)?.domid;
+            control.unpause(domid)?;
+            Ok(domid)
+        };
+        let domids = [create("answer", &there, &back)?, create("bounce", &back, &there)?];
+        Ok(Self { domids, go: back, times: BufReader::new(times) })
+    }
+
+    fn round(&mut self) -> Result<f64> {
+        notify(&self.go)?;
+        let mut line = String::new();
+        self.times.read_line(&mut line)?;
+        line.trim().parse().map_err(|_| format!("a domain of the bench says {line:?}").into())
+    }
+}
+
+/// Two domains with an event channel.
+struct Channel {
+    pong: Talker,
+    ping: Talker,
+}
+
+impl Channel {
+    fn create(control: &mut Control) -> Result<Self> {
+        let first = control.list()?.last().map_or(0, |last| last.domid.0) + 1;
+        let mut pong = Talker::create(control, &["pong", &(first + 1).to_string()])?;
+        let ping = ["ping", &first.to_string(), &TRIPS.to_string()];
+        let mut ping = Talker::create(control, &ping)?;
+        if (pong.created.domid, ping.created.domid) != (DomId(first), DomId(first + 1)) {
+            return Err("the domains have other numbers than they were told".into());
+        }
+        control.unpause(pong.created.domid)?;
+        let port = pong.hear()?;
+        control.unpause(ping.created.domid)?;
+        ping.tell(&port.to_string())?;
+        Ok(Self { pong, ping })
+    }
+
+    fn round(&mut self) -> Result<f64> {
+        self.ping.tell("go")?;
+        Ok(self.ping.hear()? as f64 / TRIPS as f64)
+    }
+}
+
+/// What the fastest tenth of the rounds does not exceed: other work of the machine makes any of them slower
+/// and none faster.
+fn fast(rounds: &mut [f64]) -> f64 {
+    rounds.sort_by(f64::total_cmp);
+    rounds.get(rounds.len() / 10).copied().unwrap_or(f64::NAN)
+}
+
+/// This alone.
+pub(crate) fn alone(extent: &Extent) -> Result<Vec<Row>> {
+    rows(&Host::start()?, extent)
+}
+
+/// All contenders in each round.
+pub(crate) fn rows(host: &Host, extent: &Extent) -> Result<Vec<Row>> {
+    let mut control = host.control()?;
+    let plain = Plain::start()?;
+    let mut read = Boxed::create(&mut control, Waiting::Read)?;
+    let mut epoll = Boxed::create(&mut control, Waiting::Epoll)?;
+    let mut channel = Channel::create(&mut control)?;
+    let mut times = [const { Vec::new() }; 4];
+    for _ in 0..extent.bounces {
+        times[0].push(plain.round()?);
+        times[1].push(read.round()?);
+        times[2].push(epoll.round()?);
+        times[3].push(channel.round()?);
+    }
+    let Channel { pong, ping } = channel;
+    let channel = [pong.created.domid, ping.created.domid];
+    for domid in [channel, read.domids, epoll.domids].concat() {
+        control.destroy(domid)?;
+    }
+    let [plain, read, epoll, ours] = times.map(|mut rounds| fast(&mut rounds));
+    let beside = |what: &str, time: f64| format!("{ours:.0} ns; {what} {time:.0} ns");
+    let (of_processes, of_domains) = ("eventfds of two processes", "eventfds of two domains");
+    let floor = format!("{of_domains} {read:.0} ns; {of_processes} {plain:.0} ns");
+    let epolls = format!("the same waited for by epoll {epoll:.0} ns; {of_domains} {read:.0} ns");
+    Ok(vec![
+        Row::new("event channel round trip", beside(of_processes, plain), ours / plain, GOAL),
+        Row::new("  within the same sandboxes", beside(of_domains, read), ours / read, GOAL),
+        Row::new("  what the sandboxes cost an eventfd", floor, read / plain, Goal::None),
+        Row::new("  what epoll costs it there", epolls, epoll / read, Goal::None),
+    ])
+}
