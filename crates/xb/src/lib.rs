@@ -1,0 +1,3 @@
+//! The toolstack.
+pub mod config;
+pub mod text;
