@@ -83,7 +83,9 @@ impl Host {
             Choice::Hosted(folder) => {
                 let down = |_| {
                     let dir = folder.path().display();
-                    Error::NotFound(format!("no host is up in {dir}; start it with: xb --host {dir} host up"))
+                    Error::NotFound(format!(
+                        "no host is up in {dir}; start it with: xb --host {dir} host up"
+                    ))
                 };
                 let control = Control::connect(&folder.broker()).map_err(down)?;
                 let store = Client::connect(folder.store()).map_err(|error| {
@@ -118,4 +120,3 @@ impl Host {
         }
     }
 }
-

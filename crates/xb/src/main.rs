@@ -1,2 +1,5 @@
-//! x
-fn main() {}
+//! `xb`: the toolstack's command line.
+
+fn main() -> std::process::ExitCode {
+    xb::cli::main()
+}

@@ -179,7 +179,17 @@ fn build(own: &std::path::Path, name: &str) -> Result<(), Error> {
     let profile = if profile == "debug" { "dev".into() } else { profile.to_owned() };
     eprintln!("xb: building the daemons, once");
     let mut command = Command::new(cargo);
-    command.args(["build", "--quiet", "-p", "xen-hosted", "-p", "xenstored", "-p", "xen-block", "--bins"]);
+    command.args([
+        "build",
+        "--quiet",
+        "-p",
+        "xen-hosted",
+        "-p",
+        "xenstored",
+        "-p",
+        "xen-block",
+        "--bins",
+    ]);
     command.arg("--profile").arg(profile);
     if let Some(dir) = own.parent().and_then(std::path::Path::parent) {
         command.arg("--target-dir").arg(dir);

@@ -100,7 +100,9 @@ impl Folder {
         use std::os::unix::fs::{DirBuilderExt, MetadataExt};
         let dir = self.0.display();
         if self.0.as_os_str().len() > PATH_MAX {
-            let long = format!("{dir}: over {PATH_MAX} bytes, too long for the sockets in it; name another with --host");
+            let long = format!(
+                "{dir}: over {PATH_MAX} bytes, too long for the sockets in it; name another with --host"
+            );
             return Err(Error::Refused(long));
         }
         let mut builder = std::fs::DirBuilder::new();
@@ -112,7 +114,9 @@ impl Folder {
         let owner = std::fs::metadata(&self.0).map_err(Error::io(dir))?.uid();
         if owner != rustix::process::geteuid().as_raw() {
             let dir = self.0.display();
-            return Err(Error::Refused(format!("{dir} is user {owner}'s; name another with --host")));
+            return Err(Error::Refused(format!(
+                "{dir} is user {owner}'s; name another with --host"
+            )));
         }
         Ok(())
     }
