@@ -1,37 +1,35 @@
 //! The built-in guest init: what a hosted guest runs that names no kernel.
 //!
 //! It connects the domain's disks, runs what the command line says (`extra`, by `/bin/sh`), and obeys
-//! `control/shutdown`. The program finds each disk as an NBD server at `/tmp/xvda.nbd`. Its exit status goes to
-//! `data/exit-status`; the domain has shut down where it is 0, and crashed else, as a machine whose init has
-//! ended.
+//! `control/shutdown`. The program finds each disk as the file `/dev/xvda` where there is FUSE, and as an NBD
+//! server at `/tmp/xvda.nbd`; `XEN_DISKS` names them all. Its exit status goes to `data/exit-status`: the
+//! domain has shut down where it is 0, and crashed else, as a machine whose init has ended.
 
 use crate::Error;
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
-use rustix::time::Timespec;
 use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::io::Read;
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
-use xen::evtchn::{EventChannels, Shared};
-use xen_block::front::export::Export;
-use xen_block::front::{Front, Options, Platform};
+use xen::evtchn::Shared;
+use xen_block::front::fuse::Fuse;
+use xen_block::front::guest::Guest;
+use xen_block::front::{Options, Platform};
+use xen_block::vbd;
 use xen_hosted::domain::SHUTDOWN_STATUS;
-use xen_hosted::evtchn::Channels;
 use xen_io::xenbus::State;
-use xenbus::bus::What;
-use xenbus::{Bus, Id, Side};
+use xenbus::bus::{News, What};
 use xenstore::{Client, Event, Store};
 
 /// How long a program may take to end once it was asked to.
 const ENDS_WITHIN: Duration = Duration::from_secs(10);
-/// Where programs find their disks.
-const DISKS: &str = "/tmp";
+/// Longest sleep; whatever matters ends it.
+const SLEEP: Duration = Duration::from_secs(3600);
 /// The watch on what the toolstack asks for.
 const CONTROL: &str = "control/shutdown";
 
@@ -44,18 +42,16 @@ enum Asked {
 
 /// What runs, and how far it has come.
 enum Program {
-    /// Waits until the disks are there.
-    Waiting,
+    /// Waits until as many disks are there as were at the start.
+    Waiting(usize),
+    /// It runs.
     Running(Pid),
     /// There is none, or it has ended with this status.
     Ended(Option<u8>),
 }
 
 struct Init {
-    store: Client,
-    channels: Shared<Channels>,
-    bus: Bus<Front>,
-    exports: BTreeMap<Id, Export>,
+    guest: Guest,
     program: Program,
     line: String,
     asked: Option<Asked>,
@@ -67,79 +63,66 @@ struct Init {
 /// Is the init of the domain whose program this is; returns what the domain ends with.
 ///
 /// # Errors
-/// This is no domain's program, or store or backend are gone.
+/// This is no domain's program, or the store is gone.
 pub fn run(line: &str) -> Result<u8, Error> {
     let failed = |what: &'static str| Error::platform(format!("guest-init: {what}"));
-    let platform = xen_hosted::Platform::guest()
+    let hosted = xen_hosted::Platform::guest()
         .map_err(failed("this is for domains; xb create makes one"))?;
-    let channels = platform.channels().and_then(Shared::new).map_err(failed("event channels"))?;
-    let mut offers = platform.offers();
-    let (page, port) = platform.store_ring(&mut offers).map_err(failed("the store's ring"))?;
-    let mut store = Client::over_ring(page, port, Box::new(channels.clone()));
-    let front = Rc::new(Platform {
-        evtchn: Rc::new(RefCell::new(channels.clone())),
-        grants: Rc::new(RefCell::new(offers)),
-        options: Options::default(),
-    });
-    let (children, write) = UnixStream::pair().map_err(Error::io("guest-init"))?;
-    children.set_nonblocking(true).map_err(Error::io("guest-init"))?;
+    let evtchn = hosted.channels().and_then(Shared::new).map_err(failed("event channels"))?;
+    let mut grants = hosted.offers();
+    let (page, port) = hosted.store_ring(&mut grants).map_err(failed("the store's ring"))?;
+    let mut store = Client::over_ring(page, port, Box::new(evtchn.clone()));
+    // Made as it is to be: the sandbox has no ioctl(2) to change it.
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let pair = rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None);
+    let (children, write) = pair.map_err(|errno| Error::io("guest-init")(errno.into()))?;
+    let children = UnixStream::from(children);
     signal_hook::low_level::pipe::register(signal_hook::consts::SIGCHLD, write)
         .map_err(Error::io("SIGCHLD"))?;
     store.watch(CONTROL, CONTROL)?;
     for feature in ["control/feature-poweroff", "control/feature-reboot"] {
         store.write(feature, "1")?;
     }
-    let bus = Bus::start(&mut store, Side::Frontend, platform.domid(), "vbd", move |_| {
-        Front::new(Rc::clone(&front))
-    })?;
-    let (program, asked, kill_at) = (Program::Waiting, None, None);
-    let (exports, line) = (BTreeMap::new(), line.to_owned());
-    let init = Init { store, channels, bus, exports, program, line, asked, kill_at, children };
-    init.serve()
+    // All devices that there are at the start are known before the program runs.
+    let expected = crate::domain::children(&mut store, "device/vbd")?.len();
+    let (evtchn, grants) = (Rc::new(RefCell::new(evtchn)), Rc::new(RefCell::new(grants)));
+    let platform = Platform { evtchn, grants, options: Options::default() };
+    let mut guest = Guest::start(store, hosted.domid(), platform)?;
+    if let Ok(fuse) = xen_hosted::guest_devices() {
+        guest.serve_files(Fuse::new(fuse));
+        guest.serve_sockets("/tmp");
+    }
+    let (program, asked, kill_at) = (Program::Waiting(expected), None, None);
+    Init { guest, program, line: line.to_owned(), asked, kill_at, children }.serve()
 }
 
 impl Init {
     fn serve(mut self) -> Result<u8, Error> {
-        // All devices that are there at the start are known before the program runs.
-        let expected = crate::domain::children(&mut self.store, "device/vbd")?.len();
         loop {
-            let mut ports = Vec::new();
-            while let Some(port) =
-                self.channels.pending().map_err(Error::platform("event channels"))?
+            if let Program::Waiting(expected) = self.program
+                && self.guest.devices().count() >= expected
             {
-                ports.push(port);
-            }
-            while let Some(event) = self.store.poll_event()? {
-                self.take(&event)?;
-            }
-            self.tell();
-            let mut moved = self.serve_disks()?;
-            if matches!(self.program, Program::Waiting) && self.all_connected(expected) {
                 self.start()?;
             }
             self.reap()?;
-            if let Some(code) = self.over()? {
+            if let Some(code) = self.over() {
                 return Ok(code);
             }
-            for port in ports {
-                // It may have been closed meanwhile.
-                let _ = self.channels.unmask(port);
-            }
-            for (_, front) in self.bus.drivers() {
-                moved |= front.final_check()?;
-            }
-            if !moved {
-                self.sleep()?;
+            let sleep =
+                self.kill_at.map_or(SLEEP, |at| at.saturating_duration_since(Instant::now()));
+            let turn = self.guest.turn(sleep, &[self.children.as_fd()])?;
+            turn.news.iter().for_each(tell);
+            for event in &turn.events {
+                self.take(event)?;
             }
         }
     }
 
     fn take(&mut self, event: &Event) -> Result<(), Error> {
         if *event.token != *CONTROL.as_bytes() {
-            self.bus.take(&mut self.store, event)?;
             return Ok(());
         }
-        let asked = self.store.transaction(|tx| {
+        let asked = self.guest.store().transaction(|tx| {
             let word = tx.read(CONTROL)?;
             if !word.is_empty() {
                 // It is taken note of.
@@ -161,54 +144,18 @@ impl Init {
         Ok(())
     }
 
-    /// What happens to disks goes to the log.
-    fn tell(&mut self) {
-        for news in self.bus.take_news() {
-            match news.what {
-                What::State(state @ (State::Connected | State::Closed)) => {
-                    eprintln!("guest-init: disk {}: {state}", name(news.id));
-                }
-                What::Error(error) => eprintln!("guest-init: disk {}: {error}", name(news.id)),
-                _ => {}
-            }
-        }
-    }
-
-    /// Whether every disk that was there at the start can be used.
-    fn all_connected(&self, expected: usize) -> bool {
-        let connected = self.bus.ids().filter(|id| self.bus.state(*id) == Some(State::Connected));
-        connected.count() >= expected
-    }
-
-    fn serve_disks(&mut self) -> Result<bool, Error> {
-        let connected: Vec<Id> = self.bus.ids().collect();
-        self.exports.retain(|id, _| connected.contains(id));
-        let mut moved = false;
-        for id in connected {
-            let is_connected = self.bus.state(id) == Some(State::Connected);
-            if is_connected && !self.exports.contains_key(&id) {
-                let path = socket(id);
-                let export = Export::listen(&path).map_err(Error::io(path.display()))?;
-                self.exports.insert(id, export);
-            }
-            if let (Some(export), Some(front)) = (self.exports.get_mut(&id), self.bus.driver(id)) {
-                match export.turn(front) {
-                    Ok(count) => moved |= count > 0,
-                    Err(error) => self.bus.fail(&mut self.store, id, error)?,
-                }
-            }
-        }
-        Ok(moved)
-    }
-
     fn start(&mut self) -> Result<(), Error> {
         if self.line.is_empty() {
             self.program = Program::Ended(None);
             return Ok(());
         }
+        let names: Vec<String> = self.guest.devices().map(|(name, _)| name).collect();
         let mut command = Command::new("/bin/sh");
         command.args(["-c", &self.line]).process_group(0);
-        command.env_remove(xen_hosted::domain::GUEST_VARIABLE).env("XEN_DISKS", DISKS);
+        command.env("XEN_DISKS", names.join(" "));
+        for variable in [xen_hosted::domain::GUEST_VARIABLE, xen_hosted::domain::DEVICES_VARIABLE] {
+            command.env_remove(variable);
+        }
         let child = command.spawn().map_err(Error::io("/bin/sh"))?;
         let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
         self.program = pid.map_or(Program::Ended(Some(127)), Program::Running);
@@ -222,7 +169,7 @@ impl Init {
         while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
             if matches!(self.program, Program::Running(program) if program == pid) {
                 let status = exit_status(status);
-                self.store.write("data/exit-status", status.to_string())?;
+                self.guest.store().write("data/exit-status", status.to_string())?;
                 self.program = Program::Ended(Some(status));
             }
         }
@@ -237,32 +184,26 @@ impl Init {
     }
 
     /// What the domain ends with, if it does.
-    fn over(&mut self) -> Result<Option<u8>, Error> {
-        Ok(match (&self.program, self.asked) {
+    fn over(&self) -> Option<u8> {
+        match (&self.program, self.asked) {
             (Program::Running(_), _) => None,
             (_, Some(Asked::Reboot)) => Some(SHUTDOWN_STATUS + 1),
             (_, Some(Asked::Poweroff)) | (Program::Ended(Some(0)), None) => Some(0),
             (Program::Ended(Some(_)), None) => Some(1),
-            (Program::Waiting | Program::Ended(None), None) => None,
-        })
+            (Program::Waiting(_) | Program::Ended(None), None) => None,
+        }
     }
+}
 
-    fn sleep(&self) -> Result<(), Error> {
-        let mut fds = vec![
-            PollFd::from_borrowed_fd(self.channels.fd(), PollFlags::IN),
-            PollFd::new(&self.children, PollFlags::IN),
-        ];
-        for export in self.exports.values() {
-            let flags =
-                if export.has_output() { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
-            fds.extend(export.fds().map(|fd| PollFd::from_borrowed_fd(fd, flags)));
+/// What happens to disks goes to the log.
+fn tell(news: &News) {
+    let name = vbd::name(news.id.devid);
+    match &news.what {
+        What::State(state @ (State::Connected | State::Closed)) => {
+            eprintln!("guest-init: disk {name}: {state}");
         }
-        let left = self.kill_at.map(|at| at.saturating_duration_since(Instant::now()));
-        let left = left.and_then(|left| Timespec::try_from(left).ok());
-        match poll(&mut fds, left.as_ref()) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
-            Err(errno) => Err(Error::io("waiting")(errno.into())),
-        }
+        What::Error(error) => eprintln!("guest-init: disk {name}: {error}"),
+        _ => {}
     }
 }
 
@@ -271,27 +212,4 @@ fn exit_status(status: WaitStatus) -> u8 {
     let signal = status.terminating_signal().map(|signal| signal.saturating_add(128));
     let status = status.exit_status().or(signal).unwrap_or(255);
     u8::try_from(status).unwrap_or(255)
-}
-
-/// A disk's name: `xvda` for 51712, its number where it has none.
-fn name(id: Id) -> String {
-    let letter = |disk: u32| u8::try_from(disk).ok().map(|disk| char::from(b'a' + disk));
-    let partition =
-        |partition: u32| if partition == 0 { String::new() } else { partition.to_string() };
-    let named = match (id.devid >> 8, id.devid & 0xff) {
-        (202, minor) => {
-            letter(minor >> 4).map(|disk| format!("xvd{disk}{}", partition(minor & 15)))
-        }
-        (8, minor) => letter(minor >> 4).map(|disk| format!("sd{disk}{}", partition(minor & 15))),
-        (3, minor) => letter(minor >> 6).map(|disk| format!("hd{disk}{}", partition(minor & 63))),
-        (22, minor) => {
-            letter(2 + (minor >> 6)).map(|disk| format!("hd{disk}{}", partition(minor & 63)))
-        }
-        _ => None,
-    };
-    named.unwrap_or_else(|| id.devid.to_string())
-}
-
-fn socket(id: Id) -> PathBuf {
-    Path::new(DISKS).join(format!("{}.nbd", name(id)))
 }
