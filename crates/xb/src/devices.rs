@@ -5,7 +5,7 @@ use crate::config::{self, DiskSpec};
 use crate::domain::{children, home, read};
 use crate::host::{Host, Platform};
 use crate::wait::Limit;
-use crate::{Error, text};
+use crate::{Error, text, wait};
 use std::time::Duration;
 use xen::DomId;
 use xen_block::disk::DiskAccess;
@@ -185,6 +185,23 @@ pub fn add(store: &mut Client, domid: DomId, disk: &Disk) -> Result<(), Error> {
         )));
     }
     Ok(toolstack::add(store, &device)?)
+}
+
+/// Adds a disk to a domain that runs and waits until it is connected; takes it away again if it does not.
+///
+/// # Errors
+/// A sentence: what is wrong with the disk, or why it does not connect.
+pub fn attach(host: &mut Host, domid: DomId, spec: &str, limit: Limit) -> Result<(), Error> {
+    let spec = DiskSpec::parse(spec).map_err(|wrong| Error::Refused(wrong.to_string()))?;
+    let disk = prepare(&spec, Place::of(host))?;
+    add(&mut host.store, domid, &disk)?;
+    let connected = await_connected(host, domid, &disk, limit);
+    if connected.is_err() {
+        wait::forget_interrupt();
+        let device = disk.device(domid)?;
+        detach(host, &device, Force::Take, Limit::new(CLOSES_WITHIN))?;
+    }
+    connected
 }
 
 /// Waits until both ends of a disk are connected.

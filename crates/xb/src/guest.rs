@@ -24,10 +24,14 @@ use xen_block::vbd;
 use xen_hosted::domain::SHUTDOWN_STATUS;
 use xen_io::xenbus::State;
 use xenbus::bus::{News, What};
+use xenbus::negotiate::Limits;
 use xenstore::{Client, Event, Store};
 
 /// How long a program may take to end once it was asked to.
 const ENDS_WITHIN: Duration = Duration::from_secs(10);
+/// What a disk asks for. A domain can grant 1024 pages to the backend's domain in all, so this is for 8 disks.
+const DISK: Options =
+    Options { rings: Limits { order_max: 1, queues_max: 1 }, segments_max: 64, buffers: 120 };
 /// Longest sleep; whatever matters ends it.
 const SLEEP: Duration = Duration::from_secs(3600);
 /// The watch on what the toolstack asks for.
@@ -86,7 +90,7 @@ pub fn run(line: &str) -> Result<u8, Error> {
     // All devices that there are at the start are known before the program runs.
     let expected = crate::domain::children(&mut store, "device/vbd")?.len();
     let (evtchn, grants) = (Rc::new(RefCell::new(evtchn)), Rc::new(RefCell::new(grants)));
-    let platform = Platform { evtchn, grants, options: Options::default() };
+    let platform = Platform { evtchn, grants, options: DISK };
     let mut guest = Guest::start(store, hosted.domid(), platform)?;
     if let Ok(fuse) = xen_hosted::guest_devices() {
         guest.serve_files(Fuse::new(fuse));

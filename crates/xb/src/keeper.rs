@@ -12,11 +12,13 @@ use crate::host::{Choice, Host};
 use crate::wait::Limit;
 use crate::{Error, devices};
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::inotify;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags,
 };
 use rustix::pipe::PipeFlags;
+use rustix::time::Timespec;
 use std::collections::HashSet;
 use std::fs::File;
 use std::io::{IoSlice, IoSliceMut, Read, Write};
@@ -78,6 +80,58 @@ pub fn keep_log(folder: &Folder, name: &str) -> Result<OwnedFd, Error> {
     sent.map_err(|errno| said(errno.into()))?;
     stream.read_exact(&mut [0]).map_err(said)?;
     Ok(write)
+}
+
+/// Waits until a guest has printed a line of which `wanted` makes something; lines of before count.
+///
+/// # Errors
+/// [`Error::Timeout`], [`Error::Interrupted`], or there is no such guest.
+pub fn await_line<T>(
+    folder: &Folder,
+    name: &str,
+    limit: Limit,
+    wanted: &dyn Fn(&str) -> Option<T>,
+) -> Result<T, Error> {
+    let path = log_of(folder, name);
+    let failed = |errno: rustix::io::Errno| Error::io(path.display())(errno.into());
+    let watch = watch_log(folder, name).map_err(failed)?;
+    loop {
+        let text = std::fs::read(&path).map_err(Error::io(path.display()))?;
+        let text = String::from_utf8_lossy(&text);
+        // A line without an end is not yet what it will be.
+        let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+        if let Some(found) = whole.lines().find_map(wanted) {
+            return Ok(found);
+        }
+        await_log(&watch, limit, &|| {
+            format!("{name} prints what is waited for ({})", path.display())
+        })?;
+    }
+}
+
+/// Watches a guest's log.
+pub(crate) fn watch_log(folder: &Folder, name: &str) -> Result<OwnedFd, rustix::io::Errno> {
+    let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
+    // The folder, as a full log is set aside.
+    inotify::add_watch(
+        &watch,
+        folder.guest(name),
+        inotify::WatchFlags::MODIFY | inotify::WatchFlags::CREATE,
+    )?;
+    Ok(watch)
+}
+
+/// Waits until a log that is watched may have grown, or for a moment.
+pub(crate) fn await_log(
+    watch: &OwnedFd,
+    limit: Limit,
+    what: &dyn Fn() -> String,
+) -> Result<(), Error> {
+    let slice = Timespec::try_from(limit.slice(what)?).ok();
+    // Whatever comes, the log is looked at again.
+    let _ = poll(&mut [PollFd::new(watch, PollFlags::IN)], slice.as_ref());
+    let _ = rustix::io::read(watch, &mut [0_u8; 4096]);
+    Ok(())
 }
 
 /// A guest that has ended, as the keeper saw it.

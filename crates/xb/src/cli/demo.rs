@@ -1,8 +1,24 @@
-//! `xb demo`.
+//! `xb demo`: the main job, shown step by step.
 
-use super::All;
-use crate::Error;
+mod guests;
+
+use super::{All, host, out, tree};
+use crate::config::Syntax;
+use crate::domain::create::{self, Then};
+use crate::host::daemon::{self, Came, Daemon};
+use crate::host::folder::Folder;
+use crate::host::{Choice, Host};
+use crate::wait::Limit;
+use crate::{Error, devices, domain, text, wait};
 use clap::Args;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// How long any step may take.
+const WITHIN: Duration = Duration::from_secs(30);
+/// Bytes of the images.
+const IMAGE: u64 = 64 << 20;
 
 #[derive(Args, Debug)]
 pub(crate) struct Demo {
@@ -11,6 +27,190 @@ pub(crate) struct Demo {
     keep: bool,
 }
 
-pub(crate) fn run(_: &All, _: &Demo) -> Result<u8, Error> {
-    Ok(0)
+/// What is shown, and where.
+struct Show {
+    folder: Folder,
+    began: Instant,
+}
+
+pub(crate) fn run(all: &All, demo: &Demo) -> Result<u8, Error> {
+    let folder = match (&all.host, all.choice()) {
+        (Some(_), Choice::Hosted(folder)) => folder,
+        // Beside whatever host this user has, unless it is to stay.
+        _ if demo.keep => Folder::default(),
+        _ => Folder::new(&std::env::temp_dir().join(format!("xb-demo-{}", std::process::id()))),
+    };
+    let show = Show { folder, began: Instant::now() };
+    if Daemon::ALL.into_iter().any(|daemon| daemon.running(&show.folder).is_some()) {
+        let dir = show.folder.path().display();
+        return Err(Error::Refused(format!(
+            "a host is up in {dir}; xb demo makes its own: name another folder with --host"
+        )));
+    }
+    let shown = show.all();
+    if shown.is_ok() && demo.keep {
+        let dir = show.folder.path().display();
+        return out::print(&format!(
+            "\nThe host stays up. Try next:\n  xb --host {dir} tree\n  xb --host {dir} log two\n  xb --host {dir} host down\n"
+        ));
+    }
+    wait::forget_interrupt();
+    let down = show.step("all is taken down", || show.take_down().map(|()| String::new()));
+    shown.and(down).map(|()| 0)
+}
+
+impl Show {
+    /// Does one step, and prints it with its time; what it returns is put behind.
+    fn step(&self, name: &str, step: impl FnOnce() -> Result<String, Error>) -> Result<(), Error> {
+        let begin = Instant::now();
+        let done = step();
+        let time = text::took(begin.elapsed());
+        let line = match &done {
+            Ok(more) if more.is_empty() => format!("{time:>8}  {name}\n"),
+            Ok(more) => format!("{time:>8}  {name}: {more}\n"),
+            Err(_) => format!("{time:>8}  FAILED: {name}\n"),
+        };
+        out::print(&line)?;
+        done.map(drop)
+    }
+
+    fn image(&self, name: &str) -> PathBuf {
+        self.folder.path().join("demo").join(name)
+    }
+
+    fn take_down(&self) -> Result<(), Error> {
+        let demo = self.folder.path().join("demo");
+        let down = host::down(&self.folder);
+        let _ = std::fs::remove_dir_all(demo);
+        let _ = std::fs::remove_dir(self.folder.path());
+        down
+    }
+
+    fn all(&self) -> Result<(), Error> {
+        let (data, scratch) = (self.image("data.img"), self.image("scratch.img"));
+        self.step("a host is up: broker, xenstored, keeper, xen-blockd", || {
+            let came = daemon::up(&self.folder)?;
+            debug_assert_eq!(came, Came::Up);
+            Ok(self.folder.path().display().to_string())
+        })?;
+        let mut host = Host::open(Choice::Hosted(self.folder.clone()))?;
+        self.step("an ext4 image is made", || {
+            std::fs::create_dir_all(self.folder.path().join("demo")).map_err(Error::io("demo"))?;
+            make_ext4(&data)?;
+            make_raw(&scratch)?;
+            Ok(format!("{}, {}", data.display(), text::size(IMAGE)))
+        })?;
+        let way = guests::Way::of_this_user();
+        self.step("guest one is created, with the image as /dev/xvda", || {
+            self.create(&mut host, "one", &guests::first(way, &data))
+        })?;
+        self.step(&format!("it {} a directory tree, and syncs", way.writes()), || {
+            let sum = self.says("one", "written")?;
+            Ok(format!("sha256 {}", sum.get(..16).unwrap_or(&sum)))
+        })?;
+        self.step("guest two is created, without a disk", || {
+            self.create(&mut host, "two", &guests::second())
+        })?;
+        self.step("the disk is detached from one", || self.detach(&mut host, "one", "xvda"))?;
+        self.step("and attached to two while it runs", || {
+            self.attach(&mut host, "two", "xvda", &data)
+        })?;
+        self.step("two reads the tree and compares", || {
+            let (read, written) = (self.says("two", "read")?, self.says("one", "written")?);
+            if read == written {
+                Ok("the checksums are the same".into())
+            } else {
+                Err(Error::Refused(format!("two has read {read}, one has written {written}")))
+            }
+        })?;
+        self.step("a second disk is plugged into two", || {
+            self.attach(&mut host, "two", "xvdb", &scratch)
+        })?;
+        self.step(
+            "while two writes to it, the backend is killed (SIGKILL) and started again",
+            || {
+                self.says("two", "writing")?;
+                let before = Daemon::Block.running(&self.folder);
+                before.ok_or_else(|| Error::Refused("xen-blockd is gone".into()))?.kill();
+                Daemon::Block.start(&self.folder)?;
+                Ok(String::new())
+            },
+        )?;
+        self.step("two has noticed nothing but a pause", || {
+            self.says("two", "compared")?;
+            Ok("what it wrote is what it reads".into())
+        })?;
+        let drawn = tree::draw(&mut host)?;
+        out::print(&format!("\n{drawn}\n{} in all\n", text::took(self.began.elapsed())))?;
+        Ok(())
+    }
+
+    fn create(&self, host: &mut Host, name: &str, config: &str) -> Result<String, Error> {
+        let path = self.folder.path().join("demo").join(format!("{name}.cfg"));
+        std::fs::write(&path, config).map_err(Error::io(path.display()))?;
+        let (description, settings, _) = super::create::read(&path, &[])?;
+        debug_assert_eq!(Syntax::of(&path), Syntax::Xl);
+        let new = create::create(host, &description, &settings, Then::Run, Limit::new(WITHIN))?;
+        Ok(format!("domain {}, from {}", new.domid, path.display()))
+    }
+
+    fn attach(
+        &self,
+        host: &mut Host,
+        name: &str,
+        vdev: &str,
+        image: &Path,
+    ) -> Result<String, Error> {
+        let spec = format!("vdev={vdev},access=w,target={}", image.display());
+        let domid = domain::find(host, name)?.info.domid;
+        devices::attach(host, domid, &spec, Limit::new(WITHIN)).map(|()| String::new())
+    }
+
+    fn detach(&self, host: &mut Host, name: &str, vdev: &str) -> Result<String, Error> {
+        let domid = domain::find(host, name)?.info.domid;
+        let disk = devices::disk(&mut host.store, domid, vdev)?;
+        devices::detach(host, &disk.device, devices::Force::Ask, Limit::new(WITHIN))
+            .map(|()| String::new())
+    }
+
+    /// What a guest has printed behind `demo: WORD`, once it has; an error where it has given up.
+    fn says(&self, name: &str, word: &str) -> Result<String, Error> {
+        let start = format!("demo: {word}");
+        let limit = Limit::new(WITHIN);
+        crate::keeper::await_line(&self.folder, name, limit, &|line| {
+            if let Some(failed) = line.strip_prefix("demo: failed") {
+                return Some(Err(Error::Refused(format!(
+                    "guest {name}:{failed}; xb log {name} says more"
+                ))));
+            }
+            Some(Ok(line.strip_prefix(&start)?.trim().to_owned()))
+        })?
+    }
+}
+
+/// Makes a file for a raw disk.
+fn make_raw(path: &Path) -> Result<(), Error> {
+    let made = std::fs::File::create(path).and_then(|file| file.set_len(IMAGE));
+    made.map_err(Error::io(path.display()))
+}
+
+/// Makes an image with an empty file system.
+fn make_ext4(path: &Path) -> Result<(), Error> {
+    make_raw(path)?;
+    let search = "/usr/sbin:/sbin:/usr/bin:/bin";
+    let mut command = Command::new("mkfs.ext4");
+    command
+        .args(["-q", "-F", "-O", "^has_journal"])
+        .arg(path)
+        .env("PATH", search)
+        .stdin(Stdio::null());
+    let output = command.output().map_err(|error| {
+        let cause = text::cause(&error);
+        Error::Refused(format!("mkfs.ext4: {cause}; it is in the package e2fsprogs, which Debian and Ubuntu install always"))
+    })?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    Err(Error::Refused(format!("mkfs.ext4 {}: {}", path.display(), said.trim())))
 }

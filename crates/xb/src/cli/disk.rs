@@ -104,27 +104,14 @@ pub(crate) fn run(all: &All, command: &Command) -> Result<u8, Error> {
 
 fn attach(all: &All, attach: &Attach) -> Result<u8, Error> {
     let text = attach.disk.join(",");
-    let spec = DiskSpec::parse(&text).map_err(|wrong| Error::Refused(wrong.to_string()))?;
     let mut host = all.open()?;
     let domid = domain::find(&mut host, &attach.domain)?.info.domid;
+    if !attach.no_wait {
+        return devices::attach(&mut host, domid, &text, all.limit()).map(|()| 0);
+    }
+    let spec = DiskSpec::parse(&text).map_err(|wrong| Error::Refused(wrong.to_string()))?;
     let disk = devices::prepare(&spec, Place::of(&host))?;
-    devices::add(&mut host.store, domid, &disk)?;
-    if attach.no_wait {
-        return Ok(0);
-    }
-    let connected = devices::await_connected(&mut host, domid, &disk, all.limit());
-    if connected.is_err() {
-        // Undone, whatever it was that failed.
-        crate::wait::forget_interrupt();
-        let attached = devices::disk(&mut host.store, domid, &spec.vdev)?;
-        devices::detach(
-            &mut host,
-            &attached.device,
-            Force::Take,
-            crate::wait::Limit::new(devices::CLOSES_WITHIN),
-        )?;
-    }
-    connected.map(|()| 0)
+    devices::add(&mut host.store, domid, &disk).map(|()| 0)
 }
 
 fn list(all: &All, which: Option<&str>) -> Result<u8, Error> {

@@ -5,9 +5,6 @@ use crate::host::{Choice, Host};
 use crate::wait::Limit;
 use crate::{Error, domain, keeper};
 use clap::Args;
-use rustix::event::{PollFd, PollFlags, poll};
-use rustix::fs::inotify;
-use rustix::time::Timespec;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::time::Duration;
@@ -39,16 +36,10 @@ pub(crate) fn run(all: &All, log: &Log) -> Result<u8, Error> {
         return Ok(0);
     }
     let failed = |errno: rustix::io::Errno| Error::io(path.display())(errno.into());
-    let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)
-        .map_err(failed)?;
-    let dir = folder.guest(&name);
-    inotify::add_watch(&watch, &dir, inotify::WatchFlags::MODIFY | inotify::WatchFlags::CREATE)
-        .map_err(failed)?;
+    let watch = keeper::watch_log(&folder, &name).map_err(failed)?;
     let for_ever = Limit::new(Duration::MAX);
     loop {
-        let slice = Timespec::try_from(for_ever.slice(&|| format!("{name} prints"))?).ok();
-        let _ = poll(&mut [PollFd::new(&watch, PollFlags::IN)], slice.as_ref());
-        let _ = rustix::io::read(&watch, &mut [0_u8; 4096]);
+        keeper::await_log(&watch, for_ever, &|| format!("{name} prints"))?;
         // A log that was set aside leaves a shorter one behind.
         let at = file.stream_position().map_err(Error::io(path.display()))?;
         let now = std::fs::metadata(&path).map_or(at, |data| data.len());
