@@ -1,5 +1,7 @@
 //! Devices of domains: disks, with both ends written at once, awaited, and taken away.
 
+pub mod mount;
+
 use crate::config::disk::{BackendType, Format, Specification};
 use crate::config::{self, DiskSpec};
 use crate::domain::{children, home, read};

@@ -23,6 +23,15 @@ pub(crate) enum Command {
         /// The domain's name or number; all domains without it.
         domain: Option<String>,
     },
+    /// Have the host's kernel mount a disk at /mnt in a guest that has kernel_block=1; as root.
+    #[command(after_help = "Example: xb disk mount web xvda")]
+    Mount(Mount),
+    /// Unmount what was mounted at /mnt in a guest.
+    #[command(after_help = "Example: xb disk unmount web")]
+    Unmount {
+        /// The domain's name or number.
+        domain: String,
+    },
     /// Give a raw image another size, and tell the guest.
     #[command(after_help = "Example: xb disk resize web xvdb 2G")]
     Resize(Resize),
@@ -49,6 +58,17 @@ pub(crate) struct Detach {
     /// Take it away even if the guest does not let go of it in time.
     #[arg(long)]
     force: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Mount {
+    /// The domain's name or number.
+    domain: String,
+    /// The disk's name in the guest, or its number.
+    vdev: String,
+    /// The file system that is on it.
+    #[arg(long = "type", value_name = "TYPE", default_value = "ext4")]
+    fs_type: String,
 }
 
 #[derive(Args, Debug)]
@@ -91,6 +111,18 @@ pub(crate) fn run(all: &All, command: &Command) -> Result<u8, Error> {
             let disk = devices::disk(&mut host.store, domid, &detach.vdev)?;
             let force = if detach.force { Force::Take } else { Force::Ask };
             devices::detach(&mut host, &disk.device, force, all.limit()).map(|()| 0)
+        }
+        Command::Mount(mount) => {
+            let mut host = all.open()?;
+            let domain = domain::find(&mut host, &mount.domain)?;
+            let disk = devices::disk(&mut host.store, domain.info.domid, &mount.vdev)?;
+            devices::mount::mount(&mut host, &domain, &disk, &mount.fs_type, all.limit())
+                .map(|()| 0)
+        }
+        Command::Unmount { domain } => {
+            let mut host = all.open()?;
+            let domain = domain::find(&mut host, domain)?;
+            devices::mount::unmount(&mut host, &domain).map(|()| 0)
         }
         Command::List { domain } => list(all, domain.as_deref()),
         Command::Resize(resize) => {

@@ -257,6 +257,9 @@ fn write_nodes(
         tx.mkdir(&libxl)?;
         tx.set_perms(&libxl, &hidden)?;
         tx.mkdir(format!("{libxl}/device"))?;
+        if description.kernel_block {
+            tx.write(format!("{libxl}/kernel-block"), "1")?;
+        }
         tx.write(format!("{libxl}/type"), "hosted")
     })?;
     Ok(())
