@@ -102,9 +102,7 @@ impl Show {
             Ok(format!("{}, {}", data.display(), text::size(IMAGE)))
         })?;
         let (way, why) = Way::of_this_user();
-        if !why.is_empty() {
-            out::print(&format!("          {why}\n"))?;
-        }
+        out::print(&format!("          {why}\n"))?;
         self.step("guest one is created, with the image as its disk xvda", || {
             self.create(&mut host, "one", &guests::first(way, &data))
         })?;

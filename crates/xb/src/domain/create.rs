@@ -125,7 +125,7 @@ fn build(
         (cap, _) => cap,
     };
     config.files = Files::System;
-    config.devices = Devices::Files;
+    config.devices = if description.kernel_block { Devices::KernelFiles } else { Devices::Files };
     config.env = vec!["PATH=/usr/sbin:/usr/bin:/sbin:/bin".into(), "HOME=/tmp".into()];
     let program = match &description.kernel {
         None => {
