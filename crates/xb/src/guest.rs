@@ -69,6 +69,8 @@ struct Init {
 /// # Errors
 /// This is no domain's program, or the store is gone.
 pub fn run(line: &str) -> Result<u8, Error> {
+    // First: where there is none, its number is not yet anybody else's.
+    let fuse = xen_hosted::guest_devices();
     let failed = |what: &'static str| Error::platform(format!("guest-init: {what}"));
     let hosted = xen_hosted::Platform::guest()
         .map_err(failed("this is for domains; xb create makes one"))?;
@@ -92,7 +94,7 @@ pub fn run(line: &str) -> Result<u8, Error> {
     let (evtchn, grants) = (Rc::new(RefCell::new(evtchn)), Rc::new(RefCell::new(grants)));
     let platform = Platform { evtchn, grants, options: DISK };
     let mut guest = Guest::start(store, hosted.domid(), platform)?;
-    if let Ok(fuse) = xen_hosted::guest_devices() {
+    if let Ok(fuse) = fuse {
         guest.serve_files(Fuse::new(fuse));
         guest.serve_sockets("/tmp");
     }

@@ -315,7 +315,7 @@ fn settle(folder: &Folder, info: &DomainInfo, reason: ShutdownReason) -> Result<
     ended.note(folder, &name).map_err(Error::io(guest.display()))?;
     host.store.write(format!("/libxl/{domid}/ended"), &ended.reason)?;
     let text = config::load(&guest.join("config")).map_err(Error::Refused)?;
-    let settings = config::parse(&name, &text, Syntax::Toml)?;
+    let settings = config::parse(&name, &text, Syntax::Xl)?;
     let (description, _) = Description::read(&name, &settings)?;
     let mut action = match reason {
         ShutdownReason::Reboot => description.on_reboot,

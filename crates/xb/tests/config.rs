@@ -243,7 +243,7 @@ fn errors_name_file_line_column_and_what_was_expected() {
             "name='a'\nname+=['b']",
             "web.cfg:2:1: += with values of two kinds; expected two lists or two strings",
         ),
-        (&"a=[".repeat(1), "web.cfg:1:4: the end of the file"),
+        ("a=[", "web.cfg:1:4: the end of the file"),
     ] {
         let error = xl(text).expect_err(text);
         assert!(error.starts_with(wanted), "{text:?}: {error}");

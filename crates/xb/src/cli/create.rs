@@ -1,13 +1,13 @@
 //! `xb create`.
 
 use super::{All, out};
-use crate::config::{self, Description, Kind, Setting, Syntax, Warning};
+use crate::config::{self, Description, Setting, Syntax, Warning};
 use crate::domain::create::{self, Then};
 use crate::host::Host;
 use crate::keeper::Ended;
 use crate::{Error, domain};
 use clap::Args;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 #[derive(Args, Debug)]
 pub(crate) struct Create {
@@ -26,7 +26,7 @@ pub(crate) struct Create {
 
 /// Reads a configuration; `more` comes behind it.
 pub(crate) fn read(
-    file: &PathBuf,
+    file: &Path,
     more: &[String],
 ) -> Result<(Description, Vec<Setting>, Vec<Warning>), Error> {
     let text = config::load(file).map_err(Error::Refused)?;
@@ -43,16 +43,11 @@ pub(crate) fn read(
 }
 
 pub(crate) fn run(all: &All, create: &Create) -> Result<u8, Error> {
-    let (description, mut settings, warnings) = read(&create.file, &create.settings)?;
+    let (description, settings, warnings) = read(&create.file, &create.settings)?;
     for warning in warnings {
         eprintln!("xb: {warning}");
     }
     let mut host = all.open()?;
-    if let Some(uuid) = settings.iter_mut().find(|setting| setting.key == "uuid")
-        && let Kind::Number(_, written) = &uuid.value.kind
-    {
-        uuid.value.kind = Kind::Text(written.clone());
-    }
     let then = if create.paused { Then::StayPaused } else { Then::Run };
     let new = create::create(&mut host, &description, &settings, then, all.limit())?;
     for lack in &new.lacks {

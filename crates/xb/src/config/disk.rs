@@ -342,13 +342,7 @@ impl<'a> Reader<'a> {
             }
             self.format_word(part)
         } else if self.disk.vdev.is_empty() {
-            if text.is_empty() {
-                Ok(())
-            } else if self.vdev_and_devtype(part)? {
-                Ok(())
-            } else {
-                self.vdev(part)
-            }
+            if text.is_empty() || self.vdev_and_devtype(part)? { Ok(()) } else { self.vdev(part) }
         } else if !self.has_access {
             self.has_access = true;
             self.access(part)

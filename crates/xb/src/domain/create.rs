@@ -58,7 +58,7 @@ pub fn create(
     let disks: Vec<Disk> = disks.collect::<Result<_, _>>()?;
     let lock = claim(folder, &mut host.store, control, &description.name)?;
     let guest = folder.guest(&description.name);
-    let kept = config::write(settings, Syntax::Toml);
+    let kept = config::write(settings, Syntax::Xl);
     std::fs::write(guest.join("config"), kept)
         .map_err(Error::io(guest.join("config").display()))?;
     let created = build(folder, control, description)?;
