@@ -4,7 +4,7 @@ pub mod mount;
 
 use crate::config::disk::{BackendType, Format, Specification};
 use crate::config::{self, DiskSpec};
-use crate::domain::{children, home, read};
+use crate::domain::{self, children, read};
 use crate::host::{Host, Platform};
 use crate::wait::Limit;
 use crate::{Error, text, wait};
@@ -224,9 +224,10 @@ pub fn await_connected(
         let (front, back) = states.get();
         format!("disk {vdev} of domain {domid} connects (frontend {front}, backend {back})")
     };
-    watched(host, &[&front, &back], |host| {
-        let log = host.folder().map(|folder| folder.log("xen-blockd"));
-        limit.until(&mut host.store, &what, |store| {
+    let log =
+        host.folder().map(|folder| format!("; {} says more", folder.log("xen-blockd").display()));
+    watched(host, &[&front, &back, "@releaseDomain"], |Host { store, platform }| {
+        limit.until(store, &what, |store| {
             let both = (state(store, &front)?, state(store, &back)?);
             states.set(both);
             if both == (State::Connected, State::Connected) {
@@ -234,19 +235,17 @@ pub fn await_connected(
             }
             for end in [&back, &front] {
                 if let Some(error) = read(store, &format!("{end}/error"))? {
-                    let log = log.as_ref().map(|log| format!("; {} says more", log.display()));
-                    let log = log.unwrap_or_default();
-                    let (target, error) = (&disk.target, error.trim());
+                    let (target, error, log) =
+                        (&disk.target, error.trim(), log.as_deref().unwrap_or_default());
                     return Err(Error::Refused(format!("disk {vdev} ({target}): {error}{log}")));
                 }
             }
-            if store.exists(home(domid))? {
-                Ok(None)
-            } else {
-                Err(Error::Refused(format!(
-                    "domain {domid} has ended before its disk {vdev} was connected"
-                )))
+            if platform.runs(domid, None) {
+                return Ok(None);
             }
+            Err(Error::Refused(format!(
+                "domain {domid} has ended before its disk {vdev} was connected"
+            )))
         })
     })
 }
@@ -254,7 +253,7 @@ pub fn await_connected(
 /// Does something while changes below these nodes wake waits.
 fn watched<T>(
     host: &mut Host,
-    paths: &[&String],
+    paths: &[&str],
     body: impl FnOnce(&mut Host) -> Result<T, Error>,
 ) -> Result<T, Error> {
     const TOKEN: &str = "xb:device";
@@ -309,11 +308,30 @@ pub fn detach(
         })
     });
     match (closed, force) {
-        (Ok(()), _) | (Err(Error::Timeout { .. }), Force::Take) => {
-            Ok(toolstack::forget(&mut host.store, device)?)
-        }
+        (Ok(()), _) | (Err(Error::Timeout { .. }), Force::Take) => forget(&mut host.store, device),
         (Err(error), _) => Err(error),
     }
+}
+
+/// Takes away the nodes of a device, with what its backend has said of errors.
+fn forget(store: &mut Client, device: &NewDevice) -> Result<(), Error> {
+    toolstack::forget(store, device)?;
+    let error = xenbus::path::error(device.backend, &device.backend_path());
+    let of_device = above(&error);
+    let of_domain = above(of_device);
+    store.transaction(|tx| {
+        domain::remove(tx, of_device)?;
+        if tx.exists(of_domain)? && tx.directory(of_domain)?.is_empty() {
+            domain::remove(tx, of_domain)?;
+        }
+        Ok(())
+    })?;
+    Ok(())
+}
+
+/// The node above another.
+fn above(path: &str) -> &str {
+    path.rsplit_once('/').map_or("", |(above, _)| above)
 }
 
 /// Takes away all devices of a domain that is gone.

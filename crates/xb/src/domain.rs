@@ -6,7 +6,7 @@
 pub mod create;
 
 use crate::devices;
-use crate::host::{Host, Platform};
+use crate::host::Host;
 use crate::wait::Limit;
 use crate::{Error, config};
 use xen::DomId;
@@ -182,19 +182,8 @@ pub fn await_end(host: &mut Host, domain: &Domain, limit: Limit) -> Result<(), E
     host.store.watch("@releaseDomain", &token)?;
     let what = || format!("{} ends", domain.name);
     let Host { store, platform } = host;
-    let ended = limit.until(store, &what, |_| {
-        let info = match platform {
-            Platform::Hosted { control, .. } => xen::domctl::DomainControl::info(control, domid),
-            Platform::Xen(control) => xen::domctl::DomainControl::info(control, domid),
-        };
-        Ok(match info {
-            Ok(info) if info.handle == handle => match info.state {
-                RunState::Shutdown(_) | RunState::Dying => Some(()),
-                _ => None,
-            },
-            _ => Some(()),
-        })
-    });
+    let ended =
+        limit.until(store, &what, |_| Ok((!platform.runs(domid, Some(handle))).then_some(())));
     host.store.unwatch("@releaseDomain", &token)?;
     ended
 }

@@ -6,7 +6,8 @@ pub mod folder;
 use crate::Error;
 use folder::Folder;
 use std::path::Path;
-use xen::domctl::DomainControl;
+use xen::DomId;
+use xen::domctl::{DomainControl, RunState};
 use xen_hosted::domctl::Control;
 use xen_linux::Machine;
 use xenstore::Client;
@@ -36,6 +37,24 @@ pub enum Platform {
     },
     /// Xen, of which this is domain 0.
     Xen(xen_linux::domctl::Domctl),
+}
+
+impl Platform {
+    /// Control of domains.
+    pub fn control(&mut self) -> &mut dyn DomainControl {
+        match self {
+            Self::Hosted { control, .. } => control,
+            Self::Xen(control) => control,
+        }
+    }
+
+    /// Whether a domain is there and has not ended; with a handle, whether it is still the same.
+    pub fn runs(&mut self, domid: DomId, handle: Option<[u8; 16]>) -> bool {
+        self.control().info(domid).is_ok_and(|info| {
+            let ended = matches!(info.state, RunState::Shutdown(_) | RunState::Dying);
+            !ended && handle.is_none_or(|handle| handle == info.handle)
+        })
+    }
 }
 
 /// Which host is meant.
@@ -105,10 +124,7 @@ impl Host {
 
     /// Control of its domains.
     pub fn control(&mut self) -> &mut dyn DomainControl {
-        match &mut self.platform {
-            Platform::Hosted { control, .. } => control,
-            Platform::Xen(control) => control,
-        }
+        self.platform.control()
     }
 
     /// Its folder, where it is hosted.

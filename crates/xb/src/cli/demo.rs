@@ -56,7 +56,7 @@ pub(crate) fn run(all: &All, demo: &Demo) -> Result<u8, Error> {
         ));
     }
     wait::forget_interrupt();
-    let down = show.step("all is taken down", || show.take_down().map(|()| String::new()));
+    let down = show.step("all is taken down", || host::down(&show.folder).map(|()| String::new()));
     shown.and(down).map(|()| 0)
 }
 
@@ -77,14 +77,6 @@ impl Show {
 
     fn image(&self, name: &str) -> PathBuf {
         self.folder.path().join("demo").join(name)
-    }
-
-    fn take_down(&self) -> Result<(), Error> {
-        let demo = self.folder.path().join("demo");
-        let down = host::down(&self.folder);
-        let _ = std::fs::remove_dir_all(demo);
-        let _ = std::fs::remove_dir(self.folder.path());
-        down
     }
 
     fn all(&self) -> Result<(), Error> {

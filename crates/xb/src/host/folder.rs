@@ -7,6 +7,7 @@
 //! | `run/` | pid files, the store's own files |
 //! | `record/` | requests of disks in flight |
 //! | `log/` | what the daemons say |
+//! | `demo/` | what `xb demo` makes |
 //! | `guests/NAME/` | each guest's configuration and log |
 //! | `keeper` | the socket of the process that keeps guests' logs and acts when they end |
 
@@ -123,7 +124,7 @@ impl Folder {
 
     /// Removes what [`Folder::make`] and the daemons have made in it, and it if nothing else is there.
     pub fn remove(&self) {
-        for below in ["host", "run", "record", "log", "guests"] {
+        for below in ["host", "run", "record", "log", "guests", "demo"] {
             // What is not there need not be removed.
             let _ = std::fs::remove_dir_all(self.0.join(below));
         }

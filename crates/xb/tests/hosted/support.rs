@@ -72,6 +72,19 @@ impl Host {
         self.try_json(args).unwrap_or_else(|| panic!("xb {args:?} has failed"))
     }
 
+    /// All nodes of the store, but for the folders that hold domains and stay.
+    pub(crate) fn nodes(&self) -> Vec<String> {
+        let mut stay: Vec<String> =
+            ["/libxl", "/local/domain/0", "/vm"].map(str::to_owned).to_vec();
+        stay.extend(["/local", "/local/domain"].map(str::to_owned));
+        for end in ["backend", "backend/vbd", "error", "error/backend", "error/backend/vbd"] {
+            stay.push(format!("/local/domain/0/{end}"));
+        }
+        let nodes = self.ok(&["store", "ls", "-f", "/"]);
+        let stays = |line: &&str| stay.iter().any(|path| *line == format!("{path} = \"\""));
+        nodes.lines().filter(|line| !stays(line)).map(str::to_owned).collect()
+    }
+
     /// Writes a configuration; its path.
     pub(crate) fn config(&self, name: &str, rest: &str) -> String {
         let path = self.path(&format!("{name}.cfg"));

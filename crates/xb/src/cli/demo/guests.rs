@@ -1,5 +1,6 @@
 //! The guests of the demo: two configurations as anybody would write them.
 
+use std::fs::File;
 use std::path::Path;
 
 /// How a guest gets at what is on its disk.
@@ -16,7 +17,7 @@ pub(super) enum Way {
 impl Way {
     /// The best that this user may have on this machine, and why not more.
     pub(super) fn of_this_user() -> (Self, &'static str) {
-        let opens = |path| std::fs::OpenOptions::new().read(true).write(true).open(path).is_ok();
+        let opens = |path| File::options().read(true).write(true).open(path).is_ok();
         if !opens("/dev/fuse") {
             let why = "/dev/fuse cannot be opened by this user (modprobe fuse; Debian's mode of it is 0666), so guests get \
                        no file for a disk: disks connect and move here, and nothing is read or written";
