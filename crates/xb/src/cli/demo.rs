@@ -57,7 +57,12 @@ pub(crate) fn run(all: &All, demo: &Demo) -> Result<u8, Error> {
     }
     wait::forget_interrupt();
     let down = show.step("all is taken down", || host::down(&show.folder).map(|()| String::new()));
-    shown.and(down).map(|()| 0)
+    match (shown, down) {
+        (Err(error), Err(left)) => {
+            Err(Error::Refused(format!("{error}; and what is left cannot be taken down: {left}")))
+        }
+        (shown, down) => shown.and(down).map(|()| 0),
+    }
 }
 
 impl Show {

@@ -7,6 +7,7 @@ use crate::host::{Choice, Host};
 use crate::wait::Limit;
 use crate::{Error, devices, domain};
 use clap::Subcommand;
+use std::time::Duration;
 use xen::DomId;
 
 #[derive(Subcommand, Debug)]
@@ -47,9 +48,12 @@ pub(crate) fn down(folder: &Folder) -> Result<(), Error> {
     // Who ends now is not to be started again.
     daemon::stop(Daemon::Keeper, folder)?;
     if let Ok(mut host) = Host::open(Choice::Hosted(folder.clone())) {
+        // Without a backend there is nobody to wait for.
+        let serves = Daemon::Block.running(folder).is_some();
+        let within = if serves { devices::CLOSES_WITHIN } else { Duration::ZERO };
         for domain in domain::list(&mut host)? {
             if domain.info.domid != DomId::DOM0 {
-                domain::destroy(&mut host, domain.info.domid, Limit::new(devices::CLOSES_WITHIN))?;
+                domain::destroy(&mut host, domain.info.domid, Limit::new(within))?;
             }
         }
     }

@@ -315,6 +315,10 @@ pub fn stop(daemon: Daemon, folder: &Folder) -> Result<(), Error> {
 /// Where one cannot be ended.
 pub fn down(folder: &Folder) -> Result<(), Error> {
     let _lock = lock(folder)?;
+    if Daemon::Broker.running(folder).is_none() && folder.broker().path().exists() {
+        // It was killed: the next one in its directory removes the control groups that it has left.
+        Daemon::Broker.start(folder)?;
+    }
     for daemon in [Daemon::Keeper, Daemon::Block, Daemon::Store, Daemon::Broker] {
         stop(daemon, folder)?;
     }

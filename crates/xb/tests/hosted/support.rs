@@ -1,5 +1,6 @@
 //! A host for a test: `xb` run as anybody runs it, and everything of it gone at the end.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
@@ -161,9 +162,20 @@ impl Host {
         fuse.is_ok()
     }
 
+    /// What the broker of a host that is up calls its control groups.
+    fn control_group(&self) -> Option<String> {
+        let meta = std::fs::metadata(self.path("h/host")).ok()?;
+        Some(format!("xenbus-{:x}-{:x}", meta.dev(), meta.ino()))
+    }
+
     /// All is down, and nothing is left.
     pub(crate) fn nothing_is_left(&self) {
-        self.until("nothing is left", || (Traces::of(&self.folder) == self.before).then_some(()));
+        // A process that has ended is seen until its parent has been told.
+        let end = Instant::now() + WITHIN;
+        while Traces::of(&self.folder) != self.before && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        assert_eq!(Traces::of(&self.folder), self.before, "something is left");
         assert!(!self.path("h").exists(), "the folder is gone");
     }
 }
@@ -175,10 +187,14 @@ impl Drop for Host {
                 eprintln!("--- {daemon}: {}", self.log_of(daemon));
             }
         }
+        let group = self.control_group();
         let down = self.run(&["host", "down"]);
         if !std::thread::panicking() {
             assert!(down.status.success(), "{down:?}");
             self.nothing_is_left();
+            let left =
+                group.map(|name| named(Path::new("/sys/fs/cgroup"), &name)).unwrap_or_default();
+            assert!(left.is_empty(), "control groups are left: {left:?}");
         }
         let _ = std::fs::remove_dir_all(&self.folder);
     }
@@ -190,7 +206,6 @@ pub(crate) struct Traces {
     processes: Vec<String>,
     mounts: Vec<String>,
     loops: Vec<String>,
-    cgroups: Vec<String>,
     interfaces: Vec<String>,
 }
 
@@ -221,6 +236,18 @@ impl Traces {
         traces.interfaces.sort();
         traces
     }
+}
+
+/// The folders below one that have this name.
+fn named(folder: &Path, name: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for path in entries(folder).into_iter().filter(|path| path.is_dir() && !path.is_symlink()) {
+        found.extend(named(&path, name));
+        if path.ends_with(name) {
+            found.push(path);
+        }
+    }
+    found
 }
 
 /// The paths in a folder.
