@@ -10,6 +10,7 @@ mod host;
 mod list;
 mod log;
 mod out;
+mod stats;
 mod store;
 mod tree;
 

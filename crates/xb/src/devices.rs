@@ -1,6 +1,7 @@
 //! Devices of domains: disks, with both ends written at once, awaited, and taken away.
 
 pub mod mount;
+pub mod stats;
 
 use crate::config::disk::{BackendType, Format, Specification};
 use crate::config::{self, DiskSpec};

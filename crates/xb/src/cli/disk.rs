@@ -32,6 +32,12 @@ pub(crate) enum Command {
         /// The domain's name or number.
         domain: String,
     },
+    /// Tell what the disks of a domain, or of all, have done; the backend counts anew every 5 seconds.
+    #[command(after_help = "Example: xb disk stats web --json")]
+    Stats {
+        /// The domain's name or number; all domains without it.
+        domain: Option<String>,
+    },
     /// Give a raw image another size, and tell the guest.
     #[command(after_help = "Example: xb disk resize web xvdb 2G")]
     Resize(Resize),
@@ -125,6 +131,7 @@ pub(crate) fn run(all: &All, command: &Command) -> Result<u8, Error> {
             devices::mount::unmount(&mut host, &domain).map(|()| 0)
         }
         Command::List { domain } => list(all, domain.as_deref()),
+        Command::Stats { domain } => super::stats::run(all, domain.as_deref()),
         Command::Resize(resize) => {
             let mut host = all.open()?;
             let domid = domain::find(&mut host, &resize.domain)?.info.domid;

@@ -124,6 +124,12 @@ pub(crate) fn ask(all: &All, ask: &Ask, request: Request) -> Result<u8, Error> {
 pub(crate) fn destroy(all: &All, which: &Which) -> Result<u8, Error> {
     let mut host = all.open()?;
     let domain = domain::find(&mut host, &which.domain)?;
+    if let Platform::Xen(_) = host.platform {
+        let name = &which.domain;
+        return Err(Error::Refused(format!(
+            "on Xen, domains are created and destroyed by xl: xl destroy {name}"
+        )));
+    }
     domain::destroy(&mut host, domain.info.domid, all.limit())?;
     Ok(0)
 }

@@ -115,6 +115,12 @@ fn disks_come_and_go() {
     host.ok(&["disk", "resize", "web", "sda", "32M"]);
     assert_eq!(host.json(&["disk", "list", "web"])[0]["bytes"], json!(32 << 20));
     host.fails(&["disk", "resize", "web", "sda", "1M"], 1, "only grow");
+    let written = host.until("the backend has counted", || {
+        let stats = host.try_json(&["disk", "stats", "web"])?;
+        let of = stats.as_array()?.iter().find(|disk| disk["vdev"] == "sda")?;
+        of["write"]["bytes"].as_u64().filter(|bytes| *bytes > 0)
+    });
+    assert!(written >= 512 && written <= 1 << 20, "{written} bytes for one line");
     host.ok(&["disk", "detach", "web", "2048"]);
     host.fails(&["disk", "detach", "web", "sda"], 4, "domain 1 has no disk sda");
     let nodes = host.ok(&["store", "ls", "-f", "/"]);
@@ -178,6 +184,7 @@ fn help_completions_and_manual_pages_are_of_one_table() {
         &["disk", "resize"],
         &["disk", "mount"],
         &["disk", "unmount"],
+        &["disk", "stats"],
         &["config", "convert"],
         &["config", "check"],
         &["demo"],
