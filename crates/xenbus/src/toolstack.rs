@@ -7,6 +7,7 @@
 use crate::error::Error;
 use crate::path::{self, Id};
 use xen::DomId;
+use xen_io::xenbus::State;
 use xenstore::{Access, Client, Perm, Store};
 use xenstore_core::wire;
 
@@ -122,8 +123,14 @@ pub fn add(store: &mut Client, device: &NewDevice) -> Result<(), Error> {
 pub fn detach(store: &mut Client, device: &NewDevice) -> Result<(), Error> {
     let back = device.backend_path();
     store.transaction(|tx| {
-        if tx.exists(format!("{back}/state"))? {
-            tx.write(format!("{back}/online"), b"0")?;
+        let state = match tx.read(format!("{back}/state")) {
+            Ok(state) => state,
+            Err(error) if error.refusal() == Some(wire::Error::NoEnt) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        tx.write(format!("{back}/online"), b"0")?;
+        // A backend that is Closed already, as its frontend's domain is gone, says so only once.
+        if State::parse(&state) != State::Closed {
             tx.write(format!("{back}/state"), b"5")?;
         }
         Ok(())

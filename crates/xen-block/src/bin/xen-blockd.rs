@@ -3,7 +3,9 @@
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use std::cell::RefCell;
+use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::rc::Rc;
@@ -16,8 +18,8 @@ use xen_block::disk::target;
 use xen_block::server::Server;
 use xen_hosted::{HOST_VARIABLE, HostDir, Role};
 use xen_linux::Machine;
-use xenbus::State;
 use xenbus::bus::{News, What};
+use xenbus::{Bus, State};
 use xenstore::{Client, Store};
 
 const USAGE: &str = "\
@@ -162,6 +164,7 @@ fn serve(arguments: &Arguments) -> Result<std::convert::Infallible, Failure> {
         Some(domid) => domid,
         None => own_domid(&mut store)?,
     };
+    let mut stats = StatsFile::create(&record_dir)?;
     let options = Options { record_dir: Some(record_dir), ..Options::default() };
     let platform = Platform { evtchn, grants, open: Box::new(target::open), options };
     let mut server = Server::start(store, domid, &kinds, Rc::new(platform))?;
@@ -173,8 +176,51 @@ fn serve(arguments: &Arguments) -> Result<std::convert::Infallible, Failure> {
         }
         if looked.elapsed() >= LOOK_AT_SIZES {
             server.check_sizes()?;
+            stats.write(&mut server, &kinds)?;
             looked = Instant::now();
         }
+    }
+}
+
+/// What the devices have done, for `xb disk stats`: a file beside the records, a line a device, the last line
+/// `end`.
+struct StatsFile {
+    file: File,
+    written: String,
+}
+
+impl StatsFile {
+    fn create(record_dir: &Path) -> Result<Self, Failure> {
+        Ok(Self { file: File::create(record_dir.join("stats"))?, written: String::new() })
+    }
+
+    /// Writes it anew where anything has changed.
+    fn write(&mut self, server: &mut Server, kinds: &[&str]) -> Result<(), Failure> {
+        let mut text = String::new();
+        for kind in kinds {
+            for (id, back) in server.bus(kind).into_iter().flat_map(Bus::drivers) {
+                let stats = back.stats();
+                text.push_str(&format!("{kind} {id} persistent {}", stats.persistent));
+                for (name, of) in [
+                    ("read", &stats.read),
+                    ("write", &stats.write),
+                    ("flush", &stats.flush),
+                    ("discard", &stats.discard),
+                ] {
+                    let (half, most) = (of.latency.quantile_us(0.5), of.latency.quantile_us(0.99));
+                    let counts = format!("{} {} {}", of.requests, of.sectors, of.errors);
+                    text.push_str(&format!(" {name} {counts} {half} {most}"));
+                }
+                text.push('\n');
+            }
+        }
+        text.push_str("end\n");
+        if text != self.written {
+            self.file.set_len(0)?;
+            self.file.write_all_at(text.as_bytes(), 0)?;
+            self.written = text;
+        }
+        Ok(())
     }
 }
 

@@ -218,7 +218,9 @@ impl Fuse {
         {
             return Ok(*node);
         }
-        let found = self.files.iter().find(|(_, file)| file.name.as_bytes() == name);
+        // One whose size is not known yet cannot be opened yet.
+        let here = |file: &File| file.name.as_bytes() == name && file.info.is_some();
+        let found = self.files.iter().find(|(_, file)| here(file));
         found.map(|(devid, _)| FIRST | u64::from(*devid)).ok_or(Errno::NOENT)
     }
 

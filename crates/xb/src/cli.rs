@@ -1,0 +1,184 @@
+//! The command line: one table for the parser, the help, the manual pages and the completions.
+
+mod complete;
+mod config;
+mod create;
+mod demo;
+mod disk;
+mod domain;
+mod host;
+mod list;
+mod log;
+mod out;
+mod stats;
+mod store;
+mod tree;
+
+use crate::Error;
+use crate::host::{Choice, Host};
+use crate::wait::{self, Limit};
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// Domains and their disks, on a Xen host or, without Xen, as processes of this machine.
+#[derive(Parser, Debug)]
+#[command(name = "xb", version, subcommand_required = true, arg_required_else_help = true, after_help = EXIT_CODES)]
+pub(crate) struct Line {
+    #[command(flatten)]
+    all: All,
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 not in time, 4 no such domain, disk or \
+host, 130 interrupted; xb create --wait ends with the guest's.\n\nExample: xb demo";
+
+/// What every command takes.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct All {
+    /// The folder of the hosted host (else $XB_HOST; else Xen, where this is its domain 0; else /run/xb or a folder of
+    /// the user's own).
+    #[arg(long, global = true, value_name = "DIR")]
+    host: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long, global = true)]
+    json: bool,
+    /// How long to wait for anything.
+    #[arg(long, global = true, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
+    timeout: Duration,
+}
+
+/// A number of seconds, perhaps with a fraction.
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse().map_err(|_| "a number of seconds is needed".to_owned())?;
+    Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
+}
+
+impl All {
+    fn choice(&self) -> Choice {
+        let named = std::env::var_os(crate::host::folder::VARIABLE).map(PathBuf::from);
+        Choice::of(self.host.as_deref().or(named.as_deref()))
+    }
+
+    fn open(&self) -> Result<Host, Error> {
+        Host::open(self.choice())
+    }
+
+    fn limit(&self) -> Limit {
+        Limit::new(self.timeout)
+    }
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Bring a hosted host up or down, or see how it is.
+    #[command(subcommand, after_help = "Example: xb host up")]
+    Host(host::Command),
+    /// Create a guest from a configuration (xl.cfg or .toml) and start it.
+    #[command(after_help = "Example: xb create web.cfg --wait")]
+    Create(create::Create),
+    /// List domains.
+    #[command(visible_alias = "ls", after_help = "Example: xb list --json")]
+    List,
+    /// Draw domains and their devices, with their states.
+    #[command(after_help = "Example: xb tree")]
+    Tree,
+    /// Tell all that is known of a domain.
+    #[command(after_help = "Example: xb info web")]
+    Info(domain::Which),
+    /// Stop a domain where it is.
+    #[command(after_help = "Example: xb pause web")]
+    Pause(domain::Which),
+    /// Let a paused domain go on.
+    #[command(after_help = "Example: xb unpause web")]
+    Unpause(domain::Which),
+    /// Ask a domain to end.
+    #[command(after_help = "Example: xb shutdown web --wait")]
+    Shutdown(domain::Ask),
+    /// Ask a domain to end and be started again.
+    #[command(after_help = "Example: xb reboot web --wait")]
+    Reboot(domain::Ask),
+    /// Take a domain down at once, with its devices.
+    #[command(after_help = "Example: xb destroy web")]
+    Destroy(domain::Which),
+    /// Show what a guest has printed.
+    #[command(after_help = "Example: xb log web --follow")]
+    Log(log::Log),
+    /// Attach, detach, list and resize disks.
+    #[command(
+        subcommand,
+        after_help = "Example: xb disk attach web /images/data.qcow2,qcow2,xvdb,w"
+    )]
+    Disk(disk::Command),
+    /// Read and write the host's store: all commands of the tool xenstore.
+    #[command(after_help = "Example: xb store ls /local/domain", disable_help_flag = true)]
+    Store(store::Store),
+    /// Check configurations, and convert between xl.cfg and TOML.
+    #[command(subcommand, after_help = "Example: xb config convert web.cfg")]
+    Config(config::Command),
+    /// Show everything once: a host, guests, disks, a backend that is killed and comes back.
+    #[command(after_help = "Example: xb demo --keep")]
+    Demo(demo::Demo),
+    /// Print completions for a shell.
+    #[command(after_help = "Example: xb completions bash > /etc/bash_completion.d/xb")]
+    Completions(complete::Completions),
+    /// Write manual pages into a folder.
+    #[command(after_help = "Example: xb man /usr/local/share/man/man1")]
+    Man(complete::Man),
+    #[command(hide = true)]
+    Keeper,
+    #[command(hide = true)]
+    GuestInit {
+        /// What to run.
+        #[arg(default_value = "")]
+        line: String,
+    },
+}
+
+/// Runs what the command line says.
+#[must_use]
+pub fn main() -> ExitCode {
+    // Ends with 2 where it makes no sense, with 0 for help.
+    let line = Line::parse();
+    match run(line) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("xb: {error}");
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+fn run(line: Line) -> Result<u8, Error> {
+    let all = &line.all;
+    match line.command {
+        Command::GuestInit { line } => return crate::guest::run(&line),
+        Command::Keeper => {
+            let folder = all.choice().hosted("the keeper")?;
+            return crate::keeper::run(&folder).map(|()| 0);
+        }
+        Command::Store(store) => return store::run(all, &store),
+        _ => wait::catch_signals(),
+    }
+    match line.command {
+        Command::Host(command) => host::run(all, &command),
+        Command::Create(create) => create::run(all, &create),
+        Command::List => list::run(all),
+        Command::Tree => tree::run(all),
+        Command::Info(which) => domain::info(all, &which),
+        Command::Pause(which) => domain::pause(all, &which),
+        Command::Unpause(which) => domain::unpause(all, &which),
+        Command::Shutdown(ask) => domain::ask(all, &ask, crate::domain::Request::Poweroff),
+        Command::Reboot(ask) => domain::ask(all, &ask, crate::domain::Request::Reboot),
+        Command::Destroy(which) => domain::destroy(all, &which),
+        Command::Log(log) => log::run(all, &log),
+        Command::Disk(command) => disk::run(all, &command),
+        Command::Config(command) => config::run(all, &command),
+        Command::Demo(demo) => demo::run(all, &demo),
+        Command::Completions(completions) => complete::completions(&completions),
+        Command::Man(man) => complete::man(&man),
+        Command::Keeper | Command::GuestInit { .. } | Command::Store(_) => Ok(0),
+    }
+}

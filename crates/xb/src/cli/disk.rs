@@ -1,0 +1,186 @@
+//! `xb disk`.
+
+use super::{All, out};
+use crate::config::DiskSpec;
+use crate::devices::{self, Attached, Force, Place};
+use crate::{Error, domain, text};
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum Command {
+    /// Attach a disk to a domain, and wait until it is connected.
+    #[command(
+        after_help = "Example: xb disk attach web format=qcow2,vdev=xvdb,target=/images/data.qcow2"
+    )]
+    Attach(Attach),
+    /// Detach a disk, and wait until the guest has let go of it.
+    #[command(after_help = "Example: xb disk detach web xvdb")]
+    Detach(Detach),
+    /// List the disks of a domain, or of all.
+    #[command(visible_alias = "ls", after_help = "Example: xb disk list web --json")]
+    List {
+        /// The domain's name or number; all domains without it.
+        domain: Option<String>,
+    },
+    /// Have the host's kernel mount a disk at /mnt in a guest that has kernel_block=1; as root.
+    #[command(after_help = "Example: xb disk mount web xvda")]
+    Mount(Mount),
+    /// Unmount what was mounted at /mnt in a guest.
+    #[command(after_help = "Example: xb disk unmount web")]
+    Unmount {
+        /// The domain's name or number.
+        domain: String,
+    },
+    /// Tell what the disks of a domain, or of all, have done; the backend counts anew every 5 seconds.
+    #[command(after_help = "Example: xb disk stats web --json")]
+    Stats {
+        /// The domain's name or number; all domains without it.
+        domain: Option<String>,
+    },
+    /// Give a raw image another size, and tell the guest.
+    #[command(after_help = "Example: xb disk resize web xvdb 2G")]
+    Resize(Resize),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Attach {
+    /// The domain's name or number.
+    domain: String,
+    /// The disk, as in a configuration; several words are one string, as with xl.
+    #[arg(required = true)]
+    disk: Vec<String>,
+    /// Do not wait until the guest has connected it.
+    #[arg(long)]
+    no_wait: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Detach {
+    /// The domain's name or number.
+    domain: String,
+    /// The disk's name in the guest, or its number.
+    vdev: String,
+    /// Take it away even if the guest does not let go of it in time.
+    #[arg(long)]
+    force: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Mount {
+    /// The domain's name or number.
+    domain: String,
+    /// The disk's name in the guest, or its number.
+    vdev: String,
+    /// The file system that is on it.
+    #[arg(long = "type", value_name = "TYPE", default_value = "ext4")]
+    fs_type: String,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Resize {
+    /// The domain's name or number.
+    domain: String,
+    /// The disk's name in the guest, or its number.
+    vdev: String,
+    /// The new size in bytes, or with K, M, G or T.
+    #[arg(value_parser = size)]
+    size: u64,
+}
+
+fn size(text: &str) -> Result<u64, String> {
+    text::bytes(text)
+        .ok_or_else(|| "a number of bytes is needed, or one with K, M, G or T".to_owned())
+}
+
+/// A disk for programs.
+pub(crate) fn as_json(disk: &Attached) -> Value {
+    json!({
+        "vdev": disk.vdev,
+        "devid": disk.device.id.devid,
+        "target": disk.target,
+        "access": disk.mode,
+        "backend": disk.device.backend_kind,
+        "bytes": disk.bytes,
+        "frontend_state": disk.front.to_string(),
+        "backend_state": disk.back.to_string(),
+        "error": disk.error,
+    })
+}
+
+pub(crate) fn run(all: &All, command: &Command) -> Result<u8, Error> {
+    match command {
+        Command::Attach(attach) => self::attach(all, attach),
+        Command::Detach(detach) => {
+            let mut host = all.open()?;
+            let domid = domain::find(&mut host, &detach.domain)?.info.domid;
+            let disk = devices::disk(&mut host.store, domid, &detach.vdev)?;
+            let force = if detach.force { Force::Take } else { Force::Ask };
+            devices::detach(&mut host, &disk.device, force, all.limit()).map(|()| 0)
+        }
+        Command::Mount(mount) => {
+            let mut host = all.open()?;
+            let domain = domain::find(&mut host, &mount.domain)?;
+            let disk = devices::disk(&mut host.store, domain.info.domid, &mount.vdev)?;
+            devices::mount::mount(&mut host, &domain, &disk, &mount.fs_type, all.limit())
+                .map(|()| 0)
+        }
+        Command::Unmount { domain } => {
+            let mut host = all.open()?;
+            let domain = domain::find(&mut host, domain)?;
+            devices::mount::unmount(&mut host, &domain).map(|()| 0)
+        }
+        Command::List { domain } => list(all, domain.as_deref()),
+        Command::Stats { domain } => super::stats::run(all, domain.as_deref()),
+        Command::Resize(resize) => {
+            let mut host = all.open()?;
+            let domid = domain::find(&mut host, &resize.domain)?.info.domid;
+            let disk = devices::disk(&mut host.store, domid, &resize.vdev)?;
+            devices::resize(&mut host, &disk, resize.size, all.limit()).map(|()| 0)
+        }
+    }
+}
+
+fn attach(all: &All, attach: &Attach) -> Result<u8, Error> {
+    let text = attach.disk.join(",");
+    let mut host = all.open()?;
+    let domid = domain::find(&mut host, &attach.domain)?.info.domid;
+    if !attach.no_wait {
+        return devices::attach(&mut host, domid, &text, all.limit()).map(|()| 0);
+    }
+    let spec = DiskSpec::parse(&text).map_err(|wrong| Error::Refused(wrong.to_string()))?;
+    let disk = devices::prepare(&spec, Place::of(&host))?;
+    devices::add(&mut host.store, domid, &disk).map(|()| 0)
+}
+
+fn list(all: &All, which: Option<&str>) -> Result<u8, Error> {
+    let mut host = all.open()?;
+    let domains = match which {
+        Some(which) => vec![domain::find(&mut host, which)?],
+        None => domain::list(&mut host)?,
+    };
+    let mut rows = vec![
+        ["DOMAIN", "VDEV", "SIZE", "ACCESS", "FRONTEND", "BACKEND", "TARGET"]
+            .map(str::to_owned)
+            .to_vec(),
+    ];
+    let mut values = Vec::new();
+    for domain in domains {
+        for disk in devices::disks(&mut host.store, domain.info.domid)? {
+            rows.push(vec![
+                out::clean(&domain.name),
+                disk.vdev.clone(),
+                disk.bytes.map_or_else(|| "-".into(), text::size),
+                disk.mode.clone(),
+                disk.front.to_string(),
+                disk.back.to_string(),
+                disk.target.clone(),
+            ]);
+            let mut value = as_json(&disk);
+            value["domid"] = json!(domain.info.domid.0);
+            value["domain"] = json!(domain.name);
+            values.push(value);
+        }
+    }
+    if all.json { out::json(&Value::Array(values)) } else { out::table(&rows) }
+}

@@ -1,0 +1,86 @@
+//! `xb host`.
+
+use super::{All, out};
+use crate::host::daemon::{self, Came, Daemon};
+use crate::host::folder::Folder;
+use crate::host::{Choice, Host};
+use crate::wait::Limit;
+use crate::{Error, devices, domain};
+use clap::Subcommand;
+use std::time::Duration;
+use xen::DomId;
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum Command {
+    /// Start the daemons that do not run: broker, store, keeper, block backend.
+    #[command(after_help = "Example: xb --host /tmp/h host up")]
+    Up,
+    /// Destroy all guests, end the daemons and remove the folder.
+    #[command(after_help = "Example: xb host down")]
+    Down,
+    /// Tell which daemons run.
+    #[command(after_help = "Example: xb host status --json")]
+    Status,
+}
+
+pub(crate) fn run(all: &All, command: &Command) -> Result<u8, Error> {
+    let folder = all.choice().hosted("xb host")?;
+    let dir = folder.path().display();
+    match command {
+        Command::Up => {
+            let came = daemon::up(&folder)?;
+            let so = if came == Came::WasUp { "was up already" } else { "is up" };
+            out::print(&format!("the host in {dir} {so}\n"))
+        }
+        Command::Down => {
+            down(&folder)?;
+            out::print(&format!("the host in {dir} is down\n"))
+        }
+        Command::Status => status(all, &folder),
+    }
+}
+
+/// Takes down all of a host; what is not there is down.
+pub(crate) fn down(folder: &Folder) -> Result<(), Error> {
+    if !folder.path().exists() {
+        return Ok(());
+    }
+    // Who ends now is not to be started again.
+    daemon::stop(Daemon::Keeper, folder)?;
+    if let Ok(mut host) = Host::open(Choice::Hosted(folder.clone())) {
+        // Without a backend there is nobody to wait for.
+        let serves = Daemon::Block.running(folder).is_some();
+        let within = if serves { devices::CLOSES_WITHIN } else { Duration::ZERO };
+        for domain in domain::list(&mut host)? {
+            if domain.info.domid != DomId::DOM0 {
+                domain::destroy(&mut host, domain.info.domid, Limit::new(within))?;
+            }
+        }
+    }
+    daemon::down(folder)
+}
+
+fn status(all: &All, folder: &Folder) -> Result<u8, Error> {
+    let running = Daemon::ALL.map(|daemon| (daemon, daemon.running(folder)));
+    let up = running.iter().all(|(_, process)| process.is_some());
+    if all.json {
+        let daemons = running.iter().map(|(daemon, process)| {
+            let pid = process.as_ref().map(|process| process.pid.as_raw_nonzero().get());
+            (
+                daemon.name().to_owned(),
+                serde_json::json!({ "pid": pid, "log": folder.log(daemon.name()) }),
+            )
+        });
+        let daemons: serde_json::Map<String, serde_json::Value> = daemons.collect();
+        out::json(&serde_json::json!({ "host": folder.path(), "up": up, "daemons": daemons }))?;
+    } else {
+        let mut rows = vec![["DAEMON", "PID", "LOG"].map(str::to_owned).to_vec()];
+        for (daemon, process) in &running {
+            let pid = process.as_ref().map(|process| process.pid.as_raw_nonzero().to_string());
+            let log = folder.log(daemon.name()).display().to_string();
+            rows.push(vec![daemon.name().into(), pid.unwrap_or_else(|| "down".into()), log]);
+        }
+        out::table(&rows)?;
+    }
+    Ok(if up { 0 } else { 4 })
+}

@@ -1,0 +1,27 @@
+//! `xb list`.
+
+use super::{All, out};
+use crate::Error;
+use crate::domain;
+
+pub(crate) fn run(all: &All) -> Result<u8, Error> {
+    let mut host = all.open()?;
+    let domains = domain::list(&mut host)?;
+    if all.json {
+        return out::json(&domains.iter().map(super::domain::as_json).collect());
+    }
+    let mut rows =
+        vec![["NAME", "ID", "STATE", "MEMORY", "VCPUS", "CPU TIME"].map(str::to_owned).to_vec()];
+    for domain in &domains {
+        let info = &domain.info;
+        rows.push(vec![
+            out::clean(&domain.name),
+            info.domid.to_string(),
+            domain.state().into(),
+            format!("{} KiB", info.memory_kib),
+            info.vcpus_online.to_string(),
+            format!("{:.1} s", info.cpu_time_ns as f64 / 1e9),
+        ]);
+    }
+    out::table(&rows)
+}

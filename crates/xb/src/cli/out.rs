@@ -1,0 +1,45 @@
+//! Tables and JSON on standard output.
+
+use crate::Error;
+use std::io::Write;
+
+/// Prints a text; a reader that has gone is none to complain to.
+pub(crate) fn print(text: &str) -> Result<u8, Error> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Error::io("standard output")(error))
+        }
+        _ => Ok(0),
+    }
+}
+
+/// Prints a value as JSON.
+pub(crate) fn json(value: &serde_json::Value) -> Result<u8, Error> {
+    print(&format!("{value:#}\n"))
+}
+
+/// Prints rows in columns, the first row their names.
+pub(crate) fn table(rows: &[Vec<String>]) -> Result<u8, Error> {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column: usize| {
+        rows.iter()
+            .filter_map(|row| row.get(column))
+            .map(|cell| cell.chars().count())
+            .max()
+            .unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let mut text = String::new();
+    for row in rows {
+        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
+        text.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
+        text.push('\n');
+    }
+    print(&text)
+}
+
+/// A cell of text that a guest may have written: nothing in it moves the cursor.
+pub(crate) fn clean(text: &str) -> String {
+    text.chars().map(|letter| if letter.is_control() { '?' } else { letter }).collect()
+}

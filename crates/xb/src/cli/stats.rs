@@ -1,0 +1,50 @@
+//! `xb disk stats`.
+
+use super::{All, out};
+use crate::devices::stats::{self, Counts};
+use crate::{Error, domain, text};
+use serde_json::{Value, json};
+
+/// What one kind of request came to, for programs.
+fn as_json(counts: &Counts) -> Value {
+    json!({
+        "requests": counts.requests, "bytes": counts.sectors.saturating_mul(512), "errors": counts.errors,
+        "median_us": counts.median_us, "p99_us": counts.p99_us,
+    })
+}
+
+pub(crate) fn run(all: &All, which: Option<&str>) -> Result<u8, Error> {
+    let mut host = all.open()?;
+    let domains = match which {
+        Some(which) => vec![domain::find(&mut host, which)?],
+        None => domain::list(&mut host)?,
+    };
+    let read = stats::read(&mut host)?;
+    let mut rows = vec![
+        ["DOMAIN", "VDEV", "REQUEST", "COUNT", "DATA", "ERRORS", "MEDIAN", "P99"]
+            .map(str::to_owned)
+            .to_vec(),
+    ];
+    let mut values = Vec::new();
+    for domain in &domains {
+        for disk in crate::devices::disks(&mut host.store, domain.info.domid)? {
+            let Some(of) = read.iter().find(|of| of.id == disk.device.id) else { continue };
+            let mut value = json!({ "domain": domain.name, "vdev": disk.vdev, "persistent_pages": of.persistent });
+            for (name, counts) in &of.counts {
+                value[name.as_str()] = as_json(counts);
+                rows.push(vec![
+                    out::clean(&domain.name),
+                    disk.vdev.clone(),
+                    name.clone(),
+                    counts.requests.to_string(),
+                    text::size(counts.sectors.saturating_mul(512)),
+                    counts.errors.to_string(),
+                    format!("{} us", counts.median_us),
+                    format!("{} us", counts.p99_us),
+                ]);
+            }
+            values.push(value);
+        }
+    }
+    if all.json { out::json(&Value::Array(values)) } else { out::table(&rows) }
+}

@@ -1,0 +1,32 @@
+//! `xb store`: the tool `xenstore`, with the host's store.
+
+use super::All;
+use crate::Error;
+use crate::host::Choice;
+use clap::Args;
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+#[derive(Args, Debug)]
+pub(crate) struct Store {
+    /// A command of xenstore and its arguments; --help lists them.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+    words: Vec<OsString>,
+}
+
+pub(crate) fn run(all: &All, store: &Store) -> Result<u8, Error> {
+    let own = std::env::current_exe().map_err(Error::io("this program's own path"))?;
+    let program = own.with_file_name("xenstore");
+    let mut command = Command::new(&program);
+    command.args(&store.words);
+    if let Choice::Hosted(folder) = all.choice() {
+        command.env("XENSTORED_PATH", folder.store());
+    }
+    // It takes this process's place.
+    let error = command.exec();
+    let (program, cause) = (program.display(), crate::text::cause(&error));
+    Err(Error::NotFound(format!(
+        "{program}: {cause}; install it beside xb with: cargo install --path crates/xenstore"
+    )))
+}

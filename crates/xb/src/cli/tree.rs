@@ -1,0 +1,46 @@
+//! `xb tree`: domains and their devices, with their states.
+
+use super::{All, out};
+use crate::host::Host;
+use crate::{Error, devices, domain, text};
+use xen_io::xenbus::State;
+
+pub(crate) fn run(all: &All) -> Result<u8, Error> {
+    let mut host = all.open()?;
+    let drawn = draw(&mut host)?;
+    out::print(&drawn)
+}
+
+/// The tree as text.
+pub(crate) fn draw(host: &mut Host) -> Result<String, Error> {
+    let mut tree = String::new();
+    let domains = domain::list(host)?;
+    for (at, domain) in domains.iter().enumerate() {
+        let last = at + 1 == domains.len();
+        let (branch, pad) = if last { ("└─", "  ") } else { ("├─", "│ ") };
+        let (name, domid, state) = (out::clean(&domain.name), domain.info.domid, domain.state());
+        tree.push_str(&format!("{branch} {name} (domain {domid}) {state}\n"));
+        let disks = devices::disks(&mut host.store, domid)?;
+        for (at, disk) in disks.iter().enumerate() {
+            let branch = if at + 1 == disks.len() { "└─" } else { "├─" };
+            let state = if (disk.front, disk.back) == (State::Connected, State::Connected) {
+                State::Connected.to_string()
+            } else {
+                format!("frontend {}, backend {}", disk.front, disk.back)
+            };
+            let size =
+                disk.bytes.map(|bytes| format!(" {}", text::size(bytes))).unwrap_or_default();
+            let access = if disk.mode.starts_with('w') { "" } else { " read-only" };
+            let error = disk
+                .error
+                .as_ref()
+                .map(|error| format!(": {}", out::clean(error)))
+                .unwrap_or_default();
+            tree.push_str(&format!(
+                "{pad} {branch} vbd {}{size}{access} {state} <- {}{error}\n",
+                disk.vdev, disk.target
+            ));
+        }
+    }
+    Ok(tree)
+}

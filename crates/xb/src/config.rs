@@ -1,0 +1,198 @@
+//! What a domain is to be: `xl.cfg` or TOML, and the one description that both lead to.
+//!
+//! A file is a list of [`Setting`]s, whichever way it is written; [`Description::read`] makes a domain of
+//! them. `xb config convert` goes from one way to the other on the level of settings, so it keeps what
+//! this version does not understand.
+//!
+//! Source: `xl.cfg(5)`, `xl-disk-configuration(5)`, `xen-vbd-interface(7)`.
+
+pub mod description;
+pub mod disk;
+pub mod keys;
+pub mod toml;
+pub mod xl;
+
+use std::fmt;
+use std::path::Path;
+
+pub use description::{Action, Description};
+pub use disk::DiskSpec;
+
+/// Most bytes of a configuration file.
+pub const FILE_MAX: u64 = 1 << 20;
+/// How deep lists may lie in lists.
+pub const DEPTH_MAX: u32 = 16;
+
+/// Where something stands in a file, both from 1; columns count characters.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Place {
+    /// The line.
+    pub line: u32,
+    /// The column.
+    pub column: u32,
+}
+
+impl Place {
+    /// So many characters further on in the same line.
+    #[must_use]
+    pub fn right(self, characters: usize) -> Self {
+        let characters = u32::try_from(characters).unwrap_or(u32::MAX);
+        Self { line: self.line, column: self.column.saturating_add(characters) }
+    }
+}
+
+/// What is wrong with a configuration, and what would be right.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Error {
+    /// The file, or what else the text came from.
+    pub file: String,
+    /// Where in it.
+    pub place: Place,
+    /// What was found there.
+    pub found: String,
+    /// What was expected.
+    pub expected: String,
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { file, place: Place { line, column }, found, expected } = self;
+        write!(f, "{file}:{line}:{column}: {found}; expected {expected}")
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// Something to be told that stops nobody.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Warning {
+    /// The file.
+    pub file: String,
+    /// Where in it.
+    pub place: Place,
+    /// What is to be told.
+    pub text: String,
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { file, place: Place { line, column }, text } = self;
+        write!(f, "{file}:{line}:{column}: {text}")
+    }
+}
+
+/// A value, and where it begins.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Value {
+    /// Where it begins.
+    pub place: Place,
+    /// What it is.
+    pub kind: Kind,
+}
+
+/// The kinds of values that both ways of writing have.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Kind {
+    /// A string.
+    Text(String),
+    /// A number: what it is, and how it was written (`0x10`).
+    Number(u64, String),
+    /// A list.
+    List(Vec<Value>),
+}
+
+impl Value {
+    /// The value in a word, for an error.
+    #[must_use]
+    pub fn shown(&self) -> String {
+        match &self.kind {
+            Kind::Text(text) => format!("{:?}", crate::text::short(text)),
+            Kind::Number(_, written) => written.clone(),
+            Kind::List(_) => "a list".into(),
+        }
+    }
+}
+
+/// A key with its value.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Setting {
+    /// The key.
+    pub key: String,
+    /// Where it stands.
+    pub place: Place,
+    /// Its value.
+    pub value: Value,
+}
+
+/// A number as `xl.cfg` writes it: decimal, octal with a `0` before it, hexadecimal with `0x`.
+#[must_use]
+pub fn number(written: &str) -> Option<u64> {
+    let digits = |text: &str, radix| {
+        let plain = text.bytes().all(|byte| char::from(byte).is_digit(radix));
+        if plain { u64::from_str_radix(text, radix).ok() } else { None }
+    };
+    if let Some(hexadecimal) = written.strip_prefix("0x").or_else(|| written.strip_prefix("0X")) {
+        digits(hexadecimal, 16)
+    } else if written.len() > 1 && written.starts_with('0') {
+        digits(written, 8)
+    } else {
+        digits(written, 10)
+    }
+}
+
+/// The two ways to write a configuration.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Syntax {
+    /// `xl.cfg`.
+    Xl,
+    /// TOML.
+    Toml,
+}
+
+impl Syntax {
+    /// That of a file, by its name: `.toml` is TOML, all else is `xl.cfg`.
+    #[must_use]
+    pub fn of(path: &Path) -> Self {
+        if path.extension().is_some_and(|ending| ending == "toml") { Self::Toml } else { Self::Xl }
+    }
+}
+
+/// The settings in a text; `file` is for errors.
+///
+/// # Errors
+/// [`Error`] at the first that makes no sense.
+pub fn parse(file: &str, text: &str, syntax: Syntax) -> Result<Vec<Setting>, Error> {
+    match syntax {
+        Syntax::Xl => xl::parse(file, text),
+        Syntax::Toml => toml::parse(file, text),
+    }
+}
+
+/// Settings as a text; what comes out of [`parse`] again.
+#[must_use]
+pub fn write(settings: &[Setting], syntax: Syntax) -> String {
+    match syntax {
+        Syntax::Xl => xl::write(settings),
+        Syntax::Toml => toml::write(settings),
+    }
+}
+
+/// The text of a file.
+///
+/// # Errors
+/// A sentence: the file cannot be read, is too large, or no text.
+pub fn load(path: &Path) -> Result<String, String> {
+    use std::io::Read;
+    let said =
+        |error: std::io::Error| format!("{}: {}", path.display(), crate::text::cause(&error));
+    let mut bytes = Vec::new();
+    let file = std::fs::File::open(path).map_err(said)?;
+    file.take(FILE_MAX + 1).read_to_end(&mut bytes).map_err(said)?;
+    if bytes.len() as u64 > FILE_MAX {
+        return Err(format!("{}: over {FILE_MAX} bytes, no configuration", path.display()));
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        let at = error.utf8_error().valid_up_to();
+        format!("{}: byte {at} is no UTF-8; a configuration is text", path.display())
+    })
+}

@@ -1,0 +1,90 @@
+//! The keys of `xl.cfg(5)`, and which of them mean something here.
+
+/// What becomes of a key.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Support {
+    /// It is heeded.
+    Heeded,
+    /// `xl` knows it; here it has no effect yet.
+    NotYet,
+    /// Nobody knows it.
+    Unknown,
+}
+
+/// Keys that [`super::Description`] reads.
+pub const HEEDED: &[&str] = &[
+    "cap",
+    "cmdline",
+    "cpu_weight",
+    "disk",
+    "extra",
+    "kernel",
+    "kernel_block",
+    "maxmem",
+    "memory",
+    "name",
+    "on_crash",
+    "on_poweroff",
+    "on_reboot",
+    "ramdisk",
+    "root",
+    "type",
+    "uuid",
+    "vcpus",
+];
+
+/// Other keys of `xl.cfg(5)`, 4.17.
+const OTHERS: &str = "\
+    acpi acpi_firmware acpi_laptop_slate acpi_s3 acpi_s4 altp2m altp2mhvm apic bios bios_path_override boot bootloader \
+    bootloader_args builder channel cpuid cpus cpus_soft device_model device_model_args device_model_args_hvm \
+    device_model_args_pv device_model_override device_model_stubdomain_override device_model_stubdomain_seclabel \
+    device_model_user device_model_version device_tree display dm_restrict driver_domain dtdev e820_host extratime firmware \
+    firmware_override gfx_passthru gic_version hap hdtype hpet init_seclabel iomem ioports irqs keymap latency localtime \
+    max_event_channels max_grant_frames max_grant_version max_maptrack_frames maxvcpus mca_caps mmio_hole ms_vm_genid \
+    msr_relaxed nestedhvm nographic nomigrate nx on_soft_reset on_watchdog oos opengl p9 pae passthrough pci pci_msitranslate \
+    pci_permissive pci_power_mgmt pci_seize period pool pvcalls pvshim pvshim_cmdline pvshim_extra pvshim_path rdm \
+    rdm_mem_boundary rtc_timeoffset sdl seclabel serial shadow_memory slice smbios_firmware soundhw spice \
+    spice_clipboard_sharing spice_image_compression spice_streaming_video spiceagent_mouse spicedisable_ticketing spicehost \
+    spicepasswd spiceport spicetls_port spiceusbredirection spicevdagent stdvga stubdomain_cmdline stubdomain_kernel \
+    stubdomain_memory stubdomain_ramdisk tee timer_mode tsc_mode usb usbctrl usbdev usbdevice usbversion vdispl vendor_device \
+    vfb vga videoram vif vif2 viridian vkb vkb_device vmtrace_buf_kb vnc vncdisplay vnclisten vncpasswd vncunused vncviewer \
+    vnuma vpmu vpt_align vsnd vtpm vuart xauthority xen_platform_pci xend_suspend_evtchn_compat";
+
+/// What becomes of a key.
+#[must_use]
+pub fn support(key: &str) -> Support {
+    if HEEDED.contains(&key) {
+        Support::Heeded
+    } else if OTHERS.split(' ').any(|other| other == key) {
+        Support::NotYet
+    } else {
+        Support::Unknown
+    }
+}
+
+/// The heeded or known key that is nearest to one that nobody knows, if any is near.
+#[must_use]
+pub fn nearest(key: &str) -> Option<&'static str> {
+    let known = HEEDED.iter().copied().chain(OTHERS.split(' '));
+    known
+        .map(|known| (distance(key, known), known))
+        .filter(|(far, _)| *far <= 2)
+        .min()
+        .map(|(_, known)| known)
+}
+
+/// Letters to be changed, put in or left out to come from one word to the other.
+fn distance(a: &str, b: &str) -> usize {
+    let (a, b): (Vec<u8>, Vec<u8>) = (a.bytes().take(64).collect(), b.bytes().collect());
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (at, letter) in a.iter().enumerate() {
+        let mut before = row[0];
+        row[0] = at + 1;
+        for (to, other) in b.iter().enumerate() {
+            let changed = before + usize::from(letter != other);
+            before = row[to + 1];
+            row[to + 1] = changed.min(row[to] + 1).min(before + 1);
+        }
+    }
+    row[b.len()]
+}

@@ -1,0 +1,311 @@
+//! The syntax of `xl.cfg(5)`: `KEY=VALUE` and `KEY+=VALUE`, one a line or with `;` between them; strings in either
+//! quote, numbers, lists over several lines, comments from `#`.
+//!
+//! Strings know `\" \' \\ \a \b \f \n \r \t \v`, `\x41` and `\101`; octal escapes are octal.
+
+use super::{DEPTH_MAX, Error, Kind, Place, Setting, Value, number};
+
+/// A token; strings without their quotes and escapes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum Token {
+    Key(String),
+    Number(String),
+    Text(String),
+    Add,
+    Sign(char),
+    Newline,
+    End,
+}
+
+impl Token {
+    fn shown(&self) -> String {
+        match self {
+            Self::Key(word) => format!("the word {word}"),
+            Self::Number(digits) => format!("the number {digits}"),
+            Self::Text(text) => format!("the string {:?}", crate::text::short(text)),
+            Self::Add => "+=".into(),
+            Self::Sign(sign) => format!("{sign:?}"),
+            Self::Newline => "the end of the line".into(),
+            Self::End => "the end of the file".into(),
+        }
+    }
+}
+
+struct Parser<'a> {
+    file: &'a str,
+    rest: std::iter::Peekable<std::str::Chars<'a>>,
+    place: Place,
+    token: Token,
+    /// Where the token begins.
+    at: Place,
+}
+
+/// The settings in a text, in order; what `+=` adds is added.
+///
+/// # Errors
+/// [`Error`] at the first that makes no sense.
+pub fn parse(file: &str, text: &str) -> Result<Vec<Setting>, Error> {
+    let place = Place { line: 1, column: 1 };
+    let token = Token::End;
+    let mut parser = Parser { file, rest: text.chars().peekable(), place, token, at: place };
+    parser.step()?;
+    let mut settings: Vec<Setting> = Vec::new();
+    loop {
+        match parser.token.clone() {
+            Token::End => return Ok(settings),
+            Token::Newline | Token::Sign(';') => parser.step()?,
+            Token::Key(key) => {
+                let place = parser.at;
+                parser.step()?;
+                let adds = parser.token == Token::Add;
+                if !adds && parser.token != Token::Sign('=') {
+                    return Err(parser.wrong("= or += after a key"));
+                }
+                parser.step()?;
+                let value = parser.value(0)?;
+                if !matches!(parser.token, Token::Newline | Token::End | Token::Sign(';')) {
+                    return Err(parser.wrong("the end of the line, or ;"));
+                }
+                store(&mut settings, Setting { key, place, value }, adds).map_err(|expected| {
+                    error(file, place, "+= with values of two kinds", expected)
+                })?;
+            }
+            _ => return Err(parser.wrong("KEY=VALUE, the key in small letters")),
+        }
+    }
+}
+
+/// Keeps a setting: the last of a key counts, `+=` adds to the one before.
+fn store(settings: &mut Vec<Setting>, new: Setting, adds: bool) -> Result<(), &'static str> {
+    let Some(old) = settings.iter_mut().find(|old| old.key == new.key) else {
+        settings.push(new);
+        return Ok(());
+    };
+    if !adds {
+        *old = new;
+        return Ok(());
+    }
+    match (&mut old.value.kind, new.value.kind) {
+        (Kind::List(list), Kind::List(more)) => list.extend(more),
+        (Kind::Text(text), Kind::Text(more)) => text.push_str(&more),
+        _ => return Err("two lists or two strings"),
+    }
+    Ok(())
+}
+
+fn error(file: &str, place: Place, found: impl Into<String>, expected: &str) -> Error {
+    Error { file: file.into(), place, found: found.into(), expected: expected.into() }
+}
+
+impl Parser<'_> {
+    fn wrong(&self, expected: &str) -> Error {
+        error(self.file, self.at, self.token.shown(), expected)
+    }
+
+    fn next(&mut self) -> Option<char> {
+        let next = self.rest.next()?;
+        if next == '\n' {
+            self.place = Place { line: self.place.line.saturating_add(1), column: 1 };
+        } else {
+            self.place = self.place.right(1);
+        }
+        Some(next)
+    }
+
+    /// Characters of a word.
+    fn word(&mut self, first: char, more: impl Fn(char) -> bool) -> String {
+        let mut word = String::from(first);
+        while let Some(next) = self.rest.peek().copied().filter(|next| more(*next)) {
+            word.push(next);
+            self.next();
+        }
+        word
+    }
+
+    /// The next token.
+    fn step(&mut self) -> Result<(), Error> {
+        loop {
+            self.at = self.place;
+            let Some(next) = self.next() else {
+                self.token = Token::End;
+                return Ok(());
+            };
+            self.token = match next {
+                ' ' | '\t' | '\r' => continue,
+                '#' => {
+                    while self.rest.peek().is_some_and(|next| *next != '\n') {
+                        self.next();
+                    }
+                    continue;
+                }
+                '\n' => Token::Newline,
+                ',' | '[' | ']' | '=' | ';' => Token::Sign(next),
+                '+' if self.rest.peek() == Some(&'=') => {
+                    self.next();
+                    Token::Add
+                }
+                '"' | '\'' => Token::Text(self.text(next)?),
+                'a'..='z' => Token::Key(self.word(next, |next| {
+                    next.is_ascii_lowercase() || next.is_ascii_digit() || "._".contains(next)
+                })),
+                '0'..='9' => Token::Number(self.word(next, |next| next.is_ascii_alphanumeric())),
+                '+' | '-' | '.' | '(' | ')' | ':' => {
+                    let found = format!("{next:?}");
+                    let expected = "a key, a string, a number or a list (this is no Python)";
+                    return Err(error(self.file, self.at, found, expected));
+                }
+                other => {
+                    let found = format!("{other:?}");
+                    let expected = "a key (in small letters), a string, a number or a list";
+                    return Err(error(self.file, self.at, found, expected));
+                }
+            };
+            return Ok(());
+        }
+    }
+
+    /// The rest of a string that began with `quote`.
+    fn text(&mut self, quote: char) -> Result<String, Error> {
+        let mut bytes = Vec::new();
+        loop {
+            let place = self.place;
+            match self.next() {
+                Some(next) if next == quote => break,
+                Some('\\') => self.escape(place, &mut bytes)?,
+                None | Some('\n') => {
+                    let expected = format!("{quote} in the line where the string begins");
+                    return Err(error(self.file, self.at, "a string without an end", &expected));
+                }
+                Some(next) => bytes.extend(next.encode_utf8(&mut [0; 4]).bytes()),
+            }
+        }
+        String::from_utf8(bytes)
+            .map_err(|_| error(self.file, self.at, "a string that is no UTF-8", "UTF-8"))
+    }
+
+    /// What follows a backslash.
+    fn escape(&mut self, place: Place, bytes: &mut Vec<u8>) -> Result<(), Error> {
+        let next = self.next();
+        let plain = match next {
+            Some(next @ ('"' | '\'' | '\\')) => Some(next as u8),
+            Some('a') => Some(7),
+            Some('b') => Some(8),
+            Some('f') => Some(12),
+            Some('n') => Some(b'\n'),
+            Some('r') => Some(b'\r'),
+            Some('t') => Some(b'\t'),
+            Some('v') => Some(11),
+            Some('x') => self.digits(16, 2, String::new()),
+            Some(next @ '0'..='7') => self.digits(8, 3, next.into()),
+            _ => None,
+        };
+        let found = || format!("\\{}", next.map_or(String::new(), |next| next.to_string()));
+        let expected = "one of \\\" \\' \\\\ \\a \\b \\f \\n \\r \\t \\v, \\x and two digits, \\ and up to three octal ones";
+        match plain {
+            Some(0) | None => Err(error(self.file, place, found(), expected)),
+            Some(byte) => {
+                bytes.push(byte);
+                Ok(())
+            }
+        }
+    }
+
+    /// A byte by its digits, at most so many; `None` where there is none, or no byte.
+    fn digits(&mut self, radix: u32, most: usize, mut text: String) -> Option<u8> {
+        while text.len() < most
+            && let Some(next) = self.rest.peek().copied().filter(|next| next.is_digit(radix))
+        {
+            text.push(next);
+            self.next();
+        }
+        u8::from_str_radix(&text, radix).ok()
+    }
+
+    fn value(&mut self, depth: u32) -> Result<Value, Error> {
+        let place = self.at;
+        let kind = match std::mem::replace(&mut self.token, Token::Newline) {
+            Token::Text(text) => Kind::Text(text),
+            Token::Number(written) => {
+                let number = number(&written).ok_or_else(|| {
+                    let found = format!("the number {written}");
+                    error(
+                        self.file,
+                        place,
+                        found,
+                        "a decimal, octal (0..) or hexadecimal (0x..) number",
+                    )
+                })?;
+                Kind::Number(number, written)
+            }
+            Token::Sign('[') if depth < DEPTH_MAX => Kind::List(self.list(depth)?),
+            other => {
+                self.token = other;
+                return Err(self.wrong("a string in quotes, a number or a [list]"));
+            }
+        };
+        self.step()?;
+        Ok(Value { place, kind })
+    }
+
+    /// The values of a list, up to its bracket, which is the token then.
+    fn list(&mut self, depth: u32) -> Result<Vec<Value>, Error> {
+        let mut list = Vec::new();
+        self.step()?;
+        loop {
+            self.skip_lines()?;
+            if self.token == Token::Sign(']') {
+                return Ok(list);
+            }
+            list.push(self.value(depth + 1)?);
+            self.skip_lines()?;
+            match self.token {
+                Token::Sign(',') => self.step()?,
+                Token::Sign(']') => {}
+                _ => return Err(self.wrong(", or ] in a list")),
+            }
+        }
+    }
+
+    fn skip_lines(&mut self) -> Result<(), Error> {
+        while self.token == Token::Newline {
+            self.step()?;
+        }
+        Ok(())
+    }
+}
+
+/// Settings as `xl.cfg` has them.
+#[must_use]
+pub fn write(settings: &[Setting]) -> String {
+    let line = |setting: &Setting| format!("{} = {}\n", setting.key, written(&setting.value));
+    settings.iter().map(line).collect()
+}
+
+fn written(value: &Value) -> String {
+    match &value.kind {
+        Kind::Text(text) => quoted(text),
+        Kind::Number(_, written) => written.clone(),
+        Kind::List(list) if list.len() < 2 => {
+            format!("[{}]", list.iter().map(written).collect::<String>())
+        }
+        Kind::List(list) => {
+            let lines = list.iter().map(|value| format!("    {},\n", written(value)));
+            format!("[\n{}]", lines.collect::<String>())
+        }
+    }
+}
+
+fn quoted(text: &str) -> String {
+    let mut out = String::from("\"");
+    for next in text.chars() {
+        match next {
+            '"' | '\\' => out.extend(['\\', next]),
+            '\n' => out.push_str("\\n"),
+            '\t' => out.push_str("\\t"),
+            '\r' => out.push_str("\\r"),
+            next if next.is_ascii_control() => out.push_str(&format!("\\x{:02x}", next as u8)),
+            next => out.push(next),
+        }
+    }
+    out + "\""
+}

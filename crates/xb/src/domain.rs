@@ -1,0 +1,222 @@
+//! Domains: created, listed, paused, asked to end, taken down.
+//!
+//! The store's nodes of a domain are those that libxl makes, with its permissions, so that every tool that
+//! knows a Xen host's store knows these.
+
+pub mod create;
+
+use crate::devices;
+use crate::host::Host;
+use crate::wait::Limit;
+use crate::{Error, config};
+use xen::DomId;
+use xen::domctl::{DomainInfo, RunState};
+use xen::domwatch::ShutdownReason;
+use xenstore::{Client, Store};
+
+/// Whether an error says that a node is not there.
+pub(crate) fn is_missing(error: &xenstore::Error) -> bool {
+    error.refusal().is_some() && error.errno() == rustix::io::Errno::NOENT
+}
+
+/// A domain and its name.
+#[derive(Clone, Debug)]
+pub struct Domain {
+    /// What the hypervisor says of it.
+    pub info: DomainInfo,
+    /// Its name in the store; empty where it has none.
+    pub name: String,
+}
+
+impl Domain {
+    /// Its state in a word.
+    #[must_use]
+    pub fn state(&self) -> &'static str {
+        match self.info.state {
+            RunState::Running => "running",
+            RunState::Paused => "paused",
+            RunState::Dying => "dying",
+            RunState::Shutdown(reason) => reason_word(reason),
+            _ => "unknown",
+        }
+    }
+}
+
+/// Why a domain has ended, in a word.
+#[must_use]
+pub fn reason_word(reason: ShutdownReason) -> &'static str {
+    match reason {
+        ShutdownReason::Poweroff => "shutdown",
+        ShutdownReason::Reboot => "reboot",
+        ShutdownReason::Suspend => "suspended",
+        ShutdownReason::Crash => "crashed",
+        ShutdownReason::Watchdog => "watchdog",
+        ShutdownReason::SoftReset => "soft-reset",
+        _ => "ended",
+    }
+}
+
+/// Where a domain's nodes are.
+#[must_use]
+pub fn home(domid: DomId) -> String {
+    format!("/local/domain/{domid}")
+}
+
+/// A node as text; `None` where it is not there.
+///
+/// # Errors
+/// [`Error::Store`].
+pub fn read(store: &mut Client, path: &str) -> Result<Option<String>, Error> {
+    match store.read(path) {
+        Ok(value) => Ok(Some(String::from_utf8_lossy(&value).into_owned())),
+        Err(error) if is_missing(&error) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The names below a node; none where it is not there.
+///
+/// # Errors
+/// [`Error::Store`].
+pub fn children(store: &mut Client, path: &str) -> Result<Vec<String>, Error> {
+    match store.directory(path) {
+        Ok(names) => {
+            Ok(names.iter().map(|name| String::from_utf8_lossy(name).into_owned()).collect())
+        }
+        Err(error) if is_missing(&error) => Ok(Vec::new()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Removes a node and all below it; one that is not there is removed.
+pub(crate) fn remove(store: &mut impl Store, path: &str) -> Result<(), xenstore::Error> {
+    match store.rm(path) {
+        Err(error) if is_missing(&error) => Ok(()),
+        result => result,
+    }
+}
+
+/// All domains, by number.
+///
+/// # Errors
+/// The hypervisor or the store refused.
+pub fn list(host: &mut Host) -> Result<Vec<Domain>, Error> {
+    let infos = host.control().list().map_err(Error::platform("listing the domains"))?;
+    let mut asked = Vec::with_capacity(infos.len());
+    for info in infos {
+        // All questions before the first answer.
+        let path = format!("{}/name\0", home(info.domid));
+        let parts: [&[u8]; 1] = [path.as_bytes()];
+        let none = xenstore::TransactionId::NONE;
+        asked.push((info, host.store.submit(none, xenstore::MsgType::Read, &parts)?));
+    }
+    let mut domains = Vec::with_capacity(asked.len());
+    for (info, ticket) in asked {
+        let name = match host.store.wait(ticket) {
+            Ok(name) => String::from_utf8_lossy(&name).into_owned(),
+            Err(error) if is_missing(&error) && info.domid == DomId::DOM0 => "Domain-0".into(),
+            Err(error) if is_missing(&error) => String::new(),
+            Err(error) => return Err(error.into()),
+        };
+        domains.push(Domain { info, name });
+    }
+    Ok(domains)
+}
+
+/// The domain with this name or number.
+///
+/// # Errors
+/// [`Error::NotFound`].
+pub fn find(host: &mut Host, which: &str) -> Result<Domain, Error> {
+    let by_number = which.parse().ok().map(DomId);
+    let domains = list(host)?;
+    let found = domains.into_iter().find(|domain| match by_number {
+        Some(domid) => domain.info.domid == domid,
+        None => domain.name == which,
+    });
+    found.ok_or_else(|| Error::NotFound(format!("there is no domain {which}; xb list shows all")))
+}
+
+/// What a domain can be asked to do, through its `control/shutdown`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Request {
+    /// To end.
+    Poweroff,
+    /// To end and be started again.
+    Reboot,
+}
+
+impl Request {
+    /// The word in the node.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Poweroff => "poweroff",
+            Self::Reboot => "reboot",
+        }
+    }
+}
+
+/// Asks a domain to end.
+///
+/// # Errors
+/// [`Error::Store`], or it has ended.
+pub fn request(host: &mut Host, domain: &Domain, request: Request) -> Result<(), Error> {
+    if let RunState::Shutdown(_) | RunState::Dying = domain.info.state {
+        let (name, state) = (&domain.name, domain.state());
+        return Err(Error::Refused(format!(
+            "{name} has ended ({state}); xb destroy {name} takes it down"
+        )));
+    }
+    let node = format!("{}/control/shutdown", home(domain.info.domid));
+    Ok(host.store.write(node, request.word())?)
+}
+
+/// Waits until a domain has ended or is gone.
+///
+/// # Errors
+/// [`Error::Timeout`], [`Error::Interrupted`].
+pub fn await_end(host: &mut Host, domain: &Domain, limit: Limit) -> Result<(), Error> {
+    let (domid, handle) = (domain.info.domid, domain.info.handle);
+    let token = format!("end:{domid}");
+    host.store.watch("@releaseDomain", &token)?;
+    let what = || format!("{} ends", domain.name);
+    let Host { store, platform } = host;
+    let ended =
+        limit.until(store, &what, |_| Ok((!platform.runs(domid, Some(handle))).then_some(())));
+    host.store.unwatch("@releaseDomain", &token)?;
+    ended
+}
+
+/// Takes a domain down, with its devices and nodes. Done again where it was begun before.
+///
+/// # Errors
+/// Domain 0, or what is left cannot be removed.
+pub fn destroy(host: &mut Host, domid: DomId, limit: Limit) -> Result<(), Error> {
+    if domid == DomId::DOM0 {
+        return Err(Error::Refused(
+            "domain 0 is the host itself; xb host down ends a hosted one".into(),
+        ));
+    }
+    let uuid = read(&mut host.store, &format!("{}/vm", home(domid)))?;
+    match host.control().destroy(domid) {
+        Ok(()) | Err(xen::Error::Srch) => {}
+        Err(error) => return Err(Error::platform(format!("destroying domain {domid}"))(error)),
+    }
+    let devices = devices::release_all(host, domid, limit);
+    host.store.transaction(|tx| {
+        remove(tx, &home(domid))?;
+        remove(tx, &format!("/libxl/{domid}"))?;
+        match uuid.as_deref().filter(|vm| vm.starts_with("/vm/")) {
+            Some(vm) => remove(tx, vm),
+            None => Ok(()),
+        }
+    })?;
+    devices
+}
+
+/// A UUID of a domain, as it is written.
+#[must_use]
+pub fn uuid(info: &DomainInfo) -> String {
+    config::description::write_uuid(&info.handle)
+}

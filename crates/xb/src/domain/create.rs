@@ -1,0 +1,266 @@
+//! Creating a hosted guest: its process, its nodes, its disks, in this order; undone if any step fails.
+
+use crate::config::{self, Description, Setting, Syntax};
+use crate::devices::{self, Disk};
+use crate::host::folder::Folder;
+use crate::host::{Host, Platform};
+use crate::wait::Limit;
+use crate::{Error, domain, keeper};
+use rustix::fs::FlockOperation;
+use std::fs::File;
+use std::os::fd::AsFd;
+use xen::DomId;
+use xen::domctl::DomainControl;
+use xen_hosted::domain::{Config, Devices, Files};
+use xen_hosted::domctl::{Control, Created, Descriptors};
+use xenstore::{Access, Client, Perm, Store};
+
+/// What follows once a domain is built.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Then {
+    /// It runs.
+    Run,
+    /// It stays paused.
+    StayPaused,
+}
+
+/// A domain that was created.
+#[derive(Debug)]
+pub struct New {
+    /// Its number.
+    pub domid: DomId,
+    /// What its sandbox does without, a sentence each.
+    pub lacks: Vec<String>,
+}
+
+/// Creates the domain that `settings` describe, and waits until its disks are connected. `file` is where the
+/// settings came from.
+///
+/// # Errors
+/// A sentence; nothing of the domain is left then.
+pub fn create(
+    host: &mut Host,
+    description: &Description,
+    settings: &[Setting],
+    then: Then,
+    limit: Limit,
+) -> Result<New, Error> {
+    let Platform::Hosted { folder, control } = &mut host.platform else {
+        return Err(Error::Refused(
+            "on Xen, domains are created by xl create; xb lists them and attaches disks".into(),
+        ));
+    };
+    if let Some(ramdisk) = &description.ramdisk {
+        let why = "hosted guests have no ramdisk; leave the key out";
+        return Err(Error::Refused(format!("ramdisk = {ramdisk:?}: {why}")));
+    }
+    let disks = description.disks.iter().map(|disk| devices::prepare(disk, devices::Place::Hosted));
+    let disks: Vec<Disk> = disks.collect::<Result<_, _>>()?;
+    let lock = claim(folder, &mut host.store, control, &description.name)?;
+    let guest = folder.guest(&description.name);
+    let kept = config::write(settings, Syntax::Xl);
+    std::fs::write(guest.join("config"), kept)
+        .map_err(Error::io(guest.join("config").display()))?;
+    let created = build(folder, control, description)?;
+    let domid = created.domid;
+    let handle = control
+        .info(domid)
+        .map(|info| info.handle)
+        .map_err(Error::platform("asking for the new domain"))?;
+    let set_up = set_up(host, description, &created, &handle, &disks, then, limit).and_then(|()| {
+        std::fs::write(guest.join("domid"), domid.to_string()).map_err(Error::io(guest.display()))
+    });
+    drop(lock);
+    if let Err(error) = set_up {
+        crate::wait::forget_interrupt();
+        domain::destroy(host, domid, Limit::new(devices::CLOSES_WITHIN))?;
+        return Err(error);
+    }
+    Ok(New { domid, lacks: created.lacks.iter().map(ToString::to_string).collect() })
+}
+
+/// Takes a name for a new domain: nobody else may have it, or be taking it.
+fn claim(
+    folder: &Folder,
+    store: &mut Client,
+    control: &mut Control,
+    name: &str,
+) -> Result<File, Error> {
+    let guest = folder.guest(name);
+    std::fs::create_dir_all(&guest).map_err(Error::io(guest.display()))?;
+    let dir = File::open(&guest).map_err(Error::io(guest.display()))?;
+    if rustix::fs::flock(&dir, FlockOperation::NonBlockingLockExclusive).is_err() {
+        return Err(Error::Refused(format!("another xb is creating {name} at this moment")));
+    }
+    let before = std::fs::read_to_string(guest.join("domid")).ok();
+    let before = before.and_then(|text| text.trim().parse().ok()).map(DomId);
+    if let Some(domid) = before.filter(|domid| control.info(*domid).is_ok()) {
+        let theirs = domain::read(store, &format!("{}/name", domain::home(domid)))?;
+        if theirs.as_deref() == Some(name) {
+            return Err(Error::Refused(format!(
+                "there is a domain {name} already (number {domid}); xb destroy {name} takes it down, \
+                 or give this one another name"
+            )));
+        }
+    }
+    Ok(dir)
+}
+
+/// The domain's process, paused.
+fn build(
+    folder: &Folder,
+    control: &mut Control,
+    description: &Description,
+) -> Result<Created, Error> {
+    let mut config = Config::default();
+    config.handle = match description.uuid {
+        Some(uuid) => uuid,
+        None => random_uuid()?,
+    };
+    config.memory_max_kib = description.memory_mib * 1024;
+    config.weight = description.weight;
+    config.cap = match (description.cap, description.vcpus) {
+        // Processors are the host's; a guest with fewer is held to as much time.
+        (0, vcpus) if vcpus < processors() => u16::try_from(vcpus.saturating_mul(100)).unwrap_or(0),
+        (cap, _) => cap,
+    };
+    config.files = Files::System;
+    config.devices = if description.kernel_block { Devices::KernelFiles } else { Devices::Files };
+    config.env = vec!["PATH=/usr/sbin:/usr/bin:/sbin:/bin".into(), "HOME=/tmp".into()];
+    let program = match &description.kernel {
+        None => {
+            config.args = vec!["xb".into(), "guest-init".into(), description.extra.clone().into()];
+            File::open("/proc/self/exe").map_err(Error::io("this program"))?
+        }
+        Some(kernel) => {
+            config.args = vec![kernel.into()];
+            config.args.extend(description.extra.split_whitespace().map(Into::into));
+            File::open(kernel).map_err(Error::io(format!("kernel {kernel}")))?
+        }
+    };
+    let name = &description.name;
+    let output = keeper::keep_log(folder, name)?;
+    let input = File::open("/dev/null").map_err(Error::io("/dev/null"))?;
+    let descriptors = Descriptors {
+        program: program.as_fd(),
+        input: input.as_fd(),
+        output: output.as_fd(),
+        error: output.as_fd(),
+    };
+    control.create(&config, descriptors).map_err(|error| {
+        let log = folder.log("broker");
+        Error::Refused(format!("{name} cannot be created: {error}; {} says more", log.display()))
+    })
+}
+
+fn processors() -> u32 {
+    let count = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    u32::try_from(count).unwrap_or(u32::MAX)
+}
+
+/// A UUID by chance (RFC 9562, version 4).
+fn random_uuid() -> Result<[u8; 16], Error> {
+    let mut uuid = [0; 16];
+    let got = rustix::rand::getrandom(&mut uuid, rustix::rand::GetRandomFlags::empty());
+    got.map_err(|errno| Error::io("random numbers")(errno.into()))?;
+    uuid[6] = uuid[6] & 0x0f | 0x40;
+    uuid[8] = uuid[8] & 0x3f | 0x80;
+    Ok(uuid)
+}
+
+/// All that the store has to know; then the domain runs.
+fn set_up(
+    host: &mut Host,
+    description: &Description,
+    created: &Created,
+    handle: &[u8; 16],
+    disks: &[Disk],
+    then: Then,
+    limit: Limit,
+) -> Result<(), Error> {
+    let domid = created.domid;
+    write_nodes(&mut host.store, description, domid, handle)?;
+    host.store.introduce(domid.0, created.store_gfn.0, created.store_port.0)?;
+    for disk in disks {
+        devices::add(&mut host.store, domid, disk)?;
+    }
+    if then == Then::StayPaused {
+        return Ok(());
+    }
+    let running = host.control().unpause(domid);
+    running.map_err(Error::platform(format!("starting {}", description.name)))?;
+    for disk in disks {
+        devices::await_connected(host, domid, disk, limit)?;
+    }
+    Ok(())
+}
+
+/// The nodes that libxl makes for a domain, with its permissions.
+fn write_nodes(
+    store: &mut Client,
+    description: &Description,
+    domid: DomId,
+    handle: &[u8; 16],
+) -> Result<(), Error> {
+    let perm = |access, domid: DomId| Perm { access, domid: domid.0.into() };
+    let own = [perm(Access::None, domid)];
+    let read = [perm(Access::None, DomId::DOM0), perm(Access::Read, domid)];
+    let hidden = [perm(Access::None, DomId::DOM0)];
+    let (home, libxl) = (domain::home(domid), format!("/libxl/{domid}"));
+    let uuid = config::description::write_uuid(handle);
+    let vm = format!("/vm/{uuid}");
+    let memory = (description.memory_mib * 1024).to_string();
+    let number = domid.to_string();
+    let folders: [(&str, &[Perm]); 16] = [
+        ("", &read),
+        ("/cpu", &read),
+        ("/memory", &read),
+        ("/device", &read),
+        ("/control", &read),
+        ("/control/shutdown", &own),
+        ("/control/feature-poweroff", &own),
+        ("/control/feature-reboot", &own),
+        ("/control/feature-suspend", &own),
+        ("/control/sysrq", &own),
+        ("/data", &own),
+        ("/drivers", &own),
+        ("/feature", &own),
+        ("/attr", &own),
+        ("/error", &own),
+        ("/console", &read),
+    ];
+    let values = [
+        ("/name", description.name.as_str()),
+        ("/domid", &number),
+        ("/vm", &vm),
+        ("/memory/static-max", &memory),
+        ("/memory/target", &memory),
+        ("/control/platform-feature-xs_reset_watches", "1"),
+    ];
+    store.transaction(|tx| {
+        for path in [&home, &vm, &libxl] {
+            domain::remove(tx, path)?;
+        }
+        for (name, perms) in folders {
+            let path = format!("{home}{name}");
+            tx.mkdir(&path)?;
+            tx.set_perms(&path, perms)?;
+        }
+        for (name, value) in values {
+            // As its folder: for the domain to read.
+            tx.write(format!("{home}{name}"), value)?;
+        }
+        tx.mkdir(&vm)?;
+        tx.set_perms(&vm, &read)?;
+        tx.write(format!("{vm}/uuid"), &uuid)?;
+        tx.write(format!("{vm}/name"), &description.name)?;
+        tx.mkdir(&libxl)?;
+        tx.set_perms(&libxl, &hidden)?;
+        tx.mkdir(format!("{libxl}/device"))?;
+        if description.kernel_block {
+            tx.write(format!("{libxl}/kernel-block"), "1")?;
+        }
+        tx.write(format!("{libxl}/type"), "hosted")
+    })?;
+    Ok(())
+}

@@ -1,0 +1,105 @@
+//! What can go wrong, as a sentence that helps and an exit code.
+
+use std::fmt;
+use std::time::Duration;
+
+/// Why a command failed.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Error {
+    /// A configuration makes no sense.
+    Config(crate::config::Error),
+    /// The store refused, or is gone.
+    Store(xenstore::Error),
+    /// The hypervisor refused.
+    Platform {
+        /// What was being done, to which domain.
+        what: String,
+        /// What it said.
+        error: xen::Error,
+    },
+    /// There is no such domain, device or host.
+    NotFound(String),
+    /// It cannot be done as things are; what to do next.
+    Refused(String),
+    /// It did not come about in time.
+    Timeout {
+        /// What was waited for.
+        what: String,
+        /// How long.
+        after: Duration,
+    },
+    /// Ctrl-C.
+    Interrupted,
+}
+
+impl Error {
+    /// What a process that ends with this error ends with.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Timeout { .. } => 3,
+            Self::NotFound(_) => 4,
+            Self::Interrupted => 130,
+            _ => 1,
+        }
+    }
+
+    /// For the `map_err` of domain control.
+    pub fn platform(what: impl Into<String>) -> impl FnOnce(xen::Error) -> Self {
+        let what = what.into();
+        move |error| Self::Platform { what, error }
+    }
+
+    /// For the `map_err` of I/O: what was being done, and to which file.
+    pub fn io(what: impl fmt::Display) -> impl FnOnce(std::io::Error) -> Self {
+        move |error| Self::Refused(format!("{what}: {}", crate::text::cause(&error)))
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Config(error) => error.fmt(f),
+            Self::Store(error) => error.fmt(f),
+            Self::Platform { what, error } => write!(f, "{what}: {error}"),
+            Self::NotFound(text) | Self::Refused(text) => f.write_str(text),
+            Self::Timeout { what, after } => {
+                write!(f, "{what}: not within {}; --timeout allows more", crate::text::took(*after))
+            }
+            Self::Interrupted => f.write_str("interrupted"),
+        }
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Config(error) => Some(error),
+            Self::Store(error) => Some(error),
+            Self::Platform { error, .. } => Some(error),
+            _ => None,
+        }
+    }
+}
+
+impl From<xenstore::Error> for Error {
+    fn from(error: xenstore::Error) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl From<crate::config::Error> for Error {
+    fn from(error: crate::config::Error) -> Self {
+        Self::Config(error)
+    }
+}
+
+impl From<xenbus::Error> for Error {
+    fn from(error: xenbus::Error) -> Self {
+        match error {
+            xenbus::Error::Store(error) => Self::Store(error),
+            error => Self::Refused(error.to_string()),
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! The built-in guest init: what a hosted guest runs that names no kernel.
+//!
+//! It connects the domain's disks, runs what the command line says (`extra`, by `/bin/sh`), and obeys
+//! `control/shutdown`. The program finds each disk as the file `/dev/xvda` where there is FUSE, and as an NBD
+//! server at `/tmp/xvda.nbd`; `XEN_DISKS` names them all. Its exit status goes to `data/exit-status`: the
+//! domain has shut down where it is 0, and crashed else, as a machine whose init has ended.
+
+use crate::Error;
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
+use std::cell::RefCell;
+use std::io::Read;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+use xen::evtchn::Shared;
+use xen_block::front::fuse::Fuse;
+use xen_block::front::guest::Guest;
+use xen_block::front::{Options, Platform};
+use xen_block::vbd;
+use xen_hosted::domain::SHUTDOWN_STATUS;
+use xen_io::xenbus::State;
+use xenbus::bus::{News, What};
+use xenbus::negotiate::Limits;
+use xenstore::{Client, Event, Store};
+
+/// How long a program may take to end once it was asked to.
+const ENDS_WITHIN: Duration = Duration::from_secs(10);
+/// What a disk asks for. A domain can grant 1024 pages to the backend's domain in all, so this is for 8 disks.
+const DISK: Options =
+    Options { rings: Limits { order_max: 1, queues_max: 1 }, segments_max: 64, buffers: 120 };
+/// Longest sleep; whatever matters ends it.
+const SLEEP: Duration = Duration::from_secs(3600);
+/// The watch on what the toolstack asks for.
+const CONTROL: &str = "control/shutdown";
+
+/// What the toolstack has asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Asked {
+    Poweroff,
+    Reboot,
+}
+
+/// What runs, and how far it has come.
+enum Program {
+    /// Waits until as many disks are there as were at the start.
+    Waiting(usize),
+    /// It runs.
+    Running(Pid),
+    /// There is none, or it has ended with this status.
+    Ended(Option<u8>),
+}
+
+struct Init {
+    guest: Guest,
+    program: Program,
+    line: String,
+    asked: Option<Asked>,
+    /// When a program that was asked to end is ended.
+    kill_at: Option<Instant>,
+    children: UnixStream,
+}
+
+/// Is the init of the domain whose program this is; returns what the domain ends with.
+///
+/// # Errors
+/// This is no domain's program, or the store is gone.
+pub fn run(line: &str) -> Result<u8, Error> {
+    // First: where there is none, its number is not yet anybody else's.
+    let fuse = xen_hosted::guest_devices();
+    let failed = |what: &'static str| Error::platform(format!("guest-init: {what}"));
+    let hosted = xen_hosted::Platform::guest()
+        .map_err(failed("this is for domains; xb create makes one"))?;
+    let evtchn = hosted.channels().and_then(Shared::new).map_err(failed("event channels"))?;
+    let mut grants = hosted.offers();
+    let (page, port) = hosted.store_ring(&mut grants).map_err(failed("the store's ring"))?;
+    let mut store = Client::over_ring(page, port, Box::new(evtchn.clone()));
+    // Made as it is to be: the sandbox has no ioctl(2) to change it.
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let pair = rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None);
+    let (children, write) = pair.map_err(|errno| Error::io("guest-init")(errno.into()))?;
+    let children = UnixStream::from(children);
+    signal_hook::low_level::pipe::register(signal_hook::consts::SIGCHLD, write)
+        .map_err(Error::io("SIGCHLD"))?;
+    store.watch(CONTROL, CONTROL)?;
+    for feature in ["control/feature-poweroff", "control/feature-reboot"] {
+        store.write(feature, "1")?;
+    }
+    // All devices that there are at the start are known before the program runs.
+    let expected = crate::domain::children(&mut store, "device/vbd")?.len();
+    let (evtchn, grants) = (Rc::new(RefCell::new(evtchn)), Rc::new(RefCell::new(grants)));
+    let platform = Platform { evtchn, grants, options: DISK };
+    let mut guest = Guest::start(store, hosted.domid(), platform)?;
+    if let Ok(fuse) = fuse {
+        guest.serve_files(Fuse::new(fuse));
+        guest.serve_sockets("/tmp");
+    }
+    let (program, asked, kill_at) = (Program::Waiting(expected), None, None);
+    Init { guest, program, line: line.to_owned(), asked, kill_at, children }.serve()
+}
+
+impl Init {
+    fn serve(mut self) -> Result<u8, Error> {
+        loop {
+            if let Program::Waiting(expected) = self.program
+                && self.guest.devices().count() >= expected
+            {
+                self.start()?;
+            }
+            self.reap()?;
+            if let Some(code) = self.over() {
+                return Ok(code);
+            }
+            let sleep =
+                self.kill_at.map_or(SLEEP, |at| at.saturating_duration_since(Instant::now()));
+            let turn = self.guest.turn(sleep, &[self.children.as_fd()])?;
+            turn.news.iter().for_each(tell);
+            for event in &turn.events {
+                self.take(event)?;
+            }
+        }
+    }
+
+    fn take(&mut self, event: &Event) -> Result<(), Error> {
+        if *event.token != *CONTROL.as_bytes() {
+            return Ok(());
+        }
+        let asked = self.guest.store().transaction(|tx| {
+            let word = tx.read(CONTROL)?;
+            if !word.is_empty() {
+                // It is taken note of.
+                tx.write(CONTROL, "")?;
+            }
+            Ok(word)
+        })?;
+        self.asked = match asked.as_slice() {
+            b"poweroff" | b"halt" => Some(Asked::Poweroff),
+            b"reboot" => Some(Asked::Reboot),
+            _ => self.asked,
+        };
+        if self.asked.is_some()
+            && let Program::Running(pid) = self.program
+        {
+            let _ = rustix::process::kill_process_group(pid, Signal::TERM);
+            self.kill_at = Some(Instant::now() + ENDS_WITHIN);
+        }
+        Ok(())
+    }
+
+    fn start(&mut self) -> Result<(), Error> {
+        if self.line.is_empty() {
+            self.program = Program::Ended(None);
+            return Ok(());
+        }
+        let names: Vec<String> = self.guest.devices().map(|(name, _)| name).collect();
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", &self.line]).process_group(0);
+        command.env("XEN_DISKS", names.join(" "));
+        for variable in [xen_hosted::domain::GUEST_VARIABLE, xen_hosted::domain::DEVICES_VARIABLE] {
+            command.env_remove(variable);
+        }
+        let child = command.spawn().map_err(Error::io("/bin/sh"))?;
+        let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+        self.program = pid.map_or(Program::Ended(Some(127)), Program::Running);
+        Ok(())
+    }
+
+    /// Takes the ends of processes: the program's, and of those that it left behind.
+    fn reap(&mut self) -> Result<(), Error> {
+        let mut bytes = [0; 64];
+        while self.children.read(&mut bytes).is_ok_and(|count| count > 0) {}
+        while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
+            if matches!(self.program, Program::Running(program) if program == pid) {
+                let status = exit_status(status);
+                self.guest.store().write("data/exit-status", status.to_string())?;
+                self.program = Program::Ended(Some(status));
+            }
+        }
+        if let (Some(at), Program::Running(pid)) = (self.kill_at, &self.program)
+            && Instant::now() >= at
+        {
+            eprintln!("guest-init: the program does not end by SIGTERM; SIGKILL");
+            let _ = rustix::process::kill_process_group(*pid, Signal::KILL);
+            self.kill_at = None;
+        }
+        Ok(())
+    }
+
+    /// What the domain ends with, if it does.
+    fn over(&self) -> Option<u8> {
+        match (&self.program, self.asked) {
+            (Program::Running(_), _) => None,
+            (_, Some(Asked::Reboot)) => Some(SHUTDOWN_STATUS + 1),
+            (_, Some(Asked::Poweroff)) | (Program::Ended(Some(0)), None) => Some(0),
+            (Program::Ended(Some(_)), None) => Some(1),
+            (Program::Waiting(_) | Program::Ended(None), None) => None,
+        }
+    }
+}
+
+/// What happens to disks goes to the log.
+fn tell(news: &News) {
+    let name = vbd::name(news.id.devid);
+    match &news.what {
+        What::State(state @ (State::Connected | State::Closed)) => {
+            eprintln!("guest-init: disk {name}: {state}");
+        }
+        What::Error(error) => eprintln!("guest-init: disk {name}: {error}"),
+        _ => {}
+    }
+}
+
+/// What a shell says of a process that has ended.
+fn exit_status(status: WaitStatus) -> u8 {
+    let signal = status.terminating_signal().map(|signal| signal.saturating_add(128));
+    let status = status.exit_status().or(signal).unwrap_or(255);
+    u8::try_from(status).unwrap_or(255)
+}

@@ -1,0 +1,138 @@
+//! The host that a command works on: a hosted one in its folder, or the Xen host that this is.
+
+pub mod daemon;
+pub mod folder;
+
+use crate::Error;
+use folder::Folder;
+use std::path::Path;
+use xen::DomId;
+use xen::domctl::{DomainControl, RunState};
+use xen_hosted::domctl::Control;
+use xen_linux::Machine;
+use xenstore::Client;
+
+/// A host, with a connection to its store and control of its domains.
+pub struct Host {
+    /// Its store.
+    pub store: Client,
+    /// What it runs on.
+    pub platform: Platform,
+}
+
+impl std::fmt::Debug for Host {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Host").field("store", &self.store.endpoint()).finish_non_exhaustive()
+    }
+}
+
+/// What a host runs on.
+pub enum Platform {
+    /// Domains are processes.
+    Hosted {
+        /// Where it lives.
+        folder: Folder,
+        /// Its broker.
+        control: Control,
+    },
+    /// Xen, of which this is domain 0.
+    Xen(xen_linux::domctl::Domctl),
+}
+
+impl Platform {
+    /// Control of domains.
+    pub fn control(&mut self) -> &mut dyn DomainControl {
+        match self {
+            Self::Hosted { control, .. } => control,
+            Self::Xen(control) => control,
+        }
+    }
+
+    /// Whether a domain is there and has not ended; with a handle, whether it is still the same.
+    pub fn runs(&mut self, domid: DomId, handle: Option<[u8; 16]>) -> bool {
+        self.control().info(domid).is_ok_and(|info| {
+            let ended = matches!(info.state, RunState::Shutdown(_) | RunState::Dying);
+            !ended && handle.is_none_or(|handle| handle == info.handle)
+        })
+    }
+}
+
+/// Which host is meant.
+#[derive(Clone, Debug)]
+pub enum Choice {
+    /// The hosted one in this folder.
+    Hosted(Folder),
+    /// The Xen host that this is.
+    Xen,
+}
+
+impl Choice {
+    /// The folder that was named, by the command line or `XB_HOST`; else Xen where this is its domain 0; else
+    /// the hosted host of this user.
+    #[must_use]
+    pub fn of(named: Option<&Path>) -> Self {
+        match named {
+            Some(folder) => Self::Hosted(Folder::new(folder)),
+            None if xen_linux::machine() == Machine::Control => Self::Xen,
+            None => Self::Hosted(Folder::default()),
+        }
+    }
+
+    /// The hosted host.
+    ///
+    /// # Errors
+    /// A sentence where Xen is meant: `what` is for hosted hosts only.
+    pub fn hosted(self, what: &str) -> Result<Folder, Error> {
+        match self {
+            Self::Hosted(folder) => Ok(folder),
+            Self::Xen => Err(Error::Refused(format!(
+                "{what} is for hosted hosts; this is domain 0 of a Xen host (--host DIR names a hosted one)"
+            ))),
+        }
+    }
+}
+
+impl Host {
+    /// Connects to a host.
+    ///
+    /// # Errors
+    /// A sentence that says what to start.
+    pub fn open(choice: Choice) -> Result<Self, Error> {
+        match choice {
+            Choice::Hosted(folder) => {
+                let down = |_| {
+                    let dir = folder.path().display();
+                    Error::NotFound(format!(
+                        "no host is up in {dir}; start it with: xb --host {dir} host up"
+                    ))
+                };
+                let control = Control::connect(&folder.broker()).map_err(down)?;
+                let store = Client::connect(folder.store()).map_err(|error| {
+                    let dir = folder.path().display();
+                    Error::Refused(format!("{error}; xb --host {dir} host up starts what is down"))
+                })?;
+                Ok(Self { store, platform: Platform::Hosted { folder, control } })
+            }
+            Choice::Xen => {
+                let said = |error: xen_linux::Error| Error::Refused(error.to_string());
+                let privcmd = xen_linux::privcmd::Privcmd::open().map_err(said)?;
+                let control = xen_linux::domctl::Domctl::open(&privcmd).map_err(said)?;
+                Ok(Self { store: Client::open()?, platform: Platform::Xen(control) })
+            }
+        }
+    }
+
+    /// Control of its domains.
+    pub fn control(&mut self) -> &mut dyn DomainControl {
+        self.platform.control()
+    }
+
+    /// Its folder, where it is hosted.
+    #[must_use]
+    pub fn folder(&self) -> Option<&Folder> {
+        match &self.platform {
+            Platform::Hosted { folder, .. } => Some(folder),
+            Platform::Xen(_) => None,
+        }
+    }
+}

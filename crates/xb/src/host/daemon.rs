@@ -1,0 +1,327 @@
+//! The processes of a hosted host: started, found again, ended.
+
+use super::folder::Folder;
+use crate::Error;
+use crate::wait::Limit;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::inotify;
+use rustix::process::{Pid, PidfdFlags, Signal};
+use rustix::time::Timespec;
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+/// How long a daemon may take to serve, or to end.
+const WITHIN: Duration = Duration::from_secs(20);
+/// The word in a daemon's log that says that it serves.
+const SERVES: &str = "serving";
+
+/// A process of a hosted host.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Daemon {
+    /// `xen-hosted`: plays the hypervisor.
+    Broker,
+    /// `xenstored`.
+    Store,
+    /// `xen-blockd`: serves disks.
+    Block,
+    /// `xb keeper`: keeps guests' logs, and acts when they end.
+    Keeper,
+}
+
+impl Daemon {
+    /// All, in the order in which they start.
+    pub const ALL: [Self; 4] = [Self::Broker, Self::Store, Self::Keeper, Self::Block];
+
+    /// What it is called.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Broker => "broker",
+            Self::Store => "xenstored",
+            Self::Block => "xen-blockd",
+            Self::Keeper => "keeper",
+        }
+    }
+
+    /// Its program, beside this one.
+    fn program(self) -> Result<PathBuf, Error> {
+        let own = std::env::current_exe().map_err(Error::io("this program's own path"))?;
+        let name = match self {
+            Self::Keeper => return Ok(own),
+            Self::Broker => "xen-hosted",
+            Self::Store | Self::Block => self.name(),
+        };
+        let path = own.with_file_name(name);
+        if path.exists() {
+            return Ok(path);
+        }
+        build(&own, name)?;
+        Ok(path)
+    }
+
+    fn command(self, folder: &Folder) -> Result<Command, Error> {
+        let mut command = Command::new(self.program()?);
+        let broker = folder.broker();
+        match self {
+            Self::Broker => command.arg(broker.path()),
+            Self::Store => command
+                .arg("--no-fork")
+                .env("XENSTORED_RUNDIR", folder.run())
+                .env("XENSTORED_ROOTDIR", folder.run()),
+            Self::Block => command.arg("--record-dir").arg(folder.record()),
+            Self::Keeper => command.arg("--host").arg(folder.path()).arg("keeper"),
+        };
+        command.env("XEN_HOSTED_HOST", broker.path()).env("XENSTORED_PATH", folder.store());
+        command.env_remove("NOTIFY_SOCKET").current_dir("/").stdin(Stdio::null()).process_group(0);
+        Ok(command)
+    }
+
+    fn pid_file(self, folder: &Folder) -> PathBuf {
+        folder.run().join(format!("{}.pid", self.name()))
+    }
+
+    /// Its process, if it runs.
+    #[must_use]
+    pub fn running(self, folder: &Folder) -> Option<Process> {
+        let text = std::fs::read_to_string(self.pid_file(folder)).ok()?;
+        let (pid, started) = text.trim().split_once(' ')?;
+        let pid = Pid::from_raw(pid.parse().ok()?)?;
+        // First the handle, then the look: what is looked at is what the handle is of.
+        let handle = rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok()?;
+        let same = started_at(pid).as_deref() == Some(started);
+        same.then_some(Process { pid, handle })
+    }
+
+    /// Starts it, and waits until it serves.
+    ///
+    /// # Errors
+    /// A sentence, with the end of its log where it has one.
+    pub fn start(self, folder: &Folder) -> Result<(), Error> {
+        let name = self.name();
+        let path = folder.log(name);
+        let log = File::create(&path).map_err(Error::io(path.display()))?;
+        let watch = watch(&path).map_err(|errno| Error::io(path.display())(errno.into()))?;
+        let mut command = self.command(folder)?;
+        let errors = log.try_clone().map_err(Error::io(path.display()))?;
+        let program = command.get_program().to_string_lossy().into_owned();
+        let mut child = command.stdout(log).stderr(errors).spawn().map_err(Error::io(program))?;
+        let written = self.note(folder, &child);
+        let served = written.and_then(|()| serves(&mut child, &path, &watch, name));
+        if served.is_err() {
+            // It may have ended by itself.
+            let _ = child.kill();
+            let _ = child.wait();
+            let _ = std::fs::remove_file(self.pid_file(folder));
+        }
+        served
+    }
+
+    /// Writes the pid file.
+    fn note(self, folder: &Folder, child: &Child) -> Result<(), Error> {
+        let pid = child.id();
+        let raw = i32::try_from(pid).ok().and_then(Pid::from_raw);
+        let started = raw.and_then(started_at).unwrap_or_default();
+        let path = self.pid_file(folder);
+        std::fs::write(&path, format!("{pid} {started}\n")).map_err(Error::io(path.display()))
+    }
+}
+
+/// When a process began: the 22nd field of its `stat`, in clock ticks since the machine's start. A zombie is none.
+fn started_at(pid: Pid) -> Option<String> {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
+    // The second field is a name in brackets, which may hold anything.
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+    let state = fields.next()?;
+    if state == "Z" { None } else { fields.nth(18).map(str::to_owned) }
+}
+
+fn watch(path: &std::path::Path) -> Result<OwnedFd, rustix::io::Errno> {
+    let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
+    inotify::add_watch(&watch, path, inotify::WatchFlags::MODIFY)?;
+    Ok(watch)
+}
+
+/// Waits until its log says that it serves, or it ends.
+fn serves(child: &mut Child, path: &PathBuf, watch: &OwnedFd, name: &str) -> Result<(), Error> {
+    let limit = Limit::new(WITHIN);
+    loop {
+        let log = std::fs::read_to_string(path).map_err(Error::io(path.display()))?;
+        if log.contains(SERVES) {
+            return Ok(());
+        }
+        if let Some(status) = child.try_wait().map_err(Error::io(name))? {
+            let last = log.lines().rev().find(|line| !line.trim().is_empty());
+            let last = last.map_or_else(|| status.to_string(), str::to_owned);
+            return Err(Error::Refused(format!("{name} does not start: {last}")));
+        }
+        let slice = limit.slice(&|| format!("{name} serves (its log: {})", path.display()))?;
+        let slice = Timespec::try_from(slice).ok();
+        // Whatever comes, the log is looked at again.
+        let _ = poll(&mut [PollFd::new(watch, PollFlags::IN)], slice.as_ref());
+        let _ = rustix::io::read(watch, &mut [0_u8; 1024]);
+    }
+}
+
+/// Has cargo build a program that is missing, where cargo runs this one.
+fn build(own: &std::path::Path, name: &str) -> Result<(), Error> {
+    let at = own.with_file_name(name);
+    let Some(cargo) = std::env::var_os("CARGO") else {
+        let (at, package) = (at.display(), if name == "xen-blockd" { "xen-block" } else { name });
+        return Err(Error::NotFound(format!(
+            "{at} is not there; install it beside xb with: cargo install --path crates/{package}"
+        )));
+    };
+    let profile = own.parent().and_then(std::path::Path::file_name).unwrap_or_default();
+    let profile = if profile == "debug" { "dev".into() } else { profile.to_owned() };
+    eprintln!("xb: building the daemons, once");
+    let mut command = Command::new(cargo);
+    command.args([
+        "build",
+        "--quiet",
+        "-p",
+        "xen-hosted",
+        "-p",
+        "xenstored",
+        "-p",
+        "xen-block",
+        "--bins",
+    ]);
+    command.arg("--profile").arg(profile);
+    if let Some(dir) = own.parent().and_then(std::path::Path::parent) {
+        command.arg("--target-dir").arg(dir);
+    }
+    if let Some(dir) = std::env::var_os("CARGO_MANIFEST_DIR") {
+        command.current_dir(dir);
+    }
+    let status = command.status().map_err(Error::io("cargo build"))?;
+    if status.success() && at.exists() {
+        return Ok(());
+    }
+    Err(Error::Refused(format!("cargo build has not made {}: {status}", at.display())))
+}
+
+/// A daemon's process.
+#[derive(Debug)]
+pub struct Process {
+    /// Its number.
+    pub pid: Pid,
+    handle: OwnedFd,
+}
+
+impl Process {
+    /// Asks it to end, and waits until it has; ends it if it does not.
+    ///
+    /// # Errors
+    /// A sentence where it cannot be ended.
+    pub fn end(&self, name: &str) -> Result<(), Error> {
+        self.signal(Signal::TERM);
+        if self.ended(WITHIN) {
+            return Ok(());
+        }
+        self.signal(Signal::KILL);
+        if self.ended(WITHIN) {
+            return Ok(());
+        }
+        let pid = self.pid.as_raw_nonzero();
+        Err(Error::Refused(format!("{name} (pid {pid}) does not end, not even by SIGKILL")))
+    }
+
+    /// Ends it at once, as a crash would.
+    pub fn kill(&self) {
+        self.signal(Signal::KILL);
+        self.ended(WITHIN);
+    }
+
+    fn signal(&self, signal: Signal) {
+        // One that has ended needs none.
+        let _ = rustix::process::pidfd_send_signal(&self.handle, signal);
+    }
+
+    /// Whether it ends within this time.
+    fn ended(&self, within: Duration) -> bool {
+        let within = Timespec::try_from(within).ok();
+        matches!(poll(&mut [PollFd::new(&self.handle, PollFlags::IN)], within.as_ref()), Ok(1..))
+    }
+}
+
+/// What [`up`] has done.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Came {
+    /// Everything ran before.
+    WasUp,
+    /// Something was started.
+    Up,
+}
+
+/// Starts what does not run of a host.
+///
+/// # Errors
+/// The first that does not start; what was started for it is ended again.
+pub fn up(folder: &Folder) -> Result<Came, Error> {
+    folder.make()?;
+    let _lock = lock(folder)?;
+    let mut started = Vec::new();
+    for daemon in Daemon::ALL {
+        if daemon.running(folder).is_some() {
+            continue;
+        }
+        if let Err(error) = daemon.start(folder) {
+            for before in started.into_iter().rev() {
+                stop(before, folder)?;
+            }
+            if Daemon::ALL.into_iter().all(|daemon| daemon.running(folder).is_none()) {
+                folder.remove();
+            }
+            return Err(error);
+        }
+        started.push(daemon);
+    }
+    Ok(if started.is_empty() { Came::WasUp } else { Came::Up })
+}
+
+/// One at a time changes which daemons run.
+fn lock(folder: &Folder) -> Result<File, Error> {
+    let path = folder.run();
+    let dir = File::open(&path).map_err(Error::io(path.display()))?;
+    let flags = rustix::fs::FlockOperation::NonBlockingLockExclusive;
+    match rustix::fs::flock(&dir, flags) {
+        Ok(()) => Ok(dir),
+        Err(_) => Err(Error::Refused(format!(
+            "another xb is bringing the host in {} up or down; try again when it is done",
+            folder.path().display()
+        ))),
+    }
+}
+
+/// Ends one daemon, if it runs.
+///
+/// # Errors
+/// Where it cannot be ended.
+pub fn stop(daemon: Daemon, folder: &Folder) -> Result<(), Error> {
+    if let Some(process) = daemon.running(folder) {
+        process.end(daemon.name())?;
+    }
+    let _ = std::fs::remove_file(daemon.pid_file(folder));
+    Ok(())
+}
+
+/// Ends all daemons, and removes the folder. Domains are to be destroyed before.
+///
+/// # Errors
+/// Where one cannot be ended.
+pub fn down(folder: &Folder) -> Result<(), Error> {
+    let _lock = lock(folder)?;
+    if Daemon::Broker.running(folder).is_none() && folder.broker().path().exists() {
+        // It was killed: the next one in its directory removes the control groups that it has left.
+        Daemon::Broker.start(folder)?;
+    }
+    for daemon in [Daemon::Keeper, Daemon::Block, Daemon::Store, Daemon::Broker] {
+        stop(daemon, folder)?;
+    }
+    folder.remove();
+    Ok(())
+}

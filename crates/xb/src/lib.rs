@@ -1,0 +1,30 @@
+//! The toolstack: domains and their devices, as a library and as the command line `xb` over it.
+//!
+//! The promise: what is begun is finished or undone, and every refusal is a sentence that says what to do next. A
+//! hosted host (domains are processes) and a Xen host are worked on with the same calls, as far as the latter
+//! allows: domains of Xen are created by `xl`.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`config`] | `xl.cfg`, TOML, disk strings, and the description of a domain that they lead to |
+//! | [`host`] | the host that is worked on; the folder and the daemons of a hosted one |
+//! | [`domain`] | domains: created, listed, paused, asked to end, destroyed |
+//! | [`devices`] | their devices: disks. Others follow beside them |
+//! | [`keeper`] | the process that keeps guests' logs and acts when they end |
+//! | [`guest`] | the built-in guest init |
+//! | [`wait`] | waiting, with an end and with Ctrl-C |
+//! | [`cli`] | the command line, one file a command |
+//! | [`text`] | words for people |
+
+pub mod cli;
+pub mod config;
+pub mod devices;
+pub mod domain;
+mod error;
+pub mod guest;
+pub mod host;
+pub mod keeper;
+pub mod text;
+pub mod wait;
+
+pub use error::Error;

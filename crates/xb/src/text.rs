@@ -1,0 +1,75 @@
+//! Words for people: short strings, causes, sizes, times.
+
+use std::time::Duration;
+
+/// The beginning of a text that somebody else wrote, for an error.
+#[must_use]
+pub fn short(text: &str) -> String {
+    const MOST: usize = 60;
+    if text.chars().count() <= MOST {
+        return text.into();
+    }
+    text.chars().take(MOST).chain("...".chars()).collect()
+}
+
+/// The system's words for an error, without its number.
+#[must_use]
+pub fn cause(error: &std::io::Error) -> String {
+    let text = error.to_string();
+    match text.rfind(" (os error") {
+        Some(end) => text[..end].to_owned(),
+        None => text,
+    }
+}
+
+/// A number of bytes: `64M`, `1G`, or what was written without a letter.
+#[must_use]
+pub fn bytes(text: &str) -> Option<u64> {
+    let (digits, unit) = match text.char_indices().next_back()? {
+        (at, 'K' | 'k') => (&text[..at], 10),
+        (at, 'M' | 'm') => (&text[..at], 20),
+        (at, 'G' | 'g') => (&text[..at], 30),
+        (at, 'T' | 't') => (&text[..at], 40),
+        _ => (text, 0),
+    };
+    digits.parse::<u64>().ok()?.checked_mul(1 << unit)
+}
+
+/// A number of bytes in the unit that fits.
+#[must_use]
+pub fn size(bytes: u64) -> String {
+    let units = [(1_u64 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
+    match units.iter().find(|(unit, _)| bytes >= *unit) {
+        Some((unit, name)) if bytes.is_multiple_of(*unit) => format!("{} {name}", bytes / unit),
+        Some((unit, name)) => format!("{:.1} {name}", bytes as f64 / *unit as f64),
+        None => format!("{bytes} B"),
+    }
+}
+
+/// A time that something took.
+#[must_use]
+pub fn took(time: Duration) -> String {
+    if time < Duration::from_secs(1) {
+        format!("{} ms", time.as_millis())
+    } else {
+        format!("{:.1} s", time.as_secs_f64())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_and_written() {
+        for (text, number) in [("512", 512), ("4K", 4096), ("1m", 1 << 20), ("2G", 2 << 30)] {
+            assert_eq!(bytes(text), Some(number), "{text}");
+        }
+        for text in ["", "K", "1.5G", "-1", "1 G", "99999999999T"] {
+            assert_eq!(bytes(text), None, "{text}");
+        }
+        assert_eq!(size(512), "512 B");
+        assert_eq!(size(64 << 20), "64 MiB");
+        assert_eq!(size(1536), "1.5 KiB");
+    }
+}

@@ -1,0 +1,95 @@
+//! Waiting: always for something that has a name, never for ever, and Ctrl-C ends it.
+
+use crate::Error;
+use std::sync::Arc;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use xenstore::Client;
+
+/// How soon a wait notices Ctrl-C; nothing else depends on it.
+const NOTICE: Duration = Duration::from_millis(50);
+
+static INTERRUPTED: OnceLock<Arc<AtomicBool>> = OnceLock::new();
+
+/// From now on Ctrl-C (SIGINT, SIGTERM, SIGHUP) ends waits instead of the process, so that what was begun is
+/// undone.
+pub fn catch_signals() {
+    let flag = INTERRUPTED.get_or_init(Arc::default);
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
+        // Fails for signals that nobody may catch; these may be.
+        let _ = signal_hook::flag::register(signal, Arc::clone(flag));
+    }
+}
+
+/// Forgets a Ctrl-C, to take down what it was meant for.
+pub fn forget_interrupt() {
+    if let Some(flag) = INTERRUPTED.get() {
+        flag.store(false, Ordering::SeqCst);
+    }
+}
+
+/// # Errors
+/// [`Error::Interrupted`] after a Ctrl-C.
+pub fn check() -> Result<(), Error> {
+    match INTERRUPTED.get() {
+        Some(flag) if flag.load(Ordering::SeqCst) => Err(Error::Interrupted),
+        _ => Ok(()),
+    }
+}
+
+/// How long something may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Limit {
+    after: Duration,
+    end: Instant,
+}
+
+impl Limit {
+    /// From now.
+    #[must_use]
+    pub fn new(after: Duration) -> Self {
+        // A century is for ever.
+        let after = after.min(Duration::from_secs(100 * 365 * 86_400));
+        Self { after, end: Instant::now() + after }
+    }
+
+    /// How long the next sleep may be.
+    ///
+    /// # Errors
+    /// [`Error::Timeout`] naming `what`, [`Error::Interrupted`].
+    pub fn slice(&self, what: &dyn Fn() -> String) -> Result<Duration, Error> {
+        check()?;
+        let left = self.end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(Error::Timeout { what: what(), after: self.after });
+        }
+        Ok(left.min(NOTICE))
+    }
+
+    /// Waits until `done` answers; asks it at once, and again after each event of the store.
+    ///
+    /// # Errors
+    /// As [`Limit::slice`], and what `done` says.
+    pub fn until<T>(
+        &self,
+        store: &mut Client,
+        what: &dyn Fn() -> String,
+        mut done: impl FnMut(&mut Client) -> Result<Option<T>, Error>,
+    ) -> Result<T, Error> {
+        loop {
+            if let Some(answer) = done(store)? {
+                return Ok(answer);
+            }
+            loop {
+                let slice = self.slice(what)?;
+                if store.next_event(Some(slice))?.is_some() {
+                    break;
+                }
+            }
+            // All that has come is looked at together.
+            while store.poll_event()?.is_some() {}
+        }
+    }
+}

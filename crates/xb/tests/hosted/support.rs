@@ -1,0 +1,256 @@
+//! A host for a test: `xb` run as anybody runs it, and everything of it gone at the end.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+/// How long anything may take.
+pub(crate) const WITHIN: Duration = Duration::from_secs(60);
+
+/// The program.
+pub(crate) const XB: &str = env!("CARGO_BIN_EXE_xb");
+
+/// A folder of a test, with a hosted host in `h`.
+pub(crate) struct Host {
+    folder: PathBuf,
+    pub(crate) before: Traces,
+}
+
+impl Host {
+    /// A host that is not up yet.
+    pub(crate) fn down(test: &str) -> Self {
+        let folder = std::env::temp_dir().join(format!("xb-test-{}-{test}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&folder);
+        std::fs::create_dir_all(&folder).unwrap();
+        let before = Traces::of(&folder);
+        Self { folder, before }
+    }
+
+    /// A host that is up.
+    pub(crate) fn up(test: &str) -> Self {
+        let host = Self::down(test);
+        host.ok(&["host", "up"]);
+        host
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(XB);
+        command.arg("--host").arg(self.path("h")).args(args);
+        command.env_remove("XB_HOST").env("TMPDIR", &self.folder);
+        command
+    }
+
+    pub(crate) fn run(&self, args: &[&str]) -> Output {
+        self.command(args).output().unwrap()
+    }
+
+    /// What a command that works prints.
+    pub(crate) fn ok(&self, args: &[&str]) -> String {
+        let output = self.run(args);
+        assert!(output.status.success(), "xb {args:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// A command that is refused with these words.
+    pub(crate) fn fails(&self, args: &[&str], code: i32, words: &str) {
+        let output = self.run(args);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(code), "xb {args:?}: {said}");
+        assert!(said.contains(words), "xb {args:?}: {said}");
+    }
+
+    pub(crate) fn try_json(&self, args: &[&str]) -> Option<serde_json::Value> {
+        let output = self.run(&[args, &["--json"]].concat());
+        output.status.success().then(|| serde_json::from_slice(&output.stdout).unwrap())
+    }
+
+    pub(crate) fn json(&self, args: &[&str]) -> serde_json::Value {
+        self.try_json(args).unwrap_or_else(|| panic!("xb {args:?} has failed"))
+    }
+
+    /// All nodes of the store, but for the folders that hold domains and stay.
+    pub(crate) fn nodes(&self) -> Vec<String> {
+        let mut stay: Vec<String> =
+            ["/libxl", "/local/domain/0", "/vm"].map(str::to_owned).to_vec();
+        stay.extend(["/local", "/local/domain"].map(str::to_owned));
+        for end in ["backend", "backend/vbd", "error", "error/backend", "error/backend/vbd"] {
+            stay.push(format!("/local/domain/0/{end}"));
+        }
+        let nodes = self.ok(&["store", "ls", "-f", "/"]);
+        let stays = |line: &&str| stay.iter().any(|path| *line == format!("{path} = \"\""));
+        nodes.lines().filter(|line| !stays(line)).map(str::to_owned).collect()
+    }
+
+    /// Writes a configuration; its path.
+    pub(crate) fn config(&self, name: &str, rest: &str) -> String {
+        let path = self.path(&format!("{name}.cfg"));
+        std::fs::write(&path, format!("name = \"{name}\"\n{rest}\n")).unwrap();
+        path.to_str().unwrap().into()
+    }
+
+    /// Makes a raw image; its path.
+    pub(crate) fn image(&self, name: &str, bytes: u64) -> String {
+        let path = self.path(name);
+        std::fs::File::create(&path).unwrap().set_len(bytes).unwrap();
+        path.to_str().unwrap().into()
+    }
+
+    /// What a daemon has said.
+    pub(crate) fn log_of(&self, daemon: &str) -> String {
+        std::fs::read_to_string(self.path("h/log").join(format!("{daemon}.log")))
+            .unwrap_or_default()
+    }
+
+    /// Waits until something is so.
+    pub(crate) fn until<T>(&self, what: &str, mut so: impl FnMut() -> Option<T>) -> T {
+        let end = Instant::now() + WITHIN;
+        loop {
+            if let Some(answer) = so() {
+                return answer;
+            }
+            assert!(
+                Instant::now() < end,
+                "{what}: not within {WITHIN:?}; the keeper: {}",
+                self.log_of("keeper")
+            );
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Waits until a guest has printed something.
+    pub(crate) fn until_log(&self, name: &str, words: &str) {
+        self.until(&format!("{name} prints {words:?}"), || {
+            let output = self.run(&["log", name]);
+            String::from_utf8_lossy(&output.stdout).contains(words).then_some(())
+        });
+    }
+
+    /// Waits until no guest is there.
+    pub(crate) fn until_alone(&self) {
+        self.until("all guests are gone", || {
+            (self.json(&["list"]).as_array()?.len() == 1).then_some(())
+        });
+    }
+
+    pub(crate) fn pid(&self, daemon: &str) -> Option<rustix::process::Pid> {
+        let text =
+            std::fs::read_to_string(self.path("h/run").join(format!("{daemon}.pid"))).ok()?;
+        rustix::process::Pid::from_raw(text.split(' ').next()?.parse().ok()?)
+    }
+
+    /// Ends a daemon as a crash would.
+    pub(crate) fn kill(&self, daemon: &str) {
+        let pid = self.pid(daemon).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+        self.until("it is gone", || {
+            let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()));
+            stat.map_or(Some(()), |stat| stat.contains(") Z ").then_some(()))
+        });
+    }
+
+    /// Whether guests have files for their disks here; says so where not.
+    pub(crate) fn has_fuse(&self, test: &str) -> bool {
+        let fuse = std::fs::OpenOptions::new().read(true).write(true).open("/dev/fuse");
+        if let Err(error) = &fuse {
+            conformance::skip(test, &format!("/dev/fuse: {error}"));
+        }
+        fuse.is_ok()
+    }
+
+    /// What the broker of a host that is up calls its control groups.
+    fn control_group(&self) -> Option<String> {
+        let meta = std::fs::metadata(self.path("h/host")).ok()?;
+        Some(format!("xenbus-{:x}-{:x}", meta.dev(), meta.ino()))
+    }
+
+    /// All is down, and nothing is left.
+    pub(crate) fn nothing_is_left(&self) {
+        // A process that has ended is seen until its parent has been told.
+        let end = Instant::now() + WITHIN;
+        while Traces::of(&self.folder) != self.before && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        assert_eq!(Traces::of(&self.folder), self.before, "something is left");
+        assert!(!self.path("h").exists(), "the folder is gone");
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for daemon in ["broker", "xenstored", "keeper", "xen-blockd"] {
+                eprintln!("--- {daemon}: {}", self.log_of(daemon));
+            }
+        }
+        let group = self.control_group();
+        let down = self.run(&["host", "down"]);
+        if !std::thread::panicking() {
+            assert!(down.status.success(), "{down:?}");
+            self.nothing_is_left();
+            let left =
+                group.map(|name| named(Path::new("/sys/fs/cgroup"), &name)).unwrap_or_default();
+            assert!(left.is_empty(), "control groups are left: {left:?}");
+        }
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// What a host leaves on a machine while it is up.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Traces {
+    processes: Vec<String>,
+    mounts: Vec<String>,
+    loops: Vec<String>,
+    interfaces: Vec<String>,
+}
+
+impl Traces {
+    /// Those that name this folder, or can be of no other host.
+    fn of(folder: &Path) -> Self {
+        let name = folder.to_str().unwrap();
+        let read = |path: PathBuf| std::fs::read(path).unwrap_or_default();
+        let mut traces = Self::default();
+        for process in entries(Path::new("/proc")) {
+            let of = |file: &str| String::from_utf8_lossy(&read(process.join(file))).into_owned();
+            let is_daemon = of("cmdline").contains(name) && !of("cmdline").contains("host\0down");
+            if is_daemon || of("environ").contains(&format!("XEN_HOSTED_HOST={name}")) {
+                traces.processes.push(of("cmdline"));
+            }
+        }
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        traces.mounts =
+            mounts.lines().filter(|line| line.contains(name)).map(str::to_owned).collect();
+        for device in entries(Path::new("/sys/block")) {
+            let file = read(device.join("loop/backing_file"));
+            if String::from_utf8_lossy(&file).contains(name) {
+                traces.loops.push(device.display().to_string());
+            }
+        }
+        let interfaces = entries(Path::new("/sys/class/net"));
+        traces.interfaces = interfaces.iter().map(|path| path.display().to_string()).collect();
+        traces.interfaces.sort();
+        traces
+    }
+}
+
+/// The folders below one that have this name.
+fn named(folder: &Path, name: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for path in entries(folder).into_iter().filter(|path| path.is_dir() && !path.is_symlink()) {
+        found.extend(named(&path, name));
+        if path.ends_with(name) {
+            found.push(path);
+        }
+    }
+    found
+}
+
+/// The paths in a folder.
+pub(crate) fn entries(folder: &Path) -> Vec<PathBuf> {
+    std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
+}
