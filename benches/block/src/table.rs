@@ -123,15 +123,15 @@ macro_rules! rows {
 /// All rows, in the order of the table.
 #[rustfmt::skip]
 pub(crate) const ROWS: &[Row] = &rows! {
-    "random", "4 KiB random reads, one io_uring thread",
+    "random", "4 KiB random reads, 32 in flight, beside one io_uring thread on the same file",
         reads(SMALL, Reader::Ring(Format::Raw), Reader::Direct), &[Goal::Rate(0.8), Goal::PerCpu(0.6)];
-    "sequential", "128 KiB sequential reads, one io_uring thread",
+    "sequential", "128 KiB sequential reads, the same",
         reads(LARGE, Reader::Ring(Format::Raw), Reader::Direct), &[Goal::Rate(0.9)];
-    "front-raw", "4 KiB random reads by our frontend, an NBD client on qemu-nbd; raw",
+    "front-raw", "4 KiB random reads by our frontend, beside an NBD client on qemu-nbd; raw",
         reads(SMALL, Reader::Ring(Format::Raw), Reader::QemuNbd(Format::Raw)), &[Goal::Rate(4.0)];
     "front-qcow2", "the same; qcow2",
         reads(SMALL, Reader::Ring(Format::Qcow2), Reader::QemuNbd(Format::Qcow2)), &[Goal::Rate(2.0)];
-    "nbd-raw", "4 KiB random reads by one NBD client, through our NBD server, qemu-nbd; raw",
+    "nbd-raw", "4 KiB random reads by one NBD client, through our NBD server, beside qemu-nbd; raw",
         reads(SMALL, Reader::Export(Format::Raw), Reader::QemuNbd(Format::Raw)), &[Goal::Rate(0.8)];
     "nbd-qcow2", "the same; qcow2",
         reads(SMALL, Reader::Export(Format::Qcow2), Reader::QemuNbd(Format::Qcow2)), &[Goal::Rate(0.7)];

@@ -15,9 +15,10 @@ use xen::evtchn::EventChannels;
 use xen::gnttab::GrantMap;
 use xen_block::back::{Options, Platform};
 use xen_block::disk::target;
+use xen_block::filter;
 use xen_block::server::Server;
 use xen_hosted::{HOST_VARIABLE, HostDir, Role};
-use xen_linux::Machine;
+use xen_linux::{Machine, abi};
 use xenbus::bus::{News, What};
 use xenbus::{Bus, State};
 use xenstore::{Client, Store};
@@ -31,6 +32,8 @@ On Xen, or on the hosted host that XEN_HOSTED_HOST names.";
 
 /// Where the kernel's own block backend shows that it is loaded.
 const KERNEL_BACKEND: &str = "/sys/bus/xen-backend/drivers/vbd";
+/// Set to 1: all privileges are kept.
+const UNFILTERED: &str = "XEN_BLOCKD_UNFILTERED";
 /// How often the sizes of disks are looked at.
 const LOOK_AT_SIZES: Duration = Duration::from_secs(5);
 
@@ -122,6 +125,28 @@ fn provided() -> Result<Provided, Failure> {
     })
 }
 
+/// The requests to Xen's devices that are left: event channels, and grants mapped and copied.
+const IOCTLS: &[u32] = &[
+    abi::IOCTL_EVTCHN_BIND_INTERDOMAIN,
+    abi::IOCTL_EVTCHN_UNBIND,
+    abi::IOCTL_EVTCHN_NOTIFY,
+    abi::IOCTL_EVTCHN_RESET,
+    abi::IOCTL_GNTDEV_MAP_GRANT_REF,
+    abi::IOCTL_GNTDEV_UNMAP_GRANT_REF,
+    abi::IOCTL_GNTDEV_GRANT_COPY,
+];
+
+/// What guests give is looked at with no more rights than that takes.
+fn give_up_privileges() -> Result<(), Failure> {
+    if std::env::var_os(UNFILTERED).is_some_and(|value| value == "1") {
+        eprintln!("xen-blockd: {UNFILTERED} is set: all privileges are kept");
+        return Ok(());
+    }
+    let failed =
+        |error| format!("{error}; {UNFILTERED}=1 in the environment serves without").into();
+    filter::install(IOCTLS).map_err(failed)
+}
+
 /// One process only: two would answer the same requests.
 fn lock(record_dir: &Path) -> Result<OwnedFd, Failure> {
     std::fs::create_dir_all(record_dir)?;
@@ -165,6 +190,7 @@ fn serve(arguments: &Arguments) -> Result<std::convert::Infallible, Failure> {
         None => own_domid(&mut store)?,
     };
     let mut stats = StatsFile::create(&record_dir)?;
+    give_up_privileges()?;
     let options = Options { record_dir: Some(record_dir), ..Options::default() };
     let platform = Platform { evtchn, grants, open: Box::new(target::open), options };
     let mut server = Server::start(store, domid, &kinds, Rc::new(platform))?;
