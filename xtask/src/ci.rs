@@ -81,6 +81,11 @@ const STEPS: &[Step] = &[
         environment: &[],
         arguments: &["xtask", "bench", "store", "--quick", "--daemons", "ours,echo"],
     },
+    Step {
+        name: "bench-platform",
+        environment: &[],
+        arguments: &["xtask", "bench", "platform", "--quick"],
+    },
     Step { name: "xen", environment: &[], arguments: &["xtask", "xen"] },
 ];
 

@@ -246,14 +246,14 @@ impl Channel {
 
 /// What the fastest tenth of the rounds does not exceed: other work of the machine makes any of them slower
 /// and none faster.
-fn fast(rounds: &mut [f64]) -> f64 {
+pub(crate) fn fast(rounds: &mut [f64]) -> f64 {
     rounds.sort_by(f64::total_cmp);
     rounds.get(rounds.len() / 10).copied().unwrap_or(f64::NAN)
 }
 
 /// This alone.
 pub(crate) fn alone(extent: &Extent) -> Result<Vec<Row>> {
-    rows(&Host::start()?, extent)
+    rows(&Host::start(extent.limit)?, extent)
 }
 
 /// All contenders in each round.

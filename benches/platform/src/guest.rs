@@ -14,10 +14,10 @@ use xenstore_core::wire::{MsgType, split_message};
 
 /// The store, over the domain's ring.
 pub(crate) struct RingStore {
-    platform: Platform,
-    channels: xen_hosted::evtchn::Channels,
+    pub(crate) platform: Platform,
+    pub(crate) channels: xen_hosted::evtchn::Channels,
     ring: FrontRing,
-    port: Port,
+    pub(crate) port: Port,
 }
 
 impl RingStore {
@@ -27,6 +27,11 @@ impl RingStore {
         let mut offers = platform.offers();
         let (page, port) = platform.store_ring(&mut offers)?;
         Ok(Self { platform, channels, ring: FrontRing::new(page), port })
+    }
+
+    /// Where its name stands.
+    pub(crate) fn name(&self) -> Vec<u8> {
+        format!("/local/domain/{}/name", self.platform.domid()).into_bytes()
     }
 
     /// Makes `count` requests to read `path`, `depth` of them in flight.
@@ -80,11 +85,11 @@ impl RingStore {
 /// in ns.
 pub(crate) fn requests(count: &str, depth: &str) -> Result<()> {
     let mut store = RingStore::open()?;
-    let name = format!("/local/domain/{}/name", store.platform.domid());
+    let name = store.name();
     for line in std::io::stdin().lines() {
         line?;
         let begin = Instant::now();
-        store.read_many(name.as_bytes(), count.parse()?, depth.parse()?)?;
+        store.read_many(&name, count.parse()?, depth.parse()?)?;
         println!("{}", begin.elapsed().as_nanos());
     }
     Ok(())
@@ -155,8 +160,8 @@ pub(crate) fn pin() -> Result<()> {
 /// Asks the store once and says so at its output; then waits for its end, or ends.
 pub(crate) fn first(then: &str) -> Result<()> {
     let mut store = RingStore::open()?;
-    let name = format!("/local/domain/{}/name", store.platform.domid());
-    store.read_many(name.as_bytes(), 1, 1)?;
+    let name = store.name();
+    store.read_many(&name, 1, 1)?;
     let mut output = std::io::stdout();
     output.write_all(b"!")?;
     output.flush()?;

@@ -1,11 +1,13 @@
 //! A whole host for one measurement: broker, daemon, domains whose program is this one.
 
 use crate::Result;
+use rustix::process::{Pid, Signal, kill_process};
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 use xen::domctl::DomainControl;
 use xen_hosted::domain::{Config, Files};
@@ -20,11 +22,26 @@ pub(crate) struct Host {
     dir: PathBuf,
     pub(crate) broker: Child,
     pub(crate) store: Option<Child>,
+    /// Who ends the broker when the run takes too long; it waits for this end to go.
+    _watchdog: Sender<()>,
+}
+
+/// Ends the broker after `limit`, and with it its domains: whoever waits for one of them fails then.
+fn watchdog(broker: &Child, limit: Duration) -> Sender<()> {
+    let (done, waits) = mpsc::channel::<()>();
+    let pid = i32::try_from(broker.id()).ok().and_then(Pid::from_raw);
+    std::thread::spawn(move || {
+        if let (Err(RecvTimeoutError::Timeout), Some(pid)) = (waits.recv_timeout(limit), pid) {
+            eprintln!("platform-bench: not done within {limit:?}: the broker is ended");
+            let _ = kill_process(pid, Signal::TERM);
+        }
+    });
+    done
 }
 
 impl Host {
     /// Starts the broker that lies beside this program, and the daemon as a part of this one.
-    pub(crate) fn start() -> Result<Self> {
+    pub(crate) fn start(limit: Duration) -> Result<Self> {
         let dir = std::env::temp_dir().join(format!("platform-bench-{}", std::process::id()));
         let _ = fs::remove_dir_all(&dir);
         fs::create_dir_all(&dir)?;
@@ -37,7 +54,7 @@ impl Host {
         let mut line = String::new();
         let output = broker.stdout.take().ok_or("the broker has no output")?;
         BufReader::new(output).read_line(&mut line)?;
-        let mut host = Self { dir, broker, store: None };
+        let mut host = Self { _watchdog: watchdog(&broker, limit), dir, broker, store: None };
         if !line.contains("serving") {
             return Err("the broker does not start".into());
         }
@@ -89,10 +106,8 @@ impl Drop for Host {
             let _ = store.kill();
             let _ = store.wait();
         }
-        if let Some(pid) =
-            i32::try_from(self.broker.id()).ok().and_then(rustix::process::Pid::from_raw)
-        {
-            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        if let Some(pid) = i32::try_from(self.broker.id()).ok().and_then(Pid::from_raw) {
+            let _ = kill_process(pid, Signal::TERM);
         }
         let _ = self.broker.wait();
         let _ = fs::remove_dir_all(&self.dir);

@@ -4,6 +4,7 @@ mod bounce;
 mod guest;
 mod host;
 mod life;
+mod neighbour;
 mod speed;
 mod table;
 
@@ -16,13 +17,27 @@ pub(crate) type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 /// A part of the bench.
 type Part = fn(&Extent) -> Result<Vec<Row>>;
 
-fn measure(extent: &Extent, parts: &[Part]) -> Result<()> {
+/// All of it.
+const ALL: [Part; 3] = [speed::all, neighbour::rows, life::many];
+
+fn measure(extent: &Extent, parts: &[Part]) -> Result<Vec<Row>> {
+    let mut all = Vec::new();
     for part in parts {
         for row in part(extent)? {
             println!("{row}");
+            all.push(row);
         }
     }
-    Ok(())
+    Ok(all)
+}
+
+/// Measures all and puts the table into a page of the documentation.
+fn write_page(path: &str) -> Result<()> {
+    // Before the minutes that it takes, whether there is a page.
+    let page = std::fs::read_to_string(path)?;
+    table::into_page(&page, &[])?;
+    let rows = measure(&Extent::FULL, &ALL)?;
+    Ok(std::fs::write(path, table::into_page(&page, &rows)?)?)
 }
 
 fn main() -> ExitCode {
@@ -34,6 +49,8 @@ fn main() -> ExitCode {
         ["requests", count, depth] => guest::requests(count, depth),
         ["pong", peer] => guest::pong(peer),
         ["ping", peer, count] => guest::ping(peer, count),
+        ["reader"] => neighbour::reader(),
+        ["attack", what] => neighbour::attack(what),
         ["offer", count] => guest::offer(count),
         ["answer"] => bounce::answer(),
         ["answer", waiting, _] => {
@@ -42,12 +59,14 @@ fn main() -> ExitCode {
         ["bounce", waiting, trips] => {
             bounce::Waiting::named(waiting).and_then(|waiting| bounce::bounce(waiting, trips))
         }
-        [] => measure(&Extent::FULL, &[speed::all, life::many]),
-        ["--quick"] => measure(&Extent::QUICK, &[speed::all, life::many]),
-        ["channels"] => measure(&Extent::FULL, &[bounce::alone]),
-        ["speed"] => measure(&Extent::FULL, &[speed::all]),
-        ["create"] => measure(&Extent::FULL, &[life::many]),
-        _ => Err("usage: platform-bench [--quick | channels | speed | create]".into()),
+        [] => measure(&Extent::FULL, &ALL).map(drop),
+        ["--quick"] => measure(&Extent::QUICK, &ALL).map(drop),
+        ["--write", page] => write_page(page),
+        ["channels"] => measure(&Extent::FULL, &[bounce::alone]).map(drop),
+        ["neighbour"] => measure(&Extent::FULL, &[neighbour::rows]).map(drop),
+        ["speed"] => measure(&Extent::FULL, &[speed::all]).map(drop),
+        ["create"] => measure(&Extent::FULL, &[life::many]).map(drop),
+        _ => Err("usage: platform-bench [--quick | --write PAGE | channels | neighbour | speed | create]".into()),
     };
     match ended {
         Ok(()) => ExitCode::SUCCESS,

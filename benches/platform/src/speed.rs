@@ -1,7 +1,7 @@
 //! Grants and requests to the store, and what [`bounce`] says of event channels, each beside what it is measured by.
 
 use crate::Result;
-use crate::bounce;
+use crate::bounce::{self, fast};
 use crate::host::{Host, WITHIN, run};
 use crate::table::{Extent, Goal, Row};
 use conformance::daemon::{Daemon, Kind};
@@ -28,11 +28,21 @@ pub(crate) struct Talker {
 
 impl Talker {
     pub(crate) fn create(control: &mut Control, args: &[&str]) -> Result<Self> {
+        Self::create_with(control, args, |_| {})
+    }
+
+    /// The same, its configuration changed.
+    pub(crate) fn create_with(
+        control: &mut Control,
+        args: &[&str],
+        change: impl FnOnce(&mut Config),
+    ) -> Result<Self> {
         let (read_in, input) = std::io::pipe()?;
         let (output, write_out) = std::io::pipe()?;
         let mut config = Config::default();
         config.files = Files::System;
         config.args = ["guest"].iter().chain(args).map(Into::into).collect();
+        change(&mut config);
         let program = File::open(std::env::current_exe()?)?;
         let error = std::io::stderr();
         let descriptors = Descriptors {
@@ -63,7 +73,7 @@ fn median(values: &mut [f64]) -> f64 {
 
 /// All of it.
 pub(crate) fn all(extent: &Extent) -> Result<Vec<Row>> {
-    let host = Host::start()?;
+    let host = Host::start(extent.limit)?;
     let mut rows = bounce::rows(&host, extent)?;
     rows.push(grants(&host, extent)?);
     rows.extend(requests(&host, extent)?);
@@ -156,10 +166,10 @@ fn requests(host: &Host, extent: &Extent) -> Result<Vec<Row>> {
         for _ in 0..extent.rounds {
             let at = cpu_ns(store)?;
             guest.tell("go")?;
-            ring.push(per_round as f64 / (guest.hear()? as f64 / 1e9));
+            ring.push(guest.hear()? as f64 / 1e9 / per_round as f64);
             ring_cpu.push((cpu_ns(store)? - at) / per_round as f64);
             let at = cpu_ns(store)?;
-            socket.push(per_round as f64 / over_socket(&host.socket(), &name, per_round, depth)?);
+            socket.push(over_socket(&host.socket(), &name, per_round, depth)? / per_round as f64);
             socket_cpu.push((cpu_ns(store)? - at) / per_round as f64);
             if let Some(c) = &c {
                 let at = cpu_ns(c.pid())?;
@@ -167,8 +177,9 @@ fn requests(host: &Host, extent: &Extent) -> Result<Vec<Row>> {
                 c_cpu.push((cpu_ns(c.pid())? - at) / per_round as f64);
             }
         }
-        let [ring, ring_cpu, socket, socket_cpu, c_cpu] =
-            [ring, ring_cpu, socket, socket_cpu, c_cpu].map(|mut all| median(&mut all));
+        let [ring, socket] = [ring, socket].map(|mut all| 1.0 / fast(&mut all));
+        let [ring_cpu, socket_cpu, c_cpu] =
+            [ring_cpu, socket_cpu, c_cpu].map(|mut all| median(&mut all));
         let text = format!("{ring:.0}/s; through the socket {socket:.0}/s");
         let name = format!("reads through a ring, {depth} in flight");
         rows.push(Row::new(&name, text, ring / socket, Goal::AtLeast(1.0)));

@@ -1,5 +1,6 @@
 //! What is measured how long, and the table of what came of it.
 
+use crate::Result;
 use std::fmt;
 use std::time::Duration;
 
@@ -16,6 +17,8 @@ pub(crate) struct Extent {
     pub(crate) domains: usize,
     /// How long they are idle.
     pub(crate) idle: Duration,
+    /// How long a part may take.
+    pub(crate) limit: Duration,
 }
 
 impl Extent {
@@ -26,10 +29,17 @@ impl Extent {
         bounces: 400,
         domains: 1000,
         idle: Duration::from_secs(60),
+        limit: Duration::from_secs(600),
     };
     /// Enough to see that all of it runs.
-    pub(crate) const QUICK: Self =
-        Self { rounds: 3, per_round: 2000, bounces: 50, domains: 30, idle: Duration::from_secs(2) };
+    pub(crate) const QUICK: Self = Self {
+        rounds: 3,
+        per_round: 2000,
+        bounces: 50,
+        domains: 30,
+        idle: Duration::from_secs(2),
+        limit: Duration::from_secs(60),
+    };
 }
 
 /// What a measured number must be.
@@ -57,16 +67,41 @@ impl Row {
     }
 }
 
-impl fmt::Display for Row {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let verdict = match self.goal {
+impl Row {
+    fn verdict(&self) -> String {
+        match self.goal {
             _ if self.value.is_nan() => "not measured".to_owned(),
             Goal::AtMost(most) if self.value <= most => format!("at most {most}: met"),
             Goal::AtMost(most) => format!("at most {most}: MISSED"),
             Goal::AtLeast(least) if self.value >= least => format!("at least {least}: met"),
             Goal::AtLeast(least) => format!("at least {least}: MISSED"),
             Goal::None => String::new(),
-        };
+        }
+    }
+
+    fn markdown(&self) -> String {
+        let work = self.work.trim_start();
+        format!("| {work} | {:.2} | {} | {} |\n", self.value, self.verdict(), self.measured)
+    }
+}
+
+/// Puts the table in place of the one between its two marks in a page.
+///
+/// # Errors
+/// Where a mark is missing.
+pub(crate) fn into_page(page: &str, rows: &[Row]) -> Result<String> {
+    const MARKS: [&str; 2] = ["<!-- platform-bench -->\n", "<!-- end of platform-bench -->"];
+    let missing = "the page has no marks of this bench";
+    let (before, rest) = page.split_once(MARKS[0]).ok_or(missing)?;
+    let (_, after) = rest.split_once(MARKS[1]).ok_or(missing)?;
+    let head = "| work | measured | goal | from |\n|---|---|---|---|\n";
+    let table: String = rows.iter().map(Row::markdown).collect();
+    Ok([before, MARKS[0], head, &table, MARKS[1], after].concat())
+}
+
+impl fmt::Display for Row {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let verdict = self.verdict();
         write!(f, "{:<38} {:>8.2}  {:<20} {}", self.work, self.value, verdict, self.measured)
     }
 }
@@ -81,6 +116,11 @@ mod tests {
         assert!(said(1.1, Goal::AtMost(1.1)).contains("met"));
         assert!(said(1.2, Goal::AtMost(1.1)).contains("MISSED"));
         assert!(said(0.9, Goal::AtLeast(1.0)).contains("MISSED"));
+        let row = Row::new("w", "m".to_owned(), 1.0, Goal::None);
+        let page = "a\n<!-- platform-bench -->\nold\n<!-- end of platform-bench -->\nb";
+        let written = into_page(page, std::slice::from_ref(&row)).unwrap();
+        assert!(written.contains("| w | 1.00 |  | m |\n<!--") && !written.contains("old"));
+        assert_eq!(into_page(&written, &[row]).unwrap(), written);
         assert!(said(f64::NAN, Goal::AtMost(1.0)).contains("not measured"));
     }
 }

@@ -5,7 +5,8 @@
 mod support;
 
 use std::io::{BufRead, BufReader};
-use std::path::Path;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use support::puppet::{self, Puppet};
@@ -140,8 +141,36 @@ fn round(host: &mut Host, chance: &mut Chance) {
     until("the backend ends with its frontend", || backend.try_wait().unwrap().is_some());
 }
 
-/// What must be afterwards as it was before.
-fn left(host: &Host) -> (usize, usize, String, Vec<String>, usize) {
+/// Control groups of the host's domains, in all hierarchies.
+fn groups(host: &Host) -> usize {
+    let meta = std::fs::metadata(host.host().path()).unwrap();
+    let name = format!("xenbus-{:x}-{:x}", meta.dev(), meta.ino());
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let hierarchies = mounts.lines().filter(|line| line.contains(" - cgroup"));
+    let mut above: Vec<PathBuf> =
+        hierarchies.filter_map(|line| line.split(' ').nth(4).map(PathBuf::from)).collect();
+    let mut count = 0;
+    while let Some(folder) = above.pop() {
+        for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                count += usize::from(folder.ends_with(&name));
+                above.push(entry.path());
+            }
+        }
+    }
+    count
+}
+
+/// Memory that is the broker's own, in KiB.
+fn memory_kib(host: &Host) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", host.broker.id())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+/// What must be afterwards as it was before. A domain's namespaces live as long as its processes, which are
+/// the broker's children.
+fn left(host: &Host) -> (usize, usize, String, Vec<String>, usize, usize) {
     let fds = entries(Path::new(&format!("/proc/{}/fd", host.broker.id()))).len();
     let maps = std::fs::read_to_string(format!("/proc/{}/maps", host.broker.id())).unwrap();
     let arenas = maps.lines().filter(|line| line.contains("memfd:arena")).count();
@@ -150,7 +179,7 @@ fn left(host: &Host) -> (usize, usize, String, Vec<String>, usize) {
     let children =
         std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", host.broker.id()))
             .unwrap_or_default();
-    (fds, arenas, mounts, interfaces, children.split_whitespace().count())
+    (fds, arenas, mounts, interfaces, children.split_whitespace().count(), groups(host))
 }
 
 #[test]
@@ -160,6 +189,7 @@ fn deaths_in_any_order_leave_nothing_behind() {
     let mut host = Host::start();
     host.start_store();
     let before = left(&host);
+    let memory_before = memory_kib(&host);
     for seed in from.parse().unwrap()..to.parse::<u64>().unwrap() {
         eprintln!("seed {seed}");
         let mut chance = Chance(seed);
@@ -173,6 +203,8 @@ fn deaths_in_any_order_leave_nothing_behind() {
         std::thread::sleep(Duration::from_millis(10));
     }
     assert_eq!(host.control().list().unwrap().len(), 1);
+    let memory = memory_kib(&host);
+    assert!(memory < memory_before + 1024, "{memory_before} KiB before, {memory} KiB after");
 }
 
 #[test]

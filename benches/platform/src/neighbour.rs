@@ -1,0 +1,129 @@
+//! What a domain notices of a hostile one beside it: how long its reads from the store take, at the 99th
+//! percentile, beside a program that only spins and beside attacks, all under the same cap.
+
+use crate::Result;
+use crate::guest::RingStore;
+use crate::host::{Host, run};
+use crate::speed::Talker;
+use crate::table::{Extent, Goal, Row};
+use std::time::{Duration, Instant};
+use xen::domctl::DomainControl;
+use xen::evtchn::EventChannels;
+use xen::gnttab::{Access, GrantMap, GrantOffer};
+use xen::{DomId, GrantRef, Port};
+use xen_hosted::domctl::Control;
+use xenstore::Store;
+
+/// What the domain beside it does, the harmless one first.
+const BESIDE: [&str; 6] = ["spin", "notifications", "requests", "ports", "grants", "store"];
+/// What each of them may use, in hundredths of a processor.
+const CAP: u16 = 25;
+/// How long for one percentile: five of the 100 ms after which a cap begins anew, as the other is held still in
+/// the most of each.
+const SPAN: Duration = Duration::from_millis(500);
+
+/// The neighbour: says for each line how long a read takes, in ns.
+pub(crate) fn reader() -> Result<()> {
+    let mut store = RingStore::open()?;
+    let name = store.name();
+    for line in std::io::stdin().lines() {
+        line?;
+        let mut times = Vec::new();
+        let end = Instant::now() + SPAN;
+        while Instant::now() < end {
+            let begin = Instant::now();
+            store.read_many(&name, 1, 1)?;
+            times.push(begin.elapsed().as_nanos());
+        }
+        times.sort_unstable();
+        println!("{}", times[times.len() * 99 / 100]);
+    }
+    Ok(())
+}
+
+/// The other: says that it begins, and does one thing for ever.
+pub(crate) fn attack(what: &str) -> Result<()> {
+    let mut store = RingStore::open()?;
+    let name = store.name();
+    println!("1");
+    loop {
+        match what {
+            "spin" => std::hint::spin_loop(),
+            "notifications" => store.channels.notify(store.port)?,
+            "requests" => {
+                let _ = store.channels.bind_interdomain(DomId(4000), Port(1));
+                let _ = store.platform.grants().map(DomId(1), GrantRef(1), Access::ReadWrite);
+            }
+            "ports" => {
+                let mut ports = Vec::new();
+                while let Ok(port) = store.channels.alloc_unbound(DomId::DOM0) {
+                    ports.push(port);
+                }
+                for port in ports {
+                    let _ = store.channels.close(port);
+                }
+            }
+            "grants" => {
+                let mut offers = store.platform.offers();
+                let mut offered = Vec::new();
+                while let Ok(page) = offers.offer(DomId::DOM0, Access::ReadWrite) {
+                    offered.push(page);
+                }
+            }
+            "store" => store.read_many(&name, 1000, 8)?,
+            other => return Err(format!("no attack is called {other:?}").into()),
+        }
+    }
+}
+
+/// A domain that the store knows, with a name there.
+fn known(
+    host: &Host,
+    control: &mut Control,
+    args: &[&str],
+    weight: u16,
+    cap: u16,
+) -> Result<Talker> {
+    let mut client = host.client()?;
+    let talker = Talker::create_with(control, args, |config| {
+        config.weight = weight;
+        config.cap = cap;
+    })?;
+    let name = format!("/local/domain/{}/name", talker.created.domid);
+    client.write(&name, "guest")?;
+    let perm = xenstore::Perm::parse(format!("n{}", talker.created.domid).as_bytes());
+    client.set_perms(&name, &[perm.ok_or("no such permission")?])?;
+    run(control, &mut client, &talker.created)?;
+    Ok(talker)
+}
+
+/// Each beside the neighbour in turn, so that what else the machine does falls on all alike; the best
+/// round of each counts.
+pub(crate) fn rows(extent: &Extent) -> Result<Vec<Row>> {
+    let host = Host::start(extent.limit)?;
+    let mut control = host.control()?;
+    let mut neighbour = known(&host, &mut control, &["reader"], 1024, 0)?;
+    let mut best = [u64::MAX; BESIDE.len()];
+    for _ in 0..extent.rounds {
+        for (best, what) in best.iter_mut().zip(BESIDE) {
+            let mut other = known(&host, &mut control, &["attack", what], 256, CAP)?;
+            other.hear()?;
+            // The first two are not counted: until then it may spend its burst of requests to the broker.
+            for counted in [false, false, true] {
+                neighbour.tell("go")?;
+                let p99 = neighbour.hear()?;
+                if counted {
+                    *best = p99.min(*best);
+                }
+            }
+            control.destroy(other.created.domid)?;
+        }
+    }
+    let [harmless, attacks @ ..] = best;
+    let row = |(what, p99): (&str, u64)| {
+        let text = format!("p99 of a read {p99} ns; beside a harmless program {harmless} ns");
+        let ratio = p99 as f64 / harmless as f64;
+        Row::new(&format!("neighbour of a flood of {what}"), text, ratio, Goal::AtMost(1.5))
+    };
+    Ok(BESIDE.into_iter().skip(1).zip(attacks).map(row).collect())
+}
