@@ -153,7 +153,8 @@ fn enter(mut plan: Plan<'_>) -> Result<std::convert::Infallible, Failed> {
         sys::place_descriptor(from.as_fd(), to).map_err(|errno| (7, errno))?;
     }
     // What the broker's starter has left open is the broker's, not the domain's.
-    sys::keep_up_to(GUEST_DESCRIPTOR).map_err(|errno| (7, errno))?;
+    let last = if devices.is_some() { DEVICES_DESCRIPTOR } else { GUEST_DESCRIPTOR };
+    sys::keep_up_to(last).map_err(|errno| (7, errno))?;
     let plan = Plan { setup, ..plan };
     give_up_privileges(&plan).map_err(|errno| (8, errno))?;
     let mut strings = plan.config.program_strings().ok_or((10, Errno::INVAL))?;
