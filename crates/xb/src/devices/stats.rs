@@ -2,6 +2,7 @@
 
 use crate::Error;
 use crate::host::Host;
+use crate::host::folder::Folder;
 use std::path::PathBuf;
 use xen::DomId;
 use xenbus::Id;
@@ -37,8 +38,7 @@ pub struct Counts {
 /// # Errors
 /// A sentence: it has said nothing yet.
 pub fn read(host: &mut Host) -> Result<Vec<Stats>, Error> {
-    let dir =
-        host.folder().map_or_else(|| PathBuf::from("/run/xen-blockd"), |folder| folder.record());
+    let dir = host.folder().map_or_else(|| PathBuf::from("/run/xen-blockd"), Folder::record);
     let path = dir.join("stats");
     let text = std::fs::read_to_string(&path).map_err(Error::io(path.display()))?;
     let Some(lines) = text.strip_suffix("end\n") else {

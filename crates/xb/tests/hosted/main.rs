@@ -120,7 +120,7 @@ fn disks_come_and_go() {
         let of = stats.as_array()?.iter().find(|disk| disk["vdev"] == "sda")?;
         of["write"]["bytes"].as_u64().filter(|bytes| *bytes > 0)
     });
-    assert!(written >= 512 && written <= 1 << 20, "{written} bytes for one line");
+    assert!((512..=1 << 20).contains(&written), "{written} bytes for one line");
     host.ok(&["disk", "detach", "web", "2048"]);
     host.fails(&["disk", "detach", "web", "sda"], 4, "domain 1 has no disk sda");
     let nodes = host.ok(&["store", "ls", "-f", "/"]);

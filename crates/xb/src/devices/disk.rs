@@ -1,0 +1,165 @@
+//! A disk as it is described, made into the nodes of both its ends.
+
+use crate::config::DiskSpec;
+use crate::config::disk::{BackendType, Format, Specification};
+use crate::host::{Host, Platform};
+use crate::{Error, text};
+use xen::DomId;
+use xen_block::disk::DiskAccess;
+use xen_block::disk::target::Target;
+use xen_block::vbd::{Trust, Vbd};
+use xenbus::toolstack::NewDevice;
+
+/// The script that says to libxl that `xen-blockd` serves a disk.
+const OUR_SCRIPT: &str = "block-xenbus";
+
+/// A disk that can be added: what is served, and how.
+#[derive(Clone, Debug)]
+pub struct Disk {
+    /// As it was described.
+    pub spec: DiskSpec,
+    /// What the backend is told to serve.
+    pub target: String,
+    number: u32,
+    backend_kind: &'static str,
+}
+
+/// On which kind of host a disk is to be served.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Place {
+    /// Without Xen.
+    Hosted,
+    /// In domain 0 of a Xen host.
+    Xen,
+}
+
+impl Place {
+    /// That of a host.
+    #[must_use]
+    pub fn of(host: &Host) -> Self {
+        match host.platform {
+            Platform::Hosted { .. } => Self::Hosted,
+            Platform::Xen(_) => Self::Xen,
+        }
+    }
+}
+
+/// Looks whether a disk can be served as it is described.
+///
+/// # Errors
+/// A sentence: what cannot be, or is not there.
+pub fn prepare(spec: &DiskSpec, place: Place) -> Result<Disk, Error> {
+    let vdev = &spec.vdev;
+    let refused = |why: &str| Error::Refused(format!("disk {vdev}: {why}"));
+    let number = spec.number().map_err(|wrong| refused(&wrong))?;
+    if spec.specification == Some(Specification::Virtio) {
+        return Err(refused("specification=virtio is not supported; leave it out"));
+    }
+    if spec.backend.as_deref().is_some_and(|name| !matches!(name, "" | "0" | "Domain-0")) {
+        return Err(refused("driver domains (backend=) are not supported yet"));
+    }
+    if !spec.colo.is_empty() {
+        return Err(refused("COLO is not supported"));
+    }
+    let backend_kind = match (spec.backendtype, place) {
+        (Some(BackendType::Tap | BackendType::Standalone), _) => {
+            return Err(refused("backendtype is phy or qdisk"));
+        }
+        (Some(BackendType::Qdisk), _) => "qdisk",
+        (Some(BackendType::Phy), _) | (None, Place::Hosted) => "vbd",
+        (None, Place::Xen) => {
+            if spec.script.is_some() {
+                "vbd"
+            } else {
+                "qdisk"
+            }
+        }
+    };
+    let named = spec.target.as_deref().unwrap_or_default();
+    let target = match (spec.script.as_deref().filter(|script| !script.is_empty()), spec.format()) {
+        (Some(OUR_SCRIPT), _) => named.to_owned(),
+        (Some(script), _) => {
+            return Err(refused(&format!(
+                "hotplug script {script} is not run; name a path, or {OUR_SCRIPT}"
+            )));
+        }
+        (None, Format::Empty) => return Err(refused("a drive without a medium is not supported")),
+        (None, Format::Raw) if named.starts_with("nbd:unix:") || named.starts_with("memory:") => {
+            named.to_owned()
+        }
+        (None, Format::Raw) => absolute(named),
+        (None, Format::Qcow2) => format!("qcow2:{}", absolute(named)),
+        (None, other) => {
+            return Err(refused(&format!(
+                "format {} is not served; raw and qcow2 are",
+                other.word()
+            )));
+        }
+    };
+    let parsed = Target::parse(&target).map_err(|wrong| refused(&wrong))?;
+    if let Target::Raw(path) | Target::Qcow2(path) = parsed {
+        let opened = if spec.writable() {
+            std::fs::OpenOptions::new().read(true).write(true).open(&path)
+        } else {
+            std::fs::File::open(&path)
+        };
+        if let Err(error) = opened {
+            let hint = if named.starts_with('/') {
+                ""
+            } else {
+                " (a name without / in front is below /dev)"
+            };
+            let (path, cause) = (path.display(), text::cause(&error));
+            return Err(refused(&format!("{path}: {cause}{hint}")));
+        }
+    }
+    Ok(Disk { spec: spec.clone(), target, number, backend_kind })
+}
+
+fn absolute(named: &str) -> String {
+    if named.starts_with('/') { named.into() } else { format!("/dev/{named}") }
+}
+
+impl Disk {
+    /// Its device in a domain.
+    pub(super) fn device(&self, domid: DomId) -> Result<NewDevice, Error> {
+        let spec = &self.spec;
+        let numeric = spec.vdev.starts_with(|first: char| first.is_ascii_digit());
+        let vbd = Vbd {
+            frontend: domid,
+            backend: DomId::DOM0,
+            backend_kind: self.backend_kind.into(),
+            // A number stands for itself; it is put in below.
+            vdev: if numeric { "xvda".into() } else { spec.vdev.clone() },
+            target: self.target.clone(),
+            access: if spec.writable() { DiskAccess::ReadWrite } else { DiskAccess::ReadOnly },
+            trust: if spec.trusted == Some(false) { Trust::Untrusted } else { Trust::Trusted },
+        };
+        let mut device = vbd.device().map_err(Error::Refused)?;
+        device.id.devid = self.number;
+        let mut set = |name: &str, value: &str| {
+            for nodes in [&mut device.frontend_nodes, &mut device.backend_nodes] {
+                for node in nodes.iter_mut().filter(|node| node.0 == name) {
+                    node.1 = value.into();
+                }
+            }
+        };
+        set("virtual-device", &self.number.to_string());
+        set("dev", &spec.vdev);
+        if spec.cdrom {
+            set("device-type", "cdrom");
+            set("removable", "1");
+        }
+        if spec.discard == Some(false) {
+            set("discard-enable", "0");
+        }
+        if spec.direct_io_safe {
+            device.backend_nodes.push(("direct-io-safe".into(), "1".into()));
+        }
+        if spec.script.is_some() {
+            device.backend_nodes.push(("script".into(), format!("/etc/xen/scripts/{OUR_SCRIPT}")));
+            device.backend_nodes.push(("hotplug-status".into(), "connected".into()));
+        }
+        Ok(device)
+    }
+}
