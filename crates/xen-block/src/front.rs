@@ -358,7 +358,9 @@ impl Front {
         let bits = device.their_number::<u32>(names::INFO)?.unwrap_or(0);
         let read_only = bits & info::READ_ONLY != 0;
         let indirect = device.their_number::<u32>(names::FEATURE_MAX_INDIRECT_SEGMENTS)?;
-        let most = self.platform.options.segments_max;
+        // What has more segments than there are buffers could never be asked.
+        let buffers = u16::try_from(self.buffers.len()).unwrap_or(u16::MAX);
+        let most = self.platform.options.segments_max.min(buffers);
         let segments_max = match indirect.map(|most| u16::try_from(most).unwrap_or(u16::MAX)) {
             Some(theirs) => theirs.min(most).min(SEGMENTS_PER_PAGE as u16).max(SEGMENTS_MAX as u16),
             None => SEGMENTS_MAX as u16,
