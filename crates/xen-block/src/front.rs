@@ -136,6 +136,8 @@ pub struct Front {
     buffers: Vec<Held>,
     free: Vec<Buffer>,
     queues: Vec<Queue>,
+    /// Pages for the segments of indirect requests, until it is known whether there are such.
+    indirect: Vec<Offered>,
     info: Option<Info>,
     /// Whether the backend is trusted with what a buffer held before.
     trust: Trust,
@@ -166,6 +168,7 @@ impl Front {
             buffers: Vec::new(),
             free: Vec::new(),
             queues: Vec::new(),
+            indirect: Vec::new(),
             info: None,
             trust: Trust::Trusted,
             layout: Layout::NATIVE,
@@ -299,6 +302,8 @@ impl Front {
                 Err(error) => return Err(Error::platform("granting the buffers")(error)),
             }
         }
+        // The rings take theirs at once; the others are kept, or other devices would take them.
+        self.indirect = offers.split_off(count + rings);
         offers.truncate(count);
         if first {
             let numbers = (0..count).rev().filter_map(|number| u32::try_from(number).ok());
@@ -334,6 +339,10 @@ impl Front {
         let count = indirect_pages(self.buffers.len());
         let mut grants = self.platform.grants.borrow_mut();
         for queue in &mut self.queues {
+            if !self.indirect.is_empty() {
+                queue.keep(std::mem::take(&mut self.indirect));
+                continue;
+            }
             let mut pages = Vec::with_capacity(count);
             match grants.offer_batch(peer, Access::ReadWrite, count, &mut pages) {
                 Ok(()) => queue.keep(pages),
@@ -431,6 +440,7 @@ impl Driver for Front {
         if self.info.is_some_and(|info| usize::from(info.segments_max) > SEGMENTS_MAX) {
             self.offer_indirect(device.peer())?;
         }
+        self.indirect.clear();
         // What was asked before and never answered is asked of the new backend.
         for _ in 0..self.again.len() {
             let Some(asked) = self.again.pop_front() else { break };
