@@ -136,6 +136,8 @@ pub struct Front {
     buffers: Vec<Held>,
     free: Vec<Buffer>,
     queues: Vec<Queue>,
+    /// Pages for the segments of indirect requests, until it is known whether there are such.
+    indirect: Vec<Offered>,
     info: Option<Info>,
     /// Whether the backend is trusted with what a buffer held before.
     trust: Trust,
@@ -166,6 +168,7 @@ impl Front {
             buffers: Vec::new(),
             free: Vec::new(),
             queues: Vec::new(),
+            indirect: Vec::new(),
             info: None,
             trust: Trust::Trusted,
             layout: Layout::NATIVE,
@@ -281,16 +284,17 @@ impl Front {
         Ok(more)
     }
 
-    /// Grants the buffers to the backend, with what is in them.
-    fn offer_buffers(&mut self, peer: DomId) -> Result<(), Error> {
+    /// Grants the buffers to the backend, with what is in them. There are so many grants to a peer: late
+    /// devices get fewer, and `rings` pages and those of indirect requests are left for what comes then.
+    fn offer_buffers(&mut self, peer: DomId, rings: usize) -> Result<(), Error> {
         let first = self.buffers.is_empty();
         let mut count = if first { self.platform.options.buffers } else { self.buffers.len() };
         let mut offers = Vec::with_capacity(count);
         let mut grants = self.platform.grants.borrow_mut();
         loop {
-            match grants.offer_batch(peer, Access::ReadWrite, count, &mut offers) {
+            let all = count + rings + indirect_pages(count);
+            match grants.offer_batch(peer, Access::ReadWrite, all, &mut offers) {
                 Ok(()) => break,
-                // There are so many grants to a peer: the last devices get fewer.
                 Err(xen::Error::NoSpc) if first && count > BUFFERS_MIN => {
                     offers.clear();
                     count = (count / 2).max(BUFFERS_MIN);
@@ -298,6 +302,9 @@ impl Front {
                 Err(error) => return Err(Error::platform("granting the buffers")(error)),
             }
         }
+        // The rings take theirs at once; the others are kept, or other devices would take them.
+        self.indirect = offers.split_off(count + rings);
+        offers.truncate(count);
         if first {
             let numbers = (0..count).rev().filter_map(|number| u32::try_from(number).ok());
             self.free = numbers.map(Buffer).collect();
@@ -326,6 +333,30 @@ impl Front {
             .collect()
     }
 
+    /// Grants pages for the segments of indirect requests: as many as there can be at a time. Where they are
+    /// not to be had, requests are direct ones.
+    fn offer_indirect(&mut self, peer: DomId) -> Result<(), Error> {
+        let count = indirect_pages(self.buffers.len());
+        let mut grants = self.platform.grants.borrow_mut();
+        for queue in &mut self.queues {
+            if !self.indirect.is_empty() {
+                queue.keep(std::mem::take(&mut self.indirect));
+                continue;
+            }
+            let mut pages = Vec::with_capacity(count);
+            match grants.offer_batch(peer, Access::ReadWrite, count, &mut pages) {
+                Ok(()) => queue.keep(pages),
+                Err(xen::Error::NoSpc) => {
+                    let info = self.info.as_mut();
+                    info.into_iter().for_each(|info| info.segments_max = SEGMENTS_MAX as u16);
+                    return Ok(());
+                }
+                Err(error) => return Err(Error::platform("granting pages of segments")(error)),
+            }
+        }
+        Ok(())
+    }
+
     fn read_info(&self, device: &mut Device<'_>) -> Result<Info, Error> {
         let sector_size = device.their_number::<u32>(names::SECTOR_SIZE)?.unwrap_or(512);
         if !sector_size.is_power_of_two() || !(512..=4096).contains(&sector_size) {
@@ -336,7 +367,9 @@ impl Front {
         let bits = device.their_number::<u32>(names::INFO)?.unwrap_or(0);
         let read_only = bits & info::READ_ONLY != 0;
         let indirect = device.their_number::<u32>(names::FEATURE_MAX_INDIRECT_SEGMENTS)?;
-        let most = self.platform.options.segments_max;
+        // What has more segments than there are buffers could never be asked.
+        let buffers = u16::try_from(self.buffers.len()).unwrap_or(u16::MAX);
+        let most = self.platform.options.segments_max.min(buffers);
         let segments_max = match indirect.map(|most| u16::try_from(most).unwrap_or(u16::MAX)) {
             Some(theirs) => theirs.min(most).min(SEGMENTS_PER_PAGE as u16).max(SEGMENTS_MAX as u16),
             None => SEGMENTS_MAX as u16,
@@ -370,6 +403,11 @@ fn check(info: &Info, want: &Want, parts: &[Part]) -> Result<(), Full> {
     }
 }
 
+/// Most indirect requests at a time: each has more buffers than a direct one holds.
+fn indirect_pages(buffers: usize) -> usize {
+    buffers / (SEGMENTS_MAX + 1) + 1
+}
+
 fn copy_page(from: &SharedPage, to: &SharedPage) {
     let mut bytes = [0; PAGE_SIZE];
     // Whole pages, both mapped by this side to be read and written.
@@ -386,7 +424,8 @@ impl Driver for Front {
         let untrusted = device.own_number::<u32>(names::TRUSTED)? == Some(0);
         self.trust = if untrusted { Trust::Untrusted } else { Trust::Trusted };
         let limits = self.platform.options.rings.within_theirs(device)?;
-        self.offer_buffers(device.peer())?;
+        let rings = (limits.queues_max as usize) << limits.order_max;
+        self.offer_buffers(device.peer(), rings)?;
         self.queues = self.make_rings(device.peer(), limits)?;
         let ring = |queue: &Queue| Ring { pages: queue.grants(), port: queue.port };
         let rings: Vec<Ring> = self.queues.iter().map(ring).collect();
@@ -398,6 +437,10 @@ impl Driver for Front {
 
     fn connect(&mut self, device: &mut Device<'_>) -> Result<Progress, Error> {
         self.info = Some(self.read_info(device)?);
+        if self.info.is_some_and(|info| usize::from(info.segments_max) > SEGMENTS_MAX) {
+            self.offer_indirect(device.peer())?;
+        }
+        self.indirect.clear();
         // What was asked before and never answered is asked of the new backend.
         for _ in 0..self.again.len() {
             let Some(asked) = self.again.pop_front() else { break };
@@ -412,7 +455,11 @@ impl Driver for Front {
     }
 
     fn refresh(&mut self, device: &mut Device<'_>) -> Result<(), Error> {
-        self.info = Some(self.read_info(device)?);
+        let mut info = self.read_info(device)?;
+        // Pages for more were not asked for.
+        let before = self.info.map_or(info.segments_max, |before| before.segments_max);
+        info.segments_max = info.segments_max.min(before);
+        self.info = Some(info);
         Ok(())
     }
 

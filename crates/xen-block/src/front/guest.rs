@@ -16,7 +16,7 @@
 //! let (page, port) = hosted.store_ring(&mut grants)?;
 //! let store = Client::over_ring(page, port, Box::new(evtchn.clone()));
 //! let (evtchn, grants) = (Rc::new(RefCell::new(evtchn)), Rc::new(RefCell::new(grants)));
-//! let platform = Platform { evtchn, grants, options: Options::default() };
+//! let platform = Platform { evtchn, grants, options: Options { buffers: 128, ..Options::default() } };
 //!
 //! let mut guest = Guest::start(store, hosted.domid(), platform)?;
 //! guest.serve_files(Fuse::new(xen_hosted::guest_devices()?));

@@ -150,7 +150,7 @@ struct Slot {
     operation: u8,
     want: Option<Want>,
     parts: Vec<Part>,
-    /// The segments of an indirect request.
+    /// The page of the segments of an indirect request.
     indirect: Option<Offered>,
 }
 
@@ -162,6 +162,8 @@ pub(super) struct Queue {
     slots: Vec<Slot>,
     free: Vec<u32>,
     segments: Vec<Segment>,
+    /// Pages for the segments of indirect requests.
+    spare: Vec<Offered>,
     response: ResponseBytes,
 }
 
@@ -178,12 +180,18 @@ impl Queue {
             slots: (0..count).map(slot).collect(),
             free: (0..count).rev().collect(),
             segments: Vec::new(),
+            spare: Vec::new(),
             response: ResponseBytes::zero(layout),
         }
     }
 
     pub(super) fn grants(&self) -> Vec<GrantRef> {
         self.ring.pages().map(Offered::grant).collect()
+    }
+
+    /// Keeps pages for the segments of indirect requests.
+    pub(super) fn keep(&mut self, pages: Vec<Offered>) {
+        self.spare = pages;
     }
 
     pub(super) fn free(&self) -> usize {
@@ -240,6 +248,8 @@ impl Queue {
             Ok(())
         });
         if put.is_err() {
+            let slot = self.slots.get_mut(number as usize);
+            self.spare.extend(slot.and_then(|slot| slot.indirect.take()));
             self.free.push(number);
         }
         put
@@ -266,7 +276,7 @@ impl Queue {
             return Ok(Body::Direct { transfer, sector, segments });
         }
         let Some(slot) = self.slots.get_mut(number as usize) else { return Err(RingError::Full) };
-        let page = match slot.indirect.take() {
+        let page = match self.spare.pop() {
             Some(page) => page,
             None => {
                 let offer = grants.offer(self.peer, Access::ReadWrite);
@@ -304,6 +314,7 @@ impl Queue {
             return Err(Broken::Operation { asked, answered });
         }
         slot.want = None;
+        self.spare.extend(slot.indirect.take());
         self.free.push(number);
         Ok(Some(Completion { tag: want.tag(), status: response.status }))
     }

@@ -25,7 +25,8 @@ pub(crate) fn play() {
     let (page, port) = hosted.store_ring(&mut grants).unwrap();
     let store = Client::over_ring(page, port, Box::new(evtchn.clone()));
     let (evtchn, grants) = (Rc::new(RefCell::new(evtchn)), Rc::new(RefCell::new(grants)));
-    let platform = Platform { evtchn, grants, options: Options::default() };
+    let platform =
+        Platform { evtchn, grants, options: Options { buffers: 160, ..Options::default() } };
     let mut guest = Guest::start(store, hosted.domid(), platform).unwrap();
     if let Ok(fuse) = xen_hosted::guest_devices() {
         guest.serve_files(Fuse::new(fuse));

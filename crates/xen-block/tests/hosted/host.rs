@@ -1,6 +1,7 @@
 //! A host of real processes: broker, store, block backend; guests with disks.
 
 use crate::guest;
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{BufRead, BufReader, PipeWriter, Write};
@@ -142,8 +143,12 @@ impl Host {
         for (vdev, target) in disks {
             self.attach(&guest, vdev, target, DiskAccess::ReadWrite);
         }
-        for (vdev, _) in disks {
-            guest.heard(&format!("connected {vdev}"));
+        let mut left: BTreeSet<String> =
+            disks.iter().map(|(vdev, _)| format!("connected {vdev}")).collect();
+        while !left.is_empty() {
+            let line = guest.hear();
+            assert!(!line.starts_with("error "), "waiting for {left:?}: {line}");
+            left.remove(&line);
         }
         guest
     }

@@ -298,3 +298,22 @@ fn fio_verifies_while_the_backend_is_killed() {
 fn fio_verifies_for_60_s_while_the_backend_is_killed() {
     verify_while_killed("fio_verifies_for_60_s_while_the_backend_is_killed", 60);
 }
+
+#[test]
+fn many_devices_share_what_grants_there_are() {
+    let test = "many_devices_share_what_grants_there_are";
+    let Some(mut host) = Host::start(test) else { return };
+    let names: Vec<String> = ('a'..='g').map(|letter| format!("xvd{letter}")).collect();
+    let disks: Vec<_> = names.iter().map(|name| (&**name, host.image(name, 8))).collect();
+    let mut guest = host.guest(&disks);
+    if !has_files(test, &guest) {
+        return host.end(guest);
+    }
+    // All at once, in requests larger than the last device's buffers.
+    guest.run("head -c 4000000 /dev/zero | tr '\\0' y > /tmp/y");
+    guest.run(
+        "for d in /dev/xvd?; do dd if=/tmp/y of=$d bs=256k conv=notrunc status=none & done; wait; \
+         for d in /dev/xvd?; do cmp -n 4000000 /tmp/y $d || exit 1; done",
+    );
+    host.end(guest);
+}
