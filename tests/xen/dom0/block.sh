@@ -111,10 +111,14 @@ await_gone() { echo "i=0; while [ -b /dev/$1 ] && [ \$i -lt 300 ]; do usleep 100
 
 # detach NAME DISK DEVID KIND: libxl waits until the backend is Closed; then nothing of the disk is left on either side.
 detach() {
-    local domid
+    local domid end=$((SECONDS + 60))
     domid=$(xl domid "$1")
     timeout 40 xl block-detach "$1" "$2"
-    grep -q "$domid/$3: Closed" $BLOCKD_LOG || die "the backend of $2 was not Closed before it was taken away: $(tail -n 3 $BLOCKD_LOG)"
+    # It says so after it has written the state that libxl waits for.
+    until grep -q "$domid/$3: Closed" $BLOCKD_LOG; do
+        [ $SECONDS -lt $end ] || die "the backend of $2 was not Closed before it was taken away: $(tail -n 3 $BLOCKD_LOG)"
+        sleep 0.1
+    done
     [ -z "$(xenstore-ls -f "/local/domain/0/backend/$4" 2>/dev/null | grep "/$domid/$3/" || true)" ] || die "the backend's nodes of the detached disk are left"
     ask "$1" 40 "$(await_gone "$2")"
 }
