@@ -12,6 +12,9 @@ struct Step {
     arguments: &'static [&'static str],
 }
 
+/// A test that is skipped fails.
+const NO_SKIPS: &[(&str, &str)] = &[("CI", "true")];
+
 /// The steps, cheapest first.
 const STEPS: &[Step] = &[
     Step { name: "fmt", environment: &[], arguments: &["fmt", "--all", "--check"] },
@@ -72,10 +75,21 @@ const STEPS: &[Step] = &[
         environment: &[("RUSTDOCFLAGS", "-D warnings")],
         arguments: &["doc", "--workspace", "--no-deps"],
     },
-    Step { name: "test", environment: &[], arguments: &["test", "--workspace"] },
+    Step { name: "test", environment: NO_SKIPS, arguments: &["test", "--workspace"] },
+    // A minute of fio, while the backend is killed.
+    Step {
+        name: "test-long",
+        environment: NO_SKIPS,
+        arguments: &["test", "--package", "xen-block", "--test", "hosted", "--", "--ignored"],
+    },
     Step { name: "fuzz", environment: &[], arguments: &["xtask", "fuzz", "--seconds", "15"] },
     Step { name: "sim", environment: &[], arguments: &["xtask", "sim", "--seeds", "1000"] },
     Step { name: "demo", environment: &[], arguments: &["xtask", "demo"] },
+    Step {
+        name: "demo-xb",
+        environment: &[],
+        arguments: &["run", "--release", "--bin", "xb", "--", "demo"],
+    },
     Step {
         name: "bench",
         environment: &[],
@@ -85,6 +99,16 @@ const STEPS: &[Step] = &[
         name: "bench-platform",
         environment: &[],
         arguments: &["xtask", "bench", "platform", "--quick"],
+    },
+    Step {
+        name: "bench-block",
+        environment: &[],
+        arguments: &["xtask", "bench", "block", "--quick"],
+    },
+    Step {
+        name: "bench-xb",
+        environment: &[],
+        arguments: &["bench", "--package", "xb", "--bench", "guests", "--", "--quick"],
     },
     Step { name: "xen", environment: &[], arguments: &["xtask", "xen"] },
 ];
