@@ -433,8 +433,7 @@ fn without_namespaces_others_are_out_of_reach_too() {
     let mut guest = Puppet::start(&host);
     assert!(guest.created.lacks.contains(&Lack::Namespaces));
     if guest.created.lacks.contains(&Lack::Landlock) {
-        assert!(std::env::var_os("CI").is_none(), "this kernel has no Landlock");
-        eprintln!("skipped in part: this kernel has no Landlock, so files are not looked at");
+        conformance::skip("files without namespaces", "this kernel has no Landlock");
     } else {
         let files = guest.ask("files");
         assert_eq!(files, "; Err(PermissionDenied)", "Landlock");
@@ -525,6 +524,10 @@ fn p99_us(guest: &mut Puppet) -> u64 {
     guest.ask("p99").parse().unwrap()
 }
 
+/// So often may what else the machine does be in the way, other tests among it. `cargo xtask bench platform` has the
+/// figures of a machine that does nothing else.
+const ATTEMPTS: u32 = 10;
+
 #[test]
 fn a_neighbour_is_as_fast_beside_a_hostile_domain_as_beside_a_harmless_one() {
     let mut host = Host::start();
@@ -563,7 +566,7 @@ fn a_neighbour_is_as_fast_beside_a_hostile_domain_as_beside_a_harmless_one() {
         if notifications.max(requests) * 2 <= harmless * 3 {
             break;
         }
-        assert!(attempt < 3, "{notifications} and {requests} us beside it, else {harmless} us");
+        assert!(attempt < ATTEMPTS, "{notifications} and {requests} us beside it, else {harmless} us");
     }
 }
 

@@ -54,7 +54,7 @@ pub(crate) const ALL: &[Boot] = &[
         stores: &[Store::Ours],
         init: "/init",
         disks: Disks::Images,
-        bound: Duration::from_secs(900),
+        bound: Duration::from_secs(1500),
     },
 ];
 

@@ -127,13 +127,15 @@ fn enter(mut plan: Plan<'_>) -> Result<std::convert::Infallible, Failed> {
         rustix::io::write(tasks, b"0").map_err(|errno| (1, errno))?;
     }
     let has_namespaces = plan.lacks & Lack::Namespaces.bit() == 0;
-    let devices = connect_fuse(&mut plan);
+    let mut devices = connect_fuse(&mut plan);
     become_user(plan.user).map_err(|errno| (2, errno))?;
     if has_namespaces {
         leave_namespaces(&plan.hostname).map_err(|errno| (3, errno))?;
         build_root(plan.config).map_err(|errno| (4, errno))?;
-        if let Some(fuse) = &devices {
-            mount_devices(fuse, &plan).map_err(|errno| (4, errno))?;
+        if devices.as_ref().is_some_and(|fuse| mount_devices(fuse, &plan).is_err()) {
+            // Refused by an old kernel or a policy: the domain lives without.
+            plan.lacks |= Lack::Devices.bit();
+            devices = None;
         }
         if plan.config.devices != Devices::None {
             mount_tmp().map_err(|errno| (4, errno))?;
