@@ -320,13 +320,27 @@ impl<'a> Reader<'a> {
                 let kind = kind.ok_or_else(|| self.error(place, "xen or virtio, once"))?;
                 self.disk.specification = Some(kind);
             }
-            key if KEYS.contains(&key) => self.disk.colo.push((key.into(), value.into())),
+            key if KEYS.contains(&key) => self.colo(place, key, value)?,
             _ => {
                 let expected = "one of format= vdev= access= devtype= backend= backendtype= script= specification= target=, \
                                 a COLO parameter, or target= before a path with = in it";
                 return Err(self.error(part, expected));
             }
         }
+        Ok(())
+    }
+
+    fn colo(&mut self, place: Part<'a>, key: &str, value: &str) -> Result<(), Error> {
+        let before =
+            self.disk.colo.iter().any(|(before, value)| before == key && !value.is_empty());
+        if key == "colo-port" {
+            if !value.parse().is_ok_and(|port: u32| port > 0) {
+                return Err(self.error(place, "the number of a port"));
+            }
+        } else if before {
+            return Err(self.error(place, "this parameter once"));
+        }
+        self.disk.colo.push((key.into(), value.into()));
         Ok(())
     }
 
