@@ -211,6 +211,7 @@ struct Reader<'a> {
     disk: DiskSpec,
     has_prefix: bool,
     has_format: bool,
+    has_vdev: bool,
     has_access: bool,
 }
 
@@ -345,7 +346,6 @@ impl<'a> Reader<'a> {
     }
 
     fn positional(&mut self, part: Part<'a>) -> Result<(), Error> {
-        let (text, _) = part;
         if self.disk.target.is_none() {
             self.target(part)
         } else if !self.has_prefix && !self.has_format {
@@ -355,8 +355,8 @@ impl<'a> Reader<'a> {
                 return Ok(());
             }
             self.format_word(part)
-        } else if self.disk.vdev.is_empty() {
-            if text.is_empty() || self.vdev_and_devtype(part)? { Ok(()) } else { self.vdev(part) }
+        } else if !self.has_vdev {
+            if self.vdev_and_devtype(part)? { Ok(()) } else { self.vdev(part) }
         } else if !self.has_access {
             self.has_access = true;
             self.access(part)
@@ -390,6 +390,7 @@ impl<'a> Reader<'a> {
             return Err(self.error(part, "vdev once"));
         }
         self.disk.vdev = part.0.into();
+        self.has_vdev = true;
         Ok(())
     }
 
