@@ -145,6 +145,7 @@ impl Disk {
         };
         let mut device = vbd.device().map_err(Error::Refused)?;
         device.id.devid = self.number;
+        device.backend_nodes.push(("specification".into(), Specification::Xen.word().into()));
         let mut set = |name: &str, value: &str| {
             for nodes in [&mut device.frontend_nodes, &mut device.backend_nodes] {
                 for node in nodes.iter_mut().filter(|node| node.0 == name) {
