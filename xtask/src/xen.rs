@@ -51,6 +51,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("xenstore", "xenstore"),
     ("xen-block", "xen-blockd"),
     ("xen-block", "xen-blkfront"),
+    ("xb", "xb"),
     ("conformance", "platform-dom0"),
     ("conformance", "conformance-dom0"),
 ];

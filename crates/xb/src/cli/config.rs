@@ -2,8 +2,10 @@
 
 use super::{All, out};
 use crate::Error;
-use crate::config::{self, Description, Syntax};
+use crate::config::disk::{BackendType, Format, Specification};
+use crate::config::{self, Action, Description, DiskSpec, Syntax, description};
 use clap::{Subcommand, ValueEnum};
+use serde_json::{Map, Value, json};
 use std::path::PathBuf;
 
 #[derive(Subcommand, Debug)]
@@ -17,8 +19,8 @@ pub(crate) enum Command {
         #[arg(long, value_name = "SYNTAX")]
         to: Option<To>,
     },
-    /// Say what is wrong with a configuration, and which keys have no effect.
-    #[command(after_help = "Example: xb config check web.cfg")]
+    /// Say what is wrong with a configuration, and which keys have no effect; with --json, also what is made of it.
+    #[command(after_help = "Example: xb config check web.cfg --json")]
     Check {
         /// The file.
         file: PathBuf,
@@ -33,7 +35,7 @@ pub(crate) enum To {
     Toml,
 }
 
-pub(crate) fn run(_: &All, command: &Command) -> Result<u8, Error> {
+pub(crate) fn run(all: &All, command: &Command) -> Result<u8, Error> {
     let (file, to) = match command {
         Command::Convert { file, to } => (file, Some(to)),
         Command::Check { file } => (file, None),
@@ -41,14 +43,75 @@ pub(crate) fn run(_: &All, command: &Command) -> Result<u8, Error> {
     let text = config::load(file).map_err(Error::Refused)?;
     let (name, syntax) = (file.display().to_string(), Syntax::of(file));
     let settings = config::parse(&name, &text, syntax)?;
-    let (_, warnings) = Description::read(&name, &settings)?;
+    let (description, warnings) = Description::read(&name, &settings)?;
     for warning in warnings {
         eprintln!("xb: {warning}");
     }
-    let Some(to) = to else { return Ok(0) };
+    let Some(to) = to else {
+        return if all.json { out::json(&as_json(&description)) } else { Ok(0) };
+    };
     let to = match (to, syntax) {
         (Some(To::Xl), _) | (None, Syntax::Toml) => Syntax::Xl,
         (Some(To::Toml), _) | (None, Syntax::Xl) => Syntax::Toml,
     };
     out::print(&config::write(&settings, to))
+}
+
+/// A description in the words of `xl.cfg`.
+fn as_json(domain: &Description) -> Value {
+    let action = |action: Action| match action {
+        Action::Destroy => "destroy",
+        Action::Restart => "restart",
+        Action::Preserve => "preserve",
+    };
+    json!({
+        "name": domain.name,
+        "uuid": domain.uuid.map(|uuid| description::write_uuid(&uuid)),
+        "kernel": domain.kernel,
+        "ramdisk": domain.ramdisk,
+        "extra": domain.extra,
+        "memory": domain.memory_mib,
+        "vcpus": domain.vcpus,
+        "cpu_weight": domain.weight,
+        "cap": domain.cap,
+        "disk": domain.disks.iter().map(disk_as_json).collect::<Vec<_>>(),
+        "kernel_block": domain.kernel_block,
+        "on_poweroff": action(domain.on_poweroff),
+        "on_reboot": action(domain.on_reboot),
+        "on_crash": action(domain.on_crash),
+    })
+}
+
+/// A disk as libxl describes it in JSON, and `xl -N block-attach` prints it: what has its default is left out.
+///
+/// Source: `libxl_device_disk` in `tools/libs/light/libxl_types.idl`.
+fn disk_as_json(disk: &DiskSpec) -> Value {
+    let mut object = Map::new();
+    let mut set = |name: &str, value: Option<Value>| {
+        object.extend(value.map(|value| (name.to_owned(), value)));
+    };
+    let text = |text: &Option<String>| text.as_ref().map(|text| json!(text));
+    let default_or = |set: Option<bool>| set.map(|set| json!(if set { "True" } else { "False" }));
+    let one = |set: bool| set.then(|| json!(1));
+    set("backend_domname", text(&disk.backend));
+    set("pdev_path", text(&disk.target));
+    set("vdev", Some(json!(disk.vdev)));
+    set("backend", disk.backendtype.map(BackendType::word).map(Value::from));
+    set("format", Some(json!(Format::word(disk.format()))));
+    set("script", text(&disk.script));
+    set("removable", one(disk.cdrom));
+    set("readwrite", one(disk.writable()));
+    set("is_cdrom", one(disk.cdrom));
+    set("direct_io_safe", disk.direct_io_safe.then_some(json!(true)));
+    set("discard_enable", default_or(disk.discard));
+    set("specification", disk.specification.map(Specification::word).map(Value::from));
+    for (key, value) in &disk.colo {
+        match key.as_str() {
+            "colo" | "no-colo" => set("colo_enable", default_or(Some(key == "colo"))),
+            "colo-port" => set("colo_port", value.parse().ok().map(|port: u32| json!(port))),
+            key => set(&key.replace('-', "_"), Some(json!(value))),
+        }
+    }
+    set("trusted", default_or(disk.trusted));
+    Value::Object(object)
 }

@@ -211,6 +211,7 @@ struct Reader<'a> {
     disk: DiskSpec,
     has_prefix: bool,
     has_format: bool,
+    has_vdev: bool,
     has_access: bool,
 }
 
@@ -320,7 +321,7 @@ impl<'a> Reader<'a> {
                 let kind = kind.ok_or_else(|| self.error(place, "xen or virtio, once"))?;
                 self.disk.specification = Some(kind);
             }
-            key if KEYS.contains(&key) => self.disk.colo.push((key.into(), value.into())),
+            key if KEYS.contains(&key) => self.colo(place, key, value)?,
             _ => {
                 let expected = "one of format= vdev= access= devtype= backend= backendtype= script= specification= target=, \
                                 a COLO parameter, or target= before a path with = in it";
@@ -330,8 +331,21 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
+    fn colo(&mut self, place: Part<'a>, key: &str, value: &str) -> Result<(), Error> {
+        let before =
+            self.disk.colo.iter().any(|(before, value)| before == key && !value.is_empty());
+        if key == "colo-port" {
+            if !value.parse().is_ok_and(|port: u32| port > 0) {
+                return Err(self.error(place, "the number of a port"));
+            }
+        } else if before {
+            return Err(self.error(place, "this parameter once"));
+        }
+        self.disk.colo.push((key.into(), value.into()));
+        Ok(())
+    }
+
     fn positional(&mut self, part: Part<'a>) -> Result<(), Error> {
-        let (text, _) = part;
         if self.disk.target.is_none() {
             self.target(part)
         } else if !self.has_prefix && !self.has_format {
@@ -341,8 +355,8 @@ impl<'a> Reader<'a> {
                 return Ok(());
             }
             self.format_word(part)
-        } else if self.disk.vdev.is_empty() {
-            if text.is_empty() || self.vdev_and_devtype(part)? { Ok(()) } else { self.vdev(part) }
+        } else if !self.has_vdev {
+            if self.vdev_and_devtype(part)? { Ok(()) } else { self.vdev(part) }
         } else if !self.has_access {
             self.has_access = true;
             self.access(part)
@@ -376,6 +390,7 @@ impl<'a> Reader<'a> {
             return Err(self.error(part, "vdev once"));
         }
         self.disk.vdev = part.0.into();
+        self.has_vdev = true;
         Ok(())
     }
 

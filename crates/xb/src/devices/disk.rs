@@ -4,6 +4,7 @@ use crate::config::DiskSpec;
 use crate::config::disk::{BackendType, Format, Specification};
 use crate::host::{Host, Platform};
 use crate::{Error, text};
+use std::path::Path;
 use xen::DomId;
 use xen_block::disk::DiskAccess;
 use xen_block::disk::target::Target;
@@ -12,6 +13,9 @@ use xenbus::toolstack::NewDevice;
 
 /// The script that says to libxl that `xen-blockd` serves a disk.
 const OUR_SCRIPT: &str = "block-xenbus";
+
+/// There while the kernel's block backend is loaded, which then serves all of `vbd`.
+const KERNEL_VBD: &str = "/sys/bus/xen-backend/drivers/vbd";
 
 /// A disk that can be added: what is served, and how.
 #[derive(Clone, Debug)]
@@ -75,6 +79,10 @@ pub fn prepare(spec: &DiskSpec, place: Place) -> Result<Disk, Error> {
             }
         }
     };
+    if place == Place::Xen && backend_kind == "vbd" && Path::new(KERNEL_VBD).exists() {
+        let why = "the kernel's xen-blkback serves vbd; use backendtype=qdisk, or rmmod xen-blkback and start xen-blockd";
+        return Err(refused(why));
+    }
     let named = spec.target.as_deref().unwrap_or_default();
     let target = match (spec.script.as_deref().filter(|script| !script.is_empty()), spec.format()) {
         (Some(OUR_SCRIPT), _) => named.to_owned(),
@@ -137,6 +145,7 @@ impl Disk {
         };
         let mut device = vbd.device().map_err(Error::Refused)?;
         device.id.devid = self.number;
+        device.backend_nodes.push(("specification".into(), Specification::Xen.word().into()));
         let mut set = |name: &str, value: &str| {
             for nodes in [&mut device.frontend_nodes, &mut device.backend_nodes] {
                 for node in nodes.iter_mut().filter(|node| node.0 == name) {
