@@ -206,7 +206,6 @@ pub(crate) struct Traces {
     processes: Vec<String>,
     mounts: Vec<String>,
     loops: Vec<String>,
-    interfaces: Vec<String>,
 }
 
 impl Traces {
@@ -231,9 +230,6 @@ impl Traces {
                 traces.loops.push(device.display().to_string());
             }
         }
-        let interfaces = entries(Path::new("/sys/class/net"));
-        traces.interfaces = interfaces.iter().map(|path| path.display().to_string()).collect();
-        traces.interfaces.sort();
         traces
     }
 }
