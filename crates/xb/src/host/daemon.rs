@@ -117,7 +117,9 @@ impl Daemon {
     pub fn start(self, folder: &Folder) -> Result<(), Error> {
         let name = self.name();
         let path = folder.log(name);
-        let log = File::create(&path).map_err(Error::io(path.display()))?;
+        // Begun anew, and appended to: the keeper may empty it later.
+        File::create(&path).map_err(Error::io(path.display()))?;
+        let log = File::options().append(true).open(&path).map_err(Error::io(path.display()))?;
         let watch = watch(&path).map_err(|errno| Error::io(path.display())(errno.into()))?;
         let mut command = self.command(folder)?;
         let errors = log.try_clone().map_err(Error::io(path.display()))?;

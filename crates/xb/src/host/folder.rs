@@ -9,7 +9,7 @@
 //! | `record/` | requests of disks in flight |
 //! | `log/` | what the daemons say |
 //! | `demo/` | what `xb demo` makes |
-//! | `guests/NAME/` | each guest's configuration and log |
+//! | `guests/NAME/` | each guest's configuration, what it prints into (`output`), and log |
 //! | `keeper` | the socket of the process that keeps guests' logs and acts when they end |
 
 use crate::Error;
@@ -94,7 +94,13 @@ impl Folder {
     /// A daemon's log.
     #[must_use]
     pub fn log(&self, daemon: &str) -> PathBuf {
-        self.0.join("log").join(format!("{daemon}.log"))
+        self.logs().join(format!("{daemon}.log"))
+    }
+
+    /// Where the daemons' logs are.
+    #[must_use]
+    pub fn logs(&self) -> PathBuf {
+        self.0.join("log")
     }
 
     /// The keeper's socket.
@@ -103,10 +109,16 @@ impl Folder {
         self.0.join("keeper")
     }
 
+    /// Where guests' folders are.
+    #[must_use]
+    pub fn guests(&self) -> PathBuf {
+        self.0.join("guests")
+    }
+
     /// A guest's folder.
     #[must_use]
     pub fn guest(&self, name: &str) -> PathBuf {
-        self.0.join("guests").join(name)
+        self.guests().join(name)
     }
 
     /// What there is, looked at before anything in it is used. Whoever may write into the folder decides which

@@ -2,6 +2,7 @@
 
 use crate::support::{Host, XB, entries};
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, Stdio};
@@ -327,4 +328,86 @@ fn what_is_no_host_is_left_alone() {
         refused("is user 12345's");
         std::fs::remove_dir(&folder).unwrap();
     }
+}
+
+#[test]
+fn a_guest_outlives_its_keeper_and_the_next_one_goes_on_with_its_log() {
+    let host = Host::up("keeper");
+    let image = host.image("a.img", 1 << 20);
+    // More than a FIFO holds, all of it once somebody reads again; then it ends with the keeper gone.
+    let config = host.config(
+        "web",
+        &format!(
+            "extra = \"echo first; until [ -e /dev/xvda ]; do sleep 0.02; done; echo second; seq 20000; echo third; exec sleep 1000\"\n\
+             disk = [\"{image},,xvdb\"]"
+        ),
+    );
+    if !host.has_fuse("a_guest_outlives_its_keeper_and_the_next_one_goes_on_with_its_log") {
+        return;
+    }
+    let domid = host.json(&["create", &config])["domid"].clone();
+    host.until_log("web", "first");
+    host.kill("keeper");
+    // Its init says so of its disk, and serves it.
+    host.ok(&["disk", "attach", "web", "vdev=xvda,target=memory:1048576"]);
+    host.ok(&["disk", "detach", "web", "xvdb"]);
+    assert_eq!(host.json(&["info", "web"])["state"], json!("running"));
+    assert!(!host.ok(&["log", "web"]).contains("second"));
+    host.ok(&["host", "up"]);
+    host.until_log("web", "third");
+    let log = host.ok(&["log", "web"]);
+    assert!(log.starts_with("guest-init: disk xvdb: ") && log.contains("first\n"), "{log:.200}");
+    assert!(
+        log.contains("guest-init: disk xvda: Connected") && log.contains("\n20000\n"),
+        "{log:.200}"
+    );
+    assert_eq!(host.json(&["info", "web"])["domid"], domid);
+    // What ends without a keeper is seen to by the next one.
+    host.kill("keeper");
+    host.ok(&["shutdown", "web", "--wait"]);
+    host.ok(&["host", "up"]);
+    host.until_alone();
+}
+
+#[test]
+fn a_daemons_log_is_bounded() {
+    use std::io::Write;
+    let host = Host::up("daemons-log");
+    let path = host.path("h/log/xen-blockd.log");
+    let mut log = std::fs::File::options().append(true).open(&path).unwrap();
+    log.write_all(&vec![b'x'; 3 << 20]).unwrap();
+    host.until("the log is set aside", || {
+        (std::fs::metadata(&path).ok()?.len() < 1 << 20).then_some(())
+    });
+    log.write_all(b"and on\n").unwrap();
+    assert_eq!(
+        std::fs::read(&path).unwrap(),
+        b"and on\n",
+        "what holds it open goes on from its start"
+    );
+}
+
+#[test]
+fn a_store_that_does_not_answer_is_waited_for_with_an_end() {
+    let host = Host::up("stopped");
+    let store = host.pid("xenstored").unwrap();
+    kill_process(store, Signal::STOP).unwrap();
+    host.fails(&["list", "--timeout", "1"], 3, "the store's reply: Connection timed out");
+    // The first Ctrl-C is for waits that can be undone, the second ends all.
+    let mut child = host.command(&["list"]).spawn().unwrap();
+    let status = format!("/proc/{}/status", child.id());
+    let signals = |which: &str| {
+        let text = std::fs::read_to_string(&status).ok()?;
+        let bits = text.lines().find_map(|line| line.strip_prefix(which))?;
+        u64::from_str_radix(bits.trim(), 16).ok()
+    };
+    // The last that is caught: the others are.
+    let hangup = 1 << (Signal::HUP.as_raw() - 1);
+    host.until("it catches signals", || (signals("SigCgt:")? & hangup != 0).then_some(()));
+    interrupt(&child);
+    host.until("the first is taken", || (signals("ShdPnd:")? == 0).then_some(()));
+    interrupt(&child);
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    kill_process(store, Signal::CONT).unwrap();
+    host.ok(&["list"]);
 }

@@ -188,6 +188,8 @@ impl Drop for Host {
             }
         }
         let group = self.control_group();
+        // Held open, so that no other test's host gets its number, and with it the name of its groups.
+        let _held = std::fs::File::open(self.path("h/host"));
         let down = self.run(&["host", "down"]);
         if !std::thread::panicking() {
             assert!(down.status.success(), "{down:?}");
