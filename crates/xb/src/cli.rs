@@ -35,6 +35,9 @@ pub(crate) struct Line {
 const EXIT_CODES: &str = "Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 not in time, 4 no such domain, disk or \
 host, 130 interrupted; xb create --wait ends with the guest's.\n\nExample: xb demo";
 
+/// A store answers within this time, however little `--timeout` allows for what is asked of it.
+const ANSWERS_WITHIN_MIN: Duration = Duration::from_secs(1);
+
 /// What every command takes.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct All {
@@ -63,7 +66,9 @@ impl All {
     }
 
     fn open(&self) -> Result<Host, Error> {
-        Host::open(self.choice())
+        let mut host = Host::open(self.choice())?;
+        host.store.set_timeout(Some(self.timeout.max(ANSWERS_WITHIN_MIN)));
+        Ok(host)
     }
 
     fn limit(&self) -> Limit {
@@ -145,7 +150,9 @@ pub fn main() -> ExitCode {
     match run(line) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            eprintln!("xb: {error}");
+            // It may quote what a guest has written.
+            let lines: Vec<String> = error.to_string().lines().map(out::clean).collect();
+            eprintln!("xb: {}", lines.join("\n"));
             ExitCode::from(error.exit_code())
         }
     }

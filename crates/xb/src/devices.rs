@@ -43,13 +43,11 @@ pub fn attach(host: &mut Host, domid: DomId, spec: &str, limit: Limit) -> Result
     let spec = DiskSpec::parse(spec).map_err(|wrong| Error::Refused(wrong.to_string()))?;
     let disk = prepare(&spec, Place::of(host))?;
     add(&mut host.store, domid, &disk)?;
-    let connected = await_connected(host, domid, &disk, limit);
-    if connected.is_err() {
-        wait::forget_interrupt();
-        let device = disk.device(domid)?;
-        detach(host, &device, Force::Take, Limit::new(CLOSES_WITHIN))?;
-    }
-    connected
+    let Err(error) = await_connected(host, domid, &disk, limit) else { return Ok(()) };
+    wait::forget_interrupt();
+    let device = disk.device(domid)?;
+    let undone = detach(host, &device, Force::Take, Limit::new(CLOSES_WITHIN));
+    Err(error.with_undoing(undone))
 }
 
 /// Waits until both ends of a disk are connected.
@@ -81,8 +79,11 @@ pub fn await_connected(
             }
             for end in [&back, &front] {
                 if let Some(error) = read(store, &format!("{end}/error"))? {
-                    let (target, error, log) =
-                        (&disk.target, error.trim(), log.as_deref().unwrap_or_default());
+                    let (target, error, log) = (
+                        &disk.target,
+                        text::clean(error.trim()),
+                        log.as_deref().unwrap_or_default(),
+                    );
                     return Err(Error::Refused(format!("disk {vdev} ({target}): {error}{log}")));
                 }
             }
@@ -180,14 +181,18 @@ fn above(path: &str) -> &str {
     path.rsplit_once('/').map_or("", |(above, _)| above)
 }
 
+/// Has the backends of all devices of a domain begin to let go.
+pub(crate) fn ask_all(store: &mut Client, domid: DomId) -> Result<(), Error> {
+    for device in devices(store, domid)? {
+        toolstack::detach(store, &device)?;
+    }
+    Ok(())
+}
+
 /// Takes away all devices of a domain that is gone.
 pub(crate) fn release_all(host: &mut Host, domid: DomId, limit: Limit) -> Result<(), Error> {
-    let all = devices(&mut host.store, domid)?;
-    for device in &all {
-        toolstack::detach(&mut host.store, device)?;
-    }
-    for device in &all {
-        detach(host, device, Force::Take, limit)?;
+    for device in devices(&mut host.store, domid)? {
+        detach(host, &device, Force::Take, limit)?;
     }
     Ok(())
 }

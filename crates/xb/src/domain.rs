@@ -193,17 +193,46 @@ pub fn await_end(host: &mut Host, domain: &Domain, limit: Limit) -> Result<(), E
 /// # Errors
 /// Domain 0, or what is left cannot be removed.
 pub fn destroy(host: &mut Host, domid: DomId, limit: Limit) -> Result<(), Error> {
+    destroy_all(host, &[domid], limit)
+}
+
+/// Takes domains down, all at once: every backend is asked before the first is waited for, and `limit` is for all.
+///
+/// # Errors
+/// The first that [`destroy`] has; the others are taken down all the same.
+pub fn destroy_all(host: &mut Host, domids: &[DomId], limit: Limit) -> Result<(), Error> {
+    let mut asked = Vec::with_capacity(domids.len());
+    for domid in domids {
+        asked.push((*domid, ask_to_go(host, *domid)));
+    }
+    let mut all = Ok(());
+    for (domid, asked) in asked {
+        // The nodes stay where a device could not be taken away: with them it can be tried again.
+        let gone = asked
+            .and_then(|()| devices::release_all(host, domid, limit))
+            .and_then(|()| forget(host, domid));
+        all = all.and(gone);
+    }
+    all
+}
+
+/// Ends a domain, and has the backends of its devices begin to let go.
+fn ask_to_go(host: &mut Host, domid: DomId) -> Result<(), Error> {
     if domid == DomId::DOM0 {
         return Err(Error::Refused(
             "domain 0 is the host itself; xb host down ends a hosted one".into(),
         ));
     }
-    let uuid = read(&mut host.store, &format!("{}/vm", home(domid)))?;
     match host.control().destroy(domid) {
         Ok(()) | Err(xen::Error::Srch) => {}
         Err(error) => return Err(Error::platform(format!("destroying domain {domid}"))(error)),
     }
-    let devices = devices::release_all(host, domid, limit);
+    devices::ask_all(&mut host.store, domid)
+}
+
+/// Removes the nodes of a domain that is gone with its devices.
+fn forget(host: &mut Host, domid: DomId) -> Result<(), Error> {
+    let uuid = read(&mut host.store, &format!("{}/vm", home(domid)))?;
     host.store.transaction(|tx| {
         remove(tx, &home(domid))?;
         remove(tx, &format!("/libxl/{domid}"))?;
@@ -212,7 +241,27 @@ pub fn destroy(host: &mut Host, domid: DomId, limit: Limit) -> Result<(), Error>
             None => Ok(()),
         }
     })?;
-    devices
+    Ok(())
+}
+
+/// What is to be destroyed by this name or number: a domain, or what an unfinished [`destroy`] has left of one.
+///
+/// # Errors
+/// [`Error::NotFound`].
+pub fn find_remains(host: &mut Host, which: &str) -> Result<DomId, Error> {
+    let missing = match find(host, which) {
+        Err(Error::NotFound(text)) => Error::NotFound(text),
+        found => return found.map(|domain| domain.info.domid),
+    };
+    for child in children(&mut host.store, "/libxl")? {
+        let Some(domid) = child.parse().ok().map(DomId) else { continue };
+        let by_number = child == which && domid != DomId::DOM0;
+        let name = format!("{}/name", home(domid));
+        if by_number || read(&mut host.store, &name)?.as_deref() == Some(which) {
+            return Ok(domid);
+        }
+    }
+    Err(missing)
 }
 
 /// A UUID of a domain, as it is written.

@@ -39,9 +39,21 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Timeout { .. } => 3,
+            Self::Store(error) if error.errno() == rustix::io::Errno::TIMEDOUT => 3,
             Self::NotFound(_) => 4,
             Self::Interrupted => 130,
             _ => 1,
+        }
+    }
+
+    /// This error, and what became of undoing what was begun before it.
+    #[must_use]
+    pub fn with_undoing(self, undone: Result<(), Self>) -> Self {
+        match undone {
+            Ok(()) => self,
+            Err(left) => {
+                Self::Refused(format!("{self}; and what was begun cannot be undone: {left}"))
+            }
         }
     }
 

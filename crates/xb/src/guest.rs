@@ -6,10 +6,12 @@
 //! domain has shut down where it is 0, and crashed else, as a machine whose init has ended.
 
 use crate::Error;
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
+use rustix::time::Timespec;
 use std::cell::RefCell;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
@@ -182,7 +184,7 @@ impl Init {
         if let (Some(at), Program::Running(pid)) = (self.kill_at, &self.program)
             && Instant::now() >= at
         {
-            eprintln!("guest-init: the program does not end by SIGTERM; SIGKILL");
+            say("the program does not end by SIGTERM; SIGKILL");
             let _ = rustix::process::kill_process_group(*pid, Signal::KILL);
             self.kill_at = None;
         }
@@ -201,14 +203,25 @@ impl Init {
     }
 }
 
+/// Writes a line into the log, where there is room: nobody reads while the keeper is gone, and disks are served all
+/// the same.
+fn say(line: &str) {
+    let error = std::io::stderr();
+    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let room = poll(&mut [PollFd::new(&error, PollFlags::OUT)], Some(&at_once));
+    if matches!(room, Ok(1..)) {
+        let _ = (&error).write_all(format!("guest-init: {line}\n").as_bytes());
+    }
+}
+
 /// What happens to disks goes to the log.
 fn tell(news: &News) {
     let name = vbd::name(news.id.devid);
     match &news.what {
         What::State(state @ (State::Connected | State::Closed)) => {
-            eprintln!("guest-init: disk {name}: {state}");
+            say(&format!("disk {name}: {state}"));
         }
-        What::Error(error) => eprintln!("guest-init: disk {name}: {error}"),
+        What::Error(error) => say(&format!("disk {name}: {error}")),
         _ => {}
     }
 }

@@ -4,7 +4,7 @@ pub mod daemon;
 pub mod folder;
 
 use crate::Error;
-use folder::Folder;
+use folder::{Folder, Found};
 use std::path::Path;
 use xen::DomId;
 use xen::domctl::{DomainControl, RunState};
@@ -100,13 +100,16 @@ impl Host {
     pub fn open(choice: Choice) -> Result<Self, Error> {
         match choice {
             Choice::Hosted(folder) => {
-                let down = |_| {
+                let down = || {
                     let dir = folder.path().display();
                     Error::NotFound(format!(
                         "no host is up in {dir}; start it with: xb --host {dir} host up"
                     ))
                 };
-                let control = Control::connect(&folder.broker()).map_err(down)?;
+                if folder.look()? != Found::Host {
+                    return Err(down());
+                }
+                let control = Control::connect(&folder.broker()).map_err(|_| down())?;
                 let store = Client::connect(folder.store()).map_err(|error| {
                     let dir = folder.path().display();
                     Error::Refused(format!("{error}; xb --host {dir} host up starts what is down"))

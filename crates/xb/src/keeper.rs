@@ -1,23 +1,28 @@
 //! The keeper: one process of a hosted host that writes what guests print into logs of bounded size, and does what
 //! a configuration says when a guest has ended.
 //!
-//! A guest prints into a pipe. Who creates it hands the pipe's other end to the keeper with the guest's name,
+//! A guest prints into a FIFO in its folder. Who creates it hands the reading end to the keeper with the guest's name,
 //! and goes on once the keeper has said that it has it. Without a keeper no guest is created.
+//!
+//! The guest's end reads as well, so a guest whose keeper ends is not ended by what it prints: it waits once the FIFO
+//! is full. The next keeper opens the FIFOs again and goes on with the logs.
+//!
+//! The keeper bounds the daemons' logs too.
 
 use crate::config::{self, Action, Description, Syntax};
 use crate::domain::create::{self, Then};
 use crate::domain::{self, reason_word};
+use crate::host::daemon::Daemon;
 use crate::host::folder::Folder;
 use crate::host::{Choice, Host};
 use crate::wait::Limit;
 use crate::{Error, devices};
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::fs::inotify;
+use rustix::fs::{CWD, FileType, Mode, OFlags, inotify, mknodat, open};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags,
 };
-use rustix::pipe::PipeFlags;
 use rustix::time::Timespec;
 use std::collections::HashSet;
 use std::fs::File;
@@ -63,8 +68,7 @@ pub fn keep_log(folder: &Folder, name: &str) -> Result<OwnedFd, Error> {
             path.display()
         ))
     };
-    let (read, write) =
-        rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(|errno| said(errno.into()))?;
+    let (read, write) = fifo(&output_of(folder, name))?;
     let mut stream = UnixStream::connect(&path).map_err(said)?;
     stream.set_read_timeout(Some(ANSWERS_WITHIN)).map_err(said)?;
     let fds = [read.as_fd()];
@@ -80,6 +84,33 @@ pub fn keep_log(folder: &Folder, name: &str) -> Result<OwnedFd, Error> {
     sent.map_err(|errno| said(errno.into()))?;
     stream.read_exact(&mut [0]).map_err(said)?;
     Ok(write)
+}
+
+/// What a guest prints into.
+fn output_of(folder: &Folder, name: &str) -> PathBuf {
+    folder.guest(name).join("output")
+}
+
+/// Makes a FIFO anew: the keeper's end and the guest's, which reads as well.
+fn fifo(path: &Path) -> Result<(OwnedFd, OwnedFd), Error> {
+    let said = |errno: rustix::io::Errno| Error::io(path.display())(errno.into());
+    // One of before has another guest's words in it, perhaps.
+    let _ = std::fs::remove_file(path);
+    mknodat(CWD, path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).map_err(said)?;
+    let read = open_output(path).map_err(said)?;
+    let write = open(path, OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty());
+    Ok((read, write.map_err(said)?))
+}
+
+/// The keeper's end of a FIFO; it is not waited for anybody at the other.
+fn open_output(path: &Path) -> Result<OwnedFd, rustix::io::Errno> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    open(path, flags, Mode::empty())
+}
+
+/// Writes a line of the keeper's own log; where the disk is full, it is lost.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stdout(), "keeper: {line}");
 }
 
 /// Waits until a guest has printed a line of which `wanted` makes something; lines of before count.
@@ -182,6 +213,20 @@ impl Log {
         Ok(Self { pipe: pipe.into(), path, file, written: 0 })
     }
 
+    /// Those of the guests that print: what a keeper before this one has left.
+    fn left(folder: &Folder) -> Vec<Self> {
+        let guests = std::fs::read_dir(folder.guests()).into_iter().flatten().flatten();
+        guests.filter_map(|guest| Self::again(&guest.path()).ok()).collect()
+    }
+
+    fn again(guest: &Path) -> std::io::Result<Self> {
+        let pipe = File::from(open_output(&guest.join("output"))?);
+        let path = guest.join("log");
+        let file = File::options().append(true).create(true).open(&path)?;
+        let written = file.metadata()?.len();
+        Ok(Self { pipe, path, file, written })
+    }
+
     /// Takes what there is; false where nothing will come any more.
     fn take(&mut self) -> bool {
         let mut buffer = [0; READ_BYTES];
@@ -219,10 +264,13 @@ pub fn run(folder: &Folder) -> Result<(), Error> {
     let listener = UnixListener::bind(&path).map_err(Error::io(path.display()))?;
     listener.set_nonblocking(true).map_err(Error::io(path.display()))?;
     host.store.watch("@releaseDomain", "ended")?;
-    println!("keeper: serving {}", folder.path().display());
-    let (mut logs, mut settled) = (Vec::<Log>::new(), HashSet::new());
+    say(&format!("serving {}", folder.path().display()));
+    let (mut logs, mut settled) = (Log::left(folder), HashSet::new());
+    let daemons = watch_daemons(folder).map_err(|errno| Error::io("the logs")(errno.into()))?;
     loop {
-        wait(&host, &listener, &logs)?;
+        if matches!(rustix::io::read(&daemons, &mut [0_u8; 4096]), Ok(1..)) {
+            bound_logs(folder);
+        }
         let mut changed = false;
         while host.store.poll_event()?.is_some() {
             changed = true;
@@ -230,19 +278,49 @@ pub fn run(folder: &Folder) -> Result<(), Error> {
         while let Ok((stream, _)) = listener.accept() {
             match take_log(folder, &stream) {
                 Ok(log) => logs.push(log),
-                Err(error) => println!("keeper: a guest's log: {error}"),
+                Err(error) => say(&format!("a guest's log: {error}")),
             }
         }
         logs.retain_mut(Log::take);
         if changed {
             settle_all(folder, &mut host, &mut settled)?;
         }
+        // Last: the first event came with the reply to the watch, and is for guests that ended without a keeper.
+        wait(&host, &listener, &daemons, &logs)?;
     }
 }
 
-fn wait(host: &Host, listener: &UnixListener, logs: &[Log]) -> Result<(), Error> {
-    let mut fds =
-        vec![PollFd::new(&host.store, PollFlags::IN), PollFd::new(listener, PollFlags::IN)];
+/// Watches the daemons' logs.
+fn watch_daemons(folder: &Folder) -> Result<OwnedFd, rustix::io::Errno> {
+    let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
+    inotify::add_watch(&watch, folder.logs(), inotify::WatchFlags::MODIFY)?;
+    Ok(watch)
+}
+
+/// Sets daemons' logs aside that have become large. Their daemons hold them open for appending, so a copy is made and
+/// they are emptied; what is written in between is lost.
+fn bound_logs(folder: &Folder) {
+    for daemon in Daemon::ALL {
+        let path = folder.log(daemon.name());
+        if std::fs::metadata(&path).is_ok_and(|data| data.len() > LOG_MAX) {
+            // Without room for a copy the log is emptied all the same: it is what fills the disk.
+            let _ = std::fs::copy(&path, path.with_extension("1"));
+            let _ = File::options().write(true).truncate(true).open(&path);
+        }
+    }
+}
+
+fn wait(
+    host: &Host,
+    listener: &UnixListener,
+    daemons: &OwnedFd,
+    logs: &[Log],
+) -> Result<(), Error> {
+    let mut fds = vec![
+        PollFd::new(&host.store, PollFlags::IN),
+        PollFd::new(listener, PollFlags::IN),
+        PollFd::new(daemons, PollFlags::IN),
+    ];
     fds.extend(logs.iter().map(|log| PollFd::new(&log.pipe, PollFlags::IN)));
     match poll(&mut fds, None) {
         Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
@@ -291,7 +369,7 @@ fn settle_all(
             let folder = folder.clone();
             std::thread::spawn(move || {
                 if let Err(error) = settle(&folder, &info, reason) {
-                    println!("keeper: domain {}: {error}", info.domid);
+                    say(&format!("domain {}: {error}", info.domid));
                 }
             });
         }
@@ -325,16 +403,13 @@ fn settle(folder: &Folder, info: &DomainInfo, reason: ShutdownReason) -> Result<
     let lived = std::fs::metadata(guest.join("domid")).and_then(|data| data.modified());
     let lived = lived.ok().and_then(|since| since.elapsed().ok()).unwrap_or_default();
     if action == Action::Restart && lived < LIVED_MIN && reason != ShutdownReason::Reboot {
-        println!(
-            "keeper: {name} has ended after {}: too soon to start it again",
+        say(&format!(
+            "{name} has ended after {}: too soon to start it again",
             crate::text::took(lived)
-        );
+        ));
         action = Action::Destroy;
     }
-    println!(
-        "keeper: {name} (domain {domid}): {}, exit status {status:?}: {action:?}",
-        ended.reason
-    );
+    say(&format!("{name} (domain {domid}): {}, exit status {status:?}: {action:?}", ended.reason));
     if action == Action::Preserve {
         return Ok(());
     }
@@ -342,7 +417,7 @@ fn settle(folder: &Folder, info: &DomainInfo, reason: ShutdownReason) -> Result<
     domain::destroy(&mut host, domid, limit())?;
     if action == Action::Restart {
         let new = create::create(&mut host, &description, &settings, Then::Run, limit())?;
-        println!("keeper: {name} runs again, as domain {}", new.domid);
+        say(&format!("{name} runs again, as domain {}", new.domid));
     }
     Ok(())
 }

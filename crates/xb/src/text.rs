@@ -12,6 +12,12 @@ pub fn short(text: &str) -> String {
     text.chars().take(MOST).chain("...".chars()).collect()
 }
 
+/// Text that a guest may have written, in a line: nothing in it moves the cursor.
+#[must_use]
+pub fn clean(text: &str) -> String {
+    text.chars().map(|letter| if letter.is_control() { '?' } else { letter }).collect()
+}
+
 /// The system's words for an error, without its number.
 #[must_use]
 pub fn cause(error: &std::io::Error) -> String {

@@ -12,13 +12,22 @@ const NOTICE: Duration = Duration::from_millis(50);
 
 static INTERRUPTED: OnceLock<Arc<AtomicBool>> = OnceLock::new();
 
+/// What a process ends with that was interrupted: 128 and SIGINT's number.
+const INTERRUPTED_CODE: i32 = 130;
+
 /// From now on Ctrl-C (SIGINT, SIGTERM, SIGHUP) ends waits instead of the process, so that what was begun is
-/// undone.
+/// undone. A second one ends the process.
 pub fn catch_signals() {
     let flag = INTERRUPTED.get_or_init(Arc::default);
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
     for signal in [SIGINT, SIGTERM, SIGHUP] {
-        // Fails for signals that nobody may catch; these may be.
+        // Both fail for signals that nobody may catch; these may be. In this order the first signal only sets the
+        // flag, which the second finds set.
+        let _ = signal_hook::flag::register_conditional_shutdown(
+            signal,
+            INTERRUPTED_CODE,
+            Arc::clone(flag),
+        );
         let _ = signal_hook::flag::register(signal, Arc::clone(flag));
     }
 }

@@ -42,6 +42,8 @@ pub struct Client {
     endpoint: PathBuf,
     buffer: Box<[u8]>,
     depths: DepthFilter,
+    /// How long a reply may take; `None` for ever.
+    timeout: Option<Duration>,
     ended: bool,
 }
 
@@ -78,6 +80,7 @@ impl Client {
             endpoint,
             buffer: vec![0; READ_BYTES].into(),
             depths: DepthFilter::default(),
+            timeout: None,
             ended: false,
         }
     }
@@ -86,6 +89,12 @@ impl Client {
     #[must_use]
     pub fn endpoint(&self) -> &Path {
         &self.endpoint
+    }
+
+    /// From now on each reply is awaited for at most `timeout` (`None`, as at first: for ever). After one that did
+    /// not come the connection is of no use.
+    pub fn set_timeout(&mut self, timeout: Option<Duration>) {
+        self.timeout = timeout;
     }
 
     /// Queues a request without waiting: it goes out with the next call that waits or polls, or
@@ -116,13 +125,18 @@ impl Client {
     ///
     /// # Errors
     /// [`Error::Refused`] where the daemon answers with an error, [`Error::Gone`] where the
-    /// connection ends before.
+    /// connection ends before, [`Error::Io`] with ETIMEDOUT where it takes longer than [`Client::set_timeout`] says.
     pub fn wait(&mut self, ticket: Ticket) -> Result<Vec<u8>, Error> {
         let id = ticket.id;
-        self.pump(None, |machine| machine.has_reply(id)).map_err(|error| match error {
+        let deadline = self.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        let came = self.pump(deadline, |machine| machine.has_reply(id));
+        let came = came.map_err(|error| match error {
             Error::Gone { .. } => gone(Some((ticket.kind, &ticket.subject)), &self.endpoint),
             error => error,
         })?;
+        if !came {
+            return Err(self.fail("the store's reply", Errno::TIMEDOUT));
+        }
         match self.machine.take_reply(id) {
             Some(Reply::Done(payload)) => Ok(payload),
             Some(Reply::Refused(name)) => {

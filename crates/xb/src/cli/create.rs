@@ -33,10 +33,7 @@ pub(crate) fn read(
     let name = file.display().to_string();
     let mut settings = config::parse(&name, &text, Syntax::of(file))?;
     for line in more {
-        for setting in config::parse(&format!("the argument {line:?}"), line, Syntax::Xl)? {
-            settings.retain(|before| before.key != setting.key);
-            settings.push(setting);
-        }
+        settings = config::xl::parse_after(settings, &format!("the argument {line:?}"), line)?;
     }
     let (description, warnings) = Description::read(&name, &settings)?;
     Ok((description, settings, warnings))

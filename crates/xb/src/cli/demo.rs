@@ -39,9 +39,11 @@ pub(crate) fn run(all: &All, demo: &Demo) -> Result<u8, Error> {
         (Some(_), Choice::Hosted(folder)) => folder,
         // Beside whatever host this user has, unless it is to stay.
         _ if demo.keep => Folder::default(),
-        _ => Folder::new(&std::env::temp_dir().join(format!("xb-demo-{}", std::process::id()))),
+        _ => Folder::temporary()?,
     };
     let show = Show { folder, began: Instant::now() };
+    // What is refused here is not taken down either.
+    show.folder.make()?;
     if Daemon::ALL.into_iter().any(|daemon| daemon.running(&show.folder).is_some()) {
         let dir = show.folder.path().display();
         return Err(Error::Refused(format!(
@@ -92,6 +94,7 @@ impl Show {
             Ok(self.folder.path().display().to_string())
         })?;
         let mut host = Host::open(Choice::Hosted(self.folder.clone()))?;
+        host.store.set_timeout(Some(WITHIN));
         self.step("an ext4 image is made", || {
             std::fs::create_dir_all(self.folder.path().join("demo")).map_err(Error::io("demo"))?;
             make_ext4(&data)?;

@@ -123,13 +123,13 @@ pub(crate) fn ask(all: &All, ask: &Ask, request: Request) -> Result<u8, Error> {
 
 pub(crate) fn destroy(all: &All, which: &Which) -> Result<u8, Error> {
     let mut host = all.open()?;
-    let domain = domain::find(&mut host, &which.domain)?;
+    let domid = domain::find_remains(&mut host, &which.domain)?;
     if let Platform::Xen(_) = host.platform {
         let name = &which.domain;
         return Err(Error::Refused(format!(
             "on Xen, domains are created and destroyed by xl: xl destroy {name}"
         )));
     }
-    domain::destroy(&mut host, domain.info.domid, all.limit())?;
+    domain::destroy(&mut host, domid, all.limit())?;
     Ok(0)
 }

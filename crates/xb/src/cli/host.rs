@@ -2,7 +2,7 @@
 
 use super::{All, out};
 use crate::host::daemon::{self, Came, Daemon};
-use crate::host::folder::Folder;
+use crate::host::folder::{Folder, Found};
 use crate::host::{Choice, Host};
 use crate::wait::Limit;
 use crate::{Error, devices, domain};
@@ -26,6 +26,7 @@ pub(crate) enum Command {
 pub(crate) fn run(all: &All, command: &Command) -> Result<u8, Error> {
     let folder = all.choice().hosted("xb host")?;
     let dir = folder.path().display();
+    folder.look()?;
     match command {
         Command::Up => {
             let came = daemon::up(&folder)?;
@@ -42,20 +43,20 @@ pub(crate) fn run(all: &All, command: &Command) -> Result<u8, Error> {
 
 /// Takes down all of a host; what is not there is down.
 pub(crate) fn down(folder: &Folder) -> Result<(), Error> {
-    if !folder.path().exists() {
+    if folder.look()? != Found::Host {
         return Ok(());
     }
     // Who ends now is not to be started again.
     daemon::stop(Daemon::Keeper, folder)?;
     if let Ok(mut host) = Host::open(Choice::Hosted(folder.clone())) {
+        host.store.set_timeout(Some(devices::CLOSES_WITHIN));
         // Without a backend there is nobody to wait for.
         let serves = Daemon::Block.running(folder).is_some();
         let within = if serves { devices::CLOSES_WITHIN } else { Duration::ZERO };
-        for domain in domain::list(&mut host)? {
-            if domain.info.domid != DomId::DOM0 {
-                domain::destroy(&mut host, domain.info.domid, Limit::new(within))?;
-            }
-        }
+        let mut guests: Vec<DomId> =
+            domain::list(&mut host)?.iter().map(|domain| domain.info.domid).collect();
+        guests.retain(|domid| *domid != DomId::DOM0);
+        domain::destroy_all(&mut host, &guests, Limit::new(within))?;
     }
     daemon::down(folder)
 }

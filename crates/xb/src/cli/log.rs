@@ -20,6 +20,7 @@ pub(crate) struct Log {
 
 pub(crate) fn run(all: &All, log: &Log) -> Result<u8, Error> {
     let folder = all.choice().hosted("xb log")?;
+    folder.look()?;
     let mut name = log.domain.clone();
     if name.parse::<u16>().is_ok() {
         name = domain::find(&mut Host::open(Choice::Hosted(folder.clone()))?, &name)?.name;

@@ -3,6 +3,8 @@
 use crate::Error;
 use std::io::Write;
 
+pub(crate) use crate::text::clean;
+
 /// Prints a text; a reader that has gone is none to complain to.
 pub(crate) fn print(text: &str) -> Result<u8, Error> {
     let mut out = std::io::stdout().lock();
@@ -37,9 +39,4 @@ pub(crate) fn table(rows: &[Vec<String>]) -> Result<u8, Error> {
         text.push('\n');
     }
     print(&text)
-}
-
-/// A cell of text that a guest may have written: nothing in it moves the cursor.
-pub(crate) fn clean(text: &str) -> String {
-    text.chars().map(|letter| if letter.is_control() { '?' } else { letter }).collect()
 }

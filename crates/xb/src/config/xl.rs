@@ -45,11 +45,22 @@ struct Parser<'a> {
 /// # Errors
 /// [`Error`] at the first that makes no sense.
 pub fn parse(file: &str, text: &str) -> Result<Vec<Setting>, Error> {
+    parse_after(Vec::new(), file, text)
+}
+
+/// As [`parse`], for a text that comes behind `settings`: what it sets again counts, what it adds is added to them.
+///
+/// # Errors
+/// As [`parse`].
+pub fn parse_after(
+    mut settings: Vec<Setting>,
+    file: &str,
+    text: &str,
+) -> Result<Vec<Setting>, Error> {
     let place = Place { line: 1, column: 1 };
     let token = Token::End;
     let mut parser = Parser { file, rest: text.chars().peekable(), place, token, at: place };
     parser.step()?;
-    let mut settings: Vec<Setting> = Vec::new();
     loop {
         match parser.token.clone() {
             Token::End => return Ok(settings),

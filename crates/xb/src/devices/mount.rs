@@ -6,9 +6,12 @@
 use super::Attached;
 use crate::Error;
 use crate::domain::{Domain, read};
+use crate::host::folder::Folder;
 use crate::host::{Host, Platform};
 use crate::wait::Limit;
-use std::os::fd::{AsFd, OwnedFd};
+use rustix::fs::FlockOperation;
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 use xen_block::disk::DiskAccess;
 use xen_block::front::kernel::{LoopDevice, unmount_in};
@@ -31,6 +34,9 @@ pub fn mount(
     limit: Limit,
 ) -> Result<(), Error> {
     let process = process(host, domain)?;
+    // Two at once would both find nothing mounted. It ends with this call.
+    let _alone = host.folder().map(|folder| alone(folder, &domain.name)).transpose()?;
+    unused(&process, &domain.name)?;
     let file = format!("/dev/{}", vbd::name(disk.device.id.devid));
     let access =
         if disk.mode.starts_with('w') { DiskAccess::ReadWrite } else { DiskAccess::ReadOnly };
@@ -50,6 +56,40 @@ pub fn mount(
     };
     // The device goes with the last mount of it.
     device.mount(fs_type, access, PLACE).map_err(said)
+}
+
+/// One at a time mounts in a guest.
+fn alone(folder: &Folder, name: &str) -> Result<File, Error> {
+    let path = folder.guest(name);
+    let dir = File::open(&path).map_err(Error::io(path.display()))?;
+    match rustix::fs::flock(&dir, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(dir),
+        Err(_) => Err(Error::Refused(format!(
+            "another xb is creating {name} or mounting a disk in it at this moment; try again"
+        ))),
+    }
+}
+
+/// Refuses where something is mounted at [`PLACE`]: one disk mounted twice is two file systems on the same bytes,
+/// each of which destroys what the other writes.
+fn unused(process: &OwnedFd, name: &str) -> Result<(), Error> {
+    let said = Error::io(format!("the mounts of {name}"));
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", process.as_raw_fd()));
+    let mounts = info.and_then(|info| {
+        let pid =
+            info.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse::<u32>().ok());
+        let pid = pid.ok_or(std::io::ErrorKind::NotFound)?;
+        std::fs::read_to_string(format!("/proc/{pid}/mountinfo"))
+    });
+    // proc_pid_mountinfo(5): the fifth field is where; the second behind the dash, what.
+    let mounts = mounts.map_err(said)?;
+    let at = |line: &&str| line.split(' ').nth(4) == Some(PLACE);
+    let Some(mounted) = mounts.lines().find(at) else { return Ok(()) };
+    let source = mounted.split_once(" - ").and_then(|(_, rest)| rest.split(' ').nth(1));
+    Err(Error::Refused(format!(
+        "{name}: {} is mounted at {PLACE} in it already; xb disk unmount {name} unmounts it",
+        source.unwrap_or("something")
+    )))
 }
 
 /// Unmounts what was mounted in a guest, all of it written.

@@ -1,6 +1,6 @@
 //! Creating a hosted guest: its process, its nodes, its disks, in this order; undone if any step fails.
 
-use crate::config::{self, Description, Setting, Syntax};
+use crate::config::{self, Description, Setting, Syntax, keys};
 use crate::devices::{self, Disk};
 use crate::host::folder::Folder;
 use crate::host::{Host, Platform};
@@ -58,25 +58,55 @@ pub fn create(
     let disks: Vec<Disk> = disks.collect::<Result<_, _>>()?;
     let lock = claim(folder, &mut host.store, control, &description.name)?;
     let guest = folder.guest(&description.name);
-    let kept = config::write(settings, Syntax::Xl);
+    unique(control, description)?;
+    let kept = kept(settings, description)?;
     std::fs::write(guest.join("config"), kept)
         .map_err(Error::io(guest.join("config").display()))?;
     let created = build(folder, control, description)?;
     let domid = created.domid;
-    let handle = control
-        .info(domid)
-        .map(|info| info.handle)
-        .map_err(Error::platform("asking for the new domain"))?;
-    let set_up = set_up(host, description, &created, &handle, &disks, then, limit).and_then(|()| {
-        std::fs::write(guest.join("domid"), domid.to_string()).map_err(Error::io(guest.display()))
-    });
+    // At once: with it the next to take this name finds who has it.
+    let noted =
+        std::fs::write(guest.join("domid"), domid.to_string()).map_err(Error::io(guest.display()));
+    let set_up = noted.and_then(|()| set_up(host, description, &created, &disks, then, limit));
     drop(lock);
     if let Err(error) = set_up {
         crate::wait::forget_interrupt();
-        domain::destroy(host, domid, Limit::new(devices::CLOSES_WITHIN))?;
-        return Err(error);
+        let undone = domain::destroy(host, domid, Limit::new(devices::CLOSES_WITHIN));
+        return Err(error.with_undoing(undone));
     }
     Ok(New { domid, lacks: created.lacks.iter().map(ToString::to_string).collect() })
+}
+
+/// Refuses a UUID that another domain has.
+fn unique(control: &mut Control, description: &Description) -> Result<(), Error> {
+    let Some(uuid) = description.uuid else { return Ok(()) };
+    let infos = control.list().map_err(Error::platform("listing the domains"))?;
+    match infos.iter().find(|info| info.handle == uuid) {
+        None => Ok(()),
+        Some(info) => Err(Error::Refused(format!(
+            "domain {} has the uuid {} already; give {} another one, or leave the key out",
+            info.domid,
+            domain::uuid(info),
+            description.name
+        ))),
+    }
+}
+
+/// The settings as they are kept, for the keeper to start the domain again: those that have an effect, as TOML may
+/// have others that xl.cfg cannot have. The keeper has to find the same in them.
+fn kept(settings: &[Setting], description: &Description) -> Result<String, Error> {
+    let name = &description.name;
+    let heeded = |setting: &&Setting| keys::support(&setting.key) == keys::Support::Heeded;
+    let heeded: Vec<Setting> = settings.iter().filter(heeded).cloned().collect();
+    let text = config::write(&heeded, Syntax::Xl);
+    let again = config::parse(name, &text, Syntax::Xl)
+        .and_then(|settings| Description::read(name, &settings));
+    let why = match again {
+        Ok((again, _)) if again == *description => return Ok(text),
+        Ok(_) => "other settings come out of it".to_owned(),
+        Err(error) => error.to_string(),
+    };
+    Err(Error::Refused(format!("{name} cannot be kept as an xl.cfg to start it again: {why}")))
 }
 
 /// Takes a name for a new domain: nobody else may have it, or be taking it.
@@ -173,13 +203,13 @@ fn set_up(
     host: &mut Host,
     description: &Description,
     created: &Created,
-    handle: &[u8; 16],
     disks: &[Disk],
     then: Then,
     limit: Limit,
 ) -> Result<(), Error> {
     let domid = created.domid;
-    write_nodes(&mut host.store, description, domid, handle)?;
+    let info = host.control().info(domid).map_err(Error::platform("asking for the new domain"))?;
+    write_nodes(&mut host.store, description, domid, &info.handle)?;
     host.store.introduce(domid.0, created.store_gfn.0, created.store_port.0)?;
     for disk in disks {
         devices::add(&mut host.store, domid, disk)?;

@@ -1,6 +1,6 @@
 //! The processes of a hosted host: started, found again, ended.
 
-use super::folder::Folder;
+use super::folder::{Folder, Found};
 use crate::Error;
 use crate::wait::Limit;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -14,10 +14,11 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-/// How long a daemon may take to serve, or to end.
+/// How long a daemon may take to serve.
 const WITHIN: Duration = Duration::from_secs(20);
-/// The word in a daemon's log that says that it serves.
-const SERVES: &str = "serving";
+/// How long a daemon may take to end when it is asked, and when it is killed. All four one after the other take
+/// less than systemd gives `host down`.
+const ENDS_WITHIN: Duration = Duration::from_secs(10);
 
 /// A process of a hosted host.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -80,6 +81,16 @@ impl Daemon {
         Ok(command)
     }
 
+    /// Whether a line of its log says that it serves.
+    fn says_serving(self, line: &str) -> bool {
+        match self {
+            Self::Broker => line.starts_with("xen-hosted: serving "),
+            Self::Store => line.contains(" pid=") && line.ends_with(" msg=\"serving\""),
+            Self::Block => line.starts_with("xen-blockd: serving "),
+            Self::Keeper => line.starts_with("keeper: serving "),
+        }
+    }
+
     fn pid_file(self, folder: &Folder) -> PathBuf {
         folder.run().join(format!("{}.pid", self.name()))
     }
@@ -87,6 +98,9 @@ impl Daemon {
     /// Its process, if it runs.
     #[must_use]
     pub fn running(self, folder: &Folder) -> Option<Process> {
+        if !matches!(folder.look(), Ok(Found::Host)) {
+            return None;
+        }
         let text = std::fs::read_to_string(self.pid_file(folder)).ok()?;
         let (pid, started) = text.trim().split_once(' ')?;
         let pid = Pid::from_raw(pid.parse().ok()?)?;
@@ -103,14 +117,16 @@ impl Daemon {
     pub fn start(self, folder: &Folder) -> Result<(), Error> {
         let name = self.name();
         let path = folder.log(name);
-        let log = File::create(&path).map_err(Error::io(path.display()))?;
+        // Begun anew, and appended to: the keeper may empty it later.
+        File::create(&path).map_err(Error::io(path.display()))?;
+        let log = File::options().append(true).open(&path).map_err(Error::io(path.display()))?;
         let watch = watch(&path).map_err(|errno| Error::io(path.display())(errno.into()))?;
         let mut command = self.command(folder)?;
         let errors = log.try_clone().map_err(Error::io(path.display()))?;
         let program = command.get_program().to_string_lossy().into_owned();
         let mut child = command.stdout(log).stderr(errors).spawn().map_err(Error::io(program))?;
         let written = self.note(folder, &child);
-        let served = written.and_then(|()| serves(&mut child, &path, &watch, name));
+        let served = written.and_then(|()| serves(self, &mut child, &path, &watch));
         if served.is_err() {
             // It may have ended by itself.
             let _ = child.kill();
@@ -146,11 +162,15 @@ fn watch(path: &std::path::Path) -> Result<OwnedFd, rustix::io::Errno> {
 }
 
 /// Waits until its log says that it serves, or it ends.
-fn serves(child: &mut Child, path: &PathBuf, watch: &OwnedFd, name: &str) -> Result<(), Error> {
-    let limit = Limit::new(WITHIN);
+fn serves(daemon: Daemon, child: &mut Child, path: &PathBuf, watch: &OwnedFd) -> Result<(), Error> {
+    let (limit, name) = (Limit::new(WITHIN), daemon.name());
     loop {
         let log = std::fs::read_to_string(path).map_err(Error::io(path.display()))?;
-        if log.contains(SERVES) {
+        // A line without an end is not yet what it will be.
+        if log
+            .rsplit_once('\n')
+            .is_some_and(|(whole, _)| whole.lines().any(|line| daemon.says_serving(line)))
+        {
             return Ok(());
         }
         if let Some(status) = child.try_wait().map_err(Error::io(name))? {
@@ -219,11 +239,11 @@ impl Process {
     /// A sentence where it cannot be ended.
     pub fn end(&self, name: &str) -> Result<(), Error> {
         self.signal(Signal::TERM);
-        if self.ended(WITHIN) {
+        if self.ended(ENDS_WITHIN) {
             return Ok(());
         }
         self.signal(Signal::KILL);
-        if self.ended(WITHIN) {
+        if self.ended(ENDS_WITHIN) {
             return Ok(());
         }
         let pid = self.pid.as_raw_nonzero();
@@ -233,7 +253,7 @@ impl Process {
     /// Ends it at once, as a crash would.
     pub fn kill(&self) {
         self.signal(Signal::KILL);
-        self.ended(WITHIN);
+        self.ended(ENDS_WITHIN);
     }
 
     fn signal(&self, signal: Signal) {
@@ -314,6 +334,9 @@ pub fn stop(daemon: Daemon, folder: &Folder) -> Result<(), Error> {
 /// # Errors
 /// Where one cannot be ended.
 pub fn down(folder: &Folder) -> Result<(), Error> {
+    if folder.look()? != Found::Host {
+        return Ok(());
+    }
     let _lock = lock(folder)?;
     if Daemon::Broker.running(folder).is_none() && folder.broker().path().exists() {
         // It was killed: the next one in its directory removes the control groups that it has left.

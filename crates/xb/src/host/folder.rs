@@ -2,13 +2,14 @@
 //!
 //! | in it | what |
 //! |---|---|
+//! | `.xb-host` | says that the folder is a host's: without it nothing in a folder is used or removed |
 //! | `host/` | the broker's sockets |
 //! | `store` | the store's socket, which `xenstore` and every client find through `XENSTORED_PATH` |
 //! | `run/` | pid files, the store's own files |
 //! | `record/` | requests of disks in flight |
 //! | `log/` | what the daemons say |
 //! | `demo/` | what `xb demo` makes |
-//! | `guests/NAME/` | each guest's configuration and log |
+//! | `guests/NAME/` | each guest's configuration, what it prints into (`output`), and log |
 //! | `keeper` | the socket of the process that keeps guests' logs and acts when they end |
 
 use crate::Error;
@@ -19,6 +20,21 @@ use xen_hosted::HostDir;
 pub const VARIABLE: &str = "XB_HOST";
 /// Longest path of a folder: its sockets' paths have to fit into 108 bytes.
 const PATH_MAX: usize = 80;
+/// The file that says that a folder is a host's.
+const MARKER: &str = ".xb-host";
+/// The bits of a mode with which others than the owner write.
+const OTHERS_WRITE: u32 = 0o022;
+
+/// What is where a folder is to be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Found {
+    /// Nothing.
+    Nothing,
+    /// A folder of this user with nothing in it.
+    Empty,
+    /// A host of this user, up or down.
+    Host,
+}
 
 /// A folder, whether a host is up in it or not.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -78,7 +94,13 @@ impl Folder {
     /// A daemon's log.
     #[must_use]
     pub fn log(&self, daemon: &str) -> PathBuf {
-        self.0.join("log").join(format!("{daemon}.log"))
+        self.logs().join(format!("{daemon}.log"))
+    }
+
+    /// Where the daemons' logs are.
+    #[must_use]
+    pub fn logs(&self) -> PathBuf {
+        self.0.join("log")
     }
 
     /// The keeper's socket.
@@ -87,18 +109,60 @@ impl Folder {
         self.0.join("keeper")
     }
 
+    /// Where guests' folders are.
+    #[must_use]
+    pub fn guests(&self) -> PathBuf {
+        self.0.join("guests")
+    }
+
     /// A guest's folder.
     #[must_use]
     pub fn guest(&self, name: &str) -> PathBuf {
-        self.0.join("guests").join(name)
+        self.guests().join(name)
     }
 
-    /// Makes it, for its user alone.
+    /// What there is, looked at before anything in it is used. Whoever may write into the folder decides which
+    /// processes are ended and which files are written, so that may be this user alone.
     ///
     /// # Errors
-    /// A sentence: it cannot be made, is somebody else's, or its path is too long.
+    /// A sentence: it is somebody else's, others may write into it, or it is in use for something else.
+    pub fn look(&self) -> Result<Found, Error> {
+        use std::os::unix::fs::MetadataExt;
+        let dir = self.0.display();
+        let refused =
+            |why: String| Error::Refused(format!("{dir} {why}; name another with --host"));
+        let data = match std::fs::symlink_metadata(&self.0) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Ok(Found::Nothing);
+            }
+            data => data.map_err(Error::io(&dir))?,
+        };
+        let (owner, user) = (data.uid(), rustix::process::geteuid().as_raw());
+        if !data.is_dir() {
+            return Err(refused("is no folder".into()));
+        }
+        if owner != user {
+            return Err(refused(format!("is user {owner}'s, and this is user {user}")));
+        }
+        if data.mode() & OTHERS_WRITE != 0 {
+            return Err(refused("may be written into by others (chmod go-w)".into()));
+        }
+        let marker = std::fs::symlink_metadata(self.0.join(MARKER));
+        if marker.is_ok_and(|marker| marker.is_file()) {
+            return Ok(Found::Host);
+        }
+        let mut entries = std::fs::read_dir(&self.0).map_err(Error::io(&dir))?;
+        match entries.next() {
+            None => Ok(Found::Empty),
+            Some(_) => Err(refused("holds other things and no host of xb".into())),
+        }
+    }
+
+    /// Makes it, for its user alone: where nothing is, or an empty folder, or a host.
+    ///
+    /// # Errors
+    /// As [`Folder::look`]; it cannot be made, or its path is too long.
     pub fn make(&self) -> Result<(), Error> {
-        use std::os::unix::fs::{DirBuilderExt, MetadataExt};
         let dir = self.0.display();
         if self.0.as_os_str().len() > PATH_MAX {
             let long = format!(
@@ -106,31 +170,70 @@ impl Folder {
             );
             return Err(Error::Refused(long));
         }
-        let mut builder = std::fs::DirBuilder::new();
-        let builder = builder.recursive(true).mode(0o700);
+        if self.look()? == Found::Nothing {
+            if let Some(above) = self.0.parent() {
+                builder().recursive(true).create(above).map_err(Error::io(above.display()))?;
+            }
+            // Not recursive: it is made here or not at all.
+            builder().create(&self.0).map_err(Error::io(&dir))?;
+        }
+        self.mark()
+    }
+
+    /// A new one of a random name, below the folder for temporary files.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn temporary() -> Result<Self, Error> {
+        let above = std::env::temp_dir();
+        let mut random = [0; 8];
+        rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())
+            .map_err(|errno| Error::io("random numbers")(errno.into()))?;
+        let folder = Self::new(&above.join(format!("xb-demo-{:016x}", u64::from_ne_bytes(random))));
+        builder().create(&folder.0).map_err(Error::io(folder.0.display()))?;
+        let made = folder.make();
+        if made.is_err() {
+            let _ = std::fs::remove_dir(&folder.0);
+        }
+        made.map(|()| folder)
+    }
+
+    /// Makes what is in it; the marker first, so that whatever is there later is known to be xb's.
+    fn mark(&self) -> Result<(), Error> {
+        let marker = self.0.join(MARKER);
+        match std::fs::File::create_new(&marker) {
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+            made => drop(made.map_err(Error::io(marker.display()))?),
+        }
         for below in ["run", "record", "log", "guests"] {
             let path = self.0.join(below);
-            builder.create(&path).map_err(Error::io(path.display()))?;
-        }
-        let owner = std::fs::metadata(&self.0).map_err(Error::io(dir))?.uid();
-        if owner != rustix::process::geteuid().as_raw() {
-            let dir = self.0.display();
-            return Err(Error::Refused(format!(
-                "{dir} is user {owner}'s; name another with --host"
-            )));
+            builder().recursive(true).create(&path).map_err(Error::io(path.display()))?;
         }
         Ok(())
     }
 
-    /// Removes what [`Folder::make`] and the daemons have made in it, and it if nothing else is there.
+    /// Removes what [`Folder::make`] and the daemons have made in it, and it if nothing else is there. What holds
+    /// no host is left alone.
     pub fn remove(&self) {
+        if !matches!(self.look(), Ok(Found::Host)) {
+            return;
+        }
         for below in ["host", "run", "record", "log", "guests", "demo"] {
             // What is not there need not be removed.
             let _ = std::fs::remove_dir_all(self.0.join(below));
         }
-        for below in ["store", "store.lock", "keeper"] {
+        // The marker last: what is left by an end before it can still be removed.
+        for below in ["store", "store.lock", "keeper", MARKER] {
             let _ = std::fs::remove_file(self.0.join(below));
         }
         let _ = std::fs::remove_dir(&self.0);
     }
+}
+
+/// Makes folders for their user alone.
+fn builder() -> std::fs::DirBuilder {
+    use std::os::unix::fs::DirBuilderExt;
+    let mut builder = std::fs::DirBuilder::new();
+    builder.mode(0o700);
+    builder
 }

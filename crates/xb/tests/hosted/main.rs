@@ -213,3 +213,93 @@ fn help_completions_and_manual_pages_are_of_one_table() {
     host.fails(&["nonsense"], 2, "unrecognized subcommand");
     host.fails(&["list", "--timeout", "soon"], 2, "a number of seconds");
 }
+
+#[test]
+fn arguments_come_behind_the_file_as_in_it() {
+    let host = Host::up("arguments");
+    let image = host.image("a.img", 1 << 20);
+    let config = host.config("web", &format!("disk = [\"{image},,xvda\"]\nextra = \"exec sleep\""));
+    host.ok(&[
+        "create",
+        &config,
+        "disk+=[\"vdev=xvdb,target=memory:1048576\"]",
+        "extra+=\" 1000\"",
+    ]);
+    let disks = host.json(&["disk", "list", "web"]);
+    let names: Vec<_> = disks.as_array().unwrap().iter().map(|disk| &disk["vdev"]).collect();
+    assert_eq!(names, ["xvda", "xvdb"]);
+    host.fails(&["create", &config, "disk+=1"], 1, "two lists or two strings");
+}
+
+#[test]
+fn what_toml_alone_can_say_does_not_hinder_a_restart_and_a_uuid_is_had_once() {
+    let host = Host::up("toml");
+    let uuid = "0a1b2c3d-0000-4000-8000-000000000001";
+    let path = host.path("web.toml");
+    let text =
+        format!("name = \"web\"\nNot-xl = 1\nuuid = \"{uuid}\"\nextra = \"exec sleep 1000\"\n");
+    std::fs::write(&path, text).unwrap();
+    let first = host.json(&["create", path.to_str().unwrap()])["domid"].clone();
+    let other = host.config("other", &format!("uuid = \"{uuid}\""));
+    host.fails(&["create", &other], 1, "has the uuid 0a1b2c3d-0000-4000-8000-000000000001 already");
+    host.ok(&["reboot", "web", "--wait"]);
+    host.until("it runs again", || {
+        let info = host.try_json(&["info", "web"])?;
+        (info["domid"] != first && info["uuid"] == uuid).then_some(())
+    });
+}
+
+#[test]
+fn a_destroy_that_failed_halfway_is_finished_by_the_next() {
+    let host = Host::up("halfway");
+    let nodes = host.nodes();
+    let config = host
+        .config("web", "disk = [\"vdev=xvda,target=memory:1048576\"]\nextra = \"exec sleep 1000\"");
+    let domid = host.json(&["create", &config])["domid"].to_string();
+    let backend = host.pid("xen-blockd").unwrap();
+    let stop = |signal| rustix::process::kill_process(backend, signal).unwrap();
+    stop(rustix::process::Signal::STOP);
+    // Interrupted while it waits for the backend, with the domain gone.
+    let mut child = host.command(&["destroy", "web"]).spawn().unwrap();
+    host.until("the domain is gone", || {
+        (host.json(&["list"]).as_array()?.len() == 1).then_some(())
+    });
+    let pid = rustix::process::Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert!(host.ok(&["store", "read", &format!("/libxl/{domid}/type")]).contains("hosted"));
+    stop(rustix::process::Signal::CONT);
+    host.ok(&["destroy", "web"]);
+    assert_eq!(host.nodes(), nodes);
+    host.fails(&["destroy", "web"], 4, "there is no domain web");
+}
+
+#[test]
+fn a_disk_is_mounted_once() {
+    let test = "a_disk_is_mounted_once";
+    let host = Host::up("mounted");
+    if !rustix::process::geteuid().is_root() {
+        return conformance::skip(test, "only root has disks mounted");
+    }
+    if !host.has_fuse(test) {
+        return;
+    }
+    if let Err(error) = std::fs::File::open("/dev/loop-control") {
+        return conformance::skip(test, &format!("/dev/loop-control: {error}"));
+    }
+    let image = host.image("a.img", 16 << 20);
+    let made = std::process::Command::new("mkfs.ext4").args(["-qF", &image]).status().unwrap();
+    assert!(made.success());
+    let disk = format!("disk = [\"{image},,xvda,w\"]\nkernel_block = 1\n");
+    let config = host.config("web", &(disk + "extra = \"exec sleep 1000\""));
+    host.ok(&["create", &config]);
+    host.ok(&["disk", "mount", "web", "xvda"]);
+    host.fails(
+        &["disk", "mount", "web", "xvda"],
+        1,
+        "is mounted at /mnt in it already; xb disk unmount web",
+    );
+    host.ok(&["disk", "unmount", "web"]);
+    host.ok(&["disk", "mount", "web", "xvda"]);
+    host.ok(&["disk", "unmount", "web"]);
+}
