@@ -58,6 +58,7 @@ pub trait Driver {
     }
 
     /// Gives back all that is the peer's: rings, grants, event channels. Closed follows, unless it is
-    /// done before everything begins anew. May be called when there is nothing to give back.
+    /// done before everything begins anew. May be called when there is nothing to give back. A frontend's
+    /// driver is dropped once it is Closed; what comes then has another.
     fn release(&mut self, device: &mut Device<'_>) -> Progress;
 }
