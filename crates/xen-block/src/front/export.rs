@@ -88,6 +88,12 @@ impl Export {
         })
     }
 
+    /// How many clients there are.
+    #[must_use]
+    pub fn clients(&self) -> usize {
+        self.clients.len()
+    }
+
     /// What to poll, and for what: a client that takes no further requests at the moment is not read.
     pub fn polled(&self) -> impl Iterator<Item = (BorrowedFd<'_>, PollFlags)> {
         let room =

@@ -203,7 +203,7 @@ impl<D: Driver> Bus<D> {
     /// Does one step; pending where nothing more is to be done now.
     fn perform(&mut self, store: &mut Client, id: Id, action: Action) -> Result<Progress, Error> {
         let side = self.side;
-        if !matches!(action, Action::Stay | Action::Refresh)
+        if !matches!(action, Action::Stay | Action::Refresh | Action::Close)
             && let Some(slot) = self.slots.get_mut(&id)
         {
             slot.refreshed = false;
@@ -222,7 +222,7 @@ impl<D: Driver> Bus<D> {
             Action::Reconfigure(next) => {
                 self.run(store, id, next, |driver, device| driver.reconfigure(device, next))
             }
-            Action::Close => self.switch(store, id, State::Closing, &[]).map(|()| Progress::Done),
+            Action::Close => self.close(store, id),
             Action::Release => self.release(store, id, Some(State::Closed)),
             Action::Restart => self.restart(store, id, opened),
         }
@@ -274,6 +274,26 @@ impl<D: Driver> Bus<D> {
             Ok(()) => write(store, &slot.path, &puts, None),
             Err(error) => self.failed(store, id, error),
         }
+    }
+
+    /// Stops, unless the device is wanted and its driver says that it is in use.
+    fn close(&mut self, store: &mut Client, id: Id) -> Result<Progress, Error> {
+        let (side, domid) = (self.side, self.domid);
+        let Some(slot) = self.slots.get_mut(&id) else { return Ok(Progress::Pending) };
+        if side == Side::Frontend
+            && slot.own == State::Connected
+            && slot.standing == Standing::Wanted
+        {
+            let (progress, _) = slot.with(store, side, domid, id, Driver::closing);
+            if progress == Progress::Pending {
+                slot.waits = true;
+                let why = "EBUSY: it is in use; it closes when it is not, and at once when it is taken by force";
+                self.complain(store, id, State::Closing, Error::Driver(why.into()))?;
+                return Ok(Progress::Pending);
+            }
+        }
+        self.switch(store, id, State::Closing, &[])?;
+        Ok(Progress::Done)
     }
 
     fn release(
