@@ -87,6 +87,14 @@ pub struct Info {
     pub segments_max: u16,
 }
 
+impl Info {
+    /// Size in bytes; as many as there can be where the backend names more.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.sectors.saturating_mul(512)
+    }
+}
+
 /// Whether the backend takes a kind of request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Offer {

@@ -265,8 +265,8 @@ impl Fuse {
         }
         let file = self.files.values().find(|file| file.node == node).ok_or(Errno::NOENT)?;
         match file.info {
-            Some(info) if info.access == DiskAccess::ReadWrite => like(bytes_of(&info), FILE),
-            Some(info) => like(bytes_of(&info), FILE_READ_ONLY),
+            Some(info) if info.access == DiskAccess::ReadWrite => like(info.bytes(), FILE),
+            Some(info) => like(info.bytes(), FILE_READ_ONLY),
             None => like(0, FILE),
         }
     }
@@ -306,7 +306,7 @@ impl Fuse {
 
     fn read(&mut self, unique: u64, node: u64, offset: u64, size: u32) -> Reply {
         let (file, info) = self.file(node)?;
-        let end = bytes_of(&info).min(offset.saturating_add(size.into()));
+        let end = info.bytes().min(offset.saturating_add(size.into()));
         if offset >= end {
             return Ok(Some(Vec::new()));
         }
@@ -322,7 +322,7 @@ impl Fuse {
         mut data: Vec<u8>,
     ) -> Reply {
         let (file, info) = self.file(node)?;
-        let end = bytes_of(&info).min(offset.saturating_add(data.len() as u64));
+        let end = info.bytes().min(offset.saturating_add(data.len() as u64));
         if data.is_empty() {
             return Ok(Some(wire::written(0)));
         }
@@ -347,7 +347,7 @@ impl Fuse {
         if info.access == DiskAccess::ReadOnly {
             return Err(Errno::BADF);
         }
-        let end = end.min(bytes_of(&info));
+        let end = end.min(info.bytes());
         if offset >= end {
             return Ok(Some(Vec::new()));
         }
@@ -379,8 +379,4 @@ impl AsFd for Fuse {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
-}
-
-fn bytes_of(info: &Info) -> u64 {
-    info.sectors.saturating_mul(512)
 }
