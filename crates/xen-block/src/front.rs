@@ -87,6 +87,14 @@ pub struct Info {
     pub segments_max: u16,
 }
 
+impl Info {
+    /// Size in bytes; as many as there can be where the backend names more.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.sectors.saturating_mul(512)
+    }
+}
+
 /// Whether the backend takes a kind of request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Offer {
@@ -144,6 +152,8 @@ pub struct Front {
     layout: Layout,
     /// Requests from before that have no answer.
     again: VecDeque<Asked>,
+    /// Who has it open.
+    users: usize,
 }
 
 /// Whether the backend is trusted (`trusted`).
@@ -173,7 +183,14 @@ impl Front {
             trust: Trust::Trusted,
             layout: Layout::NATIVE,
             again: VecDeque::new(),
+            users: 0,
         }
+    }
+
+    /// Says how many have the device open. While anybody has, it is not closed because a toolstack asks for
+    /// it; when nobody has any more, [`Bus::poke`](xenbus::Bus::poke) closes what waits for that.
+    pub fn set_users(&mut self, users: usize) {
+        self.users = users;
     }
 
     /// Uses the layout of another processor, as a 32-bit guest does. Before it is opened.
@@ -461,6 +478,12 @@ impl Driver for Front {
         info.segments_max = info.segments_max.min(before);
         self.info = Some(info);
         Ok(())
+    }
+
+    fn closing(&mut self, device: &mut Device<'_>) -> Progress {
+        // A backend that has failed does not answer any more: there is nothing to wait for.
+        let asked = device.their_number::<u32>("online").is_ok_and(|online| online == Some(0));
+        if asked && self.users > 0 { Progress::Pending } else { Progress::Done }
     }
 
     fn release(&mut self, _: &mut Device<'_>) -> Progress {

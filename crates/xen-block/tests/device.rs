@@ -319,6 +319,31 @@ fn detaching_gives_everything_back() {
     assert_eq!((scene.host.offered(), scene.host.ports()), (0, 0));
 }
 
+/// What was asked of a disk never reaches the one that comes in its place, whether the guest has seen the first
+/// go or not.
+#[test]
+fn a_new_disk_gets_nothing_of_the_old_ones() {
+    for seen in ["closed", "nothing"] {
+        let (disk, open) = memory(Memory::new(8192));
+        let Some(mut scene) = Scene::connected(Setup::new(open)) else { return };
+        let buffer = scene.buffers(1)[0];
+        scene.front().page(buffer).unwrap().copy_in(0, &[7; 4096]).unwrap();
+        let want = Want::Write { tag: 1, sector: 0 };
+        scene.front().submit(0, want, &[Part::whole(buffer)]).unwrap();
+        if seen == "closed" {
+            scene.bus.leave(&mut scene.front_store, ID).unwrap();
+            let closed = (Some(State::Closed), Some(State::Closed));
+            scene.until("both ends to close", |scene| scene.states() == closed);
+        }
+        toolstack::forget(&mut scene.tool, &device()).unwrap();
+        toolstack::add(&mut scene.tool, &device()).unwrap();
+        scene.until_connected();
+        assert_eq!(scene.front().in_flight(), 0, "seen: {seen}");
+        assert_eq!(scene.read(0, 1), Ok(vec![0; 4096]), "seen: {seen}");
+        assert!(disk.0.borrow().contents().iter().all(|byte| *byte == 0), "seen: {seen}");
+    }
+}
+
 /// 32 disks with the largest rings, each used once: what that takes, both ends and rings included.
 #[test]
 fn memory_of_32_disks() {

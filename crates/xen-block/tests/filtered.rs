@@ -123,6 +123,22 @@ fn images_with_backing_files() {
     serves(&Target::Qcow2(top), &folder.0);
 }
 
+/// A process that has written down its number; ended with the test.
+struct Forked(PathBuf);
+
+impl Drop for Forked {
+    fn drop(&mut self) {
+        let text = std::fs::read_to_string(&self.0).unwrap_or_default();
+        // It has ended by itself where its last client has.
+        let pid = text.trim().parse().ok().and_then(rustix::process::Pid::from_raw);
+        let Some(pid) = pid else { return };
+        let comm = std::fs::read_to_string(format!("/proc/{}/comm", pid.as_raw_nonzero()));
+        if comm.is_ok_and(|comm| comm.trim() == "qemu-nbd") {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        }
+    }
+}
+
 #[test]
 fn servers_of_network_block_devices() {
     let folder = Folder::new(&std::env::temp_dir(), "nbd");
@@ -139,5 +155,6 @@ fn servers_of_network_block_devices() {
             return conformance::skip("filtered NBD", why);
         }
     }
+    let _ended = Forked(pid);
     serves(&Target::Nbd { socket, name: String::new() }, &folder.0);
 }

@@ -8,10 +8,11 @@ use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair,
 };
 use std::os::fd::OwnedFd;
-use support::{ID, Scene, Setup};
+use support::{ID, Scene, Setup, device};
 use xen_block::disk::memory::Memory;
 use xen_block::disk::{Disk, Finished, Geometry, Io, Op};
 use xen_block::front::fuse::Fuse;
+use xenbus::{State, toolstack};
 
 const SECTORS: u64 = 4096;
 const SIZE: u64 = SECTORS * 512;
@@ -21,6 +22,7 @@ const SETATTR: u32 = 4;
 const OPEN: u32 = 14;
 const READ: u32 = 15;
 const WRITE: u32 = 16;
+const RELEASE: u32 = 18;
 const FSYNC: u32 = 20;
 const INIT: u32 = 26;
 const READDIR: u32 = 28;
@@ -258,6 +260,75 @@ fn a_device_that_is_gone_fails_what_was_asked_of_it() {
     assert_eq!(mount.hear().1, Err(Errno::IO));
     assert_eq!(mount.ask(READ, node, &words(&[0, 0, 4096, 0, 0])), Err(Errno::NXIO));
     assert_eq!(mount.ask(GETATTR, node, &[0; 16]), Err(Errno::NOENT));
+}
+
+/// As with Linux's own frontend: what is open or mounted is not torn out, unless by force.
+#[test]
+fn a_device_that_is_open_does_not_close() {
+    let Some(mut mount) = Mount::new(sevens(512)) else { return };
+    let node = mount.node;
+    mount.ask(OPEN, node, &words(&[2])).unwrap();
+    mount.ask(OPEN, node, &words(&[0])).unwrap();
+    mount.ask(RELEASE, node, &[0; 24]).unwrap();
+    assert_eq!(mount.fuse.users(ID.devid), 1);
+    mount.scene.front().set_users(1);
+    toolstack::detach(&mut mount.scene.tool, &device()).unwrap();
+    mount.scene.until("the frontend to refuse", |scene| {
+        scene.log.iter().any(|line| line.starts_with("front error: EBUSY"))
+    });
+    let error = format!("{}/error", device().frontend_path());
+    assert!(mount.scene.node(&error).starts_with("16 EBUSY"));
+    assert_eq!(mount.scene.states(), (Some(State::Connected), Some(State::Closing)));
+    assert_eq!(mount.write(0, &[1; 512], 0), Ok(512));
+    assert_eq!(mount.read(0, 512), [1; 512]);
+    mount.ask(RELEASE, node, &[0; 24]).unwrap();
+    assert_eq!(mount.fuse.users(ID.devid), 0);
+    let scene = &mut mount.scene;
+    scene.front().set_users(0);
+    assert!(scene.bus.waits(ID));
+    scene.bus.poke(&mut scene.front_store, ID).unwrap();
+    let closed = (Some(State::Closed), Some(State::Closed));
+    scene.until("both ends to close", |scene| scene.states() == closed);
+}
+
+#[test]
+fn a_descriptor_of_the_old_device_is_none_of_the_new_one() {
+    let Some(mut mount) = Mount::new(sevens(512)) else { return };
+    let old = mount.node;
+    mount.ask(OPEN, old, &words(&[2])).unwrap();
+    mount.fuse.remove(ID.devid);
+    mount.fuse.add(ID.devid, "xvda");
+    mount.turn();
+    let entry = mount.ask(LOOKUP, 1, b"xvda\0").unwrap();
+    mount.node = u64_at(&entry, 0);
+    assert_eq!(mount.ask(WRITE, old, &Mount::write_body(0, &[1; 512], 0)), Err(Errno::NXIO));
+    mount.ask(RELEASE, old, &[0; 24]).unwrap();
+    assert_eq!(mount.fuse.users(ID.devid), 0, "nor is it counted");
+    assert_eq!(mount.read(0, 512), [7; 512]);
+}
+
+/// One that does not answer holds up its own programs, within bounds, and nobody else's.
+#[test]
+fn a_device_that_is_stuck_stops_no_other_file() {
+    let Some(mut mount) = Mount::new(sevens(512)) else { return };
+    let (null, body) = (2, Mount::write_body(0, &[1; 128 << 10], 0));
+    let mut refused = None;
+    let mut buffer = vec![0; 4096];
+    // Nobody asks the device.
+    for sent in 0..1024 {
+        mount.send(WRITE, mount.node, &body);
+        mount.fuse.turn().unwrap();
+        if recv(&mount.kernel, buffer.as_mut_slice(), RecvFlags::empty()).is_ok() {
+            refused = Some((sent, i32::from_ne_bytes(buffer[4..8].try_into().unwrap())));
+            break;
+        }
+    }
+    assert_eq!(refused.map(|at| at.1), Some(-libc::ENOMEM));
+    assert!(refused.is_some_and(|at| at.0 > 256), "{refused:?}");
+    mount.send(READ, null, &words(&[0, 0, 512, 0, 0]));
+    mount.fuse.turn().unwrap();
+    let (count, _) = recv(&mount.kernel, buffer.as_mut_slice(), RecvFlags::empty()).unwrap();
+    assert_eq!((count, &buffer[4..8]), (16, &[0; 4][..]), "an empty answer without an error");
 }
 
 #[test]

@@ -57,7 +57,16 @@ pub trait Driver {
         Err(Error::Driver(format!("{} cannot be reconfigured (to {next})", device.path())))
     }
 
+    /// The backend wants to close. A frontend whose device is in use says pending, and goes on with it until
+    /// [`Bus::poke`](crate::Bus::poke) asks again; its `error` node says so meanwhile. A backend that
+    /// has failed is not to be waited for: its `online` is not 0.
+    fn closing(&mut self, device: &mut Device<'_>) -> Progress {
+        let _ = device;
+        Progress::Done
+    }
+
     /// Gives back all that is the peer's: rings, grants, event channels. Closed follows, unless it is
-    /// done before everything begins anew. May be called when there is nothing to give back.
+    /// done before everything begins anew. May be called when there is nothing to give back. A frontend's
+    /// driver is dropped once it is Closed; what comes then has another.
     fn release(&mut self, device: &mut Device<'_>) -> Progress;
 }

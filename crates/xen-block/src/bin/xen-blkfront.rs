@@ -80,7 +80,7 @@ fn copy(vdev: &str, path: &str, way: Way) -> Result<String> {
     let mut guest = Guest::connect(devid)?;
     let front = guest.front()?;
     let info = front.info().ok_or("the device is connected and says nothing of itself")?;
-    let disk = info.sectors * 512;
+    let disk = info.bytes();
     let bytes = match way {
         Way::ToDisk => file.metadata()?.len(),
         Way::FromDisk => disk,

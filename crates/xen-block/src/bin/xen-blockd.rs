@@ -3,7 +3,9 @@
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::fs::File;
+use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -20,7 +22,7 @@ use xen_block::server::Server;
 use xen_hosted::{HOST_VARIABLE, HostDir, Role};
 use xen_linux::{Machine, abi};
 use xenbus::bus::{News, What};
-use xenbus::{Bus, State};
+use xenbus::{Bus, Id, State};
 use xenstore::{Client, Store};
 
 const USAGE: &str = "\
@@ -36,6 +38,10 @@ const KERNEL_BACKEND: &str = "/sys/bus/xen-backend/drivers/vbd";
 const UNFILTERED: &str = "XEN_BLOCKD_UNFILTERED";
 /// How often the sizes of disks are looked at.
 const LOOK_AT_SIZES: Duration = Duration::from_secs(5);
+
+/// Most lines that the log has of one device in [`A_MINUTE`].
+const LINES_MAX: u32 = 100;
+const A_MINUTE: Duration = Duration::from_secs(60);
 
 /// What goes wrong before, or with, all devices.
 type Failure = Box<dyn std::error::Error>;
@@ -189,20 +195,21 @@ fn serve(arguments: &Arguments) -> Result<std::convert::Infallible, Failure> {
         Some(domid) => domid,
         None => own_domid(&mut store)?,
     };
-    let mut stats = StatsFile::create(&record_dir)?;
+    let mut stats = StatsFile::create(&record_dir);
+    let mut log = Log::default();
     give_up_privileges()?;
     let options = Options { record_dir: Some(record_dir), ..Options::default() };
     let platform = Platform { evtchn, grants, open: Box::new(target::open), options };
     let mut server = Server::start(store, domid, &kinds, Rc::new(platform))?;
-    println!("xen-blockd: serving {} of domain {domid}", kinds.join(" and "));
+    say(format_args!("serving {} of domain {domid}", kinds.join(" and ")));
     let mut looked = Instant::now();
     loop {
         for news in server.turn(LOOK_AT_SIZES)? {
-            tell(&mut server, &kinds, &news);
+            log.tell(&mut server, &kinds, &news);
         }
         if looked.elapsed() >= LOOK_AT_SIZES {
             server.check_sizes()?;
-            stats.write(&mut server, &kinds)?;
+            stats.write(&mut server, &kinds);
             looked = Instant::now();
         }
     }
@@ -211,17 +218,41 @@ fn serve(arguments: &Arguments) -> Result<std::convert::Infallible, Failure> {
 /// What the devices have done, for `xb disk stats`: a file beside the records, a line a device, the last line
 /// `end`.
 struct StatsFile {
-    file: File,
+    path: PathBuf,
+    file: std::io::Result<File>,
     written: String,
+    /// What is wrong with it has been said.
+    said: bool,
 }
 
 impl StatsFile {
-    fn create(record_dir: &Path) -> Result<Self, Failure> {
-        Ok(Self { file: File::create(record_dir.join("stats"))?, written: String::new() })
+    fn create(record_dir: &Path) -> Self {
+        let path = record_dir.join("stats");
+        Self { file: File::create(&path), path, written: String::new(), said: false }
     }
 
-    /// Writes it anew where anything has changed.
-    fn write(&mut self, server: &mut Server, kinds: &[&str]) -> Result<(), Failure> {
+    /// Writes it anew where anything has changed. Disks are served without it as well.
+    fn write(&mut self, server: &mut Server, kinds: &[&str]) {
+        let text = Self::text(server, kinds);
+        if text == self.written {
+            return;
+        }
+        let written = match &self.file {
+            Ok(file) => file.set_len(0).and_then(|()| file.write_all_at(text.as_bytes(), 0)),
+            Err(error) => Err(std::io::Error::new(error.kind(), error.to_string())),
+        };
+        match written {
+            Ok(()) => self.written = text,
+            Err(error) if !self.said => {
+                self.said = true;
+                let path = self.path.display();
+                say(format_args!("no statistics: {path}: {error}; disks are served without"));
+            }
+            Err(_) => {}
+        }
+    }
+
+    fn text(server: &mut Server, kinds: &[&str]) -> String {
         let mut text = String::new();
         for kind in kinds {
             for (id, back) in server.bus(kind).into_iter().flat_map(Bus::drivers) {
@@ -241,28 +272,58 @@ impl StatsFile {
             }
         }
         text.push_str("end\n");
-        if text != self.written {
-            self.file.set_len(0)?;
-            self.file.write_all_at(text.as_bytes(), 0)?;
-            self.written = text;
-        }
-        Ok(())
+        text
     }
 }
 
-/// A line for the log.
-fn tell(server: &mut Server, kinds: &[&str], news: &News) {
-    let id = news.id;
-    match &news.what {
-        What::State(State::Connected) => {
-            let replayed = |kind| Some(server.bus(kind)?.driver(id)?.stats().replayed);
-            let replayed: u64 = kinds.iter().copied().filter_map(replayed).sum();
-            println!("xen-blockd: {id}: {}; {replayed} requests done again", State::Connected);
+/// A line for the log. Where it cannot be written, disks are served all the same.
+fn say(line: std::fmt::Arguments<'_>) {
+    let _ = writeln!(std::io::stdout(), "xen-blockd: {line}");
+}
+
+/// What is said of the devices: so much of each, as a guest may connect and close all the time.
+#[derive(Default)]
+struct Log {
+    /// When a device's minute has begun, and how many lines it has had since.
+    said: BTreeMap<Id, (Option<Instant>, u32)>,
+}
+
+impl Log {
+    /// Whether a further line of this device may be said; says when it is the first that may not.
+    fn allows(&mut self, id: Id) -> bool {
+        let (since, lines) = self.said.entry(id).or_default();
+        if since.is_none_or(|since| since.elapsed() >= A_MINUTE) {
+            (*since, *lines) = (Some(Instant::now()), 0);
         }
-        What::State(state) => println!("xen-blockd: {id}: {state}"),
-        What::Error(error) => println!("xen-blockd: {id}: {error}"),
-        What::Removed => println!("xen-blockd: {id}: removed"),
-        other => println!("xen-blockd: {id}: {other:?}"),
+        *lines = lines.saturating_add(1);
+        if *lines == LINES_MAX + 1 {
+            say(format_args!(
+                "{id}: more than {LINES_MAX} lines a minute; the others are left out"
+            ));
+        }
+        *lines <= LINES_MAX
+    }
+
+    fn tell(&mut self, server: &mut Server, kinds: &[&str], news: &News) {
+        let id = news.id;
+        let allowed = self.allows(id);
+        if matches!(news.what, What::Removed) {
+            self.said.remove(&id);
+        }
+        if !allowed {
+            return;
+        }
+        match &news.what {
+            What::State(State::Connected) => {
+                let replayed = |kind| Some(server.bus(kind)?.driver(id)?.stats().replayed);
+                let replayed: u64 = kinds.iter().copied().filter_map(replayed).sum();
+                say(format_args!("{id}: {}; {replayed} requests done again", State::Connected));
+            }
+            What::State(state) => say(format_args!("{id}: {state}")),
+            What::Error(error) => say(format_args!("{id}: {error}")),
+            What::Removed => say(format_args!("{id}: removed")),
+            other => say(format_args!("{id}: {other:?}")),
+        }
     }
 }
 

@@ -145,11 +145,8 @@ impl Bytes {
             open: 0,
             errno: None,
         };
-        let len = usize::try_from(job.sectors.end - job.sectors.start).unwrap_or(usize::MAX);
-        match stage {
-            Stage::Read | Stage::Around => job.data = vec![0; len],
-            Stage::Write => job.data = std::mem::take(&mut job.payload),
-            _ => {}
+        if stage == Stage::Write {
+            job.data = std::mem::take(&mut job.payload);
         }
         self.held += job.held();
         self.next += 1;
@@ -263,8 +260,15 @@ impl Bytes {
         if !job.started && writes && self.jobs.iter().any(in_the_way) {
             return false;
         }
-        if let Some(job) = self.jobs.get_mut(&number) {
+        if let Some(job) = self.jobs.get_mut(&number).filter(|job| !job.started) {
             job.started = true;
+            if matches!(job.stage, Stage::Read | Stage::Around) {
+                // Not before: those that wait hold nothing.
+                self.held -= job.held();
+                let len = usize::try_from(job.sectors.end - job.sectors.start);
+                job.data = vec![0; len.unwrap_or(usize::MAX)];
+                self.held += job.held();
+            }
         }
         true
     }
@@ -373,7 +377,7 @@ fn transfer(
 
 impl Job {
     fn held(&self) -> usize {
-        self.data.len() + self.payload.len()
+        size_of::<Self>() + self.data.len() + self.payload.len()
     }
 
     /// Whether all of this stage has been asked for.

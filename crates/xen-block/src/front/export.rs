@@ -88,6 +88,12 @@ impl Export {
         })
     }
 
+    /// How many clients there are.
+    #[must_use]
+    pub fn clients(&self) -> usize {
+        self.clients.len()
+    }
+
     /// What to poll, and for what: a client that takes no further requests at the moment is not read.
     pub fn polled(&self) -> impl Iterator<Item = (BorrowedFd<'_>, PollFlags)> {
         let room =
@@ -302,7 +308,7 @@ impl Client {
 fn wrong(request: &Request, info: &Info) -> Option<Errno> {
     let size = u64::from(info.sector_size);
     let end = request.offset.checked_add(request.len.into());
-    let inside = end.is_some_and(|end| end <= info.sectors * 512);
+    let inside = end.is_some_and(|end| end <= info.bytes());
     let aligned =
         request.offset.is_multiple_of(size) && u64::from(request.len).is_multiple_of(size);
     let transfer = matches!(request.command, Command::Read | Command::Write);

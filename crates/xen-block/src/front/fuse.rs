@@ -20,7 +20,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use wire::{Attributes, Op, ROOT, Request};
 use xenbus::Error;
 
-/// The nodes of `/dev/null` and `/dev/zero`; a device's is [`FIRST`] and its number.
+/// The nodes of `/dev/null` and `/dev/zero`; a device's is its number, and above that how many came before
+/// it: whoever has the old one open does not get at the new one.
 const NULL: u64 = 2;
 const ZERO: u64 = 3;
 const FIRST: u64 = 1 << 32;
@@ -29,8 +30,9 @@ const FOLDER: u32 = 0o040_755;
 const FILE_OF_ALL: u32 = 0o100_666;
 const FILE: u32 = 0o100_600;
 const FILE_READ_ONLY: u32 = 0o100_400;
-/// Bytes that requests may hold, before further ones are left with the kernel.
-const HELD_MAX: usize = 8 << 20;
+/// Bytes that the requests of one device may hold, before further ones fail: what the kernel has on its way
+/// without a program that waits for each.
+const HELD_MAX: usize = 64 << 20;
 /// Requests taken before others have their turn.
 const A_TURN: usize = 64;
 
@@ -42,6 +44,9 @@ struct File {
     /// What the kernel waits for, with how much is written once it is answered.
     asked: BTreeMap<u64, Answer>,
     info: Option<Info>,
+    node: u64,
+    /// How many have it open.
+    users: usize,
 }
 
 /// How a request is answered that has gone well.
@@ -57,6 +62,8 @@ enum Answer {
 pub struct Fuse {
     fd: OwnedFd,
     files: BTreeMap<u32, File>,
+    /// Devices that there have been.
+    added: u64,
     buffer: Vec<u8>,
     /// Who asks: the mount is one user's, so all is his.
     owner: (u32, u32),
@@ -72,14 +79,18 @@ impl Fuse {
     #[must_use]
     pub fn new(fd: OwnedFd) -> Self {
         let buffer = vec![0; wire::REQUEST_MAX];
-        Self { fd, files: BTreeMap::new(), buffer, owner: (0, 0), mounted: true }
+        Self { fd, files: BTreeMap::new(), added: 0, buffer, owner: (0, 0), mounted: true }
     }
 
     /// A device appears, under a name without a slash; one that is there goes on.
     pub fn add(&mut self, devid: u32, name: &str) {
-        let (bytes, asked) = (Bytes::default(), BTreeMap::new());
-        let file = File { name: name.to_owned(), bytes, asked, info: None };
-        self.files.entry(devid).or_insert(file);
+        if self.files.contains_key(&devid) {
+            return;
+        }
+        self.added += 1;
+        let node = self.added << 32 | u64::from(devid);
+        let (bytes, asked, name) = (Bytes::default(), BTreeMap::new(), name.to_owned());
+        self.files.insert(devid, File { name, bytes, asked, info: None, node, users: 0 });
     }
 
     /// A device is gone: what was asked of it fails, and so does what is asked by those who have it open.
@@ -92,11 +103,17 @@ impl Fuse {
         }
     }
 
-    /// Whether further requests are taken at the moment: the descriptor is to be polled.
+    /// How many have a device open.
+    #[must_use]
+    pub fn users(&self, devid: u32) -> usize {
+        let file = self.files.get(&devid).filter(|_| self.mounted);
+        file.map_or(0, |file| file.users)
+    }
+
+    /// Whether the mount is there: the descriptor is to be polled.
     #[must_use]
     pub fn wants(&self) -> bool {
-        let held = self.files.values().map(|file| file.bytes.held()).sum::<usize>();
-        self.mounted && held < HELD_MAX
+        self.mounted
     }
 
     /// Takes an answer to one of [`Fuse::turn`]'s requests; false where it is another's.
@@ -194,6 +211,12 @@ impl Fuse {
             Op::OpenFolder if node == ROOT => now(wire::opened(0)),
             Op::Folder { offset, size } if node == ROOT => now(self.list(offset, size)),
             Op::Open { flags } => self.open(node, flags),
+            Op::Release => {
+                if let Some(file) = self.files.values_mut().find(|file| file.node == node) {
+                    file.users = file.users.saturating_sub(1);
+                }
+                now(Vec::new())
+            }
             Op::Nothing | Op::Silent => now(Vec::new()),
             Op::FileSystem => now(wire::file_system()),
             Op::Flush if node < FIRST => now(Vec::new()),
@@ -220,14 +243,13 @@ impl Fuse {
         }
         // One whose size is not known yet cannot be opened yet.
         let here = |file: &File| file.name.as_bytes() == name && file.info.is_some();
-        let found = self.files.iter().find(|(_, file)| here(file));
-        found.map(|(devid, _)| FIRST | u64::from(*devid)).ok_or(Errno::NOENT)
+        let found = self.files.values().find(|file| here(file));
+        found.map(|file| file.node).ok_or(Errno::NOENT)
     }
 
     /// The device of a node.
     fn file(&mut self, node: u64) -> Result<(&mut File, Info), Errno> {
-        let devid = node.checked_sub(FIRST).and_then(|devid| u32::try_from(devid).ok());
-        let file = devid.and_then(|devid| self.files.get_mut(&devid)).ok_or(Errno::NXIO)?;
+        let file = self.files.values_mut().find(|file| file.node == node).ok_or(Errno::NXIO)?;
         let info = file.info.ok_or(Errno::NXIO)?;
         Ok((file, info))
     }
@@ -241,29 +263,28 @@ impl Fuse {
         if node == NULL || node == ZERO {
             return like(0, FILE_OF_ALL);
         }
-        let devid = node.checked_sub(FIRST).and_then(|devid| u32::try_from(devid).ok());
-        let file = devid.and_then(|devid| self.files.get(&devid)).ok_or(Errno::NOENT)?;
+        let file = self.files.values().find(|file| file.node == node).ok_or(Errno::NOENT)?;
         match file.info {
-            Some(info) if info.access == DiskAccess::ReadWrite => like(bytes_of(&info), FILE),
-            Some(info) => like(bytes_of(&info), FILE_READ_ONLY),
+            Some(info) if info.access == DiskAccess::ReadWrite => like(info.bytes(), FILE),
+            Some(info) => like(info.bytes(), FILE_READ_ONLY),
             None => like(0, FILE),
         }
     }
 
     fn open(&mut self, node: u64, flags: u32) -> Reply {
         if node >= FIRST {
-            let (_, info) = self.file(node)?;
+            let (file, info) = self.file(node)?;
             let writes = flags & libc::O_ACCMODE as u32 != libc::O_RDONLY as u32;
             if writes && info.access == DiskAccess::ReadOnly {
                 return Err(Errno::ROFS);
             }
+            file.users += 1;
         }
         Ok(Some(wire::opened(wire::DIRECT)))
     }
 
     fn list(&self, offset: u64, size: u32) -> Vec<u8> {
-        let devices = self.files.iter();
-        let devices = devices.map(|(devid, file)| (FIRST | u64::from(*devid), FILE, &*file.name));
+        let devices = self.files.values().map(|file| (file.node, FILE, &*file.name));
         let first = [
             (ROOT, FOLDER, "."),
             (ROOT, FOLDER, ".."),
@@ -285,7 +306,7 @@ impl Fuse {
 
     fn read(&mut self, unique: u64, node: u64, offset: u64, size: u32) -> Reply {
         let (file, info) = self.file(node)?;
-        let end = bytes_of(&info).min(offset.saturating_add(size.into()));
+        let end = info.bytes().min(offset.saturating_add(size.into()));
         if offset >= end {
             return Ok(Some(Vec::new()));
         }
@@ -301,7 +322,7 @@ impl Fuse {
         mut data: Vec<u8>,
     ) -> Reply {
         let (file, info) = self.file(node)?;
-        let end = bytes_of(&info).min(offset.saturating_add(data.len() as u64));
+        let end = info.bytes().min(offset.saturating_add(data.len() as u64));
         if data.is_empty() {
             return Ok(Some(wire::written(0)));
         }
@@ -326,7 +347,7 @@ impl Fuse {
         if info.access == DiskAccess::ReadOnly {
             return Err(Errno::BADF);
         }
-        let end = end.min(bytes_of(&info));
+        let end = end.min(info.bytes());
         if offset >= end {
             return Ok(Some(Vec::new()));
         }
@@ -335,7 +356,8 @@ impl Fuse {
 }
 
 impl File {
-    /// Puts a job to the others; its answer comes later.
+    /// Puts a job to the others; its answer comes later. A device that does not answer holds up its own
+    /// programs, and nobody else's.
     fn ask(
         &mut self,
         info: &Info,
@@ -344,6 +366,9 @@ impl File {
         work: Work,
         answer: Answer,
     ) -> Reply {
+        if self.bytes.held() >= HELD_MAX {
+            return Err(Errno::NOMEM);
+        }
         self.asked.insert(unique, answer);
         self.bytes.add(info, unique, wanted, work);
         Ok(None)
@@ -354,8 +379,4 @@ impl AsFd for Fuse {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
-}
-
-fn bytes_of(info: &Info) -> u64 {
-    info.sectors.saturating_mul(512)
 }

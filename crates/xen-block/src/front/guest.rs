@@ -123,9 +123,10 @@ impl Guest {
                 turn.events.push(event);
             }
         }
-        turn.news = self.bus.take_news();
-        for news in &turn.news {
-            self.follow(news)?;
+        for news in self.bus.take_news() {
+            let failed = self.follow(&news);
+            turn.news.push(news);
+            turn.news.extend(failed);
         }
         // Whoever is told something looks at it before anybody sleeps.
         let moved = self.work()? > 0 || !turn.news.is_empty() || !turn.events.is_empty();
@@ -144,8 +145,9 @@ impl Guest {
         Ok(())
     }
 
-    /// Files and sockets come with a device and go with it.
-    fn follow(&mut self, news: &News) -> Result<(), Error> {
+    /// Files and sockets come with a device and go with it. A socket that cannot be is missed by those who
+    /// want it, and by nobody else.
+    fn follow(&mut self, news: &News) -> Option<News> {
         let devid = news.id.devid;
         match news.what {
             What::State(State::Connected) => {
@@ -157,11 +159,16 @@ impl Guest {
                     && !self.exports.contains_key(&devid)
                 {
                     let path = folder.join(format!("{name}.nbd"));
-                    let export = Export::listen(&path);
-                    let export = export.map_err(|error| {
-                        Error::Driver(format!("the socket {}: {error}", path.display()))
-                    })?;
-                    self.exports.insert(devid, export);
+                    match Export::listen(&path) {
+                        Ok(export) => drop(self.exports.insert(devid, export)),
+                        Err(error) => {
+                            let why = format!("no NBD server at {}: {error}", path.display());
+                            return Some(News {
+                                id: news.id,
+                                what: What::Error(Error::Driver(why)),
+                            });
+                        }
+                    }
                 }
             }
             What::State(State::Closed) | What::Removed => {
@@ -172,7 +179,7 @@ impl Guest {
             }
             _ => {}
         }
-        Ok(())
+        None
     }
 
     fn work(&mut self) -> Result<usize, Error> {
@@ -180,12 +187,25 @@ impl Guest {
             Some(files) => files.turn()?,
             None => 0,
         };
-        let mut failed = Vec::new();
+        let (mut failed, mut unused) = (Vec::new(), Vec::new());
         for (id, front) in self.bus.drivers() {
             let (files, export) = (self.files.as_mut(), self.exports.get_mut(&id.devid));
+            let users = files.as_ref().map_or(0, |files| files.users(id.devid))
+                + export.as_ref().map_or(0, |export| export.clients());
+            front.set_users(users);
+            if users == 0 {
+                unused.push(id);
+            }
             match serve(id, front, files, export) {
                 Ok(count) => moved += count,
                 Err(error) => failed.push((id, error)),
+            }
+        }
+        for id in unused {
+            // It may be asked to close, and have waited for that.
+            if self.bus.waits(id) {
+                self.bus.poke(&mut self.store, id)?;
+                moved += 1;
             }
         }
         for (id, error) in failed {

@@ -19,7 +19,7 @@ use xen_block::vbd::{Trust, Vbd};
 use xen_hosted::HostDir;
 use xen_hosted::domain::{Config, Devices, Files, Lack};
 use xen_hosted::domctl::{Control, Descriptors};
-use xenbus::toolstack;
+use xenbus::toolstack::{self, NewDevice};
 use xenstore::{Client, Perm, Store};
 
 /// How long anything may take.
@@ -171,11 +171,17 @@ impl Host {
     }
 
     pub(crate) fn detach(&mut self, guest: &Guest, vdev: &str) {
-        let device = Self::vbd(guest, vdev, "", DiskAccess::ReadWrite).device().unwrap();
-        toolstack::detach(&mut self.tool, &device).unwrap();
+        let device = self.ask_to_detach(guest, vdev);
         let state = format!("{}/state", device.backend_path());
         until("the backend closes", || self.tool.read(&state).is_ok_and(|state| state == b"6"));
         toolstack::forget(&mut self.tool, &device).unwrap();
+    }
+
+    /// Asks for a disk to go; when it has, its backend is Closed.
+    pub(crate) fn ask_to_detach(&mut self, guest: &Guest, vdev: &str) -> NewDevice {
+        let device = Self::vbd(guest, vdev, "", DiskAccess::ReadWrite).device().unwrap();
+        toolstack::detach(&mut self.tool, &device).unwrap();
+        device
     }
 
     /// Ends a guest in order, and takes its number back.

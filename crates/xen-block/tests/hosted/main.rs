@@ -55,9 +55,7 @@ fn a_program_has_a_file_system_on_its_device() {
     }
     assert_eq!(guest.run("stat -c %s /dev/xvda"), (64 << 20).to_string());
     guest.run("mkfs.ext4 -F -q -b 1024 /dev/xvda");
-    guest.run(
-        "head -c 3000000 /usr/bin/qemu-img > /tmp/a; debugfs -w -R 'write /tmp/a a' /dev/xvda",
-    );
+    guest.run("seq 1 400000 > /tmp/a && debugfs -w -R 'write /tmp/a a' /dev/xvda");
     guest.run("debugfs -R 'dump a /tmp/b' /dev/xvda && cmp /tmp/a /tmp/b");
     guest.run("e2fsck -fn /dev/xvda");
     guest.run("dd if=/dev/zero of=/dev/null bs=1k count=5 && test $(stat -c %s /dev/null) = 0");
@@ -102,7 +100,7 @@ fn qemus_tools_use_the_socket_of_a_guest() {
     }
     // What came through the socket is what the file has, and the other way round.
     guest.run(&format!("qemu-img compare -f raw -F raw /dev/xvda {url}"));
-    guest.run("head -c 5000000 /usr/bin/qemu-img | dd of=/dev/xvda bs=64k conv=fsync seek=3 iflag=fullblock");
+    guest.run("seq 1 700000 | dd of=/dev/xvda bs=64k conv=fsync seek=3 iflag=fullblock");
     guest.run(&format!("qemu-img compare -f raw -F raw /dev/xvda {url}"));
     host.end(guest);
 }
@@ -135,7 +133,9 @@ fn a_kernel_mount_for_a_guest_that_may_have_one() {
     device.mount("ext4", DiskAccess::ReadWrite, "/mnt").unwrap();
     let name = device.path().file_name().unwrap().to_str().unwrap().to_owned();
     drop(device);
-    guest.run("mkdir /mnt/tree && cp -r /usr/share/doc/e2fsprogs /usr/share/doc/mount /mnt/tree");
+    guest.run(
+        "for n in 1 2 3 4 5 6 7 8; do mkdir -p /mnt/tree/$n && seq 1 ${n}0000 > /mnt/tree/$n/numbers || exit 1; done",
+    );
     let sums = "find tree -type f | sort | xargs cksum";
     let before = guest.run(&format!("cd /mnt && {sums}"));
     assert!(before.lines().count() > 5, "{before}");
@@ -192,6 +192,25 @@ fn a_backend_that_is_killed_is_not_noticed() {
     host.end(guest);
 }
 
+/// A program that has the device open goes on with it; when it has ended, the device closes.
+fn detach_while_open(host: &mut Host, guest: &mut Guest) {
+    let user = guest.start(
+        "exec 3< /dev/xvdb && echo > /tmp/opened; until test -e /tmp/enough; do \
+         dd of=/dev/null bs=64k count=1 status=none <&3 || exit 1; done; rm /tmp/enough /tmp/opened",
+    );
+    guest.run("until test -e /tmp/opened; do :; done");
+    host.ask_to_detach(guest, "xvdb");
+    let error = format!("/local/domain/{}/device/vbd/51728/error", guest.domid);
+    until("the frontend refuses", || {
+        let said = xenstore::Store::read(&mut host.tool, &error).unwrap_or_default();
+        said.starts_with(b"16 EBUSY")
+    });
+    let enough = guest.start("touch /tmp/enough");
+    let mut ends = [guest.end_of_any(), guest.end_of_any()];
+    ends.sort();
+    assert_eq!(ends, [(user, true, String::new()), (enough, true, String::new())]);
+}
+
 #[test]
 fn devices_come_and_go_and_grow() {
     let test = "devices_come_and_go_and_grow";
@@ -207,9 +226,10 @@ fn devices_come_and_go_and_grow() {
     guest.run("cmp -n 8000000 /dev/xvdb /dev/zero");
     let wrote = guest.fails("echo x > /dev/xvdb");
     assert!(wrote.contains("Read-only") || wrote.contains("ermission"), "{wrote}");
+    detach_while_open(&mut host, &mut guest);
     host.detach(&guest, "xvdb");
     guest.heard("removed xvdb");
-    assert_eq!(guest.run("ls /dev /tmp"), "/dev:\nnull\nxvda\nzero\n\n/tmp:\nran.4\nxvda.nbd");
+    assert_eq!(guest.run("ls /dev /tmp"), "/dev:\nnull\nxvda\nzero\n\n/tmp:\nran.7\nxvda.nbd");
     // The same file twice, for writing: both ends say why not.
     host.attach(&guest, "xvdc", &one, DiskAccess::ReadWrite);
     let path = format!("/local/domain/0/backend/vbd/{}/51744", guest.domid);

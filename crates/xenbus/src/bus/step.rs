@@ -58,13 +58,17 @@ impl<D: Driver> Bus<D> {
             Side::Backend => path::backend(self.domid, &self.kind, id),
         };
         let Some(nodes) = self.nodes(store, &path)? else {
-            if let Some(mut slot) = self.slots.remove(&id) {
-                // Nobody is left to be told; what the driver still has in flight ends with it.
-                let _ = slot.with(store, self.side, self.domid, id, Driver::release);
-                self.forget(store, id, &slot.peer_path);
-            }
+            self.lose(store, id);
             return Ok(false);
         };
+        // This end did not write that: the device was taken away and made again before it could look.
+        let anew = |slot: &Slot<D>| slot.own != State::Initialising;
+        if self.side == Side::Frontend
+            && nodes.state == State::Initialising
+            && self.slots.get(&id).is_some_and(anew)
+        {
+            self.lose(store, id);
+        }
         match self.slots.get_mut(&id) {
             Some(slot) => {
                 let asked = self.side == Side::Backend
@@ -199,7 +203,7 @@ impl<D: Driver> Bus<D> {
     /// Does one step; pending where nothing more is to be done now.
     fn perform(&mut self, store: &mut Client, id: Id, action: Action) -> Result<Progress, Error> {
         let side = self.side;
-        if !matches!(action, Action::Stay | Action::Refresh)
+        if !matches!(action, Action::Stay | Action::Refresh | Action::Close)
             && let Some(slot) = self.slots.get_mut(&id)
         {
             slot.refreshed = false;
@@ -218,7 +222,7 @@ impl<D: Driver> Bus<D> {
             Action::Reconfigure(next) => {
                 self.run(store, id, next, |driver, device| driver.reconfigure(device, next))
             }
-            Action::Close => self.switch(store, id, State::Closing, &[]).map(|()| Progress::Done),
+            Action::Close => self.close(store, id),
             Action::Release => self.release(store, id, Some(State::Closed)),
             Action::Restart => self.restart(store, id, opened),
         }
@@ -272,6 +276,26 @@ impl<D: Driver> Bus<D> {
         }
     }
 
+    /// Stops, unless the device is wanted and its driver says that it is in use.
+    fn close(&mut self, store: &mut Client, id: Id) -> Result<Progress, Error> {
+        let (side, domid) = (self.side, self.domid);
+        let Some(slot) = self.slots.get_mut(&id) else { return Ok(Progress::Pending) };
+        if side == Side::Frontend
+            && slot.own == State::Connected
+            && slot.standing == Standing::Wanted
+        {
+            let (progress, _) = slot.with(store, side, domid, id, Driver::closing);
+            if progress == Progress::Pending {
+                slot.waits = true;
+                let why = "EBUSY: it is in use; it closes when it is not, and at once when it is taken by force";
+                self.complain(store, id, State::Closing, Error::Driver(why.into()))?;
+                return Ok(Progress::Pending);
+            }
+        }
+        self.switch(store, id, State::Closing, &[])?;
+        Ok(Progress::Done)
+    }
+
     fn release(
         &mut self,
         store: &mut Client,
@@ -290,6 +314,10 @@ impl<D: Driver> Bus<D> {
         }
         slot.orphan = false;
         if let Some(next) = next {
+            if side == Side::Frontend {
+                // What comes after Closed may be another device: nothing of this one reaches it.
+                slot.driver = (self.make)(id);
+            }
             self.switch(store, id, next, &[])?;
         }
         Ok(Progress::Done)
@@ -384,9 +412,13 @@ impl<D: Driver> Bus<D> {
         Ok(())
     }
 
-    fn forget(&mut self, store: &mut Client, id: Id, peer_path: &str) {
+    /// The device is gone, and with it the driver and what it has in flight.
+    fn lose(&mut self, store: &mut Client, id: Id) {
+        let Some(mut slot) = self.slots.remove(&id) else { return };
+        // Nobody is left to be told.
+        let _ = slot.with(store, self.side, self.domid, id, Driver::release);
         // The watch is gone already where the daemon has forgotten this domain.
-        let _ = store.unwatch(format!("{peer_path}/state"), self.token(Some(id)));
+        let _ = store.unwatch(format!("{}/state", slot.peer_path), self.token(Some(id)));
         self.tell(id, What::Removed);
     }
 

@@ -161,7 +161,7 @@ fn option(
             answer(output, option, REP_ACK, &[]);
         }
         OPT_EXPORT_NAME => {
-            output.extend((info.sectors * 512).to_be_bytes());
+            output.extend(info.bytes().to_be_bytes());
             output.extend(flags(info).to_be_bytes());
             if zeroes == Zeroes::Wanted {
                 output.extend([0; 124]);
@@ -170,7 +170,7 @@ fn option(
         }
         OPT_GO | OPT_INFO => {
             let mut export = INFO_EXPORT.to_be_bytes().to_vec();
-            export.extend((info.sectors * 512).to_be_bytes());
+            export.extend(info.bytes().to_be_bytes());
             export.extend(flags(info).to_be_bytes());
             answer(output, option, REP_INFO, &export);
             let mut sizes = INFO_BLOCK_SIZE.to_be_bytes().to_vec();

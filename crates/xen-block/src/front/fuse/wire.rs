@@ -38,6 +38,8 @@ pub(super) enum Op {
     Open {
         flags: u32,
     },
+    /// A file is closed by the last who had it from one open(2).
+    Release,
     OpenFolder,
     Folder {
         offset: u64,
@@ -129,8 +131,9 @@ pub(super) fn parse(bytes: &[u8]) -> Option<Request> {
             Op::Write { offset, flags, data }
         }
         17 => Op::FileSystem,
-        // RELEASE, FLUSH (of a descriptor that is closed), RELEASEDIR, FSYNCDIR, ACCESS, DESTROY.
-        18 | 25 | 29 | 30 | 34 | 38 => Op::Nothing,
+        18 => Op::Release,
+        // FLUSH (of a descriptor that is closed), RELEASEDIR, FSYNCDIR, ACCESS, DESTROY.
+        25 | 29 | 30 | 34 | 38 => Op::Nothing,
         20 => Op::Flush,
         26 => {
             let major = body.u32()?;
