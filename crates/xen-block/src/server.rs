@@ -17,7 +17,7 @@ use xenstore::Client;
 const SPIN_MAX: Duration = Duration::from_micros(20);
 /// A sleep that was shorter than this would have been better spent looking.
 const SHORT_SLEEP: Duration = Duration::from_micros(20);
-/// How long the store's events wait while there is work.
+/// How long the events of the store and the ports wait while there is work.
 const ASK_STORE: Duration = Duration::from_millis(1);
 /// How often a device that waits for something without a descriptor is looked at.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
@@ -34,8 +34,14 @@ pub struct Server {
     busy_until: Instant,
     /// How long it pays to look for more work at the moment.
     spin: Duration,
+    /// The longest that it may become.
+    spin_max: Duration,
     /// When the store and the event channels are looked at next, while there is work.
     ask_at: Instant,
+    /// When devices that wait are looked at next.
+    look_at: Instant,
+    /// The store was asked something: events may have come with the answers, and no poll tells of them.
+    asked_store: bool,
 }
 
 impl std::fmt::Debug for Server {
@@ -61,15 +67,20 @@ impl Server {
             Bus::start(&mut store, Side::Backend, domid, kind, make)
         };
         let buses = kinds.iter().map(start).collect::<Result<_, _>>()?;
+        let spin_max = if processors() > 1 { SPIN_MAX } else { Duration::ZERO };
+        let now = Instant::now();
         Ok(Self {
             store,
             buses,
             platform,
             masked: Vec::new(),
             waiting: Vec::new(),
-            busy_until: Instant::now(),
-            spin: SPIN_MAX,
-            ask_at: Instant::now(),
+            busy_until: now,
+            spin: spin_max,
+            spin_max,
+            ask_at: now,
+            look_at: now,
+            asked_store: true,
         })
     }
 
@@ -84,40 +95,39 @@ impl Server {
     /// # Errors
     /// The store or the event channels are gone. What goes wrong with one device ends that device.
     pub fn turn(&mut self, timeout: Duration) -> Result<Vec<News>, Error> {
-        let mut now = Instant::now();
-        // While there is work the rings are looked at anyway; the store is asked now and then.
-        if now >= self.busy_until || now >= self.ask_at {
-            self.ask_at = now + ASK_STORE;
+        let now = Instant::now();
+        if self.asked_store {
             self.take_store_events()?;
-            self.take_port_events()?;
-            self.find_waiting();
         }
-        let (mut moved, mut until) = (self.work_all(now)?, None::<Instant>);
-        if moved == Moved::Nothing && now >= self.busy_until {
-            match self.before_sleep()? {
-                Some(later) => until = later,
-                None => moved = Moved::Something,
-            }
-            if moved == Moved::Nothing {
-                self.sleep(timeout, until, now)?;
-                let slept = now.elapsed();
-                now += slept;
-                // Looking has not paid this time; it would have, had the sleep been a short one.
-                self.spin = if slept < SHORT_SLEEP {
-                    (self.spin * 2).clamp(Duration::from_micros(1), SPIN_MAX)
-                } else {
-                    self.spin / 2
-                };
+        let moved = self.work_all(now)?;
+        let idle = moved == Moved::Nothing && now >= self.busy_until;
+        match if idle { self.before_sleep(now)? } else { None } {
+            Some(until) if !self.asked_store => self.sleep(timeout, until, now)?,
+            found => {
+                if moved == Moved::Something || (idle && found.is_none()) {
+                    self.keep_looking(now);
+                }
+                // While there is work the rings are looked at anyway; all else now and then.
+                if now >= self.ask_at {
+                    self.wait(Duration::ZERO)?;
+                    self.ask_at = now + ASK_STORE;
+                }
             }
         }
-        if moved == Moved::Something {
-            // From the end of the work: what is copied on the way may take longer than that. A disk that
-            // has requests wakes this thread when it is done, later than looking would pay.
-            let disks_at_work = drivers(&mut self.buses).any(|(_, _, back)| back.in_flight() > 0);
-            self.busy_until = if disks_at_work { now } else { Instant::now() + self.spin };
-        }
-        self.look_again()?;
+        self.look_again(now)?;
         Ok(self.buses.iter_mut().flat_map(Bus::take_news).collect())
+    }
+
+    /// There was work: there may be more at once.
+    fn keep_looking(&mut self, now: Instant) {
+        // A disk that has requests wakes this thread when it is done, later than looking would pay.
+        let disks_at_work = drivers(&mut self.buses).any(|(_, _, back)| back.in_flight() > 0);
+        self.busy_until = if disks_at_work || self.spin.is_zero() {
+            now
+        } else {
+            // From the end of the work: what is copied on the way may take longer than that.
+            Instant::now() + self.spin
+        };
     }
 
     /// Looks whether disks have another size, and tells the frontends.
@@ -128,6 +138,7 @@ impl Server {
         let resized = |(id, back): (Id, &mut Back)| back.resized().map(|sectors| (id, sectors));
         for bus in &mut self.buses {
             for (id, sectors) in bus.drivers().filter_map(resized).collect::<Vec<_>>() {
+                self.asked_store = true;
                 bus.announce(&mut self.store, id, &[(names::SECTORS, sectors.to_string())])?;
             }
         }
@@ -135,6 +146,7 @@ impl Server {
     }
 
     fn take_store_events(&mut self) -> Result<(), Error> {
+        self.asked_store = false;
         while let Some(event) = self.store.poll_event()? {
             for bus in &mut self.buses {
                 if bus.take(&mut self.store, &event)? {
@@ -142,6 +154,7 @@ impl Server {
                 }
             }
         }
+        self.find_waiting();
         Ok(())
     }
 
@@ -171,6 +184,7 @@ impl Server {
     /// Ends the devices with which something is wrong.
     fn fail(&mut self, failed: Vec<(usize, Id, Error)>) -> Result<(), Error> {
         for (at, id, error) in failed {
+            self.asked_store = true;
             self.buses[at].fail(&mut self.store, id, error)?;
         }
         Ok(())
@@ -179,8 +193,7 @@ impl Server {
     /// Lets the frontends notify again; `None` where there is something to do already, else when a limit
     /// allows the next request.
     #[expect(clippy::option_option, reason = "something to do; nothing, with or without an end")]
-    fn before_sleep(&mut self) -> Result<Option<Option<Instant>>, Error> {
-        let now = Instant::now();
+    fn before_sleep(&mut self, now: Instant) -> Result<Option<Option<Instant>>, Error> {
         let (mut until, mut more) = (None::<Instant>, false);
         let mut failed = Vec::new();
         for (at, id, back) in drivers(&mut self.buses) {
@@ -216,22 +229,53 @@ impl Server {
         if !self.waiting.is_empty() {
             left = left.min(LOOK_AGAIN);
         }
-        let evtchn = self.platform.evtchn.borrow();
-        let mut fds = vec![PollFd::new(&self.store, PollFlags::IN)];
-        fds.push(PollFd::from_borrowed_fd(evtchn.fd(), PollFlags::IN));
-        let drivers = self.buses.iter().flat_map(Bus::drivers_ref);
-        let disks = drivers.filter_map(|(_, back)| back.disk_fd());
-        fds.extend(disks.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
-        let left = Timespec::try_from(left).ok();
-        match poll(&mut fds, left.as_ref()) {
-            Ok(_) | Err(Errno::INTR) => Ok(()),
-            Err(errno) => Err(Error::Driver(format!("waiting for work: {errno}"))),
+        self.wait(left)?;
+        if !self.spin_max.is_zero() {
+            // Looking has not paid this time; it would have, had the sleep been a short one.
+            self.spin = if now.elapsed() < SHORT_SLEEP {
+                (self.spin * 2).clamp(Duration::from_micros(1), self.spin_max)
+            } else {
+                self.spin / 2
+            };
         }
+        Ok(())
+    }
+
+    /// Waits for anything to happen, and takes what the store and the event channels have to tell. They are
+    /// asked only where they have, as to ask takes system calls, which cost most in a PV domain 0.
+    fn wait(&mut self, timeout: Duration) -> Result<(), Error> {
+        let (store, ports) = {
+            let evtchn = self.platform.evtchn.borrow();
+            let mut fds = vec![PollFd::new(&self.store, PollFlags::IN)];
+            fds.push(PollFd::from_borrowed_fd(evtchn.fd(), PollFlags::IN));
+            let drivers = self.buses.iter().flat_map(Bus::drivers_ref);
+            let disks = drivers.filter_map(|(_, back)| back.disk_fd());
+            fds.extend(disks.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
+            let timeout = Timespec::try_from(timeout).ok();
+            match poll(&mut fds, timeout.as_ref()) {
+                Ok(_) => {}
+                Err(Errno::INTR) => return Ok(()),
+                Err(errno) => return Err(Error::Driver(format!("waiting for work: {errno}"))),
+            }
+            (!fds[0].revents().is_empty(), !fds[1].revents().is_empty())
+        };
+        if store {
+            self.take_store_events()?;
+        }
+        if ports {
+            self.take_port_events()?;
+        }
+        Ok(())
     }
 
     /// Looks at devices whose driver waits for its disk.
-    fn look_again(&mut self) -> Result<(), Error> {
+    fn look_again(&mut self, now: Instant) -> Result<(), Error> {
+        if self.waiting.is_empty() || now < self.look_at {
+            return Ok(());
+        }
+        self.look_at = now + LOOK_AGAIN;
         for (at, id) in std::mem::take(&mut self.waiting) {
+            self.asked_store = true;
             self.buses[at].poke(&mut self.store, id)?;
         }
         self.find_waiting();
@@ -244,6 +288,11 @@ impl Server {
             self.waiting.extend(bus.ids().filter(|id| bus.waits(*id)).map(|id| (at, id)));
         }
     }
+}
+
+/// Where this thread may run. On one processor, looking for work keeps from running whoever would bring it.
+fn processors() -> u32 {
+    rustix::thread::sched_getaffinity(None).map_or(1, |set| set.count())
 }
 
 /// All drivers, with the numbers of their buses and their devices.

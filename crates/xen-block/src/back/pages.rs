@@ -4,7 +4,7 @@
 use crate::sys::Page;
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
-use xen::gnttab::{Access, GrantMap, Mapping};
+use xen::gnttab::{Access, CopySegment, GrantMap, Mapping};
 use xen::{DomId, Error, GrantRef};
 
 /// A hash for grant references, which are small numbers; the table is small too, so that a guest that
@@ -89,6 +89,23 @@ impl Pages {
             take(Page::new(mapped?.into_page()));
         }
         Ok(())
+    }
+
+    /// Copies the beginning of a page: out of one that stays mapped, else without mapping it.
+    pub(super) fn copy_out(
+        &mut self,
+        map: &mut dyn GrantMap,
+        grant: GrantRef,
+        to: &mut [u8],
+    ) -> Result<(), ()> {
+        if self.grants == Grants::Persistent {
+            let page = self.keep(map, grant).map_err(drop)?;
+            return page.copy_out(0, to).map_err(drop);
+        }
+        let len = u16::try_from(to.len()).map_err(drop)?;
+        let mut copy = [CopySegment::new(self.peer, grant, 0, len, 0)];
+        map.copy_out(&mut copy, to).map_err(drop)?;
+        copy[0].status.map_err(drop)
     }
 
     /// A page that stays mapped, if there is room.

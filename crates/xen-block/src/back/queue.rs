@@ -8,7 +8,7 @@ use crate::throttle::Throttle;
 use rustix::io::Errno;
 use std::collections::VecDeque;
 use std::time::Instant;
-use xen::gnttab::{Access, CopySegment, GrantMap};
+use xen::gnttab::{Access, GrantMap};
 use xen::{DomId, GrantRef, Port};
 use xen_io::blkif::{
     self, Body, Layout, Limits, Request, RequestBytes, Response, ResponseBytes, SEGMENT_SIZE,
@@ -75,7 +75,6 @@ pub(super) struct Queue {
     ring: BackRing,
     pub(super) port: Port,
     number: u16,
-    peer: DomId,
     layout: Layout,
     limits: Limits,
     pages: Pages,
@@ -142,7 +141,6 @@ impl Queue {
             ring,
             port,
             number,
-            peer,
             layout,
             limits,
             pages: Pages::new(peer, grants, persistent_max),
@@ -380,10 +378,7 @@ impl Queue {
                 break;
             }
             let part = bytes.get_mut(..here.saturating_mul(SEGMENT_SIZE)).unwrap_or_default();
-            let len = u16::try_from(part.len()).unwrap_or(0);
-            let mut copy = [CopySegment::new(self.peer, *grant, 0, len, 0)];
-            work.grants.copy_out(&mut copy, part).map_err(|_| Refusal::Failed)?;
-            copy[0].status.map_err(|_| Refusal::Failed)?;
+            self.pages.copy_out(work.grants, *grant, part).map_err(|()| Refusal::Failed)?;
             into.extend((0..here).map(|number| blkif::segment_at(part, number)));
             left = left.saturating_sub(here);
         }
