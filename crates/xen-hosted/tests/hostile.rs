@@ -566,7 +566,10 @@ fn a_neighbour_is_as_fast_beside_a_hostile_domain_as_beside_a_harmless_one() {
         if notifications.max(requests) * 2 <= harmless * 3 {
             break;
         }
-        assert!(attempt < ATTEMPTS, "{notifications} and {requests} us beside it, else {harmless} us");
+        assert!(
+            attempt < ATTEMPTS,
+            "{notifications} and {requests} us beside it, else {harmless} us"
+        );
     }
 }
 
