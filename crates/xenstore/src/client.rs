@@ -584,3 +584,22 @@ fn string(reply: &[u8]) -> Vec<u8> {
 fn number(reply: &[u8]) -> Option<u32> {
     std::str::from_utf8(&string(reply)).ok()?.parse().ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reply_that_does_not_come_is_awaited_for_so_long() {
+        let path = std::env::temp_dir().join(format!("xenstore-late-{}", std::process::id()));
+        let _ = std::fs::remove_file(&path);
+        // Takes connections, and never reads.
+        let _listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let mut client = Client::connect(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        client.set_timeout(Some(Duration::from_millis(20)));
+        assert_eq!(Store::read(&mut client, "/").unwrap_err().errno(), Errno::TIMEDOUT);
+        // The late reply would be taken for another's: nothing more is asked.
+        assert!(matches!(Store::read(&mut client, "/"), Err(Error::Gone { .. })));
+    }
+}

@@ -75,7 +75,7 @@ impl Show {
         let time = text::took(begin.elapsed());
         let line = match &done {
             Ok(more) if more.is_empty() => format!("{time:>8}  {name}\n"),
-            Ok(more) => format!("{time:>8}  {name}: {more}\n"),
+            Ok(more) => format!("{time:>8}  {name}: {}\n", out::clean(more)),
             Err(_) => format!("{time:>8}  FAILED: {name}\n"),
         };
         out::print(&line)?;

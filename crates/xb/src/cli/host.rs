@@ -48,17 +48,24 @@ pub(crate) fn down(folder: &Folder) -> Result<(), Error> {
     }
     // Who ends now is not to be started again.
     daemon::stop(Daemon::Keeper, folder)?;
-    if let Ok(mut host) = Host::open(Choice::Hosted(folder.clone())) {
-        host.store.set_timeout(Some(devices::CLOSES_WITHIN));
-        // Without a backend there is nobody to wait for.
-        let serves = Daemon::Block.running(folder).is_some();
-        let within = if serves { devices::CLOSES_WITHIN } else { Duration::ZERO };
-        let mut guests: Vec<DomId> =
-            domain::list(&mut host)?.iter().map(|domain| domain.info.domid).collect();
-        guests.retain(|domid| *domid != DomId::DOM0);
-        domain::destroy_all(&mut host, &guests, Limit::new(within))?;
+    match destroy_guests(folder) {
+        // Without a store that answers they end with the broker.
+        Ok(()) | Err(Error::Store(_)) => daemon::down(folder),
+        Err(error) => Err(error),
     }
-    daemon::down(folder)
+}
+
+/// Destroys all guests of a host, where its store and broker are there.
+fn destroy_guests(folder: &Folder) -> Result<(), Error> {
+    let Ok(mut host) = Host::open(Choice::Hosted(folder.clone())) else { return Ok(()) };
+    host.store.set_timeout(Some(devices::CLOSES_WITHIN));
+    // Without a backend there is nobody to wait for.
+    let serves = Daemon::Block.running(folder).is_some();
+    let within = if serves { devices::CLOSES_WITHIN } else { Duration::ZERO };
+    let mut guests: Vec<DomId> =
+        domain::list(&mut host)?.iter().map(|domain| domain.info.domid).collect();
+    guests.retain(|domid| *domid != DomId::DOM0);
+    domain::destroy_all(&mut host, &guests, Limit::new(within))
 }
 
 fn status(all: &All, folder: &Folder) -> Result<u8, Error> {
