@@ -1,7 +1,8 @@
 //! Any bytes of a device: reads and writes of whatever place and length, flushes, zeroes.
 //!
 //! A job is cut into as many requests of the ring as it takes; many jobs are on their way at a time. What
-//! is not of whole sectors is read, changed and written, and no other job writes there meanwhile.
+//! is not of whole sectors is read, changed and written, and no other job writes there meanwhile. Requests that
+//! others put into the same frontend ([`super::export`]) are none of these jobs.
 //! Zeroes are a discard; what does not read as zeroes after it is written.
 
 use super::{Buffer, Completion, Front, Full, Info, Offer, Part, Want};

@@ -118,6 +118,20 @@ impl Host {
         until("the backend takes over", || taken(self) > before);
     }
 
+    /// Ends the backend, and starts another whose log and statistics are on a full disk.
+    pub(crate) fn fill_the_backends_disk(&mut self) {
+        self.backend.kill().unwrap();
+        self.backend.wait().unwrap();
+        std::fs::create_dir_all(self.dir.join("host/xen-blockd")).unwrap();
+        for name in ["backend.log", "host/xen-blockd/stats"] {
+            let path = self.dir.join(name);
+            // The one before may not have come so far.
+            let _ = std::fs::remove_file(&path);
+            std::os::unix::fs::symlink("/dev/full", path).unwrap();
+        }
+        self.backend = backend(&self.dir);
+    }
+
     /// Kills the backend three times, and then until one was killed with requests that it had not answered.
     pub(crate) fn kill_backend_at_work(&mut self, pause: Duration) {
         for kills in 0..100 {
@@ -205,7 +219,12 @@ impl Host {
     }
 
     pub(crate) fn log(&self, name: &str) -> String {
-        std::fs::read_to_string(self.dir.join(name)).unwrap_or_default()
+        let path = self.dir.join(name);
+        // A full disk has no end to be read.
+        if path.is_symlink() {
+            return String::new();
+        }
+        std::fs::read_to_string(path).unwrap_or_default()
     }
 }
 

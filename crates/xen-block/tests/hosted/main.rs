@@ -192,6 +192,24 @@ fn a_backend_that_is_killed_is_not_noticed() {
     host.end(guest);
 }
 
+#[test]
+fn a_full_disk_of_the_host_stops_no_backend() {
+    let test = "a_full_disk_of_the_host_stops_no_backend";
+    let Some(mut host) = Host::start(test) else { return };
+    let image = host.image("disk", 8);
+    host.fill_the_backends_disk();
+    let mut guest = host.guest(&[("xvda", image.clone())]);
+    if !has_files(test, &guest) {
+        return host.end(guest);
+    }
+    // Statistics are written whenever sizes have been looked at; the backend that serves then has got over both.
+    std::fs::File::options().write(true).open(&image).unwrap().set_len(16 << 20).unwrap();
+    until("the new size shows", || guest.run("stat -c %s /dev/xvda") == (16 << 20).to_string());
+    guest.run("cmp -n 16000000 /dev/xvda /dev/zero");
+    assert_eq!(host.backend.try_wait().unwrap(), None, "the backend has ended");
+    host.end(guest);
+}
+
 /// A program that has the device open goes on with it; when it has ended, the device closes.
 fn detach_while_open(host: &mut Host, guest: &mut Guest) {
     let user = guest.start(
