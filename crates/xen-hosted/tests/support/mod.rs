@@ -103,7 +103,8 @@ impl Host {
         self.dir.join("store")
     }
 
-    /// Starts the daemon and waits until it serves.
+    /// Starts the daemon and waits until it answers. Its socket takes connections before its set-up with
+    /// the broker is complete, so that a connection alone says nothing of that.
     pub(crate) fn start_store(&mut self) {
         let log = File::create(self.dir.join("store.log")).unwrap();
         let child = Command::new(std::env::current_exe().unwrap())
@@ -120,6 +121,7 @@ impl Host {
             .unwrap();
         self.store = Some(child);
         until("the store serves", || UnixStream::connect(self.socket()).is_ok());
+        self.client().is_domain_introduced(0).unwrap();
     }
 
     pub(crate) fn control(&self) -> Control {
