@@ -6,6 +6,7 @@
 use crate::path::Path;
 use crate::server::ConnId;
 use alloc::boxed::Box;
+use alloc::collections::btree_map::Entry;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::rc::Rc;
 use alloc::vec::Vec;
@@ -61,11 +62,19 @@ struct Place {
 }
 
 /// The places below one, by name. Found by a number made of the name, as a change looks here whether
-/// anybody watches or not; names with the same number are few, and lie side by side.
+/// anybody watches or not. Names with the same number are few, unless somebody looks for them.
 #[derive(Default)]
-struct Below(BTreeMap<u64, Vec<Named>>);
+struct Below {
+    places: BTreeMap<u64, Alike>,
+    /// How many names there are.
+    len: u32,
+}
 
-type Named = (Box<[u8]>, Place);
+/// The places whose names have one number.
+enum Alike {
+    One(Box<[u8]>, Place),
+    Many(BTreeMap<Box<[u8]>, Place>),
+}
 
 /// A number for a name, of its first and last bytes and its length: made in a few instructions.
 fn number(name: &[u8]) -> u64 {
@@ -78,46 +87,124 @@ fn number(name: &[u8]) -> u64 {
     ends ^ (name.len() as u64).rotate_left(56)
 }
 
-impl Below {
+impl Alike {
     fn get(&self, name: &[u8]) -> Option<&Place> {
-        let alike = self.0.get(&number(name))?;
-        alike.iter().find(|(known, _)| **known == *name).map(|(_, place)| place)
+        match self {
+            Self::One(known, place) => (**known == *name).then_some(place),
+            Self::Many(places) => places.get(name),
+        }
     }
 
     fn get_mut(&mut self, name: &[u8]) -> Option<&mut Place> {
-        let alike = self.0.get_mut(&number(name))?;
-        alike.iter_mut().find(|(known, _)| **known == *name).map(|(_, place)| place)
+        match self {
+            Self::One(known, place) => (**known == *name).then_some(place),
+            Self::Many(places) => places.get_mut(name),
+        }
+    }
+
+    /// Adds a place that is not there yet.
+    fn add(&mut self, name: &[u8]) {
+        if let Self::One(known, place) = self {
+            let first = (core::mem::take(known), core::mem::take(place));
+            *self = Self::Many(BTreeMap::from([first]));
+        }
+        if let Self::Many(places) = self {
+            places.insert(Box::from(name), Place::default());
+        }
+    }
+
+    /// Takes a place out; whether there was one.
+    fn remove(&mut self, name: &[u8]) -> bool {
+        match self {
+            Self::One(known, _) if **known == *name => {
+                *self = Self::Many(BTreeMap::new());
+                true
+            }
+            Self::One(..) => false,
+            Self::Many(places) => places.remove(name).is_some(),
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        matches!(self, Self::Many(places) if places.is_empty())
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (&[u8], &Place)> {
+        let (one, many) = match self {
+            Self::One(name, place) => (Some((&**name, place)), None),
+            Self::Many(places) => (None, Some(places)),
+        };
+        one.into_iter().chain(many.into_iter().flatten().map(|(name, place)| (&**name, place)))
+    }
+}
+
+impl Below {
+    fn get(&self, name: &[u8]) -> Option<&Place> {
+        self.places.get(&number(name))?.get(name)
+    }
+
+    fn get_mut(&mut self, name: &[u8]) -> Option<&mut Place> {
+        self.places.get_mut(&number(name))?.get_mut(name)
     }
 
     /// The place of this name, made if there is none.
     fn make(&mut self, name: &[u8]) -> Option<&mut Place> {
-        let alike = self.0.entry(number(name)).or_default();
-        if !alike.iter().any(|(known, _)| **known == *name) {
-            alike.push((Box::from(name), Place::default()));
+        let Self { places, len } = self;
+        match places.entry(number(name)) {
+            Entry::Vacant(free) => {
+                *len = len.saturating_add(1);
+                free.insert(Alike::One(Box::from(name), Place::default())).get_mut(name)
+            }
+            Entry::Occupied(taken) => {
+                let alike = taken.into_mut();
+                if alike.get(name).is_none() {
+                    *len = len.saturating_add(1);
+                    alike.add(name);
+                }
+                alike.get_mut(name)
+            }
         }
-        alike.iter_mut().find(|(known, _)| **known == *name).map(|(_, place)| place)
     }
 
     fn remove(&mut self, name: &[u8]) {
         let number = number(name);
-        let Some(alike) = self.0.get_mut(&number) else { return };
-        alike.retain(|(known, _)| **known != *name);
+        let Some(alike) = self.places.get_mut(&number) else { return };
+        if alike.remove(name) {
+            self.len = self.len.saturating_sub(1);
+        }
         if alike.is_empty() {
-            self.0.remove(&number);
+            self.places.remove(&number);
         }
     }
 
-    /// Whether there is more than one.
-    fn are_many(&self) -> bool {
-        self.iter().nth(1).is_some()
-    }
-
-    fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
     fn iter(&self) -> impl Iterator<Item = (&[u8], &Place)> {
-        self.0.values().flatten().map(|(name, place)| (&**name, place))
+        self.places.values().flat_map(Alike::iter)
+    }
+}
+
+/// A place that is watched, or something below it.
+#[derive(Clone, Copy)]
+pub(crate) struct Spot<'w>(&'w Place);
+
+impl<'w> Spot<'w> {
+    /// The place of this name below it.
+    pub(crate) fn get(self, name: &[u8]) -> Option<Self> {
+        self.0.below.get(name).map(Self)
+    }
+
+    /// All places below it, one name down.
+    pub(crate) fn iter(self) -> impl Iterator<Item = (&'w [u8], Self)> {
+        self.0.below.iter().map(|(name, place)| (name, Self(place)))
+    }
+
+    /// How many these are.
+    pub(crate) fn len(self) -> u32 {
+        self.0.below.len
+    }
+
+    /// The watches of the place itself.
+    pub(crate) fn watches(self) -> impl Iterator<Item = WatchId> {
+        self.0.watches.iter().copied()
     }
 }
 
@@ -204,30 +291,9 @@ impl Watches {
         }
     }
 
-    /// The watches set below `path`, not on it, with the names that lead to them from there.
-    /// `go` says whether a place is worth going to.
-    pub(crate) fn below<'w, S>(
-        &'w self,
-        path: Path<'_>,
-        start: S,
-        mut go: impl FnMut(&S, &'w [u8]) -> Option<S>,
-        mut found: impl FnMut(&S, &'w BTreeSet<WatchId>),
-    ) {
-        let mut place = &self.tree;
-        for name in path.names() {
-            let Some(next) = place.below.get(name) else { return };
-            place = next;
-        }
-        let mut stack = Vec::from([(start, place.below.iter())]);
-        while let Some((state, rest)) = stack.last_mut() {
-            let Some((name, next)) = rest.next() else {
-                stack.pop();
-                continue;
-            };
-            let Some(state) = go(state, name) else { continue };
-            found(&state, &next.watches);
-            stack.push((state, next.below.iter()));
-        }
+    /// The place `path`, if something is watched there or below.
+    pub(crate) fn spot(&self, path: Path<'_>) -> Option<Spot<'_>> {
+        path.names().try_fold(Spot(&self.tree), Spot::get)
     }
 }
 
@@ -238,14 +304,14 @@ fn prune(top: &mut Place, names: &[&[u8]], id: WatchId) {
     // The last place on the way that stays whatever happens, as it holds something else.
     let mut keep = 0usize;
     for (at, name) in names.iter().enumerate() {
-        if !place.watches.is_empty() || place.below.are_many() {
+        if !place.watches.is_empty() || place.below.len > 1 {
             keep = at;
         }
         let Some(next) = place.below.get_mut(name) else { return };
         place = next;
     }
     place.watches.remove(&id);
-    if !place.watches.is_empty() || !place.below.is_empty() {
+    if !place.watches.is_empty() || place.below.len > 0 {
         return;
     }
     let mut place = top;
@@ -293,7 +359,7 @@ mod tests {
             assert!(watches.remove(id).is_some());
         }
         assert_eq!(watches.len(), 0);
-        assert!(watches.tree.below.is_empty());
+        assert!(watches.tree.below.len == 0);
     }
 
     #[test]
@@ -316,43 +382,43 @@ mod tests {
         watches.remove(deep);
         assert_eq!(matching(&watches, b"/a/b/x"), [top, side]);
         watches.remove(side);
-        assert!(watches.tree.below.get(&b"a"[..]).unwrap().below.is_empty());
+        assert!(watches.tree.below.get(&b"a"[..]).unwrap().below.len == 0);
         assert_eq!(matching(&watches, b"/a/b/x"), [top]);
     }
 
     #[test]
     fn names_with_the_same_number_are_told_apart() {
+        // The middle of a name is not in its number.
+        let names: Vec<Vec<u8>> =
+            (0..50).map(|at| alloc::format!("12345678-{at:02}-12345678").into_bytes()).collect();
         let mut below = Below::default();
-        for name in [&b"a"[..], b"b"] {
-            below
-                .make(name)
-                .unwrap()
-                .watches
-                .insert(WatchId { number: 0, slot: u32::from(name[0]) });
+        for (slot, name) in (0..).zip(&names) {
+            assert_eq!(number(name), number(&names[0]));
+            below.make(name).unwrap().watches.insert(WatchId { number: 0, slot });
+            assert_eq!(below.make(name).unwrap().watches.len(), 1);
         }
-        // As if both had the number of the first.
-        let moved = below.0.remove(&number(b"b")).unwrap();
-        below.0.get_mut(&number(b"a")).unwrap().extend(moved);
-        assert!(below.are_many());
-        assert_eq!(
-            below.get(b"a").unwrap().watches.first(),
-            Some(&WatchId { number: 0, slot: 97 })
-        );
-        assert_eq!(below.iter().count(), 2);
-        below.remove(b"a");
-        assert!(below.get(b"a").is_none() && !below.is_empty() && !below.are_many());
+        assert_eq!((below.places.len(), below.len, below.iter().count()), (1, 50, 50));
+        for (slot, name) in (0..).zip(&names) {
+            let place = below.get(name).unwrap();
+            assert_eq!(place.watches.first(), Some(&WatchId { number: 0, slot }));
+            below.remove(name);
+            below.remove(name);
+            assert!(below.get(name).is_none());
+        }
+        assert_eq!((below.places.len(), below.len), (0, 0));
     }
 
     #[test]
-    fn below_visits_where_it_is_told() {
+    fn spots_are_what_is_watched_or_leads_there() {
         let mut watches = Watches::default();
         add(&mut watches, b"/a", None);
         let b = add(&mut watches, b"/a/b", None);
-        let c = add(&mut watches, b"/a/b/c", None);
         add(&mut watches, b"/a/x/y", None);
-        let mut found: Vec<WatchId> = Vec::new();
-        let go = |depth: &u32, name: &[u8]| (name != b"x").then_some(depth + 1);
-        watches.below(Path::checked(b"/a"), 0, go, |_, ids| found.extend(ids));
-        assert_eq!(found, [b, c]);
+        let a = watches.spot(Path::checked(b"/a")).unwrap();
+        assert_eq!(a.len(), 2);
+        assert_eq!(a.iter().map(|(name, _)| name).collect::<Vec<_>>(), [b"b", b"x"]);
+        assert_eq!(a.get(b"b").unwrap().watches().collect::<Vec<_>>(), [b]);
+        assert_eq!(a.get(b"x").unwrap().watches().count(), 0);
+        assert!(a.get(b"z").is_none() && watches.spot(Path::checked(b"/b")).is_none());
     }
 }

@@ -429,3 +429,48 @@ fn the_end_of_a_client_with_many_watches_is_quick() {
     eprintln!("{took:?}");
     assert!(took < 1_000_000 * simple(), "the end of 50,000 watches took {took:?}");
 }
+
+/// WATCH needs no permission: guests may watch names that are alike to the index beside one of domain 0's.
+#[test]
+fn names_made_to_collide_in_the_index_cost_the_others_nothing() {
+    let mut store = Store::new();
+    let dom0 = store.socket();
+    let alike = |at: usize| format!("multi-qu{at:06}m-queues");
+    let time_of_writes = |store: &mut Store| {
+        let began = Instant::now();
+        for at in 0..1000 {
+            store.write(dom0, 0, "/tool/multi-queue-num-queues", &at.to_string()).unwrap();
+        }
+        began.elapsed()
+    };
+    let before = time_of_writes(&mut store);
+    for domid in 1..=100 {
+        let guest = store.guest(domid);
+        for at in 0..128 {
+            let name = alike(usize::from(domid) * 128 + at);
+            store.watch(guest, &format!("/tool/{name}"), "t").unwrap();
+        }
+        store.events(guest);
+    }
+    let after = time_of_writes(&mut store);
+    eprintln!("before {before:?}, after {after:?}");
+    assert!(after < 10 * before, "1000 writes took {before:?}, beside 12,800 watches {after:?}");
+}
+
+#[test]
+fn a_reset_of_watches_with_many_events_is_quick_and_paid_for() {
+    let mut store = Store::new();
+    let dom0 = store.socket();
+    let (reader, home) = guest(&mut store, 7);
+    for at in 0..128 {
+        store.watch(reader, &home, &at.to_string()).unwrap();
+    }
+    store.events(reader);
+    for at in 0..150 {
+        store.write(dom0, 0, &format!("{home}/{at}"), "").unwrap();
+    }
+    let (cost, took) = timed(&mut store, reader, MsgType::ResetWatches, 0, b"\0");
+    eprintln!("cost {cost}, {took:?}");
+    assert!(cost > 1000, "dropping 19,200 events cost {cost}");
+    assert!(took < 20_000 * simple(), "dropping them took {took:?}");
+}

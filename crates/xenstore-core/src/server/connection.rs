@@ -167,11 +167,12 @@ impl Connection {
         len
     }
 
-    /// Drops the events of a watch that is gone.
-    pub(crate) fn drop_events(&mut self, watch: WatchId, watches: &Watches) {
+    /// Drops the events of a watch that is gone; how many were looked through.
+    pub(crate) fn drop_events(&mut self, watch: WatchId, watches: &Watches) -> usize {
         if self.events.is_empty() {
-            return;
+            return 0;
         }
+        let looked_through = self.events.len();
         self.events.retain(|(id, _)| *id != watch);
         self.waiting.retain(|(id, _)| *id != watch);
         self.events_len = self
@@ -179,6 +180,16 @@ impl Connection {
             .iter()
             .map(|event| event_len(event, watches))
             .fold(0, usize::saturating_add);
+        looked_through
+    }
+
+    /// Drops all events; how many there were.
+    pub(crate) fn drop_all_events(&mut self) -> usize {
+        let waited = self.events.len();
+        self.events.clear();
+        self.waiting.clear();
+        self.events_len = 0;
+        waited
     }
 
     /// Bytes that wait to be sent.
@@ -277,9 +288,7 @@ impl Connection {
     pub(crate) fn clear_output(&mut self) {
         self.out = Vec::new();
         self.sent = 0;
-        self.events.clear();
-        self.waiting.clear();
-        self.events_len = 0;
+        self.drop_all_events();
         self.replies.clear();
     }
 }

@@ -7,7 +7,7 @@ use crate::perms::{Access, Caller, Perms};
 use crate::quota::{Kind, Quota};
 use crate::server::connection::Transport;
 use crate::tree::{Done, Node, Tree};
-use crate::watch::{Watch, WatchId};
+use crate::watch::{Spot, Watch, WatchId};
 use alloc::format;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
@@ -69,33 +69,38 @@ impl Server {
         }
     }
 
-    /// The watches of nodes below a removed one are told their own path.
+    /// The watches of nodes below a removed one are told their own path. Goes where something was and
+    /// something is watched, by the fewer of both.
     fn fire_below(&mut self, path: Path<'_>, gone: &Node) {
         let mut firing: Vec<Firing> = Vec::new();
-        let go = |(_, node): &(Option<&Node>, Option<Node>), name: &[u8]| {
-            let child = node.as_ref()?.dir()?.get(name)?.clone();
-            Some((None, Some(child)))
-        };
-        self.watches.below(path, (None, Some(gone.clone())), go, |(_, node), ids| {
-            let sight = Sight { node: node.as_ref(), parent: None, before: None };
-            for id in ids.iter().filter(|id| self.may_see(**id, &sight)) {
-                if let Some(watch) = self.watches.get(*id) {
-                    firing.push((*id, Rc::from(watch.path())));
-                }
+        let mut visited = 0usize;
+        let mut stack: Vec<(Spot<'_>, &Node)> = Vec::new();
+        stack.extend(self.watches.spot(path).map(|spot| (spot, gone)));
+        while let Some((spot, node)) = stack.pop() {
+            let Some(dir) = node.dir() else { continue };
+            let from = stack.len();
+            if dir.len() < spot.len() {
+                stack.extend(dir.iter().filter_map(|child| Some((spot.get(child.name())?, child))));
+            } else {
+                stack.extend(spot.iter().filter_map(|(name, spot)| Some((spot, dir.get(name)?))));
             }
-        });
+            visited = visited.saturating_add(dir.len().min(spot.len()) as usize);
+            for (spot, node) in stack.get(from..).unwrap_or_default() {
+                let sight = Sight { node: Some(node), parent: None, before: None };
+                let seen = spot.watches().filter(|id| self.may_see(*id, &sight));
+                let told = |id| Some((id, Rc::from(self.watches.get(id)?.path())));
+                firing.extend(seen.filter_map(told));
+            }
+        }
+        // In the order in which they were set, as all others.
+        firing.sort_unstable_by_key(|(id, _)| *id);
+        self.charge_work(visited);
         self.push_events(&firing);
     }
 
     /// `@introduceDomain` and `@releaseDomain`: those who watch the plain name are told that, those who
     /// watch with a depth or a domid are told the domid.
-    pub(super) fn fire_special(
-        &mut self,
-        name: &'static [u8],
-        domid: DomId,
-        plain: bool,
-        with_domid: bool,
-    ) {
+    pub(super) fn fire_special(&mut self, name: &'static [u8], domid: DomId) {
         let mut numbered = Vec::from(name);
         numbered.push(b'/');
         push_decimal(u64::from(domid.0), &mut numbered);
@@ -107,9 +112,8 @@ impl Server {
         let firing = matching.iter().filter_map(|id| {
             let watch = self.watches.get(*id)?;
             let wants_number = watch.path() == numbered.as_bytes() || watch.depth.is_some();
-            let wanted = if wants_number { with_domid } else { plain };
             let told = if wants_number { &told.1 } else { &told.0 };
-            (wanted && self.may_see(*id, &sight)).then(|| (*id, told.clone()))
+            self.may_see(*id, &sight).then(|| (*id, told.clone()))
         });
         // A watch without depth is on the plain name: `matching` has it, whatever depth means there.
         let firing: Vec<Firing> = firing.collect();

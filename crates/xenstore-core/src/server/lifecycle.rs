@@ -60,14 +60,13 @@ impl Server {
             domain.conn = Some(conn);
             domain.shutdown = false;
         }
-        self.fire_special(INTRODUCE, domid, true, true);
+        self.fire_special(INTRODUCE, domid);
         Ok(conn)
     }
 
     /// Watches, transactions, waiting requests and output go; the connection may go on.
     fn clear_connection(&mut self, conn: ConnId) {
         self.forget_waiting(conn);
-        // Before the watches: each of them would look through all events that wait.
         if let Some(connection) = self.conn_mut(conn) {
             connection.clear_output();
         }
@@ -82,21 +81,26 @@ impl Server {
         self.mark_ready(conn);
     }
 
+    /// Forgets all watches of a connection, and all events that wait there.
     pub(super) fn drop_watches(&mut self, conn: ConnId) {
         let Some(connection) = self.conn_mut(conn) else { return };
         let domid = connection.domid;
+        // First: each watch would look through all that wait.
+        let events = connection.drop_all_events();
         let watches = core::mem::take(&mut connection.watches);
         let ids: Vec<_> = watches.into_values().collect();
         for id in &ids {
             self.forget_watch(conn, *id, domid);
         }
+        self.charge_work(events.saturating_add(ids.len()));
     }
 
     /// Takes a watch out of the index and off the account; its unsent events go with it.
     pub(super) fn forget_watch(&mut self, conn: ConnId, id: crate::watch::WatchId, domid: DomId) {
         let Self { conns, watches, .. } = self;
         if let Some(connection) = conns.get_mut(conn.0 as usize).and_then(Option::as_deref_mut) {
-            connection.drop_events(id, watches);
+            let looked_through = connection.drop_events(id, watches);
+            self.charge_work(looked_through);
         }
         if let Some(watch) = self.watches.remove(id) {
             self.domains.charge(domid, Quota::Watches, -1);
@@ -172,7 +176,7 @@ impl Server {
         self.domains.now = now;
         let Some(domain) = self.domains.get_mut(domid) else { return };
         if domain.conn.is_some() && !core::mem::replace(&mut domain.shutdown, true) {
-            self.fire_special(RELEASE, domid, true, true);
+            self.fire_special(RELEASE, domid);
         }
         self.run_waiting(host);
     }
@@ -202,7 +206,7 @@ impl Server {
         self.remove_nodes_of(domid);
         self.domains.forget(domid);
         if conn.is_some() {
-            self.fire_special(RELEASE, domid, true, true);
+            self.fire_special(RELEASE, domid);
         }
     }
 

@@ -172,6 +172,9 @@ pub struct Counters {
     pub waited_us: u64,
 }
 
+/// Entries of a queue looked through, or watches taken out, for the cost of one simple request.
+const THINGS_A_UNIT: usize = 4;
+
 /// The store.
 pub struct Server {
     config: Config,
@@ -411,6 +414,13 @@ impl Server {
         self.expire_unread();
         self.give_up_old_snapshots();
         self.run_waiting(host);
+    }
+
+    /// Work that is no request's own, by how many small things were touched: a fraction of a simple
+    /// request each.
+    fn charge_work(&mut self, things: usize) {
+        let units = u32::try_from(things / THINGS_A_UNIT).unwrap_or(u32::MAX);
+        self.cost = self.cost.saturating_add(units);
     }
 
     /// Runs `body` with the accounts; what it owns is not booked.
