@@ -32,12 +32,16 @@ pub const WEIGHT_MAX: u32 = 65_536;
 pub const TURN_PAUSE_US: u64 = 1_000_000;
 /// A guest's transaction with more requests than this takes no turn: bringing it up to date is work.
 pub const TURN_LOG_MAX: usize = 256;
-/// Changes of the store after which a guest's open transaction is given up, if it is also older than
-/// [`HOLD_MAX_US`]: its snapshot keeps alive what the others have replaced since.
-pub const SNAPSHOT_CHANGES_MAX: u64 = 2048;
+/// Changes of the store after which a guest's open transaction is brought up to date, if it is also older
+/// than [`HOLD_MAX_US`]: its snapshot keeps alive what the others have replaced since.
+pub const SNAPSHOT_CHANGES: u64 = 2048;
+/// Changes after which it is given up, where there were too many to be brought up to date.
+pub const SNAPSHOT_CHANGES_MAX: u64 = 4 * SNAPSHOT_CHANGES;
+/// Requests of such transactions that are run again in one round; the last one's in full.
+pub const SNAPSHOT_WORK_MAX: usize = 256;
 /// How long, in microseconds, a path on which a transaction was refused counts as contested.
 pub const CONTESTED_US: u64 = 1_000_000;
-/// Most paths remembered as contested at any time; the oldest is forgotten first.
+/// Most paths remembered as contested at any time; of the domain with most of them the oldest is forgotten.
 pub const CONTESTED_MAX: usize = 256;
 /// Most requests of one connection that may wait at the same time. While so many wait, no further
 /// request of that connection is taken, so this is more than one that carries many users' has.

@@ -9,6 +9,7 @@
 
 use crate::path::Path;
 use crate::perms::{Access, Caller, Perms};
+use crate::server::ConnId;
 use crate::server::domain::{Delta, Domains, Ledger};
 use crate::tree::{Done, Node, Put, Tree};
 use crate::wire::Error;
@@ -156,6 +157,19 @@ pub(crate) enum Touch {
     },
 }
 
+/// The state of the store that a transaction works on, the oldest first.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) struct Snapshot {
+    /// When it was taken.
+    pub(crate) since: u64,
+    /// How many changes of the store there had been.
+    pub(crate) changes: u64,
+    /// Whose transaction it is.
+    pub(crate) conn: ConnId,
+    /// Which one.
+    pub(crate) id: u32,
+}
+
 pub(crate) struct Transaction {
     base: Tree,
     /// How many domains had died when the snapshot was taken.
@@ -165,10 +179,12 @@ pub(crate) struct Transaction {
     accessed: BTreeMap<Rc<[u8]>, Accessed>,
     /// How many changes it has logged.
     written: u32,
-    /// When it began: the time, and how many changes of the store there had been.
-    pub(crate) began: (u64, u64),
-    /// It was given up, as its snapshot kept too much alive: it can only be refused.
+    /// Which snapshot it works on.
+    pub(crate) snapshot: Snapshot,
+    /// Its snapshot was given up, as it kept too much alive.
     pub(crate) lost: bool,
+    /// It has asked for something since: it can only be refused.
+    pub(crate) torn: bool,
     /// It can only be refused, as something that it saw has changed.
     pub(crate) doomed: bool,
     /// What it counts for the quota `memory`.
@@ -178,7 +194,7 @@ pub(crate) struct Transaction {
 }
 
 impl Transaction {
-    pub(crate) fn new(tree: &Tree, deaths: u64, began: (u64, u64)) -> Self {
+    pub(crate) fn new(tree: &Tree, deaths: u64, snapshot: Snapshot) -> Self {
         Self {
             base: tree.clone(),
             deaths,
@@ -186,8 +202,9 @@ impl Transaction {
             log: Vec::new(),
             accessed: BTreeMap::new(),
             written: 0,
-            began,
+            snapshot,
             lost: false,
+            torn: false,
             doomed: false,
             weight: 0,
             changes: false,

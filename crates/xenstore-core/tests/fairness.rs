@@ -3,6 +3,7 @@
 mod common;
 
 use common::Store;
+use std::time::Instant;
 use xenstore_core::limits::{HOLD_COST_US, HOLD_MAX_US, WEIGHT_DEFAULT};
 use xenstore_core::server::ConnId;
 use xenstore_core::wire::{Header, MsgType};
@@ -76,6 +77,65 @@ fn a_hundred_guests_with_ten_open_transactions_each_cost_domain_0_nothing() {
     }
     assert_eq!(costs(&mut store, dom0), before);
     store.check();
+}
+
+/// A hundred guests with as many requests that wait as they may have: domain 0 does not look at them when its turn
+/// ends, and who of them ends one pays for the look.
+#[test]
+fn what_guests_wait_for_is_not_looked_at_in_domain_0s_time() {
+    let mut store = Store::new();
+    let dom0 = store.socket();
+    let guests = guests(&mut store, dom0, 100);
+    store.refuse(dom0, "/shared/key");
+    let commit = |store: &mut Store, wait: bool| {
+        let tx = store.start(dom0);
+        store.read(dom0, tx, "/shared/key").unwrap();
+        let mut delayed = Vec::new();
+        for guest in guests.iter().filter(|_| wait) {
+            for at in 0..19 {
+                let payload = format!("/shared/key\0{at}");
+                delayed.push((*guest, store.send(*guest, MsgType::Write, 0, payload.as_bytes())));
+            }
+        }
+        let header = Header { kind: MsgType::TransactionEnd.code(), req_id: 9, tx_id: tx, len: 2 };
+        let (now, began) = (store.now, Instant::now());
+        let cost = store.server.request(dom0, &header, b"T\0", now, &mut store.machine);
+        let took = began.elapsed();
+        assert_eq!(store.server.deadline(), wait.then_some(0));
+        for (guest, id) in delayed {
+            assert_eq!(store.reply(guest, id), Some(Ok(b"OK\0".to_vec())));
+        }
+        (cost, took)
+    };
+    let fastest = |store: &mut Store, wait| (0..20).map(|_| commit(store, wait)).min().unwrap();
+    let (alone, beside) = (fastest(&mut store, false), fastest(&mut store, true));
+    eprintln!("alone {alone:?}, beside 1900 requests that wait {beside:?}");
+    assert_eq!(alone.0, beside.0);
+    assert!(beside.1 < 10 * alone.1, "alone {alone:?}, beside them {beside:?}");
+    store.check();
+}
+
+#[test]
+fn a_guest_whose_turn_ends_pays_for_the_look_at_those_who_wait() {
+    let mut store = Store::new();
+    let dom0 = store.socket();
+    let guests = guests(&mut store, dom0, 50);
+    store.refuse(guests[0], "/shared/key");
+    let txs: Vec<(ConnId, u32)> =
+        guests.iter().map(|guest| (*guest, store.start(*guest))).collect();
+    for (guest, tx) in &txs {
+        for _ in 0..10 {
+            store.send(*guest, MsgType::Read, *tx, b"/shared/key\0");
+        }
+    }
+    // The first has the turn, all others wait for one.
+    let delayed = store.server.counters().delayed;
+    assert_eq!(delayed, 49 * 10);
+    let (holder, tx) = txs[0];
+    let header = Header { kind: MsgType::TransactionEnd.code(), req_id: 9, tx_id: tx, len: 2 };
+    let (now, machine) = (store.now, &mut store.machine);
+    let cost = store.server.request(holder, &header, b"T\0", now, machine);
+    assert!(u64::from(cost) > delayed / 4, "a look at {delayed} requests cost {cost}");
 }
 
 #[test]

@@ -354,16 +354,6 @@ fn too_many_permissions_are_refused_before_they_are_read() {
     assert_eq!(refused, Err("ENOSPC".into()));
 }
 
-/// Two clients: the first has been refused on `path`, so that its transactions take turns.
-fn refuse(store: &mut Store, conn: ConnId, path: &str) {
-    store.write(conn, 0, path, "0").unwrap();
-    let tx = store.start(conn);
-    store.read(conn, tx, path).unwrap();
-    store.write(conn, 0, path, "1").unwrap();
-    store.write(conn, tx, path, "2").unwrap();
-    store.commit(conn, tx).unwrap_err();
-}
-
 /// What a connection was waiting for is not done after its end, even if it ends while the queue runs.
 #[test]
 fn an_ended_guests_waiting_requests_are_not_run() {
@@ -375,7 +365,7 @@ fn an_ended_guests_waiting_requests_are_not_run() {
     }
     store.watch(bad, &home, "t").unwrap();
     store.events(bad);
-    refuse(&mut store, dom0, "/tool/hot");
+    store.refuse(dom0, "/tool/hot");
     let tx = store.start(dom0);
     store.read(dom0, tx, "/tool/hot").unwrap();
     for name in ["one", "two"] {
@@ -405,7 +395,7 @@ fn a_refusal_of_one_user_of_a_ring_does_not_serialise_the_others() {
     let mut store = Store::new();
     let ring = store.socket();
     store.write(ring, 0, "/tool/unrelated", "0").unwrap();
-    refuse(&mut store, ring, "/tool/hot");
+    store.refuse(ring, "/tool/hot");
     let one = store.start(ring);
     store.read(ring, one, "/tool/hot").unwrap();
     let other = store.start(ring);

@@ -3,7 +3,7 @@
 mod common;
 
 use common::Store;
-use xenstore_core::limits::{HOLD_MAX_US, SNAPSHOT_CHANGES_MAX};
+use xenstore_core::limits::{HOLD_MAX_US, SNAPSHOT_CHANGES, SNAPSHOT_CHANGES_MAX};
 use xenstore_core::server::{ConnId, DomId, Ended};
 use xenstore_core::wire::MsgType;
 
@@ -248,9 +248,22 @@ fn pipelined_requests_of_a_waiting_transaction_go_on_with_it() {
 fn sixteen_clients_on_the_same_keys_commit_within_three_tries() {
     let mut store = Store::new();
     let conns: Vec<ConnId> = (0..16).map(|_| store.socket()).collect();
+    all_commit_within_three_tries(&mut store, &conns);
+}
+
+#[test]
+fn sixteen_guests_on_the_same_keys_commit_within_three_tries() {
+    let mut store = Store::new();
+    let conns: Vec<ConnId> = (1..=16).map(|domid| store.guest(domid)).collect();
+    all_commit_within_three_tries(&mut store, &conns);
+}
+
+fn all_commit_within_three_tries(store: &mut Store, conns: &[ConnId]) {
     let keys = ["/k0", "/k1", "/k2", "/k3", "/k4"];
+    let dom0 = store.socket();
     for key in keys {
-        store.write(conns[0], 0, key, "0").unwrap();
+        store.write(dom0, 0, key, "0").unwrap();
+        store.set_perms(dom0, 0, key, &["b0"]).unwrap();
     }
     // Every client has one request under way; in each round all that have been answered go on.
     struct Client {
@@ -430,23 +443,112 @@ fn a_transaction_left_open_for_too_long_is_refused() {
     store.check();
 }
 
+/// A guest that owns its home and has a node `x` there, and its transaction that has read `x`.
+fn reader(store: &mut Store, dom0: ConnId, domid: u16) -> (ConnId, u32) {
+    let guest = store.guest(domid);
+    let home = format!("/local/domain/{domid}");
+    store.write(dom0, 0, &format!("{home}/x"), "old").unwrap();
+    store.set_perms(dom0, 0, &home, &[&format!("n{domid}")]).unwrap();
+    store.set_perms(dom0, 0, &format!("{home}/x"), &[&format!("n{domid}")]).unwrap();
+    let tx = store.start(guest);
+    assert_eq!(store.read(guest, tx, "x").unwrap(), "old");
+    (guest, tx)
+}
+
+/// Time and changes after which a guest's snapshot is too old.
+fn grow_old(store: &mut Store, dom0: ConnId, changes: u64) {
+    store.now += HOLD_MAX_US + 1;
+    for at in 0..changes {
+        // Without a look at the reply, which would be the end of a round.
+        store.send(dom0, MsgType::Write, 0, format!("/busy\0{at}").as_bytes());
+    }
+    store.receive(dom0);
+}
+
+/// However many changes there are beside it: what it has read is still so.
+#[test]
+fn a_guests_old_transaction_is_brought_up_to_date_and_commits() {
+    let (mut store, dom0, _) = two();
+    let (guest, tx) = reader(&mut store, dom0, 7);
+    for _ in 0..10 {
+        grow_old(&mut store, dom0, SNAPSHOT_CHANGES);
+    }
+    assert_eq!(store.write(guest, tx, "y", "mine"), Ok(()));
+    assert_eq!(store.commit(guest, tx), Ok(()));
+    assert_eq!(store.list(guest, 0, "/local/domain/7").unwrap(), ["x", "y"]);
+    store.check();
+}
+
+/// One that only read has read what was so at one time; one that goes on after that is gone has not.
+#[test]
+fn a_guests_old_transaction_that_only_read_commits_though_it_was_given_up() {
+    let (mut store, dom0, _) = two();
+    for (domid, asks) in [(7, false), (8, true)] {
+        let (guest, tx) = reader(&mut store, dom0, domid);
+        store.write(dom0, 0, &format!("/local/domain/{domid}/x"), "new").unwrap();
+        grow_old(&mut store, dom0, SNAPSHOT_CHANGES);
+        if asks {
+            assert_eq!(store.read(guest, tx, "x").unwrap(), "new");
+        }
+        assert_eq!(store.commit(guest, tx), if asks { again() } else { Ok(()) });
+    }
+}
+
 /// What it asked for once it was given up has not been done, so it must not be told that it has, even if it
 /// had only read before.
 #[test]
 fn a_transaction_that_was_given_up_before_its_first_change_is_refused() {
     let (mut store, dom0, _) = two();
-    let guest = store.guest(7);
-    store.write(dom0, 0, "/local/domain/7/x", "old").unwrap();
-    store.set_perms(dom0, 0, "/local/domain/7", &["n7"]).unwrap();
-    let tx = store.start(guest);
-    assert_eq!(store.list(guest, tx, "/local/domain/7").unwrap(), ["x"]);
-    store.now += HOLD_MAX_US + 1;
-    for at in 0..SNAPSHOT_CHANGES_MAX + 1 {
-        store.write(dom0, 0, "/busy", &at.to_string()).unwrap();
-    }
+    let (guest, tx) = reader(&mut store, dom0, 7);
+    grow_old(&mut store, dom0, SNAPSHOT_CHANGES_MAX + 1);
     assert_eq!(store.write(guest, tx, "y", "mine"), Ok(()));
     assert_eq!(store.commit(guest, tx), again());
     assert_eq!(store.list(guest, 0, "/local/domain/7").unwrap(), ["x"]);
+}
+
+/// A delayed request holds up no other of its connection but one that could tell the difference.
+#[test]
+fn a_delay_holds_up_none_but_who_could_tell() {
+    let (mut store, one, two) = two();
+    for path in ["/a/b/c", "/a/b/d/e", "/a/z"] {
+        store.write(one, 0, path, "0").unwrap();
+    }
+    store.refuse(one, "/a/b/c");
+    let tx = store.start(one);
+    store.read(one, tx, "/a/b/c").unwrap();
+    // The connection of `two` has many users. The first writes what the holder has read, and waits.
+    let waits = store.send(two, MsgType::Write, 0, b"/a/b/c\x001");
+    assert!(store.reply(two, waits).is_none());
+    for (kind, payload) in [
+        (MsgType::Directory, &b"/a/b\0"[..]),
+        (MsgType::Read, b"/a/b\0"),
+        (MsgType::Directory, b"/\0"),
+        (MsgType::Write, b"/a/b\0x"),
+        (MsgType::GetPerms, b"/a\0"),
+        (MsgType::Write, b"/a/b/c/below\0x"),
+        (MsgType::Read, b"/a/z\0"),
+    ] {
+        let id = store.send(two, kind, 0, payload);
+        assert!(store.reply(two, id).is_some(), "{kind:?} {:?}", String::from_utf8_lossy(payload));
+    }
+    let follow = [
+        store.send(two, MsgType::Read, 0, b"/a/b/c\0"),
+        store.send(two, MsgType::Rm, 0, b"/a/b\0"),
+        // Behind the removal.
+        store.send(two, MsgType::Directory, 0, b"/a\0"),
+        store.send(two, MsgType::Read, 0, b"/a/b/d/e\0"),
+    ];
+    for id in follow {
+        assert!(store.reply(two, id).is_none());
+    }
+    store.abort(one, tx).unwrap();
+    assert_eq!(store.reply(two, waits), Some(Ok(b"OK\0".to_vec())));
+    let replies = follow.map(|id| store.reply(two, id).unwrap());
+    assert_eq!(replies[0], Ok(b"1".to_vec()));
+    assert_eq!(replies[1], Ok(b"OK\0".to_vec()));
+    assert_eq!(replies[2], Ok(b"z\0".to_vec()));
+    assert_eq!(replies[3], Err("ENOENT".to_owned()));
+    store.check();
 }
 
 /// A path on which guests are refused is not contested among domain 0's transactions.

@@ -3,6 +3,7 @@
 use crate::Platform;
 use crate::connection::{Class, Connection, End};
 use crate::event_loop::Io;
+use crate::fairness::Asks;
 use crate::log::Level;
 use xen::domwatch::OwnRing;
 use xen::evtchn::Virq;
@@ -192,7 +193,7 @@ impl Host for Io {
                 self.stats.admit(domid);
                 self.stats.rings += 1;
                 // What the guest wrote before it was introduced raises no event any more.
-                self.enqueue(at.conn);
+                self.enqueue(at.conn, Asks::Afresh);
                 self.trace_object("ATTACH", at.conn, "");
                 Ok(())
             }
@@ -211,7 +212,7 @@ impl Host for Io {
             self.log.line(Level::Warn, &format!("domid={domid}"), &text);
             to_wire(error)
         })?;
-        self.enqueue(at.conn);
+        self.enqueue(at.conn, Asks::Afresh);
         self.trace_object("REATTACH", at.conn, "");
         Ok(())
     }

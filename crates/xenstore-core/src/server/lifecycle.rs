@@ -6,6 +6,7 @@ use crate::path::{Path, home_of};
 use crate::perms::Caller;
 use crate::quota::Quota;
 use crate::server::connection::Transport;
+use crate::server::turn::Class;
 use crate::tree::Go;
 use crate::wire::Error;
 use alloc::format;
@@ -114,7 +115,7 @@ impl Server {
         let transactions = core::mem::take(&mut connection.transactions);
         for (id, transaction) in transactions {
             self.end_turn(conn, id);
-            self.snapshots.remove(&(transaction.began.0, conn, id));
+            self.snapshots.remove(&transaction.snapshot);
             self.domains.charge(domid, Quota::Transactions, -1);
             self.domains.charge(domid, Quota::Memory, transaction.weight.saturating_neg());
         }
@@ -132,7 +133,7 @@ impl Server {
         {
             domain.conn = None;
         }
-        self.run_waiting(host);
+        self.run_waiting(Class::Privileged, host);
     }
 
     /// The transport found the peer in breach of the protocol; as [`Notice::Ended`] afterwards.
@@ -152,7 +153,7 @@ impl Server {
         );
         self.domains.notice(Notice::Warn { domid: Some(domid), text });
         self.end_connection(conn, why);
-        self.run_waiting(host);
+        self.run_waiting(Class::Privileged, host);
     }
 
     /// A connection is not served any more, but a domain that had it still lives (XSA-325).
@@ -168,7 +169,7 @@ impl Server {
     pub fn reset(&mut self, conn: ConnId, now: u64, host: &mut dyn Host) {
         self.domains.now = now;
         self.clear_connection(conn);
-        self.run_waiting(host);
+        self.run_waiting(Class::Privileged, host);
     }
 
     /// The hypervisor reports a shut-down or crashed domain: fires `@releaseDomain` once.
@@ -178,7 +179,7 @@ impl Server {
         if domain.conn.is_some() && !core::mem::replace(&mut domain.shutdown, true) {
             self.fire_special(RELEASE, domid);
         }
-        self.run_waiting(host);
+        self.run_waiting(Class::Privileged, host);
     }
 
     /// The hypervisor reports that the domain is no more: connection, nodes, permission entries go.
@@ -188,7 +189,7 @@ impl Server {
         let known = self.domains.get(domid).and_then(|domain| domain.identity);
         if known.is_none() || host.domain_identity(domid) != known {
             self.release_domain(domid, host);
-            self.run_waiting(host);
+            self.run_waiting(Class::Privileged, host);
         }
     }
 

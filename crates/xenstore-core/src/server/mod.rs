@@ -16,11 +16,13 @@ mod request;
 mod restore;
 mod session;
 mod turn;
+mod waiting;
 
 use crate::limits::{UNREAD_SOFT_BYTES, WEIGHT_DEFAULT};
 use crate::path::{Path, Special, resolve};
 use crate::perms::Caller;
 use crate::quota::{Kind, Quota};
+use crate::transaction::Snapshot;
 use crate::tree::Tree;
 use crate::watch::{WatchId, Watches};
 use crate::wire::{Error, Header};
@@ -29,7 +31,8 @@ use alloc::collections::{BTreeSet, VecDeque};
 use alloc::vec::Vec;
 use connection::{Connection, Transport};
 use domain::{Delta, Domains, Ledger};
-use turn::{Attempt, Turns};
+use turn::{Class, Turns};
+use waiting::{Attempt, WaitsFor};
 
 pub use restore::{Restored, RestoredConnection};
 
@@ -187,8 +190,8 @@ pub struct Server {
     /// Guests with unread output, by the time since when.
     unread: BTreeSet<(u64, ConnId)>,
     turns: Turns,
-    /// The guests' open transactions, by the time of their start.
-    snapshots: BTreeSet<(u64, ConnId, u32)>,
+    /// Those of the guests' open transactions.
+    snapshots: BTreeSet<Snapshot>,
     /// How often the tree has changed.
     changes: u64,
     counters: Counters,
@@ -334,12 +337,11 @@ impl Server {
             return 1;
         };
         if connection.delayed > 0 && self.must_follow(conn, header, payload) {
-            self.delay(conn, header, payload, false);
-        } else if let Attempt::Wait { wants_turn } = self.attempt(conn, header, payload, host) {
-            self.delay(conn, header, payload, wants_turn);
+            self.delay(conn, header, payload, WaitsFor::AnEnd);
+        } else if let Attempt::Wait(why) = self.attempt(conn, header, payload, host) {
+            self.delay(conn, header, payload, why);
         }
-        self.give_up_old_snapshots();
-        self.run_waiting(host);
+        self.run_waiting(self.class(conn), host);
         let Some(connection) = self.conn_mut(conn) else { return self.cost };
         let owed = core::mem::take(&mut connection.owed);
         let (domid, outstanding) = (connection.domid, connection.outstanding());
@@ -404,6 +406,9 @@ impl Server {
     /// When [`Server::tick`] must be called at the latest.
     #[must_use]
     pub fn deadline(&self) -> Option<u64> {
+        if self.stale_snapshot().is_some() {
+            return Some(0);
+        }
         self.turns.deadline().into_iter().chain(self.unread_deadline()).min()
     }
 
@@ -412,8 +417,8 @@ impl Server {
         self.domains.now = now;
         self.expire_turns();
         self.expire_unread();
-        self.give_up_old_snapshots();
-        self.run_waiting(host);
+        self.refresh_old_snapshots();
+        self.run_waiting(Class::Guest, host);
     }
 
     /// Work that is no request's own, by how many small things were touched: a fraction of a simple

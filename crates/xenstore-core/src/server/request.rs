@@ -1,7 +1,8 @@
 //! The requests, one function each.
 
 use super::domain::Ledger;
-use super::turn::Attempt;
+use super::turn::Class;
+use super::waiting::{Attempt, WaitsFor};
 use super::{ConnId, DomId, Host, Server};
 use crate::limits::{self, PAYLOAD_MAX};
 use crate::path::{Path, Special, push_decimal};
@@ -26,7 +27,7 @@ pub(super) struct Request<'a> {
 /// Why a request has not been answered by its function.
 pub(super) enum Stop {
     Error(Error),
-    Wait { wants_turn: bool },
+    Wait(WaitsFor),
 }
 
 impl From<Error> for Stop {
@@ -102,7 +103,7 @@ impl Server {
         };
         match outcome {
             Ok(()) => Attempt::Done,
-            Err(Stop::Wait { wants_turn }) => Attempt::Wait { wants_turn },
+            Err(Stop::Wait(why)) => Attempt::Wait(why),
             Err(Stop::Error(error)) => {
                 if let Some(connection) = self.conn_mut(conn) {
                     connection.reply_error(header, error);
@@ -226,12 +227,13 @@ impl Server {
         self.in_transaction(request, |server, transaction| {
             if transaction.lost {
                 // It will be refused; what it is told until then is what is there.
+                transaction.torn = true;
                 return Ok(server.tree.find(&caller, path, Access::READ)?.clone());
             }
             server.check_access(&caller, transaction, path, 0)?;
             let (conn, id) = (request.conn, request.header.tx_id);
             match server.want_turn((conn, id), transaction, &caller, path, what) {
-                Attempt::Wait { wants_turn } => Err(Stop::Wait { wants_turn }),
+                Attempt::Wait(why) => Err(Stop::Wait(why)),
                 Attempt::Done => Ok(transaction.see(&caller, path, what, &server.domains)?),
             }
         })?
@@ -251,6 +253,7 @@ impl Server {
         self.in_transaction(request, |server, transaction| {
             if transaction.lost {
                 // It will be refused: what is asked is judged, and not done.
+                transaction.torn = true;
                 let mut trial = server.tree.clone();
                 let done = server.with_ledger(|_, ledger| {
                     let done = apply(&mut trial, &caller, path, change, ledger);
@@ -274,14 +277,15 @@ impl Server {
 
     fn change_now(&mut self, request: Request<'_>, path: Path<'_>, change: &Change<'_>) -> Outcome {
         let caller = request.caller;
-        if self.has_turns(caller.privileged) {
+        let class = Class::of(&caller);
+        if self.has_turns(class) {
             let touch = match change {
                 Change::SetPerms(_) => Touch::Perms,
                 Change::Put(_) if self.tree.get(path).is_some() => Touch::Value,
                 Change::Put(_) | Change::Remove => self.existence(path),
             };
-            if self.must_wait(caller.privileged, (request.conn, 0), path, touch) {
-                return Err(Stop::Wait { wants_turn: false });
+            if self.must_wait(class, (request.conn, 0), path, touch) {
+                return Err(Stop::Wait(WaitsFor::AnEnd));
             }
         }
         let done = self.with_ledger(|tree, ledger| apply(tree, &caller, path, change, ledger))?;

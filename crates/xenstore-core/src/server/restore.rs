@@ -9,7 +9,7 @@ use crate::path::{Path, Special, is_relative, resolve};
 use crate::perms::{Access, Incarnation, Perm, Perms};
 use crate::quota::{Limits, Quota};
 use crate::stream::{self, Connection, Error, Global, Node, Peer, Quotas, Reader, Record, Watch};
-use crate::transaction::Transaction;
+use crate::transaction::{Snapshot, Transaction};
 use crate::watch;
 use crate::wire::feature;
 use alloc::boxed::Box;
@@ -221,9 +221,10 @@ impl Restoring {
     fn transaction(&mut self, number: u32, id: u32) -> Outcome {
         let conn = self.numbered(number)?.conn;
         let server = &mut self.restored.server;
-        let mut transaction =
-            Transaction::new(&server.tree, server.domains.deaths, (server.domains.now, 0));
+        let snapshot = Snapshot { since: server.domains.now, changes: 0, conn, id };
+        let mut transaction = Transaction::new(&server.tree, server.domains.deaths, snapshot);
         transaction.give_up();
+        transaction.torn = true;
         let Some(connection) = server.conn_mut(conn) else { return Ok(()) };
         let domid = connection.domid;
         if id == 0 || connection.transactions.insert(id, Box::new(transaction)).is_some() {

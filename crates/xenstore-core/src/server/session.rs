@@ -1,11 +1,13 @@
 //! What a connection has of its own: watches and transactions.
 
 use super::request::{Outcome, Request, Stop, parse};
+use super::turn::Class;
+use super::waiting::WaitsFor;
 use super::{ConnId, DomId, Notice, Server};
-use crate::limits::{HOLD_MAX_US, SNAPSHOT_CHANGES_MAX};
+use crate::limits::{HOLD_MAX_US, SNAPSHOT_CHANGES, SNAPSHOT_CHANGES_MAX, SNAPSHOT_WORK_MAX};
 use crate::path::{Path, Special, is_relative, push_decimal};
 use crate::quota::Quota;
-use crate::transaction::{Touch, Transaction};
+use crate::transaction::{Snapshot, Touch, Transaction};
 use crate::tree::Done;
 use crate::watch::{self, WatchId};
 use crate::wire::{Error, Strings, feature};
@@ -94,17 +96,18 @@ impl Server {
             self.domains.check_more(caller.domid, Quota::Transactions, 1)?;
         }
         let (tree, deaths) = (self.tree.clone(), self.domains.deaths);
-        let began = (self.domains.now, self.changes);
+        let (since, changes) = (self.domains.now, self.changes);
         let Some(connection) = self.conn_mut(request.conn) else { return Ok(()) };
-        let transaction = Transaction::new(&tree, deaths, began);
         let mut id = connection.next_transaction;
         while id == 0 || connection.transactions.contains_key(&id) {
             id = id.wrapping_add(1);
         }
         connection.next_transaction = id.wrapping_add(1);
+        let snapshot = Snapshot { since, changes, conn: request.conn, id };
+        let transaction = Transaction::new(&tree, deaths, snapshot);
         connection.transactions.insert(id, Box::new(transaction));
         if !caller.privileged {
-            self.snapshots.insert((began.0, request.conn, id));
+            self.snapshots.insert(snapshot);
         }
         self.domains.charge(caller.domid, Quota::Transactions, 1);
         let mut body = Vec::new();
@@ -122,7 +125,7 @@ impl Server {
         let taken = self.conn_mut(request.conn).and_then(|conn| conn.transactions.remove(&id));
         let mut transaction = taken.ok_or(Error::NoEnt)?;
         let outcome = if commit { self.commit(request, &mut transaction) } else { Ok(()) };
-        if matches!(outcome, Err(Stop::Wait { .. })) {
+        if matches!(outcome, Err(Stop::Wait(_))) {
             if let Some(connection) = self.conn_mut(request.conn) {
                 connection.transactions.insert(id, transaction);
             }
@@ -135,34 +138,75 @@ impl Server {
             transaction.weight.saturating_neg(),
         );
         self.end_turn(request.conn, id);
-        self.snapshots.remove(&(transaction.began.0, request.conn, id));
+        self.snapshots.remove(&transaction.snapshot);
         outcome?;
         self.ok(request)
     }
 
-    /// Gives up guests' transactions that have kept the past of the store alive for too long.
-    pub(super) fn give_up_old_snapshots(&mut self) {
-        while let Some((began, conn, id)) = self.snapshots.first().copied()
-            && self.domains.now > began.saturating_add(HOLD_MAX_US)
+    /// The oldest snapshot of a guest's transaction, if it has kept the past of the store alive for too long.
+    pub(super) fn stale_snapshot(&self) -> Option<Snapshot> {
+        self.snapshots.first().copied().filter(|oldest| {
+            self.domains.now > oldest.since.saturating_add(HOLD_MAX_US)
+                && self.changes.saturating_sub(oldest.changes) >= SNAPSHOT_CHANGES
+        })
+    }
+
+    /// Brings guests' transactions up to date that keep the past of the store alive, at their cost, some in
+    /// each round.
+    pub(super) fn refresh_old_snapshots(&mut self) {
+        let mut left = SNAPSHOT_WORK_MAX;
+        while left > 0
+            && let Some(old) = self.stale_snapshot()
         {
-            let changes = self.changes;
-            let Some(connection) = self.conn_mut(conn) else { return };
+            self.snapshots.remove(&old);
+            let Some(connection) = self.conn_mut(old.conn) else { continue };
             let domid = connection.domid;
-            let Some(transaction) = connection.transactions.get_mut(&id) else { return };
-            if changes.saturating_sub(transaction.began.1) < SNAPSHOT_CHANGES_MAX {
-                return;
+            let Some(mut transaction) = connection.transactions.remove(&old.id) else { continue };
+            left = left.saturating_sub(transaction.log_len().saturating_add(1));
+            let spent = core::mem::take(&mut self.cost);
+            if self.changes.saturating_sub(old.changes) < SNAPSHOT_CHANGES_MAX {
+                self.refresh(&mut transaction, domid);
+            } else {
+                self.give_up(&mut transaction, domid);
             }
-            transaction.give_up();
-            self.snapshots.remove(&(began, conn, id));
-            self.end_turn(conn, id);
-            self.domains.notice(Notice::Info(format!(
-                "a transaction of domain {} will get EAGAIN: it was left open for more than {} ms and {} \
-                 changes of the store",
-                domid.0,
-                HOLD_MAX_US / 1000,
-                SNAPSHOT_CHANGES_MAX
-            )));
+            let cost = core::mem::replace(&mut self.cost, spent);
+            if let Some(connection) = self.conn_mut(old.conn) {
+                connection.owed = connection.owed.saturating_add(cost).saturating_add(1);
+                connection.transactions.insert(old.id, transaction);
+            }
         }
+    }
+
+    /// Has a transaction go on from the store as it is; where it has seen something that is different now, it
+    /// will be refused, and need keep nothing.
+    fn refresh(&mut self, transaction: &mut Transaction, domid: DomId) {
+        let caller = self.domains.caller(domid);
+        match self.rerun(transaction, self.tree.clone(), &caller) {
+            Ok(rerun) => {
+                transaction.rebase(self.tree.clone(), self.domains.deaths, rerun);
+                transaction.snapshot.since = self.domains.now;
+                transaction.snapshot.changes = self.changes;
+                self.snapshots.insert(transaction.snapshot);
+            }
+            Err(conflict) => {
+                self.refused(&caller, transaction, &conflict);
+                self.end_turn(transaction.snapshot.conn, transaction.snapshot.id);
+                transaction.give_up();
+            }
+        }
+    }
+
+    /// There were more changes than it could be brought up to date for.
+    fn give_up(&mut self, transaction: &mut Transaction, domid: DomId) {
+        self.end_turn(transaction.snapshot.conn, transaction.snapshot.id);
+        transaction.give_up();
+        self.domains.notice(Notice::Info(format!(
+            "a transaction of domain {} will get EAGAIN: it was left open for more than {} ms and {} \
+             changes of the store",
+            domid.0,
+            HOLD_MAX_US / 1000,
+            SNAPSHOT_CHANGES_MAX
+        )));
     }
 
     /// Makes what a transaction did the store's state, if it stands.
@@ -172,7 +216,7 @@ impl Server {
         transaction: &mut Transaction,
     ) -> Outcome {
         // Before anything else: what one that was given up asked for has not been done.
-        if transaction.lost {
+        if transaction.torn || (transaction.lost && transaction.changes) {
             self.counters.conflicts = self.counters.conflicts.wrapping_add(1);
             return Err(Error::Again.into());
         }
@@ -180,7 +224,8 @@ impl Server {
             return Ok(());
         }
         let (caller, own) = (request.caller, (request.conn, request.header.tx_id));
-        if self.has_turns(caller.privileged) {
+        let class = Class::of(&caller);
+        if self.has_turns(class) {
             let waits = |(path, done): &(Rc<[u8]>, Done)| {
                 let path = Path::checked(path);
                 let touch = match done {
@@ -188,10 +233,10 @@ impl Server {
                     Done::Changed if self.tree.get(path).is_some() => Touch::Value,
                     _ => self.existence(path),
                 };
-                self.must_wait(caller.privileged, own, path, touch)
+                self.must_wait(class, own, path, touch)
             };
             if transaction.work.changed.iter().any(waits) {
-                return Err(Stop::Wait { wants_turn: false });
+                return Err(Stop::Wait(WaitsFor::AnEnd));
             }
         }
         let rerun;

@@ -5,24 +5,21 @@
 //! while it has the turn, whatever would change what it has seen waits. So it commits if it ends within
 //! [`HOLD_MAX_US`] of getting the turn; and who tries again, with the same first read, has the turn from
 //! the start. One transaction of domain 0 and one of the guests have a turn at a time; a guest's never
-//! delays domain 0. Guests take turns in the order in which their last ones ended, and one that lets
-//! a turn last its full time pauses.
+//! delays domain 0, and what guests wait for is looked at in the guests' time, once a round at most. Guests
+//! take turns in the order in which their last ones ended, and one that lets a turn last its full time
+//! pauses.
 
+use super::waiting::{Attempt, Waiting, WaitsFor};
 use super::{ConnId, DomId, Server};
 use crate::limits::{
-    CONTESTED_MAX, CONTESTED_US, DELAYED_MAX, HOLD_COST_US, HOLD_MAX_US, TURN_LOG_MAX,
-    TURN_PAUSE_US,
+    CONTESTED_MAX, CONTESTED_US, HOLD_COST_US, HOLD_MAX_US, TURN_LOG_MAX, TURN_PAUSE_US,
 };
-use crate::path::{Path, Special, resolve};
+use crate::path::Path;
 use crate::perms::Caller;
-use crate::server::Host;
 use crate::transaction::{Conflict, Rerun, Touch, Transaction, What};
 use crate::tree::Tree;
-use crate::wire::{Header, MsgType, Strings};
-use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::rc::Rc;
-use alloc::vec::Vec;
 
 /// A transaction that has the turn.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -39,182 +36,126 @@ impl Turn {
     }
 }
 
-/// A request that waits.
-struct Waiting {
-    conn: ConnId,
-    header: Header,
-    payload: Box<[u8]>,
-    /// The path that it names, absolute.
-    path: Option<Box<[u8]>>,
-    since: u64,
-    /// It waits for a turn of its own; else for the end of somebody's turn.
-    wants_turn: bool,
-}
-
 /// Whose transactions.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Class {
+pub(crate) enum Class {
     Privileged,
     Guest,
 }
 
 impl Class {
-    fn of(caller: &Caller) -> Self {
+    pub(crate) fn of(caller: &Caller) -> Self {
         if caller.privileged { Self::Privileged } else { Self::Guest }
     }
 }
 
-/// What one class of transactions has: its turn and its contested paths. A guest's refusals are no matter
-/// of domain 0's.
+/// A path on which somebody was refused.
+#[derive(Clone, Copy)]
+struct Contested {
+    until: u64,
+    /// Whose transaction it was.
+    domid: DomId,
+}
+
+/// What one class of callers has: its turn, its contested paths, its requests that wait. A guest's
+/// refusals are no matter of domain 0's.
 #[derive(Default)]
-struct Lane {
-    turn: Option<Turn>,
-    contested: BTreeMap<Rc<[u8]>, u64>,
+pub(super) struct Lane {
+    pub(super) turn: Option<Turn>,
+    contested: BTreeMap<Rc<[u8]>, Contested>,
+    /// In the order of their coming.
+    pub(super) queue: VecDeque<Waiting>,
+    /// A turn has ended that some of them may have waited for, and they have not been looked at since.
+    pub(super) due: bool,
 }
 
 impl Lane {
-    fn contest(&mut self, path: Rc<[u8]>, now: u64) {
+    fn contest(&mut self, path: Rc<[u8]>, domid: DomId, now: u64) {
         if self.contested.len() >= CONTESTED_MAX {
-            self.contested.retain(|_, until| *until > now);
+            self.contested.retain(|_, contested| contested.until > now);
         }
         if self.contested.len() >= CONTESTED_MAX {
-            let oldest = self.contested.iter().min_by_key(|(_, until)| **until);
-            if let Some(oldest) = oldest.map(|(path, _)| path.clone()) {
-                self.contested.remove(&oldest);
-            }
+            self.forget_one();
         }
-        self.contested.insert(path, now.saturating_add(CONTESTED_US));
+        let until = now.saturating_add(CONTESTED_US);
+        self.contested.insert(path, Contested { until, domid });
+    }
+
+    /// Forgets the oldest path of the domain that has most of them: nobody loses his by another's doing.
+    fn forget_one(&mut self) {
+        let mut counts: BTreeMap<DomId, u32> = BTreeMap::new();
+        for contested in self.contested.values() {
+            let count = counts.entry(contested.domid).or_default();
+            *count = count.saturating_add(1);
+        }
+        let most = counts.into_iter().max_by_key(|(_, count)| *count).map(|(domid, _)| domid);
+        let of_it = self.contested.iter().filter(|(_, contested)| Some(contested.domid) == most);
+        let oldest = of_it.min_by_key(|(_, contested)| contested.until);
+        if let Some(path) = oldest.map(|(path, _)| path.clone()) {
+            self.contested.remove(&path);
+        }
     }
 
     fn is_contested(&self, path: Path<'_>, now: u64) -> bool {
         !self.contested.is_empty()
-            && self.contested.get(path.as_bytes()).is_some_and(|until| *until > now)
+            && self.contested.get(path.as_bytes()).is_some_and(|contested| contested.until > now)
     }
 }
 
 #[derive(Default)]
 pub(crate) struct Turns {
-    privileged: Lane,
-    guest: Lane,
-    queue: VecDeque<Waiting>,
-    /// A turn has ended, and the queue has not been run since.
-    ended: bool,
+    pub(super) privileged: Lane,
+    pub(super) guest: Lane,
     /// Requests that have waited, for the counters.
     pub(crate) delayed_total: u64,
 }
 
 impl Turns {
-    fn lane(&mut self, class: Class) -> &mut Lane {
+    pub(super) fn lane(&self, class: Class) -> &Lane {
+        match class {
+            Class::Privileged => &self.privileged,
+            Class::Guest => &self.guest,
+        }
+    }
+
+    pub(super) fn lane_mut(&mut self, class: Class) -> &mut Lane {
         match class {
             Class::Privileged => &mut self.privileged,
             Class::Guest => &mut self.guest,
         }
     }
 
-    /// All turns, or those that a change by such a caller must respect: a guest's binds guests only.
+    /// All turns.
     fn all(&self) -> impl Iterator<Item = Turn> {
-        self.respected(false)
+        self.respected(Class::Guest)
     }
 
-    fn respected(&self, privileged: bool) -> impl Iterator<Item = Turn> {
-        self.privileged.turn.into_iter().chain(self.guest.turn.filter(|_| !privileged))
+    /// The turns that a change by such a caller must respect: a guest's binds guests only.
+    fn respected(&self, class: Class) -> impl Iterator<Item = Turn> {
+        let guests = self.guest.turn.filter(|_| class == Class::Guest);
+        self.privileged.turn.into_iter().chain(guests)
     }
 
     pub(crate) fn holds(&self, conn: ConnId, transaction: u32) -> bool {
         self.all().any(|turn| turn.conn == conn && turn.transaction == transaction)
     }
 
+    /// When there is something to do: at once (0), or when a turn will have lasted its full time.
     pub(crate) fn deadline(&self) -> Option<u64> {
+        if self.privileged.due || self.guest.due {
+            return Some(0);
+        }
         self.all().map(|turn| turn.since.saturating_add(HOLD_MAX_US)).min()
     }
 }
 
-/// The path that a request of this domain names first, made absolute, if its kind names one.
-fn first_path<'a>(
-    home: DomId,
-    header: &Header,
-    payload: &'a [u8],
-    scratch: &'a mut Vec<u8>,
-) -> Option<Path<'a>> {
-    let given = match MsgType::from_code(header.kind)? {
-        MsgType::Read
-        | MsgType::Write
-        | MsgType::Mkdir
-        | MsgType::Rm
-        | MsgType::Directory
-        | MsgType::DirectoryPart
-        | MsgType::GetPerms
-        | MsgType::SetPerms => Strings::new(payload).next()?,
-        _ => return None,
-    };
-    resolve(given, home.0, Special::Allowed, scratch).ok()
-}
-
-/// Whether the second of two requests of one connection must stay behind the first.
-fn depends(first: &Waiting, header: &Header, path: Option<Path<'_>>) -> bool {
-    if first.header.tx_id != header.tx_id {
-        return false;
-    }
-    let related = |(one, two): (&[u8], Path<'_>)| Path::checked(one).related(two);
-    header.tx_id != 0 || first.path.as_deref().zip(path).is_some_and(related)
-}
-
-/// Whether a request could be run, or must wait.
-pub(crate) enum Attempt {
-    Done,
-    Wait { wants_turn: bool },
-}
-
 impl Server {
-    /// Puts a request in the queue.
-    pub(super) fn delay(
-        &mut self,
-        conn: ConnId,
-        header: &Header,
-        payload: &[u8],
-        wants_turn: bool,
-    ) {
-        let since = self.domains.now;
-        let mut scratch = Vec::new();
-        let path = self.first_path(conn, header, payload, &mut scratch);
-        let path = path.map(|path| Box::from(path.as_bytes()));
-        self.turns.delayed_total = self.turns.delayed_total.saturating_add(1);
-        self.turns.queue.push_back(Waiting {
-            conn,
-            header: *header,
-            payload: Box::from(payload),
-            path,
-            since,
-            wants_turn,
-        });
-        if let Some(conn) = self.conn_mut(conn) {
-            conn.delayed = conn.delayed.saturating_add(1);
+    /// Whose turn binds the requests of a connection.
+    pub(super) fn class(&self, conn: ConnId) -> Class {
+        match self.conn(conn).is_none_or(|conn| self.domains.is_privileged(conn.domid)) {
+            true => Class::Privileged,
+            false => Class::Guest,
         }
-    }
-
-    /// Whether a new request must stay behind one of its connection that waits. The holder of a turn
-    /// never waits: it is what the others wait for.
-    pub(super) fn must_follow(&self, conn: ConnId, header: &Header, payload: &[u8]) -> bool {
-        let mut scratch = Vec::new();
-        let path = self.first_path(conn, header, payload, &mut scratch);
-        let behind = |waiting: &Waiting| waiting.conn == conn && depends(waiting, header, path);
-        !self.turns.holds(conn, header.tx_id) && self.turns.queue.iter().any(behind)
-    }
-
-    fn first_path<'a>(
-        &self,
-        conn: ConnId,
-        header: &Header,
-        payload: &'a [u8],
-        scratch: &'a mut Vec<u8>,
-    ) -> Option<Path<'a>> {
-        first_path(self.conn(conn)?.domid, header, payload, scratch)
-    }
-
-    /// Whether more requests of the connection may come, as far as those that wait are concerned. What
-    /// has the turn must be able to end it.
-    pub(super) fn may_delay_more(&self, conn: ConnId, delayed: usize) -> bool {
-        delayed < DELAYED_MAX || (delayed < 2 * DELAYED_MAX && self.has_turn(conn))
     }
 
     /// Whether a transaction of this connection has the turn.
@@ -238,7 +179,7 @@ impl Server {
         }
         let class = Class::of(caller);
         if !holds && self.turns.lane(class).turn.is_some() {
-            return Attempt::Wait { wants_turn: true };
+            return Attempt::Wait(WaitsFor::ATurn);
         }
         let stale = !transaction.is_current(&self.tree, self.domains.deaths)
             && (!holds || transaction.is_stale_at(&self.tree, caller, path, what));
@@ -255,7 +196,7 @@ impl Server {
             }
         }
         if !holds {
-            self.turns.lane(class).turn = Some(Turn { conn, transaction: id, since: now });
+            self.turns.lane_mut(class).turn = Some(Turn { conn, transaction: id, since: now });
         }
         Attempt::Done
     }
@@ -294,23 +235,23 @@ impl Server {
         conflict: &Conflict,
     ) {
         let now = self.domains.now;
-        let lane = self.turns.lane(Class::of(caller));
-        lane.contest(conflict.path.clone(), now);
+        let lane = self.turns.lane_mut(Class::of(caller));
+        lane.contest(conflict.path.clone(), caller.domid, now);
         if let Some(first) = transaction.first_read() {
-            lane.contest(first.clone(), now);
+            lane.contest(first.clone(), caller.domid, now);
         }
     }
 
     /// Whether what is to be done to `path` must wait for the end of a turn that is not `own`.
     pub(super) fn must_wait(
         &self,
-        privileged: bool,
+        class: Class,
         own: (ConnId, u32),
         path: Path<'_>,
         touch: Touch,
     ) -> bool {
         let mut others =
-            self.turns.respected(privileged).filter(|turn| (turn.conn, turn.transaction) != own);
+            self.turns.respected(class).filter(|turn| (turn.conn, turn.transaction) != own);
         others.any(|turn| {
             let holder =
                 self.conn(turn.conn).and_then(|conn| conn.transactions.get(&turn.transaction));
@@ -319,8 +260,8 @@ impl Server {
     }
 
     /// Whether anybody has a turn that a caller must respect.
-    pub(super) fn has_turns(&self, privileged: bool) -> bool {
-        self.turns.respected(privileged).next().is_some()
+    pub(super) fn has_turns(&self, class: Class) -> bool {
+        self.turns.respected(class).next().is_some()
     }
 
     /// What making or removing `path` does to it.
@@ -345,10 +286,12 @@ impl Server {
     fn end_turns(&mut self, over: impl Fn(&Turn, u64) -> bool) {
         let now = self.domains.now;
         for class in [Class::Privileged, Class::Guest] {
-            let Some(turn) = self.turns.lane(class).turn.take_if(|turn| over(turn, now)) else {
-                continue;
-            };
-            self.turns.ended = true;
+            let lane = self.turns.lane_mut(class);
+            let Some(turn) = lane.turn.take_if(|turn| over(turn, now)) else { continue };
+            self.turns.guest.due |= !self.turns.guest.queue.is_empty();
+            if class == Class::Privileged {
+                self.turns.privileged.due |= !self.turns.privileged.queue.is_empty();
+            }
             let cost = now.saturating_sub(turn.since) / HOLD_COST_US;
             let Some(holder) = self.conn_mut(turn.conn) else { continue };
             holder.owed = holder.owed.saturating_add(u32::try_from(cost).unwrap_or(u32::MAX));
@@ -358,84 +301,6 @@ impl Server {
                 if turn.is_over(now) {
                     domain.no_turn_until = now.saturating_add(TURN_PAUSE_US);
                 }
-            }
-        }
-    }
-
-    /// Appends the requests of a connection that wait, in the order in which they came.
-    pub(super) fn delayed_input(&self, conn: ConnId, to: &mut Vec<u8>) {
-        for waiting in self.turns.queue.iter().filter(|waiting| waiting.conn == conn) {
-            to.extend_from_slice(&waiting.header.to_bytes());
-            to.extend_from_slice(&waiting.payload);
-        }
-    }
-
-    /// Forgets what a connection that is gone was waiting for.
-    pub(super) fn forget_waiting(&mut self, conn: ConnId) {
-        self.turns.queue.retain(|waiting| waiting.conn != conn);
-        if let Some(conn) = self.conn_mut(conn) {
-            conn.delayed = 0;
-        }
-    }
-
-    /// Where a turn is over, runs what waits. First what waited for its end, then what wants a turn
-    /// itself, both in the order in which they came, and never one before another that it depends on.
-    pub(super) fn run_waiting(&mut self, host: &mut dyn Host) {
-        while core::mem::take(&mut self.turns.ended) {
-            self.run_queue(host);
-        }
-    }
-
-    fn run_queue(&mut self, host: &mut dyn Host) {
-        for turns_too in [false, true] {
-            let mut queue = core::mem::take(&mut self.turns.queue);
-            if turns_too {
-                // A guest whose last turn ended long ago comes before one that has just had one.
-                queue.make_contiguous().sort_by_key(|waiting| self.last_turn(waiting.conn));
-            }
-            let mut kept: VecDeque<Waiting> = VecDeque::new();
-            while let Some(waiting) = queue.pop_front() {
-                // Its connection may have ended while others were tried, and forgotten all it asked.
-                if self.conn(waiting.conn).is_none_or(|conn| conn.delayed == 0) {
-                    continue;
-                }
-                let path = waiting.path.as_deref().map(Path::checked);
-                let follows = |first: &Waiting| {
-                    first.conn == waiting.conn && depends(first, &waiting.header, path)
-                };
-                if (waiting.wants_turn && !turns_too) || kept.iter().any(follows) {
-                    kept.push_back(waiting);
-                } else {
-                    self.retry(waiting, &mut kept, host);
-                }
-            }
-            kept.retain(|waiting| self.conn(waiting.conn).is_some_and(|conn| conn.delayed > 0));
-            // What was delayed meanwhile came later than all that is kept.
-            kept.append(&mut self.turns.queue);
-            self.turns.queue = kept;
-        }
-    }
-
-    /// When the guest behind a connection had its last turn; domain 0's requests are all alike.
-    fn last_turn(&self, conn: ConnId) -> u64 {
-        let domid = self.conn(conn).map(|conn| conn.domid);
-        let guest = domid.filter(|domid| !self.domains.is_privileged(*domid));
-        guest.and_then(|domid| self.domains.get(domid)).map_or(0, |domain| domain.last_turn)
-    }
-
-    fn retry(&mut self, mut waiting: Waiting, kept: &mut VecDeque<Waiting>, host: &mut dyn Host) {
-        match self.attempt(waiting.conn, &waiting.header, &waiting.payload, host) {
-            Attempt::Wait { wants_turn } => {
-                waiting.wants_turn = wants_turn;
-                kept.push_back(waiting);
-            }
-            Attempt::Done => {
-                let waited = self.domains.now.saturating_sub(waiting.since);
-                self.counters.waited_us = self.counters.waited_us.saturating_add(waited);
-                if let Some(conn) = self.conn_mut(waiting.conn) {
-                    conn.delayed = conn.delayed.saturating_sub(1);
-                }
-                self.mark_ready(waiting.conn);
             }
         }
     }

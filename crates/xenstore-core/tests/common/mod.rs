@@ -82,6 +82,16 @@ impl Store {
         self.server.domain_died(DomId(domid), self.now, &mut self.machine);
     }
 
+    /// Has the connection be refused on `path`, so that its transactions take turns there.
+    pub fn refuse(&mut self, conn: ConnId, path: &str) {
+        self.write(conn, 0, path, "0").unwrap();
+        let tx = self.start(conn);
+        self.read(conn, tx, path).unwrap();
+        self.write(conn, 0, path, "1").unwrap();
+        self.write(conn, tx, path, "2").unwrap();
+        self.commit(conn, tx).unwrap_err();
+    }
+
     /// Sends without waiting; the request's id.
     pub fn send(&mut self, conn: ConnId, kind: MsgType, tx: u32, payload: &[u8]) -> u32 {
         let req_id = self.next_id;
@@ -92,6 +102,9 @@ impl Store {
     }
 
     pub fn receive(&mut self, conn: ConnId) {
+        if self.server.deadline() == Some(0) {
+            self.server.tick(self.now, &mut self.machine);
+        }
         loop {
             let output = self.server.output(conn).to_vec();
             if output.is_empty() {

@@ -2,7 +2,7 @@
 
 use crate::connection::{Class, Connections};
 use crate::domain::Domains;
-use crate::fairness::ReadyQueues;
+use crate::fairness::{Asks, ReadyQueues};
 use crate::log::Log;
 use crate::stats::Stats;
 use crate::trace::{Trace, Who};
@@ -30,13 +30,13 @@ pub(crate) struct Io {
 
 impl Io {
     /// The connection gets its turn.
-    pub(crate) fn enqueue(&mut self, id: ConnId) {
+    pub(crate) fn enqueue(&mut self, id: ConnId, asks: Asks) {
         if let Some(connection) = self.connections.get(id)
             && !connection.queued
         {
             connection.queued = true;
             let class: Class = connection.class;
-            self.ready.push(class, id);
+            self.ready.push(class, asks, id);
         }
     }
 

@@ -12,7 +12,7 @@ pub(crate) use io::Io;
 use crate::Clock;
 use crate::Error;
 use crate::connection::{Class, Connection, End, Socket};
-use crate::fairness::{GUEST_SHARE, PRIVILEGED_SHARE};
+use crate::fairness::{Asks, GUEST_SHARE, PRIVILEGED_SHARE};
 use crate::log::Level;
 use crate::sends::Sends;
 use crate::signals::Signals;
@@ -269,7 +269,7 @@ impl EventLoop {
             return;
         }
         if flags.intersects(EventFlags::IN | EventFlags::HUP | EventFlags::ERR) {
-            self.io.enqueue(id);
+            self.io.enqueue(id, Asks::Afresh);
         }
     }
 
@@ -297,7 +297,7 @@ impl EventLoop {
             let Some(id) = domains.connection_of(port) else { continue };
             if let Some(Connection { end: End::Ring(ring), .. }) = self.io.connections.get(id) {
                 ring.masked = true;
-                self.io.enqueue(id);
+                self.io.enqueue(id, Asks::Afresh);
             }
         }
         Ok(())

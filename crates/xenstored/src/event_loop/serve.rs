@@ -1,8 +1,8 @@
 //! One connection's turn: read once, hand in all complete requests, write once.
 
 use super::{EventLoop, Io};
-use crate::connection::{Class, End};
-use crate::fairness::{QUANTUM, refill};
+use crate::connection::End;
+use crate::fairness::{Asks, QUANTUM, refill};
 use crate::log::Level;
 use crate::sends::{SMALL_MAX, WORTH_IT};
 use crate::trace::{Direction, Who};
@@ -53,13 +53,13 @@ pub(super) struct Asked {
 impl EventLoop {
     /// Gives `id` its turn; returns what it cost the round, at least 1.
     pub(super) fn serve(&mut self, id: ConnId, now: u64) -> i64 {
-        let alone = self.io.ready.is_empty();
         let Some(connection) = self.io.connections.get(id) else { return 1 };
         connection.queued = false;
-        let forgiven = alone && connection.class == Class::Privileged;
-        connection.credit = refill(connection.credit, self.server.weight(id), forgiven);
+        let beside = self.io.ready.beside(connection.class, id, now);
+        let (credit, class) = (connection.credit, connection.class);
+        connection.credit = refill(credit, class, self.server.weight(id), beside);
         if connection.credit <= 0 {
-            self.io.enqueue(id);
+            self.io.enqueue(id, Asks::OnAndOn);
             return 1;
         }
         let spent = match connection.end {
@@ -170,7 +170,7 @@ impl EventLoop {
     /// Sees to it that the connection gets its next turn when it can use it.
     fn after_turn(&mut self, id: ConnId, stopped: Stopped) {
         match stopped {
-            Stopped::OverBudget => self.io.enqueue(id),
+            Stopped::OverBudget => self.io.enqueue(id, Asks::OnAndOn),
             Stopped::Unwanted => {
                 let Some(connection) = self.io.connections.get(id) else { return };
                 connection.parked = true;
@@ -194,7 +194,7 @@ impl EventLoop {
         if let End::Socket(socket) = &mut connection.end {
             socket.set_interest(&self.io.epoll, id, EventFlags::IN, true);
         }
-        self.io.enqueue(id);
+        self.io.enqueue(id, Asks::OnAndOn);
     }
 
     /// Sends what the core has for this connection, as far as the peer takes it.
@@ -330,7 +330,30 @@ impl EventLoop {
             Ok(false) => {}
             Err(error) => self.end_ring_for(id, error, now),
         }
-        let (mut stopped, mut spent, mut moved) = (Stopped::Starved, 1, false);
+        let (mut spent, mut moved) = (0, false);
+        // What is answered makes room for more, which the guest may have asked already.
+        let stopped = loop {
+            let (stopped, more, some) = self.serve_ring_once(id, now);
+            spent += more;
+            moved |= some;
+            let goes_on = stopped == Stopped::Unwanted && more > 0 && self.server.wants_input(id);
+            let credit = self.io.connections.get(id).map_or(0, |connection| connection.credit);
+            if !goes_on || credit <= 0 {
+                break if goes_on { Stopped::OverBudget } else { stopped };
+            }
+        };
+        if moved {
+            self.notify(id, port, now);
+        }
+        self.after_turn(id, stopped);
+        self.unmask(id);
+        spent
+    }
+
+    /// Hands in what the ring holds, as far as the core wants it, and puts the answers onto it. Returns why it
+    /// stopped, what it cost, and whether bytes moved.
+    fn serve_ring_once(&mut self, id: ConnId, now: u64) -> (Stopped, i64, bool) {
+        let (mut stopped, mut spent, mut moved) = (Stopped::Starved, 0, false);
         let wanted = self.server.wants_input(id);
         match self.gather_from_ring(id, wanted) {
             Ok((filled, fresh)) => {
@@ -348,12 +371,7 @@ impl EventLoop {
         if account(&mut self.server, &mut self.io, id, &mut self.asked) {
             moved |= self.flush_ring(id, now);
         }
-        if moved {
-            self.notify(id, port, now);
-        }
-        self.after_turn(id, stopped);
-        self.unmask(id);
-        spent
+        (stopped, spent, moved)
     }
 
     /// Fills the input buffer with what was kept and, unless the core wants none or enough was
