@@ -9,6 +9,8 @@
 pub const PAYLOAD_MAX: usize = 4096;
 /// Size of a message header in bytes: four 32-bit words in the peer's own byte order.
 pub const HEADER_SIZE: usize = 16;
+/// Bytes that a ring takes each way (`XENSTORE_RING_SIZE`).
+pub const RING_BYTES: usize = 1024;
 /// Longest absolute path in bytes (`XENSTORE_ABS_PATH_MAX`); longer ones are refused with EINVAL.
 pub const ABS_PATH_MAX: usize = 3072;
 /// Longest relative path in bytes (`XENSTORE_REL_PATH_MAX`); longer ones are refused with EINVAL.

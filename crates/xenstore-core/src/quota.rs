@@ -91,6 +91,15 @@ impl Quota {
         known.or_else(|| ALIASES.iter().find(|(alias, _)| *alias == name).map(|(_, quota)| *quota))
     }
 
+    /// Whether each of something is limited by itself, as the size of a node is; else all of it together.
+    #[must_use]
+    pub fn is_a_size(self) -> bool {
+        matches!(
+            self,
+            Self::TransactionNodes | Self::NodePermissions | Self::PathMax | Self::NodeSize
+        )
+    }
+
     /// Name, description and defaults.
     #[must_use]
     pub fn about(self) -> &'static About {
@@ -250,12 +259,15 @@ impl Usage {
         }
         self.refusals.set(quota, refusal);
         let name = quota.about().name;
-        let in_use = self.now.get(quota);
+        // A size is limited one by one: of what is refused, nothing is in use.
+        let value = match quota.is_a_size() {
+            true => format!("{wanted} wanted, {} the largest until now", self.max.get(quota)),
+            false => format!("{} in use, {wanted} wanted", self.now.get(quota)),
+        };
         (!quiet).then(|| {
             format!(
-                "domain {domid} was refused: quota {name} is {limit}, {in_use} in use, {wanted} wanted \
-                 ({count} refusals so far); `xenstore-control quota {domid}` shows all, \
-                 `xenstore-control quota set {name} <n>` raises it",
+                "domain {domid} was refused: quota {name} is {limit}, {value} ({count} refusals so far); \
+                 `xenstore-control quota {domid}` shows all, `xenstore-control quota set {name} <n>` raises it",
                 domid = domid.0,
                 count = refusal.count,
             )
@@ -302,6 +314,11 @@ mod tests {
         usage.add(Quota::Nodes, 1000);
         let line = usage.refuse(DomId(7), Quota::Nodes, 1001, 1000, 5).unwrap();
         for part in ["domain 7", "nodes is 1000", "1000 in use", "1001 wanted"] {
+            assert!(line.contains(part), "{line}");
+        }
+        usage.saw(Quota::NodeSize, 300);
+        let line = usage.refuse(DomId(7), Quota::NodeSize, 3000, 2048, 5).unwrap();
+        for part in ["node-size is 2048", "3000 wanted, 300 the largest until now"] {
             assert!(line.contains(part), "{line}");
         }
         assert_eq!(usage.refuse(DomId(7), Quota::Nodes, 1001, 1000, 6), None);

@@ -166,6 +166,31 @@ fn refusals_are_counted_explained_and_logged_once() {
 }
 
 #[test]
+fn a_soft_quota_is_a_warning_now_and_then() {
+    let (mut store, dom0, guest) = with_guest();
+    store.call(dom0, MsgType::SetQuota, 0, b"7\0memory\x00100000\0").unwrap();
+    store.call(dom0, MsgType::Control, 0, b"quota-soft\0set\0memory\x002000\0").unwrap();
+    for at in 0..20 {
+        store.write(guest, 0, &at.to_string(), &"v".repeat(200)).unwrap();
+    }
+    let lines: Vec<String> =
+        store.warnings().into_iter().filter(|line| line.contains("soft quota")).collect();
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert!(lines[0].contains("domain 7 is above its soft quota: memory is 2000"), "{lines:?}");
+}
+
+#[test]
+fn the_time_of_the_last_refusal_is_shown() {
+    let (mut store, dom0, guest) = with_guest();
+    assert_eq!(store.write(guest, 0, "big", &"v".repeat(3000)), refused("ENOSPC"));
+    store.pass(5_000_000);
+    let text = store.call(dom0, MsgType::Control, 0, b"quota\x007\0").unwrap();
+    let text = String::from_utf8(text).unwrap();
+    let line = text.lines().find(|line| line.starts_with("node-size")).unwrap();
+    assert!(line.contains("refused 1 times, last 5 s ago"), "{line}");
+}
+
+#[test]
 fn one_domain_can_be_given_more_than_the_others() {
     let (mut store, dom0, guest) = with_guest();
     let other = home(&mut store, dom0, 8);

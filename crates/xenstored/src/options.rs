@@ -70,7 +70,7 @@ const OPTIONS: [Row; 24] = [
         "trace-control",
         Value::Required("+|-<switch>"),
         Meaning::TraceControl,
-        "trace more or less: obj io wrl acc tdb",
+        "trace more or less: obj io; wrl acc tdb are accepted and trace nothing",
     ),
     (
         Some(b'E'),

@@ -1,7 +1,7 @@
 //! One connection: what it is to be sent, what it watches, what it has open.
 
 use super::{DomId, Ended};
-use crate::limits::{HEADER_SIZE, UNREAD_SOFT_BYTES};
+use crate::limits::{HEADER_SIZE, RING_BYTES, UNREAD_SOFT_BYTES};
 use crate::transaction::Transaction;
 use crate::watch::{WatchId, Watches};
 use crate::wire::{Error, Header, MsgType, split_message};
@@ -197,9 +197,14 @@ impl Connection {
         self.out.len().saturating_sub(self.sent).saturating_add(self.events_len)
     }
 
-    /// What is encoded, after encoding as much as one send may take.
+    /// What is encoded, after encoding as much as one send may take. Not more: an event that is not encoded
+    /// yet still takes in those that are the same.
     pub(crate) fn output(&mut self, watches: &Watches) -> &[u8] {
-        while self.out.len().saturating_sub(self.sent) < UNREAD_SOFT_BYTES
+        let enough = match self.transport {
+            Transport::Socket => UNREAD_SOFT_BYTES,
+            Transport::Ring => RING_BYTES,
+        };
+        while self.out.len().saturating_sub(self.sent) < enough
             && let Some(event) = self.events.pop_front()
         {
             if !self.waiting.is_empty() {

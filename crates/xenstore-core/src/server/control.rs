@@ -12,14 +12,13 @@
 //! Everything else is the daemon's, through [`Host::control`].
 
 use super::request::{Request, Stop, parse, parse_domid};
-use super::{DomId, Host, Notice, Server};
+use super::{DomId, Host, Server};
 use crate::limits::{PAYLOAD_MAX, WEIGHT_MAX};
-use crate::path::{Path, Special, push_decimal};
+use crate::path::{Special, push_decimal};
 use crate::quota::{ALL, Kind, Quota};
 use crate::transaction::What;
-use crate::tree::{Go, Iter, Node};
+use crate::tree::{Iter, Node};
 use crate::wire::{Error, Strings};
-use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -148,65 +147,6 @@ impl Server {
             text.push('\n');
         }
         Ok(text)
-    }
-
-    /// Compares what is accounted for with what is there. Differences are logged.
-    fn check_store(&mut self) {
-        let mut owned: BTreeMap<DomId, i64> = BTreeMap::new();
-        let mut wrong: Vec<String> = Vec::new();
-        let mut count = |node: &Node| {
-            let nodes = owned.entry(node.perms().owner().domid).or_default();
-            *nodes = nodes.saturating_add(1);
-        };
-        self.tree.visit(Path::ROOT, |path, node| {
-            count(node);
-            let names: Vec<&[u8]> = node.children().map(Node::name).collect();
-            let len = names
-                .iter()
-                .map(|name| name.len().saturating_add(1))
-                .fold(0, usize::saturating_add);
-            let known =
-                node.dir().map_or((0, 0), |dir| (dir.len() as usize, dir.names_len() as usize));
-            if !names.is_sorted_by(|one, two| one < two) || known != (names.len(), len) {
-                wrong.push(format!(
-                    "the list of children of {} is not in order",
-                    String::from_utf8_lossy(path)
-                ));
-            }
-            Go::On
-        });
-        for special in [super::event::INTRODUCE, super::event::RELEASE] {
-            self.tree.special(special).into_iter().for_each(&mut count);
-        }
-        for (domid, domain) in self.domains.iter() {
-            let (known, found) =
-                (domain.usage.now(Quota::Nodes), owned.remove(&domid).unwrap_or(0));
-            if known != found {
-                wrong.push(format!(
-                    "domain {} owns {found} nodes and is charged for {known}",
-                    domid.0
-                ));
-            }
-        }
-        wrong.extend(owned.iter().map(|(domid, nodes)| {
-            format!("{nodes} nodes belong to domain {}, which the store does not know", domid.0)
-        }));
-        let watches = self
-            .conns
-            .iter()
-            .flatten()
-            .map(|conn| conn.watches.len())
-            .fold(0, usize::saturating_add);
-        if watches != self.watches.len() {
-            wrong.push(format!("{} watches are indexed and {watches} are set", self.watches.len()));
-        }
-        if wrong.is_empty() {
-            self.domains.notice(Notice::Info(String::from("check: the store is in order")));
-        }
-        for what in wrong {
-            let text = format!("check: {what}; please report this");
-            self.domains.notice(Notice::Warn { domid: None, text });
-        }
     }
 
     /// Many nodes in one reply: the next cursor and a NUL (no cursor: this was the last part), then one

@@ -5,6 +5,7 @@
 //! connections have some with [`Server::poll_ready`], and calls [`Server::tick`] no later than
 //! [`Server::deadline`]. Time is in microseconds of any clock that never goes back.
 
+mod check;
 mod connection;
 mod control;
 pub(crate) mod domain;
