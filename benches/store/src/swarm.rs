@@ -1,5 +1,5 @@
-//! Many clients in one thread: each has one request in flight and a script that says what comes
-//! next.
+//! Many clients in one thread: each has a script that says what it sends next, mostly one request for
+//! each reply.
 
 use crate::Result;
 use crate::client::{self, PATIENCE, put};
@@ -16,6 +16,11 @@ use xenstore_core::wire::{Header, MsgType, split_message};
 pub(crate) trait Script {
     /// Called once with `None`, then with each reply.
     fn next(&mut self, reply: Option<(Header, &[u8])>, out: &mut Vec<u8>) -> Result<()>;
+
+    /// Whether more replies are to come before it goes on.
+    fn waits(&self) -> bool {
+        false
+    }
 }
 
 struct Client {
@@ -104,7 +109,7 @@ impl Client {
             }
             out.clear();
             script.next(Some((header, payload)), out)?;
-            if !self.send(out)? && self.running {
+            if !self.send(out)? && self.running && !script.waits() {
                 self.running = false;
                 stopped = true;
             }
@@ -159,12 +164,24 @@ pub(crate) struct Counts {
     pub(crate) tries_max: u64,
 }
 
+/// How the requests between start and end of a transaction are sent.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pace {
+    /// Each after the reply to the one before.
+    OneByOne,
+    /// All at once. None may be refused.
+    Together,
+}
+
 /// Repeats a transaction, again after each EAGAIN, until a time or a number of commits.
 pub(crate) struct Transactions<F> {
     /// Appends the requests of transaction number `n` with its id, one `Vec` a request.
     steps: F,
     requests: Vec<Vec<u8>>,
     at: usize,
+    pace: Pace,
+    /// Replies to come before the next request is sent, that one not counted.
+    awaited: usize,
     tx_id: u32,
     tries: u64,
     until: Until,
@@ -185,7 +202,13 @@ impl<F: FnMut(u64, u32) -> Vec<Vec<u8>>> Transactions<F> {
     /// `steps(number, tx_id)` gives the requests between start and commit.
     pub(crate) fn new(steps: F, until: Until) -> Self {
         let counts = Counts::default();
-        Self { steps, requests: Vec::new(), at: 0, tx_id: 0, tries: 0, until, counts }
+        let (pace, requests) = (Pace::OneByOne, Vec::new());
+        Self { steps, requests, at: 0, pace, awaited: 0, tx_id: 0, tries: 0, until, counts }
+    }
+
+    /// The same at another pace.
+    pub(crate) fn at_pace(self, pace: Pace) -> Self {
+        Self { pace, ..self }
     }
 
     fn start(&mut self, out: &mut Vec<u8>) {
@@ -211,12 +234,27 @@ impl<F: FnMut(u64, u32) -> Vec<Vec<u8>>> Script for Transactions<F> {
         if failed && payload != b"EAGAIN\0" {
             return Err(client::refusal(b"", payload).into());
         }
+        if self.awaited > 0 {
+            if failed {
+                return Err("a request of a transaction that is sent at once was refused".into());
+            }
+            self.awaited -= 1;
+            if self.awaited > 0 {
+                return Ok(());
+            }
+        }
         if self.tx_id == 0 && !failed {
             let text = std::str::from_utf8(payload.strip_suffix(b"\0").unwrap_or(payload))?;
             self.tx_id = text.parse()?;
             self.requests = (self.steps)(self.counts.commits, self.tx_id);
             put_end(&mut self.requests, self.tx_id);
             self.at = 0;
+            if self.pace == Pace::Together {
+                self.at = self.requests.len() - 1;
+                self.awaited = self.at;
+                out.extend(self.requests[..self.at].iter().flatten());
+                return Ok(());
+            }
         } else if failed && self.at < self.requests.len() {
             // Refused in the middle: nothing to commit, so give it up and start again.
             self.counts.again += 1;
@@ -238,6 +276,10 @@ impl<F: FnMut(u64, u32) -> Vec<Vec<u8>>> Script for Transactions<F> {
         out.extend_from_slice(&self.requests[self.at]);
         self.at += 1;
         Ok(())
+    }
+
+    fn waits(&self) -> bool {
+        self.awaited > 0
     }
 }
 

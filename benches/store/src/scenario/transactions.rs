@@ -4,7 +4,7 @@ use super::Context;
 use crate::Result;
 use crate::client::{Conn, put, write};
 use crate::daemon::{Daemon, Kind};
-use crate::swarm::{Swarm, Transactions, Until, total};
+use crate::swarm::{Pace, Swarm, Transactions, Until, total};
 use std::time::Instant;
 use xenstore_core::wire::MsgType;
 
@@ -89,12 +89,18 @@ pub(super) fn disjoint(context: &mut Context<'_>, kind: Kind) -> Result<()> {
             conn.call(&write(&format!("{}/key{key}", base(client)), crate::VALUE))?;
         }
     }
-    for (name, clients) in [("tx1", 1), ("tx16", CLIENTS)] {
+    let paces = [
+        ("tx1", 1, Pace::OneByOne),
+        ("tx16", CLIENTS, Pace::OneByOne),
+        ("together", CLIENTS, Pace::Together),
+    ];
+    for (name, clients, pace) in paces {
         let end = Until::Time(Instant::now() + context.span());
         let scripts = (0..clients)
             .map(|client| {
                 let base = base(client);
-                Transactions::new(move |n, tx_id| reads_and_writes(&base, client, n, tx_id), end)
+                let steps = move |n, tx_id| reads_and_writes(&base, client, n, tx_id);
+                Transactions::new(steps, end).at_pace(pace)
             })
             .collect();
         measure(context, &daemon, name, scripts)?;
