@@ -43,10 +43,18 @@ impl Socket {
         self.interest.contains(what)
     }
 
-    /// Watches for `what`, too, or no longer; a system call only where that is a change.
-    pub(crate) fn set_interest(&mut self, epoll: &OwnedFd, id: ConnId, what: EventFlags, on: bool) {
-        let mut wanted = self.interest;
-        wanted.set(what, on);
+    /// Watches for `what` too.
+    pub(crate) fn watch_for(&mut self, epoll: &OwnedFd, id: ConnId, what: EventFlags) {
+        self.set_interest(epoll, id, self.interest | what);
+    }
+
+    /// Watches no longer for `what`.
+    pub(crate) fn leave(&mut self, epoll: &OwnedFd, id: ConnId, what: EventFlags) {
+        self.set_interest(epoll, id, self.interest - what);
+    }
+
+    /// A system call only where that is a change.
+    fn set_interest(&mut self, epoll: &OwnedFd, id: ConnId, wanted: EventFlags) {
         if wanted != self.interest {
             self.interest = wanted;
             // Cannot fail for a socket that was added; a lost change would end in a stalled client.

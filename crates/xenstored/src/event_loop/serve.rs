@@ -175,7 +175,7 @@ impl EventLoop {
                 let Some(connection) = self.io.connections.get(id) else { return };
                 connection.parked = true;
                 if let End::Socket(socket) = &mut connection.end {
-                    socket.set_interest(&self.io.epoll, id, EventFlags::IN, false);
+                    socket.leave(&self.io.epoll, id, EventFlags::IN);
                 }
                 // The flush of this turn may have made room already.
                 self.unpark(id);
@@ -192,7 +192,7 @@ impl EventLoop {
         }
         connection.parked = false;
         if let End::Socket(socket) = &mut connection.end {
-            socket.set_interest(&self.io.epoll, id, EventFlags::IN, true);
+            socket.watch_for(&self.io.epoll, id, EventFlags::IN);
         }
         self.io.enqueue(id, Asks::OnAndOn);
     }
@@ -285,7 +285,7 @@ impl EventLoop {
         let End::Socket(socket) = &mut connection.end else { return };
         let output = self.server.output(id);
         if output.is_empty() {
-            socket.set_interest(&self.io.epoll, id, EventFlags::OUT, false);
+            socket.leave(&self.io.epoll, id, EventFlags::OUT);
             return;
         }
         if writable == Writable::Unknown && socket.watches(EventFlags::OUT) {
@@ -309,8 +309,11 @@ impl EventLoop {
         };
         let Some(connection) = self.io.connections.get(id) else { return };
         let End::Socket(socket) = &mut connection.end else { return };
-        let left = count < self.server.output(id).len();
-        socket.set_interest(&self.io.epoll, id, EventFlags::OUT, left);
+        if count < self.server.output(id).len() {
+            socket.watch_for(&self.io.epoll, id, EventFlags::OUT);
+        } else {
+            socket.leave(&self.io.epoll, id, EventFlags::OUT);
+        }
         connection.seen_out = connection.seen_out.saturating_sub(count);
         if count > 0 {
             self.server.consume_output(id, count, now);
