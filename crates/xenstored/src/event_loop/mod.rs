@@ -182,6 +182,7 @@ impl EventLoop {
     ///
     /// # Errors
     /// [`Error::Run`] where the machine fails under it.
+    #[inline(always)]
     pub(crate) fn round(&mut self, timeout: Option<Timespec>) -> Result<(), Error> {
         self.wait(timeout)?;
         let now = self.now();
@@ -225,6 +226,7 @@ impl EventLoop {
         Ok(())
     }
 
+    #[inline(always)]
     fn wait(&mut self, timeout: Option<Timespec>) -> Result<(), Error> {
         self.events.clear();
         let buffer = rustix::buffer::spare_capacity(&mut self.events);
@@ -331,6 +333,7 @@ impl EventLoop {
         }
     }
 
+    #[inline(always)]
     fn serve_queue(&mut self, class: Class, share: i64, now: u64) {
         let mut left = share;
         for _ in 0..self.io.ready.len(class) {

@@ -85,6 +85,7 @@ impl EventLoop {
 
     /// Sends what the turns of this round have brought. All sends come after all reads: a client that is
     /// woken by its reply asks again while the others' are still on their way.
+    #[inline(always)]
     pub(super) fn finish_turns(&mut self, now: u64) {
         let mut served = std::mem::take(&mut self.served);
         for (id, stopped) in served.drain(..) {
@@ -198,6 +199,7 @@ impl EventLoop {
     }
 
     /// Sends what the core has for this connection, as far as the peer takes it.
+    #[inline(always)]
     pub(super) fn flush(&mut self, id: ConnId, now: u64, writable: Writable) {
         if !account(&mut self.server, &mut self.io, id, &mut self.asked) {
             return;
@@ -243,6 +245,9 @@ impl EventLoop {
 
     /// Makes the sends that are noted.
     pub(super) fn finish_sends(&mut self, now: u64) {
+        if self.noted.is_empty() {
+            return;
+        }
         let mut noted = std::mem::take(&mut self.noted);
         for id in &noted {
             if let Some(connection) = self.io.connections.get(*id) {
@@ -280,6 +285,7 @@ impl EventLoop {
         self.noted = noted;
     }
 
+    #[inline(always)]
     fn flush_socket(&mut self, id: ConnId, now: u64, writable: Writable) {
         let Some(connection) = self.io.connections.get(id) else { return };
         let End::Socket(socket) = &mut connection.end else { return };
@@ -301,6 +307,7 @@ impl EventLoop {
     }
 
     /// What a socket has taken of its output.
+    #[inline(always)]
     fn took(&mut self, id: ConnId, sent: Result<usize, Errno>, now: u64) {
         let count = match sent {
             Ok(count) => count,
