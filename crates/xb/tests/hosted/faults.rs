@@ -1,6 +1,7 @@
 //! Bad input and faults: a sentence that helps, an exit code that is not 0, and nothing left behind.
 
-use crate::support::{Host, XB, entries};
+use crate::support::{Host, XB};
+use crate::traces::entries;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use std::io::{BufRead, BufReader, Read};

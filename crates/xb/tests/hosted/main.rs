@@ -2,6 +2,7 @@
 
 mod faults;
 mod support;
+mod traces;
 
 use serde_json::json;
 use support::Host;
