@@ -9,6 +9,7 @@ use xen_block::vbd;
 
 /// A part of a disk string that makes no sense, and what would.
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
 pub struct Error {
     /// Where in the string, in characters from 0.
     pub at: usize,
