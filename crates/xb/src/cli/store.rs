@@ -2,7 +2,7 @@
 
 use super::All;
 use crate::Error;
-use crate::host::Choice;
+use crate::host::{Choice, programs};
 use clap::Args;
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
@@ -16,8 +16,7 @@ pub(crate) struct Store {
 }
 
 pub(crate) fn run(all: &All, store: &Store) -> Result<u8, Error> {
-    let own = std::env::current_exe().map_err(Error::io("this program's own path"))?;
-    let program = own.with_file_name("xenstore");
+    let program = programs::beside("xenstore")?;
     let mut command = Command::new(&program);
     command.args(&store.words);
     if let Choice::Hosted(folder) = all.choice() {
@@ -26,7 +25,5 @@ pub(crate) fn run(all: &All, store: &Store) -> Result<u8, Error> {
     // It takes this process's place.
     let error = command.exec();
     let (program, cause) = (program.display(), crate::text::cause(&error));
-    Err(Error::NotFound(format!(
-        "{program}: {cause}; install it beside xb with: cargo install --path crates/xenstore"
-    )))
+    Err(Error::Refused(format!("{program}: {cause}")))
 }

@@ -1,6 +1,7 @@
 //! The processes of a hosted host: started, found again, ended.
 
 use super::folder::{Folder, Found};
+use super::programs;
 use crate::Error;
 use crate::wait::Limit;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -50,18 +51,11 @@ impl Daemon {
 
     /// Its program, beside this one.
     fn program(self) -> Result<PathBuf, Error> {
-        let own = std::env::current_exe().map_err(Error::io("this program's own path"))?;
-        let name = match self {
-            Self::Keeper => return Ok(own),
-            Self::Broker => "xen-hosted",
-            Self::Store | Self::Block => self.name(),
-        };
-        let path = own.with_file_name(name);
-        if path.exists() {
-            return Ok(path);
+        match self {
+            Self::Keeper => std::env::current_exe().map_err(Error::io("this program's own path")),
+            Self::Broker => programs::beside("xen-hosted"),
+            Self::Store | Self::Block => programs::beside(self.name()),
         }
-        build(&own, name)?;
-        Ok(path)
     }
 
     fn command(self, folder: &Folder) -> Result<Command, Error> {
@@ -184,44 +178,6 @@ fn serves(daemon: Daemon, child: &mut Child, path: &PathBuf, watch: &OwnedFd) ->
         let _ = poll(&mut [PollFd::new(watch, PollFlags::IN)], slice.as_ref());
         let _ = rustix::io::read(watch, &mut [0_u8; 1024]);
     }
-}
-
-/// Has cargo build a program that is missing, where cargo runs this one.
-fn build(own: &std::path::Path, name: &str) -> Result<(), Error> {
-    let at = own.with_file_name(name);
-    let Some(cargo) = std::env::var_os("CARGO") else {
-        let (at, package) = (at.display(), if name == "xen-blockd" { "xen-block" } else { name });
-        return Err(Error::NotFound(format!(
-            "{at} is not there; install it beside xb with: cargo install --path crates/{package}"
-        )));
-    };
-    let profile = own.parent().and_then(std::path::Path::file_name).unwrap_or_default();
-    let profile = if profile == "debug" { "dev".into() } else { profile.to_owned() };
-    eprintln!("xb: building the daemons, once");
-    let mut command = Command::new(cargo);
-    command.args([
-        "build",
-        "--quiet",
-        "-p",
-        "xen-hosted",
-        "-p",
-        "xenstored",
-        "-p",
-        "xen-block",
-        "--bins",
-    ]);
-    command.arg("--profile").arg(profile);
-    if let Some(dir) = own.parent().and_then(std::path::Path::parent) {
-        command.arg("--target-dir").arg(dir);
-    }
-    if let Some(dir) = std::env::var_os("CARGO_MANIFEST_DIR") {
-        command.current_dir(dir);
-    }
-    let status = command.status().map_err(Error::io("cargo build"))?;
-    if status.success() && at.exists() {
-        return Ok(());
-    }
-    Err(Error::Refused(format!("cargo build has not made {}: {status}", at.display())))
 }
 
 /// A daemon's process.
