@@ -3,7 +3,7 @@
 use crate::Error;
 use std::sync::Arc;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use xenstore::Client;
 
@@ -32,18 +32,28 @@ pub fn catch_signals() {
     }
 }
 
-/// Forgets a Ctrl-C, to take down what it was meant for.
-pub fn forget_interrupt() {
+/// How many are undoing something.
+static UNDOING: AtomicUsize = AtomicUsize::new(0);
+
+/// Undoes something: a Ctrl-C before it is forgotten, one that comes meanwhile does not stop it, and only the second
+/// of those ends the process.
+pub fn undo<T>(body: impl FnOnce() -> T) -> T {
+    UNDOING.fetch_add(1, Ordering::SeqCst);
     if let Some(flag) = INTERRUPTED.get() {
         flag.store(false, Ordering::SeqCst);
     }
+    let done = body();
+    UNDOING.fetch_sub(1, Ordering::SeqCst);
+    done
 }
 
 /// # Errors
-/// [`Error::Interrupted`] after a Ctrl-C.
+/// [`Error::Interrupted`] after a Ctrl-C, but while something is undone.
 pub fn check() -> Result<(), Error> {
     match INTERRUPTED.get() {
-        Some(flag) if flag.load(Ordering::SeqCst) => Err(Error::Interrupted),
+        Some(flag) if flag.load(Ordering::SeqCst) && UNDOING.load(Ordering::SeqCst) == 0 => {
+            Err(Error::Interrupted)
+        }
         _ => Ok(()),
     }
 }
@@ -62,6 +72,13 @@ impl Limit {
         // A century is for ever.
         let after = after.min(Duration::from_secs(100 * 365 * 86_400));
         Self { after, end: Instant::now() + after }
+    }
+
+    /// At most so long from now, and no longer than this.
+    #[must_use]
+    pub fn within(&self, after: Duration) -> Self {
+        let other = Self::new(after);
+        if other.end < self.end { other } else { *self }
     }
 
     /// How long the next sleep may be.

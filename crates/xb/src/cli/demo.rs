@@ -3,7 +3,7 @@
 mod guests;
 
 use super::{All, host, out, tree};
-use crate::config::Syntax;
+use crate::config::{DiskSpec, Syntax};
 use crate::domain::create::{self, Then};
 use crate::host::daemon::{self, Came, Daemon};
 use crate::host::folder::Folder;
@@ -57,8 +57,9 @@ pub(crate) fn run(all: &All, demo: &Demo) -> Result<u8, Error> {
             "\nThe host stays up. Try next:\n  xb --host {dir} tree\n  xb --host {dir} log two\n  xb --host {dir} host down\n"
         ));
     }
-    wait::forget_interrupt();
-    let down = show.step("all is taken down", || host::down(&show.folder).map(|()| String::new()));
+    let down = wait::undo(|| {
+        show.step("all is taken down", || host::down(&show.folder).map(|()| String::new()))
+    });
     match (shown, down) {
         (Err(error), Err(left)) => {
             Err(Error::Refused(format!("{error}; and what is left cannot be taken down: {left}")))
@@ -209,7 +210,9 @@ impl Show {
     ) -> Result<String, Error> {
         let spec = format!("vdev={vdev},access=w,target={}", image.display());
         let domid = domain::find(host, name)?.info.domid;
-        devices::attach(host, domid, &spec, Limit::new(WITHIN)).map(|()| String::new())
+        let spec = DiskSpec::parse(&spec).map_err(|wrong| Error::Refused(wrong.to_string()))?;
+        let disk = devices::prepare(&spec, devices::Place::Hosted)?;
+        devices::attach(host, domid, &disk, Limit::new(WITHIN)).map(|()| String::new())
     }
 
     fn detach(&self, host: &mut Host, name: &str, vdev: &str) -> Result<String, Error> {

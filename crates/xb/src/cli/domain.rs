@@ -2,7 +2,7 @@
 
 use super::{All, out};
 use crate::domain::{self, Domain, Request};
-use crate::host::Platform;
+use crate::host::{Host, Platform};
 use crate::{Error, devices};
 use clap::Args;
 use serde_json::{Value, json};
@@ -18,7 +18,7 @@ pub(crate) struct Which {
 pub(crate) struct Ask {
     /// Its name or number.
     domain: String,
-    /// Wait until it has ended.
+    /// Wait until it has ended; where it reboots, until it runs again.
     #[arg(long)]
     wait: bool,
 }
@@ -91,7 +91,8 @@ pub(crate) fn pause(all: &All, which: &Which) -> Result<u8, Error> {
     let mut host = all.open()?;
     let domain = domain::find(&mut host, &which.domain)?;
     let done = host.control().pause(domain.info.domid);
-    done.map(|()| 0).map_err(Error::platform(format!("pausing {}", which.domain)))
+    done.map_err(Error::platform(format!("pausing {}", which.domain)))?;
+    now(all, &mut host, &domain)
 }
 
 pub(crate) fn unpause(all: &All, which: &Which) -> Result<u8, Error> {
@@ -102,8 +103,19 @@ pub(crate) fn unpause(all: &All, which: &Which) -> Result<u8, Error> {
             let state = domain.state();
             Err(Error::Refused(format!("{} is not paused; it is {state}", which.domain)))
         }
-        done => done.map(|()| 0).map_err(Error::platform(format!("unpausing {}", which.domain))),
+        done => done.map_err(Error::platform(format!("unpausing {}", which.domain))),
+    }?;
+    now(all, &mut host, &domain)
+}
+
+/// With --json, how the domain is now.
+fn now(all: &All, host: &mut Host, domain: &Domain) -> Result<u8, Error> {
+    if !all.json {
+        return Ok(0);
     }
+    let info = host.control().info(domain.info.domid);
+    let info = info.map_err(Error::platform(format!("asking for {}", domain.name)))?;
+    out::json(&as_json(&Domain { info, name: domain.name.clone() }))
 }
 
 pub(crate) fn ask(all: &All, ask: &Ask, request: Request) -> Result<u8, Error> {
@@ -115,10 +127,21 @@ pub(crate) fn ask(all: &All, ask: &Ask, request: Request) -> Result<u8, Error> {
         ));
     }
     domain::request(&mut host, &domain, request)?;
-    if ask.wait {
-        domain::await_end(&mut host, &domain, all.limit())?;
-    }
-    Ok(0)
+    let mut domid = domain.info.domid;
+    let ended = match (ask.wait, request) {
+        (false, _) => false,
+        (true, Request::Poweroff) => {
+            domain::await_end(&mut host, &domain, all.limit())?;
+            true
+        }
+        (true, Request::Reboot) => {
+            domid = domain::await_again(&mut host, &domain, all.limit())?;
+            false
+        }
+    };
+    let so =
+        json!({ "name": domain.name, "domid": domid.0, "asked": request.word(), "ended": ended });
+    if all.json { out::json(&so) } else { Ok(0) }
 }
 
 pub(crate) fn destroy(all: &All, which: &Which) -> Result<u8, Error> {
@@ -131,5 +154,6 @@ pub(crate) fn destroy(all: &All, which: &Which) -> Result<u8, Error> {
         )));
     }
     domain::destroy(&mut host, domid, all.limit())?;
-    Ok(0)
+    let so = json!({ "domid": domid.0, "destroyed": true });
+    if all.json { out::json(&so) } else { Ok(0) }
 }

@@ -16,6 +16,15 @@ pub(crate) fn print(text: &str) -> Result<u8, Error> {
     }
 }
 
+/// Tells something beside what was asked for, on standard error.
+pub(crate) fn tell(all: &super::All, text: &str) {
+    if all.json {
+        eprintln!("{}", serde_json::json!({ "note": text }));
+    } else {
+        eprintln!("xb: {}", clean(text));
+    }
+}
+
 /// Prints a value as JSON.
 pub(crate) fn json(value: &serde_json::Value) -> Result<u8, Error> {
     print(&format!("{value:#}\n"))

@@ -38,7 +38,8 @@ pub(crate) fn draw(host: &mut Host) -> Result<String, Error> {
                 .unwrap_or_default();
             tree.push_str(&format!(
                 "{pad} {branch} vbd {}{size}{access} {state} <- {}{error}\n",
-                disk.vdev, disk.target
+                out::clean(&disk.vdev),
+                out::clean(&disk.target)
             ));
         }
     }

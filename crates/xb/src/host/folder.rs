@@ -9,7 +9,7 @@
 //! | `record/` | requests of disks in flight |
 //! | `log/` | what the daemons say |
 //! | `demo/` | what `xb demo` makes |
-//! | `guests/NAME/` | each guest's configuration, what it prints into (`output`), and log |
+//! | `guests/NAME/` | each guest's configuration, what it prints into (`output`), its log, and how it ended |
 //! | `keeper` | the socket of the process that keeps guests' logs and acts when they end |
 
 use crate::Error;
@@ -113,6 +113,12 @@ impl Folder {
     #[must_use]
     pub fn guests(&self) -> PathBuf {
         self.0.join("guests")
+    }
+
+    /// The folders of all guests, also of those that have ended.
+    pub(crate) fn guest_folders(&self) -> impl Iterator<Item = PathBuf> {
+        let entries = std::fs::read_dir(self.guests()).into_iter().flatten().flatten();
+        entries.map(|entry| entry.path())
     }
 
     /// A guest's folder.
@@ -228,6 +234,13 @@ impl Folder {
         }
         let _ = std::fs::remove_dir(&self.0);
     }
+}
+
+/// Writes a file that is there as it was or as it is to be.
+pub(crate) fn replace(path: &Path, text: &str) -> std::io::Result<()> {
+    let new = path.with_extension("new");
+    std::fs::write(&new, text)?;
+    std::fs::rename(new, path)
 }
 
 /// Makes folders for their user alone.

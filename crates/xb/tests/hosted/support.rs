@@ -3,6 +3,7 @@
 use crate::traces::{self, Traces};
 use std::path::PathBuf;
 use std::process::{Command, Output};
+use std::sync::Once;
 use std::time::{Duration, Instant};
 
 /// How long anything may take.
@@ -22,6 +23,12 @@ pub(crate) struct Host {
 impl Host {
     /// A host that is not up yet.
     pub(crate) fn down(test: &str) -> Self {
+        static BUILT: Once = Once::new();
+        BUILT.call_once(|| {
+            // As in a fresh checkout: cargo makes what xb runs.
+            let output = Command::new(XB).args(["store", "--help"]).output().unwrap();
+            assert!(output.status.success(), "{output:?}");
+        });
         let folder = std::env::temp_dir().join(format!("xb-test-{}-{test}", std::process::id()));
         let _ = std::fs::remove_dir_all(&folder);
         std::fs::create_dir_all(&folder).unwrap();
@@ -45,6 +52,8 @@ impl Host {
         let mut command = Command::new(XB);
         command.arg("--host").arg(self.path("h")).args(args);
         command.env_remove("XB_HOST").env("TMPDIR", &self.folder);
+        // What it runs was built by the first.
+        command.env_remove("CARGO");
         command
     }
 
@@ -158,9 +167,7 @@ impl Host {
     pub(crate) fn kill(&self, daemon: &str) {
         let pid = self.pid(daemon).unwrap();
         rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
-        self.until("it is gone", || {
-            (!self.runs(daemon)).then_some(())
-        });
+        self.until("it is gone", || (!self.runs(daemon)).then_some(()));
     }
 
     /// Whether guests have files for their disks here; says so where not.
