@@ -8,7 +8,6 @@ use clap::Args;
 use std::fs::File;
 use std::io::{IsTerminal, Read, StdoutLock, Write};
 use std::os::unix::fs::MetadataExt;
-use std::time::Duration;
 
 #[derive(Args, Debug)]
 pub(crate) struct Log {
@@ -61,7 +60,7 @@ pub(crate) fn run(all: &All, log: &Log) -> Result<u8, Error> {
     let failed = |errno: rustix::io::Errno| Error::io(path.display())(errno.into());
     // Before the first look: what comes after it is seen.
     let watch = keeper::watch_log(&folder, &name).map_err(failed)?;
-    let for_ever = Limit::new(Duration::MAX);
+    let for_ever = Limit::never();
     loop {
         // A log that was set aside was not written to afterwards: looked for first, all of it is shown.
         let next = File::open(&path).ok().filter(|next| is_other(next, &file));

@@ -10,7 +10,7 @@ use std::process::Command;
 
 #[derive(Args, Debug)]
 pub(crate) struct Store {
-    /// A command of xenstore and its arguments; --help lists them.
+    /// A command of xenstore and its arguments; xb store -- --help lists them all, with examples.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
     words: Vec<OsString>,
 }
@@ -19,7 +19,17 @@ pub(crate) fn run(all: &All, store: &Store) -> Result<u8, Error> {
     let program = programs::beside("xenstore")?;
     let mut command = Command::new(&program);
     command.args(&store.words);
+    if all.json {
+        command.arg("--json");
+    }
     if let Choice::Hosted(folder) = all.choice() {
+        let help = store.words.iter().any(|word| word == "--help" || word == "-h");
+        if !help && !folder.store().exists() {
+            let dir = folder.path().display();
+            return Err(Error::NotFound(format!(
+                "no host is up in {dir}; start it with: xb --host {dir} host up"
+            )));
+        }
         command.env("XENSTORED_PATH", folder.store());
     }
     // It takes this process's place.

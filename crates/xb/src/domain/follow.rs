@@ -8,7 +8,6 @@ use crate::host::daemon::Daemon;
 use crate::host::folder::Folder;
 use crate::keeper::{self, Ended};
 use crate::wait::Limit;
-use std::time::Duration;
 use xen::DomId;
 use xen::domctl::RunState;
 
@@ -40,7 +39,7 @@ pub fn follow(
     let path = folder.guest(name);
     let watch = keeper::watch_log(&folder, name)
         .map_err(|errno| Error::io(path.display())(errno.into()))?;
-    let for_ever = Limit::new(Duration::MAX);
+    let for_ever = Limit::never();
     loop {
         match standing(host, &folder, name, domid)? {
             Standing::Runs => keeper::await_log(&watch, for_ever, &|| format!("{name} ends"))?,

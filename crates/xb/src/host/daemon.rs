@@ -15,8 +15,6 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-/// How long a daemon may take to serve.
-const WITHIN: Duration = Duration::from_secs(20);
 /// How long a daemon may take to end when it is asked, and when it is killed. All four one after the other take
 /// less than systemd gives `host down`.
 const ENDS_WITHIN: Duration = Duration::from_secs(10);
@@ -108,7 +106,7 @@ impl Daemon {
     ///
     /// # Errors
     /// A sentence, with the end of its log where it has one.
-    pub fn start(self, folder: &Folder) -> Result<(), Error> {
+    pub fn start(self, folder: &Folder, limit: Limit) -> Result<(), Error> {
         let name = self.name();
         let path = folder.log(name);
         // Begun anew, and appended to: the keeper may empty it later.
@@ -120,7 +118,7 @@ impl Daemon {
         let program = command.get_program().to_string_lossy().into_owned();
         let mut child = command.stdout(log).stderr(errors).spawn().map_err(Error::io(program))?;
         let written = self.note(folder, &child);
-        let served = written.and_then(|()| serves(self, &mut child, &path, &watch));
+        let served = written.and_then(|()| serves(self, &mut child, &path, &watch, limit));
         if served.is_err() {
             // It may have ended by itself.
             let _ = child.kill();
@@ -156,8 +154,14 @@ fn watch(path: &std::path::Path) -> Result<OwnedFd, rustix::io::Errno> {
 }
 
 /// Waits until its log says that it serves, or it ends.
-fn serves(daemon: Daemon, child: &mut Child, path: &PathBuf, watch: &OwnedFd) -> Result<(), Error> {
-    let (limit, name) = (Limit::new(WITHIN), daemon.name());
+fn serves(
+    daemon: Daemon,
+    child: &mut Child,
+    path: &PathBuf,
+    watch: &OwnedFd,
+    limit: Limit,
+) -> Result<(), Error> {
+    let name = daemon.name();
     loop {
         let log = std::fs::read_to_string(path).map_err(Error::io(path.display()))?;
         // A line without an end is not yet what it will be.
@@ -237,7 +241,7 @@ pub enum Came {
 ///
 /// # Errors
 /// The first that does not start; what was started for it is ended again.
-pub fn up(folder: &Folder) -> Result<Came, Error> {
+pub fn up(folder: &Folder, limit: Limit) -> Result<Came, Error> {
     folder.make()?;
     let _lock = lock(folder)?;
     let mut started = Vec::new();
@@ -245,7 +249,7 @@ pub fn up(folder: &Folder) -> Result<Came, Error> {
         if daemon.running(folder).is_some() {
             continue;
         }
-        if let Err(error) = daemon.start(folder) {
+        if let Err(error) = daemon.start(folder, limit) {
             for before in started.into_iter().rev() {
                 stop(before, folder)?;
             }
@@ -296,7 +300,7 @@ pub fn down(folder: &Folder) -> Result<(), Error> {
     let _lock = lock(folder)?;
     if Daemon::Broker.running(folder).is_none() && folder.broker().path().exists() {
         // It was killed: the next one in its directory removes the control groups that it has left.
-        Daemon::Broker.start(folder)?;
+        Daemon::Broker.start(folder, Limit::new(ENDS_WITHIN))?;
     }
     for daemon in [Daemon::Keeper, Daemon::Block, Daemon::Store, Daemon::Broker] {
         stop(daemon, folder)?;

@@ -1,10 +1,13 @@
 //! `xb` on hosted hosts: the program itself, the real daemons, guests that run; and what is left of them.
 
+mod demo;
 mod disks;
 mod ends;
 mod faults;
+mod interrupts;
 mod support;
 mod traces;
+mod user;
 
 use serde_json::json;
 use support::Host;

@@ -26,7 +26,7 @@ impl Host {
         static BUILT: Once = Once::new();
         BUILT.call_once(|| {
             // As in a fresh checkout: cargo makes what xb runs.
-            let output = Command::new(XB).args(["store", "--help"]).output().unwrap();
+            let output = Command::new(XB).args(["store", "--", "--help"]).output().unwrap();
             assert!(output.status.success(), "{output:?}");
         });
         let folder = std::env::temp_dir().join(format!("xb-test-{}-{test}", std::process::id()));
