@@ -71,6 +71,12 @@ pub fn times(count: u32) -> String {
     if count == 1 { "once".into() } else { format!("{count} times") }
 }
 
+/// A number of processors.
+#[must_use]
+pub fn processors(count: u32) -> String {
+    if count == 1 { "1 processor".into() } else { format!("{count} processors") }
+}
+
 /// A time that something took.
 #[must_use]
 pub fn took(time: Duration) -> String {

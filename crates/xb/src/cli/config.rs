@@ -106,5 +106,6 @@ fn disk_as_json(disk: &DiskSpec) -> Value {
         }
     }
     set("trusted", default_or(disk.trusted));
+    set("grant_usage", default_or(disk.grant_usage));
     Value::Object(object)
 }

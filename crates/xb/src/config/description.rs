@@ -85,7 +85,7 @@ impl Description {
     pub fn read(file: &str, settings: &[Setting]) -> Result<(Self, Vec<Warning>), Error> {
         let by_key = settings.iter().map(|setting| (setting.key.as_str(), setting)).collect();
         let reader = Reader { settings: by_key };
-        let warnings = settings.iter().filter_map(|setting| warning(setting)).collect();
+        let warnings = settings.iter().filter_map(|setting| reader.warning(setting)).collect();
         let name = reader.text("name")?.ok_or_else(|| Error {
             place: Place::start(file),
             found: "no name".into(),
@@ -150,21 +150,27 @@ fn is_name(name: &str) -> bool {
     letters && !numeric && name.len() <= 64 && !name.starts_with(['.', '-'])
 }
 
-/// What is to be told of a key that is not heeded.
-fn warning(setting: &Setting) -> Option<Warning> {
-    let key = &setting.key;
-    let text = match keys::support(key) {
-        Support::Heeded => return None,
-        Support::NotYet => format!("{key} is not supported yet and has no effect"),
-        Support::Unknown => match keys::nearest(key) {
-            Some(near) => format!("{key} is no key of xl.cfg and has no effect; {near} is one"),
-            None => format!("{key} is no key of xl.cfg and has no effect"),
-        },
-    };
-    Some(Warning { place: setting.place.clone(), text })
-}
+/// Keys that have no effect where another one is there.
+const BESIDE: [(&str, &str); 3] = [("maxmem", "memory"), ("root", "cmdline"), ("extra", "cmdline")];
 
 impl Reader<'_> {
+    /// What is to be told of a key that is not heeded.
+    fn warning(&self, setting: &Setting) -> Option<Warning> {
+        let key = &setting.key;
+        let beside =
+            BESIDE.iter().find(|(of, other)| of == key && self.settings.contains_key(other));
+        let text = match (keys::support(key), beside) {
+            (Support::Heeded, None) => return None,
+            (Support::Heeded, Some((_, other))) => format!("{key} has no effect beside {other}"),
+            (Support::NotYet, _) => format!("{key} is not supported yet and has no effect"),
+            (Support::Unknown, _) => match keys::nearest(key) {
+                Some(near) => format!("{key} is no key of xl.cfg and has no effect; {near} is one"),
+                None => format!("{key} is no key of xl.cfg and has no effect"),
+            },
+        };
+        Some(Warning { place: setting.place.clone(), text })
+    }
+
     fn wrong(&self, value: &Value, expected: &str) -> Error {
         Error { place: value.place.clone(), found: value.shown(), expected: expected.into() }
     }

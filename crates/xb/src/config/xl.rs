@@ -192,7 +192,7 @@ impl Parser<'_> {
             let place = self.place.clone();
             match self.next() {
                 Some(next) if next == quote => break,
-                Some('\\') => self.escape(place, &mut bytes)?,
+                Some('\\') => self.escape(&place, &mut bytes)?,
                 None | Some('\n') => {
                     let expected = format!("{quote} in the line where the string begins");
                     return Err(error(&self.at, "a string without an end", &expected));
@@ -204,7 +204,7 @@ impl Parser<'_> {
     }
 
     /// What follows a backslash.
-    fn escape(&mut self, place: Place, bytes: &mut Vec<u8>) -> Result<(), Error> {
+    fn escape(&mut self, place: &Place, bytes: &mut Vec<u8>) -> Result<(), Error> {
         let next = self.next();
         let plain = match next {
             Some(next @ ('"' | '\'' | '\\')) => Some(next as u8),
@@ -222,7 +222,7 @@ impl Parser<'_> {
         let found = || format!("\\{}", next.map_or(String::new(), |next| next.to_string()));
         let expected = "one of \\\" \\' \\\\ \\a \\b \\f \\n \\r \\t \\v, \\x and two digits, \\ and up to three octal ones";
         match plain {
-            Some(0) | None => Err(error(&place, found(), expected)),
+            Some(0) | None => Err(error(place, found(), expected)),
             Some(byte) => {
                 bytes.push(byte);
                 Ok(())

@@ -63,6 +63,11 @@ pub fn prepare(spec: &DiskSpec, place: Place) -> Result<Disk, Error> {
     if spec.specification == Some(Specification::Virtio) {
         return Err(refused("specification=virtio is not supported; leave it out"));
     }
+    if spec.grant_usage == Some(false) {
+        return Err(refused(
+            "grant_usage=0 is for virtio; what is served here is granted; leave it out",
+        ));
+    }
     if spec.backend.as_deref().is_some_and(|name| !matches!(name, "" | "0" | "Domain-0")) {
         return Err(refused("driver domains (backend=) are not supported yet"));
     }
@@ -112,15 +117,12 @@ pub fn prepare(spec: &DiskSpec, place: Place) -> Result<Disk, Error> {
         }
     };
     let parsed = Target::parse(&target).map_err(|wrong| refused(&wrong))?;
-    if let Target::Raw(path) | Target::Qcow2(path) = parsed {
-        if let Err(error) = openable(&path, spec) {
-            let hint = if named.starts_with('/') {
-                ""
-            } else {
-                " (a name without / in front is below /dev)"
-            };
-            return Err(refused(&format!("{}: {error}{hint}", path.display())));
-        }
+    if let Target::Raw(path) | Target::Qcow2(path) = parsed
+        && let Err(error) = openable(&path, spec)
+    {
+        let hint =
+            if named.starts_with('/') { "" } else { " (a name without / in front is below /dev)" };
+        return Err(refused(&format!("{}: {error}{hint}", path.display())));
     }
     Ok(Disk { spec: spec.clone(), target, number, backend_kind })
 }

@@ -5,7 +5,7 @@ use crate::devices::{self, Disk};
 use crate::host::folder::{Folder, replace};
 use crate::host::{Host, Platform};
 use crate::wait::{self, Limit};
-use crate::{Error, domain, keeper};
+use crate::{Error, domain, keeper, text};
 use rustix::fs::FlockOperation;
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -30,7 +30,7 @@ pub enum Then {
 pub struct New {
     /// Its number.
     pub domid: DomId,
-    /// What its sandbox does without, a sentence each.
+    /// What it does without, a sentence each.
     pub lacks: Vec<String>,
 }
 
@@ -75,7 +75,15 @@ pub fn create(
             wait::undo(|| domain::destroy(host, domid, Limit::new(devices::CLOSES_WITHIN)));
         return Err(error.with_undoing(undone));
     }
-    Ok(New { domid, lacks: created.lacks.iter().map(ToString::to_string).collect() })
+    let mut lacks: Vec<String> = created.lacks.iter().map(ToString::to_string).collect();
+    if description.vcpus > processors() {
+        let (vcpus, has) = (description.vcpus, processors());
+        lacks.push(format!(
+            "vcpus = {vcpus} has no effect: this machine has {}",
+            text::processors(has)
+        ));
+    }
+    Ok(New { domid, lacks })
 }
 
 /// Refuses a UUID that another domain has.

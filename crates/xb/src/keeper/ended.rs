@@ -84,7 +84,7 @@ impl Lives {
 
     /// Nothing more is known of a guest.
     pub(super) fn forget(&self, name: &str) {
-        self.with(|lives| drop(lives.remove(name)));
+        self.with(|lives| lives.remove(name));
     }
 
     /// What becomes of a guest that is to be started again: not for ever, where it ends at once each time.
