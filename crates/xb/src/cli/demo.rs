@@ -25,6 +25,9 @@ pub(crate) struct Demo {
     /// Leave the host up, and say what to try next.
     #[arg(long)]
     keep: bool,
+    /// Fail where all of it takes longer than this.
+    #[arg(long, value_name = "SECONDS", value_parser = super::seconds)]
+    within: Option<Duration>,
 }
 
 /// What is shown, and where.
@@ -67,11 +70,22 @@ pub(crate) fn run(all: &All, demo: &Demo) -> Result<u8, Error> {
         (Err(error), Err(left)) => {
             Err(Error::Refused(format!("{error}; and what is left cannot be taken down: {left}")))
         }
-        (shown, down) => shown.and(down).map(|()| 0),
+        (shown, down) => shown.and(down).and_then(|()| show.in_time(demo)),
     }
 }
 
 impl Show {
+    fn in_time(&self, demo: &Demo) -> Result<u8, Error> {
+        match demo.within.filter(|within| self.began.elapsed() > *within) {
+            None => Ok(0),
+            Some(after) => Err(Error::Refused(format!(
+                "all is as it should be, but has taken {}, and {} were allowed",
+                text::took(self.began.elapsed()),
+                text::took(after)
+            ))),
+        }
+    }
+
     fn limit(&self) -> Limit {
         Limit::new(self.within)
     }
