@@ -14,7 +14,7 @@ use xen::DomId;
 #[derive(Subcommand, Debug)]
 pub(crate) enum Command {
     /// Start the daemons that do not run: broker, store, keeper, block backend.
-    #[command(after_help = "Example: xb --host /tmp/h host up")]
+    #[command(after_help = "Example: xb host up --host /tmp/h")]
     Up,
     /// Destroy all guests, end the daemons and remove the folder.
     #[command(after_help = "Example: xb host down")]

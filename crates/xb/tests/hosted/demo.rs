@@ -33,6 +33,29 @@ fn the_demo_without_fuse_says_so_and_goes_on() {
 }
 
 #[test]
+fn a_disk_is_not_mounted_without_loop_devices() {
+    let host = Host::down("no-loop-mount");
+    let test = "a_disk_is_not_mounted_without_loop_devices";
+    if !host.has_fuse(test) {
+        return;
+    }
+    let image = host.image("a.img", 1 << 20);
+    let rest =
+        format!("disk = [\"{image},,xvda,w\"]\nkernel_block = 1\nextra = \"exec sleep 1000\"");
+    let config = host.config("web", &rest);
+    let script = format!(
+        "mknod $DIR/none c 10 253 && mount --bind $DIR/none /dev/loop-control && \
+         $XB --host $DIR/h host up && $XB --host $DIR/h create {config} && \
+         $XB --host $DIR/h disk mount web xvda; code=$?; $XB --host $DIR/h host down; exit $code"
+    );
+    let Some(output) = apart(test, &host, &script) else { return };
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("web: /dev/loop-control (no module loop, or not root): "), "{said}");
+    host.nothing_is_left();
+}
+
+#[test]
 fn the_demo_without_loop_devices_uses_debugfs() {
     let host = Host::down("no-loop");
     let test = "the_demo_without_loop_devices_uses_debugfs";

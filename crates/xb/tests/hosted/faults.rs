@@ -3,7 +3,7 @@
 use crate::support::{Host, XB};
 use crate::traces::entries;
 use serde_json::json;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 #[test]
@@ -14,6 +14,8 @@ fn what_cannot_be_is_refused_in_a_sentence_and_leaves_nothing() {
     let (good, busy) = (host.image("good.img", 1 << 20), host.image("busy.img", 1 << 20));
     let corrupt = host.path("corrupt.qcow2").to_str().unwrap().to_owned();
     std::fs::write(&corrupt, b"QFI\xfb\0\0\0\x03 and nothing that makes sense").unwrap();
+    let corrupt_words =
+        format!("disk xvda (qcow2:{corrupt}): 22 {corrupt}: Invalid cluster size: 2^544499809; ");
     let disk = |spec: &str| format!("disk = [\"{spec}\"]\nextra = \"exec sleep 1000\"");
     let writer = host.config("writer", &disk(&format!("{busy},,xvda,w")));
     for (rest, words) in [
@@ -26,7 +28,7 @@ fn what_cannot_be_is_refused_in_a_sentence_and_leaves_nothing() {
             disk(&format!("{good},vhd,xvda")),
             "disk xvda: format vhd is not served; raw and qcow2 are",
         ),
-        (disk(&format!("{corrupt},qcow2,xvda")), "disk xvda (qcow2:"),
+        (disk(&format!("{corrupt},qcow2,xvda")), &corrupt_words),
         (disk(&format!("drbd:{good},xvda,w")), "hotplug script block-drbd is not run"),
         (disk("vdev=hdc,cdrom"), "disk hdc: a drive without a medium is not supported"),
         (
@@ -71,9 +73,8 @@ fn what_cannot_be_is_refused_in_a_sentence_and_leaves_nothing() {
 fn a_host_is_up_once_in_a_directory() {
     let host = Host::up("twice");
     assert!(host.ok(&["host", "up"]).contains("was up already"));
-    let keep = host.run(&["demo"]);
-    let said = String::from_utf8_lossy(&keep.stderr).into_owned();
-    assert!(said.contains("a host is up in"), "{said}");
+    host.fails(&["demo"], 1, "a host is up in");
+    assert_eq!(host.json(&["host", "status"])["up"], json!(true), "the demo has left it alone");
     assert!(host.ok(&["host", "down"]).contains("is down"));
     assert!(host.ok(&["host", "down"]).contains("is down"), "what is down is down");
     host.fails(&["list"], 4, "no host is up in");
@@ -84,6 +85,24 @@ fn a_host_is_up_once_in_a_directory() {
         String::from_utf8_lossy(&output.stderr).contains("too long for the sockets in it"),
         "{output:?}"
     );
+}
+
+#[test]
+fn of_two_that_bring_a_host_up_one_does() {
+    let host = Host::down("two-up");
+    for _ in 0..5 {
+        let up =
+            || host.command(&["host", "up"]).stderr(Stdio::piped()).stdout(Stdio::piped()).spawn();
+        let outputs = [up(), up()].map(|child| child.unwrap().wait_with_output().unwrap());
+        assert!(outputs.iter().any(|output| output.status.success()), "{outputs:?}");
+        for output in outputs.iter().filter(|output| !output.status.success()) {
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert!(said.contains("another xb is bringing the host in"), "{said}");
+        }
+        assert_eq!(host.json(&["host", "status"])["up"], json!(true));
+        host.ok(&["host", "down"]);
+        host.nothing_is_left();
+    }
 }
 
 #[test]
@@ -111,11 +130,14 @@ fn a_hundred_rounds_leave_nothing() {
     // What is made once and kept is made by the first rounds.
     (0..3).for_each(|_| round());
     let left = || {
-        let fds = ["broker", "xenstored", "keeper", "xen-blockd"].map(|daemon| {
+        let daemons = ["broker", "xenstored", "keeper", "xen-blockd"].map(|daemon| {
             let pid = host.pid(daemon).unwrap().as_raw_nonzero();
-            entries(format!("/proc/{pid}/fd").as_ref()).len()
+            let mounts = std::fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap();
+            let mounts =
+                mounts.lines().filter(|line| line.contains(host.path("").to_str().unwrap()));
+            (entries(format!("/proc/{pid}/fd").as_ref()).len(), mounts.count())
         });
-        (fds, host.nodes())
+        (daemons, host.nodes())
     };
     // The last of them may still be on its way out.
     let mut last = left();
@@ -126,8 +148,22 @@ fn a_hundred_rounds_leave_nothing() {
         last = now.clone();
         same.then_some(now)
     });
+    // What a daemon has grown to it may keep, for the next ones.
+    let kib = || {
+        ["broker", "xenstored", "keeper", "xen-blockd"].map(|daemon| {
+            let pid = host.pid(daemon).unwrap().as_raw_nonzero();
+            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+            let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
+            line.trim().trim_end_matches(" kB").parse::<u64>().unwrap()
+        })
+    };
+    let memory = kib();
     (0..100).for_each(|_| round());
-    host.until("descriptors and nodes are as before", || (left() == before).then_some(()));
+    host.until("descriptors, mounts and nodes are as before", || (left() == before).then_some(()));
+    for (now, then) in kib().into_iter().zip(memory) {
+        // 20 KiB a round would be more.
+        assert!(now < then + 2048, "{:?} KiB, before {memory:?}", kib());
+    }
 }
 
 #[test]

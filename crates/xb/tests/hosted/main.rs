@@ -8,6 +8,7 @@ mod interrupts;
 mod support;
 mod traces;
 mod user;
+mod words;
 
 use serde_json::json;
 use support::Host;
@@ -81,6 +82,7 @@ fn help_completions_and_manual_pages_are_of_one_table() {
         &["reboot"],
         &["destroy"],
         &["log"],
+        &["store"],
         &["disk", "attach"],
         &["disk", "detach"],
         &["disk", "list"],
@@ -96,11 +98,8 @@ fn help_completions_and_manual_pages_are_of_one_table() {
     ];
     for command in commands {
         let help = host.ok(&[*command, &["--help"]].concat());
-        let example = format!("Example: xb {}", command[0]);
-        assert!(
-            help.contains(&example) || help.contains("Example: xb --host"),
-            "{command:?}: {help}"
-        );
+        let example = format!("Example: xb {}", command.join(" "));
+        assert!(help.contains(&example), "{command:?}: {help}");
     }
     for shell in ["bash", "zsh", "fish"] {
         assert!(host.ok(&["completions", shell]).contains("detach"), "{shell}");

@@ -156,7 +156,7 @@ impl Host {
     }
 
     fn runs(&self, daemon: &str) -> bool {
-        let pid = self.pid(daemon).map(|pid| pid.as_raw_nonzero());
+        let pid = self.pid(daemon).map(rustix::process::Pid::as_raw_nonzero);
         pid.is_some_and(|pid| {
             let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));
             stat.is_ok_and(|stat| !stat.contains(") Z "))
