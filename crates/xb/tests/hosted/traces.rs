@@ -41,8 +41,9 @@ pub(crate) fn of(folder: &Path) -> Traces {
         let command = text(&process.join("cmdline")).replace('\0', " ");
         if is_of(&process, name) && pid != std::process::id() && !command.contains("host down") {
             traces.insert(format!("process {pid}, begun at {}: {command}", began(&process)));
-        } else if let Some(at) = command.split(' ').find(|word| word.starts_with('/')) {
-            others.extend(group_of(Path::new(at)));
+        } else {
+            let paths = command.split(' ').filter(|word| word.starts_with('/'));
+            others.extend(paths.filter_map(|path| group_of(Path::new(path))));
         }
         if namespaces.insert(std::fs::read_link(process.join("ns/mnt")).ok()) {
             let mounts = text(&process.join("mountinfo"));
