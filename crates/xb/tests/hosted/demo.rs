@@ -4,7 +4,7 @@ use crate::support::{Host, XB};
 use std::process::Command;
 
 /// Runs a shell command in a mount namespace of its own, as root.
-fn apart(test: &str, host: &Host, script: &str) -> Option<std::process::Output> {
+pub(crate) fn apart(test: &str, host: &Host, script: &str) -> Option<std::process::Output> {
     if !rustix::process::geteuid().is_root() {
         conformance::skip(test, "only root can have mounts of its own");
         return None;
@@ -29,6 +29,28 @@ fn the_demo_without_fuse_says_so_and_goes_on() {
     assert!(output.status.success(), "{output:?}");
     assert!(said.contains("/dev/fuse cannot be opened") && said.contains("they use NBD"), "{said}");
     writes_and_compares(&said);
+    host.nothing_is_left();
+}
+
+#[test]
+fn the_demo_without_fuse_and_namespaces_says_what_is_not_done() {
+    let host = Host::down("no-namespaces");
+    let test = "the_demo_without_fuse_and_namespaces_says_what_is_not_done";
+    // Whether there are namespaces is asked of this program.
+    let script = "mkdir $DIR/false && ln -s /bin/false $DIR/false/unshare && export PATH=$DIR/false:$PATH && \
+                  mknod $DIR/none c 10 253 && mount --bind $DIR/none /dev/fuse && exec $XB --host $DIR/h demo";
+    let Some(output) = apart(test, &host, script) else { return };
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{output:?}");
+    for words in [
+        "no namespaces are to be had",
+        "disks connect and move here, and nothing is read or written",
+        "attached to two while it runs",
+        "the backend is killed (SIGKILL) and started again\n",
+        "all is taken down",
+    ] {
+        assert!(said.contains(words), "{words}: {said}");
+    }
     host.nothing_is_left();
 }
 
@@ -72,7 +94,7 @@ fn the_demo_without_loop_devices_uses_debugfs() {
 }
 
 /// Data was written, and is what was read; and again with a backend that died in between.
-fn writes_and_compares(shown: &str) {
+pub(crate) fn writes_and_compares(shown: &str) {
     for words in [
         "e2fsck finds nothing wrong: 40 files, sha256 ",
         "two reads the tree and compares: the checksums are the same",

@@ -1,5 +1,6 @@
 //! An ordinary user: does what can be done, and is told what not.
 
+use crate::demo::{apart, writes_and_compares};
 use crate::support::{Host, XB};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
@@ -39,6 +40,30 @@ impl Home {
         assert!(output.status.success(), "xb {args:?}: {output:?}");
         String::from_utf8(output.stdout).unwrap()
     }
+}
+
+#[test]
+fn an_ordinary_user_who_may_open_fuse_has_files() {
+    let host = Host::down("user-fuse");
+    let test = "an_ordinary_user_who_may_open_fuse_has_files";
+    if !host.has_fuse(test) {
+        return;
+    }
+    let home = Home::of(&host);
+    // As Debian has it: anybody's.
+    let script = format!(
+        "cp -a /dev/fuse $DIR/fuse && chmod 666 $DIR/fuse && mount --bind $DIR/fuse /dev/fuse && \
+         export TMPDIR={home} && exec setpriv --reuid={USER} --regid={USER} --clear-groups \
+         $DIR/bin/xb --host {home}/h demo",
+        home = home.0.display()
+    );
+    let Some(output) = apart(test, &host, &script) else { return };
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{output:?}");
+    let words = "this is an ordinary user, so nothing is mounted: the guests use debugfs instead";
+    assert!(said.contains(words), "{said}");
+    writes_and_compares(&said);
+    host.nothing_is_left();
 }
 
 #[test]
