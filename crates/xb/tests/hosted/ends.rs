@@ -1,6 +1,7 @@
 //! How guests end, what follows, and who is told.
 
 use crate::support::Host;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use std::process::Stdio;
 
@@ -18,6 +19,21 @@ fn a_program_that_is_done_at_once_had_its_disk() {
         }
     }
     host.until_alone();
+    // All of it while create does not look: the backend waits until create is stopped.
+    let config = host.config("job", &format!("disk = [\"{image},,xvda,w\"]\nextra = \"exit 3\""));
+    let backend = host.pid("xen-blockd").unwrap();
+    kill_process(backend, Signal::STOP).unwrap();
+    let child =
+        host.command(&["create", &config, "--wait"]).stderr(Stdio::piped()).spawn().unwrap();
+    host.until("it runs", || {
+        (host.try_json(&["info", "job"])?["state"] == "running").then_some(())
+    });
+    kill_process(Pid::from_child(&child), Signal::STOP).unwrap();
+    kill_process(backend, Signal::CONT).unwrap();
+    host.until_alone();
+    kill_process(Pid::from_child(&child), Signal::CONT).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
 }
 
 #[test]
@@ -30,7 +46,7 @@ fn an_end_before_the_host_came_up_anew_is_not_taken_for_this_one() {
     let noted = std::fs::read_to_string(&ended).unwrap();
     assert_eq!(noted, "1 crashed destroy 5\n");
     // Numbers begin anew with a broker, and the next one may have the number of the one before.
-    std::fs::write(&ended, "2 shutdown destroy 0\n").unwrap();
+    std::fs::write(&ended, "2 shutdown preserve 0\n").unwrap();
     std::fs::write(&domid, "2").unwrap();
     assert_eq!(host.run(&["create", &config, "--wait"]).status.code(), Some(5));
 }
@@ -139,8 +155,7 @@ fn a_log_is_bounded_and_all_that_comes_is_shown() {
     let lines = std::io::BufRead::lines(std::io::BufReader::new(output)).map(Result::unwrap);
     let shown: Vec<String> = lines.take_while(|line| line != "the end").collect();
     let numbers: Vec<u32> = shown.iter().filter_map(|line| line.parse().ok()).collect();
-    let pid = rustix::process::Pid::from_child(&follow);
-    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    kill_process(Pid::from_child(&follow), Signal::INT).unwrap();
     assert_eq!(follow.wait().unwrap().code(), Some(130));
     // It was set aside twice meanwhile, at half a second or more from the time before.
     let printed: Vec<u32> = (1..=5).flat_map(|n| n * 100_000..=n * 100_000 + 80_000).collect();
