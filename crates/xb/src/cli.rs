@@ -220,7 +220,8 @@ fn run(line: Line) -> Result<u8, Error> {
         Command::Store(store) => return store::run(all, &store),
         _ => wait::catch_signals(),
     }
-    if !all.json {
+    // The demo tells each of its steps itself.
+    if !all.json && !matches!(line.command, Command::Demo(_)) {
         wait::tell_of_long_ones();
     }
     match line.command {

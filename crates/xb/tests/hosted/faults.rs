@@ -109,6 +109,13 @@ fn of_two_that_bring_a_host_up_one_does() {
 fn a_daemon_that_is_gone_is_named() {
     let host = Host::up("gone");
     let config = host.config("web", "extra = \"exec sleep 1000\"");
+    // One that is there and makes no sense is not one that is down.
+    let (control, aside) = (host.path("h/host/control"), host.path("aside"));
+    std::fs::rename(&control, &aside).unwrap();
+    let wrong = std::os::unix::net::UnixListener::bind(&control).unwrap();
+    host.fails(&["list"], 1, "the broker does not answer: ");
+    drop(wrong);
+    std::fs::rename(&aside, &control).unwrap();
     host.kill("keeper");
     host.fails(&["create", &config], 1, "host up starts it");
     host.kill("xenstored");

@@ -110,3 +110,20 @@ fn a_host_that_does_not_come_up_in_time_is_given_up() {
     host.fails(&["demo", "--within", "0.001"], 1, "all is as it should be, but has taken ");
     host.nothing_is_left();
 }
+
+#[test]
+fn cargo_builds_what_is_ours_and_nothing_elsewhere() {
+    let host = Host::down("cargo");
+    let with = |manifest: &str| {
+        let mut command = host.command(&["store", "--", "--help"]);
+        command.env("CARGO", "/bin/false").env("CARGO_MANIFEST_DIR", manifest).output().unwrap()
+    };
+    // Of this very project, each time.
+    let ours = with(env!("CARGO_MANIFEST_DIR"));
+    let said = String::from_utf8_lossy(&ours.stderr).into_owned();
+    assert_eq!(ours.status.code(), Some(1), "{said}");
+    assert!(said.contains("cargo build of the daemons: exit status: 1"), "{said}");
+    let other = with("/somewhere/else");
+    assert!(other.status.success(), "{other:?}");
+    assert!(String::from_utf8_lossy(&other.stdout).contains("xenstore COMMAND"), "{other:?}");
+}
