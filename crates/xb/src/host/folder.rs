@@ -153,13 +153,18 @@ impl Folder {
         if data.mode() & OTHERS_WRITE != 0 {
             return Err(refused("may be written into by others (chmod go-w)".into()));
         }
-        let marker = std::fs::symlink_metadata(self.0.join(MARKER));
-        if marker.is_ok_and(|marker| marker.is_file()) {
+        let marked = || {
+            let marker = std::fs::symlink_metadata(self.0.join(MARKER));
+            marker.is_ok_and(|marker| marker.is_file())
+        };
+        if marked() {
             return Ok(Found::Host);
         }
         let mut entries = std::fs::read_dir(&self.0).map_err(Error::io(&dir))?;
         match entries.next() {
             None => Ok(Found::Empty),
+            // Another xb may have made it one meanwhile: the marker is the first thing in it.
+            Some(_) if marked() => Ok(Found::Host),
             Some(_) => Err(refused("holds other things and no host of xb".into())),
         }
     }
@@ -181,7 +186,13 @@ impl Folder {
                 builder().recursive(true).create(above).map_err(Error::io(above.display()))?;
             }
             // Not recursive: it is made here or not at all.
-            builder().create(&self.0).map_err(Error::io(&dir))?;
+            match builder().create(&self.0) {
+                // By another xb meanwhile, or by somebody else.
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                    self.look()?;
+                }
+                made => made.map_err(Error::io(&dir))?,
+            }
         }
         self.mark()
     }

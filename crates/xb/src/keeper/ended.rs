@@ -130,7 +130,13 @@ pub(super) fn settle(
     let status = domain::exit_status(&mut host.store, domid)?;
     let mut ended = Ended { domid, reason: reason_word(reason).into(), status, action };
     ended.note(folder, &name).map_err(Error::io(guest.display()))?;
-    host.store.write(format!("/libxl/{domid}/ended"), &ended.reason)?;
+    host.store.transaction(|tx| {
+        // Whoever created it may be destroying it at this moment: what is gone does not come back.
+        if tx.exists(format!("/libxl/{domid}"))? {
+            tx.write(format!("/libxl/{domid}/ended"), &ended.reason)?;
+        }
+        Ok(())
+    })?;
     super::say(&format!(
         "{name} (domain {domid}): {}, exit status {status:?}: {}",
         ended.reason,
