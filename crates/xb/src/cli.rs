@@ -7,6 +7,7 @@ mod demo;
 mod disk;
 mod domain;
 mod host;
+mod info;
 mod list;
 mod log;
 mod out;
@@ -229,7 +230,7 @@ fn run(line: Line) -> Result<u8, Error> {
         Command::Create(create) => create::run(all, &create),
         Command::List => list::run(all),
         Command::Tree => tree::run(all),
-        Command::Info(which) => domain::info(all, &which),
+        Command::Info(which) => info::run(all, &which),
         Command::Pause(which) => domain::pause(all, &which),
         Command::Unpause(which) => domain::unpause(all, &which),
         Command::Shutdown(ask) => domain::ask(all, &ask, crate::domain::Request::Poweroff),

@@ -196,6 +196,30 @@ fn a_full_disk_is_said_and_leaves_nothing() {
 }
 
 #[test]
+fn a_guest_is_not_created_on_a_full_disk_and_nothing_of_it_stays() {
+    let host = Host::down("full-create");
+    let test = "a_guest_is_not_created_on_a_full_disk_and_nothing_of_it_stays";
+    let config = host.config("web", "disk = [\"vdev=xvda,target=memory:1048576\"]");
+    let script = format!(
+        "xb() {{ $XB --host $DIR/small/h \"$@\"; }}; \
+         mkdir -p $DIR/small && mount -t tmpfs -o size=4m none $DIR/small && xb host up && \
+         xb store ls -f / > $DIR/before && cat /dev/zero > $DIR/small/all; \
+         xb create {config}; code=$?; \
+         rm $DIR/small/all; xb store ls -f / > $DIR/after; xb create {config}; xb host down; exit $code"
+    );
+    let Some(output) = apart(test, &host, &script) else { return };
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(said.contains("xb: /") && said.contains("No space left on device"), "{said}");
+    let nodes = |name: &str| std::fs::read_to_string(host.path(name)).unwrap();
+    assert_eq!(nodes("after"), nodes("before"));
+    // With room it goes on as if nothing had been.
+    let shown = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(shown.contains("web is domain 1\n"), "{shown}");
+    host.nothing_is_left();
+}
+
+#[test]
 fn a_guest_whose_image_is_on_a_full_disk_is_told_and_lives() {
     let host = Host::down("full-image");
     let test = "a_guest_whose_image_is_on_a_full_disk_is_told_and_lives";

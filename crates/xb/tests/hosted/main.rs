@@ -175,3 +175,18 @@ fn a_destroy_that_failed_halfway_is_finished_by_the_next() {
     assert_eq!(host.nodes(), nodes);
     host.fails(&["destroy", "web"], 4, "there is no domain web");
 }
+
+#[test]
+fn a_node_that_stays_is_seen() {
+    let host = Host::up("node");
+    let before = host.nodes();
+    for path in ["/local/domain/7/name", "/local/domain/0/backend/vbd/7/51712", "/vm/x", "/libxl/7"]
+    {
+        host.ok(&["store", "write", path, "left"]);
+        assert_ne!(host.nodes(), before, "{path}");
+        let top = path.split("/7").next().unwrap();
+        let of_it = if top == path { path.to_owned() } else { format!("{top}/7") };
+        host.ok(&["store", "rm", &of_it]);
+        assert_eq!(host.nodes(), before, "{path}");
+    }
+}
