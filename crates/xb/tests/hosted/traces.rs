@@ -62,7 +62,7 @@ pub(crate) fn of(folder: &Path) -> Traces {
         let number = text(&interface.join("ifindex"));
         traces.insert(format!("interface {} {}", interface.display(), number.trim()));
     }
-    groups(Path::new("/sys/fs/cgroup"), &others, &mut traces);
+    groups(&others, &mut traces);
     traces
 }
 
@@ -90,15 +90,42 @@ fn group_of(host: &Path) -> Option<String> {
     Some(format!("xenbus-{:x}-{:x}", meta.dev(), meta.ino()))
 }
 
-/// Brokers' control groups, but for those of other hosts that are up.
-fn groups(folder: &Path, others: &BTreeSet<String>, traces: &mut Traces) {
-    for path in entries(folder).into_iter().filter(|path| path.is_dir() && !path.is_symlink()) {
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        if name.starts_with("xenbus-") && !others.contains(&name) {
+/// Brokers' control groups, but for those of other hosts: those that are up, and those that were begun elsewhere than
+/// this test, as brokers make theirs below the group that they are in.
+fn groups(others: &BTreeSet<String>, traces: &mut Traces) {
+    let mounts = Path::new("/sys/fs/cgroup");
+    let mut found = Vec::new();
+    below(mounts, &mut found);
+    let text = text(Path::new("/proc/self/cgroup"));
+    let own: Vec<&str> = text.lines().filter_map(|line| line.splitn(3, ':').nth(2)).collect();
+    let is_here = |above: &Path| {
+        above == mounts
+            || above.parent() == Some(mounts)
+            || own.iter().any(|own| *own != "/" && above.to_string_lossy().ends_with(own))
+    };
+    let elsewhere: BTreeSet<_> = found
+        .iter()
+        .filter(|path| !path.parent().is_some_and(is_here))
+        .filter_map(|path| path.file_name().map(std::ffi::OsStr::to_owned))
+        .collect();
+    for path in found {
+        let Some(name) = path.file_name() else { continue };
+        if !elsewhere.contains(name) && !others.contains(name.to_string_lossy().as_ref()) {
             let number = std::fs::metadata(&path).map_or(0, |meta| meta.ino());
             traces.insert(format!("control group {} {number}", path.display()));
+        }
+    }
+}
+
+/// The groups of brokers below one.
+fn below(group: &Path, found: &mut Vec<PathBuf>) {
+    for path in entries(group).into_iter().filter(|path| path.is_dir() && !path.is_symlink()) {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        // Where all brokers of a group are, on version 2, is no host's.
+        if name.starts_with("xenbus-") && name != "xenbus-broker" {
+            found.push(path);
         } else {
-            groups(&path, others, traces);
+            below(&path, found);
         }
     }
 }
