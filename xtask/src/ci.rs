@@ -88,7 +88,7 @@ const STEPS: &[Step] = &[
     Step {
         name: "demo-xb",
         environment: &[],
-        arguments: &["run", "--release", "--bin", "xb", "--", "demo"],
+        arguments: &["run", "--release", "--bin", "xb", "--", "demo", "--within", "15"],
     },
     Step {
         name: "bench",

@@ -7,6 +7,7 @@ mod demo;
 mod disk;
 mod domain;
 mod host;
+mod info;
 mod list;
 mod log;
 mod out;
@@ -35,8 +36,13 @@ pub(crate) struct Line {
 const EXIT_CODES: &str = "Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 not in time, 4 no such domain, disk or \
 host, 130 interrupted; xb create --wait ends with the guest's.\n\nExample: xb demo";
 
+/// How long to wait for anything, where nothing is said.
+const WITHIN: Duration = Duration::from_secs(30);
 /// A store answers within this time, however little `--timeout` allows for what is asked of it.
 const ANSWERS_WITHIN_MIN: Duration = Duration::from_secs(1);
+
+/// What ends a line that makes no sense, as clap has it.
+const WRONG_USAGE: u8 = 2;
 
 /// What every command takes.
 #[derive(Args, Clone, Debug)]
@@ -45,12 +51,12 @@ pub(crate) struct All {
     /// the user's own).
     #[arg(long, global = true, value_name = "DIR")]
     host: Option<PathBuf>,
-    /// Print JSON.
+    /// Print JSON; an error is an object on standard error then.
     #[arg(long, global = true)]
     json: bool,
-    /// How long to wait for anything.
-    #[arg(long, global = true, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
-    timeout: Duration,
+    /// How long to wait for anything: 30 seconds without it.
+    #[arg(long, global = true, value_name = "SECONDS", value_parser = seconds)]
+    timeout: Option<Duration>,
 }
 
 /// A number of seconds, perhaps with a fraction.
@@ -67,12 +73,28 @@ impl All {
 
     fn open(&self) -> Result<Host, Error> {
         let mut host = Host::open(self.choice())?;
-        host.store.set_timeout(Some(self.timeout.max(ANSWERS_WITHIN_MIN)));
+        host.store.set_timeout(Some(self.within().max(ANSWERS_WITHIN_MIN)));
         Ok(host)
     }
 
+    fn within(&self) -> Duration {
+        self.timeout.unwrap_or(WITHIN)
+    }
+
     fn limit(&self) -> Limit {
-        Limit::new(self.timeout)
+        Limit::new(self.within())
+    }
+
+    /// Refuses what would have no effect.
+    fn heeded(&self, command: &Command) -> Result<(), String> {
+        let (json, timeout) = command.heeds();
+        if self.json && json == Heeds::No {
+            return Err("--json has no effect on this command; leave it out".into());
+        }
+        if self.timeout.is_some() && timeout == Heeds::No {
+            return Err("--timeout has no effect on this command; leave it out".into());
+        }
+        Ok(())
     }
 }
 
@@ -118,7 +140,7 @@ enum Command {
     )]
     Disk(disk::Command),
     /// Read and write the host's store: all commands of the tool xenstore.
-    #[command(after_help = "Example: xb store ls /local/domain", disable_help_flag = true)]
+    #[command(after_help = "Example: xb store ls /local/domain")]
     Store(store::Store),
     /// Check configurations, and convert between xl.cfg and TOML.
     #[command(subcommand, after_help = "Example: xb config convert web.cfg")]
@@ -142,17 +164,47 @@ enum Command {
     },
 }
 
+/// Whether a command heeds an argument that every command takes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Heeds {
+    Yes,
+    No,
+}
+
+impl Command {
+    /// Whether it heeds `--json` and `--timeout`.
+    fn heeds(&self) -> (Heeds, Heeds) {
+        match self {
+            Self::Config(config::Command::Check { .. }) | Self::Host(host::Command::Status) => {
+                (Heeds::Yes, Heeds::No)
+            }
+            Self::Demo(_) => (Heeds::No, Heeds::Yes),
+            Self::Store(_) => (Heeds::Yes, Heeds::No),
+            Self::Log(_)
+            | Self::Config(config::Command::Convert { .. })
+            | Self::Completions(_)
+            | Self::Man(_)
+            | Self::Keeper
+            | Self::GuestInit { .. } => (Heeds::No, Heeds::No),
+            _ => (Heeds::Yes, Heeds::Yes),
+        }
+    }
+}
+
 /// Runs what the command line says.
 #[must_use]
 pub fn main() -> ExitCode {
     // Ends with 2 where it makes no sense, with 0 for help.
     let line = Line::parse();
+    let all = line.all.clone();
+    if let Err(wrong) = line.all.heeded(&line.command) {
+        out::failed(&all, &wrong, WRONG_USAGE);
+        return ExitCode::from(WRONG_USAGE);
+    }
     match run(line) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            // It may quote what a guest has written.
-            let lines: Vec<String> = error.to_string().lines().map(out::clean).collect();
-            eprintln!("xb: {}", lines.join("\n"));
+            out::failed(&all, &error.to_string(), error.exit_code());
             ExitCode::from(error.exit_code())
         }
     }
@@ -169,12 +221,16 @@ fn run(line: Line) -> Result<u8, Error> {
         Command::Store(store) => return store::run(all, &store),
         _ => wait::catch_signals(),
     }
+    // The demo tells each of its steps itself.
+    if !all.json && !matches!(line.command, Command::Demo(_)) {
+        wait::tell_of_long_ones();
+    }
     match line.command {
         Command::Host(command) => host::run(all, &command),
         Command::Create(create) => create::run(all, &create),
         Command::List => list::run(all),
         Command::Tree => tree::run(all),
-        Command::Info(which) => domain::info(all, &which),
+        Command::Info(which) => info::run(all, &which),
         Command::Pause(which) => domain::pause(all, &which),
         Command::Unpause(which) => domain::unpause(all, &which),
         Command::Shutdown(ask) => domain::ask(all, &ask, crate::domain::Request::Poweroff),

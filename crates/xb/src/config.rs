@@ -14,6 +14,7 @@ pub mod xl;
 
 use std::fmt;
 use std::path::Path;
+use std::sync::Arc;
 
 pub use description::{Action, Description};
 pub use disk::DiskSpec;
@@ -23,9 +24,11 @@ pub const FILE_MAX: u64 = 1 << 20;
 /// How deep lists may lie in lists.
 pub const DEPTH_MAX: u32 = 16;
 
-/// Where something stands in a file, both from 1; columns count characters.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+/// Where something stands, line and column from 1; columns count characters.
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Place {
+    /// The file, or what else the text came from.
+    pub file: Arc<str>,
     /// The line.
     pub line: u32,
     /// The column.
@@ -33,20 +36,33 @@ pub struct Place {
 }
 
 impl Place {
+    /// The beginning of a text.
+    #[must_use]
+    pub fn start(file: &str) -> Self {
+        Self { file: file.into(), line: 1, column: 1 }
+    }
+
     /// So many characters further on in the same line.
     #[must_use]
-    pub fn right(self, characters: usize) -> Self {
+    pub fn right(&self, characters: usize) -> Self {
         let characters = u32::try_from(characters).unwrap_or(u32::MAX);
-        Self { line: self.line, column: self.column.saturating_add(characters) }
+        let column = self.column.saturating_add(characters);
+        Self { file: Arc::clone(&self.file), line: self.line, column }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { file, line, column } = self;
+        write!(f, "{file}:{line}:{column}")
     }
 }
 
 /// What is wrong with a configuration, and what would be right.
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
 pub struct Error {
-    /// The file, or what else the text came from.
-    pub file: String,
-    /// Where in it.
+    /// Where.
     pub place: Place,
     /// What was found there.
     pub found: String,
@@ -56,8 +72,8 @@ pub struct Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { file, place: Place { line, column }, found, expected } = self;
-        write!(f, "{file}:{line}:{column}: {found}; expected {expected}")
+        let Self { place, found, expected } = self;
+        write!(f, "{place}: {found}; expected {expected}")
     }
 }
 
@@ -65,10 +81,9 @@ impl std::error::Error for Error {}
 
 /// Something to be told that stops nobody.
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
 pub struct Warning {
-    /// The file.
-    pub file: String,
-    /// Where in it.
+    /// Where.
     pub place: Place,
     /// What is to be told.
     pub text: String,
@@ -76,8 +91,8 @@ pub struct Warning {
 
 impl fmt::Display for Warning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { file, place: Place { line, column }, text } = self;
-        write!(f, "{file}:{line}:{column}: {text}")
+        let Self { place, text } = self;
+        write!(f, "{place}: {text}")
     }
 }
 

@@ -4,7 +4,7 @@ mod disk;
 pub mod mount;
 pub mod stats;
 
-use crate::config::{self, DiskSpec};
+use crate::config;
 use crate::domain::{self, children, read};
 use crate::host::Host;
 use crate::wait::{self, Limit};
@@ -13,40 +13,39 @@ use std::time::Duration;
 use xen::DomId;
 use xen_io::xenbus::State;
 use xenbus::Id;
-use xenbus::toolstack::{self, NewDevice};
+use xenbus::toolstack::{self, Added, NewDevice};
 use xenstore::{Client, Store};
 
 pub use disk::{Disk, Place, prepare};
 
 /// How long a backend may take to let go of a device whose domain is gone.
 pub const CLOSES_WITHIN: Duration = Duration::from_secs(10);
+/// A disk that its guest says is in use may be on its way out, as after an unmount; this is waited for.
+const BUSY: Duration = Duration::from_secs(2);
+
 /// Adds a disk to a domain: both ends and libxl's nodes, in one transaction. One of that number must not be there.
 ///
 /// # Errors
 /// [`Error::Refused`] where there is one.
 pub fn add(store: &mut Client, domid: DomId, disk: &Disk) -> Result<(), Error> {
-    let device = disk.device(domid)?;
-    if store.exists(device.frontend_path())? || store.exists(device.backend_path())? {
-        let vdev = &disk.spec.vdev;
-        return Err(Error::Refused(format!(
-            "domain {domid} has a disk {vdev} already; xb disk detach {domid} {vdev} takes it away"
-        )));
+    if toolstack::add_new(store, &disk.device(domid)?)? == Added::New {
+        return Ok(());
     }
-    Ok(toolstack::add(store, &device)?)
+    let vdev = &disk.spec.vdev;
+    Err(Error::Refused(format!(
+        "domain {domid} has a disk {vdev} already; xb disk detach {domid} {vdev} takes it away"
+    )))
 }
 
 /// Adds a disk to a domain that runs and waits until it is connected; takes it away again if it does not.
 ///
 /// # Errors
-/// A sentence: what is wrong with the disk, or why it does not connect.
-pub fn attach(host: &mut Host, domid: DomId, spec: &str, limit: Limit) -> Result<(), Error> {
-    let spec = DiskSpec::parse(spec).map_err(|wrong| Error::Refused(wrong.to_string()))?;
-    let disk = prepare(&spec, Place::of(host))?;
-    add(&mut host.store, domid, &disk)?;
-    let Err(error) = await_connected(host, domid, &disk, limit) else { return Ok(()) };
-    wait::forget_interrupt();
+/// A sentence: why it does not connect.
+pub fn attach(host: &mut Host, domid: DomId, disk: &Disk, limit: Limit) -> Result<(), Error> {
+    add(&mut host.store, domid, disk)?;
+    let Err(error) = await_connected(host, domid, disk, limit) else { return Ok(()) };
     let device = disk.device(domid)?;
-    let undone = detach(host, &device, Force::Take, Limit::new(CLOSES_WITHIN));
+    let undone = wait::undo(|| detach(host, &device, Force::Take, Limit::new(CLOSES_WITHIN)));
     Err(error.with_undoing(undone))
 }
 
@@ -148,16 +147,38 @@ pub fn detach(
             id.devid, id.frontend
         )
     };
-    let closed = watched(host, &[&back], |host| {
-        limit.until(&mut host.store, &what, |store| {
-            let state = state(store, &back)?;
-            Ok(matches!(state, State::Closed | State::Unknown).then_some(()))
-        })
+    let front = device.frontend_path();
+    let closed = watched(host, &[&back, &front], |host| {
+        let refused = limit.until(&mut host.store, &what, |store| {
+            if is_closed(store, &back)? {
+                return Ok(Some(None));
+            }
+            let refused = read(store, &format!("{front}/error"))?;
+            Ok(refused.filter(|_| force == Force::Ask).map(Some))
+        })?;
+        let Some(error) = refused else { return Ok(()) };
+        let closed = limit
+            .within(BUSY)
+            .until(&mut host.store, &what, |store| Ok(is_closed(store, &back)?.then_some(())));
+        match closed {
+            Err(Error::Timeout { .. }) => Err(Error::Refused(format!(
+                "disk {} of domain {}: {}; xb disk detach again then, or with --force now",
+                id.devid,
+                id.frontend,
+                text::clean(error.trim())
+            ))),
+            closed => closed,
+        }
     });
     match (closed, force) {
         (Ok(()), _) | (Err(Error::Timeout { .. }), Force::Take) => forget(&mut host.store, device),
         (Err(error), _) => Err(error),
     }
+}
+
+/// Whether a backend has let go.
+fn is_closed(store: &mut Client, back: &str) -> Result<bool, Error> {
+    Ok(matches!(state(store, back)?, State::Closed | State::Unknown))
 }
 
 /// Takes away the nodes of a device, with what its backend has said of errors.

@@ -4,6 +4,7 @@
 //! knows a Xen host's store knows these.
 
 pub mod create;
+mod follow;
 
 use crate::devices;
 use crate::host::Host;
@@ -13,6 +14,8 @@ use xen::DomId;
 use xen::domctl::{DomainInfo, RunState};
 use xen::domwatch::ShutdownReason;
 use xenstore::{Client, Store};
+
+pub use follow::{await_again, follow};
 
 /// Whether an error says that a node is not there.
 pub(crate) fn is_missing(error: &xenstore::Error) -> bool {
@@ -72,6 +75,15 @@ pub fn read(store: &mut Client, path: &str) -> Result<Option<String>, Error> {
         Err(error) if is_missing(&error) => Ok(None),
         Err(error) => Err(error.into()),
     }
+}
+
+/// What the guest init has said of its program's end.
+///
+/// # Errors
+/// [`Error::Store`].
+pub fn exit_status(store: &mut Client, domid: DomId) -> Result<Option<u8>, Error> {
+    let text = read(store, &format!("{}/data/exit-status", home(domid)))?;
+    Ok(text.and_then(|text| text.parse().ok()))
 }
 
 /// The names below a node; none where it is not there.
@@ -242,6 +254,11 @@ fn forget(host: &mut Host, domid: DomId) -> Result<(), Error> {
         }
     })?;
     Ok(())
+}
+
+/// Whether [`destroy`] is done with a domain.
+fn is_forgotten(store: &mut Client, domid: DomId) -> Result<bool, Error> {
+    Ok(!store.exists(format!("/libxl/{domid}"))?)
 }
 
 /// What is to be destroyed by this name or number: a domain, or what an unfinished [`destroy`] has left of one.

@@ -2,7 +2,7 @@
 //!
 //! It connects the domain's disks, runs what the command line says (`extra`, by `/bin/sh`), and obeys
 //! `control/shutdown`. The program finds each disk as the file `/dev/xvda` where there is FUSE, and as an NBD
-//! server at `/tmp/xvda.nbd`; `XEN_DISKS` names them all. Its exit status goes to `data/exit-status`: the
+//! server at `/tmp/xvda.nbd` where its root is its own; `XEN_DISKS` names them all. Its exit status goes to `data/exit-status`: the
 //! domain has shut down where it is 0, and crashed else, as a machine whose init has ended.
 
 use crate::Error;
@@ -15,6 +15,7 @@ use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::Command;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -98,6 +99,9 @@ pub fn run(line: &str) -> Result<u8, Error> {
     let mut guest = Guest::start(store, hosted.domid(), platform)?;
     if let Ok(fuse) = fuse {
         guest.serve_files(Fuse::new(fuse));
+    }
+    // A root of its own has no /proc; without one, /tmp is everybody's.
+    if !Path::new("/proc").exists() {
         guest.serve_sockets("/tmp");
     }
     let (program, asked, kill_at) = (Program::Waiting(expected), None, None);

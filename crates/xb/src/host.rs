@@ -2,6 +2,7 @@
 
 pub mod daemon;
 pub mod folder;
+pub(crate) mod programs;
 
 use crate::Error;
 use folder::{Folder, Found};
@@ -109,7 +110,16 @@ impl Host {
                 if folder.look()? != Found::Host {
                     return Err(down());
                 }
-                let control = Control::connect(&folder.broker()).map_err(|_| down())?;
+                let control = match Control::connect(&folder.broker()) {
+                    Err(xen::Error::NoDev) => return Err(down()),
+                    control => control.map_err(|error| {
+                        let log = folder.log("broker");
+                        Error::Refused(format!(
+                            "the broker does not answer: {error}; {} says more",
+                            log.display()
+                        ))
+                    })?,
+                };
                 let store = Client::connect(folder.store()).map_err(|error| {
                     let dir = folder.path().display();
                     Error::Refused(format!("{error}; xb --host {dir} host up starts what is down"))

@@ -13,7 +13,7 @@
 //! | [`keeper`] | the process that keeps guests' logs and acts when they end |
 //! | [`guest`] | the built-in guest init |
 //! | [`wait`] | waiting, with an end and with Ctrl-C |
-//! | [`cli`] | the command line, one file a command |
+//! | [`cli`] | the command line |
 //! | [`text`] | words for people |
 
 pub mod cli;

@@ -18,6 +18,19 @@ pub fn clean(text: &str) -> String {
     text.chars().map(|letter| if letter.is_control() { '?' } else { letter }).collect()
 }
 
+/// Cleans text as [`clean`] does, as it comes, but for line ends and tabs; `last` is the byte before it.
+pub fn clean_lines(bytes: &mut [u8], last: &mut u8) {
+    for byte in bytes {
+        let was = *byte;
+        // U+0080 to U+009F are control characters too, two bytes each.
+        let is_control = was.is_ascii_control() && !b"\n\t".contains(&was);
+        if is_control || (*last == 0xc2 && (0x80..0xa0).contains(&was)) {
+            *byte = b'?';
+        }
+        *last = was;
+    }
+}
+
 /// The system's words for an error, without its number.
 #[must_use]
 pub fn cause(error: &std::io::Error) -> String {
@@ -52,6 +65,18 @@ pub fn size(bytes: u64) -> String {
     }
 }
 
+/// How often something was.
+#[must_use]
+pub fn times(count: u32) -> String {
+    if count == 1 { "once".into() } else { format!("{count} times") }
+}
+
+/// A number of processors.
+#[must_use]
+pub fn processors(count: u32) -> String {
+    if count == 1 { "1 processor".into() } else { format!("{count} processors") }
+}
+
 /// A time that something took.
 #[must_use]
 pub fn took(time: Duration) -> String {
@@ -65,6 +90,14 @@ pub fn took(time: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nothing_that_moves_the_cursor_is_left_in_lines() {
+        let (mut last, mut first, mut second) = (0, *b"a\x1b[2J\r\n\tb\xc2", *b"\x9b1A\xc3\x84");
+        clean_lines(&mut first, &mut last);
+        clean_lines(&mut second, &mut last);
+        assert_eq!((&first[..], &second[..]), (&b"a?[2J?\n\tb\xc2"[..], &b"?1A\xc3\x84"[..]));
+    }
 
     #[test]
     fn sizes_are_read_and_written() {

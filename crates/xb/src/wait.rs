@@ -1,9 +1,8 @@
 //! Waiting: always for something that has a name, never for ever, and Ctrl-C ends it.
 
 use crate::Error;
-use std::sync::Arc;
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 use xenstore::Client;
 
@@ -11,6 +10,9 @@ use xenstore::Client;
 const NOTICE: Duration = Duration::from_millis(50);
 
 static INTERRUPTED: OnceLock<Arc<AtomicBool>> = OnceLock::new();
+
+/// This is for ever.
+const CENTURY: Duration = Duration::from_secs(100 * 365 * 86_400);
 
 /// What a process ends with that was interrupted: 128 and SIGINT's number.
 const INTERRUPTED_CODE: i32 = 130;
@@ -32,19 +34,48 @@ pub fn catch_signals() {
     }
 }
 
-/// Forgets a Ctrl-C, to take down what it was meant for.
-pub fn forget_interrupt() {
+/// How many are undoing something.
+static UNDOING: AtomicUsize = AtomicUsize::new(0);
+
+/// Undoes something: a Ctrl-C before it is forgotten, one that comes meanwhile does not stop it, and only the second
+/// of those ends the process.
+pub fn undo<T>(body: impl FnOnce() -> T) -> T {
+    UNDOING.fetch_add(1, Ordering::SeqCst);
     if let Some(flag) = INTERRUPTED.get() {
         flag.store(false, Ordering::SeqCst);
     }
+    let done = body();
+    UNDOING.fetch_sub(1, Ordering::SeqCst);
+    done
 }
 
 /// # Errors
-/// [`Error::Interrupted`] after a Ctrl-C.
+/// [`Error::Interrupted`] after a Ctrl-C, but while something is undone.
 pub fn check() -> Result<(), Error> {
     match INTERRUPTED.get() {
-        Some(flag) if flag.load(Ordering::SeqCst) => Err(Error::Interrupted),
+        Some(flag) if flag.load(Ordering::SeqCst) && UNDOING.load(Ordering::SeqCst) == 0 => {
+            Err(Error::Interrupted)
+        }
         _ => Ok(()),
+    }
+}
+
+/// What takes longer than this is told of.
+const LONG: Duration = Duration::from_secs(1);
+
+/// What was told last, where that is done.
+static TOLD: Mutex<Option<String>> = Mutex::new(None);
+
+/// From now on waits that take long are told of on standard error, once each.
+pub fn tell_of_long_ones() {
+    *TOLD.lock().unwrap_or_else(PoisonError::into_inner) = Some(String::new());
+}
+
+fn tell_of(what: &str) {
+    let mut told = TOLD.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(told) = told.as_mut().filter(|told| *told != what) {
+        eprintln!("xb: waiting until {}", crate::text::clean(what));
+        what.clone_into(told);
     }
 }
 
@@ -52,6 +83,7 @@ pub fn check() -> Result<(), Error> {
 #[derive(Clone, Copy, Debug)]
 pub struct Limit {
     after: Duration,
+    begin: Instant,
     end: Instant,
 }
 
@@ -59,9 +91,22 @@ impl Limit {
     /// From now.
     #[must_use]
     pub fn new(after: Duration) -> Self {
-        // A century is for ever.
-        let after = after.min(Duration::from_secs(100 * 365 * 86_400));
-        Self { after, end: Instant::now() + after }
+        let after = after.min(CENTURY);
+        let begin = Instant::now();
+        Self { after, begin, end: begin + after }
+    }
+
+    /// At most so long from now, and no longer than this.
+    #[must_use]
+    pub fn within(&self, after: Duration) -> Self {
+        let other = Self::new(after);
+        if other.end < self.end { other } else { *self }
+    }
+
+    /// Without an end, for what is meant to take its time: not told of.
+    #[must_use]
+    pub fn never() -> Self {
+        Self::new(Duration::MAX)
     }
 
     /// How long the next sleep may be.
@@ -73,6 +118,9 @@ impl Limit {
         let left = self.end.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return Err(Error::Timeout { what: what(), after: self.after });
+        }
+        if self.begin.elapsed() >= LONG && self.after < CENTURY {
+            tell_of(&what());
         }
         Ok(left.min(NOTICE))
     }

@@ -287,13 +287,21 @@ fn toml_says_the_same() {
 
 #[test]
 fn keys_that_do_nothing_are_named() {
-    let (_, warnings) = read("name='a'\nvif=['']\nmemmory=3\nqqqqqq=1\n", Syntax::Xl).unwrap();
+    let keys = "name='a'\nvif=['']\nmemmory=3\nqqqqqq=1\n\
+                type='pvh'\nmemory=9\nmaxmem=9\nroot='/a'\nextra='b'\ncmdline='c'\nxenstore_quota=['']\n";
+    let (domain, warnings) = read(keys, Syntax::Xl).unwrap();
+    assert_eq!((domain.memory_mib, &*domain.extra), (9, "c"));
     assert_eq!(
         warnings,
         [
             "web.cfg:2:1: vif is not supported yet and has no effect",
             "web.cfg:3:1: memmory is no key of xl.cfg and has no effect; memory is one",
             "web.cfg:4:1: qqqqqq is no key of xl.cfg and has no effect",
+            "web.cfg:5:1: type is not supported yet and has no effect",
+            "web.cfg:7:1: maxmem has no effect beside memory",
+            "web.cfg:8:1: root has no effect beside cmdline",
+            "web.cfg:9:1: extra has no effect beside cmdline",
+            "web.cfg:11:1: xenstore_quota is not supported yet and has no effect",
         ]
     );
 }
@@ -341,4 +349,31 @@ fn no_text_makes_the_readers_panic() {
             let _ = (xl(&changed), read(&changed, Syntax::Toml), DiskSpec::parse(&changed));
         }
     }
+}
+
+#[test]
+fn what_later_manuals_have_is_read() {
+    for (word, set) in [("0", false), ("1", true)] {
+        let text = format!("vdev=xvda,grant_usage={word},target=/a");
+        let disk = DiskSpec::parse(&text).unwrap();
+        assert_eq!((disk.grant_usage, &*disk.to_string()), (Some(set), &*text));
+    }
+    let wrong = DiskSpec::parse("vdev=xvda,grant_usage=yes,target=/a").unwrap_err();
+    assert_eq!(wrong.to_string(), "disk, character 23: \"yes\"; expected 0 or 1");
+}
+
+#[test]
+fn an_error_says_which_text_it_is_in() {
+    let settings =
+        config::parse("web.cfg", "name = 'a'\ndisk = ['/a,,xvda']\n", Syntax::Xl).unwrap();
+    let wrong = |line: &str| {
+        let file = format!("the argument {line:?}");
+        let settings = config::xl::parse_after(settings.clone(), &file, line).unwrap();
+        Description::read("web.cfg", &settings).unwrap_err().to_string()
+    };
+    let expected = "the argument \"memory=1\":1:8: 1; expected a number from 8";
+    assert!(wrong("memory=1").starts_with(expected), "{}", wrong("memory=1"));
+    let expected = "the argument \"disk+=['/b,wrong,xvdb']\":1:12: \"wrong\"; expected a format";
+    let said = wrong("disk+=['/b,wrong,xvdb']");
+    assert!(said.starts_with(expected), "{said}");
 }

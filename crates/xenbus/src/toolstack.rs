@@ -71,30 +71,73 @@ fn remove(tx: &mut impl Store, path: &str) -> Result<(), xenstore::Error> {
     }
 }
 
+/// What came of adding a device.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Added {
+    /// It is there.
+    New,
+    /// One of its number was there already, and is as it was.
+    WasThere,
+}
+
 /// Adds a device: what both ends find appears at once. What was there under its number is replaced.
 ///
 /// # Errors
 /// [`Error::Store`].
 pub fn add(store: &mut Client, device: &NewDevice) -> Result<(), Error> {
-    let (front, back) = (device.frontend_path(), device.backend_path());
-    let libxl = path::libxl(&device.kind, device.id);
-    let front_perms = perms(device.id.frontend, device.backend);
-    let back_perms = perms(device.backend, device.id.frontend);
-    let pair = |name: &str, value: &dyn ToString| (name.to_owned(), value.to_string());
-    let mut front_nodes = vec![pair("backend-id", &device.backend), pair("state", &1)];
-    front_nodes.extend_from_slice(&device.frontend_nodes);
-    let mut back_nodes = vec![pair("frontend-id", &device.id.frontend), pair("online", &1)];
-    back_nodes.extend_from_slice(&device.backend_nodes);
-    back_nodes.push(pair("state", &1));
-    store.transaction(|tx| {
-        remove(tx, &libxl)?;
-        tx.write(format!("{libxl}/frontend"), &front)?;
-        tx.write(format!("{libxl}/backend"), &back)?;
+    let nodes = Nodes::of(device);
+    Ok(store.transaction(|tx| nodes.write(tx))?)
+}
 
-        remove(tx, &front)?;
-        tx.mkdir(&front)?;
-        tx.set_perms(&front, &front_perms)?;
-        tx.write(format!("{front}/backend"), &back)?;
+/// Adds a device as [`add`] does, unless one of its number is there: of two that add at once, one is told so.
+///
+/// # Errors
+/// [`Error::Store`].
+pub fn add_new(store: &mut Client, device: &NewDevice) -> Result<Added, Error> {
+    let nodes = Nodes::of(device);
+    Ok(store.transaction(|tx| {
+        if tx.exists(&nodes.front)? || tx.exists(&nodes.back)? {
+            return Ok(Added::WasThere);
+        }
+        nodes.write(tx).map(|()| Added::New)
+    })?)
+}
+
+/// All nodes of a device.
+struct Nodes<'a> {
+    device: &'a NewDevice,
+    libxl: String,
+    front: String,
+    back: String,
+    front_nodes: Vec<(String, String)>,
+    back_nodes: Vec<(String, String)>,
+}
+
+impl<'a> Nodes<'a> {
+    fn of(device: &'a NewDevice) -> Self {
+        let pair = |name: &str, value: &dyn ToString| (name.to_owned(), value.to_string());
+        let mut front_nodes = vec![pair("backend-id", &device.backend), pair("state", &1)];
+        front_nodes.extend_from_slice(&device.frontend_nodes);
+        let mut back_nodes = vec![pair("frontend-id", &device.id.frontend), pair("online", &1)];
+        back_nodes.extend_from_slice(&device.backend_nodes);
+        back_nodes.push(pair("state", &1));
+        let (front, back) = (device.frontend_path(), device.backend_path());
+        let libxl = path::libxl(&device.kind, device.id);
+        Self { device, libxl, front, back, front_nodes, back_nodes }
+    }
+
+    fn write(&self, tx: &mut impl Store) -> Result<(), xenstore::Error> {
+        let Self { device, libxl, front, back, front_nodes, back_nodes } = self;
+        let front_perms = perms(device.id.frontend, device.backend);
+        let back_perms = perms(device.backend, device.id.frontend);
+        remove(tx, libxl)?;
+        tx.write(format!("{libxl}/frontend"), front)?;
+        tx.write(format!("{libxl}/backend"), back)?;
+
+        remove(tx, front)?;
+        tx.mkdir(front)?;
+        tx.set_perms(front, &front_perms)?;
+        tx.write(format!("{front}/backend"), back)?;
         let open = front_nodes.iter().map(|node| (node, &front_perms));
         let fixed = device.frontend_fixed.iter().map(|node| (node, &back_perms));
         for ((name, value), perms) in open.chain(fixed) {
@@ -102,17 +145,16 @@ pub fn add(store: &mut Client, device: &NewDevice) -> Result<(), Error> {
             tx.set_perms(format!("{front}/{name}"), perms)?;
         }
 
-        remove(tx, &back)?;
-        tx.mkdir(&back)?;
-        tx.set_perms(&back, &back_perms)?;
-        tx.write(format!("{back}/frontend"), &front)?;
-        for (name, value) in &back_nodes {
+        remove(tx, back)?;
+        tx.mkdir(back)?;
+        tx.set_perms(back, &back_perms)?;
+        tx.write(format!("{back}/frontend"), front)?;
+        for (name, value) in back_nodes {
             tx.write(format!("{back}/{name}"), value)?;
             tx.write(format!("{libxl}/{name}"), value)?;
         }
         Ok(())
-    })?;
-    Ok(())
+    }
 }
 
 /// Asks for a device to go: the backend closes once the frontend has, and says so by state 6. Then

@@ -3,7 +3,7 @@
 use super::{All, out};
 use crate::Error;
 use crate::config::disk::{BackendType, Format, Specification};
-use crate::config::{self, Action, Description, DiskSpec, Syntax, description};
+use crate::config::{self, Description, DiskSpec, Syntax, description};
 use clap::{Subcommand, ValueEnum};
 use serde_json::{Map, Value, json};
 use std::path::PathBuf;
@@ -44,9 +44,7 @@ pub(crate) fn run(all: &All, command: &Command) -> Result<u8, Error> {
     let (name, syntax) = (file.display().to_string(), Syntax::of(file));
     let settings = config::parse(&name, &text, syntax)?;
     let (description, warnings) = Description::read(&name, &settings)?;
-    for warning in warnings {
-        eprintln!("xb: {warning}");
-    }
+    warnings.iter().for_each(|warning| out::tell(all, &warning.to_string()));
     let Some(to) = to else {
         return if all.json { out::json(&as_json(&description)) } else { Ok(0) };
     };
@@ -59,11 +57,6 @@ pub(crate) fn run(all: &All, command: &Command) -> Result<u8, Error> {
 
 /// A description in the words of `xl.cfg`.
 fn as_json(domain: &Description) -> Value {
-    let action = |action: Action| match action {
-        Action::Destroy => "destroy",
-        Action::Restart => "restart",
-        Action::Preserve => "preserve",
-    };
     json!({
         "name": domain.name,
         "uuid": domain.uuid.map(|uuid| description::write_uuid(&uuid)),
@@ -76,9 +69,9 @@ fn as_json(domain: &Description) -> Value {
         "cap": domain.cap,
         "disk": domain.disks.iter().map(disk_as_json).collect::<Vec<_>>(),
         "kernel_block": domain.kernel_block,
-        "on_poweroff": action(domain.on_poweroff),
-        "on_reboot": action(domain.on_reboot),
-        "on_crash": action(domain.on_crash),
+        "on_poweroff": domain.on_poweroff.word(),
+        "on_reboot": domain.on_reboot.word(),
+        "on_crash": domain.on_crash.word(),
     })
 }
 
@@ -113,5 +106,6 @@ fn disk_as_json(disk: &DiskSpec) -> Value {
         }
     }
     set("trusted", default_or(disk.trusted));
+    set("grant_usage", default_or(disk.grant_usage));
     Value::Object(object)
 }

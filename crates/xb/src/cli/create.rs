@@ -4,10 +4,11 @@ use super::{All, out};
 use crate::config::{self, Description, Setting, Syntax, Warning};
 use crate::domain::create::{self, Then};
 use crate::host::Host;
-use crate::keeper::Ended;
-use crate::{Error, domain};
+use crate::wait::{self, Limit};
+use crate::{Error, devices, domain};
 use clap::Args;
 use std::path::{Path, PathBuf};
+use xen::DomId;
 
 #[derive(Args, Debug)]
 pub(crate) struct Create {
@@ -19,7 +20,8 @@ pub(crate) struct Create {
     /// Leave it paused.
     #[arg(long, conflicts_with = "wait")]
     paused: bool,
-    /// Wait until it has ended, and end with its exit status (--timeout is for its disks to connect).
+    /// Wait until it has ended, over its reboots, and end with its exit status; Ctrl-C destroys it. --timeout is for
+    /// its disks to connect.
     #[arg(long)]
     wait: bool,
 }
@@ -41,15 +43,11 @@ pub(crate) fn read(
 
 pub(crate) fn run(all: &All, create: &Create) -> Result<u8, Error> {
     let (description, settings, warnings) = read(&create.file, &create.settings)?;
-    for warning in warnings {
-        eprintln!("xb: {warning}");
-    }
+    warnings.iter().for_each(|warning| out::tell(all, &warning.to_string()));
     let mut host = all.open()?;
     let then = if create.paused { Then::StayPaused } else { Then::Run };
     let new = create::create(&mut host, &description, &settings, then, all.limit())?;
-    for lack in &new.lacks {
-        eprintln!("xb: {lack}");
-    }
+    new.lacks.iter().for_each(|lack| out::tell(all, lack));
     if all.json {
         out::json(
             &serde_json::json!({ "name": description.name, "domid": new.domid.0, "lacks": new.lacks }),
@@ -57,27 +55,27 @@ pub(crate) fn run(all: &All, create: &Create) -> Result<u8, Error> {
     } else {
         out::print(&format!("{} is domain {}\n", description.name, new.domid))?;
     }
-    if create.wait { wait(&mut host, &description.name, new.domid) } else { Ok(0) }
+    if create.wait { follow(all, &mut host, &description.name, new.domid) } else { Ok(0) }
 }
 
 /// Waits for as long as the guest runs; what it ended with.
-fn wait(host: &mut Host, name: &str, domid: xen::DomId) -> Result<u8, Error> {
-    let Some(folder) = host.folder().cloned() else { return Ok(0) };
-    host.store.watch(format!("/libxl/{domid}"), "ended")?;
-    host.store.watch("@releaseDomain", "ended")?;
-    let for_ever = crate::wait::Limit::new(std::time::Duration::MAX);
-    let home = domain::home(domid);
-    let ended = for_ever.until(&mut host.store, &|| format!("{name} ends"), |store| {
-        if let Some(ended) = Ended::of(&folder, name).filter(|ended| ended.domid == domid) {
-            return Ok(Some(ended));
+fn follow(all: &All, host: &mut Host, name: &str, domid: DomId) -> Result<u8, Error> {
+    let mut last = domid;
+    let followed = domain::follow(host, name, domid, &mut |new| {
+        last = new;
+        out::tell(all, &format!("{name} runs again, as domain {new}"));
+    });
+    let ended = match followed {
+        Err(Error::Interrupted) => {
+            // It was asked for in the foreground, and goes with it.
+            let undone =
+                wait::undo(|| domain::destroy(host, last, Limit::new(devices::CLOSES_WITHIN)));
+            return Err(Error::Interrupted.with_undoing(undone));
         }
-        match domain::read(store, &format!("{home}/domid"))? {
-            Some(_) => Ok(None),
-            None => Err(Error::Refused(format!("{name} was destroyed"))),
-        }
-    })?;
+        followed => followed?,
+    };
     let status = ended.status.map(|status| format!(", exit status {status}")).unwrap_or_default();
-    eprintln!("xb: {name} has ended: {}{status}", ended.reason);
+    out::tell(all, &format!("{name} has ended: {}{status}", ended.reason));
     let by_reason = u8::from(ended.reason != "shutdown");
     Ok(ended.status.unwrap_or(by_reason))
 }

@@ -3,21 +3,20 @@
 mod guests;
 
 use super::{All, host, out, tree};
-use crate::config::Syntax;
+use crate::config::{DiskSpec, Syntax};
 use crate::domain::create::{self, Then};
-use crate::host::daemon::{self, Came, Daemon};
+use crate::host::daemon::{self, Daemon};
 use crate::host::folder::Folder;
 use crate::host::{Choice, Host};
 use crate::wait::Limit;
-use crate::{Error, devices, domain, text, wait};
+use crate::{Error, devices, domain, keeper, text, wait};
 use clap::Args;
 use guests::Way;
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// How long any step may take.
-const WITHIN: Duration = Duration::from_secs(30);
 /// Bytes of the images.
 const IMAGE: u64 = 64 << 20;
 
@@ -26,12 +25,17 @@ pub(crate) struct Demo {
     /// Leave the host up, and say what to try next.
     #[arg(long)]
     keep: bool,
+    /// Fail where all of it takes longer than this.
+    #[arg(long, value_name = "SECONDS", value_parser = super::seconds)]
+    within: Option<Duration>,
 }
 
 /// What is shown, and where.
 struct Show {
     folder: Folder,
     began: Instant,
+    /// How long any step may take.
+    within: Duration,
 }
 
 pub(crate) fn run(all: &All, demo: &Demo) -> Result<u8, Error> {
@@ -41,7 +45,7 @@ pub(crate) fn run(all: &All, demo: &Demo) -> Result<u8, Error> {
         _ if demo.keep => Folder::default(),
         _ => Folder::temporary()?,
     };
-    let show = Show { folder, began: Instant::now() };
+    let show = Show { folder, began: Instant::now(), within: all.within() };
     // What is refused here is not taken down either.
     show.folder.make()?;
     if Daemon::ALL.into_iter().any(|daemon| daemon.running(&show.folder).is_some()) {
@@ -57,19 +61,42 @@ pub(crate) fn run(all: &All, demo: &Demo) -> Result<u8, Error> {
             "\nThe host stays up. Try next:\n  xb --host {dir} tree\n  xb --host {dir} log two\n  xb --host {dir} host down\n"
         ));
     }
-    wait::forget_interrupt();
-    let down = show.step("all is taken down", || host::down(&show.folder).map(|()| String::new()));
+    let down = wait::undo(|| {
+        show.step("all is taken down", || {
+            host::down(&show.folder, devices::CLOSES_WITHIN).map(|()| String::new())
+        })
+    });
     match (shown, down) {
         (Err(error), Err(left)) => {
             Err(Error::Refused(format!("{error}; and what is left cannot be taken down: {left}")))
         }
-        (shown, down) => shown.and(down).map(|()| 0),
+        (shown, down) => shown.and(down).and_then(|()| show.in_time(demo)),
     }
 }
 
 impl Show {
+    fn in_time(&self, demo: &Demo) -> Result<u8, Error> {
+        match demo.within.filter(|within| self.began.elapsed() > *within) {
+            None => Ok(0),
+            Some(after) => Err(Error::Refused(format!(
+                "all is as it should be, but has taken {}, and {} were allowed",
+                text::took(self.began.elapsed()),
+                text::took(after)
+            ))),
+        }
+    }
+
+    fn limit(&self) -> Limit {
+        Limit::new(self.within)
+    }
+
     /// Does one step, and prints it with its time; what it returns is put behind.
     fn step(&self, name: &str, step: impl FnOnce() -> Result<String, Error>) -> Result<(), Error> {
+        // Somebody who looks on sees what is being done, and then how long it took.
+        let looks = std::io::stdout().is_terminal();
+        if looks {
+            out::print(&format!("     ...  {name}"))?;
+        }
         let begin = Instant::now();
         let done = step();
         let time = text::took(begin.elapsed());
@@ -78,7 +105,7 @@ impl Show {
             Ok(more) => format!("{time:>8}  {name}: {}\n", out::clean(more)),
             Err(_) => format!("{time:>8}  FAILED: {name}\n"),
         };
-        out::print(&line)?;
+        out::print(&format!("{}{line}", if looks { "\r" } else { "" }))?;
         done.map(drop)
     }
 
@@ -87,35 +114,40 @@ impl Show {
     }
 
     fn all(&self) -> Result<(), Error> {
-        let (data, scratch) = (self.image("data.img"), self.image("scratch.img"));
+        let (data, own, scratch) =
+            (self.image("data.img"), self.image("own.img"), self.image("scratch.img"));
         self.step("a host is up: broker, xenstored, keeper, xen-blockd", || {
-            let came = daemon::up(&self.folder)?;
-            debug_assert_eq!(came, Came::Up);
+            daemon::up(&self.folder, self.limit())?;
             Ok(self.folder.path().display().to_string())
         })?;
         let mut host = Host::open(Choice::Hosted(self.folder.clone()))?;
-        host.store.set_timeout(Some(WITHIN));
-        self.step("an ext4 image is made", || {
-            std::fs::create_dir_all(self.folder.path().join("demo")).map_err(Error::io("demo"))?;
+        host.store.set_timeout(Some(self.within));
+        self.step("an ext4 image is made, and two raw ones", || {
+            let folder = self.folder.path().join("demo");
+            std::fs::create_dir_all(&folder).map_err(Error::io(folder.display()))?;
             make_ext4(&data)?;
+            make_raw(&own)?;
             make_raw(&scratch)?;
             Ok(format!("{}, {}", data.display(), text::size(IMAGE)))
         })?;
         let (way, why) = Way::of_this_user();
         out::print(&format!("          {why}\n"))?;
-        self.step("guest one is created, with the image as its disk xvda", || {
+        self.step("guest one is created, with the ext4 image as its disk xvda", || {
             self.create(&mut host, "one", &guests::first(way, &data))
         })?;
         self.written(&mut host, way)?;
-        self.step("guest two is created, without a disk", || {
-            self.create(&mut host, "two", &guests::second(way))
+        self.step("guest two is created, with a disk of its own", || {
+            self.create(&mut host, "two", &guests::second(way, &own))
         })?;
         self.step("the disk is detached from one", || self.detach(&mut host, "one", "xvda"))?;
-        self.step("and attached to two while it runs", || {
-            self.attach(&mut host, "two", "xvda", &data)
+        self.step("and attached to two while it runs, as xvdb", || {
+            self.attach(&mut host, "two", "xvdb", &data)
         })?;
         self.compared(&mut host, way)?;
-        self.killed(&mut host, way, &scratch)?;
+        self.step("a third disk is plugged into two", || {
+            self.attach(&mut host, "two", "xvdc", &scratch)
+        })?;
+        self.killed(way)?;
         let drawn = tree::draw(&mut host)?;
         out::print(&format!("\n{drawn}\n{} in all\n", text::took(self.began.elapsed())))?;
         Ok(())
@@ -125,18 +157,16 @@ impl Show {
     fn written(&self, host: &mut Host, way: Way) -> Result<(), Error> {
         let how = match way {
             Way::Kernel => {
-                "its disk is mounted, it writes a directory tree, syncs, and it is unmounted"
+                "the host's kernel mounts one's disk for it, it writes a directory tree and syncs, it is unmounted"
             }
-            Way::Debugfs => {
+            Way::Debugfs | Way::Nbd => {
                 "it writes a directory tree onto its disk, and e2fsck finds nothing wrong"
             }
-            Way::NoFile => return Ok(()),
+            Way::Nothing => return Ok(()),
         };
         self.step(how, || {
             if way == Way::Kernel {
-                let one = domain::find(host, "one")?;
-                let disk = devices::disk(&mut host.store, one.info.domid, "xvda")?;
-                devices::mount::mount(host, &one, &disk, "ext4", Limit::new(WITHIN))?;
+                self.mount(host, "one", "xvda")?;
             }
             let sum = self.says("one", "written")?;
             if way == Way::Kernel {
@@ -149,14 +179,12 @@ impl Show {
 
     /// Two reads what one wrote.
     fn compared(&self, host: &mut Host, way: Way) -> Result<(), Error> {
-        if way == Way::NoFile {
+        if way == Way::Nothing {
             return Ok(());
         }
         self.step("two reads the tree and compares", || {
             if way == Way::Kernel {
-                let two = domain::find(host, "two")?;
-                let disk = devices::disk(&mut host.store, two.info.domid, "xvda")?;
-                devices::mount::mount(host, &two, &disk, "ext4", Limit::new(WITHIN))?;
+                self.mount(host, "two", "xvdb")?;
             }
             let (read, written) = (self.says("two", "read")?, self.says("one", "written")?);
             if read == written {
@@ -166,23 +194,34 @@ impl Show {
         })
     }
 
-    /// A disk is plugged in, and its backend dies.
-    fn killed(&self, host: &mut Host, way: Way, scratch: &Path) -> Result<(), Error> {
-        self.step("a second disk is plugged into two", || {
-            self.attach(host, "two", "xvdb", scratch)
-        })?;
+    fn mount(&self, host: &mut Host, name: &str, vdev: &str) -> Result<(), Error> {
+        let guest = domain::find(host, name)?;
+        let disk = devices::disk(&mut host.store, guest.info.domid, vdev)?;
+        devices::mount::mount(host, &guest, &disk, "ext4", self.limit())
+    }
+
+    /// The backend dies, where there is something to write while two writes.
+    fn killed(&self, way: Way) -> Result<(), Error> {
         let name = match way {
-            Way::NoFile => "the backend is killed (SIGKILL) and started again",
+            Way::Nothing => "the backend is killed (SIGKILL) and started again",
             _ => "while two writes to it, the backend is killed (SIGKILL) and started again",
         };
         self.step(name, || {
-            self.says("two", "writing")?;
+            if way != Way::Nothing {
+                self.says("two", "wrote 8")?;
+            }
             let before = Daemon::Block.running(&self.folder);
             before.ok_or_else(|| Error::Refused("xen-blockd is gone".into()))?.kill();
-            Daemon::Block.start(&self.folder)?;
-            Ok(String::new())
+            // Nobody writes any more, so this is how far two has come.
+            let written = if way == Way::Nothing { 0 } else { self.pieces()? };
+            Daemon::Block.start(&self.folder, self.limit())?;
+            match written {
+                0 => Ok(String::new()),
+                guests::PIECES => Err(Error::Refused("two had written all before it was".into())),
+                written => Ok(format!("after {written} of {} writes", guests::PIECES)),
+            }
         })?;
-        if way == Way::NoFile {
+        if way == Way::Nothing {
             return Ok(());
         }
         self.step("two has noticed nothing but a pause", || {
@@ -191,12 +230,21 @@ impl Show {
         })
     }
 
+    /// How many pieces two has written.
+    fn pieces(&self) -> Result<u32, Error> {
+        let path = keeper::log_of(&self.folder, "two");
+        let log = std::fs::read(&path).map_err(Error::io(path.display()))?;
+        let log = String::from_utf8_lossy(&log);
+        let counts = log.lines().filter_map(|line| line.strip_prefix("demo: wrote ")?.parse().ok());
+        Ok(counts.max().unwrap_or(0))
+    }
+
     fn create(&self, host: &mut Host, name: &str, config: &str) -> Result<String, Error> {
         let path = self.folder.path().join("demo").join(format!("{name}.cfg"));
         std::fs::write(&path, config).map_err(Error::io(path.display()))?;
         let (description, settings, _) = super::create::read(&path, &[])?;
         debug_assert_eq!(Syntax::of(&path), Syntax::Xl);
-        let new = create::create(host, &description, &settings, Then::Run, Limit::new(WITHIN))?;
+        let new = create::create(host, &description, &settings, Then::Run, self.limit())?;
         Ok(format!("domain {}, from {}", new.domid, path.display()))
     }
 
@@ -209,21 +257,23 @@ impl Show {
     ) -> Result<String, Error> {
         let spec = format!("vdev={vdev},access=w,target={}", image.display());
         let domid = domain::find(host, name)?.info.domid;
-        devices::attach(host, domid, &spec, Limit::new(WITHIN)).map(|()| String::new())
+        let spec = DiskSpec::parse(&spec).map_err(|wrong| Error::Refused(wrong.to_string()))?;
+        let disk = devices::prepare(&spec, devices::Place::Hosted)?;
+        devices::attach(host, domid, &disk, self.limit()).map(|()| String::new())
     }
 
     fn detach(&self, host: &mut Host, name: &str, vdev: &str) -> Result<String, Error> {
         let domid = domain::find(host, name)?.info.domid;
         let disk = devices::disk(&mut host.store, domid, vdev)?;
-        devices::detach(host, &disk.device, devices::Force::Ask, Limit::new(WITHIN))
+        devices::detach(host, &disk.device, devices::Force::Ask, self.limit())
             .map(|()| String::new())
     }
 
     /// What a guest has printed behind `demo: WORD`, once it has; an error where it has given up.
     fn says(&self, name: &str, word: &str) -> Result<String, Error> {
         let start = format!("demo: {word}");
-        let limit = Limit::new(WITHIN);
-        crate::keeper::await_line(&self.folder, name, limit, &|line| {
+        let limit = self.limit();
+        keeper::await_line(&self.folder, name, limit, &|line| {
             if let Some(failed) = line.strip_prefix("demo: failed") {
                 return Some(Err(Error::Refused(format!(
                     "guest {name}:{failed}; xb log {name} says more"

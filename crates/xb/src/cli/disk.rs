@@ -3,9 +3,11 @@
 use super::{All, out};
 use crate::config::DiskSpec;
 use crate::devices::{self, Attached, Force, Place};
+use crate::host::Host;
 use crate::{Error, domain, text};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
+use xen::DomId;
 
 #[derive(Subcommand, Debug)]
 pub(crate) enum Command {
@@ -116,19 +118,25 @@ pub(crate) fn run(all: &All, command: &Command) -> Result<u8, Error> {
             let domid = domain::find(&mut host, &detach.domain)?.info.domid;
             let disk = devices::disk(&mut host.store, domid, &detach.vdev)?;
             let force = if detach.force { Force::Take } else { Force::Ask };
-            devices::detach(&mut host, &disk.device, force, all.limit()).map(|()| 0)
+            devices::detach(&mut host, &disk.device, force, all.limit())?;
+            let so = json!({ "domid": domid.0, "vdev": disk.vdev, "detached": true });
+            if all.json { out::json(&so) } else { Ok(0) }
         }
         Command::Mount(mount) => {
             let mut host = all.open()?;
             let domain = domain::find(&mut host, &mount.domain)?;
             let disk = devices::disk(&mut host.store, domain.info.domid, &mount.vdev)?;
-            devices::mount::mount(&mut host, &domain, &disk, &mount.fs_type, all.limit())
-                .map(|()| 0)
+            devices::mount::mount(&mut host, &domain, &disk, &mount.fs_type, all.limit())?;
+            let at = devices::mount::PLACE;
+            let so = json!({ "domain": domain.name, "vdev": disk.vdev, "mounted": at });
+            if all.json { out::json(&so) } else { Ok(0) }
         }
         Command::Unmount { domain } => {
             let mut host = all.open()?;
             let domain = domain::find(&mut host, domain)?;
-            devices::mount::unmount(&mut host, &domain).map(|()| 0)
+            devices::mount::unmount(&mut host, &domain)?;
+            let so = json!({ "domain": domain.name, "mounted": null });
+            if all.json { out::json(&so) } else { Ok(0) }
         }
         Command::List { domain } => list(all, domain.as_deref()),
         Command::Stats { domain } => super::stats::run(all, domain.as_deref()),
@@ -136,7 +144,8 @@ pub(crate) fn run(all: &All, command: &Command) -> Result<u8, Error> {
             let mut host = all.open()?;
             let domid = domain::find(&mut host, &resize.domain)?.info.domid;
             let disk = devices::disk(&mut host.store, domid, &resize.vdev)?;
-            devices::resize(&mut host, &disk, resize.size, all.limit()).map(|()| 0)
+            devices::resize(&mut host, &disk, resize.size, all.limit())?;
+            now(all, &mut host, domid, &resize.vdev)
         }
     }
 }
@@ -145,12 +154,22 @@ fn attach(all: &All, attach: &Attach) -> Result<u8, Error> {
     let text = attach.disk.join(",");
     let mut host = all.open()?;
     let domid = domain::find(&mut host, &attach.domain)?.info.domid;
-    if !attach.no_wait {
-        return devices::attach(&mut host, domid, &text, all.limit()).map(|()| 0);
-    }
     let spec = DiskSpec::parse(&text).map_err(|wrong| Error::Refused(wrong.to_string()))?;
     let disk = devices::prepare(&spec, Place::of(&host))?;
-    devices::add(&mut host.store, domid, &disk).map(|()| 0)
+    if attach.no_wait {
+        devices::add(&mut host.store, domid, &disk)?;
+    } else {
+        devices::attach(&mut host, domid, &disk, all.limit())?;
+    }
+    now(all, &mut host, domid, &spec.vdev)
+}
+
+/// With --json, how the disk is now.
+fn now(all: &All, host: &mut Host, domid: DomId, vdev: &str) -> Result<u8, Error> {
+    if !all.json {
+        return Ok(0);
+    }
+    out::json(&as_json(&devices::disk(&mut host.store, domid, vdev)?))
 }
 
 fn list(all: &All, which: Option<&str>) -> Result<u8, Error> {
@@ -169,12 +188,12 @@ fn list(all: &All, which: Option<&str>) -> Result<u8, Error> {
         for disk in devices::disks(&mut host.store, domain.info.domid)? {
             rows.push(vec![
                 out::clean(&domain.name),
-                disk.vdev.clone(),
+                out::clean(&disk.vdev),
                 disk.bytes.map_or_else(|| "-".into(), text::size),
-                disk.mode.clone(),
+                out::clean(&disk.mode),
                 disk.front.to_string(),
                 disk.back.to_string(),
-                disk.target.clone(),
+                out::clean(&disk.target),
             ]);
             let mut value = as_json(&disk);
             value["domid"] = json!(domain.info.domid.0);

@@ -7,13 +7,14 @@ use crate::host::{Choice, Host};
 use crate::wait::Limit;
 use crate::{Error, devices, domain};
 use clap::Subcommand;
+use serde_json::json;
 use std::time::Duration;
 use xen::DomId;
 
 #[derive(Subcommand, Debug)]
 pub(crate) enum Command {
     /// Start the daemons that do not run: broker, store, keeper, block backend.
-    #[command(after_help = "Example: xb --host /tmp/h host up")]
+    #[command(after_help = "Example: xb host up --host /tmp/h")]
     Up,
     /// Destroy all guests, end the daemons and remove the folder.
     #[command(after_help = "Example: xb host down")]
@@ -29,26 +30,33 @@ pub(crate) fn run(all: &All, command: &Command) -> Result<u8, Error> {
     folder.look()?;
     match command {
         Command::Up => {
-            let came = daemon::up(&folder)?;
+            let came = daemon::up(&folder, all.limit())?;
+            if all.json {
+                let was_up = came == Came::WasUp;
+                return out::json(&json!({ "host": folder.path(), "up": true, "was_up": was_up }));
+            }
             let so = if came == Came::WasUp { "was up already" } else { "is up" };
             out::print(&format!("the host in {dir} {so}\n"))
         }
         Command::Down => {
-            down(&folder)?;
+            down(&folder, all.within())?;
+            if all.json {
+                return out::json(&json!({ "host": folder.path(), "up": false }));
+            }
             out::print(&format!("the host in {dir} is down\n"))
         }
         Command::Status => status(all, &folder),
     }
 }
 
-/// Takes down all of a host; what is not there is down.
-pub(crate) fn down(folder: &Folder) -> Result<(), Error> {
+/// Takes down all of a host; what is not there is down. So long it waits for guests' disks to be let go of.
+pub(crate) fn down(folder: &Folder, within: Duration) -> Result<(), Error> {
     if folder.look()? != Found::Host {
         return Ok(());
     }
     // Who ends now is not to be started again.
     daemon::stop(Daemon::Keeper, folder)?;
-    match destroy_guests(folder) {
+    match destroy_guests(folder, within) {
         // Without a store that answers they end with the broker.
         Ok(()) | Err(Error::Store(_)) => daemon::down(folder),
         Err(error) => Err(error),
@@ -56,12 +64,12 @@ pub(crate) fn down(folder: &Folder) -> Result<(), Error> {
 }
 
 /// Destroys all guests of a host, where its store and broker are there.
-fn destroy_guests(folder: &Folder) -> Result<(), Error> {
+fn destroy_guests(folder: &Folder, within: Duration) -> Result<(), Error> {
     let Ok(mut host) = Host::open(Choice::Hosted(folder.clone())) else { return Ok(()) };
     host.store.set_timeout(Some(devices::CLOSES_WITHIN));
     // Without a backend there is nobody to wait for.
     let serves = Daemon::Block.running(folder).is_some();
-    let within = if serves { devices::CLOSES_WITHIN } else { Duration::ZERO };
+    let within = if serves { within.min(devices::CLOSES_WITHIN) } else { Duration::ZERO };
     let mut guests: Vec<DomId> =
         domain::list(&mut host)?.iter().map(|domain| domain.info.domid).collect();
     guests.retain(|domid| *domid != DomId::DOM0);
@@ -74,13 +82,10 @@ fn status(all: &All, folder: &Folder) -> Result<u8, Error> {
     if all.json {
         let daemons = running.iter().map(|(daemon, process)| {
             let pid = process.as_ref().map(|process| process.pid.as_raw_nonzero().get());
-            (
-                daemon.name().to_owned(),
-                serde_json::json!({ "pid": pid, "log": folder.log(daemon.name()) }),
-            )
+            (daemon.name().to_owned(), json!({ "pid": pid, "log": folder.log(daemon.name()) }))
         });
         let daemons: serde_json::Map<String, serde_json::Value> = daemons.collect();
-        out::json(&serde_json::json!({ "host": folder.path(), "up": up, "daemons": daemons }))?;
+        out::json(&json!({ "host": folder.path(), "up": up, "daemons": daemons }))?;
     } else {
         let mut rows = vec![["DAEMON", "PID", "LOG"].map(str::to_owned).to_vec()];
         for (daemon, process) in &running {

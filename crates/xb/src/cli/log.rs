@@ -3,11 +3,11 @@
 use super::All;
 use crate::host::{Choice, Host};
 use crate::wait::Limit;
-use crate::{Error, domain, keeper};
+use crate::{Error, domain, keeper, text};
 use clap::Args;
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom, Write};
-use std::time::Duration;
+use std::io::{IsTerminal, Read, StdoutLock, Write};
+use std::os::unix::fs::MetadataExt;
 
 #[derive(Args, Debug)]
 pub(crate) struct Log {
@@ -16,6 +16,30 @@ pub(crate) struct Log {
     /// Show what comes, until Ctrl-C.
     #[arg(long, short)]
     follow: bool,
+}
+
+/// Where a log goes: a terminal obeys what it is shown, so there nothing moves its cursor.
+struct Shown {
+    out: StdoutLock<'static>,
+    is_terminal: bool,
+    last: u8,
+}
+
+impl Shown {
+    /// Shows what is left of a file.
+    fn rest(&mut self, file: &mut File) -> std::io::Result<()> {
+        let mut buffer = vec![0; 64 << 10];
+        loop {
+            let count = file.read(&mut buffer)?;
+            let Some(bytes) = buffer.get_mut(..count).filter(|bytes| !bytes.is_empty()) else {
+                return self.out.flush();
+            };
+            if self.is_terminal {
+                text::clean_lines(bytes, &mut self.last);
+            }
+            self.out.write_all(bytes)?;
+        }
+    }
 }
 
 pub(crate) fn run(all: &All, log: &Log) -> Result<u8, Error> {
@@ -31,27 +55,31 @@ pub(crate) fn run(all: &All, log: &Log) -> Result<u8, Error> {
         Error::NotFound(format!("there is no log of a guest {name}; xb list shows who is there"))
     };
     let mut file = File::open(&path).ok().filter(|_| plain).ok_or(()).map_err(missing)?;
-    let mut out = std::io::stdout().lock();
-    std::io::copy(&mut file, &mut out).map_err(Error::io(path.display()))?;
-    if !log.follow {
-        return Ok(0);
-    }
+    let out = std::io::stdout().lock();
+    let mut shown = Shown { is_terminal: out.is_terminal(), out, last: 0 };
     let failed = |errno: rustix::io::Errno| Error::io(path.display())(errno.into());
+    // Before the first look: what comes after it is seen.
     let watch = keeper::watch_log(&folder, &name).map_err(failed)?;
-    let for_ever = Limit::new(Duration::MAX);
+    let for_ever = Limit::never();
     loop {
-        keeper::await_log(&watch, for_ever, &|| format!("{name} prints"))?;
-        // A log that was set aside leaves a shorter one behind.
-        let at = file.stream_position().map_err(Error::io(path.display()))?;
-        let now = std::fs::metadata(&path).map_or(at, |data| data.len());
-        if now < at {
-            file = File::open(&path).map_err(Error::io(path.display()))?;
-            file.seek(SeekFrom::Start(0)).map_err(Error::io(path.display()))?;
+        // A log that was set aside was not written to afterwards: looked for first, all of it is shown.
+        let next = File::open(&path).ok().filter(|next| is_other(next, &file));
+        match shown.rest(&mut file) {
+            // A reader that has gone is none to complain to.
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => return Ok(0),
+            done => done.map_err(Error::io(path.display()))?,
         }
-        let mut more = Vec::new();
-        file.read_to_end(&mut more).map_err(Error::io(path.display()))?;
-        if out.write_all(&more).and_then(|()| out.flush()).is_err() {
-            return Ok(0);
+        match next {
+            Some(next) => file = next,
+            None if log.follow => {
+                keeper::await_log(&watch, for_ever, &|| format!("{name} prints"))?;
+            }
+            None => return Ok(0),
         }
     }
+}
+
+fn is_other(one: &File, other: &File) -> bool {
+    let number = |file: &File| file.metadata().map(|data| (data.dev(), data.ino())).ok();
+    number(one) != number(other)
 }

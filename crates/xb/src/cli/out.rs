@@ -16,6 +16,25 @@ pub(crate) fn print(text: &str) -> Result<u8, Error> {
     }
 }
 
+/// Tells something beside what was asked for, on standard error.
+pub(crate) fn tell(all: &super::All, text: &str) {
+    if all.json {
+        eprintln!("{}", serde_json::json!({ "note": text }));
+    } else {
+        eprintln!("xb: {}", clean(text));
+    }
+}
+
+/// Tells why a command has failed. It may quote what a guest has written.
+pub(crate) fn failed(all: &super::All, why: &str, code: u8) {
+    if all.json {
+        eprintln!("{}", serde_json::json!({ "error": why, "code": code }));
+    } else {
+        let lines: Vec<String> = why.lines().map(clean).collect();
+        eprintln!("xb: {}", lines.join("\n"));
+    }
+}
+
 /// Prints a value as JSON.
 pub(crate) fn json(value: &serde_json::Value) -> Result<u8, Error> {
     print(&format!("{value:#}\n"))

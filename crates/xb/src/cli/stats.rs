@@ -34,8 +34,8 @@ pub(crate) fn run(all: &All, which: Option<&str>) -> Result<u8, Error> {
                 value[name.as_str()] = as_json(counts);
                 rows.push(vec![
                     out::clean(&domain.name),
-                    disk.vdev.clone(),
-                    name.clone(),
+                    out::clean(&disk.vdev),
+                    out::clean(name),
                     counts.requests.to_string(),
                     text::size(counts.sectors.saturating_mul(512)),
                     counts.errors.to_string(),

@@ -2,7 +2,7 @@
 
 use super::All;
 use crate::Error;
-use crate::host::Choice;
+use crate::host::{Choice, programs};
 use clap::Args;
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
@@ -10,23 +10,30 @@ use std::process::Command;
 
 #[derive(Args, Debug)]
 pub(crate) struct Store {
-    /// A command of xenstore and its arguments; --help lists them.
+    /// A command of xenstore and its arguments; xb store -- --help lists them all, with examples.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
     words: Vec<OsString>,
 }
 
 pub(crate) fn run(all: &All, store: &Store) -> Result<u8, Error> {
-    let own = std::env::current_exe().map_err(Error::io("this program's own path"))?;
-    let program = own.with_file_name("xenstore");
+    let program = programs::beside("xenstore")?;
     let mut command = Command::new(&program);
     command.args(&store.words);
+    if all.json {
+        command.arg("--json");
+    }
     if let Choice::Hosted(folder) = all.choice() {
+        let help = store.words.iter().any(|word| word == "--help" || word == "-h");
+        if !help && !folder.store().exists() {
+            let dir = folder.path().display();
+            return Err(Error::NotFound(format!(
+                "no host is up in {dir}; start it with: xb --host {dir} host up"
+            )));
+        }
         command.env("XENSTORED_PATH", folder.store());
     }
     // It takes this process's place.
     let error = command.exec();
     let (program, cause) = (program.display(), crate::text::cause(&error));
-    Err(Error::NotFound(format!(
-        "{program}: {cause}; install it beside xb with: cargo install --path crates/xenstore"
-    )))
+    Err(Error::Refused(format!("{program}: {cause}")))
 }

@@ -7,6 +7,16 @@ use xen_io::xenbus::State;
 
 pub(crate) fn run(all: &All) -> Result<u8, Error> {
     let mut host = all.open()?;
+    if all.json {
+        let mut values = Vec::new();
+        for domain in domain::list(&mut host)? {
+            let disks = devices::disks(&mut host.store, domain.info.domid)?;
+            let mut value = super::domain::as_json(&domain);
+            value["disks"] = disks.iter().map(super::disk::as_json).collect();
+            values.push(value);
+        }
+        return out::json(&serde_json::Value::Array(values));
+    }
     let drawn = draw(&mut host)?;
     out::print(&drawn)
 }
@@ -38,7 +48,8 @@ pub(crate) fn draw(host: &mut Host) -> Result<String, Error> {
                 .unwrap_or_default();
             tree.push_str(&format!(
                 "{pad} {branch} vbd {}{size}{access} {state} <- {}{error}\n",
-                disk.vdev, disk.target
+                out::clean(&disk.vdev),
+                out::clean(&disk.target)
             ));
         }
     }

@@ -3,6 +3,7 @@
 use super::keys::{self, Support};
 use super::{DiskSpec, Error, Kind, Place, Setting, Value, Warning, disk};
 use std::collections::BTreeMap;
+use xen::domwatch::ShutdownReason;
 
 /// What happens to a domain that has ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -16,8 +17,18 @@ pub enum Action {
 }
 
 impl Action {
-    /// The action by its name in `xl.cfg`, or why it is none.
-    fn parse(word: &str) -> Option<Self> {
+    /// Its name in `xl.cfg`.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Destroy => "destroy",
+            Self::Restart => "restart",
+            Self::Preserve => "preserve",
+        }
+    }
+
+    /// The action of this name.
+    pub(crate) fn parse(word: &str) -> Option<Self> {
         match word {
             "destroy" => Some(Self::Destroy),
             "restart" => Some(Self::Restart),
@@ -63,22 +74,20 @@ pub struct Description {
 
 /// Settings by key, those that were read struck off.
 struct Reader<'a> {
-    file: &'a str,
     settings: BTreeMap<&'a str, &'a Setting>,
 }
 
 impl Description {
-    /// The domain that settings describe, and what is to be told of them. `file` is for errors.
+    /// The domain that settings describe, and what is to be told of them. `file` is for an error that is nowhere.
     ///
     /// # Errors
     /// [`Error`]: the first value that cannot be.
     pub fn read(file: &str, settings: &[Setting]) -> Result<(Self, Vec<Warning>), Error> {
         let by_key = settings.iter().map(|setting| (setting.key.as_str(), setting)).collect();
-        let reader = Reader { file, settings: by_key };
-        let warnings = settings.iter().filter_map(|setting| warning(file, setting)).collect();
+        let reader = Reader { settings: by_key };
+        let warnings = settings.iter().filter_map(|setting| reader.warning(setting)).collect();
         let name = reader.text("name")?.ok_or_else(|| Error {
-            file: file.into(),
-            place: Place { line: 1, column: 1 },
+            place: Place::start(file),
             found: "no name".into(),
             expected: "name = \"...\"".into(),
         })?;
@@ -122,6 +131,16 @@ impl Description {
         };
         Ok((description, warnings))
     }
+
+    /// What follows when the domain has ended.
+    #[must_use]
+    pub fn after(&self, reason: ShutdownReason) -> Action {
+        match reason {
+            ShutdownReason::Reboot => self.on_reboot,
+            ShutdownReason::Crash | ShutdownReason::Watchdog => self.on_crash,
+            _ => self.on_poweroff,
+        }
+    }
 }
 
 /// A name that is also a file's.
@@ -131,24 +150,29 @@ fn is_name(name: &str) -> bool {
     letters && !numeric && name.len() <= 64 && !name.starts_with(['.', '-'])
 }
 
-/// What is to be told of a key that is not heeded.
-fn warning(file: &str, setting: &Setting) -> Option<Warning> {
-    let key = &setting.key;
-    let text = match keys::support(key) {
-        Support::Heeded => return None,
-        Support::NotYet => format!("{key} is not supported yet and has no effect"),
-        Support::Unknown => match keys::nearest(key) {
-            Some(near) => format!("{key} is no key of xl.cfg and has no effect; {near} is one"),
-            None => format!("{key} is no key of xl.cfg and has no effect"),
-        },
-    };
-    Some(Warning { file: file.into(), place: setting.place, text })
-}
+/// Keys that have no effect where another one is there.
+const BESIDE: [(&str, &str); 3] = [("maxmem", "memory"), ("root", "cmdline"), ("extra", "cmdline")];
 
 impl Reader<'_> {
+    /// What is to be told of a key that is not heeded.
+    fn warning(&self, setting: &Setting) -> Option<Warning> {
+        let key = &setting.key;
+        let beside =
+            BESIDE.iter().find(|(of, other)| of == key && self.settings.contains_key(other));
+        let text = match (keys::support(key), beside) {
+            (Support::Heeded, None) => return None,
+            (Support::Heeded, Some((_, other))) => format!("{key} has no effect beside {other}"),
+            (Support::NotYet, _) => format!("{key} is not supported yet and has no effect"),
+            (Support::Unknown, _) => match keys::nearest(key) {
+                Some(near) => format!("{key} is no key of xl.cfg and has no effect; {near} is one"),
+                None => format!("{key} is no key of xl.cfg and has no effect"),
+            },
+        };
+        Some(Warning { place: setting.place.clone(), text })
+    }
+
     fn wrong(&self, value: &Value, expected: &str) -> Error {
-        let (file, place) = (self.file.into(), value.place);
-        Error { file, place, found: value.shown(), expected: expected.into() }
+        Error { place: value.place.clone(), found: value.shown(), expected: expected.into() }
     }
 
     fn check(&self, key: &str, right: bool, expected: &str) -> Result<(), Error> {
@@ -216,14 +240,12 @@ impl Reader<'_> {
                 return Err(self.wrong(value, "a string in the list disk"));
             };
             let disk = DiskSpec::parse(text).map_err(|wrong| Error {
-                file: self.file.into(),
                 place: value.place.right(wrong.at + 1),
                 found: wrong.found,
                 expected: wrong.expected.into(),
             })?;
             let number = disk::number(&disk.vdev).map_err(|found| Error {
-                file: self.file.into(),
-                place: value.place,
+                place: value.place.clone(),
                 found,
                 expected: "a virtual disk of xen-vbd-interface(7)".into(),
             })?;

@@ -2,13 +2,14 @@
 //!
 //! A string is split at commas. What is `key=value`, a flag or a deprecated prefix says so itself; the rest fill
 //! target, format, vdev and access in this order, those that were not named yet. `target=` takes the whole
-//! rest. Where the manual and `xl` differ, as in what may stand twice, `xl` 4.17 decides.
+//! rest. Where the manual and `xl` differ, as in what may stand twice, `xl` 4.17 decides; `grant_usage` is later than that.
 
 use std::fmt;
 use xen_block::vbd;
 
 /// A part of a disk string that makes no sense, and what would.
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
 pub struct Error {
     /// Where in the string, in characters from 0.
     pub at: usize,
@@ -115,6 +116,8 @@ pub struct DiskSpec {
     pub discard: Option<bool>,
     /// Whether the guest trusts the backend.
     pub trusted: Option<bool>,
+    /// Whether memory is granted, where that was said.
+    pub grant_usage: Option<bool>,
     /// COLO's parameters, as `key=value` or flags; not used here.
     pub colo: Vec<(String, String)>,
 }
@@ -308,6 +311,13 @@ impl<'a> Reader<'a> {
             "backend" => self.once(place, value, |disk| &mut disk.backend)?,
             "script" => self.once(place, value, |disk| &mut disk.script)?,
             "vdev" => self.vdev(place)?,
+            "grant_usage" => {
+                self.disk.grant_usage = match value {
+                    "0" => Some(false),
+                    "1" => Some(true),
+                    _ => return Err(self.error(place, "0 or 1")),
+                };
+            }
             "backendtype" => {
                 let kind = BackendType::parse(value)
                     .filter(|kind| self.disk.backendtype.is_none_or(|before| before == *kind));
@@ -323,7 +333,7 @@ impl<'a> Reader<'a> {
             }
             key if KEYS.contains(&key) => self.colo(place, key, value)?,
             _ => {
-                let expected = "one of format= vdev= access= devtype= backend= backendtype= script= specification= target=, \
+                let expected = "one of format= vdev= access= devtype= backend= backendtype= script= specification= grant_usage= target=, \
                                 a COLO parameter, or target= before a path with = in it";
                 return Err(self.error(part, expected));
             }
@@ -464,6 +474,7 @@ impl fmt::Display for DiskSpec {
         key("backendtype", self.backendtype.map(BackendType::word))?;
         key("specification", self.specification.map(Specification::word))?;
         key("script", self.script.as_deref())?;
+        key("grant_usage", self.grant_usage.map(|set| if set { "1" } else { "0" }))?;
         let either = |set: Option<bool>, yes: &'static str, no: &'static str| {
             set.map(|set| if set { yes } else { no })
         };

@@ -28,12 +28,11 @@ pub const HEEDED: &[&str] = &[
     "on_reboot",
     "ramdisk",
     "root",
-    "type",
     "uuid",
     "vcpus",
 ];
 
-/// Other keys of `xl.cfg(5)`, 4.17.
+/// Other keys of `xl.cfg(5)`: those of 4.17, and what later ones have besides.
 const OTHERS: &str = "\
     acpi acpi_firmware acpi_laptop_slate acpi_s3 acpi_s4 altp2m altp2mhvm apic bios bios_path_override boot bootloader \
     bootloader_args builder channel cpuid cpus cpus_soft device_model device_model_args device_model_args_hvm \
@@ -46,9 +45,10 @@ const OTHERS: &str = "\
     rdm_mem_boundary rtc_timeoffset sdl seclabel serial shadow_memory slice smbios_firmware soundhw spice \
     spice_clipboard_sharing spice_image_compression spice_streaming_video spiceagent_mouse spicedisable_ticketing spicehost \
     spicepasswd spiceport spicetls_port spiceusbredirection spicevdagent stdvga stubdomain_cmdline stubdomain_kernel \
-    stubdomain_memory stubdomain_ramdisk tee timer_mode tsc_mode usb usbctrl usbdev usbdevice usbversion vdispl vendor_device \
+    stubdomain_memory stubdomain_ramdisk tee timer_mode tsc_mode type usb usbctrl usbdev usbdevice usbversion vdispl vendor_device \
     vfb vga videoram vif vif2 viridian vkb vkb_device vmtrace_buf_kb vnc vncdisplay vnclisten vncpasswd vncunused vncviewer \
-    vnuma vpmu vpt_align vsnd vtpm vuart xauthority xen_platform_pci xend_suspend_evtchn_compat";
+    vnuma vpmu vpt_align vsnd vtpm vuart xauthority xen_platform_pci xend_suspend_evtchn_compat xenstore_feature_mask \
+    xenstore_quota";
 
 /// What becomes of a key.
 #[must_use]

@@ -10,13 +10,13 @@ use toml::de::{DeTable, DeValue};
 /// [`Error`] at the first that makes no sense, and at what no setting can be (tables, dates, fractions).
 pub fn parse(file: &str, text: &str) -> Result<Vec<Setting>, Error> {
     let table = DeTable::parse(text).map_err(|wrong| {
-        let place = place(text, wrong.span().map_or(0, |span| span.start));
+        let place = place(file, text, wrong.span().map_or(0, |span| span.start));
         let found = wrong.message().trim().replace('\n', ", ");
-        Error { file: file.into(), place, found, expected: "TOML".into() }
+        Error { place, found, expected: "TOML".into() }
     })?;
     let mut settings = Vec::new();
     for (key, value) in table.get_ref() {
-        let at = place(text, key.span().start);
+        let at = place(file, text, key.span().start);
         let value = read(file, text, value, 0)?;
         settings.push(Setting { key: key.get_ref().to_string(), place: at, value });
     }
@@ -25,10 +25,9 @@ pub fn parse(file: &str, text: &str) -> Result<Vec<Setting>, Error> {
 }
 
 fn read(file: &str, text: &str, from: &Spanned<DeValue<'_>>, depth: u32) -> Result<Value, Error> {
-    let place = place(text, from.span().start);
+    let place = place(file, text, from.span().start);
     let wrong = |found: &str| Error {
-        file: file.into(),
-        place,
+        place: place.clone(),
         found: found.into(),
         expected: "a string, a whole number from 0, true, false, or an array of these".into(),
     };
@@ -53,12 +52,12 @@ fn read(file: &str, text: &str, from: &Spanned<DeValue<'_>>, depth: u32) -> Resu
 }
 
 /// The line and column of a byte.
-fn place(text: &str, at: usize) -> Place {
+fn place(file: &str, text: &str, at: usize) -> Place {
     let before = text.get(..at).unwrap_or(text);
     let line = before.matches('\n').count();
     let column = before.rsplit('\n').next().map_or(0, |line| line.chars().count());
     let number = |count: usize| u32::try_from(count.saturating_add(1)).unwrap_or(u32::MAX);
-    Place { line: number(line), column: number(column) }
+    Place { file: file.into(), line: number(line), column: number(column) }
 }
 
 /// Settings as TOML.

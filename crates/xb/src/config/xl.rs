@@ -32,7 +32,6 @@ impl Token {
 }
 
 struct Parser<'a> {
-    file: &'a str,
     rest: std::iter::Peekable<std::str::Chars<'a>>,
     place: Place,
     token: Token,
@@ -57,42 +56,52 @@ pub fn parse_after(
     file: &str,
     text: &str,
 ) -> Result<Vec<Setting>, Error> {
-    let place = Place { line: 1, column: 1 };
-    let token = Token::End;
-    let mut parser = Parser { file, rest: text.chars().peekable(), place, token, at: place };
+    let (place, token) = (Place::start(file), Token::End);
+    let at = place.clone();
+    let mut parser = Parser { rest: text.chars().peekable(), place, token, at };
     parser.step()?;
     loop {
         match parser.token.clone() {
             Token::End => return Ok(settings),
             Token::Newline | Token::Sign(';') => parser.step()?,
             Token::Key(key) => {
-                let place = parser.at;
+                let place = parser.at.clone();
                 parser.step()?;
-                let adds = parser.token == Token::Add;
-                if !adds && parser.token != Token::Sign('=') {
-                    return Err(parser.wrong("= or += after a key"));
-                }
+                let how = match parser.token {
+                    Token::Sign('=') => How::Set,
+                    Token::Add => How::Add,
+                    _ => return Err(parser.wrong("= or += after a key")),
+                };
                 parser.step()?;
                 let value = parser.value(0)?;
                 if !matches!(parser.token, Token::Newline | Token::End | Token::Sign(';')) {
                     return Err(parser.wrong("the end of the line, or ;"));
                 }
-                store(&mut settings, Setting { key, place, value }, adds).map_err(|expected| {
-                    error(file, place, "+= with values of two kinds", expected)
-                })?;
+                let setting = Setting { key, place: place.clone(), value };
+                store(&mut settings, setting, how)
+                    .map_err(|expected| error(&place, "+= with values of two kinds", expected))?;
             }
             _ => return Err(parser.wrong("KEY=VALUE, the key in small letters")),
         }
     }
 }
 
+/// What a line does with the value of before.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum How {
+    /// `=`.
+    Set,
+    /// `+=`.
+    Add,
+}
+
 /// Keeps a setting: the last of a key counts, `+=` adds to the one before.
-fn store(settings: &mut Vec<Setting>, new: Setting, adds: bool) -> Result<(), &'static str> {
+fn store(settings: &mut Vec<Setting>, new: Setting, how: How) -> Result<(), &'static str> {
     let Some(old) = settings.iter_mut().find(|old| old.key == new.key) else {
         settings.push(new);
         return Ok(());
     };
-    if !adds {
+    if how == How::Set {
         *old = new;
         return Ok(());
     }
@@ -104,21 +113,22 @@ fn store(settings: &mut Vec<Setting>, new: Setting, adds: bool) -> Result<(), &'
     Ok(())
 }
 
-fn error(file: &str, place: Place, found: impl Into<String>, expected: &str) -> Error {
-    Error { file: file.into(), place, found: found.into(), expected: expected.into() }
+fn error(place: &Place, found: impl Into<String>, expected: &str) -> Error {
+    Error { place: place.clone(), found: found.into(), expected: expected.into() }
 }
 
 impl Parser<'_> {
     fn wrong(&self, expected: &str) -> Error {
-        error(self.file, self.at, self.token.shown(), expected)
+        error(&self.at, self.token.shown(), expected)
     }
 
     fn next(&mut self) -> Option<char> {
         let next = self.rest.next()?;
         if next == '\n' {
-            self.place = Place { line: self.place.line.saturating_add(1), column: 1 };
+            self.place.line = self.place.line.saturating_add(1);
+            self.place.column = 1;
         } else {
-            self.place = self.place.right(1);
+            self.place.column = self.place.column.saturating_add(1);
         }
         Some(next)
     }
@@ -136,7 +146,7 @@ impl Parser<'_> {
     /// The next token.
     fn step(&mut self) -> Result<(), Error> {
         loop {
-            self.at = self.place;
+            self.at = self.place.clone();
             let Some(next) = self.next() else {
                 self.token = Token::End;
                 return Ok(());
@@ -163,12 +173,12 @@ impl Parser<'_> {
                 '+' | '-' | '.' | '(' | ')' | ':' => {
                     let found = format!("{next:?}");
                     let expected = "a key, a string, a number or a list (this is no Python)";
-                    return Err(error(self.file, self.at, found, expected));
+                    return Err(error(&self.at, found, expected));
                 }
                 other => {
                     let found = format!("{other:?}");
                     let expected = "a key (in small letters), a string, a number or a list";
-                    return Err(error(self.file, self.at, found, expected));
+                    return Err(error(&self.at, found, expected));
                 }
             };
             return Ok(());
@@ -179,23 +189,22 @@ impl Parser<'_> {
     fn text(&mut self, quote: char) -> Result<String, Error> {
         let mut bytes = Vec::new();
         loop {
-            let place = self.place;
+            let place = self.place.clone();
             match self.next() {
                 Some(next) if next == quote => break,
-                Some('\\') => self.escape(place, &mut bytes)?,
+                Some('\\') => self.escape(&place, &mut bytes)?,
                 None | Some('\n') => {
                     let expected = format!("{quote} in the line where the string begins");
-                    return Err(error(self.file, self.at, "a string without an end", &expected));
+                    return Err(error(&self.at, "a string without an end", &expected));
                 }
                 Some(next) => bytes.extend(next.encode_utf8(&mut [0; 4]).bytes()),
             }
         }
-        String::from_utf8(bytes)
-            .map_err(|_| error(self.file, self.at, "a string that is no UTF-8", "UTF-8"))
+        String::from_utf8(bytes).map_err(|_| error(&self.at, "a string that is no UTF-8", "UTF-8"))
     }
 
     /// What follows a backslash.
-    fn escape(&mut self, place: Place, bytes: &mut Vec<u8>) -> Result<(), Error> {
+    fn escape(&mut self, place: &Place, bytes: &mut Vec<u8>) -> Result<(), Error> {
         let next = self.next();
         let plain = match next {
             Some(next @ ('"' | '\'' | '\\')) => Some(next as u8),
@@ -213,7 +222,7 @@ impl Parser<'_> {
         let found = || format!("\\{}", next.map_or(String::new(), |next| next.to_string()));
         let expected = "one of \\\" \\' \\\\ \\a \\b \\f \\n \\r \\t \\v, \\x and two digits, \\ and up to three octal ones";
         match plain {
-            Some(0) | None => Err(error(self.file, place, found(), expected)),
+            Some(0) | None => Err(error(place, found(), expected)),
             Some(byte) => {
                 bytes.push(byte);
                 Ok(())
@@ -233,18 +242,13 @@ impl Parser<'_> {
     }
 
     fn value(&mut self, depth: u32) -> Result<Value, Error> {
-        let place = self.at;
+        let place = self.at.clone();
         let kind = match std::mem::replace(&mut self.token, Token::Newline) {
             Token::Text(text) => Kind::Text(text),
             Token::Number(written) => {
                 let number = number(&written).ok_or_else(|| {
                     let found = format!("the number {written}");
-                    error(
-                        self.file,
-                        place,
-                        found,
-                        "a decimal, octal (0..) or hexadecimal (0x..) number",
-                    )
+                    error(&place, found, "a decimal, octal (0..) or hexadecimal (0x..) number")
                 })?;
                 Kind::Number(number, written)
             }

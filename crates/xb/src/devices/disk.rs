@@ -4,6 +4,8 @@ use crate::config::DiskSpec;
 use crate::config::disk::{BackendType, Format, Specification};
 use crate::host::{Host, Platform};
 use crate::{Error, text};
+use rustix::fs::OFlags;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use xen::DomId;
 use xen_block::disk::DiskAccess;
@@ -13,6 +15,8 @@ use xenbus::toolstack::NewDevice;
 
 /// The script that says to libxl that `xen-blockd` serves a disk.
 const OUR_SCRIPT: &str = "block-xenbus";
+/// Where scripts are.
+const SCRIPTS: &str = "/etc/xen/scripts/";
 
 /// There while the kernel's block backend is loaded, which then serves all of `vbd`.
 const KERNEL_VBD: &str = "/sys/bus/xen-backend/drivers/vbd";
@@ -59,6 +63,11 @@ pub fn prepare(spec: &DiskSpec, place: Place) -> Result<Disk, Error> {
     if spec.specification == Some(Specification::Virtio) {
         return Err(refused("specification=virtio is not supported; leave it out"));
     }
+    if spec.grant_usage == Some(false) {
+        return Err(refused(
+            "grant_usage=0 is for virtio; what is served here is granted; leave it out",
+        ));
+    }
     if spec.backend.as_deref().is_some_and(|name| !matches!(name, "" | "0" | "Domain-0")) {
         return Err(refused("driver domains (backend=) are not supported yet"));
     }
@@ -84,7 +93,10 @@ pub fn prepare(spec: &DiskSpec, place: Place) -> Result<Disk, Error> {
         return Err(refused(why));
     }
     let named = spec.target.as_deref().unwrap_or_default();
-    let target = match (spec.script.as_deref().filter(|script| !script.is_empty()), spec.format()) {
+    let script = spec.script.as_deref().filter(|script| !script.is_empty());
+    // Scripts are in one folder, whose path may be left out.
+    let script = script.map(|script| script.strip_prefix(SCRIPTS).unwrap_or(script));
+    let target = match (script, spec.format()) {
         (Some(OUR_SCRIPT), _) => named.to_owned(),
         (Some(script), _) => {
             return Err(refused(&format!(
@@ -105,23 +117,31 @@ pub fn prepare(spec: &DiskSpec, place: Place) -> Result<Disk, Error> {
         }
     };
     let parsed = Target::parse(&target).map_err(|wrong| refused(&wrong))?;
-    if let Target::Raw(path) | Target::Qcow2(path) = parsed {
-        let opened = if spec.writable() {
-            std::fs::OpenOptions::new().read(true).write(true).open(&path)
-        } else {
-            std::fs::File::open(&path)
-        };
-        if let Err(error) = opened {
-            let hint = if named.starts_with('/') {
-                ""
-            } else {
-                " (a name without / in front is below /dev)"
-            };
-            let (path, cause) = (path.display(), text::cause(&error));
-            return Err(refused(&format!("{path}: {cause}{hint}")));
-        }
+    if let Target::Raw(path) | Target::Qcow2(path) = parsed
+        && let Err(error) = openable(&path, spec)
+    {
+        let hint =
+            if named.starts_with('/') { "" } else { " (a name without / in front is below /dev)" };
+        return Err(refused(&format!("{}: {error}{hint}", path.display())));
     }
     Ok(Disk { spec: spec.clone(), target, number, backend_kind })
+}
+
+/// Whether a file is there that can be a disk, or why not.
+fn openable(path: &Path, spec: &DiskSpec) -> Result<(), String> {
+    // A FIFO is not waited for.
+    let nonblocking = OFlags::NONBLOCK.bits().cast_signed();
+    let file = std::fs::OpenOptions::new()
+        .read(true)
+        .write(spec.writable())
+        .custom_flags(nonblocking)
+        .open(path)
+        .map_err(|error| text::cause(&error))?;
+    let kind = file.metadata().map_err(|error| text::cause(&error))?.file_type();
+    if kind.is_file() || kind.is_block_device() {
+        return Ok(());
+    }
+    Err("is no file and no block device".into())
 }
 
 fn absolute(named: &str) -> String {
@@ -166,7 +186,7 @@ impl Disk {
             device.backend_nodes.push(("direct-io-safe".into(), "1".into()));
         }
         if spec.script.is_some() {
-            device.backend_nodes.push(("script".into(), format!("/etc/xen/scripts/{OUR_SCRIPT}")));
+            device.backend_nodes.push(("script".into(), format!("{SCRIPTS}{OUR_SCRIPT}")));
             device.backend_nodes.push(("hotplug-status".into(), "connected".into()));
         }
         Ok(device)

@@ -2,13 +2,14 @@
 
 use crate::config::{self, Description, Setting, Syntax, keys};
 use crate::devices::{self, Disk};
-use crate::host::folder::Folder;
+use crate::host::folder::{Folder, replace};
 use crate::host::{Host, Platform};
-use crate::wait::Limit;
-use crate::{Error, domain, keeper};
+use crate::wait::{self, Limit};
+use crate::{Error, domain, keeper, text};
 use rustix::fs::FlockOperation;
 use std::fs::File;
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use xen::DomId;
 use xen::domctl::DomainControl;
 use xen_hosted::domain::{Config, Devices, Files};
@@ -29,7 +30,7 @@ pub enum Then {
 pub struct New {
     /// Its number.
     pub domid: DomId,
-    /// What its sandbox does without, a sentence each.
+    /// What it does without, a sentence each.
     pub lacks: Vec<String>,
 }
 
@@ -56,25 +57,33 @@ pub fn create(
     }
     let disks = description.disks.iter().map(|disk| devices::prepare(disk, devices::Place::Hosted));
     let disks: Vec<Disk> = disks.collect::<Result<_, _>>()?;
+    wait::check()?;
     let lock = claim(folder, &mut host.store, control, &description.name)?;
     let guest = folder.guest(&description.name);
     unique(control, description)?;
     let kept = kept(settings, description)?;
     std::fs::write(guest.join("config"), kept)
         .map_err(Error::io(guest.join("config").display()))?;
+    wait::check()?;
     let created = build(folder, control, description)?;
     let domid = created.domid;
-    // At once: with it the next to take this name finds who has it.
-    let noted =
-        std::fs::write(guest.join("domid"), domid.to_string()).map_err(Error::io(guest.display()));
+    let noted = note(folder, &description.name, domid).map_err(Error::io(guest.display()));
     let set_up = noted.and_then(|()| set_up(host, description, &created, &disks, then, limit));
     drop(lock);
     if let Err(error) = set_up {
-        crate::wait::forget_interrupt();
-        let undone = domain::destroy(host, domid, Limit::new(devices::CLOSES_WITHIN));
+        let undone =
+            wait::undo(|| domain::destroy(host, domid, Limit::new(devices::CLOSES_WITHIN)));
         return Err(error.with_undoing(undone));
     }
-    Ok(New { domid, lacks: created.lacks.iter().map(ToString::to_string).collect() })
+    let mut lacks: Vec<String> = created.lacks.iter().map(ToString::to_string).collect();
+    if description.vcpus > processors() {
+        let (vcpus, has) = (description.vcpus, processors());
+        lacks.push(format!(
+            "vcpus = {vcpus} has no effect: this machine has {}",
+            text::processors(has)
+        ));
+    }
+    Ok(New { domid, lacks })
 }
 
 /// Refuses a UUID that another domain has.
@@ -109,6 +118,23 @@ fn kept(settings: &[Setting], description: &Description) -> Result<String, Error
     Err(Error::Refused(format!("{name} cannot be kept as an xl.cfg to start it again: {why}")))
 }
 
+/// The number of the domain that last had a name.
+pub(crate) fn last(folder: &Folder, name: &str) -> Option<DomId> {
+    let text = std::fs::read_to_string(folder.guest(name).join("domid")).ok()?;
+    text.trim().parse().ok().map(DomId)
+}
+
+/// Notes who has a name: the next to take it finds that. How the one before ended is nothing of this one's, and
+/// numbers begin anew with each host.
+fn note(folder: &Folder, name: &str, domid: DomId) -> std::io::Result<()> {
+    let guest = folder.guest(name);
+    replace(&guest.join("domid"), &domid.to_string())?;
+    match std::fs::remove_file(guest.join("ended")) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// Takes a name for a new domain: nobody else may have it, or be taking it.
 fn claim(
     folder: &Folder,
@@ -117,14 +143,20 @@ fn claim(
     name: &str,
 ) -> Result<File, Error> {
     let guest = folder.guest(name);
-    std::fs::create_dir_all(&guest).map_err(Error::io(guest.display()))?;
-    let dir = File::open(&guest).map_err(Error::io(guest.display()))?;
-    if rustix::fs::flock(&dir, FlockOperation::NonBlockingLockExclusive).is_err() {
-        return Err(Error::Refused(format!("another xb is creating {name} at this moment")));
-    }
-    let before = std::fs::read_to_string(guest.join("domid")).ok();
-    let before = before.and_then(|text| text.trim().parse().ok()).map(DomId);
-    if let Some(domid) = before.filter(|domid| control.info(*domid).is_ok()) {
+    let said = |error| Error::io(guest.display())(error);
+    let dir = loop {
+        std::fs::create_dir_all(&guest).map_err(said)?;
+        let dir = File::open(&guest).map_err(said)?;
+        if rustix::fs::flock(&dir, FlockOperation::NonBlockingLockExclusive).is_err() {
+            return Err(Error::Refused(format!("another xb is creating {name} at this moment")));
+        }
+        // The keeper may have removed it in between, as one of long ago.
+        let here = dir.metadata().map_err(said)?.ino();
+        if std::fs::metadata(&guest).is_ok_and(|now| now.ino() == here) {
+            break dir;
+        }
+    };
+    if let Some(domid) = last(folder, name).filter(|domid| control.info(*domid).is_ok()) {
         let theirs = domain::read(store, &format!("{}/name", domain::home(domid)))?;
         if theirs.as_deref() == Some(name) {
             return Err(Error::Refused(format!(
@@ -208,21 +240,39 @@ fn set_up(
     limit: Limit,
 ) -> Result<(), Error> {
     let domid = created.domid;
+    wait::check()?;
     let info = host.control().info(domid).map_err(Error::platform("asking for the new domain"))?;
     write_nodes(&mut host.store, description, domid, &info.handle)?;
     host.store.introduce(domid.0, created.store_gfn.0, created.store_port.0)?;
     for disk in disks {
+        wait::check()?;
         devices::add(&mut host.store, domid, disk)?;
     }
+    wait::check()?;
     if then == Then::StayPaused {
         return Ok(());
     }
     let running = host.control().unpause(domid);
     running.map_err(Error::platform(format!("starting {}", description.name)))?;
     for disk in disks {
-        devices::await_connected(host, domid, disk, limit)?;
+        wait::check()?;
+        match devices::await_connected(host, domid, disk, limit) {
+            Err(Error::Refused(_)) if has_run(host, &description.name, domid)? => break,
+            connected => connected?,
+        }
     }
-    Ok(())
+    wait::check()
+}
+
+/// Whether the guest's program has run and ended: the guest init runs it once all disks are connected, so a guest
+/// whose disks are gone already had them.
+fn has_run(host: &mut Host, name: &str, domid: DomId) -> Result<bool, Error> {
+    // In this order: the keeper notes it before the node goes.
+    if domain::exit_status(&mut host.store, domid)?.is_some() {
+        return Ok(true);
+    }
+    let ended = host.folder().and_then(|folder| keeper::Ended::of(folder, name));
+    Ok(ended.is_some_and(|ended| ended.domid == domid && ended.status.is_some()))
 }
 
 /// The nodes that libxl makes for a domain, with its permissions.

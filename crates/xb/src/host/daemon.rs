@@ -1,6 +1,7 @@
 //! The processes of a hosted host: started, found again, ended.
 
 use super::folder::{Folder, Found};
+use super::programs;
 use crate::Error;
 use crate::wait::Limit;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -14,8 +15,6 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-/// How long a daemon may take to serve.
-const WITHIN: Duration = Duration::from_secs(20);
 /// How long a daemon may take to end when it is asked, and when it is killed. All four one after the other take
 /// less than systemd gives `host down`.
 const ENDS_WITHIN: Duration = Duration::from_secs(10);
@@ -50,18 +49,11 @@ impl Daemon {
 
     /// Its program, beside this one.
     fn program(self) -> Result<PathBuf, Error> {
-        let own = std::env::current_exe().map_err(Error::io("this program's own path"))?;
-        let name = match self {
-            Self::Keeper => return Ok(own),
-            Self::Broker => "xen-hosted",
-            Self::Store | Self::Block => self.name(),
-        };
-        let path = own.with_file_name(name);
-        if path.exists() {
-            return Ok(path);
+        match self {
+            Self::Keeper => std::env::current_exe().map_err(Error::io("this program's own path")),
+            Self::Broker => programs::beside("xen-hosted"),
+            Self::Store | Self::Block => programs::beside(self.name()),
         }
-        build(&own, name)?;
-        Ok(path)
     }
 
     fn command(self, folder: &Folder) -> Result<Command, Error> {
@@ -114,7 +106,7 @@ impl Daemon {
     ///
     /// # Errors
     /// A sentence, with the end of its log where it has one.
-    pub fn start(self, folder: &Folder) -> Result<(), Error> {
+    pub fn start(self, folder: &Folder, limit: Limit) -> Result<(), Error> {
         let name = self.name();
         let path = folder.log(name);
         // Begun anew, and appended to: the keeper may empty it later.
@@ -126,7 +118,7 @@ impl Daemon {
         let program = command.get_program().to_string_lossy().into_owned();
         let mut child = command.stdout(log).stderr(errors).spawn().map_err(Error::io(program))?;
         let written = self.note(folder, &child);
-        let served = written.and_then(|()| serves(self, &mut child, &path, &watch));
+        let served = written.and_then(|()| serves(self, &mut child, &path, &watch, limit));
         if served.is_err() {
             // It may have ended by itself.
             let _ = child.kill();
@@ -162,8 +154,14 @@ fn watch(path: &std::path::Path) -> Result<OwnedFd, rustix::io::Errno> {
 }
 
 /// Waits until its log says that it serves, or it ends.
-fn serves(daemon: Daemon, child: &mut Child, path: &PathBuf, watch: &OwnedFd) -> Result<(), Error> {
-    let (limit, name) = (Limit::new(WITHIN), daemon.name());
+fn serves(
+    daemon: Daemon,
+    child: &mut Child,
+    path: &PathBuf,
+    watch: &OwnedFd,
+    limit: Limit,
+) -> Result<(), Error> {
+    let name = daemon.name();
     loop {
         let log = std::fs::read_to_string(path).map_err(Error::io(path.display()))?;
         // A line without an end is not yet what it will be.
@@ -184,44 +182,6 @@ fn serves(daemon: Daemon, child: &mut Child, path: &PathBuf, watch: &OwnedFd) ->
         let _ = poll(&mut [PollFd::new(watch, PollFlags::IN)], slice.as_ref());
         let _ = rustix::io::read(watch, &mut [0_u8; 1024]);
     }
-}
-
-/// Has cargo build a program that is missing, where cargo runs this one.
-fn build(own: &std::path::Path, name: &str) -> Result<(), Error> {
-    let at = own.with_file_name(name);
-    let Some(cargo) = std::env::var_os("CARGO") else {
-        let (at, package) = (at.display(), if name == "xen-blockd" { "xen-block" } else { name });
-        return Err(Error::NotFound(format!(
-            "{at} is not there; install it beside xb with: cargo install --path crates/{package}"
-        )));
-    };
-    let profile = own.parent().and_then(std::path::Path::file_name).unwrap_or_default();
-    let profile = if profile == "debug" { "dev".into() } else { profile.to_owned() };
-    eprintln!("xb: building the daemons, once");
-    let mut command = Command::new(cargo);
-    command.args([
-        "build",
-        "--quiet",
-        "-p",
-        "xen-hosted",
-        "-p",
-        "xenstored",
-        "-p",
-        "xen-block",
-        "--bins",
-    ]);
-    command.arg("--profile").arg(profile);
-    if let Some(dir) = own.parent().and_then(std::path::Path::parent) {
-        command.arg("--target-dir").arg(dir);
-    }
-    if let Some(dir) = std::env::var_os("CARGO_MANIFEST_DIR") {
-        command.current_dir(dir);
-    }
-    let status = command.status().map_err(Error::io("cargo build"))?;
-    if status.success() && at.exists() {
-        return Ok(());
-    }
-    Err(Error::Refused(format!("cargo build has not made {}: {status}", at.display())))
 }
 
 /// A daemon's process.
@@ -281,7 +241,7 @@ pub enum Came {
 ///
 /// # Errors
 /// The first that does not start; what was started for it is ended again.
-pub fn up(folder: &Folder) -> Result<Came, Error> {
+pub fn up(folder: &Folder, limit: Limit) -> Result<Came, Error> {
     folder.make()?;
     let _lock = lock(folder)?;
     let mut started = Vec::new();
@@ -289,7 +249,7 @@ pub fn up(folder: &Folder) -> Result<Came, Error> {
         if daemon.running(folder).is_some() {
             continue;
         }
-        if let Err(error) = daemon.start(folder) {
+        if let Err(error) = daemon.start(folder, limit) {
             for before in started.into_iter().rev() {
                 stop(before, folder)?;
             }
@@ -340,7 +300,7 @@ pub fn down(folder: &Folder) -> Result<(), Error> {
     let _lock = lock(folder)?;
     if Daemon::Broker.running(folder).is_none() && folder.broker().path().exists() {
         // It was killed: the next one in its directory removes the control groups that it has left.
-        Daemon::Broker.start(folder)?;
+        Daemon::Broker.start(folder, Limit::new(ENDS_WITHIN))?;
     }
     for daemon in [Daemon::Keeper, Daemon::Block, Daemon::Store, Daemon::Broker] {
         stop(daemon, folder)?;

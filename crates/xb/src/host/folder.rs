@@ -9,7 +9,7 @@
 //! | `record/` | requests of disks in flight |
 //! | `log/` | what the daemons say |
 //! | `demo/` | what `xb demo` makes |
-//! | `guests/NAME/` | each guest's configuration, what it prints into (`output`), and log |
+//! | `guests/NAME/` | each guest's configuration, what it prints into (`output`), its log, and how it ended |
 //! | `keeper` | the socket of the process that keeps guests' logs and acts when they end |
 
 use crate::Error;
@@ -115,6 +115,12 @@ impl Folder {
         self.0.join("guests")
     }
 
+    /// The folders of all guests, also of those that have ended.
+    pub(crate) fn guest_folders(&self) -> impl Iterator<Item = PathBuf> {
+        let entries = std::fs::read_dir(self.guests()).into_iter().flatten().flatten();
+        entries.map(|entry| entry.path())
+    }
+
     /// A guest's folder.
     #[must_use]
     pub fn guest(&self, name: &str) -> PathBuf {
@@ -147,13 +153,18 @@ impl Folder {
         if data.mode() & OTHERS_WRITE != 0 {
             return Err(refused("may be written into by others (chmod go-w)".into()));
         }
-        let marker = std::fs::symlink_metadata(self.0.join(MARKER));
-        if marker.is_ok_and(|marker| marker.is_file()) {
+        let marked = || {
+            let marker = std::fs::symlink_metadata(self.0.join(MARKER));
+            marker.is_ok_and(|marker| marker.is_file())
+        };
+        if marked() {
             return Ok(Found::Host);
         }
         let mut entries = std::fs::read_dir(&self.0).map_err(Error::io(&dir))?;
         match entries.next() {
             None => Ok(Found::Empty),
+            // Another xb may have made it one meanwhile: the marker is the first thing in it.
+            Some(_) if marked() => Ok(Found::Host),
             Some(_) => Err(refused("holds other things and no host of xb".into())),
         }
     }
@@ -175,7 +186,13 @@ impl Folder {
                 builder().recursive(true).create(above).map_err(Error::io(above.display()))?;
             }
             // Not recursive: it is made here or not at all.
-            builder().create(&self.0).map_err(Error::io(&dir))?;
+            match builder().create(&self.0) {
+                // By another xb meanwhile, or by somebody else.
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                    self.look()?;
+                }
+                made => made.map_err(Error::io(&dir))?,
+            }
         }
         self.mark()
     }
@@ -228,6 +245,13 @@ impl Folder {
         }
         let _ = std::fs::remove_dir(&self.0);
     }
+}
+
+/// Writes a file that is there as it was or as it is to be.
+pub(crate) fn replace(path: &Path, text: &str) -> std::io::Result<()> {
+    let new = path.with_extension("new");
+    std::fs::write(&new, text)?;
+    std::fs::rename(new, path)
 }
 
 /// Makes folders for their user alone.

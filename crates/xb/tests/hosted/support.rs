@@ -1,8 +1,9 @@
 //! A host for a test: `xb` run as anybody runs it, and everything of it gone at the end.
 
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use crate::traces::{self, Traces};
+use std::path::PathBuf;
 use std::process::{Command, Output};
+use std::sync::Once;
 use std::time::{Duration, Instant};
 
 /// How long anything may take.
@@ -14,23 +15,32 @@ pub(crate) const XB: &str = env!("CARGO_BIN_EXE_xb");
 /// A folder of a test, with a hosted host in `h`.
 pub(crate) struct Host {
     folder: PathBuf,
-    pub(crate) before: Traces,
+    before: Traces,
+    /// The store's nodes without any guest.
+    nodes: Option<Vec<String>>,
 }
 
 impl Host {
     /// A host that is not up yet.
     pub(crate) fn down(test: &str) -> Self {
+        static BUILT: Once = Once::new();
+        BUILT.call_once(|| {
+            // As in a fresh checkout: cargo makes what xb runs.
+            let output = Command::new(XB).args(["store", "--", "--help"]).output().unwrap();
+            assert!(output.status.success(), "{output:?}");
+        });
         let folder = std::env::temp_dir().join(format!("xb-test-{}-{test}", std::process::id()));
         let _ = std::fs::remove_dir_all(&folder);
         std::fs::create_dir_all(&folder).unwrap();
-        let before = Traces::of(&folder);
-        Self { folder, before }
+        let before = traces::of(&folder);
+        Self { folder, before, nodes: None }
     }
 
     /// A host that is up.
     pub(crate) fn up(test: &str) -> Self {
-        let host = Self::down(test);
+        let mut host = Self::down(test);
         host.ok(&["host", "up"]);
+        host.nodes = Some(host.nodes());
         host
     }
 
@@ -42,6 +52,8 @@ impl Host {
         let mut command = Command::new(XB);
         command.arg("--host").arg(self.path("h")).args(args);
         command.env_remove("XB_HOST").env("TMPDIR", &self.folder);
+        // What it runs was built by the first.
+        command.env_remove("CARGO");
         command
     }
 
@@ -143,14 +155,19 @@ impl Host {
         rustix::process::Pid::from_raw(text.split(' ').next()?.parse().ok()?)
     }
 
+    fn runs(&self, daemon: &str) -> bool {
+        let pid = self.pid(daemon).map(rustix::process::Pid::as_raw_nonzero);
+        pid.is_some_and(|pid| {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));
+            stat.is_ok_and(|stat| !stat.contains(") Z "))
+        })
+    }
+
     /// Ends a daemon as a crash would.
     pub(crate) fn kill(&self, daemon: &str) {
         let pid = self.pid(daemon).unwrap();
         rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
-        self.until("it is gone", || {
-            let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()));
-            stat.map_or(Some(()), |stat| stat.contains(") Z ").then_some(()))
-        });
+        self.until("it is gone", || (!self.runs(daemon)).then_some(()));
     }
 
     /// Whether guests have files for their disks here; says so where not.
@@ -162,21 +179,26 @@ impl Host {
         fuse.is_ok()
     }
 
-    /// What the broker of a host that is up calls its control groups.
-    fn control_group(&self) -> Option<String> {
-        let meta = std::fs::metadata(self.path("h/host")).ok()?;
-        Some(format!("xenbus-{:x}-{:x}", meta.dev(), meta.ino()))
-    }
-
     /// All is down, and nothing is left.
     pub(crate) fn nothing_is_left(&self) {
-        // A process that has ended is seen until its parent has been told.
-        let end = Instant::now() + WITHIN;
-        while Traces::of(&self.folder) != self.before && Instant::now() < end {
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        assert_eq!(Traces::of(&self.folder), self.before, "something is left");
+        let left = traces::left(&self.folder, &self.before);
+        assert!(left.is_empty(), "something is left: {left:#?}");
         assert!(!self.path("h").exists(), "the folder is gone");
+    }
+
+    /// Where the host is up: its guests are destroyed, and no node is left of them.
+    fn no_node_is_left(&self) {
+        let (Some(nodes), Some(domains)) = (&self.nodes, self.try_json(&["list"])) else { return };
+        for domain in domains.as_array().unwrap().iter().filter(|domain| domain["domid"] != 0) {
+            self.run(&["destroy", &domain["domid"].to_string()]);
+        }
+        // The keeper may be at one of them, or start it again.
+        self.until("no node is left of guests", || {
+            for domain in self.try_json(&["list"])?.as_array()?.iter().skip(1) {
+                self.run(&["destroy", &domain["domid"].to_string()]);
+            }
+            (self.nodes() == *nodes).then_some(())
+        });
     }
 }
 
@@ -186,69 +208,14 @@ impl Drop for Host {
             for daemon in ["broker", "xenstored", "keeper", "xen-blockd"] {
                 eprintln!("--- {daemon}: {}", self.log_of(daemon));
             }
+        } else if ["broker", "xenstored", "xen-blockd"].iter().all(|daemon| self.runs(daemon)) {
+            self.no_node_is_left();
         }
-        let group = self.control_group();
-        // Held open, so that no other test's host gets its number, and with it the name of its groups.
-        let _held = std::fs::File::open(self.path("h/host"));
         let down = self.run(&["host", "down"]);
         if !std::thread::panicking() {
             assert!(down.status.success(), "{down:?}");
             self.nothing_is_left();
-            let left =
-                group.map(|name| named(Path::new("/sys/fs/cgroup"), &name)).unwrap_or_default();
-            assert!(left.is_empty(), "control groups are left: {left:?}");
         }
         let _ = std::fs::remove_dir_all(&self.folder);
     }
-}
-
-/// What a host leaves on a machine while it is up.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub(crate) struct Traces {
-    processes: Vec<String>,
-    mounts: Vec<String>,
-    loops: Vec<String>,
-}
-
-impl Traces {
-    /// Those that name this folder, or can be of no other host.
-    fn of(folder: &Path) -> Self {
-        let name = folder.to_str().unwrap();
-        let read = |path: PathBuf| std::fs::read(path).unwrap_or_default();
-        let mut traces = Self::default();
-        for process in entries(Path::new("/proc")) {
-            let of = |file: &str| String::from_utf8_lossy(&read(process.join(file))).into_owned();
-            let is_daemon = of("cmdline").contains(name) && !of("cmdline").contains("host\0down");
-            if is_daemon || of("environ").contains(&format!("XEN_HOSTED_HOST={name}")) {
-                traces.processes.push(of("cmdline"));
-            }
-        }
-        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-        traces.mounts =
-            mounts.lines().filter(|line| line.contains(name)).map(str::to_owned).collect();
-        for device in entries(Path::new("/sys/block")) {
-            let file = read(device.join("loop/backing_file"));
-            if String::from_utf8_lossy(&file).contains(name) {
-                traces.loops.push(device.display().to_string());
-            }
-        }
-        traces
-    }
-}
-
-/// The folders below one that have this name.
-fn named(folder: &Path, name: &str) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for path in entries(folder).into_iter().filter(|path| path.is_dir() && !path.is_symlink()) {
-        found.extend(named(&path, name));
-        if path.ends_with(name) {
-            found.push(path);
-        }
-    }
-    found
-}
-
-/// The paths in a folder.
-pub(crate) fn entries(folder: &Path) -> Vec<PathBuf> {
-    std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
 }

@@ -2,16 +2,22 @@
 
 use std::fs::File;
 use std::path::Path;
+use std::process::{Command, Stdio};
+
+/// How many pieces guest two writes, one after the other and with a pause behind each, while its backend dies.
+pub(super) const PIECES: u32 = 128;
 
 /// How a guest gets at what is on its disk.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Way {
     /// The host's kernel mounts it (`kernel_block=1`).
     Kernel,
-    /// With debugfs, which needs no right to mount.
+    /// As a file, with debugfs, which needs no right to mount.
     Debugfs,
-    /// Not at all: there is no FUSE, so there is no file for it.
-    NoFile,
+    /// As an NBD server: copied, changed with debugfs, and written back.
+    Nbd,
+    /// Not at all: there is nothing that it could have a file or a socket in.
+    Nothing,
 }
 
 impl Way {
@@ -19,10 +25,9 @@ impl Way {
     pub(super) fn of_this_user() -> (Self, &'static str) {
         let opens = |path| File::options().read(true).write(true).open(path).is_ok();
         if !opens("/dev/fuse") {
-            let why = "/dev/fuse cannot be opened by this user (modprobe fuse; Debian's mode of it is 0666), so guests get \
-                       no file for a disk: disks connect and move here, and nothing is read or written";
-            (Self::NoFile, why)
-        } else if !rustix::process::geteuid().is_root() {
+            return Self::without_fuse();
+        }
+        if !rustix::process::geteuid().is_root() {
             (
                 Self::Debugfs,
                 "this is an ordinary user, so nothing is mounted: the guests use debugfs instead",
@@ -39,6 +44,35 @@ impl Way {
             )
         }
     }
+
+    fn without_fuse() -> (Self, &'static str) {
+        let apart = ["--user", "--map-root-user", "--mount", "true"];
+        let apart = Command::new("unshare").args(apart).stderr(Stdio::null()).status();
+        if !apart.is_ok_and(|status| status.success()) {
+            let why = "/dev/fuse cannot be opened by this user, and no namespaces are to be had (user namespaces are \
+                       forbidden?), so guests get neither file nor socket for a disk: disks connect and move here, and \
+                       nothing is read or written";
+            return (Self::Nothing, why);
+        }
+        if !Path::new("/usr/bin/perl").exists() {
+            let why = "/dev/fuse cannot be opened by this user, and there is no perl to speak NBD with: disks connect and \
+                       move here, and nothing is read or written";
+            return (Self::Nothing, why);
+        }
+        let why = "/dev/fuse cannot be opened by this user (modprobe fuse; Debian's mode of it is 0666), so guests get no \
+                   file for a disk, and nothing is mounted: they use NBD and debugfs instead";
+        (Self::Nbd, why)
+    }
+}
+
+/// What guests speak NBD with, without its comments.
+fn nbd() -> String {
+    let lines = include_str!("nbd.pl").lines().filter(|line| !line.starts_with('#'));
+    let script: Vec<&str> = lines.map(str::trim_start).collect();
+    format!(
+        "cat > /tmp/nbd.pl <<'NBD'\n{}\nNBD\nnbd() {{ perl /tmp/nbd.pl \"$@\" || exit 1; }}\n",
+        script.join("\n")
+    )
 }
 
 /// Makes a tree of 40 files in 4 folders below /tmp/tree, and its checksum `sum`.
@@ -49,6 +83,20 @@ for d in a b c d; do mkdir $d; for n in 0 1 2 3 4 5 6 7 8 9; do \
 /// The checksum of the tree below the current folder.
 const SUM: &str = "[ \"$(ls [a-d]/[0-9] | wc -l)\" = 40 ] || fail not all 40 files are there\n\
 sum=$(sha256sum [a-d]/[0-9] | sha256sum | cut -d' ' -f1)\n";
+/// Writes the tree into the file system in `$image`, and has it checked.
+const WRITE: &str = "\
+for d in a b c d; do echo mkdir $d; for n in 0 1 2 3 4 5 6 7 8 9; do echo write $d/$n $d/$n; done; done > /tmp/commands\n\
+(echo mkdir tree; echo cd tree; cat /tmp/commands) > /tmp/all\n\
+debugfs -w -f /tmp/all $image > /tmp/said 2>&1 || fail debugfs\n\
+e2fsck -fn $image > /tmp/said 2>&1 || fail \"e2fsck: $(tail -n 1 /tmp/said)\"\n";
+/// Reads the tree out of the file system in `$image`.
+const READ: &str = "\
+mkdir /tmp/back; cd /tmp/back || exit 9\n\
+debugfs -R 'rdump tree/a tree/b tree/c tree/d /tmp/back' $image > /tmp/said 2>&1 || fail debugfs\n";
+/// Makes what is written while the backend dies.
+const SOURCE: &str = "\
+{ date +%N; seq 1000000; } | head -c 2097152 > /tmp/source\n\
+[ \"$(wc -c < /tmp/source)\" = 2097152 ] || fail no data to write\n";
 /// Ends the program with a word for the demo.
 const FAIL: &str = "fail() { echo \"demo: failed: $*\"; exit 1; }\n";
 /// Waits to be told to end.
@@ -60,61 +108,59 @@ fn quoted(text: &str) -> String {
     format!("\"{text}\"")
 }
 
-/// What a guest says that has no file for its disk.
-const NO_FILE: &str = "echo demo: written nothing; echo demo: read nothing\n";
-
-/// Waits until the host has mounted the disk, or, elsewhere, until it is there.
+/// Waits until the host has mounted the disk.
 const MOUNTED: &str = "until [ -d /mnt/lost+found ]; do sleep 0.02; done\n";
 
 /// The guest that writes.
 pub(super) fn first(way: Way, image: &Path) -> String {
     let write = match way {
         Way::Kernel => format!("{MOUNTED}cp -r /tmp/tree /mnt/tree && sync || fail cp\n"),
-        Way::Debugfs => "\
-for d in a b c d; do echo mkdir $d; for n in 0 1 2 3 4 5 6 7 8 9; do echo write $d/$n $d/$n; done; done > /tmp/commands\n\
-(echo mkdir tree; echo cd tree; cat /tmp/commands) > /tmp/all\n\
-debugfs -w -f /tmp/all /dev/xvda > /tmp/said 2>&1 || fail debugfs\n\
-e2fsck -fn /dev/xvda > /tmp/said 2>&1 || fail \"e2fsck: $(tail -n 1 /tmp/said)\"\n"
-            .into(),
-        Way::NoFile => return config("one", way, Some(image), &format!("{NO_FILE}{IDLE}")),
+        Way::Debugfs => format!("image=/dev/xvda\n{WRITE}"),
+        Way::Nbd => {
+            let (get, put) = ("nbd get /tmp/xvda.nbd $image\n", "nbd put /tmp/xvda.nbd $image\n");
+            format!("{}image=/tmp/image\n{get}{WRITE}{put}", nbd())
+        }
+        Way::Nothing => return config("one", way, image, IDLE),
     };
     let program = format!("{FAIL}{TREE}{SUM}{write}echo demo: written $sum\n{IDLE}");
-    config("one", way, Some(image), &program)
+    config("one", way, image, &program)
 }
 
-/// The guest that reads, and then writes while its backend dies.
-pub(super) fn second(way: Way) -> String {
+/// The guest that reads, and then writes while its backend dies. It has a disk of its own.
+pub(super) fn second(way: Way, own: &Path) -> String {
     let read = match way {
-        Way::Kernel => format!("{MOUNTED}cp -r /mnt/tree /tmp/back || fail cp\ncd /tmp/back || exit 9\n"),
-        Way::Debugfs => "\
-until [ -e /dev/xvda ]; do sleep 0.02; done\n\
-mkdir /tmp/back; cd /tmp/back || exit 9\n\
-debugfs -R 'rdump tree/a tree/b tree/c tree/d /tmp/back' /dev/xvda > /tmp/said 2>&1 || fail debugfs\n"
-            .into(),
-        Way::NoFile => return config("two", way, None, &format!("{NO_FILE}echo demo: writing\necho demo: compared\n{IDLE}")),
+        Way::Kernel => {
+            format!("{MOUNTED}cp -r /mnt/tree /tmp/back || fail cp\ncd /tmp/back || exit 9\n")
+        }
+        Way::Debugfs => {
+            format!("image=/dev/xvdb\nuntil [ -e $image ]; do sleep 0.02; done\n{READ}")
+        }
+        Way::Nbd => format!("{}image=/tmp/image\nnbd get /tmp/xvdb.nbd $image\n{READ}", nbd()),
+        Way::Nothing => return config("two", way, own, IDLE),
     };
-    let write = "\
-until [ -e /dev/xvdb ]; do sleep 0.02; done\n\
-{ date +%N; seq 1000000; } | head -c 2097152 > /tmp/source\n\
-[ \"$(wc -c < /tmp/source)\" = 2097152 ] || fail no data to write\n\
-echo demo: writing\n\
-n=0; while [ $n -lt 128 ]; do \
-dd if=/tmp/source of=/dev/xvdb bs=16384 skip=$n seek=$n count=1 conv=notrunc,fsync 2> /tmp/said || fail \"dd: $(cat /tmp/said)\"; \
-n=$((n + 1)); done\n\
-cmp -n 2097152 /tmp/source /dev/xvdb || fail it reads something else\n\
-echo demo: compared\n";
-    let program = format!("{FAIL}{read}{SUM}echo demo: read $sum\n{write}{IDLE}");
-    config("two", way, None, &program)
+    let write = match way {
+        Way::Nbd => "nbd each /tmp/xvdc.nbd /tmp/source 16384\n\
+                     nbd get /tmp/xvdc.nbd /tmp/again; disk=/tmp/again\n"
+            .to_owned(),
+        _ => format!(
+            "disk=/dev/xvdc\nuntil [ -e $disk ]; do sleep 0.02; done\n\
+             n=0; while [ $n -lt {PIECES} ]; do \
+             dd if=/tmp/source of=$disk bs=16384 skip=$n seek=$n count=1 conv=notrunc,fsync 2> /tmp/said || fail \"dd: $(cat /tmp/said)\"; \
+             n=$((n + 1)); echo demo: wrote $n; sleep 0.01; done\n"
+        ),
+    };
+    let compare =
+        "cmp -n 2097152 /tmp/source $disk || fail it reads something else\necho demo: compared\n";
+    let program = format!("{FAIL}{read}{SUM}echo demo: read $sum\n{SOURCE}{write}{compare}{IDLE}");
+    config("two", way, own, &program)
 }
 
-fn config(name: &str, way: Way, image: Option<&Path>, program: &str) -> String {
+fn config(name: &str, way: Way, image: &Path, program: &str) -> String {
     let mut config = format!("name = \"{name}\"\nmemory = 64\n");
     if way == Way::Kernel {
         config.push_str("kernel_block = 1\n");
     }
-    if let Some(image) = image {
-        let image = image.display();
-        config.push_str(&format!("disk = [\"format=raw,vdev=xvda,access=w,target={image}\"]\n"));
-    }
+    let image = image.display();
+    config.push_str(&format!("disk = [\"format=raw,vdev=xvda,access=w,target={image}\"]\n"));
     config + &format!("extra = {}\n", quoted(program))
 }

@@ -1,0 +1,56 @@
+//! `xb info`.
+
+use super::domain::Which;
+use super::{All, out};
+use crate::host::Platform;
+use crate::{Error, devices, domain};
+use serde_json::{Value, json};
+
+pub(crate) fn run(all: &All, which: &Which) -> Result<u8, Error> {
+    let mut host = all.open()?;
+    let domain = domain::find(&mut host, &which.domain)?;
+    let domid = domain.info.domid;
+    let disks = devices::disks(&mut host.store, domid)?;
+    let mut value = super::domain::as_json(&domain);
+    value["disks"] = disks.iter().map(super::disk::as_json).collect();
+    if let Platform::Hosted { control, folder } = &mut host.platform
+        && domid != xen::DomId::DOM0
+    {
+        let used = control
+            .accounts(domid)
+            .map_err(Error::platform(format!("asking for domain {domid}")))?;
+        value["uses"] = json!({
+            "ports": used.ports, "arenas": used.arenas, "granted_pages": used.granted, "mapped_pages": used.mapped,
+            "notifications": used.notified, "refused_requests": used.refused,
+        });
+        value["log"] = json!(crate::keeper::log_of(folder, &domain.name));
+    }
+    if all.json { out::json(&value) } else { out::print(&lines(&value, 0)) }
+}
+
+/// An object as indented lines.
+fn lines(value: &Value, depth: usize) -> String {
+    let mut text = String::new();
+    let pad = "  ".repeat(depth);
+    let pairs: Vec<(String, &Value)> = match value {
+        Value::Object(map) => {
+            map.iter().map(|(key, value)| (key.replace('_', " "), value)).collect()
+        }
+        Value::Array(list) => {
+            list.iter().enumerate().map(|(at, value)| (format!("{}.", at + 1), value)).collect()
+        }
+        _ => return text,
+    };
+    for (key, value) in pairs {
+        let (plain, below) = match value {
+            Value::String(text) => (out::clean(text), String::new()),
+            Value::Object(_) | Value::Array(_) => (String::new(), lines(value, depth + 1)),
+            Value::Null => ("-".into(), String::new()),
+            other => (other.to_string(), String::new()),
+        };
+        text.push_str(format!("{pad}{key}: {plain}").trim_end());
+        text.push('\n');
+        text.push_str(&below);
+    }
+    text
+}

@@ -1,0 +1,110 @@
+//! Following a guest to its end, over its restarts.
+
+use super::{Domain, create};
+use crate::Error;
+use crate::config::Action;
+use crate::host::Host;
+use crate::host::daemon::Daemon;
+use crate::host::folder::Folder;
+use crate::keeper::{self, Ended};
+use crate::wait::Limit;
+use xen::DomId;
+use xen::domctl::RunState;
+
+/// How it is with a guest.
+enum Standing {
+    /// It runs, or the keeper is seeing to its end.
+    Runs,
+    /// It has been started again, with this number.
+    Again(DomId),
+    /// It has ended, and what had to follow has.
+    Ended(Ended),
+    /// Somebody has destroyed it.
+    Destroyed,
+}
+
+/// Waits until a guest has ended, and is not started again; `again` is told each time that it is.
+///
+/// # Errors
+/// It was destroyed, the host is gone, or [`Error::Interrupted`].
+pub fn follow(
+    host: &mut Host,
+    name: &str,
+    mut domid: DomId,
+    again: &mut dyn FnMut(DomId),
+) -> Result<Ended, Error> {
+    let Some(folder) = host.folder().cloned() else {
+        return Err(Error::Refused("only hosted guests are waited for".into()));
+    };
+    let path = folder.guest(name);
+    let watch = keeper::watch_log(&folder, name)
+        .map_err(|errno| Error::io(path.display())(errno.into()))?;
+    let for_ever = Limit::never();
+    loop {
+        match standing(host, &folder, name, domid)? {
+            Standing::Runs => keeper::await_log(&watch, for_ever, &|| format!("{name} ends"))?,
+            Standing::Again(new) => {
+                domid = new;
+                again(new);
+            }
+            Standing::Ended(ended) => return Ok(ended),
+            Standing::Destroyed => return Err(Error::Refused(format!("{name} was destroyed"))),
+        }
+    }
+}
+
+/// Waits until a domain that was asked to reboot has ended and runs again, under another number.
+///
+/// # Errors
+/// It is not started again, [`Error::Timeout`], [`Error::Interrupted`].
+pub fn await_again(host: &mut Host, domain: &Domain, limit: Limit) -> Result<DomId, Error> {
+    super::await_end(host, domain, limit)?;
+    let (name, before) = (&domain.name, domain.info.domid);
+    loop {
+        let found = super::find(host, name).ok().map(|found| found.info);
+        let found = found.filter(|info| info.domid != before && info.state == RunState::Running);
+        if let Some(info) = found {
+            return Ok(info.domid);
+        }
+        let ended = host.folder().and_then(|folder| Ended::of(folder, name));
+        if ended.is_some_and(|it| it.domid == before && it.action != Action::Restart) {
+            let why = "and is not started again (on_reboot, or it reboots all the time)";
+            return Err(Error::Refused(format!("{name} has ended {why}; xb log {name} says more")));
+        }
+        let slice = limit.slice(&|| format!("{name} runs again"))?;
+        host.store.next_event(Some(slice))?;
+    }
+}
+
+fn standing(host: &mut Host, folder: &Folder, name: &str, domid: DomId) -> Result<Standing, Error> {
+    // In this order: the keeper notes an end before it destroys the domain, and whoever creates the next one notes
+    // its number before it takes that note away.
+    let state = match host.control().info(domid) {
+        Ok(info) => Some(info.state),
+        Err(xen::Error::Srch) => None,
+        Err(error) => return Err(Error::platform(format!("asking for {name}"))(error)),
+    };
+    let ended = Ended::of(folder, name).filter(|ended| ended.domid == domid);
+    if let Some(new) = create::last(folder, name).filter(|last| *last != domid) {
+        return Ok(Standing::Again(new));
+    }
+    let keeper = Daemon::Keeper.running(folder).is_some();
+    match (ended, state) {
+        (Some(ended), state) => {
+            let is_over = match ended.action {
+                Action::Preserve => true,
+                // With its disks: whoever waited may create the next one on them.
+                Action::Destroy => state.is_none() && super::is_forgotten(&mut host.store, domid)?,
+                Action::Restart => false,
+            };
+            Ok(if is_over || !keeper { Standing::Ended(ended) } else { Standing::Runs })
+        }
+        (None, None) => Ok(Standing::Destroyed),
+        (None, Some(RunState::Shutdown(reason))) if !keeper => {
+            let status = super::exit_status(&mut host.store, domid)?;
+            let reason = super::reason_word(reason).to_owned();
+            Ok(Standing::Ended(Ended { domid, reason, status, action: Action::Preserve }))
+        }
+        (None, Some(_)) => Ok(Standing::Runs),
+    }
+}

@@ -1,0 +1,68 @@
+//! The programs that `xb` runs: beside it where it is installed, built by cargo where cargo runs it.
+
+use crate::Error;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+/// Each program, and the package that it is of.
+const PROGRAMS: [(&str, &str); 4] = [
+    ("xen-hosted", "xen-hosted"),
+    ("xenstored", "xenstored"),
+    ("xen-blockd", "xen-block"),
+    ("xenstore", "xenstore"),
+];
+
+/// A program beside this one.
+///
+/// # Errors
+/// A sentence that says how it is installed, or what cargo said.
+pub(crate) fn beside(name: &str) -> Result<PathBuf, Error> {
+    /// Once in a process: nothing is changed meanwhile.
+    static BUILT: OnceLock<Result<(), String>> = OnceLock::new();
+    let own = std::env::current_exe().map_err(Error::io("this program's own path"))?;
+    let path = own.with_file_name(name);
+    if let Some(cargo) = cargo() {
+        // Each time, as those that are there may be older than this program.
+        BUILT.get_or_init(|| build(&cargo, &own)).clone().map_err(Error::Refused)?;
+    }
+    if path.exists() {
+        return Ok(path);
+    }
+    let package = PROGRAMS.iter().find(|program| program.0 == name).map_or(name, |found| found.1);
+    Err(Error::NotFound(format!(
+        "{} is not there; install it beside xb with: cargo install --path crates/{package}",
+        path.display()
+    )))
+}
+
+/// The cargo that runs this program, if one does. A program that cargo runs inherits its variables to all that it
+/// starts, so this may also be an installed `xb` in the tests of something else: then the manifest is another.
+fn cargo() -> Option<OsString> {
+    let ours = std::env::var_os("CARGO_MANIFEST_DIR")? == env!("CARGO_MANIFEST_DIR");
+    std::env::var_os("CARGO").filter(|_| ours)
+}
+
+/// Has cargo build the programs into the folder that this one is in.
+fn build(cargo: &OsString, own: &Path) -> Result<(), String> {
+    let profile = own.parent().and_then(Path::file_name).unwrap_or_default();
+    let profile = if profile == "debug" { "dev".into() } else { profile.to_owned() };
+    if PROGRAMS.iter().any(|(name, _)| !own.with_file_name(name).exists()) {
+        eprintln!("xb: building the daemons, once");
+    }
+    let mut command = Command::new(cargo);
+    command.args(["build", "--quiet", "--bins", "--profile"]).arg(profile);
+    for (_, package) in PROGRAMS {
+        command.args(["-p", package]);
+    }
+    if let Some(dir) = own.parent().and_then(Path::parent) {
+        command.arg("--target-dir").arg(dir);
+    }
+    let status = command.current_dir(env!("CARGO_MANIFEST_DIR")).status();
+    match status {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => Err(format!("cargo build of the daemons: {status}")),
+        Err(error) => Err(format!("cargo build: {}", crate::text::cause(&error))),
+    }
+}

@@ -1,0 +1,175 @@
+//! How a guest has ended, and what follows: noted in its folder by the keeper, read by whoever waits for it.
+
+use crate::Error;
+use crate::config::{self, Action, Description, Setting, Syntax};
+use crate::domain::create::{self, Then};
+use crate::domain::{self, reason_word};
+use crate::host::folder::{Folder, replace};
+use crate::host::{Choice, Host};
+use crate::wait::Limit;
+use crate::{devices, text};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use xen::DomId;
+use xen::domctl::DomainInfo;
+use xen::domwatch::ShutdownReason;
+use xenstore::Store;
+
+/// A guest that ends sooner than this has ended hastily.
+const LIVED_MIN: Duration = Duration::from_secs(1);
+/// So often in a row a guest is started again that has asked for it hastily; one that ends otherwise never is.
+const HASTY_MAX: u32 = 3;
+
+/// A guest that has ended, as the keeper saw it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Ended {
+    /// Its number.
+    pub domid: DomId,
+    /// Why: a word of [`reason_word`].
+    pub reason: String,
+    /// What its program ended with, where it said so.
+    pub status: Option<u8>,
+    /// What follows.
+    pub action: Action,
+}
+
+impl Ended {
+    /// What is noted of the guest that last had this name.
+    #[must_use]
+    pub fn of(folder: &Folder, name: &str) -> Option<Self> {
+        let text = std::fs::read_to_string(folder.guest(name).join("ended")).ok()?;
+        let mut words = text.split_whitespace();
+        let domid = DomId(words.next()?.parse().ok()?);
+        let reason = words.next()?.to_owned();
+        let action = Action::parse(words.next()?)?;
+        Some(Self {
+            domid,
+            reason,
+            status: words.next().and_then(|word| word.parse().ok()),
+            action,
+        })
+    }
+
+    fn note(&self, folder: &Folder, name: &str) -> std::io::Result<()> {
+        let status = self.status.map(|status| format!(" {status}")).unwrap_or_default();
+        let text = format!("{} {} {}{status}\n", self.domid, self.reason, self.action.word());
+        replace(&folder.guest(name).join("ended"), &text)
+    }
+}
+
+/// A guest's life, over its restarts.
+struct Life {
+    since: Instant,
+    /// Ends in a row that came hastily.
+    hasty: u32,
+}
+
+/// The lives of guests, by name. Of a guest that was there before the keeper nothing is known.
+#[derive(Clone, Default)]
+pub(super) struct Lives(Arc<Mutex<HashMap<String, Life>>>);
+
+impl Lives {
+    fn with<T>(&self, body: impl FnOnce(&mut HashMap<String, Life>) -> T) -> T {
+        body(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// A guest begins.
+    pub(super) fn begin(&self, name: &str) {
+        let begun = Life { since: Instant::now(), hasty: 0 };
+        self.with(|lives| {
+            lives.entry(name.to_owned()).or_insert(begun).since = Instant::now();
+        });
+    }
+
+    /// Nothing more is known of a guest.
+    pub(super) fn forget(&self, name: &str) {
+        self.with(|lives| lives.remove(name));
+    }
+
+    /// What becomes of a guest that is to be started again: not for ever, where it ends at once each time.
+    fn restart(&self, name: &str, reason: ShutdownReason) -> Action {
+        let hasty = self.with(|lives| {
+            let life = lives.get_mut(name)?;
+            let lived = life.since.elapsed();
+            life.hasty = if lived < LIVED_MIN { life.hasty + 1 } else { 0 };
+            (life.hasty > 0).then_some((lived, life.hasty))
+        });
+        match hasty {
+            Some((lived, times)) if reason != ShutdownReason::Reboot || times > HASTY_MAX => {
+                let (lived, times) = (text::took(lived), text::times(times));
+                super::say(&format!(
+                    "{name} has ended {times} after {lived}: too soon to start it again"
+                ));
+                Action::Destroy
+            }
+            _ => Action::Restart,
+        }
+    }
+}
+
+/// Does what the configuration of an ended guest says.
+pub(super) fn settle(
+    folder: &Folder,
+    info: &DomainInfo,
+    reason: ShutdownReason,
+    lives: &Lives,
+) -> Result<(), Error> {
+    let domid = info.domid;
+    let mut host = Host::open(Choice::Hosted(folder.clone()))?;
+    let home = domain::home(domid);
+    let Some(name) = domain::read(&mut host.store, &format!("{home}/name"))? else {
+        return Ok(());
+    };
+    let guest = folder.guest(&name);
+    let (description, settings) = kept(folder, &name)?;
+    let action = match description.after(reason) {
+        Action::Restart => lives.restart(&name, reason),
+        other => other,
+    };
+    let status = domain::exit_status(&mut host.store, domid)?;
+    let mut ended = Ended { domid, reason: reason_word(reason).into(), status, action };
+    ended.note(folder, &name).map_err(Error::io(guest.display()))?;
+    host.store.transaction(|tx| {
+        // Whoever created it may be destroying it at this moment: what is gone does not come back.
+        if tx.exists(format!("/libxl/{domid}"))? {
+            tx.write(format!("/libxl/{domid}/ended"), &ended.reason)?;
+        }
+        Ok(())
+    })?;
+    super::say(&format!(
+        "{name} (domain {domid}): {}, exit status {status:?}: {}",
+        ended.reason,
+        action.word()
+    ));
+    if action == Action::Preserve {
+        return Ok(());
+    }
+    let limit = || Limit::new(devices::CLOSES_WITHIN);
+    let gone = domain::destroy(&mut host, domid, limit());
+    if action == Action::Destroy {
+        lives.forget(&name);
+        return gone;
+    }
+    let again =
+        gone.and_then(|()| create::create(&mut host, &description, &settings, Then::Run, limit()));
+    match again {
+        Ok(new) => super::say(&format!("{name} runs again, as domain {}", new.domid)),
+        Err(error) => {
+            // Whoever waits for it to run again waits no longer.
+            ended.action = Action::Destroy;
+            ended.note(folder, &name).map_err(Error::io(guest.display()))?;
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
+/// The configuration of a guest, as it was kept.
+fn kept(folder: &Folder, name: &str) -> Result<(Description, Vec<Setting>), Error> {
+    let path = folder.guest(name).join("config");
+    let text = config::load(&path).map_err(Error::Refused)?;
+    let settings = config::parse(&path.display().to_string(), &text, Syntax::Xl)?;
+    let (description, _) = Description::read(name, &settings)?;
+    Ok((description, settings))
+}

@@ -1,0 +1,245 @@
+//! The demo, wherever it runs.
+
+use crate::support::{Host, XB};
+use std::process::Command;
+
+/// Runs a shell command in a mount namespace of its own, as root.
+pub(crate) fn apart(test: &str, host: &Host, script: &str) -> Option<std::process::Output> {
+    if !rustix::process::geteuid().is_root() {
+        conformance::skip(test, "only root can have mounts of its own");
+        return None;
+    }
+    let mut command = Command::new("unshare");
+    command
+        .args(["-m", "sh", "-c", script])
+        .env("XB", XB)
+        .env_remove("CARGO")
+        .env("DIR", host.path(""));
+    Some(command.env("TMPDIR", host.path("")).output().unwrap())
+}
+
+#[test]
+fn the_demo_without_fuse_says_so_and_goes_on() {
+    let host = Host::down("no-fuse");
+    let test = "the_demo_without_fuse_says_so_and_goes_on";
+    // A device of no driver: it is there, and cannot be opened.
+    let script = "mknod $DIR/none c 10 253 && mount --bind $DIR/none /dev/fuse && exec $XB --host $DIR/h demo";
+    let Some(output) = apart(test, &host, script) else { return };
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{output:?}");
+    assert!(said.contains("/dev/fuse cannot be opened") && said.contains("they use NBD"), "{said}");
+    writes_and_compares(&said);
+    host.nothing_is_left();
+}
+
+#[test]
+fn the_demo_without_fuse_and_namespaces_says_what_is_not_done() {
+    let host = Host::down("no-namespaces");
+    let test = "the_demo_without_fuse_and_namespaces_says_what_is_not_done";
+    // Whether there are namespaces is asked of this program.
+    let script = "mkdir $DIR/false && ln -s /bin/false $DIR/false/unshare && export PATH=$DIR/false:$PATH && \
+                  mknod $DIR/none c 10 253 && mount --bind $DIR/none /dev/fuse && exec $XB --host $DIR/h demo";
+    let Some(output) = apart(test, &host, script) else { return };
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{output:?}");
+    for words in [
+        "no namespaces are to be had",
+        "disks connect and move here, and nothing is read or written",
+        "attached to two while it runs",
+        "the backend is killed (SIGKILL) and started again\n",
+        "all is taken down",
+    ] {
+        assert!(said.contains(words), "{words}: {said}");
+    }
+    host.nothing_is_left();
+}
+
+#[test]
+fn a_disk_is_not_mounted_without_loop_devices() {
+    let host = Host::down("no-loop-mount");
+    let test = "a_disk_is_not_mounted_without_loop_devices";
+    if !host.has_fuse(test) {
+        return;
+    }
+    let image = host.image("a.img", 1 << 20);
+    let rest =
+        format!("disk = [\"{image},,xvda,w\"]\nkernel_block = 1\nextra = \"exec sleep 1000\"");
+    let config = host.config("web", &rest);
+    let script = format!(
+        "mknod $DIR/none c 10 253 && mount --bind $DIR/none /dev/loop-control && \
+         $XB --host $DIR/h host up && $XB --host $DIR/h create {config} && \
+         $XB --host $DIR/h disk mount web xvda; code=$?; $XB --host $DIR/h host down; exit $code"
+    );
+    let Some(output) = apart(test, &host, &script) else { return };
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("web: /dev/loop-control (no module loop, or not root): "), "{said}");
+    host.nothing_is_left();
+}
+
+#[test]
+fn the_demo_without_loop_devices_uses_debugfs() {
+    let host = Host::down("no-loop");
+    let test = "the_demo_without_loop_devices_uses_debugfs";
+    if !host.has_fuse(test) {
+        return;
+    }
+    let script = "mknod $DIR/none c 10 253 && mount --bind $DIR/none /dev/loop-control && exec $XB --host $DIR/h demo";
+    let Some(output) = apart(test, &host, script) else { return };
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{output:?}");
+    assert!(said.contains("there is no loop device"), "{said}");
+    writes_and_compares(&said);
+    host.nothing_is_left();
+}
+
+/// Data was written, and is what was read; and again with a backend that died in between.
+pub(crate) fn writes_and_compares(shown: &str) {
+    for words in [
+        "e2fsck finds nothing wrong: 40 files, sha256 ",
+        "two reads the tree and compares: the checksums are the same",
+        "killed (SIGKILL) and started again: after ",
+        "two has noticed nothing but a pause: what it wrote is what it reads",
+        "all is taken down",
+    ] {
+        assert!(shown.contains(words), "{words}: {shown}");
+    }
+}
+
+#[test]
+fn the_demo_shows_each_step_and_leaves_nothing() {
+    let host = Host::down("demo");
+    let shown = host.ok(&["demo"]);
+    for words in [
+        "a host is up",
+        "guest one",
+        "40 files, sha256 ",
+        "guest two is created, with a disk of its own",
+        "detached from one",
+        "attached to two while it runs",
+        "the checksums are the same",
+        "a third disk is plugged into two",
+        "killed (SIGKILL) and started again: after ",
+        "what it wrote is what it reads",
+        "   ├─ vbd xvdb 64 MiB Connected (4) <- ",
+        "all is taken down",
+    ] {
+        assert!(shown.contains(words), "{words}: {shown}");
+    }
+    let (_, after) = shown.split_once("started again: after ").unwrap();
+    let written: u32 = after.split_once(" of 128 writes").unwrap().0.parse().unwrap();
+    assert!((8..128).contains(&written), "killed while it wrote: {written}");
+    host.nothing_is_left();
+    let kept = host.ok(&["demo", "--keep"]);
+    assert!(kept.contains("Try next:"), "{kept}");
+    // The three commands work as they are written.
+    let next: Vec<&str> = kept.lines().filter(|line| line.starts_with("  xb --host ")).collect();
+    assert_eq!(next.len(), 3, "{kept}");
+    assert_eq!(host.json(&["list"]).as_array().unwrap().len(), 3);
+    for line in next {
+        let args: Vec<&str> = line.split_whitespace().skip(1).collect();
+        assert!(Command::new(XB).args(args).output().unwrap().status.success(), "{line}");
+    }
+    host.nothing_is_left();
+}
+
+#[test]
+fn who_looks_on_sees_what_is_being_done() {
+    let host = Host::down("looks-on");
+    let line = format!("{XB} --host {} demo", host.path("h").display());
+    let mut script = Command::new("script");
+    script.args(["-qec", &line, "/dev/null"]).env_remove("CARGO").env_remove("XB_HOST");
+    let output = script.output().unwrap();
+    let shown = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{shown}");
+    let step = "a third disk is plugged into two";
+    let (before, after) = shown.split_once(&format!("     ...  {step}\r")).unwrap();
+    assert!(!before.contains(step) && after.contains(&format!("s  {step}\r\n")), "{shown}");
+}
+
+#[test]
+fn what_takes_long_is_told_of() {
+    let host = Host::up("long");
+    let config =
+        host.config("web", "extra = \"trap '' TERM; echo deaf; while :; do sleep 1; done\"");
+    host.ok(&["create", &config]);
+    host.until_log("web", "deaf");
+    let output = host.run(&["shutdown", "web", "--wait", "--timeout", "3"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        said.starts_with("xb: waiting until web ends\nxb: web ends: not within 3.0 s"),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_full_disk_is_said_and_leaves_nothing() {
+    let host = Host::down("full");
+    let test = "a_full_disk_is_said_and_leaves_nothing";
+    // So much room is left: none for a host, for a host and no image, for a host and no guest's data.
+    for (room, command, words) in
+        [("0", "host up", "No space left on device"), ("300", "demo", "No space left on device")]
+    {
+        let script = format!(
+            "mkdir -p $DIR/small && mount -t tmpfs -o size=2m none $DIR/small && \
+             head -c $((2097152 - {room} * 1024)) /dev/zero > $DIR/small/all; \
+             $XB --host $DIR/small/h {command}; code=$?; ls -A $DIR/small >&2; exit $code"
+        );
+        let Some(output) = apart(test, &host, &script) else { return };
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{command}: {output:?}");
+        assert!(said.contains(words), "{command}: {said}");
+        // What ls has shown.
+        assert_eq!(said.lines().last(), Some("all"), "{command}: {said}");
+    }
+    host.nothing_is_left();
+}
+
+#[test]
+fn a_guest_is_not_created_on_a_full_disk_and_nothing_of_it_stays() {
+    let host = Host::down("full-create");
+    let test = "a_guest_is_not_created_on_a_full_disk_and_nothing_of_it_stays";
+    let config = host.config("web", "disk = [\"vdev=xvda,target=memory:1048576\"]");
+    let script = format!(
+        "xb() {{ $XB --host $DIR/small/h \"$@\"; }}; \
+         mkdir -p $DIR/small && mount -t tmpfs -o size=4m none $DIR/small && xb host up && \
+         xb store ls -f / > $DIR/before && cat /dev/zero > $DIR/small/all; \
+         xb create {config}; code=$?; \
+         rm $DIR/small/all; xb store ls -f / > $DIR/after; xb create {config}; xb host down; exit $code"
+    );
+    let Some(output) = apart(test, &host, &script) else { return };
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(said.contains("xb: /") && said.contains("No space left on device"), "{said}");
+    let nodes = |name: &str| std::fs::read_to_string(host.path(name)).unwrap();
+    assert_eq!(nodes("after"), nodes("before"));
+    // With room it goes on as if nothing had been.
+    let shown = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(shown.contains("web is domain 1\n"), "{shown}");
+    host.nothing_is_left();
+}
+
+#[test]
+fn a_guest_whose_image_is_on_a_full_disk_is_told_and_lives() {
+    let host = Host::down("full-image");
+    let test = "a_guest_whose_image_is_on_a_full_disk_is_told_and_lives";
+    if !host.has_fuse(test) {
+        return;
+    }
+    let program = "dd if=/dev/zero of=/dev/xvda bs=64k count=64 conv=notrunc,fsync 2> /tmp/said; echo dd: $?; cat /tmp/said; exit 9";
+    let small = host.path("small");
+    let image = small.join("a.img");
+    let rest = format!("disk = [\"{},,xvda,w\"]\nextra = \"{program}\"", image.display());
+    let config = host.config("web", &rest);
+    let script = format!(
+        "mkdir -p $DIR/small && mount -t tmpfs -o size=1m none $DIR/small && truncate -s 8M {} && \
+         $XB --host $DIR/h host up && $XB --host $DIR/h create {config} --wait; code=$?; \
+         $XB --host $DIR/h log web; $XB --host $DIR/h host down; exit $code",
+        image.display()
+    );
+    let Some(output) = apart(test, &host, &script) else { return };
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(output.status.code(), Some(9), "{output:?}");
+    assert!(said.contains("dd: 1") && said.contains("rror"), "{said}");
+    host.nothing_is_left();
+}

@@ -1,0 +1,144 @@
+//! Disks of guests that run: attached, detached, resized, mounted.
+
+use crate::support::Host;
+use serde_json::json;
+use std::process::{Command, Stdio};
+
+#[test]
+fn of_two_that_attach_one_number_one_is_told() {
+    let host = Host::up("twice-attached");
+    let config = host.config("web", "extra = \"exec sleep 1000\"");
+    host.ok(&["create", &config]);
+    for _ in 0..5 {
+        let attach = || {
+            let disk = "vdev=xvdb,target=memory:1048576";
+            let mut command = host.command(&["disk", "attach", "web", disk]);
+            command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+        };
+        let outputs = [attach(), attach()].map(|child| child.wait_with_output().unwrap());
+        let (won, lost): (Vec<_>, Vec<_>) =
+            outputs.iter().partition(|output| output.status.success());
+        assert_eq!((won.len(), lost.len()), (1, 1), "{outputs:?}");
+        let said = String::from_utf8_lossy(&lost[0].stderr);
+        assert!(said.contains("has a disk xvdb already"), "{said}");
+        assert_eq!(host.json(&["disk", "list", "web"])[0]["backend_state"], "Connected (4)");
+        host.ok(&["disk", "detach", "web", "xvdb"]);
+    }
+}
+
+#[test]
+fn a_disk_in_use_is_not_detached_and_that_is_said_soon() {
+    let host = Host::up("in-use");
+    if !host.has_fuse("a_disk_in_use_is_not_detached_and_that_is_said_soon") {
+        return;
+    }
+    let image = host.image("a.img", 1 << 20);
+    let program = "exec 3< /dev/xvda; echo open; exec sleep 1000";
+    let config = host.config("web", &format!("disk = [\"{image},,xvda\"]\nextra = \"{program}\""));
+    host.ok(&["create", &config]);
+    host.until_log("web", "open");
+    // Not after the half minute that it would wait else.
+    let begin = std::time::Instant::now();
+    host.fails(
+        &["disk", "detach", "web", "xvda"],
+        1,
+        "EBUSY: it is in use; it closes when it is not",
+    );
+    assert!(begin.elapsed() < std::time::Duration::from_secs(25));
+    host.ok(&["disk", "detach", "web", "xvda", "--force", "--timeout", "1"]);
+    assert_eq!(host.json(&["disk", "list", "web"]), json!([]));
+}
+
+#[test]
+fn what_can_be_no_disk_is_not_waited_for() {
+    let host = Host::up("no-disk");
+    let fifo = host.path("fifo");
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    let folder = host.path("");
+    for path in [fifo.as_path(), folder.as_path(), "/dev/null".as_ref()] {
+        for access in ["r", "w"] {
+            let rest = format!("disk = [\"{},,xvda,{access}\"]", path.display());
+            let output = host.run(&["create", &host.config("web", &rest)]);
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert_eq!(output.status.code(), Some(1), "{said}");
+            let is_folder = path == folder && access == "w" && said.contains("Is a directory");
+            assert!(is_folder || said.contains("is no file and no block device"), "{said}");
+        }
+    }
+}
+
+#[test]
+fn disks_come_and_go() {
+    let host = Host::up("disks");
+    if !host.has_fuse("disks_come_and_go") {
+        return;
+    }
+    let (image, other) = (host.image("a.img", 16 << 20), host.image("b.img", 16 << 20));
+    let program = "dd if=/dev/xvda bs=512 count=1 of=/tmp/first 2>/dev/null; cat /tmp/first; \
+                   until [ -e /dev/sda ]; do sleep 0.02; done; echo written by web | dd of=/dev/sda conv=notrunc,fsync 2>/dev/null; \
+                   echo done; exec sleep 1000";
+    std::fs::write(&image, format!("{:<1024}", "from outside\n")).unwrap();
+    let config =
+        host.config("web", &format!("disk = [\"{image},,xvda,r\"]\nextra = \"{program}\""));
+    host.ok(&["create", &config]);
+    host.until_log("web", "from outside");
+    host.ok(&["disk", "attach", "web", &format!("vdev=sda,target={other}")]);
+    host.until_log("web", "done");
+    assert!(
+        std::fs::read(&other).unwrap().starts_with(b"written by web\n"),
+        "the data is in the image"
+    );
+    let disks = host.json(&["disk", "list", "web"]);
+    assert_eq!(disks.as_array().unwrap().len(), 2);
+    let of = |vdev: &str| {
+        disks.as_array().unwrap().iter().find(|disk| disk["vdev"] == vdev).unwrap().clone()
+    };
+    assert_eq!((&of("xvda")["access"], &of("sda")["devid"]), (&json!("r"), &json!(2048)));
+    assert_eq!(of("sda")["backend_state"], json!("Connected (4)"));
+    host.fails(&["disk", "attach", "web", &format!("{other},,sda")], 1, "has a disk sda already");
+    host.ok(&["disk", "resize", "web", "sda", "32M"]);
+    assert_eq!(host.json(&["disk", "list", "web"])[0]["bytes"], json!(32 << 20));
+    host.fails(&["disk", "resize", "web", "sda", "1M"], 1, "only grow");
+    let written = host.until("the backend has counted", || {
+        let stats = host.try_json(&["disk", "stats", "web"])?;
+        let of = stats.as_array()?.iter().find(|disk| disk["vdev"] == "sda")?;
+        of["write"]["bytes"].as_u64().filter(|bytes| *bytes > 0)
+    });
+    assert!((512..=1 << 20).contains(&written), "{written} bytes for one line");
+    host.ok(&["disk", "detach", "web", "2048"]);
+    host.fails(&["disk", "detach", "web", "sda"], 4, "domain 1 has no disk sda");
+    let nodes = host.ok(&["store", "ls", "-f", "/"]);
+    assert!(!nodes.contains("2048"), "{nodes}");
+    host.ok(&["destroy", "web"]);
+    host.until_alone();
+}
+
+#[test]
+fn a_disk_is_mounted_once() {
+    let test = "a_disk_is_mounted_once";
+    let host = Host::up("mounted");
+    if !rustix::process::geteuid().is_root() {
+        return conformance::skip(test, "only root has disks mounted");
+    }
+    if !host.has_fuse(test) {
+        return;
+    }
+    if let Err(error) = std::fs::File::open("/dev/loop-control") {
+        return conformance::skip(test, &format!("/dev/loop-control: {error}"));
+    }
+    let image = host.image("a.img", 16 << 20);
+    let made = Command::new("mkfs.ext4").args(["-qF", &image]).status().unwrap();
+    assert!(made.success());
+    let disk = format!("disk = [\"{image},,xvda,w\"]\nkernel_block = 1\n");
+    let config = host.config("web", &(disk + "extra = \"exec sleep 1000\""));
+    host.ok(&["create", &config]);
+    host.ok(&["disk", "mount", "web", "xvda"]);
+    host.fails(
+        &["disk", "mount", "web", "xvda"],
+        1,
+        "is mounted at /mnt in it already; xb disk unmount web",
+    );
+    host.ok(&["disk", "unmount", "web"]);
+    host.ok(&["disk", "mount", "web", "xvda"]);
+    host.ok(&["disk", "unmount", "web"]);
+}

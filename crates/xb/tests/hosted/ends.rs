@@ -1,0 +1,193 @@
+//! How guests end, what follows, and who is told.
+
+use crate::support::Host;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
+use std::process::Stdio;
+
+#[test]
+fn a_program_that_is_done_at_once_had_its_disk() {
+    let host = Host::up("at-once");
+    let image = host.image("a.img", 1 << 20);
+    for (program, status) in [("true", 0), ("exit 3", 3)] {
+        let rest = format!("disk = [\"{image},,xvda,w\"]\nextra = \"{program}\"");
+        let config = host.config("job", &rest);
+        // The image is let go of each time, and the name with it.
+        for _ in 0..10 {
+            let output = host.run(&["create", &config, "--wait"]);
+            assert_eq!(output.status.code(), Some(status), "{output:?}");
+        }
+    }
+    host.until_alone();
+    // All of it while create does not look: the backend waits until create is stopped.
+    let config = host.config("job", &format!("disk = [\"{image},,xvda,w\"]\nextra = \"exit 3\""));
+    let backend = host.pid("xen-blockd").unwrap();
+    kill_process(backend, Signal::STOP).unwrap();
+    let child =
+        host.command(&["create", &config, "--wait"]).stderr(Stdio::piped()).spawn().unwrap();
+    host.until("it runs", || {
+        (host.try_json(&["info", "job"])?["state"] == "running").then_some(())
+    });
+    kill_process(Pid::from_child(&child), Signal::STOP).unwrap();
+    kill_process(backend, Signal::CONT).unwrap();
+    host.until_alone();
+    kill_process(Pid::from_child(&child), Signal::CONT).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
+}
+
+#[test]
+fn an_end_before_the_host_came_up_anew_is_not_taken_for_this_one() {
+    let host = Host::up("anew");
+    let config = host.config("job", "extra = \"exit 5\"");
+    assert_eq!(host.run(&["create", &config, "--wait"]).status.code(), Some(5));
+    let folder = host.path("h/guests/job");
+    let (ended, domid) = (folder.join("ended"), folder.join("domid"));
+    let noted = std::fs::read_to_string(&ended).unwrap();
+    assert_eq!(noted, "1 crashed destroy 5\n");
+    // Numbers begin anew with a broker, and the next one may have the number of the one before.
+    std::fs::write(&ended, "2 shutdown preserve 0\n").unwrap();
+    std::fs::write(&domid, "2").unwrap();
+    assert_eq!(host.run(&["create", &config, "--wait"]).status.code(), Some(5));
+}
+
+#[test]
+fn without_a_keeper_the_end_is_told_all_the_same() {
+    let host = Host::up("no-keeper");
+    let config = host
+        .config("job", "extra = \"trap 'exit 7' TERM; echo ready; while :; do sleep 0.05; done\"");
+    let child =
+        host.command(&["create", &config, "--wait"]).stderr(Stdio::piped()).spawn().unwrap();
+    host.until_log("job", "ready");
+    host.kill("keeper");
+    host.ok(&["shutdown", "job"]);
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(7), "{output:?}");
+    host.ok(&["host", "up"]);
+    host.until_alone();
+}
+
+#[test]
+fn a_guest_that_is_waited_for_is_followed_over_its_reboots() {
+    let host = Host::up("followed");
+    let program = "trap 'exit 7' TERM; echo ready; while :; do sleep 0.05; done";
+    let config = host.config("web", &format!("extra = \"{program}\""));
+    let child =
+        host.command(&["create", &config, "--wait"]).stderr(Stdio::piped()).spawn().unwrap();
+    host.until_log("web", "ready");
+    // It is back when this returns.
+    host.ok(&["reboot", "web", "--wait"]);
+    assert_eq!(host.json(&["info", "web"])["domid"], json!(2));
+    host.until_log("web", "ready");
+    host.ok(&["shutdown", "web", "--wait"]);
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(7), "{said}");
+    assert!(said.contains("web runs again, as domain 2"), "{said}");
+}
+
+#[test]
+fn who_destroys_a_guest_that_is_waited_for_is_told_of() {
+    let host = Host::up("taken");
+    let config = host.config("web", "extra = \"echo ready; exec sleep 1000\"");
+    let child =
+        host.command(&["create", &config, "--wait"]).stderr(Stdio::piped()).spawn().unwrap();
+    host.until_log("web", "ready");
+    host.ok(&["destroy", "web"]);
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("web was destroyed"), "{output:?}");
+}
+
+#[test]
+fn what_follows_an_end_is_as_the_configuration_says() {
+    let host = Host::up("after");
+    let config = host.config("kept", "on_crash = \"preserve\"\nextra = \"exit 1\"");
+    host.ok(&["create", &config]);
+    host.until("it has crashed", || {
+        (host.json(&["info", "kept"])["state"] == "crashed").then_some(())
+    });
+    host.fails(&["shutdown", "kept"], 1, "kept has ended (crashed); xb destroy kept takes it down");
+    host.ok(&["destroy", "kept"]);
+    // It ends at once each time: it is not started for ever.
+    let config = host.config("hasty", "on_poweroff = \"restart\"\nextra = \"true\"");
+    host.ok(&["create", &config]);
+    host.until_alone();
+    assert!(host.log_of("keeper").contains("hasty has ended once after"));
+    // Nor where it asks for it: this is a program of its own, and what it ends with says reboot.
+    let config = host.config("looping", "kernel = \"/bin/sh\"\nextra = \"-c exit${IFS}65\"");
+    let output = host.run(&["create", &config, "--wait"]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let log = host.log_of("keeper");
+    assert_eq!(log.matches("looping runs again").count(), 3, "{log}");
+    assert!(log.contains("looping has ended 4 times after"), "{log}");
+    host.until_alone();
+}
+
+#[test]
+fn the_logs_of_guests_that_ended_long_ago_are_dropped() {
+    let host = Host::up("many");
+    let guests = host.path("h/guests");
+    for number in 0..300 {
+        let guest = guests.join(format!("old{number}"));
+        std::fs::create_dir(&guest).unwrap();
+        std::fs::write(guest.join("domid"), "32000").unwrap();
+    }
+    let config = host.config("web", "extra = \"exec sleep 1000\"");
+    host.ok(&["create", &config]);
+    host.until("the oldest are gone", || {
+        (crate::traces::entries(&guests).len() == 257).then_some(())
+    });
+    assert!(!guests.join("old0").exists() && guests.join("old299").exists());
+    assert!(guests.join("web/log").exists(), "who runs keeps its log");
+}
+
+#[test]
+fn a_log_is_bounded_and_all_that_comes_is_shown() {
+    let host = Host::up("chatty");
+    let program =
+        "for n in 1 2 3 4 5; do sleep 0.5; seq ${n}00000 ${n}80000; done; sleep 0.5; echo the end";
+    let config = host.config("chatty", &format!("extra = \"{program}\""));
+    host.ok(&["create", &config]);
+    let mut follow =
+        host.command(&["log", "chatty", "--follow"]).stdout(Stdio::piped()).spawn().unwrap();
+    let output = follow.stdout.take().unwrap();
+    let lines = std::io::BufRead::lines(std::io::BufReader::new(output)).map(Result::unwrap);
+    let shown: Vec<String> = lines.take_while(|line| line != "the end").collect();
+    let numbers: Vec<u32> = shown.iter().filter_map(|line| line.parse().ok()).collect();
+    kill_process(Pid::from_child(&follow), Signal::INT).unwrap();
+    assert_eq!(follow.wait().unwrap().code(), Some(130));
+    // It was set aside twice meanwhile, at half a second or more from the time before.
+    let printed: Vec<u32> = (1..=5).flat_map(|n| n * 100_000..=n * 100_000 + 80_000).collect();
+    assert!(numbers == printed, "{} of {} lines", numbers.len(), printed.len());
+    let sizes = crate::traces::entries(&host.path("h/guests/chatty"));
+    let all: u64 = sizes.iter().map(|path| path.metadata().unwrap().len()).sum();
+    assert!(all < 3 << 20, "{all} bytes of a log that was 2.8 MB");
+    // On a terminal nothing moves its cursor.
+    let config = host.config("wild", "extra = \"printf '\\\\033[2Jred\\\\n'\"");
+    host.ok(&["create", &config]);
+    host.until_log("wild", "\u{1b}[2Jred\n");
+    let line = format!("{} --host {} log wild", crate::support::XB, host.path("h").display());
+    let output =
+        std::process::Command::new("script").args(["-qec", &line, "/dev/null"]).output().unwrap();
+    let shown = String::from_utf8_lossy(&output.stdout);
+    assert!(shown.contains("?[2Jred") && !shown.contains('\u{1b}'), "{shown:?}");
+}
+
+#[test]
+fn an_exit_status_is_passed_on() {
+    let host = Host::up("status");
+    for status in [0, 3, 0x41, 255] {
+        let config = host.config("job", &format!("extra = \"exit {status}\""));
+        let output = host.run(&["create", &config, "--wait"]);
+        assert_eq!(output.status.code(), Some(status), "{output:?}");
+    }
+    let config = host.config("job", "extra = \"kill -9 $$\"");
+    assert_eq!(host.run(&["create", &config, "--wait"]).status.code(), Some(128 + 9));
+    // A program of one's own instead of the guest init: nobody tells its status, only the reason.
+    let config = host.config("own", "kernel = \"/bin/false\"");
+    assert_eq!(host.run(&["create", &config, "--wait"]).status.code(), Some(1));
+    let config = host.config("own", "kernel = \"/bin/true\"");
+    assert_eq!(host.run(&["create", &config, "--wait"]).status.code(), Some(0));
+    host.until_alone();
+}

@@ -1,0 +1,156 @@
+//! Ctrl-C at each step, and waits with an end.
+
+use crate::support::Host;
+use rustix::process::{Pid, Signal, kill_process};
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, Stdio};
+
+/// Interrupts a program as Ctrl-C does.
+fn interrupt(child: &Child) {
+    kill_process(Pid::from_child(child), Signal::INT).unwrap();
+}
+
+/// The signals of a process that one line of its `status` names.
+fn signals(child: &Child, which: &str) -> Option<u64> {
+    let text = std::fs::read_to_string(format!("/proc/{}/status", child.id())).ok()?;
+    let bits = text.lines().find_map(|line| line.strip_prefix(which))?;
+    u64::from_str_radix(bits.trim(), 16).ok()
+}
+
+/// Waits until a program catches signals: all of them, as it begins with this one last.
+fn until_it_catches(host: &Host, child: &Child) {
+    let hangup = 1 << (Signal::HUP.as_raw() - 1);
+    host.until("it catches signals", || (signals(child, "SigCgt:")? & hangup != 0).then_some(()));
+}
+
+/// Interrupts `create` while one daemon does not answer, and lets the daemon go on once that is known.
+fn interrupted_at(host: &Host, args: &[&str], daemon: &str) {
+    let nodes = host.nodes();
+    let stopped = host.pid(daemon).unwrap();
+    kill_process(stopped, Signal::STOP).unwrap();
+    let mut command = host.command(args);
+    let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    until_it_catches(host, &child);
+    // It sleeps for as long as the daemon does.
+    let stat = format!("/proc/{}/stat", child.id());
+    let asleep = || {
+        let stat = std::fs::read_to_string(&stat).ok()?;
+        let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+        let state = fields.next()?.to_owned();
+        // With its processor time: one that only waits for a processor goes on.
+        (state == "S").then(|| fields.nth(10).map(str::to_owned))
+    };
+    let mut last = None;
+    host.until("it waits", || {
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        let now = asleep();
+        let same = now.is_some() && now == last;
+        last = now;
+        same.then_some(())
+    });
+    interrupt(&child);
+    host.until("the signal is taken", || (signals(&child, "ShdPnd:")? == 0).then_some(()));
+    kill_process(stopped, Signal::CONT).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(130), "{daemon}: {said}");
+    assert!(said.contains("interrupted"), "{daemon}: {said}");
+    host.until_alone();
+    assert_eq!(host.nodes(), nodes, "{daemon}");
+}
+
+#[test]
+fn ctrl_c_at_each_step_of_create_leaves_nothing() {
+    let host = Host::up("ctrl-c-create");
+    let image = host.image("a.img", 1 << 20);
+    let disk = format!("disk = [\"{image},,xvda,w\"]\nextra = \"exec sleep 1000\"");
+    let with_disk = host.config("with", &disk);
+    let without = host.config("without", "extra = \"exec sleep 1000\"");
+    for daemon in ["broker", "xenstored", "keeper", "xen-blockd"] {
+        interrupted_at(&host, &["create", &with_disk], daemon);
+        interrupted_at(&host, &["create", &with_disk, "--wait"], daemon);
+        if daemon != "xen-blockd" {
+            interrupted_at(&host, &["create", &without], daemon);
+            interrupted_at(&host, &["create", &without, "--paused"], daemon);
+        }
+    }
+    // It is done, and waited for: it goes with who waits.
+    let child = host.command(&["create", &with_disk, "--wait"]).spawn().unwrap();
+    host.until("it runs", || {
+        (host.json(&["disk", "list"])[0]["frontend_state"] == "Connected (4)").then_some(())
+    });
+    interrupt(&child);
+    assert_eq!(child.wait_with_output().unwrap().status.code(), Some(130));
+    host.until_alone();
+    // And its name and image are free.
+    host.ok(&["create", &with_disk]);
+}
+
+#[test]
+fn ctrl_c_at_each_step_of_the_demo_leaves_nothing() {
+    // As many lines as there are, and one more: then it has ended by itself.
+    for lines in 0..20 {
+        let host = Host::down(&format!("ctrl-c-{lines}"));
+        let mut child =
+            host.command(&["demo"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut output = BufReader::new(child.stdout.take().unwrap());
+        let mut seen = String::new();
+        for _ in 0..lines {
+            output.read_line(&mut seen).unwrap();
+        }
+        interrupt(&child);
+        output.read_to_string(&mut seen).unwrap();
+        let status = child.wait().unwrap();
+        let mut said = String::new();
+        child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+        // It may come before anything catches it, when there is nothing to undo; or when all has been done.
+        let at_once = status.signal() == Some(Signal::INT.as_raw()) && seen.is_empty();
+        let done = status.success() && seen.contains("all is taken down");
+        let interrupted = status.code() == Some(130) && said.contains("interrupted");
+        assert!(at_once || done || interrupted, "after {lines} lines: {status}, {seen}{said}");
+        host.nothing_is_left();
+        if done {
+            break;
+        }
+    }
+}
+
+#[test]
+fn a_wait_has_an_end() {
+    let host = Host::up("timeout");
+    let image = host.image("a.img", 1 << 20);
+    let config = host.config(
+        "web",
+        &format!("disk = [\"{image},,xvda\"]\nextra = \"trap '' TERM; echo deaf; while :; do sleep 1; done\""),
+    );
+    host.ok(&["create", &config]);
+    host.until_log("web", "deaf");
+    host.fails(
+        &["shutdown", "web", "--wait", "--timeout", "0.2"],
+        3,
+        "web ends: not within 200 ms",
+    );
+    let backend = host.pid("xen-blockd").unwrap();
+    kill_process(backend, Signal::STOP).unwrap();
+    host.fails(&["disk", "detach", "web", "xvda", "--timeout", "0.2"], 3, "is let go of");
+    kill_process(backend, Signal::CONT).unwrap();
+    host.ok(&["destroy", "web"]);
+}
+
+#[test]
+fn a_store_that_does_not_answer_is_waited_for_with_an_end() {
+    let host = Host::up("stopped");
+    let store = host.pid("xenstored").unwrap();
+    kill_process(store, Signal::STOP).unwrap();
+    host.fails(&["list", "--timeout", "1"], 3, "the store's reply: Connection timed out");
+    // The first Ctrl-C is for waits that can be undone, the second ends all.
+    let mut child = host.command(&["list"]).spawn().unwrap();
+    until_it_catches(&host, &child);
+    interrupt(&child);
+    host.until("the first is taken", || (signals(&child, "ShdPnd:")? == 0).then_some(()));
+    interrupt(&child);
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    kill_process(store, Signal::CONT).unwrap();
+    host.ok(&["list"]);
+}

@@ -1,0 +1,116 @@
+//! An ordinary user: does what can be done, and is told what not.
+
+use crate::demo::{apart, writes_and_compares};
+use crate::support::{Host, XB};
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// Somebody who is nobody else here.
+const USER: u32 = 54_321;
+
+/// What a user has: the programs, and a folder of one's own.
+struct Home(PathBuf);
+
+impl Home {
+    fn of(host: &Host) -> Self {
+        let (home, bin) = (host.path("home"), host.path("bin"));
+        std::fs::create_dir(&home).unwrap();
+        std::fs::create_dir(&bin).unwrap();
+        for folder in [&host.path(""), &bin] {
+            std::fs::set_permissions(folder, PermissionsExt::from_mode(0o755)).unwrap();
+        }
+        for program in ["xb", "xen-hosted", "xenstored", "xen-blockd", "xenstore"] {
+            std::fs::copy(Path::new(XB).with_file_name(program), bin.join(program)).unwrap();
+        }
+        chown(&home, Some(USER), Some(USER)).unwrap();
+        Self(home)
+    }
+
+    fn run(&self, host: &Host, args: &[&str]) -> Output {
+        let mut command = Command::new(host.path("bin/xb"));
+        command.arg("--host").arg(self.0.join("h")).args(args).uid(USER).gid(USER).current_dir("/");
+        command.env_remove("XB_HOST").env_remove("CARGO").env("TMPDIR", &self.0);
+        command.output().unwrap()
+    }
+
+    fn ok(&self, host: &Host, args: &[&str]) -> String {
+        let output = self.run(host, args);
+        assert!(output.status.success(), "xb {args:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+}
+
+#[test]
+fn an_ordinary_user_who_may_open_fuse_has_files() {
+    let host = Host::down("user-fuse");
+    let test = "an_ordinary_user_who_may_open_fuse_has_files";
+    if !host.has_fuse(test) {
+        return;
+    }
+    let home = Home::of(&host);
+    // As Debian has it: anybody's.
+    let script = format!(
+        "cp -a /dev/fuse $DIR/fuse && chmod 666 $DIR/fuse && mount --bind $DIR/fuse /dev/fuse && \
+         export TMPDIR={home} && exec setpriv --reuid={USER} --regid={USER} --clear-groups \
+         $DIR/bin/xb --host {home}/h demo",
+        home = home.0.display()
+    );
+    let Some(output) = apart(test, &host, &script) else { return };
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{output:?}");
+    let words = "this is an ordinary user, so nothing is mounted: the guests use debugfs instead";
+    assert!(said.contains(words), "{said}");
+    writes_and_compares(&said);
+    host.nothing_is_left();
+}
+
+#[test]
+fn an_ordinary_user_has_guests_and_is_told_what_cannot_be() {
+    let host = Host::down("user");
+    if !rustix::process::geteuid().is_root() {
+        // Then all other tests are an ordinary user's.
+        return conformance::skip(
+            "an_ordinary_user_has_guests_and_is_told_what_cannot_be",
+            "only root can become another user",
+        );
+    }
+    let home = Home::of(&host);
+    let shown = home.ok(&host, &["demo"]);
+    let told = [
+        "this is an ordinary user, so nothing is mounted",
+        "/dev/fuse cannot be opened by this user",
+    ];
+    assert!(told.iter().any(|words| shown.contains(words)), "{shown}");
+    assert!(shown.contains("all is taken down"), "{shown}");
+    if !shown.contains("nothing is read or written") {
+        assert!(shown.contains("e2fsck finds nothing wrong: 40 files"), "{shown}");
+        assert!(shown.contains("what it wrote is what it reads"), "{shown}");
+    }
+    home.ok(&host, &["host", "up"]);
+    let (image, config) = (home.0.join("a.img"), home.0.join("web.cfg"));
+    std::fs::File::create(&image).unwrap().set_len(1 << 20).unwrap();
+    chown(&image, Some(USER), Some(USER)).unwrap();
+    let disk = format!("disk = [\"{},,xvda,w\"]", image.display());
+    let text = format!("name = \"web\"\n{disk}\nkernel_block = 1\nextra = \"exec sleep 1000\"\n");
+    std::fs::write(&config, text).unwrap();
+    let config = config.to_str().unwrap();
+    home.ok(&host, &["create", config]);
+    let refused = home.run(&host, &["disk", "mount", "web", "xvda"]);
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(1), "{said}");
+    let words = "web: only root may have the host's kernel mount a guest's disk";
+    assert!(said.contains(words), "{said}");
+    home.ok(&host, &["destroy", "web"]);
+    // An image that is root's alone.
+    let theirs = host.image("root.img", 1 << 20);
+    std::fs::set_permissions(&theirs, PermissionsExt::from_mode(0o600)).unwrap();
+    let refused = home.run(&host, &["create", config, &format!("disk=[\"{theirs},,xvda,w\"]")]);
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(1), "{said}");
+    assert!(said.contains("root.img: Permission denied"), "{said}");
+    home.ok(&host, &["host", "down"]);
+    assert!(!home.0.join("h").exists());
+    host.nothing_is_left();
+}
