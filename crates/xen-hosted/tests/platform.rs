@@ -15,11 +15,13 @@ use rustix::net::{
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use support::puppet::Puppet;
 use support::{Host, WITHIN, playing, this_program};
-use xen::domctl::DomainControl;
-use xen::evtchn::{EventChannels, Virq};
+use xen::domctl::{DomainControl, RunState};
+use xen::domwatch::ShutdownReason;
+use xen::evtchn::{EventChannels, Status, Virq};
 use xen::gnttab::{GrantMap, GrantOffer};
-use xen::{DomId, Error};
+use xen::{DomId, Error, Port};
 use xen_hosted::domctl::{Accounts, Control, Created, Descriptors};
 use xen_hosted::{Platform, Role};
 
@@ -30,6 +32,7 @@ fn role() {
     match role.as_str() {
         "lender" => lend(),
         "borrower" => borrow(),
+        "puppet" => std::process::exit(support::actor::play()),
         "sleeper" => rustix::event::pause(),
         other => panic!("no role {other:?}"),
     }
@@ -223,6 +226,32 @@ fn the_life_of_domains() {
     }
     let mut control = host.control();
     support::until("domain 0 alone is left", || control.list().unwrap().len() == 1);
+}
+
+/// What has crashed can still be looked into: it has its ports until the toolstack destroys it.
+#[test]
+fn a_crashed_domain_keeps_its_ports_until_it_is_destroyed() {
+    let host = Host::start();
+    let mut control = host.control();
+    let mut guest = Puppet::start(&host);
+    let domid = guest.domid();
+    let [bound, unbound] = [(); 2].map(|()| Port(guest.ask("alloc 0").parse().unwrap()));
+    let backend = Platform::connect(&host.host(), Role::Backend).unwrap();
+    let mut channels = backend.channels().unwrap();
+    let mine = channels.bind_interdomain(domid, bound).unwrap();
+    let interdomain = Status::Interdomain { remote: domid, remote_port: bound };
+    let process = control.process(domid).unwrap();
+    rustix::process::pidfd_send_signal(&process, rustix::process::Signal::KILL).unwrap();
+    let state = support::ended(&mut control, domid).state;
+    assert_eq!(state, RunState::Shutdown(ShutdownReason::Crash));
+    assert_eq!(channels.status(mine), Ok(interdomain));
+    assert_eq!(control.accounts(domid).unwrap().ports, 4);
+    // As a debugger of crashed domains does.
+    let late = channels.bind_interdomain(domid, unbound).unwrap();
+    channels.notify(late).unwrap();
+    control.destroy(domid).unwrap();
+    assert_eq!(channels.status(mine), Ok(Status::Unbound(domid)));
+    assert_eq!(channels.status(late), Ok(Status::Unbound(domid)));
 }
 
 /// A guest is refused all of it, also over a socket that it has handed on.

@@ -18,6 +18,8 @@ pub(super) const ARENA_LEN: u64 = (TABLE_LEN + PAGES_LEN) as u64;
 
 /// One domain's pages for one other.
 pub(super) struct Arena {
+    /// What tells it from others that have had its slot.
+    number: u64,
     /// The connection that grants from it.
     owner: PeerId,
     peer: DomId,
@@ -34,7 +36,12 @@ pub(super) struct Arena {
 
 impl Arena {
     /// A new arena of `owner`'s domain for `peer`.
-    fn new(owner: PeerId, peer: DomId, peer_identity: u64, writable: bool) -> Result<Self, Error> {
+    fn new(
+        number: u64,
+        owner: PeerId,
+        (peer, peer_identity): (DomId, u64),
+        writable: bool,
+    ) -> Result<Self, Error> {
         let make = |len| {
             let fd = memfd("arena", len).map_err(failed)?;
             fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW).map_err(failed)?;
@@ -47,7 +54,17 @@ impl Arena {
         };
         fcntl_add_seals(&table, SealFlags::SEAL).map_err(failed)?;
         let holders = Vec::new();
-        Ok(Self { owner, peer, peer_identity, writable, table, pages, ready: writable, holders })
+        Ok(Self {
+            number,
+            owner,
+            peer,
+            peer_identity,
+            writable,
+            table,
+            pages,
+            ready: writable,
+            holders,
+        })
     }
 
     fn descriptors(&self) -> Result<Vec<OwnedFd>, Error> {
@@ -65,7 +82,7 @@ impl Broker {
     /// Makes the first arena of a new domain: for domain 0, with console and store page granted.
     pub(super) fn first_arena(&mut self, domid: DomId, owner: PeerId) -> Result<(), Error> {
         let identity = self.domains.get(&DomId::DOM0).ok_or(Error::Srch)?.identity;
-        let arena = Arena::new(owner, DomId::DOM0, identity, true)?;
+        let arena = Arena::new(self.take_identity(), owner, (DomId::DOM0, identity), true)?;
         let granted = entry(DomId::DOM0, Access::ReadWrite);
         for grant in [GrantRef::CONSOLE, GrantRef::XENSTORE] {
             arena.write_word(entry_offset(grant.0 as usize), granted);
@@ -116,14 +133,14 @@ impl Broker {
         if !dom0 {
             self.charge_arena(domid)?;
         }
-        let arena = Arena::new(id, peer, peer_identity, writable)?;
+        let arena = Arena::new(self.take_identity(), id, (peer, peer_identity), writable)?;
         let fds = arena.descriptors()?;
         let slot = u32::try_from(at).map_err(|_| Error::NoSpc)?;
         let Some(domain) = self.domains.get_mut(&domid) else { return Err(Error::Srch) };
-        if at == domain.arenas.len() {
-            domain.arenas.push(None);
+        match domain.arenas.get_mut(at) {
+            Some(place) => *place = Some(arena),
+            None => domain.arenas.push(Some(arena)),
         }
-        domain.arenas[at] = Some(arena);
         if dom0 && let Some(owner) = self.peers.get_mut(id) {
             // Another process of domain 0 goes on without it; a guest's arenas stay until the guest
             // is destroyed, as Xen keeps the memory of one that has crashed.
@@ -174,42 +191,46 @@ impl Broker {
             return Err(Error::Access);
         }
         let known = arena.holders.iter().position(|holder| *holder == Some(id));
-        let bit = match known.or_else(|| arena.holders.iter().position(Option::is_none)) {
-            Some(bit) => bit,
-            None if arena.holders.len() < HOLDERS_MAX as usize => {
-                arena.holders.push(None);
-                arena.holders.len() - 1
-            }
-            None => return Err(Error::NoSpc),
-        };
+        let bit = known.or_else(|| arena.holders.iter().position(Option::is_none));
+        let bit = bit.unwrap_or(arena.holders.len());
+        if bit >= HOLDERS_MAX as usize {
+            return Err(Error::NoSpc);
+        }
         let fds = arena.descriptors()?;
-        arena.holders[bit] = Some(id);
+        match arena.holders.get_mut(bit) {
+            Some(holder) => *holder = Some(id),
+            None => arena.holders.push(Some(id)),
+        }
+        let number = arena.number;
         if known.is_none() {
             domain.named += 1;
             if let Some(peer) = self.peers.get_mut(id) {
-                peer.mapped.insert((granter, slot));
+                peer.mapped.insert((granter, slot, number));
             }
         }
-        Ok(Some((vec![bit as u64], fds)))
+        Ok(Some((vec![bit as u64, number], fds)))
     }
 
-    /// A peer has let go of an arena.
-    pub(super) fn release(&mut self, id: PeerId, granter: DomId, slot: u32) {
+    /// A peer has let go of an arena, maybe of one that was there before the one that is.
+    pub(super) fn release(&mut self, id: PeerId, arena: (DomId, u32, u64)) {
         if let Some(peer) = self.peers.get_mut(id)
-            && peer.mapped.remove(&(granter, slot))
+            && peer.mapped.remove(&arena)
         {
-            self.drop_holder(id, granter, slot);
+            self.drop_holder(id, arena);
         }
     }
 
     /// `id` has the arena no more, whether it said so or died: its bits are cleared.
-    pub(super) fn drop_holder(&mut self, id: PeerId, granter: DomId, slot: u32) {
+    pub(super) fn drop_holder(&mut self, id: PeerId, (granter, slot, number): (DomId, u32, u64)) {
         let Some(domain) = self.domains.get_mut(&granter) else { return };
         domain.named = domain.named.saturating_sub(1);
         if let Some(arena) = domain.arenas.get_mut(slot as usize).and_then(Option::as_mut)
+            && arena.number == number
             && let Some(bit) = arena.holders.iter().position(|holder| *holder == Some(id))
         {
-            arena.holders[bit] = None;
+            if let Some(holder) = arena.holders.get_mut(bit) {
+                *holder = None;
+            }
             clear_bit(&arena.table, bit);
         }
         self.forget(granter);

@@ -11,7 +11,7 @@ use crate::{Rights, sys};
 use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, socketpair};
-use rustix::process::Pid;
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 use std::os::fd::{AsFd, OwnedFd};
 use xen::domwatch::DomainEvent;
 use xen::{DomId, Error, GrantRef};
@@ -123,10 +123,15 @@ impl Broker {
                 (Err(errno), _) => return Err(failed(errno)),
             }
         };
-        self.watch(pidfd.as_fd(), Token::Process(domid), EventFlags::IN).map_err(failed)?;
-        self.watch(setup_end.as_fd(), Token::Setup(domid), EventFlags::IN).map_err(failed)?;
+        if let Err(errno) = self.watch(pidfd.as_fd(), Token::Process(domid), EventFlags::IN) {
+            // Nobody would hear of its end.
+            end_now(&pidfd);
+            return Err(failed(errno));
+        }
+        let watched = self.watch(setup_end.as_fd(), Token::Setup(domid), EventFlags::IN);
         let domain = self.domains.get_mut(&domid).ok_or(Error::Srch)?;
         let process = domain.process.insert(Process { pidfd, setup: Some(setup_end) });
+        watched.map_err(failed)?;
         if flags & libc::CLONE_NEWUSER != 0 {
             map_ids(pid, root.then_some(outer))?;
         }
@@ -199,6 +204,12 @@ fn without_user(plan: &mut Plan<'_>, root: bool, outer: u32) -> i32 {
         plan.lacks |= Lack::Landlock.bit();
     }
     0
+}
+
+/// Ends a process that is in no table, and waits for that.
+fn end_now(pidfd: &OwnedFd) {
+    let _ = pidfd_send_signal(pidfd, Signal::KILL);
+    let _ = waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED);
 }
 
 /// Maps the one user and group of a new user namespace: to `outer`, or to the broker's own.

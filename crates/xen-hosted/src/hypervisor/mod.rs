@@ -5,6 +5,8 @@
 //! costs as much as it touches, never as much as there are domains (except the list of them, in
 //! pieces of [`LISTED_AT_ONCE`](crate::limits::LISTED_AT_ONCE)).
 
+#![deny(clippy::unwrap_used, clippy::indexing_slicing)]
+
 mod arenas;
 mod control;
 mod create;
@@ -29,7 +31,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 use seccompiler::BpfProgram;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -50,7 +52,7 @@ const DOMAIN_DESCRIPTORS: u64 = 5;
 const DOMAINS_PLANNED: u64 = 1024;
 
 /// What an event is about; encoded into the word that epoll keeps.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 enum Token {
     Listener(Role),
     Peer(PeerId),
@@ -167,8 +169,8 @@ pub struct Broker {
     /// First of the ids of the host that its domains run as.
     first_id: u32,
     input: Vec<u8>,
-    /// Peers that were over their rate and are to be read again.
-    resting: Vec<PeerId>,
+    /// Peers and listeners that are to be looked at again after a rest.
+    resting: BTreeSet<Token>,
     rested_until_ms: u64,
     stopping: bool,
 }
@@ -182,13 +184,17 @@ impl Broker {
     pub fn start(host: HostDir, stop: OwnedFd) -> io::Result<Self> {
         let mut builder = fs::DirBuilder::new();
         builder.recursive(true).mode(0o700).create(host.path())?;
+        let meta = fs::metadata(host.path())?;
+        if meta.uid() != rustix::process::geteuid().as_raw() || meta.mode() & 0o077 != 0 {
+            let why = "the directory is another user's, or open to others (chmod 700)";
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
+        }
         let lock = fs::File::options()
             .write(true)
             .create(true)
             .truncate(false)
             .open(host.path().join("lock"))?;
         flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
-        let meta = fs::metadata(host.path())?;
         let (ports_max, arenas_max, mut lacks) = share_descriptors();
         let name = format!("xenbus-{:x}-{:x}", meta.dev(), meta.ino());
         let cgroups = Cgroups::find(&name);
@@ -223,7 +229,7 @@ impl Broker {
             arenas_max,
             first_id: 0x6000_0000 + u32::try_from(meta.ino() & 0xfff).unwrap_or(0) * 0x8000,
             input: vec![0; crate::limits::CREATE_MAX],
-            resting: Vec::new(),
+            resting: BTreeSet::new(),
             rested_until_ms: 0,
             stopping: false,
             host,

@@ -22,6 +22,7 @@ use xen_hosted::{HostDir, Platform};
 use xen_io::xs_ring::FrontRing;
 use xenstore_core::wire::MsgType;
 
+pub(crate) mod actor;
 pub(crate) mod puppet;
 pub(crate) mod raw;
 
@@ -290,6 +291,15 @@ impl GuestStore {
             }
         }
     }
+}
+
+/// Processor time that a process has used, in ms.
+pub(crate) fn cpu_time_ms(pid: u32) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    // The name, in brackets, may hold anything; the times are the 12th and 13th field behind it.
+    let (_, fields) = stat.rsplit_once(')').unwrap();
+    let times = fields.split_whitespace().skip(11).take(2);
+    times.map(|ticks| ticks.parse::<u64>().unwrap() * 10).sum()
 }
 
 /// Entries of a folder.

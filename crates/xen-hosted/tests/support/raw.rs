@@ -44,6 +44,17 @@ pub(crate) fn request(words: &[u64], attach: bool) -> (Vec<u64>, Vec<OwnedFd>) {
     (words.iter().map(|word| u64::from_ne_bytes(*word)).collect(), fds)
 }
 
+/// Sends words as a request, and takes no answer.
+pub(crate) fn send_words(words: &[u64]) {
+    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    rustix::net::send(socket(), &bytes, SendFlags::NOSIGNAL).unwrap();
+}
+
+/// Shuts the socket down in both directions; what came of it.
+pub(crate) fn hang_up() -> String {
+    name(rustix::net::shutdown(socket(), rustix::net::Shutdown::Both))
+}
+
 /// Sends bytes as a packet, whatever they are; whether the socket took them.
 pub(crate) fn send(bytes: &[u8]) -> bool {
     let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
@@ -150,4 +161,14 @@ pub(crate) fn others(pid: libc::pid_t) -> String {
         ]
     };
     came.map(|(name, errno)| format!("{name}={errno}")).join(" ")
+}
+
+/// Has `set` run in the new process before its program does.
+pub(crate) fn before_exec(
+    command: &mut std::process::Command,
+    set: impl FnMut() -> std::io::Result<()> + Send + Sync + 'static,
+) {
+    use std::os::unix::process::CommandExt;
+    // SAFETY: what the tests set here are system calls that take no lock and no memory.
+    unsafe { command.pre_exec(set) };
 }
