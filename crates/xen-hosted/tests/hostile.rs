@@ -3,17 +3,14 @@
 
 mod support;
 
-use rustix::io::Errno;
-use std::collections::HashMap;
-use std::fs;
 use std::time::Instant;
 use support::puppet::{self, Puppet};
 use support::{Host, ended, entries, introduce, playing, raw, until};
 use xen::domctl::{DomainControl, RunState};
 use xen::domwatch::ShutdownReason;
 use xen::evtchn::EventChannels;
-use xen::gnttab::{Access, GrantMap, GrantOffer, Mapping, Offered};
-use xen::{DomId, Error, GrantRef, Port};
+use xen::gnttab::{Access, GrantOffer};
+use xen::{DomId, Error, Port};
 use xen_hosted::domain::Lack;
 use xen_hosted::domctl::Control;
 use xen_hosted::{Platform, Role};

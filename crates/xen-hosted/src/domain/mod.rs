@@ -220,8 +220,8 @@ pub(crate) const LACKS: [(Lack, &str); 10] = [
     ),
     (
         Lack::Namespaces,
-        "domains get no namespaces (user namespaces are refused to this user) and are one process each; \
-         Landlock, seccomp and resource limits remain",
+        "domains get no namespaces (this kernel or its security policy refuses them to this user) and are \
+         one process each; Landlock, seccomp and resource limits remain",
     ),
     (
         Lack::MemoryLimit,

@@ -34,9 +34,9 @@ const SYSTEM: [&str; 6] = ["usr", "bin", "sbin", "lib", "lib64", "lib32"];
 pub(crate) enum User {
     /// The broker maps an id of the host into the new user namespace.
     Mapped,
-    /// Root drops to this id; there is no user namespace.
+    /// Root drops to this id, once it has what only root can give it; there is no user namespace.
     DropsTo(u32),
-    /// It stays what it is; there are no namespaces.
+    /// It stays what it is, as the broker is nobody to change it; there are no namespaces.
     Same,
 }
 
@@ -120,15 +120,29 @@ pub(crate) fn become_domain(plan: Plan<'_>) {
     let _ = proto::send(setup.as_fd(), &request.encode(), &[], SendFlags::empty());
 }
 
+/// Goes the part of the way that a kernel or its security policy may refuse, and ends: with status 0, or
+/// the number of the error. It is what a domain does, since a policy may let a namespace be made and
+/// refuse later what it is made for.
+pub(crate) fn try_namespaces(setup: &OwnedFd, user: User) -> ! {
+    let tried = wait_for(setup, &Message::Mapped)
+        .and_then(|()| if user == User::Mapped { become_user(INNER_ID) } else { Ok(()) })
+        .and_then(|()| leave_namespaces("probe"))
+        .and_then(|()| build_root(&Config::default()))
+        .and_then(|()| enter_root());
+    sys::exit_now(tried.err().map_or(0, Errno::raw_os_error))
+}
+
 /// The whole way, in the order of [`STEPS`].
 fn enter(mut plan: Plan<'_>) -> Result<std::convert::Infallible, Failed> {
-    wait_for(&plan, &Message::Mapped).map_err(|errno| (0, errno))?;
+    wait_for(&plan.setup, &Message::Mapped).map_err(|errno| (0, errno))?;
     for tasks in &plan.join {
         rustix::io::write(tasks, b"0").map_err(|errno| (1, errno))?;
     }
     let has_namespaces = plan.lacks & Lack::Namespaces.bit() == 0;
     let mut devices = connect_fuse(&mut plan);
-    become_user(plan.user).map_err(|errno| (2, errno))?;
+    if plan.user == User::Mapped {
+        become_user(INNER_ID).map_err(|errno| (2, errno))?;
+    }
     if has_namespaces {
         leave_namespaces(&plan.hostname).map_err(|errno| (3, errno))?;
         build_root(plan.config).map_err(|errno| (4, errno))?;
@@ -143,6 +157,13 @@ fn enter(mut plan: Plan<'_>) -> Result<std::convert::Infallible, Failed> {
         enter_root().map_err(|errno| (5, errno))?;
     }
     bound(&plan).map_err(|errno| (6, errno))?;
+    if plan.user != User::Same {
+        drop_bounding_set();
+    }
+    if let User::DropsTo(id) = plan.user {
+        // Not before: without a user namespace all of the above takes root.
+        become_user(id).map_err(|errno| (2, errno))?;
+    }
     // Beyond those that the program gets, so that none is overwritten before it was copied.
     let high = |fd: &OwnedFd| rustix::io::fcntl_dupfd_cloexec(fd, 16).map_err(|errno| (7, errno));
     let [program, input, output, error] = &plan.files;
@@ -165,14 +186,14 @@ fn enter(mut plan: Plan<'_>) -> Result<std::convert::Infallible, Failed> {
         strings.1.push(variable.map_err(|_| (10, Errno::INVAL))?);
     }
     tell(&plan, &Request::SandboxDone { lacks: plan.lacks }).map_err(|errno| (8, errno))?;
-    wait_for(&plan, &Message::Run).map_err(|errno| (0, errno))?;
+    wait_for(&plan.setup, &Message::Run).map_err(|errno| (0, errno))?;
     filter_calls(&plan).ok_or((9, Errno::INVAL))?;
     Err((10, sys::run_program(program.as_fd(), &strings.0, &strings.1)))
 }
 
 /// Leaves the system calls that the domain may make.
 fn filter_calls(plan: &Plan<'_>) -> Option<()> {
-    if plan.user != User::Same {
+    if plan.lacks & Lack::Namespaces.bit() == 0 {
         return seccompiler::apply_filter(plan.filter).ok();
     }
     let own = u32::try_from(rustix::process::getpid().as_raw_nonzero().get()).ok()?;
@@ -180,11 +201,11 @@ fn filter_calls(plan: &Plan<'_>) -> Option<()> {
 }
 
 /// Waits until the broker says this, which is bounded by the broker's life: its end is the end.
-fn wait_for(plan: &Plan<'_>, message: &Message) -> Result<(), Errno> {
+fn wait_for(setup: &OwnedFd, message: &Message) -> Result<(), Errno> {
     let mut buffer = [0; 64];
     loop {
         let mut fds = Vec::new();
-        let got = proto::receive(plan.setup.as_fd(), &mut buffer, &mut fds, RecvFlags::empty());
+        let got = proto::receive(setup.as_fd(), &mut buffer, &mut fds, RecvFlags::empty());
         match got {
             Ok(0) => sys::exit_now(127),
             Ok(count) if Message::decode(&buffer[..count]).as_ref() == Some(message) => {
@@ -208,9 +229,9 @@ fn connect_fuse(plan: &mut Plan<'_>) -> Option<OwnedFd> {
         return None;
     }
     let opened = match (&plan.devices, plan.user) {
-        (_, User::Same) => Err(Errno::PERM),
+        _ if plan.lacks & Lack::Namespaces.bit() != 0 => Err(Errno::PERM),
         (Some(devices), _) => rustix::io::fcntl_dupfd_cloexec(&devices.fuse, 3),
-        (None, User::Mapped | User::DropsTo(_)) => open("/dev/fuse", FUSE_FLAGS, Mode::empty()),
+        (None, _) => open("/dev/fuse", FUSE_FLAGS, Mode::empty()),
     };
     if opened.is_err() {
         plan.lacks |= Lack::Devices.bit();
@@ -218,12 +239,7 @@ fn connect_fuse(plan: &mut Plan<'_>) -> Option<OwnedFd> {
     opened.ok()
 }
 
-fn become_user(user: User) -> Result<(), Errno> {
-    let id = match user {
-        User::Same => return Ok(()),
-        User::DropsTo(id) => id,
-        User::Mapped => INNER_ID,
-    };
+fn become_user(id: u32) -> Result<(), Errno> {
     match rustix::thread::set_thread_groups(&[]) {
         // An ordinary user may not give up groups, as some serve to keep files from their members.
         Ok(()) | Err(Errno::PERM) => {}
@@ -330,6 +346,17 @@ fn bound(plan: &Plan<'_>) -> Result<(), Errno> {
     Ok(())
 }
 
+/// No program that it runs gets a capability that it has not itself.
+fn drop_bounding_set() {
+    for bit in 0..64 {
+        let capability = CapabilitySet::from_bits_retain(1 << bit);
+        if rustix::thread::remove_capability_from_bounding_set(capability).is_err() {
+            // The kernel knows no more of them.
+            break;
+        }
+    }
+}
+
 fn give_up_privileges(plan: &Plan<'_>) -> Result<(), Errno> {
     rustix::process::setsid()
         .map(drop)
@@ -348,13 +375,6 @@ fn give_up_privileges(plan: &Plan<'_>) -> Result<(), Errno> {
         sys::landlock(&plan.files[0], &folders)?;
     }
     if plan.user != User::Same {
-        for bit in 0..64 {
-            let capability = CapabilitySet::from_bits_retain(1 << bit);
-            if rustix::thread::remove_capability_from_bounding_set(capability).is_err() {
-                // The kernel knows no more of them.
-                break;
-            }
-        }
         let none = CapabilitySet::empty();
         let none = CapabilitySets { effective: none, permitted: none, inheritable: none };
         rustix::thread::set_capabilities(None, none)?;

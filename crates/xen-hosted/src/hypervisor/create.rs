@@ -3,8 +3,8 @@
 use super::arenas::ARENA_LEN;
 use super::serve::Answered;
 use super::{Broker, Domain, PeerId, Process, Stage, Token, failed, say};
-use crate::domain::sandbox::{self, DeviceMount, INNER_ID, Plan, STEPS, User};
-use crate::domain::{Config, Devices, Lack};
+use crate::domain::sandbox::{self, DeviceMount, INNER_ID, Plan, STEPS};
+use crate::domain::{Config, Devices};
 use crate::limits::{PORT_DESCRIPTORS, TASKS_DEFAULT};
 use crate::proto::{self, Message, Request};
 use crate::{Rights, sys};
@@ -16,12 +16,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use xen::domwatch::DomainEvent;
 use xen::{DomId, Error, GrantRef};
 
-/// The namespaces that a process is born into; it leaves the others itself, which keeps the broker
-/// from waiting for them.
-const BORN_INTO: i32 = libc::CLONE_NEWUSER | libc::CLONE_NEWPID;
-
 /// Both ends of a connection: the broker's, which never blocks, and the domain's.
-fn pair() -> Result<(OwnedFd, OwnedFd), Error> {
+pub(super) fn pair() -> Result<(OwnedFd, OwnedFd), Error> {
     let ends = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
     let (broker, domain) = ends.map_err(failed)?;
     rustix::io::ioctl_fionbio(&broker, true).map_err(failed)?;
@@ -84,9 +80,11 @@ impl Broker {
         let (join, into) = group.entrances();
         let descriptors_max = u64::from(self.ports_max) * u64::from(PORT_DESCRIPTORS);
         let root = rustix::process::geteuid().is_root();
+        let outer = if root { self.first_id + u32::from(domid.0) } else { 0 };
+        let (user, flags) = self.namespaces.birth(root.then_some(outer));
         let mut plan = Plan {
             config: &domain.config,
-            user: User::Mapped,
+            user,
             lacks: self.lacks,
             join,
             link,
@@ -97,32 +95,13 @@ impl Broker {
             descriptors_max: descriptors_max + u64::from(TASKS_DEFAULT),
             hostname: format!("dom{domid}"),
         };
-        let outer = if root { self.first_id + u32::from(domid.0) } else { 0 };
         if root && domain.config.devices == Devices::KernelFiles {
             plan.devices = DeviceMount::of_the_host(outer).ok();
         }
-        let known = self.lacks & (Lack::UserNamespace.bit() | Lack::Namespaces.bit());
-        let mut flags = if known == 0 { BORN_INTO } else { without_user(&mut plan, root, outer) };
-        let (pid, pidfd) = loop {
-            let into = into.as_ref().map(AsFd::as_fd);
-            // A process with one thread: see `Broker`.
-            let mut child = Some(plan);
-            let born = sys::clone_process(flags, into, || {
-                if let Some(plan) = child.take() {
-                    sandbox::become_domain(plan);
-                }
-            });
-            match (born, child) {
-                (Ok(born), _) => break born,
-                (Err(Errno::PERM | Errno::NOSPC | Errno::USERS | Errno::INVAL), Some(refused))
-                    if flags & libc::CLONE_NEWUSER != 0 =>
-                {
-                    plan = refused;
-                    flags = without_user(&mut plan, root, outer);
-                }
-                (Err(errno), _) => return Err(failed(errno)),
-            }
-        };
+        // A process with one thread: see `Broker`.
+        let into = into.as_ref().map(AsFd::as_fd);
+        let born = sys::clone_process(flags, into, || sandbox::become_domain(plan));
+        let (pid, pidfd) = born.map_err(failed)?;
         if let Err(errno) = self.watch(pidfd.as_fd(), Token::Process(domid), EventFlags::IN) {
             // Nobody would hear of its end.
             end_now(&pidfd);
@@ -191,29 +170,14 @@ impl Broker {
     }
 }
 
-/// Goes without a user namespace: root drops to a user of the domain's own, others to no namespace.
-fn without_user(plan: &mut Plan<'_>, root: bool, outer: u32) -> i32 {
-    if root {
-        plan.user = User::DropsTo(outer);
-        plan.lacks |= Lack::UserNamespace.bit();
-        return libc::CLONE_NEWPID;
-    }
-    plan.user = User::Same;
-    plan.lacks |= Lack::Namespaces.bit();
-    if sys::landlock_abi() <= 0 {
-        plan.lacks |= Lack::Landlock.bit();
-    }
-    0
-}
-
 /// Ends a process that is in no table, and waits for that.
-fn end_now(pidfd: &OwnedFd) {
+pub(super) fn end_now(pidfd: &OwnedFd) {
     let _ = pidfd_send_signal(pidfd, Signal::KILL);
     let _ = waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED);
 }
 
 /// Maps the one user and group of a new user namespace: to `outer`, or to the broker's own.
-fn map_ids(pid: Pid, outer: Option<u32>) -> Result<(), Error> {
+pub(super) fn map_ids(pid: Pid, outer: Option<u32>) -> Result<(), Error> {
     let proc = format!("/proc/{}", pid.as_raw_nonzero());
     let own = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     let (uid, gid) = outer.map_or(own, |id| (id, id));

@@ -11,6 +11,7 @@ mod arenas;
 mod control;
 mod create;
 mod life;
+mod namespaces;
 mod peers;
 mod ports;
 mod serve;
@@ -23,6 +24,7 @@ use crate::limits::{ARENAS_MAX, DOM0_PORTS_MAX, PORT_DESCRIPTORS, PORTS_MAX, TAS
 use crate::map::{Map, memfd};
 use crate::{HostDir, Role};
 use arenas::Arena;
+use namespaces::Namespaces;
 use peers::Peers;
 use ports::PortTable;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
@@ -161,6 +163,7 @@ pub struct Broker {
     next_domid: u16,
     dom_exc: Option<DomExc>,
     cgroups: Cgroups,
+    namespaces: Namespaces,
     /// What all its domains do without, as [`Lack`]'s bits.
     lacks: u64,
     filter: BpfProgram,
@@ -202,9 +205,13 @@ impl Broker {
         for (lack, has) in bounded.iter().zip(cgroups.bounds()) {
             lacks |= if has { 0 } else { lack.bit() };
         }
-        if !rustix::process::geteuid().is_root() {
+        let first_id = 0x6000_0000 + u32::try_from(meta.ino() & 0xfff).unwrap_or(0) * 0x8000;
+        let root = rustix::process::geteuid().is_root();
+        if !root {
             lacks |= Lack::OwnUser.bit();
         }
+        let namespaces = Namespaces::find(root.then_some(first_id))?;
+        lacks |= namespaces.lacks();
         let identities_fd = memfd("identities", IDENTITIES_LEN)?;
         let identities = Map::new(&identities_fd, 0, IDENTITIES_LEN, Access::ReadWrite)?;
         let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::FUTURE_WRITE | SealFlags::SEAL;
@@ -223,11 +230,12 @@ impl Broker {
             next_domid: 1,
             dom_exc: None,
             cgroups,
+            namespaces,
             lacks: 0,
             filter: filter::program(filter::Processes::OfItsOwn).map_err(io::Error::other)?,
             ports_max,
             arenas_max,
-            first_id: 0x6000_0000 + u32::try_from(meta.ino() & 0xfff).unwrap_or(0) * 0x8000,
+            first_id,
             input: vec![0; crate::limits::CREATE_MAX],
             resting: BTreeSet::new(),
             rested_until_ms: 0,

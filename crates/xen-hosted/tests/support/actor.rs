@@ -181,20 +181,6 @@ fn act_beneath(words: &[&str]) -> String {
             let write = fs::write("/x", "x").map_err(|error| error.kind());
             format!("{root}; {write:?}")
         }
-        ["hang-up", "unread"] => {
-            // More than the broker keeps answers for, none of which is taken.
-            for _ in 0..30 {
-                raw::send_words(&[5, 1]);
-            }
-            raw::hang_up()
-        }
-        ["hang-up", "resting"] => {
-            for _ in 0..=xen_hosted::limits::REQUESTS_BURST {
-                raw::request(&[5, 1], false);
-            }
-            raw::send_words(&[5, 1]);
-            raw::hang_up()
-        }
         ["connect", path] => {
             format!("{:?}", std::os::unix::net::UnixStream::connect(path).map_err(|e| e.kind()))
         }
@@ -242,6 +228,20 @@ fn act_without_bound(words: &[&str]) -> String {
             }
             std::hint::black_box(&all);
             "all of it".to_owned()
+        }
+        ["hang-up", "unread"] => {
+            // More than the broker keeps answers for, none of which is taken.
+            for _ in 0..30 {
+                raw::send_words(&[5, 1]);
+            }
+            raw::hang_up()
+        }
+        ["hang-up", "resting"] => {
+            for _ in 0..=xen_hosted::limits::REQUESTS_BURST {
+                raw::request(&[5, 1], false);
+            }
+            raw::send_words(&[5, 1]);
+            raw::hang_up()
         }
         ["spin"] => loop {
             std::hint::spin_loop();

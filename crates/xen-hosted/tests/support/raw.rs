@@ -163,6 +163,20 @@ pub(crate) fn others(pid: libc::pid_t) -> String {
     came.map(|(name, errno)| format!("{name}={errno}")).join(" ")
 }
 
+/// Has a system call refused to this process and to all that it starts.
+pub(crate) fn refusing(
+    call: libc::c_long,
+    errno: i32,
+) -> impl FnMut() -> std::io::Result<()> + Send + Sync + 'static {
+    use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
+    let rules = std::iter::once((call, Vec::new())).collect();
+    let refused = SeccompAction::Errno(errno.unsigned_abs());
+    let arch = std::env::consts::ARCH.try_into().unwrap();
+    let filter = SeccompFilter::new(rules, SeccompAction::Allow, refused, arch).unwrap();
+    let filter: BpfProgram = filter.try_into().unwrap();
+    move || seccompiler::apply_filter(&filter).map_err(std::io::Error::other)
+}
+
 /// Has `set` run in the new process before its program does.
 pub(crate) fn before_exec(
     command: &mut std::process::Command,
