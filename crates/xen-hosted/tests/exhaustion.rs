@@ -48,7 +48,7 @@ fn a_full_table_of_descriptors_is_waited_for() {
     let limit = rustix::process::Rlimit { current: Some(64), maximum: Some(64) };
     let host = Host::start_with(|command| {
         let set = move || {
-            rustix::process::setrlimit(rustix::process::Resource::Nofile, limit.clone())?;
+            rustix::process::setrlimit(rustix::process::Resource::Nofile, limit)?;
             Ok(())
         };
         support::raw::before_exec(command, set);
