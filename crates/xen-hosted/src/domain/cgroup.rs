@@ -3,6 +3,10 @@
 //!
 //! All domains of a host live below `xenbus-…` in the broker's own group, so whatever bounds the
 //! broker bounds them too. Version 2 needs no controller for freezing and for processor time.
+//!
+//! A domain of one task with the usual share has no processor group of its own but is in that of them all
+//! ([`Share::OfTasks`]): there it has what a group of its own would give it, and the kernel changes no
+//! stack of run queues when it hands the processor to the next such domain.
 
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
@@ -44,6 +48,25 @@ struct Hierarchy {
     /// The group above those of the domains.
     base: PathBuf,
     uses: Vec<Use>,
+}
+
+/// The weight and the cap that a group has which was told nothing, and so has a task in a group of others.
+const USUAL: (u16, u16) = (256, 0);
+
+/// Where a domain's share of the processors comes from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Share {
+    /// A group of its own.
+    OfGroup,
+    /// The group of all, in which each task has the same: for a domain that has one.
+    OfTasks,
+}
+
+impl Share {
+    /// What will do for a domain.
+    pub(crate) fn of(tasks_max: u32, weight: u16, cap: u16) -> Self {
+        if tasks_max == 1 && (weight, cap) == USUAL { Self::OfTasks } else { Self::OfGroup }
+    }
 }
 
 /// What this machine lets the broker bound.
@@ -156,14 +179,30 @@ impl Cgroups {
         [Use::Memory, Use::Cpu, Use::Tasks, Use::Freeze].map(|purpose| self.has(purpose))
     }
 
+    /// Whether a domain of one task needs no group of its own here: in version 1, where nothing else is
+    /// bounded by that; where a group sees to it that there is one task; and where a task counts as
+    /// much as a group, which it does unless the broker was started with `nice`.
+    fn shares_by_task(&self, hierarchy: &Hierarchy) -> bool {
+        hierarchy.version == Version::One
+            && hierarchy.uses == [Use::Cpu]
+            && self.has(Use::Tasks)
+            && rustix::process::getpriority_process(None) == Ok(0)
+    }
+
     /// Groups for a domain.
     ///
     /// # Errors
     /// What mkdir(2) or open(2) answered; nothing is left then.
-    pub(crate) fn create(&self, name: &str) -> io::Result<Group> {
-        let mut group = Group { dirs: Vec::new(), join: Vec::new(), into: None };
+    pub(crate) fn create(&self, name: &str, share: Share) -> io::Result<Group> {
+        let mut group = Group { dirs: Vec::new(), join: Vec::new(), into: None, share_later: None };
         for hierarchy in &self.hierarchies {
             let dir = hierarchy.base.join(name);
+            if share == Share::OfTasks && self.shares_by_task(hierarchy) {
+                let tasks = hierarchy.base.join("tasks");
+                group.join.push(fs::File::options().write(true).open(tasks)?.into());
+                group.share_later = Some(dir);
+                continue;
+            }
             if let Err(error) = fs::create_dir(&dir)
                 && error.kind() != ErrorKind::AlreadyExists
             {
@@ -249,6 +288,8 @@ pub(crate) struct Group {
     join: Vec<OwnedFd>,
     /// Version 2: the group to be born into.
     into: Option<OwnedFd>,
+    /// The processor group that it gets when its share is to be another than that of its task.
+    share_later: Option<PathBuf>,
 }
 
 impl Group {
@@ -297,11 +338,25 @@ impl Group {
     }
 
     /// A share of the processors: Xen's weight 256 is 1024 shares of version 1, a weight of 100 of
-    /// version 2; `cap` is in hundredths of a processor, 0 for no bound.
+    /// version 2; `cap` is in hundredths of a processor, 0 for no bound. `first` is the domain's process,
+    /// if it has one yet and still.
     ///
     /// # Errors
-    /// What write(2) answered.
-    pub(crate) fn set_cpu(&self, weight: u16, cap: u16) -> io::Result<()> {
+    /// What write(2) or mkdir(2) answered.
+    pub(crate) fn set_cpu(&mut self, weight: u16, cap: u16, first: Option<Pid>) -> io::Result<()> {
+        if (weight, cap) != USUAL
+            && let Some(dir) = self.share_later.take()
+        {
+            fs::create_dir(&dir)?;
+            self.dirs.push((Version::One, dir.clone(), vec![Use::Cpu]));
+            if let Some(pid) = first {
+                fs::write(dir.join("tasks"), pid.as_raw_nonzero().to_string())?;
+            }
+        }
+        self.write_cpu(weight, cap)
+    }
+
+    fn write_cpu(&self, weight: u16, cap: u16) -> io::Result<()> {
         const PERIOD_US: u64 = 100_000;
         let shares = (u64::from(weight) * 4).max(2);
         let weight = (u64::from(weight) * 100 / 256).clamp(1, 10_000);

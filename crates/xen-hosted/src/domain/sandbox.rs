@@ -337,6 +337,9 @@ fn bound(plan: &Plan<'_>) -> Result<(), Errno> {
     set(Resource::Core, 0)?;
     set(Resource::Memlock, 0)?;
     set(Resource::Msgqueue, 0)?;
+    // Nothing of it is more urgent than what others do.
+    set(Resource::Nice, 0)?;
+    set(Resource::Rtprio, 0)?;
     if plan.user != User::Same {
         set(Resource::Nproc, plan.config.tasks_max.into())?;
     }

@@ -121,8 +121,9 @@ impl Broker {
         if weight == 0 {
             return Err(Error::Inval);
         }
-        if let Some(group) = &domain.group {
-            group.set_cpu(weight, cap)?;
+        let first = domain.process.as_ref().map(|process| process.pid);
+        if let Some(group) = &mut domain.group {
+            group.set_cpu(weight, cap, first)?;
         }
         domain.scheduling = Scheduling { weight, cap };
         words([])

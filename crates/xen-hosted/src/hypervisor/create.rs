@@ -3,6 +3,7 @@
 use super::arenas::ARENA_LEN;
 use super::serve::Answered;
 use super::{Broker, Domain, PeerId, Process, Stage, Token, failed, say};
+use crate::domain::cgroup::Share;
 use crate::domain::sandbox::{self, DeviceMount, INNER_ID, Plan, STEPS};
 use crate::domain::{Config, Devices};
 use crate::limits::{PORT_DESCRIPTORS, TASKS_DEFAULT};
@@ -71,12 +72,13 @@ impl Broker {
         }
         self.first_ports(peer)?;
         self.first_arena(domid, peer)?;
-        let group = self.cgroups.create(&domid.to_string())?;
         let domain = self.domains.get_mut(&domid).ok_or(Error::Srch)?;
-        let group = domain.group.insert(group);
+        let Config { tasks_max, weight, cap, .. } = domain.config;
+        let share = Share::of(tasks_max, weight, cap);
+        let group = domain.group.insert(self.cgroups.create(&domid.to_string(), share)?);
         group.set_memory(domain.config.memory_max_kib * 1024 - ARENA_LEN)?;
-        group.set_tasks(domain.config.tasks_max)?;
-        group.set_cpu(domain.config.weight, domain.config.cap)?;
+        group.set_tasks(tasks_max)?;
+        group.set_cpu(weight, cap, None)?;
         let (join, into) = group.entrances();
         let descriptors_max = u64::from(self.ports_max) * u64::from(PORT_DESCRIPTORS);
         let root = rustix::process::geteuid().is_root();
@@ -109,7 +111,7 @@ impl Broker {
         }
         let watched = self.watch(setup_end.as_fd(), Token::Setup(domid), EventFlags::IN);
         let domain = self.domains.get_mut(&domid).ok_or(Error::Srch)?;
-        let process = domain.process.insert(Process { pidfd, setup: Some(setup_end) });
+        let process = domain.process.insert(Process { pid, pidfd, setup: Some(setup_end) });
         watched.map_err(failed)?;
         if flags & libc::CLONE_NEWUSER != 0 {
             map_ids(pid, root.then_some(outer))?;

@@ -31,7 +31,7 @@ use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::fs::{FlockOperation, SealFlags, fcntl_add_seals, flock};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
-use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, setrlimit};
 use seccompiler::BpfProgram;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -107,6 +107,8 @@ enum Stage {
 
 /// A domain's first process.
 struct Process {
+    /// Nobody else's before it was waited for.
+    pid: Pid,
     pidfd: OwnedFd,
     /// Until its program runs.
     setup: Option<OwnedFd>,
