@@ -453,7 +453,7 @@ impl EventChannels for Channels {
         if self.link.is_behind() {
             self.catch_up(port)?;
         }
-        self.ports.notify(port)
+        self.ports.notify(port).inspect_err(|_| self.link.count_refusal())
     }
 
     fn pending(&mut self) -> Result<Option<Port>, Error> {
@@ -474,11 +474,14 @@ impl EventChannels for Channels {
 
     #[inline(always)]
     fn unmask(&self, port: Port) -> Result<(), Error> {
-        self.ports.unmask(port)
+        self.ports.unmask(port).inspect_err(|_| self.link.count_refusal())
     }
 
     fn close(&mut self, port: Port) -> Result<(), Error> {
-        self.ports.table.borrow().get(port)?;
+        if let Err(error) = self.ports.table.borrow().get(port) {
+            self.link.count_refusal();
+            return Err(error);
+        }
         let closed = self.call(&Request::Close { port }).map(drop);
         // Only now: what came before the answer may have told of a binding.
         self.ports.remove(port);

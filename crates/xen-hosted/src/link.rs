@@ -32,6 +32,8 @@ pub(crate) enum Counter {
     Granted,
     /// Pages mapped now.
     Mapped,
+    /// What this process was refused without the broker being asked.
+    Refused,
     /// What the broker has told this peer unasked (written by the broker).
     Told,
     /// Notifications received at this port.
@@ -45,6 +47,7 @@ impl Counter {
             Self::Granted => 0,
             Self::Mapped => 1,
             Self::Told => 2,
+            Self::Refused => 3,
             Self::Received(port) => COUNTERS_HEAD + port.0 as usize,
         }
     }
@@ -258,6 +261,12 @@ impl Link {
         let mut foreign = lock(&self.foreign);
         foreign.retain(|table| table.strong_count() > 0);
         foreign.push(Arc::downgrade(table));
+    }
+
+    /// Counts what was refused here; what the broker refuses it counts itself.
+    #[cold]
+    pub(crate) fn count_refusal(&self) {
+        self.count(Counter::Refused, 1);
     }
 
     /// Adds to what this process counts.

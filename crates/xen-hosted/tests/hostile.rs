@@ -3,14 +3,16 @@
 
 mod support;
 
+use rustix::io::Errno;
+use std::fs;
 use std::time::Instant;
 use support::puppet::{self, Puppet};
 use support::{Host, ended, entries, introduce, playing, raw, until};
 use xen::domctl::{DomainControl, RunState};
 use xen::domwatch::ShutdownReason;
 use xen::evtchn::EventChannels;
-use xen::gnttab::{Access, GrantOffer};
-use xen::{DomId, Error, Port};
+use xen::gnttab::{Access, GrantMap, GrantOffer};
+use xen::{DomId, Error, GrantRef, Port};
 use xen_hosted::domain::Lack;
 use xen_hosted::domctl::Control;
 use xen_hosted::{Platform, Role};
@@ -56,6 +58,8 @@ fn grants_are_for_one_peer_and_one_access() {
     assert_eq!(b.ask(&format!("write {grant}")), "done");
     assert_eq!(b.ask(&format!("unmap {grant}")), "true");
     assert_eq!(b.ask(&format!("map {of_a} {grant} rw")), "GNTST_general_error");
+    let refused = host.control().accounts(of_b).unwrap().refused;
+    assert_eq!(refused, 2, "what the library refuses is counted too");
     let accounts = host.control().accounts(c.domid()).unwrap();
     assert_eq!(accounts.refused, 5, "refusals are counted: {accounts:?}");
 }
@@ -72,6 +76,7 @@ fn a_page_for_reading_is_not_written_by_any_means() {
     assert_eq!(guest.ask(&format!("map 0 {grant} rw")), "GNTST_general_error");
     assert_eq!(guest.ask(&format!("map 0 {grant} ro")), "done");
     assert_eq!(guest.ask(&format!("write {grant}")), "the page is mapped for reading only");
+    assert_eq!(host.control().accounts(guest.domid()).unwrap().refused, 2, "both are counted");
     let slot = grant.0 / xen_hosted::limits::ARENA_PAGES;
     assert_eq!(
         guest.ask(&format!("abuse 0 {slot}")),
@@ -115,6 +120,7 @@ fn ports_of_others_are_out_of_reach() {
     assert!(b.ask(&format!("close {port}")).starts_with("EINVAL"));
     assert!(b.ask("bind 4000 1").starts_with("ESRCH"));
     assert!(b.ask("bind-virq").starts_with("EPERM"));
+    assert_eq!(host.control().accounts(b.domid()).unwrap().refused, 5);
     let mine = channels.bind_interdomain(of_a, Port(port.parse().unwrap())).unwrap();
     // A binding begins with an event.
     assert_eq!(channels.wait(Some(support::WITHIN)).unwrap(), Some(mine));
@@ -133,7 +139,141 @@ fn ports_of_others_are_out_of_reach() {
     let state = channels.status(mine).unwrap();
     assert_eq!(state, xen::evtchn::Status::Unbound(of_a));
     assert_eq!(b.ask("control"), "9", "all are EPERM");
-    assert!(host.control().accounts(b.domid()).unwrap().refused >= 12);
+    assert_eq!(host.control().accounts(b.domid()).unwrap().refused, 14);
+}
+
+/// Each request that there is, sent by who knows no library, and what it gets for it.
+#[test]
+fn what_passes_the_library_by_is_refused_and_counted() {
+    let host = Host::start();
+    let mut control = host.control();
+    let mut other = Puppet::start(&host);
+    let of_other = other.domid();
+    assert_eq!(other.ask("alloc 0"), "3");
+    let mut guest = Puppet::start(&host);
+    let [perm, acces, inval, srch, noent] =
+        [Errno::PERM, Errno::ACCESS, Errno::INVAL, Errno::SRCH, Errno::NOENT];
+    let attempts = [
+        ("1 4000", srch, "a port for nobody"),
+        ("1 32753", srch, "a port for DOMID_IO"),
+        ("2 1 3", inval, "a port that is for domain 0"),
+        ("2 32754 1", srch, "a port of DOMID_XEN"),
+        ("3 3", perm, "VIRQ_DOM_EXC"),
+        ("4 3", inval, "closing a port that another has"),
+        ("4 4294967295", inval, "closing none"),
+        ("5 4096", inval, "the state of a port beyond the last"),
+        ("6 1 0", acces, "an arena for domain 0"),
+        ("6 1 9", noent, "no arena"),
+        ("7 4000 1", srch, "an arena for nobody"),
+        ("8", perm, "what became of domains"),
+        ("9 0 0 0 0 0 0 0 0 0 0 0", perm, "creating a domain"),
+        ("10 0", perm, "the list"),
+        ("11 1", perm, "what there is to know of one"),
+        ("12 1", perm, "pausing it"),
+        ("13 1", perm, "running it"),
+        ("14 1 0", perm, "shutting it down"),
+        ("15 1", perm, "destroying it"),
+        ("16 1 65536", perm, "its memory"),
+        ("17 1", perm, "its weight"),
+        ("18 1 1 1", perm, "setting that"),
+        ("19 1", perm, "its account"),
+        ("24 1", perm, "its process"),
+        ("20 0", inval, "that a sandbox stands"),
+        ("21 0 1", inval, "that it does not"),
+        ("22 5", inval, "an arena that it has not made"),
+        ("99", inval, "no request"),
+    ];
+    for (count, (words, errno, what)) in (1..).zip(attempts) {
+        let said = guest.ask(&format!("raw {words}"));
+        assert_eq!(said, errno.raw_os_error().to_string(), "{what}");
+        assert_eq!(control.accounts(guest.domid()).unwrap().refused, count, "{what}");
+    }
+    assert_eq!(control.info(of_other).unwrap().state, RunState::Running);
+    assert_eq!(control.accounts(of_other).unwrap().ports, 3, "nothing was done to it");
+}
+
+#[test]
+fn who_does_not_read_is_not_bound_to_without_end() {
+    let host = Host::start();
+    let mut guest = Puppet::start(&host);
+    assert_eq!(guest.ask("alloc-all"), "4093 ENOSPC: no free port or grant entry");
+    let mut channels = Platform::connect(&host.host(), Role::Backend).unwrap().channels().unwrap();
+    let of = guest.domid();
+    let mut bind = |at: u32| channels.bind_interdomain(of, Port(at)).map(drop);
+    let full = (1..=1000).find_map(|at| bind(at).err().map(|error| (at, error)));
+    let (at, error) = full.expect("there is a bound");
+    assert!(error == Error::Busy && (64..=512).contains(&at), "{error} at {at}");
+    assert!(guest.ask("alloc 0").starts_with("ENOSPC"), "it reads what it was told");
+    assert_eq!(bind(at), Ok(()));
+}
+
+#[test]
+fn a_hostile_granter_does_not_harm_who_maps() {
+    let host = Host::start();
+    let mut guest = Puppet::start(&host);
+    let mut grants = Platform::connect(&host.host(), Role::Backend).unwrap().grants();
+    let said = guest.ask("grant-and-abuse 0");
+    let (grant, abuse) = said.split_once(' ').unwrap();
+    assert_eq!(abuse, "map=done mprotect=done pwrite=done truncate=1 grow=1 punch=done seal=1");
+    let grant = GrantRef(grant.parse().unwrap());
+    let mapping = grants.map(guest.domid(), grant, Access::ReadWrite).unwrap();
+    mapping.page().copy_in(0, &[1; 4096]).unwrap();
+    assert_eq!(guest.ask("punch 0"), "done");
+    mapping.page().copy_in(0, &[2; 4096]).unwrap();
+    // The entries are the granter's to write; what they lead to are pages of that arena.
+    assert!(grants.map(guest.domid(), GrantRef(grant.0 + 1), Access::Read).is_err());
+    // An arena that the broker cannot seal is nobody's.
+    let said = guest.ask("seal-first 0");
+    let (slot, rest) = said.split_once(' ').unwrap();
+    assert_eq!(rest, "seal=done mapped=1");
+    let grant = GrantRef(slot.parse::<u32>().unwrap() * xen_hosted::limits::ARENA_PAGES);
+    let refused = grants.map(guest.domid(), grant, Access::Read).unwrap_err();
+    assert_eq!(refused.to_string(), "GNTST_general_error");
+    // Where it ends, and its pages with it, who has them mapped goes on.
+    guest.tell("end");
+    host.control().destroy(guest.domid()).unwrap();
+    mapping.page().copy_in(0, &[3; 4096]).unwrap();
+}
+
+/// Pages that a granter has emptied are filled anew on the account of who touches them: that must not be
+/// its end.
+#[test]
+fn pages_that_are_emptied_do_not_cost_their_user_its_memory() {
+    let host = Host::start();
+    let mut control = host.control();
+    let mut config = playing("puppet");
+    config.memory_max_kib = 24 * 1024;
+    let mut victim = Puppet::start_with(&mut control, &config);
+    if victim.created.lacks.contains(&Lack::MemoryLimit) {
+        conformance::skip("memory of emptied pages", "no memory control group may be made here");
+        return;
+    }
+    let mut granter = Puppet::start(&host);
+    let (of, to) = (granter.domid(), victim.domid());
+    assert_eq!(granter.ask(&format!("offer-all {to}")), "1024 ENOSPC: no free port or grant entry");
+    assert_eq!(victim.ask(&format!("map-all {of} 1024 1024")), "done");
+    // All but a MiB or two of what it may have beside its arena.
+    let most = (24 - 4 - 2) * 1024;
+    let arena = 4 * 1024 + 12;
+    while control.accounts(to).unwrap().memory_kib - arena < most {
+        assert_eq!(victim.ask("hold 1"), "done");
+    }
+    assert_eq!(granter.ask(&format!("punch {to}")), "done");
+    assert_eq!(victim.ask("touch-all"), "1024");
+}
+
+#[test]
+fn two_domains_share_no_namespace() {
+    let host = Host::start();
+    let mut control = host.control();
+    let guests = [(); 2].map(|()| Puppet::start(&host));
+    let processes = guests.each_ref().map(|guest| control.process(guest.domid()).unwrap());
+    let [a, b] = processes.map(|process| support::pid_of(&process));
+    for kind in ["cgroup", "ipc", "mnt", "net", "pid", "user", "uts"] {
+        let of = |pid: u32| fs::read_link(format!("/proc/{pid}/ns/{kind}")).unwrap();
+        let (a, b, host) = (of(a), of(b), of(host.broker.id()));
+        assert!(a != b && a != host && b != host, "{kind}: {a:?}, {b:?}, the host's {host:?}");
+    }
 }
 
 #[test]

@@ -323,6 +323,12 @@ impl Group {
     /// # Errors
     /// What write(2) answered: `EBUSY` where the domain has more already.
     pub(crate) fn set_memory(&self, bytes: u64) -> io::Result<()> {
+        if let Some((Version::Two, used)) = self.read(Use::Memory, "", "memory.current")
+            && used.trim().parse::<u64>().is_ok_and(|used| used > bytes)
+        {
+            // Version 2 would take the bound and kill until it holds.
+            return Err(io::Error::from_raw_os_error(rustix::io::Errno::BUSY.raw_os_error()));
+        }
         let text = bytes.to_string();
         let two = ("memory.max", text.clone());
         self.write(Use::Memory, ("memory.limit_in_bytes", text), two)

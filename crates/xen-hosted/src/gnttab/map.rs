@@ -72,6 +72,10 @@ impl Unmap for Foreign {
         }
         self.link.count(Counter::Mapped, -1);
     }
+
+    fn write_refused(&self) {
+        self.link.count_refusal();
+    }
 }
 
 impl Drop for Foreign {
@@ -137,7 +141,10 @@ impl GrantMap for Grants {
     fn map(&mut self, domid: DomId, grant: GrantRef, access: Access) -> Result<Mapping, Error> {
         let (slot, at) = place(grant);
         let arena = self.arena(domid, slot)?;
-        arena.pin(at, self.link.domid, access).map_err(Error::Grant)?;
+        if let Err(status) = arena.pin(at, self.link.domid, access) {
+            self.link.count_refusal();
+            return Err(Error::Grant(status));
+        }
         self.link.count(Counter::Mapped, 1);
         Ok(Mapping::new(domid, grant, page(&arena, at, access)))
     }

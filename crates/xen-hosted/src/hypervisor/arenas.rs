@@ -102,6 +102,16 @@ impl Broker {
         }
     }
 
+    /// What a domain's processes may have, if it is to have `max` bytes: its arenas are taken off, as others
+    /// may be who touches their pages first. For the same reason those that it has looked up are added:
+    /// their granter may leave or make them empty, and that must not cost their user its life.
+    pub(super) fn left_of(&self, domid: DomId, max: u64) -> u64 {
+        let peer = self.domains.get(&domid).and_then(|domain| domain.peer);
+        let mapped = peer.and_then(|id| self.peers.get(id)).map_or(0, |peer| peer.mapped.len());
+        let left = max.saturating_sub(self.charged(domid));
+        left.saturating_add(ARENA_LEN.saturating_mul(mapped as u64))
+    }
+
     /// Memory that a domain's arenas may take.
     pub(super) fn charged(&self, domid: DomId) -> u64 {
         let arenas =
@@ -152,10 +162,10 @@ impl Broker {
 
     /// Takes one more arena off the memory that the domain's processes may have.
     fn charge_arena(&mut self, domid: DomId) -> Result<(), Error> {
-        let charged = self.charged(domid) + ARENA_LEN;
         let domain = self.domains.get(&domid).ok_or(Error::Srch)?;
-        let left = (domain.config.memory_max_kib * 1024).saturating_sub(charged);
-        if left < ARENA_LEN {
+        let max = (domain.config.memory_max_kib * 1024).saturating_sub(ARENA_LEN);
+        let left = self.left_of(domid, max);
+        if max.saturating_sub(self.charged(domid)) < ARENA_LEN {
             return Err(Error::NoSpc);
         }
         match &domain.group {
@@ -207,17 +217,22 @@ impl Broker {
             if let Some(peer) = self.peers.get_mut(id) {
                 peer.mapped.insert((granter, slot, number));
             }
+            self.apply_memory(domid);
         }
         Ok(Some((vec![bit as u64, number], fds)))
     }
 
-    /// A peer has let go of an arena, maybe of one that was there before the one that is.
-    pub(super) fn release(&mut self, id: PeerId, arena: (DomId, u32, u64)) {
-        if let Some(peer) = self.peers.get_mut(id)
-            && peer.mapped.remove(&arena)
-        {
+    /// A peer has let go of an arena, maybe of one that was there before the one that is; false where it
+    /// had none such.
+    pub(super) fn release(&mut self, id: PeerId, arena: (DomId, u32, u64)) -> bool {
+        let Some(peer) = self.peers.get_mut(id) else { return false };
+        let domid = peer.domid;
+        let had = peer.mapped.remove(&arena);
+        if had {
             self.drop_holder(id, arena);
+            self.apply_memory(domid);
         }
+        had
     }
 
     /// `id` has the arena no more, whether it said so or died: its bits are cleared.
@@ -269,14 +284,14 @@ impl Broker {
         }
     }
 
-    /// Sets what a domain's processes may have beside its arenas.
+    /// Sets what a domain's processes may have.
     pub(super) fn apply_memory(&mut self, domid: DomId) {
-        let charged = self.charged(domid);
         if let Some(domain) = self.domains.get(&domid)
             && let Some(group) = &domain.group
         {
             let max = domain.config.memory_max_kib.saturating_mul(1024);
-            let _ = group.set_memory(max.saturating_sub(charged));
+            // Where it has more than that by now, the bound stays what it was.
+            let _ = group.set_memory(self.left_of(domid, max));
         }
     }
 }

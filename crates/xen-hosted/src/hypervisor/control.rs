@@ -99,11 +99,10 @@ impl Broker {
     }
 
     pub(super) fn set_memory_max(&mut self, domid: DomId, kib: u64) -> Answered {
-        let charged = self.charged(domid);
+        let (charged, left) = (self.charged(domid), self.left_of(domid, kib.saturating_mul(1024)));
         let domain = self.living_guest(domid)?;
         let bytes = kib.checked_mul(1024).ok_or(Error::NoMem)?;
-        let left = bytes.checked_sub(charged).filter(|left| *left >= ARENA_LEN);
-        let left = left.ok_or(Error::Inval)?;
+        bytes.checked_sub(charged).filter(|left| *left >= ARENA_LEN).ok_or(Error::Inval)?;
         if let Some(group) = &domain.group {
             group.set_memory(left)?;
         }
@@ -148,7 +147,7 @@ impl Broker {
             count(Counter::Granted),
             count(Counter::Mapped),
             self.notified(domid),
-            domain.refused,
+            domain.refused.saturating_add(count(Counter::Refused)),
         ])
     }
 }

@@ -177,7 +177,9 @@ impl Broker {
         }
         let request = self.input.get(..count).and_then(Request::decode);
         if let Some(Request::Release { granter, slot, number }) = request {
-            self.release(id, (granter, slot, number));
+            if !self.release(id, (granter, slot, number)) {
+                self.count_refusal(id);
+            }
             return;
         }
         let answered = match request {

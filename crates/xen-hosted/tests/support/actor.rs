@@ -64,6 +64,18 @@ impl Actor {
                     Err(error) => error.to_string(),
                 }
             }
+            ["map-all", of, first, count] => {
+                for grant in number(first)..number(first) + number(count) {
+                    let mapping = self.grants.map(domid(of), GrantRef(grant), Access::ReadWrite);
+                    self.mapped.insert(grant.to_string(), mapping.unwrap());
+                }
+                "done".to_owned()
+            }
+            ["touch-all"] => {
+                let pages = self.mapped.values();
+                pages.for_each(|mapping| mapping.page().copy_in(0, b"here").unwrap());
+                self.mapped.len().to_string()
+            }
             ["unmap", grant] => format!("{}", self.mapped.remove(grant).is_some()),
             ["write", grant] => match self.mapped[grant].page().copy_in(0, b"hostile") {
                 Ok(()) => "done".to_owned(),
@@ -150,6 +162,13 @@ fn act_beneath(words: &[&str]) -> String {
             let (_, fds) = raw::request(&[6, of.parse().unwrap(), slot.parse().unwrap()], false);
             fds.last().map_or_else(|| "no arena".to_owned(), raw::abuse)
         }
+        ["raw", ref numbers @ ..] => {
+            let numbers: Vec<u64> = numbers.iter().map(|word| word.parse().unwrap()).collect();
+            raw::request(&numbers, false).0[1].to_string()
+        }
+        ["punch", peer] => raw::punch(peer.parse().unwrap()),
+        ["grant-and-abuse", peer] => raw::grant_and_abuse(peer.parse().unwrap()),
+        ["seal-first", peer] => raw::seal_first(peer.parse().unwrap()),
         ["blocking"] => {
             let event = rustix::event::eventfd(0, rustix::event::EventfdFlags::NONBLOCK).unwrap();
             raw::make_blocking(&event)
@@ -176,6 +195,13 @@ fn act_beneath(words: &[&str]) -> String {
             }
             sent.to_string()
         }
+        _ => look_around(words),
+    }
+}
+
+/// What is to be seen and reached from here.
+fn look_around(words: &[&str]) -> String {
+    match *words {
         ["files"] => {
             let root = entries(std::path::Path::new("/")).join(" ");
             let write = fs::write("/x", "x").map_err(|error| error.kind());
@@ -220,6 +246,13 @@ fn act_without_bound(words: &[&str]) -> String {
                     Err(error) => return format!("{count} {:?}", error.kind()),
                 }
             }
+        }
+        ["hold", mib] => {
+            // For good: there is no way back.
+            for _ in 0..number(mib) {
+                std::mem::forget(vec![1_u8; 1 << 20]);
+            }
+            "done".to_owned()
         }
         ["memory", mib] => {
             let mut all: Vec<Vec<u8>> = Vec::new();

@@ -329,6 +329,14 @@ pub(crate) fn cpu_time_ms(pid: u32) -> u64 {
     times.map(|ticks| ticks.parse::<u64>().unwrap() * 10).sum()
 }
 
+/// The number of the process that a pidfd is of.
+pub(crate) fn pid_of(pidfd: &std::os::fd::OwnedFd) -> u32 {
+    use std::os::fd::AsRawFd;
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).unwrap();
+    let pid = info.lines().find_map(|line| line.strip_prefix("Pid:")).unwrap();
+    pid.trim().parse().unwrap()
+}
+
 /// Entries of a folder.
 pub(crate) fn entries(folder: &Path) -> Vec<String> {
     let list = fs::read_dir(folder).into_iter().flatten().flatten();
