@@ -110,11 +110,8 @@ type Failed = (usize, Errno);
 
 /// Becomes the domain. Returns only to end with a failure, which the broker has been told.
 pub(crate) fn become_domain(plan: Plan<'_>) {
-    let setup = match plan.setup.try_clone() {
-        Ok(setup) => setup,
-        Err(_) => return,
-    };
-    let Err((step, errno)) = enter(plan);
+    let Ok(setup) = plan.setup.try_clone() else { return };
+    let Err((step, errno)) = enter(plan, &setup);
     let step = u32::try_from(step).unwrap_or(0);
     let request = Request::SandboxFailed { step, errno: errno.raw_os_error() };
     let _ = proto::send(setup.as_fd(), &request.encode(), &[], SendFlags::empty());
@@ -124,7 +121,8 @@ pub(crate) fn become_domain(plan: Plan<'_>) {
 /// the number of the error. It is what a domain does, since a policy may let a namespace be made and
 /// refuse later what it is made for.
 pub(crate) fn try_namespaces(setup: &OwnedFd, user: User) -> ! {
-    let tried = wait_for(setup, &Message::Mapped)
+    let tried = leave_broker(&[setup])
+        .and_then(|()| wait_for(setup, &Message::Mapped))
         .and_then(|()| if user == User::Mapped { become_user(INNER_ID) } else { Ok(()) })
         .and_then(|()| leave_namespaces("probe"))
         .and_then(|()| build_root(&Config::default()))
@@ -132,8 +130,19 @@ pub(crate) fn try_namespaces(setup: &OwnedFd, user: User) -> ! {
     sys::exit_now(tried.err().map_or(0, Errno::raw_os_error))
 }
 
-/// The whole way, in the order of [`STEPS`].
-fn enter(mut plan: Plan<'_>) -> Result<std::convert::Infallible, Failed> {
+/// Ends with the broker, and has of its descriptors only these. What the broker keeps for itself is
+/// its end of this process's sockets too, which would not close with it.
+fn leave_broker(kept: &[&OwnedFd]) -> Result<(), Errno> {
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+    let mut kept: Vec<_> = kept.iter().map(|fd| fd.as_raw_fd()).collect();
+    sys::keep_only(&mut kept)
+}
+
+/// The whole way, in the order of [`STEPS`]; `tells` is for who hears of a failure.
+fn enter(mut plan: Plan<'_>, tells: &OwnedFd) -> Result<std::convert::Infallible, Failed> {
+    let devices = plan.devices.iter().flat_map(|devices| [&devices.fuse, &devices.mount]);
+    let needed = [tells, &plan.link, &plan.setup].into_iter().chain(&plan.files).chain(&plan.join);
+    leave_broker(&needed.chain(devices).collect::<Vec<_>>()).map_err(|errno| (0, errno))?;
     wait_for(&plan.setup, &Message::Mapped).map_err(|errno| (0, errno))?;
     for tasks in &plan.join {
         rustix::io::write(tasks, b"0").map_err(|errno| (1, errno))?;

@@ -270,6 +270,8 @@ pub(crate) struct GuestStore {
     ring: FrontRing,
     pub(crate) port: xen::Port,
     request: u32,
+    /// What the ring did not take of the last request.
+    unsent: Option<Vec<u8>>,
 }
 
 impl GuestStore {
@@ -278,7 +280,29 @@ impl GuestStore {
         let channels = platform.channels().unwrap();
         let mut offers = platform.offers();
         let (page, port) = platform.store_ring(&mut offers).unwrap();
-        Self { platform, channels, offers, ring: FrontRing::new(page), port, request: 0 }
+        Self {
+            platform,
+            channels,
+            offers,
+            ring: FrontRing::new(page),
+            port,
+            request: 0,
+            unsent: None,
+        }
+    }
+
+    /// Asks without waiting, and takes what has come: the ring stays in use, whatever becomes of the store.
+    pub(crate) fn poke(&mut self) -> Result<(), xen::Error> {
+        let mut bytes = Vec::new();
+        for word in [MsgType::Directory as u32, 1, 0, 2] {
+            bytes.extend_from_slice(&word.to_ne_bytes());
+        }
+        bytes.extend_from_slice(b"/\0");
+        let rest = self.unsent.take().unwrap_or(bytes);
+        let sent = self.ring.write(&rest).unwrap();
+        self.unsent = rest.get(sent..).filter(|rest| !rest.is_empty()).map(<[u8]>::to_vec);
+        self.ring.read(&mut [0; 1024]).unwrap();
+        self.channels.notify(self.port)
     }
 
     /// One request and its reply.
