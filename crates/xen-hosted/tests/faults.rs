@@ -326,13 +326,26 @@ fn left(host: &Host) -> Left {
     }
 }
 
+/// The same once it does not change: the store lets go of a client after that has gone.
+fn at_rest(host: &Host) -> Left {
+    let mut last = left(host);
+    until("all is at rest", || {
+        std::thread::sleep(Duration::from_millis(100));
+        let now = left(host);
+        let same = now == last;
+        last = now;
+        same
+    });
+    last
+}
+
 #[test]
 fn deaths_in_any_order_leave_nothing_behind() {
     let seeds = std::env::var("FAULT_SEEDS").unwrap_or_else(|_| "0..40".to_owned());
     let (from, to) = seeds.split_once("..").expect("FAULT_SEEDS=FROM..TO");
     let mut host = Host::start();
     host.start_store();
-    let before = left(&host);
+    let before = at_rest(&host);
     let memory_before = memory_kib(&host);
     for seed in from.parse().unwrap()..to.parse::<u64>().unwrap() {
         eprintln!("seed {seed}");

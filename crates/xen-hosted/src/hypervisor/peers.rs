@@ -130,6 +130,11 @@ impl Peer {
             match proto::send(self.socket.as_fd(), &packet, fds, SendFlags::DONTWAIT) {
                 Ok(()) => return Ok(false),
                 Err(Errno::AGAIN | Errno::NOBUFS | Errno::TOOMANYREFS) => {}
+                Err(Errno::PIPE | Errno::CONNRESET) if self.domid != DomId::DOM0 => {
+                    // Dead, and the event that says so is still to be looked at.
+                    self.hang_up();
+                    return Ok(false);
+                }
                 Err(errno) => return Err(errno),
             }
         }
