@@ -174,9 +174,12 @@ impl Cgroups {
         self.hierarchies.iter().any(|hierarchy| hierarchy.uses.contains(&purpose))
     }
 
-    /// Whether memory, processor time, tasks can be bounded, and domains be frozen.
-    pub(crate) fn bounds(&self) -> [bool; 4] {
-        [Use::Memory, Use::Cpu, Use::Tasks, Use::Freeze].map(|purpose| self.has(purpose))
+    /// Whether memory, processor time, tasks can be bounded, domains be frozen, and what they use be
+    /// counted.
+    pub(crate) fn bounds(&self) -> [bool; 5] {
+        let [memory, cpu, tasks, freeze] =
+            [Use::Memory, Use::Cpu, Use::Tasks, Use::Freeze].map(|purpose| self.has(purpose));
+        [memory, cpu, tasks, freeze, memory && self.has(Use::CpuTime)]
     }
 
     /// Whether a domain of one task needs no group of its own here: in version 1, where nothing else is

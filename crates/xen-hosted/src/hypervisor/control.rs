@@ -27,13 +27,15 @@ impl Broker {
 
     fn info_of(domid: DomId, domain: &Domain) -> DomainInfo {
         let group = domain.group.as_ref();
-        let arenas = domain.arenas.iter().flatten().count() as u64;
+        // Arenas in full; what of them the group has counted already is not counted twice.
+        let arenas = domain.arenas.iter().flatten();
+        let untouched: u64 = arenas.map(|arena| ARENA_LEN.saturating_sub(arena.touched())).sum();
         let memory = group.and_then(crate::domain::cgroup::Group::memory).unwrap_or(0);
         DomainInfo {
             domid,
             handle: domain.config.handle,
             state: domain.run_state(),
-            memory_kib: memory / 1024 + arenas * ARENA_LEN / 1024,
+            memory_kib: memory.saturating_add(untouched) / 1024,
             memory_max_kib: domain.config.memory_max_kib,
             vcpus_online: 1,
             cpu_time_ns: group

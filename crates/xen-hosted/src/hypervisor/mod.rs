@@ -203,7 +203,8 @@ impl Broker {
         let (ports_max, arenas_max, mut lacks) = share_descriptors();
         let name = format!("xenbus-{:x}-{:x}", meta.dev(), meta.ino());
         let cgroups = Cgroups::find(&name);
-        let bounded = [Lack::MemoryLimit, Lack::CpuLimit, Lack::TaskLimit, Lack::Freezer];
+        let bounded =
+            [Lack::MemoryLimit, Lack::CpuLimit, Lack::TaskLimit, Lack::Freezer, Lack::Accounting];
         for (lack, has) in bounded.iter().zip(cgroups.bounds()) {
             lacks |= if has { 0 } else { lack.bit() };
         }
