@@ -167,6 +167,11 @@ impl Cgroups {
     pub(crate) fn remove(&self) {
         for hierarchy in &self.hierarchies {
             let _ = fs::remove_dir(&hierarchy.base);
+            if hierarchy.version == Version::Two
+                && let Some(own) = hierarchy.base.parent()
+            {
+                leave_leaf(own);
+            }
         }
     }
 
@@ -263,6 +268,25 @@ fn made(base: &Path) -> bool {
     }
 }
 
+/// The group that a broker moves itself to in version 2, below the one that it was started in.
+const LEAF: &str = "xenbus-broker";
+
+/// Moves this process back to the group that it was started in, where it had left that. Another broker may
+/// still be in the leaf: then all stays as it is.
+fn leave_leaf(own: &Path) {
+    let leaf = own.join(LEAF);
+    let inside = fs::read_to_string(leaf.join("cgroup.procs")).unwrap_or_default();
+    let me = rustix::process::getpid().as_raw_nonzero().to_string();
+    if inside.trim() == me {
+        // A group with controllers for its children takes no processes.
+        for controller in ["memory", "cpu", "pids"] {
+            let _ = fs::write(own.join("cgroup.subtree_control"), format!("-{controller}"));
+        }
+        let _ = fs::write(own.join("cgroup.procs"), "0");
+        let _ = fs::remove_dir(&leaf);
+    }
+}
+
 /// Enables what can be enabled for the groups below `base`; says what is.
 fn with_controllers(base: &Path) -> Vec<String> {
     let own = base.parent().unwrap_or(base);
@@ -271,7 +295,7 @@ fn with_controllers(base: &Path) -> Vec<String> {
             let enabled = fs::write(group.join("cgroup.subtree_control"), format!("+{controller}"));
             if enabled.is_err_and(|error| error.kind() == ErrorKind::ResourceBusy) && group == own {
                 // A group with processes of its own can give its children no controllers.
-                let leaf = own.join("xenbus-broker");
+                let leaf = own.join(LEAF);
                 if made(&leaf) && fs::write(leaf.join("cgroup.procs"), "0").is_ok() {
                     let _ =
                         fs::write(group.join("cgroup.subtree_control"), format!("+{controller}"));
@@ -334,7 +358,14 @@ impl Group {
         }
         let text = bytes.to_string();
         let two = ("memory.max", text.clone());
-        self.write(Use::Memory, ("memory.limit_in_bytes", text), two)
+        self.write(Use::Memory, ("memory.limit_in_bytes", text), two)?;
+        if let Some((Version::Two, swap)) = self.file(Use::Memory, "", "memory.swap.max")
+            && swap.exists()
+        {
+            // Swapped out it would be beyond the bound; without swap there is no such file.
+            fs::write(swap, "0")?;
+        }
+        Ok(())
     }
 
     /// At most so many tasks.
@@ -441,5 +472,70 @@ mod tests {
         let at = base(&mount, own_group(own, "memory"), "x").unwrap();
         assert_eq!(at, Path::new("/sys/fs/cgroup/memory/b/c/x"));
         assert!(mounted("22 1 8:1 / / rw - ext4 /dev/vda rw").is_none());
+    }
+
+    /// A folder with these files, in the place of a group of version 2.
+    fn group_of(name: &str, files: &[(&str, &str)]) -> (PathBuf, Group) {
+        let dir = std::env::temp_dir().join(format!("xen-hosted-{name}-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&dir);
+        fs::create_dir(&dir).unwrap();
+        for (file, text) in files {
+            fs::write(dir.join(file), text).unwrap();
+        }
+        let uses = USES.map(|row| row.0).to_vec();
+        let dirs = vec![(Version::Two, dir.clone(), uses)];
+        (dir, Group { dirs, join: Vec::new(), into: None, share_later: None })
+    }
+
+    #[test]
+    fn version_2_is_told_bounds_in_its_own_words() {
+        let files = [
+            ("memory.current", "4096\n"),
+            ("memory.swap.max", "max\n"),
+            ("cpu.stat", "usage_usec 7\nuser_usec 5\n"),
+        ];
+        let (dir, mut group) = group_of("v2", &files);
+        let read = |file: &str| fs::read_to_string(dir.join(file)).unwrap();
+        group.set_memory(8192).unwrap();
+        assert_eq!((read("memory.max"), read("memory.swap.max")), ("8192".into(), "0".into()));
+        // The kernel would kill until the bound holds.
+        let busy = group.set_memory(4095).unwrap_err();
+        assert_eq!(busy.kind(), ErrorKind::ResourceBusy);
+        assert_eq!(read("memory.max"), "8192");
+        group.set_tasks(3).unwrap();
+        assert_eq!(read("pids.max"), "3");
+        group.set_cpu(512, 50, None).unwrap();
+        assert_eq!((read("cpu.weight"), read("cpu.max")), ("200".into(), "50000 100000".into()));
+        group.set_cpu(1, 0, None).unwrap();
+        assert_eq!((read("cpu.weight"), read("cpu.max")), ("1".into(), "max 100000".into()));
+        assert_eq!(group.set_frozen(true).ok(), Some(true));
+        assert_eq!(read("cgroup.freeze"), "1");
+        assert_eq!((group.cpu_time_ns(), group.memory()), (Some(7000), Some(4096)));
+        fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn a_leaf_with_others_in_it_stays() {
+        let own = std::env::temp_dir().join(format!("xen-hosted-leaf-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&own);
+        let leaf = own.join(LEAF);
+        fs::create_dir_all(&leaf).unwrap();
+        let me = std::process::id();
+        fs::write(leaf.join("cgroup.procs"), format!("{me}\n1\n")).unwrap();
+        leave_leaf(&own);
+        assert!(!own.join("cgroup.procs").exists(), "it has not moved");
+        fs::write(leaf.join("cgroup.procs"), format!("{me}\n")).unwrap();
+        leave_leaf(&own);
+        let moved = fs::read_to_string(own.join("cgroup.procs")).unwrap();
+        assert_eq!(moved, "0", "it is back where it was started");
+        fs::remove_dir_all(own).unwrap();
+    }
+
+    #[test]
+    fn one_task_with_the_usual_share_needs_no_group() {
+        assert_eq!(Share::of(1, 256, 0), Share::OfTasks);
+        for (tasks, weight, cap) in [(2, 256, 0), (1, 255, 0), (1, 256, 1)] {
+            assert_eq!(Share::of(tasks, weight, cap), Share::OfGroup);
+        }
     }
 }

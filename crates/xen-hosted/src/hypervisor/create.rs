@@ -28,14 +28,10 @@ pub(super) fn pair() -> Result<(OwnedFd, OwnedFd), Error> {
 impl Broker {
     /// A number that nobody uses or names.
     fn free_domid(&mut self) -> Result<DomId, Error> {
-        for _ in 1..DomId::FIRST_RESERVED.0 {
-            let domid = DomId(self.next_domid);
-            self.next_domid = if domid.0 + 1 < DomId::FIRST_RESERVED.0 { domid.0 + 1 } else { 1 };
-            if !self.domains.contains_key(&domid) && !self.is_news(domid) {
-                return Ok(domid);
-            }
-        }
-        Err(Error::NoSpc)
+        let taken = |domid| self.domains.contains_key(&domid) || self.is_news(domid);
+        let domid = next_free(self.next_domid, taken).ok_or(Error::NoSpc)?;
+        self.next_domid = domid.0 + 1;
+        Ok(domid)
     }
 
     /// The answer comes when the sandbox stands or fails.
@@ -172,6 +168,12 @@ impl Broker {
     }
 }
 
+/// The first number from `next` on, and then from 1, that is not `taken`.
+fn next_free(next: u16, taken: impl Fn(DomId) -> bool) -> Option<DomId> {
+    let all = DomId::FIRST_RESERVED.0;
+    (next..all).chain(1..next.min(all)).map(DomId).find(|domid| !taken(*domid))
+}
+
 /// Ends a process that is in no table, and waits for that.
 pub(super) fn end_now(pidfd: &OwnedFd) {
     let _ = pidfd_send_signal(pidfd, Signal::KILL);
@@ -190,4 +192,22 @@ pub(super) fn map_ids(pid: Pid, outer: Option<u32>) -> Result<(), Error> {
     std::fs::write(format!("{proc}/uid_map"), format!("{INNER_ID} {uid} 1"))?;
     std::fs::write(format!("{proc}/gid_map"), format!("{INNER_ID} {gid} 1"))?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_go_round_and_past_those_that_are_taken() {
+        let last = DomId::FIRST_RESERVED.0 - 1;
+        let none = |_| false;
+        assert_eq!(next_free(1, none), Some(DomId(1)));
+        assert_eq!(next_free(last, none), Some(DomId(last)));
+        assert_eq!(next_free(last + 1, none), Some(DomId(1)), "domain 0's is never given");
+        let held = |domid: DomId| domid.0 == last || domid.0 <= 2;
+        assert_eq!(next_free(last, held), Some(DomId(3)));
+        assert_eq!(next_free(7, |domid| domid != DomId(6)), Some(DomId(6)));
+        assert_eq!(next_free(7, |_| true), None);
+    }
 }
