@@ -438,9 +438,11 @@ fn p99_us(guest: &mut Puppet) -> u64 {
     guest.ask("p99").parse().unwrap()
 }
 
+/// Rounds whose median counts.
+const ROUNDS: usize = 5;
 /// So often may what else the machine does be in the way, other tests among it. `cargo xtask bench platform` has the
 /// figures of a machine that does nothing else.
-const ATTEMPTS: u32 = 10;
+const ATTEMPTS: u32 = 3;
 
 #[test]
 fn a_neighbour_is_as_fast_beside_a_hostile_domain_as_beside_a_harmless_one() {
@@ -462,28 +464,32 @@ fn a_neighbour_is_as_fast_beside_a_hostile_domain_as_beside_a_harmless_one() {
         other.tell(what);
         other
     };
-    // Alternating, so that what else the machine does falls on all alike; the best of each counts, and the whole is
-    // tried again where that was not enough.
+    // Each flood beside the harmless program of the same round, so that what else the machine does falls on
+    // both; the median of the rounds counts.
     for attempt in 1.. {
-        let mut best = [u64::MAX; 3];
-        for _ in 0..3 {
-            for (at, what) in ["spin", "notifications", "requests"].iter().enumerate() {
-                let other = capped(what, &mut control, &mut client);
-                // Not counted: it may spend its burst of requests first.
-                p99_us(&mut good);
-                best[at] = best[at].min(p99_us(&mut good));
-                control.destroy(other.domid()).unwrap();
-            }
+        let mut ratios = [const { Vec::new() }; 2];
+        for _ in 0..ROUNDS {
+            let [harmless, notifications, requests] =
+                ["spin", "notifications", "requests"].map(|what| {
+                    let other = capped(what, &mut control, &mut client);
+                    // Not counted: it may spend its burst of requests first.
+                    p99_us(&mut good);
+                    let p99 = p99_us(&mut good);
+                    control.destroy(other.domid()).unwrap();
+                    p99 as f64
+                });
+            ratios[0].push(notifications / harmless);
+            ratios[1].push(requests / harmless);
         }
-        let [harmless, notifications, requests] = best;
-        eprintln!("p99: {harmless} us; beside floods {notifications} and {requests} us");
-        if notifications.max(requests) * 2 <= harmless * 3 {
+        let medians = ratios.map(|mut rounds| {
+            rounds.sort_by(f64::total_cmp);
+            rounds[ROUNDS / 2]
+        });
+        eprintln!("p99 beside floods of notifications and of requests, to harmless: {medians:.2?}");
+        if medians.iter().all(|ratio| *ratio <= 1.5) {
             break;
         }
-        assert!(
-            attempt < ATTEMPTS,
-            "{notifications} and {requests} us beside it, else {harmless} us"
-        );
+        assert!(attempt < ATTEMPTS, "{medians:.2?} of what it is beside a harmless program");
     }
 }
 
