@@ -21,6 +21,7 @@ use xen::DomId;
 use xen::domctl::DomainControl;
 use xen_hosted::domain::{Config, Files};
 use xen_hosted::domctl::{Control, Descriptors};
+use xen_hosted::limits::TASKS_DEFAULT;
 
 /// Round trips of a round: well under a slice of the scheduler's.
 const TRIPS: usize = 300;
@@ -192,6 +193,7 @@ impl Boxed {
         let mut create = |role: &str, input: &OwnedFd, output: &OwnedFd| -> Result<DomId> {
             let mut config = Config::default();
             config.files = Files::System;
+            config.tasks_max = 1;
             let trips = TRIPS.to_string();
             config.args = ["guest", role, waiting.name(), &trips].map(Into::into).to_vec();
             let descriptors = Descriptors {
@@ -223,11 +225,14 @@ struct Channel {
 }
 
 impl Channel {
-    fn create(control: &mut Control) -> Result<Self> {
+    fn create(control: &mut Control, tasks_max: u32) -> Result<Self> {
         let first = control.list()?.last().map_or(0, |last| last.domid.0) + 1;
-        let mut pong = Talker::create(control, &["pong", &(first + 1).to_string()])?;
+        let mut of = |args: &[&str]| {
+            Talker::create_with(control, args, |config| config.tasks_max = tasks_max)
+        };
+        let mut pong = of(&["pong", &(first + 1).to_string()])?;
         let ping = ["ping", &first.to_string(), &TRIPS.to_string()];
-        let mut ping = Talker::create(control, &ping)?;
+        let mut ping = of(&ping)?;
         if (pong.created.domid, ping.created.domid) != (DomId(first), DomId(first + 1)) {
             return Err("the domains have other numbers than they were told".into());
         }
@@ -236,6 +241,10 @@ impl Channel {
         control.unpause(ping.created.domid)?;
         ping.tell(&port.to_string())?;
         Ok(Self { pong, ping })
+    }
+
+    fn domids(&self) -> [DomId; 2] {
+        [self.pong.created.domid, self.ping.created.domid]
     }
 
     fn round(&mut self) -> Result<f64> {
@@ -262,26 +271,32 @@ pub(crate) fn rows(host: &Host, extent: &Extent) -> Result<Vec<Row>> {
     let plain = Plain::start()?;
     let mut read = Boxed::create(&mut control, Waiting::Read)?;
     let mut epoll = Boxed::create(&mut control, Waiting::Epoll)?;
-    let mut channel = Channel::create(&mut control)?;
-    let mut times = [const { Vec::new() }; 4];
+    let mut channel = Channel::create(&mut control, 1)?;
+    let mut of_more = Channel::create(&mut control, TASKS_DEFAULT)?;
+    let mut times = [const { Vec::new() }; 5];
     for _ in 0..extent.bounces {
         times[0].push(plain.round()?);
         times[1].push(read.round()?);
         times[2].push(epoll.round()?);
         times[3].push(channel.round()?);
+        times[4].push(of_more.round()?);
     }
-    let Channel { pong, ping } = channel;
-    let channel = [pong.created.domid, ping.created.domid];
-    for domid in [channel, read.domids, epoll.domids].concat() {
+    for domid in [channel.domids(), of_more.domids(), read.domids, epoll.domids].concat() {
         control.destroy(domid)?;
     }
-    let [plain, read, epoll, ours] = times.map(|mut rounds| fast(&mut rounds));
+    let [plain, read, epoll, ours, of_more] = times.map(|mut rounds| fast(&mut rounds));
     let beside = |what: &str, time: f64| format!("{ours:.0} ns; {what} {time:.0} ns");
     let (of_processes, of_domains) = ("eventfds of two processes", "eventfds of two domains");
     let floor = format!("{of_domains} {read:.0} ns; {of_processes} {plain:.0} ns");
     let epolls = format!("the same waited for by epoll {epoll:.0} ns; {of_domains} {read:.0} ns");
     Ok(vec![
         Row::new("event channel round trip", beside(of_processes, plain), ours / plain, GOAL),
+        Row::new(
+            "  between domains of up to 256 tasks",
+            format!("{of_more:.0} ns; {of_processes} {plain:.0} ns"),
+            of_more / plain,
+            Goal::None,
+        ),
         Row::new("  within the same sandboxes", beside(of_domains, read), ours / read, GOAL),
         Row::new("  what the sandboxes cost an eventfd", floor, read / plain, Goal::None),
         Row::new("  what epoll costs it there", epolls, epoll / read, Goal::None),

@@ -109,7 +109,7 @@ pub struct Accounts {
     pub mapped: u64,
     /// Notifications that it has sent, as those who received them count them.
     pub notified: u64,
-    /// Requests that it was refused.
+    /// What it was refused: by the broker, or as it says by the library alone.
     pub refused: u64,
 }
 

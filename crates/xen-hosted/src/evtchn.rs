@@ -5,16 +5,20 @@
 //! epoll_wait(2), and masking and unmasking nothing at all. Only where events come while a port is
 //! masked is it taken out of the epoll and put back by `unmask`: a flood costs its receiver one
 //! wake-up for each time that it looks.
+//!
+//! Who has the ports has the table of them to itself, without a lock: what the broker says of them meanwhile,
+//! to whichever thread is asking it something, waits with the [`Link`] until they are next looked at.
 
-use crate::link::{Counter, Link, from_errno, lock};
+use crate::link::{Answer, Counter, Link, from_errno};
 use crate::proto::{Message, Request};
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::event::{EventfdFlags, Timespec, eventfd};
 use rustix::io::Errno;
+use std::cell::RefCell;
 use std::fmt;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use xen::evtchn::{EventChannels, Status, Virq};
 use xen::{DomId, Error, Port};
@@ -23,6 +27,8 @@ use xen::{DomId, Error, Port};
 const BROKER: u64 = u64::MAX;
 /// What epoll calls the eventfd that is readable while fetched events wait.
 const MORE: u64 = u64::MAX - 1;
+/// What epoll calls the eventfd that is readable while what the broker has said waits with the link.
+const NEWS: u64 = u64::MAX - 2;
 /// Events that are fetched at once.
 const FETCHED_MAX: usize = 64;
 /// What a watched eventfd is asked for.
@@ -67,9 +73,9 @@ struct Slot {
 
 /// All ports of this process.
 #[derive(Debug)]
-pub(crate) struct Ports {
+struct Ports {
     epoll: OwnedFd,
-    table: Mutex<Table>,
+    table: RefCell<Table>,
 }
 
 #[derive(Debug, Default)]
@@ -105,24 +111,26 @@ impl Table {
 }
 
 impl Ports {
-    /// No port yet; what the broker sends over `socket` is waited for too.
-    pub(crate) fn new(socket: BorrowedFd<'_>) -> Result<Self, Error> {
+    /// No port yet; these descriptors are waited for too, under these names.
+    fn new(others: [(BorrowedFd<'_>, u64); 3]) -> Result<Self, Error> {
         let epoll = epoll::create(CreateFlags::CLOEXEC).map_err(from_errno)?;
-        epoll::add(&epoll, socket, EventData::new_u64(BROKER), EventFlags::IN)
-            .map_err(from_errno)?;
-        Ok(Self { epoll, table: Mutex::default() })
+        for (fd, token) in others {
+            epoll::add(&epoll, fd, EventData::new_u64(token), EventFlags::IN)
+                .map_err(from_errno)?;
+        }
+        Ok(Self { epoll, table: RefCell::default() })
     }
 
     /// This process holds `port`, which is not bound yet, or was before this was known.
-    pub(crate) fn allocated(&self, port: Port) {
-        let mut table = lock(&self.table);
+    fn allocated(&self, port: Port) {
+        let mut table = self.table.borrow_mut();
         if table.get(port).is_err() {
             table.set(port, Held { ends: None, mask: Mask::Open, notified: false });
         }
     }
 
     /// What the broker says of a port.
-    pub(crate) fn apply(&self, message: &Message, fds: Vec<OwnedFd>) {
+    fn apply(&self, message: &Message, fds: Vec<OwnedFd>) {
         let mut fds = fds.into_iter();
         match message {
             Message::Bound { port } => {
@@ -132,8 +140,7 @@ impl Ports {
                 }
             }
             Message::Unbound { port } => {
-                let mut table = lock(&self.table);
-                if let Ok(held) = table.get_mut(*port) {
+                if let Ok(held) = self.table.borrow_mut().get_mut(*port) {
                     let ends = held.ends.take();
                     self.forget(ends);
                 }
@@ -144,7 +151,7 @@ impl Ports {
 
     /// Takes the ends of a port that is bound from now on.
     fn bound(&self, port: Port, wait: OwnedFd, notify: Option<OwnedFd>) -> Result<(), Error> {
-        let mut table = lock(&self.table);
+        let mut table = self.table.borrow_mut();
         let mut again = false;
         if let Ok(held) = table.get_mut(port) {
             again = held.notified;
@@ -164,7 +171,7 @@ impl Ports {
 
     /// This process does not hold `port` any more.
     fn remove(&self, port: Port) {
-        let mut table = lock(&self.table);
+        let mut table = self.table.borrow_mut();
         let held = table.slots.get_mut(port.0 as usize).and_then(|slot| slot.held.take());
         self.forget(held.and_then(|held| held.ends));
     }
@@ -178,7 +185,7 @@ impl Ports {
 
     #[inline(always)]
     fn notify(&self, port: Port) -> Result<(), Error> {
-        let table = lock(&self.table);
+        let table = self.table.borrow();
         let Some(ends) = &table.get(port)?.ends else { return Ok(()) };
         let notify = ends.notify.as_ref().ok_or(Error::Inval)?;
         match rustix::io::write(notify, &1_u64.to_ne_bytes()) {
@@ -190,13 +197,13 @@ impl Ports {
 
     /// Who is bound to `port` next is notified then.
     fn notify_next(&self, port: Port) -> Result<(), Error> {
-        lock(&self.table).get_mut(port)?.notified = true;
+        self.table.borrow_mut().get_mut(port)?.notified = true;
         Ok(())
     }
 
     #[inline(always)]
     fn unmask(&self, port: Port) -> Result<(), Error> {
-        let mut table = lock(&self.table);
+        let mut table = self.table.borrow_mut();
         let held = table.get_mut(port)?;
         if held.mask == Mask::Asleep {
             return self.wake(&mut table, port);
@@ -222,7 +229,7 @@ impl Ports {
     #[inline(always)]
     fn take(&self, token: u64) -> Option<Port> {
         let port = Port(token as u32);
-        let mut table = lock(&self.table);
+        let mut table = self.table.borrow_mut();
         let slot = table.slots.get_mut(port.0 as usize)?;
         if u64::from(slot.binding) != token >> 32 {
             return None;
@@ -256,6 +263,7 @@ impl Ports {
 /// The event channels of this process.
 pub struct Channels {
     link: Arc<Link>,
+    ports: Ports,
     /// Tokens; an `Event` could not go to another thread.
     fetched: Vec<u64>,
     /// Which of `fetched` is next.
@@ -278,10 +286,34 @@ impl Channels {
     pub(crate) fn new(link: Arc<Link>) -> Result<Self, Error> {
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
         let more = eventfd(0, flags).map_err(from_errno)?;
-        epoll::add(&link.ports.epoll, &more, EventData::new_u64(MORE), EventFlags::IN)
-            .map_err(from_errno)?;
+        let (socket, news) = link.unasked();
+        let ports = Ports::new([(socket, BROKER), (news, NEWS), (more.as_fd(), MORE)])?;
+        for port in link.first_ports.into_iter().filter(|port| port.0 != 0) {
+            ports.allocated(port);
+        }
         let fetched = Vec::with_capacity(FETCHED_MAX);
-        Ok(Self { link, fetched, next: 0, more, more_set: false, emptied: false })
+        Ok(Self { link, ports, fetched, next: 0, more, more_set: false, emptied: false })
+    }
+
+    /// Listens to the broker, and takes what it has said of ports.
+    fn listen(&self) -> Result<(), Error> {
+        let drained = self.link.drain();
+        self.take_news();
+        drained
+    }
+
+    /// Takes what the broker has said of ports.
+    fn take_news(&self) {
+        for (message, fds) in self.link.take_news() {
+            self.ports.apply(&message, fds);
+        }
+    }
+
+    /// As [`Link::call`]; what was said of ports before the answer is taken.
+    fn call(&self, request: &Request) -> Result<Answer, Error> {
+        let answer = self.link.call(request);
+        self.take_news();
+        answer
     }
 
     /// Waits for the next port with an event, as [`EventChannels::pending`] reports it; `None` where
@@ -326,10 +358,10 @@ impl Channels {
     fn next_fetched(&mut self) -> Result<Option<Port>, Error> {
         while let Some(token) = self.fetched.get(self.next).copied() {
             self.next += 1;
-            if token == BROKER {
-                self.link.drain()?;
+            if token == BROKER || token == NEWS {
+                self.listen()?;
             } else if token != MORE
-                && let Some(port) = self.link.ports.take(token)
+                && let Some(port) = self.ports.take(token)
             {
                 self.link.count(Counter::Received(port), 1);
                 self.show_more()?;
@@ -363,7 +395,7 @@ impl Channels {
         self.fetched.clear();
         self.next = 0;
         let mut events = [MaybeUninit::<Event>::uninit(); FETCHED_MAX];
-        match epoll::wait(&self.link.ports.epoll, &mut events, timeout) {
+        match epoll::wait(&self.ports.epoll, &mut events, timeout) {
             Ok((events, _)) => {
                 self.emptied = events.len() < FETCHED_MAX;
                 self.fetched.extend(events.iter().map(|event| event.data.u64()));
@@ -379,9 +411,9 @@ impl Channels {
     /// Listens to the broker before `port` is notified: it may have been bound since this was last done.
     #[cold]
     fn catch_up(&self, port: Port) -> Result<(), Error> {
-        self.link.drain()?;
+        self.listen()?;
         if self.link.is_behind() {
-            self.link.ports.notify_next(port)?;
+            self.ports.notify_next(port)?;
         }
         Ok(())
     }
@@ -389,30 +421,30 @@ impl Channels {
 
 impl EventChannels for Channels {
     fn fd(&self) -> BorrowedFd<'_> {
-        self.link.ports.epoll.as_fd()
+        self.ports.epoll.as_fd()
     }
 
     fn alloc_unbound(&mut self, remote: DomId) -> Result<Port, Error> {
-        let answer = self.link.call(&Request::AllocUnbound { remote })?;
+        let answer = self.call(&Request::AllocUnbound { remote })?;
         let port = Port(answer.number(0)?);
-        self.link.ports.allocated(port);
+        self.ports.allocated(port);
         Ok(port)
     }
 
     fn bind_interdomain(&mut self, remote: DomId, remote_port: Port) -> Result<Port, Error> {
         let request = Request::BindInterdomain { remote, port: remote_port };
-        let mut answer = self.link.call(&request)?;
+        let mut answer = self.call(&request)?;
         let port = Port(answer.number(0)?);
         let (wait, notify) = (answer.fd()?, answer.fd()?);
-        self.link.ports.bound(port, wait, Some(notify))?;
+        self.ports.bound(port, wait, Some(notify))?;
         Ok(port)
     }
 
     fn bind_virq(&mut self, virq: Virq) -> Result<Port, Error> {
-        let mut answer = self.link.call(&Request::BindVirq { virq: virq.number() })?;
+        let mut answer = self.call(&Request::BindVirq { virq: virq.number() })?;
         let port = Port(answer.number(0)?);
         let wait = answer.fd()?;
-        self.link.ports.bound(port, wait, None)?;
+        self.ports.bound(port, wait, None)?;
         Ok(port)
     }
 
@@ -421,7 +453,7 @@ impl EventChannels for Channels {
         if self.link.is_behind() {
             self.catch_up(port)?;
         }
-        self.link.ports.notify(port)
+        self.ports.notify(port).inspect_err(|_| self.link.count_refusal())
     }
 
     fn pending(&mut self) -> Result<Option<Port>, Error> {
@@ -442,19 +474,22 @@ impl EventChannels for Channels {
 
     #[inline(always)]
     fn unmask(&self, port: Port) -> Result<(), Error> {
-        self.link.ports.unmask(port)
+        self.ports.unmask(port).inspect_err(|_| self.link.count_refusal())
     }
 
     fn close(&mut self, port: Port) -> Result<(), Error> {
-        lock(&self.link.ports.table).get(port)?;
-        let closed = self.link.call(&Request::Close { port }).map(drop);
+        if let Err(error) = self.ports.table.borrow().get(port) {
+            self.link.count_refusal();
+            return Err(error);
+        }
+        let closed = self.call(&Request::Close { port }).map(drop);
         // Only now: what came before the answer may have told of a binding.
-        self.link.ports.remove(port);
+        self.ports.remove(port);
         closed
     }
 
     fn status(&mut self, port: Port) -> Result<Status, Error> {
-        let answer = self.link.call(&Request::Status { port })?;
+        let answer = self.call(&Request::Status { port })?;
         let remote = DomId(answer.number(1)?);
         Ok(match answer.number(0)? {
             0_u64 => Status::Closed,

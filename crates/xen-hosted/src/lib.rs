@@ -30,15 +30,16 @@
 //!
 //! # What fails how
 //!
-//! - A process of a peer dies: the broker sees the end of its socket. Its ports close, so the other
+//! - A process of domain 0 dies: the broker sees the end of its socket. Its ports close, so the other
 //!   ends are unbound; its bits in all tables are cleared, so what it had mapped is unmapped.
 //! - A domain's first process ends: the domain has shut down ([`domain::SHUTDOWN_STATUS`]), and
-//!   VIRQ_DOM_EXC says so. As on Xen its ports and grants stay until the toolstack destroys it.
+//!   VIRQ_DOM_EXC says so. As on Xen its ports and grants stay until the toolstack destroys it; what it
+//!   had mapped is unmapped. The same where it lives and closes its socket.
 //! - A domain is destroyed: ports, arenas, socket go at once, its number when nobody names it any more.
 //!   Who has its pages mapped keeps them until it unmaps them.
 //! - A peer does not read: what the broker has to tell it waits. While 16 answers wait it is asked for
 //!   no further request, and who wants to bind to a guest with 64 unread bindings gets `EBUSY`.
-//! - A peer asks without end: a guest is read 2000 times a second once its burst is spent.
+//! - A peer asks without end: a guest is read 500 times a second once its burst is spent.
 //! - **The broker dies: its domains die with it** (`PR_SET_PDEATHSIG`), and the store and the backends
 //!   find their event channels at an end. On Xen it is the same: without the hypervisor there is no
 //!   host. Sparing them was the alternative: event channels and mapped grants would go on, but nobody could
@@ -108,7 +109,7 @@ impl Rights {
 }
 
 /// What a process of domain 0 is for: each has a socket of its own, with the rights it needs.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 #[repr(u8)]
 #[non_exhaustive]
 pub enum Role {

@@ -1,10 +1,10 @@
 //! A peer's end of its socket to the broker: requests, and what the broker says unasked.
 
-use crate::evtchn::Ports;
 use crate::gnttab::ForeignArenas;
 use crate::limits::{ANSWER_WITHIN_S, PACKET_MAX};
 use crate::map::Map;
 use crate::proto::{self, Message, Request};
+use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
@@ -32,6 +32,8 @@ pub(crate) enum Counter {
     Granted,
     /// Pages mapped now.
     Mapped,
+    /// What this process was refused without the broker being asked.
+    Refused,
     /// What the broker has told this peer unasked (written by the broker).
     Told,
     /// Notifications received at this port.
@@ -45,6 +47,7 @@ impl Counter {
             Self::Granted => 0,
             Self::Mapped => 1,
             Self::Told => 2,
+            Self::Refused => 3,
             Self::Received(port) => COUNTERS_HEAD + port.0 as usize,
         }
     }
@@ -76,6 +79,9 @@ impl Answer {
     }
 }
 
+/// What the broker has said of a port, with its descriptors.
+pub(crate) type News = (Message, Vec<OwnedFd>);
+
 /// One process's connection to the broker.
 #[derive(Debug)]
 pub(crate) struct Link {
@@ -83,7 +89,10 @@ pub(crate) struct Link {
     /// Held from a request to its answer.
     buffer: Mutex<Vec<u8>>,
     gone: AtomicBool,
-    pub(crate) ports: Ports,
+    /// What the broker has said of ports, and who has them has not taken yet.
+    news: Mutex<Vec<News>>,
+    /// Readable while there is some.
+    news_event: OwnedFd,
     /// The arenas that this process has looked up, for as long as somebody maps from them.
     foreign: Mutex<Vec<Weak<ForeignArenas>>>,
     /// Somebody waits at the ports.
@@ -120,20 +129,15 @@ impl Link {
     pub(crate) fn over(socket: OwnedFd) -> Result<Arc<Self>, Error> {
         let within = Some(Duration::from_secs(ANSWER_WITHIN_S));
         set_socket_timeout(&socket, Timeout::Recv, within).map_err(from_errno)?;
-        let ports = Ports::new(socket.as_fd())?;
         let mut buffer = vec![0; PACKET_MAX];
         let gone = AtomicBool::new(false);
-        let heard = AtomicU64::new(0);
-        let apply = |message, fds| {
-            heard.fetch_add(1, Ordering::Relaxed);
-            ports.apply(&message, fds);
-        };
+        let mut news = Vec::new();
+        let apply = |message, fds| news.push((message, fds));
         let mut hello = call(socket.as_fd(), &mut buffer, &gone, &Request::Hello, &[], apply)?;
+        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+        let news_event = eventfd(u32::from(!news.is_empty()), flags).map_err(from_errno)?;
         let ports_max: u32 = hello.number(4)?;
         let first_ports = [Port(hello.number(2)?), Port(hello.number(3)?)];
-        for port in first_ports.into_iter().filter(|port| port.0 != 0) {
-            ports.allocated(port);
-        }
         let len = counters_len(ports_max);
         let counters = Map::new(hello.fd()?, 0, len, Access::ReadWrite).map_err(from_errno)?;
         let identities = match hello.fds.pop_front() {
@@ -148,12 +152,13 @@ impl Link {
             socket,
             buffer: Mutex::new(buffer),
             gone,
-            ports,
+            news: Mutex::new(news),
+            news_event,
             foreign: Mutex::default(),
             ports_taken: AtomicBool::new(false),
             first_ports,
             counters,
-            heard,
+            heard: AtomicU64::new(0),
             identities,
         }))
     }
@@ -173,7 +178,7 @@ impl Link {
         fds: &[BorrowedFd<'_>],
     ) -> Result<Answer, Error> {
         let mut buffer = lock(&self.buffer);
-        let apply = |message, fds| self.apply(&message, fds);
+        let apply = |message, fds| self.apply(message, fds);
         call(self.socket.as_fd(), &mut buffer, &self.gone, request, fds, apply)
     }
 
@@ -191,7 +196,7 @@ impl Link {
                 Ok(count) => {
                     if let Some(message) = Message::decode(buffer.get(..count).unwrap_or_default())
                     {
-                        self.apply(&message, fds);
+                        self.apply(message, fds);
                     }
                     continue;
                 }
@@ -212,16 +217,36 @@ impl Link {
         told > self.heard.load(Ordering::Relaxed)
     }
 
-    fn apply(&self, message: &Message, fds: Vec<OwnedFd>) {
-        self.heard.fetch_add(1, Ordering::Relaxed);
-        if let Message::ArenaEnded { granter, slot } = message {
+    /// What is to be waited for: the socket, and what was said of ports in between.
+    pub(crate) fn unasked(&self) -> (BorrowedFd<'_>, BorrowedFd<'_>) {
+        (self.socket.as_fd(), self.news_event.as_fd())
+    }
+
+    /// Takes what the broker has said of ports, in its order.
+    pub(crate) fn take_news(&self) -> Vec<News> {
+        let mut news = lock(&self.news);
+        if !news.is_empty() {
+            let _ = rustix::io::read(&self.news_event, &mut [0; 8]);
+            self.heard.fetch_add(news.len() as u64, Ordering::Relaxed);
+        }
+        std::mem::take(&mut *news)
+    }
+
+    fn apply(&self, message: Message, fds: Vec<OwnedFd>) {
+        if let Message::ArenaEnded { granter, slot } = &message {
+            self.heard.fetch_add(1, Ordering::Relaxed);
             let tables: Vec<_> = lock(&self.foreign).iter().filter_map(Weak::upgrade).collect();
             for table in tables {
                 let ended = lock(&table).remove(&(*granter, *slot));
                 drop(ended);
             }
         } else {
-            self.ports.apply(message, fds);
+            let mut news = lock(&self.news);
+            if news.is_empty() {
+                // Whoever waits for the socket finds nothing there any more.
+                let _ = rustix::io::write(&self.news_event, &1_u64.to_ne_bytes());
+            }
+            news.push((message, fds));
         }
     }
 
@@ -236,6 +261,12 @@ impl Link {
         let mut foreign = lock(&self.foreign);
         foreign.retain(|table| table.strong_count() > 0);
         foreign.push(Arc::downgrade(table));
+    }
+
+    /// Counts what was refused here; what the broker refuses it counts itself.
+    #[cold]
+    pub(crate) fn count_refusal(&self) {
+        self.count(Counter::Refused, 1);
     }
 
     /// Adds to what this process counts.

@@ -56,6 +56,8 @@ pub(crate) enum Request {
     Release {
         granter: DomId,
         slot: u32,
+        /// Which of the arenas that have been at that slot, as the answer to [`Request::FindArena`] said.
+        number: u64,
     },
     /// What became of domains since last asked.
     Changes,
@@ -155,7 +157,9 @@ impl Request {
             Self::Accounts { domid } => vec![19, domid.0.into()],
             Self::Process { domid } => vec![24, domid.0.into()],
             Self::ArenaMapped { slot } => vec![22, (*slot).into()],
-            Self::Release { granter, slot } => vec![23, granter.0.into(), (*slot).into()],
+            Self::Release { granter, slot, number } => {
+                vec![23, granter.0.into(), (*slot).into(), *number]
+            }
             Self::SandboxDone { lacks } => vec![20, *lacks],
             Self::SandboxFailed { step, errno } => {
                 vec![21, (*step).into(), u64::from(errno.unsigned_abs())]
@@ -198,7 +202,9 @@ impl Request {
             [19, of] => Self::Accounts { domid: domid(*of)? },
             [24, of] => Self::Process { domid: domid(*of)? },
             [22, slot] => Self::ArenaMapped { slot: cut(*slot)? },
-            [23, granter, slot] => Self::Release { granter: domid(*granter)?, slot: cut(*slot)? },
+            [23, granter, slot, number] => {
+                Self::Release { granter: domid(*granter)?, slot: cut(*slot)?, number: *number }
+            }
             [20, lacks] => Self::SandboxDone { lacks: *lacks },
             [21, step, errno] => Self::SandboxFailed { step: cut(*step)?, errno: cut(*errno)? },
             _ => return None,
@@ -328,7 +334,7 @@ mod tests {
             Request::FindArena { granter: of, slot: 1 },
             Request::OfferArena { peer: of, writable: 1 },
             Request::ArenaMapped { slot: 1 },
-            Request::Release { granter: of, slot: 1 },
+            Request::Release { granter: of, slot: 1, number: u64::MAX },
             Request::Changes,
             Request::Create(b"any bytes".to_vec()),
             Request::List { from: of },

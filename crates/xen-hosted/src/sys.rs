@@ -90,6 +90,26 @@ pub(crate) fn place_descriptor(from: BorrowedFd<'_>, to: RawFd) -> Result<(), Er
     }
 }
 
+/// Closes every descriptor of this process but those for input, output and errors, and `kept`: for a copy of
+/// a process that shares nothing with it and uses none of the others.
+///
+/// # Errors
+/// What close_range(2) answered; `ENOSYS` before Linux 5.9.
+pub(crate) fn keep_only(kept: &mut [RawFd]) -> Result<(), Errno> {
+    kept.sort_unstable();
+    let mut first = 3;
+    for last in kept.iter().copied().chain([RawFd::MAX]) {
+        if last > first {
+            let (first, last) = (libc::c_long::from(first), libc::c_long::from(last - 1));
+            // SAFETY: the caller uses none of them, and their owners in this copy of a process are never
+            // dropped, as it ends or runs a program.
+            result(unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) })?;
+        }
+        first = first.max(last.saturating_add(1));
+    }
+    Ok(())
+}
+
 /// Closes every descriptor beyond `last` when this process runs its program.
 ///
 /// # Errors

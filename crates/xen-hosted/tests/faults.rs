@@ -4,6 +4,7 @@
 
 mod support;
 
+use rustix::process::{Signal, pidfd_send_signal};
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -12,10 +13,11 @@ use std::time::{Duration, Instant};
 use support::puppet::{self, Puppet};
 use support::{DIR, Host, ROLE, ended, entries, introduce, playing, until};
 use xen::domctl::{DomainControl, RunState};
-use xen::domwatch::ShutdownReason;
-use xen::evtchn::EventChannels;
+use xen::domwatch::{DomainEvent, DomainWatch, ShutdownReason};
+use xen::evtchn::{EventChannels, Status};
 use xen::gnttab::{Access, GrantMap, GrantOffer};
 use xen::{DomId, GrantRef, Port};
+use xen_hosted::domctl::Control;
 use xen_hosted::{HostDir, Platform, Role};
 
 /// Plays what the environment says; not a test of its own.
@@ -34,25 +36,26 @@ fn role() {
     std::process::exit(status);
 }
 
-/// Offers a page and a port to domain 0 and goes on using both.
+/// Offers a page and two ports to domain 0 and goes on using them and its ring to the store.
 fn play_frontend() -> i32 {
-    let platform = Platform::guest().unwrap();
-    let mut channels = platform.channels().unwrap();
-    let mut offers = platform.offers();
-    let offered = offers.offer(DomId::DOM0, Access::ReadWrite).unwrap();
-    let port = channels.alloc_unbound(DomId::DOM0).unwrap();
-    puppet::play(|_| {
+    let mut store = support::GuestStore::open();
+    let offered = store.offers.offer(DomId::DOM0, Access::ReadWrite).unwrap();
+    let [port, other] = [(); 2].map(|()| store.channels.alloc_unbound(DomId::DOM0).unwrap());
+    puppet::play(|words| {
+        if words == ["status"] {
+            return format!("{:?}", store.channels.status(port).unwrap());
+        }
         for round in 0..10_000_u32 {
             offered.page().store_u32(0, round).unwrap();
             // Refused from when it is being destroyed on, until it is dead.
-            if channels.notify(port).is_err() {
+            if store.poke().and_then(|()| store.channels.notify(port)).is_err() {
                 break;
             }
-            while let Ok(Some(port)) = channels.pending() {
-                let _ = channels.unmask(port);
+            while let Ok(Some(port)) = store.channels.pending() {
+                let _ = store.channels.unmask(port);
             }
         }
-        format!("{} {}", offered.grant(), port)
+        format!("{} {port} {other}", offered.grant())
     })
 }
 
@@ -87,37 +90,82 @@ impl Chance {
     }
 }
 
-fn start_backend(host: &Host, domid: DomId, offer: &str) -> Child {
-    let (grant, port) = offer.split_once(' ').unwrap();
+fn start_backend(host: &Host, domid: DomId, offer: &[u32; 3]) -> Child {
+    let [grant, port, _] = offer.map(|number| number.to_string());
     Command::new(std::env::current_exe().unwrap())
         .args(["role", "--exact", "--nocapture", "--test-threads=1"])
         .env(ROLE, "backend")
         .env(DIR, host.host().path())
-        .envs([("DOMID", domid.to_string().as_str()), ("GRANT", grant), ("PORT", port)])
+        .envs([("DOMID", domid.to_string().as_str()), ("GRANT", &grant), ("PORT", &port)])
         .stdout(Stdio::piped())
         .spawn()
         .unwrap()
 }
 
+/// Ends a domain's first process, as anybody who may can.
+fn kill(control: &mut Control, domid: DomId) {
+    let process = control.process(domid).unwrap();
+    // It may have ended by itself.
+    let _ = pidfd_send_signal(&process, Signal::KILL);
+}
+
+/// Who looks on: what they are told is what Xen would tell them.
+struct Onlooker {
+    watch: xen_hosted::domwatch::Watch,
+    channels: xen_hosted::evtchn::Channels,
+}
+
+impl Onlooker {
+    fn of(host: &Host) -> Self {
+        // Without VIRQ_DOM_EXC, which the store has.
+        let watch = Platform::connect(&host.host(), Role::Store).unwrap().watch();
+        let backend = Platform::connect(&host.host(), Role::Backend).unwrap();
+        Self { watch, channels: backend.channels().unwrap() }
+    }
+
+    /// All that was told since last, once the domain's death was.
+    fn told_until_death(&mut self, domid: DomId) -> Vec<DomainEvent> {
+        let mut told = Vec::new();
+        until("the death is told", || {
+            while let Some(event) = self.watch.poll_change().unwrap() {
+                told.push(event);
+            }
+            told.contains(&DomainEvent::Died(domid))
+        });
+        told
+    }
+}
+
+/// Waits until the store has said that a domain was released.
+fn hears_of_release(client: &mut xenstore::Client) {
+    let event = client.next_event(Some(support::WITHIN)).unwrap().expect("the store says so");
+    assert_eq!(event.path, b"@releaseDomain");
+}
+
 /// One domain's life with deaths around it.
 fn round(host: &mut Host, chance: &mut Chance) {
     let mut control = host.control();
+    let mut onlooker = Onlooker::of(host);
     let mut guest = Puppet::start_with(&mut control, &playing("frontend"));
     let domid = guest.domid();
-    let offer = guest.ask("go on");
+    let offer: Vec<u32> = guest.ask("go on").split(' ').map(|word| word.parse().unwrap()).collect();
+    let offer: [u32; 3] = offer.try_into().unwrap();
+    let mine = onlooker.channels.bind_interdomain(domid, Port(offer[2])).unwrap();
     introduce(&mut host.client(), &guest.created);
     let mut backend = start_backend(host, domid, &offer);
     guest.tell("go on");
     std::thread::sleep(Duration::from_micros(chance.below(8000)));
-    let what = chance.below(4);
+    let what = chance.below(5);
     if what == 0 {
         backend.kill().unwrap();
         backend.wait().unwrap();
-        // Its end of the channel is unbound and its mapping gone: another takes over.
+        assert!(guest.hear().is_some(), "the guest outlives its backend");
+        let unbound = format!("{:?}", Status::Unbound(DomId::DOM0));
+        until("its end is unbound", || guest.ask("status") == unbound);
+        // Another takes over.
         backend = start_backend(host, domid, &offer);
         let said = BufReader::new(backend.stdout.take().unwrap());
         assert!(said.lines().any(|line| line.unwrap() == "bound"), "the next backend binds");
-        assert!(guest.hear().is_some(), "the guest outlives its backend");
     }
     if what == 1 {
         let store = host.store.as_mut().unwrap();
@@ -127,18 +175,83 @@ fn round(host: &mut Host, chance: &mut Chance) {
         introduce(&mut host.client(), &guest.created);
         assert!(guest.hear().is_some(), "the guest outlives the store");
     }
-    if what < 3 {
-        control.shutdown(domid, ShutdownReason::Crash).unwrap();
+    let mut client = host.client();
+    client.watch("@releaseDomain", "t").unwrap();
+    // Every watch begins with an event.
+    hears_of_release(&mut client);
+    let crash = ShutdownReason::Crash;
+    if what < 4 {
+        if what == 3 {
+            kill(&mut control, domid);
+        } else {
+            control.shutdown(domid, crash).unwrap();
+        }
         let info = ended(&mut control, domid);
-        assert_eq!(info.state, RunState::Shutdown(ShutdownReason::Crash));
+        assert_eq!(info.state, RunState::Shutdown(crash));
+        hears_of_release(&mut client);
+        let status = Status::Interdomain { remote: domid, remote_port: Port(offer[2]) };
+        assert_eq!(onlooker.channels.status(mine), Ok(status), "it has its ports yet");
         std::thread::sleep(Duration::from_micros(chance.below(2000)));
     }
     control.destroy(domid).unwrap();
-    let mut client = host.client();
+    assert_eq!(onlooker.channels.status(mine), Ok(Status::Unbound(domid)));
+    let told = onlooker.told_until_death(domid);
+    let shutdown = DomainEvent::Shutdown(domid, crash);
+    let all = [DomainEvent::Came(domid), shutdown, DomainEvent::Died(domid)];
+    let expected = if what < 4 { all.to_vec() } else { vec![all[0], all[2]] };
+    assert_eq!(told, expected, "in the order in which it came to pass");
+    hears_of_release(&mut client);
     until("the store lets go of the dead domain", || {
         !client.is_domain_introduced(domid.0).unwrap()
     });
     until("the backend ends with its frontend", || backend.try_wait().unwrap().is_some());
+}
+
+/// A domain that is killed before it runs: while its sandbox is built, when it stands, and while the store
+/// is told of it.
+fn killed_before_it_runs(host: &Host, chance: &mut Chance) {
+    let mut control = host.control();
+    let mut makes = host.control();
+    let before = children(host);
+    let building = std::thread::spawn(move || {
+        makes.create_quiet(&playing("frontend"), &support::this_program())
+    });
+    std::thread::sleep(Duration::from_micros(chance.below(3000)));
+    for pid in children(host).into_iter().filter(|pid| !before.contains(pid)) {
+        let pid = rustix::process::Pid::from_raw(pid).unwrap();
+        let _ = rustix::process::kill_process(pid, Signal::KILL);
+    }
+    // Either it was too early, or it was told; then the broker has cleared up by itself.
+    if let Ok(created) = building.join().unwrap() {
+        control.destroy(created.domid).unwrap();
+    }
+    let created = support::create(&mut control, "frontend");
+    if chance.below(2) == 0 {
+        kill(&mut control, created.domid);
+        introduce(&mut host.client(), &created);
+    } else {
+        let mut client = host.client();
+        let of = created.clone();
+        let introducing = std::thread::spawn(move || introduce(&mut client, &of));
+        std::thread::sleep(Duration::from_micros(chance.below(300)));
+        kill(&mut control, created.domid);
+        introducing.join().unwrap();
+    }
+    let state = ended(&mut control, created.domid).state;
+    assert_eq!(state, RunState::Shutdown(ShutdownReason::Crash));
+    control.destroy(created.domid).unwrap();
+    let mut client = host.client();
+    until("the store lets go of who never ran", || {
+        !client.is_domain_introduced(created.domid.0).unwrap()
+    });
+    until("domain 0 alone is left", || control.list().unwrap().len() == 1);
+}
+
+/// The broker's children: the first processes of domains.
+fn children(host: &Host) -> Vec<i32> {
+    let broker = host.broker.id();
+    let text = std::fs::read_to_string(format!("/proc/{broker}/task/{broker}/children"));
+    text.unwrap_or_default().split_whitespace().map(|pid| pid.parse().unwrap()).collect()
 }
 
 /// Control groups of the host's domains, in all hierarchies.
@@ -168,18 +281,62 @@ fn memory_kib(host: &Host) -> u64 {
     line.trim().trim_end_matches(" kB").parse().unwrap()
 }
 
-/// What must be afterwards as it was before. A domain's namespaces live as long as its processes, which are
-/// the broker's children.
-fn left(host: &Host) -> (usize, usize, String, Vec<String>, usize, usize) {
-    let fds = entries(Path::new(&format!("/proc/{}/fd", host.broker.id()))).len();
-    let maps = std::fs::read_to_string(format!("/proc/{}/maps", host.broker.id())).unwrap();
-    let arenas = maps.lines().filter(|line| line.contains("memfd:arena")).count();
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-    let interfaces = entries(Path::new("/sys/class/net"));
-    let children =
-        std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", host.broker.id()))
-            .unwrap_or_default();
-    (fds, arenas, mounts, interfaces, children.split_whitespace().count(), groups(host))
+/// What a process has open, by kind: numbers of sockets and the like change with each.
+fn opened(pid: u32) -> Vec<String> {
+    let folder = PathBuf::from(format!("/proc/{pid}/fd"));
+    let targets = entries(&folder).into_iter().filter_map(|fd| {
+        let target = std::fs::read_link(folder.join(fd)).ok()?.to_string_lossy().into_owned();
+        Some(target.split(":[").next().unwrap_or_default().to_owned())
+    });
+    let mut targets: Vec<String> = targets.collect();
+    targets.sort();
+    targets
+}
+
+/// What a process has mapped that is shared memory: arenas and counters.
+fn shared(pid: u32) -> Vec<String> {
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+    let names = maps.lines().filter_map(|line| line.split_once("/memfd:"));
+    let mut names: Vec<String> = names.map(|(_, name)| name.to_owned()).collect();
+    names.sort();
+    names
+}
+
+/// What must be afterwards as it was before. A namespace lives as long as a process, a descriptor or a mount
+/// has it, shared memory as long as a descriptor or a mapping.
+#[derive(PartialEq, Debug)]
+struct Left {
+    broker: [Vec<String>; 2],
+    store: [Vec<String>; 2],
+    mounts: String,
+    interfaces: Vec<String>,
+    children: usize,
+    groups: usize,
+}
+
+fn left(host: &Host) -> Left {
+    let of = |pid| [opened(pid), shared(pid)];
+    Left {
+        broker: of(host.broker.id()),
+        store: of(host.store.as_ref().unwrap().id()),
+        mounts: std::fs::read_to_string("/proc/self/mountinfo").unwrap(),
+        interfaces: entries(Path::new("/sys/class/net")),
+        children: children(host).len(),
+        groups: groups(host),
+    }
+}
+
+/// The same once it does not change: the store lets go of a client after that has gone.
+fn at_rest(host: &Host) -> Left {
+    let mut last = left(host);
+    until("all is at rest", || {
+        std::thread::sleep(Duration::from_millis(100));
+        let now = left(host);
+        let same = now == last;
+        last = now;
+        same
+    });
+    last
 }
 
 #[test]
@@ -188,13 +345,14 @@ fn deaths_in_any_order_leave_nothing_behind() {
     let (from, to) = seeds.split_once("..").expect("FAULT_SEEDS=FROM..TO");
     let mut host = Host::start();
     host.start_store();
-    let before = left(&host);
+    let before = at_rest(&host);
     let memory_before = memory_kib(&host);
     for seed in from.parse().unwrap()..to.parse::<u64>().unwrap() {
         eprintln!("seed {seed}");
         let mut chance = Chance(seed);
         chance.below(2);
         round(&mut host, &mut chance);
+        killed_before_it_runs(&host, &mut chance);
     }
     let begin = Instant::now();
     while left(&host) != before {
@@ -231,5 +389,37 @@ fn the_brokers_end_is_its_domains() {
     assert_eq!(host.control().list().unwrap().len(), 1);
     let mut guest = Puppet::start_with(&mut host.control(), &playing("frontend"));
     assert_eq!(guest.domid(), DomId(1));
-    assert_eq!(guest.ask("go on"), "8 3");
+    assert_eq!(guest.ask("go on"), "8 3 4");
+}
+
+#[test]
+fn a_broker_that_dies_at_work_leaves_what_the_next_one_clears_up() {
+    let mut host = Host::start();
+    for seed in 0..10 {
+        let mut chance = Chance(seed);
+        chance.below(2);
+        let mut control = host.control();
+        let busy = std::thread::spawn(move || {
+            // Until the broker is gone.
+            while let Ok(created) =
+                control.create_quiet(&playing("frontend"), &support::this_program())
+            {
+                let _ = control.unpause(created.domid);
+            }
+        });
+        std::thread::sleep(Duration::from_micros(5000 + chance.below(20_000)));
+        let born = children(&host);
+        host.broker.kill().unwrap();
+        host.broker.wait().unwrap();
+        busy.join().unwrap();
+        host.restart_broker();
+        assert_eq!(groups(&host), 0, "seed {seed}: control groups");
+        let alive = |pid: &i32| {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            // A zombie waits for whoever inherited it.
+            !stat.is_empty() && !stat.contains(") Z ")
+        };
+        until("its domains are gone", || !born.iter().any(alive));
+        assert_eq!(host.control().list().unwrap().len(), 1, "seed {seed}");
+    }
 }

@@ -2,9 +2,11 @@
 
 mod support;
 
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
+use support::puppet::Puppet;
 use support::{Host, create, ended, introduce};
 use xen::domctl::{DomainControl, RunState};
 use xen::domwatch::ShutdownReason;
@@ -22,6 +24,7 @@ fn role() {
             let _ = support::play_store();
             1
         }
+        "puppet" => support::actor::play(),
         "reader" => reader(),
         "reboot" => 0x41,
         other => panic!("no role {other:?}"),
@@ -140,6 +143,58 @@ fn without_user_namespaces_the_rest_remains() {
 }
 
 #[test]
+fn root_does_without_user_namespaces() {
+    if !rustix::process::geteuid().is_root() {
+        conformance::skip("root without user namespaces", "this is not root");
+        return;
+    }
+    let mut host = Host::start_as_root_without_user_namespaces();
+    host.start_store();
+    let mut control = host.control();
+    let created = reaches_the_store(&host, &mut control);
+    assert_eq!(created.lacks, [Lack::UserNamespace]);
+    control.destroy(created.domid).unwrap();
+    // No more of root than others have, and nobody else's id.
+    let mut guest = Puppet::start(&host);
+    let who = guest.ask("who");
+    let uid = who.strip_prefix("pid=1 uid=").and_then(|rest| rest.strip_suffix(" capabilities=0"));
+    assert!(uid.is_some_and(|uid| uid.parse::<u32>().unwrap() >= 0x6000_0000), "{who}");
+    assert_eq!(guest.ask("kill 50"), "Err(3)");
+}
+
+/// As Ubuntu 24.04 does it: a user namespace is made, and what it is made for is refused.
+#[test]
+fn namespaces_that_are_refused_late_are_done_without() {
+    let nobody = 65534;
+    let refusals = [(libc::SYS_mount, libc::EACCES), (libc::SYS_unshare, libc::EPERM)];
+    for (call, errno) in refusals {
+        for user in [0, nobody] {
+            if user == 0 && !rustix::process::geteuid().is_root() {
+                continue;
+            }
+            let refuse = support::raw::refusing(call, errno);
+            let mut host = Host::start_with(move |command| {
+                if rustix::process::geteuid().is_root() {
+                    let dir = command.get_args().next().map(PathBuf::from).unwrap();
+                    let above = dir.parent().unwrap();
+                    std::os::unix::fs::chown(above, Some(user), Some(user)).unwrap();
+                    command.uid(user).gid(user).current_dir(above);
+                }
+                support::raw::before_exec(command, refuse);
+            });
+            host.start_store();
+            let mut control = host.control();
+            let created = reaches_the_store(&host, &mut control);
+            assert!(created.lacks.contains(&Lack::Namespaces), "{:?}", created.lacks);
+            assert!(!created.lacks.contains(&Lack::UserNamespace), "{:?}", created.lacks);
+            control.destroy(created.domid).unwrap();
+            let who = Puppet::start(&host).ask("who");
+            assert!(!who.contains("uid=0 ") && who.ends_with(" capabilities=0"), "{who}");
+        }
+    }
+}
+
+#[test]
 fn two_brokers_do_not_serve_one_directory_and_many_serve_many() {
     let (a, b) = (Host::start(), Host::start());
     let second = std::process::Command::new(env!("CARGO_BIN_EXE_xen-hosted"))
@@ -153,4 +208,26 @@ fn two_brokers_do_not_serve_one_directory_and_many_serve_many() {
     assert_eq!(of_a.list().unwrap().len(), 2);
     assert_eq!(of_b.list().unwrap().len(), 1);
     of_a.destroy(created.domid).unwrap();
+}
+
+#[test]
+fn a_directory_that_others_can_look_into_is_not_taken() {
+    let above = std::env::temp_dir().join(format!("xen-hosted-lax-{}", std::process::id()));
+    let _ = std::fs::remove_dir_all(&above);
+    let serve = |dir: &std::path::Path| {
+        let broker = std::process::Command::new(env!("CARGO_BIN_EXE_xen-hosted")).arg(dir).output();
+        let broker = broker.unwrap();
+        assert!(!broker.status.success());
+        let said = String::from_utf8_lossy(&broker.stderr).into_owned();
+        assert!(said.contains("another user's, or open to others"), "{said}");
+    };
+    std::fs::create_dir(&above).unwrap();
+    std::fs::set_permissions(&above, std::fs::Permissions::from_mode(0o750)).unwrap();
+    serve(&above);
+    if rustix::process::geteuid().is_root() {
+        std::fs::set_permissions(&above, std::fs::Permissions::from_mode(0o700)).unwrap();
+        std::os::unix::fs::chown(&above, Some(65534), Some(65534)).unwrap();
+        serve(&above);
+    }
+    std::fs::remove_dir_all(&above).unwrap();
 }

@@ -4,7 +4,6 @@
 mod support;
 
 use rustix::io::Errno;
-use std::collections::HashMap;
 use std::fs;
 use std::time::Instant;
 use support::puppet::{self, Puppet};
@@ -12,7 +11,7 @@ use support::{Host, ended, entries, introduce, playing, raw, until};
 use xen::domctl::{DomainControl, RunState};
 use xen::domwatch::ShutdownReason;
 use xen::evtchn::EventChannels;
-use xen::gnttab::{Access, GrantMap, GrantOffer, Mapping, Offered};
+use xen::gnttab::{Access, GrantMap, GrantOffer};
 use xen::{DomId, Error, GrantRef, Port};
 use xen_hosted::domain::Lack;
 use xen_hosted::domctl::Control;
@@ -28,235 +27,12 @@ fn role() {
             let _ = support::play_store();
             1
         }
-        "puppet" => play_puppet(),
+        "puppet" => support::actor::play(),
         "reader" => play_reader(),
         "flooder" => play_flooder(),
         other => panic!("no role {other:?}"),
     };
     std::process::exit(status);
-}
-
-fn said<T>(result: Result<T, Error>) -> String {
-    match result.map(drop) {
-        Ok(()) => "done".to_owned(),
-        Err(error) => error.to_string(),
-    }
-}
-
-/// What a domain can do through the library and beneath it, one word each.
-struct Actor {
-    platform: Platform,
-    channels: xen_hosted::evtchn::Channels,
-    grants: xen_hosted::gnttab::Grants,
-    offers: xen_hosted::gnttab::Offers,
-    mapped: HashMap<String, Mapping>,
-    offered: Vec<Offered>,
-}
-
-fn play_puppet() -> i32 {
-    let platform = Platform::guest().unwrap();
-    let mut actor = Actor {
-        channels: platform.channels().unwrap(),
-        grants: platform.grants(),
-        offers: platform.offers(),
-        platform,
-        mapped: HashMap::new(),
-        offered: Vec::new(),
-    };
-    puppet::play(|words| actor.act(words))
-}
-
-fn number(word: &str) -> u32 {
-    word.parse().unwrap()
-}
-
-fn domid(word: &str) -> DomId {
-    DomId(word.parse().unwrap())
-}
-
-impl Actor {
-    fn act(&mut self, words: &[&str]) -> String {
-        match *words {
-            ["map", of, grant, how] => {
-                let access = if how == "rw" { Access::ReadWrite } else { Access::Read };
-                match self.grants.map(domid(of), GrantRef(number(grant)), access) {
-                    Ok(mapping) => {
-                        self.mapped.insert(grant.to_owned(), mapping);
-                        "done".to_owned()
-                    }
-                    Err(error) => error.to_string(),
-                }
-            }
-            ["unmap", grant] => format!("{}", self.mapped.remove(grant).is_some()),
-            ["write", grant] => match self.mapped[grant].page().copy_in(0, b"hostile") {
-                Ok(()) => "done".to_owned(),
-                Err(error) => error.to_string(),
-            },
-            ["offer", to] => match self.offers.offer(domid(to), Access::ReadWrite) {
-                Ok(offered) => {
-                    let grant = offered.grant();
-                    self.offered.push(offered);
-                    grant.to_string()
-                }
-                Err(error) => error.to_string(),
-            },
-            ["offer-all", to] => {
-                let before = self.offered.len();
-                let end = loop {
-                    match self.offers.offer(domid(to), Access::ReadWrite) {
-                        Ok(offered) => self.offered.push(offered),
-                        Err(error) => break error,
-                    }
-                };
-                format!("{} {end}", self.offered.len() - before)
-            }
-            ["take-back"] => {
-                self.offered.clear();
-                "done".to_owned()
-            }
-            _ => self.act_on_ports(words),
-        }
-    }
-
-    fn act_on_ports(&mut self, words: &[&str]) -> String {
-        let port = |word: &str| Port(number(word));
-        match *words {
-            ["alloc", to] => match self.channels.alloc_unbound(domid(to)) {
-                Ok(port) => port.to_string(),
-                Err(error) => error.to_string(),
-            },
-            ["alloc-all"] => {
-                let mut count = 0;
-                let end = loop {
-                    match self.channels.alloc_unbound(DomId::DOM0) {
-                        Ok(_) => count += 1,
-                        Err(error) => break error,
-                    }
-                };
-                format!("{count} {end}")
-            }
-            ["bind", of, at] => said(self.channels.bind_interdomain(domid(of), port(at))),
-            ["bind-virq"] => said(self.channels.bind_virq(xen::evtchn::Virq::DomExc)),
-            ["notify", at] => said(self.channels.notify(port(at))),
-            ["flood", at, count] => {
-                for _ in 0..number(count) {
-                    let _ = self.channels.notify(port(at));
-                }
-                "done".to_owned()
-            }
-            ["close", at] => said(self.channels.close(port(at))),
-            ["control"] => {
-                let mut control = Control::over(&self.platform);
-                let (other, reason) = (DomId(1), ShutdownReason::Poweroff);
-                let refused = [
-                    control.list().map(drop),
-                    control.info(other).map(drop),
-                    control.pause(other),
-                    control.unpause(other),
-                    control.shutdown(other, reason),
-                    control.destroy(other),
-                    control.set_memory_max(other, 1 << 20),
-                    control.scheduling(other).map(drop),
-                    control.accounts(other).map(drop),
-                ];
-                format!("{}", refused.iter().filter(|r| **r == Err(Error::Perm)).count())
-            }
-            _ => act_beneath(words),
-        }
-    }
-}
-
-/// What needs no library.
-fn act_beneath(words: &[&str]) -> String {
-    match *words {
-        ["abuse", of, slot] => {
-            let (_, fds) = raw::request(&[6, of.parse().unwrap(), slot.parse().unwrap()], false);
-            fds.last().map_or_else(|| "no arena".to_owned(), raw::abuse)
-        }
-        ["blocking"] => {
-            let event = rustix::event::eventfd(0, rustix::event::EventfdFlags::NONBLOCK).unwrap();
-            raw::make_blocking(&event)
-        }
-        ["outlive"] => {
-            let result = rustix::process::set_parent_process_death_signal(None);
-            format!("{:?}", result.map_err(Errno::raw_os_error))
-        }
-        ["attach", count] => {
-            // A request that is refused, with a descriptor that nobody asked for.
-            for _ in 0..number(count) {
-                let (answer, _) = raw::request(&[99], true);
-                assert_eq!(answer, [0, 22]);
-            }
-            "done".to_owned()
-        }
-        ["nonsense", count] => {
-            let mut sent = 0;
-            let mut seed = 7_u64;
-            for _ in 0..number(count) {
-                seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-                let len = (seed >> 33) as usize % 6000;
-                sent += u32::from(raw::send(&vec![(seed >> 40) as u8; len.max(1)]));
-            }
-            sent.to_string()
-        }
-        ["files"] => {
-            let root = entries(std::path::Path::new("/")).join(" ");
-            let write = fs::write("/x", "x").map_err(|error| error.kind());
-            format!("{root}; {write:?}")
-        }
-        ["connect", path] => {
-            format!("{:?}", std::os::unix::net::UnixStream::connect(path).map_err(|e| e.kind()))
-        }
-        ["network"] => {
-            format!(
-                "{:?}",
-                std::net::UdpSocket::bind("127.0.0.1:0").map(drop).map_err(|e| e.raw_os_error())
-            )
-        }
-        ["descriptors"] => raw::descriptors(),
-        ["others", pid] => raw::others(pid.parse().unwrap()),
-        ["kill", pid] => {
-            let pid = rustix::process::Pid::from_raw(pid.parse().unwrap()).unwrap();
-            format!("{:?}", rustix::process::test_kill_process(pid).map_err(Errno::raw_os_error))
-        }
-        ["who"] => {
-            let me = rustix::process::getpid().as_raw_nonzero();
-            let capabilities = rustix::thread::capabilities(None).unwrap();
-            let uid = rustix::process::getuid().as_raw();
-            format!("pid={me} uid={uid} capabilities={}", capabilities.permitted.bits())
-        }
-        _ => act_without_bound(words),
-    }
-}
-
-/// What takes all that there is.
-fn act_without_bound(words: &[&str]) -> String {
-    match *words {
-        ["fork-all"] => {
-            let mut count = 0;
-            loop {
-                match raw::fork() {
-                    Ok(Some(_)) => count += 1,
-                    Ok(None) => loop {
-                        std::thread::park();
-                    },
-                    Err(error) => return format!("{count} {:?}", error.kind()),
-                }
-            }
-        }
-        ["memory", mib] => {
-            let mut all: Vec<Vec<u8>> = Vec::new();
-            for _ in 0..number(mib) {
-                all.push(vec![1; 1 << 20]);
-            }
-            std::hint::black_box(&all);
-            "all of it".to_owned()
-        }
-        ["spin"] => loop {
-            std::hint::spin_loop();
-        },
-        _ => panic!("no such act: {words:?}"),
-    }
 }
 
 #[test]
@@ -282,6 +58,8 @@ fn grants_are_for_one_peer_and_one_access() {
     assert_eq!(b.ask(&format!("write {grant}")), "done");
     assert_eq!(b.ask(&format!("unmap {grant}")), "true");
     assert_eq!(b.ask(&format!("map {of_a} {grant} rw")), "GNTST_general_error");
+    let refused = host.control().accounts(of_b).unwrap().refused;
+    assert_eq!(refused, 2, "what the library refuses is counted too");
     let accounts = host.control().accounts(c.domid()).unwrap();
     assert_eq!(accounts.refused, 5, "refusals are counted: {accounts:?}");
 }
@@ -298,6 +76,7 @@ fn a_page_for_reading_is_not_written_by_any_means() {
     assert_eq!(guest.ask(&format!("map 0 {grant} rw")), "GNTST_general_error");
     assert_eq!(guest.ask(&format!("map 0 {grant} ro")), "done");
     assert_eq!(guest.ask(&format!("write {grant}")), "the page is mapped for reading only");
+    assert_eq!(host.control().accounts(guest.domid()).unwrap().refused, 2, "both are counted");
     let slot = grant.0 / xen_hosted::limits::ARENA_PAGES;
     assert_eq!(
         guest.ask(&format!("abuse 0 {slot}")),
@@ -341,6 +120,7 @@ fn ports_of_others_are_out_of_reach() {
     assert!(b.ask(&format!("close {port}")).starts_with("EINVAL"));
     assert!(b.ask("bind 4000 1").starts_with("ESRCH"));
     assert!(b.ask("bind-virq").starts_with("EPERM"));
+    assert_eq!(host.control().accounts(b.domid()).unwrap().refused, 5);
     let mine = channels.bind_interdomain(of_a, Port(port.parse().unwrap())).unwrap();
     // A binding begins with an event.
     assert_eq!(channels.wait(Some(support::WITHIN)).unwrap(), Some(mine));
@@ -359,7 +139,141 @@ fn ports_of_others_are_out_of_reach() {
     let state = channels.status(mine).unwrap();
     assert_eq!(state, xen::evtchn::Status::Unbound(of_a));
     assert_eq!(b.ask("control"), "9", "all are EPERM");
-    assert!(host.control().accounts(b.domid()).unwrap().refused >= 12);
+    assert_eq!(host.control().accounts(b.domid()).unwrap().refused, 14);
+}
+
+/// Each request that there is, sent by who knows no library, and what it gets for it.
+#[test]
+fn what_passes_the_library_by_is_refused_and_counted() {
+    let host = Host::start();
+    let mut control = host.control();
+    let mut other = Puppet::start(&host);
+    let of_other = other.domid();
+    assert_eq!(other.ask("alloc 0"), "3");
+    let mut guest = Puppet::start(&host);
+    let [perm, acces, inval, srch, noent] =
+        [Errno::PERM, Errno::ACCESS, Errno::INVAL, Errno::SRCH, Errno::NOENT];
+    let attempts = [
+        ("1 4000", srch, "a port for nobody"),
+        ("1 32753", srch, "a port for DOMID_IO"),
+        ("2 1 3", inval, "a port that is for domain 0"),
+        ("2 32754 1", srch, "a port of DOMID_XEN"),
+        ("3 3", perm, "VIRQ_DOM_EXC"),
+        ("4 3", inval, "closing a port that another has"),
+        ("4 4294967295", inval, "closing none"),
+        ("5 4096", inval, "the state of a port beyond the last"),
+        ("6 1 0", acces, "an arena for domain 0"),
+        ("6 1 9", noent, "no arena"),
+        ("7 4000 1", srch, "an arena for nobody"),
+        ("8", perm, "what became of domains"),
+        ("9 0 0 0 0 0 0 0 0 0 0 0", perm, "creating a domain"),
+        ("10 0", perm, "the list"),
+        ("11 1", perm, "what there is to know of one"),
+        ("12 1", perm, "pausing it"),
+        ("13 1", perm, "running it"),
+        ("14 1 0", perm, "shutting it down"),
+        ("15 1", perm, "destroying it"),
+        ("16 1 65536", perm, "its memory"),
+        ("17 1", perm, "its weight"),
+        ("18 1 1 1", perm, "setting that"),
+        ("19 1", perm, "its account"),
+        ("24 1", perm, "its process"),
+        ("20 0", inval, "that a sandbox stands"),
+        ("21 0 1", inval, "that it does not"),
+        ("22 5", inval, "an arena that it has not made"),
+        ("99", inval, "no request"),
+    ];
+    for (count, (words, errno, what)) in (1..).zip(attempts) {
+        let said = guest.ask(&format!("raw {words}"));
+        assert_eq!(said, errno.raw_os_error().to_string(), "{what}");
+        assert_eq!(control.accounts(guest.domid()).unwrap().refused, count, "{what}");
+    }
+    assert_eq!(control.info(of_other).unwrap().state, RunState::Running);
+    assert_eq!(control.accounts(of_other).unwrap().ports, 3, "nothing was done to it");
+}
+
+#[test]
+fn who_does_not_read_is_not_bound_to_without_end() {
+    let host = Host::start();
+    let mut guest = Puppet::start(&host);
+    assert_eq!(guest.ask("alloc-all"), "4093 ENOSPC: no free port or grant entry");
+    let mut channels = Platform::connect(&host.host(), Role::Backend).unwrap().channels().unwrap();
+    let of = guest.domid();
+    let mut bind = |at: u32| channels.bind_interdomain(of, Port(at)).map(drop);
+    let full = (1..=1000).find_map(|at| bind(at).err().map(|error| (at, error)));
+    let (at, error) = full.expect("there is a bound");
+    assert!(error == Error::Busy && (64..=512).contains(&at), "{error} at {at}");
+    assert!(guest.ask("alloc 0").starts_with("ENOSPC"), "it reads what it was told");
+    assert_eq!(bind(at), Ok(()));
+}
+
+#[test]
+fn a_hostile_granter_does_not_harm_who_maps() {
+    let host = Host::start();
+    let mut guest = Puppet::start(&host);
+    let mut grants = Platform::connect(&host.host(), Role::Backend).unwrap().grants();
+    let said = guest.ask("grant-and-abuse 0");
+    let (grant, abuse) = said.split_once(' ').unwrap();
+    assert_eq!(abuse, "map=done mprotect=done pwrite=done truncate=1 grow=1 punch=done seal=1");
+    let grant = GrantRef(grant.parse().unwrap());
+    let mapping = grants.map(guest.domid(), grant, Access::ReadWrite).unwrap();
+    mapping.page().copy_in(0, &[1; 4096]).unwrap();
+    assert_eq!(guest.ask("punch 0"), "done");
+    mapping.page().copy_in(0, &[2; 4096]).unwrap();
+    // The entries are the granter's to write; what they lead to are pages of that arena.
+    assert!(grants.map(guest.domid(), GrantRef(grant.0 + 1), Access::Read).is_err());
+    // An arena that the broker cannot seal is nobody's.
+    let said = guest.ask("seal-first 0");
+    let (slot, rest) = said.split_once(' ').unwrap();
+    assert_eq!(rest, "seal=done mapped=1");
+    let grant = GrantRef(slot.parse::<u32>().unwrap() * xen_hosted::limits::ARENA_PAGES);
+    let refused = grants.map(guest.domid(), grant, Access::Read).unwrap_err();
+    assert_eq!(refused.to_string(), "GNTST_general_error");
+    // Where it ends, and its pages with it, who has them mapped goes on.
+    guest.tell("end");
+    host.control().destroy(guest.domid()).unwrap();
+    mapping.page().copy_in(0, &[3; 4096]).unwrap();
+}
+
+/// Pages that a granter has emptied are filled anew on the account of who touches them: that must not be
+/// its end.
+#[test]
+fn pages_that_are_emptied_do_not_cost_their_user_its_memory() {
+    let host = Host::start();
+    let mut control = host.control();
+    let mut config = playing("puppet");
+    config.memory_max_kib = 24 * 1024;
+    let mut victim = Puppet::start_with(&mut control, &config);
+    if victim.created.lacks.contains(&Lack::MemoryLimit) {
+        conformance::skip("memory of emptied pages", "no memory control group may be made here");
+        return;
+    }
+    let mut granter = Puppet::start(&host);
+    let (of, to) = (granter.domid(), victim.domid());
+    assert_eq!(granter.ask(&format!("offer-all {to}")), "1024 ENOSPC: no free port or grant entry");
+    assert_eq!(victim.ask(&format!("map-all {of} 1024 1024")), "done");
+    // All but a MiB or two of what it may have beside its arena.
+    let most = (24 - 4 - 2) * 1024;
+    let arena = 4 * 1024 + 12;
+    while control.accounts(to).unwrap().memory_kib - arena < most {
+        assert_eq!(victim.ask("hold 1"), "done");
+    }
+    assert_eq!(granter.ask(&format!("punch {to}")), "done");
+    assert_eq!(victim.ask("touch-all"), "1024");
+}
+
+#[test]
+fn two_domains_share_no_namespace() {
+    let host = Host::start();
+    let mut control = host.control();
+    let guests = [(); 2].map(|()| Puppet::start(&host));
+    let processes = guests.each_ref().map(|guest| control.process(guest.domid()).unwrap());
+    let [a, b] = processes.map(|process| support::pid_of(&process));
+    for kind in ["cgroup", "ipc", "mnt", "net", "pid", "user", "uts"] {
+        let of = |pid: u32| fs::read_link(format!("/proc/{pid}/ns/{kind}")).unwrap();
+        let (a, b, host) = (of(a), of(b), of(host.broker.id()));
+        assert!(a != b && a != host && b != host, "{kind}: {a:?}, {b:?}, the host's {host:?}");
+    }
 }
 
 #[test]
@@ -524,9 +438,11 @@ fn p99_us(guest: &mut Puppet) -> u64 {
     guest.ask("p99").parse().unwrap()
 }
 
+/// Rounds whose median counts.
+const ROUNDS: usize = 5;
 /// So often may what else the machine does be in the way, other tests among it. `cargo xtask bench platform` has the
 /// figures of a machine that does nothing else.
-const ATTEMPTS: u32 = 10;
+const ATTEMPTS: u32 = 3;
 
 #[test]
 fn a_neighbour_is_as_fast_beside_a_hostile_domain_as_beside_a_harmless_one() {
@@ -548,28 +464,32 @@ fn a_neighbour_is_as_fast_beside_a_hostile_domain_as_beside_a_harmless_one() {
         other.tell(what);
         other
     };
-    // Alternating, so that what else the machine does falls on all alike; the best of each counts, and the whole is
-    // tried again where that was not enough.
+    // Each flood beside the harmless program of the same round, so that what else the machine does falls on
+    // both; the median of the rounds counts.
     for attempt in 1.. {
-        let mut best = [u64::MAX; 3];
-        for _ in 0..3 {
-            for (at, what) in ["spin", "notifications", "requests"].iter().enumerate() {
-                let other = capped(what, &mut control, &mut client);
-                // Not counted: it may spend its burst of requests first.
-                p99_us(&mut good);
-                best[at] = best[at].min(p99_us(&mut good));
-                control.destroy(other.domid()).unwrap();
-            }
+        let mut ratios = [const { Vec::new() }; 2];
+        for _ in 0..ROUNDS {
+            let [harmless, notifications, requests] =
+                ["spin", "notifications", "requests"].map(|what| {
+                    let other = capped(what, &mut control, &mut client);
+                    // Not counted: it may spend its burst of requests first.
+                    p99_us(&mut good);
+                    let p99 = p99_us(&mut good);
+                    control.destroy(other.domid()).unwrap();
+                    p99 as f64
+                });
+            ratios[0].push(notifications / harmless);
+            ratios[1].push(requests / harmless);
         }
-        let [harmless, notifications, requests] = best;
-        eprintln!("p99: {harmless} us; beside floods {notifications} and {requests} us");
-        if notifications.max(requests) * 2 <= harmless * 3 {
+        let medians = ratios.map(|mut rounds| {
+            rounds.sort_by(f64::total_cmp);
+            rounds[ROUNDS / 2]
+        });
+        eprintln!("p99 beside floods of notifications and of requests, to harmless: {medians:.2?}");
+        if medians.iter().all(|ratio| *ratio <= 1.5) {
             break;
         }
-        assert!(
-            attempt < ATTEMPTS,
-            "{notifications} and {requests} us beside it, else {harmless} us"
-        );
+        assert!(attempt < ATTEMPTS, "{medians:.2?} of what it is beside a harmless program");
     }
 }
 

@@ -15,13 +15,16 @@ use rustix::net::{
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use support::puppet::Puppet;
 use support::{Host, WITHIN, playing, this_program};
-use xen::domctl::DomainControl;
-use xen::evtchn::{EventChannels, Virq};
-use xen::gnttab::{GrantMap, GrantOffer};
-use xen::{DomId, Error};
+use xen::domctl::{DomainControl, RunState};
+use xen::domwatch::ShutdownReason;
+use xen::evtchn::{EventChannels, Status, Virq};
+use xen::gnttab::{Access, GrantMap, GrantOffer};
+use xen::{DomId, Error, GrantRef, Port};
+use xen_hosted::domain::Lack;
 use xen_hosted::domctl::{Accounts, Control, Created, Descriptors};
-use xen_hosted::{Platform, Role};
+use xen_hosted::{HostDir, Platform, Role};
 
 /// Plays what the environment says; not a test of its own.
 #[test]
@@ -30,10 +33,24 @@ fn role() {
     match role.as_str() {
         "lender" => lend(),
         "borrower" => borrow(),
+        "puppet" => std::process::exit(support::actor::play()),
+        "mapper" => map_without_calls(),
         "sleeper" => rustix::event::pause(),
         other => panic!("no role {other:?}"),
     }
     std::process::exit(0);
+}
+
+/// Maps and unmaps a page that it has mapped once, as a backend, and may make no system call meanwhile.
+fn map_without_calls() {
+    let number = |name: &str| std::env::var(name).unwrap().parse::<u16>().unwrap();
+    let (of, grant) = (DomId(number("DOMID")), GrantRef(number("GRANT").into()));
+    let host = HostDir::new(std::env::var_os(support::DIR).unwrap());
+    let mut grants = Platform::connect(&host, Role::Backend).unwrap().grants();
+    drop(grants.map(of, grant, Access::ReadWrite).unwrap());
+    support::raw::no_more_calls();
+    let done = (0..1000).all(|_| grants.map(of, grant, Access::ReadWrite).is_ok());
+    support::raw::exit_at_once(i32::from(!done));
 }
 
 /// Hands the socket to the broker on, and stays until nobody has any use for it.
@@ -223,6 +240,90 @@ fn the_life_of_domains() {
     }
     let mut control = host.control();
     support::until("domain 0 alone is left", || control.list().unwrap().len() == 1);
+}
+
+#[test]
+fn a_page_is_mapped_and_unmapped_without_a_system_call() {
+    let host = Host::start();
+    let mut guest = Puppet::start(&host);
+    let grant = guest.ask("offer 0");
+    let mapper = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["role", "--exact", "--nocapture", "--test-threads=1"])
+        .env(support::ROLE, "mapper")
+        .env(support::DIR, host.host().path())
+        .envs([("DOMID", guest.domid().to_string()), ("GRANT", grant)])
+        .status()
+        .unwrap();
+    // The filter's signal would be its end.
+    assert_eq!(mapper.code(), Some(0), "{mapper}");
+}
+
+/// What the account says of a domain is what it did.
+#[test]
+fn the_account_of_a_domain_is_what_it_used() {
+    let host = Host::start();
+    let mut control = host.control();
+    let mut guest = Puppet::start(&host);
+    let domid = guest.domid();
+    let before = control.accounts(domid).unwrap();
+    let arena = 4 * 1024 + 12;
+    if guest.created.lacks.contains(&Lack::Accounting) {
+        conformance::skip("processor time and memory", "no control group for it here");
+    } else {
+        assert!(before.cpu_time_ns > 0 && before.memory_kib >= arena, "{before:?}");
+        assert_eq!(guest.ask("hold 8"), "done");
+        let held = control.accounts(domid).unwrap();
+        assert!(held.cpu_time_ns > before.cpu_time_ns, "{held:?}");
+        let grown = held.memory_kib - before.memory_kib;
+        assert!((7 * 1024..10 * 1024).contains(&grown), "8 MiB more: {grown} KiB");
+        // Its arena is there in full from the start, so the pages that it touches are nothing new.
+        assert_eq!(guest.ask("offer-all 0"), "1016 ENOSPC: no free port or grant entry");
+        let offered = control.accounts(domid).unwrap();
+        let grown = offered.memory_kib.saturating_sub(held.memory_kib);
+        assert!(grown < 1024, "4 MiB of an arena were counted twice: {grown} KiB");
+        assert_eq!((offered.arenas, offered.granted), (1, 1016));
+    }
+    // A notification counts when it is received, and a flood as what its receiver saw of it.
+    let mut channels = Platform::connect(&host.host(), Role::Backend).unwrap().channels().unwrap();
+    let port = guest.ask("alloc 0");
+    let mine = channels.bind_interdomain(domid, Port(port.parse().unwrap())).unwrap();
+    for round in 0..3 {
+        if round > 0 {
+            assert_eq!(guest.ask(&format!("flood {port} 10")), "done");
+        }
+        assert_eq!(channels.wait(Some(WITHIN)).unwrap(), Some(mine));
+        channels.unmask(mine).unwrap();
+        while channels.pending().unwrap().is_some() {}
+        assert_eq!(control.accounts(domid).unwrap().notified, round + 1);
+    }
+    channels.close(mine).unwrap();
+    assert_eq!(control.accounts(domid).unwrap().notified, 3, "also when the channel is closed");
+}
+
+/// What has crashed can still be looked into: it has its ports until the toolstack destroys it.
+#[test]
+fn a_crashed_domain_keeps_its_ports_until_it_is_destroyed() {
+    let host = Host::start();
+    let mut control = host.control();
+    let mut guest = Puppet::start(&host);
+    let domid = guest.domid();
+    let [bound, unbound] = [(); 2].map(|()| Port(guest.ask("alloc 0").parse().unwrap()));
+    let backend = Platform::connect(&host.host(), Role::Backend).unwrap();
+    let mut channels = backend.channels().unwrap();
+    let mine = channels.bind_interdomain(domid, bound).unwrap();
+    let interdomain = Status::Interdomain { remote: domid, remote_port: bound };
+    let process = control.process(domid).unwrap();
+    rustix::process::pidfd_send_signal(&process, rustix::process::Signal::KILL).unwrap();
+    let state = support::ended(&mut control, domid).state;
+    assert_eq!(state, RunState::Shutdown(ShutdownReason::Crash));
+    assert_eq!(channels.status(mine), Ok(interdomain));
+    assert_eq!(control.accounts(domid).unwrap().ports, 4);
+    // As a debugger of crashed domains does.
+    let late = channels.bind_interdomain(domid, unbound).unwrap();
+    channels.notify(late).unwrap();
+    control.destroy(domid).unwrap();
+    assert_eq!(channels.status(mine), Ok(Status::Unbound(domid)));
+    assert_eq!(channels.status(late), Ok(Status::Unbound(domid)));
 }
 
 /// A guest is refused all of it, also over a socket that it has handed on.

@@ -24,6 +24,9 @@ pub const PAGE_SIZE: usize = 4096;
 pub trait Unmap: Send + Sync {
     /// Gives back the page at `base`; called once for each page, when its last use is over.
     fn unmap(&self, base: NonNull<u8>);
+
+    /// A write to a page that is mapped for reading was refused: for who keeps account of such.
+    fn write_refused(&self) {}
 }
 
 /// Pages of this process's own heap.
@@ -184,7 +187,10 @@ impl SharedPage {
     fn writable(&self) -> Result<(), PageError> {
         match self.access {
             Access::ReadWrite => Ok(()),
-            Access::Read => Err(PageError::ReadOnly),
+            Access::Read => {
+                self.owner.write_refused();
+                Err(PageError::ReadOnly)
+            }
         }
     }
 

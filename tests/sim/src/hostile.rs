@@ -60,6 +60,8 @@ pub(crate) struct Hostile {
     /// How willing it is to read what it is sent, in thousandths.
     reads: u32,
     pub(crate) pieces: u64,
+    /// How often the daemon was told to look while an index was half written.
+    pub(crate) torn_seen: u64,
 }
 
 impl Hostile {
@@ -87,6 +89,7 @@ impl Hostile {
             next_id: 0,
             reads,
             pieces: 0,
+            torn_seen: 0,
         })
     }
 
@@ -159,6 +162,7 @@ impl Hostile {
         if let Some((at, bytes, done)) = self.torn {
             let _ = self.page.copy_in(at + done, &bytes[done..=done]);
             self.torn = (done < 3).then_some((at, bytes, done + 1));
+            self.torn_seen += u64::from(self.torn.is_some());
             self.notify();
             return;
         }

@@ -67,6 +67,7 @@ pub(crate) struct Tally {
     pub(crate) conflicts: u64,
     pub(crate) returns: u64,
     pub(crate) hostile: u64,
+    pub(crate) torn: u64,
     pub(crate) introduced: u64,
     pub(crate) released: u64,
     pub(crate) resumed: u64,
@@ -89,6 +90,7 @@ impl Tally {
         self.conflicts += other.conflicts;
         self.returns += other.returns;
         self.hostile += other.hostile;
+        self.torn += other.torn;
         self.introduced += other.introduced;
         self.released += other.released;
         self.resumed += other.resumed;
@@ -132,6 +134,9 @@ pub(crate) fn collect(tally: &mut Tally, actor: &Actor) {
             tally.conflicts += guest.refused;
             tally.returns += guest.returns;
         }
-        Actor::Hostile(hostile) => tally.hostile += hostile.pieces,
+        Actor::Hostile(hostile) => {
+            tally.hostile += hostile.pieces;
+            tally.torn += hostile.torn_seen;
+        }
     }
 }

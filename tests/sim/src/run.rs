@@ -120,6 +120,7 @@ impl Summary {
             ("deaths in a transaction", tally.amid_transaction),
             ("numbers used again", tally.reused),
             ("hostile acts", tally.hostile),
+            ("indices shown half written", tally.torn),
             ("guests ended for what they left unread", tally.unread),
             ("guests that came back after that", tally.returns),
             ("events lost", counts.lost),

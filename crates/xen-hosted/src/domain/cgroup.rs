@@ -3,6 +3,10 @@
 //!
 //! All domains of a host live below `xenbus-…` in the broker's own group, so whatever bounds the
 //! broker bounds them too. Version 2 needs no controller for freezing and for processor time.
+//!
+//! A domain of one task with the usual share has no processor group of its own but is in that of them all
+//! ([`Share::OfTasks`]): there it has what a group of its own would give it, and the kernel changes no
+//! stack of run queues when it hands the processor to the next such domain.
 
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
@@ -44,6 +48,25 @@ struct Hierarchy {
     /// The group above those of the domains.
     base: PathBuf,
     uses: Vec<Use>,
+}
+
+/// The weight and the cap that a group has which was told nothing, and so has a task in a group of others.
+const USUAL: (u16, u16) = (256, 0);
+
+/// Where a domain's share of the processors comes from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Share {
+    /// A group of its own.
+    OfGroup,
+    /// The group of all, in which each task has the same: for a domain that has one.
+    OfTasks,
+}
+
+impl Share {
+    /// What will do for a domain.
+    pub(crate) fn of(tasks_max: u32, weight: u16, cap: u16) -> Self {
+        if tasks_max == 1 && (weight, cap) == USUAL { Self::OfTasks } else { Self::OfGroup }
+    }
 }
 
 /// What this machine lets the broker bound.
@@ -144,6 +167,11 @@ impl Cgroups {
     pub(crate) fn remove(&self) {
         for hierarchy in &self.hierarchies {
             let _ = fs::remove_dir(&hierarchy.base);
+            if hierarchy.version == Version::Two
+                && let Some(own) = hierarchy.base.parent()
+            {
+                leave_leaf(own);
+            }
         }
     }
 
@@ -151,19 +179,38 @@ impl Cgroups {
         self.hierarchies.iter().any(|hierarchy| hierarchy.uses.contains(&purpose))
     }
 
-    /// Whether memory, processor time, tasks can be bounded, and domains be frozen.
-    pub(crate) fn bounds(&self) -> [bool; 4] {
-        [Use::Memory, Use::Cpu, Use::Tasks, Use::Freeze].map(|purpose| self.has(purpose))
+    /// Whether memory, processor time, tasks can be bounded, domains be frozen, and what they use be
+    /// counted.
+    pub(crate) fn bounds(&self) -> [bool; 5] {
+        let [memory, cpu, tasks, freeze] =
+            [Use::Memory, Use::Cpu, Use::Tasks, Use::Freeze].map(|purpose| self.has(purpose));
+        [memory, cpu, tasks, freeze, memory && self.has(Use::CpuTime)]
+    }
+
+    /// Whether a domain of one task needs no group of its own here: in version 1, where nothing else is
+    /// bounded by that; where a group sees to it that there is one task; and where a task counts as
+    /// much as a group, which it does unless the broker was started with `nice`.
+    fn shares_by_task(&self, hierarchy: &Hierarchy) -> bool {
+        hierarchy.version == Version::One
+            && hierarchy.uses == [Use::Cpu]
+            && self.has(Use::Tasks)
+            && rustix::process::getpriority_process(None) == Ok(0)
     }
 
     /// Groups for a domain.
     ///
     /// # Errors
     /// What mkdir(2) or open(2) answered; nothing is left then.
-    pub(crate) fn create(&self, name: &str) -> io::Result<Group> {
-        let mut group = Group { dirs: Vec::new(), join: Vec::new(), into: None };
+    pub(crate) fn create(&self, name: &str, share: Share) -> io::Result<Group> {
+        let mut group = Group { dirs: Vec::new(), join: Vec::new(), into: None, share_later: None };
         for hierarchy in &self.hierarchies {
             let dir = hierarchy.base.join(name);
+            if share == Share::OfTasks && self.shares_by_task(hierarchy) {
+                let tasks = hierarchy.base.join("tasks");
+                group.join.push(fs::File::options().write(true).open(tasks)?.into());
+                group.share_later = Some(dir);
+                continue;
+            }
             if let Err(error) = fs::create_dir(&dir)
                 && error.kind() != ErrorKind::AlreadyExists
             {
@@ -221,6 +268,25 @@ fn made(base: &Path) -> bool {
     }
 }
 
+/// The group that a broker moves itself to in version 2, below the one that it was started in.
+const LEAF: &str = "xenbus-broker";
+
+/// Moves this process back to the group that it was started in, where it had left that. Another broker may
+/// still be in the leaf: then all stays as it is.
+fn leave_leaf(own: &Path) {
+    let leaf = own.join(LEAF);
+    let inside = fs::read_to_string(leaf.join("cgroup.procs")).unwrap_or_default();
+    let me = rustix::process::getpid().as_raw_nonzero().to_string();
+    if inside.trim() == me {
+        // A group with controllers for its children takes no processes.
+        for controller in ["memory", "cpu", "pids"] {
+            let _ = fs::write(own.join("cgroup.subtree_control"), format!("-{controller}"));
+        }
+        let _ = fs::write(own.join("cgroup.procs"), "0");
+        let _ = fs::remove_dir(&leaf);
+    }
+}
+
 /// Enables what can be enabled for the groups below `base`; says what is.
 fn with_controllers(base: &Path) -> Vec<String> {
     let own = base.parent().unwrap_or(base);
@@ -229,7 +295,7 @@ fn with_controllers(base: &Path) -> Vec<String> {
             let enabled = fs::write(group.join("cgroup.subtree_control"), format!("+{controller}"));
             if enabled.is_err_and(|error| error.kind() == ErrorKind::ResourceBusy) && group == own {
                 // A group with processes of its own can give its children no controllers.
-                let leaf = own.join("xenbus-broker");
+                let leaf = own.join(LEAF);
                 if made(&leaf) && fs::write(leaf.join("cgroup.procs"), "0").is_ok() {
                     let _ =
                         fs::write(group.join("cgroup.subtree_control"), format!("+{controller}"));
@@ -249,6 +315,8 @@ pub(crate) struct Group {
     join: Vec<OwnedFd>,
     /// Version 2: the group to be born into.
     into: Option<OwnedFd>,
+    /// The processor group that it gets when its share is to be another than that of its task.
+    share_later: Option<PathBuf>,
 }
 
 impl Group {
@@ -282,9 +350,22 @@ impl Group {
     /// # Errors
     /// What write(2) answered: `EBUSY` where the domain has more already.
     pub(crate) fn set_memory(&self, bytes: u64) -> io::Result<()> {
+        if let Some((Version::Two, used)) = self.read(Use::Memory, "", "memory.current")
+            && used.trim().parse::<u64>().is_ok_and(|used| used > bytes)
+        {
+            // Version 2 would take the bound and kill until it holds.
+            return Err(io::Error::from_raw_os_error(rustix::io::Errno::BUSY.raw_os_error()));
+        }
         let text = bytes.to_string();
         let two = ("memory.max", text.clone());
-        self.write(Use::Memory, ("memory.limit_in_bytes", text), two)
+        self.write(Use::Memory, ("memory.limit_in_bytes", text), two)?;
+        if let Some((Version::Two, swap)) = self.file(Use::Memory, "", "memory.swap.max")
+            && swap.exists()
+        {
+            // Swapped out it would be beyond the bound; without swap there is no such file.
+            fs::write(swap, "0")?;
+        }
+        Ok(())
     }
 
     /// At most so many tasks.
@@ -297,11 +378,25 @@ impl Group {
     }
 
     /// A share of the processors: Xen's weight 256 is 1024 shares of version 1, a weight of 100 of
-    /// version 2; `cap` is in hundredths of a processor, 0 for no bound.
+    /// version 2; `cap` is in hundredths of a processor, 0 for no bound. `first` is the domain's process,
+    /// if it has one yet and still.
     ///
     /// # Errors
-    /// What write(2) answered.
-    pub(crate) fn set_cpu(&self, weight: u16, cap: u16) -> io::Result<()> {
+    /// What write(2) or mkdir(2) answered.
+    pub(crate) fn set_cpu(&mut self, weight: u16, cap: u16, first: Option<Pid>) -> io::Result<()> {
+        if (weight, cap) != USUAL
+            && let Some(dir) = self.share_later.take()
+        {
+            fs::create_dir(&dir)?;
+            self.dirs.push((Version::One, dir.clone(), vec![Use::Cpu]));
+            if let Some(pid) = first {
+                fs::write(dir.join("tasks"), pid.as_raw_nonzero().to_string())?;
+            }
+        }
+        self.write_cpu(weight, cap)
+    }
+
+    fn write_cpu(&self, weight: u16, cap: u16) -> io::Result<()> {
         const PERIOD_US: u64 = 100_000;
         let shares = (u64::from(weight) * 4).max(2);
         let weight = (u64::from(weight) * 100 / 256).clamp(1, 10_000);
@@ -377,5 +472,70 @@ mod tests {
         let at = base(&mount, own_group(own, "memory"), "x").unwrap();
         assert_eq!(at, Path::new("/sys/fs/cgroup/memory/b/c/x"));
         assert!(mounted("22 1 8:1 / / rw - ext4 /dev/vda rw").is_none());
+    }
+
+    /// A folder with these files, in the place of a group of version 2.
+    fn group_of(name: &str, files: &[(&str, &str)]) -> (PathBuf, Group) {
+        let dir = std::env::temp_dir().join(format!("xen-hosted-{name}-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&dir);
+        fs::create_dir(&dir).unwrap();
+        for (file, text) in files {
+            fs::write(dir.join(file), text).unwrap();
+        }
+        let uses = USES.map(|row| row.0).to_vec();
+        let dirs = vec![(Version::Two, dir.clone(), uses)];
+        (dir, Group { dirs, join: Vec::new(), into: None, share_later: None })
+    }
+
+    #[test]
+    fn version_2_is_told_bounds_in_its_own_words() {
+        let files = [
+            ("memory.current", "4096\n"),
+            ("memory.swap.max", "max\n"),
+            ("cpu.stat", "usage_usec 7\nuser_usec 5\n"),
+        ];
+        let (dir, mut group) = group_of("v2", &files);
+        let read = |file: &str| fs::read_to_string(dir.join(file)).unwrap();
+        group.set_memory(8192).unwrap();
+        assert_eq!((read("memory.max"), read("memory.swap.max")), ("8192".into(), "0".into()));
+        // The kernel would kill until the bound holds.
+        let busy = group.set_memory(4095).unwrap_err();
+        assert_eq!(busy.kind(), ErrorKind::ResourceBusy);
+        assert_eq!(read("memory.max"), "8192");
+        group.set_tasks(3).unwrap();
+        assert_eq!(read("pids.max"), "3");
+        group.set_cpu(512, 50, None).unwrap();
+        assert_eq!((read("cpu.weight"), read("cpu.max")), ("200".into(), "50000 100000".into()));
+        group.set_cpu(1, 0, None).unwrap();
+        assert_eq!((read("cpu.weight"), read("cpu.max")), ("1".into(), "max 100000".into()));
+        assert_eq!(group.set_frozen(true).ok(), Some(true));
+        assert_eq!(read("cgroup.freeze"), "1");
+        assert_eq!((group.cpu_time_ns(), group.memory()), (Some(7000), Some(4096)));
+        fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn a_leaf_with_others_in_it_stays() {
+        let own = std::env::temp_dir().join(format!("xen-hosted-leaf-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&own);
+        let leaf = own.join(LEAF);
+        fs::create_dir_all(&leaf).unwrap();
+        let me = std::process::id();
+        fs::write(leaf.join("cgroup.procs"), format!("{me}\n1\n")).unwrap();
+        leave_leaf(&own);
+        assert!(!own.join("cgroup.procs").exists(), "it has not moved");
+        fs::write(leaf.join("cgroup.procs"), format!("{me}\n")).unwrap();
+        leave_leaf(&own);
+        let moved = fs::read_to_string(own.join("cgroup.procs")).unwrap();
+        assert_eq!(moved, "0", "it is back where it was started");
+        fs::remove_dir_all(own).unwrap();
+    }
+
+    #[test]
+    fn one_task_with_the_usual_share_needs_no_group() {
+        assert_eq!(Share::of(1, 256, 0), Share::OfTasks);
+        for (tasks, weight, cap) in [(2, 256, 0), (1, 255, 0), (1, 256, 1)] {
+            assert_eq!(Share::of(tasks, weight, cap), Share::OfGroup);
+        }
     }
 }

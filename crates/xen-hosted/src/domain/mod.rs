@@ -210,30 +210,36 @@ pub enum Lack {
     Ports,
     /// Files at `/dev`, where they were asked for.
     Devices,
+    /// An account of its processor time, or of its memory.
+    Accounting,
 }
 
 /// Each lack with what is said of it.
-pub(crate) const LACKS: [(Lack, &str); 10] = [
+pub(crate) const LACKS: [(Lack, &str); 11] = [
     (
         Lack::UserNamespace,
         "domains get no user namespace of their own: this kernel or its security policy refuses them",
     ),
     (
         Lack::Namespaces,
-        "domains get no namespaces (user namespaces are refused to this user) and are one process each; \
-         Landlock, seccomp and resource limits remain",
+        "domains get no namespaces (this kernel or its security policy refuses them to this user) and are \
+         one process each; Landlock, seccomp and resource limits remain",
     ),
     (
         Lack::MemoryLimit,
-        "a domain's memory is bounded for each process and not in all: no memory control group may \
-         be made here (run in a delegated one, or as root)",
+        "a domain's memory is bounded for each process and not in all, and what its processes share not at \
+         all: no memory control group may be made here (run in a delegated one, or as root)",
     ),
     (
         Lack::CpuLimit,
         "weight and cap have no effect: no cpu control group may be made here (run in a delegated \
          one, or as root)",
     ),
-    (Lack::TaskLimit, "processes are bounded by RLIMIT_NPROC alone: no pids control group here"),
+    (
+        Lack::TaskLimit,
+        "processes are bounded by RLIMIT_NPROC alone, and threads not at all where there are no \
+         namespaces: no pids control group here",
+    ),
     (Lack::Freezer, "a pause stops a domain's first process alone: no freezer may be used here"),
     (
         Lack::OwnUser,
@@ -245,6 +251,10 @@ pub(crate) const LACKS: [(Lack, &str); 10] = [
         Lack::Devices,
         "domains get no files for their devices: they have no namespaces, or /dev/fuse is not there \
          (modprobe fuse) or may not be opened by this user",
+    ),
+    (
+        Lack::Accounting,
+        "processor time or memory of domains is not counted, and reads 0: no control group for it here",
     ),
 ];
 

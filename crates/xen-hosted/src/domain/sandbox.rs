@@ -34,9 +34,9 @@ const SYSTEM: [&str; 6] = ["usr", "bin", "sbin", "lib", "lib64", "lib32"];
 pub(crate) enum User {
     /// The broker maps an id of the host into the new user namespace.
     Mapped,
-    /// Root drops to this id; there is no user namespace.
+    /// Root drops to this id, once it has what only root can give it; there is no user namespace.
     DropsTo(u32),
-    /// It stays what it is; there are no namespaces.
+    /// It stays what it is, as the broker is nobody to change it; there are no namespaces.
     Same,
 }
 
@@ -110,25 +110,48 @@ type Failed = (usize, Errno);
 
 /// Becomes the domain. Returns only to end with a failure, which the broker has been told.
 pub(crate) fn become_domain(plan: Plan<'_>) {
-    let setup = match plan.setup.try_clone() {
-        Ok(setup) => setup,
-        Err(_) => return,
-    };
-    let Err((step, errno)) = enter(plan);
+    let Ok(setup) = plan.setup.try_clone() else { return };
+    let Err((step, errno)) = enter(plan, &setup);
     let step = u32::try_from(step).unwrap_or(0);
     let request = Request::SandboxFailed { step, errno: errno.raw_os_error() };
     let _ = proto::send(setup.as_fd(), &request.encode(), &[], SendFlags::empty());
 }
 
-/// The whole way, in the order of [`STEPS`].
-fn enter(mut plan: Plan<'_>) -> Result<std::convert::Infallible, Failed> {
-    wait_for(&plan, &Message::Mapped).map_err(|errno| (0, errno))?;
+/// Goes the part of the way that a kernel or its security policy may refuse, and ends: with status 0, or
+/// the number of the error. It is what a domain does, since a policy may let a namespace be made and
+/// refuse later what it is made for.
+pub(crate) fn try_namespaces(setup: &OwnedFd, user: User) -> ! {
+    let tried = leave_broker(&[setup])
+        .and_then(|()| wait_for(setup, &Message::Mapped))
+        .and_then(|()| if user == User::Mapped { become_user(INNER_ID) } else { Ok(()) })
+        .and_then(|()| leave_namespaces("probe"))
+        .and_then(|()| build_root(&Config::default()))
+        .and_then(|()| enter_root());
+    sys::exit_now(tried.err().map_or(0, Errno::raw_os_error))
+}
+
+/// Ends with the broker, and has of its descriptors only these. What the broker keeps for itself is
+/// its end of this process's sockets too, which would not close with it.
+fn leave_broker(kept: &[&OwnedFd]) -> Result<(), Errno> {
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+    let mut kept: Vec<_> = kept.iter().map(|fd| fd.as_raw_fd()).collect();
+    sys::keep_only(&mut kept)
+}
+
+/// The whole way, in the order of [`STEPS`]; `tells` is for who hears of a failure.
+fn enter(mut plan: Plan<'_>, tells: &OwnedFd) -> Result<std::convert::Infallible, Failed> {
+    let devices = plan.devices.iter().flat_map(|devices| [&devices.fuse, &devices.mount]);
+    let needed = [tells, &plan.link, &plan.setup].into_iter().chain(&plan.files).chain(&plan.join);
+    leave_broker(&needed.chain(devices).collect::<Vec<_>>()).map_err(|errno| (0, errno))?;
+    wait_for(&plan.setup, &Message::Mapped).map_err(|errno| (0, errno))?;
     for tasks in &plan.join {
         rustix::io::write(tasks, b"0").map_err(|errno| (1, errno))?;
     }
     let has_namespaces = plan.lacks & Lack::Namespaces.bit() == 0;
     let mut devices = connect_fuse(&mut plan);
-    become_user(plan.user).map_err(|errno| (2, errno))?;
+    if plan.user == User::Mapped {
+        become_user(INNER_ID).map_err(|errno| (2, errno))?;
+    }
     if has_namespaces {
         leave_namespaces(&plan.hostname).map_err(|errno| (3, errno))?;
         build_root(plan.config).map_err(|errno| (4, errno))?;
@@ -143,6 +166,13 @@ fn enter(mut plan: Plan<'_>) -> Result<std::convert::Infallible, Failed> {
         enter_root().map_err(|errno| (5, errno))?;
     }
     bound(&plan).map_err(|errno| (6, errno))?;
+    if plan.user != User::Same {
+        drop_bounding_set();
+    }
+    if let User::DropsTo(id) = plan.user {
+        // Not before: without a user namespace all of the above takes root.
+        become_user(id).map_err(|errno| (2, errno))?;
+    }
     // Beyond those that the program gets, so that none is overwritten before it was copied.
     let high = |fd: &OwnedFd| rustix::io::fcntl_dupfd_cloexec(fd, 16).map_err(|errno| (7, errno));
     let [program, input, output, error] = &plan.files;
@@ -165,14 +195,14 @@ fn enter(mut plan: Plan<'_>) -> Result<std::convert::Infallible, Failed> {
         strings.1.push(variable.map_err(|_| (10, Errno::INVAL))?);
     }
     tell(&plan, &Request::SandboxDone { lacks: plan.lacks }).map_err(|errno| (8, errno))?;
-    wait_for(&plan, &Message::Run).map_err(|errno| (0, errno))?;
+    wait_for(&plan.setup, &Message::Run).map_err(|errno| (0, errno))?;
     filter_calls(&plan).ok_or((9, Errno::INVAL))?;
     Err((10, sys::run_program(program.as_fd(), &strings.0, &strings.1)))
 }
 
 /// Leaves the system calls that the domain may make.
 fn filter_calls(plan: &Plan<'_>) -> Option<()> {
-    if plan.user != User::Same {
+    if plan.lacks & Lack::Namespaces.bit() == 0 {
         return seccompiler::apply_filter(plan.filter).ok();
     }
     let own = u32::try_from(rustix::process::getpid().as_raw_nonzero().get()).ok()?;
@@ -180,11 +210,11 @@ fn filter_calls(plan: &Plan<'_>) -> Option<()> {
 }
 
 /// Waits until the broker says this, which is bounded by the broker's life: its end is the end.
-fn wait_for(plan: &Plan<'_>, message: &Message) -> Result<(), Errno> {
+fn wait_for(setup: &OwnedFd, message: &Message) -> Result<(), Errno> {
     let mut buffer = [0; 64];
     loop {
         let mut fds = Vec::new();
-        let got = proto::receive(plan.setup.as_fd(), &mut buffer, &mut fds, RecvFlags::empty());
+        let got = proto::receive(setup.as_fd(), &mut buffer, &mut fds, RecvFlags::empty());
         match got {
             Ok(0) => sys::exit_now(127),
             Ok(count) if Message::decode(&buffer[..count]).as_ref() == Some(message) => {
@@ -208,9 +238,9 @@ fn connect_fuse(plan: &mut Plan<'_>) -> Option<OwnedFd> {
         return None;
     }
     let opened = match (&plan.devices, plan.user) {
-        (_, User::Same) => Err(Errno::PERM),
+        _ if plan.lacks & Lack::Namespaces.bit() != 0 => Err(Errno::PERM),
         (Some(devices), _) => rustix::io::fcntl_dupfd_cloexec(&devices.fuse, 3),
-        (None, User::Mapped | User::DropsTo(_)) => open("/dev/fuse", FUSE_FLAGS, Mode::empty()),
+        (None, _) => open("/dev/fuse", FUSE_FLAGS, Mode::empty()),
     };
     if opened.is_err() {
         plan.lacks |= Lack::Devices.bit();
@@ -218,12 +248,7 @@ fn connect_fuse(plan: &mut Plan<'_>) -> Option<OwnedFd> {
     opened.ok()
 }
 
-fn become_user(user: User) -> Result<(), Errno> {
-    let id = match user {
-        User::Same => return Ok(()),
-        User::DropsTo(id) => id,
-        User::Mapped => INNER_ID,
-    };
+fn become_user(id: u32) -> Result<(), Errno> {
     match rustix::thread::set_thread_groups(&[]) {
         // An ordinary user may not give up groups, as some serve to keep files from their members.
         Ok(()) | Err(Errno::PERM) => {}
@@ -321,6 +346,9 @@ fn bound(plan: &Plan<'_>) -> Result<(), Errno> {
     set(Resource::Core, 0)?;
     set(Resource::Memlock, 0)?;
     set(Resource::Msgqueue, 0)?;
+    // Nothing of it is more urgent than what others do.
+    set(Resource::Nice, 0)?;
+    set(Resource::Rtprio, 0)?;
     if plan.user != User::Same {
         set(Resource::Nproc, plan.config.tasks_max.into())?;
     }
@@ -328,6 +356,17 @@ fn bound(plan: &Plan<'_>) -> Result<(), Errno> {
         set(Resource::Data, plan.config.memory_max_kib.saturating_mul(1024))?;
     }
     Ok(())
+}
+
+/// No program that it runs gets a capability that it has not itself.
+fn drop_bounding_set() {
+    for bit in 0..64 {
+        let capability = CapabilitySet::from_bits_retain(1 << bit);
+        if rustix::thread::remove_capability_from_bounding_set(capability).is_err() {
+            // The kernel knows no more of them.
+            break;
+        }
+    }
 }
 
 fn give_up_privileges(plan: &Plan<'_>) -> Result<(), Errno> {
@@ -348,13 +387,6 @@ fn give_up_privileges(plan: &Plan<'_>) -> Result<(), Errno> {
         sys::landlock(&plan.files[0], &folders)?;
     }
     if plan.user != User::Same {
-        for bit in 0..64 {
-            let capability = CapabilitySet::from_bits_retain(1 << bit);
-            if rustix::thread::remove_capability_from_bounding_set(capability).is_err() {
-                // The kernel knows no more of them.
-                break;
-            }
-        }
         let none = CapabilitySet::empty();
         let none = CapabilitySets { effective: none, permitted: none, inheritable: none };
         rustix::thread::set_capabilities(None, none)?;

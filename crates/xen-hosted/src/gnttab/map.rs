@@ -17,6 +17,8 @@ use xen::{DomId, Error, GrantRef};
 #[derive(Debug)]
 pub(crate) struct Foreign {
     granter: DomId,
+    /// What the broker tells it by from others that have had its slot.
+    number: u64,
     arena: Arena,
     /// This process's bit in the holders of each page.
     bit: u32,
@@ -70,11 +72,16 @@ impl Unmap for Foreign {
         }
         self.link.count(Counter::Mapped, -1);
     }
+
+    fn write_refused(&self) {
+        self.link.count_refusal();
+    }
 }
 
 impl Drop for Foreign {
     fn drop(&mut self) {
-        self.link.tell(&Request::Release { granter: self.granter, slot: self.arena.slot });
+        let Self { granter, number, arena, .. } = self;
+        self.link.tell(&Request::Release { granter: *granter, slot: arena.slot, number: *number });
     }
 }
 
@@ -110,9 +117,10 @@ impl Grants {
         let own = if pages.is_some() { Access::Read } else { Access::ReadWrite };
         let arena = Arena::map(slot, &table, pages.as_ref(), own).map_err(from_errno)?;
         let bit = 1_u32.checked_shl(answer.number(0)?).ok_or(Error::Inval)?;
+        let number = answer.number(1)?;
         let mapped = Mutex::new(vec![0; ARENA_PAGES as usize].into_boxed_slice());
         let link = Arc::clone(&self.link);
-        let arena = Arc::new(Foreign { granter, arena, bit, link, mapped });
+        let arena = Arc::new(Foreign { granter, number, arena, bit, link, mapped });
         lock(&self.arenas).insert((granter, slot), Arc::clone(&arena));
         Ok(arena)
     }
@@ -133,7 +141,10 @@ impl GrantMap for Grants {
     fn map(&mut self, domid: DomId, grant: GrantRef, access: Access) -> Result<Mapping, Error> {
         let (slot, at) = place(grant);
         let arena = self.arena(domid, slot)?;
-        arena.pin(at, self.link.domid, access).map_err(Error::Grant)?;
+        if let Err(status) = arena.pin(at, self.link.domid, access) {
+            self.link.count_refusal();
+            return Err(Error::Grant(status));
+        }
         self.link.count(Counter::Mapped, 1);
         Ok(Mapping::new(domid, grant, page(&arena, at, access)))
     }

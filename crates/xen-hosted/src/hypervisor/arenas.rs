@@ -18,6 +18,8 @@ pub(super) const ARENA_LEN: u64 = (TABLE_LEN + PAGES_LEN) as u64;
 
 /// One domain's pages for one other.
 pub(super) struct Arena {
+    /// What tells it from others that have had its slot.
+    number: u64,
     /// The connection that grants from it.
     owner: PeerId,
     peer: DomId,
@@ -34,7 +36,12 @@ pub(super) struct Arena {
 
 impl Arena {
     /// A new arena of `owner`'s domain for `peer`.
-    fn new(owner: PeerId, peer: DomId, peer_identity: u64, writable: bool) -> Result<Self, Error> {
+    fn new(
+        number: u64,
+        owner: PeerId,
+        (peer, peer_identity): (DomId, u64),
+        writable: bool,
+    ) -> Result<Self, Error> {
         let make = |len| {
             let fd = memfd("arena", len).map_err(failed)?;
             fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW).map_err(failed)?;
@@ -47,12 +54,29 @@ impl Arena {
         };
         fcntl_add_seals(&table, SealFlags::SEAL).map_err(failed)?;
         let holders = Vec::new();
-        Ok(Self { owner, peer, peer_identity, writable, table, pages, ready: writable, holders })
+        Ok(Self {
+            number,
+            owner,
+            peer,
+            peer_identity,
+            writable,
+            table,
+            pages,
+            ready: writable,
+            holders,
+        })
     }
 
     fn descriptors(&self) -> Result<Vec<OwnedFd>, Error> {
         let all = [Some(&self.table), self.pages.as_ref()];
         all.into_iter().flatten().map(|fd| fd.try_clone().map_err(Error::from)).collect()
+    }
+
+    /// Bytes of it that are there already: they are on the account of who touched them first.
+    pub(super) fn touched(&self) -> u64 {
+        let all = [Some(&self.table), self.pages.as_ref()];
+        let blocks = all.into_iter().flatten().filter_map(|fd| rustix::fs::fstat(fd).ok());
+        blocks.map(|stat| u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512)).sum()
     }
 
     fn write_word(&self, offset: usize, word: u32) {
@@ -65,7 +89,7 @@ impl Broker {
     /// Makes the first arena of a new domain: for domain 0, with console and store page granted.
     pub(super) fn first_arena(&mut self, domid: DomId, owner: PeerId) -> Result<(), Error> {
         let identity = self.domains.get(&DomId::DOM0).ok_or(Error::Srch)?.identity;
-        let arena = Arena::new(owner, DomId::DOM0, identity, true)?;
+        let arena = Arena::new(self.take_identity(), owner, (DomId::DOM0, identity), true)?;
         let granted = entry(DomId::DOM0, Access::ReadWrite);
         for grant in [GrantRef::CONSOLE, GrantRef::XENSTORE] {
             arena.write_word(entry_offset(grant.0 as usize), granted);
@@ -83,6 +107,16 @@ impl Broker {
         {
             domain.arenas_for.push((granter, slot));
         }
+    }
+
+    /// What a domain's processes may have, if it is to have `max` bytes: its arenas are taken off, as others
+    /// may be who touches their pages first. For the same reason those that it has looked up are added:
+    /// their granter may leave or make them empty, and that must not cost their user its life.
+    pub(super) fn left_of(&self, domid: DomId, max: u64) -> u64 {
+        let peer = self.domains.get(&domid).and_then(|domain| domain.peer);
+        let mapped = peer.and_then(|id| self.peers.get(id)).map_or(0, |peer| peer.mapped.len());
+        let left = max.saturating_sub(self.charged(domid));
+        left.saturating_add(ARENA_LEN.saturating_mul(mapped as u64))
     }
 
     /// Memory that a domain's arenas may take.
@@ -116,14 +150,14 @@ impl Broker {
         if !dom0 {
             self.charge_arena(domid)?;
         }
-        let arena = Arena::new(id, peer, peer_identity, writable)?;
+        let arena = Arena::new(self.take_identity(), id, (peer, peer_identity), writable)?;
         let fds = arena.descriptors()?;
         let slot = u32::try_from(at).map_err(|_| Error::NoSpc)?;
         let Some(domain) = self.domains.get_mut(&domid) else { return Err(Error::Srch) };
-        if at == domain.arenas.len() {
-            domain.arenas.push(None);
+        match domain.arenas.get_mut(at) {
+            Some(place) => *place = Some(arena),
+            None => domain.arenas.push(Some(arena)),
         }
-        domain.arenas[at] = Some(arena);
         if dom0 && let Some(owner) = self.peers.get_mut(id) {
             // Another process of domain 0 goes on without it; a guest's arenas stay until the guest
             // is destroyed, as Xen keeps the memory of one that has crashed.
@@ -135,10 +169,10 @@ impl Broker {
 
     /// Takes one more arena off the memory that the domain's processes may have.
     fn charge_arena(&mut self, domid: DomId) -> Result<(), Error> {
-        let charged = self.charged(domid) + ARENA_LEN;
         let domain = self.domains.get(&domid).ok_or(Error::Srch)?;
-        let left = (domain.config.memory_max_kib * 1024).saturating_sub(charged);
-        if left < ARENA_LEN {
+        let max = (domain.config.memory_max_kib * 1024).saturating_sub(ARENA_LEN);
+        let left = self.left_of(domid, max);
+        if max.saturating_sub(self.charged(domid)) < ARENA_LEN {
             return Err(Error::NoSpc);
         }
         match &domain.group {
@@ -174,42 +208,51 @@ impl Broker {
             return Err(Error::Access);
         }
         let known = arena.holders.iter().position(|holder| *holder == Some(id));
-        let bit = match known.or_else(|| arena.holders.iter().position(Option::is_none)) {
-            Some(bit) => bit,
-            None if arena.holders.len() < HOLDERS_MAX as usize => {
-                arena.holders.push(None);
-                arena.holders.len() - 1
-            }
-            None => return Err(Error::NoSpc),
-        };
+        let bit = known.or_else(|| arena.holders.iter().position(Option::is_none));
+        let bit = bit.unwrap_or(arena.holders.len());
+        if bit >= HOLDERS_MAX as usize {
+            return Err(Error::NoSpc);
+        }
         let fds = arena.descriptors()?;
-        arena.holders[bit] = Some(id);
+        match arena.holders.get_mut(bit) {
+            Some(holder) => *holder = Some(id),
+            None => arena.holders.push(Some(id)),
+        }
+        let number = arena.number;
         if known.is_none() {
             domain.named += 1;
             if let Some(peer) = self.peers.get_mut(id) {
-                peer.mapped.insert((granter, slot));
+                peer.mapped.insert((granter, slot, number));
             }
+            self.apply_memory(domid);
         }
-        Ok(Some((vec![bit as u64], fds)))
+        Ok(Some((vec![bit as u64, number], fds)))
     }
 
-    /// A peer has let go of an arena.
-    pub(super) fn release(&mut self, id: PeerId, granter: DomId, slot: u32) {
-        if let Some(peer) = self.peers.get_mut(id)
-            && peer.mapped.remove(&(granter, slot))
-        {
-            self.drop_holder(id, granter, slot);
+    /// A peer has let go of an arena, maybe of one that was there before the one that is; false where it
+    /// had none such.
+    pub(super) fn release(&mut self, id: PeerId, arena: (DomId, u32, u64)) -> bool {
+        let Some(peer) = self.peers.get_mut(id) else { return false };
+        let domid = peer.domid;
+        let had = peer.mapped.remove(&arena);
+        if had {
+            self.drop_holder(id, arena);
+            self.apply_memory(domid);
         }
+        had
     }
 
     /// `id` has the arena no more, whether it said so or died: its bits are cleared.
-    pub(super) fn drop_holder(&mut self, id: PeerId, granter: DomId, slot: u32) {
+    pub(super) fn drop_holder(&mut self, id: PeerId, (granter, slot, number): (DomId, u32, u64)) {
         let Some(domain) = self.domains.get_mut(&granter) else { return };
         domain.named = domain.named.saturating_sub(1);
         if let Some(arena) = domain.arenas.get_mut(slot as usize).and_then(Option::as_mut)
+            && arena.number == number
             && let Some(bit) = arena.holders.iter().position(|holder| *holder == Some(id))
         {
-            arena.holders[bit] = None;
+            if let Some(holder) = arena.holders.get_mut(bit) {
+                *holder = None;
+            }
             clear_bit(&arena.table, bit);
         }
         self.forget(granter);
@@ -248,14 +291,14 @@ impl Broker {
         }
     }
 
-    /// Sets what a domain's processes may have beside its arenas.
+    /// Sets what a domain's processes may have.
     pub(super) fn apply_memory(&mut self, domid: DomId) {
-        let charged = self.charged(domid);
         if let Some(domain) = self.domains.get(&domid)
             && let Some(group) = &domain.group
         {
             let max = domain.config.memory_max_kib.saturating_mul(1024);
-            let _ = group.set_memory(max.saturating_sub(charged));
+            // Where it has more than that by now, the bound stays what it was.
+            let _ = group.set_memory(self.left_of(domid, max));
         }
     }
 }

@@ -27,13 +27,15 @@ impl Broker {
 
     fn info_of(domid: DomId, domain: &Domain) -> DomainInfo {
         let group = domain.group.as_ref();
-        let arenas = domain.arenas.iter().flatten().count() as u64;
+        // Arenas in full; what of them the group has counted already is not counted twice.
+        let arenas = domain.arenas.iter().flatten();
+        let untouched: u64 = arenas.map(|arena| ARENA_LEN.saturating_sub(arena.touched())).sum();
         let memory = group.and_then(crate::domain::cgroup::Group::memory).unwrap_or(0);
         DomainInfo {
             domid,
             handle: domain.config.handle,
             state: domain.run_state(),
-            memory_kib: memory / 1024 + arenas * ARENA_LEN / 1024,
+            memory_kib: memory.saturating_add(untouched) / 1024,
             memory_max_kib: domain.config.memory_max_kib,
             vcpus_online: 1,
             cpu_time_ns: group
@@ -99,11 +101,10 @@ impl Broker {
     }
 
     pub(super) fn set_memory_max(&mut self, domid: DomId, kib: u64) -> Answered {
-        let charged = self.charged(domid);
+        let (charged, left) = (self.charged(domid), self.left_of(domid, kib.saturating_mul(1024)));
         let domain = self.living_guest(domid)?;
         let bytes = kib.checked_mul(1024).ok_or(Error::NoMem)?;
-        let left = bytes.checked_sub(charged).filter(|left| *left >= ARENA_LEN);
-        let left = left.ok_or(Error::Inval)?;
+        bytes.checked_sub(charged).filter(|left| *left >= ARENA_LEN).ok_or(Error::Inval)?;
         if let Some(group) = &domain.group {
             group.set_memory(left)?;
         }
@@ -121,8 +122,9 @@ impl Broker {
         if weight == 0 {
             return Err(Error::Inval);
         }
-        if let Some(group) = &domain.group {
-            group.set_cpu(weight, cap)?;
+        let first = domain.process.as_ref().map(|process| process.pid);
+        if let Some(group) = &mut domain.group {
+            group.set_cpu(weight, cap, first)?;
         }
         domain.scheduling = Scheduling { weight, cap };
         words([])
@@ -147,7 +149,7 @@ impl Broker {
             count(Counter::Granted),
             count(Counter::Mapped),
             self.notified(domid),
-            domain.refused,
+            domain.refused.saturating_add(count(Counter::Refused)),
         ])
     }
 }

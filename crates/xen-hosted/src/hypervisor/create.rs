@@ -3,25 +3,22 @@
 use super::arenas::ARENA_LEN;
 use super::serve::Answered;
 use super::{Broker, Domain, PeerId, Process, Stage, Token, failed, say};
-use crate::domain::sandbox::{self, DeviceMount, INNER_ID, Plan, STEPS, User};
-use crate::domain::{Config, Devices, Lack};
+use crate::domain::cgroup::Share;
+use crate::domain::sandbox::{self, DeviceMount, INNER_ID, Plan, STEPS};
+use crate::domain::{Config, Devices};
 use crate::limits::{PORT_DESCRIPTORS, TASKS_DEFAULT};
 use crate::proto::{self, Message, Request};
 use crate::{Rights, sys};
 use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, socketpair};
-use rustix::process::Pid;
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 use std::os::fd::{AsFd, OwnedFd};
 use xen::domwatch::DomainEvent;
 use xen::{DomId, Error, GrantRef};
 
-/// The namespaces that a process is born into; it leaves the others itself, which keeps the broker
-/// from waiting for them.
-const BORN_INTO: i32 = libc::CLONE_NEWUSER | libc::CLONE_NEWPID;
-
 /// Both ends of a connection: the broker's, which never blocks, and the domain's.
-fn pair() -> Result<(OwnedFd, OwnedFd), Error> {
+pub(super) fn pair() -> Result<(OwnedFd, OwnedFd), Error> {
     let ends = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
     let (broker, domain) = ends.map_err(failed)?;
     rustix::io::ioctl_fionbio(&broker, true).map_err(failed)?;
@@ -31,14 +28,10 @@ fn pair() -> Result<(OwnedFd, OwnedFd), Error> {
 impl Broker {
     /// A number that nobody uses or names.
     fn free_domid(&mut self) -> Result<DomId, Error> {
-        for _ in 1..DomId::FIRST_RESERVED.0 {
-            let domid = DomId(self.next_domid);
-            self.next_domid = if domid.0 + 1 < DomId::FIRST_RESERVED.0 { domid.0 + 1 } else { 1 };
-            if !self.domains.contains_key(&domid) && !self.is_news(domid) {
-                return Ok(domid);
-            }
-        }
-        Err(Error::NoSpc)
+        let taken = |domid| self.domains.contains_key(&domid) || self.is_news(domid);
+        let domid = next_free(self.next_domid, taken).ok_or(Error::NoSpc)?;
+        self.next_domid = domid.0 + 1;
+        Ok(domid)
     }
 
     /// The answer comes when the sandbox stands or fails.
@@ -75,18 +68,21 @@ impl Broker {
         }
         self.first_ports(peer)?;
         self.first_arena(domid, peer)?;
-        let group = self.cgroups.create(&domid.to_string())?;
         let domain = self.domains.get_mut(&domid).ok_or(Error::Srch)?;
-        let group = domain.group.insert(group);
+        let Config { tasks_max, weight, cap, .. } = domain.config;
+        let share = Share::of(tasks_max, weight, cap);
+        let group = domain.group.insert(self.cgroups.create(&domid.to_string(), share)?);
         group.set_memory(domain.config.memory_max_kib * 1024 - ARENA_LEN)?;
-        group.set_tasks(domain.config.tasks_max)?;
-        group.set_cpu(domain.config.weight, domain.config.cap)?;
+        group.set_tasks(tasks_max)?;
+        group.set_cpu(weight, cap, None)?;
         let (join, into) = group.entrances();
         let descriptors_max = u64::from(self.ports_max) * u64::from(PORT_DESCRIPTORS);
         let root = rustix::process::geteuid().is_root();
+        let outer = if root { self.first_id + u32::from(domid.0) } else { 0 };
+        let (user, flags) = self.namespaces.birth(root.then_some(outer));
         let mut plan = Plan {
             config: &domain.config,
-            user: User::Mapped,
+            user,
             lacks: self.lacks,
             join,
             link,
@@ -97,36 +93,22 @@ impl Broker {
             descriptors_max: descriptors_max + u64::from(TASKS_DEFAULT),
             hostname: format!("dom{domid}"),
         };
-        let outer = if root { self.first_id + u32::from(domid.0) } else { 0 };
         if root && domain.config.devices == Devices::KernelFiles {
             plan.devices = DeviceMount::of_the_host(outer).ok();
         }
-        let known = self.lacks & (Lack::UserNamespace.bit() | Lack::Namespaces.bit());
-        let mut flags = if known == 0 { BORN_INTO } else { without_user(&mut plan, root, outer) };
-        let (pid, pidfd) = loop {
-            let into = into.as_ref().map(AsFd::as_fd);
-            // A process with one thread: see `Broker`.
-            let mut child = Some(plan);
-            let born = sys::clone_process(flags, into, || {
-                if let Some(plan) = child.take() {
-                    sandbox::become_domain(plan);
-                }
-            });
-            match (born, child) {
-                (Ok(born), _) => break born,
-                (Err(Errno::PERM | Errno::NOSPC | Errno::USERS | Errno::INVAL), Some(refused))
-                    if flags & libc::CLONE_NEWUSER != 0 =>
-                {
-                    plan = refused;
-                    flags = without_user(&mut plan, root, outer);
-                }
-                (Err(errno), _) => return Err(failed(errno)),
-            }
-        };
-        self.watch(pidfd.as_fd(), Token::Process(domid), EventFlags::IN).map_err(failed)?;
-        self.watch(setup_end.as_fd(), Token::Setup(domid), EventFlags::IN).map_err(failed)?;
+        // A process with one thread: see `Broker`.
+        let into = into.as_ref().map(AsFd::as_fd);
+        let born = sys::clone_process(flags, into, || sandbox::become_domain(plan));
+        let (pid, pidfd) = born.map_err(failed)?;
+        if let Err(errno) = self.watch(pidfd.as_fd(), Token::Process(domid), EventFlags::IN) {
+            // Nobody would hear of its end.
+            end_now(&pidfd);
+            return Err(failed(errno));
+        }
+        let watched = self.watch(setup_end.as_fd(), Token::Setup(domid), EventFlags::IN);
         let domain = self.domains.get_mut(&domid).ok_or(Error::Srch)?;
-        let process = domain.process.insert(Process { pidfd, setup: Some(setup_end) });
+        let process = domain.process.insert(Process { pid, pidfd, setup: Some(setup_end) });
+        watched.map_err(failed)?;
         if flags & libc::CLONE_NEWUSER != 0 {
             map_ids(pid, root.then_some(outer))?;
         }
@@ -186,23 +168,20 @@ impl Broker {
     }
 }
 
-/// Goes without a user namespace: root drops to a user of the domain's own, others to no namespace.
-fn without_user(plan: &mut Plan<'_>, root: bool, outer: u32) -> i32 {
-    if root {
-        plan.user = User::DropsTo(outer);
-        plan.lacks |= Lack::UserNamespace.bit();
-        return libc::CLONE_NEWPID;
-    }
-    plan.user = User::Same;
-    plan.lacks |= Lack::Namespaces.bit();
-    if sys::landlock_abi() <= 0 {
-        plan.lacks |= Lack::Landlock.bit();
-    }
-    0
+/// The first number from `next` on, and then from 1, that is not `taken`.
+fn next_free(next: u16, taken: impl Fn(DomId) -> bool) -> Option<DomId> {
+    let all = DomId::FIRST_RESERVED.0;
+    (next..all).chain(1..next.min(all)).map(DomId).find(|domid| !taken(*domid))
+}
+
+/// Ends a process that is in no table, and waits for that.
+pub(super) fn end_now(pidfd: &OwnedFd) {
+    let _ = pidfd_send_signal(pidfd, Signal::KILL);
+    let _ = waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED);
 }
 
 /// Maps the one user and group of a new user namespace: to `outer`, or to the broker's own.
-fn map_ids(pid: Pid, outer: Option<u32>) -> Result<(), Error> {
+pub(super) fn map_ids(pid: Pid, outer: Option<u32>) -> Result<(), Error> {
     let proc = format!("/proc/{}", pid.as_raw_nonzero());
     let own = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     let (uid, gid) = outer.map_or(own, |id| (id, id));
@@ -213,4 +192,22 @@ fn map_ids(pid: Pid, outer: Option<u32>) -> Result<(), Error> {
     std::fs::write(format!("{proc}/uid_map"), format!("{INNER_ID} {uid} 1"))?;
     std::fs::write(format!("{proc}/gid_map"), format!("{INNER_ID} {gid} 1"))?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_go_round_and_past_those_that_are_taken() {
+        let last = DomId::FIRST_RESERVED.0 - 1;
+        let none = |_| false;
+        assert_eq!(next_free(1, none), Some(DomId(1)));
+        assert_eq!(next_free(last, none), Some(DomId(last)));
+        assert_eq!(next_free(last + 1, none), Some(DomId(1)), "domain 0's is never given");
+        let held = |domid: DomId| domid.0 == last || domid.0 <= 2;
+        assert_eq!(next_free(last, held), Some(DomId(3)));
+        assert_eq!(next_free(7, |domid| domid != DomId(6)), Some(DomId(6)));
+        assert_eq!(next_free(7, |_| true), None);
+    }
 }

@@ -5,10 +5,13 @@
 //! costs as much as it touches, never as much as there are domains (except the list of them, in
 //! pieces of [`LISTED_AT_ONCE`](crate::limits::LISTED_AT_ONCE)).
 
+#![deny(clippy::unwrap_used, clippy::indexing_slicing)]
+
 mod arenas;
 mod control;
 mod create;
 mod life;
+mod namespaces;
 mod peers;
 mod ports;
 mod serve;
@@ -21,15 +24,16 @@ use crate::limits::{ARENAS_MAX, DOM0_PORTS_MAX, PORT_DESCRIPTORS, PORTS_MAX, TAS
 use crate::map::{Map, memfd};
 use crate::{HostDir, Role};
 use arenas::Arena;
+use namespaces::Namespaces;
 use peers::Peers;
 use ports::PortTable;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::fs::{FlockOperation, SealFlags, fcntl_add_seals, flock};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
-use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, setrlimit};
 use seccompiler::BpfProgram;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -50,7 +54,7 @@ const DOMAIN_DESCRIPTORS: u64 = 5;
 const DOMAINS_PLANNED: u64 = 1024;
 
 /// What an event is about; encoded into the word that epoll keeps.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 enum Token {
     Listener(Role),
     Peer(PeerId),
@@ -103,6 +107,8 @@ enum Stage {
 
 /// A domain's first process.
 struct Process {
+    /// Nobody else's before it was waited for.
+    pid: Pid,
     pidfd: OwnedFd,
     /// Until its program runs.
     setup: Option<OwnedFd>,
@@ -159,6 +165,7 @@ pub struct Broker {
     next_domid: u16,
     dom_exc: Option<DomExc>,
     cgroups: Cgroups,
+    namespaces: Namespaces,
     /// What all its domains do without, as [`Lack`]'s bits.
     lacks: u64,
     filter: BpfProgram,
@@ -167,8 +174,8 @@ pub struct Broker {
     /// First of the ids of the host that its domains run as.
     first_id: u32,
     input: Vec<u8>,
-    /// Peers that were over their rate and are to be read again.
-    resting: Vec<PeerId>,
+    /// Peers and listeners that are to be looked at again after a rest.
+    resting: BTreeSet<Token>,
     rested_until_ms: u64,
     stopping: bool,
 }
@@ -182,23 +189,32 @@ impl Broker {
     pub fn start(host: HostDir, stop: OwnedFd) -> io::Result<Self> {
         let mut builder = fs::DirBuilder::new();
         builder.recursive(true).mode(0o700).create(host.path())?;
+        let meta = fs::metadata(host.path())?;
+        if meta.uid() != rustix::process::geteuid().as_raw() || meta.mode() & 0o077 != 0 {
+            let why = "the directory is another user's, or open to others (chmod 700)";
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
+        }
         let lock = fs::File::options()
             .write(true)
             .create(true)
             .truncate(false)
             .open(host.path().join("lock"))?;
         flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
-        let meta = fs::metadata(host.path())?;
         let (ports_max, arenas_max, mut lacks) = share_descriptors();
         let name = format!("xenbus-{:x}-{:x}", meta.dev(), meta.ino());
         let cgroups = Cgroups::find(&name);
-        let bounded = [Lack::MemoryLimit, Lack::CpuLimit, Lack::TaskLimit, Lack::Freezer];
+        let bounded =
+            [Lack::MemoryLimit, Lack::CpuLimit, Lack::TaskLimit, Lack::Freezer, Lack::Accounting];
         for (lack, has) in bounded.iter().zip(cgroups.bounds()) {
             lacks |= if has { 0 } else { lack.bit() };
         }
-        if !rustix::process::geteuid().is_root() {
+        let first_id = 0x6000_0000 + u32::try_from(meta.ino() & 0xfff).unwrap_or(0) * 0x8000;
+        let root = rustix::process::geteuid().is_root();
+        if !root {
             lacks |= Lack::OwnUser.bit();
         }
+        let namespaces = Namespaces::find(root.then_some(first_id))?;
+        lacks |= namespaces.lacks();
         let identities_fd = memfd("identities", IDENTITIES_LEN)?;
         let identities = Map::new(&identities_fd, 0, IDENTITIES_LEN, Access::ReadWrite)?;
         let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::FUTURE_WRITE | SealFlags::SEAL;
@@ -217,13 +233,14 @@ impl Broker {
             next_domid: 1,
             dom_exc: None,
             cgroups,
+            namespaces,
             lacks: 0,
             filter: filter::program(filter::Processes::OfItsOwn).map_err(io::Error::other)?,
             ports_max,
             arenas_max,
-            first_id: 0x6000_0000 + u32::try_from(meta.ino() & 0xfff).unwrap_or(0) * 0x8000,
+            first_id,
             input: vec![0; crate::limits::CREATE_MAX],
-            resting: Vec::new(),
+            resting: BTreeSet::new(),
             rested_until_ms: 0,
             stopping: false,
             host,

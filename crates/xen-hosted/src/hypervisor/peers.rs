@@ -2,6 +2,7 @@
 
 use crate::limits::{REQUESTS_BURST, REQUESTS_PER_S};
 use crate::{Rights, proto};
+use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
 use rustix::net::SendFlags;
 use std::collections::{BTreeSet, VecDeque};
@@ -42,8 +43,8 @@ pub(super) struct Peer {
     pub(super) counters: OwnedFd,
     /// Ports of its domain that it holds.
     pub(super) ports: BTreeSet<u32>,
-    /// Arenas that it has looked up.
-    pub(super) mapped: BTreeSet<(DomId, u32)>,
+    /// Arenas that it has looked up: granter, slot, which arena of those that were there.
+    pub(super) mapped: BTreeSet<(DomId, u32, u64)>,
     /// Arenas that it has made.
     pub(super) offered: Vec<u32>,
     /// What became of domains, for who watches them.
@@ -57,6 +58,20 @@ pub(super) struct Peer {
     /// Requests that it may still make, in thousandths.
     credit: u64,
     credit_at_ms: u64,
+    pub(super) state: State,
+}
+
+/// Whether a connection is served.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum State {
+    Served,
+    /// It asks too often: for a while it is sent to, and not read.
+    ReadLater,
+    /// The kernel has no room for what it is to be sent, which no event tells the end of: for a while it
+    /// is read, and not sent to.
+    SentLater,
+    /// A guest has ended or closed its end. What it held stays until the guest is destroyed.
+    HungUp,
 }
 
 /// A message that waits for its receiver to read others.
@@ -93,6 +108,7 @@ impl Peer {
             unsent_answers: 0,
             credit: u64::from(REQUESTS_BURST) * 1000,
             credit_at_ms: 0,
+            state: State::Served,
         }
     }
 
@@ -106,10 +122,19 @@ impl Peer {
         fds: &[BorrowedFd<'_>],
         keep: Keep,
     ) -> Result<bool, Errno> {
+        if self.state == State::HungUp {
+            // As on Xen, where it would be told: nobody is there to hear it.
+            return Ok(false);
+        }
         if self.unsent.is_empty() {
             match proto::send(self.socket.as_fd(), &packet, fds, SendFlags::DONTWAIT) {
                 Ok(()) => return Ok(false),
                 Err(Errno::AGAIN | Errno::NOBUFS | Errno::TOOMANYREFS) => {}
+                Err(Errno::PIPE | Errno::CONNRESET) if self.domid != DomId::DOM0 => {
+                    // Dead, and the event that says so is still to be looked at.
+                    self.hang_up();
+                    return Ok(false);
+                }
                 Err(errno) => return Err(errno),
             }
         }
@@ -134,7 +159,11 @@ impl Peer {
             let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
             match proto::send(self.socket.as_fd(), packet, &fds, SendFlags::DONTWAIT) {
                 Ok(()) => {}
-                Err(Errno::AGAIN | Errno::NOBUFS | Errno::TOOMANYREFS) => return Ok(()),
+                Err(Errno::AGAIN) => return Ok(()),
+                Err(Errno::NOBUFS | Errno::TOOMANYREFS) => {
+                    self.state = State::SentLater;
+                    return Ok(());
+                }
                 Err(errno) => return Err(errno),
             }
             self.unsent_answers -= usize::from(*keep == Keep::Answer);
@@ -143,8 +172,19 @@ impl Peer {
         Ok(())
     }
 
-    pub(super) fn has_unsent(&self) -> bool {
-        !self.unsent.is_empty()
+    /// What is to be waited for at its socket.
+    pub(super) fn interest(&self) -> EventFlags {
+        let mut flags = EventFlags::empty();
+        flags.set(EventFlags::IN, self.is_read() && self.state != State::ReadLater);
+        flags.set(EventFlags::OUT, !self.unsent.is_empty() && self.state != State::SentLater);
+        flags
+    }
+
+    /// It has gone, or has closed its end: what it was still to be told is nobody's.
+    pub(super) fn hang_up(&mut self) {
+        self.state = State::HungUp;
+        self.unsent.clear();
+        self.unsent_answers = 0;
     }
 
     /// Whether its next request is read now. News never keeps it from that: who lets go of many things
@@ -153,7 +193,7 @@ impl Peer {
         self.unsent_answers < WAITING_ANSWERS_MAX
     }
 
-    /// Takes one request off what the peer may make; false where it has to rest. Domain 0 never rests.
+    /// Whether the peer may make another request; else it has to rest. Domain 0 never rests.
     pub(super) fn may_ask(&mut self, now_ms: u64) -> bool {
         if self.domid == DomId::DOM0 {
             return true;
@@ -161,13 +201,12 @@ impl Peer {
         let earned = now_ms.saturating_sub(self.credit_at_ms).saturating_mul(REQUESTS_PER_S.into());
         self.credit = self.credit.saturating_add(earned).min(u64::from(REQUESTS_BURST) * 1000);
         self.credit_at_ms = now_ms;
-        match self.credit.checked_sub(1000) {
-            Some(left) => {
-                self.credit = left;
-                true
-            }
-            None => false,
-        }
+        self.credit >= 1000
+    }
+
+    /// Takes a request that was made off what the peer may make.
+    pub(super) fn has_asked(&mut self) {
+        self.credit = self.credit.saturating_sub(1000);
     }
 }
 
@@ -182,14 +221,17 @@ pub(super) struct Peers {
 impl Peers {
     pub(super) fn insert(&mut self, peer: Peer) -> PeerId {
         self.count += 1;
-        let index = self.free.pop().unwrap_or_else(|| {
-            self.places.push((0, None));
-            u32::try_from(self.places.len() - 1).unwrap_or(u32::MAX)
-        });
-        let place = &mut self.places[index as usize];
-        place.0 = place.0.wrapping_add(1) & 0xff_ffff;
-        place.1 = Some(peer);
-        PeerId { index, generation: place.0 }
+        if let Some(index) = self.free.pop()
+            && let Some(place) = self.places.get_mut(index as usize)
+        {
+            place.0 = place.0.wrapping_add(1) & 0xff_ffff;
+            place.1 = Some(peer);
+            return PeerId { index, generation: place.0 };
+        }
+        // Bounded by descriptors, which are fewer.
+        let index = u32::try_from(self.places.len()).unwrap_or(u32::MAX);
+        self.places.push((1, Some(peer)));
+        PeerId { index, generation: 1 }
     }
 
     pub(super) fn get(&self, id: PeerId) -> Option<&Peer> {

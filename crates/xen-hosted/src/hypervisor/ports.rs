@@ -58,18 +58,17 @@ impl PortTable {
 
     /// Puts `slot` at the lowest free number, as Xen does.
     fn insert(&mut self, slot: Slot) -> Result<Port, Error> {
-        let at = match self.free.pop_first() {
-            Some(at) => at,
-            None => {
-                let at = u32::try_from(self.slots.len()).unwrap_or(u32::MAX);
-                if at >= self.max {
-                    return Err(Error::NoSpc);
-                }
-                self.slots.push(None);
-                at
-            }
-        };
-        self.slots[at as usize] = Some(slot);
+        if let Some(at) = self.free.pop_first()
+            && let Some(place) = self.slots.get_mut(at as usize)
+        {
+            *place = Some(slot);
+            return Ok(Port(at));
+        }
+        let at = u32::try_from(self.slots.len()).unwrap_or(u32::MAX);
+        if at >= self.max {
+            return Err(Error::NoSpc);
+        }
+        self.slots.push(Some(slot));
         Ok(Port(at))
     }
 

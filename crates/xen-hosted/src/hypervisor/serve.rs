@@ -1,6 +1,6 @@
 //! The loop: accept, read a few requests of each peer, answer.
 
-use super::peers::{Keep, Peer};
+use super::peers::{Keep, Peer, State};
 use super::{Broker, Domain, IDENTITIES_LEN, PeerId, Stage, Token, failed, say};
 use crate::limits::{
     CREATE_MAX, DOM0_PORTS_MAX, PACKET_MAX, PEERS_MAX, REQUESTS_A_TURN, UNREAD_MAX,
@@ -21,7 +21,7 @@ use xen::{DomId, Error};
 
 /// Events that one wait returns at most.
 const EVENTS_MAX: usize = 256;
-/// How long a peer rests that asked too often.
+/// How long a peer rests that asked too often, and whoever needs what the system has no more of.
 const REST_MS: u64 = 20;
 
 /// An answer: words and descriptors; `None` for one that comes later, or never.
@@ -70,6 +70,10 @@ impl Broker {
             Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => return,
             Err(errno) => {
                 say(&format!("a process of domain 0 cannot connect: {errno}"));
+                // It still waits to be let in: without a rest that would be this loop's only work.
+                let data = EventData::new_u64(Token::Listener(role).word());
+                let _ = epoll::modify(&self.epoll, listener, data, EventFlags::empty());
+                self.resting.insert(Token::Listener(role));
                 return;
             }
         };
@@ -116,11 +120,16 @@ impl Broker {
     }
 
     fn serve(&mut self, id: PeerId, flags: EventFlags) {
+        if flags.intersects(EventFlags::HUP | EventFlags::ERR) {
+            // Whatever it has asked for it cannot be answered, and this is reported until it is gone.
+            self.hang_up(id);
+            return;
+        }
         if flags.contains(EventFlags::OUT) {
             match self.peers.get_mut(id).map(Peer::flush) {
                 Some(Ok(())) => self.watch_peer(id),
                 Some(Err(_)) => {
-                    self.drop_peer(id);
+                    self.hang_up(id);
                     return;
                 }
                 None => return,
@@ -133,8 +142,8 @@ impl Broker {
                 return;
             }
             if !peer.may_ask(now_ms) {
-                self.resting.push(id);
-                self.set_interest(id, EventFlags::empty());
+                peer.state = State::ReadLater;
+                self.watch_peer(id);
                 return;
             }
             let mut fds = Vec::new();
@@ -149,16 +158,12 @@ impl Broker {
                     .map(|(_, count)| if count > len { usize::MAX } else { count })
             };
             match received {
-                Ok(0) => {
-                    self.drop_peer(id);
-                    return;
-                }
-                Ok(count) => self.take_request(id, count, fds),
+                Ok(count) if count > 0 => self.take_request(id, count, fds),
                 Err(Errno::MSGSIZE) => self.take_request(id, usize::MAX, fds),
                 Err(Errno::AGAIN) => return,
                 Err(Errno::INTR) => {}
-                Err(_) => {
-                    self.drop_peer(id);
+                Ok(_) | Err(_) => {
+                    self.hang_up(id);
                     return;
                 }
             }
@@ -167,9 +172,14 @@ impl Broker {
 
     /// Answers the packet of `count` bytes in the input; one that was too long has more than fits.
     fn take_request(&mut self, id: PeerId, count: usize, fds: Vec<OwnedFd>) {
+        if let Some(peer) = self.peers.get_mut(id) {
+            peer.has_asked();
+        }
         let request = self.input.get(..count).and_then(Request::decode);
-        if let Some(Request::Release { granter, slot }) = request {
-            self.release(id, granter, slot);
+        if let Some(Request::Release { granter, slot, number }) = request {
+            if !self.release(id, (granter, slot, number)) {
+                self.count_refusal(id);
+            }
             return;
         }
         let answered = match request {
@@ -223,19 +233,14 @@ impl Broker {
         Ok(())
     }
 
-    /// Waits until a peer asks, and until its socket takes more where something waits for that.
-    fn watch_peer(&self, id: PeerId) {
+    /// Waits until a peer asks, and until its socket takes more where something waits for that; of one
+    /// that rests, for no more than its rest allows.
+    fn watch_peer(&mut self, id: PeerId) {
         let Some(peer) = self.peers.get(id) else { return };
-        let mut flags = EventFlags::empty();
-        flags.set(EventFlags::IN, peer.is_read());
-        flags.set(EventFlags::OUT, peer.has_unsent());
-        self.set_interest(id, flags);
-    }
-
-    fn set_interest(&self, id: PeerId, flags: EventFlags) {
-        if let Some(peer) = self.peers.get(id) {
-            let data = EventData::new_u64(Token::Peer(id).word());
-            let _ = epoll::modify(&self.epoll, &peer.socket, data, flags);
+        let data = EventData::new_u64(Token::Peer(id).word());
+        let _ = epoll::modify(&self.epoll, &peer.socket, data, peer.interest());
+        if matches!(peer.state, State::ReadLater | State::SentLater) {
+            self.resting.insert(Token::Peer(id));
         }
     }
 
@@ -248,8 +253,23 @@ impl Broker {
             return;
         }
         self.rested_until_ms = now_ms + REST_MS;
-        for id in std::mem::take(&mut self.resting) {
-            self.watch_peer(id);
+        for token in std::mem::take(&mut self.resting) {
+            match token {
+                Token::Peer(id) => {
+                    if let Some(peer) = self.peers.get_mut(id) {
+                        peer.state = State::Served;
+                        self.watch_peer(id);
+                    }
+                }
+                Token::Listener(role) => {
+                    let listener = self.listeners.iter().find(|(of, _)| *of == role);
+                    if let Some((_, listener)) = listener {
+                        let data = EventData::new_u64(token.word());
+                        let _ = epoll::modify(&self.epoll, listener, data, EventFlags::IN);
+                    }
+                }
+                _ => {}
+            }
         }
     }
 
@@ -316,17 +336,34 @@ impl Broker {
         Ok(Some((words, fds)))
     }
 
+    /// The other end of a connection is gone, or as good as gone. What a process of domain 0 held goes
+    /// with it; a guest's ports and grants stay until it is destroyed, and only what it had mapped goes.
+    fn hang_up(&mut self, id: PeerId) {
+        let Some(peer) = self.peers.get_mut(id) else { return };
+        let own = self.domains.get(&peer.domid).is_some_and(|domain| domain.peer == Some(id));
+        if !own {
+            self.drop_peer(id);
+            return;
+        }
+        peer.hang_up();
+        let _ = epoll::delete(&self.epoll, &peer.socket);
+        self.resting.remove(&Token::Peer(id));
+        for arena in std::mem::take(&mut peer.mapped) {
+            self.drop_holder(id, arena);
+        }
+    }
+
     /// A connection is gone, and what it held goes with it.
     pub(super) fn drop_peer(&mut self, id: PeerId) {
         let Some(mut peer) = self.peers.remove(id) else { return };
         let _ = epoll::delete(&self.epoll, &peer.socket);
         self.watchers.retain(|watcher| *watcher != id);
-        self.resting.retain(|resting| *resting != id);
+        self.resting.remove(&Token::Peer(id));
         for port in std::mem::take(&mut peer.ports) {
             self.free_port(peer.domid, xen::Port(port), &peer.counters);
         }
-        for (granter, slot) in std::mem::take(&mut peer.mapped) {
-            self.drop_holder(id, granter, slot);
+        for arena in std::mem::take(&mut peer.mapped) {
+            self.drop_holder(id, arena);
         }
         for slot in std::mem::take(&mut peer.offered) {
             self.end_arena(peer.domid, slot);

@@ -7,7 +7,7 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
@@ -22,6 +22,7 @@ use xen_hosted::{HostDir, Platform};
 use xen_io::xs_ring::FrontRing;
 use xenstore_core::wire::MsgType;
 
+pub(crate) mod actor;
 pub(crate) mod puppet;
 pub(crate) mod raw;
 
@@ -84,6 +85,23 @@ impl Host {
             let mut inside = Command::new("unshare");
             inside.args(["-Ur", "sh", "-c", script]).arg(broker).arg(dir).stdout(Stdio::piped());
             *command = inside;
+        })
+    }
+
+    /// A host whose broker is root where nobody may make a user namespace.
+    pub(crate) fn start_as_root_without_user_namespaces() -> Self {
+        // Root in a user namespace with all ids: there the bound is not everybody's.
+        let inside = "echo 0 > /proc/sys/user/max_user_namespaces && exec \"$0\" \"$1\"";
+        let script = format!("echo $$ >&0 && read mapped && exec sh -c '{inside}' \"$0\" \"$1\"");
+        Self::start_with(|command| {
+            let dir = command.get_args().next().unwrap().to_owned();
+            let broker = command.get_program().to_owned();
+            let mut inside = Command::new("unshare");
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            inside.args(["-U", "sh", "-c", &script]).arg(broker).arg(dir);
+            inside.stdin(std::os::fd::OwnedFd::from(theirs)).stdout(Stdio::piped());
+            *command = inside;
+            std::thread::spawn(move || map_all_ids(&ours));
         })
     }
 
@@ -152,6 +170,16 @@ impl Drop for Host {
         let _ = self.broker.wait();
         let _ = fs::remove_dir_all(&self.dir);
     }
+}
+
+/// Maps all ids into the new user namespace of the process that says its number.
+fn map_all_ids(socket: &UnixStream) {
+    let mut pid = String::new();
+    BufReader::new(socket).read_line(&mut pid).unwrap();
+    for map in ["uid_map", "gid_map"] {
+        fs::write(format!("/proc/{}/{map}", pid.trim()), "0 0 4294967295").unwrap();
+    }
+    (&*socket).write_all(b"\n").unwrap();
 }
 
 /// Starts a broker and waits until it serves.
@@ -242,6 +270,8 @@ pub(crate) struct GuestStore {
     ring: FrontRing,
     pub(crate) port: xen::Port,
     request: u32,
+    /// What the ring did not take of the last request.
+    unsent: Option<Vec<u8>>,
 }
 
 impl GuestStore {
@@ -250,7 +280,29 @@ impl GuestStore {
         let channels = platform.channels().unwrap();
         let mut offers = platform.offers();
         let (page, port) = platform.store_ring(&mut offers).unwrap();
-        Self { platform, channels, offers, ring: FrontRing::new(page), port, request: 0 }
+        Self {
+            platform,
+            channels,
+            offers,
+            ring: FrontRing::new(page),
+            port,
+            request: 0,
+            unsent: None,
+        }
+    }
+
+    /// Asks without waiting, and takes what has come: the ring stays in use, whatever becomes of the store.
+    pub(crate) fn poke(&mut self) -> Result<(), xen::Error> {
+        let mut bytes = Vec::new();
+        for word in [MsgType::Directory as u32, 1, 0, 2] {
+            bytes.extend_from_slice(&word.to_ne_bytes());
+        }
+        bytes.extend_from_slice(b"/\0");
+        let rest = self.unsent.take().unwrap_or(bytes);
+        let sent = self.ring.write(&rest).unwrap();
+        self.unsent = rest.get(sent..).filter(|rest| !rest.is_empty()).map(<[u8]>::to_vec);
+        self.ring.read(&mut [0; 1024]).unwrap();
+        self.channels.notify(self.port)
     }
 
     /// One request and its reply.
@@ -290,6 +342,23 @@ impl GuestStore {
             }
         }
     }
+}
+
+/// Processor time that a process has used, in ms.
+pub(crate) fn cpu_time_ms(pid: u32) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    // The name, in brackets, may hold anything; the times are the 12th and 13th field behind it.
+    let (_, fields) = stat.rsplit_once(')').unwrap();
+    let times = fields.split_whitespace().skip(11).take(2);
+    times.map(|ticks| ticks.parse::<u64>().unwrap() * 10).sum()
+}
+
+/// The number of the process that a pidfd is of.
+pub(crate) fn pid_of(pidfd: &std::os::fd::OwnedFd) -> u32 {
+    use std::os::fd::AsRawFd;
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).unwrap();
+    let pid = info.lines().find_map(|line| line.strip_prefix("Pid:")).unwrap();
+    pid.trim().parse().unwrap()
 }
 
 /// Entries of a folder.

@@ -44,10 +44,49 @@ pub(crate) fn request(words: &[u64], attach: bool) -> (Vec<u64>, Vec<OwnedFd>) {
     (words.iter().map(|word| u64::from_ne_bytes(*word)).collect(), fds)
 }
 
+/// Sends words as a request, and takes no answer.
+pub(crate) fn send_words(words: &[u64]) {
+    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    rustix::net::send(socket(), &bytes, SendFlags::NOSIGNAL).unwrap();
+}
+
+/// Shuts the socket down in both directions; what came of it.
+pub(crate) fn hang_up() -> String {
+    name(rustix::net::shutdown(socket(), rustix::net::Shutdown::Both))
+}
+
 /// Sends bytes as a packet, whatever they are; whether the socket took them.
 pub(crate) fn send(bytes: &[u8]) -> bool {
     let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
     rustix::net::send(socket(), bytes, flags).is_ok()
+}
+
+/// Empties the pages of the own arena for `peer` behind the library's back.
+pub(crate) fn punch(peer: u64) -> String {
+    let (_, fds) = request(&[7, peer, 1], false);
+    let len = rustix::fs::fstat(&fds[0]).unwrap().st_size.unsigned_abs();
+    let pages = u64::from(xen_hosted::limits::ARENA_PAGES) * 4096;
+    let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    name(fallocate(&fds[0], hole, len - pages, pages))
+}
+
+/// Grants `peer` page 9 of a writable arena without ever touching it, and does to it what may harm who
+/// maps it: the reference, and what came of it.
+pub(crate) fn grant_and_abuse(peer: u64) -> String {
+    let (words, fds) = request(&[7, peer, 1], false);
+    let came = abuse(&fds[0]);
+    let entry = u32::try_from(peer << 16 | 1).unwrap();
+    rustix::io::pwrite(&fds[0], &entry.to_ne_bytes(), 64 + 8 * 9).unwrap();
+    let grant = words[2] * u64::from(xen_hosted::limits::ARENA_PAGES) + 9;
+    format!("{grant} {came}")
+}
+
+/// Seals the pages of an arena that `peer` may read alone before the broker does: what it says then.
+pub(crate) fn seal_first(peer: u64) -> String {
+    let (words, fds) = request(&[7, peer, 0], false);
+    let sealed = fcntl_add_seals(&fds[1], SealFlags::SEAL);
+    let (mapped, _) = request(&[22, words[2]], false);
+    format!("{} seal={} mapped={}", words[2], name(sealed), mapped[1])
 }
 
 fn name(result: Result<(), Errno>) -> String {
@@ -150,4 +189,45 @@ pub(crate) fn others(pid: libc::pid_t) -> String {
         ]
     };
     came.map(|(name, errno)| format!("{name}={errno}")).join(" ")
+}
+
+/// Has a system call refused to this process and to all that it starts.
+pub(crate) fn refusing(
+    call: libc::c_long,
+    errno: i32,
+) -> impl FnMut() -> std::io::Result<()> + Send + Sync + 'static {
+    use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
+    let rules = std::iter::once((call, Vec::new())).collect();
+    let refused = SeccompAction::Errno(errno.unsigned_abs());
+    let arch = std::env::consts::ARCH.try_into().unwrap();
+    let filter = SeccompFilter::new(rules, SeccompAction::Allow, refused, arch).unwrap();
+    let filter: BpfProgram = filter.try_into().unwrap();
+    move || seccompiler::apply_filter(&filter).map_err(std::io::Error::other)
+}
+
+/// From here on this process is killed for any system call but the one that ends it.
+pub(crate) fn no_more_calls() {
+    use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
+    let rules = std::iter::once((libc::SYS_exit_group, Vec::new())).collect();
+    let arch = std::env::consts::ARCH.try_into().unwrap();
+    let kill = SeccompAction::KillProcess;
+    let filter = SeccompFilter::new(rules, kill, SeccompAction::Allow, arch).unwrap();
+    let filter: BpfProgram = filter.try_into().unwrap();
+    seccompiler::apply_filter(&filter).unwrap();
+}
+
+/// Ends this process with a status, and does nothing else.
+pub(crate) fn exit_at_once(status: i32) -> ! {
+    // SAFETY: nothing of this process is used again.
+    unsafe { libc::_exit(status) }
+}
+
+/// Has `set` run in the new process before its program does.
+pub(crate) fn before_exec(
+    command: &mut std::process::Command,
+    set: impl FnMut() -> std::io::Result<()> + Send + Sync + 'static,
+) {
+    use std::os::unix::process::CommandExt;
+    // SAFETY: what the tests set here are system calls that take no lock and no memory.
+    unsafe { command.pre_exec(set) };
 }

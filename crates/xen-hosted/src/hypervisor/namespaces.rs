@@ -1,0 +1,98 @@
+//! Which namespaces domains can have here: found out once, by trying.
+
+use super::create::{end_now, map_ids, pair};
+use crate::domain::Lack;
+use crate::domain::sandbox::{self, User};
+use crate::proto::{self, Message};
+use crate::sys;
+use rustix::io::Errno;
+use rustix::net::SendFlags;
+use rustix::process::{WaitId, WaitIdOptions, waitid};
+use std::io;
+use std::os::fd::AsFd;
+
+/// What there is of namespaces for domains.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Namespaces {
+    /// All.
+    All,
+    /// All but one for users, which root can do without.
+    NotOfUsers,
+    /// None.
+    None,
+}
+
+impl Namespaces {
+    /// Tries a domain's way into them. `root_id` is an id that root may give to a domain.
+    ///
+    /// # Errors
+    /// The attempt failed for another reason than that it is refused: then nothing is known.
+    pub(super) fn find(root_id: Option<u32>) -> io::Result<Self> {
+        for found in [Self::All, Self::NotOfUsers] {
+            if (found == Self::All || root_id.is_some()) && found.work(root_id)? {
+                return Ok(found);
+            }
+        }
+        Ok(Self::None)
+    }
+
+    /// How a domain's process gets its user, and the namespaces that it is born into; it leaves the others
+    /// itself, which keeps the broker from waiting for them.
+    pub(super) fn birth(self, root_id: Option<u32>) -> (User, i32) {
+        let drops = root_id.map_or(User::Same, User::DropsTo);
+        match self {
+            Self::All => (User::Mapped, libc::CLONE_NEWUSER | libc::CLONE_NEWPID),
+            Self::NotOfUsers => (drops, libc::CLONE_NEWPID),
+            Self::None => (drops, 0),
+        }
+    }
+
+    /// What domains do without.
+    pub(super) fn lacks(self) -> u64 {
+        match self {
+            Self::All => 0,
+            Self::NotOfUsers => Lack::UserNamespace.bit(),
+            Self::None if sys::landlock_abi() > 0 => Lack::Namespaces.bit(),
+            Self::None => Lack::Namespaces.bit() | Lack::Landlock.bit(),
+        }
+    }
+
+    /// Whether a process gets into them.
+    fn work(self, root_id: Option<u32>) -> io::Result<bool> {
+        let (user, flags) = self.birth(root_id);
+        let (broker_end, child_end) = pair().map_err(|error| errno_of(error.errno()))?;
+        let child = || sandbox::try_namespaces(&child_end, user);
+        let (pid, pidfd) = match sys::clone_process(flags, None, child) {
+            Ok(born) => born,
+            Err(errno) => return refused(errno),
+        };
+        if user == User::Mapped
+            && let Err(error) = map_ids(pid, root_id)
+        {
+            end_now(&pidfd);
+            return refused(Errno::from_raw_os_error(error.errno()));
+        }
+        proto::send(broker_end.as_fd(), &Message::Mapped.encode(), &[], SendFlags::DONTWAIT)?;
+        let status = waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED)?;
+        match status.and_then(|status| status.exit_status()) {
+            Some(0) => Ok(true),
+            Some(errno) => refused(Errno::from_raw_os_error(errno)),
+            None => Err(io::Error::other("the first process of a sandbox was killed")),
+        }
+    }
+}
+
+fn errno_of(number: i32) -> io::Error {
+    io::Error::from_raw_os_error(number)
+}
+
+/// Whether an error says that something is not to be had here, by nobody or not by this user. As Ubuntu's
+/// AppArmor does it, clone(2) is let through and what follows gets `EACCES` or `EPERM`.
+fn refused(errno: Errno) -> io::Result<bool> {
+    match errno {
+        Errno::PERM | Errno::ACCESS | Errno::NOSPC | Errno::USERS | Errno::INVAL | Errno::NOSYS => {
+            Ok(false)
+        }
+        _ => Err(errno.into()),
+    }
+}

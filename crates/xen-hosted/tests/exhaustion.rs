@@ -1,0 +1,103 @@
+//! The broker's own time and descriptors are out of a peer's reach.
+
+mod support;
+
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+use std::time::Duration;
+use support::puppet::Puppet;
+use support::{Host, cpu_time_ms};
+use xen::domctl::DomainControl;
+use xen::gnttab::{Access, GrantOffer};
+use xen::{DomId, Error};
+use xen_hosted::{Platform, Role};
+
+/// Plays what the environment says; not a test of its own.
+#[test]
+fn role() {
+    let Some(role) = support::role() else { return };
+    assert_eq!(role, "puppet");
+    std::process::exit(support::actor::play());
+}
+
+/// Nothing is asked of the broker for a while: it uses no processor.
+fn rests(host: &Host, when: &str) {
+    let before = cpu_time_ms(host.broker.id());
+    std::thread::sleep(Duration::from_millis(500));
+    let used = cpu_time_ms(host.broker.id()) - before;
+    assert!(used < 100, "{when}: {used} ms of 500");
+}
+
+#[test]
+fn who_hangs_up_does_not_keep_the_broker_busy() {
+    let host = Host::start();
+    let mut control = host.control();
+    for when in ["unread", "resting"] {
+        let mut guest = Puppet::start(&host);
+        assert_eq!(guest.ask(&format!("hang-up {when}")), "done");
+        rests(&host, when);
+        // It lives and holds what it held, without a way to ask for more.
+        let accounts = control.accounts(guest.domid()).unwrap();
+        assert_eq!((accounts.ports, accounts.arenas), (2, 1));
+        control.destroy(guest.domid()).unwrap();
+    }
+    support::until("both are gone", || control.list().unwrap().len() == 1);
+}
+
+#[test]
+fn a_full_table_of_descriptors_is_waited_for() {
+    let limit = rustix::process::Rlimit { current: Some(64), maximum: Some(64) };
+    let host = Host::start_with(|command| {
+        let set = move || {
+            rustix::process::setrlimit(rustix::process::Resource::Nofile, limit)?;
+            Ok(())
+        };
+        support::raw::before_exec(command, set);
+    });
+    let address = SocketAddrUnix::new(host.host().socket(Role::Control)).unwrap();
+    let open = || {
+        let (family, kind) = (AddressFamily::UNIX, SocketType::SEQPACKET);
+        let socket = socket_with(family, kind, SocketFlags::CLOEXEC, None).unwrap();
+        connect(&socket, &address).unwrap();
+        socket
+    };
+    // Each takes the broker two descriptors; the last of them wait to be let in.
+    let crowd: Vec<_> = (0..60).map(|_| open()).collect();
+    rests(&host, "descriptors are used up");
+    drop(crowd);
+    assert_eq!(host.control().list().unwrap().len(), 1);
+}
+
+/// A guest lets go of an arena late, when there is another in its place.
+#[test]
+fn a_late_release_does_not_free_a_page_that_is_mapped() {
+    let host = Host::start();
+    let mut guest = Puppet::start(&host);
+    let of_guest = guest.domid();
+    let connect = || Platform::connect(&host.host(), Role::Frontend).unwrap();
+    let before = connect();
+    let offered = before.offers().offer(of_guest, Access::ReadWrite).unwrap();
+    let grant = offered.grant();
+    assert_eq!(guest.ask(&format!("map {} {grant} rw", DomId::DOM0)), "done");
+    drop((offered, before));
+    // The same reference of another arena; what was mapped before goes only when this is there.
+    let mut offers = connect().offers();
+    let mut offered = Vec::new();
+    support::until("the slot is free again", || {
+        offers.offer_batch(of_guest, Access::ReadWrite, 1, &mut offered).unwrap();
+        let same = offered.last().unwrap().grant() == grant;
+        if !same {
+            offers = connect().offers();
+            offered.clear();
+        }
+        same
+    });
+    assert_eq!(guest.ask(&format!("map {} {grant} rw", DomId::DOM0)), "done");
+    assert_eq!(guest.ask("alloc 0"), "3", "the broker has heard of it");
+    let left = usize::try_from(xen_hosted::limits::ARENA_PAGES).unwrap() - 8 - 1;
+    offers.offer_batch(of_guest, Access::ReadWrite, left, &mut offered).unwrap();
+    let ended = offered.remove(0);
+    assert_eq!(ended.grant(), grant);
+    ended.end();
+    let next = offers.offer(of_guest, Access::ReadWrite).map(|next| next.grant());
+    assert_eq!(next, Err(Error::NoSpc), "it is mapped");
+}
