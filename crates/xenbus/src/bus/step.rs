@@ -400,10 +400,14 @@ impl<D: Driver> Bus<D> {
     fn report(&mut self, store: &mut Client, id: Id, error: Error) -> Result<(), Error> {
         let Some(slot) = self.slots.get(&id) else { return Ok(()) };
         let text = format!("{} {error}", error_number(&error));
-        let nodes = [format!("{}/error", slot.path), path::error(self.domid, &slot.path)];
-        for node in nodes {
-            // A guest's quota may be used up; the news say it all the same.
-            match store.write(node, &text).map_err(Error::from) {
+        let (path, second) = (&slot.path, path::error(self.domid, &slot.path));
+        // Each by itself: a guest's quota may be used up for one; the news say it all the same.
+        for node in [format!("{path}/error"), second] {
+            let written = store.transaction(|tx| {
+                // A device that was taken away meanwhile does not come back as an error.
+                if tx.exists(path)? { tx.write(&node, &text) } else { Ok(()) }
+            });
+            match written.map_err(Error::from) {
                 Err(gone) if gone.is_store_gone() => return Err(gone),
                 _ => {}
             }
