@@ -8,14 +8,15 @@ mod pages;
 mod queue;
 
 use crate::disk::{Disk, DiskAccess, Geometry};
-use crate::record::{self, Shape};
+use crate::record::{self, Record, Shape};
 use crate::stats::Stats;
 use crate::throttle::{self, Throttle};
 use pages::Grants;
 use queue::{Discard, Queue, Setup, Turn, Work, queue_of};
+use rustix::io::Errno;
 use std::cell::RefCell;
 use std::fmt;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Instant;
@@ -85,7 +86,7 @@ struct Connected {
     discard: Discard,
     queues: Vec<Queue>,
     throttle: Throttle,
-    record: Option<PathBuf>,
+    record: Option<(PathBuf, OwnedFd)>,
     taking: Taking,
 }
 
@@ -294,9 +295,8 @@ impl Back {
         Ok(())
     }
 
-    /// Maps the rings and binds the ports that the frontend has named.
+    /// Maps the rings and binds the ports that the frontend has named. Leaves nothing where it fails.
     fn attach(&mut self, device: &mut Device<'_>, how: How) -> Result<Connected, Error> {
-        let options = &self.platform.options;
         let layout = match device.theirs(names::PROTOCOL)? {
             None => Layout::NATIVE,
             Some(name) => Layout::from_protocol(&name)
@@ -304,14 +304,56 @@ impl Back {
         };
         let persistent = device.their_feature(names::FEATURE_PERSISTENT)?;
         let grants = if persistent { Grants::Persistent } else { Grants::Once };
-        let rings = negotiate::rings(device, options.rings)?;
+        let rings = negotiate::rings(device, self.platform.options.rings)?;
         let pages = rings.first().map_or(1, |ring| ring.pages.len());
         let shape = Shape {
             queues: u32::try_from(rings.len()).unwrap_or(u32::MAX),
             entries: entry_count(pages, layout.entry_bytes()).map_err(broken)?,
             layout,
         };
-        let disk = (self.platform.open)(device)?;
+        // First that: whoever was there before may have I/O under way in the guest's pages.
+        let record = self.record(device, shape, how)?;
+        let attached = self.attach_disk(device, &rings, (layout, grants), record, how);
+        if attached.is_err()
+            && how == How::Fresh
+            && let Some(path) = self.record_path(device)
+        {
+            let _ = record::remove(&path);
+        }
+        attached
+    }
+
+    /// The record of the device, if one is kept.
+    fn record(
+        &self,
+        device: &Device<'_>,
+        shape: Shape,
+        how: How,
+    ) -> Result<Option<(PathBuf, Record)>, Error> {
+        let record = match (self.record_path(device), how) {
+            (None, How::Fresh) => return Ok(None),
+            (None, How::TakeOver) => return Err(no_record(device)),
+            (Some(path), How::Fresh) => record::create(&path, shape).map(|record| (path, record)),
+            (Some(path), How::TakeOver) => record::open(&path, shape).map(|record| (path, record)),
+        };
+        record.map(Some).map_err(|errno| match errno {
+            Errno::WOULDBLOCK => {
+                Error::Driver("EBUSY: a process before has I/O under way".to_owned())
+            }
+            errno => Error::Driver(format!("the record of requests in flight: {errno}")),
+        })
+    }
+
+    fn attach_disk(
+        &mut self,
+        device: &mut Device<'_>,
+        rings: &[Ring],
+        (layout, grants): (Layout, Grants),
+        record: Option<(PathBuf, Record)>,
+        how: How,
+    ) -> Result<Connected, Error> {
+        let options = &self.platform.options;
+        let mut disk = (self.platform.open)(device)?;
         let geometry = disk.geometry();
         let discard = match (geometry.discard_granularity, geometry.access) {
             (Some(_), DiskAccess::ReadWrite)
@@ -321,37 +363,58 @@ impl Back {
             }
             _ => Discard::NotOffered,
         };
-        let record = options.record_dir.as_ref().map(|dir| record_path(dir, device));
-        let mut records = match (&record, how) {
-            (None, How::Fresh) => None,
-            (None, How::TakeOver) => return Err(no_record(device)),
-            (Some(path), How::Fresh) => Some(record::create(path, shape)),
-            (Some(path), How::TakeOver) => Some(record::open(path, shape)),
-        }
-        .transpose()
-        .map_err(|errno| Error::Driver(format!("the record of requests in flight: {errno}")))?
-        .map(Vec::into_iter);
+        let (record, records) = match record {
+            None => (None, Vec::new()),
+            Some((path, Record { guard, queues })) => {
+                let held = disk.hold(guard.as_fd());
+                held.map_err(|errno| Error::Driver(format!("holding the record: {errno}")))?;
+                (Some((path, guard)), queues)
+            }
+        };
+        let mut records = records.into_iter();
         let limits = Limits {
             indirect_segments_max: options.indirect_segments_max,
             sector_size: geometry.sector_size,
         };
-        let now = Instant::now();
-        let mut queues = Vec::new();
+        let (now, peer, persistent_max) = (Instant::now(), device.peer(), options.persistent_max);
+        let throttle = Throttle::new(options.throttle, now);
+        let (queues, taking) = (Vec::new(), Taking::Yes);
+        let mut connected = Connected { disk, geometry, discard, queues, throttle, record, taking };
         for (number, ring) in rings.iter().enumerate() {
-            let record = records.as_mut().and_then(Iterator::next);
-            let at =
-                record.as_ref().filter(|_| how == How::TakeOver).map(record::QueueRecord::req_cons);
-            let at = at.transpose().map_err(|error| Error::Driver(error.to_string()))?;
-            let (ring, port) = self.bind(device.peer(), ring, layout, at)?;
+            let record = records.next();
+            let before = record.as_ref().filter(|_| how == How::TakeOver);
+            let at = before.map(record::QueueRecord::req_cons).transpose();
+            let bound = at
+                .map_err(|error| Error::Driver(error.to_string()))
+                .and_then(|at| self.bind(peer, ring, layout, at));
+            let (ring, port) = match bound {
+                Ok(bound) => bound,
+                Err(error) => {
+                    self.close_ports(&connected);
+                    return Err(error);
+                }
+            };
             let number = u16::try_from(number).unwrap_or(u16::MAX);
-            let (peer, persistent_max) = (device.peer(), options.persistent_max);
             let setup =
                 Setup { ring, port, number, peer, layout, limits, grants, persistent_max, record };
-            queues.push(Queue::new(setup, now));
+            connected.queues.push(Queue::new(setup, now));
         }
-        let throttle = Throttle::new(options.throttle, now);
-        let taking = Taking::Yes;
-        Ok(Connected { disk, geometry, discard, queues, throttle, record, taking })
+        Ok(connected)
+    }
+
+    fn close_ports(&self, connected: &Connected) {
+        let mut evtchn = self.platform.evtchn.borrow_mut();
+        for queue in &connected.queues {
+            // The frontend may have closed its end before.
+            let _ = evtchn.close(queue.port);
+        }
+    }
+
+    /// Where the record of a device is: `vbd-3-51712.inflight`.
+    fn record_path(&self, device: &Device<'_>) -> Option<PathBuf> {
+        let dir = self.platform.options.record_dir.as_ref()?;
+        let (id, kind) = (device.id(), device.path().split('/').nth(5).unwrap_or("vbd"));
+        Some(dir.join(format!("{kind}-{}-{}.inflight", id.frontend, id.devid)))
     }
 
     /// One ring; `req_cons` where it was in use.
@@ -377,6 +440,16 @@ impl Back {
         let back = BackRing::attach(pages, layout.entry_bytes(), at).map_err(broken)?;
         let port = self.platform.evtchn.borrow_mut().bind_interdomain(peer, ring.port);
         Ok((back, port.map_err(Error::platform("binding the frontend's event channel"))?))
+    }
+
+    /// Closed is said only when nothing of a process that was killed while the device closed reaches the
+    /// guest's pages any more.
+    fn leave_nothing(&self, device: &Device<'_>) -> Progress {
+        match self.record_path(device).map(|path| record::discard(&path)) {
+            Some(Err(Errno::WOULDBLOCK)) => Progress::Pending,
+            // One that cannot be taken away is in the way of the next, which says so.
+            _ => Progress::Done,
+        }
     }
 
     /// What the frontend needs to know of the disk.
@@ -407,11 +480,6 @@ impl Back {
 enum How {
     Fresh,
     TakeOver,
-}
-
-fn record_path(dir: &std::path::Path, device: &Device<'_>) -> PathBuf {
-    let id = device.id();
-    dir.join(format!("vbd-{}-{}.inflight", id.frontend, id.devid))
 }
 
 fn no_record(device: &Device<'_>) -> Error {
@@ -465,25 +533,22 @@ impl Driver for Back {
         Ok(Progress::Done)
     }
 
-    fn release(&mut self, _: &mut Device<'_>) -> Progress {
+    fn release(&mut self, device: &mut Device<'_>) -> Progress {
         if let Some(connected) = &mut self.connected {
             connected.taking = Taking::Ended;
         }
         // What is in flight is answered, if the rings still stand.
         let _ = self.work(Instant::now());
-        let Some(connected) = &mut self.connected else { return Progress::Done };
+        let Some(connected) = &mut self.connected else { return self.leave_nothing(device) };
         if connected.disk.in_flight() > 0 || connected.queues.iter().any(Queue::waits) {
             return Progress::Pending;
         }
-        let mut evtchn = self.platform.evtchn.borrow_mut();
-        for queue in &connected.queues {
-            // The frontend may have closed its end before.
-            let _ = evtchn.close(queue.port);
+        if let Some(connected) = self.connected.take() {
+            self.close_ports(&connected);
+            if let Some((path, _)) = &connected.record {
+                let _ = record::remove(path);
+            }
         }
-        if let Some(record) = &connected.record {
-            let _ = record::remove(record);
-        }
-        self.connected = None;
         Progress::Done
     }
 }
@@ -491,10 +556,7 @@ impl Driver for Back {
 impl Drop for Back {
     fn drop(&mut self) {
         if let Some(connected) = &self.connected {
-            let mut evtchn = self.platform.evtchn.borrow_mut();
-            for queue in &connected.queues {
-                let _ = evtchn.close(queue.port);
-            }
+            self.close_ports(connected);
         }
     }
 }

@@ -175,6 +175,17 @@ pub trait Disk: fmt::Debug {
         None
     }
 
+    /// Holds this file, besides its own, until no request is under way any more, also where the process
+    /// is killed meanwhile. What is open in the process ends with its last thread, so only a disk whose
+    /// requests the kernel does by itself has to do anything.
+    ///
+    /// # Errors
+    /// What the system said.
+    fn hold(&mut self, guard: BorrowedFd<'_>) -> Result<(), Errno> {
+        let _ = guard;
+        Ok(())
+    }
+
     /// Looks whether the size has changed; the new one in sectors of 512 bytes if so.
     fn resized(&mut self) -> Option<u64> {
         None

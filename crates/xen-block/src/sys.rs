@@ -181,7 +181,8 @@ impl Uring {
         let mut builder = IoUring::builder();
         builder.setup_coop_taskrun();
         let ring = builder.build(depth).or_else(|_| IoUring::new(depth)).map_err(wrong)?;
-        ring.submitter().register_files(&[file.as_raw_fd()]).map_err(wrong)?;
+        // The second place is for `hold`.
+        ring.submitter().register_files(&[file.as_raw_fd(), -1]).map_err(wrong)?;
         let slots: Vec<_> = (0..depth).map(|_| None).collect();
         let free = (0..slots.len()).rev().collect();
         Ok(Self { ring, slots, free, unsubmitted: 0, file })
@@ -189,6 +190,13 @@ impl Uring {
 
     pub(crate) fn file(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
+    }
+
+    /// Keeps a file open until the kernel has ended the last request, in whatever way the process ends.
+    pub(crate) fn hold(&mut self, file: BorrowedFd<'_>) -> Result<(), Errno> {
+        let update = self.ring.submitter().register_files_update(1, &[file.as_raw_fd()]);
+        let wrong = |error: std::io::Error| Errno::from_io_error(&error).unwrap_or(Errno::IO);
+        update.map(drop).map_err(wrong)
     }
 
     /// Puts a request into the queue; gives it back where there is no room, or it is not possible.

@@ -2,7 +2,7 @@
 
 use super::pages::{Grants, Pages};
 use crate::disk::{Disk, DiskAccess, Io, Op, Piece};
-use crate::record::QueueRecord;
+use crate::record::{QueueRecord, Unanswered};
 use crate::stats::{Kind, Stats};
 use crate::throttle::Throttle;
 use rustix::io::Errno;
@@ -173,17 +173,14 @@ impl Queue {
         self.pages.kept()
     }
 
-    /// Does again what a process before this one has taken and not answered.
+    /// Does again what a process before this one has taken and not answered: each request in the slot that
+    /// it had, where the record has it all the time.
     pub(super) fn replay(&mut self, work: &mut Work<'_>) -> Result<(), RingError> {
         let rsp_prod = self.ring.position().rsp_prod;
         let Some(record) = &self.record else { return Ok(()) };
-        for request in record.unanswered(rsp_prod)? {
-            let Some(slot) = self.free.pop() else { return Err(RingError::Full) };
-            // All of these are older than what comes next; among each other their order is lost.
-            let index = self.ring.position().req_cons.wrapping_sub(1);
-            if let Some(record) = &self.record {
-                record.again(slot.into(), index, &request)?;
-            }
+        let unanswered = record.unanswered(rsp_prod)?;
+        self.free.retain(|slot| unanswered.iter().all(|open| open.slot != *slot));
+        for Unanswered { slot, request } in unanswered {
             work.stats.replayed = work.stats.replayed.wrapping_add(1);
             self.begin(slot, &request, work)?;
         }

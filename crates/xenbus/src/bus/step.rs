@@ -139,7 +139,8 @@ impl<D: Driver> Bus<D> {
         };
         let slot = Slot {
             own,
-            held: false,
+            // By a process that has ended and may have left something for its successor to take away.
+            held: self.side == Side::Backend && own != State::Initialising && own != State::Closed,
             standing,
             orphan,
             peer,
