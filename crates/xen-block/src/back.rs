@@ -202,7 +202,11 @@ impl Back {
         let taking = self.connected.as_ref().map(|connected| connected.taking);
         self.each(now, &mut worked, |queue, work, turn| {
             queue.retry(work)?;
-            if taking == Some(Taking::Yes) { queue.take(work, turn) } else { Ok(()) }
+            if taking == Some(Taking::Yes) {
+                queue.take(work, turn)?;
+            }
+            turn.more |= queue.discards();
+            Ok(())
         })?;
         let Some(connected) = &mut self.connected else { return Ok(worked) };
         connected.disk.start();
@@ -212,7 +216,7 @@ impl Back {
         let mut persistent = 0_usize;
         for queue in &mut connected.queues {
             let mut turn = Turn::default();
-            queue.show(&mut turn).map_err(broken)?;
+            queue.show(&mut turn, &mut self.stats).map_err(broken)?;
             worked.moved = worked.moved.wrapping_add(turn.moved);
             persistent = queue.persistent().saturating_add(persistent);
             if turn.notify {

@@ -110,9 +110,7 @@ impl Io {
 
     /// How many pieces lay behind their neighbour in memory and were read or written with it.
     pub(crate) fn merges(&mut self) -> u64 {
-        let vectors = self.vectors.len();
-        self.vectors.clear();
-        if vectors == 0 { 0 } else { self.pieces.len().saturating_sub(vectors) as u64 }
+        self.vectors.take_merged()
     }
 
     /// Copies the pieces, one behind the other, into `to`, which is as long as they are.

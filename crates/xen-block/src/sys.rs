@@ -64,7 +64,11 @@ impl Page {
 
 /// Where the pieces of a request are; made from them, and valid while they are not changed.
 #[derive(Debug, Default)]
-pub(crate) struct Vectors(Vec<libc::iovec>);
+pub(crate) struct Vectors {
+    list: Vec<libc::iovec>,
+    /// How many pieces lay behind their neighbour when they were pointed at.
+    merged: u64,
+}
 
 // SAFETY: the pointers are only followed by system calls on behalf of the `Io` that also holds the
 // pages; nothing about them belongs to a thread.
@@ -75,32 +79,28 @@ unsafe impl Sync for Vectors {}
 impl Vectors {
     /// Points at the pieces; neighbours in memory become one.
     fn fill(&mut self, pieces: &[crate::disk::Piece]) {
-        self.0.clear();
+        self.list.clear();
         for piece in pieces {
             let (offset, len) = (usize::from(piece.offset), usize::from(piece.len));
             let base = piece.page.0.0.as_ptr().as_ptr().wrapping_add(offset);
-            match self.0.last_mut() {
+            match self.list.last_mut() {
                 Some(last) if last.iov_base.cast::<u8>().wrapping_add(last.iov_len) == base => {
                     last.iov_len += len;
                 }
-                _ => self.0.push(libc::iovec { iov_base: base.cast(), iov_len: len }),
+                _ => self.list.push(libc::iovec { iov_base: base.cast(), iov_len: len }),
             }
         }
+        self.merged = pieces.len().saturating_sub(self.list.len()) as u64;
     }
 
-    /// How many there are.
-    pub(crate) fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    /// There is none.
-    pub(crate) fn clear(&mut self) {
-        self.0.clear();
+    /// How many pieces were merged; none of them is counted again.
+    pub(crate) fn take_merged(&mut self) -> u64 {
+        std::mem::take(&mut self.merged)
     }
 
     /// Leaves out the first `count` bytes.
     fn advance(&mut self, mut count: usize) {
-        self.0.retain_mut(|vector| {
+        self.list.retain_mut(|vector| {
             let part = count.min(vector.iov_len);
             vector.iov_base = vector.iov_base.cast::<u8>().wrapping_add(part).cast();
             vector.iov_len -= part;
@@ -133,7 +133,7 @@ pub(crate) fn transfer(file: BorrowedFd<'_>, io: &mut Io, mut done: usize) -> Re
     io.vectors.advance(done);
     while done < bytes {
         let at = libc::off_t::try_from(io.offset() + done as u64).map_err(|_| Errno::INVAL)?;
-        let list = &io.vectors.0[..io.vectors.0.len().min(VECTORS_MAX)];
+        let list = &io.vectors.list[..io.vectors.list.len().min(VECTORS_MAX)];
         let count = libc::c_int::try_from(list.len()).map_err(|_| Errno::INVAL)?;
         let fd = file.as_raw_fd();
         // SAFETY: each vector lies inside a page that `io` holds, which is writable where the file is
@@ -309,7 +309,7 @@ fn entry(io: &mut Io) -> squeue::Entry {
             .build(),
         Op::Read | Op::Write => {
             io.vectors.fill(&io.pieces);
-            let list = &io.vectors.0;
+            let list = &io.vectors.list;
             let count = u32::try_from(list.len().min(VECTORS_MAX)).unwrap_or(0);
             match (io.op, &list[..]) {
                 (Op::Read, [one]) => {
