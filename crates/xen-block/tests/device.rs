@@ -135,6 +135,9 @@ fn sectors_of_a_page_go_where_they_belong() {
     assert_eq!(scene.ask(|tag| Want::Read { tag, sector: u64::MAX }, &[part]), Status::Error);
     let wrong = scene.back_bus().driver(ID).unwrap().stats().wrong;
     assert_eq!(wrong, 2, "beyond the end, twice");
+    let stats = scene.back_bus().driver(ID).unwrap().stats().clone();
+    let counted = [&stats.read, &stats.write, &stats.flush].map(|kind| kind.requests);
+    assert_eq!(counted, [0, 1, 0], "what was refused is no read, and no flush");
 }
 
 #[test]
@@ -149,6 +152,70 @@ fn discard_gives_back_what_is_inside_the_disk() {
     for (sector, sectors) in [(60, 5), (0, u64::MAX), (u64::MAX, 1), (u64::MAX, u64::MAX)] {
         assert_eq!(scene.ask(discard(sector, sectors), &[]), Status::Error);
     }
+}
+
+/// A discard of a whole disk is done piece by piece, and other requests have their turns between; a limit of
+/// bytes counts what is moved, and that is nothing.
+#[test]
+fn a_large_discard_keeps_nobody_waiting() {
+    let pieces: Rc<RefCell<Vec<u64>>> = Rc::default();
+    let seen = Rc::clone(&pieces);
+    let open: Box<OpenDisk> = Box::new(move |_| {
+        let seen = Rc::clone(&seen);
+        let decide = move |op, sector| {
+            if op == Op::Discard {
+                seen.borrow_mut().push(sector);
+            }
+            Fate::Pass
+        };
+        Ok(Box::new(Fault::new(Box::new(Memory::with_contents(vec![9; 64 << 20])), decide)))
+    });
+    let mut setup = Setup::new(open);
+    setup.back.throttle =
+        throttle::Limits { bytes_per_second: Some(1 << 20), requests_per_second: None };
+    let Some(mut scene) = Scene::connected(setup) else { return };
+    let sectors = (64 << 20) / 512 - 8;
+    scene.front().submit(0, Want::Discard { tag: 900, sector: 8, sectors }, &[]).unwrap();
+    let buffer = Part::whole(scene.buffers(1)[0]);
+    let last = Want::Read { tag: 901, sector: sectors };
+    scene.front().submit(0, last, &[buffer]).unwrap();
+    scene.front().push().unwrap();
+    let mut order = Vec::new();
+    scene.until("both answers", |scene| {
+        scene.front().take(|done| order.push((done.tag, done.status))).unwrap();
+        order.len() == 2
+    });
+    assert_eq!(order, [(901, Status::Okay), (900, Status::Okay)]);
+    let wanted: Vec<u64> = [8].into_iter().chain((1..8).map(|piece| piece << 14)).collect();
+    assert_eq!(*pieces.borrow(), wanted, "8 MiB each, and aligned");
+    assert_eq!(scene.read(sectors, 1), Ok(vec![0; 4096]));
+    assert_eq!(scene.read(0, 1), Ok(vec![9; 4096]));
+    let stats = scene.back_bus().driver(ID).unwrap().stats().clone();
+    assert_eq!((stats.discard.requests, stats.discard.sectors), (1, sectors));
+}
+
+/// 8 MiB a second at first, and a mebibyte a second later; a tenth of a second may be saved.
+#[test]
+fn a_limit_of_bytes_slows_a_device_down() {
+    let (_, open) = memory(Memory::new(8192));
+    let mut setup = Setup::new(open);
+    setup.back.throttle =
+        throttle::Limits { bytes_per_second: Some(8 << 20), requests_per_second: None };
+    let Some(mut scene) = Scene::connected(setup) else { return };
+    let start = Instant::now();
+    for _ in 0..6 {
+        assert_eq!(scene.read(0, 64), Ok(vec![0; 64 * 4096]));
+    }
+    let took = start.elapsed();
+    assert!(took > Duration::from_millis(40), "1.5 MiB in {took:?}");
+    // Set anew while it is connected.
+    let limits = throttle::Limits { bytes_per_second: Some(1 << 20), requests_per_second: None };
+    scene.back_bus().driver(ID).unwrap().limit(limits);
+    let start = Instant::now();
+    for _ in 0..2 {
+        assert_eq!(scene.read(0, 64), Ok(vec![0; 64 * 4096]));
+    }
+    assert!(start.elapsed() > Duration::from_millis(140), "{:?}", start.elapsed());
 }
 
 #[test]

@@ -306,6 +306,53 @@ fn a_busy_frontend_does_not_keep_its_device_open() {
     assert_eq!(rogue.scene.host.mapped(), 0);
 }
 
+/// A guest that writes its state without end, and so connects and closes all the time, costs the other
+/// guests of the backend nothing but turns: each turn ends, and their requests are answered in few.
+#[test]
+fn a_guest_that_floods_the_store_keeps_nobody_waiting() {
+    const WRITES: u32 = 20_000;
+    let Some(mut scene) = connected() else { return };
+    let hostile = xenbus::Id { frontend: DomId(4), ..ID };
+    let mut device = device();
+    device.id = hostile;
+    let mut grants = scene.host.gnttab(hostile.frontend);
+    let ring = grants.offer(DomId::DOM0, Access::ReadWrite).unwrap();
+    let mut evtchn = scene.host.evtchn(hostile.frontend);
+    let port = evtchn.alloc_unbound(DomId::DOM0).unwrap();
+    device.frontend_nodes.push(("ring-ref".into(), ring.grant().to_string()));
+    device.frontend_nodes.push(("event-channel".into(), port.to_string()));
+    xenbus::toolstack::add(&mut scene.tool, &device).unwrap();
+    let state = format!("{}/state", device.frontend_path());
+    let mut store = xenstore::Client::connect(scene.daemon.socket()).unwrap();
+    let flood = std::thread::spawn(move || {
+        for number in 0..WRITES {
+            let value = ["3", "4", "5", "6", "1"][number as usize % 5];
+            store.write(&state, value).unwrap();
+        }
+    });
+    let (mut turns, mut reads) = (0, 0);
+    let buffer = scene.buffers(1)[0];
+    while !flood.is_finished() {
+        let want = Want::Read { tag: reads, sector: 0 };
+        scene.front().submit(0, want, &[Part::whole(buffer)]).unwrap();
+        scene.front().push().unwrap();
+        let mut answered = 0;
+        for _ in 0..8 {
+            turns += 1;
+            scene.turn();
+            answered += scene.front().take(|done| assert_eq!(done.status, Status::Okay)).unwrap();
+            if answered == 1 {
+                break;
+            }
+        }
+        assert_eq!(answered, 1, "read {reads} has no answer after eight turns");
+        reads += 1;
+    }
+    flood.join().unwrap();
+    assert!(turns >= 200, "{turns} turns while {WRITES} events came");
+    assert_eq!(scene.states(), (Some(State::Connected), Some(State::Connected)));
+}
+
 /// A backend of the test's own, that answers as it likes.
 fn answer_with(scene: &mut Scene, forge: impl Fn(&mut Response)) -> Result<usize, String> {
     let buffer = scene.buffers(1)[0];
