@@ -28,6 +28,11 @@ use xen_io::ring::{BackRing, Position, entry_count};
 use xenbus::negotiate::{self, Ring};
 use xenbus::{Device, Driver, Error, Progress};
 
+/// The node of a backend with its limit of bytes a second; 0 is none.
+pub const LIMIT_BYTES: &str = "limit-bytes-per-second";
+/// The node of a backend with its limit of requests a second; 0 is none.
+pub const LIMIT_REQUESTS: &str = "limit-requests-per-second";
+
 /// What a device may have.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -86,6 +91,7 @@ struct Connected {
     discard: Discard,
     queues: Vec<Queue>,
     throttle: Throttle,
+    limits: throttle::Limits,
     record: Option<(PathBuf, OwnedFd)>,
     taking: Taking,
 }
@@ -159,9 +165,31 @@ impl Back {
 
     /// Sets its limits anew.
     pub fn limit(&mut self, limits: throttle::Limits) {
-        if let Some(connected) = &mut self.connected {
+        if let Some(connected) = &mut self.connected
+            && connected.limits != limits
+        {
+            connected.limits = limits;
             connected.throttle = Throttle::new(limits, Instant::now());
         }
+    }
+
+    /// The limits that this end's nodes say; where they say none, those of all devices.
+    fn rates(&self, device: &mut Device<'_>) -> Result<throttle::Limits, Error> {
+        let all = self.platform.options.throttle;
+        // None at all, where a toolstack takes the others' away.
+        let own = |said: Option<u64>, all| said.map_or(all, |most| (most > 0).then_some(most));
+        let bytes = device.own_number(LIMIT_BYTES)?;
+        let requests = device.own_number(LIMIT_REQUESTS)?;
+        Ok(throttle::Limits {
+            bytes_per_second: own(bytes, all.bytes_per_second),
+            requests_per_second: own(requests, all.requests_per_second),
+        })
+    }
+
+    /// Its limits while it is connected.
+    #[must_use]
+    pub fn limits(&self) -> Option<throttle::Limits> {
+        self.connected.as_ref().map(|connected| connected.limits)
     }
 
     /// The ports of its rings.
@@ -357,6 +385,7 @@ impl Back {
         how: How,
     ) -> Result<Connected, Error> {
         let options = &self.platform.options;
+        let rates = self.rates(device)?;
         let mut disk = (self.platform.open)(device)?;
         let geometry = disk.geometry();
         let discard = match (geometry.discard_granularity, geometry.access) {
@@ -381,9 +410,10 @@ impl Back {
             sector_size: geometry.sector_size,
         };
         let (now, peer, persistent_max) = (Instant::now(), device.peer(), options.persistent_max);
-        let throttle = Throttle::new(options.throttle, now);
+        let throttle = Throttle::new(rates, now);
         let (queues, taking) = (Vec::new(), Taking::Yes);
-        let mut connected = Connected { disk, geometry, discard, queues, throttle, record, taking };
+        let mut connected =
+            Connected { disk, geometry, discard, queues, throttle, limits: rates, record, taking };
         for (number, ring) in rings.iter().enumerate() {
             let record = records.next();
             let before = record.as_ref().filter(|_| how == How::TakeOver);
@@ -535,6 +565,13 @@ impl Driver for Back {
             evtchn.notify(port).map_err(Error::platform("notifying the frontend"))?;
         }
         Ok(Progress::Done)
+    }
+
+    fn noticed(&mut self, device: &mut Device<'_>) {
+        // What is no number changes nothing.
+        if let Ok(limits) = self.rates(device) {
+            self.limit(limits);
+        }
     }
 
     fn release(&mut self, device: &mut Device<'_>) -> Progress {

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 use support::{ID, Scene, Setup, device};
-use xen_block::back::OpenDisk;
+use xen_block::back::{LIMIT_BYTES, OpenDisk};
 use xen_block::disk::fault::{Fate, Fault};
 use xen_block::disk::file::{Cache, File, Options, Way};
 use xen_block::disk::memory::Memory;
@@ -208,14 +208,25 @@ fn a_limit_of_bytes_slows_a_device_down() {
     }
     let took = start.elapsed();
     assert!(took > Duration::from_millis(40), "1.5 MiB in {took:?}");
-    // Set anew while it is connected.
-    let limits = throttle::Limits { bytes_per_second: Some(1 << 20), requests_per_second: None };
-    scene.back_bus().driver(ID).unwrap().limit(limits);
+    // Set anew while it is connected; what is no number changes nothing.
+    let node = format!("{}/{LIMIT_BYTES}", device().backend_path());
+    let slower = throttle::Limits { bytes_per_second: Some(1 << 20), requests_per_second: None };
+    for value in ["much", "1048576"] {
+        scene.tool.write(&node, value).unwrap();
+    }
+    scene.until("the new limit", |scene| {
+        scene.back_bus().driver(ID).unwrap().limits() == Some(slower)
+    });
     let start = Instant::now();
     for _ in 0..2 {
         assert_eq!(scene.read(0, 64), Ok(vec![0; 64 * 4096]));
     }
     assert!(start.elapsed() > Duration::from_millis(140), "{:?}", start.elapsed());
+    // 0 is none, also where all devices have one.
+    scene.tool.write(&node, "0").unwrap();
+    scene.until("no limit", |scene| {
+        scene.back_bus().driver(ID).unwrap().limits() == Some(throttle::Limits::default())
+    });
 }
 
 #[test]
@@ -290,8 +301,11 @@ fn a_file_that_another_device_writes_is_refused() {
     let Some(mut first) = Scene::connected(Setup::new(file.open(Way::Best))) else { return };
     let Some(mut second) = Scene::new(Setup::new(file.open(Way::Best))) else { return };
     second.until("the second to close", |scene| scene.states().1 == Some(State::Closed));
-    let error = second.node(&format!("{}/error", device().backend_path()));
-    assert!(error.starts_with("16 EBUSY: ") && error.contains("detach it there"), "{error}");
+    // Both ends say so.
+    for path in [device().backend_path(), device().frontend_path()] {
+        let error = second.node(&format!("{path}/error"));
+        assert!(error.starts_with("16 EBUSY: ") && error.contains("detach it there"), "{error}");
+    }
     assert_eq!(first.read(0, 1), Ok(vec![0; 4096]));
     drop(first);
     // Once it is free, a device that is made anew gets it.

@@ -19,6 +19,7 @@ use xen_block::back::{Options, Platform};
 use xen_block::disk::target;
 use xen_block::filter;
 use xen_block::server::Server;
+use xen_block::throttle;
 use xen_hosted::{HOST_VARIABLE, HostDir, Role};
 use xen_linux::{Machine, abi};
 use xenbus::bus::{News, What};
@@ -26,10 +27,13 @@ use xenbus::{Bus, Id, State};
 use xenstore::{Client, Store};
 
 const USAGE: &str = "\
-usage: xen-blockd [--kind KIND]... [--record-dir DIR]
+usage: xen-blockd [--kind KIND]... [--record-dir DIR] [--limit-bytes N] [--limit-requests N]
   --kind KIND       serve backend/KIND: vbd, qdisk; both without this option
   --record-dir DIR  where requests in flight outlive this process, on tmpfs (/run/xen-blockd; hosted:
                     xen-blockd in the host's own directory)
+  --limit-bytes N, --limit-requests N
+                    most bytes and requests a second of a disk whose backend's nodes limit-bytes-per-second and
+                    limit-requests-per-second say nothing else (no limit)
 On Xen, or on the hosted host that XEN_HOSTED_HOST names.";
 
 /// Where the kernel's own block backend shows that it is loaded.
@@ -67,13 +71,14 @@ fn main() -> ExitCode {
 struct Arguments {
     kinds: Vec<String>,
     record_dir: Option<PathBuf>,
+    throttle: throttle::Limits,
 }
 
 impl Arguments {
     /// `None` where help is asked for.
     fn parse(mut words: impl Iterator<Item = String>) -> Result<Option<Self>, String> {
         let mut kinds = Vec::new();
-        let mut record_dir = None;
+        let (mut record_dir, mut throttle) = (None, throttle::Limits::default());
         while let Some(word) = words.next() {
             let mut value = || words.next().ok_or_else(|| format!("{word} needs a value"));
             match word.as_str() {
@@ -82,6 +87,8 @@ impl Arguments {
                     kind if kind == "vbd" || kind == "qdisk" => kinds.push(kind),
                     kind => return Err(format!("{kind:?} is not served: vbd and qdisk are")),
                 },
+                "--limit-bytes" => throttle.bytes_per_second = Some(rate(&value()?)?),
+                "--limit-requests" => throttle.requests_per_second = Some(rate(&value()?)?),
                 "--record-dir" => record_dir = Some(value()?.into()),
                 _ => return Err(format!("{word:?} is no option")),
             }
@@ -89,8 +96,13 @@ impl Arguments {
         if kinds.is_empty() {
             kinds = vec!["vbd".into(), "qdisk".into()];
         }
-        Ok(Some(Self { kinds, record_dir }))
+        Ok(Some(Self { kinds, record_dir, throttle }))
     }
+}
+
+fn rate(text: &str) -> Result<u64, String> {
+    let rate = text.parse().ok().filter(|rate| *rate > 0);
+    rate.ok_or_else(|| format!("{text:?} is no number from 1"))
 }
 
 /// What a platform provides.
@@ -198,7 +210,8 @@ fn serve(arguments: &Arguments) -> Result<std::convert::Infallible, Failure> {
     let mut stats = StatsFile::create(&record_dir);
     let mut log = Log::default();
     give_up_privileges()?;
-    let options = Options { record_dir: Some(record_dir), ..Options::default() };
+    let throttle = arguments.throttle;
+    let options = Options { record_dir: Some(record_dir), throttle, ..Options::default() };
     let platform = Platform { evtchn, grants, open: Box::new(target::open), options };
     let mut server = Server::start(store, domid, &kinds, Rc::new(platform))?;
     say(format_args!("serving {} of domain {domid}", kinds.join(" and ")));
