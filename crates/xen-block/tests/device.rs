@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 use support::{ID, Scene, Setup, device};
-use xen_block::back::{LIMIT_BYTES, OpenDisk};
+use xen_block::back::{self, LIMIT_BYTES, OpenDisk};
 use xen_block::disk::fault::{Fate, Fault};
 use xen_block::disk::file::{Cache, File, Options, Way};
 use xen_block::disk::memory::Memory;
@@ -292,6 +292,110 @@ fn files_are_read_and_written_through_io_uring_and_threads() {
         let on_disk = std::fs::read(&file.0).unwrap();
         assert_eq!(on_disk[4096..8192], bytes[..4096]);
         assert_eq!(on_disk[8192..12288], [0; 4096]);
+    }
+}
+
+/// The ways to a file by their names, of a file on this file system and, where there is one, of a tmpfs.
+#[test]
+fn each_way_to_a_file_is_the_one_that_was_asked_for() {
+    let file = Temporary::new("ways", 1 << 20);
+    let access = DiskAccess::ReadWrite;
+    for (way, name) in [(Way::Uring, "io_uring"), (Way::Threads, "threads")] {
+        let disk = File::open(&file.0, Options { access, cache: Cache::Direct, way }).unwrap();
+        assert!(format!("{disk:?}").contains(name), "{disk:?}");
+        // Whether the page cache is used is what the kernel says of the descriptor.
+        let direct = std::fs::read_dir("/proc/self/fd").unwrap().flatten().any(|entry| {
+            let info = format!("/proc/self/fdinfo/{}", entry.file_name().to_string_lossy());
+            std::fs::read_link(entry.path()).is_ok_and(|path| path == file.0)
+                && std::fs::read_to_string(info).is_ok_and(|text| {
+                    let flags = text.lines().find_map(|line| line.strip_prefix("flags:"));
+                    let flags = flags.and_then(|flags| i32::from_str_radix(flags.trim(), 8).ok());
+                    flags.is_some_and(|flags| flags & libc::O_DIRECT != 0)
+                })
+        });
+        let mut possible = std::fs::File::options();
+        possible.read(true);
+        std::os::unix::fs::OpenOptionsExt::custom_flags(&mut possible, libc::O_DIRECT);
+        assert_eq!(direct, possible.open(&file.0).is_ok(), "{disk:?}");
+    }
+    let shm = PathBuf::from(format!("/dev/shm/xen-block-ways-{}", std::process::id()));
+    if std::fs::write(&shm, [0; 4096]).is_ok() {
+        let options = Options { access, cache: Cache::Direct, way: Way::Best };
+        let disk = File::open(&shm, options);
+        std::fs::remove_file(&shm).unwrap();
+        let disk = disk.unwrap();
+        assert!(format!("{disk:?}").contains("at once"), "{disk:?}");
+    }
+}
+
+/// A suspend with requests under way: the toolstack has made the device anew, with another backend, and what
+/// was asked of the one before and not answered is asked of that.
+#[test]
+fn requests_under_way_survive_a_suspend() {
+    let hold = Rc::new(Cell::new(Fate::Hold));
+    let (disk, fate) = (Shared(Rc::new(RefCell::new(Memory::new(1024)))), Rc::clone(&hold));
+    let opened = disk.clone();
+    let open: Box<OpenDisk> = Box::new(move |_| {
+        let fate = Rc::clone(&fate);
+        Ok(Box::new(Fault::new(Box::new(opened.clone()), move |_, _| fate.get())))
+    });
+    let Some(mut scene) = Scene::connected(Setup::new(open)) else { return };
+    let buffers = scene.buffers(3);
+    for (tag, buffer) in (0..).zip(&buffers) {
+        scene.front().page(*buffer).unwrap().copy_in(0, &[tag as u8 + 1; 4096]).unwrap();
+        let want = Want::Write { tag, sector: tag * 8 };
+        scene.front().submit(0, want, &[Part::whole(*buffer)]).unwrap();
+    }
+    scene.front().push().unwrap();
+    scene.until("the backend to have them", |scene| {
+        scene.back_bus().driver(ID).unwrap().in_flight() == 3
+    });
+    hold.set(Fate::Pass);
+    // The domain goes on elsewhere: other nodes, and a process that has never heard of it.
+    toolstack::add(&mut scene.tool, &device()).unwrap();
+    let again = disk.clone();
+    let open: Box<OpenDisk> = Box::new(move |_| Ok(Box::new(again.clone())));
+    let next = support::server(&scene.host, &scene.daemon, back::Options::default(), open);
+    drop(std::mem::replace(&mut scene.server, next));
+    while scene.front_store.poll_event().unwrap().is_some() {}
+    let Scene { bus, front_store, .. } = &mut scene;
+    bus.resume(front_store).unwrap();
+    let mut answered = Vec::new();
+    scene.until("three answers", |scene| {
+        scene.front().take(|done| answered.push((done.tag, done.status))).unwrap();
+        answered.len() == 3
+    });
+    answered.sort_unstable_by_key(|(tag, _)| *tag);
+    assert_eq!(answered, [0, 1, 2].map(|tag| (tag, Status::Okay)));
+    for sector in [0, 8, 16] {
+        assert_eq!(scene.read(sector, 1), Ok(vec![sector as u8 / 8 + 1; 4096]));
+    }
+}
+
+/// With a hotplug script the backend waits for it to say that it is done, and closes where it fails.
+#[test]
+fn a_hotplug_script_is_waited_for() {
+    for (status, after) in [("connected", State::Connected), ("error", State::Closing)] {
+        let (_, open) = memory(Memory::new(64));
+        let Some(mut scene) = Scene::new(Setup::new(open)) else { return };
+        let back = device().backend_path();
+        scene.tool.write(format!("{back}/script"), "block-xenbus").unwrap();
+        scene.until("the frontend to be ready", |scene| {
+            scene.states() == (Some(State::Initialised), Some(State::InitWait))
+        });
+        for _ in 0..100 {
+            scene.turn();
+            assert_eq!(scene.states().1, Some(State::InitWait), "before the script has ended");
+        }
+        scene.tool.write(format!("{back}/hotplug-error"), "no such file").unwrap();
+        scene.tool.write(format!("{back}/hotplug-status"), status).unwrap();
+        scene.until("the backend to go on", |scene| {
+            scene.states().1.is_some_and(|state| state >= after)
+        });
+        if status == "error" {
+            let error = scene.node(&format!("{back}/error"));
+            assert_eq!(error, "22 the hotplug script failed: no such file");
+        }
     }
 }
 

@@ -270,7 +270,10 @@ impl StatsFile {
         for kind in kinds {
             for (id, back) in server.bus(kind).into_iter().flat_map(Bus::drivers) {
                 let stats = back.stats();
-                text.push_str(&format!("{kind} {id} persistent {}", stats.persistent));
+                let (persistent, wrong, replayed) = (stats.persistent, stats.wrong, stats.replayed);
+                text.push_str(&format!(
+                    "{kind} {id} persistent {persistent} wrong {wrong} replayed {replayed}"
+                ));
                 for (name, of) in [
                     ("read", &stats.read),
                     ("write", &stats.write),
@@ -278,8 +281,10 @@ impl StatsFile {
                     ("discard", &stats.discard),
                 ] {
                     let (half, most) = (of.latency.quantile_us(0.5), of.latency.quantile_us(0.99));
-                    let counts = format!("{} {} {}", of.requests, of.sectors, of.errors);
-                    text.push_str(&format!(" {name} {counts} {half} {most}"));
+                    let buckets = of.latency.buckets().map(|count| count.to_string()).join(",");
+                    let counts =
+                        format!("{} {} {} {}", of.requests, of.sectors, of.merges, of.errors);
+                    text.push_str(&format!(" {name} {counts} {half} {most} {buckets}"));
                 }
                 text.push('\n');
             }
