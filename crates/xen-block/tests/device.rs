@@ -329,46 +329,65 @@ fn each_way_to_a_file_is_the_one_that_was_asked_for() {
 }
 
 /// A suspend with requests under way: the toolstack has made the device anew, with another backend, and what
-/// was asked of the one before and not answered is asked of that.
+/// was asked of the one before and not answered is asked of that, though its ring holds less, it takes no indirect
+/// segments, and no discard.
 #[test]
 fn requests_under_way_survive_a_suspend() {
     let hold = Rc::new(Cell::new(Fate::Hold));
-    let (disk, fate) = (Shared(Rc::new(RefCell::new(Memory::new(1024)))), Rc::clone(&hold));
+    let (disk, fate) = (Shared(Rc::new(RefCell::new(Memory::new(4096)))), Rc::clone(&hold));
     let opened = disk.clone();
     let open: Box<OpenDisk> = Box::new(move |_| {
         let fate = Rc::clone(&fate);
         Ok(Box::new(Fault::new(Box::new(opened.clone()), move |_, _| fate.get())))
     });
     let Some(mut scene) = Scene::connected(Setup::new(open)) else { return };
-    let buffers = scene.buffers(3);
-    for (tag, buffer) in (0..).zip(&buffers) {
-        scene.front().page(*buffer).unwrap().copy_in(0, &[tag as u8 + 1; 4096]).unwrap();
-        let want = Want::Write { tag, sector: tag * 8 };
-        scene.front().submit(0, want, &[Part::whole(*buffer)]).unwrap();
+    let buffers = scene.buffers(160);
+    for (number, buffer) in buffers.iter().enumerate() {
+        let page = scene.front().page(*buffer).unwrap();
+        page.copy_in(0, &[number as u8 + 1; 4096]).unwrap();
     }
+    // One of 100 pages, 60 of one, and a discard.
+    let parts: Vec<Part> = buffers.iter().copied().map(Part::whole).collect();
+    let write = |tag, sector| Want::Write { tag, sector };
+    scene.front().submit(0, write(0, 0), &parts[..100]).unwrap();
+    for tag in 1..61 {
+        let at = 99 + tag as usize;
+        scene.front().submit(0, write(tag, at as u64 * 8), &parts[at..=at]).unwrap();
+    }
+    let discard = Want::Discard { tag: 61, sector: 0, sectors: 8 };
+    scene.front().submit(0, discard, &[]).unwrap();
     scene.front().push().unwrap();
     scene.until("the backend to have them", |scene| {
-        scene.back_bus().driver(ID).unwrap().in_flight() == 3
+        scene.back_bus().driver(ID).unwrap().in_flight() == 62
     });
-    hold.set(Fate::Pass);
     // The domain goes on elsewhere: other nodes, and a process that has never heard of it.
     toolstack::add(&mut scene.tool, &device()).unwrap();
+    let node = format!("{}/discard-enable", device().backend_path());
+    scene.tool.write(node, "0").unwrap();
     let again = disk.clone();
     let open: Box<OpenDisk> = Box::new(move |_| Ok(Box::new(again.clone())));
-    let next = support::server(&scene.host, &scene.daemon, back::Options::default(), open);
+    let smaller = back::Options {
+        rings: Limits::PLAIN,
+        indirect_segments_max: 0,
+        ..back::Options::default()
+    };
+    let next = support::server(&scene.host, &scene.daemon, smaller, open);
     drop(std::mem::replace(&mut scene.server, next));
     while scene.front_store.poll_event().unwrap().is_some() {}
     let Scene { bus, front_store, .. } = &mut scene;
     bus.resume(front_store).unwrap();
     let mut answered = Vec::new();
-    scene.until("three answers", |scene| {
+    scene.until("all answers", |scene| {
         scene.front().take(|done| answered.push((done.tag, done.status))).unwrap();
-        answered.len() == 3
+        answered.len() == 62
     });
     answered.sort_unstable_by_key(|(tag, _)| *tag);
-    assert_eq!(answered, [0, 1, 2].map(|tag| (tag, Status::Okay)));
-    for sector in [0, 8, 16] {
-        assert_eq!(scene.read(sector, 1), Ok(vec![sector as u8 / 8 + 1; 4096]));
+    assert_eq!(answered.pop(), Some((61, Status::NotSupported)));
+    assert_eq!(answered, (0..61).map(|tag| (tag, Status::Okay)).collect::<Vec<_>>());
+    assert_eq!(scene.front().in_flight(), 0);
+    for number in 0..160 {
+        let sector = number as u64 * 8;
+        assert_eq!(scene.read(sector, 1), Ok(vec![number as u8 + 1; 4096]), "page {number}");
     }
 }
 
