@@ -115,7 +115,6 @@ impl Server {
                 // While there is work the rings are looked at anyway; all else now and then.
                 if now >= self.ask_at {
                     self.wait(Duration::ZERO)?;
-                    self.ask_at = now + ASK_STORE;
                 }
             }
         }
@@ -288,6 +287,8 @@ impl Server {
         if ports {
             self.take_port_events()?;
         }
+        // From now: where a turn takes longer than that, each would ask once more than it has to.
+        self.ask_at = Instant::now() + ASK_STORE;
         Ok(())
     }
 
