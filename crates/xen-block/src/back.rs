@@ -186,6 +186,12 @@ impl Back {
         })
     }
 
+    /// Its disk, and how that is reached, while it is connected.
+    #[must_use]
+    pub fn disk(&self) -> Option<String> {
+        self.connected.as_ref().map(|connected| format!("{:?}", connected.disk))
+    }
+
     /// Its limits while it is connected.
     #[must_use]
     pub fn limits(&self) -> Option<throttle::Limits> {

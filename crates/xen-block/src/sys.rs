@@ -371,3 +371,29 @@ pub(crate) fn map_file(file: BorrowedFd<'_>, count: usize) -> Result<Vec<SharedP
     };
     Ok((0..count).map(page).collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What cannot be synced says so, through the io_uring and without it: a flush that is answered was asked
+    /// of the kernel.
+    #[test]
+    fn a_flush_asks_the_kernel() {
+        let (_, pipe) = std::io::pipe().unwrap();
+        let pipe = OwnedFd::from(pipe);
+        let mut io = Io::empty();
+        assert_eq!(io.op, Op::Flush);
+        assert_eq!(transfer(pipe.as_fd(), &mut io, 0), Err(Errno::INVAL));
+        let mut ring = Uring::new(pipe, 8).unwrap();
+        assert!(ring.push(io).is_ok());
+        ring.submit().unwrap();
+        let ended = loop {
+            match ring.pop() {
+                Some((_, result)) => break result,
+                None => ring.wait().unwrap(),
+            }
+        };
+        assert_eq!(ended, Err(Errno::INVAL));
+    }
+}

@@ -12,7 +12,7 @@ use xen_block::back::{self, LIMIT_BYTES, OpenDisk};
 use xen_block::disk::fault::{Fate, Fault};
 use xen_block::disk::file::{Cache, File, Options, Way};
 use xen_block::disk::memory::Memory;
-use xen_block::disk::{Disk, DiskAccess, Finished, Geometry, Io, Op};
+use xen_block::disk::{Disk, DiskAccess, Finished, Geometry, Io, Op, Piece};
 use xen_block::front::{Offer, Part, Want};
 use xen_block::throttle;
 use xen_io::blkif::{Layout, Status};
@@ -326,6 +326,43 @@ fn each_way_to_a_file_is_the_one_that_was_asked_for() {
         let disk = disk.unwrap();
         assert!(format!("{disk:?}").contains("at once"), "{disk:?}");
     }
+}
+
+/// A kernel without io_uring, or one that forbids it: threads do the same.
+#[test]
+fn without_io_uring_threads_do_it() {
+    use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch, apply_filter};
+    let file = Temporary::new("no-uring", 1 << 20);
+    std::fs::write(&file.0, [6; 8192]).unwrap();
+    let path = file.0.clone();
+    // The filter is this thread's alone.
+    let read = std::thread::spawn(move || {
+        let refused = [(libc::SYS_io_uring_setup, Vec::new())].into_iter().collect();
+        let action = SeccompAction::Errno(libc::ENOSYS as u32);
+        let arch = TargetArch::try_from(std::env::consts::ARCH).unwrap();
+        let filter = SeccompFilter::new(refused, SeccompAction::Allow, action, arch).unwrap();
+        apply_filter(&BpfProgram::try_from(filter).unwrap()).unwrap();
+        let (access, cache, way) = (DiskAccess::ReadWrite, Cache::PageCache, Way::Uring);
+        let mut disk = File::open(&path, Options { access, cache, way }).unwrap();
+        assert!(format!("{disk:?}").contains("threads"), "{disk:?}");
+        let page = xen_block::Page::private();
+        let mut io = Io::empty();
+        (io.op, io.sector, io.sectors) = (Op::Read, 8, 8);
+        io.pieces.push(Piece { page: page.clone(), offset: 0, len: 4096 });
+        assert!(disk.submit(io).unwrap().is_none());
+        let end = Instant::now() + support::PATIENCE;
+        let (_, result) = loop {
+            assert!(Instant::now() < end, "waited for the read");
+            if let Some(finished) = disk.finished() {
+                break finished;
+            }
+        };
+        assert_eq!(result, Ok(()));
+        let mut bytes = vec![0; 4096];
+        page.copy_out(0, &mut bytes).unwrap();
+        bytes
+    });
+    assert_eq!(read.join().unwrap(), [6; 4096]);
 }
 
 /// A suspend with requests under way: the toolstack has made the device anew, with another backend, and what

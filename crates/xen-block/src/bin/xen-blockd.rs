@@ -196,7 +196,8 @@ fn kinds(wanted: &[String]) -> Result<Vec<&str>, Failure> {
 fn serve(arguments: &Arguments) -> Result<std::convert::Infallible, Failure> {
     let Provided { evtchn, grants, domid, record_dir } = provided()?;
     let record_dir = arguments.record_dir.clone().unwrap_or(record_dir);
-    let kinds = if domid.is_some() {
+    let on_xen = domid.is_none();
+    let kinds = if !on_xen {
         arguments.kinds.iter().map(String::as_str).collect()
     } else {
         kinds(&arguments.kinds)?
@@ -215,7 +216,7 @@ fn serve(arguments: &Arguments) -> Result<std::convert::Infallible, Failure> {
     let platform = Platform { evtchn, grants, open: Box::new(target::open), options };
     let mut server = Server::start(store, domid, &kinds, Rc::new(platform))?;
     say(format_args!("serving {} of domain {domid}", kinds.join(" and ")));
-    let mut looked = Instant::now();
+    let (mut looked, mut kernel) = (Instant::now(), false);
     loop {
         for news in server.turn(LOOK_AT_SIZES)? {
             log.tell(&mut server, &kinds, &news);
@@ -223,6 +224,15 @@ fn serve(arguments: &Arguments) -> Result<std::convert::Infallible, Failure> {
         if looked.elapsed() >= LOOK_AT_SIZES {
             server.check_sizes()?;
             stats.write(&mut server, &kinds);
+            if on_xen && kinds.contains(&"vbd") && Path::new(KERNEL_BACKEND).exists() != kernel {
+                kernel = !kernel;
+                if kernel {
+                    say(format_args!(
+                        "the kernel's xen-blkback has been loaded and takes every new vbd as well; \
+                         unload it: rmmod xen-blkback"
+                    ));
+                }
+            }
             looked = Instant::now();
         }
     }
@@ -335,7 +345,10 @@ impl Log {
             What::State(State::Connected) => {
                 let replayed = |kind| Some(server.bus(kind)?.driver(id)?.stats().replayed);
                 let replayed: u64 = kinds.iter().copied().filter_map(replayed).sum();
-                say(format_args!("{id}: {}; {replayed} requests done again", State::Connected));
+                let disk = |kind| server.bus(kind)?.driver(id)?.disk();
+                let disk = kinds.iter().copied().find_map(disk).unwrap_or_default();
+                let connected = State::Connected;
+                say(format_args!("{id}: {connected}; {replayed} requests done again; {disk}"));
             }
             What::State(state) => say(format_args!("{id}: {state}")),
             What::Error(error) => say(format_args!("{id}: {error}")),
