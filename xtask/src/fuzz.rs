@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 /// The targets, in the order in which they run.
-const TARGETS: [&str; 5] = ["wire", "engine", "stream", "client", "state"];
+const TARGETS: [&str; 6] = ["wire", "engine", "stream", "client", "state", "blkif"];
 /// How long each runs, unless told otherwise.
 const SECONDS: u32 = 15;
 /// Longest input. Longer ones find little more and slow everything down.

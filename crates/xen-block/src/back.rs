@@ -8,14 +8,15 @@ mod pages;
 mod queue;
 
 use crate::disk::{Disk, DiskAccess, Geometry};
-use crate::record::{self, Shape};
+use crate::record::{self, Record, Shape};
 use crate::stats::Stats;
 use crate::throttle::{self, Throttle};
 use pages::Grants;
 use queue::{Discard, Queue, Setup, Turn, Work, queue_of};
+use rustix::io::Errno;
 use std::cell::RefCell;
 use std::fmt;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Instant;
@@ -26,6 +27,11 @@ use xen_io::blkif::{Layout, Limits, info, names};
 use xen_io::ring::{BackRing, Position, entry_count};
 use xenbus::negotiate::{self, Ring};
 use xenbus::{Device, Driver, Error, Progress};
+
+/// The node of a backend with its limit of bytes a second; 0 is none.
+pub const LIMIT_BYTES: &str = "limit-bytes-per-second";
+/// The node of a backend with its limit of requests a second; 0 is none.
+pub const LIMIT_REQUESTS: &str = "limit-requests-per-second";
 
 /// What a device may have.
 #[derive(Clone, Debug)]
@@ -85,7 +91,8 @@ struct Connected {
     discard: Discard,
     queues: Vec<Queue>,
     throttle: Throttle,
-    record: Option<PathBuf>,
+    limits: throttle::Limits,
+    record: Option<(PathBuf, OwnedFd)>,
     taking: Taking,
 }
 
@@ -158,9 +165,37 @@ impl Back {
 
     /// Sets its limits anew.
     pub fn limit(&mut self, limits: throttle::Limits) {
-        if let Some(connected) = &mut self.connected {
+        if let Some(connected) = &mut self.connected
+            && connected.limits != limits
+        {
+            connected.limits = limits;
             connected.throttle = Throttle::new(limits, Instant::now());
         }
+    }
+
+    /// The limits that this end's nodes say; where they say none, those of all devices.
+    fn rates(&self, device: &mut Device<'_>) -> Result<throttle::Limits, Error> {
+        let all = self.platform.options.throttle;
+        // None at all, where a toolstack takes the others' away.
+        let own = |said: Option<u64>, all| said.map_or(all, |most| (most > 0).then_some(most));
+        let bytes = device.own_number(LIMIT_BYTES)?;
+        let requests = device.own_number(LIMIT_REQUESTS)?;
+        Ok(throttle::Limits {
+            bytes_per_second: own(bytes, all.bytes_per_second),
+            requests_per_second: own(requests, all.requests_per_second),
+        })
+    }
+
+    /// Its disk, and how that is reached, while it is connected.
+    #[must_use]
+    pub fn disk(&self) -> Option<String> {
+        self.connected.as_ref().map(|connected| format!("{:?}", connected.disk))
+    }
+
+    /// Its limits while it is connected.
+    #[must_use]
+    pub fn limits(&self) -> Option<throttle::Limits> {
+        self.connected.as_ref().map(|connected| connected.limits)
     }
 
     /// The ports of its rings.
@@ -201,7 +236,11 @@ impl Back {
         let taking = self.connected.as_ref().map(|connected| connected.taking);
         self.each(now, &mut worked, |queue, work, turn| {
             queue.retry(work)?;
-            if taking == Some(Taking::Yes) { queue.take(work, turn) } else { Ok(()) }
+            if taking == Some(Taking::Yes) {
+                queue.take(work, turn)?;
+            }
+            turn.more |= queue.discards();
+            Ok(())
         })?;
         let Some(connected) = &mut self.connected else { return Ok(worked) };
         connected.disk.start();
@@ -211,7 +250,7 @@ impl Back {
         let mut persistent = 0_usize;
         for queue in &mut connected.queues {
             let mut turn = Turn::default();
-            queue.show(&mut turn).map_err(broken)?;
+            queue.show(&mut turn, &mut self.stats).map_err(broken)?;
             worked.moved = worked.moved.wrapping_add(turn.moved);
             persistent = queue.persistent().saturating_add(persistent);
             if turn.notify {
@@ -294,9 +333,8 @@ impl Back {
         Ok(())
     }
 
-    /// Maps the rings and binds the ports that the frontend has named.
+    /// Maps the rings and binds the ports that the frontend has named. Leaves nothing where it fails.
     fn attach(&mut self, device: &mut Device<'_>, how: How) -> Result<Connected, Error> {
-        let options = &self.platform.options;
         let layout = match device.theirs(names::PROTOCOL)? {
             None => Layout::NATIVE,
             Some(name) => Layout::from_protocol(&name)
@@ -304,14 +342,57 @@ impl Back {
         };
         let persistent = device.their_feature(names::FEATURE_PERSISTENT)?;
         let grants = if persistent { Grants::Persistent } else { Grants::Once };
-        let rings = negotiate::rings(device, options.rings)?;
+        let rings = negotiate::rings(device, self.platform.options.rings)?;
         let pages = rings.first().map_or(1, |ring| ring.pages.len());
         let shape = Shape {
             queues: u32::try_from(rings.len()).unwrap_or(u32::MAX),
             entries: entry_count(pages, layout.entry_bytes()).map_err(broken)?,
             layout,
         };
-        let disk = (self.platform.open)(device)?;
+        // First that: whoever was there before may have I/O under way in the guest's pages.
+        let record = self.record(device, shape, how)?;
+        let attached = self.attach_disk(device, &rings, (layout, grants), record, how);
+        if attached.is_err()
+            && how == How::Fresh
+            && let Some(path) = self.record_path(device)
+        {
+            let _ = record::remove(&path);
+        }
+        attached
+    }
+
+    /// The record of the device, if one is kept.
+    fn record(
+        &self,
+        device: &Device<'_>,
+        shape: Shape,
+        how: How,
+    ) -> Result<Option<(PathBuf, Record)>, Error> {
+        let record = match (self.record_path(device), how) {
+            (None, How::Fresh) => return Ok(None),
+            (None, How::TakeOver) => return Err(no_record(device)),
+            (Some(path), How::Fresh) => record::create(&path, shape).map(|record| (path, record)),
+            (Some(path), How::TakeOver) => record::open(&path, shape).map(|record| (path, record)),
+        };
+        record.map(Some).map_err(|errno| match errno {
+            Errno::WOULDBLOCK => {
+                Error::Driver("EBUSY: a process before has I/O under way".to_owned())
+            }
+            errno => Error::Driver(format!("the record of requests in flight: {errno}")),
+        })
+    }
+
+    fn attach_disk(
+        &mut self,
+        device: &mut Device<'_>,
+        rings: &[Ring],
+        (layout, grants): (Layout, Grants),
+        record: Option<(PathBuf, Record)>,
+        how: How,
+    ) -> Result<Connected, Error> {
+        let options = &self.platform.options;
+        let rates = self.rates(device)?;
+        let mut disk = (self.platform.open)(device)?;
         let geometry = disk.geometry();
         let discard = match (geometry.discard_granularity, geometry.access) {
             (Some(_), DiskAccess::ReadWrite)
@@ -321,37 +402,59 @@ impl Back {
             }
             _ => Discard::NotOffered,
         };
-        let record = options.record_dir.as_ref().map(|dir| record_path(dir, device));
-        let mut records = match (&record, how) {
-            (None, How::Fresh) => None,
-            (None, How::TakeOver) => return Err(no_record(device)),
-            (Some(path), How::Fresh) => Some(record::create(path, shape)),
-            (Some(path), How::TakeOver) => Some(record::open(path, shape)),
-        }
-        .transpose()
-        .map_err(|errno| Error::Driver(format!("the record of requests in flight: {errno}")))?
-        .map(Vec::into_iter);
+        let (record, records) = match record {
+            None => (None, Vec::new()),
+            Some((path, Record { guard, queues })) => {
+                let held = disk.hold(guard.as_fd());
+                held.map_err(|errno| Error::Driver(format!("holding the record: {errno}")))?;
+                (Some((path, guard)), queues)
+            }
+        };
+        let mut records = records.into_iter();
         let limits = Limits {
             indirect_segments_max: options.indirect_segments_max,
             sector_size: geometry.sector_size,
         };
-        let now = Instant::now();
-        let mut queues = Vec::new();
+        let (now, peer, persistent_max) = (Instant::now(), device.peer(), options.persistent_max);
+        let throttle = Throttle::new(rates, now);
+        let (queues, taking) = (Vec::new(), Taking::Yes);
+        let mut connected =
+            Connected { disk, geometry, discard, queues, throttle, limits: rates, record, taking };
         for (number, ring) in rings.iter().enumerate() {
-            let record = records.as_mut().and_then(Iterator::next);
-            let at =
-                record.as_ref().filter(|_| how == How::TakeOver).map(record::QueueRecord::req_cons);
-            let at = at.transpose().map_err(|error| Error::Driver(error.to_string()))?;
-            let (ring, port) = self.bind(device.peer(), ring, layout, at)?;
+            let record = records.next();
+            let before = record.as_ref().filter(|_| how == How::TakeOver);
+            let at = before.map(record::QueueRecord::req_cons).transpose();
+            let bound = at
+                .map_err(|error| Error::Driver(error.to_string()))
+                .and_then(|at| self.bind(peer, ring, layout, at));
+            let (ring, port) = match bound {
+                Ok(bound) => bound,
+                Err(error) => {
+                    self.close_ports(&connected);
+                    return Err(error);
+                }
+            };
             let number = u16::try_from(number).unwrap_or(u16::MAX);
-            let (peer, persistent_max) = (device.peer(), options.persistent_max);
             let setup =
                 Setup { ring, port, number, peer, layout, limits, grants, persistent_max, record };
-            queues.push(Queue::new(setup, now));
+            connected.queues.push(Queue::new(setup, now));
         }
-        let throttle = Throttle::new(options.throttle, now);
-        let taking = Taking::Yes;
-        Ok(Connected { disk, geometry, discard, queues, throttle, record, taking })
+        Ok(connected)
+    }
+
+    fn close_ports(&self, connected: &Connected) {
+        let mut evtchn = self.platform.evtchn.borrow_mut();
+        for queue in &connected.queues {
+            // The frontend may have closed its end before.
+            let _ = evtchn.close(queue.port);
+        }
+    }
+
+    /// Where the record of a device is: `vbd-3-51712.inflight`.
+    fn record_path(&self, device: &Device<'_>) -> Option<PathBuf> {
+        let dir = self.platform.options.record_dir.as_ref()?;
+        let (id, kind) = (device.id(), device.path().split('/').nth(5).unwrap_or("vbd"));
+        Some(dir.join(format!("{kind}-{}-{}.inflight", id.frontend, id.devid)))
     }
 
     /// One ring; `req_cons` where it was in use.
@@ -377,6 +480,16 @@ impl Back {
         let back = BackRing::attach(pages, layout.entry_bytes(), at).map_err(broken)?;
         let port = self.platform.evtchn.borrow_mut().bind_interdomain(peer, ring.port);
         Ok((back, port.map_err(Error::platform("binding the frontend's event channel"))?))
+    }
+
+    /// Closed is said only when nothing of a process that was killed while the device closed reaches the
+    /// guest's pages any more.
+    fn leave_nothing(&self, device: &Device<'_>) -> Progress {
+        match self.record_path(device).map(|path| record::discard(&path)) {
+            Some(Err(Errno::WOULDBLOCK)) => Progress::Pending,
+            // One that cannot be taken away is in the way of the next, which says so.
+            _ => Progress::Done,
+        }
     }
 
     /// What the frontend needs to know of the disk.
@@ -407,11 +520,6 @@ impl Back {
 enum How {
     Fresh,
     TakeOver,
-}
-
-fn record_path(dir: &std::path::Path, device: &Device<'_>) -> PathBuf {
-    let id = device.id();
-    dir.join(format!("vbd-{}-{}.inflight", id.frontend, id.devid))
 }
 
 fn no_record(device: &Device<'_>) -> Error {
@@ -465,25 +573,29 @@ impl Driver for Back {
         Ok(Progress::Done)
     }
 
-    fn release(&mut self, _: &mut Device<'_>) -> Progress {
+    fn noticed(&mut self, device: &mut Device<'_>) {
+        // What is no number changes nothing.
+        if let Ok(limits) = self.rates(device) {
+            self.limit(limits);
+        }
+    }
+
+    fn release(&mut self, device: &mut Device<'_>) -> Progress {
         if let Some(connected) = &mut self.connected {
             connected.taking = Taking::Ended;
         }
         // What is in flight is answered, if the rings still stand.
         let _ = self.work(Instant::now());
-        let Some(connected) = &mut self.connected else { return Progress::Done };
+        let Some(connected) = &mut self.connected else { return self.leave_nothing(device) };
         if connected.disk.in_flight() > 0 || connected.queues.iter().any(Queue::waits) {
             return Progress::Pending;
         }
-        let mut evtchn = self.platform.evtchn.borrow_mut();
-        for queue in &connected.queues {
-            // The frontend may have closed its end before.
-            let _ = evtchn.close(queue.port);
+        if let Some(connected) = self.connected.take() {
+            self.close_ports(&connected);
+            if let Some((path, _)) = &connected.record {
+                let _ = record::remove(path);
+            }
         }
-        if let Some(record) = &connected.record {
-            let _ = record::remove(record);
-        }
-        self.connected = None;
         Progress::Done
     }
 }
@@ -491,10 +603,7 @@ impl Driver for Back {
 impl Drop for Back {
     fn drop(&mut self) {
         if let Some(connected) = &self.connected {
-            let mut evtchn = self.platform.evtchn.borrow_mut();
-            for queue in &connected.queues {
-                let _ = evtchn.close(queue.port);
-            }
+            self.close_ports(connected);
         }
     }
 }

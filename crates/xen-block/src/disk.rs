@@ -110,9 +110,7 @@ impl Io {
 
     /// How many pieces lay behind their neighbour in memory and were read or written with it.
     pub(crate) fn merges(&mut self) -> u64 {
-        let vectors = self.vectors.len();
-        self.vectors.clear();
-        if vectors == 0 { 0 } else { self.pieces.len().saturating_sub(vectors) as u64 }
+        self.vectors.take_merged()
     }
 
     /// Copies the pieces, one behind the other, into `to`, which is as long as they are.
@@ -173,6 +171,17 @@ pub trait Disk: fmt::Debug {
     /// Polls readable when [`Disk::finished`] has something; `None` where it never has.
     fn fd(&self) -> Option<BorrowedFd<'_>> {
         None
+    }
+
+    /// Holds this file, besides its own, until no request is under way any more, also where the process
+    /// is killed meanwhile. What is open in the process ends with its last thread, so only a disk whose
+    /// requests the kernel does by itself has to do anything.
+    ///
+    /// # Errors
+    /// What the system said.
+    fn hold(&mut self, guard: BorrowedFd<'_>) -> Result<(), Errno> {
+        let _ = guard;
+        Ok(())
     }
 
     /// Looks whether the size has changed; the new one in sectors of 512 bytes if so.

@@ -7,6 +7,7 @@
 //! The backend need not be trusted: it can answer wrongly, late or never, and see what is in the
 //! buffers; nothing else.
 
+mod again;
 mod bytes;
 pub mod export;
 pub mod fuse;
@@ -15,9 +16,9 @@ pub mod kernel;
 mod queue;
 
 use crate::disk::DiskAccess;
-use queue::{Asked, Queue};
+use again::Again;
+use queue::Queue;
 use std::cell::RefCell;
-use std::collections::VecDeque;
 use std::fmt;
 use std::rc::Rc;
 use xen::evtchn::EventChannels;
@@ -150,8 +151,8 @@ pub struct Front {
     /// Whether the backend is trusted with what a buffer held before.
     trust: Trust,
     layout: Layout,
-    /// Requests from before that have no answer.
-    again: VecDeque<Asked>,
+    /// Requests from before that have no answer, and are not asked again yet.
+    again: Again,
     /// Who has it open.
     users: usize,
 }
@@ -182,7 +183,7 @@ impl Front {
             info: None,
             trust: Trust::Trusted,
             layout: Layout::NATIVE,
-            again: VecDeque::new(),
+            again: Again::default(),
             users: 0,
         }
     }
@@ -283,10 +284,31 @@ impl Front {
         for queue in &mut self.queues {
             while let Some(completion) = queue.take().map_err(broken)? {
                 count += 1;
-                done(completion);
+                self.again.ended(completion).into_iter().for_each(&mut done);
             }
         }
+        // Answers have made room.
+        if count > 0 && self.again.waits() {
+            self.ask_again()?;
+        }
+        self.again.failed().for_each(done);
         Ok(count)
+    }
+
+    /// Asks as much as there is room for of what was asked before and never answered.
+    fn ask_again(&mut self) -> Result<(), Error> {
+        while let Some(asked) = self.again.next() {
+            let room = (0..self.queues.len()).find(|at| self.queues[*at].free() > 0);
+            match room.map_or(Err(Full::Ring), |at| self.submit(at, asked.want, &asked.parts)) {
+                Ok(()) => {}
+                Err(Full::NotPossible) => self.again.fail(&asked),
+                Err(Full::Ring | Full::NotConnected) => {
+                    self.again.put_back(asked);
+                    break;
+                }
+            }
+        }
+        self.push()
     }
 
     /// Before sleeping: whether there is an answer after all.
@@ -294,7 +316,7 @@ impl Front {
     /// # Errors
     /// As [`Front::take`].
     pub fn final_check(&mut self) -> Result<bool, Error> {
-        let mut more = false;
+        let mut more = self.again.has_failed();
         for queue in &mut self.queues {
             more |= queue.final_check().map_err(broken)?;
         }
@@ -458,16 +480,10 @@ impl Driver for Front {
             self.offer_indirect(device.peer())?;
         }
         self.indirect.clear();
-        // What was asked before and never answered is asked of the new backend.
-        for _ in 0..self.again.len() {
-            let Some(asked) = self.again.pop_front() else { break };
-            let room = (0..self.queues.len()).find(|at| self.queues[*at].free() > 0);
-            let put = room.map(|at| self.submit(at, asked.want, &asked.parts));
-            if put != Some(Ok(())) {
-                self.again.push_back(asked);
-            }
-        }
-        self.push()?;
+        // What was asked before and never answered is asked of the new backend, which may take less at a time.
+        let segments_max = self.info.map_or(SEGMENTS_MAX, |info| info.segments_max.into());
+        self.again.split(segments_max);
+        self.ask_again()?;
         Ok(Progress::Done)
     }
 

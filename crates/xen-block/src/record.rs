@@ -5,14 +5,17 @@
 //! killed left there exactly what its successor has to do again; doing a read, write, flush or discard
 //! twice does no harm. The page of the ring itself says which answers were shown.
 //!
+//! The file is locked by whoever has requests under way for the device. The lock ends when the last of them has,
+//! so a successor that gets it knows that nothing of a dead process reaches the guest's pages any more.
+//!
 //! First page: magic, version, number of queues, entries of each, request layout (four bytes each). Then
 //! for each queue a page with its consumer index, and entries of 128 bytes: state, index of the request,
 //! index of the answer, nothing, and the request as it lay in the ring.
 
 use crate::sys::map_file;
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use xen::shared::{PAGE_SIZE, PageError, SharedPage};
 use xen_io::blkif::{Layout, REQUEST_SIZE_MAX, RequestBytes};
@@ -63,27 +66,43 @@ pub(crate) struct QueueRecord {
     pages: Vec<SharedPage>,
 }
 
+/// The record of a device.
+#[derive(Debug)]
+pub(crate) struct Record {
+    /// Locked; to be held by all who have requests under way.
+    pub(crate) guard: OwnedFd,
+    pub(crate) queues: Vec<QueueRecord>,
+}
+
+/// A request without an answer, in the slot where it stays until it has one.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Unanswered {
+    pub(crate) slot: u16,
+    pub(crate) request: RequestBytes,
+}
+
 /// Makes the record of a device that has just been connected, in place of any that was there.
-pub(crate) fn create(path: &Path, shape: Shape) -> Result<Vec<QueueRecord>, Errno> {
+pub(crate) fn create(path: &Path, shape: Shape) -> Result<Record, Errno> {
     if shape.queues > QUEUES_MAX || shape.entries > ENTRIES_MAX {
         return Err(Errno::INVAL);
     }
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     remove(path)?;
     let file = rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)?;
+    lock(&file)?;
     rustix::fs::ftruncate(&file, (shape.pages() * PAGE_SIZE) as u64)?;
     let pages = map_file(file.as_fd(), shape.pages())?;
     let (first, queues) = split(pages, shape);
     for (number, word) in shape.words().into_iter().enumerate() {
         first.store_u32(number * 4, word).map_err(|_| Errno::FAULT)?;
     }
-    Ok(queues)
+    Ok(Record { guard: file, queues })
 }
 
-/// Opens the record that a process before this one has left.
-pub(crate) fn open(path: &Path, shape: Shape) -> Result<Vec<QueueRecord>, Errno> {
-    let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let file = rustix::fs::open(path, flags, Mode::empty())?;
+/// Opens the record that a process before this one has left; `EWOULDBLOCK` while that has I/O under way.
+pub(crate) fn open(path: &Path, shape: Shape) -> Result<Record, Errno> {
+    let file = existing(path)?;
+    lock(&file)?;
     let wanted = (shape.pages() * PAGE_SIZE) as u64;
     if u64::try_from(rustix::fs::fstat(&file)?.st_size) != Ok(wanted) {
         return Err(Errno::INVAL);
@@ -94,7 +113,25 @@ pub(crate) fn open(path: &Path, shape: Shape) -> Result<Vec<QueueRecord>, Errno>
             return Err(Errno::INVAL);
         }
     }
-    Ok(queues)
+    Ok(Record { guard: file, queues })
+}
+
+/// Takes away what a process before this one has left of a device that is not taken over; `EWOULDBLOCK`
+/// as with [`open`].
+pub(crate) fn discard(path: &Path) -> Result<(), Errno> {
+    match existing(path) {
+        Ok(file) => lock(&file).and_then(|()| remove(path)),
+        Err(Errno::NOENT) => Ok(()),
+        Err(errno) => Err(errno),
+    }
+}
+
+fn existing(path: &Path) -> Result<OwnedFd, Errno> {
+    rustix::fs::open(path, OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty())
+}
+
+fn lock(file: &OwnedFd) -> Result<(), Errno> {
+    rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive)
 }
 
 /// The device is closed: there is nothing to be taken over.
@@ -131,7 +168,10 @@ impl QueueRecord {
         index: u32,
         request: &RequestBytes,
     ) -> Result<(), PageError> {
-        self.again(slot, index, request)?;
+        let (page, at) = self.entry(slot)?;
+        page.copy_in(at + 16, &request.0)?;
+        page.store_u32(at + 4, index)?;
+        page.store_u32(at, TAKEN)?;
         self.head.store_u32(0, index.wrapping_add(1))
     }
 
@@ -153,9 +193,9 @@ impl QueueRecord {
         self.head.load_u32(0)
     }
 
-    /// What has to be done again, oldest first, where the ring shows `rsp_prod` answers. Empties the
-    /// record.
-    pub(crate) fn unanswered(&self, rsp_prod: u32) -> Result<Vec<RequestBytes>, PageError> {
+    /// What has to be done again, oldest first, where the ring shows `rsp_prod` answers. It stays in the
+    /// record, each in its slot, so that whoever is killed while doing it leaves as much; all else is freed.
+    pub(crate) fn unanswered(&self, rsp_prod: u32) -> Result<Vec<Unanswered>, PageError> {
         let req_cons = self.req_cons()?;
         let mut found = Vec::new();
         for slot in 0..self.pages.len() * ENTRIES_PER_PAGE {
@@ -167,28 +207,17 @@ impl QueueRecord {
                 ANSWERED => answer.wrapping_sub(rsp_prod).cast_signed() >= 0,
                 _ => false,
             };
-            if open {
+            // Before another answer has the index of one that was put and not shown.
+            page.store_u32(at, if open { TAKEN } else { FREE })?;
+            if open && let Ok(slot) = u16::try_from(slot) {
                 let mut bytes = [0; REQUEST_SIZE_MAX];
                 page.copy_out(at + 16, &mut bytes)?;
-                found.push((req_cons.wrapping_sub(index), RequestBytes(bytes)));
+                let request = RequestBytes(bytes);
+                found.push((req_cons.wrapping_sub(index), Unanswered { slot, request }));
             }
-            page.store_u32(at, FREE)?;
         }
         found.sort_by_key(|(age, _)| std::cmp::Reverse(*age));
-        Ok(found.into_iter().map(|(_, request)| request).collect())
-    }
-
-    /// As [`QueueRecord::taken`], for a request that is done again: the consumer index stays.
-    pub(crate) fn again(
-        &self,
-        slot: usize,
-        index: u32,
-        request: &RequestBytes,
-    ) -> Result<(), PageError> {
-        let (page, at) = self.entry(slot)?;
-        page.copy_in(at + 16, &request.0)?;
-        page.store_u32(at + 4, index)?;
-        page.store_u32(at, TAKEN)
+        Ok(found.into_iter().map(|(_, unanswered)| unanswered).collect())
     }
 }
 
@@ -202,10 +231,21 @@ mod tests {
         RequestBytes([number; REQUEST_SIZE_MAX])
     }
 
+    /// Tries while the file is locked: a child that another test forks has what is open here for a moment.
+    fn free<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
+        let end = std::time::Instant::now() + std::time::Duration::from_secs(30);
+        loop {
+            match call() {
+                Err(Errno::WOULDBLOCK) if std::time::Instant::now() < end => {}
+                result => return result,
+            }
+        }
+    }
+
     #[test]
     fn a_successor_finds_what_was_not_answered() {
         let path = std::env::temp_dir().join(format!("xen-block-record-{}", std::process::id()));
-        let queues = create(&path, SHAPE).unwrap();
+        let Record { guard, queues } = create(&path, SHAPE).unwrap();
         let start = u32::MAX - 1;
         for (number, slot) in [0, 40, 63, 3].into_iter().enumerate() {
             let number = u8::try_from(number).unwrap();
@@ -217,15 +257,25 @@ mod tests {
         queues[1].shown(63).unwrap();
         queues[1].answered(0, start.wrapping_add(1)).unwrap();
         drop(queues);
-        let queues = open(&path, SHAPE).unwrap();
+        // Whatever still has I/O under way holds the file.
+        assert_eq!(open(&path, SHAPE).unwrap_err(), Errno::WOULDBLOCK);
+        assert_eq!(discard(&path), Err(Errno::WOULDBLOCK));
+        drop(guard);
+        let Record { guard, queues } = free(|| open(&path, SHAPE)).unwrap();
         assert_eq!(queues[1].req_cons(), Ok(2));
         let shown = start.wrapping_add(1);
-        assert_eq!(queues[1].unanswered(shown), Ok(vec![request(0), request(1), request(3)]));
-        assert_eq!(queues[1].unanswered(shown), Ok(vec![]));
+        let left = [(0, 0), (40, 1), (3, 3)];
+        let left = left.map(|(slot, number)| Unanswered { slot, request: request(number) });
+        assert_eq!(queues[1].unanswered(shown), Ok(left.to_vec()));
+        // Another one, killed at this point, leaves as much to the next; and an answer that was put and
+        // not shown is no answer, whoever else has its index later.
+        assert_eq!(queues[1].unanswered(shown.wrapping_add(9)), Ok(left.to_vec()));
         assert_eq!(queues[0].unanswered(0), Ok(vec![]));
+        drop((guard, queues));
         let other = Shape { layout: Layout::X86_32, ..SHAPE };
-        assert_eq!(open(&path, other).unwrap_err(), Errno::INVAL);
-        remove(&path).unwrap();
+        assert_eq!(free(|| open(&path, other)).unwrap_err(), Errno::INVAL);
+        free(|| discard(&path)).unwrap();
+        assert_eq!(discard(&path), Ok(()), "there is none any more");
         assert_eq!(open(&path, SHAPE).unwrap_err(), Errno::NOENT);
     }
 }

@@ -22,6 +22,11 @@ const ASK_STORE: Duration = Duration::from_millis(1);
 /// How often a device that waits for something without a descriptor is looked at.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
+/// Most events of the store that are taken in a turn.
+const EVENTS_MAX: u32 = 64;
+/// How long devices are looked at in a turn; the look that is under way then is ended.
+const LOOKS_MAX: Duration = Duration::from_micros(200);
+
 /// A server of the block backends of one domain, of one kind (`vbd`, `qdisk`) or of several.
 pub struct Server {
     store: Client,
@@ -110,11 +115,10 @@ impl Server {
                 // While there is work the rings are looked at anyway; all else now and then.
                 if now >= self.ask_at {
                     self.wait(Duration::ZERO)?;
-                    self.ask_at = now + ASK_STORE;
                 }
             }
         }
-        self.look_again(now)?;
+        self.look_again(now);
         Ok(self.buses.iter_mut().flat_map(Bus::take_news).collect())
     }
 
@@ -145,15 +149,33 @@ impl Server {
         Ok(())
     }
 
+    /// Takes some of what the store has to tell, and looks at some of the devices that it is about, one of
+    /// each kind in turn: a guest that writes its state without end has one look a turn like every other,
+    /// and all rings are served in between.
     fn take_store_events(&mut self) -> Result<(), Error> {
         self.asked_store = false;
-        while let Some(event) = self.store.poll_event()? {
+        let mut left = EVENTS_MAX;
+        while left > 0
+            && let Some(event) = self.store.poll_event()?
+        {
+            left -= 1;
             for bus in &mut self.buses {
-                if bus.take(&mut self.store, &event)? {
+                if bus.note(&mut self.store, &event)? {
                     break;
                 }
             }
         }
+        let end = Instant::now() + LOOKS_MAX;
+        let mut looked = true;
+        while looked && Instant::now() < end {
+            looked = false;
+            for bus in &mut self.buses {
+                looked |= bus.look_next(&mut self.store)?;
+            }
+            // Events may have come with the answers.
+            self.asked_store |= looked;
+        }
+        self.asked_store |= left == 0 || self.buses.iter().any(Bus::is_due);
         self.find_waiting();
         Ok(())
     }
@@ -265,21 +287,21 @@ impl Server {
         if ports {
             self.take_port_events()?;
         }
+        // From now: where a turn takes longer than that, each would ask once more than it has to.
+        self.ask_at = Instant::now() + ASK_STORE;
         Ok(())
     }
 
     /// Looks at devices whose driver waits for its disk.
-    fn look_again(&mut self, now: Instant) -> Result<(), Error> {
+    fn look_again(&mut self, now: Instant) {
         if self.waiting.is_empty() || now < self.look_at {
-            return Ok(());
+            return;
         }
         self.look_at = now + LOOK_AGAIN;
         for (at, id) in std::mem::take(&mut self.waiting) {
             self.asked_store = true;
-            self.buses[at].poke(&mut self.store, id)?;
+            self.buses[at].note_device(id);
         }
-        self.find_waiting();
-        Ok(())
     }
 
     fn find_waiting(&mut self) {

@@ -48,9 +48,9 @@ pub struct Kind {
     pub sectors: u64,
     /// Segments that lay behind one another in memory and became one.
     pub merges: u64,
-    /// Requests answered with an error, by the disk or because they were wrong.
+    /// Requests that the disk has failed.
     pub errors: u64,
-    /// From taking a request off the ring to putting its answer.
+    /// From taking a request off the ring to showing its answer.
     pub latency: Histogram,
 }
 
@@ -65,7 +65,8 @@ pub struct Stats {
     pub flush: Kind,
     /// Discards.
     pub discard: Kind,
-    /// Requests that said nothing sensible.
+    /// Requests refused before the disk was asked: they make no sense, or their pages cannot be reached.
+    /// They are counted nowhere else.
     pub wrong: u64,
     /// Requests taken over from a process that was killed.
     pub replayed: u64,

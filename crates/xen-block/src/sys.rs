@@ -64,7 +64,11 @@ impl Page {
 
 /// Where the pieces of a request are; made from them, and valid while they are not changed.
 #[derive(Debug, Default)]
-pub(crate) struct Vectors(Vec<libc::iovec>);
+pub(crate) struct Vectors {
+    list: Vec<libc::iovec>,
+    /// How many pieces lay behind their neighbour when they were pointed at.
+    merged: u64,
+}
 
 // SAFETY: the pointers are only followed by system calls on behalf of the `Io` that also holds the
 // pages; nothing about them belongs to a thread.
@@ -75,32 +79,28 @@ unsafe impl Sync for Vectors {}
 impl Vectors {
     /// Points at the pieces; neighbours in memory become one.
     fn fill(&mut self, pieces: &[crate::disk::Piece]) {
-        self.0.clear();
+        self.list.clear();
         for piece in pieces {
             let (offset, len) = (usize::from(piece.offset), usize::from(piece.len));
             let base = piece.page.0.0.as_ptr().as_ptr().wrapping_add(offset);
-            match self.0.last_mut() {
+            match self.list.last_mut() {
                 Some(last) if last.iov_base.cast::<u8>().wrapping_add(last.iov_len) == base => {
                     last.iov_len += len;
                 }
-                _ => self.0.push(libc::iovec { iov_base: base.cast(), iov_len: len }),
+                _ => self.list.push(libc::iovec { iov_base: base.cast(), iov_len: len }),
             }
         }
+        self.merged = pieces.len().saturating_sub(self.list.len()) as u64;
     }
 
-    /// How many there are.
-    pub(crate) fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    /// There is none.
-    pub(crate) fn clear(&mut self) {
-        self.0.clear();
+    /// How many pieces were merged; none of them is counted again.
+    pub(crate) fn take_merged(&mut self) -> u64 {
+        std::mem::take(&mut self.merged)
     }
 
     /// Leaves out the first `count` bytes.
     fn advance(&mut self, mut count: usize) {
-        self.0.retain_mut(|vector| {
+        self.list.retain_mut(|vector| {
             let part = count.min(vector.iov_len);
             vector.iov_base = vector.iov_base.cast::<u8>().wrapping_add(part).cast();
             vector.iov_len -= part;
@@ -133,7 +133,7 @@ pub(crate) fn transfer(file: BorrowedFd<'_>, io: &mut Io, mut done: usize) -> Re
     io.vectors.advance(done);
     while done < bytes {
         let at = libc::off_t::try_from(io.offset() + done as u64).map_err(|_| Errno::INVAL)?;
-        let list = &io.vectors.0[..io.vectors.0.len().min(VECTORS_MAX)];
+        let list = &io.vectors.list[..io.vectors.list.len().min(VECTORS_MAX)];
         let count = libc::c_int::try_from(list.len()).map_err(|_| Errno::INVAL)?;
         let fd = file.as_raw_fd();
         // SAFETY: each vector lies inside a page that `io` holds, which is writable where the file is
@@ -181,7 +181,8 @@ impl Uring {
         let mut builder = IoUring::builder();
         builder.setup_coop_taskrun();
         let ring = builder.build(depth).or_else(|_| IoUring::new(depth)).map_err(wrong)?;
-        ring.submitter().register_files(&[file.as_raw_fd()]).map_err(wrong)?;
+        // The second place is for `hold`.
+        ring.submitter().register_files(&[file.as_raw_fd(), -1]).map_err(wrong)?;
         let slots: Vec<_> = (0..depth).map(|_| None).collect();
         let free = (0..slots.len()).rev().collect();
         Ok(Self { ring, slots, free, unsubmitted: 0, file })
@@ -189,6 +190,13 @@ impl Uring {
 
     pub(crate) fn file(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
+    }
+
+    /// Keeps a file open until the kernel has ended the last request, in whatever way the process ends.
+    pub(crate) fn hold(&mut self, file: BorrowedFd<'_>) -> Result<(), Errno> {
+        let update = self.ring.submitter().register_files_update(1, &[file.as_raw_fd()]);
+        let wrong = |error: std::io::Error| Errno::from_io_error(&error).unwrap_or(Errno::IO);
+        update.map(drop).map_err(wrong)
     }
 
     /// Puts a request into the queue; gives it back where there is no room, or it is not possible.
@@ -301,7 +309,7 @@ fn entry(io: &mut Io) -> squeue::Entry {
             .build(),
         Op::Read | Op::Write => {
             io.vectors.fill(&io.pieces);
-            let list = &io.vectors.0;
+            let list = &io.vectors.list;
             let count = u32::try_from(list.len().min(VECTORS_MAX)).unwrap_or(0);
             match (io.op, &list[..]) {
                 (Op::Read, [one]) => {
@@ -362,4 +370,30 @@ pub(crate) fn map_file(file: BorrowedFd<'_>, count: usize) -> Result<Vec<SharedP
         }
     };
     Ok((0..count).map(page).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What cannot be synced says so, through the io_uring and without it: a flush that is answered was asked
+    /// of the kernel.
+    #[test]
+    fn a_flush_asks_the_kernel() {
+        let (_, pipe) = std::io::pipe().unwrap();
+        let pipe = OwnedFd::from(pipe);
+        let mut io = Io::empty();
+        assert_eq!(io.op, Op::Flush);
+        assert_eq!(transfer(pipe.as_fd(), &mut io, 0), Err(Errno::INVAL));
+        let mut ring = Uring::new(pipe, 8).unwrap();
+        assert!(ring.push(io).is_ok());
+        ring.submit().unwrap();
+        let ended = loop {
+            match ring.pop() {
+                Some((_, result)) => break result,
+                None => ring.wait().unwrap(),
+            }
+        };
+        assert_eq!(ended, Err(Errno::INVAL));
+    }
 }

@@ -8,11 +8,11 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 use support::{ID, Scene, Setup, device};
-use xen_block::back::OpenDisk;
+use xen_block::back::{self, LIMIT_BYTES, OpenDisk};
 use xen_block::disk::fault::{Fate, Fault};
 use xen_block::disk::file::{Cache, File, Options, Way};
 use xen_block::disk::memory::Memory;
-use xen_block::disk::{Disk, DiskAccess, Finished, Geometry, Io, Op};
+use xen_block::disk::{Disk, DiskAccess, Finished, Geometry, Io, Op, Piece};
 use xen_block::front::{Offer, Part, Want};
 use xen_block::throttle;
 use xen_io::blkif::{Layout, Status};
@@ -135,6 +135,9 @@ fn sectors_of_a_page_go_where_they_belong() {
     assert_eq!(scene.ask(|tag| Want::Read { tag, sector: u64::MAX }, &[part]), Status::Error);
     let wrong = scene.back_bus().driver(ID).unwrap().stats().wrong;
     assert_eq!(wrong, 2, "beyond the end, twice");
+    let stats = scene.back_bus().driver(ID).unwrap().stats().clone();
+    let counted = [&stats.read, &stats.write, &stats.flush].map(|kind| kind.requests);
+    assert_eq!(counted, [0, 1, 0], "what was refused is no read, and no flush");
 }
 
 #[test]
@@ -149,6 +152,81 @@ fn discard_gives_back_what_is_inside_the_disk() {
     for (sector, sectors) in [(60, 5), (0, u64::MAX), (u64::MAX, 1), (u64::MAX, u64::MAX)] {
         assert_eq!(scene.ask(discard(sector, sectors), &[]), Status::Error);
     }
+}
+
+/// A discard of a whole disk is done piece by piece, and other requests have their turns between; a limit of
+/// bytes counts what is moved, and that is nothing.
+#[test]
+fn a_large_discard_keeps_nobody_waiting() {
+    let pieces: Rc<RefCell<Vec<u64>>> = Rc::default();
+    let seen = Rc::clone(&pieces);
+    let open: Box<OpenDisk> = Box::new(move |_| {
+        let seen = Rc::clone(&seen);
+        let decide = move |op, sector| {
+            if op == Op::Discard {
+                seen.borrow_mut().push(sector);
+            }
+            Fate::Pass
+        };
+        Ok(Box::new(Fault::new(Box::new(Memory::with_contents(vec![9; 64 << 20])), decide)))
+    });
+    let mut setup = Setup::new(open);
+    setup.back.throttle =
+        throttle::Limits { bytes_per_second: Some(1 << 20), requests_per_second: None };
+    let Some(mut scene) = Scene::connected(setup) else { return };
+    let sectors = (64 << 20) / 512 - 8;
+    scene.front().submit(0, Want::Discard { tag: 900, sector: 8, sectors }, &[]).unwrap();
+    let buffer = Part::whole(scene.buffers(1)[0]);
+    let last = Want::Read { tag: 901, sector: sectors };
+    scene.front().submit(0, last, &[buffer]).unwrap();
+    scene.front().push().unwrap();
+    let mut order = Vec::new();
+    scene.until("both answers", |scene| {
+        scene.front().take(|done| order.push((done.tag, done.status))).unwrap();
+        order.len() == 2
+    });
+    assert_eq!(order, [(901, Status::Okay), (900, Status::Okay)]);
+    let wanted: Vec<u64> = [8].into_iter().chain((1..8).map(|piece| piece << 14)).collect();
+    assert_eq!(*pieces.borrow(), wanted, "8 MiB each, and aligned");
+    assert_eq!(scene.read(sectors, 1), Ok(vec![0; 4096]));
+    assert_eq!(scene.read(0, 1), Ok(vec![9; 4096]));
+    let stats = scene.back_bus().driver(ID).unwrap().stats().clone();
+    assert_eq!((stats.discard.requests, stats.discard.sectors), (1, sectors));
+}
+
+/// 8 MiB a second at first, and a mebibyte a second later; a tenth of a second may be saved.
+#[test]
+fn a_limit_of_bytes_slows_a_device_down() {
+    let (_, open) = memory(Memory::new(8192));
+    let mut setup = Setup::new(open);
+    setup.back.throttle =
+        throttle::Limits { bytes_per_second: Some(8 << 20), requests_per_second: None };
+    let Some(mut scene) = Scene::connected(setup) else { return };
+    let start = Instant::now();
+    for _ in 0..6 {
+        assert_eq!(scene.read(0, 64), Ok(vec![0; 64 * 4096]));
+    }
+    let took = start.elapsed();
+    assert!(took > Duration::from_millis(40), "1.5 MiB in {took:?}");
+    // Set anew while it is connected; what is no number changes nothing.
+    let node = format!("{}/{LIMIT_BYTES}", device().backend_path());
+    let slower = throttle::Limits { bytes_per_second: Some(1 << 20), requests_per_second: None };
+    for value in ["much", "1048576"] {
+        scene.tool.write(&node, value).unwrap();
+    }
+    scene.until("the new limit", |scene| {
+        scene.back_bus().driver(ID).unwrap().limits() == Some(slower)
+    });
+    let start = Instant::now();
+    for _ in 0..2 {
+        assert_eq!(scene.read(0, 64), Ok(vec![0; 64 * 4096]));
+    }
+    assert!(start.elapsed() > Duration::from_millis(140), "{:?}", start.elapsed());
+    // 0 is none, also where all devices have one.
+    scene.tool.write(&node, "0").unwrap();
+    scene.until("no limit", |scene| {
+        scene.back_bus().driver(ID).unwrap().limits() == Some(throttle::Limits::default())
+    });
 }
 
 #[test]
@@ -217,14 +295,177 @@ fn files_are_read_and_written_through_io_uring_and_threads() {
     }
 }
 
+/// The ways to a file by their names, of a file on this file system and, where there is one, of a tmpfs.
+#[test]
+fn each_way_to_a_file_is_the_one_that_was_asked_for() {
+    let file = Temporary::new("ways", 1 << 20);
+    let access = DiskAccess::ReadWrite;
+    for (way, name) in [(Way::Uring, "io_uring"), (Way::Threads, "threads")] {
+        let disk = File::open(&file.0, Options { access, cache: Cache::Direct, way }).unwrap();
+        assert!(format!("{disk:?}").contains(name), "{disk:?}");
+        // Whether the page cache is used is what the kernel says of the descriptor.
+        let direct = std::fs::read_dir("/proc/self/fd").unwrap().flatten().any(|entry| {
+            let info = format!("/proc/self/fdinfo/{}", entry.file_name().to_string_lossy());
+            std::fs::read_link(entry.path()).is_ok_and(|path| path == file.0)
+                && std::fs::read_to_string(info).is_ok_and(|text| {
+                    let flags = text.lines().find_map(|line| line.strip_prefix("flags:"));
+                    let flags = flags.and_then(|flags| i32::from_str_radix(flags.trim(), 8).ok());
+                    flags.is_some_and(|flags| flags & libc::O_DIRECT != 0)
+                })
+        });
+        let mut possible = std::fs::File::options();
+        possible.read(true);
+        std::os::unix::fs::OpenOptionsExt::custom_flags(&mut possible, libc::O_DIRECT);
+        assert_eq!(direct, possible.open(&file.0).is_ok(), "{disk:?}");
+    }
+    let shm = PathBuf::from(format!("/dev/shm/xen-block-ways-{}", std::process::id()));
+    if std::fs::write(&shm, [0; 4096]).is_ok() {
+        let options = Options { access, cache: Cache::Direct, way: Way::Best };
+        let disk = File::open(&shm, options);
+        std::fs::remove_file(&shm).unwrap();
+        let disk = disk.unwrap();
+        assert!(format!("{disk:?}").contains("at once"), "{disk:?}");
+    }
+}
+
+/// A kernel without io_uring, or one that forbids it: threads do the same.
+#[test]
+fn without_io_uring_threads_do_it() {
+    use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch, apply_filter};
+    let file = Temporary::new("no-uring", 1 << 20);
+    std::fs::write(&file.0, [6; 8192]).unwrap();
+    let path = file.0.clone();
+    // The filter is this thread's alone.
+    let read = std::thread::spawn(move || {
+        let refused = [(libc::SYS_io_uring_setup, Vec::new())].into_iter().collect();
+        let action = SeccompAction::Errno(libc::ENOSYS as u32);
+        let arch = TargetArch::try_from(std::env::consts::ARCH).unwrap();
+        let filter = SeccompFilter::new(refused, SeccompAction::Allow, action, arch).unwrap();
+        apply_filter(&BpfProgram::try_from(filter).unwrap()).unwrap();
+        let (access, cache, way) = (DiskAccess::ReadWrite, Cache::PageCache, Way::Uring);
+        let mut disk = File::open(&path, Options { access, cache, way }).unwrap();
+        assert!(format!("{disk:?}").contains("threads"), "{disk:?}");
+        let page = xen_block::Page::private();
+        let mut io = Io::empty();
+        (io.op, io.sector, io.sectors) = (Op::Read, 8, 8);
+        io.pieces.push(Piece { page: page.clone(), offset: 0, len: 4096 });
+        assert!(disk.submit(io).unwrap().is_none());
+        let end = Instant::now() + support::PATIENCE;
+        let (_, result) = loop {
+            assert!(Instant::now() < end, "waited for the read");
+            if let Some(finished) = disk.finished() {
+                break finished;
+            }
+        };
+        assert_eq!(result, Ok(()));
+        let mut bytes = vec![0; 4096];
+        page.copy_out(0, &mut bytes).unwrap();
+        bytes
+    });
+    assert_eq!(read.join().unwrap(), [6; 4096]);
+}
+
+/// A suspend with requests under way: the toolstack has made the device anew, with another backend, and what
+/// was asked of the one before and not answered is asked of that, though its ring holds less, it takes no indirect
+/// segments, and no discard.
+#[test]
+fn requests_under_way_survive_a_suspend() {
+    let hold = Rc::new(Cell::new(Fate::Hold));
+    let (disk, fate) = (Shared(Rc::new(RefCell::new(Memory::new(4096)))), Rc::clone(&hold));
+    let opened = disk.clone();
+    let open: Box<OpenDisk> = Box::new(move |_| {
+        let fate = Rc::clone(&fate);
+        Ok(Box::new(Fault::new(Box::new(opened.clone()), move |_, _| fate.get())))
+    });
+    let Some(mut scene) = Scene::connected(Setup::new(open)) else { return };
+    let buffers = scene.buffers(160);
+    for (number, buffer) in buffers.iter().enumerate() {
+        let page = scene.front().page(*buffer).unwrap();
+        page.copy_in(0, &[number as u8 + 1; 4096]).unwrap();
+    }
+    // One of 100 pages, 60 of one, and a discard.
+    let parts: Vec<Part> = buffers.iter().copied().map(Part::whole).collect();
+    let write = |tag, sector| Want::Write { tag, sector };
+    scene.front().submit(0, write(0, 0), &parts[..100]).unwrap();
+    for tag in 1..61 {
+        let at = 99 + tag as usize;
+        scene.front().submit(0, write(tag, at as u64 * 8), &parts[at..=at]).unwrap();
+    }
+    let discard = Want::Discard { tag: 61, sector: 0, sectors: 8 };
+    scene.front().submit(0, discard, &[]).unwrap();
+    scene.front().push().unwrap();
+    scene.until("the backend to have them", |scene| {
+        scene.back_bus().driver(ID).unwrap().in_flight() == 62
+    });
+    // The domain goes on elsewhere: other nodes, and a process that has never heard of it.
+    toolstack::add(&mut scene.tool, &device()).unwrap();
+    let node = format!("{}/discard-enable", device().backend_path());
+    scene.tool.write(node, "0").unwrap();
+    let again = disk.clone();
+    let open: Box<OpenDisk> = Box::new(move |_| Ok(Box::new(again.clone())));
+    let smaller = back::Options {
+        rings: Limits::PLAIN,
+        indirect_segments_max: 0,
+        ..back::Options::default()
+    };
+    let next = support::server(&scene.host, &scene.daemon, smaller, open);
+    drop(std::mem::replace(&mut scene.server, next));
+    while scene.front_store.poll_event().unwrap().is_some() {}
+    let Scene { bus, front_store, .. } = &mut scene;
+    bus.resume(front_store).unwrap();
+    let mut answered = Vec::new();
+    scene.until("all answers", |scene| {
+        scene.front().take(|done| answered.push((done.tag, done.status))).unwrap();
+        answered.len() == 62
+    });
+    answered.sort_unstable_by_key(|(tag, _)| *tag);
+    assert_eq!(answered.pop(), Some((61, Status::NotSupported)));
+    assert_eq!(answered, (0..61).map(|tag| (tag, Status::Okay)).collect::<Vec<_>>());
+    assert_eq!(scene.front().in_flight(), 0);
+    for number in 0..160 {
+        let sector = number as u64 * 8;
+        assert_eq!(scene.read(sector, 1), Ok(vec![number as u8 + 1; 4096]), "page {number}");
+    }
+}
+
+/// With a hotplug script the backend waits for it to say that it is done, and closes where it fails.
+#[test]
+fn a_hotplug_script_is_waited_for() {
+    for (status, after) in [("connected", State::Connected), ("error", State::Closing)] {
+        let (_, open) = memory(Memory::new(64));
+        let Some(mut scene) = Scene::new(Setup::new(open)) else { return };
+        let back = device().backend_path();
+        scene.tool.write(format!("{back}/script"), "block-xenbus").unwrap();
+        scene.until("the frontend to be ready", |scene| {
+            scene.states() == (Some(State::Initialised), Some(State::InitWait))
+        });
+        for _ in 0..100 {
+            scene.turn();
+            assert_eq!(scene.states().1, Some(State::InitWait), "before the script has ended");
+        }
+        scene.tool.write(format!("{back}/hotplug-error"), "no such file").unwrap();
+        scene.tool.write(format!("{back}/hotplug-status"), status).unwrap();
+        scene.until("the backend to go on", |scene| {
+            scene.states().1.is_some_and(|state| state >= after)
+        });
+        if status == "error" {
+            let error = scene.node(&format!("{back}/error"));
+            assert_eq!(error, "22 the hotplug script failed: no such file");
+        }
+    }
+}
+
 #[test]
 fn a_file_that_another_device_writes_is_refused() {
     let file = Temporary::new("busy", 1 << 20);
     let Some(mut first) = Scene::connected(Setup::new(file.open(Way::Best))) else { return };
     let Some(mut second) = Scene::new(Setup::new(file.open(Way::Best))) else { return };
     second.until("the second to close", |scene| scene.states().1 == Some(State::Closed));
-    let error = second.node(&format!("{}/error", device().backend_path()));
-    assert!(error.starts_with("16 EBUSY: ") && error.contains("detach it there"), "{error}");
+    // Both ends say so.
+    for path in [device().backend_path(), device().frontend_path()] {
+        let error = second.node(&format!("{path}/error"));
+        assert!(error.starts_with("16 EBUSY: ") && error.contains("detach it there"), "{error}");
+    }
     assert_eq!(first.read(0, 1), Ok(vec![0; 4096]));
     drop(first);
     // Once it is free, a device that is made anew gets it.

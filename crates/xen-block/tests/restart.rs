@@ -205,6 +205,115 @@ fn a_barrier_survives_its_backend() {
     assert_eq!(order, [0, 1, 2]);
 }
 
+/// A successor that is killed while it does the requests again, after each of them: nothing is lost.
+#[test]
+fn a_successor_that_is_killed_midway_loses_nothing() {
+    const REQUESTS: u64 = 12;
+    for point in 0..=REQUESTS {
+        let folder = Folder::new("midway");
+        let killable = Killable::new(&folder);
+        let Some(mut scene) = Scene::connected(killable.setup()) else { return };
+        killable.hold.set(8);
+        let buffers = scene.buffers(REQUESTS as usize);
+        for (tag, buffer) in (0..).zip(&buffers) {
+            scene.front().page(*buffer).unwrap().copy_in(0, &[tag as u8 + 1; 4096]).unwrap();
+            let want = Want::Write { tag, sector: tag * 8 };
+            scene.front().submit(0, want, &[Part::whole(*buffer)]).unwrap();
+        }
+        scene.front().push().unwrap();
+        scene.until("all to be taken", |scene| {
+            scene.back_bus().driver(ID).unwrap().in_flight() == REQUESTS as usize
+        });
+        let killed = Rc::new(Cell::new(0));
+        let (disk, done) = (killable.disk.clone(), Rc::clone(&killed));
+        let open: Box<OpenDisk> = Box::new(move |_| {
+            let done = Rc::clone(&done);
+            let decide = move |_, _| {
+                done.set(done.get() + 1);
+                // A panic is the nearest thing to a kill that leaves the test alive.
+                assert!(done.get() <= point, "killed");
+                Fate::Pass
+            };
+            Ok(Box::new(Fault::new(Box::new(disk.clone()), decide)))
+        });
+        let next = server(&scene.host, &scene.daemon, killable.options.clone(), open);
+        drop(std::mem::replace(&mut scene.server, next));
+        let turns = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            scene.until("the successor to have all", |_| killed.get() == REQUESTS);
+        }));
+        assert_eq!(turns.is_err(), point < REQUESTS, "killed after {point}");
+        killable.hold.set(0);
+        killable.kill_and_start(&mut scene);
+        let mut answered = Vec::new();
+        scene.until("all answers", |scene| {
+            scene.front().take(|done| answered.push((done.tag, done.status))).unwrap();
+            answered.len() == REQUESTS as usize
+        });
+        answered.sort_unstable_by_key(|(tag, _)| *tag);
+        assert_eq!(answered, (0..REQUESTS).map(|tag| (tag, Status::Okay)).collect::<Vec<_>>());
+        for tag in 0..REQUESTS {
+            assert_eq!(scene.read(tag * 8, 1), Ok(vec![tag as u8 + 1; 4096]), "{point}: {tag}");
+        }
+    }
+}
+
+/// Whoever still has I/O under way in the guest's pages holds the record, whatever the disk is: a successor
+/// waits for it, to take over and to say Closed.
+#[test]
+fn a_successor_waits_until_the_io_of_the_dead_has_ended() {
+    for (state, after) in [("4", State::Connected), ("5", State::Closed)] {
+        let folder = Folder::new("waits");
+        let killable = Killable::new(&folder);
+        let Some(mut scene) = Scene::connected(killable.setup()) else { return };
+        let record = folder.0.join(format!("vbd-{GUEST}-{}.inflight", ID.devid));
+        let held = std::fs::File::open(&record).unwrap();
+        killable.kill_and_start(&mut scene);
+        rustix::fs::flock(&held, rustix::fs::FlockOperation::LockExclusive).unwrap();
+        let (back, front) = (device().backend_path(), device().frontend_path());
+        if state == "5" {
+            scene.tool.write(format!("{back}/state"), state).unwrap();
+            scene.tool.write(format!("{front}/state"), "6").unwrap();
+        }
+        let end = std::time::Instant::now() + std::time::Duration::from_millis(200);
+        while std::time::Instant::now() < end {
+            scene.server.turn(std::time::Duration::ZERO).unwrap();
+            assert!(record.exists());
+            assert_ne!(scene.node(&format!("{back}/state")), "6", "{after}");
+            assert!(scene.server.bus("vbd").unwrap().ids().all(|id| id == ID));
+            let taken_over =
+                scene.back_bus().driver(ID).is_some_and(|back| back.ports().count() > 0);
+            assert!(!taken_over, "the rings are in use before the dead one's I/O has ended");
+        }
+        drop(held);
+        scene.until_back(after);
+    }
+}
+
+/// An io_uring holds the record by itself: its requests go on when the process is gone.
+#[test]
+fn an_io_uring_keeps_the_record_locked() {
+    use rustix::fs::{FlockOperation, flock};
+    use xen_block::disk::DiskAccess;
+    use xen_block::disk::file::{Cache, File, Options, Way};
+    let folder = Folder::new("held");
+    let (disk, guard) = (folder.0.join("disk"), folder.0.join("guard"));
+    std::fs::write(&disk, [0; 4096]).unwrap();
+    let held = std::fs::File::create(&guard).unwrap();
+    flock(&held, FlockOperation::NonBlockingLockExclusive).unwrap();
+    let options =
+        Options { access: DiskAccess::ReadOnly, cache: Cache::PageCache, way: Way::Uring };
+    let mut file = File::open(&disk, options).unwrap();
+    assert!(format!("{file:?}").contains("io_uring"), "{file:?}");
+    file.hold(std::os::fd::AsFd::as_fd(&held)).unwrap();
+    drop(held);
+    let next = std::fs::File::open(&guard).unwrap();
+    let busy = flock(&next, FlockOperation::NonBlockingLockExclusive);
+    assert_eq!(busy, Err(rustix::io::Errno::WOULDBLOCK));
+    drop(file);
+    // The kernel lets go of it some time after.
+    flock(&next, FlockOperation::LockExclusive).unwrap();
+}
+
 #[test]
 fn without_a_record_the_device_is_closed_with_the_reason() {
     let Some(mut scene) = Scene::connected(Setup::new(Box::new(|_| Ok(Box::new(Memory::new(64))))))

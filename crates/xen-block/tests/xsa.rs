@@ -12,8 +12,8 @@ use xen_block::back::OpenDisk;
 use xen_block::disk::memory::Memory;
 use xen_block::front::{Part, Want};
 use xen_io::blkif::{
-    Body, Layout, Request, RequestBytes, Response, ResponseBytes, Segment, Segments, Status,
-    Transfer, op, segment_bytes,
+    Body, Layout, Request, RequestBytes, Response, ResponseBytes, Secure, Segment, Segments,
+    Status, Transfer, op, segment_bytes,
 };
 use xen_io::ring::FrontRing;
 use xenbus::State;
@@ -36,7 +36,11 @@ struct Rogue {
 impl Rogue {
     /// Connects, as far as the store goes, with persistent grants or without.
     fn new(persistent: &str) -> Option<Self> {
-        let mut scene = Scene::new(Setup::new(disk()))?;
+        Self::on(disk(), persistent)
+    }
+
+    fn on(disk: Box<OpenDisk>, persistent: &str) -> Option<Self> {
+        let mut scene = Scene::new(Setup::new(disk))?;
         // The frontend of the scene is not let into the game.
         let mut grants = scene.host.gnttab(GUEST);
         let mut evtchn = scene.host.evtchn(GUEST);
@@ -167,6 +171,103 @@ fn xsa_155_indirect_segments_are_checked_like_others() {
         assert_eq!(rogue.send(&indirect(257)).status, Status::Error, "more than offered");
         assert_eq!(rogue.send(&indirect(0)).status, Status::Error);
         rogue.assert_served();
+    }
+}
+
+/// A guest that writes to a disk that it may only read, in every way that there is.
+#[test]
+fn a_read_only_disk_is_written_in_no_way() {
+    let open = || -> Box<OpenDisk> {
+        Box::new(|_| Ok(Box::new(Memory::with_contents(vec![7; 1024 * 512]).read_only())))
+    };
+    for persistent in ["0", "1"] {
+        let Some(mut rogue) = Rogue::on(open(), persistent) else { return };
+        let grant = rogue.pages[1].grant();
+        rogue.pages[1].page().copy_in(0, &[9; 4096]).unwrap();
+        let list = Segments::new(&[Segment::page(grant)]).unwrap();
+        let direct = |transfer| Body::Direct { transfer, sector: 0, segments: list };
+        rogue.pages[2].page().copy_in(0, &segment_bytes(Segment::page(grant))).unwrap();
+        let mut pages = [GrantRef(0); 8];
+        pages[0] = rogue.pages[2].grant();
+        let indirect = Body::Indirect { transfer: Transfer::Write, sector: 0, count: 1, pages };
+        let discard = Body::Discard { sector: 0, sectors: 8, secure: Secure::No };
+        for (body, status) in [
+            (direct(Transfer::Write), Status::Error),
+            (direct(Transfer::WriteBarrier), Status::Error),
+            (direct(Transfer::Flush), Status::Error),
+            (indirect, Status::Error),
+            (discard, Status::NotSupported),
+        ] {
+            let what = format!("{body:?}");
+            let request = Request { id: 5, handle: 0, body };
+            let response = rogue.send(&RequestBytes::encode(&request, Layout::NATIVE));
+            assert_eq!((response.id, response.status), (5, status), "{what}");
+        }
+        // Byte 4095 of the first page is what it was.
+        rogue.assert_served();
+    }
+}
+
+/// A guest changes the request, and the segments that it names, while the backend looks at them: what was
+/// checked is what is done, so no byte beyond what the request may touch is moved.
+#[test]
+fn xsa_155_what_changes_while_it_is_read_is_checked_as_it_was_read() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    for persistent in ["0", "1"] {
+        let Some(mut rogue) = Rogue::new(persistent) else { return };
+        let mut mine = rogue.scene.host.gnttab(DomId::DOM0);
+        let map = |grants: &mut loopback::gnttab::Grants, grant| {
+            grants.map(GUEST, grant, Access::ReadWrite).unwrap()
+        };
+        let ring = rogue.ring.pages().next().unwrap().grant();
+        let (ring, page) = (map(&mut mine, ring), map(&mut mine, rogue.pages[0].grant()));
+        let stop = std::sync::Arc::new(AtomicBool::new(false));
+        let stopped = std::sync::Arc::clone(&stop);
+        let flips = std::thread::spawn(move || {
+            let (mut flips, mut value) = (0_u64, 0_u8);
+            while !stopped.load(Ordering::Relaxed) {
+                // `last_sect` of the segment in the indirect page; of every request in the ring the number of
+                // segments (of an indirect one, what it does) and the last sector of its first segment.
+                page.page().copy_in(5, &[value]).unwrap();
+                for entry in 0..32 {
+                    ring.page().copy_in(64 + entry * 112 + 1, &[value & 1]).unwrap();
+                    ring.page().copy_in(64 + entry * 112 + 29, &[value]).unwrap();
+                }
+                value = [0, 7, 8, 255, 12][(flips % 5) as usize];
+                flips += 1;
+            }
+            flips
+        });
+        let grant = rogue.pages[1].grant();
+        let mut pages = [GrantRef(0); 8];
+        pages[0] = rogue.pages[0].grant();
+        rogue.pages[0]
+            .page()
+            .copy_in(0, &segment_bytes(Segment { grant, first: 0, last: 7 }))
+            .unwrap();
+        let mut seen = [0_u32; 2];
+        for round in 0..4000 {
+            let body = if round % 2 == 0 {
+                Body::Indirect { transfer: Transfer::Read, sector: 0, count: 1, pages }
+            } else {
+                let list = Segments::new(&[Segment::page(grant)]).unwrap();
+                Body::Direct { transfer: Transfer::Read, sector: 0, segments: list }
+            };
+            let request = Request { id: 9, handle: 0, body };
+            let response = rogue.send(&RequestBytes::encode(&request, Layout::NATIVE));
+            // The answer lies where the request did, and its second byte is flipped too.
+            assert_eq!(response.id & !0xff00, 9);
+            seen[usize::from(response.status != Status::Okay)] += 1;
+        }
+        stop.store(true, Ordering::Relaxed);
+        let flips = flips.join().unwrap();
+        // Both were there to be seen: requests that were right when they were read, and such as were not.
+        assert!(seen[0] > 0 && seen[1] > 0, "{seen:?}, {flips} flips");
+        for other in 2..rogue.pages.len() {
+            let mut bytes = [0; 4096];
+            rogue.pages[other].page().copy_out(0, &mut bytes).unwrap();
+            assert!(bytes.iter().all(|byte| *byte == 0), "page {other} was not named");
+        }
     }
 }
 
@@ -304,6 +405,53 @@ fn a_busy_frontend_does_not_keep_its_device_open() {
         assert!(std::time::Instant::now() < end, "waited for Closed: {:?}", rogue.scene.log);
     }
     assert_eq!(rogue.scene.host.mapped(), 0);
+}
+
+/// A guest that writes its state without end, and so connects and closes all the time, costs the other
+/// guests of the backend nothing but turns: each turn ends, and their requests are answered in few.
+#[test]
+fn a_guest_that_floods_the_store_keeps_nobody_waiting() {
+    const WRITES: u32 = 20_000;
+    let Some(mut scene) = connected() else { return };
+    let hostile = xenbus::Id { frontend: DomId(4), ..ID };
+    let mut device = device();
+    device.id = hostile;
+    let mut grants = scene.host.gnttab(hostile.frontend);
+    let ring = grants.offer(DomId::DOM0, Access::ReadWrite).unwrap();
+    let mut evtchn = scene.host.evtchn(hostile.frontend);
+    let port = evtchn.alloc_unbound(DomId::DOM0).unwrap();
+    device.frontend_nodes.push(("ring-ref".into(), ring.grant().to_string()));
+    device.frontend_nodes.push(("event-channel".into(), port.to_string()));
+    xenbus::toolstack::add(&mut scene.tool, &device).unwrap();
+    let state = format!("{}/state", device.frontend_path());
+    let mut store = xenstore::Client::connect(scene.daemon.socket()).unwrap();
+    let flood = std::thread::spawn(move || {
+        for number in 0..WRITES {
+            let value = ["3", "4", "5", "6", "1"][number as usize % 5];
+            store.write(&state, value).unwrap();
+        }
+    });
+    let (mut turns, mut reads) = (0, 0);
+    let buffer = scene.buffers(1)[0];
+    while !flood.is_finished() {
+        let want = Want::Read { tag: reads, sector: 0 };
+        scene.front().submit(0, want, &[Part::whole(buffer)]).unwrap();
+        scene.front().push().unwrap();
+        let mut answered = 0;
+        for _ in 0..8 {
+            turns += 1;
+            scene.turn();
+            answered += scene.front().take(|done| assert_eq!(done.status, Status::Okay)).unwrap();
+            if answered == 1 {
+                break;
+            }
+        }
+        assert_eq!(answered, 1, "read {reads} has no answer after eight turns");
+        reads += 1;
+    }
+    flood.join().unwrap();
+    assert!(turns >= 200, "{turns} turns while {WRITES} events came");
+    assert_eq!(scene.states(), (Some(State::Connected), Some(State::Connected)));
 }
 
 /// A backend of the test's own, that answers as it likes.

@@ -12,7 +12,7 @@ use crate::driver::Driver;
 use crate::error::Error;
 use crate::path::{self, Id};
 use crate::state::Standing;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use xen::DomId;
 use xen_io::xenbus::State;
@@ -100,6 +100,8 @@ pub struct Bus<D> {
     /// The only device that this is about, if it is not about all.
     only: Option<Id>,
     slots: BTreeMap<Id, Slot<D>>,
+    /// Devices of which an event has told and that were not looked at since, each once.
+    due: VecDeque<Id>,
     news: Vec<News>,
 }
 
@@ -124,8 +126,8 @@ impl<D: Driver> Bus<D> {
     ) -> Result<Self, Error> {
         let root = path::root(side, domid, kind);
         let make = Box::new(make);
-        let (slots, news) = (BTreeMap::new(), Vec::new());
-        let bus = Self { side, domid, kind: kind.into(), root, make, only: None, slots, news };
+        let (slots, due, news) = (BTreeMap::new(), VecDeque::new(), Vec::new());
+        let bus = Self { side, domid, kind: kind.into(), root, make, only: None, slots, due, news };
         store.watch(&bus.root, bus.token(None))?;
         Ok(bus)
     }
@@ -179,18 +181,53 @@ impl<D: Driver> Bus<D> {
         std::mem::take(&mut self.news)
     }
 
-    /// Takes a watch event; false where it is not this bus's.
+    /// Takes a watch event, and does all that follows from it; false where it is not this bus's.
     ///
     /// # Errors
     /// [`Error::Store`] where the store is gone. What goes wrong with a device goes to its `error` node,
     /// and to [`Bus::take_news`].
     pub fn take(&mut self, store: &mut Client, event: &Event) -> Result<bool, Error> {
+        let taken = self.note(store, event)?;
+        while self.look_next(store)? {}
+        Ok(taken)
+    }
+
+    /// Takes a watch event for [`Bus::look_next`]; false where it is not this bus's. However often a peer
+    /// writes its state meanwhile, its device is looked at once.
+    ///
+    /// # Errors
+    /// As [`Bus::take`].
+    pub fn note(&mut self, store: &mut Client, event: &Event) -> Result<bool, Error> {
         let Some(id) = self.parse_token(&event.token) else { return Ok(false) };
         match id.or_else(|| path::device_at(self.side, self.domid, &self.root, &event.path)) {
-            Some(id) => self.look(store, id)?,
+            Some(id) => self.note_device(id),
             None => self.scan(store)?,
         }
         Ok(true)
+    }
+
+    /// Has [`Bus::look_next`] look at a device.
+    pub fn note_device(&mut self, id: Id) {
+        if !self.due.contains(&id) {
+            self.due.push_back(id);
+        }
+    }
+
+    /// Whether there is a device for [`Bus::look_next`].
+    #[must_use]
+    pub fn is_due(&self) -> bool {
+        !self.due.is_empty()
+    }
+
+    /// Looks at the device whose turn it is; false where there is none.
+    ///
+    /// # Errors
+    /// As [`Bus::take`].
+    pub fn look_next(&mut self, store: &mut Client) -> Result<bool, Error> {
+        match self.due.pop_front() {
+            Some(id) => self.look(store, id).map(|()| true),
+            None => Ok(false),
+        }
     }
 
     /// Looks at one device again: what its driver waited for may be there.
@@ -254,10 +291,12 @@ impl<D: Driver> Bus<D> {
             let _ = store.unwatch(peer_state, self.token(Some(id)));
             self.resume_one(store, id)?;
         }
-        self.scan(store)
+        self.scan(store)?;
+        while self.look_next(store)? {}
+        Ok(())
     }
 
-    /// All devices that the store lists, and those that are gone.
+    /// Has looked at all devices that the store lists, and those that are gone.
     fn scan(&mut self, store: &mut Client) -> Result<(), Error> {
         let mut found: Vec<Id> = self.slots.keys().copied().collect();
         for name in list(store, &self.root)? {
@@ -275,7 +314,8 @@ impl<D: Driver> Bus<D> {
         }
         found.sort_unstable();
         found.dedup();
-        found.into_iter().try_for_each(|id| self.look(store, id))
+        found.into_iter().for_each(|id| self.note_device(id));
+        Ok(())
     }
 
     /// `xenbus:backend/vbd`, with `:3/51712` behind it for the watch of one peer.

@@ -49,6 +49,12 @@ pub trait Driver {
         Ok(())
     }
 
+    /// One of this end's own nodes may have changed while a backend is connected: a toolstack has set a limit
+    /// anew. It may be called when nothing has.
+    fn noticed(&mut self, device: &mut Device<'_>) {
+        let _ = device;
+    }
+
     /// The other end reconfigures: does its part, after which this end goes to `next`.
     ///
     /// # Errors

@@ -300,6 +300,31 @@ fn a_frontend_that_flaps_is_given_up() {
     }
 }
 
+/// `online` alone going to 0, without a state beside it, takes a device away.
+#[test]
+fn a_device_that_goes_offline_closes() {
+    let Some(mut scene) = Scene::new() else { return };
+    scene.connect();
+    scene.tool.write(format!("{}/online", device().backend_path()), "0").unwrap();
+    let closed = (Some(State::Closed), Some(State::Closed));
+    scene.until("both ends to close", |scene| scene.states() == closed);
+    assert_eq!((scene.host.mapped(), scene.host.offered()), (0, 0));
+}
+
+/// An error that comes when the device is gone already does not bring its nodes back.
+#[test]
+fn the_error_of_a_device_that_is_gone_is_not_written() {
+    let Some(mut scene) = Scene::new() else { return };
+    scene.connect();
+    let back = device().backend_path();
+    toolstack::forget(&mut scene.tool, &device()).unwrap();
+    let error = xenbus::Error::Driver("too late".into());
+    scene.back.1.fail(&mut scene.back.0, ID, error).unwrap();
+    scene.until("both ends to forget it", |scene| scene.states() == (None, None));
+    assert!(!scene.tool.exists(&back).unwrap());
+    assert!(!scene.tool.exists(path::error(DomId::DOM0, &back)).unwrap());
+}
+
 #[test]
 fn a_domain_that_dies_is_let_go() {
     let Some(mut scene) = Scene::new() else { return };

@@ -58,6 +58,97 @@ fn circles(start: Pair, standing: Standing) -> bool {
     moves(start, standing).into_iter().any(|next| explore(next, standing).0.contains(&start))
 }
 
+/// Every cell, written out here once more: a change of a table is to be meant. One row for each own state 0 to 8,
+/// one column for each state of the peer, the letters as `state.rs` explains them.
+const EXPECTED: [(Side, Standing, [&str; 9]); 4] = [
+    (
+        Side::Backend,
+        Standing::Wanted,
+        [
+            ".........",
+            "XOOOOOOXX",
+            "X..NNC.XX",
+            "X..NNC.XX",
+            "XAX..CDX.",
+            "XA....D..",
+            "XAAA...XX",
+            "XAX.GCD.G",
+            "XAX.BCD..",
+        ],
+    ),
+    (
+        Side::Backend,
+        Standing::Leaving,
+        [
+            "RRRRRRRRR",
+            "DDDCCCDCC",
+            "DDDCCCDCC",
+            "DDDCCCDCC",
+            "DDCCCCDCC",
+            "DD....D..",
+            "RRRRRRRRR",
+            "DDCCCCDCC",
+            "DDCCCCDCC",
+        ],
+    ),
+    (
+        Side::Frontend,
+        Standing::Wanted,
+        [
+            ".........",
+            "X.OOC..XX",
+            "X.OOCDDXX",
+            "X...NDDXX",
+            "X.A.FCDGB",
+            "X.D..DD..",
+            "X.AA..AXX",
+            "X.A.FCD..",
+            "X.A..CD.B",
+        ],
+    ),
+    (
+        Side::Frontend,
+        Standing::Leaving,
+        [
+            "RRRRRRRRR",
+            "DDDDDDDDD",
+            "DDDDDDDDD",
+            "DDCCCDDCC",
+            "DDCCCCDCC",
+            "DDDD.DD..",
+            "RRRRRRRRR",
+            "DDCCCCDCC",
+            "DDCCCCDCC",
+        ],
+    ),
+];
+
+#[test]
+fn every_cell_is_as_expected() {
+    for (side, standing, rows) in EXPECTED {
+        for (own, row) in State::ALL.into_iter().zip(rows) {
+            assert_eq!(row.len(), State::ALL.len());
+            for (peer, letter) in State::ALL.into_iter().zip(row.chars()) {
+                let wanted = match letter {
+                    '.' => Some(Action::Stay),
+                    'O' => Some(Action::Open),
+                    'N' => Some(Action::Connect),
+                    'F' => Some(Action::Refresh),
+                    'G' => Some(Action::Reconfigure(State::Reconfigured)),
+                    'B' => Some(Action::Reconfigure(State::Connected)),
+                    'C' => Some(Action::Close),
+                    'D' => Some(Action::Release),
+                    'A' => Some(Action::Restart),
+                    'R' => Some(Action::Remove),
+                    _ => None,
+                };
+                let got = react(side, own, Peer::Is(peer), standing).ok();
+                assert_eq!(got, wanted, "{side} {own} against {peer}, {standing:?}");
+            }
+        }
+    }
+}
+
 #[test]
 fn every_cell_leads_somewhere_or_is_illegal() {
     let mut counts: BTreeMap<String, u32> = BTreeMap::new();

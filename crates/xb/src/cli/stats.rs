@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 fn as_json(counts: &Counts) -> Value {
     json!({
         "requests": counts.requests, "bytes": counts.sectors.saturating_mul(512), "errors": counts.errors,
-        "median_us": counts.median_us, "p99_us": counts.p99_us,
+        "merges": counts.merges, "median_us": counts.median_us, "p99_us": counts.p99_us,
+        "latencies_log2_us": counts.latencies,
     })
 }
 
@@ -21,7 +22,7 @@ pub(crate) fn run(all: &All, which: Option<&str>) -> Result<u8, Error> {
     };
     let read = stats::read(&mut host)?;
     let mut rows = vec![
-        ["DOMAIN", "VDEV", "REQUEST", "COUNT", "DATA", "ERRORS", "MEDIAN", "P99"]
+        ["DOMAIN", "VDEV", "REQUEST", "COUNT", "DATA", "MERGES", "ERRORS", "MEDIAN", "P99"]
             .map(str::to_owned)
             .to_vec(),
     ];
@@ -29,7 +30,10 @@ pub(crate) fn run(all: &All, which: Option<&str>) -> Result<u8, Error> {
     for domain in &domains {
         for disk in crate::devices::disks(&mut host.store, domain.info.domid)? {
             let Some(of) = read.iter().find(|of| of.id == disk.device.id) else { continue };
-            let mut value = json!({ "domain": domain.name, "vdev": disk.vdev, "persistent_pages": of.persistent });
+            let mut value = json!({
+                "domain": domain.name, "vdev": disk.vdev, "persistent_pages": of.persistent,
+                "wrong": of.wrong, "replayed": of.replayed,
+            });
             for (name, counts) in &of.counts {
                 value[name.as_str()] = as_json(counts);
                 rows.push(vec![
@@ -38,6 +42,7 @@ pub(crate) fn run(all: &All, which: Option<&str>) -> Result<u8, Error> {
                     out::clean(name),
                     counts.requests.to_string(),
                     text::size(counts.sectors.saturating_mul(512)),
+                    counts.merges.to_string(),
                     counts.errors.to_string(),
                     format!("{} us", counts.median_us),
                     format!("{} us", counts.p99_us),

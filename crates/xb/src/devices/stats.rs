@@ -14,23 +14,31 @@ pub struct Stats {
     pub id: Id,
     /// Pages that the backend keeps mapped.
     pub persistent: u64,
+    /// Requests refused before the disk was asked.
+    pub wrong: u64,
+    /// Requests taken over from a backend that was killed.
+    pub replayed: u64,
     /// By kind of request: read, write, flush, discard.
     pub counts: Vec<(String, Counts)>,
 }
 
 /// What one kind of request came to.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Counts {
     /// Requests answered.
     pub requests: u64,
     /// Sectors of 512 bytes in them.
     pub sectors: u64,
-    /// Requests answered with an error.
+    /// Segments that lay behind one another in memory and became one.
+    pub merges: u64,
+    /// Requests that the disk has failed.
     pub errors: u64,
     /// Half of them took less, in us.
     pub median_us: u64,
     /// Of a hundred, one took longer, in us.
     pub p99_us: u64,
+    /// How many took less than 1, 2, 4, ... us; the last has all others.
+    pub latencies: Vec<u64>,
 }
 
 /// What the backend of a host says of all its disks.
@@ -50,22 +58,51 @@ pub fn read(host: &mut Host) -> Result<Vec<Stats>, Error> {
     Ok(lines.lines().filter_map(parse).collect())
 }
 
-/// `vbd 3/51712 persistent 4 read 1 8 0 64 64 write ...`.
+/// `vbd 3/51712 persistent 4 wrong 0 replayed 0 read 1 8 0 0 64 64 0,0,1,... write ...`.
 fn parse(line: &str) -> Option<Stats> {
     let words: Vec<&str> = line.split(' ').collect();
-    let [_, id, "persistent", persistent, kinds @ ..] = words.as_slice() else { return None };
+    let [_, id, "persistent", persistent, "wrong", wrong, "replayed", replayed, kinds @ ..] =
+        words.as_slice()
+    else {
+        return None;
+    };
     let (frontend, devid) = id.split_once('/')?;
     let id = Id { frontend: DomId(frontend.parse().ok()?), devid: devid.parse().ok()? };
-    let counts = kinds.chunks_exact(6).map(|kind| {
+    let counts = kinds.chunks_exact(8).map(|kind| {
         let number = |at: usize| kind.get(at)?.parse().ok();
         let counts = Counts {
             requests: number(1)?,
             sectors: number(2)?,
-            errors: number(3)?,
-            median_us: number(4)?,
-            p99_us: number(5)?,
+            merges: number(3)?,
+            errors: number(4)?,
+            median_us: number(5)?,
+            p99_us: number(6)?,
+            latencies: kind
+                .get(7)?
+                .split(',')
+                .map(|count| count.parse().ok())
+                .collect::<Option<_>>()?,
         };
         Some((kind.first()?.to_string(), counts))
     });
-    Some(Stats { id, persistent: persistent.parse().ok()?, counts: counts.collect::<Option<_>>()? })
+    let number = |text: &str| text.parse().ok();
+    let (persistent, wrong, replayed) = (number(persistent)?, number(wrong)?, number(replayed)?);
+    Some(Stats { id, persistent, wrong, replayed, counts: counts.collect::<Option<_>>()? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_of_the_file_is_read() {
+        let line = "vbd 3/51712 persistent 4 wrong 1 replayed 2 read 5 40 3 0 64 128 0,2,3";
+        let stats = parse(line).unwrap();
+        assert_eq!((stats.persistent, stats.wrong, stats.replayed), (4, 1, 2));
+        let (requests, sectors, merges, errors) = (5, 40, 3, 0);
+        let (median_us, p99_us, latencies) = (64, 128, vec![0, 2, 3]);
+        let read = Counts { requests, sectors, merges, errors, median_us, p99_us, latencies };
+        assert_eq!(stats.counts, [("read".to_owned(), read)]);
+        assert_eq!(parse(&line.replace("replayed", "again")), None);
+    }
 }

@@ -2,7 +2,7 @@
 
 use super::pages::{Grants, Pages};
 use crate::disk::{Disk, DiskAccess, Io, Op, Piece};
-use crate::record::QueueRecord;
+use crate::record::{QueueRecord, Unanswered};
 use crate::stats::{Kind, Stats};
 use crate::throttle::Throttle;
 use rustix::io::Errno;
@@ -23,6 +23,10 @@ const BATCH_MAX: u32 = 64;
 const ANSWERED_MAX: usize = 16;
 /// Most sectors of these: 512 KiB, about 50 µs, until other devices have their turn.
 const ANSWERED_SECTORS_MAX: u64 = 1024;
+
+/// Most sectors that are discarded at once: 8 MiB, which a tmpfs takes some 0.3 ms for. Of a larger discard a
+/// piece is done in each turn, and other devices have theirs between.
+const DISCARDED_MAX: u64 = 16384;
 
 /// What a queue works with; the same for all queues of a device.
 pub(super) struct Work<'a> {
@@ -62,10 +66,13 @@ enum Step {
 struct Slot {
     id: u64,
     operation: u8,
-    op: Op,
+    /// What the disk was asked; `None` where the request did not come so far.
+    op: Option<Op>,
     step: Step,
     taken: Instant,
     sectors: u64,
+    /// Sectors to discard behind those that the disk has been asked for.
+    left: u64,
     /// The data of a request whose first step is a flush.
     data: Option<Box<Io>>,
 }
@@ -89,6 +96,8 @@ pub(super) struct Queue {
     spare: Vec<Box<Io>>,
     /// Requests that the disk had no room for.
     waiting: VecDeque<Box<Io>>,
+    /// Discards of which a piece is to be done, one in each turn.
+    discards: VecDeque<Box<Io>>,
     /// A barrier that waits for everything before it; nothing is taken behind it.
     barrier: Option<Box<Io>>,
     /// Whether a barrier is under way.
@@ -131,10 +140,11 @@ impl Queue {
         let slot = |_| Slot {
             id: 0,
             operation: 0,
-            op: Op::Flush,
+            op: None,
             step: Step::Only,
             taken: now,
             sectors: 0,
+            left: 0,
             data: None,
         };
         Self {
@@ -151,6 +161,7 @@ impl Queue {
             answered_sectors: 0,
             spare: Vec::with_capacity(count),
             waiting: VecDeque::with_capacity(count),
+            discards: VecDeque::new(),
             barrier: None,
             behind_barrier: false,
             grant_list: Vec::with_capacity(blkif::SEGMENTS_MAX),
@@ -166,24 +177,26 @@ impl Queue {
 
     /// Whether the disk has still to be given something.
     pub(super) fn waits(&self) -> bool {
-        !self.waiting.is_empty()
+        !self.waiting.is_empty() || self.discards()
+    }
+
+    /// Whether there is a discard to go on with.
+    pub(super) fn discards(&self) -> bool {
+        !self.discards.is_empty()
     }
 
     pub(super) fn persistent(&self) -> usize {
         self.pages.kept()
     }
 
-    /// Does again what a process before this one has taken and not answered.
+    /// Does again what a process before this one has taken and not answered: each request in the slot that
+    /// it had, where the record has it all the time.
     pub(super) fn replay(&mut self, work: &mut Work<'_>) -> Result<(), RingError> {
         let rsp_prod = self.ring.position().rsp_prod;
         let Some(record) = &self.record else { return Ok(()) };
-        for request in record.unanswered(rsp_prod)? {
-            let Some(slot) = self.free.pop() else { return Err(RingError::Full) };
-            // All of these are older than what comes next; among each other their order is lost.
-            let index = self.ring.position().req_cons.wrapping_sub(1);
-            if let Some(record) = &self.record {
-                record.again(slot.into(), index, &request)?;
-            }
+        let unanswered = record.unanswered(rsp_prod)?;
+        self.free.retain(|slot| unanswered.iter().all(|open| open.slot != *slot));
+        for Unanswered { slot, request } in unanswered {
             work.stats.replayed = work.stats.replayed.wrapping_add(1);
             self.begin(slot, &request, work)?;
         }
@@ -234,29 +247,37 @@ impl Queue {
             *slot = Slot {
                 id,
                 operation,
-                op: Op::Flush,
+                op: None,
                 step: Step::Only,
                 taken: now,
                 sectors: 0,
+                left: 0,
                 data: None,
             };
         }
-        let request = match bytes.check(self.layout, self.limits) {
-            Ok(request) => request,
-            Err(wrong) => return self.refuse(slot, wrong, work),
-        };
-        match self.build(slot, &request, work) {
+        let checked = bytes.check(self.layout, self.limits).map_err(Refusal::Wrong);
+        let built = checked.and_then(|request| self.build(slot, &request, work));
+        if work.throttle.is_limited() {
+            // What is moved counts as bytes; whatever was asked counts as a request, also where it was wrong.
+            let moved = built.as_ref().map_or(0, |io| io.bytes() as u64);
+            work.throttle.spend(moved, work.now);
+        }
+        match built {
             Ok(io) => self.launch(slot, io, work),
-            Err(Refusal::Wrong(wrong)) => self.refuse(slot, wrong, work),
-            Err(Refusal::Failed) => self.answer(slot, Status::Error, work),
+            Err(refusal) => self.refuse(slot, &refusal, work),
         }
     }
 
     /// Answers a request that cannot be carried out.
-    fn refuse(&mut self, slot: u16, wrong: Wrong, work: &mut Work<'_>) -> Result<(), RingError> {
+    fn refuse(
+        &mut self,
+        slot: u16,
+        refusal: &Refusal,
+        work: &mut Work<'_>,
+    ) -> Result<(), RingError> {
         work.stats.wrong = work.stats.wrong.wrapping_add(1);
-        let status = match wrong {
-            Wrong::Operation(_) => Status::NotSupported,
+        let status = match refusal {
+            Refusal::Wrong(Wrong::Operation(_)) => Status::NotSupported,
             _ => Status::Error,
         };
         self.answer(slot, status, work)
@@ -297,11 +318,11 @@ impl Queue {
             } if !segments.as_slice().is_empty() => Step::Before,
             _ => Step::Only,
         };
-        if work.throttle.is_limited() {
-            work.throttle.spend(io.sectors.saturating_mul(512), work.now);
-        }
         if let Some(slot) = self.slots.get_mut(usize::from(slot)) {
-            (slot.op, slot.step, slot.sectors) = (io.op, step, io.sectors);
+            (slot.op, slot.step, slot.sectors) = (Some(io.op), step, io.sectors);
+            if io.op == Op::Discard {
+                slot.left = cut(&mut io, slot.sectors);
+            }
         }
         Ok(io)
     }
@@ -393,6 +414,10 @@ impl Queue {
             self.behind_barrier = true;
             return self.launch_barrier(work);
         }
+        if io.op == Op::Discard {
+            self.discards.push_back(io);
+            return Ok(());
+        }
         self.first_step(slot, io, work)
     }
 
@@ -436,8 +461,11 @@ impl Queue {
         }
     }
 
-    /// Gives the disk what it had no room for.
+    /// Gives the disk what it had no room for, and a piece of a discard.
     pub(super) fn retry(&mut self, work: &mut Work<'_>) -> Result<(), RingError> {
+        if let Some(io) = self.discards.pop_front() {
+            self.submit(io, work)?;
+        }
         for _ in 0..self.waiting.len() {
             let Some(io) = self.waiting.pop_front() else { break };
             self.submit(io, work)?;
@@ -456,6 +484,12 @@ impl Queue {
         let Some(state) = self.slots.get_mut(usize::from(slot)) else {
             return Err(RingError::Full);
         };
+        if result.is_ok() && state.left > 0 {
+            io.sector = io.sector.saturating_add(io.sectors);
+            state.left = cut(&mut io, state.left);
+            self.discards.push_back(io);
+            return Ok(());
+        }
         if result.is_ok() {
             match state.step {
                 Step::Before => {
@@ -481,11 +515,13 @@ impl Queue {
         let merges = io.merges();
         io.pieces.clear();
         self.spare.push(io);
-        let merged = &mut kind(work.stats, state.op).merges;
-        *merged = merged.wrapping_add(merges);
+        if let Some(kind) = kind(work.stats, state.op) {
+            kind.merges = kind.merges.wrapping_add(merges);
+        }
+        let discard = state.op == Some(Op::Discard);
         let status = match result {
             Ok(()) => Status::Okay,
-            Err(Errno::OPNOTSUPP | Errno::NOSYS) if state.op == Op::Discard => Status::NotSupported,
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) if discard => Status::NotSupported,
             Err(_) => Status::Error,
         };
         self.answer(slot, status, work)
@@ -499,11 +535,11 @@ impl Queue {
         if let Some(record) = &self.record {
             record.answered(slot.into(), index)?;
         }
-        let kind = kind(work.stats, state.op);
-        kind.requests = kind.requests.wrapping_add(1);
-        kind.sectors = kind.sectors.wrapping_add(state.sectors);
-        kind.errors = kind.errors.wrapping_add(u64::from(status != Status::Okay));
-        kind.latency.add(work.now.saturating_duration_since(state.taken));
+        if let Some(kind) = kind(work.stats, state.op) {
+            kind.requests = kind.requests.wrapping_add(1);
+            kind.sectors = kind.sectors.wrapping_add(state.sectors);
+            kind.errors = kind.errors.wrapping_add(u64::from(status != Status::Okay));
+        }
         self.answered_sectors = self.answered_sectors.saturating_add(state.sectors);
         self.answered.push(slot);
         if self.behind_barrier {
@@ -517,13 +553,20 @@ impl Queue {
     }
 
     /// Shows the frontend what was answered.
-    pub(super) fn show(&mut self, turn: &mut Turn) -> Result<(), RingError> {
+    pub(super) fn show(&mut self, turn: &mut Turn, stats: &mut Stats) -> Result<(), RingError> {
         if self.answered.is_empty() {
             return Ok(());
         }
         turn.notify |= self.ring.push()?;
         self.answered_sectors = 0;
+        // One look at the clock for all of them: what the disk does while it is asked takes time too.
+        let now = Instant::now();
         for slot in self.answered.drain(..) {
+            if let Some(state) = self.slots.get(usize::from(slot))
+                && let Some(kind) = kind(stats, state.op)
+            {
+                kind.latency.add(now.saturating_duration_since(state.taken));
+            }
             if let Some(record) = &self.record {
                 record.shown(slot.into())?;
             }
@@ -582,11 +625,19 @@ pub(super) fn queue_of(io: &Io) -> usize {
     (io.tag >> 16) as usize
 }
 
-fn kind(stats: &mut Stats, op: Op) -> &mut Kind {
-    match op {
+/// Makes a discard the first piece of `sectors`, which ends where one of an aligned row of pieces does;
+/// how many are left.
+fn cut(io: &mut Io, sectors: u64) -> u64 {
+    let piece = DISCARDED_MAX.saturating_sub(io.sector % DISCARDED_MAX);
+    io.sectors = sectors.min(piece);
+    sectors.saturating_sub(piece)
+}
+
+fn kind(stats: &mut Stats, op: Option<Op>) -> Option<&mut Kind> {
+    op.map(|op| match op {
         Op::Read => &mut stats.read,
         Op::Write => &mut stats.write,
         Op::Flush => &mut stats.flush,
         Op::Discard => &mut stats.discard,
-    }
+    })
 }

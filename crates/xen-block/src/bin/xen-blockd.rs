@@ -19,6 +19,7 @@ use xen_block::back::{Options, Platform};
 use xen_block::disk::target;
 use xen_block::filter;
 use xen_block::server::Server;
+use xen_block::throttle;
 use xen_hosted::{HOST_VARIABLE, HostDir, Role};
 use xen_linux::{Machine, abi};
 use xenbus::bus::{News, What};
@@ -26,10 +27,13 @@ use xenbus::{Bus, Id, State};
 use xenstore::{Client, Store};
 
 const USAGE: &str = "\
-usage: xen-blockd [--kind KIND]... [--record-dir DIR]
+usage: xen-blockd [--kind KIND]... [--record-dir DIR] [--limit-bytes N] [--limit-requests N]
   --kind KIND       serve backend/KIND: vbd, qdisk; both without this option
   --record-dir DIR  where requests in flight outlive this process, on tmpfs (/run/xen-blockd; hosted:
                     xen-blockd in the host's own directory)
+  --limit-bytes N, --limit-requests N
+                    most bytes and requests a second of a disk whose backend's nodes limit-bytes-per-second and
+                    limit-requests-per-second say nothing else (no limit)
 On Xen, or on the hosted host that XEN_HOSTED_HOST names.";
 
 /// Where the kernel's own block backend shows that it is loaded.
@@ -67,13 +71,14 @@ fn main() -> ExitCode {
 struct Arguments {
     kinds: Vec<String>,
     record_dir: Option<PathBuf>,
+    throttle: throttle::Limits,
 }
 
 impl Arguments {
     /// `None` where help is asked for.
     fn parse(mut words: impl Iterator<Item = String>) -> Result<Option<Self>, String> {
         let mut kinds = Vec::new();
-        let mut record_dir = None;
+        let (mut record_dir, mut throttle) = (None, throttle::Limits::default());
         while let Some(word) = words.next() {
             let mut value = || words.next().ok_or_else(|| format!("{word} needs a value"));
             match word.as_str() {
@@ -82,6 +87,8 @@ impl Arguments {
                     kind if kind == "vbd" || kind == "qdisk" => kinds.push(kind),
                     kind => return Err(format!("{kind:?} is not served: vbd and qdisk are")),
                 },
+                "--limit-bytes" => throttle.bytes_per_second = Some(rate(&value()?)?),
+                "--limit-requests" => throttle.requests_per_second = Some(rate(&value()?)?),
                 "--record-dir" => record_dir = Some(value()?.into()),
                 _ => return Err(format!("{word:?} is no option")),
             }
@@ -89,8 +96,13 @@ impl Arguments {
         if kinds.is_empty() {
             kinds = vec!["vbd".into(), "qdisk".into()];
         }
-        Ok(Some(Self { kinds, record_dir }))
+        Ok(Some(Self { kinds, record_dir, throttle }))
     }
+}
+
+fn rate(text: &str) -> Result<u64, String> {
+    let rate = text.parse().ok().filter(|rate| *rate > 0);
+    rate.ok_or_else(|| format!("{text:?} is no number from 1"))
 }
 
 /// What a platform provides.
@@ -184,7 +196,8 @@ fn kinds(wanted: &[String]) -> Result<Vec<&str>, Failure> {
 fn serve(arguments: &Arguments) -> Result<std::convert::Infallible, Failure> {
     let Provided { evtchn, grants, domid, record_dir } = provided()?;
     let record_dir = arguments.record_dir.clone().unwrap_or(record_dir);
-    let kinds = if domid.is_some() {
+    let on_xen = domid.is_none();
+    let kinds = if !on_xen {
         arguments.kinds.iter().map(String::as_str).collect()
     } else {
         kinds(&arguments.kinds)?
@@ -198,11 +211,12 @@ fn serve(arguments: &Arguments) -> Result<std::convert::Infallible, Failure> {
     let mut stats = StatsFile::create(&record_dir);
     let mut log = Log::default();
     give_up_privileges()?;
-    let options = Options { record_dir: Some(record_dir), ..Options::default() };
+    let throttle = arguments.throttle;
+    let options = Options { record_dir: Some(record_dir), throttle, ..Options::default() };
     let platform = Platform { evtchn, grants, open: Box::new(target::open), options };
     let mut server = Server::start(store, domid, &kinds, Rc::new(platform))?;
     say(format_args!("serving {} of domain {domid}", kinds.join(" and ")));
-    let mut looked = Instant::now();
+    let (mut looked, mut kernel) = (Instant::now(), false);
     loop {
         for news in server.turn(LOOK_AT_SIZES)? {
             log.tell(&mut server, &kinds, &news);
@@ -210,6 +224,15 @@ fn serve(arguments: &Arguments) -> Result<std::convert::Infallible, Failure> {
         if looked.elapsed() >= LOOK_AT_SIZES {
             server.check_sizes()?;
             stats.write(&mut server, &kinds);
+            if on_xen && kinds.contains(&"vbd") && Path::new(KERNEL_BACKEND).exists() != kernel {
+                kernel = !kernel;
+                if kernel {
+                    say(format_args!(
+                        "the kernel's xen-blkback has been loaded and takes every new vbd as well; \
+                         unload it: rmmod xen-blkback"
+                    ));
+                }
+            }
             looked = Instant::now();
         }
     }
@@ -257,7 +280,10 @@ impl StatsFile {
         for kind in kinds {
             for (id, back) in server.bus(kind).into_iter().flat_map(Bus::drivers) {
                 let stats = back.stats();
-                text.push_str(&format!("{kind} {id} persistent {}", stats.persistent));
+                let (persistent, wrong, replayed) = (stats.persistent, stats.wrong, stats.replayed);
+                text.push_str(&format!(
+                    "{kind} {id} persistent {persistent} wrong {wrong} replayed {replayed}"
+                ));
                 for (name, of) in [
                     ("read", &stats.read),
                     ("write", &stats.write),
@@ -265,8 +291,10 @@ impl StatsFile {
                     ("discard", &stats.discard),
                 ] {
                     let (half, most) = (of.latency.quantile_us(0.5), of.latency.quantile_us(0.99));
-                    let counts = format!("{} {} {}", of.requests, of.sectors, of.errors);
-                    text.push_str(&format!(" {name} {counts} {half} {most}"));
+                    let buckets = of.latency.buckets().map(|count| count.to_string()).join(",");
+                    let counts =
+                        format!("{} {} {} {}", of.requests, of.sectors, of.merges, of.errors);
+                    text.push_str(&format!(" {name} {counts} {half} {most} {buckets}"));
                 }
                 text.push('\n');
             }
@@ -317,7 +345,10 @@ impl Log {
             What::State(State::Connected) => {
                 let replayed = |kind| Some(server.bus(kind)?.driver(id)?.stats().replayed);
                 let replayed: u64 = kinds.iter().copied().filter_map(replayed).sum();
-                say(format_args!("{id}: {}; {replayed} requests done again", State::Connected));
+                let disk = |kind| server.bus(kind)?.driver(id)?.disk();
+                let disk = kinds.iter().copied().find_map(disk).unwrap_or_default();
+                let connected = State::Connected;
+                say(format_args!("{id}: {connected}; {replayed} requests done again; {disk}"));
             }
             What::State(state) => say(format_args!("{id}: {state}")),
             What::Error(error) => say(format_args!("{id}: {error}")),

@@ -81,6 +81,10 @@ impl Disk for Fault {
         self.disk.fd()
     }
 
+    fn hold(&mut self, guard: BorrowedFd<'_>) -> Result<(), Errno> {
+        self.disk.hold(guard)
+    }
+
     fn resized(&mut self) -> Option<u64> {
         self.disk.resized()
     }

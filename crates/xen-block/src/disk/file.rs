@@ -295,6 +295,13 @@ impl Disk for File {
         }
     }
 
+    fn hold(&mut self, guard: BorrowedFd<'_>) -> Result<(), Errno> {
+        match &mut self.engine {
+            Engine::Uring(ring) => ring.hold(guard),
+            Engine::AtOnce(_) | Engine::Threads(..) => Ok(()),
+        }
+    }
+
     fn resized(&mut self) -> Option<u64> {
         let bytes = size(Self::fd(self)).ok()??;
         let sector_size = u64::from(self.geometry.physical_sector_size);

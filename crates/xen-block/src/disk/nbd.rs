@@ -16,6 +16,8 @@ use std::time::Duration;
 const CONNECTIONS: usize = 4;
 /// How long a server may be silent before the disk is given up.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How long one may be silent while it is asked for an export: other devices wait meanwhile.
+const NEGOTIATION: Duration = Duration::from_secs(5);
 /// Most bytes of a negotiation's answer that are looked at; no server sends so many.
 const ANSWER_MAX: u32 = 65536;
 
@@ -97,8 +99,8 @@ fn bytes<const N: usize>(stream: &mut impl Read) -> io::Result<[u8; N]> {
 impl Connection {
     fn open(path: &Path, name: &str) -> io::Result<Self> {
         let mut stream = UnixStream::connect(path)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(NEGOTIATION))?;
+        stream.set_write_timeout(Some(NEGOTIATION))?;
         if u64::from_be_bytes(bytes(&mut stream)?) != MAGIC
             || u64::from_be_bytes(bytes(&mut stream)?) != OPTION_MAGIC
         {
@@ -121,6 +123,8 @@ impl Connection {
         option.extend(INFO_BLOCK_SIZE.to_be_bytes());
         stream.write_all(&option)?;
         let export = Self::answer(&mut stream, name)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
         let (buffer, handle, broken) = (Vec::new(), 0, false);
         Ok(Self { stream, export, buffer, handle, broken })
     }

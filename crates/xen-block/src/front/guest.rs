@@ -48,6 +48,9 @@ use xenbus::bus::{News, What};
 use xenbus::{Bus, Error, Id, Side, State};
 use xenstore::{Client, Event};
 
+/// Most events of the store that are taken in a turn.
+const EVENTS_MAX: u32 = 64;
+
 /// The block devices of a guest.
 pub struct Guest {
     store: Client,
@@ -118,22 +121,34 @@ impl Guest {
     pub fn turn(&mut self, timeout: Duration, also: &[BorrowedFd<'_>]) -> Result<Turn, Error> {
         let mut turn = Turn::default();
         self.take_port_events()?;
-        while let Some(event) = self.store.poll_event()? {
-            if !self.bus.take(&mut self.store, &event)? {
-                turn.events.push(event);
-            }
-        }
+        let more = self.take_store_events(&mut turn)?;
         for news in self.bus.take_news() {
             let failed = self.follow(&news);
             turn.news.push(news);
             turn.news.extend(failed);
         }
         // Whoever is told something looks at it before anybody sleeps.
-        let moved = self.work()? > 0 || !turn.news.is_empty() || !turn.events.is_empty();
+        let moved = self.work()? > 0 || more || !turn.news.is_empty() || !turn.events.is_empty();
         if !moved && !self.final_check()? {
             self.sleep(timeout, also)?;
         }
         Ok(turn)
+    }
+
+    /// Takes some of what the store has to tell, and looks at one device; whether there may be more. A
+    /// backend that writes without end does not keep this guest from its other devices.
+    fn take_store_events(&mut self, turn: &mut Turn) -> Result<bool, Error> {
+        let mut left = EVENTS_MAX;
+        while left > 0
+            && let Some(event) = self.store.poll_event()?
+        {
+            left -= 1;
+            if !self.bus.note(&mut self.store, &event)? {
+                turn.events.push(event);
+            }
+        }
+        // Events may have come with the answers to what a look asks.
+        Ok(self.bus.look_next(&mut self.store)? || left == 0)
     }
 
     fn take_port_events(&self) -> Result<(), Error> {

@@ -70,7 +70,7 @@ pub enum Want {
 }
 
 impl Want {
-    fn tag(&self) -> u64 {
+    pub(super) fn tag(&self) -> u64 {
         match self {
             Self::Read { tag, .. }
             | Self::Write { tag, .. }

@@ -175,6 +175,11 @@ impl Scene {
         }
     }
 
+    /// The backend alone.
+    pub fn until_back(&mut self, state: State) {
+        self.until("the backend", |scene| scene.states().1 == Some(state));
+    }
+
     /// Asks for one thing and waits for the answer.
     pub fn ask(&mut self, want: impl FnOnce(u64) -> Want, parts: &[Part]) -> Status {
         let tag = self.next_tag;

@@ -9,6 +9,8 @@ use xenstore::{Client, Store};
 
 /// Most steps that one look at a device takes: from any state to any other there are fewer.
 const STEPS_MAX: u32 = 8;
+/// Most bytes of a backend's error that a frontend repeats.
+const ERROR_MAX: usize = 512;
 /// How often a peer may begin anew without being connected in between.
 const RESTARTS_MAX: u32 = 8;
 
@@ -139,7 +141,8 @@ impl<D: Driver> Bus<D> {
         };
         let slot = Slot {
             own,
-            held: false,
+            // By a process that has ended and may have left something for its successor to take away.
+            held: self.side == Side::Backend && own != State::Initialising && own != State::Closed,
             standing,
             orphan,
             peer,
@@ -213,7 +216,14 @@ impl<D: Driver> Bus<D> {
             Side::Frontend => State::Initialised,
             Side::Backend => State::InitWait,
         };
+        if side == Side::Frontend && matches!(action, Action::Close | Action::Release) {
+            self.tell_why(store, id)?;
+        }
         match action {
+            Action::Stay if side == Side::Backend => {
+                self.notice(store, id);
+                Ok(Progress::Pending)
+            }
             // What is to be forgotten is, once its nodes are gone; till then it stays closed.
             Action::Stay | Action::Remove => Ok(Progress::Pending),
             Action::Open => self.run(store, id, opened, Driver::open),
@@ -226,6 +236,37 @@ impl<D: Driver> Bus<D> {
             Action::Release => self.release(store, id, Some(State::Closed)),
             Action::Restart => self.restart(store, id, opened),
         }
+    }
+
+    fn notice(&mut self, store: &mut Client, id: Id) {
+        let (side, domid) = (self.side, self.domid);
+        if let Some(slot) = self.slots.get_mut(&id)
+            && slot.own == State::Connected
+        {
+            let _ = slot.with(store, side, domid, id, Driver::noticed);
+        }
+    }
+
+    /// A backend that gives a device up says why in its `error` node: the frontend's says so too. Of one that
+    /// was asked to close (`online` is 0) nothing is to be told.
+    fn tell_why(&mut self, store: &mut Client, id: Id) -> Result<(), Error> {
+        let Some(slot) = self.slots.get(&id) else { return Ok(()) };
+        if slot.standing == Standing::Leaving {
+            return Ok(());
+        }
+        let path = slot.peer_path.clone();
+        let mut theirs = |name: &str| match read(store, &format!("{path}/{name}")) {
+            Err(gone) if gone.is_store_gone() => Err(gone),
+            value => Ok(value.ok().flatten()),
+        };
+        if theirs("online")?.as_deref() == Some(b"0") {
+            return Ok(());
+        }
+        let Some(why) = theirs("error")? else { return Ok(()) };
+        // Its words, without the number before them; not more of them than an error has.
+        let why = String::from_utf8_lossy(&why[..why.len().min(ERROR_MAX)]);
+        let why = why.split_once(' ').map_or(&*why, |(_, text)| text).escape_debug().to_string();
+        self.complain(store, id, State::Closing, Error::Driver(why))
     }
 
     /// Has the driver do a step, and goes to `next` where that is done.
@@ -400,10 +441,14 @@ impl<D: Driver> Bus<D> {
     fn report(&mut self, store: &mut Client, id: Id, error: Error) -> Result<(), Error> {
         let Some(slot) = self.slots.get(&id) else { return Ok(()) };
         let text = format!("{} {error}", error_number(&error));
-        let nodes = [format!("{}/error", slot.path), path::error(self.domid, &slot.path)];
-        for node in nodes {
-            // A guest's quota may be used up; the news say it all the same.
-            match store.write(node, &text).map_err(Error::from) {
+        let (path, second) = (&slot.path, path::error(self.domid, &slot.path));
+        // Each by itself: a guest's quota may be used up for one; the news say it all the same.
+        for node in [format!("{path}/error"), second] {
+            let written = store.transaction(|tx| {
+                // A device that was taken away meanwhile does not come back as an error.
+                if tx.exists(path)? { tx.write(&node, &text) } else { Ok(()) }
+            });
+            match written.map_err(Error::from) {
                 Err(gone) if gone.is_store_gone() => return Err(gone),
                 _ => {}
             }

@@ -1,0 +1,95 @@
+//! Requests that a backend has not answered, for the next one: it may have smaller rings, and take fewer
+//! segments or not such requests at all.
+
+use super::Completion;
+use super::queue::{Asked, Part, Want};
+use std::collections::{BTreeMap, VecDeque};
+use xen_io::blkif::Status;
+
+#[derive(Default)]
+pub(super) struct Again {
+    asked: VecDeque<Asked>,
+    /// Requests that became several, by their tags: how many answers are missing, and what they came to.
+    pieces: BTreeMap<u64, (usize, Status)>,
+    /// What the new backend does not take.
+    failed: Vec<Completion>,
+}
+
+impl Again {
+    pub(super) fn extend(&mut self, asked: Vec<Asked>) {
+        self.asked.extend(asked);
+    }
+
+    pub(super) fn next(&mut self) -> Option<Asked> {
+        self.asked.pop_front()
+    }
+
+    pub(super) fn put_back(&mut self, asked: Asked) {
+        self.asked.push_front(asked);
+    }
+
+    /// Whether there is something to be asked.
+    pub(super) fn waits(&self) -> bool {
+        !self.asked.is_empty()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.asked.len() + self.failed.len()
+    }
+
+    /// Reads and writes of more parts than that become several.
+    pub(super) fn split(&mut self, parts_max: usize) {
+        for asked in std::mem::take(&mut self.asked) {
+            let (Want::Read { tag, sector } | Want::Write { tag, sector }) = asked.want else {
+                self.asked.push_back(asked);
+                continue;
+            };
+            let count = asked.parts.len().div_ceil(parts_max);
+            if count > 1 {
+                self.pieces.entry(tag).or_insert((1, Status::Okay)).0 += count - 1;
+            }
+            let mut sector = sector;
+            for parts in asked.parts.chunks(parts_max) {
+                let want = match asked.want {
+                    Want::Read { .. } => Want::Read { tag, sector },
+                    _ => Want::Write { tag, sector },
+                };
+                self.asked.push_back(Asked { want, parts: parts.to_vec() });
+                sector += parts.iter().map(sectors).sum::<u64>();
+            }
+        }
+    }
+
+    /// A request has an answer; the whole one's, if that was the last of its pieces.
+    pub(super) fn ended(&mut self, completion: Completion) -> Option<Completion> {
+        let Completion { tag, status } = completion;
+        let Some((left, worst)) = self.pieces.get_mut(&tag) else { return Some(completion) };
+        *left -= 1;
+        if status != Status::Okay {
+            *worst = status;
+        }
+        if *left > 0 {
+            return None;
+        }
+        self.pieces.remove(&tag).map(|(_, status)| Completion { tag, status })
+    }
+
+    /// The new backend does not take this: whoever has asked is told so.
+    pub(super) fn fail(&mut self, asked: &Asked) {
+        let failed = Completion { tag: asked.want.tag(), status: Status::NotSupported };
+        let whole = self.ended(failed);
+        self.failed.extend(whole);
+    }
+
+    pub(super) fn has_failed(&self) -> bool {
+        !self.failed.is_empty()
+    }
+
+    pub(super) fn failed(&mut self) -> impl Iterator<Item = Completion> {
+        self.failed.drain(..)
+    }
+}
+
+fn sectors(part: &Part) -> u64 {
+    u64::from(part.last.saturating_sub(part.first)) + 1
+}
