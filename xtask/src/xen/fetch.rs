@@ -20,7 +20,9 @@ pub(crate) enum Wanted {
 }
 
 /// The record of a complete fetch: one package a line, with its version. It is written last.
-const RECORD: &str = "packages";
+pub(super) const RECORD: &str = "packages";
+/// How long apt may take for one command; the whole lab is some 500 MB.
+const DOWNLOAD_SECONDS: &str = "1800";
 /// What the record begins with, so that a lab of other packages is fetched again.
 const LAYOUT: &str = "# layout 1:";
 
@@ -31,9 +33,10 @@ pub(crate) fn packages(lab: &Lab, wanted: Wanted) -> Result<Vec<String>> {
         format!("{LAYOUT} {} {} {}", WITH_DEPENDENCIES.join(" "), ALONE.join(" "), UNITS.join(" "));
     let old = fs::read_to_string(&record).unwrap_or_default();
     if wanted == Wanted::CurrentVersion || old.lines().next() != Some(heading.as_str()) {
-        let _ = fs::remove_file(&record);
         let apt = Apt::set_up(&lab.dir)?;
         let files = apt.download()?;
+        // From here on, what is unpacked is not whole.
+        let _ = fs::remove_file(&record);
         unpack(lab, &files)?;
         apt.units(lab)?;
         let mut text = heading;
@@ -90,8 +93,10 @@ impl Apt {
     }
 
     fn command(&self, program: &str, arguments: &[&str]) -> Command {
-        let mut command = Command::new(program);
-        command.args(arguments).env("APT_CONFIG", &self.config).stdin(Stdio::null());
+        // An archive that does not answer is a failure.
+        let mut command = Command::new("timeout");
+        command.args(["--kill-after=5", DOWNLOAD_SECONDS, program]).args(arguments);
+        command.env("APT_CONFIG", &self.config).stdin(Stdio::null());
         command
     }
 
