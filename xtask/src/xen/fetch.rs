@@ -6,6 +6,7 @@
 use super::packages::{ALONE, KERNEL, SOURCE, SUITE, UNITS, WITH_DEPENDENCIES};
 use super::{Lab, say};
 use crate::Result;
+use std::cmp::Ordering;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -166,7 +167,7 @@ impl Apt {
         let about = output(&mut self.command("apt-cache", &["showsrc", SOURCE]))?;
         let mut versions: Vec<&str> =
             about.lines().filter_map(|line| line.strip_prefix("Version: ")).collect();
-        versions.sort_unstable();
+        versions.sort_by(|one, other| by_version(one, other));
         let mut why = format!("no version of the source package {SOURCE}").into();
         while let Some(version) = versions.pop() {
             let which = format!("{SOURCE}={version}");
@@ -200,6 +201,22 @@ impl Apt {
             fs::write(folder.join(unit.trim_end_matches(".in")), text)?;
         }
         Ok(())
+    }
+}
+
+/// By age, as dpkg compares versions.
+fn by_version(one: &str, other: &str) -> Ordering {
+    let is = |relation: &str| {
+        let status =
+            Command::new("dpkg").args(["--compare-versions", one, relation, other]).status();
+        status.is_ok_and(|status| status.success())
+    };
+    if is("lt") {
+        Ordering::Less
+    } else if is("gt") {
+        Ordering::Greater
+    } else {
+        Ordering::Equal
     }
 }
 
@@ -296,6 +313,13 @@ pub(super) fn output(command: &mut Command) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn versions_are_compared_as_dpkg_does() {
+        let mut versions = ["4.17.10-1", "4.17.9-1", "4.17.9-1~deb12u1"];
+        versions.sort_by(|one, other| by_version(one, other));
+        assert_eq!(versions, ["4.17.9-1~deb12u1", "4.17.9-1", "4.17.10-1"]);
+    }
 
     #[test]
     fn packages_are_named_with_their_versions() {
