@@ -13,12 +13,19 @@ const HEADERS: &str = "\
 #include <stdio.h>
 #define __XEN_TOOLS__ 1
 #include <xen/xen.h>
+#include <xen/errno.h>
 #include <xen/domctl.h>
 #include <xen/sysctl.h>
+#include <xen/elfnote.h>
 #include <xen/event_channel.h>
 #include <xen/grant_table.h>
 #include <xen/sched.h>
 #include <xen/version.h>
+#include <xen/io/blkif.h>
+#include <xen/io/console.h>
+#include <xen/io/protocols.h>
+#include <xen/io/ring.h>
+#include <xen/io/xenbus.h>
 #include <xen/io/xs_wire.h>
 #include <sys/ioctl.h>
 #include <xen/sys/evtchn.h>
@@ -27,6 +34,21 @@ const HEADERS: &str = "\
 #include <xen/sys/privcmd.h>
 #include <xen/sys/xenbus_dev.h>
 ";
+
+/// Those for [`compare_32`], which has no C library.
+const HEADERS_32: &str = "\
+#include <stddef.h>
+#include <stdint.h>
+#include <xen/xen.h>
+#include <xen/io/blkif.h>
+";
+
+/// The versions of Xen that have their own number of an interface, newest first: `C` is true of their headers and
+/// of all later ones.
+const RELEASES: [(Since, &str); 2] = [
+    (Since::V4_22, "XEN_DOMCTL_INTERFACE_VERSION >= 0x18"),
+    (Since::V4_21, "XEN_SYSCTL_INTERFACE_VERSION >= 0x16"),
+];
 
 /// What the comparison has found.
 #[derive(Clone, Debug, Default)]
@@ -44,21 +66,18 @@ pub struct Outcome {
 /// # Errors
 /// What the compiler said.
 pub fn compare(rows: &[Row], root: &Path, folder: &Path) -> Result<Outcome, String> {
-    std::fs::create_dir_all(folder).map_err(|error| format!("{}: {error}", folder.display()))?;
-    let compiler = Compiler { include: root.join("usr/include"), folder: folder.to_owned() };
+    let compiler = Compiler::new(root, folder)?;
+    let release = compiler.release()?;
     let mut outcome = Outcome::default();
     let mut asked = Vec::new();
     for row in rows {
-        match row.since {
-            Since::Always => asked.push(row),
-            // An old header makes the whole program wrong, so each is tried alone.
-            Since::Version(version) => match compiler.run("newer", &[row]) {
-                Ok(_) => asked.push(row),
-                Err(_) => outcome.newer.push(format!("{} (Xen {version})", row.c)),
-            },
+        if row.since <= release {
+            asked.push(row);
+        } else {
+            outcome.newer.push(format!("{} (Xen {})", row.c, row.since.name()));
         }
     }
-    let theirs = compiler.run("all", &asked)?;
+    let theirs = compiler.run("all", asked.iter().map(|row| row.c.as_str()))?;
     for (row, theirs) in asked.iter().zip(&theirs) {
         if row.ours == *theirs {
             outcome.same += 1;
@@ -69,31 +88,88 @@ pub fn compare(rows: &[Row], root: &Path, folder: &Path) -> Result<Outcome, Stri
     Ok(outcome)
 }
 
+/// As [`compare`], as a compiler for 32-bit x86 sees them: nothing is run, so this machine needs nothing of such a
+/// system. All rows are of [`Since::V4_17`].
+///
+/// # Errors
+/// What the compiler said, where that is not about a row.
+pub fn compare_32(rows: &[Row], root: &Path, folder: &Path) -> Result<Outcome, String> {
+    let compiler = Compiler::new(root, folder)?;
+    let mut text = HEADERS_32.to_owned();
+    for (number, row) in rows.iter().enumerate() {
+        let _ = writeln!(text, "_Static_assert(({}) == {}, \"row {number}\");", row.c, row.ours);
+    }
+    let source = compiler.source("bits32", &text)?;
+    let mut cc = compiler.cc();
+    cc.args(["-m32", "-ffreestanding", "-fsyntax-only"]).arg(&source);
+    let said = match run(&mut cc) {
+        Ok(_) => return Ok(Outcome { same: rows.len(), ..Outcome::default() }),
+        Err(said) => said,
+    };
+    let mut outcome = Outcome { same: rows.len(), ..Outcome::default() };
+    for line in said.lines().filter(|line| line.contains(" error: ")) {
+        let number = line.split_once("failed: \"row ").and_then(|(_, rest)| rest.split_once('"'));
+        let row = number.and_then(|(number, _)| rows.get(number.parse::<usize>().ok()?));
+        // An error of another kind is about all of it.
+        let Some(row) = row else { return Err(said) };
+        outcome.same -= 1;
+        outcome.different.push(format!("{}: not {} with 32 bits", row.c, row.ours));
+    }
+    if outcome.different.is_empty() { Err(said) } else { Ok(outcome) }
+}
+
 struct Compiler {
     include: PathBuf,
     folder: PathBuf,
 }
 
 impl Compiler {
-    /// The values of the rows' expressions, in order.
-    fn run(&self, name: &str, rows: &[&Row]) -> Result<Vec<i64>, String> {
+    fn new(root: &Path, folder: &Path) -> Result<Self, String> {
+        std::fs::create_dir_all(folder)
+            .map_err(|error| format!("{}: {error}", folder.display()))?;
+        Ok(Self { include: root.join("usr/include"), folder: folder.to_owned() })
+    }
+
+    /// Which Xen the headers are of, by the numbers of its interfaces.
+    fn release(&self) -> Result<Since, String> {
+        let known = self.run("release", RELEASES.iter().map(|(_, c)| *c))?;
+        let newest = RELEASES.iter().zip(known).find(|(_, known)| *known == 1);
+        Ok(newest.map_or(Since::V4_17, |((since, _), _)| *since))
+    }
+
+    fn cc(&self) -> Command {
+        let mut cc = Command::new("cc");
+        cc.args(["-w", "-I"]).arg(&self.include);
+        cc
+    }
+
+    fn source(&self, name: &str, text: &str) -> Result<PathBuf, String> {
+        let source = self.folder.join(format!("{name}.c"));
+        std::fs::write(&source, text).map_err(|error| format!("{}: {error}", source.display()))?;
+        Ok(source)
+    }
+
+    /// The values of expressions, in order.
+    fn run<'a>(
+        &self,
+        name: &str,
+        expressions: impl ExactSizeIterator<Item = &'a str>,
+    ) -> Result<Vec<i64>, String> {
+        let count = expressions.len();
         let mut text = format!("{HEADERS}int main(void) {{\n");
-        for row in rows {
-            let _ = writeln!(text, "printf(\"%lld\\n\", (long long)({}));", row.c);
+        for c in expressions {
+            let _ = writeln!(text, "printf(\"%lld\\n\", (long long)({c}));");
         }
         text.push_str("return 0; }\n");
-        let source = self.folder.join(format!("{name}.c"));
+        let source = self.source(name, &text)?;
         let program = self.folder.join(name);
-        std::fs::write(&source, text).map_err(|error| format!("{}: {error}", source.display()))?;
-        let mut cc = Command::new("cc");
-        cc.args(["-w", "-I"]).arg(&self.include).arg("-o").arg(&program).arg(&source);
-        run(&mut cc)?;
+        run(self.cc().arg("-o").arg(&program).arg(&source))?;
         let numbers = run(&mut Command::new(&program))?;
         let numbers: Vec<i64> = numbers.lines().filter_map(|line| line.parse().ok()).collect();
-        if numbers.len() == rows.len() {
+        if numbers.len() == count {
             Ok(numbers)
         } else {
-            Err(format!("{} rows, {} answers", rows.len(), numbers.len()))
+            Err(format!("{count} rows, {} answers", numbers.len()))
         }
     }
 }

@@ -48,6 +48,11 @@ fn layouts(rows: &mut Vec<Row>) {
         "struct ioctl_gntdev_grant_copy_segment" =
             abi::gntdev_grant_copy_segment { source, dest, len, flags, status }
     );
+    let virt = |end: &str| format!("offsetof(struct ioctl_gntdev_grant_copy_segment, {end}.virt)");
+    rows.extend([
+        row(virt("source"), std::mem::offset_of!(abi::gntdev_grant_copy_segment, source)),
+        row(virt("dest"), std::mem::offset_of!(abi::gntdev_grant_copy_segment, dest)),
+    ]);
     let foreign = |field: &str| {
         format!(
             "offsetof(struct ioctl_gntdev_grant_copy_segment, source.foreign.{field}) - \

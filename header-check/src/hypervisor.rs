@@ -1,10 +1,11 @@
 //! What the hypervisor's own headers define.
 
-use crate::{Row, layout, row};
+use crate::{Row, Since, layout, row};
 use xen::domwatch::ShutdownReason;
 use xen::evtchn::Virq;
 use xen::gnttab::STATUSES;
-use xen::{DomId, GrantRef};
+use xen::shared::PAGE_SIZE;
+use xen::{DomId, Error, GrantRef};
 use xen_linux::abi;
 
 /// All of it.
@@ -16,11 +17,32 @@ pub fn rows() -> Vec<Row> {
     rows
 }
 
+/// The errors that `xen` has a name for.
+const ERRORS: [(Error, &str); 11] = [
+    (Error::Perm, "EPERM"),
+    (Error::NoEnt, "ENOENT"),
+    (Error::Srch, "ESRCH"),
+    (Error::NoMem, "ENOMEM"),
+    (Error::Access, "EACCES"),
+    (Error::Busy, "EBUSY"),
+    (Error::Exist, "EEXIST"),
+    (Error::NoDev, "ENODEV"),
+    (Error::Inval, "EINVAL"),
+    (Error::NoSpc, "ENOSPC"),
+    (Error::NoSys, "ENOSYS"),
+];
+
 /// The words of the crate `xen`.
 fn vocabulary() -> Vec<Row> {
     let mut rows: Vec<Row> =
         STATUSES.iter().map(|(status, name)| row(*name, *status as i16)).collect();
+    // Xen's own number, and Linux's, in whose drivers' answers it comes.
+    for (error, name) in ERRORS {
+        rows.push(row(format!("XEN_{name}"), error.errno()));
+        rows.push(row(name, error.errno()));
+    }
     rows.extend([
+        row("1UL << XEN_PAGE_SHIFT", PAGE_SIZE),
         row("DOMID_FIRST_RESERVED", DomId::FIRST_RESERVED.0),
         row("DOMID_SELF", DomId::SELF.0),
         row("DOMID_INVALID", DomId::INVALID.0),
@@ -80,16 +102,8 @@ fn calls() -> Vec<Row> {
         row("XEN_DOMCTL_GETDOMSTATE_STATE_EXIST", abi::GETDOMSTATE_EXIST),
         row("XEN_DOMCTL_GETDOMSTATE_STATE_SHUTDOWN", abi::GETDOMSTATE_SHUTDOWN),
         row("XEN_DOMCTL_GETDOMSTATE_STATE_DEAD", abi::GETDOMSTATE_DEAD),
-        row(
-            "sizeof(struct xen_domctl_get_domain_state)",
-            size_of::<abi::xen_domctl_get_domain_state>(),
-        ),
-        row(
-            "offsetof(struct xen_domctl_get_domain_state, unique_id)",
-            std::mem::offset_of!(abi::xen_domctl_get_domain_state, unique_id),
-        ),
     ];
-    rows.extend(newer.map(|row| row.since("4.21")));
+    rows.extend(newer.map(|row| row.since(Since::V4_21)));
     // Whichever version these headers have is one that is tried.
     let known = |name: &str, versions: &[u32]| {
         let tests: Vec<String> =
@@ -137,15 +151,45 @@ fn layouts(rows: &mut Vec<Row>) {
             arch_config,
         }
     );
+    unions(rows);
+    let mut newer = Vec::new();
+    layout!(
+        newer,
+        "struct xen_domctl_get_domain_state" =
+            abi::xen_domctl_get_domain_state { state, caps, pad0, unique_id }
+    );
+    rows.extend(newer.into_iter().map(|row| row.since(Since::V4_21)));
+}
+
+/// Fields of unions, where the header has one for each use.
+fn unions(rows: &mut Vec<Row>) {
+    let status = std::mem::offset_of!(abi::evtchn_status, u);
+    for field in ["unbound.dom", "interdomain.dom", "virq"] {
+        rows.push(row(format!("offsetof(struct evtchn_status, u.{field})"), status));
+    }
+    rows.push(row("offsetof(struct evtchn_status, u.interdomain.port)", status + 4));
+    let size = |field: &str| format!("sizeof(((struct evtchn_status *)0)->u.{field})");
     rows.extend([
-        row(
-            "offsetof(struct xen_domctl_scheduler_op, u.credit.weight)",
-            std::mem::offset_of!(abi::xen_domctl_scheduler_op, weight),
-        ),
-        row(
-            "offsetof(struct xen_domctl_scheduler_op, u.credit2.cap)",
-            std::mem::offset_of!(abi::xen_domctl_scheduler_op, cap),
-        ),
-        row("offsetof(struct xen_domctl_max_mem, max_memkb)", 0),
+        row(size("unbound.dom"), size_of::<u16>()),
+        row(size("interdomain.dom"), size_of::<u16>()),
+        row(size("interdomain.port"), size_of::<u32>()),
+        row(size("virq"), size_of::<u32>()),
     ]);
+    let op = |field: &str| format!("offsetof(struct xen_domctl_scheduler_op, {field})");
+    let weight = std::mem::offset_of!(abi::xen_domctl_scheduler_op, weight);
+    let cap = std::mem::offset_of!(abi::xen_domctl_scheduler_op, cap);
+    rows.extend([
+        row(op("sched_id"), std::mem::offset_of!(abi::xen_domctl_scheduler_op, sched_id)),
+        row(op("cmd"), std::mem::offset_of!(abi::xen_domctl_scheduler_op, cmd)),
+        row(op("u.credit.weight"), weight),
+        row(op("u.credit.cap"), cap),
+        row(op("u.credit2.weight"), weight),
+        row(op("u.credit2.cap"), cap),
+        row("offsetof(struct xen_domctl_max_mem, max_memkb)", 0),
+        row("sizeof(((struct xen_domctl_max_mem *)0)->max_memkb)", size_of::<u64>()),
+    ]);
+    let of = |field: &str| format!("offsetof(struct xen_domctl, u.{field})");
+    let u = std::mem::offset_of!(abi::xen_domctl, u);
+    rows.extend(["getdomaininfo", "scheduler_op", "max_mem", "pad"].map(|name| row(of(name), u)));
+    rows.push(row(of("get_domain_state"), u).since(Since::V4_21));
 }

@@ -1,27 +1,46 @@
 //! Our numbers and layouts, each beside the C expression that the headers have for it.
 //!
-//! The promise: a constant, a size or an offset that is written down in this project is the one that
-//! Debian's `libxen-dev` has. The comparison is a C program, compiled from [`Row`]s and run.
+//! The promise: a constant, a size or an offset of Xen's that is written down in this project is the
+//! one that Debian's `libxen-dev` has; what its Xen is too old for is named and not compared. The
+//! comparison is a C program, compiled from [`Row`]s and run.
 //!
 //! | module | what it lists |
 //! |---|---|
 //! | [`hypervisor`] | `xen.h`, `grant_table.h`, `event_channel.h`, `sched.h`, `domctl.h`, `sysctl.h` |
 //! | [`drivers`] | Linux's `/dev/xen/*` |
 //! | [`store`] | `io/xs_wire.h` |
+//! | [`io`] | `io/ring.h`, `io/blkif.h`, `io/protocols.h`, `io/xenbus.h`, for 64 and for 32 bits |
+//! | [`guest`] | what the guest of the conformance suite uses, as `xen.h` and `io/console.h` have it |
 //! | [`compare`] | the C program |
 
 pub mod compare;
 pub mod drivers;
+pub mod guest;
 pub mod hypervisor;
+pub mod io;
 pub mod store;
 
-/// Whether a header of any version has to have it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// The first Xen whose headers have something.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Since {
-    /// All versions from 4.17 on.
-    Always,
-    /// This version of Xen; older headers do not have it.
-    Version(&'static str),
+    /// The oldest one that this project knows.
+    V4_17,
+    /// 4.21.
+    V4_21,
+    /// 4.22.
+    V4_22,
+}
+
+impl Since {
+    /// Its number.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::V4_17 => "4.17",
+            Self::V4_21 => "4.21",
+            Self::V4_22 => "4.22",
+        }
+    }
 }
 
 /// One number of ours.
@@ -40,14 +59,14 @@ pub struct Row {
 pub fn row(c: impl Into<String>, ours: impl TryInto<i64>) -> Row {
     let c = c.into();
     let Ok(ours) = ours.try_into() else { panic!("{c}: beyond 63 bits") };
-    Row { c, ours, since: Since::Always }
+    Row { c, ours, since: Since::V4_17 }
 }
 
 impl Row {
-    /// The same row, of headers since `version` only.
+    /// The same row, of headers since `since` only.
     #[must_use]
-    pub fn since(self, version: &'static str) -> Self {
-        Self { since: Since::Version(version), ..self }
+    pub fn since(self, since: Since) -> Self {
+        Self { since, ..self }
     }
 }
 

@@ -1,13 +1,16 @@
 //! The XenStore protocol and its ring: `io/xs_wire.h`.
 
-use crate::{Row, row};
+use crate::{Row, Since, row};
 use xen_io::xs_ring::{CONNECTED, ErrorWord, RECONNECT, RING_SIZE, offset};
 use xenstore_core::limits;
 use xenstore_core::wire::{ERRORS, TYPES, feature};
 
 /// Since when a message type is in the headers.
-fn since(name: &str) -> Option<&'static str> {
-    matches!(name, "GET_FEATURE" | "SET_FEATURE" | "GET_QUOTA" | "SET_QUOTA").then_some("4.21")
+fn since(name: &str) -> Since {
+    match name {
+        "GET_FEATURE" | "SET_FEATURE" | "GET_QUOTA" | "SET_QUOTA" => Since::V4_21,
+        _ => Since::V4_17,
+    }
 }
 
 /// All of it.
@@ -15,11 +18,7 @@ fn since(name: &str) -> Option<&'static str> {
 pub fn rows() -> Vec<Row> {
     let mut rows = Vec::new();
     for (kind, name) in TYPES {
-        let here = row(format!("XS_{name}"), kind.code());
-        rows.push(match since(name) {
-            Some(version) => here.since(version),
-            None => here,
-        });
+        rows.push(row(format!("XS_{name}"), kind.code()).since(since(name)));
     }
     for (at, (_, name, number)) in ERRORS.iter().enumerate() {
         rows.push(row(format!("xsd_errors[{at}].errnum"), *number));
@@ -46,7 +45,7 @@ pub fn rows() -> Vec<Row> {
     ];
     let field = |name| format!("offsetof(struct xenstore_domain_interface, {name})");
     rows.extend(fields.map(|(name, ours)| row(field(name), ours)));
-    rows.push(row(field("evtchn_port"), offset::EVTCHN_PORT).since("4.21"));
+    rows.push(row(field("evtchn_port"), offset::EVTCHN_PORT).since(Since::V4_21));
     rows.extend([
         row("XENSTORE_CONNECTED", CONNECTED),
         row("XENSTORE_RECONNECT", RECONNECT),
@@ -56,9 +55,9 @@ pub fn rows() -> Vec<Row> {
         row("XENSTORE_ERROR_PROTO", ErrorWord::Protocol as u32),
         row("XENSTORE_SERVER_FEATURE_RECONNECTION", feature::RECONNECTION),
         row("XENSTORE_SERVER_FEATURE_ERROR", feature::ERROR),
-        row("XENSTORE_SERVER_FEATURE_WATCHDEPTH", feature::WATCH_DEPTH).since("4.22"),
-        row("XENSTORE_SERVER_FEATURE_DOMID_ANY", feature::DOMID_ANY).since("4.22"),
-        row("DOMID_ANY", limits::DOMID_ANY).since("4.22"),
+        row("XENSTORE_SERVER_FEATURE_WATCHDEPTH", feature::WATCH_DEPTH).since(Since::V4_22),
+        row("XENSTORE_SERVER_FEATURE_DOMID_ANY", feature::DOMID_ANY).since(Since::V4_22),
+        row("DOMID_ANY", limits::DOMID_ANY).since(Since::V4_22),
     ]);
     rows
 }

@@ -26,12 +26,20 @@ use xen::shared::{PAGE_SIZE, PageError, SharedPage};
 /// Most pages of a ring that this module attaches to; Linux's blkback has 16 (order 4) by default.
 pub const PAGES_MAX: usize = 16;
 
-const REQ_PROD: usize = 0;
-const REQ_EVENT: usize = 4;
-const RSP_PROD: usize = 8;
-const RSP_EVENT: usize = 12;
-/// Where the entries begin.
-const ENTRIES: usize = 64;
+/// Where the indices and the entries lie in the first page, in bytes.
+pub mod offset {
+    /// `req_prod`.
+    pub const REQ_PROD: usize = 0;
+    /// `req_event`.
+    pub const REQ_EVENT: usize = 4;
+    /// `rsp_prod`.
+    pub const RSP_PROD: usize = 8;
+    /// `rsp_event`.
+    pub const RSP_EVENT: usize = 12;
+    /// `ring`: the entries.
+    pub const ENTRIES: usize = 64;
+}
+use offset::{ENTRIES, REQ_EVENT, REQ_PROD, RSP_EVENT, RSP_PROD};
 
 /// The ring cannot be used, or not any more.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

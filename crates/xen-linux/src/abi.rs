@@ -4,6 +4,10 @@
 //! and Linux's `include/uapi/xen/{evtchn,gntdev,gntalloc,privcmd}.h`, `include/xen/xenbus_dev.h`.
 #![allow(missing_docs)] // Each item has the name that its header gives it.
 
+// `struct xen_arch_domainconfig`, and with it every entry of a list of domains, has another size on Arm.
+#[cfg(not(target_arch = "x86_64"))]
+compile_error!("xen-linux knows the hypercalls' layouts of x86_64 alone");
+
 /// `_IOC(_IOC_NONE, group, number, size)` of Linux on x86 and Arm.
 const fn ioc(group: u8, number: u8, size: usize) -> u32 {
     ((size as u32) << 16) | ((group as u32) << 8) | number as u32

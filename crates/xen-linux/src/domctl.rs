@@ -34,7 +34,7 @@ pub(crate) fn call(cmd: u32, version: u32, domid: DomId) -> abi::xen_domctl {
 /// The first of `versions` that the hypervisor does not answer with EACCES, which is how it says
 /// that it speaks another one.
 fn negotiate(
-    privcmd: &Privcmd,
+    xen_version: impl FnOnce() -> String,
     interface: &'static str,
     versions: &'static [u32],
     mut ask: impl FnMut(u32) -> Result<(), Error>,
@@ -46,7 +46,7 @@ fn negotiate(
             Err(error) => return Err(crate::Error::Refused { what: interface, error }),
         }
     }
-    Err(crate::Error::Version { xen: privcmd.xen_version(), interface, tried: versions })
+    Err(crate::Error::Version { xen: xen_version(), interface, tried: versions })
 }
 
 impl Domctl {
@@ -55,13 +55,21 @@ impl Domctl {
     /// # Errors
     /// [`crate::Error::Version`] none that is known; [`crate::Error::Refused`] this domain may not.
     pub fn open(privcmd: &Rc<Privcmd>) -> Result<Self, crate::Error> {
-        let domctl = negotiate(privcmd, "domctl", abi::DOMCTL_VERSIONS, |version| {
-            privcmd.domctl(&mut call(abi::XEN_DOMCTL_GETDOMAININFO, version, DomId::DOM0))
-        })?;
+        let domctl = negotiate(
+            || privcmd.xen_version(),
+            "domctl",
+            abi::DOMCTL_VERSIONS,
+            |version| {
+                privcmd.domctl(&mut call(abi::XEN_DOMCTL_GETDOMAININFO, version, DomId::DOM0))
+            },
+        )?;
         let mut list = Vec::new();
-        let sysctl = negotiate(privcmd, "sysctl", abi::SYSCTL_VERSIONS, |version| {
-            privcmd.domain_list(version, DomId::DOM0, &mut list).map(drop)
-        })?;
+        let sysctl = negotiate(
+            || privcmd.xen_version(),
+            "sysctl",
+            abi::SYSCTL_VERSIONS,
+            |version| privcmd.domain_list(version, DomId::DOM0, &mut list).map(drop),
+        )?;
         Ok(Self { privcmd: Rc::clone(privcmd), domctl, sysctl, list })
     }
 
@@ -214,6 +222,41 @@ impl DomainControl for Domctl {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What is found where the hypervisor answers so, and which versions were tried.
+    fn negotiated(
+        answer: impl Fn(u32) -> Result<(), Error>,
+    ) -> (Result<u32, crate::Error>, Vec<u32>) {
+        let mut tried = Vec::new();
+        let found = negotiate(
+            || "5.1.0".to_owned(),
+            "domctl",
+            abi::DOMCTL_VERSIONS,
+            |version| {
+                tried.push(version);
+                answer(version)
+            },
+        );
+        (found, tried)
+    }
+
+    #[test]
+    fn versions_are_tried_until_one_fits() {
+        let speaks = |known: u32| {
+            negotiated(move |version| if version == known { Ok(()) } else { Err(Error::Access) })
+        };
+        assert_eq!(speaks(0x15), (Ok(0x15), vec![0x15]));
+        assert_eq!(speaks(0x18), (Ok(0x18), vec![0x15, 0x16, 0x17, 0x18]));
+        let (none, tried) = speaks(0x19);
+        assert_eq!(tried, abi::DOMCTL_VERSIONS);
+        assert_eq!(
+            none.unwrap_err().to_string(),
+            "Xen 5.1.0 speaks no known version of domctl: tried 0x15, 0x16, 0x17, 0x18 (Xen 4.17 to 4.23)"
+        );
+        let (refused, tried) = negotiated(|_| Err(Error::Perm));
+        assert_eq!(tried, [0x15], "what is no answer about the version ends the search");
+        assert_eq!(refused, Err(crate::Error::Refused { what: "domctl", error: Error::Perm }));
+    }
 
     #[test]
     fn flags_say_how_a_domain_is() {

@@ -55,15 +55,13 @@ pub fn machine() -> Machine {
 }
 
 /// The requests to these devices that a daemon makes once it serves, for its system-call filter:
-/// event channels, grants mapped and copied, hypercalls.
+/// event channels bound, grants mapped, hypercalls.
 pub const IOCTLS_OF_A_DAEMON: &[u32] = &[
     abi::IOCTL_EVTCHN_BIND_INTERDOMAIN,
-    abi::IOCTL_EVTCHN_BIND_UNBOUND_PORT,
     abi::IOCTL_EVTCHN_UNBIND,
     abi::IOCTL_EVTCHN_NOTIFY,
     abi::IOCTL_EVTCHN_RESET,
     abi::IOCTL_GNTDEV_MAP_GRANT_REF,
     abi::IOCTL_GNTDEV_UNMAP_GRANT_REF,
-    abi::IOCTL_GNTDEV_GRANT_COPY,
     abi::IOCTL_PRIVCMD_HYPERCALL,
 ];

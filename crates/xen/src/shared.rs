@@ -13,8 +13,8 @@ use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::fmt;
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU32;
-use std::sync::atomic::Ordering::{Acquire, Release};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::{AtomicU32, fence};
 
 /// Size and alignment of a page in bytes (`XC_PAGE_SIZE`).
 pub const PAGE_SIZE: usize = 4096;
@@ -170,7 +170,10 @@ impl SharedPage {
     /// # Errors
     /// [`PageError`].
     pub fn load_u32(&self, offset: usize) -> Result<u32, PageError> {
-        Ok(self.index(offset)?.load(Acquire))
+        // The page may be mapped for reading only, where Rust allows no load but a relaxed one.
+        let value = self.index(offset)?.load(Relaxed);
+        fence(Acquire);
+        Ok(value)
     }
 
     /// Stores the 32-bit word at `offset`, a multiple of 4, in release order: who sees it sees

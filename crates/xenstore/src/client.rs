@@ -201,6 +201,10 @@ impl Client {
                 return Err(gone(None, &self.endpoint));
             }
             self.flush()?;
+            // A device refuses a request by the write.
+            if done(&self.machine) {
+                return Ok(true);
+            }
             let idle = self.machine.output().is_empty();
             let wait = if idle && deadline.is_none() { Wait::Block } else { Wait::Poll };
             let known = self.transport.has_input();

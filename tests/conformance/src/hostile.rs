@@ -13,6 +13,8 @@ use xenstore_core::wire::{Header, MsgType};
 
 /// How long the daemon may take to notice.
 const SOON: Duration = Duration::from_secs(5);
+/// `XENSTORE_SERVER_FEATURE_RECONNECTION` and `_ERROR`.
+const FEATURES: u32 = 1 | 2;
 /// How long a guest waits that must not be answered.
 const A_WHILE: Duration = Duration::from_millis(100);
 const RING_INDEX: u32 = 2;
@@ -85,6 +87,9 @@ pub const ATTACKS: &[Attack] = &[
 struct World<'a> {
     host: &'a mut dyn Host,
     dom0: Peer,
+    /// A second connection of domain 0, which watches for deaths. Not with C's daemon: where it has one
+    /// connection more, a response that cannot be delivered is its end (`conn->in == NULL`).
+    mourner: Option<Peer>,
     guest: Peer,
     other: Peer,
 }
@@ -98,10 +103,15 @@ const OTHER: u16 = 8;
 /// If the daemon does not keep it.
 pub fn attack(host: &mut dyn Host, attack: &Attack) {
     let dom0 = host.connect();
+    let mourner = (host.kind() == Kind::Ours).then(|| host.connect());
     let (guest, other) = (host.guest(GUEST), host.guest(OTHER));
-    let mut world = World { host, dom0, guest, other };
+    let mut world = World { host, dom0, mourner, guest, other };
     world.introduce();
     world.home(OTHER);
+    if let Some(mourner) = &mut world.mourner {
+        mourner.expect_ok("WATCH", "@releaseDomain|death|");
+    }
+    world.deaths();
     (attack.run)(&mut world);
     world.others_are_served();
     world.served_again();
@@ -113,6 +123,16 @@ impl World<'_> {
         self.guest.forget();
         self.guest.ring().adopt_indices().expect("the page");
         self.guest.expect_ok("WRITE", "x|v");
+        if self.host.kind() == Kind::Ours {
+            let features = self.guest.ring().features().expect("the page");
+            assert_eq!(features & FEATURES, FEATURES, "ring error and reconnection are advertised");
+        }
+    }
+
+    /// How often `@releaseDomain` has fired since this was last asked, where somebody watches.
+    fn deaths(&mut self) -> Option<usize> {
+        let events = self.mourner.as_mut()?.events();
+        Some(events.expect("domain 0's second connection").len())
     }
 
     fn home(&mut self, domid: u16) {
@@ -127,11 +147,16 @@ impl World<'_> {
         self.other.expect_ok("WRITE", "y|v");
         let introduced = self.dom0.ask("IS_DOMAIN_INTRODUCED", "7|");
         assert_eq!(introduced, "T|", "the guest is taken for dead");
+        assert!(
+            self.deaths().is_none_or(|fired| fired == 0),
+            "@releaseDomain, and nobody has died"
+        );
     }
 
     /// Released, its page cleared, and introduced again, the guest is served as before.
     fn served_again(&mut self) {
         self.dom0.expect_ok("RELEASE", "7|");
+        assert!(self.deaths().is_none_or(|fired| fired > 0), "RELEASE fires no @releaseDomain");
         self.guest = self.host.guest(GUEST);
         self.introduce();
         assert_eq!(self.guest.ask("READ", "x|"), "v");
@@ -236,20 +261,63 @@ fn introduced_again_while_a_request_is_half_read(world: &mut World<'_>) {
     }
 }
 
-/// The first header's length is now 2, now far too long: whichever the daemon reads, it reads once.
+/// The header's length is now 2, now far too long: whichever the daemon reads, it reads once, and either
+/// answers or says that it is too long. Which of the two it meets is chance; both must have been met.
 fn header_that_changes_under_the_reader(world: &mut World<'_>) {
-    for _ in 0..4 {
-        // Requests that fill the ring's first half, so that each turn has one to read.
-        let request = [header(MsgType::Read.code(), 2).as_slice(), b"x\0"].concat();
-        let (req_prod, rsp_cons) = rest(&mut world.guest);
-        let start = u64::from(req_prod % RING_SIZE / 4 * 4).min(u64::from(RING_SIZE) - 64);
+    const ROUNDS_MAX: usize = 40;
+    let (mut answered, mut told) = (0, 0);
+    for round in 0..ROUNDS_MAX {
+        let start = aligned_rest(&mut world.guest);
+        let (_, rsp_cons) = rest(&mut world.guest);
+        let good = header(MsgType::Read.code(), 2);
         let long = header(MsgType::Read.code(), u32::MAX);
+        // A fast reader meets the first, a slow one the last.
+        let (first, last) = if round % 2 == 0 { (good, long) } else { (long, good) };
         let ring = world.guest.ring();
-        ring.write(start, &request).expect("the page");
-        ring.set_indices(req_prod.wrapping_add(18), rsp_cons).expect("the page");
-        ring.flip(start, &header(MsgType::Read.code(), 2), &long, 100).expect("the page");
+        ring.write(u64::from(start % RING_SIZE), &[first.as_slice(), b"x\0"].concat())
+            .expect("the page");
+        ring.set_indices(start.wrapping_add(18), rsp_cons).expect("the page");
+        ring.flip(u64::from(start % RING_SIZE), &first, &last, 100).expect("the page");
+        if is_answered(&mut world.guest) {
+            answered += 1;
+        } else {
+            told += 1;
+        }
         world.others_are_served();
         world.served_again();
+        if answered > 0 && told > 0 && round >= 3 {
+            return;
+        }
+    }
+    panic!("{answered} times answered, {told} times told: the header did not change in time");
+}
+
+/// Where the next request begins, once that is a multiple of 4 with room for it before the ring's end.
+fn aligned_rest(guest: &mut Peer) -> u32 {
+    loop {
+        let (req_prod, _) = rest(guest);
+        let at = req_prod % RING_SIZE;
+        if at.is_multiple_of(4) && at + 18 <= RING_SIZE {
+            return req_prod;
+        }
+        // A header has 16 bytes, so the path, with its NUL, makes up the difference.
+        let path = "n".repeat(3 + (4 - at as usize % 4) % 4);
+        assert_eq!(guest.ask("READ", format!("{path}|")), "ENOENT");
+    }
+}
+
+/// Whether the request is answered; else the guest is told that its message is too long.
+fn is_answered(guest: &mut Peer) -> bool {
+    let end = Instant::now() + SOON;
+    loop {
+        match guest.reply(Instant::now() + A_WHILE) {
+            Ok(reply) => {
+                assert_eq!(reply.payload, b"v", "the answer to READ");
+                return true;
+            }
+            Err(_) if guest.ring().error().expect("the page") == PROTOCOL => return false,
+            Err(lost) => assert!(Instant::now() < end, "neither answered nor told: {lost:?}"),
+        }
     }
 }
 

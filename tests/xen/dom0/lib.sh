@@ -38,6 +38,35 @@ daemon_rss_kib() { awk '/^VmRSS/ {print $2}' "/proc/$(daemon_pid)/status"; }
 # Its memory that is no file's, in KiB: what it allocates, without the code that it has run.
 daemon_anon_kib() { awk '/^RssAnon/ {print $2}' "/proc/$(daemon_pid)/status"; }
 
+# without_privileges PID: our daemon serves without any capability, and under its filter of system calls, every thread of it.
+without_privileges() {
+    local task name
+    for task in "/proc/$1/task/"*; do
+        for name in "CapEff 0000000000000000" "CapPrm 0000000000000000" "NoNewPrivs 1" "Seccomp 2"; do
+            grep -q "^${name% *}:[[:space:]]*${name#* }\$" "$task/status" || die "$task has not $name: $(grep -E '^(Cap|NoNew|Secc)' "$task/status" | tr '\n\t' '; ')"
+        done
+    done
+}
+
+# store_is_sound: xenstore-control check, and what the daemon has found, which it tells its log alone.
+store_is_sound() {
+    local said before left=50 last
+    case $LAB_STORE in
+    c) last="Checking store complete." ;;
+    ours) last="check: the store is in order" ;;
+    esac
+    before=$(wc -l </results/syslog)
+    xenstore-control check
+    # What is new of the daemon's own; the logger takes a moment.
+    until said=$(tail -n +$((before + 1)) /results/syslog | grep " xenstored") && grep -qF "$last" <<<"$said"; do
+        left=$((left - 1))
+        [ "$left" -gt 0 ] || die "the daemon does not say \"$last\" but: $said"
+        sleep 0.2
+    done
+    ! grep -vF -e "$last" -e "Checking store ..." <<<"$said" || die "the check has found something: $said"
+    echo "$last"
+}
+
 # The whole tree with permissions, sorted.
 tree() { xenstore-ls -fp / | sort; }
 
@@ -69,12 +98,12 @@ C
     timeout 60 xl create "/tmp/$name.cfg" "${@:5}"
 }
 
-# until_said NAME SECONDS WORDS: until the guest's console has this line.
+# until_said NAME SECONDS WORDS: until the guest's console has a line with these words first, whole ones.
 until_said() {
     local fd tail status=0 log=/var/log/xen/console/guest-$1.log
     exec {fd}< <(exec tail -n +1 -F "$log" 2>/dev/null)
     tail=$!
-    timeout "$2" grep -q -m 1 "^GUEST $3" <&"$fd" || status=$?
+    timeout "$2" grep -qE -m 1 "^GUEST ${3% }([[:space:]]|\$)" <&"$fd" || status=$?
     kill "$tail" || true
     exec {fd}<&-
     [ "$status" = 0 ] || die "guest $1 did not say \"$3\" within $2 s; its last words: $(tail -n 2 "$log" | tr '\r\n' '  ')"

@@ -40,7 +40,7 @@ pub(crate) const ALL: &[Boot] = &[
         stores: &[Store::C, Store::Ours],
         init: "/init",
         disks: Disks::None,
-        bound: Duration::from_secs(1200),
+        bound: Duration::from_secs(1800),
     },
     Boot {
         name: "systemd",
@@ -61,6 +61,15 @@ pub(crate) const ALL: &[Boot] = &[
 /// Steps below this number set the stage, and run with any `--only`.
 const SETTING: u32 = 20;
 
+/// How much of a boot was wanted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Extent {
+    /// All its steps.
+    Whole,
+    /// Those that `--only` names.
+    Part,
+}
+
 /// What a boot has left.
 pub(crate) struct Outcome {
     /// Whose daemon it was.
@@ -69,6 +78,8 @@ pub(crate) struct Outcome {
     pub(crate) boot: &'static str,
     /// The steps that should have run.
     pub(crate) expected: Vec<String>,
+    /// Whether these are all that the boot has.
+    pub(crate) extent: Extent,
     /// What dom0 wrote; the console is in there, too.
     pub(crate) results: PathBuf,
     /// How long it took.
@@ -100,6 +111,7 @@ impl Boot {
         if let Some(only) = only {
             expected.retain(|step| step.contains(only) || is_setting(step));
         }
+        let extent = if only.is_some() { Extent::Part } else { Extent::Whole };
         let results = lab.dir.join("results").join(format!("{}-{}", store.name(), self.name));
         if results.exists() {
             fs::remove_dir_all(&results)?;
@@ -112,8 +124,10 @@ impl Boot {
         let mut console = fs::File::create(results.join("console"))?;
         let begin = Instant::now();
         let mut command = self.qemu(lab, store, &expected, &results)?;
-        let child =
-            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        // To a file: nobody reads it before the console's end, and QEMU must not wait for that.
+        let errors = results.join("qemu-errors");
+        command.stderr(fs::File::create(&errors)?);
+        let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
         let mut child =
             child.map_err(|error| format!("timeout, of coreutils, is needed: {error}"))?;
         let mut lines = BufReader::new(child.stdout.take().ok_or("QEMU has no output")?);
@@ -127,18 +141,18 @@ impl Boot {
             }
             line.clear();
         }
-        let output = child.wait_with_output()?;
-        let why = String::from_utf8_lossy(&output.stderr);
-        let fault = match output.status.code() {
+        let status = child.wait()?;
+        let why = fs::read_to_string(&errors).unwrap_or_default();
+        let fault = match status.code() {
             Some(0) => None,
             Some(124 | 137) => {
                 Some(format!("not done within {} s, and was ended", self.bound.as_secs()))
             }
-            _ => Some(format!("QEMU ended with {}: {}", output.status, why.trim())),
+            _ => Some(format!("QEMU ended with {status}: {}", why.trim())),
         };
         let took = begin.elapsed();
         let disk_faults = if self.disks == Disks::Images { disk::check(lab) } else { Vec::new() };
-        Ok(Outcome { store, boot: self.name, expected, results, took, fault, disk_faults })
+        Ok(Outcome { store, boot: self.name, expected, extent, results, took, fault, disk_faults })
     }
 
     fn qemu(&self, lab: &Lab, store: Store, steps: &[String], results: &Path) -> Result<Command> {

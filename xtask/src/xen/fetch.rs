@@ -6,6 +6,7 @@
 use super::packages::{ALONE, KERNEL, SOURCE, SUITE, UNITS, WITH_DEPENDENCIES};
 use super::{Lab, say};
 use crate::Result;
+use std::cmp::Ordering;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -20,7 +21,9 @@ pub(crate) enum Wanted {
 }
 
 /// The record of a complete fetch: one package a line, with its version. It is written last.
-const RECORD: &str = "packages";
+pub(super) const RECORD: &str = "packages";
+/// How long apt may take for one command; the whole lab is some 500 MB.
+const DOWNLOAD_SECONDS: &str = "1800";
 /// What the record begins with, so that a lab of other packages is fetched again.
 const LAYOUT: &str = "# layout 1:";
 
@@ -31,9 +34,10 @@ pub(crate) fn packages(lab: &Lab, wanted: Wanted) -> Result<Vec<String>> {
         format!("{LAYOUT} {} {} {}", WITH_DEPENDENCIES.join(" "), ALONE.join(" "), UNITS.join(" "));
     let old = fs::read_to_string(&record).unwrap_or_default();
     if wanted == Wanted::CurrentVersion || old.lines().next() != Some(heading.as_str()) {
-        let _ = fs::remove_file(&record);
         let apt = Apt::set_up(&lab.dir)?;
         let files = apt.download()?;
+        // From here on, what is unpacked is not whole.
+        let _ = fs::remove_file(&record);
         unpack(lab, &files)?;
         apt.units(lab)?;
         let mut text = heading;
@@ -90,8 +94,10 @@ impl Apt {
     }
 
     fn command(&self, program: &str, arguments: &[&str]) -> Command {
-        let mut command = Command::new(program);
-        command.args(arguments).env("APT_CONFIG", &self.config).stdin(Stdio::null());
+        // An archive that does not answer is a failure.
+        let mut command = Command::new("timeout");
+        command.args(["--kill-after=5", DOWNLOAD_SECONDS, program]).args(arguments);
+        command.env("APT_CONFIG", &self.config).stdin(Stdio::null());
         command
     }
 
@@ -161,7 +167,7 @@ impl Apt {
         let about = output(&mut self.command("apt-cache", &["showsrc", SOURCE]))?;
         let mut versions: Vec<&str> =
             about.lines().filter_map(|line| line.strip_prefix("Version: ")).collect();
-        versions.sort_unstable();
+        versions.sort_by(|one, other| by_version(one, other));
         let mut why = format!("no version of the source package {SOURCE}").into();
         while let Some(version) = versions.pop() {
             let which = format!("{SOURCE}={version}");
@@ -195,6 +201,22 @@ impl Apt {
             fs::write(folder.join(unit.trim_end_matches(".in")), text)?;
         }
         Ok(())
+    }
+}
+
+/// By age, as dpkg compares versions.
+fn by_version(one: &str, other: &str) -> Ordering {
+    let is = |relation: &str| {
+        let status =
+            Command::new("dpkg").args(["--compare-versions", one, relation, other]).status();
+        status.is_ok_and(|status| status.success())
+    };
+    if is("lt") {
+        Ordering::Less
+    } else if is("gt") {
+        Ordering::Greater
+    } else {
+        Ordering::Equal
     }
 }
 
@@ -291,6 +313,13 @@ pub(super) fn output(command: &mut Command) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn versions_are_compared_as_dpkg_does() {
+        let mut versions = ["4.17.10-1", "4.17.9-1", "4.17.9-1~deb12u1"];
+        versions.sort_by(|one, other| by_version(one, other));
+        assert_eq!(versions, ["4.17.9-1~deb12u1", "4.17.9-1", "4.17.10-1"]);
+    }
 
     #[test]
     fn packages_are_named_with_their_versions() {

@@ -2,7 +2,7 @@
 //!
 //! dom0 leaves in a boot's folder: `steps`, a line for each step; `facts`, a line for each figure; `tree-NAME`, what the store showed.
 
-use super::boot::Outcome;
+use super::boot::{Extent, Outcome};
 use super::trees::differences;
 use super::{Lab, Store, speed};
 use crate::Result;
@@ -34,7 +34,7 @@ const ROWS: &[(&str, &str)] = &[
     ("block_ready_pv_ms", "xl create until a PV guest is up from our disk, ms"),
     ("block_ready_pvh_ms", "... a PVH guest, from qcow2 on qcow2, ms"),
     ("create_many_ms", "xl create, mean of 20 with up to 8 at once, ms"),
-    ("many_ms", "all 20 created, 8 of them started, all destroyed, ms"),
+    ("many_ms", "all 20 created, 16 of them started, all destroyed, ms"),
     ("messages", "messages: a PV guest created, started, crashed"),
     ("cpu_pv_ms", "daemon's processor time: one guest until ready, ms"),
     ("cpu_many_ms", "daemon's processor time: the 20, ms"),
@@ -48,6 +48,8 @@ const ROWS: &[(&str, &str)] = &[
     ("steady_20_anon_kib", "... after 15 more, KiB"),
 ];
 
+/// The trees of a whole boot `sysv`: before the guests, of a PV and of a PVH guest, and after all.
+const TREES: usize = 4;
 /// So many lines of a difference, or of a log's end, are told.
 const SHOWN: usize = 10;
 
@@ -63,6 +65,9 @@ pub(crate) fn judge(
     let compared = compare(outcomes, &mut faults)?;
     let facts: BTreeMap<String, Map<String, Value>> =
         outcomes.iter().map(|outcome| (name_of(outcome), facts_of(outcome))).collect();
+    for outcome in outcomes {
+        faults.extend(missing(outcome, &facts[&name_of(outcome)]));
+    }
     let speed = speed::rows(&facts);
     let whole = json!({
         "passed": faults.is_empty(),
@@ -73,6 +78,7 @@ pub(crate) fn judge(
         "facts": facts,
         "block_speed": speed::json(&speed),
         "packages": versions,
+        "packages_fetched": fetched(lab),
     });
     let text = serde_json::to_string_pretty(&whole)?;
     fs::write(lab.dir.join("results/result.json"), &text)?;
@@ -91,6 +97,26 @@ pub(crate) fn judge(
         println!("xen: {seconds} s, {faults} faults; {}", lab.dir.join("results").display());
     }
     Ok(ExitCode::from(u8::from(!faults.is_empty())))
+}
+
+/// When the packages were fetched, in seconds since 1970.
+fn fetched(lab: &Lab) -> Option<u64> {
+    let record = fs::metadata(lab.dir.join(super::fetch::RECORD)).ok()?.modified().ok()?;
+    record.duration_since(std::time::UNIX_EPOCH).ok().map(|since| since.as_secs())
+}
+
+/// The rows that a whole boot should have filled and has not.
+fn missing(outcome: &Outcome, facts: &Map<String, Value>) -> Vec<String> {
+    let belongs = |fact: &str| match outcome.boot {
+        "sysv" => !fact.starts_with("block_"),
+        "block" => fact.starts_with("block_"),
+        _ => false,
+    };
+    let rows = ROWS.iter().filter(|_| outcome.extent == Extent::Whole);
+    rows.map(|(fact, _)| *fact)
+        .filter(|fact| belongs(fact) && !facts.contains_key(*fact))
+        .map(|fact| format!("{}: no step has told {fact}", name_of(outcome)))
+        .collect()
 }
 
 fn name_of(outcome: &Outcome) -> String {
@@ -148,9 +174,11 @@ fn compare(outcomes: &[Outcome], faults: &mut Vec<String>) -> Result<BTreeMap<St
     for theirs in outcomes.iter().filter(|one| one.store == Store::C) {
         let same = |one: &&Outcome| one.store == Store::Ours && one.boot == theirs.boot;
         let Some(ours) = outcomes.iter().find(same) else { continue };
+        let mut trees = 0;
         for entry in fs::read_dir(&theirs.results)? {
             let name = entry?.file_name().to_string_lossy().into_owned();
             let Some(short) = name.strip_prefix("tree-") else { continue };
+            trees += 1;
             let read = |outcome: &Outcome| fs::read_to_string(outcome.results.join(&name));
             let (Ok(theirs), Ok(ours)) = (read(theirs), read(ours)) else {
                 faults.push(format!("{name} is there under one daemon only"));
@@ -165,6 +193,9 @@ fn compare(outcomes: &[Outcome], faults: &mut Vec<String>) -> Result<BTreeMap<St
             if all > SHOWN {
                 faults.push(format!("{name}: {} more lines differ", all - SHOWN));
             }
+        }
+        if theirs.extent == Extent::Whole && trees < TREES {
+            faults.push(format!("{}: {trees} trees of {TREES}", name_of(theirs)));
         }
     }
     Ok(compared)
@@ -190,4 +221,71 @@ fn table(facts: &BTreeMap<String, Map<String, Value>>) {
         }
     }
     println!();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::PathBuf;
+
+    /// A boot that has left these files.
+    fn outcome(name: &str, store: Store, files: &[(&str, &str)]) -> Outcome {
+        let folder = format!("xenbus-judge-{}-{name}-{}", std::process::id(), store.name());
+        let results: PathBuf = std::env::temp_dir().join(folder);
+        fs::create_dir_all(&results).unwrap();
+        for (file, text) in files {
+            fs::write(results.join(file), text).unwrap();
+        }
+        let expected = vec!["10-start".to_owned(), "20-pv".to_owned()];
+        let (took, extent) = (Duration::ZERO, Extent::Part);
+        let disk_faults = Vec::new();
+        Outcome { store, boot: "sysv", expected, extent, results, took, fault: None, disk_faults }
+    }
+
+    fn judged(name: &str, files: &[(&str, &str)]) -> Vec<String> {
+        let outcome = outcome(name, Store::Ours, files);
+        let faults = faults_of(&outcome);
+        fs::remove_dir_all(&outcome.results).unwrap();
+        faults
+    }
+
+    #[test]
+    fn every_step_has_to_say_that_it_is_ok() {
+        let good = "STEP 10-start ok 1.0 s\nSTEP 20-pv ok 2.0 s\n";
+        assert_eq!(judged("good", &[("steps", good)]), Vec::<String>::new());
+        let bad = "STEP 10-start ok 1.0 s\nSTEP 20-pv FAIL no guest\n";
+        assert_eq!(judged("bad", &[("steps", bad)]), ["ours-sysv: 20-pv: FAIL no guest"]);
+        let files = [("steps", "STEP 10-start ok 1.0 s\n"), ("20-pv.log", "it hangs\n")];
+        assert_eq!(judged("hung", &files), ["ours-sysv: 20-pv: did not end\n    it hangs"]);
+        assert_eq!(judged("none", &[("console", "panic\n")]).len(), 3);
+    }
+
+    #[test]
+    fn trees_are_the_same_and_all_are_there() {
+        let compared = |name: &str, extent, theirs: &[(&str, &str)], ours: &[(&str, &str)]| {
+            let mut both = [outcome(name, Store::C, theirs), outcome(name, Store::Ours, ours)];
+            both.iter_mut().for_each(|one| one.extent = extent);
+            let mut faults = Vec::new();
+            let same = compare(&both, &mut faults).unwrap();
+            both.iter().for_each(|one| fs::remove_dir_all(&one.results).unwrap());
+            (same.len(), faults)
+        };
+        let (one, other) = (("tree-pv", "/a = \"1\""), ("tree-pv", "/a = \"2\""));
+        assert_eq!(compared("same", Extent::Part, &[one], &[one]), (1, vec![]));
+        assert_eq!(compared("value", Extent::Part, &[one], &[other]).1.len(), 2);
+        assert_eq!(compared("gone", Extent::Part, &[one], &[]).1.len(), 1);
+        assert_eq!(compared("few", Extent::Whole, &[one], &[one]).1, ["c-sysv: 1 trees of 4"]);
+    }
+
+    #[test]
+    fn a_whole_boot_fills_every_row() {
+        let mut outcome = outcome("rows", Store::Ours, &[]);
+        fs::remove_dir_all(&outcome.results).unwrap();
+        let mut facts: Map<String, Value> =
+            ROWS.iter().map(|(fact, _)| ((*fact).to_owned(), 1.into())).collect();
+        facts.remove("messages");
+        assert_eq!(missing(&outcome, &facts), Vec::<String>::new(), "a part of it need not");
+        outcome.extent = Extent::Whole;
+        assert_eq!(missing(&outcome, &facts), ["ours-sysv: no step has told messages"]);
+    }
 }

@@ -13,6 +13,7 @@ use rustix::time::Timespec;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use xenstore_core::client::Client as Machine;
+use xenstore_core::wire::{ERRORS, Header, MsgType};
 
 /// An open device.
 #[derive(Debug)]
@@ -38,7 +39,7 @@ impl Device {
                 }
                 Ok(count) => machine.consume_output(count),
                 Err(Errno::INTR) => {}
-                Err(errno) => return Err(errno),
+                Err(errno) => refused(machine, errno)?,
             }
         }
         Ok(())
@@ -52,7 +53,7 @@ impl Device {
                 Ok(0) => return Err(Errno::IO),
                 Ok(count) => done = done.saturating_add(count),
                 Err(Errno::INTR) => {}
-                Err(errno) => return Err(errno),
+                Err(errno) => return refused(machine, errno),
             }
         }
         machine.consume_output(len);
@@ -76,8 +77,45 @@ impl Device {
     }
 }
 
+/// The kernel has refused the first message of the output, and forgotten it; the connection goes on. It
+/// does so with a WATCH that is malformed or that the store refuses, which gets no reply; here it gets
+/// the one that the store would send. What is no error of the store's is one of the device.
+fn refused(machine: &mut Machine, errno: Errno) -> Result<(), Errno> {
+    let message = machine.output_message();
+    let (len, asked) = (message.len(), Header::parse(message));
+    let known = ERRORS.iter().find(|(_, _, number)| *number == errno.raw_os_error());
+    let (Some((_, name, _)), Some(asked)) = (known.filter(|_| errno != Errno::IO), asked) else {
+        return Err(errno);
+    };
+    let payload = [name.as_bytes(), b"\0"].concat();
+    let length = u32::try_from(payload.len()).map_err(|_| errno)?;
+    let header = Header { kind: MsgType::Error.code(), len: length, ..asked };
+    machine.consume_output(len);
+    machine.receive(&[header.to_bytes().as_slice(), &payload].concat()).map_err(|_| errno)
+}
+
 impl AsFd for Device {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A device that refuses every write, with ENOSPC.
+    #[test]
+    fn a_refused_write_is_an_error_reply_and_no_end() {
+        let mut device = Device::open(Path::new("/dev/full")).unwrap();
+        let mut machine = Machine::new();
+        let mut send = |path: &[u8]| machine.send(MsgType::Watch, 0, &[path, b"\0t\0"]).unwrap();
+        let (one, other) = (send(b"a"), send(b"b"));
+        device.write(&mut machine).unwrap();
+        assert!(machine.output().is_empty());
+        for id in [one, other] {
+            let reply = machine.take_reply(id).unwrap();
+            assert!(format!("{reply:?}").contains("NoSpc"), "{reply:?}");
+        }
     }
 }

@@ -158,7 +158,10 @@ fn attacks(host: &mut XenHost, only: &str, tally: &mut Tally) {
 }
 
 fn case_on(host: &mut XenHost, case: &Case) -> Vec<String> {
-    host.prepare(Some(case));
+    let changed = host.prepare(Some(case));
+    if !changed.is_empty() {
+        println!("note  the case before has changed the machine's own: {}", changed.join(", "));
+    }
     let mut failed = run_case(host, case);
     if let Some(how) = host.ended() {
         failed.push(format!("the daemon: {how}"));
@@ -218,5 +221,10 @@ fn main() -> ExitCode {
     let Tally { ok, failed, left_out, .. } = tally;
     let seconds = started.elapsed().as_secs();
     println!("conformance: {ok} ok, {failed} FAIL, {left_out} not run here, {seconds} s");
+    // The last line is a case, too; with no other, nothing was shown.
+    if ok + failed <= 1 {
+        println!("conformance: no case has {:?} in its line", options.only);
+        return ExitCode::FAILURE;
+    }
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

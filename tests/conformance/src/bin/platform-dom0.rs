@@ -37,7 +37,14 @@ fn run(config: Option<&str>) -> Result<usize, String> {
     let privcmd = Privcmd::open().map_err(|error| error.to_string())?;
     let (mut a, mut b) = (party(&privcmd)?, party(&privcmd)?);
     let mut verdicts = Vec::new();
+    let mut left_out = 0;
     for (name, case) in platform::cases() {
+        // Both parties are domain 0, so there is no other to keep out.
+        if name.ends_with("for the peer alone") {
+            println!("not  {name}: it needs two domains");
+            left_out += 1;
+            continue;
+        }
         verdicts.push(said(name, &case(&mut a, &mut b)));
     }
     if let Some(config) = config {
@@ -69,7 +76,7 @@ fn run(config: Option<&str>) -> Result<usize, String> {
         verdicts.push(said("foreignmem/a page by its frame", &verdict));
     }
     let failed = verdicts.iter().filter(|ok| !**ok).count();
-    println!("platform-dom0: {} cases, {failed} failed", verdicts.len());
+    println!("platform-dom0: {} cases, {failed} failed, {left_out} not run here", verdicts.len());
     Ok(failed)
 }
 

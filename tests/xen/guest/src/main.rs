@@ -20,6 +20,7 @@
 //!
 //! | module | what it is |
 //! |---|---|
+//! | `abi` | numbers and layouts of Xen's headers |
 //! | `xen` | hypercalls, the start of day, the shared pages |
 //! | `memory` | what the compiler calls to copy and compare bytes |
 //! | `bytes` | lines and hexadecimal digits in fixed buffers |
@@ -27,30 +28,19 @@
 #![no_std]
 #![no_main]
 
+#[allow(missing_docs)] // Each item has the name that its header gives it.
+mod abi;
 mod bytes;
 mod memory;
 mod xen;
 
+use abi::PAGE_SIZE;
+use abi::console::{IN, IN_CONS, IN_PROD, OUT, OUT_CONS, OUT_PROD};
+use abi::store::{
+    CONNECTION, ERROR, REQ_CONS, REQ_PROD, RESPONSES, RING, RSP_CONS, RSP_PROD,
+};
 use bytes::{Buffer, hex, number, words};
 use xen::{Channel, Page};
-
-/// Bytes of the XenStore ring in each direction.
-const RING: u32 = 1024;
-const RESPONSES: u32 = 1024;
-const REQ_CONS: u32 = 2048;
-const REQ_PROD: u32 = 2052;
-const RSP_CONS: u32 = 2056;
-const RSP_PROD: u32 = 2060;
-const CONNECTION: u32 = 2068;
-const ERROR: u32 = 2072;
-
-/// The console's two rings (`struct xencons_interface`).
-const IN: u32 = 1024;
-const OUT: u32 = 2048;
-const IN_CONS: u32 = 3072;
-const IN_PROD: u32 = 3076;
-const OUT_CONS: u32 = 3080;
-const OUT_PROD: u32 = 3084;
 
 /// How long `put` waits for room.
 const ROOM_WITHIN_MS: u64 = 10_000;
@@ -193,7 +183,7 @@ impl Store {
     }
 
     fn read(&self, offset: u32, count: u32, into: &mut Buffer<65536>) -> Result<(), Failed> {
-        let end = offset.checked_add(count).filter(|end| *end <= xen::PAGE_SIZE);
+        let end = offset.checked_add(count).filter(|end| *end <= PAGE_SIZE);
         let range = offset..end.ok_or("read: beyond the page")?;
         if (offset | count).is_multiple_of(4) {
             range.step_by(4).for_each(|at| into.append(&self.page.word(at).to_le_bytes()));
@@ -205,7 +195,7 @@ impl Store {
 
     fn write(&mut self, offset: u32, bytes: &[u8]) -> Result<(), Failed> {
         let count = u32::try_from(bytes.len()).map_err(|_| "write: too long")?;
-        if offset.checked_add(count).is_none_or(|end| end > xen::PAGE_SIZE) {
+        if offset.checked_add(count).is_none_or(|end| end > PAGE_SIZE) {
             return Err("write: beyond the page");
         }
         let (parts, rest) = bytes.as_chunks::<4>();

@@ -9,31 +9,19 @@
 
 #![allow(unsafe_code)]
 
+use crate::abi::{
+    EVENT_CHANNEL_OP, EVTCHNOP_SEND, NOTE_ENTRY, NOTE_GUEST_OS, NOTE_LOADER, NOTE_PADDR_OFFSET,
+    NOTE_VIRT_BASE, NOTE_XEN_VERSION, PAGE_SIZE, Poll, SCHED_OP, SCHEDOP_POLL, SCHEDOP_SHUTDOWN,
+    SHUTDOWN_CRASH, StartInfo, UPDATE_VA_MAPPING, UVMF_INVLPG, clock, shared_info,
+};
 use crate::bytes::Buffer;
 use core::arch::{asm, global_asm};
 use core::fmt::Write as _;
 use core::ptr::{read_volatile, write_volatile};
 use core::sync::atomic::{AtomicU64, Ordering, fence};
 
-/// Bytes of a page.
-pub(crate) const PAGE_SIZE: u32 = 4096;
-
-const UPDATE_VA_MAPPING: u64 = 14;
-const SCHED_OP: u64 = 29;
-const EVENT_CHANNEL_OP: u64 = 32;
-const SCHEDOP_SHUTDOWN: u64 = 2;
-const SCHEDOP_POLL: u64 = 3;
-const EVTCHNOP_SEND: u64 = 4;
-/// Flush the one page on this processor (`UVMF_INVLPG`).
-const INVALIDATE_PAGE: u64 = 2;
 /// Present, writable, accessed, dirty, user: a page table entry's low bits.
 const MAPPED: u64 = 0x67;
-/// `SHUTDOWN_crash`.
-const CRASH: u32 = 3;
-
-/// Offsets in `struct shared_info`: processor 0's clock, and the pending bits.
-const CLOCK: usize = 32;
-const PENDING: usize = 2048;
 
 // The notes that the domain builder reads, and the entry, which gets `start_info` in rsi.
 global_asm!(
@@ -46,12 +34,12 @@ global_asm!(
     ".macro number_note type, value",
     ".balign 4; .long 4, 8, \\type; .asciz \"Xen\"; .quad \\value",
     ".endm",
-    "number_note 1, _start",       // ENTRY
-    "number_note 3, 0",            // VIRT_BASE
-    "number_note 4, 0",            // PADDR_OFFSET
-    "text_note 5, \"xen-3.0\"",    // XEN_VERSION
-    "text_note 6, \"ring-agent\"", // GUEST_OS
-    "text_note 8, \"generic\"",    // LOADER
+    "number_note {entry}, _start",
+    "number_note {virt_base}, 0",
+    "number_note {paddr_offset}, 0",
+    "text_note {xen_version}, \"xen-3.0\"",
+    "text_note {guest_os}, \"ring-agent\"",
+    "text_note {loader}, \"generic\"",
     ".popsection",
     ".pushsection .text._start, \"ax\"",
     ".globl _start",
@@ -65,6 +53,12 @@ global_asm!(
     stack = sym STACK,
     stack_size = const STACK_SIZE,
     enter = sym enter,
+    entry = const NOTE_ENTRY,
+    virt_base = const NOTE_VIRT_BASE,
+    paddr_offset = const NOTE_PADDR_OFFSET,
+    xen_version = const NOTE_XEN_VERSION,
+    guest_os = const NOTE_GUEST_OS,
+    loader = const NOTE_LOADER,
 );
 
 const STACK_SIZE: usize = 1 << 20;
@@ -75,22 +69,6 @@ struct Aligned<const SIZE: usize>([u8; SIZE]);
 static mut STACK: Aligned<STACK_SIZE> = Aligned([0; STACK_SIZE]);
 /// The address where `struct shared_info` is mapped, in place of this page.
 static mut SHARED_INFO: Aligned<4096> = Aligned([0; 4096]);
-
-/// `struct start_info`, its first part.
-#[repr(C)]
-struct StartInfo {
-    magic: [u8; 32],
-    nr_pages: u64,
-    shared_info: u64,
-    flags: u32,
-    store_mfn: u64,
-    store_evtchn: u32,
-    console_mfn: u64,
-    console_evtchn: u32,
-    pt_base: u64,
-    nr_pt_frames: u64,
-    mfn_list: u64,
-}
 
 /// What the domain starts with.
 pub(crate) struct StartOfDay {
@@ -121,16 +99,16 @@ extern "C" fn enter(info: *const StartInfo) -> ! {
             UPDATE_VA_MAPPING,
             &raw const SHARED_INFO as u64,
             info.shared_info | MAPPED,
-            INVALIDATE_PAGE,
+            UVMF_INVLPG,
         )
     };
     if failed != 0 {
-        shut_down(CRASH);
+        shut_down(SHUTDOWN_CRASH);
     }
     let (Some(store_page), Some(console_page)) =
         (page_of(info, info.store_mfn), page_of(info, info.console_mfn))
     else {
-        shut_down(CRASH)
+        shut_down(SHUTDOWN_CRASH)
     };
     crate::main(&StartOfDay {
         store_page,
@@ -203,51 +181,50 @@ impl Channel {
 
     /// Forgets the signals that have come; what they tell of is looked at after this.
     pub(crate) fn clear(self) {
-        let word = PENDING + (self.0 / 64) as usize * 8;
+        let word = shared_info::PENDING + (self.0 / 64) as usize * 8;
         // SAFETY: the word is aligned and within the shared page, which only Xen and this
         // function change, atomically; a port is below 4096.
-        let pending = unsafe { AtomicU64::from_ptr(shared_info().add(word).cast()) };
+        let pending = unsafe { AtomicU64::from_ptr(shared_page().add(word).cast()) };
         pending.fetch_and(!(1 << (self.0 % 64)), Ordering::SeqCst);
     }
 
     /// Waits for a signal; false where there is none until `end_ms`.
     pub(crate) fn wait(self, end_ms: Option<u64>) -> bool {
-        #[repr(C)]
-        struct Poll {
-            ports: *const u32,
-            count: u32,
-            timeout_ns: u64,
-        }
         if end_ms.is_some_and(|end| now_ms() >= end) {
             return false;
         }
-        let timeout_ns = end_ms.map_or(0, |end| end * 1_000_000);
-        let poll = Poll { ports: &raw const self.0, count: 1, timeout_ns };
+        // In ns; 0 is for ever.
+        let timeout = end_ms.map_or(0, |end| end * 1_000_000);
+        let poll = Poll { ports: &raw const self.0, nr_ports: 1, timeout };
         // SAFETY: the argument is a `struct sched_poll` with one port, which Xen reads.
         unsafe { hypercall(SCHED_OP, SCHEDOP_POLL, &raw const poll as u64, 0) };
         true
     }
 }
 
-fn shared_info() -> *mut u8 {
+fn shared_page() -> *mut u8 {
     (&raw mut SHARED_INFO).cast()
 }
 
 /// Xen's system time, in ms.
 pub(crate) fn now_ms() -> u64 {
-    let clock = shared_info().wrapping_add(CLOCK);
+    let time = shared_page().wrapping_add(shared_info::CLOCK);
     // SAFETY: `struct vcpu_time_info` lies there, aligned; volatile, as Xen writes it.
-    let word = |offset: usize| unsafe { read_volatile(clock.add(offset).cast::<u32>()) };
+    let word = |offset: usize| unsafe { read_volatile(time.add(offset).cast::<u32>()) };
     let long = |offset| u64::from(word(offset)) | u64::from(word(offset + 4)) << 32;
     loop {
-        let version = word(0);
+        let version = word(clock::VERSION);
         fence(Ordering::SeqCst);
-        let (stamp, base, scale) = (long(8), long(16), u64::from(word(24)));
-        let [shift, ..] = word(28).to_le_bytes();
+        let (stamp, base, scale) = (
+            long(clock::TSC_TIMESTAMP),
+            long(clock::SYSTEM_TIME),
+            u64::from(word(clock::TSC_TO_SYSTEM_MUL)),
+        );
+        let [shift, ..] = word(clock::TSC_SHIFT).to_le_bytes();
         // SAFETY: every processor of this kind has the instruction.
         let ticks = unsafe { core::arch::x86_64::_rdtsc() }.wrapping_sub(stamp);
         fence(Ordering::SeqCst);
-        if version % 2 == 0 && version == word(0) {
+        if version % 2 == 0 && version == word(clock::VERSION) {
             let shift = i32::from(shift.cast_signed());
             let ticks = if shift < 0 { ticks >> -shift } else { ticks << shift };
             let ns = base + ((u128::from(ticks) * u128::from(scale)) >> 32) as u64;
@@ -288,5 +265,5 @@ unsafe fn hypercall(number: u64, first: u64, second: u64, third: u64) -> i64 {
 
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
-    shut_down(CRASH)
+    shut_down(SHUTDOWN_CRASH)
 }

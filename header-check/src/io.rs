@@ -1,0 +1,170 @@
+//! Rings of requests and responses, and what block devices put into them: `io/ring.h`, `io/blkif.h`,
+//! `io/protocols.h`, `io/xenbus.h`.
+//!
+//! Where a field lies is asked of the code that writes it: two requests that differ in one field differ
+//! in that field's bytes.
+
+use crate::{Row, row};
+use xen::GrantRef;
+use xen_io::blkif::{
+    self, Body, Layout, Request, RequestBytes, Response, ResponseBytes, Secure, Segment, Segments,
+    Status, Transfer, info, op,
+};
+use xen_io::ring::{self, offset};
+use xen_io::xenbus::State;
+
+/// What is the same for every processor.
+#[must_use]
+pub fn rows() -> Vec<Row> {
+    let mut rows = vec![
+        row("BLKIF_OP_READ", op::READ),
+        row("BLKIF_OP_WRITE", op::WRITE),
+        row("BLKIF_OP_WRITE_BARRIER", op::WRITE_BARRIER),
+        row("BLKIF_OP_FLUSH_DISKCACHE", op::FLUSH_DISKCACHE),
+        row("BLKIF_OP_RESERVED_1", op::RESERVED_1),
+        row("BLKIF_OP_DISCARD", op::DISCARD),
+        row("BLKIF_OP_INDIRECT", op::INDIRECT),
+        row("BLKIF_RSP_OKAY", Status::Okay.code()),
+        row("BLKIF_RSP_ERROR", Status::Error.code()),
+        row("BLKIF_RSP_EOPNOTSUPP", Status::NotSupported.code()),
+        row("VDISK_CDROM", info::CDROM),
+        row("VDISK_REMOVABLE", info::REMOVABLE),
+        row("VDISK_READONLY", info::READ_ONLY),
+        row("BLKIF_MAX_SEGMENTS_PER_REQUEST", blkif::SEGMENTS_MAX),
+        row("BLKIF_MAX_INDIRECT_PAGES_PER_REQUEST", blkif::INDIRECT_PAGES_MAX),
+        row("sizeof(struct blkif_request_segment)", blkif::SEGMENT_SIZE),
+        row("sizeof(union blkif_sring_entry)", blkif::REQUEST_SIZE_MAX),
+        row("sizeof(struct blkif_response)", blkif::RESPONSE_SIZE_MAX),
+    ];
+    let same = |c: &str, ours: &str| row(format!("__builtin_strcmp({c}, \"{ours}\")"), 0);
+    rows.extend([
+        same("XEN_IO_PROTO_ABI_X86_32", Layout::X86_32.protocol()),
+        same("XEN_IO_PROTO_ABI_NATIVE", Layout::NATIVE.protocol()),
+    ]);
+    let state = |state: State| row(format!("XenbusState{}", state.name()), state as u8);
+    rows.extend(State::ALL.map(state));
+    rows
+}
+
+/// What depends on the layout of the frontend's processor.
+#[must_use]
+pub fn layout_rows(layout: Layout) -> Vec<Row> {
+    let word = |name: &str| format!("offsetof(struct blkif_sring, {name})");
+    let mut rows = vec![
+        row(word("req_prod"), offset::REQ_PROD),
+        row(word("req_event"), offset::REQ_EVENT),
+        row(word("rsp_prod"), offset::RSP_PROD),
+        row(word("rsp_event"), offset::RSP_EVENT),
+        row(word("ring"), offset::ENTRIES),
+        row("sizeof(union blkif_sring_entry)", layout.entry_bytes()),
+        row("sizeof(struct blkif_response)", ResponseBytes::zero(layout).as_slice().len()),
+    ];
+    for pages in [1_usize, 2, 4, 8, ring::PAGES_MAX] {
+        let count = ring::entry_count(pages, layout.entry_bytes()).expect("a ring of blkif.h");
+        rows.push(row(format!("__CONST_RING_SIZE(blkif, {pages} * 4096)"), count));
+    }
+    direct(layout, &mut rows);
+    discard(layout, &mut rows);
+    indirect(layout, &mut rows);
+    response(layout, &mut rows);
+    rows
+}
+
+/// Rows for where a field begins and how many bytes it has: those in which `one` and `other` differ.
+fn field(rows: &mut Vec<Row>, of: &str, name: &str, one: &[u8], other: &[u8]) {
+    let differ: Vec<usize> = (0..one.len()).filter(|at| one[*at] != other[*at]).collect();
+    let first = differ.first().copied().unwrap_or(usize::MAX);
+    rows.push(row(format!("offsetof(struct {of}, {name})"), first));
+    rows.push(row(format!("sizeof(((struct {of} *)0)->{name})"), differ.len()));
+}
+
+/// As [`field`], for two requests.
+fn of_request(
+    rows: &mut Vec<Row>,
+    layout: Layout,
+    of: &str,
+    fields: &[(&str, Request)],
+    base: Request,
+) {
+    let encoded = |request: &Request| RequestBytes::encode(request, layout).0;
+    for (name, changed) in fields {
+        field(rows, of, name, &encoded(&base), &encoded(changed));
+    }
+}
+
+const ALL_BITS: GrantRef = GrantRef(u32::MAX);
+
+fn direct(layout: Layout, rows: &mut Vec<Row>) {
+    let segment = |grant, first, last| Segment { grant, first, last };
+    let none = segment(GrantRef(0), 0, 0);
+    let body = |transfer, sector, list: &[Segment]| Body::Direct {
+        transfer,
+        sector,
+        segments: Segments::new(list).expect("not too many"),
+    };
+    let two = |second| body(Transfer::Read, 0, &[none, second]);
+    let base = Request { id: 0, handle: 0, body: two(none) };
+    let fields = [
+        ("operation", Request { body: body(Transfer::Write, 0, &[none, none]), ..base }),
+        ("nr_segments", Request { body: body(Transfer::Read, 0, &[none]), ..base }),
+        ("handle", Request { handle: u16::MAX, ..base }),
+        ("id", Request { id: u64::MAX, ..base }),
+        ("sector_number", Request { body: body(Transfer::Read, u64::MAX, &[none; 2]), ..base }),
+        ("seg[1].gref", Request { body: two(segment(ALL_BITS, 0, 0)), ..base }),
+        ("seg[1].first_sect", Request { body: two(segment(GrantRef(0), 7, 0)), ..base }),
+        ("seg[1].last_sect", Request { body: two(segment(GrantRef(0), 0, 7)), ..base }),
+    ];
+    of_request(rows, layout, "blkif_request", &fields, base);
+}
+
+fn discard(layout: Layout, rows: &mut Vec<Row>) {
+    let body = |sector, sectors, secure| Body::Discard { sector, sectors, secure };
+    let base = Request { id: 0, handle: 0, body: body(0, 0, Secure::No) };
+    let secure = Request { body: body(0, 0, Secure::Yes), ..base };
+    let fields = [
+        ("flag", secure),
+        ("handle", Request { handle: u16::MAX, ..base }),
+        ("id", Request { id: u64::MAX, ..base }),
+        ("sector_number", Request { body: body(u64::MAX, 0, Secure::No), ..base }),
+        ("nr_sectors", Request { body: body(0, u64::MAX, Secure::No), ..base }),
+    ];
+    of_request(rows, layout, "blkif_request_discard", &fields, base);
+    let flag = RequestBytes::encode(&secure, layout).0[1];
+    rows.push(row("BLKIF_DISCARD_SECURE", flag));
+}
+
+fn indirect(layout: Layout, rows: &mut Vec<Row>) {
+    // A count that needs all the pages.
+    const COUNT: u16 = 0x1000;
+    let body = |transfer, sector, count, last| {
+        let mut pages = [GrantRef(0); blkif::INDIRECT_PAGES_MAX];
+        pages[blkif::INDIRECT_PAGES_MAX - 1] = last;
+        Body::Indirect { transfer, sector, count, pages }
+    };
+    let none = GrantRef(0);
+    let base = Request { id: 0, handle: 0, body: body(Transfer::Read, 0, COUNT, none) };
+    let with = |body| Request { body, ..base };
+    let fields = [
+        ("indirect_op", with(body(Transfer::Write, 0, COUNT, none))),
+        ("nr_segments", with(body(Transfer::Read, 0, 0x0fff, none))),
+        ("id", Request { id: u64::MAX, ..base }),
+        ("sector_number", with(body(Transfer::Read, u64::MAX, COUNT, none))),
+        ("handle", Request { handle: u16::MAX, ..base }),
+        ("indirect_grefs[7]", with(body(Transfer::Read, 0, COUNT, ALL_BITS))),
+    ];
+    of_request(rows, layout, "blkif_request_indirect", &fields, base);
+}
+
+fn response(layout: Layout, rows: &mut Vec<Row>) {
+    let base = Response { id: 0, operation: op::READ, status: Status::Okay };
+    let fields = [
+        ("id", Response { id: u64::MAX, ..base }),
+        ("operation", Response { operation: op::WRITE, ..base }),
+        ("status", Response { status: Status::Error, ..base }),
+    ];
+    let encoded = |response| ResponseBytes::encode(response, layout);
+    for (name, changed) in &fields {
+        let (one, other) = (encoded(&base), encoded(changed));
+        field(rows, "blkif_response", name, one.as_slice(), other.as_slice());
+    }
+}
