@@ -30,11 +30,7 @@ fuzz_target!(|data: &[u8]| {
 fn serve(ring: &mut BackRing, layout: Layout, limits: Limits) {
     let mut taken = 0;
     let mut request = RequestBytes::ZERO;
-    loop {
-        match ring.take(&mut request.0[..layout.entry_bytes()]) {
-            Ok(Some(_)) => {}
-            Ok(None) | Err(_) => break,
-        }
+    while let Ok(Some(_)) = ring.take(&mut request.0[..layout.entry_bytes()]) {
         taken += 1;
         assert!(taken <= ring.count(), "more requests than the ring holds");
         let status = check(&request, layout, limits);
@@ -56,7 +52,7 @@ fn check(request: &RequestBytes, layout: Layout, limits: Limits) -> Status {
             };
             for segment in segments.as_slice() {
                 let end = usize::from(segment.offset()) + usize::from(segment.len());
-                assert!(end <= PAGE_SIZE && segment.len() > 0);
+                assert!(end <= PAGE_SIZE && end > usize::from(segment.offset()));
             }
             if check_extent(*sector, sectors.into(), 1 << 20, limits).is_err() {
                 return Status::Error;

@@ -7,7 +7,7 @@
 //! wake-up for each time that it looks.
 //!
 //! Who has the ports has the table of them to itself, without a lock: what the broker says of them meanwhile,
-//! to whichever thread is asking it something, waits with the [`Link`] until they are next looked at.
+//! to whichever thread is asking it something, waits with the `Link` until they are next looked at.
 
 use crate::link::{Answer, Counter, Link, from_errno};
 use crate::proto::{Message, Request};

@@ -36,9 +36,7 @@ mod xen;
 
 use abi::PAGE_SIZE;
 use abi::console::{IN, IN_CONS, IN_PROD, OUT, OUT_CONS, OUT_PROD};
-use abi::store::{
-    CONNECTION, ERROR, REQ_CONS, REQ_PROD, RESPONSES, RING, RSP_CONS, RSP_PROD,
-};
+use abi::store::{CONNECTION, ERROR, REQ_CONS, REQ_PROD, RESPONSES, RING, RSP_CONS, RSP_PROD};
 use bytes::{Buffer, hex, number, words};
 use xen::{Channel, Page};
 
