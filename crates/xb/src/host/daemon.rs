@@ -120,7 +120,10 @@ impl Daemon {
         let written = self.note(folder, &child);
         let served = written.and_then(|()| serves(self, &mut child, &path, &watch, limit));
         if served.is_err() {
-            // It may have ended by itself.
+            // It may have ended by itself; if not, it has made things that it takes away when it is asked to end.
+            if let Some(process) = self.running(folder) {
+                let _ = process.end(name);
+            }
             let _ = child.kill();
             let _ = child.wait();
             let _ = std::fs::remove_file(self.pid_file(folder));
