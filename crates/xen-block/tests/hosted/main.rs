@@ -134,11 +134,14 @@ fn a_kernel_mount_for_a_guest_that_may_have_one() {
     let name = device.path().file_name().unwrap().to_str().unwrap().to_owned();
     drop(device);
     guest.run(
-        "for n in 1 2 3 4 5 6 7 8; do mkdir -p /mnt/tree/$n && seq 1 ${n}0000 > /mnt/tree/$n/numbers || exit 1; done",
+        "for n in 1 2 3 4 5 6 7 8; do mkdir -p /tmp/tree/$n/deeper && seq 1 ${n}0000 > /tmp/tree/$n/deeper/numbers && \
+         chmod 64$((n % 8)) /tmp/tree/$n/deeper/numbers && ln -s deeper/numbers /tmp/tree/$n/link || exit 1; done; \
+         cp -a /tmp/tree /mnt/",
     );
-    let sums = "find tree -type f | sort | xargs cksum";
+    let sums = "find tree -type f | sort | xargs cksum && find tree -printf '%y %m %l %P\\n' | sort";
     let before = guest.run(&format!("cd /mnt && {sums}"));
-    assert!(before.lines().count() > 5, "{before}");
+    assert!(before.lines().count() > 30, "{before}");
+    assert_eq!(guest.run(&format!("cd /tmp && {sums}")), before);
     guest.fails("umount /mnt");
     unmount_in(process.as_fd(), "/mnt").unwrap();
     until("the loop device is gone", || {

@@ -54,6 +54,9 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_symlinkat,
     libc::SYS_fchmod,
     libc::SYS_fchmodat,
+    // It has no other ids than its own to give; cp -a and tar ask for these.
+    libc::SYS_fchown,
+    libc::SYS_fchownat,
     libc::SYS_utimensat,
     libc::SYS_umask,
     libc::SYS_ftruncate,
@@ -187,6 +190,8 @@ const ALSO_ALLOWED: &[libc::c_long] = &[
     libc::SYS_unlink,
     libc::SYS_rename,
     libc::SYS_chmod,
+    libc::SYS_chown,
+    libc::SYS_lchown,
     libc::SYS_getpgrp,
     libc::SYS_arch_prctl,
     libc::SYS_time,
