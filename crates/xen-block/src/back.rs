@@ -239,7 +239,6 @@ impl Back {
             if taking == Some(Taking::Yes) {
                 queue.take(work, turn)?;
             }
-            turn.more |= queue.discards();
             Ok(())
         })?;
         let Some(connected) = &mut self.connected else { return Ok(worked) };
@@ -252,6 +251,8 @@ impl Back {
             let mut turn = Turn::default();
             queue.show(&mut turn, &mut self.stats).map_err(broken)?;
             worked.moved = worked.moved.wrapping_add(turn.moved);
+            // The next piece of one of which the disk has just done a piece: nothing else tells of it.
+            worked.more |= queue.discards();
             persistent = queue.persistent().saturating_add(persistent);
             if turn.notify {
                 let told = evtchn.borrow().notify(queue.port);

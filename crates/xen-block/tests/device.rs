@@ -7,7 +7,7 @@ use std::cell::{Cell, RefCell};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
-use support::{ID, Scene, Setup, device};
+use support::{ID, PATIENCE, Scene, Setup, device};
 use xen_block::back::{self, LIMIT_BYTES, OpenDisk};
 use xen_block::disk::fault::{Fate, Fault};
 use xen_block::disk::file::{Cache, File, Options, Way};
@@ -292,6 +292,26 @@ fn files_are_read_and_written_through_io_uring_and_threads() {
         let on_disk = std::fs::read(&file.0).unwrap();
         assert_eq!(on_disk[4096..8192], bytes[..4096]);
         assert_eq!(on_disk[8192..12288], [0; 4096]);
+    }
+}
+
+/// Nothing tells of the next piece of a discard: a backend that has just heard of the end of one must not sleep.
+#[test]
+fn a_large_discard_of_a_file_waits_for_no_other_event() {
+    for way in [Way::Best, Way::Threads] {
+        let file = Temporary::new(&format!("pieces-{way:?}"), 64 << 20);
+        let Some(mut scene) = Scene::connected(Setup::new(file.open(way))) else { return };
+        let discard = Want::Discard { tag: 1, sector: 0, sectors: (64 << 20) / 512 };
+        scene.front().submit(0, discard, &[]).unwrap();
+        scene.front().push().unwrap();
+        let (began, mut status) = (Instant::now(), None);
+        while status.is_none() {
+            // It may sleep for as long as the whole may take.
+            scene.server.turn(PATIENCE).unwrap();
+            scene.front().take(|done| status = Some(done.status)).unwrap();
+        }
+        assert_eq!(status, Some(Status::Okay), "{way:?}");
+        assert!(began.elapsed() < PATIENCE, "{way:?}: it slept between two pieces");
     }
 }
 

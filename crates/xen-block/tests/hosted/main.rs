@@ -138,7 +138,8 @@ fn a_kernel_mount_for_a_guest_that_may_have_one() {
          chmod 64$((n % 8)) /tmp/tree/$n/deeper/numbers && ln -s deeper/numbers /tmp/tree/$n/link || exit 1; done; \
          cp -a /tmp/tree /mnt/",
     );
-    let sums = "find tree -type f | sort | xargs cksum && find tree -printf '%y %m %l %P\\n' | sort";
+    let sums =
+        "find tree -type f | sort | xargs cksum && find tree -printf '%y %m %l %P\\n' | sort";
     let before = guest.run(&format!("cd /mnt && {sums}"));
     assert!(before.lines().count() > 30, "{before}");
     assert_eq!(guest.run(&format!("cd /tmp && {sums}")), before);
