@@ -370,7 +370,7 @@ fn without_io_uring_threads_do_it() {
         (io.op, io.sector, io.sectors) = (Op::Read, 8, 8);
         io.pieces.push(Piece { page: page.clone(), offset: 0, len: 4096 });
         assert!(disk.submit(io).unwrap().is_none());
-        let end = Instant::now() + support::PATIENCE;
+        let end = Instant::now() + PATIENCE;
         let (_, result) = loop {
             assert!(Instant::now() < end, "waited for the read");
             if let Some(finished) = disk.finished() {

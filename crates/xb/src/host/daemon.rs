@@ -121,7 +121,7 @@ impl Daemon {
         let served = written.and_then(|()| serves(self, &mut child, &path, &watch, limit));
         if served.is_err() {
             // It may have ended by itself; if not, it has made things that it takes away when it is asked to end.
-            if let Some(process) = self.running(folder) {
+            if let Some(process) = Process::of(&child) {
                 let _ = process.end(name);
             }
             let _ = child.kill();
@@ -196,6 +196,13 @@ pub struct Process {
 }
 
 impl Process {
+    /// A child that was not waited for yet.
+    fn of(child: &Child) -> Option<Self> {
+        let pid = Pid::from_raw(i32::try_from(child.id()).ok()?)?;
+        let handle = rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok()?;
+        Some(Self { pid, handle })
+    }
+
     /// Asks it to end, and waits until it has; ends it if it does not.
     ///
     /// # Errors

@@ -201,13 +201,6 @@ impl Broker {
             .open(host.path().join("lock"))?;
         flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
         let (ports_max, arenas_max, mut lacks) = share_descriptors();
-        let name = format!("xenbus-{:x}-{:x}", meta.dev(), meta.ino());
-        let cgroups = Cgroups::find(&name);
-        let bounded =
-            [Lack::MemoryLimit, Lack::CpuLimit, Lack::TaskLimit, Lack::Freezer, Lack::Accounting];
-        for (lack, has) in bounded.iter().zip(cgroups.bounds()) {
-            lacks |= if has { 0 } else { lack.bit() };
-        }
         let first_id = 0x6000_0000 + u32::try_from(meta.ino() & 0xfff).unwrap_or(0) * 0x8000;
         let root = rustix::process::geteuid().is_root();
         if !root {
@@ -219,8 +212,17 @@ impl Broker {
         let identities = Map::new(&identities_fd, 0, IDENTITIES_LEN, Access::ReadWrite)?;
         let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::FUTURE_WRITE | SealFlags::SEAL;
         fcntl_add_seals(&identities_fd, seals)?;
+        let epoll = epoll::create(CreateFlags::CLOEXEC)?;
+        let filter = filter::program(filter::Processes::OfItsOwn).map_err(io::Error::other)?;
+        // Last of what can fail before there is a broker that takes it away again.
+        let cgroups = Cgroups::find(&format!("xenbus-{:x}-{:x}", meta.dev(), meta.ino()));
+        let bounded =
+            [Lack::MemoryLimit, Lack::CpuLimit, Lack::TaskLimit, Lack::Freezer, Lack::Accounting];
+        for (lack, has) in bounded.iter().zip(cgroups.bounds()) {
+            lacks |= if has { 0 } else { lack.bit() };
+        }
         let mut broker = Self {
-            epoll: epoll::create(CreateFlags::CLOEXEC)?,
+            epoll,
             _lock: lock.into(),
             listeners: Vec::new(),
             stop,
@@ -235,7 +237,7 @@ impl Broker {
             cgroups,
             namespaces,
             lacks: 0,
-            filter: filter::program(filter::Processes::OfItsOwn).map_err(io::Error::other)?,
+            filter,
             ports_max,
             arenas_max,
             first_id,

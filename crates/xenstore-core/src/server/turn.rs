@@ -142,7 +142,7 @@ impl Turns {
 
     /// When there is something to do: at once (0), or when a turn will have lasted its full time.
     pub(crate) fn deadline(&self) -> Option<u64> {
-        if self.privileged.due || self.guest.due {
+        if [&self.privileged, &self.guest].iter().any(|lane| lane.due && !lane.queue.is_empty()) {
             return Some(0);
         }
         self.all().map(|turn| turn.since.saturating_add(HOLD_MAX_US)).min()
@@ -288,10 +288,9 @@ impl Server {
         for class in [Class::Privileged, Class::Guest] {
             let lane = self.turns.lane_mut(class);
             let Some(turn) = lane.turn.take_if(|turn| over(turn, now)) else { continue };
-            self.turns.guest.due |= !self.turns.guest.queue.is_empty();
-            if class == Class::Privileged {
-                self.turns.privileged.due |= !self.turns.privileged.queue.is_empty();
-            }
+            // Also while a queue is looked through, when what is kept of it is not back yet.
+            self.turns.guest.due = true;
+            self.turns.privileged.due |= class == Class::Privileged;
             let cost = now.saturating_sub(turn.since) / HOLD_COST_US;
             let Some(holder) = self.conn_mut(turn.conn) else { continue };
             holder.owed = holder.owed.saturating_add(u32::try_from(cost).unwrap_or(u32::MAX));
