@@ -7,6 +7,7 @@ use crate::config::{DiskSpec, Syntax};
 use crate::domain::create::{self, Then};
 use crate::host::daemon::{self, Daemon};
 use crate::host::folder::Folder;
+use crate::host::programs;
 use crate::host::{Choice, Host};
 use crate::wait::Limit;
 use crate::{Error, devices, domain, keeper, text, wait};
@@ -45,6 +46,7 @@ pub(crate) fn run(all: &All, demo: &Demo) -> Result<u8, Error> {
         _ if demo.keep => Folder::default(),
         _ => Folder::temporary()?,
     };
+    programs::make()?;
     let show = Show { folder, began: Instant::now(), within: all.within() };
     // What is refused here is not taken down either.
     show.folder.make()?;

@@ -3,7 +3,7 @@
 use super::{All, out};
 use crate::host::daemon::{self, Came, Daemon};
 use crate::host::folder::{Folder, Found};
-use crate::host::{Choice, Host};
+use crate::host::{Choice, Host, programs};
 use crate::wait::Limit;
 use crate::{Error, devices, domain};
 use clap::Subcommand;
@@ -30,6 +30,7 @@ pub(crate) fn run(all: &All, command: &Command) -> Result<u8, Error> {
     folder.look()?;
     match command {
         Command::Up => {
+            programs::make()?;
             let came = daemon::up(&folder, all.limit())?;
             if all.json {
                 let was_up = came == Came::WasUp;

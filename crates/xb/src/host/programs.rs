@@ -14,19 +14,32 @@ const PROGRAMS: [(&str, &str); 4] = [
     ("xenstore", "xenstore"),
 ];
 
+/// Has cargo build the programs, where it is cargo that runs this one. That takes as long as it takes, so it comes
+/// before anything that is to be done in time.
+///
+/// # Errors
+/// A sentence that says what cargo said.
+pub(crate) fn make() -> Result<(), Error> {
+    /// Once in a process: nothing is changed meanwhile.
+    static MADE: OnceLock<Result<(), String>> = OnceLock::new();
+    let Some(cargo) = cargo() else { return Ok(()) };
+    // Each time, as those that are there may be older than this program.
+    MADE.get_or_init(|| build(&cargo, &own()?)).clone().map_err(Error::Refused)
+}
+
+/// This program's own path.
+fn own() -> Result<PathBuf, String> {
+    std::env::current_exe()
+        .map_err(|error| format!("this program's own path: {}", crate::text::cause(&error)))
+}
+
 /// A program beside this one.
 ///
 /// # Errors
 /// A sentence that says how it is installed, or what cargo said.
 pub(crate) fn beside(name: &str) -> Result<PathBuf, Error> {
-    /// Once in a process: nothing is changed meanwhile.
-    static BUILT: OnceLock<Result<(), String>> = OnceLock::new();
-    let own = std::env::current_exe().map_err(Error::io("this program's own path"))?;
-    let path = own.with_file_name(name);
-    if let Some(cargo) = cargo() {
-        // Each time, as those that are there may be older than this program.
-        BUILT.get_or_init(|| build(&cargo, &own)).clone().map_err(Error::Refused)?;
-    }
+    make()?;
+    let path = own().map_err(Error::Refused)?.with_file_name(name);
     if path.exists() {
         return Ok(path);
     }
