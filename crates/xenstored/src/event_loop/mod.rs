@@ -226,6 +226,7 @@ impl EventLoop {
         Ok(())
     }
 
+    // As all that is on the stack in a call that may switch tasks: a return after it is not predicted.
     #[inline(always)]
     fn wait(&mut self, timeout: Option<Timespec>) -> Result<(), Error> {
         self.events.clear();
