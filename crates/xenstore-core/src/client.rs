@@ -336,6 +336,12 @@ impl Client {
         self.replies.contains_key(&id.0)
     }
 
+    /// Whether the request with this id on the wire is unanswered: queued, or in flight.
+    #[must_use]
+    pub fn awaits(&self, req_id: u32) -> bool {
+        self.pending.contains_key(&req_id)
+    }
+
     /// Any reply that has arrived and was not taken.
     pub fn poll_reply(&mut self) -> Option<(RequestId, Reply)> {
         self.replies.pop_first().map(|(id, reply)| (RequestId(id), reply))

@@ -2,8 +2,11 @@
 //! domain 0 without a socket, reaches the store through the kernel's own connection.
 //!
 //! The kernel takes one request per write and drops what follows it, so each write is exactly one
-//! message. Replies and events come by read, several at once if there are. It handles WATCH and
-//! UNWATCH itself and knows no depth; see [`crate::Client::watch_depth`].
+//! message. It sends the payload from the one buffer of the descriptor, at a moment of its own, and
+//! has the next write overwrite it: a request that is written before the last one is answered may go
+//! out as both. So one request is in flight at a time, however many are queued. Replies and events come
+//! by read, several at once if there are. The kernel handles WATCH and UNWATCH itself and knows no depth; see
+//! [`crate::Client::watch_depth`].
 
 use super::Wait;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -17,7 +20,11 @@ use xenstore_core::wire::{ERRORS, Header, MsgType};
 
 /// An open device.
 #[derive(Debug)]
-pub struct Device(OwnedFd);
+pub struct Device {
+    fd: OwnedFd,
+    /// The request that was written last.
+    asked: Option<u32>,
+}
 
 impl Device {
     /// Opens the device at `path`.
@@ -25,20 +32,23 @@ impl Device {
     /// # Errors
     /// What open(2) says: ENOENT without Xen, EACCES for an ordinary user.
     pub fn open(path: &Path) -> Result<Self, Errno> {
-        open(path, OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOCTTY, Mode::empty()).map(Self)
+        let fd = open(path, OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOCTTY, Mode::empty())?;
+        Ok(Self { fd, asked: None })
     }
 
-    /// Writes all of the output, one message at a time. The kernel keeps replies in memory of its
-    /// own, so this cannot wait for us to read.
+    /// Writes the output up to the first request that awaits its reply. The kernel keeps replies in memory of
+    /// its own, so this cannot wait for us to read.
     pub(crate) fn write(&mut self, machine: &mut Machine) -> Result<(), Errno> {
-        while !machine.output_message().is_empty() {
-            match write(&self.0, machine.output_message()) {
+        while !self.asked.is_some_and(|id| machine.awaits(id)) {
+            let Some(header) = Header::parse(machine.output_message()) else { return Ok(()) };
+            self.asked = Some(header.req_id);
+            match write(&self.fd, machine.output_message()) {
                 // The kernel puts a message together from any number of writes.
                 Ok(count) if count < machine.output_message().len() => {
                     self.write_rest(machine, count)?;
                 }
                 Ok(count) => machine.consume_output(count),
-                Err(Errno::INTR) => {}
+                Err(Errno::INTR) => self.asked = None,
                 Err(errno) => refused(machine, errno)?,
             }
         }
@@ -49,7 +59,7 @@ impl Device {
     fn write_rest(&mut self, machine: &mut Machine, mut done: usize) -> Result<(), Errno> {
         let len = machine.output_message().len();
         while done < len {
-            match write(&self.0, machine.output_message().get(done..).unwrap_or_default()) {
+            match write(&self.fd, machine.output_message().get(done..).unwrap_or_default()) {
                 Ok(0) => return Err(Errno::IO),
                 Ok(count) => done = done.saturating_add(count),
                 Err(Errno::INTR) => {}
@@ -63,13 +73,13 @@ impl Device {
     pub(crate) fn read(&mut self, buffer: &mut [u8], wait: Wait) -> Result<usize, Errno> {
         if wait == Wait::Poll {
             // Without O_NONBLOCK, which another holder of the descriptor would notice.
-            let mut fds = [PollFd::new(&self.0, PollFlags::IN)];
+            let mut fds = [PollFd::new(&self.fd, PollFlags::IN)];
             if poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))? == 0 {
                 return Err(Errno::AGAIN);
             }
         }
         loop {
-            match read(&self.0, &mut *buffer) {
+            match read(&self.fd, &mut *buffer) {
                 Err(Errno::INTR) => {}
                 result => return result,
             }
@@ -96,13 +106,49 @@ fn refused(machine: &mut Machine, errno: Errno) -> Result<(), Errno> {
 
 impl AsFd for Device {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.fd.as_fd()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+
+    /// What the other end of a device that keeps each write apart has been given.
+    fn given(end: &OwnedFd) -> Vec<Header> {
+        let mut buffer = [0; 4096];
+        let mut headers = Vec::new();
+        loop {
+            let mut fds = [PollFd::new(end, PollFlags::IN)];
+            if poll(&mut fds, Some(&Timespec::default())).unwrap() == 0 {
+                return headers;
+            }
+            let count = read(end, &mut buffer).unwrap();
+            headers.push(Header::parse(&buffer[..count]).unwrap());
+        }
+    }
+
+    #[test]
+    fn one_request_is_in_flight_at_a_time() {
+        let flags = SocketFlags::CLOEXEC;
+        let (fd, end) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
+        let mut device = Device { fd, asked: None };
+        let mut machine = Machine::new();
+        let ids: Vec<u32> = [b"a\0", b"b\0", b"c\0"]
+            .map(|path| machine.send(MsgType::Read, 0, &[path]).unwrap().get())
+            .to_vec();
+        for id in ids {
+            device.write(&mut machine).unwrap();
+            device.write(&mut machine).unwrap();
+            let [header] = given(&end)[..] else { panic!("not one message for {id}") };
+            assert_eq!(header.req_id, id);
+            machine.receive(&Header { len: 0, ..header }.to_bytes()).unwrap();
+        }
+        device.write(&mut machine).unwrap();
+        assert!(machine.output().is_empty() && given(&end).is_empty());
+    }
 
     /// A device that refuses every write, with ENOSPC.
     #[test]
