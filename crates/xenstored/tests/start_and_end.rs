@@ -68,6 +68,20 @@ fn the_parent_ends_when_the_daemon_serves() {
 }
 
 #[test]
+fn without_xen_one_line_says_that_there_are_no_domains() {
+    if xen_linux::machine() == xen_linux::Machine::Control {
+        conformance::skip("a daemon without Xen", "this is domain 0 of a Xen host");
+        return;
+    }
+    let daemon = Daemon::start(&[]);
+    daemon.client().write("/a", b"1");
+    let log = daemon.log();
+    let about: Vec<&str> = log.lines().filter(|line| line.contains("omain")).collect();
+    let [line] = about[..] else { panic!("not one line: {log}") };
+    assert!(line.contains("Xen") && line.contains("serving the socket only, no domains"), "{line}");
+}
+
+#[test]
 fn nothing_is_kept_that_is_not_needed() {
     let daemon = Background::start(|_, _| {});
     let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid)).unwrap();
