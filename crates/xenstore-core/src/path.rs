@@ -65,9 +65,9 @@ impl<'a> Path<'a> {
     }
 
     /// The names along the path, the root's none; a special path's first name keeps its `@`.
-    pub fn names(self) -> impl DoubleEndedIterator<Item = &'a [u8]> + Clone {
-        let inner = self.0.strip_prefix(b"/").unwrap_or(self.0);
-        inner.split(|byte| *byte == b'/').filter(|name| !name.is_empty())
+    #[must_use]
+    pub fn names(self) -> Names<'a> {
+        Names(self.0.strip_prefix(b"/").unwrap_or(self.0))
     }
 
     /// Parent and last name; `None` for the root.
@@ -109,6 +109,50 @@ impl<'a> Path<'a> {
                 .strip_prefix(short)
                 .is_some_and(|rest| rest.first().is_none_or(|byte| *byte == b'/'))
     }
+}
+
+/// The names along a path that are still to come, with a slash between each two.
+#[derive(Clone, Debug)]
+pub struct Names<'a>(&'a [u8]);
+
+impl<'a> Iterator for Names<'a> {
+    type Item = &'a [u8];
+
+    #[inline]
+    fn next(&mut self) -> Option<&'a [u8]> {
+        if self.0.is_empty() {
+            return None;
+        }
+        let (name, rest) = self.0.split_at_checked(name_len(self.0))?;
+        self.0 = rest.get(1..).unwrap_or_default();
+        Some(name)
+    }
+}
+
+/// How many bytes there are before the first slash. Every request comes here several times: eight bytes are
+/// looked at together.
+#[inline]
+fn name_len(bytes: &[u8]) -> usize {
+    let mut rest = bytes;
+    while let Some((word, behind)) = rest.split_first_chunk::<8>() {
+        let found = slashes(u64::from_le_bytes(*word));
+        if found != 0 {
+            let before = (found.trailing_zeros() / 8) as usize;
+            return bytes.len().wrapping_sub(rest.len()).wrapping_add(before);
+        }
+        rest = behind;
+    }
+    let last = rest.iter().position(|byte| *byte == b'/').unwrap_or(rest.len());
+    bytes.len().wrapping_sub(rest.len()).wrapping_add(last)
+}
+
+/// The top bit of every byte that is a slash.
+#[inline]
+fn slashes(word: u64) -> u64 {
+    const LOW: u64 = u64::from_ne_bytes([0x7f; 8]);
+    // A byte is now zero where it was a slash; nothing is carried from one byte into the next.
+    let differs = word ^ u64::from_ne_bytes([b'/'; 8]);
+    !((differs & LOW).wrapping_add(LOW) | differs | LOW)
 }
 
 /// Whether a path as given is relative to the caller's home.
@@ -231,6 +275,23 @@ mod tests {
         assert!(check("a".repeat(2049).as_bytes(), Special::Refused).is_err());
         for (path, counted) in [("/local/domain/7/abc", 3), ("/local/domain/7", 15), ("/abc", 4)] {
             assert_eq!(Path::checked(path.as_bytes()).counted_len(), counted);
+        }
+    }
+
+    #[test]
+    fn names_are_found_wherever_the_slashes_stand() {
+        for path in ["/", "/a", "/1234567", "/12345678", "/123456789", "/a/b/c/d/e/f/g/h/i", "@x/7"] {
+            let names: Vec<&[u8]> = Path::checked(path.as_bytes()).names().collect();
+            let expected = path.strip_prefix('/').unwrap_or(path).split('/');
+            let expected: Vec<&str> = expected.filter(|name| !name.is_empty()).collect();
+            assert_eq!(names, expected.iter().map(|name| name.as_bytes()).collect::<Vec<_>>());
+        }
+        for at in 0..20 {
+            for other in [0x00, 0x2e, 0x30, 0xae, 0xaf, 0xb0, 0xff] {
+                let mut bytes = [other; 20];
+                bytes[at] = b'/';
+                assert_eq!(name_len(&bytes), at);
+            }
         }
     }
 

@@ -3,7 +3,7 @@
 //! The index is a tree of names like the store's own. A change of `/a/b` finds the watches of `/`, `/a`
 //! and `/a/b` on one way down, whatever else is watched; a removal also finds those below.
 
-use crate::path::Path;
+use crate::path::{Names, Path};
 use crate::server::ConnId;
 use alloc::boxed::Box;
 use alloc::collections::btree_map::Entry;
@@ -66,6 +66,8 @@ struct Place {
 #[derive(Default)]
 struct Below {
     places: BTreeMap<u64, Alike>,
+    /// The [`mark`] of every name that is or was there: most changes are where nobody watches.
+    marks: u64,
     /// How many names there are.
     len: u32,
 }
@@ -78,13 +80,20 @@ enum Alike {
 
 /// A number for a name, of its first and last bytes and its length: made in a few instructions.
 fn number(name: &[u8]) -> u64 {
-    let ends = match (name.first_chunk::<8>(), name.last_chunk::<8>()) {
-        (Some(first), Some(last)) => {
-            u64::from_ne_bytes(*first).rotate_left(29) ^ u64::from_ne_bytes(*last)
-        }
-        _ => name.iter().fold(0, |ends, byte| (ends << 8) | u64::from(*byte)),
+    let ends = if let (Some(first), Some(last)) = (name.first_chunk::<8>(), name.last_chunk::<8>())
+    {
+        u64::from_ne_bytes(*first).rotate_left(29) ^ u64::from_ne_bytes(*last)
+    } else if let (Some(first), Some(last)) = (name.first_chunk::<4>(), name.last_chunk::<4>()) {
+        u64::from(u32::from_ne_bytes(*first)).rotate_left(29) ^ u64::from(u32::from_ne_bytes(*last))
+    } else {
+        name.iter().fold(0, |ends, byte| (ends << 8) | u64::from(*byte))
     };
     ends ^ (name.len() as u64).rotate_left(56)
+}
+
+/// One bit of 64 for a number.
+fn mark(number: u64) -> u64 {
+    1 << (number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 58)
 }
 
 impl Alike {
@@ -140,7 +149,11 @@ impl Alike {
 
 impl Below {
     fn get(&self, name: &[u8]) -> Option<&Place> {
-        self.places.get(&number(name))?.get(name)
+        let number = number(name);
+        if self.marks & mark(number) == 0 {
+            return None;
+        }
+        self.places.get(&number)?.get(name)
     }
 
     fn get_mut(&mut self, name: &[u8]) -> Option<&mut Place> {
@@ -149,8 +162,10 @@ impl Below {
 
     /// The place of this name, made if there is none.
     fn make(&mut self, name: &[u8]) -> Option<&mut Place> {
-        let Self { places, len } = self;
-        match places.entry(number(name)) {
+        let Self { places, marks, len } = self;
+        let number = number(name);
+        *marks |= mark(number);
+        match places.entry(number) {
             Entry::Vacant(free) => {
                 *len = len.saturating_add(1);
                 free.insert(Alike::One(Box::from(name), Place::default())).get_mut(name)
@@ -280,15 +295,21 @@ impl Watches {
         let mut names = path.names();
         loop {
             if !place.watches.is_empty() {
-                let reaches = |id: &&WatchId| {
-                    let depth = self.get(**id).and_then(|watch| watch.depth);
-                    depth.is_none_or(|depth| names.clone().count() <= depth as usize)
-                };
-                to.extend(place.watches.iter().filter(reaches));
+                self.reaching(place, &names, to);
             }
             let Some(next) = names.next().and_then(|name| place.below.get(name)) else { return };
             place = next;
         }
+    }
+
+    /// The watches of a place that reach a change as many names below as there are left.
+    #[inline(never)]
+    fn reaching(&self, place: &Place, names: &Names<'_>, to: &mut Vec<WatchId>) {
+        let reaches = |id: &&WatchId| {
+            let depth = self.get(**id).and_then(|watch| watch.depth);
+            depth.is_none_or(|depth| names.clone().count() <= depth as usize)
+        };
+        to.extend(place.watches.iter().filter(reaches));
     }
 
     /// The place `path`, if something is watched there or below.
