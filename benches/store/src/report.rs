@@ -51,11 +51,18 @@ impl Results {
 
     /// The median over the rounds.
     pub(crate) fn median(&self, kind: Kind, metric: &str) -> Option<f64> {
-        let mut values = self.samples.get(&(kind, metric.to_owned()))?.clone();
-        values.sort_unstable_by(f64::total_cmp);
-        let middle = values.len() / 2;
-        let upper = *values.get(middle)?;
-        Some(if values.len() % 2 == 1 { upper } else { (values[middle - 1] + upper) / 2.0 })
+        median(self.samples.get(&(kind, metric.to_owned()))?.clone())
+    }
+
+    /// Ours to another: the ratio is taken within each round, where what else the machine does hits both, and the
+    /// median over the rounds counts. A daemon that failed in some rounds has its median compared.
+    fn ratio(&self, metric: &str, kind: Kind, other: &str) -> Option<f64> {
+        let ours = self.samples.get(&(Kind::Ours, metric.to_owned()))?;
+        let others = self.samples.get(&(kind, other.to_owned()))?;
+        if ours.len() == others.len() {
+            return median(ours.iter().zip(others).map(|(ours, other)| ours / other).collect());
+        }
+        Some(self.median(Kind::Ours, metric)? / self.median(kind, other)?)
     }
 
     /// The verdict on a row, with each ratio in words.
@@ -102,7 +109,7 @@ impl Results {
                 (ours, format!("{} {now} ({side} {most})", test.label))
             }
             With::Metric(kind, metric) => {
-                let ratio = ours / self.median(kind, metric)?;
+                let ratio = self.ratio(test.metric, kind, metric)?;
                 (ratio, format!("{ratio:.3} {} ({side} {:.3})", test.label, test.factor))
             }
         };
@@ -176,6 +183,13 @@ impl Results {
     }
 }
 
+fn median(mut values: Vec<f64>) -> Option<f64> {
+    values.sort_unstable_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    let upper = *values.get(middle)?;
+    Some(if values.len() % 2 == 1 { upper } else { (values[middle - 1] + upper) / 2.0 })
+}
+
 /// A number with its unit, three digits.
 pub(crate) fn number(value: f64, unit: Unit) -> String {
     let (value, suffix) = match unit {
@@ -226,6 +240,19 @@ mod tests {
         assert_eq!(results.judge(row).0, Verdict::Met);
         results.add(Kind::Ours, "rates.write32.cpu".into(), 3.0e-6);
         assert_eq!(results.judge(row).0, Verdict::Missed);
+    }
+
+    #[test]
+    fn ratios_are_those_of_the_rounds() {
+        let mut results = Results::default();
+        // The machine was slow in the second round, and slower still between ours and C's of the third.
+        for (ours, c) in [(1.0, 2.0), (5.0, 10.0), (9.0, 1.0)] {
+            results.add(Kind::Ours, "x".into(), ours);
+            results.add(Kind::C, "x".into(), c);
+        }
+        assert_eq!(results.ratio("x", Kind::C, "x"), Some(0.5));
+        results.add(Kind::Ours, "x".into(), 9.0);
+        assert_eq!(results.ratio("x", Kind::C, "x"), Some(3.5));
     }
 
     #[test]

@@ -117,6 +117,26 @@ pub enum Kind {
 }
 
 impl Value {
+    /// The value as a file has it, which says how a string and a number are written. Lists of more than one
+    /// are over several lines.
+    fn written(&self, text: fn(&str) -> String, number: fn(u64, &str) -> String) -> String {
+        match &self.kind {
+            Kind::Text(content) => text(content),
+            Kind::Number(value, as_read) => number(*value, as_read),
+            Kind::List(list) => {
+                let mut items = list.iter().map(|value| value.written(text, number));
+                if list.len() < 2 {
+                    format!("[{}]", items.next().unwrap_or_default())
+                } else {
+                    format!(
+                        "[\n{}]",
+                        items.map(|item| format!("    {item},\n")).collect::<String>()
+                    )
+                }
+            }
+        }
+    }
+
     /// The value in a word, for an error.
     #[must_use]
     pub fn shown(&self) -> String {

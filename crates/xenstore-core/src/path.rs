@@ -146,6 +146,23 @@ fn name_len(bytes: &[u8]) -> usize {
     bytes.len().wrapping_sub(rest.len()).wrapping_add(last)
 }
 
+/// Whether there are two slashes side by side.
+fn has_doubled_slash(bytes: &[u8]) -> bool {
+    let mut rest = bytes;
+    let mut last_was_one = 0;
+    while let Some((word, behind)) = rest.split_first_chunk::<8>() {
+        let found = slashes(u64::from_le_bytes(*word));
+        // Each beside the one before it, the first beside the last of the word before.
+        if found & ((found << 8) | last_was_one) != 0 {
+            return true;
+        }
+        last_was_one = found >> 56;
+        rest = behind;
+    }
+    (last_was_one != 0 && rest.first() == Some(&b'/'))
+        || rest.array_windows().any(|pair| pair == b"//")
+}
+
 /// The top bit of every byte that is a slash.
 #[inline]
 fn slashes(word: u64) -> u64 {
@@ -190,9 +207,8 @@ pub fn resolve<'a>(
             scratch
         }
     };
-    let doubled = full.array_windows().any(|pair| pair == b"//");
     let trailing = full.len() > 1 && full.last() == Some(&b'/');
-    if doubled || trailing || full.len() > ABS_PATH_MAX {
+    if has_doubled_slash(full) || trailing || full.len() > ABS_PATH_MAX {
         return Err(Error::Inval);
     }
     Ok(Path(full))
@@ -237,6 +253,7 @@ mod tests {
     use super::*;
     use std::format;
     use std::string::{String, ToString};
+    use std::vec;
 
     fn check(given: &[u8], special: Special) -> Result<String, Error> {
         resolve(given, 7, special, &mut Vec::new())
@@ -280,7 +297,8 @@ mod tests {
 
     #[test]
     fn names_are_found_wherever_the_slashes_stand() {
-        for path in ["/", "/a", "/1234567", "/12345678", "/123456789", "/a/b/c/d/e/f/g/h/i", "@x/7"] {
+        for path in ["/", "/a", "/1234567", "/12345678", "/123456789", "/a/b/c/d/e/f/g/h/i", "@x/7"]
+        {
             let names: Vec<&[u8]> = Path::checked(path.as_bytes()).names().collect();
             let expected = path.strip_prefix('/').unwrap_or(path).split('/');
             let expected: Vec<&str> = expected.filter(|name| !name.is_empty()).collect();
@@ -291,6 +309,22 @@ mod tests {
                 let mut bytes = [other; 20];
                 bytes[at] = b'/';
                 assert_eq!(name_len(&bytes), at);
+            }
+        }
+    }
+
+    #[test]
+    fn doubled_slashes_are_seen_wherever_they_stand() {
+        for len in 0..20 {
+            let mut bytes = vec![b'a'; len];
+            assert!(!has_doubled_slash(&bytes));
+            for (at, apart) in (0..len).flat_map(|at| (1..len).map(move |apart| (at, apart))) {
+                let Some(other) = at.checked_add(apart).filter(|other| *other < len) else {
+                    continue;
+                };
+                (bytes[at], bytes[other]) = (b'/', b'/');
+                assert_eq!(has_doubled_slash(&bytes), apart == 1, "{len} {at} {apart}");
+                (bytes[at], bytes[other]) = (b'a', b'a');
             }
         }
     }

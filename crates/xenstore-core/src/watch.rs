@@ -3,7 +3,7 @@
 //! The index is a tree of names like the store's own. A change of `/a/b` finds the watches of `/`, `/a`
 //! and `/a/b` on one way down, whatever else is watched; a removal also finds those below.
 
-use crate::path::{Names, Path};
+use crate::path::Path;
 use crate::server::ConnId;
 use alloc::boxed::Box;
 use alloc::collections::btree_map::Entry;
@@ -78,18 +78,25 @@ enum Alike {
     Many(BTreeMap<Box<[u8]>, Place>),
 }
 
-/// A number for a name, of its first and last bytes and its length: made in a few instructions.
+/// A number for a name, of its first and last bytes: made in a few instructions. Names of up to
+/// [`EXACT_MAX`] bytes with the same number and the same length are the same.
+#[inline]
 fn number(name: &[u8]) -> u64 {
-    let ends = if let (Some(first), Some(last)) = (name.first_chunk::<8>(), name.last_chunk::<8>())
-    {
-        u64::from_ne_bytes(*first).rotate_left(29) ^ u64::from_ne_bytes(*last)
-    } else if let (Some(first), Some(last)) = (name.first_chunk::<4>(), name.last_chunk::<4>()) {
-        u64::from(u32::from_ne_bytes(*first)).rotate_left(29) ^ u64::from(u32::from_ne_bytes(*last))
-    } else {
-        name.iter().fold(0, |ends, byte| (ends << 8) | u64::from(*byte))
-    };
-    ends ^ (name.len() as u64).rotate_left(56)
+    match (name.first_chunk::<8>(), name.last_chunk::<8>()) {
+        (Some(first), Some(last)) if name.len() > EXACT_MAX => {
+            u64::from_le_bytes(*first).rotate_left(29) ^ u64::from_le_bytes(*last)
+        }
+        _ => match (name.first_chunk::<4>(), name.last_chunk::<4>()) {
+            (Some(first), Some(last)) => {
+                u64::from(u32::from_le_bytes(*first)) | u64::from(u32::from_le_bytes(*last)) << 32
+            }
+            _ => name.iter().fold(0, |ends, byte| (ends << 8) | u64::from(*byte)),
+        },
+    }
 }
+
+/// See [`number`].
+const EXACT_MAX: usize = 8;
 
 /// One bit of 64 for a number.
 fn mark(number: u64) -> u64 {
@@ -97,9 +104,15 @@ fn mark(number: u64) -> u64 {
 }
 
 impl Alike {
+    /// The place of a name with this number.
+    #[inline]
     fn get(&self, name: &[u8]) -> Option<&Place> {
         match self {
-            Self::One(known, place) => (**known == *name).then_some(place),
+            Self::One(known, place) => {
+                let short = name.len() <= EXACT_MAX;
+                let same = known.len() == name.len() && (short || **known == *name);
+                same.then_some(place)
+            }
             Self::Many(places) => places.get(name),
         }
     }
@@ -148,6 +161,7 @@ impl Alike {
 }
 
 impl Below {
+    #[inline]
     fn get(&self, name: &[u8]) -> Option<&Place> {
         let number = number(name);
         if self.marks & mark(number) == 0 {
@@ -288,6 +302,19 @@ impl Watches {
         Some(watch)
     }
 
+    /// Whether there are watches of the path or of anything above it: for most changes, none.
+    pub(crate) fn may_match(&self, path: Path<'_>) -> bool {
+        let mut place = if path.is_special() { &self.special } else { &self.tree };
+        let mut names = path.names();
+        while place.watches.is_empty() {
+            let Some(next) = names.next().and_then(|name| place.below.get(name)) else {
+                return false;
+            };
+            place = next;
+        }
+        true
+    }
+
     /// The watches that a change of `path` concerns: those of the path and of everything above it, as
     /// far as their depth goes.
     pub(crate) fn matching(&self, path: Path<'_>, to: &mut Vec<WatchId>) {
@@ -295,21 +322,15 @@ impl Watches {
         let mut names = path.names();
         loop {
             if !place.watches.is_empty() {
-                self.reaching(place, &names, to);
+                let reaches = |id: &&WatchId| {
+                    let depth = self.get(**id).and_then(|watch| watch.depth);
+                    depth.is_none_or(|depth| names.clone().count() <= depth as usize)
+                };
+                to.extend(place.watches.iter().filter(reaches));
             }
             let Some(next) = names.next().and_then(|name| place.below.get(name)) else { return };
             place = next;
         }
-    }
-
-    /// The watches of a place that reach a change as many names below as there are left.
-    #[inline(never)]
-    fn reaching(&self, place: &Place, names: &Names<'_>, to: &mut Vec<WatchId>) {
-        let reaches = |id: &&WatchId| {
-            let depth = self.get(**id).and_then(|watch| watch.depth);
-            depth.is_none_or(|depth| names.clone().count() <= depth as usize)
-        };
-        to.extend(place.watches.iter().filter(reaches));
     }
 
     /// The place `path`, if something is watched there or below.

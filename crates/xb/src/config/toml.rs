@@ -73,17 +73,7 @@ fn key(key: &str) -> String {
 }
 
 fn written(value: &Value) -> String {
-    match &value.kind {
-        Kind::Text(text) => quoted(text),
-        Kind::Number(number, _) => number.to_string(),
-        Kind::List(list) if list.len() < 2 => {
-            format!("[{}]", list.iter().map(written).collect::<String>())
-        }
-        Kind::List(list) => {
-            let lines = list.iter().map(|value| format!("    {},\n", written(value)));
-            format!("[\n{}]", lines.collect::<String>())
-        }
-    }
+    value.written(quoted, |value, _| value.to_string())
 }
 
 fn quoted(text: &str) -> String {

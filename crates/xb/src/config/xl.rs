@@ -297,17 +297,7 @@ pub fn write(settings: &[Setting]) -> String {
 }
 
 fn written(value: &Value) -> String {
-    match &value.kind {
-        Kind::Text(text) => quoted(text),
-        Kind::Number(_, written) => written.clone(),
-        Kind::List(list) if list.len() < 2 => {
-            format!("[{}]", list.iter().map(written).collect::<String>())
-        }
-        Kind::List(list) => {
-            let lines = list.iter().map(|value| format!("    {},\n", written(value)));
-            format!("[\n{}]", lines.collect::<String>())
-        }
-    }
+    value.written(quoted, |_, as_read| as_read.into())
 }
 
 fn quoted(text: &str) -> String {

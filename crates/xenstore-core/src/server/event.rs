@@ -42,31 +42,37 @@ impl Server {
         if matches!(done, Done::Unchanged) || self.watches.len() == 0 {
             return;
         }
-        let mut matching = core::mem::take(&mut self.matching);
-        matching.clear();
-        self.watches.matching(path, &mut matching);
-        if !matching.is_empty() {
-            let told: Rc<[u8]> = Rc::from(path.as_bytes());
-            let firing = matching.drain(..).map(|id| (id, told.clone()));
-            let firing: Vec<Firing> = {
-                let sight = sight(&self.tree, path, done);
-                // Watches of one connection stand side by side mostly, and share the answer.
-                let mut last = None;
-                let sees = |(id, _): &Firing| {
-                    let conn = self.watches.get(*id).map(|watch| watch.conn);
-                    match last {
-                        Some((known, sees)) if known == conn => sees,
-                        _ => last.insert((conn, self.may_see(*id, &sight))).1,
-                    }
-                };
-                firing.filter(sees).collect()
-            };
-            self.push_events(&firing);
+        if self.watches.may_match(path) {
+            self.fire_at(path, done);
         }
-        self.matching = matching;
         if let Done::Removed(gone) = done {
             self.fire_below(path, gone);
         }
+    }
+
+    /// Tells those who watch `path` or something above it.
+    #[inline(never)]
+    fn fire_at(&mut self, path: Path<'_>, done: &Done) {
+        let mut matching = core::mem::take(&mut self.matching);
+        matching.clear();
+        self.watches.matching(path, &mut matching);
+        let told: Rc<[u8]> = Rc::from(path.as_bytes());
+        let firing = matching.drain(..).map(|id| (id, told.clone()));
+        let firing: Vec<Firing> = {
+            let sight = sight(&self.tree, path, done);
+            // Watches of one connection stand side by side mostly, and share the answer.
+            let mut last = None;
+            let sees = |(id, _): &Firing| {
+                let conn = self.watches.get(*id).map(|watch| watch.conn);
+                match last {
+                    Some((known, sees)) if known == conn => sees,
+                    _ => last.insert((conn, self.may_see(*id, &sight))).1,
+                }
+            };
+            firing.filter(sees).collect()
+        };
+        self.push_events(&firing);
+        self.matching = matching;
     }
 
     /// The watches of nodes below a removed one are told their own path. Goes where something was and
