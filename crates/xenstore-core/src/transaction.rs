@@ -129,8 +129,9 @@ pub(crate) struct Rerun {
 const ENTRY_WEIGHT: i64 = 96;
 
 /// What a transaction did on one path: kinds of looks as [`What::bit`], and [`WROTE`].
-#[derive(Clone, Copy, Default)]
 struct Accessed {
+    /// The first entry of the log about the path.
+    first: u32,
     /// Since the change of its own with this number.
     since: u32,
     /// Looks since then.
@@ -301,15 +302,27 @@ impl Transaction {
         self.deaths == deaths && self.base.same(tree)
     }
 
-    fn record(&mut self, path: Path<'_>, bit: u8, asked: Asked, weight: i64) {
-        let path = match self.accessed.get_key_value(path.as_bytes()) {
-            Some((known, _)) => known.clone(),
-            None => Rc::from(path.as_bytes()),
-        };
-        let seen = self.accessed.entry(path.clone()).or_default();
-        seen.lately = bit | if seen.since == self.written { seen.lately } else { 0 };
-        seen.since = self.written;
-        seen.ever |= bit;
+    /// Notes an access. Returns the path as the log's entries share it; `None` for one more look at what it
+    /// has looked at since its last change.
+    fn access(&mut self, path: Path<'_>, bit: u8) -> Option<Rc<[u8]>> {
+        let (first, since) = (u32::try_from(self.log.len()).unwrap_or(u32::MAX), self.written);
+        let known = self.accessed.get_mut(path.as_bytes());
+        if let Some((entry, seen)) =
+            known.and_then(|seen| Some((self.log.get(seen.first as usize)?, seen)))
+        {
+            let lately = if seen.since == since { seen.lately } else { 0 };
+            if lately & bit != 0 && bit != WROTE {
+                return None;
+            }
+            (seen.since, seen.lately, seen.ever) = (since, lately | bit, seen.ever | bit);
+            return Some(entry.path.clone());
+        }
+        let path: Rc<[u8]> = Rc::from(path.as_bytes());
+        self.accessed.insert(path.clone(), Accessed { first, since, lately: bit, ever: bit });
+        Some(path)
+    }
+
+    fn append(&mut self, path: Rc<[u8]>, asked: Asked, weight: i64) {
         let weight = ENTRY_WEIGHT.saturating_add(path.len() as i64).saturating_add(weight);
         self.weight = self.weight.saturating_add(weight);
         self.log.push(Entry { path, asked });
@@ -326,13 +339,9 @@ impl Transaction {
         let seen = self.work.tree.find(caller, path, Access::READ).cloned();
         // Seeing the same again tells nothing new. After a change of its own it may: what it made has
         // permissions that nobody has looked at before.
-        let known = self
-            .accessed
-            .get(path.as_bytes())
-            .is_some_and(|seen| seen.lately & what.bit() != 0 && seen.since == self.written);
-        if !known {
+        if let Some(path) = self.access(path, what.bit()) {
             let alive = seen.as_ref().map_or(0, |node| domains.alive_entries(node.perms()));
-            self.record(path, what.bit(), Asked::Read { what, seen: seen.clone(), alive }, 0);
+            self.append(path, Asked::Read { what, seen: seen.clone(), alive }, 0);
         }
         seen
     }
@@ -358,10 +367,10 @@ impl Transaction {
             Change::SetPerms(perms) => Asked::SetPerms { perms: perms.clone(), answer },
         };
         self.written = self.written.saturating_add(u32::from(answer.is_ok()));
-        self.record(path, WROTE, asked, weight);
         self.changes |= answer.is_ok();
-        if let Some(entry) = self.log.last() {
-            note(&mut self.work.changed, &entry.path, done);
+        if let Some(path) = self.access(path, WROTE) {
+            note(&mut self.work.changed, &path, done);
+            self.append(path, asked, weight);
         }
         answer
     }

@@ -52,7 +52,7 @@ impl Server {
                 found.add(conn.domid, Quota::Watches, 1);
                 found.add(conn.domid, Quota::Memory, watch.weight());
             }
-            for transaction in conn.transactions.values() {
+            for (_, transaction) in conn.transactions.iter() {
                 found.add(conn.domid, Quota::Transactions, 1);
                 found.add(conn.domid, Quota::Memory, transaction.weight);
             }

@@ -1,11 +1,10 @@
 //! One connection: what it is to be sent, what it watches, what it has open.
 
+use super::transactions::Transactions;
 use super::{DomId, Ended};
 use crate::limits::{HEADER_SIZE, RING_BYTES, UNREAD_SOFT_BYTES};
-use crate::transaction::Transaction;
 use crate::watch::{WatchId, Watches};
 use crate::wire::{Error, Header, MsgType, split_message};
-use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::rc::Rc;
 use alloc::vec::Vec;
@@ -42,7 +41,7 @@ pub(crate) struct Connection {
     /// For rings: how many bytes of `out` each unread reply ends at, counted from its start.
     replies: VecDeque<usize>,
     pub(crate) watches: BTreeMap<Rc<[u8]>, WatchId>,
-    pub(crate) transactions: BTreeMap<u32, Box<Transaction>>,
+    pub(crate) transactions: Transactions,
     pub(crate) next_transaction: u32,
     /// Requests of this connection that wait for a turn.
     pub(crate) delayed: usize,
@@ -67,7 +66,7 @@ impl Connection {
             events_len: 0,
             replies: VecDeque::new(),
             watches: BTreeMap::new(),
-            transactions: BTreeMap::new(),
+            transactions: Transactions::default(),
             next_transaction: 1,
             delayed: 0,
             owed: 0,

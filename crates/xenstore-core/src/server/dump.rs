@@ -148,8 +148,8 @@ impl Server {
                 depth: watch.depth.map(|depth| u16::try_from(depth).unwrap_or(u16::MAX)),
             }))?;
         }
-        for id in connection.transactions.keys() {
-            out.put(&Record::Transaction { conn: number, id: *id })?;
+        for id in connection.transactions.ids() {
+            out.put(&Record::Transaction { conn: number, id })?;
         }
         Ok(())
     }

@@ -113,7 +113,7 @@ impl Server {
         let Some(connection) = self.conn_mut(conn) else { return };
         let domid = connection.domid;
         let transactions = core::mem::take(&mut connection.transactions);
-        for (id, transaction) in transactions {
+        for (id, transaction) in transactions.iter() {
             self.end_turn(conn, id);
             self.snapshots.remove(&transaction.snapshot);
             self.domains.charge(domid, Quota::Transactions, -1);

@@ -16,6 +16,7 @@ mod manage;
 mod request;
 mod restore;
 mod session;
+mod transactions;
 mod turn;
 mod waiting;
 

@@ -12,7 +12,6 @@ use crate::stream::{self, Connection, Error, Global, Node, Peer, Quotas, Reader,
 use crate::transaction::{Snapshot, Transaction};
 use crate::watch;
 use crate::wire::feature;
-use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
@@ -227,7 +226,7 @@ impl Restoring {
         transaction.torn = true;
         let Some(connection) = server.conn_mut(conn) else { return Ok(()) };
         let domid = connection.domid;
-        if id == 0 || connection.transactions.insert(id, Box::new(transaction)).is_some() {
+        if id == 0 || !connection.transactions.open(id, transaction) {
             return Err("its number is 0, or another's");
         }
         server.domains.charge(domid, Quota::Transactions, 1);

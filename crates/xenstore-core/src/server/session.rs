@@ -11,7 +11,6 @@ use crate::transaction::{Snapshot, Touch, Transaction};
 use crate::tree::Done;
 use crate::watch::{self, WatchId};
 use crate::wire::{Error, Strings, feature};
-use alloc::boxed::Box;
 use alloc::format;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
@@ -99,13 +98,13 @@ impl Server {
         let (since, changes) = (self.domains.now, self.changes);
         let Some(connection) = self.conn_mut(request.conn) else { return Ok(()) };
         let mut id = connection.next_transaction;
-        while id == 0 || connection.transactions.contains_key(&id) {
+        while id == 0 || connection.transactions.contains(id) {
             id = id.wrapping_add(1);
         }
         connection.next_transaction = id.wrapping_add(1);
         let snapshot = Snapshot { since, changes, conn: request.conn, id };
         let transaction = Transaction::new(&tree, deaths, snapshot);
-        connection.transactions.insert(id, Box::new(transaction));
+        connection.transactions.open(id, transaction);
         if !caller.privileged {
             self.snapshots.insert(snapshot);
         }
@@ -122,14 +121,17 @@ impl Server {
             _ => return Err(Error::Inval.into()),
         };
         let id = request.header.tx_id;
-        let taken = self.conn_mut(request.conn).and_then(|conn| conn.transactions.remove(&id));
+        let taken = self.conn_mut(request.conn).and_then(|conn| conn.transactions.lend(id));
         let mut transaction = taken.ok_or(Error::NoEnt)?;
         let outcome = if commit { self.commit(request, &mut transaction) } else { Ok(()) };
         if matches!(outcome, Err(Stop::Wait(_))) {
             if let Some(connection) = self.conn_mut(request.conn) {
-                connection.transactions.insert(id, transaction);
+                connection.transactions.give_back(id, transaction);
             }
             return outcome;
+        }
+        if let Some(connection) = self.conn_mut(request.conn) {
+            connection.transactions.close(id);
         }
         self.domains.charge(request.caller.domid, Quota::Transactions, -1);
         self.domains.charge(
@@ -161,7 +163,7 @@ impl Server {
             self.snapshots.remove(&old);
             let Some(connection) = self.conn_mut(old.conn) else { continue };
             let domid = connection.domid;
-            let Some(mut transaction) = connection.transactions.remove(&old.id) else { continue };
+            let Some(mut transaction) = connection.transactions.lend(old.id) else { continue };
             left = left.saturating_sub(transaction.log_len().saturating_add(1));
             let spent = core::mem::take(&mut self.cost);
             if self.changes.saturating_sub(old.changes) < SNAPSHOT_CHANGES_MAX {
@@ -172,7 +174,7 @@ impl Server {
             let cost = core::mem::replace(&mut self.cost, spent);
             if let Some(connection) = self.conn_mut(old.conn) {
                 connection.owed = connection.owed.saturating_add(cost).saturating_add(1);
-                connection.transactions.insert(old.id, transaction);
+                connection.transactions.give_back(old.id, transaction);
             }
         }
     }

@@ -254,7 +254,7 @@ impl Server {
             self.turns.respected(class).filter(|turn| (turn.conn, turn.transaction) != own);
         others.any(|turn| {
             let holder =
-                self.conn(turn.conn).and_then(|conn| conn.transactions.get(&turn.transaction));
+                self.conn(turn.conn).and_then(|conn| conn.transactions.get(turn.transaction));
             holder.is_some_and(|holder| holder.would_notice(path, touch))
         })
     }

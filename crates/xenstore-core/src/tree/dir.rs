@@ -4,7 +4,7 @@
 //! a snapshot shares them, and changes them in place otherwise, so it costs O(log n) whatever the size,
 //! and nothing is allocated where nothing is shared.
 
-use super::node::{Node, prefix_of};
+use super::node::{Node, is_whole, prefix_of};
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::cmp::Ordering;
@@ -54,9 +54,13 @@ impl<'a> Key<'a> {
         Self { prefix: prefix_of(name), name }
     }
 
-    /// How an entry with this prefix and name sorts against the key.
+    /// How an entry with this prefix and name sorts against the key. Most names are short, and then the
+    /// entry's is not looked at: it is in memory of its own.
     fn order<'n>(self, prefix: u64, name: impl FnOnce() -> &'n [u8]) -> Ordering {
-        prefix.cmp(&self.prefix).then_with(|| name().cmp(self.name))
+        prefix.cmp(&self.prefix).then_with(|| match is_whole(prefix) {
+            true => Ordering::Equal,
+            false => name().cmp(self.name),
+        })
     }
 }
 
