@@ -5,6 +5,7 @@
 
 use crate::path::Path;
 use crate::server::ConnId;
+use crate::tree::{is_whole, prefix_of};
 use alloc::boxed::Box;
 use alloc::collections::btree_map::Entry;
 use alloc::collections::{BTreeMap, BTreeSet};
@@ -61,8 +62,8 @@ struct Place {
     below: Below,
 }
 
-/// The places below one, by name. Found by a number made of the name, as a change looks here whether
-/// anybody watches or not. Names with the same number are few, unless somebody looks for them.
+/// The places below one, by name. Found by the first bytes of the name as a number, as nodes are: a change looks
+/// here whether anybody watches or not.
 #[derive(Default)]
 struct Below {
     places: BTreeMap<u64, Alike>,
@@ -72,46 +73,24 @@ struct Below {
     len: u32,
 }
 
-/// The places whose names have one number.
+/// The places whose names begin alike: one, where the name has fewer than eight bytes.
 enum Alike {
     One(Box<[u8]>, Place),
     Many(BTreeMap<Box<[u8]>, Place>),
 }
 
-/// A number for a name, of its first and last bytes: made in a few instructions. Names of up to
-/// [`EXACT_MAX`] bytes with the same number and the same length are the same.
-#[inline]
-fn number(name: &[u8]) -> u64 {
-    match (name.first_chunk::<8>(), name.last_chunk::<8>()) {
-        (Some(first), Some(last)) if name.len() > EXACT_MAX => {
-            u64::from_le_bytes(*first).rotate_left(29) ^ u64::from_le_bytes(*last)
-        }
-        _ => match (name.first_chunk::<4>(), name.last_chunk::<4>()) {
-            (Some(first), Some(last)) => {
-                u64::from(u32::from_le_bytes(*first)) | u64::from(u32::from_le_bytes(*last)) << 32
-            }
-            _ => name.iter().fold(0, |ends, byte| (ends << 8) | u64::from(*byte)),
-        },
-    }
-}
-
-/// See [`number`].
-const EXACT_MAX: usize = 8;
-
-/// One bit of 64 for a number.
-fn mark(number: u64) -> u64 {
-    1 << (number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 58)
+/// One bit of 64 for a name that begins so.
+fn mark(prefix: u64) -> u64 {
+    1 << (prefix.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 58)
 }
 
 impl Alike {
-    /// The place of a name with this number.
+    /// The place of a name that begins alike.
     #[inline]
     fn get(&self, name: &[u8]) -> Option<&Place> {
         match self {
             Self::One(known, place) => {
-                let short = name.len() <= EXACT_MAX;
-                let same = known.len() == name.len() && (short || **known == *name);
-                same.then_some(place)
+                (is_whole(prefix_of(name)) || **known == *name).then_some(place)
             }
             Self::Many(places) => places.get(name),
         }
@@ -163,23 +142,23 @@ impl Alike {
 impl Below {
     #[inline]
     fn get(&self, name: &[u8]) -> Option<&Place> {
-        let number = number(name);
-        if self.marks & mark(number) == 0 {
+        let prefix = prefix_of(name);
+        if self.marks & mark(prefix) == 0 {
             return None;
         }
-        self.places.get(&number)?.get(name)
+        self.places.get(&prefix)?.get(name)
     }
 
     fn get_mut(&mut self, name: &[u8]) -> Option<&mut Place> {
-        self.places.get_mut(&number(name))?.get_mut(name)
+        self.places.get_mut(&prefix_of(name))?.get_mut(name)
     }
 
     /// The place of this name, made if there is none.
     fn make(&mut self, name: &[u8]) -> Option<&mut Place> {
         let Self { places, marks, len } = self;
-        let number = number(name);
-        *marks |= mark(number);
-        match places.entry(number) {
+        let prefix = prefix_of(name);
+        *marks |= mark(prefix);
+        match places.entry(prefix) {
             Entry::Vacant(free) => {
                 *len = len.saturating_add(1);
                 free.insert(Alike::One(Box::from(name), Place::default())).get_mut(name)
@@ -196,13 +175,13 @@ impl Below {
     }
 
     fn remove(&mut self, name: &[u8]) {
-        let number = number(name);
-        let Some(alike) = self.places.get_mut(&number) else { return };
+        let prefix = prefix_of(name);
+        let Some(alike) = self.places.get_mut(&prefix) else { return };
         if alike.remove(name) {
             self.len = self.len.saturating_sub(1);
         }
         if alike.is_empty() {
-            self.places.remove(&number);
+            self.places.remove(&prefix);
         }
     }
 
@@ -429,13 +408,12 @@ mod tests {
     }
 
     #[test]
-    fn names_with_the_same_number_are_told_apart() {
-        // The middle of a name is not in its number.
+    fn names_that_begin_alike_are_told_apart() {
         let names: Vec<Vec<u8>> =
             (0..50).map(|at| alloc::format!("12345678-{at:02}-12345678").into_bytes()).collect();
         let mut below = Below::default();
         for (slot, name) in (0..).zip(&names) {
-            assert_eq!(number(name), number(&names[0]));
+            assert_eq!(prefix_of(name), prefix_of(&names[0]));
             below.make(name).unwrap().watches.insert(WatchId { number: 0, slot });
             assert_eq!(below.make(name).unwrap().watches.len(), 1);
         }

@@ -24,7 +24,8 @@ pub struct Node {
 
 /// The first eight bytes of a name as a number that sorts as the bytes do. Names hold no NUL, so
 /// padding with NULs keeps the order.
-pub(super) fn prefix_of(name: &[u8]) -> u64 {
+#[inline]
+pub(crate) fn prefix_of(name: &[u8]) -> u64 {
     if let Some(first) = name.first_chunk::<8>() {
         return u64::from_be_bytes(*first);
     }
@@ -43,7 +44,7 @@ pub(super) fn prefix_of(name: &[u8]) -> u64 {
 }
 
 /// Whether the name with this prefix has no more bytes than are in it.
-pub(super) fn is_whole(prefix: u64) -> bool {
+pub(crate) fn is_whole(prefix: u64) -> bool {
     prefix & 0xff == 0
 }
 
