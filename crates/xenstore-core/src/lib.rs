@@ -11,6 +11,7 @@
 //! | [`tree`] | the nodes, and what requests do to them |
 //! | `transaction` | snapshot, log, and how a commit is judged |
 //! | `watch` | watches in an index by path |
+//! | `bytes` | bytes found fast |
 //! | [`client`] | the other end: requests in flight, replies, events |
 //! | [`server`] | the store: requests in, replies and events out |
 //! | [`stream`] | the whole state as records, for live update |
@@ -33,6 +34,7 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+mod bytes;
 pub mod client;
 pub mod limits;
 pub mod path;

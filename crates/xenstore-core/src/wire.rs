@@ -3,6 +3,7 @@
 //! Source: `xen/include/public/io/xs_wire.h` and `docs/misc/xenstore.txt` of Xen 4.23. Headers are
 //! in the byte order of the machine, as both ends live on one.
 
+use crate::bytes::find;
 use crate::limits::{HEADER_SIZE, PAYLOAD_MAX};
 use core::fmt;
 
@@ -261,7 +262,7 @@ impl<'a> Iterator for Strings<'a> {
     type Item = &'a [u8];
 
     fn next(&mut self) -> Option<&'a [u8]> {
-        let end = self.0.iter().position(|byte| *byte == 0)?;
+        let end = find::<0>(self.0)?;
         let (string, rest) = self.0.split_at_checked(end)?;
         self.0 = rest.get(1..).unwrap_or_default();
         Some(string)
