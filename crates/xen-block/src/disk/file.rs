@@ -206,15 +206,20 @@ fn size(file: BorrowedFd<'_>) -> Result<Option<u64>, Errno> {
 fn geometry(file: &OwnedFd, access: DiskAccess, direct: Direct) -> Result<Option<Geometry>, Errno> {
     let Some(bytes) = size(file.as_fd())? else { return Ok(None) };
     let stat = rustix::fs::fstat(file)?;
-    let sector_size = match direct {
-        Direct::Yes => alignment(file).unwrap_or(512).clamp(512, 4096),
-        Direct::No => 512,
+    let is_device = FileType::from_raw_mode(stat.st_mode) == FileType::BlockDevice;
+    let (sector_size, block) = match direct {
+        // Through the page cache too: frontends are told of the storage, not of how it is reached.
+        _ if is_device => (rustix::fs::ioctl_blksszget(file)?, rustix::fs::ioctl_blkpbszget(file)?),
+        Direct::Yes => {
+            (alignment(file).unwrap_or(512), u32::try_from(stat.st_blksize).unwrap_or(4096))
+        }
+        Direct::No => (512, u32::try_from(stat.st_blksize).unwrap_or(4096)),
     };
+    let (sector_size, block) = (sector_size.clamp(512, 4096), block.clamp(512, 4096));
     let whole = bytes / u64::from(sector_size) * u64::from(sector_size);
     if whole == 0 {
         return Ok(None);
     }
-    let block = u32::try_from(stat.st_blksize).unwrap_or(4096).clamp(512, 4096);
     let divides = whole.is_multiple_of(block.into());
     let physical_sector_size = if divides { block.max(sector_size) } else { sector_size };
     Ok(Some(Geometry {
