@@ -40,6 +40,16 @@ impl Setup {
     }
 }
 
+/// From now on the kernel answers this thread as if it did not have this system call.
+pub fn lack(call: libc::c_long) {
+    use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch, apply_filter};
+    let lacking = [(call, Vec::new())].into_iter().collect();
+    let action = SeccompAction::Errno(libc::ENOSYS as u32);
+    let arch = TargetArch::try_from(std::env::consts::ARCH).unwrap();
+    let filter = SeccompFilter::new(lacking, SeccompAction::Allow, action, arch).unwrap();
+    apply_filter(&BpfProgram::try_from(filter).unwrap()).unwrap();
+}
+
 pub struct Scene {
     pub host: Host,
     pub daemon: Daemon,
