@@ -7,7 +7,7 @@
 mod pages;
 mod queue;
 
-use crate::disk::{Disk, DiskAccess, Geometry};
+use crate::disk::{Disk, DiskAccess, Geometry, Waited};
 use crate::record::{self, Record, Shape};
 use crate::stats::Stats;
 use crate::throttle::{self, Throttle};
@@ -19,7 +19,7 @@ use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use xen::evtchn::EventChannels;
 use xen::gnttab::{Access, GrantMap};
 use xen::{DomId, Port};
@@ -216,12 +216,13 @@ impl Back {
         queues.map(Queue::in_flight).sum()
     }
 
-    /// Takes what is in the rings, answers what the disk is done with, notifies. Never waits.
+    /// Takes what is in the rings, answers what the disk is done with, notifies. Waits for the disk with
+    /// `patience` alone, and then no longer: [`Disk::start_and_wait`].
     ///
     /// # Errors
     /// The frontend has broken a ring, or the event channel is gone: the device is to be closed.
-    pub fn work(&mut self, now: Instant) -> Result<Worked, Error> {
-        let worked = self.work_once(now);
+    pub fn work(&mut self, now: Instant, patience: Option<Duration>) -> Result<Worked, Error> {
+        let worked = self.work_once(now, patience);
         if worked.is_err()
             && let Some(connected) = &mut self.connected
         {
@@ -231,7 +232,7 @@ impl Back {
         worked
     }
 
-    fn work_once(&mut self, now: Instant) -> Result<Worked, Error> {
+    fn work_once(&mut self, mut now: Instant, patience: Option<Duration>) -> Result<Worked, Error> {
         let mut worked = Worked::default();
         let taking = self.connected.as_ref().map(|connected| connected.taking);
         self.each(now, &mut worked, |queue, work, turn| {
@@ -242,7 +243,13 @@ impl Back {
             Ok(())
         })?;
         let Some(connected) = &mut self.connected else { return Ok(worked) };
-        connected.disk.start();
+        match patience {
+            Some(patience) if connected.disk.start_and_wait(patience) == Waited::Yes => {
+                now = Instant::now();
+            }
+            Some(_) => {}
+            None => connected.disk.start(),
+        }
         self.harvest(now)?;
         let evtchn = Rc::clone(&self.platform.evtchn);
         let Some(connected) = &mut self.connected else { return Ok(worked) };
@@ -588,7 +595,7 @@ impl Driver for Back {
             connected.taking = Taking::Ended;
         }
         // What is in flight is answered, if the rings still stand.
-        let _ = self.work(Instant::now());
+        let _ = self.work(Instant::now(), None);
         let Some(connected) = &mut self.connected else { return self.leave_nothing(device) };
         if connected.disk.in_flight() > 0 || connected.queues.iter().any(Queue::waits) {
             return Progress::Pending;

@@ -17,6 +17,8 @@ use xenstore::Client;
 const SPIN_MAX: Duration = Duration::from_micros(20);
 /// A sleep that was shorter than this would have been better spent looking.
 const SHORT_SLEEP: Duration = Duration::from_micros(20);
+/// How long a lone request is waited for, and whatever else comes meanwhile waits with it.
+const PATIENCE: Duration = Duration::from_millis(1);
 /// How long the events of the store and the ports wait while there is work.
 const ASK_STORE: Duration = Duration::from_millis(1);
 /// How often a device that waits for something without a descriptor is looked at.
@@ -45,7 +47,7 @@ pub struct Server {
     ask_at: Instant,
     /// When devices that wait are looked at next.
     look_at: Instant,
-    /// What time it is. Where the clock source is `xen`, as in most PV domains, to look is a system call.
+    /// What time it is. Where the domain's clock source is `xen`, to look is a system call.
     now: Instant,
     /// For how many turns more that is taken to be so.
     now_good_for: u8,
@@ -208,8 +210,9 @@ impl Server {
     fn work_all(&mut self, now: Instant) -> Result<Moved, Error> {
         let mut moved = Moved::Nothing;
         let mut failed = Vec::new();
+        let patience = self.patience();
         for (at, id, back) in drivers(&mut self.buses) {
-            match back.work(now) {
+            match back.work(now, patience) {
                 Ok(worked) if worked.moved > 0 || worked.more => moved = Moved::Something,
                 Ok(_) => {}
                 Err(error) => failed.push((at, id, error)),
@@ -217,6 +220,15 @@ impl Server {
         }
         self.fail(failed)?;
         Ok(moved)
+    }
+
+    /// How long a disk may be waited for by itself: where nobody looks for more, one frontend has notified, and no
+    /// disk is at work, a request that is given to the kernel and waited for at once costs a system call less,
+    /// and that the kernel breaks off the sleep for its end.
+    fn patience(&mut self) -> Option<Duration> {
+        let lone = self.spin_max.is_zero() && self.masked.len() == 1;
+        let at_work = lone && drivers(&mut self.buses).any(|(_, _, back)| back.in_flight() > 0);
+        (lone && !at_work).then_some(PATIENCE)
     }
 
     /// Ends the devices with which something is wrong.

@@ -6,7 +6,7 @@
 //! thread of its own that copies, so it is copied here, when it is submitted.
 
 use super::pool::Pool;
-use super::{Disk, DiskAccess, Finished, Geometry, Io};
+use super::{Disk, DiskAccess, Finished, Geometry, Io, Waited};
 use crate::sys::{Uring, transfer};
 use rustix::fs::{FileType, FlockOperation, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
@@ -14,6 +14,7 @@ use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 use xen::shared::PAGE_SIZE;
 
 /// Requests that the kernel is given at a time.
@@ -287,6 +288,13 @@ impl Disk for File {
         if let Engine::Uring(ring) = &mut self.engine {
             // What the kernel did not take now it takes with the next call; it has refused none.
             let _ = ring.submit();
+        }
+    }
+
+    fn start_and_wait(&mut self, patience: Duration) -> Waited {
+        match &mut self.engine {
+            Engine::Uring(ring) => ring.submit_and_wait(patience),
+            Engine::AtOnce(_) | Engine::Threads(..) => Waited::No,
         }
     }
 
