@@ -4,6 +4,7 @@
 //! `queue`: taken off the ring, checked, given to the disk with the guest's pages as they are, answered.
 #![deny(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
+mod opening;
 mod pages;
 mod queue;
 
@@ -11,6 +12,8 @@ use crate::disk::{Disk, DiskAccess, Geometry, Waited};
 use crate::record::{self, Record, Shape};
 use crate::stats::Stats;
 use crate::throttle::{self, Throttle};
+use opening::Opening;
+pub use opening::{Job, MakeJob, Open, OpenDisk};
 use pages::Grants;
 use queue::{Discard, Queue, Setup, Turn, Work, queue_of};
 use rustix::io::Errno;
@@ -63,9 +66,6 @@ impl Default for Options {
     }
 }
 
-/// Opens the disk of a device, as its nodes say.
-pub type OpenDisk = dyn Fn(&mut Device<'_>) -> Result<Box<dyn Disk>, Error>;
-
 /// What all devices of a backend share.
 pub struct Platform {
     /// The event channels of this process.
@@ -73,7 +73,7 @@ pub struct Platform {
     /// The grants that it maps.
     pub grants: Rc<RefCell<dyn GrantMap>>,
     /// How disks are opened.
-    pub open: Box<OpenDisk>,
+    pub open: Open,
     /// What devices may have.
     pub options: Options,
 }
@@ -129,6 +129,7 @@ enum Taking {
 /// The backend of one device.
 pub struct Back {
     platform: Rc<Platform>,
+    opening: Opening,
     connected: Option<Connected>,
     stats: Stats,
 }
@@ -154,7 +155,7 @@ impl Back {
     /// The backend of a device that was found.
     #[must_use]
     pub fn new(platform: Rc<Platform>) -> Self {
-        Self { platform, connected: None, stats: Stats::default() }
+        Self { platform, opening: Opening::default(), connected: None, stats: Stats::default() }
     }
 
     /// What it has done since it was connected.
@@ -344,7 +345,12 @@ impl Back {
     }
 
     /// Maps the rings and binds the ports that the frontend has named. Leaves nothing where it fails.
-    fn attach(&mut self, device: &mut Device<'_>, how: How) -> Result<Connected, Error> {
+    fn attach(
+        &mut self,
+        device: &mut Device<'_>,
+        disk: Box<dyn Disk>,
+        how: How,
+    ) -> Result<Connected, Error> {
         let layout = match device.theirs(names::PROTOCOL)? {
             None => Layout::NATIVE,
             Some(name) => Layout::from_protocol(&name)
@@ -361,7 +367,7 @@ impl Back {
         };
         // First that: whoever was there before may have I/O under way in the guest's pages.
         let record = self.record(device, shape, how)?;
-        let attached = self.attach_disk(device, &rings, (layout, grants), record, how);
+        let attached = self.attach_disk(device, disk, &rings, (layout, grants), record, how);
         if attached.is_err()
             && how == How::Fresh
             && let Some(path) = self.record_path(device)
@@ -395,6 +401,7 @@ impl Back {
     fn attach_disk(
         &mut self,
         device: &mut Device<'_>,
+        mut disk: Box<dyn Disk>,
         rings: &[Ring],
         (layout, grants): (Layout, Grants),
         record: Option<(PathBuf, Record)>,
@@ -402,7 +409,6 @@ impl Back {
     ) -> Result<Connected, Error> {
         let options = &self.platform.options;
         let rates = self.rates(device)?;
-        let mut disk = (self.platform.open)(device)?;
         let geometry = disk.geometry();
         let discard = match (geometry.discard_granularity, geometry.access) {
             (Some(_), DiskAccess::ReadWrite)
@@ -558,7 +564,10 @@ impl Driver for Back {
         if !device.hotplug_done()? {
             return Ok(Progress::Pending);
         }
-        let connected = self.attach(device, How::Fresh)?;
+        let Some(disk) = self.opening.disk(&self.platform.open, device)? else {
+            return Ok(Progress::Pending);
+        };
+        let connected = self.attach(device, disk, How::Fresh)?;
         Self::describe(&connected, &self.platform.options, device);
         self.connected = Some(connected);
         self.stats = Stats::default();
@@ -566,7 +575,13 @@ impl Driver for Back {
     }
 
     fn reattach(&mut self, device: &mut Device<'_>) -> Result<Progress, Error> {
-        let connected = match self.attach(device, How::TakeOver) {
+        let opened = self.opening.disk(&self.platform.open, device);
+        let attached = match opened {
+            Ok(None) => return Ok(Progress::Pending),
+            Ok(Some(disk)) => self.attach(device, disk, How::TakeOver),
+            Err(error) => Err(error),
+        };
+        let connected = match attached {
             // The file is held until the last request of the process before is done.
             Err(busy) if is_busy(&busy) => return Ok(Progress::Pending),
             connected => connected?,
@@ -591,6 +606,9 @@ impl Driver for Back {
     }
 
     fn release(&mut self, device: &mut Device<'_>) -> Progress {
+        if self.opening.give_up() == Progress::Pending {
+            return Progress::Pending;
+        }
         if let Some(connected) = &mut self.connected {
             connected.taking = Taking::Ended;
         }

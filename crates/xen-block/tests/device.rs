@@ -335,6 +335,16 @@ fn can_be_direct(path: &Path) -> bool {
     options.open(path).is_ok()
 }
 
+/// From now on the kernel answers this thread as if it did not have this system call.
+fn lack(call: libc::c_long) {
+    use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch, apply_filter};
+    let lacking = [(call, Vec::new())].into_iter().collect();
+    let action = SeccompAction::Errno(libc::ENOSYS as u32);
+    let arch = TargetArch::try_from(std::env::consts::ARCH).unwrap();
+    let filter = SeccompFilter::new(lacking, SeccompAction::Allow, action, arch).unwrap();
+    apply_filter(&BpfProgram::try_from(filter).unwrap()).unwrap();
+}
+
 /// A kernel or a file system that does not say what direct I/O has to keep to (`STATX_DIOALIGN`): it is tried.
 #[test]
 fn direct_io_is_found_without_statx() {
@@ -344,7 +354,7 @@ fn direct_io_is_found_without_statx() {
     let said = File::open(&file.0, options).unwrap().geometry();
     let path = file.0.clone();
     let tried = std::thread::spawn(move || {
-        support::lack(libc::SYS_statx);
+        lack(libc::SYS_statx);
         let disk = File::open(&path, options).unwrap();
         assert_eq!(is_direct(&path), can_be_direct(&path), "{disk:?}");
         disk.geometry()
@@ -382,7 +392,7 @@ fn without_io_uring_threads_do_it() {
     let path = file.0.clone();
     // The filter is this thread's alone.
     let read = std::thread::spawn(move || {
-        support::lack(libc::SYS_io_uring_setup);
+        lack(libc::SYS_io_uring_setup);
         let (access, cache, way) = (DiskAccess::ReadWrite, Cache::PageCache, Way::Uring);
         let mut disk = File::open(&path, Options { access, cache, way }).unwrap();
         assert!(format!("{disk:?}").contains("threads"), "{disk:?}");

@@ -79,7 +79,7 @@ impl Scene {
         let platform = Rc::new(back::Platform {
             evtchn: Rc::new(RefCell::new(host.evtchn(DRIVER))),
             grants: Rc::new(RefCell::new(host.gnttab(DRIVER))),
-            open: Box::new(target::open),
+            open: back::Open::Aside(Box::new(target::job)),
             options,
         });
         let server = Server::start(store, DRIVER, &["vbd"], platform).unwrap();

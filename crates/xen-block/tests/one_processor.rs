@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use support::{PATIENCE, Scene, Setup};
 use xen::evtchn::EventChannels;
-use xen_block::back;
+use xen_block::back::{self, Open};
 use xen_block::disk::DiskAccess;
 use xen_block::disk::file::{Cache, File, Options, Way};
 use xen_block::front::{Part, Want};
@@ -51,7 +51,7 @@ fn reads_one_after_the_other() {
     let serving = std::thread::Builder::new().name("serving".into()).spawn(move || {
         pin();
         let options = back::Options::default();
-        let mut server = support::server_at(&host, &socket, options, Box::new(open));
+        let mut server = support::server_at(&host, &socket, options, Open::Here(Box::new(open)));
         while !stopped.load(Ordering::Relaxed) {
             server.turn(Duration::from_millis(500)).unwrap();
         }
