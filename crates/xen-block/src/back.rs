@@ -18,6 +18,7 @@ use pages::Grants;
 use queue::{Discard, Queue, Setup, Turn, Work, queue_of};
 use rustix::io::Errno;
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
@@ -47,6 +48,9 @@ pub struct Options {
     pub persistent_max: usize,
     /// Bytes and requests a second.
     pub throttle: throttle::Limits,
+    /// How often a frontend may connect, and within which time: for what is more it waits. Each time its disk is
+    /// opened and its pages are mapped anew.
+    pub connects_max: (u32, Duration),
     /// A folder in memory that outlives this process (tmpfs), for what was taken and not answered;
     /// `None`: guests notice when the process is killed.
     pub record_dir: Option<PathBuf>,
@@ -54,13 +58,14 @@ pub struct Options {
 
 impl Default for Options {
     /// Rings of 16 pages, 4 queues, 256 segments as Linux's blkback offers; 1056 pages mapped
-    /// for good in a queue; no limits.
+    /// for good in a queue; no limits but 16 connects in 10 s.
     fn default() -> Self {
         Self {
             rings: negotiate::Limits { order_max: 4, queues_max: 4 },
             indirect_segments_max: 256,
             persistent_max: 1056,
             throttle: throttle::Limits::default(),
+            connects_max: (16, Duration::from_secs(10)),
             record_dir: None,
         }
     }
@@ -130,6 +135,8 @@ enum Taking {
 pub struct Back {
     platform: Rc<Platform>,
     opening: Opening,
+    /// When the frontend has connected lately, the first first.
+    connects: VecDeque<Instant>,
     connected: Option<Connected>,
     stats: Stats,
 }
@@ -155,7 +162,8 @@ impl Back {
     /// The backend of a device that was found.
     #[must_use]
     pub fn new(platform: Rc<Platform>) -> Self {
-        Self { platform, opening: Opening::default(), connected: None, stats: Stats::default() }
+        let (opening, connects) = (Opening::default(), VecDeque::new());
+        Self { platform, opening, connects, connected: None, stats: Stats::default() }
     }
 
     /// What it has done since it was connected.
@@ -185,6 +193,13 @@ impl Back {
             bytes_per_second: own(bytes, all.bytes_per_second),
             requests_per_second: own(requests, all.requests_per_second),
         })
+    }
+
+    /// Whether the frontend may connect once more.
+    fn may_connect(&mut self, now: Instant) -> bool {
+        let (most, within) = self.platform.options.connects_max;
+        self.connects.retain(|at| now.saturating_duration_since(*at) < within);
+        self.connects.len() < most as usize
     }
 
     /// Its disk, and how that is reached, while it is connected.
@@ -561,12 +576,13 @@ impl Driver for Back {
     }
 
     fn connect(&mut self, device: &mut Device<'_>) -> Result<Progress, Error> {
-        if !device.hotplug_done()? {
+        if !device.hotplug_done()? || !self.may_connect(Instant::now()) {
             return Ok(Progress::Pending);
         }
         let Some(disk) = self.opening.disk(&self.platform.open, device)? else {
             return Ok(Progress::Pending);
         };
+        self.connects.push_back(Instant::now());
         let connected = self.attach(device, disk, How::Fresh)?;
         Self::describe(&connected, &self.platform.options, device);
         self.connected = Some(connected);

@@ -1,7 +1,10 @@
-//! Disks that take long to open: the loop that serves the others does not wait for them.
+//! Disks that take long to open, and frontends that have theirs opened again and again: the loop that serves the
+//! others does not wait for them.
 
 mod support;
 
+use std::cell::Cell;
+use std::rc::Rc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -88,4 +91,34 @@ fn a_device_that_goes_while_its_disk_opens_is_closed_when_that_is_closed() {
     scene.until("it to be forgotten", |scene| scene.back_bus().state(ID).is_none());
     assert_eq!(scene.host.mapped(), 0);
     assert!(!scene.tool.exists(device().backend_path()).unwrap());
+}
+
+/// A frontend that closes and comes back without end has its disk opened so often, and then waits.
+#[test]
+fn a_frontend_that_reconnects_in_a_loop_is_slowed_down() {
+    let (most, within) = (5, Duration::from_millis(1500));
+    let opened = Rc::new(Cell::new(0));
+    let count = Rc::clone(&opened);
+    let mut setup = Setup::new(Box::new(move |_| {
+        count.set(count.get() + 1);
+        Ok(Box::new(Memory::new(64)))
+    }));
+    setup.back.connects_max = (most, within);
+    let Some(mut scene) = Scene::new(setup) else { return };
+    let began = Instant::now();
+    let state = format!("{}/state", device().frontend_path());
+    for times in 1..=most + 2 {
+        scene.until_connected();
+        assert_eq!(opened.get(), times);
+        assert!(
+            times <= most || began.elapsed() >= within,
+            "the {times}th after {:?}",
+            began.elapsed()
+        );
+        scene.bus.leave(&mut scene.front_store, ID).unwrap();
+        scene.until("both ends to close", |scene| {
+            scene.states() == (Some(State::Closed), Some(State::Closed))
+        });
+        scene.tool.write(&state, "1").unwrap();
+    }
 }
