@@ -4,22 +4,26 @@
 //! `queue`: taken off the ring, checked, given to the disk with the guest's pages as they are, answered.
 #![deny(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
+mod opening;
 mod pages;
 mod queue;
 
-use crate::disk::{Disk, DiskAccess, Geometry};
+use crate::disk::{Disk, DiskAccess, Geometry, Waited};
 use crate::record::{self, Record, Shape};
 use crate::stats::Stats;
 use crate::throttle::{self, Throttle};
+use opening::Opening;
+pub use opening::{Job, MakeJob, Open, OpenDisk};
 use pages::Grants;
 use queue::{Discard, Queue, Setup, Turn, Work, queue_of};
 use rustix::io::Errno;
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use xen::evtchn::EventChannels;
 use xen::gnttab::{Access, GrantMap};
 use xen::{DomId, Port};
@@ -44,6 +48,9 @@ pub struct Options {
     pub persistent_max: usize,
     /// Bytes and requests a second.
     pub throttle: throttle::Limits,
+    /// How often a frontend may connect, and within which time: for what is more it waits. Each time its disk is
+    /// opened and its pages are mapped anew.
+    pub connects_max: (u32, Duration),
     /// A folder in memory that outlives this process (tmpfs), for what was taken and not answered;
     /// `None`: guests notice when the process is killed.
     pub record_dir: Option<PathBuf>,
@@ -51,20 +58,18 @@ pub struct Options {
 
 impl Default for Options {
     /// Rings of 16 pages, 4 queues, 256 segments as Linux's blkback offers; 1056 pages mapped
-    /// for good in a queue; no limits.
+    /// for good in a queue; no limits but 16 connects in 10 s.
     fn default() -> Self {
         Self {
             rings: negotiate::Limits { order_max: 4, queues_max: 4 },
             indirect_segments_max: 256,
             persistent_max: 1056,
             throttle: throttle::Limits::default(),
+            connects_max: (16, Duration::from_secs(10)),
             record_dir: None,
         }
     }
 }
-
-/// Opens the disk of a device, as its nodes say.
-pub type OpenDisk = dyn Fn(&mut Device<'_>) -> Result<Box<dyn Disk>, Error>;
 
 /// What all devices of a backend share.
 pub struct Platform {
@@ -73,7 +78,7 @@ pub struct Platform {
     /// The grants that it maps.
     pub grants: Rc<RefCell<dyn GrantMap>>,
     /// How disks are opened.
-    pub open: Box<OpenDisk>,
+    pub open: Open,
     /// What devices may have.
     pub options: Options,
 }
@@ -129,6 +134,9 @@ enum Taking {
 /// The backend of one device.
 pub struct Back {
     platform: Rc<Platform>,
+    opening: Opening,
+    /// When the frontend has connected lately, the first first.
+    connects: VecDeque<Instant>,
     connected: Option<Connected>,
     stats: Stats,
 }
@@ -154,7 +162,8 @@ impl Back {
     /// The backend of a device that was found.
     #[must_use]
     pub fn new(platform: Rc<Platform>) -> Self {
-        Self { platform, connected: None, stats: Stats::default() }
+        let (opening, connects) = (Opening::default(), VecDeque::new());
+        Self { platform, opening, connects, connected: None, stats: Stats::default() }
     }
 
     /// What it has done since it was connected.
@@ -184,6 +193,13 @@ impl Back {
             bytes_per_second: own(bytes, all.bytes_per_second),
             requests_per_second: own(requests, all.requests_per_second),
         })
+    }
+
+    /// Whether the frontend may connect once more.
+    fn may_connect(&mut self, now: Instant) -> bool {
+        let (most, within) = self.platform.options.connects_max;
+        self.connects.retain(|at| now.saturating_duration_since(*at) < within);
+        self.connects.len() < most as usize
     }
 
     /// Its disk, and how that is reached, while it is connected.
@@ -216,12 +232,13 @@ impl Back {
         queues.map(Queue::in_flight).sum()
     }
 
-    /// Takes what is in the rings, answers what the disk is done with, notifies. Never waits.
+    /// Takes what is in the rings, answers what the disk is done with, notifies. Waits for the disk with
+    /// `patience` alone, and then no longer: [`Disk::start_and_wait`].
     ///
     /// # Errors
     /// The frontend has broken a ring, or the event channel is gone: the device is to be closed.
-    pub fn work(&mut self, now: Instant) -> Result<Worked, Error> {
-        let worked = self.work_once(now);
+    pub fn work(&mut self, now: Instant, patience: Option<Duration>) -> Result<Worked, Error> {
+        let worked = self.work_once(now, patience);
         if worked.is_err()
             && let Some(connected) = &mut self.connected
         {
@@ -231,7 +248,7 @@ impl Back {
         worked
     }
 
-    fn work_once(&mut self, now: Instant) -> Result<Worked, Error> {
+    fn work_once(&mut self, mut now: Instant, patience: Option<Duration>) -> Result<Worked, Error> {
         let mut worked = Worked::default();
         let taking = self.connected.as_ref().map(|connected| connected.taking);
         self.each(now, &mut worked, |queue, work, turn| {
@@ -242,14 +259,22 @@ impl Back {
             Ok(())
         })?;
         let Some(connected) = &mut self.connected else { return Ok(worked) };
-        connected.disk.start();
+        match patience {
+            Some(patience) if connected.disk.start_and_wait(patience) == Waited::Yes => {
+                now = Instant::now();
+            }
+            Some(_) => {}
+            None => connected.disk.start(),
+        }
         self.harvest(now)?;
         let evtchn = Rc::clone(&self.platform.evtchn);
         let Some(connected) = &mut self.connected else { return Ok(worked) };
+        // What a disk does while it is asked takes time too; of others, this turn has found out that they are done.
+        let done = connected.disk.fd().map(|_| now);
         let mut persistent = 0_usize;
         for queue in &mut connected.queues {
             let mut turn = Turn::default();
-            queue.show(&mut turn, &mut self.stats).map_err(broken)?;
+            queue.show(&mut turn, &mut self.stats, done).map_err(broken)?;
             worked.moved = worked.moved.wrapping_add(turn.moved);
             // The next piece of one of which the disk has just done a piece: nothing else tells of it.
             worked.more |= queue.discards();
@@ -335,7 +360,12 @@ impl Back {
     }
 
     /// Maps the rings and binds the ports that the frontend has named. Leaves nothing where it fails.
-    fn attach(&mut self, device: &mut Device<'_>, how: How) -> Result<Connected, Error> {
+    fn attach(
+        &mut self,
+        device: &mut Device<'_>,
+        disk: Box<dyn Disk>,
+        how: How,
+    ) -> Result<Connected, Error> {
         let layout = match device.theirs(names::PROTOCOL)? {
             None => Layout::NATIVE,
             Some(name) => Layout::from_protocol(&name)
@@ -352,7 +382,7 @@ impl Back {
         };
         // First that: whoever was there before may have I/O under way in the guest's pages.
         let record = self.record(device, shape, how)?;
-        let attached = self.attach_disk(device, &rings, (layout, grants), record, how);
+        let attached = self.attach_disk(device, disk, &rings, (layout, grants), record, how);
         if attached.is_err()
             && how == How::Fresh
             && let Some(path) = self.record_path(device)
@@ -386,6 +416,7 @@ impl Back {
     fn attach_disk(
         &mut self,
         device: &mut Device<'_>,
+        mut disk: Box<dyn Disk>,
         rings: &[Ring],
         (layout, grants): (Layout, Grants),
         record: Option<(PathBuf, Record)>,
@@ -393,7 +424,6 @@ impl Back {
     ) -> Result<Connected, Error> {
         let options = &self.platform.options;
         let rates = self.rates(device)?;
-        let mut disk = (self.platform.open)(device)?;
         let geometry = disk.geometry();
         let discard = match (geometry.discard_granularity, geometry.access) {
             (Some(_), DiskAccess::ReadWrite)
@@ -546,10 +576,14 @@ impl Driver for Back {
     }
 
     fn connect(&mut self, device: &mut Device<'_>) -> Result<Progress, Error> {
-        if !device.hotplug_done()? {
+        if !device.hotplug_done()? || !self.may_connect(Instant::now()) {
             return Ok(Progress::Pending);
         }
-        let connected = self.attach(device, How::Fresh)?;
+        let Some(disk) = self.opening.disk(&self.platform.open, device)? else {
+            return Ok(Progress::Pending);
+        };
+        self.connects.push_back(Instant::now());
+        let connected = self.attach(device, disk, How::Fresh)?;
         Self::describe(&connected, &self.platform.options, device);
         self.connected = Some(connected);
         self.stats = Stats::default();
@@ -557,7 +591,13 @@ impl Driver for Back {
     }
 
     fn reattach(&mut self, device: &mut Device<'_>) -> Result<Progress, Error> {
-        let connected = match self.attach(device, How::TakeOver) {
+        let opened = self.opening.disk(&self.platform.open, device);
+        let attached = match opened {
+            Ok(None) => return Ok(Progress::Pending),
+            Ok(Some(disk)) => self.attach(device, disk, How::TakeOver),
+            Err(error) => Err(error),
+        };
+        let connected = match attached {
             // The file is held until the last request of the process before is done.
             Err(busy) if is_busy(&busy) => return Ok(Progress::Pending),
             connected => connected?,
@@ -582,11 +622,14 @@ impl Driver for Back {
     }
 
     fn release(&mut self, device: &mut Device<'_>) -> Progress {
+        if self.opening.give_up() == Progress::Pending {
+            return Progress::Pending;
+        }
         if let Some(connected) = &mut self.connected {
             connected.taking = Taking::Ended;
         }
         // What is in flight is answered, if the rings still stand.
-        let _ = self.work(Instant::now());
+        let _ = self.work(Instant::now(), None);
         let Some(connected) = &mut self.connected else { return self.leave_nothing(device) };
         if connected.disk.in_flight() > 0 || connected.queues.iter().any(Queue::waits) {
             return Progress::Pending;

@@ -22,6 +22,7 @@ use crate::sys::{Page, Vectors};
 use rustix::io::Errno;
 use std::fmt;
 use std::os::fd::BorrowedFd;
+use std::time::Duration;
 
 /// What a disk is like; fixed while it is open, but for its size.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -143,6 +144,15 @@ impl Io {
 /// A request with how it ended.
 pub type Finished = (Box<Io>, Result<(), Errno>);
 
+/// Whether time has passed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Waited {
+    /// It has.
+    Yes,
+    /// It has not.
+    No,
+}
+
 /// What holds a device's sectors. Requests are checked by who asks: they lie inside the disk and keep to
 /// its sectors. They may end in any order.
 pub trait Disk: fmt::Debug {
@@ -157,6 +167,15 @@ pub trait Disk: fmt::Debug {
 
     /// Sets going what was submitted; to be called after a batch.
     fn start(&mut self) {}
+
+    /// As [`Disk::start`], and waits until one of the requests is done, at most `patience`: where the disk can do
+    /// both with one call to the kernel, has nothing else under way, and usually is as quick as that. Says whether
+    /// it has waited.
+    fn start_and_wait(&mut self, patience: Duration) -> Waited {
+        let _ = patience;
+        self.start();
+        Waited::No
+    }
 
     /// A request that is done and was not when it was submitted.
     fn finished(&mut self) -> Option<Finished> {

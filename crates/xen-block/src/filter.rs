@@ -112,6 +112,8 @@ const ALLOWED: &[libc::c_long] = &[
 const TCGETS: u32 = 0x5401;
 /// The sector size of a block device (`BLKSSZGET`, `linux/fs.h`).
 const BLKSSZGET: u32 = 0x1268;
+/// The size of its physical sectors (`BLKPBSZGET`).
+const BLKPBSZGET: u32 = 0x127b;
 /// The size of a block device (`BLKGETSIZE64`).
 const BLKGETSIZE64: u32 = 0x8008_1272;
 
@@ -162,7 +164,7 @@ fn allowed(ioctls: &[u32]) -> Result<BpfProgram, seccompiler::BackendError> {
     let name = libc::PR_SET_NAME as u64;
     rules.insert(libc::SYS_prctl, vec![only(0, SeccompCmpOp::Eq, name)?]);
     let request = |number: &u32| only(1, SeccompCmpOp::Eq, u64::from(*number));
-    let own = [TCGETS, BLKSSZGET, BLKGETSIZE64];
+    let own = [TCGETS, BLKSSZGET, BLKPBSZGET, BLKGETSIZE64];
     let requests = ioctls.iter().chain(&own).map(request).collect::<Result<_, _>>()?;
     rules.insert(libc::SYS_ioctl, requests);
     SeccompFilter::new(rules, SeccompAction::KillProcess, SeccompAction::Allow, arch()?)?.try_into()

@@ -17,6 +17,8 @@ use xenstore::Client;
 const SPIN_MAX: Duration = Duration::from_micros(20);
 /// A sleep that was shorter than this would have been better spent looking.
 const SHORT_SLEEP: Duration = Duration::from_micros(20);
+/// How long a lone request is waited for, and whatever else comes meanwhile waits with it.
+const PATIENCE: Duration = Duration::from_millis(1);
 /// How long the events of the store and the ports wait while there is work.
 const ASK_STORE: Duration = Duration::from_millis(1);
 /// How often a device that waits for something without a descriptor is looked at.
@@ -45,6 +47,10 @@ pub struct Server {
     ask_at: Instant,
     /// When devices that wait are looked at next.
     look_at: Instant,
+    /// What time it is. Where the domain's clock source is `xen`, to look is a system call.
+    now: Instant,
+    /// For how many turns more that is taken to be so.
+    now_good_for: u8,
     /// The store was asked something: events may have come with the answers, and no poll tells of them.
     asked_store: bool,
 }
@@ -85,6 +91,8 @@ impl Server {
             spin_max,
             ask_at: now,
             look_at: now,
+            now,
+            now_good_for: 1,
             asked_store: true,
         })
     }
@@ -94,13 +102,23 @@ impl Server {
         self.buses.iter_mut().find(|bus| bus.kind() == kind)
     }
 
+    /// What time it was in the last turn.
+    #[must_use]
+    pub fn now(&self) -> Instant {
+        self.now
+    }
+
     /// Does what there is to do; where there is nothing, waits for it, at most `timeout`. Returns what has
     /// happened to devices.
     ///
     /// # Errors
     /// The store or the event channels are gone. What goes wrong with one device ends that device.
     pub fn turn(&mut self, timeout: Duration) -> Result<Vec<News>, Error> {
-        let now = Instant::now();
+        match self.now_good_for.checked_sub(1) {
+            Some(left) => self.now_good_for = left,
+            None => self.now = Instant::now(),
+        }
+        let now = self.now;
         if self.asked_store {
             self.take_store_events()?;
         }
@@ -192,8 +210,9 @@ impl Server {
     fn work_all(&mut self, now: Instant) -> Result<Moved, Error> {
         let mut moved = Moved::Nothing;
         let mut failed = Vec::new();
+        let patience = self.patience();
         for (at, id, back) in drivers(&mut self.buses) {
-            match back.work(now) {
+            match back.work(now, patience) {
                 Ok(worked) if worked.moved > 0 || worked.more => moved = Moved::Something,
                 Ok(_) => {}
                 Err(error) => failed.push((at, id, error)),
@@ -201,6 +220,15 @@ impl Server {
         }
         self.fail(failed)?;
         Ok(moved)
+    }
+
+    /// How long a disk may be waited for by itself: where nobody looks for more, one frontend has notified, and no
+    /// disk is at work, a request that is given to the kernel and waited for at once costs a system call less,
+    /// and that the kernel breaks off the sleep for its end.
+    fn patience(&mut self) -> Option<Duration> {
+        let lone = self.spin_max.is_zero() && self.masked.len() == 1;
+        let at_work = lone && drivers(&mut self.buses).any(|(_, _, back)| back.in_flight() > 0);
+        (lone && !at_work).then_some(PATIENCE)
     }
 
     /// Ends the devices with which something is wrong.
@@ -254,7 +282,7 @@ impl Server {
         self.wait(left)?;
         if !self.spin_max.is_zero() {
             // Looking has not paid this time; it would have, had the sleep been a short one.
-            self.spin = if now.elapsed() < SHORT_SLEEP {
+            self.spin = if self.now.saturating_duration_since(now) < SHORT_SLEEP {
                 (self.spin * 2).clamp(Duration::from_micros(1), self.spin_max)
             } else {
                 self.spin / 2
@@ -287,8 +315,12 @@ impl Server {
         if ports {
             self.take_port_events()?;
         }
+        self.now = Instant::now();
+        // For the turn that does what there is to do now and, where nobody looks for more, for the next one too,
+        // which finds nothing.
+        self.now_good_for = if self.spin_max.is_zero() { 2 } else { 1 };
         // From now: where a turn takes longer than that, each would ask once more than it has to.
-        self.ask_at = Instant::now() + ASK_STORE;
+        self.ask_at = self.now + ASK_STORE;
         Ok(())
     }
 

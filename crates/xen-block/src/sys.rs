@@ -2,7 +2,7 @@
 //! the in-flight record. The only module of the crate with `unsafe`.
 #![allow(unsafe_code)]
 
-use crate::disk::{Io, Op};
+use crate::disk::{Io, Op, Waited};
 use io_uring::{IoUring, opcode, squeue, types};
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
@@ -10,6 +10,7 @@ use rustix::mm::{MapFlags, ProtFlags};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
+use std::time::Duration;
 use xen::gnttab::Access;
 use xen::shared::{PAGE_SIZE, PageError, SharedPage, Unmap};
 
@@ -164,12 +165,17 @@ const VECTORS_MAX: usize = 1024;
 
 const PUNCH: FallocateFlags = FallocateFlags::PUNCH_HOLE.union(FallocateFlags::KEEP_SIZE);
 
+/// Requests that are not waited for after one that took too long.
+const IMPATIENT: u32 = 16;
+
 /// An io_uring for one file, with the requests that are under way in it.
 pub(crate) struct Uring {
     ring: IoUring,
     slots: Vec<Option<Box<Io>>>,
     free: Vec<usize>,
     unsubmitted: usize,
+    /// For how many requests more it does not wait.
+    impatient: u32,
     /// The file, which is registered; kept so that short transfers can be ended.
     file: OwnedFd,
 }
@@ -185,7 +191,7 @@ impl Uring {
         ring.submitter().register_files(&[file.as_raw_fd(), -1]).map_err(wrong)?;
         let slots: Vec<_> = (0..depth).map(|_| None).collect();
         let free = (0..slots.len()).rev().collect();
-        Ok(Self { ring, slots, free, unsubmitted: 0, file })
+        Ok(Self { ring, slots, free, unsubmitted: 0, impatient: 0, file })
     }
 
     pub(crate) fn file(&self) -> BorrowedFd<'_> {
@@ -238,6 +244,28 @@ impl Uring {
                 errno => Err(errno),
             },
         }
+    }
+
+    /// The same, and waits for something to pop, at most `patience`, where nothing was under way before. After one
+    /// that was longer it does not wait for a while: the file is on a slow disk.
+    pub(crate) fn submit_and_wait(&mut self, patience: Duration) -> Waited {
+        let lone = self.unsubmitted > 0 && self.unsubmitted == self.in_flight();
+        if !lone || self.impatient > 0 || !self.ring.params().is_feature_ext_arg() {
+            self.impatient = self.impatient.saturating_sub(u32::from(lone));
+            // As in `start`.
+            let _ = self.submit();
+            return Waited::No;
+        }
+        let limit = types::Timespec::from(patience);
+        let args = types::SubmitArgs::new().timespec(&limit);
+        // What the kernel did not take it takes with the next call.
+        if let Ok(count) = self.ring.submitter().submit_with_args(1, &args) {
+            self.unsubmitted = self.unsubmitted.saturating_sub(count);
+        }
+        if self.ring.completion().is_empty() {
+            self.impatient = IMPATIENT;
+        }
+        Waited::Yes
     }
 
     /// A request that is done.

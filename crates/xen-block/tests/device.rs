@@ -4,7 +4,7 @@ mod support;
 
 use rustix::io::Errno;
 use std::cell::{Cell, RefCell};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 use support::{ID, PATIENCE, Scene, Setup, device};
@@ -315,6 +315,53 @@ fn a_large_discard_of_a_file_waits_for_no_other_event() {
     }
 }
 
+/// Whether this process has the file open past the page cache, as the kernel says of its descriptors.
+fn is_direct(path: &Path) -> bool {
+    std::fs::read_dir("/proc/self/fd").unwrap().flatten().any(|entry| {
+        let info = format!("/proc/self/fdinfo/{}", entry.file_name().to_string_lossy());
+        std::fs::read_link(entry.path()).is_ok_and(|found| found == path)
+            && std::fs::read_to_string(info).is_ok_and(|text| {
+                let flags = text.lines().find_map(|line| line.strip_prefix("flags:"));
+                let flags = flags.and_then(|flags| i32::from_str_radix(flags.trim(), 8).ok());
+                flags.is_some_and(|flags| flags & libc::O_DIRECT != 0)
+            })
+    })
+}
+
+fn can_be_direct(path: &Path) -> bool {
+    let mut options = std::fs::File::options();
+    options.read(true);
+    std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, libc::O_DIRECT);
+    options.open(path).is_ok()
+}
+
+/// From now on the kernel answers this thread as if it did not have this system call.
+fn lack(call: libc::c_long) {
+    use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch, apply_filter};
+    let lacking = [(call, Vec::new())].into_iter().collect();
+    let action = SeccompAction::Errno(libc::ENOSYS as u32);
+    let arch = TargetArch::try_from(std::env::consts::ARCH).unwrap();
+    let filter = SeccompFilter::new(lacking, SeccompAction::Allow, action, arch).unwrap();
+    apply_filter(&BpfProgram::try_from(filter).unwrap()).unwrap();
+}
+
+/// A kernel or a file system that does not say what direct I/O has to keep to (`STATX_DIOALIGN`): it is tried.
+#[test]
+fn direct_io_is_found_without_statx() {
+    let file = Temporary::new("no-statx", 1 << 20);
+    let (access, cache, way) = (DiskAccess::ReadWrite, Cache::Direct, Way::Uring);
+    let options = Options { access, cache, way };
+    let said = File::open(&file.0, options).unwrap().geometry();
+    let path = file.0.clone();
+    let tried = std::thread::spawn(move || {
+        lack(libc::SYS_statx);
+        let disk = File::open(&path, options).unwrap();
+        assert_eq!(is_direct(&path), can_be_direct(&path), "{disk:?}");
+        disk.geometry()
+    });
+    assert_eq!(tried.join().unwrap(), said);
+}
+
 /// The ways to a file by their names, of a file on this file system and, where there is one, of a tmpfs.
 #[test]
 fn each_way_to_a_file_is_the_one_that_was_asked_for() {
@@ -323,20 +370,9 @@ fn each_way_to_a_file_is_the_one_that_was_asked_for() {
     for (way, name) in [(Way::Uring, "io_uring"), (Way::Threads, "threads")] {
         let disk = File::open(&file.0, Options { access, cache: Cache::Direct, way }).unwrap();
         assert!(format!("{disk:?}").contains(name), "{disk:?}");
-        // Whether the page cache is used is what the kernel says of the descriptor.
-        let direct = std::fs::read_dir("/proc/self/fd").unwrap().flatten().any(|entry| {
-            let info = format!("/proc/self/fdinfo/{}", entry.file_name().to_string_lossy());
-            std::fs::read_link(entry.path()).is_ok_and(|path| path == file.0)
-                && std::fs::read_to_string(info).is_ok_and(|text| {
-                    let flags = text.lines().find_map(|line| line.strip_prefix("flags:"));
-                    let flags = flags.and_then(|flags| i32::from_str_radix(flags.trim(), 8).ok());
-                    flags.is_some_and(|flags| flags & libc::O_DIRECT != 0)
-                })
-        });
-        let mut possible = std::fs::File::options();
-        possible.read(true);
-        std::os::unix::fs::OpenOptionsExt::custom_flags(&mut possible, libc::O_DIRECT);
-        assert_eq!(direct, possible.open(&file.0).is_ok(), "{disk:?}");
+        assert_eq!(is_direct(&file.0), can_be_direct(&file.0), "{disk:?}");
+        let cache = if is_direct(&file.0) { "cache: Direct" } else { "cache: PageCache" };
+        assert!(format!("{disk:?}").contains(cache), "{disk:?}");
     }
     let shm = PathBuf::from(format!("/dev/shm/xen-block-ways-{}", std::process::id()));
     if std::fs::write(&shm, [0; 4096]).is_ok() {
@@ -351,17 +387,12 @@ fn each_way_to_a_file_is_the_one_that_was_asked_for() {
 /// A kernel without io_uring, or one that forbids it: threads do the same.
 #[test]
 fn without_io_uring_threads_do_it() {
-    use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch, apply_filter};
     let file = Temporary::new("no-uring", 1 << 20);
     std::fs::write(&file.0, [6; 8192]).unwrap();
     let path = file.0.clone();
     // The filter is this thread's alone.
     let read = std::thread::spawn(move || {
-        let refused = [(libc::SYS_io_uring_setup, Vec::new())].into_iter().collect();
-        let action = SeccompAction::Errno(libc::ENOSYS as u32);
-        let arch = TargetArch::try_from(std::env::consts::ARCH).unwrap();
-        let filter = SeccompFilter::new(refused, SeccompAction::Allow, action, arch).unwrap();
-        apply_filter(&BpfProgram::try_from(filter).unwrap()).unwrap();
+        lack(libc::SYS_io_uring_setup);
         let (access, cache, way) = (DiskAccess::ReadWrite, Cache::PageCache, Way::Uring);
         let mut disk = File::open(&path, Options { access, cache, way }).unwrap();
         assert!(format!("{disk:?}").contains("threads"), "{disk:?}");

@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output};
 use std::time::{Duration, Instant};
 use support::{Scene, Setup, device};
-use xen_block::disk::target;
 use xen_block::front::Want;
 use xen_io::blkif::Status;
 use xenbus::{State, toolstack};
@@ -46,7 +45,7 @@ fn tool(program: &str, args: &[&str]) -> Output {
 
 /// A device whose nodes name this disk.
 fn scene(params: &str, mode: &str) -> Option<Scene> {
-    let mut scene = Scene::new(Setup::new(Box::new(target::open)))?;
+    let mut scene = Scene::new(Setup::named())?;
     let mut device = device();
     device.backend_nodes = vec![("params".into(), params.into()), ("mode".into(), mode.into())];
     toolstack::add(&mut scene.tool, &device).unwrap();

@@ -4,17 +4,18 @@
 //! sees its own ports only.
 #![allow(unsafe_code)]
 
+mod fired;
+
 use crate::abi;
 use crate::privcmd::Privcmd;
 use crate::sys::{Device, errno};
-use std::collections::{BTreeSet, VecDeque};
+use fired::{Came, Fired};
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::rc::Rc;
 use xen::evtchn::{EventChannels, Status, Virq};
 use xen::{DomId, Error, Port};
 
-/// Ports that one read takes.
-const BATCH: usize = 256;
 /// `EFBIG`: the driver had no room left for ports that fired.
 const OVERFLOW: i32 = 27;
 /// `ENOTCONN`: the port is not bound by this process.
@@ -27,8 +28,7 @@ pub struct Evtchn {
     /// For [`EventChannels::status`]; `None` where there is no `/dev/xen/privcmd`.
     privcmd: Option<Rc<Privcmd>>,
     bound: BTreeSet<u32>,
-    /// Fired, read from the driver, not yet given out.
-    fired: VecDeque<u32>,
+    fired: Fired,
 }
 
 impl Evtchn {
@@ -38,7 +38,7 @@ impl Evtchn {
     /// [`crate::Error::Device`].
     pub fn open(privcmd: Option<Rc<Privcmd>>) -> Result<Self, crate::Error> {
         let device = Device::open("/dev/xen/evtchn")?;
-        Ok(Self { device, privcmd, bound: BTreeSet::new(), fired: VecDeque::new() })
+        Ok(Self { device, privcmd, bound: BTreeSet::new(), fired: Fired::default() })
     }
 
     /// A request that returns a new port.
@@ -53,26 +53,21 @@ impl Evtchn {
     fn check(&self, port: Port) -> Result<(), Error> {
         if self.bound.contains(&port.0) { Ok(()) } else { Err(Error::Inval) }
     }
+}
 
-    /// Reads what has fired; false where nothing has.
-    fn read(&mut self) -> Result<(), Error> {
-        let mut bytes = [0; BATCH * 4];
-        match rustix::io::read(&self.device, &mut bytes[..]) {
-            Ok(len) => {
-                let (words, _) = bytes[..len].as_chunks::<4>();
-                self.fired.extend(words.iter().map(|word| u32::from_ne_bytes(*word)));
-                Ok(())
-            }
-            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Ok(()),
-            Err(error) if error.raw_os_error() == OVERFLOW => {
-                // Which ports fired is lost. An event too many is harmless, one too few is not.
-                // SAFETY: the request takes no argument.
-                unsafe { self.device.call(abi::IOCTL_EVTCHN_RESET, &mut ()) }?;
-                self.fired.extend(&self.bound);
-                Ok(())
-            }
-            Err(error) => Err(errno(error)),
+/// Reads what has fired.
+fn read(device: &Device, bound: &BTreeSet<u32>, into: &mut [u8]) -> Result<Came, Error> {
+    match rustix::io::read(device, into) {
+        Ok(len) => Ok(Came::Bytes(len)),
+        Err(rustix::io::Errno::AGAIN) => Ok(Came::Bytes(0)),
+        Err(rustix::io::Errno::INTR) => Ok(Came::Interrupted),
+        Err(error) if error.raw_os_error() == OVERFLOW => {
+            // Which ports fired is lost. An event too many is harmless, one too few is not.
+            // SAFETY: the request takes no argument.
+            unsafe { device.call(abi::IOCTL_EVTCHN_RESET, &mut ()) }?;
+            Ok(Came::Ports(bound.iter().copied().collect()))
         }
+        Err(error) => Err(errno(error)),
     }
 }
 
@@ -108,13 +103,11 @@ impl EventChannels for Evtchn {
     }
 
     fn pending(&mut self) -> Result<Option<Port>, Error> {
+        let Self { device, bound, fired, .. } = self;
         loop {
-            if self.fired.is_empty() {
-                self.read()?;
-            }
-            match self.fired.pop_front() {
-                // Closed since it fired.
-                Some(port) if !self.bound.contains(&port) => {}
+            match fired.next(|into| read(device, bound, into))? {
+                // Closed before it was read.
+                Some(port) if !bound.contains(&port) => {}
                 port => return Ok(port.map(Port)),
             }
         }
@@ -129,9 +122,7 @@ impl EventChannels for Evtchn {
         if !self.bound.remove(&port.0) {
             return Err(Error::Inval);
         }
-        // The number may be given out again: what the old port has left must not be taken for the
-        // new one's.
-        self.fired.retain(|fired| *fired != port.0);
+        self.fired.forget(port.0);
         let mut argument = port.0;
         // SAFETY: the request takes one number.
         match unsafe { self.device.call(abi::IOCTL_EVTCHN_UNBIND, &mut argument) } {

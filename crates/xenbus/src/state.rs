@@ -11,7 +11,7 @@
 //! | `O` | [`Action::Open`] |
 //! | `N` | [`Action::Connect`] |
 //! | `F` | [`Action::Refresh`] |
-//! | `G`, `B` | [`Action::Reconfigure`], to Reconfigured, back to Connected |
+//! | `G`, `H`, `B` | [`Action::Reconfigure`], to Reconfiguring, to Reconfigured, back to Connected |
 //! | `C` | [`Action::Close`] |
 //! | `D` | [`Action::Release`] |
 //! | `A` | [`Action::Restart`] |
@@ -28,6 +28,10 @@
 //!   hidden what came before.
 //! - A frontend that finds its backend Connected before it has made rings closes first: only so a
 //!   stock backend gives up the rings of whoever was there before.
+//! - Reconfiguring begins with the toolstack, which writes it as the backend's state. The frontend follows, the
+//!   backend does its part and is Reconfigured, the frontend goes back to Connected and then the backend, as
+//!   Linux's pcifront and pciback do. A frontend that comes while its backend is in either of these finds it in
+//!   use, as if it were Connected.
 
 use crate::Side;
 use std::fmt;
@@ -103,13 +107,13 @@ type Table = [&'static [u8; 9]; 9];
 const BACKEND: Table = [
     //012345678
     b".........", // 0 Unknown
-    b"XOOOOOOXX", // 1 Initialising
+    b"XOOOOOOOO", // 1 Initialising
     b"X..NNC.XX", // 2 InitWait
     b"X..NNC.XX", // 3 Initialised
-    b"XAX..CDX.", // 4 Connected
+    b"XAX..CD..", // 4 Connected
     b"XA....D..", // 5 Closing
-    b"XAAA...XX", // 6 Closed
-    b"XAX.GCD.G", // 7 Reconfiguring
+    b"XAAA.....", // 6 Closed
+    b"XAX..CDHH", // 7 Reconfiguring
     b"XAX.BCD..", // 8 Reconfigured
 ];
 
@@ -131,14 +135,14 @@ const BACKEND_LEAVING: Table = [
 const FRONTEND: Table = [
     //012345678
     b".........", // 0 Unknown
-    b"X.OOC..XX", // 1 Initialising
-    b"X.OOCDDXX", // 2 InitWait
-    b"X...NDDXX", // 3 Initialised
-    b"X.A.FCDGB", // 4 Connected
+    b"X.OOC..CC", // 1 Initialising
+    b"X.OOCDDCC", // 2 InitWait
+    b"X...NDDNN", // 3 Initialised
+    b"X.A.FCDG.", // 4 Connected
     b"X.D..DD..", // 5 Closing
-    b"X.AA..AXX", // 6 Closed
-    b"X.A.FCD..", // 7 Reconfiguring
-    b"X.A..CD.B", // 8 Reconfigured
+    b"X.AA..A..", // 6 Closed
+    b"X.AABCD.B", // 7 Reconfiguring
+    b"X.AABCDGB", // 8 Reconfigured
 ];
 
 /// A frontend whose device goes.
@@ -171,7 +175,8 @@ pub fn react(side: Side, own: State, peer: Peer, standing: Standing) -> Result<A
         b'O' => Action::Open,
         b'N' => Action::Connect,
         b'F' => Action::Refresh,
-        b'G' => Action::Reconfigure(State::Reconfigured),
+        b'G' => Action::Reconfigure(State::Reconfiguring),
+        b'H' => Action::Reconfigure(State::Reconfigured),
         b'B' => Action::Reconfigure(State::Connected),
         b'C' => Action::Close,
         b'D' => Action::Release,

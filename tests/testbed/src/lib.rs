@@ -17,10 +17,12 @@
 //! |---|---|
 //! | [`evtchn`] | the datagrams |
 //! | [`domains`] | the files, and what became of them |
+//! | [`guest`] | a guest's own end of all that |
 //! | [`page`] | mapping a file's page; the only module with `unsafe` |
 
 pub mod domains;
 pub mod evtchn;
+pub mod guest;
 pub mod page;
 
 use std::cell::RefCell;

@@ -57,7 +57,7 @@ own_vbd() {
     start_blockd
 }
 
-# boot NAME pv|pvh DISK ARGUMENTS: a guest with this disk specification.
+# boot NAME pv|pvh DISK ARGUMENTS [VCPUS]: a guest with this disk specification.
 boot() {
     cat >"/tmp/$1.cfg" <<C
 name="$1"
@@ -66,7 +66,7 @@ kernel="/boot/vmlinux"
 ramdisk="/boot/block.cpio"
 extra="console=hvc0 mitigations=off tsc=reliable quiet $4"
 memory=224
-vcpus=1
+vcpus=${5:-1}
 disk=[${3:-}]
 on_crash="destroy"
 on_reboot="destroy"

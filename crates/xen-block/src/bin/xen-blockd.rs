@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use xen::DomId;
 use xen::evtchn::EventChannels;
 use xen::gnttab::GrantMap;
-use xen_block::back::{Options, Platform};
+use xen_block::back::{Open, Options, Platform};
 use xen_block::disk::target;
 use xen_block::filter;
 use xen_block::server::Server;
@@ -213,15 +213,16 @@ fn serve(arguments: &Arguments) -> Result<std::convert::Infallible, Failure> {
     give_up_privileges()?;
     let throttle = arguments.throttle;
     let options = Options { record_dir: Some(record_dir), throttle, ..Options::default() };
-    let platform = Platform { evtchn, grants, open: Box::new(target::open), options };
+    let open = Open::Aside(Box::new(target::job));
+    let platform = Platform { evtchn, grants, open, options };
     let mut server = Server::start(store, domid, &kinds, Rc::new(platform))?;
     say(format_args!("serving {} of domain {domid}", kinds.join(" and ")));
-    let (mut looked, mut kernel) = (Instant::now(), false);
+    let (mut looked, mut kernel) = (server.now(), false);
     loop {
         for news in server.turn(LOOK_AT_SIZES)? {
             log.tell(&mut server, &kinds, &news);
         }
-        if looked.elapsed() >= LOOK_AT_SIZES {
+        if server.now().saturating_duration_since(looked) >= LOOK_AT_SIZES {
             server.check_sizes()?;
             stats.write(&mut server, &kinds);
             if on_xen && kinds.contains(&"vbd") && Path::new(KERNEL_BACKEND).exists() != kernel {
@@ -233,7 +234,7 @@ fn serve(arguments: &Arguments) -> Result<std::convert::Infallible, Failure> {
                     ));
                 }
             }
-            looked = Instant::now();
+            looked = server.now();
         }
     }
 }

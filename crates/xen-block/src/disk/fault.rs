@@ -11,7 +11,7 @@ pub enum Fate {
     Pass,
     /// It ends with this error, and the disk does not see it.
     Fail(Errno),
-    /// It is not done until [`Fault::let_go`].
+    /// It is never done: the process that has asked for it is killed.
     Hold,
 }
 
@@ -34,18 +34,6 @@ impl Fault {
     #[must_use]
     pub fn new(disk: Box<dyn Disk>, decide: impl FnMut(Op, u64) -> Fate + 'static) -> Self {
         Self { disk, decide: Box::new(decide), held: Vec::new() }
-    }
-
-    /// Gives the disk what was held.
-    pub fn let_go(&mut self) -> Vec<Finished> {
-        let mut finished = Vec::new();
-        for io in std::mem::take(&mut self.held) {
-            match self.disk.submit(io) {
-                Ok(done) => finished.extend(done),
-                Err(io) => self.held.push(io),
-            }
-        }
-        finished
     }
 }
 

@@ -6,7 +6,7 @@
 //! thread of its own that copies, so it is copied here, when it is submitted.
 
 use super::pool::Pool;
-use super::{Disk, DiskAccess, Finished, Geometry, Io};
+use super::{Disk, DiskAccess, Finished, Geometry, Io, Waited};
 use crate::sys::{Uring, transfer};
 use rustix::fs::{FileType, FlockOperation, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
@@ -14,6 +14,8 @@ use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
+use xen::shared::PAGE_SIZE;
 
 /// Requests that the kernel is given at a time.
 const DEPTH: u32 = 256;
@@ -96,6 +98,7 @@ enum Engine {
 /// A file or block device as a disk.
 pub struct File {
     engine: Engine,
+    cache: Cache,
     geometry: Geometry,
     path: PathBuf,
 }
@@ -107,7 +110,8 @@ impl fmt::Debug for File {
             Engine::Uring(_) => "io_uring",
             Engine::Threads(..) => "threads",
         };
-        f.debug_struct("File").field("path", &self.path).field("way", &way).finish()
+        let mut f = f.debug_struct("File");
+        f.field("path", &self.path).field("way", &way).field("cache", &self.cache).finish()
     }
 }
 
@@ -118,17 +122,17 @@ impl File {
     /// [`OpenError`].
     pub fn open(path: &Path, options: Options) -> Result<Self, OpenError> {
         let system = |errno| OpenError::System(path.to_owned(), errno);
-        let (file, direct) = open_file(path, options).map_err(system)?;
+        let (file, cache) = open_file(path, options).map_err(system)?;
         if options.access == DiskAccess::ReadWrite {
             lock(&file).map_err(|errno| match errno {
                 Errno::WOULDBLOCK => OpenError::Busy(path.to_owned()),
                 errno => system(errno),
             })?;
         }
-        let geometry = geometry(&file, options.access, direct).map_err(system)?;
+        let geometry = geometry(&file, options.access, cache).map_err(system)?;
         let geometry = geometry.ok_or_else(|| OpenError::NotADisk(path.to_owned()))?;
         let engine = engine(file, options.way).map_err(system)?;
-        Ok(Self { engine, geometry, path: path.to_owned() })
+        Ok(Self { engine, cache, geometry, path: path.to_owned() })
     }
 
     fn fd(&self) -> BorrowedFd<'_> {
@@ -140,14 +144,8 @@ impl File {
     }
 }
 
-/// Whether a descriptor bypasses the page cache.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Direct {
-    Yes,
-    No,
-}
-
-fn open_file(path: &Path, options: Options) -> Result<(OwnedFd, Direct), Errno> {
+/// Opens a file, and says how.
+fn open_file(path: &Path, options: Options) -> Result<(OwnedFd, Cache), Errno> {
     let flags = OFlags::CLOEXEC
         | match options.access {
             DiskAccess::ReadOnly => OFlags::RDONLY,
@@ -160,21 +158,38 @@ fn open_file(path: &Path, options: Options) -> Result<(OwnedFd, Direct), Errno> 
                 let file = file?;
                 // A file system that takes the flag may still want sectors that no frontend can name.
                 match alignment(&file) {
-                    Some(bytes) if bytes <= 4096 => return Ok((file, Direct::Yes)),
+                    Some(bytes) if bytes <= 4096 => return Ok((file, Cache::Direct)),
                     _ => {}
                 }
             }
         }
     }
-    Ok((rustix::fs::open(path, flags, Mode::empty())?, Direct::No))
+    Ok((rustix::fs::open(path, flags, Mode::empty())?, Cache::PageCache))
 }
 
 /// What direct I/O on a file has to keep to, in bytes; `None` where there is none.
 fn alignment(file: &OwnedFd) -> Option<u32> {
     let flags = rustix::fs::AtFlags::EMPTY_PATH;
-    let stat = rustix::fs::statx(file, c"", flags, StatxFlags::DIOALIGN).ok()?;
-    let bytes = stat.stx_dio_mem_align.max(stat.stx_dio_offset_align);
-    (bytes > 0).then_some(bytes.max(512))
+    match rustix::fs::statx(file, c"", flags, StatxFlags::DIOALIGN) {
+        Ok(stat) if stat.stx_mask & StatxFlags::DIOALIGN.bits() != 0 => {
+            let bytes = stat.stx_dio_mem_align.max(stat.stx_dio_offset_align);
+            (bytes > 0).then_some(bytes.max(512))
+        }
+        // Kernels before 6.1, and file systems that do not tell.
+        _ => tried_alignment(file),
+    }
+}
+
+/// The same, found by reading from places that are aligned to no more than what is tried, as is the memory.
+fn tried_alignment(file: &OwnedFd) -> Option<u32> {
+    let mut buffer = vec![0; 3 * PAGE_SIZE];
+    let page = buffer.as_ptr().align_offset(PAGE_SIZE);
+    [512, PAGE_SIZE].into_iter().find_map(|bytes| {
+        let part = buffer.get_mut(page + bytes..page + 2 * bytes)?;
+        // Behind the end of a file nothing is looked at.
+        let whole = rustix::io::pread(file, part, bytes as u64) == Ok(bytes);
+        whole.then(|| u32::try_from(bytes).ok()).flatten()
+    })
 }
 
 /// Locks the file at `path` as [`File`] does; the lock ends with the descriptor.
@@ -203,18 +218,23 @@ fn size(file: BorrowedFd<'_>) -> Result<Option<u64>, Errno> {
     }
 }
 
-fn geometry(file: &OwnedFd, access: DiskAccess, direct: Direct) -> Result<Option<Geometry>, Errno> {
+fn geometry(file: &OwnedFd, access: DiskAccess, cache: Cache) -> Result<Option<Geometry>, Errno> {
     let Some(bytes) = size(file.as_fd())? else { return Ok(None) };
     let stat = rustix::fs::fstat(file)?;
-    let sector_size = match direct {
-        Direct::Yes => alignment(file).unwrap_or(512).clamp(512, 4096),
-        Direct::No => 512,
+    let is_device = FileType::from_raw_mode(stat.st_mode) == FileType::BlockDevice;
+    let (sector_size, block) = match cache {
+        // Through the page cache too: frontends are told of the storage, not of how it is reached.
+        _ if is_device => (rustix::fs::ioctl_blksszget(file)?, rustix::fs::ioctl_blkpbszget(file)?),
+        Cache::Direct => {
+            (alignment(file).unwrap_or(512), u32::try_from(stat.st_blksize).unwrap_or(4096))
+        }
+        Cache::PageCache => (512, u32::try_from(stat.st_blksize).unwrap_or(4096)),
     };
+    let (sector_size, block) = (sector_size.clamp(512, 4096), block.clamp(512, 4096));
     let whole = bytes / u64::from(sector_size) * u64::from(sector_size);
     if whole == 0 {
         return Ok(None);
     }
-    let block = u32::try_from(stat.st_blksize).unwrap_or(4096).clamp(512, 4096);
     let divides = whole.is_multiple_of(block.into());
     let physical_sector_size = if divides { block.max(sector_size) } else { sector_size };
     Ok(Some(Geometry {
@@ -268,6 +288,13 @@ impl Disk for File {
         if let Engine::Uring(ring) = &mut self.engine {
             // What the kernel did not take now it takes with the next call; it has refused none.
             let _ = ring.submit();
+        }
+    }
+
+    fn start_and_wait(&mut self, patience: Duration) -> Waited {
+        match &mut self.engine {
+            Engine::Uring(ring) => ring.submit_and_wait(patience),
+            Engine::AtOnce(_) | Engine::Threads(..) => Waited::No,
         }
     }
 

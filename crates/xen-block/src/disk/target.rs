@@ -10,6 +10,7 @@
 use super::file::{Cache, File, Options, Way};
 use super::memory::Memory;
 use super::{Disk, DiskAccess, nbd, qcow2};
+use crate::back::Job;
 use std::path::PathBuf;
 use xen_io::blkif::names;
 use xenbus::{Device, Error};
@@ -69,6 +70,11 @@ impl Target {
     /// # Errors
     /// Why not, EBUSY in front where another device writes to it.
     pub fn open(&self, access: DiskAccess) -> Result<Box<dyn Disk>, Error> {
+        Ok(self.open_anywhere(access)?)
+    }
+
+    /// The same, in a thread that is not the one that will use it.
+    fn open_anywhere(&self, access: DiskAccess) -> Result<Box<dyn Disk + Send>, Error> {
         let said = |text: String| Error::Driver(text);
         Ok(match self {
             Self::Raw(path) => {
@@ -90,12 +96,12 @@ impl Target {
     }
 }
 
-/// Opens the disk that a backend's nodes name: `target`, which our hotplug script writes, else `params`;
-/// for writing where `mode` says so.
+/// What opens the disk that a backend's nodes name: `target`, which our hotplug script writes, else `params`;
+/// for writing where `mode` says so. It may take long: a server that does not answer, a chain of images.
 ///
 /// # Errors
-/// As [`Target::open`]; [`Error::Missing`] where nothing is named.
-pub fn open(device: &mut Device<'_>) -> Result<Box<dyn Disk>, Error> {
+/// What is wrong with the name; [`Error::Missing`] where nothing is named.
+pub fn job(device: &mut Device<'_>) -> Result<Job, Error> {
     let named = match device.own("target")? {
         Some(target) => Some(target),
         None => device.own(names::PARAMS)?,
@@ -107,7 +113,8 @@ pub fn open(device: &mut Device<'_>) -> Result<Box<dyn Disk>, Error> {
         _ => DiskAccess::ReadOnly,
     };
     let text = String::from_utf8_lossy(&named);
-    Target::parse(&text).map_err(Error::Driver)?.open(access)
+    let target = Target::parse(&text).map_err(Error::Driver)?;
+    Ok(Box::new(move || target.open_anywhere(access)))
 }
 
 #[cfg(test)]

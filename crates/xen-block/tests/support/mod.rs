@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use xen::DomId;
 use xen::evtchn::EventChannels;
 use xen_block::Back;
-use xen_block::back::{self, OpenDisk};
+use xen_block::back::{self, Open, OpenDisk};
+use xen_block::disk::target;
 use xen_block::front::{self, Buffer, Completion, Front, Part, Want};
 use xen_block::server::Server;
 use xen_io::blkif::{Layout, Status};
@@ -29,14 +30,20 @@ pub struct Setup {
     pub back: back::Options,
     pub front: front::Options,
     pub layout: Layout,
-    pub open: Box<OpenDisk>,
+    pub open: Open,
 }
 
 impl Setup {
     /// The usual, with this disk.
     pub fn new(open: Box<OpenDisk>) -> Self {
         let (back, front) = (back::Options::default(), front::Options::default());
-        Self { back, front, layout: Layout::NATIVE, open }
+        Self { back, front, layout: Layout::NATIVE, open: open.into() }
+    }
+
+    /// The usual, with the disk that the nodes name, as `xen-blockd` opens it.
+    pub fn named() -> Self {
+        let (back, front) = (back::Options::default(), front::Options::default());
+        Self { back, front, layout: Layout::NATIVE, open: Open::Aside(Box::new(target::job)) }
     }
 }
 
@@ -59,7 +66,12 @@ pub fn device() -> NewDevice {
     device
 }
 
-pub fn server(host: &Host, daemon: &Daemon, options: back::Options, open: Box<OpenDisk>) -> Server {
+pub fn server(
+    host: &Host,
+    daemon: &Daemon,
+    options: back::Options,
+    open: impl Into<Open>,
+) -> Server {
     server_at(host, &daemon.socket(), options, open)
 }
 
@@ -67,10 +79,11 @@ pub fn server_at(
     host: &Host,
     socket: &Path,
     options: back::Options,
-    open: Box<OpenDisk>,
+    open: impl Into<Open>,
 ) -> Server {
     let evtchn = Rc::new(RefCell::new(host.evtchn(DomId::DOM0)));
     let grants = Rc::new(RefCell::new(host.gnttab(DomId::DOM0)));
+    let open = open.into();
     let platform = Rc::new(back::Platform { evtchn, grants, open, options });
     let store = Client::connect(socket).unwrap();
     Server::start(store, DomId::DOM0, &["vbd"], platform).unwrap()

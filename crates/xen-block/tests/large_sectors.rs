@@ -1,0 +1,109 @@
+//! A block device with sectors of 4096 bytes: a loop device, which only root can make.
+
+mod support;
+
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use support::{Scene, Setup, device};
+use xen_block::disk::DiskAccess;
+use xen_block::disk::file::{Cache, File, Options, Way};
+use xen_block::front::{Part, Want};
+use xen_io::blkif::Status;
+use xenbus::Error;
+
+const TEST: &str = "large_sectors_of_a_block_device";
+const BYTES: usize = 4 << 20;
+
+/// A loop device over a file of sevens; both are gone with it, also where the test fails.
+struct Loop {
+    device: PathBuf,
+    file: PathBuf,
+}
+
+impl Loop {
+    /// Says why not where there is none.
+    fn new() -> Option<Self> {
+        if !rustix::process::geteuid().is_root() {
+            conformance::skip(TEST, "only root can make a loop device");
+            return None;
+        }
+        let file = std::env::temp_dir().join(format!("xen-block-sectors-{}", std::process::id()));
+        std::fs::write(&file, vec![7; BYTES]).unwrap();
+        let made = Command::new("losetup").args(["-b", "4096", "--show", "-f"]).arg(&file).output();
+        let why = match made {
+            Ok(made) if made.status.success() => {
+                let name = String::from_utf8(made.stdout).unwrap();
+                return Some(Self { device: name.trim().into(), file });
+            }
+            Ok(made) => String::from_utf8_lossy(&made.stderr).trim().to_owned(),
+            Err(error) => format!("losetup: {error}"),
+        };
+        std::fs::remove_file(&file).unwrap();
+        conformance::skip(TEST, &why);
+        None
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").arg("-d").arg(&self.device).status();
+        let _ = std::fs::remove_file(&self.file);
+    }
+}
+
+fn opened(path: &Path, cache: Cache, way: Way) -> Setup {
+    let path = path.to_owned();
+    Setup::new(Box::new(move |_| {
+        let disk = File::open(&path, Options { access: DiskAccess::ReadWrite, cache, way });
+        Ok(Box::new(disk.map_err(|error| Error::Driver(error.to_string()))?))
+    }))
+}
+
+/// `io/blkif.h`: `sectors` and all numbers in requests count 512 bytes; where requests begin and end is a multiple of
+/// `sector-size`, and one that is not so is wrong.
+#[test]
+fn large_sectors_of_a_block_device() {
+    let Some(disk) = Loop::new() else { return };
+    for (cache, way) in
+        [(Cache::Direct, Way::Uring), (Cache::Direct, Way::Threads), (Cache::PageCache, Way::Uring)]
+    {
+        let what = format!("{cache:?} {way:?}");
+        std::fs::write(&disk.file, vec![7; BYTES]).unwrap();
+        // What the device has read of the file before is not the test's.
+        let device_file = std::fs::File::options().read(true).write(true).open(&disk.device);
+        device_file.unwrap().write_all_at(&vec![7; BYTES], 0).unwrap();
+        let Some(mut scene) = Scene::connected(opened(&disk.device, cache, way)) else { return };
+        let back = device().backend_path();
+        for (name, value) in
+            [("sector-size", "4096"), ("physical-sector-size", "4096"), ("sectors", "8192")]
+        {
+            assert_eq!(scene.node(&format!("{back}/{name}")), value, "{what}: {name}");
+        }
+        let bytes: Vec<u8> = (0..8192).map(|at| (at % 251) as u8).collect();
+        assert_eq!(scene.write(8, &bytes), Status::Okay, "{what}");
+        assert_eq!(scene.read(8, 2), Ok(bytes.clone()), "{what}");
+
+        let buffer = scene.buffers(1)[0];
+        scene.front().page(buffer).unwrap().copy_in(0, &[9; 4096]).unwrap();
+        let (whole, sector) = (Part::whole(buffer), Part { buffer, first: 0, last: 0 });
+        for (at, part) in [(16, sector), (20, whole), (8, Part { buffer, first: 1, last: 7 })] {
+            let write = |tag| Want::Write { tag, sector: at };
+            assert_eq!(scene.ask(write, &[part]), Status::Error, "{what}: sector {at}");
+            let read = |tag| Want::Read { tag, sector: at };
+            assert_eq!(scene.ask(read, &[part]), Status::Error, "{what}: sector {at}");
+        }
+        let discard = |tag| Want::Discard { tag, sector: 17, sectors: 8 };
+        assert_eq!(scene.ask(discard, &[]), Status::Error, "{what}");
+        assert_eq!(scene.ask(|tag| Want::Flush { tag }, &[]), Status::Okay, "{what}");
+        let mut wanted = vec![7; BYTES];
+        wanted[4096..][..8192].copy_from_slice(&bytes);
+        let kept = std::fs::File::open(&disk.file).unwrap();
+        let mut found = vec![0; BYTES];
+        kept.read_exact_at(&mut found, 0).unwrap();
+        assert!(found == wanted, "{what}: what was refused has changed the disk");
+        let discard = |tag| Want::Discard { tag, sector: 8, sectors: 8 };
+        assert_eq!(scene.ask(discard, &[]), Status::Okay, "{what}");
+        assert_eq!(scene.read(8, 2).map(|read| read[4096..] == bytes[4096..]), Ok(true), "{what}");
+    }
+}

@@ -1,0 +1,129 @@
+//! A backend on one processor, where it sleeps whenever there is nothing to do: how many system calls a request with
+//! nothing else under way costs. In a PV domain each is a switch of page tables.
+
+mod support;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use support::{PATIENCE, Scene, Setup};
+use xen::evtchn::EventChannels;
+use xen_block::back::{self, Open};
+use xen_block::disk::DiskAccess;
+use xen_block::disk::file::{Cache, File, Options, Way};
+use xen_block::front::{Part, Want};
+use xen_io::blkif::Status;
+use xenbus::Error;
+
+const FILE: &str = "XEN_BLOCK_LONE_FILE";
+const REQUESTS: u64 = 200;
+
+/// This thread runs on one of the processors that it may use, from now on.
+fn pin() {
+    let allowed = sched_getaffinity(None).unwrap();
+    let first = (0..CpuSet::MAX_CPU).find(|cpu| allowed.is_set(*cpu)).unwrap();
+    let mut one = CpuSet::new();
+    one.set(first);
+    sched_setaffinity(None, &one).unwrap();
+}
+
+/// The traced process; started by the test below.
+#[test]
+#[ignore = "runs under strace, started by the other test"]
+fn reads_one_after_the_other() {
+    let path = PathBuf::from(std::env::var_os(FILE).expect("started by the other test"));
+    let open = move |_: &mut xenbus::Device<'_>| {
+        let (access, cache) = (DiskAccess::ReadWrite, Cache::Direct);
+        let disk = File::open(&path, Options { access, cache, way: Way::Uring });
+        let disk = disk.map_err(|error| Error::Driver(error.to_string()))?;
+        assert!(format!("{disk:?}").contains("io_uring"), "{disk:?}");
+        Ok(Box::new(disk) as Box<dyn xen_block::disk::Disk>)
+    };
+    // The scene's own server is left alone.
+    let mut scene = Scene::new(Setup::new(Box::new(open.clone()))).expect("a daemon");
+    let (host, socket, stop) =
+        (scene.host.clone(), scene.daemon.socket(), Arc::new(AtomicBool::new(false)));
+    let stopped = Arc::clone(&stop);
+    let serving = std::thread::Builder::new().name("serving".into()).spawn(move || {
+        pin();
+        let options = back::Options::default();
+        let mut server = support::server_at(&host, &socket, options, Open::Here(Box::new(open)));
+        while !stopped.load(Ordering::Relaxed) {
+            server.turn(Duration::from_millis(500)).unwrap();
+        }
+    });
+    scene.until_front_connected();
+    let buffer = scene.buffers(1)[0];
+    for tag in 0..REQUESTS {
+        let want = Want::Read { tag, sector: tag * 8 };
+        scene.front().submit(0, want, &[Part::whole(buffer)]).unwrap();
+        scene.front().push().unwrap();
+        let mut status = None;
+        while status.is_none() {
+            scene.front().take(|done| status = Some(done.status)).unwrap();
+            if status.is_some() || scene.front().final_check().unwrap() {
+                continue;
+            }
+            let mut evtchn = scene.front_evtchn.borrow_mut();
+            let fd = PollFd::from_borrowed_fd(evtchn.fd(), PollFlags::IN);
+            assert_eq!(poll(&mut [fd], Some(&PATIENCE.try_into().unwrap())).unwrap(), 1);
+            while let Some(port) = evtchn.pending().unwrap() {
+                evtchn.unmask(port).unwrap();
+            }
+        }
+        assert_eq!(status, Some(Status::Okay));
+        // Whoever asks one thing after the other does something with the answer.
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    stop.store(true, Ordering::Relaxed);
+    serving.unwrap().join().unwrap();
+}
+
+/// How often the serving thread has polled and entered the io_uring.
+fn calls(file: &Path) -> (u64, u64) {
+    let log = file.with_extension("log");
+    let output = Command::new("strace")
+        .args(["-f", "-e", "trace=poll,ppoll,io_uring_enter", "-e", "signal=none", "-o"])
+        .arg(&log)
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "reads_one_after_the_other", "--ignored"])
+        .env(FILE, file)
+        .output()
+        .unwrap();
+    let text = std::fs::read_to_string(&log).unwrap();
+    std::fs::remove_file(&log).unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    // The thread that enters the io_uring is the one that serves.
+    let enters = |line: &&str| line.contains("io_uring_enter(");
+    let serving = text.lines().find(enters).and_then(|line| line.split(' ').next());
+    let serving = serving.expect("no io_uring was used");
+    let own = text.lines().filter(|line| line.starts_with(serving));
+    let begun: Vec<&str> = own.filter(|line| !line.contains("resumed>")).collect();
+    let polled = begun.iter().filter(|line| line.contains("poll(")).count();
+    (polled as u64, begun.iter().filter(|line| enters(line)).count() as u64)
+}
+
+#[test]
+fn a_lone_request_is_given_to_the_kernel_and_waited_for_at_once() {
+    let test = "a_lone_request_is_given_to_the_kernel_and_waited_for_at_once";
+    if Command::new("strace").arg("-V").output().is_err() {
+        return conformance::skip(test, "there is no strace");
+    }
+    let file = std::env::temp_dir().join(format!("xen-block-lone-{}", std::process::id()));
+    std::fs::write(&file, vec![7; 1 << 20]).unwrap();
+    // One of each for a request, and what the store takes at the beginning. Where a read takes longer than it is waited
+    // for, there is a second poll, and the next few are not waited for: so it is tried again where the disk is busy.
+    let most = REQUESTS + REQUESTS / 2;
+    let mut counted = Vec::new();
+    let met = (0..8).any(|_| {
+        let (polled, entered) = calls(&file);
+        counted.push((polled, entered));
+        polled < most && (REQUESTS..most).contains(&entered)
+    });
+    std::fs::remove_file(&file).unwrap();
+    assert!(met, "calls of poll and io_uring_enter for {REQUESTS} requests: {counted:?}");
+}

@@ -1,0 +1,124 @@
+//! Disks that take long to open, and frontends that have theirs opened again and again: the loop that serves the
+//! others does not wait for them.
+
+mod support;
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use support::{ID, Scene, Setup, device};
+use xen_block::back::{Job, Open};
+use xen_block::disk::Disk;
+use xen_block::disk::memory::Memory;
+use xen_io::blkif::Status;
+use xenbus::{Error, State, toolstack};
+use xenstore::Store;
+
+/// How a disk turns out.
+type Outcome = Result<Box<dyn Disk + Send>, Error>;
+
+/// Disks that are open when the test says how they turned out.
+fn slow() -> (Sender<Outcome>, Setup) {
+    let (say, outcomes) = channel::<Outcome>();
+    let outcomes: Arc<Mutex<Receiver<Outcome>>> = Arc::new(Mutex::new(outcomes));
+    let mut setup = Setup::named();
+    setup.open = Open::Aside(Box::new(move |_| {
+        let outcomes = Arc::clone(&outcomes);
+        let job: Job = Box::new(move || outcomes.lock().unwrap().recv().unwrap());
+        Ok(job)
+    }));
+    (say, setup)
+}
+
+/// Turns for a while; each is over at once, and the backend is neither Connected nor Closed.
+fn turns_while_it_opens(scene: &mut Scene) {
+    let end = Instant::now() + Duration::from_millis(300);
+    let mut turns = 0;
+    while Instant::now() < end {
+        scene.turn();
+        turns += 1;
+        let done = [Some(State::Connected), Some(State::Closed), None];
+        assert!(!done.contains(&scene.states().1), "{:?}", scene.log);
+    }
+    // Blocked for the whole, there would be a handful.
+    assert!(turns > 20, "{turns} turns");
+}
+
+fn memory() -> Outcome {
+    Ok(Box::new(Memory::new(64)))
+}
+
+#[test]
+fn a_disk_that_opens_slowly_keeps_nobody_waiting() {
+    let (say, setup) = slow();
+    let Some(mut scene) = Scene::new(setup) else { return };
+    scene.until("both ends to begin", |scene| {
+        scene.states() == (Some(State::Initialised), Some(State::InitWait))
+    });
+    turns_while_it_opens(&mut scene);
+    say.send(memory()).unwrap();
+    scene.until_connected();
+    assert_eq!(scene.write(0, &[3; 4096]), Status::Okay);
+    assert_eq!(scene.read(0, 1), Ok(vec![3; 4096]));
+}
+
+#[test]
+fn why_a_disk_did_not_open_is_said() {
+    let (say, setup) = slow();
+    let Some(mut scene) = Scene::new(setup) else { return };
+    say.send(Err(Error::Driver("no such export".into()))).unwrap();
+    scene.until_back(State::Closing);
+    let said = scene.node(&format!("{}/error", device().backend_path()));
+    assert!(said.contains("no such export"), "{said}");
+}
+
+/// It may be locked as long as it opens: whoever comes next is to find it free.
+#[test]
+fn a_device_that_goes_while_its_disk_opens_is_closed_when_that_is_closed() {
+    let (say, setup) = slow();
+    let Some(mut scene) = Scene::new(setup) else { return };
+    scene.until("both ends to begin", |scene| {
+        scene.states() == (Some(State::Initialised), Some(State::InitWait))
+    });
+    turns_while_it_opens(&mut scene);
+    toolstack::detach(&mut scene.tool, &device()).unwrap();
+    turns_while_it_opens(&mut scene);
+    say.send(memory()).unwrap();
+    scene.until_back(State::Closed);
+    toolstack::forget(&mut scene.tool, &device()).unwrap();
+    scene.until("it to be forgotten", |scene| scene.back_bus().state(ID).is_none());
+    assert_eq!(scene.host.mapped(), 0);
+    assert!(!scene.tool.exists(device().backend_path()).unwrap());
+}
+
+/// A frontend that closes and comes back without end has its disk opened so often, and then waits.
+#[test]
+fn a_frontend_that_reconnects_in_a_loop_is_slowed_down() {
+    let (most, within) = (5, Duration::from_millis(1500));
+    let opened = Rc::new(Cell::new(0));
+    let count = Rc::clone(&opened);
+    let mut setup = Setup::new(Box::new(move |_| {
+        count.set(count.get() + 1);
+        Ok(Box::new(Memory::new(64)))
+    }));
+    setup.back.connects_max = (most, within);
+    let Some(mut scene) = Scene::new(setup) else { return };
+    let began = Instant::now();
+    let state = format!("{}/state", device().frontend_path());
+    for times in 1..=most + 2 {
+        scene.until_connected();
+        assert_eq!(opened.get(), times);
+        assert!(
+            times <= most || began.elapsed() >= within,
+            "the {times}th after {:?}",
+            began.elapsed()
+        );
+        scene.bus.leave(&mut scene.front_store, ID).unwrap();
+        scene.until("both ends to close", |scene| {
+            scene.states() == (Some(State::Closed), Some(State::Closed))
+        });
+        scene.tool.write(&state, "1").unwrap();
+    }
+}

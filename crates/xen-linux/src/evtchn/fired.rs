@@ -1,0 +1,133 @@
+//! Ports that have fired: read from the driver many at a time, given out one by one.
+
+use std::collections::VecDeque;
+use xen::Error;
+
+/// Ports that one read takes.
+const BATCH: usize = 64;
+
+/// What came of asking the driver.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Came {
+    /// So many bytes: where they fill less than there was room for, the driver has no more.
+    Bytes(usize),
+    /// A signal, before anything else.
+    Interrupted,
+    /// These, and perhaps more by now.
+    Ports(Vec<u32>),
+}
+
+/// Ports that were read and not yet given out.
+#[derive(Debug, Default)]
+pub(super) struct Fired {
+    ports: VecDeque<u32>,
+    /// The driver had no more when it was last asked, and nobody was told so since: to ask it once more would
+    /// be a system call for each event. What fires meanwhile makes the descriptor readable.
+    emptied: bool,
+}
+
+impl Fired {
+    /// The next port; `None` once for each time that the driver had no more. `read` asks the driver.
+    pub(super) fn next(
+        &mut self,
+        mut read: impl FnMut(&mut [u8]) -> Result<Came, Error>,
+    ) -> Result<Option<u32>, Error> {
+        loop {
+            if let Some(port) = self.ports.pop_front() {
+                return Ok(Some(port));
+            }
+            if std::mem::take(&mut self.emptied) {
+                return Ok(None);
+            }
+            let mut bytes = [0; BATCH * 4];
+            match read(&mut bytes)? {
+                Came::Bytes(len) => {
+                    let (words, _) = bytes[..len].as_chunks::<4>();
+                    self.ports.extend(words.iter().map(|word| u32::from_ne_bytes(*word)));
+                    self.emptied = len < bytes.len();
+                }
+                Came::Interrupted => {}
+                Came::Ports(ports) => self.ports.extend(ports),
+            }
+        }
+    }
+
+    /// Forgets a port that is closed. Its number may be given out again: what the old port has left must not
+    /// be taken for the new one's.
+    pub(super) fn forget(&mut self, port: u32) {
+        self.ports.retain(|fired| *fired != port);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A driver in which these ports have fired; it counts how often it is asked.
+    struct Driver {
+        fired: Vec<u32>,
+        asked: u32,
+    }
+
+    impl Driver {
+        fn read(&mut self, into: &mut [u8]) -> Result<Came, Error> {
+            self.asked += 1;
+            let count = self.fired.len().min(into.len() / 4);
+            let words: Vec<u8> = self.fired.drain(..count).flat_map(u32::to_ne_bytes).collect();
+            into[..words.len()].copy_from_slice(&words);
+            Ok(Came::Bytes(words.len()))
+        }
+
+        /// All ports up to `None`.
+        fn all(&mut self, fired: &mut Fired) -> Vec<u32> {
+            std::iter::from_fn(|| fired.next(|into| self.read(into)).unwrap()).collect()
+        }
+    }
+
+    #[test]
+    fn a_driver_that_had_room_left_is_asked_once() {
+        let mut driver = Driver { fired: vec![3, 1, 2], asked: 0 };
+        let mut fired = Fired::default();
+        assert_eq!(driver.all(&mut fired), [3, 1, 2]);
+        assert_eq!(driver.asked, 1);
+        // Whoever comes again finds what has fired since.
+        driver.fired = vec![1];
+        assert_eq!(driver.all(&mut fired), [1]);
+        assert_eq!(driver.all(&mut fired), []);
+        assert_eq!(driver.asked, 3);
+    }
+
+    #[test]
+    fn a_driver_that_filled_the_room_is_asked_again() {
+        for count in [BATCH - 1, BATCH, BATCH + 1, 3 * BATCH] {
+            let ports: Vec<u32> = (1..).take(count).collect();
+            let mut driver = Driver { fired: ports.clone(), asked: 0 };
+            assert_eq!(driver.all(&mut Fired::default()), ports);
+            assert_eq!(driver.asked as usize, count / BATCH + 1, "{count}");
+        }
+    }
+
+    #[test]
+    fn a_port_closed_meanwhile_is_not_given_out() {
+        let mut driver = Driver { fired: vec![1, 2, 1, 3], asked: 0 };
+        let mut fired = Fired::default();
+        assert_eq!(fired.next(|into| driver.read(into)), Ok(Some(1)));
+        fired.forget(1);
+        fired.forget(3);
+        assert_eq!(driver.all(&mut fired), [2]);
+        // The number is another's by now.
+        driver.fired = vec![1];
+        assert_eq!(driver.all(&mut fired), [1]);
+    }
+
+    #[test]
+    fn a_signal_and_an_overflow_are_not_the_end() {
+        let mut answers =
+            vec![Came::Bytes(0), Came::Ports(vec![7, 8]), Came::Interrupted].into_iter().rev();
+        let mut fired = Fired::default();
+        let mut read = |_: &mut [u8]| Ok(answers.next().expect("asked once too often"));
+        let got: Vec<_> = (0..3).map(|_| fired.next(&mut read).unwrap()).collect();
+        assert_eq!(got, [Some(7), Some(8), None]);
+        assert_eq!(fired.next(|_| Err(Error::NoDev)), Err(Error::NoDev));
+    }
+}
