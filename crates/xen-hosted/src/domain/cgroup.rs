@@ -2,7 +2,8 @@
 //! controller, else version 1.
 //!
 //! All domains of a host live below `xenbus-…` in the broker's own group, so whatever bounds the
-//! broker bounds them too. Version 2 needs no controller for freezing and for processor time.
+//! broker bounds them too. Version 2 needs no controller for freezing and for processor time; beside a version 1 that has
+//! all the others it is left alone.
 //!
 //! A domain of one task with the usual share has no processor group of its own but is in that of them all
 //! ([`Share::OfTasks`]): there it has what a group of its own would give it, and the kernel changes no
@@ -54,6 +55,18 @@ struct Hierarchy {
 impl Hierarchy {
     /// Makes the group of a domain.
     fn make(&self, dir: &Path) -> io::Result<()> {
+        let made = self.make_dir(dir);
+        if made.is_ok() && self.version == Version::Two {
+            // Nobody asks for a domain's pressure, which the kernel counts at each switch of tasks; that of the broker's
+            // own group has it still.
+            for group in [self.base.as_path(), dir] {
+                let _ = fs::write(group.join("cgroup.pressure"), "0");
+            }
+        }
+        made
+    }
+
+    fn make_dir(&self, dir: &Path) -> io::Result<()> {
         match fs::create_dir(dir) {
             Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
             Err(error) if error.kind() == ErrorKind::NotFound => {
@@ -139,6 +152,15 @@ impl Cgroups {
             let Some(base) = base(mount, own.as_deref().map(group_to_divide), name) else {
                 continue;
             };
+            let older = |controller| {
+                mounts.iter().any(|m| {
+                    m.kind == Version::One && m.controllers.iter().any(|c| c == controller)
+                })
+            };
+            if !delegation::has_controllers(&base) && older("cpuacct") && older("freezer") {
+                // What is left of version 2 beside version 1: being in a group of it would cost more than it does there.
+                continue;
+            }
             if !made(&base) {
                 continue;
             }

@@ -21,6 +21,13 @@ pub(super) fn group_to_divide(own: &Path) -> &Path {
     }
 }
 
+/// Whether the group that `base` is to be in may be given any controller for domains.
+pub(super) fn has_controllers(base: &Path) -> bool {
+    let file = base.with_file_name("cgroup.controllers");
+    let have = fs::read_to_string(file).unwrap_or_default();
+    have.split_whitespace().any(|name| CONTROLLERS.contains(&name))
+}
+
 /// Enables what can be enabled for the groups below `base`, a host's; says what is.
 pub(super) fn enable(base: &Path) -> Vec<String> {
     let own = base.parent().unwrap_or(base);
