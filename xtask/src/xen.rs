@@ -28,7 +28,7 @@ use crate::Result;
 use crate::workspace::{Workspace, cargo};
 use boot::Boot;
 use std::path::PathBuf;
-use std::process::{Command, ExitCode};
+use std::process::{Command, ExitCode, Stdio};
 use std::time::Instant;
 
 const HELP: &str = "\
@@ -51,10 +51,14 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("xenstore", "xenstore"),
     ("xen-block", "xen-blockd"),
     ("xen-block", "xen-blkfront"),
+    ("xen-hosted", "xen-hosted"),
     ("xb", "xb"),
     ("conformance", "platform-dom0"),
     ("conformance", "conformance-dom0"),
 ];
+
+/// The tests of this workspace that run in dom0, each a program.
+const TESTS: &[(&str, &[&str])] = &[("xen-hosted", &["limits", "shares", "hostile", "platform"])];
 
 /// Whose daemon is the store.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -185,7 +189,35 @@ fn build(lab: &Lab) -> Result<()> {
     if !command.current_dir(&lab.project).status()?.success() {
         return Err("the programs for dom0 do not build; cargo has said why".into());
     }
+    for (package, names) in TESTS {
+        build_tests(lab, package, names)?;
+    }
     build_guest(lab)
+}
+
+/// Builds tests of a package, and puts their programs, which cargo calls as it likes, under their names in `tests`.
+fn build_tests(lab: &Lab, package: &str, names: &[&str]) -> Result<()> {
+    let place = lab.dir.join("tests");
+    std::fs::create_dir_all(&place)?;
+    let mut command = cargo();
+    command.args(["test", "--no-run", "--release", "--message-format=json-render-diagnostics"]);
+    command.args(["--package", package]);
+    for name in names {
+        command.args(["--test", name]);
+    }
+    let output = command.stderr(Stdio::inherit()).current_dir(&lab.project).output()?;
+    if !output.status.success() {
+        return Err(format!("the tests of {package} do not build; cargo has said why").into());
+    }
+    let messages = String::from_utf8_lossy(&output.stdout);
+    let messages = messages.lines().filter_map(|line| serde_json::from_str(line).ok());
+    let built: Vec<serde_json::Value> = messages.collect();
+    for name in names {
+        let one = built.iter().find(|one| one["target"]["name"] == **name);
+        let program = one.and_then(|one| one["executable"].as_str());
+        std::fs::copy(program.ok_or(format!("cargo built no {name}"))?, place.join(name))?;
+    }
+    Ok(())
 }
 
 /// Builds the guest of the conformance suite, a workspace of its own, and what helps `xl` with it.

@@ -6,6 +6,8 @@ use crate::guest::RingStore;
 use crate::host::{Host, run};
 use crate::speed::{Talker, median};
 use crate::table::{Extent, Goal, Row};
+use rustix::process::{WaitOptions, wait};
+use std::process::Command;
 use std::time::{Duration, Instant};
 use xen::domctl::DomainControl;
 use xen::evtchn::EventChannels;
@@ -15,7 +17,12 @@ use xen_hosted::domctl::Control;
 use xenstore::Store;
 
 /// What the domain beside it does, the harmless one first.
-const BESIDE: [&str; 6] = ["spin", "notifications", "requests", "ports", "grants", "store"];
+const BESIDE: [&str; 8] =
+    ["spin", "notifications", "requests", "ports", "grants", "store", "memory", "forks"];
+/// Doubles a string until the kernel ends it.
+const MEMORY: &str = "s=0123456789abcdef; while :; do s=$s$s; done";
+/// Each process makes one more and goes on, until there may be no more of them and they end.
+const FORKS: &str = "f() { f & f; }; f";
 /// What each of them may use, in hundredths of a processor.
 const CAP: u16 = 25;
 /// How long for one percentile: five of the 100 ms after which a cap begins anew, as the other is held still in
@@ -71,9 +78,22 @@ pub(crate) fn attack(what: &str) -> Result<()> {
                 }
             }
             "store" => store.read_many(&name, 1000, 8)?,
+            "memory" => drop(shell(MEMORY).status()),
+            "forks" => {
+                // It is the init of its domain, so that all who end are its to wait for.
+                drop(shell(FORKS).spawn());
+                while wait(WaitOptions::NOHANG).is_ok_and(|ended| ended.is_some()) {}
+            }
             other => return Err(format!("no attack is called {other:?}").into()),
         }
     }
+}
+
+/// A shell that says nothing of what it runs out of.
+fn shell(script: &str) -> Command {
+    let mut command = Command::new("/bin/sh");
+    command.args(["-c", &format!("exec 2>&-; {script}")]);
+    command
 }
 
 /// A domain that the store knows, with a name there.

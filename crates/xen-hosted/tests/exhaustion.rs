@@ -2,7 +2,12 @@
 
 mod support;
 
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect,
+    socket_with,
+};
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 use support::puppet::Puppet;
 use support::{Host, cpu_time_ms};
@@ -25,6 +30,14 @@ fn rests(host: &Host, when: &str) {
     std::thread::sleep(Duration::from_millis(500));
     let used = cpu_time_ms(host.broker.id()) - before;
     assert!(used < 100, "{when}: {used} ms of 500");
+}
+
+/// A connection that no library uses.
+fn connected(host: &Host, role: Role) -> OwnedFd {
+    let (family, kind) = (AddressFamily::UNIX, SocketType::SEQPACKET);
+    let socket = socket_with(family, kind, SocketFlags::CLOEXEC, None).unwrap();
+    connect(&socket, &SocketAddrUnix::new(host.host().socket(role)).unwrap()).unwrap();
+    socket
 }
 
 #[test]
@@ -53,18 +66,55 @@ fn a_full_table_of_descriptors_is_waited_for() {
         };
         support::raw::before_exec(command, set);
     });
-    let address = SocketAddrUnix::new(host.host().socket(Role::Control)).unwrap();
-    let open = || {
-        let (family, kind) = (AddressFamily::UNIX, SocketType::SEQPACKET);
-        let socket = socket_with(family, kind, SocketFlags::CLOEXEC, None).unwrap();
-        connect(&socket, &address).unwrap();
-        socket
-    };
     // Each takes the broker two descriptors; the last of them wait to be let in.
-    let crowd: Vec<_> = (0..60).map(|_| open()).collect();
+    let crowd: Vec<_> = (0..60).map(|_| connected(&host, Role::Control)).collect();
     rests(&host, "descriptors are used up");
     drop(crowd);
     assert_eq!(host.control().list().unwrap().len(), 1);
+}
+
+/// The broker's own descriptors are below; those of who connects, and of domains, are from here on.
+const OF_PEERS: u64 = 16;
+
+/// The kernel has no room for what the broker sends, and no event tells when it has.
+#[test]
+fn what_cannot_be_sent_is_not_sent_again_at_once() {
+    let to_peers = [(0, OF_PEERS)];
+    let refuse = support::raw::refusing_where(libc::SYS_sendmsg, &to_peers, libc::ETOOMANYREFS);
+    let host = Host::start_with(|command| support::raw::before_exec(command, refuse));
+    let crowd: Vec<_> = (0..8).map(|_| connected(&host, Role::Control)).collect();
+    // What it is answered with has descriptors.
+    let hello = 0_u64.to_ne_bytes();
+    for socket in &crowd {
+        rustix::net::send(socket, &hello, SendFlags::NOSIGNAL).unwrap();
+    }
+    rests(&host, "no room");
+    let answer = rustix::net::recv(&crowd[7], &mut [0_u8; 64], RecvFlags::DONTWAIT);
+    assert_eq!(answer.map(drop), Err(Errno::AGAIN), "it was not sent");
+}
+
+/// Whichever of its descriptors the broker cannot watch, a domain that is not created leaves no process.
+#[test]
+fn a_creation_that_fails_leaves_no_process() {
+    let shell = std::fs::File::open("/bin/sh").unwrap();
+    let mut last = Ok(());
+    for first in OF_PEERS.. {
+        assert!(first < 200, "creation never succeeds: {last:?}");
+        let refuse = support::raw::refusing_where(libc::SYS_epoll_ctl, &[(2, first)], libc::ENOSPC);
+        let host = Host::start_with(|command| support::raw::before_exec(command, refuse));
+        let created = host.control().create_quiet(&support::playing("none"), &shell);
+        if created.is_ok() {
+            break;
+        }
+        last = created.map(drop);
+        let broker = host.broker.id();
+        let children = format!("/proc/{broker}/task/{broker}/children");
+        support::until("no process is left", || {
+            std::fs::read_to_string(&children).unwrap().is_empty()
+        });
+    }
+    // The highest number is that of the process itself.
+    assert_eq!(last, Err(Error::NoSpc));
 }
 
 /// A guest lets go of an arena late, when there is another in its place.

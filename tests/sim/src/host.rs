@@ -53,8 +53,14 @@ pub(crate) fn text(error: impl std::fmt::Display) -> String {
     error.to_string()
 }
 
-/// The configuration of a daemon that is started without options.
-fn config(own_ring: bool) -> Result<Config, String> {
+/// An option for a daemon whose domain has no ring.
+pub const NO_RING: &str = "--no-domain-init";
+
+/// The configuration of a daemon that is started with these options.
+///
+/// # Errors
+/// What is wrong with them.
+pub fn config(options: &[&str]) -> Result<Config, String> {
     let environment = Environment {
         path: Some("/nonexistent/socket".into()),
         run_dir: None,
@@ -64,10 +70,7 @@ fn config(own_ring: bool) -> Result<Config, String> {
         directory: "/".into(),
         system: System::Closed,
     };
-    let mut args = vec![OsString::from("-N")];
-    if !own_ring {
-        args.push("--no-domain-init".into());
-    }
+    let args = ["-N"].iter().chain(options).map(OsString::from);
     match xenstored::config::parse(args, &environment).map_err(text)? {
         Asked::Run(config) => Ok(*config),
         Asked::Help => Err("it only wants to help".to_owned()),
@@ -99,7 +102,7 @@ impl Host {
         let time = Rc::clone(&clock);
         let lines = Rc::clone(&log);
         let taker = Box::new(move |line: &str| lines.borrow_mut().push(line.to_owned()));
-        let config = config(plan.own_ring)?;
+        let config = config(if plan.own_ring { &[] } else { &[NO_RING] })?;
         let log_to = Log::to(Level::Info, taker);
         let mut daemon =
             Daemon::new(&config, platform, Box::new(move || time.get()), log_to).map_err(text)?;

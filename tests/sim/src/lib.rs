@@ -36,3 +36,5 @@ pub mod run;
 mod slot;
 mod toolstack;
 mod watching;
+
+pub use host::{NO_RING, config};

@@ -3,7 +3,6 @@
 use sim::faults::Rates;
 use sim::hypervisor::{Hypervisor, Limits, Reuse};
 use sim::rng::Rng;
-use std::ffi::OsString;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use xen::evtchn::EventChannels;
@@ -11,28 +10,8 @@ use xen::shared::SharedPage;
 use xen::{DomId, Port};
 use xen_io::xs_ring::FrontRing;
 use xenstore_core::wire::{Header, MsgType, split_message};
-use xenstored::config::{Asked, Config};
 use xenstored::log::{Level, Log};
-use xenstored::paths::{Environment, System};
 use xenstored::step::Daemon;
-
-/// The configuration of a daemon without a ring of its own domain.
-fn config() -> Config {
-    let environment = Environment {
-        path: Some("/nonexistent/socket".into()),
-        run_dir: None,
-        root_dir: None,
-        user_run_dir: None,
-        unfiltered: None,
-        directory: "/".into(),
-        system: System::Closed,
-    };
-    let args = ["-N", "--no-domain-init"].map(OsString::from);
-    match xenstored::config::parse(args, &environment).unwrap() {
-        Asked::Run(config) => *config,
-        Asked::Help => panic!("it only wants to help"),
-    }
-}
 
 fn message(kind: MsgType, payload: &[u8]) -> Vec<u8> {
     let len = payload.len() as u32;
@@ -95,7 +74,8 @@ fn served(weights: [u32; 2], rounds: u64) -> [u32; 2] {
     let clock = std::rc::Rc::new(std::cell::Cell::new(1));
     let time = std::rc::Rc::clone(&clock);
     let log = Log::to(Level::Warn, Box::new(|line| eprint!("{line}")));
-    let mut daemon = Daemon::new(&config(), platform, Box::new(move || time.get()), log).unwrap();
+    let config = sim::config(&[sim::NO_RING]).unwrap();
+    let mut daemon = Daemon::new(&config, platform, Box::new(move || time.get()), log).unwrap();
     let (mut dom0, its) = UnixStream::pair().unwrap();
     its.set_nonblocking(true).unwrap();
     daemon.connect(its.into());

@@ -18,18 +18,26 @@ pub(crate) fn apart(test: &str, host: &Host, script: &str) -> Option<std::proces
     Some(command.env("TMPDIR", host.path("")).output().unwrap())
 }
 
+/// A script that has, at this path, a device of no driver: it is there, and cannot be opened.
+fn without(path: &str) -> String {
+    format!("mknod $DIR/none c 10 253 && mount --bind $DIR/none {path}")
+}
+
+/// What the demo shows after a script, apart.
+fn demo_after(test: &str, host: &Host, script: &str) -> Option<String> {
+    let output = apart(test, host, &format!("{script} && exec $XB --host $DIR/h demo"))?;
+    assert!(output.status.success(), "{output:?}");
+    host.nothing_is_left();
+    Some(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
 #[test]
 fn the_demo_without_fuse_says_so_and_goes_on() {
     let host = Host::down("no-fuse");
     let test = "the_demo_without_fuse_says_so_and_goes_on";
-    // A device of no driver: it is there, and cannot be opened.
-    let script = "mknod $DIR/none c 10 253 && mount --bind $DIR/none /dev/fuse && exec $XB --host $DIR/h demo";
-    let Some(output) = apart(test, &host, script) else { return };
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(output.status.success(), "{output:?}");
+    let Some(said) = demo_after(test, &host, &without("/dev/fuse")) else { return };
     assert!(said.contains("/dev/fuse cannot be opened") && said.contains("they use NBD"), "{said}");
     writes_and_compares(&said);
-    host.nothing_is_left();
 }
 
 #[test]
@@ -37,11 +45,10 @@ fn the_demo_without_fuse_and_namespaces_says_what_is_not_done() {
     let host = Host::down("no-namespaces");
     let test = "the_demo_without_fuse_and_namespaces_says_what_is_not_done";
     // Whether there are namespaces is asked of this program.
-    let script = "mkdir $DIR/false && ln -s /bin/false $DIR/false/unshare && export PATH=$DIR/false:$PATH && \
-                  mknod $DIR/none c 10 253 && mount --bind $DIR/none /dev/fuse && exec $XB --host $DIR/h demo";
-    let Some(output) = apart(test, &host, script) else { return };
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(output.status.success(), "{output:?}");
+    let script =
+        "mkdir $DIR/false && ln -s /bin/false $DIR/false/unshare && export PATH=$DIR/false:$PATH";
+    let script = format!("{script} && {}", without("/dev/fuse"));
+    let Some(said) = demo_after(test, &host, &script) else { return };
     for words in [
         "no namespaces are to be had",
         "disks connect and move here, and nothing is read or written",
@@ -51,7 +58,6 @@ fn the_demo_without_fuse_and_namespaces_says_what_is_not_done() {
     ] {
         assert!(said.contains(words), "{words}: {said}");
     }
-    host.nothing_is_left();
 }
 
 #[test]
@@ -66,9 +72,9 @@ fn a_disk_is_not_mounted_without_loop_devices() {
         format!("disk = [\"{image},,xvda,w\"]\nkernel_block = 1\nextra = \"exec sleep 1000\"");
     let config = host.config("web", &rest);
     let script = format!(
-        "mknod $DIR/none c 10 253 && mount --bind $DIR/none /dev/loop-control && \
-         $XB --host $DIR/h host up && $XB --host $DIR/h create {config} && \
-         $XB --host $DIR/h disk mount web xvda; code=$?; $XB --host $DIR/h host down; exit $code"
+        "{} && $XB --host $DIR/h host up && $XB --host $DIR/h create {config} && \
+         $XB --host $DIR/h disk mount web xvda; code=$?; $XB --host $DIR/h host down; exit $code",
+        without("/dev/loop-control")
     );
     let Some(output) = apart(test, &host, &script) else { return };
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -84,13 +90,9 @@ fn the_demo_without_loop_devices_uses_debugfs() {
     if !host.has_fuse(test) {
         return;
     }
-    let script = "mknod $DIR/none c 10 253 && mount --bind $DIR/none /dev/loop-control && exec $XB --host $DIR/h demo";
-    let Some(output) = apart(test, &host, script) else { return };
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(output.status.success(), "{output:?}");
+    let Some(said) = demo_after(test, &host, &without("/dev/loop-control")) else { return };
     assert!(said.contains("there is no loop device"), "{said}");
     writes_and_compares(&said);
-    host.nothing_is_left();
 }
 
 /// Data was written, and is what was read; and again with a backend that died in between.

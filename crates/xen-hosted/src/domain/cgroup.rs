@@ -2,12 +2,14 @@
 //! controller, else version 1.
 //!
 //! All domains of a host live below `xenbus-…` in the broker's own group, so whatever bounds the
-//! broker bounds them too. Version 2 needs no controller for freezing and for processor time.
+//! broker bounds them too. Version 2 needs no controller for freezing and for processor time; beside a version 1 that has
+//! all the others it is left alone.
 //!
 //! A domain of one task with the usual share has no processor group of its own but is in that of them all
 //! ([`Share::OfTasks`]): there it has what a group of its own would give it, and the kernel changes no
 //! stack of run queues when it hands the processor to the next such domain.
 
+use super::delegation::{self, group_to_divide};
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -48,6 +50,37 @@ struct Hierarchy {
     /// The group above those of the domains.
     base: PathBuf,
     uses: Vec<Use>,
+}
+
+impl Hierarchy {
+    /// Makes the group of a domain.
+    fn make(&self, dir: &Path) -> io::Result<()> {
+        let made = self.make_dir(dir);
+        if made.is_ok() && self.version == Version::Two {
+            // Nobody asks for a domain's pressure, which the kernel counts at each switch of tasks; that of the broker's
+            // own group has it still.
+            for group in [self.base.as_path(), dir] {
+                let _ = fs::write(group.join("cgroup.pressure"), "0");
+            }
+        }
+        made
+    }
+
+    fn make_dir(&self, dir: &Path) -> io::Result<()> {
+        match fs::create_dir(dir) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                // The group above is gone while no domain was in it: systemd removes what is empty when the process ends
+                // that it has started the broker by.
+                fs::create_dir(&self.base)?;
+                if self.version == Version::Two {
+                    delegation::enable(&self.base);
+                }
+                fs::create_dir(dir)
+            }
+            made => made,
+        }
+    }
 }
 
 /// The weight and the cap that a group has which was told nothing, and so has a task in a group of others.
@@ -115,11 +148,23 @@ impl Cgroups {
         let mut found = Self::default();
         let mut wanted: Vec<Use> = USES.iter().map(|row| row.0).collect();
         for mount in mounts.iter().filter(|mount| mount.kind == Version::Two) {
-            let Some(base) = base(mount, own_group(&own, ""), name) else { continue };
+            let own = own_group(&own, "");
+            let Some(base) = base(mount, own.as_deref().map(group_to_divide), name) else {
+                continue;
+            };
+            let older = |controller| {
+                mounts.iter().any(|m| {
+                    m.kind == Version::One && m.controllers.iter().any(|c| c == controller)
+                })
+            };
+            if !delegation::has_controllers(&base) && older("cpuacct") && older("freezer") {
+                // What is left of version 2 beside version 1: being in a group of it would cost more than it does there.
+                continue;
+            }
             if !made(&base) {
                 continue;
             }
-            let have = with_controllers(&base);
+            let have = delegation::enable(&base);
             let uses: Vec<Use> = USES
                 .iter()
                 .filter(|(_, needs, _)| needs.is_none_or(|needs| have.iter().any(|h| h == needs)))
@@ -136,7 +181,8 @@ impl Cgroups {
             let Some(mount) = mounts.iter().filter(|m| m.kind == Version::One).find(holds) else {
                 continue;
             };
-            let Some(base) = base(mount, own_group(&own, controller), name) else { continue };
+            let own = own_group(&own, controller);
+            let Some(base) = base(mount, own.as_deref(), name) else { continue };
             match found.hierarchies.iter_mut().find(|known| known.base == base) {
                 Some(known) => known.uses.push(purpose),
                 None if made(&base) => found.hierarchies.push(Hierarchy {
@@ -170,7 +216,7 @@ impl Cgroups {
             if hierarchy.version == Version::Two
                 && let Some(own) = hierarchy.base.parent()
             {
-                leave_leaf(own);
+                delegation::leave(own);
             }
         }
     }
@@ -211,9 +257,7 @@ impl Cgroups {
                 group.share_later = Some(dir);
                 continue;
             }
-            if let Err(error) = fs::create_dir(&dir)
-                && error.kind() != ErrorKind::AlreadyExists
-            {
+            if let Err(error) = hierarchy.make(&dir) {
                 group.remove();
                 return Err(error);
             }
@@ -255,7 +299,7 @@ fn clear(group: &Path) {
 }
 
 /// The host's group in a mounted hierarchy.
-fn base(mount: &Mounted, own: Option<PathBuf>, name: &str) -> Option<PathBuf> {
+fn base(mount: &Mounted, own: Option<&Path>, name: &str) -> Option<PathBuf> {
     let own = own?;
     let below = own.strip_prefix(&mount.root).ok()?;
     Some(mount.at.join(below).join(name))
@@ -266,45 +310,6 @@ fn made(base: &Path) -> bool {
         Ok(()) => true,
         Err(error) => error.kind() == ErrorKind::AlreadyExists,
     }
-}
-
-/// The group that a broker moves itself to in version 2, below the one that it was started in.
-const LEAF: &str = "xenbus-broker";
-
-/// Moves this process back to the group that it was started in, where it had left that. Another broker may
-/// still be in the leaf: then all stays as it is.
-fn leave_leaf(own: &Path) {
-    let leaf = own.join(LEAF);
-    let inside = fs::read_to_string(leaf.join("cgroup.procs")).unwrap_or_default();
-    let me = rustix::process::getpid().as_raw_nonzero().to_string();
-    if inside.trim() == me {
-        // A group with controllers for its children takes no processes.
-        for controller in ["memory", "cpu", "pids"] {
-            let _ = fs::write(own.join("cgroup.subtree_control"), format!("-{controller}"));
-        }
-        let _ = fs::write(own.join("cgroup.procs"), "0");
-        let _ = fs::remove_dir(&leaf);
-    }
-}
-
-/// Enables what can be enabled for the groups below `base`; says what is.
-fn with_controllers(base: &Path) -> Vec<String> {
-    let own = base.parent().unwrap_or(base);
-    for group in [own, base] {
-        for controller in ["memory", "cpu", "pids"] {
-            let enabled = fs::write(group.join("cgroup.subtree_control"), format!("+{controller}"));
-            if enabled.is_err_and(|error| error.kind() == ErrorKind::ResourceBusy) && group == own {
-                // A group with processes of its own can give its children no controllers.
-                let leaf = own.join(LEAF);
-                if made(&leaf) && fs::write(leaf.join("cgroup.procs"), "0").is_ok() {
-                    let _ =
-                        fs::write(group.join("cgroup.subtree_control"), format!("+{controller}"));
-                }
-            }
-        }
-    }
-    let have = fs::read_to_string(base.join("cgroup.subtree_control")).unwrap_or_default();
-    have.split_whitespace().map(str::to_owned).collect()
 }
 
 /// The groups of one domain.
@@ -469,7 +474,7 @@ mod tests {
         assert_eq!(own_group(own, "memory"), Some("/b/c".into()));
         assert_eq!(own_group(own, "cpuacct"), Some("/a".into()));
         assert_eq!(own_group(own, ""), Some("/u".into()));
-        let at = base(&mount, own_group(own, "memory"), "x").unwrap();
+        let at = base(&mount, own_group(own, "memory").as_deref(), "x").unwrap();
         assert_eq!(at, Path::new("/sys/fs/cgroup/memory/b/c/x"));
         assert!(mounted("22 1 8:1 / / rw - ext4 /dev/vda rw").is_none());
     }
@@ -512,23 +517,6 @@ mod tests {
         assert_eq!(read("cgroup.freeze"), "1");
         assert_eq!((group.cpu_time_ns(), group.memory()), (Some(7000), Some(4096)));
         fs::remove_dir_all(dir).unwrap();
-    }
-
-    #[test]
-    fn a_leaf_with_others_in_it_stays() {
-        let own = std::env::temp_dir().join(format!("xen-hosted-leaf-{}", std::process::id()));
-        let _ = fs::remove_dir_all(&own);
-        let leaf = own.join(LEAF);
-        fs::create_dir_all(&leaf).unwrap();
-        let me = std::process::id();
-        fs::write(leaf.join("cgroup.procs"), format!("{me}\n1\n")).unwrap();
-        leave_leaf(&own);
-        assert!(!own.join("cgroup.procs").exists(), "it has not moved");
-        fs::write(leaf.join("cgroup.procs"), format!("{me}\n")).unwrap();
-        leave_leaf(&own);
-        let moved = fs::read_to_string(own.join("cgroup.procs")).unwrap();
-        assert_eq!(moved, "0", "it is back where it was started");
-        fs::remove_dir_all(own).unwrap();
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! A domain as a process: what its creator asks for, its sandbox, its limits.
 
 pub(crate) mod cgroup;
+mod delegation;
 pub(crate) mod filter;
 pub(crate) mod sandbox;
 
@@ -228,12 +229,11 @@ pub(crate) const LACKS: [(Lack, &str); 11] = [
     (
         Lack::MemoryLimit,
         "a domain's memory is bounded for each process and not in all, and what its processes share not at \
-         all: no memory control group may be made here (run in a delegated one, or as root)",
+         all: no memory control group may be made here (run in a delegated one)",
     ),
     (
         Lack::CpuLimit,
-        "weight and cap have no effect: no cpu control group may be made here (run in a delegated \
-         one, or as root)",
+        "weight and cap have no effect: no cpu control group may be made here (run in a delegated one)",
     ),
     (
         Lack::TaskLimit,

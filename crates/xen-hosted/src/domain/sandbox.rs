@@ -333,8 +333,16 @@ fn mount_tmp() -> Result<(), Errno> {
 /// Makes [`ROOT`] the root, and lets go of the host's.
 fn enter_root() -> Result<(), Errno> {
     rustix::process::chdir(ROOT)?;
-    rustix::process::pivot_root(".", ".")?;
-    rustix::mount::unmount(".", UnmountFlags::DETACH)?;
+    match rustix::process::pivot_root(".", ".") {
+        Ok(()) => rustix::mount::unmount(".", UnmountFlags::DETACH)?,
+        // The host's root is its kernel's first one, which stays: it is covered, as switch_root(8) does. No path leads
+        // out of what covers it, and who has no capability can neither uncover it nor leave by another chroot(2).
+        Err(Errno::INVAL) => {
+            rustix::mount::mount_move(".", "/")?;
+            rustix::process::chroot(".")?;
+        }
+        Err(errno) => return Err(errno),
+    }
     rustix::process::chdir("/")
 }
 

@@ -27,7 +27,7 @@ pub(super) fn pair() -> Result<(OwnedFd, OwnedFd), Error> {
 
 impl Broker {
     /// A number that nobody uses or names.
-    fn free_domid(&mut self) -> Result<DomId, Error> {
+    pub(super) fn free_domid(&mut self) -> Result<DomId, Error> {
         let taken = |domid| self.domains.contains_key(&domid) || self.is_news(domid);
         let domid = next_free(self.next_domid, taken).ok_or(Error::NoSpc)?;
         self.next_domid = domid.0 + 1;

@@ -149,3 +149,77 @@ impl Broker {
         self.finish(domid);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::create::pair;
+    use super::super::namespaces::Namespaces;
+    use super::super::{Cgroups, Config, Domain};
+    use super::*;
+    use crate::{HostDir, Rights, Role};
+    use rustix::event::{EventfdFlags, eventfd};
+    use xen::Port;
+
+    const DOMID: DomId = DomId(5);
+
+    /// A broker with one domain that has no process.
+    fn broker() -> Broker {
+        let event = || eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+        let host = HostDir::new(std::env::temp_dir());
+        let (namespaces, cgroups) = (Namespaces::None, Cgroups::default);
+        let mut broker = Broker::with_nothing(host, event(), event(), namespaces, cgroups).unwrap();
+        let identity = broker.take_identity();
+        broker.domains.insert(DOMID, Domain::new(identity, Config::default(), 16));
+        broker
+    }
+
+    fn peer(broker: &mut Broker, rights: Rights) -> PeerId {
+        let (end, _) = pair().unwrap();
+        broker.add_peer(end, DomId::DOM0, rights).unwrap()
+    }
+
+    /// The number that a domain gets whose turn it is to get this one.
+    fn next(broker: &mut Broker) -> DomId {
+        broker.next_domid = DOMID.0;
+        broker.free_domid().unwrap()
+    }
+
+    #[test]
+    fn a_number_is_nobody_elses_while_a_port_names_it() {
+        let mut broker = broker();
+        let id = peer(&mut broker, Role::Backend.rights());
+        let (words, _) = broker.alloc_unbound(id, DOMID).unwrap().unwrap();
+        assert_eq!(broker.domains[&DOMID].named, 1);
+        broker.destroy(DOMID).unwrap();
+        assert!(broker.domains[&DOMID].stage == Stage::Dead, "it is gone, its number is not");
+        assert_eq!(next(&mut broker), DomId(6));
+        broker.close_port(id, Port(u32::try_from(words[0]).unwrap())).unwrap();
+        assert!(!broker.domains.contains_key(&DOMID));
+        assert_eq!(next(&mut broker), DOMID);
+    }
+
+    #[test]
+    fn a_number_is_nobody_elses_until_who_watches_has_heard_of_its_death() {
+        let mut broker = broker();
+        let watcher = peer(&mut broker, Role::Store.rights());
+        broker.destroy(DOMID).unwrap();
+        assert!(!broker.domains.contains_key(&DOMID));
+        assert!(broker.is_news(DOMID) && !broker.is_news(DomId(6)));
+        assert_eq!(next(&mut broker), DomId(6));
+        broker.changes(watcher).unwrap();
+        assert_eq!(next(&mut broker), DOMID);
+    }
+
+    #[test]
+    fn who_goes_names_nobody_and_waits_for_no_news() {
+        let mut broker = broker();
+        let watcher = peer(&mut broker, Role::Store.rights());
+        let backend = peer(&mut broker, Role::Backend.rights());
+        broker.alloc_unbound(backend, DOMID).unwrap();
+        broker.destroy(DOMID).unwrap();
+        broker.drop_peer(backend);
+        assert_eq!(next(&mut broker), DomId(6));
+        broker.drop_peer(watcher);
+        assert_eq!(next(&mut broker), DOMID);
+    }
+}

@@ -200,13 +200,32 @@ impl Broker {
             .truncate(false)
             .open(host.path().join("lock"))?;
         flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
-        let (ports_max, arenas_max, mut lacks) = share_descriptors();
-        let first_id = 0x6000_0000 + u32::try_from(meta.ino() & 0xfff).unwrap_or(0) * 0x8000;
         let root = rustix::process::geteuid().is_root();
-        if !root {
+        let namespaces = Namespaces::find(root.then(|| first_id(&meta)))?;
+        let cgroups = || Cgroups::find(&format!("xenbus-{:x}-{:x}", meta.dev(), meta.ino()));
+        let mut broker = Self::with_nothing(host, lock.into(), stop, namespaces, cgroups)?;
+        broker.say_lacks(broker.lacks);
+        broker.watch(broker.stop.as_fd(), Token::Stop, EventFlags::IN)?;
+        for role in Role::ALL {
+            broker.listen(role)?;
+        }
+        Ok(broker)
+    }
+
+    /// With domain 0 alone, and nobody who could connect. `cgroups` are made last of what can fail before there is a broker that
+    /// takes them away again.
+    fn with_nothing(
+        host: HostDir,
+        lock: OwnedFd,
+        stop: OwnedFd,
+        namespaces: Namespaces,
+        cgroups: impl FnOnce() -> Cgroups,
+    ) -> io::Result<Self> {
+        let meta = fs::metadata(host.path())?;
+        let (ports_max, arenas_max, mut lacks) = share_descriptors();
+        if !rustix::process::geteuid().is_root() {
             lacks |= Lack::OwnUser.bit();
         }
-        let namespaces = Namespaces::find(root.then_some(first_id))?;
         lacks |= namespaces.lacks();
         let identities_fd = memfd("identities", IDENTITIES_LEN)?;
         let identities = Map::new(&identities_fd, 0, IDENTITIES_LEN, Access::ReadWrite)?;
@@ -214,8 +233,7 @@ impl Broker {
         fcntl_add_seals(&identities_fd, seals)?;
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
         let filter = filter::program(filter::Processes::OfItsOwn).map_err(io::Error::other)?;
-        // Last of what can fail before there is a broker that takes it away again.
-        let cgroups = Cgroups::find(&format!("xenbus-{:x}-{:x}", meta.dev(), meta.ino()));
+        let cgroups = cgroups();
         let bounded =
             [Lack::MemoryLimit, Lack::CpuLimit, Lack::TaskLimit, Lack::Freezer, Lack::Accounting];
         for (lack, has) in bounded.iter().zip(cgroups.bounds()) {
@@ -223,7 +241,7 @@ impl Broker {
         }
         let mut broker = Self {
             epoll,
-            _lock: lock.into(),
+            _lock: lock,
             listeners: Vec::new(),
             stop,
             peers: Peers::default(),
@@ -236,27 +254,22 @@ impl Broker {
             dom_exc: None,
             cgroups,
             namespaces,
-            lacks: 0,
+            lacks,
             filter,
             ports_max,
             arenas_max,
-            first_id,
+            first_id: first_id(&meta),
             input: vec![0; crate::limits::CREATE_MAX],
             resting: BTreeSet::new(),
             rested_until_ms: 0,
             stopping: false,
             host,
         };
-        broker.add_lacks(lacks);
         let identity = broker.take_identity();
         broker
             .domains
             .insert(DomId::DOM0, Domain::new(identity, Config::default(), DOM0_PORTS_MAX));
         broker.set_identity(DomId::DOM0, identity);
-        broker.watch(broker.stop.as_fd(), Token::Stop, EventFlags::IN)?;
-        for role in Role::ALL {
-            broker.listen(role)?;
-        }
         Ok(broker)
     }
 
@@ -285,8 +298,12 @@ impl Broker {
     fn add_lacks(&mut self, lacks: u64) {
         let new = lacks & !self.lacks;
         self.lacks |= lacks;
+        self.say_lacks(new);
+    }
+
+    fn say_lacks(&self, lacks: u64) {
         for (lack, text) in LACKS {
-            if new & lack.bit() == 0 {
+            if lacks & lack.bit() == 0 {
                 continue;
             }
             if lack == Lack::Ports {
@@ -377,6 +394,11 @@ fn first_identity() -> u64 {
     let us = u64::try_from(now.tv_sec).unwrap_or(0) << 20
         | u64::try_from(now.tv_nsec / 1024).unwrap_or(0);
     us << 8 | 1
+}
+
+/// First of the ids that the domains of the host in this directory run as, where the broker is root.
+fn first_id(directory: &fs::Metadata) -> u32 {
+    0x6000_0000 + u32::try_from(directory.ino() & 0xfff).unwrap_or(0) * 0x8000
 }
 
 /// As many descriptors as may be, and what of them a domain gets: ports, arenas, and what is lacking.

@@ -47,6 +47,12 @@ pub(crate) fn until(what: &str, mut so: impl FnMut() -> bool) {
     }
 }
 
+/// The broker's program: where cargo has built it, or where this test has been taken to.
+fn broker() -> OsString {
+    let elsewhere = std::env::var_os("XEN_HOSTED_TEST_BROKER");
+    elsewhere.unwrap_or_else(|| env!("CARGO_BIN_EXE_xen-hosted").into())
+}
+
 /// A broker in a directory of its own, and the daemon if asked for.
 pub(crate) struct Host {
     pub(crate) dir: PathBuf,
@@ -67,7 +73,7 @@ impl Host {
         let name = format!("xen-hosted-{}-{number}", std::process::id());
         let dir = std::env::temp_dir().join(name);
         let _ = fs::remove_dir_all(&dir);
-        let mut command = Command::new(env!("CARGO_BIN_EXE_xen-hosted"));
+        let mut command = Command::new(broker());
         command.arg(dir.join("host")).stdout(Stdio::piped());
         fs::create_dir_all(&dir).unwrap();
         change(&mut command);
@@ -107,7 +113,7 @@ impl Host {
 
     /// Starts another broker in the same directory, after the end of the one before.
     pub(crate) fn restart_broker(&mut self) {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_xen-hosted"));
+        let mut command = Command::new(broker());
         command.arg(self.host().path()).stdout(Stdio::piped());
         self.broker = serving(&mut command);
     }

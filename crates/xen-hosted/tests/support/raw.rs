@@ -196,10 +196,30 @@ pub(crate) fn refusing(
     call: libc::c_long,
     errno: i32,
 ) -> impl FnMut() -> std::io::Result<()> + Send + Sync + 'static {
-    use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
-    let rules = std::iter::once((call, Vec::new())).collect();
+    refusing_where(call, &[], errno)
+}
+
+/// The same where all these arguments, by their place, are at least so much.
+pub(crate) fn refusing_where(
+    call: libc::c_long,
+    at_least: &[(u8, u64)],
+    errno: i32,
+) -> impl FnMut() -> std::io::Result<()> + Send + Sync + 'static {
+    use seccompiler::{
+        BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+        SeccompRule,
+    };
+    let conditions = at_least.iter().map(|(place, least)| {
+        let (len, least) = (SeccompCmpArgLen::Dword, *least);
+        SeccompCondition::new(*place, len, SeccompCmpOp::Ge, least).unwrap()
+    });
+    let rules = match at_least {
+        [] => Vec::new(),
+        _ => vec![SeccompRule::new(conditions.collect()).unwrap()],
+    };
     let refused = SeccompAction::Errno(errno.unsigned_abs());
     let arch = std::env::consts::ARCH.try_into().unwrap();
+    let rules = std::iter::once((call, rules)).collect();
     let filter = SeccompFilter::new(rules, SeccompAction::Allow, refused, arch).unwrap();
     let filter: BpfProgram = filter.try_into().unwrap();
     move || seccompiler::apply_filter(&filter).map_err(std::io::Error::other)
