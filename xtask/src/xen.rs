@@ -198,7 +198,6 @@ fn build(lab: &Lab) -> Result<()> {
 /// Builds tests of a package, and puts their programs, which cargo calls as it likes, under their names in `tests`.
 fn build_tests(lab: &Lab, package: &str, names: &[&str]) -> Result<()> {
     let place = lab.dir.join("tests");
-    std::fs::create_dir_all(&place)?;
     let mut command = cargo();
     command.args(["test", "--no-run", "--release", "--message-format=json-render-diagnostics"]);
     command.args(["--package", package]);
@@ -215,7 +214,8 @@ fn build_tests(lab: &Lab, package: &str, names: &[&str]) -> Result<()> {
     for name in names {
         let one = built.iter().find(|one| one["target"]["name"] == **name);
         let program = one.and_then(|one| one["executable"].as_str());
-        std::fs::copy(program.ok_or(format!("cargo built no {name}"))?, place.join(name))?;
+        let program = program.ok_or(format!("cargo built no {name}"))?;
+        image::strip(program.as_ref(), &place.join(name))?;
     }
     Ok(())
 }

@@ -87,6 +87,17 @@ fn filter(command: &mut Command, input: Vec<u8>) -> Result<Vec<u8>> {
     Ok(plain)
 }
 
+/// Copies a program without what only a debugger reads: an image is in its domain's memory.
+pub(super) fn strip(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir_all(to.parent().ok_or("a program has a folder")?)?;
+    let status = Command::new("strip").arg("--strip-debug").arg("-o").args([to, from]).status();
+    match status {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => Err(format!("strip of {}: {status}", from.display()).into()),
+        Err(error) => Err(format!("strip (of binutils, which Rust links with): {error}").into()),
+    }
+}
+
 /// What a recipe makes.
 pub(super) struct Image<'a> {
     lab: &'a Lab,
@@ -136,7 +147,9 @@ impl<'a> Image<'a> {
             ["made", path, file] => self.put(Path::new(path), &self.lab.dir.join(file))?,
             ["program", path, name] => {
                 let file = self.lab.programs.join(name);
-                self.tree.file(Path::new(path), &file)?;
+                let bare = self.lab.dir.join("programs").join(name);
+                strip(&file, &bare)?;
+                self.tree.file(Path::new(path), &bare)?;
                 self.libraries(&file)?;
             }
             ["applets", path] => self.applets(Path::new(path))?,
