@@ -1,79 +1,100 @@
-//! The hotplug script of disks on Xen, with programs of the test's in place of the store's.
+//! The hotplug script of disks on Xen, as libxl calls it: with Debian's `xenstore-read` and `xenstore-write`, and a
+//! store of ours behind them.
 
-use std::fs::Permissions;
-use std::os::unix::fs::PermissionsExt;
+use conformance::{Daemon, Kind, Peers};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
 use std::time::Duration;
 use xen_block::disk::DiskAccess;
 use xen_block::disk::file::{Cache, File, OpenError, Options, Way};
+use xenstore::{Client, Store};
 
 const WRITING: Options =
     Options { access: DiskAccess::ReadWrite, cache: Cache::PageCache, way: Way::Best };
 
+/// The backend's node of the device.
+const NODE: &str = "/local/domain/0/backend/vbd/5/51712";
+
 /// One test at a time: a process that one starts has, for a moment, what is open in the other, and its locks.
 static ALONE: Mutex<()> = Mutex::new(());
 
-/// A folder with an image, and with `xenstore-read` and `xenstore-write` on one file for each node.
-struct Host(PathBuf);
+/// A folder with an image, and a store.
+struct Host {
+    dir: PathBuf,
+    daemon: Daemon,
+    tool: Client,
+    peers: &'static Peers,
+}
 
 impl Host {
-    fn new(name: &str) -> Self {
+    /// `None`, and a line that says why, where it cannot be had.
+    fn new(name: &str) -> Option<Self> {
+        let peers = match Peers::get() {
+            Ok(peers) => peers,
+            Err(why) => {
+                conformance::skip(name, why);
+                return None;
+            }
+        };
+        let daemon = Daemon::start(Kind::Ours)?;
         let dir = std::env::temp_dir().join(format!("xen-block-{name}-{}", std::process::id()));
-        std::fs::create_dir_all(dir.join("node")).unwrap();
+        std::fs::create_dir_all(&dir).unwrap();
         std::fs::write(dir.join("image"), [0; 4096]).unwrap();
-        for (program, text) in [
-            ("xenstore-read", "#!/bin/sh\ncat \"$1\"\n"),
-            (
-                "xenstore-write",
-                "#!/bin/sh\nwhile [ $# -gt 0 ]; do printf %s \"$2\" >\"$1\"; shift 2; done\n",
-            ),
-        ] {
-            std::fs::write(dir.join(program), text).unwrap();
-            std::fs::set_permissions(dir.join(program), Permissions::from_mode(0o755)).unwrap();
-        }
-        std::fs::write(dir.join("node/mode"), "w").unwrap();
-        Self(dir)
+        let tool = Client::connect(daemon.socket()).unwrap();
+        let mut host = Self { dir, daemon, tool, peers };
+        host.set("mode", "w");
+        Some(host)
     }
 
     fn image(&self) -> PathBuf {
-        self.0.join("image")
+        self.dir.join("image")
+    }
+
+    fn set(&mut self, name: &str, value: &str) {
+        self.tool.write(format!("{NODE}/{name}"), value).unwrap();
+    }
+
+    /// What the script has written; empty where it has not.
+    fn said(&mut self, name: &str) -> String {
+        let path = format!("{NODE}/{name}");
+        if !self.tool.exists(&path).unwrap() {
+            return String::new();
+        }
+        let value = self.tool.read(&path).unwrap();
+        self.tool.rm(&path).unwrap();
+        String::from_utf8(value).unwrap()
     }
 
     /// Adds a device with these `params`, so many times.
-    fn adding(&self, params: &str, times: u32) -> Command {
-        let node = self.0.join("node");
-        std::fs::write(node.join("params"), params).unwrap();
-        let path = format!("{}:{}", self.0.display(), std::env::var("PATH").unwrap());
+    fn adding(&mut self, params: &str, times: u32) -> Command {
+        self.set("params", params);
+        let tools = self.peers.root().join("usr/bin");
+        let path = format!("{}:{}", tools.display(), std::env::var("PATH").unwrap());
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("hotplug/block-xenbus");
         let mut add = Command::new("sh");
         add.arg("-c").arg(format!(
             "result=0; for time in $(seq {times}); do sh {} add || result=1; done; exit $result",
             script.display()
         ));
-        add.env("PATH", path).env("XENBUS_PATH", &node);
+        add.env("LD_LIBRARY_PATH", self.peers.root().join("usr/lib/x86_64-linux-gnu"));
+        add.env("PATH", path).env("XENSTORED_PATH", self.daemon.socket());
+        add.env("XENBUS_PATH", NODE);
         add
     }
 
     /// Adds a device with these `params`; what the script has said of it.
-    fn add(&self, params: &str) -> (String, String) {
-        let node = self.0.join("node");
-        let mut add = self.adding(params, 1);
-        let output = add.output().unwrap();
-        let said = |name: &str| std::fs::read_to_string(node.join(name)).unwrap_or_default();
-        let (status, error) = (said("hotplug-status"), said("hotplug-error"));
+    fn add(&mut self, params: &str) -> (String, String) {
+        let output = self.adding(params, 1).output().unwrap();
+        let (status, error) = (self.said("hotplug-status"), self.said("hotplug-error"));
         assert_eq!(output.status.success(), status == "connected", "{output:?}");
-        for name in ["hotplug-status", "hotplug-error"] {
-            let _ = std::fs::remove_file(node.join(name));
-        }
         (status, error)
     }
 }
 
 impl Drop for Host {
     fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
+        let _ = std::fs::remove_dir_all(&self.dir);
     }
 }
 
@@ -92,7 +113,7 @@ fn the_script_refuses_what_cannot_be_served() {
         return;
     }
     let _alone = ALONE.lock();
-    let host = Host::new("script");
+    let Some(mut host) = Host::new("script") else { return };
     let image = host.image().display().to_string();
     let connected = ("connected".to_owned(), String::new());
     for name in [image.clone(), format!("qcow2:{image}"), "nbd:unix:/none".into()] {
@@ -107,9 +128,9 @@ fn the_script_refuses_what_cannot_be_served() {
         assert_eq!((&*status, error.contains("held for writing")), ("error", true), "{error}");
     }
     // Readers are not refused, and nobody once the writer is gone.
-    std::fs::write(host.0.join("node/mode"), "r").unwrap();
+    host.set("mode", "r");
     assert_eq!(host.add(&image), connected);
-    std::fs::write(host.0.join("node/mode"), "w").unwrap();
+    host.set("mode", "w");
     drop(writer);
     assert_eq!(host.add(&image), connected);
 }
@@ -121,7 +142,7 @@ fn the_script_is_in_nobodys_way() {
         return;
     }
     let _alone = ALONE.lock();
-    let host = Host::new("script-way");
+    let Some(mut host) = Host::new("script-way") else { return };
     let image = host.image();
     // It is started before anything is open here.
     let mut adding = host.adding(&image.display().to_string(), 20).spawn().unwrap();
