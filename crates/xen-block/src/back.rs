@@ -269,12 +269,10 @@ impl Back {
         self.harvest(now)?;
         let evtchn = Rc::clone(&self.platform.evtchn);
         let Some(connected) = &mut self.connected else { return Ok(worked) };
-        // What a disk does while it is asked takes time too; of others, this turn has found out that they are done.
-        let done = connected.disk.fd().map(|_| now);
         let mut persistent = 0_usize;
         for queue in &mut connected.queues {
             let mut turn = Turn::default();
-            queue.show(&mut turn, &mut self.stats, done).map_err(broken)?;
+            queue.show(&mut turn, &mut self.stats).map_err(broken)?;
             worked.moved = worked.moved.wrapping_add(turn.moved);
             // The next piece of one of which the disk has just done a piece: nothing else tells of it.
             worked.more |= queue.discards();

@@ -47,10 +47,6 @@ pub struct Server {
     ask_at: Instant,
     /// When devices that wait are looked at next.
     look_at: Instant,
-    /// What time it is. Where the domain's clock source is `xen`, to look is a system call.
-    now: Instant,
-    /// For how many turns more that is taken to be so.
-    now_good_for: u8,
     /// The store was asked something: events may have come with the answers, and no poll tells of them.
     asked_store: bool,
 }
@@ -91,8 +87,6 @@ impl Server {
             spin_max,
             ask_at: now,
             look_at: now,
-            now,
-            now_good_for: 1,
             asked_store: true,
         })
     }
@@ -102,23 +96,13 @@ impl Server {
         self.buses.iter_mut().find(|bus| bus.kind() == kind)
     }
 
-    /// What time it was in the last turn.
-    #[must_use]
-    pub fn now(&self) -> Instant {
-        self.now
-    }
-
     /// Does what there is to do; where there is nothing, waits for it, at most `timeout`. Returns what has
     /// happened to devices.
     ///
     /// # Errors
     /// The store or the event channels are gone. What goes wrong with one device ends that device.
     pub fn turn(&mut self, timeout: Duration) -> Result<Vec<News>, Error> {
-        match self.now_good_for.checked_sub(1) {
-            Some(left) => self.now_good_for = left,
-            None => self.now = Instant::now(),
-        }
-        let now = self.now;
+        let now = Instant::now();
         if self.asked_store {
             self.take_store_events()?;
         }
@@ -282,7 +266,7 @@ impl Server {
         self.wait(left)?;
         if !self.spin_max.is_zero() {
             // Looking has not paid this time; it would have, had the sleep been a short one.
-            self.spin = if self.now.saturating_duration_since(now) < SHORT_SLEEP {
+            self.spin = if now.elapsed() < SHORT_SLEEP {
                 (self.spin * 2).clamp(Duration::from_micros(1), self.spin_max)
             } else {
                 self.spin / 2
@@ -315,12 +299,8 @@ impl Server {
         if ports {
             self.take_port_events()?;
         }
-        self.now = Instant::now();
-        // For the turn that does what there is to do now and, where nobody looks for more, for the next one too,
-        // which finds nothing.
-        self.now_good_for = if self.spin_max.is_zero() { 2 } else { 1 };
         // From now: where a turn takes longer than that, each would ask once more than it has to.
-        self.ask_at = self.now + ASK_STORE;
+        self.ask_at = Instant::now() + ASK_STORE;
         Ok(())
     }
 

@@ -552,24 +552,20 @@ impl Queue {
         Ok(())
     }
 
-    /// Shows the frontend what was answered; `done` is when the disk was, which is now where it is not said.
-    pub(super) fn show(
-        &mut self,
-        turn: &mut Turn,
-        stats: &mut Stats,
-        done: Option<Instant>,
-    ) -> Result<(), RingError> {
+    /// Shows the frontend what was answered.
+    pub(super) fn show(&mut self, turn: &mut Turn, stats: &mut Stats) -> Result<(), RingError> {
         if self.answered.is_empty() {
             return Ok(());
         }
         turn.notify |= self.ring.push()?;
         self.answered_sectors = 0;
-        let done = done.unwrap_or_else(Instant::now);
+        // One look at the clock for all of them: what the disk does while it is asked takes time too.
+        let now = Instant::now();
         for slot in self.answered.drain(..) {
             if let Some(state) = self.slots.get(usize::from(slot))
                 && let Some(kind) = kind(stats, state.op)
             {
-                kind.latency.add(done.saturating_duration_since(state.taken));
+                kind.latency.add(now.saturating_duration_since(state.taken));
             }
             if let Some(record) = &self.record {
                 record.shown(slot.into())?;
