@@ -32,6 +32,17 @@ fn slow() -> (Sender<Outcome>, Setup) {
     (say, setup)
 }
 
+/// A device whose disk is being opened.
+fn opening() -> Option<(Sender<Outcome>, Scene)> {
+    let (say, setup) = slow();
+    let mut scene = Scene::new(setup)?;
+    scene.until("both ends to begin", |scene| {
+        scene.states() == (Some(State::Initialised), Some(State::InitWait))
+    });
+    turns_while_it_opens(&mut scene);
+    Some((say, scene))
+}
+
 /// Turns for a while; each is over at once, and the backend is neither Connected nor Closed.
 fn turns_while_it_opens(scene: &mut Scene) {
     let end = Instant::now() + Duration::from_millis(300);
@@ -52,12 +63,7 @@ fn memory() -> Outcome {
 
 #[test]
 fn a_disk_that_opens_slowly_keeps_nobody_waiting() {
-    let (say, setup) = slow();
-    let Some(mut scene) = Scene::new(setup) else { return };
-    scene.until("both ends to begin", |scene| {
-        scene.states() == (Some(State::Initialised), Some(State::InitWait))
-    });
-    turns_while_it_opens(&mut scene);
+    let Some((say, mut scene)) = opening() else { return };
     say.send(memory()).unwrap();
     scene.until_connected();
     assert_eq!(scene.write(0, &[3; 4096]), Status::Okay);
@@ -77,12 +83,7 @@ fn why_a_disk_did_not_open_is_said() {
 /// It may be locked as long as it opens: whoever comes next is to find it free.
 #[test]
 fn a_device_that_goes_while_its_disk_opens_is_closed_when_that_is_closed() {
-    let (say, setup) = slow();
-    let Some(mut scene) = Scene::new(setup) else { return };
-    scene.until("both ends to begin", |scene| {
-        scene.states() == (Some(State::Initialised), Some(State::InitWait))
-    });
-    turns_while_it_opens(&mut scene);
+    let Some((say, mut scene)) = opening() else { return };
     toolstack::detach(&mut scene.tool, &device()).unwrap();
     turns_while_it_opens(&mut scene);
     say.send(memory()).unwrap();

@@ -183,6 +183,9 @@ impl Below {
         if alike.is_empty() {
             self.places.remove(&prefix);
         }
+        if self.places.is_empty() {
+            self.marks = 0;
+        }
     }
 
     fn iter(&self) -> impl Iterator<Item = (&[u8], &Place)> {
@@ -425,7 +428,7 @@ mod tests {
             below.remove(name);
             assert!(below.get(name).is_none());
         }
-        assert_eq!((below.places.len(), below.len), (0, 0));
+        assert_eq!((below.places.len(), below.len, below.marks), (0, 0, 0));
     }
 
     #[test]

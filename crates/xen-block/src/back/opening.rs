@@ -50,7 +50,7 @@ impl Opening {
             Open::Aside(make) => make,
         };
         let result = match &self.0 {
-            Some(result) => result.try_recv().map_err(|error| error == TryRecvError::Empty),
+            Some(result) => result.try_recv(),
             None => {
                 let (job, (send, result)) = (make(device)?, channel());
                 let thread = std::thread::Builder::new().name("opening".into());
@@ -59,20 +59,18 @@ impl Opening {
                 started.map_err(|error| Error::Driver(format!("a thread: {error}")))?;
                 let first = result.recv_timeout(AT_ONCE);
                 self.0 = Some(result);
-                first.map_err(|error| error == RecvTimeoutError::Timeout)
+                first.map_err(|error| match error {
+                    RecvTimeoutError::Timeout => TryRecvError::Empty,
+                    RecvTimeoutError::Disconnected => TryRecvError::Disconnected,
+                })
             }
         };
-        match result {
-            Err(true) => Ok(None),
-            Err(false) => {
-                self.0 = None;
-                Err(Error::Driver("the thread that opens the disk has ended".to_owned()))
-            }
-            Ok(disk) => {
-                self.0 = None;
-                Ok(Some(disk?))
-            }
+        if result.as_ref().is_err_and(|error| *error == TryRecvError::Empty) {
+            return Ok(None);
         }
+        self.0 = None;
+        let ended = |_| Error::Driver("the thread that opens the disk has ended".to_owned());
+        Ok(Some(result.map_err(ended)??))
     }
 
     /// The disk is not wanted any more; pending until it is closed, as it may be locked.
