@@ -116,14 +116,14 @@ guest_pv() {
     until_said pv 60 ready
 }
 
-# tell NAME WORDS: on its console. xenconsoled may take a moment to make one, and a guest that was restored is up before.
+# tell NAME WORDS: on its console. xenconsoled makes it in a moment of its own, and a guest that was restored may be up before.
 tell() {
     local name=$1 tty node left=100
     shift
     node=/local/domain/$(xl domid "$name")/console/tty
     until tty=$(xenstore-read "$node" 2>/dev/null) && [ -n "$tty" ]; do
         left=$((left - 1))
-        [ "$left" -gt 0 ] || die "guest $name has no console: no $node"
+        [ "$left" -gt 0 ] || die "guest $name has no console: $(xenstore-ls "${node%/tty}" 2>&1 | tr '\n' ' ')"
         sleep 0.2
     done
     echo "$*" >"$tty"
