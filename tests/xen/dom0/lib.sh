@@ -98,6 +98,22 @@ C
     timeout 60 xl create "/tmp/$name.cfg" "${@:5}"
 }
 
+# about NAME: what Xen, the store and the guest's processors say of a guest that does not do what it should.
+about() {
+    local id
+    echo "guest $1:"
+    xl list "$1" || return 0
+    id=$(xl domid "$1")
+    xl dmesg | grep -F -e "d${id}v" -e "Dom$id " -e "(d$id)" | tail -n 4 || true
+    xenstore-ls "/local/domain/$id/console" || true
+    ls -l "/var/log/xen/console/guest-$1.log" || true
+    # Where its processor is, twice: one that goes on is told from one that stands.
+    for _ in 1 2; do
+        timeout 10 xenctx "$id" 2>&1 | head -n 3 || true
+        sleep 1
+    done
+}
+
 # until_said NAME SECONDS WORDS: until the guest's console has a line with these words first, whole ones.
 until_said() {
     local fd tail status=0 log=/var/log/xen/console/guest-$1.log
@@ -106,6 +122,7 @@ until_said() {
     timeout "$2" grep -qE -m 1 "^GUEST ${3% }([[:space:]]|\$)" <&"$fd" || status=$?
     kill "$tail" || true
     exec {fd}<&-
+    [ "$status" = 0 ] || about "$1"
     [ "$status" = 0 ] || die "guest $1 did not say \"$3\" within $2 s; its last words: $(tail -n 2 "$log" | tr '\r\n' '  ')"
 }
 
