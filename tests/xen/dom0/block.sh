@@ -72,7 +72,10 @@ on_crash="destroy"
 on_reboot="destroy"
 C
     timeout 60 xl create "/tmp/$1.cfg" || return
-    until_said "$1" 120 "ready on"
+    case $2 in
+    pvh) comes_up "$1" 120 "ready on" ;;
+    *) until_said "$1" 120 "ready on" ;;
+    esac
 }
 
 # guest_root: the guest that several steps use one after the other; with --only, it may not be there yet.

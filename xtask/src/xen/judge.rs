@@ -51,7 +51,7 @@ const ROWS: &[(&str, &str)] = &[
 /// The trees of a whole boot `sysv`: before the guests, of a PV and of a PVH guest, and after all.
 const TREES: usize = 4;
 /// So many lines of a difference, or of a log's end, are told.
-const SHOWN: usize = 10;
+const SHOWN: usize = 20;
 
 /// Prints what was found; the exit status is 1 where something is wrong.
 pub(crate) fn judge(
@@ -87,6 +87,11 @@ pub(crate) fn judge(
     } else {
         table(&facts);
         speed::print(&speed);
+        for (boot, facts) in &facts {
+            for guest in facts.keys().filter_map(|fact| fact.strip_prefix("stuck_")) {
+                println!("{boot}: guest {guest} never said a word, and was created once more");
+            }
+        }
         for (name, lines) in &compared {
             println!("tree-{name}: {lines} lines, the same under both daemons");
         }
