@@ -72,10 +72,7 @@ on_crash="destroy"
 on_reboot="destroy"
 C
     timeout 60 xl create "/tmp/$1.cfg" || return
-    case $2 in
-    pvh) comes_up "$1" 120 "ready on" ;;
-    *) until_said "$1" 120 "ready on" ;;
-    esac
+    until_said "$1" 120 "ready on"
 }
 
 # guest_root: the guest that several steps use one after the other; with --only, it may not be there yet.

@@ -125,33 +125,6 @@ until_said() {
     [ "$status" = 0 ] || die "guest $1 did not say \"$3\" within $2 s; its last words: $(tail -n 2 "$log" | tr '\r\n' '  ')"
 }
 
-# spins NAME: the guest's processor runs whenever it is looked at. One that waits for the store, its console or a device sleeps.
-spins() {
-    local look
-    for look in 1 2 3 4 5 6; do
-        [[ "$(state_of "$1")" = r* ]] || return
-        sleep 0.5
-    done
-}
-
-# comes_up NAME SECONDS WORDS: as until_said, for a PVH guest that was just created from /tmp/NAME.cfg. One of these has been seen to say nothing
-# at all for two minutes. If its processor only spins then, nobody outside has kept it waiting, but the emulation: it is created once more,
-# and the result has a figure stuck_NAME.
-comes_up() {
-    local log=/var/log/xen/console/guest-$1.log end=$((SECONDS + $2))
-    until [ -s "$log" ] || [ "$SECONDS" -ge "$end" ]; do
-        sleep 0.2
-    done
-    if [ ! -s "$log" ] && spins "$1"; then
-        about "$1"
-        fact "stuck_$1" "$(xl domid "$1")"
-        timeout 40 xl destroy "$1"
-        until_gone "$1" 20
-        timeout 60 xl create "/tmp/$1.cfg"
-    fi
-    until_said "$@"
-}
-
 # The PV guest that several steps use one after the other; with --only, it may not be there yet.
 guest_pv() {
     xl domid pv >/dev/null 2>&1 && return

@@ -87,9 +87,12 @@ pub(crate) fn judge(
     } else {
         table(&facts);
         speed::print(&speed);
-        for (boot, facts) in &facts {
-            for guest in facts.keys().filter_map(|fact| fact.strip_prefix("stuck_")) {
-                println!("{boot}: guest {guest} never said a word, and was created once more");
+        for outcome in outcomes {
+            for step in
+                facts[&name_of(outcome)].keys().filter_map(|fact| fact.strip_prefix("again_"))
+            {
+                let why = last_lines(&outcome.results.join(format!("{step}.first.log")));
+                println!("{}: {step} was run once more; the first time:{why}", name_of(outcome));
             }
         }
         for (name, lines) in &compared {
