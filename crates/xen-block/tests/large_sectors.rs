@@ -12,7 +12,6 @@ use xen_block::front::{Part, Want};
 use xen_io::blkif::Status;
 use xenbus::Error;
 
-const TEST: &str = "large_sectors_of_a_block_device";
 const BYTES: usize = 4 << 20;
 
 /// A loop device over a file of sevens; both are gone with it, also where the test fails.
@@ -23,12 +22,12 @@ struct Loop {
 
 impl Loop {
     /// Says why not where there is none.
-    fn new() -> Option<Self> {
+    fn new(test: &str) -> Option<Self> {
         if !rustix::process::geteuid().is_root() {
-            conformance::skip(TEST, "only root can make a loop device");
+            conformance::skip(test, "only root can make a loop device");
             return None;
         }
-        let file = std::env::temp_dir().join(format!("xen-block-sectors-{}", std::process::id()));
+        let file = std::env::temp_dir().join(format!("xen-block-{test}-{}", std::process::id()));
         std::fs::write(&file, vec![7; BYTES]).unwrap();
         let made = Command::new("losetup").args(["-b", "4096", "--show", "-f"]).arg(&file).output();
         let why = match made {
@@ -40,7 +39,7 @@ impl Loop {
             Err(error) => format!("losetup: {error}"),
         };
         std::fs::remove_file(&file).unwrap();
-        conformance::skip(TEST, &why);
+        conformance::skip(test, &why);
         None
     }
 }
@@ -50,6 +49,15 @@ impl Drop for Loop {
         let _ = Command::new("losetup").arg("-d").arg(&self.device).status();
         let _ = std::fs::remove_file(&self.file);
     }
+}
+
+/// Its node is in `/dev`, which is memory; the loop that serves all devices would wait for it.
+#[test]
+fn a_block_device_is_not_waited_for() {
+    let Some(disk) = Loop::new("a_block_device_is_not_waited_for") else { return };
+    let (access, cache, way) = (DiskAccess::ReadWrite, Cache::Direct, Way::Best);
+    let disk = File::open(&disk.device, Options { access, cache, way }).unwrap();
+    assert!(format!("{disk:?}").contains("io_uring"), "{disk:?}");
 }
 
 fn opened(path: &Path, cache: Cache, way: Way) -> Setup {
@@ -64,10 +72,13 @@ fn opened(path: &Path, cache: Cache, way: Way) -> Setup {
 /// `sector-size`, and one that is not so is wrong.
 #[test]
 fn large_sectors_of_a_block_device() {
-    let Some(disk) = Loop::new() else { return };
-    for (cache, way) in
-        [(Cache::Direct, Way::Uring), (Cache::Direct, Way::Threads), (Cache::PageCache, Way::Uring)]
-    {
+    let Some(disk) = Loop::new("large_sectors_of_a_block_device") else { return };
+    for (cache, way) in [
+        (Cache::Direct, Way::Best),
+        (Cache::Direct, Way::Uring),
+        (Cache::Direct, Way::Threads),
+        (Cache::PageCache, Way::Uring),
+    ] {
         let what = format!("{cache:?} {way:?}");
         std::fs::write(&disk.file, vec![7; BYTES]).unwrap();
         // What the device has read of the file before is not the test's.

@@ -246,8 +246,15 @@ fn geometry(file: &OwnedFd, access: DiskAccess, cache: Cache) -> Result<Option<G
     }))
 }
 
+/// Whether reading the file is copying. A block device's node is on a tmpfs, too; the device is not.
+fn in_memory(file: &OwnedFd) -> Result<bool, Errno> {
+    let regular =
+        FileType::from_raw_mode(rustix::fs::fstat(file)?.st_mode) == FileType::RegularFile;
+    Ok(regular && rustix::fs::fstatfs(file)?.f_type == TMPFS_MAGIC)
+}
+
 fn engine(file: OwnedFd, way: Way) -> Result<Engine, Errno> {
-    if way == Way::Best && rustix::fs::fstatfs(&file)?.f_type == TMPFS_MAGIC {
+    if way == Way::Best && in_memory(&file)? {
         return Ok(Engine::AtOnce(file));
     }
     if way != Way::Threads

@@ -15,7 +15,10 @@ use std::thread::JoinHandle;
 pub struct Pool {
     jobs: Option<Sender<Box<Io>>>,
     done: Receiver<Finished>,
+    /// Each request that is done adds one, behind its result.
     wake: Arc<OwnedFd>,
+    /// Results that were taken, less the ones that were.
+    unread: i64,
     threads: Vec<JoinHandle<()>>,
     in_flight: usize,
 }
@@ -51,7 +54,7 @@ impl Pool {
             let thread = std::thread::Builder::new().name("disk".to_owned()).spawn(run);
             threads.push(thread.map_err(|_| Errno::AGAIN)?);
         }
-        Ok(Self { jobs: Some(jobs), done, wake, threads, in_flight: 0 })
+        Ok(Self { jobs: Some(jobs), done, wake, unread: 0, threads, in_flight: 0 })
     }
 
     /// Gives a request to the next thread that is free.
@@ -67,14 +70,26 @@ impl Pool {
 
     /// A request that is done.
     pub fn finished(&mut self) -> Option<Finished> {
-        if let Ok(finished) = self.done.try_recv() {
-            self.in_flight -= 1;
-            return Some(finished);
+        // An idle pool is asked every turn: without a system call.
+        if self.in_flight == 0 && self.unread <= 0 {
+            return None;
         }
-        let _ = rustix::io::read(&self.wake, &mut [0; 8]);
-        let finished = self.done.try_recv().ok()?;
-        self.in_flight -= 1;
-        Some(finished)
+        loop {
+            if let Ok(finished) = self.done.try_recv() {
+                self.in_flight -= 1;
+                self.unread += 1;
+                return Some(finished);
+            }
+            let mut ones = [0; 8];
+            if self.unread <= 0 || rustix::io::read(&self.wake, &mut ones).is_err() {
+                return None;
+            }
+            self.unread = self.unread.saturating_sub_unsigned(u64::from_ne_bytes(ones));
+            // Where some were of results that have come since, nothing else tells of these.
+            if self.unread >= 0 {
+                return None;
+            }
+        }
     }
 
     /// Requests that are not done, or not taken.
@@ -141,5 +156,39 @@ impl Disk for Pooled {
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {
         Some(self.pool.as_fd())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+    fn readable(pool: &Pool, seconds: i64) -> bool {
+        let mut fds = [PollFd::new(pool, PollFlags::IN)];
+        poll(&mut fds, Some(&Timespec { tv_sec: seconds, tv_nsec: 0 })).unwrap() == 1
+    }
+
+    /// Whoever sleeps while nothing is to be had is woken for each result, and by no result that was taken.
+    #[test]
+    fn each_result_is_told_of() {
+        let worker = |_: &mut Io| Ok(());
+        let mut pool = Pool::new(vec![worker; 4]).unwrap();
+        for _ in 0..2000 {
+            for _ in 0..5 {
+                pool.submit(Io::empty()).unwrap();
+            }
+            while pool.in_flight() > 0 {
+                if pool.finished().is_none() {
+                    assert!(readable(&pool, 10), "{} results are not told of", pool.in_flight());
+                }
+            }
+        }
+        // The last ones may come behind their results.
+        while pool.unread > 0 {
+            assert!(pool.finished().is_none());
+        }
+        assert_eq!(pool.unread, 0);
+        assert!(!readable(&pool, 0));
     }
 }
