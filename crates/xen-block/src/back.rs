@@ -23,6 +23,7 @@ use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use xen::evtchn::EventChannels;
 use xen::gnttab::{Access, GrantMap};
@@ -89,9 +90,13 @@ impl fmt::Debug for Platform {
     }
 }
 
+/// How many disks there were in this process.
+static DISKS: AtomicU64 = AtomicU64::new(0);
+
 /// A device that is connected.
 struct Connected {
     disk: Box<dyn Disk>,
+    number: u64,
     geometry: Geometry,
     discard: Discard,
     queues: Vec<Queue>,
@@ -219,10 +224,11 @@ impl Back {
         self.connected.iter().flat_map(|connected| connected.queues.iter().map(|queue| queue.port))
     }
 
-    /// Polls readable when the disk is done with something.
+    /// Polls readable when the disk is done with something; with a number that no other disk of this process has had.
     #[must_use]
-    pub fn disk_fd(&self) -> Option<BorrowedFd<'_>> {
-        self.connected.as_ref().and_then(|connected| connected.disk.fd())
+    pub fn disk_fd(&self) -> Option<(u64, BorrowedFd<'_>)> {
+        let connected = self.connected.as_ref()?;
+        Some((connected.number, connected.disk.fd()?))
     }
 
     /// Requests that were taken and are not answered.
@@ -446,9 +452,17 @@ impl Back {
         };
         let (now, peer, persistent_max) = (Instant::now(), device.peer(), options.persistent_max);
         let throttle = Throttle::new(rates, now);
-        let (queues, taking) = (Vec::new(), Taking::Yes);
-        let mut connected =
-            Connected { disk, geometry, discard, queues, throttle, limits: rates, record, taking };
+        let mut connected = Connected {
+            disk,
+            number: DISKS.fetch_add(1, Ordering::Relaxed),
+            geometry,
+            discard,
+            queues: Vec::new(),
+            throttle,
+            limits: rates,
+            record,
+            taking: Taking::Yes,
+        };
         for (number, ring) in rings.iter().enumerate() {
             let record = records.next();
             let before = record.as_ref().filter(|_| how == How::TakeOver);

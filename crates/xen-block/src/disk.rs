@@ -168,9 +168,8 @@ pub trait Disk: fmt::Debug {
     /// Sets going what was submitted; to be called after a batch.
     fn start(&mut self) {}
 
-    /// As [`Disk::start`], and waits until one of the requests is done, at most `patience`: where the disk can do
-    /// both with one call to the kernel, has nothing else under way, and usually is as quick as that. Says whether
-    /// it has waited.
+    /// As [`Disk::start`], and waits at most `patience` for some of the requests, or for the rest of them: where the
+    /// disk can do both with one call to the kernel, and usually is as quick as that. Says whether it has waited.
     fn start_and_wait(&mut self, patience: Duration) -> Waited {
         let _ = patience;
         self.start();

@@ -1,9 +1,9 @@
-//! The loop that serves all block devices of a backend's domain: one thread, one poll.
+//! The loop that serves all block devices of a backend's domain: one thread, one place where it sleeps.
 
 use crate::back::{Back, Platform};
-use rustix::event::{PollFd, PollFlags, poll};
+use crate::sys::Waiter;
 use rustix::io::Errno;
-use rustix::time::Timespec;
+use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 use xen::{DomId, Port};
@@ -17,8 +17,8 @@ use xenstore::Client;
 const SPIN_MAX: Duration = Duration::from_micros(20);
 /// A sleep that was shorter than this would have been better spent looking.
 const SHORT_SLEEP: Duration = Duration::from_micros(20);
-/// How long a lone request is waited for, and whatever else comes meanwhile waits with it.
-const PATIENCE: Duration = Duration::from_millis(1);
+/// How long one device's requests are waited for, and whatever else comes meanwhile waits with them.
+const PATIENCE: Duration = Duration::from_millis(2);
 /// How long the events of the store and the ports wait while there is work.
 const ASK_STORE: Duration = Duration::from_millis(1);
 /// How often a device that waits for something without a descriptor is looked at.
@@ -34,6 +34,9 @@ pub struct Server {
     store: Client,
     buses: Vec<Bus<Back>>,
     platform: Rc<Platform>,
+    waiter: Waiter,
+    /// Disks may have come or gone since it was told of them.
+    disks_changed: bool,
     /// Ports with an event that was taken, to be unmasked before sleeping.
     masked: Vec<Port>,
     /// Devices that wait for something that no event tells of, with the numbers of their buses.
@@ -76,10 +79,13 @@ impl Server {
         let buses = kinds.iter().map(start).collect::<Result<_, _>>()?;
         let spin_max = if processors() > 1 { SPIN_MAX } else { Duration::ZERO };
         let now = Instant::now();
+        let waiter = Waiter::new(store.as_fd(), &*platform.evtchn.borrow()).map_err(waiting)?;
         Ok(Self {
             store,
             buses,
             platform,
+            waiter,
+            disks_changed: true,
             masked: Vec::new(),
             waiting: Vec::new(),
             busy_until: now,
@@ -93,6 +99,7 @@ impl Server {
 
     /// The devices of a kind and their drivers, if this kind is served.
     pub fn bus(&mut self, kind: &str) -> Option<&mut Bus<Back>> {
+        self.disks_changed = true;
         self.buses.iter_mut().find(|bus| bus.kind() == kind)
     }
 
@@ -127,13 +134,16 @@ impl Server {
     /// There was work: there may be more at once.
     fn keep_looking(&mut self, now: Instant) {
         // A disk that has requests wakes this thread when it is done, later than looking would pay.
-        let disks_at_work = drivers(&mut self.buses).any(|(_, _, back)| back.in_flight() > 0);
-        self.busy_until = if disks_at_work || self.spin.is_zero() {
+        self.busy_until = if self.disks_at_work() || self.spin.is_zero() {
             now
         } else {
             // From the end of the work: what is copied on the way may take longer than that.
             Instant::now() + self.spin
         };
+    }
+
+    fn disks_at_work(&self) -> bool {
+        self.buses.iter().flat_map(Bus::drivers_ref).any(|(_, back)| back.in_flight() > 0)
     }
 
     /// Looks whether disks have another size, and tells the frontends.
@@ -156,6 +166,7 @@ impl Server {
     /// and all rings are served in between.
     fn take_store_events(&mut self) -> Result<(), Error> {
         self.asked_store = false;
+        self.disks_changed = true;
         let mut left = EVENTS_MAX;
         while left > 0
             && let Some(event) = self.store.poll_event()?
@@ -207,18 +218,23 @@ impl Server {
     }
 
     /// How long a disk may be waited for by itself: where nobody looks for more, one frontend has notified, and no
-    /// disk is at work, a request that is given to the kernel and waited for at once costs a system call less,
-    /// and that the kernel breaks off the sleep for its end.
+    /// disk but its own is at work. Requests that are given to the kernel and waited for at once cost a system call
+    /// less, and the kernel breaks off no sleep for their ends; several that end together are shown together.
     fn patience(&mut self) -> Option<Duration> {
-        let lone = self.spin_max.is_zero() && self.masked.len() == 1;
-        let at_work = lone && drivers(&mut self.buses).any(|(_, _, back)| back.in_flight() > 0);
-        (lone && !at_work).then_some(PATIENCE)
+        let [port] = self.masked[..] else { return None };
+        if !self.spin_max.is_zero() {
+            return None;
+        }
+        let others_at_work = drivers(&mut self.buses)
+            .any(|(_, _, back)| back.in_flight() > 0 && back.ports().all(|own| own != port));
+        (!others_at_work).then_some(PATIENCE)
     }
 
     /// Ends the devices with which something is wrong.
     fn fail(&mut self, failed: Vec<(usize, Id, Error)>) -> Result<(), Error> {
         for (at, id, error) in failed {
             self.asked_store = true;
+            self.disks_changed = true;
             self.buses[at].fail(&mut self.store, id, error)?;
         }
         Ok(())
@@ -244,8 +260,7 @@ impl Server {
         self.fail(failed)?;
         let evtchn = self.platform.evtchn.borrow();
         for port in self.masked.drain(..) {
-            // It may have been closed meanwhile.
-            let _ = evtchn.unmask(port);
+            self.waiter.unmask(&*evtchn, port);
         }
         Ok(if more { None } else { Some(until) })
     }
@@ -278,25 +293,17 @@ impl Server {
     /// Waits for anything to happen, and takes what the store and the event channels have to tell. They are
     /// asked only where they have, as to ask takes system calls, which cost most in a PV domain 0.
     fn wait(&mut self, timeout: Duration) -> Result<(), Error> {
-        let (store, ports) = {
-            let evtchn = self.platform.evtchn.borrow();
-            let mut fds = vec![PollFd::new(&self.store, PollFlags::IN)];
-            fds.push(PollFd::from_borrowed_fd(evtchn.fd(), PollFlags::IN));
+        if std::mem::take(&mut self.disks_changed) {
             let drivers = self.buses.iter().flat_map(Bus::drivers_ref);
-            let disks = drivers.filter_map(|(_, back)| back.disk_fd());
-            fds.extend(disks.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
-            let timeout = Timespec::try_from(timeout).ok();
-            match poll(&mut fds, timeout.as_ref()) {
-                Ok(_) => {}
-                Err(Errno::INTR) => return Ok(()),
-                Err(errno) => return Err(Error::Driver(format!("waiting for work: {errno}"))),
-            }
-            (!fds[0].revents().is_empty(), !fds[1].revents().is_empty())
-        };
-        if store {
+            self.waiter.watch(drivers.filter_map(|(_, back)| back.disk_fd())).map_err(waiting)?;
+        }
+        let (evtchn, at_work) = (Rc::clone(&self.platform.evtchn), self.disks_at_work());
+        let woken =
+            self.waiter.wait(&mut *evtchn.borrow_mut(), at_work, timeout).map_err(waiting)?;
+        if woken.store {
             self.take_store_events()?;
         }
-        if ports {
+        if woken.events {
             self.take_port_events()?;
         }
         // From now: where a turn takes longer than that, each would ask once more than it has to.
@@ -322,6 +329,10 @@ impl Server {
             self.waiting.extend(bus.ids().filter(|id| bus.waits(*id)).map(|id| (at, id)));
         }
     }
+}
+
+fn waiting(errno: Errno) -> Error {
+    Error::Driver(format!("waiting for work: {errno}"))
 }
 
 /// Where this thread may run. On one processor, looking for work keeps from running whoever would bring it.

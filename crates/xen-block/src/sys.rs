@@ -1,6 +1,8 @@
 //! System calls that read or write guests' pages where they are: `preadv`, io_uring, and the mapping of
-//! the in-flight record. The only module of the crate with `unsafe`.
+//! the in-flight record. The only module of the crate with `unsafe`, and the one below it.
 #![allow(unsafe_code)]
+
+mod waiter;
 
 use crate::disk::{Io, Op, Waited};
 use io_uring::{IoUring, opcode, squeue, types};
@@ -11,6 +13,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
 use std::time::Duration;
+pub(crate) use waiter::Waiter;
 use xen::gnttab::Access;
 use xen::shared::{PAGE_SIZE, PageError, SharedPage, Unmap};
 
@@ -174,6 +177,8 @@ pub(crate) struct Uring {
     slots: Vec<Option<Box<Io>>>,
     free: Vec<usize>,
     unsubmitted: usize,
+    /// For how many it waits at most.
+    together: usize,
     /// For how many requests more it does not wait.
     impatient: u32,
     /// The file, which is registered; kept so that short transfers can be ended.
@@ -191,7 +196,7 @@ impl Uring {
         ring.submitter().register_files(&[file.as_raw_fd(), -1]).map_err(wrong)?;
         let slots: Vec<_> = (0..depth).map(|_| None).collect();
         let free = (0..slots.len()).rev().collect();
-        Ok(Self { ring, slots, free, unsubmitted: 0, impatient: 0, file })
+        Ok(Self { ring, slots, free, unsubmitted: 0, together: 1, impatient: 0, file })
     }
 
     pub(crate) fn file(&self) -> BorrowedFd<'_> {
@@ -246,24 +251,31 @@ impl Uring {
         }
     }
 
-    /// The same, and waits for something to pop, at most `patience`, where nothing was under way before. After one
-    /// that was longer it does not wait for a while: the file is on a slow disk.
+    /// The same, and waits at most `patience`: for half of what is under way where some of it is new, so that who has
+    /// asked has something to do meanwhile, else for all of it; for no more than have ended within that time lately.
+    /// Where none has, it does not wait for a while: the file is on a slow disk.
     pub(crate) fn submit_and_wait(&mut self, patience: Duration) -> Waited {
-        let lone = self.unsubmitted > 0 && self.unsubmitted == self.in_flight();
-        if !lone || self.impatient > 0 || !self.ring.params().is_feature_ext_arg() {
-            self.impatient = self.impatient.saturating_sub(u32::from(lone));
+        let (in_flight, fresh) = (self.in_flight(), self.unsubmitted > 0);
+        if in_flight == 0 || self.impatient > 0 || !self.ring.params().is_feature_ext_arg() {
+            self.impatient = self.impatient.saturating_sub(u32::from(fresh));
             // As in `start`.
             let _ = self.submit();
             return Waited::No;
         }
+        let want = if fresh { in_flight.div_ceil(2) } else { in_flight }.min(self.together);
         let limit = types::Timespec::from(patience);
         let args = types::SubmitArgs::new().timespec(&limit);
         // What the kernel did not take it takes with the next call.
-        if let Ok(count) = self.ring.submitter().submit_with_args(1, &args) {
+        if let Ok(count) = self.ring.submitter().submit_with_args(want, &args) {
             self.unsubmitted = self.unsubmitted.saturating_sub(count);
         }
-        if self.ring.completion().is_empty() {
+        let ended = self.ring.completion().len();
+        if ended >= want {
+            self.together = (want * 2).max(self.together);
+        } else if ended == 0 && want == 1 {
             self.impatient = IMPATIENT;
+        } else {
+            self.together = ended.max(1);
         }
         Waited::Yes
     }

@@ -81,11 +81,18 @@ fn reads_one_after_the_other(path: PathBuf) {
     serving.unwrap().join().unwrap();
 }
 
-/// How often the serving thread of a process of its own, in which `test` runs again, has polled and entered the io_uring.
+/// How often the serving thread of a process of its own, in which `test` runs again, has waited for everything and entered the io_uring.
 fn calls(test: &str, file: &Path) -> (u64, u64) {
     let log = file.with_extension("log");
     let output = Command::new("strace")
-        .args(["-f", "-e", "trace=poll,ppoll,io_uring_enter", "-e", "signal=none", "-o"])
+        .args([
+            "-f",
+            "-e",
+            "trace=epoll_pwait,epoll_pwait2,io_uring_enter",
+            "-e",
+            "signal=none",
+            "-o",
+        ])
         .arg(&log)
         .arg(std::env::current_exe().unwrap())
         .args(["--exact", test])
@@ -101,7 +108,7 @@ fn calls(test: &str, file: &Path) -> (u64, u64) {
     let serving = serving.expect("no io_uring was used");
     let own = text.lines().filter(|line| line.starts_with(serving));
     let begun: Vec<&str> = own.filter(|line| !line.contains("resumed>")).collect();
-    let polled = begun.iter().filter(|line| line.contains("poll(")).count();
+    let polled = begun.iter().filter(|line| line.contains("epoll_pwait")).count();
     (polled as u64, begun.iter().filter(|line| enters(line)).count() as u64)
 }
 
@@ -126,5 +133,5 @@ fn a_lone_request_is_given_to_the_kernel_and_waited_for_at_once() {
         polled < most && (REQUESTS..most).contains(&entered)
     });
     std::fs::remove_file(&file).unwrap();
-    assert!(met, "calls of poll and io_uring_enter for {REQUESTS} requests: {counted:?}");
+    assert!(met, "calls of epoll_pwait and io_uring_enter for {REQUESTS} requests: {counted:?}");
 }

@@ -118,6 +118,14 @@ impl EventChannels for Evtchn {
         rustix::io::write(&self.device, &port.0.to_ne_bytes()).map_err(errno).map(drop)
     }
 
+    fn is_device(&self) -> bool {
+        true
+    }
+
+    fn came(&mut self, bytes: &[u8], room: usize) {
+        self.fired.came(bytes, room);
+    }
+
     fn close(&mut self, port: Port) -> Result<(), Error> {
         if !self.bound.remove(&port.0) {
             return Err(Error::Inval);

@@ -91,6 +91,19 @@ pub trait EventChannels {
     /// [`Error::Inval`] the port is not bound.
     fn unmask(&self, port: Port) -> Result<(), Error>;
 
+    /// Whether the descriptor is a device like Linux's `/dev/xen/evtchn`: ports, of 4 bytes each, are read from it
+    /// where they have fired, and written to it to be unmasked, neither of which waits. Who sleeps in an io_uring may
+    /// have the kernel do both there, and gives what it has read to [`EventChannels::came`].
+    fn is_device(&self) -> bool {
+        false
+    }
+
+    /// What was read from the device, for [`EventChannels::pending`] to return. `room` is how much there was to read
+    /// into, in bytes: where it is full, there may be more.
+    fn came(&mut self, bytes: &[u8], room: usize) {
+        let _ = (bytes, room);
+    }
+
     /// Gives `port` back. Events of it that were not taken yet are forgotten.
     ///
     /// # Errors

@@ -41,15 +41,18 @@ impl Fired {
             }
             let mut bytes = [0; BATCH * 4];
             match read(&mut bytes)? {
-                Came::Bytes(len) => {
-                    let (words, _) = bytes[..len].as_chunks::<4>();
-                    self.ports.extend(words.iter().map(|word| u32::from_ne_bytes(*word)));
-                    self.emptied = len < bytes.len();
-                }
+                Came::Bytes(len) => self.came(&bytes[..len], bytes.len()),
                 Came::Interrupted => {}
                 Came::Ports(ports) => self.ports.extend(ports),
             }
         }
+    }
+
+    /// Takes what was read where there was `room` bytes.
+    pub(super) fn came(&mut self, bytes: &[u8], room: usize) {
+        let (words, _) = bytes.as_chunks::<4>();
+        self.ports.extend(words.iter().map(|word| u32::from_ne_bytes(*word)));
+        self.emptied = bytes.len() < room;
     }
 
     /// Forgets a port that is closed. Its number may be given out again: what the old port has left must not
@@ -95,6 +98,17 @@ mod tests {
         assert_eq!(driver.all(&mut fired), [1]);
         assert_eq!(driver.all(&mut fired), []);
         assert_eq!(driver.asked, 3);
+    }
+
+    #[test]
+    fn what_was_read_elsewhere_is_given_out_first() {
+        let mut driver = Driver { fired: vec![4], asked: 0 };
+        let mut fired = Fired::default();
+        fired.came(&[3_u32.to_ne_bytes(), 1_u32.to_ne_bytes()].concat(), 12);
+        assert_eq!((driver.all(&mut fired), driver.asked), (vec![3, 1], 0));
+        // The room was full: there may be more.
+        fired.came(&2_u32.to_ne_bytes(), 4);
+        assert_eq!((driver.all(&mut fired), driver.asked), (vec![2, 4], 1));
     }
 
     #[test]

@@ -1,0 +1,458 @@
+//! Sleeping until something is to be done.
+//!
+//! The store, the event channels and the disks are in one epoll set. Linux's event channels are a device that is asked,
+//! waited on and told by system calls, in a PV domain two switches of page tables each. So where the kernel can, one
+//! call to an io_uring lets ports fire again, waits for them, the store and the disks, and reads which have fired.
+
+use io_uring::{IoUring, opcode, squeue, types};
+use rustix::event::{Timespec, epoll};
+use rustix::io::Errno;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::time::Duration;
+use xen::Port;
+use xen::evtchn::EventChannels;
+
+/// Ports that one call reads, or lets fire again.
+const PORTS: usize = 64;
+
+/// Who in the epoll set has something.
+const STORE: u64 = 0;
+const EVENTS: u64 = 1;
+const DISK: u64 = 2;
+
+/// What has happened while it slept.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub(crate) struct Woken {
+    /// The store has something to tell.
+    pub(crate) store: bool,
+    /// Event channels have: they are to be asked.
+    pub(crate) events: bool,
+}
+
+/// Waits for the store, the event channels and the disks.
+pub(crate) struct Waiter {
+    /// With a ring, the disks alone.
+    epoll: OwnedFd,
+    ring: Option<Ring>,
+    /// Whether the store's descriptor is that of the event channels.
+    shared: bool,
+    /// The disks in the set: who they are, and their descriptors.
+    disks: Vec<(u64, RawFd)>,
+}
+
+impl Waiter {
+    /// Waits for these two, which are open as long as it.
+    pub(crate) fn new(store: BorrowedFd<'_>, evtchn: &dyn EventChannels) -> Result<Self, Errno> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        // A store that is reached by an event channel has the same descriptor.
+        let shared = store.as_raw_fd() == evtchn.fd().as_raw_fd();
+        let ring = if evtchn.is_device() && !shared {
+            Ring::new(store, evtchn.fd(), epoll.as_fd())
+        } else {
+            None
+        };
+        if ring.is_none() {
+            add(&epoll, store, STORE)?;
+            if !shared {
+                add(&epoll, evtchn.fd(), EVENTS)?;
+            }
+        }
+        Ok(Self { epoll, ring, shared, disks: Vec::new() })
+    }
+
+    /// The disks to wait for from now on. Each has another name than all that there were before: a descriptor's number
+    /// may be another's by now. Those that are closed are gone from the set by themselves.
+    pub(crate) fn watch<'a>(
+        &mut self,
+        disks: impl Iterator<Item = (u64, BorrowedFd<'a>)>,
+    ) -> Result<(), Errno> {
+        let before = std::mem::take(&mut self.disks);
+        for (name, fd) in disks {
+            if !before.contains(&(name, fd.as_raw_fd())) {
+                add(&self.epoll, fd, DISK)?;
+            }
+            self.disks.push((name, fd.as_raw_fd()));
+        }
+        Ok(())
+    }
+
+    /// Lets a port fire again, at the latest with the next [`Waiter::wait`].
+    pub(crate) fn unmask(&mut self, evtchn: &dyn EventChannels, port: Port) {
+        if self.ring.as_mut().is_none_or(|ring| !ring.unmask(port)) {
+            // It may have been closed meanwhile.
+            let _ = evtchn.unmask(port);
+        }
+    }
+
+    /// Waits for anything, at most `timeout`; not at all where that is zero. Disks are waited for where they are
+    /// `at_work`: where the kernel is told so, each end of a request has it call this ring.
+    pub(crate) fn wait(
+        &mut self,
+        evtchn: &mut dyn EventChannels,
+        at_work: bool,
+        timeout: Duration,
+    ) -> Result<Woken, Errno> {
+        if let Some(ring) = &mut self.ring {
+            return ring.wait(evtchn, at_work, timeout);
+        }
+        let woken = ready(&self.epoll, timeout)?;
+        Ok(Woken { events: woken.events || (self.shared && woken.store), ..woken })
+    }
+}
+
+fn add(epoll: &OwnedFd, fd: BorrowedFd<'_>, who: u64) -> Result<(), Errno> {
+    epoll::add(epoll, fd, epoll::EventData::new_u64(who), epoll::EventFlags::IN)
+}
+
+/// Who in the epoll set has something; disks have their say anyway.
+fn ready(epoll: &OwnedFd, timeout: Duration) -> Result<Woken, Errno> {
+    let none =
+        epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) };
+    let mut events = [none; 64];
+    let limit = Timespec::try_from(timeout).ok();
+    let count = match epoll::wait(epoll, &mut events[..], limit.as_ref()) {
+        Err(Errno::INTR) => 0,
+        count => count?,
+    };
+    let has = |who| events[..count].iter().any(|event| event.data.u64() == who);
+    Ok(Woken { store: has(STORE), events: has(EVENTS) })
+}
+
+/// The same in an io_uring.
+struct Ring {
+    ring: IoUring,
+    /// The store, the device of the event channels, and the epoll set of the disks.
+    store: Polled,
+    device: Polled,
+    disks: Polled,
+    /// What the kernel writes to while it waits for the device.
+    fired: Box<[u8; PORTS * 4]>,
+    /// Ports to be written to the device, and how many.
+    unmasked: (Box<[u8; PORTS * 4]>, usize),
+}
+
+/// A descriptor, and whether the kernel waits for it.
+struct Polled {
+    fd: types::Fd,
+    armed: bool,
+}
+
+impl Polled {
+    fn new(fd: BorrowedFd<'_>) -> Self {
+        Self { fd: types::Fd(fd.as_raw_fd()), armed: false }
+    }
+
+    /// What makes the kernel wait for it, where it does not.
+    fn arm(&mut self, name: u64) -> Option<squeue::Entry> {
+        let poll = || opcode::PollAdd::new(self.fd, libc::POLLIN as u32).build().user_data(name);
+        let entry = (!self.armed).then(poll);
+        self.armed = true;
+        entry
+    }
+}
+
+/// Further names of what the kernel does, beside [`STORE`], [`EVENTS`] and [`DISK`].
+const READ: u64 = 3;
+const UNMASK: u64 = 4;
+
+impl Ring {
+    /// `None` where the kernel has no io_uring, or one that cannot do that (before Linux 5.17).
+    fn new(store: BorrowedFd<'_>, evtchn: BorrowedFd<'_>, disks: BorrowedFd<'_>) -> Option<Self> {
+        let ring = IoUring::new(8).ok()?;
+        let able =
+            ring.params().is_feature_ext_arg() && ring.params().is_feature_skip_cqe_on_success();
+        able.then(|| Self {
+            ring,
+            store: Polled::new(store),
+            device: Polled::new(evtchn),
+            disks: Polled::new(disks),
+            fired: Box::new([0; PORTS * 4]),
+            unmasked: (Box::new([0; PORTS * 4]), 0),
+        })
+    }
+
+    /// Says whether there was room.
+    fn unmask(&mut self, port: Port) -> bool {
+        if !self.ring.submission().is_empty() {
+            return false;
+        }
+        let (bytes, count) = &mut self.unmasked;
+        let Some(place) = bytes.as_chunks_mut::<4>().0.get_mut(*count) else { return false };
+        *place = port.0.to_ne_bytes();
+        *count += 1;
+        true
+    }
+
+    /// Queues what the kernel does not wait for yet, where it has taken all of the last time.
+    fn arm(&mut self, at_work: bool) {
+        if !self.ring.submission().is_empty() {
+            return;
+        }
+        let quiet = squeue::Flags::SKIP_SUCCESS;
+        let mut entries = [const { None }; 5];
+        if self.unmasked.1 > 0 {
+            let len = (std::mem::take(&mut self.unmasked.1) * 4) as u32;
+            let write = opcode::Write::new(self.device.fd, self.unmasked.0.as_ptr(), len).build();
+            entries[0] = Some(write.flags(quiet).user_data(UNMASK));
+        }
+        if let Some(poll) = self.device.arm(EVENTS) {
+            entries[1] = Some(poll.flags(quiet | squeue::Flags::IO_LINK));
+            let (at, len) = (self.fired.as_mut_ptr(), self.fired.len() as u32);
+            let read = opcode::Read::new(self.device.fd, at, len).build();
+            entries[2] = Some(read.user_data(READ));
+        }
+        entries[3] = self.store.arm(STORE);
+        entries[4] = if at_work { self.disks.arm(DISK) } else { None };
+        for entry in entries.iter().flatten() {
+            // SAFETY: both buffers are this ring's. The kernel writes to `fired` until it has said that it is done, and
+            // has read `unmasked` when the call returns: the device does not make it wait.
+            let pushed = unsafe { self.ring.submission().push(entry) };
+            pushed.unwrap_or_else(|_| unreachable!("eight places, all of them free"));
+        }
+    }
+
+    /// As [`Waiter::wait`].
+    fn wait(
+        &mut self,
+        evtchn: &mut dyn EventChannels,
+        at_work: bool,
+        timeout: Duration,
+    ) -> Result<Woken, Errno> {
+        // What the kernel has said meanwhile of the store and of disks may be old: it says so again when it is asked.
+        let said = self.take(evtchn)?;
+        self.arm(at_work);
+        let limit = types::Timespec::from(timeout);
+        let args = types::SubmitArgs::new().timespec(&limit);
+        let called = if !said.events && !timeout.is_zero() {
+            self.ring.submitter().submit_with_args(1, &args)
+        } else if self.ring.submission().is_empty() {
+            Ok(0)
+        } else {
+            self.ring.submit()
+        };
+        match called.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO)) {
+            Ok(_) | Err(Errno::TIME | Errno::INTR | Errno::AGAIN | Errno::BUSY) => {}
+            Err(errno) => return Err(errno),
+        }
+        let found = self.take(evtchn)?;
+        Ok(Woken { store: found.store, events: said.events || found.events })
+    }
+
+    /// What the kernel has to say.
+    fn take(&mut self, evtchn: &mut dyn EventChannels) -> Result<Woken, Errno> {
+        let mut woken = Woken::default();
+        for entry in self.ring.completion() {
+            match (entry.user_data(), entry.result()) {
+                (READ, len) => {
+                    self.device.armed = false;
+                    match usize::try_from(len) {
+                        Ok(len) => {
+                            let bytes = self.fired.get(..len).unwrap_or_default();
+                            evtchn.came(bytes, self.fired.len());
+                            woken.events = true;
+                        }
+                        // Somebody else was there first, or the poll has failed, which says so itself.
+                        Err(_) if [-libc::EAGAIN, -libc::ECANCELED].contains(&len) => {}
+                        // It will say that to who asks, too.
+                        Err(_) => woken.events = true,
+                    }
+                }
+                (_, error) if error < 0 => return Err(Errno::from_raw_os_error(-error)),
+                (STORE, _) => (self.store.armed, woken.store) = (false, true),
+                (DISK, _) => self.disks.armed = false,
+                _ => {}
+            }
+        }
+        Ok(woken)
+    }
+}
+
+impl Drop for Ring {
+    /// The kernel may write there until it has taken the ring apart, some time later.
+    fn drop(&mut self) {
+        if self.device.armed {
+            std::mem::forget(std::mem::replace(&mut self.fired, Box::new([0; PORTS * 4])));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::event::{EventfdFlags, eventfd};
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+    use std::time::Instant;
+    use xen::evtchn::{Status, Virq};
+    use xen::{DomId, Error};
+
+    /// What `/dev/xen/evtchn` is to a process: the other end is the kernel's.
+    struct Device {
+        ours: UnixStream,
+        is_device: bool,
+        came: Vec<Port>,
+    }
+
+    impl Device {
+        fn new(is_device: bool) -> (Self, UnixStream) {
+            let (ours, kernels) = UnixStream::pair().unwrap();
+            ours.set_nonblocking(true).unwrap();
+            kernels.set_nonblocking(true).unwrap();
+            (Self { ours, is_device, came: Vec::new() }, kernels)
+        }
+
+        /// What has come, once it says that there is something.
+        fn ports(&mut self, woken: Woken) -> Vec<u32> {
+            let mut ports = Vec::new();
+            while woken.events
+                && let Some(port) = self.pending().unwrap()
+            {
+                ports.push(port.0);
+            }
+            ports
+        }
+    }
+
+    impl EventChannels for Device {
+        fn fd(&self) -> BorrowedFd<'_> {
+            self.ours.as_fd()
+        }
+        fn is_device(&self) -> bool {
+            self.is_device
+        }
+        fn came(&mut self, bytes: &[u8], room: usize) {
+            assert!(bytes.len() <= room);
+            let words = bytes.as_chunks::<4>().0;
+            self.came.extend(words.iter().map(|word| Port(u32::from_ne_bytes(*word))));
+        }
+        fn pending(&mut self) -> Result<Option<Port>, Error> {
+            if self.came.is_empty() && !self.is_device {
+                let mut word = [0; 4];
+                if self.ours.read_exact(&mut word).is_ok() {
+                    self.came.push(Port(u32::from_ne_bytes(word)));
+                }
+            }
+            Ok((!self.came.is_empty()).then(|| self.came.remove(0)))
+        }
+        fn unmask(&self, port: Port) -> Result<(), Error> {
+            (&self.ours).write_all(&port.0.to_ne_bytes()).map_err(|_| Error::Inval)
+        }
+        fn notify(&self, _: Port) -> Result<(), Error> {
+            Err(Error::NoSys)
+        }
+        fn alloc_unbound(&mut self, _: DomId) -> Result<Port, Error> {
+            Err(Error::NoSys)
+        }
+        fn bind_interdomain(&mut self, _: DomId, _: Port) -> Result<Port, Error> {
+            Err(Error::NoSys)
+        }
+        fn bind_virq(&mut self, _: Virq) -> Result<Port, Error> {
+            Err(Error::NoSys)
+        }
+        fn close(&mut self, _: Port) -> Result<(), Error> {
+            Err(Error::NoSys)
+        }
+        fn status(&mut self, _: Port) -> Result<Status, Error> {
+            Err(Error::NoSys)
+        }
+    }
+
+    const LONG: Duration = Duration::from_secs(10);
+    const SHORT: Duration = Duration::from_millis(5);
+
+    fn words(ports: impl IntoIterator<Item = u32>) -> Vec<u8> {
+        ports.into_iter().flat_map(u32::to_ne_bytes).collect()
+    }
+
+    fn signal() -> OwnedFd {
+        eventfd(0, EventfdFlags::NONBLOCK).unwrap()
+    }
+
+    fn raise(fd: &OwnedFd) {
+        rustix::io::write(fd, &1_u64.to_ne_bytes()).unwrap();
+    }
+
+    fn clear(fd: &OwnedFd) {
+        rustix::io::read(fd, &mut [0; 8]).unwrap();
+    }
+
+    #[test]
+    fn ports_fire_and_are_let_fire_again() {
+        for is_device in [true, false] {
+            let (mut device, mut kernel) = Device::new(is_device);
+            let store = signal();
+            let mut waiter = Waiter::new(store.as_fd(), &device).unwrap();
+            assert_eq!(waiter.ring.is_some(), is_device, "this kernel has an io_uring");
+            assert_eq!(waiter.wait(&mut device, true, Duration::ZERO), Ok(Woken::default()));
+            assert_eq!(waiter.wait(&mut device, true, SHORT), Ok(Woken::default()));
+            for round in 0..100 {
+                kernel.write_all(&words([round, 7])).unwrap();
+                let woken = waiter.wait(&mut device, true, LONG).unwrap();
+                assert_eq!(woken, Woken { store: false, events: true }, "{is_device}");
+                assert_eq!(device.ports(woken), [round, 7], "{is_device}");
+                // More than there is room for, too.
+                let again: Vec<u32> = (0..=round).collect();
+                for port in &again {
+                    waiter.unmask(&device, Port(*port));
+                }
+                assert_eq!(waiter.wait(&mut device, true, Duration::ZERO), Ok(Woken::default()));
+                let mut got = vec![0; again.len() * 4];
+                kernel.read_exact(&mut got).unwrap();
+                got.as_chunks_mut::<4>().0.sort_by_key(|word| u32::from_ne_bytes(*word));
+                assert_eq!(got, words(again), "{is_device}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_store_and_the_event_channels_are_told_apart() {
+        for is_device in [true, false] {
+            let (mut device, mut kernel) = Device::new(is_device);
+            let store = signal();
+            let mut waiter = Waiter::new(store.as_fd(), &device).unwrap();
+            raise(&store);
+            for _ in 0..2 {
+                let woken = waiter.wait(&mut device, true, LONG).unwrap();
+                assert_eq!(woken, Woken { store: true, events: false }, "it is still readable");
+            }
+            clear(&store);
+            assert_eq!(waiter.wait(&mut device, true, SHORT), Ok(Woken::default()), "{is_device}");
+            kernel.write_all(&words([5])).unwrap();
+            let woken = waiter.wait(&mut device, true, LONG).unwrap();
+            assert_eq!((woken.store, device.ports(woken)), (false, vec![5]), "{is_device}");
+        }
+    }
+
+    #[test]
+    fn a_store_behind_the_event_channels_shares_their_descriptor() {
+        let (mut device, mut kernel) = Device::new(false);
+        let mut waiter = Waiter::new(device.ours.try_clone().unwrap().as_fd(), &device).unwrap();
+        assert!(!waiter.shared);
+        let fd = device.ours.as_raw_fd();
+        // SAFETY: open as long as the device.
+        waiter = Waiter::new(unsafe { BorrowedFd::borrow_raw(fd) }, &device).unwrap();
+        kernel.write_all(&words([5])).unwrap();
+        let woken = waiter.wait(&mut device, true, LONG).unwrap();
+        assert_eq!(woken, Woken { store: true, events: true });
+    }
+
+    #[test]
+    fn disks_come_and_go_behind_the_same_number() {
+        for is_device in [true, false] {
+            let (mut device, _kernel) = Device::new(is_device);
+            let store = signal();
+            let mut waiter = Waiter::new(store.as_fd(), &device).unwrap();
+            let mut disk = signal();
+            for name in 0..4 {
+                waiter.watch([(name, disk.as_fd())].into_iter()).unwrap();
+                waiter.watch([(name, disk.as_fd())].into_iter()).unwrap();
+                raise(&disk);
+                let begin = Instant::now();
+                assert_eq!(waiter.wait(&mut device, true, LONG), Ok(Woken::default()));
+                assert!(begin.elapsed() < LONG, "{is_device}: disk {name} is not waited for");
+                // That disk is closed, and the next has its number.
+                rustix::io::dup2(signal(), &mut disk).unwrap();
+            }
+        }
+    }
+}
