@@ -415,6 +415,7 @@ pub(crate) fn map_file(file: BorrowedFd<'_>, count: usize) -> Result<Vec<SharedP
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Write;
 
     /// What cannot be synced says so, through the io_uring and without it: a flush that is answered was asked
     /// of the kernel.
@@ -435,5 +436,60 @@ mod tests {
             }
         };
         assert_eq!(ended, Err(Errno::INVAL));
+    }
+
+    /// Reads of 512 bytes, of a pipe, so that the test says when they end.
+    fn push_reads(ring: &mut Uring, count: u64) {
+        for sector in 0..count {
+            let mut io = Io::empty();
+            (io.op, io.sector, io.sectors) = (Op::Read, sector, 1);
+            io.pieces.push(crate::disk::Piece { page: Page::private(), offset: 0, len: 512 });
+            assert!(ring.push(io).is_ok());
+        }
+    }
+
+    fn pop_all(ring: &mut Uring) -> usize {
+        std::iter::from_fn(|| ring.pop()).map(|(_, result)| result.unwrap()).count()
+    }
+
+    #[test]
+    fn as_many_are_waited_for_as_have_ended_in_time() {
+        let (long, short) = (Duration::from_secs(10), Duration::from_millis(2));
+        let (read, mut write) = std::io::pipe().unwrap();
+        let mut ring = Uring::new(read.into(), 32).unwrap();
+        assert_eq!(ring.submit_and_wait(long), Waited::No, "there is nothing to wait for");
+        let begin = std::time::Instant::now();
+
+        // Before it knows, one.
+        push_reads(&mut ring, 4);
+        write.write_all(&[7; 512]).unwrap();
+        assert_eq!((ring.submit_and_wait(long), pop_all(&mut ring)), (Waited::Yes, 1));
+        // The rest of them are three, but more than twice as many as it knows are not waited for.
+        let writer = std::thread::spawn(move || {
+            for _ in 0..3 {
+                std::thread::sleep(Duration::from_millis(20));
+                write.write_all(&[7; 512]).unwrap();
+            }
+            write
+        });
+        assert_eq!((ring.submit_and_wait(long), pop_all(&mut ring)), (Waited::Yes, 2));
+        assert_eq!((ring.submit_and_wait(long), pop_all(&mut ring)), (Waited::Yes, 1));
+        let mut write = writer.join().unwrap();
+        // Half of the new ones.
+        push_reads(&mut ring, 4);
+        write.write_all(&[7; 1024]).unwrap();
+        assert_eq!((ring.submit_and_wait(long), pop_all(&mut ring)), (Waited::Yes, 2));
+        assert!(begin.elapsed() < long, "it was broken off");
+
+        // None: then one alone is tried, then nothing for a while.
+        assert_eq!((ring.submit_and_wait(short), pop_all(&mut ring)), (Waited::Yes, 0));
+        assert_eq!((ring.submit_and_wait(short), pop_all(&mut ring)), (Waited::Yes, 0));
+        for _ in 0..IMPATIENT {
+            assert_eq!(ring.submit_and_wait(long), Waited::No);
+            push_reads(&mut ring, 1);
+            assert_eq!(ring.submit_and_wait(long), Waited::No);
+        }
+        write.write_all(&vec![7; 512 * ring.in_flight()]).unwrap();
+        assert_eq!(ring.submit_and_wait(long), Waited::Yes);
     }
 }

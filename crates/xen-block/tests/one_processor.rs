@@ -1,5 +1,5 @@
-//! A backend on one processor, where it sleeps whenever there is nothing to do: how many system calls a request with
-//! nothing else under way costs. In a PV domain each is a switch of page tables.
+//! A backend on one processor, where it sleeps whenever there is nothing to do: how many system calls requests of one
+//! frontend cost. In a PV domain each is two switches of page tables.
 
 mod support;
 
@@ -15,13 +15,16 @@ use xen::evtchn::EventChannels;
 use xen_block::back::{self, Open};
 use xen_block::disk::DiskAccess;
 use xen_block::disk::file::{Cache, File, Options, Way};
-use xen_block::front::{Part, Want};
+use xen_block::front::{Completion, Part, Want};
 use xen_io::blkif::Status;
 use xenbus::Error;
 
 /// Set in the process that is traced: the file that is its disk.
 const FILE: &str = "XEN_BLOCK_LONE_FILE";
-const REQUESTS: u64 = 200;
+/// And how many requests its frontend makes at a time.
+const TOGETHER: &str = "XEN_BLOCK_TOGETHER";
+/// How often it does.
+const TIMES: u64 = 200;
 
 /// This thread runs on one of the processors that it may use, from now on.
 fn pin() {
@@ -33,7 +36,8 @@ fn pin() {
 }
 
 /// What the traced process does.
-fn reads_one_after_the_other(path: PathBuf) {
+fn reads_again_and_again(path: PathBuf) {
+    let together: usize = std::env::var(TOGETHER).unwrap().parse().unwrap();
     let open = move |_: &mut xenbus::Device<'_>| {
         let (access, cache) = (DiskAccess::ReadWrite, Cache::Direct);
         let disk = File::open(&path, Options { access, cache, way: Way::Uring });
@@ -55,15 +59,20 @@ fn reads_one_after_the_other(path: PathBuf) {
         }
     });
     scene.until_front_connected();
-    let buffer = scene.buffers(1)[0];
-    for tag in 0..REQUESTS {
-        let want = Want::Read { tag, sector: tag * 8 };
-        scene.front().submit(0, want, &[Part::whole(buffer)]).unwrap();
+    let buffers = scene.buffers(together);
+    for tag in 0..TIMES {
+        for (buffer, sector) in buffers.iter().zip((tag * 8..).step_by(8)) {
+            scene.front().submit(0, Want::Read { tag, sector }, &[Part::whole(*buffer)]).unwrap();
+        }
         scene.front().push().unwrap();
-        let mut status = None;
-        while status.is_none() {
-            scene.front().take(|done| status = Some(done.status)).unwrap();
-            if status.is_some() || scene.front().final_check().unwrap() {
+        let mut done = 0;
+        while done < together {
+            let take = |ended: Completion| {
+                assert_eq!(ended.status, Status::Okay);
+                done += 1;
+            };
+            scene.front().take(take).unwrap();
+            if done == together || scene.front().final_check().unwrap() {
                 continue;
             }
             let mut evtchn = scene.front_evtchn.borrow_mut();
@@ -73,7 +82,6 @@ fn reads_one_after_the_other(path: PathBuf) {
                 evtchn.unmask(port).unwrap();
             }
         }
-        assert_eq!(status, Some(Status::Okay));
         // Whoever asks one thing after the other does something with the answer.
         std::thread::sleep(Duration::from_millis(1));
     }
@@ -82,7 +90,7 @@ fn reads_one_after_the_other(path: PathBuf) {
 }
 
 /// How often the serving thread of a process of its own, in which `test` runs again, has waited for everything and entered the io_uring.
-fn calls(test: &str, file: &Path) -> (u64, u64) {
+fn calls(test: &str, file: &Path, together: usize) -> (u64, u64) {
     let log = file.with_extension("log");
     let output = Command::new("strace")
         .args([
@@ -97,6 +105,7 @@ fn calls(test: &str, file: &Path) -> (u64, u64) {
         .arg(std::env::current_exe().unwrap())
         .args(["--exact", test])
         .env(FILE, file)
+        .env(TOGETHER, together.to_string())
         .output()
         .unwrap();
     let text = std::fs::read_to_string(&log).unwrap();
@@ -112,26 +121,37 @@ fn calls(test: &str, file: &Path) -> (u64, u64) {
     (polled as u64, begun.iter().filter(|line| enters(line)).count() as u64)
 }
 
-#[test]
-fn a_lone_request_is_given_to_the_kernel_and_waited_for_at_once() {
+/// Counts them for so many requests at a time: the loop sleeps once for these, and enters the io_uring `enters` times.
+fn sleeps_once(test: &str, together: usize, enters: u64) {
     if let Some(file) = std::env::var_os(FILE) {
-        return reads_one_after_the_other(file.into());
+        return reads_again_and_again(file.into());
     }
-    let test = "a_lone_request_is_given_to_the_kernel_and_waited_for_at_once";
     if Command::new("strace").arg("-V").output().is_err() {
         return conformance::skip(test, "there is no strace");
     }
-    let file = std::env::temp_dir().join(format!("xen-block-lone-{}", std::process::id()));
+    let file = std::env::temp_dir().join(format!("xen-block-{test}-{}", std::process::id()));
     std::fs::write(&file, vec![7; 1 << 20]).unwrap();
-    // One of each for a request, and what the store takes at the beginning. Where a read takes longer than it is waited
-    // for, there is a second poll, and the next few are not waited for: so it is tried again where the disk is busy.
-    let most = REQUESTS + REQUESTS / 2;
+    // Beside these what the store takes at the beginning. Where a read takes longer than it is waited for, there is a
+    // second sleep, and the next few are not waited for: so it is tried again where the disk is busy.
+    let spare = TIMES / 2;
     let mut counted = Vec::new();
     let met = (0..8).any(|_| {
-        let (polled, entered) = calls(test, &file);
-        counted.push((polled, entered));
-        polled < most && (REQUESTS..most).contains(&entered)
+        let (slept, entered) = calls(test, &file, together);
+        counted.push((slept, entered));
+        (TIMES..TIMES + spare).contains(&slept)
+            && (TIMES..TIMES * enters + spare).contains(&entered)
     });
     std::fs::remove_file(&file).unwrap();
-    assert!(met, "calls of epoll_pwait and io_uring_enter for {REQUESTS} requests: {counted:?}");
+    assert!(met, "calls of epoll_pwait and io_uring_enter for {TIMES} x {together}: {counted:?}");
+}
+
+#[test]
+fn a_lone_request_is_given_to_the_kernel_and_waited_for_at_once() {
+    sleeps_once("a_lone_request_is_given_to_the_kernel_and_waited_for_at_once", 1, 1);
+}
+
+/// Half of them, while the frontend has nothing to do, then the rest.
+#[test]
+fn requests_that_come_together_are_waited_for_together() {
+    sleeps_once("requests_that_come_together_are_waited_for_together", 8, 2);
 }
