@@ -142,6 +142,8 @@ pub struct Back {
     opening: Opening,
     /// When the frontend has connected lately, the first first.
     connects: VecDeque<Instant>,
+    /// When a process that was killed was first seen to have the frontend's port still.
+    bound_since: Option<Instant>,
     connected: Option<Connected>,
     stats: Stats,
 }
@@ -168,7 +170,8 @@ impl Back {
     #[must_use]
     pub fn new(platform: Rc<Platform>) -> Self {
         let (opening, connects) = (Opening::default(), VecDeque::new());
-        Self { platform, opening, connects, connected: None, stats: Stats::default() }
+        let (bound_since, connected, stats) = (None, None, Stats::default());
+        Self { platform, opening, connects, bound_since, connected, stats }
     }
 
     /// What it has done since it was connected.
@@ -205,6 +208,11 @@ impl Back {
         let (most, within) = self.platform.options.connects_max;
         self.connects.retain(|at| now.saturating_duration_since(*at) < within);
         self.connects.len() < most as usize
+    }
+
+    /// Whether it is not too long ago that the frontend's port was found bound first.
+    fn may_wait_for_port(&mut self) -> bool {
+        self.bound_since.get_or_insert_with(Instant::now).elapsed() < BOUND_MAX
     }
 
     /// Its disk, and how that is reached, while it is connected.
@@ -522,7 +530,7 @@ impl Back {
         };
         let back = BackRing::attach(pages, layout.entry_bytes(), at).map_err(broken)?;
         let port = self.platform.evtchn.borrow_mut().bind_interdomain(peer, ring.port);
-        Ok((back, port.map_err(Error::platform("binding the frontend's event channel"))?))
+        Ok((back, port.map_err(Error::platform(BINDING))?))
     }
 
     /// Closed is said only when nothing of a process that was killed while the device closed reaches the
@@ -579,6 +587,15 @@ fn is_busy(error: &Error) -> bool {
     matches!(error, Error::Driver(text) if text.starts_with("EBUSY"))
 }
 
+const BINDING: &str = "binding the frontend's event channel";
+/// How long a killed process may still have the frontend's port: what its io_uring waited for is ended behind its back.
+const BOUND_MAX: Duration = Duration::from_secs(2);
+
+/// Whether the frontend's port is bound, or none.
+fn is_bound(error: &Error) -> bool {
+    matches!(error, Error::Platform { what: BINDING, error: xen::Error::Inval })
+}
+
 impl Driver for Back {
     fn open(&mut self, device: &mut Device<'_>) -> Result<Progress, Error> {
         self.platform.options.rings.put(device);
@@ -612,6 +629,9 @@ impl Driver for Back {
         let connected = match attached {
             // The file is held until the last request of the process before is done.
             Err(busy) if is_busy(&busy) => return Ok(Progress::Pending),
+            Err(bound) if is_bound(&bound) && self.may_wait_for_port() => {
+                return Ok(Progress::Pending);
+            }
             connected => connected?,
         };
         self.connected = Some(connected);

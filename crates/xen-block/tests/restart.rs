@@ -8,7 +8,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::rc::Rc;
 use support::{GUEST, ID, Scene, Setup, device, server};
-use xen::DomId;
+use xen::evtchn::EventChannels;
+use xen::{DomId, Port};
 use xen_block::back::{self, OpenDisk};
 use xen_block::disk::fault::{Fate, Fault};
 use xen_block::disk::memory::Memory;
@@ -174,6 +175,42 @@ fn a_guest_does_not_notice_that_its_backend_was_killed() {
     }
     assert_eq!(scene.tool.poll_event().unwrap(), None, "no state was written");
     assert!(!scene.tool.exists(format!("{back}/error")).unwrap());
+}
+
+fn has_disk(scene: &mut Scene) -> bool {
+    scene.back_bus().driver(ID).is_some_and(|back| back.disk().is_some())
+}
+
+/// What a killed process's io_uring waits for keeps its event channels open for a moment: nothing else says so.
+#[test]
+fn the_port_of_a_process_on_its_way_out_is_waited_for() {
+    let folder = Folder::new("port");
+    let killable = Killable::new(&folder);
+    let Some(mut scene) = Scene::connected(killable.setup()) else { return };
+    let back = device().backend_path();
+    let port = scene.node(&format!("{}/event-channel", device().frontend_path()));
+    let port = Port(port.parse().unwrap());
+    let mut lingering = scene.host.evtchn(DomId(0));
+    for patient in [true, false] {
+        killable.kill_and_start(&mut scene);
+        let held = lingering.bind_interdomain(GUEST, port).unwrap();
+        for _ in 0..20 {
+            scene.turn();
+        }
+        assert!(!has_disk(&mut scene), "it has no port");
+        assert!(!scene.tool.exists(format!("{back}/error")).unwrap(), "{patient}");
+        assert_eq!(scene.node(&format!("{back}/state")), "4", "the guest sees nothing of it");
+        if patient {
+            lingering.close(held).unwrap();
+            scene.until("the successor to take over", has_disk);
+            assert_eq!(scene.write(8, &[patient.into(); 4096]), Status::Okay);
+        } else {
+            // Somebody else has it for good.
+            scene.until("an error", |scene| scene.tool.exists(format!("{back}/error")).unwrap());
+            let error = scene.node(&format!("{back}/error"));
+            assert!(error.contains("binding the frontend's event channel"), "{error}");
+        }
+    }
 }
 
 /// A barrier that was under way, and everything that waited behind it.
