@@ -205,29 +205,37 @@ impl Server {
     fn work_all(&mut self, now: Instant) -> Result<Moved, Error> {
         let mut moved = Moved::Nothing;
         let mut failed = Vec::new();
-        let patience = self.patience();
-        for (at, id, back) in drivers(&mut self.buses) {
-            match back.work(now, patience) {
-                Ok(worked) if worked.moved > 0 || worked.more => moved = Moved::Something,
-                Ok(_) => {}
-                Err(error) => failed.push((at, id, error)),
+        let lone = self.lone();
+        let is_lone = |back: &Back| lone.is_some_and(|port| back.ports().any(|own| own == port));
+        // The one that is waited for comes last: the others' requests are on their way by then.
+        for patience in [None, Some(PATIENCE)] {
+            for (at, id, back) in drivers(&mut self.buses) {
+                if is_lone(back) != patience.is_some() {
+                    continue;
+                }
+                match back.work(now, patience) {
+                    Ok(worked) if worked.moved > 0 || worked.more => moved = Moved::Something,
+                    Ok(_) => {}
+                    Err(error) => failed.push((at, id, error)),
+                }
             }
         }
         self.fail(failed)?;
         Ok(moved)
     }
 
-    /// How long a disk may be waited for by itself: where nobody looks for more, one frontend has notified, and no
-    /// disk but its own is at work. Requests that are given to the kernel and waited for at once cost a system call
-    /// less, and the kernel breaks off no sleep for their ends; several that end together are shown together.
-    fn patience(&mut self) -> Option<Duration> {
+    /// The port of the device whose requests may be waited for by themselves: where nobody looks for more, one frontend
+    /// has notified, and no disk but its own is at work. Requests that are given to the kernel and waited for at once
+    /// cost a system call less, and the kernel breaks off no sleep for their ends; several that end together are
+    /// shown together.
+    fn lone(&mut self) -> Option<Port> {
         let [port] = self.masked[..] else { return None };
         if !self.spin_max.is_zero() {
             return None;
         }
         let others_at_work = drivers(&mut self.buses)
             .any(|(_, _, back)| back.in_flight() > 0 && back.ports().all(|own| own != port));
-        (!others_at_work).then_some(PATIENCE)
+        (!others_at_work).then_some(port)
     }
 
     /// Ends the devices with which something is wrong.

@@ -252,8 +252,9 @@ impl Uring {
     }
 
     /// The same, and waits at most `patience`: for half of what is under way where some of it is new, so that who has
-    /// asked has something to do meanwhile, else for all of it; for no more than have ended within that time lately.
-    /// Where none has, it does not wait for a while: the file is on a slow disk.
+    /// asked has something to do meanwhile, else for all of it. How many end in that time is found out: from one, twice
+    /// as many each time, and back to what there was where it was too few. Where not even one ends, it does not
+    /// wait for a while: the file is on a slow disk.
     pub(crate) fn submit_and_wait(&mut self, patience: Duration) -> Waited {
         let (in_flight, fresh) = (self.in_flight(), self.unsubmitted > 0);
         if in_flight == 0 || self.impatient > 0 || !self.ring.params().is_feature_ext_arg() {
@@ -265,9 +266,13 @@ impl Uring {
         let want = if fresh { in_flight.div_ceil(2) } else { in_flight }.min(self.together);
         let limit = types::Timespec::from(patience);
         let args = types::SubmitArgs::new().timespec(&limit);
-        // What the kernel did not take it takes with the next call.
-        if let Ok(count) = self.ring.submitter().submit_with_args(want, &args) {
-            self.unsubmitted = self.unsubmitted.saturating_sub(count);
+        let called = self.ring.submitter().submit_with_args(want, &args);
+        let called = called.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO));
+        match called {
+            Ok(count) => self.unsubmitted = self.unsubmitted.saturating_sub(count),
+            Err(Errno::TIME) => {}
+            // It was broken off. What the kernel did not take it takes with the next call.
+            Err(_) => return Waited::Yes,
         }
         let ended = self.ring.completion().len();
         if ended >= want {
@@ -465,14 +470,19 @@ mod tests {
         write.write_all(&[7; 512]).unwrap();
         assert_eq!((ring.submit_and_wait(long), pop_all(&mut ring)), (Waited::Yes, 1));
         // The rest of them are three, but more than twice as many as it knows are not waited for.
+        let (go, next) = std::sync::mpsc::channel();
         let writer = std::thread::spawn(move || {
             for _ in 0..3 {
-                std::thread::sleep(Duration::from_millis(20));
+                let () = next.recv().unwrap();
+                std::thread::sleep(Duration::from_millis(5));
                 write.write_all(&[7; 512]).unwrap();
             }
             write
         });
+        go.send(()).unwrap();
+        go.send(()).unwrap();
         assert_eq!((ring.submit_and_wait(long), pop_all(&mut ring)), (Waited::Yes, 2));
+        go.send(()).unwrap();
         assert_eq!((ring.submit_and_wait(long), pop_all(&mut ring)), (Waited::Yes, 1));
         let mut write = writer.join().unwrap();
         // Half of the new ones.

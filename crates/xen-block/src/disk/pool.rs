@@ -17,7 +17,7 @@ pub struct Pool {
     done: Receiver<Finished>,
     /// Each request that is done adds one, behind its result.
     wake: Arc<OwnedFd>,
-    /// Results that were taken, less the ones that were.
+    /// Results that were taken, less what was read from `wake`; below zero, that has told of some still to be taken.
     unread: i64,
     threads: Vec<JoinHandle<()>>,
     in_flight: usize,

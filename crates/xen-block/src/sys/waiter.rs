@@ -12,6 +12,8 @@ use std::time::Duration;
 use xen::Port;
 use xen::evtchn::EventChannels;
 
+/// Longer than anybody sleeps, and no number that the kernel takes for a negative one.
+const TIMEOUT_MAX: Duration = Duration::from_secs(3600);
 /// Ports that one call reads, or lets fire again.
 const PORTS: usize = 64;
 
@@ -84,8 +86,8 @@ impl Waiter {
         }
     }
 
-    /// Waits for anything, at most `timeout`; not at all where that is zero. Disks are waited for where they are
-    /// `at_work`: where the kernel is told so, each end of a request has it call this ring.
+    /// Waits for anything, at most `timeout`; not at all where that is zero. It may return before, with nothing. Disks are waited for where they are
+    /// `at_work`; else they may be left out, as the kernel has work with each request that ends meanwhile.
     pub(crate) fn wait(
         &mut self,
         evtchn: &mut dyn EventChannels,
@@ -205,7 +207,7 @@ impl Ring {
         entries[4] = if at_work { self.disks.arm(DISK) } else { None };
         for entry in entries.iter().flatten() {
             // SAFETY: both buffers are this ring's. The kernel writes to `fired` until it has said that it is done, and
-            // has read `unmasked` when the call returns: the device does not make it wait.
+            // has read `unmasked` once it has taken the entry: the device does not make it wait (`is_device`).
             let pushed = unsafe { self.ring.submission().push(entry) };
             pushed.unwrap_or_else(|_| unreachable!("eight places, all of them free"));
         }
@@ -220,10 +222,12 @@ impl Ring {
     ) -> Result<Woken, Errno> {
         // What the kernel has said meanwhile of the store and of disks may be old: it says so again when it is asked.
         let said = self.take(evtchn)?;
+        // What the kernel has left lying, it did not say why, goes first, and not all is waited for.
+        let left = !self.ring.submission().is_empty();
         self.arm(at_work);
-        let limit = types::Timespec::from(timeout);
+        let limit = types::Timespec::from(timeout.min(TIMEOUT_MAX));
         let args = types::SubmitArgs::new().timespec(&limit);
-        let called = if !said.events && !timeout.is_zero() {
+        let called = if !said.events && !timeout.is_zero() && !left {
             self.ring.submitter().submit_with_args(1, &args)
         } else if self.ring.submission().is_empty() {
             Ok(0)
@@ -251,7 +255,7 @@ impl Ring {
                             evtchn.came(bytes, self.fired.len());
                             woken.events = true;
                         }
-                        // Somebody else was there first, or the poll has failed, which says so itself.
+                        // Somebody else was there first.
                         Err(_) if [-libc::EAGAIN, -libc::ECANCELED].contains(&len) => {}
                         // It will say that to who asks, too.
                         Err(_) => woken.events = true,
@@ -434,6 +438,41 @@ mod tests {
         kernel.write_all(&words([5])).unwrap();
         let woken = waiter.wait(&mut device, true, LONG).unwrap();
         assert_eq!(woken, Woken { store: true, events: true });
+    }
+
+    #[test]
+    fn disks_are_waited_for_while_they_are_at_work() {
+        let (mut device, _kernel) = Device::new(true);
+        let (store, disk) = (signal(), signal());
+        let mut waiter = Waiter::new(store.as_fd(), &device).unwrap();
+        waiter.watch([(0, disk.as_fd())].into_iter()).unwrap();
+        raise(&disk);
+        for at_work in [false, true, false] {
+            let begin = Instant::now();
+            waiter.wait(&mut device, at_work, if at_work { LONG } else { SHORT }).unwrap();
+            let slept = begin.elapsed() >= SHORT;
+            assert!(at_work || slept, "it is not asked for disks that are not at work");
+            assert!(begin.elapsed() < LONG, "it has missed a disk");
+        }
+    }
+
+    #[test]
+    fn a_very_long_time_is_not_none() {
+        for is_device in [true, false] {
+            let (mut device, mut kernel) = Device::new(is_device);
+            let store = signal();
+            let mut waiter = Waiter::new(store.as_fd(), &device).unwrap();
+            let writer = std::thread::spawn(move || {
+                std::thread::sleep(SHORT * 4);
+                kernel.write_all(&words([5])).unwrap();
+                kernel
+            });
+            // The kernel may break a sleep off, as for a signal, but not again and again.
+            let mut sleeps = (0..10).map(|_| waiter.wait(&mut device, true, Duration::MAX));
+            let woken = sleeps.find(|woken| *woken != Ok(Woken::default()));
+            assert_eq!(woken, Some(Ok(Woken { store: false, events: true })));
+            writer.join().unwrap();
+        }
     }
 
     #[test]
