@@ -6,6 +6,7 @@
 
 mod support;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use support::{Scene, Setup};
@@ -54,7 +55,14 @@ fn steps(name: &str, make: impl FnOnce(&Path)) -> Option<Vec<&'static str>> {
     let (file, log) = (folder.join(name), folder.join(format!("{name}-log")));
     make(&file);
     let output = Command::new("strace")
-        .args(["-f", "-e", "trace=pwritev,pwrite64,fdatasync,fsync,write", "-e", "signal=none"])
+        .args([
+            "-f",
+            "-y",
+            "-e",
+            "trace=pwritev,pwrite64,fdatasync,fsync,write",
+            "-e",
+            "signal=none",
+        ])
         .arg("-o")
         .arg(&log)
         .arg(std::env::current_exe().unwrap())
@@ -63,6 +71,8 @@ fn steps(name: &str, make: impl FnOnce(&Path)) -> Option<Vec<&'static str>> {
         .output()
         .unwrap();
     let text = std::fs::read_to_string(&log).unwrap();
+    // `-y` shows what a descriptor is: the daemon and who builds it write files of their own.
+    let disk = format!("<{}>", file.display());
     for left in [file.with_extension("mark"), file, log] {
         let _ = std::fs::remove_file(left);
     }
@@ -70,17 +80,22 @@ fn steps(name: &str, make: impl FnOnce(&Path)) -> Option<Vec<&'static str>> {
     let _ = std::fs::remove_dir(&folder);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
     // A call that another thread interrupts in the log is two lines; its end counts.
+    let mut begun = BTreeSet::new();
     let step = |line: &str| {
-        let done = !line.contains("<unfinished");
-        if line.contains(MARK) && !line.contains("resumed") {
-            Some("answered")
-        } else if (line.contains("fdatasync") || line.contains("fsync")) && done {
+        let thread = line.split(' ').next().unwrap_or_default().to_owned();
+        let resumed = line.contains("resumed>");
+        if line.contains(MARK) && !resumed {
+            return Some("answered");
+        }
+        let of_disk = if resumed { begun.remove(&thread) } else { line.contains(&disk) };
+        if of_disk && line.contains("<unfinished") {
+            begun.insert(thread);
+            None
+        } else if of_disk && (line.contains("fdatasync") || line.contains("fsync")) {
             assert!(line.trim_end().ends_with("= 0"), "{line}");
             Some("stable")
-        } else if line.contains("pwrite") && done {
-            Some("written")
         } else {
-            None
+            (of_disk && line.contains("pwrite")).then_some("written")
         }
     };
     Some(text.lines().filter_map(step).collect())
