@@ -96,6 +96,7 @@ static DISKS: AtomicU64 = AtomicU64::new(0);
 /// A device that is connected.
 struct Connected {
     disk: Box<dyn Disk>,
+    /// Which of the disks of this process it is.
     number: u64,
     geometry: Geometry,
     discard: Discard,
@@ -232,7 +233,8 @@ impl Back {
         self.connected.iter().flat_map(|connected| connected.queues.iter().map(|queue| queue.port))
     }
 
-    /// Polls readable when the disk is done with something; with a number that no other disk of this process has had.
+    /// Polls readable when the disk is done with something; before it a number that no other disk of this process
+    /// has had.
     #[must_use]
     pub fn disk_fd(&self) -> Option<(u64, BorrowedFd<'_>)> {
         let connected = self.connected.as_ref()?;
@@ -588,7 +590,8 @@ fn is_busy(error: &Error) -> bool {
 }
 
 const BINDING: &str = "binding the frontend's event channel";
-/// How long a killed process may still have the frontend's port: what its io_uring waited for is ended behind its back.
+/// How long a killed process may still have the frontend's port: what its io_uring waited for is ended behind its
+/// back.
 const BOUND_MAX: Duration = Duration::from_secs(2);
 
 /// Whether the frontend's port is bound, or none.
@@ -634,6 +637,7 @@ impl Driver for Back {
             }
             connected => connected?,
         };
+        self.bound_since = None;
         self.connected = Some(connected);
         self.stats = Stats::default();
         let mut worked = Worked::default();

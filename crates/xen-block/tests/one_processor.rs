@@ -89,7 +89,8 @@ fn reads_again_and_again(path: PathBuf) {
     serving.unwrap().join().unwrap();
 }
 
-/// How often the serving thread of a process of its own, in which `test` runs again, has waited for everything and entered the io_uring.
+/// How often the serving thread of a process of its own, in which `test` runs again, has waited for everything and
+/// entered the io_uring.
 fn calls(test: &str, file: &Path, together: usize) -> (u64, u64) {
     let log = file.with_extension("log");
     let output = Command::new("strace")

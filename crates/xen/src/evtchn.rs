@@ -92,8 +92,8 @@ pub trait EventChannels {
     fn unmask(&self, port: Port) -> Result<(), Error>;
 
     /// Whether the descriptor is a device like Linux's `/dev/xen/evtchn`: ports, of 4 bytes each, are read from it
-    /// where they have fired, and written to it to be unmasked, neither of which waits (`O_NONBLOCK`). Who sleeps in an io_uring may
-    /// have the kernel do both there, and gives what it has read to [`EventChannels::came`].
+    /// where they have fired, and written to it to be unmasked, neither of which waits (`O_NONBLOCK`). Who sleeps
+    /// in an io_uring may have the kernel do both there, and gives what it has read to [`EventChannels::came`].
     fn is_device(&self) -> bool {
         false
     }

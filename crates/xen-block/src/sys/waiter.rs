@@ -7,7 +7,8 @@
 use io_uring::{IoUring, opcode, squeue, types};
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::collections::BTreeSet;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 use xen::Port;
 use xen::evtchn::EventChannels;
@@ -38,8 +39,8 @@ pub(crate) struct Waiter {
     ring: Option<Ring>,
     /// Whether the store's descriptor is that of the event channels.
     shared: bool,
-    /// The disks in the set: who they are, and their descriptors.
-    disks: Vec<(u64, RawFd)>,
+    /// The disks in the set.
+    disks: BTreeSet<u64>,
 }
 
 impl Waiter {
@@ -59,7 +60,7 @@ impl Waiter {
                 add(&epoll, evtchn.fd(), EVENTS)?;
             }
         }
-        Ok(Self { epoll, ring, shared, disks: Vec::new() })
+        Ok(Self { epoll, ring, shared, disks: BTreeSet::new() })
     }
 
     /// The disks to wait for from now on. Each has another name than all that there were before: a descriptor's number
@@ -70,10 +71,10 @@ impl Waiter {
     ) -> Result<(), Errno> {
         let before = std::mem::take(&mut self.disks);
         for (name, fd) in disks {
-            if !before.contains(&(name, fd.as_raw_fd())) {
+            if !before.contains(&name) {
                 add(&self.epoll, fd, DISK)?;
             }
-            self.disks.push((name, fd.as_raw_fd()));
+            self.disks.insert(name);
         }
         Ok(())
     }
@@ -86,8 +87,9 @@ impl Waiter {
         }
     }
 
-    /// Waits for anything, at most `timeout`; not at all where that is zero. It may return before, with nothing. Disks are waited for where they are
-    /// `at_work`; else they may be left out, as the kernel has work with each request that ends meanwhile.
+    /// Waits for anything, at most `timeout`; not at all where that is zero. It may return before, with nothing.
+    /// Disks are waited for where they are `at_work`; else they may be left out, as the kernel has work with each
+    /// request that ends meanwhile.
     pub(crate) fn wait(
         &mut self,
         evtchn: &mut dyn EventChannels,
@@ -222,7 +224,8 @@ impl Ring {
     ) -> Result<Woken, Errno> {
         // What the kernel has said meanwhile of the store and of disks may be old: it says so again when it is asked.
         let said = self.take(evtchn)?;
-        // What the kernel has left lying, it did not say why, goes first, and not all is waited for.
+        // Entries that the kernel did not take the last time go first. With them alone not all is waited for, so that
+        // this once nobody sleeps.
         let left = !self.ring.submission().is_empty();
         self.arm(at_work);
         let limit = types::Timespec::from(timeout.min(TIMEOUT_MAX));
@@ -361,6 +364,20 @@ mod tests {
         }
     }
 
+    /// A waiter for such a device, whose other end is the kernel's, and for a store.
+    fn scene(is_device: bool) -> (Waiter, Device, UnixStream, OwnedFd) {
+        let (device, kernel) = Device::new(is_device);
+        let store = signal();
+        let waiter = Waiter::new(store.as_fd(), &device).unwrap();
+        (waiter, device, kernel, store)
+    }
+
+    /// What it is woken by. The kernel may break a sleep off, as for a signal, but not again and again.
+    fn woken(waiter: &mut Waiter, device: &mut Device, timeout: Duration) -> Option<Woken> {
+        let mut sleeps = (0..10).map(|_| waiter.wait(device, true, timeout).unwrap());
+        sleeps.find(|woken| *woken != Woken::default())
+    }
+
     const LONG: Duration = Duration::from_secs(10);
     const SHORT: Duration = Duration::from_millis(5);
 
@@ -383,15 +400,13 @@ mod tests {
     #[test]
     fn ports_fire_and_are_let_fire_again() {
         for is_device in [true, false] {
-            let (mut device, mut kernel) = Device::new(is_device);
-            let store = signal();
-            let mut waiter = Waiter::new(store.as_fd(), &device).unwrap();
+            let (mut waiter, mut device, mut kernel, _store) = scene(is_device);
             assert_eq!(waiter.ring.is_some(), is_device, "this kernel has an io_uring");
             assert_eq!(waiter.wait(&mut device, true, Duration::ZERO), Ok(Woken::default()));
             assert_eq!(waiter.wait(&mut device, true, SHORT), Ok(Woken::default()));
             for round in 0..100 {
                 kernel.write_all(&words([round, 7])).unwrap();
-                let woken = waiter.wait(&mut device, true, LONG).unwrap();
+                let woken = woken(&mut waiter, &mut device, LONG).expect("it has fired");
                 assert_eq!(woken, Woken { store: false, events: true }, "{is_device}");
                 assert_eq!(device.ports(woken), [round, 7], "{is_device}");
                 // More than there is room for, too.
@@ -411,18 +426,17 @@ mod tests {
     #[test]
     fn the_store_and_the_event_channels_are_told_apart() {
         for is_device in [true, false] {
-            let (mut device, mut kernel) = Device::new(is_device);
-            let store = signal();
-            let mut waiter = Waiter::new(store.as_fd(), &device).unwrap();
+            let (mut waiter, mut device, mut kernel, store) = scene(is_device);
             raise(&store);
             for _ in 0..2 {
-                let woken = waiter.wait(&mut device, true, LONG).unwrap();
-                assert_eq!(woken, Woken { store: true, events: false }, "it is still readable");
+                let woken = woken(&mut waiter, &mut device, LONG);
+                let store = Some(Woken { store: true, events: false });
+                assert_eq!(woken, store, "it is still readable");
             }
             clear(&store);
             assert_eq!(waiter.wait(&mut device, true, SHORT), Ok(Woken::default()), "{is_device}");
             kernel.write_all(&words([5])).unwrap();
-            let woken = waiter.wait(&mut device, true, LONG).unwrap();
+            let woken = woken(&mut waiter, &mut device, LONG).expect("it has fired");
             assert_eq!((woken.store, device.ports(woken)), (false, vec![5]), "{is_device}");
         }
     }
@@ -442,9 +456,8 @@ mod tests {
 
     #[test]
     fn disks_are_waited_for_while_they_are_at_work() {
-        let (mut device, _kernel) = Device::new(true);
-        let (store, disk) = (signal(), signal());
-        let mut waiter = Waiter::new(store.as_fd(), &device).unwrap();
+        let (mut waiter, mut device, _kernel, _store) = scene(true);
+        let disk = signal();
         waiter.watch([(0, disk.as_fd())].into_iter()).unwrap();
         raise(&disk);
         for at_work in [false, true, false] {
@@ -459,18 +472,14 @@ mod tests {
     #[test]
     fn a_very_long_time_is_not_none() {
         for is_device in [true, false] {
-            let (mut device, mut kernel) = Device::new(is_device);
-            let store = signal();
-            let mut waiter = Waiter::new(store.as_fd(), &device).unwrap();
+            let (mut waiter, mut device, mut kernel, _store) = scene(is_device);
             let writer = std::thread::spawn(move || {
                 std::thread::sleep(SHORT * 4);
                 kernel.write_all(&words([5])).unwrap();
                 kernel
             });
-            // The kernel may break a sleep off, as for a signal, but not again and again.
-            let mut sleeps = (0..10).map(|_| waiter.wait(&mut device, true, Duration::MAX));
-            let woken = sleeps.find(|woken| *woken != Ok(Woken::default()));
-            assert_eq!(woken, Some(Ok(Woken { store: false, events: true })));
+            let woken = woken(&mut waiter, &mut device, Duration::MAX);
+            assert_eq!(woken, Some(Woken { store: false, events: true }));
             writer.join().unwrap();
         }
     }
@@ -478,9 +487,7 @@ mod tests {
     #[test]
     fn disks_come_and_go_behind_the_same_number() {
         for is_device in [true, false] {
-            let (mut device, _kernel) = Device::new(is_device);
-            let store = signal();
-            let mut waiter = Waiter::new(store.as_fd(), &device).unwrap();
+            let (mut waiter, mut device, _kernel, _store) = scene(is_device);
             let mut disk = signal();
             for name in 0..4 {
                 waiter.watch([(name, disk.as_fd())].into_iter()).unwrap();
