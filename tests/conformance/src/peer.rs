@@ -18,6 +18,9 @@ use xenstore_core::wire::{Header, MsgType, TYPES, split_message};
 /// How long a reply may take before the daemon counts as silent.
 pub const REPLY_WITHIN: Duration = Duration::from_secs(10);
 
+/// How many requests of [`Peer::ask_all`] are under way at once: their answers fit into a socket's buffer, however long they are.
+const TOGETHER: usize = 32;
+
 /// One message from the daemon.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Message {
@@ -244,12 +247,19 @@ impl Peer {
     /// # Errors
     /// [`Lost`] where it cannot be sent.
     pub fn request(&mut self, kind: u32, tx_id: u32, payload: &[u8]) -> Result<u32, Lost> {
+        let mut bytes = Vec::new();
+        let req_id = self.frame(kind, tx_id, payload, &mut bytes);
+        self.send(&bytes)?;
+        Ok(req_id)
+    }
+
+    /// Adds a request to `bytes`, which are to be sent with others, and says under which id.
+    pub fn frame(&mut self, kind: u32, tx_id: u32, payload: &[u8], bytes: &mut Vec<u8>) -> u32 {
         self.req_id = self.req_id.wrapping_add(1);
         let len = u32::try_from(payload.len()).unwrap_or(u32::MAX);
-        let mut bytes = Header { kind, req_id: self.req_id, tx_id, len }.to_bytes().to_vec();
+        bytes.extend(Header { kind, req_id: self.req_id, tx_id, len }.to_bytes());
         bytes.extend(payload);
-        self.send(&bytes)?;
-        Ok(self.req_id)
+        self.req_id
     }
 
     /// The next reply; events that come before it are kept.
@@ -313,6 +323,33 @@ impl Peer {
             Ok(reply) => reply.error().unwrap_or_else(|| notation::show(&reply.payload)),
             Err(lost) => panic!("{kind} {}: the connection is {lost}", payload.as_ref()),
         }
+    }
+
+    /// The answers to requests that are sent together, in their order, each as [`Peer::ask`] gives it. Not over the device,
+    /// which takes one at a time.
+    ///
+    /// # Panics
+    /// As [`Peer::ask`].
+    pub fn ask_all(&mut self, requests: &[(&str, String)]) -> Vec<String> {
+        let mut answers = Vec::with_capacity(requests.len());
+        for together in requests.chunks(TOGETHER) {
+            let mut bytes = Vec::new();
+            let mut sent = Vec::new();
+            for (kind, payload) in together {
+                let code = type_code(kind).unwrap_or_else(|| panic!("`{kind}` is no message type"));
+                let payload = notation::parse(payload).expect("a payload in the notation");
+                sent.push(self.frame(code, 0, &payload, &mut bytes));
+            }
+            let lost = |lost: Lost| -> ! { panic!("{together:?}: the connection is {lost}") };
+            self.send(&bytes).unwrap_or_else(|why| lost(why));
+            for req_id in sent {
+                let reply = self.reply(Instant::now() + REPLY_WITHIN);
+                let reply = reply.unwrap_or_else(|why| lost(why));
+                assert_eq!(reply.header.req_id, req_id, "{together:?}: a wrong req_id");
+                answers.push(reply.error().unwrap_or_else(|| notation::show(&reply.payload)));
+            }
+        }
+        answers
     }
 
     /// A request that must be answered `OK`.

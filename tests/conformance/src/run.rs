@@ -97,22 +97,24 @@ impl World<'_> {
         Ok(())
     }
 
-    /// A guest sends what it repeats ahead of the answers: on Xen each answer that is waited for
-    /// takes the long way over its console.
+    /// A guest sends what it repeats together, ahead of the answers: on Xen each line to it, and each answer
+    /// that is waited for, takes the long way over its console.
     fn ahead(&mut self, step: &Step) -> Result<(), String> {
         let Action::Request { kind, tx, payload, expect } = &step.action else { return Ok(()) };
         let other = self.differs(step);
         let mut turn = 0;
         while turn < step.times {
             let mut sent = Vec::new();
+            let mut bytes = Vec::new();
             while turn < step.times && sent.len() < AHEAD {
                 turn += 1;
                 self.kept.insert("i".to_owned(), turn.to_string());
                 let asked = self.asked(kind, tx, payload)?;
                 let peer = self.peer(&step.who);
-                let req_id = peer.request(asked.code, asked.tx_id, &asked.payload);
-                sent.push((req_id.map_err(|lost| lost.to_string())?, asked));
+                let req_id = peer.frame(asked.code, asked.tx_id, &asked.payload, &mut bytes);
+                sent.push((req_id, asked));
             }
+            self.peer(&step.who).send(&bytes).map_err(|lost| lost.to_string())?;
             while !sent.is_empty() {
                 let reply = self.peer(&step.who).reply(Instant::now() + REPLY_WITHIN);
                 let reply = reply.map_err(|lost| lost.to_string())?;

@@ -33,10 +33,13 @@ impl Snapshot {
             snapshot.special.insert(path, perms);
         }
         let mut left = vec!["/".to_owned()];
-        while let Some(path) = left.pop() {
-            left.extend(children(dom0, &path).into_iter().map(|name| below(&path, &name)));
-            let node = node(dom0, &path);
-            snapshot.nodes.insert(path, node);
+        while !left.is_empty() {
+            let found = look(dom0, &left);
+            let paths = std::mem::take(&mut left);
+            for (path, (node, names)) in paths.into_iter().zip(found) {
+                left.extend(names.iter().map(|name| below(&path, name)));
+                snapshot.nodes.insert(path, node);
+            }
         }
         snapshot
     }
@@ -50,18 +53,19 @@ impl Snapshot {
         for (path, perms) in &self.special {
             dom0.expect_ok("SET_PERMS", format!("{path}|{perms}"));
         }
-        for (path, node_before) in &self.nodes {
-            let now = node(dom0, path);
-            if now.value != node_before.value {
-                dom0.expect_ok("WRITE", format!("{path}|{}", node_before.value));
+        let paths: Vec<String> = self.nodes.keys().cloned().collect();
+        let found = look(dom0, &paths);
+        for ((path, before), (now, names)) in self.nodes.iter().zip(found) {
+            if now.value != before.value {
+                dom0.expect_ok("WRITE", format!("{path}|{}", before.value));
             }
-            if now.perms != node_before.perms {
-                dom0.expect_ok("SET_PERMS", format!("{path}|{}", node_before.perms));
+            if now.perms != before.perms {
+                dom0.expect_ok("SET_PERMS", format!("{path}|{}", before.perms));
             }
-            if now != *node_before {
+            if now != *before {
                 changed.push(path.clone());
             }
-            for name in children(dom0, path) {
+            for name in names {
                 let child = below(path, &name);
                 if !self.nodes.contains_key(&child) {
                     dom0.expect_ok("RM", format!("{child}|"));
@@ -72,21 +76,26 @@ impl Snapshot {
     }
 }
 
-fn node(dom0: &mut Peer, path: &str) -> Node {
-    Node {
-        value: dom0.ask("READ", format!("{path}|")),
-        perms: dom0.ask("GET_PERMS", format!("{path}|")),
-    }
+/// What is at each of these paths: the node, and the names below it, in the notation. They are asked for together: on an emulated
+/// machine, whose turn it is costs more than the answers.
+fn look(dom0: &mut Peer, paths: &[String]) -> Vec<(Node, Vec<String>)> {
+    let kinds = ["READ", "GET_PERMS", "DIRECTORY"];
+    let requests: Vec<(&str, String)> =
+        paths.iter().flat_map(|path| kinds.map(|kind| (kind, format!("{path}|")))).collect();
+    let answers = dom0.ask_all(&requests);
+    let of_paths = answers.chunks_exact(kinds.len());
+    of_paths
+        .map(|of| (Node { value: of[0].clone(), perms: of[1].clone() }, names(&of[2])))
+        .collect()
 }
 
 fn below(path: &str, name: &str) -> String {
     format!("{}/{name}", path.trim_end_matches('/'))
 }
 
-/// The names below a node, in the notation.
-fn children(dom0: &mut Peer, path: &str) -> Vec<String> {
-    let list = dom0.ask("DIRECTORY", format!("{path}|"));
-    let Ok(bytes) = notation::parse(&list) else { return vec![] };
+/// The names in the answer to a DIRECTORY; none in an error.
+fn names(list: &str) -> Vec<String> {
+    let Ok(bytes) = notation::parse(list) else { return vec![] };
     // Names are text without special characters; an error's name does not end with a NUL.
     bytes
         .split_inclusive(|byte| *byte == 0)

@@ -98,13 +98,14 @@ C
     timeout 60 xl create "/tmp/$name.cfg" "${@:5}"
 }
 
-# about NAME: what Xen, the store and the guest's processors say of a guest that does not do what it should.
+# about NAME: what Xen, the store, xl and the guest itself say of a guest that does not do what it should.
 about() {
     local id
-    id=$(xl domid "$1") || { echo "guest $1 is not there"; return 0; }
+    tail -n 20 "/var/log/xen/console/guest-$1.log" || true
+    tail -n 5 "/var/log/xen/xl-$1.log" || true
+    xl dmesg | grep -E '^\(XEN\) (d[1-9]|Dom|\*\*\*|HVM[0-9]+ save)' | tail -n 10 || true
+    id=$(xl domid "$1") || { echo "guest $1 is not there any more"; return 0; }
     xenstore-ls "/local/domain/$id/console" || true
-    ls -l "/var/log/xen/console/guest-$1.log" || true
-    xl dmesg | grep -F -e "d${id}v" -e "Dom$id " -e "(d$id)" | tail -n 3 || true
     # Where its processor is, twice: one that goes on is told from one that stands.
     for _ in 1 2; do
         xl list "$1" | tail -n 1
@@ -134,12 +135,13 @@ guest_pv() {
 
 # tell NAME WORDS: on its console. xenconsoled makes it in a moment of its own, and a guest that was restored may be up before.
 tell() {
-    local name=$1 tty node left=100
+    local name=$1 id tty left=100
     shift
-    node=/local/domain/$(xl domid "$name")/console/tty
-    until tty=$(xenstore-read "$node" 2>/dev/null) && [ -n "$tty" ]; do
+    id=$(xl domid "$name")
+    until tty=$(xenstore-read "/local/domain/$id/console/tty" 2>/dev/null) && [ -n "$tty" ]; do
         left=$((left - 1))
-        [ "$left" -gt 0 ] || die "guest $name has no console: $(xenstore-ls "${node%/tty}" 2>&1 | tr '\n' ' ')"
+        [ "$left" -gt 0 ] || about "$name"
+        [ "$left" -gt 0 ] || die "guest $name, domain $id, has no console"
         sleep 0.2
     done
     echo "$*" >"$tty"
