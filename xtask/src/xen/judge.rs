@@ -51,7 +51,7 @@ const ROWS: &[(&str, &str)] = &[
 /// The trees of a whole boot `sysv`: before the guests, of a PV and of a PVH guest, and after all.
 const TREES: usize = 4;
 /// So many lines of a difference, or of a log's end, are told.
-const SHOWN: usize = 20;
+const SHOWN: usize = 50;
 
 /// Prints what was found; the exit status is 1 where something is wrong.
 pub(crate) fn judge(
