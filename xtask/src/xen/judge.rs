@@ -33,6 +33,7 @@ const ROWS: &[(&str, &str)] = &[
     ("restore_pv_ms", "xl restore, ms"),
     ("block_ready_pv_ms", "xl create until a PV guest is up from our disk, ms"),
     ("block_ready_pvh_ms", "... a PVH guest, from qcow2 on qcow2, ms"),
+    ("block_lone_calls_percent", "system calls of xen-blockd for 100 reads, one after the other"),
     ("create_many_ms", "xl create, mean of 20 with up to 8 at once, ms"),
     ("many_ms", "all 20 created, 16 of them started, all destroyed, ms"),
     ("messages", "messages: a PV guest created, started, crashed"),
