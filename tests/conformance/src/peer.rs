@@ -13,6 +13,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
+use xenstore_core::limits::HEADER_SIZE;
 use xenstore_core::wire::{Header, MsgType, TYPES, split_message};
 
 /// How long a reply may take before the daemon counts as silent.
@@ -74,6 +75,8 @@ pub struct Peer {
     events: VecDeque<Message>,
     req_id: u32,
     abandoned: Vec<u32>,
+    /// Replies that are known to come.
+    awaited: usize,
 }
 
 impl Peer {
@@ -123,6 +126,7 @@ impl Peer {
             events: VecDeque::new(),
             req_id: 100,
             abandoned: Vec::new(),
+            awaited: 0,
         }
     }
 
@@ -235,7 +239,9 @@ impl Peer {
             }
             Link::Ring(ring) => {
                 if ring.take(&mut self.unparsed).map_err(|error| lost_by(&error))? == 0 {
-                    ring.wait(end).map_err(|error| lost_by(&error))?;
+                    let known = self.awaited.saturating_mul(HEADER_SIZE);
+                    let more = known.saturating_sub(self.unparsed.len()).max(1);
+                    ring.wait_for(end, more).map_err(|error| lost_by(&error))?;
                 }
                 Ok(())
             }
@@ -272,9 +278,15 @@ impl Peer {
             if message.header.kind == MsgType::WatchEvent.code() {
                 self.events.push_back(message);
             } else if !self.abandoned.contains(&message.header.req_id) {
+                self.awaited = self.awaited.saturating_sub(1);
                 return Ok(message);
             }
         }
+    }
+
+    /// So many replies will come: who is told over a slow way when there is something waits for all of them at once.
+    pub fn await_replies(&mut self, count: usize) {
+        self.awaited = count;
     }
 
     /// No longer waits for the reply to this request; it is dropped when it comes after all.

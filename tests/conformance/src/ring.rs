@@ -56,6 +56,14 @@ pub trait Ring: Debug + Send {
     /// Where the guest cannot be reached.
     fn wait(&mut self, end: Instant) -> io::Result<()>;
 
+    /// The same, for so many bytes to [`Ring::take`], where the guest can tell that apart.
+    ///
+    /// # Errors
+    /// As [`Ring::wait`].
+    fn wait_for(&mut self, end: Instant, _bytes: usize) -> io::Result<()> {
+        self.wait(end)
+    }
+
     /// Puts as much of `bytes` into the ring as fits, and signals; says how much.
     ///
     /// # Errors

@@ -114,7 +114,9 @@ impl World<'_> {
                 let req_id = peer.frame(asked.code, asked.tx_id, &asked.payload, &mut bytes);
                 sent.push((req_id, asked));
             }
-            self.peer(&step.who).send(&bytes).map_err(|lost| lost.to_string())?;
+            let peer = self.peer(&step.who);
+            peer.send(&bytes).map_err(|lost| lost.to_string())?;
+            peer.await_replies(sent.len());
             while !sent.is_empty() {
                 let reply = self.peer(&step.who).reply(Instant::now() + REPLY_WITHIN);
                 let reply = reply.map_err(|lost| lost.to_string())?;

@@ -138,12 +138,16 @@ impl Ring for AgentRing {
     }
 
     fn wait(&mut self, end: Instant) -> io::Result<()> {
+        self.wait_for(end, 1)
+    }
+
+    fn wait_for(&mut self, end: Instant, bytes: usize) -> io::Result<()> {
         let left = end.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return Err(io::ErrorKind::TimedOut.into());
         }
-        let bytes = self.ask(&format!("take {}", left.as_millis().max(1)), left)?;
-        self.taken.extend(bytes);
+        let taken = self.ask(&format!("take {} {bytes}", left.as_millis().max(1)), left)?;
+        self.taken.extend(taken);
         Ok(())
     }
 
