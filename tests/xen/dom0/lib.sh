@@ -137,7 +137,7 @@ guest_pv() {
 tell() {
     local name=$1 id tty left=100
     shift
-    id=$(xl domid "$name")
+    id=$(xl domid "$name") || { about "$name"; die "guest $name is gone"; }
     until tty=$(xenstore-read "/local/domain/$id/console/tty" 2>/dev/null) && [ -n "$tty" ]; do
         left=$((left - 1))
         [ "$left" -gt 0 ] || about "$name"
