@@ -145,6 +145,7 @@ impl Peer {
     pub fn forget(&mut self) {
         self.unparsed.clear();
         self.events.clear();
+        self.awaited = 0;
     }
 
     /// Sends these bytes, however little sense they make.
@@ -274,7 +275,7 @@ impl Peer {
     /// [`Lost`] where there is none by `end`.
     pub fn reply(&mut self, end: Instant) -> Result<Message, Lost> {
         loop {
-            let message = self.message(end)?;
+            let message = self.message(end).inspect_err(|_| self.awaited = 0)?;
             if message.header.kind == MsgType::WatchEvent.code() {
                 self.events.push_back(message);
             } else if !self.abandoned.contains(&message.header.req_id) {

@@ -103,7 +103,7 @@ about() {
     local id
     tail -n 20 "/var/log/xen/console/guest-$1.log" || true
     tail -n 5 "/var/log/xen/xl-$1.log" || true
-    xl dmesg | grep -E '^\(XEN\) (d[1-9]|Dom|\*\*\*|HVM[0-9]+ save)' | tail -n 10 || true
+    xl dmesg | grep -E '^(\(XEN\) (d[1-9]|Dom|domain_crash)|\(d[1-9])' | tail -n 10 || true
     id=$(xl domid "$1") || { echo "guest $1 is not there any more"; return 0; }
     xenstore-ls "/local/domain/$id/console" || true
     # Where its processor is, twice: one that goes on is told from one that stands.

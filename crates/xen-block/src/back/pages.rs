@@ -93,8 +93,8 @@ impl Pages {
         self.clock = self.clock.wrapping_add(1);
     }
 
-    /// The pages of `grants`, for `access`, each given to `take`. Nothing stays mapped of what could not
-    /// be mapped whole.
+    /// The pages of `grants`, for `access`, each given to `take`. Of what cannot be mapped whole, only persistent grants
+    /// stay mapped, those before the wrong one.
     pub(super) fn get(
         &mut self,
         map: &mut dyn GrantMap,
@@ -178,8 +178,15 @@ impl Pages {
             map.map_batch(self.peer, &self.missing, access, &mut self.mapped);
             Some(Together::new(count, &self.all))
         } else {
-            let one = |grant: &GrantRef| map.map(self.peer, *grant, access);
-            self.mapped.extend(self.missing.iter().map(one));
+            for grant in &self.missing {
+                let mapping = map.map(self.peer, *grant, access);
+                let wrong = mapping.is_err();
+                self.mapped.push(mapping);
+                // What is behind it is not asked for.
+                if wrong {
+                    break;
+                }
+            }
             None
         };
         let mut fresh = self.missing.iter().zip(self.mapped.drain(..)).peekable();
