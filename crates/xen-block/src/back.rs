@@ -8,7 +8,7 @@ mod opening;
 mod pages;
 mod queue;
 
-use crate::disk::{Disk, DiskAccess, Geometry, Waited};
+use crate::disk::{Disk, DiskAccess, Geometry};
 use crate::record::{self, Record, Shape};
 use crate::stats::Stats;
 use crate::throttle::{self, Throttle};
@@ -165,6 +165,8 @@ pub struct Worked {
     pub more: bool,
     /// When a limit allows the next request.
     pub until: Option<Instant>,
+    /// When answers were shown.
+    pub shown: Option<Instant>,
 }
 
 impl Back {
@@ -265,7 +267,7 @@ impl Back {
         worked
     }
 
-    fn work_once(&mut self, mut now: Instant, patience: Option<Duration>) -> Result<Worked, Error> {
+    fn work_once(&mut self, now: Instant, patience: Option<Duration>) -> Result<Worked, Error> {
         let mut worked = Worked::default();
         let taking = self.connected.as_ref().map(|connected| connected.taking);
         self.each(now, &mut worked, |queue, work, turn| {
@@ -277,10 +279,7 @@ impl Back {
         })?;
         let Some(connected) = &mut self.connected else { return Ok(worked) };
         match patience {
-            Some(patience) if connected.disk.start_and_wait(patience) == Waited::Yes => {
-                now = Instant::now();
-            }
-            Some(_) => {}
+            Some(patience) => drop(connected.disk.start_and_wait(patience)),
             None => connected.disk.start(),
         }
         self.harvest(now)?;
@@ -291,6 +290,7 @@ impl Back {
             let mut turn = Turn::default();
             queue.show(&mut turn, &mut self.stats).map_err(broken)?;
             worked.moved = worked.moved.wrapping_add(turn.moved);
+            worked.shown = turn.shown.or(worked.shown);
             // The next piece of one of which the disk has just done a piece: nothing else tells of it.
             worked.more |= queue.discards();
             persistent = queue.persistent().saturating_add(persistent);

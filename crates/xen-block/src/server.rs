@@ -52,6 +52,8 @@ pub struct Server {
     look_at: Instant,
     /// The store was asked something: events may have come with the answers, and no poll tells of them.
     asked_store: bool,
+    /// When the clock was read last, and whether that will do for the turn that is next.
+    clock: (Instant, Clock),
 }
 
 impl std::fmt::Debug for Server {
@@ -94,6 +96,7 @@ impl Server {
             ask_at: now,
             look_at: now,
             asked_store: true,
+            clock: (now, Clock::Old),
         })
     }
 
@@ -109,7 +112,7 @@ impl Server {
     /// # Errors
     /// The store or the event channels are gone. What goes wrong with one device ends that device.
     pub fn turn(&mut self, timeout: Duration) -> Result<Vec<News>, Error> {
-        let now = Instant::now();
+        let now = self.now();
         if self.asked_store {
             self.take_store_events()?;
         }
@@ -129,6 +132,23 @@ impl Server {
         }
         self.look_again(now);
         Ok(self.buses.iter_mut().flat_map(Bus::take_news).collect())
+    }
+
+    /// The time. In a PV domain whose clock is Xen's, to read it may be a system call; so where nobody looks for more
+    /// work, a turn takes the time at which the one before has shown its answers, or else began.
+    fn now(&mut self) -> Instant {
+        let (last, clock) = self.clock;
+        if clock == Clock::Once && self.spin_max.is_zero() {
+            self.clock.1 = Clock::Old;
+            return last;
+        }
+        let now = Instant::now();
+        if clock == Clock::Asked {
+            // From now: where a turn takes longer than that, each would ask once more than it has to.
+            self.ask_at = now + ASK_STORE;
+        }
+        self.clock = (now, Clock::Once);
+        now
     }
 
     /// There was work: there may be more at once.
@@ -214,8 +234,14 @@ impl Server {
                     continue;
                 }
                 match back.work(now, patience) {
-                    Ok(worked) if worked.moved > 0 || worked.more => moved = Moved::Something,
-                    Ok(_) => {}
+                    Ok(worked) => {
+                        if worked.moved > 0 || worked.more {
+                            moved = Moved::Something;
+                        }
+                        if let Some(shown) = worked.shown {
+                            self.clock = (shown, Clock::Once);
+                        }
+                    }
                     Err(error) => failed.push((at, id, error)),
                 }
             }
@@ -314,8 +340,7 @@ impl Server {
         if woken.events {
             self.take_port_events()?;
         }
-        // From now: where a turn takes longer than that, each would ask once more than it has to.
-        self.ask_at = Instant::now() + ASK_STORE;
+        self.clock.1 = Clock::Asked;
         Ok(())
     }
 
@@ -352,6 +377,17 @@ fn processors() -> u32 {
 fn drivers(buses: &mut [Bus<Back>]) -> impl Iterator<Item = (usize, Id, &mut Back)> {
     let numbered = buses.iter_mut().enumerate();
     numbered.flat_map(|(at, bus)| bus.drivers().map(move |(id, back)| (at, id, back)))
+}
+
+/// What has happened since the clock was read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Clock {
+    /// Nothing: it will do once more.
+    Once,
+    /// A turn that took it for its own.
+    Old,
+    /// The store and the event channels were asked, and perhaps waited for.
+    Asked,
 }
 
 /// Whether a turn found anything to do.

@@ -130,6 +130,8 @@ pub(super) struct Turn {
     pub(super) notify: bool,
     /// When a limit allows the next request.
     pub(super) until: Option<Instant>,
+    /// When answers were shown.
+    pub(super) shown: Option<Instant>,
 }
 
 impl Queue {
@@ -561,6 +563,7 @@ impl Queue {
         self.answered_sectors = 0;
         // One look at the clock for all of them: what the disk does while it is asked takes time too.
         let now = Instant::now();
+        turn.shown = Some(now);
         for slot in self.answered.drain(..) {
             if let Some(state) = self.slots.get(usize::from(slot))
                 && let Some(kind) = kind(stats, state.op)
