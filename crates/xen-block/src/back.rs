@@ -45,8 +45,7 @@ pub struct Options {
     pub rings: negotiate::Limits,
     /// Most segments of an indirect request.
     pub indirect_segments_max: u16,
-    /// Most pages of one queue that are kept mapped for the next request; at most three times as many are mapped, as
-    /// those that were mapped together are unmapped together.
+    /// Most pages of one queue that stay mapped.
     pub persistent_max: usize,
     /// Bytes and requests a second.
     pub throttle: throttle::Limits,
