@@ -278,7 +278,7 @@ impl Back {
         })?;
         let Some(connected) = &mut self.connected else { return Ok(worked) };
         match patience {
-            Some(patience) => drop(connected.disk.start_and_wait(patience)),
+            Some(patience) => connected.disk.start_and_wait(patience),
             None => connected.disk.start(),
         }
         self.harvest(now)?;

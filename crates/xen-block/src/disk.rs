@@ -144,15 +144,6 @@ impl Io {
 /// A request with how it ended.
 pub type Finished = (Box<Io>, Result<(), Errno>);
 
-/// Whether time has passed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Waited {
-    /// It has.
-    Yes,
-    /// It has not.
-    No,
-}
-
 /// What holds a device's sectors. Requests are checked by who asks: they lie inside the disk and keep to
 /// its sectors. They may end in any order.
 pub trait Disk: fmt::Debug {
@@ -169,11 +160,10 @@ pub trait Disk: fmt::Debug {
     fn start(&mut self) {}
 
     /// As [`Disk::start`], and waits at most `patience` for some of the requests, or for the rest of them: where the
-    /// disk can do both with one call to the kernel, and usually is as quick as that. Says whether it has waited.
-    fn start_and_wait(&mut self, patience: Duration) -> Waited {
+    /// disk can do both with one call to the kernel, and usually is as quick as that.
+    fn start_and_wait(&mut self, patience: Duration) {
         let _ = patience;
         self.start();
-        Waited::No
     }
 
     /// A request that is done and was not when it was submitted.

@@ -4,7 +4,7 @@
 
 mod waiter;
 
-use crate::disk::{Io, Op, Waited};
+use crate::disk::{Io, Op};
 use io_uring::{IoUring, opcode, squeue, types};
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
@@ -170,6 +170,15 @@ const PUNCH: FallocateFlags = FallocateFlags::PUNCH_HOLE.union(FallocateFlags::K
 
 /// Requests that are not waited for after one that took too long.
 const IMPATIENT: u32 = 16;
+
+/// Whether time has passed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Waited {
+    /// It has.
+    Yes,
+    /// It has not.
+    No,
+}
 
 /// An io_uring for one file, with the requests that are under way in it.
 pub(crate) struct Uring {

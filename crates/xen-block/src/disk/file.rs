@@ -6,7 +6,7 @@
 //! thread of its own that copies, so it is copied here, when it is submitted.
 
 use super::pool::Pool;
-use super::{Disk, DiskAccess, Finished, Geometry, Io, Waited};
+use super::{Disk, DiskAccess, Finished, Geometry, Io};
 use crate::sys::{Uring, transfer};
 use rustix::fs::{FileType, FlockOperation, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
@@ -298,10 +298,9 @@ impl Disk for File {
         }
     }
 
-    fn start_and_wait(&mut self, patience: Duration) -> Waited {
-        match &mut self.engine {
-            Engine::Uring(ring) => ring.submit_and_wait(patience),
-            Engine::AtOnce(_) | Engine::Threads(..) => Waited::No,
+    fn start_and_wait(&mut self, patience: Duration) {
+        if let Engine::Uring(ring) = &mut self.engine {
+            ring.submit_and_wait(patience);
         }
     }
 
