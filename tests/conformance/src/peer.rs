@@ -19,7 +19,7 @@ use xenstore_core::wire::{Header, MsgType, TYPES, split_message};
 /// How long a reply may take before the daemon counts as silent.
 pub const REPLY_WITHIN: Duration = Duration::from_secs(10);
 
-/// How many requests of [`Peer::ask_all`] are under way at once: their answers fit into a socket's buffer, however long they are.
+/// How many requests of [`Peer::ask_all`] are under way at once: few enough that all are sent before an answer has to be read.
 const TOGETHER: usize = 32;
 
 /// One message from the daemon.
