@@ -92,6 +92,44 @@ fn qcow2_images_are_written_as_qemu_reads_them() {
     tool("qemu-img", &["compare", "-q", "-f", "qcow2", "-F", "raw", &image, &raw]);
 }
 
+/// A backend that is killed leaves what its file has, and its successor goes on with that: whatever was answered is to be there, flushed or not,
+/// and no cluster is free that is in use.
+#[test]
+fn qcow2_images_have_what_was_answered_without_a_flush() {
+    let Some(folder) = Folder::new("answered") else { return };
+    let (base, top) = (folder.file("base.qcow2"), folder.file("top.qcow2"));
+    tool("qemu-img", &["create", "-q", "-f", "qcow2", &base, "2G"]);
+    tool("qemu-io", &["-f", "qcow2", "-c", "write -q -P 0x5a 0 1M", &base]);
+    tool("qemu-img", &["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", &base, &top]);
+    let Some(mut scene) = connected(&format!("qcow2:{top}"), "w") else { return };
+    let left = folder.file("left.qcow2");
+    let mut reads: Vec<String> = Vec::new();
+    let mut look = |what: &str, read: String| {
+        std::fs::copy(&top, &left).unwrap();
+        reads.push(read);
+        let mut arguments = vec!["-r", "-f", "qcow2"];
+        arguments.extend(reads.iter().flat_map(|read| ["-c", read.as_str()]));
+        arguments.push(&left);
+        let output = tool("qemu-io", &arguments);
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "", "after {what}");
+        tool("qemu-img", &["check", "-q", &left]);
+    };
+    // Parts of a cluster that the backing file has; clusters that nobody has; the same again, in place; further tables.
+    for (at, page) in [16, 17, 300, 300, 310, 200_000, 400_000].into_iter().enumerate() {
+        let pattern = at as u8 + 1;
+        assert_eq!(scene.write(page * 8, &[pattern; 4096]), Status::Okay);
+        if page == 300 && at == 2 {
+            continue;
+        }
+        look(&format!("write {at}"), format!("read -q -P {pattern} {}k 4k", page * 4));
+    }
+    let discard = |tag| Want::Discard { tag, sector: 8 * 128, sectors: 128 };
+    assert_eq!(scene.ask(discard, &[]), Status::Okay);
+    look("a discard", format!("read -q -P 0 {}k 64k", 512));
+    assert_eq!(scene.read(300 * 8, 1), Ok(vec![4; 4096]));
+    detach(&mut scene);
+}
+
 #[test]
 fn qcow2_backing_files_are_read_and_left_alone() {
     let Some(folder) = Folder::new("backing") else { return };
