@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output};
 use std::time::{Duration, Instant};
@@ -128,6 +129,41 @@ fn qcow2_images_have_what_was_answered_without_a_flush() {
     look("a discard", format!("read -q -P 0 {}k 64k", 512));
     assert_eq!(scene.read(300 * 8, 1), Ok(vec![4; 4096]));
     detach(&mut scene);
+}
+
+/// A machine that loses its power may leave an image whose clusters are in use and not counted: the next writer is not to take them.
+#[test]
+fn clusters_of_a_qcow2_image_that_are_used_and_not_counted_are_counted() {
+    let Some(folder) = Folder::new("counted") else { return };
+    for bits in ["1", "4", "8", "16", "64"] {
+        let image = folder.file(&format!("{bits}.qcow2"));
+        let option = format!("refcount_bits={bits}");
+        tool("qemu-img", &["create", "-q", "-f", "qcow2", "-o", &option, &image, "2G"]);
+        let writes = ["write -q -P 1 0 1M", "write -q -P 2 1G 1M", "write -z -q 2M 64k"];
+        let commands = writes.iter().flat_map(|write| ["-c", write]);
+        tool("qemu-io", &[&["-f", "qcow2"], &*commands.collect::<Vec<_>>(), &[&image]].concat());
+        // The one block of counts.
+        let file = std::fs::File::options().read(true).write(true).open(&image).unwrap();
+        let number = |at| {
+            let mut bytes = [0; 8];
+            file.read_exact_at(&mut bytes, at).unwrap();
+            u64::from_be_bytes(bytes)
+        };
+        file.write_all_at(&[0; 65536], number(number(48))).unwrap();
+        let check = || Command::new("qemu-img").args(["check", "-q", &image]).output().unwrap();
+        assert_eq!(check().status.code(), Some(2), "no cluster is counted");
+        let Some(mut scene) = connected(&format!("qcow2:{image}"), "w") else { return };
+        for page in (512..1024).step_by(16) {
+            assert_eq!(scene.write(page * 8, &[3; 4096]), Status::Okay);
+        }
+        detach(&mut scene);
+        assert_eq!(check().status.code(), Some(0), "{:?}", check());
+        let reads = ["read -q -P 1 0 1M", "read -q -P 2 1G 1M", "read -q -P 3 2M 4k"];
+        for read in reads {
+            let output = tool("qemu-io", &["-r", "-f", "qcow2", "-c", read, &image]);
+            assert_eq!(String::from_utf8_lossy(&output.stdout), "", "{bits} bits");
+        }
+    }
 }
 
 #[test]

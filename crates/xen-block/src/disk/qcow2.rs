@@ -7,6 +7,8 @@
 //! that is before the request that made them is answered. The backing files that an image names are opened for reading as it names them, so
 //! an image is to come from somebody who may read the host's files.
 
+mod counts;
+
 use super::file::{OpenError, lock_for_writing};
 use super::pool::{Pool, Pooled};
 use super::{DiskAccess, Geometry, Io, Op};
@@ -36,7 +38,11 @@ pub fn open(path: &Path, access: DiskAccess) -> Result<Pooled, OpenError> {
     let bad = |error: std::io::Error| OpenError::Image(path.to_owned(), error.to_string());
     let lock = match access {
         DiskAccess::ReadOnly => None,
-        DiskAccess::ReadWrite => Some(lock_for_writing(path)?),
+        DiskAccess::ReadWrite => {
+            let file = std::fs::File::from(lock_for_writing(path)?);
+            counts::mend(&file).map_err(bad)?;
+            Some(file.into())
+        }
     };
     let image = Format::<Storage>::builder_path(path)
         .write(access == DiskAccess::ReadWrite)

@@ -28,10 +28,19 @@ fn writes_transactions() {
     assert!(played, "there is no daemon");
 }
 
-/// Unpacks an image that was left by a crash; says why where that cannot be.
+/// Opens an image that was left by a crash, and unpacks it; says why where that cannot be. Clusters may be lost, but none that is in use may be free for
+/// the next writer.
 pub(super) fn unpack(image: &[u8], raw: &Path) -> Result<(), String> {
     let packed = raw.with_extension("qcow2");
     std::fs::write(&packed, image).unwrap();
+    let opened = Target::Qcow2(packed.clone()).open(DiskAccess::ReadWrite);
+    drop(opened.map_err(|error| error.to_string())?);
+    let check =
+        Command::new("qemu-img").args(["check", "-f", "qcow2"]).arg(&packed).output().unwrap();
+    // 3: only that some are lost.
+    if !matches!(check.status.code(), Some(0 | 3)) {
+        return Err(format!("qemu-img check: {}", String::from_utf8_lossy(&check.stderr)));
+    }
     convert("qcow2", &packed, "raw", raw)
 }
 
