@@ -5,7 +5,9 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -37,13 +39,21 @@ impl Pool {
         let (tells, done) = channel();
         let takes = Arc::new(Mutex::new(takes));
         let mut threads = Vec::new();
+        let broken = Arc::new(AtomicBool::new(false));
         for mut worker in workers {
             let (takes, tells, wake) = (Arc::clone(&takes), tells.clone(), Arc::clone(&wake));
+            let broken = Arc::clone(&broken);
             let run = move || {
                 loop {
                     let job = takes.lock().unwrap_or_else(PoisonError::into_inner).recv();
                     let Ok(mut io) = job else { return };
-                    let result = worker(&mut io);
+                    // One that panics has said so. Who knows what it has left: nothing more is done, and everything answered.
+                    let mut result = Err(Errno::IO);
+                    if !broken.load(Ordering::Acquire) {
+                        let done = catch_unwind(AssertUnwindSafe(|| worker(&mut io)));
+                        broken.fetch_or(done.is_err(), Ordering::AcqRel);
+                        result = done.unwrap_or(result);
+                    }
                     if tells.send((io, result)).is_err() {
                         return;
                     }
@@ -109,7 +119,6 @@ impl Drop for Pool {
     fn drop(&mut self) {
         self.jobs = None;
         for thread in self.threads.drain(..) {
-            // A thread that panicked has said so.
             let _ = thread.join();
         }
     }
@@ -167,6 +176,25 @@ mod tests {
     fn readable(pool: &Pool, seconds: i64) -> bool {
         let mut fds = [PollFd::new(pool, PollFlags::IN)];
         poll(&mut fds, Some(&Timespec { tv_sec: seconds, tv_nsec: 0 })).unwrap() == 1
+    }
+
+    #[test]
+    fn a_panic_is_an_error_of_its_request_and_of_all_that_come_after_it() {
+        let mut left = 1;
+        let worker = move |_: &mut Io| {
+            assert!(left > 0, "a panic of the test's");
+            left -= 1;
+            Ok(())
+        };
+        let mut pool = Pool::new(vec![worker]).unwrap();
+        for _ in 0..4 {
+            pool.submit(Io::empty()).unwrap();
+        }
+        let mut results = Vec::new();
+        while results.len() < 4 {
+            results.extend(pool.finished().map(|(_, result)| result));
+        }
+        assert_eq!(results, [Ok(()), Err(Errno::IO), Err(Errno::IO), Err(Errno::IO)]);
     }
 
     /// Whoever sleeps while nothing is to be had is woken for each result, and by no result that was taken.
