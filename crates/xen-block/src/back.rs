@@ -535,8 +535,8 @@ impl Back {
         Ok((back, port.map_err(Error::platform(BINDING))?))
     }
 
-    /// Closed is said only when nothing of a process that was killed while the device closed reaches the
-    /// guest's pages any more.
+    /// Closed is said, and a device connected anew, only when nothing of a process that was killed reaches the guest's
+    /// pages any more.
     fn leave_nothing(&self, device: &Device<'_>) -> Progress {
         match self.record_path(device).map(|path| record::discard(&path)) {
             Some(Err(Errno::WOULDBLOCK)) => Progress::Pending,
@@ -609,6 +609,9 @@ impl Driver for Back {
 
     fn connect(&mut self, device: &mut Device<'_>) -> Result<Progress, Error> {
         if !device.hotplug_done()? || !self.may_connect(Instant::now()) {
+            return Ok(Progress::Pending);
+        }
+        if self.leave_nothing(device) == Progress::Pending {
             return Ok(Progress::Pending);
         }
         let Some(disk) = self.opening.disk(&self.platform.open, device)? else {

@@ -326,6 +326,24 @@ fn a_successor_waits_until_the_io_of_the_dead_has_ended() {
     }
 }
 
+/// The same where the device is not the dead one's any more, but one that has its number.
+#[test]
+fn a_new_device_waits_until_the_io_of_the_dead_has_ended() {
+    let folder = Folder::new("anew");
+    let killable = Killable::new(&folder);
+    let record = folder.0.join(format!("vbd-{GUEST}-{}.inflight", ID.devid));
+    let held = std::fs::File::create(&record).unwrap();
+    rustix::fs::flock(&held, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let Some(mut scene) = Scene::new(killable.setup()) else { return };
+    scene.until("the frontend", |scene| scene.states().0 == Some(State::Initialised));
+    for _ in 0..100 {
+        scene.turn();
+        assert_eq!((scene.states().1, record.exists()), (Some(State::InitWait), true));
+    }
+    drop(held);
+    scene.until_connected();
+}
+
 /// An io_uring holds the record by itself: its requests go on when the process is gone.
 #[test]
 fn an_io_uring_keeps_the_record_locked() {
