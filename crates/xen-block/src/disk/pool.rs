@@ -12,7 +12,104 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-/// Threads that do requests, each one at a time.
+/// Requests that one thread does before it settles them.
+const TOGETHER: usize = 16;
+
+/// How requests are done in one thread.
+pub trait Work: Send + 'static {
+    /// Does a request.
+    ///
+    /// # Errors
+    /// What the disk says.
+    fn run(&mut self, io: &mut Io) -> Result<Ran, Errno>;
+
+    /// Sees to what requests that are unsettled still need, for all of them at once.
+    ///
+    /// # Errors
+    /// What the disk says; none of them is done then.
+    fn settle(&mut self) -> Result<(), Errno> {
+        Ok(())
+    }
+}
+
+/// How far a request is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ran {
+    /// It may be answered.
+    Settled,
+    /// Behind [`Work::settle`] it may.
+    Unsettled,
+}
+
+impl<F: FnMut(&mut Io) -> Result<(), Errno> + Send + 'static> Work for F {
+    fn run(&mut self, io: &mut Io) -> Result<Ran, Errno> {
+        self(io).map(|()| Ran::Settled)
+    }
+}
+
+/// What one thread has.
+struct Worker<W> {
+    work: W,
+    takes: Arc<Mutex<Receiver<Box<Io>>>>,
+    tells: Sender<Finished>,
+    wake: Arc<OwnedFd>,
+    /// A thread has panicked.
+    broken: Arc<AtomicBool>,
+    #[expect(clippy::vec_box, reason = "each goes back in the box it came in")]
+    unsettled: Vec<Box<Io>>,
+}
+
+impl<W: Work> Worker<W> {
+    /// Until there is nobody any more to ask it.
+    fn serve(&mut self) {
+        loop {
+            let job = self.takes.lock().unwrap_or_else(PoisonError::into_inner).recv();
+            let Ok(io) = job else { return };
+            self.run(io);
+            for _ in 1..TOGETHER {
+                if self.unsettled.is_empty() {
+                    break;
+                }
+                // Whoever holds the lock waits: there is nothing.
+                let next = self.takes.try_lock().ok().and_then(|takes| takes.try_recv().ok());
+                let Some(io) = next else { break };
+                self.run(io);
+            }
+            if !self.unsettled.is_empty() {
+                let result = self.guarded(W::settle);
+                for io in std::mem::take(&mut self.unsettled) {
+                    self.tell(io, result);
+                }
+            }
+        }
+    }
+
+    fn run(&mut self, mut io: Box<Io>) {
+        match self.guarded(|work| work.run(&mut io)) {
+            Ok(Ran::Unsettled) => self.unsettled.push(io),
+            result => self.tell(io, result.map(drop)),
+        }
+    }
+
+    /// One that panics has said so. Who knows what it has left: nothing more is done, and everything answered.
+    fn guarded<T>(&mut self, call: impl FnOnce(&mut W) -> Result<T, Errno>) -> Result<T, Errno> {
+        if self.broken.load(Ordering::Acquire) {
+            return Err(Errno::IO);
+        }
+        let done = catch_unwind(AssertUnwindSafe(|| call(&mut self.work)));
+        self.broken.fetch_or(done.is_err(), Ordering::AcqRel);
+        done.unwrap_or(Err(Errno::IO))
+    }
+
+    fn tell(&self, io: Box<Io>, result: Result<(), Errno>) {
+        if self.tells.send((io, result)).is_ok() {
+            // It takes 2^64 - 2 of these before it would block.
+            let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
+        }
+    }
+}
+
+/// Threads that do requests, each one after the other.
 #[derive(Debug)]
 pub struct Pool {
     jobs: Option<Sender<Box<Io>>>,
@@ -30,39 +127,23 @@ impl Pool {
     ///
     /// # Errors
     /// What the system said to the eventfd or the threads.
-    pub fn new<W>(workers: Vec<W>) -> Result<Self, Errno>
-    where
-        W: FnMut(&mut Io) -> Result<(), Errno> + Send + 'static,
-    {
+    pub fn new<W: Work>(workers: Vec<W>) -> Result<Self, Errno> {
         let wake = Arc::new(eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?);
-        let (jobs, takes) = channel::<Box<Io>>();
+        let (jobs, takes) = channel();
         let (tells, done) = channel();
-        let takes = Arc::new(Mutex::new(takes));
+        let (takes, broken) = (Arc::new(Mutex::new(takes)), Arc::new(AtomicBool::new(false)));
         let mut threads = Vec::new();
-        let broken = Arc::new(AtomicBool::new(false));
-        for mut worker in workers {
-            let (takes, tells, wake) = (Arc::clone(&takes), tells.clone(), Arc::clone(&wake));
-            let broken = Arc::clone(&broken);
-            let run = move || {
-                loop {
-                    let job = takes.lock().unwrap_or_else(PoisonError::into_inner).recv();
-                    let Ok(mut io) = job else { return };
-                    // One that panics has said so. Who knows what it has left: nothing more is done, and everything answered.
-                    let mut result = Err(Errno::IO);
-                    if !broken.load(Ordering::Acquire) {
-                        let done = catch_unwind(AssertUnwindSafe(|| worker(&mut io)));
-                        broken.fetch_or(done.is_err(), Ordering::AcqRel);
-                        result = done.unwrap_or(result);
-                    }
-                    if tells.send((io, result)).is_err() {
-                        return;
-                    }
-                    // It takes 2^64 - 2 of these before it would block.
-                    let _ = rustix::io::write(&wake, &1_u64.to_ne_bytes());
-                }
+        for work in workers {
+            let mut worker = Worker {
+                work,
+                takes: Arc::clone(&takes),
+                tells: tells.clone(),
+                wake: Arc::clone(&wake),
+                broken: Arc::clone(&broken),
+                unsettled: Vec::new(),
             };
-            let thread = std::thread::Builder::new().name("disk".to_owned()).spawn(run);
-            threads.push(thread.map_err(|_| Errno::AGAIN)?);
+            let thread = std::thread::Builder::new().name("disk".to_owned());
+            threads.push(thread.spawn(move || worker.serve()).map_err(|_| Errno::AGAIN)?);
         }
         Ok(Self { jobs: Some(jobs), done, wake, unread: 0, threads, in_flight: 0 })
     }
@@ -195,6 +276,43 @@ mod tests {
             results.extend(pool.finished().map(|(_, result)| result));
         }
         assert_eq!(results, [Ok(()), Err(Errno::IO), Err(Errno::IO), Err(Errno::IO)]);
+    }
+
+    /// Counts how often it settles, and fails to where it is told so.
+    struct Settling {
+        times: Arc<std::sync::atomic::AtomicUsize>,
+        result: Result<(), Errno>,
+    }
+
+    impl Work for Settling {
+        fn run(&mut self, _: &mut Io) -> Result<Ran, Errno> {
+            std::thread::sleep(std::time::Duration::from_millis(2));
+            Ok(Ran::Unsettled)
+        }
+
+        fn settle(&mut self) -> Result<(), Errno> {
+            self.times.fetch_add(1, Ordering::Relaxed);
+            self.result
+        }
+    }
+
+    #[test]
+    fn what_waits_to_be_settled_is_settled_together() {
+        for result in [Ok(()), Err(Errno::NOSPC)] {
+            let times = Arc::default();
+            let mut pool = Pool::new(vec![Settling { times: Arc::clone(&times), result }]).unwrap();
+            let asked = 3 * TOGETHER;
+            for _ in 0..asked {
+                pool.submit(Io::empty()).unwrap();
+            }
+            let mut results = Vec::new();
+            while results.len() < asked {
+                results.extend(pool.finished().map(|(_, result)| result));
+            }
+            assert!(results.iter().all(|one| *one == result), "{results:?}");
+            // The first may be alone before the others come.
+            assert!((3..=4).contains(&times.load(Ordering::Relaxed)), "{times:?}");
+        }
     }
 
     /// Whoever sleeps while nothing is to be had is woken for each result, and by no result that was taken.

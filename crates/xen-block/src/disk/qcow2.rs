@@ -4,29 +4,34 @@
 //! subclusters are refused; internal snapshots are not made; dirty bitmaps are not kept up. Data goes
 //! through a buffer of the thread, one copy more than with a raw file. Reads and writes run side by side,
 //! a discard runs alone. `imago` keeps changes of the tables in memory until it is told to write them: here
-//! that is before the request that made them is answered. The backing files that an image names are opened for reading as it names them, so
-//! an image is to come from somebody who may read the host's files.
+//! that is before the request that made them is answered. The backing files that an image names are opened for
+//! reading as it names them, so an image is to come from somebody who may read the host's files.
 
 mod counts;
 
 use super::file::{OpenError, lock_for_writing};
-use super::pool::{Pool, Pooled};
+use super::pool::{Pool, Pooled, Ran, Work};
 use super::{DiskAccess, Geometry, Io, Op};
 use imago::file::File as Storage;
 use imago::qcow2::Qcow2 as Format;
-use imago::{FormatAccess, FormatDriverBuilder, Mapping, PermissiveImplicitOpenGate};
+use imago::{
+    FormatAccess, FormatDriverBuilder, Mapping, PermissiveImplicitOpenGate, StorageExt as _,
+};
 use rustix::io::Errno;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 /// Requests that are done at a time.
 const THREADS: usize = 4;
 
 /// An image, and whether this process alone knows of changes of its tables.
 struct Image {
+    /// A discard has it alone.
     access: RwLock<FormatAccess<Storage>>,
-    /// Set before a table changes, while `access` is held; taken back by who holds it alone, and writes them.
+    /// Shared by those who may change tables, while they do; who writes them has it alone. Taken behind `access`.
+    tables: RwLock<()>,
+    /// Set before a table changes, while `tables` or `access` is held; taken back by who has `tables` alone, and writes them.
     unwritten: AtomicBool,
 }
 
@@ -60,83 +65,105 @@ pub fn open(path: &Path, access: DiskAccess) -> Result<Pooled, OpenError> {
         access,
         discard_granularity: Some(65536),
     };
-    let image = Arc::new(Image { access: RwLock::new(image), unwritten: AtomicBool::new(false) });
-    let worker = || {
-        let (image, mut buffer) = (Arc::clone(&image), Vec::new());
-        move |io: &mut Io| {
-            let wrong = |error: std::io::Error| Errno::from_io_error(&error).unwrap_or(Errno::IO);
-            image.run(io, &mut buffer).map_err(wrong)
-        }
-    };
+    let image = Arc::new(Image {
+        access: RwLock::new(image),
+        tables: RwLock::new(()),
+        unwritten: AtomicBool::new(false),
+    });
+    let worker = || Worker { image: Arc::clone(&image), buffer: Vec::new() };
     let pool = Pool::new((0..THREADS).map(|_| worker()).collect())
         .map_err(|errno| OpenError::System(path.to_owned(), errno))?;
     Ok(Pooled::new(pool, geometry, path, lock))
 }
 
-impl Image {
-    /// Does one request.
-    fn run(&self, io: &Io, buffer: &mut Vec<u8>) -> std::io::Result<()> {
+/// One thread's.
+struct Worker {
+    image: Arc<Image>,
+    buffer: Vec<u8>,
+}
+
+impl Work for Worker {
+    fn run(&mut self, io: &mut Io) -> Result<Ran, Errno> {
+        let Self { image, buffer } = self;
         match io.op {
             Op::Read => {
                 buffer.resize(io.bytes(), 0);
-                self.shared().read(&mut buffer[..], io.offset())?;
-                Ok(io.scatter(buffer)?)
+                image.shared().read(&mut buffer[..], io.offset()).map_err(errno)?;
+                io.scatter(buffer)?;
+                return Ok(Ran::Settled);
             }
             Op::Write => {
                 buffer.resize(io.bytes(), 0);
                 io.gather(buffer)?;
-                self.write(buffer, io.offset())?;
-                self.write_tables()
+                image.write(buffer, io.offset()).map_err(errno)?;
             }
-            Op::Discard => {
-                let mut access = self.alone();
-                self.unwritten.store(true, Ordering::Release);
-                access.discard_to_zero(io.offset(), io.sectors * 512)?;
-                drop(access);
-                self.write_tables()
-            }
+            Op::Discard => image.discard(io.offset(), io.sectors * 512).map_err(errno)?,
             _ => {
-                self.write_tables()?;
-                self.shared().sync()
+                image.write_tables().and_then(|()| image.shared().sync()).map_err(errno)?;
+                return Ok(Ran::Settled);
             }
         }
+        Ok(if image.is_written() { Ran::Settled } else { Ran::Unsettled })
     }
 
-    fn write(&self, bytes: &[u8], offset: u64) -> std::io::Result<()> {
+    fn settle(&mut self) -> Result<(), Errno> {
+        self.image.write_tables().map_err(errno)
+    }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "given to map_err")]
+fn errno(error: std::io::Error) -> Errno {
+    Errno::from_io_error(&error).unwrap_or(Errno::IO)
+}
+
+impl Image {
+    /// Where the image has the clusters already, their bytes are all that changes.
+    fn write(&self, mut bytes: &[u8], mut offset: u64) -> std::io::Result<()> {
         let access = self.shared();
-        let mut ahead = 0;
-        while ahead < bytes.len() as u64 {
-            let at = (offset + ahead, bytes.len() as u64 - ahead);
-            let (Mapping::Raw { writable: true, .. }, length @ 1..) =
-                access.get_mapping(at.0, at.1)?
+        while !bytes.is_empty() {
+            let mapped = access.get_mapping(offset, bytes.len() as u64)?;
+            let (Mapping::Raw { storage, offset: place, writable: true, .. }, length @ 1..) =
+                mapped
             else {
+                let _changing = self.tables.read().unwrap_or_else(PoisonError::into_inner);
                 self.unwritten.store(true, Ordering::Release);
-                break;
+                return access.write(bytes, offset);
             };
-            ahead += length;
+            let (here, rest) = bytes.split_at(bytes.len().min(length as usize));
+            storage.write(here, place)?;
+            (bytes, offset) = (rest, offset + length);
         }
-        access.write(bytes, offset)
+        Ok(())
+    }
+
+    fn discard(&self, offset: u64, bytes: u64) -> std::io::Result<()> {
+        let mut access = self.access.write().unwrap_or_else(PoisonError::into_inner);
+        self.unwritten.store(true, Ordering::Release);
+        access.discard_to_zero(offset, bytes)
+    }
+
+    fn is_written(&self) -> bool {
+        !self.unwritten.load(Ordering::Acquire)
     }
 
     /// Sees to it that the file has the tables as they are: a process that is killed leaves what its file has, and no guest
-    /// is to notice. Nobody writes meanwhile, or a table could be written with a cluster that is not counted yet.
+    /// is to notice. Nobody changes them meanwhile, or one could be written with a cluster that is not counted yet.
     fn write_tables(&self) -> std::io::Result<()> {
-        if !self.unwritten.load(Ordering::Acquire) {
+        if self.is_written() {
             return Ok(());
         }
-        let access = self.alone();
+        let access = self.shared();
+        let _alone = self.tables.write().unwrap_or_else(PoisonError::into_inner);
         // Whoever has waited for another that did it for both finds nothing to do.
-        if self.unwritten.swap(false, Ordering::AcqRel) {
-            access.flush().inspect_err(|_| self.unwritten.store(true, Ordering::Release))?;
+        if !self.is_written() {
+            access.flush()?;
+            // Not before: others may write into clusters that only now have their place in the file's tables.
+            self.unwritten.store(false, Ordering::Release);
         }
         Ok(())
     }
 
     fn shared(&self) -> RwLockReadGuard<'_, FormatAccess<Storage>> {
         self.access.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn alone(&self) -> RwLockWriteGuard<'_, FormatAccess<Storage>> {
-        self.access.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
