@@ -1,6 +1,6 @@
 //! Threads for disks that can only be waited for.
 
-use super::{Disk, Finished, Geometry, Io};
+use super::{Disk, Finished, Geometry, Io, Op};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 use std::fmt;
@@ -75,16 +75,24 @@ impl<W: Work> Worker<W> {
                 let Some(io) = next else { break };
                 self.run(io);
             }
-            if !self.unsettled.is_empty() {
-                let result = self.guarded(W::settle);
-                for io in std::mem::take(&mut self.unsettled) {
-                    self.tell(io, result);
-                }
+            self.settle();
+        }
+    }
+
+    fn settle(&mut self) {
+        if !self.unsettled.is_empty() {
+            let result = self.guarded(W::settle);
+            for io in std::mem::take(&mut self.unsettled) {
+                self.tell(io, result);
             }
         }
     }
 
     fn run(&mut self, mut io: Box<Io>) {
+        if io.op == Op::Flush {
+            // It takes long, and those do not wait for it.
+            self.settle();
+        }
         match self.guarded(|work| work.run(&mut io)) {
             Ok(Ran::Unsettled) => self.unsettled.push(io),
             result => self.tell(io, result.map(drop)),
@@ -303,7 +311,9 @@ mod tests {
             let mut pool = Pool::new(vec![Settling { times: Arc::clone(&times), result }]).unwrap();
             let asked = 3 * TOGETHER;
             for _ in 0..asked {
-                pool.submit(Io::empty()).unwrap();
+                let mut io = Io::empty();
+                io.op = Op::Write;
+                pool.submit(io).unwrap();
             }
             let mut results = Vec::new();
             while results.len() < asked {
