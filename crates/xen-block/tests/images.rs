@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output};
 use std::time::{Duration, Instant};
 use support::{Scene, Setup, device};
-use xen_block::front::Want;
+use xen_block::front::{Completion, Part, Want};
 use xen_io::blkif::Status;
 use xenbus::{State, toolstack};
 
@@ -129,6 +129,93 @@ fn qcow2_images_have_what_was_answered_without_a_flush() {
     look("a discard", format!("read -q -P 0 {}k 64k", 512));
     assert_eq!(scene.read(300 * 8, 1), Ok(vec![4; 4096]));
     detach(&mut scene);
+}
+
+/// Writes and discards side by side: at each rest the file has all of them, and no cluster twice.
+#[test]
+fn qcow2_images_are_whole_after_writes_and_discards_side_by_side() {
+    let Some(folder) = Folder::new("beside") else { return };
+    let (packed, image, left) =
+        (folder.file("base.qcow2"), folder.file("top.qcow2"), folder.file("left.qcow2"));
+    // Some clusters are compressed, some are a snapshot's, too.
+    let raw = folder.file("raw");
+    std::fs::write(&raw, pattern(9, 1024)).unwrap();
+    tool("qemu-img", &["convert", "-c", "-O", "qcow2", &raw, &packed]);
+    tool("qemu-img", &["resize", "-q", &packed, "3G"]);
+    std::fs::copy(&packed, &image).unwrap();
+    tool("qemu-io", &["-f", "qcow2", "-c", "write -q -P 7 2M 1M", &image]);
+    tool("qemu-img", &["snapshot", "-c", "before", &image]);
+    let Some(mut scene) = connected(&format!("qcow2:{image}"), "w") else { return };
+    // 32 areas of 128 KiB, each of one tag: some in the first table, some in others.
+    let area = |tag: u64| if tag < 24 { tag * 32 } else { (tag - 20) * 65536 };
+    let buffers = scene.buffers(32);
+    let mut seed = 11_u64;
+    let mut wanted: Vec<Vec<u8>> = (0..32)
+        .map(|tag| match scene.read(area(tag) * 8, 32) {
+            Ok(bytes) => bytes,
+            Err(status) => panic!("{status:?}"),
+        })
+        .collect();
+    for round in 0..12 {
+        for _ in 0..20 {
+            let mut done = 0;
+            for (tag, wanted) in (0..32).zip(&mut wanted) {
+                seed = seed
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1_442_695_040_888_963_407);
+                let (page, value) = (seed >> 33 & 31, (seed >> 40) as u8);
+                if seed >> 50 & 3 == 0 {
+                    let half = page / 16 * 16;
+                    let want = Want::Discard { tag, sector: (area(tag) + half) * 8, sectors: 128 };
+                    scene.front().submit(0, want, &[]).unwrap();
+                    wanted[half as usize * 4096..][..65536].fill(0);
+                } else {
+                    let buffer = buffers[tag as usize];
+                    scene.front().page(buffer).unwrap().copy_in(0, &[value; 4096]).unwrap();
+                    let want = Want::Write { tag, sector: (area(tag) + page) * 8 };
+                    scene.front().submit(0, want, &[Part::whole(buffer)]).unwrap();
+                    wanted[page as usize * 4096..][..4096].fill(value);
+                }
+            }
+            scene.front().push().unwrap();
+            scene.until("all answers", |scene| {
+                let take = |ended: Completion| {
+                    assert_eq!(ended.status, Status::Okay);
+                    done += 1;
+                };
+                scene.front().take(take).unwrap();
+                done == 32
+            });
+        }
+        // What a successor would find.
+        std::fs::copy(&image, &left).unwrap();
+        tool("qemu-img", &["check", "-q", &left]);
+        let flat = folder.file("flat");
+        tool("qemu-img", &["convert", "-f", "qcow2", "-O", "raw", &left, &flat]);
+        let flat = std::fs::File::open(flat).unwrap();
+        for (tag, wanted) in (0..32).zip(&wanted) {
+            let mut there = vec![0; wanted.len()];
+            flat.read_exact_at(&mut there, area(tag) * 4096).unwrap();
+            assert!(there == *wanted, "round {round}: area {tag}");
+        }
+    }
+    detach(&mut scene);
+}
+
+#[test]
+fn encrypted_images_are_refused() {
+    let Some(folder) = Folder::new("encrypted") else { return };
+    let image = folder.file("a.qcow2");
+    let (secret, options) =
+        ("secret,id=sec0,data=word", "encrypt.format=luks,encrypt.key-secret=sec0");
+    let how = ["create", "-q", "--object", secret, "-f", "qcow2", "-o", options, &image, "8M"];
+    tool("qemu-img", &how);
+    for mode in ["w", "r"] {
+        let Some(mut scene) = scene(&format!("qcow2:{image}"), mode) else { return };
+        scene.until("the backend to close", |scene| scene.states().1 == Some(State::Closed));
+        let error = scene.node(&format!("{}/error", device().backend_path()));
+        assert!(error.contains("the image is encrypted"), "{error}");
+    }
 }
 
 /// A machine that loses its power may leave an image whose clusters are in use and not counted: the next writer is not to take them.

@@ -15,7 +15,7 @@ use super::{DiskAccess, Geometry, Io, Op};
 use imago::file::File as Storage;
 use imago::qcow2::Qcow2 as Format;
 use imago::{
-    FormatAccess, FormatDriverBuilder, Mapping, PermissiveImplicitOpenGate, StorageExt as _,
+    FormatAccess, FormatDriverBuilder, PermissiveImplicitOpenGate, ShallowMapping, StorageExt as _,
 };
 use rustix::io::Errno;
 use std::path::Path;
@@ -29,10 +29,15 @@ const THREADS: usize = 4;
 struct Image {
     /// A discard has it alone.
     access: RwLock<FormatAccess<Storage>>,
-    /// Shared by those who may change tables, while they do; who writes them has it alone. Taken behind `access`.
+    /// Shared by those who may change tables, while they do; who writes them, or frees a cluster, has it alone. Taken behind `access`.
     tables: RwLock<()>,
-    /// Set before a table changes, while `tables` or `access` is held; taken back by who has `tables` alone, and writes them.
+    /// Set before a table changes, while `tables` or `access` is held; taken back by who has one of them alone, and writes them.
     unwritten: AtomicBool,
+    /// A change has failed, and `imago` may know of tables that the file will never name: no more changes. Until the image is opened anew, only
+    /// what is in place is written.
+    failed: AtomicBool,
+    /// Bytes of the disk in one table.
+    table_covers: u64,
 }
 
 /// Opens the image at `path`; for writing it is locked against every other device that writes.
@@ -41,14 +46,18 @@ struct Image {
 /// [`OpenError`], with what `imago` says of an image that it cannot open.
 pub fn open(path: &Path, access: DiskAccess) -> Result<Pooled, OpenError> {
     let bad = |error: std::io::Error| OpenError::Image(path.to_owned(), error.to_string());
-    let lock = match access {
-        DiskAccess::ReadOnly => None,
-        DiskAccess::ReadWrite => {
-            let file = std::fs::File::from(lock_for_writing(path)?);
-            counts::mend(&file).map_err(bad)?;
-            Some(file.into())
+    let (file, held) = match access {
+        DiskAccess::ReadOnly => {
+            let file = std::fs::File::open(path).map_err(bad)?;
+            (file, false)
         }
+        DiskAccess::ReadWrite => (lock_for_writing(path)?.into(), true),
     };
+    let layout = counts::Layout::read(&file).map_err(bad)?;
+    if let (Some(layout), true) = (layout, held) {
+        counts::mend(&file, layout).map_err(bad)?;
+    }
+    let lock = held.then(|| file.into());
     let image = Format::<Storage>::builder_path(path)
         .write(access == DiskAccess::ReadWrite)
         .open(PermissiveImplicitOpenGate::default())
@@ -69,6 +78,8 @@ pub fn open(path: &Path, access: DiskAccess) -> Result<Pooled, OpenError> {
         access: RwLock::new(image),
         tables: RwLock::new(()),
         unwritten: AtomicBool::new(false),
+        failed: AtomicBool::new(false),
+        table_covers: layout.map_or(u64::MAX, counts::Layout::table_covers),
     });
     let worker = || Worker { image: Arc::clone(&image), buffer: Vec::new() };
     let pool = Pool::new((0..THREADS).map(|_| worker()).collect())
@@ -113,33 +124,65 @@ impl Work for Worker {
 
 #[expect(clippy::needless_pass_by_value, reason = "given to map_err")]
 fn errno(error: std::io::Error) -> Errno {
-    Errno::from_io_error(&error).unwrap_or(Errno::IO)
+    match error.kind() {
+        // By the old version of the format.
+        std::io::ErrorKind::Unsupported => Errno::OPNOTSUPP,
+        _ => Errno::from_io_error(&error).unwrap_or(Errno::IO),
+    }
 }
 
 impl Image {
-    /// Where the image has the clusters already, their bytes are all that changes.
     fn write(&self, mut bytes: &[u8], mut offset: u64) -> std::io::Result<()> {
         let access = self.shared();
         while !bytes.is_empty() {
-            let mapped = access.get_mapping(offset, bytes.len() as u64)?;
-            let (Mapping::Raw { storage, offset: place, writable: true, .. }, length @ 1..) =
-                mapped
-            else {
-                let _changing = self.tables.read().unwrap_or_else(PoisonError::into_inner);
-                self.unwritten.store(true, Ordering::Release);
-                return access.write(bytes, offset);
-            };
+            let (mapping, length) = access.get_shallow_mapping(offset, bytes.len() as u64)?;
             let (here, rest) = bytes.split_at(bytes.len().min(length as usize));
-            storage.write(here, place)?;
+            match mapping {
+                // Behind the end, or a table that makes no sense: it says so.
+                _ if here.is_empty() => return access.write(bytes, offset),
+                // The image has the clusters already: their bytes are all that changes.
+                ShallowMapping::Raw { storage, offset: place, writable: true, .. } => {
+                    storage.write(here, place)?;
+                }
+                ShallowMapping::Indirect { .. } | ShallowMapping::Zero { explicit: false, .. } => {
+                    let _changing = self.tables.read().unwrap_or_else(PoisonError::into_inner);
+                    self.change(|| access.write(here, offset))?;
+                }
+                // A cluster that the file's tables name may become free: nobody is to take it while they do.
+                _ => {
+                    let _alone = self.tables.write().unwrap_or_else(PoisonError::into_inner);
+                    self.change(|| access.write(here, offset))?;
+                    self.flush(&access)?;
+                }
+            }
             (bytes, offset) = (rest, offset + length);
         }
         Ok(())
     }
 
-    fn discard(&self, offset: u64, bytes: u64) -> std::io::Result<()> {
+    fn discard(&self, mut offset: u64, bytes: u64) -> std::io::Result<()> {
         let mut access = self.access.write().unwrap_or_else(PoisonError::into_inner);
+        let end = offset.saturating_add(bytes);
+        // Of one table at a time: the next may be new, and is not to be where a cluster of this one was.
+        while offset < end {
+            let here = (self.table_covers - offset % self.table_covers).min(end - offset);
+            self.change(|| access.discard_to_zero(offset, here))?;
+            self.flush(&access)?;
+            offset += here;
+        }
+        Ok(())
+    }
+
+    /// Makes a change of the tables.
+    fn change(&self, call: impl FnOnce() -> std::io::Result<()>) -> std::io::Result<()> {
+        if self.failed.load(Ordering::Acquire) {
+            return Err(Errno::IO.into());
+        }
         self.unwritten.store(true, Ordering::Release);
-        access.discard_to_zero(offset, bytes)
+        call().inspect_err(|error| {
+            let changed = error.kind() != std::io::ErrorKind::Unsupported;
+            self.failed.fetch_or(changed, Ordering::AcqRel);
+        })
     }
 
     fn is_written(&self) -> bool {
@@ -155,11 +198,14 @@ impl Image {
         let access = self.shared();
         let _alone = self.tables.write().unwrap_or_else(PoisonError::into_inner);
         // Whoever has waited for another that did it for both finds nothing to do.
-        if !self.is_written() {
-            access.flush()?;
-            // Not before: others may write into clusters that only now have their place in the file's tables.
-            self.unwritten.store(false, Ordering::Release);
-        }
+        if self.is_written() { Ok(()) } else { self.flush(&access) }
+    }
+
+    /// Writes the tables, for who has them alone.
+    fn flush(&self, access: &FormatAccess<Storage>) -> std::io::Result<()> {
+        access.flush()?;
+        // Not before: others may write into clusters that only now have their place in the file's tables.
+        self.unwritten.store(false, Ordering::Release);
         Ok(())
     }
 

@@ -1,7 +1,9 @@
 //! The same on a qcow2 image: the process that writes runs under strace, which tells each write and each sync
 //! of the image's file.
 
-use super::{Folder, Format, Happened, TRANSACTIONS, Workload, crash_everywhere, play_on};
+use super::{
+    Folder, Format, Happened, TRANSACTIONS, Workload, crash_everywhere, play_on, put_at, recover,
+};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -132,6 +134,20 @@ fn every_crash_of_an_image_recovers_to_what_was_answered() {
     let (images, lost) = crash_everywhere(&workload, start, &log, &file);
     assert_eq!(lost, None, "image {images}");
     assert!(images > 100, "{images}");
+    // A process that is killed leaves all that it has written, and its machine goes on.
+    let (mut left, mut answered) = (before.clone(), 0);
+    for (at, what) in log.iter().enumerate() {
+        match what {
+            Happened::Write(at, bytes) => put_at(&mut left, *at, bytes),
+            Happened::Answered(number) => answered = *number,
+            Happened::Flush => continue,
+        }
+        let state = recover(&workload, &file, &left, Format::Qcow2);
+        assert!(
+            state.as_ref().is_ok_and(|state| *state >= answered),
+            "killed at {at}, {answered} answered: {state:?}"
+        );
+    }
     // Without the syncs, as in a build that forgets them, this test would notice.
     let without: Vec<_> = log.into_iter().filter(|what| !matches!(what, Happened::Flush)).collect();
     let (_, lost) = crash_everywhere(&workload, (before, Format::Qcow2), &without, &file);

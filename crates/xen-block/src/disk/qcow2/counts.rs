@@ -2,12 +2,12 @@
 //!
 //! A writer that is killed, and more so a machine that loses its power, may leave tables that name a cluster whose count
 //! says that it is free. Nothing is read wrongly then, but the next writer would take it. So a cluster that is named and
-//! not counted is counted. Those that are counted and not named are lost room and no harm; `qemu-img check -r leaks` gives
-//! them back.
+//! not counted is counted, if it is a whole one: compressed ones are not written here. Those that are counted and not
+//! named are lost room and no harm; `qemu-img check -r leaks` gives them back.
 //!
 //! The layout is that of QEMU's `docs/interop/qcow2.rst`; all numbers are big endian.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{Error, ErrorKind, Result};
 use std::os::unix::fs::FileExt;
@@ -22,12 +22,10 @@ const DATA_FILE: u64 = 1 << 2;
 const COMPRESSION: u64 = 1 << 3;
 /// Larger tables are nobody's: so many bytes, as QEMU has it for the first one.
 const TABLE_MAX: u64 = 32 << 20;
-/// Blocks of counts that are kept in memory.
-const BLOCKS_MAX: usize = 32;
 
-/// Where the tables are.
+/// Where the tables of an image are.
 #[derive(Clone, Copy)]
-struct Layout {
+pub(super) struct Layout {
     cluster_bits: u32,
     /// Offset and bytes.
     l1: (u64, u64),
@@ -37,44 +35,47 @@ struct Layout {
     data_here: bool,
 }
 
-/// Counts what is named and not counted; returns how many clusters that were. An image that is not understood is left alone:
-/// whoever opens it says what is wrong.
+/// Counts what is named whole and not counted; returns how many clusters that were.
 ///
 /// # Errors
 /// What the system said; `InvalidData` where a cluster that is in use has no place to be counted.
-pub(super) fn mend(file: &File) -> Result<u64> {
-    let Some(layout) = Layout::read(file)? else { return Ok(0) };
-    let Some(blocks) = table(file, layout.counts)? else { return Ok(0) };
-    let Some(l1) = table(file, layout.l1)? else { return Ok(0) };
-    let mut counts = Counts { file, layout, blocks, loaded: BTreeMap::new(), mended: 0 };
-    counts.uses(0)?;
+pub(super) fn mend(file: &File, layout: Layout) -> Result<u64> {
+    let (Some(blocks), Some(l1)) = (table(file, layout.counts)?, table(file, layout.l1)?) else {
+        return Ok(0);
+    };
+    let mut used = Used { layout, blocks, named: BTreeMap::new() };
+    used.name(0)?;
     for (offset, bytes) in [layout.l1, layout.counts] {
         for at in (offset..offset.saturating_add(bytes)).step_by(1 << layout.cluster_bits) {
-            counts.uses(at)?;
+            used.name(at)?;
         }
     }
-    for block in counts.blocks.clone().into_iter().filter(|block| block & OFFSET != 0) {
-        counts.uses(block & OFFSET)?;
+    for block in used.blocks.clone().into_iter().filter(|block| block & OFFSET != 0) {
+        used.name(block & OFFSET)?;
     }
-    for l2 in l1.iter().map(|entry| entry & OFFSET).filter(|offset| *offset != 0) {
-        counts.uses(l2)?;
-        let entries = table(file, (l2, 1 << layout.cluster_bits))?.unwrap_or_default();
+    // Each once, however often it is named.
+    let tables: BTreeSet<u64> =
+        l1.into_iter().map(|entry| entry & OFFSET).filter(|offset| *offset != 0).collect();
+    for offset in tables {
+        used.name(offset)?;
+        let entries = table(file, (offset, 1 << layout.cluster_bits))?.unwrap_or_default();
         let whole =
             |entry: &u64| layout.data_here && entry & COMPRESSED == 0 && entry & OFFSET != 0;
         for entry in entries.into_iter().filter(whole) {
-            counts.uses(entry & OFFSET)?;
+            used.name(entry & OFFSET)?;
         }
     }
-    Ok(counts.mended)
+    used.count(file)
 }
 
 impl Layout {
-    fn read(file: &File) -> Result<Option<Self>> {
+    /// `None` for an image that is not understood: whoever opens it says what is wrong.
+    ///
+    /// # Errors
+    /// What the system said; `InvalidData` for an encrypted image, which would be taken for plain.
+    pub(super) fn read(file: &File) -> Result<Option<Self>> {
         let mut head = [0; 104];
-        match file.read_exact_at(&mut head, 0) {
-            Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Ok(None),
-            read => read?,
-        }
+        fill(file, &mut head, 0)?;
         let u32_at =
             |at: usize| u32::from_be_bytes(head[at..at + 4].try_into().unwrap_or_default());
         let u64_at =
@@ -89,6 +90,9 @@ impl Layout {
             && features & !(DATA_FILE | COMPRESSION) == 0
             && (9..=21).contains(&cluster_bits)
             && count_order <= 6;
+        if known && u32_at(32) != 0 {
+            return Err(Error::new(ErrorKind::InvalidData, "the image is encrypted"));
+        }
         Ok(known.then(|| Self {
             cluster_bits,
             l1: (u64_at(40), u64::from(u32_at(36)) * 8),
@@ -97,68 +101,95 @@ impl Layout {
             data_here: features & DATA_FILE == 0,
         }))
     }
+
+    /// Bytes of the disk whose clusters one table names.
+    pub(super) fn table_covers(self) -> u64 {
+        1 << (2 * self.cluster_bits - 3)
+    }
+
+    fn counts_in_a_block(self) -> u64 {
+        (8 << self.cluster_bits) >> self.count_order
+    }
+}
+
+/// Reads; behind the file's end are zeroes.
+fn fill(file: &File, mut bytes: &mut [u8], mut at: u64) -> Result<()> {
+    while !bytes.is_empty() {
+        let read = match file.read_at(bytes, at) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            read => read?,
+        };
+        if read == 0 {
+            bytes.fill(0);
+            break;
+        }
+        (bytes, at) = (&mut bytes[read..], at + read as u64);
+    }
+    Ok(())
 }
 
 /// The entries of a table; `None` where there is none of this size.
 fn table(file: &File, (offset, bytes): (u64, u64)) -> Result<Option<Vec<u64>>> {
-    let Some(mut raw) =
-        usize::try_from(bytes).ok().filter(|_| bytes <= TABLE_MAX).map(|bytes| vec![0; bytes])
-    else {
-        return Ok(None);
-    };
-    match file.read_exact_at(&mut raw, offset) {
-        Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Ok(None),
-        read => read?,
-    }
+    let bytes = usize::try_from(bytes).ok().filter(|_| bytes <= TABLE_MAX);
+    let Some(mut raw) = bytes.map(|bytes| vec![0; bytes]) else { return Ok(None) };
+    fill(file, &mut raw, offset)?;
     let (entries, _) = raw.as_chunks();
     Ok(Some(entries.iter().map(|entry| u64::from_be_bytes(*entry)).collect()))
 }
 
-struct Counts<'a> {
-    file: &'a File,
+/// The clusters that tables name.
+struct Used {
     layout: Layout,
-    /// The entries of the table of blocks.
+    /// The entries of the table of blocks of counts.
     blocks: Vec<u64>,
-    loaded: BTreeMap<u64, Vec<u8>>,
-    mended: u64,
+    /// For the blocks by their offsets, in whose clusters there are some, a bit for each count.
+    named: BTreeMap<u64, Vec<u8>>,
 }
 
-impl Counts<'_> {
+impl Used {
     /// The cluster at this offset is in use.
-    fn uses(&mut self, offset: u64) -> Result<()> {
-        let Layout { cluster_bits, count_order, .. } = self.layout;
-        let per_block = (8_u64 << cluster_bits) >> count_order;
-        let cluster = offset >> cluster_bits;
-        let (block, count) = (cluster / per_block, cluster % per_block);
-        let place = usize::try_from(block)
-            .ok()
-            .and_then(|block| self.blocks.get(block))
-            .map_or(0, |entry| entry & OFFSET);
+    fn name(&mut self, offset: u64) -> Result<()> {
+        let cluster = offset >> self.layout.cluster_bits;
+        let in_a_block = self.layout.counts_in_a_block();
+        let (block, count) = (cluster / in_a_block, (cluster % in_a_block) as usize);
+        let block = usize::try_from(block).ok().and_then(|block| self.blocks.get(block));
+        let place = block.map_or(0, |entry| entry & OFFSET);
         if place == 0 {
             let what = format!(
-                "the cluster at {offset} is in use, and no block counts its uses; qemu-img check -r all makes one"
+                "the cluster at {offset} is in use, and no block counts it; qemu-img check -r all makes one"
             );
             return Err(Error::new(ErrorKind::InvalidData, what));
         }
-        if !self.loaded.contains_key(&place) {
-            if self.loaded.len() == BLOCKS_MAX {
-                self.loaded.clear();
-            }
-            let mut bytes = vec![0; 1 << cluster_bits];
-            self.file.read_exact_at(&mut bytes, place)?;
-            self.loaded.insert(place, bytes);
-        }
-        let Some(bytes) = self.loaded.get_mut(&place) else { return Ok(()) };
-        // Its bits: of a count of less than a byte, the lowest of the byte come first.
-        let (bit, bits) = (count << count_order, 1_u64 << count_order);
-        let (first, shift) = ((bit / 8) as usize, bit % 8);
-        let last = first + (bits as usize).div_ceil(8) - 1;
-        let mask = ((1_u16 << bits.min(8)) - 1) as u8;
-        if bytes[first..=last].iter().all(|byte| (byte >> shift) & mask == 0) {
-            bytes[last] |= 1 << shift;
-            self.file.write_all_at(&bytes[last..=last], place + last as u64)?;
-            self.mended += 1;
-        }
+        let named =
+            self.named.entry(place).or_insert_with(|| vec![0; in_a_block.div_ceil(8) as usize]);
+        named[count / 8] |= 1 << (count % 8);
         Ok(())
+    }
+
+    /// Counts those that are not; returns how many that were.
+    fn count(&self, file: &File) -> Result<u64> {
+        let mut mended = 0;
+        let mut bytes = vec![0; 1 << self.layout.cluster_bits];
+        let bits = 1_usize << self.layout.count_order;
+        let mask = ((1_u16 << bits.min(8)) - 1) as u8;
+        for (place, named) in &self.named {
+            fill(file, &mut bytes, *place)?;
+            let before = mended;
+            for count in
+                (0..named.len() * 8).filter(|count| named[count / 8] >> (count % 8) & 1 == 1)
+            {
+                // Of a count of less than a byte, the lowest of the byte come first.
+                let (first, shift) = (count * bits / 8, count * bits % 8);
+                let last = first + bits.div_ceil(8) - 1;
+                if bytes[first..=last].iter().all(|byte| (byte >> shift) & mask == 0) {
+                    bytes[last] |= 1 << shift;
+                    mended += 1;
+                }
+            }
+            if mended > before {
+                file.write_all_at(&bytes, *place)?;
+            }
+        }
+        Ok(mended)
     }
 }
