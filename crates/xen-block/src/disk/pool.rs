@@ -89,8 +89,8 @@ impl<W: Work> Worker<W> {
     }
 
     fn run(&mut self, mut io: Box<Io>) {
-        if io.op == Op::Flush {
-            // It takes long, and those do not wait for it.
+        if matches!(io.op, Op::Flush | Op::Discard) {
+            // It may take long, and those do not wait for it.
             self.settle();
         }
         match self.guarded(|work| work.run(&mut io)) {

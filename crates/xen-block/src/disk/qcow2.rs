@@ -33,8 +33,7 @@ struct Image {
     tables: RwLock<()>,
     /// Set before a table changes, while `tables` or `access` is held; taken back by who has one of them alone, and writes them.
     unwritten: AtomicBool,
-    /// A change has failed, and `imago` may know of tables that the file will never name: no more changes. Until the image is opened anew, only
-    /// what is in place is written.
+    /// A change has failed, and `imago` may know of tables that the file will never name: nothing is written until the image is opened anew.
     failed: AtomicBool,
     /// Bytes of the disk in one table.
     table_covers: u64,
@@ -133,6 +132,7 @@ fn errno(error: std::io::Error) -> Errno {
 
 impl Image {
     fn write(&self, mut bytes: &[u8], mut offset: u64) -> std::io::Result<()> {
+        self.check()?;
         let access = self.shared();
         while !bytes.is_empty() {
             let (mapping, length) = access.get_shallow_mapping(offset, bytes.len() as u64)?;
@@ -175,9 +175,7 @@ impl Image {
 
     /// Makes a change of the tables.
     fn change(&self, call: impl FnOnce() -> std::io::Result<()>) -> std::io::Result<()> {
-        if self.failed.load(Ordering::Acquire) {
-            return Err(Errno::IO.into());
-        }
+        self.check()?;
         self.unwritten.store(true, Ordering::Release);
         call().inspect_err(|error| {
             let changed = error.kind() != std::io::ErrorKind::Unsupported;
@@ -201,9 +199,15 @@ impl Image {
         if self.is_written() { Ok(()) } else { self.flush(&access) }
     }
 
+    /// Whether there may be changes: where one has failed, no other that was under way with it is taken for done either.
+    fn check(&self) -> std::io::Result<()> {
+        if self.failed.load(Ordering::Acquire) { Err(Errno::IO.into()) } else { Ok(()) }
+    }
+
     /// Writes the tables, for who has them alone.
     fn flush(&self, access: &FormatAccess<Storage>) -> std::io::Result<()> {
-        access.flush()?;
+        self.check()?;
+        access.flush().inspect_err(|_| self.failed.store(true, Ordering::Release))?;
         // Not before: others may write into clusters that only now have their place in the file's tables.
         self.unwritten.store(false, Ordering::Release);
         Ok(())
