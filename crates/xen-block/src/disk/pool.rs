@@ -82,9 +82,11 @@ impl<W: Work> Worker<W> {
     fn settle(&mut self) {
         if !self.unsettled.is_empty() {
             let result = self.guarded(W::settle);
-            for io in std::mem::take(&mut self.unsettled) {
+            let mut unsettled = std::mem::take(&mut self.unsettled);
+            for io in unsettled.drain(..) {
                 self.tell(io, result);
             }
+            self.unsettled = unsettled;
         }
     }
 
