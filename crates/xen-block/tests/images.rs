@@ -63,6 +63,15 @@ fn pattern(seed: u8, pages: usize) -> Vec<u8> {
     (0..pages * 4096).map(|at| (at / 512) as u8 ^ seed).collect()
 }
 
+/// An image of this size whose first MiB is 0x5a, and an empty one that has it behind it.
+fn base_and_top(folder: &Folder, size: &str) -> (String, String) {
+    let (base, top) = (folder.file("base.qcow2"), folder.file("top.qcow2"));
+    tool("qemu-img", &["create", "-q", "-f", "qcow2", &base, size]);
+    tool("qemu-io", &["-f", "qcow2", "-c", "write -q -P 0x5a 0 1M", &base]);
+    tool("qemu-img", &["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", &base, &top]);
+    (base, top)
+}
+
 fn detach(scene: &mut Scene) {
     toolstack::detach(&mut scene.tool, &device()).unwrap();
     scene.until("the backend to close", |scene| scene.states().1 == Some(State::Closed));
@@ -98,10 +107,7 @@ fn qcow2_images_are_written_as_qemu_reads_them() {
 #[test]
 fn qcow2_images_have_what_was_answered_without_a_flush() {
     let Some(folder) = Folder::new("answered") else { return };
-    let (base, top) = (folder.file("base.qcow2"), folder.file("top.qcow2"));
-    tool("qemu-img", &["create", "-q", "-f", "qcow2", &base, "2G"]);
-    tool("qemu-io", &["-f", "qcow2", "-c", "write -q -P 0x5a 0 1M", &base]);
-    tool("qemu-img", &["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", &base, &top]);
+    let (_, top) = base_and_top(&folder, "2G");
     let Some(mut scene) = connected(&format!("qcow2:{top}"), "w") else { return };
     let left = folder.file("left.qcow2");
     let mut reads: Vec<String> = Vec::new();
@@ -210,7 +216,12 @@ fn encrypted_images_are_refused() {
         ("secret,id=sec0,data=word", "encrypt.format=luks,encrypt.key-secret=sec0");
     let how = ["create", "-q", "--object", secret, "-f", "qcow2", "-o", options, &image, "8M"];
     tool("qemu-img", &how);
-    for mode in ["w", "r"] {
+    let top = folder.file("top.qcow2");
+    tool(
+        "qemu-img",
+        &["create", "-q", "-u", "-f", "qcow2", "-F", "qcow2", "-b", &image, &top, "8M"],
+    );
+    for (image, mode) in [(&image, "w"), (&image, "r"), (&top, "w"), (&top, "r")] {
         let Some(mut scene) = scene(&format!("qcow2:{image}"), mode) else { return };
         scene.until("the backend to close", |scene| scene.states().1 == Some(State::Closed));
         let error = scene.node(&format!("{}/error", device().backend_path()));
@@ -256,10 +267,7 @@ fn clusters_of_a_qcow2_image_that_are_used_and_not_counted_are_counted() {
 #[test]
 fn qcow2_backing_files_are_read_and_left_alone() {
     let Some(folder) = Folder::new("backing") else { return };
-    let (base, top) = (folder.file("base.qcow2"), folder.file("top.qcow2"));
-    tool("qemu-img", &["create", "-q", "-f", "qcow2", &base, "8M"]);
-    tool("qemu-io", &["-f", "qcow2", "-c", "write -q -P 0x5a 0 1M", &base]);
-    tool("qemu-img", &["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", &base, &top]);
+    let (base, top) = base_and_top(&folder, "8M");
     let before = std::fs::read(&base).unwrap();
     let Some(mut scene) = connected(&format!("qcow2:{top}"), "w") else { return };
     assert_eq!(scene.read(0, 1), Ok(vec![0x5a; 4096]));

@@ -8,15 +8,20 @@
 //! reading as it names them, so an image is to come from somebody who may read the host's files.
 
 mod counts;
+mod layout;
 
 use super::file::{OpenError, lock_for_writing};
 use super::pool::{Pool, Pooled, Ran, Work};
 use super::{DiskAccess, Geometry, Io, Op};
 use imago::file::File as Storage;
+use imago::format::Format as FormatName;
+use imago::format::gate::ImplicitOpenGate;
 use imago::qcow2::Qcow2 as Format;
 use imago::{
-    FormatAccess, FormatDriverBuilder, PermissiveImplicitOpenGate, ShallowMapping, StorageExt as _,
+    FormatAccess, FormatDriverBuilder, ShallowMapping, Storage as _, StorageExt as _,
+    StorageOpenOptions,
 };
+use layout::Layout;
 use rustix::io::Errno;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -45,21 +50,21 @@ struct Image {
 /// [`OpenError`], with what `imago` says of an image that it cannot open.
 pub fn open(path: &Path, access: DiskAccess) -> Result<Pooled, OpenError> {
     let bad = |error: std::io::Error| OpenError::Image(path.to_owned(), error.to_string());
-    let (file, held) = match access {
-        DiskAccess::ReadOnly => {
-            let file = std::fs::File::open(path).map_err(bad)?;
-            (file, false)
-        }
-        DiskAccess::ReadWrite => (lock_for_writing(path)?.into(), true),
+    let file = match access {
+        DiskAccess::ReadOnly => std::fs::File::open(path).map_err(bad)?,
+        DiskAccess::ReadWrite => lock_for_writing(path)?.into(),
     };
-    let layout = counts::Layout::read(&file).map_err(bad)?;
-    if let (Some(layout), true) = (layout, held) {
-        counts::mend(&file, layout).map_err(bad)?;
-    }
-    let lock = held.then(|| file.into());
+    let layout = Layout::read(&file).map_err(bad)?;
+    let lock = match access {
+        DiskAccess::ReadOnly => None,
+        DiskAccess::ReadWrite => {
+            layout.map_or(Ok(()), |layout| counts::mend(&file, layout)).map_err(bad)?;
+            Some(file.into())
+        }
+    };
     let image = Format::<Storage>::builder_path(path)
         .write(access == DiskAccess::ReadWrite)
-        .open(PermissiveImplicitOpenGate::default())
+        .open(Behind)
         .map_err(bad)?;
     let image = FormatAccess::new(image);
     let sectors = image.size() / 512;
@@ -78,12 +83,34 @@ pub fn open(path: &Path, access: DiskAccess) -> Result<Pooled, OpenError> {
         tables: RwLock::new(()),
         unwritten: AtomicBool::new(false),
         failed: AtomicBool::new(false),
-        table_covers: layout.map_or(u64::MAX, counts::Layout::table_covers),
+        table_covers: layout.map_or(u64::MAX, Layout::table_covers),
     });
     let worker = || Worker { image: Arc::clone(&image), buffer: Vec::new() };
     let pool = Pool::new((0..THREADS).map(|_| worker()).collect())
         .map_err(|errno| OpenError::System(path.to_owned(), errno))?;
     Ok(Pooled::new(pool, geometry, path, lock))
+}
+
+/// Opens what an image names: as it says, but no encrypted one.
+struct Behind;
+
+impl ImplicitOpenGate<Storage> for Behind {
+    fn open_format<F: FormatDriverBuilder<Storage>>(
+        &mut self,
+        builder: F,
+    ) -> std::io::Result<FormatAccess<Storage>> {
+        if F::FORMAT == FormatName::Qcow2
+            && let Some(path) = builder.get_image_path()
+        {
+            let named = |error| std::io::Error::other(format!("{}: {error}", path.display()));
+            std::fs::File::open(&path).and_then(|file| Layout::read(&file)).map_err(named)?;
+        }
+        Ok(FormatAccess::new(builder.open(Self)?))
+    }
+
+    fn open_storage(&mut self, builder: StorageOpenOptions) -> std::io::Result<Storage> {
+        Storage::open(builder)
+    }
 }
 
 /// One thread's.
