@@ -1,7 +1,7 @@
 //! How long `xb` takes: creating guests with a disk up to Connected, one after the other, and listing them. Prints
 //! each figure beside its aim.
 //!
-//! `cargo bench -p xb` makes 200 guests; `cargo bench -p xb -- --quick` makes 20.
+//! `cargo xtask bench xb` makes 200 guests; with `--quick` it makes 20.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -45,7 +45,7 @@ pub(crate) fn beside(name: &str) -> Result<PathBuf, Error> {
     }
     let package = PROGRAMS.iter().find(|program| program.0 == name).map_or(name, |found| found.1);
     Err(Error::NotFound(format!(
-        "{} is not there; install it beside xb with: cargo install --path crates/{package}",
+        "{} is not there; install it beside xb with: cargo install --profile dist --path crates/{package}",
         path.display()
     )))
 }
@@ -61,11 +61,14 @@ fn cargo() -> Option<OsString> {
 fn build(cargo: &OsString, own: &Path) -> Result<(), String> {
     let profile = own.parent().and_then(Path::file_name).unwrap_or_default();
     let profile = if profile == "debug" { "dev".into() } else { profile.to_owned() };
-    if PROGRAMS.iter().any(|(name, _)| !own.with_file_name(name).exists()) {
-        eprintln!("xb: building the daemons, once");
-    }
     let mut command = Command::new(cargo);
-    command.args(["build", "--quiet", "--bins", "--profile"]).arg(profile);
+    command.args(["build", "--bins", "--profile"]).arg(profile);
+    if PROGRAMS.iter().any(|(name, _)| !own.with_file_name(name).exists()) {
+        // That takes a minute or two, and cargo tells how far it is.
+        eprintln!("xb: building the daemons, once");
+    } else {
+        command.arg("--quiet");
+    }
     for (_, package) in PROGRAMS {
         command.args(["-p", package]);
     }
