@@ -1,10 +1,13 @@
 //! Builds the programs that a bench compares, then runs it.
+//!
+//! A bench measures what is installed, so it is built with the profile `dist`. With `--quick` it only has to run: the
+//! profile `release` does for that, and is built already where `.ci/run` has come so far.
 
 use crate::Result;
 use crate::workspace::{Workspace, cargo};
 use std::process::{Command, ExitCode};
 
-/// The programs of this workspace that the store bench starts, if there are such packages.
+/// The programs of this workspace that the store bench starts.
 const PROGRAMS: [&str; 3] = ["xenstored", "xenstored-testbed", "xenstore"];
 /// The bench itself.
 const STORE_BENCH: &str = "store-bench";
@@ -38,7 +41,15 @@ pub(crate) fn block(options: &[&str]) -> Result<ExitCode> {
     run(&workspace, &BLOCK_BENCH, BLOCK_BENCH[0], options)
 }
 
-/// Builds `packages` for release, and runs `program` of them.
+/// `cargo xtask bench xb`, which has cargo build the daemons that it needs.
+pub(crate) fn xb(options: &[&str]) -> Result<ExitCode> {
+    let mut bench = cargo();
+    bench.args(["bench", "--package", "xb", "--bench", "guests", "--profile", profile(options)]);
+    bench.arg("--").args(options).current_dir(Workspace::load()?.root);
+    code_of(&mut bench)
+}
+
+/// Builds `packages`, and runs `program` of them.
 fn run(
     workspace: &Workspace,
     packages: &[&str],
@@ -46,16 +57,25 @@ fn run(
     options: &[&str],
 ) -> Result<ExitCode> {
     let mut build = cargo();
-    build.args(["build", "--release"]);
+    let profile = profile(options);
+    build.args(["build", "--profile", profile]);
     for package in packages {
         build.args(["--package", package]);
     }
     build.current_dir(&workspace.root);
     if !build.status()?.success() {
-        return Err("the programs to compare do not build".into());
+        return Err("the programs to compare do not build; cargo has said why".into());
     }
-    let mut bench = Command::new(workspace.target.join("release").join(program));
-    let status = bench.args(options).status()?;
-    let code = status.code().and_then(|code| u8::try_from(code).ok());
+    code_of(Command::new(workspace.target.join(profile).join(program)).args(options))
+}
+
+/// The profile to build with, which is also the name of its folder.
+fn profile(options: &[&str]) -> &'static str {
+    if options.contains(&"--quick") { "release" } else { "dist" }
+}
+
+/// Runs a command to its end; its exit status.
+fn code_of(command: &mut Command) -> Result<ExitCode> {
+    let code = command.status()?.code().and_then(|code| u8::try_from(code).ok());
     Ok(ExitCode::from(code.unwrap_or(1)))
 }

@@ -100,7 +100,6 @@ const STEPS: &[Step] = &[
     },
     Step { name: "fuzz", environment: &[], arguments: &["xtask", "fuzz", "--seconds", "15"] },
     Step { name: "sim", environment: &[], arguments: &["xtask", "sim", "--seeds", "1000"] },
-    Step { name: "demo", environment: &[], arguments: &["xtask", "demo"] },
     Step {
         name: "demo-xb",
         environment: &[],
@@ -124,7 +123,7 @@ const STEPS: &[Step] = &[
     Step {
         name: "bench-xb",
         environment: &[],
-        arguments: &["bench", "--package", "xb", "--bench", "guests", "--", "--quick"],
+        arguments: &["xtask", "bench", "xb", "--quick"],
     },
     Step { name: "xen", environment: &[], arguments: &["xtask", "xen"] },
 ];

@@ -2,7 +2,6 @@
 //!
 //! | module | what it is |
 //! |---|---|
-//! | `demo` | a store without Xen, and a watch that fires |
 //! | `ci` | everything that a change must pass, step by step |
 //! | `tidy` | the rules of the code that no other tool checks |
 //! | `bench` | builds and runs the benches |
@@ -13,7 +12,6 @@
 
 mod bench;
 mod ci;
-mod demo;
 mod fuzz;
 mod sim;
 mod tidy;
@@ -28,12 +26,12 @@ pub(crate) type Result<T> = std::result::Result<T, Box<dyn std::error::Error + S
 const HELP: &str = "\
 cargo xtask COMMAND
 
-  demo [--keep]           a store without Xen, and a watch that fires; --help lists the options
   ci [STEP...]            what every change must pass; without STEP, all of it
   tidy                    file lengths, words, lints, dependencies, links
   bench store [OPTION...] our xenstored beside Debian's daemons; --help lists the options
   bench block [OPTION...] our block devices beside io_uring and qemu-nbd; --help lists the options
   bench platform WHAT     hosted domains beside what the machine costs: speed, create [COUNT]
+  bench xb [--quick]      how long xb takes to create and list hosted guests
   sim [--seeds N] [--from SEED]
                           whole hosts in one thread, faults on cue; 200 seeds from 0 on
   fuzz [TARGET] [OPTION]  the fuzz targets, 15 s each; --help lists the options
@@ -46,11 +44,11 @@ fn main() -> ExitCode {
     let outcome = match words.as_slice() {
         ["ci", "--list"] => Ok(ci::list()),
         ["ci", steps @ ..] => ci::run(steps),
-        ["demo", options @ ..] => demo::run(options),
         ["tidy"] => tidy::run(),
         ["bench", "store", options @ ..] => bench::store(options),
         ["bench", "block", options @ ..] => bench::block(options),
         ["bench", "platform", options @ ..] => bench::platform(options),
+        ["bench", "xb", options @ ..] => bench::xb(options),
         ["sim", options @ ..] => sim::run(options),
         ["fuzz", options @ ..] => fuzz::run(options),
         ["xen", options @ ..] => xen::run(options),
