@@ -32,6 +32,7 @@ cargo xtask COMMAND
   bench block [OPTION...] our block devices beside io_uring and qemu-nbd; --help lists the options
   bench platform WHAT     hosted domains beside what the machine costs: speed, create [COUNT]
   bench xb [--quick]      how long xb takes to create and list hosted guests
+  bench xen               our block backend beside the kernel's on real Xen, under QEMU
   sim [--seeds N] [--from SEED]
                           whole hosts in one thread, faults on cue; 200 seeds from 0 on
   fuzz [TARGET] [OPTION]  the fuzz targets, 15 s each; --help lists the options
@@ -49,6 +50,7 @@ fn main() -> ExitCode {
         ["bench", "block", options @ ..] => bench::block(options),
         ["bench", "platform", options @ ..] => bench::platform(options),
         ["bench", "xb", options @ ..] => bench::xb(options),
+        ["bench", "xen", options @ ..] => xen::bench(options),
         ["sim", options @ ..] => sim::run(options),
         ["fuzz", options @ ..] => fuzz::run(options),
         ["xen", options @ ..] => xen::run(options),

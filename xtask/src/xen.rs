@@ -7,9 +7,15 @@
 //! | `image` | the initramfs of dom0 and of the guests, by the recipes in `tests/xen` |
 //! | `modules` | the kernel's modules that an image needs |
 //! | `cpio` | the format of an initramfs |
-//! | `disk` | the disks of the boot `block`, made and checked |
+//! | `disk` | the disks of the boots `block` and `speed`, made and checked |
+//! | `programs` | what this workspace puts into the images |
+//! | `options` | the command line |
 //! | `boot` | one boot: QEMU, its console, its bound on time |
-//! | `judge` | what a boot has shown; daemons side by side |
+//! | `tries` | boots, two at a time, and second tries |
+//! | `verdict` | how a try has ended, and whether there is another |
+//! | `repeat` | one step many times: how often a guest is lost |
+//! | `reference` | what Debian's daemon has shown, kept in the repository |
+//! | `judge` | what boots have shown; daemons side by side |
 //! | `speed` | our block backend beside the kernel's |
 //! | `trees` | what the store shows under two daemons |
 
@@ -20,23 +26,37 @@ mod fetch;
 mod image;
 mod judge;
 mod modules;
+mod options;
 mod packages;
+mod programs;
+mod reference;
+mod repeat;
 mod speed;
 mod trees;
+mod tries;
+mod verdict;
 
 use crate::Result;
-use crate::workspace::{Workspace, cargo};
-use boot::Boot;
+use crate::workspace::Workspace;
+use boot::{Boot, Outcome, Purpose, Selection};
+use options::Options;
 use std::path::PathBuf;
-use std::process::{Command, ExitCode, Stdio};
+use std::process::ExitCode;
 use std::time::Instant;
+use tries::Job;
+
+pub(crate) use judge::{flaky, print_flaky};
 
 const HELP: &str = "\
 cargo xtask xen [OPTION...]: our xenstored as the store of a real Xen host
 
-  --store ours|c|both  whose xenstored runs the host; both is the default, and compares them
-  --boot NAME          only this boot: sysv, systemd or block
+  --store ours|c|both  whose xenstored runs the host; both is the default, and compares them: what Debian's showed
+                       is kept in tests/xen/reference, and it is booted where packages or scripts have changed since
+  --boot NAME          only this boot; --list names them
   --only NAME          only the steps with NAME in their name, and those that they need
+  --repeat N STEP      that step N times in one boot, to see how often a guest is lost; with --store and --boot
+  --at-once N          so many boots at once: 2 where there are 10 GiB of memory and two processors, else 1
+  --record             keep what Debian's daemon shows in tests/xen/reference; with --store c
   --update             fetch the archive's current packages again, where they are here already
   --json               the result as JSON, on standard output
   --list               the boots and their steps
@@ -44,21 +64,6 @@ cargo xtask xen [OPTION...]: our xenstored as the store of a real Xen host
 It fetches Debian's packages into target/xen-lab, where they stay, and installs nothing. What each boot showed is
 in target/xen-lab/results; README.md in tests/xen tells what runs.
 ";
-
-/// The programs of this workspace that go into dom0's image: package, binary.
-const PROGRAMS: &[(&str, &str)] = &[
-    ("xenstored", "xenstored"),
-    ("xenstore", "xenstore"),
-    ("xen-block", "xen-blockd"),
-    ("xen-block", "xen-blkfront"),
-    ("xen-hosted", "xen-hosted"),
-    ("xb", "xb"),
-    ("conformance", "platform-dom0"),
-    ("conformance", "conformance-dom0"),
-];
-
-/// The tests of this workspace that run in dom0, each a program.
-const TESTS: &[(&str, &[&str])] = &[("xen-hosted", &["limits", "shares", "hostile", "platform"])];
 
 /// Whose daemon is the store.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -77,15 +82,6 @@ impl Store {
             Self::C => "c",
         }
     }
-}
-
-/// What the command line asks for.
-struct Options {
-    stores: Vec<Store>,
-    boot: Option<String>,
-    only: Option<String>,
-    update: fetch::Wanted,
-    report: judge::Report,
 }
 
 /// Where everything is.
@@ -112,12 +108,7 @@ impl Lab {
 
 /// `cargo xtask xen`.
 pub(crate) fn run(words: &[&str]) -> Result<ExitCode> {
-    let workspace = Workspace::load()?;
-    let lab = Lab {
-        dir: workspace.target.join("xen-lab"),
-        programs: workspace.target.join("release"),
-        project: workspace.root,
-    };
+    let lab = Lab::new()?;
     if words.iter().any(|word| ["--help", "-h"].contains(word)) {
         print!("{HELP}");
         return Ok(ExitCode::SUCCESS);
@@ -128,115 +119,86 @@ pub(crate) fn run(words: &[&str]) -> Result<ExitCode> {
         }
         return Ok(ExitCode::SUCCESS);
     }
-    let options = parse(words)?;
-    let begin = Instant::now();
-    let versions = fetch::packages(&lab, options.update)?;
-    build(&lab)?;
-    image::build(&lab)?;
-    let mut outcomes = Vec::new();
-    for store in &options.stores {
-        for boot in boot::ALL.iter().filter(|boot| boot.can(*store) && wanted(boot, &options)) {
-            outcomes.push(boot.run(&lab, *store, options.only.as_deref())?);
+    let options = Options::parse(words).map_err(|why| format!("{why}\n{HELP}"))?;
+    lab.check(&options, Purpose::Check)
+}
+
+/// `cargo xtask bench xen`: the boots that measure, one after the other.
+pub(crate) fn bench(words: &[&str]) -> Result<ExitCode> {
+    let mut options = Options::parse(words).map_err(|why| format!("bench xen: {why}"))?;
+    options.at_once = Some(1);
+    Lab::new()?.check(&options, Purpose::Measure)
+}
+
+impl Lab {
+    fn new() -> Result<Self> {
+        let workspace = Workspace::load()?;
+        Ok(Self {
+            dir: workspace.target.join("xen-lab"),
+            programs: workspace.target.join("release"),
+            project: workspace.root,
+        })
+    }
+
+    /// Fetches, builds, boots and judges.
+    fn check(&self, options: &Options, purpose: Purpose) -> Result<ExitCode> {
+        let begin = Instant::now();
+        let packages = fetch::packages(self, options.update)?;
+        programs::build(self)?;
+        image::build(self)?;
+        if let Some(repeat) = &options.repeat {
+            return repeat.run(self, options);
         }
-    }
-    if outcomes.is_empty() {
-        return Err("no boot has such a name; --list tells them".into());
-    }
-    judge::judge(&lab, &outcomes, &versions, begin.elapsed(), options.report)
-}
-
-fn wanted(boot: &Boot, options: &Options) -> bool {
-    options.boot.as_deref().is_none_or(|name| name == boot.name)
-}
-
-fn parse(words: &[&str]) -> Result<Options> {
-    let mut options = Options {
-        stores: vec![Store::C, Store::Ours],
-        boot: None,
-        only: None,
-        update: fetch::Wanted::AnyVersion,
-        report: judge::Report::Text,
-    };
-    let mut words = words.iter();
-    while let Some(word) = words.next() {
-        let mut value = || words.next().ok_or(format!("{word} needs a value"));
-        match *word {
-            "--store" => {
-                options.stores = match *value()? {
-                    "ours" => vec![Store::Ours],
-                    "c" => vec![Store::C],
-                    "both" => vec![Store::C, Store::Ours],
-                    other => return Err(format!("--store {other}: ours, c or both").into()),
+        let mut outcomes = Vec::new();
+        let mut jobs = Vec::new();
+        let selection = Selection { only: options.only.as_deref(), times: 1 };
+        for boot in boot::ALL.iter().filter(|boot| boot.purpose == purpose && options.wants(boot)) {
+            for store in options.stores.iter().filter(|store| boot.can(**store)) {
+                if boot.selected(self, selection)?.is_empty() {
+                    continue;
+                }
+                match self.kept(boot, *store, options, &packages)? {
+                    Some(outcome) => outcomes.push(outcome),
+                    None => jobs.push(Job { boot, store: *store, selection }),
                 }
             }
-            "--boot" => options.boot = Some((*value()?).to_owned()),
-            "--only" => options.only = Some((*value()?).to_owned()),
-            "--update" => options.update = fetch::Wanted::CurrentVersion,
-            "--json" => options.report = judge::Report::Json,
-            other => return Err(format!("xen: there is no option {other}\n{HELP}").into()),
         }
+        if jobs.is_empty() && outcomes.is_empty() {
+            return Err("no boot or step has such a name; --list tells them".into());
+        }
+        let at_once = options.at_once.unwrap_or_else(tries::at_once);
+        outcomes.extend(tries::run(self, jobs, at_once)?);
+        outcomes.sort_by_key(Outcome::name);
+        if options.record {
+            self.record(&outcomes, &packages)?;
+        }
+        judge::judge(self, &outcomes, &packages, begin.elapsed(), options.report)
     }
-    Ok(options)
-}
 
-/// Builds what goes into dom0.
-fn build(lab: &Lab) -> Result<()> {
-    let mut command = cargo();
-    command.args(["build", "--release"]);
-    for (package, binary) in PROGRAMS {
-        command.args(["--package", package, "--bin", binary]);
+    /// What Debian's daemon has shown, where it is only compared with, and nothing has changed since.
+    fn kept(
+        &self,
+        boot: &Boot,
+        store: Store,
+        options: &Options,
+        packages: &[String],
+    ) -> Result<Option<Outcome>> {
+        let compared = options.stores.contains(&Store::Ours) && options.only.is_none();
+        if store != Store::C || !compared {
+            return Ok(None);
+        }
+        reference::find(self, boot, &reference::key(self, boot, packages)?)
     }
-    if !command.current_dir(&lab.project).status()?.success() {
-        return Err("the programs for dom0 do not build; cargo has said why".into());
-    }
-    for (package, names) in TESTS {
-        build_tests(lab, package, names)?;
-    }
-    build_guest(lab)
-}
 
-/// Builds tests of a package, and puts their programs, which cargo calls as it likes, under their names in `tests`.
-fn build_tests(lab: &Lab, package: &str, names: &[&str]) -> Result<()> {
-    let place = lab.dir.join("tests");
-    let mut command = cargo();
-    command.args(["test", "--no-run", "--release", "--message-format=json-render-diagnostics"]);
-    command.args(["--package", package]);
-    for name in names {
-        command.args(["--test", name]);
+    /// Keeps what was shown by Debian's daemon.
+    fn record(&self, outcomes: &[Outcome], packages: &[String]) -> Result<()> {
+        for outcome in outcomes.iter().filter(|one| one.store == Store::C && one.took.is_some()) {
+            let boot = boot::ALL.iter().find(|boot| boot.name == outcome.boot);
+            let boot = boot.ok_or("every outcome is of a boot")?;
+            reference::record(self, boot, outcome, &reference::key(self, boot, packages)?)?;
+        }
+        Ok(())
     }
-    let output = command.stderr(Stdio::inherit()).current_dir(&lab.project).output()?;
-    if !output.status.success() {
-        return Err(format!("the tests of {package} do not build; cargo has said why").into());
-    }
-    let messages = String::from_utf8_lossy(&output.stdout);
-    let messages = messages.lines().filter_map(|line| serde_json::from_str(line).ok());
-    let built: Vec<serde_json::Value> = messages.collect();
-    for name in names {
-        let one = built.iter().find(|one| one["target"]["name"] == **name);
-        let program = one.and_then(|one| one["executable"].as_str());
-        let program = program.ok_or(format!("cargo built no {name}"))?;
-        image::strip(program.as_ref(), &place.join(name))?;
-    }
-    Ok(())
-}
-
-/// Builds the guest of the conformance suite, a workspace of its own, and what helps `xl` with it.
-fn build_guest(lab: &Lab) -> Result<()> {
-    let sources = lab.recipes().join("guest");
-    let (built, place) = (lab.dir.join("guest-build"), lab.dir.join("conformance"));
-    let mut command = cargo();
-    command.args(["build", "--release", "--target-dir"]).arg(&built).current_dir(&sources);
-    if !command.status()?.success() {
-        return Err("tests/xen/guest does not build; cargo has said why".into());
-    }
-    std::fs::create_dir_all(&place)?;
-    std::fs::copy(built.join("release/ring-agent"), place.join("ring-agent"))?;
-    let mut cc = Command::new("cc");
-    cc.args(["-shared", "-fPIC", "-O2", "-Wall", "-o"]).arg(place.join("xl-shim.so"));
-    if !cc.arg(sources.join("xl-shim.c")).status()?.success() {
-        return Err("xl-shim.c does not compile; cc has said why".into());
-    }
-    Ok(())
 }
 
 /// Progress goes to standard error, so that `--json` has standard output for itself.

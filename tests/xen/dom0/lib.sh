@@ -15,6 +15,13 @@ die() {
     exit 1
 }
 
+# lost NAME WHY: this guest did not start, has crashed or is silent. That alone may be tried again, from a fresh boot: xtask's `verdict` decides.
+lost() {
+    touch /tmp/lost
+    about "$1"
+    die "$1: ${*:2}"
+}
+
 # fact NAME VALUE: a figure for the table, or for the record.
 fact() { echo "$1 $2" >>/results/facts; }
 
@@ -122,8 +129,7 @@ until_said() {
     timeout "$2" grep -qE -m 1 "^GUEST ${3% }([[:space:]]|\$)" <&"$fd" || status=$?
     kill "$tail" || true
     exec {fd}<&-
-    [ "$status" = 0 ] || about "$1"
-    [ "$status" = 0 ] || die "guest $1 did not say \"$3\" within $2 s; its last words: $(tail -n 2 "$log" | tr '\r\n' '  ')"
+    [ "$status" = 0 ] || lost "$1" "did not say \"$3\" within $2 s; its last words: $(tail -n 2 "$log" | tr '\r\n' '  ')"
 }
 
 # The PV guest that several steps use one after the other; with --only, it may not be there yet.
@@ -137,7 +143,7 @@ guest_pv() {
 tell() {
     local name=$1 id tty left=100
     shift
-    id=$(xl domid "$name") || { about "$name"; die "guest $name is gone"; }
+    id=$(xl domid "$name") || lost "$name" "is gone before it is told \"$*\""
     until tty=$(xenstore-read "/local/domain/$id/console/tty" 2>/dev/null) && [ -n "$tty" ]; do
         left=$((left - 1))
         [ "$left" -gt 0 ] || about "$name"
@@ -151,6 +157,17 @@ tell() {
 works() {
     tell "$1" "check $2"
     until_said "$1" 60 "checked $2"
+}
+
+# nothing_is_left TREE: no guest, and no node that was not in this tree before the guests but those that the toolstack makes once for a host:
+# folders without a domain's number or uuid in their paths.
+nothing_is_left() {
+    xl list
+    [ "$(xl list | wc -l)" = 2 ] || die "a guest is left: $(xl list)"
+    tree | comm -13 "$1" - >/tmp/new
+    ! grep -E '/(local/domain|libxl|backend/[a-z]+|vm)/[1-9]|/vm/0|uuid' /tmp/new || die "nodes of dead guests are left"
+    store_is_sound
+    kill -0 "$(daemon_pid)"
 }
 
 # until_gone NAME SECONDS: until Xen has it no more.

@@ -1,25 +1,27 @@
 //! One boot: QEMU without acceleration, Xen, dom0, and the steps that run there.
 
 use super::packages::program;
+use super::verdict::{self, Lost, Verdict};
 use super::{Lab, Store, disk, say};
 use crate::Result;
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// How dom0 is started, and with it the daemon.
+/// A way to start a host, and the steps that run on it.
 pub(crate) struct Boot {
-    /// Its name, and that of its folder of steps in `tests/xen`.
+    /// Its name, and that of its folder of steps in `tests/xen/dom0`.
     pub(crate) name: &'static str,
     /// The daemons that it can start.
     stores: &'static [Store],
-    /// What the kernel starts.
+    /// The program that dom0's kernel starts.
     init: &'static str,
-    /// Whether dom0 has disks.
     disks: Disks,
-    /// It is ended then, and has failed.
+    /// When it runs.
+    pub(crate) purpose: Purpose,
+    /// A boot that takes longer is ended, and has failed.
     bound: Duration,
 }
 
@@ -32,36 +34,95 @@ enum Disks {
     Images,
 }
 
-/// Debian's `/etc/init.d/xen`, and upstream's systemd unit with `launch-xenstore`. Debian builds its daemon
-/// without systemd: it does not tell when it is ready, as that unit asks. The boot `block` is as the first one, for block devices.
+/// The use of a boot.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// It checks: `cargo xtask xen` runs it.
+    Check,
+    /// It measures, alone on the machine: `cargo xtask bench xen` runs it.
+    Measure,
+}
+
+/// The boots, the longest first, so that two at a time end together.
+///
+/// `sysv`, `many`, `conformance` and `block` start the daemon by Debian's `/etc/init.d/xen`, `systemd` by upstream's
+/// unit with `launch-xenstore`. Debian builds its daemon without systemd: it does not tell when it is ready, as that
+/// unit asks.
 pub(crate) const ALL: &[Boot] = &[
+    Boot {
+        name: "many",
+        stores: &[Store::C, Store::Ours],
+        init: "/init",
+        disks: Disks::None,
+        purpose: Purpose::Check,
+        bound: Duration::from_secs(1500),
+    },
     Boot {
         name: "sysv",
         stores: &[Store::C, Store::Ours],
         init: "/init",
         disks: Disks::None,
-        bound: Duration::from_secs(1800),
-    },
-    Boot {
-        name: "systemd",
-        stores: &[Store::Ours],
-        init: "/lib/systemd/systemd",
-        disks: Disks::None,
-        bound: Duration::from_secs(300),
+        purpose: Purpose::Check,
+        bound: Duration::from_secs(1500),
     },
     Boot {
         name: "block",
         stores: &[Store::Ours],
         init: "/init",
         disks: Disks::Images,
+        purpose: Purpose::Check,
         bound: Duration::from_secs(1500),
     },
+    Boot {
+        name: "conformance",
+        stores: &[Store::C, Store::Ours],
+        init: "/init",
+        disks: Disks::None,
+        purpose: Purpose::Check,
+        bound: Duration::from_secs(1500),
+    },
+    Boot {
+        name: "systemd",
+        stores: &[Store::Ours],
+        init: "/lib/systemd/systemd",
+        disks: Disks::None,
+        purpose: Purpose::Check,
+        bound: Duration::from_secs(600),
+    },
+    Boot {
+        name: "speed",
+        stores: &[Store::Ours],
+        init: "/init",
+        disks: Disks::Images,
+        purpose: Purpose::Measure,
+        bound: Duration::from_secs(1200),
+    },
 ];
+
+/// The emulated machine. With this processor, and this QEMU, both PV and PVH guests run.
+pub(super) const MACHINE: &[&str] = &[
+    "-accel", "tcg,thread=multi,tb-size=512", "-cpu", "qemu64,+svm,+npt", "-smp", "2", "-m", "4G",
+];
+/// Xen's command line.
+pub(super) const XEN_ARGUMENTS: &str =
+    "console=com1 com1=115200,8n1 dom0_mem=1024M,max:1024M dom0_max_vcpus=1 loglvl=info \
+     guest_loglvl=info noreboot=0 spec-ctrl=no xpti=0 cpuidle=0";
+/// The beginning of dom0's command line.
+pub(super) const LINUX_ARGUMENTS: &str = "console=hvc0 mitigations=off quiet";
 
 /// Steps below this number set the stage, and run with any `--only`.
 const SETTING: u32 = 20;
 
-/// How much of a boot was wanted.
+/// The part of a boot's steps that is wanted.
+#[derive(Clone, Copy)]
+pub(crate) struct Selection<'a> {
+    /// Only the steps with this in their name, and those that set the stage.
+    pub(crate) only: Option<&'a str>,
+    /// How often each of them runs.
+    pub(crate) times: u32,
+}
+
+/// How much of a boot has run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Extent {
     /// All its steps.
@@ -80,14 +141,31 @@ pub(crate) struct Outcome {
     pub(crate) expected: Vec<String>,
     /// Whether these are all that the boot has.
     pub(crate) extent: Extent,
-    /// What dom0 wrote; the console is in there, too.
+    /// The folder of what dom0 wrote; the console is in there, too.
     pub(crate) results: PathBuf,
-    /// How long it took.
-    pub(crate) took: Duration,
+    /// How long it took; nothing where it was not booted now.
+    pub(crate) took: Option<Duration>,
     /// How QEMU ended, where it did not end well.
     pub(crate) fault: Option<String>,
     /// What is wrong with the disks that guests have used.
     pub(crate) disk_faults: Vec<String>,
+    /// The first try, where that lost a guest.
+    pub(crate) first: Option<Box<FirstTry>>,
+}
+
+/// A try that lost a guest, and was followed by another.
+pub(crate) struct FirstTry {
+    /// The guest, and the step that missed it.
+    pub(crate) lost: Lost,
+    /// What it has left.
+    pub(crate) results: PathBuf,
+}
+
+impl Outcome {
+    /// The daemon and the boot, as in `ours-sysv`.
+    pub(crate) fn name(&self) -> String {
+        format!("{}-{}", self.store.name(), self.boot)
+    }
 }
 
 impl Boot {
@@ -105,42 +183,52 @@ impl Boot {
         Ok(names)
     }
 
-    /// Boots, shows progress, and waits for the end, within the bound.
-    pub(crate) fn run(&self, lab: &Lab, store: Store, only: Option<&str>) -> Result<Outcome> {
-        let mut expected = self.steps(lab)?;
-        if let Some(only) = only {
-            expected.retain(|step| step.contains(only) || is_setting(step));
+    /// Those of its steps that are selected; none where only the ones that set the stage would be left.
+    pub(crate) fn selected(&self, lab: &Lab, selection: Selection<'_>) -> Result<Vec<String>> {
+        let mut steps = self.steps(lab)?;
+        if let Some(only) = selection.only {
+            steps.retain(|step| step.contains(only) || is_setting(step));
+            if steps.iter().all(|step| is_setting(step)) {
+                steps.clear();
+            }
         }
-        let extent = if only.is_some() { Extent::Part } else { Extent::Whole };
-        let results = lab.dir.join("results").join(format!("{}-{}", store.name(), self.name));
+        Ok(steps)
+    }
+
+    /// The folder of a boot's results.
+    pub(crate) fn results(&self, lab: &Lab, store: Store) -> PathBuf {
+        lab.dir.join("results").join(format!("{}-{}", store.name(), self.name))
+    }
+
+    /// Boots, shows progress, and waits for the end, within the bound.
+    pub(crate) fn run(
+        &self,
+        lab: &Lab,
+        store: Store,
+        selection: Selection<'_>,
+    ) -> Result<Outcome> {
+        let expected = self.selected(lab, selection)?;
+        let extent = if selection.only.is_some() { Extent::Part } else { Extent::Whole };
+        let results = self.results(lab, store);
         if results.exists() {
             fs::remove_dir_all(&results)?;
         }
         fs::create_dir_all(&results)?;
-        say(&format!("{}: Xen with the daemon {}, dom0 by {}", self.name, store.name(), self.init));
+        let title = format!("{}-{}", store.name(), self.name);
+        say(&format!("{title}: Xen, dom0 by {}", self.init));
         if self.disks == Disks::Images {
             disk::make(lab)?;
         }
-        let mut console = fs::File::create(results.join("console"))?;
         let begin = Instant::now();
-        let mut command = self.qemu(lab, store, &expected, &results)?;
+        let mut command = self.qemu(lab, store, selection.times, &expected, &results)?;
         // To a file: nobody reads it before the console's end, and QEMU must not wait for that.
         let errors = results.join("qemu-errors");
         command.stderr(fs::File::create(&errors)?);
         let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
         let mut child =
             child.map_err(|error| format!("timeout, of coreutils, is needed: {error}"))?;
-        let mut lines = BufReader::new(child.stdout.take().ok_or("QEMU has no output")?);
-        let mut line = Vec::new();
-        while lines.read_until(b'\n', &mut line)? > 0 {
-            let text = String::from_utf8_lossy(&line);
-            let text = text.trim_end();
-            writeln!(console, "{:8.2} {text}", begin.elapsed().as_secs_f64())?;
-            if let Some(at) = text.find("STEP ") {
-                say(&format!("{:6.1} s {}", begin.elapsed().as_secs_f64(), &text[at..]));
-            }
-            line.clear();
-        }
+        let output = child.stdout.take().ok_or("QEMU has no output")?;
+        keep_console(output, &results.join("console"), begin, &title)?;
         let status = child.wait()?;
         let why = fs::read_to_string(&errors).unwrap_or_default();
         let fault = match status.code() {
@@ -150,12 +238,36 @@ impl Boot {
             }
             _ => Some(format!("QEMU ended with {status}: {}", why.trim())),
         };
-        let took = begin.elapsed();
-        let disk_faults = if self.disks == Disks::Images { disk::check(lab) } else { Vec::new() };
-        Ok(Outcome { store, boot: self.name, expected, extent, results, took, fault, disk_faults })
+        let took = Some(begin.elapsed());
+        let mut outcome = Outcome {
+            store,
+            boot: self.name,
+            expected,
+            extent,
+            results,
+            took,
+            fault,
+            disk_faults: Vec::new(),
+            first: None,
+        };
+        if self.disks == Disks::Images {
+            let guests = match verdict::of(&outcome) {
+                Verdict::Lost(_) => disk::Guests::Crashed,
+                Verdict::Held | Verdict::Failed => disk::Guests::Ended,
+            };
+            outcome.disk_faults = disk::check(lab, guests);
+        }
+        Ok(outcome)
     }
 
-    fn qemu(&self, lab: &Lab, store: Store, steps: &[String], results: &Path) -> Result<Command> {
+    fn qemu(
+        &self,
+        lab: &Lab,
+        store: Store,
+        times: u32,
+        steps: &[String],
+        results: &Path,
+    ) -> Result<Command> {
         let (root, images) = (lab.root(), lab.dir.join("images"));
         if lab.dir.to_string_lossy().contains([',', ' ']) {
             return Err(format!("QEMU takes no comma or space in {}", lab.dir.display()).into());
@@ -171,9 +283,7 @@ impl Boot {
         for folder in ["usr/share/qemu", "usr/share/seabios", "usr/lib/ipxe/qemu"] {
             command.arg("-L").arg(root.join(folder));
         }
-        // This processor: with it, and this QEMU, both PV and PVH guests run.
-        command.args(["-accel", "tcg,thread=multi,tb-size=512", "-cpu", "qemu64,+svm,+npt"]);
-        command.args(["-smp", "2", "-m", "4G", "-display", "none", "-vga", "none", "-nic", "none"]);
+        command.args(MACHINE).args(["-display", "none", "-vga", "none", "-nic", "none"]);
         command.args(["-no-reboot", "-serial", "stdio", "-monitor", "none"]);
         if self.disks == Disks::Images {
             for name in disk::DRIVES {
@@ -184,12 +294,9 @@ impl Boot {
         let share =
             format!("local,path={},mount_tag=results,security_model=none", results.display());
         command.args(["-virtfs", &share, "-kernel", &file("xen"), "-append"]);
-        command.arg(
-            "console=com1 com1=115200,8n1 dom0_mem=1024M,max:1024M dom0_max_vcpus=1 loglvl=info \
-             guest_loglvl=info noreboot=0 spec-ctrl=no xpti=0 cpuidle=0",
-        );
+        command.arg(XEN_ARGUMENTS);
         let linux = format!(
-            "{} console=hvc0 rdinit={} mitigations=off quiet lab.store={} lab.boot={} lab.steps={}",
+            "{} {LINUX_ARGUMENTS} rdinit={} lab.store={} lab.boot={} lab.times={times} lab.steps={}",
             file("vmlinux"),
             self.init,
             store.name(),
@@ -201,6 +308,25 @@ impl Boot {
     }
 }
 
+/// Writes the console to a file, with times; says what steps have come to.
+fn keep_console(output: impl Read, file: &Path, begin: Instant, title: &str) -> Result<()> {
+    let mut console = fs::File::create(file)?;
+    let mut lines = BufReader::new(output);
+    let mut line = Vec::new();
+    while lines.read_until(b'\n', &mut line)? > 0 {
+        let text = String::from_utf8_lossy(&line);
+        let text = text.trim_end();
+        let seconds = begin.elapsed().as_secs_f64();
+        writeln!(console, "{seconds:8.2} {text}")?;
+        if let Some(at) = text.find("STEP ") {
+            say(&format!("{seconds:6.1} s {title}: {}", &text[at..]));
+        }
+        line.clear();
+    }
+    Ok(())
+}
+
+/// Whether a step sets the stage, so that `--only` keeps it.
 fn is_setting(step: &str) -> bool {
     let number = step.split('-').next().unwrap_or_default();
     number.parse::<u32>().is_ok_and(|number| number < SETTING)

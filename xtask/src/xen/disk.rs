@@ -1,4 +1,4 @@
-//! The disks of the boot `block`: made before it, checked after it, both with Debian's tools outside of Xen.
+//! The disks of the boots `block` and `speed`: made before it, checked after it, both with Debian's tools outside of Xen.
 //!
 //! | disk of dom0 | what is on it |
 //! |---|---|
@@ -51,8 +51,17 @@ pub(super) fn make(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
+/// How the guests that used the disks have ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Guests {
+    /// In order: their file systems are as after an unmount.
+    Ended,
+    /// One was lost: its file system's journal is written back first, and then all must be in order.
+    Crashed,
+}
+
 /// What is wrong with the disks, now that nobody uses them any more.
-pub(super) fn check(lab: &Lab) -> Vec<String> {
+pub(super) fn check(lab: &Lab, guests: Guests) -> Vec<String> {
     let images = lab.dir.join("images");
     let mut faults = Vec::new();
     let mut note = |name: &str, result: Result<()>| {
@@ -61,16 +70,16 @@ pub(super) fn check(lab: &Lab) -> Vec<String> {
         }
     };
     for name in DRIVES {
-        note(name, fsck(lab, &images.join(name)));
+        note(name, fsck(lab, &images.join(name), guests));
     }
     for name in CHECKED {
-        note(name, check_qcow2(lab, &images, name));
+        note(name, check_qcow2(lab, &images, name, guests));
     }
     faults
 }
 
 /// Takes an image out of `disks.img`, and checks it and the file system in it.
-fn check_qcow2(lab: &Lab, images: &Path, name: &str) -> Result<()> {
+fn check_qcow2(lab: &Lab, images: &Path, name: &str, guests: Guests) -> Result<()> {
     let taken = images.join("taken");
     fs::create_dir_all(&taken)?;
     let mut dump = tool(lab, "usr/sbin/debugfs");
@@ -82,11 +91,15 @@ fn check_qcow2(lab: &Lab, images: &Path, name: &str) -> Result<()> {
     let mut convert = tool(lab, "usr/bin/qemu-img");
     convert.args(["convert", "-f", "qcow2", "-O", "raw", name]).arg(&raw).current_dir(&taken);
     fetch::output(&mut convert)?;
-    fsck(lab, &raw)
+    fsck(lab, &raw, guests)
 }
 
 /// `e2fsck -f`, which changes nothing: a file system that was unmounted needs nothing, not even its journal.
-fn fsck(lab: &Lab, image: &Path) -> Result<()> {
+fn fsck(lab: &Lab, image: &Path, guests: Guests) -> Result<()> {
+    if guests == Guests::Crashed {
+        let mut replay = tool(lab, "usr/sbin/e2fsck");
+        fetch::output(replay.args(["-E", "journal_only"]).arg(image))?;
+    }
     let output = tool(lab, "usr/sbin/e2fsck").arg("-fn").arg(image).output()?;
     let text = [output.stdout, output.stderr].concat();
     let text = String::from_utf8_lossy(&text).trim().replace('\n', "; ");

@@ -69,8 +69,8 @@ fn kernel(lab: &Lab, root: &Path) -> Result<()> {
     Ok(fs::write(linux, plain)?)
 }
 
-/// Runs `input` through a command. What follows the end of the packed data is not its concern.
-fn filter(command: &mut Command, input: Vec<u8>) -> Result<Vec<u8>> {
+/// Runs `input` through a command; what it prints. What follows the end of the packed data is not its concern.
+pub(super) fn filter(command: &mut Command, input: Vec<u8>) -> Result<Vec<u8>> {
     let name = format!("{command:?}");
     let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
     let mut child = child.map_err(|error| format!("{name}: {error}"))?;

@@ -2,7 +2,7 @@
 //!
 //! dom0 leaves in a boot's folder: `steps`, a line for each step; `facts`, a line for each figure; `tree-NAME`, what the store showed.
 
-use super::boot::{Extent, Outcome};
+use super::boot::{Extent, FirstTry, Outcome};
 use super::trees::differences;
 use super::{Lab, Store, speed};
 use crate::Result;
@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// How the result is told.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -22,37 +22,53 @@ pub(crate) enum Report {
     Json,
 }
 
-/// The rows of the table: a fact's name, and what it is. Facts that are not here are in the JSON.
-const ROWS: &[(&str, &str)] = &[
-    ("start_ms", "the init script, ms"),
-    ("create_pv_ms", "xl create of a PV guest, ms"),
-    ("ready_pv_ms", "until it has used disk and network, ms"),
-    ("create_pvh_ms", "xl create of a PVH guest, ms"),
-    ("ready_pvh_ms", "until it has used disk and network, ms"),
-    ("save_pv_ms", "xl save, ms"),
-    ("restore_pv_ms", "xl restore, ms"),
-    ("block_ready_pv_ms", "xl create until a PV guest is up from our disk, ms"),
-    ("block_ready_pvh_ms", "... a PVH guest, from qcow2 on qcow2, ms"),
-    ("block_lone_calls_percent", "system calls of xen-blockd for 100 reads, one after the other"),
-    ("create_many_ms", "xl create, mean of 20 with up to 8 at once, ms"),
-    ("many_ms", "all 20 created, 16 of them started, all destroyed, ms"),
-    ("messages", "messages: a PV guest created, started, crashed"),
-    ("cpu_pv_ms", "daemon's processor time: one guest until ready, ms"),
-    ("cpu_many_ms", "daemon's processor time: the 20, ms"),
-    ("cpu_ms", "daemon's processor time: all steps, ms"),
-    ("peak_rss_kib", "daemon's resident memory with 8 guests, KiB"),
-    ("before_many_anon_kib", "what it has allocated of that, before the 20, KiB"),
-    ("at_12_anon_kib", "... with 8 guests, after 4 have died, KiB"),
-    ("at_20_anon_kib", "... with 8 guests, after 12 have died, KiB"),
-    ("after_many_anon_kib", "... after all 20 have died, KiB"),
-    ("steady_5_anon_kib", "... after 5 more, one after the other, KiB"),
-    ("steady_20_anon_kib", "... after 15 more, KiB"),
+/// A row of the table.
+struct Row {
+    /// The boot whose steps tell it.
+    boot: &'static str,
+    /// The fact's name.
+    fact: &'static str,
+    /// What it is.
+    what: &'static str,
+}
+
+const fn row(boot: &'static str, fact: &'static str, what: &'static str) -> Row {
+    Row { boot, fact, what }
+}
+
+/// The rows of the table. Facts that are not here are in the JSON.
+const ROWS: &[Row] = &[
+    row("sysv", "start_ms", "the init script, ms"),
+    row("sysv", "create_pv_ms", "xl create of a PV guest, ms"),
+    row("sysv", "ready_pv_ms", "until it has used disk and network, ms"),
+    row("sysv", "create_pvh_ms", "xl create of a PVH guest, ms"),
+    row("sysv", "ready_pvh_ms", "until it has used disk and network, ms"),
+    row("sysv", "save_pv_ms", "xl save, ms"),
+    row("sysv", "restore_pv_ms", "xl restore, ms"),
+    row("block", "block_ready_pv_ms", "xl create until a PV guest is up from our disk, ms"),
+    row("block", "block_ready_pvh_ms", "... a PVH guest, from qcow2 on qcow2, ms"),
+    row("block", "block_lone_calls_percent", "system calls of xen-blockd for 100 lone reads"),
+    row("many", "create_many_ms", "xl create, mean of 20 with up to 8 at once, ms"),
+    row("many", "many_ms", "all 20 created, 16 of them started, all destroyed, ms"),
+    row("sysv", "messages", "messages: a PV guest created, started, crashed"),
+    row("sysv", "cpu_pv_ms", "daemon's processor time: one guest until ready, ms"),
+    row("many", "cpu_many_ms", "daemon's processor time: the 20, ms"),
+    row("sysv", "cpu_ms", "daemon's processor time: all steps of sysv, ms"),
+    row("many", "peak_rss_kib", "daemon's resident memory with 8 guests, KiB"),
+    row("many", "before_many_anon_kib", "what it has allocated of that, before the 20, KiB"),
+    row("many", "at_12_anon_kib", "... with 8 guests, after 4 have died, KiB"),
+    row("many", "at_20_anon_kib", "... with 8 guests, after 12 have died, KiB"),
+    row("many", "after_many_anon_kib", "... after all 20 have died, KiB"),
+    row("many", "steady_5_anon_kib", "... after 5 more, one after the other, KiB"),
+    row("many", "steady_20_anon_kib", "... after 15 more, KiB"),
 ];
 
 /// The trees of a whole boot `sysv`: before the guests, of a PV and of a PVH guest, and after all.
 const TREES: usize = 4;
-/// So many lines of a difference, or of a log's end, are told.
+/// Most lines of a difference, or of a log's end, that are told.
 const SHOWN: usize = 50;
+/// Flaky boots of one run that are told and no fault; one more is.
+const FLAKY_MAX: usize = 2;
 
 /// Prints what was found; the exit status is 1 where something is wrong.
 pub(crate) fn judge(
@@ -65,14 +81,16 @@ pub(crate) fn judge(
     let mut faults: Vec<String> = outcomes.iter().flat_map(faults_of).collect();
     let compared = compare(outcomes, &mut faults)?;
     let facts: BTreeMap<String, Map<String, Value>> =
-        outcomes.iter().map(|outcome| (name_of(outcome), facts_of(outcome))).collect();
+        outcomes.iter().map(|outcome| (outcome.name(), facts_of(outcome))).collect();
     for outcome in outcomes {
-        faults.extend(missing(outcome, &facts[&name_of(outcome)]));
+        faults.extend(missing(outcome, &facts[&outcome.name()]));
     }
+    let flaky = flaky_of(outcomes, &mut faults);
     let speed = speed::rows(&facts);
     let whole = json!({
         "passed": faults.is_empty(),
         "faults": faults,
+        "flaky": flaky,
         "trees_compared": compared,
         "seconds": took.as_secs_f64(),
         "dom0_vcpus": 1,
@@ -86,22 +104,15 @@ pub(crate) fn judge(
     if report == Report::Json {
         println!("{text}");
     } else {
-        table(&facts);
+        table(outcomes, &facts);
         speed::print(&speed);
-        for outcome in outcomes {
-            for step in
-                facts[&name_of(outcome)].keys().filter_map(|fact| fact.strip_prefix("again_"))
-            {
-                let why = last_lines(&outcome.results.join(format!("{step}.first.log")));
-                println!("{}: {step} was run once more; the first time:{why}", name_of(outcome));
-            }
-        }
         for (name, lines) in &compared {
             println!("tree-{name}: {lines} lines, the same under both daemons");
         }
         for fault in &faults {
             println!("FAIL {fault}");
         }
+        print_flaky(&flaky);
         let (seconds, faults) = (took.as_secs(), faults.len());
         println!("xen: {seconds} s, {faults} faults; {}", lab.dir.join("results").display());
     }
@@ -116,20 +127,51 @@ fn fetched(lab: &Lab) -> Option<u64> {
 
 /// The rows that a whole boot should have filled and has not.
 fn missing(outcome: &Outcome, facts: &Map<String, Value>) -> Vec<String> {
-    let belongs = |fact: &str| match outcome.boot {
-        "sysv" => !fact.starts_with("block_"),
-        "block" => fact.starts_with("block_"),
-        _ => false,
-    };
     let rows = ROWS.iter().filter(|_| outcome.extent == Extent::Whole);
-    rows.map(|(fact, _)| *fact)
-        .filter(|fact| belongs(fact) && !facts.contains_key(*fact))
-        .map(|fact| format!("{}: no step has told {fact}", name_of(outcome)))
+    rows.filter(|row| row.boot == outcome.boot && !facts.contains_key(row.fact))
+        .map(|row| format!("{}: no step has told {}", outcome.name(), row.fact))
         .collect()
 }
 
-fn name_of(outcome: &Outcome) -> String {
-    format!("{}-{}", outcome.store.name(), outcome.boot)
+/// The boots that lost a guest in their first try, for the result; more than [`FLAKY_MAX`] are a fault.
+fn flaky_of(outcomes: &[Outcome], faults: &mut Vec<String>) -> Vec<Value> {
+    let mut flaky = Vec::new();
+    for outcome in outcomes {
+        let Some(FirstTry { lost, results }) = outcome.first.as_deref() else { continue };
+        let log = results.join(format!("{}.log", lost.step));
+        flaky.push(json!({
+            "boot": outcome.name(),
+            "step": lost.step,
+            "why": lost.why,
+            "evidence": lines_at_end(&log),
+            "results": results,
+        }));
+    }
+    if flaky.len() > FLAKY_MAX {
+        let count = flaky.len();
+        faults.push(format!("{count} boots lost a guest in their first try; {FLAKY_MAX} may"));
+    }
+    flaky
+}
+
+/// Tells which boots were flaky, with what the first try has left.
+pub(crate) fn print_flaky(flaky: &[Value]) {
+    for one in flaky {
+        let text = |key: &str| one[key].as_str().unwrap_or_default();
+        println!("FLAKY {}: {}: {}; its log ends:", text("boot"), text("step"), text("why"));
+        for line in one["evidence"].as_array().into_iter().flatten() {
+            println!("    {}", line.as_str().unwrap_or_default());
+        }
+    }
+}
+
+/// The flaky boots of the last run of the lab that began after `since`.
+pub(crate) fn flaky(target: &Path, since: SystemTime) -> Vec<Value> {
+    let file = target.join("xen-lab/results/result.json");
+    let fresh = fs::metadata(&file).and_then(|about| about.modified()).is_ok_and(|at| at >= since);
+    let text = fs::read(&file).ok().filter(|_| fresh).unwrap_or_default();
+    let result: Value = serde_json::from_slice(&text).unwrap_or_default();
+    result["flaky"].as_array().cloned().unwrap_or_default()
 }
 
 /// What is wrong with one boot.
@@ -137,7 +179,7 @@ fn faults_of(outcome: &Outcome) -> Vec<String> {
     let text = fs::read_to_string(outcome.results.join("steps")).unwrap_or_default();
     let said: BTreeMap<&str, &str> =
         text.lines().filter_map(|line| line.strip_prefix("STEP ")?.split_once(' ')).collect();
-    let name = name_of(outcome);
+    let name = outcome.name();
     let mut faults = Vec::new();
     let last_of = |step: &str| last_lines(&outcome.results.join(format!("{step}.log")));
     for step in &outcome.expected {
@@ -158,11 +200,16 @@ fn faults_of(outcome: &Outcome) -> Vec<String> {
 
 /// The end of a log, each line on its own.
 fn last_lines(log: &Path) -> String {
+    lines_at_end(log).iter().map(|line| format!("\n    {line}")).collect()
+}
+
+/// The last lines of a log.
+fn lines_at_end(log: &Path) -> Vec<String> {
     let bytes = fs::read(log).unwrap_or_default();
     let text = String::from_utf8_lossy(&bytes);
     let lines: Vec<&str> = text.lines().collect();
     let shown = lines.get(lines.len().saturating_sub(SHOWN)..).unwrap_or_default();
-    shown.iter().map(|line| format!("\n    {line}")).collect()
+    shown.iter().map(|line| (*line).to_owned()).collect()
 }
 
 /// Numbers, and what is none as text.
@@ -173,7 +220,9 @@ fn facts_of(outcome: &Outcome) -> Map<String, Value> {
         let value = value.parse::<i64>().map_or_else(|_| value.into(), Value::from);
         facts.insert(name.to_owned(), value);
     }
-    facts.insert("boot_seconds".into(), outcome.took.as_secs_f64().into());
+    if let Some(took) = outcome.took {
+        facts.insert("boot_seconds".into(), took.as_secs_f64().into());
+    }
     facts
 }
 
@@ -203,38 +252,45 @@ fn compare(outcomes: &[Outcome], faults: &mut Vec<String>) -> Result<BTreeMap<St
                 faults.push(format!("{name}: {} more lines differ", all - SHOWN));
             }
         }
-        if theirs.extent == Extent::Whole && trees < TREES {
-            faults.push(format!("{}: {trees} trees of {TREES}", name_of(theirs)));
+        if theirs.extent == Extent::Whole && theirs.boot == "sysv" && trees < TREES {
+            faults.push(format!("{}: {trees} trees of {TREES}", theirs.name()));
         }
     }
     Ok(compared)
 }
 
-fn table(facts: &BTreeMap<String, Map<String, Value>>) {
+/// Prints the rows, a column for each daemon.
+fn table(outcomes: &[Outcome], facts: &BTreeMap<String, Map<String, Value>>) {
     println!(
         "dom0 has one virtual processor; QEMU emulates, so compare columns, and read no figure alone.\n"
     );
-    print!("{:58}", "");
-    for name in facts.keys() {
-        print!("{name:>14}");
-    }
-    println!();
-    for (fact, what) in ROWS {
-        if facts.values().any(|facts| facts.contains_key(*fact)) {
+    let columns = [Store::C, Store::Ours].map(|store| {
+        let of_store = |one: &&Outcome| one.store == store;
+        let rows = outcomes.iter().filter(of_store).flat_map(|one| facts[&one.name()].iter());
+        rows.collect::<BTreeMap<_, _>>()
+    });
+    println!("{:58}{:>14}{:>14}", "", "Debian's", "ours");
+    for Row { fact, what, .. } in ROWS {
+        let values = columns.each_ref().map(|column| column.get(&(*fact).to_owned()));
+        if values.iter().any(Option::is_some) {
             print!("{what:58}");
-            for facts in facts.values() {
-                let value = facts.get(*fact).map_or_else(|| "-".to_owned(), Value::to_string);
+            for value in values {
+                let value = value.map_or_else(|| "-".to_owned(), |value| value.to_string());
                 print!("{value:>14}");
             }
             println!();
         }
     }
     println!();
+    for kept in outcomes.iter().filter(|outcome| outcome.took.is_none()) {
+        println!("{}: kept in the repository, not booted now", kept.name());
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::xen::verdict::Lost;
     use std::path::PathBuf;
 
     /// A boot that has left these files.
@@ -246,9 +302,17 @@ mod tests {
             fs::write(results.join(file), text).unwrap();
         }
         let expected = vec!["10-start".to_owned(), "20-pv".to_owned()];
-        let (took, extent) = (Duration::ZERO, Extent::Part);
-        let disk_faults = Vec::new();
-        Outcome { store, boot: "sysv", expected, extent, results, took, fault: None, disk_faults }
+        Outcome {
+            store,
+            boot: "sysv",
+            expected,
+            extent: Extent::Part,
+            results,
+            took: Some(Duration::ZERO),
+            fault: None,
+            disk_faults: Vec::new(),
+            first: None,
+        }
     }
 
     fn judged(name: &str, files: &[(&str, &str)]) -> Vec<String> {
@@ -291,10 +355,33 @@ mod tests {
         let mut outcome = outcome("rows", Store::Ours, &[]);
         fs::remove_dir_all(&outcome.results).unwrap();
         let mut facts: Map<String, Value> =
-            ROWS.iter().map(|(fact, _)| ((*fact).to_owned(), 1.into())).collect();
+            ROWS.iter().map(|row| (row.fact.to_owned(), 1.into())).collect();
         facts.remove("messages");
         assert_eq!(missing(&outcome, &facts), Vec::<String>::new(), "a part of it need not");
         outcome.extent = Extent::Whole;
         assert_eq!(missing(&outcome, &facts), ["ours-sysv: no step has told messages"]);
+    }
+
+    #[test]
+    fn a_third_flaky_boot_is_a_fault() {
+        let flaky = |count: usize| {
+            let one = |number: usize| {
+                let mut outcome = outcome(&format!("flaky{count}-{number}"), Store::Ours, &[]);
+                let results = outcome.results.clone();
+                fs::write(results.join("20-pv.log"), "the guest's last words\n").unwrap();
+                let lost = Lost { step: "20-pv".to_owned(), why: "pv: silent".to_owned() };
+                outcome.first = Some(Box::new(FirstTry { lost, results }));
+                outcome
+            };
+            let outcomes: Vec<Outcome> = (0..count).map(one).collect();
+            let mut faults = Vec::new();
+            let flaky = flaky_of(&outcomes, &mut faults);
+            outcomes.iter().for_each(|one| fs::remove_dir_all(&one.results).unwrap());
+            (flaky, faults.len())
+        };
+        let (told, faults) = flaky(2);
+        assert_eq!((told.len(), faults), (2, 0));
+        assert_eq!(told[0]["evidence"], json!(["the guest's last words"]));
+        assert_eq!(flaky(3).1, 1);
     }
 }

@@ -1,0 +1,90 @@
+//! The command line of `cargo xtask xen`.
+
+use super::boot::Boot;
+use super::repeat::Repeat;
+use super::{Store, fetch, judge};
+
+/// The options.
+pub(super) struct Options {
+    pub(super) stores: Vec<Store>,
+    pub(super) boot: Option<String>,
+    pub(super) only: Option<String>,
+    pub(super) repeat: Option<Repeat>,
+    pub(super) at_once: Option<usize>,
+    pub(super) record: bool,
+    pub(super) update: fetch::Wanted,
+    pub(super) report: judge::Report,
+}
+
+impl Options {
+    /// Reads the words of a command line.
+    ///
+    /// # Errors
+    /// A sentence that names the word that makes no sense.
+    pub(super) fn parse(words: &[&str]) -> Result<Self, String> {
+        let mut options = Self {
+            stores: vec![Store::C, Store::Ours],
+            boot: None,
+            only: None,
+            repeat: None,
+            at_once: None,
+            record: false,
+            update: fetch::Wanted::AnyVersion,
+            report: judge::Report::Text,
+        };
+        let mut words = words.iter();
+        while let Some(word) = words.next() {
+            let mut value = || words.next().copied().ok_or(format!("{word} needs a value"));
+            match *word {
+                "--store" => {
+                    options.stores = match value()? {
+                        "ours" => vec![Store::Ours],
+                        "c" => vec![Store::C],
+                        "both" => vec![Store::C, Store::Ours],
+                        other => return Err(format!("--store {other}: ours, c or both")),
+                    }
+                }
+                "--boot" => options.boot = Some(value()?.to_owned()),
+                "--only" => options.only = Some(value()?.to_owned()),
+                "--repeat" => {
+                    let times = number(value()?)?;
+                    options.repeat = Some(Repeat { times, step: value()?.to_owned() });
+                }
+                "--at-once" => {
+                    let count = number(value()?)?;
+                    options.at_once = Some(usize::try_from(count).unwrap_or(usize::MAX));
+                }
+                "--record" => options.record = true,
+                "--update" => options.update = fetch::Wanted::CurrentVersion,
+                "--json" => options.report = judge::Report::Json,
+                other => return Err(format!("xen: there is no option {other}")),
+            }
+        }
+        Ok(options)
+    }
+
+    /// Whether `--boot` leaves this boot.
+    pub(super) fn wants(&self, boot: &Boot) -> bool {
+        self.boot.as_deref().is_none_or(|name| name == boot.name)
+    }
+}
+
+fn number(word: &str) -> Result<u32, String> {
+    word.parse().ok().filter(|number| *number > 0).ok_or(format!("{word} is no number above 0"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_make_options() {
+        let options = Options::parse(&["--store", "ours", "--repeat", "30", "40-pvh"]).unwrap();
+        let repeat = options.repeat.unwrap();
+        assert_eq!((repeat.times, repeat.step.as_str()), (30, "40-pvh"));
+        for words in [&["--repeat", "30"][..], &["--repeat", "0", "pvh"], &["--store", "x"], &["--x"]]
+        {
+            assert!(Options::parse(words).is_err(), "{words:?}");
+        }
+    }
+}

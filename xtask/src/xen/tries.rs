@@ -1,0 +1,64 @@
+//! Boots, two at a time, each with a second try where it has lost a guest.
+
+use super::boot::{Boot, FirstTry, Outcome, Selection};
+use super::verdict::{self, Verdict};
+use super::{Lab, Store, say};
+use crate::Result;
+use std::collections::VecDeque;
+use std::fs;
+use std::sync::{Mutex, PoisonError};
+
+/// A boot that is to run.
+pub(super) struct Job<'a> {
+    /// The boot.
+    pub(super) boot: &'static Boot,
+    /// Whose daemon.
+    pub(super) store: Store,
+    /// Its steps.
+    pub(super) selection: Selection<'a>,
+}
+
+impl Job<'_> {
+    /// Boots; once more where the first try has lost a guest and nothing else is wrong with it.
+    fn run(&self, lab: &Lab) -> Result<Outcome> {
+        let outcome = self.boot.run(lab, self.store, self.selection)?;
+        let Verdict::Lost(lost) = verdict::of(&outcome) else { return Ok(outcome) };
+        say(&format!("{}: {}: {}: a second try", outcome.name(), lost.step, lost.why));
+        let kept = outcome.results.with_extension("first");
+        if kept.exists() {
+            fs::remove_dir_all(&kept)?;
+        }
+        fs::rename(&outcome.results, &kept)?;
+        let mut second = self.boot.run(lab, self.store, self.selection)?;
+        second.first = Some(Box::new(FirstTry { lost, results: kept }));
+        Ok(second)
+    }
+}
+
+/// Runs all, as many at once as `at_once` says, in their order; their outcomes, as they come.
+pub(super) fn run(lab: &Lab, jobs: Vec<Job<'_>>, at_once: usize) -> Result<Vec<Outcome>> {
+    let waiting = Mutex::new(VecDeque::from(jobs));
+    let next = || waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+    let outcomes = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..at_once.max(1) {
+            scope.spawn(|| {
+                while let Some(job) = next() {
+                    let outcome = job.run(lab);
+                    outcomes.lock().unwrap_or_else(PoisonError::into_inner).push(outcome);
+                }
+            });
+        }
+    });
+    outcomes.into_inner().unwrap_or_else(PoisonError::into_inner).into_iter().collect()
+}
+
+/// How many boots this machine carries at once: each has two processors, 4 GiB, and QEMU's own memory.
+pub(super) fn at_once() -> usize {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let available = memory.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kib = available.and_then(|line| line.split_whitespace().next()?.parse::<usize>().ok());
+    let fit = kib.unwrap_or(0) / (5 << 20);
+    processors.min(fit).clamp(1, 2)
+}

@@ -1,0 +1,144 @@
+//! How a try of a boot ended, and whether it may be tried again.
+//!
+//! Under emulation a guest is silent or gone once in some hundred starts, whoever's daemon the store is. That alone is
+//! tried again, from a fresh boot: a guest that did not start, crashed or fell silent, where all checks before held and
+//! nothing of ours, and nothing in domain 0's kernel, complains. dom0 says so with a line `STEP name LOST guest why`.
+
+use super::boot::Outcome;
+use std::fs;
+use std::path::Path;
+
+/// The end of a try.
+#[derive(PartialEq, Eq, Debug)]
+pub(super) enum Verdict {
+    /// Every step came to its end.
+    Held,
+    /// A guest was lost, and nothing else is wrong.
+    Lost(Lost),
+    /// Something is wrong.
+    Failed,
+}
+
+/// A guest that did not start, crashed or fell silent.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Lost {
+    /// The step that missed it.
+    pub(crate) step: String,
+    /// The step's last words: which guest, and what it did not do.
+    pub(crate) why: String,
+}
+
+/// Files of a boot's results in which a line is a complaint, and the words that make it one.
+const COMPLAINTS: &[(&str, &[&str])] = &[
+    ("syslog", &["level=error", "panicked", "segfault"]),
+    ("xenstored.log", &["level=error", "panicked"]),
+    ("xen-blockd.log", &["level=error", "panicked"]),
+    (
+        "dmesg",
+        &["Bad page", "BUG: ", "WARNING: CPU", "Oops", "Call Trace", "blocked for more", "segfault"],
+    ),
+    // Names of processes of ours that are gone, as dom0 looks after a guest was lost.
+    ("ended", &[""]),
+];
+
+/// Judges a try by what dom0 has left.
+pub(super) fn of(outcome: &Outcome) -> Verdict {
+    let text = fs::read_to_string(outcome.results.join("steps")).unwrap_or_default();
+    let mut ended = text.lines().filter_map(|line| line.strip_prefix("STEP ")?.split_once(' '));
+    let sound = outcome.fault.is_none() && outcome.disk_faults.is_empty();
+    for step in &outcome.expected {
+        match ended.next() {
+            Some((name, words)) if name == step && words.starts_with("ok") => {}
+            Some((name, words)) if name == step && sound => {
+                // The boot ends with it.
+                let why = words.strip_prefix("LOST ").filter(|_| ended.next().is_none());
+                return match why {
+                    Some(why) if complaints(&outcome.results).is_empty() => {
+                        Verdict::Lost(Lost { step: name.to_owned(), why: why.to_owned() })
+                    }
+                    _ => Verdict::Failed,
+                };
+            }
+            _ => return Verdict::Failed,
+        }
+    }
+    if sound { Verdict::Held } else { Verdict::Failed }
+}
+
+/// The lines in which a process of ours or domain 0's kernel complains, each with its file.
+pub(super) fn complaints(results: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for (file, words) in COMPLAINTS {
+        let bytes = fs::read(results.join(file)).unwrap_or_default();
+        let text = String::from_utf8_lossy(&bytes);
+        let lines = text.lines().filter(|line| words.iter().any(|word| line.contains(word)));
+        found.extend(lines.map(|line| format!("{file}: {line}")));
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::xen::Store;
+    use crate::xen::boot::Extent;
+    use std::time::Duration;
+
+    const LOST: &str = "STEP 10-start ok 1.0 s\nSTEP 20-pv LOST pv: silent for 60 s\n";
+
+    fn judged(name: &str, fault: Option<&str>, files: &[(&str, &str)]) -> Verdict {
+        let folder = format!("xenbus-verdict-{}-{name}", std::process::id());
+        let results = std::env::temp_dir().join(folder);
+        fs::create_dir_all(&results).unwrap();
+        for (file, text) in files {
+            fs::write(results.join(file), text).unwrap();
+        }
+        let outcome = Outcome {
+            store: Store::Ours,
+            boot: "sysv",
+            expected: vec!["10-start".to_owned(), "20-pv".to_owned()],
+            extent: Extent::Part,
+            results: results.clone(),
+            took: Some(Duration::ZERO),
+            fault: fault.map(str::to_owned),
+            disk_faults: Vec::new(),
+            first: None,
+        };
+        let verdict = of(&outcome);
+        fs::remove_dir_all(results).unwrap();
+        verdict
+    }
+
+    #[test]
+    fn a_lost_guest_alone_is_tried_again() {
+        let quiet =
+            [("steps", LOST), ("dmesg", "all is well\n"), ("syslog", "xenstored: level=info\n")];
+        let lost = Lost { step: "20-pv".to_owned(), why: "pv: silent for 60 s".to_owned() };
+        assert_eq!(judged("quiet", None, &quiet), Verdict::Lost(lost));
+    }
+
+    #[test]
+    fn what_else_is_wrong_is_never_tried_again() {
+        let steps = ("steps", LOST);
+        for (name, fault, files) in [
+            ("qemu", Some("QEMU ended"), vec![steps]),
+            ("kernel", None, vec![steps, ("dmesg", "[1.0] BUG: Bad page map\n")]),
+            ("log", None, vec![steps, ("xen-blockd.log", "level=error disk=1\n")]),
+            ("store", None, vec![steps, ("syslog", "xenstored: thread 'main' panicked\n")]),
+            ("ended", None, vec![steps, ("ended", "xenstored\n")]),
+            ("wrong", None, vec![("steps", "STEP 10-start ok 1.0 s\nSTEP 20-pv FAIL 1 is not 2\n")]),
+            ("later", None, vec![("steps", "STEP 10-start FAIL why\nSTEP 20-pv LOST pv: silent\n")]),
+            ("missing", None, vec![("steps", "STEP 10-start ok 1.0 s\n")]),
+            ("went on", None, vec![("steps", &format!("{LOST}STEP 30-block ok 1.0 s\n"))]),
+        ] {
+            assert_eq!(judged(name, fault, &files), Verdict::Failed, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_boot_whose_steps_are_all_ok_has_held() {
+        let steps = [("steps", "STEP 10-start ok 1.0 s\nSTEP 20-pv ok 2.0 s\n")];
+        assert_eq!(judged("held", None, &steps), Verdict::Held);
+        assert_eq!(judged("held-not", Some("QEMU ended"), &steps), Verdict::Failed);
+    }
+}
