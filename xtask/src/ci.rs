@@ -1,132 +1,131 @@
-//! Everything that a change must pass. Each step prints its name first and its duration after.
+//! Everything that a change must pass. Each step prints its name first and its duration after; all durations are in
+//! `target/ci.json`.
 
-use crate::Result;
-use crate::workspace::cargo;
-use std::process::{Command, ExitCode};
-use std::time::Instant;
+use crate::workspace::{Workspace, cargo};
+use crate::{Result, xen};
+use serde_json::{Value, json};
+use std::fs;
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
 
-/// A step: its name, its environment, and what cargo is told; `+nightly` first for that toolchain's.
+/// One thing that a change must pass.
 struct Step {
     name: &'static str,
     environment: &'static [(&'static str, &'static str)],
+    /// The arguments of cargo; `+nightly` first for that toolchain's.
     arguments: &'static [&'static str],
 }
 
 /// A test that is skipped fails.
 const NO_SKIPS: &[(&str, &str)] = &[("CI", "true")];
 
-/// The steps, cheapest first.
-const STEPS: &[Step] = &[
-    Step { name: "fmt", environment: &[], arguments: &["fmt", "--all", "--check"] },
-    Step {
-        name: "fmt-fuzz",
-        environment: &[],
-        arguments: &["fmt", "--manifest-path", "fuzz/Cargo.toml", "--check"],
-    },
-    Step {
-        name: "fmt-guest",
-        environment: &[],
-        arguments: &["fmt", "--manifest-path", "tests/xen/guest/Cargo.toml", "--check"],
-    },
-    Step { name: "tidy", environment: &[], arguments: &["xtask", "tidy"] },
-    Step {
-        name: "clippy",
-        environment: &[],
-        arguments: &[
-            "clippy",
-            "--workspace",
-            "--all-targets",
-            "--",
-            "--warn=clippy::too_many_lines",
-            "--deny=warnings",
-        ],
-    },
+/// The guest of the conformance suite, a workspace of its own.
+const GUEST: &str = "tests/xen/guest/Cargo.toml";
+/// The lint of functions that are too long.
+const TOO_LONG: &str = "--warn=clippy::too_many_lines";
+
+/// The steps, cheapest first. Those of one stage run side by side, as each keeps one processor busy.
+const STAGES: &[&[Step]] = &[
+    &[step("fmt", &["fmt", "--all", "--check"])],
+    &[step("fmt-fuzz", &["fmt", "--manifest-path", "fuzz/Cargo.toml", "--check"])],
+    &[step("fmt-guest", &["fmt", "--manifest-path", GUEST, "--check"])],
+    &[step("tidy", &["xtask", "tidy"])],
+    &[step("deny", &["deny", "check", "bans", "licenses", "sources"])],
+    &[step(
+        "clippy",
+        &["clippy", "--workspace", "--all-targets", "--", TOO_LONG, "--deny=warnings"],
+    )],
     // A workspace of its own, which the step before does not reach.
-    Step {
-        name: "clippy-fuzz",
-        environment: &[],
-        arguments: &[
+    &[step(
+        "clippy-fuzz",
+        &[
             "clippy",
             "--manifest-path",
             "fuzz/Cargo.toml",
             "--locked",
             "--",
-            "--warn=clippy::too_many_lines",
+            TOO_LONG,
             "--deny=warnings",
         ],
-    },
-    Step {
-        name: "clippy-guest",
-        environment: &[],
-        arguments: &[
+    )],
+    &[step(
+        "clippy-guest",
+        &[
             "clippy",
             "--manifest-path",
-            "tests/xen/guest/Cargo.toml",
+            GUEST,
             "--release",
             "--target-dir",
             "target/xen-lab/guest-build",
             "--locked",
             "--",
-            "--warn=clippy::too_many_lines",
+            TOO_LONG,
             "--deny=warnings",
         ],
-    },
-    Step {
+    )],
+    &[step("rust-version", &["xtask", "rust-version"])],
+    &[Step {
         name: "doc",
         environment: &[("RUSTDOCFLAGS", "-D warnings")],
         arguments: &["doc", "--workspace", "--no-deps"],
-    },
-    Step { name: "test", environment: NO_SKIPS, arguments: &["test", "--workspace"] },
-    // Shared memory, by the rules of Rust's memory model.
-    Step {
-        name: "miri",
-        environment: &[],
-        arguments: &[
-            "+nightly",
+    }],
+    &[Step { name: "test", environment: NO_SKIPS, arguments: &["test", "--workspace"] }],
+    // Every program that the steps after it run.
+    &[step("build", &["build", "--release", "--workspace", "--bins", "--exclude", "xtask"])],
+    &[
+        // Shared memory, by the rules of Rust's memory model.
+        step(
             "miri",
-            "test",
-            "--package",
-            "xen",
-            "--package",
-            "xen-io",
-            "--lib",
-        ],
-    },
-    // A minute of fio, while the backend is killed.
-    Step {
-        name: "test-long",
-        environment: NO_SKIPS,
-        arguments: &["test", "--package", "xen-block", "--test", "hosted", "--", "--ignored"],
-    },
-    Step { name: "fuzz", environment: &[], arguments: &["xtask", "fuzz", "--seconds", "15"] },
-    Step { name: "sim", environment: &[], arguments: &["xtask", "sim", "--seeds", "1000"] },
-    Step {
-        name: "demo-xb",
-        environment: &[],
-        arguments: &["run", "--release", "--bin", "xb", "--", "demo", "--within", "15"],
-    },
-    Step {
-        name: "bench",
-        environment: &[],
-        arguments: &["xtask", "bench", "store", "--quick", "--daemons", "ours,echo"],
-    },
-    Step {
-        name: "bench-platform",
-        environment: &[],
-        arguments: &["xtask", "bench", "platform", "--quick"],
-    },
-    Step {
-        name: "bench-block",
-        environment: &[],
-        arguments: &["xtask", "bench", "block", "--quick"],
-    },
-    Step {
-        name: "bench-xb",
-        environment: &[],
-        arguments: &["xtask", "bench", "xb", "--quick"],
-    },
-    Step { name: "xen", environment: &[], arguments: &["xtask", "xen"] },
+            &[
+                "+nightly",
+                "miri",
+                "test",
+                "--package",
+                "xen",
+                "--package",
+                "xen-io",
+                "--lib",
+            ],
+        ),
+        step("fuzz", &["xtask", "fuzz", "--seconds", "15"]),
+    ],
+    &[
+        // A minute of fio, while the backend is killed.
+        Step {
+            name: "test-long",
+            environment: NO_SKIPS,
+            arguments: &["test", "--package", "xen-block", "--test", "hosted", "--", "--ignored"],
+        },
+        step("sim", &["xtask", "sim", "--seeds", "1000"]),
+    ],
+    &[step("demo", &["run", "--release", "--bin", "xb", "--", "demo", "--within", "15"])],
+    &[step("bench-store", &["xtask", "bench", "store", "--quick", "--daemons", "ours,echo"])],
+    &[step("bench-platform", &["xtask", "bench", "platform", "--quick"])],
+    &[step("bench-block", &["xtask", "bench", "block", "--quick"])],
+    &[step("bench-xb", &["xtask", "bench", "xb", "--quick"])],
+    &[step("xen", &["xtask", "xen"])],
 ];
+
+/// A step without an environment of its own.
+const fn step(name: &'static str, arguments: &'static [&'static str]) -> Step {
+    Step { name, environment: &[], arguments }
+}
+
+/// The end of a step.
+struct Outcome {
+    name: &'static str,
+    passed: bool,
+    took: Duration,
+}
+
+impl Outcome {
+    fn line(&self) -> String {
+        let word = if self.passed { "passed" } else { "FAILED" };
+        format!("{:14} {word} in {:6.1} s", self.name, self.took.as_secs_f64())
+    }
+}
 
 impl Step {
     fn command(&self) -> Command {
@@ -142,38 +141,103 @@ impl Step {
         command.args(arguments).envs(self.environment.iter().copied());
         command
     }
+
+    /// Runs it; what it prints goes to `log`, or is seen as it comes where there is none.
+    fn run(&self, log: Option<&Path>) -> Result<Outcome> {
+        println!("==> {}: cargo {}", self.name, self.arguments.join(" "));
+        let mut command = self.command();
+        if let Some(log) = log {
+            let log = fs::File::create(log)?;
+            command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        }
+        let start = Instant::now();
+        let passed = command.status()?.success();
+        Ok(Outcome { name: self.name, passed, took: start.elapsed() })
+    }
 }
 
 /// Prints the steps.
 pub(crate) fn list() -> ExitCode {
-    for step in STEPS {
-        println!("{:12} cargo {}", step.name, step.arguments.join(" "));
+    for step in STAGES.iter().copied().flatten() {
+        println!("{:14} cargo {}", step.name, step.arguments.join(" "));
     }
     ExitCode::SUCCESS
 }
 
 /// Runs the named steps, or all; all of them even where one fails, so that one run tells all.
 pub(crate) fn run(names: &[&str]) -> Result<ExitCode> {
-    if let Some(name) = names.iter().find(|name| STEPS.iter().all(|step| step.name != **name)) {
+    let known = |name: &&&str| STAGES.iter().copied().flatten().all(|step| step.name != **name);
+    if let Some(name) = names.iter().find(known) {
         return Err(format!("there is no step {name:?}; `ci --list` lists them").into());
     }
+    let target = Workspace::load()?.target;
+    let began = (Instant::now(), SystemTime::now());
     let mut outcomes = Vec::new();
-    for step in STEPS.iter().filter(|step| names.is_empty() || names.contains(&step.name)) {
-        println!("==> {}: cargo {}", step.name, step.arguments.join(" "));
-        let start = Instant::now();
-        let passed = step.command().status()?.success();
-        let line = format!(
-            "{:12} {} in {:.1} s",
-            step.name,
-            if passed { "passed" } else { "FAILED" },
-            start.elapsed().as_secs_f64()
-        );
-        println!("==> {line}");
-        outcomes.push((passed, line));
+    for stage in STAGES {
+        let wanted = |step: &&Step| names.is_empty() || names.contains(&step.name);
+        let stage: Vec<&Step> = stage.iter().filter(wanted).collect();
+        match stage.as_slice() {
+            [] => {}
+            [step] => {
+                let outcome = step.run(None)?;
+                println!("==> {}", outcome.line());
+                outcomes.push(outcome);
+            }
+            steps => outcomes.extend(side_by_side(steps, &target)?),
+        }
     }
+    let flaky = xen::flaky(&target, began.1);
+    report(&target, &mut outcomes, &flaky, began.0.elapsed())?;
+    Ok(ExitCode::from(u8::from(outcomes.iter().any(|outcome| !outcome.passed))))
+}
+
+/// Runs steps at once; what each of them has printed is shown when it ends.
+fn side_by_side(steps: &[&Step], target: &Path) -> Result<Vec<Outcome>> {
+    let logs = target.join("ci");
+    fs::create_dir_all(&logs)?;
+    let printer = Mutex::new(());
+    let run = |step: &Step| -> Result<Outcome> {
+        let log = logs.join(format!("{}.log", step.name));
+        let outcome = step.run(Some(&log))?;
+        let said = fs::read(&log)?;
+        let _alone = printer.lock().unwrap_or_else(PoisonError::into_inner);
+        print!("{}", String::from_utf8_lossy(&said));
+        println!("==> {}", outcome.line());
+        Ok(outcome)
+    };
+    std::thread::scope(|scope| {
+        let run = &run;
+        let threads: Vec<_> = steps.iter().map(|step| scope.spawn(move || run(step))).collect();
+        let ended = threads.into_iter().map(|thread| thread.join());
+        ended.map(|end| end.map_err(|_| "a step's thread has panicked")?).collect()
+    })
+}
+
+/// Prints all steps, the longest first and those that failed last, and what was flaky; writes `ci.json`.
+fn report(
+    target: &Path,
+    outcomes: &mut [Outcome],
+    flaky: &[Value],
+    took: Duration,
+) -> Result<()> {
+    outcomes.sort_by_key(|outcome| (!outcome.passed, std::cmp::Reverse(outcome.took)));
     println!();
-    for (_, line) in &outcomes {
-        println!("{line}");
+    for outcome in outcomes.iter() {
+        println!("{}", outcome.line());
     }
-    Ok(ExitCode::from(u8::from(outcomes.iter().any(|(passed, _)| !passed))))
+    xen::print_flaky(flaky);
+    let steps = outcomes.iter().map(|outcome| {
+        let seconds = outcome.took.as_secs_f64();
+        json!({"name": outcome.name, "passed": outcome.passed, "seconds": seconds})
+    });
+    let whole = json!({
+        "passed": outcomes.iter().all(|outcome| outcome.passed),
+        "seconds": took.as_secs_f64(),
+        "steps": steps.collect::<Vec<_>>(),
+        "flaky": flaky,
+    });
+    let file = target.join("ci.json");
+    fs::write(&file, serde_json::to_string_pretty(&whole)? + "\n")?;
+    println!("{:.0} s; {}", took.as_secs_f64(), file.display());
+    Ok(())
 }

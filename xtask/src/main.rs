@@ -7,6 +7,7 @@
 //! | `bench` | builds and runs the benches |
 //! | `fuzz` | builds the fuzz targets and runs each for a while |
 //! | `sim` | builds the simulator and runs it over many seeds |
+//! | `toolchain` | the build with the Rust version that the manifest states |
 //! | `workspace` | what cargo knows about the workspace |
 //! | `xen` | real Xen under QEMU, with stock Linux guests |
 
@@ -15,6 +16,7 @@ mod ci;
 mod fuzz;
 mod sim;
 mod tidy;
+mod toolchain;
 mod workspace;
 mod xen;
 
@@ -28,6 +30,7 @@ cargo xtask COMMAND
 
   ci [STEP...]            what every change must pass; without STEP, all of it
   tidy                    file lengths, words, lints, dependencies, links
+  rust-version            builds with the Rust version that Cargo.toml states
   bench store [OPTION...] our xenstored beside Debian's daemons; --help lists the options
   bench block [OPTION...] our block devices beside io_uring and qemu-nbd; --help lists the options
   bench platform WHAT     hosted domains beside what the machine costs: speed, create [COUNT]
@@ -46,6 +49,7 @@ fn main() -> ExitCode {
         ["ci", "--list"] => Ok(ci::list()),
         ["ci", steps @ ..] => ci::run(steps),
         ["tidy"] => tidy::run(),
+        ["rust-version"] => toolchain::run(),
         ["bench", "store", options @ ..] => bench::store(options),
         ["bench", "block", options @ ..] => bench::block(options),
         ["bench", "platform", options @ ..] => bench::platform(options),

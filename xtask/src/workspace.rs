@@ -13,6 +13,8 @@ pub(crate) struct Workspace {
     pub(crate) target: PathBuf,
     /// Its packages.
     pub(crate) packages: Vec<Package>,
+    /// The version of Rust that its packages state.
+    pub(crate) rust_version: String,
 }
 
 /// One package.
@@ -55,7 +57,11 @@ impl Workspace {
                 Package::new(package, folder)
             })
             .collect();
-        Ok(Self { target: text(&all, "target_directory").into(), root, packages })
+        let mut stated = list(&all, "packages").iter().map(|one| text(one, "rust_version"));
+        let rust_version = stated.find(|stated| !stated.is_empty());
+        let rust_version = rust_version.ok_or("no package states its rust-version")?;
+        let target = text(&all, "target_directory").into();
+        Ok(Self { root, target, packages, rust_version })
     }
 }
 

@@ -191,7 +191,9 @@ mod tests {
     }
 
     fn faults(packages: Vec<Package>) -> Vec<String> {
-        let workspace = Workspace { root: "/".into(), target: "/".into(), packages };
+        let rust_version = "1.95".to_owned();
+        let workspace =
+            Workspace { root: "/".into(), target: "/".into(), packages, rust_version };
         let mut findings = Findings::default();
         for package in &workspace.packages {
             directions(&workspace, package, &mut findings);
