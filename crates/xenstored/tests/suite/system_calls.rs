@@ -1,8 +1,6 @@
 //! What the daemon asks of the kernel, as strace sees it.
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use std::process::Command;
 
 /// How many requests arrive together. Their answers are some 1300 bytes.

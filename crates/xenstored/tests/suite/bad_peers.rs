@@ -1,8 +1,6 @@
 //! What one client does wrong, no other notices.
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use std::os::unix::net::UnixStream;
 use std::process::Command;
 

@@ -1,8 +1,6 @@
 //! The commands of CONTROL that are about the daemon.
 
-mod common;
-
-use common::*;
+use crate::common::*;
 
 #[test]
 fn the_daemons_commands_answer() {

@@ -1,5 +1,4 @@
 //! A daemon in a directory of its own, and a client that sends what it is told.
-#![allow(dead_code, reason = "each test program uses a part of it")]
 
 use rustix::process::{Pid, Signal, kill_process};
 use std::ffi::OsStr;
