@@ -6,7 +6,7 @@
 //! they do not allow becomes an error value in the device's `error` node.
 //!
 //! A driver implements [`Driver`], for either end; a [`Bus`] watches the store and calls it.
-//! `docs/device-model.md` shows a whole device type, and is the tested example `tests/greeter.rs`.
+//! `docs/device-model.md` shows a whole device type, and is the tested example `tests/suite/greeter.rs`.
 //!
 //! | module | what it is |
 //! |---|---|

@@ -1,11 +1,8 @@
 //! Both ends of a device against the real daemon: finding each other, closing, coming back, and peers
 //! that do what they should not.
 
-#[path = "support/greeter.rs"]
-mod greeter;
-
+use crate::greeter::{Back, Front};
 use conformance::{Daemon, Kind, Options};
-use greeter::{Back, Front};
 use loopback::Host;
 use loopback::evtchn::Channels;
 use loopback::gnttab::Grants;
@@ -125,10 +122,10 @@ impl Scene {
 /// The text of docs/device-model.md is the example that these tests run.
 #[test]
 fn the_documented_example_is_this_one() {
-    let text = include_str!("../../../docs/device-model.md");
-    let code = include_str!("support/greeter.rs");
+    let text = include_str!("../../../../docs/device-model.md");
+    let code = include_str!("greeter.rs");
     let block = text.split("```rust\n").nth(1).and_then(|rest| rest.split("```").next());
-    assert_eq!(block, Some(code), "docs/device-model.md and tests/support/greeter.rs differ");
+    assert_eq!(block, Some(code), "docs/device-model.md and tests/suite/greeter.rs differ");
     assert!(code.lines().count() < 100, "a device type in under 100 lines");
 }
 
