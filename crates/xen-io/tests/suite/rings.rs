@@ -1,6 +1,4 @@
 //! Rings with both ends: order, wrap, sizes, notifications, and peers that lie.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
-#![allow(clippy::expect_used)]
 
 use loopback::Host;
 use std::time::{Duration, Instant};

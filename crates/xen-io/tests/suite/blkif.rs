@@ -1,6 +1,4 @@
 //! blkif: layouts byte by byte, round trips, and what is refused.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
-#![allow(clippy::expect_used)]
 
 use xen::GrantRef;
 use xen_io::blkif::{

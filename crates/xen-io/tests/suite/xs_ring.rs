@@ -1,11 +1,5 @@
 //! The store's end of its ring beside a guest that signals as seldom as it may: requests only where all before
 //! them were taken, room only where the ring was full. That is what Linux does (`xenbus_comms.c`).
-#![allow(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    clippy::arithmetic_side_effects,
-    clippy::panic
-)]
 
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Release, SeqCst};
 use std::sync::atomic::{AtomicBool, fence};
