@@ -2,7 +2,7 @@
 //! a naive map of paths. The bytes are the choices of the run in the core's own model test.
 #![no_main]
 
-#[path = "../../crates/xenstore-core/tests/common/mod.rs"]
+#[path = "../../crates/xenstore-core/tests/suite/common/mod.rs"]
 mod common;
 
 use libfuzzer_sys::fuzz_target;

@@ -2,7 +2,7 @@
 //! which is written so that the same is read again, and from which everybody can go.
 #![no_main]
 
-#[path = "../../crates/xenstore-core/tests/common/mod.rs"]
+#[path = "../../crates/xenstore-core/tests/suite/common/mod.rs"]
 mod common;
 
 use common::Store;

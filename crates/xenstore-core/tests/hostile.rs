@@ -1,5 +1,7 @@
-//! What a hostile guest tries against memory, time and the rules of transactions.
+//! What a hostile guest tries against memory, time and the rules of transactions. A program of its own, as it compares
+//! times, and what the whole process has in memory: tests beside it would be in both.
 
+#[path = "suite/common/mod.rs"]
 mod common;
 
 use common::Store;

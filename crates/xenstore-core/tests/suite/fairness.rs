@@ -1,8 +1,6 @@
 //! What one domain does to another: turns, their price, weights.
 
-mod common;
-
-use common::Store;
+use crate::common::Store;
 use std::time::Instant;
 use xenstore_core::limits::{HOLD_COST_US, HOLD_MAX_US, WEIGHT_DEFAULT};
 use xenstore_core::server::ConnId;

@@ -1,9 +1,9 @@
 //! A stream as the C daemon writes it: its order of records, nothing of ours, requests that wait as input.
 
-use super::common::Store;
 use super::hostile::Field::{Bytes, Four, Two};
 use super::hostile::{body, stream_of};
 use super::{dump, restore};
+use crate::common::Store;
 use xenstore_core::server::DomId;
 use xenstore_core::stream::Global;
 use xenstore_core::wire::{Header, MsgType};

@@ -1,8 +1,8 @@
 //! What one store has written, another goes on with.
 
-use super::common::model::{Choices, Reached, Seeded, reach, request};
-use super::common::{Reply, Store};
 use super::{GLOBAL, control, dump, dump_again, dump_with, full, lasting, restore, taken_over};
+use crate::common::model::{Choices, Reached, Seeded, reach, request};
+use crate::common::{Reply, Store};
 use std::collections::BTreeMap;
 use xenstore_core::limits::HOLD_MAX_US;
 use xenstore_core::server::{ConnId, DomId, Ended};

@@ -1,8 +1,6 @@
 //! What a transaction sees, when it is refused, and that none starves.
 
-mod common;
-
-use common::Store;
+use crate::common::Store;
 use xenstore_core::limits::{HOLD_MAX_US, SNAPSHOT_CHANGES, SNAPSHOT_CHANGES_MAX};
 use xenstore_core::server::{ConnId, DomId, Ended};
 use xenstore_core::wire::MsgType;

@@ -1,12 +1,10 @@
 //! The state as a stream of records: what is written is read the same, whatever else is read is refused.
 
-#[path = "../common/mod.rs"]
-mod common;
 mod foreign;
 mod hostile;
 mod same;
 
-use common::Store;
+use crate::common::Store;
 use std::collections::BTreeMap;
 use xenstore_core::server::{Config, ConnId, Restored, Server};
 use xenstore_core::stream::{Error, Global, Link};

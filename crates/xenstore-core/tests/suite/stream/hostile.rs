@@ -1,7 +1,7 @@
 //! Streams that no store has written.
 
-use super::common::Store;
 use super::{dump, dump_again, full, lasting, restore};
+use crate::common::Store;
 use xenstore_core::server::{Config, Server};
 
 /// A stream with these records behind the header.

@@ -1,9 +1,7 @@
 //! Xen's security advisories on XenStore daemons, as far as they concern the store itself: each is a test
 //! named for it. The others are in the conformance suite, through the whole daemon.
 
-mod common;
-
-use common::Store;
+use crate::common::Store;
 use xenstore_core::server::{ConnId, DomId};
 use xenstore_core::wire::MsgType;
 

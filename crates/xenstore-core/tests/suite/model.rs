@@ -2,9 +2,7 @@
 //!
 //! `MODEL_SEEDS=8000` runs that many seeds, `MODEL_SEEDS=17..18` the one that failed.
 
-mod common;
-
-use common::model::{Seeded, run};
+use crate::common::model::{Seeded, run};
 
 /// The seeds to run.
 fn seeds() -> std::ops::Range<u64> {

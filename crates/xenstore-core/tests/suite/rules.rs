@@ -1,8 +1,6 @@
 //! Watches, permissions, quotas and the life of domains.
 
-mod common;
-
-use common::Store;
+use crate::common::Store;
 use xenstore_core::server::{Config, ConnId, DomId, Ended, Orphans};
 use xenstore_core::wire::{Header, MsgType};
 

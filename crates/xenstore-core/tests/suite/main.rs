@@ -1,0 +1,9 @@
+//! The store without I/O: its rules, transactions, turns, its state as a stream, and a model of it.
+
+mod common;
+mod fairness;
+mod model;
+mod rules;
+mod stream;
+mod transactions;
+mod xsa;
