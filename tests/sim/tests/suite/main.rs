@@ -1,0 +1,5 @@
+//! The simulator: its first seeds, the conformance of its hypervisor, and what weights of domains do.
+
+mod platform;
+mod seeds;
+mod weights;
