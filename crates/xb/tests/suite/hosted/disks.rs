@@ -1,6 +1,6 @@
 //! Disks of guests that run: attached, detached, resized, mounted.
 
-use crate::support::Host;
+use super::support::Host;
 use serde_json::json;
 use std::process::{Command, Stdio};
 

@@ -15,7 +15,7 @@ fn read(text: &str, syntax: Syntax) -> Result<(Description, Vec<String>), String
 
 /// The disk strings that the Xen lab compares with what `xl` makes of them, one a line.
 fn compared(text: &str) -> bool {
-    include_str!("disk-strings")
+    include_str!("../disk-strings")
         .lines()
         .any(|line| line.replace("\\t", "\t").replace("\\n", "\n") == text)
 }

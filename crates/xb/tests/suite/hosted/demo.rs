@@ -1,6 +1,6 @@
 //! The demo, wherever it runs.
 
-use crate::support::{Host, XB};
+use super::support::{Host, XB};
 use std::process::Command;
 
 /// Runs a shell command in a mount namespace of its own, as root.

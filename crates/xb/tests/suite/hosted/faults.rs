@@ -1,7 +1,7 @@
 //! Bad input and faults: a sentence that helps, an exit code that is not 0, and nothing left behind.
 
-use crate::support::{Host, XB};
-use crate::traces::entries;
+use super::support::{Host, XB};
+use super::traces::entries;
 use serde_json::json;
 use std::process::{Command, Stdio};
 use std::time::Duration;

@@ -1,6 +1,6 @@
 //! How guests end, what follows, and who is told.
 
-use crate::support::Host;
+use super::support::Host;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use std::process::Stdio;
@@ -136,7 +136,7 @@ fn the_logs_of_guests_that_ended_long_ago_are_dropped() {
     let config = host.config("web", "extra = \"exec sleep 1000\"");
     host.ok(&["create", &config]);
     host.until("the oldest are gone", || {
-        (crate::traces::entries(&guests).len() == 257).then_some(())
+        (super::traces::entries(&guests).len() == 257).then_some(())
     });
     assert!(!guests.join("old0").exists() && guests.join("old299").exists());
     assert!(guests.join("web/log").exists(), "who runs keeps its log");
@@ -160,14 +160,14 @@ fn a_log_is_bounded_and_all_that_comes_is_shown() {
     // It was set aside twice meanwhile, at half a second or more from the time before.
     let printed: Vec<u32> = (1..=5).flat_map(|n| n * 100_000..=n * 100_000 + 80_000).collect();
     assert!(numbers == printed, "{} of {} lines", numbers.len(), printed.len());
-    let sizes = crate::traces::entries(&host.path("h/guests/chatty"));
+    let sizes = super::traces::entries(&host.path("h/guests/chatty"));
     let all: u64 = sizes.iter().map(|path| path.metadata().unwrap().len()).sum();
     assert!(all < 3 << 20, "{all} bytes of a log that was 2.8 MB");
     // On a terminal nothing moves its cursor.
     let config = host.config("wild", "extra = \"printf '\\\\033[2Jred\\\\n'\"");
     host.ok(&["create", &config]);
     host.until_log("wild", "\u{1b}[2Jred\n");
-    let line = format!("{} --host {} log wild", crate::support::XB, host.path("h").display());
+    let line = format!("{} --host {} log wild", super::support::XB, host.path("h").display());
     let output =
         std::process::Command::new("script").args(["-qec", &line, "/dev/null"]).output().unwrap();
     let shown = String::from_utf8_lossy(&output.stdout);

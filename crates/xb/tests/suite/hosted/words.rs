@@ -1,6 +1,6 @@
 //! What programs read: JSON, exit codes, and arguments that would have no effect.
 
-use crate::support::Host;
+use super::support::Host;
 use serde_json::{Value, json};
 
 #[test]

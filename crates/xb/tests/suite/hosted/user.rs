@@ -1,7 +1,7 @@
 //! An ordinary user: does what can be done, and is told what not.
 
-use crate::demo::{apart, writes_and_compares};
-use crate::support::{Host, XB};
+use super::demo::{apart, writes_and_compares};
+use super::support::{Host, XB};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};

@@ -1,6 +1,6 @@
 //! A host for a test: `xb` run as anybody runs it, and everything of it gone at the end.
 
-use crate::traces::{self, Traces};
+use super::traces::{self, Traces};
 use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::sync::Once;

@@ -1,6 +1,6 @@
 //! Ctrl-C at each step, and waits with an end.
 
-use crate::support::Host;
+use super::support::Host;
 use rustix::process::{Pid, Signal, kill_process};
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::ExitStatusExt;
