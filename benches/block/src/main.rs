@@ -21,7 +21,7 @@ mod memory;
 mod nbd;
 mod report;
 mod ring;
-#[path = "../../../crates/xen-block/tests/support/mod.rs"]
+#[path = "../../../crates/xen-block/tests/suite/support.rs"]
 mod support;
 mod table;
 

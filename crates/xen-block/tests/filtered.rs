@@ -1,6 +1,7 @@
 //! A backend behind its system-call filter serves every kind of disk: a call that it needs and may not make
-//! would end this process.
+//! would end this process, which therefore has no other tests.
 
+#[path = "suite/support.rs"]
 mod support;
 
 use rustix::event::{PollFd, PollFlags, poll};

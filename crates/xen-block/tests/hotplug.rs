@@ -1,5 +1,6 @@
 //! The hotplug script of disks on Xen, as libxl calls it: with Debian's `xenstore-read` and `xenstore-write`, and a
-//! store of ours behind them.
+//! store of ours behind them. A program of its own: a process that another test starts has, for a moment, what is open in
+//! these, and its locks, which the script would find taken.
 
 use conformance::{Daemon, Kind, Peers};
 use std::path::{Path, PathBuf};

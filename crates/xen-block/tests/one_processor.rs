@@ -1,6 +1,8 @@
 //! A backend on one processor, where it sleeps whenever there is nothing to do: how many system calls requests of one
-//! frontend cost. In a PV domain each is two switches of page tables.
+//! frontend cost. In a PV domain each is two switches of page tables. A program of its own, as tests beside it would keep
+//! the processor and the disk from it, and a backend that waits longer makes more calls.
 
+#[path = "suite/support.rs"]
 mod support;
 
 use rustix::event::{PollFd, PollFlags, poll};

@@ -1,11 +1,9 @@
 //! A block device with sectors of 4096 bytes: a loop device, which only root can make.
 
-mod support;
-
+use crate::support::{Scene, Setup, device};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use support::{Scene, Setup, device};
 use xen_block::disk::DiskAccess;
 use xen_block::disk::file::{Cache, File, Options, Way};
 use xen_block::front::{Part, Want};

@@ -10,15 +10,13 @@
 //! there is told by strace (`qcow2.rs`), so tables and data are lost in parts as a crash would lose them.
 
 mod qcow2;
-#[path = "../support/mod.rs"]
-mod support;
 
+use crate::support::{Scene, Setup};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::rc::Rc;
-use support::{Scene, Setup};
 use xen_block::back::OpenDisk;
 use xen_block::disk::memory::Memory;
 use xen_block::disk::{Disk, Finished, Geometry, Io, Op};

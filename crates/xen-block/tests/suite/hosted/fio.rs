@@ -1,7 +1,7 @@
 //! `fio`: the machine's, or Debian's package, downloaded with the machine's own `apt-get` and unpacked into
 //! `target/fio`, never installed.
 
-use crate::host::has;
+use super::host::has;
 use conformance::peers::target_dir;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};

@@ -1,6 +1,6 @@
 //! A host of real processes: broker, store, block backend; guests with disks.
 
-use crate::guest;
+use super::guest;
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs::File;
@@ -269,7 +269,7 @@ impl Guest {
         config.files = Files::System;
         config.devices = devices;
         config.memory_max_kib = 256 << 10;
-        let args = ["guest", "role", "--exact", "--nocapture", "--test-threads=1"];
+        let args = ["guest", "hosted::role", "--exact", "--nocapture", "--test-threads=1"];
         config.args = args.map(OsString::from).to_vec();
         config.env = vec![
             format!("{}=1", guest::ROLE).into(),

@@ -1,13 +1,11 @@
 //! Images and servers of others: what is written through a device, QEMU's tools find, and the other way
 //! round.
 
-mod support;
-
+use crate::support::{self, Scene, Setup, device};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output};
 use std::time::{Duration, Instant};
-use support::{Scene, Setup, device};
 use xen_block::front::{Completion, Part, Want};
 use xen_io::blkif::Status;
 use xenbus::{State, toolstack};

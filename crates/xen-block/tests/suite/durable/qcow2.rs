@@ -111,7 +111,7 @@ fn traced(workload: &Workload, folder: &Path) -> Option<(Vec<u8>, Vec<Happened>)
         .arg("-o")
         .arg(&log)
         .arg(std::env::current_exe().unwrap())
-        .args(["--exact", "qcow2::writes_transactions", "--ignored"])
+        .args(["--exact", "durable::qcow2::writes_transactions", "--ignored"])
         .env(FOLDER, folder)
         .output()
         .unwrap();

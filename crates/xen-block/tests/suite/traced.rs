@@ -4,12 +4,10 @@
 //! strace shows the calls of the threads (`preadv`, `pwritev`, `fdatasync`). What goes through io_uring is
 //! no system call of the process; there the kernel's own completion of `IORING_OP_FSYNC` is the answer.
 
-mod support;
-
+use crate::support::{Scene, Setup};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use support::{Scene, Setup};
 use xen_block::disk::DiskAccess;
 use xen_block::disk::file::{Cache, File, Options, Way};
 use xen_block::disk::target::Target;
@@ -66,7 +64,7 @@ fn steps(name: &str, make: impl FnOnce(&Path)) -> Option<Vec<&'static str>> {
         .arg("-o")
         .arg(&log)
         .arg(std::env::current_exe().unwrap())
-        .args(["--exact", "writes_flushes_and_says_so", "--ignored"])
+        .args(["--exact", "traced::writes_flushes_and_says_so", "--ignored"])
         .env(FILE, &file)
         .output()
         .unwrap();

@@ -1,10 +1,8 @@
 //! Advisories on block rings and backends, each a test: what a hostile guest does costs it its own device
 //! or nothing, and what a hostile backend does costs the guest that device.
 
-mod support;
-
+use crate::support::{self, GUEST, ID, Scene, Setup, device};
 use std::time::Instant;
-use support::{GUEST, ID, Scene, Setup, device};
 use xen::DomId;
 use xen::evtchn::EventChannels;
 use xen::gnttab::{Access, GrantMap, GrantOffer, Offered};

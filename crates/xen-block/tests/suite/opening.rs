@@ -1,14 +1,12 @@
 //! Disks that take long to open, and frontends that have theirs opened again and again: the loop that serves the
 //! others does not wait for them.
 
-mod support;
-
+use crate::support::{ID, Scene, Setup, device};
 use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use support::{ID, Scene, Setup, device};
 use xen_block::back::{Job, Open};
 use xen_block::disk::Disk;
 use xen_block::disk::memory::Memory;

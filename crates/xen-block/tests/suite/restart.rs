@@ -1,13 +1,11 @@
 //! A backend that is killed and started again: its guest notices nothing, no request is lost, none is
 //! answered twice.
 
-mod support;
-
+use crate::support::{self, GUEST, ID, Scene, Setup, device, server};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::rc::Rc;
-use support::{GUEST, ID, Scene, Setup, device, server};
 use xen::evtchn::EventChannels;
 use xen::{DomId, Port};
 use xen_block::back::{self, OpenDisk};

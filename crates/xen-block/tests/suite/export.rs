@@ -1,13 +1,11 @@
 //! A guest's device as an NBD server: QEMU's tools use it, and clients that send nonsense end alone.
 
-mod support;
-
+use crate::support::{self, ID, Scene, Setup};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Instant;
-use support::{ID, Scene, Setup};
 use xen_block::disk::memory::Memory;
 use xen_block::front::export::Export;
 

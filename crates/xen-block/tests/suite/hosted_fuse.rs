@@ -1,14 +1,12 @@
 //! The files of a guest's devices, in FUSE's own messages: a socket pair in place of the kernel, and behind
 //! them a frontend and our backend in one thread.
 
-mod support;
-
+use crate::support::{self, ID, Scene, Setup, device};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair,
 };
 use std::os::fd::OwnedFd;
-use support::{ID, Scene, Setup, device};
 use xen_block::disk::memory::Memory;
 use xen_block::disk::{Disk, Finished, Geometry, Io, Op};
 use xen_block::front::fuse::Fuse;

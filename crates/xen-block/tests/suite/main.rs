@@ -1,0 +1,15 @@
+//! Block devices: both ends on one machine, images, crashes, advisories, and hosted guests with the real processes.
+
+mod device;
+mod driver_domain;
+mod durable;
+mod export;
+mod hosted;
+mod hosted_fuse;
+mod images;
+mod large_sectors;
+mod opening;
+mod restart;
+mod support;
+mod traced;
+mod xsa;
