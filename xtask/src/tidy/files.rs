@@ -28,7 +28,7 @@ const UNSAFE_ALLOWED: &[&str] = &[
     // Hosted: mappings of arenas, namespaces, capabilities; a hostile guest.
     "crates/xen-hosted/src/map.rs",
     "crates/xen-hosted/src/sys.rs",
-    "crates/xen-hosted/tests/support/raw.rs",
+    "crates/xen-hosted/tests/suite/support/raw.rs",
     // io_uring: what is submitted must stay in place.
     "crates/xenstored/src/sends.rs",
     // The test bed maps a file as a domain's ring page.

@@ -5,8 +5,8 @@
 //! on: to this test, which is then domain 0 and a guest, or to another domain, whose sandbox
 //! then has the whole case in it.
 
-mod support;
-
+use crate::support::puppet::Puppet;
+use crate::support::{self, Host, WITHIN, playing, this_program};
 use conformance::platform::{self, Party, life};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -15,8 +15,6 @@ use rustix::net::{
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use support::puppet::Puppet;
-use support::{Host, WITHIN, playing, this_program};
 use xen::domctl::{DomainControl, RunState};
 use xen::domwatch::ShutdownReason;
 use xen::evtchn::{EventChannels, Status, Virq};
@@ -26,23 +24,8 @@ use xen_hosted::domain::Lack;
 use xen_hosted::domctl::{Accounts, Control, Created, Descriptors};
 use xen_hosted::{HostDir, Platform, Role};
 
-/// Plays what the environment says; not a test of its own.
-#[test]
-fn role() {
-    let Some(role) = support::role() else { return };
-    match role.as_str() {
-        "lender" => lend(),
-        "borrower" => borrow(),
-        "puppet" => std::process::exit(support::actor::play()),
-        "mapper" => map_without_calls(),
-        "sleeper" => rustix::event::pause(),
-        other => panic!("no role {other:?}"),
-    }
-    std::process::exit(0);
-}
-
 /// Maps and unmaps a page that it has mapped once, as a backend, and may make no system call meanwhile.
-fn map_without_calls() {
+pub(crate) fn map_without_calls() {
     let number = |name: &str| std::env::var(name).unwrap().parse::<u16>().unwrap();
     let (of, grant) = (DomId(number("DOMID")), GrantRef(number("GRANT").into()));
     let host = HostDir::new(std::env::var_os(support::DIR).unwrap());
@@ -54,14 +37,14 @@ fn map_without_calls() {
 }
 
 /// Hands the socket to the broker on, and stays until nobody has any use for it.
-fn lend() {
+pub(crate) fn lend() {
     let stdin = std::io::stdin();
     pass(stdin.as_fd(), support::raw::socket());
     assert_eq!(rustix::io::read(stdin, &mut [0]), Ok(0));
 }
 
 /// Runs each case with itself and who lends it a socket; says what came of each.
-fn borrow() {
+pub(crate) fn borrow() {
     let stdin = std::io::stdin();
     let own = Platform::guest().unwrap();
     let lent = Platform::over(passed(stdin.as_fd())).unwrap();
@@ -248,7 +231,7 @@ fn a_page_is_mapped_and_unmapped_without_a_system_call() {
     let mut guest = Puppet::start(&host);
     let grant = guest.ask("offer 0");
     let mapper = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["role", "--exact", "--nocapture", "--test-threads=1"])
+        .args(support::PLAYING)
         .env(support::ROLE, "mapper")
         .env(support::DIR, host.host().path())
         .envs([("DOMID", guest.domid().to_string()), ("GRANT", grant)])

@@ -1,13 +1,11 @@
 //! A whole host: broker, the real daemon, sandboxed domains that reach it over their rings.
 
-mod support;
-
+use crate::support::puppet::Puppet;
+use crate::support::{self, Host, create, ended, introduce};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
-use support::puppet::Puppet;
-use support::{Host, create, ended, introduce};
 use xen::domctl::{DomainControl, RunState};
 use xen::domwatch::ShutdownReason;
 use xen_hosted::domain::Lack;
@@ -15,25 +13,8 @@ use xen_hosted::domctl::{Control, Created};
 use xenstore::Store;
 use xenstore_core::wire::MsgType;
 
-/// Plays what the environment says; not a test of its own.
-#[test]
-fn role() {
-    let Some(role) = support::role() else { return };
-    let status = match role.as_str() {
-        "store" => {
-            let _ = support::play_store();
-            1
-        }
-        "puppet" => support::actor::play(),
-        "reader" => reader(),
-        "reboot" => 0x41,
-        other => panic!("no role {other:?}"),
-    };
-    std::process::exit(status);
-}
-
 /// Reads its name from the store, and writes what it has read.
-fn reader() -> i32 {
+pub(crate) fn read_name() -> i32 {
     let mut store = support::GuestStore::open();
     let (kind, value) = store.ask(MsgType::Read, b"name\0");
     assert_eq!(kind, MsgType::Read as u32, "{:?}", String::from_utf8_lossy(&value));
@@ -55,7 +36,7 @@ fn a_domain_reaches_the_store_over_its_ring() {
     let mut times = Vec::new();
     for round in 0..10 {
         let begin = Instant::now();
-        let created = create(&mut control, "reader");
+        let created = create(&mut control, "name-reader");
         let made = begin.elapsed();
         let home = format!("/local/domain/{}", created.domid);
         client.write(format!("{home}/name"), format!("guest{round}")).unwrap();
@@ -96,7 +77,7 @@ fn an_exit_status_says_why() {
 /// Reads the store from a domain of this host: the whole way once.
 fn reaches_the_store(host: &Host, control: &mut Control) -> Created {
     let mut client = host.client();
-    let created = create(control, "reader");
+    let created = create(control, "name-reader");
     let home = format!("/local/domain/{}", created.domid);
     for (node, value) in [("", ""), ("/name", "guest"), ("/data", "")] {
         client.write(format!("{home}{node}"), value).unwrap();

@@ -1,25 +1,15 @@
 //! What is asked of control groups is in them, and holds: in version 1 and in version 2, whichever the machine has. `cargo xtask xen`
 //! runs it where there is version 2 alone.
 
-mod support;
-
+use crate::support::puppet::Puppet;
+use crate::support::{self, Host, ended, playing, until};
 use std::fs;
 use std::path::{Path, PathBuf};
-use support::puppet::Puppet;
-use support::{Host, ended, playing, until};
 use xen::domctl::{DomainControl, RunState, Scheduling};
 use xen::domwatch::ShutdownReason;
 use xen::{DomId, Error};
 use xen_hosted::domain::Lack;
 use xen_hosted::domctl::Control;
-
-/// Plays what the environment says; not a test of its own.
-#[test]
-fn role() {
-    let Some(role) = support::role() else { return };
-    assert_eq!(role, "puppet");
-    std::process::exit(support::actor::play());
-}
 
 /// The groups of one domain.
 struct Groups {

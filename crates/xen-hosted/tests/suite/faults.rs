@@ -2,16 +2,14 @@
 //!
 //! `FAULT_SEEDS=17..18` runs that seed alone, `FAULT_SEEDS=0..500` more of them.
 
-mod support;
-
+use crate::support::puppet::{self, Puppet};
+use crate::support::{self, DIR, Host, ROLE, ended, entries, introduce, playing, until};
 use rustix::process::{Signal, pidfd_send_signal};
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
-use support::puppet::{self, Puppet};
-use support::{DIR, Host, ROLE, ended, entries, introduce, playing, until};
 use xen::domctl::{DomainControl, RunState};
 use xen::domwatch::{DomainEvent, DomainWatch, ShutdownReason};
 use xen::evtchn::{EventChannels, Status};
@@ -20,24 +18,8 @@ use xen::{DomId, GrantRef, Port};
 use xen_hosted::domctl::Control;
 use xen_hosted::{HostDir, Platform, Role};
 
-/// Plays what the environment says; not a test of its own.
-#[test]
-fn role() {
-    let Some(role) = support::role() else { return };
-    let status = match role.as_str() {
-        "store" => {
-            let _ = support::play_store();
-            1
-        }
-        "frontend" => play_frontend(),
-        "backend" => play_backend(),
-        other => panic!("no role {other:?}"),
-    };
-    std::process::exit(status);
-}
-
 /// Offers a page and two ports to domain 0 and goes on using them and its ring to the store.
-fn play_frontend() -> i32 {
+pub(crate) fn play_frontend() -> i32 {
     let mut store = support::GuestStore::open();
     let offered = store.offers.offer(DomId::DOM0, Access::ReadWrite).unwrap();
     let [port, other] = [(); 2].map(|()| store.channels.alloc_unbound(DomId::DOM0).unwrap());
@@ -60,7 +42,7 @@ fn play_frontend() -> i32 {
 }
 
 /// Binds and maps what the environment names, and goes on using both.
-fn play_backend() -> i32 {
+pub(crate) fn play_backend() -> i32 {
     let host = HostDir::new(std::env::var_os(DIR).unwrap());
     let number = |name: &str| std::env::var(name).unwrap().parse::<u32>().unwrap();
     let of = DomId(u16::try_from(number("DOMID")).unwrap());
@@ -93,7 +75,7 @@ impl Chance {
 fn start_backend(host: &Host, domid: DomId, offer: &[u32; 3]) -> Child {
     let [grant, port, _] = offer.map(|number| number.to_string());
     Command::new(std::env::current_exe().unwrap())
-        .args(["role", "--exact", "--nocapture", "--test-threads=1"])
+        .args(support::PLAYING)
         .env(ROLE, "backend")
         .env(DIR, host.host().path())
         .envs([("DOMID", domid.to_string().as_str()), ("GRANT", &grant), ("PORT", &port)])

@@ -1,9 +1,8 @@
 //! A whole host for tests: the broker, the real daemon, and domains whose programs are parts of the test
 //! program itself.
 //!
-//! A test program that finds a role in its environment plays it, in its test `role`, and does nothing
+//! A test program that finds a role in its environment plays it, in its test `roles::role`, and does nothing
 //! else.
-#![allow(dead_code, reason = "each test program uses a part of it")]
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -28,6 +27,8 @@ pub(crate) mod raw;
 
 /// The variable that names the role.
 pub(crate) const ROLE: &str = "XEN_HOSTED_TEST_ROLE";
+/// The arguments with which the test program plays its role.
+pub(crate) const PLAYING: [&str; 4] = ["roles::role", "--exact", "--nocapture", "--test-threads=1"];
 /// The variable that names the directory of the host.
 pub(crate) const DIR: &str = "XEN_HOSTED_TEST_DIR";
 /// How long anything may take.
@@ -132,7 +133,7 @@ impl Host {
     pub(crate) fn start_store(&mut self) {
         let log = File::create(self.dir.join("store.log")).unwrap();
         let child = Command::new(std::env::current_exe().unwrap())
-            .args(["role", "--exact", "--nocapture", "--test-threads=1"])
+            .args(PLAYING)
             .env(ROLE, "store")
             .env(DIR, &self.dir)
             .env("XENSTORED_PATH", self.socket())
@@ -208,8 +209,7 @@ pub(crate) fn terminate(child: &Child) {
 pub(crate) fn playing(role: &str) -> Config {
     let mut config = Config::default();
     config.files = Files::System;
-    let args = ["guest", "role", "--exact", "--nocapture", "--test-threads=1"];
-    config.args = args.map(OsString::from).to_vec();
+    config.args = ["guest"].into_iter().chain(PLAYING).map(OsString::from).collect();
     config.env = vec![format!("{ROLE}={role}").into()];
     config
 }
@@ -270,7 +270,8 @@ pub(crate) fn play_store() -> ExitCode {
 
 /// A guest's side of the store, over its ring.
 pub(crate) struct GuestStore {
-    pub(crate) platform: Platform,
+    /// Its socket stays open as long as this is there.
+    _platform: Platform,
     pub(crate) channels: xen_hosted::evtchn::Channels,
     pub(crate) offers: xen_hosted::gnttab::Offers,
     ring: FrontRing,
@@ -287,7 +288,7 @@ impl GuestStore {
         let mut offers = platform.offers();
         let (page, port) = platform.store_ring(&mut offers).unwrap();
         Self {
-            platform,
+            _platform: platform,
             channels,
             offers,
             ring: FrontRing::new(page),

@@ -1,13 +1,11 @@
 //! A hostile domain tries what it must not be able to do: each attempt is an error, and a neighbour does
 //! not notice.
 
-mod support;
-
+use crate::support::puppet::{self, Puppet};
+use crate::support::{self, Host, ended, entries, introduce, playing, raw, until};
 use rustix::io::Errno;
 use std::fs;
 use std::time::Instant;
-use support::puppet::{self, Puppet};
-use support::{Host, ended, entries, introduce, playing, raw, until};
 use xen::domctl::{DomainControl, RunState};
 use xen::domwatch::ShutdownReason;
 use xen::evtchn::EventChannels;
@@ -17,23 +15,6 @@ use xen_hosted::domain::Lack;
 use xen_hosted::domctl::Control;
 use xen_hosted::{Platform, Role};
 use xenstore_core::wire::MsgType;
-
-/// Plays what the environment says; not a test of its own.
-#[test]
-fn role() {
-    let Some(role) = support::role() else { return };
-    let status = match role.as_str() {
-        "store" => {
-            let _ = support::play_store();
-            1
-        }
-        "puppet" => support::actor::play(),
-        "reader" => play_reader(),
-        "flooder" => play_flooder(),
-        other => panic!("no role {other:?}"),
-    };
-    std::process::exit(status);
-}
 
 #[test]
 fn grants_are_for_one_peer_and_one_access() {
@@ -494,7 +475,7 @@ fn a_neighbour_is_as_fast_beside_a_hostile_domain_as_beside_a_harmless_one() {
 }
 
 /// Reads from the store and says how long that takes.
-fn play_reader() -> i32 {
+pub(crate) fn play_reader() -> i32 {
     let mut store = support::GuestStore::open();
     puppet::play(|words| {
         assert_eq!(words, ["p99"]);
@@ -512,7 +493,7 @@ fn play_reader() -> i32 {
 }
 
 /// Floods the store with notifications, or the broker with requests and what is none.
-fn play_flooder() -> i32 {
+pub(crate) fn play_flooder() -> i32 {
     let mut store = support::GuestStore::open();
     puppet::play(|words| {
         loop {

@@ -1,7 +1,7 @@
 //! The broker's own time and descriptors are out of a peer's reach.
 
-mod support;
-
+use crate::support::puppet::Puppet;
+use crate::support::{self, Host, cpu_time_ms};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect,
@@ -9,20 +9,10 @@ use rustix::net::{
 };
 use std::os::fd::OwnedFd;
 use std::time::Duration;
-use support::puppet::Puppet;
-use support::{Host, cpu_time_ms};
 use xen::domctl::DomainControl;
 use xen::gnttab::{Access, GrantOffer};
 use xen::{DomId, Error};
 use xen_hosted::{Platform, Role};
-
-/// Plays what the environment says; not a test of its own.
-#[test]
-fn role() {
-    let Some(role) = support::role() else { return };
-    assert_eq!(role, "puppet");
-    std::process::exit(support::actor::play());
-}
 
 /// Nothing is asked of the broker for a while: it uses no processor.
 fn rests(host: &Host, when: &str) {

@@ -1,10 +1,8 @@
 //! Shares of a processor: what weights do, and that many tasks have no more than one.
 
-mod support;
-
+use crate::support::{self, Host, playing};
 use std::fs::File;
 use std::time::Duration;
-use support::{Host, playing};
 use xen::DomId;
 use xen::domctl::{DomainControl, Scheduling};
 use xen_hosted::domctl::Control;

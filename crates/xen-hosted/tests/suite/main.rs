@@ -1,0 +1,11 @@
+//! The hosted platform: what domains can do to each other and to the broker, their bounds, faults, and the whole host.
+
+mod exhaustion;
+mod faults;
+mod host;
+mod hostile;
+mod limits;
+mod platform;
+mod roles;
+mod shares;
+mod support;
