@@ -96,7 +96,16 @@ const STAGES: &[&[Step]] = &[
         Step {
             name: "test-long",
             environment: NO_SKIPS,
-            arguments: &["test", "--package", "xen-block", "--test", "hosted", "--", "--ignored"],
+            arguments: &[
+                "test",
+                "--package",
+                "xen-block",
+                "--test",
+                "suite",
+                "hosted::",
+                "--",
+                "--ignored",
+            ],
         },
         step("sim", &["xtask", "sim", "--seeds", "1000"]),
     ],
