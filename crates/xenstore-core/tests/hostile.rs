@@ -1,5 +1,5 @@
 //! What a hostile guest tries against memory, time and the rules of transactions. A program of its own, as it compares
-//! times, and what the whole process has in memory: tests beside it would be in both.
+//! times, which the longer tests would disturb.
 
 #[path = "suite/common/mod.rs"]
 mod common;
@@ -19,13 +19,6 @@ fn simple() -> Duration {
         store.server.consume_output(conn, usize::MAX, store.now);
     }
     began.elapsed() / 1000
-}
-
-/// Bytes of this process in memory.
-fn resident() -> isize {
-    let statm = std::fs::read_to_string("/proc/self/statm").expect("Linux says so");
-    let pages = statm.split_whitespace().nth(1).expect("the second number is the resident set");
-    pages.parse::<isize>().expect("a number") * 4096
 }
 
 /// What a domain is charged for the quota `memory`.
@@ -93,29 +86,6 @@ fn the_log_of_requests_that_change_nothing_is_bounded() {
     }
     let used = memory(&mut store, 5);
     assert!(used < 2_621_440 + 8192, "a guest with a quota of 2,621,440 bytes has {used}");
-}
-
-/// An open transaction of a guest keeps old states of the whole store alive.
-#[test]
-fn an_idle_transaction_does_not_keep_the_past_of_the_store() {
-    let mut store = Store::new();
-    let dom0 = store.socket();
-    let value = "v".repeat(1000);
-    let mut keepers = Vec::new();
-    for domid in 1..=10 {
-        keepers.push(guest(&mut store, domid).0);
-    }
-    let before = resident();
-    for round in 0..100 {
-        for at in 0..200 {
-            store.write(dom0, 0, &format!("/tool/{at}"), &format!("{value}{round}")).unwrap();
-        }
-        store.start(keepers[round % 10]);
-        // A transaction may take its 10 ms, whatever happens meanwhile.
-        store.pass(11_000);
-    }
-    let grown = resident() - before;
-    assert!(grown < 8 * 1024 * 1024, "a store of 200 KB takes {grown} bytes");
 }
 
 #[test]
