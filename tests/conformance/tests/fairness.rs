@@ -1,4 +1,4 @@
-//! What guests do to domain 0's response times.
+//! Response times of domain 0 beside hostile guests. A program of its own, as tests beside it would be in the times.
 
 use conformance::{Daemon, Kind, Peer};
 use std::time::{Duration, Instant};

@@ -40,7 +40,7 @@ fn every_difference_has_its_row_and_every_row_its_test() {
     for id in &named {
         assert!(rows.contains(id.as_str()), "`{id}` has no row in docs/compatibility.md");
     }
-    let tests = files("tests", "rs").concat();
+    let tests = [files("tests", "rs"), files("tests/suite", "rs")].concat().concat();
     for id in rows {
         let quoted = format!("`{id}`");
         let known = named.contains(id) || tests.contains(&quoted);
