@@ -1,14 +1,12 @@
 //! What the tool does beyond Debian's: JSON, export, import, diff, help; and the bulk read.
 
+use crate::support::{Daemon, Folder, Peers};
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Command, Output, Stdio};
-use support::{Daemon, Folder, Peers};
 use xenstore::walk::{Options, Read as What, walk};
 use xenstore::{Client, Error, Perm, Store};
 use xenstore_core::wire::{Header, MsgType, split_message};
-
-mod support;
 
 fn tool(daemon: &Daemon, args: &[&str], stdin: &[u8]) -> Output {
     let mut child = Command::new(env!("CARGO_BIN_EXE_xenstore"))

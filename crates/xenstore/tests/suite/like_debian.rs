@@ -1,6 +1,7 @@
 //! Our tool against Debian's xenstore-utils, on the same daemon with the same contents: what they
 //! print on stdout and stderr, their exit codes, and what they leave in the store.
 
+use crate::support::{Daemon, Folder, PATIENCE, Peers};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 use std::fs::{File, OpenOptions};
@@ -8,11 +9,8 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
-use support::{Daemon, Folder, PATIENCE, Peers};
 use xenstore::walk::{Options, Read as What, walk};
 use xenstore::{Client, Error, MsgType, Perm, Store, Ticket, TransactionId};
-
-mod support;
 
 /// The invocations, shell words without quoting: `xenstore-` comes before the first unless it is
 /// `xenstore` itself. `\s` is a space within a word, `\e` an empty word.

@@ -1,14 +1,12 @@
 //! The client against real daemons: what it promises, on ours and on both of Debian's.
 
+use crate::support::{Daemon, PATIENCE, Peers};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
-use support::{Daemon, PATIENCE, Peers};
 use xenstore::transaction::{End, Retry};
 use xenstore::walk::{Options, Way, walk};
 use xenstore::{Client, Error, MsgType, Perm, Store, Ticket, TransactionId};
 use xenstore_core::wire::{self, feature};
-
-mod support;
 
 /// Runs a test on each daemon.
 fn on_each(test: impl Fn(&Daemon)) {
