@@ -117,12 +117,17 @@ impl World<'_> {
             let peer = self.peer(&step.who);
             peer.send(&bytes).map_err(|lost| lost.to_string())?;
             peer.await_replies(sent.len());
+            // All replies are taken, whatever they say: the next line has its own.
+            let mut wrong = None;
             while !sent.is_empty() {
                 let reply = self.peer(&step.who).reply(Instant::now() + REPLY_WITHIN);
                 let reply = reply.map_err(|lost| lost.to_string())?;
                 let at = sent.iter().position(|(req_id, _)| *req_id == reply.header.req_id);
                 let (_, asked) = sent.remove(at.ok_or("a reply carries a wrong req_id")?);
-                self.judge(&asked, expect, Ok(reply), other)?;
+                wrong = wrong.or(self.judge(&asked, expect, Ok(reply), other).err());
+            }
+            if let Some(why) = wrong {
+                return Err(why);
             }
         }
         Ok(())
