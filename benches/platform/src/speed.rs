@@ -4,7 +4,8 @@ use crate::Result;
 use crate::bounce::{self, fast};
 use crate::host::{Host, WITHIN, run};
 use crate::table::{Extent, Goal, Row};
-use conformance::daemon::{Daemon, Kind};
+use conformance::Purpose;
+use conformance::daemon::{Daemon, Kind, Options};
 use std::fs::File;
 use std::io::{BufRead, BufReader, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::AsFd;
@@ -149,7 +150,8 @@ fn requests(host: &Host, extent: &Extent) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     let (mut control, mut client) = (host.control()?, host.client()?);
     let store = host.store.as_ref().map_or(0, std::process::Child::id);
-    let c = Daemon::start(Kind::C);
+    let measured = Options { purpose: Purpose::Use, ..Options::default() };
+    let c = Daemon::start_with(Kind::C, &measured);
     if let Some(c) = &c {
         xenstore::Client::connect(c.socket())?.write("/name", "guest")?;
     }

@@ -2,9 +2,10 @@
 //! dropped, its log kept for the message of a failing test.
 
 use crate::peer::Peer;
-use crate::peers::Peers;
+use crate::peers::{Peers, Purpose};
 use crate::ring::files::{FileRing, signal};
-use crate::skip;
+use crate::skip::skip;
+use crate::version::Version;
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::os::unix::net::UnixStream;
@@ -52,6 +53,8 @@ pub struct Options {
     pub everybody: bool,
     /// Oxenstored's access log, which Debian has on. Only one daemon on a machine may have it.
     pub access_log: bool,
+    /// The use that is made of a peer.
+    pub purpose: Purpose,
 }
 
 /// A running daemon.
@@ -64,7 +67,7 @@ pub struct Daemon {
 
 impl Daemon {
     /// Starts a daemon and waits until it answers. `None`, and one line that says why, where that
-    /// daemon is not to be had here.
+    /// daemon is not to be had here, or is a peer of a version that is not known.
     ///
     /// # Panics
     /// If the daemon ends or stays silent, and if it is not to be had although `CI` is `true`.
@@ -80,23 +83,9 @@ impl Daemon {
     #[must_use]
     pub fn start_with(kind: Kind, options: &Options) -> Option<Self> {
         let dir = fresh_dir();
-        let command = match kind {
-            Kind::C | Kind::OCaml => Peers::get()
-                .map_err(str::to_owned)
-                .map(|peers| peer_command(kind, peers, &dir, options)),
-            Kind::Ours => testbed().as_ref().map_err(Clone::clone).map(|path| {
-                let mut command = Command::new(path);
-                command.arg("--no-fork");
-                command
-            }),
-        };
-        let mut command = match command {
-            Ok(command) => command,
-            Err(why) => {
-                skip(&format!("daemon `{}`", kind.name()), &why);
-                let _ = fs::remove_dir_all(&dir);
-                return None;
-            }
+        let Some(mut command) = command(kind, &dir, options) else {
+            let _ = fs::remove_dir_all(&dir);
+            return None;
         };
         let log = File::create(dir.join("log")).expect("a log file in the temporary folder");
         command
@@ -140,6 +129,21 @@ impl Daemon {
     #[must_use]
     pub fn kind(&self) -> Kind {
         self.kind
+    }
+
+    /// The version of a peer, where it is a known one.
+    #[must_use]
+    pub fn version(&self) -> Option<Version> {
+        match self.kind {
+            Kind::C | Kind::OCaml => Peers::get().ok().and_then(Peers::version),
+            Kind::Ours => None,
+        }
+    }
+
+    /// True of a peer of this kind and version.
+    #[must_use]
+    pub fn is(&self, kind: Kind, version: Version) -> bool {
+        (self.kind, self.version()) == (kind, Some(version))
     }
 
     /// Its socket.
@@ -290,6 +294,26 @@ fn fresh_dir() -> PathBuf {
     let _ = fs::remove_dir_all(&dir);
     fs::create_dir_all(dir.join("guests")).expect("a folder under the temporary folder");
     dir
+}
+
+/// The command that starts a daemon; `None`, and one line that says why, where it is not to be had.
+fn command(kind: Kind, dir: &Path, options: &Options) -> Option<Command> {
+    let what = format!("daemon `{}`", kind.name());
+    if kind != Kind::Ours {
+        let peers = Peers::find(&what, options.purpose)?;
+        return Some(peer_command(kind, peers, dir, options));
+    }
+    match testbed() {
+        Ok(path) => {
+            let mut command = Command::new(path);
+            command.arg("--no-fork");
+            Some(command)
+        }
+        Err(why) => {
+            skip(&what, why);
+            None
+        }
+    }
 }
 
 fn peer_command(kind: Kind, peers: &Peers, dir: &Path, options: &Options) -> Command {

@@ -3,12 +3,14 @@
 //!
 //! `XENBUS_PEERS` names another folder that holds an unpacked `root/`.
 
+use crate::skip::{Reason, leave_out};
+use crate::version::{self, Unknown, Version};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
-/// The packages, of whatever version the archive has.
+/// The packages, of the version that this machine's lists of packages name.
 const PACKAGES: [&str; 14] = [
     "xen-utils-4.17",
     "xen-utils-common",
@@ -26,11 +28,22 @@ const PACKAGES: [&str; 14] = [
     "libxenhypfs1",
 ];
 
+/// A use that is made of Debian's programs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Purpose {
+    /// Their answers are compared with what is stated of them, so their version must be a known one.
+    #[default]
+    Comparison,
+    /// They are tools, or are measured: any version will do.
+    Use,
+}
+
 /// Debian's packages, unpacked and ready to run.
 #[derive(Debug)]
 pub struct Peers {
     root: PathBuf,
     shim: PathBuf,
+    version: Result<Version, Unknown>,
 }
 
 impl Peers {
@@ -42,6 +55,24 @@ impl Peers {
     pub fn get() -> Result<&'static Self, &'static str> {
         static PEERS: OnceLock<Result<Peers, String>> = OnceLock::new();
         PEERS.get_or_init(Self::prepare).as_ref().map_err(String::as_str)
+    }
+
+    /// The packages, where they are here and good for this. Otherwise `None`, and one line that says why
+    /// `what` is left out.
+    ///
+    /// # Panics
+    /// If they are not to be had although `CI` is `true`. An unknown version is not a failure.
+    #[must_use]
+    pub fn find(what: &str, purpose: Purpose) -> Option<&'static Self> {
+        let reason = match (Self::get(), purpose) {
+            (Err(why), _) => Reason::Missing(why),
+            (Ok(Self { version: Err(unknown), .. }), Purpose::Comparison) => {
+                Reason::Unknown(unknown)
+            }
+            (Ok(peers), _) => return Some(peers),
+        };
+        leave_out(what, reason);
+        None
     }
 
     fn prepare() -> Result<Self, String> {
@@ -59,8 +90,15 @@ impl Peers {
             download(&own)?;
             File::create(own.join("complete")).map_err(|error| error.to_string())?;
         }
+        let version = Version::of_debian(&version::installed(&root)?);
         let shim = compile(&own, &root)?;
-        Ok(Self { root, shim })
+        Ok(Self { root, shim, version })
+    }
+
+    /// Their version, where it is a known one.
+    #[must_use]
+    pub fn version(&self) -> Option<Version> {
+        self.version.as_ref().ok().copied()
     }
 
     /// The folder that stands for `/`.

@@ -1,0 +1,117 @@
+//! Packages of a version that the suite does not know, where nothing may be left out: the peers are, in
+//! one line, and our daemon is tested. Packages that are not there fail as ever.
+//!
+//! The outer tests run this program again, on a folder of packages made for it.
+
+use conformance::{Daemon, Kind, Peers, Purpose, Version};
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+/// The version that packages made here claim to have.
+const UNKNOWN: &str = "4.17.99-1";
+
+/// A folder for `XENBUS_PEERS`; goes with the test.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("versions-{name}-{}", std::process::id()));
+        fs::create_dir_all(path.join("root/usr/share/doc/xen-utils-4.17")).expect("a folder");
+        Self(path)
+    }
+
+    /// Writes a changelog whose newest entry is of this version.
+    fn claim(&self, version: &str) {
+        let folder = self.0.join("root/usr/share/doc/xen-utils-4.17");
+        let text = folder.join("changelog.Debian");
+        fs::write(&text, format!("xen ({version}) bookworm; urgency=medium\n")).expect("a file");
+        let status = Command::new("gzip").arg("-f").arg(&text).status();
+        assert!(status.expect("gzip").success());
+    }
+
+    /// Takes the programs of the packages that are here.
+    fn fill(&self, root: &Path) {
+        for name in ["etc", "usr/bin", "usr/lib", "usr/include"] {
+            symlink(root.join(name), self.0.join("root").join(name)).expect("a link");
+        }
+    }
+
+    /// Runs a test of this program, and nothing may be left out.
+    fn run(&self, test: &str) -> Output {
+        let mut command = Command::new(std::env::current_exe().expect("this program"));
+        command.args([test, "--nocapture", "--test-threads=1"]).stdin(Stdio::null());
+        command.env("XENBUS_PEERS", &self.0).env("CI", "true");
+        command.output().expect("this program")
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Starts each daemon twice, and says on stdout who answers: the outer tests read that.
+#[test]
+fn daemons_that_start() {
+    for kind in Kind::ALL {
+        for _ in 0..2 {
+            let Some(daemon) = Daemon::start(kind) else { continue };
+            daemon.connect().expect_ok("WRITE", "/a|v");
+            assert_eq!(daemon.version().is_some(), kind != Kind::Ours);
+            println!("answers: {}", kind.name());
+        }
+    }
+    let tools = Peers::find("a tool", Purpose::Use);
+    println!("tools: {}", tools.is_some_and(|peers| peers.program("xenstore-read").exists()));
+}
+
+#[test]
+fn an_unknown_version_leaves_out_the_peers_and_nothing_else() {
+    let Some(peers) = Peers::find("packages of an unknown version", Purpose::Use) else { return };
+    let folder = Folder::new("unknown");
+    folder.fill(peers.root());
+    folder.claim(UNKNOWN);
+    let output = folder.run("daemons_that_start");
+    let (said, told) = (words(&output.stdout), words(&output.stderr));
+    assert!(output.status.success(), "{said}{told}");
+    let answers = ["answers: ", "answers: ours"].map(|text| said.matches(text).count());
+    assert_eq!(answers, [2, 2], "{said}{told}");
+    assert!(said.contains("tools: true"), "{said}");
+    let skips: Vec<&str> = told.lines().filter(|line| line.starts_with("skipped")).collect();
+    let named = Version::KNOWN.map(Version::debian).into_iter().chain([UNKNOWN]);
+    assert_eq!(skips.len(), 1, "{told}");
+    assert!(named.into_iter().all(|version| skips.concat().contains(version)), "{told}");
+}
+
+#[test]
+fn a_known_version_leaves_out_nothing() {
+    let Some(peers) = Peers::find("packages of a known version", Purpose::Comparison) else {
+        return;
+    };
+    let folder = Folder::new("known");
+    folder.fill(peers.root());
+    folder.claim(peers.version().expect("a known version").debian());
+    let output = folder.run("daemons_that_start");
+    let (said, told) = (words(&output.stdout), words(&output.stderr));
+    assert!(output.status.success() && !told.contains("skipped"), "{said}{told}");
+    assert_eq!(said.matches("answers: ").count(), 2 * Kind::ALL.len(), "{said}");
+}
+
+/// Only the version is forgiven: not packages that are not there, nor packages that do not say their version.
+#[test]
+fn what_is_missing_fails_in_ci() {
+    let empty = Folder::new("empty");
+    empty.claim(UNKNOWN);
+    assert!(!empty.run("daemons_that_start").status.success());
+    let Some(peers) = Peers::find("packages without a version", Purpose::Use) else { return };
+    let silent = Folder::new("silent");
+    silent.fill(peers.root());
+    assert!(!silent.run("daemons_that_start").status.success());
+}
+
+fn words(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
