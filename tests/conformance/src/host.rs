@@ -2,12 +2,15 @@
 
 use crate::daemon::{Daemon, Kind};
 use crate::peer::Peer;
+use crate::version::Version;
 
-/// Whose differences hold on a host; tables name them.
+/// One whose differences hold on a host; tables name it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Mark {
-    /// A daemon's.
+    /// A daemon's, of any version.
     Daemon(Kind),
+    /// Those of one version of a daemon.
+    Version(Kind, Version),
     /// Those of a host that runs Xen, whose daemon serves more than the test.
     Xen,
     /// Those that Debian's C daemon has on such a host only.
@@ -17,18 +20,36 @@ pub enum Mark {
 }
 
 impl Mark {
-    /// All that a table may name.
-    pub const NAMED: [Self; 5] =
+    /// All without a version.
+    const PLAIN: [Self; 5] =
         [Self::Daemon(Kind::C), Self::Daemon(Kind::OCaml), Self::Xen, Self::XenC, Self::Xenbus];
+
+    /// The mark that a table names like this: `ox`, or `ox-4.17.5+72` for one version.
+    ///
+    /// # Errors
+    /// A sentence that says what the name lacks.
+    pub fn named(name: &str) -> Result<Self, String> {
+        if let Some(mark) = Self::PLAIN.into_iter().find(|mark| mark.name() == name) {
+            return Ok(mark);
+        }
+        let (peer, version) = name.split_once('-').ok_or_else(|| format!("`{name}` is no peer"))?;
+        let kind = [Kind::C, Kind::OCaml].into_iter().find(|kind| kind.name() == peer);
+        let kind = kind.ok_or_else(|| format!("`{peer}` is no peer that has versions"))?;
+        let known = || Version::KNOWN.map(Version::name).join(", ");
+        let version = Version::named(version)
+            .ok_or_else(|| format!("`{version}` is no known version: {}", known()))?;
+        Ok(Self::Version(kind, version))
+    }
 
     /// The name in tables.
     #[must_use]
-    pub fn name(self) -> &'static str {
+    pub fn name(self) -> String {
         match self {
-            Self::Daemon(kind) => kind.name(),
-            Self::Xen => "xen",
-            Self::XenC => "xen-c",
-            Self::Xenbus => "xenbus",
+            Self::Daemon(kind) => kind.name().to_owned(),
+            Self::Version(kind, version) => format!("{}-{}", kind.name(), version.name()),
+            Self::Xen => "xen".to_owned(),
+            Self::XenC => "xen-c".to_owned(),
+            Self::Xenbus => "xenbus".to_owned(),
         }
     }
 }
@@ -74,7 +95,9 @@ impl Host for Daemon {
     }
 
     fn marks(&self) -> Vec<Mark> {
-        vec![Mark::Daemon(self.kind())]
+        let kind = self.kind();
+        let version = self.version().map(|version| Mark::Version(kind, version));
+        version.into_iter().chain([Mark::Daemon(kind)]).collect()
     }
 
     fn ended(&mut self) -> Option<String> {

@@ -9,6 +9,7 @@
 //! d7 created                                 a domain is created
 //! d7 home                                    as `introduce`, and it owns /local/domain/7 (n7)
 //! d7 READ x| -> ENOENT ~ c(id) EACCES        C does something else; why: `id`
+//! d7 READ x| -> ok ~ ox-4.17.5+72(id) EIO    oxenstored does in this version alone
 //! dom0 TRANSACTION_START | -> $t             keeps the reply as `t`
 //! dom0 @$t READ /a| -> x                     a request in transaction `t`
 //! dom0 event /a|tok|                         the next event; waits for it
@@ -20,9 +21,14 @@
 //! repeat 9 dom0 WRITE /n$i|x -> OK           nine times, `$i` from 1
 //! ```
 //!
+//! The name of a peer stands for all of its versions. `name-version` stands for one, and goes before the
+//! bare name; where several differ, each is named. The versions are those of [`Version::KNOWN`].
+//!
 //! Expectations: an error's name, `OK`, a payload in the notation, `$name` (anything, kept),
 //! `*` (any success), `refused` (any error), `closed`, `silent`, and
 //! `tx=N` (a reply that carries another transaction's id than the request).
+//!
+//! [`Version::KNOWN`]: crate::version::Version::KNOWN
 
 use crate::host::Mark;
 
@@ -130,10 +136,7 @@ fn case(header: &str) -> Result<Case, String> {
 fn marked(text: &str) -> Result<(Mark, String, String), String> {
     let (kind, rest) = text.split_once('(').ok_or("a difference without `(id)`")?;
     let (id, rest) = rest.split_once(')').ok_or("a difference without `)`")?;
-    let name = kind.trim();
-    let mark = Mark::NAMED.into_iter().find(|mark| mark.name() == name);
-    let mark = mark.ok_or_else(|| format!("`{name}` is no peer"))?;
-    Ok((mark, id.to_owned(), rest.trim().to_owned()))
+    Ok((Mark::named(kind.trim())?, id.to_owned(), rest.trim().to_owned()))
 }
 
 fn step(line: &str, number: usize) -> Result<Step, String> {
@@ -200,6 +203,7 @@ fn action(text: &str) -> Result<Action, String> {
 mod tests {
     use super::*;
     use crate::daemon::Kind;
+    use crate::version::Version;
 
     #[test]
     fn a_line_with_differences() {
@@ -212,6 +216,26 @@ mod tests {
         assert!(
             matches!(&step.action, Action::Request { tx, expect, .. } if tx == "t" && expect == "ENOENT")
         );
+    }
+
+    #[test]
+    fn a_difference_of_one_version() {
+        let text = "== one !ox-4.17.7+13(why)\nd7 READ a| -> x ~ ox(a) EIO ~ ox-4.17.5+72(b) y z";
+        let cases = parse(text).unwrap();
+        let [older, newer] = Version::KNOWN.map(|version| Mark::Version(Kind::OCaml, version));
+        assert_eq!(cases[0].not, [(newer, "why".to_owned())]);
+        let differs = [(Mark::Daemon(Kind::OCaml), "a", "EIO"), (older, "b", "y z")];
+        let differs = differs.map(|(mark, id, answer)| (mark, id.to_owned(), answer.to_owned()));
+        assert_eq!(cases[0].steps[0].differs, differs);
+    }
+
+    #[test]
+    fn versions_that_are_none_are_refused() {
+        for mark in ["ox-", "ox-4.17", "ox-4.17.5", "ours-4.17.5+72", "xen-4.17.5+72", "-4.17.5+72"]
+        {
+            let line = format!("== case\nd7 READ a| -> x ~ {mark}(id) y");
+            assert!(parse(&line).is_err(), "{mark}");
+        }
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! Every difference that a table names has its row in docs/compatibility.md, and every row is of a
-//! difference that a test still names.
+//! difference that a test still names. A row of a difference between versions names these.
 
-use conformance::table;
-use std::collections::BTreeSet;
+use conformance::{Mark, Version, table};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
@@ -23,25 +23,34 @@ fn files(folder: &str, end: &str) -> Vec<String> {
 fn every_difference_has_its_row_and_every_row_its_test() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/compatibility.md");
     let document = fs::read_to_string(path).expect("docs/compatibility.md");
-    let mut rows = BTreeSet::new();
+    let mut rows = BTreeMap::new();
     for line in document.lines() {
         if let Some((id, _)) = line.strip_prefix("| `").and_then(|rest| rest.split_once('`')) {
-            assert!(rows.insert(id), "`{id}` has two rows");
+            assert!(rows.insert(id, line).is_none(), "`{id}` has two rows");
+        }
+    }
+    for version in Version::KNOWN.map(Version::debian) {
+        assert!(document.contains(version), "the document does not name {version}");
+    }
+    let mut marked = Vec::new();
+    for text in files("tables", "txt") {
+        for case in table::parse(&text).expect("a table") {
+            marked.extend(case.not);
+            let differs = case.steps.into_iter().flat_map(|step| step.differs);
+            marked.extend(differs.map(|(mark, id, _)| (mark, id)));
         }
     }
     let mut named = BTreeSet::new();
-    for text in files("tables", "txt") {
-        for case in table::parse(&text).expect("a table") {
-            named.extend(case.not.into_iter().map(|(_, id)| id));
-            let differs = case.steps.into_iter().flat_map(|step| step.differs);
-            named.extend(differs.map(|(_, id, _)| id));
+    for (mark, id) in marked {
+        let row = rows.get(id.as_str());
+        let row = row.unwrap_or_else(|| panic!("`{id}` has no row in docs/compatibility.md"));
+        if let Mark::Version(_, version) = mark {
+            assert!(row.contains(version.name()), "`{id}`: its row does not name {}", mark.name());
         }
-    }
-    for id in &named {
-        assert!(rows.contains(id.as_str()), "`{id}` has no row in docs/compatibility.md");
+        named.insert(id);
     }
     let tests = [files("tests", "rs"), files("tests/suite", "rs")].concat().concat();
-    for id in rows {
+    for id in rows.into_keys() {
         let quoted = format!("`{id}`");
         let known = named.contains(id) || tests.contains(&quoted);
         assert!(known, "no test names `{id}` of docs/compatibility.md");
