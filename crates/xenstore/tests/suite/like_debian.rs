@@ -1,7 +1,8 @@
 //! Our tool against Debian's xenstore-utils, on the same daemon with the same contents: what they
 //! print on stdout and stderr, their exit codes, and what they leave in the store.
 
-use crate::support::{Daemon, Folder, PATIENCE, Peers};
+use crate::support::{Daemon, Folder, PATIENCE, Peers, each};
+use conformance::Kind;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 use std::fs::{File, OpenOptions};
@@ -448,7 +449,7 @@ fn the_same_on_stdout_and_stderr_and_in_the_store() {
     let folder = Folder::new("bin");
     let (debian, ours) = both(&peers, &folder);
     let all: Vec<String> = INVOCATIONS.iter().map(|at| (*at).to_owned()).collect();
-    for daemon in [peers.c(), peers.ours()] {
+    for daemon in each(&[Kind::C, Kind::Ours]) {
         compare(&all, |invocation| {
             (debian.run(invocation, &daemon), ours.run(invocation, &daemon))
         });
@@ -458,7 +459,8 @@ fn the_same_on_stdout_and_stderr_and_in_the_store() {
 #[test]
 fn ls_is_cut_the_same_on_a_terminal_of_any_width() {
     let Some(peers) = Peers::find() else { return };
-    let (daemon, folder) = (peers.c(), Folder::new("bin"));
+    let Some(daemon) = Daemon::start(Kind::C) else { return };
+    let folder = Folder::new("bin");
     let (debian, ours) = both(&peers, &folder);
     fill(&mut daemon.client()).unwrap();
     let columns = [0, 1, 2, 3, 9, 10, 11, 20, 40, 61, 62, 80, 200];
@@ -503,7 +505,8 @@ fn the_same_without_a_daemon() {
 #[test]
 fn posixly_correct_ends_flags_at_the_first_operand() {
     let Some(peers) = Peers::find() else { return };
-    let (daemon, folder) = (peers.c(), Folder::new("bin"));
+    let Some(daemon) = Daemon::start(Kind::C) else { return };
+    let folder = Folder::new("bin");
     let (debian, ours) = both(&peers, &folder);
     fill(&mut daemon.client()).unwrap();
     let all = ["read /t/a -p", "read -p /t/a -R", "write /t/x -p"].map(str::to_owned);

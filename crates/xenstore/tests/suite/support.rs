@@ -1,9 +1,10 @@
 //! The daemons of the conformance suite's harness, and a folder for each test. Where Debian's packages
-//! are not to be had a test says so in one line and passes; with `CI=true` it fails.
+//! are not to be had a test says so in one line and passes; with `CI=true` it fails. Where they are of an
+//! unknown version one line says so, and our daemon is tested alone.
 
 #![allow(dead_code, reason = "each test file uses a part of this")]
 
-use conformance::Kind;
+use conformance::{Kind, Purpose};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -17,17 +18,9 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 pub(crate) struct Peers(&'static conformance::Peers);
 
 impl Peers {
-    /// The peers, or `None` with a line on stderr.
+    /// The peers, to compare with, or `None` with a line on stderr.
     pub(crate) fn find() -> Option<Self> {
-        match conformance::Peers::get() {
-            Ok(peers) => Some(Self(peers)),
-            Err(why) => {
-                let ci = std::env::var_os("CI").is_some_and(|ci| ci == "true");
-                assert!(!ci, "Debian's packages are not to be had: {why}");
-                eprintln!("skipped: Debian's packages are not to be had: {why}");
-                None
-            }
-        }
+        conformance::Peers::find("Debian's packages", Purpose::Comparison).map(Self)
     }
 
     /// The folder of `xenstore-read` and so on.
@@ -44,27 +37,12 @@ impl Peers {
     pub(crate) fn libraries(&self) -> PathBuf {
         self.0.root().join("usr/lib/x86_64-linux-gnu")
     }
+}
 
-    /// Starts C's daemon.
-    pub(crate) fn c(&self) -> Daemon {
-        self.c_with(&[])
-    }
-
-    /// Starts C's daemon with more arguments.
-    pub(crate) fn c_with(&self, args: &[&str]) -> Daemon {
-        let args = args.iter().map(Into::into).collect();
-        Daemon::start(Kind::C, conformance::Options { args, ..Default::default() })
-    }
-
-    /// Starts oxenstored, without its access log.
-    pub(crate) fn oxenstored(&self) -> Daemon {
-        Daemon::start(Kind::OCaml, conformance::Options::default())
-    }
-
-    /// Starts our daemon.
-    pub(crate) fn ours(&self) -> Daemon {
-        Daemon::start(Kind::Ours, conformance::Options::default())
-    }
+/// Starts the daemons of these kinds, one after the other, that are to be had; of each other a line on
+/// stderr says why not.
+pub(crate) fn each(kinds: &[Kind]) -> impl Iterator<Item = Daemon> {
+    kinds.iter().filter_map(|kind| Daemon::start(*kind))
 }
 
 /// A folder that goes with the test.
@@ -103,11 +81,12 @@ pub(crate) struct Daemon {
 }
 
 impl Daemon {
-    fn start(kind: Kind, options: conformance::Options) -> Self {
-        let options = conformance::Options { everybody: true, ..options };
-        let running = conformance::Daemon::start_with(kind, &options).unwrap();
+    /// Starts one, every domain being there; oxenstored without its access log.
+    pub(crate) fn start(kind: Kind) -> Option<Self> {
+        let options = conformance::Options { everybody: true, ..Default::default() };
+        let running = conformance::Daemon::start_with(kind, &options)?;
         let socket = running.socket();
-        Self { running: Some(running), socket }
+        Some(Self { running: Some(running), socket })
     }
 
     /// A connection to it.

@@ -1,12 +1,16 @@
 //! What the tool does beyond Debian's: JSON, export, import, diff, help; and the bulk read.
 
-use crate::support::{Daemon, Folder, Peers};
+use crate::support::{Daemon, Folder, each};
+use conformance::Kind;
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Command, Output, Stdio};
 use xenstore::walk::{Options, Read as What, walk};
 use xenstore::{Client, Error, Perm, Store};
 use xenstore_core::wire::{Header, MsgType, split_message};
+
+/// The daemons that sort their listings.
+const SORTED: [Kind; 2] = [Kind::OCaml, Kind::Ours];
 
 fn tool(daemon: &Daemon, args: &[&str], stdin: &[u8]) -> Output {
     let mut child = Command::new(env!("CARGO_BIN_EXE_xenstore"))
@@ -39,8 +43,7 @@ fn fill(client: &mut Client) {
 
 #[test]
 fn an_export_comes_back() {
-    let Some(peers) = Peers::find() else { return };
-    for daemon in [peers.c(), peers.oxenstored(), peers.ours()] {
+    for daemon in each(&Kind::ALL) {
         fill(&mut daemon.client());
         let export = stdout(&daemon, &["export", "/t"], 0);
         assert_eq!(stdout(&daemon, &["export", "--loose", "/t"], 0), export);
@@ -67,40 +70,45 @@ fn an_export_comes_back() {
 
 #[test]
 fn a_large_import_goes_in_parts() {
-    let Some(peers) = Peers::find() else { return };
-    let daemon = peers.oxenstored();
-    let nodes: Vec<String> = (0..6000)
-        .map(|at| {
-            format!("{{\"path\": \"{}/{at}\", \"value\": \"{at}\", \"perms\": [\"n0\"]}}", at % 70)
-        })
-        .collect();
-    let text = format!("{{\"xenstore-export\": 1, \"nodes\": [{}]}}", nodes.join(","));
-    let output = tool(&daemon, &["import", "/big"], text.as_bytes());
-    let progress = String::from_utf8(output.stderr).unwrap();
-    assert!(output.status.success() && progress.contains("6000 of 6000 nodes"), "{progress}");
-    assert_eq!(daemon.client().read("/big/69/5949").unwrap(), b"5949");
-    assert_eq!(stdout(&daemon, &["ls", "-f", "/big"], 0).lines().count(), 6070);
+    for daemon in each(&SORTED) {
+        let nodes: Vec<String> = (0..6000)
+            .map(|at| {
+                format!(
+                    "{{\"path\": \"{}/{at}\", \"value\": \"{at}\", \"perms\": [\"n0\"]}}",
+                    at % 70
+                )
+            })
+            .collect();
+        let text = format!("{{\"xenstore-export\": 1, \"nodes\": [{}]}}", nodes.join(","));
+        let output = tool(&daemon, &["import", "/big"], text.as_bytes());
+        let progress = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success() && progress.contains("6000 of 6000 nodes"), "{progress}");
+        assert_eq!(daemon.client().read("/big/69/5949").unwrap(), b"5949");
+        assert_eq!(stdout(&daemon, &["ls", "-f", "/big"], 0).lines().count(), 6070);
+    }
 }
 
 #[test]
 fn json_lines() {
-    let Some(peers) = Peers::find() else { return };
-    let daemon = peers.oxenstored();
-    fill(&mut daemon.client());
-    let lines = stdout(&daemon, &["ls", "--json", "/t"], 0);
-    let lines: Vec<&str> = lines.lines().collect();
-    assert_eq!(lines.len(), 4);
-    assert!(lines[0].starts_with(r#"{"path": "/t/bytes", "value": {"base64": "AAECAw"#));
-    assert_eq!(lines[1], r#"{"path": "/t/dir", "value": "", "perms": ["n0", "r5"]}"#);
-    assert_eq!(lines[3], r#"{"path": "/t/text", "value": "two\nlines \"é\"", "perms": ["n0"]}"#);
-    let event = stdout(&daemon, &["watch", "--json", "-n", "1", "/t"], 0);
-    assert_eq!(event, "{\"path\": \"/t\", \"watch\": \"/t\"}\n");
+    for daemon in each(&SORTED) {
+        fill(&mut daemon.client());
+        let lines = stdout(&daemon, &["ls", "--json", "/t"], 0);
+        let lines: Vec<&str> = lines.lines().collect();
+        assert_eq!(lines.len(), 4);
+        assert!(lines[0].starts_with(r#"{"path": "/t/bytes", "value": {"base64": "AAECAw"#));
+        assert_eq!(lines[1], r#"{"path": "/t/dir", "value": "", "perms": ["n0", "r5"]}"#);
+        assert_eq!(
+            lines[3],
+            r#"{"path": "/t/text", "value": "two\nlines \"é\"", "perms": ["n0"]}"#
+        );
+        let event = stdout(&daemon, &["watch", "--json", "-n", "1", "/t"], 0);
+        assert_eq!(event, "{\"path\": \"/t\", \"watch\": \"/t\"}\n");
+    }
 }
 
 #[test]
 fn help_and_completions() {
-    let Some(peers) = Peers::find() else { return };
-    let daemon = peers.c();
+    let Some(daemon) = Daemon::start(Kind::Ours) else { return };
     let help = stdout(&daemon, &["--help"], 0);
     assert!(help.contains("export") && help.contains("$ xenstore ls"));
     for shell in ["bash", "zsh", "fish"] {
@@ -155,35 +163,41 @@ fn with_bulk_read(daemon: &Daemon, folder: &Folder, parts: &'static [&'static [u
 
 #[test]
 fn a_bulk_read_that_ends_halfway_is_finished_the_plain_way() {
-    let Some(peers) = Peers::find() else { return };
-    // Sorted listings, as our daemon's.
-    let daemon = peers.oxenstored();
-    let paths = ["/t/a", "/t/a/x", "/t/a/y", "/t/a-b", "/t/b", "/t/b/z", "/t/c"];
-    for path in paths {
-        daemon.client().write(path, format!("plain {path}")).unwrap();
-    }
-    const FIRST: &[u8] = b"1\0\0n0\x000\0a\0n0\x004\0bulka/x\0n0,r5\x004\0bulk";
-    const LAST: &[u8] = b"\0a/y\0n0\x000\0a-b\0n0\x000\0b\0n0\x000\0b/z\0n0\x000\0c\0n0\x000\0";
-    const CASES: [(&[&[u8]], usize); 5] =
-        [(&[], 0), (&[b"OK\0"], 0), (&[FIRST], 2), (&[FIRST, b"nonsense"], 2), (&[FIRST, LAST], 7)];
-    for (parts, from_bulk) in CASES {
-        let folder = Folder::new("bulk");
-        let mut client = with_bulk_read(&daemon, &folder, parts);
-        let mut seen = Vec::new();
-        let options = Options { read: What::ValuesAndPerms, ..Options::default() };
-        walk(&mut client, b"/t", options, |node| {
-            assert!(!node.perms.unwrap()?.is_empty());
-            let plain = node.value?.starts_with(b"plain");
-            seen.push((String::from_utf8(node.path).unwrap(), node.depth, plain));
-            Ok::<(), Error>(())
-        })
-        .unwrap();
-        // `-` comes before `/`: the order is that of names, not of paths.
-        let expected: Vec<_> = paths
-            .iter()
-            .enumerate()
-            .map(|(at, path)| ((*path).to_owned(), path.matches('/').count() - 2, at >= from_bulk))
-            .collect();
-        assert_eq!(seen, expected, "{} parts", parts.len());
+    for daemon in each(&SORTED) {
+        let paths = ["/t/a", "/t/a/x", "/t/a/y", "/t/a-b", "/t/b", "/t/b/z", "/t/c"];
+        for path in paths {
+            daemon.client().write(path, format!("plain {path}")).unwrap();
+        }
+        const FIRST: &[u8] = b"1\0\0n0\x000\0a\0n0\x004\0bulka/x\0n0,r5\x004\0bulk";
+        const LAST: &[u8] = b"\0a/y\0n0\x000\0a-b\0n0\x000\0b\0n0\x000\0b/z\0n0\x000\0c\0n0\x000\0";
+        const CASES: [(&[&[u8]], usize); 5] = [
+            (&[], 0),
+            (&[b"OK\0"], 0),
+            (&[FIRST], 2),
+            (&[FIRST, b"nonsense"], 2),
+            (&[FIRST, LAST], 7),
+        ];
+        for (parts, from_bulk) in CASES {
+            let folder = Folder::new("bulk");
+            let mut client = with_bulk_read(&daemon, &folder, parts);
+            let mut seen = Vec::new();
+            let options = Options { read: What::ValuesAndPerms, ..Options::default() };
+            walk(&mut client, b"/t", options, |node| {
+                assert!(!node.perms.unwrap()?.is_empty());
+                let plain = node.value?.starts_with(b"plain");
+                seen.push((String::from_utf8(node.path).unwrap(), node.depth, plain));
+                Ok::<(), Error>(())
+            })
+            .unwrap();
+            // `-` comes before `/`: the order is that of names, not of paths.
+            let expected: Vec<_> = paths
+                .iter()
+                .enumerate()
+                .map(|(at, path)| {
+                    ((*path).to_owned(), path.matches('/').count() - 2, at >= from_bulk)
+                })
+                .collect();
+            assert_eq!(seen, expected, "{} parts", parts.len());
+        }
     }
 }
