@@ -456,3 +456,6 @@ impl FrontRing {
         self.look()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,5 +8,7 @@
 )]
 
 mod blkif;
+mod indices;
 mod rings;
+mod streams;
 mod xs_ring;
