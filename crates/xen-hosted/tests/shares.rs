@@ -1,6 +1,11 @@
-//! Shares of a processor: what weights do, and that many tasks have no more than one.
+//! Shares of a processor: what weights do, and that many tasks have no more than one. A program of its own, as tests
+//! beside it would have the processor too.
 
-use crate::support::{self, Host, playing};
+#[allow(dead_code, reason = "of the hosts of the other tests it uses a part")]
+#[path = "suite/support/mod.rs"]
+mod support;
+
+use support::{Host, playing};
 use std::fs::File;
 use std::time::Duration;
 use xen::DomId;

@@ -18,7 +18,7 @@ const PROGRAMS: &[(&str, &str)] = &[
 ];
 
 /// The tests of this workspace that run in dom0, each a program.
-const TESTS: &[(&str, &[&str])] = &[("xen-hosted", &["suite"])];
+const TESTS: &[(&str, &[&str])] = &[("xen-hosted", &["suite", "shares"])];
 
 /// Builds what goes into dom0.
 pub(super) fn build(lab: &Lab) -> Result<()> {

@@ -7,5 +7,4 @@ mod hostile;
 mod limits;
 mod platform;
 mod roles;
-mod shares;
 mod support;
