@@ -102,8 +102,9 @@ impl Ring {
 /// Each consumer index with each legal distance; how many those are.
 fn every(mut case: impl FnMut(u64, u64)) -> u64 {
     let mut cases = 0;
-    let few =
-        |used: &u64| used % 37 == 0 || [0, 512, 1024].iter().any(|at| used.abs_diff(*at) <= 2);
+    let few = |used: &u64| {
+        used.is_multiple_of(37) || [0, 512, 1024].iter().any(|at| used.abs_diff(*at) <= 2)
+    };
     for (first, all) in [(ALL - SIZE, true), (ALL + (1 << 31) - SIZE, false), (ALL, false)] {
         for cons in first..first + SIZE {
             for used in (0..=SIZE).filter(|used| all || few(used)) {
