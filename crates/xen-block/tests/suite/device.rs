@@ -1,6 +1,6 @@
 //! A block device as a guest sees it: what it reads is what it wrote, in every shape of ring and request.
 
-use crate::support::{self, ID, PATIENCE, Scene, Setup, device};
+use crate::support::{self, ID, PATIENCE, Scene, Setup, device, once_free};
 use rustix::io::Errno;
 use std::cell::{Cell, RefCell};
 use std::path::{Path, PathBuf};
@@ -58,7 +58,7 @@ impl Temporary {
         let path = self.0.clone();
         Box::new(move |_| {
             let (access, cache) = (DiskAccess::ReadWrite, Cache::Direct);
-            let disk = File::open(&path, Options { access, cache, way });
+            let disk = once_free(|| File::open(&path, Options { access, cache, way }));
             Ok(Box::new(disk.map_err(|error| Error::Driver(error.to_string()))?))
         })
     }
@@ -353,7 +353,7 @@ fn direct_io_is_found_without_statx() {
     let path = file.0.clone();
     let tried = std::thread::spawn(move || {
         lack(libc::SYS_statx);
-        let disk = File::open(&path, options).unwrap();
+        let disk = once_free(|| File::open(&path, options)).unwrap();
         assert_eq!(is_direct(&path), can_be_direct(&path), "{disk:?}");
         disk.geometry()
     });
@@ -366,7 +366,8 @@ fn each_way_to_a_file_is_the_one_that_was_asked_for() {
     let file = Temporary::new("ways", 1 << 20);
     let access = DiskAccess::ReadWrite;
     for (way, name) in [(Way::Uring, "io_uring"), (Way::Threads, "threads")] {
-        let disk = File::open(&file.0, Options { access, cache: Cache::Direct, way }).unwrap();
+        let options = Options { access, cache: Cache::Direct, way };
+        let disk = once_free(|| File::open(&file.0, options)).unwrap();
         assert!(format!("{disk:?}").contains(name), "{disk:?}");
         assert_eq!(is_direct(&file.0), can_be_direct(&file.0), "{disk:?}");
         let cache = if is_direct(&file.0) { "cache: Direct" } else { "cache: PageCache" };

@@ -1,6 +1,6 @@
 //! A block device with sectors of 4096 bytes: a loop device, which only root can make.
 
-use crate::support::{Scene, Setup, device};
+use crate::support::{Scene, Setup, device, once_free};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -61,7 +61,8 @@ fn a_block_device_is_not_waited_for() {
 fn opened(path: &Path, cache: Cache, way: Way) -> Setup {
     let path = path.to_owned();
     Setup::new(Box::new(move |_| {
-        let disk = File::open(&path, Options { access: DiskAccess::ReadWrite, cache, way });
+        let options = Options { access: DiskAccess::ReadWrite, cache, way };
+        let disk = once_free(|| File::open(&path, options));
         Ok(Box::new(disk.map_err(|error| Error::Driver(error.to_string()))?))
     }))
 }

@@ -4,6 +4,7 @@
 use super::{
     Folder, Format, Happened, TRANSACTIONS, Workload, crash_everywhere, play_on, put_at, recover,
 };
+use crate::support::once_free;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -35,7 +36,8 @@ fn writes_transactions() {
 pub(super) fn unpack(image: &[u8], raw: &Path) -> Result<(), String> {
     let packed = raw.with_extension("qcow2");
     std::fs::write(&packed, image).unwrap();
-    let opened = Target::Qcow2(packed.clone()).open(DiskAccess::ReadWrite);
+    let target = Target::Qcow2(packed.clone());
+    let opened = once_free(|| target.open(DiskAccess::ReadWrite));
     drop(opened.map_err(|error| error.to_string())?);
     let check =
         Command::new("qemu-img").args(["check", "-f", "qcow2"]).arg(&packed).output().unwrap();
