@@ -5,9 +5,9 @@
 #[path = "suite/support/mod.rs"]
 mod support;
 
-use support::{Host, playing};
 use std::fs::File;
 use std::time::Duration;
+use support::{Host, playing};
 use xen::DomId;
 use xen::domctl::{DomainControl, Scheduling};
 use xen_hosted::domctl::Control;
