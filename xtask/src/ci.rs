@@ -8,6 +8,7 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::{Mutex, PoisonError};
+use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
 /// One thing that a change must pass.
@@ -78,16 +79,7 @@ const STAGES: &[&[Step]] = &[
         // Shared memory, by the rules of Rust's memory model.
         step(
             "miri",
-            &[
-                "+nightly",
-                "miri",
-                "test",
-                "--package",
-                "xen",
-                "--package",
-                "xen-io",
-                "--lib",
-            ],
+            &["+nightly", "miri", "test", "--package", "xen", "--package", "xen-io", "--lib"],
         ),
         step("fuzz", &["xtask", "fuzz", "--seconds", "15"]),
     ],
@@ -217,18 +209,13 @@ fn side_by_side(steps: &[&Step], target: &Path) -> Result<Vec<Outcome>> {
     std::thread::scope(|scope| {
         let run = &run;
         let threads: Vec<_> = steps.iter().map(|step| scope.spawn(move || run(step))).collect();
-        let ended = threads.into_iter().map(|thread| thread.join());
+        let ended = threads.into_iter().map(ScopedJoinHandle::join);
         ended.map(|end| end.map_err(|_| "a step's thread has panicked")?).collect()
     })
 }
 
 /// Prints all steps, the longest first and those that failed last, and what was flaky; writes `ci.json`.
-fn report(
-    target: &Path,
-    outcomes: &mut [Outcome],
-    flaky: &[Value],
-    took: Duration,
-) -> Result<()> {
+fn report(target: &Path, outcomes: &mut [Outcome], flaky: &[Value], took: Duration) -> Result<()> {
     outcomes.sort_by_key(|outcome| (!outcome.passed, std::cmp::Reverse(outcome.took)));
     println!();
     for outcome in outcomes.iter() {

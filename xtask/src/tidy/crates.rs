@@ -192,8 +192,7 @@ mod tests {
 
     fn faults(packages: Vec<Package>) -> Vec<String> {
         let rust_version = "1.95".to_owned();
-        let workspace =
-            Workspace { root: "/".into(), target: "/".into(), packages, rust_version };
+        let workspace = Workspace { root: "/".into(), target: "/".into(), packages, rust_version };
         let mut findings = Findings::default();
         for package in &workspace.packages {
             directions(&workspace, package, &mut findings);

@@ -101,11 +101,17 @@ pub(crate) const ALL: &[Boot] = &[
 
 /// The emulated machine. With this processor, and this QEMU, both PV and PVH guests run.
 pub(super) const MACHINE: &[&str] = &[
-    "-accel", "tcg,thread=multi,tb-size=512", "-cpu", "qemu64,+svm,+npt", "-smp", "2", "-m", "4G",
+    "-accel",
+    "tcg,thread=multi,tb-size=512",
+    "-cpu",
+    "qemu64,+svm,+npt",
+    "-smp",
+    "2",
+    "-m",
+    "4G",
 ];
 /// Xen's command line.
-pub(super) const XEN_ARGUMENTS: &str =
-    "console=com1 com1=115200,8n1 dom0_mem=1024M,max:1024M dom0_max_vcpus=1 loglvl=info \
+pub(super) const XEN_ARGUMENTS: &str = "console=com1 com1=115200,8n1 dom0_mem=1024M,max:1024M dom0_max_vcpus=1 loglvl=info \
      guest_loglvl=info noreboot=0 spec-ctrl=no xpti=0 cpuidle=0";
 /// The beginning of dom0's command line.
 pub(super) const LINUX_ARGUMENTS: &str = "console=hvc0 mitigations=off quiet";
@@ -201,12 +207,7 @@ impl Boot {
     }
 
     /// Boots, shows progress, and waits for the end, within the bound.
-    pub(crate) fn run(
-        &self,
-        lab: &Lab,
-        store: Store,
-        selection: Selection<'_>,
-    ) -> Result<Outcome> {
+    pub(crate) fn run(&self, lab: &Lab, store: Store, selection: Selection<'_>) -> Result<Outcome> {
         let expected = self.selected(lab, selection)?;
         let extent = if selection.only.is_some() { Extent::Part } else { Extent::Whole };
         let results = self.results(lab, store);

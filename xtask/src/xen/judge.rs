@@ -275,7 +275,7 @@ fn table(outcomes: &[Outcome], facts: &BTreeMap<String, Map<String, Value>>) {
         if values.iter().any(Option::is_some) {
             print!("{what:58}");
             for value in values {
-                let value = value.map_or_else(|| "-".to_owned(), |value| value.to_string());
+                let value = value.map_or_else(|| "-".to_owned(), ToString::to_string);
                 print!("{value:>14}");
             }
             println!();

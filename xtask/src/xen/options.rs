@@ -82,7 +82,8 @@ mod tests {
         let options = Options::parse(&["--store", "ours", "--repeat", "30", "40-pvh"]).unwrap();
         let repeat = options.repeat.unwrap();
         assert_eq!((repeat.times, repeat.step.as_str()), (30, "40-pvh"));
-        for words in [&["--repeat", "30"][..], &["--repeat", "0", "pvh"], &["--store", "x"], &["--x"]]
+        for words in
+            [&["--repeat", "30"][..], &["--repeat", "0", "pvh"], &["--store", "x"], &["--x"]]
         {
             assert!(Options::parse(words).is_err(), "{words:?}");
         }

@@ -35,7 +35,15 @@ const COMPLAINTS: &[(&str, &[&str])] = &[
     ("xen-blockd.log", &["level=error", "panicked"]),
     (
         "dmesg",
-        &["Bad page", "BUG: ", "WARNING: CPU", "Oops", "Call Trace", "blocked for more", "segfault"],
+        &[
+            "Bad page",
+            "BUG: ",
+            "WARNING: CPU",
+            "Oops",
+            "Call Trace",
+            "blocked for more",
+            "segfault",
+        ],
     ),
     // Names of processes of ours that are gone, as dom0 looks after a guest was lost.
     ("ended", &[""]),
@@ -126,8 +134,16 @@ mod tests {
             ("log", None, vec![steps, ("xen-blockd.log", "level=error disk=1\n")]),
             ("store", None, vec![steps, ("syslog", "xenstored: thread 'main' panicked\n")]),
             ("ended", None, vec![steps, ("ended", "xenstored\n")]),
-            ("wrong", None, vec![("steps", "STEP 10-start ok 1.0 s\nSTEP 20-pv FAIL 1 is not 2\n")]),
-            ("later", None, vec![("steps", "STEP 10-start FAIL why\nSTEP 20-pv LOST pv: silent\n")]),
+            (
+                "wrong",
+                None,
+                vec![("steps", "STEP 10-start ok 1.0 s\nSTEP 20-pv FAIL 1 is not 2\n")],
+            ),
+            (
+                "later",
+                None,
+                vec![("steps", "STEP 10-start FAIL why\nSTEP 20-pv LOST pv: silent\n")],
+            ),
             ("missing", None, vec![("steps", "STEP 10-start ok 1.0 s\n")]),
             ("went on", None, vec![("steps", &format!("{LOST}STEP 30-block ok 1.0 s\n"))]),
         ] {
