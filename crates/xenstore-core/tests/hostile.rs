@@ -399,12 +399,16 @@ fn names_made_to_collide_in_the_index_cost_the_others_nothing() {
     let mut store = Store::new();
     let dom0 = store.socket();
     let alike = |at: usize| format!("multi-qu{at:06}m-queues");
+    // The shortest of some, as other tests run beside this one.
     let time_of_writes = |store: &mut Store| {
-        let began = Instant::now();
-        for at in 0..1000 {
-            store.write(dom0, 0, "/tool/multi-queue-num-queues", &at.to_string()).unwrap();
-        }
-        began.elapsed()
+        let one = |_| {
+            let began = Instant::now();
+            for at in 0..1000 {
+                store.write(dom0, 0, "/tool/multi-queue-num-queues", &at.to_string()).unwrap();
+            }
+            began.elapsed()
+        };
+        (0..10).map(one).min().unwrap_or_default()
     };
     let before = time_of_writes(&mut store);
     for domid in 1..=100 {
