@@ -1,7 +1,7 @@
 //! Disks that take long to open, and frontends that have theirs opened again and again: the loop that serves the
 //! others does not wait for them.
 
-use crate::support::{ID, Scene, Setup, device};
+use crate::support::{ID, PATIENCE, Scene, Setup, device};
 use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -43,16 +43,20 @@ fn opening() -> Option<(Sender<Outcome>, Scene)> {
 
 /// Turns for a while; each is over at once, and the backend is neither Connected nor Closed.
 fn turns_while_it_opens(scene: &mut Scene) {
-    let end = Instant::now() + Duration::from_millis(300);
-    let mut turns = 0;
-    while Instant::now() < end {
+    let began = Instant::now();
+    let mut turns = Vec::new();
+    while began.elapsed() < Duration::from_millis(300) || turns.len() <= 20 {
+        assert!(began.elapsed() < PATIENCE, "{turns:?}");
+        let turn = Instant::now();
         scene.turn();
-        turns += 1;
+        turns.push(turn.elapsed());
         let done = [Some(State::Connected), Some(State::Closed), None];
         assert!(!done.contains(&scene.states().1), "{:?}", scene.log);
     }
-    // Blocked for the whole, there would be a handful.
-    assert!(turns > 20, "{turns} turns");
+    // Most, as other tests may have the processor in some of them.
+    turns.sort_unstable();
+    let median = turns[turns.len() / 2];
+    assert!(median < Duration::from_millis(15), "{median:?} for a turn");
 }
 
 fn memory() -> Outcome {
