@@ -1,8 +1,8 @@
 //! A hostile domain tries what it must not be able to do: each attempt is an error, and a neighbour does
 //! not notice.
 
-use crate::support::puppet::{self, Puppet};
-use crate::support::{self, Host, ended, entries, introduce, playing, raw, until};
+use crate::support::puppet::Puppet;
+use crate::support::{self, Host, ended, entries, playing, until};
 use rustix::io::Errno;
 use std::fs;
 use std::time::Instant;
@@ -10,11 +10,10 @@ use xen::domctl::{DomainControl, RunState};
 use xen::domwatch::ShutdownReason;
 use xen::evtchn::EventChannels;
 use xen::gnttab::{Access, GrantMap, GrantOffer};
-use xen::{DomId, Error, GrantRef, Port};
+use xen::{Error, GrantRef, Port};
 use xen_hosted::domain::Lack;
 use xen_hosted::domctl::Control;
 use xen_hosted::{Platform, Role};
-use xenstore_core::wire::MsgType;
 
 #[test]
 fn grants_are_for_one_peer_and_one_access() {
@@ -412,99 +411,4 @@ fn a_pause_stops_it_and_a_cap_slows_it() {
     assert_eq!(control.unpause(guest.domid()), Err(Error::Inval));
     assert_eq!(control.info(guest.domid()).unwrap().state, RunState::Running);
     control.destroy(guest.domid()).unwrap();
-}
-
-/// The time of a read from the store at the 99th percentile of many, as the puppet finds it.
-fn p99_us(guest: &mut Puppet) -> u64 {
-    guest.ask("p99").parse().unwrap()
-}
-
-/// Rounds whose median counts.
-const ROUNDS: usize = 5;
-/// So often may what else the machine does be in the way, other tests among it. `cargo xtask bench platform` has the
-/// figures of a machine that does nothing else.
-const ATTEMPTS: u32 = 3;
-
-#[test]
-fn a_neighbour_is_as_fast_beside_a_hostile_domain_as_beside_a_harmless_one() {
-    let mut host = Host::start();
-    host.start_store();
-    let mut control = host.control();
-    let mut client = host.client();
-    let mut good = {
-        let mut config = playing("reader");
-        config.weight = 1024;
-        Puppet::start_with(&mut control, &config)
-    };
-    introduce(&mut client, &good.created);
-    let capped = |what: &str, control: &mut Control, client: &mut xenstore::Client| {
-        let mut config = playing(if what == "spin" { "puppet" } else { "flooder" });
-        config.cap = 25;
-        let mut other = Puppet::start_with(control, &config);
-        introduce(client, &other.created);
-        other.tell(what);
-        other
-    };
-    // Each flood beside the harmless program of the same round, so that what else the machine does falls on
-    // both; the median of the rounds counts.
-    for attempt in 1.. {
-        let mut ratios = [const { Vec::new() }; 2];
-        for _ in 0..ROUNDS {
-            let [harmless, notifications, requests] =
-                ["spin", "notifications", "requests"].map(|what| {
-                    let other = capped(what, &mut control, &mut client);
-                    // Not counted: it may spend its burst of requests first.
-                    p99_us(&mut good);
-                    let p99 = p99_us(&mut good);
-                    control.destroy(other.domid()).unwrap();
-                    p99 as f64
-                });
-            ratios[0].push(notifications / harmless);
-            ratios[1].push(requests / harmless);
-        }
-        let medians = ratios.map(|mut rounds| {
-            rounds.sort_by(f64::total_cmp);
-            rounds[ROUNDS / 2]
-        });
-        eprintln!("p99 beside floods of notifications and of requests, to harmless: {medians:.2?}");
-        if medians.iter().all(|ratio| *ratio <= 1.5) {
-            break;
-        }
-        assert!(attempt < ATTEMPTS, "{medians:.2?} of what it is beside a harmless program");
-    }
-}
-
-/// Reads from the store and says how long that takes.
-pub(crate) fn play_reader() -> i32 {
-    let mut store = support::GuestStore::open();
-    puppet::play(|words| {
-        assert_eq!(words, ["p99"]);
-        // Five times the 100 ms after which a cap begins anew: the other is held still in the most of each.
-        let end = Instant::now() + std::time::Duration::from_millis(500);
-        let mut times = Vec::new();
-        while Instant::now() < end {
-            let begin = Instant::now();
-            store.ask(MsgType::Directory, b"/\0");
-            times.push(begin.elapsed().as_micros());
-        }
-        times.sort_unstable();
-        times[times.len() * 99 / 100].to_string()
-    })
-}
-
-/// Floods the store with notifications, or the broker with requests and what is none.
-pub(crate) fn play_flooder() -> i32 {
-    let mut store = support::GuestStore::open();
-    puppet::play(|words| {
-        loop {
-            match words {
-                ["notifications"] => store.channels.notify(store.port).unwrap(),
-                _ => {
-                    let _ = store.channels.status(Port(1));
-                    let _ = store.channels.bind_interdomain(DomId(4000), Port(1));
-                    raw::send(b"nonsense");
-                }
-            }
-        }
-    })
 }

@@ -1,7 +1,7 @@
 //! Roles that this program plays where a test, or the broker for it, has started it.
 
 use crate::support::{self, actor};
-use crate::{faults, host, hostile, platform};
+use crate::{faults, host, platform};
 
 /// Plays what the environment says; not a test of its own.
 #[test]
@@ -15,8 +15,6 @@ fn role() {
         "puppet" => actor::play(),
         "name-reader" => host::read_name(),
         "reboot" => 0x41,
-        "reader" => hostile::play_reader(),
-        "flooder" => hostile::play_flooder(),
         "frontend" => faults::play_frontend(),
         "backend" => faults::play_backend(),
         other => {
