@@ -27,7 +27,8 @@ const GUEST: &str = "tests/xen/guest/Cargo.toml";
 /// The lint of functions that are too long.
 const TOO_LONG: &str = "--warn=clippy::too_many_lines";
 
-/// The steps, cheapest first. Those of one stage run side by side, as each keeps one processor busy.
+/// The steps, cheapest first. Those of one stage run side by side: none of them needs more than one processor, or none
+/// but one.
 const STAGES: &[&[Step]] = &[
     &[step("fmt", &["fmt", "--all", "--check"])],
     &[step("fmt-fuzz", &["fmt", "--manifest-path", "fuzz/Cargo.toml", "--check"])],
@@ -72,9 +73,12 @@ const STAGES: &[&[Step]] = &[
         environment: &[("RUSTDOCFLAGS", "-D warnings")],
         arguments: &["doc", "--workspace", "--no-deps"],
     }],
-    &[Step { name: "test", environment: NO_SKIPS, arguments: &["test", "--workspace"] }],
-    // Every program that the steps after it run.
-    &[step("build", &["build", "--release", "--workspace", "--bins", "--exclude", "xtask"])],
+    &[step("test-build", &["test", "--workspace", "--no-run"])],
+    // Tests wait for each other's processes most of the time. The programs are those of the steps after it.
+    &[
+        Step { name: "test", environment: NO_SKIPS, arguments: &["test", "--workspace"] },
+        step("build", &["build", "--release", "--workspace", "--bins", "--exclude", "xtask"]),
+    ],
     &[
         // Shared memory, by the rules of Rust's memory model.
         step(

@@ -50,22 +50,6 @@ pub(crate) enum Purpose {
 /// unit asks.
 pub(crate) const ALL: &[Boot] = &[
     Boot {
-        name: "many",
-        stores: &[Store::C, Store::Ours],
-        init: "/init",
-        disks: Disks::None,
-        purpose: Purpose::Check,
-        bound: Duration::from_secs(1500),
-    },
-    Boot {
-        name: "sysv",
-        stores: &[Store::C, Store::Ours],
-        init: "/init",
-        disks: Disks::None,
-        purpose: Purpose::Check,
-        bound: Duration::from_secs(1500),
-    },
-    Boot {
         name: "block",
         stores: &[Store::Ours],
         init: "/init",
@@ -75,6 +59,22 @@ pub(crate) const ALL: &[Boot] = &[
     },
     Boot {
         name: "conformance",
+        stores: &[Store::C, Store::Ours],
+        init: "/init",
+        disks: Disks::None,
+        purpose: Purpose::Check,
+        bound: Duration::from_secs(1500),
+    },
+    Boot {
+        name: "many",
+        stores: &[Store::C, Store::Ours],
+        init: "/init",
+        disks: Disks::None,
+        purpose: Purpose::Check,
+        bound: Duration::from_secs(1500),
+    },
+    Boot {
+        name: "sysv",
         stores: &[Store::C, Store::Ours],
         init: "/init",
         disks: Disks::None,
