@@ -32,7 +32,7 @@ pub(crate) struct Lost {
 const COMPLAINTS: &[(&str, &[&str])] = &[
     ("syslog", &["level=error", "panicked", "segfault"]),
     ("xenstored.log", &["level=error", "panicked"]),
-    ("xen-blockd.log", &["level=error", "panicked"]),
+    ("xen-blockd.log", &["panicked", "EIO", "I/O error"]),
     (
         "dmesg",
         &[
@@ -131,7 +131,7 @@ mod tests {
         for (name, fault, files) in [
             ("qemu", Some("QEMU ended"), vec![steps]),
             ("kernel", None, vec![steps, ("dmesg", "[1.0] BUG: Bad page map\n")]),
-            ("log", None, vec![steps, ("xen-blockd.log", "level=error disk=1\n")]),
+            ("log", None, vec![steps, ("xen-blockd.log", "xen-blockd: 1/51712: EIO: /dev/vda\n")]),
             ("store", None, vec![steps, ("syslog", "xenstored: thread 'main' panicked\n")]),
             ("ended", None, vec![steps, ("ended", "xenstored\n")]),
             (
