@@ -85,9 +85,8 @@ const STAGES: &[&[Step]] = &[
             "miri",
             &["+nightly", "miri", "test", "--package", "xen", "--package", "xen-io", "--lib"],
         ),
+        // It builds for a minute first, while the others run.
         step("fuzz", &["xtask", "fuzz", "--seconds", "15"]),
-    ],
-    &[
         // A minute of fio, while the backend is killed.
         Step {
             name: "test-long",
