@@ -12,12 +12,24 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 use xenstore_core::limits::HEADER_SIZE;
 use xenstore_core::wire::{Header, MsgType, TYPES, split_message};
 
 /// How long a reply may take before the daemon counts as silent.
 pub const REPLY_WITHIN: Duration = Duration::from_secs(10);
+
+/// How long a daemon that was signalled again may take.
+const AGAIN_WITHIN: Duration = Duration::from_secs(5);
+/// Signals of guests that were lost, in this process.
+static SIGNALS_LOST: AtomicU32 = AtomicU32::new(0);
+
+/// How many signals of guests were lost in this process.
+#[must_use]
+pub fn signals_lost() -> u32 {
+    SIGNALS_LOST.load(Ordering::Relaxed)
+}
 
 /// How many requests of [`Peer::ask_all`] are under way at once: few enough that all are sent before an answer has to be read.
 const TOGETHER: usize = 32;
@@ -47,6 +59,8 @@ pub enum Lost {
     Closed,
     /// Nothing came in time.
     Silent,
+    /// Nothing came in time, and what was sent was taken when the guest had signalled once more.
+    Signal,
 }
 
 impl fmt::Display for Lost {
@@ -54,6 +68,7 @@ impl fmt::Display for Lost {
         f.write_str(match self {
             Self::Closed => "closed",
             Self::Silent => "silent",
+            Self::Signal => "silent until it was signalled again: the signal was lost",
         })
     }
 }
@@ -285,6 +300,34 @@ impl Peer {
         }
     }
 
+    /// As [`Peer::reply`], within [`REPLY_WITHIN`]. A guest that gets none signals once more: a daemon that serves it
+    /// then was not told of what it had sent.
+    ///
+    /// # Errors
+    /// [`Lost`] where there is none.
+    pub fn reply_in_time(&mut self) -> Result<Message, Lost> {
+        let lost = match self.reply(Instant::now() + REPLY_WITHIN) {
+            Err(Lost::Silent) => Lost::Silent,
+            other => return other,
+        };
+        let Link::Ring(ring) = &mut self.link else { return Err(lost) };
+        let indices = |ring: &mut dyn Ring| ring.indices().map_err(|_| lost);
+        let before = indices(ring.as_mut())?;
+        ring.notify().map_err(|_| lost)?;
+        let answered = self.reply(Instant::now() + AGAIN_WITHIN).is_ok();
+        let Link::Ring(ring) = &mut self.link else { return Err(lost) };
+        let after = indices(ring.as_mut())?;
+        println!(
+            "      req_cons, req_prod, rsp_cons, rsp_prod of the silent ring: {before:?}; signalled once more, {after:?}"
+        );
+        let [taken_before, sent, ..] = before;
+        if answered && taken_before != sent {
+            SIGNALS_LOST.fetch_add(1, Ordering::Relaxed);
+            return Err(Lost::Signal);
+        }
+        Err(lost)
+    }
+
     /// So many replies will come: who is told over a slow way when there is something waits for all of them at once.
     pub fn await_replies(&mut self, count: usize) {
         self.awaited = count;
@@ -304,7 +347,7 @@ impl Peer {
     /// If the reply's `req_id` is not the request's.
     pub fn call(&mut self, kind: u32, tx_id: u32, payload: &[u8]) -> Result<Message, Lost> {
         let req_id = self.request(kind, tx_id, payload)?;
-        let reply = match self.reply(Instant::now() + REPLY_WITHIN) {
+        let reply = match self.reply_in_time() {
             Ok(reply) => reply,
             Err(lost) => {
                 self.abandon(req_id);
@@ -356,7 +399,7 @@ impl Peer {
             let lost = |lost: Lost| -> ! { panic!("{together:?}: the connection is {lost}") };
             self.send(&bytes).unwrap_or_else(|why| lost(why));
             for req_id in sent {
-                let reply = self.reply(Instant::now() + REPLY_WITHIN);
+                let reply = self.reply_in_time();
                 let reply = reply.unwrap_or_else(|why| lost(why));
                 assert_eq!(reply.header.req_id, req_id, "{together:?}: a wrong req_id");
                 answers.push(reply.error().unwrap_or_else(|| notation::show(&reply.payload)));

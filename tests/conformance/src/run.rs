@@ -3,7 +3,7 @@
 use crate::daemon::{Daemon, Kind};
 use crate::host::{Host, Mark};
 use crate::notation;
-use crate::peer::{Lost, Message, Peer, REPLY_WITHIN, type_code, type_name};
+use crate::peer::{Lost, Message, Peer, type_code, type_name};
 use crate::table::{self, Action, Case, Step, Who};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -120,7 +120,7 @@ impl World<'_> {
             // All replies are taken, whatever they say: the next line has its own.
             let mut wrong = None;
             while !sent.is_empty() {
-                let reply = self.peer(&step.who).reply(Instant::now() + REPLY_WITHIN);
+                let reply = self.peer(&step.who).reply_in_time();
                 let reply = reply.map_err(|lost| lost.to_string())?;
                 let at = sent.iter().position(|(req_id, _)| *req_id == reply.header.req_id);
                 let (_, asked) = sent.remove(at.ok_or("a reply carries a wrong req_id")?);

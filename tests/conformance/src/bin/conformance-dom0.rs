@@ -1,7 +1,8 @@
 //! Runs the suite in domain 0 of a Xen host, against the daemon that serves the machine: the tables,
 //! domain 0 over the socket and over `/dev/xen/xenbus`, guests as real domains; and the hostile rings.
 //!
-//! Prints a line for each case; the exit code is 0 where all are as expected.
+//! Prints a line for each case; the exit code is 0 where all are as expected, and 3 where the first that was not had a
+//! signal of its guest lost: the daemon answered once the guest had signalled again.
 
 use conformance::hostile::{ATTACKS, attack};
 use conformance::run::{left_out, run_case};
@@ -26,6 +27,9 @@ conformance-dom0 --store c|ours [--over socket|xenbus] [--only TEXT] [--files DI
 const CASE_WITHIN: Duration = Duration::from_secs(120);
 /// After so many failures no further case runs: what is wrong with the host is wrong for all, and each would wait.
 const FAILED_MAX: u32 = 5;
+
+/// The exit code where the machine has lost a signal.
+const SIGNAL_LOST: i32 = 3;
 
 struct Options {
     kind: Kind,
@@ -90,6 +94,10 @@ impl Tally {
             self.failed += 1;
             println!("FAIL  {name} ({ms} ms)");
             failed.iter().for_each(|line| println!("      {line}"));
+            if self.failed == 1 && conformance::peer::signals_lost() > 0 {
+                println!("conformance: {} ok, then a guest's signal was lost", self.ok);
+                std::process::exit(SIGNAL_LOST);
+            }
         }
     }
 }
