@@ -1,5 +1,5 @@
-//! What a neighbour of a hostile domain notices: its response times, beside those of a neighbour of a harmless one. A
-//! program of its own, as tests beside it would have the processors too.
+//! The response times of a hostile domain's neighbour, beside those of a harmless one's. A program of its own, as tests
+//! beside it would have the processors too.
 
 #[allow(dead_code, reason = "of the hosts of the other tests it uses a part")]
 #[path = "suite/support/mod.rs"]

@@ -17,7 +17,7 @@ use xen::shared::SharedPage;
 const GUEST: DomId = DomId(3);
 /// Entries of the rings.
 const COUNTS: [u64; 4] = [1, 2, 4, 8];
-/// Where 32 bits end.
+/// The first number that 32 bits do not hold.
 const ALL: u64 = 1 << 32;
 /// Distances that are far from any in the ring.
 const FAR: [u64; 8] = [
@@ -36,7 +36,7 @@ fn low(index: u64) -> u32 {
     u32::try_from(index % ALL).unwrap()
 }
 
-/// What a frontend has done: it has taken all responses before `start`, and has put `put` requests from there on, of
+/// The state of a frontend: it has taken all responses before `start`, and has put `put` requests from there on, of
 /// which it has shown `shown`; it knows of `known` responses, all of them to requests that it has shown.
 #[derive(Clone, Copy, Debug)]
 struct State {
@@ -121,7 +121,7 @@ fn every(mut case: impl FnMut(&mut Ring, State)) -> u64 {
     cases
 }
 
-/// What the model sees in the peer's index, when `taken` have been taken: how many responses there are from the
+/// The view of the model of the peer's index, when `taken` have been taken: how many responses there are from the
 /// start on.
 fn looked(state: &State, taken: u64) -> Result<u64, RingError> {
     let State { start, shown, distance, .. } = *state;

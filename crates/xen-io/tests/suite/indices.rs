@@ -17,7 +17,7 @@ use xen_io::ring::{BackRing, Position, RingError, offset};
 const GUEST: DomId = DomId(3);
 /// Entries of the rings.
 const COUNTS: [u64; 4] = [1, 2, 4, 8];
-/// Where 32 bits end.
+/// The first number that 32 bits do not hold.
 const ALL: u64 = 1 << 32;
 /// Distances that are far from any in the ring.
 const FAR: [u64; 8] = [
@@ -36,7 +36,7 @@ fn low(index: u64) -> u32 {
     u32::try_from(index % ALL).unwrap()
 }
 
-/// Where a test begins to count: far enough above 0 that nothing below it is negative.
+/// The places at which a test begins to count: far enough above 0 that nothing below it is negative.
 fn starts(count: u64) -> impl Iterator<Item = u64> {
     let around = move |at: u64| at - 2 * count - 1..=at + 2 * count + 1;
     [ALL, ALL + (1 << 31), 2 * ALL].into_iter().flat_map(around)
@@ -48,7 +48,7 @@ fn distances(count: u64) -> impl Iterator<Item = u64> + Clone {
     (0..=near).chain(ALL - near..ALL).chain(FAR)
 }
 
-/// How many starts and distances those are.
+/// The numbers of those starts and distances.
 fn numbers(count: u64) -> (u64, u64) {
     (3 * (4 * count + 3), 2 * (2 * count + 2) + 1 + 8)
 }
@@ -134,7 +134,7 @@ fn every_back(count: u64, mut case: impl FnMut(u64, u64, u64, u64)) {
     }
 }
 
-/// How many cases [`every_back`] has: as many as there are pairs of numbers whose sum is not above `count`, for each
+/// The number of cases of [`every_back`]: as many as there are pairs of numbers whose sum is not above `count`, for each
 /// start and distance.
 fn number_of_every_back(count: u64) -> u64 {
     let (starts, distances) = numbers(count);

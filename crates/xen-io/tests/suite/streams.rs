@@ -19,7 +19,7 @@ use xen_io::xs_ring::{FrontRing, RingError, ServerRing, offset};
 const GUEST: DomId = DomId(3);
 /// Bytes of a stream.
 const SIZE: u64 = 1024;
-/// Where 32 bits end.
+/// The first number that 32 bits do not hold.
 const ALL: u64 = 1 << 32;
 /// Distances that are far from any in the ring.
 const FAR: [u64; 6] =
@@ -143,7 +143,7 @@ fn what_there_is_is_read() {
     assert_eq!(cases, 2_254_848);
 }
 
-/// What fits is written, and nothing else changes: 2,254,848 cases.
+/// Bytes that fit are written, and nothing else changes: 2,254,848 cases.
 #[test]
 fn what_fits_is_written() {
     let ring = Ring::new();
