@@ -6,6 +6,7 @@ use crate::workspace::{Workspace, cargo};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
+use std::thread::ScopedJoinHandle;
 
 /// The targets, in the order in which they run.
 const TARGETS: [&str; 6] = ["wire", "engine", "stream", "client", "state", "blkif"];
@@ -55,16 +56,20 @@ pub(crate) fn run(options: &[&str]) -> Result<ExitCode> {
     }
     let (targets, job) = parse(options)?;
     let fuzz = Fuzz::build(&targets)?;
-    let mut crashed = false;
-    for target in targets {
-        match &job {
-            Job::Search { seconds } => crashed |= !fuzz.search(target, *seconds)?,
-            Job::Repeat(inputs) => {
+    let crashed = match &job {
+        Job::Search { seconds } => fuzz.search_all(&targets, *seconds)?,
+        Job::Repeat(inputs) => {
+            let mut crashed = false;
+            for target in targets {
                 crashed |= !fuzz.command(target).args(inputs).status()?.success();
             }
-            Job::Save => fuzz.save(target)?,
+            crashed
         }
-    }
+        Job::Save => {
+            targets.iter().try_for_each(|target| fuzz.save(target))?;
+            false
+        }
+    };
     Ok(ExitCode::from(u8::from(crashed)))
 }
 
@@ -126,7 +131,28 @@ impl Fuzz {
         Ok(found)
     }
 
-    /// Runs a target for a while; whether all went well.
+    /// Runs each target for a while, as many at once as there are processors; true where one has failed.
+    fn search_all(&self, targets: &[&'static str], seconds: u32) -> Result<bool> {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let mut failed = false;
+        for some in targets.chunks(processors) {
+            let ended: Vec<Result<bool>> = std::thread::scope(|scope| {
+                let run = |target: &&'static str| {
+                    let target = *target;
+                    scope.spawn(move || self.search(target, seconds))
+                };
+                let threads: Vec<_> = some.iter().map(run).collect();
+                let joined = threads.into_iter().map(ScopedJoinHandle::join);
+                joined.map(|end| end.map_err(|_| "a thread has panicked")?).collect()
+            });
+            for went_well in ended {
+                failed |= !went_well?;
+            }
+        }
+        Ok(failed)
+    }
+
+    /// Runs a target for a while; true where all went well.
     fn search(&self, target: &str, seconds: u32) -> Result<bool> {
         let artifacts = self.folder.join("artifacts").join(target);
         fs::create_dir_all(&artifacts)?;
