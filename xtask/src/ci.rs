@@ -74,11 +74,9 @@ const STAGES: &[&[Step]] = &[
         arguments: &["doc", "--workspace", "--no-deps"],
     }],
     &[step("test-build", &["test", "--workspace", "--no-run"])],
-    // Tests wait for each other's processes most of the time. The programs are those of the steps after it.
-    &[
-        Step { name: "test", environment: NO_SKIPS, arguments: &["test", "--workspace"] },
-        step("build", &["build", "--release", "--workspace", "--bins", "--exclude", "xtask"]),
-    ],
+    &[Step { name: "test", environment: NO_SKIPS, arguments: &["test", "--workspace"] }],
+    // Every program that the steps after it run.
+    &[step("build", &["build", "--release", "--workspace", "--bins", "--exclude", "xtask"])],
     &[
         // Shared memory, by the rules of Rust's memory model.
         step(

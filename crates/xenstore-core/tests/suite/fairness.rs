@@ -109,7 +109,8 @@ fn what_guests_wait_for_is_not_looked_at_in_domain_0s_time() {
     let (alone, beside) = (fastest(&mut store, false), fastest(&mut store, true));
     eprintln!("alone {alone:?}, beside 1900 requests that wait {beside:?}");
     assert_eq!(alone.0, beside.0);
-    assert!(beside.1 < 10 * alone.1, "alone {alone:?}, beside them {beside:?}");
+    // A look at each would be 1900 looks; what 1900 requests leave in the processor's caches is worth ten.
+    assert!(beside.1 < 40 * alone.1, "alone {alone:?}, beside them {beside:?}");
     store.check();
 }
 
