@@ -6,7 +6,7 @@ use std::process::{Command, ExitCode};
 
 /// `cargo xtask rust-version`: checks that the workspace builds with its `rust-version`.
 ///
-/// Where that is the version in use, every other step shows it. Else the toolchain is installed by rustup, and all
+/// Every other step shows it where that is the version in use. Else the toolchain is installed by rustup, and all
 /// targets are checked with it, in a folder of their own.
 pub(crate) fn run() -> Result<ExitCode> {
     let workspace = Workspace::load()?;

@@ -175,7 +175,7 @@ impl Lab {
         judge::judge(self, &outcomes, &packages, begin.elapsed(), options.report)
     }
 
-    /// What Debian's daemon has shown, where it is only compared with, and nothing has changed since.
+    /// The kept outcome of Debian's daemon, where it is only compared with, and nothing has changed since.
     fn kept(
         &self,
         boot: &Boot,

@@ -124,11 +124,11 @@ const SETTING: u32 = 20;
 pub(crate) struct Selection<'a> {
     /// Only the steps with this in their name, and those that set the stage.
     pub(crate) only: Option<&'a str>,
-    /// How often each of them runs.
+    /// The number of times that each of them runs.
     pub(crate) times: u32,
 }
 
-/// How much of a boot has run.
+/// The part of a boot that has run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Extent {
     /// All its steps.

@@ -89,8 +89,14 @@ fn what_guests_wait_for_is_not_looked_at_in_domain_0s_time() {
         let tx = store.start(dom0);
         store.read(dom0, tx, "/shared/key").unwrap();
         let mut delayed = Vec::new();
-        for guest in guests.iter().filter(|_| wait) {
+        for guest in &guests {
             for at in 0..19 {
+                // As many requests either way, so that the processor's caches are the same: reads do not wait.
+                if !wait {
+                    let id = store.send(*guest, MsgType::Read, 0, b"own\0");
+                    assert!(store.reply(*guest, id).is_some());
+                    continue;
+                }
                 let payload = format!("/shared/key\0{at}");
                 delayed.push((*guest, store.send(*guest, MsgType::Write, 0, payload.as_bytes())));
             }
@@ -109,8 +115,7 @@ fn what_guests_wait_for_is_not_looked_at_in_domain_0s_time() {
     let (alone, beside) = (fastest(&mut store, false), fastest(&mut store, true));
     eprintln!("alone {alone:?}, beside 1900 requests that wait {beside:?}");
     assert_eq!(alone.0, beside.0);
-    // A look at each would be 1900 looks; what 1900 requests leave in the processor's caches is worth ten.
-    assert!(beside.1 < 40 * alone.1, "alone {alone:?}, beside them {beside:?}");
+    assert!(beside.1 < 10 * alone.1, "alone {alone:?}, beside them {beside:?}");
     store.check();
 }
 
