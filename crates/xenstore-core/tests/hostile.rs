@@ -1,4 +1,4 @@
-//! What a hostile guest tries against memory, time and the rules of transactions. A program of its own, as it compares
+//! Attempts of a hostile guest against memory, time and the rules of transactions. A program of its own, as it compares
 //! times, which the longer tests would disturb.
 
 #[path = "suite/common/mod.rs"]

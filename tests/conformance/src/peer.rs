@@ -20,12 +20,12 @@ use xenstore_core::wire::{Header, MsgType, TYPES, split_message};
 /// How long a reply may take before the daemon counts as silent.
 pub const REPLY_WITHIN: Duration = Duration::from_secs(10);
 
-/// How long a daemon that was signalled again may take.
+/// Longest time that a daemon may take which was signalled again.
 const AGAIN_WITHIN: Duration = Duration::from_secs(5);
 /// Signals of guests that were lost, in this process.
 static SIGNALS_LOST: AtomicU32 = AtomicU32::new(0);
 
-/// How many signals of guests were lost in this process.
+/// The number of signals of guests that were lost in this process.
 #[must_use]
 pub fn signals_lost() -> u32 {
     SIGNALS_LOST.load(Ordering::Relaxed)

@@ -8,7 +8,7 @@
 //! refused, at each of the 3072 consumer indices. Each test says how many cases that is, and counts them.
 //! Pieces shorter than what there is, or longer, are a test of their own.
 //!
-//! Who has moved a byte notifies, and nobody else does (`xs_wire.h`): so each case compares the number of bytes moved.
+//! An end that has moved a byte notifies, and no other does (`xs_wire.h`): so each case compares the number of bytes moved.
 
 use loopback::Host;
 use xen::DomId;
