@@ -1,11 +1,12 @@
 //! Attempts of a hostile guest against memory, time and the rules of transactions. A program of its own, as it compares
-//! times, which the longer tests would disturb.
+//! times, and what the longer tests leave in the caches would disturb them.
 
 #[path = "suite/common/mod.rs"]
 mod common;
 
 use common::Store;
-use std::time::{Duration, Instant};
+use common::time::Moment;
+use std::time::Duration;
 use xenstore_core::server::ConnId;
 use xenstore_core::wire::{Header, MsgType};
 
@@ -13,7 +14,7 @@ use xenstore_core::wire::{Header, MsgType};
 fn simple() -> Duration {
     let mut store = Store::new();
     let conn = store.socket();
-    let began = Instant::now();
+    let began = Moment::now();
     for at in 0..1000 {
         store.send(conn, MsgType::Write, 0, format!("/tool/x\0{at}").as_bytes());
         store.server.consume_output(conn, usize::MAX, store.now);
@@ -50,7 +51,7 @@ fn timed(
     payload: &[u8],
 ) -> (u32, Duration) {
     let header = Header { kind: kind.code(), req_id: 1, tx_id: tx, len: payload.len() as u32 };
-    let began = Instant::now();
+    let began = Moment::now();
     let cost = store.server.request(conn, &header, payload, store.now, &mut store.machine);
     (cost, began.elapsed())
 }
@@ -160,7 +161,7 @@ fn the_end_of_a_guest_with_many_events_is_quick() {
     for at in 0..500 {
         store.write(writer, 0, &format!("{home}/{at}"), "").unwrap();
     }
-    let began = Instant::now();
+    let began = Moment::now();
     store.server.reset(reader, store.now, &mut store.machine);
     let took = began.elapsed();
     eprintln!("reset: {took:?}");
@@ -175,7 +176,7 @@ fn watches_of_the_root_by_guests_cost_little() {
     // The shortest of many, as other tests run beside this one.
     let run = |store: &mut Store| {
         let one = |_| {
-            let began = Instant::now();
+            let began = Moment::now();
             store.write(dom0, 0, "/tool/x", "1").unwrap();
             began.elapsed()
         };
@@ -279,7 +280,7 @@ fn what_waits_for_a_turn_is_tried_in_little_time() {
         }
     }
     eprintln!("80 writes that wait: cost {cost}, {took:?}");
-    let began = Instant::now();
+    let began = Moment::now();
     store.pass(10_001);
     let ended = began.elapsed();
     eprintln!("the end of the turn: {ended:?}");
@@ -386,7 +387,7 @@ fn the_end_of_a_client_with_many_watches_is_quick() {
         store.server.consume_output(conn, usize::MAX, store.now);
     }
     store.receive(conn);
-    let began = Instant::now();
+    let began = Moment::now();
     store.server.disconnect(conn, store.now, &mut store.machine);
     let took = began.elapsed();
     eprintln!("{took:?}");
@@ -402,7 +403,7 @@ fn names_made_to_collide_in_the_index_cost_the_others_nothing() {
     // The shortest of some, as other tests run beside this one.
     let time_of_writes = |store: &mut Store| {
         let one = |_| {
-            let began = Instant::now();
+            let began = Moment::now();
             for at in 0..1000 {
                 store.write(dom0, 0, "/tool/multi-queue-num-queues", &at.to_string()).unwrap();
             }

@@ -1,7 +1,7 @@
 //! What one domain does to another: turns, their price, weights.
 
 use crate::common::Store;
-use std::time::Instant;
+use crate::common::time::Moment;
 use xenstore_core::limits::{HOLD_COST_US, HOLD_MAX_US, WEIGHT_DEFAULT};
 use xenstore_core::server::ConnId;
 use xenstore_core::wire::{Header, MsgType};
@@ -102,7 +102,7 @@ fn what_guests_wait_for_is_not_looked_at_in_domain_0s_time() {
             }
         }
         let header = Header { kind: MsgType::TransactionEnd.code(), req_id: 9, tx_id: tx, len: 2 };
-        let (now, began) = (store.now, Instant::now());
+        let (now, began) = (store.now, Moment::now());
         let cost = store.server.request(dom0, &header, b"T\0", now, &mut store.machine);
         let took = began.elapsed();
         assert_eq!(store.server.deadline(), wait.then_some(0));

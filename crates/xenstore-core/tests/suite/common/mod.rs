@@ -2,6 +2,7 @@
 #![allow(dead_code, unreachable_pub, missing_docs, reason = "each test file uses its part")]
 
 pub mod model;
+pub mod time;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use xenstore_core::server::{Attach, Config, ConnId, DomId, Ended, Host, Notice, Server};

@@ -1,0 +1,23 @@
+//! Processor time of this thread. The core does all its work in the thread that calls it, so this is what a call
+//! takes, whatever else the machine does meanwhile.
+
+use rustix::time::{ClockId, clock_gettime};
+use std::time::Duration;
+
+/// A moment, by the processor time that the thread has used until then.
+#[derive(Clone, Copy)]
+pub struct Moment(Duration);
+
+impl Moment {
+    /// This one.
+    pub fn now() -> Self {
+        let time = clock_gettime(ClockId::ThreadCPUTime);
+        let (seconds, nanoseconds) = (time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs());
+        Self(Duration::from_secs(seconds) + Duration::from_nanos(nanoseconds))
+    }
+
+    /// What the thread has used since.
+    pub fn elapsed(self) -> Duration {
+        Self::now().0 - self.0
+    }
+}
