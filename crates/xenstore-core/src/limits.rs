@@ -58,6 +58,10 @@ pub const UNREAD_MAX_BYTES: usize = 8 * 1024 * 1024;
 /// event unread for so long is no longer served.
 pub const WATCH_EVENT_TIMEOUT_US: u64 = 20_000_000;
 
+/// What a watch counts for the quota `memory` beside its path and token, in bytes: its entries in the index, in the
+/// list of all and in its connection's.
+pub const WATCH_WEIGHT: i64 = 384;
+
 /// At least this many microseconds between two log lines on the same quota of the same domain.
 pub const REFUSAL_LOG_US: u64 = 10_000_000;
 /// Most notices kept for the daemon to log; when it is full the newest are counted, not kept.

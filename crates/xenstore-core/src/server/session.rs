@@ -38,7 +38,7 @@ impl Server {
         if connection.watches.contains_key(key.as_slice()) {
             return Err(Error::Exist.into());
         }
-        let weight = (key.len() as i64).saturating_sub(1);
+        let weight = watch::weight(&key);
         if !caller.privileged {
             self.domains.check_more(caller.domid, Quota::Watches, 1)?;
             self.domains.check_more(caller.domid, Quota::Memory, weight)?;
@@ -59,8 +59,8 @@ impl Server {
         hidden: usize,
         depth: Option<u32>,
     ) -> WatchId {
-        let weight = (key.len() as i64).saturating_sub(1);
-        let id = self.watches.add(conn, path, key.clone(), hidden, depth);
+        let weight = watch::weight(&key);
+        let id = self.watches.add((conn, domid), path, key.clone(), hidden, depth);
         if let Some(connection) = self.conn_mut(conn) {
             connection.watches.insert(key, id);
         }

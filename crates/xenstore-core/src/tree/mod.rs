@@ -9,7 +9,7 @@ mod node;
 
 pub use dir::{Dir, Iter};
 pub use node::Node;
-pub(crate) use node::{is_whole, prefix_of};
+pub(crate) use node::prefix_of;
 
 use crate::limits::DOMID_ANY;
 use crate::path::Path;

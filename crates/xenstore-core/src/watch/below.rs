@@ -1,0 +1,241 @@
+//! The places of the index below one: none, one, or many that are told apart by their first names.
+
+use super::index::{Place, first_name};
+use crate::tree::prefix_of;
+use alloc::boxed::Box;
+use alloc::collections::BTreeMap;
+use alloc::collections::btree_map::Entry;
+use alloc::vec::Vec;
+
+/// The places below one: mostly none or one.
+#[derive(Default)]
+pub(super) enum Below {
+    #[default]
+    None,
+    One(Box<Place>),
+    Many(Box<Parting>),
+}
+
+/// Where ways part: the places by their first name. They are found by its first bytes as a number, as nodes are: a
+/// change looks here whether anybody watches or not.
+#[derive(Default)]
+pub(super) struct Parting {
+    places: BTreeMap<u64, Alike>,
+    /// The [`mark`] of every name that is or was there: most changes are where nobody watches.
+    marks: u64,
+    /// How many places there are.
+    len: u32,
+}
+
+/// The places whose first names begin alike.
+enum Alike {
+    One(Box<Place>),
+    /// Sorted by their first names.
+    #[expect(clippy::vec_box, reason = "what moves when one is put between two is a pointer")]
+    Many(Vec<Box<Place>>),
+}
+
+/// One bit of 64 for a name that begins so.
+fn mark(prefix: u64) -> u64 {
+    1 << (prefix.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 58)
+}
+
+impl Alike {
+    /// The place whose first name is `name`.
+    #[inline]
+    fn get(&self, name: &[u8]) -> Option<&Place> {
+        match self {
+            Self::One(place) => place.is_first(name).then_some(place),
+            Self::Many(places) => {
+                let at =
+                    places.binary_search_by(|place| first_name(&place.label).cmp(name)).ok()?;
+                places.get(at).map(|place| &**place)
+            }
+        }
+    }
+
+    fn get_mut(&mut self, name: &[u8]) -> Option<&mut Place> {
+        match self {
+            Self::One(place) => place.is_first(name).then_some(place),
+            Self::Many(places) => {
+                let at =
+                    places.binary_search_by(|place| first_name(&place.label).cmp(name)).ok()?;
+                places.get_mut(at).map(|place| &mut **place)
+            }
+        }
+    }
+
+    /// Adds a place whose first name is not there yet.
+    fn add(&mut self, place: Box<Place>) {
+        if let Self::One(first) = self {
+            *self = Self::Many(Vec::from([core::mem::take(first)]));
+        }
+        if let Self::Many(places) = self {
+            let name = first_name(&place.label);
+            let at = places.partition_point(|known| first_name(&known.label) < name);
+            places.insert(at, place);
+        }
+    }
+
+    /// Takes the place whose first name is `name` out; whether there was one.
+    fn remove(&mut self, name: &[u8]) -> bool {
+        match self {
+            Self::One(place) if place.is_first(name) => {
+                *self = Self::Many(Vec::new());
+                true
+            }
+            Self::One(_) => false,
+            Self::Many(places) => {
+                let found = places.binary_search_by(|place| first_name(&place.label).cmp(name));
+                if let Ok(at) = found {
+                    places.remove(at);
+                    if places.capacity() > places.len().saturating_mul(2).saturating_add(4) {
+                        places.shrink_to_fit();
+                    }
+                }
+                found.is_ok()
+            }
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        matches!(self, Self::Many(places) if places.is_empty())
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &Place> {
+        let (one, many) = match self {
+            Self::One(place) => (Some(place), None),
+            Self::Many(places) => (None, Some(places)),
+        };
+        one.into_iter().chain(many.into_iter().flatten()).map(|place| &**place)
+    }
+
+    /// The only place, where there is one only.
+    fn into_only(self) -> Option<Box<Place>> {
+        match self {
+            Self::One(place) => Some(place),
+            Self::Many(places) => places.into_iter().next(),
+        }
+    }
+}
+
+impl Parting {
+    #[inline]
+    fn get(&self, name: &[u8]) -> Option<&Place> {
+        let prefix = prefix_of(name);
+        if self.marks & mark(prefix) == 0 {
+            return None;
+        }
+        self.places.get(&prefix)?.get(name)
+    }
+
+    fn get_mut(&mut self, name: &[u8]) -> Option<&mut Place> {
+        self.places.get_mut(&prefix_of(name))?.get_mut(name)
+    }
+
+    /// Adds a place whose first name is not there yet.
+    fn add(&mut self, place: Box<Place>) {
+        let prefix = prefix_of(first_name(&place.label));
+        self.marks |= mark(prefix);
+        self.len = self.len.saturating_add(1);
+        match self.places.entry(prefix) {
+            Entry::Vacant(free) => drop(free.insert(Alike::One(place))),
+            Entry::Occupied(mut taken) => taken.get_mut().add(place),
+        }
+    }
+
+    fn remove(&mut self, name: &[u8]) {
+        let Entry::Occupied(mut taken) = self.places.entry(prefix_of(name)) else { return };
+        if taken.get_mut().remove(name) {
+            self.len = self.len.saturating_sub(1);
+        }
+        if taken.get().is_empty() {
+            taken.remove();
+        }
+    }
+
+    /// The only place, where there is one only.
+    fn only(&mut self) -> Option<Box<Place>> {
+        let (_, alike) = (self.len == 1).then(|| self.places.pop_first())??;
+        alike.into_only()
+    }
+}
+
+impl Below {
+    /// The place that may lie on the way along `names`: its label is still to be compared.
+    #[inline]
+    pub(super) fn toward(&self, names: &[u8]) -> Option<&Place> {
+        match self {
+            Self::None => None,
+            Self::One(place) => Some(place),
+            Self::Many(parting) => parting.get(first_name(names)),
+        }
+    }
+
+    /// The place whose first name is that of `names`.
+    #[inline]
+    pub(super) fn get(&self, names: &[u8]) -> Option<&Place> {
+        match self {
+            Self::None => None,
+            Self::One(place) => place.is_first(first_name(names)).then_some(place),
+            Self::Many(parting) => parting.get(first_name(names)),
+        }
+    }
+
+    pub(super) fn get_mut(&mut self, names: &[u8]) -> Option<&mut Place> {
+        let name = first_name(names);
+        match self {
+            Self::None => None,
+            Self::One(place) => place.is_first(name).then_some(place),
+            Self::Many(parting) => parting.get_mut(name),
+        }
+    }
+
+    /// Adds a place whose first name is not there yet.
+    pub(super) fn add(&mut self, place: Box<Place>) {
+        match core::mem::take(self) {
+            Self::None => *self = Self::One(place),
+            Self::One(first) => {
+                let mut parting = Box::<Parting>::default();
+                parting.add(first);
+                parting.add(place);
+                *self = Self::Many(parting);
+            }
+            Self::Many(mut parting) => {
+                parting.add(place);
+                *self = Self::Many(parting);
+            }
+        }
+    }
+
+    pub(super) fn remove(&mut self, name: &[u8]) {
+        match self {
+            Self::None => {}
+            Self::One(place) if place.is_first(name) => *self = Self::None,
+            Self::One(_) => {}
+            Self::Many(parting) => {
+                parting.remove(name);
+                if let Some(only) = parting.only() {
+                    *self = Self::One(only);
+                }
+            }
+        }
+    }
+
+    pub(super) fn len(&self) -> u32 {
+        match self {
+            Self::None => 0,
+            Self::One(_) => 1,
+            Self::Many(parting) => parting.len,
+        }
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Place> {
+        let (one, many) = match self {
+            Self::None => (None, None),
+            Self::One(place) => (Some(&**place), None),
+            Self::Many(parting) => (None, Some(parting.places.values().flat_map(Alike::iter))),
+        };
+        one.into_iter().chain(many.into_iter().flatten())
+    }
+}

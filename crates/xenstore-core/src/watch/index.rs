@@ -1,0 +1,357 @@
+//! The index of watches: a tree of paths in which every place is watched or is where ways part.
+//!
+//! Names that lead nowhere else share one place, so a watch makes at most two places, however long its path is. A
+//! change of `/a/b` finds the watches of `/`, `/a` and `/a/b` on one way down; a removal also finds those below.
+
+use super::WatchId;
+use super::below::Below;
+use crate::bytes::find;
+use crate::server::DomId;
+use alloc::boxed::Box;
+use alloc::collections::BTreeSet;
+use alloc::vec::Vec;
+
+/// A place of the index.
+#[derive(Default)]
+pub(super) struct Place {
+    /// The names that lead here from the place above, with a slash between each two.
+    pub(super) label: Box<[u8]>,
+    pub(super) here: Here,
+    below: Below,
+}
+
+/// One watch of a place. A domain's watches stand side by side, in the order in which they were set.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) struct Watcher {
+    pub(super) domid: DomId,
+    pub(super) id: WatchId,
+}
+
+/// The watches of one place: mostly one.
+#[derive(Default)]
+pub(super) enum Here {
+    #[default]
+    None,
+    One(Watcher),
+    Many(BTreeSet<Watcher>),
+}
+
+/// The first name of some with a slash between each two.
+#[inline]
+pub(super) fn first_name(names: &[u8]) -> &[u8] {
+    names.get(..find::<b'/'>(names).unwrap_or(names.len())).unwrap_or_default()
+}
+
+/// What follows `first` in `names`, where they begin with it.
+#[inline]
+fn strip<'n>(names: &'n [u8], first: &[u8]) -> Option<&'n [u8]> {
+    let rest = names.strip_prefix(first)?;
+    if rest.is_empty() { Some(rest) } else { rest.strip_prefix(b"/") }
+}
+
+/// The length of the names that both begin with.
+fn common_len(one: &[u8], two: &[u8]) -> usize {
+    let same = one.iter().zip(two).take_while(|(one, two)| one == two).count();
+    let ends = |names: &[u8]| names.get(same).is_none_or(|byte| *byte == b'/');
+    if ends(one) && ends(two) {
+        return same;
+    }
+    let shared = one.get(..same).unwrap_or_default();
+    shared.iter().rposition(|byte| *byte == b'/').unwrap_or(0)
+}
+
+impl Here {
+    pub(super) fn is_empty(&self) -> bool {
+        matches!(self, Self::None)
+    }
+
+    pub(super) fn insert(&mut self, watcher: Watcher) {
+        match self {
+            Self::None => *self = Self::One(watcher),
+            Self::One(first) => *self = Self::Many(BTreeSet::from([*first, watcher])),
+            Self::Many(all) => drop(all.insert(watcher)),
+        }
+    }
+
+    pub(super) fn remove(&mut self, watcher: Watcher) {
+        match self {
+            Self::One(known) if *known == watcher => *self = Self::None,
+            Self::None | Self::One(_) => {}
+            Self::Many(all) => {
+                all.remove(&watcher);
+                if all.len() < 2 {
+                    *self = all.pop_first().map_or(Self::None, Self::One);
+                }
+            }
+        }
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = Watcher> {
+        let (one, many) = match self {
+            Self::None => (None, None),
+            Self::One(watcher) => (Some(watcher), None),
+            Self::Many(all) => (None, Some(all)),
+        };
+        one.into_iter().chain(many.into_iter().flatten()).copied()
+    }
+}
+
+impl Place {
+    /// Whether the first name that leads here is `name`.
+    #[inline]
+    pub(super) fn is_first(&self, name: &[u8]) -> bool {
+        strip(&self.label, name).is_some()
+    }
+
+    /// The next place on the way along `names`, and the names behind it.
+    #[inline]
+    pub(super) fn enter<'n>(&self, names: &'n [u8]) -> Option<(&Self, &'n [u8])> {
+        let next = self.below.toward(names)?;
+        Some((next, strip(names, &next.label)?))
+    }
+
+    fn enter_mut<'n>(&mut self, names: &'n [u8]) -> Option<(&mut Self, &'n [u8])> {
+        let next = self.below.get_mut(names)?;
+        let behind = strip(names, &next.label)?;
+        Some((next, behind))
+    }
+
+    /// The place that `names` lead to, made if there is none.
+    pub(super) fn make(&mut self, mut names: &[u8]) -> Option<&mut Self> {
+        let mut place = self;
+        while !names.is_empty() {
+            if place.below.get(names).is_none() {
+                place.below.add(Box::new(Self { label: Box::from(names), ..Self::default() }));
+            }
+            let next = place.below.get_mut(names)?;
+            let common = common_len(&next.label, names);
+            next.split(common);
+            names = names.get(common.saturating_add(1)..).unwrap_or_default();
+            place = next;
+        }
+        Some(place)
+    }
+
+    /// Makes this the place at the first `len` bytes of its label, and what it was one below it.
+    fn split(&mut self, len: usize) {
+        let Some((upper, lower)) = self.label.split_at_checked(len) else { return };
+        let Some(lower) = lower.strip_prefix(b"/") else { return };
+        let (upper, lower) = (Box::from(upper), Box::from(lower));
+        let (here, below) = (core::mem::take(&mut self.here), core::mem::take(&mut self.below));
+        self.label = upper;
+        self.below = Below::One(Box::new(Self { label: lower, here, below }));
+    }
+
+    /// Becomes the place below it, where nobody watches this one and no ways part.
+    fn join(&mut self) {
+        if !self.here.is_empty() {
+            return;
+        }
+        match core::mem::take(&mut self.below) {
+            Below::One(lower) => {
+                let mut label = Vec::with_capacity(
+                    self.label.len().saturating_add(lower.label.len()).saturating_add(1),
+                );
+                label.extend_from_slice(&self.label);
+                label.push(b'/');
+                label.extend_from_slice(&lower.label);
+                let Self { here, below, .. } = *lower;
+                *self = Self { label: label.into_boxed_slice(), here, below };
+            }
+            other => self.below = other,
+        }
+    }
+
+    /// Takes a watch out of the place that `names` lead to, and the places that are of no use then.
+    pub(super) fn remove(&mut self, names: &[u8], watcher: Watcher) {
+        let (mut place, mut behind, mut steps) = (&mut *self, names, 0usize);
+        while !behind.is_empty() {
+            let Some((next, rest)) = place.enter_mut(behind) else { return };
+            (place, behind, steps) = (next, rest, steps.saturating_add(1));
+        }
+        place.here.remove(watcher);
+        let Some(above) = steps.checked_sub(1) else { return };
+        if !place.here.is_empty() || place.below.len() > 0 {
+            place.join();
+            return;
+        }
+        let (mut place, mut behind) = (self, names);
+        for _ in 0..above {
+            let Some((next, rest)) = place.enter_mut(behind) else { return };
+            (place, behind) = (next, rest);
+        }
+        place.below.remove(first_name(behind));
+        // The top stays as it is.
+        if above > 0 {
+            place.join();
+        }
+    }
+}
+
+/// A point of the index: a place, or on the way to one.
+#[derive(Clone, Copy)]
+pub(crate) struct Spot<'w> {
+    place: &'w Place,
+    /// The names of the place's label that are still to come.
+    ahead: &'w [u8],
+}
+
+impl<'w> Spot<'w> {
+    pub(super) fn top(place: &'w Place) -> Self {
+        Self { place, ahead: &[] }
+    }
+
+    /// The spot of this name below it.
+    pub(crate) fn get(self, name: &[u8]) -> Option<Self> {
+        if !self.ahead.is_empty() {
+            return strip(self.ahead, name).map(|ahead| Self { ahead, ..self });
+        }
+        let place = self.place.below.get(name)?;
+        strip(&place.label, name).map(|ahead| Self { place, ahead })
+    }
+
+    /// All spots below it, one name down.
+    pub(crate) fn iter(self) -> impl Iterator<Item = (&'w [u8], Self)> {
+        let (ahead, place) = (self.ahead, self.place);
+        let below = ahead.is_empty().then(|| place.below.iter());
+        let below = below.into_iter().flatten().map(|place| (place, &*place.label));
+        let next = (!ahead.is_empty()).then_some((place, ahead));
+        next.into_iter().chain(below).map(|(place, names)| {
+            let name = first_name(names);
+            (name, Self { place, ahead: strip(names, name).unwrap_or_default() })
+        })
+    }
+
+    /// How many these are.
+    pub(crate) fn len(self) -> u32 {
+        if self.ahead.is_empty() { self.place.below.len() } else { 1 }
+    }
+
+    /// The watches of the spot itself.
+    pub(crate) fn watches(self) -> impl Iterator<Item = WatchId> {
+        let here = self.ahead.is_empty().then(|| self.place.here.iter());
+        here.into_iter().flatten().map(|watcher| watcher.id)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::format;
+    use std::string::String;
+
+    fn watcher(number: u64) -> Watcher {
+        Watcher { domid: DomId(0), id: WatchId::for_test(number) }
+    }
+
+    /// The places below `place` as text: label, number of watches, those below.
+    fn shape(place: &Place) -> String {
+        let below: Vec<String> = place.below.iter().map(shape).collect();
+        let label = String::from_utf8_lossy(&place.label).into_owned();
+        let below = if below.is_empty() { String::new() } else { format!("({})", below.join(" ")) };
+        format!("{label}:{}{below}", place.here.iter().count())
+    }
+
+    #[test]
+    fn places_are_where_something_is_watched_or_ways_part() {
+        let mut top = Place::default();
+        let mut set = |path: &str, number| {
+            top.make(path.as_bytes()).unwrap().here.insert(watcher(number));
+            shape(&top)
+        };
+        assert_eq!(set("a/b/c/d", 0), ":0(a/b/c/d:1)");
+        assert_eq!(set("a/b", 1), ":0(a/b:1(c/d:1))");
+        assert_eq!(set("a/bx", 2), ":0(a:0(b:1(c/d:1) bx:1))");
+        assert_eq!(set("a/b/c/e", 3), ":0(a:0(b:1(c:0(d:1 e:1)) bx:1))");
+        assert_eq!(set("a/b/c/e", 4), ":0(a:0(b:1(c:0(d:1 e:2)) bx:1))");
+        assert_eq!(set("", 5), ":1(a:0(b:1(c:0(d:1 e:2)) bx:1))");
+        let mut unset = |path: &str, number| {
+            top.remove(path.as_bytes(), watcher(number));
+            shape(&top)
+        };
+        // Not there, or another one's.
+        assert_eq!(unset("a/x", 0), ":1(a:0(b:1(c:0(d:1 e:2)) bx:1))");
+        assert_eq!(unset("a/b/c", 0), ":1(a:0(b:1(c:0(d:1 e:2)) bx:1))");
+        assert_eq!(unset("a/bx", 0), ":1(a:0(b:1(c:0(d:1 e:2)) bx:1))");
+        assert_eq!(unset("a/b/c/e", 3), ":1(a:0(b:1(c:0(d:1 e:1)) bx:1))");
+        assert_eq!(unset("a/b", 1), ":1(a:0(b/c:0(d:1 e:1) bx:1))");
+        assert_eq!(unset("a/bx", 2), ":1(a/b/c:0(d:1 e:1))");
+        assert_eq!(unset("a/b/c/e", 4), ":1(a/b/c/d:1)");
+        assert_eq!(unset("", 5), ":0(a/b/c/d:1)");
+        assert_eq!(unset("a/b/c/d", 0), ":0");
+    }
+
+    #[test]
+    fn names_that_begin_alike_are_told_apart() {
+        let names: Vec<Vec<u8>> =
+            (0..50).map(|at| format!("12345678-{at:02}-12345678").into_bytes()).collect();
+        let mut top = Place::default();
+        for (at, name) in (0..).zip(&names) {
+            top.make(name).unwrap().here.insert(watcher(at));
+            assert_eq!(top.make(name).unwrap().here.iter().count(), 1);
+        }
+        assert_eq!((top.below.len(), top.below.iter().count()), (50, 50));
+        for (at, name) in (0..).zip(&names) {
+            let (place, behind) = top.enter(name).unwrap();
+            assert_eq!((place.here.iter().next(), behind), (Some(watcher(at)), &b""[..]));
+            top.remove(name, watcher(at));
+            top.remove(name, watcher(at));
+            assert!(top.enter(name).is_none());
+        }
+        assert_eq!(top.below.len(), 0);
+    }
+
+    /// Any set of watches, set and taken out in any order, is found as a list of paths finds them.
+    #[test]
+    fn what_is_found_is_what_was_set() {
+        let mut seed = 1u64;
+        let mut random = |below: usize| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (seed >> 33) as usize % below
+        };
+        let names = ["a", "b", "ab", "12345678", "12345678x", "12345678y"];
+        let mut path = || {
+            let names: Vec<&str> = (0..random(5)).map(|_| names[random(names.len())]).collect();
+            (names.join("/"), random(3))
+        };
+        let mut top = Place::default();
+        let mut set: Vec<(String, Watcher)> = Vec::new();
+        for number in 0..5000 {
+            let (path, what) = path();
+            if what == 0 || set.len() > 200 {
+                if !set.is_empty() {
+                    let (path, watcher) = set.swap_remove(number as usize % set.len());
+                    top.remove(path.as_bytes(), watcher);
+                }
+            } else {
+                top.make(path.as_bytes()).unwrap().here.insert(watcher(number));
+                set.push((path.clone(), watcher(number)));
+            }
+            let (mut found, mut place, mut behind) = (Vec::new(), &top, path.as_bytes());
+            loop {
+                found.extend(place.here.iter());
+                let Some((next, rest)) = place.enter(behind).filter(|_| !behind.is_empty()) else {
+                    break;
+                };
+                (place, behind) = (next, rest);
+            }
+            let above = |known: &str| {
+                known.is_empty() || strip(path.as_bytes(), known.as_bytes()).is_some()
+            };
+            let mut expected: Vec<Watcher> =
+                set.iter().filter(|(known, _)| above(known)).map(|(_, watcher)| *watcher).collect();
+            found.sort_unstable();
+            expected.sort_unstable();
+            assert_eq!(found, expected, "{path}");
+            let places = path.split('/').filter(|name| !name.is_empty());
+            let mut names = places.map(str::as_bytes);
+            let spot = names.try_fold(Spot::top(&top), Spot::get);
+            let at = set.iter().filter(|(known, _)| *known == path).count();
+            assert_eq!(spot.map_or(0, |spot| spot.watches().count()), at, "{path}");
+        }
+        for (path, watcher) in set {
+            top.remove(path.as_bytes(), watcher);
+        }
+        assert_eq!(shape(&top), ":0");
+    }
+}

@@ -1,0 +1,256 @@
+//! Watches, in an index by path.
+
+mod below;
+mod index;
+
+pub(crate) use index::Spot;
+
+use crate::limits::WATCH_WEIGHT;
+use crate::path::Path;
+use crate::server::{ConnId, DomId};
+use alloc::rc::Rc;
+use alloc::vec::Vec;
+use index::{Place, Watcher};
+
+/// A watch; they are in the order in which they were set.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) struct WatchId {
+    /// How many were set before; never used again.
+    number: u64,
+    /// Where it is in [`Watches::all`]; used again once the watch is gone.
+    slot: u32,
+}
+
+/// One watch.
+pub(crate) struct Watch {
+    pub(crate) conn: ConnId,
+    domid: DomId,
+    /// Absolute path, NUL, token: what tells the watches of one connection apart.
+    key: Rc<[u8]>,
+    path_len: usize,
+    /// How many bytes of an event's path are not told, as the watch was set on a relative path.
+    pub(crate) hidden: usize,
+    /// How many names below the path are watched; `None` for all.
+    pub(crate) depth: Option<u32>,
+}
+
+#[cfg(test)]
+impl WatchId {
+    fn for_test(number: u64) -> Self {
+        Self { number, slot: 0 }
+    }
+}
+
+impl Watch {
+    pub(crate) fn path(&self) -> &[u8] {
+        self.key.get(..self.path_len).unwrap_or_default()
+    }
+
+    pub(crate) fn token(&self) -> &[u8] {
+        self.key.get(self.path_len.saturating_add(1)..).unwrap_or_default()
+    }
+
+    /// What the watch counts for the quota `memory`.
+    pub(crate) fn weight(&self) -> i64 {
+        weight(&self.key)
+    }
+}
+
+/// What a watch with this key counts for the quota `memory`: path, token, and its part of the index.
+pub(crate) fn weight(key: &[u8]) -> i64 {
+    (key.len() as i64).saturating_sub(1).saturating_add(WATCH_WEIGHT)
+}
+
+/// What makes two watches of a connection the same.
+pub(crate) fn key(path: Path<'_>, token: &[u8], to: &mut Vec<u8>) {
+    to.clear();
+    to.extend_from_slice(path.as_bytes());
+    to.push(0);
+    to.extend_from_slice(token);
+}
+
+/// All watches of all connections.
+#[derive(Default)]
+pub(crate) struct Watches {
+    all: Vec<Option<Watch>>,
+    /// The empty slots of `all`.
+    free: Vec<u32>,
+    /// How many were ever set.
+    count: u64,
+    /// Under the names of absolute paths.
+    tree: Place,
+    /// Under the names of special ones.
+    special: Place,
+}
+
+/// The names of a path as the index takes them.
+fn names(path: Path<'_>) -> &[u8] {
+    let path = path.as_bytes();
+    path.strip_prefix(b"/").unwrap_or(path)
+}
+
+/// How many names these are.
+fn count(names: &[u8]) -> usize {
+    names.split(|byte| *byte == b'/').filter(|name| !name.is_empty()).count()
+}
+
+impl Watches {
+    pub(crate) fn get(&self, id: WatchId) -> Option<&Watch> {
+        self.all.get(id.slot as usize)?.as_ref()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.all.len().saturating_sub(self.free.len())
+    }
+
+    fn top(&self, path: Path<'_>) -> &Place {
+        if path.is_special() { &self.special } else { &self.tree }
+    }
+
+    fn top_mut(&mut self, path: Path<'_>) -> &mut Place {
+        if path.is_special() { &mut self.special } else { &mut self.tree }
+    }
+
+    /// Adds a watch of the domain behind `conn`; `key` is [`key`] of its path and token.
+    pub(crate) fn add(
+        &mut self,
+        (conn, domid): (ConnId, DomId),
+        path: Path<'_>,
+        key: Rc<[u8]>,
+        hidden: usize,
+        depth: Option<u32>,
+    ) -> WatchId {
+        let watch = Watch { conn, domid, key, path_len: path.as_bytes().len(), hidden, depth };
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.all.push(None);
+            u32::try_from(self.all.len()).unwrap_or(u32::MAX).saturating_sub(1)
+        });
+        let id = WatchId { number: self.count, slot };
+        self.count = self.count.saturating_add(1);
+        if let Some(place) = self.all.get_mut(slot as usize) {
+            *place = Some(watch);
+        }
+        if let Some(place) = self.top_mut(path).make(names(path)) {
+            place.here.insert(Watcher { domid, id });
+        }
+        id
+    }
+
+    /// Takes a watch out.
+    pub(crate) fn remove(&mut self, id: WatchId) -> Option<Watch> {
+        let watch = self.all.get_mut(id.slot as usize)?.take()?;
+        self.free.push(id.slot);
+        let (path, domid) = (Path::checked(watch.path()), watch.domid);
+        self.top_mut(path).remove(names(path), Watcher { domid, id });
+        Some(watch)
+    }
+
+    /// Whether there are watches of the path or of anything above it: for most changes, none.
+    pub(crate) fn may_match(&self, path: Path<'_>) -> bool {
+        let (mut place, mut behind) = (self.top(path), names(path));
+        while place.here.is_empty() {
+            let Some(next) = place.enter(behind) else { return false };
+            (place, behind) = next;
+        }
+        true
+    }
+
+    /// The watches that a change of `path` concerns: those of the path and of everything above it, as
+    /// far as their depth goes. Those of one connection are in the order in which they were set.
+    pub(crate) fn matching(&self, path: Path<'_>, to: &mut Vec<WatchId>) {
+        let (mut place, mut behind) = (self.top(path), names(path));
+        loop {
+            if !place.here.is_empty() {
+                let reaches = |id: &WatchId| {
+                    let depth = self.get(*id).and_then(|watch| watch.depth);
+                    depth.is_none_or(|depth| count(behind) <= depth as usize)
+                };
+                to.extend(place.here.iter().map(|watcher| watcher.id).filter(reaches));
+            }
+            let Some(next) = place.enter(behind) else { return };
+            (place, behind) = next;
+        }
+    }
+
+    /// The spot `path`, if something is watched there or below.
+    pub(crate) fn spot(&self, path: Path<'_>) -> Option<Spot<'_>> {
+        path.names().try_fold(Spot::top(&self.tree), Spot::get)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn add(watches: &mut Watches, path: &'static [u8], depth: Option<u32>) -> WatchId {
+        let path = Path::checked(path);
+        let mut bytes = Vec::new();
+        key(path, b"t", &mut bytes);
+        watches.add((ConnId(0), DomId(0)), path, Rc::from(bytes), 0, depth)
+    }
+
+    fn matching(watches: &Watches, path: &'static [u8]) -> Vec<WatchId> {
+        let mut found = Vec::new();
+        watches.matching(Path::checked(path), &mut found);
+        found
+    }
+
+    #[test]
+    fn a_change_concerns_the_path_and_all_above() {
+        let mut watches = Watches::default();
+        let root = add(&mut watches, b"/", None);
+        let a = add(&mut watches, b"/a", None);
+        let ab = add(&mut watches, b"/a/b", None);
+        let near = add(&mut watches, b"/a", Some(1));
+        let exact = add(&mut watches, b"/a", Some(0));
+        assert_eq!(matching(&watches, b"/"), [root]);
+        assert_eq!(matching(&watches, b"/a"), [root, a, near, exact]);
+        assert_eq!(matching(&watches, b"/a/b"), [root, a, near, ab]);
+        assert_eq!(matching(&watches, b"/a/b/c"), [root, a, ab]);
+        assert_eq!(matching(&watches, b"/ab"), [root]);
+        assert!(matching(&watches, b"@releaseDomain").is_empty());
+        for id in [root, a, ab, near, exact] {
+            assert!(watches.remove(id).is_some());
+        }
+        assert_eq!(watches.len(), 0);
+        assert!(Spot::top(&watches.tree).len() == 0);
+    }
+
+    #[test]
+    fn watches_are_in_the_order_in_which_they_were_set() {
+        let mut watches = Watches::default();
+        let old: Vec<WatchId> = (0..4).map(|_| add(&mut watches, b"/old", None)).collect();
+        for id in old {
+            watches.remove(id);
+        }
+        let set: Vec<WatchId> = (0..6).map(|_| add(&mut watches, b"/a", None)).collect();
+        assert_eq!(matching(&watches, b"/a"), set);
+    }
+
+    #[test]
+    fn removal_keeps_what_is_watched_above_and_beside() {
+        let mut watches = Watches::default();
+        let top = add(&mut watches, b"/a", None);
+        let deep = add(&mut watches, b"/a/b/c/d", None);
+        let side = add(&mut watches, b"/a/b/x", None);
+        watches.remove(deep);
+        assert_eq!(matching(&watches, b"/a/b/x"), [top, side]);
+        watches.remove(side);
+        assert_eq!(watches.spot(Path::checked(b"/a")).map(Spot::len), Some(0));
+        assert_eq!(matching(&watches, b"/a/b/x"), [top]);
+    }
+
+    #[test]
+    fn spots_are_what_is_watched_or_leads_there() {
+        let mut watches = Watches::default();
+        add(&mut watches, b"/a", None);
+        let b = add(&mut watches, b"/a/b", None);
+        add(&mut watches, b"/a/x/y", None);
+        let a = watches.spot(Path::checked(b"/a")).unwrap();
+        assert_eq!(a.len(), 2);
+        assert_eq!(a.iter().map(|(name, _)| name).collect::<Vec<_>>(), [b"b", b"x"]);
+        assert_eq!(a.get(b"b").unwrap().watches().collect::<Vec<_>>(), [b]);
+        assert_eq!(a.get(b"x").unwrap().watches().count(), 0);
+        assert!(a.get(b"z").is_none() && watches.spot(Path::checked(b"/b")).is_none());
+    }
+}
