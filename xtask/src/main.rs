@@ -6,7 +6,7 @@
 //! | `tidy` | the rules of the code that no other tool checks |
 //! | `bench` | builds and runs the benches |
 //! | `fuzz` | builds the fuzz targets and runs each for a while |
-//! | `sim` | builds the simulator and runs it over many seeds |
+//! | `programs` | builds the simulator, or the search for memory that is not charged, and runs it |
 //! | `toolchain` | the build with the Rust version that the manifest states |
 //! | `workspace` | what cargo knows about the workspace |
 //! | `xen` | real Xen under QEMU, with stock Linux guests |
@@ -14,7 +14,7 @@
 mod bench;
 mod ci;
 mod fuzz;
-mod sim;
+mod programs;
 mod tidy;
 mod toolchain;
 mod workspace;
@@ -38,6 +38,8 @@ cargo xtask COMMAND
   bench xen               our block backend beside the kernel's on real Xen, under QEMU
   sim [--seeds N] [--from SEED]
                           whole hosts in one thread, faults on cue; 200 seeds from 0 on
+  held [--seconds N] [--seed N]
+                          searches for what a guest has the store hold without a charge; 60 s, seed 1
   fuzz [TARGET] [OPTION]  the fuzz targets, 15 s each; --help lists the options
   xen [OPTION...]         our xenstored as the store of a real Xen host, under QEMU; --help lists the options
 ";
@@ -55,7 +57,7 @@ fn main() -> ExitCode {
         ["bench", "platform", options @ ..] => bench::platform(options),
         ["bench", "xb", options @ ..] => bench::xb(options),
         ["bench", "xen", options @ ..] => xen::bench(options),
-        ["sim", options @ ..] => sim::run(options),
+        [package @ ("sim" | "held"), options @ ..] => programs::run(package, options),
         ["fuzz", options @ ..] => fuzz::run(options),
         ["xen", options @ ..] => xen::run(options),
         ["--help" | "-h" | "help"] => {

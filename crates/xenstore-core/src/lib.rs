@@ -12,6 +12,7 @@
 //! | `transaction` | snapshot, log, and how a commit is judged |
 //! | `watch` | watches in an index by path |
 //! | `bytes` | bytes found fast |
+//! | `digest` | digests of what a transaction has seen |
 //! | [`client`] | the other end: requests in flight, replies, events |
 //! | [`server`] | the store: requests in, replies and events out |
 //! | [`stream`] | the whole state as records, for live update |
@@ -36,6 +37,7 @@ extern crate std;
 
 mod bytes;
 pub mod client;
+mod digest;
 pub mod limits;
 pub mod path;
 pub mod perms;

@@ -34,11 +34,12 @@ pub const WEIGHT_MAX: u32 = 65_536;
 pub const TURN_PAUSE_US: u64 = 1_000_000;
 /// A guest's transaction with more requests than this takes no turn: bringing it up to date is work.
 pub const TURN_LOG_MAX: usize = 256;
-/// Changes of the store after which a guest's open transaction is brought up to date, if it is also older
-/// than [`HOLD_MAX_US`]: its snapshot keeps alive what the others have replaced since.
-pub const SNAPSHOT_CHANGES: u64 = 2048;
-/// Changes after which it is given up, where there were too many to be brought up to date.
-pub const SNAPSHOT_CHANGES_MAX: u64 = 4 * SNAPSHOT_CHANGES;
+/// Bytes that the snapshots of guests' open transactions may keep alive of what has been replaced since: then the
+/// oldest is brought up to date, if it is also older than [`HOLD_MAX_US`].
+pub const SNAPSHOT_BYTES: u64 = 2 * 1024 * 1024;
+/// Most bytes that they may keep alive, all of them together, at the end of a round: then the oldest is brought up to
+/// date whatever its age, or given up where there were too many for that.
+pub const SNAPSHOT_BYTES_MAX: u64 = 8 * SNAPSHOT_BYTES;
 /// Requests of such transactions that are run again in one round; the last one's in full.
 pub const SNAPSHOT_WORK_MAX: usize = 256;
 /// How long, in microseconds, a path on which a transaction was refused counts as contested.
@@ -61,6 +62,17 @@ pub const WATCH_EVENT_TIMEOUT_US: u64 = 20_000_000;
 /// What a watch counts for the quota `memory` beside its path and token, in bytes: its entries in the index, in the
 /// list of all and in its connection's.
 pub const WATCH_WEIGHT: i64 = 384;
+/// What a node counts for the quota `memory` beside its name, value, permissions and the names of its children, in
+/// bytes: its entry in the list of children, a list of its own, what the allocator adds.
+pub const NODE_WEIGHT: i64 = 160;
+/// What an open transaction counts, in bytes, before it has asked for anything.
+pub const TRANSACTION_WEIGHT: i64 = 512;
+/// What a request in a transaction's log counts beside its path and value, in bytes.
+pub const LOGGED_WEIGHT: i64 = 224;
+/// What a request that waits for its turn counts beside its payload and path, in bytes.
+pub const DELAYED_WEIGHT: i64 = 192;
+/// What an event that is not sent yet counts beside its path and token, in bytes, header included.
+pub const EVENT_WEIGHT: usize = HEADER_SIZE + 80;
 
 /// At least this many microseconds between two log lines on the same quota of the same domain.
 pub const REFUSAL_LOG_US: u64 = 10_000_000;

@@ -7,11 +7,12 @@
 //! make different children of one directory. Where nothing has changed since the start, the work is
 //! taken over as it is.
 
+use crate::limits::{LOGGED_WEIGHT, TRANSACTION_WEIGHT};
 use crate::path::Path;
-use crate::perms::{Access, Caller, Perms};
+use crate::perms::{Access, Caller, Perm, Perms};
 use crate::server::ConnId;
 use crate::server::domain::{Delta, Domains, Ledger};
-use crate::tree::{Done, Node, Put, Tree};
+use crate::tree::{Churn, Done, Node, Put, Tree};
 use crate::wire::Error;
 use alloc::collections::BTreeMap;
 use alloc::rc::Rc;
@@ -37,6 +38,18 @@ impl What {
         }
     }
 
+    /// What one who looks at `node` sees.
+    fn of(self, node: &Node, domains: &Domains) -> Seen {
+        Seen::Digest(match self {
+            Self::Value => domains.secret.bytes(node.value()),
+            Self::Perms => domains.secret.perms(node.perms(), domains.alive_entries(node.perms())),
+            Self::Children => node.dir().map_or(0, |dir| dir.names_digest()),
+            Self::Subtree => {
+                return Seen::Subtree(node.clone(), domains.alive_entries(node.perms()));
+            }
+        })
+    }
+
     /// Whether one who looked would see the same.
     fn same(self, one: &Node, two: &Node) -> bool {
         match self {
@@ -58,9 +71,13 @@ pub(crate) enum Change<'a> {
 
 impl Change<'_> {
     /// What it counts in the log of a transaction, beside its path.
-    pub(crate) fn weight(&self) -> usize {
-        let value = if let Self::Put(Put::Value(value)) = self { value.len() } else { 0 };
-        value.saturating_add(ENTRY_WEIGHT as usize)
+    pub(crate) fn weight(&self) -> i64 {
+        let own = match self {
+            Self::Put(Put::Value(value)) => value.len(),
+            Self::SetPerms(perms) => perms.len().saturating_mul(PERM_SIZE),
+            Self::Put(Put::Nothing) | Self::Remove => 0,
+        };
+        LOGGED_WEIGHT.saturating_add(own as i64)
     }
 }
 
@@ -79,27 +96,38 @@ pub(crate) fn apply(
     }
 }
 
+/// What a look has seen. No node is kept for it: that would keep an old state of the store.
+enum Seen {
+    Error(Error),
+    /// Of the value, the permissions or the names of the children.
+    Digest(u64),
+    /// A subtree as a whole, which only domain 0 can look at; and how many permission entries of its top were for
+    /// domains that lived.
+    Subtree(Node, usize),
+}
+
+impl Seen {
+    /// Whether the same look at what was found now sees the same.
+    fn is(&self, what: What, found: Result<&Node, Error>, domains: &Domains) -> bool {
+        match (self, found) {
+            (Self::Error(known), Err(error)) => *known == error,
+            (Self::Subtree(known, alive), Ok(node)) => {
+                what.same(known, node) && domains.alive_entries(node.perms()) == *alive
+            }
+            (Self::Digest(known), Ok(node)) => {
+                matches!(what.of(node, domains), Self::Digest(now) if now == *known)
+            }
+            (Self::Error(_), Ok(_)) | (Self::Digest(_) | Self::Subtree(..), Err(_)) => false,
+        }
+    }
+}
+
 enum Asked {
-    Read {
-        what: What,
-        seen: Result<Node, Error>,
-        /// How many permission entries were for domains that lived.
-        alive: usize,
-    },
-    Write {
-        value: Rc<[u8]>,
-        answer: Result<(), Error>,
-    },
-    Mkdir {
-        answer: Result<(), Error>,
-    },
-    Remove {
-        answer: Result<(), Error>,
-    },
-    SetPerms {
-        perms: Rc<Perms>,
-        answer: Result<(), Error>,
-    },
+    Read { what: What, seen: Seen },
+    Write { value: Rc<[u8]>, answer: Result<(), Error> },
+    Mkdir { answer: Result<(), Error> },
+    Remove { answer: Result<(), Error> },
+    SetPerms { perms: Rc<Perms>, answer: Result<(), Error> },
 }
 
 struct Entry {
@@ -123,10 +151,17 @@ pub(crate) struct Rerun {
     pub(crate) tree: Tree,
     pub(crate) deltas: Vec<Delta>,
     pub(crate) changed: Vec<Changed>,
+    pub(crate) churn: Churn,
 }
 
-/// Bytes that an entry of the log counts for the quota `memory`, beside path and value.
-const ENTRY_WEIGHT: i64 = 96;
+impl Rerun {
+    fn of(tree: Tree) -> Self {
+        Self { tree, deltas: Vec::new(), changed: Vec::new(), churn: Churn::default() }
+    }
+}
+
+/// Bytes that a permission entry takes.
+const PERM_SIZE: usize = size_of::<Perm>();
 
 /// What a transaction did on one path: kinds of looks as [`What::bit`], and [`WROTE`].
 struct Accessed {
@@ -163,10 +198,12 @@ pub(crate) enum Touch {
 pub(crate) struct Snapshot {
     /// When it was taken.
     pub(crate) since: u64,
-    /// How many changes of the store there had been.
-    pub(crate) changes: u64,
+    /// How many bytes of the store had been replaced.
+    pub(crate) replaced: u64,
     /// Whose transaction it is.
     pub(crate) conn: ConnId,
+    /// How many bytes of the store its domain had replaced.
+    pub(crate) replaced_by_owner: u64,
     /// Which one.
     pub(crate) id: u32,
 }
@@ -178,6 +215,10 @@ pub(crate) struct Transaction {
     pub(crate) work: Rerun,
     log: Vec<Entry>,
     accessed: BTreeMap<Rc<[u8]>, Accessed>,
+    /// What the log counts for the quota `memory`.
+    log_weight: i64,
+    /// The path that it looked at first.
+    first_read: Option<Rc<[u8]>>,
     /// How many changes it has logged.
     written: u32,
     /// Which snapshot it works on.
@@ -188,8 +229,6 @@ pub(crate) struct Transaction {
     pub(crate) torn: bool,
     /// It can only be refused, as something that it saw has changed.
     pub(crate) doomed: bool,
-    /// What it counts for the quota `memory`.
-    pub(crate) weight: i64,
     /// It has been granted a change, even if nothing had to be done for it at the time.
     pub(crate) changes: bool,
 }
@@ -199,15 +238,16 @@ impl Transaction {
         Self {
             base: tree.clone(),
             deaths,
-            work: Rerun { tree: tree.clone(), deltas: Vec::new(), changed: Vec::new() },
+            work: Rerun::of(tree.clone()),
             log: Vec::new(),
             accessed: BTreeMap::new(),
+            log_weight: 0,
+            first_read: None,
             written: 0,
             snapshot,
             lost: false,
             torn: false,
             doomed: false,
-            weight: 0,
             changes: false,
         }
     }
@@ -215,16 +255,29 @@ impl Transaction {
     /// Lets go of all that it keeps alive.
     pub(crate) fn give_up(&mut self) {
         let nothing = self.base.emptied();
-        self.work = Rerun { tree: nothing.clone(), deltas: Vec::new(), changed: Vec::new() };
+        self.work = Rerun::of(nothing.clone());
         self.base = nothing;
         self.log = Vec::new();
         self.accessed = BTreeMap::new();
+        self.log_weight = 0;
         (self.lost, self.doomed) = (true, true);
+    }
+
+    /// What it counts for the quota `memory`: its log, and what it has of its own of the tree.
+    pub(crate) fn weight(&self) -> i64 {
+        let own = self.work.churn.own_size().saturating_add(self.log_weight);
+        own.saturating_add(TRANSACTION_WEIGHT)
     }
 
     /// How many nodes it has accessed, for the quota `transaction-nodes`; and whether `path` is among them.
     pub(crate) fn accessed(&self, path: Path<'_>) -> (usize, bool) {
         (self.accessed.len(), self.accessed.contains_key(path.as_bytes()))
+    }
+
+    /// Whether such a look at `path` tells nothing new, so that it is not logged.
+    pub(crate) fn has_seen(&self, path: Path<'_>, what: What) -> bool {
+        let seen = self.accessed.get(path.as_bytes());
+        seen.is_some_and(|seen| seen.since == self.written && seen.lately & what.bit() != 0)
     }
 
     /// Entries of its log.
@@ -234,8 +287,7 @@ impl Transaction {
 
     /// The path that it looked at first.
     pub(crate) fn first_read(&self) -> Option<&Rc<[u8]>> {
-        let read = |entry: &&Entry| matches!(entry.asked, Asked::Read { .. });
-        self.log.iter().find(read).map(|entry| &entry.path)
+        self.first_read.as_ref()
     }
 
     /// Whether it could get another answer than it got, if somebody did this to `path`. Errs on the side
@@ -323,8 +375,8 @@ impl Transaction {
     }
 
     fn append(&mut self, path: Rc<[u8]>, asked: Asked, weight: i64) {
-        let weight = ENTRY_WEIGHT.saturating_add(path.len() as i64).saturating_add(weight);
-        self.weight = self.weight.saturating_add(weight);
+        let weight = weight.saturating_add(path.len() as i64);
+        self.log_weight = self.log_weight.saturating_add(weight);
         self.log.push(Entry { path, asked });
     }
 
@@ -340,8 +392,11 @@ impl Transaction {
         // Seeing the same again tells nothing new. After a change of its own it may: what it made has
         // permissions that nobody has looked at before.
         if let Some(path) = self.access(path, what.bit()) {
-            let alive = seen.as_ref().map_or(0, |node| domains.alive_entries(node.perms()));
-            self.append(path, Asked::Read { what, seen: seen.clone(), alive }, 0);
+            let shown = seen
+                .as_ref()
+                .map_or_else(|error| Seen::Error(*error), |node| what.of(node, domains));
+            self.first_read.get_or_insert_with(|| path.clone());
+            self.append(path, Asked::Read { what, seen: shown }, LOGGED_WEIGHT);
         }
         seen
     }
@@ -356,12 +411,8 @@ impl Transaction {
     ) -> Result<(), Error> {
         let done = apply(&mut self.work.tree, caller, path, change, ledger);
         let answer = done.as_ref().map(|_| ()).map_err(|error| *error);
-        let mut weight = 0;
         let asked = match change {
-            Change::Put(Put::Value(value)) => {
-                weight = value.len() as i64;
-                Asked::Write { value: Rc::from(*value), answer }
-            }
+            Change::Put(Put::Value(value)) => Asked::Write { value: Rc::from(*value), answer },
             Change::Put(Put::Nothing) => Asked::Mkdir { answer },
             Change::Remove => Asked::Remove { answer },
             Change::SetPerms(perms) => Asked::SetPerms { perms: perms.clone(), answer },
@@ -370,7 +421,7 @@ impl Transaction {
         self.changes |= answer.is_ok();
         if let Some(path) = self.access(path, WROTE) {
             note(&mut self.work.changed, &path, done);
-            self.append(path, asked, weight);
+            self.append(path, asked, change.weight());
         }
         answer
     }
@@ -383,13 +434,14 @@ impl Transaction {
         ledger: &mut Ledger<'_>,
     ) -> Result<Rerun, Conflict> {
         let mut changed = Vec::new();
-        let kept = core::mem::take(ledger.deltas);
+        let kept = (core::mem::take(ledger.deltas), core::mem::take(&mut ledger.churn));
         let result = self
             .log
             .iter()
             .try_for_each(|entry| entry.repeat(&mut tree, caller, ledger, &mut changed));
-        let deltas = core::mem::replace(ledger.deltas, kept);
-        result.map(|()| Rerun { tree, deltas, changed })
+        let deltas = core::mem::replace(ledger.deltas, kept.0);
+        let churn = core::mem::replace(&mut ledger.churn, kept.1);
+        result.map(|()| Rerun { tree, deltas, changed, churn })
     }
 
     /// Goes on from a later state of the store, on which the log has run.
@@ -418,17 +470,10 @@ impl Entry {
         let path = Path::checked(&self.path);
         ledger.follow(path);
         let (change, before) = match &self.asked {
-            Asked::Read { what, seen, alive } => {
+            Asked::Read { what, seen } => {
                 ledger.touch();
-                let same = match (seen, tree.find(caller, path, Access::READ)) {
-                    (Ok(one), Ok(two)) => {
-                        let shows_perms = matches!(what, What::Perms | What::Subtree);
-                        what.same(one, two)
-                            && (!shows_perms || ledger.domains.alive_entries(two.perms()) == *alive)
-                    }
-                    (Err(one), Err(two)) => *one == two,
-                    _ => false,
-                };
+                let found = tree.find(caller, path, Access::READ);
+                let same = seen.is(*what, found, ledger.domains);
                 return if same { Ok(()) } else { Err(self.conflict(Error::Again)) };
             }
             Asked::Write { value, answer } => (Change::Put(Put::Value(value)), answer),

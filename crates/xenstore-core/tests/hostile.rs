@@ -22,16 +22,6 @@ fn simple() -> Duration {
     began.elapsed() / 1000
 }
 
-/// What a domain is charged for the quota `memory`.
-fn memory(store: &mut Store, domid: u16) -> u64 {
-    let dom0 = store.socket();
-    let text = store.call(dom0, MsgType::Control, 0, format!("quota\0{domid}\0").as_bytes());
-    let text = String::from_utf8(text.expect("a known domain")).expect("text");
-    let line = text.lines().find(|line| line.starts_with("memory")).expect("a line on memory");
-    let number = line.split(':').nth(1).and_then(|rest| rest.split_whitespace().next());
-    number.expect("a number").parse().expect("a number")
-}
-
 /// A guest whose home it owns, and a client of domain 0.
 fn guest(store: &mut Store, domid: u16) -> (ConnId, String) {
     let dom0 = store.socket();
@@ -73,7 +63,8 @@ fn the_log_of_a_transaction_is_bounded_by_the_quota_of_memory() {
     for _ in 0..20_000 {
         let _ = store.write(conn, tx, &path, &value);
     }
-    let used = memory(&mut store, 5);
+    let dom0 = store.socket();
+    let used = store.usage(dom0, 5, "memory");
     assert!(used < 2_621_440 + 8192, "a guest with a quota of 2,621,440 bytes has {used}");
 }
 
@@ -85,7 +76,8 @@ fn the_log_of_requests_that_change_nothing_is_bounded() {
     for _ in 0..100_000 {
         let _ = store.rm(conn, tx, &format!("{home}/absent"));
     }
-    let used = memory(&mut store, 5);
+    let dom0 = store.socket();
+    let used = store.usage(dom0, 5, "memory");
     assert!(used < 2_621_440 + 8192, "a guest with a quota of 2,621,440 bytes has {used}");
 }
 

@@ -124,7 +124,7 @@ pub fn main_with(provider: impl FnOnce(&Config) -> Result<Provided, Error>) -> E
 
 fn try_main(provider: impl FnOnce(&Config) -> Result<Provided, Error>) -> Result<ExitCode, Error> {
     let environment = paths::Environment::of_process();
-    let config = match config::parse(std::env::args_os().skip(1), &environment)? {
+    let mut config = match config::parse(std::env::args_os().skip(1), &environment)? {
         Asked::Run(config) => config,
         Asked::Help => {
             print!("{}", config::help());
@@ -137,9 +137,19 @@ fn try_main(provider: impl FnOnce(&Config) -> Result<Provided, Error>) -> Result
         }
         daemonize::leave_session()?;
     }
+    config.core.secret = secret()?;
     let provided = provider(&config)?;
     run(&config, provided)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// A secret that no guest can guess.
+fn secret() -> Result<[u64; 2], Error> {
+    let mut bytes = [0; 16];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
+        .map_err(|error| Error::start(format!("no random numbers: getrandom: {error}")))?;
+    let (numbers, _) = bytes.as_chunks();
+    Ok([0, 1].map(|at| numbers.get(at).map_or(0, |number| u64::from_ne_bytes(*number))))
 }
 
 /// Serves until SIGTERM or SIGINT.

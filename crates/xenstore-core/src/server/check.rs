@@ -52,9 +52,10 @@ impl Server {
                 found.add(conn.domid, Quota::Watches, 1);
                 found.add(conn.domid, Quota::Memory, watch.weight());
             }
+            found.add(conn.domid, Quota::Memory, conn.held());
             for (_, transaction) in conn.transactions.iter() {
                 found.add(conn.domid, Quota::Transactions, 1);
-                found.add(conn.domid, Quota::Memory, transaction.weight);
+                found.add(conn.domid, Quota::Memory, transaction.weight());
             }
         }
         if set != self.watches.len() {

@@ -1,8 +1,9 @@
 //! One connection: what it is to be sent, what it watches, what it has open.
 
+use super::snapshots::OwnPast;
 use super::transactions::Transactions;
 use super::{DomId, Ended};
-use crate::limits::{HEADER_SIZE, RING_BYTES, UNREAD_SOFT_BYTES};
+use crate::limits::{EVENT_WEIGHT, HEADER_SIZE, RING_BYTES, UNREAD_SOFT_BYTES};
 use crate::watch::{WatchId, Watches};
 use crate::wire::{Error, Header, MsgType, split_message};
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -21,8 +22,11 @@ pub(crate) enum Transport {
 /// So many waiting events are looked through for the same one; more are looked up.
 const SCAN_MAX: usize = 16;
 
-/// What a waiting event takes beside its path and token: the header to come, and the queue's entry.
-const EVENT_WEIGHT: usize = HEADER_SIZE + 64;
+/// So many bytes that were sent may stay in front of what is to be sent; and so many there is room for in the buffer of
+/// an idle connection.
+const SENT_MAX: usize = UNREAD_SOFT_BYTES / 8;
+/// So many events there is room for in its queue.
+const EVENTS_KEPT: usize = 64;
 
 /// A watch event that has not been encoded yet.
 type Pending = (WatchId, Rc<[u8]>);
@@ -43,8 +47,12 @@ pub(crate) struct Connection {
     pub(crate) watches: BTreeMap<Rc<[u8]>, WatchId>,
     pub(crate) transactions: Transactions,
     pub(crate) next_transaction: u32,
+    /// What the snapshots of its transactions keep of what it has replaced.
+    pub(crate) past: OwnPast,
     /// Requests of this connection that wait for a turn.
     pub(crate) delayed: usize,
+    /// What these count for the quota `memory`.
+    pub(crate) delayed_weight: i64,
     /// What its transactions cost by holding the turn, not charged yet.
     pub(crate) owed: u32,
     pub(crate) ended: Option<Ended>,
@@ -68,7 +76,9 @@ impl Connection {
             watches: BTreeMap::new(),
             transactions: Transactions::default(),
             next_transaction: 1,
+            past: OwnPast::default(),
             delayed: 0,
+            delayed_weight: 0,
             owed: 0,
             ended: None,
             ready: false,
@@ -185,10 +195,15 @@ impl Connection {
     /// Drops all events; how many there were.
     pub(crate) fn drop_all_events(&mut self) -> usize {
         let waited = self.events.len();
-        self.events.clear();
+        self.events = VecDeque::new();
         self.waiting.clear();
         self.events_len = 0;
         waited
+    }
+
+    /// What counts for the quota `memory` beside its watches and transactions.
+    pub(crate) fn held(&self) -> i64 {
+        self.past.charged.saturating_add(self.delayed_weight)
     }
 
     /// Bytes that wait to be sent.
@@ -224,11 +239,7 @@ impl Connection {
         if self.sent == self.out.len() {
             self.out.clear();
             self.sent = 0;
-            // One big reply is no reason to keep a big buffer for an idle connection.
-            if self.out.capacity() > UNREAD_SOFT_BYTES / 4 {
-                self.out = Vec::new();
-            }
-        } else if self.sent >= UNREAD_SOFT_BYTES {
+        } else if self.sent >= SENT_MAX {
             // What is kept begins with a whole message, of which a part may have been sent.
             let gone = message_start(&self.out, self.sent);
             self.out.drain(..gone);
@@ -236,6 +247,15 @@ impl Connection {
                 *end = end.saturating_sub(gone);
             }
             self.sent = self.sent.saturating_sub(gone);
+        }
+        // Much output at one time is no reason to keep much memory.
+        let used = self.out.len();
+        if self.out.capacity() > used.saturating_mul(2).saturating_add(SENT_MAX) {
+            self.out.shrink_to(used.saturating_add(SENT_MAX));
+        }
+        let used = self.events.len();
+        if self.events.capacity() > used.saturating_mul(2).saturating_add(EVENTS_KEPT) {
+            self.events.shrink_to(used.saturating_add(EVENTS_KEPT));
         }
     }
 

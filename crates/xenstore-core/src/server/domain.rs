@@ -1,10 +1,12 @@
 //! The domains that the store knows: connection, features, rights, limits, use.
 
 use super::{ConnId, DomId, Host, Notice};
-use crate::limits::{NOTICES_MAX, WEIGHT_DEFAULT};
+use crate::digest::Secret;
+use crate::limits::{NODE_WEIGHT, NOTICES_MAX, WEIGHT_DEFAULT};
 use crate::path::Path;
 use crate::perms::{Caller, Incarnation, Perm, Perms};
 use crate::quota::{Kind, Limits, Quota, Usage};
+use crate::tree::{Churn, ListChange, Node};
 use crate::wire::{Error, feature};
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, VecDeque};
@@ -50,13 +52,15 @@ pub(crate) struct Domains {
     pub(crate) limits: Limits,
     /// Moves with every change of a list of children.
     pub(crate) generation: u64,
+    /// Of all digests.
+    pub(crate) secret: Secret,
     pub(crate) notices: VecDeque<Notice>,
     pub(crate) notices_lost: u64,
     pub(crate) now: u64,
 }
 
 impl Domains {
-    pub(crate) fn new(store_domain: DomId, priv_domain: DomId) -> Self {
+    pub(crate) fn new(store_domain: DomId, priv_domain: DomId, secret: Secret) -> Self {
         let mut domains = Self {
             table: BTreeMap::new(),
             last_incarnation: Incarnation::NEVER.0,
@@ -65,6 +69,7 @@ impl Domains {
             priv_domain,
             limits: Limits::default(),
             generation: 0,
+            secret,
             notices: VecDeque::new(),
             notices_lost: 0,
             now: 0,
@@ -248,12 +253,28 @@ pub(crate) struct Ledger<'a> {
     pub(crate) scratch: &'a mut Vec<u8>,
     /// Nodes touched, for the cost of the request.
     pub(crate) touched: u32,
+    /// What it does to memory.
+    pub(crate) churn: Churn,
 }
 
 impl Ledger<'_> {
-    pub(crate) fn next_generation(&mut self) -> u64 {
+    /// What is left in a list of children where a child of this name comes or goes.
+    pub(crate) fn list_change(&mut self, name: &[u8]) -> ListChange {
         self.domains.generation = self.domains.generation.wrapping_add(1);
-        self.domains.generation
+        let digest = self.domains.secret.bytes(name);
+        ListChange { generation: self.domains.generation, digest }
+    }
+
+    /// Notes that a node was made.
+    pub(crate) fn made(&mut self, name: &[u8]) {
+        let size = NODE_WEIGHT.saturating_add(name.len() as i64);
+        self.churn.made = self.churn.made.saturating_add(size);
+    }
+
+    /// Takes a removed node off its owner's account.
+    pub(crate) fn disown(&mut self, gone: &Node) {
+        self.own(gone.perms().owner().domid, -1, gone.weight().saturating_neg());
+        self.churn.removed = self.churn.removed.saturating_add(gone.weight());
     }
 
     fn pending(&self, domid: DomId) -> (i64, i64) {

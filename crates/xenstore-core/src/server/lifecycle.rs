@@ -115,9 +115,9 @@ impl Server {
         let transactions = core::mem::take(&mut connection.transactions);
         for (id, transaction) in transactions.iter() {
             self.end_turn(conn, id);
-            self.snapshots.remove(&transaction.snapshot);
+            self.close_snapshot(&transaction.snapshot);
             self.domains.charge(domid, Quota::Transactions, -1);
-            self.domains.charge(domid, Quota::Memory, transaction.weight.saturating_neg());
+            self.domains.charge(domid, Quota::Memory, transaction.weight().saturating_neg());
         }
     }
 
@@ -261,7 +261,7 @@ impl Server {
                 continue;
             }
             let done = self.with_ledger(|tree, ledger| tree.remove(&own, path, ledger));
-            self.book();
+            self.book(None);
             if let Ok(done) = &done {
                 self.fire(path, done);
             }
@@ -280,7 +280,7 @@ impl Server {
         // The privileged domain is refused nothing, and lives.
         let _ =
             self.with_ledger(|tree, ledger| tree.set_perms(&own, path, &Rc::new(perms), ledger));
-        self.book();
+        self.book(None);
     }
 
     /// Who acts when nobody asked.
@@ -288,9 +288,11 @@ impl Server {
         self.domains.caller(self.domains.priv_domain)
     }
 
-    /// Books what the last operation changed.
-    pub(super) fn book(&mut self) {
+    /// Books what the last operation changed, which `author` asked for.
+    pub(super) fn book(&mut self, author: Option<ConnId>) {
         self.domains.book(&self.deltas);
         self.deltas.clear();
+        let churn = core::mem::take(&mut self.churn);
+        self.note_replaced(author, churn);
     }
 }

@@ -16,16 +16,17 @@ mod manage;
 mod request;
 mod restore;
 mod session;
+mod snapshots;
 mod transactions;
 mod turn;
 mod waiting;
 
+use crate::digest::Secret;
 use crate::limits::{UNREAD_SOFT_BYTES, WEIGHT_DEFAULT};
 use crate::path::{Path, Special, resolve};
 use crate::perms::Caller;
-use crate::quota::{Kind, Quota};
-use crate::transaction::Snapshot;
-use crate::tree::Tree;
+use crate::quota::{Kind, Quota, Usage};
+use crate::tree::{Churn, Tree};
 use crate::watch::{WatchId, Watches};
 use crate::wire::{Error, Header};
 use alloc::boxed::Box;
@@ -33,6 +34,7 @@ use alloc::collections::{BTreeSet, VecDeque};
 use alloc::vec::Vec;
 use connection::{Connection, Transport};
 use domain::{Delta, Domains, Ledger};
+use snapshots::Snapshots;
 use turn::{Class, Turns};
 use waiting::{Attempt, WaitsFor};
 
@@ -113,6 +115,8 @@ pub struct Config {
     pub watch_event_timeout_us: u64,
     /// Nodes of a dead domain stay and become the privileged domain's (`--keep-orphans`).
     pub orphans: Orphans,
+    /// What nobody outside may know: what transactions have seen is compared by digests under it.
+    pub secret: [u64; 2],
 }
 
 /// What happens to nodes of a domain that died.
@@ -131,6 +135,7 @@ impl Default for Config {
             priv_domain: DomId(0),
             watch_event_timeout_us: crate::limits::WATCH_EVENT_TIMEOUT_US,
             orphans: Orphans::Remove,
+            secret: [0; 2],
         }
     }
 }
@@ -192,10 +197,7 @@ pub struct Server {
     /// Guests with unread output, by the time since when.
     unread: BTreeSet<(u64, ConnId)>,
     turns: Turns,
-    /// Those of the guests' open transactions.
-    snapshots: BTreeSet<Snapshot>,
-    /// How often the tree has changed.
-    changes: u64,
+    snapshots: Snapshots,
     counters: Counters,
     /// What the request at hand has cost so far.
     cost: u32,
@@ -203,6 +205,8 @@ pub struct Server {
     path_scratch: Vec<u8>,
     node_scratch: Vec<u8>,
     deltas: Vec<Delta>,
+    /// What the operation at hand has done to memory.
+    churn: Churn,
     matching: Vec<WatchId>,
 }
 
@@ -210,7 +214,8 @@ impl Server {
     /// A store that holds what a fresh store holds: `/`, `/tool`, `/tool/xenstored` and the special nodes.
     #[must_use]
     pub fn new(config: Config) -> Self {
-        let mut domains = Domains::new(config.store_domain, config.priv_domain);
+        let secret = Secret(config.secret);
+        let mut domains = Domains::new(config.store_domain, config.priv_domain, secret);
         let (mut node_scratch, mut deltas) = (Vec::new(), Vec::new());
         let owner = config.priv_domain;
         let incarnation = domains.incarnation(owner);
@@ -219,6 +224,7 @@ impl Server {
             deltas: &mut deltas,
             scratch: &mut node_scratch,
             touched: 0,
+            churn: Churn::default(),
         };
         let tree = Tree::new(owner, incarnation, &mut ledger);
         domains.book(&deltas);
@@ -233,13 +239,13 @@ impl Server {
             ready: VecDeque::new(),
             unread: BTreeSet::new(),
             turns: Turns::default(),
-            snapshots: BTreeSet::new(),
-            changes: 0,
+            snapshots: Snapshots::default(),
             counters: Counters::default(),
             cost: 0,
             path_scratch: Vec::new(),
             node_scratch,
             deltas,
+            churn: Churn::default(),
             matching: Vec::new(),
         }
     }
@@ -263,6 +269,18 @@ impl Server {
     #[must_use]
     pub fn counters(&self) -> Counters {
         Counters { delayed: self.turns.delayed_total, ..self.counters }
+    }
+
+    /// What a domain uses, and was refused; `None` for one that the store does not know.
+    #[must_use]
+    pub fn usage(&self, domid: DomId) -> Option<&Usage> {
+        self.domains.get(domid).map(|domain| &domain.usage)
+    }
+
+    /// Bytes of replies and events that wait to be sent to this connection, what it takes to keep them included.
+    #[must_use]
+    pub fn unread(&self, conn: ConnId) -> usize {
+        self.conn(conn).map_or(0, Connection::unread)
     }
 
     fn conn(&self, conn: ConnId) -> Option<&Connection> {
@@ -432,10 +450,12 @@ impl Server {
 
     /// Runs `body` with the accounts; what it owns is not booked.
     fn with_ledger<R>(&mut self, body: impl FnOnce(&mut Tree, &mut Ledger<'_>) -> R) -> R {
-        let Self { domains, deltas, node_scratch, tree, cost, .. } = self;
-        let mut ledger = Ledger { domains, deltas, scratch: node_scratch, touched: 0 };
+        let Self { domains, deltas, node_scratch, tree, cost, churn, .. } = self;
+        let mut ledger =
+            Ledger { domains, deltas, scratch: node_scratch, touched: 0, churn: Churn::default() };
         let result = body(tree, &mut ledger);
         *cost = cost.saturating_add(ledger.touched);
+        churn.add(ledger.churn);
         result
     }
 

@@ -4,12 +4,12 @@ use super::domain::Ledger;
 use super::turn::Class;
 use super::waiting::{Attempt, WaitsFor};
 use super::{ConnId, DomId, Host, Server};
-use crate::limits::{self, PAYLOAD_MAX};
+use crate::limits::{self, LOGGED_WEIGHT, PAYLOAD_MAX};
 use crate::path::{Path, Special, push_decimal};
 use crate::perms::{Access, Caller, Incarnation, Perms};
 use crate::quota::Quota;
 use crate::transaction::{Change, Touch, Transaction, What, apply};
-use crate::tree::{Node, Put};
+use crate::tree::{Churn, Node, Put};
 use crate::wire::{Error, Header, MsgType, Strings, feature};
 use alloc::rc::Rc;
 use alloc::vec::Vec;
@@ -180,9 +180,9 @@ impl Server {
         let id = request.header.tx_id;
         let taken = self.conn_mut(request.conn).and_then(|conn| conn.transactions.lend(id));
         let mut transaction = taken.ok_or(Error::NoEnt)?;
-        let before = transaction.weight;
+        let before = transaction.weight();
         let result = body(self, &mut transaction);
-        let more = transaction.weight.saturating_sub(before);
+        let more = transaction.weight().saturating_sub(before);
         if more != 0 {
             self.domains.charge(request.caller.domid, Quota::Memory, more);
         }
@@ -192,27 +192,27 @@ impl Server {
         Ok(result)
     }
 
-    /// Whether the transaction may access `path`, and its log become `more` bytes longer.
+    /// Whether the transaction may access `path`, and its log become `more` bytes and the path longer.
     fn check_access(
         &mut self,
         caller: &Caller,
         transaction: &Transaction,
         path: Path<'_>,
-        more: usize,
+        more: i64,
     ) -> Result<(), Error> {
         if caller.privileged {
             return Ok(());
         }
-        let (accessed, known) = transaction.accessed(path);
-        if known && more == 0 {
+        if more == 0 {
             return Ok(());
         }
+        let (accessed, known) = transaction.accessed(path);
         if !known {
             let nodes = (accessed as i64).saturating_add(1);
             self.domains.check(caller.domid, Quota::TransactionNodes, nodes)?;
             self.domains.saw(caller.domid, Quota::TransactionNodes, nodes);
         }
-        let more = path.as_bytes().len().saturating_add(more) as i64;
+        let more = (path.as_bytes().len() as i64).saturating_add(more);
         self.domains.check_more(caller.domid, Quota::Memory, more)
     }
 
@@ -233,7 +233,8 @@ impl Server {
                 transaction.torn = true;
                 return Ok(server.tree.find(&caller, path, Access::READ)?.clone());
             }
-            server.check_access(&caller, transaction, path, 0)?;
+            let more = if transaction.has_seen(path, what) { 0 } else { LOGGED_WEIGHT };
+            server.check_access(&caller, transaction, path, more)?;
             let (conn, id) = (request.conn, request.header.tx_id);
             match server.want_turn((conn, id), transaction, &caller, path, what) {
                 Attempt::Wait(why) => Err(Stop::Wait(why)),
@@ -261,6 +262,7 @@ impl Server {
                 let done = server.with_ledger(|_, ledger| {
                     let done = apply(&mut trial, &caller, path, change, ledger);
                     ledger.deltas.clear();
+                    ledger.churn = Churn::default();
                     done
                 });
                 return Ok(done.map(drop)?);
@@ -269,10 +271,12 @@ impl Server {
             server.check_access(&caller, transaction, path, change.weight())?;
             let mut deltas = core::mem::take(&mut transaction.work.deltas);
             let Self { domains, node_scratch, cost, .. } = server;
+            let churn = core::mem::take(&mut transaction.work.churn);
             let mut ledger =
-                Ledger { domains, deltas: &mut deltas, scratch: node_scratch, touched: 0 };
+                Ledger { domains, deltas: &mut deltas, scratch: node_scratch, touched: 0, churn };
             let answer = transaction.change(&caller, path, change, &mut ledger);
             *cost = cost.saturating_add(ledger.touched);
+            transaction.work.churn = ledger.churn;
             transaction.work.deltas = deltas;
             Ok(answer?)
         })?
@@ -292,8 +296,7 @@ impl Server {
             }
         }
         let done = self.with_ledger(|tree, ledger| apply(tree, &caller, path, change, ledger))?;
-        self.changes = self.changes.wrapping_add(1);
-        self.book();
+        self.book(Some(request.conn));
         self.fire(path, &done);
         Ok(())
     }

@@ -9,7 +9,7 @@ use crate::path::{Path, Special, is_relative, resolve};
 use crate::perms::{Access, Incarnation, Perm, Perms};
 use crate::quota::{Limits, Quota};
 use crate::stream::{self, Connection, Error, Global, Node, Peer, Quotas, Reader, Record, Watch};
-use crate::transaction::{Snapshot, Transaction};
+use crate::transaction::Transaction;
 use crate::watch;
 use crate::wire::feature;
 use alloc::collections::BTreeMap;
@@ -81,7 +81,7 @@ impl Server {
         // The privileged are refused nothing.
         let _ =
             server.with_ledger(|tree, ledger| tree.remove(&own, Path::checked(b"/tool"), ledger));
-        server.book();
+        server.book(None);
         server
     }
 }
@@ -220,16 +220,18 @@ impl Restoring {
     fn transaction(&mut self, number: u32, id: u32) -> Outcome {
         let conn = self.numbered(number)?.conn;
         let server = &mut self.restored.server;
-        let snapshot = Snapshot { since: server.domains.now, changes: 0, conn, id };
+        let snapshot = server.snapshot(conn, id);
         let mut transaction = Transaction::new(&server.tree, server.domains.deaths, snapshot);
         transaction.give_up();
         transaction.torn = true;
+        let weight = transaction.weight();
         let Some(connection) = server.conn_mut(conn) else { return Ok(()) };
         let domid = connection.domid;
         if id == 0 || !connection.transactions.open(id, transaction) {
             return Err("its number is 0, or another's");
         }
         server.domains.charge(domid, Quota::Transactions, 1);
+        server.domains.charge(domid, Quota::Memory, weight);
         Ok(())
     }
 
@@ -247,7 +249,7 @@ impl Restoring {
         let server = &mut self.restored.server;
         let result =
             server.with_ledger(|tree, ledger| tree.restore(path, record.value, perms, ledger));
-        server.book();
+        server.book(None);
         result
     }
 

@@ -3,15 +3,14 @@
 use super::request::{Outcome, Request, Stop, parse};
 use super::turn::Class;
 use super::waiting::WaitsFor;
-use super::{ConnId, DomId, Notice, Server};
-use crate::limits::{HOLD_MAX_US, SNAPSHOT_CHANGES, SNAPSHOT_CHANGES_MAX, SNAPSHOT_WORK_MAX};
+use super::{ConnId, DomId, Server};
+use crate::limits::TRANSACTION_WEIGHT;
 use crate::path::{Path, Special, is_relative, push_decimal};
 use crate::quota::Quota;
-use crate::transaction::{Snapshot, Touch, Transaction};
-use crate::tree::Done;
+use crate::transaction::{Touch, Transaction};
+use crate::tree::{Churn, Done};
 use crate::watch::{self, WatchId};
 use crate::wire::{Error, Strings, feature};
-use alloc::format;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 
@@ -93,22 +92,25 @@ impl Server {
         }
         if !caller.privileged {
             self.domains.check_more(caller.domid, Quota::Transactions, 1)?;
+            self.domains.check_more(caller.domid, Quota::Memory, TRANSACTION_WEIGHT)?;
         }
         let (tree, deaths) = (self.tree.clone(), self.domains.deaths);
-        let (since, changes) = (self.domains.now, self.changes);
         let Some(connection) = self.conn_mut(request.conn) else { return Ok(()) };
         let mut id = connection.next_transaction;
         while id == 0 || connection.transactions.contains(id) {
             id = id.wrapping_add(1);
         }
         connection.next_transaction = id.wrapping_add(1);
-        let snapshot = Snapshot { since, changes, conn: request.conn, id };
-        let transaction = Transaction::new(&tree, deaths, snapshot);
-        connection.transactions.open(id, transaction);
+        let snapshot = self.snapshot(request.conn, id);
         if !caller.privileged {
-            self.snapshots.insert(snapshot);
+            self.open_snapshot(snapshot);
         }
+        let transaction = Transaction::new(&tree, deaths, snapshot);
         self.domains.charge(caller.domid, Quota::Transactions, 1);
+        self.domains.charge(caller.domid, Quota::Memory, transaction.weight());
+        if let Some(connection) = self.conn_mut(request.conn) {
+            connection.transactions.open(id, transaction);
+        }
         let mut body = Vec::new();
         push_decimal(u64::from(id), &mut body);
         self.answer(request, &[&body, b"\0"])
@@ -123,12 +125,15 @@ impl Server {
         let id = request.header.tx_id;
         let taken = self.conn_mut(request.conn).and_then(|conn| conn.transactions.lend(id));
         let mut transaction = taken.ok_or(Error::NoEnt)?;
-        let outcome = if commit { self.commit(request, &mut transaction) } else { Ok(()) };
+        let outcome = match commit {
+            true => self.commit(request, &mut transaction),
+            false => Ok(Churn::default()),
+        };
         if matches!(outcome, Err(Stop::Wait(_))) {
             if let Some(connection) = self.conn_mut(request.conn) {
                 connection.transactions.give_back(id, transaction);
             }
-            return outcome;
+            return outcome.map(drop);
         }
         if let Some(connection) = self.conn_mut(request.conn) {
             connection.transactions.close(id);
@@ -137,93 +142,27 @@ impl Server {
         self.domains.charge(
             request.caller.domid,
             Quota::Memory,
-            transaction.weight.saturating_neg(),
+            transaction.weight().saturating_neg(),
         );
         self.end_turn(request.conn, id);
-        self.snapshots.remove(&transaction.snapshot);
-        outcome?;
+        self.close_snapshot(&transaction.snapshot);
+        self.note_replaced(Some(request.conn), outcome?);
         self.ok(request)
     }
 
-    /// The oldest snapshot of a guest's transaction, if it has kept the past of the store alive for too long.
-    pub(super) fn stale_snapshot(&self) -> Option<Snapshot> {
-        self.snapshots.first().copied().filter(|oldest| {
-            self.domains.now > oldest.since.saturating_add(HOLD_MAX_US)
-                && self.changes.saturating_sub(oldest.changes) >= SNAPSHOT_CHANGES
-        })
-    }
-
-    /// Brings guests' transactions up to date that keep the past of the store alive, at their cost, some in
-    /// each round.
-    pub(super) fn refresh_old_snapshots(&mut self) {
-        let mut left = SNAPSHOT_WORK_MAX;
-        while left > 0
-            && let Some(old) = self.stale_snapshot()
-        {
-            self.snapshots.remove(&old);
-            let Some(connection) = self.conn_mut(old.conn) else { continue };
-            let domid = connection.domid;
-            let Some(mut transaction) = connection.transactions.lend(old.id) else { continue };
-            left = left.saturating_sub(transaction.log_len().saturating_add(1));
-            let spent = core::mem::take(&mut self.cost);
-            if self.changes.saturating_sub(old.changes) < SNAPSHOT_CHANGES_MAX {
-                self.refresh(&mut transaction, domid);
-            } else {
-                self.give_up(&mut transaction, domid);
-            }
-            let cost = core::mem::replace(&mut self.cost, spent);
-            if let Some(connection) = self.conn_mut(old.conn) {
-                connection.owed = connection.owed.saturating_add(cost).saturating_add(1);
-                connection.transactions.give_back(old.id, transaction);
-            }
-        }
-    }
-
-    /// Has a transaction go on from the store as it is; where it has seen something that is different now, it
-    /// will be refused, and need keep nothing.
-    fn refresh(&mut self, transaction: &mut Transaction, domid: DomId) {
-        let caller = self.domains.caller(domid);
-        match self.rerun(transaction, self.tree.clone(), &caller) {
-            Ok(rerun) => {
-                transaction.rebase(self.tree.clone(), self.domains.deaths, rerun);
-                transaction.snapshot.since = self.domains.now;
-                transaction.snapshot.changes = self.changes;
-                self.snapshots.insert(transaction.snapshot);
-            }
-            Err(conflict) => {
-                self.refused(&caller, transaction, &conflict);
-                self.end_turn(transaction.snapshot.conn, transaction.snapshot.id);
-                transaction.give_up();
-            }
-        }
-    }
-
-    /// There were more changes than it could be brought up to date for.
-    fn give_up(&mut self, transaction: &mut Transaction, domid: DomId) {
-        self.end_turn(transaction.snapshot.conn, transaction.snapshot.id);
-        transaction.give_up();
-        self.domains.notice(Notice::Info(format!(
-            "a transaction of domain {} will get EAGAIN: it was left open for more than {} ms and {} \
-             changes of the store",
-            domid.0,
-            HOLD_MAX_US / 1000,
-            SNAPSHOT_CHANGES_MAX
-        )));
-    }
-
-    /// Makes what a transaction did the store's state, if it stands.
+    /// Makes what a transaction did the store's state, if it stands; what has been replaced then.
     pub(super) fn commit(
         &mut self,
         request: Request<'_>,
         transaction: &mut Transaction,
-    ) -> Outcome {
+    ) -> Result<Churn, Stop> {
         // Before anything else: what one that was given up asked for has not been done.
         if transaction.torn || (transaction.lost && transaction.changes) {
             self.counters.conflicts = self.counters.conflicts.wrapping_add(1);
             return Err(Error::Again.into());
         }
         if !transaction.changes {
-            return Ok(());
+            return Ok(Churn::default());
         }
         let (caller, own) = (request.caller, (request.conn, request.header.tx_id));
         let class = Class::of(&caller);
@@ -258,11 +197,10 @@ impl Server {
         };
         self.tree = work.tree.clone();
         self.domains.book(&work.deltas);
-        self.changes = self.changes.wrapping_add(work.changed.len() as u64);
         self.counters.commits = self.counters.commits.wrapping_add(1);
         for (path, done) in &work.changed {
             self.fire(Path::checked(path), done);
         }
-        Ok(())
+        Ok(work.churn)
     }
 }

@@ -11,6 +11,7 @@
 
 use super::waiting::{Attempt, Waiting, WaitsFor};
 use super::{ConnId, DomId, Server};
+use crate::digest::Secret;
 use crate::limits::{
     CONTESTED_MAX, CONTESTED_US, HOLD_COST_US, HOLD_MAX_US, TURN_LOG_MAX, TURN_PAUSE_US,
 };
@@ -19,7 +20,6 @@ use crate::perms::Caller;
 use crate::transaction::{Conflict, Rerun, Touch, Transaction, What};
 use crate::tree::Tree;
 use alloc::collections::{BTreeMap, VecDeque};
-use alloc::rc::Rc;
 
 /// A transaction that has the turn.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -62,7 +62,8 @@ struct Contested {
 #[derive(Default)]
 pub(super) struct Lane {
     pub(super) turn: Option<Turn>,
-    contested: BTreeMap<Rc<[u8]>, Contested>,
+    /// By the digests of the paths, which a guest may make long.
+    contested: BTreeMap<u64, Contested>,
     /// In the order of their coming.
     pub(super) queue: VecDeque<Waiting>,
     /// A turn has ended that some of them may have waited for, and they have not been looked at since.
@@ -70,7 +71,7 @@ pub(super) struct Lane {
 }
 
 impl Lane {
-    fn contest(&mut self, path: Rc<[u8]>, domid: DomId, now: u64) {
+    fn contest(&mut self, path: u64, domid: DomId, now: u64) {
         if self.contested.len() >= CONTESTED_MAX {
             self.contested.retain(|_, contested| contested.until > now);
         }
@@ -91,14 +92,17 @@ impl Lane {
         let most = counts.into_iter().max_by_key(|(_, count)| *count).map(|(domid, _)| domid);
         let of_it = self.contested.iter().filter(|(_, contested)| Some(contested.domid) == most);
         let oldest = of_it.min_by_key(|(_, contested)| contested.until);
-        if let Some(path) = oldest.map(|(path, _)| path.clone()) {
+        if let Some(path) = oldest.map(|(path, _)| *path) {
             self.contested.remove(&path);
         }
     }
 
-    fn is_contested(&self, path: Path<'_>, now: u64) -> bool {
+    fn is_contested(&self, path: Path<'_>, secret: Secret, now: u64) -> bool {
         !self.contested.is_empty()
-            && self.contested.get(path.as_bytes()).is_some_and(|contested| contested.until > now)
+            && self
+                .contested
+                .get(&secret.bytes(path.as_bytes()))
+                .is_some_and(|contested| contested.until > now)
     }
 }
 
@@ -185,7 +189,7 @@ impl Server {
             && (!holds || transaction.is_stale_at(&self.tree, caller, path, what));
         if stale {
             match self.rerun(transaction, self.tree.clone(), caller) {
-                Ok(rerun) => transaction.rebase(self.tree.clone(), self.domains.deaths, rerun),
+                Ok(rerun) => self.go_on(transaction, rerun),
                 Err(conflict) => {
                     // Too late for this one; who tries again takes the turn from the start.
                     transaction.doomed = true;
@@ -207,8 +211,8 @@ impl Server {
         caller: &Caller,
         path: Path<'_>,
     ) -> bool {
-        let now = self.domains.now;
-        if !self.turns.lane(Class::of(caller)).is_contested(path, now) {
+        let (now, secret) = (self.domains.now, self.domains.secret);
+        if !self.turns.lane(Class::of(caller)).is_contested(path, secret, now) {
             return false;
         }
         let domain = self.domains.get(caller.domid);
@@ -234,11 +238,10 @@ impl Server {
         transaction: &Transaction,
         conflict: &Conflict,
     ) {
-        let now = self.domains.now;
+        let (now, secret) = (self.domains.now, self.domains.secret);
         let lane = self.turns.lane_mut(Class::of(caller));
-        lane.contest(conflict.path.clone(), caller.domid, now);
-        if let Some(first) = transaction.first_read() {
-            lane.contest(first.clone(), caller.domid, now);
+        for path in [Some(&conflict.path), transaction.first_read()].into_iter().flatten() {
+            lane.contest(secret.bytes(path), caller.domid, now);
         }
     }
 

@@ -6,8 +6,9 @@
 
 use super::turn::Class;
 use super::{ConnId, Host, Server};
-use crate::limits::DELAYED_MAX;
+use crate::limits::{DELAYED_MAX, DELAYED_WEIGHT};
 use crate::path::{Path, Special, resolve};
+use crate::quota::Quota;
 use crate::transaction::Touch;
 use crate::wire::{Header, MsgType, Strings};
 use alloc::boxed::Box;
@@ -23,6 +24,14 @@ pub(super) struct Waiting {
     path: Option<Box<[u8]>>,
     since: u64,
     why: WaitsFor,
+}
+
+impl Waiting {
+    /// What it counts for the quota `memory`.
+    fn weight(&self) -> i64 {
+        let path = self.path.as_deref().map_or(0, <[u8]>::len);
+        (self.payload.len().saturating_add(path) as i64).saturating_add(DELAYED_WEIGHT)
+    }
 }
 
 /// What a request waits for.
@@ -71,10 +80,19 @@ impl Server {
         let (header, payload) = (*header, Box::from(payload));
         self.turns.delayed_total = self.turns.delayed_total.saturating_add(1);
         let waiting = Waiting { conn, header, payload, path, since, why };
+        let weight = waiting.weight();
         self.turns.lane_mut(class).queue.push_back(waiting);
-        if let Some(conn) = self.conn_mut(conn) {
-            conn.delayed = conn.delayed.saturating_add(1);
-        }
+        self.count_delayed(conn, 1, weight);
+    }
+
+    /// Counts so many more requests of the connection that wait, which are charged, but never refused: the quota
+    /// `outstanding` bounds them.
+    fn count_delayed(&mut self, conn: ConnId, more: isize, weight: i64) {
+        let Some(conn) = self.conn_mut(conn) else { return };
+        conn.delayed = conn.delayed.saturating_add_signed(more);
+        conn.delayed_weight = conn.delayed_weight.saturating_add(weight);
+        let domid = conn.domid;
+        self.domains.charge(domid, Quota::Memory, weight);
     }
 
     /// Whether a new request must stay behind one of its connection that waits. The holder of a turn
@@ -171,8 +189,9 @@ impl Server {
     pub(super) fn forget_waiting(&mut self, conn: ConnId) {
         let class = self.class(conn);
         self.turns.lane_mut(class).queue.retain(|waiting| waiting.conn != conn);
-        if let Some(conn) = self.conn_mut(conn) {
-            conn.delayed = 0;
+        if let Some(known) = self.conn(conn) {
+            let (delayed, weight) = (known.delayed.cast_signed(), known.delayed_weight);
+            self.count_delayed(conn, delayed.saturating_neg(), weight.saturating_neg());
         }
     }
 
@@ -247,8 +266,9 @@ impl Server {
             Attempt::Done => {
                 let waited = self.domains.now.saturating_sub(waiting.since);
                 self.counters.waited_us = self.counters.waited_us.saturating_add(waited);
-                if let Some(conn) = self.conn_mut(waiting.conn) {
-                    conn.delayed = conn.delayed.saturating_sub(1);
+                // Where its connection has ended meanwhile, all that waited is forgotten already.
+                if self.conn(waiting.conn).is_some_and(|conn| conn.delayed > 0) {
+                    self.count_delayed(waiting.conn, -1, waiting.weight().saturating_neg());
                 }
                 self.mark_ready(waiting.conn);
             }

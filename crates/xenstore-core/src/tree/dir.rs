@@ -4,6 +4,7 @@
 //! a snapshot shares them, and changes them in place otherwise, so it costs O(log n) whatever the size,
 //! and nothing is allocated where nothing is shared.
 
+use super::churn::{self, Churn};
 use super::node::{Node, is_whole, prefix_of};
 use alloc::rc::Rc;
 use alloc::vec::Vec;
@@ -20,6 +21,8 @@ const BLOCK_MIN: usize = 8;
 #[derive(Clone)]
 pub struct Dir {
     generation: u64,
+    /// The sum of the digests of all names.
+    digest: u64,
     len: u32,
     names_len: u32,
     top: Block,
@@ -29,6 +32,30 @@ pub struct Dir {
 enum Block {
     Leaf(Vec<Node>),
     Inner(Vec<Branch>),
+}
+
+/// What a change of a list of children leaves in the list.
+#[derive(Clone, Copy)]
+pub(crate) struct ListChange {
+    /// The list's generation from now on.
+    pub(crate) generation: u64,
+    /// The digest of the name that comes or goes.
+    pub(crate) digest: u64,
+}
+
+impl churn::Block for Block {
+    fn entries_size(&self) -> usize {
+        match self {
+            Self::Leaf(nodes) => size_of_val(nodes.as_slice()),
+            Self::Inner(branches) => size_of_val(branches.as_slice()),
+        }
+    }
+}
+
+impl churn::Block for Dir {
+    fn entries_size(&self) -> usize {
+        self.top.entries_size()
+    }
 }
 
 /// A block below an inner one. Nothing in it sorts before `bound`; the first branch's bound counts as
@@ -109,7 +136,7 @@ impl Block {
         }
     }
 
-    fn get_mut(&mut self, key: Key<'_>) -> Option<&mut Node> {
+    fn get_mut(&mut self, key: Key<'_>, churn: &mut Churn) -> Option<&mut Node> {
         let mut block = self;
         loop {
             match block {
@@ -119,7 +146,7 @@ impl Block {
                 }
                 Self::Inner(branches) => {
                     let at = find_branch(branches, key);
-                    block = Rc::make_mut(&mut branches.get_mut(at)?.block);
+                    block = churn.own(&mut branches.get_mut(at)?.block);
                 }
             }
         }
@@ -151,7 +178,7 @@ impl Block {
     }
 
     /// Adds `node`, which is not there yet; the upper part where the block had to be split.
-    fn insert(&mut self, node: Node) -> Option<Branch> {
+    fn insert(&mut self, node: Node, churn: &mut Churn) -> Option<Branch> {
         match self {
             Self::Leaf(nodes) => {
                 let at = find_leaf(nodes, Key::new(node.name())).unwrap_or_else(|at| at);
@@ -161,7 +188,7 @@ impl Block {
                 let at = find_branch(branches, Key::new(node.name()));
                 let branch = branches.get_mut(at)?;
                 branch.names_len = branch.names_len.saturating_add(listed_len(&node));
-                let upper = Rc::make_mut(&mut branch.block).insert(node)?;
+                let upper = churn.own(&mut branch.block).insert(node, churn)?;
                 branch.names_len = branch.names_len.saturating_sub(upper.names_len);
                 split_insert(branches, at.saturating_add(1), upper)
                     .map(|upper| Branch::over(Self::Inner(upper)))
@@ -169,12 +196,12 @@ impl Block {
         }
     }
 
-    fn remove(&mut self, key: Key<'_>) -> Option<Node> {
+    fn remove(&mut self, key: Key<'_>, churn: &mut Churn) -> Option<Node> {
         match self {
             Self::Leaf(nodes) => {
                 let at = find_leaf(nodes, key).ok()?;
                 let node = nodes.remove(at);
-                if nodes.capacity() > nodes.len().saturating_mul(2).saturating_add(4) {
+                if nodes.capacity() > nodes.len().saturating_mul(2).saturating_add(2) {
                     nodes.shrink_to_fit();
                 }
                 Some(node)
@@ -182,11 +209,11 @@ impl Block {
             Self::Inner(branches) => {
                 let at = find_branch(branches, key);
                 let branch = branches.get_mut(at)?;
-                let node = Rc::make_mut(&mut branch.block).remove(key)?;
+                let node = churn.own(&mut branch.block).remove(key, churn)?;
                 branch.names_len = branch.names_len.saturating_sub(listed_len(&node));
                 let left = branch.block.len();
                 if left < BLOCK_MIN {
-                    join_with_neighbour(branches, at);
+                    join_with_neighbour(branches, at, churn);
                 }
                 Some(node)
             }
@@ -227,7 +254,7 @@ fn split_insert<T>(items: &mut Vec<T>, at: usize, item: T) -> Option<Vec<T>> {
 
 /// Puts the branch at `at`, which has become small, together with a neighbour if both fit into one
 /// block with room to spare.
-fn join_with_neighbour(branches: &mut Vec<Branch>, at: usize) {
+fn join_with_neighbour(branches: &mut Vec<Branch>, at: usize, churn: &mut Churn) {
     let len = |at: usize| branches.get(at).map(|branch| branch.block.len());
     let Some(own) = len(at) else { return };
     if own == 0 && branches.len() > 1 {
@@ -246,7 +273,7 @@ fn join_with_neighbour(branches: &mut Vec<Branch>, at: usize) {
     let upper = branches.remove(left.saturating_add(1));
     let Some(lower) = branches.get_mut(left) else { return };
     lower.names_len = lower.names_len.saturating_add(upper.names_len);
-    match (Rc::make_mut(&mut lower.block), Rc::unwrap_or_clone(upper.block)) {
+    match (churn.own(&mut lower.block), churn.take(upper.block)) {
         (Block::Leaf(nodes), Block::Leaf(more)) => nodes.extend(more),
         (Block::Inner(inner), Block::Inner(more)) => inner.extend(more),
         // All blocks of one level are of one kind.
@@ -258,7 +285,7 @@ impl Dir {
     /// No children.
     #[must_use]
     pub fn new() -> Self {
-        Self { generation: 0, len: 0, names_len: 0, top: Block::Leaf(Vec::new()) }
+        Self { generation: 0, digest: 0, len: 0, names_len: 0, top: Block::Leaf(Vec::new()) }
     }
 
     /// Number of children.
@@ -285,6 +312,16 @@ impl Dir {
         self.generation
     }
 
+    /// Whether the children of both have the same names.
+    pub(super) fn same_names(&self, other: &Dir) -> bool {
+        (self.len, self.digest) == (other.len, other.digest)
+    }
+
+    /// What stands for the names of all children.
+    pub(crate) fn names_digest(&self) -> u64 {
+        self.digest
+    }
+
     /// The child of this name.
     #[must_use]
     pub fn get(&self, name: &[u8]) -> Option<&Node> {
@@ -292,32 +329,39 @@ impl Dir {
     }
 
     /// The child of this name, to be changed. Its name stays.
-    pub fn get_mut(&mut self, name: &[u8]) -> Option<&mut Node> {
-        self.top.get_mut(Key::new(name))
+    pub(super) fn get_mut(&mut self, name: &[u8], churn: &mut Churn) -> Option<&mut Node> {
+        self.top.get_mut(Key::new(name), churn)
     }
 
     /// Adds a child whose name is not there yet.
-    pub fn insert(&mut self, node: Node, generation: u64) {
-        self.generation = generation;
+    pub(super) fn insert(&mut self, node: Node, change: ListChange, churn: &mut Churn) {
+        self.generation = change.generation;
+        self.digest = self.digest.wrapping_add(change.digest);
         self.len = self.len.saturating_add(1);
         self.names_len = self.names_len.saturating_add(listed_len(&node));
-        if let Some(upper) = self.top.insert(node) {
+        if let Some(upper) = self.top.insert(node, churn) {
             let lower = core::mem::replace(&mut self.top, Block::Leaf(Vec::new()));
             self.top = Block::Inner(Vec::from([Branch::over(lower), upper]));
         }
     }
 
     /// Takes a child out.
-    pub fn remove(&mut self, name: &[u8], generation: u64) -> Option<Node> {
-        let node = self.top.remove(Key::new(name))?;
-        self.generation = generation;
+    pub(super) fn remove(
+        &mut self,
+        name: &[u8],
+        change: ListChange,
+        churn: &mut Churn,
+    ) -> Option<Node> {
+        let node = self.top.remove(Key::new(name), churn)?;
+        self.generation = change.generation;
+        self.digest = self.digest.wrapping_sub(change.digest);
         self.len = self.len.saturating_sub(1);
         self.names_len = self.names_len.saturating_sub(listed_len(&node));
         while let Block::Inner(branches) = &mut self.top
             && branches.len() == 1
             && let Some(only) = branches.pop()
         {
-            self.top = Rc::unwrap_or_clone(only.block);
+            self.top = churn.take(only.block);
         }
         Some(node)
     }
@@ -449,6 +493,7 @@ impl<'a> Iterator for Iter<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::digest::Secret;
     use crate::perms::{Access, Incarnation, Perm, Perms};
     use crate::server::DomId;
     use std::collections::BTreeSet;
@@ -458,6 +503,18 @@ mod tests {
     fn node(name: &str) -> Node {
         let owner = Perm { domid: DomId(0), access: Access::NONE, incarnation: Incarnation(1) };
         Node::new(name.as_bytes(), b"", Rc::new(Perms::owned(owner)), &mut Vec::new())
+    }
+
+    fn change(name: &str, generation: u64) -> ListChange {
+        ListChange { generation, digest: Secret::default().bytes(name.as_bytes()) }
+    }
+
+    fn put(dir: &mut Dir, name: &str, generation: u64) {
+        dir.insert(node(name), change(name, generation), &mut Churn::default());
+    }
+
+    fn take(dir: &mut Dir, name: &str, generation: u64) -> Option<Node> {
+        dir.remove(name.as_bytes(), change(name, generation), &mut Churn::default())
     }
 
     fn names(dir: &Dir) -> Vec<String> {
@@ -486,10 +543,10 @@ mod tests {
                 };
                 let grow = (step / 1000) % 2 == 0;
                 if !model.contains(&name) && (grow || random(3) == 0) {
-                    dir.insert(node(&name), step);
+                    put(&mut dir, &name, step);
                     model.insert(name);
                 } else if model.contains(&name) && (!grow || random(3) == 0) {
-                    assert_eq!(dir.remove(name.as_bytes(), step).unwrap().name(), name.as_bytes());
+                    assert_eq!(take(&mut dir, &name, step).unwrap().name(), name.as_bytes());
                     model.remove(&name);
                 } else {
                     assert_eq!(dir.get(name.as_bytes()).is_some(), model.contains(&name));
@@ -503,6 +560,11 @@ mod tests {
                 assert_eq!(names(&dir), model.iter().cloned().collect::<Vec<_>>());
                 assert_eq!(dir.len() as usize, model.len());
                 assert_eq!(dir.names_len() as usize, model.iter().map(|name| name.len() + 1).sum());
+                let mut again = Dir::new();
+                model.iter().for_each(|name| put(&mut again, name, 0));
+                assert!(dir.same_names(&again));
+                put(&mut again, "another", 0);
+                assert!(!dir.same_names(&again));
                 for from in ["", "2", "long-prefix-2", "long-prefix-25x", "zz"] {
                     let after = model.iter().filter(|name| name.as_str() > from).count();
                     assert_eq!(dir.iter_after(from.as_bytes()).count(), after);
@@ -526,7 +588,7 @@ mod tests {
     fn a_part_of_the_list_is_found_without_passing_what_is_before_it() {
         let mut dir = Dir::new();
         for at in 0..100_000u64 {
-            dir.insert(node(&format!("{:05}", at * 7919 % 100_000)), at);
+            put(&mut dir, &format!("{:05}", at * 7919 % 100_000), at);
         }
         for at in (0..100_000).step_by(997) {
             let (mut iter, looked) = dir.seek(at * 6);
@@ -541,7 +603,7 @@ mod tests {
     fn names_in_order_fill_their_blocks() {
         let mut dir = Dir::new();
         for at in 0..3200u64 {
-            dir.insert(node(&format!("{at:05}")), at);
+            put(&mut dir, &format!("{at:05}"), at);
         }
         let Block::Inner(branches) = &dir.top else { panic!("one block for 3200 children") };
         fn leaves(branches: &[Branch]) -> usize {
@@ -558,11 +620,11 @@ mod tests {
     fn emptied_directories_give_their_memory_back() {
         let mut dir = Dir::new();
         for at in 0..10_000u64 {
-            dir.insert(node(&format!("{at:05}")), at);
+            put(&mut dir, &format!("{at:05}"), at);
         }
         for at in 0..10_000u64 {
             if at % 100 != 0 {
-                dir.remove(format!("{at:05}").as_bytes(), at);
+                take(&mut dir, &format!("{at:05}"), at);
             }
         }
         fn blocks(block: &Block) -> usize {

@@ -4,14 +4,17 @@
 //! change costs O(depth). Permissions are checked here, where the nodes are; quotas through the
 //! ledger, which keeps what an operation changes apart until it stands.
 
+mod churn;
 mod dir;
 mod node;
 
+pub(crate) use churn::Churn;
+pub(crate) use dir::ListChange;
 pub use dir::{Dir, Iter};
 pub use node::Node;
 pub(crate) use node::prefix_of;
 
-use crate::limits::DOMID_ANY;
+use crate::limits::{DOMID_ANY, NODE_WEIGHT};
 use crate::path::Path;
 use crate::perms::{Access, Caller, Incarnation, Perm, Perms};
 use crate::server::DomId;
@@ -151,10 +154,14 @@ impl Tree {
         if walk.missing == 0 { Ok(walk.node) } else { Err(Error::NoEnt) }
     }
 
-    fn get_mut<'n>(&mut self, names: impl Iterator<Item = &'n [u8]>) -> Option<&mut Node> {
+    fn get_mut<'n>(
+        &mut self,
+        names: impl Iterator<Item = &'n [u8]>,
+        churn: &mut Churn,
+    ) -> Option<&mut Node> {
         let mut node = &mut self.root;
         for name in names {
-            node = node.dir_mut()?.get_mut(name)?;
+            node = node.dir_mut(churn)?.get_mut(name, churn)?;
         }
         Some(node)
     }
@@ -171,11 +178,11 @@ impl Tree {
         // The usual case needs one way down only: nothing is to be checked for the privileged.
         if caller.privileged
             && let Put::Value(value) = what
-            && let Some(node) = self.get_mut(path.names())
+            && let Some(node) = self.get_mut(path.names(), &mut ledger.churn)
         {
             let more = (value.len() as i64).saturating_sub(node.value().len() as i64);
             ledger.own(node.perms().owner().domid, 0, more);
-            node.set_value(value, ledger.scratch);
+            node.set_value(value, ledger.scratch, &mut ledger.churn);
             return Ok(Done::Changed);
         }
         let walk = self.walk(path);
@@ -194,8 +201,8 @@ impl Tree {
             ledger.check_owner(owner, 0, more)?;
         }
         ledger.own(owner, 0, more);
-        if let Some(node) = self.get_mut(path.names()) {
-            node.set_value(value, ledger.scratch);
+        if let Some(node) = self.get_mut(path.names(), &mut ledger.churn) {
+            node.set_value(value, ledger.scratch, &mut ledger.churn);
         }
         Ok(Done::Changed)
     }
@@ -228,12 +235,16 @@ impl Tree {
                 caller,
                 u32::try_from(own_size).unwrap_or(u32::MAX).saturating_add(16),
             )?;
-            let bytes = (path.as_bytes().len() as i64).saturating_add(value.len() as i64);
-            ledger.check_owner(owner, walk.missing as i64, bytes)?;
+            let nodes = walk.missing as i64;
+            let bytes = (path.as_bytes().len() as i64)
+                .saturating_add(value.len() as i64)
+                .saturating_add(nodes.saturating_mul(NODE_WEIGHT));
+            ledger.check_owner(owner, nodes, bytes)?;
         }
         ledger.own(above, 0, first_len as i64);
         let mut names = path.names().skip(depth).peekable();
-        let Some(mut node) = self.get_mut(path.names().take(depth)) else { return Err(Error::Io) };
+        let above = self.get_mut(path.names().take(depth), &mut ledger.churn);
+        let Some(mut node) = above else { return Err(Error::Io) };
         while let Some(name) = names.next() {
             ledger.touch();
             let last = names.peek().is_none();
@@ -241,10 +252,11 @@ impl Tree {
                 Node::new(name, if last { value } else { &[] }, perms.clone(), ledger.scratch);
             let listed = names.peek().map_or(0, |next| next.len().saturating_add(1));
             ledger.own(owner, 1, child.weight().saturating_add(listed as i64));
-            let generation = ledger.next_generation();
-            let dir = node.dir_or_new();
-            dir.insert(child, generation);
-            node = dir.get_mut(name).ok_or(Error::Io)?;
+            ledger.made(name);
+            let change = ledger.list_change(name);
+            let dir = node.dir_or_new(&mut ledger.churn);
+            dir.insert(child, change, &mut ledger.churn);
+            node = dir.get_mut(name, &mut ledger.churn).ok_or(Error::Io)?;
         }
         Ok(())
     }
@@ -267,10 +279,12 @@ impl Tree {
             _ => return Err(Error::NoEnt),
         }
         let (parent, name) = path.split_last().ok_or(Error::Inval)?;
-        let generation = ledger.next_generation();
-        let above = self.get_mut(parent.names()).ok_or(Error::Io)?;
+        let change = ledger.list_change(name);
+        let churn = &mut ledger.churn;
+        let above = self.get_mut(parent.names(), churn).ok_or(Error::Io)?;
         let owner = above.perms().owner().domid;
-        let gone = above.dir_mut().and_then(|dir| dir.remove(name, generation)).ok_or(Error::Io)?;
+        let dir = above.dir_mut(churn).ok_or(Error::Io)?;
+        let gone = dir.remove(name, change, churn).ok_or(Error::Io)?;
         ledger.own(owner, 0, (name.len() as i64).saturating_add(1).saturating_neg());
         disown(&gone, ledger);
         Ok(Done::Removed(gone))
@@ -298,22 +312,24 @@ impl Tree {
             let node = known.ok_or("there is no such special node")?;
             ledger.own(node.perms().owner().domid, -1, node.weight().saturating_neg());
             node.set_perms(Rc::new(perms));
-            node.set_value(value, ledger.scratch);
+            node.set_value(value, ledger.scratch, &mut ledger.churn);
             ledger.own(node.perms().owner().domid, 1, node.weight());
             return Ok(());
         };
-        let above = self.get_mut(parent.names()).ok_or("its parent is not there")?;
+        let above = self.get_mut(parent.names(), &mut ledger.churn);
+        let above = above.ok_or("its parent is not there")?;
         // Most nodes have their parent's permissions: they share them.
         let perms = if **above.perms() == perms { above.perms().clone() } else { Rc::new(perms) };
         let owner = above.perms().owner().domid;
-        let dir = above.dir_or_new();
+        let dir = above.dir_or_new(&mut ledger.churn);
         if dir.get(name).is_some() {
             return Err("it is there already");
         }
         let node = Node::new(name, value, perms, ledger.scratch);
         ledger.own(owner, 0, (name.len() as i64).saturating_add(1));
         ledger.own(node.perms().owner().domid, 1, node.weight());
-        dir.insert(node, ledger.next_generation());
+        let change = ledger.list_change(name);
+        dir.insert(node, change, &mut ledger.churn);
         Ok(())
     }
 
@@ -355,7 +371,7 @@ impl Tree {
             for node in special.filter(|node| node.name() == path.as_bytes()) {
                 node.set_perms(perms.clone());
             }
-        } else if let Some(node) = self.get_mut(path.names()) {
+        } else if let Some(node) = self.get_mut(path.names(), &mut ledger.churn) {
             node.set_perms(perms.clone());
         }
         Ok(Done::Permitted(old))
@@ -400,14 +416,14 @@ pub enum Go {
 /// Takes a removed node and all below it off its owners' accounts.
 fn disown(gone: &Node, ledger: &mut Ledger<'_>) {
     let mut stack = Vec::from([gone.dir().map(|dir| dir.iter())]);
-    ledger.own(gone.perms().owner().domid, -1, gone.weight().saturating_neg());
+    ledger.disown(gone);
     while let Some(children) = stack.last_mut() {
         let Some(child) = children.as_mut().and_then(Iterator::next) else {
             stack.pop();
             continue;
         };
         ledger.touch();
-        ledger.own(child.perms().owner().domid, -1, child.weight().saturating_neg());
+        ledger.disown(child);
         if child.dir().is_some() {
             stack.push(child.dir().map(|dir| dir.iter()));
         }

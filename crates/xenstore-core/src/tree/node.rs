@@ -1,6 +1,8 @@
 //! One node: its name, value, permissions and children.
 
+use super::churn::Churn;
 use super::dir::Dir;
+use crate::limits::NODE_WEIGHT;
 use crate::perms::Perms;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
@@ -119,10 +121,10 @@ impl Node {
         u32::try_from(own).unwrap_or(u32::MAX).saturating_add(names)
     }
 
-    /// What the node counts for the quota `memory`: its size and its name.
+    /// What the node counts for the quota `memory`: its size, its name, and what it takes to keep them.
     #[must_use]
     pub fn weight(&self) -> i64 {
-        i64::from(self.size()).saturating_add(self.name().len() as i64)
+        i64::from(self.size()).saturating_add(self.name().len() as i64).saturating_add(NODE_WEIGHT)
     }
 
     /// Whether both have the very same value: the same bytes.
@@ -141,11 +143,9 @@ impl Node {
     #[must_use]
     pub fn same_children(&self, other: &Node) -> bool {
         match (&self.dir, &other.dir) {
-            (Some(one), Some(two)) if Rc::ptr_eq(one, two) => true,
-            (one, two) => {
-                one.as_ref().map_or(0, |dir| dir.len()) == two.as_ref().map_or(0, |dir| dir.len())
-                    && self.children().map(Node::name).eq(other.children().map(Node::name))
-            }
+            (Some(one), Some(two)) => one.same_names(two),
+            (Some(dir), None) | (None, Some(dir)) => dir.is_empty(),
+            (None, None) => true,
         }
     }
 
@@ -191,13 +191,15 @@ impl Node {
     }
 
     /// Replaces the value, in place where nobody else holds it and the length stays.
-    pub fn set_value(&mut self, value: &[u8], scratch: &mut Vec<u8>) {
+    pub(super) fn set_value(&mut self, value: &[u8], scratch: &mut Vec<u8>, churn: &mut Churn) {
         let at = self.value_at();
-        if let Some(own) = Rc::get_mut(&mut self.data).and_then(|data| data.get_mut(at..))
-            && own.len() == value.len()
-        {
-            own.copy_from_slice(value);
-            return;
+        match Rc::get_mut(&mut self.data).and_then(|data| data.get_mut(at..)) {
+            Some(own) if own.len() == value.len() => {
+                own.copy_from_slice(value);
+                return;
+            }
+            Some(_) => {}
+            None => churn.keep_value(self.data.len()),
         }
         self.data = join(self.name(), value, scratch);
     }
@@ -208,13 +210,13 @@ impl Node {
     }
 
     /// The children, to be changed; made this node's own first if a snapshot shares them.
-    pub fn dir_mut(&mut self) -> Option<&mut Dir> {
-        self.dir.as_mut().map(Rc::make_mut)
+    pub(super) fn dir_mut(&mut self, churn: &mut Churn) -> Option<&mut Dir> {
+        self.dir.as_mut().map(|dir| churn.own(dir))
     }
 
     /// As [`Node::dir_mut`], for a node that may have none yet.
-    pub fn dir_or_new(&mut self) -> &mut Dir {
-        Rc::make_mut(self.dir.get_or_insert_with(|| Rc::new(Dir::new())))
+    pub(super) fn dir_or_new(&mut self, churn: &mut Churn) -> &mut Dir {
+        churn.own(self.dir.get_or_insert_with(|| Rc::new(Dir::new())))
     }
 }
 

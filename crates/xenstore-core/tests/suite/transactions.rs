@@ -1,7 +1,7 @@
 //! What a transaction sees, when it is refused, and that none starves.
 
 use crate::common::Store;
-use xenstore_core::limits::{HOLD_MAX_US, SNAPSHOT_CHANGES, SNAPSHOT_CHANGES_MAX};
+use xenstore_core::limits::{HOLD_MAX_US, SNAPSHOT_BYTES, SNAPSHOT_BYTES_MAX};
 use xenstore_core::server::{ConnId, DomId, Ended};
 use xenstore_core::wire::MsgType;
 
@@ -419,16 +419,14 @@ fn a_transaction_left_open_for_too_long_is_refused() {
     store.mkdir(dom0, 0, "/local/domain/7").unwrap();
     store.set_perms(dom0, 0, "/local/domain/7", &["n7"]).unwrap();
     store.write(guest, 0, "x", "old").unwrap();
+    fill(&mut store, dom0);
     let (guests, own) = (store.start(guest), store.start(dom0));
     for tx in [(guest, guests), (dom0, own)] {
         store.read(tx.0, tx.1, "/local/domain/7/x").unwrap();
         store.write(tx.0, tx.1, "/local/domain/7/y", "mine").unwrap();
     }
-    for at in 0..SNAPSHOT_CHANGES_MAX + 1 {
-        store.write(dom0, 0, "/busy", &at.to_string()).unwrap();
-    }
-    store.now += HOLD_MAX_US + 1;
     store.write(dom0, 0, "/local/domain/7/x", "new").unwrap();
+    grow_old(&mut store, dom0);
     // Until its end it is told what is there.
     assert_eq!(store.read(guest, guests, "x").unwrap(), "new");
     assert_eq!(store.write(guest, guests, "z", "mine"), Ok(()));
@@ -453,12 +451,20 @@ fn reader(store: &mut Store, dom0: ConnId, domid: u16) -> (ConnId, u32) {
     (guest, tx)
 }
 
-/// Time and changes after which a guest's snapshot is too old.
-fn grow_old(store: &mut Store, dom0: ConnId, changes: u64) {
+/// Nodes of domain 0's that hold as much as snapshots may keep alive.
+fn fill(store: &mut Store, dom0: ConnId) {
+    for at in 0..SNAPSHOT_BYTES / 4000 {
+        store.write(dom0, 0, &format!("/busy/{at}"), &"v".repeat(4000)).unwrap();
+    }
+}
+
+/// Time, and the replacement of all that [`fill`] has made, after which a guest's snapshot is too old.
+fn grow_old(store: &mut Store, dom0: ConnId) {
     store.now += HOLD_MAX_US + 1;
-    for at in 0..changes {
+    for at in 0..SNAPSHOT_BYTES / 4000 {
         // Without a look at the reply, which would be the end of a round.
-        store.send(dom0, MsgType::Write, 0, format!("/busy\0{at}").as_bytes());
+        let payload = format!("/busy/{at}\0{}", "w".repeat(4000));
+        store.send(dom0, MsgType::Write, 0, payload.as_bytes());
     }
     store.receive(dom0);
 }
@@ -467,9 +473,10 @@ fn grow_old(store: &mut Store, dom0: ConnId, changes: u64) {
 #[test]
 fn a_guests_old_transaction_is_brought_up_to_date_and_commits() {
     let (mut store, dom0, _) = two();
+    fill(&mut store, dom0);
     let (guest, tx) = reader(&mut store, dom0, 7);
     for _ in 0..10 {
-        grow_old(&mut store, dom0, SNAPSHOT_CHANGES);
+        grow_old(&mut store, dom0);
     }
     assert_eq!(store.write(guest, tx, "y", "mine"), Ok(()));
     assert_eq!(store.commit(guest, tx), Ok(()));
@@ -481,10 +488,11 @@ fn a_guests_old_transaction_is_brought_up_to_date_and_commits() {
 #[test]
 fn a_guests_old_transaction_that_only_read_commits_though_it_was_given_up() {
     let (mut store, dom0, _) = two();
+    fill(&mut store, dom0);
     for (domid, asks) in [(7, false), (8, true)] {
         let (guest, tx) = reader(&mut store, dom0, domid);
         store.write(dom0, 0, &format!("/local/domain/{domid}/x"), "new").unwrap();
-        grow_old(&mut store, dom0, SNAPSHOT_CHANGES);
+        grow_old(&mut store, dom0);
         if asks {
             assert_eq!(store.read(guest, tx, "x").unwrap(), "new");
         }
@@ -497,11 +505,75 @@ fn a_guests_old_transaction_that_only_read_commits_though_it_was_given_up() {
 #[test]
 fn a_transaction_that_was_given_up_before_its_first_change_is_refused() {
     let (mut store, dom0, _) = two();
+    fill(&mut store, dom0);
     let (guest, tx) = reader(&mut store, dom0, 7);
-    grow_old(&mut store, dom0, SNAPSHOT_CHANGES_MAX + 1);
+    store.write(dom0, 0, "/local/domain/7/x", "new").unwrap();
+    grow_old(&mut store, dom0);
     assert_eq!(store.write(guest, tx, "y", "mine"), Ok(()));
     assert_eq!(store.commit(guest, tx), again());
     assert_eq!(store.list(guest, 0, "/local/domain/7").unwrap(), ["x"]);
+}
+
+/// Too many to be brought up to date in a round: the oldest are, and those that would keep too much are given up.
+#[test]
+fn what_all_snapshots_keep_alive_is_bounded() {
+    let (mut store, dom0, _) = two();
+    for at in 0..SNAPSHOT_BYTES_MAX / 4000 {
+        store.write(dom0, 0, &format!("/busy/{at}"), &"v".repeat(4000)).unwrap();
+    }
+    let mut open = Vec::new();
+    for domid in 7..27 {
+        let (guest, tx) = reader(&mut store, dom0, domid);
+        for at in 0..100 {
+            assert!(store.read(guest, tx, &format!("absent{at}")).is_err());
+        }
+        store.write(guest, tx, "y", "mine").unwrap();
+        open.push((guest, tx));
+    }
+    // One request replaces all at once, before any of them is old.
+    store.rm(dom0, 0, "/busy").unwrap();
+    let ends: Vec<_> = open.into_iter().map(|(guest, tx)| store.commit(guest, tx)).collect();
+    // 256 requests of 102 each.
+    let mut expected = vec![Ok(()); 3];
+    expected.resize(20, again());
+    assert_eq!(ends, expected);
+    store.check();
+}
+
+/// A guest pays for what its own open transactions keep of what it has replaced itself; nothing that it asks for is
+/// refused for that, the oldest are.
+#[test]
+fn what_a_guests_own_snapshots_keep_is_charged_to_it() {
+    let (mut store, dom0, _) = two();
+    let (guest, first) = reader(&mut store, dom0, 7);
+    let used = |store: &mut Store| store.usage(dom0, 7, "memory");
+    let home = |at: usize| format!("/local/domain/7/{}/{at}", at / 100);
+    let before = used(&mut store);
+    store.abort(guest, first).unwrap();
+    let value = "v".repeat(1000);
+    for at in 0..600 {
+        store.write(guest, 0, &home(at), &value).unwrap();
+    }
+    let nodes = used(&mut store);
+    assert!(nodes > before + 600_000);
+    let mut open = Vec::new();
+    for round in 0..4 {
+        let tx = store.start(guest);
+        store.read(guest, tx, &home(0)).unwrap();
+        store.write(guest, tx, "y", "mine").unwrap();
+        open.push(tx);
+        for at in 1..600 {
+            store.write(guest, 0, &home(at), &format!("{round}{value}")).unwrap();
+        }
+    }
+    let now = used(&mut store);
+    assert!(now > nodes + 2 * 600_000 && now <= 2_621_440, "{nodes} became {now}");
+    // What is left is what the younger ones keep.
+    let ends: Vec<_> = open.into_iter().map(|tx| store.commit(guest, tx)).collect();
+    assert!(ends[0] == again() && ends[3] == Ok(()), "{ends:?}");
+    let rest = used(&mut store);
+    assert!((nodes..nodes + 4096).contains(&rest), "{nodes} became {rest}");
+    store.check();
 }
 
 /// A delayed request holds up no other of its connection but one that could tell the difference.

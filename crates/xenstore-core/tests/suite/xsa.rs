@@ -18,16 +18,6 @@ fn with_guest() -> (Store, ConnId, ConnId) {
     (store, dom0, guest)
 }
 
-/// The column `now` of a quota in `quota <domid>`.
-fn usage(store: &mut Store, dom0: ConnId, domid: u16, quota: &str) -> i64 {
-    let text =
-        store.call(dom0, MsgType::Control, 0, format!("quota\0{domid}\0").as_bytes()).unwrap();
-    let text = String::from_utf8(text).unwrap();
-    let line =
-        text.lines().find(|line| line.starts_with(quota)).unwrap_or_else(|| panic!("{text}"));
-    line.split(':').nth(1).unwrap().split_whitespace().next().unwrap().parse().unwrap()
-}
-
 /// A reply longer than a message is an error, and the stream goes on behind it.
 #[test]
 fn xsa_072_no_reply_is_longer_than_a_message() {
@@ -43,12 +33,12 @@ fn xsa_072_no_reply_is_longer_than_a_message() {
 #[test]
 fn xsa_115_failed_creations_are_not_accounted_for() {
     let (mut store, dom0, guest) = with_guest();
-    let before = (usage(&mut store, dom0, 7, "nodes"), usage(&mut store, dom0, 7, "memory"));
+    let before = (store.usage(dom0, 7, "nodes"), store.usage(dom0, 7, "memory"));
     store.call(dom0, MsgType::SetQuota, 0, b"7\0nodes\x005\0").unwrap();
     assert_eq!(store.write(guest, 0, "a/b/c/d/e/f", "v"), refused("ENOSPC"));
     assert_eq!(store.write(guest, 0, "a", &"v".repeat(3000)), refused("ENOSPC"));
     assert_eq!(store.list(guest, 0, "/local/domain/7").unwrap(), Vec::<String>::new());
-    assert_eq!((usage(&mut store, dom0, 7, "nodes"), usage(&mut store, dom0, 7, "memory")), before);
+    assert_eq!((store.usage(dom0, 7, "nodes"), store.usage(dom0, 7, "memory")), before);
     store.check();
 }
 
@@ -78,11 +68,11 @@ fn xsa_272_every_way_to_make_nodes_is_charged() {
     store.call(dom0, MsgType::SetQuota, 0, b"7\0nodes\x0010\0").unwrap();
     store.write(guest, 0, "w", "").unwrap();
     store.mkdir(guest, 0, "m/n").unwrap();
-    assert_eq!(usage(&mut store, dom0, 7, "nodes"), 4);
+    assert_eq!(store.usage(dom0, 7, "nodes"), 4);
     let tx = store.start(guest);
     store.write(guest, tx, "t/u", "").unwrap();
     store.commit(guest, tx).unwrap();
-    assert_eq!(usage(&mut store, dom0, 7, "nodes"), 6);
+    assert_eq!(store.usage(dom0, 7, "nodes"), 6);
     // Two transactions that fit one by one, but not together.
     let other = store.guest(7);
     let (one, two) = (store.start(guest), store.start(other));
@@ -92,7 +82,7 @@ fn xsa_272_every_way_to_make_nodes_is_charged() {
     }
     assert_eq!(store.commit(guest, one), Ok(()));
     assert_eq!(store.commit(other, two), refused("ENOSPC"));
-    assert_eq!(usage(&mut store, dom0, 7, "nodes"), 9);
+    assert_eq!(store.usage(dom0, 7, "nodes"), 9);
     store.check();
 }
 
@@ -133,9 +123,9 @@ fn xsa_352_a_guest_cannot_give_its_nodes_away() {
     let tx = store.start(guest);
     assert_eq!(store.set_perms(guest, tx, "x", &["n8"]), refused("EPERM"));
     store.commit(guest, tx).unwrap();
-    assert_eq!(usage(&mut store, dom0, 8, "nodes"), 0);
+    assert_eq!(store.usage(dom0, 8, "nodes"), 0);
     store.set_perms(dom0, 0, "/local/domain/7/x", &["n8"]).unwrap();
-    assert_eq!(usage(&mut store, dom0, 8, "nodes"), 1);
+    assert_eq!(store.usage(dom0, 8, "nodes"), 1);
     store.check();
 }
 
@@ -173,7 +163,7 @@ fn xsa_415_a_failed_creation_in_a_transaction_leaves_no_orphan() {
     assert_eq!(store.write(guest, tx, "a/b/c/d", "v"), refused("ENOSPC"));
     store.commit(guest, tx).unwrap();
     assert_eq!(store.list(guest, 0, "/local/domain/7").unwrap(), ["ok"]);
-    assert_eq!(usage(&mut store, dom0, 7, "nodes"), 2);
+    assert_eq!(store.usage(dom0, 7, "nodes"), 2);
     store.check();
 }
 
@@ -228,10 +218,10 @@ fn xsa_419_nodes_of_a_dead_domain_go_with_it() {
     store.write(dom0, 0, "/public", "").unwrap();
     store.set_perms(dom0, 0, "/public", &["b0"]).unwrap();
     store.write(guest, 0, "/public/mine/deep", "v").unwrap();
-    let before = usage(&mut store, dom0, 0, "nodes");
+    let before = store.usage(dom0, 0, "nodes");
     store.dies(7);
     assert_eq!(store.list(dom0, 0, "/public").unwrap(), Vec::<String>::new());
-    assert_eq!(usage(&mut store, dom0, 0, "nodes"), before);
+    assert_eq!(store.usage(dom0, 0, "nodes"), before);
     store.check();
 }
 
@@ -249,7 +239,7 @@ fn xsa_421_a_commit_is_whole_or_nothing() {
     assert_eq!(store.commit(guest, tx), refused("EAGAIN"));
     assert_eq!(store.read(guest, 0, "a/b/c").unwrap(), "v");
     assert_eq!(store.read(guest, 0, "a/new"), refused("ENOENT"));
-    assert_eq!(usage(&mut store, dom0, 7, "nodes"), 5);
+    assert_eq!(store.usage(dom0, 7, "nodes"), 5);
     // Made and removed in one transaction; removed by two transactions at once.
     let (one, two) = (store.start(guest), store.start(guest));
     for tx in [one, two] {
@@ -259,7 +249,7 @@ fn xsa_421_a_commit_is_whole_or_nothing() {
     }
     store.commit(guest, one).unwrap();
     store.commit(guest, two).unwrap();
-    assert_eq!(usage(&mut store, dom0, 7, "nodes"), 2);
+    assert_eq!(store.usage(dom0, 7, "nodes"), 2);
     store.check();
 }
 
@@ -296,7 +286,7 @@ fn xsa_483_a_reused_domid_starts_from_zero() {
     store.dies(7);
     store.guest(7);
     for quota in ["nodes", "watches", "transactions", "memory"] {
-        assert_eq!(usage(&mut store, dom0, 7, quota), 0, "{quota}");
+        assert_eq!(store.usage(dom0, 7, quota), 0, "{quota}");
     }
     store.check();
 }
@@ -312,7 +302,7 @@ fn xsa_330_484_reset_watches_in_a_transaction() {
         assert_eq!(store.read(guest, tx, "x"), refused("ENOENT"));
     }
     for quota in ["watches", "transactions"] {
-        assert_eq!(usage(&mut store, dom0, 7, quota), 0, "{quota}");
+        assert_eq!(store.usage(dom0, 7, quota), 0, "{quota}");
     }
     for at in 0..128 {
         store.watch(guest, "x", &at.to_string()).unwrap();

@@ -230,6 +230,16 @@ impl Store {
         events
     }
 
+    /// What a domain uses of a quota, as `quota <domid>` tells `dom0`.
+    pub fn usage(&mut self, dom0: ConnId, domid: u16, quota: &str) -> i64 {
+        let text = self.call(dom0, MsgType::Control, 0, format!("quota\0{domid}\0").as_bytes());
+        let text = String::from_utf8(text.expect("a known domain")).expect("text");
+        let line = text.lines().find(|line| line.starts_with(quota));
+        let line = line.unwrap_or_else(|| panic!("no {quota} in {text}"));
+        let now = line.split(':').nth(1).and_then(|rest| rest.split_whitespace().next());
+        now.expect("a number").parse().expect("a number")
+    }
+
     /// Lets time pass.
     pub fn pass(&mut self, microseconds: u64) {
         self.now += microseconds;

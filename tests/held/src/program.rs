@@ -1,0 +1,294 @@
+//! What a guest does: loops of requests, reads of its ring, and time that passes.
+
+use sim::rng::Rng;
+
+/// Slots for the numbers of open transactions: as many as the quota allows.
+pub const SLOTS: usize = 10;
+
+/// What a guest does, from its start.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Program(pub Vec<Loop>);
+
+/// Some steps, one after the other, so many times.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Loop {
+    /// How many times.
+    pub count: u16,
+    /// The steps.
+    pub body: Vec<Step>,
+}
+
+/// One thing that a guest, or domain 0 beside it, does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// A request that names a path, within the transaction of a slot or outside.
+    Ask(Ask, Place, Option<u8>),
+    /// WATCH with a token of so many bytes, and a depth.
+    Watch(Place, u16, Option<u8>),
+    /// UNWATCH.
+    Unwatch(Place, u16),
+    /// RESET_WATCHES.
+    ResetWatches,
+    /// TRANSACTION_START; its number goes to the slot.
+    Start(u8),
+    /// TRANSACTION_END of the slot's, as a commit or not.
+    End(u8, bool),
+    /// A message of any other type with these bytes of payload.
+    Other(u8, u16),
+    /// It reads so many bytes from its ring.
+    Take(u16),
+    /// So many milliseconds pass.
+    Pass(u8),
+    /// It resets its ring.
+    Reconnect,
+    /// A transaction of domain 0's takes the turn and looks at the guest's home: what would change it waits.
+    Hold,
+    /// That transaction ends.
+    Release,
+}
+
+/// What a request that names a path asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ask {
+    /// READ
+    Read,
+    /// DIRECTORY
+    Directory,
+    /// DIRECTORY_PART
+    Part,
+    /// GET_PERMS
+    Perms,
+    /// MKDIR
+    Mkdir,
+    /// RM
+    Rm,
+    /// WRITE of so many bytes.
+    Write(u16),
+    /// SET_PERMS with so many entries.
+    SetPerms(u8),
+}
+
+/// A path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Below what.
+    pub below: Below,
+    /// So many names of one letter,
+    pub names: u16,
+    /// which is the one of this number.
+    pub letter: u8,
+    /// Then one name of so many bytes, if any,
+    pub last: u16,
+    /// which is the number of the round modulo this, if that is not 0.
+    pub modulo: u16,
+}
+
+/// Where a path begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Below {
+    /// The guest's home, relative.
+    Home,
+    /// The guest's home, absolute.
+    HomeAbsolute,
+    /// Something of domain 0's that everybody may read.
+    Public,
+    /// Where nothing is.
+    Nowhere,
+}
+
+/// The guest's number.
+pub const GUEST: u16 = 7;
+
+impl Place {
+    /// The path in the round of this number.
+    #[must_use]
+    pub fn path(&self, round: usize) -> String {
+        let mut path = match self.below {
+            Below::Home => String::new(),
+            Below::HomeAbsolute => format!("/local/domain/{GUEST}/"),
+            Below::Public => "/public/".to_owned(),
+            Below::Nowhere => "/nowhere/".to_owned(),
+        };
+        let letter = char::from(b'a' + self.letter % 26);
+        for _ in 0..self.names {
+            path.push(letter);
+            path.push('/');
+        }
+        match self.modulo {
+            _ if self.last == 0 => {}
+            0 => path.extend(std::iter::repeat_n('x', self.last.into())),
+            modulo => {
+                let number = round % usize::from(modulo);
+                path.push_str(&format!("{number:0width$}", width = usize::from(self.last)));
+            }
+        }
+        if path.len() > 1 && path.ends_with('/') {
+            path.pop();
+        }
+        path
+    }
+
+    fn random(rng: &mut Rng) -> Self {
+        Self {
+            below: *rng.pick(&[
+                Below::Home,
+                Below::HomeAbsolute,
+                Below::HomeAbsolute,
+                Below::Public,
+                Below::Nowhere,
+            ]),
+            names: size(rng, 1000),
+            letter: u8::try_from(rng.below(3)).unwrap_or(0),
+            last: size(rng, 2000),
+            modulo: if rng.chance(500) { 0 } else { size(rng, 2000) },
+        }
+    }
+}
+
+/// A number below `bound`: small ones and the largest more often than others.
+fn size(rng: &mut Rng, bound: u16) -> u16 {
+    let bound = match rng.below(4) {
+        0 => 2,
+        1 => bound.min(16),
+        2 => bound.min(128),
+        _ => bound,
+    };
+    u16::try_from(rng.below(u64::from(bound))).unwrap_or(0)
+}
+
+impl Ask {
+    fn random(rng: &mut Rng) -> Self {
+        match rng.below(10) {
+            0 => Self::Read,
+            1 => Self::Directory,
+            2 => Self::Part,
+            3 => Self::Perms,
+            4 => Self::Mkdir,
+            5 => Self::Rm,
+            6 => Self::SetPerms(u8::try_from(1 + rng.below(5)).unwrap_or(1)),
+            _ => Self::Write(size(rng, 2048)),
+        }
+    }
+}
+
+impl Step {
+    fn random(rng: &mut Rng) -> Self {
+        let slot = u8::try_from(rng.below(SLOTS as u64)).unwrap_or(0);
+        match rng.below(24) {
+            0..=2 => Self::Watch(
+                Place::random(rng),
+                size(rng, 2000),
+                rng.chance(200).then(|| u8::try_from(rng.below(3)).unwrap_or(0)),
+            ),
+            3 => Self::Unwatch(Place::random(rng), size(rng, 2000)),
+            4 if rng.chance(200) => Self::ResetWatches,
+            5 | 6 => Self::Start(slot),
+            7 => Self::End(slot, rng.chance(500)),
+            8 => Self::Other(u8::try_from(rng.below(32)).unwrap_or(0), size(rng, 4096)),
+            9 | 10 => Self::Take(size(rng, 2000)),
+            11 => Self::Take(u16::MAX),
+            12 if rng.chance(300) => Self::Pass(u8::try_from(rng.below(30)).unwrap_or(0)),
+            13 if rng.chance(50) => Self::Reconnect,
+            14 if rng.chance(300) => Self::Hold,
+            15 if rng.chance(300) => Self::Release,
+            _ => {
+                let slot = rng.chance(600).then_some(slot % 2);
+                Self::Ask(Ask::random(rng), Place::random(rng), slot)
+            }
+        }
+    }
+}
+
+impl Loop {
+    fn random(rng: &mut Rng) -> Self {
+        let len = 1 + rng.below(4);
+        Self { count: 1 + size(rng, 3000), body: (0..len).map(|_| Step::random(rng)).collect() }
+    }
+}
+
+impl Program {
+    /// Any program.
+    #[must_use]
+    pub fn random(rng: &mut Rng) -> Self {
+        let len = 1 + rng.below(6);
+        Self((0..len).map(|_| Loop::random(rng)).collect())
+    }
+
+    /// The same with something changed, added, taken out or put elsewhere; or a mixture with another.
+    #[must_use]
+    pub fn changed(&self, other: &Self, rng: &mut Rng) -> Self {
+        let mut loops = self.0.clone();
+        for _ in 0..=rng.below(3) {
+            let at = rng.index(loops.len().max(1));
+            match rng.below(8) {
+                0 if loops.len() < 12 => loops.insert(at, Loop::random(rng)),
+                1 if loops.len() > 1 => drop(loops.remove(at)),
+                2 if !other.0.is_empty() && loops.len() < 12 => {
+                    loops.insert(at, rng.pick(&other.0).clone());
+                }
+                3 if loops.len() > 1 => {
+                    let with = rng.index(loops.len());
+                    loops.swap(at, with);
+                }
+                _ => {
+                    if let Some(part) = loops.get_mut(at) {
+                        part.change(rng);
+                    }
+                }
+            }
+        }
+        Self(loops)
+    }
+}
+
+impl Loop {
+    fn change(&mut self, rng: &mut Rng) {
+        let at = rng.index(self.body.len().max(1));
+        match rng.below(8) {
+            0 => self.count = 1 + size(rng, 3000),
+            1 => self.count = self.count.saturating_mul(2).min(6000),
+            2 if self.body.len() < 6 => self.body.insert(at, Step::random(rng)),
+            3 if self.body.len() > 1 => drop(self.body.remove(at)),
+            4 => {
+                if let Some(step) = self.body.get_mut(at) {
+                    *step = Step::random(rng);
+                }
+            }
+            _ => {
+                if let Some(step) = self.body.get_mut(at) {
+                    step.change(rng);
+                }
+            }
+        }
+    }
+}
+
+impl Step {
+    fn change(&mut self, rng: &mut Rng) {
+        match self {
+            Self::Ask(ask, place, slot) => match rng.below(4) {
+                0 => *ask = Ask::random(rng),
+                1 => *slot = rng.chance(600).then(|| u8::try_from(rng.below(2)).unwrap_or(0)),
+                _ => place.change(rng),
+            },
+            Self::Watch(place, token, _) | Self::Unwatch(place, token) => match rng.below(3) {
+                0 => *token = size(rng, 2000),
+                _ => place.change(rng),
+            },
+            other => *other = Self::random(rng),
+        }
+    }
+}
+
+impl Place {
+    fn change(&mut self, rng: &mut Rng) {
+        let new = Self::random(rng);
+        match rng.below(5) {
+            0 => self.below = new.below,
+            1 => self.names = new.names,
+            2 => self.letter = new.letter,
+            3 => self.last = new.last,
+            _ => self.modulo = new.modulo,
+        }
+    }
+}

@@ -1,0 +1,331 @@
+//! One program against one store.
+
+use crate::allocator::{held, within_store};
+use crate::program::{Ask, GUEST, Place, Program, SLOTS, Step};
+use crate::{ALLOWED_BYTES, ALLOWED_RATIO};
+use std::fmt;
+use xenstore_core::quota::Quota;
+use xenstore_core::server::{Attach, Config, ConnId, DomId, Host, Notice, Server};
+use xenstore_core::wire::{Error, Header, MsgType};
+
+/// A program is broken off after so many steps: it is to be one of many.
+const STEPS_MAX: usize = 40_000;
+/// How far the clock goes on with each step, in microseconds.
+const STEP_US: u64 = 5;
+
+/// What the store held and charged at one moment.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Measure {
+    /// Bytes that it had for the guest.
+    pub held: i64,
+    /// Bytes that it charged the guest for: its use of `memory`, and its unread output.
+    pub charged: i64,
+    /// After so many steps.
+    pub steps: usize,
+}
+
+impl Measure {
+    /// What was held, of what may be held; in thousandths.
+    #[must_use]
+    pub fn permille(&self) -> i64 {
+        self.held * 1000 / (self.charged * ALLOWED_RATIO + ALLOWED_BYTES)
+    }
+
+    /// Whether no more was held than may be.
+    #[must_use]
+    pub fn is_allowed(&self) -> bool {
+        self.held <= self.charged * ALLOWED_RATIO + ALLOWED_BYTES
+    }
+}
+
+impl fmt::Display for Measure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { held, charged, steps } = self;
+        let allowed = charged * ALLOWED_RATIO + ALLOWED_BYTES;
+        write!(f, "{held} bytes held, {charged} charged, {allowed} allowed, after {steps} steps")
+    }
+}
+
+/// Runs a program; the moment at which the store held the most, of what it may.
+#[must_use]
+pub fn run(program: &Program) -> Measure {
+    let mut machine = Machine::new();
+    machine.measure();
+    let mut steps = 0;
+    for part in &program.0 {
+        for round in 0..usize::from(part.count) {
+            for step in &part.body {
+                steps += 1;
+                if steps > STEPS_MAX || !machine.step(step, round) {
+                    return machine.worst;
+                }
+                machine.steps = steps;
+                machine.measure();
+            }
+        }
+    }
+    machine.worst
+}
+
+/// The hypervisor: there are domain 0 and the guest.
+struct Hypervisor;
+
+impl Host for Hypervisor {
+    fn domain_identity(&mut self, domid: DomId) -> Option<u64> {
+        [0, GUEST].contains(&domid.0).then_some(1)
+    }
+    fn attach(&mut self, _at: Attach) -> Result<(), Error> {
+        Ok(())
+    }
+    fn reattach(&mut self, _at: Attach) -> Result<(), Error> {
+        Ok(())
+    }
+    fn detach(&mut self, _domid: DomId, _conn: ConnId) {}
+    fn control(&mut self, _command: &[u8], _args: &[&[u8]]) -> Option<Result<Vec<u8>, Error>> {
+        None
+    }
+}
+
+struct Machine {
+    server: Server,
+    dom0: ConnId,
+    guest: ConnId,
+    now: u64,
+    /// The numbers of the guest's open transactions, as far as it remembers them.
+    slots: [u32; SLOTS],
+    /// The number that its next one gets.
+    next: u32,
+    /// Domain 0's transaction that has the turn.
+    holder: Option<u32>,
+    /// What was held before the guest did anything.
+    before: i64,
+    steps: usize,
+    worst: Measure,
+}
+
+impl Machine {
+    fn new() -> Self {
+        let (server, dom0, guest) = within_store(|| {
+            let mut server = Server::new(Config::default());
+            let dom0 = server.connect_socket();
+            let guest = server.introduce(DomId(GUEST), 0, 1, 0, &mut Hypervisor);
+            (server, dom0, guest.expect("the hypervisor lets it in"))
+        });
+        let mut machine = Self {
+            server,
+            dom0,
+            guest,
+            now: 0,
+            slots: [0; SLOTS],
+            next: 1,
+            holder: None,
+            before: 0,
+            steps: 0,
+            worst: Measure::default(),
+        };
+        let home = format!("/local/domain/{GUEST}");
+        for (kind, payload) in [
+            (MsgType::Write, format!("{home}\0")),
+            (MsgType::SetPerms, format!("{home}\0n{GUEST}\0")),
+            (MsgType::Write, "/public\0some value".to_owned()),
+            (MsgType::SetPerms, "/public\0r0\0".to_owned()),
+            (MsgType::Write, "/hot\x000".to_owned()),
+        ] {
+            machine.dom0(kind, 0, payload.as_bytes());
+        }
+        machine.before = held();
+        machine
+    }
+
+    fn measure(&mut self) {
+        let usage = self.server.usage(DomId(GUEST)).map_or(0, |usage| usage.now(Quota::Memory));
+        let unread = i64::try_from(self.server.unread(self.guest)).unwrap_or(i64::MAX);
+        let (held, charged) = (held() - self.before, usage + unread);
+        let measure = Measure { held, charged, steps: self.steps };
+        if measure.permille() > self.worst.permille() {
+            self.worst = measure;
+        }
+    }
+
+    /// Hands one request of `conn` in, and does what the daemon does at the end of a round; what it has cost.
+    fn request(&mut self, conn: ConnId, kind: u32, tx_id: u32, payload: &[u8]) {
+        let len = u32::try_from(payload.len()).unwrap_or(u32::MAX);
+        let header = Header { kind, req_id: 1, tx_id, len };
+        within_store(|| {
+            self.server.request(conn, &header, payload, self.now, &mut Hypervisor);
+        });
+        self.end_round();
+    }
+
+    fn end_round(&mut self) {
+        within_store(|| {
+            if self.server.deadline().is_some_and(|deadline| deadline <= self.now) {
+                self.server.tick(self.now, &mut Hypervisor);
+            }
+            while self.server.poll_ready().is_some() {}
+        });
+    }
+
+    /// A request of domain 0's, which reads its answer at once.
+    fn dom0(&mut self, kind: MsgType, tx: u32, payload: &[u8]) -> Vec<u8> {
+        self.request(self.dom0, kind.code(), tx, payload);
+        let (server, dom0, now) = (&mut self.server, self.dom0, self.now);
+        let answer = within_store(|| server.output(dom0)).to_vec();
+        within_store(|| server.consume_output(dom0, answer.len(), now));
+        answer
+    }
+
+    /// The number of a transaction that domain 0 starts.
+    fn dom0_start(&mut self) -> u32 {
+        let answer = self.dom0(MsgType::TransactionStart, 0, b"\0");
+        let digits = answer.get(16..).unwrap_or_default();
+        let text = String::from_utf8_lossy(digits);
+        text.trim_end_matches('\0').parse().unwrap_or(0)
+    }
+
+    /// Has domain 0 be refused on `/hot`, take the turn there, and look at all that the guest has.
+    fn hold(&mut self) {
+        self.release();
+        let refused = self.dom0_start();
+        self.dom0(MsgType::Read, refused, b"/hot\0");
+        self.dom0(MsgType::Write, 0, format!("/hot\0{}", self.now).as_bytes());
+        self.dom0(MsgType::Write, refused, b"/hot\0x");
+        self.dom0(MsgType::TransactionEnd, refused, b"T\0");
+        let holder = self.dom0_start();
+        self.dom0(MsgType::Read, holder, b"/hot\0");
+        let subtree = format!("subtree\0/local/domain/{GUEST}\0\0");
+        self.dom0(MsgType::Control, holder, subtree.as_bytes());
+        self.holder = Some(holder);
+    }
+
+    fn release(&mut self) {
+        if let Some(holder) = self.holder.take() {
+            self.dom0(MsgType::TransactionEnd, holder, b"F\0");
+        }
+    }
+
+    /// Hands in a request of the guest's, if the daemon would take one.
+    fn ask(&mut self, kind: MsgType, slot: Option<u8>, payload: &[u8]) {
+        let tx = slot.and_then(|slot| self.slots.get(usize::from(slot)).copied()).unwrap_or(0);
+        self.ask_code(kind.code(), tx, payload);
+    }
+
+    fn ask_code(&mut self, kind: u32, tx: u32, payload: &[u8]) {
+        let payload = payload.get(..payload.len().min(4096)).unwrap_or_default();
+        if self.server.wants_input(self.guest) {
+            self.request(self.guest, kind, tx, payload);
+        }
+    }
+
+    /// Does a step; false where the guest is no longer served.
+    fn step(&mut self, step: &Step, round: usize) -> bool {
+        self.now += STEP_US;
+        match step {
+            Step::Ask(ask, place, slot) => self.named(*ask, place, *slot, round),
+            Step::Watch(place, token, depth) => {
+                let mut payload = named(place, round);
+                payload.extend(std::iter::repeat_n(b't', usize::from(*token)));
+                payload.push(0);
+                if let Some(depth) = depth {
+                    payload.extend_from_slice(format!("{depth}\0").as_bytes());
+                }
+                self.ask(MsgType::Watch, None, &payload);
+            }
+            Step::Unwatch(place, token) => {
+                let mut payload = named(place, round);
+                payload.extend(std::iter::repeat_n(b't', usize::from(*token)));
+                payload.push(0);
+                self.ask(MsgType::Unwatch, None, &payload);
+            }
+            Step::ResetWatches => self.ask(MsgType::ResetWatches, None, b"\0"),
+            Step::Start(slot) => self.start(*slot),
+            Step::End(slot, commit) => {
+                let how = if *commit { b"T\0" } else { b"F\0" };
+                self.ask(MsgType::TransactionEnd, Some(*slot), how);
+            }
+            Step::Other(code, len) => {
+                let payload: Vec<u8> =
+                    b"7\0".iter().copied().cycle().take(usize::from(*len)).collect();
+                self.ask_code(u32::from(*code), 0, &payload);
+            }
+            Step::Take(most) => self.take(usize::from(*most)),
+            Step::Pass(ms) => {
+                // Domain 0's transactions are short.
+                self.release();
+                self.now += u64::from(*ms) * 1000;
+                self.end_round();
+            }
+            Step::Reconnect => {
+                within_store(|| self.server.reset(self.guest, self.now, &mut Hypervisor));
+                self.end_round();
+            }
+            Step::Hold => self.hold(),
+            Step::Release => self.release(),
+        }
+        self.is_served()
+    }
+
+    fn named(&mut self, ask: Ask, place: &Place, slot: Option<u8>, round: usize) {
+        let mut payload = named(place, round);
+        let kind = match ask {
+            Ask::Read => MsgType::Read,
+            Ask::Directory => MsgType::Directory,
+            Ask::Part => {
+                payload.extend_from_slice(b"0\0");
+                MsgType::DirectoryPart
+            }
+            Ask::Perms => MsgType::GetPerms,
+            Ask::Mkdir => MsgType::Mkdir,
+            Ask::Rm => MsgType::Rm,
+            Ask::Write(len) => {
+                payload.extend(std::iter::repeat_n(b'v', usize::from(len)));
+                MsgType::Write
+            }
+            Ask::SetPerms(entries) => {
+                payload.extend_from_slice(format!("n{GUEST}\0").as_bytes());
+                for at in 1..entries {
+                    payload.extend_from_slice(format!("r{at}\0").as_bytes());
+                }
+                MsgType::SetPerms
+            }
+        };
+        self.ask(kind, slot, &payload);
+    }
+
+    fn start(&mut self, slot: u8) {
+        let open = |server: &Server| {
+            server.usage(DomId(GUEST)).map_or(0, |usage| usage.now(Quota::Transactions))
+        };
+        let before = open(&self.server);
+        self.ask(MsgType::TransactionStart, None, b"\0");
+        if open(&self.server) > before {
+            if let Some(slot) = self.slots.get_mut(usize::from(slot)) {
+                *slot = self.next;
+            }
+            self.next += 1;
+        }
+    }
+
+    fn take(&mut self, most: usize) {
+        let (server, guest, now) = (&mut self.server, self.guest, self.now);
+        let len = within_store(|| server.output(guest).len()).min(most);
+        within_store(|| server.consume_output(guest, len, now));
+        self.end_round();
+    }
+
+    fn is_served(&mut self) -> bool {
+        let mut served = true;
+        while let Some(notice) = within_store(|| self.server.poll_notice()) {
+            served &= !matches!(notice, Notice::Ended { .. });
+            within_store(|| drop(notice));
+        }
+        served
+    }
+}
+
+/// The payload's first string.
+fn named(place: &Place, round: usize) -> Vec<u8> {
+    let mut payload = place.path(round).into_bytes();
+    payload.push(0);
+    payload
+}

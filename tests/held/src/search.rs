@@ -1,0 +1,56 @@
+//! The search: programs are changed at random, and those are kept for which the store holds the most.
+
+use crate::program::Program;
+use crate::run::{Measure, run};
+use sim::rng::Rng;
+
+/// So many programs are kept.
+const KEPT: usize = 24;
+/// In so many of 1000 cases a program is a new one.
+const FRESH: u32 = 150;
+
+/// A search, from its seed.
+pub struct Search {
+    rng: Rng,
+    /// The worst first.
+    kept: Vec<(Measure, Program)>,
+    /// How many programs have been run.
+    pub runs: u64,
+}
+
+impl Search {
+    /// The search of `seed`.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        Self { rng: Rng::new(seed), kept: Vec::new(), runs: 0 }
+    }
+
+    /// Runs one more program. What was held at its worst moment.
+    pub fn step(&mut self) -> Measure {
+        let program = match self.kept.len() {
+            0 => Program::random(&mut self.rng),
+            _ if self.rng.chance(FRESH) => Program::random(&mut self.rng),
+            len => {
+                // The worst more often than the others.
+                let (one, two) = (self.rng.index(len), self.rng.index(len));
+                let (program, other) = (&self.kept[one.min(two)].1, &self.kept[two].1);
+                program.changed(other, &mut self.rng)
+            }
+        };
+        let measure = run(&program);
+        self.runs += 1;
+        let at = self.kept.partition_point(|(known, _)| known.permille() > measure.permille());
+        let known = self.kept.iter().any(|(_, known)| *known == program);
+        if at < KEPT && !known {
+            self.kept.insert(at, (measure, program));
+            self.kept.truncate(KEPT);
+        }
+        measure
+    }
+
+    /// The worst program so far.
+    #[must_use]
+    pub fn worst(&self) -> Option<&(Measure, Program)> {
+        self.kept.first()
+    }
+}

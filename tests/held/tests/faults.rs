@@ -1,0 +1,98 @@
+//! What the store once held without charging for it, and a short search for more.
+
+use held::program::{Ask, Below, Loop, Place, Program, Step};
+use held::run::{Measure, run};
+use held::search::Search;
+
+fn place(below: Below, names: u16, last: u16, modulo: u16) -> Place {
+    Place { below, names, letter: 0, last, modulo }
+}
+
+/// Runs loops; what was held at the worst moment.
+fn loops<const N: usize>(loops: [(u16, Vec<Step>); N]) -> Measure {
+    let loops = loops.into_iter().map(|(count, body)| Loop { count, body });
+    let measure = run(&Program(loops.collect()));
+    println!("{measure}");
+    measure
+}
+
+/// An index with an entry for every name of a watched path held five hundred times what was charged.
+#[test]
+fn watches_of_paths_with_a_thousand_names_are_charged_for_what_they_hold() {
+    let watch = Step::Watch(place(Below::Nowhere, 1000, 4, 128), 1, None);
+    let measure = loops([(128, vec![watch, Step::Take(u16::MAX)])]);
+    assert!(measure.charged > 128 * 2000, "{measure}");
+    assert!(measure.is_allowed(), "{measure}");
+}
+
+/// A log that kept the nodes that were read kept an old version of the path for every read.
+#[test]
+fn a_transaction_that_writes_and_reads_by_turns_is_charged_for_what_it_holds() {
+    let leaf = place(Below::HomeAbsolute, 30, 4, 0);
+    let write = |slot| Step::Ask(Ask::Write(1), leaf.clone(), slot);
+    let top = Step::Ask(Ask::Read, place(Below::HomeAbsolute, 0, 0, 0), Some(0));
+    let take = Step::Take(u16::MAX);
+    let measure = loops([
+        (1, vec![write(None), Step::Start(0), take.clone()]),
+        (6000, vec![write(Some(0)), top, take]),
+    ]);
+    assert!(measure.is_allowed(), "{measure}");
+}
+
+/// What is made and removed again in a transaction is kept for the events of its commit.
+#[test]
+fn nodes_made_and_removed_in_a_transaction_are_charged() {
+    let chain = place(Below::Home, 500, 4, 0);
+    let make = Step::Ask(Ask::Mkdir, chain, Some(0));
+    let remove = Step::Ask(Ask::Rm, place(Below::Home, 1, 0, 0), Some(0));
+    let take = Step::Take(u16::MAX);
+    let measure =
+        loops([(1, vec![Step::Start(0), take.clone()]), (2000, vec![make, remove, take])]);
+    assert!(measure.charged > 1_000_000, "{measure}");
+    assert!(measure.is_allowed(), "{measure}");
+}
+
+/// Old values that a guest's own snapshots keep.
+#[test]
+fn what_is_replaced_under_open_transactions_is_charged() {
+    let write = Step::Ask(Ask::Write(1500), place(Below::Home, 0, 4, 200), None);
+    let round = |slot| vec![Step::Start(slot), Step::Take(u16::MAX)];
+    let all = || vec![write.clone(), Step::Take(u16::MAX)];
+    let measure = loops([
+        (200, all()),
+        (1, round(0)),
+        (200, all()),
+        (1, round(1)),
+        (200, all()),
+        (1, round(2)),
+        (200, all()),
+        (1, round(3)),
+        (200, all()),
+    ]);
+    assert!(measure.charged > 1_000_000, "{measure}");
+    assert!(measure.is_allowed(), "{measure}");
+}
+
+/// Requests that wait for a turn of domain 0's.
+#[test]
+fn requests_that_wait_are_charged() {
+    let write = Step::Ask(Ask::Write(2000), place(Below::HomeAbsolute, 900, 4, 0), None);
+    let measure = loops([
+        (1, vec![Step::Ask(Ask::Mkdir, place(Below::Home, 1, 0, 0), None), Step::Hold]),
+        (30, vec![write, Step::Take(u16::MAX)]),
+    ]);
+    assert!(measure.charged > 19 * 3800, "{measure}");
+    assert!(measure.is_allowed(), "{measure}");
+}
+
+/// `cargo xtask held` searches for longer.
+#[test]
+fn a_short_search_finds_no_more_than_may_be_held() {
+    let mut search = Search::new(1);
+    for _ in 0..200 {
+        search.step();
+    }
+    let (measure, program) = search.worst().expect("programs were run");
+    assert!(measure.is_allowed(), "{measure}\n{program:#?}");
+    assert!(measure.permille() > 300, "the search finds nothing: {measure}");
+}
