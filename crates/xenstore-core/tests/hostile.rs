@@ -162,7 +162,7 @@ fn the_end_of_a_guest_with_many_events_is_quick() {
 
 /// Guests' watches that are not allowed to see anything must not slow everybody down.
 #[test]
-fn watches_of_the_root_by_guests_cost_little() {
+fn watches_of_the_root_by_guests_cost_nothing() {
     let mut store = Store::new();
     let dom0 = store.socket();
     // The shortest of many, as other tests run beside this one.
@@ -184,8 +184,8 @@ fn watches_of_the_root_by_guests_cost_little() {
     }
     let with = run(&mut store);
     eprintln!("a write of domain 0: {without:?}, with 25,600 watches that may not see it {with:?}");
-    // Each of them costs a small part of what a request does.
-    assert!(with < without * 20 + simple() * 25_600 / 4, "{without:?} became {with:?}");
+    // Not one of them is looked at.
+    assert!(with < without * 3 + simple() * 3, "{without:?} became {with:?}");
 }
 
 /// A delay holds one request, never the others of its connection.

@@ -9,7 +9,7 @@ use crate::quota::{Kind, Limits, Quota, Usage};
 use crate::tree::{Churn, ListChange, Node};
 use crate::wire::{Error, feature};
 use alloc::boxed::Box;
-use alloc::collections::{BTreeMap, VecDeque};
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::vec::Vec;
 
 /// A domain that the store has heard of and that lives.
@@ -46,6 +46,8 @@ pub(crate) struct Domains {
     last_incarnation: u32,
     /// How many domains have gone: what a transaction saw of them may be void since.
     pub(crate) deaths: u64,
+    /// Each domain that is another's target, and that one.
+    targets: BTreeSet<(DomId, DomId)>,
     pub(crate) store_domain: DomId,
     pub(crate) priv_domain: DomId,
     /// What new domains get.
@@ -65,6 +67,7 @@ impl Domains {
             table: BTreeMap::new(),
             last_incarnation: Incarnation::NEVER.0,
             deaths: 0,
+            targets: BTreeSet::new(),
             store_domain,
             priv_domain,
             limits: Limits::default(),
@@ -127,7 +130,33 @@ impl Domains {
 
     pub(crate) fn forget(&mut self, domid: DomId) {
         self.deaths = self.deaths.wrapping_add(1);
-        self.table.remove(&domid);
+        let target = self.table.remove(&domid).and_then(|domain| domain.target);
+        if let Some((target, _)) = target {
+            self.targets.remove(&(target, domid));
+        }
+    }
+
+    /// Gives a domain, which is known, the rights of another besides its own.
+    pub(crate) fn set_target(&mut self, domid: DomId, target: DomId) {
+        let incarnation = self.incarnation(target);
+        let Some(domain) = self.get_mut(domid) else { return };
+        let old = domain.target.replace((target, incarnation));
+        if let Some((old, _)) = old {
+            self.targets.remove(&(old, domid));
+        }
+        self.targets.insert((target, domid));
+    }
+
+    /// Adds to some domains those of which one of them is the target.
+    pub(crate) fn add_targeting(&self, domains: &mut Vec<DomId>) {
+        if self.targets.is_empty() {
+            return;
+        }
+        for at in 0..domains.len() {
+            let Some(target) = domains.get(at).copied() else { return };
+            let of_it = self.targets.range((target, DomId(0))..=(target, DomId(u16::MAX)));
+            domains.extend(of_it.map(|(_, domid)| *domid));
+        }
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (DomId, &Domain)> {

@@ -1,13 +1,14 @@
 //! Watch events: who is told of a change, and what becomes of those who do not read.
 
+use super::domain::Domains;
 use super::{ConnId, DomId, Ended, Notice, Server};
-use crate::limits::UNREAD_MAX_BYTES;
+use crate::limits::{DOMID_ANY, UNREAD_MAX_BYTES};
 use crate::path::{Path, push_decimal};
 use crate::perms::{Access, Caller, Perms};
 use crate::quota::{Kind, Quota};
 use crate::server::connection::Transport;
 use crate::tree::{Done, Node, Tree};
-use crate::watch::{Spot, Watch, WatchId};
+use crate::watch::{Audience, Spot, Watch, WatchId};
 use alloc::format;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
@@ -30,6 +31,28 @@ impl Sight<'_> {
         let nodes = self.node.into_iter().chain(self.parent).map(|node| &**node.perms());
         caller.privileged
             || nodes.chain(self.before).any(|perms| perms.access(caller).has(Access::READ))
+    }
+
+    /// Collects in `to` the domains that may be allowed to look. A write must not take longer for watches of those who
+    /// are not, so only these domains' are looked at.
+    fn audience<'d>(&self, domains: &Domains, to: &'d mut Vec<DomId>) -> Audience<'d> {
+        let nodes = self.node.into_iter().chain(self.parent).map(|node| &**node.perms());
+        to.clear();
+        to.extend([domains.store_domain, domains.priv_domain]);
+        for perms in nodes.chain(self.before) {
+            let owner = perms.owner();
+            let others = perms.entries().skip(1).filter(|perm| perm.access.has(Access::READ));
+            for perm in others.chain([&owner]) {
+                to.push(perm.domid);
+            }
+            if owner.access.has(Access::READ) || to.contains(&DomId(DOMID_ANY)) {
+                return Audience::Everybody;
+            }
+        }
+        domains.add_targeting(to);
+        to.sort_unstable();
+        to.dedup();
+        Audience::Domains(to)
     }
 }
 
@@ -54,12 +77,14 @@ impl Server {
     #[inline(never)]
     fn fire_at(&mut self, path: Path<'_>, done: &Done) {
         let mut matching = core::mem::take(&mut self.matching);
+        let mut audience = core::mem::take(&mut self.audience);
         matching.clear();
-        self.watches.matching(path, &mut matching);
-        let told: Rc<[u8]> = Rc::from(path.as_bytes());
-        let firing = matching.drain(..).map(|id| (id, told.clone()));
         let firing: Vec<Firing> = {
             let sight = sight(&self.tree, path, done);
+            let may_see = sight.audience(&self.domains, &mut audience);
+            self.watches.matching(path, may_see, &mut matching);
+            let told: Rc<[u8]> = Rc::from(path.as_bytes());
+            let firing = matching.drain(..).map(|id| (id, told.clone()));
             // Watches of one connection stand side by side mostly, and share the answer.
             let mut last = None;
             let sees = |(id, _): &Firing| {
@@ -72,7 +97,7 @@ impl Server {
             firing.filter(sees).collect()
         };
         self.push_events(&firing);
-        self.matching = matching;
+        (self.matching, self.audience) = (matching, audience);
     }
 
     /// The watches of nodes below a removed one are told their own path. Goes where something was and
@@ -80,6 +105,7 @@ impl Server {
     fn fire_below(&mut self, path: Path<'_>, gone: &Node) {
         let mut firing: Vec<Firing> = Vec::new();
         let mut visited = 0usize;
+        let mut audience = core::mem::take(&mut self.audience);
         let mut stack: Vec<(Spot<'_>, &Node)> = Vec::new();
         stack.extend(self.watches.spot(path).map(|spot| (spot, gone)));
         while let Some((spot, node)) = stack.pop() {
@@ -92,14 +118,19 @@ impl Server {
             }
             visited = visited.saturating_add(dir.len().min(spot.len()) as usize);
             for (spot, node) in stack.get(from..).unwrap_or_default() {
+                if !spot.is_watched() {
+                    continue;
+                }
                 let sight = Sight { node: Some(node), parent: None, before: None };
-                let seen = spot.watches().filter(|id| self.may_see(*id, &sight));
+                let may_see = sight.audience(&self.domains, &mut audience);
+                let seen = spot.watches(may_see).filter(|id| self.may_see(*id, &sight));
                 let told = |id| Some((id, Rc::from(self.watches.get(id)?.path())));
                 firing.extend(seen.filter_map(told));
             }
         }
         // In the order in which they were set, as all others.
         firing.sort_unstable_by_key(|(id, _)| *id);
+        self.audience = audience;
         self.charge_work(visited);
         self.push_events(&firing);
     }
@@ -112,9 +143,10 @@ impl Server {
         push_decimal(u64::from(domid.0), &mut numbered);
         let told: (Rc<[u8]>, Rc<[u8]>) = (Rc::from(name), Rc::from(numbered));
         let numbered = Path::checked(&told.1);
-        let mut matching = Vec::new();
-        self.watches.matching(numbered, &mut matching);
+        let (mut matching, mut audience) = (Vec::new(), Vec::new());
         let sight = Sight { node: self.tree.special(name), parent: None, before: None };
+        let may_see = sight.audience(&self.domains, &mut audience);
+        self.watches.matching(numbered, may_see, &mut matching);
         let firing = matching.iter().filter_map(|id| {
             let watch = self.watches.get(*id)?;
             let wants_number = watch.path() == numbered.as_bytes() || watch.depth.is_some();

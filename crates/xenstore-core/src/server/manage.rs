@@ -76,10 +76,7 @@ impl Server {
         if !self.introduced(domid) || !self.introduced(target) {
             return Err(Error::NoEnt.into());
         }
-        let incarnation = self.domains.incarnation(target);
-        if let Some(domain) = self.domains.get_mut(domid) {
-            domain.target = Some((target, incarnation));
-        }
+        self.domains.set_target(domid, target);
         self.ok(request)
     }
 

@@ -208,6 +208,7 @@ pub struct Server {
     /// What the operation at hand has done to memory.
     churn: Churn,
     matching: Vec<WatchId>,
+    audience: Vec<DomId>,
 }
 
 impl Server {
@@ -247,6 +248,7 @@ impl Server {
             deltas,
             churn: Churn::default(),
             matching: Vec::new(),
+            audience: Vec::new(),
         }
     }
 

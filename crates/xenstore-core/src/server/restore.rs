@@ -152,11 +152,14 @@ impl Restoring {
                 if server.introduced(domid) {
                     return Err("its domain has a ring already");
                 }
-                let target = target
-                    .map(|target| (DomId(target), server.domains.know(DomId(target)).incarnation));
+                if let Some(target) = target {
+                    server.domains.know(DomId(target));
+                    server.domains.know(domid);
+                    server.domains.set_target(domid, DomId(target));
+                }
                 let conn = server.add_connection(domid, Transport::Ring);
                 let domain = server.domains.know(domid);
-                (domain.conn, domain.target) = (Some(conn), target);
+                domain.conn = Some(conn);
                 domain.identity = identity;
                 conn
             }

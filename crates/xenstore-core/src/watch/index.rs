@@ -27,6 +27,24 @@ pub(super) struct Watcher {
     pub(super) id: WatchId,
 }
 
+/// Those to whom something may be told.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Audience<'d> {
+    /// All who watch.
+    Everybody,
+    /// These domains, each once.
+    Domains(&'d [DomId]),
+}
+
+impl Audience<'_> {
+    fn has(self, domid: DomId) -> bool {
+        match self {
+            Self::Everybody => true,
+            Self::Domains(domains) => domains.contains(&domid),
+        }
+    }
+}
+
 /// The watches of one place: mostly one.
 #[derive(Default)]
 pub(super) enum Here {
@@ -86,13 +104,26 @@ impl Here {
         }
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = Watcher> {
+    /// The watches of an audience, those of one domain side by side.
+    pub(super) fn of(&self, audience: Audience<'_>) -> impl Iterator<Item = WatchId> {
         let (one, many) = match self {
             Self::None => (None, None),
-            Self::One(watcher) => (Some(watcher), None),
+            Self::One(watcher) => (Some(*watcher).filter(|one| audience.has(one.domid)), None),
             Self::Many(all) => (None, Some(all)),
         };
-        one.into_iter().chain(many.into_iter().flatten()).copied()
+        let (everybody, domains) = match audience {
+            Audience::Everybody => (many, &[][..]),
+            Audience::Domains(domains) => (None, domains),
+        };
+        let some = domains.iter().flat_map(move |domid| {
+            let all_of = Watcher { domid: *domid, id: WatchId::FIRST }..=Watcher {
+                domid: *domid,
+                id: WatchId::LAST,
+            };
+            many.into_iter().flat_map(move |many| many.range(all_of.clone()))
+        });
+        let many = everybody.into_iter().flatten().chain(some).copied();
+        one.into_iter().chain(many).map(|watcher| watcher.id)
     }
 }
 
@@ -227,10 +258,15 @@ impl<'w> Spot<'w> {
         if self.ahead.is_empty() { self.place.below.len() } else { 1 }
     }
 
-    /// The watches of the spot itself.
-    pub(crate) fn watches(self) -> impl Iterator<Item = WatchId> {
-        let here = self.ahead.is_empty().then(|| self.place.here.iter());
-        here.into_iter().flatten().map(|watcher| watcher.id)
+    /// Whether the spot itself is watched.
+    pub(crate) fn is_watched(self) -> bool {
+        self.ahead.is_empty() && !self.place.here.is_empty()
+    }
+
+    /// The watches of the spot itself that an audience has.
+    pub(crate) fn watches(self, audience: Audience<'_>) -> impl Iterator<Item = WatchId> {
+        let here = self.ahead.is_empty().then(|| self.place.here.of(audience));
+        here.into_iter().flatten()
     }
 }
 
@@ -244,12 +280,46 @@ mod tests {
         Watcher { domid: DomId(0), id: WatchId::for_test(number) }
     }
 
+    fn all(place: &Place) -> impl Iterator<Item = WatchId> {
+        place.here.of(Audience::Everybody)
+    }
+
+    #[test]
+    fn an_audience_has_its_own_watches_only() {
+        let mut here = Here::default();
+        let mut ids = Vec::new();
+        for number in 0..40 {
+            let id = WatchId::for_test(number);
+            here.insert(Watcher { domid: DomId((number % 5) as u16), id });
+            ids.push(id);
+            let of = |domains: &[u16]| {
+                let domains: Vec<DomId> = domains.iter().map(|domid| DomId(*domid)).collect();
+                let mut found: Vec<WatchId> = here.of(Audience::Domains(&domains)).collect();
+                found.sort_unstable();
+                found
+            };
+            let expected = |domains: &[u16]| {
+                let mut some = ids.clone();
+                let mut number = 0;
+                some.retain(|_| {
+                    number += 1;
+                    domains.contains(&((number - 1) % 5))
+                });
+                some
+            };
+            for domains in [&[][..], &[0], &[4], &[3, 1], &[7]] {
+                assert_eq!(of(domains), expected(domains), "{number} {domains:?}");
+            }
+            assert_eq!(here.of(Audience::Everybody).count(), ids.len());
+        }
+    }
+
     /// The places below `place` as text: label, number of watches, those below.
     fn shape(place: &Place) -> String {
         let below: Vec<String> = place.below.iter().map(shape).collect();
         let label = String::from_utf8_lossy(&place.label).into_owned();
         let below = if below.is_empty() { String::new() } else { format!("({})", below.join(" ")) };
-        format!("{label}:{}{below}", place.here.iter().count())
+        format!("{label}:{}{below}", all(place).count())
     }
 
     #[test]
@@ -288,12 +358,12 @@ mod tests {
         let mut top = Place::default();
         for (at, name) in (0..).zip(&names) {
             top.make(name).unwrap().here.insert(watcher(at));
-            assert_eq!(top.make(name).unwrap().here.iter().count(), 1);
+            assert_eq!(all(top.make(name).unwrap()).count(), 1);
         }
         assert_eq!((top.below.len(), top.below.iter().count()), (50, 50));
         for (at, name) in (0..).zip(&names) {
             let (place, behind) = top.enter(name).unwrap();
-            assert_eq!((place.here.iter().next(), behind), (Some(watcher(at)), &b""[..]));
+            assert_eq!((all(place).next(), behind), (Some(watcher(at).id), &b""[..]));
             top.remove(name, watcher(at));
             top.remove(name, watcher(at));
             assert!(top.enter(name).is_none());
@@ -329,7 +399,7 @@ mod tests {
             }
             let (mut found, mut place, mut behind) = (Vec::new(), &top, path.as_bytes());
             loop {
-                found.extend(place.here.iter());
+                found.extend(all(place));
                 let Some((next, rest)) = place.enter(behind).filter(|_| !behind.is_empty()) else {
                     break;
                 };
@@ -338,8 +408,11 @@ mod tests {
             let above = |known: &str| {
                 known.is_empty() || strip(path.as_bytes(), known.as_bytes()).is_some()
             };
-            let mut expected: Vec<Watcher> =
-                set.iter().filter(|(known, _)| above(known)).map(|(_, watcher)| *watcher).collect();
+            let mut expected: Vec<WatchId> = set
+                .iter()
+                .filter(|(known, _)| above(known))
+                .map(|(_, watcher)| watcher.id)
+                .collect();
             found.sort_unstable();
             expected.sort_unstable();
             assert_eq!(found, expected, "{path}");
@@ -347,7 +420,11 @@ mod tests {
             let mut names = places.map(str::as_bytes);
             let spot = names.try_fold(Spot::top(&top), Spot::get);
             let at = set.iter().filter(|(known, _)| *known == path).count();
-            assert_eq!(spot.map_or(0, |spot| spot.watches().count()), at, "{path}");
+            assert_eq!(
+                spot.map_or(0, |spot| spot.watches(Audience::Everybody).count()),
+                at,
+                "{path}"
+            );
         }
         for (path, watcher) in set {
             top.remove(path.as_bytes(), watcher);

@@ -3,7 +3,7 @@
 mod below;
 mod index;
 
-pub(crate) use index::Spot;
+pub(crate) use index::{Audience, Spot};
 
 use crate::limits::WATCH_WEIGHT;
 use crate::path::Path;
@@ -32,6 +32,13 @@ pub(crate) struct Watch {
     pub(crate) hidden: usize,
     /// How many names below the path are watched; `None` for all.
     pub(crate) depth: Option<u32>,
+}
+
+impl WatchId {
+    /// Sorts before all others.
+    const FIRST: Self = Self { number: 0, slot: 0 };
+    /// Sorts behind all others.
+    const LAST: Self = Self { number: u64::MAX, slot: u32::MAX };
 }
 
 #[cfg(test)]
@@ -155,9 +162,9 @@ impl Watches {
         true
     }
 
-    /// The watches that a change of `path` concerns: those of the path and of everything above it, as
-    /// far as their depth goes. Those of one connection are in the order in which they were set.
-    pub(crate) fn matching(&self, path: Path<'_>, to: &mut Vec<WatchId>) {
+    /// The watches of an audience that a change of `path` concerns: those of the path and of everything above it, as
+    /// far as their depth goes. Those of one connection and place are in the order in which they were set.
+    pub(crate) fn matching(&self, path: Path<'_>, audience: Audience<'_>, to: &mut Vec<WatchId>) {
         let (mut place, mut behind) = (self.top(path), names(path));
         loop {
             if !place.here.is_empty() {
@@ -165,7 +172,7 @@ impl Watches {
                     let depth = self.get(*id).and_then(|watch| watch.depth);
                     depth.is_none_or(|depth| count(behind) <= depth as usize)
                 };
-                to.extend(place.here.iter().map(|watcher| watcher.id).filter(reaches));
+                to.extend(place.here.of(audience).filter(reaches));
             }
             let Some(next) = place.enter(behind) else { return };
             (place, behind) = next;
@@ -191,7 +198,7 @@ mod tests {
 
     fn matching(watches: &Watches, path: &'static [u8]) -> Vec<WatchId> {
         let mut found = Vec::new();
-        watches.matching(Path::checked(path), &mut found);
+        watches.matching(Path::checked(path), Audience::Everybody, &mut found);
         found
     }
 
@@ -249,8 +256,8 @@ mod tests {
         let a = watches.spot(Path::checked(b"/a")).unwrap();
         assert_eq!(a.len(), 2);
         assert_eq!(a.iter().map(|(name, _)| name).collect::<Vec<_>>(), [b"b", b"x"]);
-        assert_eq!(a.get(b"b").unwrap().watches().collect::<Vec<_>>(), [b]);
-        assert_eq!(a.get(b"x").unwrap().watches().count(), 0);
+        assert_eq!(a.get(b"b").unwrap().watches(Audience::Everybody).collect::<Vec<_>>(), [b]);
+        assert_eq!(a.get(b"x").unwrap().is_watched(), false);
         assert!(a.get(b"z").is_none() && watches.spot(Path::checked(b"/b")).is_none());
     }
 }

@@ -459,3 +459,43 @@ fn no_end_is_told_of_a_connection_that_has_begun_anew() {
     store.server.end(successor, Ended::Protocol, 0, &mut store.machine);
     assert_eq!(store.ended(), [(successor, Ended::Protocol)]);
 }
+
+/// Who may read a node hears of it: by an entry, as everybody, as its owner, or as one that has such a domain as its
+/// target. Nobody else does.
+#[test]
+fn a_change_is_told_to_those_who_may_see_it() {
+    let mut store = Store::new();
+    let dom0 = store.socket();
+    let guests: Vec<ConnId> = (5..9).map(|domid| store.guest(domid)).collect();
+    for conn in [dom0].into_iter().chain(guests.iter().copied()) {
+        store.watch(conn, "/", "t").unwrap();
+        store.events(conn);
+    }
+    let mut told = |perms: &[&str], targets: &[(u16, u16)]| {
+        store.mkdir(dom0, 0, "/x").unwrap();
+        store.set_perms(dom0, 0, "/x", perms).unwrap();
+        for (domid, target) in targets {
+            let payload = format!("{domid}\0{target}\0");
+            store.call(dom0, MsgType::SetTarget, 0, payload.as_bytes()).unwrap();
+        }
+        for conn in [dom0].iter().chain(&guests) {
+            store.events(*conn);
+        }
+        store.write(dom0, 0, "/x", "1").unwrap();
+        assert_eq!(store.events(dom0), ["/x t"]);
+        let told: Vec<u16> = (5..9)
+            .zip(&guests)
+            .filter(|(_, conn)| !store.events(**conn).is_empty())
+            .map(|(domid, _)| domid)
+            .collect();
+        told
+    };
+    assert_eq!(told(&["n0"], &[]), []);
+    assert_eq!(told(&["n0", "r6", "w7"], &[]), [6]);
+    assert_eq!(told(&["r0", "n6"], &[]), [5, 7, 8]);
+    assert_eq!(told(&["n0", "r32757"], &[]), [5, 6, 7, 8]);
+    assert_eq!(told(&["w8", "b5"], &[]), [5, 8]);
+    assert_eq!(told(&["n0", "r6"], &[(5, 6), (8, 7)]), [5, 6]);
+    assert_eq!(told(&["n0", "r7"], &[(8, 6)]), [7]);
+    assert_eq!(told(&["n0", "r6"], &[]), [5, 6, 8]);
+}
