@@ -46,6 +46,9 @@ pub const SNAPSHOT_WORK_MAX: usize = 256;
 pub const CONTESTED_US: u64 = 1_000_000;
 /// Most paths remembered as contested at any time; of the domain with most of them the oldest is forgotten.
 pub const CONTESTED_MAX: usize = 256;
+/// What the store does at one time that is no request's own costs as much as so many simple requests; the rest comes in
+/// the next round.
+pub const SLICE_COST: u32 = 1024;
 /// Most requests of one connection that may wait at the same time. While so many wait, no further
 /// request of that connection is taken, so this is more than one that carries many users' has.
 pub const DELAYED_MAX: usize = 1024;

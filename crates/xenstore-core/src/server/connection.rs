@@ -49,8 +49,8 @@ pub(crate) struct Connection {
     pub(crate) next_transaction: u32,
     /// What the snapshots of its transactions keep of what it has replaced.
     pub(crate) past: OwnPast,
-    /// Requests of this connection that wait for a turn.
-    pub(crate) delayed: usize,
+    /// The numbers of its requests that wait, in the order of their coming.
+    pub(crate) delayed: VecDeque<u64>,
     /// What these count for the quota `memory`.
     pub(crate) delayed_weight: i64,
     /// What its transactions cost by holding the turn, not charged yet.
@@ -77,7 +77,7 @@ impl Connection {
             transactions: Transactions::default(),
             next_transaction: 1,
             past: OwnPast::default(),
-            delayed: 0,
+            delayed: VecDeque::new(),
             delayed_weight: 0,
             owed: 0,
             ended: None,
@@ -150,7 +150,7 @@ impl Connection {
     /// What the quota `outstanding` counts: on a ring, the requests whose replies are unread or delayed.
     pub(crate) fn outstanding(&self) -> usize {
         match self.transport {
-            Transport::Ring => self.replies.len().saturating_add(self.delayed),
+            Transport::Ring => self.replies.len().saturating_add(self.delayed.len()),
             Transport::Socket => 0,
         }
     }

@@ -329,7 +329,7 @@ impl Server {
         let Some(connection) = self.conn(conn) else { return false };
         if connection.ended.is_some()
             || connection.unread() >= UNREAD_SOFT_BYTES
-            || !self.may_delay_more(conn, connection.delayed)
+            || !self.may_delay_more(conn, connection.delayed.len())
         {
             return false;
         }
@@ -358,7 +358,7 @@ impl Server {
         let Some(connection) = self.conn(conn).filter(|conn| conn.ended.is_none()) else {
             return 1;
         };
-        if connection.delayed > 0 && self.must_follow(conn, header, payload) {
+        if !connection.delayed.is_empty() && self.must_follow(conn, header, payload) {
             self.delay(conn, header, payload, WaitsFor::AnEnd);
         } else if let Attempt::Wait(why) = self.attempt(conn, header, payload, host) {
             self.delay(conn, header, payload, why);
@@ -444,10 +444,11 @@ impl Server {
     }
 
     /// Work that is no request's own, by how many small things were touched: a fraction of a simple
-    /// request each.
-    fn charge_work(&mut self, things: usize) {
+    /// request each. What it cost.
+    fn charge_work(&mut self, things: usize) -> u32 {
         let units = u32::try_from(things / THINGS_A_UNIT).unwrap_or(u32::MAX);
         self.cost = self.cost.saturating_add(units);
+        units
     }
 
     /// Runs `body` with the accounts; what it owns is not booked.

@@ -9,7 +9,7 @@
 //! take turns in the order in which their last ones ended, and one that lets a turn last its full time
 //! pauses.
 
-use super::waiting::{Attempt, Waiting, WaitsFor};
+use super::waiting::{Attempt, Queue, WaitsFor};
 use super::{ConnId, DomId, Server};
 use crate::digest::Secret;
 use crate::limits::{
@@ -19,7 +19,7 @@ use crate::path::Path;
 use crate::perms::Caller;
 use crate::transaction::{Conflict, Rerun, Touch, Transaction, What};
 use crate::tree::Tree;
-use alloc::collections::{BTreeMap, VecDeque};
+use alloc::collections::BTreeMap;
 
 /// A transaction that has the turn.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -64,10 +64,7 @@ pub(super) struct Lane {
     pub(super) turn: Option<Turn>,
     /// By the digests of the paths, which a guest may make long.
     contested: BTreeMap<u64, Contested>,
-    /// In the order of their coming.
-    pub(super) queue: VecDeque<Waiting>,
-    /// A turn has ended that some of them may have waited for, and they have not been looked at since.
-    pub(super) due: bool,
+    pub(super) queue: Queue,
 }
 
 impl Lane {
@@ -146,7 +143,7 @@ impl Turns {
 
     /// When there is something to do: at once (0), or when a turn will have lasted its full time.
     pub(crate) fn deadline(&self) -> Option<u64> {
-        if [&self.privileged, &self.guest].iter().any(|lane| lane.due && !lane.queue.is_empty()) {
+        if [&self.privileged, &self.guest].iter().any(|lane| lane.queue.is_due()) {
             return Some(0);
         }
         self.all().map(|turn| turn.since.saturating_add(HOLD_MAX_US)).min()
@@ -182,7 +179,8 @@ impl Server {
             return Attempt::Done;
         }
         let class = Class::of(caller);
-        if !holds && self.turns.lane(class).turn.is_some() {
+        let lane = self.turns.lane(class);
+        if !holds && (lane.turn.is_some() || lane.queue.comes_first()) {
             return Attempt::Wait(WaitsFor::ATurn);
         }
         let stale = !transaction.is_current(&self.tree, self.domains.deaths)
@@ -291,9 +289,10 @@ impl Server {
         for class in [Class::Privileged, Class::Guest] {
             let lane = self.turns.lane_mut(class);
             let Some(turn) = lane.turn.take_if(|turn| over(turn, now)) else { continue };
-            // Also while a queue is looked through, when what is kept of it is not back yet.
-            self.turns.guest.due = true;
-            self.turns.privileged.due |= class == Class::Privileged;
+            self.turns.guest.queue.note_end();
+            if class == Class::Privileged {
+                self.turns.privileged.queue.note_end();
+            }
             let cost = now.saturating_sub(turn.since) / HOLD_COST_US;
             let Some(holder) = self.conn_mut(turn.conn) else { continue };
             holder.owed = holder.owed.saturating_add(u32::try_from(cost).unwrap_or(u32::MAX));

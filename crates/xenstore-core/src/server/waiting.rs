@@ -1,12 +1,12 @@
 //! Requests that wait: for the end of somebody's turn, or for one of their own ([`super::turn`]).
 //!
 //! Domain 0's and the guests' are in queues of their own. A queue is looked through only where a turn has
-//! ended, and the guests' only in the guests' time. A request that waits holds up no other of its connection but
-//! those that could tell the difference.
+//! ended, and the guests' only in the guests' time, some of them in each round. A request that waits holds up no other
+//! of its connection but those that could tell the difference.
 
 use super::turn::Class;
 use super::{ConnId, Host, Server};
-use crate::limits::{DELAYED_MAX, DELAYED_WEIGHT};
+use crate::limits::{DELAYED_MAX, DELAYED_WEIGHT, SLICE_COST};
 use crate::path::{Path, Special, resolve};
 use crate::quota::Quota;
 use crate::transaction::Touch;
@@ -49,24 +49,51 @@ pub(crate) enum Attempt {
     Wait(WaitsFor),
 }
 
-/// Requests that go on waiting, while a queue is looked through.
+/// The requests of one class of callers that wait.
 #[derive(Default)]
-struct Kept {
-    queue: VecDeque<Waiting>,
-    /// Where those of one connection are in it.
-    of: BTreeMap<ConnId, Vec<usize>>,
+pub(super) struct Queue {
+    /// By their number, which is the order of their coming.
+    waiting: BTreeMap<u64, Waiting>,
+    /// The number of the next.
+    next: u64,
+    /// A turn has ended that some of them may have waited for, and it is not planned yet which are tried.
+    turn_ended: bool,
+    /// Those that are still to be tried since then, in their order.
+    to_try: VecDeque<u64>,
+    /// One of them is being tried.
+    trying: bool,
 }
 
-impl Kept {
-    fn push(&mut self, waiting: Waiting) {
-        self.of.entry(waiting.conn).or_default().push(self.queue.len());
-        self.queue.push_back(waiting);
+impl Queue {
+    /// A turn has ended.
+    pub(super) fn note_end(&mut self) {
+        self.turn_ended = true;
     }
 
-    /// Those of a connection, in their order.
-    fn of(&self, conn: ConnId) -> impl Iterator<Item = &Waiting> {
-        let places = self.of.get(&conn).into_iter().flatten();
-        places.filter_map(|at| self.queue.get(*at))
+    /// Whether some are to be tried.
+    pub(super) fn is_due(&self) -> bool {
+        !self.waiting.is_empty() && (self.turn_ended || !self.to_try.is_empty())
+    }
+
+    /// Whether those who have waited for a turn come before the request at hand, which wants one.
+    pub(super) fn comes_first(&self) -> bool {
+        !self.trying && !self.to_try.is_empty()
+    }
+
+    fn get(&self, number: u64) -> Option<&Waiting> {
+        self.waiting.get(&number)
+    }
+
+    /// Takes a request in; its number.
+    fn push(&mut self, waiting: Waiting) -> u64 {
+        let number = self.next;
+        self.next = self.next.saturating_add(1);
+        self.waiting.insert(number, waiting);
+        if !self.to_try.is_empty() {
+            // It has waited for the same, only not as long.
+            self.to_try.push_back(number);
+        }
+        number
     }
 }
 
@@ -81,18 +108,26 @@ impl Server {
         self.turns.delayed_total = self.turns.delayed_total.saturating_add(1);
         let waiting = Waiting { conn, header, payload, path, since, why };
         let weight = waiting.weight();
-        self.turns.lane_mut(class).queue.push_back(waiting);
-        self.count_delayed(conn, 1, weight);
+        let number = self.turns.lane_mut(class).queue.push(waiting);
+        if let Some(connection) = self.conn_mut(conn) {
+            connection.delayed.push_back(number);
+        }
+        self.charge_delayed(conn, weight);
     }
 
-    /// Counts so many more requests of the connection that wait, which are charged, but never refused: the quota
-    /// `outstanding` bounds them.
-    fn count_delayed(&mut self, conn: ConnId, more: isize, weight: i64) {
+    /// Charges a connection for requests that wait. They are never refused: the quota `outstanding` bounds them.
+    fn charge_delayed(&mut self, conn: ConnId, weight: i64) {
         let Some(conn) = self.conn_mut(conn) else { return };
-        conn.delayed = conn.delayed.saturating_add_signed(more);
         conn.delayed_weight = conn.delayed_weight.saturating_add(weight);
         let domid = conn.domid;
         self.domains.charge(domid, Quota::Memory, weight);
+    }
+
+    /// The requests of a connection that wait, in the order in which they came.
+    fn waiting_of(&self, conn: ConnId) -> impl Iterator<Item = (u64, &Waiting)> {
+        let queue = &self.turns.lane(self.class(conn)).queue;
+        let numbers = self.conn(conn).into_iter().flat_map(|conn| conn.delayed.iter().copied());
+        numbers.filter_map(|number| Some((number, queue.get(number)?)))
     }
 
     /// Whether a new request must stay behind one of its connection that waits. The holder of a turn
@@ -100,10 +135,8 @@ impl Server {
     pub(super) fn must_follow(&self, conn: ConnId, header: &Header, payload: &[u8]) -> bool {
         let mut scratch = Vec::new();
         let path = self.first_path(conn, header, payload, &mut scratch);
-        let queue = &self.turns.lane(self.class(conn)).queue;
-        let behind =
-            |waiting: &Waiting| waiting.conn == conn && self.depends(waiting, header, path);
-        !self.turns.holds(conn, header.tx_id) && queue.iter().any(behind)
+        !self.turns.holds(conn, header.tx_id)
+            && self.waiting_of(conn).any(|(_, waiting)| self.depends(waiting, header, path))
     }
 
     /// Whether the second of two requests of one connection must stay behind the first, as one of them
@@ -178,8 +211,7 @@ impl Server {
 
     /// Appends the requests of a connection that wait, in the order in which they came.
     pub(super) fn delayed_input(&self, conn: ConnId, to: &mut Vec<u8>) {
-        let queue = &self.turns.lane(self.class(conn)).queue;
-        for waiting in queue.iter().filter(|waiting| waiting.conn == conn) {
+        for (_, waiting) in self.waiting_of(conn) {
             to.extend_from_slice(&waiting.header.to_bytes());
             to.extend_from_slice(&waiting.payload);
         }
@@ -188,60 +220,84 @@ impl Server {
     /// Forgets what a connection that is gone was waiting for.
     pub(super) fn forget_waiting(&mut self, conn: ConnId) {
         let class = self.class(conn);
-        self.turns.lane_mut(class).queue.retain(|waiting| waiting.conn != conn);
-        if let Some(known) = self.conn(conn) {
-            let (delayed, weight) = (known.delayed.cast_signed(), known.delayed_weight);
-            self.count_delayed(conn, delayed.saturating_neg(), weight.saturating_neg());
+        let Some(connection) = self.conn_mut(conn) else { return };
+        let (numbers, weight) =
+            (core::mem::take(&mut connection.delayed), connection.delayed_weight);
+        let queue = &mut self.turns.lane_mut(class).queue;
+        for number in numbers {
+            queue.waiting.remove(&number);
         }
+        self.charge_delayed(conn, weight.saturating_neg());
     }
 
-    /// Where a turn is over, runs what domain 0 waits for; in a guest's time also what guests wait for. First
-    /// what waited for its end, then what wants a turn itself, and never one before another that it
-    /// depends on.
+    /// Where a turn is over, runs what domain 0 waits for; in a guest's time also what guests wait for, as much as
+    /// [`SLICE_COST`] allows, and the rest in the next round. First what waited for its end, then what wants a turn
+    /// itself, and never one before another that it depends on.
     pub(super) fn run_waiting(&mut self, time_of: Class, host: &mut dyn Host) {
+        let mut left = SLICE_COST;
         loop {
-            let class = if core::mem::take(&mut self.turns.privileged.due) {
-                Class::Privileged
-            } else if time_of == Class::Guest && core::mem::take(&mut self.turns.guest.due) {
-                Class::Guest
+            if self.turns.privileged.queue.is_due() {
+                self.try_next(Class::Privileged, host);
+            } else if time_of == Class::Guest && left > 0 && self.turns.guest.queue.is_due() {
+                let cost = self.try_next(Class::Guest, host);
+                left = left.saturating_sub(cost);
             } else {
                 return;
-            };
-            self.run_queue(class, WaitsFor::AnEnd, host);
-            self.run_queue(class, WaitsFor::ATurn, host);
+            }
         }
     }
 
-    fn run_queue(&mut self, class: Class, phase: WaitsFor, host: &mut dyn Host) {
-        let mut queue = core::mem::take(&mut self.turns.lane_mut(class).queue);
-        self.charge_work(queue.len());
-        if phase == WaitsFor::ATurn && class == Class::Guest {
-            // A guest whose last turn ended long ago comes before one that has just had one.
-            queue.make_contiguous().sort_by_cached_key(|waiting| self.last_turn(waiting.conn));
+    /// Plans which requests are tried, after the end of a turn: all that wait for one, and then those who want one. Of
+    /// the guests, one whose last turn ended long ago comes before one that has just had one.
+    fn plan_tries(&mut self, class: Class) -> u32 {
+        let queue = &self.turns.lane(class).queue;
+        let of_kind = |why: WaitsFor| {
+            queue
+                .waiting
+                .iter()
+                .filter(move |(_, waiting)| waiting.why == why)
+                .map(|(number, _)| *number)
+        };
+        let mut seekers: Vec<u64> = of_kind(WaitsFor::ATurn).collect();
+        if class == Class::Guest {
+            let last_turn = |number: &u64| {
+                let waiting = queue.get(*number);
+                (waiting.map_or(0, |waiting| self.last_turn(waiting.conn)), *number)
+            };
+            seekers.sort_by_cached_key(last_turn);
         }
-        let mut kept = Kept::default();
-        while let Some(waiting) = queue.pop_front() {
-            // Its connection may have ended while others were tried, and forgotten all it asked.
-            if self.conn(waiting.conn).is_none_or(|conn| conn.delayed == 0) {
-                continue;
-            }
-            let path = waiting.path.as_deref().map(Path::checked);
-            // One that takes the turn leaves none for those behind it.
-            let in_vain = waiting.why == WaitsFor::ATurn
-                && (phase == WaitsFor::AnEnd || self.turns.lane(class).turn.is_some());
-            let follows = |first: &Waiting| self.depends(first, &waiting.header, path);
-            if in_vain || kept.of(waiting.conn).any(follows) {
-                kept.push(waiting);
-            } else {
-                self.retry(waiting, &mut kept, host);
-            }
+        let to_try: VecDeque<u64> = of_kind(WaitsFor::AnEnd).chain(seekers).collect();
+        let cost = self.charge_work(to_try.len());
+        self.turns.lane_mut(class).queue.to_try = to_try;
+        cost
+    }
+
+    /// Tries the next request that is to be tried; what it cost.
+    fn try_next(&mut self, class: Class, host: &mut dyn Host) -> u32 {
+        if core::mem::take(&mut self.turns.lane_mut(class).queue.turn_ended) {
+            return self.plan_tries(class);
         }
-        let mut kept = kept.queue;
-        kept.retain(|waiting| self.conn(waiting.conn).is_some_and(|conn| conn.delayed > 0));
-        // What was delayed meanwhile came later than all that is kept.
-        let lane = self.turns.lane_mut(class);
-        kept.append(&mut lane.queue);
-        lane.queue = kept;
+        let Some(number) = self.turns.lane_mut(class).queue.to_try.pop_front() else { return 0 };
+        if !self.may_try(class, number) {
+            return 0;
+        }
+        let queue = &mut self.turns.lane_mut(class).queue;
+        let Some(waiting) = queue.waiting.remove(&number) else { return 0 };
+        self.turns.lane_mut(class).queue.trying = true;
+        let cost = self.retry(number, waiting, class, host);
+        self.turns.lane_mut(class).queue.trying = false;
+        cost
+    }
+
+    /// Whether there is use in trying a request: not where a turn that it wants is taken, nor while one before it waits
+    /// that it depends on.
+    fn may_try(&self, class: Class, number: u64) -> bool {
+        let lane = self.turns.lane(class);
+        let Some(waiting) = lane.queue.get(number) else { return false };
+        let path = waiting.path.as_deref().map(Path::checked);
+        let mut before = self.waiting_of(waiting.conn).take_while(|(other, _)| *other < number);
+        (waiting.why == WaitsFor::AnEnd || lane.turn.is_none())
+            && !before.any(|(_, first)| self.depends(first, &waiting.header, path))
     }
 
     /// When the guest behind a connection had its last turn.
@@ -251,27 +307,46 @@ impl Server {
     }
 
     /// Tries a request again. What it costs is its connection's, not whose turn has ended.
-    fn retry(&mut self, mut waiting: Waiting, kept: &mut Kept, host: &mut dyn Host) {
+    fn retry(
+        &mut self,
+        number: u64,
+        mut waiting: Waiting,
+        class: Class,
+        host: &mut dyn Host,
+    ) -> u32 {
         let spent = core::mem::take(&mut self.cost);
-        let attempt = self.attempt(waiting.conn, &waiting.header, &waiting.payload, host);
-        let cost = core::mem::replace(&mut self.cost, spent);
-        if let Some(conn) = self.conn_mut(waiting.conn) {
-            conn.owed = conn.owed.saturating_add(cost);
-        }
+        let conn = waiting.conn;
+        let attempt = self.attempt(conn, &waiting.header, &waiting.payload, host);
+        let cost = core::mem::replace(&mut self.cost, spent).saturating_add(1);
+        let Some(connection) = self.conn_mut(conn) else { return cost };
+        connection.owed = connection.owed.saturating_add(cost);
+        // Where its connection has ended meanwhile, all that waited is forgotten already.
+        let Ok(at) = connection.delayed.binary_search(&number) else { return cost };
         match attempt {
             Attempt::Wait(why) => {
                 waiting.why = why;
-                kept.push(waiting);
+                self.turns.lane_mut(class).queue.waiting.insert(number, waiting);
             }
             Attempt::Done => {
+                connection.delayed.remove(at);
                 let waited = self.domains.now.saturating_sub(waiting.since);
                 self.counters.waited_us = self.counters.waited_us.saturating_add(waited);
-                // Where its connection has ended meanwhile, all that waited is forgotten already.
-                if self.conn(waiting.conn).is_some_and(|conn| conn.delayed > 0) {
-                    self.count_delayed(waiting.conn, -1, waiting.weight().saturating_neg());
+                self.charge_delayed(conn, waiting.weight().saturating_neg());
+                if waiting.why == WaitsFor::ATurn {
+                    self.try_followers(conn, number, class);
                 }
-                self.mark_ready(waiting.conn);
+                self.mark_ready(conn);
             }
         }
+        cost
+    }
+
+    /// Has those requests of a connection tried that came behind one that is done now: they may have waited for it.
+    fn try_followers(&mut self, conn: ConnId, number: u64, class: Class) {
+        let behind = self
+            .waiting_of(conn)
+            .filter(|(other, waiting)| *other > number && waiting.why == WaitsFor::AnEnd);
+        let behind: Vec<u64> = behind.map(|(number, _)| number).collect();
+        self.turns.lane_mut(class).queue.to_try.extend(behind);
     }
 }

@@ -257,7 +257,7 @@ mod tests {
         assert_eq!(a.len(), 2);
         assert_eq!(a.iter().map(|(name, _)| name).collect::<Vec<_>>(), [b"b", b"x"]);
         assert_eq!(a.get(b"b").unwrap().watches(Audience::Everybody).collect::<Vec<_>>(), [b]);
-        assert_eq!(a.get(b"x").unwrap().is_watched(), false);
+        assert!(!a.get(b"x").unwrap().is_watched());
         assert!(a.get(b"z").is_none() && watches.spot(Path::checked(b"/b")).is_none());
     }
 }

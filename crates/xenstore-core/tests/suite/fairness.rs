@@ -2,7 +2,7 @@
 
 use crate::common::Store;
 use crate::common::time::Moment;
-use xenstore_core::limits::{HOLD_COST_US, HOLD_MAX_US, WEIGHT_DEFAULT};
+use xenstore_core::limits::{HOLD_COST_US, HOLD_MAX_US, SLICE_COST, WEIGHT_DEFAULT};
 use xenstore_core::server::ConnId;
 use xenstore_core::wire::{Header, MsgType};
 
@@ -117,6 +117,77 @@ fn what_guests_wait_for_is_not_looked_at_in_domain_0s_time() {
     assert_eq!(alone.0, beside.0);
     assert!(beside.1 < 10 * alone.1, "alone {alone:?}, beside them {beside:?}");
     store.check();
+}
+
+/// What many guests wait for is tried in rounds, none of which costs more than [`SLICE_COST`] and the plan of it.
+#[test]
+fn requests_that_wait_are_tried_some_in_each_round() {
+    let mut store = Store::new();
+    let dom0 = store.socket();
+    let guests = guests(&mut store, dom0, 200);
+    store.refuse(dom0, "/shared/key");
+    let tx = store.start(dom0);
+    store.read(dom0, tx, "/shared/key").unwrap();
+    for guest in &guests {
+        for at in 0..19 {
+            store.send(*guest, MsgType::Write, 0, format!("/shared/key\0{at}").as_bytes());
+        }
+    }
+    let waiting = 19 * guests.len();
+    assert_eq!(store.server.counters().delayed, waiting as u64);
+    store.commit(dom0, tx).unwrap();
+    let mut answered = Vec::new();
+    while store.server.deadline() == Some(0) {
+        store.server.tick(store.now, &mut store.machine);
+        let mut now = 0;
+        for guest in &guests {
+            let mut output = store.server.output(*guest).to_vec();
+            while !output.is_empty() {
+                store.server.consume_output(*guest, output.len(), store.now);
+                // Each is the header and `OK`.
+                now += output.len() / 19;
+                output = store.server.output(*guest).to_vec();
+            }
+        }
+        answered.push(now);
+    }
+    assert_eq!(answered.iter().sum::<usize>(), waiting);
+    assert!(answered.iter().all(|now| *now <= SLICE_COST as usize), "{answered:?}");
+    assert!(answered.len() >= waiting / SLICE_COST as usize, "{answered:?}");
+    store.check();
+}
+
+/// A request that waits makes no other guest's dearer: only those of its own connection are looked at.
+#[test]
+fn what_others_wait_for_is_not_looked_at() {
+    let mut store = Store::new();
+    let dom0 = store.socket();
+    let guests = guests(&mut store, dom0, 200);
+    store.refuse(dom0, "/shared/key");
+    let tx = store.start(dom0);
+    store.read(dom0, tx, "/shared/key").unwrap();
+    let (first, others) = guests.split_first().unwrap();
+    store.send(*first, MsgType::Write, 0, b"/shared/key\x001");
+    let reads = |store: &mut Store| {
+        let one = |_| {
+            let began = Moment::now();
+            for _ in 0..200 {
+                let id = store.send(*first, MsgType::Read, 0, b"own\0");
+                assert!(store.reply(*first, id).is_some());
+            }
+            began.elapsed()
+        };
+        (0..10).map(one).min().unwrap_or_default()
+    };
+    let alone = reads(&mut store);
+    for guest in others {
+        for at in 0..19 {
+            store.send(*guest, MsgType::Write, 0, format!("/shared/key\0{at}").as_bytes());
+        }
+    }
+    let beside = reads(&mut store);
+    eprintln!("200 reads behind one that waits: {alone:?}, beside 3781 others' {beside:?}");
+    assert!(beside < 3 * alone, "{alone:?} became {beside:?}");
 }
 
 #[test]
