@@ -49,6 +49,9 @@ pub const CONTESTED_MAX: usize = 256;
 /// What the store does at one time that is no request's own costs as much as so many simple requests; the rest comes in
 /// the next round.
 pub const SLICE_COST: u32 = 1024;
+/// What it may cost to run a guest's transaction again, in simple requests, for each node that it may access (the quota
+/// `transaction-nodes`).
+pub const COST_PER_NODE: u32 = 2;
 /// Most requests of one connection that may wait at the same time. While so many wait, no further
 /// request of that connection is taken, so this is more than one that carries many users' has.
 pub const DELAYED_MAX: usize = 1024;

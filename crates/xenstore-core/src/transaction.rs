@@ -26,6 +26,8 @@ pub(crate) enum What {
     Perms,
     Children,
     Subtree,
+    /// Whether the value may be read: the value itself is the transaction's own.
+    Readable,
 }
 
 impl What {
@@ -35,7 +37,13 @@ impl What {
             Self::Perms => 2,
             Self::Children => 4,
             Self::Subtree => 8,
+            Self::Readable => 32,
         }
+    }
+
+    /// The same look at a node whose value the transaction has written itself.
+    fn of_own_value(self) -> Self {
+        if self == Self::Value { Self::Readable } else { self }
     }
 
     /// What one who looks at `node` sees.
@@ -44,6 +52,7 @@ impl What {
             Self::Value => domains.secret.bytes(node.value()),
             Self::Perms => domains.secret.perms(node.perms(), domains.alive_entries(node.perms())),
             Self::Children => node.dir().map_or(0, |dir| dir.names_digest()),
+            Self::Readable => 0,
             Self::Subtree => {
                 return Seen::Subtree(node.clone(), domains.alive_entries(node.perms()));
             }
@@ -57,6 +66,7 @@ impl What {
             Self::Perms => one.same_perms(two),
             Self::Children => one.same_children(two),
             Self::Subtree => one.same_subtree(two),
+            Self::Readable => true,
         }
     }
 }
@@ -72,12 +82,29 @@ pub(crate) enum Change<'a> {
 impl Change<'_> {
     /// What it counts in the log of a transaction, beside its path.
     pub(crate) fn weight(&self) -> i64 {
-        let own = match self {
+        LOGGED_WEIGHT.saturating_add(self.size() as i64)
+    }
+
+    /// Bytes that it carries.
+    fn size(&self) -> usize {
+        match self {
             Self::Put(Put::Value(value)) => value.len(),
             Self::SetPerms(perms) => perms.len().saturating_mul(PERM_SIZE),
             Self::Put(Put::Nothing) | Self::Remove => 0,
-        };
-        LOGGED_WEIGHT.saturating_add(own as i64)
+        }
+    }
+
+    /// The bit that stands for a change of this kind that changed nothing, where the answer would be the same again.
+    fn idle_bit(&self, done: &Result<Done, Error>) -> Option<u8> {
+        let refused = matches!(done, Err(Error::Access | Error::NoEnt));
+        match self {
+            Self::Remove if matches!(done, Ok(Done::Unchanged)) => Some(1),
+            Self::Put(Put::Nothing) if matches!(done, Ok(Done::Unchanged)) => Some(2),
+            Self::Remove if refused => Some(4),
+            Self::Put(Put::Nothing) if refused => Some(8),
+            Self::Put(Put::Value(_)) if refused => Some(16),
+            _ => None,
+        }
     }
 }
 
@@ -163,20 +190,37 @@ impl Rerun {
 /// Bytes that a permission entry takes.
 const PERM_SIZE: usize = size_of::<Perm>();
 
-/// What a transaction did on one path: kinds of looks as [`What::bit`], and [`WROTE`].
+/// What a transaction did on one path.
 struct Accessed {
     /// The first entry of the log about the path.
     first: u32,
-    /// Since the change of its own with this number.
-    since: u32,
-    /// Looks since then.
-    lately: u8,
-    /// All of its time.
+    /// Looks of its whole time, as [`What::bit`].
     ever: u8,
+    lately: Lately,
 }
 
-/// It changed something there, or tried to.
-const WROTE: u8 = 16;
+/// What a transaction did on one path in the shape that its tree has.
+#[derive(Clone, Copy, Default)]
+struct Lately {
+    /// In the shape of this number.
+    shape: u32,
+    /// Looks, as [`What::bit`].
+    looks: u8,
+    /// Changes that changed nothing, as [`Change::idle_bit`].
+    idle: u8,
+    /// The entry of the log that has written the value.
+    value: Option<u32>,
+}
+
+impl Accessed {
+    /// What was done in the shape of this number.
+    fn in_shape(&mut self, shape: u32) -> &mut Lately {
+        if self.lately.shape != shape {
+            self.lately = Lately { shape, ..Lately::default() };
+        }
+        &mut self.lately
+    }
+}
 
 /// What a change by somebody else does to a path.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -219,8 +263,11 @@ pub(crate) struct Transaction {
     log_weight: i64,
     /// The path that it looked at first.
     first_read: Option<Rc<[u8]>>,
-    /// How many changes it has logged.
-    written: u32,
+    /// The number of its tree's shape: which nodes there are, and their permissions. As long as its own changes leave
+    /// that as it is, looking again tells nothing new, and a value that is written replaces the one before.
+    shape: u32,
+    /// What running the log again costs, in the unit of one simple request.
+    pub(crate) cost: u32,
     /// Which snapshot it works on.
     pub(crate) snapshot: Snapshot,
     /// Its snapshot was given up, as it kept too much alive.
@@ -243,7 +290,8 @@ impl Transaction {
             accessed: BTreeMap::new(),
             log_weight: 0,
             first_read: None,
-            written: 0,
+            shape: 0,
+            cost: 0,
             snapshot,
             lost: false,
             torn: false,
@@ -276,8 +324,11 @@ impl Transaction {
 
     /// Whether such a look at `path` tells nothing new, so that it is not logged.
     pub(crate) fn has_seen(&self, path: Path<'_>, what: What) -> bool {
-        let seen = self.accessed.get(path.as_bytes());
-        seen.is_some_and(|seen| seen.since == self.written && seen.lately & what.bit() != 0)
+        let seen = self.accessed.get(path.as_bytes()).map(|seen| seen.lately);
+        seen.filter(|seen| seen.shape == self.shape).is_some_and(|seen| {
+            let what = if seen.value.is_some() { what.of_own_value() } else { what };
+            seen.looks & what.bit() != 0
+        })
     }
 
     /// Entries of its log.
@@ -354,27 +405,24 @@ impl Transaction {
         self.deaths == deaths && self.base.same(tree)
     }
 
-    /// Notes an access. Returns the path as the log's entries share it; `None` for one more look at what it
-    /// has looked at since its last change.
-    fn access(&mut self, path: Path<'_>, bit: u8) -> Option<Rc<[u8]>> {
-        let (first, since) = (u32::try_from(self.log.len()).unwrap_or(u32::MAX), self.written);
-        let known = self.accessed.get_mut(path.as_bytes());
-        if let Some((entry, seen)) =
-            known.and_then(|seen| Some((self.log.get(seen.first as usize)?, seen)))
-        {
-            let lately = if seen.since == since { seen.lately } else { 0 };
-            if lately & bit != 0 && bit != WROTE {
-                return None;
-            }
-            (seen.since, seen.lately, seen.ever) = (since, lately | bit, seen.ever | bit);
-            return Some(entry.path.clone());
-        }
-        let path: Rc<[u8]> = Rc::from(path.as_bytes());
-        self.accessed.insert(path.clone(), Accessed { first, since, lately: bit, ever: bit });
-        Some(path)
+    /// What it has done on a path, in the shape that its tree has; and the path as the log's entries share it. It is a
+    /// path that it has accessed from now on.
+    fn access(&mut self, path: Path<'_>, look: u8) -> (&mut Lately, Rc<[u8]>) {
+        let known = self.accessed.get(path.as_bytes());
+        let known = known.and_then(|seen| self.log.get(seen.first as usize));
+        let shared = known.map_or_else(|| Rc::from(path.as_bytes()), |entry| entry.path.clone());
+        let first = u32::try_from(self.log.len()).unwrap_or(u32::MAX);
+        let lately = Lately { shape: self.shape, ..Lately::default() };
+        let new = Accessed { first, ever: 0, lately };
+        let accessed = self.accessed.entry(shared.clone()).or_insert(new);
+        accessed.ever |= look;
+        (accessed.in_shape(self.shape), shared)
     }
 
-    fn append(&mut self, path: Rc<[u8]>, asked: Asked, weight: i64) {
+    /// Appends to the log; it costs `cost` to do it again, beside following the path.
+    fn append(&mut self, path: Rc<[u8]>, asked: Asked, weight: i64, cost: u32) {
+        let cost = cost.saturating_add(Path::checked(&path).cost());
+        self.cost = self.cost.saturating_add(cost);
         let weight = weight.saturating_add(path.len() as i64);
         self.log_weight = self.log_weight.saturating_add(weight);
         self.log.push(Entry { path, asked });
@@ -389,15 +437,26 @@ impl Transaction {
         domains: &Domains,
     ) -> Result<Node, Error> {
         let seen = self.work.tree.find(caller, path, Access::READ).cloned();
-        // Seeing the same again tells nothing new. After a change of its own it may: what it made has
-        // permissions that nobody has looked at before.
-        if let Some(path) = self.access(path, what.bit()) {
-            let shown = seen
-                .as_ref()
-                .map_or_else(|error| Seen::Error(*error), |node| what.of(node, domains));
-            self.first_read.get_or_insert_with(|| path.clone());
-            self.append(path, Asked::Read { what, seen: shown }, LOGGED_WEIGHT);
+        if self.has_seen(path, what) {
+            return seen;
         }
+        if what == What::Subtree {
+            // What is written from now on must not replace what was written before, which this has seen.
+            self.shape = self.shape.saturating_add(1);
+        }
+        let (lately, path) = self.access(path, what.bit());
+        let what = if lately.value.is_some() { what.of_own_value() } else { what };
+        lately.looks |= what.bit();
+        let shown =
+            seen.as_ref().map_or_else(|error| Seen::Error(*error), |node| what.of(node, domains));
+        self.first_read.get_or_insert_with(|| path.clone());
+        let size = seen.as_ref().map_or(0, |node| node.value().len());
+        self.append(
+            path,
+            Asked::Read { what, seen: shown },
+            LOGGED_WEIGHT,
+            1u32.saturating_add(cost_of(size)),
+        );
         seen
     }
 
@@ -409,21 +468,51 @@ impl Transaction {
         change: &Change<'_>,
         ledger: &mut Ledger<'_>,
     ) -> Result<(), Error> {
+        let (made, touched) = (ledger.churn.made, ledger.touched);
         let done = apply(&mut self.work.tree, caller, path, change, ledger);
         let answer = done.as_ref().map(|_| ()).map_err(|error| *error);
+        self.changes |= answer.is_ok();
+        let is_new_shape =
+            ledger.churn.made != made || matches!(done, Ok(Done::Removed(_) | Done::Permitted(_)));
+        self.shape = self.shape.saturating_add(u32::from(is_new_shape));
+        let next = u32::try_from(self.log.len()).unwrap_or(u32::MAX);
+        let (lately, path) = self.access(path, 0);
+        if let Some(bit) = change.idle_bit(&done) {
+            if lately.idle & bit != 0 {
+                return answer;
+            }
+            lately.idle |= bit;
+        }
+        if let (Change::Put(Put::Value(value)), Ok(_)) = (change, &done) {
+            let before = lately.value;
+            lately.value = Some(before.unwrap_or(next));
+            if let Some(before) = before {
+                self.rewrite(before, value);
+                return answer;
+            }
+        }
         let asked = match change {
             Change::Put(Put::Value(value)) => Asked::Write { value: Rc::from(*value), answer },
             Change::Put(Put::Nothing) => Asked::Mkdir { answer },
             Change::Remove => Asked::Remove { answer },
             Change::SetPerms(perms) => Asked::SetPerms { perms: perms.clone(), answer },
         };
-        self.written = self.written.saturating_add(u32::from(answer.is_ok()));
-        self.changes |= answer.is_ok();
-        if let Some(path) = self.access(path, WROTE) {
-            note(&mut self.work.changed, &path, done);
-            self.append(path, asked, change.weight());
-        }
+        note(&mut self.work.changed, &path, done);
+        let cost = ledger.touched.saturating_sub(touched).saturating_add(cost_of(change.size()));
+        self.append(path, asked, change.weight(), cost);
         answer
+    }
+
+    /// Has an entry of the log write another value.
+    fn rewrite(&mut self, entry: u32, new: &[u8]) {
+        let entry = self.log.get_mut(entry as usize).map(|entry| &mut entry.asked);
+        if let Some(Asked::Write { value, .. }) = entry {
+            let more = (new.len() as i64).saturating_sub(value.len() as i64);
+            self.log_weight = self.log_weight.saturating_add(more);
+            let cost = self.cost.saturating_add(cost_of(new.len()));
+            self.cost = cost.saturating_sub(cost_of(value.len()));
+            *value = Rc::from(new);
+        }
     }
 
     /// Runs the log again on `tree`.
@@ -435,13 +524,29 @@ impl Transaction {
     ) -> Result<Rerun, Conflict> {
         let mut changed = Vec::new();
         let kept = (core::mem::take(ledger.deltas), core::mem::take(&mut ledger.churn));
-        let result = self
+        let repeated = self
             .log
             .iter()
             .try_for_each(|entry| entry.repeat(&mut tree, caller, ledger, &mut changed));
+        let result = repeated.and_then(|()| self.check_quotas(caller, ledger, &changed));
         let deltas = core::mem::replace(ledger.deltas, kept.0);
         let churn = core::mem::replace(&mut ledger.churn, kept.1);
         result.map(|()| Rerun { tree, deltas, changed, churn })
+    }
+
+    /// Whether the owners may have what the whole log has made: on the way there a value that was written later may have
+    /// come before others.
+    fn check_quotas(
+        &self,
+        caller: &Caller,
+        ledger: &mut Ledger<'_>,
+        changed: &[Changed],
+    ) -> Result<(), Conflict> {
+        let freed = (caller.domid, self.weight());
+        ledger.check_all(freed).map_err(|error| {
+            let path = changed.last().map_or_else(|| Rc::from(&b"/"[..]), |(path, _)| path.clone());
+            Conflict { error, path }
+        })
     }
 
     /// Goes on from a later state of the store, on which the log has run.
@@ -450,6 +555,11 @@ impl Transaction {
         self.deaths = deaths;
         self.work = work;
     }
+}
+
+/// What moving so many bytes costs.
+fn cost_of(bytes: usize) -> u32 {
+    u32::try_from(bytes / 512).unwrap_or(u32::MAX)
 }
 
 fn note(changed: &mut Vec<Changed>, path: &Rc<[u8]>, done: Result<Done, Error>) {
@@ -481,7 +591,9 @@ impl Entry {
             Asked::Remove { answer } => (Change::Remove, answer),
             Asked::SetPerms { perms, answer } => (Change::SetPerms(perms.clone()), answer),
         };
+        ledger.is_strict = before.is_err();
         let done = apply(tree, caller, path, &change, ledger);
+        ledger.is_strict = true;
         let answer = done.as_ref().map(|_| ()).map_err(|error| *error);
         note(changed, &self.path, done);
         match answer {

@@ -117,6 +117,53 @@ fn a_commit_costs_what_it_takes() {
     assert!(cost >= 1000, "a commit that looks at 1000 nodes again cost {cost} ({took:?})");
 }
 
+/// As many requests as a guest gets into one transaction, whatever it asks for: what it costs to run them again is
+/// bounded, and so is the time.
+#[test]
+fn the_longest_commits_are_short() {
+    let mut store = Store::new();
+    let (conn, home) = guest(&mut store, 5);
+    let node = |at: usize| format!("{home}/{}/{}", at / 50, at % 50);
+    for at in 0..900 {
+        store.write(conn, 0, &node(at), "0").unwrap();
+    }
+    type Ask<'s> = &'s dyn Fn(&mut Store, u32, usize) -> Result<(), String>;
+    let value = "v".repeat(1000);
+    let deep = chain(&home, 60);
+    let asks: [(&str, Ask<'_>); 7] = [
+        ("write", &|store, tx, at| store.write(conn, tx, &node(at % 900), "1")),
+        ("write much", &|store, tx, at| store.write(conn, tx, &node(at % 900), &value)),
+        ("read", &|store, tx, at| store.read(conn, tx, &node(at % 900)).map(drop)),
+        ("permissions", &|store, tx, at| store.set_perms(conn, tx, &node(at % 900), &["n5", "r6"])),
+        ("make and remove", &|store, tx, at| match at % 2 {
+            0 => store.mkdir(conn, tx, &deep),
+            _ => store.rm(conn, tx, &format!("{home}/a")),
+        }),
+        ("list and make", &|store, tx, at| match at % 2 {
+            0 => store.list(conn, tx, &home).map(drop),
+            _ => store.mkdir(conn, tx, &format!("{home}/z{}", at % 40)),
+        }),
+        ("the same leaf and the top", &|store, tx, at| match at % 2 {
+            0 => store.write(conn, tx, &chain(&home, 30), &at.to_string()),
+            _ => store.read(conn, tx, &home).map(drop),
+        }),
+    ];
+    for (what, ask) in asks {
+        let tx = store.start(conn);
+        let granted = (0..4000).filter(|at| ask(&mut store, tx, *at).is_ok()).count();
+        store.write(conn, tx, &node(0), "2").ok();
+        // The snapshot is not the store's state any more.
+        store.write(conn, 0, &format!("{home}/other"), what).unwrap();
+        let (cost, took) = timed(&mut store, conn, MsgType::TransactionEnd, tx, b"T\0");
+        eprintln!("{what}: {granted} requests, a commit of cost {cost} in {took:?}");
+        assert!(granted >= 20, "{what}: {granted}");
+        // Twice the quota of nodes, and the last request in full.
+        assert!(cost <= 2 * 1024 + 1024, "{what}: cost {cost}");
+        assert!(took < 20_000 * simple(), "{what}: {took:?}");
+        store.receive(conn);
+    }
+}
+
 #[test]
 fn a_deep_path_costs_more_than_a_short_one() {
     let mut store = Store::new();

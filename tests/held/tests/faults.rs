@@ -48,7 +48,7 @@ fn nodes_made_and_removed_in_a_transaction_are_charged() {
     let take = Step::Take(u16::MAX);
     let measure =
         loops([(1, vec![Step::Start(0), take.clone()]), (2000, vec![make, remove, take])]);
-    assert!(measure.charged > 1_000_000, "{measure}");
+    assert!(measure.charged > 100_000, "{measure}");
     assert!(measure.is_allowed(), "{measure}");
 }
 

@@ -284,6 +284,8 @@ pub(crate) struct Ledger<'a> {
     pub(crate) touched: u32,
     /// What it does to memory.
     pub(crate) churn: Churn,
+    /// Whether quotas of nodes and memory are asked now; else [`Ledger::check_all`] asks them in the end.
+    pub(crate) is_strict: bool,
 }
 
 impl Ledger<'_> {
@@ -318,12 +320,29 @@ impl Ledger<'_> {
         nodes: i64,
         bytes: i64,
     ) -> Result<(), Error> {
+        if !self.is_strict {
+            return Ok(());
+        }
         let (pending_nodes, pending_bytes) = self.pending(owner);
         if nodes > 0 {
             self.domains.check_more(owner, Quota::Nodes, pending_nodes.saturating_add(nodes))?;
         }
         if bytes > 0 {
             self.domains.check_more(owner, Quota::Memory, pending_bytes.saturating_add(bytes))?;
+        }
+        Ok(())
+    }
+
+    /// Whether all owners may have what is pending. The first of `freed` will use so many bytes of memory less.
+    pub(crate) fn check_all(&mut self, freed: (DomId, i64)) -> Result<(), Error> {
+        for Delta { domid, nodes, bytes } in self.deltas.iter().copied() {
+            if nodes > 0 {
+                self.domains.check_more(domid, Quota::Nodes, nodes)?;
+            }
+            if bytes > 0 {
+                let less = if domid == freed.0 { freed.1 } else { 0 };
+                self.domains.check_more(domid, Quota::Memory, bytes.saturating_sub(less))?;
+            }
         }
         Ok(())
     }

@@ -226,6 +226,7 @@ impl Server {
             scratch: &mut node_scratch,
             touched: 0,
             churn: Churn::default(),
+            is_strict: true,
         };
         let tree = Tree::new(owner, incarnation, &mut ledger);
         domains.book(&deltas);
@@ -454,8 +455,14 @@ impl Server {
     /// Runs `body` with the accounts; what it owns is not booked.
     fn with_ledger<R>(&mut self, body: impl FnOnce(&mut Tree, &mut Ledger<'_>) -> R) -> R {
         let Self { domains, deltas, node_scratch, tree, cost, churn, .. } = self;
-        let mut ledger =
-            Ledger { domains, deltas, scratch: node_scratch, touched: 0, churn: Churn::default() };
+        let mut ledger = Ledger {
+            domains,
+            deltas,
+            scratch: node_scratch,
+            touched: 0,
+            churn: Churn::default(),
+            is_strict: true,
+        };
         let result = body(tree, &mut ledger);
         *cost = cost.saturating_add(ledger.touched);
         churn.add(ledger.churn);

@@ -4,10 +4,10 @@ use super::domain::Ledger;
 use super::turn::Class;
 use super::waiting::{Attempt, WaitsFor};
 use super::{ConnId, DomId, Host, Server};
-use crate::limits::{self, LOGGED_WEIGHT, PAYLOAD_MAX};
+use crate::limits::{self, COST_PER_NODE, LOGGED_WEIGHT, PAYLOAD_MAX};
 use crate::path::{Path, Special, push_decimal};
 use crate::perms::{Access, Caller, Incarnation, Perms};
-use crate::quota::Quota;
+use crate::quota::{Kind, Quota};
 use crate::transaction::{Change, Touch, Transaction, What, apply};
 use crate::tree::{Churn, Node, Put};
 use crate::wire::{Error, Header, MsgType, Strings, feature};
@@ -206,6 +206,7 @@ impl Server {
         if more == 0 {
             return Ok(());
         }
+        self.check_cost(caller, transaction, path)?;
         let (accessed, known) = transaction.accessed(path);
         if !known {
             let nodes = (accessed as i64).saturating_add(1);
@@ -214,6 +215,24 @@ impl Server {
         }
         let more = (path.as_bytes().len() as i64).saturating_add(more);
         self.domains.check_more(caller.domid, Quota::Memory, more)
+    }
+
+    /// Whether the transaction may go on: to run it again must not take long.
+    fn check_cost(
+        &mut self,
+        caller: &Caller,
+        transaction: &Transaction,
+        path: Path<'_>,
+    ) -> Result<(), Error> {
+        let nodes = self.domains.limit(caller.domid, Quota::TransactionNodes, Kind::Hard);
+        let most = nodes.saturating_mul(COST_PER_NODE);
+        let wanted = transaction.cost.saturating_add(path.cost()).saturating_add(1);
+        if nodes == 0 || wanted <= most {
+            return Ok(());
+        }
+        let accessed =
+            (transaction.accessed(path).0 as i64).max(i64::from(nodes)).saturating_add(1);
+        self.domains.check(caller.domid, Quota::TransactionNodes, accessed)
     }
 
     /// The node at `path` as the caller may see it, in or outside a transaction.
@@ -272,8 +291,14 @@ impl Server {
             let mut deltas = core::mem::take(&mut transaction.work.deltas);
             let Self { domains, node_scratch, cost, .. } = server;
             let churn = core::mem::take(&mut transaction.work.churn);
-            let mut ledger =
-                Ledger { domains, deltas: &mut deltas, scratch: node_scratch, touched: 0, churn };
+            let mut ledger = Ledger {
+                domains,
+                deltas: &mut deltas,
+                scratch: node_scratch,
+                touched: 0,
+                churn,
+                is_strict: true,
+            };
             let answer = transaction.change(&caller, path, change, &mut ledger);
             *cost = cost.saturating_add(ledger.touched);
             transaction.work.churn = ledger.churn;
