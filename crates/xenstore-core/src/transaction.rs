@@ -14,6 +14,7 @@ use crate::server::ConnId;
 use crate::server::domain::{Delta, Domains, Ledger};
 use crate::tree::{Churn, Done, Node, Put, Tree};
 use crate::wire::Error;
+use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
@@ -48,15 +49,15 @@ impl What {
 
     /// What one who looks at `node` sees.
     fn of(self, node: &Node, domains: &Domains) -> Seen {
-        Seen::Digest(match self {
-            Self::Value => domains.secret.bytes(node.value()),
-            Self::Perms => domains.secret.perms(node.perms(), domains.alive_entries(node.perms())),
-            Self::Children => node.dir().map_or(0, |dir| dir.names_digest()),
-            Self::Readable => 0,
-            Self::Subtree => {
-                return Seen::Subtree(node.clone(), domains.alive_entries(node.perms()));
-            }
-        })
+        let alive = || domains.alive_entries(node.perms());
+        match self {
+            Self::Value => Short::new(node.value())
+                .map_or_else(|| Seen::Digest(domains.secret.bytes(node.value())), Seen::Short),
+            Self::Perms => Seen::Digest(domains.secret.perms(node.perms(), alive())),
+            Self::Children => Seen::Digest(node.dir().map_or(0, |dir| dir.names_digest())),
+            Self::Readable => Seen::Digest(0),
+            Self::Subtree => Seen::Subtree(Box::new((node.clone(), alive()))),
+        }
     }
 
     /// Whether one who looked would see the same.
@@ -123,14 +124,30 @@ pub(crate) fn apply(
     }
 }
 
+/// A value that takes no more than its digest would.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Short {
+    len: u8,
+    bytes: [u8; 15],
+}
+
+impl Short {
+    fn new(value: &[u8]) -> Option<Self> {
+        let mut bytes = [0; 15];
+        bytes.get_mut(..value.len())?.copy_from_slice(value);
+        Some(Self { len: u8::try_from(value.len()).ok()?, bytes })
+    }
+}
+
 /// What a look has seen. No node is kept for it: that would keep an old state of the store.
 enum Seen {
     Error(Error),
+    Short(Short),
     /// Of the value, the permissions or the names of the children.
     Digest(u64),
     /// A subtree as a whole, which only domain 0 can look at; and how many permission entries of its top were for
     /// domains that lived.
-    Subtree(Node, usize),
+    Subtree(Box<(Node, usize)>),
 }
 
 impl Seen {
@@ -138,13 +155,14 @@ impl Seen {
     fn is(&self, what: What, found: Result<&Node, Error>, domains: &Domains) -> bool {
         match (self, found) {
             (Self::Error(known), Err(error)) => *known == error,
-            (Self::Subtree(known, alive), Ok(node)) => {
-                what.same(known, node) && domains.alive_entries(node.perms()) == *alive
+            (Self::Subtree(known), Ok(node)) => {
+                what.same(&known.0, node) && domains.alive_entries(node.perms()) == known.1
             }
+            (Self::Short(known), Ok(node)) => Short::new(node.value()) == Some(*known),
             (Self::Digest(known), Ok(node)) => {
                 matches!(what.of(node, domains), Self::Digest(now) if now == *known)
             }
-            (Self::Error(_), Ok(_)) | (Self::Digest(_) | Self::Subtree(..), Err(_)) => false,
+            _ => false,
         }
     }
 }
@@ -212,11 +230,28 @@ struct Lately {
     value: Option<u32>,
 }
 
+impl Lately {
+    /// Nothing, in the shape of this number.
+    fn of(shape: u32) -> Self {
+        Self { shape, ..Self::default() }
+    }
+}
+
+/// What became of a change in the log.
+enum Noted {
+    /// It is there already, with the same answer.
+    Again,
+    /// It takes the place of this entry.
+    Replaces(u32),
+    /// It is a new entry, on this path.
+    New(Rc<[u8]>),
+}
+
 impl Accessed {
     /// What was done in the shape of this number.
     fn in_shape(&mut self, shape: u32) -> &mut Lately {
         if self.lately.shape != shape {
-            self.lately = Lately { shape, ..Lately::default() };
+            self.lately = Lately::of(shape);
         }
         &mut self.lately
     }
@@ -405,18 +440,53 @@ impl Transaction {
         self.deaths == deaths && self.base.same(tree)
     }
 
-    /// What it has done on a path, in the shape that its tree has; and the path as the log's entries share it. It is a
-    /// path that it has accessed from now on.
-    fn access(&mut self, path: Path<'_>, look: u8) -> (&mut Lately, Rc<[u8]>) {
-        let known = self.accessed.get(path.as_bytes());
-        let known = known.and_then(|seen| self.log.get(seen.first as usize));
-        let shared = known.map_or_else(|| Rc::from(path.as_bytes()), |entry| entry.path.clone());
+    /// Notes a look. What it shows of the store, and the path as the log's entries share it; `None` where it tells nothing
+    /// new.
+    fn note_look(&mut self, path: Path<'_>, what: What) -> Option<(What, Rc<[u8]>)> {
+        if let Some(seen) = self.accessed.get_mut(path.as_bytes()) {
+            let lately = seen.in_shape(self.shape);
+            let what = if lately.value.is_some() { what.of_own_value() } else { what };
+            if lately.looks & what.bit() != 0 {
+                return None;
+            }
+            lately.looks |= what.bit();
+            seen.ever |= what.bit();
+            return self.log.get(seen.first as usize).map(|entry| (what, entry.path.clone()));
+        }
+        let lately = Lately { looks: what.bit(), ..Lately::of(self.shape) };
+        Some((what, self.first_access(path, what.bit(), lately)))
+    }
+
+    /// Notes a change, which is one that changed nothing where it has an `idle` bit, or one of the value only.
+    fn note_change(&mut self, path: Path<'_>, idle: Option<u8>, is_of_value: bool) -> Noted {
+        let next = u32::try_from(self.log.len()).unwrap_or(u32::MAX);
+        let value = is_of_value.then_some(next);
+        if let Some(seen) = self.accessed.get_mut(path.as_bytes()) {
+            let first = seen.first;
+            let lately = seen.in_shape(self.shape);
+            let bit = idle.unwrap_or(0);
+            if lately.idle & bit != 0 {
+                return Noted::Again;
+            }
+            lately.idle |= bit;
+            match (value, lately.value) {
+                (Some(_), Some(before)) => return Noted::Replaces(before),
+                (Some(_), None) => lately.value = value,
+                (None, _) => {}
+            }
+            let entry = self.log.get(first as usize);
+            return entry.map_or(Noted::Again, |entry| Noted::New(entry.path.clone()));
+        }
+        let lately = Lately { idle: idle.unwrap_or(0), value, ..Lately::of(self.shape) };
+        Noted::New(self.first_access(path, 0, lately))
+    }
+
+    /// A path is accessed for the first time: by the next entry of the log.
+    fn first_access(&mut self, path: Path<'_>, ever: u8, lately: Lately) -> Rc<[u8]> {
         let first = u32::try_from(self.log.len()).unwrap_or(u32::MAX);
-        let lately = Lately { shape: self.shape, ..Lately::default() };
-        let new = Accessed { first, ever: 0, lately };
-        let accessed = self.accessed.entry(shared.clone()).or_insert(new);
-        accessed.ever |= look;
-        (accessed.in_shape(self.shape), shared)
+        let path: Rc<[u8]> = Rc::from(path.as_bytes());
+        self.accessed.insert(path.clone(), Accessed { first, ever, lately });
+        path
     }
 
     /// Appends to the log; it costs `cost` to do it again, beside following the path.
@@ -437,26 +507,21 @@ impl Transaction {
         domains: &Domains,
     ) -> Result<Node, Error> {
         let seen = self.work.tree.find(caller, path, Access::READ).cloned();
-        if self.has_seen(path, what) {
-            return seen;
-        }
-        if what == What::Subtree {
+        if what == What::Subtree && !self.has_seen(path, what) {
             // What is written from now on must not replace what was written before, which this has seen.
             self.shape = self.shape.saturating_add(1);
         }
-        let (lately, path) = self.access(path, what.bit());
-        let what = if lately.value.is_some() { what.of_own_value() } else { what };
-        lately.looks |= what.bit();
-        let shown =
-            seen.as_ref().map_or_else(|error| Seen::Error(*error), |node| what.of(node, domains));
-        self.first_read.get_or_insert_with(|| path.clone());
-        let size = seen.as_ref().map_or(0, |node| node.value().len());
-        self.append(
-            path,
-            Asked::Read { what, seen: shown },
-            LOGGED_WEIGHT,
-            1u32.saturating_add(cost_of(size)),
-        );
+        if let Some((what, path)) = self.note_look(path, what) {
+            let (shown, size) = match &seen {
+                Ok(node) => (what.of(node, domains), node.value().len()),
+                Err(error) => (Seen::Error(*error), 0),
+            };
+            if self.first_read.is_none() {
+                self.first_read = Some(path.clone());
+            }
+            let cost = cost_of(size).saturating_add(1);
+            self.append(path, Asked::Read { what, seen: shown }, LOGGED_WEIGHT, cost);
+        }
         seen
     }
 
@@ -475,22 +540,15 @@ impl Transaction {
         let is_new_shape =
             ledger.churn.made != made || matches!(done, Ok(Done::Removed(_) | Done::Permitted(_)));
         self.shape = self.shape.saturating_add(u32::from(is_new_shape));
-        let next = u32::try_from(self.log.len()).unwrap_or(u32::MAX);
-        let (lately, path) = self.access(path, 0);
-        if let Some(bit) = change.idle_bit(&done) {
-            if lately.idle & bit != 0 {
+        let is_of_value = matches!((change, &done), (Change::Put(Put::Value(_)), Ok(_)));
+        let path = match self.note_change(path, change.idle_bit(&done), is_of_value) {
+            Noted::Again => return answer,
+            Noted::Replaces(entry) => {
+                self.rewrite(entry, change);
                 return answer;
             }
-            lately.idle |= bit;
-        }
-        if let (Change::Put(Put::Value(value)), Ok(_)) = (change, &done) {
-            let before = lately.value;
-            lately.value = Some(before.unwrap_or(next));
-            if let Some(before) = before {
-                self.rewrite(before, value);
-                return answer;
-            }
-        }
+            Noted::New(path) => path,
+        };
         let asked = match change {
             Change::Put(Put::Value(value)) => Asked::Write { value: Rc::from(*value), answer },
             Change::Put(Put::Nothing) => Asked::Mkdir { answer },
@@ -504,14 +562,14 @@ impl Transaction {
     }
 
     /// Has an entry of the log write another value.
-    fn rewrite(&mut self, entry: u32, new: &[u8]) {
+    fn rewrite(&mut self, entry: u32, change: &Change<'_>) {
         let entry = self.log.get_mut(entry as usize).map(|entry| &mut entry.asked);
-        if let Some(Asked::Write { value, .. }) = entry {
+        if let (Some(Asked::Write { value, .. }), Change::Put(Put::Value(new))) = (entry, change) {
             let more = (new.len() as i64).saturating_sub(value.len() as i64);
             self.log_weight = self.log_weight.saturating_add(more);
             let cost = self.cost.saturating_add(cost_of(new.len()));
             self.cost = cost.saturating_sub(cost_of(value.len()));
-            *value = Rc::from(new);
+            *value = Rc::from(*new);
         }
     }
 
