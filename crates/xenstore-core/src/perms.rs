@@ -95,14 +95,14 @@ pub struct Caller {
 }
 
 impl Caller {
-    fn is(&self, domid: DomId) -> bool {
-        self.domid == domid || self.target.is_some_and(|(target, _)| target == domid)
+    /// Whether the entry is for it, or for its target.
+    fn is(&self, perm: &Perm) -> bool {
+        (perm.domid == self.domid && perm.incarnation == self.incarnation)
+            || self.target == Some((perm.domid, perm.incarnation))
     }
 
     fn matches(&self, perm: &Perm) -> bool {
-        (perm.domid.0 == DOMID_ANY && perm.incarnation != Incarnation::VOID)
-            || (perm.domid == self.domid && perm.incarnation == self.incarnation)
-            || self.target == Some((perm.domid, perm.incarnation))
+        (perm.domid.0 == DOMID_ANY && perm.incarnation != Incarnation::VOID) || self.is(perm)
     }
 }
 
@@ -158,7 +158,7 @@ impl Perms {
     /// Whether `caller` may change these permissions.
     #[must_use]
     pub fn is_owner(&self, caller: &Caller) -> bool {
-        caller.privileged || caller.is(self.owner.domid) || self.owner.domid.0 == DOMID_ANY
+        caller.privileged || caller.is(&self.owner) || self.owner.domid.0 == DOMID_ANY
     }
 
     /// Reads `<letter><domid>\0…`; `incarnation` tells which domain of a number is meant.
@@ -245,6 +245,15 @@ mod tests {
     fn entries_are_for_one_incarnation() {
         let perms = perms(b"n1\0b3\0").unwrap();
         assert_eq!(perms.access(&guest(3, 3)), Access::BOTH);
+        assert_eq!(perms.access(&guest(3, 4)), Access::NONE);
+    }
+
+    /// Nodes of a dead domain may be there for a while after its death.
+    #[test]
+    fn a_successor_is_no_owner() {
+        let perms = perms(b"n3\0").unwrap();
+        assert!(perms.is_owner(&guest(3, 3)));
+        assert!(!perms.is_owner(&guest(3, 4)));
         assert_eq!(perms.access(&guest(3, 4)), Access::NONE);
     }
 

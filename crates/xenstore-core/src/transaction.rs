@@ -12,7 +12,7 @@ use crate::path::Path;
 use crate::perms::{Access, Caller, Perm, Perms};
 use crate::server::ConnId;
 use crate::server::domain::{Delta, Domains, Ledger};
-use crate::tree::{Churn, Done, Node, Put, Tree};
+use crate::tree::{Churn, Debris, Done, Node, Put, Tree};
 use crate::wire::Error;
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
@@ -203,6 +203,40 @@ impl Rerun {
     fn of(tree: Tree) -> Self {
         Self { tree, deltas: Vec::new(), changed: Vec::new(), churn: Churn::default() }
     }
+
+    /// What is to be freed of it.
+    pub(crate) fn into_leftovers(self) -> Leftovers {
+        let (trees, changed) = (Vec::from([self.tree]), self.changed);
+        Leftovers { trees, changed, log: Vec::new(), accessed: BTreeMap::new() }
+    }
+}
+
+/// What a transaction has let go of, to be freed.
+pub(crate) struct Leftovers {
+    trees: Vec<Tree>,
+    changed: Vec<Changed>,
+    log: Vec<Entry>,
+    accessed: BTreeMap<Rc<[u8]>, Accessed>,
+}
+
+impl Leftovers {
+    /// Frees as many of its parts as `left` says; whether none is left but what has become debris.
+    pub(crate) fn free_some(&mut self, debris: &mut Debris, left: &mut u32) -> bool {
+        while *left > 0 {
+            if self.log.pop().is_none() && self.accessed.pop_first().is_none() {
+                match self.changed.pop() {
+                    Some((_, Done::Removed(node))) => debris.push(node),
+                    Some(_) => {}
+                    None => {
+                        self.trees.drain(..).for_each(|tree| debris.push_tree(tree));
+                        return true;
+                    }
+                }
+            }
+            *left = left.saturating_sub(1);
+        }
+        false
+    }
 }
 
 /// Bytes that a permission entry takes.
@@ -335,15 +369,25 @@ impl Transaction {
         }
     }
 
+    /// What is to be freed of it.
+    pub(crate) fn into_leftovers(self) -> Leftovers {
+        let Self { base, work, log, accessed, .. } = self;
+        Leftovers { trees: Vec::from([base, work.tree]), changed: work.changed, log, accessed }
+    }
+
     /// Lets go of all that it keeps alive.
-    pub(crate) fn give_up(&mut self) {
+    pub(crate) fn give_up(&mut self) -> Leftovers {
         let nothing = self.base.emptied();
-        self.work = Rerun::of(nothing.clone());
-        self.base = nothing;
-        self.log = Vec::new();
-        self.accessed = BTreeMap::new();
+        let base = core::mem::replace(&mut self.base, nothing.clone());
+        let work = core::mem::replace(&mut self.work, Rerun::of(nothing));
         self.log_weight = 0;
         (self.lost, self.doomed) = (true, true);
+        Leftovers {
+            trees: Vec::from([base, work.tree]),
+            changed: work.changed,
+            log: core::mem::take(&mut self.log),
+            accessed: core::mem::take(&mut self.accessed),
+        }
     }
 
     /// What it counts for the quota `memory`: its log, and what it has of its own of the tree.
@@ -519,7 +563,8 @@ impl Transaction {
             if self.first_read.is_none() {
                 self.first_read = Some(path.clone());
             }
-            let cost = cost_of(size).saturating_add(1);
+            // Read, and not copied.
+            let cost = (cost_of(size) / 4).saturating_add(1);
             self.append(path, Asked::Read { what, seen: shown }, LOGGED_WEIGHT, cost);
         }
         seen
@@ -608,16 +653,18 @@ impl Transaction {
     }
 
     /// Goes on from a later state of the store, on which the log has run.
-    pub(crate) fn rebase(&mut self, base: Tree, deaths: u64, work: Rerun) {
-        self.base = base;
+    pub(crate) fn rebase(&mut self, base: Tree, deaths: u64, work: Rerun) -> Leftovers {
         self.deaths = deaths;
-        self.work = work;
+        let base = core::mem::replace(&mut self.base, base);
+        let work = core::mem::replace(&mut self.work, work);
+        let (trees, changed) = (Vec::from([base, work.tree]), work.changed);
+        Leftovers { trees, changed, log: Vec::new(), accessed: BTreeMap::new() }
     }
 }
 
-/// What moving so many bytes costs.
+/// What copying so many bytes into new memory costs.
 fn cost_of(bytes: usize) -> u32 {
-    u32::try_from(bytes / 512).unwrap_or(u32::MAX)
+    u32::try_from(bytes / 128).unwrap_or(u32::MAX)
 }
 
 fn note(changed: &mut Vec<Changed>, path: &Rc<[u8]>, done: Result<Done, Error>) {

@@ -3,10 +3,12 @@
 
 #[path = "suite/common/mod.rs"]
 mod common;
+#[path = "suite/time.rs"]
+mod time;
 
 use common::Store;
-use common::time::Moment;
 use std::time::Duration;
+use time::Moment;
 use xenstore_core::server::ConnId;
 use xenstore_core::wire::{Header, MsgType};
 

@@ -1,10 +1,14 @@
 //! CONTROL `check`: what is accounted for, compared with what is there.
+//!
+//! The nodes of a large store are looked at in slices, in a snapshot, and compared with the accounts of that moment.
 
+use super::domain::Domains;
 use super::event::{INTRODUCE, RELEASE};
 use super::{DomId, Notice, Server};
-use crate::path::Path;
+use crate::limits::SLICE_COST;
 use crate::quota::{Quota, Values};
-use crate::tree::{Go, Node};
+use crate::tree::{Node, Traversal, Tree};
+use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::String;
@@ -13,37 +17,144 @@ use alloc::vec::Vec;
 /// What is accounted for as it comes and goes.
 const ACCOUNTS: [Quota; 4] = [Quota::Nodes, Quota::Memory, Quota::Watches, Quota::Transactions];
 
-/// What each domain was found to have.
+/// Of each domain, how much of each quota.
 #[derive(Default)]
-struct Found(BTreeMap<DomId, Values<i64>>);
+struct Accounts(BTreeMap<DomId, Values<i64>>);
 
-impl Found {
+impl Accounts {
     fn add(&mut self, domid: DomId, quota: Quota, more: i64) {
         let values = self.0.entry(domid).or_default();
         values.set(quota, values.get(quota).saturating_add(more));
     }
 
-    fn node(&mut self, node: &Node) {
+    fn add_node(&mut self, node: &Node) {
         let owner = node.perms().owner().domid;
         self.add(owner, Quota::Nodes, 1);
         self.add(owner, Quota::Memory, node.weight());
     }
 }
 
-impl Server {
-    /// Compares what is accounted for with what is there. Differences are logged.
-    pub(super) fn check_store(&mut self) {
-        let (mut found, mut wrong) = (Found::default(), Vec::new());
-        self.tree.visit(Path::ROOT, |path, node| {
-            found.node(node);
-            if !is_in_order(node) {
-                let path = String::from_utf8_lossy(path);
-                wrong.push(format!("the list of children of {path} is not in order"));
+/// A check that is not done yet.
+pub(super) struct Check {
+    tree: Tree,
+    /// What the domains are charged for.
+    charged: Accounts,
+    /// What they were found to have.
+    found: Accounts,
+    wrong: Vec<String>,
+    /// The path of the node that was looked at last; `None` before the first.
+    last: Option<Vec<u8>>,
+    /// The lists of children from the root to where the walk is.
+    lists: Vec<List>,
+}
+
+/// A list of children, as far as it was walked.
+struct List {
+    /// Of the node whose children they are, relative to the root.
+    path: Vec<u8>,
+    /// How many children the node says that it has, and the length of their names.
+    said: (usize, usize),
+    seen: (usize, usize),
+    /// The name of the last.
+    last: Vec<u8>,
+    is_sorted: bool,
+}
+
+impl Check {
+    /// Looks at a node whose path is `path`.
+    fn node(&mut self, path: &[u8], node: &Node) {
+        let parent = path.iter().rposition(|byte| *byte == b'/').unwrap_or(0);
+        let parent = path.get(..parent).unwrap_or_default();
+        while self.lists.last().is_some_and(|list| list.path != parent) {
+            self.close_list();
+        }
+        if let Some(list) = self.lists.last_mut().filter(|_| !path.is_empty()) {
+            list.is_sorted &= list.seen.0 == 0 || list.last.as_slice() < node.name();
+            list.seen.0 = list.seen.0.saturating_add(1);
+            list.seen.1 = list.seen.1.saturating_add(node.name().len()).saturating_add(1);
+            list.last.clear();
+            list.last.extend_from_slice(node.name());
+        }
+        if let Some(dir) = node.dir() {
+            self.lists.push(List {
+                path: Vec::from(path),
+                said: (dir.len() as usize, dir.names_len() as usize),
+                seen: (0, 0),
+                last: Vec::new(),
+                is_sorted: true,
+            });
+        }
+    }
+
+    /// A list of children ends.
+    fn close_list(&mut self) {
+        if let Some(list) = self.lists.pop()
+            && !(list.is_sorted && list.said == list.seen)
+        {
+            let path = String::from_utf8_lossy(&list.path);
+            self.wrong.push(format!("the list of children of /{path} is not in order"));
+        }
+    }
+
+    /// Looks at some nodes; whether those were all.
+    fn look(&mut self, domains: &Domains) -> bool {
+        let tree = self.tree.clone();
+        let mut walk = match &self.last {
+            None => Traversal::whole(tree.root()),
+            Some(last) => Traversal::after(tree.root(), last),
+        };
+        for _ in 0..SLICE_COST {
+            let Some(node) = walk.next() else {
+                while !self.lists.is_empty() {
+                    self.close_list();
+                }
+                return true;
+            };
+            self.node(walk.path(), node);
+            if !domains.is_orphans(&node.perms().owner()) {
+                self.found.add_node(node);
             }
-            Go::On
-        });
+        }
+        self.last = Some(Vec::from(walk.path()));
+        false
+    }
+
+    /// What is wrong, each in a line.
+    fn into_wrong(self) -> Vec<String> {
+        let Self { charged, mut found, mut wrong, .. } = self;
+        for (domid, charged) in &charged.0 {
+            let values = found.0.remove(domid).unwrap_or_default();
+            for quota in ACCOUNTS {
+                let (known, found) = (charged.get(quota), values.get(quota));
+                if known != found {
+                    let (domid, name) = (domid.0, quota.about().name);
+                    wrong.push(format!(
+                        "domain {domid} has {found} of {name} and is charged for {known}"
+                    ));
+                }
+            }
+        }
+        wrong.extend(found.0.keys().map(|domid| {
+            format!("nodes belong to domain {}, which the store does not know", domid.0)
+        }));
+        wrong
+    }
+}
+
+impl Server {
+    /// Begins to compare what is accounted for with what is there. Differences are logged.
+    pub(super) fn check_store(&mut self) {
+        // An owner that is gone by the time its nodes are looked at would be unknown.
+        self.finish_burials();
+        let (mut charged, mut found, mut wrong) =
+            (Accounts::default(), Accounts::default(), Vec::new());
+        for (domid, domain) in self.domains.iter() {
+            for quota in ACCOUNTS {
+                charged.add(domid, quota, domain.usage.now(quota));
+            }
+        }
         for special in [INTRODUCE, RELEASE] {
-            self.tree.special(special).into_iter().for_each(|node| found.node(node));
+            self.tree.special(special).into_iter().for_each(|node| found.add_node(node));
         }
         let mut set = 0usize;
         for conn in self.conns.iter().flatten() {
@@ -58,24 +169,27 @@ impl Server {
                 found.add(conn.domid, Quota::Memory, transaction.weight());
             }
         }
+        for (domid, incarnation, weight) in self.rubbish.charges() {
+            if self.domains.incarnation(domid) == incarnation {
+                found.add(domid, Quota::Memory, weight);
+            }
+        }
         if set != self.watches.len() {
             wrong.push(format!("{} watches are indexed and {set} are set", self.watches.len()));
         }
-        for (domid, domain) in self.domains.iter() {
-            let values = found.0.remove(&domid).unwrap_or_default();
-            for quota in ACCOUNTS {
-                let (known, found) = (domain.usage.now(quota), values.get(quota));
-                if known != found {
-                    let (domid, name) = (domid.0, quota.about().name);
-                    wrong.push(format!(
-                        "domain {domid} has {found} of {name} and is charged for {known}"
-                    ));
-                }
-            }
+        let (tree, lists) = (self.tree.clone(), Vec::new());
+        self.check = Some(Box::new(Check { tree, charged, found, wrong, last: None, lists }));
+        self.check_some();
+    }
+
+    /// Goes on with a check.
+    pub(super) fn check_some(&mut self) {
+        let Some(mut check) = self.check.take() else { return };
+        if !check.look(&self.domains) {
+            self.check = Some(check);
+            return;
         }
-        wrong.extend(found.0.keys().map(|domid| {
-            format!("nodes belong to domain {}, which the store does not know", domid.0)
-        }));
+        let wrong = check.into_wrong();
         if wrong.is_empty() {
             self.domains.notice(Notice::Info(String::from("check: the store is in order")));
         }
@@ -84,12 +198,4 @@ impl Server {
             self.domains.notice(Notice::Warn { domid: None, text });
         }
     }
-}
-
-/// Whether the children of a node are sorted, and as many and as long as the node has noted.
-fn is_in_order(node: &Node) -> bool {
-    let names: Vec<&[u8]> = node.children().map(Node::name).collect();
-    let len = names.iter().map(|name| name.len().saturating_add(1)).fold(0, usize::saturating_add);
-    let known = node.dir().map_or((0, 0), |dir| (dir.len() as usize, dir.names_len() as usize));
-    names.is_sorted_by(|one, two| one < two) && known == (names.len(), len)
 }

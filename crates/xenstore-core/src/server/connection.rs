@@ -31,17 +31,85 @@ const EVENTS_KEPT: usize = 64;
 /// A watch event that has not been encoded yet.
 type Pending = (WatchId, Rc<[u8]>);
 
+/// The events of a connection that have not been encoded yet, in order. One that waits already is not added again.
+#[derive(Default)]
+pub(crate) struct Events {
+    /// Each with the bytes that it takes. Those of watches that are gone are passed over when their turn comes.
+    queue: VecDeque<(Pending, usize)>,
+    /// The same, where more than [`SCAN_MAX`] wait.
+    known: BTreeSet<Pending>,
+    /// Bytes that they take.
+    size: usize,
+}
+
+impl Events {
+    pub(crate) fn len(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// Bytes that they take.
+    pub(crate) fn size(&self) -> usize {
+        self.size
+    }
+
+    /// Queues an event that takes so many bytes; whether it did not wait already.
+    fn push(&mut self, event: Pending, size: usize) -> bool {
+        let waits = match self.known.is_empty() {
+            true => self.queue.iter().any(|(known, _)| *known == event),
+            false => self.known.contains(&event),
+        };
+        if waits {
+            return false;
+        }
+        self.queue.push_back((event.clone(), size));
+        self.size = self.size.saturating_add(size);
+        match self.queue.len() {
+            0..=SCAN_MAX => {}
+            _ if self.known.is_empty() => {
+                self.known.extend(self.queue.iter().map(|(event, _)| event.clone()));
+            }
+            _ => drop(self.known.insert(event)),
+        }
+        true
+    }
+
+    fn pop(&mut self) -> Option<Pending> {
+        let (event, size) = self.queue.pop_front()?;
+        if !self.known.is_empty() {
+            self.known.remove(&event);
+        }
+        self.size = self.size.saturating_sub(size);
+        Some(event)
+    }
+
+    /// Gives memory back that many events have needed.
+    fn shrink(&mut self) {
+        let used = self.queue.len();
+        if self.queue.capacity() > used.saturating_mul(2).saturating_add(EVENTS_KEPT) {
+            self.queue.shrink_to(used.saturating_add(EVENTS_KEPT));
+        }
+    }
+
+    /// Frees as many as `left` says; whether none is left.
+    pub(crate) fn free_some(&mut self, left: &mut u32) -> bool {
+        while *left > 0 {
+            if self.known.pop_first().is_none() && self.queue.pop_front().is_none() {
+                return true;
+            }
+            *left = left.saturating_sub(1);
+        }
+        false
+    }
+}
+
 pub(crate) struct Connection {
     pub(crate) domid: DomId,
     pub(crate) transport: Transport,
     /// Encoded and not sent yet, from `sent` on.
     out: Vec<u8>,
     sent: usize,
-    /// Events behind what is encoded, in order. One that waits already is not added again: where more
-    /// than [`SCAN_MAX`] wait, they are in a set as well.
-    events: VecDeque<Pending>,
-    waiting: BTreeSet<Pending>,
-    events_len: usize,
+    /// Those behind what is encoded.
+    events: Events,
     /// For rings: how many bytes of `out` each unread reply ends at, counted from its start.
     replies: VecDeque<usize>,
     pub(crate) watches: BTreeMap<Rc<[u8]>, WatchId>,
@@ -69,9 +137,7 @@ impl Connection {
             transport,
             out: Vec::new(),
             sent: 0,
-            events: VecDeque::new(),
-            waiting: BTreeSet::new(),
-            events_len: 0,
+            events: Events::default(),
             replies: VecDeque::new(),
             watches: BTreeMap::new(),
             transactions: Transactions::default(),
@@ -155,50 +221,14 @@ impl Connection {
         }
     }
 
-    /// Queues an event, unless the same one waits already; the bytes it takes.
-    pub(crate) fn push_event(&mut self, watch: WatchId, path: &Rc<[u8]>, len: usize) -> usize {
-        let waits = if self.waiting.is_empty() {
-            self.events.iter().any(|(id, known)| *id == watch && known == path)
-        } else {
-            self.waiting.contains(&(watch, path.clone()))
-        };
-        if waits {
-            return 0;
-        }
-        self.events.push_back((watch, path.clone()));
-        match self.events.len() {
-            0..=SCAN_MAX => {}
-            _ if self.waiting.is_empty() => self.waiting.extend(self.events.iter().cloned()),
-            _ => drop(self.waiting.insert((watch, path.clone()))),
-        }
-        let len = len.saturating_add(EVENT_WEIGHT);
-        self.events_len = self.events_len.saturating_add(len);
-        len
+    /// Queues an event, unless the same one waits already; whether it did not.
+    pub(crate) fn push_event(&mut self, watch: WatchId, path: &Rc<[u8]>, len: usize) -> bool {
+        self.events.push((watch, path.clone()), len.saturating_add(EVENT_WEIGHT))
     }
 
-    /// Drops the events of a watch that is gone; how many were looked through.
-    pub(crate) fn drop_events(&mut self, watch: WatchId, watches: &Watches) -> usize {
-        if self.events.is_empty() {
-            return 0;
-        }
-        let looked_through = self.events.len();
-        self.events.retain(|(id, _)| *id != watch);
-        self.waiting.retain(|(id, _)| *id != watch);
-        self.events_len = self
-            .events
-            .iter()
-            .map(|event| event_len(event, watches))
-            .fold(0, usize::saturating_add);
-        looked_through
-    }
-
-    /// Drops all events; how many there were.
-    pub(crate) fn drop_all_events(&mut self) -> usize {
-        let waited = self.events.len();
-        self.events = VecDeque::new();
-        self.waiting.clear();
-        self.events_len = 0;
-        waited
+    /// Drops all events.
+    pub(crate) fn take_events(&mut self) -> Events {
+        core::mem::take(&mut self.events)
     }
 
     /// What counts for the quota `memory` beside its watches and transactions.
@@ -208,7 +238,7 @@ impl Connection {
 
     /// Bytes that wait to be sent.
     pub(crate) fn unread(&self) -> usize {
-        self.out.len().saturating_sub(self.sent).saturating_add(self.events_len)
+        self.out.len().saturating_sub(self.sent).saturating_add(self.events.size())
     }
 
     /// What is encoded, after encoding as much as one send may take. Not more: an event that is not encoded
@@ -219,12 +249,8 @@ impl Connection {
             Transport::Ring => RING_BYTES,
         };
         while self.out.len().saturating_sub(self.sent) < enough
-            && let Some(event) = self.events.pop_front()
+            && let Some(event) = self.events.pop()
         {
-            if !self.waiting.is_empty() {
-                self.waiting.remove(&event);
-            }
-            self.events_len = self.events_len.saturating_sub(event_len(&event, watches));
             encode(&event, watches, &mut self.out);
         }
         self.out.get(self.sent..).unwrap_or_default()
@@ -253,10 +279,7 @@ impl Connection {
         if self.out.capacity() > used.saturating_mul(2).saturating_add(SENT_MAX) {
             self.out.shrink_to(used.saturating_add(SENT_MAX));
         }
-        let used = self.events.len();
-        if self.events.capacity() > used.saturating_mul(2).saturating_add(EVENTS_KEPT) {
-            self.events.shrink_to(used.saturating_add(EVENTS_KEPT));
-        }
+        self.events.shrink();
     }
 
     /// All that waits to be sent, encoded, for the state's stream: first so many bytes of a message of
@@ -269,7 +292,7 @@ impl Connection {
             Some(sent) => message_len(self.out.get(start..).unwrap_or_default())
                 .map_or(out.len(), |len| len.saturating_sub(sent)),
         };
-        for event in &self.events {
+        for (event, _) in &self.events.queue {
             encode(event, watches, &mut out);
         }
         (partial, out)
@@ -308,11 +331,10 @@ impl Connection {
         Ok(())
     }
 
-    /// Forgets all output.
+    /// Forgets all output but events.
     pub(crate) fn clear_output(&mut self) {
         self.out = Vec::new();
         self.sent = 0;
-        self.drop_all_events();
         self.replies.clear();
     }
 }
@@ -347,11 +369,4 @@ fn message_start(out: &[u8], at: usize) -> usize {
         start = end;
     }
     start
-}
-
-/// Bytes that an event takes while it waits; 0 for one whose watch is gone.
-fn event_len((id, path): &Pending, watches: &Watches) -> usize {
-    let Some(watch) = watches.get(*id) else { return 0 };
-    let shown = path.len().saturating_sub(watch.hidden);
-    shown.saturating_add(watch.token().len()).saturating_add(2).saturating_add(EVENT_WEIGHT)
 }

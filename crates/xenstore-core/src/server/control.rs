@@ -17,7 +17,7 @@ use crate::limits::{PAYLOAD_MAX, WEIGHT_MAX};
 use crate::path::{Special, push_decimal};
 use crate::quota::{ALL, Kind, Quota};
 use crate::transaction::What;
-use crate::tree::{Iter, Node};
+use crate::tree::{Node, Traversal};
 use crate::wire::{Error, Strings};
 use alloc::format;
 use alloc::string::String;
@@ -166,21 +166,22 @@ impl Server {
         // A cursor is `+` and the path of the last node that was told.
         let mut walk = match cursor.strip_prefix(b"+") {
             None if !cursor.is_empty() => return Err(Error::Inval.into()),
-            None => Walk::whole(&root),
-            Some(last) => Walk::after(&root, last),
+            None => Traversal::whole(&root),
+            Some(last) => Traversal::after(&root, last),
         };
         let mut records = Vec::new();
         let mut last = Vec::new();
         let complete = loop {
             let Some(node) = walk.next() else { break true };
             let start = records.len();
-            self.write_record(&walk.path, node, &mut records);
-            let taken = records.len().saturating_add(walk.path.len()).saturating_add(2);
+            self.write_record(walk.path(), node, &mut records);
+            let taken = records.len().saturating_add(walk.path().len()).saturating_add(2);
             if taken > PAYLOAD_MAX {
                 records.truncate(start);
                 break false;
             }
-            last.clone_from(&walk.path);
+            last.clear();
+            last.extend_from_slice(walk.path());
         };
         match (complete, records.is_empty()) {
             (true, _) => self.answer(request, &[b"\0", &records]),
@@ -199,63 +200,5 @@ impl Server {
         push_decimal(node.value().len() as u64, to);
         to.push(0);
         to.extend_from_slice(node.value());
-    }
-}
-
-/// A walk over a subtree that can be taken up again where it stopped.
-struct Walk<'a> {
-    root: Option<&'a Node>,
-    path: Vec<u8>,
-    stack: Vec<(Iter<'a>, usize)>,
-}
-
-impl<'a> Walk<'a> {
-    fn whole(root: &'a Node) -> Self {
-        Self { root: Some(root), path: Vec::new(), stack: Vec::new() }
-    }
-
-    /// What comes behind the node at `last`, whether that is still there or not.
-    fn after(root: &'a Node, last: &[u8]) -> Self {
-        let mut walk = Self { root: None, path: Vec::new(), stack: Vec::new() };
-        let mut node = Some(root);
-        for name in last.split(|byte| *byte == b'/').filter(|name| !name.is_empty()) {
-            let Some(dir) = node.and_then(Node::dir) else { return walk };
-            walk.stack.push((dir.iter_after(name), walk.path.len()));
-            node = dir.get(name);
-            walk.enter(name);
-        }
-        walk.descend(node);
-        walk
-    }
-
-    fn enter(&mut self, name: &[u8]) {
-        if !self.path.is_empty() {
-            self.path.push(b'/');
-        }
-        self.path.extend_from_slice(name);
-    }
-
-    fn descend(&mut self, node: Option<&'a Node>) {
-        if let Some(dir) = node.and_then(Node::dir) {
-            self.stack.push((dir.iter(), self.path.len()));
-        }
-    }
-
-    fn next(&mut self) -> Option<&'a Node> {
-        if let Some(root) = self.root.take() {
-            self.descend(Some(root));
-            return Some(root);
-        }
-        loop {
-            let (children, len) = self.stack.last_mut()?;
-            self.path.truncate(*len);
-            let Some(child) = children.next() else {
-                self.stack.pop();
-                continue;
-            };
-            self.enter(child.name());
-            self.descend(Some(child));
-            return Some(child);
-        }
     }
 }

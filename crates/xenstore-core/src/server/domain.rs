@@ -2,7 +2,7 @@
 
 use super::{ConnId, DomId, Host, Notice};
 use crate::digest::Secret;
-use crate::limits::{NODE_WEIGHT, NOTICES_MAX, WEIGHT_DEFAULT};
+use crate::limits::{DOMID_ANY, NODE_WEIGHT, NOTICES_MAX, WEIGHT_DEFAULT};
 use crate::path::Path;
 use crate::perms::{Caller, Incarnation, Perm, Perms};
 use crate::quota::{Kind, Limits, Quota, Usage};
@@ -46,6 +46,8 @@ pub(crate) struct Domains {
     last_incarnation: u32,
     /// How many domains have gone: what a transaction saw of them may be void since.
     pub(crate) deaths: u64,
+    /// There may be nodes whose owner is gone.
+    pub(crate) has_orphans: bool,
     /// Each domain that is another's target, and that one.
     targets: BTreeSet<(DomId, DomId)>,
     pub(crate) store_domain: DomId,
@@ -67,6 +69,7 @@ impl Domains {
             table: BTreeMap::new(),
             last_incarnation: Incarnation::NEVER.0,
             deaths: 0,
+            has_orphans: false,
             targets: BTreeSet::new(),
             store_domain,
             priv_domain,
@@ -170,6 +173,13 @@ impl Domains {
     /// Which domain of this number lives now.
     pub(crate) fn incarnation(&self, domid: DomId) -> Incarnation {
         self.get(domid).map_or(Incarnation::NEVER, |domain| domain.incarnation)
+    }
+
+    /// Whether a node of this owner is charged to nobody, as the owner is gone.
+    pub(crate) fn is_orphans(&self, owner: &Perm) -> bool {
+        self.has_orphans
+            && owner.domid.0 != DOMID_ANY
+            && self.incarnation(owner.domid) != owner.incarnation
     }
 
     /// How many entries are for domains that live.
@@ -304,7 +314,7 @@ impl Ledger<'_> {
 
     /// Takes a removed node off its owner's account.
     pub(crate) fn disown(&mut self, gone: &Node) {
-        self.own(gone.perms().owner().domid, -1, gone.weight().saturating_neg());
+        self.own(&gone.perms().owner(), -1, gone.weight().saturating_neg());
         self.churn.removed = self.churn.removed.saturating_add(gone.weight());
     }
 
@@ -360,10 +370,11 @@ impl Ledger<'_> {
     }
 
     /// Notes that `owner` has so many more (or fewer) nodes and bytes.
-    pub(crate) fn own(&mut self, owner: DomId, nodes: i64, bytes: i64) {
-        if nodes == 0 && bytes == 0 {
+    pub(crate) fn own(&mut self, owner: &Perm, nodes: i64, bytes: i64) {
+        if (nodes == 0 && bytes == 0) || self.domains.is_orphans(owner) {
             return;
         }
+        let owner = owner.domid;
         match self.deltas.iter_mut().find(|delta| delta.domid == owner) {
             Some(delta) => {
                 delta.nodes = delta.nodes.saturating_add(nodes);

@@ -78,6 +78,10 @@ impl Server {
         let mut entries = Vec::new();
         let mut result = Ok(());
         self.tree.visit(Path::ROOT, |path, node| {
+            // What a dead domain owned is as good as removed.
+            if self.domains.is_orphans(&node.perms().owner()) {
+                return Go::Past;
+            }
             result = out.put(&node_record(&self.domains, path, node, &mut entries));
             if result.is_ok() { Go::On } else { Go::Stop }
         });

@@ -186,7 +186,7 @@ impl Server {
             return;
         };
         *cost = cost.saturating_add(1);
-        if connection.push_event(id, path, len) == 0 {
+        if !connection.push_event(id, path, len) {
             counters.events_merged = counters.events_merged.wrapping_add(1);
             return;
         }

@@ -1,17 +1,13 @@
 //! Connections and domains that come and go.
 
 use super::event::{INTRODUCE, RELEASE};
-use super::{Attach, ConnId, DomId, Ended, Host, Notice, Orphans, Server};
-use crate::path::{Path, home_of};
-use crate::perms::Caller;
+use super::rubbish::Thing;
+use super::{Attach, ConnId, DomId, Ended, Host, Notice, Server};
 use crate::quota::Quota;
 use crate::server::connection::Transport;
 use crate::server::turn::Class;
-use crate::tree::Go;
 use crate::wire::Error;
 use alloc::format;
-use alloc::rc::Rc;
-use alloc::vec::Vec;
 
 impl Server {
     /// Introduces a domain on the daemon's own account (dom0's own ring at start-up).
@@ -86,23 +82,20 @@ impl Server {
     pub(super) fn drop_watches(&mut self, conn: ConnId) {
         let Some(connection) = self.conn_mut(conn) else { return };
         let domid = connection.domid;
-        // First: each watch would look through all that wait.
-        let events = connection.drop_all_events();
+        let events = connection.take_events();
         let watches = core::mem::take(&mut connection.watches);
-        let ids: Vec<_> = watches.into_values().collect();
-        for id in &ids {
-            self.forget_watch(conn, *id, domid);
+        self.charge_work(events.len().saturating_add(watches.len()));
+        for id in watches.into_values() {
+            self.forget_watch(id, domid);
         }
-        self.charge_work(events.saturating_add(ids.len()));
+        // It counted as unread until now.
+        let weight = events.size() as i64;
+        self.domains.charge(domid, Quota::Memory, weight);
+        self.discard(Thing::Events(events), domid, weight);
     }
 
-    /// Takes a watch out of the index and off the account; its unsent events go with it.
-    pub(super) fn forget_watch(&mut self, conn: ConnId, id: crate::watch::WatchId, domid: DomId) {
-        let Self { conns, watches, .. } = self;
-        if let Some(connection) = conns.get_mut(conn.0 as usize).and_then(Option::as_deref_mut) {
-            let looked_through = connection.drop_events(id, watches);
-            self.charge_work(looked_through);
-        }
+    /// Takes a watch out of the index and off the account. Its unsent events are passed over when their turn comes.
+    pub(super) fn forget_watch(&mut self, id: crate::watch::WatchId, domid: DomId) {
         if let Some(watch) = self.watches.remove(id) {
             self.domains.charge(domid, Quota::Watches, -1);
             self.domains.charge(domid, Quota::Memory, watch.weight().saturating_neg());
@@ -113,11 +106,12 @@ impl Server {
         let Some(connection) = self.conn_mut(conn) else { return };
         let domid = connection.domid;
         let transactions = core::mem::take(&mut connection.transactions);
-        for (id, transaction) in transactions.iter() {
+        for (id, transaction) in transactions.into_all() {
             self.end_turn(conn, id);
             self.close_snapshot(&transaction.snapshot);
             self.domains.charge(domid, Quota::Transactions, -1);
-            self.domains.charge(domid, Quota::Memory, transaction.weight().saturating_neg());
+            let weight = transaction.weight();
+            self.discard(Thing::Leftovers(transaction.into_leftovers()), domid, weight);
         }
     }
 
@@ -206,6 +200,7 @@ impl Server {
         }
         self.remove_nodes_of(domid);
         self.domains.forget(domid);
+        self.bury_some();
         if conn.is_some() {
             self.fire_special(RELEASE, domid);
         }
@@ -214,78 +209,6 @@ impl Server {
     /// The domains that the store knows, as the daemon must compare them with the hypervisor's.
     pub fn domains(&self) -> impl Iterator<Item = DomId> + '_ {
         self.domains.iter().map(|(domid, _)| domid)
-    }
-
-    /// Removes what a dead domain owned, or gives it to the privileged domain. A domain that owns nothing
-    /// costs nothing; else its home is looked through first, and the rest only until all is found.
-    fn remove_nodes_of(&mut self, domid: DomId) {
-        let mut home = Vec::new();
-        home_of(domid.0, &mut home);
-        for start in [Path::checked(&home), Path::ROOT] {
-            let owned = self.domains.get(domid).map_or(0, |domain| domain.usage.now(Quota::Nodes));
-            if owned <= 0 {
-                return;
-            }
-            self.remove_owned_below(domid, start, owned);
-        }
-        for special in [INTRODUCE, RELEASE] {
-            let owner = self.tree.special(special).map(|node| node.perms().owner().domid);
-            if owner == Some(domid) {
-                self.inherit(Path::checked(special));
-            }
-        }
-    }
-
-    fn remove_owned_below(&mut self, domid: DomId, start: Path<'_>, owned: i64) {
-        let keep = self.config.orphans == Orphans::Keep;
-        let mut found: Vec<Rc<[u8]>> = Vec::new();
-        let mut left = owned;
-        self.tree.visit(start, |path, node| {
-            if node.perms().owner().domid != domid {
-                return Go::On;
-            }
-            found.push(Rc::from(path));
-            left = left.saturating_sub(1);
-            match () {
-                // The root cannot be removed, and what is below it has owners of its own.
-                () if left > 0 && (keep || path == b"/") => Go::On,
-                () if left > 0 => Go::Past,
-                () => Go::Stop,
-            }
-        });
-        let own = self.own_caller();
-        for path in found {
-            let path = Path::checked(&path);
-            if keep || path.is_root() {
-                self.inherit(path);
-                continue;
-            }
-            let done = self.with_ledger(|tree, ledger| tree.remove(&own, path, ledger));
-            self.book(None);
-            if let Ok(done) = &done {
-                self.fire(path, done);
-            }
-        }
-    }
-
-    /// Gives a node to the privileged domain.
-    fn inherit(&mut self, path: Path<'_>) {
-        let (own, heir) = (self.own_caller(), self.domains.priv_domain);
-        let incarnation = self.domains.incarnation(heir);
-        let Some(perms) =
-            self.tree.get(path).map(|node| node.perms().with_owner(heir, incarnation))
-        else {
-            return;
-        };
-        // The privileged domain is refused nothing, and lives.
-        let _ =
-            self.with_ledger(|tree, ledger| tree.set_perms(&own, path, &Rc::new(perms), ledger));
-        self.book(None);
-    }
-
-    /// Who acts when nobody asked.
-    fn own_caller(&self) -> Caller {
-        self.domains.caller(self.domains.priv_domain)
     }
 
     /// Books what the last operation changed, which `author` asked for.

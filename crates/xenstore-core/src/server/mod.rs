@@ -5,6 +5,7 @@
 //! connections have some with [`Server::poll_ready`], and calls [`Server::tick`] no later than
 //! [`Server::deadline`]. Time is in microseconds of any clock that never goes back.
 
+mod burial;
 mod check;
 mod connection;
 mod control;
@@ -15,6 +16,7 @@ mod lifecycle;
 mod manage;
 mod request;
 mod restore;
+mod rubbish;
 mod session;
 mod snapshots;
 mod transactions;
@@ -32,8 +34,11 @@ use crate::wire::{Error, Header};
 use alloc::boxed::Box;
 use alloc::collections::{BTreeSet, VecDeque};
 use alloc::vec::Vec;
+use burial::Burials;
+use check::Check;
 use connection::{Connection, Transport};
 use domain::{Delta, Domains, Ledger};
+use rubbish::Rubbish;
 use snapshots::Snapshots;
 use turn::{Class, Turns};
 use waiting::{Attempt, WaitsFor};
@@ -198,6 +203,10 @@ pub struct Server {
     unread: BTreeSet<(u64, ConnId)>,
     turns: Turns,
     snapshots: Snapshots,
+    rubbish: Rubbish,
+    burials: Burials,
+    /// A CONTROL `check` that is not done yet.
+    check: Option<Box<Check>>,
     counters: Counters,
     /// What the request at hand has cost so far.
     cost: u32,
@@ -242,6 +251,9 @@ impl Server {
             unread: BTreeSet::new(),
             turns: Turns::default(),
             snapshots: Snapshots::default(),
+            rubbish: Rubbish::default(),
+            burials: Burials::new(),
+            check: None,
             counters: Counters::default(),
             cost: 0,
             path_scratch: Vec::new(),
@@ -429,7 +441,8 @@ impl Server {
     /// When [`Server::tick`] must be called at the latest.
     #[must_use]
     pub fn deadline(&self) -> Option<u64> {
-        if self.stale_snapshot().is_some() {
+        let busy = !self.burials.is_empty() || !self.rubbish.is_empty() || self.check.is_some();
+        if busy || self.stale_snapshot().is_some() {
             return Some(0);
         }
         self.turns.deadline().into_iter().chain(self.unread_deadline()).min()
@@ -441,6 +454,9 @@ impl Server {
         self.expire_turns();
         self.expire_unread();
         self.refresh_old_snapshots();
+        self.bury_some();
+        self.free_some();
+        self.check_some();
         self.run_waiting(Class::Guest, host);
     }
 

@@ -225,7 +225,7 @@ impl Restoring {
         let server = &mut self.restored.server;
         let snapshot = server.snapshot(conn, id);
         let mut transaction = Transaction::new(&server.tree, server.domains.deaths, snapshot);
-        transaction.give_up();
+        drop(transaction.give_up());
         transaction.torn = true;
         let weight = transaction.weight();
         let Some(connection) = server.conn_mut(conn) else { return Ok(()) };

@@ -1,6 +1,7 @@
 //! What a connection has of its own: watches and transactions.
 
 use super::request::{Outcome, Request, Stop, parse};
+use super::rubbish::Thing;
 use super::turn::Class;
 use super::waiting::WaitsFor;
 use super::{ConnId, DomId, Server};
@@ -75,7 +76,7 @@ impl Server {
         watch::key(path, token, &mut key);
         let removed =
             self.conn_mut(request.conn).and_then(|conn| conn.watches.remove(key.as_slice()));
-        self.forget_watch(request.conn, removed.ok_or(Error::NoEnt)?, request.caller.domid);
+        self.forget_watch(removed.ok_or(Error::NoEnt)?, request.caller.domid);
         self.ok(request)
     }
 
@@ -139,13 +140,11 @@ impl Server {
             connection.transactions.close(id);
         }
         self.domains.charge(request.caller.domid, Quota::Transactions, -1);
-        self.domains.charge(
-            request.caller.domid,
-            Quota::Memory,
-            transaction.weight().saturating_neg(),
-        );
         self.end_turn(request.conn, id);
         self.close_snapshot(&transaction.snapshot);
+        let weight = transaction.weight();
+        let leftovers = transaction.into_leftovers();
+        self.discard(Thing::Leftovers(leftovers), request.caller.domid, weight);
         self.note_replaced(Some(request.conn), outcome?);
         self.ok(request)
     }
@@ -180,27 +179,28 @@ impl Server {
                 return Err(Stop::Wait(WaitsFor::AnEnd));
             }
         }
-        let rerun;
-        let work = if transaction.is_current(&self.tree, self.domains.deaths) && !transaction.doomed
-        {
-            &transaction.work
-        } else {
+        let mut rerun = None;
+        if !transaction.is_current(&self.tree, self.domains.deaths) || transaction.doomed {
             match self.rerun(transaction, self.tree.clone(), &caller) {
-                Ok(work) => rerun = work,
+                Ok(work) => rerun = Some(work),
                 Err(conflict) => {
                     self.counters.conflicts = self.counters.conflicts.wrapping_add(1);
                     self.refused(&caller, transaction, &conflict);
                     return Err(conflict.error.into());
                 }
             }
-            &rerun
-        };
-        self.tree = work.tree.clone();
+        }
+        let work = rerun.as_ref().unwrap_or(&transaction.work);
+        self.replace_tree(work.tree.clone());
         self.domains.book(&work.deltas);
         self.counters.commits = self.counters.commits.wrapping_add(1);
         for (path, done) in &work.changed {
             self.fire(Path::checked(path), done);
         }
-        Ok(work.churn)
+        let churn = work.churn;
+        if let Some(rerun) = rerun {
+            self.discard(Thing::Leftovers(rerun.into_leftovers()), caller.domid, 0);
+        }
+        Ok(churn)
     }
 }

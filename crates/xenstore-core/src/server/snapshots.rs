@@ -3,10 +3,11 @@
 //! A snapshot shares its parts with the store, so it keeps whatever is replaced there as long as it is open. What its own
 //! domain has replaced is charged to that domain; what others have is bounded for all snapshots together.
 
+use super::rubbish::Thing;
 use super::{ConnId, DomId, Notice, Server};
 use crate::limits::{HOLD_MAX_US, SNAPSHOT_BYTES, SNAPSHOT_BYTES_MAX, SNAPSHOT_WORK_MAX};
 use crate::quota::{Kind, Quota};
-use crate::transaction::{Rerun, Snapshot, Transaction};
+use crate::transaction::{Leftovers, Rerun, Snapshot, Transaction};
 use crate::tree::Churn;
 use alloc::collections::BTreeSet;
 use alloc::format;
@@ -106,15 +107,20 @@ impl Server {
     /// replaced: nothing was asked for that could be refused instead.
     fn give_up_for_room(&mut self, conn: ConnId, domid: DomId) {
         let limit = i64::from(self.domains.limit(domid, Quota::Memory, Kind::Hard));
-        while limit != 0
-            && self.domains.get(domid).is_some_and(|domain| domain.usage.now(Quota::Memory) > limit)
+        let used = self.domains.get(domid).map_or(0, |domain| domain.usage.now(Quota::Memory));
+        let mut over = if limit == 0 { 0 } else { used.saturating_sub(limit) };
+        while over > 0
             && let Some(connection) = self.conn_mut(conn)
-            && connection.past.kept() > 0
+            && let kept = connection.past.kept()
+            && kept > 0
             && let Some((_, id)) = connection.past.open.first().copied()
             && let Some(mut transaction) = connection.transactions.lend(id)
         {
+            // It is charged until it is freed, in the next rounds.
+            over = over.saturating_sub(transaction.weight());
             self.give_up(&mut transaction, domid, "the domain has used up its quota of memory");
             if let Some(connection) = self.conn_mut(conn) {
+                over = over.saturating_sub(kept.saturating_sub(connection.past.kept()));
                 connection.transactions.give_back(id, transaction);
             }
         }
@@ -185,7 +191,18 @@ impl Server {
             self.close_snapshot(&old);
             self.open_snapshot(transaction.snapshot);
         }
-        transaction.rebase(self.tree.clone(), self.domains.deaths, rerun);
+        let before = transaction.weight();
+        let leftovers = transaction.rebase(self.tree.clone(), self.domains.deaths, rerun);
+        self.discard_leftovers(transaction, leftovers, before);
+    }
+
+    /// Lets go of what a transaction does not keep any more, whose owner is charged for it until it is freed.
+    fn discard_leftovers(&mut self, transaction: &Transaction, leftovers: Leftovers, weight: i64) {
+        let domid = self.conn(transaction.snapshot.conn).map(|conn| conn.domid);
+        if let Some(domid) = domid {
+            self.domains.charge(domid, Quota::Memory, weight);
+            self.discard(Thing::Leftovers(leftovers), domid, weight);
+        }
     }
 
     /// Gives a transaction up that could not be kept.
@@ -202,8 +219,9 @@ impl Server {
         self.end_turn(transaction.snapshot.conn, transaction.snapshot.id);
         self.close_snapshot(&transaction.snapshot);
         let before = transaction.weight();
-        transaction.give_up();
+        let leftovers = transaction.give_up();
         let more = transaction.weight().saturating_sub(before);
         self.domains.charge(domid, Quota::Memory, more);
+        self.discard_leftovers(transaction, leftovers, before);
     }
 }

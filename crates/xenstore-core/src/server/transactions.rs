@@ -47,6 +47,11 @@ impl Transactions {
         self.0.keys().copied()
     }
 
+    /// All of them, none of which is lent.
+    pub(crate) fn into_all(self) -> impl Iterator<Item = (u32, Box<Transaction>)> {
+        self.0.into_iter().filter_map(|(id, transaction)| Some((id, transaction?)))
+    }
+
     /// All that are not lent.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, &Transaction)> {
         self.0.iter().filter_map(|(id, transaction)| Some((*id, transaction.as_deref()?)))

@@ -58,6 +58,22 @@ impl churn::Block for Dir {
     }
 }
 
+/// A block of a list of children that nobody needs any more.
+pub(super) struct Pieces(Block);
+
+impl Pieces {
+    /// Gives up what is in it; what others share with it is theirs.
+    pub(super) fn take_apart(self, nodes: &mut Vec<Node>, pieces: &mut Vec<Self>) {
+        match self.0 {
+            Block::Leaf(children) => nodes.extend(children),
+            Block::Inner(branches) => {
+                let own = branches.into_iter().filter_map(|branch| Rc::into_inner(branch.block));
+                pieces.extend(own.map(Self));
+            }
+        }
+    }
+}
+
 /// A block below an inner one. Nothing in it sorts before `bound`; the first branch's bound counts as
 /// lower than everything.
 #[derive(Clone)]
@@ -364,6 +380,11 @@ impl Dir {
             self.top = churn.take(only.block);
         }
         Some(node)
+    }
+
+    /// What it holds.
+    pub(super) fn into_pieces(self) -> Pieces {
+        Pieces(self.top)
     }
 
     /// The children in the order of their names.

@@ -5,14 +5,18 @@
 //! ledger, which keeps what an operation changes apart until it stands.
 
 mod churn;
+mod debris;
 mod dir;
 mod node;
+mod traversal;
 
 pub(crate) use churn::Churn;
+pub(crate) use debris::Debris;
 pub(crate) use dir::ListChange;
 pub use dir::{Dir, Iter};
 pub use node::Node;
 pub(crate) use node::prefix_of;
+pub(crate) use traversal::Traversal;
 
 use crate::limits::{DOMID_ANY, NODE_WEIGHT};
 use crate::path::Path;
@@ -81,7 +85,7 @@ impl Tree {
             Node::new(release, b"", open, ledger.scratch),
         ];
         for node in specials.iter().chain([&root]) {
-            ledger.own(owner.domid, 1, node.weight());
+            ledger.own(&owner, 1, node.weight());
         }
         let mut tree = Self { root, specials: Rc::new(specials) };
         let own = Caller { domid: owner.domid, incarnation, target: None, privileged: true };
@@ -181,7 +185,7 @@ impl Tree {
             && let Some(node) = self.get_mut(path.names(), &mut ledger.churn)
         {
             let more = (value.len() as i64).saturating_sub(node.value().len() as i64);
-            ledger.own(node.perms().owner().domid, 0, more);
+            ledger.own(&node.perms().owner(), 0, more);
             node.set_value(value, ledger.scratch, &mut ledger.churn);
             return Ok(Done::Changed);
         }
@@ -195,12 +199,12 @@ impl Tree {
         }
         let Put::Value(value) = what else { return Ok(Done::Unchanged) };
         ledger.check_size(caller, node.size_with(value.len()))?;
-        let owner = node.perms().owner().domid;
+        let owner = node.perms().owner();
         let more = (value.len() as i64).saturating_sub(node.value().len() as i64);
         if !caller.privileged {
-            ledger.check_owner(owner, 0, more)?;
+            ledger.check_owner(owner.domid, 0, more)?;
         }
-        ledger.own(owner, 0, more);
+        ledger.own(&owner, 0, more);
         if let Some(node) = self.get_mut(path.names(), &mut ledger.churn) {
             node.set_value(value, ledger.scratch, &mut ledger.churn);
         }
@@ -225,7 +229,7 @@ impl Tree {
         } else {
             Rc::new(above.with_owner(caller.domid, caller.incarnation))
         };
-        let (owner, above) = (perms.owner().domid, above.owner().domid);
+        let (owner, above) = (perms.owner(), above.owner());
         let first_len = path.names().nth(depth).map_or(0, <[u8]>::len).saturating_add(1);
         if !caller.privileged {
             let parent_size = u32::try_from(first_len).unwrap_or(u32::MAX);
@@ -239,9 +243,9 @@ impl Tree {
             let bytes = (path.as_bytes().len() as i64)
                 .saturating_add(value.len() as i64)
                 .saturating_add(nodes.saturating_mul(NODE_WEIGHT));
-            ledger.check_owner(owner, nodes, bytes)?;
+            ledger.check_owner(owner.domid, nodes, bytes)?;
         }
-        ledger.own(above, 0, first_len as i64);
+        ledger.own(&above, 0, first_len as i64);
         let mut names = path.names().skip(depth).peekable();
         let above = self.get_mut(path.names().take(depth), &mut ledger.churn);
         let Some(mut node) = above else { return Err(Error::Io) };
@@ -251,7 +255,7 @@ impl Tree {
             let child =
                 Node::new(name, if last { value } else { &[] }, perms.clone(), ledger.scratch);
             let listed = names.peek().map_or(0, |next| next.len().saturating_add(1));
-            ledger.own(owner, 1, child.weight().saturating_add(listed as i64));
+            ledger.own(&owner, 1, child.weight().saturating_add(listed as i64));
             ledger.made(name);
             let change = ledger.list_change(name);
             let dir = node.dir_or_new(&mut ledger.churn);
@@ -282,10 +286,10 @@ impl Tree {
         let change = ledger.list_change(name);
         let churn = &mut ledger.churn;
         let above = self.get_mut(parent.names(), churn).ok_or(Error::Io)?;
-        let owner = above.perms().owner().domid;
+        let owner = above.perms().owner();
         let dir = above.dir_mut(churn).ok_or(Error::Io)?;
         let gone = dir.remove(name, change, churn).ok_or(Error::Io)?;
-        ledger.own(owner, 0, (name.len() as i64).saturating_add(1).saturating_neg());
+        ledger.own(&owner, 0, (name.len() as i64).saturating_add(1).saturating_neg());
         disown(&gone, ledger);
         Ok(Done::Removed(gone))
     }
@@ -310,24 +314,24 @@ impl Tree {
                     .find(|node| node.name() == path.as_bytes()),
             };
             let node = known.ok_or("there is no such special node")?;
-            ledger.own(node.perms().owner().domid, -1, node.weight().saturating_neg());
+            ledger.own(&node.perms().owner(), -1, node.weight().saturating_neg());
             node.set_perms(Rc::new(perms));
             node.set_value(value, ledger.scratch, &mut ledger.churn);
-            ledger.own(node.perms().owner().domid, 1, node.weight());
+            ledger.own(&node.perms().owner(), 1, node.weight());
             return Ok(());
         };
         let above = self.get_mut(parent.names(), &mut ledger.churn);
         let above = above.ok_or("its parent is not there")?;
         // Most nodes have their parent's permissions: they share them.
         let perms = if **above.perms() == perms { above.perms().clone() } else { Rc::new(perms) };
-        let owner = above.perms().owner().domid;
+        let owner = above.perms().owner();
         let dir = above.dir_or_new(&mut ledger.churn);
         if dir.get(name).is_some() {
             return Err("it is there already");
         }
         let node = Node::new(name, value, perms, ledger.scratch);
-        ledger.own(owner, 0, (name.len() as i64).saturating_add(1));
-        ledger.own(node.perms().owner().domid, 1, node.weight());
+        ledger.own(&owner, 0, (name.len() as i64).saturating_add(1));
+        ledger.own(&node.perms().owner(), 1, node.weight());
         let change = ledger.list_change(name);
         dir.insert(node, change, &mut ledger.churn);
         Ok(())
@@ -364,8 +368,8 @@ impl Tree {
             node.size().saturating_add_signed(i32::try_from(more).unwrap_or(0)),
         )?;
         let weight = node.weight();
-        ledger.own(old.owner().domid, -1, weight.saturating_neg());
-        ledger.own(perms.owner().domid, 1, weight.saturating_add(more));
+        ledger.own(&old.owner(), -1, weight.saturating_neg());
+        ledger.own(&perms.owner(), 1, weight.saturating_add(more));
         if path.is_special() {
             let special = Rc::make_mut(&mut self.specials).iter_mut();
             for node in special.filter(|node| node.name() == path.as_bytes()) {

@@ -1,7 +1,7 @@
 //! One node: its name, value, permissions and children.
 
 use super::churn::Churn;
-use super::dir::Dir;
+use super::dir::{Dir, Pieces};
 use crate::limits::NODE_WEIGHT;
 use crate::perms::Perms;
 use alloc::rc::Rc;
@@ -202,6 +202,11 @@ impl Node {
             None => churn.keep_value(self.data.len()),
         }
         self.data = join(self.name(), value, scratch);
+    }
+
+    /// What it alone holds of the nodes below it.
+    pub(super) fn into_pieces(self) -> Option<Pieces> {
+        Rc::into_inner(self.dir?).map(Dir::into_pieces)
     }
 
     /// Replaces the permissions.

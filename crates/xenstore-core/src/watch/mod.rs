@@ -23,6 +23,8 @@ pub(crate) struct WatchId {
 
 /// One watch.
 pub(crate) struct Watch {
+    /// As in its [`WatchId`].
+    number: u64,
     pub(crate) conn: ConnId,
     domid: DomId,
     /// Absolute path, NUL, token: what tells the watches of one connection apart.
@@ -103,7 +105,7 @@ fn count(names: &[u8]) -> usize {
 
 impl Watches {
     pub(crate) fn get(&self, id: WatchId) -> Option<&Watch> {
-        self.all.get(id.slot as usize)?.as_ref()
+        self.all.get(id.slot as usize)?.as_ref().filter(|watch| watch.number == id.number)
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -127,12 +129,14 @@ impl Watches {
         hidden: usize,
         depth: Option<u32>,
     ) -> WatchId {
-        let watch = Watch { conn, domid, key, path_len: path.as_bytes().len(), hidden, depth };
+        let number = self.count;
+        let watch =
+            Watch { number, conn, domid, key, path_len: path.as_bytes().len(), hidden, depth };
         let slot = self.free.pop().unwrap_or_else(|| {
             self.all.push(None);
             u32::try_from(self.all.len()).unwrap_or(u32::MAX).saturating_sub(1)
         });
-        let id = WatchId { number: self.count, slot };
+        let id = WatchId { number, slot };
         self.count = self.count.saturating_add(1);
         if let Some(place) = self.all.get_mut(slot as usize) {
             *place = Some(watch);

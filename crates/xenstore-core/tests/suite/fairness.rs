@@ -1,7 +1,7 @@
 //! What one domain does to another: turns, their price, weights.
 
 use crate::common::Store;
-use crate::common::time::Moment;
+use crate::time::Moment;
 use xenstore_core::limits::{HOLD_COST_US, HOLD_MAX_US, SLICE_COST, WEIGHT_DEFAULT};
 use xenstore_core::server::ConnId;
 use xenstore_core::wire::{Header, MsgType};

@@ -4,6 +4,8 @@ mod common;
 mod fairness;
 mod model;
 mod rules;
+mod slices;
 mod stream;
+mod time;
 mod transactions;
 mod xsa;

@@ -2,7 +2,6 @@
 #![allow(dead_code, unreachable_pub, missing_docs, reason = "each test file uses its part")]
 
 pub mod model;
-pub mod time;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use xenstore_core::server::{Attach, Config, ConnId, DomId, Ended, Host, Notice, Server};
@@ -246,6 +245,16 @@ impl Store {
         self.server.tick(self.now, &mut self.machine);
     }
 
+    /// Has the store do what it has put off; how many rounds that takes.
+    pub fn settle(&mut self) -> usize {
+        let mut rounds = 0;
+        while self.server.deadline() == Some(0) {
+            self.server.tick(self.now, &mut self.machine);
+            rounds += 1;
+        }
+        rounds
+    }
+
     pub fn ended(&mut self) -> Vec<(ConnId, Ended)> {
         while let Some(notice) = self.server.poll_notice() {
             self.notices.push(notice);
@@ -273,6 +282,7 @@ impl Store {
     pub fn check(&mut self) {
         let conn = self.socket();
         self.call(conn, MsgType::Control, 0, b"check\0").expect("check is a command");
+        self.settle();
         self.server.disconnect(conn, self.now, &mut self.machine);
         let wrong: Vec<String> =
             self.warnings().into_iter().filter(|line| line.starts_with("check:")).collect();

@@ -1,6 +1,8 @@
 //! Processor time of this thread. The core does all its work in the thread that calls it, so this is what a call
 //! takes, whatever else the machine does meanwhile.
 
+#![allow(unreachable_pub, missing_docs, reason = "each test program has it as a module")]
+
 use rustix::time::{ClockId, clock_gettime};
 use std::time::Duration;
 

@@ -1,0 +1,106 @@
+//! What has been let go and is not freed yet: some of it is in each round, so that nobody waits for it.
+//!
+//! Who has held it is charged for it until it is freed.
+
+use super::connection::Events;
+use super::{DomId, Server};
+use crate::limits::SLICE_COST;
+use crate::perms::Incarnation;
+use crate::quota::Quota;
+use crate::transaction::Leftovers;
+use crate::tree::{Debris, Done, Tree};
+use alloc::collections::VecDeque;
+
+/// So many pieces are freed at once.
+const SMALL: u32 = 128;
+
+/// Something to be freed.
+pub(super) enum Thing {
+    /// Of a transaction.
+    Leftovers(Leftovers),
+    Events(Events),
+}
+
+/// Who is charged for it, and how much of `memory`.
+struct Charge {
+    domid: DomId,
+    incarnation: Incarnation,
+    weight: i64,
+}
+
+/// All that is to be freed, the oldest first.
+#[derive(Default)]
+pub(super) struct Rubbish {
+    things: VecDeque<(Thing, Charge)>,
+    debris: Debris,
+}
+
+impl Thing {
+    /// Frees as many pieces as `left` says; whether none is left but what has become debris.
+    fn free_some(&mut self, debris: &mut Debris, left: &mut u32) -> bool {
+        match self {
+            Self::Leftovers(leftovers) => leftovers.free_some(debris, left),
+            Self::Events(events) => events.free_some(left),
+        }
+    }
+}
+
+impl Rubbish {
+    /// Whether there is something to be freed.
+    pub(super) fn is_empty(&self) -> bool {
+        self.things.is_empty() && self.debris.is_empty()
+    }
+
+    /// What domains are charged for: their numbers, which of the domains of that number, how much of `memory`.
+    pub(super) fn charges(&self) -> impl Iterator<Item = (DomId, Incarnation, i64)> {
+        self.things.iter().map(|(_, charge)| (charge.domid, charge.incarnation, charge.weight))
+    }
+}
+
+impl Server {
+    /// Lets go of something for which `domid` is charged with `weight`.
+    pub(super) fn discard(&mut self, mut thing: Thing, domid: DomId, weight: i64) {
+        let mut left = SMALL;
+        if thing.free_some(&mut self.rubbish.debris, &mut left) {
+            self.rubbish.debris.free_some(&mut left);
+            self.domains.charge(domid, Quota::Memory, weight.saturating_neg());
+            return;
+        }
+        let charge = Charge { domid, incarnation: self.domains.incarnation(domid), weight };
+        self.rubbish.things.push_back((thing, charge));
+    }
+
+    /// Lets go of what an operation has removed. It is charged to nobody any more.
+    pub(super) fn discard_done(&mut self, done: Done) {
+        if let Done::Removed(gone) = done
+            && gone.dir().is_some()
+        {
+            self.rubbish.debris.push(gone);
+            self.rubbish.debris.free_some(&mut { SMALL });
+        }
+    }
+
+    /// Makes a tree the store's. The one before is freed, but for what others share.
+    pub(super) fn replace_tree(&mut self, tree: Tree) {
+        self.rubbish.debris.push_tree(core::mem::replace(&mut self.tree, tree));
+        self.rubbish.debris.free_some(&mut { SMALL });
+    }
+
+    /// Frees some of what was let go.
+    pub(super) fn free_some(&mut self) {
+        let mut left = SLICE_COST;
+        while left > 0 && !self.rubbish.is_empty() {
+            self.rubbish.debris.free_some(&mut left);
+            let Rubbish { things, debris } = &mut self.rubbish;
+            let Some((thing, charge)) = things.front_mut() else { return };
+            if left == 0 || !thing.free_some(debris, &mut left) {
+                return;
+            }
+            let Charge { domid, incarnation, weight } = *charge;
+            things.pop_front();
+            if self.domains.incarnation(domid) == incarnation {
+                self.domains.charge(domid, Quota::Memory, weight.saturating_neg());
+            }
+        }
+    }
+}

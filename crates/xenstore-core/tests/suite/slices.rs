@@ -1,0 +1,149 @@
+//! What is too long for one round: it is done in slices, and what can be seen of it meanwhile is right.
+
+use crate::common::Store;
+use xenstore_core::limits::SLICE_COST;
+use xenstore_core::quota::Quota;
+use xenstore_core::server::{ConnId, DomId, Notice};
+use xenstore_core::wire::MsgType;
+
+/// So many nodes below `/big`, 1000 in a directory, all of domain 0.
+fn fill(store: &mut Store, dom0: ConnId, nodes: usize) {
+    for at in 0..nodes {
+        let path = format!("/big/{}/{at}\0v", at / 1000);
+        store.send(dom0, MsgType::Write, 0, path.as_bytes());
+        store.server.consume_output(dom0, usize::MAX, store.now);
+    }
+    store.settle();
+}
+
+/// A guest that owns its home and everything that is named here.
+fn owner(store: &mut Store, dom0: ConnId, domid: u16, nodes: &[&str]) -> ConnId {
+    let guest = store.guest(domid);
+    let home = format!("/local/domain/{domid}");
+    for path in [home.as_str()].iter().chain(nodes) {
+        store.write(dom0, 0, path, "").unwrap();
+        store.set_perms(dom0, 0, path, &[&format!("n{domid}")]).unwrap();
+    }
+    guest
+}
+
+/// As many rounds as the slices of so many nodes are.
+fn assert_slices(rounds: usize, nodes: usize) {
+    let slices = nodes / SLICE_COST as usize;
+    assert!((slices..=slices + 3).contains(&rounds), "{nodes} nodes in {rounds} rounds");
+}
+
+#[test]
+fn what_is_removed_is_freed_in_slices() {
+    let mut store = Store::new();
+    let dom0 = store.socket();
+    fill(&mut store, dom0, 20_000);
+    store.send(dom0, MsgType::Rm, 0, b"/big\0");
+    assert_slices(store.settle(), 20_000);
+    assert_eq!(store.read(dom0, 0, "/big/3/3500"), Err("ENOENT".to_owned()));
+    store.check();
+}
+
+/// Who else holds it frees it, in slices too.
+#[test]
+fn what_a_transaction_has_kept_is_freed_in_slices() {
+    let mut store = Store::new();
+    let dom0 = store.socket();
+    fill(&mut store, dom0, 20_000);
+    let tx = store.start(dom0);
+    store.rm(dom0, 0, "/big").unwrap();
+    store.settle();
+    assert_eq!(store.read(dom0, tx, "/big/3/3500"), Ok("v".to_owned()));
+    store.send(dom0, MsgType::TransactionEnd, tx, b"F\0");
+    assert_slices(store.settle(), 20_000);
+    store.check();
+}
+
+#[test]
+fn a_guest_is_charged_until_what_it_let_go_is_freed() {
+    let mut store = Store::new();
+    let dom0 = store.socket();
+    let guest = owner(&mut store, dom0, 7, &[]);
+    let before = store.usage(dom0, 7, "memory");
+    let tx = store.start(guest);
+    for at in 0..800 {
+        store.read(guest, tx, &format!("n{at}")).unwrap_err();
+    }
+    let open = store.usage(dom0, 7, "memory");
+    assert!(open > before + 800 * 200, "{before} became {open}");
+    store.send(guest, MsgType::TransactionEnd, tx, b"F\0");
+    let usage = store.server.usage(DomId(7)).unwrap();
+    assert_eq!(usage.now(Quota::Memory), open);
+    store.settle();
+    assert_eq!(store.usage(dom0, 7, "memory"), before);
+    store.check();
+}
+
+/// Nodes of a dead domain that are nowhere near its home are found, while the others go on.
+#[test]
+fn the_nodes_of_a_dead_domain_are_looked_for_in_slices() {
+    let mut store = Store::new();
+    let dom0 = store.socket();
+    fill(&mut store, dom0, 100_000);
+    let strays = ["/big/0/1", "/big/15/15001/below", "/zzz"];
+    owner(&mut store, dom0, 7, &strays);
+    store.write(dom0, 0, "/zzz/other", "").unwrap();
+    store.dies(7);
+    assert_eq!(store.read(dom0, 0, "/local/domain/7"), Err("ENOENT".to_owned()));
+    assert_eq!(store.read(dom0, 0, "/zzz"), Ok(String::new()), "it is the last");
+    // The next of its number has nothing of it, and keeps what is its own.
+    let next = owner(&mut store, dom0, 7, &["/zz-own"]);
+    let nodes = store.usage(dom0, 7, "nodes");
+    assert_eq!(nodes, 2);
+    assert_eq!(store.read(next, 0, "/zzz"), Err("EACCES".to_owned()));
+    store.write(dom0, 0, "/zzz", "of a dead domain").unwrap();
+    assert_eq!(store.usage(dom0, 7, "nodes"), nodes);
+    let rounds = store.settle();
+    assert!(rounds >= 4, "the rest of 100,000 nodes was looked at in {rounds} rounds");
+    for path in strays {
+        assert_eq!(store.read(dom0, 0, path), Err("ENOENT".to_owned()), "{path}");
+    }
+    assert_eq!(store.read(dom0, 0, "/zz-own"), Ok(String::new()));
+    assert_eq!(store.usage(dom0, 7, "nodes"), nodes);
+    store.check();
+}
+
+/// Two at once, and one of a number that dies again.
+#[test]
+fn domains_that_die_one_after_the_other_are_all_buried() {
+    let mut store = Store::new();
+    let dom0 = store.socket();
+    fill(&mut store, dom0, 20_000);
+    for round in 0..3 {
+        for domid in [7, 8] {
+            owner(&mut store, dom0, domid, &[&format!("/zzz-{domid}-{round}")]);
+        }
+        store.dies(7);
+        store.dies(8);
+    }
+    assert_eq!(store.read(dom0, 0, "/zzz-8-2"), Ok(String::new()));
+    store.settle();
+    let left = store.list(dom0, 0, "/").unwrap();
+    assert!(left.iter().all(|name| !name.starts_with("zzz")), "{left:?}");
+    store.check();
+}
+
+#[test]
+fn a_check_looks_at_a_large_store_in_slices() {
+    let mut store = Store::new();
+    let dom0 = store.socket();
+    fill(&mut store, dom0, 20_000);
+    store.warnings();
+    let told = |store: &mut Store| {
+        store.receive(dom0);
+        store.notices.iter().filter(|notice| matches!(notice, Notice::Info(_))).count()
+    };
+    let id = store.send(dom0, MsgType::Control, 0, b"check\0");
+    // It looks at one moment, whatever happens meanwhile.
+    store.send(dom0, MsgType::Rm, 0, b"/big/3\0");
+    store.send(dom0, MsgType::Write, 0, b"/new\0v");
+    assert_eq!(told(&mut store), 0);
+    assert!(store.settle() >= 20_000 / SLICE_COST as usize - 2);
+    assert_eq!(told(&mut store), 1);
+    assert_eq!(store.reply(dom0, id), Some(Ok(b"OK\0".to_vec())));
+}
