@@ -206,14 +206,14 @@ impl Rerun {
 
     /// What is to be freed of it.
     pub(crate) fn into_leftovers(self) -> Leftovers {
-        let (trees, changed) = (Vec::from([self.tree]), self.changed);
+        let (trees, changed) = ([Some(self.tree), None], self.changed);
         Leftovers { trees, changed, log: Vec::new(), accessed: BTreeMap::new() }
     }
 }
 
 /// What a transaction has let go of, to be freed.
 pub(crate) struct Leftovers {
-    trees: Vec<Tree>,
+    trees: [Option<Tree>; 2],
     changed: Vec<Changed>,
     log: Vec<Entry>,
     accessed: BTreeMap<Rc<[u8]>, Accessed>,
@@ -222,13 +222,20 @@ pub(crate) struct Leftovers {
 impl Leftovers {
     /// Frees as many of its parts as `left` says; whether none is left but what has become debris.
     pub(crate) fn free_some(&mut self, debris: &mut Debris, left: &mut u32) -> bool {
+        let most = self.log.len().max(self.accessed.len());
+        if most <= *left as usize {
+            // In one go, which is faster than one by one.
+            *left = left.saturating_sub(u32::try_from(most).unwrap_or(u32::MAX));
+            (self.log, self.accessed) = (Vec::new(), BTreeMap::new());
+        }
         while *left > 0 {
             if self.log.pop().is_none() && self.accessed.pop_first().is_none() {
                 match self.changed.pop() {
                     Some((_, Done::Removed(node))) => debris.push(node),
                     Some(_) => {}
                     None => {
-                        self.trees.drain(..).for_each(|tree| debris.push_tree(tree));
+                        let trees = self.trees.iter_mut().filter_map(Option::take);
+                        trees.for_each(|tree| debris.push_tree(tree));
                         return true;
                     }
                 }
@@ -372,7 +379,7 @@ impl Transaction {
     /// What is to be freed of it.
     pub(crate) fn into_leftovers(self) -> Leftovers {
         let Self { base, work, log, accessed, .. } = self;
-        Leftovers { trees: Vec::from([base, work.tree]), changed: work.changed, log, accessed }
+        Leftovers { trees: [Some(base), Some(work.tree)], changed: work.changed, log, accessed }
     }
 
     /// Lets go of all that it keeps alive.
@@ -383,7 +390,7 @@ impl Transaction {
         self.log_weight = 0;
         (self.lost, self.doomed) = (true, true);
         Leftovers {
-            trees: Vec::from([base, work.tree]),
+            trees: [Some(base), Some(work.tree)],
             changed: work.changed,
             log: core::mem::take(&mut self.log),
             accessed: core::mem::take(&mut self.accessed),
@@ -657,7 +664,7 @@ impl Transaction {
         self.deaths = deaths;
         let base = core::mem::replace(&mut self.base, base);
         let work = core::mem::replace(&mut self.work, work);
-        let (trees, changed) = (Vec::from([base, work.tree]), work.changed);
+        let (trees, changed) = ([Some(base), Some(work.tree)], work.changed);
         Leftovers { trees, changed, log: Vec::new(), accessed: BTreeMap::new() }
     }
 }

@@ -11,8 +11,8 @@ use crate::transaction::Leftovers;
 use crate::tree::{Debris, Done, Tree};
 use alloc::collections::VecDeque;
 
-/// So many pieces are freed at once.
-const SMALL: u32 = 128;
+/// What costs no more than so many simple requests is freed at once.
+const SMALL: u32 = 512;
 
 /// Something to be freed.
 pub(super) enum Thing {
@@ -36,7 +36,7 @@ pub(super) struct Rubbish {
 }
 
 impl Thing {
-    /// Frees as many pieces as `left` says; whether none is left but what has become debris.
+    /// Frees as much as costs what `left` says; whether none is left but what has become debris.
     fn free_some(&mut self, debris: &mut Debris, left: &mut u32) -> bool {
         match self {
             Self::Leftovers(leftovers) => leftovers.free_some(debris, left),
@@ -72,9 +72,7 @@ impl Server {
 
     /// Lets go of what an operation has removed. It is charged to nobody any more.
     pub(super) fn discard_done(&mut self, done: Done) {
-        if let Done::Removed(gone) = done
-            && gone.dir().is_some()
-        {
+        if let Done::Removed(gone) = done {
             self.rubbish.debris.push(gone);
             self.rubbish.debris.free_some(&mut { SMALL });
         }

@@ -62,13 +62,18 @@ impl churn::Block for Dir {
 pub(super) struct Pieces(Block);
 
 impl Pieces {
-    /// Gives up what is in it; what others share with it is theirs.
-    pub(super) fn take_apart(self, nodes: &mut Vec<Node>, pieces: &mut Vec<Self>) {
+    /// Frees its nodes, and gives up what is below them; what others share with it is theirs. How many nodes it had.
+    pub(super) fn take_apart(self, pieces: &mut Vec<Self>) -> u32 {
         match self.0 {
-            Block::Leaf(children) => nodes.extend(children),
+            Block::Leaf(children) => {
+                let nodes = children.len();
+                pieces.extend(children.into_iter().filter_map(Node::into_pieces));
+                u32::try_from(nodes).unwrap_or(u32::MAX)
+            }
             Block::Inner(branches) => {
                 let own = branches.into_iter().filter_map(|branch| Rc::into_inner(branch.block));
                 pieces.extend(own.map(Self));
+                0
             }
         }
     }
