@@ -102,7 +102,8 @@ impl Host {
         let time = Rc::clone(&clock);
         let lines = Rc::clone(&log);
         let taker = Box::new(move |line: &str| lines.borrow_mut().push(line.to_owned()));
-        let config = config(if plan.own_ring { &[] } else { &[NO_RING] })?;
+        let mut config = config(if plan.own_ring { &[] } else { &[NO_RING] })?;
+        config.core.slice_cost = plan.slice_cost;
         let log_to = Log::to(Level::Info, taker);
         let mut daemon =
             Daemon::new(&config, platform, Box::new(move || time.get()), log_to).map_err(text)?;

@@ -9,6 +9,7 @@ use crate::slot::Actor;
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
+use xenstore_core::limits::SLICE_COST;
 
 /// Steps that are kept to be shown.
 const TRACE: usize = 60;
@@ -25,6 +26,8 @@ pub(crate) struct Plan {
     /// Guests count in transactions.
     pub(crate) counting: bool,
     pub(crate) steps: u64,
+    /// What the store does at one time; see [`xenstore_core::server::Config::slice_cost`].
+    pub(crate) slice_cost: u32,
 }
 
 impl Plan {
@@ -47,6 +50,7 @@ impl Plan {
             own_ring: rng.chance(400),
             counting: rng.chance(500),
             steps: 1000 + rng.below(6000),
+            slice_cost: *rng.pick(&[1, 2, 7, 40, SLICE_COST]),
         }
     }
 

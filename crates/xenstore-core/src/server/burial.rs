@@ -5,7 +5,6 @@
 
 use super::event::{INTRODUCE, RELEASE};
 use super::{DomId, Orphans, Server};
-use crate::limits::SLICE_COST;
 use crate::path::Path;
 use crate::perms::{Caller, Incarnation};
 use crate::quota::Quota;
@@ -85,13 +84,14 @@ impl Server {
         }
     }
 
-    /// Goes on with the oldest burial, as far as [`SLICE_COST`] allows.
+    /// Goes on with the oldest burial, as much as a slice may cost.
     pub(super) fn bury_some(&mut self) {
         let spent = core::mem::take(&mut self.cost);
-        while self.cost < SLICE_COST
+        let slice = self.config.slice_cost;
+        while self.cost < slice
             && let Some(Burial { domid, incarnation, last }) = self.burials.pop_front()
         {
-            let most = (SLICE_COST.saturating_sub(self.cost) as usize).saturating_mul(LOOKS_A_UNIT);
+            let most = (slice.saturating_sub(self.cost) as usize).saturating_mul(LOOKS_A_UNIT);
             let mut walk = match &last {
                 None => Traversal::whole(self.tree.root()),
                 Some(last) => Traversal::after(self.tree.root(), last),

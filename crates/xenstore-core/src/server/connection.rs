@@ -34,7 +34,7 @@ type Pending = (WatchId, Rc<[u8]>);
 /// The events of a connection that have not been encoded yet, in order. One that waits already is not added again.
 #[derive(Default)]
 pub(crate) struct Events {
-    /// Each with the bytes that it takes. Those of watches that are gone are passed over when their turn comes.
+    /// Each with the bytes that it takes.
     queue: VecDeque<(Pending, usize)>,
     /// The same, where more than [`SCAN_MAX`] wait.
     known: BTreeSet<Pending>,
@@ -80,6 +80,13 @@ impl Events {
         }
         self.size = self.size.saturating_sub(size);
         Some(event)
+    }
+
+    /// Drops those of a watch. They are few: a connection that leaves much unread is not asked for requests.
+    fn drop_of(&mut self, watch: WatchId) {
+        self.queue.retain(|((id, _), _)| *id != watch);
+        self.known.retain(|(id, _)| *id != watch);
+        self.size = self.queue.iter().map(|(_, size)| *size).fold(0, usize::saturating_add);
     }
 
     /// Gives memory back that many events have needed.
@@ -224,6 +231,15 @@ impl Connection {
     /// Queues an event, unless the same one waits already; whether it did not.
     pub(crate) fn push_event(&mut self, watch: WatchId, path: &Rc<[u8]>, len: usize) -> bool {
         self.events.push((watch, path.clone()), len.saturating_add(EVENT_WEIGHT))
+    }
+
+    /// Drops the events of a watch that goes; how many were looked through.
+    pub(crate) fn drop_events(&mut self, watch: WatchId) -> usize {
+        let looked_through = self.events.len();
+        if looked_through > 0 {
+            self.events.drop_of(watch);
+        }
+        looked_through
     }
 
     /// Drops all events.

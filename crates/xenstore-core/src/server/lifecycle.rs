@@ -94,7 +94,7 @@ impl Server {
         self.discard(Thing::Events(events), domid, weight);
     }
 
-    /// Takes a watch out of the index and off the account. Its unsent events are passed over when their turn comes.
+    /// Takes a watch out of the index and off the account.
     pub(super) fn forget_watch(&mut self, id: crate::watch::WatchId, domid: DomId) {
         if let Some(watch) = self.watches.remove(id) {
             self.domains.charge(domid, Quota::Watches, -1);

@@ -122,6 +122,8 @@ pub struct Config {
     pub orphans: Orphans,
     /// What nobody outside may know: what transactions have seen is compared by digests under it.
     pub secret: [u64; 2],
+    /// What the store does at one time that is no request's own costs as much as so many simple requests, at least 1.
+    pub slice_cost: u32,
 }
 
 /// What happens to nodes of a domain that died.
@@ -141,6 +143,7 @@ impl Default for Config {
             watch_event_timeout_us: crate::limits::WATCH_EVENT_TIMEOUT_US,
             orphans: Orphans::Remove,
             secret: [0; 2],
+            slice_cost: crate::limits::SLICE_COST,
         }
     }
 }

@@ -4,15 +4,14 @@
 
 use super::connection::Events;
 use super::{DomId, Server};
-use crate::limits::SLICE_COST;
 use crate::perms::Incarnation;
 use crate::quota::Quota;
 use crate::transaction::Leftovers;
 use crate::tree::{Debris, Done, Tree};
 use alloc::collections::VecDeque;
 
-/// What costs no more than so many simple requests is freed at once.
-const SMALL: u32 = 512;
+/// What costs no more than so many simple requests, and half a slice, is freed at once.
+const SMALL_MAX: u32 = 512;
 
 /// Something to be freed.
 pub(super) enum Thing {
@@ -58,9 +57,14 @@ impl Rubbish {
 }
 
 impl Server {
+    /// What may be freed at once.
+    fn small(&self) -> u32 {
+        SMALL_MAX.min(self.config.slice_cost / 2)
+    }
+
     /// Lets go of something for which `domid` is charged with `weight`.
     pub(super) fn discard(&mut self, mut thing: Thing, domid: DomId, weight: i64) {
-        let mut left = SMALL;
+        let mut left = self.small();
         if thing.free_some(&mut self.rubbish.debris, &mut left) {
             self.rubbish.debris.free_some(&mut left);
             self.domains.charge(domid, Quota::Memory, weight.saturating_neg());
@@ -74,19 +78,21 @@ impl Server {
     pub(super) fn discard_done(&mut self, done: Done) {
         if let Done::Removed(gone) = done {
             self.rubbish.debris.push(gone);
-            self.rubbish.debris.free_some(&mut { SMALL });
+            let mut left = self.small();
+            self.rubbish.debris.free_some(&mut left);
         }
     }
 
     /// Makes a tree the store's. The one before is freed, but for what others share.
     pub(super) fn replace_tree(&mut self, tree: Tree) {
         self.rubbish.debris.push_tree(core::mem::replace(&mut self.tree, tree));
-        self.rubbish.debris.free_some(&mut { SMALL });
+        let mut left = self.small();
+        self.rubbish.debris.free_some(&mut left);
     }
 
     /// Frees some of what was let go.
     pub(super) fn free_some(&mut self) {
-        let mut left = SLICE_COST;
+        let mut left = self.config.slice_cost;
         while left > 0 && !self.rubbish.is_empty() {
             self.rubbish.debris.free_some(&mut left);
             let Rubbish { things, debris } = &mut self.rubbish;

@@ -76,7 +76,12 @@ impl Server {
         watch::key(path, token, &mut key);
         let removed =
             self.conn_mut(request.conn).and_then(|conn| conn.watches.remove(key.as_slice()));
-        self.forget_watch(removed.ok_or(Error::NoEnt)?, request.caller.domid);
+        let id = removed.ok_or(Error::NoEnt)?;
+        if let Some(connection) = self.conn_mut(request.conn) {
+            let looked_through = connection.drop_events(id);
+            self.charge_work(looked_through);
+        }
+        self.forget_watch(id, request.caller.domid);
         self.ok(request)
     }
 

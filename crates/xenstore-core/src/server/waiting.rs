@@ -6,7 +6,7 @@
 
 use super::turn::Class;
 use super::{ConnId, Host, Server};
-use crate::limits::{DELAYED_MAX, DELAYED_WEIGHT, SLICE_COST};
+use crate::limits::{DELAYED_MAX, DELAYED_WEIGHT};
 use crate::path::{Path, Special, resolve};
 use crate::quota::Quota;
 use crate::transaction::Touch;
@@ -231,10 +231,10 @@ impl Server {
     }
 
     /// Where a turn is over, runs what domain 0 waits for; in a guest's time also what guests wait for, as much as
-    /// [`SLICE_COST`] allows, and the rest in the next round. First what waited for its end, then what wants a turn
+    /// a slice may cost, and the rest in the next round. First what waited for its end, then what wants a turn
     /// itself, and never one before another that it depends on.
     pub(super) fn run_waiting(&mut self, time_of: Class, host: &mut dyn Host) {
-        let mut left = SLICE_COST;
+        let mut left = self.config.slice_cost;
         loop {
             if self.turns.privileged.queue.is_due() {
                 self.try_next(Class::Privileged, host);

@@ -499,3 +499,23 @@ fn a_change_is_told_to_those_who_may_see_it() {
     assert_eq!(told(&["n0", "r7"], &[(8, 6)]), [7]);
     assert_eq!(told(&["n0", "r6"], &[]), [5, 6, 8]);
 }
+
+/// A guest whose unread events went with their watch has nothing left to read, and is not ended for it.
+#[test]
+fn a_guest_that_unwatches_what_it_has_not_read_is_served_on() {
+    let (mut store, dom0, guest) = with_guest();
+    store.watch(guest, "/local/domain/7", "t").unwrap();
+    store.events(guest);
+    for at in 0..100 {
+        let path = format!("/local/domain/7/{at}\0v");
+        store.send(dom0, MsgType::Write, 0, path.as_bytes());
+    }
+    let some = store.server.output(guest).len();
+    store.server.consume_output(guest, some, store.now);
+    store.send(guest, MsgType::Unwatch, 0, b"/local/domain/7\0t\0");
+    store.receive(guest);
+    store.pass(60_000_000);
+    assert_eq!(store.ended(), []);
+    assert_eq!(store.server.unread(guest), 0);
+    store.check();
+}
