@@ -38,8 +38,9 @@ cargo xtask COMMAND
   bench xen               our block backend beside the kernel's on real Xen, under QEMU
   sim [--seeds N] [--from SEED]
                           whole hosts in one thread, faults on cue; 200 seeds from 0 on
-  held [--seconds N] [--seed N]
-                          searches for what a guest has the store hold without a charge; 60 s, seed 1
+  held [--seconds N] [--seed N] [--goal held|time]
+                          searches for what a guest has the store hold without a charge, or for its longest
+                          call; 60 s, seed 1
   fuzz [TARGET] [OPTION]  the fuzz targets, 15 s each; --help lists the options
   xen [OPTION...]         our xenstored as the store of a real Xen host, under QEMU; --help lists the options
 ";

@@ -1,7 +1,7 @@
-//! `held [--seconds N] [--seed N]`: searches for the program for which the store holds the most beside what it charges;
-//! ends at the first for which it holds more than it may.
+//! `held [--seconds N] [--seed N] [--goal held|time]`: searches for the program for which the store holds the most beside what it charges;
+//! ends at the first for which it holds more than it may. Or for the one with the call that takes longest.
 
-use held::search::Search;
+use held::search::{Goal, Search};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -11,32 +11,33 @@ const PROGRESS: Duration = Duration::from_secs(10);
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     match parse(&args) {
-        Some((seconds, seed)) => search(Duration::from_secs(seconds), seed),
+        Some((seconds, seed, goal)) => search(Duration::from_secs(seconds), seed, goal),
         None => {
-            eprintln!("usage: held [--seconds N] [--seed N]");
+            eprintln!("usage: held [--seconds N] [--seed N] [--goal held|time]");
             ExitCode::from(2)
         }
     }
 }
 
-/// For how long, and from which seed.
-fn parse(args: &[String]) -> Option<(u64, u64)> {
-    let (mut seconds, mut seed) = (60, 1);
+/// For how long, from which seed, and for what.
+fn parse(args: &[String]) -> Option<(u64, u64, Goal)> {
+    let (mut seconds, mut seed, mut goal) = (60, 1, Goal::Held);
     for option in args.chunks(2) {
         let [name, value] = option else { return None };
-        let value = value.parse().ok()?;
-        match name.as_str() {
-            "--seconds" => seconds = value,
-            "--seed" => seed = value,
+        match (name.as_str(), value.as_str()) {
+            ("--seconds", number) => seconds = number.parse().ok()?,
+            ("--seed", number) => seed = number.parse().ok()?,
+            ("--goal", "held") => goal = Goal::Held,
+            ("--goal", "time") => goal = Goal::Time,
             _ => return None,
         }
     }
-    Some((seconds, seed))
+    Some((seconds, seed, goal))
 }
 
-fn search(time: Duration, seed: u64) -> ExitCode {
+fn search(time: Duration, seed: u64, goal: Goal) -> ExitCode {
     let (began, mut told) = (Instant::now(), Instant::now());
-    let mut search = Search::new(seed);
+    let mut search = Search::new(goal, seed);
     while began.elapsed() < time {
         let measure = search.step();
         if !measure.is_allowed() {

@@ -3,7 +3,9 @@
 use crate::allocator::{held, within_store};
 use crate::program::{Ask, GUEST, Place, Program, SLOTS, Step};
 use crate::{ALLOWED_BYTES, ALLOWED_RATIO};
+use rustix::time::{ClockId, clock_gettime};
 use std::fmt;
+use std::time::Duration;
 use xenstore_core::quota::Quota;
 use xenstore_core::server::{Attach, Config, ConnId, DomId, Host, Notice, Server};
 use xenstore_core::wire::{Error, Header, MsgType};
@@ -22,6 +24,8 @@ pub struct Measure {
     pub charged: i64,
     /// After so many steps.
     pub steps: usize,
+    /// The longest that one call of the program has kept the store busy until then, by the thread's processor time.
+    pub longest: Duration,
 }
 
 impl Measure {
@@ -40,9 +44,12 @@ impl Measure {
 
 impl fmt::Display for Measure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { held, charged, steps } = self;
+        let Self { held, charged, steps, longest } = self;
         let allowed = charged * ALLOWED_RATIO + ALLOWED_BYTES;
-        write!(f, "{held} bytes held, {charged} charged, {allowed} allowed, after {steps} steps")
+        write!(
+            f,
+            "{held} bytes held, {charged} charged, {allowed} allowed, after {steps} steps; the longest took {longest:?}"
+        )
     }
 }
 
@@ -101,6 +108,14 @@ struct Machine {
     before: i64,
     steps: usize,
     worst: Measure,
+    longest: Duration,
+}
+
+/// The processor time that this thread has used.
+fn used() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    let (seconds, nanoseconds) = (time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs());
+    Duration::from_secs(seconds) + Duration::from_nanos(nanoseconds)
 }
 
 impl Machine {
@@ -122,6 +137,7 @@ impl Machine {
             before: 0,
             steps: 0,
             worst: Measure::default(),
+            longest: Duration::ZERO,
         };
         let home = format!("/local/domain/{GUEST}");
         for (kind, payload) in [
@@ -141,29 +157,37 @@ impl Machine {
         let usage = self.server.usage(DomId(GUEST)).map_or(0, |usage| usage.now(Quota::Memory));
         let unread = i64::try_from(self.server.unread(self.guest)).unwrap_or(i64::MAX);
         let (held, charged) = (held() - self.before, usage + unread);
-        let measure = Measure { held, charged, steps: self.steps };
+        let (steps, longest) = (self.steps, self.longest);
+        let measure = Measure { held, charged, steps, longest };
         if measure.permille() > self.worst.permille() {
             self.worst = measure;
         }
+        self.worst.longest = longest;
     }
 
     /// Hands one request of `conn` in, and does what the daemon does at the end of a round; what it has cost.
     fn request(&mut self, conn: ConnId, kind: u32, tx_id: u32, payload: &[u8]) {
         let len = u32::try_from(payload.len()).unwrap_or(u32::MAX);
         let header = Header { kind, req_id: 1, tx_id, len };
+        let begin = used();
         within_store(|| {
             self.server.request(conn, &header, payload, self.now, &mut Hypervisor);
         });
+        if conn == self.guest {
+            self.longest = self.longest.max(used() - begin);
+        }
         self.end_round();
     }
 
     fn end_round(&mut self) {
+        let begin = used();
         within_store(|| {
             if self.server.deadline().is_some_and(|deadline| deadline <= self.now) {
                 self.server.tick(self.now, &mut Hypervisor);
             }
             while self.server.poll_ready().is_some() {}
         });
+        self.longest = self.longest.max(used() - begin);
     }
 
     /// A request of domain 0's, which reads its answer at once.
@@ -256,7 +280,9 @@ impl Machine {
                 self.end_round();
             }
             Step::Reconnect => {
+                let begin = used();
                 within_store(|| self.server.reset(self.guest, self.now, &mut Hypervisor));
+                self.longest = self.longest.max(used() - begin);
                 self.end_round();
             }
             Step::Hold => self.hold(),

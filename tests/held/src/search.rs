@@ -9,8 +9,28 @@ const KEPT: usize = 24;
 /// In so many of 1000 cases a program is a new one.
 const FRESH: u32 = 150;
 
+/// What is looked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Goal {
+    /// Much that is held beside what is charged.
+    Held,
+    /// A call that takes long.
+    Time,
+}
+
+impl Goal {
+    /// How bad that is.
+    fn score(self, measure: &Measure) -> u128 {
+        match self {
+            Self::Held => measure.permille().max(0).unsigned_abs().into(),
+            Self::Time => measure.longest.as_nanos(),
+        }
+    }
+}
+
 /// A search, from its seed.
 pub struct Search {
+    goal: Goal,
     rng: Rng,
     /// The worst first.
     kept: Vec<(Measure, Program)>,
@@ -21,8 +41,8 @@ pub struct Search {
 impl Search {
     /// The search of `seed`.
     #[must_use]
-    pub fn new(seed: u64) -> Self {
-        Self { rng: Rng::new(seed), kept: Vec::new(), runs: 0 }
+    pub fn new(goal: Goal, seed: u64) -> Self {
+        Self { goal, rng: Rng::new(seed), kept: Vec::new(), runs: 0 }
     }
 
     /// Runs one more program. What was held at its worst moment.
@@ -39,7 +59,8 @@ impl Search {
         };
         let measure = run(&program);
         self.runs += 1;
-        let at = self.kept.partition_point(|(known, _)| known.permille() > measure.permille());
+        let score = self.goal.score(&measure);
+        let at = self.kept.partition_point(|(known, _)| self.goal.score(known) > score);
         let known = self.kept.iter().any(|(_, known)| *known == program);
         if at < KEPT && !known {
             self.kept.insert(at, (measure, program));

@@ -2,7 +2,7 @@
 
 use held::program::{Ask, Below, Loop, Place, Program, Step};
 use held::run::{Measure, run};
-use held::search::Search;
+use held::search::{Goal, Search};
 
 fn place(below: Below, names: u16, last: u16, modulo: u16) -> Place {
     Place { below, names, letter: 0, last, modulo }
@@ -88,7 +88,7 @@ fn requests_that_wait_are_charged() {
 /// `cargo xtask held` searches for longer.
 #[test]
 fn a_short_search_finds_no_more_than_may_be_held() {
-    let mut search = Search::new(1);
+    let mut search = Search::new(Goal::Held, 1);
     for _ in 0..200 {
         search.step();
     }
