@@ -436,6 +436,22 @@ pub(crate) const ROWS: &[Row] = &[
         shows: &[time("", "guests.before.p99"), time("/ ", "guests.open.p99")],
         tests: &[at_most("x the p99 before", "guests.open.p99", 1.15, Ours, "guests.before.p99")],
     },
+    Row {
+        id: "hostile",
+        scenario: "hostile",
+        work: "domain 0's writes beside guests that do the worst of each message type: p99 beside 50 idle ones / one at \
+               work / 50 at work",
+        bound: "at most 1.5 x the p99 beside idle ones, or 2 ms where that is more",
+        shows: &[
+            time("", "hostile.idle.p99"),
+            time("/ ", "hostile.one.p99"),
+            time("/ ", "hostile.all.p99"),
+        ],
+        tests: &[
+            limit("of what one may make it", "hostile.one.share", 1.0, Unit::Count),
+            limit("of what 50 may make it", "hostile.all.share", 1.0, Unit::Count),
+        ],
+    },
 ];
 
 #[cfg(test)]

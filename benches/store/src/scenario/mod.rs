@@ -3,7 +3,9 @@
 mod axes;
 mod domains;
 mod fanout;
+mod guest;
 mod guests;
+mod hostile;
 mod rates;
 mod store;
 mod transactions;
@@ -91,6 +93,13 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         seconds: 3.0,
         run: guests::run,
     },
+    Scenario {
+        name: "hostile",
+        kinds: &[Kind::Ours, Kind::C],
+        guests: true,
+        seconds: 15.0,
+        run: hostile::run,
+    },
 ];
 
 impl Context<'_> {
@@ -131,6 +140,17 @@ impl Context<'_> {
         self.record(&format!("{name}.rate"), done / time);
         self.record(&format!("{name}.cpu"), cpu / done);
         Ok(())
+    }
+
+    /// One request at a time; records `NAME.p99` (s), and gives it back.
+    fn p99(&mut self, conn: &mut Conn, name: &str, pair: &Pair) -> Result<f64> {
+        let span = self.span();
+        conn.one_at_a_time(pair, span / 8)?;
+        let mut waits = conn.one_at_a_time(pair, span)?;
+        waits.sort_unstable();
+        let p99 = waits[(waits.len() - 1) * 99 / 100].as_secs_f64();
+        self.record(&format!("{name}.p99"), p99);
+        Ok(p99)
     }
 
     /// One request at a time; records `NAME.rate`, `NAME.cpu`, `NAME.p50` and `NAME.p99` (s).
