@@ -5,7 +5,8 @@
 
 use super::event::{INTRODUCE, RELEASE};
 use super::{DomId, Orphans, Server};
-use crate::path::Path;
+use crate::limits::DOMID_ANY;
+use crate::path::{Path, home_of};
 use crate::perms::{Caller, Incarnation};
 use crate::quota::Quota;
 use crate::tree::{Go, Traversal};
@@ -38,8 +39,10 @@ impl Server {
             return;
         }
         let mut home = Vec::new();
-        crate::path::home_of(domid.0, &mut home);
-        self.remove_owned_below(domid, Path::checked(&home));
+        home_of(domid.0, &mut home);
+        // No domain: its nodes bear no incarnation by which they would be found later.
+        let start = if domid.0 == DOMID_ANY { Path::ROOT } else { Path::checked(&home) };
+        self.remove_owned_below(domid, start);
         for special in [INTRODUCE, RELEASE] {
             let owner = self.tree.special(special).map(|node| node.perms().owner().domid);
             if owner == Some(domid) {
@@ -61,7 +64,8 @@ impl Server {
                 return Go::On;
             }
             found.push(Rc::from(path));
-            if keep { Go::On } else { Go::Past }
+            // The root cannot be removed, and what is below it has owners of its own.
+            if keep || path == b"/" { Go::On } else { Go::Past }
         });
         for path in found {
             self.bury_node(Path::checked(&path));

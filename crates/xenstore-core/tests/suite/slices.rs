@@ -147,3 +147,19 @@ fn a_check_looks_at_a_large_store_in_slices() {
     assert_eq!(told(&mut store), 1);
     assert_eq!(store.reply(dom0, id), Some(Ok(b"OK\0".to_vec())));
 }
+
+/// `DOMID_ANY` is no domain, but may own nodes, and so is known to the store.
+#[test]
+fn the_nodes_of_any_domain_go_with_its_record() {
+    let mut store = Store::new();
+    let dom0 = store.socket();
+    for path in ["/any", "/any/below", "/z"] {
+        store.write(dom0, 0, path, "").unwrap();
+        store.set_perms(dom0, 0, path, &["n32757"]).unwrap();
+    }
+    store.check();
+    store.dies(32757);
+    store.settle();
+    assert_eq!(store.read(dom0, 0, "/z"), Err("ENOENT".to_owned()));
+    store.check();
+}
