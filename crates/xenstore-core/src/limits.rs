@@ -46,11 +46,11 @@ pub const SNAPSHOT_WORK_MAX: usize = 256;
 pub const CONTESTED_US: u64 = 1_000_000;
 /// Most paths remembered as contested at any time; of the domain with most of them the oldest is forgotten.
 pub const CONTESTED_MAX: usize = 256;
-/// What the store does at one time that is no request's own costs as much as so many simple requests; the rest comes in
-/// the next round.
+/// The most that work which is no request's own may cost at one time, in simple requests; the rest of it comes in the
+/// next round.
 pub const SLICE_COST: u32 = 1024;
-/// What it may cost to run a guest's transaction again, in simple requests, for each node that it may access (the quota
-/// `transaction-nodes`).
+/// The most that it may cost to run a guest's transaction again, in simple requests, for each node that it may access
+/// (the quota `transaction-nodes`).
 pub const COST_PER_NODE: u32 = 2;
 /// Most requests of one connection that may wait at the same time. While so many wait, no further
 /// request of that connection is taken, so this is more than one that carries many users' has.
@@ -65,19 +65,19 @@ pub const UNREAD_MAX_BYTES: usize = 8 * 1024 * 1024;
 /// event unread for so long is no longer served.
 pub const WATCH_EVENT_TIMEOUT_US: u64 = 20_000_000;
 
-/// What a watch counts for the quota `memory` beside its path and token, in bytes: its entries in the index, in the
+/// Bytes that a watch counts for the quota `memory` beside its path and token: its entries in the index, in the
 /// list of all and in its connection's.
 pub const WATCH_WEIGHT: i64 = 384;
-/// What a node counts for the quota `memory` beside its name, value, permissions and the names of its children, in
-/// bytes: its entry in the list of children, a list of its own, what the allocator adds.
+/// Bytes that a node counts for the quota `memory` beside its name, value, permissions and the names of its
+/// children: its entry in the list of children, a list of its own, what the allocator adds.
 pub const NODE_WEIGHT: i64 = 160;
-/// What an open transaction counts, in bytes, before it has asked for anything.
+/// Bytes that an open transaction counts before it has asked for anything.
 pub const TRANSACTION_WEIGHT: i64 = 512;
-/// What a request in a transaction's log counts beside its path and value, in bytes.
+/// Bytes that a request in a transaction's log counts beside its path and value.
 pub const LOGGED_WEIGHT: i64 = 224;
-/// What a request that waits for its turn counts beside its payload and path, in bytes.
+/// Bytes that a request which waits for a turn counts beside its payload and path.
 pub const DELAYED_WEIGHT: i64 = 192;
-/// What an event that is not sent yet counts beside its path and token, in bytes, header included.
+/// Bytes that an event which is not sent yet counts beside its path and token, header included.
 pub const EVENT_WEIGHT: usize = HEADER_SIZE + 80;
 
 /// At least this many microseconds between two log lines on the same quota of the same domain.

@@ -95,7 +95,7 @@ pub struct Caller {
 }
 
 impl Caller {
-    /// Whether the entry is for it, or for its target.
+    /// True where the entry is for it, or for its target.
     fn is(&self, perm: &Perm) -> bool {
         (perm.domid == self.domid && perm.incarnation == self.incarnation)
             || self.target == Some((perm.domid, perm.incarnation))

@@ -27,7 +27,7 @@ pub(crate) enum What {
     Perms,
     Children,
     Subtree,
-    /// Whether the value may be read: the value itself is the transaction's own.
+    /// The right to read the value: the value itself is the transaction's own.
     Readable,
 }
 
@@ -42,12 +42,12 @@ impl What {
         }
     }
 
-    /// The same look at a node whose value the transaction has written itself.
+    /// This look at a node whose value the transaction has written itself.
     fn of_own_value(self) -> Self {
         if self == Self::Value { Self::Readable } else { self }
     }
 
-    /// What one who looks at `node` sees.
+    /// The part of `node` that such a look sees.
     fn of(self, node: &Node, domains: &Domains) -> Seen {
         let alive = || domains.alive_entries(node.perms());
         match self {
@@ -139,7 +139,7 @@ impl Short {
     }
 }
 
-/// What a look has seen. No node is kept for it: that would keep an old state of the store.
+/// The result of a look. It keeps no node: that would keep an old state of the store.
 enum Seen {
     Error(Error),
     Short(Short),
@@ -151,7 +151,7 @@ enum Seen {
 }
 
 impl Seen {
-    /// Whether the same look at what was found now sees the same.
+    /// True where the same look at what was found now sees the same.
     fn is(&self, what: What, found: Result<&Node, Error>, domains: &Domains) -> bool {
         match (self, found) {
             (Self::Error(known), Err(error)) => *known == error,
@@ -204,14 +204,14 @@ impl Rerun {
         Self { tree, deltas: Vec::new(), changed: Vec::new(), churn: Churn::default() }
     }
 
-    /// What is to be freed of it.
+    /// Its parts, to be freed.
     pub(crate) fn into_leftovers(self) -> Leftovers {
         let (trees, changed) = ([Some(self.tree), None], self.changed);
         Leftovers { trees, changed, log: Vec::new(), accessed: BTreeMap::new() }
     }
 }
 
-/// What a transaction has let go of, to be freed.
+/// Parts of a transaction that are to be freed.
 pub(crate) struct Leftovers {
     trees: [Option<Tree>; 2],
     changed: Vec<Changed>,
@@ -249,7 +249,7 @@ impl Leftovers {
 /// Bytes that a permission entry takes.
 const PERM_SIZE: usize = size_of::<Perm>();
 
-/// What a transaction did on one path.
+/// Accesses of a transaction to one path.
 struct Accessed {
     /// The first entry of the log about the path.
     first: u32,
@@ -258,7 +258,7 @@ struct Accessed {
     lately: Lately,
 }
 
-/// What a transaction did on one path in the shape that its tree has.
+/// Accesses of a transaction to one path in the shape that its tree has.
 #[derive(Clone, Copy, Default)]
 struct Lately {
     /// In the shape of this number.
@@ -278,7 +278,7 @@ impl Lately {
     }
 }
 
-/// What became of a change in the log.
+/// The place of a change in the log.
 enum Noted {
     /// It is there already, with the same answer.
     Again,
@@ -289,7 +289,7 @@ enum Noted {
 }
 
 impl Accessed {
-    /// What was done in the shape of this number.
+    /// The accesses in the shape of this number.
     fn in_shape(&mut self, shape: u32) -> &mut Lately {
         if self.lately.shape != shape {
             self.lately = Lately::of(shape);
@@ -318,11 +318,11 @@ pub(crate) enum Touch {
 pub(crate) struct Snapshot {
     /// When it was taken.
     pub(crate) since: u64,
-    /// How many bytes of the store had been replaced.
+    /// Bytes of the store that had been replaced.
     pub(crate) replaced: u64,
     /// Whose transaction it is.
     pub(crate) conn: ConnId,
-    /// How many bytes of the store its domain had replaced.
+    /// Bytes of the store that its domain had replaced.
     pub(crate) replaced_by_owner: u64,
     /// Which one.
     pub(crate) id: u32,
@@ -335,14 +335,14 @@ pub(crate) struct Transaction {
     pub(crate) work: Rerun,
     log: Vec<Entry>,
     accessed: BTreeMap<Rc<[u8]>, Accessed>,
-    /// What the log counts for the quota `memory`.
+    /// Bytes that the log counts for the quota `memory`.
     log_weight: i64,
     /// The path that it looked at first.
     first_read: Option<Rc<[u8]>>,
     /// The number of its tree's shape: which nodes there are, and their permissions. As long as its own changes leave
     /// that as it is, looking again tells nothing new, and a value that is written replaces the one before.
     shape: u32,
-    /// What running the log again costs, in the unit of one simple request.
+    /// The cost of running the log again, in simple requests.
     pub(crate) cost: u32,
     /// Which snapshot it works on.
     pub(crate) snapshot: Snapshot,
@@ -376,7 +376,7 @@ impl Transaction {
         }
     }
 
-    /// What is to be freed of it.
+    /// Its parts, to be freed.
     pub(crate) fn into_leftovers(self) -> Leftovers {
         let Self { base, work, log, accessed, .. } = self;
         Leftovers { trees: [Some(base), Some(work.tree)], changed: work.changed, log, accessed }
@@ -397,7 +397,7 @@ impl Transaction {
         }
     }
 
-    /// What it counts for the quota `memory`: its log, and what it has of its own of the tree.
+    /// Bytes that it counts for the quota `memory`: its log, and what it has of its own of the tree.
     pub(crate) fn weight(&self) -> i64 {
         let own = self.work.churn.own_size().saturating_add(self.log_weight);
         own.saturating_add(TRANSACTION_WEIGHT)
@@ -408,7 +408,7 @@ impl Transaction {
         (self.accessed.len(), self.accessed.contains_key(path.as_bytes()))
     }
 
-    /// Whether such a look at `path` tells nothing new, so that it is not logged.
+    /// True where such a look at `path` tells nothing new, so that it is not logged.
     pub(crate) fn has_seen(&self, path: Path<'_>, what: What) -> bool {
         let seen = self.accessed.get(path.as_bytes()).map(|seen| seen.lately);
         seen.filter(|seen| seen.shape == self.shape).is_some_and(|seen| {
@@ -644,7 +644,7 @@ impl Transaction {
         result.map(|()| Rerun { tree, deltas, changed, churn })
     }
 
-    /// Whether the owners may have what the whole log has made: on the way there a value that was written later may have
+    /// Refuses what the whole log has made where its owners may not have it: on the way there a value that was written later may have
     /// come before others.
     fn check_quotas(
         &self,
@@ -669,7 +669,7 @@ impl Transaction {
     }
 }
 
-/// What copying so many bytes into new memory costs.
+/// The cost of copying so many bytes into new memory, in simple requests.
 fn cost_of(bytes: usize) -> u32 {
     u32::try_from(bytes / 128).unwrap_or(u32::MAX)
 }

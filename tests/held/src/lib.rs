@@ -1,4 +1,4 @@
-//! How much memory a guest makes the store hold, beside what the store charges it for.
+//! Memory that a guest makes the store hold, beside what the store charges it for.
 //!
 //! The promise: whatever a guest asks for, the store holds at most [`ALLOWED_RATIO`] times what it charges, and
 //! [`ALLOWED_BYTES`]. A seeded search looks for the worst: programs of all message types are changed at random, and

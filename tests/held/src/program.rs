@@ -1,11 +1,11 @@
-//! What a guest does: loops of requests, reads of its ring, and time that passes.
+//! Programs of a guest: loops of requests, reads of its ring, and time that passes.
 
 use sim::rng::Rng;
 
 /// Slots for the numbers of open transactions: as many as the quota allows.
 pub const SLOTS: usize = 10;
 
-/// What a guest does, from its start.
+/// The doings of a guest, from its start.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Program(pub Vec<Loop>);
 
@@ -47,7 +47,7 @@ pub enum Step {
     Release,
 }
 
-/// What a request that names a path asks for.
+/// A request that names a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ask {
     /// READ

@@ -15,7 +15,7 @@ const STEPS_MAX: usize = 40_000;
 /// How far the clock goes on with each step, in microseconds.
 const STEP_US: u64 = 5;
 
-/// What the store held and charged at one moment.
+/// Bytes that the store held and charged at one moment.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Measure {
     /// Bytes that it had for the guest.
@@ -29,13 +29,13 @@ pub struct Measure {
 }
 
 impl Measure {
-    /// What was held, of what may be held; in thousandths.
+    /// The share that was held of what may be held, in thousandths.
     #[must_use]
     pub fn permille(&self) -> i64 {
         self.held * 1000 / (self.charged * ALLOWED_RATIO + ALLOWED_BYTES)
     }
 
-    /// Whether no more was held than may be.
+    /// True where no more was held than may be.
     #[must_use]
     pub fn is_allowed(&self) -> bool {
         self.held <= self.charged * ALLOWED_RATIO + ALLOWED_BYTES
@@ -104,7 +104,7 @@ struct Machine {
     next: u32,
     /// Domain 0's transaction that has the turn.
     holder: Option<u32>,
-    /// What was held before the guest did anything.
+    /// Bytes that were held before the guest did anything.
     before: i64,
     steps: usize,
     worst: Measure,

@@ -4,12 +4,12 @@ use crate::program::Program;
 use crate::run::{Measure, run};
 use sim::rng::Rng;
 
-/// So many programs are kept.
+/// Programs that are kept.
 const KEPT: usize = 24;
 /// In so many of 1000 cases a program is a new one.
 const FRESH: u32 = 150;
 
-/// What is looked for.
+/// The goal of a search.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Goal {
     /// Much that is held beside what is charged.
@@ -19,7 +19,7 @@ pub enum Goal {
 }
 
 impl Goal {
-    /// How bad that is.
+    /// The score of a measure: the more, the worse.
     fn score(self, measure: &Measure) -> u128 {
         match self {
             Self::Held => measure.permille().max(0).unsigned_abs().into(),
@@ -34,7 +34,7 @@ pub struct Search {
     rng: Rng,
     /// The worst first.
     kept: Vec<(Measure, Program)>,
-    /// How many programs have been run.
+    /// Programs that have been run.
     pub runs: u64,
 }
 

@@ -1,4 +1,4 @@
-//! What the store once held without charging for it, and a short search for more.
+//! Memory that the store once held without charging for it, and a short search for more.
 
 use held::program::{Ask, Below, Loop, Place, Program, Step};
 use held::run::{Measure, run};
@@ -39,7 +39,7 @@ fn a_transaction_that_writes_and_reads_by_turns_is_charged_for_what_it_holds() {
     assert!(measure.is_allowed(), "{measure}");
 }
 
-/// What is made and removed again in a transaction is kept for the events of its commit.
+/// Nodes made and removed again in a transaction are kept for the events of its commit.
 #[test]
 fn nodes_made_and_removed_in_a_transaction_are_charged() {
     let chain = place(Below::Home, 500, 4, 0);

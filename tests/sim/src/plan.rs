@@ -26,7 +26,7 @@ pub(crate) struct Plan {
     /// Guests count in transactions.
     pub(crate) counting: bool,
     pub(crate) steps: u64,
-    /// What the store does at one time; see [`xenstore_core::server::Config::slice_cost`].
+    /// The cost of a slice; see [`xenstore_core::server::Config::slice_cost`].
     pub(crate) slice_cost: u32,
 }
 

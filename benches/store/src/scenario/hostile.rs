@@ -85,7 +85,7 @@ const ATTACKS: &[Attack] = &[
     },
 ];
 
-/// What all guests may read and write.
+/// A node that all guests may read and write.
 const SHARED: &str = "/bench/shared";
 
 /// A deep path, relative.

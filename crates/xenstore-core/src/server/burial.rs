@@ -1,4 +1,4 @@
-//! What a domain that is gone owned outside its home: looked for in the whole tree, some of it in each round.
+//! The search for nodes that a dead domain owned outside its home: in the whole tree, some of it in each round.
 //!
 //! Its nodes are charged to nobody any more. The next domain of its number is another one ([`Incarnation`]), to which
 //! they do not belong.
@@ -14,7 +14,7 @@ use alloc::collections::VecDeque;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 
-/// So many nodes are looked at for the cost of one simple request.
+/// Nodes that are looked at for the cost of one simple request.
 const LOOKS_A_UNIT: usize = 4;
 
 /// A domain whose nodes are looked for.
@@ -145,7 +145,7 @@ impl Server {
         self.book(None);
     }
 
-    /// Who acts when nobody asked.
+    /// The caller of what nobody asked for.
     fn own_caller(&self) -> Caller {
         self.domains.caller(self.domains.priv_domain)
     }

@@ -35,9 +35,9 @@ impl Accounts {
 /// A check that is not done yet.
 pub(super) struct Check {
     tree: Tree,
-    /// What the domains are charged for.
+    /// Charged to the domains when the check began.
     charged: Accounts,
-    /// What they were found to have.
+    /// Found, so far.
     found: Accounts,
     wrong: Vec<String>,
     /// The path of the node that was looked at last; `None` before the first.
@@ -50,7 +50,7 @@ pub(super) struct Check {
 struct List {
     /// Of the node whose children they are, relative to the root.
     path: Vec<u8>,
-    /// How many children the node says that it has, and the length of their names.
+    /// The number of children that the node says it has, and the length of their names.
     said: (usize, usize),
     seen: (usize, usize),
     /// The name of the last.
@@ -115,7 +115,7 @@ impl Check {
         false
     }
 
-    /// What is wrong, each in a line.
+    /// The faults, one in a line.
     fn into_wrong(self) -> Vec<String> {
         let Self { charged, mut found, mut wrong, .. } = self;
         for (domid, charged) in &charged.0 {

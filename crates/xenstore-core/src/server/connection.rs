@@ -22,10 +22,10 @@ pub(crate) enum Transport {
 /// So many waiting events are looked through for the same one; more are looked up.
 const SCAN_MAX: usize = 16;
 
-/// So many bytes that were sent may stay in front of what is to be sent; and so many there is room for in the buffer of
+/// Most bytes that were sent and stay in front of what is to be sent; and most that there is room for in the buffer of
 /// an idle connection.
 const SENT_MAX: usize = UNREAD_SOFT_BYTES / 8;
-/// So many events there is room for in its queue.
+/// Most events that there is room for in its queue.
 const EVENTS_KEPT: usize = 64;
 
 /// A watch event that has not been encoded yet.
@@ -122,11 +122,11 @@ pub(crate) struct Connection {
     pub(crate) watches: BTreeMap<Rc<[u8]>, WatchId>,
     pub(crate) transactions: Transactions,
     pub(crate) next_transaction: u32,
-    /// What the snapshots of its transactions keep of what it has replaced.
+    /// Its snapshots, and the bytes that they keep of what it has replaced.
     pub(crate) past: OwnPast,
     /// The numbers of its requests that wait, in the order of their coming.
     pub(crate) delayed: VecDeque<u64>,
-    /// What these count for the quota `memory`.
+    /// Bytes that these count for the quota `memory`.
     pub(crate) delayed_weight: i64,
     /// What its transactions cost by holding the turn, not charged yet.
     pub(crate) owed: u32,
@@ -247,7 +247,7 @@ impl Connection {
         core::mem::take(&mut self.events)
     }
 
-    /// What counts for the quota `memory` beside its watches and transactions.
+    /// Bytes that count for the quota `memory` beside its watches and transactions.
     pub(crate) fn held(&self) -> i64 {
         self.past.charged.saturating_add(self.delayed_weight)
     }

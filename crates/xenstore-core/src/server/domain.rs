@@ -175,7 +175,7 @@ impl Domains {
         self.get(domid).map_or(Incarnation::NEVER, |domain| domain.incarnation)
     }
 
-    /// Whether a node of this owner is charged to nobody, as the owner is gone.
+    /// True where a node of this owner is charged to nobody, as the owner is gone.
     pub(crate) fn is_orphans(&self, owner: &Perm) -> bool {
         self.has_orphans
             && owner.domid.0 != DOMID_ANY
@@ -292,14 +292,14 @@ pub(crate) struct Ledger<'a> {
     pub(crate) scratch: &'a mut Vec<u8>,
     /// Nodes touched, for the cost of the request.
     pub(crate) touched: u32,
-    /// What it does to memory.
+    /// Bytes that it moves.
     pub(crate) churn: Churn,
-    /// Whether quotas of nodes and memory are asked now; else [`Ledger::check_all`] asks them in the end.
+    /// The quotas of nodes and memory are asked now; else [`Ledger::check_all`] asks them in the end.
     pub(crate) is_strict: bool,
 }
 
 impl Ledger<'_> {
-    /// What is left in a list of children where a child of this name comes or goes.
+    /// The marks that a list of children gets where a child of this name comes or goes.
     pub(crate) fn list_change(&mut self, name: &[u8]) -> ListChange {
         self.domains.generation = self.domains.generation.wrapping_add(1);
         let digest = self.domains.secret.bytes(name);
@@ -343,7 +343,7 @@ impl Ledger<'_> {
         Ok(())
     }
 
-    /// Whether all owners may have what is pending. The first of `freed` will use so many bytes of memory less.
+    /// Refuses what is pending where an owner may not have it. The first of `freed` will use so many bytes less.
     pub(crate) fn check_all(&mut self, freed: (DomId, i64)) -> Result<(), Error> {
         for Delta { domid, nodes, bytes } in self.deltas.iter().copied() {
             if self.domains.is_privileged(domid) {

@@ -120,9 +120,9 @@ pub struct Config {
     pub watch_event_timeout_us: u64,
     /// Nodes of a dead domain stay and become the privileged domain's (`--keep-orphans`).
     pub orphans: Orphans,
-    /// What nobody outside may know: what transactions have seen is compared by digests under it.
+    /// The secret under which digests of what transactions have seen are taken. Nobody outside may know it.
     pub secret: [u64; 2],
-    /// What the store does at one time that is no request's own costs as much as so many simple requests, at least 1.
+    /// The most that work which is no request's own may cost at one time, in simple requests; at least 1.
     pub slice_cost: u32,
 }
 
@@ -217,7 +217,7 @@ pub struct Server {
     path_scratch: Vec<u8>,
     node_scratch: Vec<u8>,
     deltas: Vec<Delta>,
-    /// What the operation at hand has done to memory.
+    /// Bytes that the operation at hand has moved.
     churn: Churn,
     matching: Vec<WatchId>,
     audience: Vec<DomId>,
@@ -289,7 +289,7 @@ impl Server {
         Counters { delayed: self.turns.delayed_total, ..self.counters }
     }
 
-    /// What a domain uses, and was refused; `None` for one that the store does not know.
+    /// The use and the refusals of a domain; `None` for one that the store does not know.
     #[must_use]
     pub fn usage(&self, domid: DomId) -> Option<&Usage> {
         self.domains.get(domid).map(|domain| &domain.usage)

@@ -192,7 +192,7 @@ impl Server {
         Ok(result)
     }
 
-    /// Whether the transaction may access `path`, and its log become `more` bytes and the path longer.
+    /// Refuses an access to `path` that would make the log `more` bytes and the path longer, where a quota forbids it.
     fn check_access(
         &mut self,
         caller: &Caller,
@@ -214,7 +214,7 @@ impl Server {
         self.domains.check_more(caller.domid, Quota::Memory, more)
     }
 
-    /// Whether the transaction may go on: to run it again must not take long.
+    /// Refuses to go on with a transaction that would take long to run again.
     fn check_cost(
         &mut self,
         caller: &Caller,

@@ -1,6 +1,6 @@
-//! What has been let go and is not freed yet: some of it is in each round, so that nobody waits for it.
+//! Things that have been let go and are not freed yet: some are in each round, so that nobody waits for it.
 //!
-//! Who has held it is charged for it until it is freed.
+//! Their last holder is charged for them until they are freed.
 
 use super::connection::Events;
 use super::{DomId, Server};
@@ -10,7 +10,7 @@ use crate::transaction::Leftovers;
 use crate::tree::{Debris, Done, Tree};
 use alloc::collections::VecDeque;
 
-/// What costs no more than so many simple requests, and half a slice, is freed at once.
+/// Cost, in simple requests, up to which something is freed at once; no more than half a slice.
 const SMALL_MAX: u32 = 512;
 
 /// Something to be freed.
@@ -20,7 +20,7 @@ pub(super) enum Thing {
     Events(Events),
 }
 
-/// Who is charged for it, and how much of `memory`.
+/// The domain that is charged for a thing, and how much of `memory`.
 struct Charge {
     domid: DomId,
     incarnation: Incarnation,
@@ -45,19 +45,19 @@ impl Thing {
 }
 
 impl Rubbish {
-    /// Whether there is something to be freed.
+    /// True where nothing is to be freed.
     pub(super) fn is_empty(&self) -> bool {
         self.things.is_empty() && self.debris.is_empty()
     }
 
-    /// What domains are charged for: their numbers, which of the domains of that number, how much of `memory`.
+    /// The charges: domain, which of the domains of that number, bytes of `memory`.
     pub(super) fn charges(&self) -> impl Iterator<Item = (DomId, Incarnation, i64)> {
         self.things.iter().map(|(_, charge)| (charge.domid, charge.incarnation, charge.weight))
     }
 }
 
 impl Server {
-    /// What may be freed at once.
+    /// Cost up to which something is freed at once.
     fn small(&self) -> u32 {
         SMALL_MAX.min(self.config.slice_cost / 2)
     }

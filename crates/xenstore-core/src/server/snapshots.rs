@@ -1,4 +1,4 @@
-//! What the snapshots of open transactions keep alive: old states of the store.
+//! Snapshots of open transactions, and the old states of the store that they keep alive.
 //!
 //! A snapshot shares its parts with the store, so it keeps whatever is replaced there as long as it is open. What its own
 //! domain has replaced is charged to that domain; what others have is bounded for all snapshots together.

@@ -70,12 +70,12 @@ impl Queue {
         self.turn_ended = true;
     }
 
-    /// Whether some are to be tried.
+    /// True where some are to be tried.
     pub(super) fn is_due(&self) -> bool {
         !self.waiting.is_empty() && (self.turn_ended || !self.to_try.is_empty())
     }
 
-    /// Whether those who have waited for a turn come before the request at hand, which wants one.
+    /// True where those who have waited for a turn come before the request at hand, which wants one.
     pub(super) fn comes_first(&self) -> bool {
         !self.trying && !self.to_try.is_empty()
     }
@@ -289,7 +289,7 @@ impl Server {
         cost
     }
 
-    /// Whether there is use in trying a request: not where a turn that it wants is taken, nor while one before it waits
+    /// True where there is use in trying a request: not where a turn that it wants is taken, nor while one before it waits
     /// that it depends on.
     fn may_try(&self, class: Class, number: u64) -> bool {
         let lane = self.turns.lane(class);

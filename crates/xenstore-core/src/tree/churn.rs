@@ -1,4 +1,4 @@
-//! What changes do to memory.
+//! Bytes that changes of a tree copy, make and remove.
 //!
 //! A change copies what a snapshot shares, so that the old remains as long as the snapshot does. What is counted here
 //! is charged to who keeps the copies, or the old ones, alive.
@@ -60,12 +60,12 @@ impl Churn {
         self.removed = self.removed.saturating_add(other.removed);
     }
 
-    /// What a snapshot of before may keep alive of what was changed.
+    /// Bytes that a snapshot of before may keep alive.
     pub(crate) fn replaced(self) -> i64 {
         self.copied.saturating_add(self.removed)
     }
 
-    /// What a tree that only its changer sees takes beside what it shares.
+    /// Bytes that a tree which only its changer sees takes beside what it shares.
     pub(crate) fn own_size(self) -> i64 {
         self.copied.saturating_add(self.made)
     }

@@ -1,4 +1,4 @@
-//! What has been taken out of a tree and is not freed yet.
+//! Nodes that have been taken out of a tree and are not freed yet.
 //!
 //! A subtree of 100,000 nodes takes milliseconds to free. It is taken apart piece by piece instead, as much at a time as
 //! is asked for.
@@ -7,7 +7,7 @@ use super::dir::Pieces;
 use super::{Node, Tree};
 use alloc::vec::Vec;
 
-/// So many nodes are freed for the cost of one simple request.
+/// Nodes that are freed for the cost of one simple request.
 const NODES_A_UNIT: u32 = 4;
 
 /// Lists of children to be freed, with all below them. What a snapshot shares stays.
@@ -55,7 +55,7 @@ mod tests {
     const OWN: Caller =
         Caller { domid: DomId(0), incarnation: Incarnation(1), target: None, privileged: true };
 
-    /// What a snapshot shares is not touched; the rest goes in pieces, however deep or wide it is.
+    /// Parts that a snapshot shares are not touched; the rest goes in pieces, however deep or wide it is.
     #[test]
     fn it_is_freed_piece_by_piece() {
         let mut domains = Domains::new(DomId(0), DomId(0), crate::digest::Secret::default());

@@ -34,7 +34,7 @@ enum Block {
     Inner(Vec<Branch>),
 }
 
-/// What a change of a list of children leaves in the list.
+/// The marks that a change of a list of children leaves in it.
 #[derive(Clone, Copy)]
 pub(crate) struct ListChange {
     /// The list's generation from now on.
@@ -333,12 +333,12 @@ impl Dir {
         self.generation
     }
 
-    /// Whether the children of both have the same names.
+    /// True where the children of both have the same names.
     pub(super) fn same_names(&self, other: &Dir) -> bool {
         (self.len, self.digest) == (other.len, other.digest)
     }
 
-    /// What stands for the names of all children.
+    /// The digest of the names of all children.
     pub(crate) fn names_digest(&self) -> u64 {
         self.digest
     }
@@ -387,7 +387,7 @@ impl Dir {
         Some(node)
     }
 
-    /// What it holds.
+    /// Its blocks.
     pub(super) fn into_pieces(self) -> Pieces {
         Pieces(self.top)
     }

@@ -204,7 +204,7 @@ impl Node {
         self.data = join(self.name(), value, scratch);
     }
 
-    /// What it alone holds of the nodes below it.
+    /// The list of children that it alone holds.
     pub(super) fn into_pieces(self) -> Option<Pieces> {
         Rc::into_inner(self.dir?).map(Dir::into_pieces)
     }

@@ -60,7 +60,7 @@ pub(super) fn first_name(names: &[u8]) -> &[u8] {
     names.get(..find::<b'/'>(names).unwrap_or(names.len())).unwrap_or_default()
 }
 
-/// What follows `first` in `names`, where they begin with it.
+/// The names that follow `first` in `names`, where they begin with it.
 #[inline]
 fn strip<'n>(names: &'n [u8], first: &[u8]) -> Option<&'n [u8]> {
     let rest = names.strip_prefix(first)?;
@@ -128,7 +128,7 @@ impl Here {
 }
 
 impl Place {
-    /// Whether the first name that leads here is `name`.
+    /// True where the first name that leads here is `name`.
     #[inline]
     pub(super) fn is_first(&self, name: &[u8]) -> bool {
         strip(&self.label, name).is_some()
@@ -258,7 +258,7 @@ impl<'w> Spot<'w> {
         if self.ahead.is_empty() { self.place.below.len() } else { 1 }
     }
 
-    /// Whether the spot itself is watched.
+    /// True where the spot itself is watched.
     pub(crate) fn is_watched(self) -> bool {
         self.ahead.is_empty() && !self.place.here.is_empty()
     }

@@ -65,7 +65,7 @@ impl Watch {
     }
 }
 
-/// What a watch with this key counts for the quota `memory`: path, token, and its part of the index.
+/// Bytes that a watch with this key counts for the quota `memory`: path, token, and its part of the index.
 pub(crate) fn weight(key: &[u8]) -> i64 {
     (key.len() as i64).saturating_sub(1).saturating_add(WATCH_WEIGHT)
 }
@@ -98,7 +98,7 @@ fn names(path: Path<'_>) -> &[u8] {
     path.strip_prefix(b"/").unwrap_or(path)
 }
 
-/// How many names these are.
+/// The number of names.
 fn count(names: &[u8]) -> usize {
     names.split(|byte| *byte == b'/').filter(|name| !name.is_empty()).count()
 }

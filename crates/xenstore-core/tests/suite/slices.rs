@@ -1,4 +1,4 @@
-//! What is too long for one round: it is done in slices, and what can be seen of it meanwhile is right.
+//! Work that is too long for one round is done in slices, and what can be seen of it meanwhile is right.
 
 use crate::common::Store;
 use xenstore_core::limits::SLICE_COST;
@@ -6,7 +6,7 @@ use xenstore_core::quota::Quota;
 use xenstore_core::server::{ConnId, DomId, Notice};
 use xenstore_core::wire::MsgType;
 
-/// So many nodes below `/big`, 1000 in a directory, all of domain 0.
+/// Makes nodes below `/big`, 1000 in a directory, all of domain 0.
 fn fill(store: &mut Store, dom0: ConnId, nodes: usize) {
     for at in 0..nodes {
         let path = format!("/big/{}/{at}\0v", at / 1000);
@@ -44,7 +44,7 @@ fn what_is_removed_is_freed_in_slices() {
     store.check();
 }
 
-/// Who else holds it frees it, in slices too.
+/// A transaction that holds the last copy frees it in slices, too.
 #[test]
 fn what_a_transaction_has_kept_is_freed_in_slices() {
     let mut store = Store::new();

@@ -18,7 +18,7 @@ impl Moment {
         Self(Duration::from_secs(seconds) + Duration::from_nanos(nanoseconds))
     }
 
-    /// What the thread has used since.
+    /// Processor time that the thread has used since.
     pub fn elapsed(self) -> Duration {
         Self::now().0 - self.0
     }

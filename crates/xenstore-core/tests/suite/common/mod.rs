@@ -229,7 +229,7 @@ impl Store {
         events
     }
 
-    /// What a domain uses of a quota, as `quota <domid>` tells `dom0`.
+    /// The use that a domain makes of a quota, as `quota <domid>` tells `dom0`.
     pub fn usage(&mut self, dom0: ConnId, domid: u16, quota: &str) -> i64 {
         let text = self.call(dom0, MsgType::Control, 0, format!("quota\0{domid}\0").as_bytes());
         let text = String::from_utf8(text.expect("a known domain")).expect("text");
