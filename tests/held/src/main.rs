@@ -5,7 +5,7 @@ use held::search::{Goal, Search};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-/// How often it is told how it goes.
+/// Time between two lines of progress.
 const PROGRESS: Duration = Duration::from_secs(10);
 
 fn main() -> ExitCode {

@@ -12,7 +12,7 @@ pub struct Program(pub Vec<Loop>);
 /// Some steps, one after the other, so many times.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Loop {
-    /// How many times.
+    /// The number of rounds.
     pub count: u16,
     /// The steps.
     pub body: Vec<Step>,
@@ -37,7 +37,7 @@ pub enum Step {
     Other(u8, u16),
     /// It reads so many bytes from its ring.
     Take(u16),
-    /// So many milliseconds pass.
+    /// Milliseconds pass.
     Pass(u8),
     /// It resets its ring.
     Reconnect,
@@ -73,17 +73,17 @@ pub enum Ask {
 pub struct Place {
     /// Below what.
     pub below: Below,
-    /// So many names of one letter,
+    /// Names of one letter: their number,
     pub names: u16,
-    /// which is the one of this number.
+    /// and which letter.
     pub letter: u8,
-    /// Then one name of so many bytes, if any,
+    /// Bytes of one more name, 0 for none,
     pub last: u16,
     /// which is the number of the round modulo this, if that is not 0.
     pub modulo: u16,
 }
 
-/// Where a path begins.
+/// The beginning of a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Below {
     /// The guest's home, relative.
@@ -92,7 +92,7 @@ pub enum Below {
     HomeAbsolute,
     /// Something of domain 0's that everybody may read.
     Public,
-    /// Where nothing is.
+    /// A place where nothing is.
     Nowhere,
 }
 
@@ -214,7 +214,7 @@ impl Program {
         Self((0..len).map(|_| Loop::random(rng)).collect())
     }
 
-    /// The same with something changed, added, taken out or put elsewhere; or a mixture with another.
+    /// This program with something changed, added, taken out or put elsewhere; or a mixture with another.
     #[must_use]
     pub fn changed(&self, other: &Self, rng: &mut Rng) -> Self {
         let mut loops = self.0.clone();

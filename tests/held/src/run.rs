@@ -12,7 +12,7 @@ use xenstore_core::wire::{Error, Header, MsgType};
 
 /// A program is broken off after so many steps: it is to be one of many.
 const STEPS_MAX: usize = 40_000;
-/// How far the clock goes on with each step, in microseconds.
+/// Microseconds that the clock goes on with each step.
 const STEP_US: u64 = 5;
 
 /// Bytes that the store held and charged at one moment.

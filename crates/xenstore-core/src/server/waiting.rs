@@ -27,7 +27,7 @@ pub(super) struct Waiting {
 }
 
 impl Waiting {
-    /// What it counts for the quota `memory`.
+    /// Bytes that it counts for the quota `memory`.
     fn weight(&self) -> i64 {
         let path = self.path.as_deref().map_or(0, <[u8]>::len);
         (self.payload.len().saturating_add(path) as i64).saturating_add(DELAYED_WEIGHT)
@@ -230,7 +230,7 @@ impl Server {
         self.charge_delayed(conn, weight.saturating_neg());
     }
 
-    /// Where a turn is over, runs what domain 0 waits for; in a guest's time also what guests wait for, as much as
+    /// Runs what domain 0 waits for, where a turn is over; in a guest's time also what guests wait for, as much as
     /// a slice may cost, and the rest in the next round. First what waited for its end, then what wants a turn
     /// itself, and never one before another that it depends on.
     pub(super) fn run_waiting(&mut self, time_of: Class, host: &mut dyn Host) {

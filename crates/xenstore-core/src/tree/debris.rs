@@ -25,7 +25,7 @@ impl Debris {
         self.push(tree.root);
     }
 
-    /// Whether nothing is left.
+    /// True where nothing is left.
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

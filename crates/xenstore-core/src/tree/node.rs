@@ -121,7 +121,7 @@ impl Node {
         u32::try_from(own).unwrap_or(u32::MAX).saturating_add(names)
     }
 
-    /// What the node counts for the quota `memory`: its size, its name, and what it takes to keep them.
+    /// Bytes that the node counts for the quota `memory`: its size, its name, and what it takes to keep them.
     #[must_use]
     pub fn weight(&self) -> i64 {
         i64::from(self.size()).saturating_add(self.name().len() as i64).saturating_add(NODE_WEIGHT)

@@ -17,7 +17,7 @@ impl<'a> Traversal<'a> {
         Self { root: Some(root), path: Vec::new(), stack: Vec::new() }
     }
 
-    /// What comes behind the node at `last`, whether that is still there or not.
+    /// From behind the node at `last` on, whether that is still there or not.
     pub(crate) fn after(root: &'a Node, last: &[u8]) -> Self {
         let mut walk = Self { root: None, path: Vec::new(), stack: Vec::new() };
         let mut node = Some(root);

@@ -16,14 +16,14 @@ pub(super) enum Below {
     Many(Box<Parting>),
 }
 
-/// Where ways part: the places by their first name. They are found by its first bytes as a number, as nodes are: a
+/// A parting of ways: the places by their first name. They are found by its first bytes as a number, as nodes are: a
 /// change looks here whether anybody watches or not.
 #[derive(Default)]
 pub(super) struct Parting {
     places: BTreeMap<u64, Alike>,
     /// The [`mark`] of every name that is or was there: most changes are where nobody watches.
     marks: u64,
-    /// How many places there are.
+    /// The number of places.
     len: u32,
 }
 

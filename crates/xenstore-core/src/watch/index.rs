@@ -253,7 +253,7 @@ impl<'w> Spot<'w> {
         })
     }
 
-    /// How many these are.
+    /// The number of spots one name down.
     pub(crate) fn len(self) -> u32 {
         if self.ahead.is_empty() { self.place.below.len() } else { 1 }
     }

@@ -15,9 +15,9 @@ use index::{Place, Watcher};
 /// A watch; they are in the order in which they were set.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) struct WatchId {
-    /// How many were set before; never used again.
+    /// The number of watches that were set before; never used again.
     number: u64,
-    /// Where it is in [`Watches::all`]; used again once the watch is gone.
+    /// Its place in [`Watches::all`]; used again once the watch is gone.
     slot: u32,
 }
 
@@ -30,9 +30,9 @@ pub(crate) struct Watch {
     /// Absolute path, NUL, token: what tells the watches of one connection apart.
     key: Rc<[u8]>,
     path_len: usize,
-    /// How many bytes of an event's path are not told, as the watch was set on a relative path.
+    /// Bytes of an event's path that are not told, as the watch was set on a relative path.
     pub(crate) hidden: usize,
-    /// How many names below the path are watched; `None` for all.
+    /// Names below the path that are watched; `None` for all.
     pub(crate) depth: Option<u32>,
 }
 
@@ -59,7 +59,7 @@ impl Watch {
         self.key.get(self.path_len.saturating_add(1)..).unwrap_or_default()
     }
 
-    /// What the watch counts for the quota `memory`.
+    /// Bytes that the watch counts for the quota `memory`.
     pub(crate) fn weight(&self) -> i64 {
         weight(&self.key)
     }
@@ -70,7 +70,7 @@ pub(crate) fn weight(key: &[u8]) -> i64 {
     (key.len() as i64).saturating_sub(1).saturating_add(WATCH_WEIGHT)
 }
 
-/// What makes two watches of a connection the same.
+/// The key by which two watches of a connection are the same.
 pub(crate) fn key(path: Path<'_>, token: &[u8], to: &mut Vec<u8>) {
     to.clear();
     to.extend_from_slice(path.as_bytes());
@@ -84,7 +84,7 @@ pub(crate) struct Watches {
     all: Vec<Option<Watch>>,
     /// The empty slots of `all`.
     free: Vec<u32>,
-    /// How many were ever set.
+    /// The number of watches that were ever set.
     count: u64,
     /// Under the names of absolute paths.
     tree: Place,
@@ -156,7 +156,7 @@ impl Watches {
         Some(watch)
     }
 
-    /// Whether there are watches of the path or of anything above it: for most changes, none.
+    /// True where there are watches of the path or of anything above it: for most changes, none.
     pub(crate) fn may_match(&self, path: Path<'_>) -> bool {
         let (mut place, mut behind) = (self.top(path), names(path));
         while place.here.is_empty() {

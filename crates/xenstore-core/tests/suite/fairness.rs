@@ -119,7 +119,7 @@ fn what_guests_wait_for_is_not_looked_at_in_domain_0s_time() {
     store.check();
 }
 
-/// What many guests wait for is tried in rounds, none of which costs more than [`SLICE_COST`] and the plan of it.
+/// Requests that many guests wait for are tried in rounds, none of which costs more than [`SLICE_COST`] and the plan of it.
 #[test]
 fn requests_that_wait_are_tried_some_in_each_round() {
     let mut store = Store::new();

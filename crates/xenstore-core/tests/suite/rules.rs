@@ -460,7 +460,7 @@ fn no_end_is_told_of_a_connection_that_has_begun_anew() {
     assert_eq!(store.ended(), [(successor, Ended::Protocol)]);
 }
 
-/// Who may read a node hears of it: by an entry, as everybody, as its owner, or as one that has such a domain as its
+/// A change is told to those who may read the node: by an entry, as everybody, as its owner, or as one that has such a domain as its
 /// target. Nobody else does.
 #[test]
 fn a_change_is_told_to_those_who_may_see_it() {
