@@ -419,6 +419,25 @@ impl Channels {
     }
 }
 
+impl Channels {
+    /// Binds a port. It is closed again where this process has no room for its descriptors.
+    fn bind(
+        &mut self,
+        request: &Request,
+        notify: impl FnOnce(&mut Answer) -> Result<Option<OwnedFd>, Error>,
+    ) -> Result<Port, Error> {
+        let mut answer = self.call(request)?;
+        let port = Port(answer.number(0)?);
+        let held = answer.fd().and_then(|wait| Ok((wait, notify(&mut answer)?)));
+        if let Err(error) = held.and_then(|(wait, notify)| self.ports.bound(port, wait, notify)) {
+            let _ = self.call(&Request::Close { port });
+            self.ports.remove(port);
+            return Err(error);
+        }
+        Ok(port)
+    }
+}
+
 impl EventChannels for Channels {
     fn fd(&self) -> BorrowedFd<'_> {
         self.ports.epoll.as_fd()
@@ -433,19 +452,11 @@ impl EventChannels for Channels {
 
     fn bind_interdomain(&mut self, remote: DomId, remote_port: Port) -> Result<Port, Error> {
         let request = Request::BindInterdomain { remote, port: remote_port };
-        let mut answer = self.call(&request)?;
-        let port = Port(answer.number(0)?);
-        let (wait, notify) = (answer.fd()?, answer.fd()?);
-        self.ports.bound(port, wait, Some(notify))?;
-        Ok(port)
+        self.bind(&request, |answer| answer.fd().map(Some))
     }
 
     fn bind_virq(&mut self, virq: Virq) -> Result<Port, Error> {
-        let mut answer = self.call(&Request::BindVirq { virq: virq.number() })?;
-        let port = Port(answer.number(0)?);
-        let wait = answer.fd()?;
-        self.ports.bound(port, wait, None)?;
-        Ok(port)
+        self.bind(&Request::BindVirq { virq: virq.number() }, |_| Ok(None))
     }
 
     #[inline(always)]

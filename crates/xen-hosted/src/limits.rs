@@ -1,5 +1,16 @@
 //! Every bound of the platform, by name.
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+/// Lets this process have as many descriptors as the system allows it, for each port takes [`PORT_DESCRIPTORS`]; a
+/// user's session starts programs with 1024. What uses `select` must not ask for it. Says how many those are.
+pub fn raise_descriptors() -> u64 {
+    let limit = getrlimit(Resource::Nofile);
+    // Refused where a sandbox forbids it; then there are fewer.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
+}
+
 /// Ports that a domain can have at most, port 0 included, which is never used (the 2-level ABI of
 /// event channels on 64-bit, `EVTCHN_2L_NR_CHANNELS`).
 pub const PORTS_MAX: u32 = 4096;

@@ -74,8 +74,11 @@ impl Answer {
     }
 
     /// The next descriptor.
+    ///
+    /// # Errors
+    /// EMFILE where this process has no room for it: then the kernel drops what the broker has sent.
     pub(crate) fn fd(&mut self) -> Result<OwnedFd, Error> {
-        self.fds.pop_front().ok_or(Error::Other(Errno::PROTO.raw_os_error()))
+        self.fds.pop_front().ok_or(Error::Other(Errno::MFILE.raw_os_error()))
     }
 }
 

@@ -53,6 +53,8 @@ const A_MINUTE: Duration = Duration::from_secs(60);
 type Failure = Box<dyn std::error::Error>;
 
 fn main() -> ExitCode {
+    // A disk's port and image take some.
+    xen_hosted::limits::raise_descriptors();
     let started = match Arguments::parse(std::env::args().skip(1)) {
         Ok(Some(arguments)) => serve(&arguments),
         Ok(None) => {

@@ -20,7 +20,9 @@ pub(crate) use peers::PeerId;
 
 use crate::domain::cgroup::{Cgroups, Group};
 use crate::domain::{Config, LACKS, Lack, filter};
-use crate::limits::{ARENAS_MAX, DOM0_PORTS_MAX, PORT_DESCRIPTORS, PORTS_MAX, TASKS_DEFAULT};
+use crate::limits::{
+    ARENAS_MAX, DOM0_PORTS_MAX, PORT_DESCRIPTORS, PORTS_MAX, TASKS_DEFAULT, raise_descriptors,
+};
 use crate::map::{Map, memfd};
 use crate::{HostDir, Role};
 use arenas::Arena;
@@ -31,7 +33,7 @@ use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::fs::{FlockOperation, SealFlags, fcntl_add_seals, flock};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
-use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, setrlimit};
+use rustix::process::{Pid, Signal};
 use seccompiler::BpfProgram;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -403,9 +405,7 @@ fn first_id(directory: &fs::Metadata) -> u32 {
 
 /// As many descriptors as may be, and what of them a domain gets: ports, arenas, and what is lacking.
 fn share_descriptors() -> (u32, usize, u64) {
-    let limit = getrlimit(Resource::Nofile);
-    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
-    let all = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let all = raise_descriptors();
     let others = u64::from(TASKS_DEFAULT);
     let ports = all.saturating_sub(others) / u64::from(PORT_DESCRIPTORS);
     let ports_max = u32::try_from(ports).map_or(PORTS_MAX, |ports| ports.min(PORTS_MAX));

@@ -12,6 +12,7 @@ use std::time::Duration;
 use xen::domctl::DomainControl;
 use xen::gnttab::{Access, GrantOffer};
 use xen::{DomId, Error};
+use xen_hosted::domctl::Control;
 use xen_hosted::{Platform, Role};
 
 /// Nothing is asked of the broker for a while: it uses no processor.
@@ -105,6 +106,24 @@ fn a_creation_that_fails_leaves_no_process() {
     }
     // The highest number is that of the process itself.
     assert_eq!(last, Err(Error::NoSpc));
+}
+
+/// The kernel drops descriptors for which the receiver has no room.
+#[test]
+fn who_has_no_room_for_a_port_is_told_so_and_has_none() {
+    let host = Host::start();
+    let mut control = host.control();
+    let (mut one, mut two) = (Puppet::start(&host), Puppet::start(&host));
+    let port = one.ask(&format!("alloc {}", two.domid()));
+    let held =
+        |control: &mut Control, puppet: &Puppet| control.accounts(puppet.domid()).unwrap().ports;
+    let before = held(&mut control, &two);
+    let bind = format!("bind {} {port}", one.domid());
+    assert_eq!(two.ask("no-room"), "done");
+    assert_eq!(two.ask(&bind), Error::Other(Errno::MFILE.raw_os_error()).to_string());
+    assert_eq!(two.ask("room"), "done");
+    assert_eq!(held(&mut control, &two), before);
+    assert_eq!(two.ask(&bind), "done");
 }
 
 /// A guest lets go of an arena late, when there is another in its place.

@@ -2,8 +2,10 @@
 
 use super::{entries, puppet, raw};
 use rustix::io::Errno;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::collections::HashMap;
 use std::fs;
+use std::os::fd::AsRawFd;
 use xen::domctl::DomainControl;
 use xen::domwatch::ShutdownReason;
 use xen::evtchn::EventChannels;
@@ -11,6 +13,13 @@ use xen::gnttab::{Access, GrantMap, GrantOffer, Mapping, Offered};
 use xen::{DomId, Error, GrantRef, Port};
 use xen_hosted::Platform;
 use xen_hosted::domctl::Control;
+
+/// Has the program's further descriptors be below that number.
+fn set_descriptors(below: u64) -> Result<(), Error> {
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    let limit = Rlimit { current: Some(below), maximum };
+    setrlimit(Resource::Nofile, limit).map_err(|error| Error::from_errno(error.raw_os_error()))
+}
 
 fn said<T>(result: Result<T, Error>) -> String {
     match result.map(drop) {
@@ -126,6 +135,11 @@ impl Actor {
             }
             ["bind", of, at] => said(self.channels.bind_interdomain(domid(of), port(at))),
             ["bind-virq"] => said(self.channels.bind_virq(xen::evtchn::Virq::DomExc)),
+            ["no-room"] => {
+                let next = rustix::io::fcntl_dupfd_cloexec(std::io::stdin(), 0).unwrap();
+                said(set_descriptors(next.as_raw_fd() as u64))
+            }
+            ["room"] => said(set_descriptors(512)),
             ["notify", at] => said(self.channels.notify(port(at))),
             ["flood", at, count] => {
                 for _ in 0..number(count) {

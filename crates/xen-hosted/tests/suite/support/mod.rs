@@ -69,6 +69,8 @@ impl Host {
 
     /// The same, its broker's command changed.
     pub(crate) fn start_with(change: impl FnOnce(&mut Command)) -> Self {
+        // This process has ports, too.
+        xen_hosted::limits::raise_descriptors();
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("xen-hosted-{}-{number}", std::process::id());
