@@ -49,6 +49,8 @@ pub const CONTESTED_MAX: usize = 256;
 /// The most that work which is no request's own may cost at one time, in simple requests; the rest of it comes in the
 /// next round.
 pub const SLICE_COST: u32 = 1024;
+/// Nodes of a removed subtree that are taken off their owners' accounts at once; those of a larger one are in slices.
+pub const DISOWN_MAX: usize = 2048;
 /// The most that it may cost to run a guest's transaction again, in simple requests, for each node that it may access
 /// (the quota `transaction-nodes`).
 pub const COST_PER_NODE: u32 = 2;

@@ -166,6 +166,70 @@ fn the_longest_commits_are_short() {
     }
 }
 
+/// The longest single requests of a guest, in a store that is large where the guest may see it.
+#[test]
+fn the_longest_requests_are_short() {
+    let mut store = Store::new();
+    let dom0 = store.socket();
+    let (conn, home) = guest(&mut store, 5);
+    for (top, nodes, a_list) in
+        [("wide", 50_000, 50_000), ("deep", 50_000, 500), ("fits", 500, 500)]
+    {
+        let top = format!("{home}/{top}");
+        store.write(dom0, 0, &top, "").unwrap();
+        store.set_perms(dom0, 0, &top, &["n0", "b5"]).unwrap();
+        for at in 0..nodes {
+            let payload = format!("{top}/{}/{at}\0v", at / a_list);
+            store.send(dom0, MsgType::Write, 0, payload.as_bytes());
+            store.server.consume_output(dom0, usize::MAX, store.now);
+        }
+    }
+    // Others watch what will be removed, and may not see it.
+    for domid in 20..40 {
+        let (other, _) = guest(&mut store, domid);
+        for at in 0..128 {
+            store.watch(other, &format!("{home}/wide/0/{at}"), "t").unwrap();
+        }
+    }
+    let longest = chain(&home, 990);
+    let perms: Vec<u8> = (0..4).flat_map(|domid| format!("r{domid}\0").into_bytes()).collect();
+    let with_perms = [format!("{home}\0n5\0").as_bytes(), &perms].concat();
+    let text = |text: String| text.into_bytes();
+    type Ask = (&'static str, MsgType, Vec<u8>);
+    let asks: [Ask; 14] = [
+        ("directory", MsgType::Directory, text(format!("{home}/fits/0\0"))),
+        ("directory that is too big", MsgType::Directory, text(format!("{home}/wide/0\0"))),
+        ("part", MsgType::DirectoryPart, text(format!("{home}/wide/0\x00150000\0"))),
+        ("long write", MsgType::Write, text(format!("{longest}\0v"))),
+        ("long read", MsgType::Read, text(format!("{longest}\0"))),
+        ("long watch", MsgType::Watch, text(format!("{longest}/w\0t\0"))),
+        ("long unwatch", MsgType::Unwatch, text(format!("{longest}/w\0t\0"))),
+        ("rm of a chain", MsgType::Rm, text(format!("{home}/a\0"))),
+        ("mkdir", MsgType::Mkdir, text(format!("{longest}\0"))),
+        ("set permissions", MsgType::SetPerms, with_perms),
+        ("permissions", MsgType::GetPerms, text(format!("{home}\0"))),
+        ("rm of a long list", MsgType::Rm, text(format!("{home}/wide\0"))),
+        ("rm of many lists", MsgType::Rm, text(format!("{home}/deep\0"))),
+        ("reset", MsgType::ResetWatches, text("\0".to_owned())),
+    ];
+    for (what, kind, payload) in asks {
+        let (cost, took) = timed(&mut store, conn, kind, 0, &payload);
+        let answer = store.reply(conn, 1).expect("it is answered").map(|payload| payload.len());
+        eprintln!("{what}: cost {cost} in {took:?}: {answer:?}");
+        assert_eq!(answer.is_err(), kind == MsgType::Directory && cost > 8, "{what}: {answer:?}");
+        assert!(cost <= 2048, "{what}: cost {cost}");
+        assert!(took < 20_000 * simple(), "{what}: {took:?}");
+        // What is left to do is done in slices, each of which is short, too.
+        while store.server.deadline().is_some_and(|at| at <= store.now) {
+            let began = Moment::now();
+            store.server.tick(store.now, &mut store.machine);
+            let took = began.elapsed();
+            assert!(took < 20_000 * simple(), "{what}: a slice of {took:?}");
+        }
+    }
+    store.check();
+}
+
 #[test]
 fn a_deep_path_costs_more_than_a_short_one() {
     let mut store = Store::new();

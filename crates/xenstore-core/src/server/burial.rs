@@ -9,7 +9,7 @@ use crate::limits::DOMID_ANY;
 use crate::path::{Path, home_of};
 use crate::perms::{Caller, Incarnation};
 use crate::quota::Quota;
-use crate::tree::{Go, Traversal};
+use crate::tree::Traversal;
 use alloc::collections::VecDeque;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
@@ -17,20 +17,29 @@ use alloc::vec::Vec;
 /// Nodes that are looked at for the cost of one simple request.
 const LOOKS_A_UNIT: usize = 4;
 
-/// A domain whose nodes are looked for.
+/// A search for a dead domain's nodes.
 pub(super) struct Burial {
     domid: DomId,
     incarnation: Incarnation,
-    /// The path of the node that was looked at last, relative to the root; `None` before the first.
+    /// The path of the node from which on it searches.
+    top: Rc<[u8]>,
+    /// The path of the node that was looked at last, relative to the top; `None` before the first.
     last: Option<Vec<u8>>,
 }
 
 /// All of them, the oldest first.
 pub(super) type Burials = VecDeque<Burial>;
 
+impl Burial {
+    fn new(domid: DomId, incarnation: Incarnation, top: &[u8]) -> Self {
+        Self { domid, incarnation, top: Rc::from(top), last: None }
+    }
+}
+
 impl Server {
     /// Removes what a dead domain owned, or gives it to the privileged domain. A domain that owns nothing costs nothing;
-    /// else its home is looked through at once, and the rest in slices where it owns more than was there.
+    /// else its home is looked through at once, as far as a slice goes, and all of the tree in the next rounds where it
+    /// owns more than was found there.
     pub(super) fn remove_nodes_of(&mut self, domid: DomId) {
         let owned = |server: &Self| {
             server.domains.get(domid).map_or(0, |domain| domain.usage.now(Quota::Nodes))
@@ -38,37 +47,28 @@ impl Server {
         if owned(self) <= 0 {
             return;
         }
-        let mut home = Vec::new();
-        home_of(domid.0, &mut home);
-        // No domain: its nodes bear no incarnation by which they would be found later.
-        let start = if domid.0 == DOMID_ANY { Path::ROOT } else { Path::checked(&home) };
-        self.remove_owned_below(domid, start);
+        if domid.0 == DOMID_ANY {
+            // No domain: only the privileged domain can have given it nodes, which bear no incarnation by which they
+            // would be found later.
+            let mut burial = Burial::new(domid, Incarnation::NEVER, b"/");
+            while !self.bury(&mut burial) {}
+        } else {
+            let mut home = Vec::new();
+            home_of(domid.0, &mut home);
+            let spent = core::mem::take(&mut self.cost);
+            self.bury(&mut Burial::new(domid, self.domains.incarnation(domid), &home));
+            self.cost = self.cost.saturating_add(spent);
+        }
         for special in [INTRODUCE, RELEASE] {
             let owner = self.tree.special(special).map(|node| node.perms().owner().domid);
             if owner == Some(domid) {
                 self.inherit(Path::checked(special));
             }
         }
-        if owned(self) > 0 {
+        if owned(self) > 0 && domid.0 != DOMID_ANY {
             let incarnation = self.domains.incarnation(domid);
-            self.burials.push_back(Burial { domid, incarnation, last: None });
-            self.domains.has_orphans = true;
-        }
-    }
-
-    fn remove_owned_below(&mut self, domid: DomId, start: Path<'_>) {
-        let keep = self.config.orphans == Orphans::Keep;
-        let mut found: Vec<Rc<[u8]>> = Vec::new();
-        self.tree.visit(start, |path, node| {
-            if node.perms().owner().domid != domid {
-                return Go::On;
-            }
-            found.push(Rc::from(path));
-            // The root cannot be removed, and what is below it has owners of its own.
-            if keep || path == b"/" { Go::On } else { Go::Past }
-        });
-        for path in found {
-            self.bury_node(Path::checked(&path));
+            self.burials.push_back(Burial::new(domid, incarnation, b"/"));
+            self.note_orphans();
         }
     }
 
@@ -88,39 +88,62 @@ impl Server {
         }
     }
 
-    /// Goes on with the oldest burial, as much as a slice may cost.
+    /// Goes on with the oldest searches, as much as a slice may cost.
     pub(super) fn bury_some(&mut self) {
         let spent = core::mem::take(&mut self.cost);
-        let slice = self.config.slice_cost;
-        while self.cost < slice
-            && let Some(Burial { domid, incarnation, last }) = self.burials.pop_front()
+        while self.cost < self.config.slice_cost
+            && let Some(mut burial) = self.burials.pop_front()
         {
-            let most = (slice.saturating_sub(self.cost) as usize).saturating_mul(LOOKS_A_UNIT);
-            let mut walk = match &last {
-                None => Traversal::whole(self.tree.root()),
-                Some(last) => Traversal::after(self.tree.root(), last),
-            };
-            let mut looks = 0usize;
-            let mut found = false;
-            while looks < most && !found {
-                let Some(node) = walk.next() else { break };
-                looks = looks.saturating_add(1);
-                let owner = node.perms().owner();
-                found = (owner.domid, owner.incarnation) == (domid, incarnation);
-            }
-            let last = Vec::from(walk.path());
-            let units = u32::try_from(looks / LOOKS_A_UNIT).unwrap_or(u32::MAX);
-            self.cost = self.cost.saturating_add(units);
-            if found {
-                let path: Vec<u8> = [b"/", last.as_slice()].concat();
-                self.bury_node(Path::checked(&path));
-            }
-            if found || looks >= most {
-                self.burials.push_front(Burial { domid, incarnation, last: Some(last) });
+            if !self.bury(&mut burial) {
+                self.burials.push_front(burial);
+                break;
             }
         }
-        self.domains.has_orphans = !self.burials.is_empty();
+        self.note_orphans();
         self.cost = spent;
+    }
+
+    /// Goes on with a search, and removes what it finds, until the cost at hand is that of a slice. True where nothing is
+    /// left.
+    fn bury(&mut self, burial: &mut Burial) -> bool {
+        let slice = self.config.slice_cost;
+        let mut looks = 0usize;
+        loop {
+            let Some(top) = self.tree.get(Path::checked(&burial.top)) else { return true };
+            let mut walk = match &burial.last {
+                None => Traversal::whole(top),
+                Some(last) => Traversal::after(top, last),
+            };
+            let is_found = loop {
+                let Some(node) = walk.next() else { return true };
+                looks = looks.saturating_add(1);
+                let owner = node.perms().owner();
+                if (owner.domid, owner.incarnation) == (burial.domid, burial.incarnation) {
+                    break true;
+                }
+                if looks.is_multiple_of(LOOKS_A_UNIT) {
+                    self.cost = self.cost.saturating_add(1);
+                    if self.cost >= slice {
+                        break false;
+                    }
+                }
+            };
+            let last = Vec::from(walk.path());
+            if is_found {
+                let mut path = Vec::from(&*burial.top);
+                if !last.is_empty() {
+                    if path != b"/" {
+                        path.push(b'/');
+                    }
+                    path.extend_from_slice(&last);
+                }
+                self.bury_node(Path::checked(&path));
+            }
+            burial.last = Some(last);
+            if self.cost >= slice {
+                return false;
+            }
+        }
     }
 
     /// Has all that dead domains owned removed, however long it takes.

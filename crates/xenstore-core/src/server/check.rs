@@ -140,8 +140,9 @@ impl Check {
 impl Server {
     /// Begins to compare what is accounted for with what is there. Differences are logged.
     pub(super) fn check_store(&mut self) {
-        // What is found of a dead domain's would be charged to nobody.
+        // What is found of a dead domain's would be charged to nobody, and what was removed is not found.
         self.finish_burials();
+        self.finish_removals();
         let (mut charged, mut found, mut wrong) =
             (Accounts::default(), Accounts::default(), Vec::new());
         for (domid, domain) in self.domains.iter() {

@@ -14,6 +14,7 @@ mod dump;
 mod event;
 mod lifecycle;
 mod manage;
+mod removal;
 mod request;
 mod restore;
 mod rubbish;
@@ -38,6 +39,7 @@ use burial::Burials;
 use check::Check;
 use connection::{Connection, Transport};
 use domain::{Delta, Domains, Ledger};
+use removal::Removals;
 use rubbish::Rubbish;
 use snapshots::Snapshots;
 use turn::{Class, Turns};
@@ -208,6 +210,7 @@ pub struct Server {
     snapshots: Snapshots,
     rubbish: Rubbish,
     burials: Burials,
+    removals: Removals,
     /// A CONTROL `check` that is not done yet.
     check: Option<Box<Check>>,
     counters: Counters,
@@ -256,6 +259,7 @@ impl Server {
             snapshots: Snapshots::default(),
             rubbish: Rubbish::default(),
             burials: Burials::new(),
+            removals: Removals::new(),
             check: None,
             counters: Counters::default(),
             cost: 0,
@@ -444,7 +448,7 @@ impl Server {
     /// When [`Server::tick`] must be called at the latest.
     #[must_use]
     pub fn deadline(&self) -> Option<u64> {
-        let busy = !self.burials.is_empty() || !self.rubbish.is_empty() || self.check.is_some();
+        let busy = self.domains.has_orphans || !self.rubbish.is_empty() || self.check.is_some();
         if busy || self.stale_snapshot().is_some() {
             return Some(0);
         }
@@ -458,6 +462,7 @@ impl Server {
         self.expire_unread();
         self.refresh_old_snapshots();
         self.bury_some();
+        self.disown_some();
         self.free_some();
         self.check_some();
         self.run_waiting(Class::Guest, host);

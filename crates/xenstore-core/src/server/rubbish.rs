@@ -7,7 +7,7 @@ use super::{DomId, Server};
 use crate::perms::Incarnation;
 use crate::quota::Quota;
 use crate::transaction::Leftovers;
-use crate::tree::{Debris, Done, Tree};
+use crate::tree::{Debris, Node, Tree};
 use alloc::collections::VecDeque;
 
 /// Cost, in simple requests, up to which something is freed at once; no more than half a slice.
@@ -74,13 +74,11 @@ impl Server {
         self.rubbish.things.push_back((thing, charge));
     }
 
-    /// Lets go of what an operation has removed. It is charged to nobody any more.
-    pub(super) fn discard_done(&mut self, done: Done) {
-        if let Done::Removed(gone) = done {
-            self.rubbish.debris.push(gone);
-            let mut left = self.small();
-            self.rubbish.debris.free_some(&mut left);
-        }
+    /// Lets go of a removed node, with all below it. It is charged to nobody any more.
+    pub(super) fn free_node(&mut self, gone: Node) {
+        self.rubbish.debris.push(gone);
+        let mut left = self.small();
+        self.rubbish.debris.free_some(&mut left);
     }
 
     /// Makes a tree the store's. The one before is freed, but for what others share.

@@ -265,7 +265,8 @@ impl Tree {
         Ok(())
     }
 
-    /// RM: takes the node out, with all below it.
+    /// RM: takes the node out, with all below it. The nodes of a large subtree stay on their owners' accounts; see
+    /// [`Node::is_large`].
     pub(crate) fn remove(
         &mut self,
         caller: &Caller,
@@ -290,7 +291,9 @@ impl Tree {
         let dir = above.dir_mut(churn).ok_or(Error::Io)?;
         let gone = dir.remove(name, change, churn).ok_or(Error::Io)?;
         ledger.own(&owner, 0, (name.len() as i64).saturating_add(1).saturating_neg());
-        disown(&gone, ledger);
+        if !gone.is_large() {
+            disown(&gone, ledger);
+        }
         Ok(Done::Removed(gone))
     }
 

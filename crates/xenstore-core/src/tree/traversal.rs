@@ -1,7 +1,15 @@
 //! A traversal of a tree that can be taken up again where it stopped.
 
 use super::{Iter, Node};
+use crate::limits::DISOWN_MAX;
 use alloc::vec::Vec;
+
+impl Node {
+    /// True where there are more nodes, from this one down, than are taken off their owners' accounts at once.
+    pub(crate) fn is_large(&self) -> bool {
+        self.dir().is_some() && Traversal::whole(self).nth(DISOWN_MAX).is_some()
+    }
+}
 
 /// Visits a node and all below it, parents first, children by name.
 pub(crate) struct Traversal<'a> {

@@ -6,10 +6,10 @@ use xenstore_core::quota::Quota;
 use xenstore_core::server::{ConnId, DomId, Notice};
 use xenstore_core::wire::MsgType;
 
-/// Makes nodes below `/big`, 1000 in a directory, all of domain 0.
-fn fill(store: &mut Store, dom0: ConnId, nodes: usize) {
+/// Makes nodes below `top`, 1000 in a directory, all of domain 0.
+fn fill(store: &mut Store, dom0: ConnId, top: &str, nodes: usize) {
     for at in 0..nodes {
-        let path = format!("/big/{}/{at}\0v", at / 1000);
+        let path = format!("{top}/{}/{at}\0v", at / 1000);
         store.send(dom0, MsgType::Write, 0, path.as_bytes());
         store.server.consume_output(dom0, usize::MAX, store.now);
     }
@@ -37,11 +37,66 @@ fn assert_slices(rounds: usize, nodes: usize) {
 fn what_is_removed_is_freed_in_slices() {
     let mut store = Store::new();
     let dom0 = store.socket();
-    fill(&mut store, dom0, 20_000);
+    fill(&mut store, dom0, "/big", 20_000);
     store.send(dom0, MsgType::Rm, 0, b"/big\0");
-    assert_slices(store.settle(), 20_000);
+    // Once they are taken off the accounts, then they are freed.
+    assert_slices(store.settle(), 2 * 20_000);
     assert_eq!(store.read(dom0, 0, "/big/3/3500"), Err("ENOENT".to_owned()));
     store.check();
+}
+
+/// Whoever removes them, and whoever owns them: nodes of a large subtree are taken off the accounts in slices.
+#[test]
+fn what_is_removed_is_taken_off_the_accounts_in_slices() {
+    let mut store = Store::new();
+    let dom0 = store.socket();
+    let guest = owner(&mut store, dom0, 7, &[]);
+    let other = owner(&mut store, dom0, 8, &["/local/domain/7/of-8"]);
+    // Of domain 0: who makes a node below another domain's shares its owner.
+    store.write(dom0, 0, "/local/domain/7/big", "").unwrap();
+    store.set_perms(dom0, 0, "/local/domain/7/big", &["n0"]).unwrap();
+    fill(&mut store, dom0, "/local/domain/7/big", 20_000);
+    store.write(other, 0, "/local/domain/7/of-8/1", "v").unwrap();
+    let before = store.usage(dom0, 0, "nodes");
+    store.send(guest, MsgType::Rm, 0, b"/local/domain/7\0");
+    assert_eq!(store.read(dom0, 0, "/local/domain/7"), Err("ENOENT".to_owned()));
+    let now = |store: &Store, domid| store.server.usage(DomId(domid)).unwrap().now(Quota::Nodes);
+    assert!(now(&store, 0) > before - 10_000, "most are charged yet");
+    // One of the owners dies meanwhile, and the next of its number has none of them.
+    store.dies(8);
+    store.guest(8);
+    store.check();
+    store.settle();
+    assert_eq!(now(&store, 0), before - 20_021);
+    assert_eq!((now(&store, 7), now(&store, 8)), (0, 0));
+    store.check();
+}
+
+/// As above, removed in a transaction that has made some of it.
+#[test]
+fn what_a_transaction_removes_is_taken_off_the_accounts_in_slices() {
+    let mut store = Store::new();
+    let dom0 = store.socket();
+    fill(&mut store, dom0, "/big", 5_000);
+    let before = store.usage(dom0, 0, "nodes");
+    for interfere in [false, true] {
+        let tx = store.start(dom0);
+        store.write(dom0, tx, "/big/new/below", "v").unwrap();
+        store.rm(dom0, tx, "/big").unwrap();
+        store.write(dom0, tx, "/big/3", "v").unwrap();
+        if interfere {
+            store.write(dom0, 0, "/other", "v").unwrap();
+        }
+        store.commit(dom0, tx).unwrap();
+        store.check();
+        store.settle();
+        store.check();
+        store.rm(dom0, 0, "/other").ok();
+        let left = 2 + before - 5_006;
+        assert_eq!(store.server.usage(DomId(0)).unwrap().now(Quota::Nodes), left);
+        store.rm(dom0, 0, "/big").unwrap();
+        fill(&mut store, dom0, "/big", 5_000);
+    }
 }
 
 /// A transaction that holds the last copy frees it in slices, too.
@@ -49,7 +104,7 @@ fn what_is_removed_is_freed_in_slices() {
 fn what_a_transaction_has_kept_is_freed_in_slices() {
     let mut store = Store::new();
     let dom0 = store.socket();
-    fill(&mut store, dom0, 20_000);
+    fill(&mut store, dom0, "/big", 20_000);
     let tx = store.start(dom0);
     store.rm(dom0, 0, "/big").unwrap();
     store.settle();
@@ -84,7 +139,7 @@ fn a_guest_is_charged_until_what_it_let_go_is_freed() {
 fn the_nodes_of_a_dead_domain_are_looked_for_in_slices() {
     let mut store = Store::new();
     let dom0 = store.socket();
-    fill(&mut store, dom0, 100_000);
+    fill(&mut store, dom0, "/big", 100_000);
     let strays = ["/big/0/1", "/big/15/15001/below", "/zzz"];
     owner(&mut store, dom0, 7, &strays);
     store.write(dom0, 0, "/zzz/other", "").unwrap();
@@ -113,7 +168,7 @@ fn the_nodes_of_a_dead_domain_are_looked_for_in_slices() {
 fn domains_that_die_one_after_the_other_are_all_buried() {
     let mut store = Store::new();
     let dom0 = store.socket();
-    fill(&mut store, dom0, 20_000);
+    fill(&mut store, dom0, "/big", 20_000);
     for round in 0..3 {
         for domid in [7, 8] {
             owner(&mut store, dom0, domid, &[&format!("/zzz-{domid}-{round}")]);
@@ -132,7 +187,7 @@ fn domains_that_die_one_after_the_other_are_all_buried() {
 fn a_check_looks_at_a_large_store_in_slices() {
     let mut store = Store::new();
     let dom0 = store.socket();
-    fill(&mut store, dom0, 20_000);
+    fill(&mut store, dom0, "/big", 20_000);
     store.warnings();
     let told = |store: &mut Store| {
         store.receive(dom0);
