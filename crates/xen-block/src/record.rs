@@ -13,7 +13,7 @@
 //! index of the answer, nothing, and the request as it lay in the ring.
 
 use crate::sys::map_file;
-use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::fs::{FallocateFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -90,7 +90,15 @@ pub(crate) fn create(path: &Path, shape: Shape) -> Result<Record, Errno> {
     remove(path)?;
     let file = rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)?;
     lock(&file)?;
-    rustix::fs::ftruncate(&file, (shape.pages() * PAGE_SIZE) as u64)?;
+    match allocate(&file, shape) {
+        // A file system that cannot: then what was written is there.
+        Err(Errno::OPNOTSUPP) => {
+            for page in 0..shape.pages() {
+                rustix::io::pwrite(&file, &[0; PAGE_SIZE], (page * PAGE_SIZE) as u64)?;
+            }
+        }
+        allocated => allocated?,
+    }
     let pages = map_file(file.as_fd(), shape.pages())?;
     let (first, queues) = split(pages, shape);
     for (number, word) in shape.words().into_iter().enumerate() {
@@ -106,6 +114,11 @@ pub(crate) fn open(path: &Path, shape: Shape) -> Result<Record, Errno> {
     let wanted = (shape.pages() * PAGE_SIZE) as u64;
     if u64::try_from(rustix::fs::fstat(&file)?.st_size) != Ok(wanted) {
         return Err(Errno::INVAL);
+    }
+    // One that a program of before has made may have no room for some.
+    match allocate(&file, shape) {
+        Ok(()) | Err(Errno::OPNOTSUPP) => {}
+        Err(errno) => return Err(errno),
     }
     let (first, queues) = split(map_file(file.as_fd(), shape.pages())?, shape);
     for (number, word) in shape.words().into_iter().enumerate() {
@@ -124,6 +137,12 @@ pub(crate) fn discard(path: &Path) -> Result<(), Errno> {
         Err(Errno::NOENT) => Ok(()),
         Err(errno) => Err(errno),
     }
+}
+
+/// Gives the file room for all of its pages, which stay as they are: where there is none for a page that is mapped, the
+/// process that writes to it is killed.
+fn allocate(file: &OwnedFd, shape: Shape) -> Result<(), Errno> {
+    rustix::fs::fallocate(file, FallocateFlags::empty(), 0, (shape.pages() * PAGE_SIZE) as u64)
 }
 
 fn existing(path: &Path) -> Result<OwnedFd, Errno> {

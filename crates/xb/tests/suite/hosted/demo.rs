@@ -221,6 +221,33 @@ fn a_guest_is_not_created_on_a_full_disk_and_nothing_of_it_stays() {
     host.nothing_is_left();
 }
 
+/// Records of disks are mapped: one without room ended the daemon of all (SIGBUS).
+#[test]
+fn a_full_record_folder_ends_nobody() {
+    let host = Host::down("full-record");
+    let test = "a_full_record_folder_ends_nobody";
+    let config = host.config("web", "extra = \"exec sleep 1000\"");
+    let script = format!(
+        "xb() {{ $XB --host $DIR/small/h \"$@\"; }}; \
+         mkdir -p $DIR/small && mount -t tmpfs -o size=4m none $DIR/small && xb host up && \
+         xb create {config} && xb disk attach web vdev=xvda,target=memory:1048576 && \
+         cat $DIR/small/h/run/xen-blockd.pid > $DIR/before; cat /dev/zero > $DIR/small/all; \
+         xb disk attach web vdev=xvdb,target=memory:1048576; code=$?; \
+         cat $DIR/small/h/run/xen-blockd.pid > $DIR/after; rm $DIR/small/all; xb host status > $DIR/status; \
+         xb disk attach web vdev=xvdc,target=memory:1048576 && xb disk list web && xb host down; exit $code"
+    );
+    let Some(output) = apart(test, &host, &script) else { return };
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(said.contains("No space left on device"), "{said}");
+    let read = |name: &str| std::fs::read_to_string(host.path(name)).unwrap();
+    assert_eq!(read("after"), read("before"));
+    assert!(!read("status").contains("down"), "{}", read("status"));
+    let shown = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(shown.contains("xvda") && shown.contains("xvdc"), "{shown}");
+    host.nothing_is_left();
+}
+
 #[test]
 fn a_guest_whose_image_is_on_a_full_disk_is_told_and_lives() {
     let host = Host::down("full-image");
