@@ -230,6 +230,40 @@ fn the_longest_requests_are_short() {
     store.check();
 }
 
+/// Domain 0's requests stay whole, of any size; what the largest take is printed (docs/performance.md).
+#[test]
+fn the_longest_requests_of_domain_0_are_told() {
+    let mut store = Store::new();
+    let dom0 = store.socket();
+    for at in 0..100_000 {
+        let payload = format!("/big/{}/{at}\0v", at / 100);
+        store.send(dom0, MsgType::Write, 0, payload.as_bytes());
+        store.server.consume_output(dom0, usize::MAX, store.now);
+    }
+    let tx = store.start(dom0);
+    for at in 0..10_000 {
+        store.write(dom0, tx, &format!("/big/{}/{at}", at / 100), "new").unwrap();
+    }
+    store.write(dom0, 0, "/other", "v").unwrap();
+    let (cost, took) = timed(&mut store, dom0, MsgType::TransactionEnd, tx, b"T\0");
+    eprintln!("a commit of 10,000 writes: cost {cost} in {took:?}");
+    assert!(cost >= 10_000, "it was run again: {cost}");
+    assert_eq!(store.reply(dom0, 1), Some(Ok(b"OK\0".to_vec())));
+    let (cost, took) = timed(&mut store, dom0, MsgType::Rm, 0, b"/big\0");
+    eprintln!("rm of 100,000 nodes: cost {cost} in {took:?}");
+    // The rest of it comes in slices.
+    assert!(cost <= 2048, "{cost}");
+    let mut slices = (0, Duration::ZERO);
+    while store.server.deadline().is_some_and(|at| at <= store.now) {
+        let began = Moment::now();
+        store.server.tick(store.now, &mut store.machine);
+        slices = (slices.0 + 1, slices.1.max(began.elapsed()));
+    }
+    eprintln!("and {} slices, the longest of {:?}", slices.0, slices.1);
+    assert!(slices.0 > 20, "{}", slices.0);
+    store.check();
+}
+
 #[test]
 fn a_deep_path_costs_more_than_a_short_one() {
     let mut store = Store::new();
