@@ -15,6 +15,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 use xen::DomId;
 use xen_block::back::{self, Open};
+use xen_block::disk::places::Places;
 use xen_block::disk::target;
 use xen_block::front::{self, Front, Part, Want};
 use xen_block::server::Server;
@@ -52,7 +53,7 @@ pub(crate) fn process(image: &str, format: &str, disks: &str) -> Result<()> {
     let host = loopback::Host::new();
     let mut tool = Client::connect(daemon.socket())?;
     tool.introduce(GUEST.0, 1, 1)?;
-    let (options, open) = (back::Options::default(), Open::Aside(Box::new(target::job)));
+    let (options, open) = (back::Options::default(), Open::Aside(Box::new(|device| target::job(device, &Places::default()))));
     let server = support::server_at(&host, &daemon.socket(), options, open);
     let mut store = Client::connect(daemon.socket())?;
     let platform = Rc::new(front::Platform {

@@ -11,6 +11,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 use xen::evtchn::EventChannels;
 use xen_block::back::{self, OpenDisk};
+use xen_block::disk::places::Places;
 use xen_block::disk::target::Target;
 use xen_block::disk::{Disk, DiskAccess, Finished, Geometry, Io};
 use xen_block::front::export::Export;
@@ -40,7 +41,7 @@ impl Disk for Instantly {
 }
 
 fn opens(target: Target) -> Box<OpenDisk> {
-    Box::new(move |_| target.open(DiskAccess::ReadOnly))
+    Box::new(move |_| target.open(DiskAccess::ReadOnly, &Places::default()))
 }
 
 /// A backend in a thread of its own, and a frontend that is connected to it.

@@ -7,13 +7,18 @@
 //! | [`qcow2`] | qcow2 images, with backing files |
 //! | [`nbd`] | a server of the network block device protocol, over a Unix socket |
 //! | [`fault`] | another disk, with faults on cue |
+//! | [`image`], [`open`], [`places`] | what can be wrong with an image, opening files, where what images name may lie |
 //! | [`target`] | disks by name, as toolstacks write them |
 //! | [`pool`] | threads for disks that can only be waited for |
 
 pub mod fault;
 pub mod file;
+pub mod image;
+mod lock;
 pub mod memory;
 pub mod nbd;
+pub mod open;
+pub mod places;
 pub mod pool;
 pub mod qcow2;
 pub mod target;

@@ -426,6 +426,42 @@ pub(crate) fn map_file(file: BorrowedFd<'_>, count: usize) -> Result<Vec<SharedP
     Ok((0..count).map(page).collect())
 }
 
+/// Puts a shared lock of the file's description on one byte; it ends with the last descriptor.
+///
+/// # Errors
+/// What fcntl(2) answered.
+pub(crate) fn lock_byte(file: BorrowedFd<'_>, at: u64) -> Result<(), Errno> {
+    byte_lock(file, libc::F_OFD_SETLK, libc::F_RDLCK, at).map(drop)
+}
+
+/// Tells whether another description of the file has a lock on this byte.
+///
+/// # Errors
+/// What fcntl(2) answered.
+pub(crate) fn is_byte_locked(file: BorrowedFd<'_>, at: u64) -> Result<bool, Errno> {
+    let found = byte_lock(file, libc::F_OFD_GETLK, libc::F_WRLCK, at)?;
+    Ok(i32::from(found.l_type) != libc::F_UNLCK)
+}
+
+fn byte_lock(
+    file: BorrowedFd<'_>,
+    command: libc::c_int,
+    kind: libc::c_int,
+    at: u64,
+) -> Result<libc::flock, Errno> {
+    // SAFETY: all of its fields are numbers, for which zeroes will do.
+    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+    (lock.l_type, lock.l_whence) = (kind as libc::c_short, libc::SEEK_SET as libc::c_short);
+    (lock.l_start, lock.l_len) = (at.cast_signed(), 1);
+    // SAFETY: the call reads and writes this struct, and nothing else.
+    let done = unsafe { libc::fcntl(file.as_raw_fd(), command, &raw mut lock) };
+    if done == -1 {
+        let number = std::io::Error::last_os_error().raw_os_error();
+        return Err(Errno::from_raw_os_error(number.unwrap_or(libc::EINVAL)));
+    }
+    Ok(lock)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

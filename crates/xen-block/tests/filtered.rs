@@ -13,6 +13,7 @@ use std::time::Duration;
 use support::{PATIENCE, Scene, Setup};
 use xen::evtchn::EventChannels;
 use xen_block::back;
+use xen_block::disk::places::Places;
 use xen_block::disk::DiskAccess;
 use xen_block::disk::target::Target;
 use xen_block::front::{Part, Want};
@@ -44,7 +45,7 @@ fn ask(scene: &mut Scene, want: Want, parts: &[Part]) -> Status {
 /// Serves `target` behind the filter, and uses it.
 fn serves(target: &Target, record_dir: &Path) {
     let open = |target: Target| -> Box<back::OpenDisk> {
-        Box::new(move |_| target.open(DiskAccess::ReadWrite))
+        Box::new(move |_| target.open(DiskAccess::ReadWrite, &Places::default()))
     };
     // The scene's own server is left alone.
     let Some(mut scene) = Scene::new(Setup::new(open(target.clone()))) else { return };

@@ -8,7 +8,8 @@ use std::process::Command;
 use std::sync::Mutex;
 use std::time::Duration;
 use xen_block::disk::DiskAccess;
-use xen_block::disk::file::{Cache, File, OpenError, Options, Way};
+use xen_block::disk::file::{Cache, File, Options, Way};
+use xen_block::disk::open::OpenError;
 use xenstore::{Client, Store};
 
 const WRITING: Options =

@@ -119,7 +119,7 @@ impl Show {
         let (data, own, scratch) =
             (self.image("data.img"), self.image("own.img"), self.image("scratch.img"));
         self.step("a host is up: broker, xenstored, keeper, xen-blockd", || {
-            daemon::up(&self.folder, self.limit())?;
+            daemon::up(&self.folder, &[], self.limit())?;
             Ok(self.folder.path().display().to_string())
         })?;
         let mut host = Host::open(Choice::Hosted(self.folder.clone()))?;

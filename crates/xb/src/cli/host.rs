@@ -8,6 +8,7 @@ use crate::wait::Limit;
 use crate::{Error, devices, domain};
 use clap::Subcommand;
 use serde_json::json;
+use std::path::PathBuf;
 use std::time::Duration;
 use xen::DomId;
 
@@ -15,7 +16,11 @@ use xen::DomId;
 pub(crate) enum Command {
     /// Start the daemons that do not run: broker, store, keeper, block backend.
     #[command(after_help = "Example: xb host up --host /tmp/h")]
-    Up,
+    Up {
+        /// Let the backing files of images lie in DIR, too; one with each use of the option. It stays so for this host
+        #[arg(long = "image-dir", value_name = "DIR")]
+        image_dirs: Vec<PathBuf>,
+    },
     /// Destroy all guests, end the daemons and remove the folder.
     #[command(after_help = "Example: xb host down")]
     Down,
@@ -29,9 +34,9 @@ pub(crate) fn run(all: &All, command: &Command) -> Result<u8, Error> {
     let dir = folder.path().display();
     folder.look()?;
     match command {
-        Command::Up => {
+        Command::Up { image_dirs } => {
             programs::make()?;
-            let came = daemon::up(&folder, all.limit())?;
+            let came = daemon::up(&folder, image_dirs, all.limit())?;
             if all.json {
                 let was_up = came == Came::WasUp;
                 return out::json(&json!({ "host": folder.path(), "up": true, "was_up": was_up }));

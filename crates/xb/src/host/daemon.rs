@@ -65,7 +65,12 @@ impl Daemon {
                 .arg("--no-fork")
                 .env("XENSTORED_RUNDIR", folder.run())
                 .env("XENSTORED_ROOTDIR", folder.run()),
-            Self::Block => command.arg("--record-dir").arg(folder.record()),
+            Self::Block => {
+                command.arg("--record-dir").arg(folder.record());
+                folder.image_dirs().iter().fold(&mut command, |command, dir| {
+                    command.arg("--image-dir").arg(dir)
+                })
+            }
             Self::Keeper => command.arg("--host").arg(folder.path()).arg("keeper"),
         };
         command.env("XEN_HOSTED_HOST", broker.path()).env("XENSTORED_PATH", folder.store());
@@ -247,13 +252,17 @@ pub enum Came {
     Up,
 }
 
-/// Starts what does not run of a host.
+/// Starts what does not run of a host. A disks' daemon that runs is started anew where one of `image_dirs` is new to it:
+/// guests see a pause.
 ///
 /// # Errors
-/// The first that does not start; what was started for it is ended again.
-pub fn up(folder: &Folder, limit: Limit) -> Result<Came, Error> {
+/// The first that does not start; what was started for it is ended again. A folder that is not there.
+pub fn up(folder: &Folder, image_dirs: &[PathBuf], limit: Limit) -> Result<Came, Error> {
     folder.make()?;
     let _lock = lock(folder)?;
+    if folder.add_image_dirs(image_dirs)? {
+        stop(Daemon::Block, folder)?;
+    }
     let mut started = Vec::new();
     for daemon in Daemon::ALL {
         if daemon.running(folder).is_some() {

@@ -5,7 +5,7 @@
 //! | `.xb-host` | says that the folder is a host's: without it nothing in a folder is used or removed |
 //! | `host/` | the broker's sockets |
 //! | `store` | the store's socket, which `xenstore` and every client find through `XENSTORED_PATH` |
-//! | `run/` | pid files, the store's own files |
+//! | `run/` | pid files, the store's own files, the image folders that `xb host up` was given |
 //! | `record/` | requests of disks in flight |
 //! | `log/` | what the daemons say |
 //! | `demo/` | what `xb demo` makes |
@@ -13,6 +13,8 @@
 //! | `keeper` | the socket of the process that keeps guests' logs and acts when they end |
 
 use crate::Error;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use xen_hosted::HostDir;
 
@@ -22,6 +24,8 @@ pub const VARIABLE: &str = "XB_HOST";
 const PATH_MAX: usize = 80;
 /// The file that says that a folder is a host's.
 const MARKER: &str = ".xb-host";
+/// The file that has the image folders, each behind a NUL.
+const IMAGE_DIRS: &str = "image-dirs";
 /// The bits of a mode with which others than the owner write.
 const OTHERS_WRITE: u32 = 0o022;
 
@@ -83,6 +87,32 @@ impl Folder {
     #[must_use]
     pub fn run(&self) -> PathBuf {
         self.0.join("run")
+    }
+
+    /// The folders that `xb host up --image-dir` has named.
+    pub(crate) fn image_dirs(&self) -> Vec<PathBuf> {
+        let text = std::fs::read(self.run().join(IMAGE_DIRS)).unwrap_or_default();
+        let names = text.split(|byte| *byte == 0).filter(|name| !name.is_empty());
+        names.map(|name| PathBuf::from(OsStr::from_bytes(name))).collect()
+    }
+
+    /// Adds to them; true where there is a new one.
+    pub(crate) fn add_image_dirs(&self, more: &[PathBuf]) -> Result<bool, Error> {
+        let mut dirs = self.image_dirs();
+        let known = dirs.len();
+        for dir in more {
+            let dir = dir.canonicalize().map_err(Error::io(dir.display()))?;
+            if !dirs.contains(&dir) {
+                dirs.push(dir);
+            }
+        }
+        if dirs.len() == known {
+            return Ok(false);
+        }
+        let names: Vec<&[u8]> = dirs.iter().map(|dir| dir.as_os_str().as_bytes()).collect();
+        let path = self.run().join(IMAGE_DIRS);
+        replace(&path, &names.join(&0)).map_err(Error::io(path.display()))?;
+        Ok(true)
     }
 
     /// Where requests of disks in flight are kept.
@@ -248,7 +278,7 @@ impl Folder {
 }
 
 /// Writes a file that is there as it was or as it is to be.
-pub(crate) fn replace(path: &Path, text: &str) -> std::io::Result<()> {
+pub(crate) fn replace(path: &Path, text: impl AsRef<[u8]>) -> std::io::Result<()> {
     let new = path.with_extension("new");
     std::fs::write(&new, text)?;
     std::fs::rename(new, path)

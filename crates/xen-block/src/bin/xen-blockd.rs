@@ -16,7 +16,8 @@ use xen::DomId;
 use xen::evtchn::EventChannels;
 use xen::gnttab::GrantMap;
 use xen_block::back::{Open, Options, Platform};
-use xen_block::disk::target;
+use xen_block::disk::places::Places;
+use xen_block::disk::{qcow2, target};
 use xen_block::filter;
 use xen_block::server::Server;
 use xen_block::throttle;
@@ -27,10 +28,14 @@ use xenbus::{Bus, Id, State};
 use xenstore::{Client, Store};
 
 const USAGE: &str = "\
-usage: xen-blockd [--kind KIND]... [--record-dir DIR] [--limit-bytes N] [--limit-requests N]
+usage: xen-blockd [--kind KIND]... [--record-dir DIR] [--image-dir DIR]... [--limit-bytes N] [--limit-requests N]
+       xen-blockd --check [--image-dir DIR]... IMAGE...
   --kind KIND       serve backend/KIND: vbd, qdisk; both without this option
   --record-dir DIR  where requests in flight outlive this process, on tmpfs (/run/xen-blockd; hosted:
                     xen-blockd in the host's own directory)
+  --image-dir DIR   a folder in which backing files may lie, besides the image's own folder and the lines of
+                    /etc/xenbus/image-dirs
+  --check           serve nothing: tell of each qcow2 image which files it needs, and whether it would be served
   --limit-bytes N, --limit-requests N
                     most bytes and requests a second of a disk whose backend's nodes limit-bytes-per-second and
                     limit-requests-per-second say nothing else (no limit)
@@ -56,6 +61,7 @@ fn main() -> ExitCode {
     // A disk's port and image take some.
     xen_hosted::limits::raise_descriptors();
     let started = match Arguments::parse(std::env::args().skip(1)) {
+        Ok(Some(arguments)) if !arguments.check.is_empty() => return check(&arguments),
         Ok(Some(arguments)) => serve(&arguments),
         Ok(None) => {
             println!("{USAGE}");
@@ -75,7 +81,10 @@ fn main() -> ExitCode {
 struct Arguments {
     kinds: Vec<String>,
     record_dir: Option<PathBuf>,
+    image_dirs: Vec<PathBuf>,
     throttle: throttle::Limits,
+    /// Images that are to be looked at, and nothing else done.
+    check: Vec<PathBuf>,
 }
 
 impl Arguments {
@@ -83,6 +92,7 @@ impl Arguments {
     fn parse(mut words: impl Iterator<Item = String>) -> Result<Option<Self>, String> {
         let mut kinds = Vec::new();
         let (mut record_dir, mut throttle) = (None, throttle::Limits::default());
+        let (mut image_dirs, mut looks, mut check) = (Vec::new(), false, Vec::new());
         while let Some(word) = words.next() {
             let mut value = || words.next().ok_or_else(|| format!("{word} needs a value"));
             match word.as_str() {
@@ -94,19 +104,48 @@ impl Arguments {
                 "--limit-bytes" => throttle.bytes_per_second = Some(rate(&value()?)?),
                 "--limit-requests" => throttle.requests_per_second = Some(rate(&value()?)?),
                 "--record-dir" => record_dir = Some(value()?.into()),
+                "--image-dir" => match PathBuf::from(value()?) {
+                    dir if dir.is_absolute() => image_dirs.push(dir),
+                    dir => return Err(format!("--image-dir {}: not absolute", dir.display())),
+                },
+                "--check" => looks = true,
+                image if looks && !image.starts_with('-') => check.push(image.into()),
                 _ => return Err(format!("{word:?} is no option")),
             }
+        }
+        if looks && check.is_empty() {
+            return Err("--check needs an image".into());
         }
         if kinds.is_empty() {
             kinds = vec!["vbd".into(), "qdisk".into()];
         }
-        Ok(Some(Self { kinds, record_dir, throttle }))
+        Ok(Some(Self { kinds, record_dir, image_dirs, throttle, check }))
     }
 }
 
 fn rate(text: &str) -> Result<u64, String> {
     let rate = text.parse().ok().filter(|rate| *rate > 0);
     rate.ok_or_else(|| format!("{text:?} is no number from 1"))
+}
+
+/// Tells of each image which files it needs, and whether it would be served.
+fn check(arguments: &Arguments) -> ExitCode {
+    let places = Places::new(arguments.image_dirs.clone());
+    let mut code = ExitCode::SUCCESS;
+    for image in &arguments.check {
+        let (lines, verdict) = qcow2::look(image, &places);
+        for (depth, line) in lines.iter().enumerate() {
+            println!("{:1$}{line}", "", 2 * depth);
+        }
+        match verdict {
+            Ok(()) => println!("served"),
+            Err(error) => {
+                println!("not served: {error}");
+                code = ExitCode::FAILURE;
+            }
+        }
+    }
+    code
 }
 
 /// What a platform provides.
@@ -217,7 +256,8 @@ fn serve(arguments: &Arguments) -> Result<std::convert::Infallible, Failure> {
     give_up_privileges()?;
     let throttle = arguments.throttle;
     let options = Options { record_dir: Some(record_dir), throttle, ..Options::default() };
-    let open = Open::Aside(Box::new(target::job));
+    let places = Places::new(arguments.image_dirs.clone());
+    let open = Open::Aside(Box::new(move |device| target::job(device, &places)));
     let platform = Platform { evtchn, grants, open, options };
     let mut server = Server::start(store, domid, &kinds, Rc::new(platform))?;
     say(format_args!("serving {} of domain {domid}", kinds.join(" and ")));

@@ -5,10 +5,12 @@
 //! the host's page cache is not used either. A file on tmpfs is memory: the kernel would give each request to a
 //! thread of its own that copies, so it is copied here, when it is submitted.
 
+use super::lock::Hold;
+use super::open::{OpenError, Opened};
 use super::pool::Pool;
 use super::{Disk, DiskAccess, Finished, Geometry, Io};
 use crate::sys::{Uring, transfer};
-use rustix::fs::{FileType, FlockOperation, Mode, OFlags, StatxFlags};
+use rustix::fs::{FileType, OFlags, StatxFlags};
 use rustix::io::Errno;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -55,40 +57,6 @@ pub struct Options {
     pub way: Way,
 }
 
-/// Why a file is not opened.
-#[derive(Clone, PartialEq, Eq, Debug)]
-#[non_exhaustive]
-pub enum OpenError {
-    /// Another device has it for writing.
-    Busy(PathBuf),
-    /// What the system said.
-    System(PathBuf, Errno),
-    /// It is no file and no block device, or has no sector.
-    NotADisk(PathBuf),
-    /// An image that cannot be used, and why.
-    Image(PathBuf, String),
-}
-
-impl fmt::Display for OpenError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Busy(path) => write!(
-                f,
-                "EBUSY: {} is held for writing by another device; detach it there first, \
-                 or attach it read-only here",
-                path.display()
-            ),
-            Self::System(path, errno) => write!(f, "{}: {errno}", path.display()),
-            Self::Image(path, why) => write!(f, "{}: {why}", path.display()),
-            Self::NotADisk(path) => {
-                write!(f, "{} is no file or block device of 512 bytes or more", path.display())
-            }
-        }
-    }
-}
-
-impl std::error::Error for OpenError {}
-
 enum Engine {
     AtOnce(OwnedFd),
     Uring(Box<Uring>),
@@ -116,19 +84,18 @@ impl fmt::Debug for File {
 }
 
 impl File {
-    /// Opens `path`; for writing it is locked against every other device that writes.
+    /// Opens `path`; for writing it is locked against everybody else who writes or needs it as it is.
     ///
     /// # Errors
     /// [`OpenError`].
     pub fn open(path: &Path, options: Options) -> Result<Self, OpenError> {
         let system = |errno| OpenError::System(path.to_owned(), errno);
-        let (file, cache) = open_file(path, options).map_err(system)?;
-        if options.access == DiskAccess::ReadWrite {
-            lock(&file).map_err(|errno| match errno {
-                Errno::WOULDBLOCK => OpenError::Busy(path.to_owned()),
-                errno => system(errno),
-            })?;
-        }
+        let (opened, cache) = open_file(path, options)?;
+        opened.lock(match options.access {
+            DiskAccess::ReadOnly => Hold::Reading,
+            DiskAccess::ReadWrite => Hold::Writing,
+        })?;
+        let file = opened.file;
         let geometry = geometry(&file, options.access, cache).map_err(system)?;
         let geometry = geometry.ok_or_else(|| OpenError::NotADisk(path.to_owned()))?;
         let engine = engine(file, options.way).map_err(system)?;
@@ -145,26 +112,25 @@ impl File {
 }
 
 /// Opens a file, and says how.
-fn open_file(path: &Path, options: Options) -> Result<(OwnedFd, Cache), Errno> {
-    let flags = OFlags::CLOEXEC
-        | match options.access {
-            DiskAccess::ReadOnly => OFlags::RDONLY,
-            DiskAccess::ReadWrite => OFlags::RDWR,
-        };
+fn open_file(path: &Path, options: Options) -> Result<(Opened, Cache), OpenError> {
+    let flags = match options.access {
+        DiskAccess::ReadOnly => OFlags::RDONLY,
+        DiskAccess::ReadWrite => OFlags::RDWR,
+    };
     if options.cache == Cache::Direct {
-        match rustix::fs::open(path, flags | OFlags::DIRECT, Mode::empty()) {
-            Err(Errno::INVAL) => {}
-            file => {
-                let file = file?;
+        match Opened::open(path, flags | OFlags::DIRECT) {
+            Err(OpenError::System(_, Errno::INVAL)) => {}
+            opened => {
+                let opened = opened?;
                 // A file system that takes the flag may still want sectors that no frontend can name.
-                match alignment(&file) {
-                    Some(bytes) if bytes <= 4096 => return Ok((file, Cache::Direct)),
+                match alignment(&opened.file) {
+                    Some(bytes) if bytes <= 4096 => return Ok((opened, Cache::Direct)),
                     _ => {}
                 }
             }
         }
     }
-    Ok((rustix::fs::open(path, flags, Mode::empty())?, Cache::PageCache))
+    Ok((Opened::open(path, flags)?, Cache::PageCache))
 }
 
 /// What direct I/O on a file has to keep to, in bytes; `None` where there is none.
@@ -190,23 +156,6 @@ fn tried_alignment(file: &OwnedFd) -> Option<u32> {
         let whole = rustix::io::pread(file, part, bytes as u64) == Ok(bytes);
         whole.then(|| u32::try_from(bytes).ok()).flatten()
     })
-}
-
-/// Locks the file at `path` as [`File`] does; the lock ends with the descriptor.
-pub(super) fn lock_for_writing(path: &Path) -> Result<OwnedFd, OpenError> {
-    let system = |errno| OpenError::System(path.to_owned(), errno);
-    let flags = OFlags::RDWR | OFlags::CLOEXEC;
-    let file = rustix::fs::open(path, flags, Mode::empty()).map_err(system)?;
-    lock(&file).map_err(|errno| match errno {
-        Errno::WOULDBLOCK => OpenError::Busy(path.to_owned()),
-        errno => system(errno),
-    })?;
-    Ok(file)
-}
-
-/// Locks a file against other writers, until the last request on it is done and it is closed.
-fn lock(file: &OwnedFd) -> Result<(), Errno> {
-    rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive)
 }
 
 fn size(file: BorrowedFd<'_>) -> Result<Option<u64>, Errno> {

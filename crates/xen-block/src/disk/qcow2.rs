@@ -4,22 +4,26 @@
 //! subclusters are refused; internal snapshots are not made; dirty bitmaps are not kept up. Data goes
 //! through a buffer of the thread, one copy more than with a raw file. Reads and writes run side by side,
 //! a discard runs alone. `imago` keeps changes of the tables in memory until it is told to write them: here
-//! that is before the request that made them is answered. The backing files that an image names are opened for
-//! reading as it names them, so an image is to come from somebody who may read the host's files.
+//! that is before the request that made them is answered. Which files an image needs is read here, and each is opened
+//! here, where [`Places`] allows it ([`chain`]); `imago` opens none by itself.
 
+mod chain;
 mod counts;
+mod header;
 mod layout;
 
-use super::file::{OpenError, lock_for_writing};
+use super::image::ImageFault;
+use super::open::{OpenError, Shown};
+use super::places::Places;
 use super::pool::{Pool, Pooled, Ran, Work};
 use super::{DiskAccess, Geometry, Io, Op};
 use imago::file::File as Storage;
-use imago::format::Format as FormatName;
-use imago::format::gate::ImplicitOpenGate;
+use chain::{Chain, Link, Purpose};
 use imago::qcow2::Qcow2 as Format;
+use imago::raw::Raw;
 use imago::{
-    FormatAccess, FormatDriverBuilder, ShallowMapping, Storage as _, StorageExt as _,
-    StorageOpenOptions,
+    DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder, ShallowMapping,
+    StorageExt as _, StorageOpenOptions,
 };
 use layout::Layout;
 use rustix::io::Errno;
@@ -44,29 +48,45 @@ struct Image {
     table_covers: u64,
 }
 
-/// Opens the image at `path`; for writing it is locked against every other device that writes.
+/// Opens the image at `path`, and what it names as far as `places` allow that. For writing it is locked against everybody
+/// else who writes or needs it as it is; else, and what is behind it in any case, against everybody who writes.
 ///
 /// # Errors
 /// [`OpenError`], with what `imago` says of an image that it cannot open.
-pub fn open(path: &Path, access: DiskAccess) -> Result<Pooled, OpenError> {
-    let bad = |error: std::io::Error| OpenError::Image(path.to_owned(), error.to_string());
-    let file = match access {
-        DiskAccess::ReadOnly => std::fs::File::open(path).map_err(bad)?,
-        DiskAccess::ReadWrite => lock_for_writing(path)?.into(),
-    };
-    let layout = Layout::read(&file).map_err(bad)?;
-    let lock = match access {
-        DiskAccess::ReadOnly => None,
-        DiskAccess::ReadWrite => {
-            layout.map_or(Ok(()), |layout| counts::mend(&file, layout)).map_err(bad)?;
-            Some(file.into())
+pub fn open(path: &Path, access: DiskAccess, places: &Places) -> Result<Pooled, OpenError> {
+    let chain = Chain::open(path, Purpose::Use(access), places, |_| ())?;
+    let writes = access == DiskAccess::ReadWrite;
+    let (mut layout, mut held, mut behind) = (None, None, None);
+    let top = chain.0.len().saturating_sub(1);
+    for (at, link) in chain.0.into_iter().rev().enumerate() {
+        let Link { path, file, header, data } = link;
+        let bad = |error: std::io::Error| {
+            OpenError::Image(path.clone(), ImageFault::Said(error.to_string()))
+        };
+        let writes = writes && at == top;
+        if writes && let Some(header) = &header {
+            counts::mend(&file, header.layout)
+                .map_err(|fault| OpenError::Image(path.clone(), fault))?;
         }
-    };
-    let image = Format::<Storage>::builder_path(path)
-        .write(access == DiskAccess::ReadWrite)
-        .open(Behind)
-        .map_err(bad)?;
-    let image = FormatAccess::new(image);
+        if at == top {
+            layout = header.as_ref().map(|header| header.layout);
+            held = Some(file.try_clone().map_err(bad)?.into());
+        }
+        let storage = |file, path: &Path| {
+            Storage::from_open_file(file, StorageOpenOptions::new().write(writes).filename(path))
+        };
+        let image = storage(file, &path).map_err(bad)?;
+        behind = Some(if header.is_some() {
+            let data = data.map(|(path, file)| storage(file, &path)).transpose().map_err(bad)?;
+            let builder = Format::<Storage>::builder(image).write(writes);
+            let builder = builder.backing(behind.take()).data_file(data);
+            FormatAccess::new(builder.open(DenyImplicitOpenGate::default()).map_err(bad)?)
+        } else {
+            let raw = Raw::<Storage>::builder(image).open(DenyImplicitOpenGate::default());
+            FormatAccess::new(raw.map_err(bad)?)
+        });
+    }
+    let image = behind.ok_or_else(|| OpenError::NotADisk(path.to_owned()))?;
     let sectors = image.size() / 512;
     if sectors == 0 {
         return Err(OpenError::NotADisk(path.to_owned()));
@@ -88,29 +108,23 @@ pub fn open(path: &Path, access: DiskAccess) -> Result<Pooled, OpenError> {
     let worker = || Worker { image: Arc::clone(&image), buffer: Vec::new() };
     let pool = Pool::new((0..THREADS).map(|_| worker()).collect())
         .map_err(|errno| OpenError::System(path.to_owned(), errno))?;
-    Ok(Pooled::new(pool, geometry, path, lock))
+    Ok(Pooled::new(pool, geometry, path, held))
 }
 
-/// Opens what an image names: as it says, but no encrypted one.
-struct Behind;
-
-impl ImplicitOpenGate<Storage> for Behind {
-    fn open_format<F: FormatDriverBuilder<Storage>>(
-        &mut self,
-        builder: F,
-    ) -> std::io::Result<FormatAccess<Storage>> {
-        if F::FORMAT == FormatName::Qcow2
-            && let Some(path) = builder.get_image_path()
-        {
-            let named = |error| std::io::Error::other(format!("{}: {error}", path.display()));
-            std::fs::File::open(&path).and_then(|file| Layout::read(&file)).map_err(named)?;
+/// Looks at the image at `path` and at what it names, without using it: a line for each file that may be used.
+///
+/// # Errors
+/// Why it would not be served, with the lines until there.
+pub fn look(path: &Path, places: &Places) -> (Vec<String>, Result<(), OpenError>) {
+    let mut lines = Vec::new();
+    let chain = Chain::open(path, Purpose::Look, places, |link| {
+        let format = if link.header.is_some() { "qcow2" } else { "raw" };
+        lines.push(format!("{}: {format}", Shown(&link.path)));
+        if let Some((path, _)) = &link.data {
+            lines.push(format!("{}: data of the one above", Shown(path)));
         }
-        Ok(FormatAccess::new(builder.open(Self)?))
-    }
-
-    fn open_storage(&mut self, builder: StorageOpenOptions) -> std::io::Result<Storage> {
-        Storage::open(builder)
-    }
+    });
+    (lines, chain.map(drop))
 }
 
 /// One thread's.

@@ -9,6 +9,7 @@
 
 use super::file::{Cache, File, Options, Way};
 use super::memory::Memory;
+use super::places::Places;
 use super::{Disk, DiskAccess, nbd, qcow2};
 use crate::back::Job;
 use std::path::PathBuf;
@@ -65,16 +66,20 @@ impl Target {
         }
     }
 
-    /// Opens it.
+    /// Opens it, and what it names as far as `places` allow that.
     ///
     /// # Errors
     /// Why not, EBUSY in front where another device writes to it.
-    pub fn open(&self, access: DiskAccess) -> Result<Box<dyn Disk>, Error> {
-        Ok(self.open_anywhere(access)?)
+    pub fn open(&self, access: DiskAccess, places: &Places) -> Result<Box<dyn Disk>, Error> {
+        Ok(self.open_anywhere(access, places)?)
     }
 
     /// The same, in a thread that is not the one that will use it.
-    fn open_anywhere(&self, access: DiskAccess) -> Result<Box<dyn Disk + Send>, Error> {
+    fn open_anywhere(
+        &self,
+        access: DiskAccess,
+        places: &Places,
+    ) -> Result<Box<dyn Disk + Send>, Error> {
         let said = |text: String| Error::Driver(text);
         Ok(match self {
             Self::Raw(path) => {
@@ -82,7 +87,7 @@ impl Target {
                 Box::new(File::open(path, options).map_err(|error| said(error.to_string()))?)
             }
             Self::Qcow2(path) => {
-                Box::new(qcow2::open(path, access).map_err(|error| said(error.to_string()))?)
+                Box::new(qcow2::open(path, access, places).map_err(|error| said(error.to_string()))?)
             }
             Self::Nbd { socket, name } => {
                 let disk = nbd::connect(socket, name, access);
@@ -101,7 +106,7 @@ impl Target {
 ///
 /// # Errors
 /// What is wrong with the name; [`Error::Missing`] where nothing is named.
-pub fn job(device: &mut Device<'_>) -> Result<Job, Error> {
+pub fn job(device: &mut Device<'_>, places: &Places) -> Result<Job, Error> {
     let named = match device.own("target")? {
         Some(target) => Some(target),
         None => device.own(names::PARAMS)?,
@@ -114,7 +119,8 @@ pub fn job(device: &mut Device<'_>) -> Result<Job, Error> {
     };
     let text = String::from_utf8_lossy(&named);
     let target = Target::parse(&text).map_err(Error::Driver)?;
-    Ok(Box::new(move || target.open_anywhere(access)))
+    let places = places.clone();
+    Ok(Box::new(move || target.open_anywhere(access, &places)))
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use xen::DomId;
 use xen::evtchn::EventChannels;
 use xen_block::back;
+use xen_block::disk::places::Places;
 use xen_block::disk::{DiskAccess, target};
 use xen_block::front::{self, Completion, Front, Part, Want};
 use xen_block::server::Server;
@@ -79,7 +80,7 @@ impl Scene {
         let platform = Rc::new(back::Platform {
             evtchn: Rc::new(RefCell::new(host.evtchn(DRIVER))),
             grants: Rc::new(RefCell::new(host.gnttab(DRIVER))),
-            open: back::Open::Aside(Box::new(target::job)),
+            open: back::Open::Aside(Box::new(|device| target::job(device, &Places::default()))),
             options,
         });
         let server = Server::start(store, DRIVER, &["vbd"], platform).unwrap();

@@ -11,10 +11,10 @@ use xen_io::blkif::Status;
 use xenbus::{State, toolstack};
 
 /// A folder for images; `None`, with one line that says why, where QEMU's tools are not to be had.
-struct Folder(PathBuf);
+pub(crate) struct Folder(PathBuf);
 
 impl Folder {
-    fn new(name: &str) -> Option<Self> {
+    pub(crate) fn new(name: &str) -> Option<Self> {
         if Command::new("qemu-img").arg("--version").output().is_err() {
             conformance::skip(name, "there is no qemu-img (Debian: qemu-utils)");
             return None;
@@ -24,7 +24,7 @@ impl Folder {
         Some(Self(path))
     }
 
-    fn file(&self, name: &str) -> String {
+    pub(crate) fn file(&self, name: &str) -> String {
         self.0.join(name).to_str().unwrap().to_owned()
     }
 }
@@ -35,7 +35,7 @@ impl Drop for Folder {
     }
 }
 
-fn tool(program: &str, args: &[&str]) -> Output {
+pub(crate) fn tool(program: &str, args: &[&str]) -> Output {
     let output = Command::new(program).args(args).output().unwrap();
     let text = [&output.stdout[..], &output.stderr].concat();
     assert!(output.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&text));

@@ -1,5 +1,6 @@
 //! Block devices: both ends on one machine, images, crashes, advisories, and hosted guests with the real processes.
 
+mod chain;
 mod device;
 mod driver_domain;
 mod durable;

@@ -12,6 +12,7 @@ use xen::DomId;
 use xen::evtchn::EventChannels;
 use xen_block::Back;
 use xen_block::back::{self, Open, OpenDisk};
+use xen_block::disk::places::Places;
 use xen_block::disk::target;
 use xen_block::front::{self, Buffer, Completion, Front, Part, Want};
 use xen_block::server::Server;
@@ -43,7 +44,7 @@ impl Setup {
     /// The usual, with the disk that the nodes name, as `xen-blockd` opens it.
     pub fn named() -> Self {
         let (back, front) = (back::Options::default(), front::Options::default());
-        Self { back, front, layout: Layout::NATIVE, open: Open::Aside(Box::new(target::job)) }
+        Self { back, front, layout: Layout::NATIVE, open: Open::Aside(Box::new(|device| target::job(device, &Places::default()))) }
     }
 }
 

@@ -8,6 +8,7 @@ use crate::support::{Scene, Setup};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use xen_block::disk::places::Places;
 use xen_block::disk::DiskAccess;
 use xen_block::disk::file::{Cache, File, Options, Way};
 use xen_block::disk::target::Target;
@@ -27,7 +28,7 @@ fn writes_flushes_and_says_so() {
     let qcow2 = path.extension().is_some_and(|extension| extension == "qcow2");
     let open = move |_: &mut xenbus::Device<'_>| {
         if qcow2 {
-            return Target::Qcow2(path.clone()).open(DiskAccess::ReadWrite);
+            return Target::Qcow2(path.clone()).open(DiskAccess::ReadWrite, &Places::default());
         }
         let (access, cache) = (DiskAccess::ReadWrite, Cache::PageCache);
         let disk = File::open(&path, Options { access, cache, way: Way::Threads });

@@ -67,6 +67,69 @@ fn what_can_be_no_disk_is_not_waited_for() {
     }
 }
 
+/// An image of QEMU's; false where its tools are not there.
+fn qcow2(test: &str, arguments: &[&str]) -> bool {
+    match Command::new("qemu-img").args(["create", "-q", "-f", "qcow2"]).args(arguments).status() {
+        Ok(status) => assert!(status.success(), "{arguments:?}"),
+        Err(_) => {
+            conformance::skip(test, "there is no qemu-img (Debian: qemu-utils)");
+            return false;
+        }
+    }
+    true
+}
+
+/// It ended the daemon for all guests, and the next one, too.
+#[test]
+fn an_image_that_names_itself_ends_nobody() {
+    let host = Host::up("names-itself");
+    let image = host.path("a.qcow2").to_str().unwrap().to_owned();
+    if !qcow2("an_image_that_names_itself_ends_nobody", &[&image, "16M"]) {
+        return;
+    }
+    let rebase = ["rebase", "-u", "-F", "qcow2", "-b", &image, &image];
+    assert!(Command::new("qemu-img").args(rebase).status().unwrap().success());
+    host.ok(&["create", &host.config("web", "extra = \"exec sleep 1000\"")]);
+    let daemon = host.pid("xen-blockd");
+    let disk = format!("format=qcow2,vdev=xvdb,target={image}");
+    host.fails(&["disk", "attach", "web", &disk], 1, "behind which it is itself");
+    assert_eq!(host.pid("xen-blockd"), daemon);
+    // While one stands in the store, the next daemon begins with it.
+    host.ok(&["disk", "attach", "--no-wait", "web", &disk]);
+    host.kill("xen-blockd");
+    host.ok(&["host", "up"]);
+    host.ok(&["disk", "attach", "web", "vdev=xvdc,target=memory:1048576"]);
+    assert_eq!(host.json(&["host", "status"])["up"], json!(true));
+    host.ok(&["disk", "detach", "web", "xvdb", "--force"]);
+}
+
+#[test]
+fn an_image_folder_is_given_to_a_host_that_is_up() {
+    let host = Host::up("image-dir");
+    let folder = host.path("images");
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::create_dir_all(host.path("own")).unwrap();
+    let base = folder.join("base.qcow2").to_str().unwrap().to_owned();
+    let top = host.path("own/top.qcow2").to_str().unwrap().to_owned();
+    if !qcow2("an_image_folder_is_given_to_a_host_that_is_up", &[&base, "16M"])
+        || !qcow2("", &["-F", "qcow2", "-b", &base, &top])
+    {
+        return;
+    }
+    host.ok(&["create", &host.config("web", "extra = \"exec sleep 1000\"")]);
+    host.ok(&["disk", "attach", "web", "vdev=xvdc,target=memory:1048576"]);
+    let disk = format!("format=qcow2,vdev=xvdb,target={top}");
+    host.fails(&["disk", "attach", "web", &disk], 1, "add a line to /etc/xenbus/image-dirs: ");
+    host.ok(&["host", "up", "--image-dir", folder.to_str().unwrap()]);
+    host.ok(&["disk", "attach", "web", &disk]);
+    host.ok(&["disk", "detach", "web", "xvdb"]);
+    // It stays so.
+    host.kill("xen-blockd");
+    host.ok(&["host", "up"]);
+    host.ok(&["disk", "attach", "web", &disk]);
+    host.fails(&["host", "up", "--image-dir", "/not/there"], 1, "/not/there");
+}
+
 #[test]
 fn disks_come_and_go() {
     let host = Host::up("disks");

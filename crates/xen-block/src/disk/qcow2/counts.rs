@@ -5,26 +5,29 @@
 //! not counted is counted, if it is a whole one: compressed ones are not written here. Those that are counted and not
 //! named are lost room and no harm; `qemu-img check -r leaks` gives them back.
 
-use super::layout::{Layout, fill, table};
+use super::ImageFault;
+use super::layout::{Layout, fill, is_written, table};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::io::{Error, ErrorKind, Result};
 use std::os::unix::fs::FileExt;
 
 /// Bits of an entry of the tables that are the offset of a cluster.
 const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 /// The cluster is compressed, and its entry no offset of a cluster.
 const COMPRESSED: u64 = 1 << 62;
+/// Most bytes of memory for what is named: a bit for each count of each block of counts. With clusters of 64 KiB that is
+/// enough for 32 TiB.
+const MEMORY_MAX: usize = 64 << 20;
 
 /// Counts what is named whole and not counted.
 ///
 /// # Errors
-/// What the system said; `InvalidData` where a cluster that is in use has no place to be counted.
-pub(super) fn mend(file: &File, layout: Layout) -> Result<()> {
-    let (Some(blocks), Some(l1)) = (table(file, layout.counts)?, table(file, layout.l1)?) else {
-        return Ok(());
-    };
-    let mut used = Used { layout, blocks, named: BTreeMap::new() };
+/// [`ImageFault`]; nothing was written then, but where the system has failed.
+pub(super) fn mend(file: &File, layout: Layout) -> Result<(), ImageFault> {
+    let said = |error: std::io::Error| ImageFault::Said(error.to_string());
+    let (blocks, l1) = (table(file, layout.counts), table(file, layout.l1));
+    let (blocks, l1) = (blocks.map_err(said)?, l1.map_err(said)?);
+    let mut used = Used { layout, blocks, named: BTreeMap::new(), bytes: 0 };
     used.name(0)?;
     for (offset, bytes) in [layout.l1, layout.counts] {
         for at in (offset..offset.saturating_add(bytes)).step_by(1 << layout.cluster_bits) {
@@ -37,20 +40,25 @@ pub(super) fn mend(file: &File, layout: Layout) -> Result<()> {
     // Each once, however often it is named.
     let tables: BTreeSet<u64> =
         l1.into_iter().map(|entry| entry & OFFSET).filter(|offset| *offset != 0).collect();
+    let cluster = 1 << layout.cluster_bits;
     for offset in tables {
+        if !offset.is_multiple_of(cluster) {
+            return Err(ImageFault::Claim("a table does not begin where a cluster does"));
+        }
         used.name(offset)?;
-        if file.read_at(&mut [0], offset)? == 0 {
-            // Behind the file's end: it names nothing.
+        if !is_written(file, offset, cluster).map_err(said)? {
+            // It names nothing.
             continue;
         }
-        let entries = table(file, (offset, 1 << layout.cluster_bits))?.unwrap_or_default();
+        let entries = table(file, (offset, cluster)).map_err(said)?;
         let whole =
             |entry: &u64| layout.data_here && entry & COMPRESSED == 0 && entry & OFFSET != 0;
         for entry in entries.into_iter().filter(whole) {
             used.name(entry & OFFSET)?;
         }
     }
-    used.count(file)
+    used.count(file, |_, _| Ok(()))?;
+    used.count(file, |bytes, place| file.write_all_at(bytes, place).map_err(said))
 }
 
 /// The clusters that tables name.
@@ -60,35 +68,46 @@ struct Used {
     blocks: Vec<u64>,
     /// For the blocks by their offsets, in whose clusters there are some, a bit for each count.
     named: BTreeMap<u64, Vec<u8>>,
+    /// Bytes of that.
+    bytes: usize,
 }
 
 impl Used {
     /// The cluster at this offset is in use.
-    fn name(&mut self, offset: u64) -> Result<()> {
+    fn name(&mut self, offset: u64) -> Result<(), ImageFault> {
         let cluster = offset >> self.layout.cluster_bits;
         let in_a_block = self.layout.counts_in_a_block();
         let (block, count) = (cluster / in_a_block, (cluster % in_a_block) as usize);
         let block = usize::try_from(block).ok().and_then(|block| self.blocks.get(block));
         let place = block.map_or(0, |entry| entry & OFFSET);
         if place == 0 {
-            let what = format!(
-                "the cluster at {offset} is in use, and no block counts it; qemu-img check -r all makes one"
-            );
-            return Err(Error::new(ErrorKind::InvalidData, what));
+            return Err(ImageFault::Uncounted(offset));
         }
-        let named =
-            self.named.entry(place).or_insert_with(|| vec![0; in_a_block.div_ceil(8) as usize]);
+        let bytes = in_a_block.div_ceil(8) as usize;
+        let named = self.named.entry(place).or_insert_with(|| {
+            self.bytes += bytes;
+            vec![0; bytes]
+        });
+        if self.bytes > MEMORY_MAX {
+            return Err(ImageFault::Claim("it has more refcount blocks than are looked through"));
+        }
         named[count / 8] |= 1 << (count % 8);
         Ok(())
     }
 
-    /// Counts those that are not.
-    fn count(&self, file: &File) -> Result<()> {
+    /// Gives `write` each block in which something is to be counted, with its place in the file.
+    fn count(
+        &self,
+        file: &File,
+        mut write: impl FnMut(&[u8], u64) -> Result<(), ImageFault>,
+    ) -> Result<(), ImageFault> {
+        let said = |error: std::io::Error| ImageFault::Said(error.to_string());
+        let cluster = 1_u64 << self.layout.cluster_bits;
         let mut bytes = vec![0; 1 << self.layout.cluster_bits];
         let bits = 1_usize << self.layout.count_order;
         let mask = ((1_u16 << bits.min(8)) - 1) as u8;
         for (place, named) in &self.named {
-            fill(file, &mut bytes, *place)?;
+            fill(file, &mut bytes, *place).map_err(said)?;
             let mut mended = false;
             for count in
                 (0..named.len() * 8).filter(|count| named[count / 8] >> (count % 8) & 1 == 1)
@@ -101,9 +120,15 @@ impl Used {
                     mended = true;
                 }
             }
-            if mended {
-                file.write_all_at(&bytes, *place)?;
+            if !mended {
+                continue;
             }
+            // A block is written before it is named; the file does not become larger by what it says.
+            if !is_written(file, *place, cluster).map_err(said)? {
+                let what = "a refcount block that it needs was never written";
+                return Err(ImageFault::Claim(what));
+            }
+            write(&bytes, *place)?;
         }
         Ok(())
     }

@@ -1,20 +1,27 @@
 //! Where an image has its tables, and reading them.
 //!
-//! The layout is that of QEMU's `docs/interop/qcow2.rst`; all numbers are big endian.
+//! The layout is that of QEMU's `docs/interop/qcow2.rst`; all numbers are big endian. A header is believed in what it
+//! says of the file only as far as the file has it: tables lie within the file, and what of a file was never written
+//! takes neither time nor memory.
 
+use super::ImageFault;
+use rustix::fs::SeekFrom;
+use rustix::io::Errno;
 use std::fs::File;
-use std::io::{Error, ErrorKind, Result};
-use std::os::unix::fs::FileExt;
+use std::io::{ErrorKind, Result};
+use std::os::unix::fs::{FileExt, MetadataExt};
 
-/// The guest's data is in another file.
-const DATA_FILE: u64 = 1 << 2;
-/// The guest's clusters may be compressed in another way.
-const COMPRESSION: u64 = 1 << 3;
-/// Larger tables are nobody's: so many bytes, as QEMU has it for the first one.
-const TABLE_MAX: u64 = 32 << 20;
+/// Most bytes of the table of tables (L1), as QEMU has it.
+const L1_MAX: u64 = 32 << 20;
+/// Most bytes of the table of blocks of counts, as QEMU has it.
+const COUNTS_MAX: u64 = 8 << 20;
+/// A table may have so many bytes in any file,
+const TABLE_FREE: u64 = 4 << 20;
+/// and so many times as many as were ever written to the file.
+const TABLE_TIMES: u64 = 64;
 
 /// Where the tables of an image are.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Layout {
     pub(super) cluster_bits: u32,
     /// Offset and bytes.
@@ -26,39 +33,6 @@ pub(super) struct Layout {
 }
 
 impl Layout {
-    /// `None` for an image that is not understood: whoever opens it says what is wrong.
-    ///
-    /// # Errors
-    /// What the system said; `InvalidData` for an encrypted image, which would be taken for plain.
-    pub(super) fn read(file: &File) -> Result<Option<Self>> {
-        let mut head = [0; 104];
-        fill(file, &mut head, 0)?;
-        let u32_at =
-            |at: usize| u32::from_be_bytes(head[at..at + 4].try_into().unwrap_or_default());
-        let u64_at =
-            |at: usize| u64::from_be_bytes(head[at..at + 8].try_into().unwrap_or_default());
-        let (features, count_order) = match u32_at(4) {
-            2 => (0, 4),
-            3 => (u64_at(72), u32_at(96)),
-            _ => return Ok(None),
-        };
-        let cluster_bits = u32_at(20);
-        let known = head.starts_with(b"QFI\xfb")
-            && features & !(DATA_FILE | COMPRESSION) == 0
-            && (9..=21).contains(&cluster_bits)
-            && count_order <= 6;
-        if known && u32_at(32) != 0 {
-            return Err(Error::new(ErrorKind::InvalidData, "the image is encrypted"));
-        }
-        Ok(known.then(|| Self {
-            cluster_bits,
-            l1: (u64_at(40), u64::from(u32_at(36)) * 8),
-            counts: (u64_at(48), u64::from(u32_at(56)) << cluster_bits),
-            count_order,
-            data_here: features & DATA_FILE == 0,
-        }))
-    }
-
     /// Bytes of the disk whose clusters one table names.
     pub(super) fn table_covers(self) -> u64 {
         1 << (2 * self.cluster_bits - 3)
@@ -66,6 +40,28 @@ impl Layout {
 
     pub(super) fn counts_in_a_block(self) -> u64 {
         (8 << self.cluster_bits) >> self.count_order
+    }
+
+    /// Compares it with the file.
+    ///
+    /// # Errors
+    /// [`ImageFault::Claim`].
+    pub(super) fn check(self, file: &File) -> std::result::Result<(), ImageFault> {
+        let stat = file.metadata().map_err(|error| ImageFault::Said(error.to_string()))?;
+        let written = stat.blocks().saturating_mul(512);
+        let most = TABLE_FREE.max(written.saturating_mul(TABLE_TIMES));
+        let cluster = 1_u64 << self.cluster_bits;
+        // A block device has no size here.
+        let len = if stat.is_file() { stat.len().next_multiple_of(cluster) } else { u64::MAX };
+        let within = |(offset, bytes): (u64, u64)| {
+            offset.is_multiple_of(cluster) && offset.checked_add(bytes).is_some_and(|end| end <= len)
+        };
+        let claim = |holds: bool, what| if holds { Ok(()) } else { Err(ImageFault::Claim(what)) };
+        claim(within(self.l1), "its L1 table does not lie in the file")?;
+        claim(within(self.counts), "its table of refcount blocks does not lie in the file")?;
+        claim(self.l1.1 <= L1_MAX.min(most), "its L1 table is larger than such a file's can be")?;
+        let counts_fit = self.counts.1 <= COUNTS_MAX.max(cluster).min(most);
+        claim(counts_fit, "its table of refcount blocks is larger than such a file's can be")
     }
 }
 
@@ -85,11 +81,21 @@ pub(super) fn fill(file: &File, mut bytes: &mut [u8], mut at: u64) -> Result<()>
     Ok(())
 }
 
-/// The entries of a table; `None` where there is none of this size.
-pub(super) fn table(file: &File, (offset, bytes): (u64, u64)) -> Result<Option<Vec<u64>>> {
-    let bytes = usize::try_from(bytes).ok().filter(|_| bytes <= TABLE_MAX);
-    let Some(mut raw) = bytes.map(|bytes| vec![0; bytes]) else { return Ok(None) };
+/// The entries of a table, of which [`Layout::check`] has seen that they may be taken into memory.
+pub(super) fn table(file: &File, (offset, bytes): (u64, u64)) -> Result<Vec<u64>> {
+    let mut raw = vec![0; usize::try_from(bytes).map_err(|_| ErrorKind::OutOfMemory)?];
     fill(file, &mut raw, offset)?;
     let (entries, _) = raw.as_chunks();
-    Ok(Some(entries.iter().map(|entry| u64::from_be_bytes(*entry)).collect()))
+    Ok(entries.iter().map(|entry| u64::from_be_bytes(*entry)).collect())
+}
+
+/// True where any of these bytes was ever written: all others are zeroes.
+pub(super) fn is_written(file: &File, offset: u64, bytes: u64) -> Result<bool> {
+    match rustix::fs::seek(file, SeekFrom::Data(offset)) {
+        Ok(data) => Ok(data < offset.saturating_add(bytes)),
+        Err(Errno::NXIO) => Ok(false),
+        // A block device, or a file system that does not say.
+        Err(Errno::INVAL | Errno::OPNOTSUPP) => Ok(true),
+        Err(errno) => Err(errno.into()),
+    }
 }

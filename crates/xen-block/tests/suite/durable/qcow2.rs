@@ -8,6 +8,7 @@ use crate::support::once_free;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use xen_block::disk::places::Places;
 use xen_block::disk::DiskAccess;
 use xen_block::disk::target::Target;
 
@@ -24,7 +25,7 @@ fn writes_transactions() {
     let image = folder.join("image.qcow2");
     let mark = std::fs::File::create(folder.join("mark")).unwrap();
     let open =
-        move |_: &mut xenbus::Device<'_>| Target::Qcow2(image.clone()).open(DiskAccess::ReadWrite);
+        move |_: &mut xenbus::Device<'_>| Target::Qcow2(image.clone()).open(DiskAccess::ReadWrite, &Places::default());
     let played = play_on(&workload, Box::new(open), |number| {
         mark.write_all_at(&[MARK, &[number as u8]].concat(), 0).unwrap();
     });
@@ -37,7 +38,7 @@ pub(super) fn unpack(image: &[u8], raw: &Path) -> Result<(), String> {
     let packed = raw.with_extension("qcow2");
     std::fs::write(&packed, image).unwrap();
     let target = Target::Qcow2(packed.clone());
-    let opened = once_free(|| target.open(DiskAccess::ReadWrite));
+    let opened = once_free(|| target.open(DiskAccess::ReadWrite, &Places::default()));
     drop(opened.map_err(|error| error.to_string())?);
     let check =
         Command::new("qemu-img").args(["check", "-f", "qcow2"]).arg(&packed).output().unwrap();

@@ -1,0 +1,104 @@
+//! Locks on the files of disks.
+//!
+//! Two kinds, as two kinds of programs look at them: a lock of the whole file (flock(2)) as Xen's hotplug scripts and
+//! we take it, and QEMU's locks of single bytes (open file description locks, fcntl(2)). QEMU has a byte for each
+//! thing that may be done with a file, at 100 for who does it, and at 200 for who cannot bear that others do
+//! (`block/file-posix.c`). All are shared locks: who takes some looks
+//! afterwards whether somebody has the opposite ones. They end with the last descriptor of the opened file.
+
+use crate::sys::{is_byte_locked, lock_byte};
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+use std::os::fd::BorrowedFd;
+
+/// Bytes of who does something.
+const DONE: u64 = 100;
+/// Bytes of who cannot bear it.
+const UNWANTED: u64 = 200;
+/// What is done: it is read, and what was read stays true.
+const READ: u64 = 0;
+/// It is written.
+const WRITE: u64 = 1;
+/// It gets another size.
+const RESIZE: u64 = 3;
+
+/// How a file is used.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Hold {
+    /// It is read, also while others write to it.
+    Reading,
+    /// It is read, and nobody writes to it.
+    Keeping,
+    /// It is written, and nobody else does, or needs it as it is.
+    Writing,
+}
+
+impl Hold {
+    fn does(self) -> &'static [u64] {
+        if self == Self::Writing { &[READ, WRITE, RESIZE] } else { &[READ] }
+    }
+
+    fn bears_not(self) -> &'static [u64] {
+        if self == Self::Reading { &[] } else { &[WRITE, RESIZE] }
+    }
+}
+
+/// Locks a file.
+///
+/// # Errors
+/// `EWOULDBLOCK` where somebody uses it in a way that does not go together with this one.
+pub(super) fn lock(file: BorrowedFd<'_>, hold: Hold) -> Result<(), Errno> {
+    match hold {
+        Hold::Reading => {}
+        Hold::Keeping => flock(file, FlockOperation::NonBlockingLockShared)?,
+        Hold::Writing => flock(file, FlockOperation::NonBlockingLockExclusive)?,
+    }
+    let of = |base: u64, what: &[u64]| what.iter().map(|bit| base + bit).collect::<Vec<_>>();
+    let own = [of(DONE, hold.does()), of(UNWANTED, hold.bears_not())].concat();
+    let opposite = [of(UNWANTED, hold.does()), of(DONE, hold.bears_not())].concat();
+    for byte in own {
+        match lock_byte(file, byte) {
+            // A file system without such locks: then QEMU has none there either.
+            Err(Errno::INVAL | Errno::NOLCK | Errno::OPNOTSUPP) => return Ok(()),
+            locked => locked?,
+        }
+    }
+    for byte in opposite {
+        if is_byte_locked(file, byte)? {
+            return Err(Errno::WOULDBLOCK);
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::File;
+    use std::os::fd::AsFd;
+
+    /// Each with each, in both orders. QEMU's half is tried with its tools, in `tests/suite/images`.
+    #[test]
+    fn what_goes_together_is_locked_and_nothing_else() {
+        use Hold::{Keeping, Reading, Writing};
+        let path = std::env::temp_dir().join(format!("xen-block-lock-{}", std::process::id()));
+        std::fs::write(&path, [0; 512]).unwrap();
+        let open = || File::options().read(true).write(true).open(&path).unwrap();
+        for (one, two, together) in [
+            (Reading, Reading, true),
+            (Reading, Keeping, true),
+            (Reading, Writing, true),
+            (Keeping, Keeping, true),
+            (Keeping, Writing, false),
+            (Writing, Writing, false),
+        ] {
+            for (first, second) in [(one, two), (two, one)] {
+                let (holder, other) = (open(), open());
+                lock(holder.as_fd(), first).unwrap();
+                let wanted = if together { Ok(()) } else { Err(Errno::WOULDBLOCK) };
+                assert_eq!(lock(other.as_fd(), second), wanted, "{first:?}, then {second:?}");
+            }
+        }
+        std::fs::remove_file(&path).unwrap();
+    }
+}

@@ -1,0 +1,159 @@
+//! Opening the files in which disks lie.
+//!
+//! A name is resolved once, links included. What is opened is the file that has the resolved name, with no link on the
+//! way, and only a regular file or a block device: a FIFO would keep the opener, and opening a device may do things.
+
+use super::image::ImageFault;
+use super::lock::{Hold, lock};
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, Stat};
+use rustix::io::Errno;
+use std::fmt;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+/// Why a disk is not opened.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// Somebody else uses the file in a way that does not go together with this one.
+    Busy(PathBuf),
+    /// What the system said.
+    System(PathBuf, Errno),
+    /// It is no file and no block device, or has no sector.
+    NotADisk(PathBuf),
+    /// An image that cannot be used, and why.
+    Image(PathBuf, ImageFault),
+}
+
+impl fmt::Display for OpenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Busy(path) => write!(
+                f,
+                "EBUSY: {} is held for writing by another device, or kept as it is by another image or program; \
+                 detach it there first; a raw one can be attached read-only here",
+                Shown(path)
+            ),
+            Self::System(path, errno) => write!(f, "{}: {errno}", Shown(path)),
+            Self::Image(path, fault) => {
+                write!(f, "{}: ", Shown(path))?;
+                fault.tell(path, f)
+            }
+            Self::NotADisk(path) => {
+                write!(f, "{} is no file or block device of 512 bytes or more", Shown(path))
+            }
+        }
+    }
+}
+
+impl std::error::Error for OpenError {}
+
+/// A path for a log: its control characters are escaped.
+pub(super) struct Shown<'p>(pub(super) &'p Path);
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = self.0.to_string_lossy();
+        text.chars().try_for_each(|char| match char.is_control() {
+            true => write!(f, "{}", char.escape_default()),
+            false => write!(f, "{char}"),
+        })
+    }
+}
+
+/// A file that is open.
+#[derive(Debug)]
+pub(super) struct Opened {
+    pub(super) file: OwnedFd,
+    /// Its name, in which no link is left.
+    pub(super) path: PathBuf,
+    /// The device and the inode: the same for all of its names.
+    pub(super) id: (u64, u64),
+}
+
+impl Opened {
+    /// Opens a file.
+    ///
+    /// # Errors
+    /// [`OpenError::NotADisk`] for what is no regular file and no block device; else what the system said.
+    pub(super) fn open(path: &Path, flags: OFlags) -> Result<Self, OpenError> {
+        let system = |errno| OpenError::System(path.to_owned(), errno);
+        let real = std::fs::canonicalize(path)
+            .map_err(|error| system(Errno::from_io_error(&error).unwrap_or(Errno::IO)))?;
+        // First what it is: nothing is done to it by that.
+        let there = at(&real, OFlags::PATH | OFlags::CLOEXEC).map_err(system)?;
+        let stat = rustix::fs::fstat(&there).map_err(system)?;
+        let patience = match FileType::from_raw_mode(stat.st_mode) {
+            // Where it becomes a FIFO in between.
+            FileType::RegularFile => OFlags::NONBLOCK,
+            FileType::BlockDevice => OFlags::empty(),
+            _ => return Err(OpenError::NotADisk(path.to_owned())),
+        };
+        let file = at(&real, flags | patience | OFlags::CLOEXEC).map_err(system)?;
+        let opened = rustix::fs::fstat(&file).map_err(system)?;
+        if id(&opened) != id(&stat) || opened.st_mode != stat.st_mode {
+            return Err(system(Errno::STALE));
+        }
+        if !patience.is_empty() {
+            // io_uring would not wait for a file with this flag.
+            let flags = rustix::fs::fcntl_getfl(&file).map_err(system)?;
+            rustix::fs::fcntl_setfl(&file, flags.difference(OFlags::NONBLOCK)).map_err(system)?;
+        }
+        Ok(Self { file, path: real, id: id(&stat) })
+    }
+
+    /// Locks it, until its last descriptor is closed.
+    ///
+    /// # Errors
+    /// [`OpenError::Busy`].
+    pub(super) fn lock(&self, hold: Hold) -> Result<(), OpenError> {
+        lock(self.file.as_fd(), hold).map_err(|errno| match errno {
+            Errno::WOULDBLOCK => OpenError::Busy(self.path.clone()),
+            errno => OpenError::System(self.path.clone(), errno),
+        })
+    }
+}
+
+fn id(stat: &Stat) -> (u64, u64) {
+    (stat.st_dev, stat.st_ino)
+}
+
+/// Opens a resolved name: a link that has come into it since is not followed.
+fn at(real: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
+    match rustix::fs::openat2(CWD, real, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS) {
+        // Linux before 5.6, or a filter older than the call.
+        Err(Errno::NOSYS | Errno::PERM) => {
+            rustix::fs::open(real, flags | OFlags::NOFOLLOW, Mode::empty())
+        }
+        opened => opened,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_files_and_block_devices_are_opened_and_a_fifo_keeps_nobody() {
+        let folder = std::env::temp_dir().join(format!("xen-block-open-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let (file, fifo, link) = (folder.join("file"), folder.join("fifo"), folder.join("link"));
+        std::fs::write(&file, [0; 512]).unwrap();
+        rustix::fs::mknodat(CWD, &fifo, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        for flags in [OFlags::RDONLY, OFlags::RDWR] {
+            for wrong in [fifo.as_path(), &folder, Path::new("/dev/null")] {
+                let opened = Opened::open(wrong, flags).map(|opened| opened.path);
+                assert_eq!(opened, Err(OpenError::NotADisk(wrong.to_owned())));
+            }
+            let opened = Opened::open(&link, flags).unwrap();
+            assert_eq!(opened.path, std::fs::canonicalize(&file).unwrap());
+            let flags = rustix::fs::fcntl_getfl(&opened.file).unwrap();
+            assert!(!flags.contains(OFlags::NONBLOCK));
+        }
+        let absent = folder.join("absent");
+        let error = Opened::open(&absent, OFlags::RDONLY).map(|opened| opened.path);
+        assert_eq!(error, Err(OpenError::System(absent, Errno::NOENT)));
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+}

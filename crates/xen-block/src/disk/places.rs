@@ -1,0 +1,87 @@
+//! The folders in which files may lie that an image names.
+//!
+//! An image is data: who writes one may write any name into it. What it names is opened in the image's own folder or
+//! below, and a backing file also in an image folder, which an administrator has named.
+
+use std::path::{Path, PathBuf};
+
+/// Each line of this file is an image folder. It is read at each opening.
+pub const IMAGE_DIRS: &str = "/etc/xenbus/image-dirs";
+/// What it says where it is not there.
+const SHIPPED: &str = include_str!("../../image-dirs");
+
+/// Image folders.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Places {
+    given: Vec<PathBuf>,
+    file: PathBuf,
+}
+
+impl Default for Places {
+    fn default() -> Self {
+        Self::new(Vec::new())
+    }
+}
+
+impl Places {
+    /// These folders, and those of [`IMAGE_DIRS`].
+    #[must_use]
+    pub fn new(given: Vec<PathBuf>) -> Self {
+        Self { given, file: IMAGE_DIRS.into() }
+    }
+
+    /// The same, with another file in the place of [`IMAGE_DIRS`].
+    #[must_use]
+    pub fn with_file(self, file: PathBuf) -> Self {
+        Self { file, ..self }
+    }
+
+    /// True where a resolved name lies in an image folder.
+    pub(super) fn has(&self, path: &Path) -> bool {
+        let text = match std::fs::read_to_string(&self.file) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => SHIPPED.to_owned(),
+            // Who cannot read it grants nothing.
+            Err(_) => String::new(),
+        };
+        let lines = text.lines().map(str::trim).filter(|line| line.starts_with('/'));
+        let folders = lines.map(Path::new).chain(self.given.iter().map(PathBuf::as_path));
+        folders.filter_map(|folder| folder.canonicalize().ok()).any(|folder| path.starts_with(folder))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folders_are_given_or_lines_of_the_file() {
+        let top = std::env::temp_dir().join(format!("xen-block-places-{}", std::process::id()));
+        let top = {
+            std::fs::create_dir_all(&top).unwrap();
+            top.canonicalize().unwrap()
+        };
+        for folder in ["given", "listed/below", "other", "listed-not"] {
+            std::fs::create_dir_all(top.join(folder)).unwrap();
+        }
+        std::os::unix::fs::symlink(top.join("listed"), top.join("link")).unwrap();
+        let file = top.join("dirs");
+        let text = format!("# {0}/other\n\n  {0}/link  \nother\n{0}/absent\n", top.display());
+        std::fs::write(&file, text).unwrap();
+        let places = Places::new(vec![top.join("given")]).with_file(file.clone());
+        for (name, has) in [
+            ("given/a", true),
+            ("listed/a", true),
+            ("listed/below/a", true),
+            ("listed-not/a", false),
+            ("other/a", false),
+            ("a", false),
+        ] {
+            assert_eq!(places.has(&top.join(name)), has, "{name}");
+        }
+        // It is read anew each time.
+        std::fs::write(&file, top.join("other").display().to_string()).unwrap();
+        assert!(places.has(&top.join("other/a")) && !places.has(&top.join("listed/a")));
+        std::fs::remove_dir_all(&top).unwrap();
+    }
+}

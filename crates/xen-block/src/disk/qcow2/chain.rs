@@ -1,0 +1,146 @@
+//! An image with all files that it needs, each opened, checked and locked before anything is read through it.
+
+use super::header::Header;
+use super::{DiskAccess, ImageFault, OpenError};
+use crate::disk::image::CHAIN_MAX;
+use crate::disk::lock::Hold;
+use crate::disk::open::Opened;
+use crate::disk::places::Places;
+use rustix::fs::OFlags;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+/// An image and those behind it, the top first.
+#[derive(Debug)]
+pub(super) struct Chain(pub(super) Vec<Link>);
+
+/// One file of a chain.
+#[derive(Debug)]
+pub(super) struct Link {
+    pub(super) path: PathBuf,
+    pub(super) file: File,
+    /// `None` for a raw file, which is the last.
+    pub(super) header: Option<Header>,
+    /// The file that has the data, where that is another.
+    pub(super) data: Option<(PathBuf, File)>,
+}
+
+/// A format that a backing file may have.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Format {
+    Raw,
+    Qcow2,
+}
+
+/// Whether the files are going to be used.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Purpose {
+    /// They are locked.
+    Use(DiskAccess),
+    /// They are looked at, whoever uses them.
+    Look,
+}
+
+impl Purpose {
+    fn flags(self) -> OFlags {
+        if self == Self::Use(DiskAccess::ReadWrite) { OFlags::RDWR } else { OFlags::RDONLY }
+    }
+
+    fn lock(self, opened: &Opened) -> Result<(), OpenError> {
+        match self {
+            Self::Use(DiskAccess::ReadWrite) => opened.lock(Hold::Writing),
+            Self::Use(DiskAccess::ReadOnly) => opened.lock(Hold::Keeping),
+            Self::Look => Ok(()),
+        }
+    }
+
+    /// What is done with the files behind.
+    fn behind(self) -> Self {
+        if self == Self::Look { self } else { Self::Use(DiskAccess::ReadOnly) }
+    }
+}
+
+impl Chain {
+    /// Opens the image at `path` and what stands behind it. Each link that was opened is told to `see`, so that what was
+    /// found is known where a later one is refused.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub(super) fn open(
+        path: &Path,
+        mut purpose: Purpose,
+        places: &Places,
+        mut see: impl FnMut(&Link),
+    ) -> Result<Self, OpenError> {
+        let (mut links, mut ids) = (Vec::new(), Vec::new());
+        let mut next = Some((path.to_owned(), Format::Qcow2));
+        // The image that has named the next one, and its folder.
+        let mut by: Option<(PathBuf, PathBuf)> = None;
+        while let Some((named, format)) = next.take() {
+            let opened = Opened::open(&named, purpose.flags())?;
+            if let Some((image, folder)) = &by {
+                let fault = if ids.contains(&opened.id) {
+                    Some(ImageFault::Loop(opened.path.clone()))
+                } else if ids.len() >= CHAIN_MAX {
+                    Some(ImageFault::Long)
+                } else if !opened.path.starts_with(folder) && !places.has(&opened.path) {
+                    Some(ImageFault::Place(opened.path.clone()))
+                } else {
+                    None
+                };
+                fault.map_or(Ok(()), |fault| Err(OpenError::Image(image.clone(), fault)))?;
+            }
+            purpose.lock(&opened)?;
+            ids.push(opened.id);
+            let Opened { file, path, .. } = opened;
+            let bad = |fault| OpenError::Image(path.clone(), fault);
+            let mut link = Link { path: path.clone(), file: file.into(), header: None, data: None };
+            if format == Format::Qcow2 {
+                let header = Header::read(&link.file).map_err(bad)?;
+                let folder = path.parent().unwrap_or(Path::new("/")).to_owned();
+                // Names are relative to the name of the image, links and all, as QEMU has it.
+                let beside = |name: &str| named.parent().unwrap_or(Path::new("/")).join(name);
+                if let Some(name) = &header.data_file {
+                    let data = Opened::open(&beside(name), purpose.flags())?;
+                    if !data.path.starts_with(&folder) {
+                        return Err(bad(ImageFault::DataPlace(data.path)));
+                    }
+                    if ids.contains(&data.id) {
+                        return Err(bad(ImageFault::Loop(data.path)));
+                    }
+                    purpose.lock(&data)?;
+                    ids.push(data.id);
+                    link.data = Some((data.path, data.file.into()));
+                }
+                if let Some((name, format)) = &header.backing {
+                    let (path, format) = backing(name, format.as_deref()).map_err(bad)?;
+                    next = Some((beside(path), format));
+                    by = Some((link.path.clone(), folder));
+                }
+                link.header = Some(header);
+            }
+            see(&link);
+            links.push(link);
+            purpose = purpose.behind();
+        }
+        Ok(Self(links))
+    }
+}
+
+/// The path and format of a backing file.
+fn backing<'n>(name: &'n str, format: Option<&str>) -> Result<(&'n str, Format), ImageFault> {
+    let path = name.strip_prefix("file:").unwrap_or(name);
+    // As QEMU reads names: a colon before the first slash ends a protocol.
+    let first = path.split('/').next().unwrap_or_default();
+    if first.contains(':') {
+        return Err(ImageFault::Protocol(name.to_owned()));
+    }
+    let format = match format {
+        None => return Err(ImageFault::NoFormat(name.to_owned())),
+        Some("qcow2") => Format::Qcow2,
+        // Names of QEMU's drivers that read a file as it is.
+        Some("raw" | "file" | "host_device") => Format::Raw,
+        Some(other) => return Err(ImageFault::Format(name.to_owned(), other.to_owned())),
+    };
+    Ok((path, format))
+}

@@ -1,0 +1,194 @@
+//! The header of an image: what it says of itself and of the files that it needs.
+
+use super::ImageFault;
+use super::layout::{Layout, fill};
+use std::fs::File;
+
+/// Bytes of a header of version 2.
+const V2_BYTES: usize = 72;
+/// Bytes of a header of version 3, at least.
+const V3_BYTES: usize = 104;
+/// Bytes in which all that a header names must be; no image is known that comes near them.
+const HEADER_MAX: usize = 64 * 1024;
+/// Longest name of a file, in bytes (`qcow2.rst`).
+const NAME_MAX: usize = 1023;
+
+/// Incompatible features.
+const DIRTY: u64 = 1;
+const CORRUPT: u64 = 1 << 1;
+const DATA_FILE: u64 = 1 << 2;
+const COMPRESSION: u64 = 1 << 3;
+const SUBCLUSTERS: u64 = 1 << 4;
+
+/// Header extensions.
+const BACKING_FORMAT: u32 = 0xe279_2aca;
+const DATA_FILE_NAME: u32 = 0x4441_5441;
+
+/// The header of an image that can be used.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Header {
+    pub(super) layout: Layout,
+    /// Name and format of the backing file.
+    pub(super) backing: Option<(String, Option<String>)>,
+    /// The name of the file that has the data, where that is another.
+    pub(super) data_file: Option<String>,
+}
+
+impl Header {
+    /// Reads the header of the image in this file, and compares it with the file.
+    ///
+    /// # Errors
+    /// Why the image cannot be used.
+    pub(super) fn read(file: &File) -> Result<Self, ImageFault> {
+        let said = |error: std::io::Error| ImageFault::Said(error.to_string());
+        let mut bytes = vec![0; HEADER_MAX];
+        fill(file, &mut bytes, 0).map_err(said)?;
+        let len = file.metadata().map_err(said)?;
+        let len = if len.is_file() { len.len() } else { u64::MAX };
+        let bytes = Bytes(&bytes);
+        if bytes.u32(0) != Some(u32::from_be_bytes(*b"QFI\xfb")) {
+            return Err(ImageFault::NotQcow2);
+        }
+        let header = Self::parse(bytes, len)?;
+        header.layout.check(file)?;
+        Ok(header)
+    }
+
+    fn parse(bytes: Bytes<'_>, len: u64) -> Result<Self, ImageFault> {
+        let number = |at| bytes.u32(at).unwrap_or_default();
+        let long = |at| bytes.u64(at).unwrap_or_default();
+        let (needed, features, count_order, header_len) = match number(4) {
+            2 => (V2_BYTES, 0, 4, V2_BYTES),
+            3 => (V3_BYTES, long(72), number(96), number(100) as usize),
+            version if len < V2_BYTES as u64 => {
+                let _ = version;
+                return Err(ImageFault::Cut(len));
+            }
+            version => return Err(ImageFault::Version(version)),
+        };
+        if len < needed as u64 {
+            return Err(ImageFault::Cut(len));
+        }
+        if number(32) != 0 {
+            return Err(ImageFault::Encrypted);
+        }
+        check_features(features)?;
+        let cluster_bits = number(20);
+        if !(9..=21).contains(&cluster_bits) {
+            return Err(ImageFault::Claim("clusters have 512 bytes to 2 MiB"));
+        }
+        if count_order > 6 {
+            return Err(ImageFault::Claim("refcounts have 64 bits at most"));
+        }
+        if header_len < needed || header_len >= HEADER_MAX {
+            return Err(ImageFault::Claim("the header itself has no such length"));
+        }
+        let layout = Layout {
+            cluster_bits,
+            l1: (long(40), u64::from(number(36)) * 8),
+            counts: (long(48), u64::from(number(56)) << cluster_bits),
+            count_order,
+            data_here: features & DATA_FILE == 0,
+        };
+        let name_at = long(8);
+        let first_cluster = HEADER_MAX.min(1 << cluster_bits);
+        let end = match usize::try_from(name_at) {
+            Ok(0) => first_cluster,
+            Ok(at) if at < first_cluster => at,
+            _ => return Err(ImageFault::Claim("the name of its backing file is not in the first cluster")),
+        };
+        let extensions = Extensions::read(bytes, header_len, end)?;
+        let backing = match name_at {
+            0 => None,
+            _ => {
+                let name = bytes.text(end, number(16) as usize);
+                let what = "the name of its backing file is none";
+                let name = name.filter(|name| !name.is_empty()).ok_or(ImageFault::Claim(what))?;
+                Some((name, extensions.backing_format))
+            }
+        };
+        let data_file = match (layout.data_here, extensions.data_file) {
+            (true, _) => None,
+            (false, Some(name)) => Some(name),
+            (false, None) => return Err(ImageFault::NoDataFile),
+        };
+        Ok(Self { layout, backing, data_file })
+    }
+}
+
+fn check_features(features: u64) -> Result<(), ImageFault> {
+    for (bit, fault) in [
+        (CORRUPT, ImageFault::Corrupt),
+        (DIRTY, ImageFault::Dirty),
+        (COMPRESSION, ImageFault::Compression),
+        (SUBCLUSTERS, ImageFault::Subclusters),
+    ] {
+        if features & bit != 0 {
+            return Err(fault);
+        }
+    }
+    let unknown = features & !DATA_FILE;
+    match u8::try_from(unknown.trailing_zeros()) {
+        Ok(bit) if bit < 64 => Err(ImageFault::Feature(bit)),
+        _ => Ok(()),
+    }
+}
+
+/// The extensions that matter here.
+#[derive(Default)]
+struct Extensions {
+    backing_format: Option<String>,
+    data_file: Option<String>,
+}
+
+impl Extensions {
+    /// Those between two offsets.
+    fn read(bytes: Bytes<'_>, mut at: usize, end: usize) -> Result<Self, ImageFault> {
+        let mut extensions = Self::default();
+        while at.saturating_add(8) <= end {
+            let kind = bytes.u32(at).unwrap_or_default();
+            let len = bytes.u32(at + 4).unwrap_or_default() as usize;
+            if kind == 0 {
+                break;
+            }
+            at += 8;
+            if len > end.saturating_sub(at) {
+                return Err(ImageFault::Claim("an extension is longer than the header"));
+            }
+            let which = match kind {
+                BACKING_FORMAT => Some(&mut extensions.backing_format),
+                DATA_FILE_NAME => Some(&mut extensions.data_file),
+                _ => None,
+            };
+            if let Some(which) = which {
+                let text = bytes.text(at, len);
+                let text = text.ok_or(ImageFault::Claim("a name in its header is none"))?;
+                if which.replace(text).is_some() {
+                    return Err(ImageFault::Claim("it names the same thing two times"));
+                }
+            }
+            at += len.next_multiple_of(8);
+        }
+        Ok(extensions)
+    }
+}
+
+/// The first bytes of an image.
+#[derive(Clone, Copy)]
+struct Bytes<'b>(&'b [u8]);
+
+impl Bytes<'_> {
+    fn u32(self, at: usize) -> Option<u32> {
+        Some(u32::from_be_bytes(self.0.get(at..at.checked_add(4)?)?.try_into().ok()?))
+    }
+
+    fn u64(self, at: usize) -> Option<u64> {
+        Some(u64::from_be_bytes(self.0.get(at..at.checked_add(8)?)?.try_into().ok()?))
+    }
+
+    /// A name; `None` for what can be none.
+    fn text(self, at: usize, len: usize) -> Option<String> {
+        let bytes = self.0.get(at..at.checked_add(len)?).filter(|_| len <= NAME_MAX)?;
+        if bytes.contains(&0) { None } else { String::from_utf8(bytes.to_vec()).ok() }
+    }
+}

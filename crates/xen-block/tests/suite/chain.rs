@@ -1,0 +1,420 @@
+//! What an image names: which files are opened for it, how, and what they are locked against. With QEMU's tools, which
+//! make the images and use them at the same time.
+
+use crate::images::{Folder, tool};
+use rustix::fs::{CWD, FileType, Mode};
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use xen_block::disk::file::{Cache, File, Options, Way};
+use xen_block::disk::image::{CHAIN_MAX, ImageFault};
+use xen_block::disk::open::OpenError;
+use xen_block::disk::places::Places;
+use xen_block::disk::{Disk, DiskAccess, qcow2};
+
+const WRITE: DiskAccess = DiskAccess::ReadWrite;
+const READ: DiskAccess = DiskAccess::ReadOnly;
+
+/// No image folders.
+fn nowhere() -> Places {
+    Places::default().with_file("/dev/null".into())
+}
+
+/// Opens an image and closes it.
+fn opened(path: &str, access: DiskAccess, places: &Places) -> Result<(), OpenError> {
+    qcow2::open(Path::new(path), access, places).map(drop)
+}
+
+fn fault(path: &str, places: &Places) -> ImageFault {
+    match opened(path, READ, places) {
+        Err(OpenError::Image(_, fault)) => fault,
+        other => panic!("{path}: {other:?}"),
+    }
+}
+
+fn create(path: &str, options: &[&str]) {
+    let arguments = [&["create", "-q", "-f", "qcow2"], options, &[path]].concat();
+    tool("qemu-img", &arguments);
+}
+
+
+/// The real names of two files.
+fn real(path: &str) -> PathBuf {
+    std::fs::canonicalize(path).unwrap()
+}
+
+/// The daemon that served all guests ended of it, again at each start.
+#[test]
+fn a_chain_that_ends_in_itself_is_refused() {
+    let Some(folder) = Folder::new("loop") else { return };
+    let (one, two) = (folder.file("1.qcow2"), folder.file("2.qcow2"));
+    create(&one, &["-o", "size=16M"]);
+    for (named, by) in [(&one, &one), (&one, &two), (&two, &one)] {
+        if !Path::new(by.as_str()).exists() {
+            create(by, &["-o", "size=16M"]);
+        }
+        tool("qemu-img", &["rebase", "-u", "-F", "qcow2", "-b", named, by]);
+        if by == &one {
+            assert_eq!(fault(&one, &nowhere()), ImageFault::Loop(real(&one)));
+        }
+    }
+    assert_eq!(fault(&two, &nowhere()), ImageFault::Loop(real(&two)));
+}
+
+#[test]
+fn a_chain_has_64_images_at_most() {
+    let Some(folder) = Folder::new("long") else { return };
+    let name = |at: usize| folder.file(&format!("{at}.qcow2"));
+    create(&name(1), &["-o", "size=16M"]);
+    tool("qemu-io", &["-f", "qcow2", "-c", "write -q -P 7 0 64k", &name(1)]);
+    for at in 2..=CHAIN_MAX + 1 {
+        create(&name(at), &["-F", "qcow2", "-b", &format!("{}.qcow2", at - 1)]);
+    }
+    opened(&name(CHAIN_MAX), WRITE, &nowhere()).unwrap();
+    assert_eq!(fault(&name(CHAIN_MAX + 1), &nowhere()), ImageFault::Long);
+}
+
+#[test]
+fn nothing_is_guessed_of_a_backing_file() {
+    let Some(folder) = Folder::new("format") else { return };
+    let (base, top) = (folder.file("base"), folder.file("top.qcow2"));
+    // What the guest of a raw disk may write into it: an image that names a file of the host.
+    create(&base, &["-u", "-F", "raw", "-b", "/etc/passwd", "-o", "size=1M"]);
+    create(&top, &["-F", "raw", "-b", &base]);
+    opened(&top, READ, &nowhere()).unwrap();
+    for (format, wanted) in [
+        ("vmdk", ImageFault::Format(base.clone(), "vmdk".to_owned())),
+        ("qcow2", ImageFault::Place(real("/etc/passwd"))),
+    ] {
+        tool("qemu-img", &["rebase", "-u", "-F", format, "-b", &base, &top]);
+        assert_eq!(fault(&top, &nowhere()), wanted);
+    }
+    // As QEMU's own tools wrote it before they asked for a format: without one.
+    for (compat, header) in [("0.10", 72), ("1.1", 0)] {
+        create(&top, &["-F", "raw", "-b", &base, "-o", &format!("compat={compat}")]);
+        opened(&top, READ, &nowhere()).unwrap();
+        let file = std::fs::File::options().read(true).write(true).open(&top).unwrap();
+        let mut bytes = [0; 4096];
+        file.read_exact_at(&mut bytes, 0).unwrap();
+        let format = 0xe279_2aca_u32.to_be_bytes();
+        let at = bytes.windows(4).skip(header).position(|four| four == format).unwrap() + header;
+        file.write_all_at(&[1], at as u64).unwrap();
+        assert_eq!(fault(&top, &nowhere()), ImageFault::NoFormat(base.clone()));
+    }
+    for name in ["nbd:unix:/x", "json:{}", "https://a/b", "ssh://a/b"] {
+        tool("qemu-img", &["rebase", "-u", "-F", "raw", "-b", name, &top]);
+        assert_eq!(fault(&top, &nowhere()), ImageFault::Protocol(name.to_owned()));
+    }
+}
+
+#[test]
+fn what_an_image_names_lies_in_its_folder_or_an_image_folder() {
+    let Some(folder) = Folder::new("place") else { return };
+    let at = |name: &str| folder.file(name);
+    for below in ["own/below", "own-not", "images"] {
+        std::fs::create_dir_all(at(below)).unwrap();
+    }
+    let images = Places::new(vec![at("images").into()]).with_file("/dev/null".into());
+    std::os::unix::fs::symlink(at("own-not"), at("own/link")).unwrap();
+    let top = at("own/top.qcow2");
+    for (base, inside, allowed) in [
+        ("own/base.qcow2", true, true),
+        ("own/below/base.qcow2", true, true),
+        ("own-not/base.qcow2", false, false),
+        ("own/link/base.qcow2", false, false),
+        ("own/../own-not/base.qcow2", false, false),
+        ("images/base.qcow2", false, true),
+    ] {
+        create(&at(base), &["-o", "size=1M"]);
+        create(&top, &["-F", "qcow2", "-b", &at(base)]);
+        let refused = || Err(OpenError::Image(real(&top), ImageFault::Place(real(&at(base)))));
+        for (places, allowed) in [(&nowhere(), inside), (&images, allowed)] {
+            let wanted = if allowed { Ok(()) } else { refused() };
+            assert_eq!(opened(&top, WRITE, places), wanted, "{base}");
+        }
+    }
+    // What stands behind it is asked for its own folder.
+    create(&at("images/base.qcow2"), &["-F", "qcow2", "-b", &at("own/base.qcow2")]);
+    create(&top, &["-F", "qcow2", "-b", &at("images/base.qcow2")]);
+    assert_eq!(fault(&top, &images), ImageFault::Place(real(&at("own/base.qcow2"))));
+}
+
+#[test]
+fn a_fifo_or_a_device_behind_an_image_is_refused_at_once() {
+    let Some(folder) = Folder::new("fifo") else { return };
+    let (fifo, top) = (folder.file("fifo"), folder.file("top.qcow2"));
+    rustix::fs::mknodat(CWD, Path::new(&fifo), FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+    for named in [&fifo, "/dev/null", "/dev/random"] {
+        for format in ["raw", "qcow2"] {
+            create(&top, &["-u", "-F", format, "-b", named, "-o", "size=1M"]);
+            let wanted = Err(OpenError::NotADisk(named.into()));
+            assert_eq!(opened(&top, WRITE, &nowhere()), wanted);
+        }
+    }
+    let options = Options { access: READ, cache: Cache::PageCache, way: Way::Best };
+    let raw = File::open(Path::new(&fifo), options).map(drop);
+    assert_eq!(raw, Err(OpenError::NotADisk(fifo.into())));
+}
+
+#[test]
+fn a_data_file_is_in_the_images_folder_and_written_for_disks_that_are_written() {
+    let Some(folder) = Folder::new("data") else { return };
+    let at = |name: &str| folder.file(name);
+    std::fs::create_dir_all(at("own")).unwrap();
+    std::fs::create_dir_all(at("images")).unwrap();
+    let images = Places::new(vec![at("images").into()]).with_file("/dev/null".into());
+    let top = at("own/top.qcow2");
+    for (data, inside) in [("own/data", true), ("images/data", false)] {
+        create(&top, &["-o", &format!("size=1M,data_file={}", at(data))]);
+        for access in [READ, WRITE] {
+            let refused = || Err(OpenError::Image(real(&top), ImageFault::DataPlace(real(&at(data)))));
+            let wanted = if inside { Ok(()) } else { refused() };
+            assert_eq!(opened(&top, access, &images), wanted, "{data}");
+        }
+    }
+    create(&top, &["-o", &format!("size=1M,data_file={}", at("own/data"))]);
+    let modes = |access| {
+        let disk = qcow2::open(Path::new(&top), access, &nowhere()).unwrap();
+        let modes = open_modes(&real(&at("own/data")));
+        drop(disk);
+        modes
+    };
+    assert_eq!(modes(READ), [rustix::fs::OFlags::RDONLY]);
+    assert_eq!(modes(WRITE), [rustix::fs::OFlags::RDWR]);
+}
+
+/// How this process has a file open.
+fn open_modes(path: &Path) -> Vec<rustix::fs::OFlags> {
+    let mut modes = Vec::new();
+    for entry in std::fs::read_dir("/proc/self/fd").unwrap().flatten() {
+        if std::fs::read_link(entry.path()).is_ok_and(|link| link == path) {
+            let number = entry.file_name().into_string().unwrap();
+            let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{number}")).unwrap();
+            let flags = info.lines().find_map(|line| line.strip_prefix("flags:")).unwrap();
+            let flags = u32::from_str_radix(flags.trim(), 8).unwrap();
+            modes.push(rustix::fs::OFlags::from_bits_retain(flags) & rustix::fs::OFlags::RWMODE);
+        }
+    }
+    modes
+}
+
+/// A server of QEMU's that has an image open.
+struct Server(Child, String);
+
+impl Server {
+    fn start(folder: &Folder, image: &str, format: &str) -> Self {
+        let socket = folder.file("socket");
+        let mut command = Command::new("qemu-nbd");
+        command.args(["-k", &socket, "-f", format, "-e", "2", "-v", "-t", image]);
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let begin = std::time::Instant::now();
+        while std::os::unix::net::UnixStream::connect(&socket).is_err() {
+            if let Some(status) = child.try_wait().unwrap() {
+                let said = BufReader::new(child.stderr.take().unwrap()).lines();
+                let said: Vec<_> = said.map_while(Result::ok).collect();
+                panic!("qemu-nbd: {status}: {said:?}");
+            }
+            assert!(begin.elapsed().as_secs() < 30, "qemu-nbd does not serve");
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        Self(child, socket)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+        let _ = std::fs::remove_file(&self.1);
+    }
+}
+
+/// Opens a disk, of which nothing is asked.
+fn disk(path: &str, format: &str, access: DiskAccess) -> Result<Box<dyn Disk>, OpenError> {
+    let path = Path::new(path);
+    match format {
+        "raw" => {
+            let options = Options { access, cache: Cache::Direct, way: Way::Best };
+            File::open(path, options).map(|disk| Box::new(disk) as Box<dyn Disk>)
+        }
+        _ => qcow2::open(path, access, &nowhere()).map(|disk| Box::new(disk) as Box<dyn Disk>),
+    }
+}
+
+/// QEMU's tools and we see each other's locks.
+#[test]
+fn images_are_locked_against_qemu_and_by_qemu() {
+    let Some(folder) = Folder::new("locks") else { return };
+    for format in ["raw", "qcow2"] {
+        let (image, top) = (folder.file("image"), folder.file("top.qcow2"));
+        tool("qemu-img", &["create", "-q", "-f", format, &image, "1M"]);
+        create(&top, &["-F", format, "-b", &image]);
+        let qemu = |image: &str, format: &str, what: &str| {
+            let mut command = Command::new("qemu-io");
+            command.args(["-f", format, "-c", what]);
+            if what.starts_with("read") {
+                command.arg("-r");
+            }
+            command.arg(image).output().unwrap().status.success()
+        };
+        let (write, read) = ("write 0 4k", "read 0 4k");
+        // Ours first.
+        let ours = disk(&image, format, WRITE).unwrap();
+        assert!(!qemu(&image, format, write), "{format}: QEMU writes beside us");
+        drop(ours);
+        let ours = disk(&image, format, READ).unwrap();
+        assert!(qemu(&image, format, read), "{format}: QEMU does not read beside our reader");
+        // A raw one may be looked at while it changes; tables may not change under their reader.
+        assert_eq!(qemu(&image, format, write), format == "raw", "{format}: QEMU beside our reader");
+        drop(ours);
+        let ours = disk(&top, "qcow2", WRITE).unwrap();
+        assert!(!qemu(&image, format, write), "{format}: QEMU writes to our backing file");
+        assert!(qemu(&image, format, read), "{format}: QEMU does not read our backing file");
+        assert_eq!(disk(&image, format, WRITE).map(drop), Err(OpenError::Busy(real(&image))));
+        drop(ours);
+        assert!(qemu(&image, format, write), "{format}: the lock has stayed");
+        // QEMU first.
+        let theirs = Server::start(&folder, &image, format);
+        let busy = Err(OpenError::Busy(real(&image)));
+        assert_eq!(disk(&image, format, WRITE).map(drop), busy);
+        assert_eq!(disk(&top, "qcow2", WRITE).map(drop), busy);
+        let reader = disk(&image, format, READ).map(drop);
+        assert_eq!(reader, if format == "raw" { Ok(()) } else { busy.clone() });
+        drop(theirs);
+        let theirs = Server::start(&folder, &top, "qcow2");
+        assert_eq!(disk(&top, "qcow2", WRITE).map(drop), Err(OpenError::Busy(real(&top))));
+        disk(&image, format, READ).map(drop).unwrap();
+        drop(theirs);
+        disk(&top, "qcow2", WRITE).map(drop).unwrap();
+    }
+}
+
+/// The tables of an image of version 3 with clusters of 64 KiB, by hand.
+struct Forged(std::fs::File);
+
+impl Forged {
+    const CLUSTER: u64 = 65536;
+
+    fn new(path: &str, size: u64, l1: (u64, u32), counts: (u64, u32)) -> Self {
+        let forged = Self(std::fs::File::create(path).unwrap());
+        let mut head = Vec::from(*b"QFI\xfb");
+        head.extend(3_u32.to_be_bytes());
+        head.extend([0; 12]);
+        head.extend(16_u32.to_be_bytes());
+        head.extend(size.to_be_bytes());
+        head.extend(0_u32.to_be_bytes());
+        head.extend(l1.1.to_be_bytes());
+        head.extend(l1.0.to_be_bytes());
+        head.extend(counts.0.to_be_bytes());
+        head.extend(counts.1.to_be_bytes());
+        head.extend([0; 12]);
+        head.extend([0; 24]);
+        head.extend(4_u32.to_be_bytes());
+        head.extend(104_u32.to_be_bytes());
+        assert_eq!(head.len(), 104);
+        forged.0.write_all_at(&head, 0).unwrap();
+        forged
+    }
+
+    fn table(&self, at: u64, entries: impl Iterator<Item = u64>) {
+        let bytes: Vec<u8> = entries.flat_map(u64::to_be_bytes).collect();
+        self.0.write_all_at(&bytes, at).unwrap();
+    }
+
+    fn blocks(&self) -> u64 {
+        self.0.metadata().unwrap().blocks()
+    }
+}
+
+/// Each of 8192 clusters that a table names would be counted in another block, which the file never had: 512 MiB.
+#[test]
+fn an_image_does_not_grow_by_what_its_tables_claim() {
+    let Some(folder) = Folder::new("forged") else { return };
+    let image = folder.file("forged.qcow2");
+    let (cluster, in_a_block) = (Forged::CLUSTER, 32768);
+    let forged = Forged::new(&image, 512 << 20, (cluster, 1), (3 * cluster, 1));
+    forged.table(cluster, std::iter::once(2 * cluster | 1 << 63));
+    forged.table(2 * cluster, (0..8192).map(|at| at * in_a_block * cluster | 1 << 63));
+    forged.table(3 * cluster, (0..8192).map(|at| (4 + at) * cluster));
+    forged.0.set_len((4 + 8192) * cluster).unwrap();
+    // The first block says that the header and the tables are in use.
+    forged.0.write_all_at(&[0, 1].repeat(4 + 8192), 4 * cluster).unwrap();
+    let before = forged.blocks();
+    let refused = opened(&image, WRITE, &nowhere());
+    assert!(matches!(refused, Err(OpenError::Image(_, ImageFault::Claim(_)))), "{refused:?}");
+    assert_eq!(forged.blocks(), before);
+}
+
+/// Tables that are longer than the file, or than such a file's can be, are not taken into memory.
+#[test]
+fn tables_are_within_the_file_and_no_larger_than_it_can_need() {
+    let Some(folder) = Folder::new("claims") else { return };
+    let image = folder.file("forged.qcow2");
+    let cluster = Forged::CLUSTER;
+    let long = 256 << 20;
+    for (l1, counts, len) in [
+        ((cluster, u32::MAX), (2 * cluster, 1), long),
+        ((cluster, 4 << 20), (2 * cluster, 1), long),
+        ((cluster, 4 << 20), (2 * cluster, 1), 3 * cluster),
+        ((cluster, 1), (2 * cluster, u32::MAX), long),
+        ((cluster, 1), (2 * cluster, 200), long),
+        ((cluster, 1), (2 * cluster, 2), 3 * cluster),
+        ((1 << 60, 1), (2 * cluster, 1), long),
+        ((cluster + 512, 1), (2 * cluster, 1), long),
+        ((u64::MAX - 511, 1), (2 * cluster, 1), long),
+    ] {
+        let forged = Forged::new(&image, 512 << 20, l1, counts);
+        forged.0.set_len(len).unwrap();
+        for access in [READ, WRITE] {
+            let refused = opened(&image, access, &nowhere());
+            let is_claim = matches!(refused, Err(OpenError::Image(_, ImageFault::Claim(_))));
+            assert!(is_claim, "{l1:?} {counts:?} {len}: {refused:?}");
+        }
+    }
+}
+
+/// What a header says that is no image to be served, by its kind.
+#[test]
+fn a_header_is_refused_for_what_is_wrong_with_it() {
+    let Some(folder) = Folder::new("header") else { return };
+    let image = folder.file("a.qcow2");
+    let change = |at: u64, bytes: &[u8]| {
+        create(&image, &["-o", "size=1M"]);
+        let file = std::fs::File::options().write(true).open(&image).unwrap();
+        file.write_all_at(bytes, at).unwrap();
+        fault(&image, &nowhere())
+    };
+    assert_eq!(change(0, b"KDMV"), ImageFault::NotQcow2);
+    assert_eq!(change(4, &4_u32.to_be_bytes()), ImageFault::Version(4));
+    assert_eq!(change(32, &2_u32.to_be_bytes()), ImageFault::Encrypted);
+    assert_eq!(change(72, &1_u64.to_be_bytes()), ImageFault::Dirty);
+    assert_eq!(change(72, &3_u64.to_be_bytes()), ImageFault::Corrupt);
+    assert_eq!(change(72, &8_u64.to_be_bytes()), ImageFault::Compression);
+    assert_eq!(change(72, &16_u64.to_be_bytes()), ImageFault::Subclusters);
+    assert_eq!(change(72, &(1_u64 << 40).to_be_bytes()), ImageFault::Feature(40));
+    assert_eq!(change(72, &4_u64.to_be_bytes()), ImageFault::NoDataFile);
+    for (at, bytes) in [(20, 30_u32), (96, 7), (100, 8), (100, u32::MAX)] {
+        let fault = change(at, &bytes.to_be_bytes());
+        assert!(matches!(fault, ImageFault::Claim(_)), "{at}: {fault:?}");
+    }
+    // Cut off within its header.
+    for bytes in [5, 30, 71, 103] {
+        create(&image, &["-o", "size=1M"]);
+        std::fs::File::options().write(true).open(&image).unwrap().set_len(bytes).unwrap();
+        assert_eq!(fault(&image, &nowhere()), ImageFault::Cut(bytes));
+    }
+}
+
+/// Told before anything is attached: which files it would be, and why not.
+#[test]
+fn a_chain_can_be_looked_at_while_it_is_used() {
+    let Some(folder) = Folder::new("look") else { return };
+    let (base, top) = (folder.file("base.qcow2"), folder.file("top.qcow2"));
+    create(&base, &["-o", "size=1M"]);
+    create(&top, &["-F", "qcow2", "-b", "base.qcow2"]);
+    let _used = qcow2::open(Path::new(&top), WRITE, &nowhere()).unwrap();
+    let (lines, verdict) = qcow2::look(Path::new(&top), &nowhere());
+    let line = |path: &str| format!("{}: qcow2", real(path).display());
+    assert_eq!((lines, verdict), (vec![line(&top), line(&base)], Ok(())));
+}
