@@ -367,15 +367,18 @@ fn testbed() -> &'static Result<PathBuf, String> {
             return Err("the workspace has no package `testbed`".to_owned());
         }
         let this = std::env::current_exe().map_err(|error| error.to_string())?;
+        // Folders of cargo's, each with the profile that fills it.
+        let profiles = [("debug", "dev"), ("release", "release"), ("dist", "dist")];
+        let profile_of = |dir: &&Path| {
+            profiles.iter().find(|(name, _)| dir.ends_with(name)).map(|found| found.1)
+        };
         let profile_dir = this
             .ancestors()
-            .find(|dir| dir.ends_with("debug") || dir.ends_with("release"))
+            .find(|dir| profile_of(dir).is_some())
             .ok_or("this program is in no profile folder of a build")?;
         let mut build = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
-        build.args(["build", "--quiet", "-p", "testbed"]).current_dir(&workspace);
-        if profile_dir.ends_with("release") {
-            build.arg("--release");
-        }
+        build.args(["build", "--quiet", "-p", "testbed", "--profile"]);
+        build.arg(profile_of(&profile_dir).unwrap_or("dev")).current_dir(&workspace);
         let built = build.output().map_err(|error| format!("cargo build: {error}"))?;
         let path = profile_dir.join("xenstored-testbed");
         if built.status.success() && path.exists() {
