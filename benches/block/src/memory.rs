@@ -53,7 +53,10 @@ pub(crate) fn process(image: &str, format: &str, disks: &str) -> Result<()> {
     let host = loopback::Host::new();
     let mut tool = Client::connect(daemon.socket())?;
     tool.introduce(GUEST.0, 1, 1)?;
-    let (options, open) = (back::Options::default(), Open::Aside(Box::new(|device| target::job(device, &Places::default()))));
+    let (options, open) = (
+        back::Options::default(),
+        Open::Aside(Box::new(|device| target::job(device, &Places::default()))),
+    );
     let server = support::server_at(&host, &daemon.socket(), options, open);
     let mut store = Client::connect(daemon.socket())?;
     let platform = Rc::new(front::Platform {

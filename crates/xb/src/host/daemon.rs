@@ -67,9 +67,10 @@ impl Daemon {
                 .env("XENSTORED_ROOTDIR", folder.run()),
             Self::Block => {
                 command.arg("--record-dir").arg(folder.record());
-                folder.image_dirs().iter().fold(&mut command, |command, dir| {
-                    command.arg("--image-dir").arg(dir)
-                })
+                folder
+                    .image_dirs()
+                    .iter()
+                    .fold(&mut command, |command, dir| command.arg("--image-dir").arg(dir))
             }
             Self::Keeper => command.arg("--host").arg(folder.path()).arg("keeper"),
         };

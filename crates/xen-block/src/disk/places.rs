@@ -46,7 +46,9 @@ impl Places {
         };
         let lines = text.lines().map(str::trim).filter(|line| line.starts_with('/'));
         let folders = lines.map(Path::new).chain(self.given.iter().map(PathBuf::as_path));
-        folders.filter_map(|folder| folder.canonicalize().ok()).any(|folder| path.starts_with(folder))
+        folders
+            .filter_map(|folder| folder.canonicalize().ok())
+            .any(|folder| path.starts_with(folder))
     }
 }
 

@@ -17,13 +17,13 @@ use super::open::{OpenError, Shown};
 use super::places::Places;
 use super::pool::{Pool, Pooled, Ran, Work};
 use super::{DiskAccess, Geometry, Io, Op};
-use imago::file::File as Storage;
 use chain::{Chain, Link, Purpose};
+use imago::file::File as Storage;
 use imago::qcow2::Qcow2 as Format;
 use imago::raw::Raw;
 use imago::{
-    DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder, ShallowMapping,
-    StorageExt as _, StorageOpenOptions,
+    DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder, ShallowMapping, StorageExt as _,
+    StorageOpenOptions,
 };
 use layout::Layout;
 use rustix::io::Errno;

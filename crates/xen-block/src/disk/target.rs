@@ -86,9 +86,9 @@ impl Target {
                 let options = Options { access, cache: Cache::Direct, way: Way::Best };
                 Box::new(File::open(path, options).map_err(|error| said(error.to_string()))?)
             }
-            Self::Qcow2(path) => {
-                Box::new(qcow2::open(path, access, places).map_err(|error| said(error.to_string()))?)
-            }
+            Self::Qcow2(path) => Box::new(
+                qcow2::open(path, access, places).map_err(|error| said(error.to_string()))?,
+            ),
             Self::Nbd { socket, name } => {
                 let disk = nbd::connect(socket, name, access);
                 Box::new(disk.map_err(|error| said(format!("{}: {error}", socket.display())))?)

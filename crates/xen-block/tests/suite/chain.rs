@@ -38,7 +38,6 @@ fn create(path: &str, options: &[&str]) {
     tool("qemu-img", &arguments);
 }
 
-
 /// The real names of two files.
 fn real(path: &str) -> PathBuf {
     std::fs::canonicalize(path).unwrap()
@@ -168,7 +167,8 @@ fn a_data_file_is_in_the_images_folder_and_written_for_disks_that_are_written() 
     for (data, inside) in [("own/data", true), ("images/data", false)] {
         create(&top, &["-o", &format!("size=1M,data_file={}", at(data))]);
         for access in [READ, WRITE] {
-            let refused = || Err(OpenError::Image(real(&top), ImageFault::DataPlace(real(&at(data)))));
+            let refused =
+                || Err(OpenError::Image(real(&top), ImageFault::DataPlace(real(&at(data)))));
             let wanted = if inside { Ok(()) } else { refused() };
             assert_eq!(opened(&top, access, &images), wanted, "{data}");
         }
@@ -266,7 +266,11 @@ fn images_are_locked_against_qemu_and_by_qemu() {
         let ours = disk(&image, format, READ).unwrap();
         assert!(qemu(&image, format, read), "{format}: QEMU does not read beside our reader");
         // A raw one may be looked at while it changes; tables may not change under their reader.
-        assert_eq!(qemu(&image, format, write), format == "raw", "{format}: QEMU beside our reader");
+        assert_eq!(
+            qemu(&image, format, write),
+            format == "raw",
+            "{format}: QEMU beside our reader"
+        );
         drop(ours);
         let ours = disk(&top, "qcow2", WRITE).unwrap();
         assert!(!qemu(&image, format, write), "{format}: QEMU writes to our backing file");

@@ -44,7 +44,12 @@ impl Setup {
     /// The usual, with the disk that the nodes name, as `xen-blockd` opens it.
     pub fn named() -> Self {
         let (back, front) = (back::Options::default(), front::Options::default());
-        Self { back, front, layout: Layout::NATIVE, open: Open::Aside(Box::new(|device| target::job(device, &Places::default()))) }
+        Self {
+            back,
+            front,
+            layout: Layout::NATIVE,
+            open: Open::Aside(Box::new(|device| target::job(device, &Places::default()))),
+        }
     }
 }
 

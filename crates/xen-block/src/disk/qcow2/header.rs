@@ -23,6 +23,9 @@ const SUBCLUSTERS: u64 = 1 << 4;
 /// Header extensions.
 const BACKING_FORMAT: u32 = 0xe279_2aca;
 const DATA_FILE_NAME: u32 = 0x4441_5441;
+const FEATURE_NAMES: u32 = 0x6803_f857;
+/// Bytes of each entry of the table of features' names.
+const FEATURE_NAME_BYTES: usize = 48;
 
 /// The header of an image that can be used.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -95,9 +98,16 @@ impl Header {
         let end = match usize::try_from(name_at) {
             Ok(0) => first_cluster,
             Ok(at) if at < first_cluster => at,
-            _ => return Err(ImageFault::Claim("the name of its backing file is not in the first cluster")),
+            _ => {
+                return Err(ImageFault::Claim(
+                    "the name of its backing file is not in the first cluster",
+                ));
+            }
         };
         let extensions = Extensions::read(bytes, header_len, end)?;
+        if !extensions.ended && needed == V3_BYTES {
+            return Err(ImageFault::Claim("its extensions have no end"));
+        }
         let backing = match name_at {
             0 => None,
             _ => {
@@ -139,6 +149,8 @@ fn check_features(features: u64) -> Result<(), ImageFault> {
 struct Extensions {
     backing_format: Option<String>,
     data_file: Option<String>,
+    /// There is one that says that there are no more.
+    ended: bool,
 }
 
 impl Extensions {
@@ -149,11 +161,15 @@ impl Extensions {
             let kind = bytes.u32(at).unwrap_or_default();
             let len = bytes.u32(at + 4).unwrap_or_default() as usize;
             if kind == 0 {
+                extensions.ended = true;
                 break;
             }
             at += 8;
             if len > end.saturating_sub(at) {
                 return Err(ImageFault::Claim("an extension is longer than the header"));
+            }
+            if kind == FEATURE_NAMES && !len.is_multiple_of(FEATURE_NAME_BYTES) {
+                return Err(ImageFault::Claim("its table of features' names ends within an entry"));
             }
             let which = match kind {
                 BACKING_FORMAT => Some(&mut extensions.backing_format),

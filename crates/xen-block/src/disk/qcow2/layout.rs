@@ -54,7 +54,8 @@ impl Layout {
         // A block device has no size here.
         let len = if stat.is_file() { stat.len().next_multiple_of(cluster) } else { u64::MAX };
         let within = |(offset, bytes): (u64, u64)| {
-            offset.is_multiple_of(cluster) && offset.checked_add(bytes).is_some_and(|end| end <= len)
+            offset.is_multiple_of(cluster)
+                && offset.checked_add(bytes).is_some_and(|end| end <= len)
         };
         let claim = |holds: bool, what| if holds { Ok(()) } else { Err(ImageFault::Claim(what)) };
         claim(within(self.l1), "its L1 table does not lie in the file")?;

@@ -8,8 +8,8 @@ use crate::support::once_free;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use xen_block::disk::places::Places;
 use xen_block::disk::DiskAccess;
+use xen_block::disk::places::Places;
 use xen_block::disk::target::Target;
 
 const FOLDER: &str = "XEN_BLOCK_DURABLE_FOLDER";
@@ -24,8 +24,9 @@ fn writes_transactions() {
     let workload = Workload::load(&folder);
     let image = folder.join("image.qcow2");
     let mark = std::fs::File::create(folder.join("mark")).unwrap();
-    let open =
-        move |_: &mut xenbus::Device<'_>| Target::Qcow2(image.clone()).open(DiskAccess::ReadWrite, &Places::default());
+    let open = move |_: &mut xenbus::Device<'_>| {
+        Target::Qcow2(image.clone()).open(DiskAccess::ReadWrite, &Places::default())
+    };
     let played = play_on(&workload, Box::new(open), |number| {
         mark.write_all_at(&[MARK, &[number as u8]].concat(), 0).unwrap();
     });
