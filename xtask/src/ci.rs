@@ -88,6 +88,7 @@ const STAGES: &[&[Step]] = &[
         ),
         // It builds for a minute first, while the others run.
         step("fuzz", &["xtask", "fuzz", "--seconds", "15"]),
+        step("fuzz-image", &["xtask", "fuzz", "image", "--seconds", "60"]),
         // A minute of fio, while the backend is killed.
         Step {
             name: "test-long",

@@ -9,7 +9,7 @@ use std::process::{Command, ExitCode};
 use std::thread::ScopedJoinHandle;
 
 /// The targets, in the order in which they run.
-const TARGETS: [&str; 6] = ["wire", "engine", "stream", "client", "state", "blkif"];
+const TARGETS: [&str; 7] = ["wire", "engine", "stream", "client", "state", "blkif", "image"];
 /// How long each runs, unless told otherwise.
 const SECONDS: u32 = 15;
 /// Longest input. Longer ones find little more and slow everything down.
