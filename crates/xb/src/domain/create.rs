@@ -128,7 +128,7 @@ pub(crate) fn last(folder: &Folder, name: &str) -> Option<DomId> {
 /// numbers begin anew with each host.
 fn note(folder: &Folder, name: &str, domid: DomId) -> std::io::Result<()> {
     let guest = folder.guest(name);
-    replace(&guest.join("domid"), &domid.to_string())?;
+    replace(&guest.join("domid"), domid.to_string())?;
     match std::fs::remove_file(guest.join("ended")) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),

@@ -111,7 +111,7 @@ impl Folder {
         }
         let names: Vec<&[u8]> = dirs.iter().map(|dir| dir.as_os_str().as_bytes()).collect();
         let path = self.run().join(IMAGE_DIRS);
-        replace(&path, &names.join(&0)).map_err(Error::io(path.display()))?;
+        replace(&path, names.join(&0)).map_err(Error::io(path.display()))?;
         Ok(true)
     }
 

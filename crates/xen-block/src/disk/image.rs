@@ -96,6 +96,14 @@ impl ImageFault {
                 "the cluster at {at} is in use, and no block counts it; \
                  qemu-img check -r all {path} makes one"
             ),
+            Self::Said(text) => f.write_str(text),
+            _ => self.tell_of_names(path, f),
+        }
+    }
+
+    /// The same, on what it names.
+    fn tell_of_names(&self, path: Shown<'_>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
             Self::Loop(named) => {
                 let named = Shown(named);
                 write!(f, "it names {named} as its backing file, behind which it is itself")
@@ -134,7 +142,7 @@ impl ImageFault {
                 "its data are in {}, which is not in the image's own folder; move it there",
                 Shown(named)
             ),
-            Self::Said(text) => f.write_str(text),
+            _ => Ok(()),
         }
     }
 }

@@ -49,6 +49,7 @@ impl fmt::Display for OpenError {
 impl std::error::Error for OpenError {}
 
 /// A path for a log: its control characters are escaped.
+#[derive(Clone, Copy)]
 pub(super) struct Shown<'p>(pub(super) &'p Path);
 
 impl fmt::Display for Shown<'_> {

@@ -5,7 +5,7 @@
 //! through a buffer of the thread, one copy more than with a raw file. Reads and writes run side by side,
 //! a discard runs alone. `imago` keeps changes of the tables in memory until it is told to write them: here
 //! that is before the request that made them is answered. Which files an image needs is read here, and each is opened
-//! here, where [`Places`] allows it ([`chain`]); `imago` opens none by itself.
+//! here, where [`Places`] allows it (`qcow2/chain.rs`); `imago` opens none by itself.
 
 mod chain;
 mod counts;

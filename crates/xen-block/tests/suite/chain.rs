@@ -338,8 +338,8 @@ fn an_image_does_not_grow_by_what_its_tables_claim() {
     let image = folder.file("forged.qcow2");
     let (cluster, in_a_block) = (Forged::CLUSTER, 32768);
     let forged = Forged::new(&image, 512 << 20, (cluster, 1), (3 * cluster, 1));
-    forged.table(cluster, std::iter::once(2 * cluster | 1 << 63));
-    forged.table(2 * cluster, (0..8192).map(|at| at * in_a_block * cluster | 1 << 63));
+    forged.table(cluster, std::iter::once((2 * cluster) | (1 << 63)));
+    forged.table(2 * cluster, (0..8192).map(|at| (at * in_a_block * cluster) | (1 << 63)));
     forged.table(3 * cluster, (0..8192).map(|at| (4 + at) * cluster));
     forged.0.set_len((4 + 8192) * cluster).unwrap();
     // The first block says that the header and the tables are in use.
