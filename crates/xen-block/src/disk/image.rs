@@ -1,4 +1,4 @@
-//! What can be wrong with an image.
+//! Faults of images.
 
 use super::open::Shown;
 use super::places::IMAGE_DIRS;
@@ -50,7 +50,7 @@ pub enum ImageFault {
     Place(PathBuf),
     /// Its data are in this file, which is not in the image's own folder.
     DataPlace(PathBuf),
-    /// What the reader of images says.
+    /// The words of the reader of images.
     Said(String),
 }
 

@@ -15,14 +15,14 @@ use std::os::fd::BorrowedFd;
 const DONE: u64 = 100;
 /// Bytes of who cannot bear it.
 const UNWANTED: u64 = 200;
-/// What is done: it is read, and what was read stays true.
+/// Reading, of what stays true meanwhile.
 const READ: u64 = 0;
-/// It is written.
+/// Writing.
 const WRITE: u64 = 1;
-/// It gets another size.
+/// Giving it another size.
 const RESIZE: u64 = 3;
 
-/// How a file is used.
+/// A way to use a file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Hold {
     /// It is read, also while others write to it.

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 pub enum OpenError {
     /// Somebody else uses the file in a way that does not go together with this one.
     Busy(PathBuf),
-    /// What the system said.
+    /// An error of the system.
     System(PathBuf, Errno),
     /// It is no file and no block device, or has no sector.
     NotADisk(PathBuf),

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 /// Each line of this file is an image folder. It is read at each opening.
 pub const IMAGE_DIRS: &str = "/etc/xenbus/image-dirs";
-/// What it says where it is not there.
+/// The lines that count where it is not there.
 const SHIPPED: &str = include_str!("../../image-dirs");
 
 /// Image folders.

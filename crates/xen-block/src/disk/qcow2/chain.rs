@@ -32,7 +32,7 @@ enum Format {
     Qcow2,
 }
 
-/// Whether the files are going to be used.
+/// The purpose for which a chain is opened.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Purpose {
     /// They are locked.
@@ -54,7 +54,7 @@ impl Purpose {
         }
     }
 
-    /// What is done with the files behind.
+    /// The purpose of the files behind the top.
     fn behind(self) -> Self {
         if self == Self::Look { self } else { Self::Use(DiskAccess::ReadOnly) }
     }
