@@ -185,9 +185,10 @@ fn the_longest_requests_are_short() {
         }
     }
     // Others watch what will be removed, and may not see it.
-    for domid in 20..40 {
+    for domid in 20..220 {
         let (other, _) = guest(&mut store, domid);
         for at in 0..128 {
+            let at = usize::from(domid - 20) * 128 + at;
             store.watch(other, &format!("{home}/wide/0/{at}"), "t").unwrap();
         }
     }
@@ -226,6 +227,14 @@ fn the_longest_requests_are_short() {
             let took = began.elapsed();
             assert!(took < 20_000 * simple(), "{what}: a slice of {took:?}");
         }
+        // Slices are charged to who has caused them, with its next request.
+        let (cost, _) = timed(&mut store, conn, MsgType::Read, 0, format!("{home}\0").as_bytes());
+        assert_eq!(
+            cost > 10_000,
+            what.starts_with("rm of") && what != "rm of a chain",
+            "{what}: {cost}"
+        );
+        store.reply(conn, 1).unwrap().unwrap();
     }
     store.check();
 }

@@ -84,7 +84,7 @@ impl Server {
         self.book(None);
         if let Ok(done) = done {
             self.fire(path, &done);
-            self.discard_done(done);
+            self.discard_done(path, done, None);
         }
     }
 

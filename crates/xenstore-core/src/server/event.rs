@@ -57,7 +57,7 @@ impl Sight<'_> {
 }
 
 /// A watch that fires, and the path that is told.
-type Firing = (WatchId, Rc<[u8]>);
+pub(super) type Firing = (WatchId, Rc<[u8]>);
 
 impl Server {
     /// Tells everybody concerned of what was done to `path`.
@@ -68,7 +68,10 @@ impl Server {
         if self.watches.may_match(path) {
             self.fire_at(path, done);
         }
-        if let Done::Removed(gone) = done {
+        // Who watches something in a large subtree is told in slices.
+        if let Done::Removed(gone) = done
+            && !gone.is_large()
+        {
             self.fire_below(path, gone);
         }
     }
@@ -118,14 +121,9 @@ impl Server {
             }
             visited = visited.saturating_add(dir.len().min(spot.len()) as usize);
             for (spot, node) in stack.get(from..).unwrap_or_default() {
-                if !spot.is_watched() {
-                    continue;
+                if spot.is_watched() {
+                    self.find_watches(*spot, node, &mut audience, &mut firing);
                 }
-                let sight = Sight { node: Some(node), parent: None, before: None };
-                let may_see = sight.audience(&self.domains, &mut audience);
-                let seen = spot.watches(may_see).filter(|id| self.may_see(*id, &sight));
-                let told = |id| Some((id, Rc::from(self.watches.get(id)?.path())));
-                firing.extend(seen.filter_map(told));
             }
         }
         // In the order in which they were set, as all others.
@@ -133,6 +131,21 @@ impl Server {
         self.audience = audience;
         self.charge_work(visited);
         self.push_events(&firing);
+    }
+
+    /// Collects the watches of a removed node that are told of it: their own path.
+    pub(super) fn find_watches(
+        &self,
+        spot: Spot<'_>,
+        node: &Node,
+        audience: &mut Vec<DomId>,
+        firing: &mut Vec<Firing>,
+    ) {
+        let sight = Sight { node: Some(node), parent: None, before: None };
+        let may_see = sight.audience(&self.domains, audience);
+        let seen = spot.watches(may_see).filter(|id| self.may_see(*id, &sight));
+        let told = |id| Some((id, Rc::from(self.watches.get(id)?.path())));
+        firing.extend(seen.filter_map(told));
     }
 
     /// `@introduceDomain` and `@releaseDomain`: those who watch the plain name are told that, those who
@@ -166,7 +179,7 @@ impl Server {
         })
     }
 
-    fn push_events(&mut self, firing: &[Firing]) {
+    pub(super) fn push_events(&mut self, firing: &[Firing]) {
         for (id, path) in firing {
             self.push_event(*id, path);
         }

@@ -1,20 +1,29 @@
-//! Large subtrees that were removed. Their nodes are taken off their owners' accounts in slices.
+//! Large subtrees that were removed. Their nodes are taken off their owners' accounts in slices, and who watches them is
+//! told then.
 
-use super::Server;
+use super::event::Firing;
+use super::{ConnId, DomId, Server};
 use crate::limits::DISOWN_MAX;
+use crate::path::Path;
 use crate::quota::Quota;
 use crate::tree::{Churn, Done, Node, Traversal};
+use crate::watch::Spot;
 use alloc::collections::VecDeque;
+use alloc::rc::Rc;
 use alloc::vec::Vec;
 
-/// Nodes that are taken off the accounts for the cost of one simple request.
+/// Nodes that are looked at for the cost of one simple request.
 const NODES_A_UNIT: u32 = 4;
 
 /// A large subtree that was removed.
 pub(super) struct Removal {
+    /// Where it was.
+    path: Rc<[u8]>,
     top: Node,
     /// The path, relative to the top, of the last node that is off its owner's account; `None` before the first.
     last: Option<Vec<u8>>,
+    /// The connection that is charged for the work, and its domain.
+    author: Option<(ConnId, DomId)>,
 }
 
 /// All of them, the oldest first.
@@ -29,48 +38,101 @@ impl Removal {
     }
 }
 
+/// The spots of the index of watches on the way to a node, the top's first, each with the length of its path.
+struct Way<'w>(Vec<(usize, Option<Spot<'w>>)>);
+
+impl<'w> Way<'w> {
+    /// The way to the node at this path, relative to the top whose spot is `top`.
+    fn to(top: Option<Spot<'w>>, path: &[u8]) -> Self {
+        let mut way = Self(Vec::from([(0, top)]));
+        let ends = path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at);
+        for end in ends.chain((!path.is_empty()).then_some(path.len())) {
+            way.enter(path.get(..end).unwrap_or_default());
+        }
+        way
+    }
+
+    /// The spot of the node at this path, to which the walk has come.
+    fn enter(&mut self, path: &[u8]) -> Option<Spot<'w>> {
+        let end = path.iter().rposition(|byte| *byte == b'/');
+        let (above, name) = end
+            .map_or((0, path), |end| (end, path.get(end.saturating_add(1)..).unwrap_or_default()));
+        while self.0.last().is_some_and(|(len, _)| *len > above) {
+            self.0.pop();
+        }
+        let spot = self.0.last().and_then(|(_, spot)| spot.as_ref()?.get(name));
+        self.0.push((path.len(), spot));
+        spot
+    }
+}
+
 impl Server {
-    /// Lets go of what an operation has removed.
-    pub(super) fn discard_done(&mut self, done: Done) {
-        self.note_removed(&done);
+    /// Lets go of what an operation at `path` has removed.
+    pub(super) fn discard_done(&mut self, path: Path<'_>, done: Done, author: Option<ConnId>) {
+        self.note_removed(path, &done, author);
         if let Done::Removed(gone) = done {
             self.free_node(gone);
         }
     }
 
     /// Notes what an operation has removed, where its nodes are on their owners' accounts yet.
-    pub(super) fn note_removed(&mut self, done: &Done) {
+    pub(super) fn note_removed(&mut self, path: Path<'_>, done: &Done, author: Option<ConnId>) {
         if let Done::Removed(gone) = done
             && gone.is_large()
         {
-            // What was looked at to know that, twice.
-            self.charge_work(2 * DISOWN_MAX);
-            self.removals.push_back(Removal { top: gone.clone(), last: None });
+            // That was looked at three times.
+            self.charge_work(3 * DISOWN_MAX);
+            let author = author.and_then(|conn| Some((conn, self.conn(conn)?.domid)));
+            let (path, top) = (Rc::from(path.as_bytes()), gone.clone());
+            self.removals.push_back(Removal { path, top, last: None, author });
             self.note_orphans();
         }
     }
 
-    /// Takes nodes of the oldest removed subtree off their owners' accounts, as many as a slice may cost.
+    /// Takes nodes of the oldest removed subtree off their owners' accounts, and tells who watches them, as much as a
+    /// slice may cost.
     pub(super) fn disown_some(&mut self) {
         let Some(mut removal) = self.removals.pop_front() else { return };
+        let slice = self.config.slice_cost;
+        let mut left = slice.saturating_mul(NODES_A_UNIT);
         let mut walk = removal.rest();
         let mut churn = Churn::default();
+        let mut firing: Vec<Firing> = Vec::new();
+        let mut audience = core::mem::take(&mut self.audience);
+        let top = self.watches.spot(Path::checked(&removal.path));
+        let mut way = top.map(|_| Way::to(top, removal.last.as_deref().unwrap_or_default()));
         let mut is_done = false;
-        for _ in 0..self.config.slice_cost.saturating_mul(NODES_A_UNIT) {
+        while left > 0 {
             let Some(node) = walk.next() else {
                 is_done = true;
                 break;
             };
+            left = left.saturating_sub(1);
             let (owner, weight) = (node.perms().owner(), node.weight());
             churn.removed = churn.removed.saturating_add(weight);
             if !self.domains.is_orphans(&owner) {
                 self.domains.charge(owner.domid, Quota::Nodes, -1);
                 self.domains.charge(owner.domid, Quota::Memory, weight.saturating_neg());
             }
+            // The top's own watches were told at once.
+            let watched = way.as_mut().filter(|_| !walk.path().is_empty());
+            let spot = watched.and_then(|way| way.enter(walk.path()));
+            if let Some(spot) = spot.filter(|spot| spot.is_watched()) {
+                left = left.saturating_sub(NODES_A_UNIT);
+                self.find_watches(spot, node, &mut audience, &mut firing);
+            }
         }
         let last = Vec::from(walk.path());
+        self.audience = audience;
+        let spent = slice.saturating_sub(left / NODES_A_UNIT);
+        if let Some((conn, domid)) = removal.author
+            && let Some(connection) = self.conn_mut(conn).filter(|conn| conn.domid == domid)
+        {
+            connection.owed = connection.owed.saturating_add(spent);
+        }
         // Who has removed them may be gone.
         self.note_replaced(None, churn);
+        self.push_events(&firing);
         if is_done {
             self.free_node(removal.top);
         } else {

@@ -321,7 +321,7 @@ impl Server {
         let done = self.with_ledger(|tree, ledger| apply(tree, &caller, path, change, ledger))?;
         self.book(Some(request.conn));
         self.fire(path, &done);
-        self.discard_done(done);
+        self.discard_done(path, done, Some(request.conn));
         Ok(())
     }
 

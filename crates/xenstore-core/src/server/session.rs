@@ -201,7 +201,7 @@ impl Server {
         self.counters.commits = self.counters.commits.wrapping_add(1);
         for (path, done) in &work.changed {
             self.fire(Path::checked(path), done);
-            self.note_removed(done);
+            self.note_removed(Path::checked(path), done, Some(request.conn));
         }
         let churn = work.churn;
         if let Some(rerun) = rerun {

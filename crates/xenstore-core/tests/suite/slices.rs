@@ -72,6 +72,35 @@ fn what_is_removed_is_taken_off_the_accounts_in_slices() {
     store.check();
 }
 
+/// They are told of the nodes that they may see, each once, and of the top at once.
+#[test]
+fn who_watches_what_is_in_a_large_subtree_is_told_in_slices() {
+    let mut store = Store::new();
+    let dom0 = store.socket();
+    fill(&mut store, dom0, "/big", 20_000);
+    let guest = store.guest(7);
+    let watched = ["/big/0/7", "/big/3/3500", "/big/11", "/big/19/19999", "/big/19/absent"];
+    for path in watched.iter().chain(&["/big", "/other"]) {
+        store.watch(dom0, path, "t").unwrap();
+        store.watch(guest, path, "t").unwrap();
+    }
+    store.set_perms(dom0, 0, "/big/11", &["n0", "r7"]).unwrap();
+    store.settle();
+    store.events(dom0);
+    store.events(guest);
+    store.rm(dom0, 0, "/big").unwrap();
+    // One round has passed with the answer.
+    let mut events = store.events(dom0);
+    assert_eq!(events, ["/big t", "/big/0/7 t", "/big/11 t"]);
+    store.settle();
+    events.extend(store.events(dom0));
+    assert_eq!(events.len(), 5, "{events:?}");
+    events.sort();
+    assert_eq!(events[1..], ["/big/0/7 t", "/big/11 t", "/big/19/19999 t", "/big/3/3500 t"]);
+    assert_eq!(store.events(guest), ["/big/11 t"]);
+    store.check();
+}
+
 /// As above, removed in a transaction that has made some of it.
 #[test]
 fn what_a_transaction_removes_is_taken_off_the_accounts_in_slices() {
