@@ -3,10 +3,12 @@
 
 use crate::images::{Folder, tool};
 use rustix::fs::{CWD, FileType, Mode};
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 use xen_block::disk::file::{Cache, File, Options, Way};
 use xen_block::disk::image::{CHAIN_MAX, ImageFault};
 use xen_block::disk::open::OpenError;
@@ -16,14 +18,30 @@ use xen_block::disk::{Disk, DiskAccess, qcow2};
 const WRITE: DiskAccess = DiskAccess::ReadWrite;
 const READ: DiskAccess = DiskAccess::ReadOnly;
 
+/// How long something may take that is not there at once.
+const WITHIN: Duration = Duration::from_secs(30);
+const MOMENT: Duration = Duration::from_millis(2);
+
 /// No image folders.
 fn nowhere() -> Places {
     Places::default().with_file("/dev/null".into())
 }
 
+/// Opens what nobody uses any more. A process that another test starts has, until it runs its program, the locks of what
+/// was closed here meanwhile: then it is tried again.
+fn free<T>(open: impl Fn() -> Result<T, OpenError>) -> Result<T, OpenError> {
+    let end = Instant::now() + WITHIN;
+    loop {
+        match open() {
+            Err(OpenError::Busy(_)) if Instant::now() < end => std::thread::sleep(MOMENT),
+            opened => return opened,
+        }
+    }
+}
+
 /// Opens an image and closes it.
 fn opened(path: &str, access: DiskAccess, places: &Places) -> Result<(), OpenError> {
-    qcow2::open(Path::new(path), access, places).map(drop)
+    free(|| qcow2::open(Path::new(path), access, places)).map(drop)
 }
 
 fn fault(path: &str, places: &Places) -> ImageFault {
@@ -68,7 +86,9 @@ fn a_chain_has_64_images_at_most() {
     create(&name(1), &["-o", "size=16M"]);
     tool("qemu-io", &["-f", "qcow2", "-c", "write -q -P 7 0 64k", &name(1)]);
     for at in 2..=CHAIN_MAX + 1 {
-        create(&name(at), &["-F", "qcow2", "-b", &format!("{}.qcow2", at - 1)]);
+        // Without a look at what is behind it.
+        let behind = format!("{}.qcow2", at - 1);
+        create(&name(at), &["-u", "-F", "qcow2", "-b", &behind, "-o", "size=16M"]);
     }
     opened(&name(CHAIN_MAX), WRITE, &nowhere()).unwrap();
     assert_eq!(fault(&name(CHAIN_MAX + 1), &nowhere()), ImageFault::Long);
@@ -175,7 +195,7 @@ fn a_data_file_is_in_the_images_folder_and_written_for_disks_that_are_written() 
     }
     create(&top, &["-o", &format!("size=1M,data_file={}", at("own/data"))]);
     let modes = |access| {
-        let disk = qcow2::open(Path::new(&top), access, &nowhere()).unwrap();
+        let disk = free(|| qcow2::open(Path::new(&top), access, &nowhere())).unwrap();
         let modes = open_modes(&real(&at("own/data")));
         drop(disk);
         modes
@@ -208,15 +228,21 @@ impl Server {
         let mut command = Command::new("qemu-nbd");
         command.args(["-k", &socket, "-f", format, "-e", "2", "-v", "-t", image]);
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let begin = std::time::Instant::now();
-        while std::os::unix::net::UnixStream::connect(&socket).is_err() {
+        let end = Instant::now() + WITHIN;
+        loop {
+            // It listens before it has opened the image, and greets behind that.
+            let greeted = UnixStream::connect(&socket)
+                .is_ok_and(|mut stream| stream.read_exact(&mut [0; 8]).is_ok());
+            if greeted {
+                break;
+            }
             if let Some(status) = child.try_wait().unwrap() {
                 let said = BufReader::new(child.stderr.take().unwrap()).lines();
                 let said: Vec<_> = said.map_while(Result::ok).collect();
                 panic!("qemu-nbd: {status}: {said:?}");
             }
-            assert!(begin.elapsed().as_secs() < 30, "qemu-nbd does not serve");
-            std::thread::sleep(std::time::Duration::from_millis(10));
+            assert!(Instant::now() < end, "qemu-nbd does not serve");
+            std::thread::sleep(MOMENT);
         }
         Self(child, socket)
     }
@@ -250,7 +276,7 @@ fn images_are_locked_against_qemu_and_by_qemu() {
         let (image, top) = (folder.file("image"), folder.file("top.qcow2"));
         tool("qemu-img", &["create", "-q", "-f", format, &image, "1M"]);
         create(&top, &["-F", format, "-b", &image]);
-        let qemu = |image: &str, format: &str, what: &str| {
+        let once = |image: &str, format: &str, what: &str| {
             let mut command = Command::new("qemu-io");
             command.args(["-f", format, "-c", what]);
             if what.starts_with("read") {
@@ -258,39 +284,48 @@ fn images_are_locked_against_qemu_and_by_qemu() {
             }
             command.arg(image).output().unwrap().status.success()
         };
+        // Where it is to be let in it is tried again, as in `free`.
+        let qemu = |image: &str, format: &str, what: &str, is_let: bool| {
+            let end = Instant::now() + WITHIN;
+            while once(image, format, what) != is_let {
+                assert!(is_let && Instant::now() < end, "{format}: {what}: let in: {}", !is_let);
+                std::thread::sleep(MOMENT);
+            }
+        };
         let (write, read) = ("write 0 4k", "read 0 4k");
+        let ours =
+            |image: &str, format: &str, access| free(|| disk(image, format, access)).unwrap();
+        let busy = |path: &str| Err(OpenError::Busy(real(path)));
         // Ours first.
-        let ours = disk(&image, format, WRITE).unwrap();
-        assert!(!qemu(&image, format, write), "{format}: QEMU writes beside us");
-        drop(ours);
-        let ours = disk(&image, format, READ).unwrap();
-        assert!(qemu(&image, format, read), "{format}: QEMU does not read beside our reader");
+        let held = ours(&image, format, WRITE);
+        qemu(&image, format, write, false);
+        drop(held);
+        let held = ours(&image, format, READ);
+        qemu(&image, format, read, true);
         // A raw one may be looked at while it changes; tables may not change under their reader.
-        assert_eq!(
-            qemu(&image, format, write),
-            format == "raw",
-            "{format}: QEMU beside our reader"
-        );
-        drop(ours);
-        let ours = disk(&top, "qcow2", WRITE).unwrap();
-        assert!(!qemu(&image, format, write), "{format}: QEMU writes to our backing file");
-        assert!(qemu(&image, format, read), "{format}: QEMU does not read our backing file");
-        assert_eq!(disk(&image, format, WRITE).map(drop), Err(OpenError::Busy(real(&image))));
-        drop(ours);
-        assert!(qemu(&image, format, write), "{format}: the lock has stayed");
+        qemu(&image, format, write, format == "raw");
+        drop(held);
+        let held = ours(&top, "qcow2", WRITE);
+        qemu(&image, format, write, false);
+        qemu(&image, format, read, true);
+        assert_eq!(disk(&image, format, WRITE).map(drop), busy(&image));
+        drop(held);
+        qemu(&image, format, write, true);
         // QEMU first.
         let theirs = Server::start(&folder, &image, format);
-        let busy = Err(OpenError::Busy(real(&image)));
-        assert_eq!(disk(&image, format, WRITE).map(drop), busy);
-        assert_eq!(disk(&top, "qcow2", WRITE).map(drop), busy);
-        let reader = disk(&image, format, READ).map(drop);
-        assert_eq!(reader, if format == "raw" { Ok(()) } else { busy.clone() });
+        assert_eq!(disk(&image, format, WRITE).map(drop), busy(&image));
+        assert_eq!(disk(&top, "qcow2", WRITE).map(drop), busy(&image));
+        if format == "raw" {
+            drop(ours(&image, format, READ));
+        } else {
+            assert_eq!(disk(&image, format, READ).map(drop), busy(&image));
+        }
         drop(theirs);
         let theirs = Server::start(&folder, &top, "qcow2");
-        assert_eq!(disk(&top, "qcow2", WRITE).map(drop), Err(OpenError::Busy(real(&top))));
-        disk(&image, format, READ).map(drop).unwrap();
+        assert_eq!(disk(&top, "qcow2", WRITE).map(drop), busy(&top));
+        drop(ours(&image, format, READ));
         drop(theirs);
-        disk(&top, "qcow2", WRITE).map(drop).unwrap();
+        drop(ours(&top, "qcow2", WRITE));
     }
 }
 
@@ -408,6 +443,33 @@ fn a_header_is_refused_for_what_is_wrong_with_it() {
         std::fs::File::options().write(true).open(&image).unwrap().set_len(bytes).unwrap();
         assert_eq!(fault(&image, &nowhere()), ImageFault::Cut(bytes));
     }
+}
+
+/// The program says it of several, and by its exit status.
+#[test]
+fn xen_blockd_checks_images() {
+    let Some(folder) = Folder::new("check") else { return };
+    let at = |name: &str| folder.file(name);
+    std::fs::create_dir_all(at("images")).unwrap();
+    std::fs::create_dir_all(at("own")).unwrap();
+    create(&at("images/base.qcow2"), &["-o", "size=1M"]);
+    create(&at("own/top.qcow2"), &["-F", "qcow2", "-b", &at("images/base.qcow2")]);
+    let check = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_xen-blockd"));
+        let output = command.arg("--check").args(arguments).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stdout).unwrap())
+    };
+    let (top, base) = (at("own/top.qcow2"), at("images/base.qcow2"));
+    let lines = |path: &str| real(path).display().to_string();
+    let (code, said) = check(&[&base, &top]);
+    let begin =
+        format!("{0}: qcow2\nserved\n{1}: qcow2\nnot served: {1}: ", lines(&base), lines(&top));
+    assert!(code == Some(1) && said.starts_with(&begin), "{code:?}: {said}");
+    assert_eq!(said.lines().count(), 4, "{said}");
+    let (code, said) = check(&["--image-dir", &at("images"), &top]);
+    let wanted = format!("{}: qcow2\n  {}: qcow2\nserved\n", lines(&top), lines(&base));
+    assert_eq!((code, said), (Some(0), wanted));
+    assert_eq!(check(&[]).0, Some(2), "no image");
 }
 
 /// Told before anything is attached: which files it would be, and why not.
