@@ -98,7 +98,8 @@ fn check_qcow2(lab: &Lab, images: &Path, name: &str, guests: Guests) -> Result<(
 fn fsck(lab: &Lab, image: &Path, guests: Guests) -> Result<()> {
     if guests == Guests::Crashed {
         let mut replay = tool(lab, "usr/sbin/e2fsck");
-        fetch::output(replay.args(["-E", "journal_only"]).arg(image))?;
+        // Nobody is there to be asked.
+        fetch::output(replay.args(["-y", "-E", "journal_only"]).arg(image))?;
     }
     let output = tool(lab, "usr/sbin/e2fsck").arg("-fn").arg(image).output()?;
     let text = [output.stdout, output.stderr].concat();
