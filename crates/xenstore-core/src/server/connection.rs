@@ -159,8 +159,12 @@ impl Connection {
         }
     }
 
-    /// Appends a reply. The payload is known to fit.
+    /// Appends a reply. The payload is known to fit. A connection that its own request has ended, by events that it left
+    /// unread, gets none.
     pub(crate) fn reply(&mut self, request: &Header, kind: MsgType, payload: &[&[u8]]) {
+        if self.ended.is_some() {
+            return;
+        }
         let len = payload.iter().map(|part| part.len()).fold(0, usize::saturating_add);
         let header = Header {
             kind: kind.code(),
@@ -187,6 +191,9 @@ impl Connection {
         max: usize,
         fill: impl FnOnce(&mut Vec<u8>),
     ) -> Result<(), Error> {
+        if self.ended.is_some() {
+            return Ok(());
+        }
         let start = self.out.len();
         self.out.extend_from_slice(&[0; HEADER_SIZE]);
         let body = self.out.len();

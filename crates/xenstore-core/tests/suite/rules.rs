@@ -1,7 +1,7 @@
 //! Watches, permissions, quotas and the life of domains.
 
 use crate::common::Store;
-use xenstore_core::server::{Config, ConnId, DomId, Ended, Orphans};
+use xenstore_core::server::{Config, ConnId, DomId, Ended, Notice, Orphans};
 use xenstore_core::wire::{Header, MsgType};
 
 fn refused<T>(name: &str) -> Result<T, String> {
@@ -518,4 +518,22 @@ fn a_guest_that_unwatches_what_it_has_not_read_is_served_on() {
     assert_eq!(store.ended(), []);
     assert_eq!(store.server.unread(guest), 0);
     store.check();
+}
+
+/// It leaves so many events unread that its own write ends it.
+#[test]
+fn who_is_ended_by_its_own_request_gets_no_reply() {
+    let mut store = Store::new();
+    let conn = store.socket();
+    let token = "t".repeat(3000);
+    for at in 0..3000 {
+        store.watch(conn, "/a", &format!("{token}{at}")).unwrap();
+    }
+    store.events(conn);
+    store.send(conn, MsgType::Write, 0, b"/a\0v");
+    assert_eq!(store.server.output(conn).len(), 0);
+    store.receive(conn);
+    let ended =
+        |notice: &Notice| matches!(notice, Notice::Ended { conn: told, .. } if *told == conn);
+    assert!(store.notices.iter().any(ended), "{:?}", store.notices);
 }
