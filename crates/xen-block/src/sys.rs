@@ -429,7 +429,7 @@ pub(crate) fn map_file(file: BorrowedFd<'_>, count: usize) -> Result<Vec<SharedP
 /// Puts a shared lock of the file's description on one byte; it ends with the last descriptor.
 ///
 /// # Errors
-/// What fcntl(2) answered.
+/// An error of fcntl(2).
 pub(crate) fn lock_byte(file: BorrowedFd<'_>, at: u64) -> Result<(), Errno> {
     byte_lock(file, libc::F_OFD_SETLK, libc::F_RDLCK, at).map(drop)
 }
@@ -437,7 +437,7 @@ pub(crate) fn lock_byte(file: BorrowedFd<'_>, at: u64) -> Result<(), Errno> {
 /// Tells whether another description of the file has a lock on this byte.
 ///
 /// # Errors
-/// What fcntl(2) answered.
+/// An error of fcntl(2).
 pub(crate) fn is_byte_locked(file: BorrowedFd<'_>, at: u64) -> Result<bool, Errno> {
     let found = byte_lock(file, libc::F_OFD_GETLK, libc::F_WRLCK, at)?;
     Ok(i32::from(found.l_type) != libc::F_UNLCK)

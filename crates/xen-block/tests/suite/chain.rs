@@ -1,4 +1,4 @@
-//! What an image names: which files are opened for it, how, and what they are locked against. With QEMU's tools, which
+//! Files that an image names: those that are opened for it, how, and their locks. With QEMU's tools, which
 //! make the images and use them at the same time.
 
 use crate::images::{Folder, tool};
@@ -18,7 +18,7 @@ use xen_block::disk::{Disk, DiskAccess, qcow2};
 const WRITE: DiskAccess = DiskAccess::ReadWrite;
 const READ: DiskAccess = DiskAccess::ReadOnly;
 
-/// How long something may take that is not there at once.
+/// The longest that something may take.
 const WITHIN: Duration = Duration::from_secs(30);
 const MOMENT: Duration = Duration::from_millis(2);
 
@@ -204,7 +204,7 @@ fn a_data_file_is_in_the_images_folder_and_written_for_disks_that_are_written() 
     assert_eq!(modes(WRITE), [rustix::fs::OFlags::RDWR]);
 }
 
-/// How this process has a file open.
+/// The modes in which this process has a file open.
 fn open_modes(path: &Path) -> Vec<rustix::fs::OFlags> {
     let mut modes = Vec::new();
     for entry in std::fs::read_dir("/proc/self/fd").unwrap().flatten() {
@@ -413,7 +413,7 @@ fn tables_are_within_the_file_and_no_larger_than_it_can_need() {
     }
 }
 
-/// What a header says that is no image to be served, by its kind.
+/// A fault of each kind of a header.
 #[test]
 fn a_header_is_refused_for_what_is_wrong_with_it() {
     let Some(folder) = Folder::new("header") else { return };

@@ -17,7 +17,7 @@ const NODES_A_UNIT: u32 = 4;
 
 /// A large subtree that was removed.
 pub(super) struct Removal {
-    /// Where it was.
+    /// The path at which it was.
     path: Rc<[u8]>,
     top: Node,
     /// The path, relative to the top, of the last node that is off its owner's account; `None` before the first.

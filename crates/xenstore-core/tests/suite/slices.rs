@@ -45,7 +45,7 @@ fn what_is_removed_is_freed_in_slices() {
     store.check();
 }
 
-/// Whoever removes them, and whoever owns them: nodes of a large subtree are taken off the accounts in slices.
+/// Nodes of a large subtree are taken off the accounts in slices, whoever removes them and whoever owns them.
 #[test]
 fn what_is_removed_is_taken_off_the_accounts_in_slices() {
     let mut store = Store::new();
