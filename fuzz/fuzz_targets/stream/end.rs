@@ -22,6 +22,7 @@ impl Run {
         }
         (0..self.peers.len()).for_each(|at| self.leaves(at));
         self.empty();
+        self.rest();
         let known: Vec<DomId> = self.server.domains().collect();
         for domid in known.iter().filter(|domid| domid.0 != 0) {
             self.uses_nothing(domid.0);
@@ -46,6 +47,18 @@ impl Run {
             self.settle();
         }
         panic!("some requests are never answered");
+    }
+
+    /// What was let go is charged until it is freed, in slices.
+    fn rest(&mut self) {
+        for _ in 0..TURNS_MAX {
+            if self.server.deadline().is_none_or(|at| at > self.now) {
+                return;
+            }
+            self.server.tick(self.now, &mut self.machine);
+            self.settle();
+        }
+        panic!("the store never comes to rest");
     }
 
     /// The store's own check finds nothing wrong.
