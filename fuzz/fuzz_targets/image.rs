@@ -11,7 +11,7 @@ use xen_block::Page;
 use xen_block::disk::places::Places;
 use xen_block::disk::{Disk, DiskAccess, Io, Op, Piece, qcow2};
 
-/// Where the image lies; in memory, as it is written for each input.
+/// The folder of the image; in memory, as it is written for each input.
 static FOLDER: LazyLock<PathBuf> = LazyLock::new(|| {
     let folder = PathBuf::from(format!("/dev/shm/xenbus-image-{}", std::process::id()));
     std::fs::create_dir_all(&folder).expect("a folder in memory");

@@ -49,7 +49,7 @@ impl Run {
         panic!("some requests are never answered");
     }
 
-    /// What was let go is charged until it is freed, in slices.
+    /// Lets the store free in slices all that was let go, which is charged until then.
     fn rest(&mut self) {
         for _ in 0..TURNS_MAX {
             if self.server.deadline().is_none_or(|at| at > self.now) {
