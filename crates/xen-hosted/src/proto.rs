@@ -101,9 +101,11 @@ pub(crate) enum Request {
     Process {
         domid: DomId,
     },
-    /// From a domain's process before its program runs: its sandbox stands, without these.
+    /// From a domain's process before its program runs: its sandbox stands, without these. Where it has
+    /// a mount of FUSE, that connection's number, and [`Names`](crate::domain::devices::Names).
     SandboxDone {
         lacks: u64,
+        connection: u32,
     },
     /// The same: it does not stand, as this step failed.
     SandboxFailed {
@@ -160,7 +162,7 @@ impl Request {
             Self::Release { granter, slot, number } => {
                 vec![23, granter.0.into(), (*slot).into(), *number]
             }
-            Self::SandboxDone { lacks } => vec![20, *lacks],
+            Self::SandboxDone { lacks, connection } => vec![20, *lacks, (*connection).into()],
             Self::SandboxFailed { step, errno } => {
                 vec![21, (*step).into(), u64::from(errno.unsigned_abs())]
             }
@@ -205,7 +207,9 @@ impl Request {
             [23, granter, slot, number] => {
                 Self::Release { granter: domid(*granter)?, slot: cut(*slot)?, number: *number }
             }
-            [20, lacks] => Self::SandboxDone { lacks: *lacks },
+            [20, lacks, connection] => {
+                Self::SandboxDone { lacks: *lacks, connection: cut(*connection)? }
+            }
             [21, step, errno] => Self::SandboxFailed { step: cut(*step)?, errno: cut(*errno)? },
             _ => return None,
         })
@@ -347,7 +351,7 @@ mod tests {
             Request::Scheduling { domid: of },
             Request::SetScheduling { domid: of, weight: 1, cap: 2 },
             Request::Accounts { domid: of },
-            Request::SandboxDone { lacks: 5 },
+            Request::SandboxDone { lacks: 5, connection: 9 },
             Request::SandboxFailed { step: 2, errno: 13 },
         ];
         for request in requests {

@@ -140,8 +140,8 @@ fn own_group(text: &str, controller: &str) -> Option<PathBuf> {
 }
 
 impl Cgroups {
-    /// What there is, with a group called `name` for this host in each hierarchy.
-    pub(crate) fn find(name: &str) -> Self {
+    /// What there is, with a group called `name` for this host in each hierarchy. `note` hears of each before it is made.
+    pub(crate) fn find(name: &str, mut note: impl FnMut(&Path)) -> Self {
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         let mounts: Vec<Mounted> = mounts.lines().filter_map(mounted).collect();
@@ -161,6 +161,7 @@ impl Cgroups {
                 // What is left of version 2 beside version 1: being in a group of it would cost more than it does there.
                 continue;
             }
+            note(&base);
             if !made(&base) {
                 continue;
             }
@@ -185,28 +186,16 @@ impl Cgroups {
             let Some(base) = base(mount, own.as_deref(), name) else { continue };
             match found.hierarchies.iter_mut().find(|known| known.base == base) {
                 Some(known) => known.uses.push(purpose),
-                None if made(&base) => found.hierarchies.push(Hierarchy {
-                    version: Version::One,
-                    base,
-                    uses: vec![purpose],
-                }),
-                None => {}
-            }
-        }
-        found.sweep();
-        found
-    }
-
-    /// Removes the groups that a broker before this one has left, and ends what is in them: it died
-    /// with that broker or is about to.
-    fn sweep(&self) {
-        for hierarchy in &self.hierarchies {
-            for entry in fs::read_dir(&hierarchy.base).into_iter().flatten().flatten() {
-                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                    clear(&entry.path());
+                None => {
+                    note(&base);
+                    if made(&base) {
+                        let (version, uses) = (Version::One, vec![purpose]);
+                        found.hierarchies.push(Hierarchy { version, base, uses });
+                    }
                 }
             }
         }
+        found
     }
 
     /// Removes the host's own groups, once no domain is left.
@@ -278,24 +267,57 @@ impl Cgroups {
     }
 }
 
-/// Ends all processes in a group and removes it, within a second.
-fn clear(group: &Path) {
+/// Ends what is in a host's group, of a broker that is dead, and removes it; the groups that are left.
+pub(crate) fn clear_host(base: &Path) -> Vec<PathBuf> {
+    let mut left = Vec::new();
+    for entry in fs::read_dir(base).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) && !clear(&entry.path()) {
+            left.push(entry.path());
+        }
+    }
+    // Domains of one task may be in it themselves.
+    if left.is_empty() && base.exists() && !clear(base) {
+        left.push(base.to_owned());
+    }
+    if left.is_empty()
+        && let Some(own) = base.parent()
+    {
+        // Of version 1 there is nothing to undo.
+        delegation::leave(own);
+    }
+    left
+}
+
+/// Ends all processes in a group and removes it, within a second; whether it did.
+fn clear(group: &Path) -> bool {
     const TRIES: u32 = 100;
     for _ in 0..TRIES {
         // Each where there is such a file: version 2, the freezer of version 1.
-        let _ = fs::write(group.join("cgroup.kill"), "1");
-        let _ = fs::write(group.join("freezer.state"), "THAWED");
-        let pids = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
-        for pid in pids.lines().filter_map(|pid| Pid::from_raw(pid.parse().ok()?)) {
+        let _ = write_there(&group.join("cgroup.kill"), "1");
+        let _ = write_there(&group.join("freezer.state"), "THAWED");
+        for pid in processes(group).into_iter().filter_map(Pid::from_raw) {
             let _ = kill_process(pid, Signal::KILL);
         }
         match fs::remove_dir(group) {
             Err(error) if error.kind() == ErrorKind::ResourceBusy => {
                 std::thread::sleep(Duration::from_millis(10));
             }
-            _ => return,
+            Err(error) => return error.kind() == ErrorKind::NotFound,
+            Ok(()) => return true,
         }
     }
+    false
+}
+
+/// Writes into a file that is there.
+fn write_there(path: &Path, text: &str) -> io::Result<()> {
+    io::Write::write_all(&mut fs::File::options().write(true).open(path)?, text.as_bytes())
+}
+
+/// The numbers of the processes in a group.
+pub(crate) fn processes(group: &Path) -> Vec<i32> {
+    let text = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+    text.lines().filter_map(|pid| pid.parse().ok()).collect()
 }
 
 /// The host's group in a mounted hierarchy.
@@ -448,15 +470,14 @@ impl Group {
         Ok(self.file(Use::Freeze, "", "").is_some())
     }
 
-    /// Removes the groups; they are empty once the domain's first process has been waited for.
-    /// False where something is left.
-    pub(crate) fn remove(&mut self) -> bool {
+    /// Removes the groups, which are empty once the domain's first process has been waited for; those that are left.
+    pub(crate) fn remove(&mut self) -> Vec<PathBuf> {
         self.join.clear();
         self.into = None;
         self.dirs.retain(|(_, dir, _)| {
             fs::remove_dir(dir).is_err_and(|error| error.kind() != ErrorKind::NotFound)
         });
-        self.dirs.is_empty()
+        self.dirs.iter().map(|(_, dir, _)| dir.clone()).collect()
     }
 }
 

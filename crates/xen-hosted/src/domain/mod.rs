@@ -2,6 +2,7 @@
 
 pub(crate) mod cgroup;
 mod delegation;
+pub(crate) mod devices;
 pub(crate) mod filter;
 pub(crate) mod sandbox;
 
@@ -250,7 +251,8 @@ pub(crate) const LACKS: [(Lack, &str); 11] = [
     (
         Lack::Devices,
         "domains get no files for their devices: they have no namespaces, or /dev/fuse is not there \
-         (modprobe fuse) or may not be opened by this user",
+         (modprobe fuse) or may not be opened by this user, or the broker could not end their connections \
+         (mount -t fusectl fusectl /sys/fs/fuse/connections)",
     ),
     (
         Lack::Accounting,

@@ -5,16 +5,14 @@
 //! calls that are not on the list. Whatever fails ends it: there is no half a sandbox. What the
 //! machine does not have was found out before ([`Lack`](super::Lack)).
 
+use super::devices::{self, DeviceMount, Names};
 use super::filter::{self, Processes};
 use super::{Config, DEVICES_DESCRIPTOR, DEVICES_VARIABLE, Devices, Files, GUEST_DESCRIPTOR, Lack};
 use crate::proto::{self, Message, Request};
 use crate::sys;
 use rustix::fs::{Mode, OFlags, mkdir, open, symlink};
 use rustix::io::Errno;
-use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags,
-    UnmountFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen, move_mount,
-};
+use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 use rustix::net::{RecvFlags, SendFlags};
 use rustix::process::{Gid, Resource, Rlimit, Signal, Uid, setrlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets, UnshareFlags};
@@ -25,7 +23,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 /// The user that a domain's program is in its own user namespace.
 pub(crate) const INNER_ID: u32 = 1000;
 /// Where the new root is put together, inside the domain's own mount namespace.
-const ROOT: &str = "/tmp";
+pub(super) const ROOT: &str = "/tmp";
 /// Folders of the host's root that hold programs and libraries.
 const SYSTEM: [&str; 6] = ["usr", "bin", "sbin", "lib", "lib64", "lib32"];
 
@@ -45,6 +43,8 @@ pub(crate) struct Plan<'a> {
     pub(crate) config: &'a Config,
     pub(crate) user: User,
     pub(crate) lacks: u64,
+    /// What its host's mounts and groups are called by.
+    pub(crate) host: &'a str,
     /// Version 1 groups: where to write `0`.
     pub(crate) join: Vec<OwnedFd>,
     /// Its socket to the broker.
@@ -59,36 +59,6 @@ pub(crate) struct Plan<'a> {
     pub(crate) descriptors_max: u64,
     pub(crate) hostname: String,
 }
-
-/// A mount of FUSE that is nowhere yet, and the connection of who serves it.
-pub(crate) struct DeviceMount {
-    pub(crate) fuse: OwnedFd,
-    pub(crate) mount: OwnedFd,
-}
-
-impl DeviceMount {
-    /// A mount of the host's user namespace, for files of the user `id` alone. As root.
-    pub(crate) fn of_the_host(id: u32) -> Result<Self, Errno> {
-        let fuse = open("/dev/fuse", FUSE_FLAGS, Mode::empty())?;
-        let context = fsopen("fuse", FsOpenFlags::FSOPEN_CLOEXEC)?;
-        let id = id.to_string();
-        for (key, value) in [
-            ("fd", fuse.as_raw_fd().to_string()),
-            ("rootmode", "40755".into()),
-            ("user_id", id.clone()),
-            ("group_id", id),
-        ] {
-            fsconfig_set_string(&context, key, value)?;
-        }
-        fsconfig_create(&context)?;
-        let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
-        let mount = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
-        Ok(Self { fuse, mount })
-    }
-}
-
-/// How the connection is opened.
-const FUSE_FLAGS: OFlags = OFlags::RDWR.union(OFlags::CLOEXEC).union(OFlags::NONBLOCK);
 
 /// The steps, as an error names them.
 pub(crate) const STEPS: [&str; 11] = [
@@ -121,13 +91,31 @@ pub(crate) fn become_domain(plan: Plan<'_>) {
 /// the number of the error. It is what a domain does, since a policy may let a namespace be made and
 /// refuse later what it is made for.
 pub(crate) fn try_namespaces(setup: &OwnedFd, user: User) -> ! {
-    let tried = leave_broker(&[setup])
-        .and_then(|()| wait_for(setup, &Message::Mapped))
-        .and_then(|()| if user == User::Mapped { become_user(INNER_ID) } else { Ok(()) })
-        .and_then(|()| leave_namespaces("probe"))
-        .and_then(|()| build_root(&Config::default()))
-        .and_then(|()| enter_root());
+    let tried = try_root(setup, user, Devices::None).and_then(|_| enter_root());
     sys::exit_now(tried.err().map_or(0, Errno::raw_os_error))
+}
+
+/// The same for a `/dev` that can be unmounted by force.
+pub(crate) fn try_devices(setup: &OwnedFd, user: User) -> ! {
+    let tried = try_root(setup, user, Devices::Files)
+        .and_then(|fuse| devices::try_to_unmount(&fuse.ok_or(Errno::NODEV)?));
+    sys::exit_now(tried.err().map_or(0, Errno::raw_os_error))
+}
+
+/// Puts a root together as a domain's first process does, which has opened its connection to FUSE before.
+fn try_root(setup: &OwnedFd, user: User, devices: Devices) -> Result<Option<OwnedFd>, Errno> {
+    leave_broker(&[setup])?;
+    wait_for(setup, &Message::Mapped)?;
+    let fuse = match devices {
+        Devices::None => None,
+        Devices::Files | Devices::KernelFiles => Some(devices::open_fuse()?),
+    };
+    if user == User::Mapped {
+        become_user(INNER_ID)?;
+    }
+    leave_namespaces("probe")?;
+    build_root(&Config { devices, ..Config::default() })?;
+    Ok(fuse)
 }
 
 /// Ends with the broker, and has of its descriptors only these. What the broker keeps for itself is
@@ -140,25 +128,27 @@ fn leave_broker(kept: &[&OwnedFd]) -> Result<(), Errno> {
 
 /// The whole way, in the order of [`STEPS`]; `tells` is for who hears of a failure.
 fn enter(mut plan: Plan<'_>, tells: &OwnedFd) -> Result<std::convert::Infallible, Failed> {
-    let devices = plan.devices.iter().flat_map(|devices| [&devices.fuse, &devices.mount]);
+    let of_devices = plan.devices.iter().flat_map(|devices| [&devices.fuse, &devices.mount]);
     let needed = [tells, &plan.link, &plan.setup].into_iter().chain(&plan.files).chain(&plan.join);
-    leave_broker(&needed.chain(devices).collect::<Vec<_>>()).map_err(|errno| (0, errno))?;
+    leave_broker(&needed.chain(of_devices).collect::<Vec<_>>()).map_err(|errno| (0, errno))?;
     wait_for(&plan.setup, &Message::Mapped).map_err(|errno| (0, errno))?;
     for tasks in &plan.join {
         rustix::io::write(tasks, b"0").map_err(|errno| (1, errno))?;
     }
     let has_namespaces = plan.lacks & Lack::Namespaces.bit() == 0;
-    let mut devices = connect_fuse(&mut plan);
+    let mut fuse = devices::connect(&mut plan);
+    let mut names = None;
     if plan.user == User::Mapped {
         become_user(INNER_ID).map_err(|errno| (2, errno))?;
     }
     if has_namespaces {
         leave_namespaces(&plan.hostname).map_err(|errno| (3, errno))?;
         build_root(plan.config).map_err(|errno| (4, errno))?;
-        if devices.as_ref().is_some_and(|fuse| mount_devices(fuse, &plan).is_err()) {
+        names = fuse.as_ref().and_then(|fuse| devices::mount(fuse, &plan).ok());
+        if fuse.is_some() && names.is_none() {
             // Refused by an old kernel or a policy: the domain lives without.
             plan.lacks |= Lack::Devices.bit();
-            devices = None;
+            fuse = None;
         }
         if plan.config.devices != Devices::None {
             mount_tmp().map_err(|errno| (4, errno))?;
@@ -177,24 +167,26 @@ fn enter(mut plan: Plan<'_>, tells: &OwnedFd) -> Result<std::convert::Infallible
     let high = |fd: &OwnedFd| rustix::io::fcntl_dupfd_cloexec(fd, 16).map_err(|errno| (7, errno));
     let [program, input, output, error] = &plan.files;
     let (program, link, setup) = (high(program)?, high(&plan.link)?, high(&plan.setup)?);
-    let devices = devices.as_ref().map(high).transpose()?;
+    let fuse = fuse.as_ref().map(high).transpose()?;
+    let names: Vec<OwnedFd> =
+        names.iter().flat_map(Names::all).map(high).collect::<Result<_, _>>()?;
     let (input, output, error) = (high(input)?, high(output)?, high(error)?);
     let given = [(0, &input), (1, &output), (2, &error), (GUEST_DESCRIPTOR, &link)];
-    let fuse = devices.iter().map(|fuse| (DEVICES_DESCRIPTOR, fuse));
-    for (to, from) in given.into_iter().chain(fuse) {
+    let of_devices = fuse.iter().map(|fuse| (DEVICES_DESCRIPTOR, fuse));
+    for (to, from) in given.into_iter().chain(of_devices) {
         sys::place_descriptor(from.as_fd(), to).map_err(|errno| (7, errno))?;
     }
     // What the broker's starter has left open is the broker's, not the domain's.
-    let last = if devices.is_some() { DEVICES_DESCRIPTOR } else { GUEST_DESCRIPTOR };
+    let last = if fuse.is_some() { DEVICES_DESCRIPTOR } else { GUEST_DESCRIPTOR };
     sys::keep_up_to(last).map_err(|errno| (7, errno))?;
     let plan = Plan { setup, ..plan };
     give_up_privileges(&plan).map_err(|errno| (8, errno))?;
     let mut strings = plan.config.program_strings().ok_or((10, Errno::INVAL))?;
-    if devices.is_some() {
+    if fuse.is_some() {
         let variable = CString::new(format!("{DEVICES_VARIABLE}={DEVICES_DESCRIPTOR}"));
         strings.1.push(variable.map_err(|_| (10, Errno::INVAL))?);
     }
-    tell(&plan, &Request::SandboxDone { lacks: plan.lacks }).map_err(|errno| (8, errno))?;
+    tell_done(&plan, names).map_err(|errno| (8, errno))?;
     wait_for(&plan.setup, &Message::Run).map_err(|errno| (0, errno))?;
     filter_calls(&plan).ok_or((9, Errno::INVAL))?;
     Err((10, sys::run_program(program.as_fd(), &strings.0, &strings.1)))
@@ -227,25 +219,13 @@ fn wait_for(setup: &OwnedFd, message: &Message) -> Result<(), Errno> {
     }
 }
 
-fn tell(plan: &Plan<'_>, request: &Request) -> Result<(), Errno> {
-    proto::send(plan.setup.as_fd(), &request.encode(), &[], SendFlags::empty())
-}
-
-/// Opens the connection for its `/dev`, where it is to have one: in its user namespace, whose mounts
-/// alone can have it, and while it is the broker's user, who may open it.
-fn connect_fuse(plan: &mut Plan<'_>) -> Option<OwnedFd> {
-    if plan.config.devices == Devices::None {
-        return None;
-    }
-    let opened = match (&plan.devices, plan.user) {
-        _ if plan.lacks & Lack::Namespaces.bit() != 0 => Err(Errno::PERM),
-        (Some(devices), _) => rustix::io::fcntl_dupfd_cloexec(&devices.fuse, 3),
-        (None, _) => open("/dev/fuse", FUSE_FLAGS, Mode::empty()),
-    };
-    if opened.is_err() {
-        plan.lacks |= Lack::Devices.bit();
-    }
-    opened.ok()
+/// Tells the broker that the sandbox stands, with what names its mount of FUSE, if there is one.
+fn tell_done(plan: &Plan<'_>, names: Vec<OwnedFd>) -> Result<(), Errno> {
+    let names = Names::of(names);
+    let connection = names.as_ref().map_or(Ok(0), Names::connection)?;
+    let done = Request::SandboxDone { lacks: plan.lacks, connection }.encode();
+    let fds: Vec<_> = names.iter().flat_map(Names::all).map(AsFd::as_fd).collect();
+    proto::send(plan.setup.as_fd(), &done, &fds, SendFlags::empty())
 }
 
 fn become_user(id: u32) -> Result<(), Errno> {
@@ -302,25 +282,6 @@ fn build_root(config: &Config) -> Result<(), Errno> {
         &root,
         libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV,
     )
-}
-
-/// Mounts what is at its `/dev`.
-fn mount_devices(fuse: &OwnedFd, plan: &Plan<'_>) -> Result<(), Errno> {
-    let id = match plan.user {
-        User::DropsTo(id) => id,
-        User::Mapped | User::Same => INNER_ID,
-    };
-    let (to, flags) = (format!("{ROOT}/dev"), MountFlags::NOSUID | MountFlags::NODEV);
-    if let Some(devices) = &plan.devices {
-        let from = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-        move_mount(&devices.mount, "", rustix::fs::CWD, to, from)?;
-    } else {
-        let fd = fuse.as_raw_fd();
-        let options = format!("fd={fd},rootmode=40755,user_id={id},group_id={id}");
-        let options = CString::new(options).map_err(|_| Errno::INVAL)?;
-        rustix::mount::mount("devices", to, "fuse", flags, options.as_c_str())?;
-    }
-    Ok(())
 }
 
 /// Mounts what it may write, for the sockets of its devices and what its programs need.

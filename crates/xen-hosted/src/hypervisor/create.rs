@@ -4,8 +4,9 @@ use super::arenas::ARENA_LEN;
 use super::serve::Answered;
 use super::{Broker, Domain, PeerId, Process, Stage, Token, failed, say};
 use crate::domain::cgroup::Share;
-use crate::domain::sandbox::{self, DeviceMount, INNER_ID, Plan, STEPS};
-use crate::domain::{Config, Devices};
+use crate::domain::devices::DeviceMount;
+use crate::domain::sandbox::{self, INNER_ID, Plan, STEPS};
+use crate::domain::{Config, Devices, Lack};
 use crate::limits::{PORT_DESCRIPTORS, TASKS_DEFAULT};
 use crate::proto::{self, Message, Request};
 use crate::{Rights, sys};
@@ -77,13 +78,13 @@ impl Broker {
         group.set_cpu(weight, cap, None)?;
         let (join, into) = group.entrances();
         let descriptors_max = u64::from(self.ports_max) * u64::from(PORT_DESCRIPTORS);
-        let root = rustix::process::geteuid().is_root();
-        let outer = if root { self.first_id + u32::from(domid.0) } else { 0 };
-        let (user, flags) = self.namespaces.birth(root.then_some(outer));
+        let outer = self.means.id_of(domid);
+        let (user, flags) = self.means.namespaces.birth(outer);
         let mut plan = Plan {
             config: &domain.config,
             user,
             lacks: self.lacks,
+            host: &self.means.name,
             join,
             link,
             devices: None,
@@ -93,8 +94,11 @@ impl Broker {
             descriptors_max: descriptors_max + u64::from(TASKS_DEFAULT),
             hostname: format!("dom{domid}"),
         };
-        if root && domain.config.devices == Devices::KernelFiles {
-            plan.devices = DeviceMount::of_the_host(outer).ok();
+        if let Some(id) = outer
+            && domain.config.devices == Devices::KernelFiles
+            && self.lacks & Lack::Devices.bit() == 0
+        {
+            plan.devices = DeviceMount::of_the_host(id, &self.means.name).ok();
         }
         // A process with one thread: see `Broker`.
         let into = into.as_ref().map(AsFd::as_fd);
@@ -107,10 +111,11 @@ impl Broker {
         }
         let watched = self.watch(setup_end.as_fd(), Token::Setup(domid), EventFlags::IN);
         let domain = self.domains.get_mut(&domid).ok_or(Error::Srch)?;
-        let process = domain.process.insert(Process { pid, pidfd, setup: Some(setup_end) });
+        let process =
+            domain.process.insert(Process { pid, pidfd, setup: Some(setup_end), connection: None });
         watched.map_err(failed)?;
         if flags & libc::CLONE_NEWUSER != 0 {
-            map_ids(pid, root.then_some(outer))?;
+            map_ids(pid, outer)?;
         }
         let setup = process.setup.as_ref().ok_or(Error::Srch)?;
         proto::send(setup.as_fd(), &Message::Mapped.encode(), &[], SendFlags::DONTWAIT)
@@ -131,7 +136,8 @@ impl Broker {
             Err(_) => None,
         };
         match request {
-            Some(Request::SandboxDone { lacks }) => {
+            Some(Request::SandboxDone { lacks, connection }) => {
+                process.connection = self.means.connections.told(connection, fds);
                 self.add_lacks(lacks);
                 self.built(domid, lacks);
             }

@@ -1,7 +1,8 @@
 //! The end of domains: by themselves, by the toolstack, of their processes.
 
+use super::connections::Connections;
 use super::serve::{Answered, words};
-use super::{Broker, PeerId, Stage, say};
+use super::{Broker, Domain, PeerId, Stage, say};
 use crate::domain::reason;
 use crate::limits::CHANGES_AT_ONCE;
 use rustix::event::epoll;
@@ -95,17 +96,10 @@ impl Broker {
         words([])
     }
 
-    /// Ends all processes of a domain: its first is the init of their namespace.
+    /// Ends all processes of a domain.
     fn kill(&self, domid: DomId) {
-        let Some(domain) = self.domains.get(&domid) else { return };
-        if let Some(process) = &domain.process {
-            let _ = pidfd_send_signal(&process.pidfd, Signal::KILL);
-        }
-        if domain.paused
-            && let Some(group) = &domain.group
-        {
-            // A frozen process of version 1 does not die.
-            let _ = group.set_frozen(false);
+        if let Some(domain) = self.domains.get(&domid) {
+            domain.kill(domid, &self.means.connections);
         }
     }
 
@@ -116,12 +110,14 @@ impl Broker {
             return;
         }
         domain.stage = Stage::Dead;
-        if let Some(group) = &mut domain.group
-            && !group.remove()
-        {
-            say(&format!("a control group of domain {domid} is left: it has processes"));
+        if let Some(mut group) = domain.group.take() {
+            for left in group.remove() {
+                say(&format!(
+                    "of domain {domid} a group with processes is left: {}",
+                    left.display()
+                ));
+            }
         }
-        domain.group = None;
         self.tell_change(DomainEvent::Died(domid));
         self.forget(domid);
     }
@@ -150,13 +146,32 @@ impl Broker {
     }
 }
 
+impl Domain {
+    /// Ends all its processes: its first is the init of their namespace.
+    pub(super) fn kill(&self, domid: DomId, connections: &Connections) {
+        let Some(process) = &self.process else { return };
+        if let Some(connection) = &process.connection
+            && let Err(errno) = connections.end(connection)
+        {
+            say(&format!("domain {domid}: its connection to FUSE does not end: {errno}"));
+        }
+        let _ = pidfd_send_signal(&process.pidfd, Signal::KILL);
+        if self.paused
+            && let Some(group) = &self.group
+        {
+            // A frozen process of version 1 does not die.
+            let _ = group.set_frozen(false);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::create::pair;
     use super::super::namespaces::Namespaces;
-    use super::super::{Cgroups, Config, Domain};
+    use super::super::{Cgroups, Config, Means};
     use super::*;
-    use crate::{HostDir, Rights, Role};
+    use crate::{Rights, Role};
     use rustix::event::{EventfdFlags, eventfd};
     use xen::Port;
 
@@ -165,9 +180,13 @@ mod tests {
     /// A broker with one domain that has no process.
     fn broker() -> Broker {
         let event = || eventfd(0, EventfdFlags::CLOEXEC).unwrap();
-        let host = HostDir::new(std::env::temp_dir());
-        let (namespaces, cgroups) = (Namespaces::None, Cgroups::default);
-        let mut broker = Broker::with_nothing(host, event(), event(), namespaces, cgroups).unwrap();
+        let means = Means {
+            name: "xenbus-test".to_owned(),
+            namespaces: Namespaces::None,
+            connections: Connections::None,
+            users: None,
+        };
+        let mut broker = Broker::with_nothing(event(), means, Cgroups::default).unwrap();
         let identity = broker.take_identity();
         broker.domains.insert(DOMID, Domain::new(identity, Config::default(), 16));
         broker

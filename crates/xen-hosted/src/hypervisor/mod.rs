@@ -8,15 +8,20 @@
 #![deny(clippy::unwrap_used, clippy::indexing_slicing)]
 
 mod arenas;
+mod connections;
 mod control;
 mod create;
+mod directory;
 mod life;
 mod namespaces;
 mod peers;
 mod ports;
+mod remains;
 mod serve;
+mod users;
 
 pub(crate) use peers::PeerId;
+pub use remains::{Remainder, clear};
 
 use crate::domain::cgroup::{Cgroups, Group};
 use crate::domain::{Config, LACKS, Lack, filter};
@@ -26,21 +31,25 @@ use crate::limits::{
 use crate::map::{Map, memfd};
 use crate::{HostDir, Role};
 use arenas::Arena;
+use connections::{Connection, Connections};
+use directory::Directory;
 use namespaces::Namespaces;
 use peers::Peers;
 use ports::PortTable;
+use remains::Holdings;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
-use rustix::fs::{FlockOperation, SealFlags, fcntl_add_seals, flock};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{SealFlags, fcntl_add_seals};
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
-use rustix::process::{Pid, Signal};
+use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 use seccompiler::BpfProgram;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::Path;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+use users::Users;
 use xen::domctl::{RunState, Scheduling};
 use xen::domwatch::ShutdownReason;
 use xen::gnttab::Access;
@@ -50,8 +59,10 @@ use xen::{DomId, Port};
 pub(crate) const IDENTITIES_LEN: usize = DomId::FIRST_RESERVED.0 as usize * 8;
 /// Descriptors that the broker keeps for itself.
 const OWN_DESCRIPTORS: u64 = 128;
-/// Descriptors that it holds for a domain besides arenas: socket, process, counters, two set-ups.
-const DOMAIN_DESCRIPTORS: u64 = 5;
+/// Descriptors that it holds for a domain besides arenas: socket, process, counters, two set-ups, two of its mount.
+const DOMAIN_DESCRIPTORS: u64 = 7;
+/// How long all domains together may take to end with their broker. Who ends the broker waits longer.
+const ENDS_WITHIN: Duration = Duration::from_secs(5);
 /// Domains for which descriptors are set aside.
 const DOMAINS_PLANNED: u64 = 1024;
 
@@ -114,6 +125,8 @@ struct Process {
     pidfd: OwnedFd,
     /// Until its program runs.
     setup: Option<OwnedFd>,
+    /// Where it serves files.
+    connection: Option<Connection>,
 }
 
 /// One domain.
@@ -151,9 +164,8 @@ struct DomExc {
 
 /// The broker of one host directory.
 pub struct Broker {
-    host: HostDir,
-    /// Locked for as long as the broker lives.
-    _lock: OwnedFd,
+    /// Locked for as long as the broker lives; tests have none.
+    directory: Option<Directory>,
     epoll: OwnedFd,
     listeners: Vec<(Role, OwnedFd)>,
     stop: OwnedFd,
@@ -167,14 +179,12 @@ pub struct Broker {
     next_domid: u16,
     dom_exc: Option<DomExc>,
     cgroups: Cgroups,
-    namespaces: Namespaces,
+    means: Means,
     /// What all its domains do without, as [`Lack`]'s bits.
     lacks: u64,
     filter: BpfProgram,
     ports_max: u32,
     arenas_max: usize,
-    /// First of the ids of the host that its domains run as.
-    first_id: u32,
     input: Vec<u8>,
     /// Peers and listeners that are to be looked at again after a rest.
     resting: BTreeSet<Token>,
@@ -183,52 +193,54 @@ pub struct Broker {
 }
 
 impl Broker {
-    /// Takes over a host directory, which is made if it is not there; `stop` becomes readable when the
-    /// broker is to end.
+    /// Takes over a host directory, which is made if it is not there, and ends what the broker before has left;
+    /// `stop` becomes readable when the broker is to end.
     ///
     /// # Errors
     /// `WouldBlock` where another broker has the directory; else what the system answered.
-    pub fn start(host: HostDir, stop: OwnedFd) -> io::Result<Self> {
-        let mut builder = fs::DirBuilder::new();
-        builder.recursive(true).mode(0o700).create(host.path())?;
-        let meta = fs::metadata(host.path())?;
-        if meta.uid() != rustix::process::geteuid().as_raw() || meta.mode() & 0o077 != 0 {
-            let why = "the directory is another user's, or open to others (chmod 700)";
-            return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
+    pub fn start(host: &HostDir, stop: OwnedFd) -> io::Result<Self> {
+        let directory = Directory::make(host)?;
+        let before = Holdings::read(&directory)?;
+        let means = Means::find(&directory, &before)?;
+        let left = remains::end(&means.name, &before, means.users.as_ref(), &means.connections);
+        for remainder in &left {
+            say(&format!("left of the broker before, and does not end: {remainder}"));
         }
-        let lock = fs::File::options()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(host.path().join("lock"))?;
-        flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
-        let root = rustix::process::geteuid().is_root();
-        let namespaces = Namespaces::find(root.then(|| first_id(&meta)))?;
-        let cgroups = || Cgroups::find(&format!("xenbus-{:x}-{:x}", meta.dev(), meta.ino()));
-        let mut broker = Self::with_nothing(host, lock.into(), stop, namespaces, cgroups)?;
+        // What is left is still to be found by the next.
+        let groups = if left.is_empty() { Vec::new() } else { before.groups };
+        let mut holdings = Holdings { groups, first_id: means.first_id() };
+        holdings.write(&directory)?;
+        let mut noted = Ok(());
+        let note = |group: &Path| {
+            let written = holdings.add_group(group, &directory);
+            noted = std::mem::replace(&mut noted, Ok(())).and(written);
+        };
+        let name = means.name.clone();
+        let mut broker = Self::with_nothing(stop, means, || Cgroups::find(&name, note))?;
+        noted?;
         broker.say_lacks(broker.lacks);
         broker.watch(broker.stop.as_fd(), Token::Stop, EventFlags::IN)?;
         for role in Role::ALL {
-            broker.listen(role)?;
+            let socket = directory.listen(role)?;
+            broker.watch(socket.as_fd(), Token::Listener(role), EventFlags::IN)?;
+            broker.listeners.push((role, socket));
         }
+        broker.directory = Some(directory);
         Ok(broker)
     }
 
-    /// With domain 0 alone, and nobody who could connect. `cgroups` are made last of what can fail before there is a broker that
-    /// takes them away again.
+    /// With domain 0 alone, and nobody who could connect. `cgroups` are made last of what can fail before there is a
+    /// broker that takes them away again.
     fn with_nothing(
-        host: HostDir,
-        lock: OwnedFd,
         stop: OwnedFd,
-        namespaces: Namespaces,
+        means: Means,
         cgroups: impl FnOnce() -> Cgroups,
     ) -> io::Result<Self> {
-        let meta = fs::metadata(host.path())?;
         let (ports_max, arenas_max, mut lacks) = share_descriptors();
         if !rustix::process::geteuid().is_root() {
             lacks |= Lack::OwnUser.bit();
         }
-        lacks |= namespaces.lacks();
+        lacks |= means.lacks();
         let identities_fd = memfd("identities", IDENTITIES_LEN)?;
         let identities = Map::new(&identities_fd, 0, IDENTITIES_LEN, Access::ReadWrite)?;
         let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::FUTURE_WRITE | SealFlags::SEAL;
@@ -242,8 +254,8 @@ impl Broker {
             lacks |= if has { 0 } else { lack.bit() };
         }
         let mut broker = Self {
+            directory: None,
             epoll,
-            _lock: lock,
             listeners: Vec::new(),
             stop,
             peers: Peers::default(),
@@ -255,17 +267,15 @@ impl Broker {
             next_domid: 1,
             dom_exc: None,
             cgroups,
-            namespaces,
+            means,
             lacks,
             filter,
             ports_max,
             arenas_max,
-            first_id: first_id(&meta),
             input: vec![0; crate::limits::CREATE_MAX],
             resting: BTreeSet::new(),
             rested_until_ms: 0,
             stopping: false,
-            host,
         };
         let identity = broker.take_identity();
         broker
@@ -273,23 +283,6 @@ impl Broker {
             .insert(DomId::DOM0, Domain::new(identity, Config::default(), DOM0_PORTS_MAX));
         broker.set_identity(DomId::DOM0, identity);
         Ok(broker)
-    }
-
-    fn listen(&mut self, role: Role) -> io::Result<()> {
-        let path = self.host.socket(role);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let family = AddressFamily::UNIX;
-        let socket = rustix::net::socket_with(family, SocketType::SEQPACKET, flags, None)?;
-        // The directory is the owner's alone, so this is when the socket exists for nobody else.
-        rustix::net::bind(&socket, &SocketAddrUnix::new(&path)?)?;
-        rustix::net::listen(&socket, 128)?;
-        self.watch(socket.as_fd(), Token::Listener(role), EventFlags::IN)?;
-        self.listeners.push((role, socket));
-        Ok(())
     }
 
     fn watch(&self, fd: BorrowedFd<'_>, token: Token, flags: EventFlags) -> rustix::io::Result<()> {
@@ -333,28 +326,93 @@ impl Broker {
     }
 }
 
-impl Drop for Broker {
-    /// Ends all domains and leaves nothing behind.
-    fn drop(&mut self) {
-        for domain in self.domains.values_mut() {
-            let Some(process) = &domain.process else { continue };
-            let _ = rustix::process::pidfd_send_signal(&process.pidfd, Signal::KILL);
+impl Broker {
+    /// Ends all domains, and leaves nothing behind but what does not end within [`ENDS_WITHIN`].
+    pub fn end(&mut self) -> Vec<Remainder> {
+        for (domid, domain) in &self.domains {
+            domain.kill(*domid, &self.means.connections);
         }
+        let end = Instant::now() + ENDS_WITHIN;
+        let mut left = Vec::new();
         for domain in self.domains.values_mut() {
-            if let Some(process) = domain.process.take() {
-                let _ = rustix::process::waitid(
-                    rustix::process::WaitId::PidFd(process.pidfd.as_fd()),
-                    rustix::process::WaitIdOptions::EXITED,
-                );
+            if let Some(process) = domain.process.take()
+                && !process.ended(end)
+            {
+                left.push(Remainder::Process(process.pid.as_raw_nonzero().get()));
             }
-            if let Some(group) = &mut domain.group {
-                group.remove();
+            if let Some(mut group) = domain.group.take() {
+                left.extend(group.remove().into_iter().map(Remainder::Group));
             }
         }
         self.cgroups.remove();
-        for (role, _) in &self.listeners {
-            let _ = fs::remove_file(self.host.socket(*role));
+        if let Some(directory) = self.directory.take() {
+            for (role, _) in self.listeners.drain(..) {
+                let _ = directory.remove_socket(role);
+            }
+            if left.is_empty() {
+                let _ = Holdings::default().write(&directory);
+            }
         }
+        left
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// What this machine lets the broker use, found out once.
+struct Means {
+    /// What the host's control groups and mounts are called by.
+    name: String,
+    namespaces: Namespaces,
+    connections: Connections,
+    /// Who its domains run as, where the broker is root.
+    users: Option<Users>,
+}
+
+impl Means {
+    fn find(directory: &Directory, before: &Holdings) -> io::Result<Self> {
+        let users = if rustix::process::geteuid().is_root() {
+            Some(Users::take(before.first_id, directory.inode)?)
+        } else {
+            None
+        };
+        let first = users.as_ref().map(|users| users.first);
+        let namespaces = Namespaces::find(first)?;
+        let connections = Connections::find(namespaces, first)?;
+        Ok(Self { name: directory.name.clone(), namespaces, connections, users })
+    }
+
+    fn first_id(&self) -> Option<u32> {
+        self.users.as_ref().map(|users| users.first)
+    }
+
+    /// The id of the host that a domain runs as, where it is not the broker's.
+    fn id_of(&self, domid: DomId) -> Option<u32> {
+        Some(self.first_id()? + u32::from(domid.0))
+    }
+
+    /// What domains do without.
+    fn lacks(&self) -> u64 {
+        let devices = self.namespaces != Namespaces::None && self.connections.end_none();
+        self.namespaces.lacks() | if devices { Lack::Devices.bit() } else { 0 }
+    }
+}
+
+impl Process {
+    /// Whether it ends until then; it is waited for.
+    fn ended(&self, end: Instant) -> bool {
+        let left = end.saturating_duration_since(Instant::now());
+        let left = Timespec::try_from(left).ok();
+        let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
+        if !matches!(poll(&mut fds, left.as_ref()), Ok(1..)) {
+            return false;
+        }
+        let _ = waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED);
+        true
     }
 }
 
@@ -396,11 +454,6 @@ fn first_identity() -> u64 {
     let us = u64::try_from(now.tv_sec).unwrap_or(0) << 20
         | u64::try_from(now.tv_nsec / 1024).unwrap_or(0);
     us << 8 | 1
-}
-
-/// First of the ids that the domains of the host in this directory run as, where the broker is root.
-fn first_id(directory: &fs::Metadata) -> u32 {
-    0x6000_0000 + u32::try_from(directory.ino() & 0xfff).unwrap_or(0) * 0x8000
 }
 
 /// As many descriptors as may be, and what of them a domain gets: ports, arenas, and what is lacking.

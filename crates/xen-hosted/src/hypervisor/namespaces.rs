@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use rustix::net::SendFlags;
 use rustix::process::{WaitId, WaitIdOptions, waitid};
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 /// What there is of namespaces for domains.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -59,10 +59,22 @@ impl Namespaces {
 
     /// Whether a process gets into them.
     fn work(self, root_id: Option<u32>) -> io::Result<bool> {
+        self.attempt(root_id, sandbox::try_namespaces)
+    }
+
+    /// Whether a domain's mount of FUSE can be unmounted by force from inside them.
+    ///
+    /// # Errors
+    /// As [`Namespaces::find`].
+    pub(super) fn let_unmount(self, root_id: Option<u32>) -> io::Result<bool> {
+        Ok(self != Self::None && self.attempt(root_id, sandbox::try_devices)?)
+    }
+
+    /// Whether a process that is born into them gets through what it tries.
+    fn attempt(self, root_id: Option<u32>, tries: fn(&OwnedFd, User) -> !) -> io::Result<bool> {
         let (user, flags) = self.birth(root_id);
         let (broker_end, child_end) = pair().map_err(|error| errno_of(error.errno()))?;
-        let child = || sandbox::try_namespaces(&child_end, user);
-        let (pid, pidfd) = match sys::clone_process(flags, None, child) {
+        let (pid, pidfd) = match sys::clone_process(flags, None, || tries(&child_end, user)) {
             Ok(born) => born,
             Err(errno) => return refused(errno),
         };
@@ -90,9 +102,15 @@ fn errno_of(number: i32) -> io::Error {
 /// AppArmor does it, clone(2) is let through and what follows gets `EACCES` or `EPERM`.
 fn refused(errno: Errno) -> io::Result<bool> {
     match errno {
-        Errno::PERM | Errno::ACCESS | Errno::NOSPC | Errno::USERS | Errno::INVAL | Errno::NOSYS => {
-            Ok(false)
-        }
+        Errno::PERM
+        | Errno::ACCESS
+        | Errno::NOSPC
+        | Errno::USERS
+        | Errno::INVAL
+        | Errno::NOSYS
+        | Errno::NOENT
+        | Errno::NODEV
+        | Errno::NXIO => Ok(false),
         _ => Err(errno.into()),
     }
 }

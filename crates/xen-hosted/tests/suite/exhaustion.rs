@@ -65,7 +65,7 @@ fn a_full_table_of_descriptors_is_waited_for() {
 }
 
 /// The broker's own descriptors are below; those of who connects, and of domains, are from here on.
-const OF_PEERS: u64 = 16;
+const OF_PEERS: u64 = 24;
 
 /// The kernel has no room for what the broker sends, and no event tells when it has.
 #[test]

@@ -237,23 +237,34 @@ fn children(host: &Host) -> Vec<i32> {
 }
 
 /// Control groups of the host's domains, in all hierarchies.
-fn groups(host: &Host) -> usize {
+pub(crate) fn groups(host: &Host) -> usize {
+    let below = host_groups(host).into_iter().map(|group| {
+        let entries = std::fs::read_dir(group).into_iter().flatten().flatten();
+        entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).count()
+    });
+    below.sum()
+}
+
+/// The groups above them.
+pub(crate) fn host_groups(host: &Host) -> Vec<PathBuf> {
     let meta = std::fs::metadata(host.host().path()).unwrap();
     let name = format!("xenbus-{:x}-{:x}", meta.dev(), meta.ino());
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
     let hierarchies = mounts.lines().filter(|line| line.contains(" - cgroup"));
     let mut above: Vec<PathBuf> =
         hierarchies.filter_map(|line| line.split(' ').nth(4).map(PathBuf::from)).collect();
-    let mut count = 0;
+    let mut found = Vec::new();
     while let Some(folder) = above.pop() {
         for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
             if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                count += usize::from(folder.ends_with(&name));
+                if entry.file_name() == name.as_str() {
+                    found.push(entry.path());
+                }
                 above.push(entry.path());
             }
         }
     }
-    count
+    found
 }
 
 /// Memory that is the broker's own, in KiB.

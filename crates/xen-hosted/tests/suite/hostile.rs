@@ -158,7 +158,7 @@ fn what_passes_the_library_by_is_refused_and_counted() {
         ("18 1 1 1", perm, "setting that"),
         ("19 1", perm, "its account"),
         ("24 1", perm, "its process"),
-        ("20 0", inval, "that a sandbox stands"),
+        ("20 0 0", inval, "that a sandbox stands"),
         ("21 0 1", inval, "that it does not"),
         ("22 5", inval, "an arena that it has not made"),
         ("99", inval, "no request"),

@@ -4,6 +4,7 @@ mod exhaustion;
 mod faults;
 mod host;
 mod hostile;
+mod killed;
 mod limits;
 mod platform;
 mod roles;

@@ -8,6 +8,7 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
+use seccompiler::SeccompCmpOp;
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -122,6 +123,16 @@ pub(crate) fn abuse(fd: &OwnedFd) -> String {
     )
 }
 
+/// Writes into a file through a mapping, which stays.
+pub(crate) fn write_mapped(file: impl AsFd, bytes: &[u8]) {
+    let access = ProtFlags::READ | ProtFlags::WRITE;
+    // SAFETY: a new mapping that nobody else knows, as long as what is copied.
+    unsafe {
+        let at = mmap(std::ptr::null_mut(), bytes.len(), access, MapFlags::SHARED, file, 0);
+        std::ptr::copy_nonoverlapping(bytes.as_ptr(), at.unwrap().cast(), bytes.len());
+    }
+}
+
 /// Clears `O_NONBLOCK` of a descriptor in both ways that there are: what came of it.
 pub(crate) fn make_blocking(fd: impl AsFd) -> String {
     let flags = rustix::fs::OFlags::empty();
@@ -205,17 +216,36 @@ pub(crate) fn refusing_where(
     at_least: &[(u8, u64)],
     errno: i32,
 ) -> impl FnMut() -> std::io::Result<()> + Send + Sync + 'static {
+    let at_least = at_least.iter().map(|(place, least)| (*place, SeccompCmpOp::Ge, *least));
+    refusing_if(call, at_least.collect(), errno)
+}
+
+/// The same where an argument, by its place, is exactly so much.
+pub(crate) fn refusing_exactly(
+    call: libc::c_long,
+    (place, value): (u8, u64),
+    errno: i32,
+) -> impl FnMut() -> std::io::Result<()> + Send + Sync + 'static {
+    refusing_if(call, vec![(place, SeccompCmpOp::Eq, value)], errno)
+}
+
+fn refusing_if(
+    call: libc::c_long,
+    conditions: Vec<(u8, SeccompCmpOp, u64)>,
+    errno: i32,
+) -> impl FnMut() -> std::io::Result<()> + Send + Sync + 'static {
     use seccompiler::{
-        BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-        SeccompRule,
+        BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCondition, SeccompFilter, SeccompRule,
     };
-    let conditions = at_least.iter().map(|(place, least)| {
-        let (len, least) = (SeccompCmpArgLen::Dword, *least);
-        SeccompCondition::new(*place, len, SeccompCmpOp::Ge, least).unwrap()
-    });
-    let rules = match at_least {
+    let conditions: Vec<SeccompCondition> = conditions
+        .into_iter()
+        .map(|(place, how, value)| {
+            SeccompCondition::new(place, SeccompCmpArgLen::Dword, how, value).unwrap()
+        })
+        .collect();
+    let rules = match conditions.as_slice() {
         [] => Vec::new(),
-        _ => vec![SeccompRule::new(conditions.collect()).unwrap()],
+        _ => vec![SeccompRule::new(conditions).unwrap()],
     };
     let refused = SeccompAction::Errno(errno.unsigned_abs());
     let arch = std::env::consts::ARCH.try_into().unwrap();

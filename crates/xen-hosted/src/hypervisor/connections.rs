@@ -1,0 +1,156 @@
+//! Ending domains' connections to FUSE.
+//!
+//! A process that waits for an answer through FUSE hears no signal, and who serves the files may be that
+//! process itself: a domain that has stopped serving is killed once its connection has ended, and not before.
+
+use super::namespaces::Namespaces;
+use super::users::Users;
+use crate::domain::devices::{Names, end_by_unmounting};
+use crate::sys;
+use rustix::fs::{AtFlags, Mode, OFlags, openat, statat, statfs};
+use rustix::io::Errno;
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
+use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// Where a system's start mounts fusectl.
+const MOUNTED: &str = "/sys/fs/fuse/connections";
+/// `FUSE_CTL_SUPER_MAGIC`.
+const FUSE_CTL: i64 = 0x6573_5543;
+
+/// The way in which the broker ends connections.
+#[derive(Debug)]
+pub(super) enum Connections {
+    /// By fusectl: its root.
+    Control(OwnedFd),
+    /// By unmounting in the domain's own namespaces.
+    Unmount,
+    /// In none: domains have no connection then.
+    None,
+}
+
+/// A domain's connection, as the broker ends it.
+#[derive(Debug)]
+pub(super) enum Connection {
+    /// By its number, which is nobody else's while its mount is held.
+    Numbered {
+        /// The minor number of the mount's device.
+        number: u32,
+        /// The mount.
+        _held: OwnedFd,
+    },
+    /// From inside its namespaces: of mounts, of users.
+    Inside([OwnedFd; 2]),
+}
+
+impl Connections {
+    /// What this machine lets the broker do.
+    ///
+    /// # Errors
+    /// As [`Namespaces::find`].
+    pub(super) fn find(namespaces: Namespaces, root_id: Option<u32>) -> io::Result<Self> {
+        if namespaces == Namespaces::None {
+            return Ok(Self::None);
+        }
+        if let Ok(root) = control() {
+            return Ok(Self::Control(root));
+        }
+        Ok(if namespaces.let_unmount(root_id)? { Self::Unmount } else { Self::None })
+    }
+
+    /// Whether there is no way to end one.
+    pub(super) fn end_none(&self) -> bool {
+        matches!(self, Self::None)
+    }
+
+    /// What may end the connections of a broker that is dead, of which nothing was tried.
+    pub(super) fn to_try() -> Self {
+        control().map_or(Self::Unmount, Self::Control)
+    }
+
+    /// Ends the connections of these users, where the kernel lists them.
+    pub(super) fn end_of_users(&self, users: &Users) {
+        let Self::Control(root) = self else { return };
+        for entry in rustix::fs::Dir::read_from(root).into_iter().flatten().flatten() {
+            let Ok(stat) = statat(root, entry.file_name(), AtFlags::SYMLINK_NOFOLLOW) else {
+                continue;
+            };
+            let number = entry.file_name().to_str().ok().and_then(|name| name.parse().ok());
+            if let Some(number) = number.filter(|_| users.has(stat.st_uid)) {
+                let _ = end_by_number(root, number);
+            }
+        }
+    }
+
+    /// Ends the connection of a process that a dead broker has left: what has ended since needs no end.
+    pub(super) fn end_of_process(&self, pid: Pid, number: u32) {
+        let _ = match self {
+            Self::Control(root) => end_by_number(root, number),
+            Self::Unmount => {
+                let open = |name| {
+                    let path = format!("/proc/{}/ns/{name}", pid.as_raw_nonzero());
+                    rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+                };
+                open("mnt").and_then(|mounts| {
+                    open("user").and_then(|users| end_inside([mounts.as_fd(), users.as_fd()]))
+                })
+            }
+            Self::None => Ok(()),
+        };
+    }
+
+    /// The connection that a domain's process has told of; `None` where it has none.
+    pub(super) fn told(&self, number: u32, fds: Vec<OwnedFd>) -> Option<Connection> {
+        let Names { mount, namespaces } = Names::of(fds)?;
+        match self {
+            Self::Control(_) => Some(Connection::Numbered { number, _held: mount }),
+            Self::Unmount => Some(Connection::Inside(namespaces)),
+            Self::None => None,
+        }
+    }
+
+    /// Ends a connection: whoever waits through it gets an error.
+    pub(super) fn end(&self, connection: &Connection) -> Result<(), Errno> {
+        match (self, connection) {
+            (Self::Control(root), Connection::Numbered { number, .. }) => {
+                end_by_number(root, *number)
+            }
+            (_, Connection::Inside([mounts, users])) => end_inside([mounts.as_fd(), users.as_fd()]),
+            _ => Err(Errno::NOTSUP),
+        }
+    }
+}
+
+/// The root of fusectl: as it is mounted, or mounted for this broker alone.
+fn control() -> Result<OwnedFd, Errno> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    if statfs(MOUNTED).is_ok_and(|at| at.f_type == FUSE_CTL) {
+        return rustix::fs::open(MOUNTED, flags, Mode::empty());
+    }
+    let context = fsopen("fusectl", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_create(&context)?;
+    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    let mount = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
+    openat(mount, ".", flags, Mode::empty())
+}
+
+fn end_by_number(root: &OwnedFd, number: u32) -> Result<(), Errno> {
+    let flags = OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let abort = openat(root, format!("{number}/abort"), flags, Mode::empty())?;
+    rustix::io::write(abort, b"1").map(drop)
+}
+
+/// In a process of its own, as one that has entered a namespace is not what it was.
+fn end_inside(namespaces: [BorrowedFd<'_>; 2]) -> Result<(), Errno> {
+    let child = || {
+        let ended = end_by_unmounting(namespaces);
+        sys::exit_now(ended.err().map_or(0, Errno::raw_os_error))
+    };
+    let (_, pidfd) = sys::clone_process(0, None, child)?;
+    let status = waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED)?;
+    match status.and_then(|status| status.exit_status()) {
+        Some(0) => Ok(()),
+        status => Err(Errno::from_raw_os_error(status.unwrap_or(libc::EINTR))),
+    }
+}

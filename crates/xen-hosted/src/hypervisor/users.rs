@@ -1,0 +1,112 @@
+//! The users that domains run as where the broker is root: a range of ids for each host of the machine.
+//!
+//! The kernel counts by user what it does not count by control group. So no two hosts share an id: each
+//! range has a file in [`LOCKS`], and the broker that has locked it has the range.
+
+use rustix::fs::{FlockOperation, flock};
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::Path;
+
+/// Where the ranges' locks are.
+const LOCKS: &str = "/run/xenbus/users";
+/// The first id of the first range.
+const FIRST: u32 = 0x6000_0000;
+/// Ids of a range: more than a host has domains.
+const EACH: u32 = 0x8000;
+/// Ranges.
+const COUNT: u32 = 0x1000;
+
+/// A range of ids that is this host's alone.
+#[derive(Debug)]
+pub(super) struct Users {
+    /// The first of them, which no domain has.
+    pub(super) first: u32,
+    _lock: OwnedFd,
+}
+
+impl Users {
+    /// Takes the range that begins with `before`, or else one that nobody has and no process runs as.
+    ///
+    /// # Errors
+    /// All are taken, or what the system answered.
+    pub(super) fn take(before: Option<u32>, inode: u64) -> io::Result<Self> {
+        if let Some(users) = Self::again(before)? {
+            return Ok(users);
+        }
+        let busy = in_use();
+        let begin = u32::try_from(inode % u64::from(COUNT)).unwrap_or(0);
+        for range in (begin..COUNT).chain(0..begin) {
+            if !busy.contains(&range)
+                && let Some(users) = Self::lock(range)?
+            {
+                return Ok(users);
+            }
+        }
+        Err(io::Error::other(format!("all {COUNT} ranges of user ids are in use ({LOCKS})")))
+    }
+
+    /// Takes the range of a broker that was here before; `None` where another host has it.
+    ///
+    /// # Errors
+    /// What the system answered.
+    pub(super) fn again(before: Option<u32>) -> io::Result<Option<Self>> {
+        let range = before.and_then(|first| first.checked_sub(FIRST)).map(|offset| offset / EACH);
+        range.filter(|range| *range < COUNT).map_or(Ok(None), Self::lock)
+    }
+
+    fn lock(range: u32) -> io::Result<Option<Self>> {
+        let at = |error: io::Error| io::Error::new(error.kind(), format!("{LOCKS}: {error}"));
+        fs::DirBuilder::new().recursive(true).mode(0o755).create(LOCKS).map_err(at)?;
+        let path = Path::new(LOCKS).join(range.to_string());
+        let file = File::options().write(true).create(true).truncate(false).mode(0o600).open(path);
+        let file = file.map_err(at)?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(Self { first: FIRST + range * EACH, _lock: file.into() })),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+            Err(errno) => Err(at(errno.into())),
+        }
+    }
+
+    /// Whether an id is one of these.
+    pub(super) fn has(&self, id: u32) -> bool {
+        id.checked_sub(self.first).is_some_and(|offset| offset < EACH)
+    }
+}
+
+/// The ranges that processes run as: of a host whose broker has died, and they have not yet.
+fn in_use() -> Vec<u32> {
+    let mut ranges = Vec::new();
+    for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let status = fs::read_to_string(process.path().join("status")).unwrap_or_default();
+        let ids = status.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap_or_default();
+        let id = ids.split_whitespace().next().and_then(|id| id.parse::<u32>().ok());
+        ranges.extend(id.and_then(|id| id.checked_sub(FIRST)).map(|offset| offset / EACH));
+    }
+    ranges
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_hosts_have_the_same_users() {
+        if !rustix::process::geteuid().is_root() {
+            conformance::skip("ranges of users", "root alone gives them out");
+            return;
+        }
+        // As of two folders with the same inode number, on two file systems.
+        let one = Users::take(None, 77).unwrap();
+        let two = Users::take(None, 77).unwrap();
+        assert!(!one.has(two.first) && !two.has(one.first));
+        assert!(one.has(one.first + EACH - 1) && !one.has(one.first + EACH));
+        let first = one.first;
+        assert!(Users::again(Some(first)).unwrap().is_none(), "it is taken");
+        drop(one);
+        assert_eq!(Users::take(Some(first), 0).unwrap().first, first, "it is had again");
+        assert!(Users::again(Some(0)).unwrap().is_none(), "none of ours");
+    }
+}

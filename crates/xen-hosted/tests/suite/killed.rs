@@ -1,0 +1,154 @@
+//! A domain can always be killed, whatever its processes wait for.
+
+use crate::support::puppet::Puppet;
+use crate::support::{self, Host, playing, until};
+use std::process::Command;
+use xen::domctl::DomainControl;
+use xen_hosted::domain::{Config, Devices, Lack};
+
+fn with_files() -> Config {
+    let mut config = playing("puppet");
+    config.devices = Devices::Files;
+    config
+}
+
+/// A domain whose end has to wait for itself: it has written into a file that it serves no more.
+fn waiting(host: &Host) -> Puppet {
+    let mut guest = Puppet::start_with(&mut host.control(), &with_files());
+    assert_eq!(guest.created.lacks.iter().find(|lack| **lack == Lack::Devices), None);
+    assert_eq!(guest.ask("dirty-files"), "done");
+    guest
+}
+
+fn is_killed(host: &Host) {
+    let mut control = host.control();
+    let (destroyed, shut_down) = (waiting(host), waiting(host));
+    control.destroy(destroyed.domid()).unwrap();
+    control.shutdown(shut_down.domid(), xen::domwatch::ShutdownReason::Crash).unwrap();
+    control.destroy(shut_down.domid()).unwrap();
+    until("both are gone", || control.list().unwrap().len() == 1);
+}
+
+#[test]
+fn who_serves_its_own_files_no_more_is_killed() {
+    is_killed(&Host::start());
+}
+
+/// The broker's command without what it ends connections by, where it is root: fusectl.
+fn without_fusectl(command: &mut Command) {
+    let (dir, broker) =
+        (command.get_args().next().unwrap().to_owned(), command.get_program().to_owned());
+    let script =
+        "while umount /sys/fs/fuse/connections 2> /dev/null; do :; done; exec \"$0\" \"$1\"";
+    let mut inside = Command::new("unshare");
+    let user = if rustix::process::geteuid().is_root() { "-m" } else { "-mUr" };
+    inside.args([user, "sh", "-c", script]).arg(broker).arg(dir);
+    inside.stdout(std::process::Stdio::piped());
+    support::raw::before_exec(&mut inside, support::raw::refusing(libc::SYS_fsopen, libc::EPERM));
+    *command = inside;
+}
+
+/// An ordinary user's machine may have no fusectl mounted.
+#[test]
+fn who_serves_its_own_files_no_more_is_killed_without_fusectl() {
+    let host = Host::start_with(without_fusectl);
+    let guest = Puppet::start_with(&mut host.control(), &with_files());
+    if guest.created.lacks.contains(&Lack::Devices) {
+        conformance::skip("unmounting by force", "this kernel lets nobody do it in a namespace");
+        return;
+    }
+    drop(guest);
+    let mut control = host.control();
+    let (destroyed, _ended_by_the_broker) = (waiting(&host), waiting(&host));
+    control.destroy(destroyed.domid()).unwrap();
+    until("it is gone", || control.list().unwrap().len() == 3);
+}
+
+/// Without any means to end its connection a domain gets none.
+#[test]
+fn who_could_not_be_killed_gets_no_files() {
+    let host = Host::start_with(|command| {
+        without_fusectl(command);
+        let by_force = (1, rustix::mount::UnmountFlags::FORCE.bits().into());
+        let refuse = support::raw::refusing_exactly(libc::SYS_umount2, by_force, libc::EPERM);
+        support::raw::before_exec(command, refuse);
+    });
+    let mut guest = Puppet::start_with(&mut host.control(), &with_files());
+    assert!(guest.created.lacks.contains(&Lack::Devices), "{:?}", guest.created.lacks);
+    assert_eq!(guest.ask("dirty-files"), "no devices");
+}
+
+/// Whether a process has a thread that has not ended; the first may have.
+fn lives(pid: u32) -> bool {
+    let threads = support::entries(format!("/proc/{pid}/task").as_ref());
+    threads.iter().any(|thread| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/task/{thread}/stat"));
+        stat.is_ok_and(|stat| !stat.contains(") Z ") && !stat.contains(") X "))
+    })
+}
+
+/// A host whose broker was killed, and its domain with it, which could not end; the domain's process.
+fn left_behind(start: fn() -> Host) -> (Host, u32) {
+    let mut host = start();
+    let guest = waiting(&host);
+    let pid = support::pid_of(&host.control().process(guest.domid()).unwrap());
+    host.broker.kill().unwrap();
+    host.broker.wait().unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    assert!(lives(pid), "it waits for itself");
+    (host, pid)
+}
+
+#[test]
+fn a_broker_ends_what_a_killed_one_has_left() {
+    let (mut host, pid) = left_behind(Host::start);
+    host.restart_broker();
+    assert!(!lives(pid) && crate::faults::groups(&host) == 0);
+    assert_eq!(host.control().list().unwrap().len(), 1);
+}
+
+#[test]
+fn who_takes_a_host_down_ends_what_a_killed_broker_has_left() {
+    let (host, pid) = left_behind(Host::start);
+    let holds = || std::fs::read(host.host().path().join("holds")).unwrap();
+    assert!(rustix::process::geteuid().is_root() == holds().starts_with(b"users="));
+    let left = xen_hosted::hypervisor::clear(&host.host()).unwrap();
+    assert!(left.is_empty() && !lives(pid), "{left:?}");
+    assert_eq!(crate::faults::host_groups(&host), Vec::<std::path::PathBuf>::new());
+    assert_eq!(holds(), b"");
+}
+
+#[test]
+fn what_a_killed_broker_has_left_is_ended_without_fusectl() {
+    // `unshare` and the shell are this process's child no more once the broker runs in their place.
+    let host = Host::start_with(without_fusectl);
+    let guest = Puppet::start_with(&mut host.control(), &with_files());
+    if guest.created.lacks.contains(&Lack::Devices) {
+        conformance::skip("unmounting by force", "this kernel lets nobody do it in a namespace");
+        return;
+    }
+    drop((guest, host));
+    let (mut host, pid) = left_behind(|| Host::start_with(without_fusectl));
+    host.restart_broker();
+    until("it is gone", || !lives(pid));
+}
+
+/// What does not end is told by name, and by exit status.
+#[test]
+fn a_broker_tells_what_does_not_end_with_it() {
+    let mut host = Host::start_with(|command| {
+        let refuse = support::raw::refusing(libc::SYS_pidfd_send_signal, libc::EPERM);
+        support::raw::before_exec(command, refuse);
+        command.stderr(std::process::Stdio::piped());
+    });
+    let guest = Puppet::start(&host);
+    let pid = support::pid_of(&host.control().process(guest.domid()).unwrap());
+    support::terminate(&host.broker);
+    let status = host.broker.wait().unwrap();
+    let mut said = String::new();
+    let errors = host.broker.stderr.as_mut().unwrap();
+    std::io::Read::read_to_string(errors, &mut said).unwrap();
+    assert!(said.contains(&format!("process {pid} does not end")), "{said}");
+    assert_eq!(status.code(), Some(1));
+    until("it ends with its broker", || !lives(pid));
+}
