@@ -205,14 +205,20 @@ pub fn await_end(host: &mut Host, domain: &Domain, limit: Limit) -> Result<(), E
 /// # Errors
 /// Domain 0, or what is left cannot be removed.
 pub fn destroy(host: &mut Host, domid: DomId, limit: Limit) -> Result<(), Error> {
-    destroy_all(host, &[domid], limit)
+    let info = host.control().info(domid);
+    take_down(host, &[domid], limit)?;
+    match info {
+        Ok(info) => await_gone(host, &info, limit),
+        Err(_) => Ok(()),
+    }
 }
 
 /// Takes domains down, all at once: every backend is asked before the first is waited for, and `limit` is for all.
+/// It does not wait until the domains themselves are gone.
 ///
 /// # Errors
 /// The first that [`destroy`] has; the others are taken down all the same.
-pub fn destroy_all(host: &mut Host, domids: &[DomId], limit: Limit) -> Result<(), Error> {
+pub fn take_down(host: &mut Host, domids: &[DomId], limit: Limit) -> Result<(), Error> {
     let mut asked = Vec::with_capacity(domids.len());
     for domid in domids {
         asked.push((*domid, ask_to_go(host, *domid)));
@@ -226,6 +232,22 @@ pub fn destroy_all(host: &mut Host, domids: &[DomId], limit: Limit) -> Result<()
         all = all.and(gone);
     }
     all
+}
+
+/// Waits until a domain that was destroyed is gone.
+fn await_gone(host: &mut Host, destroyed: &DomainInfo, limit: Limit) -> Result<(), Error> {
+    const TOKEN: &str = "gone";
+    let DomainInfo { domid, handle, .. } = *destroyed;
+    let Host { store, platform } = host;
+    let mut is_there = || platform.control().info(domid).is_ok_and(|info| info.handle == handle);
+    if !is_there() {
+        return Ok(());
+    }
+    store.watch("@releaseDomain", TOKEN)?;
+    let what = || format!("domain {domid} is gone (it is dying, and something of it does not end)");
+    let gone = limit.until(store, &what, |_| Ok((!is_there()).then_some(())));
+    store.unwatch("@releaseDomain", TOKEN)?;
+    gone
 }
 
 /// Ends a domain, and has the backends of its devices begin to let go.

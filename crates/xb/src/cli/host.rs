@@ -79,7 +79,7 @@ fn destroy_guests(folder: &Folder, within: Duration) -> Result<(), Error> {
     let mut guests: Vec<DomId> =
         domain::list(&mut host)?.iter().map(|domain| domain.info.domid).collect();
     guests.retain(|domid| *domid != DomId::DOM0);
-    domain::destroy_all(&mut host, &guests, Limit::new(within))
+    domain::take_down(&mut host, &guests, Limit::new(within))
 }
 
 fn status(all: &All, folder: &Folder) -> Result<u8, Error> {

@@ -309,22 +309,30 @@ pub fn stop(daemon: Daemon, folder: &Folder) -> Result<(), Error> {
     Ok(())
 }
 
-/// Ends all daemons, and removes the folder. Domains are to be destroyed before.
+/// Ends all daemons and what a killed broker has left, and removes the folder. Domains are to be destroyed before.
 ///
 /// # Errors
-/// Where one cannot be ended.
+/// Where something does not end: the folder stays, so that it can be tried again.
 pub fn down(folder: &Folder) -> Result<(), Error> {
     if folder.look()? != Found::Host {
         return Ok(());
     }
     let _lock = lock(folder)?;
-    if Daemon::Broker.running(folder).is_none() && folder.broker().path().exists() {
-        // It was killed: the next one in its directory removes the control groups that it has left.
-        Daemon::Broker.start(folder, Limit::new(ENDS_WITHIN))?;
-    }
     for daemon in [Daemon::Keeper, Daemon::Block, Daemon::Store, Daemon::Broker] {
         stop(daemon, folder)?;
     }
-    folder.remove();
-    Ok(())
+    let broker = folder.broker();
+    let left =
+        xen_hosted::hypervisor::clear(&broker).map_err(Error::io(broker.path().display()))?;
+    if left.is_empty() {
+        folder.remove();
+        return Ok(());
+    }
+    let left: Vec<String> = left.iter().map(ToString::to_string).collect();
+    let dir = folder.path().display();
+    Err(Error::Refused(format!(
+        "the daemons of the host in {dir} have ended, and of its guests is left: {}; \
+         xb --host {dir} host down tries again",
+        left.join(", ")
+    )))
 }
