@@ -56,3 +56,5 @@ pub const TASKS_DEFAULT: u32 = 256;
 pub const LISTED_AT_ONCE: usize = 32;
 /// Changes of domains that one answer tells.
 pub const CHANGES_AT_ONCE: usize = 64;
+/// Signals with a value that may wait for a domain's processes.
+pub const SIGNALS_MAX: u64 = 256;

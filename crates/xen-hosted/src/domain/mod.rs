@@ -6,6 +6,8 @@ pub(crate) mod devices;
 pub(crate) mod filter;
 pub(crate) mod sandbox;
 
+pub use filter::system_calls;
+
 use crate::limits::{MEMORY_DEFAULT_KIB, MEMORY_MIN_KIB, TASKS_DEFAULT};
 use std::ffi::{CString, OsStr, OsString};
 use std::fmt;

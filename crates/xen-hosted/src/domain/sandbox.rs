@@ -6,8 +6,9 @@
 //! machine does not have was found out before ([`Lack`](super::Lack)).
 
 use super::devices::{self, DeviceMount, Names};
-use super::filter::{self, Processes};
+use super::filter::{self, Processes, Sandbox};
 use super::{Config, DEVICES_DESCRIPTOR, DEVICES_VARIABLE, Devices, Files, GUEST_DESCRIPTOR, Lack};
+use crate::limits::SIGNALS_MAX;
 use crate::proto::{self, Message, Request};
 use crate::sys;
 use rustix::fs::{Mode, OFlags, mkdir, open, symlink};
@@ -198,7 +199,9 @@ fn filter_calls(plan: &Plan<'_>) -> Option<()> {
         return seccompiler::apply_filter(plan.filter).ok();
     }
     let own = u32::try_from(rustix::process::getpid().as_raw_nonzero().get()).ok()?;
-    seccompiler::apply_filter(&filter::program(Processes::ThreadsOf(own)).ok()?).ok()
+    let own_user = plan.lacks & Lack::OwnUser.bit() == 0;
+    let sandbox = Sandbox { processes: Processes::ThreadsOf(own), own_user };
+    seccompiler::apply_filter(&filter::program(sandbox).ok()?).ok()
 }
 
 /// Waits until the broker says this, which is bounded by the broker's life: its end is the end.
@@ -315,6 +318,7 @@ fn bound(plan: &Plan<'_>) -> Result<(), Errno> {
     set(Resource::Core, 0)?;
     set(Resource::Memlock, 0)?;
     set(Resource::Msgqueue, 0)?;
+    set(Resource::Sigpending, SIGNALS_MAX)?;
     // Nothing of it is more urgent than what others do.
     set(Resource::Nice, 0)?;
     set(Resource::Rtprio, 0)?;

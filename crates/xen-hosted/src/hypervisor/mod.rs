@@ -24,7 +24,8 @@ pub(crate) use peers::PeerId;
 pub use remains::{Remainder, clear};
 
 use crate::domain::cgroup::{Cgroups, Group};
-use crate::domain::{Config, LACKS, Lack, filter};
+use crate::domain::filter::{self, Processes, Sandbox};
+use crate::domain::{Config, LACKS, Lack};
 use crate::limits::{
     ARENAS_MAX, DOM0_PORTS_MAX, PORT_DESCRIPTORS, PORTS_MAX, TASKS_DEFAULT, raise_descriptors,
 };
@@ -246,7 +247,9 @@ impl Broker {
         let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::FUTURE_WRITE | SealFlags::SEAL;
         fcntl_add_seals(&identities_fd, seals)?;
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
-        let filter = filter::program(filter::Processes::OfItsOwn).map_err(io::Error::other)?;
+        let own_user = lacks & Lack::OwnUser.bit() == 0;
+        let sandbox = Sandbox { processes: Processes::OfItsOwn, own_user };
+        let filter = filter::program(sandbox).map_err(io::Error::other)?;
         let cgroups = cgroups();
         let bounded =
             [Lack::MemoryLimit, Lack::CpuLimit, Lack::TaskLimit, Lack::Freezer, Lack::Accounting];

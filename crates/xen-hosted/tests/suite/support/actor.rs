@@ -1,6 +1,6 @@
 //! What a hostile domain does: each attempt by name, through the library and beneath it.
 
-use super::{entries, files, puppet, raw};
+use super::{calls, entries, files, puppet, raw};
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::collections::HashMap;
@@ -290,6 +290,10 @@ fn act_without_bound(words: &[&str]) -> String {
             raw::send_words(&[5, 1]);
             raw::hang_up()
         }
+        ["call", number] => calls::call(number),
+        ["refused", what] => calls::refused(what),
+        ["spoil", what, path] => calls::spoil(what, path),
+        ["park"] => calls::park(),
         ["dirty-files"] => files::dirty(),
         ["spin"] => loop {
             std::hint::spin_loop();

@@ -22,6 +22,7 @@ use xen_io::xs_ring::FrontRing;
 use xenstore_core::wire::MsgType;
 
 pub(crate) mod actor;
+pub(crate) mod calls;
 pub(crate) mod files;
 pub(crate) mod puppet;
 pub(crate) mod raw;

@@ -23,13 +23,11 @@ pub(crate) fn socket() -> BorrowedFd<'static> {
 pub(crate) fn request(words: &[u64], attach: bool) -> (Vec<u64>, Vec<OwnedFd>) {
     let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
     let own = rustix::event::eventfd(0, rustix::event::EventfdFlags::empty()).unwrap();
-    let attached = [own.as_fd()];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
     if attach {
-        assert!(control.push(SendAncillaryMessage::ScmRights(&attached)));
+        send_with(socket(), &bytes, &[own.as_fd()]).unwrap();
+    } else {
+        rustix::net::send(socket(), &bytes, SendFlags::NOSIGNAL).unwrap();
     }
-    sendmsg(socket(), &[IoSlice::new(&bytes)], &mut control, SendFlags::NOSIGNAL).unwrap();
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let mut buffer = [0; 4096];
@@ -43,6 +41,24 @@ pub(crate) fn request(words: &[u64], attach: bool) -> (Vec<u64>, Vec<OwnedFd>) {
     }
     let (words, _) = buffer[..got.bytes].as_chunks::<8>();
     (words.iter().map(|word| u64::from_ne_bytes(*word)).collect(), fds)
+}
+
+/// Sends bytes and descriptors.
+fn send_with(
+    socket: impl AsFd,
+    bytes: &[u8],
+    attached: &[BorrowedFd<'_>],
+) -> rustix::io::Result<()> {
+    // For as many as one message may have.
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    assert!(control.push(SendAncillaryMessage::ScmRights(attached)));
+    sendmsg(socket, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL).map(drop)
+}
+
+/// Sends a descriptor as often as one message may have it.
+pub(crate) fn pass(socket: impl AsFd, fd: impl AsFd) -> rustix::io::Result<()> {
+    send_with(socket, b"x", &[fd.as_fd(); 253])
 }
 
 /// Sends words as a request, and takes no answer.
