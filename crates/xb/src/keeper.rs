@@ -7,6 +7,8 @@
 //! The guest's end reads as well, so a guest whose keeper ends is not ended by what it prints: it waits once the FIFO
 //! is full. The next keeper opens the FIFOs again and goes on with the logs.
 //!
+//! A guest that prints without end is read at [`PRINT_RATE`], and waits.
+//!
 //! The keeper bounds the daemons' logs too.
 
 mod ended;
@@ -19,7 +21,7 @@ use crate::host::folder::Folder;
 use crate::host::{Choice, Host};
 use ended::Lives;
 use log::{LOG_MAX, Log};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FlockOperation, flock, inotify};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use std::collections::HashSet;
@@ -34,7 +36,7 @@ use xen::DomId;
 use xen::domctl::RunState;
 
 pub use ended::Ended;
-pub use log::{await_line, keep_log, log_of};
+pub use log::{PRINT_BURST, PRINT_RATE, await_line, keep_log, log_of};
 pub(crate) use log::{await_log, watch_log};
 
 /// How long the keeper may take to answer.
@@ -87,7 +89,7 @@ pub fn run(folder: &Folder) -> Result<(), Error> {
             settle_all(folder, &mut host, &mut settled, &lives)?;
         }
         // Last: the first event came with the reply to the watch, and is for guests that ended without a keeper.
-        wait(&host, &listener, &daemons, &logs)?;
+        wait(&host, &listener, &daemons, &mut logs)?;
     }
 }
 
@@ -115,15 +117,18 @@ fn wait(
     host: &Host,
     listener: &UnixListener,
     daemons: &OwnedFd,
-    logs: &[Log],
+    logs: &mut [Log],
 ) -> Result<(), Error> {
+    let rests: Vec<Option<Duration>> = logs.iter_mut().map(Log::rests).collect();
+    let soonest = rests.iter().flatten().min().and_then(|rest| Timespec::try_from(*rest).ok());
     let mut fds = vec![
         PollFd::new(&host.store, PollFlags::IN),
         PollFd::new(listener, PollFlags::IN),
         PollFd::new(daemons, PollFlags::IN),
     ];
-    fds.extend(logs.iter().map(|log| PollFd::new(&log.pipe, PollFlags::IN)));
-    match poll(&mut fds, None) {
+    let read = logs.iter().zip(&rests).filter(|(_, rest)| rest.is_none());
+    fds.extend(read.map(|(log, _)| PollFd::new(&log.pipe, PollFlags::IN)));
+    match poll(&mut fds, soonest.as_ref()) {
         Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
         Err(errno) => Err(Error::io("waiting")(errno.into())),
     }

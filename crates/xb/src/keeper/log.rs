@@ -14,11 +14,16 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// A log at this size is set aside, and the one that was set aside before is dropped.
 pub(super) const LOG_MAX: u64 = 1 << 20;
 /// Bytes that are taken from a pipe at a time.
 const READ_BYTES: usize = 16 << 10;
+/// Bytes that a guest may print at once: what fills both of its logs.
+pub const PRINT_BURST: u64 = 2 * LOG_MAX;
+/// Bytes a second that a guest may print beyond that. Who prints more waits, as at a slow console.
+pub const PRINT_RATE: u64 = 256 << 10;
 
 /// A guest's log.
 #[must_use]
@@ -132,12 +137,18 @@ pub(crate) fn await_log(
     Ok(())
 }
 
+fn new_credit() -> (u64, Instant) {
+    (PRINT_BURST, Instant::now())
+}
+
 /// A guest's pipe and log.
 pub(super) struct Log {
     pub(super) pipe: File,
     path: PathBuf,
     file: File,
     written: u64,
+    /// Bytes that it may still take, as of that time.
+    credit: (u64, Instant),
 }
 
 impl Log {
@@ -147,7 +158,7 @@ impl Log {
         // What the guest before it printed is had once more.
         let _ = std::fs::rename(&path, path.with_extension("1"));
         let file = File::create(&path)?;
-        Ok(Self { pipe: pipe.into(), path, file, written: 0 })
+        Ok(Self { pipe: pipe.into(), path, file, written: 0, credit: new_credit() })
     }
 
     /// Those of the guests that print: what a keeper before this one has left.
@@ -160,7 +171,7 @@ impl Log {
         let path = guest.join("log");
         let file = File::options().append(true).create(true).open(&path)?;
         let written = file.metadata()?.len();
-        Ok(Self { pipe, path, file, written })
+        Ok(Self { pipe, path, file, written, credit: new_credit() })
     }
 
     /// The folder of its guest.
@@ -168,12 +179,29 @@ impl Log {
         self.path.parent()
     }
 
-    /// Takes what there is; false where nothing will come any more.
+    /// How long nothing is taken, as the guest has printed too much.
+    pub(super) fn rests(&mut self) -> Option<Duration> {
+        let (credit, since) = self.credit;
+        let now = Instant::now();
+        let earned = now.saturating_duration_since(since).as_micros() * u128::from(PRINT_RATE);
+        let earned = u64::try_from(earned / 1_000_000).unwrap_or(PRINT_BURST);
+        if earned > 0 {
+            self.credit = (credit.saturating_add(earned).min(PRINT_BURST), now);
+        }
+        let missing = (READ_BYTES as u64).checked_sub(self.credit.0)?;
+        (missing > 0).then(|| Duration::from_micros(missing * 1_000_000 / PRINT_RATE))
+    }
+
+    /// Takes what there is and may be taken; false where nothing will come any more.
     pub(super) fn take(&mut self) -> bool {
+        if self.rests().is_some() {
+            return true;
+        }
         let mut buffer = [0; READ_BYTES];
         match self.pipe.read(&mut buffer) {
             Ok(0) => false,
             Ok(count) => {
+                self.credit.0 = self.credit.0.saturating_sub(count as u64);
                 // A disk that is full costs the log, not the guest.
                 let _ = self.write(buffer.get(..count).unwrap_or_default());
                 true

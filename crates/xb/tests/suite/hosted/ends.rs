@@ -191,3 +191,44 @@ fn an_exit_status_is_passed_on() {
     assert_eq!(host.run(&["create", &config, "--wait"]).status.code(), Some(0));
     host.until_alone();
 }
+
+/// What does not end is told by name and by status, and done once it can end.
+#[test]
+fn a_guest_that_does_not_end_is_told_of() {
+    let freezer = std::path::PathBuf::from("/sys/fs/cgroup/freezer");
+    let group = freezer.join(format!("xb-test-{}", std::process::id()));
+    if std::fs::create_dir(&group).is_err() {
+        // In version 2 what is frozen ends by SIGKILL.
+        conformance::skip("a guest that does not end", "no freezer of version 1 may be used here");
+        return;
+    }
+    let host = Host::up("stays");
+    host.ok(&["create", &host.config("web", "extra = \"exec sleep 1000\"")]);
+    let broker = host.pid("broker").unwrap().as_raw_nonzero();
+    let children = format!("/proc/{broker}/task/{broker}/children");
+    let pid = std::fs::read_to_string(children).unwrap().trim().to_owned();
+    std::fs::write(group.join("cgroup.procs"), &pid).unwrap();
+    let state = |word: &str| std::fs::write(group.join("freezer.state"), word).unwrap();
+    state("FROZEN");
+    host.fails(&["destroy", "web", "--timeout", "1"], 3, "domain 1 is gone (it is dying");
+    assert_eq!(host.json(&["list"])[1]["state"], "dying");
+    host.fails(
+        &["host", "down"],
+        1,
+        &format!("of its guests is left: process {pid}, control group"),
+    );
+    assert!(host.path("h").exists(), "for another try");
+    state("THAWED");
+    assert!(host.ok(&["host", "down"]).contains("is down"));
+    std::fs::remove_dir(&group).unwrap();
+}
+
+/// A broker that was killed leaves nothing, whoever takes its host down and wherever that was started.
+#[test]
+fn a_host_whose_broker_was_killed_is_taken_down_whole() {
+    let host = Host::up("broker-killed");
+    host.ok(&["create", &host.config("web", "extra = \"exec sleep 1000\"")]);
+    host.kill("broker");
+    assert!(host.ok(&["host", "down"]).contains("is down"));
+    host.nothing_is_left();
+}

@@ -4,7 +4,7 @@ use super::support::{Host, XB};
 use super::traces::entries;
 use serde_json::json;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 #[test]
 fn what_cannot_be_is_refused_in_a_sentence_and_leaves_nothing() {
@@ -268,4 +268,32 @@ fn a_daemons_log_is_bounded() {
         b"and on\n",
         "what holds it open goes on from its start"
     );
+}
+
+/// Bytes that a process has had written.
+fn written(pid: rustix::process::Pid) -> u64 {
+    let io = std::fs::read_to_string(format!("/proc/{}/io", pid.as_raw_nonzero())).unwrap();
+    let line = io.lines().find_map(|line| line.strip_prefix("wchar: ")).unwrap();
+    line.parse().unwrap()
+}
+
+#[test]
+fn a_guest_that_prints_without_end_is_read_at_its_rate() {
+    let host = Host::up("prints");
+    let keeper = host.pid("keeper").unwrap();
+    let (begin, before) = (Instant::now(), written(keeper));
+    host.ok(&["create", &host.config("loud", "extra = \"exec yes\"")]);
+    host.until("its burst is spent", || {
+        (written(keeper) - before >= xb::keeper::PRINT_BURST).then_some(())
+    });
+    std::thread::sleep(Duration::from_secs(2));
+    // What is printed by others and noted of its life is little.
+    let bytes = written(keeper) - before;
+    let most =
+        xb::keeper::PRINT_BURST + xb::keeper::PRINT_RATE * begin.elapsed().as_secs() + (1 << 19);
+    assert!(bytes <= most, "{bytes} bytes, of {most}");
+    // Others are read meanwhile, and it is ended as anybody.
+    host.ok(&["create", &host.config("web", "extra = \"echo hello; exec sleep 1000\"")]);
+    host.until_log("web", "hello");
+    host.ok(&["destroy", "loud"]);
 }

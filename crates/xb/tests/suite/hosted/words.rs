@@ -1,7 +1,9 @@
 //! What programs read: JSON, exit codes, and arguments that would have no effect.
 
-use super::support::Host;
+use super::support::{Host, XB};
+use super::traces::entries;
 use serde_json::{Value, json};
+use std::process::Command;
 
 #[test]
 fn every_command_that_does_something_prints_json() {
@@ -126,4 +128,23 @@ fn cargo_builds_what_is_ours_and_nothing_elsewhere() {
     let other = with("/somewhere/else");
     assert!(other.status.success(), "{other:?}");
     assert!(String::from_utf8_lossy(&other.stdout).contains("xenstore COMMAND"), "{other:?}");
+}
+
+/// No program takes an option for a file or folder.
+#[test]
+fn options_are_options_in_every_program() {
+    let host = Host::down("options");
+    let empty = host.path("empty");
+    std::fs::create_dir(&empty).unwrap();
+    for program in ["xb", "xen-hosted", "xenstored", "xen-blockd", "xenstore"] {
+        let run = |option: &str| {
+            let path = std::path::Path::new(XB).with_file_name(program);
+            Command::new(path).arg(option).current_dir(&empty).output().unwrap()
+        };
+        let help = run("--help");
+        let text = String::from_utf8_lossy(&help.stdout).to_lowercase();
+        assert!(help.status.success() && text.contains("usage"), "{program}: {help:?}");
+        assert!(!run("--no-such-option").status.success(), "{program}");
+        assert_eq!(entries(&empty), Vec::<std::path::PathBuf>::new(), "{program}");
+    }
 }
