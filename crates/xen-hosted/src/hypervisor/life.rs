@@ -218,6 +218,21 @@ mod tests {
     }
 
     #[test]
+    fn a_number_is_nobody_elses_while_its_pages_are_mapped() {
+        let mut broker = broker();
+        let (end, _guest) = pair().unwrap();
+        let guest = broker.add_peer(end, DOMID, Rights::GUEST).unwrap();
+        let (slot, _) = broker.offer_arena(guest, DomId::DOM0, true).unwrap().unwrap();
+        let backend = peer(&mut broker, Role::Backend.rights());
+        let slot = u32::try_from(slot[0]).unwrap();
+        let (words, _) = broker.find_arena(backend, DOMID, slot).unwrap().unwrap();
+        broker.destroy(DOMID).unwrap();
+        assert_eq!(next(&mut broker), DomId(6));
+        assert!(broker.release(backend, (DOMID, slot, words[1])));
+        assert_eq!(next(&mut broker), DOMID);
+    }
+
+    #[test]
     fn a_number_is_nobody_elses_until_who_watches_has_heard_of_its_death() {
         let mut broker = broker();
         let watcher = peer(&mut broker, Role::Store.rights());
