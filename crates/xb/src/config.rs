@@ -42,6 +42,16 @@ impl Place {
         Self { file: file.into(), line: 1, column: 1 }
     }
 
+    /// Goes past a character.
+    pub(crate) fn pass(&mut self, character: char) {
+        if character == '\n' {
+            self.line = self.line.saturating_add(1);
+            self.column = 1;
+        } else {
+            self.column = self.column.saturating_add(1);
+        }
+    }
+
     /// So many characters further on in the same line.
     #[must_use]
     pub fn right(&self, characters: usize) -> Self {
@@ -204,18 +214,20 @@ pub fn parse(file: &str, text: &str, syntax: Syntax) -> Result<Vec<Setting>, Err
 }
 
 /// Settings as a text; what comes out of [`parse`] again.
-#[must_use]
-pub fn write(settings: &[Setting], syntax: Syntax) -> String {
+///
+/// # Errors
+/// [`Error`] at a key of TOML that `xl.cfg` cannot have.
+pub fn write(settings: &[Setting], syntax: Syntax) -> Result<String, Error> {
     match syntax {
         Syntax::Xl => xl::write(settings),
-        Syntax::Toml => toml::write(settings),
+        Syntax::Toml => Ok(toml::write(settings)),
     }
 }
 
-/// The text of a file.
+/// The text of a file, for [`parse`], which tells where a byte is no UTF-8.
 ///
 /// # Errors
-/// A sentence: the file cannot be read, is too large, or no text.
+/// A sentence: the file cannot be read, or is too large.
 pub fn load(path: &Path) -> Result<String, String> {
     use std::io::Read;
     let said =
@@ -226,8 +238,18 @@ pub fn load(path: &Path) -> Result<String, String> {
     if bytes.len() as u64 > FILE_MAX {
         return Err(format!("{}: over {FILE_MAX} bytes, no configuration", path.display()));
     }
-    String::from_utf8(bytes).map_err(|error| {
-        let at = error.utf8_error().valid_up_to();
-        format!("{}: byte {at} is no UTF-8; a configuration is text", path.display())
-    })
+    Ok(text(&bytes))
+}
+
+/// Stands in a text for bytes that are no UTF-8; no character of any script.
+pub(crate) const NO_TEXT: char = char::MAX;
+
+/// Bytes as text.
+fn text(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(bytes.len());
+    for chunk in bytes.utf8_chunks() {
+        text.push_str(chunk.valid());
+        text.extend(chunk.invalid().iter().map(|_| NO_TEXT));
+    }
+    text
 }

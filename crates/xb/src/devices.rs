@@ -319,6 +319,15 @@ pub fn resize(host: &mut Host, disk: &Attached, bytes: u64, limit: Limit) -> Res
         let why = "only raw images are resized, to a multiple of 512 bytes";
         return Err(Error::Refused(format!("disk {vdev} ({}): {why}", disk.target)));
     }
+    let back = disk.device.backend_path();
+    let physical = read(&mut host.store, &format!("{back}/physical-sector-size"))?;
+    let physical = physical.and_then(|text| text.parse::<u64>().ok()).unwrap_or(512);
+    if physical > 0 && !bytes.is_multiple_of(physical) {
+        let whole = bytes.next_multiple_of(physical);
+        return Err(Error::Refused(format!(
+            "disk {vdev} ({path}) is served in whole sectors of {physical} bytes: {bytes} is none, {whole} is"
+        )));
+    }
     let file = std::fs::OpenOptions::new().write(true).open(path).map_err(Error::io(path))?;
     let before = file.metadata().map_err(Error::io(path))?;
     if !before.is_file() || before.len() > bytes {
@@ -328,7 +337,6 @@ pub fn resize(host: &mut Host, disk: &Attached, bytes: u64, limit: Limit) -> Res
         )));
     }
     file.set_len(bytes).map_err(Error::io(path))?;
-    let back = disk.device.backend_path();
     let what = || format!("the backend tells the new size of disk {vdev}");
     watched(host, &[&back], |host| {
         limit.until(&mut host.store, &what, |store| {

@@ -52,7 +52,7 @@ pub(crate) fn run(all: &All, command: &Command) -> Result<u8, Error> {
         (Some(To::Xl), _) | (None, Syntax::Toml) => Syntax::Xl,
         (Some(To::Toml), _) | (None, Syntax::Xl) => Syntax::Toml,
     };
-    out::print(&config::write(&settings, to))
+    out::print(&config::write(&settings, to)?)
 }
 
 /// A description in the words of `xl.cfg`.

@@ -85,7 +85,7 @@ impl Description {
     pub fn read(file: &str, settings: &[Setting]) -> Result<(Self, Vec<Warning>), Error> {
         let by_key = settings.iter().map(|setting| (setting.key.as_str(), setting)).collect();
         let reader = Reader { settings: by_key };
-        let warnings = settings.iter().filter_map(|setting| reader.warning(setting)).collect();
+        let warnings = reader.warnings(settings);
         let name = reader.text("name")?.ok_or_else(|| Error {
             place: Place::start(file),
             found: "no name".into(),
@@ -153,7 +153,30 @@ fn is_name(name: &str) -> bool {
 /// Keys that have no effect where another one is there.
 const BESIDE: [(&str, &str); 3] = [("maxmem", "memory"), ("root", "cmdline"), ("extra", "cmdline")];
 
+/// Keys without effect of which each is told; of more, how many there are.
+const WARNINGS_MAX: usize = 50;
+
 impl Reader<'_> {
+    /// What is to be told of the keys that are not heeded.
+    fn warnings(&self, settings: &[Setting]) -> Vec<Warning> {
+        let mut unheeded = settings.iter().filter(|setting| self.is_unheeded(setting));
+        let told = unheeded.by_ref().take(WARNINGS_MAX);
+        let mut warnings: Vec<Warning> = told.filter_map(|setting| self.warning(setting)).collect();
+        if let Some(next) = unheeded.next() {
+            let more = unheeded.count() + 1;
+            let text =
+                format!("this key and those behind it, {more} in all, have no effect either");
+            warnings.push(Warning { place: next.place.clone(), text });
+        }
+        warnings
+    }
+
+    fn is_unheeded(&self, setting: &Setting) -> bool {
+        let key = &setting.key;
+        let beside = |(of, other): &(&str, &str)| of == key && self.settings.contains_key(other);
+        keys::support(key) != Support::Heeded || BESIDE.iter().any(beside)
+    }
+
     /// What is to be told of a key that is not heeded.
     fn warning(&self, setting: &Setting) -> Option<Warning> {
         let key = &setting.key;

@@ -1,6 +1,6 @@
 //! The same settings in TOML: strings, whole numbers, true and false (1 and 0), and arrays.
 
-use super::{DEPTH_MAX, Error, Kind, Place, Setting, Value};
+use super::{DEPTH_MAX, Error, Kind, NO_TEXT, Place, Setting, Value};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
@@ -9,23 +9,28 @@ use toml::de::{DeTable, DeValue};
 /// # Errors
 /// [`Error`] at the first that makes no sense, and at what no setting can be (tables, dates, fractions).
 pub fn parse(file: &str, text: &str) -> Result<Vec<Setting>, Error> {
+    let places = Places::of(file, text);
+    if let Some(at) = text.find(NO_TEXT) {
+        let (place, found) = (places.at(at), "a byte that is no UTF-8".into());
+        return Err(Error { place, found, expected: "UTF-8".into() });
+    }
     let table = DeTable::parse(text).map_err(|wrong| {
-        let place = place(file, text, wrong.span().map_or(0, |span| span.start));
+        let place = places.at(wrong.span().map_or(0, |span| span.start));
         let found = wrong.message().trim().replace('\n', ", ");
         Error { place, found, expected: "TOML".into() }
     })?;
     let mut settings = Vec::new();
     for (key, value) in table.get_ref() {
-        let at = place(file, text, key.span().start);
-        let value = read(file, text, value, 0)?;
+        let at = places.at(key.span().start);
+        let value = read(&places, value, 0)?;
         settings.push(Setting { key: key.get_ref().to_string(), place: at, value });
     }
     settings.sort_by_key(|setting| (setting.place.line, setting.place.column));
     Ok(settings)
 }
 
-fn read(file: &str, text: &str, from: &Spanned<DeValue<'_>>, depth: u32) -> Result<Value, Error> {
-    let place = place(file, text, from.span().start);
+fn read(places: &Places<'_>, from: &Spanned<DeValue<'_>>, depth: u32) -> Result<Value, Error> {
+    let place = places.at(from.span().start);
     let wrong = |found: &str| Error {
         place: place.clone(),
         found: found.into(),
@@ -40,7 +45,7 @@ fn read(file: &str, text: &str, from: &Spanned<DeValue<'_>>, depth: u32) -> Resu
         }
         DeValue::Boolean(set) => Kind::Number(u64::from(*set), u64::from(*set).to_string()),
         DeValue::Array(array) if depth < DEPTH_MAX => {
-            let values = array.iter().map(|value| read(file, text, value, depth + 1));
+            let values = array.iter().map(|value| read(places, value, depth + 1));
             Kind::List(values.collect::<Result<_, _>>()?)
         }
         DeValue::Array(_) => return Err(wrong("arrays too deep in one another")),
@@ -51,13 +56,42 @@ fn read(file: &str, text: &str, from: &Spanned<DeValue<'_>>, depth: u32) -> Resu
     Ok(Value { place, kind })
 }
 
-/// The line and column of a byte.
-fn place(file: &str, text: &str, at: usize) -> Place {
-    let before = text.get(..at).unwrap_or(text);
-    let line = before.matches('\n').count();
-    let column = before.rsplit('\n').next().map_or(0, |line| line.chars().count());
-    let number = |count: usize| u32::try_from(count.saturating_add(1)).unwrap_or(u32::MAX);
-    Place { file: file.into(), line: number(line), column: number(column) }
+/// Where the bytes of a text stand: counted once, and then from the last mark before a byte.
+struct Places<'a> {
+    text: &'a str,
+    /// A place at least every [`MARK_BYTES`], with its byte.
+    marks: Vec<(usize, Place)>,
+}
+
+/// Bytes that are counted for one place at most, but for the rest of a character.
+const MARK_BYTES: usize = 256;
+
+impl<'a> Places<'a> {
+    fn of(file: &str, text: &'a str) -> Self {
+        let mut place = Place::start(file);
+        let mut marks = vec![(0, place.clone())];
+        let mut next = MARK_BYTES;
+        for (at, character) in text.char_indices() {
+            if at >= next {
+                marks.push((at, place.clone()));
+                next = at + MARK_BYTES;
+            }
+            place.pass(character);
+        }
+        Self { text, marks }
+    }
+
+    /// The place of a byte.
+    fn at(&self, byte: usize) -> Place {
+        let behind = self.marks.partition_point(|(at, _)| *at <= byte);
+        let Some((from, mark)) = self.marks.get(behind.saturating_sub(1)) else {
+            return Place::start("");
+        };
+        let mut place = mark.clone();
+        let between = self.text.get(*from..byte).unwrap_or_default();
+        between.chars().for_each(|character| place.pass(character));
+        place
+    }
 }
 
 /// Settings as TOML.
@@ -67,9 +101,10 @@ pub fn write(settings: &[Setting]) -> String {
     settings.iter().map(line).collect()
 }
 
-/// A key of `xl.cfg` may have dots, which TOML takes for tables.
+/// A key of `xl.cfg` may have dots, which TOML takes for tables; one of TOML may be any string.
 fn key(key: &str) -> String {
-    if key.contains('.') { format!("\"{key}\"") } else { key.into() }
+    let is_bare = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
+    if !key.is_empty() && key.bytes().all(is_bare) { key.into() } else { quoted(key) }
 }
 
 fn written(value: &Value) -> String {

@@ -3,7 +3,8 @@
 //!
 //! Strings know `\" \' \\ \a \b \f \n \r \t \v`, `\x41` and `\101`; octal escapes are octal.
 
-use super::{DEPTH_MAX, Error, Kind, Place, Setting, Value, number};
+use super::{DEPTH_MAX, Error, Kind, NO_TEXT, Place, Setting, Value, number};
+use std::collections::HashMap;
 
 /// A token; strings without their quotes and escapes.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -59,6 +60,7 @@ pub fn parse_after(
     let (place, token) = (Place::start(file), Token::End);
     let at = place.clone();
     let mut parser = Parser { rest: text.chars().peekable(), place, token, at };
+    let mut known = settings.iter().map(|setting| setting.key.clone()).zip(0..).collect();
     parser.step()?;
     loop {
         match parser.token.clone() {
@@ -78,7 +80,7 @@ pub fn parse_after(
                     return Err(parser.wrong("the end of the line, or ;"));
                 }
                 let setting = Setting { key, place: place.clone(), value };
-                store(&mut settings, setting, how)
+                store(&mut settings, &mut known, setting, how)
                     .map_err(|expected| error(&place, "+= with values of two kinds", expected))?;
             }
             _ => return Err(parser.wrong("KEY=VALUE, the key in small letters")),
@@ -96,8 +98,14 @@ enum How {
 }
 
 /// Keeps a setting: the last of a key counts, `+=` adds to the one before.
-fn store(settings: &mut Vec<Setting>, new: Setting, how: How) -> Result<(), &'static str> {
-    let Some(old) = settings.iter_mut().find(|old| old.key == new.key) else {
+fn store(
+    settings: &mut Vec<Setting>,
+    known: &mut HashMap<String, usize>,
+    new: Setting,
+    how: How,
+) -> Result<(), &'static str> {
+    let place = *known.entry(new.key.clone()).or_insert(settings.len());
+    let Some(old) = settings.get_mut(place) else {
         settings.push(new);
         return Ok(());
     };
@@ -124,12 +132,7 @@ impl Parser<'_> {
 
     fn next(&mut self) -> Option<char> {
         let next = self.rest.next()?;
-        if next == '\n' {
-            self.place.line = self.place.line.saturating_add(1);
-            self.place.column = 1;
-        } else {
-            self.place.column = self.place.column.saturating_add(1);
-        }
+        self.place.pass(next);
         Some(next)
     }
 
@@ -166,15 +169,14 @@ impl Parser<'_> {
                     Token::Add
                 }
                 '"' | '\'' => Token::Text(self.text(next)?),
-                'a'..='z' => Token::Key(self.word(next, |next| {
-                    next.is_ascii_lowercase() || next.is_ascii_digit() || "._".contains(next)
-                })),
+                'a'..='z' => Token::Key(self.word(next, is_of_key)),
                 '0'..='9' => Token::Number(self.word(next, |next| next.is_ascii_alphanumeric())),
                 '+' | '-' | '.' | '(' | ')' | ':' => {
                     let found = format!("{next:?}");
                     let expected = "a key, a string, a number or a list (this is no Python)";
                     return Err(error(&self.at, found, expected));
                 }
+                NO_TEXT => return Err(error(&self.at, "a byte that is no UTF-8", "UTF-8")),
                 other => {
                     let found = format!("{other:?}");
                     let expected = "a key (in small letters), a string, a number or a list";
@@ -193,6 +195,7 @@ impl Parser<'_> {
             match self.next() {
                 Some(next) if next == quote => break,
                 Some('\\') => self.escape(&place, &mut bytes)?,
+                Some(NO_TEXT) => return Err(error(&place, "a byte that is no UTF-8", "UTF-8")),
                 None | Some('\n') => {
                     let expected = format!("{quote} in the line where the string begins");
                     return Err(error(&self.at, "a string without an end", &expected));
@@ -289,11 +292,27 @@ impl Parser<'_> {
     }
 }
 
+/// Whether a key may have this behind its first letter.
+fn is_of_key(next: char) -> bool {
+    next.is_ascii_lowercase() || next.is_ascii_digit() || "._".contains(next)
+}
+
 /// Settings as `xl.cfg` has them.
-#[must_use]
-pub fn write(settings: &[Setting]) -> String {
-    let line = |setting: &Setting| format!("{} = {}\n", setting.key, written(&setting.value));
-    settings.iter().map(line).collect()
+///
+/// # Errors
+/// [`Error`] at a key that it cannot have.
+pub fn write(settings: &[Setting]) -> Result<String, Error> {
+    let mut text = String::new();
+    for Setting { key, place, value } in settings {
+        if !key.starts_with(|first: char| first.is_ascii_lowercase()) || !key.chars().all(is_of_key)
+        {
+            let found = format!("the key {:?}", crate::text::short(key));
+            let expected = "small letters, digits, . and _, which is all that xl.cfg can have";
+            return Err(error(place, found, expected));
+        }
+        text += &format!("{key} = {}\n", written(value));
+    }
+    Ok(text)
 }
 
 fn written(value: &Value) -> String {

@@ -107,7 +107,7 @@ fn kept(settings: &[Setting], description: &Description) -> Result<String, Error
     let name = &description.name;
     let heeded = |setting: &&Setting| keys::support(&setting.key) == keys::Support::Heeded;
     let heeded: Vec<Setting> = settings.iter().filter(heeded).cloned().collect();
-    let text = config::write(&heeded, Syntax::Xl);
+    let text = config::write(&heeded, Syntax::Xl)?;
     let again = config::parse(name, &text, Syntax::Xl)
         .and_then(|settings| Description::read(name, &settings));
     let why = match again {

@@ -1,5 +1,6 @@
 //! Configurations: every form of `xl.cfg(5)` and `xl-disk-configuration(5)`, the same in TOML, and what errors say.
 
+use std::time::Instant;
 use xb::config::disk::{Access, BackendType, Format, Specification, number};
 use xb::config::{self, Action, Description, DiskSpec, Syntax};
 
@@ -323,10 +324,10 @@ fn both_ways_and_back_nothing_is_lost() {
         }
         settings.iter().map(|setting| (setting.key.clone(), plain(&setting.value))).collect()
     };
-    let toml = config::write(&first, Syntax::Toml);
+    let toml = config::write(&first, Syntax::Toml).unwrap();
     let second = config::parse("b", &toml, Syntax::Toml).unwrap();
     assert_eq!(values(&first), values(&second), "{toml}");
-    let xl = config::write(&second, Syntax::Xl);
+    let xl = config::write(&second, Syntax::Xl).unwrap();
     let third = config::parse("c", &xl, Syntax::Xl).unwrap();
     assert_eq!(values(&first), values(&third), "{xl}");
 }
@@ -376,4 +377,69 @@ fn an_error_says_which_text_it_is_in() {
     let expected = "the argument \"disk+=['/b,wrong,xvdb']\":1:12: \"wrong\"; expected a format";
     let said = wrong("disk+=['/b,wrong,xvdb']");
     assert!(said.starts_with(expected), "{said}");
+}
+
+#[test]
+fn a_key_of_toml_that_xl_cannot_have_is_refused_there() {
+    let toml = "name = \"web\"\n\"a\\nkernel\" = \"/bin/evil\"\n";
+    let settings = config::parse("w.toml", toml, Syntax::Toml).unwrap();
+    let refused = config::write(&settings, Syntax::Xl).unwrap_err();
+    assert_eq!((refused.place.line, refused.place.column), (2, 1), "{refused}");
+    // And TOML has it again as it was.
+    let again = config::write(&settings, Syntax::Toml).unwrap();
+    assert_eq!(config::parse("a.toml", &again, Syntax::Toml).unwrap()[1].key, "a\nkernel");
+}
+
+/// As much as a file may have, of many keys: it takes as long as it has bytes, not as they squared.
+#[test]
+fn the_longest_configurations_are_read_in_no_time() {
+    let keys = |count: usize| -> String { (0..count).map(|at| format!("k{at}=1\n")).collect() };
+    let values = |count: usize| format!("disk=[{}]\n", "1,".repeat(count));
+    let mut text = keys(90_000) + "name='web'\n";
+    assert!(text.len() as u64 <= config::FILE_MAX);
+    let time = |text: &str, syntax| {
+        let begin = Instant::now();
+        let settings = config::parse("long", text, syntax).unwrap();
+        let _ = Description::read("long", &settings);
+        begin.elapsed()
+    };
+    for syntax in [Syntax::Xl, Syntax::Toml] {
+        // A tenth takes a tenth, more or less: what is squared takes a hundredth.
+        for (short, long) in [(keys(9000), keys(90_000)), (values(40_000), values(400_000))] {
+            let least = |text: &str| (0..3).map(|_| time(text, syntax)).min().unwrap();
+            let (short, long) = (least(&short), least(&long));
+            assert!(long < short * 50, "{syntax:?}: {short:?} and {long:?}");
+        }
+    }
+    // Each key is told of up to a bound.
+    text.push_str("what='more'\n");
+    let settings = config::parse("long", &text, Syntax::Xl).unwrap();
+    let (_, warnings) = Description::read("long", &settings).unwrap();
+    assert!(warnings.len() < 100, "{}", warnings.len());
+    assert!(warnings.last().unwrap().text.contains("89951 in all"), "{:?}", warnings.last());
+}
+
+#[test]
+fn what_is_no_utf8_is_passed_over_in_comments_and_told_of_elsewhere() {
+    let folder = std::env::temp_dir().join(format!("xb-config-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let read = |name: &str, bytes: &[u8]| {
+        let path = folder.join(name);
+        std::fs::write(&path, bytes).unwrap();
+        let text = config::load(&path).unwrap();
+        config::parse(name, &text, Syntax::of(&path)).map_err(|error| error.to_string())
+    };
+    let settings = read("a.cfg", b"# Caf\xe9\nname = 'web' # \xff\xfe\nmemory = 64\n").unwrap();
+    assert_eq!(settings.len(), 2);
+    let expected = ["b.cfg:2:10: a byte that is no UTF-8; expected UTF-8", "c.cfg:1:6"];
+    let found = [
+        read("b.cfg", b"# x\nname = 'w\xe9b'\n").unwrap_err(),
+        read("c.cfg", b"name \xe9= 'web'\n").unwrap_err(),
+    ];
+    assert_eq!(found[0], expected[0]);
+    assert!(found[1].starts_with(expected[1]), "{}", found[1]);
+    // TOML is UTF-8 throughout.
+    let refused = read("d.toml", b"name = 'web' # \xe9\n").unwrap_err();
+    assert!(refused.starts_with("d.toml:1:16: a byte that is no UTF-8"), "{refused}");
+    std::fs::remove_dir_all(folder).unwrap();
 }

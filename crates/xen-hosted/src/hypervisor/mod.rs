@@ -238,9 +238,6 @@ impl Broker {
         cgroups: impl FnOnce() -> Cgroups,
     ) -> io::Result<Self> {
         let (ports_max, arenas_max, mut lacks) = share_descriptors();
-        if !rustix::process::geteuid().is_root() {
-            lacks |= Lack::OwnUser.bit();
-        }
         lacks |= means.lacks();
         let identities_fd = memfd("identities", IDENTITIES_LEN)?;
         let identities = Map::new(&identities_fd, 0, IDENTITIES_LEN, Access::ReadWrite)?;
@@ -378,11 +375,8 @@ struct Means {
 
 impl Means {
     fn find(directory: &Directory, before: &Holdings) -> io::Result<Self> {
-        let users = if rustix::process::geteuid().is_root() {
-            Some(Users::take(before.first_id, directory.inode)?)
-        } else {
-            None
-        };
+        let take = || Users::take(before.first_id, directory.inode);
+        let users = Users::are_there().then(take).transpose()?;
         let first = users.as_ref().map(|users| users.first);
         let namespaces = Namespaces::find(first)?;
         let connections = Connections::find(namespaces, first)?;
@@ -400,8 +394,11 @@ impl Means {
 
     /// What domains do without.
     fn lacks(&self) -> u64 {
-        let devices = self.namespaces != Namespaces::None && self.connections.end_none();
-        self.namespaces.lacks() | if devices { Lack::Devices.bit() } else { 0 }
+        let bit = |lacks: bool, lack: Lack| if lacks { lack.bit() } else { 0 };
+        let no_devices = self.namespaces != Namespaces::None && self.connections.end_none();
+        self.namespaces.lacks()
+            | bit(no_devices, Lack::Devices)
+            | bit(self.users.is_none(), Lack::OwnUser)
     }
 }
 

@@ -205,3 +205,27 @@ fn a_disk_is_mounted_once() {
     host.ok(&["disk", "mount", "web", "xvda"]);
     host.ok(&["disk", "unmount", "web"]);
 }
+
+#[test]
+fn a_disk_is_resized_to_whole_sectors() {
+    let host = Host::up("resize");
+    let image = host.image("a.img", 1 << 20);
+    let config =
+        host.config("web", &format!("disk = [\"{image},,xvda,w\"]\nextra = \"exec sleep 1000\""));
+    host.ok(&["create", &config]);
+    let path =
+        host.command(&["store", "ls", "-f", "/local/domain/0/backend/vbd/1"]).output().unwrap();
+    let nodes = String::from_utf8(path.stdout).unwrap();
+    let physical =
+        nodes.lines().find_map(|line| line.split_once("physical-sector-size = \"")).unwrap().1;
+    let physical: u64 = physical.trim_end_matches('"').parse().unwrap();
+    let odd = (1 << 20) + physical - 512;
+    if physical > 512 {
+        let words = format!("served in whole sectors of {physical} bytes: {odd} is none");
+        host.fails(&["disk", "resize", "web", "xvda", &odd.to_string()], 1, &words);
+        assert_eq!(std::fs::metadata(&image).unwrap().len(), 1 << 20, "the image is as it was");
+    }
+    let whole = (1 << 20) + physical;
+    host.ok(&["disk", "resize", "web", "xvda", &whole.to_string()]);
+    assert_eq!(host.json(&["disk", "list", "web"])[0]["bytes"], whole);
+}
