@@ -23,6 +23,8 @@ pub mod pool;
 pub mod qcow2;
 pub mod target;
 
+pub use lock::wait_for_locks;
+
 use crate::sys::{Page, Vectors};
 use rustix::io::Errno;
 use std::fmt;

@@ -11,7 +11,7 @@ use rustix::time::Timespec;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -115,16 +115,17 @@ impl Daemon {
     pub fn start(self, folder: &Folder, limit: Limit) -> Result<(), Error> {
         let name = self.name();
         let path = folder.log(name);
-        // Begun anew, and appended to: the keeper may empty it later.
-        File::create(&path).map_err(Error::io(path.display()))?;
-        let log = File::options().append(true).open(&path).map_err(Error::io(path.display()))?;
+        // What one before has said stays, and says why it ended; the keeper bounds it.
+        let log = File::options().append(true).create(true).open(&path);
+        let log = log.map_err(Error::io(path.display()))?;
+        let from = log.metadata().map_err(Error::io(path.display()))?.len();
         let watch = watch(&path).map_err(|errno| Error::io(path.display())(errno.into()))?;
         let mut command = self.command(folder)?;
         let errors = log.try_clone().map_err(Error::io(path.display()))?;
         let program = command.get_program().to_string_lossy().into_owned();
         let mut child = command.stdout(log).stderr(errors).spawn().map_err(Error::io(program))?;
         let written = self.note(folder, &child);
-        let served = written.and_then(|()| serves(self, &mut child, &path, &watch, limit));
+        let served = written.and_then(|()| serves(self, &mut child, (&path, from), &watch, limit));
         if served.is_err() {
             // It may have ended by itself; if not, it has made things that it takes away when it is asked to end.
             if let Some(process) = Process::of(&child) {
@@ -156,23 +157,30 @@ fn started_at(pid: Pid) -> Option<String> {
     if state == "Z" { None } else { fields.nth(18).map(str::to_owned) }
 }
 
-fn watch(path: &std::path::Path) -> Result<OwnedFd, rustix::io::Errno> {
+fn watch(path: &Path) -> Result<OwnedFd, rustix::io::Errno> {
     let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
     inotify::add_watch(&watch, path, inotify::WatchFlags::MODIFY)?;
     Ok(watch)
 }
 
-/// Waits until its log says that it serves, or it ends.
+/// What a log says from a byte on; all where it was emptied meanwhile.
+fn read_from(path: &Path, from: u64) -> Result<String, Error> {
+    let log = std::fs::read(path).map_err(Error::io(path.display()))?;
+    let new = usize::try_from(from).ok().and_then(|from| log.get(from..)).unwrap_or(&log);
+    Ok(String::from_utf8_lossy(new).into_owned())
+}
+
+/// Waits until its log says that it serves, from a byte on, or it ends.
 fn serves(
     daemon: Daemon,
     child: &mut Child,
-    path: &PathBuf,
+    (path, from): (&Path, u64),
     watch: &OwnedFd,
     limit: Limit,
 ) -> Result<(), Error> {
     let name = daemon.name();
     loop {
-        let log = std::fs::read_to_string(path).map_err(Error::io(path.display()))?;
+        let log = read_from(path, from)?;
         // A line without an end is not yet what it will be.
         if log
             .rsplit_once('\n')

@@ -2,6 +2,7 @@
 //! whatever way and started again, it goes on where it was; the guests see a pause.
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -17,7 +18,7 @@ use xen::evtchn::EventChannels;
 use xen::gnttab::GrantMap;
 use xen_block::back::{Open, Options, Platform};
 use xen_block::disk::places::Places;
-use xen_block::disk::{qcow2, target};
+use xen_block::disk::{self, qcow2, target};
 use xen_block::filter;
 use xen_block::server::Server;
 use xen_block::throttle;
@@ -156,7 +157,12 @@ struct Provided {
     domid: Option<DomId>,
     /// Where the record is, unless it is said.
     record_dir: PathBuf,
+    /// Where what is served is locked.
+    lock_dir: PathBuf,
 }
+
+/// Where a Xen domain's record and locks are.
+const RUN: &str = "/run/xen-blockd";
 
 fn provided() -> Result<Provided, Failure> {
     if let Some(dir) = std::env::var_os(HOST_VARIABLE) {
@@ -171,6 +177,7 @@ fn provided() -> Result<Provided, Failure> {
             grants: Rc::new(RefCell::new(grants)),
             domid: Some(hosted.domid()),
             record_dir: host.path().join("xen-blockd"),
+            lock_dir: host.path().to_owned(),
         });
     }
     if xen_linux::machine() == Machine::Bare {
@@ -182,7 +189,8 @@ fn provided() -> Result<Provided, Failure> {
         evtchn: Rc::new(RefCell::new(evtchn)),
         grants: Rc::new(RefCell::new(grants)),
         domid: None,
-        record_dir: "/run/xen-blockd".into(),
+        record_dir: RUN.into(),
+        lock_dir: RUN.into(),
     })
 }
 
@@ -208,16 +216,46 @@ fn give_up_privileges() -> Result<(), Failure> {
     filter::install(IOCTLS).map_err(failed)
 }
 
-/// One process only: two would answer the same requests.
-fn lock(record_dir: &Path) -> Result<OwnedFd, Failure> {
-    std::fs::create_dir_all(record_dir)?;
+/// How long what a process before this one has locked is waited for: one that was killed holds it until the kernel is
+/// done with what it had begun.
+const LET_GO_WITHIN: Duration = Duration::from_secs(3);
+/// The least number of a lock's descriptor. A process that ends lets go of its descriptors in their order: of its locks
+/// last.
+const LOCK_DESCRIPTOR: i32 = 1 << 14;
+
+/// Locks what one process may do only: `name`, in a folder that is made if it is not there.
+fn lock(dir: &Path, name: &str, what: &str) -> Result<OwnedFd, Failure> {
+    let path = dir.join(name);
+    let failed = |errno: Errno| format!("{}: {errno}", path.display());
+    std::fs::create_dir_all(dir).map_err(|error| format!("{}: {error}", dir.display()))?;
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let file = rustix::fs::open(record_dir.join("lock"), flags, Mode::RUSR | Mode::WUSR)?;
-    let dir = record_dir.display();
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(errno) => Err(format!("another xen-blockd serves with {dir}: {errno}").into()),
+    let file = rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR).map_err(failed)?;
+    let end = Instant::now() + LET_GO_WITHIN;
+    loop {
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => break,
+            Err(Errno::WOULDBLOCK) if Instant::now() < end => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            Err(Errno::WOULDBLOCK) => {
+                return Err(
+                    format!("another xen-blockd {what} ({} is locked)", path.display()).into()
+                );
+            }
+            Err(errno) => return Err(failed(errno).into()),
+        }
     }
+    // Where the limit of descriptors is less, it stays where it is.
+    Ok(rustix::io::fcntl_dupfd_cloexec(&file, LOCK_DESCRIPTOR).unwrap_or(file))
+}
+
+/// Two would answer the same requests: each kind is served once, and a record has one writer.
+fn lock_all(lock_dir: &Path, kinds: &[&str], record_dir: &Path) -> Result<Vec<OwnedFd>, Failure> {
+    let mut locks = vec![lock(record_dir, "lock", "has its record there")?];
+    for kind in kinds {
+        locks.push(lock(lock_dir, &format!("{kind}.lock"), &format!("serves {kind} here"))?);
+    }
+    Ok(locks)
 }
 
 /// The kinds to be served; not one that the kernel serves already.
@@ -237,7 +275,7 @@ fn kinds(wanted: &[String]) -> Result<Vec<&str>, Failure> {
 }
 
 fn serve(arguments: &Arguments) -> Result<std::convert::Infallible, Failure> {
-    let Provided { evtchn, grants, domid, record_dir } = provided()?;
+    let Provided { evtchn, grants, domid, record_dir, lock_dir } = provided()?;
     let record_dir = arguments.record_dir.clone().unwrap_or(record_dir);
     let on_xen = domid.is_none();
     let kinds = if !on_xen {
@@ -245,7 +283,8 @@ fn serve(arguments: &Arguments) -> Result<std::convert::Infallible, Failure> {
     } else {
         kinds(&arguments.kinds)?
     };
-    let _lock = lock(&record_dir)?;
+    let _locks = lock_all(&lock_dir, &kinds, &record_dir)?;
+    disk::wait_for_locks(LET_GO_WITHIN);
     let mut store = Client::open()?;
     let domid = match domid {
         Some(domid) => domid,

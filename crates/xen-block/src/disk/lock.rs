@@ -10,6 +10,8 @@ use crate::sys::{is_byte_locked, lock_byte};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use std::os::fd::BorrowedFd;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 /// Bytes of who does something.
 const DONE: u64 = 100;
@@ -43,11 +45,33 @@ impl Hold {
     }
 }
 
+/// Until when locks that others hold are waited for.
+static PATIENT_UNTIL: OnceLock<Instant> = OnceLock::new();
+
+/// From now on, for so long, locks that others hold are waited for: a process before this one that was killed holds
+/// its files until the kernel is done with what it had begun. Only the first call counts.
+pub fn wait_for_locks(within: Duration) {
+    PATIENT_UNTIL.get_or_init(|| Instant::now() + within);
+}
+
 /// Locks a file.
 ///
 /// # Errors
 /// `EWOULDBLOCK` where somebody uses it in a way that does not go together with this one.
 pub(super) fn lock(file: BorrowedFd<'_>, hold: Hold) -> Result<(), Errno> {
+    loop {
+        match lock_now(file, hold) {
+            Err(Errno::WOULDBLOCK)
+                if PATIENT_UNTIL.get().is_some_and(|until| Instant::now() < *until) =>
+            {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            locked => return locked,
+        }
+    }
+}
+
+fn lock_now(file: BorrowedFd<'_>, hold: Hold) -> Result<(), Errno> {
     match hold {
         Hold::Reading => {}
         Hold::Keeping => flock(file, FlockOperation::NonBlockingLockShared)?,

@@ -1,6 +1,6 @@
 //! Disks of guests that run: attached, detached, resized, mounted.
 
-use super::support::Host;
+use super::support::{Host, XB};
 use serde_json::json;
 use std::process::{Command, Stdio};
 
@@ -228,4 +228,57 @@ fn a_disk_is_resized_to_whole_sectors() {
     let whole = (1 << 20) + physical;
     host.ok(&["disk", "resize", "web", "xvda", &whole.to_string()]);
     assert_eq!(host.json(&["disk", "list", "web"])[0]["bytes"], whole);
+}
+
+/// Whatever it keeps its record in, a second backend would answer the same requests.
+#[test]
+fn a_second_backend_is_refused_and_takes_nothing_away() {
+    let host = Host::up("second");
+    let image = host.image("a.img", 1 << 20);
+    let config =
+        host.config("web", &format!("disk = [\"{image},,xvda\"]\nextra = \"exec sleep 1000\""));
+    host.ok(&["create", &config]);
+    let second = std::process::Command::new(std::path::Path::new(XB).with_file_name("xen-blockd"))
+        .arg("--record-dir")
+        .arg(host.path("elsewhere"))
+        .env("XEN_HOSTED_HOST", host.path("h/host"))
+        .env("XENSTORED_PATH", host.path("h/store"))
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&second.stderr);
+    assert_eq!(second.status.code(), Some(1), "{said}");
+    assert!(said.contains("another xen-blockd serves vbd here"), "{said}");
+    let disk = &host.json(&["disk", "list", "web"])[0];
+    assert_eq!(disk["backend_state"], "Connected (4)");
+    assert_eq!(disk["frontend_state"], "Connected (4)");
+}
+
+/// One that was killed holds its locks until the kernel is done with it.
+#[test]
+fn a_backend_starts_whenever_one_was_killed_and_what_that_said_is_kept() {
+    let host = Host::up("again");
+    let images = ["a.img", "b.img", "c.img"].map(|name| host.image(name, 1 << 20));
+    let disks: Vec<String> = std::iter::zip(&images, ["xvda", "xvdb", "xvdc"])
+        .map(|(image, vdev)| format!("\"{image},,{vdev},w\""))
+        .collect();
+    let program = "while :; do dd if=/dev/zero of=/dev/xvda bs=64k count=16 conv=notrunc; done";
+    let disks = disks.join(", ");
+    host.ok(&["create", &host.config("web", &format!("disk = [{disks}]\nextra = \"{program}\""))]);
+    for round in 1..=20 {
+        let pid = host.pid("xen-blockd").unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+        // It may still be seen to run.
+        host.until("it is up", || {
+            host.ok(&["host", "up"]);
+            (host.pid("xen-blockd")? != pid).then_some(())
+        });
+        let served = host.log_of("xen-blockd").matches("xen-blockd: serving").count();
+        assert_eq!(served, round + 1, "the log is kept: {}", host.log_of("xen-blockd"));
+        host.until("all disks are connected again", || {
+            let disks = host.json(&["disk", "list", "web"]);
+            let mut disks = disks.as_array()?.iter();
+            disks.all(|disk| disk["backend_state"] == "Connected (4)").then_some(())
+        });
+    }
+    assert!(!host.log_of("xen-blockd").contains("EBUSY"), "{}", host.log_of("xen-blockd"));
 }
