@@ -72,8 +72,9 @@ impl All {
     }
 
     fn open(&self) -> Result<Host, Error> {
-        let mut host = Host::open(self.choice())?;
-        host.store.set_timeout(Some(self.within().max(ANSWERS_WITHIN_MIN)));
+        let within = self.within().max(ANSWERS_WITHIN_MIN);
+        let mut host = Host::open_within(self.choice(), within)?;
+        host.store.set_timeout(Some(within));
         Ok(host)
     }
 

@@ -40,6 +40,7 @@ impl Error {
         match self {
             Self::Timeout { .. } => 3,
             Self::Store(error) if error.errno() == rustix::io::Errno::TIMEDOUT => 3,
+            Self::Platform { error, .. } if error.errno() == crate::host::TIMED_OUT => 3,
             Self::NotFound(_) => 4,
             Self::Interrupted => 130,
             _ => 1,

@@ -7,11 +7,15 @@ pub(crate) mod programs;
 use crate::Error;
 use folder::{Folder, Found};
 use std::path::Path;
+use std::time::Duration;
 use xen::DomId;
 use xen::domctl::{DomainControl, RunState};
 use xen_hosted::domctl::Control;
 use xen_linux::Machine;
 use xenstore::Client;
+
+/// What a platform says where its broker has not answered in time.
+pub(crate) const TIMED_OUT: i32 = rustix::io::Errno::TIMEDOUT.raw_os_error();
 
 /// A host, with a connection to its store and control of its domains.
 pub struct Host {
@@ -97,8 +101,16 @@ impl Host {
     /// Connects to a host.
     ///
     /// # Errors
-    /// A sentence that says what to start.
+    /// As [`Host::open_within`].
     pub fn open(choice: Choice) -> Result<Self, Error> {
+        Self::open_within(choice, Duration::from_secs(xen_hosted::limits::ANSWER_WITHIN_S))
+    }
+
+    /// Connects to a host, whose broker may take so long for each answer.
+    ///
+    /// # Errors
+    /// A sentence that says what to start; [`Error::Timeout`] where the broker does not answer.
+    pub fn open_within(choice: Choice, within: Duration) -> Result<Self, Error> {
         match choice {
             Choice::Hosted(folder) => {
                 let down = || {
@@ -110,8 +122,21 @@ impl Host {
                 if folder.look()? != Found::Host {
                     return Err(down());
                 }
-                let control = match Control::connect(&folder.broker()) {
+                let control = match Control::connect_within(&folder.broker(), within) {
                     Err(xen::Error::NoDev) => return Err(down()),
+                    Err(xen::Error::Busy) => {
+                        let most = xen_hosted::limits::PEERS_MAX;
+                        return Err(Error::Refused(format!(
+                            "the broker of the host in {} has all {most} connections in use: programs hold \
+                             them that are connected to it",
+                            folder.path().display()
+                        )));
+                    }
+                    Err(error) if error.errno() == TIMED_OUT => {
+                        let log = folder.log("broker");
+                        let what = format!("the broker answers (its log: {})", log.display());
+                        return Err(Error::Timeout { what, after: within });
+                    }
                     control => control.map_err(|error| {
                         let log = folder.log("broker");
                         Error::Refused(format!(

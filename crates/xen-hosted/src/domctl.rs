@@ -7,6 +7,7 @@ use crate::{HostDir, Platform, Role};
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 use xen::domctl::{DomainControl, DomainInfo, RunState, Scheduling};
 use xen::domwatch::ShutdownReason;
 use xen::{DomId, Error, Gfn, Port};
@@ -126,6 +127,15 @@ impl Control {
     /// [`Error::NoDev`] where none runs.
     pub fn connect(host: &HostDir) -> Result<Self, Error> {
         Ok(Self { link: Link::connect(&host.socket(Role::Control))? })
+    }
+
+    /// The same, with a bound to how long each answer may take.
+    ///
+    /// # Errors
+    /// [`Error::NoDev`] where none runs, [`Error::Busy`] where it has as many connections as it takes
+    /// ([`PEERS_MAX`](crate::limits::PEERS_MAX)), `ETIMEDOUT` where it does not answer in time.
+    pub fn connect_within(host: &HostDir, within: Duration) -> Result<Self, Error> {
+        Ok(Self { link: Link::connect_within(&host.socket(Role::Control), within)? })
     }
 
     /// Control over a connection that may not have the right to it: each call says so then.

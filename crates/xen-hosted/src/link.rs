@@ -114,24 +114,38 @@ impl Link {
     /// Connects to the socket at `path`, which says what this process may do.
     ///
     /// # Errors
-    /// [`Error::NoDev`] where no broker listens, or what the broker answered.
+    /// As [`Link::connect_within`].
     pub(crate) fn connect(path: &Path) -> Result<Arc<Self>, Error> {
+        Self::connect_within(path, Duration::from_secs(ANSWER_WITHIN_S))
+    }
+
+    /// The same, with a bound to how long each answer may take.
+    ///
+    /// # Errors
+    /// [`Error::NoDev`] where no broker listens, [`Error::Busy`] where it has as many connections as it takes,
+    /// `ETIMEDOUT`, or what the broker answered.
+    pub(crate) fn connect_within(path: &Path, within: Duration) -> Result<Arc<Self>, Error> {
         let family = AddressFamily::UNIX;
         let socket =
             rustix::net::socket_with(family, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
                 .map_err(from_errno)?;
         let address = SocketAddrUnix::new(path).map_err(from_errno)?;
+        // A broker that is stopped has its queue of connections full at some time.
+        set_socket_timeout(&socket, Timeout::Send, Some(within)).map_err(from_errno)?;
         match rustix::net::connect(&socket, &address) {
-            Ok(()) => Self::over(socket),
+            Ok(()) => Self::over_within(socket, within),
             Err(Errno::NOENT | Errno::CONNREFUSED) => Err(Error::NoDev),
-            Err(error) => Err(from_errno(error)),
+            Err(errno) => Err(late(errno)),
         }
     }
 
     /// Speaks to the broker over `socket`.
     pub(crate) fn over(socket: OwnedFd) -> Result<Arc<Self>, Error> {
-        let within = Some(Duration::from_secs(ANSWER_WITHIN_S));
-        set_socket_timeout(&socket, Timeout::Recv, within).map_err(from_errno)?;
+        Self::over_within(socket, Duration::from_secs(ANSWER_WITHIN_S))
+    }
+
+    fn over_within(socket: OwnedFd, within: Duration) -> Result<Arc<Self>, Error> {
+        set_socket_timeout(&socket, Timeout::Recv, Some(within)).map_err(from_errno)?;
         let mut buffer = vec![0; PACKET_MAX];
         let gone = AtomicBool::new(false);
         let mut news = Vec::new();
@@ -294,9 +308,10 @@ fn call(
     if gone.load(Ordering::Relaxed) {
         return Err(Error::NoDev);
     }
-    if let Err(error) = proto::send(socket, &request.encode(), fds, SendFlags::empty()) {
-        gone.store(error == Errno::PIPE, Ordering::Relaxed);
-        return Err(if error == Errno::PIPE { Error::NoDev } else { from_errno(error) });
+    match proto::send(socket, &request.encode(), fds, SendFlags::empty()) {
+        // It may have said why it has closed its end.
+        Ok(()) | Err(Errno::PIPE) => {}
+        Err(errno) => return Err(late(errno)),
     }
     loop {
         let mut fds = Vec::new();
@@ -310,7 +325,7 @@ fn call(
             Err(error) => {
                 // An answer that comes later would be taken for that of another request.
                 gone.store(true, Ordering::Relaxed);
-                return Err(from_errno(error));
+                return Err(late(error));
             }
         };
         match Message::decode(buffer.get(..count).unwrap_or_default()) {
@@ -322,6 +337,12 @@ fn call(
             None => return Err(from_errno(Errno::PROTO)),
         }
     }
+}
+
+/// What a socket says with `EAGAIN` whose time is over, by its own name.
+#[cold]
+fn late(errno: Errno) -> Error {
+    from_errno(if errno == Errno::AGAIN { Errno::TIMEDOUT } else { errno })
 }
 
 /// The error with the number of a system call's.

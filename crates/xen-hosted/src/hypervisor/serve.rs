@@ -13,8 +13,8 @@ use rustix::event::Timespec;
 use rustix::event::epoll::{self, Event, EventData, EventFlags};
 use rustix::fs::{SealFlags, fcntl_add_seals};
 use rustix::io::Errno;
-use rustix::net::RecvFlags;
 use rustix::net::sockopt::{set_socket_send_buffer_size, socket_peercred};
+use rustix::net::{RecvFlags, SendFlags};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use xen::{DomId, Error};
@@ -80,7 +80,13 @@ impl Broker {
         // The folder lets in its owner alone; this says so once more.
         let same = socket_peercred(&socket)
             .is_ok_and(|peer| peer.uid == rustix::process::geteuid() || peer.uid.is_root());
-        if !same || self.peers.count >= PEERS_MAX + self.domains.len() {
+        if !same {
+            return;
+        }
+        if self.peers.count >= PEERS_MAX + self.domains.len() {
+            // It is told before it asks anything, and hears that as the answer.
+            let busy = Message::Reply { errno: Error::Busy.errno(), words: Vec::new() };
+            let _ = proto::send(socket.as_fd(), &busy.encode(), &[], SendFlags::DONTWAIT);
             return;
         }
         if let Err(error) = self.add_peer(socket, DomId::DOM0, role.rights()) {

@@ -64,6 +64,18 @@ fn a_full_table_of_descriptors_is_waited_for() {
     assert_eq!(host.control().list().unwrap().len(), 1);
 }
 
+/// Who finds all connections in use is told that, and not that no broker is there.
+#[test]
+fn who_finds_all_connections_in_use_is_told_so() {
+    let host = Host::start();
+    let most = xen_hosted::limits::PEERS_MAX + 1;
+    let mut crowd: Vec<_> = (0..most).map(|_| connected(&host, Role::Control)).collect();
+    let connect = || Control::connect(&host.host()).map(drop);
+    support::until("the last is let in", || connect() == Err(Error::Busy));
+    crowd.pop();
+    support::until("there is room again", || connect() == Ok(()));
+}
+
 /// The broker's own descriptors are below; those of who connects, and of domains, are from here on.
 const OF_PEERS: u64 = 24;
 

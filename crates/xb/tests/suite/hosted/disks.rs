@@ -238,7 +238,7 @@ fn a_second_backend_is_refused_and_takes_nothing_away() {
     let config =
         host.config("web", &format!("disk = [\"{image},,xvda\"]\nextra = \"exec sleep 1000\""));
     host.ok(&["create", &config]);
-    let second = std::process::Command::new(std::path::Path::new(XB).with_file_name("xen-blockd"))
+    let second = Command::new(std::path::Path::new(XB).with_file_name("xen-blockd"))
         .arg("--record-dir")
         .arg(host.path("elsewhere"))
         .env("XEN_HOSTED_HOST", host.path("h/host"))

@@ -297,3 +297,20 @@ fn a_guest_that_prints_without_end_is_read_at_its_rate() {
     host.until_log("web", "hello");
     host.ok(&["destroy", "loud"]);
 }
+
+/// A broker that does not answer is not waited for longer than was said.
+#[test]
+fn a_broker_that_is_stopped_is_waited_for_as_long_as_was_said() {
+    let host = Host::up("stopped");
+    let broker = host.pid("broker").unwrap();
+    let signal = |signal| rustix::process::kill_process(broker, signal).unwrap();
+    signal(rustix::process::Signal::STOP);
+    for args in [&["list", "--timeout", "1"][..], &["destroy", "web", "--timeout", "1"]] {
+        let begin = Instant::now();
+        host.fails(args, 3, "the broker answers (its log: ");
+        // The broker's own bound is 30 s.
+        assert!(begin.elapsed() < Duration::from_secs(20), "{args:?}: {:?}", begin.elapsed());
+    }
+    signal(rustix::process::Signal::CONT);
+    host.ok(&["list", "--timeout", "20"]);
+}
