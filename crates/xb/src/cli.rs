@@ -65,6 +65,11 @@ fn seconds(text: &str) -> Result<Duration, String> {
     Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
 }
 
+/// The folder that names without `/` in front are in; one that is gone is none.
+fn here() -> PathBuf {
+    std::env::current_dir().unwrap_or_else(|_| "/dev".into())
+}
+
 impl All {
     fn choice(&self) -> Choice {
         let named = std::env::var_os(crate::host::folder::VARIABLE).map(PathBuf::from);

@@ -42,7 +42,8 @@ pub(crate) fn read(
 }
 
 pub(crate) fn run(all: &All, create: &Create) -> Result<u8, Error> {
-    let (description, settings, warnings) = read(&create.file, &create.settings)?;
+    let (mut description, settings, warnings) = read(&create.file, &create.settings)?;
+    description.directory = super::here();
     warnings.iter().for_each(|warning| out::tell(all, &warning.to_string()));
     let mut host = all.open()?;
     let then = if create.paused { Then::StayPaused } else { Then::Run };

@@ -260,7 +260,7 @@ impl Show {
         let spec = format!("vdev={vdev},access=w,target={}", image.display());
         let domid = domain::find(host, name)?.info.domid;
         let spec = DiskSpec::parse(&spec).map_err(|wrong| Error::Refused(wrong.to_string()))?;
-        let disk = devices::prepare(&spec, devices::Place::Hosted)?;
+        let disk = devices::prepare(&spec, devices::Place::Hosted, &super::here())?;
         devices::attach(host, domid, &disk, self.limit()).map(|()| String::new())
     }
 

@@ -155,7 +155,7 @@ fn attach(all: &All, attach: &Attach) -> Result<u8, Error> {
     let mut host = all.open()?;
     let domid = domain::find(&mut host, &attach.domain)?.info.domid;
     let spec = DiskSpec::parse(&text).map_err(|wrong| Error::Refused(wrong.to_string()))?;
-    let disk = devices::prepare(&spec, Place::of(&host))?;
+    let disk = devices::prepare(&spec, Place::of(&host), &super::here())?;
     if attach.no_wait {
         devices::add(&mut host.store, domid, &disk)?;
     } else {

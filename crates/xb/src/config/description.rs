@@ -3,6 +3,7 @@
 use super::keys::{self, Support};
 use super::{DiskSpec, Error, Kind, Place, Setting, Value, Warning, disk};
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use xen::domwatch::ShutdownReason;
 
 /// What happens to a domain that has ended.
@@ -62,6 +63,8 @@ pub struct Description {
     pub cap: u16,
     /// Its disks.
     pub disks: Vec<DiskSpec>,
+    /// Where names of disks without `/` in front are looked for, before `/dev`; nowhere unless it is set.
+    pub directory: PathBuf,
     /// Whether its disks may be mounted by the host's kernel.
     pub kernel_block: bool,
     /// When it has shut down.
@@ -123,6 +126,7 @@ impl Description {
             weight: short(reader.number("cpu_weight", 1, 65535)?, 256),
             cap: short(reader.number("cap", 0, 65535)?, 0),
             disks: reader.disks()?,
+            directory: PathBuf::from("/dev"),
             kernel_block: reader.number("kernel_block", 0, u64::MAX)?.is_some_and(|set| set != 0),
             on_poweroff: reader.action("on_poweroff", Action::Destroy)?,
             on_reboot: reader.action("on_reboot", Action::Restart)?,

@@ -52,11 +52,12 @@ impl Place {
     }
 }
 
-/// Looks whether a disk can be served as it is described.
+/// Looks whether a disk can be served as it is described. A name without `/` in front is looked for in `directory`, and
+/// then below `/dev`, as `xl` does.
 ///
 /// # Errors
 /// A sentence: what cannot be, or is not there.
-pub fn prepare(spec: &DiskSpec, place: Place) -> Result<Disk, Error> {
+pub fn prepare(spec: &DiskSpec, place: Place, directory: &Path) -> Result<Disk, Error> {
     let vdev = &spec.vdev;
     let refused = |why: &str| Error::Refused(format!("disk {vdev}: {why}"));
     let number = spec.number().map_err(|wrong| refused(&wrong))?;
@@ -107,8 +108,8 @@ pub fn prepare(spec: &DiskSpec, place: Place) -> Result<Disk, Error> {
         (None, Format::Raw) if named.starts_with("nbd:unix:") || named.starts_with("memory:") => {
             named.to_owned()
         }
-        (None, Format::Raw) => absolute(named),
-        (None, Format::Qcow2) => format!("qcow2:{}", absolute(named)),
+        (None, Format::Raw) => absolute(named, directory),
+        (None, Format::Qcow2) => format!("qcow2:{}", absolute(named, directory)),
         (None, other) => {
             return Err(refused(&format!(
                 "format {} is not served; raw and qcow2 are",
@@ -120,8 +121,11 @@ pub fn prepare(spec: &DiskSpec, place: Place) -> Result<Disk, Error> {
     if let Target::Raw(path) | Target::Qcow2(path) = parsed
         && let Err(error) = openable(&path, spec)
     {
-        let hint =
-            if named.starts_with('/') { "" } else { " (a name without / in front is below /dev)" };
+        let hint = if named.starts_with('/') {
+            String::new()
+        } else {
+            format!(" ({named} is not in {} either)", directory.display())
+        };
         return Err(refused(&format!("{}: {error}{hint}", path.display())));
     }
     Ok(Disk { spec: spec.clone(), target, number, backend_kind })
@@ -144,8 +148,15 @@ fn openable(path: &Path, spec: &DiskSpec) -> Result<(), String> {
     Err("is no file and no block device".into())
 }
 
-fn absolute(named: &str) -> String {
-    if named.starts_with('/') { named.into() } else { format!("/dev/{named}") }
+fn absolute(named: &str, directory: &Path) -> String {
+    if named.starts_with('/') {
+        return named.into();
+    }
+    let here = directory.join(named);
+    match here.to_str() {
+        Some(path) if !named.is_empty() && here.exists() => path.into(),
+        _ => format!("/dev/{named}"),
+    }
 }
 
 impl Disk {

@@ -55,15 +55,19 @@ pub fn create(
         let why = "hosted guests have no ramdisk; leave the key out";
         return Err(Error::Refused(format!("ramdisk = {ramdisk:?}: {why}")));
     }
-    let disks = description.disks.iter().map(|disk| devices::prepare(disk, devices::Place::Hosted));
+    let prepare = |disk| devices::prepare(disk, devices::Place::Hosted, &description.directory);
+    let disks = description.disks.iter().map(prepare);
     let disks: Vec<Disk> = disks.collect::<Result<_, _>>()?;
     wait::check()?;
     let lock = claim(folder, &mut host.store, control, &description.name)?;
     let guest = folder.guest(&description.name);
     unique(control, description)?;
     let kept = kept(settings, description)?;
-    std::fs::write(guest.join("config"), kept)
-        .map_err(Error::io(guest.join("config").display()))?;
+    let directory = description.directory.as_os_str().as_encoded_bytes();
+    for (name, bytes) in [("config", kept.as_bytes()), ("directory", directory)] {
+        let path = guest.join(name);
+        std::fs::write(&path, bytes).map_err(Error::io(path.display()))?;
+    }
     wait::check()?;
     let created = build(folder, control, description)?;
     let domid = created.domid;
@@ -110,8 +114,10 @@ fn kept(settings: &[Setting], description: &Description) -> Result<String, Error
     let text = config::write(&heeded, Syntax::Xl)?;
     let again = config::parse(name, &text, Syntax::Xl)
         .and_then(|settings| Description::read(name, &settings));
+    let directory = description.directory.clone();
+    let again = again.map(|(again, _)| Description { directory, ..again });
     let why = match again {
-        Ok((again, _)) if again == *description => return Ok(text),
+        Ok(again) if again == *description => return Ok(text),
         Ok(_) => "other settings come out of it".to_owned(),
         Err(error) => error.to_string(),
     };

@@ -9,6 +9,8 @@ use crate::host::{Choice, Host};
 use crate::wait::Limit;
 use crate::{devices, text};
 use std::collections::HashMap;
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use xen::DomId;
@@ -170,6 +172,9 @@ fn kept(folder: &Folder, name: &str) -> Result<(Description, Vec<Setting>), Erro
     let path = folder.guest(name).join("config");
     let text = config::load(&path).map_err(Error::Refused)?;
     let settings = config::parse(&path.display().to_string(), &text, Syntax::Xl)?;
-    let (description, _) = Description::read(name, &settings)?;
+    let (mut description, _) = Description::read(name, &settings)?;
+    let path = path.with_file_name("directory");
+    let directory = std::fs::read(&path).map_err(Error::io(path.display()))?;
+    description.directory = OsString::from_vec(directory).into();
     Ok((description, settings))
 }

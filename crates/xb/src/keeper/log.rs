@@ -5,7 +5,7 @@ use crate::Error;
 use crate::host::folder::Folder;
 use crate::wait::Limit;
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::fs::{CWD, FileType, Mode, OFlags, inotify, mknodat, open};
+use rustix::fs::{CWD, FileType, Mode, OFlags, fstatvfs, inotify, mknodat, open};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use rustix::time::Timespec;
 use std::fs::File;
@@ -18,6 +18,8 @@ use std::time::{Duration, Instant};
 
 /// A log at this size is set aside, and the one that was set aside before is dropped.
 pub(super) const LOG_MAX: u64 = 1 << 20;
+/// Bytes of a file system that logs leave free, or an eighth of it where that is less.
+const RESERVE: u64 = 16 << 20;
 /// Bytes that are taken from a pipe at a time.
 const READ_BYTES: usize = 16 << 10;
 /// Bytes that a guest may print at once: what fills both of its logs.
@@ -211,6 +213,12 @@ impl Log {
     }
 
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        let room = fstatvfs(&self.file)?;
+        let reserve = RESERVE.min(room.f_blocks.saturating_mul(room.f_frsize) / 8);
+        if room.f_bavail.saturating_mul(room.f_frsize) < reserve {
+            // The records of disks are beside it, and matter more.
+            return Ok(());
+        }
         if self.written > LOG_MAX {
             std::fs::rename(&self.path, self.path.with_extension("1"))?;
             self.file = File::create(&self.path)?;

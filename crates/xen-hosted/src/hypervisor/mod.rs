@@ -190,6 +190,9 @@ pub struct Broker {
     /// Peers and listeners that are to be looked at again after a rest.
     resting: BTreeSet<Token>,
     rested_until_ms: u64,
+    /// Groups of domains that are gone, which the kernel does not let be removed yet: a process may leave its group
+    /// after it was waited for.
+    lingering: Vec<Group>,
     stopping: bool,
 }
 
@@ -275,6 +278,7 @@ impl Broker {
             input: vec![0; crate::limits::CREATE_MAX],
             resting: BTreeSet::new(),
             rested_until_ms: 0,
+            lingering: Vec::new(),
             stopping: false,
         };
         let identity = broker.take_identity();
@@ -327,6 +331,12 @@ impl Broker {
 }
 
 impl Broker {
+    /// Removes the groups of domains that are gone; whether all are.
+    fn remove_lingering(&mut self) -> bool {
+        self.lingering.retain_mut(|group| !group.remove().is_empty());
+        self.lingering.is_empty()
+    }
+
     /// Ends all domains, and leaves nothing behind but what does not end within [`ENDS_WITHIN`].
     pub fn end(&mut self) -> Vec<Remainder> {
         for (domid, domain) in &self.domains {
@@ -340,10 +350,13 @@ impl Broker {
             {
                 left.push(Remainder::Process(process.pid.as_raw_nonzero().get()));
             }
-            if let Some(mut group) = domain.group.take() {
-                left.extend(group.remove().into_iter().map(Remainder::Group));
-            }
+            self.lingering.extend(domain.group.take());
         }
+        while !self.remove_lingering() && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let groups = self.lingering.drain(..).flat_map(|mut group| group.remove());
+        left.extend(groups.map(Remainder::Group));
         self.cgroups.remove();
         if let Some(directory) = self.directory.take() {
             for (role, _) in self.listeners.drain(..) {

@@ -42,7 +42,8 @@ impl Broker {
         while !self.stopping {
             events.clear();
             let rest = Timespec { tv_sec: 0, tv_nsec: (REST_MS * 1_000_000) as i64 };
-            let timeout = (!self.resting.is_empty()).then_some(&rest);
+            let is_done = self.resting.is_empty() && self.lingering.is_empty();
+            let timeout = (!is_done).then_some(&rest);
             match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), timeout) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(errno) => return Err(errno.into()),
@@ -251,7 +252,7 @@ impl Broker {
     }
 
     fn wake_resting(&mut self) {
-        if self.resting.is_empty() {
+        if self.resting.is_empty() && self.lingering.is_empty() {
             return;
         }
         let now_ms = now_ms();
@@ -259,6 +260,7 @@ impl Broker {
             return;
         }
         self.rested_until_ms = now_ms + REST_MS;
+        self.remove_lingering();
         for token in std::mem::take(&mut self.resting) {
             match token {
                 Token::Peer(id) => {

@@ -150,4 +150,7 @@ fn a_broker_tells_what_does_not_end_with_it() {
     assert!(said.contains(&format!("process {pid} does not end")), "{said}");
     assert_eq!(status.code(), Some(1));
     until("it ends with its broker", || !lives(pid));
+    // Its groups are there yet, and noted.
+    assert_eq!(xen_hosted::hypervisor::clear(&host.host()).unwrap(), []);
+    assert_eq!(crate::faults::host_groups(&host), Vec::<std::path::PathBuf>::new());
 }

@@ -282,3 +282,24 @@ fn a_backend_starts_whenever_one_was_killed_and_what_that_said_is_kept() {
     }
     assert!(!host.log_of("xen-blockd").contains("EBUSY"), "{}", host.log_of("xen-blockd"));
 }
+
+/// As by `xl`: a name without / in front is of the folder where the command was given, also when the guest is started again.
+#[test]
+fn a_relative_name_is_looked_for_where_the_command_was_given() {
+    let host = Host::up("relative");
+    let image = host.image("a.img", 1 << 20);
+    let config = host.config("web", "disk = [\"a.img,,xvda,w\"]\nextra = \"exec sleep 1000\"");
+    let here = |args: &[&str]| {
+        let output = host.command(args).current_dir(host.path("")).output().unwrap();
+        assert!(output.status.success(), "{args:?}: {output:?}");
+    };
+    let target = || host.json(&["disk", "list", "web"])[0]["target"].clone();
+    host.fails(&["create", &config], 1, "/dev/a.img: No such file or directory");
+    here(&["create", &config]);
+    assert_eq!(target(), image);
+    host.ok(&["reboot", "web", "--wait"]);
+    host.until("it runs again", || (host.try_json(&["info", "web"])?["domid"] == 2).then_some(()));
+    host.until("its disk is there", || (target() == image).then_some(()));
+    host.image("b.img", 1 << 20);
+    here(&["disk", "attach", "web", "b.img,,xvdb,w"]);
+}

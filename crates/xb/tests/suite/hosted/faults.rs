@@ -23,7 +23,7 @@ fn what_cannot_be_is_refused_in_a_sentence_and_leaves_nothing() {
         (disk("/not/there.img,,xvda"), "disk xvda: /not/there.img: No such file or directory"),
         (
             disk("there.img,,xvda"),
-            "disk xvda: /dev/there.img: No such file or directory (a name without / in front is below /dev)",
+            "disk xvda: /dev/there.img: No such file or directory (there.img is not in /",
         ),
         (
             disk(&format!("{good},vhd,xvda")),
@@ -313,4 +313,39 @@ fn a_broker_that_is_stopped_is_waited_for_as_long_as_was_said() {
     }
     signal(rustix::process::Signal::CONT);
     host.ok(&["list", "--timeout", "20"]);
+}
+
+/// What guests print leaves room for the records of disks, which lie beside it.
+#[test]
+fn guests_that_print_do_not_fill_the_records_folder() {
+    let host = Host::down("full");
+    let loud = "extra = \"exec yes\"";
+    let guests: Vec<String> = (0..8).map(|at| host.config(&format!("loud{at}"), loud)).collect();
+    let quiet = host.config(
+        "quiet",
+        "disk = [\"vdev=xvda,target=memory:1048576\"]\nextra = \"exec sleep 1000\"",
+    );
+    // Eight times two MiB are printed at once, and more later; the folder has twelve.
+    let script = format!(
+        "set -e; mkdir $DIR/h && mount -t tmpfs -o size=12m,mode=700 none $DIR/h
+         xb() {{ $XB --host $DIR/h \"$@\"; }}
+         xb host up > /dev/null
+         for config in {}; do xb create $config > /dev/null; done
+         sleep 4
+         df --output=avail -k $DIR/h | tail -1
+         xb create {quiet} > /dev/null
+         xb --json disk list quiet
+         xb host down > /dev/null
+         umount $DIR/h && rmdir $DIR/h",
+        guests.join(" ")
+    );
+    let test = "guests_that_print_do_not_fill_the_records_folder";
+    let Some(output) = super::demo::apart(test, &host, &script) else { return };
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{output:?}");
+    let (free, disk) = said.trim().split_once('\n').unwrap();
+    // An eighth of it, but for what was being written.
+    let free: u64 = free.trim().parse().unwrap();
+    assert!((1024..6 * 1024).contains(&free), "{free} KiB are free");
+    assert!(disk.contains("Connected (4)"), "{disk}");
 }
