@@ -5,6 +5,7 @@
 
 pub mod create;
 mod follow;
+mod program;
 
 use crate::devices;
 use crate::host::Host;

@@ -58,3 +58,5 @@ pub const LISTED_AT_ONCE: usize = 32;
 pub const CHANGES_AT_ONCE: usize = 64;
 /// Signals with a value that may wait for a domain's processes.
 pub const SIGNALS_MAX: u64 = 256;
+/// Bytes of a program that is a script, its end included.
+pub const SCRIPT_MAX: usize = 1 << 20;

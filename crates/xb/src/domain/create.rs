@@ -2,6 +2,7 @@
 
 use crate::config::{self, Description, Setting, Syntax, keys};
 use crate::devices::{self, Disk};
+use crate::domain::program;
 use crate::host::folder::{Folder, replace};
 use crate::host::{Host, Platform};
 use crate::wait::{self, Limit};
@@ -203,7 +204,7 @@ fn build(
         Some(kernel) => {
             config.args = vec![kernel.into()];
             config.args.extend(description.extra.split_whitespace().map(Into::into));
-            File::open(kernel).map_err(Error::io(format!("kernel {kernel}")))?
+            program::open(kernel)?
         }
     };
     let name = &description.name;
@@ -217,7 +218,9 @@ fn build(
     };
     control.create(&config, descriptors).map_err(|error| {
         let log = folder.log("broker");
-        Error::Refused(format!("{name} cannot be created: {error}; {} says more", log.display()))
+        // Of files and namespaces, not of ports and grants.
+        let cause = text::cause(&std::io::Error::from_raw_os_error(error.errno()));
+        Error::Refused(format!("{name} cannot be created: {cause}; {} says more", log.display()))
     })
 }
 

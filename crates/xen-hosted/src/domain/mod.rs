@@ -5,6 +5,7 @@ mod delegation;
 pub(crate) mod devices;
 pub(crate) mod filter;
 pub(crate) mod sandbox;
+mod script;
 
 pub use filter::system_calls;
 

@@ -7,6 +7,7 @@
 
 use super::devices::{self, DeviceMount, Names};
 use super::filter::{self, Processes, Sandbox};
+use super::script::Script;
 use super::{Config, DEVICES_DESCRIPTOR, DEVICES_VARIABLE, Devices, Files, GUEST_DESCRIPTOR, Lack};
 use crate::limits::SIGNALS_MAX;
 use crate::proto::{self, Message, Request};
@@ -115,7 +116,7 @@ fn try_root(setup: &OwnedFd, user: User, devices: Devices) -> Result<Option<Owne
         become_user(INNER_ID)?;
     }
     leave_namespaces("probe")?;
-    build_root(&Config { devices, ..Config::default() })?;
+    build_root(&Config { devices, ..Config::default() }, None)?;
     Ok(fuse)
 }
 
@@ -137,6 +138,7 @@ fn enter(mut plan: Plan<'_>, tells: &OwnedFd) -> Result<std::convert::Infallible
         rustix::io::write(tasks, b"0").map_err(|errno| (1, errno))?;
     }
     let has_namespaces = plan.lacks & Lack::Namespaces.bit() == 0;
+    let script = Script::of(&plan.files[0], has_namespaces).map_err(|errno| (10, errno))?;
     let mut fuse = devices::connect(&mut plan);
     let mut names = None;
     if plan.user == User::Mapped {
@@ -144,7 +146,8 @@ fn enter(mut plan: Plan<'_>, tells: &OwnedFd) -> Result<std::convert::Infallible
     }
     if has_namespaces {
         leave_namespaces(&plan.hostname).map_err(|errno| (3, errno))?;
-        build_root(plan.config).map_err(|errno| (4, errno))?;
+        build_root(plan.config, script.as_ref().map(|_| &plan.files[0]))
+            .map_err(|errno| (4, errno))?;
         names = fuse.as_ref().and_then(|fuse| devices::mount(fuse, &plan).ok());
         if fuse.is_some() && names.is_none() {
             // Refused by an old kernel or a policy: the domain lives without.
@@ -167,7 +170,10 @@ fn enter(mut plan: Plan<'_>, tells: &OwnedFd) -> Result<std::convert::Infallible
     // Beyond those that the program gets, so that none is overwritten before it was copied.
     let high = |fd: &OwnedFd| rustix::io::fcntl_dupfd_cloexec(fd, 16).map_err(|errno| (7, errno));
     let [program, input, output, error] = &plan.files;
-    let (program, link, setup) = (high(program)?, high(&plan.link)?, high(&plan.setup)?);
+    let interpreter = script.as_ref().map(Script::open_interpreter).transpose();
+    let interpreter = interpreter.map_err(|errno| (10, errno))?;
+    let program = high(interpreter.as_ref().unwrap_or(program))?;
+    let (link, setup) = (high(&plan.link)?, high(&plan.setup)?);
     let fuse = fuse.as_ref().map(high).transpose()?;
     let names: Vec<OwnedFd> =
         names.iter().flat_map(Names::all).map(high).collect::<Result<_, _>>()?;
@@ -183,6 +189,9 @@ fn enter(mut plan: Plan<'_>, tells: &OwnedFd) -> Result<std::convert::Infallible
     let plan = Plan { setup, ..plan };
     give_up_privileges(&plan).map_err(|errno| (8, errno))?;
     let mut strings = plan.config.program_strings().ok_or((10, Errno::INVAL))?;
+    if let Some(script) = script {
+        strings.0 = script.arguments(strings.0);
+    }
     if fuse.is_some() {
         let variable = CString::new(format!("{DEVICES_VARIABLE}={DEVICES_DESCRIPTOR}"));
         strings.1.push(variable.map_err(|_| (10, Errno::INVAL))?);
@@ -252,14 +261,19 @@ fn leave_namespaces(hostname: &str) -> Result<(), Errno> {
     rustix::system::sethostname(hostname.as_bytes())
 }
 
-/// Puts the domain's root together at [`ROOT`]: an empty file system, and what it may see in it.
-fn build_root(config: &Config) -> Result<(), Errno> {
+/// Puts the domain's root together at [`ROOT`]: an empty file system, and what it may see in it; its program, if that is
+/// a script.
+fn build_root(config: &Config, script: Option<&OwnedFd>) -> Result<(), Errno> {
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     rustix::mount::mount_change("/", private)?;
     // Kept open: what is to be seen may lie below where the new root is put.
     let host = open("/", OFlags::PATH | OFlags::CLOEXEC | OFlags::DIRECTORY, Mode::empty())?;
+    let script = script.map(Script::text).transpose()?;
+    let size = 16 + script.as_ref().map_or(0, |text| text.len().div_ceil(4096) * 4);
+    let options = CString::new(format!("size={size}k,nr_inodes=64,mode=0755"));
+    let options = options.map_err(|_| Errno::INVAL)?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV;
-    rustix::mount::mount("domain", ROOT, "tmpfs", flags, c"size=16k,nr_inodes=64,mode=0755")?;
+    rustix::mount::mount("domain", ROOT, "tmpfs", flags, options.as_c_str())?;
     if config.devices != Devices::None {
         for name in ["dev", "mnt", "tmp"] {
             mkdir(format!("{ROOT}/{name}"), Mode::from_raw_mode(0o755))?;
@@ -278,6 +292,9 @@ fn build_root(config: &Config) -> Result<(), Errno> {
                 Err(errno) => return Err(errno),
             }
         }
+    }
+    if let Some(text) = &script {
+        Script::put(text)?;
     }
     drop(host);
     let root = CString::new(ROOT).map_err(|_| Errno::INVAL)?;

@@ -349,3 +349,46 @@ fn guests_that_print_do_not_fill_the_records_folder() {
     assert!((1024..6 * 1024).contains(&free), "{free} KiB are free");
     assert!(disk.contains("Connected (4)"), "{disk}");
 }
+
+/// A kernel without Xen is a program, or a script; what cannot be run is told at once.
+#[test]
+fn a_kernel_that_cannot_be_run_is_refused_and_a_script_runs() {
+    let host = Host::up("kernel");
+    let nodes = host.nodes();
+    let file = |name: &str, bytes: &[u8], mode: u32| {
+        let path = host.path(name);
+        std::fs::write(&path, bytes).unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(mode);
+        std::fs::set_permissions(&path, mode).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let mut linux = vec![0; 1024];
+    linux[0x202..0x206].copy_from_slice(b"HdrS");
+    let script = "#!/bin/sh -e\necho \"hello $1 from $0\"; cat \"$0\" | wc -l; exec sleep 1000\n";
+    for (name, bytes, mode, words) in [
+        (
+            "linux",
+            &linux[..],
+            0o755,
+            "is a Linux kernel: without Xen a guest's kernel is a program",
+        ),
+        (
+            "arm",
+            b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\xff\xff",
+            0o755,
+            "of another machine",
+        ),
+        ("text", b"hello\n", 0o755, "is no program"),
+        ("plain", script.as_bytes(), 0o644, "may not be run (chmod +x)"),
+        ("none", b"#!/not/there\n", 0o755, "No such file or directory"),
+    ] {
+        let kernel = file(name, bytes, mode);
+        let config = host.config("bad", &format!("kernel = \"{kernel}\""));
+        host.fails(&["create", &config], 1, words);
+        assert_eq!(host.nodes(), nodes, "{name}");
+    }
+    let kernel = file("script", script.as_bytes(), 0o755);
+    let config = host.config("web", &format!("kernel = \"{kernel}\"\nextra = \"world\""));
+    host.ok(&["create", &config]);
+    host.until_log("web", "hello world from /kernel\n2");
+}
