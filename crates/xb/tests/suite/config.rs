@@ -443,3 +443,27 @@ fn what_is_no_utf8_is_passed_over_in_comments_and_told_of_elsewhere() {
     assert!(refused.starts_with("d.toml:1:16: a byte that is no UTF-8"), "{refused}");
     std::fs::remove_dir_all(folder).unwrap();
 }
+
+/// Keys that came with Xen 4.18 to 4.23 are known, and told to have no effect.
+#[test]
+fn keys_of_later_versions_are_known() {
+    let keys = [
+        "altp2m_count",
+        "arm_sci",
+        "bootloader_restrict",
+        "bootloader_user",
+        "hvm_pirq",
+        "llc_colors",
+        "nr_spis",
+        "smbios",
+        "sve",
+        "trap_unmapped_accesses",
+        "virtio",
+        "xen_platform_pci_bar_uc",
+    ];
+    for key in keys {
+        let (_, warnings) = read(&format!("name='web'\n{key}=1\n"), Syntax::Xl).unwrap();
+        let said = format!("web.cfg:2:1: {key} is not supported yet and has no effect");
+        assert_eq!(warnings, [said]);
+    }
+}
