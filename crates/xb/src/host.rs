@@ -14,7 +14,7 @@ use xen_hosted::domctl::Control;
 use xen_linux::Machine;
 use xenstore::Client;
 
-/// What a platform says where its broker has not answered in time.
+/// The error's number for a broker that has not answered in time.
 pub(crate) const TIMED_OUT: i32 = rustix::io::Errno::TIMEDOUT.raw_os_error();
 
 /// A host, with a connection to its store and control of its domains.

@@ -129,7 +129,7 @@ impl Control {
         Ok(Self { link: Link::connect(&host.socket(Role::Control))? })
     }
 
-    /// The same, with a bound to how long each answer may take.
+    /// Connects with a bound to the time that each answer may take.
     ///
     /// # Errors
     /// [`Error::NoDev`] where none runs, [`Error::Busy`] where it has as many connections as it takes

@@ -119,7 +119,7 @@ impl Link {
         Self::connect_within(path, Duration::from_secs(ANSWER_WITHIN_S))
     }
 
-    /// The same, with a bound to how long each answer may take.
+    /// Connects with a bound to the time that each answer may take.
     ///
     /// # Errors
     /// [`Error::NoDev`] where no broker listens, [`Error::Busy`] where it has as many connections as it takes,
@@ -339,7 +339,7 @@ fn call(
     }
 }
 
-/// What a socket says with `EAGAIN` whose time is over, by its own name.
+/// A socket's error; `EAGAIN`, which is a time that is over, by its own name.
 #[cold]
 fn late(errno: Errno) -> Error {
     from_errno(if errno == Errno::AGAIN { Errno::TIMEDOUT } else { errno })

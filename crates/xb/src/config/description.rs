@@ -63,7 +63,7 @@ pub struct Description {
     pub cap: u16,
     /// Its disks.
     pub disks: Vec<DiskSpec>,
-    /// Where names of disks without `/` in front are looked for, before `/dev`; nowhere unless it is set.
+    /// The folder in which names of disks without `/` in front are looked for, before `/dev`.
     pub directory: PathBuf,
     /// Whether its disks may be mounted by the host's kernel.
     pub kernel_block: bool,
@@ -161,7 +161,7 @@ const BESIDE: [(&str, &str); 3] = [("maxmem", "memory"), ("root", "cmdline"), ("
 const WARNINGS_MAX: usize = 50;
 
 impl Reader<'_> {
-    /// What is to be told of the keys that are not heeded.
+    /// Warnings of the keys that are not heeded.
     fn warnings(&self, settings: &[Setting]) -> Vec<Warning> {
         let mut unheeded = settings.iter().filter(|setting| self.is_unheeded(setting));
         let told = unheeded.by_ref().take(WARNINGS_MAX);

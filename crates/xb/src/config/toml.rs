@@ -56,7 +56,7 @@ fn read(places: &Places<'_>, from: &Spanned<DeValue<'_>>, depth: u32) -> Result<
     Ok(Value { place, kind })
 }
 
-/// Where the bytes of a text stand: counted once, and then from the last mark before a byte.
+/// The places of a text's bytes: counted once, and then from the last mark before a byte.
 struct Places<'a> {
     text: &'a str,
     /// A place at least every [`MARK_BYTES`], with its byte.

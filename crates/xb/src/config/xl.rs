@@ -292,7 +292,7 @@ impl Parser<'_> {
     }
 }
 
-/// Whether a key may have this behind its first letter.
+/// True for what a key may have behind its first letter.
 fn is_of_key(next: char) -> bool {
     next.is_ascii_lowercase() || next.is_ascii_digit() || "._".contains(next)
 }

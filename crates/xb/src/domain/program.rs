@@ -11,9 +11,9 @@ use std::path::Path;
 const HEAD: usize = 1024;
 /// A program of ELF: magic, 64 bits.
 const ELF: &[u8] = b"\x7fELF\x02";
-/// Where ELF has the machine.
+/// The bytes of ELF that name the machine.
 const MACHINE: std::ops::Range<usize> = 18..20;
-/// Where Linux' images for x86 have `HdrS`.
+/// The bytes of Linux' images for x86 that are `HdrS`.
 const LINUX: std::ops::Range<usize> = 0x202..0x206;
 
 /// Opens the file, which is to be run without Xen.

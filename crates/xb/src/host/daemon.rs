@@ -163,7 +163,7 @@ fn watch(path: &Path) -> Result<OwnedFd, rustix::io::Errno> {
     Ok(watch)
 }
 
-/// What a log says from a byte on; all where it was emptied meanwhile.
+/// Reads a log from a byte on, or all of one that was emptied meanwhile.
 fn read_from(path: &Path, from: u64) -> Result<String, Error> {
     let log = std::fs::read(path).map_err(Error::io(path.display()))?;
     let new = usize::try_from(from).ok().and_then(|from| log.get(from..)).unwrap_or(&log);
@@ -320,7 +320,7 @@ pub fn stop(daemon: Daemon, folder: &Folder) -> Result<(), Error> {
 /// Ends all daemons and what a killed broker has left, and removes the folder. Domains are to be destroyed before.
 ///
 /// # Errors
-/// Where something does not end: the folder stays, so that it can be tried again.
+/// Something does not end: the folder stays, so that it can be tried again.
 pub fn down(folder: &Folder) -> Result<(), Error> {
     if folder.look()? != Found::Host {
         return Ok(());

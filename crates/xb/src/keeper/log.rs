@@ -181,7 +181,7 @@ impl Log {
         self.path.parent()
     }
 
-    /// How long nothing is taken, as the guest has printed too much.
+    /// The time for which nothing is taken, as the guest has printed too much.
     pub(super) fn rests(&mut self) -> Option<Duration> {
         let (credit, since) = self.credit;
         let now = Instant::now();

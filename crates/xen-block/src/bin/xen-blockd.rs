@@ -157,11 +157,11 @@ struct Provided {
     domid: Option<DomId>,
     /// Where the record is, unless it is said.
     record_dir: PathBuf,
-    /// Where what is served is locked.
+    /// The folder of the locks of what is served.
     lock_dir: PathBuf,
 }
 
-/// Where a Xen domain's record and locks are.
+/// The folder of a Xen domain's record and locks.
 const RUN: &str = "/run/xen-blockd";
 
 fn provided() -> Result<Provided, Failure> {
@@ -216,7 +216,7 @@ fn give_up_privileges() -> Result<(), Failure> {
     filter::install(IOCTLS).map_err(failed)
 }
 
-/// How long what a process before this one has locked is waited for: one that was killed holds it until the kernel is
+/// The time for which another process's locks are waited for: one that was killed holds them until the kernel is
 /// done with what it had begun.
 const LET_GO_WITHIN: Duration = Duration::from_secs(3);
 /// The least number of a lock's descriptor. A process that ends lets go of its descriptors in their order: of its locks

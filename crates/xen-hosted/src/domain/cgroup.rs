@@ -140,7 +140,7 @@ fn own_group(text: &str, controller: &str) -> Option<PathBuf> {
 }
 
 impl Cgroups {
-    /// What there is, with a group called `name` for this host in each hierarchy. `note` hears of each before it is made.
+    /// Finds the hierarchies, and makes a group called `name` in each. `note` hears of each before it is made.
     pub(crate) fn find(name: &str, mut note: impl FnMut(&Path)) -> Self {
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();

@@ -15,9 +15,9 @@ use rustix::mount::{
 use std::ffi::CString;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
-/// How the connection is opened.
+/// The flags that a connection is opened with.
 const FUSE_FLAGS: OFlags = OFlags::RDWR.union(OFlags::CLOEXEC).union(OFlags::NONBLOCK);
-/// How a descriptor is opened that only names something.
+/// The flags of a descriptor that only names something.
 const NAME_FLAGS: OFlags = OFlags::PATH.union(OFlags::CLOEXEC).union(OFlags::NOFOLLOW);
 
 /// A mount of FUSE that is nowhere yet, and the connection of who serves it.

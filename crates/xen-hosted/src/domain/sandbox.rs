@@ -45,7 +45,7 @@ pub(crate) struct Plan<'a> {
     pub(crate) config: &'a Config,
     pub(crate) user: User,
     pub(crate) lacks: u64,
-    /// What its host's mounts and groups are called by.
+    /// The name of its host's mounts and groups.
     pub(crate) host: &'a str,
     /// Version 1 groups: where to write `0`.
     pub(crate) join: Vec<OwnedFd>,
@@ -97,7 +97,7 @@ pub(crate) fn try_namespaces(setup: &OwnedFd, user: User) -> ! {
     sys::exit_now(tried.err().map_or(0, Errno::raw_os_error))
 }
 
-/// The same for a `/dev` that can be unmounted by force.
+/// Tries that for a `/dev` which is unmounted by force.
 pub(crate) fn try_devices(setup: &OwnedFd, user: User) -> ! {
     let tried = try_root(setup, user, Devices::Files)
         .and_then(|fuse| devices::try_to_unmount(&fuse.ok_or(Errno::NODEV)?));

@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use std::ffi::CString;
 use std::os::fd::{AsRawFd, OwnedFd};
 
-/// Where a domain with namespaces has it, below its root.
+/// The script's name in the root of a domain with namespaces.
 const NAME: &str = "kernel";
 /// Bytes in which the first line has to end (`BINPRM_BUF_SIZE`).
 const LINE_MAX: usize = 256;

@@ -11,10 +11,9 @@ use rustix::fs::{AtFlags, Mode, OFlags, openat, statat, statfs};
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
-use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-/// Where a system's start mounts fusectl.
+/// The folder where a system's start mounts fusectl.
 const MOUNTED: &str = "/sys/fs/fuse/connections";
 /// `FUSE_CTL_SUPER_MAGIC`.
 const FUSE_CTL: i64 = 0x6573_5543;
@@ -45,26 +44,22 @@ pub(super) enum Connection {
 }
 
 impl Connections {
-    /// What this machine lets the broker do.
-    ///
-    /// # Errors
-    /// As [`Namespaces::find`].
-    pub(super) fn find(namespaces: Namespaces, root_id: Option<u32>) -> io::Result<Self> {
-        if namespaces == Namespaces::None {
-            return Ok(Self::None);
+    /// Finds the way that this machine has.
+    pub(super) fn find(namespaces: Namespaces, root_id: Option<u32>) -> Self {
+        match control() {
+            _ if namespaces == Namespaces::None => Self::None,
+            Ok(root) => Self::Control(root),
+            Err(_) if namespaces.let_unmount(root_id) => Self::Unmount,
+            Err(_) => Self::None,
         }
-        if let Ok(root) = control() {
-            return Ok(Self::Control(root));
-        }
-        Ok(if namespaces.let_unmount(root_id)? { Self::Unmount } else { Self::None })
     }
 
-    /// Whether there is no way to end one.
+    /// True where there is no way to end one.
     pub(super) fn end_none(&self) -> bool {
         matches!(self, Self::None)
     }
 
-    /// What may end the connections of a broker that is dead, of which nothing was tried.
+    /// The way to try with connections that a dead broker has left.
     pub(super) fn to_try() -> Self {
         control().map_or(Self::Unmount, Self::Control)
     }

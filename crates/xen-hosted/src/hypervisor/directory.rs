@@ -21,14 +21,14 @@ use std::path::{Component, Path, PathBuf};
 
 /// Links that one path may lead through.
 const LINKS_MAX: u32 = 40;
-/// How a folder or link on the way is opened.
+/// The flags that a folder or link on the way is opened with.
 const STEP: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 /// A host's directory, locked against other brokers for as long as this is there.
 #[derive(Debug)]
 pub(super) struct Directory {
     fd: OwnedFd,
-    /// What the host's control groups and mounts are called by.
+    /// The name of the host's control groups and mounts.
     pub(super) name: String,
     /// Its inode's number.
     pub(super) inode: u64,
@@ -106,7 +106,7 @@ impl Directory {
         Ok(unlinkat(&self.fd, name, AtFlags::empty())?)
     }
 
-    /// What a file holds; nothing where it is not there.
+    /// Reads a file; one that is not there is empty.
     pub(super) fn read(&self, name: &str) -> io::Result<Vec<u8>> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let mut bytes = Vec::new();
@@ -133,7 +133,7 @@ impl Directory {
     }
 }
 
-/// What becomes of folders that are not there.
+/// The treatment of folders that are not there.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Missing {
     Make,

@@ -62,7 +62,7 @@ pub(crate) const IDENTITIES_LEN: usize = DomId::FIRST_RESERVED.0 as usize * 8;
 const OWN_DESCRIPTORS: u64 = 128;
 /// Descriptors that it holds for a domain besides arenas: socket, process, counters, two set-ups, two of its mount.
 const DOMAIN_DESCRIPTORS: u64 = 7;
-/// How long all domains together may take to end with their broker. Who ends the broker waits longer.
+/// The time that all domains together may take to end with their broker. Who ends the broker waits longer.
 const ENDS_WITHIN: Duration = Duration::from_secs(5);
 /// Domains for which descriptors are set aside.
 const DOMAINS_PLANNED: u64 = 1024;
@@ -126,7 +126,7 @@ struct Process {
     pidfd: OwnedFd,
     /// Until its program runs.
     setup: Option<OwnedFd>,
-    /// Where it serves files.
+    /// Its connection to FUSE, if it serves files.
     connection: Option<Connection>,
 }
 
@@ -337,7 +337,7 @@ impl Broker {
         self.lingering.is_empty()
     }
 
-    /// Ends all domains, and leaves nothing behind but what does not end within [`ENDS_WITHIN`].
+    /// Ends all domains, and leaves nothing behind but what does not end within five seconds.
     pub fn end(&mut self) -> Vec<Remainder> {
         for (domid, domain) in &self.domains {
             domain.kill(*domid, &self.means.connections);
@@ -376,13 +376,13 @@ impl Drop for Broker {
     }
 }
 
-/// What this machine lets the broker use, found out once.
+/// The means that this machine gives the broker, found out once.
 struct Means {
-    /// What the host's control groups and mounts are called by.
+    /// The name of the host's control groups and mounts.
     name: String,
     namespaces: Namespaces,
     connections: Connections,
-    /// Who its domains run as, where the broker is root.
+    /// The users that its domains run as, where the broker can give them any.
     users: Option<Users>,
 }
 
@@ -392,7 +392,7 @@ impl Means {
         let users = Users::are_there().then(take).transpose()?;
         let first = users.as_ref().map(|users| users.first);
         let namespaces = Namespaces::find(first)?;
-        let connections = Connections::find(namespaces, first)?;
+        let connections = Connections::find(namespaces, first);
         Ok(Self { name: directory.name.clone(), namespaces, connections, users })
     }
 
@@ -405,7 +405,7 @@ impl Means {
         Some(self.first_id()? + u32::from(domid.0))
     }
 
-    /// What domains do without.
+    /// The bits of what domains do without.
     fn lacks(&self) -> u64 {
         let bit = |lacks: bool, lack: Lack| if lacks { lack.bit() } else { 0 };
         let no_devices = self.namespaces != Namespaces::None && self.connections.end_none();
@@ -416,7 +416,7 @@ impl Means {
 }
 
 impl Process {
-    /// Whether it ends until then; it is waited for.
+    /// Waits for its end until then; false where it does not come.
     fn ended(&self, end: Instant) -> bool {
         let left = end.saturating_duration_since(Instant::now());
         let left = Timespec::try_from(left).ok();

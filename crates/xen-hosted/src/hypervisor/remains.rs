@@ -1,5 +1,5 @@
-//! What a host holds of its machine beyond its processes' lives, and what is left of it when a broker has
-//! died or could not end a domain: found again by the next broker, or by who takes the host down.
+//! The remains of a host: what it holds of its machine is noted, so that the next broker, or who takes the host
+//! down, finds and ends what a broker has left that died or could not end a domain.
 
 use super::connections::Connections;
 use super::directory::Directory;
@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 /// The file in the host's directory that says what it holds.
 const FILE: &str = "holds";
 
-/// What a broker holds: noted before it is taken, so that it is found whenever the broker dies.
+/// The things that a broker holds: noted before they are taken, so that they are found whenever the broker dies.
 #[derive(Clone, Default, PartialEq, Eq, Debug)]
 pub(super) struct Holdings {
     /// The groups above those of its domains.
@@ -28,7 +28,7 @@ pub(super) struct Holdings {
 }
 
 impl Holdings {
-    /// What the broker before has noted.
+    /// Reads the note of the broker before.
     pub(super) fn read(directory: &Directory) -> io::Result<Self> {
         Ok(Self::decode(&directory.read(FILE)?, &directory.name))
     }
@@ -142,7 +142,7 @@ pub(super) fn end(
     pids.chain(left).collect()
 }
 
-/// Whether a process has a thread that has not ended: the first may have, and wait for others.
+/// True while a process has a thread that has not ended: the first may have, and wait for others.
 fn lives(pid: i32) -> bool {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     threads.into_iter().any(|thread| {

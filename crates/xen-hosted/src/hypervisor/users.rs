@@ -10,7 +10,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
-/// Where the ranges' locks are.
+/// The folder of the ranges' locks.
 const LOCKS: &str = "/run/xenbus/users";
 /// The first id of the first range.
 const FIRST: u32 = 0x6000_0000;
@@ -28,7 +28,7 @@ pub(super) struct Users {
 }
 
 impl Users {
-    /// Whether this process can give its children such ids: it is root, and not of a user namespace that lacks them.
+    /// True where this process can give its children such ids: it is root, and not of a user namespace that lacks them.
     pub(super) fn are_there() -> bool {
         let has_all = |map: &str| {
             fs::read_to_string(map).unwrap_or_default().lines().any(|line| {
@@ -66,7 +66,7 @@ impl Users {
     /// Takes the range of a broker that was here before; `None` where another host has it.
     ///
     /// # Errors
-    /// What the system answered.
+    /// The system's error.
     pub(super) fn again(before: Option<u32>) -> io::Result<Option<Self>> {
         let range = before.and_then(|first| first.checked_sub(FIRST)).map(|offset| offset / EACH);
         range.filter(|range| *range < COUNT).map_or(Ok(None), Self::lock)
@@ -85,7 +85,7 @@ impl Users {
         }
     }
 
-    /// Whether an id is one of these.
+    /// True for an id of the range.
     pub(super) fn has(&self, id: u32) -> bool {
         id.checked_sub(self.first).is_some_and(|offset| offset < EACH)
     }

@@ -9,7 +9,7 @@ use xen_hosted::domain::{Lack, system_calls};
 /// Numbers of calls are below.
 const NUMBERS: libc::c_long = 480;
 
-/// What a domain says of each call that it may not make, with any arguments.
+/// Has a domain try each call that it may not make.
 fn each_is_refused(host: &Host, namespaces: bool) {
     let mut guest = Puppet::start(host);
     let lacks = |lack| guest.created.lacks.contains(&lack);

@@ -64,7 +64,7 @@ fn a_full_table_of_descriptors_is_waited_for() {
     assert_eq!(host.control().list().unwrap().len(), 1);
 }
 
-/// Who finds all connections in use is told that, and not that no broker is there.
+/// One connection too many is refused as that, and not as if no broker were there.
 #[test]
 fn who_finds_all_connections_in_use_is_told_so() {
     let host = Host::start();

@@ -83,7 +83,7 @@ fn who_could_not_be_killed_gets_no_files() {
     assert_eq!(guest.ask("dirty-files"), "no devices");
 }
 
-/// Whether a process has a thread that has not ended; the first may have.
+/// True while a process has a thread that has not ended; the first may have.
 fn lives(pid: u32) -> bool {
     let threads = support::entries(format!("/proc/{pid}/task").as_ref());
     threads.iter().any(|thread| {
@@ -132,7 +132,7 @@ fn what_a_killed_broker_has_left_is_ended_without_fusectl() {
     until("it is gone", || !lives(pid));
 }
 
-/// What does not end is told by name, and by exit status.
+/// A broker names what does not end with it, and ends with a status that is not 0.
 #[test]
 fn a_broker_tells_what_does_not_end_with_it() {
     let mut host = Host::start_with(|command| {

@@ -192,7 +192,7 @@ fn an_exit_status_is_passed_on() {
     host.until_alone();
 }
 
-/// What does not end is told by name and by status, and done once it can end.
+/// A guest that does not end is named, by status too, and ended once it can be.
 #[test]
 fn a_guest_that_does_not_end_is_told_of() {
     let freezer = std::path::PathBuf::from("/sys/fs/cgroup/freezer");

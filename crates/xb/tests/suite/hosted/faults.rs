@@ -315,7 +315,7 @@ fn a_broker_that_is_stopped_is_waited_for_as_long_as_was_said() {
     host.ok(&["list", "--timeout", "20"]);
 }
 
-/// What guests print leaves room for the records of disks, which lie beside it.
+/// Guests' logs leave room for the records of disks, which lie beside them.
 #[test]
 fn guests_that_print_do_not_fill_the_records_folder() {
     let host = Host::down("full");

@@ -55,7 +55,7 @@ pub(super) struct Row {
     pub(super) place: In,
     /// Alternatives, of each of which all conditions hold; none for any arguments.
     pub(super) when: &'static [&'static [Arg]],
-    /// The same in words.
+    /// Those conditions in words.
     #[cfg_attr(not(test), expect(dead_code, reason = "for the table in the docs"))]
     arguments: &'static str,
     #[cfg_attr(not(test), expect(dead_code, reason = "for the table in the docs"))]
@@ -85,7 +85,7 @@ const NAMESPACES: u64 = (libc::CLONE_NEWUSER
     | libc::CLONE_NEWIPC
     | libc::CLONE_NEWUTS
     | libc::CLONE_NEWCGROUP) as u64;
-/// What makes opening a file more than reading it.
+/// Flags of open(2) that make it more than reading.
 const CHANGES: u64 = (libc::O_WRONLY
     | libc::O_RDWR
     | libc::O_CREAT

@@ -236,7 +236,7 @@ pub(crate) fn refusing_where(
     refusing_if(call, at_least.collect(), errno)
 }
 
-/// The same where an argument, by its place, is exactly so much.
+/// Refuses a system call where an argument, by its place, is exactly so much.
 pub(crate) fn refusing_exactly(
     call: libc::c_long,
     (place, value): (u8, u64),
