@@ -20,10 +20,17 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use wire::{Attributes, Op, ROOT, Request};
 use xenbus::Error;
 
-/// The nodes of `/dev/null` and `/dev/zero`; a device's is its number, and above that how many came before
-/// it: whoever has the old one open does not get at the new one.
+/// The nodes of files that each guest has, of no device.
 const NULL: u64 = 2;
 const ZERO: u64 = 3;
+const FULL: u64 = 4;
+const RANDOM: u64 = 5;
+const URANDOM: u64 = 6;
+/// Those files, by name.
+const OF_ALL: [(u64, &str); 5] =
+    [(NULL, "null"), (ZERO, "zero"), (FULL, "full"), (RANDOM, "random"), (URANDOM, "urandom")];
+/// From here on are the nodes of devices: a device's is its number, and above that how many came before it. Who
+/// has the old one open does not get at the new one.
 const FIRST: u64 = 1 << 32;
 /// Kinds and rights of nodes.
 const FOLDER: u32 = 0o040_755;
@@ -35,6 +42,16 @@ const FILE_READ_ONLY: u32 = 0o100_400;
 const HELD_MAX: usize = 64 << 20;
 /// Requests taken before others have their turn.
 const A_TURN: usize = 64;
+
+/// Bytes by chance.
+fn random(size: u32) -> Result<Vec<u8>, Errno> {
+    let mut bytes = vec![0; size as usize];
+    let mut end = 0;
+    while let Some(rest) = bytes.get_mut(end..).filter(|rest| !rest.is_empty()) {
+        end += rustix::rand::getrandom(rest, rustix::rand::GetRandomFlags::empty())?;
+    }
+    Ok(bytes)
+}
 
 /// One device among the files.
 #[derive(Debug)]
@@ -221,7 +238,9 @@ impl Fuse {
             Op::FileSystem => now(wire::file_system()),
             Op::Flush if node < FIRST => now(Vec::new()),
             Op::Read { .. } if node == NULL => now(Vec::new()),
-            Op::Read { size, .. } if node == ZERO => now(vec![0; size as usize]),
+            Op::Read { size, .. } if node == ZERO || node == FULL => now(vec![0; size as usize]),
+            Op::Read { size, .. } if node == RANDOM || node == URANDOM => random(size).map(Some),
+            Op::Write { .. } if node == FULL => Err(Errno::NOSPC),
             Op::Write { data, .. } if node < FIRST => now(wire::written(data.len())),
             Op::Read { offset, size } => self.read(unique, node, offset, size),
             Op::Write { offset, flags, data } => self.write(unique, node, offset, flags, data),
@@ -236,9 +255,7 @@ impl Fuse {
     }
 
     fn find(&self, name: &[u8]) -> Result<u64, Errno> {
-        if let Some((node, _)) =
-            [(NULL, "null"), (ZERO, "zero")].iter().find(|at| at.1.as_bytes() == name)
-        {
+        if let Some((node, _)) = OF_ALL.iter().find(|at| at.1.as_bytes() == name) {
             return Ok(*node);
         }
         // One whose size is not known yet cannot be opened yet.
@@ -260,7 +277,7 @@ impl Fuse {
         if node == ROOT {
             return like(0, FOLDER);
         }
-        if node == NULL || node == ZERO {
+        if OF_ALL.iter().any(|at| at.0 == node) {
             return like(0, FILE_OF_ALL);
         }
         let file = self.files.values().find(|file| file.node == node).ok_or(Errno::NOENT)?;
@@ -285,15 +302,11 @@ impl Fuse {
 
     fn list(&self, offset: u64, size: u32) -> Vec<u8> {
         let devices = self.files.values().map(|file| (file.node, FILE, &*file.name));
-        let first = [
-            (ROOT, FOLDER, "."),
-            (ROOT, FOLDER, ".."),
-            (NULL, FILE_OF_ALL, "null"),
-            (ZERO, FILE_OF_ALL, "zero"),
-        ];
+        let first = [(ROOT, FOLDER, "."), (ROOT, FOLDER, "..")].into_iter();
+        let first = first.chain(OF_ALL.map(|(node, name)| (node, FILE_OF_ALL, name)));
         let mut answer = Vec::new();
         let skip = usize::try_from(offset).unwrap_or(usize::MAX);
-        let entries = first.into_iter().chain(devices).enumerate().skip(skip);
+        let entries = first.chain(devices).enumerate().skip(skip);
         for (at, (node, mode, name)) in entries {
             let entry = wire::folder_entry(node, at as u64 + 1, mode, name.as_bytes());
             if answer.len() + entry.len() > size as usize {

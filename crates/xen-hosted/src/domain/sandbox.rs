@@ -26,8 +26,8 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 pub(crate) const INNER_ID: u32 = 1000;
 /// Where the new root is put together, inside the domain's own mount namespace.
 pub(super) const ROOT: &str = "/tmp";
-/// Folders of the host's root that hold programs and libraries.
-const SYSTEM: [&str; 6] = ["usr", "bin", "sbin", "lib", "lib64", "lib32"];
+/// Folders of the host that hold programs and libraries, or say which of them is meant.
+const SYSTEM: [&str; 7] = ["usr", "bin", "sbin", "lib", "lib64", "lib32", "etc/alternatives"];
 
 /// How the process gets its user.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -280,6 +280,7 @@ fn build_root(config: &Config, script: Option<&OwnedFd>) -> Result<(), Errno> {
         }
     }
     if config.files == Files::System {
+        mkdir(format!("{ROOT}/etc"), Mode::from_raw_mode(0o755))?;
         for name in SYSTEM {
             let (from, to) = (format!("/{name}"), format!("{ROOT}/{name}"));
             match rustix::fs::readlink(&from, Vec::new()) {

@@ -1,5 +1,6 @@
 //! `xb` on hosted hosts: the program itself, the real daemons, guests that run; and what is left of them.
 
+mod commands;
 mod demo;
 mod disks;
 mod ends;

@@ -59,7 +59,7 @@ fn a_program_has_a_file_system_on_its_device() {
     guest.run("debugfs -R 'dump a /tmp/b' /dev/xvda && cmp /tmp/a /tmp/b");
     guest.run("e2fsck -fn /dev/xvda");
     guest.run("dd if=/dev/zero of=/dev/null bs=1k count=5 && test $(stat -c %s /dev/null) = 0");
-    assert_eq!(guest.run("ls /dev"), "null\nxvda\nzero");
+    assert_eq!(guest.run("ls /dev"), "full\nnull\nrandom\nurandom\nxvda\nzero");
     run("e2fsck", &["-fn", &image]);
     // Nobody else waits for what a guest serves, or sees it: domain 0's root neither.
     let pid = host::pid_of(&mut host.control, guest.domid);
@@ -244,14 +244,17 @@ fn devices_come_and_go_and_grow() {
     }
     host.attach(&guest, "xvdb", &two, DiskAccess::ReadOnly);
     guest.heard("connected xvdb");
-    assert_eq!(guest.run("ls /dev"), "null\nxvda\nxvdb\nzero");
+    assert_eq!(guest.run("ls /dev"), "full\nnull\nrandom\nurandom\nxvda\nxvdb\nzero");
     guest.run("cmp -n 8000000 /dev/xvdb /dev/zero");
     let wrote = guest.fails("echo x > /dev/xvdb");
     assert!(wrote.contains("Read-only") || wrote.contains("ermission"), "{wrote}");
     detach_while_open(&mut host, &mut guest);
     host.detach(&guest, "xvdb");
     guest.heard("removed xvdb");
-    assert_eq!(guest.run("ls /dev /tmp"), "/dev:\nnull\nxvda\nzero\n\n/tmp:\nran.7\nxvda.nbd");
+    assert_eq!(
+        guest.run("ls /dev /tmp"),
+        "/dev:\nfull\nnull\nrandom\nurandom\nxvda\nzero\n\n/tmp:\nran.7\nxvda.nbd"
+    );
     // The same file twice, for writing: both ends say why not.
     host.attach(&guest, "xvdc", &one, DiskAccess::ReadWrite);
     let path = format!("/local/domain/0/backend/vbd/{}/51744", guest.domid);

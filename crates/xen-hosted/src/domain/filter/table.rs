@@ -138,6 +138,17 @@ const ROWS: &[Row] = &[
          guard where there is none. So nothing is opened for writing, and nothing but a descriptor's contents is changed",
     ),
     Row::when(
+        In::Namespaces,
+        calls![SYS_mknodat],
+        &[
+            &[Arg::Masked(2, libc::S_IFMT as u64, libc::S_IFREG as u64)],
+            &[Arg::Masked(2, libc::S_IFMT as u64, libc::S_IFIFO as u64)],
+            &[Arg::Masked(2, libc::S_IFMT as u64, libc::S_IFSOCK as u64)],
+        ],
+        "files, FIFOs, sockets",
+        "devices are drivers of the host",
+    ),
+    Row::when(
         In::Every,
         calls![SYS_fadvise64],
         &[&[Arg::IsNot(3, libc::POSIX_FADV_DONTNEED as u64)]],
@@ -311,7 +322,8 @@ const ROWS: &[Row] = &[
     Row::any(
         In::Every,
         calls![
-            SYS_sched_yield SYS_sched_getaffinity SYS_sched_getparam SYS_sched_getscheduler SYS_getpriority SYS_getcpu
+            SYS_sched_yield SYS_sched_getaffinity SYS_sched_getparam SYS_sched_getscheduler SYS_sched_getattr SYS_sched_get_priority_max
+            SYS_sched_get_priority_min SYS_sched_rr_get_interval SYS_ioprio_get SYS_getpriority SYS_getcpu
             SYS_getrusage
         ],
         "tells; gives way",
@@ -378,9 +390,10 @@ const ROWS: &[Row] = &[
         In::Every,
         calls![
             SYS_clock_gettime SYS_clock_getres SYS_clock_nanosleep SYS_nanosleep SYS_gettimeofday SYS_setitimer
-            SYS_getitimer SYS_times SYS_getrandom SYS_uname SYS_sysinfo
+            SYS_getitimer
+            SYS_timer_create SYS_timer_settime SYS_timer_gettime SYS_timer_getoverrun SYS_timer_delete SYS_times SYS_getrandom SYS_uname SYS_sysinfo
         ],
-        "time, chance, and what machine this is",
+        "time, chance, and what machine this is; `RLIMIT_SIGPENDING` bounds its timers",
     ),
 ];
 
@@ -402,6 +415,17 @@ const ROWS_OF_X86: &[Row] = &[
             SYS_lchown SYS_accept SYS_fork SYS_vfork
         ],
         "as those above",
+    ),
+    Row::when(
+        In::Namespaces,
+        calls![SYS_mknod],
+        &[
+            &[Arg::Masked(1, libc::S_IFMT as u64, libc::S_IFREG as u64)],
+            &[Arg::Masked(1, libc::S_IFMT as u64, libc::S_IFIFO as u64)],
+            &[Arg::Masked(1, libc::S_IFMT as u64, libc::S_IFSOCK as u64)],
+        ],
+        "files, FIFOs, sockets",
+        "as `mknodat`",
     ),
     Row::when(
         In::Alone,
