@@ -42,7 +42,7 @@ fn answers(printed: &str) -> Vec<String> {
     printed.lines().filter_map(|line| line.strip_prefix("= ")).map(str::to_owned).collect()
 }
 
-/// What was printed, for who reads it.
+/// An answer for who reads it: status, and the beginning of what was printed.
 fn shown(answer: &str) -> String {
     let mut words = answer.split(' ');
     let status = words.next().unwrap_or_default().to_owned();
@@ -52,7 +52,7 @@ fn shown(answer: &str) -> String {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    let text = words.last().unwrap_or_default();
+    let text = words.next_back().unwrap_or_default();
     std::io::Write::write_all(&mut decode.stdin.take().unwrap(), text.as_bytes()).unwrap();
     let output = decode.wait_with_output().unwrap();
     format!("status {status}: {}", String::from_utf8_lossy(&output.stdout).trim_end())
@@ -99,7 +99,7 @@ fn ordinary_programs_do_in_a_guest_what_they_do_outside() {
         let (out, inner) = (shown(outside), shown(inside));
         match row.reason {
             None if outside != inside => {
-                wrong.push(format!("{command}\n  outside: {out}\n  inside: {inner}"))
+                wrong.push(format!("{command}\n  outside: {out}\n  inside: {inner}"));
             }
             Some(reason) if outside == inside => {
                 wrong
