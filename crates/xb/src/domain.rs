@@ -240,21 +240,28 @@ fn await_gone(host: &mut Host, destroyed: &DomainInfo, limit: Limit) -> Result<(
     const TOKEN: &str = "gone";
     let DomainInfo { domid, handle, .. } = *destroyed;
     let Host { store, platform } = host;
-    let mut is_there = || platform.control().info(domid).is_ok_and(|info| info.handle == handle);
-    if !is_there() {
+    let mut is_there = || match platform.control().info(domid) {
+        Ok(info) => Ok(info.handle == handle),
+        Err(xen::Error::Srch) => Ok(false),
+        Err(error) => Err(Error::platform(format!("asking for domain {domid}"))(error)),
+    };
+    if !is_there()? {
         return Ok(());
     }
     store.watch("@releaseDomain", TOKEN)?;
     let what = || format!("domain {domid} is gone (it is dying, and something of it does not end)");
     // The store has no event for a domain that it was never told of: it is looked at again all the same.
     let gone = loop {
-        if !is_there() {
-            break Ok(());
-        }
-        match limit.slice(&what) {
-            Ok(slice) => store.next_event(Some(slice))?,
+        match is_there()
+            .and_then(|there| if there { limit.slice(&what).map(Some) } else { Ok(None) })
+        {
+            Ok(None) => break Ok(()),
+            Ok(Some(slice)) => match store.next_event(Some(slice)) {
+                Ok(_) => {}
+                Err(error) => break Err(error.into()),
+            },
             Err(error) => break Err(error),
-        };
+        }
     };
     store.unwatch("@releaseDomain", TOKEN)?;
     gone

@@ -45,7 +45,8 @@
 //!   host. Sparing them was the alternative: event channels and mapped grants would go on, but nobody could
 //!   end a grant's peer, tell a death, bound memory or reuse a number, and a new broker would have
 //!   to believe what guests told it of the state that was lost. A new broker on the same directory
-//!   begins with no domains and removes the control groups that are left.
+//!   begins with no domains, and ends what is left of those before: a domain can put off that signal, and not what
+//!   its processes, groups and users are known by.
 //!
 //! # How a guest starts
 //!
@@ -55,7 +56,7 @@
 //! references 1 and 0 ([`gnttab::Offers::reserved`]). It has no other descriptor but standard input,
 //! output and error, no network, no other process, and no file that may be written; with
 //! [`domain::Devices::Files`] it has its end of a FUSE mount at `/dev` ([`guest_devices`]) and a `/tmp` besides. System calls that
-//! it may not make are answered `ENOSYS`; of those it may, it cannot make a descriptor blocking again.
+//! it may not make are refused ([`domain::system_calls`]); of those it may, it cannot make a descriptor blocking again.
 //!
 //! # What is trusted with what
 //!

@@ -313,9 +313,15 @@ fn call(
         Ok(()) | Err(Errno::PIPE) => {}
         Err(errno) => return Err(late(errno)),
     }
+    let mut is_reset = false;
     loop {
         let mut fds = Vec::new();
         let count = match proto::receive(socket, buffer, &mut fds, RecvFlags::empty()) {
+            // It has closed without reading the request; what it has said before comes behind that.
+            Err(Errno::CONNRESET) if !is_reset => {
+                is_reset = true;
+                continue;
+            }
             Ok(0) | Err(Errno::CONNRESET) => {
                 gone.store(true, Ordering::Relaxed);
                 return Err(Error::NoDev);

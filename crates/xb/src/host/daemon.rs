@@ -281,7 +281,9 @@ pub fn up(folder: &Folder, image_dirs: &[PathBuf], limit: Limit) -> Result<Came,
             for before in started.into_iter().rev() {
                 stop(before, folder)?;
             }
-            if Daemon::ALL.into_iter().all(|daemon| daemon.running(folder).is_none()) {
+            if Daemon::ALL.into_iter().all(|daemon| daemon.running(folder).is_none())
+                && clear(folder).is_ok()
+            {
                 folder.remove();
             }
             return Err(error);
@@ -329,11 +331,20 @@ pub fn down(folder: &Folder) -> Result<(), Error> {
     for daemon in [Daemon::Keeper, Daemon::Block, Daemon::Store, Daemon::Broker] {
         stop(daemon, folder)?;
     }
+    clear(folder)?;
+    folder.remove();
+    Ok(())
+}
+
+/// Ends what a broker has left.
+///
+/// # Errors
+/// Something does not end: the folder is to stay, as it has the note of that.
+fn clear(folder: &Folder) -> Result<(), Error> {
     let broker = folder.broker();
-    let left =
-        xen_hosted::hypervisor::clear(&broker).map_err(Error::io(broker.path().display()))?;
+    let left = xen_hosted::hypervisor::clear(&broker);
+    let left = left.map_err(Error::io(broker.path().display()))?;
     if left.is_empty() {
-        folder.remove();
         return Ok(());
     }
     let left: Vec<String> = left.iter().map(ToString::to_string).collect();

@@ -267,46 +267,40 @@ impl Cgroups {
     }
 }
 
-/// Ends what is in a host's group, of a broker that is dead, and removes it; the groups that are left.
-pub(crate) fn clear_host(base: &Path) -> Vec<PathBuf> {
-    let mut left = Vec::new();
-    for entry in fs::read_dir(base).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) && !clear(&entry.path()) {
-            left.push(entry.path());
+/// Ends what is in hosts' groups, of a broker that is dead, and removes them, within a second; those that are left.
+pub(crate) fn clear_hosts(bases: &[PathBuf]) -> Vec<PathBuf> {
+    const TRIES: u32 = 100;
+    let mut left: Vec<PathBuf> = Vec::new();
+    for base in bases.iter().filter(|base| base.exists()) {
+        let below = fs::read_dir(base).into_iter().flatten().flatten();
+        left.extend(below.map(|entry| entry.path()).filter(|path| path.is_dir()));
+        // Behind those in it; domains of one task may be in it themselves.
+        left.push(base.clone());
+    }
+    for again in 0..TRIES {
+        if again > 0 && !left.is_empty() {
+            std::thread::sleep(Duration::from_millis(10));
         }
+        left.retain(|group| !clear(group));
     }
-    // Domains of one task may be in it themselves.
-    if left.is_empty() && base.exists() && !clear(base) {
-        left.push(base.to_owned());
-    }
-    if left.is_empty()
-        && let Some(own) = base.parent()
-    {
+    for own in bases.iter().filter(|base| !left.contains(base)).filter_map(|base| base.parent()) {
         // Of version 1 there is nothing to undo.
         delegation::leave(own);
     }
     left
 }
 
-/// Ends all processes in a group and removes it, within a second; whether it did.
+/// Ends all processes in a group and removes it; whether it is gone.
 fn clear(group: &Path) -> bool {
-    const TRIES: u32 = 100;
-    for _ in 0..TRIES {
-        // Each where there is such a file: version 2, the freezer of version 1.
-        let _ = write_there(&group.join("cgroup.kill"), "1");
-        let _ = write_there(&group.join("freezer.state"), "THAWED");
-        for pid in processes(group).into_iter().filter_map(Pid::from_raw) {
-            let _ = kill_process(pid, Signal::KILL);
-        }
-        match fs::remove_dir(group) {
-            Err(error) if error.kind() == ErrorKind::ResourceBusy => {
-                std::thread::sleep(Duration::from_millis(10));
-            }
-            Err(error) => return error.kind() == ErrorKind::NotFound,
-            Ok(()) => return true,
-        }
+    // Each where there is such a file: version 2, the freezer of version 1.
+    for (file, word) in [("cgroup.freeze", "0"), ("cgroup.kill", "1"), ("freezer.state", "THAWED")]
+    {
+        let _ = write_there(&group.join(file), word);
     }
-    false
+    for pid in processes(group).into_iter().filter_map(Pid::from_raw) {
+        let _ = kill_process(pid, Signal::KILL);
+    }
+    fs::remove_dir(group).map_or_else(|error| error.kind() == ErrorKind::NotFound, |()| true)
 }
 
 /// Writes into a file that is there.

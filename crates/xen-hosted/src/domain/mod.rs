@@ -247,7 +247,8 @@ pub(crate) const LACKS: [(Lack, &str); 11] = [
     (Lack::Freezer, "a pause stops a domain's first process alone: no freezer may be used here"),
     (
         Lack::OwnUser,
-        "domains run as the broker's own user, each in its namespaces: only root can give them others",
+        "domains run as the broker's own user: only root can give them others (and in a container only where it has \
+         the ids from 0x60000000 on)",
     ),
     (Lack::Landlock, "domains see the host's files: neither namespaces nor Landlock are to be had"),
     (Lack::Ports, "a domain has fewer than 4096 ports: raise the hard limit of open files"),

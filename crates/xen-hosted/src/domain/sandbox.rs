@@ -160,9 +160,8 @@ fn enter(mut plan: Plan<'_>, tells: &OwnedFd) -> Result<std::convert::Infallible
         enter_root().map_err(|errno| (5, errno))?;
     }
     bound(&plan).map_err(|errno| (6, errno))?;
-    if plan.user != User::Same {
-        drop_bounding_set();
-    }
+    // Refused where it has no right to that, and then no capability either.
+    drop_bounding_set();
     if let User::DropsTo(id) = plan.user {
         // Not before: without a user namespace all of the above takes root.
         become_user(id).map_err(|errno| (2, errno))?;
@@ -377,11 +376,10 @@ fn give_up_privileges(plan: &Plan<'_>) -> Result<(), Errno> {
         rustix::thread::set_no_new_privs(true)?;
         sys::landlock(&plan.files[0], &folders)?;
     }
-    if plan.user != User::Same {
-        let none = CapabilitySet::empty();
-        let none = CapabilitySets { effective: none, permitted: none, inheritable: none };
-        rustix::thread::set_capabilities(None, none)?;
-    }
+    let none = CapabilitySet::empty();
+    let none = CapabilitySets { effective: none, permitted: none, inheritable: none };
+    // Those of the ambient set go with them.
+    rustix::thread::set_capabilities(None, none)?;
     rustix::thread::set_no_new_privs(true)?;
     // The broker's end is the end of its domains; see the crate's documentation.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))

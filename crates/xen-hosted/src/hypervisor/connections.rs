@@ -4,17 +4,22 @@
 //! process itself: a domain that has stopped serving is killed once its connection has ended, and not before.
 
 use super::namespaces::Namespaces;
+use super::remains::ends_until;
 use super::users::Users;
 use crate::domain::devices::{Names, end_by_unmounting};
 use crate::sys;
-use rustix::fs::{AtFlags, Mode, OFlags, openat, statat, statfs};
+use rustix::fs::{AtFlags, Mode, OFlags, StatVfsMountFlags, openat, statat, statfs, statvfs};
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
-use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 /// The folder where a system's start mounts fusectl.
 const MOUNTED: &str = "/sys/fs/fuse/connections";
+/// The time that unmounting may take, which is a few system calls.
+const UNMOUNTS_WITHIN: Duration = Duration::from_secs(2);
 /// `FUSE_CTL_SUPER_MAGIC`.
 const FUSE_CTL: i64 = 0x6573_5543;
 
@@ -78,14 +83,15 @@ impl Connections {
         }
     }
 
-    /// Ends the connection of a process that a dead broker has left: what has ended since needs no end.
-    pub(super) fn end_of_process(&self, pid: Pid, number: u32) {
+    /// Ends a connection that a dead broker has left, by the folder in `/proc` of a task that has it: what has ended since
+    /// needs no end.
+    pub(super) fn end_of_task(&self, task: &Path, number: u32) {
         let _ = match self {
             Self::Control(root) => end_by_number(root, number),
             Self::Unmount => {
-                let open = |name| {
-                    let path = format!("/proc/{}/ns/{name}", pid.as_raw_nonzero());
-                    rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+                let open = |name: &str| {
+                    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+                    rustix::fs::open(task.join("ns").join(name), flags, Mode::empty())
                 };
                 open("mnt").and_then(|mounts| {
                     open("user").and_then(|users| end_inside([mounts.as_fd(), users.as_fd()]))
@@ -120,7 +126,11 @@ impl Connections {
 /// The root of fusectl: as it is mounted, or mounted for this broker alone.
 fn control() -> Result<OwnedFd, Errno> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    if statfs(MOUNTED).is_ok_and(|at| at.f_type == FUSE_CTL) {
+    let is_of_use = || {
+        let is_read_only = statvfs(MOUNTED)?.f_flag.contains(StatVfsMountFlags::RDONLY);
+        Ok::<bool, Errno>(statfs(MOUNTED)?.f_type == FUSE_CTL && !is_read_only)
+    };
+    if is_of_use().unwrap_or(false) {
         return rustix::fs::open(MOUNTED, flags, Mode::empty());
     }
     let context = fsopen("fusectl", FsOpenFlags::FSOPEN_CLOEXEC)?;
@@ -136,13 +146,21 @@ fn end_by_number(root: &OwnedFd, number: u32) -> Result<(), Errno> {
     rustix::io::write(abort, b"1").map(drop)
 }
 
-/// In a process of its own, as one that has entered a namespace is not what it was.
+/// In a process of its own, as one that has entered a namespace is not what it was. It has nothing of the broker's but
+/// these two descriptors, and is not waited for without end.
 fn end_inside(namespaces: [BorrowedFd<'_>; 2]) -> Result<(), Errno> {
     let child = || {
-        let ended = end_by_unmounting(namespaces);
+        let mut kept = namespaces.map(|namespace| namespace.as_raw_fd());
+        let ended = rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
+            .and_then(|()| sys::keep_only(&mut kept))
+            .and_then(|()| end_by_unmounting(namespaces));
         sys::exit_now(ended.err().map_or(0, Errno::raw_os_error))
     };
     let (_, pidfd) = sys::clone_process(0, None, child)?;
+    if !ends_until(&pidfd, Instant::now() + UNMOUNTS_WITHIN) {
+        let _ = pidfd_send_signal(&pidfd, Signal::KILL);
+        return Err(Errno::TIMEDOUT);
+    }
     let status = waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED)?;
     match status.and_then(|status| status.exit_status()) {
         Some(0) => Ok(()),

@@ -29,7 +29,9 @@ pub(super) fn pair() -> Result<(OwnedFd, OwnedFd), Error> {
 impl Broker {
     /// A number that nobody uses or names.
     pub(super) fn free_domid(&mut self) -> Result<DomId, Error> {
-        let taken = |domid| self.domains.contains_key(&domid) || self.is_news(domid);
+        // A group that was left has its old bounds, and processes.
+        let left = |domid| self.numbers_left.contains(&domid);
+        let taken = |domid| self.domains.contains_key(&domid) || self.is_news(domid) || left(domid);
         let domid = next_free(self.next_domid, taken).ok_or(Error::NoSpc)?;
         self.next_domid = domid.0 + 1;
         Ok(domid)
@@ -111,13 +113,20 @@ impl Broker {
         }
         let watched = self.watch(setup_end.as_fd(), Token::Setup(domid), EventFlags::IN);
         let domain = self.domains.get_mut(&domid).ok_or(Error::Srch)?;
-        let process =
-            domain.process.insert(Process { pid, pidfd, setup: Some(setup_end), connection: None });
+        let process = domain.process.insert(Process {
+            pid,
+            pidfd,
+            setup: Some(setup_end),
+            born: None,
+            connection: None,
+        });
         watched.map_err(failed)?;
+        let setup = process.setup.as_ref().and_then(|setup| setup.try_clone().ok());
+        let setup = setup.ok_or(Error::NoMem)?;
+        self.note_process(domid)?;
         if flags & libc::CLONE_NEWUSER != 0 {
             map_ids(pid, outer)?;
         }
-        let setup = process.setup.as_ref().ok_or(Error::Srch)?;
         proto::send(setup.as_fd(), &Message::Mapped.encode(), &[], SendFlags::DONTWAIT)
             .map_err(failed)
     }

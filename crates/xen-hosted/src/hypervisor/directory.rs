@@ -118,6 +118,18 @@ impl Directory {
         Ok(bytes)
     }
 
+    /// Adds to a file.
+    pub(super) fn append(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        let flags = OFlags::WRONLY
+            | OFlags::APPEND
+            | OFlags::CREATE
+            | OFlags::NOFOLLOW
+            | OFlags::NONBLOCK
+            | OFlags::CLOEXEC;
+        let file = openat(&self.fd, name, flags, Mode::RUSR | Mode::WUSR)?;
+        File::from(file).write_all(bytes)
+    }
+
     /// Has a file hold this, or what it held before.
     pub(super) fn write(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
         let new = format!("{name}.new");
@@ -160,13 +172,16 @@ fn walk(path: &Path, missing: Missing) -> io::Result<OwnedFd> {
     let mut rest = steps(path);
     let mut links = 0;
     while let Some(name) = rest.pop_front() {
-        let next = match openat(&at, name.as_os_str(), STEP, Mode::empty()) {
+        let name = name.as_os_str();
+        // A folder as one, which mounts what is to be mounted there; what is none may be a link.
+        let next = match openat(&at, name, STEP | OFlags::DIRECTORY, Mode::empty()) {
+            Err(Errno::NOTDIR | Errno::LOOP) => openat(&at, name, STEP, Mode::empty())?,
             Err(Errno::NOENT) if missing == Missing::Make => {
-                match mkdirat(&at, name.as_os_str(), Mode::RWXU) {
+                match mkdirat(&at, name, Mode::RWXU) {
                     Ok(()) | Err(Errno::EXIST) => {}
                     Err(errno) => return Err(errno.into()),
                 }
-                openat(&at, name.as_os_str(), STEP, Mode::empty())?
+                openat(&at, name, STEP, Mode::empty())?
             }
             opened => opened?,
         };

@@ -57,6 +57,9 @@ impl Broker {
             }
         };
         let _ = epoll::delete(&self.epoll, &process.pidfd);
+        if let Some(born) = process.born {
+            self.holdings.processes.remove(&born);
+        }
         domain.process = None;
         if let Some(group) = &domain.group {
             domain.cpu_time_ns = group.cpu_time_ns().unwrap_or(domain.cpu_time_ns);
@@ -110,13 +113,10 @@ impl Broker {
             return;
         }
         domain.stage = Stage::Dead;
-        if let Some(mut group) = domain.group.take() {
-            for left in group.remove() {
-                say(&format!(
-                    "of domain {domid} a group with processes is left: {}",
-                    left.display()
-                ));
-            }
+        if let Some(mut group) = domain.group.take()
+            && !group.remove().is_empty()
+        {
+            self.lingering.push(group);
         }
         self.tell_change(DomainEvent::Died(domid));
         self.forget(domid);

@@ -37,9 +37,8 @@ use directory::Directory;
 use namespaces::Namespaces;
 use peers::Peers;
 use ports::PortTable;
-use remains::Holdings;
+use remains::{Born, Holdings, ends_until};
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{SealFlags, fcntl_add_seals};
 use rustix::io::Errno;
 use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
@@ -126,6 +125,8 @@ struct Process {
     pidfd: OwnedFd,
     /// Until its program runs.
     setup: Option<OwnedFd>,
+    /// By which it is noted, once it is.
+    born: Option<Born>,
     /// Its connection to FUSE, if it serves files.
     connection: Option<Connection>,
 }
@@ -167,6 +168,12 @@ struct DomExc {
 pub struct Broker {
     /// Locked for as long as the broker lives; tests have none.
     directory: Option<Directory>,
+    /// What is noted there.
+    holdings: Holdings,
+    /// What a broker before has left, and did not end when this one started.
+    inherited: Holdings,
+    /// The numbers of its domains whose groups are there still.
+    numbers_left: BTreeSet<DomId>,
     epoll: OwnedFd,
     listeners: Vec<(Role, OwnedFd)>,
     stop: OwnedFd,
@@ -211,8 +218,9 @@ impl Broker {
             say(&format!("left of the broker before, and does not end: {remainder}"));
         }
         // What is left is still to be found by the next.
-        let groups = if left.is_empty() { Vec::new() } else { before.groups };
-        let mut holdings = Holdings { groups, first_id: means.first_id() };
+        let inherited = if left.is_empty() { Holdings::default() } else { before };
+        let mut holdings = inherited.clone();
+        holdings.first_id = means.first_id();
         holdings.write(&directory)?;
         let mut noted = Ok(());
         let note = |group: &Path| {
@@ -230,6 +238,8 @@ impl Broker {
             broker.listeners.push((role, socket));
         }
         broker.directory = Some(directory);
+        (broker.holdings, broker.inherited) = (holdings, inherited);
+        broker.numbers_left = left.iter().filter_map(Remainder::domid).collect();
         Ok(broker)
     }
 
@@ -258,6 +268,9 @@ impl Broker {
         }
         let mut broker = Self {
             directory: None,
+            holdings: Holdings::default(),
+            inherited: Holdings::default(),
+            numbers_left: BTreeSet::new(),
             epoll,
             listeners: Vec::new(),
             stop,
@@ -337,7 +350,18 @@ impl Broker {
         self.lingering.is_empty()
     }
 
-    /// Ends all domains, and leaves nothing behind but what does not end within five seconds.
+    /// Notes a domain's first process, for who comes after a broker that was killed.
+    fn note_process(&mut self, domid: DomId) -> io::Result<()> {
+        let process = self.domains.get_mut(&domid).and_then(|domain| domain.process.as_mut());
+        let Some(process) = process else { return Ok(()) };
+        process.born = Born::of(process.pid);
+        match (&self.directory, process.born) {
+            (Some(directory), Some(born)) => self.holdings.add_process(born, directory),
+            _ => Ok(()),
+        }
+    }
+
+    /// Ends all domains, and leaves nothing behind but what does not end within five seconds. Done once.
     pub fn end(&mut self) -> Vec<Remainder> {
         for (domid, domain) in &self.domains {
             domain.kill(*domid, &self.means.connections);
@@ -345,10 +369,13 @@ impl Broker {
         let end = Instant::now() + ENDS_WITHIN;
         let mut left = Vec::new();
         for domain in self.domains.values_mut() {
-            if let Some(process) = domain.process.take()
-                && !process.ended(end)
-            {
-                left.push(Remainder::Process(process.pid.as_raw_nonzero().get()));
+            if let Some(process) = domain.process.take() {
+                if ends_until(&process.pidfd, end) {
+                    let id = WaitId::PidFd(process.pidfd.as_fd());
+                    let _ = waitid(id, WaitIdOptions::EXITED);
+                } else {
+                    left.push(Remainder::Process(process.pid.as_raw_nonzero().get()));
+                }
             }
             self.lingering.extend(domain.group.take());
         }
@@ -357,7 +384,9 @@ impl Broker {
         }
         let groups = self.lingering.drain(..).flat_map(|mut group| group.remove());
         left.extend(groups.map(Remainder::Group));
-        self.cgroups.remove();
+        std::mem::take(&mut self.cgroups).remove();
+        let (inherited, means) = (std::mem::take(&mut self.inherited), &self.means);
+        left.extend(remains::end(&means.name, &inherited, None, &means.connections));
         if let Some(directory) = self.directory.take() {
             for (role, _) in self.listeners.drain(..) {
                 let _ = directory.remove_socket(role);
@@ -412,20 +441,6 @@ impl Means {
         self.namespaces.lacks()
             | bit(no_devices, Lack::Devices)
             | bit(self.users.is_none(), Lack::OwnUser)
-    }
-}
-
-impl Process {
-    /// Waits for its end until then; false where it does not come.
-    fn ended(&self, end: Instant) -> bool {
-        let left = end.saturating_duration_since(Instant::now());
-        let left = Timespec::try_from(left).ok();
-        let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
-        if !matches!(poll(&mut fds, left.as_ref()), Ok(1..)) {
-            return false;
-        }
-        let _ = waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED);
-        true
     }
 }
 

@@ -1,30 +1,83 @@
 //! The remains of a host: what it holds of its machine is noted, so that the next broker, or who takes the host
-//! down, finds and ends what a broker has left that died or could not end a domain.
+//! down, finds and ends what a broker has left that died or could not end a domain. Nothing is known by a name that
+//! others could use as well: a process is known by its number and its start.
 
 use super::connections::Connections;
 use super::directory::Directory;
 use super::users::Users;
 use crate::HostDir;
 use crate::domain::cgroup;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fmt;
 use std::fs;
 use std::io;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+use xen::DomId;
 
 /// The file in the host's directory that says what it holds.
 const FILE: &str = "holds";
+/// Processes that are added before those that have ended are left out.
+const ADDED_MAX: usize = 1024;
+/// The time that a dead broker's processes may take to end.
+const PROCESSES_END_WITHIN: Duration = Duration::from_secs(1);
+/// Descendants of a domain's first process that are looked at.
+const DESCENDANTS_MAX: usize = 4096;
 
-/// The things that a broker holds: noted before they are taken, so that they are found whenever the broker dies.
+/// A domain's first process, as it is told from others that have its number later.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) struct Born {
+    pid: i32,
+    /// Clock ticks from the machine's start to the process's.
+    start: u64,
+}
+
+impl Born {
+    /// A process that is there.
+    pub(super) fn of(pid: Pid) -> Option<Self> {
+        let pid = pid.as_raw_nonzero().get();
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // The second field is a name in brackets, which may hold anything; the start is the 22nd.
+        let start = stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()?;
+        Some(Self { pid, start })
+    }
+
+    /// A handle of the process, if it is the same still.
+    fn open(self) -> Option<OwnedFd> {
+        // First the handle, then the look: what is looked at is what the handle is of.
+        let pid = Pid::from_raw(self.pid)?;
+        let handle = pidfd_open(pid, PidfdFlags::empty()).ok()?;
+        (Self::of(pid) == Some(self)).then_some(handle)
+    }
+
+    /// `process=PID START`, with a NUL behind it.
+    fn encode(self) -> Vec<u8> {
+        format!("process={} {}\0", self.pid, self.start).into_bytes()
+    }
+
+    fn decode(text: &[u8]) -> Option<Self> {
+        let (pid, start) = std::str::from_utf8(text).ok()?.split_once(' ')?;
+        Some(Self { pid: pid.parse().ok()?, start: start.parse().ok()? })
+    }
+}
+
+/// The things that a broker holds: noted as they are taken, so that they are found whenever the broker dies.
 #[derive(Clone, Default, PartialEq, Eq, Debug)]
 pub(super) struct Holdings {
     /// The groups above those of its domains.
     pub(super) groups: Vec<PathBuf>,
     /// The first id of its domains' users.
     pub(super) first_id: Option<u32>,
+    /// Its domains' first processes.
+    pub(super) processes: BTreeSet<Born>,
+    /// Processes that were added since it was written as a whole.
+    added: usize,
 }
 
 impl Holdings {
@@ -42,12 +95,23 @@ impl Holdings {
         Ok(())
     }
 
+    /// Adds a process. Those that have ended stay in the file until there are more of them than others.
+    pub(super) fn add_process(&mut self, born: Born, directory: &Directory) -> io::Result<()> {
+        self.processes.insert(born);
+        self.added += 1;
+        if self.added <= self.processes.len().saturating_mul(2).max(ADDED_MAX) {
+            return directory.append(FILE, &born.encode());
+        }
+        self.added = 0;
+        self.write(directory)
+    }
+
     /// Notes it.
     pub(super) fn write(&self, directory: &Directory) -> io::Result<()> {
         directory.write(FILE, &self.encode())
     }
 
-    /// `users=ID` and `group=PATH`, each with a NUL behind it.
+    /// `users=ID`, `group=PATH` and processes, each with a NUL behind it.
     fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
         if let Some(id) = self.first_id {
@@ -58,6 +122,7 @@ impl Holdings {
             bytes.extend_from_slice(group.as_os_str().as_bytes());
             bytes.push(0);
         }
+        bytes.extend(self.processes.iter().flat_map(|born| born.encode()));
         bytes
     }
 
@@ -72,6 +137,8 @@ impl Holdings {
                 }
             } else if let Some(id) = line.strip_prefix(b"users=") {
                 holdings.first_id = std::str::from_utf8(id).ok().and_then(|id| id.parse().ok());
+            } else if let Some(process) = line.strip_prefix(b"process=") {
+                holdings.processes.extend(Born::decode(process));
             }
         }
         holdings
@@ -86,6 +153,16 @@ pub enum Remainder {
     Process(i32),
     /// A control group that has processes.
     Group(PathBuf),
+}
+
+impl Remainder {
+    /// The number of the domain whose group it is.
+    pub(super) fn domid(&self) -> Option<DomId> {
+        match self {
+            Self::Process(_) => None,
+            Self::Group(path) => path.file_name()?.to_str()?.parse().ok().map(DomId),
+        }
+    }
 }
 
 impl fmt::Display for Remainder {
@@ -112,7 +189,7 @@ pub fn clear(host: &HostDir) -> io::Result<Vec<Remainder>> {
     Ok(left)
 }
 
-/// Ends what is left of the host that is called `name`; what cannot be ended.
+/// Ends what is left of the host that is called `name`; what cannot be ended within a second or two.
 pub(super) fn end(
     name: &str,
     holdings: &Holdings,
@@ -122,56 +199,66 @@ pub(super) fn end(
     if let Some(users) = users {
         connections.end_of_users(users);
     }
-    let mut pids = BTreeSet::new();
-    for (pid, number) in mounted(name) {
-        connections.end_of_process(pid, number);
-        // It was told when its broker died.
-        let _ = kill_process(pid, Signal::KILL);
-        pids.insert(pid.as_raw_nonzero().get());
+    let open = |born: &Born| born.open().map(|handle| (*born, handle));
+    let mut processes: Vec<(Born, OwnedFd)> = holdings.processes.iter().filter_map(open).collect();
+    for (born, handle) in &processes {
+        for (task, number) in connections_of(born.pid, name) {
+            connections.end_of_task(&task, number);
+        }
+        // It was told when its broker died, if it is as it was then.
+        let _ = pidfd_send_signal(handle, Signal::KILL);
     }
-    let mut left = Vec::new();
-    for group in &holdings.groups {
-        left.extend(cgroup::clear_host(group).into_iter().map(Remainder::Group));
-    }
-    for group in &left {
-        if let Remainder::Group(path) = group {
-            pids.extend(cgroup::processes(path));
+    let end = Instant::now() + PROCESSES_END_WITHIN;
+    processes.retain(|(_, handle)| !ends_until(handle, end));
+    let left = cgroup::clear_hosts(&holdings.groups);
+    let processes = processes.iter().map(|(born, _)| born.pid);
+    let in_groups = left.iter().flat_map(|group| cgroup::processes(group));
+    let pids: BTreeSet<i32> = processes.chain(in_groups).collect();
+    let pids = pids.into_iter().map(Remainder::Process);
+    pids.chain(left.into_iter().map(Remainder::Group)).collect()
+}
+
+/// Waits for the end of a process until then; false where it does not come.
+pub(super) fn ends_until(pidfd: &OwnedFd, end: Instant) -> bool {
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        let left = Timespec::try_from(left).ok();
+        match poll(&mut [PollFd::new(pidfd, PollFlags::IN)], left.as_ref()) {
+            Ok(count) => return count > 0,
+            Err(Errno::INTR) => {}
+            Err(_) => return false,
         }
     }
-    let pids = pids.into_iter().filter(|pid| lives(*pid)).map(Remainder::Process);
-    pids.chain(left).collect()
 }
 
-/// True while a process has a thread that has not ended: the first may have, and wait for others.
-fn lives(pid: i32) -> bool {
-    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-    threads.into_iter().any(|thread| {
-        let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
-        let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
-        state.is_some_and(|state| !matches!(state, 'Z' | 'X'))
-    })
-}
-
-/// Processes that have a mount of FUSE which is called `name`, with its connection's number.
-fn mounted(name: &str) -> Vec<(Pid, u32)> {
+/// The connections to FUSE of a process and its descendants, each with the folder in `/proc` of a task that has it: the
+/// first threads may have ended, and wait for others.
+fn connections_of(pid: i32, name: &str) -> Vec<(PathBuf, u32)> {
     let mut found = Vec::new();
-    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let number = entry.file_name().into_vec();
-        let pid = std::str::from_utf8(&number).ok().and_then(|number| number.parse().ok());
-        let Some(pid) = pid.and_then(Pid::from_raw) else { continue };
-        let mounts = fs::read_to_string(entry.path().join("mountinfo")).unwrap_or_default();
-        found.extend(mounts.lines().find_map(|line| connection(line, name)).map(|at| (pid, at)));
+    let mut processes = vec![pid];
+    let mut looked = 0;
+    while let Some(process) = processes.get(looked).copied().filter(|_| looked < DESCENDANTS_MAX) {
+        looked += 1;
+        let tasks = fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten();
+        for task in tasks.map(|task| task.path()) {
+            let mounts = fs::read_to_string(task.join("mountinfo")).unwrap_or_default();
+            let number = mounts.lines().find_map(|line| connection(line, name));
+            found.extend(number.map(|number| (task.clone(), number)));
+            let children = fs::read_to_string(task.join("children")).unwrap_or_default();
+            processes.extend(children.split_whitespace().filter_map(|pid| pid.parse::<i32>().ok()));
+        }
     }
     found
 }
 
-/// The connection of a line of `mountinfo`, where it is the host's of this name.
+/// The connection of a line of `mountinfo`, where it is of a domain's `/dev`, which nobody but its sandbox can mount.
 fn connection(line: &str, name: &str) -> Option<u32> {
     let (left, right) = line.split_once(" - ")?;
     let mut right = right.split(' ');
     let ours = right.next() == Some("fuse") && right.next() == Some(name);
-    let device = left.split(' ').nth(2)?;
-    ours.then(|| device.strip_prefix("0:")?.parse().ok())?
+    let mut left = left.split(' ').skip(2);
+    let (device, root, at) = (left.next()?, left.next()?, left.next()?);
+    (ours && root == "/" && at == "/dev").then(|| device.strip_prefix("0:")?.parse().ok())?
 }
 
 #[cfg(test)]
@@ -182,18 +269,29 @@ mod tests {
     fn holdings_round_trip_and_name_nothing_of_others() {
         let name = "xenbus-1-2";
         let groups = vec![PathBuf::from("/sys/fs/cgroup/a\nb/xenbus-1-2")];
-        let holdings = Holdings { groups, first_id: Some(7) };
+        let processes = BTreeSet::from([Born { pid: 12, start: 34 }]);
+        let holdings = Holdings { groups, first_id: Some(7), processes, added: 0 };
         assert_eq!(Holdings::decode(&holdings.encode(), name), holdings);
-        let others = b"group=/sys/fs/cgroup/system.slice\0group=xenbus-1-2\0users=x\0rubbish";
+        let others =
+            b"group=/sys/fs/cgroup/a.slice\0group=xenbus-1-2\0users=x\0process=x 1\0rubbish";
         assert_eq!(Holdings::decode(others, name), Holdings::default());
         assert_eq!(Holdings::decode(b"", name), Holdings::default());
     }
 
     #[test]
-    fn a_mount_is_told_by_its_name() {
+    fn a_process_is_told_from_another_of_its_number() {
+        let own = Born::of(rustix::process::getpid()).unwrap();
+        assert!(own.open().is_some());
+        assert!(Born { start: own.start + 1, ..own }.open().is_none());
+    }
+
+    #[test]
+    fn a_mount_is_told_by_its_name_and_place() {
         let line = "610 588 0:44 / /dev rw,nosuid - fuse xenbus-1-2 rw,user_id=1000";
         assert_eq!(connection(line, "xenbus-1-2"), Some(44));
         assert_eq!(connection(line, "xenbus-1-3"), None);
+        // As anybody can mount who may mount at all.
+        assert_eq!(connection(&line.replace("/ /dev ", "/ /home/m/x "), "xenbus-1-2"), None);
         assert_eq!(connection("22 1 8:1 / / rw - ext4 /dev/vda rw", "xenbus-1-2"), None);
     }
 }

@@ -47,8 +47,8 @@ fn who_serves_its_own_files_no_more_is_killed() {
 fn without_fusectl(command: &mut Command) {
     let (dir, broker) =
         (command.get_args().next().unwrap().to_owned(), command.get_program().to_owned());
-    let script =
-        "while umount /sys/fs/fuse/connections 2> /dev/null; do :; done; exec \"$0\" \"$1\"";
+    let script = "[ ! -d /sys/fs/fuse/connections ] || mount -t tmpfs none /sys/fs/fuse/connections; \
+                  exec \"$0\" \"$1\"";
     let mut inside = Command::new("unshare");
     let user = if rustix::process::geteuid().is_root() { "-m" } else { "-mUr" };
     inside.args([user, "sh", "-c", script]).arg(broker).arg(dir);
@@ -153,4 +153,21 @@ fn a_broker_tells_what_does_not_end_with_it() {
     // Its groups are there yet, and noted.
     assert_eq!(xen_hosted::hypervisor::clear(&host.host()).unwrap(), []);
     assert_eq!(crate::faults::host_groups(&host), Vec::<std::path::PathBuf>::new());
+}
+
+/// A domain can put off that it dies with its broker; it is known by its process as well.
+#[test]
+fn who_outlives_its_broker_is_ended_by_the_next() {
+    let mut host = Host::start();
+    let mut guest = Puppet::start(&host);
+    let pid = support::pid_of(&host.control().process(guest.domid()).unwrap());
+    guest.tell("shed");
+    let name = || std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    until("it has run another program", || name() == "sleep\n");
+    host.broker.kill().unwrap();
+    host.broker.wait().unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    assert!(lives(pid), "no signal has told it");
+    host.restart_broker();
+    assert!(!lives(pid));
 }

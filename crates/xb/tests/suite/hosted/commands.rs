@@ -81,11 +81,15 @@ fn ordinary_programs_do_in_a_guest_what_they_do_outside() {
         .stdin(Stdio::null())
         .output()
         .unwrap();
+    let said = String::from_utf8_lossy(&outside.stderr).into_owned();
     let outside = answers(&String::from_utf8_lossy(&outside.stdout));
-    assert_eq!(outside.len(), rows.len());
+    if outside.is_empty() {
+        return conformance::skip("commands outside a guest", &format!("no namespaces: {said}"));
+    }
+    assert_eq!(outside.len(), rows.len(), "{said}");
     let extra = script.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
     let config = host.config("web", &format!("memory = 256\nextra = \"{extra}\""));
-    host.ok(&["create", &config, "--wait", "--timeout", "100"]);
+    host.ok(&["create", &config, "--wait", "--timeout", "300"]);
     let inside = answers(&host.ok(&["log", "web"]));
     assert_eq!(inside.len(), rows.len(), "{}", host.ok(&["log", "web"]));
     let mut wrong = Vec::new();

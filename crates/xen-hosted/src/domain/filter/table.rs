@@ -127,7 +127,8 @@ const ROWS: &[Row] = &[
             SYS_openat SYS_openat2 SYS_mkdirat SYS_unlinkat SYS_renameat SYS_renameat2 SYS_linkat SYS_symlinkat
             SYS_fchmod SYS_fchmodat SYS_fchown SYS_fchownat SYS_utimensat
         ],
-        "its files are its own: `/tmp`, what it serves at `/dev`, memory. The host's are mounted for reading",
+        "its files are its own: `/tmp`, what it serves at `/dev`, memory; and what its creator has given it as standard \
+         input, output and errors. The host's are mounted for reading",
     ),
     Row::when(
         In::Alone,
@@ -161,7 +162,7 @@ const ROWS: &[Row] = &[
             SYS_pipe2 SYS_eventfd2 SYS_timerfd_create SYS_timerfd_settime SYS_timerfd_gettime SYS_signalfd4
             SYS_epoll_create1 SYS_epoll_ctl SYS_epoll_pwait SYS_epoll_pwait2 SYS_ppoll SYS_pselect6
         ],
-        "its own, bounded by its descriptors and its memory; pipes and epoll see [users](#users)",
+        "its own, bounded by its descriptors and tasks; pipes and epoll see [users](#users)",
     ),
     Row::when(
         In::Every,
@@ -173,9 +174,16 @@ const ROWS: &[Row] = &[
     Row::when(
         In::Namespaces,
         calls![SYS_fcntl],
-        &[&[Arg::IsNot(1, SETFL)], &[Arg::Is(1, SETFL), Arg::With(2, NONBLOCK)]],
-        "`F_SETFL` with `O_NONBLOCK` alone",
-        "a descriptor that blocks stops who shares it",
+        &[
+            &[
+                Arg::IsNot(1, SETFL),
+                Arg::IsNot(1, libc::F_SETLEASE as u64),
+                Arg::IsNot(1, libc::F_NOTIFY as u64),
+            ],
+            &[Arg::Is(1, SETFL), Arg::With(2, NONBLOCK)],
+        ],
+        "`F_SETFL` only with `O_NONBLOCK` among the flags; no leases, no notices",
+        "a descriptor that blocks stops who shares it; a lease holds up who opens a file of the host",
     ),
     Row::when(
         In::Alone,
@@ -220,19 +228,26 @@ const ROWS: &[Row] = &[
         "`AF_UNIX`",
         "its network has no interface, and other families are much code",
     ),
+    Row::when(
+        In::Namespaces,
+        calls![SYS_socketpair],
+        &[&[Arg::Is(0, libc::AF_UNIX as u64)]],
+        "`AF_UNIX`",
+        "each family's code runs, and is loaded, before it is asked for pairs",
+    ),
     Row::any(
         In::Namespaces,
-        calls![SYS_socketpair SYS_bind SYS_listen SYS_accept4 SYS_connect],
+        calls![SYS_bind SYS_listen SYS_accept4 SYS_connect],
         "between its own processes: names of sockets are those of its files and of its network",
     ),
     Row::when(
         In::Alone,
         calls![SYS_socketpair],
         &[
-            &[Arg::Masked(1, 0xf, libc::SOCK_STREAM as u64)],
-            &[Arg::Masked(1, 0xf, libc::SOCK_SEQPACKET as u64)],
+            &[Arg::Is(0, libc::AF_UNIX as u64), Arg::Masked(1, 0xf, libc::SOCK_STREAM as u64)],
+            &[Arg::Is(0, libc::AF_UNIX as u64), Arg::Masked(1, 0xf, libc::SOCK_SEQPACKET as u64)],
         ],
-        "streams and packets",
+        "`AF_UNIX`, streams and packets",
         "a datagram takes an address with it; a socket with a name is somebody else's: the store's, the broker's",
     ),
     Row::any(
@@ -270,10 +285,21 @@ const ROWS: &[Row] = &[
     Row::any(
         In::Every,
         calls![
-            SYS_mprotect SYS_munmap SYS_mremap SYS_madvise SYS_msync SYS_mincore SYS_mlock SYS_munlock SYS_membarrier
+            SYS_mprotect SYS_munmap SYS_mremap SYS_msync SYS_mincore SYS_mlock SYS_munlock SYS_membarrier
             SYS_brk
         ],
         "its own memory; it may lock none (`RLIMIT_MEMLOCK`)",
+    ),
+    Row::when(
+        In::Every,
+        calls![SYS_madvise],
+        &[&[
+            Arg::IsNot(2, libc::MADV_MERGEABLE as u64),
+            Arg::IsNot(2, libc::MADV_COLD as u64),
+            Arg::IsNot(2, libc::MADV_PAGEOUT as u64),
+        ]],
+        "not `MADV_MERGEABLE`, `MADV_COLD`, `MADV_PAGEOUT`",
+        "memory is merged with nobody's; the host's files are in the host's cache",
     ),
     Row::any(
         In::Every,

@@ -294,6 +294,7 @@ fn act_without_bound(words: &[&str]) -> String {
         ["refused", what] => calls::refused(what),
         ["spoil", what, path] => calls::spoil(what, path),
         ["park"] => calls::park(),
+        ["shed"] => raw::run_from_a_thread(c"/bin/sleep", c"1000"),
         ["dirty-files"] => files::dirty(),
         ["spin"] => loop {
             std::hint::spin_loop();

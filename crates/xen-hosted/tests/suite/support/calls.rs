@@ -30,6 +30,10 @@ pub(crate) fn refused(what: &str) -> String {
     };
     let prctl = |option: libc::c_int| errno!(libc::SYS_prctl, option, 0, 0, 0, 0);
     let clone = |flags: libc::c_int| errno!(libc::SYS_clone, flags | libc::SIGCHLD, 0, 0, 0, 0);
+    let pair = |family: libc::c_int| {
+        let mut pair = [0_i32; 2];
+        errno!(libc::SYS_socketpair, family, libc::SOCK_SEQPACKET, 0, pair.as_mut_ptr())
+    };
     let fcntl = |command: libc::c_int| errno!(libc::SYS_fcntl, 0, command, 0);
     let errno = match what {
         "memfd-huge" => errno!(libc::SYS_memfd_create, c"huge".as_ptr(), libc::MFD_HUGETLB),
@@ -48,6 +52,10 @@ pub(crate) fn refused(what: &str) -> String {
         "setpriority-user" => errno!(libc::SYS_setpriority, libc::PRIO_USER, 0, 19),
         "socket-inet" => errno!(libc::SYS_socket, libc::AF_INET, libc::SOCK_STREAM, 0),
         "socket-netlink" => errno!(libc::SYS_socket, libc::AF_NETLINK, libc::SOCK_RAW, 0),
+        "pair-inet" => pair(libc::AF_INET),
+        "pair-tipc" => pair(libc::AF_TIPC),
+        "madvise-merge" => errno!(libc::SYS_madvise, none, 0, libc::MADV_MERGEABLE),
+        "madvise-pageout" => errno!(libc::SYS_madvise, none, 0, libc::MADV_PAGEOUT),
         "clone-user" => clone(libc::CLONE_NEWUSER),
         "clone-net" => clone(libc::CLONE_NEWNET),
         "setfl" => errno!(libc::SYS_fcntl, socket, libc::F_SETFL, 0),

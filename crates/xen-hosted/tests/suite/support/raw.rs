@@ -167,6 +167,22 @@ pub(crate) fn fork() -> std::io::Result<Option<i32>> {
     }
 }
 
+/// Runs another program in this one's place, from a thread: none of its signals at another's death are handed on.
+pub(crate) fn run_from_a_thread(
+    program: &'static std::ffi::CStr,
+    argument: &'static std::ffi::CStr,
+) -> ! {
+    std::thread::spawn(move || {
+        let arguments = [program.as_ptr(), argument.as_ptr(), std::ptr::null()];
+        let no_variables = [std::ptr::null()];
+        // SAFETY: both lists end with a null, and their strings are the program's own.
+        unsafe { libc::execve(program.as_ptr(), arguments.as_ptr(), no_variables.as_ptr()) };
+    });
+    loop {
+        std::thread::park();
+    }
+}
+
 /// The open descriptors that this program was started with.
 pub(crate) fn descriptors() -> String {
     let opened: Vec<String> = (0..1024)
