@@ -168,9 +168,9 @@ struct DomExc {
 pub struct Broker {
     /// Locked for as long as the broker lives; tests have none.
     directory: Option<Directory>,
-    /// What is noted there.
+    /// The note in it.
     holdings: Holdings,
-    /// What a broker before has left, and did not end when this one started.
+    /// The things of a broker before that did not end when this one started.
     inherited: Holdings,
     /// The numbers of its domains whose groups are there still.
     numbers_left: BTreeSet<DomId>,

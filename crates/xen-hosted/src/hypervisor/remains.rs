@@ -291,7 +291,7 @@ mod tests {
         assert_eq!(connection(line, "xenbus-1-2"), Some(44));
         assert_eq!(connection(line, "xenbus-1-3"), None);
         // As anybody can mount who may mount at all.
-        assert_eq!(connection(&line.replace("/ /dev ", "/ /home/m/x "), "xenbus-1-2"), None);
+        assert_eq!(connection(&line.replace("/ /dev ", "/ /mnt/x "), "xenbus-1-2"), None);
         assert_eq!(connection("22 1 8:1 / / rw - ext4 /dev/vda rw", "xenbus-1-2"), None);
     }
 }

@@ -12,6 +12,7 @@ use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
 };
+use rustix::process::{PidfdGetfdFlags, pidfd_getfd};
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -36,11 +37,9 @@ pub(crate) fn map_without_calls() {
     support::raw::exit_at_once(i32::from(!done));
 }
 
-/// Hands the socket to the broker on, and stays until nobody has any use for it.
+/// Leaves the socket to the broker alone, and stays until nobody has any use for it.
 pub(crate) fn lend() {
-    let stdin = std::io::stdin();
-    pass(stdin.as_fd(), support::raw::socket());
-    assert_eq!(rustix::io::read(stdin, &mut [0]), Ok(0));
+    assert_eq!(rustix::io::read(std::io::stdin(), &mut [0]), Ok(0));
 }
 
 /// Runs each case with itself and who lends it a socket; says what came of each.
@@ -125,6 +124,13 @@ impl Guest {
     fn domid(&self) -> DomId {
         self.created.domid
     }
+
+    /// Its socket to the broker. A guest that shares its user may pass none, so it is taken.
+    fn lent(&self, control: &mut Control) -> OwnedFd {
+        let process = control.process(self.domid()).unwrap();
+        let (number, flags) = (xen_hosted::domain::GUEST_DESCRIPTOR, PidfdGetfdFlags::empty());
+        pidfd_getfd(process, number, flags).unwrap()
+    }
 }
 
 /// What a domain has now and has to give back.
@@ -160,7 +166,7 @@ fn domain_0_with_a_guest() {
     for turned in [false, true] {
         // Two more, so that there is somebody else to bind and to grant to.
         let guests = ["lender", "sleeper", "sleeper"].map(|role| Guest::start(&mut control, role));
-        let lent = Platform::over(passed(guests[0].socket.as_fd())).unwrap();
+        let lent = Platform::over(guests[0].lent(&mut control)).unwrap();
         let (own, guest) = (domain_0(&host), party(&lent, &lent));
         if turned {
             all_cases(&mut control, guest, own);
@@ -182,7 +188,7 @@ fn two_guests_within_a_sandbox() {
     let borrower = Guest::start(&mut control, "borrower");
     let domids = [&lender, &borrower].map(Guest::domid);
     let before = domids.map(|domid| held(&mut control, domid));
-    pass(borrower.socket.as_fd(), passed(lender.socket.as_fd()).as_fd());
+    pass(borrower.socket.as_fd(), lender.lent(&mut control).as_fd());
     for (name, _) in platform::cases() {
         let mut verdict = [0; 1024];
         let (_, len) = rustix::net::recv(&borrower.socket, &mut verdict, RecvFlags::empty())
@@ -315,7 +321,7 @@ fn control_is_domain_0s() {
     let host = Host::start();
     let mut control = host.control();
     let guest = Guest::start(&mut control, "lender");
-    let lent = Platform::over(passed(guest.socket.as_fd())).unwrap();
+    let lent = Platform::over(guest.lent(&mut control)).unwrap();
     assert_eq!(lent.domid(), guest.domid());
     let mut theirs = Control::over(&lent);
     assert_eq!(theirs.list().map(drop), Err(Error::Perm));
