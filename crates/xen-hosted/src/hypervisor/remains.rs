@@ -67,6 +67,13 @@ impl Born {
     }
 }
 
+/// A name for where numbers of processes hold: this start of the machine, and this namespace of processes.
+fn stamp() -> String {
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let namespace = fs::read_link("/proc/self/ns/pid").unwrap_or_default();
+    format!("{} {}", boot.trim(), namespace.display())
+}
+
 /// The things that a broker holds: noted as they are taken, so that they are found whenever the broker dies.
 #[derive(Clone, Default, PartialEq, Eq, Debug)]
 pub(super) struct Holdings {
@@ -111,9 +118,9 @@ impl Holdings {
         directory.write(FILE, &self.encode())
     }
 
-    /// `users=ID`, `group=PATH` and processes, each with a NUL behind it.
+    /// `where=STAMP`, `users=ID`, `group=PATH` and processes, each with a NUL behind it.
     fn encode(&self) -> Vec<u8> {
-        let mut bytes = Vec::new();
+        let mut bytes = format!("where={}\0", stamp()).into_bytes();
         if let Some(id) = self.first_id {
             bytes.extend_from_slice(format!("users={id}\0").as_bytes());
         }
@@ -126,9 +133,11 @@ impl Holdings {
         bytes
     }
 
-    /// Groups that are not called `name` are none of the host's.
+    /// Groups that are not called `name` are none of the host's, nor are processes of another start of the machine, or
+    /// of another namespace of processes.
     fn decode(bytes: &[u8], name: &str) -> Self {
         let mut holdings = Self::default();
+        let mut is_here = false;
         for line in bytes.split(|byte| *byte == 0) {
             if let Some(path) = line.strip_prefix(b"group=") {
                 let path = Path::new(OsStr::from_bytes(path));
@@ -137,8 +146,10 @@ impl Holdings {
                 }
             } else if let Some(id) = line.strip_prefix(b"users=") {
                 holdings.first_id = std::str::from_utf8(id).ok().and_then(|id| id.parse().ok());
-            } else if let Some(process) = line.strip_prefix(b"process=") {
+            } else if let Some(process) = line.strip_prefix(b"process=").filter(|_| is_here) {
                 holdings.processes.extend(Born::decode(process));
+            } else if let Some(of) = line.strip_prefix(b"where=") {
+                is_here = of == stamp().as_bytes();
             }
         }
         holdings
@@ -272,6 +283,10 @@ mod tests {
         let processes = BTreeSet::from([Born { pid: 12, start: 34 }]);
         let holdings = Holdings { groups, first_id: Some(7), processes, added: 0 };
         assert_eq!(Holdings::decode(&holdings.encode(), name), holdings);
+        // After another start of the machine those numbers are others' processes.
+        let before = String::from_utf8(holdings.encode()).unwrap().replace(&stamp(), "elsewhere");
+        let before = Holdings::decode(before.as_bytes(), name);
+        assert!(before.processes.is_empty() && before.groups == holdings.groups);
         let others =
             b"group=/sys/fs/cgroup/a.slice\0group=xenbus-1-2\0users=x\0process=x 1\0rubbish";
         assert_eq!(Holdings::decode(others, name), Holdings::default());
