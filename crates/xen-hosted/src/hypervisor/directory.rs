@@ -24,6 +24,9 @@ const LINKS_MAX: u32 = 40;
 /// The flags that a folder or link on the way is opened with.
 const STEP: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
+/// The flags that the lock is opened with.
+const LOCK: OFlags = OFlags::RDWR.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
 /// A host's directory, locked against other brokers for as long as this is there.
 #[derive(Debug)]
 pub(super) struct Directory {
@@ -42,25 +45,27 @@ impl Directory {
     /// `WouldBlock` where another broker has it; it is not this user's alone, or what the system answered.
     pub(super) fn make(host: &HostDir) -> io::Result<Self> {
         let fd = open(host.path(), Missing::Make)?;
-        Self::locked(fd)
+        let lock = openat(&fd, "lock", LOCK | OFlags::CREATE, Mode::RUSR | Mode::WUSR)?;
+        Self::locked(fd, lock)
     }
 
-    /// Opens one that is there, and locks it; `None` where there is none.
+    /// Opens one in which a broker was, and locks it; `None` where there is none. It needs no room on the disk.
     ///
     /// # Errors
     /// As [`Directory::make`].
     pub(super) fn find(host: &HostDir) -> io::Result<Option<Self>> {
-        match open(host.path(), Missing::Leave) {
-            Ok(fd) => Self::locked(fd).map(Some),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
+        let fd = match open(host.path(), Missing::Leave) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            opened => opened?,
+        };
+        match openat(&fd, "lock", LOCK, Mode::empty()) {
+            Err(Errno::NOENT) => Ok(None),
+            lock => Self::locked(fd, lock?).map(Some),
         }
     }
 
-    fn locked(fd: OwnedFd) -> io::Result<Self> {
+    fn locked(fd: OwnedFd, lock: OwnedFd) -> io::Result<Self> {
         let Stat { st_dev, st_ino, .. } = fstat(&fd)?;
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let lock = openat(&fd, "lock", flags, Mode::RUSR | Mode::WUSR)?;
         flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
         let name = format!("xenbus-{st_dev:x}-{st_ino:x}");
         Ok(Self { fd, name, inode: st_ino, _lock: lock })
@@ -128,6 +133,14 @@ impl Directory {
             | OFlags::CLOEXEC;
         let file = openat(&self.fd, name, flags, Mode::RUSR | Mode::WUSR)?;
         File::from(file).write_all(bytes)
+    }
+
+    /// Removes a file, if it is there.
+    pub(super) fn remove(&self, name: &str) -> io::Result<()> {
+        match unlinkat(&self.fd, name, AtFlags::empty()) {
+            Err(Errno::NOENT) => Ok(()),
+            removed => Ok(removed?),
+        }
     }
 
     /// Has a file hold this, or what it held before.

@@ -392,7 +392,7 @@ impl Broker {
                 let _ = directory.remove_socket(role);
             }
             if left.is_empty() {
-                let _ = Holdings::default().write(&directory);
+                let _ = Holdings::forget(&directory);
             }
         }
         left

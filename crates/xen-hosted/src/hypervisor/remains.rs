@@ -113,6 +113,11 @@ impl Holdings {
         self.write(directory)
     }
 
+    /// Notes that there is nothing, which takes no room on the disk.
+    pub(super) fn forget(directory: &Directory) -> io::Result<()> {
+        directory.remove(FILE)
+    }
+
     /// Notes it.
     pub(super) fn write(&self, directory: &Directory) -> io::Result<()> {
         directory.write(FILE, &self.encode())
@@ -195,7 +200,7 @@ pub fn clear(host: &HostDir) -> io::Result<Vec<Remainder>> {
     let users = Users::again(holdings.first_id)?;
     let left = end(&directory.name, &holdings, users.as_ref(), &Connections::to_try());
     if left.is_empty() {
-        Holdings::default().write(&directory)?;
+        Holdings::forget(&directory)?;
     }
     Ok(left)
 }

@@ -115,13 +115,13 @@ fn a_broker_ends_what_a_killed_one_has_left() {
 #[test]
 fn who_takes_a_host_down_ends_what_a_killed_broker_has_left() {
     let Some((host, pid)) = left_behind(Host::start) else { return };
-    let holds = || std::fs::read(host.host().path().join("holds")).unwrap();
+    let holds = || std::fs::read(host.host().path().join("holds")).unwrap_or_default();
     let has = |word: &[u8]| holds().split(|byte| *byte == 0).any(|line| line.starts_with(word));
     assert!(has(b"process=") && rustix::process::geteuid().is_root() == has(b"users="));
     let left = xen_hosted::hypervisor::clear(&host.host()).unwrap();
     assert!(left.is_empty() && !lives(pid), "{left:?}");
     assert_eq!(crate::faults::host_groups(&host), Vec::<std::path::PathBuf>::new());
-    assert!(!has(b"process=") && !has(b"group=") && !has(b"users="));
+    assert_eq!(holds(), b"");
 }
 
 #[test]
