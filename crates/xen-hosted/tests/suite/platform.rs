@@ -125,7 +125,7 @@ impl Guest {
         self.created.domid
     }
 
-    /// Its socket to the broker. A guest that shares its user may pass none, so it is taken.
+    /// Its socket to the broker, which is taken: a guest that sees the host may send none.
     fn lent(&self, control: &mut Control) -> OwnedFd {
         let process = control.process(self.domid()).unwrap();
         let (number, flags) = (xen_hosted::domain::GUEST_DESCRIPTOR, PidfdGetfdFlags::empty());

@@ -18,8 +18,8 @@ pub(super) enum In {
     Namespaces,
     /// One without: a single process that sees the host.
     Alone,
-    /// One whose user is its own.
-    OwnUser,
+    /// One with namespaces, or with a user of its own.
+    NotOfTheHost,
 }
 
 impl In {
@@ -29,7 +29,7 @@ impl In {
             Self::Every => true,
             Self::Namespaces => !alone,
             Self::Alone => alone,
-            Self::OwnUser => sandbox.own_user,
+            Self::NotOfTheHost => !alone || sandbox.own_user,
         }
     }
 }
@@ -258,9 +258,9 @@ const ROWS: &[Row] = &[
         "on sockets that it has",
     ),
     Row::any(
-        In::OwnUser,
+        In::NotOfTheHost,
         calls![SYS_sendmsg SYS_sendmmsg],
-        "descriptors on their way are counted by user, and who has too many parked lets nobody of its user pass one",
+        "descriptors on their way are counted by user, see [users](#users)",
     ),
     Row::when(
         In::Every,
@@ -486,7 +486,7 @@ mod tests {
                 In::Every => "every",
                 In::Namespaces => "with namespaces",
                 In::Alone => "without namespaces",
-                In::OwnUser => "with a user of its own",
+                In::NotOfTheHost => "with namespaces, or a user of its own",
             };
             let arguments = if row.arguments.is_empty() { "any" } else { row.arguments };
             let names = names.join(", ");
