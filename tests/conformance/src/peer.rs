@@ -176,17 +176,22 @@ impl Peer {
             }
             // Linux waits for the reply within the write, or refuses the request there.
             Link::Device(device) => device.write_all(bytes).map_err(|error| lost_by(&error)),
-            Link::Ring(ring) => loop {
-                let count = ring.put(bytes).map_err(|error| lost_by(&error))?;
-                bytes = bytes.get(count..).unwrap_or_default();
-                if bytes.is_empty() {
-                    return Ok(());
+            Link::Ring(ring) => {
+                let mut nothing_read = false;
+                loop {
+                    let count = ring.put(bytes).map_err(|error| lost_by(&error))?;
+                    bytes = bytes.get(count..).unwrap_or_default();
+                    if bytes.is_empty() {
+                        return Ok(());
+                    }
+                    // Taking forgets the signals that have come: only who looked for room since then may wait for one.
+                    if count == 0 && nothing_read {
+                        ring.wait(end).map_err(|error| lost_by(&error))?;
+                    }
+                    let read = ring.take(&mut self.unparsed).map_err(|error| lost_by(&error))?;
+                    nothing_read = read == 0;
                 }
-                let read = ring.take(&mut self.unparsed).map_err(|error| lost_by(&error))?;
-                if count == 0 && read == 0 {
-                    ring.wait(end).map_err(|error| lost_by(&error))?;
-                }
-            },
+            }
         }
     }
 
