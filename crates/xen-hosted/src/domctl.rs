@@ -209,6 +209,23 @@ impl Control {
         self.link.call(&Request::Process { domid })?.fd()
     }
 
+    /// From now on a domain ends with this connection, as one does that was created
+    /// [`Lifetime::Held`](crate::domain::Lifetime::Held), and with no other.
+    ///
+    /// # Errors
+    /// As [`DomainControl::info`].
+    pub fn hold(&mut self, domid: DomId) -> Result<(), Error> {
+        self.done(&Request::Hold { domid })
+    }
+
+    /// From now on a domain does not end with this connection; one that another connection has come to hold ends with that.
+    ///
+    /// # Errors
+    /// As [`DomainControl::info`].
+    pub fn keep(&mut self, domid: DomId) -> Result<(), Error> {
+        self.done(&Request::Keep { domid })
+    }
+
     fn done(&mut self, request: &Request) -> Result<(), Error> {
         self.link.call(request).map(drop)
     }

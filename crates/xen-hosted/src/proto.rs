@@ -101,6 +101,14 @@ pub(crate) enum Request {
     Process {
         domid: DomId,
     },
+    /// From now on the domain ends with this connection, and with no other.
+    Hold {
+        domid: DomId,
+    },
+    /// From now on the domain does not end with this connection.
+    Keep {
+        domid: DomId,
+    },
     /// From a domain's process before its program runs: its sandbox stands, without these. Where it has
     /// a mount of FUSE, that connection's number, and [`Names`](crate::domain::devices::Names).
     SandboxDone {
@@ -158,6 +166,8 @@ impl Request {
             }
             Self::Accounts { domid } => vec![19, domid.0.into()],
             Self::Process { domid } => vec![24, domid.0.into()],
+            Self::Hold { domid } => vec![25, domid.0.into()],
+            Self::Keep { domid } => vec![26, domid.0.into()],
             Self::ArenaMapped { slot } => vec![22, (*slot).into()],
             Self::Release { granter, slot, number } => {
                 vec![23, granter.0.into(), (*slot).into(), *number]
@@ -203,6 +213,8 @@ impl Request {
             }
             [19, of] => Self::Accounts { domid: domid(*of)? },
             [24, of] => Self::Process { domid: domid(*of)? },
+            [25, of] => Self::Hold { domid: domid(*of)? },
+            [26, of] => Self::Keep { domid: domid(*of)? },
             [22, slot] => Self::ArenaMapped { slot: cut(*slot)? },
             [23, granter, slot, number] => {
                 Self::Release { granter: domid(*granter)?, slot: cut(*slot)?, number: *number }
@@ -351,6 +363,9 @@ mod tests {
             Request::Scheduling { domid: of },
             Request::SetScheduling { domid: of, weight: 1, cap: 2 },
             Request::Accounts { domid: of },
+            Request::Process { domid: of },
+            Request::Hold { domid: of },
+            Request::Keep { domid: of },
             Request::SandboxDone { lacks: 5, connection: 9 },
             Request::SandboxFailed { step: 2, errno: 13 },
         ];

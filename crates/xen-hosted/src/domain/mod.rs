@@ -53,6 +53,17 @@ pub enum Devices {
     KernelFiles,
 }
 
+/// Longest time that a domain may be there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Lifetime {
+    /// As long as its host.
+    #[default]
+    OfTheHost,
+    /// As long as the connection that has created it, until that says
+    /// [`Control::keep`](crate::domctl::Control::keep): what a creator that dies has begun does not stay.
+    Held,
+}
+
 /// What a new domain is to be.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
@@ -72,6 +83,8 @@ pub struct Config {
     pub files: Files,
     /// What it has at `/dev`.
     pub devices: Devices,
+    /// When its end is its creator's, too.
+    pub lifetime: Lifetime,
     /// The program's arguments, its name first.
     pub args: Vec<OsString>,
     /// The program's variables, `NAME=value`; [`GUEST_VARIABLE`] is added.
@@ -88,6 +101,7 @@ impl Default for Config {
             cap: 0,
             files: Files::None,
             devices: Devices::None,
+            lifetime: Lifetime::OfTheHost,
             args: Vec::new(),
             env: Vec::new(),
         }
@@ -107,6 +121,10 @@ impl Config {
             Devices::Files => 1,
             Devices::KernelFiles => 2,
         };
+        let lifetime = match self.lifetime {
+            Lifetime::OfTheHost => 0,
+            Lifetime::Held => 1,
+        };
         for word in [
             self.memory_max_kib,
             self.tasks_max.into(),
@@ -114,6 +132,7 @@ impl Config {
             self.cap.into(),
             files,
             devices,
+            lifetime,
             self.args.len() as u64,
             self.env.len() as u64,
         ] {
@@ -129,7 +148,7 @@ impl Config {
     /// What a request asks for; `None` where it is none, or asks for what cannot be.
     pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
         let (handle, rest) = bytes.split_first_chunk::<16>()?;
-        let (head, strings) = rest.split_first_chunk::<64>()?;
+        let (head, strings) = rest.split_first_chunk::<72>()?;
         let (words, _) = head.as_chunks::<8>();
         let mut words = words.iter().map(|word| u64::from_ne_bytes(*word));
         let mut config = Self { handle: *handle, ..Self::default() };
@@ -146,6 +165,11 @@ impl Config {
             0 => Devices::None,
             1 => Devices::Files,
             2 => Devices::KernelFiles,
+            _ => return None,
+        };
+        config.lifetime = match words.next()? {
+            0 => Lifetime::OfTheHost,
+            1 => Lifetime::Held,
             _ => return None,
         };
         let (args, env) =
@@ -295,6 +319,7 @@ mod tests {
         config.env.push("A=1".into());
         config.files = Files::System;
         config.devices = Devices::Files;
+        config.lifetime = Lifetime::Held;
         config.cap = 50;
         assert_eq!(Config::decode(&config.encode()), Some(config.clone()));
         config.weight = 0;

@@ -3,7 +3,7 @@
 use super::arenas::ARENA_LEN;
 use super::ports::read_counter;
 use super::serve::{Answered, words};
-use super::{Broker, Domain, Stage};
+use super::{Broker, Domain, PeerId, Stage};
 use crate::domctl::info_words;
 use crate::limits::LISTED_AT_ONCE;
 use crate::link::Counter;
@@ -127,6 +127,17 @@ impl Broker {
             group.set_cpu(weight, cap, first)?;
         }
         domain.scheduling = Scheduling { weight, cap };
+        words([])
+    }
+
+    pub(super) fn hold(&mut self, id: PeerId, domid: DomId) -> Answered {
+        self.living_guest(domid)?.holder = Some(id);
+        words([])
+    }
+
+    /// A domain that another connection holds by now stays with that one.
+    pub(super) fn keep(&mut self, id: PeerId, domid: DomId) -> Answered {
+        self.living_guest(domid)?.holder.take_if(|holder| *holder == id);
         words([])
     }
 

@@ -6,7 +6,7 @@ use super::{Broker, Domain, PeerId, Process, Stage, Token, failed, say};
 use crate::domain::cgroup::Share;
 use crate::domain::devices::DeviceMount;
 use crate::domain::sandbox::{self, INNER_ID, Plan, STEPS};
-use crate::domain::{Config, Devices, Lack};
+use crate::domain::{Config, Devices, Lack, Lifetime};
 use crate::limits::{PORT_DESCRIPTORS, TASKS_DEFAULT};
 use crate::proto::{self, Message, Request};
 use crate::{Rights, sys};
@@ -48,6 +48,7 @@ impl Broker {
         let identity = self.take_identity();
         let mut domain = Domain::new(identity, config, self.ports_max);
         domain.stage = Stage::Building { creator: id };
+        domain.holder = (domain.config.lifetime == Lifetime::Held).then_some(id);
         self.domains.insert(domid, domain);
         match self.build(domid, files) {
             Ok(()) => {

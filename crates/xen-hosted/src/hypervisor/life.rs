@@ -99,6 +99,16 @@ impl Broker {
         words([])
     }
 
+    /// The domains that a connection holds go with it.
+    pub(super) fn destroy_held(&mut self, id: PeerId) {
+        let held = self.domains.iter().filter(|(_, domain)| domain.holder == Some(id));
+        let held: Vec<DomId> = held.map(|(domid, _)| *domid).collect();
+        for domid in held {
+            // One that is going already is no error.
+            let _ = self.destroy(domid);
+        }
+    }
+
     /// Ends all processes of a domain.
     fn kill(&self, domid: DomId) {
         if let Some(domain) = self.domains.get(&domid) {

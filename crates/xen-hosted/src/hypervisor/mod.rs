@@ -139,6 +139,8 @@ struct Domain {
     scheduling: Scheduling,
     stage: Stage,
     paused: bool,
+    /// The connection that it ends with.
+    holder: Option<PeerId>,
     process: Option<Process>,
     group: Option<Group>,
     /// Its own connection; domain 0 has many, and none here.
@@ -452,6 +454,7 @@ impl Domain {
             config,
             stage: Stage::Running,
             paused: false,
+            holder: None,
             process: None,
             group: None,
             peer: None,

@@ -316,6 +316,8 @@ impl Broker {
             }
             Request::Accounts { domid } => self.accounts(domid),
             Request::Process { domid } => self.process(domid),
+            Request::Hold { domid } => self.hold(id, domid),
+            Request::Keep { domid } => self.keep(id, domid),
             // Not of a connection like this.
             Request::Release { .. }
             | Request::SandboxDone { .. }
@@ -376,6 +378,9 @@ impl Broker {
         for slot in std::mem::take(&mut peer.offered) {
             self.end_arena(peer.domid, slot);
         }
+        if peer.rights.has(Rights::DOMAIN_CONTROL) {
+            self.destroy_held(id);
+        }
         if let Some(domain) = self.domains.get_mut(&peer.domid)
             && domain.peer == Some(id)
         {
@@ -416,7 +421,9 @@ fn needed(request: &Request) -> Rights {
         | Request::Scheduling { .. }
         | Request::SetScheduling { .. }
         | Request::Accounts { .. }
-        | Request::Process { .. } => Rights::DOMAIN_CONTROL,
+        | Request::Process { .. }
+        | Request::Hold { .. }
+        | Request::Keep { .. } => Rights::DOMAIN_CONTROL,
     }
 }
 

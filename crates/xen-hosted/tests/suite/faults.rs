@@ -15,6 +15,7 @@ use xen::domwatch::{DomainEvent, DomainWatch, ShutdownReason};
 use xen::evtchn::{EventChannels, Status};
 use xen::gnttab::{Access, GrantMap, GrantOffer};
 use xen::{DomId, GrantRef, Port};
+use xen_hosted::domain::Lifetime;
 use xen_hosted::domctl::Control;
 use xen_hosted::{HostDir, Platform, Role};
 
@@ -356,6 +357,36 @@ fn deaths_in_any_order_leave_nothing_behind() {
     assert_eq!(host.control().list().unwrap().len(), 1);
     let memory = memory_kib(&host);
     assert!(memory < memory_before + 1024, "{memory_before} KiB before, {memory} KiB after");
+}
+
+#[test]
+fn what_a_creator_holds_ends_with_it() {
+    let host = Host::start();
+    let mut looker = host.control();
+    let create = |control: &mut Control, lifetime| {
+        let mut config = playing("frontend");
+        config.lifetime = lifetime;
+        control.create_quiet(&config, &support::this_program()).unwrap().domid
+    };
+    let (mut creator, mut other) = (host.control(), host.control());
+    let unheld = create(&mut creator, Lifetime::OfTheHost);
+    let [paused, runs, kept, taken] = [(); 4].map(|()| create(&mut creator, Lifetime::Held));
+    creator.unpause(runs).unwrap();
+    creator.keep(kept).unwrap();
+    other.hold(taken).unwrap();
+    // It is the other's by now.
+    creator.keep(taken).unwrap();
+    let mut are_there = |domids: &[DomId]| {
+        let there: Vec<DomId> = looker.list().unwrap().iter().map(|info| info.domid).collect();
+        there == domids
+    };
+    assert!(are_there(&[DomId::DOM0, unheld, paused, runs, kept, taken]));
+    drop(creator);
+    until("what it held is gone", || are_there(&[DomId::DOM0, unheld, kept, taken]));
+    drop(other);
+    until("and what the other held", || are_there(&[DomId::DOM0, unheld, kept]));
+    assert_eq!(host.control().hold(taken), Err(xen::Error::Srch));
+    assert_eq!(host.control().keep(DomId::DOM0), Err(xen::Error::Inval));
 }
 
 #[test]
