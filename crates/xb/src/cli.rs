@@ -17,7 +17,7 @@ mod tree;
 
 use crate::Error;
 use crate::host::{Choice, Host};
-use crate::wait::{self, Limit};
+use crate::wait::{self, Limit, Signals};
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -34,7 +34,7 @@ pub(crate) struct Line {
 }
 
 const EXIT_CODES: &str = "Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 not in time, 4 no such domain, disk or \
-host, 130 interrupted; xb create --wait ends with the guest's.\n\nExample: xb demo";
+host, or the domain was destroyed meanwhile, 130 interrupted; xb create --wait ends with the guest's.\n\nExample: xb demo";
 
 /// How long to wait for anything, where nothing is said.
 const WITHIN: Duration = Duration::from_secs(30);
@@ -225,7 +225,8 @@ fn run(line: Line) -> Result<u8, Error> {
             return crate::keeper::run(&folder).map(|()| 0);
         }
         Command::Store(store) => return store::run(all, &store),
-        _ => wait::catch_signals(),
+        Command::Demo(_) => wait::catch_signals(Signals::All),
+        _ => wait::catch_signals(Signals::Interrupt),
     }
     // The demo tells each of its steps itself.
     if !all.json && !matches!(line.command, Command::Demo(_)) {

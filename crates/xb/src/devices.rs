@@ -20,21 +20,26 @@ pub use disk::{Disk, Place, prepare};
 
 /// How long a backend may take to let go of a device whose domain is gone.
 pub const CLOSES_WITHIN: Duration = Duration::from_secs(10);
+/// Longest time that a guest whose ring cannot be used may take to end, so that its end is the cause.
+const ENDS_WITHIN: Duration = Duration::from_secs(1);
+/// Between two looks for that.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
 /// A disk that its guest says is in use may be on its way out, as after an unmount; this is waited for.
 const BUSY: Duration = Duration::from_secs(2);
 
 /// Adds a disk to a domain: both ends and libxl's nodes, in one transaction. One of that number must not be there.
 ///
 /// # Errors
-/// [`Error::Refused`] where there is one.
+/// [`Error::Refused`] where there is one, [`Error::Destroyed`] where the domain has no nodes any more.
 pub fn add(store: &mut Client, domid: DomId, disk: &Disk) -> Result<(), Error> {
-    if toolstack::add_new(store, &disk.device(domid)?)? == Added::New {
-        return Ok(());
-    }
     let vdev = &disk.spec.vdev;
-    Err(Error::Refused(format!(
-        "domain {domid} has a disk {vdev} already; xb disk detach {domid} {vdev} takes it away"
-    )))
+    match toolstack::add_new(store, &disk.device(domid)?)? {
+        Added::New => Ok(()),
+        Added::WasThere => Err(Error::Refused(format!(
+            "domain {domid} has a disk {vdev} already; xb disk detach {domid} {vdev} takes it away"
+        ))),
+        Added::NoDomain => Err(Error::destroyed(format!("domain {domid}"))),
+    }
 }
 
 /// Adds a disk to a domain that runs and waits until it is connected; takes it away again if it does not.
@@ -69,31 +74,55 @@ pub fn await_connected(
     };
     let log =
         host.folder().map(|folder| format!("; {} says more", folder.log("xen-blockd").display()));
-    watched(host, &[&front, &back, "@releaseDomain"], |Host { store, platform }| {
-        limit.until(store, &what, |store| {
-            let both = (state(store, &front)?, state(store, &back)?);
-            states.set(both);
-            if both == (State::Connected, State::Connected) {
-                return Ok(Some(()));
-            }
-            for end in [&back, &front] {
-                if let Some(error) = read(store, &format!("{end}/error"))? {
-                    let (target, error, log) = (
-                        &disk.target,
-                        text::clean(error.trim()),
-                        log.as_deref().unwrap_or_default(),
-                    );
-                    return Err(Error::Refused(format!("disk {vdev} ({target}): {error}{log}")));
+    let ended =
+        || Error::Ended(format!("domain {domid} has ended before its disk {vdev} was connected"));
+    let connected =
+        watched(host, &[&front, &back, "@releaseDomain"], |Host { store, platform }| {
+            limit.until(store, &what, |store| {
+                let both = (state(store, &front)?, state(store, &back)?);
+                states.set(both);
+                if both == (State::Connected, State::Connected) {
+                    return Ok(Some(()));
                 }
-            }
-            if platform.runs(domid, None) {
-                return Ok(None);
-            }
-            Err(Error::Refused(format!(
-                "domain {domid} has ended before its disk {vdev} was connected"
-            )))
-        })
-    })
+                for end in [&back, &front] {
+                    if let Some(error) = read(store, &format!("{end}/error"))? {
+                        let (target, error, log) = (
+                            &disk.target,
+                            text::clean(error.trim()),
+                            log.as_deref().unwrap_or_default(),
+                        );
+                        return Err(Error::Refused(format!(
+                            "disk {vdev} ({target}): {error}{log}"
+                        )));
+                    }
+                }
+                if platform.runs(domid, None) {
+                    return Ok(None);
+                }
+                Err(ended())
+            })
+        });
+    match connected {
+        Err(error @ Error::Refused(_))
+            if !matches!(states.get().0, State::Initialising | State::InitWait) =>
+        {
+            // A guest that ends takes its ring along before it is gone.
+            if ends(host, domid, limit.within(ENDS_WITHIN))? { Err(ended()) } else { Err(error) }
+        }
+        connected => connected,
+    }
+}
+
+/// True where a domain ends in time.
+fn ends(host: &mut Host, domid: DomId, limit: Limit) -> Result<bool, Error> {
+    while host.platform.runs(domid, None) {
+        match limit.slice(&|| format!("domain {domid} ends")) {
+            Ok(slice) => std::thread::sleep(slice.min(LOOK_AGAIN)),
+            Err(Error::Timeout { .. }) => return Ok(false),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(true)
 }
 
 /// Does something while changes below these nodes wake waits.

@@ -9,6 +9,7 @@ mod program;
 
 use crate::devices;
 use crate::host::Host;
+use crate::keeper::Ended;
 use crate::wait::Limit;
 use crate::{Error, config};
 use xen::DomId;
@@ -63,7 +64,7 @@ pub fn reason_word(reason: ShutdownReason) -> &'static str {
 /// Where a domain's nodes are.
 #[must_use]
 pub fn home(domid: DomId) -> String {
-    format!("/local/domain/{domid}")
+    xenbus::path::home(domid)
 }
 
 /// A node as text; `None` where it is not there.
@@ -181,8 +182,15 @@ pub fn request(host: &mut Host, domain: &Domain, request: Request) -> Result<(),
             "{name} has ended ({state}); xb destroy {name} takes it down"
         )));
     }
-    let node = format!("{}/control/shutdown", home(domain.info.domid));
-    Ok(host.store.write(node, request.word())?)
+    let home = home(domain.info.domid);
+    let asked = host.store.transaction(|tx| {
+        let is_there = tx.exists(&home)?;
+        if is_there {
+            tx.write(format!("{home}/control/shutdown"), request.word())?;
+        }
+        Ok(is_there)
+    })?;
+    if asked { Ok(()) } else { Err(Error::destroyed(&domain.name)) }
 }
 
 /// Waits until a domain has ended or is gone.
@@ -227,9 +235,7 @@ pub fn take_down(host: &mut Host, domids: &[DomId], limit: Limit) -> Result<(), 
     let mut all = Ok(());
     for (domid, asked) in asked {
         // The nodes stay where a device could not be taken away: with them it can be tried again.
-        let gone = asked
-            .and_then(|()| devices::release_all(host, domid, limit))
-            .and_then(|()| forget(host, domid));
+        let gone = asked.and_then(|()| remove_nodes(host, domid, None, limit));
         all = all.and(gone);
     }
     all
@@ -281,18 +287,97 @@ fn ask_to_go(host: &mut Host, domid: DomId) -> Result<(), Error> {
     devices::ask_all(&mut host.store, domid)
 }
 
-/// Removes the nodes of a domain that is gone with its devices.
-fn forget(host: &mut Host, domid: DomId) -> Result<(), Error> {
-    let uuid = read(&mut host.store, &format!("{}/vm", home(domid)))?;
-    host.store.transaction(|tx| {
-        remove(tx, &home(domid))?;
-        remove(tx, &format!("/libxl/{domid}"))?;
-        match uuid.as_deref().filter(|vm| vm.starts_with("/vm/")) {
-            Some(vm) => remove(tx, vm),
-            None => Ok(()),
+/// Takes away the devices and nodes of a domain that is gone. With `vm`, those of the domain alone whose node that is, as
+/// another may have its number by now.
+pub(crate) fn remove_nodes(
+    host: &mut Host,
+    domid: DomId,
+    vm: Option<&str>,
+    limit: Limit,
+) -> Result<(), Error> {
+    loop {
+        devices::release_all(host, domid, limit)?;
+        match forget(&mut host.store, domid, vm)? {
+            Forgotten::Yes => return Ok(()),
+            Forgotten::HasDevices => {
+                limit.slice(&|| format!("no device is added to domain {domid} any more"))?;
+            }
         }
-    })?;
-    Ok(())
+    }
+}
+
+/// The outcome of removing a domain's nodes.
+enum Forgotten {
+    /// They are not there.
+    Yes,
+    /// It has got a device since its devices were taken away.
+    HasDevices,
+}
+
+/// Removes a domain's nodes in one transaction, as devices are added in one: what comes later finds no domain.
+fn forget(store: &mut Client, domid: DomId, expected: Option<&str>) -> Result<Forgotten, Error> {
+    let (home, libxl) = (home(domid), format!("/libxl/{domid}"));
+    Ok(store.transaction(|tx| {
+        let vm = found(tx.read(format!("{home}/vm")))?;
+        let vm = vm.map(|vm| String::from_utf8_lossy(&vm).into_owned());
+        if expected.is_some() && vm.as_deref() != expected {
+            return Ok(Forgotten::Yes);
+        }
+        let devices = format!("{libxl}/device");
+        for kind in found(tx.directory(&devices))?.unwrap_or_default() {
+            let of_kind = [devices.as_bytes(), b"/", &kind].concat();
+            if !tx.directory(of_kind)?.is_empty() {
+                return Ok(Forgotten::HasDevices);
+            }
+        }
+        remove(tx, &home)?;
+        remove(tx, &libxl)?;
+        if let Some(vm) = vm.filter(|vm| vm.starts_with("/vm/")) {
+            remove(tx, &vm)?;
+        }
+        Ok(Forgotten::Yes)
+    })?)
+}
+
+/// The answer of a node; `None` where it is not there.
+fn found<T>(answer: Result<T, xenstore::Error>) -> Result<Option<T>, xenstore::Error> {
+    match answer {
+        Err(error) if is_missing(&error) => Ok(None),
+        answer => answer.map(Some),
+    }
+}
+
+/// Does something with the domain that has this name or number.
+///
+/// # Errors
+/// [`Error::NotFound`]; [`Error::Destroyed`] where it was destroyed meanwhile; else what `body` says.
+pub fn with<T>(
+    host: &mut Host,
+    which: &str,
+    body: impl FnOnce(&mut Host, &Domain) -> Result<T, Error>,
+) -> Result<T, Error> {
+    let domain = find(host, which)?;
+    body(host, &domain).map_err(|error| explain(host, &domain, error))
+}
+
+/// The error of something that was done with a domain: that the domain was destroyed meanwhile, where it was, as all
+/// that can fail then fails in its own way.
+pub(crate) fn explain(host: &mut Host, domain: &Domain, error: Error) -> Error {
+    let DomainInfo { domid, handle, .. } = domain.info;
+    let is_there = match host.control().info(domid) {
+        Ok(now) => now.handle == handle && now.state != RunState::Dying,
+        Err(error) => error != xen::Error::Srch,
+    };
+    if is_there || matches!(error, Error::Interrupted | Error::Ended(_)) {
+        return error;
+    }
+    let ended = host.folder().and_then(|folder| Ended::of(folder, &domain.name));
+    let ended = ended.filter(|ended| ended.domid == domid).map(|ended| ended.reason);
+    let domain = match domain.name.as_str() {
+        "" => format!("domain {domid}"),
+        name => format!("{name} (domain {domid})"),
+    };
+    Error::Destroyed { domain, ended }
 }
 
 /// Whether [`destroy`] is done with a domain.

@@ -20,6 +20,15 @@ pub enum Error {
     },
     /// There is no such domain, device or host.
     NotFound(String),
+    /// A domain has ended by itself before something could be done with it: a sentence.
+    Ended(String),
+    /// A domain was destroyed by somebody else while something was done with it.
+    Destroyed {
+        /// Its name or number.
+        domain: String,
+        /// Why it had ended before, where it had: a word of [`reason_word`](crate::domain::reason_word).
+        ended: Option<String>,
+    },
     /// It cannot be done as things are; what to do next.
     Refused(String),
     /// It did not come about in time.
@@ -41,7 +50,7 @@ impl Error {
             Self::Timeout { .. } => 3,
             Self::Store(error) if error.errno() == rustix::io::Errno::TIMEDOUT => 3,
             Self::Platform { error, .. } if error.errno() == crate::host::TIMED_OUT => 3,
-            Self::NotFound(_) => 4,
+            Self::NotFound(_) | Self::Destroyed { .. } => 4,
             Self::Interrupted => 130,
             _ => 1,
         }
@@ -56,6 +65,11 @@ impl Error {
                 Self::Refused(format!("{self}; and what was begun cannot be undone: {left}"))
             }
         }
+    }
+
+    /// A domain was destroyed by somebody else.
+    pub(crate) fn destroyed(domain: impl Into<String>) -> Self {
+        Self::Destroyed { domain: domain.into(), ended: None }
     }
 
     /// For the `map_err` of domain control.
@@ -76,7 +90,13 @@ impl fmt::Display for Error {
             Self::Config(error) => error.fmt(f),
             Self::Store(error) => error.fmt(f),
             Self::Platform { what, error } => write!(f, "{what}: {error}"),
-            Self::NotFound(text) | Self::Refused(text) => f.write_str(text),
+            Self::NotFound(text) | Self::Refused(text) | Self::Ended(text) => f.write_str(text),
+            Self::Destroyed { domain, ended: None } => {
+                write!(f, "{domain} was destroyed meanwhile")
+            }
+            Self::Destroyed { domain, ended: Some(reason) } => {
+                write!(f, "{domain} has ended ({reason}) and was destroyed meanwhile")
+            }
             Self::Timeout { what, after } => {
                 write!(f, "{what}: not within {}; --timeout allows more", crate::text::took(*after))
             }

@@ -9,8 +9,10 @@
 //!
 //! A guest that prints without end is read at [`PRINT_RATE`], and waits.
 //!
-//! The keeper bounds the daemons' logs too.
+//! The keeper takes away what a dead domain has left in the store, where nobody else does. It bounds the daemons' logs,
+//! too.
 
+mod clean;
 mod ended;
 mod log;
 
@@ -19,6 +21,7 @@ use crate::domain::create;
 use crate::host::daemon::Daemon;
 use crate::host::folder::Folder;
 use crate::host::{Choice, Host};
+use clean::Cleaner;
 use ended::Lives;
 use log::{LOG_MAX, Log};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -66,6 +69,7 @@ pub fn run(folder: &Folder) -> Result<(), Error> {
     say(&format!("serving {}", folder.path().display()));
     let (mut logs, mut settled) = (Log::left(folder), HashSet::new());
     let lives = Lives::default();
+    let cleaner = Cleaner::start(folder);
     let daemons = watch_daemons(folder).map_err(|errno| Error::io("the logs")(errno.into()))?;
     loop {
         if matches!(rustix::io::read(&daemons, &mut [0_u8; 4096]), Ok(1..)) {
@@ -84,7 +88,12 @@ pub fn run(folder: &Folder) -> Result<(), Error> {
                 Err(error) => say(&format!("a guest's log: {error}")),
             }
         }
+        let before = logs.len();
         logs.retain_mut(Log::take);
+        // The store tells of no domain that it was not told of; but nobody prints any more.
+        if changed || logs.len() < before {
+            cleaner.look();
+        }
         if changed {
             settle_all(folder, &mut host, &mut settled, &lives)?;
         }

@@ -1,4 +1,8 @@
 //! Waiting: always for something that has a name, never for ever, and Ctrl-C ends it.
+//!
+//! SIGTERM and SIGHUP end `xb` at once, whoever does not answer: a domain that was being created is undone by the broker and
+//! the keeper, and a disk that was being attached or detached comes or goes by itself. Only a host that goes with `xb`
+//! is taken down first ([`Signals::All`]).
 
 use crate::Error;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -17,12 +21,25 @@ const CENTURY: Duration = Duration::from_secs(100 * 365 * 86_400);
 /// What a process ends with that was interrupted: 128 and SIGINT's number.
 const INTERRUPTED_CODE: i32 = 130;
 
-/// From now on Ctrl-C (SIGINT, SIGTERM, SIGHUP) ends waits instead of the process, so that what was begun is
-/// undone. A second one ends the process.
-pub fn catch_signals() {
-    let flag = INTERRUPTED.get_or_init(Arc::default);
+/// The signals that end waits instead of the process.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Signals {
+    /// SIGINT, as Ctrl-C sends it.
+    Interrupt,
+    /// SIGINT, SIGTERM and SIGHUP: for what nobody else would undo.
+    All,
+}
+
+/// From now on these signals end waits instead of the process, so that what was begun is undone. A second one ends the
+/// process.
+pub fn catch_signals(signals: Signals) {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-    for signal in [SIGINT, SIGTERM, SIGHUP] {
+    let flag = INTERRUPTED.get_or_init(Arc::default);
+    let signals = match signals {
+        Signals::Interrupt => &[SIGINT][..],
+        Signals::All => &[SIGINT, SIGTERM, SIGHUP],
+    };
+    for signal in signals.iter().copied() {
         // Both fail for signals that nobody may catch; these may be. In this order the first signal only sets the
         // flag, which the second finds set.
         let _ = signal_hook::flag::register_conditional_shutdown(

@@ -21,6 +21,12 @@ impl fmt::Display for Id {
     }
 }
 
+/// A domain's nodes: `/local/domain/3`.
+#[must_use]
+pub fn home(domid: DomId) -> String {
+    format!("/local/domain/{domid}")
+}
+
 /// The frontend's nodes: `/local/domain/3/device/vbd/51712`.
 #[must_use]
 pub fn frontend(kind: &str, id: Id) -> String {

@@ -78,6 +78,8 @@ pub enum Added {
     New,
     /// One of its number was there already, and is as it was.
     WasThere,
+    /// The frontend's domain has no nodes, or no longer; nothing is added.
+    NoDomain,
 }
 
 /// Adds a device: what both ends find appears at once. What was there under its number is replaced.
@@ -89,7 +91,8 @@ pub fn add(store: &mut Client, device: &NewDevice) -> Result<(), Error> {
     Ok(store.transaction(|tx| nodes.write(tx))?)
 }
 
-/// Adds a device as [`add`] does, unless one of its number is there: of two that add at once, one is told so.
+/// Adds a device as [`add`] does, unless one of its number is there: of two that add at once, one is told so. Nor is one
+/// added to a domain whose nodes were taken away, where nobody would look for it any more.
 ///
 /// # Errors
 /// [`Error::Store`].
@@ -98,6 +101,10 @@ pub fn add_new(store: &mut Client, device: &NewDevice) -> Result<Added, Error> {
     Ok(store.transaction(|tx| {
         if tx.exists(&nodes.front)? || tx.exists(&nodes.back)? {
             return Ok(Added::WasThere);
+        }
+        let frontend = device.id.frontend;
+        if frontend != DomId::DOM0 && !tx.exists(path::home(frontend))? {
+            return Ok(Added::NoDomain);
         }
         nodes.write(tx).map(|()| Added::New)
     })?)

@@ -3,7 +3,7 @@
 use super::{All, out};
 use crate::config::{self, Description, Setting, Syntax, Warning};
 use crate::domain::create::{self, Then};
-use crate::host::Host;
+use crate::host::{Host, Platform};
 use crate::wait::{self, Limit};
 use crate::{Error, devices, domain};
 use clap::Args;
@@ -20,8 +20,8 @@ pub(crate) struct Create {
     /// Leave it paused.
     #[arg(long, conflicts_with = "wait")]
     paused: bool,
-    /// Wait until it has ended, over its reboots, and end with its exit status; Ctrl-C destroys it. --timeout is for
-    /// its disks to connect.
+    /// Wait until it has ended, over its reboots, and end with its exit status; Ctrl-C, or any other end of xb, destroys
+    /// it. --timeout is for its disks to connect.
     #[arg(long)]
     wait: bool,
 }
@@ -46,7 +46,11 @@ pub(crate) fn run(all: &All, create: &Create) -> Result<u8, Error> {
     description.directory = super::here();
     warnings.iter().for_each(|warning| out::tell(all, &warning.to_string()));
     let mut host = all.open()?;
-    let then = if create.paused { Then::StayPaused } else { Then::Run };
+    let then = match (create.paused, create.wait) {
+        (true, _) => Then::StayPaused,
+        (false, true) => Then::RunHeld,
+        (false, false) => Then::Run,
+    };
     let new = create::create(&mut host, &description, &settings, then, all.limit())?;
     new.lacks.iter().for_each(|lack| out::tell(all, lack));
     if all.json {
@@ -62,9 +66,13 @@ pub(crate) fn run(all: &All, create: &Create) -> Result<u8, Error> {
 /// Waits for as long as the guest runs; what it ended with.
 fn follow(all: &All, host: &mut Host, name: &str, domid: DomId) -> Result<u8, Error> {
     let mut last = domid;
-    let followed = domain::follow(host, name, domid, &mut |new| {
+    let followed = domain::follow(host, name, domid, &mut |host, new| {
         last = new;
         out::tell(all, &format!("{name} runs again, as domain {new}"));
+        if let Platform::Hosted { control, .. } = &mut host.platform {
+            // Where it is gone already, that is seen next.
+            let _ = control.hold(new);
+        }
     });
     let ended = match followed {
         Err(Error::Interrupted) => {
@@ -75,6 +83,10 @@ fn follow(all: &All, host: &mut Host, name: &str, domid: DomId) -> Result<u8, Er
         }
         followed => followed?,
     };
+    if let Platform::Hosted { control, .. } = &mut host.platform {
+        // One that is preserved stays; others are gone.
+        let _ = control.keep(last);
+    }
     let status = ended.status.map(|status| format!(", exit status {status}")).unwrap_or_default();
     out::tell(all, &format!("{name} has ended: {}{status}", ended.reason));
     let by_reason = u8::from(ended.reason != "shutdown");

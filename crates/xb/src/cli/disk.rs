@@ -114,54 +114,53 @@ pub(crate) fn run(all: &All, command: &Command) -> Result<u8, Error> {
     match command {
         Command::Attach(attach) => self::attach(all, attach),
         Command::Detach(detach) => {
-            let mut host = all.open()?;
-            let domid = domain::find(&mut host, &detach.domain)?.info.domid;
-            let disk = devices::disk(&mut host.store, domid, &detach.vdev)?;
-            let force = if detach.force { Force::Take } else { Force::Ask };
-            devices::detach(&mut host, &disk.device, force, all.limit())?;
-            let so = json!({ "domid": domid.0, "vdev": disk.vdev, "detached": true });
-            if all.json { out::json(&so) } else { Ok(0) }
+            domain::with(&mut all.open()?, &detach.domain, |host, domain| {
+                let domid = domain.info.domid;
+                let disk = devices::disk(&mut host.store, domid, &detach.vdev)?;
+                let force = if detach.force { Force::Take } else { Force::Ask };
+                devices::detach(host, &disk.device, force, all.limit())?;
+                let so = json!({ "domid": domid.0, "vdev": disk.vdev, "detached": true });
+                if all.json { out::json(&so) } else { Ok(0) }
+            })
         }
-        Command::Mount(mount) => {
-            let mut host = all.open()?;
-            let domain = domain::find(&mut host, &mount.domain)?;
+        Command::Mount(mount) => domain::with(&mut all.open()?, &mount.domain, |host, domain| {
             let disk = devices::disk(&mut host.store, domain.info.domid, &mount.vdev)?;
-            devices::mount::mount(&mut host, &domain, &disk, &mount.fs_type, all.limit())?;
+            devices::mount::mount(host, domain, &disk, &mount.fs_type, all.limit())?;
             let at = devices::mount::PLACE;
             let so = json!({ "domain": domain.name, "vdev": disk.vdev, "mounted": at });
             if all.json { out::json(&so) } else { Ok(0) }
-        }
-        Command::Unmount { domain } => {
-            let mut host = all.open()?;
-            let domain = domain::find(&mut host, domain)?;
-            devices::mount::unmount(&mut host, &domain)?;
+        }),
+        Command::Unmount { domain } => domain::with(&mut all.open()?, domain, |host, domain| {
+            devices::mount::unmount(host, domain)?;
             let so = json!({ "domain": domain.name, "mounted": null });
             if all.json { out::json(&so) } else { Ok(0) }
-        }
+        }),
         Command::List { domain } => list(all, domain.as_deref()),
         Command::Stats { domain } => super::stats::run(all, domain.as_deref()),
         Command::Resize(resize) => {
-            let mut host = all.open()?;
-            let domid = domain::find(&mut host, &resize.domain)?.info.domid;
-            let disk = devices::disk(&mut host.store, domid, &resize.vdev)?;
-            devices::resize(&mut host, &disk, resize.size, all.limit())?;
-            now(all, &mut host, domid, &resize.vdev)
+            domain::with(&mut all.open()?, &resize.domain, |host, domain| {
+                let domid = domain.info.domid;
+                let disk = devices::disk(&mut host.store, domid, &resize.vdev)?;
+                devices::resize(host, &disk, resize.size, all.limit())?;
+                now(all, host, domid, &resize.vdev)
+            })
         }
     }
 }
 
 fn attach(all: &All, attach: &Attach) -> Result<u8, Error> {
     let text = attach.disk.join(",");
-    let mut host = all.open()?;
-    let domid = domain::find(&mut host, &attach.domain)?.info.domid;
-    let spec = DiskSpec::parse(&text).map_err(|wrong| Error::Refused(wrong.to_string()))?;
-    let disk = devices::prepare(&spec, Place::of(&host), &super::here())?;
-    if attach.no_wait {
-        devices::add(&mut host.store, domid, &disk)?;
-    } else {
-        devices::attach(&mut host, domid, &disk, all.limit())?;
-    }
-    now(all, &mut host, domid, &spec.vdev)
+    domain::with(&mut all.open()?, &attach.domain, |host, domain| {
+        let domid = domain.info.domid;
+        let spec = DiskSpec::parse(&text).map_err(|wrong| Error::Refused(wrong.to_string()))?;
+        let disk = devices::prepare(&spec, Place::of(host), &super::here())?;
+        if attach.no_wait {
+            devices::add(&mut host.store, domid, &disk)?;
+        } else {
+            devices::attach(host, domid, &disk, all.limit())?;
+        }
+        now(all, host, domid, &spec.vdev)
+    })
 }
 
 /// With --json, how the disk is now.

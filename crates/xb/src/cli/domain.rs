@@ -40,23 +40,25 @@ pub(crate) fn as_json(domain: &Domain) -> Value {
 
 pub(crate) fn pause(all: &All, which: &Which) -> Result<u8, Error> {
     let mut host = all.open()?;
-    let domain = domain::find(&mut host, &which.domain)?;
-    let done = host.control().pause(domain.info.domid);
-    done.map_err(Error::platform(format!("pausing {}", which.domain)))?;
-    now(all, &mut host, &domain)
+    domain::with(&mut host, &which.domain, |host, domain| {
+        let done = host.control().pause(domain.info.domid);
+        done.map_err(Error::platform(format!("pausing {}", which.domain)))?;
+        now(all, host, domain)
+    })
 }
 
 pub(crate) fn unpause(all: &All, which: &Which) -> Result<u8, Error> {
     let mut host = all.open()?;
-    let domain = domain::find(&mut host, &which.domain)?;
-    match host.control().unpause(domain.info.domid) {
-        Err(xen::Error::Inval) => {
-            let state = domain.state();
-            Err(Error::Refused(format!("{} is not paused; it is {state}", which.domain)))
-        }
-        done => done.map_err(Error::platform(format!("unpausing {}", which.domain))),
-    }?;
-    now(all, &mut host, &domain)
+    domain::with(&mut host, &which.domain, |host, domain| {
+        match host.control().unpause(domain.info.domid) {
+            Err(xen::Error::Inval) => {
+                let state = domain.state();
+                Err(Error::Refused(format!("{} is not paused; it is {state}", which.domain)))
+            }
+            done => done.map_err(Error::platform(format!("unpausing {}", which.domain))),
+        }?;
+        now(all, host, domain)
+    })
 }
 
 /// With --json, how the domain is now.

@@ -7,25 +7,25 @@ use crate::{Error, devices, domain};
 use serde_json::{Value, json};
 
 pub(crate) fn run(all: &All, which: &Which) -> Result<u8, Error> {
-    let mut host = all.open()?;
-    let domain = domain::find(&mut host, &which.domain)?;
-    let domid = domain.info.domid;
-    let disks = devices::disks(&mut host.store, domid)?;
-    let mut value = super::domain::as_json(&domain);
-    value["disks"] = disks.iter().map(super::disk::as_json).collect();
-    if let Platform::Hosted { control, folder } = &mut host.platform
-        && domid != xen::DomId::DOM0
-    {
-        let used = control
-            .accounts(domid)
-            .map_err(Error::platform(format!("asking for domain {domid}")))?;
-        value["uses"] = json!({
-            "ports": used.ports, "arenas": used.arenas, "granted_pages": used.granted, "mapped_pages": used.mapped,
-            "notifications": used.notified, "refused_requests": used.refused,
-        });
-        value["log"] = json!(crate::keeper::log_of(folder, &domain.name));
-    }
-    if all.json { out::json(&value) } else { out::print(&lines(&value, 0)) }
+    domain::with(&mut all.open()?, &which.domain, |host, domain| {
+        let domid = domain.info.domid;
+        let disks = devices::disks(&mut host.store, domid)?;
+        let mut value = super::domain::as_json(domain);
+        value["disks"] = disks.iter().map(super::disk::as_json).collect();
+        if let Platform::Hosted { control, folder } = &mut host.platform
+            && domid != xen::DomId::DOM0
+        {
+            let used = control
+                .accounts(domid)
+                .map_err(Error::platform(format!("asking for domain {domid}")))?;
+            value["uses"] = json!({
+                "ports": used.ports, "arenas": used.arenas, "granted_pages": used.granted,
+                "mapped_pages": used.mapped, "notifications": used.notified, "refused_requests": used.refused,
+            });
+            value["log"] = json!(crate::keeper::log_of(folder, &domain.name));
+        }
+        if all.json { out::json(&value) } else { out::print(&lines(&value, 0)) }
+    })
 }
 
 /// An object as indented lines.

@@ -2,7 +2,7 @@
 
 use crate::config::{self, Description, Setting, Syntax, keys};
 use crate::devices::{self, Disk};
-use crate::domain::program;
+use crate::domain::{Domain, program};
 use crate::host::folder::{Folder, replace};
 use crate::host::{Host, Platform};
 use crate::wait::{self, Limit};
@@ -13,7 +13,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use xen::DomId;
 use xen::domctl::DomainControl;
-use xen_hosted::domain::{Config, Devices, Files};
+use xen_hosted::domain::{Config, Devices, Files, Lifetime};
 use xen_hosted::domctl::{Control, Created, Descriptors};
 use xenstore::{Access, Client, Perm, Store};
 
@@ -22,6 +22,8 @@ use xenstore::{Access, Client, Perm, Store};
 pub enum Then {
     /// It runs.
     Run,
+    /// It runs, and ends with this process's connection to the broker.
+    RunHeld,
     /// It stays paused.
     StayPaused,
 }
@@ -36,7 +38,8 @@ pub struct New {
 }
 
 /// Creates the domain that `settings` describe, and waits until its disks are connected. `file` is where the
-/// settings came from.
+/// settings came from. Until it is done the domain is held: where this process dies, the broker destroys it, and the
+/// keeper takes away its nodes.
 ///
 /// # Errors
 /// A sentence; nothing of the domain is left then.
@@ -72,10 +75,17 @@ pub fn create(
     wait::check()?;
     let created = build(folder, control, description)?;
     let domid = created.domid;
+    let info = control.info(domid).map_err(|error| match error {
+        xen::Error::Srch => Error::destroyed(format!("{} (domain {domid})", description.name)),
+        error => Error::platform("asking for the new domain")(error),
+    })?;
+    let domain = Domain { info, name: description.name.clone() };
     let noted = note(folder, &description.name, domid).map_err(Error::io(guest.display()));
-    let set_up = noted.and_then(|()| set_up(host, description, &created, &disks, then, limit));
+    let set_up =
+        noted.and_then(|()| set_up(host, &domain, description, &created, &disks, then, limit));
     drop(lock);
     if let Err(error) = set_up {
+        let error = domain::explain(host, &domain, error);
         let undone =
             wait::undo(|| domain::destroy(host, domid, Limit::new(devices::CLOSES_WITHIN)));
         return Err(error.with_undoing(undone));
@@ -193,6 +203,7 @@ fn build(
         (0, vcpus) if vcpus < processors() => u16::try_from(vcpus.saturating_mul(100)).unwrap_or(0),
         (cap, _) => cap,
     };
+    config.lifetime = Lifetime::Held;
     config.files = Files::System;
     config.devices = if description.kernel_block { Devices::KernelFiles } else { Devices::Files };
     config.env = vec!["PATH=/usr/sbin:/usr/bin:/sbin:/bin".into(), "HOME=/tmp".into()];
@@ -242,6 +253,7 @@ fn random_uuid() -> Result<[u8; 16], Error> {
 /// All that the store has to know; then the domain runs.
 fn set_up(
     host: &mut Host,
+    domain: &Domain,
     description: &Description,
     created: &Created,
     disks: &[Disk],
@@ -250,8 +262,12 @@ fn set_up(
 ) -> Result<(), Error> {
     let domid = created.domid;
     wait::check()?;
-    let info = host.control().info(domid).map_err(Error::platform("asking for the new domain"))?;
-    write_nodes(&mut host.store, description, domid, &info.handle)?;
+    if host.store.exists(format!("/libxl/{domid}"))? {
+        // Of a domain of this number that nobody has seen to yet, as after a broker that was killed.
+        let within = Limit::new(devices::CLOSES_WITHIN);
+        domain::remove_nodes(host, domid, None, within)?;
+    }
+    write_nodes(&mut host.store, description, domid, &domain.info.handle)?;
     host.store.introduce(domid.0, created.store_gfn.0, created.store_port.0)?;
     for disk in disks {
         wait::check()?;
@@ -259,18 +275,36 @@ fn set_up(
     }
     wait::check()?;
     if then == Then::StayPaused {
-        return Ok(());
+        return keep(host, domain);
     }
-    let running = host.control().unpause(domid);
-    running.map_err(Error::platform(format!("starting {}", description.name)))?;
+    match host.control().unpause(domid) {
+        // Somebody else has let it run, who has seen it in the list.
+        Ok(()) | Err(xen::Error::Inval) => {}
+        Err(error) => return Err(Error::platform(format!("starting {}", description.name))(error)),
+    }
     for disk in disks {
         wait::check()?;
         match devices::await_connected(host, domid, disk, limit) {
-            Err(Error::Refused(_)) if has_run(host, &description.name, domid)? => break,
+            Err(Error::Refused(_) | Error::Ended(_))
+                if has_run(host, &description.name, domid)? =>
+            {
+                break;
+            }
             connected => connected?,
         }
     }
-    wait::check()
+    wait::check()?;
+    if then == Then::RunHeld { Ok(()) } else { keep(host, domain) }
+}
+
+/// The domain is done, and its creator may go. One that has ended by itself may be gone by now.
+fn keep(host: &mut Host, domain: &Domain) -> Result<(), Error> {
+    let Domain { info, name } = domain;
+    let Platform::Hosted { folder, control } = &mut host.platform else { return Ok(()) };
+    match control.keep(info.domid) {
+        Err(xen::Error::Srch) if keeper::Ended::is_of(folder, name, info.domid) => Ok(()),
+        kept => kept.map_err(Error::platform(format!("keeping {name}"))),
+    }
 }
 
 /// Whether the guest's program has run and ended: the guest init runs it once all disks are connected, so a guest

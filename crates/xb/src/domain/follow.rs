@@ -31,7 +31,7 @@ pub fn follow(
     host: &mut Host,
     name: &str,
     mut domid: DomId,
-    again: &mut dyn FnMut(DomId),
+    again: &mut dyn FnMut(&mut Host, DomId),
 ) -> Result<Ended, Error> {
     let Some(folder) = host.folder().cloned() else {
         return Err(Error::Refused("only hosted guests are waited for".into()));
@@ -45,10 +45,10 @@ pub fn follow(
             Standing::Runs => keeper::await_log(&watch, for_ever, &|| format!("{name} ends"))?,
             Standing::Again(new) => {
                 domid = new;
-                again(new);
+                again(host, new);
             }
             Standing::Ended(ended) => return Ok(ended),
-            Standing::Destroyed => return Err(Error::Refused(format!("{name} was destroyed"))),
+            Standing::Destroyed => return Err(Error::destroyed(name)),
         }
     }
 }
@@ -66,14 +66,29 @@ pub fn await_again(host: &mut Host, domain: &Domain, limit: Limit) -> Result<Dom
         if let Some(info) = found {
             return Ok(info.domid);
         }
+        // In this order: the keeper notes an end before it destroys the domain.
+        let is_gone = matches!(host.control().info(before), Err(xen::Error::Srch));
         let ended = host.folder().and_then(|folder| Ended::of(folder, name));
-        if ended.is_some_and(|it| it.domid == before && it.action != Action::Restart) {
-            let why = "and is not started again (on_reboot, or it reboots all the time)";
-            return Err(Error::Refused(format!("{name} has ended {why}; xb log {name} says more")));
+        match ended.filter(|ended| ended.domid == before) {
+            Some(ended) if ended.action != Action::Restart => {
+                let why = "and is not started again (on_reboot, or it reboots all the time)";
+                return Err(Error::Refused(format!(
+                    "{name} has ended {why}; xb log {name} says more"
+                )));
+            }
+            None if is_gone && is_last(host, name, before) => {
+                return Err(Error::destroyed(name));
+            }
+            _ => {}
         }
         let slice = limit.slice(&|| format!("{name} runs again"))?;
         host.store.next_event(Some(slice))?;
     }
+}
+
+/// True where nobody has taken a name since the domain with this number.
+fn is_last(host: &Host, name: &str, domid: DomId) -> bool {
+    host.folder().is_some_and(|folder| create::last(folder, name) == Some(domid))
 }
 
 fn standing(host: &mut Host, folder: &Folder, name: &str, domid: DomId) -> Result<Standing, Error> {

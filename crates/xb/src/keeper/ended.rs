@@ -53,6 +53,12 @@ impl Ended {
         })
     }
 
+    /// True where the domain with this name and number has ended by itself.
+    #[must_use]
+    pub fn is_of(folder: &Folder, name: &str, domid: DomId) -> bool {
+        Self::of(folder, name).is_some_and(|ended| ended.domid == domid)
+    }
+
     fn note(&self, folder: &Folder, name: &str) -> std::io::Result<()> {
         let status = self.status.map(|status| format!(" {status}")).unwrap_or_default();
         let text = format!("{} {} {}{status}\n", self.domid, self.reason, self.action.word());
@@ -148,8 +154,14 @@ pub(super) fn settle(
         return Ok(());
     }
     let limit = || Limit::new(devices::CLOSES_WITHIN);
+    // Who has destroyed it meanwhile does not want it to run again.
+    let others = matches!(host.control().destroy(domid), Err(xen::Error::Srch));
+    if others && action == Action::Restart {
+        ended.action = Action::Destroy;
+        ended.note(folder, &name).map_err(Error::io(guest.display()))?;
+    }
     let gone = domain::destroy(&mut host, domid, limit());
-    if action == Action::Destroy {
+    if ended.action == Action::Destroy {
         lives.forget(&name);
         return gone;
     }

@@ -95,8 +95,9 @@ fn who_destroys_a_guest_that_is_waited_for_is_told_of() {
     host.until_log("web", "ready");
     host.ok(&["destroy", "web"]);
     let output = child.wait_with_output().unwrap();
-    assert_eq!(output.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("web was destroyed"), "{output:?}");
+    assert_eq!(output.status.code(), Some(4));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("web was destroyed meanwhile"), "{said}");
 }
 
 #[test]
@@ -108,6 +109,11 @@ fn what_follows_an_end_is_as_the_configuration_says() {
         (host.json(&["info", "kept"])["state"] == "crashed").then_some(())
     });
     host.fails(&["shutdown", "kept"], 1, "kept has ended (crashed); xb destroy kept takes it down");
+    host.ok(&["destroy", "kept"]);
+    // Who waited for it leaves it there, too.
+    assert_eq!(host.run(&["create", &config, "--wait"]).status.code(), Some(1));
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    assert_eq!(host.json(&["info", "kept"])["state"], "crashed");
     host.ok(&["destroy", "kept"]);
     // It ends at once each time: it is not started for ever.
     let config = host.config("hasty", "on_poweroff = \"restart\"\nextra = \"true\"");

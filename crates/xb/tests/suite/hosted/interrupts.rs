@@ -1,4 +1,4 @@
-//! Ctrl-C at each step, and waits with an end.
+//! Ctrl-C and SIGTERM at each step, and waits with an end.
 
 use super::support::Host;
 use rustix::process::{Pid, Signal, kill_process};
@@ -18,21 +18,14 @@ fn signals(child: &Child, which: &str) -> Option<u64> {
     u64::from_str_radix(bits.trim(), 16).ok()
 }
 
-/// Waits until a program catches signals: all of them, as it begins with this one last.
+/// Waits until a program catches Ctrl-C.
 fn until_it_catches(host: &Host, child: &Child) {
-    let hangup = 1 << (Signal::HUP.as_raw() - 1);
-    host.until("it catches signals", || (signals(child, "SigCgt:")? & hangup != 0).then_some(()));
+    let interrupt = 1 << (Signal::INT.as_raw() - 1);
+    host.until("it catches Ctrl-C", || (signals(child, "SigCgt:")? & interrupt != 0).then_some(()));
 }
 
-/// Interrupts `create` while one daemon does not answer, and lets the daemon go on once that is known.
-fn interrupted_at(host: &Host, args: &[&str], daemon: &str) {
-    let nodes = host.nodes();
-    let stopped = host.pid(daemon).unwrap();
-    kill_process(stopped, Signal::STOP).unwrap();
-    let mut command = host.command(args);
-    let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-    until_it_catches(host, &child);
-    // It sleeps for as long as the daemon does.
+/// Waits until a program sleeps, as it does for as long as a daemon that is stopped.
+fn until_it_waits(host: &Host, child: &Child) {
     let stat = format!("/proc/{}/stat", child.id());
     let asleep = || {
         let stat = std::fs::read_to_string(&stat).ok()?;
@@ -49,6 +42,82 @@ fn interrupted_at(host: &Host, args: &[&str], daemon: &str) {
         last = now;
         same.then_some(())
     });
+}
+
+/// Ends `create` by SIGTERM while one daemon does not answer: at once, and the others see to what it leaves.
+fn ended_at(host: &Host, args: &[&str], daemon: &str) {
+    let nodes = host.nodes();
+    let stopped = host.pid(daemon).unwrap();
+    kill_process(stopped, Signal::STOP).unwrap();
+    let mut command = host.command(args);
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    until_it_waits(host, &child);
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    assert_eq!(child.wait().unwrap().signal(), Some(Signal::TERM.as_raw()), "{daemon}");
+    kill_process(stopped, Signal::CONT).unwrap();
+    host.until_alone();
+    host.until("no node is left", || (host.nodes() == nodes).then_some(()));
+}
+
+#[test]
+fn sigterm_ends_create_at_once_and_leaves_nothing() {
+    let host = Host::up("term-create");
+    let image = host.image("a.img", 1 << 20);
+    let disk = format!("disk = [\"{image},,xvda,w\"]\nextra = \"exec sleep 1000\"");
+    let with_disk = host.config("with", &disk);
+    for daemon in ["broker", "xenstored", "keeper", "xen-blockd"] {
+        ended_at(&host, &["create", &with_disk], daemon);
+        ended_at(&host, &["create", &with_disk, "--wait"], daemon);
+        if daemon != "xen-blockd" {
+            ended_at(&host, &["create", &with_disk, "--paused"], daemon);
+        }
+    }
+    // And its name and image are free; what was created before stays when its creator is gone.
+    host.ok(&["create", &with_disk]);
+    let without = host.config("without", "extra = \"exec sleep 1000\"");
+    host.ok(&["create", &without, "--paused"]);
+    assert_eq!(host.json(&["list"]).as_array().unwrap().len(), 3);
+}
+
+#[test]
+fn who_waits_for_a_guest_takes_it_along_whatever_ends_it() {
+    let host = Host::up("term-wait");
+    let image = host.image("a.img", 1 << 20);
+    let disk = format!("disk = [\"{image},,xvda,w\"]\non_reboot = \"restart\"");
+    let nodes = host.nodes();
+    for signal in [Signal::TERM, Signal::HUP, Signal::KILL] {
+        let config = host.config("waited", &format!("{disk}\nextra = \"exec sleep 1000\""));
+        let mut command = host.command(&["create", &config, "--wait"]);
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let domid = host.json(&["list"])[1]["domid"].clone();
+        assert_eq!(line, format!("waited is domain {domid}\n"));
+        if signal == Signal::HUP {
+            // It is held after a restart, too.
+            host.ok(&["reboot", "waited", "--wait"]);
+            host.until("it runs again, and that is known", || {
+                let again = host.json(&["list"])[1]["domid"].clone();
+                (again != domid && host.log_of("keeper").contains("runs again")).then_some(())
+            });
+            std::thread::sleep(std::time::Duration::from_millis(300));
+        }
+        kill_process(Pid::from_child(&child), signal).unwrap();
+        assert_eq!(child.wait().unwrap().signal(), Some(signal.as_raw()));
+        host.until_alone();
+        host.until("no node is left", || (host.nodes() == nodes).then_some(()));
+    }
+}
+
+/// Interrupts `create` while one daemon does not answer, and lets the daemon go on once that is known.
+fn interrupted_at(host: &Host, args: &[&str], daemon: &str) {
+    let nodes = host.nodes();
+    let stopped = host.pid(daemon).unwrap();
+    kill_process(stopped, Signal::STOP).unwrap();
+    let mut command = host.command(args);
+    let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    until_it_catches(host, &child);
+    until_it_waits(host, &child);
     interrupt(&child);
     host.until("the signal is taken", || (signals(&child, "ShdPnd:")? == 0).then_some(()));
     kill_process(stopped, Signal::CONT).unwrap();

@@ -6,6 +6,7 @@ mod disks;
 mod ends;
 mod faults;
 mod interrupts;
+mod races;
 mod support;
 mod traces;
 mod user;

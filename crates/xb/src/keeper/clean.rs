@@ -1,0 +1,105 @@
+//! What dead domains have left in the store: taken away by the keeper, whoever was to do it.
+//!
+//! Who destroys a domain takes its nodes away. A client that dies has not, and a domain that dies with the client
+//! which was creating it has nobody else.
+
+use super::say;
+use crate::Error;
+use crate::domain::{children, home, read, remove_nodes, uuid};
+use crate::host::folder::Folder;
+use crate::host::{Choice, Host};
+use crate::wait::Limit;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
+use xen::DomId;
+use xen::domctl::RunState;
+
+/// How long who has destroyed a domain is left alone with its nodes.
+const GRACE: Duration = Duration::from_millis(300);
+/// Between two looks. What a client has sent before it died is carried out by then.
+const AGAIN: Duration = Duration::from_secs(1);
+/// Looks after each change.
+const LOOKS: u32 = 2;
+/// How long backends may take to let go of the devices that one look finds.
+const CLOSES_WITHIN: Duration = Duration::from_secs(30);
+
+/// The end at which the keeper tells of changes; who is told ends with it.
+pub(super) struct Cleaner(Sender<()>);
+
+impl Cleaner {
+    /// Begins to look, and looks at once: what a keeper before this one has not seen is there already.
+    pub(super) fn start(folder: &Folder) -> Self {
+        let (tell, told) = channel();
+        let folder = folder.clone();
+        std::thread::spawn(move || clean(&folder, &told));
+        let cleaner = Self(tell);
+        cleaner.look();
+        cleaner
+    }
+
+    /// A domain may have died.
+    pub(super) fn look(&self) {
+        // It ends with the keeper alone.
+        let _ = self.0.send(());
+    }
+}
+
+fn clean(folder: &Folder, told: &Receiver<()>) {
+    while told.recv().is_ok() {
+        std::thread::sleep(GRACE);
+        let mut looks = LOOKS;
+        while looks > 0 {
+            while told.try_recv().is_ok() {
+                looks = LOOKS;
+            }
+            match look(folder) {
+                Ok(Found::Dying) => {}
+                Ok(Found::AllDone) => looks -= 1,
+                Err(error) => {
+                    say(&format!("nodes of dead domains: {error}"));
+                    looks -= 1;
+                }
+            }
+            if looks > 0 && told.recv_timeout(AGAIN).is_ok() {
+                looks = LOOKS;
+            }
+        }
+    }
+}
+
+/// What a look has found, once it has done what there was to do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Found {
+    /// All nodes are those of domains that are there.
+    AllDone,
+    /// A domain is dying: it is looked for again.
+    Dying,
+}
+
+/// Takes away the devices and nodes of each domain that the store names and the broker does not.
+fn look(folder: &Folder) -> Result<Found, Error> {
+    let mut host = Host::open(Choice::Hosted(folder.clone()))?;
+    let mut named = Vec::new();
+    for child in children(&mut host.store, "/libxl")? {
+        let Some(domid) = child.parse().ok().map(DomId) else { continue };
+        if domid != DomId::DOM0 {
+            named.push((domid, read(&mut host.store, &format!("{}/vm", home(domid)))?));
+        }
+    }
+    // After the store: a domain that came in between was not named there.
+    let there = host.control().list().map_err(Error::platform("listing the domains"))?;
+    let limit = Limit::new(CLOSES_WITHIN);
+    for (domid, vm) in named {
+        // Another domain may have this number by now; its own nodes say whose they are.
+        let is_there = there.iter().any(|info| {
+            let same = |vm: &String| *vm == format!("/vm/{}", uuid(info));
+            info.domid == domid && vm.as_ref().is_none_or(same)
+        });
+        if !is_there {
+            remove_nodes(&mut host, domid, vm.as_deref(), limit)?;
+            say(&format!("domain {domid}: its nodes are taken away; nobody else has"));
+        }
+    }
+    let dying = there.iter().any(|info| info.state == RunState::Dying);
+    Ok(if dying { Found::Dying } else { Found::AllDone })
+}
