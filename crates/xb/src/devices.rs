@@ -291,6 +291,16 @@ pub struct Attached {
     pub bytes: Option<u64>,
     /// What went wrong with it, in the backend's words.
     pub error: Option<String>,
+    /// The server that has its sectors is away; requests wait for it.
+    pub server_gone: bool,
+}
+
+impl Attached {
+    /// The backend's state in words; of one whose server is away, that.
+    #[must_use]
+    pub fn backend_state(&self) -> String {
+        if self.server_gone { "its server is gone".into() } else { self.back.to_string() }
+    }
 }
 
 /// The disks of a domain.
@@ -313,6 +323,7 @@ pub fn disks(store: &mut Client, domid: DomId) -> Result<Vec<Attached>, Error> {
             mode: of("mode")?.unwrap_or_default(),
             bytes: sectors.and_then(|sectors| sectors.checked_mul(512)),
             error: of("error")?,
+            server_gone: of(xen_block::back::SERVER_GONE)?.as_deref() == Some("1"),
             front: state(store, &front)?,
             back: state(store, &back)?,
             device,

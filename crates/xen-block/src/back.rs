@@ -35,6 +35,8 @@ use xenbus::{Device, Driver, Error, Progress};
 
 /// The node of a backend with its limit of bytes a second; 0 is none.
 pub const LIMIT_BYTES: &str = "limit-bytes-per-second";
+/// The node of a backend that is 1 while the server of its disk is away, and requests wait for it.
+pub const SERVER_GONE: &str = "server-gone";
 /// The node of a backend with its limit of requests a second; 0 is none.
 pub const LIMIT_REQUESTS: &str = "limit-requests-per-second";
 
@@ -105,6 +107,8 @@ struct Connected {
     limits: throttle::Limits,
     record: Option<(PathBuf, OwnedFd)>,
     taking: Taking,
+    /// The disk's server was away when that was last looked at.
+    away: bool,
 }
 
 impl Connected {
@@ -332,6 +336,13 @@ impl Back {
         Some(sectors)
     }
 
+    /// Looks whether the disk's server is there; true where it has gone since the last look, false where it has come back.
+    pub fn went_or_came(&mut self) -> Option<bool> {
+        let connected = self.connected.as_mut()?;
+        let away = connected.disk.is_away();
+        (std::mem::replace(&mut connected.away, away) != away).then_some(away)
+    }
+
     /// Gives the queues what the disk is done with.
     fn harvest(&mut self, now: Instant) -> Result<(), Error> {
         let Some(connected) = &mut self.connected else { return Ok(()) };
@@ -472,6 +483,7 @@ impl Back {
             limits: rates,
             record,
             taking: Taking::Yes,
+            away: false,
         };
         for (number, ring) in rings.iter().enumerate() {
             let record = records.next();
@@ -666,6 +678,7 @@ impl Driver for Back {
         }
         if let Some(connected) = &mut self.connected {
             connected.taking = Taking::Ended;
+            connected.disk.give_up();
         }
         // What is in flight is answered, if the rings still stand.
         let _ = self.work(Instant::now(), None);

@@ -199,6 +199,15 @@ pub trait Disk: fmt::Debug {
         Ok(())
     }
 
+    /// Looks whether what holds the sectors is there; where it is not, requests wait for it, in bounds.
+    fn is_away(&mut self) -> bool {
+        false
+    }
+
+    /// Nobody wants the disk any more but for the answers to what it has: it waits no longer for who is away. May be
+    /// called again.
+    fn give_up(&mut self) {}
+
     /// Looks whether the size has changed; the new one in sectors of 512 bytes if so.
     fn resized(&mut self) -> Option<u64> {
         None

@@ -1,6 +1,6 @@
 //! The loop that serves all block devices of a backend's domain: one thread, one place where it sleeps.
 
-use crate::back::{Back, Platform};
+use crate::back::{Back, Platform, SERVER_GONE};
 use crate::sys::Waiter;
 use rustix::io::Errno;
 use std::os::fd::AsFd;
@@ -176,6 +176,22 @@ impl Server {
             for (id, sectors) in bus.drivers().filter_map(resized).collect::<Vec<_>>() {
                 self.asked_store = true;
                 bus.announce(&mut self.store, id, &[(names::SECTORS, sectors.to_string())])?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks whether the servers of disks are there, and notes in the store which are not.
+    ///
+    /// # Errors
+    /// The store is gone.
+    pub fn check_servers(&mut self) -> Result<(), Error> {
+        let changed = |(id, back): (Id, &mut Back)| back.went_or_came().map(|away| (id, away));
+        for bus in &mut self.buses {
+            for (id, away) in bus.drivers().filter_map(changed).collect::<Vec<_>>() {
+                self.asked_store = true;
+                let value = if away { "1" } else { "0" };
+                bus.announce(&mut self.store, id, &[(SERVER_GONE, value.into())])?;
             }
         }
         Ok(())

@@ -105,7 +105,7 @@ pub(crate) fn as_json(disk: &Attached) -> Value {
         "backend": disk.device.backend_kind,
         "bytes": disk.bytes,
         "frontend_state": disk.front.to_string(),
-        "backend_state": disk.back.to_string(),
+        "backend_state": disk.backend_state(),
         "error": disk.error,
     })
 }
@@ -191,7 +191,7 @@ fn list(all: &All, which: Option<&str>) -> Result<u8, Error> {
                 disk.bytes.map_or_else(|| "-".into(), text::size),
                 out::clean(&disk.mode),
                 disk.front.to_string(),
-                disk.back.to_string(),
+                disk.backend_state(),
                 out::clean(&disk.target),
             ]);
             let mut value = as_json(&disk);

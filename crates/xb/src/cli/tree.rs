@@ -33,10 +33,12 @@ pub(crate) fn draw(host: &mut Host) -> Result<String, Error> {
         let disks = devices::disks(&mut host.store, domid)?;
         for (at, disk) in disks.iter().enumerate() {
             let branch = if at + 1 == disks.len() { "└─" } else { "├─" };
-            let state = if (disk.front, disk.back) == (State::Connected, State::Connected) {
+            let state = if (disk.front, disk.back, disk.server_gone)
+                == (State::Connected, State::Connected, false)
+            {
                 State::Connected.to_string()
             } else {
-                format!("frontend {}, backend {}", disk.front, disk.back)
+                format!("frontend {}, backend {}", disk.front, disk.backend_state())
             };
             let size =
                 disk.bytes.map(|bytes| format!(" {}", text::size(bytes))).unwrap_or_default();

@@ -307,6 +307,7 @@ fn serve(arguments: &Arguments) -> Result<std::convert::Infallible, Failure> {
         }
         if coarse_time().saturating_sub(looked) + COARSE >= LOOK_AT_SIZES {
             server.check_sizes()?;
+            server.check_servers()?;
             stats.write(&mut server, &kinds);
             if on_xen && kinds.contains(&"vbd") && Path::new(KERNEL_BACKEND).exists() != kernel {
                 kernel = !kernel;

@@ -3,228 +3,375 @@
 //! Source: the protocol's `doc/proto.md` (NetworkBlockDevice/nbd): fixed newstyle negotiation with
 //! `NBD_OPT_GO`, simple replies. Each connection does one request at a time, on a thread of its own; there
 //! are several where the server says that they see each other's writes (`NBD_FLAG_CAN_MULTI_CONN`).
+//!
+//! A connection that is lost is made again, and what was asked over it is asked again, for as long as
+//! [`Options::patience`] allows: to write the same bytes twice is to write them once. Meanwhile the server is away
+//! ([`Disk::is_away`]).
+
+mod connection;
 
 use super::pool::{Pool, Pooled};
-use super::{DiskAccess, Geometry, Io, Op};
+use super::{Disk, DiskAccess, Finished, Geometry, Io, Op};
+use connection::{Command, Connection, Export, Within};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use std::io::{self, Read, Write};
+use std::fmt;
+use std::io;
+use std::net::Shutdown;
+use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 /// Most connections.
 const CONNECTIONS: usize = 4;
-/// How long a server may be silent before the disk is given up.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// How long one may be silent while it is asked for an export: other devices wait meanwhile.
-const NEGOTIATION: Duration = Duration::from_secs(5);
-/// Most bytes of a negotiation's answer that are looked at; no server sends so many.
-const ANSWER_MAX: u32 = 65536;
+/// The longest times that a server may take when a disk is opened.
+const NEGOTIATION: Within =
+    Within { connected: Duration::from_secs(30), answered: Duration::from_secs(30) };
+/// The same when a connection is made again: one that is not to be had at once is tried again.
+const AGAIN_NEGOTIATION: Within =
+    Within { connected: Duration::ZERO, answered: Duration::from_secs(5) };
+/// Between two tries to connect again.
+const AGAIN: Duration = Duration::from_millis(200);
+/// How long a connected server may still take once nobody wants the disk any more.
+const LEAVE_WITHIN: Duration = Duration::from_secs(5);
+/// Most bytes of one discard; a multiple of every sector size.
+const DISCARD_MAX: u64 = 1 << 30;
+/// The tag of a request that only looks whether the server is there. No queue has it.
+const PROBE: u64 = u64::MAX;
 
-const MAGIC: u64 = 0x4e42_444d_4147_4943;
-const OPTION_MAGIC: u64 = 0x4948_4156_454f_5054;
-const REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
-const REQUEST: u32 = 0x2560_9513;
-const SIMPLE_REPLY: u32 = 0x6744_6698;
-
-const OPT_GO: u32 = 7;
-const REP_ACK: u32 = 1;
-const REP_INFO: u32 = 3;
-const INFO_EXPORT: u16 = 0;
-const INFO_BLOCK_SIZE: u16 = 3;
-
-const FLAG_READ_ONLY: u16 = 1 << 1;
-const FLAG_FLUSH: u16 = 1 << 2;
-const FLAG_TRIM: u16 = 1 << 5;
-const FLAG_MULTI: u16 = 1 << 8;
-
-/// What a server says of an export.
-#[derive(Clone, Copy, Default)]
-struct Export {
-    bytes: u64,
-    flags: u16,
-    block_min: u32,
+/// How a server is used.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Whether the disk is written.
+    pub access: DiskAccess,
+    /// How long a server may be silent, and how long one that is gone is waited for, before requests fail.
+    pub patience: Duration,
 }
 
-/// One connection.
-struct Connection {
-    stream: UnixStream,
-    export: Export,
-    buffer: Vec<u8>,
-    handle: u64,
-    broken: bool,
+impl Options {
+    /// With the usual patience, 60 s.
+    #[must_use]
+    pub fn new(access: DiskAccess) -> Self {
+        Self { access, patience: Duration::from_secs(60) }
+    }
 }
 
 /// Connects to the server at `path`, for its export `name`.
 ///
 /// # Errors
-/// Where nobody listens, or what listens does not speak the protocol or has no such export.
-pub fn connect(path: &Path, name: &str, access: DiskAccess) -> io::Result<Pooled> {
-    let first = Connection::open(path, name)?;
-    let Export { bytes, flags, block_min } = first.export;
-    let access = if flags & FLAG_READ_ONLY != 0 { DiskAccess::ReadOnly } else { access };
-    let sector_size = block_min.max(512);
-    if !sector_size.is_power_of_two() || sector_size > 4096 {
-        let what = format!("{}: sectors of {sector_size} bytes", path.display());
-        return Err(io::Error::new(io::ErrorKind::Unsupported, what));
-    }
-    let sectors = bytes / u64::from(sector_size) * u64::from(sector_size / 512);
+/// Where nobody listens; where what listens does not speak the protocol, has no such export, says of it what cannot
+/// be, or does not let it be written though that is asked for.
+pub fn connect(path: &Path, name: &str, options: Options) -> io::Result<Nbd> {
+    let server = Server {
+        path: path.to_owned(),
+        name: name.to_owned(),
+        options,
+        streams: Mutex::new((0..CONNECTIONS).map(|_| None).collect()),
+        lost_at: Mutex::new(None),
+        leaving: Condvar::new(),
+        left: AtomicBool::new(false),
+    };
+    let first = server.open(0, NEGOTIATION)?;
+    let export = first.export();
+    export.check(options.access)?;
     let mut connections = vec![first];
-    while flags & FLAG_MULTI != 0 && connections.len() < CONNECTIONS {
+    while export.is_shared() && connections.len() < CONNECTIONS {
         // Servers may let only so many in.
-        let Ok(next) = Connection::open(path, name) else { break };
+        let Ok(next) = server.open(connections.len(), NEGOTIATION) else { break };
         connections.push(next);
     }
-    let worker = |mut connection: Connection| move |io: &mut Io| connection.run(io);
-    let pool = Pool::new(connections.into_iter().map(worker).collect())?;
+    let server = Arc::new(server);
+    let worker = |(slot, connection)| {
+        let (server, connection) = (Arc::clone(&server), Some(connection));
+        let mut worker = Worker { server, slot, export, connection, buffer: Vec::new() };
+        move |io: &mut Io| worker.run(io)
+    };
+    let pool = Pool::new(connections.into_iter().enumerate().map(worker).collect())?;
+    let sector_size = export.sector_size();
     let geometry = Geometry {
-        sectors,
+        sectors: export.bytes() / u64::from(sector_size) * u64::from(sector_size / 512),
         sector_size,
         physical_sector_size: sector_size,
-        access,
-        discard_granularity: (flags & FLAG_TRIM != 0).then_some(4096),
+        access: options.access,
+        discard_granularity: export.can_discard().then_some(4096),
     };
-    Ok(Pooled::new(pool, geometry, path, None))
-}
-fn wrong(what: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, format!("the NBD server: {what}"))
+    let pooled = Pooled::new(pool, geometry, path, None);
+    Ok(Nbd { server, pooled, probing: false, leave_until: None })
 }
 
-fn bytes<const N: usize>(stream: &mut impl Read) -> io::Result<[u8; N]> {
-    let mut bytes = [0; N];
-    stream.read_exact(&mut bytes)?;
-    Ok(bytes)
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Connection {
-    fn open(path: &Path, name: &str) -> io::Result<Self> {
-        let mut stream = UnixStream::connect(path)?;
-        stream.set_read_timeout(Some(NEGOTIATION))?;
-        stream.set_write_timeout(Some(NEGOTIATION))?;
-        if u64::from_be_bytes(bytes(&mut stream)?) != MAGIC
-            || u64::from_be_bytes(bytes(&mut stream)?) != OPTION_MAGIC
+/// A server, as the threads that talk to it share it.
+struct Server {
+    path: PathBuf,
+    name: String,
+    options: Options,
+    /// Each thread's stream, also while it is made: to end what is waited for.
+    streams: Mutex<Vec<Option<UnixStream>>>,
+    /// The time of the first loss since there was a connection.
+    lost_at: Mutex<Option<Instant>>,
+    /// Notified when the disk is given up.
+    leaving: Condvar,
+    /// The disk is given up, and nobody waits any more.
+    left: AtomicBool,
+}
+
+impl Server {
+    fn open(&self, slot: usize, within: Within) -> io::Result<Connection> {
+        let stream = connection::stream(&self.path, within)?;
+        if let Some(place) = lock(&self.streams).get_mut(slot) {
+            *place = Some(stream.try_clone()?);
+        }
+        if self.left.load(Ordering::SeqCst) {
+            // It would not be ended by who has left, who may have looked before.
+            return Err(io::ErrorKind::ConnectionAborted.into());
+        }
+        Connection::negotiate(stream, &self.name, self.options.patience)
+    }
+
+    /// A connection is lost, or cannot be made; when the first was.
+    fn lose(&self) -> Instant {
+        *lock(&self.lost_at).get_or_insert_with(Instant::now)
+    }
+
+    fn find(&self) {
+        *lock(&self.lost_at) = None;
+    }
+
+    fn is_lost(&self) -> bool {
+        lock(&self.lost_at).is_some()
+    }
+
+    /// True where the server has closed all connections that there were.
+    fn has_hung_up(&self) -> bool {
+        let streams = lock(&self.streams);
+        let mut fds: Vec<PollFd<'_>> =
+            streams.iter().flatten().map(|stream| PollFd::new(stream, PollFlags::RDHUP)).collect();
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let ended = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
+        poll(&mut fds, Some(&now)).is_ok() && fds.iter().all(|fd| fd.revents().intersects(ended))
+    }
+
+    /// True where who waits since `begin` has waited long enough, or the disk is given up.
+    fn has_waited(&self, begin: Instant) -> bool {
+        begin.elapsed() >= self.options.patience || self.left.load(Ordering::SeqCst)
+    }
+
+    /// Waits before the next try, no longer than the disk is wanted.
+    fn rest(&self) {
+        let lost_at = lock(&self.lost_at);
+        if !self.left.load(Ordering::SeqCst) {
+            drop(self.leaving.wait_timeout(lost_at, AGAIN));
+        }
+    }
+
+    /// Nobody waits for the server any more; with `streams`, not for an answer either.
+    fn leave(&self, streams: bool) {
         {
-            return Err(wrong("does not speak the protocol"));
+            // Who is about to rest has seen it, or is woken.
+            let _lost_at = lock(&self.lost_at);
+            self.left.store(true, Ordering::SeqCst);
+            self.leaving.notify_all();
         }
-        let [_, flags] = bytes(&mut stream)?;
-        // Fixed newstyle, and no zeroes behind the negotiation of old.
-        if flags & 1 == 0 {
-            return Err(wrong("knows no fixed newstyle negotiation"));
-        }
-        stream.write_all(&u32::from(flags & 3).to_be_bytes())?;
-        let len = u32::try_from(name.len()).map_err(|_| wrong("a name that long"))?;
-        let mut option = Vec::new();
-        option.extend(OPTION_MAGIC.to_be_bytes());
-        option.extend(OPT_GO.to_be_bytes());
-        option.extend((len + 8).to_be_bytes());
-        option.extend(len.to_be_bytes());
-        option.extend(name.as_bytes());
-        option.extend(1_u16.to_be_bytes());
-        option.extend(INFO_BLOCK_SIZE.to_be_bytes());
-        stream.write_all(&option)?;
-        let export = Self::answer(&mut stream, name)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
-        let (buffer, handle, broken) = (Vec::new(), 0, false);
-        Ok(Self { stream, export, buffer, handle, broken })
-    }
-
-    /// What the server says of the export.
-    fn answer(stream: &mut UnixStream, name: &str) -> io::Result<Export> {
-        let mut export = None::<Export>;
-        let mut block_min = 0;
-        // There are five kinds of information.
-        for _ in 0..16 {
-            let magic = u64::from_be_bytes(bytes(stream)?);
-            let option = u32::from_be_bytes(bytes(stream)?);
-            let kind = u32::from_be_bytes(bytes(stream)?);
-            let len = u32::from_be_bytes(bytes(stream)?);
-            if magic != REPLY_MAGIC || option != OPT_GO || len > ANSWER_MAX {
-                return Err(wrong("an answer that makes no sense"));
-            }
-            let mut payload = vec![0; len as usize];
-            stream.read_exact(&mut payload)?;
-            match kind {
-                REP_ACK => {
-                    let export = export.ok_or_else(|| wrong("has not said how large it is"))?;
-                    return Ok(Export { block_min, ..export });
-                }
-                REP_INFO => {
-                    let mut rest = &payload[..];
-                    match u16::from_be_bytes(bytes(&mut rest)?) {
-                        INFO_EXPORT => {
-                            let size = u64::from_be_bytes(bytes(&mut rest)?);
-                            let flags = u16::from_be_bytes(bytes(&mut rest)?);
-                            export = Some(Export { bytes: size, flags, block_min: 0 });
-                        }
-                        INFO_BLOCK_SIZE => block_min = u32::from_be_bytes(bytes(&mut rest)?),
-                        _ => {}
-                    }
-                }
-                _ => {
-                    let why = String::from_utf8_lossy(&payload);
-                    return Err(wrong(&format!("refuses export \"{name}\": {why}")));
-                }
+        if streams {
+            for stream in lock(&self.streams).iter().flatten() {
+                let _ = stream.shutdown(Shutdown::Both);
             }
         }
-        Err(wrong("does not come to an end"))
     }
+}
 
-    /// Does one request. After an error of the connection every further one fails at once.
+/// One thread's work.
+struct Worker {
+    server: Arc<Server>,
+    slot: usize,
+    /// The export as it was when the disk was opened.
+    export: Export,
+    connection: Option<Connection>,
+    buffer: Vec<u8>,
+}
+
+impl Worker {
     fn run(&mut self, io: &mut Io) -> Result<(), Errno> {
-        if self.broken {
-            return Err(Errno::IO);
+        if io.tag == PROBE {
+            return self.probe();
         }
-        if io.op == Op::Flush && self.export.flags & FLAG_FLUSH == 0 {
-            // There is nothing that a server without flush keeps back.
-            return Ok(());
-        }
-        self.exchange(io).map_err(|error| {
-            self.broken = true;
-            Errno::from_io_error(&error).unwrap_or(Errno::IO)
-        })?
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let done = self.run_with(io, &mut buffer);
+        self.buffer = buffer;
+        done
     }
 
-    fn exchange(&mut self, io: &Io) -> io::Result<Result<(), Errno>> {
-        let len = match io.op {
-            Op::Flush => 0,
-            Op::Discard => u32::try_from(io.sectors * 512).unwrap_or(u32::MAX / 4096 * 4096),
-            Op::Read | Op::Write => u32::try_from(io.bytes()).map_err(|_| wrong("too much"))?,
-        };
-        let command: u16 = match io.op {
-            Op::Read => 0,
-            Op::Write => 1,
-            Op::Flush => 3,
-            Op::Discard => 4,
-        };
-        self.handle += 1;
-        self.buffer.clear();
-        self.buffer.extend(REQUEST.to_be_bytes());
-        self.buffer.extend(0_u16.to_be_bytes());
-        self.buffer.extend(command.to_be_bytes());
-        self.buffer.extend(self.handle.to_be_bytes());
-        self.buffer.extend(io.offset().to_be_bytes());
-        self.buffer.extend(len.to_be_bytes());
-        if io.op == Op::Write {
-            let at = self.buffer.len();
-            self.buffer.resize(at + len as usize, 0);
-            io.gather(&mut self.buffer[at..])?;
+    fn run_with(&mut self, io: &Io, buffer: &mut Vec<u8>) -> Result<(), Errno> {
+        if buffer.len() < io.bytes() {
+            buffer.resize(io.bytes(), 0);
         }
-        self.stream.write_all(&self.buffer)?;
-        let magic = u32::from_be_bytes(bytes(&mut self.stream)?);
-        let error = u32::from_be_bytes(bytes(&mut self.stream)?);
-        let handle = u64::from_be_bytes(bytes(&mut self.stream)?);
-        if magic != SIMPLE_REPLY || handle != self.handle {
-            return Err(wrong("an answer that makes no sense"));
+        let bytes = buffer.get_mut(..io.bytes()).unwrap_or_default();
+        let at_once = self.export.request_max();
+        match io.op {
+            // A server without flush keeps nothing back.
+            Op::Flush if !self.export.can_flush() => Ok(()),
+            Op::Flush => self.ask(Command::Flush, 0, 0),
+            Op::Discard => {
+                let (mut at, mut left) = (io.offset(), io.sectors.saturating_mul(512));
+                while left > 0 {
+                    let part = left.min(DISCARD_MAX);
+                    self.ask(Command::Discard, at, part as u32)?;
+                    (at, left) = (at + part, left - part);
+                }
+                Ok(())
+            }
+            Op::Read => {
+                let mut at = io.offset();
+                for part in bytes.chunks_mut(at_once) {
+                    let len = part.len();
+                    self.ask(Command::Read(part), at, len as u32)?;
+                    at += len as u64;
+                }
+                io.scatter(bytes)
+            }
+            Op::Write => {
+                io.gather(bytes)?;
+                let mut at = io.offset();
+                for part in bytes.chunks(at_once) {
+                    self.ask(Command::Write(part), at, part.len() as u32)?;
+                    at += part.len() as u64;
+                }
+                Ok(())
+            }
         }
-        if error != 0 {
-            return Ok(Err(Errno::from_raw_os_error(error.min(4095).cast_signed())));
+    }
+
+    /// Asks, over another connection where this one is lost, for as long as that is waited for.
+    fn ask(&mut self, mut command: Command<'_>, at: u64, len: u32) -> Result<(), Errno> {
+        let begin = Instant::now();
+        loop {
+            let Some(connection) = self.connected(begin) else { return Err(Errno::IO) };
+            match connection.exchange(&mut command, at, len) {
+                Ok(Ok(())) => return Ok(()),
+                // It goes down, and may come back.
+                Ok(Err(Errno::SHUTDOWN)) | Err(_) => self.lose(),
+                Ok(Err(errno)) => return Err(errno),
+            }
+            // A server may live, and end the connection each time that it is asked this.
+            if self.server.has_waited(begin) {
+                return Err(Errno::IO);
+            }
         }
-        if io.op == Op::Read {
-            self.buffer.resize(len as usize, 0);
-            self.stream.read_exact(&mut self.buffer)?;
-            io.scatter(&self.buffer)?;
+    }
+
+    fn lose(&mut self) {
+        self.connection = None;
+        self.server.lose();
+    }
+
+    /// The connection, made again where there is none; `None` where it was tried for long enough.
+    fn connected(&mut self, begin: Instant) -> Option<&mut Connection> {
+        while self.connection.is_none() && self.open_again().is_err() {
+            // One try is each request's, however long the server has been away.
+            let first = self.server.lose().min(begin);
+            if self.server.has_waited(first) {
+                return None;
+            }
+            self.server.rest();
         }
-        Ok(Ok(()))
+        self.connection.as_mut()
+    }
+
+    fn open_again(&mut self) -> io::Result<()> {
+        let connection = self.server.open(self.slot, AGAIN_NEGOTIATION)?;
+        // Another export under the same name is not this disk.
+        connection.export().is_still(&self.export)?;
+        self.connection = Some(connection);
+        self.server.find();
+        Ok(())
+    }
+
+    /// Looks whether the server is there again.
+    fn probe(&mut self) -> Result<(), Errno> {
+        if self.connection.as_ref().is_some_and(Connection::is_lost) {
+            self.lose();
+        }
+        if self.connection.is_none() {
+            let _ = self.open_again();
+        } else {
+            self.server.find();
+        }
+        Ok(())
+    }
+}
+
+/// An export of a server.
+pub struct Nbd {
+    server: Arc<Server>,
+    pooled: Pooled,
+    /// A probe is under way.
+    probing: bool,
+    /// When a connected server is waited for no longer, since the disk is given up.
+    leave_until: Option<Instant>,
+}
+
+impl fmt::Debug for Nbd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Server { path, name, .. } = &*self.server;
+        f.debug_struct("Nbd").field("path", path).field("name", name).finish_non_exhaustive()
+    }
+}
+
+impl Disk for Nbd {
+    fn geometry(&self) -> Geometry {
+        self.pooled.geometry()
+    }
+
+    fn submit(&mut self, io: Box<Io>) -> Result<Option<Finished>, Box<Io>> {
+        self.pooled.submit(io)
+    }
+
+    fn finished(&mut self) -> Option<Finished> {
+        loop {
+            match self.pooled.finished()? {
+                (io, _) if io.tag == PROBE => self.probing = false,
+                finished => return Some(finished),
+            }
+        }
+    }
+
+    fn in_flight(&self) -> usize {
+        self.pooled.in_flight().saturating_sub(usize::from(self.probing))
+    }
+
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.pooled.fd()
+    }
+
+    fn is_away(&mut self) -> bool {
+        if self.server.has_hung_up() {
+            self.server.lose();
+        }
+        let is_lost = self.server.is_lost();
+        if is_lost && !self.probing && self.pooled.in_flight() == 0 {
+            let mut probe = Io::empty();
+            probe.tag = PROBE;
+            self.probing = matches!(self.pooled.submit(probe), Ok(None));
+        }
+        is_lost
+    }
+
+    fn give_up(&mut self) {
+        let end = *self.leave_until.get_or_insert_with(|| Instant::now() + LEAVE_WITHIN);
+        let silent = self.server.is_lost() || Instant::now() >= end;
+        self.server.leave(silent);
+    }
+}
+
+impl Drop for Nbd {
+    fn drop(&mut self) {
+        // Its threads are waited for.
+        self.server.leave(true);
     }
 }

@@ -90,7 +90,7 @@ impl Target {
                 qcow2::open(path, access, places).map_err(|error| said(error.to_string()))?,
             ),
             Self::Nbd { socket, name } => {
-                let disk = nbd::connect(socket, name, access);
+                let disk = nbd::connect(socket, name, nbd::Options::new(access));
                 Box::new(disk.map_err(|error| said(format!("{}: {error}", socket.display())))?)
             }
             Self::Memory(bytes) => {

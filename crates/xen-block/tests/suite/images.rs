@@ -1,11 +1,10 @@
 //! Images and servers of others: what is written through a device, QEMU's tools find, and the other way
 //! round.
 
-use crate::support::{self, Scene, Setup, device};
+use crate::support::{Scene, Setup, device};
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output};
-use std::time::{Duration, Instant};
+use std::path::PathBuf;
+use std::process::{Command, Output};
 use xen_block::front::{Completion, Part, Want};
 use xen_io::blkif::Status;
 use xenbus::{State, toolstack};
@@ -43,7 +42,7 @@ pub(crate) fn tool(program: &str, args: &[&str]) -> Output {
 }
 
 /// A device whose nodes name this disk.
-fn scene(params: &str, mode: &str) -> Option<Scene> {
+pub(crate) fn scene(params: &str, mode: &str) -> Option<Scene> {
     let mut scene = Scene::new(Setup::named())?;
     let mut device = device();
     device.backend_nodes = vec![("params".into(), params.into()), ("mode".into(), mode.into())];
@@ -51,13 +50,13 @@ fn scene(params: &str, mode: &str) -> Option<Scene> {
     Some(scene)
 }
 
-fn connected(params: &str, mode: &str) -> Option<Scene> {
+pub(crate) fn connected(params: &str, mode: &str) -> Option<Scene> {
     let mut scene = scene(params, mode)?;
     scene.until_connected();
     Some(scene)
 }
 
-fn pattern(seed: u8, pages: usize) -> Vec<u8> {
+pub(crate) fn pattern(seed: u8, pages: usize) -> Vec<u8> {
     (0..pages * 4096).map(|at| (at / 512) as u8 ^ seed).collect()
 }
 
@@ -70,7 +69,7 @@ fn base_and_top(folder: &Folder, size: &str) -> (String, String) {
     (base, top)
 }
 
-fn detach(scene: &mut Scene) {
+pub(crate) fn detach(scene: &mut Scene) {
     toolstack::detach(&mut scene.tool, &device()).unwrap();
     scene.until("the backend to close", |scene| scene.states().1 == Some(State::Closed));
 }
@@ -305,61 +304,4 @@ fn an_image_in_use_and_one_that_is_none_are_refused_with_the_reason() {
     let Some(mut reader) = connected(&format!("raw:{image}"), "r") else { return };
     assert_eq!(&reader.read(0, 1).unwrap()[..4], b"QFI\xfb");
     assert_eq!(first.read(0, 1), Ok(vec![0; 4096]));
-}
-
-/// A server of QEMU's, ended with the test.
-struct QemuNbd(Child);
-
-impl QemuNbd {
-    fn start(socket: &str, format: &str, image: &str) -> Self {
-        let args = ["--persistent", "--shared=8", "--discard=unmap", "-k", socket, "-f", format];
-        let child = Command::new("qemu-nbd").args(args).arg(image).spawn().unwrap();
-        let end = Instant::now() + support::PATIENCE;
-        while !Path::new(socket).exists() {
-            assert!(Instant::now() < end, "qemu-nbd did not open {socket}");
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        Self(child)
-    }
-}
-
-impl Drop for QemuNbd {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-#[test]
-fn nbd_servers_are_disks() {
-    let Some(folder) = Folder::new("nbd") else { return };
-    let (image, socket) = (folder.file("a.raw"), folder.file("socket"));
-    tool("qemu-img", &["create", "-q", "-f", "raw", &image, "16M"]);
-    let server = QemuNbd::start(&socket, "raw", &image);
-    let Some(mut scene) = connected(&format!("nbd:unix:{socket}"), "w") else { return };
-    assert_eq!(scene.front().info().unwrap().sectors, 32768);
-    let bytes = pattern(9, 200);
-    assert_eq!(scene.write(80, &bytes), Status::Okay);
-    assert_eq!(scene.ask(|tag| Want::Flush { tag }, &[]), Status::Okay);
-    assert_eq!(scene.read(80, 200), Ok(bytes.clone()));
-    assert!(std::fs::read(&image).unwrap()[80 * 512..][..bytes.len()] == bytes);
-    // A server that is gone is an error of the disk, and the guest's alone.
-    drop(server);
-    assert_eq!(scene.read(80, 1), Err(Status::Error));
-    assert_eq!(scene.write(80, &bytes), Status::Error);
-    detach(&mut scene);
-}
-
-#[test]
-fn an_nbd_export_that_is_not_there_is_said_so() {
-    let Some(folder) = Folder::new("export") else { return };
-    let (image, socket) = (folder.file("a.raw"), folder.file("socket"));
-    tool("qemu-img", &["create", "-q", "-f", "raw", &image, "1M"]);
-    let _server = QemuNbd::start(&socket, "raw", &image);
-    let Some(mut scene) = scene(&format!("nbd:unix:{socket}:exportname=other"), "w") else {
-        return;
-    };
-    scene.until("it to close", |scene| scene.states().1 == Some(State::Closed));
-    let error = scene.node(&format!("{}/error", device().backend_path()));
-    assert!(error.contains("refuses export \"other\""), "{error}");
 }

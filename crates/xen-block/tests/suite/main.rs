@@ -9,6 +9,7 @@ mod hosted;
 mod hosted_fuse;
 mod images;
 mod large_sectors;
+mod nbd;
 mod opening;
 mod restart;
 mod support;

@@ -303,3 +303,36 @@ fn a_relative_name_is_looked_for_where_the_command_was_given() {
     host.image("b.img", 1 << 20);
     here(&["disk", "attach", "web", "b.img,,xvdb,w"]);
 }
+
+#[test]
+fn a_disk_whose_server_is_gone_is_not_listed_as_connected() {
+    let host = Host::up("server-gone");
+    let image = host.image("a.img", 1 << 20);
+    let socket = host.path("socket").to_str().unwrap().to_owned();
+    let serve = || {
+        let _ = std::fs::remove_file(&socket);
+        let mut command = Command::new("qemu-nbd");
+        command.args(["--persistent", "-f", "raw", "-k", &socket, &image]).spawn()
+    };
+    let Ok(mut server) = serve() else {
+        let test = "a_disk_whose_server_is_gone_is_not_listed_as_connected";
+        return conformance::skip(test, "there is no qemu-nbd (Debian: qemu-utils)");
+    };
+    host.until("it serves", || host.path("socket").exists().then_some(()));
+    host.ok(&["create", &host.config("web", "extra = \"exec sleep 1000\"")]);
+    host.ok(&["disk", "attach", "web", &format!("vdev=xvda,target=nbd:unix:{socket}")]);
+    let is = |state: &str| {
+        let disks = host.json(&["disk", "list"]);
+        (disks[0]["backend_state"] == state).then_some(())
+    };
+    assert_eq!(is("Connected (4)"), Some(()));
+    server.kill().unwrap();
+    server.wait().unwrap();
+    host.until("its server's end is told", || is("its server is gone"));
+    assert!(host.ok(&["tree"]).contains("its server is gone"));
+    let mut server = serve().unwrap();
+    host.until("it is connected again", || is("Connected (4)"));
+    server.kill().unwrap();
+    server.wait().unwrap();
+    host.ok(&["destroy", "web"]);
+}

@@ -1,0 +1,362 @@
+//! One connection to a server: its negotiation, and requests one after the other.
+//!
+//! A server may be wrong or hostile: nothing that it says sizes anything here but in bounds.
+
+use super::super::DiskAccess;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+use std::fmt;
+use std::io::{self, IoSlice, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// Most bytes of a negotiation's answer that are looked at; no server sends so many.
+const ANSWER_MAX: u32 = 65536;
+/// Most bytes of a request, where the server says nothing: the protocol's 32 MiB.
+const REQUEST_MAX: u32 = 32 << 20;
+/// Between two tries to be let in.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// Most answers of a negotiation; there are five kinds of information.
+const ANSWERS_MAX: u32 = 16;
+
+const MAGIC: u64 = 0x4e42_444d_4147_4943;
+const OPTION_MAGIC: u64 = 0x4948_4156_454f_5054;
+const REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
+const REQUEST: u32 = 0x2560_9513;
+const SIMPLE_REPLY: u32 = 0x6744_6698;
+
+const OPT_GO: u32 = 7;
+const REP_ACK: u32 = 1;
+const REP_INFO: u32 = 3;
+const INFO_EXPORT: u16 = 0;
+const INFO_BLOCK_SIZE: u16 = 3;
+
+/// The errors of a negotiation, `NBD_REP_ERR_*`, in words.
+const REFUSALS: [(u32, &str); 7] = [
+    (1 << 31 | 1, "it does not know NBD_OPT_GO"),
+    (1 << 31 | 2, "its policy forbids it"),
+    (1 << 31 | 3, "it calls our request invalid"),
+    (1 << 31 | 5, "it asks for TLS, which is not supported"),
+    (1 << 31 | 6, "there is no such export"),
+    (1 << 31 | 7, "it is shutting down"),
+    (1 << 31 | 8, "it insists on its block sizes"),
+];
+
+/// The errors of a request that the protocol has; others are taken for EIO.
+const ERRORS: [Errno; 8] = [
+    Errno::PERM,
+    Errno::IO,
+    Errno::NOMEM,
+    Errno::INVAL,
+    Errno::NOSPC,
+    Errno::OVERFLOW,
+    Errno::OPNOTSUPP,
+    Errno::SHUTDOWN,
+];
+
+const FLAG_READ_ONLY: u16 = 1 << 1;
+const FLAG_FLUSH: u16 = 1 << 2;
+const FLAG_TRIM: u16 = 1 << 5;
+const FLAG_MULTI: u16 = 1 << 8;
+
+/// The description that a server gives of an export.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub(super) struct Export {
+    bytes: u64,
+    flags: u16,
+    block_min: u32,
+    block_max: u32,
+}
+
+/// An error of a server.
+pub(super) fn wrong(what: impl fmt::Display) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("the NBD server {what}"))
+}
+
+impl Export {
+    /// Size in bytes.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// The smallest piece that can be read or written.
+    pub(super) fn sector_size(&self) -> u32 {
+        self.block_min.max(512)
+    }
+
+    /// The most bytes of one request, a multiple of the sector size.
+    pub(super) fn request_max(&self) -> usize {
+        let most = if self.block_max == 0 { REQUEST_MAX } else { self.block_max };
+        (most / self.sector_size() * self.sector_size()) as usize
+    }
+
+    pub(super) fn can_flush(&self) -> bool {
+        self.flags & FLAG_FLUSH != 0
+    }
+
+    pub(super) fn can_discard(&self) -> bool {
+        self.flags & FLAG_TRIM != 0
+    }
+
+    /// True where all connections see each other's writes.
+    pub(super) fn is_shared(&self) -> bool {
+        self.flags & FLAG_MULTI != 0
+    }
+
+    /// Refuses an export that cannot be a disk, or not this one.
+    pub(super) fn check(&self, access: DiskAccess) -> io::Result<()> {
+        let (bytes, sector) = (self.bytes, self.sector_size());
+        if !sector.is_power_of_two() || sector > 4096 {
+            return Err(wrong(format_args!(
+                "has sectors of {sector} bytes; 512 to 4096 are served"
+            )));
+        }
+        if self.block_max != 0 && self.block_max < sector {
+            let most = self.block_max;
+            return Err(wrong(format_args!("takes {most} bytes at most, and {sector} at least")));
+        }
+        if bytes < u64::from(sector) || bytes > i64::MAX.unsigned_abs() {
+            return Err(wrong(format_args!("says that the export has {bytes} bytes")));
+        }
+        if self.flags & FLAG_READ_ONLY != 0 && access == DiskAccess::ReadWrite {
+            return Err(wrong("has the export for reading only; attach it read-only (mode r)"));
+        }
+        Ok(())
+    }
+
+    /// Refuses an export that is not what it was when the disk was opened.
+    pub(super) fn is_still(&self, before: &Self) -> io::Result<()> {
+        if self == before { Ok(()) } else { Err(wrong("has come back with another export")) }
+    }
+}
+
+/// How long a server may take.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Within {
+    /// To let a connection in.
+    pub(super) connected: Duration,
+    /// For each answer of the negotiation.
+    pub(super) answered: Duration,
+}
+
+/// A stream to the server at `path`, with the time that each answer of the negotiation may take.
+pub(super) fn stream(path: &Path, within: Within) -> io::Result<UnixStream> {
+    let address = SocketAddrUnix::new(path)?;
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    let end = Instant::now() + within.connected;
+    loop {
+        match connect(&socket, &address) {
+            Ok(()) => break,
+            // The queue of a server that lets nobody in is full.
+            Err(Errno::AGAIN) if Instant::now() < end => std::thread::sleep(LOOK_AGAIN),
+            Err(Errno::AGAIN) => {
+                return Err(io::Error::new(io::ErrorKind::TimedOut, silent(within.connected)));
+            }
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    fcntl_setfl(&socket, fcntl_getfl(&socket)? - OFlags::NONBLOCK)?;
+    let stream = UnixStream::from(socket);
+    stream.set_read_timeout(Some(within.answered))?;
+    stream.set_write_timeout(Some(within.answered))?;
+    Ok(stream)
+}
+
+fn silent(within: Duration) -> String {
+    format!("the NBD server does not answer within {} s", within.as_secs())
+}
+
+fn bytes<const N: usize>(stream: &mut impl Read) -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    stream.read_exact(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// One request, with its memory.
+pub(super) enum Command<'a> {
+    Read(&'a mut [u8]),
+    Write(&'a [u8]),
+    Flush,
+    Discard,
+}
+
+impl Command<'_> {
+    fn code(&self) -> u16 {
+        match self {
+            Self::Read(_) => 0,
+            Self::Write(_) => 1,
+            Self::Flush => 3,
+            Self::Discard => 4,
+        }
+    }
+}
+
+/// One connection.
+pub(super) struct Connection {
+    stream: UnixStream,
+    export: Export,
+    handle: u64,
+}
+
+impl Connection {
+    /// Asks for export `name`. Requests wait so long for their answers.
+    ///
+    /// # Errors
+    /// The server does not answer in time, has no such export, or makes no sense.
+    pub(super) fn negotiate(
+        mut stream: UnixStream,
+        name: &str,
+        patience: Duration,
+    ) -> io::Result<Self> {
+        let within = stream.read_timeout()?.unwrap_or(patience);
+        let export = Self::ask_for(&mut stream, name).map_err(|error| match error.kind() {
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+                io::Error::new(io::ErrorKind::TimedOut, silent(within))
+            }
+            io::ErrorKind::UnexpectedEof => wrong("has closed the connection"),
+            _ => error,
+        })?;
+        stream.set_read_timeout(Some(patience))?;
+        stream.set_write_timeout(Some(patience))?;
+        Ok(Self { stream, export, handle: 0 })
+    }
+
+    pub(super) fn export(&self) -> Export {
+        self.export
+    }
+
+    /// True where the server has closed it.
+    pub(super) fn is_lost(&self) -> bool {
+        let mut fds = [PollFd::new(&self.stream, PollFlags::RDHUP)];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0)
+    }
+
+    fn ask_for(stream: &mut UnixStream, name: &str) -> io::Result<Export> {
+        if u64::from_be_bytes(bytes(stream)?) != MAGIC
+            || u64::from_be_bytes(bytes(stream)?) != OPTION_MAGIC
+        {
+            return Err(wrong("does not speak the protocol"));
+        }
+        let [_, flags] = bytes(stream)?;
+        // Fixed newstyle, and no zeroes behind the negotiation of old.
+        if flags & 1 == 0 {
+            return Err(wrong("knows no fixed newstyle negotiation"));
+        }
+        stream.write_all(&u32::from(flags & 3).to_be_bytes())?;
+        let len = u32::try_from(name.len()).map_err(|_| wrong("is asked for a name that long"))?;
+        let mut option = Vec::new();
+        option.extend(OPTION_MAGIC.to_be_bytes());
+        option.extend(OPT_GO.to_be_bytes());
+        option.extend((len + 8).to_be_bytes());
+        option.extend(len.to_be_bytes());
+        option.extend(name.as_bytes());
+        option.extend(1_u16.to_be_bytes());
+        option.extend(INFO_BLOCK_SIZE.to_be_bytes());
+        stream.write_all(&option)?;
+        Self::answers(stream, name)
+    }
+
+    /// Takes the server's answers about the export, up to the last.
+    fn answers(stream: &mut UnixStream, name: &str) -> io::Result<Export> {
+        let (mut export, mut has_size) = (Export::default(), false);
+        for _ in 0..ANSWERS_MAX {
+            let magic = u64::from_be_bytes(bytes(stream)?);
+            let option = u32::from_be_bytes(bytes(stream)?);
+            let kind = u32::from_be_bytes(bytes(stream)?);
+            let len = u32::from_be_bytes(bytes(stream)?);
+            if magic != REPLY_MAGIC || option != OPT_GO || len > ANSWER_MAX {
+                return Err(wrong("gives an answer that makes no sense"));
+            }
+            let mut payload = vec![0; len as usize];
+            stream.read_exact(&mut payload)?;
+            let mut rest = payload.as_slice();
+            match kind {
+                REP_ACK if has_size => return Ok(export),
+                REP_ACK => return Err(wrong("has not said how large the export is")),
+                REP_INFO => match u16::from_be_bytes(bytes(&mut rest)?) {
+                    INFO_EXPORT => {
+                        export.bytes = u64::from_be_bytes(bytes(&mut rest)?);
+                        export.flags = u16::from_be_bytes(bytes(&mut rest)?);
+                        has_size = true;
+                    }
+                    INFO_BLOCK_SIZE => {
+                        export.block_min = u32::from_be_bytes(bytes(&mut rest)?);
+                        let _preferred: [u8; 4] = bytes(&mut rest)?;
+                        export.block_max = u32::from_be_bytes(bytes(&mut rest)?);
+                    }
+                    _ => {}
+                },
+                kind => {
+                    let known = REFUSALS.iter().find(|row| row.0 == kind).map(|row| row.1);
+                    let said = String::from_utf8_lossy(&payload);
+                    let why = match said.trim() {
+                        "" => known.unwrap_or("it does not say why").to_owned(),
+                        said => said.to_owned(),
+                    };
+                    return Err(wrong(format_args!("refuses export \"{name}\": {why}")));
+                }
+            }
+        }
+        Err(wrong("does not come to an end"))
+    }
+
+    /// Does one request; what the server answers to it.
+    ///
+    /// # Errors
+    /// The connection is lost, and of no more use.
+    pub(super) fn exchange(
+        &mut self,
+        command: &mut Command<'_>,
+        at: u64,
+        len: u32,
+    ) -> io::Result<Result<(), Errno>> {
+        self.handle = self.handle.wrapping_add(1);
+        let mut request = [0; 28];
+        let mut rest = &mut request[..];
+        for field in [
+            &REQUEST.to_be_bytes()[..],
+            &0_u16.to_be_bytes(),
+            &command.code().to_be_bytes(),
+            &self.handle.to_be_bytes(),
+            &at.to_be_bytes(),
+            &len.to_be_bytes(),
+        ] {
+            rest.write_all(field)?;
+        }
+        match command {
+            Command::Write(data) => self.send(&request, data)?,
+            _ => self.stream.write_all(&request)?,
+        }
+        let magic = u32::from_be_bytes(bytes(&mut self.stream)?);
+        let error = u32::from_be_bytes(bytes(&mut self.stream)?);
+        let handle = u64::from_be_bytes(bytes(&mut self.stream)?);
+        if magic != SIMPLE_REPLY || handle != self.handle {
+            return Err(wrong("gives an answer that makes no sense"));
+        }
+        if error != 0 {
+            let known =
+                ERRORS.iter().find(|errno| errno.raw_os_error().unsigned_abs() == error).copied();
+            return Ok(Err(known.unwrap_or(Errno::IO)));
+        }
+        if let Command::Read(data) = command {
+            self.stream.read_exact(data)?;
+        }
+        Ok(Ok(()))
+    }
+
+    /// Sends a request and its data, in one call where that is possible.
+    fn send(&mut self, request: &[u8], data: &[u8]) -> io::Result<()> {
+        let sent = self.stream.write_vectored(&[IoSlice::new(request), IoSlice::new(data)])?;
+        if let Some(rest) = request.get(sent..).filter(|rest| !rest.is_empty()) {
+            self.stream.write_all(rest)?;
+            return self.stream.write_all(data);
+        }
+        let of_data = sent.saturating_sub(request.len());
+        self.stream.write_all(data.get(of_data..).unwrap_or_default())
+    }
+}

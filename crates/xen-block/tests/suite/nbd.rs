@@ -1,0 +1,346 @@
+//! Servers of network block devices: QEMU's, that comes and goes; and one of this test's, that says of itself what none
+//! should.
+
+use crate::images::{Folder, connected, detach, pattern, scene, tool};
+use crate::support::{self, Scene, Setup, device};
+use rustix::process::{Pid, Signal, kill_process};
+use std::io::{self, Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::process::{Child, Command};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use xen_block::disk::DiskAccess;
+use xen_block::disk::nbd::{self, Options};
+use xen_block::front::{Completion, Part, Want};
+use xen_io::blkif::Status;
+use xenbus::{State, toolstack};
+use xenstore::Store;
+
+/// A server of QEMU's, ended with the test.
+struct QemuNbd(Child);
+
+impl QemuNbd {
+    fn start(socket: &str, image: &str, more: &[&str]) -> Self {
+        // One that was killed has left it.
+        let _ = std::fs::remove_file(socket);
+        let args = ["--persistent", "--shared=8", "--discard=unmap", "-k", socket, "-f", "raw"];
+        let mut command = Command::new("qemu-nbd");
+        let child = command.args(args).args(more).arg(image).spawn().unwrap();
+        let end = Instant::now() + support::PATIENCE;
+        while !Path::new(socket).exists() {
+            assert!(Instant::now() < end, "qemu-nbd did not open {socket}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Self(child)
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.0), signal).unwrap();
+    }
+}
+
+impl Drop for QemuNbd {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A folder with an image, and where its server's socket is to be.
+fn image(name: &str) -> Option<(Folder, String, String)> {
+    let folder = Folder::new(name)?;
+    let (image, socket) = (folder.file("a.raw"), folder.file("socket"));
+    tool("qemu-img", &["create", "-q", "-f", "raw", &image, "16M"]);
+    Some((folder, image, socket))
+}
+
+/// A device on a server that is waited for no longer than this.
+fn impatient(socket: &str, patience: Duration) -> Option<Scene> {
+    let socket = socket.to_owned();
+    let setup = Setup::new(Box::new(move |_| {
+        let options = Options { patience, ..Options::new(DiskAccess::ReadWrite) };
+        let disk = nbd::connect(Path::new(&socket), "", options);
+        Ok(Box::new(disk.map_err(|error| xenbus::Error::Driver(error.to_string()))?))
+    }));
+    Scene::connected(setup)
+}
+
+/// What the backend notes of its server; it looks first.
+fn is_gone(scene: &mut Scene) -> bool {
+    scene.server.check_servers().unwrap();
+    let path = format!("{}/server-gone", device().backend_path());
+    scene.tool.read(path).is_ok_and(|value| value == b"1")
+}
+
+/// Asks to read a page, and does not wait for it.
+fn begin_to_read(scene: &mut Scene) {
+    let buffer = scene.buffers(1)[0];
+    let want = Want::Read { tag: 77, sector: 0 };
+    scene.front().submit(0, want, &[Part::whole(buffer)]).unwrap();
+    scene.front().push().unwrap();
+    scene.until("it is taken", |scene| {
+        scene.back_bus().driver(support::ID).unwrap().in_flight() > 0
+    });
+}
+
+/// How the request of [`begin_to_read`] has ended, if it has.
+fn ended(scene: &mut Scene) -> Option<Status> {
+    let mut status = None;
+    scene.front().take(|done: Completion| status = Some(done.status)).unwrap();
+    status
+}
+
+#[test]
+fn nbd_servers_are_disks() {
+    let Some((_folder, image, socket)) = image("nbd") else { return };
+    let server = QemuNbd::start(&socket, &image, &[]);
+    let Some(mut scene) = connected(&format!("nbd:unix:{socket}"), "w") else { return };
+    assert_eq!(scene.front().info().unwrap().sectors, 32768);
+    let bytes = pattern(9, 200);
+    assert_eq!(scene.write(80, &bytes), Status::Okay);
+    assert_eq!(scene.ask(|tag| Want::Flush { tag }, &[]), Status::Okay);
+    assert_eq!(scene.read(80, 200), Ok(bytes.clone()));
+    assert!(std::fs::read(&image).unwrap()[80 * 512..][..bytes.len()] == bytes);
+    // A server that is gone does not keep its disk: what was asked of it ends as an error, and is not waited for.
+    drop(server);
+    begin_to_read(&mut scene);
+    scene.turn();
+    assert_eq!(ended(&mut scene), None, "it is waited for");
+    let begin = Instant::now();
+    detach(&mut scene);
+    assert!(begin.elapsed() < Options::new(DiskAccess::ReadWrite).patience / 2);
+}
+
+#[test]
+fn a_server_that_comes_back_is_connected_again_and_requests_wait_for_it() {
+    let Some((_folder, image, socket)) = image("back") else { return };
+    let server = QemuNbd::start(&socket, &image, &[]);
+    let Some(mut scene) = connected(&format!("nbd:unix:{socket}"), "w") else { return };
+    let first = pattern(3, 20);
+    assert_eq!(scene.write(0, &first), Status::Okay);
+    assert!(!is_gone(&mut scene));
+    drop(server);
+    begin_to_read(&mut scene);
+    scene.until("it is noticed", is_gone);
+    assert_eq!(ended(&mut scene), None);
+    let server = QemuNbd::start(&socket, &image, &[]);
+    let mut status = None;
+    scene.until("the answer", |scene| {
+        status = status.or(ended(scene));
+        status.is_some()
+    });
+    assert_eq!(status, Some(Status::Okay));
+    assert!(!is_gone(&mut scene));
+    assert_eq!(scene.read(0, 20), Ok(first));
+    // Nobody has to ask for anything: it is seen to go, and to come.
+    drop(server);
+    scene.until("it is noticed", is_gone);
+    let _server = QemuNbd::start(&socket, &image, &[]);
+    scene.until("it is back", |scene| !is_gone(scene));
+    let second = pattern(4, 20);
+    assert_eq!(scene.write(0, &second), Status::Okay);
+    assert!(std::fs::read(&image).unwrap()[..second.len()] == second);
+    detach(&mut scene);
+}
+
+#[test]
+fn a_server_that_stays_away_or_silent_is_waited_for_with_an_end() {
+    let Some((_folder, image, socket)) = image("away") else { return };
+    let server = QemuNbd::start(&socket, &image, &[]);
+    let Some(mut scene) = impatient(&socket, Duration::from_millis(500)) else { return };
+    assert_eq!(scene.write(0, &pattern(1, 1)), Status::Okay);
+    server.signal(Signal::STOP);
+    assert_eq!(scene.read(0, 1), Err(Status::Error), "it is silent");
+    server.signal(Signal::CONT);
+    assert_eq!(scene.read(0, 1), Ok(pattern(1, 1)), "it speaks again");
+    drop(server);
+    assert_eq!(scene.read(0, 1), Err(Status::Error), "it is gone");
+    assert_eq!(scene.write(0, &pattern(2, 1)), Status::Error);
+    let _server = QemuNbd::start(&socket, &image, &[]);
+    assert_eq!(scene.write(0, &pattern(2, 1)), Status::Okay, "the first request finds it");
+    detach(&mut scene);
+}
+
+#[test]
+fn another_export_under_the_same_name_is_not_the_disk() {
+    let Some((folder, image, socket)) = image("other") else { return };
+    let server = QemuNbd::start(&socket, &image, &[]);
+    let Some(mut scene) = impatient(&socket, Duration::from_secs(1)) else { return };
+    assert_eq!(scene.write(0, &pattern(1, 1)), Status::Okay);
+    drop(server);
+    let other = folder.file("other.raw");
+    tool("qemu-img", &["create", "-q", "-f", "raw", &other, "8M"]);
+    let server = QemuNbd::start(&socket, &other, &[]);
+    assert_eq!(scene.write(0, &pattern(2, 1)), Status::Error);
+    assert!(std::fs::read(&other).unwrap()[..4096] == [0; 4096]);
+    drop(server);
+    let _server = QemuNbd::start(&socket, &image, &[]);
+    assert_eq!(scene.read(0, 1), Ok(pattern(1, 1)));
+    detach(&mut scene);
+}
+
+#[test]
+fn a_server_that_needs_six_seconds_is_waited_for() {
+    let Some((_folder, image, socket)) = image("slow") else { return };
+    let server = QemuNbd::start(&socket, &image, &[]);
+    server.signal(Signal::STOP);
+    let Some(mut scene) = scene(&format!("nbd:unix:{socket}"), "w") else { return };
+    let begin = Instant::now();
+    scene.until("six seconds", |_| begin.elapsed() > Duration::from_secs(6));
+    server.signal(Signal::CONT);
+    scene.until_connected();
+    detach(&mut scene);
+}
+
+#[test]
+fn what_qemu_says_of_an_export_is_heeded() {
+    let Some((_folder, image, socket)) = image("export") else { return };
+    let _server = QemuNbd::start(&socket, &image, &["--read-only"]);
+    for (name, mode, reason) in [
+        (":exportname=other", "w", "refuses export \"other\""),
+        ("", "w", "for reading only; attach it read-only (mode r)"),
+    ] {
+        let Some(mut scene) = scene(&format!("nbd:unix:{socket}{name}"), mode) else { return };
+        scene.until("it to close", |scene| scene.states().1 == Some(State::Closed));
+        let error = scene.node(&format!("{}/error", device().backend_path()));
+        assert!(error.contains(reason), "{error}");
+    }
+    let Some(mut scene) = connected(&format!("nbd:unix:{socket}"), "r") else { return };
+    assert_eq!(scene.read(0, 1), Ok(vec![0; 4096]));
+    detach(&mut scene);
+}
+
+/// What a server of this test says of itself.
+#[derive(Clone)]
+struct Says {
+    bytes: u64,
+    flags: u16,
+    /// Least, preferred and most bytes of a request; 0 as the most: they are not told.
+    blocks: [u32; 3],
+    /// An error in place of the export.
+    refuses: Option<(u32, &'static str)>,
+    /// An error number for each request.
+    error: u32,
+}
+
+impl Says {
+    /// An honest server of 8 MiB.
+    fn honest() -> Self {
+        Self { bytes: 8 << 20, flags: 1 | 4, blocks: [0; 3], refuses: None, error: 0 }
+    }
+}
+
+/// The largest request that a server has had.
+type Largest = Arc<Mutex<u32>>;
+
+/// Serves zeroes that stay zeroes, until the test ends.
+fn serve(socket: &str, says: Says) -> Largest {
+    let _ = std::fs::remove_file(socket);
+    let listener = UnixListener::bind(socket).unwrap();
+    let largest = Largest::default();
+    let told = Arc::clone(&largest);
+    std::thread::spawn(move || {
+        while let Ok((stream, _)) = listener.accept() {
+            let (says, largest) = (says.clone(), Arc::clone(&told));
+            std::thread::spawn(move || drop(talk(stream, &says, &largest)));
+        }
+    });
+    largest
+}
+
+fn number<const N: usize>(stream: &mut UnixStream) -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    stream.read_exact(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn talk(mut stream: UnixStream, says: &Says, largest: &Largest) -> io::Result<()> {
+    stream.write_all(b"NBDMAGICIHAVEOPT\0\x03")?;
+    let _: [u8; 4] = number(&mut stream)?;
+    let _: [u8; 12] = number(&mut stream)?;
+    let len = u32::from_be_bytes(number(&mut stream)?);
+    stream.read_exact(&mut vec![0; len as usize])?;
+    let reply = |kind: u32, payload: &[u8]| {
+        let head =
+            [0x0003_e889_0455_65a9_u64.to_be_bytes().as_slice(), &7_u32.to_be_bytes()].concat();
+        [&head, &kind.to_be_bytes()[..], &(payload.len() as u32).to_be_bytes(), payload].concat()
+    };
+    if let Some((kind, why)) = says.refuses {
+        return stream.write_all(&reply(kind, why.as_bytes()));
+    }
+    let export = [&0_u16.to_be_bytes()[..], &says.bytes.to_be_bytes(), &says.flags.to_be_bytes()];
+    stream.write_all(&reply(3, &export.concat()))?;
+    if says.blocks[2] != 0 {
+        let blocks: Vec<u8> = says.blocks.iter().flat_map(|size| size.to_be_bytes()).collect();
+        stream.write_all(&reply(3, &[&3_u16.to_be_bytes()[..], &blocks].concat()))?;
+    }
+    stream.write_all(&reply(1, b""))?;
+    loop {
+        let _: [u8; 6] = number(&mut stream)?;
+        let command = u16::from_be_bytes(number(&mut stream)?);
+        let handle: [u8; 8] = number(&mut stream)?;
+        let _: [u8; 8] = number(&mut stream)?;
+        let len = u32::from_be_bytes(number(&mut stream)?);
+        if command == 1 {
+            stream.read_exact(&mut vec![0; len as usize])?;
+        }
+        let mut largest = largest.lock().unwrap();
+        *largest = (*largest).max(len);
+        // As a server does that has such a bound.
+        let error = if says.blocks[2] != 0 && len > says.blocks[2] { 22 } else { says.error };
+        let head = [0x6744_6698_u32.to_be_bytes(), error.to_be_bytes()].concat();
+        stream.write_all(&[&head[..], &handle].concat())?;
+        if command == 0 && error == 0 {
+            stream.write_all(&vec![0; len as usize])?;
+        }
+    }
+}
+
+#[test]
+fn the_most_that_a_server_takes_at_once_is_heeded() {
+    let Some(folder) = Folder::new("most") else { return };
+    let socket = folder.file("socket");
+    let largest = serve(&socket, Says { blocks: [512, 4096, 10_000], ..Says::honest() });
+    let Some(mut scene) = connected(&format!("nbd:unix:{socket}"), "w") else { return };
+    assert_eq!(scene.write(0, &pattern(1, 256)), Status::Okay);
+    assert_eq!(scene.read(0, 256), Ok(vec![0; 1 << 20]));
+    assert_eq!(*largest.lock().unwrap(), 9728, "whole sectors");
+    detach(&mut scene);
+}
+
+#[test]
+fn a_servers_errors_are_passed_on_and_what_cannot_be_is_refused() {
+    let Some(folder) = Folder::new("absurd") else { return };
+    let socket = folder.file("socket");
+    for (says, reason) in [
+        (Says { bytes: 0, ..Says::honest() }, "the export has 0 bytes"),
+        (Says { bytes: 1 << 63, ..Says::honest() }, "the export has 9223372036854775808 bytes"),
+        (Says { blocks: [1000, 4096, 4096], ..Says::honest() }, "has sectors of 1000 bytes"),
+        (Says { blocks: [65536, 65536, 65536], ..Says::honest() }, "has sectors of 65536 bytes"),
+        (
+            Says { blocks: [4096, 4096, 512], ..Says::honest() },
+            "takes 512 bytes at most, and 4096 at least",
+        ),
+        (Says { flags: 3, ..Says::honest() }, "for reading only"),
+        (Says { refuses: Some((1 << 31 | 5, "")), ..Says::honest() }, "it asks for TLS"),
+        (
+            Says { refuses: Some((1 << 31 | 2, "come back later")), ..Says::honest() },
+            "come back later",
+        ),
+        (Says { refuses: Some((1, "")), ..Says::honest() }, "has not said how large the export is"),
+    ] {
+        serve(&socket, says);
+        let Some(mut scene) = scene(&format!("nbd:unix:{socket}"), "w") else { return };
+        scene.until("it to close", |scene| scene.states().1 == Some(State::Closed));
+        let error = scene.node(&format!("{}/error", device().backend_path()));
+        assert!(error.contains(reason), "{error}");
+    }
+    // An error of a request is that request's; the connection stays, and nothing is asked twice.
+    serve(&socket, Says { error: 28, ..Says::honest() });
+    let Some(mut scene) = connected(&format!("nbd:unix:{socket}"), "w") else { return };
+    assert_eq!(scene.write(0, &pattern(1, 1)), Status::Error);
+    assert!(!is_gone(&mut scene));
+    toolstack::detach(&mut scene.tool, &device()).unwrap();
+    scene.until("it to close", |scene| scene.states().1 == Some(State::Closed));
+}
