@@ -2,10 +2,11 @@
 
 use crate::Side;
 use crate::error::{Error, VALUE_MAX};
-use crate::path::{Id, number};
+use crate::path::Id;
 use std::fmt::Display;
 use std::str::FromStr;
 use xen::DomId;
+use xen_io::xenbus::number;
 use xenstore::{Client, Store};
 use xenstore_core::wire;
 
@@ -89,7 +90,7 @@ impl Device<'_> {
     ///
     /// # Errors
     /// As [`Device::own`]; [`Error::Bad`] where it is no number that `T` holds.
-    pub fn own_number<T: FromStr + Display>(&mut self, name: &str) -> Result<Option<T>, Error> {
+    pub fn own_number<T: FromStr>(&mut self, name: &str) -> Result<Option<T>, Error> {
         let path = format!("{}/{name}", self.path);
         parse(self.store, path)
     }
@@ -98,7 +99,7 @@ impl Device<'_> {
     ///
     /// # Errors
     /// As [`Device::own_number`].
-    pub fn their_number<T: FromStr + Display>(&mut self, name: &str) -> Result<Option<T>, Error> {
+    pub fn their_number<T: FromStr>(&mut self, name: &str) -> Result<Option<T>, Error> {
         let path = format!("{}/{name}", self.peer_path);
         parse(self.store, path)
     }
@@ -107,17 +108,29 @@ impl Device<'_> {
     ///
     /// # Errors
     /// As [`Device::their_number`]; [`Error::Missing`].
-    pub fn their_needed<T: FromStr + Display>(&mut self, name: &str) -> Result<T, Error> {
+    pub fn their_needed<T: FromStr>(&mut self, name: &str) -> Result<T, Error> {
         let path = format!("{}/{name}", self.peer_path);
         self.their_number(name)?.ok_or(Error::Missing { path })
     }
 
-    /// Whether the other end has set a feature: its node is a number other than 0.
+    /// True where the other end has set a feature: its node is a number other than 0.
     ///
     /// # Errors
-    /// As [`Device::their_number`].
+    /// [`Error::Store`].
     pub fn their_feature(&mut self, name: &str) -> Result<bool, Error> {
-        Ok(self.their_number::<u32>(name)?.unwrap_or(0) != 0)
+        Ok(self.their_setting(name, 0)? != 0)
+    }
+
+    /// A number that the other end may have written; `otherwise` where it has not, or has written none: as Linux's
+    /// `xenbus_read_unsigned` reads settings.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub fn their_setting(&mut self, name: &str, otherwise: u32) -> Result<u32, Error> {
+        match self.their_number(name) {
+            Err(Error::Bad { .. }) => Ok(otherwise),
+            number => Ok(number?.unwrap_or(otherwise)),
+        }
     }
 
     /// [`Error::Bad`] about one of the other end's nodes.
@@ -158,7 +171,7 @@ pub(crate) fn read(store: &mut Client, path: &str) -> Result<Option<Vec<u8>>, Er
     }
 }
 
-fn parse<T: FromStr + Display>(store: &mut Client, path: String) -> Result<Option<T>, Error> {
+fn parse<T: FromStr>(store: &mut Client, path: String) -> Result<Option<T>, Error> {
     let Some(value) = read(store, &path)? else { return Ok(None) };
     match number(&value) {
         Some(number) => Ok(Some(number)),

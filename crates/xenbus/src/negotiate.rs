@@ -43,11 +43,11 @@ impl Limits {
     /// does not matter.
     ///
     /// # Errors
-    /// [`Error::Bad`] for what is no number.
+    /// [`Error::Store`].
     pub fn within_theirs(self, device: &mut Device<'_>) -> Result<Self, Error> {
-        let pages = device.their_number::<u32>(MAX_RING_PAGES)?.unwrap_or(1).max(1);
-        let order = device.their_number::<u32>(MAX_RING_PAGE_ORDER)?.unwrap_or(0);
-        let queues = device.their_number::<u32>(MAX_QUEUES)?.unwrap_or(1).max(1);
+        let pages = device.their_setting(MAX_RING_PAGES, 1)?.max(1);
+        let order = device.their_setting(MAX_RING_PAGE_ORDER, 0)?;
+        let queues = device.their_setting(MAX_QUEUES, 1)?.max(1);
         Ok(Self {
             order_max: self.order_max.min(order.max(pages.ilog2())),
             queues_max: self.queues_max.min(queues),

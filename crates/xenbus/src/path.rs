@@ -75,7 +75,7 @@ pub fn device_at(side: Side, domid: DomId, root: &str, path: &[u8]) -> Option<Id
     Some(Id { frontend, devid: number(names.next()?)? })
 }
 
-/// A decimal number as these names and values have it: digits alone, no zeroes before them.
+/// A decimal number as these names have it: digits alone, no zeroes before them.
 pub(crate) fn number<T: std::str::FromStr + fmt::Display>(text: &[u8]) -> Option<T> {
     let text = std::str::from_utf8(text).ok().filter(|text| text.len() <= 20)?;
     let number: T = text.parse().ok()?;

@@ -24,8 +24,9 @@
 //! - A frontend that is Initialising while its backend is Connected has died and come back (a crash
 //!   kernel): the backend lets go of the old rings and begins anew. One that is Initialised may only
 //!   have been seen twice.
-//! - A backend that is Closed is woken by Initialising, and by Initialised too, as watches may have
-//!   hidden what came before.
+//! - A backend that is Closed is woken by Initialising, and by what comes behind it, too, as watches may have
+//!   hidden that.
+//! - A frontend whose state is no state is as good as gone: a toolstack may have taken its nodes away.
 //! - A frontend that finds its backend Connected before it has made rings closes first: only so a
 //!   stock backend gives up the rings of whoever was there before.
 //! - Reconfiguring begins with the toolstack, which writes it as the backend's state. The frontend follows, the
@@ -107,14 +108,14 @@ type Table = [&'static [u8; 9]; 9];
 const BACKEND: Table = [
     //012345678
     b".........", // 0 Unknown
-    b"XOOOOOOOO", // 1 Initialising
-    b"X..NNC.XX", // 2 InitWait
-    b"X..NNC.XX", // 3 Initialised
-    b"XAX..CD..", // 4 Connected
-    b"XA....D..", // 5 Closing
-    b"XAAA.....", // 6 Closed
-    b"XAX..CDHH", // 7 Reconfiguring
-    b"XAX.BCD..", // 8 Reconfigured
+    b"OOOOOOOOO", // 1 Initialising
+    b"D..NNCDXX", // 2 InitWait
+    b"D..NNCDXX", // 3 Initialised
+    b"DAX..CD..", // 4 Connected
+    b"DA.A..D..", // 5 Closing
+    b".AAAA....", // 6 Closed
+    b"DAX..CDHH", // 7 Reconfiguring
+    b"DAX.BCD..", // 8 Reconfigured
 ];
 
 /// A backend whose device goes.

@@ -579,7 +579,6 @@ fn numbers_of_a_frontend_are_bounded() {
         ("num-ring-pages", "0"),
         ("ring-ref", "4294967296"),
         ("protocol", "mips-abi"),
-        ("feature-persistent", "yes"),
     ] {
         let Some(mut scene) = Scene::new(Setup::new(disk())) else { return };
         let front = device().frontend_path();

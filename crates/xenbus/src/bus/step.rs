@@ -2,9 +2,10 @@
 
 use super::{Bus, Device, Driver, Error, Id, News, Side, Slot, State, What, already, read};
 use crate::driver::Progress;
-use crate::path::{self, number};
+use crate::path;
 use crate::state::{Action, Peer, Standing, react};
 use xen::DomId;
+use xen_io::xenbus::number;
 use xenstore::{Client, Store};
 
 /// Most steps that one look at a device takes: from any state to any other there are fewer.
@@ -112,7 +113,7 @@ impl<D: Driver> Bus<D> {
         let state = read(store, &format!("{path}/state"))?.unwrap_or_default();
         let online = match self.side {
             Side::Frontend => true,
-            Side::Backend => read(store, &format!("{path}/online"))?.as_deref() != Some(b"0"),
+            Side::Backend => is_online(store, path)?,
         };
         let (peer, state) = (DomId(peer), State::parse(&state));
         Ok(Some(Nodes { peer, peer_path, state, online }))
@@ -259,7 +260,7 @@ impl<D: Driver> Bus<D> {
             Err(gone) if gone.is_store_gone() => Err(gone),
             value => Ok(value.ok().flatten()),
         };
-        if theirs("online")?.as_deref() == Some(b"0") {
+        if theirs("online")?.is_some_and(|value| number(&value) == Some(0_u32)) {
             return Ok(());
         }
         let Some(why) = theirs("error")? else { return Ok(()) };
@@ -488,6 +489,12 @@ impl<D> Slot<D> {
         let result = call(driver, &mut device);
         (result, device.puts)
     }
+}
+
+/// False where the toolstack wants a backend's device no more: its `online` is 0. A toolstack that writes no such node wants it.
+fn is_online(store: &mut Client, path: &str) -> Result<bool, Error> {
+    let online = read(store, &format!("{path}/online"))?;
+    Ok(online.is_none_or(|value| number(&value) != Some(0_u32)))
 }
 
 fn peer_state(store: &mut Client, peer_path: &str) -> Result<Peer, Error> {

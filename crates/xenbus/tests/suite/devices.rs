@@ -240,22 +240,36 @@ fn a_backend_that_ends_is_closed_and_opened_by_its_successor() {
 }
 
 #[test]
-fn garbage_is_said_to_be_garbage_once() {
+fn a_move_that_makes_no_sense_is_said_so_once() {
     let Some(mut scene) = Scene::new() else { return };
     scene.connect();
     let state = format!("{}/state", device().frontend_path());
-    for garbage in ["99", "x", "", "0", "4\n"] {
-        scene.tool.write(&state, garbage).unwrap();
+    for illegal in ["2", " 2", "02", "2\n"] {
+        scene.tool.write(&state, illegal).unwrap();
     }
     let errors = |scene: &Scene| scene.log.iter().filter(|line| line.contains("error")).count();
     scene.until("the backend to complain", |scene| errors(scene) > 0);
-    scene.tool.write(&state, "4").unwrap();
+    scene.tool.write(&state, " 4\n").unwrap();
     scene.until_connected();
     assert_eq!(errors(&scene), 1, "{:?}", scene.log);
     let back = device().backend_path();
     let error = scene.read(&format!("{back}/error"));
-    assert!(error.starts_with("22 frontend is Unknown (0) while backend is"), "{error}");
+    assert!(error.starts_with("22 frontend is InitWait (2) while backend is"), "{error}");
     assert_eq!(scene.read(&path::error(DomId::DOM0, &back)), error);
+}
+
+#[test]
+fn a_frontend_whose_state_is_none_is_let_go_and_may_come_back() {
+    let Some(mut scene) = Scene::new() else { return };
+    let state = format!("{}/state", device().frontend_path());
+    scene.connect();
+    for garbage in ["99", "x", "", "0", "+4"] {
+        scene.log.clear();
+        scene.tool.write(&state, garbage).unwrap();
+        scene.until("the backend to close", |scene| scene.log.iter().any(|line| line == "back 6"));
+        scene.until_connected();
+        assert!(!scene.log.iter().any(|line| line.contains("error")), "{:?}", scene.log);
+    }
 }
 
 #[test]
