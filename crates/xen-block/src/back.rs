@@ -170,6 +170,8 @@ pub struct Worked {
     pub until: Option<Instant>,
     /// When answers were shown.
     pub shown: Option<Instant>,
+    /// The disk has failed requests that were not told of ([`Back::take_failures`]).
+    pub failed: bool,
 }
 
 impl Back {
@@ -185,6 +187,12 @@ impl Back {
     #[must_use]
     pub fn stats(&self) -> &Stats {
         &self.stats
+    }
+
+    /// Requests that its disk has failed since this was last asked, and the error of the first; `None` where there are
+    /// none.
+    pub fn take_failures(&mut self) -> Option<(u64, Errno)> {
+        self.stats.failures.take()
     }
 
     /// Sets its limits anew.
@@ -303,6 +311,7 @@ impl Back {
             }
         }
         self.stats.persistent = persistent as u64;
+        worked.failed = self.stats.failures.is_some();
         Ok(worked)
     }
 

@@ -52,6 +52,8 @@ pub struct Server {
     look_at: Instant,
     /// The store was asked something: events may have come with the answers, and no poll tells of them.
     asked_store: bool,
+    /// A disk may have failed requests that nobody was told of.
+    failures: bool,
     /// When the clock was read last, and whether that will do for the turn that is next.
     clock: (Instant, Clock),
 }
@@ -96,6 +98,7 @@ impl Server {
             ask_at: now,
             look_at: now,
             asked_store: true,
+            failures: false,
             clock: (now, Clock::Old),
         })
     }
@@ -181,6 +184,11 @@ impl Server {
         Ok(())
     }
 
+    /// True where a disk has failed requests since this was last asked ([`Back::take_failures`]).
+    pub fn take_failures(&mut self) -> bool {
+        std::mem::take(&mut self.failures)
+    }
+
     /// Looks whether the servers of disks are there, and notes in the store which are not.
     ///
     /// # Errors
@@ -254,6 +262,7 @@ impl Server {
                         if worked.moved > 0 || worked.more {
                             moved = Moved::Something;
                         }
+                        self.failures |= worked.failed;
                         if let Some(shown) = worked.shown {
                             self.clock = (shown, Clock::Once);
                         }

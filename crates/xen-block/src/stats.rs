@@ -1,5 +1,6 @@
 //! What a device has done: counters, and how long requests took.
 
+use rustix::io::Errno;
 use std::time::Duration;
 
 /// Buckets of a histogram: bucket n counts what took less than 2^n µs, and the last everything else.
@@ -72,6 +73,16 @@ pub struct Stats {
     pub replayed: u64,
     /// Pages that are mapped for good at the moment (persistent grants).
     pub persistent: u64,
+    /// Requests that the disk has failed and nobody was told of yet, and the error of the first.
+    pub(crate) failures: Option<(u64, Errno)>,
+}
+
+impl Stats {
+    /// Notes that the disk has failed a request.
+    pub(crate) fn fail(&mut self, errno: Errno) {
+        let (count, first) = self.failures.unwrap_or((0, errno));
+        self.failures = Some((count.saturating_add(1), first));
+    }
 }
 
 #[cfg(test)]

@@ -524,7 +524,10 @@ impl Queue {
         let status = match result {
             Ok(()) => Status::Okay,
             Err(Errno::OPNOTSUPP | Errno::NOSYS) if discard => Status::NotSupported,
-            Err(_) => Status::Error,
+            Err(errno) => {
+                work.stats.fail(errno);
+                Status::Error
+            }
         };
         self.answer(slot, status, work)
     }

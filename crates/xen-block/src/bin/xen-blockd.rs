@@ -54,6 +54,7 @@ const COARSE: Duration = Duration::from_millis(10);
 /// Most lines that the log has of one device in [`A_MINUTE`].
 const LINES_MAX: u32 = 100;
 const A_MINUTE: Duration = Duration::from_secs(60);
+const A_SECOND: Duration = Duration::from_secs(1);
 
 /// What goes wrong before, or with, all devices.
 type Failure = Box<dyn std::error::Error>;
@@ -305,6 +306,7 @@ fn serve(arguments: &Arguments) -> Result<std::convert::Infallible, Failure> {
         for news in server.turn(LOOK_AT_SIZES)? {
             log.tell(&mut server, &kinds, &news);
         }
+        log.tell_failures(&mut server, &kinds);
         if coarse_time().saturating_sub(looked) + COARSE >= LOOK_AT_SIZES {
             server.check_sizes()?;
             server.check_servers()?;
@@ -405,6 +407,10 @@ fn say(line: std::fmt::Arguments<'_>) {
 struct Log {
     /// When a device's minute has begun, and how many lines it has had since.
     said: BTreeMap<Id, (Option<Instant>, u32)>,
+    /// Disks may have failed requests that nothing was said of.
+    failures: bool,
+    /// When something was said of that last.
+    failures_said: Duration,
 }
 
 impl Log {
@@ -421,6 +427,36 @@ impl Log {
             ));
         }
         *lines <= LINES_MAX
+    }
+
+    /// Says which disks have failed requests since that was said last, and why; not more often than each second.
+    fn tell_failures(&mut self, server: &mut Server, kinds: &[&str]) {
+        self.failures |= server.take_failures();
+        if self.failures && coarse_time().saturating_sub(self.failures_said) >= A_SECOND {
+            (self.failures, self.failures_said) = (false, coarse_time());
+            self.tell_failures_of(server, kinds, None);
+        }
+    }
+
+    /// The same of one device, or of all.
+    fn tell_failures_of(&mut self, server: &mut Server, kinds: &[&str], only: Option<Id>) {
+        for kind in kinds {
+            let all = server.bus(kind).into_iter().flat_map(Bus::drivers);
+            for (id, back) in all.filter(|(id, _)| only.is_none_or(|only| only == *id)) {
+                let Some((count, errno)) = back.take_failures() else { continue };
+                if !self.allows(id) {
+                    continue;
+                }
+                let requests = if count == 1 { "request" } else { "requests" };
+                let disk = back.disk().unwrap_or_default();
+                let hint = match errno {
+                    Errno::NOSPC => "; the host's file system under it is full: make room there",
+                    Errno::DQUOT => "; the quota of its file's owner is used up: make room there",
+                    _ => "",
+                };
+                say(format_args!("{id}: {count} {requests} failed: {errno}{hint}; {disk}"));
+            }
+        }
     }
 
     fn tell(&mut self, server: &mut Server, kinds: &[&str], news: &News) {
@@ -441,7 +477,12 @@ impl Log {
                 let connected = State::Connected;
                 say(format_args!("{id}: {connected}; {replayed} requests done again; {disk}"));
             }
-            What::State(state) => say(format_args!("{id}: {state}")),
+            What::State(state) => {
+                if matches!(state, State::Closing | State::Closed) {
+                    self.tell_failures_of(server, kinds, Some(id));
+                }
+                say(format_args!("{id}: {state}"));
+            }
             What::Error(error) => say(format_args!("{id}: {error}")),
             What::Removed => say(format_args!("{id}: removed")),
             other => say(format_args!("{id}: {other:?}")),

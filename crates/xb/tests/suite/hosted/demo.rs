@@ -263,12 +263,17 @@ fn a_guest_whose_image_is_on_a_full_disk_is_told_and_lives() {
     let script = format!(
         "mkdir -p $DIR/small && mount -t tmpfs -o size=1m none $DIR/small && truncate -s 8M {} && \
          $XB --host $DIR/h host up && $XB --host $DIR/h create {config} --wait; code=$?; \
-         $XB --host $DIR/h log web; $XB --host $DIR/h host down; exit $code",
+         $XB --host $DIR/h log web; cat $DIR/h/log/xen-blockd.log; $XB --host $DIR/h host down; exit $code",
         image.display()
     );
     let Some(output) = apart(test, &host, &script) else { return };
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     assert_eq!(output.status.code(), Some(9), "{output:?}");
     assert!(said.contains("dd: 1") && said.contains("rror"), "{said}");
+    let line = said.lines().find(|line| line.contains(" failed: No space left on device"));
+    assert!(
+        line.is_some_and(|line| line.contains("the host's file system under it is full")),
+        "{said}"
+    );
     host.nothing_is_left();
 }
