@@ -301,3 +301,38 @@ fn the_odd_cases() {
         assert_eq!(got, Ok(action), "a peer that {what}");
     }
 }
+
+/// docs/device-model.md tells how a backend answers where others answer differently.
+#[test]
+fn what_the_docs_tell_of_our_answers_is_so() {
+    let text = include_str!("../../../../docs/device-model.md");
+    let (_, table) = text.split_once("<!-- states -->\n").unwrap();
+    let (table, _) = table.split_once("<!-- end of states -->").unwrap();
+    let number = |cell: &str| -> State {
+        let digit = cell.split_once('(').unwrap().1.as_bytes()[0];
+        State::parse(&[digit])
+    };
+    let mut rows = 0;
+    for row in table.lines().skip(2) {
+        let [_, backend, frontend, _, _, ours, ..] =
+            row.split('|').map(str::trim).collect::<Vec<_>>()[..]
+        else {
+            panic!("{row}");
+        };
+        let owns = if backend == "any" { State::ALL[2..].to_vec() } else { vec![number(backend)] };
+        for own in owns {
+            let peer = Peer::Is(number(frontend));
+            let answer = match react(Side::Backend, own, peer, Standing::Wanted) {
+                Err(_) => "error",
+                Ok(Action::Stay) if own == State::Closed && ours == "Closed" => "Closed",
+                Ok(Action::Stay) => "stays",
+                Ok(Action::Release) => "Closed",
+                Ok(Action::Restart) => "InitWait",
+                Ok(other) => panic!("{row}: {other:?}"),
+            };
+            assert_eq!(answer, ours, "{own} {row}");
+        }
+        rows += 1;
+    }
+    assert_eq!(rows, 17);
+}
