@@ -68,11 +68,11 @@ fn follow(all: &All, host: &mut Host, name: &str, domid: DomId) -> Result<u8, Er
     let mut last = domid;
     let followed = domain::follow(host, name, domid, &mut |host, new| {
         last = new;
-        out::tell(all, &format!("{name} runs again, as domain {new}"));
         if let Platform::Hosted { control, .. } = &mut host.platform {
             // Where it is gone already, that is seen next.
             let _ = control.hold(new);
         }
+        out::tell(all, &format!("{name} runs again, as domain {new}"));
     });
     let ended = match followed {
         Err(Error::Interrupted) => {

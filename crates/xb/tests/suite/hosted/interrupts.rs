@@ -88,19 +88,18 @@ fn who_waits_for_a_guest_takes_it_along_whatever_ends_it() {
     for signal in [Signal::TERM, Signal::HUP, Signal::KILL] {
         let config = host.config("waited", &format!("{disk}\nextra = \"exec sleep 1000\""));
         let mut command = host.command(&["create", &config, "--wait"]);
-        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
-        let mut line = String::new();
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let (mut line, mut again) = (String::new(), String::new());
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let mut notes = BufReader::new(child.stderr.take().unwrap());
         let domid = host.json(&["list"])[1]["domid"].clone();
         assert_eq!(line, format!("waited is domain {domid}\n"));
         if signal == Signal::HUP {
             // It is held after a restart, too.
             host.ok(&["reboot", "waited", "--wait"]);
-            host.until("it runs again, and that is known", || {
-                let again = host.json(&["list"])[1]["domid"].clone();
-                (again != domid && host.log_of("keeper").contains("runs again")).then_some(())
-            });
-            std::thread::sleep(std::time::Duration::from_millis(300));
+            while !again.contains("waited runs again") {
+                assert_ne!(notes.read_line(&mut again).unwrap(), 0, "{again}");
+            }
         }
         kill_process(Pid::from_child(&child), signal).unwrap();
         assert_eq!(child.wait().unwrap().signal(), Some(signal.as_raw()));

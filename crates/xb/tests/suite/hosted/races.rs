@@ -76,7 +76,13 @@ fn command(host: &Host, chance: &mut Chance) -> Vec<String> {
         18 => vec![chance.of(&["info"]).into(), name.into()],
         _ => vec![chance.of(&["list", "tree"]).into()],
     };
-    [words, vec!["--timeout".into(), "5".into()]].concat()
+    // What a paused guest has a part in ends soon; all else has time, on a busy machine too.
+    let within = match words[0].as_str() {
+        "create" => "10",
+        "disk" | "shutdown" | "reboot" => "5",
+        _ => "60",
+    };
+    [words, vec!["--timeout".into(), within.into()]].concat()
 }
 
 /// Runs commands until the end; what was not as it should be.
