@@ -116,7 +116,12 @@ impl Fuzz {
 
     fn command(&self, target: &str) -> Command {
         let mut command = Command::new(self.programs.join(target));
-        command.args([INPUT_MAX, "-timeout=20", "-rss_limit_mb=2048"]);
+        command.args([INPUT_MAX, "-timeout=20"]);
+        command.args(match target {
+            // An image of some KiB has no claim to more, least of all at once.
+            "image" => ["-rss_limit_mb=768", "-malloc_limit_mb=64"],
+            _ => ["-rss_limit_mb=2048", "-malloc_limit_mb=2048"],
+        });
         command
     }
 

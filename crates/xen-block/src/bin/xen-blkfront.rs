@@ -23,6 +23,7 @@ use xenstore::{Client, Store};
 const USAGE: &str = "\
 usage: xen-blkfront write VDEV FILE   copies the file onto the disk, from its first sector on, and flushes
        xen-blkfront read VDEV FILE    copies the disk into the file
+       xen-blkfront --help | --version
 VDEV is the disk's name or number: xvdb or 51728. In a guest of a Xen host; the guest's kernel must not use the disk.";
 
 /// How long the backend may take: to connect, for an answer, to close.
@@ -50,6 +51,10 @@ fn main() -> ExitCode {
         ["read", vdev, file] => copy(vdev, file, Way::FromDisk),
         ["--help" | "-h"] => {
             println!("{USAGE}");
+            return ExitCode::SUCCESS;
+        }
+        ["--version"] => {
+            println!(concat!("xen-blkfront ", env!("CARGO_PKG_VERSION")));
             return ExitCode::SUCCESS;
         }
         _ => {

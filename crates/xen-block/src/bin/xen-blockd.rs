@@ -31,6 +31,7 @@ use xenstore::{Client, Store};
 const USAGE: &str = "\
 usage: xen-blockd [--kind KIND]... [--record-dir DIR] [--image-dir DIR]... [--limit-bytes N] [--limit-requests N]
        xen-blockd --check [--image-dir DIR]... IMAGE...
+       xen-blockd --help | --version
   --kind KIND       serve backend/KIND: vbd, qdisk; both without this option
   --record-dir DIR  where requests in flight outlive this process, on tmpfs (/run/xen-blockd; hosted:
                     xen-blockd in the host's own directory)
@@ -41,6 +42,8 @@ usage: xen-blockd [--kind KIND]... [--record-dir DIR] [--image-dir DIR]... [--li
                     most bytes and requests a second of a disk whose backend's nodes limit-bytes-per-second and
                     limit-requests-per-second say nothing else (no limit)
 On Xen, or on the hosted host that XEN_HOSTED_HOST names.";
+
+const VERSION: &str = concat!("xen-blockd ", env!("CARGO_PKG_VERSION"));
 
 /// Where the kernel's own block backend shows that it is loaded.
 const KERNEL_BACKEND: &str = "/sys/bus/xen-backend/drivers/vbd";
@@ -63,10 +66,10 @@ fn main() -> ExitCode {
     // A disk's port and image take some.
     xen_hosted::limits::raise_descriptors();
     let started = match Arguments::parse(std::env::args().skip(1)) {
-        Ok(Some(arguments)) if !arguments.check.is_empty() => return check(&arguments),
-        Ok(Some(arguments)) => serve(&arguments),
-        Ok(None) => {
-            println!("{USAGE}");
+        Ok(Asked::Serve(arguments)) if !arguments.check.is_empty() => return check(&arguments),
+        Ok(Asked::Serve(arguments)) => serve(&arguments),
+        Ok(Asked::Tell(text)) => {
+            println!("{text}");
             return ExitCode::SUCCESS;
         }
         Err(wrong) => {
@@ -77,6 +80,13 @@ fn main() -> ExitCode {
     let Err(error) = started;
     eprintln!("xen-blockd: {error}");
     ExitCode::FAILURE
+}
+
+/// What the command line asks for.
+enum Asked {
+    Serve(Arguments),
+    /// A text, and nothing else.
+    Tell(&'static str),
 }
 
 /// The command line.
@@ -90,15 +100,15 @@ struct Arguments {
 }
 
 impl Arguments {
-    /// `None` where help is asked for.
-    fn parse(mut words: impl Iterator<Item = String>) -> Result<Option<Self>, String> {
+    fn parse(mut words: impl Iterator<Item = String>) -> Result<Asked, String> {
         let mut kinds = Vec::new();
         let (mut record_dir, mut throttle) = (None, throttle::Limits::default());
         let (mut image_dirs, mut looks, mut check) = (Vec::new(), false, Vec::new());
         while let Some(word) = words.next() {
             let mut value = || words.next().ok_or_else(|| format!("{word} needs a value"));
             match word.as_str() {
-                "--help" | "-h" => return Ok(None),
+                "--help" | "-h" => return Ok(Asked::Tell(USAGE)),
+                "--version" => return Ok(Asked::Tell(VERSION)),
                 "--kind" => match value()? {
                     kind if kind == "vbd" || kind == "qdisk" => kinds.push(kind),
                     kind => return Err(format!("{kind:?} is not served: vbd and qdisk are")),
@@ -121,7 +131,7 @@ impl Arguments {
         if kinds.is_empty() {
             kinds = vec!["vbd".into(), "qdisk".into()];
         }
-        Ok(Some(Self { kinds, record_dir, image_dirs, throttle, check }))
+        Ok(Asked::Serve(Self { kinds, record_dir, image_dirs, throttle, check }))
     }
 }
 

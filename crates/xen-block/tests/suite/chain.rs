@@ -470,6 +470,9 @@ fn xen_blockd_checks_images() {
     let wanted = format!("{}: qcow2\n  {}: qcow2\nserved\n", lines(&top), lines(&base));
     assert_eq!((code, said), (Some(0), wanted));
     assert_eq!(check(&[]).0, Some(2), "no image");
+    let version = Command::new(env!("CARGO_BIN_EXE_xen-blockd")).arg("--version").output().unwrap();
+    let wanted = concat!("xen-blockd ", env!("CARGO_PKG_VERSION"), "\n");
+    assert_eq!((version.status.code(), &*version.stdout), (Some(0), wanted.as_bytes()));
 }
 
 /// Told before anything is attached: which files it would be, and why not.

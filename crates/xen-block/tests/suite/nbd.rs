@@ -148,7 +148,7 @@ fn a_server_that_comes_back_is_connected_again_and_requests_wait_for_it() {
 fn a_server_that_stays_away_or_silent_is_waited_for_with_an_end() {
     let Some((_folder, image, socket)) = image("away") else { return };
     let server = QemuNbd::start(&socket, &image, &[]);
-    let Some(mut scene) = impatient(&socket, Duration::from_millis(500)) else { return };
+    let Some(mut scene) = impatient(&socket, Duration::from_secs(2)) else { return };
     assert_eq!(scene.write(0, &pattern(1, 1)), Status::Okay);
     server.signal(Signal::STOP);
     assert_eq!(scene.read(0, 1), Err(Status::Error), "it is silent");
@@ -166,7 +166,7 @@ fn a_server_that_stays_away_or_silent_is_waited_for_with_an_end() {
 fn another_export_under_the_same_name_is_not_the_disk() {
     let Some((folder, image, socket)) = image("other") else { return };
     let server = QemuNbd::start(&socket, &image, &[]);
-    let Some(mut scene) = impatient(&socket, Duration::from_secs(1)) else { return };
+    let Some(mut scene) = impatient(&socket, Duration::from_secs(2)) else { return };
     assert_eq!(scene.write(0, &pattern(1, 1)), Status::Okay);
     drop(server);
     let other = folder.file("other.raw");
