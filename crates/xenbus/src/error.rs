@@ -50,8 +50,12 @@ impl Error {
     /// Whether it is the connection to the store that failed: nothing can be done about any device.
     #[must_use]
     pub fn is_store_gone(&self) -> bool {
-        matches!(self, Self::Store(error) if error.refusal().is_none()
-            && !matches!(error, xenstore::Error::Conflict { .. }))
+        use xenstore::Error::{Conflict, NulByte, TooLong, Unsteady};
+        let Self::Store(error) = self else { return false };
+        // These are about one request, and some were never sent.
+        let is_of_one =
+            matches!(error, Conflict { .. } | NulByte { .. } | TooLong { .. } | Unsteady { .. });
+        error.refusal().is_none() && !is_of_one
     }
 }
 

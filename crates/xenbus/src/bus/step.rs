@@ -10,7 +10,7 @@ use xenstore::{Client, Store};
 
 /// Most steps that one look at a device takes: from any state to any other there are fewer.
 const STEPS_MAX: u32 = 8;
-/// Most bytes of a backend's error that a frontend repeats.
+/// Most bytes of an error in the store; of a backend's, that a frontend repeats.
 const ERROR_MAX: usize = 512;
 /// How often a peer may begin anew without being connected in between.
 const RESTARTS_MAX: u32 = 8;
@@ -441,7 +441,9 @@ impl<D: Driver> Bus<D> {
     /// Writes an error where the toolstack, the other end and Linux's tools look for it.
     fn report(&mut self, store: &mut Client, id: Id, error: Error) -> Result<(), Error> {
         let Some(slot) = self.slots.get(&id) else { return Ok(()) };
-        let text = format!("{} {error}", error_number(&error));
+        let mut text = format!("{} {error}", error_number(&error));
+        // Some of it may be a server's own words.
+        text.truncate(text.floor_char_boundary(ERROR_MAX));
         let (path, second) = (&slot.path, path::error(self.domid, &slot.path));
         // Each by itself: a guest's quota may be used up for one; the news say it all the same.
         for node in [format!("{path}/error"), second] {
