@@ -107,8 +107,8 @@ struct Connected {
     limits: throttle::Limits,
     record: Option<(PathBuf, OwnedFd)>,
     taking: Taking,
-    /// The disk's server was away when that was last looked at.
-    away: bool,
+    /// The disk's server was away when that was last looked at; `None` before the first look.
+    away: Option<bool>,
 }
 
 impl Connected {
@@ -348,8 +348,10 @@ impl Back {
     /// Looks whether the disk's server is there; true where it has gone since the last look, false where it has come back.
     pub fn went_or_came(&mut self) -> Option<bool> {
         let connected = self.connected.as_mut()?;
-        let away = connected.disk.is_away();
-        (std::mem::replace(&mut connected.away, away) != away).then_some(away)
+        let away = connected.disk.is_away()?;
+        let before = connected.away.replace(away);
+        // The node may be left of a process before.
+        (before != Some(away)).then_some(away)
     }
 
     /// Gives the queues what the disk is done with.
@@ -492,7 +494,7 @@ impl Back {
             limits: rates,
             record,
             taking: Taking::Yes,
-            away: false,
+            away: None,
         };
         for (number, ring) in rings.iter().enumerate() {
             let record = records.next();

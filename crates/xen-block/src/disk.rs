@@ -199,13 +199,14 @@ pub trait Disk: fmt::Debug {
         Ok(())
     }
 
-    /// Looks whether what holds the sectors is there; where it is not, requests wait for it, in bounds.
-    fn is_away(&mut self) -> bool {
-        false
+    /// Looks whether the server that has the sectors is away: then requests wait for it, in bounds. `None` where there is
+    /// no server.
+    fn is_away(&mut self) -> Option<bool> {
+        None
     }
 
-    /// Nobody wants the disk any more but for the answers to what it has: it waits no longer for who is away. May be
-    /// called again.
+    /// The disk is about to be closed. It answers what it has, and waits no longer for a server that is away. May be called
+    /// again.
     fn give_up(&mut self) {}
 
     /// Looks whether the size has changed; the new one in sectors of 512 bytes if so.

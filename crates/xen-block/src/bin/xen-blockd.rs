@@ -82,7 +82,7 @@ fn main() -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// What the command line asks for.
+/// The wish of a command line.
 enum Asked {
     Serve(Arguments),
     /// A text, and nothing else.
@@ -448,7 +448,7 @@ impl Log {
         }
     }
 
-    /// The same of one device, or of all.
+    /// Says it of one device, or of all.
     fn tell_failures_of(&mut self, server: &mut Server, kinds: &[&str], only: Option<Id>) {
         for kind in kinds {
             let all = server.bus(kind).into_iter().flat_map(Bus::drivers);
@@ -458,13 +458,13 @@ impl Log {
                     continue;
                 }
                 let requests = if count == 1 { "request" } else { "requests" };
-                let disk = back.disk().unwrap_or_default();
+                let disk = back.disk().map(|disk| format!("; {disk}")).unwrap_or_default();
                 let hint = match errno {
                     Errno::NOSPC => "; the host's file system under it is full: make room there",
                     Errno::DQUOT => "; the quota of its file's owner is used up: make room there",
                     _ => "",
                 };
-                say(format_args!("{id}: {count} {requests} failed: {errno}{hint}; {disk}"));
+                say(format_args!("{id}: {count} {requests} failed: {errno}{hint}{disk}"));
             }
         }
     }

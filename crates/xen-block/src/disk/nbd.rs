@@ -16,7 +16,7 @@ use connection::{Command, Connection, Export, Within};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use std::fmt;
-use std::io;
+use std::io::{self, Read};
 use std::net::Shutdown;
 use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
@@ -30,24 +30,27 @@ const CONNECTIONS: usize = 4;
 /// The longest times that a server may take when a disk is opened.
 const NEGOTIATION: Within =
     Within { connected: Duration::from_secs(30), answered: Duration::from_secs(30) };
-/// The same when a connection is made again: one that is not to be had at once is tried again.
+/// The longest times for each connection behind the first.
+const MORE_NEGOTIATION: Within =
+    Within { connected: Duration::ZERO, answered: Duration::from_secs(2) };
+/// The longest times when a connection is made again: one that is not to be had at once is tried again.
 const AGAIN_NEGOTIATION: Within =
     Within { connected: Duration::ZERO, answered: Duration::from_secs(5) };
 /// Between two tries to connect again.
 const AGAIN: Duration = Duration::from_millis(200);
-/// How long a connected server may still take once nobody wants the disk any more.
+/// The longest time that a connected server may still take once nobody wants the disk any more.
 const LEAVE_WITHIN: Duration = Duration::from_secs(5);
 /// Most bytes of one discard; a multiple of every sector size.
 const DISCARD_MAX: u64 = 1 << 30;
 /// The tag of a request that only looks whether the server is there. No queue has it.
 const PROBE: u64 = u64::MAX;
 
-/// How a server is used.
+/// The manner in which a server is used.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// Whether the disk is written.
+    /// Reading alone, or writing, too.
     pub access: DiskAccess,
-    /// How long a server may be silent, and how long one that is gone is waited for, before requests fail.
+    /// The longest time that a server may be silent, and that one which is gone is waited for, before requests fail.
     pub patience: Duration,
 }
 
@@ -62,8 +65,8 @@ impl Options {
 /// Connects to the server at `path`, for its export `name`.
 ///
 /// # Errors
-/// Where nobody listens; where what listens does not speak the protocol, has no such export, says of it what cannot
-/// be, or does not let it be written though that is asked for.
+/// Nobody listens there, or not a server of this protocol; it has no such export, or describes one that cannot be a
+/// disk; the export is for reading only, and is to be written.
 pub fn connect(path: &Path, name: &str, options: Options) -> io::Result<Nbd> {
     let server = Server {
         path: path.to_owned(),
@@ -71,6 +74,8 @@ pub fn connect(path: &Path, name: &str, options: Options) -> io::Result<Nbd> {
         options,
         streams: Mutex::new((0..CONNECTIONS).map(|_| None).collect()),
         lost_at: Mutex::new(None),
+        stale: Mutex::new(Vec::new()),
+        trouble: Mutex::new(None),
         leaving: Condvar::new(),
         left: AtomicBool::new(false),
     };
@@ -79,8 +84,8 @@ pub fn connect(path: &Path, name: &str, options: Options) -> io::Result<Nbd> {
     export.check(options.access)?;
     let mut connections = vec![first];
     while export.is_shared() && connections.len() < CONNECTIONS {
-        // Servers may let only so many in.
-        let Ok(next) = server.open(connections.len(), NEGOTIATION) else { break };
+        // Servers may let only so many in, and leave the next one waiting.
+        let Ok(next) = server.open(connections.len(), MORE_NEGOTIATION) else { break };
         connections.push(next);
     }
     let server = Arc::new(server);
@@ -115,6 +120,10 @@ struct Server {
     streams: Mutex<Vec<Option<UnixStream>>>,
     /// The time of the first loss since there was a connection.
     lost_at: Mutex<Option<Instant>>,
+    /// Streams over which the server has fallen silent, with a request that it may still do.
+    stale: Mutex<Vec<UnixStream>>,
+    /// Why it could not be connected again lately.
+    trouble: Mutex<Option<String>>,
     /// Notified when the disk is given up.
     leaving: Condvar,
     /// The disk is given up, and nobody waits any more.
@@ -124,14 +133,40 @@ struct Server {
 impl Server {
     fn open(&self, slot: usize, within: Within) -> io::Result<Connection> {
         let stream = connection::stream(&self.path, within)?;
+        self.set_stream(slot, Some(stream.try_clone()?));
+        // Who has left may have looked at the streams before.
+        let opened = if self.has_left() {
+            Err(io::ErrorKind::ConnectionAborted.into())
+        } else {
+            Connection::negotiate(stream, &self.name, self.options.patience)
+        };
+        opened.inspect_err(|_| self.set_stream(slot, None))
+    }
+
+    fn set_stream(&self, slot: usize, stream: Option<UnixStream>) {
         if let Some(place) = lock(&self.streams).get_mut(slot) {
-            *place = Some(stream.try_clone()?);
+            *place = stream;
         }
-        if self.left.load(Ordering::SeqCst) {
-            // It would not be ended by who has left, who may have looked before.
-            return Err(io::ErrorKind::ConnectionAborted.into());
-        }
-        Connection::negotiate(stream, &self.name, self.options.patience)
+    }
+
+    fn has_left(&self) -> bool {
+        self.left.load(Ordering::SeqCst)
+    }
+
+    /// True where the server has closed all streams over which it had fallen silent: what it had taken there is done.
+    fn is_settled(&self) -> bool {
+        let mut stale = lock(&self.stale);
+        stale.retain_mut(|stream| {
+            let mut answers = [0; 4096];
+            loop {
+                match stream.read(&mut answers) {
+                    Ok(1..) => {}
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
+                    Ok(0) | Err(_) => return false,
+                }
+            }
+        });
+        stale.is_empty()
     }
 
     /// A connection is lost, or cannot be made; when the first was.
@@ -139,8 +174,10 @@ impl Server {
         *lock(&self.lost_at).get_or_insert_with(Instant::now)
     }
 
-    fn find(&self) {
+    /// The server is there.
+    fn is_back(&self) {
         *lock(&self.lost_at) = None;
+        *lock(&self.trouble) = None;
     }
 
     fn is_lost(&self) -> bool {
@@ -154,18 +191,20 @@ impl Server {
             streams.iter().flatten().map(|stream| PollFd::new(stream, PollFlags::RDHUP)).collect();
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
         let ended = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
-        poll(&mut fds, Some(&now)).is_ok() && fds.iter().all(|fd| fd.revents().intersects(ended))
+        !fds.is_empty()
+            && poll(&mut fds, Some(&now)).is_ok()
+            && fds.iter().all(|fd| fd.revents().intersects(ended))
     }
 
     /// True where who waits since `begin` has waited long enough, or the disk is given up.
     fn has_waited(&self, begin: Instant) -> bool {
-        begin.elapsed() >= self.options.patience || self.left.load(Ordering::SeqCst)
+        begin.elapsed() >= self.options.patience || self.has_left()
     }
 
     /// Waits before the next try, no longer than the disk is wanted.
     fn rest(&self) {
         let lost_at = lock(&self.lost_at);
-        if !self.left.load(Ordering::SeqCst) {
+        if !self.has_left() {
             drop(self.leaving.wait_timeout(lost_at, AGAIN));
         }
     }
@@ -198,6 +237,9 @@ struct Worker {
 
 impl Worker {
     fn run(&mut self, io: &mut Io) -> Result<(), Errno> {
+        if self.server.has_left() && self.connection.is_none() {
+            return Err(Errno::IO);
+        }
         if io.tag == PROBE {
             return self.probe();
         }
@@ -253,26 +295,44 @@ impl Worker {
         loop {
             let Some(connection) = self.connected(begin) else { return Err(Errno::IO) };
             match connection.exchange(&mut command, at, len) {
-                Ok(Ok(())) => return Ok(()),
                 // It goes down, and may come back.
-                Ok(Err(Errno::SHUTDOWN)) | Err(_) => self.lose(),
-                Ok(Err(errno)) => return Err(errno),
+                Ok(Err(Errno::SHUTDOWN)) => self.lose(),
+                Ok(answer) => {
+                    if self.server.is_lost() {
+                        self.server.is_back();
+                    }
+                    return answer;
+                }
+                Err(error) => self.lose_by(&error),
             }
             // A server may live, and end the connection each time that it is asked this.
             if self.server.has_waited(begin) {
                 return Err(Errno::IO);
             }
+            self.server.rest();
         }
     }
 
     fn lose(&mut self) {
         self.connection = None;
+        self.server.set_stream(self.slot, None);
         self.server.lose();
+    }
+
+    /// Loses the connection by an error. A server that has fallen silent may still do what it was asked; nothing else is
+    /// asked until it has.
+    fn lose_by(&mut self, error: &io::Error) {
+        let silent = matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
+        let stale = self.connection.take().filter(|_| silent).map(Connection::into_stale);
+        if let Some(Ok(stream)) = stale {
+            lock(&self.server.stale).push(stream);
+        }
+        self.lose();
     }
 
     /// The connection, made again where there is none; `None` where it was tried for long enough.
     fn connected(&mut self, begin: Instant) -> Option<&mut Connection> {
-        while self.connection.is_none() && self.open_again().is_err() {
+        while !self.server.is_settled() || (self.connection.is_none() && !self.open_again()) {
             // One try is each request's, however long the server has been away.
             let first = self.server.lose().min(begin);
             if self.server.has_waited(first) {
@@ -283,13 +343,19 @@ impl Worker {
         self.connection.as_mut()
     }
 
-    fn open_again(&mut self) -> io::Result<()> {
-        let connection = self.server.open(self.slot, AGAIN_NEGOTIATION)?;
+    /// Connects again; false, with the reason noted, where that cannot be.
+    fn open_again(&mut self) -> bool {
+        let opened = self.server.open(self.slot, AGAIN_NEGOTIATION);
         // Another export under the same name is not this disk.
-        connection.export().is_still(&self.export)?;
-        self.connection = Some(connection);
-        self.server.find();
-        Ok(())
+        let checked = opened.and_then(|it| it.export().is_still(&self.export).map(|()| it));
+        match checked {
+            Ok(connection) => self.connection = Some(connection),
+            Err(error) => {
+                self.server.set_stream(self.slot, None);
+                *lock(&self.server.trouble) = Some(error.to_string());
+            }
+        }
+        self.connection.is_some()
     }
 
     /// Looks whether the server is there again.
@@ -297,10 +363,8 @@ impl Worker {
         if self.connection.as_ref().is_some_and(Connection::is_lost) {
             self.lose();
         }
-        if self.connection.is_none() {
-            let _ = self.open_again();
-        } else {
-            self.server.find();
+        if self.server.is_settled() && (self.connection.is_some() || self.open_again()) {
+            self.server.is_back();
         }
         Ok(())
     }
@@ -318,8 +382,13 @@ pub struct Nbd {
 
 impl fmt::Debug for Nbd {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Server { path, name, .. } = &*self.server;
-        f.debug_struct("Nbd").field("path", path).field("name", name).finish_non_exhaustive()
+        let Server { path, name, trouble, .. } = &*self.server;
+        let mut shown = f.debug_struct("Nbd");
+        shown.field("path", path).field("name", name);
+        if let Some(trouble) = &*lock(trouble) {
+            shown.field("trouble", trouble);
+        }
+        shown.finish_non_exhaustive()
     }
 }
 
@@ -349,7 +418,7 @@ impl Disk for Nbd {
         self.pooled.fd()
     }
 
-    fn is_away(&mut self) -> bool {
+    fn is_away(&mut self) -> Option<bool> {
         if self.server.has_hung_up() {
             self.server.lose();
         }
@@ -359,7 +428,7 @@ impl Disk for Nbd {
             probe.tag = PROBE;
             self.probing = matches!(self.pooled.submit(probe), Ok(None));
         }
-        is_lost
+        Some(is_lost)
     }
 
     fn give_up(&mut self) {

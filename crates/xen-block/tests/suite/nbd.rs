@@ -28,7 +28,7 @@ impl QemuNbd {
         let mut command = Command::new("qemu-nbd");
         let child = command.args(args).args(more).arg(image).spawn().unwrap();
         let end = Instant::now() + support::PATIENCE;
-        while !Path::new(socket).exists() {
+        while UnixStream::connect(socket).is_err() {
             assert!(Instant::now() < end, "qemu-nbd did not open {socket}");
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -66,7 +66,7 @@ fn impatient(socket: &str, patience: Duration) -> Option<Scene> {
     Scene::connected(setup)
 }
 
-/// What the backend notes of its server; it looks first.
+/// True where the backend notes that its server is gone; it looks first.
 fn is_gone(scene: &mut Scene) -> bool {
     scene.server.check_servers().unwrap();
     let path = format!("{}/server-gone", device().backend_path());
@@ -84,7 +84,7 @@ fn begin_to_read(scene: &mut Scene) {
     });
 }
 
-/// How the request of [`begin_to_read`] has ended, if it has.
+/// The end of the request of [`begin_to_read`], once it has one.
 fn ended(scene: &mut Scene) -> Option<Status> {
     let mut status = None;
     scene.front().take(|done: Completion| status = Some(done.status)).unwrap();
@@ -211,7 +211,7 @@ fn what_qemu_says_of_an_export_is_heeded() {
     detach(&mut scene);
 }
 
-/// What a server of this test says of itself.
+/// The description that a server of this test gives of itself.
 #[derive(Clone)]
 struct Says {
     bytes: u64,
@@ -230,6 +230,19 @@ impl Says {
         Self { bytes: 8 << 20, flags: 1 | 4, blocks: [0; 3], refuses: None, error: 0 }
     }
 }
+
+/// More words than a node holds.
+const LONG: &str = {
+    const BYTES: [u8; 8000] = {
+        let mut bytes = [b'x'; 8000];
+        bytes[1] = b'y';
+        bytes
+    };
+    match std::str::from_utf8(&BYTES) {
+        Ok(text) => text,
+        Err(_) => "",
+    }
+};
 
 /// The largest request that a server has had.
 type Largest = Arc<Mutex<u32>>;
@@ -327,6 +340,10 @@ fn a_servers_errors_are_passed_on_and_what_cannot_be_is_refused() {
         (
             Says { refuses: Some((1 << 31 | 2, "come back later")), ..Says::honest() },
             "come back later",
+        ),
+        (
+            Says { refuses: Some((1 << 31 | 2, LONG)), ..Says::honest() },
+            "refuses export \"\": xyxx",
         ),
         (Says { refuses: Some((1, "")), ..Says::honest() }, "has not said how large the export is"),
     ] {

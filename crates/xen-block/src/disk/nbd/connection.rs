@@ -9,12 +9,15 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use std::fmt;
 use std::io::{self, IoSlice, Read, Write};
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// Most bytes of a negotiation's answer that are looked at; no server sends so many.
 const ANSWER_MAX: u32 = 65536;
+/// Most bytes of a server's own words that are repeated.
+const WORDS_MAX: usize = 256;
 /// Most bytes of a request, where the server says nothing: the protocol's 32 MiB.
 const REQUEST_MAX: u32 = 32 << 20;
 /// Between two tries to be let in.
@@ -133,16 +136,16 @@ impl Export {
     }
 }
 
-/// How long a server may take.
+/// The longest times that a server may take.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Within {
     /// To let a connection in.
     pub(super) connected: Duration,
-    /// For each answer of the negotiation.
+    /// For the negotiation.
     pub(super) answered: Duration,
 }
 
-/// A stream to the server at `path`, with the time that each answer of the negotiation may take.
+/// A stream to the server at `path`, with the time that the negotiation may take.
 pub(super) fn stream(path: &Path, within: Within) -> io::Result<UnixStream> {
     let address = SocketAddrUnix::new(path)?;
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
@@ -200,6 +203,8 @@ pub(super) struct Connection {
     stream: UnixStream,
     export: Export,
     handle: u64,
+    /// The longest time that a request may take.
+    patience: Duration,
 }
 
 impl Connection {
@@ -213,7 +218,8 @@ impl Connection {
         patience: Duration,
     ) -> io::Result<Self> {
         let within = stream.read_timeout()?.unwrap_or(patience);
-        let export = Self::ask_for(&mut stream, name).map_err(|error| match error.kind() {
+        let mut timed = Timed { stream: &mut stream, begin: Instant::now(), within };
+        let export = Self::ask_for(&mut timed, name).map_err(|error| match error.kind() {
             io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
                 io::Error::new(io::ErrorKind::TimedOut, silent(within))
             }
@@ -222,7 +228,7 @@ impl Connection {
         })?;
         stream.set_read_timeout(Some(patience))?;
         stream.set_write_timeout(Some(patience))?;
-        Ok(Self { stream, export, handle: 0 })
+        Ok(Self { stream, export, handle: 0, patience })
     }
 
     pub(super) fn export(&self) -> Export {
@@ -236,7 +242,7 @@ impl Connection {
         poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0)
     }
 
-    fn ask_for(stream: &mut UnixStream, name: &str) -> io::Result<Export> {
+    fn ask_for(stream: &mut Timed<'_>, name: &str) -> io::Result<Export> {
         if u64::from_be_bytes(bytes(stream)?) != MAGIC
             || u64::from_be_bytes(bytes(stream)?) != OPTION_MAGIC
         {
@@ -262,7 +268,7 @@ impl Connection {
     }
 
     /// Takes the server's answers about the export, up to the last.
-    fn answers(stream: &mut UnixStream, name: &str) -> io::Result<Export> {
+    fn answers(stream: &mut Timed<'_>, name: &str) -> io::Result<Export> {
         let (mut export, mut has_size) = (Export::default(), false);
         for _ in 0..ANSWERS_MAX {
             let magic = u64::from_be_bytes(bytes(stream)?);
@@ -293,10 +299,11 @@ impl Connection {
                 },
                 kind => {
                     let known = REFUSALS.iter().find(|row| row.0 == kind).map(|row| row.1);
-                    let said = String::from_utf8_lossy(&payload);
+                    let said = payload.get(..payload.len().min(WORDS_MAX)).unwrap_or_default();
+                    let said = String::from_utf8_lossy(said);
                     let why = match said.trim() {
                         "" => known.unwrap_or("it does not say why").to_owned(),
-                        said => said.to_owned(),
+                        said => said.escape_debug().to_string(),
                     };
                     return Err(wrong(format_args!("refuses export \"{name}\": {why}")));
                 }
@@ -328,13 +335,17 @@ impl Connection {
         ] {
             rest.write_all(field)?;
         }
+        let (begin, within) = (Instant::now(), self.patience);
+        let mut timed = Timed { stream: &mut self.stream, begin, within };
         match command {
-            Command::Write(data) => self.send(&request, data)?,
-            _ => self.stream.write_all(&request)?,
+            Command::Write(data) => timed.send(&request, data)?,
+            _ => timed.write_all(&request)?,
         }
-        let magic = u32::from_be_bytes(bytes(&mut self.stream)?);
-        let error = u32::from_be_bytes(bytes(&mut self.stream)?);
-        let handle = u64::from_be_bytes(bytes(&mut self.stream)?);
+        let answer: [u8; 16] = bytes(&mut timed)?;
+        let mut rest = answer.as_slice();
+        let magic = u32::from_be_bytes(bytes(&mut rest)?);
+        let error = u32::from_be_bytes(bytes(&mut rest)?);
+        let handle = u64::from_be_bytes(bytes(&mut rest)?);
         if magic != SIMPLE_REPLY || handle != self.handle {
             return Err(wrong("gives an answer that makes no sense"));
         }
@@ -344,19 +355,62 @@ impl Connection {
             return Ok(Err(known.unwrap_or(Errno::IO)));
         }
         if let Command::Read(data) = command {
-            self.stream.read_exact(data)?;
+            timed.read_exact(data)?;
         }
         Ok(Ok(()))
+    }
+
+    /// The stream, of which no more is asked: what the server has taken it may still do, until it closes its end.
+    pub(super) fn into_stale(self) -> io::Result<UnixStream> {
+        self.stream.shutdown(Shutdown::Write)?;
+        self.stream.set_nonblocking(true)?;
+        Ok(self.stream)
+    }
+}
+
+/// A stream with an end to all that is read and written in one exchange, however little comes at a time.
+struct Timed<'s> {
+    stream: &'s mut UnixStream,
+    begin: Instant,
+    within: Duration,
+}
+
+impl Timed<'_> {
+    /// Refuses a further part once the time is over.
+    fn check(&self) -> io::Result<()> {
+        if self.begin.elapsed() < self.within {
+            Ok(())
+        } else {
+            Err(io::ErrorKind::TimedOut.into())
+        }
     }
 
     /// Sends a request and its data, in one call where that is possible.
     fn send(&mut self, request: &[u8], data: &[u8]) -> io::Result<()> {
         let sent = self.stream.write_vectored(&[IoSlice::new(request), IoSlice::new(data)])?;
         if let Some(rest) = request.get(sent..).filter(|rest| !rest.is_empty()) {
-            self.stream.write_all(rest)?;
-            return self.stream.write_all(data);
+            self.write_all(rest)?;
+            return self.write_all(data);
         }
         let of_data = sent.saturating_sub(request.len());
-        self.stream.write_all(data.get(of_data..).unwrap_or_default())
+        self.write_all(data.get(of_data..).unwrap_or_default())
+    }
+}
+
+impl Read for Timed<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        self.check()?;
+        self.stream.read(into)
+    }
+}
+
+impl Write for Timed<'_> {
+    fn write(&mut self, from: &[u8]) -> io::Result<usize> {
+        self.check()?;
+        self.stream.write(from)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
