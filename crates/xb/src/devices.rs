@@ -107,7 +107,11 @@ pub fn await_connected(
             if !matches!(states.get().0, State::Initialising | State::InitWait) =>
         {
             // A guest that ends takes its ring along before it is gone.
-            if ends(host, domid, limit.within(ENDS_WITHIN))? { Err(ended()) } else { Err(error) }
+            if ends(host, domid, limit.within(ENDS_WITHIN))? {
+                Err(Error::Ended(format!("{}; {error}", ended())))
+            } else {
+                Err(error)
+            }
         }
         connected => connected,
     }
@@ -258,18 +262,23 @@ pub fn devices(store: &mut Client, domid: DomId) -> Result<Vec<NewDevice>, Error
             let Ok(devid) = devid.parse() else { continue };
             let id = Id { frontend: domid, devid };
             let noted = read(store, &format!("/libxl/{domid}/device/{kind}/{devid}/backend"))?;
-            // /local/domain/0/backend/vbd/3/51712
-            let parts: Vec<&str> = noted.as_deref().unwrap_or_default().split('/').collect();
-            let ["", "local", "domain", backend, "backend", backend_kind, ..] = parts[..] else {
+            let Some((backend, backend_kind)) = backend_of(noted.as_deref().unwrap_or_default())
+            else {
                 continue;
             };
-            let Ok(backend) = backend.parse() else { continue };
-            let mut device = NewDevice::new(&kind, id, DomId(backend));
+            let mut device = NewDevice::new(&kind, id, backend);
             device.backend_kind = backend_kind.into();
             devices.push(device);
         }
     }
     Ok(devices)
+}
+
+/// The domain and kind of a backend, by its path: `/local/domain/0/backend/vbd/3/51712`.
+pub(crate) fn backend_of(path: &str) -> Option<(DomId, &str)> {
+    let parts: Vec<&str> = path.split('/').collect();
+    let ["", "local", "domain", backend, "backend", kind, ..] = parts[..] else { return None };
+    Some((DomId(backend.parse().ok()?), kind))
 }
 
 /// A disk as it is in the store.

@@ -12,12 +12,16 @@ use crate::host::Host;
 use crate::keeper::Ended;
 use crate::wait::Limit;
 use crate::{Error, config};
+use std::time::Duration;
 use xen::DomId;
 use xen::domctl::{DomainInfo, RunState};
 use xen::domwatch::ShutdownReason;
 use xenstore::{Client, Store};
 
 pub use follow::{await_again, follow};
+
+/// Between two tries to remove the nodes of a domain that has got a device meanwhile.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 /// Whether an error says that a node is not there.
 pub(crate) fn is_missing(error: &xenstore::Error) -> bool {
@@ -295,12 +299,17 @@ pub(crate) fn remove_nodes(
     vm: Option<&str>,
     limit: Limit,
 ) -> Result<(), Error> {
+    if vm.is_some() && read(&mut host.store, &format!("{}/vm", home(domid)))?.as_deref() != vm {
+        return Ok(());
+    }
     loop {
         devices::release_all(host, domid, limit)?;
         match forget(&mut host.store, domid, vm)? {
             Forgotten::Yes => return Ok(()),
             Forgotten::HasDevices => {
-                limit.slice(&|| format!("no device is added to domain {domid} any more"))?;
+                let slice =
+                    limit.slice(&|| format!("no device is added to domain {domid} any more"))?;
+                host.store.next_event(Some(slice.min(LOOK_AGAIN)))?;
             }
         }
     }
@@ -326,17 +335,39 @@ fn forget(store: &mut Client, domid: DomId, expected: Option<&str>) -> Result<Fo
         let devices = format!("{libxl}/device");
         for kind in found(tx.directory(&devices))?.unwrap_or_default() {
             let of_kind = [devices.as_bytes(), b"/", &kind].concat();
-            if !tx.directory(of_kind)?.is_empty() {
-                return Ok(Forgotten::HasDevices);
+            for devid in tx.directory(&of_kind)? {
+                let noted = found(tx.read([&of_kind, &b"/"[..], &devid, b"/backend"].concat()))?;
+                // What names no backend is nobody's device.
+                let noted = String::from_utf8_lossy(&noted.unwrap_or_default()).into_owned();
+                if devices::backend_of(&noted).is_some() {
+                    return Ok(Forgotten::HasDevices);
+                }
             }
         }
         remove(tx, &home)?;
         remove(tx, &libxl)?;
-        if let Some(vm) = vm.filter(|vm| vm.starts_with("/vm/")) {
+        if let Some(vm) = vm.filter(|vm| vm.starts_with("/vm/"))
+            && !is_named(tx, &vm, expected)?
+        {
             remove(tx, &vm)?;
         }
         Ok(Forgotten::Yes)
     })?)
+}
+
+/// True where a node of `/vm` is another domain's by now, which has the same uuid. Only who comes late has to look: while
+/// the one before was there, nobody else could have it.
+fn is_named(tx: &mut impl Store, vm: &str, late: Option<&str>) -> Result<bool, xenstore::Error> {
+    if late.is_none() {
+        return Ok(false);
+    }
+    for domain in found(tx.directory("/local/domain"))?.unwrap_or_default() {
+        let node = [&b"/local/domain/"[..], &domain, b"/vm"].concat();
+        if found(tx.read(node))?.as_deref() == Some(vm.as_bytes()) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// The answer of a node; `None` where it is not there.
@@ -360,7 +391,7 @@ pub fn with<T>(
     body(host, &domain).map_err(|error| explain(host, &domain, error))
 }
 
-/// The error of something that was done with a domain: that the domain was destroyed meanwhile, where it was, as all
+/// [`Error::Destroyed`] in place of an error, where the domain that something was done with was destroyed meanwhile. All
 /// that can fail then fails in its own way.
 pub(crate) fn explain(host: &mut Host, domain: &Domain, error: Error) -> Error {
     let DomainInfo { domid, handle, .. } = domain.info;

@@ -92,6 +92,10 @@ pub struct Created {
     pub lacks: Vec<Lack>,
 }
 
+/// A connection to the broker that a domain ends with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Holder(u64);
+
 /// What a domain uses now.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
@@ -209,19 +213,28 @@ impl Control {
         self.link.call(&Request::Process { domid })?.fd()
     }
 
-    /// From now on a domain ends with this connection, as one does that was created
-    /// [`Lifetime::Held`](crate::domain::Lifetime::Held), and with no other.
+    /// The connection that a domain ends with ([`Lifetime::Held`](crate::domain::Lifetime::Held)); `None` where there is
+    /// none.
     ///
     /// # Errors
-    /// As [`DomainControl::info`].
-    pub fn hold(&mut self, domid: DomId) -> Result<(), Error> {
-        self.done(&Request::Hold { domid })
+    /// As [`DomainControl::info`]; [`Error::Inval`] of domain 0.
+    pub fn holder(&mut self, domid: DomId) -> Result<Option<Holder>, Error> {
+        let word = self.link.call(&Request::Holder { domid })?.number(0)?;
+        Ok((word != 0).then_some(Holder(word)))
+    }
+
+    /// From now on a domain that this connection holds ends with another, and at once where that is gone.
+    ///
+    /// # Errors
+    /// As [`DomainControl::info`]; [`Error::Inval`] of a domain that this connection does not hold.
+    pub fn hand_over(&mut self, domid: DomId, holder: Holder) -> Result<(), Error> {
+        self.done(&Request::HandOver { domid, holder: holder.0 })
     }
 
     /// From now on a domain does not end with this connection; one that another connection has come to hold ends with that.
     ///
     /// # Errors
-    /// As [`DomainControl::info`].
+    /// As [`DomainControl::info`]; [`Error::Inval`] of domain 0.
     pub fn keep(&mut self, domid: DomId) -> Result<(), Error> {
         self.done(&Request::Keep { domid })
     }

@@ -101,9 +101,14 @@ pub(crate) enum Request {
     Process {
         domid: DomId,
     },
-    /// From now on the domain ends with this connection, and with no other.
-    Hold {
+    /// The connection that a domain ends with, in a word; 0 where there is none.
+    Holder {
         domid: DomId,
+    },
+    /// From now on the domain ends with the connection in this word, not with this one; at once where that is gone.
+    HandOver {
+        domid: DomId,
+        holder: u64,
     },
     /// From now on the domain does not end with this connection.
     Keep {
@@ -166,7 +171,8 @@ impl Request {
             }
             Self::Accounts { domid } => vec![19, domid.0.into()],
             Self::Process { domid } => vec![24, domid.0.into()],
-            Self::Hold { domid } => vec![25, domid.0.into()],
+            Self::Holder { domid } => vec![25, domid.0.into()],
+            Self::HandOver { domid, holder } => vec![27, domid.0.into(), *holder],
             Self::Keep { domid } => vec![26, domid.0.into()],
             Self::ArenaMapped { slot } => vec![22, (*slot).into()],
             Self::Release { granter, slot, number } => {
@@ -213,7 +219,8 @@ impl Request {
             }
             [19, of] => Self::Accounts { domid: domid(*of)? },
             [24, of] => Self::Process { domid: domid(*of)? },
-            [25, of] => Self::Hold { domid: domid(*of)? },
+            [25, of] => Self::Holder { domid: domid(*of)? },
+            [27, of, holder] => Self::HandOver { domid: domid(*of)?, holder: *holder },
             [26, of] => Self::Keep { domid: domid(*of)? },
             [22, slot] => Self::ArenaMapped { slot: cut(*slot)? },
             [23, granter, slot, number] => {
@@ -364,7 +371,8 @@ mod tests {
             Request::SetScheduling { domid: of, weight: 1, cap: 2 },
             Request::Accounts { domid: of },
             Request::Process { domid: of },
-            Request::Hold { domid: of },
+            Request::Holder { domid: of },
+            Request::HandOver { domid: of, holder: 1 << 56 },
             Request::Keep { domid: of },
             Request::SandboxDone { lacks: 5, connection: 9 },
             Request::SandboxFailed { step: 2, errno: 13 },

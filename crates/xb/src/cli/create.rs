@@ -66,12 +66,8 @@ pub(crate) fn run(all: &All, create: &Create) -> Result<u8, Error> {
 /// Waits for as long as the guest runs; what it ended with.
 fn follow(all: &All, host: &mut Host, name: &str, domid: DomId) -> Result<u8, Error> {
     let mut last = domid;
-    let followed = domain::follow(host, name, domid, &mut |host, new| {
+    let followed = domain::follow(host, name, domid, &mut |new| {
         last = new;
-        if let Platform::Hosted { control, .. } = &mut host.platform {
-            // Where it is gone already, that is seen next.
-            let _ = control.hold(new);
-        }
         out::tell(all, &format!("{name} runs again, as domain {new}"));
     });
     let ended = match followed {

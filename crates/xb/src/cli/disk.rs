@@ -106,6 +106,7 @@ pub(crate) fn as_json(disk: &Attached) -> Value {
         "bytes": disk.bytes,
         "frontend_state": disk.front.to_string(),
         "backend_state": disk.backend_state(),
+        "server_gone": disk.server_gone,
         "error": disk.error,
     })
 }

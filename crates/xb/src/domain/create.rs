@@ -14,7 +14,7 @@ use std::os::unix::fs::MetadataExt;
 use xen::DomId;
 use xen::domctl::DomainControl;
 use xen_hosted::domain::{Config, Devices, Files, Lifetime};
-use xen_hosted::domctl::{Control, Created, Descriptors};
+use xen_hosted::domctl::{Control, Created, Descriptors, Holder};
 use xenstore::{Access, Client, Perm, Store};
 
 /// What follows once a domain is built.
@@ -24,8 +24,19 @@ pub enum Then {
     Run,
     /// It runs, and ends with this process's connection to the broker.
     RunHeld,
+    /// It runs in the place of one that has ended.
+    RunAgain(Before),
     /// It stays paused.
     StayPaused,
+}
+
+/// A domain in whose place another one is started.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Before {
+    /// Its number.
+    pub domid: DomId,
+    /// The connection that it ended with, and the next one does.
+    pub holder: Option<Holder>,
 }
 
 /// A domain that was created.
@@ -80,7 +91,11 @@ pub fn create(
         error => Error::platform("asking for the new domain")(error),
     })?;
     let domain = Domain { info, name: description.name.clone() };
-    let noted = note(folder, &description.name, domid).map_err(Error::io(guest.display()));
+    let origin = match then {
+        Then::RunAgain(before) => origin_of(folder, &description.name, before.domid),
+        _ => domid,
+    };
+    let noted = note(folder, &description.name, domid, origin).map_err(Error::io(guest.display()));
     let set_up =
         noted.and_then(|()| set_up(host, &domain, description, &created, &disks, then, limit));
     drop(lock);
@@ -137,15 +152,28 @@ fn kept(settings: &[Setting], description: &Description) -> Result<String, Error
 
 /// The number of the domain that last had a name.
 pub(crate) fn last(folder: &Folder, name: &str) -> Option<DomId> {
+    Some(last_and_origin(folder, name)?.0)
+}
+
+/// The number of the domain that last had a name, and of the one in whose place it was started, over all restarts.
+pub(crate) fn last_and_origin(folder: &Folder, name: &str) -> Option<(DomId, DomId)> {
     let text = std::fs::read_to_string(folder.guest(name).join("domid")).ok()?;
-    text.trim().parse().ok().map(DomId)
+    let mut numbers = text.split_whitespace().map(|word| word.parse().ok().map(DomId));
+    let last = numbers.next()??;
+    Some((last, numbers.next().flatten().unwrap_or(last)))
+}
+
+/// The first of the restarts that a domain with this number has come from.
+fn origin_of(folder: &Folder, name: &str, domid: DomId) -> DomId {
+    let noted = last_and_origin(folder, name).filter(|(last, _)| *last == domid);
+    noted.map_or(domid, |(_, origin)| origin)
 }
 
 /// Notes who has a name: the next to take it finds that. How the one before ended is nothing of this one's, and
 /// numbers begin anew with each host.
-fn note(folder: &Folder, name: &str, domid: DomId) -> std::io::Result<()> {
+fn note(folder: &Folder, name: &str, domid: DomId, origin: DomId) -> std::io::Result<()> {
     let guest = folder.guest(name);
-    replace(&guest.join("domid"), domid.to_string())?;
+    replace(&guest.join("domid"), format!("{domid} {origin}"))?;
     match std::fs::remove_file(guest.join("ended")) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
@@ -275,7 +303,7 @@ fn set_up(
     }
     wait::check()?;
     if then == Then::StayPaused {
-        return keep(host, domain);
+        return let_go(host, domain, None);
     }
     match host.control().unpause(domid) {
         // Somebody else has let it run, who has seen it in the list.
@@ -294,16 +322,24 @@ fn set_up(
         }
     }
     wait::check()?;
-    if then == Then::RunHeld { Ok(()) } else { keep(host, domain) }
+    match then {
+        Then::RunHeld => Ok(()),
+        Then::RunAgain(before) => let_go(host, domain, before.holder),
+        Then::Run | Then::StayPaused => let_go(host, domain, None),
+    }
 }
 
-/// The domain is done, and its creator may go. One that has ended by itself may be gone by now.
-fn keep(host: &mut Host, domain: &Domain) -> Result<(), Error> {
+/// The domain is done, and its creator may go; it ends with `holder` alone. One that has ended by itself may be gone by now.
+fn let_go(host: &mut Host, domain: &Domain, holder: Option<Holder>) -> Result<(), Error> {
     let Domain { info, name } = domain;
     let Platform::Hosted { folder, control } = &mut host.platform else { return Ok(()) };
-    match control.keep(info.domid) {
+    let done = match holder {
+        Some(holder) => control.hand_over(info.domid, holder),
+        None => control.keep(info.domid),
+    };
+    match done {
         Err(xen::Error::Srch) if keeper::Ended::is_of(folder, name, info.domid) => Ok(()),
-        kept => kept.map_err(Error::platform(format!("keeping {name}"))),
+        done => done.map_err(Error::platform(format!("keeping {name}"))),
     }
 }
 

@@ -30,8 +30,8 @@ enum Standing {
 pub fn follow(
     host: &mut Host,
     name: &str,
-    mut domid: DomId,
-    again: &mut dyn FnMut(&mut Host, DomId),
+    origin: DomId,
+    again: &mut dyn FnMut(DomId),
 ) -> Result<Ended, Error> {
     let Some(folder) = host.folder().cloned() else {
         return Err(Error::Refused("only hosted guests are waited for".into()));
@@ -40,12 +40,13 @@ pub fn follow(
     let watch = keeper::watch_log(&folder, name)
         .map_err(|errno| Error::io(path.display())(errno.into()))?;
     let for_ever = Limit::never();
+    let mut domid = origin;
     loop {
-        match standing(host, &folder, name, domid)? {
+        match standing(host, &folder, name, (domid, origin))? {
             Standing::Runs => keeper::await_log(&watch, for_ever, &|| format!("{name} ends"))?,
             Standing::Again(new) => {
                 domid = new;
-                again(host, new);
+                again(new);
             }
             Standing::Ended(ended) => return Ok(ended),
             Standing::Destroyed => return Err(Error::destroyed(name)),
@@ -91,7 +92,13 @@ fn is_last(host: &Host, name: &str, domid: DomId) -> bool {
     host.folder().is_some_and(|folder| create::last(folder, name) == Some(domid))
 }
 
-fn standing(host: &mut Host, folder: &Folder, name: &str, domid: DomId) -> Result<Standing, Error> {
+/// The guest with number `domid`, which was started in the place of `origin`, over all restarts.
+fn standing(
+    host: &mut Host,
+    folder: &Folder,
+    name: &str,
+    (domid, origin): (DomId, DomId),
+) -> Result<Standing, Error> {
     // In this order: the keeper notes an end before it destroys the domain, and whoever creates the next one notes
     // its number before it takes that note away.
     let state = match host.control().info(domid) {
@@ -100,8 +107,13 @@ fn standing(host: &mut Host, folder: &Folder, name: &str, domid: DomId) -> Resul
         Err(error) => return Err(Error::platform(format!("asking for {name}"))(error)),
     };
     let ended = Ended::of(folder, name).filter(|ended| ended.domid == domid);
-    if let Some(new) = create::last(folder, name).filter(|last| *last != domid) {
-        return Ok(Standing::Again(new));
+    match create::last_and_origin(folder, name).filter(|(last, _)| *last != domid) {
+        Some((new, of)) if of == origin => return Ok(Standing::Again(new)),
+        // Somebody else has the name by now; what was noted of this one's end is gone.
+        Some(_) if state.is_none() => {
+            return Ok(ended.map_or(Standing::Destroyed, Standing::Ended));
+        }
+        _ => {}
     }
     let keeper = Daemon::Keeper.running(folder).is_some();
     match (ended, state) {

@@ -1,7 +1,7 @@
-//! What dead domains have left in the store: taken away by the keeper, whoever was to do it.
+//! The nodes that dead domains have left in the store are taken away by the keeper, whoever was to do it.
 //!
-//! Who destroys a domain takes its nodes away. A client that dies has not, and a domain that dies with the client
-//! which was creating it has nobody else.
+//! A client that destroys a domain takes its nodes away. One that dies on the way does not, and a domain that dies with
+//! the client which was creating it has nobody else.
 
 use super::say;
 use crate::Error;
@@ -14,14 +14,16 @@ use std::time::Duration;
 use xen::DomId;
 use xen::domctl::RunState;
 
-/// How long who has destroyed a domain is left alone with its nodes.
+/// The time for which a client that has destroyed a domain is left alone with its nodes.
 const GRACE: Duration = Duration::from_millis(300);
 /// Between two looks. What a client has sent before it died is carried out by then.
 const AGAIN: Duration = Duration::from_secs(1);
 /// Looks after each change.
 const LOOKS: u32 = 2;
-/// How long backends may take to let go of the devices that one look finds.
+/// The longest time that backends may take to let go of the devices that one look finds.
 const CLOSES_WITHIN: Duration = Duration::from_secs(30);
+/// Looks that may fail after one change, as while the store does not answer.
+const FAILURES_MAX: u32 = 60;
 
 /// The end at which the keeper tells of changes; who is told ends with it.
 pub(super) struct Cleaner(Sender<()>);
@@ -47,8 +49,8 @@ impl Cleaner {
 fn clean(folder: &Folder, told: &Receiver<()>) {
     while told.recv().is_ok() {
         std::thread::sleep(GRACE);
-        let mut looks = LOOKS;
-        while looks > 0 {
+        let (mut looks, mut failures) = (LOOKS, 0);
+        while looks > 0 && failures < FAILURES_MAX {
             while told.try_recv().is_ok() {
                 looks = LOOKS;
             }
@@ -57,7 +59,7 @@ fn clean(folder: &Folder, told: &Receiver<()>) {
                 Ok(Found::AllDone) => looks -= 1,
                 Err(error) => {
                     say(&format!("nodes of dead domains: {error}"));
-                    looks -= 1;
+                    failures += 1;
                 }
             }
             if looks > 0 && told.recv_timeout(AGAIN).is_ok() {
@@ -67,7 +69,7 @@ fn clean(folder: &Folder, told: &Receiver<()>) {
     }
 }
 
-/// What a look has found, once it has done what there was to do.
+/// The outcome of a look, once it has done what there was to do.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Found {
     /// All nodes are those of domains that are there.
@@ -89,6 +91,7 @@ fn look(folder: &Folder) -> Result<Found, Error> {
     // After the store: a domain that came in between was not named there.
     let there = host.control().list().map_err(Error::platform("listing the domains"))?;
     let limit = Limit::new(CLOSES_WITHIN);
+    let mut all = Ok(());
     for (domid, vm) in named {
         // Another domain may have this number by now; its own nodes say whose they are.
         let is_there = there.iter().any(|info| {
@@ -96,10 +99,14 @@ fn look(folder: &Folder) -> Result<Found, Error> {
             info.domid == domid && vm.as_ref().is_none_or(same)
         });
         if !is_there {
-            remove_nodes(&mut host, domid, vm.as_deref(), limit)?;
-            say(&format!("domain {domid}: its nodes are taken away; nobody else has"));
+            match remove_nodes(&mut host, domid, vm.as_deref(), limit) {
+                Ok(()) => say(&format!("domain {domid} is gone, and its nodes are taken away")),
+                // The others do not wait for this one.
+                Err(error) => all = all.and(Err(error)),
+            }
         }
     }
+    all?;
     let dying = there.iter().any(|info| info.state == RunState::Dying);
     Ok(if dying { Found::Dying } else { Found::AllDone })
 }

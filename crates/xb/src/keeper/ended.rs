@@ -2,10 +2,10 @@
 
 use crate::Error;
 use crate::config::{self, Action, Description, Setting, Syntax};
-use crate::domain::create::{self, Then};
+use crate::domain::create::{self, Before, Then};
 use crate::domain::{self, reason_word};
 use crate::host::folder::{Folder, replace};
-use crate::host::{Choice, Host};
+use crate::host::{Choice, Host, Platform};
 use crate::wait::Limit;
 use crate::{devices, text};
 use std::collections::HashMap;
@@ -154,6 +154,10 @@ pub(super) fn settle(
         return Ok(());
     }
     let limit = || Limit::new(devices::CLOSES_WITHIN);
+    let holder = match &mut host.platform {
+        Platform::Hosted { control, .. } => control.holder(domid).ok().flatten(),
+        Platform::Xen(_) => None,
+    };
     // Who has destroyed it meanwhile does not want it to run again.
     let others = matches!(host.control().destroy(domid), Err(xen::Error::Srch));
     if others && action == Action::Restart {
@@ -165,13 +169,15 @@ pub(super) fn settle(
         lives.forget(&name);
         return gone;
     }
+    let then = Then::RunAgain(Before { domid, holder });
     let again =
-        gone.and_then(|()| create::create(&mut host, &description, &settings, Then::Run, limit()));
+        gone.and_then(|()| create::create(&mut host, &description, &settings, then, limit()));
     match again {
         Ok(new) => super::say(&format!("{name} runs again, as domain {}", new.domid)),
         Err(error) => {
-            // Whoever waits for it to run again waits no longer.
+            // Whoever waits for it to run again waits no longer, by whichever number.
             ended.action = Action::Destroy;
+            ended.domid = create::last(folder, &name).unwrap_or(domid);
             ended.note(folder, &name).map_err(Error::io(guest.display()))?;
             return Err(error);
         }

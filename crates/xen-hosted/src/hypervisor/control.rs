@@ -130,9 +130,20 @@ impl Broker {
         words([])
     }
 
-    pub(super) fn hold(&mut self, id: PeerId, domid: DomId) -> Answered {
-        self.living_guest(domid)?.holder = Some(id);
-        words([])
+    pub(super) fn holder(&mut self, domid: DomId) -> Answered {
+        words([self.living_guest(domid)?.holder.map_or(0, PeerId::word)])
+    }
+
+    /// A domain that this connection holds is another's from now on.
+    pub(super) fn hand_over(&mut self, id: PeerId, domid: DomId, holder: u64) -> Answered {
+        let to = PeerId::of(holder);
+        let is_there = self.peers.get(to).is_some();
+        let domain = self.living_guest(domid)?;
+        if domain.holder != Some(id) {
+            return Err(Error::Inval);
+        }
+        domain.holder = Some(to);
+        if is_there { words([]) } else { self.destroy(domid) }
     }
 
     /// A domain that another connection holds by now stays with that one.

@@ -316,7 +316,8 @@ impl Broker {
             }
             Request::Accounts { domid } => self.accounts(domid),
             Request::Process { domid } => self.process(domid),
-            Request::Hold { domid } => self.hold(id, domid),
+            Request::Holder { domid } => self.holder(domid),
+            Request::HandOver { domid, holder } => self.hand_over(id, domid, holder),
             Request::Keep { domid } => self.keep(id, domid),
             // Not of a connection like this.
             Request::Release { .. }
@@ -422,7 +423,8 @@ fn needed(request: &Request) -> Rights {
         | Request::SetScheduling { .. }
         | Request::Accounts { .. }
         | Request::Process { .. }
-        | Request::Hold { .. }
+        | Request::Holder { .. }
+        | Request::HandOver { .. }
         | Request::Keep { .. } => Rights::DOMAIN_CONTROL,
     }
 }

@@ -373,19 +373,28 @@ fn what_a_creator_holds_ends_with_it() {
     let [paused, runs, kept, taken] = [(); 4].map(|()| create(&mut creator, Lifetime::Held));
     creator.unpause(runs).unwrap();
     creator.keep(kept).unwrap();
-    other.hold(taken).unwrap();
-    // It is the other's by now.
+    // As one hands over who starts a domain again for somebody else.
+    let others = create(&mut other, Lifetime::Held);
+    let holder = other.holder(others).unwrap().unwrap();
+    assert_eq!(creator.holder(kept), Ok(None));
+    assert_eq!(other.hand_over(taken, holder), Err(xen::Error::Inval), "it is not its own");
+    creator.hand_over(taken, holder).unwrap();
     creator.keep(taken).unwrap();
     let mut are_there = |domids: &[DomId]| {
         let there: Vec<DomId> = looker.list().unwrap().iter().map(|info| info.domid).collect();
         there == domids
     };
-    assert!(are_there(&[DomId::DOM0, unheld, paused, runs, kept, taken]));
+    assert!(are_there(&[DomId::DOM0, unheld, paused, runs, kept, taken, others]));
     drop(creator);
-    until("what it held is gone", || are_there(&[DomId::DOM0, unheld, kept, taken]));
+    until("what it held is gone", || are_there(&[DomId::DOM0, unheld, kept, taken, others]));
     drop(other);
     until("and what the other held", || are_there(&[DomId::DOM0, unheld, kept]));
-    assert_eq!(host.control().hold(taken), Err(xen::Error::Srch));
+    // What is handed to who is gone goes at once.
+    let mut control = host.control();
+    let late = create(&mut control, Lifetime::Held);
+    control.hand_over(late, holder).unwrap();
+    until("it is gone", || are_there(&[DomId::DOM0, unheld, kept]));
+    assert_eq!(host.control().holder(taken), Err(xen::Error::Srch));
     assert_eq!(host.control().keep(DomId::DOM0), Err(xen::Error::Inval));
 }
 

@@ -108,6 +108,36 @@ fn who_waits_for_a_guest_takes_it_along_whatever_ends_it() {
     }
 }
 
+/// The waiter dies while the keeper starts the guest again, when neither guest is there.
+#[test]
+fn who_waits_takes_a_guest_along_that_is_being_started_again() {
+    let host = Host::up("wait-again");
+    let image = host.image("a.img", 1 << 20);
+    let nodes = host.nodes();
+    let config = host
+        .config("waited", &format!("disk = [\"{image},,xvda,w\"]\nextra = \"exec sleep 1000\""));
+    let mut command = host.command(&["create", &config, "--wait"]);
+    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    let backend = host.pid("xen-blockd").unwrap();
+    kill_process(backend, Signal::STOP).unwrap();
+    host.ok(&["reboot", "waited"]);
+    host.until("the keeper waits for its disk", || {
+        let alone = host.json(&["list"]).as_array()?.len() == 1;
+        (alone && host.log_of("keeper").contains("reboot, exit status")).then_some(())
+    });
+    child.kill().unwrap();
+    child.wait().unwrap();
+    kill_process(backend, Signal::CONT).unwrap();
+    host.until("the keeper is done", || {
+        host.log_of("keeper").contains("waited runs again").then_some(())
+    });
+    host.until_alone();
+    host.until("no node is left", || (host.nodes() == nodes).then_some(()));
+}
+
 /// Interrupts `create` while one daemon does not answer, and lets the daemon go on once that is known.
 fn interrupted_at(host: &Host, args: &[&str], daemon: &str) {
     let nodes = host.nodes();

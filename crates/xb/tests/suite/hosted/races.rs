@@ -17,7 +17,7 @@ const NAMES: [&str; 5] = ["ant", "bee", "cat", "dog", "eel"];
 /// Guests' images, beside their root.
 const DISKS: [&str; 2] = ["xvdb", "xvdc"];
 
-/// What a client may be refused with, exit status 1, as others do things with the same guest.
+/// Words of refusals, exit status 1, that others cause who do things with the same guest.
 const REFUSALS: [&str; 8] = [
     "another xb is creating ",
     " already (number ",
@@ -29,7 +29,9 @@ const REFUSALS: [&str; 8] = [
     // Its disk is still another's, who is on its way out.
     " is in use by ",
 ];
-/// What a client may wait for in vain, exit status 3: a paused guest answers nobody.
+/// Words of exit status 4: there is no such domain or disk, or no longer.
+const GONE: [&str; 3] = [" was destroyed meanwhile", "there is no domain ", " has no disk "];
+/// Words of waits that may be in vain, exit status 3: a paused guest answers nobody.
 const TIMEOUTS: [&str; 4] = [" connects (frontend ", " is let go of ", " ends: ", " runs again: "];
 
 /// Numbers by a seed (splitmix64).
@@ -119,11 +121,11 @@ fn client(host: &Host, seed: u64, end: Instant, odd: &Mutex<Vec<String>>) -> [u6
     [done, refused, killed]
 }
 
-/// Whether a command has failed as it may.
+/// True where a command has failed as it may.
 fn is_told(output: &Output) -> bool {
     let said = String::from_utf8_lossy(&output.stderr);
     match output.status.code() {
-        Some(4) => true,
+        Some(4) => GONE.iter().any(|words| said.contains(words)),
         Some(3) => TIMEOUTS.iter().any(|words| said.contains(words)),
         Some(1) => REFUSALS.iter().any(|words| said.contains(words)),
         _ => false,
