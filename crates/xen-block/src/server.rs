@@ -178,7 +178,9 @@ impl Server {
         for bus in &mut self.buses {
             for (id, sectors) in bus.drivers().filter_map(resized).collect::<Vec<_>>() {
                 self.asked_store = true;
-                bus.announce(&mut self.store, id, &[(names::SECTORS, sectors.to_string())])?;
+                let told =
+                    bus.announce(&mut self.store, id, &[(names::SECTORS, sectors.to_string())]);
+                unless_gone(told)?;
             }
         }
         Ok(())
@@ -199,7 +201,8 @@ impl Server {
             for (id, away) in bus.drivers().filter_map(changed).collect::<Vec<_>>() {
                 self.asked_store = true;
                 let value = if away { "1" } else { "0" };
-                bus.announce(&mut self.store, id, &[(SERVER_GONE, value.into())])?;
+                let told = bus.announce(&mut self.store, id, &[(SERVER_GONE, value.into())]);
+                unless_gone(told)?;
             }
         }
         Ok(())
@@ -387,6 +390,11 @@ impl Server {
             self.waiting.extend(bus.ids().filter(|id| bus.waits(*id)).map(|id| (at, id)));
         }
     }
+}
+
+/// An error of one device's nodes ends nothing; that the store is gone ends all.
+fn unless_gone(told: Result<(), Error>) -> Result<(), Error> {
+    told.or_else(|error| if error.is_store_gone() { Err(error) } else { Ok(()) })
 }
 
 fn waiting(errno: Errno) -> Error {

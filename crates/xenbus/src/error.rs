@@ -50,12 +50,13 @@ impl Error {
     /// Whether it is the connection to the store that failed: nothing can be done about any device.
     #[must_use]
     pub fn is_store_gone(&self) -> bool {
-        use xenstore::Error::{Conflict, NulByte, TooLong, Unsteady};
+        use xenstore::Error::{Conflict, NulByte, Refused, TooLong, Unsteady};
         let Self::Store(error) = self else { return false };
         // These are about one request, and some were never sent.
-        let is_of_one =
-            matches!(error, Conflict { .. } | NulByte { .. } | TooLong { .. } | Unsteady { .. });
-        error.refusal().is_none() && !is_of_one
+        !matches!(
+            error,
+            Refused { .. } | Conflict { .. } | NulByte { .. } | TooLong { .. } | Unsteady { .. }
+        )
     }
 }
 

@@ -120,7 +120,7 @@ struct Server {
     streams: Mutex<Vec<Option<UnixStream>>>,
     /// The time of the first loss since there was a connection.
     lost_at: Mutex<Option<Instant>>,
-    /// Streams over which the server has fallen silent, with a request that it may still do.
+    /// Streams over which the server has fallen silent, each with a write that it may still do.
     stale: Mutex<Vec<UnixStream>>,
     /// Why it could not be connected again lately.
     trouble: Mutex<Option<String>>,
@@ -153,19 +153,11 @@ impl Server {
         self.left.load(Ordering::SeqCst)
     }
 
-    /// True where the server has closed all streams over which it had fallen silent: what it had taken there is done.
+    /// True where no write is left of those with which the server has fallen silent: each is answered, or was given up.
     fn is_settled(&self) -> bool {
         let mut stale = lock(&self.stale);
-        stale.retain_mut(|stream| {
-            let mut answers = [0; 4096];
-            loop {
-                match stream.read(&mut answers) {
-                    Ok(1..) => {}
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
-                    Ok(0) | Err(_) => return false,
-                }
-            }
-        });
+        let waits = |error: &io::Error| error.kind() == io::ErrorKind::WouldBlock;
+        stale.retain_mut(|stream| stream.read(&mut [0]).is_err_and(|error| waits(&error)));
         stale.is_empty()
     }
 
@@ -303,7 +295,7 @@ impl Worker {
                     }
                     return answer;
                 }
-                Err(error) => self.lose_by(&error),
+                Err(error) => self.lose_by(&error, &command),
             }
             // A server may live, and end the connection each time that it is asked this.
             if self.server.has_waited(begin) {
@@ -319,12 +311,13 @@ impl Worker {
         self.server.lose();
     }
 
-    /// Loses the connection by an error. A server that has fallen silent may still do what it was asked; nothing else is
-    /// asked until it has.
-    fn lose_by(&mut self, error: &io::Error) {
+    /// Loses the connection by an error. A server that has fallen silent may still do a write, over a later one of the
+    /// guest's: nothing else is asked until it has.
+    fn lose_by(&mut self, error: &io::Error, command: &Command<'_>) {
         let silent = matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
-        let stale = self.connection.take().filter(|_| silent).map(Connection::into_stale);
-        if let Some(Ok(stream)) = stale {
+        let changes = matches!(command, Command::Write(_) | Command::Discard);
+        let connection = self.connection.take().filter(|_| silent && changes);
+        if let Some(stream) = connection.and_then(Connection::into_stale) {
             lock(&self.server.stale).push(stream);
         }
         self.lose();

@@ -154,6 +154,12 @@ fn a_server_that_stays_away_or_silent_is_waited_for_with_an_end() {
     assert_eq!(scene.read(0, 1), Err(Status::Error), "it is silent");
     server.signal(Signal::CONT);
     assert_eq!(scene.read(0, 1), Ok(pattern(1, 1)), "it speaks again");
+    // A write that it has taken, and does late, does not land on a later one.
+    server.signal(Signal::STOP);
+    assert_eq!(scene.write(0, &pattern(5, 1)), Status::Error);
+    server.signal(Signal::CONT);
+    assert_eq!(scene.write(0, &pattern(1, 1)), Status::Okay);
+    assert_eq!(scene.read(0, 1), Ok(pattern(1, 1)));
     drop(server);
     assert_eq!(scene.read(0, 1), Err(Status::Error), "it is gone");
     assert_eq!(scene.write(0, &pattern(2, 1)), Status::Error);

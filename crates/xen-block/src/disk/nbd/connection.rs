@@ -9,7 +9,6 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use std::fmt;
 use std::io::{self, IoSlice, Read, Write};
-use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -203,6 +202,8 @@ pub(super) struct Connection {
     stream: UnixStream,
     export: Export,
     handle: u64,
+    /// The request that is not answered was sent as a whole.
+    sent: bool,
     /// The longest time that a request may take.
     patience: Duration,
 }
@@ -228,7 +229,7 @@ impl Connection {
         })?;
         stream.set_read_timeout(Some(patience))?;
         stream.set_write_timeout(Some(patience))?;
-        Ok(Self { stream, export, handle: 0, patience })
+        Ok(Self { stream, export, handle: 0, sent: false, patience })
     }
 
     pub(super) fn export(&self) -> Export {
@@ -337,10 +338,12 @@ impl Connection {
         }
         let (begin, within) = (Instant::now(), self.patience);
         let mut timed = Timed { stream: &mut self.stream, begin, within };
+        self.sent = false;
         match command {
             Command::Write(data) => timed.send(&request, data)?,
             _ => timed.write_all(&request)?,
         }
+        self.sent = true;
         let answer: [u8; 16] = bytes(&mut timed)?;
         let mut rest = answer.as_slice();
         let magic = u32::from_be_bytes(bytes(&mut rest)?);
@@ -360,11 +363,12 @@ impl Connection {
         Ok(Ok(()))
     }
 
-    /// The stream, of which no more is asked: what the server has taken it may still do, until it closes its end.
-    pub(super) fn into_stale(self) -> io::Result<UnixStream> {
-        self.stream.shutdown(Shutdown::Write)?;
-        self.stream.set_nonblocking(true)?;
-        Ok(self.stream)
+    /// The stream of a request that the server may still do: that is done once it answers or closes. `None` where it was
+    /// not told all of the request.
+    pub(super) fn into_stale(self) -> Option<UnixStream> {
+        let flags = fcntl_getfl(&self.stream).ok()?;
+        fcntl_setfl(&self.stream, flags | OFlags::NONBLOCK).ok()?;
+        self.sent.then_some(self.stream)
     }
 }
 
