@@ -225,7 +225,9 @@ fn run(line: Line) -> Result<u8, Error> {
             return crate::keeper::run(&folder).map(|()| 0);
         }
         Command::Store(store) => return store::run(all, &store),
-        Command::Demo(_) | Command::Host(_) => wait::catch_signals(Signals::All),
+        Command::Demo(_) | Command::Host(host::Command::Up { .. }) => {
+            wait::catch_signals(Signals::All);
+        }
         _ => wait::catch_signals(Signals::Interrupt),
     }
     // The demo tells each of its steps itself.

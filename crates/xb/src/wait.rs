@@ -1,8 +1,8 @@
 //! Waiting: always for something that has a name, never for ever, and Ctrl-C ends it.
 //!
 //! SIGTERM and SIGHUP end `xb` at once, whoever does not answer: a domain that was being created is undone by the broker and
-//! the keeper, and a disk that was being attached or detached comes or goes by itself. Only where a host comes
-//! up or goes down with `xb` that is undone, or done, first ([`Signals::All`]).
+//! the keeper, and a disk that was being attached or detached comes or goes by itself. Only a host that `xb` is bringing
+//! up is taken down first ([`Signals::All`]).
 
 use crate::Error;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

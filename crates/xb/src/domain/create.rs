@@ -164,7 +164,7 @@ pub(crate) fn last_and_origin(folder: &Folder, name: &str) -> Option<(DomId, Dom
 }
 
 /// The first of the restarts that a domain with this number has come from.
-fn origin_of(folder: &Folder, name: &str, domid: DomId) -> DomId {
+pub(crate) fn origin_of(folder: &Folder, name: &str, domid: DomId) -> DomId {
     let noted = last_and_origin(folder, name).filter(|(last, _)| *last == domid);
     noted.map_or(domid, |(_, origin)| origin)
 }
@@ -178,6 +178,15 @@ fn note(folder: &Folder, name: &str, domid: DomId, origin: DomId) -> std::io::Re
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
+}
+
+/// Waits until nobody is creating a domain with a name, and keeps others from it.
+pub(crate) fn lock(folder: &Folder, name: &str) -> Result<File, Error> {
+    let guest = folder.guest(name);
+    let dir = File::open(&guest).map_err(Error::io(guest.display()))?;
+    let locked = rustix::fs::flock(&dir, FlockOperation::LockExclusive);
+    locked.map_err(|errno| Error::io(guest.display())(errno.into()))?;
+    Ok(dir)
 }
 
 /// Takes a name for a new domain: nobody else may have it, or be taking it.
@@ -333,7 +342,9 @@ fn set_up(
 fn let_go(host: &mut Host, domain: &Domain, holder: Option<Holder>) -> Result<(), Error> {
     let Domain { info, name } = domain;
     let Platform::Hosted { folder, control } = &mut host.platform else { return Ok(()) };
-    let done = match holder {
+    let ended = keeper::Ended::of(folder, name).filter(|ended| ended.domid == info.domid);
+    let is_preserved = ended.is_some_and(|ended| ended.action == config::Action::Preserve);
+    let done = match holder.filter(|_| !is_preserved) {
         Some(holder) => control.hand_over(info.domid, holder),
         None => control.keep(info.domid),
     };

@@ -154,6 +154,11 @@ pub(super) fn settle(
         return Ok(());
     }
     let limit = || Limit::new(devices::CLOSES_WITHIN);
+    // Its creator holds it until it is done, and this lock as long: who holds it after that, waits for it.
+    let created = match action {
+        Action::Restart => Some(create::lock(folder, &name)?),
+        _ => None,
+    };
     let holder = match &mut host.platform {
         Platform::Hosted { control, .. } => control.holder(domid).ok().flatten(),
         Platform::Xen(_) => None,
@@ -169,6 +174,8 @@ pub(super) fn settle(
         lives.forget(&name);
         return gone;
     }
+    drop(created);
+    let origin = create::origin_of(folder, &name, domid);
     let then = Then::RunAgain(Before { domid, holder });
     let again =
         gone.and_then(|()| create::create(&mut host, &description, &settings, then, limit()));
@@ -177,7 +184,12 @@ pub(super) fn settle(
         Err(error) => {
             // Whoever waits for it to run again waits no longer, by whichever number.
             ended.action = Action::Destroy;
-            ended.domid = create::last(folder, &name).unwrap_or(domid);
+            match create::last_and_origin(folder, &name) {
+                Some((last, of)) if of == origin => ended.domid = last,
+                // Somebody else has the name by now.
+                Some(_) => return Err(error),
+                None => {}
+            }
             ended.note(folder, &name).map_err(Error::io(guest.display()))?;
             return Err(error);
         }

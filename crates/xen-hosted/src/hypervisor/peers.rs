@@ -224,7 +224,8 @@ impl Peers {
         if let Some(index) = self.free.pop()
             && let Some(place) = self.places.get_mut(index as usize)
         {
-            place.0 = place.0.wrapping_add(1) & 0xff_ffff;
+            // Never 0: a word of 0 names nobody.
+            place.0 = (place.0.wrapping_add(1) & 0xff_ffff).max(1);
             place.1 = Some(peer);
             return PeerId { index, generation: place.0 };
         }
