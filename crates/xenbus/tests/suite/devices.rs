@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use xen::DomId;
 use xen::evtchn::EventChannels;
 use xenbus::bus::What;
+use xenbus::state::Illegal;
 use xenbus::toolstack::{self, NewDevice};
 use xenbus::{Bus, Driver, Id, Side, State, path};
 use xenstore::{Client, Store};
@@ -254,7 +255,9 @@ fn a_move_that_makes_no_sense_is_said_so_once() {
     assert_eq!(errors(&scene), 1, "{:?}", scene.log);
     let back = device().backend_path();
     let error = scene.read(&format!("{back}/error"));
-    assert!(error.starts_with("22 frontend is InitWait (2) while backend is"), "{error}");
+    let own = State::Connected;
+    let illegal = Illegal { side: Side::Backend, own, peer: State::InitWait };
+    assert_eq!(error, format!("22 {}", xenbus::Error::Illegal(illegal)));
     assert_eq!(scene.read(&path::error(DomId::DOM0, &back)), error);
 }
 
