@@ -24,8 +24,8 @@ pub enum ImageFault {
     Dirty,
     /// QEMU has found it to be broken.
     Corrupt,
-    /// Its compressed clusters are not compressed with zlib.
-    Compression,
+    /// Its compressed clusters are compressed in a way of this number, which is not known.
+    Compression(u8),
     /// Its tables have entries for parts of clusters.
     Subclusters,
     /// It needs a feature of this bit, which is not known.
@@ -79,9 +79,9 @@ impl ImageFault {
                 f,
                 "it is marked as corrupt; qemu-img check -r all {path} repairs what can be repaired"
             ),
-            Self::Compression => write!(
+            Self::Compression(kind) => write!(
                 f,
-                "its clusters are not compressed with zlib, and no other way is read; \
+                "its clusters are compressed in way {kind}, and 0 (zlib) and 1 (zstd) are read; \
                  write it anew: qemu-img convert -O qcow2 {path} NEW"
             ),
             Self::Subclusters => write!(

@@ -1,7 +1,8 @@
 //! qcow2 images, with backing files: through the crate `imago`, on threads.
 //!
 //! What `imago` 0.2 lacks, and so this does: images that are encrypted, marked dirty or corrupt, or have
-//! subclusters are refused; internal snapshots are not made; dirty bitmaps are not kept up. Data goes
+//! subclusters are refused; internal snapshots are not made; dirty bitmaps are not kept up; clusters that are compressed
+//! with zstd are read here (`qcow2/zstd.rs`). Data goes
 //! through a buffer of the thread, one copy more than with a raw file. Reads and writes run side by side,
 //! a discard runs alone. `imago` keeps changes of the tables in memory until it is told to write them: here
 //! that is before the request that made them is answered. Which files an image needs is read here, and each is opened
@@ -11,6 +12,8 @@ mod chain;
 mod counts;
 mod header;
 mod layout;
+mod storage;
+mod zstd;
 
 use super::image::ImageFault;
 use super::open::{OpenError, Shown};
@@ -18,18 +21,19 @@ use super::places::Places;
 use super::pool::{Pool, Pooled, Ran, Work};
 use super::{DiskAccess, Geometry, Io, Op};
 use chain::{Chain, Link, Purpose};
-use imago::file::File as Storage;
+use header::Compression;
 use imago::qcow2::Qcow2 as Format;
 use imago::raw::Raw;
 use imago::{
     DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder, ShallowMapping, StorageExt as _,
-    StorageOpenOptions,
 };
 use layout::Layout;
 use rustix::io::Errno;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use storage::{ImageFile, Mask};
+use zstd::ZstdImage;
 
 /// Requests that are done at a time.
 const THREADS: usize = 4;
@@ -37,14 +41,15 @@ const THREADS: usize = 4;
 /// An image, and whether this process alone knows of changes of its tables.
 struct Image {
     /// A discard has it alone.
-    access: RwLock<FormatAccess<Storage>>,
+    access: RwLock<FormatAccess<ImageFile>>,
     /// Shared by those who may change tables, while they do; who writes them, or frees a cluster, has it alone. Taken behind `access`.
     tables: RwLock<()>,
     /// Set before a table changes, while `tables` or `access` is held; taken back by who has one of them alone, and writes them.
     unwritten: AtomicBool,
     /// A change has failed, and `imago` may know of tables that the file will never name: nothing is written until the image is opened anew.
     failed: AtomicBool,
-    /// Bytes of the disk in one table.
+    /// Bytes of a cluster, and of the disk in one table.
+    cluster: u64,
     table_covers: u64,
 }
 
@@ -72,18 +77,27 @@ pub fn open(path: &Path, access: DiskAccess, places: &Places) -> Result<Pooled, 
             layout = header.as_ref().map(|header| header.layout);
             held = Some(file.try_clone().map_err(bad)?.into());
         }
-        let storage = |file, path: &Path| {
-            Storage::from_open_file(file, StorageOpenOptions::new().write(writes).filename(path))
-        };
-        let image = storage(file, &path).map_err(bad)?;
-        behind = Some(if header.is_some() {
-            let data = data.map(|(path, file)| storage(file, &path)).transpose().map_err(bad)?;
-            let builder = Format::<Storage>::builder(image).write(writes);
-            let builder = builder.backing(behind.take()).data_file(data);
-            FormatAccess::new(builder.open(DenyImplicitOpenGate::default()).map_err(bad)?)
-        } else {
-            let raw = Raw::<Storage>::builder(image).open(DenyImplicitOpenGate::default());
-            FormatAccess::new(raw.map_err(bad)?)
+        behind = Some(match header {
+            Some(header) => {
+                let is_zstd = header.compression == Compression::Zstd;
+                let own = is_zstd.then(|| file.try_clone()).transpose().map_err(bad)?;
+                let mask = is_zstd.then(|| Mask::zstd(&header));
+                let image = ImageFile::new(file, &path, writes, mask).map_err(bad)?;
+                let data = data.map(|(path, file)| ImageFile::new(file, &path, writes, None));
+                let builder = Format::<ImageFile>::builder(image).write(writes);
+                let builder =
+                    builder.backing(behind.take()).data_file(data.transpose().map_err(bad)?);
+                let image = builder.open(DenyImplicitOpenGate::default()).map_err(bad)?;
+                match own {
+                    Some(own) => FormatAccess::new(ZstdImage::new(image, own, &header)),
+                    None => FormatAccess::new(image),
+                }
+            }
+            None => {
+                let image = ImageFile::new(file, &path, writes, None).map_err(bad)?;
+                let raw = Raw::<ImageFile>::builder(image).open(DenyImplicitOpenGate::default());
+                FormatAccess::new(raw.map_err(bad)?)
+            }
         });
     }
     let image = behind.ok_or_else(|| OpenError::NotADisk(path.to_owned()))?;
@@ -103,6 +117,7 @@ pub fn open(path: &Path, access: DiskAccess, places: &Places) -> Result<Pooled, 
         tables: RwLock::new(()),
         unwritten: AtomicBool::new(false),
         failed: AtomicBool::new(false),
+        cluster: layout.map_or(u64::MAX, |layout| 1 << layout.cluster_bits),
         table_covers: layout.map_or(u64::MAX, Layout::table_covers),
     });
     let worker = || Worker { image: Arc::clone(&image), buffer: Vec::new() };
@@ -176,7 +191,16 @@ impl Image {
         self.check()?;
         let access = self.shared();
         while !bytes.is_empty() {
-            let (mapping, length) = access.get_shallow_mapping(offset, bytes.len() as u64)?;
+            let (mapping, mut length) = access.get_shallow_mapping(offset, bytes.len() as u64)?;
+            if matches!(mapping, ShallowMapping::Special { .. }) {
+                // One compressed cluster at a time: the next one is not to be where this one was before the file's tables
+                // name its new place.
+                length = length.min(self.cluster - offset % self.cluster);
+                if length < self.cluster {
+                    // One that cannot be decoded is left as it is: a change that has failed would be the last.
+                    access.read(&mut [0][..], offset)?;
+                }
+            }
             let (here, rest) = bytes.split_at(bytes.len().min(length as usize));
             match mapping {
                 // Behind the end, or a table that makes no sense: it says so.
@@ -246,7 +270,7 @@ impl Image {
     }
 
     /// Writes the tables, for who has them alone.
-    fn flush(&self, access: &FormatAccess<Storage>) -> std::io::Result<()> {
+    fn flush(&self, access: &FormatAccess<ImageFile>) -> std::io::Result<()> {
         self.check()?;
         access.flush().inspect_err(|_| self.failed.store(true, Ordering::Release))?;
         // Not before: others may write into clusters that only now have their place in the file's tables.
@@ -254,7 +278,7 @@ impl Image {
         Ok(())
     }
 
-    fn shared(&self) -> RwLockReadGuard<'_, FormatAccess<Storage>> {
+    fn shared(&self) -> RwLockReadGuard<'_, FormatAccess<ImageFile>> {
         self.access.read().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -429,10 +429,20 @@ fn a_header_is_refused_for_what_is_wrong_with_it() {
     assert_eq!(change(32, &2_u32.to_be_bytes()), ImageFault::Encrypted);
     assert_eq!(change(72, &1_u64.to_be_bytes()), ImageFault::Dirty);
     assert_eq!(change(72, &3_u64.to_be_bytes()), ImageFault::Corrupt);
-    assert_eq!(change(72, &8_u64.to_be_bytes()), ImageFault::Compression);
     assert_eq!(change(72, &16_u64.to_be_bytes()), ImageFault::Subclusters);
     assert_eq!(change(72, &(1_u64 << 40).to_be_bytes()), ImageFault::Feature(40));
     assert_eq!(change(72, &4_u64.to_be_bytes()), ImageFault::NoDataFile);
+    let zstd = |kind| {
+        create(&image, &["-o", "size=1M,compression_type=zstd"]);
+        let file = std::fs::File::options().write(true).open(&image).unwrap();
+        file.write_all_at(&[kind], 104).unwrap();
+        fault(&image, &nowhere())
+    };
+    assert_eq!(zstd(2), ImageFault::Compression(2));
+    assert!(matches!(zstd(0), ImageFault::Claim(_)), "zlib needs no feature");
+    assert!(matches!(change(104, &[1]), ImageFault::Claim(_)), "zstd is a feature");
+    // A disk that the table of tables does not reach to the end.
+    assert!(matches!(change(24, &(1_u64 << 40).to_be_bytes()), ImageFault::Claim(_)));
     for (at, bytes) in [(20, 30_u32), (96, 7), (100, 8), (100, u32::MAX)] {
         let fault = change(at, &bytes.to_be_bytes());
         assert!(matches!(fault, ImageFault::Claim(_)), "{at}: {fault:?}");

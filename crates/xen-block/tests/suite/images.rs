@@ -137,13 +137,23 @@ fn qcow2_images_have_what_was_answered_without_a_flush() {
 /// Writes and discards side by side: at each rest the file has all of them, and no cluster twice.
 #[test]
 fn qcow2_images_are_whole_after_writes_and_discards_side_by_side() {
-    let Some(folder) = Folder::new("beside") else { return };
+    whole_after_writes_and_discards_side_by_side("zlib");
+}
+
+#[test]
+fn images_with_zstd_are_whole_after_writes_and_discards_side_by_side() {
+    whole_after_writes_and_discards_side_by_side("zstd");
+}
+
+fn whole_after_writes_and_discards_side_by_side(compression: &str) {
+    let Some(folder) = Folder::new(&format!("beside-{compression}")) else { return };
     let (packed, image, left) =
         (folder.file("base.qcow2"), folder.file("top.qcow2"), folder.file("left.qcow2"));
     // Some clusters are compressed, some are a snapshot's, too.
     let raw = folder.file("raw");
     std::fs::write(&raw, pattern(9, 1024)).unwrap();
-    tool("qemu-img", &["convert", "-c", "-O", "qcow2", &raw, &packed]);
+    let option = format!("compression_type={compression}");
+    tool("qemu-img", &["convert", "-c", "-O", "qcow2", "-o", &option, &raw, &packed]);
     tool("qemu-img", &["resize", "-q", &packed, "3G"]);
     std::fs::copy(&packed, &image).unwrap();
     tool("qemu-io", &["-f", "qcow2", "-c", "write -q -P 7 2M 1M", &image]);

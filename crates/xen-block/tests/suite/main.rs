@@ -15,3 +15,4 @@ mod restart;
 mod support;
 mod traced;
 mod xsa;
+mod zstd;

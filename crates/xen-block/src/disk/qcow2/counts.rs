@@ -6,15 +6,11 @@
 //! named are lost room and no harm; `qemu-img check -r leaks` gives them back.
 
 use super::ImageFault;
-use super::layout::{Layout, fill, is_written, table};
+use super::layout::{COMPRESSED, Layout, OFFSET, fill, is_written, table};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-/// Bits of an entry of the tables that are the offset of a cluster.
-const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
-/// The cluster is compressed, and its entry no offset of a cluster.
-const COMPRESSED: u64 = 1 << 62;
 /// Most bytes of memory for what is named: a bit for each count of each block of counts. With clusters of 64 KiB that is
 /// enough for 32 TiB.
 const MEMORY_MAX: usize = 64 << 20;

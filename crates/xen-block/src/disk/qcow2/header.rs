@@ -13,11 +13,16 @@ const HEADER_MAX: usize = 64 * 1024;
 /// Longest name of a file, in bytes (`qcow2.rst`).
 const NAME_MAX: usize = 1023;
 
+/// Offsets in a header: the size of the disk and the incompatible features (8 bytes each), and the type of compression (one).
+pub(super) const SIZE_AT: usize = 24;
+pub(super) const FEATURES_AT: usize = 72;
+pub(super) const COMPRESSION_AT: usize = 104;
+
 /// Incompatible features.
 const DIRTY: u64 = 1;
 const CORRUPT: u64 = 1 << 1;
 const DATA_FILE: u64 = 1 << 2;
-const COMPRESSION: u64 = 1 << 3;
+pub(super) const COMPRESSION: u64 = 1 << 3;
 const SUBCLUSTERS: u64 = 1 << 4;
 
 /// Header extensions.
@@ -27,10 +32,39 @@ const FEATURE_NAMES: u32 = 0x6803_f857;
 /// Bytes of each entry of the table of features' names.
 const FEATURE_NAME_BYTES: usize = 48;
 
+/// A way to compress clusters.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Compression {
+    Zlib,
+    Zstd,
+}
+
+impl Compression {
+    /// The one that a header of this length names, and its features.
+    fn of(bytes: Bytes<'_>, header_len: usize, features: u64) -> Result<Self, ImageFault> {
+        let named = if header_len > COMPRESSION_AT { bytes.0[COMPRESSION_AT] } else { 0 };
+        match (features & COMPRESSION != 0, named) {
+            (false, 0) => Ok(Self::Zlib),
+            (true, 1) => Ok(Self::Zstd),
+            (true, 2..) => Err(ImageFault::Compression(named)),
+            _ => {
+                let what = "its type of compression does not go together with its features";
+                Err(ImageFault::Claim(what))
+            }
+        }
+    }
+}
+
 /// The header of an image that can be used.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Header {
     pub(super) layout: Layout,
+    /// Bytes of the disk.
+    pub(super) size: u64,
+    /// The way of its compressed clusters.
+    pub(super) compression: Compression,
+    /// The incompatible features that it needs.
+    pub(super) features: u64,
     /// Name and format of the backing file.
     pub(super) backing: Option<(String, Option<String>)>,
     /// The name of the file that has the data, where that is another.
@@ -38,6 +72,11 @@ pub(super) struct Header {
 }
 
 impl Header {
+    /// Bytes of the disk, rounded up to whole clusters.
+    pub(super) fn shown_size(&self) -> u64 {
+        self.size.next_multiple_of(1 << self.layout.cluster_bits)
+    }
+
     /// Reads the header of the image in this file, and compares it with the file.
     ///
     /// # Errors
@@ -62,7 +101,7 @@ impl Header {
         let long = |at| bytes.u64(at).unwrap_or_default();
         let (needed, features, count_order, header_len) = match number(4) {
             2 => (V2_BYTES, 0, 4, V2_BYTES),
-            3 => (V3_BYTES, long(72), number(96), number(100) as usize),
+            3 => (V3_BYTES, long(FEATURES_AT), number(96), number(100) as usize),
             version if len < V2_BYTES as u64 => {
                 let _ = version;
                 return Err(ImageFault::Cut(len));
@@ -93,6 +132,11 @@ impl Header {
             count_order,
             data_here: features & DATA_FILE == 0,
         };
+        let size = long(SIZE_AT);
+        if layout.table_covers().saturating_mul(layout.l1.1 / 8) < size {
+            return Err(ImageFault::Claim("its L1 table is too small for its disk"));
+        }
+        let compression = Compression::of(bytes, header_len, features)?;
         let name_at = long(8);
         let first_cluster = HEADER_MAX.min(1 << cluster_bits);
         let end = match usize::try_from(name_at) {
@@ -122,7 +166,7 @@ impl Header {
             (false, Some(name)) => Some(name),
             (false, None) => return Err(ImageFault::NoDataFile),
         };
-        Ok(Self { layout, backing, data_file })
+        Ok(Self { layout, size, compression, features, backing, data_file })
     }
 }
 
@@ -130,14 +174,13 @@ fn check_features(features: u64) -> Result<(), ImageFault> {
     for (bit, fault) in [
         (CORRUPT, ImageFault::Corrupt),
         (DIRTY, ImageFault::Dirty),
-        (COMPRESSION, ImageFault::Compression),
         (SUBCLUSTERS, ImageFault::Subclusters),
     ] {
         if features & bit != 0 {
             return Err(fault);
         }
     }
-    let unknown = features & !DATA_FILE;
+    let unknown = features & !(DATA_FILE | COMPRESSION);
     match u8::try_from(unknown.trailing_zeros()) {
         Ok(bit) if bit < 64 => Err(ImageFault::Feature(bit)),
         _ => Ok(()),

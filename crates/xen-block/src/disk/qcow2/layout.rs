@@ -20,6 +20,11 @@ const TABLE_FREE: u64 = 4 << 20;
 /// and so many times as many as were ever written to the file.
 const TABLE_TIMES: u64 = 64;
 
+/// Bits of an entry of the tables that are the offset of a cluster.
+pub(super) const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
+/// The cluster is compressed, and its entry no offset of a cluster.
+pub(super) const COMPRESSED: u64 = 1 << 62;
+
 /// Where the tables of an image are.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Layout {
@@ -40,6 +45,43 @@ impl Layout {
 
     pub(super) fn counts_in_a_block(self) -> u64 {
         (8 << self.cluster_bits) >> self.count_order
+    }
+
+    /// The bytes of the file that hold the cluster at this offset of the disk, if it is compressed: their offset, and how many
+    /// they are at most. The tables are read from the file.
+    ///
+    /// # Errors
+    /// Those of reading, and [`ErrorKind::InvalidData`] for tables that make no sense.
+    pub(super) fn compressed(self, file: &File, offset: u64) -> Result<Option<(u64, usize)>> {
+        let entry = |at| -> Result<u64> {
+            let mut bytes = [0; 8];
+            fill(file, &mut bytes, at)?;
+            Ok(u64::from_be_bytes(bytes))
+        };
+        let index = offset / self.table_covers();
+        if index >= self.l1.1 / 8 {
+            return Ok(None);
+        }
+        let table = entry(self.l1.0 + index * 8)? & OFFSET;
+        if table == 0 {
+            return Ok(None);
+        }
+        if !table.is_multiple_of(1 << self.cluster_bits) {
+            return Err(ErrorKind::InvalidData.into());
+        }
+        let entry = entry(table + ((offset % self.table_covers()) >> self.cluster_bits) * 8)?;
+        if entry & COMPRESSED == 0 {
+            return Ok(None);
+        }
+        // Such a cluster is in the image, and its data would be elsewhere.
+        if !self.data_here {
+            return Err(ErrorKind::InvalidData.into());
+        }
+        // The number of further sectors is above the offset, which need not be one of a sector.
+        let offset_bits = 62 - (self.cluster_bits - 8);
+        let place = entry & ((1 << offset_bits) - 1) & ((1 << 56) - 1);
+        let sectors = (entry & (COMPRESSED - 1)) >> offset_bits;
+        Ok(Some((place, (sectors + 1) as usize * 512 - (place % 512) as usize)))
     }
 
     /// Compares it with the file.

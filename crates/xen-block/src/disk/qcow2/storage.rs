@@ -1,0 +1,190 @@
+//! The file of an image as `imago` sees it.
+//!
+//! `imago` refuses an image whose header says that its clusters are compressed with zstd. So it is shown a header that
+//! does not say it ([`Mask`]); what it writes of its header has the true fields again.
+
+// The trait's own methods are `unsafe`: their callers promise aligned requests, and so each is passed on as it came.
+#![allow(unsafe_code)]
+
+use super::header::{COMPRESSION, COMPRESSION_AT, FEATURES_AT, Header, SIZE_AT};
+use imago::file::File;
+use imago::io_buffers::{IoVector, IoVectorMut};
+use imago::storage::PreallocateMode;
+use imago::storage::drivers::CommonStorageHelper;
+use imago::{Storage, StorageExt as _, StorageOpenOptions};
+use std::fmt;
+use std::io::Result;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+/// A file, and what of it is shown otherwise than it is.
+#[derive(Debug)]
+pub(super) struct ImageFile {
+    file: File,
+    mask: Option<Mask>,
+}
+
+/// The fields of a header that are shown otherwise than they are.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Mask([Field; 3]);
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Field {
+    at: usize,
+    real: Vec<u8>,
+    shown: Vec<u8>,
+}
+
+impl Mask {
+    /// The mask of an image with zstd. The size is shown as one of whole clusters: the last one is written as a whole, too.
+    pub(super) fn zstd(header: &Header) -> Self {
+        let size = header.shown_size();
+        let field = |at, real: &[u8], shown: &[u8]| {
+            let (real, shown) = (real.to_vec(), shown.to_vec());
+            Field { at, real, shown }
+        };
+        let (features, shown) = (header.features, header.features & !COMPRESSION);
+        Self([
+            field(SIZE_AT, &header.size.to_be_bytes(), &size.to_be_bytes()),
+            field(FEATURES_AT, &features.to_be_bytes(), &shown.to_be_bytes()),
+            field(COMPRESSION_AT, &[1], &[0]),
+        ])
+    }
+
+    /// The bytes of the file in which all fields are.
+    fn bytes(&self) -> Range<usize> {
+        0..self.0.iter().map(|field| field.at + field.real.len()).max().unwrap_or(0)
+    }
+
+    /// Puts into bytes of the file from `offset` on what of a field lies in them.
+    fn put(&self, bytes: &mut [u8], offset: u64, of: impl Fn(&Field) -> &[u8]) {
+        for field in &self.0 {
+            for (at, byte) in (field.at as u64..).zip(of(field)) {
+                let index = at.checked_sub(offset).and_then(|index| usize::try_from(index).ok());
+                if let Some(there) = index.and_then(|index| bytes.get_mut(index)) {
+                    *there = *byte;
+                }
+            }
+        }
+    }
+}
+
+impl ImageFile {
+    /// The file at `path`, opened by the caller.
+    ///
+    /// # Errors
+    /// Those of looking at it.
+    pub(super) fn new(
+        file: std::fs::File,
+        path: &Path,
+        writes: bool,
+        mask: Option<Mask>,
+    ) -> Result<Self> {
+        let options = StorageOpenOptions::new().write(writes).filename(path);
+        Ok(Self { file: File::from_open_file(file, options)?, mask })
+    }
+
+    /// The mask, if a request at `offset` reaches what is masked.
+    fn mask_at(&self, offset: u64) -> Option<&Mask> {
+        self.mask.as_ref().filter(|mask| offset < mask.bytes().end as u64)
+    }
+}
+
+impl Storage for ImageFile {
+    fn mem_align(&self) -> usize {
+        self.file.mem_align()
+    }
+
+    fn req_align(&self) -> usize {
+        self.file.req_align()
+    }
+
+    fn zero_align(&self) -> usize {
+        self.file.zero_align()
+    }
+
+    fn discard_align(&self) -> usize {
+        self.file.discard_align()
+    }
+
+    fn size(&self) -> Result<u64> {
+        self.file.size()
+    }
+
+    fn resolve_relative_path<P: AsRef<Path>>(&self, relative: P) -> Result<PathBuf> {
+        self.file.resolve_relative_path(relative)
+    }
+
+    fn get_filename(&self) -> Option<PathBuf> {
+        self.file.get_filename()
+    }
+
+    unsafe fn pure_readv(&self, mut bytes: IoVectorMut<'_>, offset: u64) -> Result<()> {
+        let Some(mask) = self.mask_at(offset) else {
+            // SAFETY: the caller has promised what the file asks for.
+            return unsafe { self.file.pure_readv(bytes, offset) };
+        };
+        let mut shown = vec![0; bytes.len() as usize];
+        self.file.read(&mut shown[..], offset)?;
+        mask.put(&mut shown, offset, |field| &field.shown);
+        bytes.copy_from_slice(&shown);
+        Ok(())
+    }
+
+    unsafe fn pure_writev(&self, bytes: IoVector<'_>, offset: u64) -> Result<()> {
+        let Some(mask) = self.mask_at(offset) else {
+            // SAFETY: the caller has promised what the file asks for.
+            return unsafe { self.file.pure_writev(bytes, offset) };
+        };
+        let mut real = vec![0; bytes.len() as usize];
+        bytes.copy_into_slice(&mut real);
+        mask.put(&mut real, offset, |field| &field.real);
+        self.file.write(&real[..], offset)
+    }
+
+    unsafe fn pure_write_zeroes(&self, offset: u64, length: u64) -> Result<()> {
+        // SAFETY: the caller has promised what the file asks for.
+        unsafe { self.file.pure_write_zeroes(offset, length) }
+    }
+
+    unsafe fn pure_write_allocated_zeroes(&self, offset: u64, length: u64) -> Result<()> {
+        // SAFETY: the caller has promised what the file asks for.
+        unsafe { self.file.pure_write_allocated_zeroes(offset, length) }
+    }
+
+    unsafe fn pure_discard(&self, offset: u64, length: u64) -> Result<()> {
+        // SAFETY: the caller has promised what the file asks for.
+        unsafe { self.file.pure_discard(offset, length) }
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.file.flush()
+    }
+
+    fn sync(&self) -> Result<()> {
+        self.file.sync()
+    }
+
+    fn settle_writes(&self) -> Result<()> {
+        self.file.settle_writes()
+    }
+
+    unsafe fn invalidate_cache(&self) -> Result<()> {
+        // SAFETY: the caller has promised that the file is as it is known.
+        unsafe { self.file.invalidate_cache() }
+    }
+
+    fn get_storage_helper(&self) -> &CommonStorageHelper {
+        self.file.get_storage_helper()
+    }
+
+    fn resize(&self, new_size: u64, mode: PreallocateMode) -> Result<()> {
+        self.file.resize(new_size, mode)
+    }
+}
+
+impl fmt::Display for ImageFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.file.fmt(f)
+    }
+}

@@ -1,0 +1,234 @@
+//! Images whose clusters are compressed with zstd, as QEMU's tools make them: read, written, in chains, and broken.
+
+use crate::images::{Folder, pattern, tool};
+use rustix::io::Errno;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+use xen_block::Page;
+use xen_block::disk::places::Places;
+use xen_block::disk::pool::Pooled;
+use xen_block::disk::{Disk, DiskAccess, Io, Op, Piece, qcow2};
+
+/// The longest that a request may take.
+const WITHIN: Duration = Duration::from_secs(30);
+
+/// An image that is open, without a device.
+struct Image(Pooled);
+
+impl Image {
+    /// Opens it. A process that another test starts may have the locks of what was closed here for a moment.
+    fn open(path: &str, access: DiskAccess) -> Self {
+        let places = Places::default().with_file("/dev/null".into());
+        let open = || qcow2::open(Path::new(path), access, &places);
+        Self(crate::support::once_free(open).unwrap())
+    }
+
+    /// Does one request of at most 4096 bytes; `Err` is how it failed.
+    fn ask(&mut self, op: Op, sector: u64, sectors: u64, page: &Page) -> Result<(), Errno> {
+        let mut io = Io::empty();
+        (io.op, io.sector) = (op, sector);
+        if op != Op::Flush {
+            io.sectors = sectors;
+        }
+        if matches!(op, Op::Read | Op::Write) {
+            io.pieces.push(Piece { page: page.clone(), offset: 0, len: sectors as u16 * 512 });
+        }
+        let submitted = self.0.submit(io);
+        let Ok(mut done) = submitted else { panic!("there is room for one") };
+        let end = Instant::now() + WITHIN;
+        loop {
+            match done.take() {
+                Some(done) => return done.1,
+                None => assert!(Instant::now() < end, "{op:?} at {sector} is not answered"),
+            }
+            done = self.0.finished();
+        }
+    }
+
+    fn read(&mut self, sector: u64, sectors: u64) -> Result<Vec<u8>, Errno> {
+        let page = Page::private();
+        self.ask(Op::Read, sector, sectors, &page)?;
+        let mut bytes = vec![0; sectors as usize * 512];
+        page.copy_out(0, &mut bytes).unwrap();
+        Ok(bytes)
+    }
+
+    fn write(&mut self, sector: u64, bytes: &[u8]) -> Result<(), Errno> {
+        let page = Page::private();
+        page.copy_in(0, bytes).unwrap();
+        self.ask(Op::Write, sector, bytes.len() as u64 / 512, &page)
+    }
+
+    /// All of the disk.
+    fn all(&mut self) -> Vec<u8> {
+        let sectors = self.0.geometry().sectors;
+        let reads = (0..sectors).step_by(8);
+        reads.flat_map(|at| self.read(at, 8.min(sectors - at)).unwrap()).collect()
+    }
+}
+
+/// Packs `bytes` into an image, with clusters of this size.
+fn packed(image: &str, bytes: &[u8], cluster: &str) {
+    let raw = format!("{image}.raw");
+    std::fs::write(&raw, bytes).unwrap();
+    let options = format!("compression_type=zstd,cluster_size={cluster}");
+    tool("qemu-img", &["convert", "-c", "-O", "qcow2", "-o", &options, &raw, image]);
+}
+
+/// QEMU finds these bytes in the image, and its tables in order.
+fn assert_holds(image: &str, bytes: &[u8]) {
+    let raw = format!("{image}.wanted");
+    std::fs::write(&raw, bytes).unwrap();
+    tool("qemu-img", &["check", "-q", image]);
+    tool("qemu-img", &["compare", "-q", "-f", "qcow2", "-F", "raw", image, &raw]);
+}
+
+/// Some bytes that compress well and some that do not; the last cluster is not whole.
+fn content() -> Vec<u8> {
+    let mut seed = 7_u64;
+    let mut bytes = pattern(3, 512);
+    for byte in &mut bytes[1 << 20..5 << 18] {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        *byte = (seed >> 33) as u8 & 0x3f;
+    }
+    bytes.extend([9; 3 * 512]);
+    bytes
+}
+
+#[test]
+fn compressed_clusters_of_each_size_are_read() {
+    let Some(folder) = Folder::new("zstd-read") else { return };
+    let wanted = content();
+    for cluster in ["512", "4k", "64k", "2M"] {
+        let image = folder.file("a.qcow2");
+        packed(&image, &wanted, cluster);
+        assert!(Image::open(&image, DiskAccess::ReadOnly).all() == wanted, "{cluster}");
+    }
+}
+
+/// What is written in part is whole and plain afterwards, also the last cluster, and the header says what it said.
+#[test]
+fn compressed_clusters_are_written() {
+    let Some(folder) = Folder::new("zstd-write") else { return };
+    for cluster in ["512", "4k", "64k", "2M"] {
+        let mut wanted = content();
+        let image = folder.file("a.qcow2");
+        packed(&image, &wanted, cluster);
+        // A feature that nobody knows: who writes to the image takes the mark away, and writes the whole header.
+        let file = File::options().write(true).open(&image).unwrap();
+        file.write_all_at(&32_u64.to_be_bytes(), 88).unwrap();
+        let mut disk = Image::open(&image, DiskAccess::ReadWrite);
+        let last = wanted.len() as u64 / 512 - 1;
+        for (value, sector, sectors) in
+            [(1, 0, 1), (2, 127, 3), (3, 1280, 8), (4, 2050, 2), (5, 2555, 8), (6, last, 1)]
+        {
+            let bytes = vec![value; sectors as usize * 512];
+            disk.write(sector, &bytes).unwrap();
+            wanted[sector as usize * 512..][..bytes.len()].copy_from_slice(&bytes);
+            assert_eq!(disk.read(sector, sectors), Ok(bytes));
+        }
+        disk.ask(Op::Discard, 512, 700, &Page::private()).unwrap();
+        wanted[512 * 512..1212 * 512].fill(0);
+        disk.ask(Op::Discard, last - 1, 2, &Page::private()).unwrap();
+        wanted[(last as usize - 1) * 512..].fill(0);
+        assert!(disk.all() == wanted, "{cluster}");
+        drop(disk);
+        let mut features = [0; 8];
+        File::open(&image).unwrap().read_exact_at(&mut features, 88).unwrap();
+        assert_eq!(features, [0; 8], "the header was written");
+        assert_holds(&image, &wanted);
+        let said = tool("qemu-img", &["info", "--output=json", &image]).stdout;
+        let said = String::from_utf8(said).unwrap();
+        assert!(said.contains(r#""compression-type": "zstd""#), "{said}");
+        assert!(said.contains(&format!(r#""virtual-size": {}"#, wanted.len())), "{said}");
+    }
+}
+
+/// One of zlib before one of zstd before a raw one, and the other way round; the ones behind are smaller.
+#[test]
+fn images_with_zstd_stand_in_chains() {
+    let Some(folder) = Folder::new("zstd-chain") else { return };
+    let behind = content();
+    for (middle, top) in [("zstd", "zlib"), ("zlib", "zstd")] {
+        let at = |name: &str| folder.file(&format!("{middle}-{name}"));
+        let (base, image) = (at("base"), at("top"));
+        let option = format!("compression_type={middle}");
+        let raw = at("raw");
+        std::fs::write(&raw, &behind).unwrap();
+        tool("qemu-img", &["convert", "-c", "-O", "qcow2", "-o", &option, &raw, &base]);
+        // One cluster of the top is its own, and compressed; the end of the one behind is within a cluster.
+        let options = format!("compression_type={top},size=4M");
+        let create = ["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", &base, "-o", &options];
+        tool("qemu-img", &[&create[..], &[&image]].concat());
+        tool("qemu-io", &["-f", "qcow2", "-c", "write -q -c -P 5 64k 64k", &image]);
+        let mut wanted = behind.clone();
+        wanted.resize(4 << 20, 0);
+        wanted[65536..131_072].fill(5);
+        let mut disk = Image::open(&image, DiskAccess::ReadWrite);
+        assert!(disk.all() == wanted, "{middle} behind {top}");
+        let end = behind.len() as u64 / 512;
+        for (value, sector) in [(1, 3), (2, 129), (3, 1000), (4, end - 1), (5, end + 9)] {
+            disk.write(sector, &[value; 512]).unwrap();
+            wanted[sector as usize * 512..][..512].fill(value);
+        }
+        assert!(disk.all() == wanted, "{middle} behind {top}, written");
+        drop(disk);
+        assert_holds(&image, &wanted);
+        assert_holds(&base, &behind);
+    }
+}
+
+/// A cluster that cannot be decoded is an error for who needs it, and for nobody else; it can be written anew.
+#[test]
+fn broken_clusters_with_zstd_harm_themselves_alone() {
+    let Some(folder) = Folder::new("zstd-broken") else { return };
+    let image = folder.file("a.qcow2");
+    let place = |file: &File, cluster: u64| {
+        let number = |at| {
+            let mut bytes = [0; 8];
+            file.read_exact_at(&mut bytes, at).unwrap();
+            u64::from_be_bytes(bytes)
+        };
+        let entry_at = (number(number(40)) & 0xff_ffff_ffff_fe00) + cluster * 8;
+        (entry_at, number(entry_at))
+    };
+    let offset = |entry: u64| entry & ((1 << 54) - 1);
+    // A frame with the largest window but no content size; blocks of one byte, 128 KiB times.
+    let long: Vec<u8> = [0x28, 0xb5, 0x2f, 0xfd, 0x00, 0x68].into_iter().collect();
+    let long = [long, [0x02, 0x00, 0x10, 0x55].repeat(4000)].concat();
+    type Break = fn(&File, (u64, u64), u64, &[u8]);
+    let breaks: [(&str, Break); 5] = [
+        ("another magic number", |file, (_, _), at, _| file.write_all_at(b"no", at).unwrap()),
+        ("a block of no type", |file, (_, _), at, _| {
+            file.write_all_at(&[255; 40], at + 6).unwrap();
+        }),
+        ("behind the end", |file, (entry_at, entry), _, _| {
+            file.write_all_at(&(entry | 1 << 50).to_be_bytes(), entry_at).unwrap();
+        }),
+        ("longer than a cluster", |file, (entry_at, entry), _, long| {
+            let end = file.metadata().unwrap().len().next_multiple_of(512);
+            file.write_all_at(long, end).unwrap();
+            let entry = entry & !((1 << 54) - 1) | end | 0xff << 54;
+            file.write_all_at(&(entry & !(1 << 63)).to_be_bytes(), entry_at).unwrap();
+        }),
+        ("cut off", |file, (_, _), at, _| file.set_len(at + 9).unwrap()),
+    ];
+    for (what, broken) in breaks {
+        let wanted = content();
+        packed(&image, &wanted, "64k");
+        let file = File::options().read(true).write(true).open(&image).unwrap();
+        // The last whole cluster: nothing that is needed is behind it but the last one.
+        let cluster = wanted.len() as u64 / 65536 - 1;
+        let (entry_at, entry) = place(&file, cluster);
+        broken(&file, (entry_at, entry), offset(entry), &long);
+        let sector = cluster * 128;
+        let mut disk = Image::open(&image, DiskAccess::ReadWrite);
+        assert_eq!(disk.read(sector, 1), Err(Errno::IO), "{what}");
+        assert_eq!(disk.write(sector + 9, &[1; 512]), Err(Errno::IO), "{what}");
+        assert_eq!(disk.read(0, 1).unwrap(), wanted[..512], "{what}");
+        disk.write(1, &[7; 512]).unwrap();
+        assert_eq!(disk.read(0, 2).unwrap()[512..], [7; 512], "{what}");
+    }
+}
