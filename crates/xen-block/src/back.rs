@@ -107,8 +107,6 @@ struct Connected {
     limits: throttle::Limits,
     record: Option<(PathBuf, OwnedFd)>,
     taking: Taking,
-    /// The disk's server was away when that was last looked at; `None` before the first look.
-    away: Option<bool>,
 }
 
 impl Connected {
@@ -149,6 +147,10 @@ pub struct Back {
     connects: VecDeque<Instant>,
     /// When a process that was killed was first seen to have the frontend's port still.
     bound_since: Option<Instant>,
+    /// While the server of a disk that was served before is away: since when that is known, and when it is tried again.
+    away: Option<(Instant, Instant)>,
+    /// The disk's server was away when that was last told; `None` before the first time.
+    told_away: Option<bool>,
     connected: Option<Connected>,
     stats: Stats,
 }
@@ -180,7 +182,8 @@ impl Back {
     pub fn new(platform: Rc<Platform>) -> Self {
         let (opening, connects) = (Opening::default(), VecDeque::new());
         let (bound_since, connected, stats) = (None, None, Stats::default());
-        Self { platform, opening, connects, bound_since, connected, stats }
+        let (away, told_away) = (None, None);
+        Self { platform, opening, connects, bound_since, away, told_away, connected, stats }
     }
 
     /// What it has done since it was connected.
@@ -228,6 +231,13 @@ impl Back {
     /// Whether it is not too long ago that the frontend's port was found bound first.
     fn may_wait_for_port(&mut self) -> bool {
         self.bound_since.get_or_insert_with(Instant::now).elapsed() < BOUND_MAX
+    }
+
+    /// Whether it is not too long ago that the server of its disk was found away first; notes when it is tried again.
+    fn may_wait_for_server(&mut self, now: Instant) -> bool {
+        let since = self.away.map_or(now, |(since, _)| since);
+        self.away = now.checked_add(TRY_AGAIN).map(|next| (since, next));
+        now.saturating_duration_since(since) < AWAY_MAX
     }
 
     /// Its disk, and how that is reached, while it is connected.
@@ -347,9 +357,11 @@ impl Back {
 
     /// Looks whether the disk's server is there; true where it has gone since the last look, false where it has come back.
     pub fn went_or_came(&mut self) -> Option<bool> {
-        let connected = self.connected.as_mut()?;
-        let away = connected.disk.is_away()?;
-        let before = connected.away.replace(away);
+        let away = match &mut self.connected {
+            Some(connected) => connected.disk.is_away()?,
+            None => self.away.map(|_| true)?,
+        };
+        let before = self.told_away.replace(away);
         // The node may be left of a process before.
         (before != Some(away)).then_some(away)
     }
@@ -494,7 +506,6 @@ impl Back {
             limits: rates,
             record,
             taking: Taking::Yes,
-            away: None,
         };
         for (number, ring) in rings.iter().enumerate() {
             let record = records.next();
@@ -617,6 +628,11 @@ const BINDING: &str = "binding the frontend's event channel";
 /// back.
 const BOUND_MAX: Duration = Duration::from_secs(2);
 
+/// How long the server of a disk that another process has served may be away: as long as one of a disk that is in use.
+const AWAY_MAX: Duration = Duration::from_secs(60);
+/// Between two tries to open such a disk.
+const TRY_AGAIN: Duration = Duration::from_millis(200);
+
 /// Whether the frontend's port is bound, or none.
 fn is_bound(error: &Error) -> bool {
     matches!(error, Error::Platform { what: BINDING, error: xen::Error::Inval })
@@ -642,6 +658,7 @@ impl Driver for Back {
         };
         self.connects.push_back(Instant::now());
         let connected = self.attach(device, disk, How::Fresh)?;
+        (self.away, self.told_away) = (None, None);
         Self::describe(&connected, &self.platform.options, device);
         self.connected = Some(connected);
         self.stats = Stats::default();
@@ -649,9 +666,15 @@ impl Driver for Back {
     }
 
     fn reattach(&mut self, device: &mut Device<'_>) -> Result<Progress, Error> {
+        let now = Instant::now();
+        if self.away.is_some_and(|(_, next)| now < next) {
+            return Ok(Progress::Pending);
+        }
         let opened = self.opening.disk(&self.platform.open, device);
         let attached = match opened {
             Ok(None) => return Ok(Progress::Pending),
+            // The guest's requests wait for it as for one that goes while it is used.
+            Err(Error::Away(_)) if self.may_wait_for_server(now) => return Ok(Progress::Pending),
             Ok(Some(disk)) => self.attach(device, disk, How::TakeOver),
             Err(error) => Err(error),
         };
@@ -663,7 +686,7 @@ impl Driver for Back {
             }
             connected => connected?,
         };
-        self.bound_since = None;
+        (self.bound_since, self.away) = (None, None);
         self.connected = Some(connected);
         self.stats = Stats::default();
         let mut worked = Worked::default();
@@ -691,6 +714,7 @@ impl Driver for Back {
             connected.taking = Taking::Ended;
             connected.disk.give_up();
         }
+        self.away = None;
         // What is in flight is answered, if the rings still stand.
         let _ = self.work(Instant::now(), None);
         let Some(connected) = &mut self.connected else { return self.leave_nothing(device) };

@@ -37,6 +37,8 @@ pub enum Error {
         /// How often.
         restarts: u32,
     },
+    /// What the driver needs is not there, and may come back; what it says of that.
+    Away(String),
     /// What the driver says.
     Driver(String),
 }
@@ -78,7 +80,7 @@ impl fmt::Display for Error {
                 "the other end began anew {restarts} times without connecting; \
                  detach and attach the device to try again"
             ),
-            Self::Driver(text) => f.write_str(text),
+            Self::Away(text) | Self::Driver(text) => f.write_str(text),
         }
     }
 }

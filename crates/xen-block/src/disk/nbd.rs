@@ -107,6 +107,15 @@ pub fn connect(path: &Path, name: &str, options: Options) -> io::Result<Nbd> {
     Ok(Nbd { server, pooled, probing: false, leave_until: None })
 }
 
+/// True where nobody listens at the socket, or has gone while it was talked to: a server that may come back.
+pub(super) fn is_away(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionRefused, ConnectionReset, NotFound, UnexpectedEof};
+    matches!(
+        error.kind(),
+        NotFound | ConnectionRefused | ConnectionReset | BrokenPipe | UnexpectedEof
+    )
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

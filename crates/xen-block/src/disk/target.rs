@@ -69,7 +69,7 @@ impl Target {
     /// Opens it, and what it names as far as `places` allow that.
     ///
     /// # Errors
-    /// Why not, EBUSY in front where another device writes to it.
+    /// Why not, EBUSY in front where another device writes to it; [`Error::Away`] where its server is not there.
     pub fn open(&self, access: DiskAccess, places: &Places) -> Result<Box<dyn Disk>, Error> {
         Ok(self.open_anywhere(access, places)?)
     }
@@ -91,7 +91,10 @@ impl Target {
             ),
             Self::Nbd { socket, name } => {
                 let disk = nbd::connect(socket, name, nbd::Options::new(access));
-                Box::new(disk.map_err(|error| said(format!("{}: {error}", socket.display())))?)
+                Box::new(disk.map_err(|error| {
+                    let text = format!("{}: {error}", socket.display());
+                    if nbd::is_away(&error) { Error::Away(text) } else { said(text) }
+                })?)
             }
             Self::Memory(bytes) => {
                 let disk = Memory::new(bytes / 512);

@@ -43,7 +43,11 @@ pub(crate) fn tool(program: &str, args: &[&str]) -> Output {
 
 /// A device whose nodes name this disk.
 pub(crate) fn scene(params: &str, mode: &str) -> Option<Scene> {
-    let mut scene = Scene::new(Setup::named())?;
+    scene_with(Setup::named(), params, mode)
+}
+
+pub(crate) fn scene_with(setup: Setup, params: &str, mode: &str) -> Option<Scene> {
+    let mut scene = Scene::new(setup)?;
     let mut device = device();
     device.backend_nodes = vec![("params".into(), params.into()), ("mode".into(), mode.into())];
     toolstack::add(&mut scene.tool, &device).unwrap();

@@ -1,7 +1,7 @@
 //! Servers of network block devices: QEMU's, that comes and goes; and one of this test's, that says of itself what none
 //! should.
 
-use crate::images::{Folder, connected, detach, pattern, scene, tool};
+use crate::images::{Folder, connected, detach, pattern, scene, scene_with, tool};
 use crate::support::{self, Scene, Setup, device};
 use rustix::process::{Pid, Signal, kill_process};
 use std::io::{self, Read, Write};
@@ -10,6 +10,7 @@ use std::path::Path;
 use std::process::{Child, Command};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+use xen_block::back;
 use xen_block::disk::DiskAccess;
 use xen_block::disk::nbd::{self, Options};
 use xen_block::front::{Completion, Part, Want};
@@ -142,6 +143,53 @@ fn a_server_that_comes_back_is_connected_again_and_requests_wait_for_it() {
     assert_eq!(scene.write(0, &second), Status::Okay);
     assert!(std::fs::read(&image).unwrap()[..second.len()] == second);
     detach(&mut scene);
+}
+
+/// A backend that is started again while its disk's server is away waits for it as the one before would have.
+#[test]
+fn who_takes_over_waits_for_a_server_that_is_away() {
+    let Some((folder, image, socket)) = image("takeover") else { return };
+    let records = folder.file("records");
+    std::fs::create_dir(&records).unwrap();
+    let options = back::Options { record_dir: Some(records.into()), ..back::Options::default() };
+    let setup = Setup { back: options.clone(), ..Setup::named() };
+    let server = QemuNbd::start(&socket, &image, &[]);
+    let Some(mut scene) = scene_with(setup, &format!("nbd:unix:{socket}"), "w") else { return };
+    scene.until_connected();
+    let bytes = pattern(3, 1);
+    assert_eq!(scene.write(0, &bytes), Status::Okay);
+    let kill_and_start = |scene: &mut Scene| {
+        let open = Setup::named().open;
+        let next = support::server(&scene.host, &scene.daemon, options.clone(), open);
+        drop(std::mem::replace(&mut scene.server, next));
+        scene.until("it is told that the server is away", is_gone);
+        assert_eq!(scene.states(), (Some(State::Connected), Some(State::Connected)));
+    };
+    drop(server);
+    kill_and_start(&mut scene);
+    let buffer = scene.buffers(1)[0];
+    let want = Want::Read { tag: 77, sector: 0 };
+    scene.front().submit(0, want, &[Part::whole(buffer)]).unwrap();
+    scene.front().push().unwrap();
+    for _ in 0..100 {
+        scene.turn();
+        assert_eq!(ended(&mut scene), None);
+    }
+    let server = QemuNbd::start(&socket, &image, &[]);
+    let mut status = None;
+    scene.until("the answer", |scene| {
+        status = status.or(ended(scene));
+        status.is_some()
+    });
+    assert_eq!(status, Some(Status::Okay));
+    scene.until("it is told that the server is back", |scene| !is_gone(scene));
+    assert_eq!(scene.read(0, 1), Ok(bytes));
+    // A device that nobody wants any more waits for no server.
+    drop(server);
+    kill_and_start(&mut scene);
+    let begin = Instant::now();
+    detach(&mut scene);
+    assert!(begin.elapsed() < Options::new(DiskAccess::ReadWrite).patience / 2);
 }
 
 #[test]
