@@ -33,7 +33,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use storage::{ImageFile, Mask};
-use zstd::ZstdImage;
+use zstd::{Kept, ZstdImage};
 
 /// Requests that are done at a time.
 const THREADS: usize = 4;
@@ -62,6 +62,7 @@ pub fn open(path: &Path, access: DiskAccess, places: &Places) -> Result<Pooled, 
     let chain = Chain::open(path, Purpose::Use(access), places, |_| ())?;
     let writes = access == DiskAccess::ReadWrite;
     let (mut layout, mut held, mut behind) = (None, None, None);
+    let kept = Kept::default();
     let top = chain.0.len().saturating_sub(1);
     for (at, link) in chain.0.into_iter().rev().enumerate() {
         let Link { path, file, header, data } = link;
@@ -89,7 +90,9 @@ pub fn open(path: &Path, access: DiskAccess, places: &Places) -> Result<Pooled, 
                     builder.backing(behind.take()).data_file(data.transpose().map_err(bad)?);
                 let image = builder.open(DenyImplicitOpenGate::default()).map_err(bad)?;
                 match own {
-                    Some(own) => FormatAccess::new(ZstdImage::new(image, own, &header)),
+                    Some(own) => {
+                        FormatAccess::new(ZstdImage::new(image, own, &header, kept.clone(), at))
+                    }
                     None => FormatAccess::new(image),
                 }
             }
@@ -243,8 +246,9 @@ impl Image {
         self.check()?;
         self.unwritten.store(true, Ordering::Release);
         call().inspect_err(|error| {
-            let changed = error.kind() != std::io::ErrorKind::Unsupported;
-            self.failed.fetch_or(changed, Ordering::AcqRel);
+            let unchanged =
+                error.kind() == std::io::ErrorKind::Unsupported || zstd::is_fault(error);
+            self.failed.fetch_or(!unchanged, Ordering::AcqRel);
         })
     }
 

@@ -180,40 +180,64 @@ fn images_with_zstd_stand_in_chains() {
     }
 }
 
+/// Reads numbers of an image's tables.
+fn number(file: &File, at: u64) -> u64 {
+    let mut bytes = [0; 8];
+    file.read_exact_at(&mut bytes, at).unwrap();
+    u64::from_be_bytes(bytes)
+}
+
+/// The place in the file of the first table of the disk's clusters.
+fn table(file: &File) -> u64 {
+    number(file, number(file, 40)) & 0xff_ffff_ffff_fe00
+}
+
+/// An image may be made so that the disk's data lie upon its tables: what the guest writes changes them under who serves it.
+#[test]
+fn tables_that_the_guest_can_write_harm_its_own_disk_alone() {
+    let Some(folder) = Folder::new("zstd-upon") else { return };
+    let image = folder.file("a.qcow2");
+    packed(&image, &content(), "64k");
+    let file = File::options().read(true).write(true).open(&image).unwrap();
+    let table = table(&file);
+    file.write_all_at(&(1 << 63 | table).to_be_bytes(), table).unwrap();
+    let mut disk = Image::open(&image, DiskAccess::ReadWrite);
+    let second = disk.read(128, 1).unwrap();
+    assert_eq!(second, content()[65536..][..512]);
+    // The table in the file names no cluster any more, and the one in memory does.
+    disk.write(0, &[0; 4096]).unwrap();
+    assert_eq!(disk.read(128, 1), Err(Errno::IO));
+    assert_eq!(disk.write(129, &[1; 512]), Err(Errno::IO));
+    assert_eq!(disk.ask(Op::Discard, 129, 1, &Page::private()), Err(Errno::IO));
+    disk.write(1, &[1; 512]).unwrap();
+    assert_eq!(disk.read(1, 1), Ok(vec![1; 512]));
+}
+
 /// A cluster that cannot be decoded is an error for who needs it, and for nobody else; it can be written anew.
 #[test]
 fn broken_clusters_with_zstd_harm_themselves_alone() {
     let Some(folder) = Folder::new("zstd-broken") else { return };
     let image = folder.file("a.qcow2");
     let place = |file: &File, cluster: u64| {
-        let number = |at| {
-            let mut bytes = [0; 8];
-            file.read_exact_at(&mut bytes, at).unwrap();
-            u64::from_be_bytes(bytes)
-        };
-        let entry_at = (number(number(40)) & 0xff_ffff_ffff_fe00) + cluster * 8;
-        (entry_at, number(entry_at))
+        let entry_at = table(file) + cluster * 8;
+        (entry_at, number(file, entry_at))
     };
     let offset = |entry: u64| entry & ((1 << 54) - 1);
-    // A frame with the largest window but no content size; blocks of one byte, 128 KiB times.
-    let long: Vec<u8> = [0x28, 0xb5, 0x2f, 0xfd, 0x00, 0x68].into_iter().collect();
-    let long = [long, [0x02, 0x00, 0x10, 0x55].repeat(4000)].concat();
-    type Break = fn(&File, (u64, u64), u64, &[u8]);
-    let breaks: [(&str, Break); 5] = [
-        ("another magic number", |file, (_, _), at, _| file.write_all_at(b"no", at).unwrap()),
-        ("a block of no type", |file, (_, _), at, _| {
-            file.write_all_at(&[255; 40], at + 6).unwrap();
-        }),
-        ("behind the end", |file, (entry_at, entry), _, _| {
+    type Break = fn(&File, (u64, u64), u64);
+    let breaks: [(&str, Break); 7] = [
+        ("another magic number", |file, _, at| file.write_all_at(b"no", at).unwrap()),
+        ("a block of no type", |file, _, at| file.write_all_at(&[255; 40], at + 6).unwrap()),
+        ("a window of 3.75 TB", |file, _, at| file.write_all_at(&[0, 255], at + 4).unwrap()),
+        ("behind the end", |file, (entry_at, entry), _| {
             file.write_all_at(&(entry | 1 << 50).to_be_bytes(), entry_at).unwrap();
         }),
-        ("longer than a cluster", |file, (entry_at, entry), _, long| {
-            let end = file.metadata().unwrap().len().next_multiple_of(512);
-            file.write_all_at(long, end).unwrap();
-            let entry = entry & !((1 << 54) - 1) | end | 0xff << 54;
-            file.write_all_at(&(entry & !(1 << 63)).to_be_bytes(), entry_at).unwrap();
+        // A frame with a window of 1 MiB, and blocks that are one byte 128 KiB times.
+        ("longer than a cluster", |file, entry, _| {
+            elsewhere(file, entry, &[0x02, 0x00, 0x10, 0x55].repeat(4000), 0x50);
         }),
-        ("cut off", |file, (_, _), at, _| file.set_len(at + 9).unwrap()),
+        // The same with blocks of nothing.
+        ("too many blocks", |file, entry, _| elsewhere(file, entry, &[0; 12_000], 0x50)),
+        ("cut off", |file, _, at| file.set_len(at + 9).unwrap()),
     ];
     for (what, broken) in breaks {
         let wanted = content();
@@ -222,13 +246,32 @@ fn broken_clusters_with_zstd_harm_themselves_alone() {
         // The last whole cluster: nothing that is needed is behind it but the last one.
         let cluster = wanted.len() as u64 / 65536 - 1;
         let (entry_at, entry) = place(&file, cluster);
-        broken(&file, (entry_at, entry), offset(entry), &long);
+        broken(&file, (entry_at, entry), offset(entry));
         let sector = cluster * 128;
         let mut disk = Image::open(&image, DiskAccess::ReadWrite);
         assert_eq!(disk.read(sector, 1), Err(Errno::IO), "{what}");
         assert_eq!(disk.write(sector + 9, &[1; 512]), Err(Errno::IO), "{what}");
+        let discarded = disk.ask(Op::Discard, sector + 9, 8, &Page::private());
+        assert_eq!(discarded, Err(Errno::IO), "{what}");
         assert_eq!(disk.read(0, 1).unwrap(), wanted[..512], "{what}");
         disk.write(1, &[7; 512]).unwrap();
         assert_eq!(disk.read(0, 2).unwrap()[512..], [7; 512], "{what}");
+        drop(disk);
+        // The same behind another image.
+        let top = folder.file("top.qcow2");
+        tool("qemu-img", &["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", &image, &top]);
+        let mut disk = Image::open(&top, DiskAccess::ReadWrite);
+        assert_eq!(disk.write(sector + 9, &[1; 512]), Err(Errno::IO), "{what}");
+        disk.write(3, &[8; 512]).unwrap();
+        assert_eq!(disk.read(3, 1), Ok(vec![8; 512]), "{what}");
     }
+}
+
+/// Has an entry name a frame at the end of the file, of these blocks and with this descriptor of its window.
+fn elsewhere(file: &File, (entry_at, entry): (u64, u64), blocks: &[u8], window: u8) {
+    let end = file.metadata().unwrap().len().next_multiple_of(512);
+    let head = [0x28, 0xb5, 0x2f, 0xfd, 0x00, window];
+    file.write_all_at(&[&head, blocks].concat(), end).unwrap();
+    let flags = entry & 1 << 62;
+    file.write_all_at(&(flags | 0xff << 54 | end).to_be_bytes(), entry_at).unwrap();
 }

@@ -19,12 +19,14 @@ use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
 use std::fmt;
 use std::fs::File;
 use std::io::{Error, ErrorKind, Read as _, Result};
-use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-/// Largest window of a frame, in bytes: what each decoder has to be able to keep (RFC 8878, 3.1.1.1.2). With QEMU's frames it
-/// is a cluster, of 2 MiB at most.
-const WINDOW_MAX: u64 = 8 << 20;
-/// Decoded clusters that are kept, each of the decoder that made it.
+/// Largest window of a frame, in bytes. That of QEMU's frames is a cluster, of 2 MiB at most.
+const WINDOW_MAX: u64 = 2 << 20;
+/// Most blocks of a cluster: one for so many bytes, and some. A block of 16 bytes can need tables of 1280 entries.
+const BLOCK_BYTES: usize = 512;
+const BLOCKS: usize = 64;
+/// Decoded clusters that are kept for a chain of images, each with the decoder that made it.
 const KEPT: usize = 4;
 
 /// An image with zstd.
@@ -38,18 +40,26 @@ pub(super) struct ZstdImage {
     /// Shared by those who read compressed clusters; who changes the file's tables has it alone. So no cluster is written with
     /// something else between a look at its entry and the end of reading it.
     tables: RwLock<()>,
-    /// The one that was used last is the last.
-    kept: Mutex<Vec<Cluster>>,
+    kept: Kept,
+    /// Its number in `kept`.
+    number: usize,
 }
+
+/// The decoded clusters of a chain's images; the one that was used last is the last.
+#[derive(Clone, Default)]
+pub(super) struct Kept(Arc<Mutex<Vec<Cluster>>>);
 
 /// A decoded cluster.
 struct Cluster {
     decoder: FrameDecoder,
     packed: Vec<u8>,
     bytes: Vec<u8>,
-    /// Where the file has it, and in how many bytes at most. What is there remains: compressed clusters are not written.
-    place: Option<(u64, usize)>,
+    /// The image and the place that it is of. What is there remains: compressed clusters are not written.
+    of: Option<(usize, Place)>,
 }
+
+/// Where a file has a cluster, and in how many bytes at most.
+type Place = (u64, usize);
 
 /// Why a cluster cannot be decoded.
 #[derive(Debug)]
@@ -57,6 +67,10 @@ enum Fault {
     Frame(ruzstd::decoding::errors::FrameDecoderError),
     /// The frames have more bytes than a cluster.
     Long,
+    /// The frames have more blocks than a cluster needs.
+    Blocks,
+    /// The tables in the file are none, or other ones than those in memory.
+    Tables,
 }
 
 impl fmt::Display for Fault {
@@ -64,6 +78,8 @@ impl fmt::Display for Fault {
         match self {
             Self::Frame(error) => write!(f, "a compressed cluster cannot be decoded: {error}"),
             Self::Long => f.write_str("a compressed cluster is longer than a cluster"),
+            Self::Blocks => f.write_str("a compressed cluster is in too many pieces"),
+            Self::Tables => f.write_str("the tables that name a compressed cluster are broken"),
         }
     }
 }
@@ -76,27 +92,52 @@ impl From<Fault> for Error {
     }
 }
 
+/// True where a cluster could not be decoded: nothing was changed for that.
+pub(super) fn is_fault(error: &Error) -> bool {
+    error.get_ref().is_some_and(<dyn std::error::Error + Send + Sync>::is::<Fault>)
+}
+
+impl Kept {
+    /// The cluster, if it is among them; else one that is of something else.
+    fn take(&self, of: (usize, Place)) -> Cluster {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match kept.iter().position(|cluster| cluster.of == Some(of)) {
+            Some(at) => kept.remove(at),
+            None if kept.len() == KEPT => kept.remove(0),
+            None => Cluster::new(),
+        }
+    }
+
+    fn put(&self, cluster: Cluster) {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.len() < KEPT {
+            kept.push(cluster);
+        }
+    }
+}
+
 impl Cluster {
     fn new() -> Self {
         let mut decoder = FrameDecoder::new();
         decoder.set_max_window_size(WINDOW_MAX);
-        Self { decoder, packed: Vec::new(), bytes: Vec::new(), place: None }
+        Self { decoder, packed: Vec::new(), bytes: Vec::new(), of: None }
     }
 
-    /// Has the cluster of this many bytes that is compressed at `place` of the file.
+    /// Has the cluster of this many bytes that is compressed at that place of the file.
     ///
     /// # Errors
     /// Those of reading, and [`Fault`].
-    fn load(&mut self, file: &File, place: (u64, usize), bytes: usize) -> Result<()> {
-        if self.place == Some(place) {
+    fn load(&mut self, file: &File, of: (usize, Place), bytes: usize) -> Result<()> {
+        if self.of == Some(of) {
             return Ok(());
         }
-        self.place = None;
-        self.packed.resize(place.1, 0);
-        fill(file, &mut self.packed, place.0)?;
+        let (offset, length) = of.1;
+        self.of = None;
+        self.packed.resize(length, 0);
+        fill(file, &mut self.packed, offset)?;
         self.bytes.resize(bytes, 0);
         self.decode()?;
-        self.place = Some(place);
+        self.of = Some(of);
         Ok(())
     }
 
@@ -104,9 +145,11 @@ impl Cluster {
     fn decode(&mut self) -> std::result::Result<(), Fault> {
         let Self { decoder, packed, bytes, .. } = self;
         let (mut source, mut filled) = (&packed[..], 0);
+        let mut blocks = bytes.len() / BLOCK_BYTES + BLOCKS;
         while filled < bytes.len() {
             decoder.reset(&mut source).map_err(Fault::Frame)?;
             while !decoder.is_finished() {
+                blocks = blocks.checked_sub(1).ok_or(Fault::Blocks)?;
                 // One at a time: a few bytes may stand for 128 KiB.
                 let one = BlockDecodingStrategy::UptoBlocks(1);
                 decoder.decode_blocks(&mut source, one).map_err(Fault::Frame)?;
@@ -121,10 +164,16 @@ impl Cluster {
 }
 
 impl ZstdImage {
-    pub(super) fn new(inner: Qcow2<ImageFile>, file: File, header: &Header) -> Self {
+    /// The image as `imago` has it, its file, and its number in what its chain keeps.
+    pub(super) fn new(
+        inner: Qcow2<ImageFile>,
+        file: File,
+        header: &Header,
+        kept: Kept,
+        number: usize,
+    ) -> Self {
         let (layout, size) = (header.layout, header.size);
-        let (tables, kept) = (RwLock::new(()), Mutex::new(Vec::new()));
-        Self { inner, file, layout, size, tables, kept }
+        Self { inner, file, layout, size, tables: RwLock::new(()), kept, number }
     }
 
     fn cluster_bytes(&self) -> u64 {
@@ -139,25 +188,47 @@ impl ZstdImage {
         self.tables.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives `take` the bytes of the cluster at `offset` of the disk. `None` where it is not compressed, or no more.
+    /// True where the cluster at `offset` of the disk is compressed.
+    fn is_compressed(&self, offset: u64) -> Result<bool> {
+        Ok(matches!(self.inner.get_mapping(offset, 1)?.0, ShallowMapping::Special { .. }))
+    }
+
+    /// Gives `take` the bytes of the cluster at `offset` of the disk. `None` where it is compressed no more.
     fn decoded<T>(&self, offset: u64, take: impl FnOnce(&[u8]) -> T) -> Result<Option<T>> {
-        let Some(place) = self.layout.compressed(&self.file, offset)? else { return Ok(None) };
-        let kept = || self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut cluster = {
-            let mut kept = kept();
-            match kept.iter().position(|cluster| cluster.place == Some(place)) {
-                Some(at) => kept.remove(at),
-                None if kept.len() == KEPT => kept.remove(0),
-                None => Cluster::new(),
-            }
+        let place = match self.layout.compressed(&self.file, offset) {
+            Err(error) if error.kind() == ErrorKind::InvalidData => Err(Fault::Tables.into()),
+            place => place,
         };
-        let loaded = cluster.load(&self.file, place, 1 << self.layout.cluster_bits);
-        let taken = loaded.map(|()| Some(take(&cluster.bytes)));
-        let mut kept = kept();
-        if kept.len() < KEPT {
-            kept.push(cluster);
+        let Some(place) = place? else {
+            // The file may be ahead of the tables in memory only where the disk's data lie upon them: that is an image which
+            // somebody has made so.
+            return if self.is_compressed(offset)? { Err(Fault::Tables.into()) } else { Ok(None) };
+        };
+        let of = (self.number, place);
+        let mut cluster = self.kept.take(of);
+        cluster.load(&self.file, of, 1 << self.layout.cluster_bits)?;
+        let taken = take(&cluster.bytes);
+        self.kept.put(cluster);
+        Ok(Some(taken))
+    }
+
+    /// Bytes of a range that a request to make zeroes may have: one to the end of the disk is of whole clusters.
+    fn to_the_end(&self, offset: u64, length: u64) -> u64 {
+        match offset.checked_add(length) {
+            Some(end) if end == self.size => self.inner.size().saturating_sub(offset),
+            _ => length,
         }
-        taken
+    }
+
+    /// Has a range made zeroes; `call` is given its offset and length, and returns what it has done of it.
+    fn zero(
+        &self,
+        (offset, length): (u64, u64),
+        call: impl FnOnce(&Qcow2<ImageFile>, u64, u64) -> Result<(u64, u64)>,
+    ) -> Result<(u64, u64)> {
+        let _alone = self.changing();
+        let (done, bytes) = call(&self.inner, offset, self.to_the_end(offset, length))?;
+        Ok((done, bytes.min(offset.saturating_add(length).saturating_sub(done))))
     }
 
     /// Writes plain what is compressed of the clusters that a write of this range changes in part, or, unless it overwrites
@@ -168,9 +239,8 @@ impl ZstdImage {
         let mut at = offset - offset % cluster;
         while at < end {
             let partly = at < offset || at + cluster > end;
-            let is_compressed = (partly || !overwrite)
-                && matches!(self.inner.get_mapping(at, 1)?.0, ShallowMapping::Special { .. });
-            if is_compressed && let Some(bytes) = self.decoded(at, <[u8]>::to_vec)? {
+            let is_needed = (partly || !overwrite) && self.is_compressed(at)?;
+            if is_needed && let Some(bytes) = self.decoded(at, <[u8]>::to_vec)? {
                 let mapping = self.inner.prepare_data_mapping(at, cluster, true)?;
                 mapping.storage().write(&bytes[..], mapping.offset())?;
                 self.inner.commit_data_mapping(mapping)?;
@@ -239,26 +309,28 @@ impl FormatDriverInstance for ZstdImage {
     }
 
     fn ensure_zero_mapping(&self, offset: u64, length: u64) -> Result<(u64, u64)> {
-        let _alone = self.changing();
-        self.inner.ensure_zero_mapping(offset, length)
+        self.zero((offset, length), Qcow2::ensure_zero_mapping)
     }
 
     unsafe fn discard_to_zero_unsafe(&self, offset: u64, length: u64) -> Result<(u64, u64)> {
-        let _alone = self.changing();
         // SAFETY: the caller has promised that it is used by nobody else.
-        unsafe { self.inner.discard_to_zero_unsafe(offset, length) }
+        self.zero((offset, length), |inner, at, bytes| unsafe {
+            inner.discard_to_zero_unsafe(at, bytes)
+        })
     }
 
     unsafe fn discard_to_any_unsafe(&self, offset: u64, length: u64) -> Result<(u64, u64)> {
-        let _alone = self.changing();
         // SAFETY: the caller has promised that it is used by nobody else.
-        unsafe { self.inner.discard_to_any_unsafe(offset, length) }
+        self.zero((offset, length), |inner, at, bytes| unsafe {
+            inner.discard_to_any_unsafe(at, bytes)
+        })
     }
 
     unsafe fn discard_to_backing_unsafe(&self, offset: u64, length: u64) -> Result<(u64, u64)> {
-        let _alone = self.changing();
         // SAFETY: the caller has promised that it is used by nobody else.
-        unsafe { self.inner.discard_to_backing_unsafe(offset, length) }
+        self.zero((offset, length), |inner, at, bytes| unsafe {
+            inner.discard_to_backing_unsafe(at, bytes)
+        })
     }
 
     fn try_readv_special<'a>(
