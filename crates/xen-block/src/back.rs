@@ -233,7 +233,7 @@ impl Back {
         self.bound_since.get_or_insert_with(Instant::now).elapsed() < BOUND_MAX
     }
 
-    /// Whether it is not too long ago that the server of its disk was found away first; notes when it is tried again.
+    /// True while it is not too long ago that the server of its disk was found away first; notes when it is tried again.
     fn may_wait_for_server(&mut self, now: Instant) -> bool {
         let since = self.away.map_or(now, |(since, _)| since);
         self.away = now.checked_add(TRY_AGAIN).map(|next| (since, next));
@@ -628,7 +628,7 @@ const BINDING: &str = "binding the frontend's event channel";
 /// back.
 const BOUND_MAX: Duration = Duration::from_secs(2);
 
-/// How long the server of a disk that another process has served may be away: as long as one of a disk that is in use.
+/// The longest time that the server of a disk which another process has served may be away: as of one that is in use.
 const AWAY_MAX: Duration = Duration::from_secs(60);
 /// Between two tries to open such a disk.
 const TRY_AGAIN: Duration = Duration::from_millis(200);

@@ -37,9 +37,9 @@ pub enum Error {
         /// How often.
         restarts: u32,
     },
-    /// What the driver needs is not there, and may come back; what it says of that.
+    /// The words of a driver on something that it needs: it is not there, and may come back.
     Away(String),
-    /// What the driver says.
+    /// The words of a driver.
     Driver(String),
 }
 

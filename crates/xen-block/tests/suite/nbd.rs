@@ -92,6 +92,16 @@ fn ended(scene: &mut Scene) -> Option<Status> {
     status
 }
 
+/// The end of that request, which is waited for.
+fn answer(scene: &mut Scene) -> Status {
+    let mut status = None;
+    scene.until("the answer", |scene| {
+        status = status.or(ended(scene));
+        status.is_some()
+    });
+    status.unwrap()
+}
+
 #[test]
 fn nbd_servers_are_disks() {
     let Some((_folder, image, socket)) = image("nbd") else { return };
@@ -126,12 +136,7 @@ fn a_server_that_comes_back_is_connected_again_and_requests_wait_for_it() {
     scene.until("it is noticed", is_gone);
     assert_eq!(ended(&mut scene), None);
     let server = QemuNbd::start(&socket, &image, &[]);
-    let mut status = None;
-    scene.until("the answer", |scene| {
-        status = status.or(ended(scene));
-        status.is_some()
-    });
-    assert_eq!(status, Some(Status::Okay));
+    assert_eq!(answer(&mut scene), Status::Okay);
     assert!(!is_gone(&mut scene));
     assert_eq!(scene.read(0, 20), Ok(first));
     // Nobody has to ask for anything: it is seen to go, and to come.
@@ -176,12 +181,7 @@ fn who_takes_over_waits_for_a_server_that_is_away() {
         assert_eq!(ended(&mut scene), None);
     }
     let server = QemuNbd::start(&socket, &image, &[]);
-    let mut status = None;
-    scene.until("the answer", |scene| {
-        status = status.or(ended(scene));
-        status.is_some()
-    });
-    assert_eq!(status, Some(Status::Okay));
+    assert_eq!(answer(&mut scene), Status::Okay);
     scene.until("it is told that the server is back", |scene| !is_gone(scene));
     assert_eq!(scene.read(0, 1), Ok(bytes));
     // A device that nobody wants any more waits for no server.

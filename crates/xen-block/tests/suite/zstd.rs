@@ -108,7 +108,7 @@ fn compressed_clusters_of_each_size_are_read() {
     }
 }
 
-/// What is written in part is whole and plain afterwards, also the last cluster, and the header says what it said.
+/// A cluster that is written in part is whole and plain afterwards, also the last cluster, and the header says what it said.
 #[test]
 fn compressed_clusters_are_written() {
     let Some(folder) = Folder::new("zstd-write") else { return };

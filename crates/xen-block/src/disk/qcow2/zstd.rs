@@ -58,7 +58,7 @@ struct Cluster {
     of: Option<(usize, Place)>,
 }
 
-/// Where a file has a cluster, and in how many bytes at most.
+/// Offset in the file, and most bytes.
 type Place = (u64, usize);
 
 /// Why a cluster cannot be decoded.
