@@ -320,6 +320,7 @@ pub fn disks(store: &mut Client, domid: DomId) -> Result<Vec<Attached>, Error> {
     let mut disks = Vec::new();
     for device in devices(store, domid)?.into_iter().filter(|device| device.kind == "vbd") {
         let (front, back) = (device.frontend_path(), device.backend_path());
+        let back_state = state(store, &back)?;
         let mut of = |name: &str| read(store, &format!("{back}/{name}"));
         let target = match of("target")? {
             Some(target) => target,
@@ -332,9 +333,11 @@ pub fn disks(store: &mut Client, domid: DomId) -> Result<Vec<Attached>, Error> {
             mode: of("mode")?.unwrap_or_default(),
             bytes: sectors.and_then(|sectors| sectors.checked_mul(512)),
             error: of("error")?,
-            server_gone: of(xen_block::back::SERVER_GONE)?.as_deref() == Some("1"),
+            // It is told of a disk in use, and by nobody of one that is closed.
+            server_gone: back_state == State::Connected
+                && of(xen_block::back::SERVER_GONE)?.as_deref() == Some("1"),
             front: state(store, &front)?,
-            back: state(store, &back)?,
+            back: back_state,
             device,
         });
     }

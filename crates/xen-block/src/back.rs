@@ -236,8 +236,9 @@ impl Back {
     /// True while it is not too long ago that the server of its disk was found away first; notes when it is tried again.
     fn may_wait_for_server(&mut self, now: Instant) -> bool {
         let since = self.away.map_or(now, |(since, _)| since);
-        self.away = now.checked_add(TRY_AGAIN).map(|next| (since, next));
-        now.saturating_duration_since(since) < AWAY_MAX
+        let next = now.checked_add(TRY_AGAIN).map(|next| (since, next));
+        self.away = next.filter(|_| now.saturating_duration_since(since) < AWAY_MAX);
+        self.away.is_some()
     }
 
     /// Its disk, and how that is reached, while it is connected.
@@ -659,6 +660,10 @@ impl Driver for Back {
         self.connects.push_back(Instant::now());
         let connected = self.attach(device, disk, How::Fresh)?;
         (self.away, self.told_away) = (None, None);
+        // Of a disk before.
+        if device.own(SERVER_GONE)?.is_some() {
+            device.put(SERVER_GONE, 0);
+        }
         Self::describe(&connected, &self.platform.options, device);
         self.connected = Some(connected);
         self.stats = Stats::default();

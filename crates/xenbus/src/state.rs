@@ -47,6 +47,15 @@ pub enum Peer {
     Is(State),
 }
 
+impl Peer {
+    /// True where a frontend has rings that a backend may use.
+    #[must_use]
+    pub fn has_rings(self) -> bool {
+        use State::{Connected, Initialised, Reconfigured, Reconfiguring};
+        matches!(self, Self::Is(Initialised | Connected | Reconfiguring | Reconfigured))
+    }
+}
+
 /// Whether the device is to be used.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Standing {

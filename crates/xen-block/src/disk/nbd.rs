@@ -107,13 +107,14 @@ pub fn connect(path: &Path, name: &str, options: Options) -> io::Result<Nbd> {
     Ok(Nbd { server, pooled, probing: false, leave_until: None })
 }
 
-/// True where nobody listens at the socket, or has gone while it was talked to: a server that may come back.
+/// True where nobody listens at the socket, or has gone or fallen silent while it was talked to: a server that may come
+/// back.
 pub(super) fn is_away(error: &io::Error) -> bool {
-    use io::ErrorKind::{BrokenPipe, ConnectionRefused, ConnectionReset, NotFound, UnexpectedEof};
-    matches!(
-        error.kind(),
-        NotFound | ConnectionRefused | ConnectionReset | BrokenPipe | UnexpectedEof
-    )
+    use io::ErrorKind::{
+        BrokenPipe, ConnectionRefused, ConnectionReset, NotFound, TimedOut, UnexpectedEof,
+    };
+    let gone = matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof);
+    gone || matches!(error.kind(), NotFound | ConnectionRefused | TimedOut)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -234,8 +234,10 @@ impl Image {
         // Of one table at a time: the next may be new, and is not to be where a cluster of this one was.
         while offset < end {
             let here = (self.table_covers - offset % self.table_covers).min(end - offset);
-            self.change(|| access.discard_to_zero(offset, here))?;
-            self.flush(&access)?;
+            let changed = self.change(|| access.discard_to_zero(offset, here));
+            // Also where it has failed midway: some clusters may be free.
+            let flushed = self.flush(&access);
+            changed.and(flushed)?;
             offset += here;
         }
         Ok(())

@@ -150,45 +150,91 @@ fn a_server_that_comes_back_is_connected_again_and_requests_wait_for_it() {
     detach(&mut scene);
 }
 
-/// A backend that is started again while its disk's server is away waits for it as the one before would have.
-#[test]
-fn who_takes_over_waits_for_a_server_that_is_away() {
-    let Some((folder, image, socket)) = image("takeover") else { return };
-    let records = folder.file("records");
-    std::fs::create_dir(&records).unwrap();
-    let options = back::Options { record_dir: Some(records.into()), ..back::Options::default() };
-    let setup = Setup { back: options.clone(), ..Setup::named() };
-    let server = QemuNbd::start(&socket, &image, &[]);
-    let Some(mut scene) = scene_with(setup, &format!("nbd:unix:{socket}"), "w") else { return };
-    scene.until_connected();
-    let bytes = pattern(3, 1);
-    assert_eq!(scene.write(0, &bytes), Status::Okay);
-    let kill_and_start = |scene: &mut Scene| {
-        let open = Setup::named().open;
-        let next = support::server(&scene.host, &scene.daemon, options.clone(), open);
+/// A device on QEMU's server, whose backend keeps a record.
+struct Used {
+    scene: Scene,
+    options: back::Options,
+    server: Option<QemuNbd>,
+    image: String,
+    socket: String,
+    _folder: Folder,
+}
+
+impl Used {
+    fn new(name: &str) -> Option<Self> {
+        let (folder, image, socket) = image(name)?;
+        let records = folder.file("records");
+        std::fs::create_dir(&records).unwrap();
+        let options =
+            back::Options { record_dir: Some(records.into()), ..back::Options::default() };
+        let setup = Setup { back: options.clone(), ..Setup::named() };
+        let server = Some(QemuNbd::start(&socket, &image, &[]));
+        let mut scene = scene_with(setup, &format!("nbd:unix:{socket}"), "w")?;
+        scene.until_connected();
+        Some(Self { scene, options, server, image, socket, _folder: folder })
+    }
+
+    /// The server goes, then the backend is killed and started again.
+    fn lose_both(&mut self) {
+        self.server = None;
+        let (scene, open) = (&mut self.scene, Setup::named().open);
+        let next = support::server(&scene.host, &scene.daemon, self.options.clone(), open);
         drop(std::mem::replace(&mut scene.server, next));
         scene.until("it is told that the server is away", is_gone);
         assert_eq!(scene.states(), (Some(State::Connected), Some(State::Connected)));
-    };
-    drop(server);
-    kill_and_start(&mut scene);
+    }
+}
+
+/// A backend that is started again while its disk's server is away waits for it as the one before would have.
+#[test]
+fn who_takes_over_waits_for_a_server_that_is_away() {
+    let Some(mut used) = Used::new("takeover") else { return };
+    let bytes = pattern(3, 1);
+    assert_eq!(used.scene.write(0, &bytes), Status::Okay);
+    used.lose_both();
+    let Used { scene, image, socket, server, .. } = &mut used;
     let buffer = scene.buffers(1)[0];
     let want = Want::Read { tag: 77, sector: 0 };
     scene.front().submit(0, want, &[Part::whole(buffer)]).unwrap();
     scene.front().push().unwrap();
     for _ in 0..100 {
         scene.turn();
-        assert_eq!(ended(&mut scene), None);
+        assert_eq!(ended(scene), None);
     }
-    let server = QemuNbd::start(&socket, &image, &[]);
-    assert_eq!(answer(&mut scene), Status::Okay);
+    *server = Some(QemuNbd::start(socket, image, &[]));
+    assert_eq!(answer(scene), Status::Okay);
     scene.until("it is told that the server is back", |scene| !is_gone(scene));
     assert_eq!(scene.read(0, 1), Ok(bytes));
-    // A device that nobody wants any more waits for no server.
-    drop(server);
-    kill_and_start(&mut scene);
+    // A frontend that leaves waits for no server.
+    used.lose_both();
+    let scene = &mut used.scene;
+    scene.bus.leave(&mut scene.front_store, support::ID).unwrap();
+    let closed = (Some(State::Closed), Some(State::Closed));
     let begin = Instant::now();
-    detach(&mut scene);
+    scene.until("both ends to be closed", |scene| scene.states() == closed);
+    assert!(begin.elapsed() < Options::new(DiskAccess::ReadWrite).patience / 2);
+}
+
+#[test]
+fn a_device_that_waits_for_a_server_is_detached_at_once() {
+    let Some(mut used) = Used::new("unwanted") else { return };
+    used.lose_both();
+    // One that lets clients in and closes is on its way, too.
+    let _ = std::fs::remove_file(&used.socket);
+    let listener = UnixListener::bind(&used.socket).unwrap();
+    let closing = std::thread::spawn(move || {
+        for client in listener.incoming().take(3) {
+            drop(client);
+        }
+    });
+    used.scene.until("it has closed three times", |_| closing.is_finished());
+    let connected = (Some(State::Connected), Some(State::Connected));
+    for _ in 0..20 {
+        used.scene.turn();
+        assert_eq!(used.scene.states(), connected);
+    }
+    let begin = Instant::now();
+    detach(&mut used.scene);
     assert!(begin.elapsed() < Options::new(DiskAccess::ReadWrite).patience / 2);
 }
 

@@ -33,7 +33,9 @@ impl<D: Driver> Bus<D> {
             let Some(slot) = self.slots.get(&id) else { return Ok(()) };
             let (own, standing, orphan) = (slot.own, slot.standing, slot.orphan);
             let peer = peer_state(store, &slot.peer_path)?;
-            if orphan && standing == Standing::Wanted {
+            // While its driver waits for something the peer may have left: nothing is to be taken over then.
+            let is_left = slot.waits && !peer.has_rings();
+            if orphan && standing == Standing::Wanted && !is_left {
                 if self.adopt(store, id)? == Progress::Pending {
                     return Ok(());
                 }
@@ -41,6 +43,7 @@ impl<D: Driver> Bus<D> {
             }
             if let Some(slot) = self.slots.get_mut(&id) {
                 slot.waits = false;
+                slot.orphan = slot.orphan && !is_left;
             }
             let action = match react(self.side, own, peer, standing) {
                 Ok(action) => action,

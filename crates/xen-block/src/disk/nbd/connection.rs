@@ -36,6 +36,8 @@ const REP_INFO: u32 = 3;
 const INFO_EXPORT: u16 = 0;
 const INFO_BLOCK_SIZE: u16 = 3;
 
+/// `NBD_REP_ERR_SHUTDOWN`.
+const SHUTTING_DOWN: u32 = 1 << 31 | 7;
 /// The errors of a negotiation, `NBD_REP_ERR_*`, in words.
 const REFUSALS: [(u32, &str); 7] = [
     (1 << 31 | 1, "it does not know NBD_OPT_GO"),
@@ -43,7 +45,7 @@ const REFUSALS: [(u32, &str); 7] = [
     (1 << 31 | 3, "it calls our request invalid"),
     (1 << 31 | 5, "it asks for TLS, which is not supported"),
     (1 << 31 | 6, "there is no such export"),
-    (1 << 31 | 7, "it is shutting down"),
+    (SHUTTING_DOWN, "it is shutting down"),
     (1 << 31 | 8, "it insists on its block sizes"),
 ];
 
@@ -224,7 +226,9 @@ impl Connection {
             io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
                 io::Error::new(io::ErrorKind::TimedOut, silent(within))
             }
-            io::ErrorKind::UnexpectedEof => wrong("has closed the connection"),
+            kind @ io::ErrorKind::UnexpectedEof => {
+                io::Error::new(kind, "the NBD server has closed the connection")
+            }
             _ => error,
         })?;
         stream.set_read_timeout(Some(patience))?;
@@ -306,7 +310,11 @@ impl Connection {
                         "" => known.unwrap_or("it does not say why").to_owned(),
                         said => said.escape_debug().to_string(),
                     };
-                    return Err(wrong(format_args!("refuses export \"{name}\": {why}")));
+                    let refused = wrong(format_args!("refuses export \"{name}\": {why}"));
+                    return Err(match kind {
+                        SHUTTING_DOWN => io::Error::new(io::ErrorKind::ConnectionReset, refused),
+                        _ => refused,
+                    });
                 }
             }
         }
