@@ -658,12 +658,12 @@ impl Driver for Back {
             return Ok(Progress::Pending);
         };
         self.connects.push_back(Instant::now());
-        let connected = self.attach(device, disk, How::Fresh)?;
-        (self.away, self.told_away) = (None, None);
-        // Of a disk before.
+        // Of a disk before. Read first: what fails behind the next line would leave ports bound.
         if device.own(SERVER_GONE)?.is_some() {
             device.put(SERVER_GONE, 0);
         }
+        let connected = self.attach(device, disk, How::Fresh)?;
+        (self.away, self.told_away) = (None, None);
         Self::describe(&connected, &self.platform.options, device);
         self.connected = Some(connected);
         self.stats = Stats::default();

@@ -16,7 +16,7 @@
 //! | [`vbd`] | a disk as a toolstack adds it |
 //! | `record` | what was taken and not answered, in memory that outlives the process |
 //! | `bin/xen-blockd` | the program that serves the guests of a Xen host, or of a hosted one |
-//! | `sys` | system calls on guests' pages, and where the loop sleeps; the only module with `unsafe` |
+//! | `sys` | system calls on guests' pages, and where the loop sleeps; with `unsafe`, as the few others that `tidy` lists |
 
 pub mod back;
 pub mod disk;

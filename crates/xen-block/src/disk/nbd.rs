@@ -113,8 +113,10 @@ pub(super) fn is_away(error: &io::Error) -> bool {
     use io::ErrorKind::{
         BrokenPipe, ConnectionRefused, ConnectionReset, NotFound, TimedOut, UnexpectedEof,
     };
-    let gone = matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof);
-    gone || matches!(error.kind(), NotFound | ConnectionRefused | TimedOut)
+    matches!(
+        error.kind(),
+        BrokenPipe | ConnectionRefused | ConnectionReset | NotFound | TimedOut | UnexpectedEof
+    )
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
