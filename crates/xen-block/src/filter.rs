@@ -5,12 +5,9 @@
 //! the Unix domain, requests to devices but the named ones. What an intruder keeps: the files that the
 //! process may open, and the operations of io_uring, which no such filter sees.
 
-use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-    SeccompRule, TargetArch,
-};
-use std::collections::BTreeMap;
+use confine::{Arg, Calls, capabilities};
+use rustix::io::Errno;
+use rustix::thread::CapabilitySet;
 
 /// Calls that may be made with any arguments.
 const ALLOWED: &[libc::c_long] = &[
@@ -109,8 +106,6 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_exit_group,
 ];
 
-/// The ioctl request with which the standard library asks whether a descriptor is a terminal.
-const TCGETS: u32 = 0x5401;
 /// The sector size of a block device (`BLKSSZGET`, `linux/fs.h`).
 const BLKSSZGET: u32 = 0x1268;
 /// The size of its physical sectors (`BLKPBSZGET`).
@@ -124,64 +119,26 @@ const BLKGETSIZE64: u32 = 0x8008_1272;
 /// # Errors
 /// Why the kernel refuses; then the process has more than it needs and should not serve.
 pub fn install(ioctls: &[u32]) -> Result<(), String> {
-    keep_access_to_files().map_err(|errno| format!("capabilities: {errno}"))?;
-    let said = |error: seccompiler::BackendError| error.to_string();
-    // The first use of the clock looks for the vDSO with calls that are not on the list.
-    let _ = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
-    for program in [without_clone3().map_err(said)?, allowed(ioctls).map_err(said)?] {
-        // This also sets no-new-privileges, without which an ordinary user may not filter.
-        seccompiler::apply_filter(&program)
-            .map_err(|error| format!("system calls cannot be filtered: {error}"))?;
+    // To open any disk that a toolstack names.
+    let files = CapabilitySet::DAC_OVERRIDE | CapabilitySet::DAC_READ_SEARCH;
+    capabilities::keep(files).map_err(|errno| format!("capabilities: {errno}"))?;
+    let requests = [BLKSSZGET, BLKPBSZGET, BLKGETSIZE64];
+    let thread = libc::CLONE_THREAD as u64;
+    let name = libc::PR_SET_NAME as u64;
+    let allowed = Calls::any(ALLOWED)
+        .memory_without_code()
+        .unix_sockets()
+        .requests(ioctls.iter().chain(&requests))
+        .when(libc::SYS_clone, [vec![Arg::With(0, thread)]])
+        .when(libc::SYS_prctl, [vec![Arg::Is(0, name)]])
+        .else_kill();
+    // The kernel answers clone3 as if it lacked it.
+    let without_clone3 = Calls::any(&[libc::SYS_clone3]).fail(Errno::NOSYS);
+    confine::filter::prepare();
+    for filter in [without_clone3, allowed] {
+        filter.and_then(|filter| filter.install()).map_err(|error| error.to_string())?;
     }
     Ok(())
-}
-
-/// Of the capabilities, those to open any disk that a toolstack names are kept.
-fn keep_access_to_files() -> rustix::io::Result<()> {
-    let files = CapabilitySet::DAC_OVERRIDE | CapabilitySet::DAC_READ_SEARCH;
-    let kept = capabilities(None)?.permitted & files;
-    let inheritable = CapabilitySet::empty();
-    set_capabilities(None, CapabilitySets { effective: kept, permitted: kept, inheritable })
-}
-
-/// What comes first: the kernel's answer to clone3 as if it lacked it.
-fn without_clone3() -> Result<BpfProgram, seccompiler::BackendError> {
-    let rules = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
-    let lacks = SeccompAction::Errno(libc::ENOSYS.cast_unsigned());
-    SeccompFilter::new(rules, SeccompAction::Allow, lacks, arch()?)?.try_into()
-}
-
-fn allowed(ioctls: &[u32]) -> Result<BpfProgram, seccompiler::BackendError> {
-    let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
-        ALLOWED.iter().map(|call| (*call, Vec::new())).collect();
-    let executable = libc::PROT_EXEC as u64;
-    for call in [libc::SYS_mmap, libc::SYS_mprotect] {
-        rules.insert(call, vec![only(2, SeccompCmpOp::MaskedEq(executable), 0)?]);
-    }
-    let thread = libc::CLONE_THREAD as u64;
-    rules.insert(libc::SYS_clone, vec![only(0, SeccompCmpOp::MaskedEq(thread), thread)?]);
-    let local = libc::AF_UNIX as u64;
-    rules.insert(libc::SYS_socket, vec![only(0, SeccompCmpOp::Eq, local)?]);
-    let name = libc::PR_SET_NAME as u64;
-    rules.insert(libc::SYS_prctl, vec![only(0, SeccompCmpOp::Eq, name)?]);
-    let request = |number: &u32| only(1, SeccompCmpOp::Eq, u64::from(*number));
-    let own = [TCGETS, BLKSSZGET, BLKPBSZGET, BLKGETSIZE64];
-    let requests = ioctls.iter().chain(&own).map(request).collect::<Result<_, _>>()?;
-    rules.insert(libc::SYS_ioctl, requests);
-    SeccompFilter::new(rules, SeccompAction::KillProcess, SeccompAction::Allow, arch()?)?.try_into()
-}
-
-fn arch() -> Result<TargetArch, seccompiler::BackendError> {
-    TargetArch::try_from(std::env::consts::ARCH)
-}
-
-/// A call is allowed where its argument `index` compares so to `value`.
-fn only(
-    index: u8,
-    how: SeccompCmpOp,
-    value: u64,
-) -> Result<SeccompRule, seccompiler::BackendError> {
-    SeccompRule::new(vec![SeccompCondition::new(index, SeccompCmpArgLen::Dword, how, value)?])
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 use crate::Error;
 use crate::config::Switch;
 use crate::seccomp;
-use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities, set_no_new_privs};
+use rustix::thread::{CapabilitySet, set_no_new_privs};
 
 /// Gives it up, for good. `ioctls` are the requests that the platform still makes.
 ///
@@ -21,12 +21,7 @@ pub(crate) fn drop_all(ioctls: &[u32], filter: Switch) -> Result<(), Error> {
         return Ok(());
     }
     set_no_new_privs(true).map_err(|error| failed("no-new-privileges", &error))?;
-    let none = CapabilitySets {
-        effective: CapabilitySet::empty(),
-        permitted: CapabilitySet::empty(),
-        inheritable: CapabilitySet::empty(),
-    };
-    set_capabilities(None, none)
+    confine::capabilities::keep(CapabilitySet::empty())
         .map_err(|error| failed("capabilities cannot be given up", &error))?;
     seccomp::install(ioctls).map_err(|error| failed("system calls cannot be filtered", &error))
 }

@@ -4,11 +4,7 @@
 //! the trace file and a clean end use. What it takes away is what an intruder wants: starting programs,
 //! the network, executable memory, other processes.
 
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-    SeccompRule, TargetArch,
-};
-use std::collections::BTreeMap;
+use confine::Calls;
 
 /// Calls that may be made with any arguments.
 const ALLOWED: &[libc::c_long] = &[
@@ -68,46 +64,16 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_exit_group,
 ];
 
-/// The ioctl request with which the standard library asks whether a descriptor is a terminal.
-const TCGETS: u32 = 0x5401;
-
 /// Drops what is not needed any more, for this thread and for good. `ioctls` are the requests to
 /// devices that are left.
 ///
 /// # Errors
 /// Why the kernel does not take the filter.
-pub(crate) fn install(ioctls: &[u32]) -> Result<(), String> {
-    let program = program(ioctls).map_err(|error| error.to_string())?;
-    // The first use of the clock looks for the vDSO with calls that are not on the list.
-    let _ = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
-    // This also sets no-new-privileges, without which an ordinary user may not filter.
-    seccompiler::apply_filter(&program).map_err(|error| error.to_string())
-}
-
-fn program(ioctls: &[u32]) -> Result<BpfProgram, seccompiler::BackendError> {
-    let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
-        ALLOWED.iter().map(|call| (*call, Vec::new())).collect();
-    let executable = libc::PROT_EXEC as u64;
-    let not_executable = SeccompCmpOp::MaskedEq(executable);
-    for call in [libc::SYS_mmap, libc::SYS_mprotect] {
-        rules.insert(call, vec![only(2, not_executable.clone(), 0)?]);
-    }
-    let local = libc::AF_UNIX as u64;
-    rules.insert(libc::SYS_socket, vec![only(0, SeccompCmpOp::Eq, local)?]);
-    let request = |number: &u32| only(1, SeccompCmpOp::Eq, u64::from(*number));
-    let requests = ioctls.iter().chain(&[TCGETS]).map(request).collect::<Result<_, _>>()?;
-    rules.insert(libc::SYS_ioctl, requests);
-    let arch = TargetArch::try_from(std::env::consts::ARCH)?;
-    SeccompFilter::new(rules, SeccompAction::KillProcess, SeccompAction::Allow, arch)?.try_into()
-}
-
-/// A call is allowed where its argument `index` compares so to `value`.
-fn only(
-    index: u8,
-    how: SeccompCmpOp,
-    value: u64,
-) -> Result<SeccompRule, seccompiler::BackendError> {
-    SeccompRule::new(vec![SeccompCondition::new(index, SeccompCmpArgLen::Dword, how, value)?])
+pub(crate) fn install(ioctls: &[u32]) -> Result<(), confine::Error> {
+    let calls = Calls::any(ALLOWED).memory_without_code().unix_sockets().requests(ioctls);
+    let filter = calls.else_kill()?;
+    confine::filter::prepare();
+    filter.install()
 }
 
 #[cfg(test)]

@@ -7,14 +7,15 @@ use crate::workspace::{Package, Workspace};
 /// built on. Down only, never up or sideways; the picture is in ARCHITECTURE.md.
 const MAY_USE: &[(&str, &[&str])] = &[
     ("xen", &[]),
+    ("confine", &[]),
     ("xenstore-core", &[]),
     ("xen-io", &["xen"]),
     ("xen-linux", &["xen"]),
-    ("xen-hosted", &["xen"]),
+    ("xen-hosted", &["xen", "confine"]),
     ("xenstore", &["xenstore-core", "xen-io", "xen"]),
-    ("xenstored", &["xenstore-core", "xen-io", "xen", "xen-linux", "xen-hosted"]),
+    ("xenstored", &["xenstore-core", "xen-io", "xen", "xen-linux", "xen-hosted", "confine"]),
     ("xenbus", &["xenstore", "xenstore-core", "xen-io", "xen"]),
-    ("xen-block", &["xenbus", "xenstore", "xen-io", "xen", "xen-linux", "xen-hosted"]),
+    ("xen-block", &["xenbus", "xenstore", "xen-io", "xen", "xen-linux", "xen-hosted", "confine"]),
     ("xen-net", &["xenbus", "xenstore", "xen-io", "xen"]),
     ("xen-console", &["xenbus", "xenstore", "xen-io", "xen"]),
     ("xen-pci", &["xenbus", "xenstore", "xen-io", "xen"]),
@@ -35,6 +36,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
 ];
 
+/// Libraries with one user each, which shows the others no more than they need of it.
+const ONE_USER: &[(&str, &str)] = &[("seccompiler", "confine")];
 /// Crates that promise to have no dependency at all.
 const WITHOUT_DEPENDENCIES: &[&str] = &["xenstore-core"];
 /// Crates that promise `no_std`.
@@ -109,6 +112,12 @@ fn directions(workspace: &Workspace, package: &Package, findings: &mut Findings)
         findings.fault(&place, "is in no layer; give it one in xtask's tidy");
         return;
     };
+    for (library, user) in ONE_USER {
+        if package.name != *user && package.dependencies.iter().any(|name| name == library) {
+            findings
+                .fault(&place, format!("may not depend on {library}: that is for {user} alone"));
+        }
+    }
     for name in &package.dependencies {
         let ours = workspace.packages.iter().any(|other| other.name == *name);
         if ours && !allowed.contains(&name.as_str()) {
@@ -207,6 +216,12 @@ mod tests {
         let up = vec![package("xen", &["xen-io"]), package("xen-io", &[])];
         assert_eq!(faults(up).len(), 1);
         assert_eq!(faults(vec![package("nobody", &[])]).len(), 1);
+    }
+
+    #[test]
+    fn a_library_of_one_user_is_no_one_elses() {
+        assert_eq!(faults(vec![package("confine", &["seccompiler"])]), Vec::<String>::new());
+        assert_eq!(faults(vec![package("xen-hosted", &["seccompiler"])]).len(), 1);
     }
 
     #[test]

@@ -335,12 +335,8 @@ fn can_be_direct(path: &Path) -> bool {
 
 /// From now on the kernel answers this thread as if it did not have this system call.
 fn lack(call: libc::c_long) {
-    use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch, apply_filter};
-    let lacking = [(call, Vec::new())].into_iter().collect();
-    let action = SeccompAction::Errno(libc::ENOSYS as u32);
-    let arch = TargetArch::try_from(std::env::consts::ARCH).unwrap();
-    let filter = SeccompFilter::new(lacking, SeccompAction::Allow, action, arch).unwrap();
-    apply_filter(&BpfProgram::try_from(filter).unwrap()).unwrap();
+    let filter = confine::Calls::any(&[call]).fail(Errno::NOSYS);
+    filter.unwrap().install().unwrap();
 }
 
 /// A kernel or a file system that does not say what direct I/O has to keep to (`STATX_DIOALIGN`): it is tried.

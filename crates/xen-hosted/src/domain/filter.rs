@@ -15,12 +15,9 @@
 
 mod table;
 
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-    SeccompRule, TargetArch, sock_filter,
-};
-use std::collections::BTreeMap;
-use table::{Arg, rows};
+use confine::{Arg, Calls, Error, Filter, Refusals};
+use rustix::io::Errno;
+use table::{OWN_PROCESS, rows};
 
 /// A sandbox that calls are made in.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -78,74 +75,29 @@ const LATER: u32 = 424;
 ///
 /// # Errors
 /// There is none for this machine.
-pub(crate) fn program(sandbox: Sandbox) -> Result<BpfProgram, seccompiler::BackendError> {
-    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
+pub(crate) fn filter(sandbox: Sandbox) -> Result<Filter, Error> {
+    let mut calls = Calls::default();
     for row in rows().filter(|row| row.place.holds(sandbox)) {
         for (number, _) in row.calls {
-            let alternatives = row.when.iter().map(|all| rule(all, sandbox.processes));
-            rules.insert(*number, alternatives.collect::<Result<_, _>>()?);
+            let known = |all: &&[Arg]| all.iter().map(|arg| own(*arg, sandbox.processes)).collect();
+            calls = calls.when(*number, row.when.iter().map(known));
         }
     }
-    let arch = TargetArch::try_from(std::env::consts::ARCH)?;
-    let refused = SeccompAction::Errno(REFUSED);
-    let filter = SeccompFilter::new(rules, refused, SeccompAction::Allow, arch)?;
-    Ok(with_errors(filter.try_into()?))
+    calls.else_fail(Refusals {
+        listed: &[(ATTRIBUTES, Errno::OPNOTSUPP), (OPTIONAL, Errno::NOSYS)],
+        from: (LATER, Errno::NOSYS),
+        others: Errno::PERM,
+    })
 }
 
-/// The error that stands for all in what the library makes of the rules.
-const REFUSED: u32 = 0xfff;
-
-const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
-const JUMP: u16 = (libc::BPF_JMP | libc::BPF_JA) as u16;
-const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
-const EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
-const AT_LEAST: u16 = (libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K) as u16;
-
-/// Has a program answer each refused call with its own error, where it has one for all: the library knows no more
-/// than one.
-fn with_errors(mut program: BpfProgram) -> BpfProgram {
-    let refuses = |errno: libc::c_int| libc::SECCOMP_RET_ERRNO | errno.unsigned_abs();
-    let for_all = libc::SECCOMP_RET_ERRNO | REFUSED;
-    let end = program.len();
-    for (at, instruction) in program.iter_mut().enumerate() {
-        if instruction.code == RETURN && instruction.k == for_all {
-            let k = u32::try_from(end - at - 1).unwrap_or(0);
-            *instruction = sock_filter { code: JUMP, jt: 0, jf: 0, k };
-        }
+/// A condition of the table for these processes.
+fn own(arg: Arg, processes: Processes) -> Arg {
+    match (arg, processes) {
+        (Arg::Is(place, OWN_PROCESS), Processes::ThreadsOf(pid)) => Arg::Is(place, pid.into()),
+        // Nobody's.
+        (Arg::Is(place, OWN_PROCESS), Processes::OfItsOwn) => Arg::Is(place, u32::MAX.into()),
+        _ => arg,
     }
-    let step = |code, k, jf| sock_filter { code, jt: 0, jf, k };
-    // The number of the call is the first word of `struct seccomp_data`.
-    program.push(step(LOAD, 0, 0));
-    for (calls, errno) in [(ATTRIBUTES, libc::EOPNOTSUPP), (OPTIONAL, libc::ENOSYS)] {
-        for number in calls {
-            program.push(step(EQUAL, u32::try_from(*number).unwrap_or(0), 1));
-            program.push(step(RETURN, refuses(errno), 0));
-        }
-    }
-    program.push(step(AT_LEAST, LATER, 1));
-    program.push(step(RETURN, refuses(libc::ENOSYS), 0));
-    program.push(step(RETURN, refuses(libc::EPERM), 0));
-    program
-}
-
-/// Arguments that all compare so.
-fn rule(all: &[Arg], processes: Processes) -> Result<SeccompRule, seccompiler::BackendError> {
-    let conditions = all.iter().map(|arg| {
-        let (index, how, value) = match *arg {
-            Arg::Is(index, value) => (index, SeccompCmpOp::Eq, value),
-            Arg::IsNot(index, value) => (index, SeccompCmpOp::Ne, value),
-            Arg::Without(index, bits) => (index, SeccompCmpOp::MaskedEq(bits), 0),
-            Arg::With(index, bits) => (index, SeccompCmpOp::MaskedEq(bits), bits),
-            Arg::Masked(index, bits, value) => (index, SeccompCmpOp::MaskedEq(bits), value),
-            Arg::Own(index) => match processes {
-                Processes::ThreadsOf(pid) => (index, SeccompCmpOp::Eq, pid.into()),
-                // Nobody's.
-                Processes::OfItsOwn => (index, SeccompCmpOp::Eq, u32::MAX.into()),
-            },
-        };
-        SeccompCondition::new(index, SeccompCmpArgLen::Dword, how, value)
-    });
-    SeccompRule::new(conditions.collect::<Result<_, _>>()?)
 }
 
 /// The numbers of the calls that a domain may make with some arguments at least: with namespaces or without, as a user
@@ -177,10 +129,8 @@ mod tests {
     fn every_sandbox_has_a_filter() {
         for processes in [Processes::OfItsOwn, Processes::ThreadsOf(7)] {
             for own_user in [false, true] {
-                let program = program(Sandbox { processes, own_user }).unwrap();
-                let all = libc::SECCOMP_RET_ERRNO | REFUSED;
-                assert!(!program.iter().any(|step| step.code == RETURN && step.k == all));
-                assert!(program.len() < 4096, "{} steps", program.len());
+                let filter = filter(Sandbox { processes, own_user }).unwrap();
+                assert!(filter.steps() < 4096, "{} steps", filter.steps());
             }
         }
     }

@@ -12,13 +12,13 @@ use super::{Config, DEVICES_DESCRIPTOR, DEVICES_VARIABLE, Devices, Files, GUEST_
 use crate::limits::SIGNALS_MAX;
 use crate::proto::{self, Message, Request};
 use crate::sys;
+use confine::Filter;
 use rustix::fs::{Mode, OFlags, mkdir, open, symlink};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 use rustix::net::{RecvFlags, SendFlags};
 use rustix::process::{Gid, Resource, Rlimit, Signal, Uid, setrlimit};
-use rustix::thread::{CapabilitySet, CapabilitySets, UnshareFlags};
-use seccompiler::BpfProgramRef;
+use rustix::thread::{CapabilitySet, UnshareFlags};
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
@@ -57,7 +57,7 @@ pub(crate) struct Plan<'a> {
     pub(crate) setup: OwnedFd,
     /// The program, standard input, output, error.
     pub(crate) files: [OwnedFd; 4],
-    pub(crate) filter: BpfProgramRef<'a>,
+    pub(crate) filter: &'a Filter,
     pub(crate) descriptors_max: u64,
     pub(crate) hostname: String,
 }
@@ -161,7 +161,7 @@ fn enter(mut plan: Plan<'_>, tells: &OwnedFd) -> Result<std::convert::Infallible
     }
     bound(&plan).map_err(|errno| (6, errno))?;
     // Refused where it has no right to that, and then no capability either.
-    drop_bounding_set();
+    confine::capabilities::empty_bounding_set();
     if let User::DropsTo(id) = plan.user {
         // Not before: without a user namespace all of the above takes root.
         become_user(id).map_err(|errno| (2, errno))?;
@@ -204,12 +204,12 @@ fn enter(mut plan: Plan<'_>, tells: &OwnedFd) -> Result<std::convert::Infallible
 /// Leaves the system calls that the domain may make.
 fn filter_calls(plan: &Plan<'_>) -> Option<()> {
     if plan.lacks & Lack::Namespaces.bit() == 0 {
-        return seccompiler::apply_filter(plan.filter).ok();
+        return plan.filter.install().ok();
     }
     let own = u32::try_from(rustix::process::getpid().as_raw_nonzero().get()).ok()?;
     let own_user = plan.lacks & Lack::OwnUser.bit() == 0;
     let sandbox = Sandbox { processes: Processes::ThreadsOf(own), own_user };
-    seccompiler::apply_filter(&filter::program(sandbox).ok()?).ok()
+    filter::filter(sandbox).ok()?.install().ok()
 }
 
 /// Waits until the broker says this, which is bounded by the broker's life: its end is the end.
@@ -348,17 +348,6 @@ fn bound(plan: &Plan<'_>) -> Result<(), Errno> {
     Ok(())
 }
 
-/// No program that it runs gets a capability that it has not itself.
-fn drop_bounding_set() {
-    for bit in 0..64 {
-        let capability = CapabilitySet::from_bits_retain(1 << bit);
-        if rustix::thread::remove_capability_from_bounding_set(capability).is_err() {
-            // The kernel knows no more of them.
-            break;
-        }
-    }
-}
-
 fn give_up_privileges(plan: &Plan<'_>) -> Result<(), Errno> {
     rustix::process::setsid()
         .map(drop)
@@ -376,10 +365,7 @@ fn give_up_privileges(plan: &Plan<'_>) -> Result<(), Errno> {
         rustix::thread::set_no_new_privs(true)?;
         sys::landlock(&plan.files[0], &folders)?;
     }
-    let none = CapabilitySet::empty();
-    let none = CapabilitySets { effective: none, permitted: none, inheritable: none };
-    // Those of the ambient set go with them.
-    rustix::thread::set_capabilities(None, none)?;
+    confine::capabilities::keep(CapabilitySet::empty())?;
     rustix::thread::set_no_new_privs(true)?;
     // The broker's end is the end of its domains; see the crate's documentation.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))

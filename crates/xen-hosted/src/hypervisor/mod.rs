@@ -32,6 +32,7 @@ use crate::limits::{
 use crate::map::{Map, memfd};
 use crate::{HostDir, Role};
 use arenas::Arena;
+use confine::Filter;
 use connections::{Connection, Connections};
 use directory::Directory;
 use namespaces::Namespaces;
@@ -42,7 +43,6 @@ use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::fs::{SealFlags, fcntl_add_seals};
 use rustix::io::Errno;
 use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
-use seccompiler::BpfProgram;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -192,7 +192,7 @@ pub struct Broker {
     means: Means,
     /// What all its domains do without, as [`Lack`]'s bits.
     lacks: u64,
-    filter: BpfProgram,
+    filter: Filter,
     ports_max: u32,
     arenas_max: usize,
     input: Vec<u8>,
@@ -261,7 +261,7 @@ impl Broker {
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
         let own_user = lacks & Lack::OwnUser.bit() == 0;
         let sandbox = Sandbox { processes: Processes::OfItsOwn, own_user };
-        let filter = filter::program(sandbox).map_err(io::Error::other)?;
+        let filter = filter::filter(sandbox).map_err(io::Error::other)?;
         let cgroups = cgroups();
         let bounded =
             [Lack::MemoryLimit, Lack::CpuLimit, Lack::TaskLimit, Lack::Freezer, Lack::Accounting];

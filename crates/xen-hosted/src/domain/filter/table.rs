@@ -1,6 +1,7 @@
 //! The table of a domain's system calls: rows of calls that are treated alike. docs/platform.md has the same table.
 
 use super::{Processes, Sandbox};
+use confine::Arg;
 
 /// A system call: its number on this architecture, and its name.
 type Call = (libc::c_long, &'static str);
@@ -34,20 +35,8 @@ impl In {
     }
 }
 
-/// A condition on an argument, by its place.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Arg {
-    Is(u8, u64),
-    IsNot(u8, u64),
-    /// None of these bits.
-    Without(u8, u64),
-    /// All of these bits.
-    With(u8, u64),
-    /// The first and its masked value.
-    Masked(u8, u64, u64),
-    /// The number of the domain's one process.
-    Own(u8),
-}
+/// The number of the domain's one process in the table, which does not know it. An argument of 32 bits is never this.
+pub(super) const OWN_PROCESS: u64 = u64::MAX;
 
 /// Calls that are treated alike.
 pub(super) struct Row {
@@ -327,7 +316,7 @@ const ROWS: &[Row] = &[
     Row::when(
         In::Alone,
         calls![SYS_kill SYS_tgkill],
-        &[&[Arg::Own(0)]],
+        &[&[Arg::Is(0, OWN_PROCESS)]],
         "its own process",
         "others of its user are in sight",
     ),
@@ -362,7 +351,7 @@ const ROWS: &[Row] = &[
     Row::when(
         In::Alone,
         calls![SYS_sched_setaffinity SYS_prlimit64],
-        &[&[Arg::Own(0)], &[Arg::Is(0, 0)]],
+        &[&[Arg::Is(0, OWN_PROCESS)], &[Arg::Is(0, 0)]],
         "its own process",
         "others of its user are in sight",
     ),

@@ -1,6 +1,7 @@
 //! What a domain can do beneath the library: its socket's bytes, an arena's memory.
 #![allow(unsafe_code)]
 
+use confine::{Arg, Calls};
 use rustix::fs::{FallocateFlags, SealFlags, fallocate, fcntl_add_seals, ftruncate};
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap, mprotect};
@@ -8,7 +9,6 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
-use seccompiler::SeccompCmpOp;
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -248,8 +248,11 @@ pub(crate) fn refusing_where(
     at_least: &[(u8, u64)],
     errno: i32,
 ) -> impl FnMut() -> std::io::Result<()> + Send + Sync + 'static {
-    let at_least = at_least.iter().map(|(place, least)| (*place, SeccompCmpOp::Ge, *least));
-    refusing_if(call, at_least.collect(), errno)
+    refusing_if(
+        call,
+        at_least.iter().map(|(place, least)| Arg::AtLeast(*place, *least)).collect(),
+        errno,
+    )
 }
 
 /// Refuses a system call where an argument, by its place, is exactly so much.
@@ -258,44 +261,23 @@ pub(crate) fn refusing_exactly(
     (place, value): (u8, u64),
     errno: i32,
 ) -> impl FnMut() -> std::io::Result<()> + Send + Sync + 'static {
-    refusing_if(call, vec![(place, SeccompCmpOp::Eq, value)], errno)
+    refusing_if(call, vec![Arg::Is(place, value)], errno)
 }
 
 fn refusing_if(
     call: libc::c_long,
-    conditions: Vec<(u8, SeccompCmpOp, u64)>,
+    all: Vec<Arg>,
     errno: i32,
 ) -> impl FnMut() -> std::io::Result<()> + Send + Sync + 'static {
-    use seccompiler::{
-        BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCondition, SeccompFilter, SeccompRule,
-    };
-    let conditions: Vec<SeccompCondition> = conditions
-        .into_iter()
-        .map(|(place, how, value)| {
-            SeccompCondition::new(place, SeccompCmpArgLen::Dword, how, value).unwrap()
-        })
-        .collect();
-    let rules = match conditions.as_slice() {
-        [] => Vec::new(),
-        _ => vec![SeccompRule::new(conditions).unwrap()],
-    };
-    let refused = SeccompAction::Errno(errno.unsigned_abs());
-    let arch = std::env::consts::ARCH.try_into().unwrap();
-    let rules = std::iter::once((call, rules)).collect();
-    let filter = SeccompFilter::new(rules, SeccompAction::Allow, refused, arch).unwrap();
-    let filter: BpfProgram = filter.try_into().unwrap();
-    move || seccompiler::apply_filter(&filter).map_err(std::io::Error::other)
+    let alternatives = if all.is_empty() { Vec::new() } else { vec![all] };
+    let errno = Errno::from_raw_os_error(errno);
+    let filter = Calls::default().when(call, alternatives).fail(errno).unwrap();
+    move || filter.install().map_err(std::io::Error::other)
 }
 
 /// From here on this process is killed for any system call but the one that ends it.
 pub(crate) fn no_more_calls() {
-    use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
-    let rules = std::iter::once((libc::SYS_exit_group, Vec::new())).collect();
-    let arch = std::env::consts::ARCH.try_into().unwrap();
-    let kill = SeccompAction::KillProcess;
-    let filter = SeccompFilter::new(rules, kill, SeccompAction::Allow, arch).unwrap();
-    let filter: BpfProgram = filter.try_into().unwrap();
-    seccompiler::apply_filter(&filter).unwrap();
+    Calls::any(&[libc::SYS_exit_group]).else_kill().unwrap().install().unwrap();
 }
 
 /// Ends this process with a status, and does nothing else.
