@@ -5,7 +5,6 @@ pub mod mount;
 pub mod stats;
 
 use crate::config;
-use crate::domain::{self, children, read};
 use crate::host::Host;
 use crate::wait::{self, Limit};
 use crate::{Error, text};
@@ -85,10 +84,10 @@ pub fn await_connected(
                     return Ok(Some(()));
                 }
                 for end in [&back, &front] {
-                    if let Some(error) = read(store, &format!("{end}/error"))? {
+                    if let Some(error) = store.try_read(format!("{end}/error"))? {
                         let (target, error, log) = (
                             &disk.target,
-                            text::clean(error.trim()),
+                            text::clean(text::lossy(error).trim()),
                             log.as_deref().unwrap_or_default(),
                         );
                         return Err(Error::Refused(format!(
@@ -148,8 +147,8 @@ fn watched<T>(
 
 /// The state of an end.
 fn state(store: &mut Client, end: &str) -> Result<State, Error> {
-    let text = read(store, &format!("{end}/state"))?;
-    Ok(text.map_or(State::Unknown, |text| State::parse(text.as_bytes())))
+    let text = store.try_read(format!("{end}/state"))?;
+    Ok(text.map_or(State::Unknown, |text| State::parse(&text)))
 }
 
 /// Whether a device may be torn out of its guest's hands.
@@ -186,7 +185,7 @@ pub fn detach(
             if is_closed(store, &back)? {
                 return Ok(Some(None));
             }
-            let refused = read(store, &format!("{front}/error"))?;
+            let refused = store.try_read(format!("{front}/error"))?.map(text::lossy);
             Ok(refused.filter(|_| force == Force::Ask).map(Some))
         })?;
         let Some(error) = refused else { return Ok(()) };
@@ -221,9 +220,9 @@ fn forget(store: &mut Client, device: &NewDevice) -> Result<(), Error> {
     let of_device = above(&error);
     let of_domain = above(of_device);
     store.transaction(|tx| {
-        domain::remove(tx, of_device)?;
+        tx.remove(of_device)?;
         if tx.exists(of_domain)? && tx.directory(of_domain)?.is_empty() {
-            domain::remove(tx, of_domain)?;
+            tx.remove(of_domain)?;
         }
         Ok(())
     })?;
@@ -257,15 +256,13 @@ pub(crate) fn release_all(host: &mut Host, domid: DomId, limit: Limit) -> Result
 /// [`Error::Store`].
 pub fn devices(store: &mut Client, domid: DomId) -> Result<Vec<NewDevice>, Error> {
     let mut devices = Vec::new();
-    for kind in children(store, &format!("/libxl/{domid}/device"))? {
-        for devid in children(store, &format!("/libxl/{domid}/device/{kind}"))? {
+    for kind in store.list(format!("/libxl/{domid}/device"))? {
+        for devid in store.list(format!("/libxl/{domid}/device/{kind}"))? {
             let Ok(devid) = devid.parse() else { continue };
             let id = Id { frontend: domid, devid };
-            let noted = read(store, &format!("/libxl/{domid}/device/{kind}/{devid}/backend"))?;
-            let Some((backend, backend_kind)) = backend_of(noted.as_deref().unwrap_or_default())
-            else {
-                continue;
-            };
+            let noted = store.try_read(format!("/libxl/{domid}/device/{kind}/{devid}/backend"))?;
+            let noted = text::lossy(noted.unwrap_or_default());
+            let Some((backend, backend_kind)) = backend_of(&noted) else { continue };
             let mut device = NewDevice::new(&kind, id, backend);
             device.backend_kind = backend_kind.into();
             devices.push(device);
@@ -321,7 +318,9 @@ pub fn disks(store: &mut Client, domid: DomId) -> Result<Vec<Attached>, Error> {
     for device in devices(store, domid)?.into_iter().filter(|device| device.kind == "vbd") {
         let (front, back) = (device.frontend_path(), device.backend_path());
         let back_state = state(store, &back)?;
-        let mut of = |name: &str| read(store, &format!("{back}/{name}"));
+        let mut of = |name: &str| -> Result<_, Error> {
+            Ok(store.try_read(format!("{back}/{name}"))?.map(text::lossy))
+        };
         let target = match of("target")? {
             Some(target) => target,
             None => of("params")?.unwrap_or_default(),
@@ -372,8 +371,8 @@ pub fn resize(host: &mut Host, disk: &Attached, bytes: u64, limit: Limit) -> Res
         return Err(Error::Refused(format!("disk {vdev} ({}): {why}", disk.target)));
     }
     let back = disk.device.backend_path();
-    let physical = read(&mut host.store, &format!("{back}/physical-sector-size"))?;
-    let physical = physical.and_then(|text| text.parse::<u64>().ok()).unwrap_or(512);
+    let physical = host.store.try_read(format!("{back}/physical-sector-size"))?;
+    let physical = physical.and_then(|size| xen_io::xenbus::number(&size)).unwrap_or(512_u64);
     if physical > 0 && !bytes.is_multiple_of(physical) {
         let whole = bytes.next_multiple_of(physical);
         return Err(Error::Refused(format!(
@@ -392,8 +391,8 @@ pub fn resize(host: &mut Host, disk: &Attached, bytes: u64, limit: Limit) -> Res
     let what = || format!("the backend tells the new size of disk {vdev}");
     watched(host, &[&back], |host| {
         limit.until(&mut host.store, &what, |store| {
-            let sectors = read(store, &format!("{back}/sectors"))?;
-            Ok((sectors == Some((bytes / 512).to_string())).then_some(()))
+            let sectors = store.try_read(format!("{back}/sectors"))?;
+            Ok((sectors == Some((bytes / 512).to_string().into_bytes())).then_some(()))
         })
     })
 }

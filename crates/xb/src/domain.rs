@@ -11,7 +11,7 @@ use crate::devices;
 use crate::host::Host;
 use crate::keeper::Ended;
 use crate::wait::Limit;
-use crate::{Error, config};
+use crate::{Error, config, text};
 use std::time::Duration;
 use xen::DomId;
 use xen::domctl::{DomainInfo, RunState};
@@ -71,47 +71,13 @@ pub fn home(domid: DomId) -> String {
     xenbus::path::home(domid)
 }
 
-/// A node as text; `None` where it is not there.
-///
-/// # Errors
-/// [`Error::Store`].
-pub fn read(store: &mut Client, path: &str) -> Result<Option<String>, Error> {
-    match store.read(path) {
-        Ok(value) => Ok(Some(String::from_utf8_lossy(&value).into_owned())),
-        Err(error) if is_missing(&error) => Ok(None),
-        Err(error) => Err(error.into()),
-    }
-}
-
 /// What the guest init has said of its program's end.
 ///
 /// # Errors
 /// [`Error::Store`].
 pub fn exit_status(store: &mut Client, domid: DomId) -> Result<Option<u8>, Error> {
-    let text = read(store, &format!("{}/data/exit-status", home(domid)))?;
-    Ok(text.and_then(|text| text.parse().ok()))
-}
-
-/// The names below a node; none where it is not there.
-///
-/// # Errors
-/// [`Error::Store`].
-pub fn children(store: &mut Client, path: &str) -> Result<Vec<String>, Error> {
-    match store.directory(path) {
-        Ok(names) => {
-            Ok(names.iter().map(|name| String::from_utf8_lossy(name).into_owned()).collect())
-        }
-        Err(error) if is_missing(&error) => Ok(Vec::new()),
-        Err(error) => Err(error.into()),
-    }
-}
-
-/// Removes a node and all below it; one that is not there is removed.
-pub(crate) fn remove(store: &mut impl Store, path: &str) -> Result<(), xenstore::Error> {
-    match store.rm(path) {
-        Err(error) if is_missing(&error) => Ok(()),
-        result => result,
-    }
+    let text = store.try_read(format!("{}/data/exit-status", home(domid)))?;
+    Ok(text.and_then(|text| text::lossy(text).parse().ok()))
 }
 
 /// All domains, by number.
@@ -299,7 +265,9 @@ pub(crate) fn remove_nodes(
     vm: Option<&str>,
     limit: Limit,
 ) -> Result<(), Error> {
-    if vm.is_some() && read(&mut host.store, &format!("{}/vm", home(domid)))?.as_deref() != vm {
+    if let Some(vm) = vm
+        && host.store.try_read(format!("{}/vm", home(domid)))?.as_deref() != Some(vm.as_bytes())
+    {
         return Ok(());
     }
     loop {
@@ -327,29 +295,26 @@ enum Forgotten {
 fn forget(store: &mut Client, domid: DomId, expected: Option<&str>) -> Result<Forgotten, Error> {
     let (home, libxl) = (home(domid), format!("/libxl/{domid}"));
     Ok(store.transaction(|tx| {
-        let vm = found(tx.read(format!("{home}/vm")))?;
-        let vm = vm.map(|vm| String::from_utf8_lossy(&vm).into_owned());
+        let vm = tx.try_read(format!("{home}/vm"))?.map(text::lossy);
         if expected.is_some() && vm.as_deref() != expected {
             return Ok(Forgotten::Yes);
         }
         let devices = format!("{libxl}/device");
-        for kind in found(tx.directory(&devices))?.unwrap_or_default() {
-            let of_kind = [devices.as_bytes(), b"/", &kind].concat();
-            for devid in tx.directory(&of_kind)? {
-                let noted = found(tx.read([&of_kind, &b"/"[..], &devid, b"/backend"].concat()))?;
+        for kind in tx.list(&devices)? {
+            for devid in tx.list(format!("{devices}/{kind}"))? {
+                let noted = tx.try_read(format!("{devices}/{kind}/{devid}/backend"))?;
                 // What names no backend is nobody's device.
-                let noted = String::from_utf8_lossy(&noted.unwrap_or_default()).into_owned();
-                if devices::backend_of(&noted).is_some() {
+                if devices::backend_of(&text::lossy(noted.unwrap_or_default())).is_some() {
                     return Ok(Forgotten::HasDevices);
                 }
             }
         }
-        remove(tx, &home)?;
-        remove(tx, &libxl)?;
+        tx.remove(&home)?;
+        tx.remove(&libxl)?;
         if let Some(vm) = vm.filter(|vm| vm.starts_with("/vm/"))
             && !is_named(tx, &vm, expected)?
         {
-            remove(tx, &vm)?;
+            tx.remove(&vm)?;
         }
         Ok(Forgotten::Yes)
     })?)
@@ -361,21 +326,13 @@ fn is_named(tx: &mut impl Store, vm: &str, late: Option<&str>) -> Result<bool, x
     if late.is_none() {
         return Ok(false);
     }
-    for domain in found(tx.directory("/local/domain"))?.unwrap_or_default() {
-        let node = [&b"/local/domain/"[..], &domain, b"/vm"].concat();
-        if found(tx.read(node))?.as_deref() == Some(vm.as_bytes()) {
+    for domain in tx.list("/local/domain")? {
+        let node = format!("/local/domain/{domain}/vm");
+        if tx.try_read(node)?.as_deref() == Some(vm.as_bytes()) {
             return Ok(true);
         }
     }
     Ok(false)
-}
-
-/// The answer of a node; `None` where it is not there.
-fn found<T>(answer: Result<T, xenstore::Error>) -> Result<Option<T>, xenstore::Error> {
-    match answer {
-        Err(error) if is_missing(&error) => Ok(None),
-        answer => answer.map(Some),
-    }
 }
 
 /// Does something with the domain that has this name or number.
@@ -425,11 +382,11 @@ pub fn find_remains(host: &mut Host, which: &str) -> Result<DomId, Error> {
         Err(Error::NotFound(text)) => Error::NotFound(text),
         found => return found.map(|domain| domain.info.domid),
     };
-    for child in children(&mut host.store, "/libxl")? {
+    for child in host.store.list("/libxl")? {
         let Some(domid) = child.parse().ok().map(DomId) else { continue };
         let by_number = child == which && domid != DomId::DOM0;
         let name = format!("{}/name", home(domid));
-        if by_number || read(&mut host.store, &name)?.as_deref() == Some(which) {
+        if by_number || host.store.try_read(&name)?.as_deref() == Some(which.as_bytes()) {
             return Ok(domid);
         }
     }

@@ -93,7 +93,7 @@ pub fn run(line: &str) -> Result<u8, Error> {
         store.write(feature, "1")?;
     }
     // All devices that there are at the start are known before the program runs.
-    let expected = crate::domain::children(&mut store, "device/vbd")?.len();
+    let expected = store.list("device/vbd")?.len();
     let (evtchn, grants) = (Rc::new(RefCell::new(evtchn)), Rc::new(RefCell::new(grants)));
     let platform = Platform { evtchn, grants, options: DISK };
     let mut guest = Guest::start(store, hosted.domid(), platform)?;

@@ -12,6 +12,13 @@ pub fn short(text: &str) -> String {
     text.chars().take(MOST).chain("...".chars()).collect()
 }
 
+/// Bytes of the store as text; what is no UTF-8 becomes U+FFFD.
+#[must_use]
+pub fn lossy(bytes: Vec<u8>) -> String {
+    String::from_utf8(bytes)
+        .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
+}
+
 /// Text that a guest may have written, in a line: nothing in it moves the cursor.
 #[must_use]
 pub fn clean(text: &str) -> String {

@@ -7,7 +7,7 @@
 
 mod step;
 
-use crate::device::{Device, read};
+use crate::device::Device;
 use crate::driver::Driver;
 use crate::error::Error;
 use crate::path::{self, Id};
@@ -299,12 +299,12 @@ impl<D: Driver> Bus<D> {
     /// Has looked at all devices that the store lists, and those that are gone.
     fn scan(&mut self, store: &mut Client) -> Result<(), Error> {
         let mut found: Vec<Id> = self.slots.keys().copied().collect();
-        for name in list(store, &self.root)? {
+        for name in store.list(&self.root)? {
             let first = format!("{}/{name}", self.root);
             let below = match self.side {
                 Side::Frontend => vec![first],
                 Side::Backend => {
-                    let names = list(store, &first)?;
+                    let names = store.list(&first)?;
                     names.into_iter().map(|name| format!("{first}/{name}")).collect()
                 }
             };
@@ -343,15 +343,4 @@ impl<D: Driver> Bus<D> {
 /// A watch that is set is as good as one that was set now.
 fn already(error: xenstore::Error) -> Result<(), xenstore::Error> {
     if error.refusal() == Some(wire::Error::Exist) { Ok(()) } else { Err(error) }
-}
-
-/// The names below a node; none where it is not there.
-fn list(store: &mut Client, path: &str) -> Result<Vec<String>, Error> {
-    match store.directory(path) {
-        Ok(names) => {
-            Ok(names.iter().map(|name| String::from_utf8_lossy(name).into_owned()).collect())
-        }
-        Err(error) if error.refusal() == Some(wire::Error::NoEnt) => Ok(Vec::new()),
-        Err(error) => Err(error.into()),
-    }
 }

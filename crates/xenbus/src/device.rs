@@ -8,7 +8,6 @@ use std::str::FromStr;
 use xen::DomId;
 use xen_io::xenbus::number;
 use xenstore::{Client, Store};
-use xenstore_core::wire;
 
 /// Most nodes that a driver puts with one step.
 const PUTS_MAX: usize = 1024;
@@ -75,7 +74,7 @@ impl Device<'_> {
     /// # Errors
     /// [`Error::Store`], not for a node that is not there.
     pub fn own(&mut self, name: &str) -> Result<Option<Vec<u8>>, Error> {
-        read(self.store, &format!("{}/{name}", self.path))
+        Ok(self.store.try_read(format!("{}/{name}", self.path))?)
     }
 
     /// One of the other end's nodes. It says whatever the other end likes.
@@ -83,7 +82,7 @@ impl Device<'_> {
     /// # Errors
     /// As [`Device::own`].
     pub fn theirs(&mut self, name: &str) -> Result<Option<Vec<u8>>, Error> {
-        read(self.store, &format!("{}/{name}", self.peer_path))
+        Ok(self.store.try_read(format!("{}/{name}", self.peer_path))?)
     }
 
     /// A number in one of this end's nodes.
@@ -162,17 +161,8 @@ fn bad(path: String, value: &[u8], wanted: &'static str) -> Error {
     Error::Bad { path, value: value[..value.len().min(VALUE_MAX)].to_vec(), wanted }
 }
 
-/// A node; `None` where it is not there.
-pub(crate) fn read(store: &mut Client, path: &str) -> Result<Option<Vec<u8>>, Error> {
-    match store.read(path) {
-        Ok(value) => Ok(Some(value)),
-        Err(error) if error.refusal() == Some(wire::Error::NoEnt) => Ok(None),
-        Err(error) => Err(error.into()),
-    }
-}
-
 fn parse<T: FromStr>(store: &mut Client, path: String) -> Result<Option<T>, Error> {
-    let Some(value) = read(store, &path)? else { return Ok(None) };
+    let Some(value) = store.try_read(&path)? else { return Ok(None) };
     match number(&value) {
         Some(number) => Ok(Some(number)),
         None => Err(bad(path, &value, "a decimal number in range")),

@@ -9,7 +9,6 @@ use crate::path::{self, Id};
 use xen::DomId;
 use xen_io::xenbus::State;
 use xenstore::{Access, Client, Perm, Store};
-use xenstore_core::wire;
 
 /// A device to be added.
 #[derive(Clone, Debug)]
@@ -62,13 +61,6 @@ impl NewDevice {
 fn perms(owner: DomId, reader: DomId) -> [Perm; 2] {
     let perm = |access, domid: DomId| Perm { access, domid: domid.0.into() };
     [perm(Access::None, owner), perm(Access::Read, reader)]
-}
-
-fn remove(tx: &mut impl Store, path: &str) -> Result<(), xenstore::Error> {
-    match tx.rm(path) {
-        Err(error) if error.refusal() == Some(wire::Error::NoEnt) => Ok(()),
-        result => result,
-    }
 }
 
 /// What came of adding a device.
@@ -137,11 +129,11 @@ impl<'a> Nodes<'a> {
         let Self { device, libxl, front, back, front_nodes, back_nodes } = self;
         let front_perms = perms(device.id.frontend, device.backend);
         let back_perms = perms(device.backend, device.id.frontend);
-        remove(tx, libxl)?;
+        tx.remove(libxl)?;
         tx.write(format!("{libxl}/frontend"), front)?;
         tx.write(format!("{libxl}/backend"), back)?;
 
-        remove(tx, front)?;
+        tx.remove(front)?;
         tx.mkdir(front)?;
         tx.set_perms(front, &front_perms)?;
         tx.write(format!("{front}/backend"), back)?;
@@ -152,7 +144,7 @@ impl<'a> Nodes<'a> {
             tx.set_perms(format!("{front}/{name}"), perms)?;
         }
 
-        remove(tx, back)?;
+        tx.remove(back)?;
         tx.mkdir(back)?;
         tx.set_perms(back, &back_perms)?;
         tx.write(format!("{back}/frontend"), front)?;
@@ -172,11 +164,7 @@ impl<'a> Nodes<'a> {
 pub fn detach(store: &mut Client, device: &NewDevice) -> Result<(), Error> {
     let back = device.backend_path();
     store.transaction(|tx| {
-        let state = match tx.read(format!("{back}/state")) {
-            Ok(state) => state,
-            Err(error) if error.refusal() == Some(wire::Error::NoEnt) => return Ok(()),
-            Err(error) => return Err(error),
-        };
+        let Some(state) = tx.try_read(format!("{back}/state"))? else { return Ok(()) };
         tx.write(format!("{back}/online"), b"0")?;
         // A backend that is Closed already, as its frontend's domain is gone, says so only once.
         if State::parse(&state) != State::Closed {
@@ -197,11 +185,11 @@ pub fn forget(store: &mut Client, device: &NewDevice) -> Result<(), Error> {
     let libxl = path::libxl(&device.kind, device.id);
     store.transaction(|tx| {
         for path in [&libxl, &front, &back] {
-            remove(tx, path)?;
+            tx.remove(path)?;
         }
         let above = back.rsplit_once('/').map_or("", |(above, _)| above).to_owned();
         if tx.exists(&above)? && tx.directory(&above)?.is_empty() {
-            remove(tx, &above)?;
+            tx.remove(&above)?;
         }
         Ok(())
     })?;

@@ -33,6 +33,17 @@ pub trait Store {
         self.request(MsgType::Read, &[text(MsgType::Read, path.as_ref())?, b"\0"])
     }
 
+    /// The value of a node; `None` where the node is not there.
+    ///
+    /// # Errors
+    /// EACCES; see [`Store::request`].
+    fn try_read(&mut self, path: impl AsRef<[u8]>) -> Result<Option<Vec<u8>>, Error>
+    where
+        Self: Sized,
+    {
+        if_there(self.read(path))
+    }
+
     /// Sets the value of a node; creates it and its missing parents.
     ///
     /// # Errors
@@ -68,6 +79,17 @@ pub trait Store {
         self.request(MsgType::Rm, &[text(MsgType::Rm, path.as_ref())?, b"\0"]).map(drop)
     }
 
+    /// Removes a node with everything below it; one that is not there, nor its parent, is removed.
+    ///
+    /// # Errors
+    /// EACCES, EINVAL for `/`; see [`Store::request`].
+    fn remove(&mut self, path: impl AsRef<[u8]>) -> Result<(), Error>
+    where
+        Self: Sized,
+    {
+        if_there(self.rm(path)).map(drop)
+    }
+
     /// Whether a node exists and may be read.
     ///
     /// # Errors
@@ -100,6 +122,18 @@ pub trait Store {
         Ok(split(&directory_bytes(self, path.as_ref())?))
     }
 
+    /// The names of a node's children as text, as [`Store::directory`] has them; none where the node is not there.
+    ///
+    /// # Errors
+    /// As [`Store::directory`], but for ENOENT.
+    fn list(&mut self, path: impl AsRef<[u8]>) -> Result<Vec<String>, Error>
+    where
+        Self: Sized,
+    {
+        let names = if_there(self.directory(path))?.unwrap_or_default();
+        Ok(names.iter().map(|name| String::from_utf8_lossy(name).into_owned()).collect())
+    }
+
     /// The permissions of a node; the first entry names its owner.
     ///
     /// # Errors
@@ -123,6 +157,14 @@ pub trait Store {
         let entries: String = perms.iter().map(|perm| format!("{perm}\0")).collect();
         let path = text(MsgType::SetPerms, path.as_ref())?;
         self.request(MsgType::SetPerms, &[path, b"\0", entries.as_bytes()]).map(drop)
+    }
+}
+
+/// An answer about a node; `None` where the node is not there.
+fn if_there<T>(answer: Result<T, Error>) -> Result<Option<T>, Error> {
+    match answer {
+        Err(error) if error.refusal() == Some(wire::Error::NoEnt) => Ok(None),
+        answer => answer.map(Some),
     }
 }
 

@@ -5,7 +5,7 @@
 
 use super::Attached;
 use crate::Error;
-use crate::domain::{Domain, read};
+use crate::domain::Domain;
 use crate::host::folder::Folder;
 use crate::host::{Host, Platform};
 use crate::wait::Limit;
@@ -16,6 +16,7 @@ use std::time::Duration;
 use xen_block::disk::DiskAccess;
 use xen_block::front::kernel::{LoopDevice, unmount_in};
 use xen_block::vbd;
+use xenstore::Store;
 
 /// Where a guest finds what was mounted for it.
 pub const PLACE: &str = "/mnt";
@@ -109,7 +110,7 @@ fn process(host: &mut Host, domain: &Domain) -> Result<OwnedFd, Error> {
     if !rustix::process::geteuid().is_root() {
         return Err(refused("only root may have the host's kernel mount a guest's disk"));
     }
-    if read(&mut host.store, &format!("/libxl/{domid}/kernel-block"))?.as_deref() != Some("1") {
+    if host.store.try_read(format!("/libxl/{domid}/kernel-block"))?.as_deref() != Some(b"1") {
         let why =
             "its configuration does not say kernel_block=1, which trusts it with the host's kernel";
         return Err(refused(why));

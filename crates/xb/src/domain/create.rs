@@ -211,8 +211,8 @@ fn claim(
         }
     };
     if let Some(domid) = last(folder, name).filter(|domid| control.info(*domid).is_ok()) {
-        let theirs = domain::read(store, &format!("{}/name", domain::home(domid)))?;
-        if theirs.as_deref() == Some(name) {
+        let theirs = store.try_read(format!("{}/name", domain::home(domid)))?;
+        if theirs.as_deref() == Some(name.as_bytes()) {
             return Err(Error::Refused(format!(
                 "there is a domain {name} already (number {domid}); xb destroy {name} takes it down, \
                  or give this one another name"
@@ -409,7 +409,7 @@ fn write_nodes(
     ];
     store.transaction(|tx| {
         for path in [&home, &vm, &libxl] {
-            domain::remove(tx, path)?;
+            tx.remove(path)?;
         }
         for (name, perms) in folders {
             let path = format!("{home}{name}");

@@ -4,15 +4,16 @@
 //! the client which was creating it has nobody else.
 
 use super::say;
-use crate::Error;
-use crate::domain::{children, home, read, remove_nodes, uuid};
+use crate::domain::{home, remove_nodes, uuid};
 use crate::host::folder::Folder;
 use crate::host::{Choice, Host};
 use crate::wait::Limit;
+use crate::{Error, text};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 use xen::DomId;
 use xen::domctl::RunState;
+use xenstore::Store;
 
 /// The time for which a client that has destroyed a domain is left alone with its nodes.
 const GRACE: Duration = Duration::from_millis(300);
@@ -82,10 +83,13 @@ enum Found {
 fn look(folder: &Folder) -> Result<Found, Error> {
     let mut host = Host::open(Choice::Hosted(folder.clone()))?;
     let mut named = Vec::new();
-    for child in children(&mut host.store, "/libxl")? {
+    for child in host.store.list("/libxl")? {
         let Some(domid) = child.parse().ok().map(DomId) else { continue };
         if domid != DomId::DOM0 {
-            named.push((domid, read(&mut host.store, &format!("{}/vm", home(domid)))?));
+            named.push((
+                domid,
+                host.store.try_read(format!("{}/vm", home(domid)))?.map(text::lossy),
+            ));
         }
     }
     // After the store: a domain that came in between was not named there.

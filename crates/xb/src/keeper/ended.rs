@@ -126,9 +126,8 @@ pub(super) fn settle(
     let domid = info.domid;
     let mut host = Host::open(Choice::Hosted(folder.clone()))?;
     let home = domain::home(domid);
-    let Some(name) = domain::read(&mut host.store, &format!("{home}/name"))? else {
-        return Ok(());
-    };
+    let Some(name) = host.store.try_read(format!("{home}/name"))? else { return Ok(()) };
+    let name = text::lossy(name);
     let guest = folder.guest(&name);
     let (description, settings) = kept(folder, &name)?;
     let action = match description.after(reason) {

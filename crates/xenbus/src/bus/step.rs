@@ -1,6 +1,6 @@
 //! One device's way from state to state.
 
-use super::{Bus, Device, Driver, Error, Id, News, Side, Slot, State, What, already, read};
+use super::{Bus, Device, Driver, Error, Id, News, Side, Slot, State, What, already};
 use crate::driver::Progress;
 use crate::path;
 use crate::state::{Action, Peer, Standing, react};
@@ -107,13 +107,13 @@ impl<D: Driver> Bus<D> {
             Side::Frontend => ("backend", "backend-id"),
             Side::Backend => ("frontend", "frontend-id"),
         };
-        let peer_path = read(store, &format!("{path}/{peer_name}"))?;
-        let peer = read(store, &format!("{path}/{id_name}"))?;
+        let peer_path = store.try_read(format!("{path}/{peer_name}"))?;
+        let peer = store.try_read(format!("{path}/{id_name}"))?;
         let (Some(peer_path), Some(peer)) = (peer_path, peer) else { return Ok(None) };
         let (Ok(peer_path), Some(peer)) = (String::from_utf8(peer_path), number(&peer)) else {
             return Ok(None);
         };
-        let state = read(store, &format!("{path}/state"))?.unwrap_or_default();
+        let state = store.try_read(format!("{path}/state"))?.unwrap_or_default();
         let online = match self.side {
             Side::Frontend => true,
             Side::Backend => is_online(store, path)?,
@@ -259,10 +259,11 @@ impl<D: Driver> Bus<D> {
             return Ok(());
         }
         let path = slot.peer_path.clone();
-        let mut theirs = |name: &str| match read(store, &format!("{path}/{name}")) {
-            Err(gone) if gone.is_store_gone() => Err(gone),
-            value => Ok(value.ok().flatten()),
-        };
+        let mut theirs =
+            |name: &str| match store.try_read(format!("{path}/{name}")).map_err(Error::from) {
+                Err(gone) if gone.is_store_gone() => Err(gone),
+                value => Ok(value.ok().flatten()),
+            };
         if theirs("online")?.is_some_and(|value| number(&value) == Some(0_u32)) {
             return Ok(());
         }
@@ -498,14 +499,14 @@ impl<D> Slot<D> {
 
 /// False where the toolstack wants a backend's device no more: its `online` is 0. A toolstack that writes no such node wants it.
 fn is_online(store: &mut Client, path: &str) -> Result<bool, Error> {
-    let online = read(store, &format!("{path}/online"))?;
+    let online = store.try_read(format!("{path}/online"))?;
     Ok(online.is_none_or(|value| number(&value) != Some(0_u32)))
 }
 
 fn peer_state(store: &mut Client, peer_path: &str) -> Result<Peer, Error> {
-    let value = match read(store, &format!("{peer_path}/state")) {
+    let value = match store.try_read(format!("{peer_path}/state")) {
         // The domain's nodes belong to another one by now.
-        Err(Error::Store(error)) if error.refusal().is_some() => None,
+        Err(error) if error.refusal().is_some() => None,
         value => value?,
     };
     Ok(value.map_or(Peer::Gone, |value| Peer::Is(State::parse(&value))))

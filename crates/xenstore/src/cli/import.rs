@@ -80,11 +80,8 @@ fn too_much(error: &Error) -> bool {
 
 /// Removes what is below a node.
 fn clear(tx: &mut Transaction<'_>, root: &[u8]) -> Result<(), Error> {
-    let names = match tx.directory(root) {
-        Err(error) if error.refusal() == Some(wire::Error::NoEnt) => return Ok(()),
-        result => result?,
-    };
-    names.iter().try_for_each(|name| tx.rm(absolute(root, name)))
+    let names = tx.list(root)?;
+    names.iter().try_for_each(|name| tx.rm(absolute(root, name.as_bytes())))
 }
 
 /// Writes values and permissions, many requests in flight.

@@ -53,6 +53,23 @@ fn requests_about_nodes() {
 }
 
 #[test]
+fn what_is_not_there_is_no_error() {
+    on_each(|daemon| {
+        let mut client = daemon.client();
+        client.write("/there/child", "value").unwrap();
+        assert_eq!(client.try_read("/there/child").unwrap().as_deref(), Some(&b"value"[..]));
+        assert_eq!(client.list("/there").unwrap(), ["child"]);
+        client.remove("/there").unwrap();
+        // Neither it nor its parent is there.
+        assert_eq!(client.try_read("/there/child").unwrap(), None);
+        assert!(client.list("/there/child").unwrap().is_empty());
+        client.remove("/there/child").unwrap();
+        let refused = client.try_read("no//path").unwrap_err();
+        assert_eq!(refused.refusal(), Some(wire::Error::Inval));
+    });
+}
+
+#[test]
 fn requests_about_domains() {
     on_each(|daemon| {
         let mut client = daemon.client();
