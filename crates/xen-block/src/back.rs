@@ -30,7 +30,7 @@ use xen::gnttab::{Access, GrantMap};
 use xen::{DomId, Port};
 use xen_io::blkif::{Layout, Limits, info, names};
 use xen_io::ring::{BackRing, Position, entry_count};
-use xenbus::negotiate::{self, Ring};
+use xenbus::negotiate::{self, Names};
 use xenbus::{Device, Driver, Error, Progress};
 
 /// The node of a backend with its limit of bytes a second; 0 is none.
@@ -422,8 +422,11 @@ impl Back {
         };
         let persistent = device.their_feature(names::FEATURE_PERSISTENT)?;
         let grants = if persistent { Grants::Persistent } else { Grants::Once };
-        let rings = negotiate::rings(device, self.platform.options.rings)?;
-        let pages = rings.first().map_or(1, |ring| ring.pages.len());
+        let rings = Names::PLAIN.queues(device, self.platform.options.rings)?;
+        let pages = rings.first().map_or(1, |queue| {
+            let [pages] = &queue.rings;
+            pages.len()
+        });
         let shape = Shape {
             queues: u32::try_from(rings.len()).unwrap_or(u32::MAX),
             entries: entry_count(pages, layout.entry_bytes()).map_err(broken)?,
@@ -455,9 +458,7 @@ impl Back {
             (Some(path), How::TakeOver) => record::open(&path, shape).map(|record| (path, record)),
         };
         record.map(Some).map_err(|errno| match errno {
-            Errno::WOULDBLOCK => {
-                Error::Driver("EBUSY: a process before has I/O under way".to_owned())
-            }
+            Errno::WOULDBLOCK => Error::Busy("a process before has I/O under way".to_owned()),
             errno => Error::Driver(format!("the record of requests in flight: {errno}")),
         })
     }
@@ -466,7 +467,7 @@ impl Back {
         &mut self,
         device: &mut Device<'_>,
         mut disk: Box<dyn Disk>,
-        rings: &[Ring],
+        rings: &[Plan],
         (layout, grants): (Layout, Grants),
         record: Option<(PathBuf, Record)>,
         how: How,
@@ -549,13 +550,14 @@ impl Back {
     fn bind(
         &self,
         peer: DomId,
-        ring: &Ring,
+        ring: &Plan,
         layout: Layout,
         req_cons: Option<u32>,
     ) -> Result<(BackRing, Port), Error> {
+        let negotiate::Queue { rings: [pages], ports: [theirs] } = ring;
         let mut grants = self.platform.grants.borrow_mut();
         let mut mapped = Vec::new();
-        grants.map_batch(peer, &ring.pages, Access::ReadWrite, &mut mapped);
+        grants.map_batch(peer, pages, Access::ReadWrite, &mut mapped);
         let pages: Result<Vec<_>, _> = mapped.into_iter().collect();
         let pages = pages.map_err(Error::platform("mapping the frontend's ring"))?;
         let at = match (req_cons, pages.first()) {
@@ -566,8 +568,12 @@ impl Back {
             _ => Position::default(),
         };
         let back = BackRing::attach(pages, layout.entry_bytes(), at).map_err(broken)?;
-        let port = self.platform.evtchn.borrow_mut().bind_interdomain(peer, ring.port);
-        Ok((back, port.map_err(Error::platform(BINDING))?))
+        let port = self.platform.evtchn.borrow_mut().bind_interdomain(peer, *theirs);
+        let port = port.map_err(|error| match error {
+            xen::Error::Inval => Error::PortTaken(*theirs),
+            error => Error::platform("binding the frontend's event channel")(error),
+        })?;
+        Ok((back, port))
     }
 
     /// Closed is said, and a device connected anew, only when nothing of a process that was killed reaches the guest's
@@ -603,6 +609,9 @@ impl Back {
     }
 }
 
+/// Where a frontend has a ring, and the port beside it.
+type Plan = negotiate::Queue<1, 1>;
+
 /// Whether rings are new, or were served by a process that has ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum How {
@@ -619,12 +628,6 @@ fn broken(error: impl fmt::Display) -> Error {
     Error::Driver(format!("the ring: {error}"))
 }
 
-/// Whether the disk is held by another process that may be on its way out.
-fn is_busy(error: &Error) -> bool {
-    matches!(error, Error::Driver(text) if text.starts_with("EBUSY"))
-}
-
-const BINDING: &str = "binding the frontend's event channel";
 /// How long a killed process may still have the frontend's port: what its io_uring waited for is ended behind its
 /// back.
 const BOUND_MAX: Duration = Duration::from_secs(2);
@@ -633,11 +636,6 @@ const BOUND_MAX: Duration = Duration::from_secs(2);
 const AWAY_MAX: Duration = Duration::from_secs(60);
 /// Between two tries to open such a disk.
 const TRY_AGAIN: Duration = Duration::from_millis(200);
-
-/// Whether the frontend's port is bound, or none.
-fn is_bound(error: &Error) -> bool {
-    matches!(error, Error::Platform { what: BINDING, error: xen::Error::Inval })
-}
 
 impl Driver for Back {
     fn open(&mut self, device: &mut Device<'_>) -> Result<Progress, Error> {
@@ -685,10 +683,8 @@ impl Driver for Back {
         };
         let connected = match attached {
             // The file is held until the last request of the process before is done.
-            Err(busy) if is_busy(&busy) => return Ok(Progress::Pending),
-            Err(bound) if is_bound(&bound) && self.may_wait_for_port() => {
-                return Ok(Progress::Pending);
-            }
+            Err(Error::Busy(_)) => return Ok(Progress::Pending),
+            Err(Error::PortTaken(_)) if self.may_wait_for_port() => return Ok(Progress::Pending),
             connected => connected?,
         };
         (self.bound_since, self.away) = (None, None);

@@ -12,7 +12,6 @@ mod bytes;
 pub mod export;
 pub mod fuse;
 pub mod guest;
-pub mod kernel;
 mod queue;
 
 use crate::disk::DiskAccess;
@@ -27,7 +26,7 @@ use xen::shared::{PAGE_SIZE, SharedPage};
 use xen::{DomId, Port};
 use xen_io::blkif::{Layout, SEGMENTS_MAX, SEGMENTS_PER_PAGE, Status, info, names};
 use xen_io::ring::FrontRing;
-use xenbus::negotiate::{self, Ring};
+use xenbus::negotiate::{self, Names};
 use xenbus::{Device, Driver, Error, Progress};
 
 pub use queue::{Full, Part, Want};
@@ -466,9 +465,10 @@ impl Driver for Front {
         let rings = (limits.queues_max as usize) << limits.order_max;
         self.offer_buffers(device.peer(), rings)?;
         self.queues = self.make_rings(device.peer(), limits)?;
-        let ring = |queue: &Queue| Ring { pages: queue.grants(), port: queue.port };
-        let rings: Vec<Ring> = self.queues.iter().map(ring).collect();
-        negotiate::put_rings(device, &rings);
+        let queue =
+            |queue: &Queue| negotiate::Queue { rings: [queue.grants()], ports: [queue.port] };
+        let queues: Vec<_> = self.queues.iter().map(queue).collect();
+        Names::PLAIN.put(device, &queues);
         device.put(names::PROTOCOL, self.layout.protocol());
         device.put(names::FEATURE_PERSISTENT, 1);
         Ok(Progress::Done)

@@ -28,7 +28,7 @@ fn memory_of_32_disks() {
         std::fs::File::create(&path).unwrap().set_len(1 << 20).unwrap();
         let (access, cache, way) = (DiskAccess::ReadWrite, Cache::PageCache, Way::Best);
         let disk = File::open(&path, Options { access, cache, way });
-        Ok(Box::new(disk.map_err(|error| Error::Driver(error.to_string()))?))
+        Ok(Box::new(disk?))
     });
     let mut setup = Setup::new(open);
     setup.front.buffers = 16;

@@ -19,7 +19,6 @@ use xen_block::disk::DiskAccess;
 use xen_block::disk::file::{Cache, File, Options, Way};
 use xen_block::front::{Completion, Part, Want};
 use xen_io::blkif::Status;
-use xenbus::Error;
 
 /// Set in the process that is traced: the file that is its disk.
 const FILE: &str = "XEN_BLOCK_LONE_FILE";
@@ -43,7 +42,7 @@ fn reads_again_and_again(path: PathBuf) {
     let open = move |_: &mut xenbus::Device<'_>| {
         let (access, cache) = (DiskAccess::ReadWrite, Cache::Direct);
         let disk = File::open(&path, Options { access, cache, way: Way::Uring });
-        let disk = disk.map_err(|error| Error::Driver(error.to_string()))?;
+        let disk = disk?;
         assert!(format!("{disk:?}").contains("io_uring"), "{disk:?}");
         Ok(Box::new(disk) as Box<dyn xen_block::disk::Disk>)
     };

@@ -4,8 +4,10 @@ use crate::domain::{Config, Lack};
 use crate::link::{Answer, Link};
 use crate::proto::Request;
 use crate::{HostDir, Platform, Role};
+use rustix::io::Errno;
+use rustix::process::Pid;
 use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 use xen::domctl::{DomainControl, DomainInfo, RunState, Scheduling};
@@ -299,6 +301,18 @@ impl DomainControl for Control {
         let Scheduling { weight, cap } = scheduling;
         self.done(&Request::SetScheduling { domid, weight, cap })
     }
+}
+
+/// The number that a process has here, by its pidfd ([`Control::process`]).
+///
+/// # Errors
+/// `ESRCH` where it has ended, or has no number here.
+pub fn process_number(process: BorrowedFd<'_>) -> Result<Pid, Errno> {
+    // proc_pid_fdinfo(5).
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", process.as_raw_fd()));
+    let info = info.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+    let number = info.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok());
+    number.filter(|number| *number > 0).and_then(Pid::from_raw).ok_or(Errno::SRCH)
 }
 
 #[cfg(test)]

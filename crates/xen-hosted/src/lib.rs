@@ -11,8 +11,9 @@
 //! | [`domain`] | what a domain is to be; its sandbox: control groups, namespaces, system-call filter |
 //! | [`evtchn`], [`gnttab`], [`domwatch`], [`domctl`] | the traits of `xen`, as the broker's peers have them |
 //! | `link`, `proto` | a peer's socket; the messages on it |
+//! | [`mount`] | loop devices and mounts of the host's kernel, for guests that are trusted with it |
 //! | [`limits`] | every bound, by name |
-//! | `map`, `sys` | mapped memory; system calls that no crate has. The only modules with `unsafe` |
+//! | `map`, `sys` | mapped memory; system calls that no crate has. With `mount` the only modules with `unsafe` |
 //!
 //! # Who holds what
 //!
@@ -77,6 +78,7 @@ pub mod hypervisor;
 pub mod limits;
 mod link;
 mod map;
+pub mod mount;
 mod proto;
 mod sys;
 

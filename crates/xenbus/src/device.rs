@@ -142,7 +142,7 @@ impl Device<'_> {
     /// is done. Where there is no script there is nothing to wait for.
     ///
     /// # Errors
-    /// As [`Device::own`]; [`Error::Driver`] with the script's words where it failed.
+    /// As [`Device::own`]; [`Error::Hotplug`].
     pub fn hotplug_done(&mut self) -> Result<bool, Error> {
         let status = self.own("hotplug-status")?;
         match (status.as_deref(), self.own("script")?) {
@@ -150,7 +150,7 @@ impl Device<'_> {
             (Some(b"error"), _) => {
                 let why = self.own("hotplug-error")?.unwrap_or_default();
                 let why = String::from_utf8_lossy(&why).into_owned();
-                Err(Error::Driver(format!("the hotplug script failed: {why}")))
+                Err(Error::Hotplug(why))
             }
             _ => Ok(false),
         }

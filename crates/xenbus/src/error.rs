@@ -2,6 +2,7 @@
 
 use crate::state::Illegal;
 use std::fmt;
+use xen::Port;
 
 /// Why a device is not, or no longer, connected.
 #[derive(Clone, Debug)]
@@ -37,8 +38,21 @@ pub enum Error {
         /// How often.
         restarts: u32,
     },
-    /// The words of a driver on something that it needs: it is not there, and may come back.
+    /// The port that the other end names is bound already, or is not offered to this domain.
+    PortTaken(Port),
+    /// The hotplug script of a backend has failed; its words.
+    Hotplug(String),
+    /// The device, or what its driver needs, is in use elsewhere for now: who uses it, and what helps.
+    Busy(String),
+    /// What the driver needs is not there, and may come back: the words of the driver.
     Away(String),
+    /// The other end has given the device up, and says this.
+    Theirs {
+        /// The errno(3) number before its words.
+        errno: i32,
+        /// Its words.
+        text: String,
+    },
     /// The words of a driver.
     Driver(String),
 }
@@ -47,6 +61,19 @@ impl Error {
     /// For the `map_err` of event channels and grants: what was being done.
     pub fn platform(what: &'static str) -> impl FnOnce(xen::Error) -> Self {
         move |error| Self::Platform { what, error }
+    }
+
+    /// The errno(3) number that stands before the text in an `error` node, as Linux's `xenbus_dev_error` has it.
+    #[must_use]
+    pub fn errno(&self) -> i32 {
+        match self {
+            Self::Platform { error, .. } => error.errno(),
+            Self::Store(error) => error.errno().raw_os_error(),
+            Self::Theirs { errno, .. } => *errno,
+            Self::Missing { .. } => xen::Error::NoEnt.errno(),
+            Self::Busy(_) => xen::Error::Busy.errno(),
+            _ => xen::Error::Inval.errno(),
+        }
     }
 
     /// Whether it is the connection to the store that failed: nothing can be done about any device.
@@ -80,7 +107,13 @@ impl fmt::Display for Error {
                 "the other end began anew {restarts} times without connecting; \
                  detach and attach the device to try again"
             ),
-            Self::Away(text) | Self::Driver(text) => f.write_str(text),
+            Self::PortTaken(port) => write!(
+                f,
+                "binding event channel {port} of the other end: it is bound already, or is not for this domain"
+            ),
+            Self::Hotplug(text) => write!(f, "the hotplug script failed: {text}"),
+            Self::Busy(text) => write!(f, "EBUSY: {text}"),
+            Self::Away(text) | Self::Driver(text) | Self::Theirs { text, .. } => f.write_str(text),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Rings, event channels and queues, as both ends name them in the store.
 //!
-//! Source: the notes on multi-page rings and multiple queues in `xen/include/public/io/blkif.h`.
+//! Source: the notes on multi-page rings and multiple queues in `xen/include/public/io/blkif.h`, those on queues and
+//! split event channels in `io/netif.h`.
 
 use crate::device::Device;
 use crate::error::Error;
@@ -55,60 +56,116 @@ impl Limits {
     }
 }
 
-/// One ring: its pages and the event channel beside it.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Ring {
-    /// Its pages, in order; a power of two of them.
-    pub pages: Vec<GrantRef>,
-    /// The frontend's port.
-    pub port: Port,
+/// The names that a device type has for the rings and event channels of one queue.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Names<const RINGS: usize, const CHANNELS: usize> {
+    /// The node of each ring's grants: `ring-ref`; of a vif `tx-ring-ref` and `rx-ring-ref`. A ring of several pages
+    /// has the number of each behind its name.
+    pub rings: [&'static str; RINGS],
+    /// The node of each port: `event-channel`; of a vif that has two of them `event-channel-tx` and
+    /// `event-channel-rx`.
+    pub channels: [&'static str; CHANNELS],
 }
 
-/// Tells the backend where the rings are, for [`Driver::open`](crate::Driver::open) of a frontend. All rings
-/// have the same number of pages.
-pub fn put_rings(device: &mut Device<'_>, rings: &[Ring]) {
-    let pages = rings.first().map_or(1, |ring| ring.pages.len());
-    if pages > 1 {
-        device.put(RING_PAGE_ORDER, pages.ilog2());
-        device.put(NUM_RING_PAGES, pages);
+impl Names<1, 1> {
+    /// One ring and one event channel, as a vbd has them.
+    pub const PLAIN: Self = Self { rings: ["ring-ref"], channels: ["event-channel"] };
+}
+
+/// One queue of a device: its rings, and the event channels beside them.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Queue<const RINGS: usize, const CHANNELS: usize> {
+    /// The pages of each ring, in order; a power of two of them.
+    pub rings: [Vec<GrantRef>; RINGS],
+    /// The frontend's ports.
+    pub ports: [Port; CHANNELS],
+}
+
+/// The path of a queue's nodes: `queue-1/`; nothing where there is no other.
+fn place(number: u32, count: u32) -> String {
+    if count > 1 { format!("queue-{number}/") } else { String::new() }
+}
+
+impl<const RINGS: usize, const CHANNELS: usize> Names<RINGS, CHANNELS> {
+    /// Tells the backend where the queues are, for [`Driver::open`](crate::Driver::open) of a frontend. All rings have
+    /// the same number of pages.
+    pub fn put(&self, device: &mut Device<'_>, queues: &[Queue<RINGS, CHANNELS>]) {
+        let pages = queues.first().and_then(|queue| queue.rings.first()).map_or(1, Vec::len);
+        if pages > 1 {
+            device.put(RING_PAGE_ORDER, pages.ilog2());
+            device.put(NUM_RING_PAGES, pages);
+        }
+        let count = u32::try_from(queues.len()).unwrap_or(u32::MAX);
+        if count > 1 {
+            device.put(NUM_QUEUES, count);
+        }
+        for (number, queue) in (0..count).zip(queues) {
+            self.put_one(device, &place(number, count), queue);
+        }
     }
-    if rings.len() > 1 {
-        device.put(NUM_QUEUES, rings.len());
+
+    /// Tells the backend where the rings and ports are that belong to no queue, as those for the control of a vif.
+    pub fn put_shared(&self, device: &mut Device<'_>, queue: &Queue<RINGS, CHANNELS>) {
+        self.put_one(device, "", queue);
     }
-    for (number, ring) in rings.iter().enumerate() {
-        let at = if rings.len() > 1 { format!("queue-{number}/") } else { String::new() };
-        match &ring.pages[..] {
-            [page] => device.put(format!("{at}ring-ref"), page),
-            pages => {
-                for (number, page) in pages.iter().enumerate() {
-                    device.put(format!("{at}ring-ref{number}"), page);
+
+    fn put_one(&self, device: &mut Device<'_>, at: &str, queue: &Queue<RINGS, CHANNELS>) {
+        for (name, ring) in self.rings.iter().zip(&queue.rings) {
+            match &ring[..] {
+                [page] => device.put(format!("{at}{name}"), page),
+                pages => {
+                    for (number, page) in pages.iter().enumerate() {
+                        device.put(format!("{at}{name}{number}"), page);
+                    }
                 }
             }
         }
-        device.put(format!("{at}event-channel"), ring.port);
+        for (name, port) in self.channels.iter().zip(&queue.ports) {
+            device.put(format!("{at}{name}"), port);
+        }
     }
-}
 
-/// Where the frontend's rings are: one for each queue, none of them beyond `limits`.
-///
-/// # Errors
-/// [`Error::Missing`], [`Error::Bad`]: not what was offered.
-pub fn rings(device: &mut Device<'_>, limits: Limits) -> Result<Vec<Ring>, Error> {
-    let queues = device.their_number::<u32>(NUM_QUEUES)?;
-    let count = queues.unwrap_or(1);
-    if count == 0 || count > limits.queues_max {
-        let wanted = "a number from 1 to what multi-queue-max-queues says";
-        return Err(device.bad(NUM_QUEUES, count.to_string().as_bytes(), wanted));
+    /// The queues of the frontend, none of them beyond `limits`.
+    ///
+    /// # Errors
+    /// [`Error::Missing`], [`Error::Bad`]: not what was offered.
+    pub fn queues(
+        &self,
+        device: &mut Device<'_>,
+        limits: Limits,
+    ) -> Result<Vec<Queue<RINGS, CHANNELS>>, Error> {
+        let count = device.their_number::<u32>(NUM_QUEUES)?.unwrap_or(1);
+        if count == 0 || count > limits.queues_max {
+            let wanted = "a number from 1 to what multi-queue-max-queues says";
+            return Err(device.bad(NUM_QUEUES, count.to_string().as_bytes(), wanted));
+        }
+        let pages = ring_pages(device, limits)?;
+        (0..count).map(|number| self.one(device, &place(number, count), pages)).collect()
     }
-    let pages = ring_pages(device, limits)?;
-    (0..count)
-        .map(|number| {
-            let at = if count > 1 { format!("queue-{number}/") } else { String::new() };
-            let pages = ring_refs(device, &at, pages)?;
-            let port = Port(device.their_needed(&format!("{at}event-channel"))?);
-            Ok(Ring { pages, port })
-        })
-        .collect()
+
+    /// The rings, of one page each, and the ports that belong to no queue.
+    ///
+    /// # Errors
+    /// As [`Names::queues`].
+    pub fn shared(&self, device: &mut Device<'_>) -> Result<Queue<RINGS, CHANNELS>, Error> {
+        self.one(device, "", Pages::Unsaid)
+    }
+
+    fn one(
+        &self,
+        device: &mut Device<'_>,
+        at: &str,
+        pages: Pages,
+    ) -> Result<Queue<RINGS, CHANNELS>, Error> {
+        let (mut rings, mut ports) = ([const { Vec::new() }; RINGS], [Port(0); CHANNELS]);
+        for (ring, name) in rings.iter_mut().zip(self.rings) {
+            *ring = ring_refs(device, &format!("{at}{name}"), pages)?;
+        }
+        for (port, name) in ports.iter_mut().zip(self.channels) {
+            *port = Port(device.their_needed(&format!("{at}{name}"))?);
+        }
+        Ok(Queue { rings, ports })
+    }
 }
 
 /// How many pages each ring has.
@@ -140,18 +197,17 @@ enum Pages {
     Said(u32),
 }
 
-fn ring_refs(device: &mut Device<'_>, at: &str, pages: Pages) -> Result<Vec<GrantRef>, Error> {
-    let plain = format!("{at}ring-ref");
+fn ring_refs(device: &mut Device<'_>, name: &str, pages: Pages) -> Result<Vec<GrantRef>, Error> {
     let count = match pages {
-        Pages::Unsaid => return Ok(vec![GrantRef(device.their_needed(&plain)?)]),
+        Pages::Unsaid => return Ok(vec![GrantRef(device.their_needed(name)?)]),
         Pages::Said(count) => count,
     };
     if count == 1
-        && let Some(grant) = device.their_number(&plain)?
+        && let Some(grant) = device.their_number(name)?
     {
         return Ok(vec![GrantRef(grant)]);
     }
     (0..count)
-        .map(|number| Ok(GrantRef(device.their_needed(&format!("{at}ring-ref{number}"))?)))
+        .map(|number| Ok(GrantRef(device.their_needed(&format!("{name}{number}"))?)))
         .collect()
 }

@@ -10,12 +10,14 @@ use crate::host::folder::Folder;
 use crate::host::{Host, Platform};
 use crate::wait::Limit;
 use rustix::fs::FlockOperation;
+use rustix::io::Errno;
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
-use xen_block::disk::DiskAccess;
-use xen_block::front::kernel::{LoopDevice, unmount_in};
+use xen::gnttab::Access;
 use xen_block::vbd;
+use xen_hosted::domctl::process_number;
+use xen_hosted::mount::{self, LoopDevice, Step, unmount_in};
 use xenstore::Store;
 
 /// Where a guest finds what was mounted for it.
@@ -39,16 +41,12 @@ pub fn mount(
     let _alone = host.folder().map(|folder| alone(folder, &domain.name)).transpose()?;
     unused(&process, &domain.name)?;
     let file = format!("/dev/{}", vbd::name(disk.device.id.devid));
-    let access =
-        if disk.mode.starts_with('w') { DiskAccess::ReadWrite } else { DiskAccess::ReadOnly };
-    let said = |error: std::io::Error| Error::Refused(format!("{}: {error}", domain.name));
+    let access = if disk.mode.starts_with('w') { Access::ReadWrite } else { Access::Read };
+    let said = |error: mount::Error| Error::Refused(format!("{}: {error}", domain.name));
     let device = loop {
         match LoopDevice::attach(process.as_fd(), &file, access) {
             // Its init is told of a disk at the same time as everybody else.
-            Err(error)
-                if error.kind() == std::io::ErrorKind::NotFound
-                    && !error.to_string().contains("loop-control") =>
-            {
+            Err(mount::Error { step: Step::File(_), errno: Errno::NOENT }) => {
                 let slice = limit.slice(&|| format!("{file} is there in {}", domain.name))?;
                 std::thread::sleep(slice.min(LOOK_AGAIN));
             }
@@ -75,12 +73,8 @@ fn alone(folder: &Folder, name: &str) -> Result<File, Error> {
 /// each of which destroys what the other writes.
 fn unused(process: &OwnedFd, name: &str) -> Result<(), Error> {
     let said = Error::io(format!("the mounts of {name}"));
-    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", process.as_raw_fd()));
-    let mounts = info.and_then(|info| {
-        let pid =
-            info.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse::<u32>().ok());
-        let pid = pid.ok_or(std::io::ErrorKind::NotFound)?;
-        std::fs::read_to_string(format!("/proc/{pid}/mountinfo"))
+    let mounts = process_number(process.as_fd()).map_err(std::io::Error::from).and_then(|pid| {
+        std::fs::read_to_string(format!("/proc/{}/mountinfo", pid.as_raw_nonzero()))
     });
     // proc_pid_mountinfo(5): the fifth field is where; the second behind the dash, what.
     let mounts = mounts.map_err(said)?;
@@ -99,7 +93,7 @@ fn unused(process: &OwnedFd, name: &str) -> Result<(), Error> {
 /// As [`mount`]; busy, where the guest uses it.
 pub fn unmount(host: &mut Host, domain: &Domain) -> Result<(), Error> {
     let process = process(host, domain)?;
-    let said = |error: std::io::Error| Error::Refused(format!("{}: {error}", domain.name));
+    let said = |error: mount::Error| Error::Refused(format!("{}: {error}", domain.name));
     unmount_in(process.as_fd(), PLACE).map_err(said)
 }
 

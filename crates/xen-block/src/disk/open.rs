@@ -30,7 +30,7 @@ impl fmt::Display for OpenError {
         match self {
             Self::Busy(path) => write!(
                 f,
-                "EBUSY: {} is held for writing by another device, or kept as it is by another image or program; \
+                "{} is held for writing by another device, or kept as it is by another image or program; \
                  detach it there first; a raw one can be attached read-only here",
                 Shown(path)
             ),
@@ -47,6 +47,15 @@ impl fmt::Display for OpenError {
 }
 
 impl std::error::Error for OpenError {}
+
+impl From<OpenError> for xenbus::Error {
+    fn from(error: OpenError) -> Self {
+        match error {
+            OpenError::Busy(_) => Self::Busy(error.to_string()),
+            _ => Self::Driver(error.to_string()),
+        }
+    }
+}
 
 /// A path for a log: its control characters are escaped.
 #[derive(Clone, Copy)]

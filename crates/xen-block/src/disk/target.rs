@@ -69,7 +69,7 @@ impl Target {
     /// Opens it, and what it names as far as `places` allow that.
     ///
     /// # Errors
-    /// Why not, EBUSY in front where another device writes to it; [`Error::Away`] where its server is not there.
+    /// Why not: [`Error::Busy`] where another device writes to it; [`Error::Away`] where its server is not there.
     pub fn open(&self, access: DiskAccess, places: &Places) -> Result<Box<dyn Disk>, Error> {
         Ok(self.open_anywhere(access, places)?)
     }
@@ -80,20 +80,17 @@ impl Target {
         access: DiskAccess,
         places: &Places,
     ) -> Result<Box<dyn Disk + Send>, Error> {
-        let said = |text: String| Error::Driver(text);
         Ok(match self {
             Self::Raw(path) => {
                 let options = Options { access, cache: Cache::Direct, way: Way::Best };
-                Box::new(File::open(path, options).map_err(|error| said(error.to_string()))?)
+                Box::new(File::open(path, options)?)
             }
-            Self::Qcow2(path) => Box::new(
-                qcow2::open(path, access, places).map_err(|error| said(error.to_string()))?,
-            ),
+            Self::Qcow2(path) => Box::new(qcow2::open(path, access, places)?),
             Self::Nbd { socket, name } => {
                 let disk = nbd::connect(socket, name, nbd::Options::new(access));
                 Box::new(disk.map_err(|error| {
                     let text = format!("{}: {error}", socket.display());
-                    if nbd::is_away(&error) { Error::Away(text) } else { said(text) }
+                    if nbd::is_away(&error) { Error::Away(text) } else { Error::Driver(text) }
                 })?)
             }
             Self::Memory(bytes) => {

@@ -15,7 +15,7 @@ use xen_block::front::{Offer, Part, Want};
 use xen_block::throttle;
 use xen_io::blkif::{Layout, Status};
 use xenbus::negotiate::Limits;
-use xenbus::{Error, State, toolstack};
+use xenbus::{State, toolstack};
 use xenstore::Store;
 
 /// A disk that the test can look at while it is used.
@@ -59,7 +59,7 @@ impl Temporary {
         Box::new(move |_| {
             let (access, cache) = (DiskAccess::ReadWrite, Cache::Direct);
             let disk = once_free(|| File::open(&path, Options { access, cache, way }));
-            Ok(Box::new(disk.map_err(|error| Error::Driver(error.to_string()))?))
+            Ok(Box::new(disk?))
         })
     }
 }

@@ -8,7 +8,6 @@ use xen_block::disk::DiskAccess;
 use xen_block::disk::file::{Cache, File, Options, Way};
 use xen_block::front::{Part, Want};
 use xen_io::blkif::Status;
-use xenbus::Error;
 
 const BYTES: usize = 4 << 20;
 
@@ -63,7 +62,7 @@ fn opened(path: &Path, cache: Cache, way: Way) -> Setup {
     Setup::new(Box::new(move |_| {
         let options = Options { access: DiskAccess::ReadWrite, cache, way };
         let disk = once_free(|| File::open(&path, options));
-        Ok(Box::new(disk.map_err(|error| Error::Driver(error.to_string()))?))
+        Ok(Box::new(disk?))
     }))
 }
 

@@ -14,7 +14,6 @@ use xen_block::disk::places::Places;
 use xen_block::disk::target::Target;
 use xen_block::front::Want;
 use xen_io::blkif::Status;
-use xenbus::Error;
 
 const FILE: &str = "XEN_BLOCK_TRACED_FILE";
 const MARK: &str = "the flush was answered";
@@ -32,7 +31,7 @@ fn writes_flushes_and_says_so() {
         }
         let (access, cache) = (DiskAccess::ReadWrite, Cache::PageCache);
         let disk = File::open(&path, Options { access, cache, way: Way::Threads });
-        let disk = disk.map_err(|error| Error::Driver(error.to_string()))?;
+        let disk = disk?;
         Ok(Box::new(disk) as Box<dyn xen_block::disk::Disk>)
     };
     let mut scene = Scene::connected(Setup::new(Box::new(open))).expect("a daemon");

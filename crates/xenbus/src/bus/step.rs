@@ -268,10 +268,15 @@ impl<D: Driver> Bus<D> {
             return Ok(());
         }
         let Some(why) = theirs("error")? else { return Ok(()) };
-        // Its words, without the number before them; not more of them than an error has.
+        // Not more of it than an error has.
         let why = String::from_utf8_lossy(&why[..why.len().min(ERROR_MAX)]);
-        let why = why.split_once(' ').map_or(&*why, |(_, text)| text).escape_debug().to_string();
-        self.complain(store, id, State::Closing, Error::Driver(why))
+        let (errno, text) = match why.split_once(' ') {
+            Some((errno, text)) => (number(errno.as_bytes()), text),
+            None => (None, &*why),
+        };
+        let errno = errno.unwrap_or(xen::Error::Inval.errno());
+        let text = text.escape_debug().to_string();
+        self.complain(store, id, State::Closing, Error::Theirs { errno, text })
     }
 
     /// Has the driver do a step, and goes to `next` where that is done.
@@ -333,8 +338,9 @@ impl<D: Driver> Bus<D> {
             let (progress, _) = slot.with(store, side, domid, id, Driver::closing);
             if progress == Progress::Pending {
                 slot.waits = true;
-                let why = "EBUSY: it is in use; it closes when it is not, and at once when it is taken by force";
-                self.complain(store, id, State::Closing, Error::Driver(why.into()))?;
+                let why =
+                    "it is in use; it closes when it is not, and at once when it is taken by force";
+                self.complain(store, id, State::Closing, Error::Busy(why.into()))?;
                 return Ok(Progress::Pending);
             }
         }
@@ -445,7 +451,7 @@ impl<D: Driver> Bus<D> {
     /// Writes an error where the toolstack, the other end and Linux's tools look for it.
     fn report(&mut self, store: &mut Client, id: Id, error: Error) -> Result<(), Error> {
         let Some(slot) = self.slots.get(&id) else { return Ok(()) };
-        let mut text = format!("{} {error}", error_number(&error));
+        let mut text = format!("{} {error}", error.errno());
         // Some of it may be a server's own words.
         text.truncate(text.floor_char_boundary(ERROR_MAX));
         let (path, second) = (&slot.path, path::error(self.domid, &slot.path));
@@ -533,15 +539,4 @@ fn write(
         }
     })?;
     Ok(())
-}
-
-/// The errno(3) number that stands before the text, as Linux's `xenbus_dev_error` has it.
-fn error_number(error: &Error) -> i32 {
-    match error {
-        Error::Platform { error, .. } => error.errno(),
-        Error::Store(error) => error.errno().raw_os_error(),
-        Error::Missing { .. } => 2,
-        Error::Driver(text) if text.starts_with("EBUSY") => 16,
-        _ => 22,
-    }
 }

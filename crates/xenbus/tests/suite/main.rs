@@ -3,4 +3,5 @@
 mod devices;
 mod greeter;
 mod moves;
+mod negotiate;
 mod reconfigure;

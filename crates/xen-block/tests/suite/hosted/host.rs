@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{BufRead, BufReader, PipeWriter, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
@@ -18,7 +18,7 @@ use xen_block::disk::DiskAccess;
 use xen_block::vbd::{Trust, Vbd};
 use xen_hosted::HostDir;
 use xen_hosted::domain::{Config, Devices, Files, Lack};
-use xen_hosted::domctl::{Control, Descriptors};
+use xen_hosted::domctl::{Control, Descriptors, process_number};
 use xenbus::toolstack::{self, NewDevice};
 use xenstore::{Client, Perm, Store};
 
@@ -379,8 +379,5 @@ impl Guest {
 /// The number, in domain 0, of a guest's first process.
 pub(crate) fn pid_of(control: &mut Control, domid: DomId) -> u32 {
     let process = control.process(domid).unwrap();
-    let info = format!("/proc/self/fdinfo/{}", process.as_raw_fd());
-    let info = std::fs::read_to_string(info).unwrap();
-    let pid = info.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok());
-    pid.expect("a process of this machine")
+    process_number(process.as_fd()).unwrap().as_raw_nonzero().get().unsigned_abs()
 }

@@ -9,9 +9,10 @@ use host::{Guest, Host, has, until};
 use std::os::fd::AsFd;
 use std::process::{Command, Stdio};
 use std::time::Duration;
+use xen::gnttab::Access;
 use xen_block::disk::DiskAccess;
-use xen_block::front::kernel::{LoopDevice, unmount_in};
 use xen_hosted::domain::{Devices, Lack};
+use xen_hosted::mount::{LoopDevice, Step, unmount_in};
 
 /// Plays the guest, where the environment says so; not a test of its own.
 #[test]
@@ -122,15 +123,15 @@ fn a_kernel_mount_for_a_guest_that_may_have_one() {
     }
     guest.run("mkfs.ext4 -F -q /dev/xvda");
     let process = host.control.process(guest.domid).unwrap();
-    let device = LoopDevice::attach(process.as_fd(), "/dev/xvda", DiskAccess::ReadWrite);
+    let device = LoopDevice::attach(process.as_fd(), "/dev/xvda", Access::ReadWrite);
     let device = match device {
-        Err(error) if error.to_string().contains("/dev/loop-control") => {
+        Err(error) if error.step == Step::Control => {
             host.end(guest);
             return conformance::skip(test, &error.to_string());
         }
         device => device.unwrap(),
     };
-    device.mount("ext4", DiskAccess::ReadWrite, "/mnt").unwrap();
+    device.mount("ext4", Access::ReadWrite, "/mnt").unwrap();
     let name = device.path().file_name().unwrap().to_str().unwrap().to_owned();
     drop(device);
     guest.run(
@@ -154,8 +155,8 @@ fn a_kernel_mount_for_a_guest_that_may_have_one() {
     host.detach(&guest, "xvda");
     let mut other = host.guest_with(Devices::KernelFiles, &[("xvdb", image.clone())]);
     let process = host.control.process(other.domid).unwrap();
-    let device = LoopDevice::attach(process.as_fd(), "/dev/xvdb", DiskAccess::ReadOnly).unwrap();
-    device.mount("ext4", DiskAccess::ReadOnly, "/mnt").unwrap();
+    let device = LoopDevice::attach(process.as_fd(), "/dev/xvdb", Access::Read).unwrap();
+    device.mount("ext4", Access::Read, "/mnt").unwrap();
     drop(device);
     assert_eq!(other.run(&format!("cd /mnt && {sums}")), before);
     other.fails("touch /mnt/tree/new");

@@ -366,10 +366,9 @@ pub(crate) fn cpu_time_ms(pid: u32) -> u64 {
 
 /// The number of the process that a pidfd is of.
 pub(crate) fn pid_of(pidfd: &std::os::fd::OwnedFd) -> u32 {
-    use std::os::fd::AsRawFd;
-    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).unwrap();
-    let pid = info.lines().find_map(|line| line.strip_prefix("Pid:")).unwrap();
-    pid.trim().parse().unwrap()
+    use std::os::fd::AsFd;
+    let pid = xen_hosted::domctl::process_number(pidfd.as_fd()).unwrap();
+    pid.as_raw_nonzero().get().unsigned_abs()
 }
 
 /// Entries of a folder.

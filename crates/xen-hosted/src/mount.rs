@@ -1,9 +1,10 @@
-//! A kernel's block device and mount for a hosted guest whose configuration says `kernel_block=1`: what
-//! its domain 0 does for it, as root.
+//! Loop devices and mounts of the host's kernel for a guest whose configuration says `kernel_block=1`:
+//! the part of its domain 0, as root.
 //!
-//! The guest is created with `xen_hosted::domain::Devices::KernelFiles`. The loop device's file is its own `/dev/xvda`, so every read and write of the kernel goes the
-//! way of the guest's programs: FUSE, frontend, ring, backend. The file system is mounted into the
-//! guest's mount namespace; what root owns on the disk belongs to the guest's user there.
+//! The guest is created with [`Devices::KernelFiles`](crate::domain::Devices::KernelFiles). The loop device's file is
+//! its own `/dev/xvda`, so every read and write of the kernel goes the way of the guest's programs: FUSE, frontend,
+//! ring, backend. The file system is mounted into the guest's mount namespace; what root owns on the disk belongs to
+//! the guest's user there.
 //!
 //! **Such a guest is trusted with the host's kernel:** it chooses each byte that the kernel's file system
 //! reads, and file systems are not made for that.
@@ -12,7 +13,7 @@
 //! machine whose power fails.
 #![allow(unsafe_code)]
 
-use crate::disk::DiskAccess;
+use crate::domctl::process_number;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::Errno;
@@ -26,11 +27,11 @@ use rustix::process::{
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 use rustix::time::Timespec;
 use std::ffi::CString;
+use std::fmt;
 use std::fs::File;
-use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use xen::gnttab::Access;
 
 const LOOP_CTL_GET_FREE: libc::Ioctl = 0x4c82;
 const LOOP_CONFIGURE: libc::Ioctl = 0x4c0a;
@@ -73,12 +74,74 @@ struct Entrance {
     outer: u32,
 }
 
-/// Says in front of an error what was tried.
-fn at(what: impl std::fmt::Display) -> impl FnOnce(Errno) -> io::Error {
-    move |errno| {
-        let error = io::Error::from(errno);
-        io::Error::new(error.kind(), format!("{what}: {error}"))
+/// A step on the way to a mount.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum Step {
+    /// Finding the guest's first process.
+    Process,
+    /// Opening `/dev/loop-control`.
+    Control,
+    /// Finding a loop device that nobody uses.
+    Free,
+    /// Opening a loop device of domain 0.
+    Device(PathBuf),
+    /// Opening this file in the guest, and giving it to a loop device.
+    File(String),
+    /// Telling a loop device that its file has another size.
+    Resize(PathBuf),
+    /// Making the mount of a loop device.
+    Mount(PathBuf),
+    /// Mapping the owners of its files to the guest's user.
+    Owners(PathBuf),
+    /// Putting the mount at this path in the guest.
+    Place(String),
+    /// Unmounting what is at this path in the guest.
+    Unmount(String),
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Process => f.write_str("the guest's first process"),
+            Self::Control => f.write_str("/dev/loop-control (no module loop, or not root)"),
+            Self::Free => f.write_str("a free loop device"),
+            Self::Device(path) => write!(f, "{}", path.display()),
+            Self::File(file) => write!(f, "a loop device of the guest's {file}"),
+            Self::Resize(path) => write!(f, "the size of {}", path.display()),
+            Self::Mount(path) => write!(f, "mounting {}", path.display()),
+            Self::Owners(path) => write!(f, "mounting {}: its owners", path.display()),
+            Self::Place(place) => write!(f, "mounting at {place} in the guest"),
+            Self::Unmount(place) => write!(f, "unmounting {place} in the guest"),
+        }
     }
+}
+
+/// Why there is no loop device, or no mount.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Error {
+    /// The step that failed.
+    pub step: Step,
+    /// The system's answer.
+    pub errno: Errno,
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.step, self.errno)
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// For the `map_err` of a system call: the step that it is part of.
+fn at(step: Step) -> impl FnOnce(Errno) -> Error {
+    move |errno| Error { step, errno }
+}
+
+/// A path as system calls take it.
+fn path(text: &str, step: Step) -> Result<CString, Error> {
+    CString::new(text).map_err(|_| Error { step, errno: Errno::INVAL })
 }
 
 impl LoopDevice {
@@ -86,19 +149,20 @@ impl LoopDevice {
     /// (`xen_hosted::domctl::Control::process`). Needs root.
     ///
     /// # Errors
-    /// Which step, and what the system said.
-    pub fn attach(process: BorrowedFd<'_>, file: &str, access: DiskAccess) -> io::Result<Self> {
+    /// [`Step::Control`], [`Step::File`] with `ENOENT` where the guest has no such file, and the others on the way.
+    pub fn attach(process: BorrowedFd<'_>, file: &str, access: Access) -> Result<Self, Error> {
         let guest = Entrance::new(process)?;
-        let name = CString::new(file)?;
-        let writes = access == DiskAccess::ReadWrite;
+        let name = path(file, Step::File(file.to_owned()))?;
+        let writes = access == Access::ReadWrite;
         let flags = if writes { OFlags::RDWR } else { OFlags::RDONLY } | OFlags::CLOEXEC;
         let control = open("/dev/loop-control", flags, Mode::empty());
-        let control = control.map_err(at("/dev/loop-control (no module loop, or not root)"))?;
+        let control = control.map_err(at(Step::Control))?;
         for _ in 0..TRIES {
             let number = ioctl(control.as_fd(), LOOP_CTL_GET_FREE, 0);
-            let number = number.map_err(at("a free loop device"))?;
+            let number = number.map_err(at(Step::Free))?;
             let path = PathBuf::from(format!("/dev/loop{number}"));
-            let device = open(&path, flags, Mode::empty()).map_err(at(path.display()))?;
+            let device = open(&path, flags, Mode::empty());
+            let device = device.map_err(at(Step::Device(path.clone())))?;
             let configure = || {
                 guest.enter_as_user()?;
                 let file = open(name.as_c_str(), flags, Mode::empty())?;
@@ -109,12 +173,10 @@ impl LoopDevice {
             match in_child(configure) {
                 Ok(()) => return Ok(Self { device, path, guest }),
                 Err(Errno::BUSY) => {}
-                Err(errno) => {
-                    return Err(at(format!("a loop device of the guest's {file}"))(errno));
-                }
+                Err(errno) => return Err(at(Step::File(file.to_owned()))(errno)),
             }
         }
-        Err(at("a free loop device")(Errno::BUSY))
+        Err(at(Step::Free)(Errno::BUSY))
     }
 
     /// Where it is: `/dev/loop0`.
@@ -126,67 +188,67 @@ impl LoopDevice {
     /// The guest's device has another size.
     ///
     /// # Errors
-    /// What the system said.
-    pub fn resize(&self) -> io::Result<()> {
+    /// [`Step::Resize`].
+    pub fn resize(&self) -> Result<(), Error> {
         let resize = || {
             self.guest.enter_as_user()?;
             ioctl(self.device.as_fd(), LOOP_SET_CAPACITY, 0).map(drop)
         };
-        in_child(resize).map_err(at(format!("the size of {}", self.path.display())))
+        in_child(resize).map_err(at(Step::Resize(self.path.clone())))
     }
 
     /// Mounts what is on it at `to` in the guest, an existing folder (`/mnt`), without set-user-id programs
     /// and devices.
     ///
     /// # Errors
-    /// Which step, and what the system said.
-    pub fn mount(&self, fs_type: &str, access: DiskAccess, to: &str) -> io::Result<()> {
-        let what = format!("mounting {} ({fs_type})", self.path.display());
-        let context = fsopen(fs_type, FsOpenFlags::FSOPEN_CLOEXEC).map_err(at(&what))?;
-        fsconfig_set_string(&context, "source", &*self.path).map_err(at(&what))?;
+    /// [`Step::Mount`], [`Step::Owners`] or [`Step::Place`].
+    pub fn mount(&self, fs_type: &str, access: Access, to: &str) -> Result<(), Error> {
+        let failed = || at(Step::Mount(self.path.clone()));
+        let place = Step::Place(to.to_owned());
+        let name = path(to, place.clone())?;
+        let context = fsopen(fs_type, FsOpenFlags::FSOPEN_CLOEXEC).map_err(failed())?;
+        fsconfig_set_string(&context, "source", &*self.path).map_err(failed())?;
         let mut attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
-        if access == DiskAccess::ReadOnly {
-            fsconfig_set_flag(&context, "ro").map_err(at(&what))?;
+        if access == Access::Read {
+            fsconfig_set_flag(&context, "ro").map_err(failed())?;
             attributes |= MountAttrFlags::MOUNT_ATTR_RDONLY;
         }
         // Not in this process: it reads what the guest serves, and waits for it.
-        in_child(|| fsconfig_create(&context)).map_err(at(&what))?;
+        in_child(|| fsconfig_create(&context)).map_err(failed())?;
         let mount = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes);
-        let mount = mount.map_err(at(&what))?;
-        let users = users_as(self.guest.outer)?;
-        map_owners(mount.as_fd(), users.as_fd()).map_err(at(format!("{what}: its owners")))?;
-        let name = CString::new(to)?;
-        let place = || {
+        let mount = mount.map_err(failed())?;
+        let owners = || at(Step::Owners(self.path.clone()));
+        let users = users_as(self.guest.outer).map_err(owners())?;
+        map_owners(mount.as_fd(), users.as_fd()).map_err(owners())?;
+        let put = || {
             self.guest.enter_mounts()?;
             let from = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
             move_mount(mount.as_fd(), c"", rustix::fs::CWD, name.as_c_str(), from)
         };
-        in_child(place).map_err(at(format!("{what} at {to} in the guest")))
+        in_child(put).map_err(at(place))
     }
 }
 
 /// Unmounts what is at `from` in the guest, all of it written.
 ///
 /// # Errors
-/// What the system said: EBUSY where the guest uses it.
-pub fn unmount_in(process: BorrowedFd<'_>, from: &str) -> io::Result<()> {
+/// [`Step::Unmount`], with `EBUSY` where the guest uses it.
+pub fn unmount_in(process: BorrowedFd<'_>, from: &str) -> Result<(), Error> {
     let guest = Entrance::new(process)?;
-    let name = CString::new(from)?;
+    let name = path(from, Step::Unmount(from.to_owned()))?;
     let leave = || {
         guest.enter_mounts()?;
         unmount(name.as_c_str(), UnmountFlags::empty())
     };
-    in_child(leave).map_err(at(format!("unmounting {from} in the guest")))
+    in_child(leave).map_err(at(Step::Unmount(from.to_owned())))
 }
 
 impl Entrance {
-    fn new(process: BorrowedFd<'_>) -> io::Result<Self> {
-        let process = process.try_clone_to_owned()?;
-        let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", process.as_raw_fd()))?;
-        let pid = info.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok());
-        let pid = pid.filter(|pid: &i32| *pid > 0);
-        let pid = pid.ok_or_else(|| at("the guest's first process")(Errno::SRCH))?;
-        let outer = std::fs::metadata(format!("/proc/{pid}"))?.uid();
+    fn new(process: BorrowedFd<'_>) -> Result<Self, Error> {
+        let pid = process_number(process).map_err(at(Step::Process))?;
+        let proc = rustix::fs::stat(format!("/proc/{}", pid.as_raw_nonzero()));
+        let outer = proc.map_err(at(Step::Process))?.st_uid;
+        let process = rustix::io::fcntl_dupfd_cloexec(process, 3).map_err(at(Step::Process))?;
         Ok(Self { process, outer })
     }
 
@@ -206,9 +268,9 @@ impl Entrance {
 }
 
 impl LoopConfig {
-    fn new(file: &OwnedFd, access: DiskAccess) -> Self {
+    fn new(file: &OwnedFd, access: Access) -> Self {
         let mut lo_flags = LO_FLAGS_AUTOCLEAR | LO_FLAGS_DIRECT_IO;
-        if access == DiskAccess::ReadOnly {
+        if access == Access::Read {
             lo_flags |= LO_FLAGS_READ_ONLY;
         }
         Self {
@@ -228,7 +290,7 @@ fn result(value: libc::c_long) -> Result<libc::c_long, Errno> {
     if value >= 0 {
         return Ok(value);
     }
-    let number = io::Error::last_os_error().raw_os_error().unwrap_or(libc::EINVAL);
+    let number = std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EINVAL);
     Err(Errno::from_raw_os_error(number))
 }
 
@@ -279,7 +341,7 @@ fn in_child(child: impl FnOnce() -> Result<(), Errno>) -> Result<(), Errno> {
 }
 
 /// A user namespace in which the host's user `outer` is root.
-fn users_as(outer: u32) -> io::Result<OwnedFd> {
+fn users_as(outer: u32) -> Result<OwnedFd, Errno> {
     let wait = || {
         // SAFETY: ends this process with its parent; it calls nothing else but this and pause(2).
         result(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) }.into())?;
@@ -288,7 +350,7 @@ fn users_as(outer: u32) -> io::Result<OwnedFd> {
             unsafe { libc::pause() };
         }
     };
-    let pid = clone(libc::CLONE_NEWUSER, wait).map_err(at("a user namespace"))?;
+    let pid = clone(libc::CLONE_NEWUSER, wait)?;
     let proc = PathBuf::from(format!("/proc/{}", pid.as_raw_nonzero()));
     let made = (|| {
         std::fs::write(proc.join("uid_map"), format!("0 {outer} 1"))?;
@@ -297,7 +359,7 @@ fn users_as(outer: u32) -> io::Result<OwnedFd> {
     })();
     let _ = rustix::process::kill_process(pid, Signal::KILL);
     let _ = waitpid(Some(pid), WaitOptions::empty());
-    made
+    made.map_err(|error: std::io::Error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
 }
 
 /// `struct mount_attr`.
