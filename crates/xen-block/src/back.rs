@@ -5,33 +5,32 @@
 #![deny(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 mod opening;
-mod pages;
 mod queue;
 
+use crate::Server;
 use crate::disk::{Disk, DiskAccess, Geometry};
-use crate::record::{self, Record, Shape};
-use crate::stats::Stats;
-use crate::throttle::{self, Throttle};
+use crate::stats::{Kind, Stats};
 use opening::Opening;
 pub use opening::{Job, MakeJob, Open, OpenDisk};
-use pages::Grants;
 use queue::{Discard, Queue, Setup, Turn, Work, queue_of};
 use rustix::io::Errno;
 use std::cell::RefCell;
-use std::collections::VecDeque;
-use std::fmt;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::fmt::{self, Write};
+use std::os::fd::BorrowedFd;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use xen::evtchn::EventChannels;
-use xen::gnttab::{Access, GrantMap};
+use xen::gnttab::GrantMap;
 use xen::{DomId, Port};
+use xen_driver::Channel;
+use xen_driver::backend::pages::Grants;
+use xen_driver::backend::rings::{self, Entry, Rings, broken};
+use xen_driver::backend::throttle::{self, Throttle};
+use xen_driver::backend::{self, Backend, Source, Worked};
 use xen_io::blkif::{Layout, Limits, info, names};
-use xen_io::ring::{BackRing, Position, entry_count};
-use xenbus::negotiate::{self, Names};
+use xenbus::negotiate::Names;
 use xenbus::{Device, Driver, Error, Progress};
+use xenstore::Client;
 
 /// The node of a backend with its limit of bytes a second; 0 is none.
 pub const LIMIT_BYTES: &str = "limit-bytes-per-second";
@@ -43,33 +42,25 @@ pub const LIMIT_REQUESTS: &str = "limit-requests-per-second";
 /// What a device may have.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Largest ring and most queues.
-    pub rings: negotiate::Limits,
+    /// Its rings, and how often a frontend may connect: each time its disk is opened as well.
+    pub rings: rings::Options,
     /// Most segments of an indirect request.
     pub indirect_segments_max: u16,
     /// Most pages of one queue that stay mapped.
     pub persistent_max: usize,
     /// Bytes and requests a second.
     pub throttle: throttle::Limits,
-    /// How often a frontend may connect, and within which time: for what is more it waits. Each time its disk is
-    /// opened and its pages are mapped anew.
-    pub connects_max: (u32, Duration),
-    /// A folder in memory that outlives this process (tmpfs), for what was taken and not answered;
-    /// `None`: guests notice when the process is killed.
-    pub record_dir: Option<PathBuf>,
 }
 
 impl Default for Options {
-    /// Rings of 16 pages, 4 queues, 256 segments as Linux's blkback offers; 1056 pages mapped
-    /// for good in a queue; no limits but 16 connects in 10 s.
+    /// Rings as the skeleton has them, 256 segments as Linux's blkback offers; 1056 pages mapped for good in a queue; no
+    /// limits.
     fn default() -> Self {
         Self {
-            rings: negotiate::Limits { order_max: 4, queues_max: 4 },
+            rings: rings::Options::default(),
             indirect_segments_max: 256,
             persistent_max: 1056,
             throttle: throttle::Limits::default(),
-            connects_max: (16, Duration::from_secs(10)),
-            record_dir: None,
         }
     }
 }
@@ -92,20 +83,30 @@ impl fmt::Debug for Platform {
     }
 }
 
-/// How many disks there were in this process.
-static DISKS: AtomicU64 = AtomicU64::new(0);
+/// The server of all devices of these kinds in a domain.
+///
+/// # Errors
+/// The store is gone.
+pub fn serve(
+    store: Client,
+    domid: DomId,
+    kinds: &[&str],
+    platform: Platform,
+) -> Result<Server, Error> {
+    let (evtchn, platform) = (Rc::clone(&platform.evtchn), Rc::new(platform));
+    Server::start(store, domid, kinds, evtchn, move |_| Back::new(Rc::clone(&platform)))
+}
 
 /// A device that is connected.
 struct Connected {
     disk: Box<dyn Disk>,
-    /// Which of the disks of this process it is.
-    number: u64,
+    /// The disk's descriptor, among all of this process.
+    source: Source,
     geometry: Geometry,
     discard: Discard,
     queues: Vec<Queue>,
     throttle: Throttle,
     limits: throttle::Limits,
-    record: Option<(PathBuf, OwnedFd)>,
     taking: Taking,
 }
 
@@ -143,10 +144,7 @@ enum Taking {
 pub struct Back {
     platform: Rc<Platform>,
     opening: Opening,
-    /// When the frontend has connected lately, the first first.
-    connects: VecDeque<Instant>,
-    /// When a process that was killed was first seen to have the frontend's port still.
-    bound_since: Option<Instant>,
+    rings: Rings,
     /// While the server of a disk that was served before is away: since when that is known, and when it is tried again.
     away: Option<(Instant, Instant)>,
     /// The disk's server was away when that was last told; `None` before the first time.
@@ -161,41 +159,22 @@ impl fmt::Debug for Back {
     }
 }
 
-/// What a turn of [`Back::work`] came to.
-#[derive(Clone, Copy, Default, Debug)]
-pub struct Worked {
-    /// Requests taken and answers shown.
-    pub moved: u32,
-    /// There is more to be taken at once.
-    pub more: bool,
-    /// When a limit allows the next request.
-    pub until: Option<Instant>,
-    /// When answers were shown.
-    pub shown: Option<Instant>,
-    /// The disk has failed requests that were not told of ([`Back::take_failures`]).
-    pub failed: bool,
-}
-
 impl Back {
     /// The backend of a device that was found.
     #[must_use]
     pub fn new(platform: Rc<Platform>) -> Self {
-        let (opening, connects) = (Opening::default(), VecDeque::new());
-        let (bound_since, connected, stats) = (None, None, Stats::default());
-        let (away, told_away) = (None, None);
-        Self { platform, opening, connects, bound_since, away, told_away, connected, stats }
+        let (evtchn, grants) = (Rc::clone(&platform.evtchn), Rc::clone(&platform.grants));
+        let rings =
+            Rings::new(backend::Platform { evtchn, grants }, platform.options.rings.clone());
+        let (opening, stats) = (Opening::default(), Stats::default());
+        let (away, told_away, connected) = (None, None, None);
+        Self { platform, opening, rings, away, told_away, connected, stats }
     }
 
     /// What it has done since it was connected.
     #[must_use]
     pub fn stats(&self) -> &Stats {
         &self.stats
-    }
-
-    /// Requests that its disk has failed since this was last asked, and the error of the first; `None` where there are
-    /// none.
-    pub fn take_failures(&mut self) -> Option<(u64, Errno)> {
-        self.stats.failures.take()
     }
 
     /// Sets its limits anew.
@@ -221,18 +200,6 @@ impl Back {
         })
     }
 
-    /// Whether the frontend may connect once more.
-    fn may_connect(&mut self, now: Instant) -> bool {
-        let (most, within) = self.platform.options.connects_max;
-        self.connects.retain(|at| now.saturating_duration_since(*at) < within);
-        self.connects.len() < most as usize
-    }
-
-    /// Whether it is not too long ago that the frontend's port was found bound first.
-    fn may_wait_for_port(&mut self) -> bool {
-        self.bound_since.get_or_insert_with(Instant::now).elapsed() < BOUND_MAX
-    }
-
     /// True while it is not too long ago that the server of its disk was found away first; notes when it is tried again.
     fn may_wait_for_server(&mut self, now: Instant) -> bool {
         let since = self.away.map_or(now, |(since, _)| since);
@@ -253,40 +220,11 @@ impl Back {
         self.connected.as_ref().map(|connected| connected.limits)
     }
 
-    /// The ports of its rings.
-    pub fn ports(&self) -> impl Iterator<Item = Port> {
-        self.connected.iter().flat_map(|connected| connected.queues.iter().map(|queue| queue.port))
-    }
-
-    /// Polls readable when the disk is done with something; before it a number that no other disk of this process
-    /// has had.
-    #[must_use]
-    pub fn disk_fd(&self) -> Option<(u64, BorrowedFd<'_>)> {
-        let connected = self.connected.as_ref()?;
-        Some((connected.number, connected.disk.fd()?))
-    }
-
     /// Requests that were taken and are not answered.
     #[must_use]
     pub fn in_flight(&self) -> usize {
         let queues = self.connected.iter().flat_map(|connected| &connected.queues);
         queues.map(Queue::in_flight).sum()
-    }
-
-    /// Takes what is in the rings, answers what the disk is done with, notifies. Waits for the disk with
-    /// `patience` alone, and then no longer: [`Disk::start_and_wait`].
-    ///
-    /// # Errors
-    /// The frontend has broken a ring, or the event channel is gone: the device is to be closed.
-    pub fn work(&mut self, now: Instant, patience: Option<Duration>) -> Result<Worked, Error> {
-        let worked = self.work_once(now, patience);
-        if worked.is_err()
-            && let Some(connected) = &mut self.connected
-        {
-            // Once is enough to be told; nobody reads that ring again.
-            connected.taking = Taking::Ended;
-        }
-        worked
     }
 
     fn work_once(&mut self, now: Instant, patience: Option<Duration>) -> Result<Worked, Error> {
@@ -305,47 +243,23 @@ impl Back {
             None => connected.disk.start(),
         }
         self.harvest(now)?;
-        let evtchn = Rc::clone(&self.platform.evtchn);
         let Some(connected) = &mut self.connected else { return Ok(worked) };
         let mut persistent = 0_usize;
         for queue in &mut connected.queues {
             let mut turn = Turn::default();
-            queue.show(&mut turn, &mut self.stats).map_err(broken)?;
+            let notify = queue.show(&mut turn, &mut self.stats).map_err(broken)?;
             worked.moved = worked.moved.wrapping_add(turn.moved);
             worked.shown = turn.shown.or(worked.shown);
             // The next piece of one of which the disk has just done a piece: nothing else tells of it.
             worked.more |= queue.discards();
             persistent = queue.persistent().saturating_add(persistent);
-            if turn.notify {
-                let told = evtchn.borrow().notify(queue.port);
-                told.map_err(Error::platform("notifying the frontend"))?;
+            if notify {
+                queue.channel.notify()?;
             }
         }
         self.stats.persistent = persistent as u64;
         worked.failed = self.stats.failures.is_some();
         Ok(worked)
-    }
-
-    /// Before sleeping: whether there is something in the rings after all.
-    ///
-    /// # Errors
-    /// As [`Back::work`].
-    pub fn final_check(&mut self) -> Result<bool, Error> {
-        let Some(connected) = &mut self.connected else { return Ok(false) };
-        if connected.taking == Taking::Ended {
-            return Ok(false);
-        }
-        let mut more = false;
-        for queue in &mut connected.queues {
-            more |= queue.final_check().map_err(broken)?;
-        }
-        Ok(more)
-    }
-
-    /// When its limits allow the next request, if they do not now.
-    #[must_use]
-    pub fn limited_until(&self, now: Instant) -> Option<Instant> {
-        self.connected.as_ref()?.throttle.ready(now).err()
     }
 
     /// Looks whether the disk has another size; the number of sectors to announce if so.
@@ -403,76 +317,24 @@ impl Back {
             call(queue, &mut work, &mut turn).map_err(broken)?;
             worked.moved = worked.moved.wrapping_add(turn.moved);
             worked.more |= turn.more;
-            worked.until = [worked.until, turn.until].into_iter().flatten().min();
         }
         Ok(())
     }
 
-    /// Maps the rings and binds the ports that the frontend has named. Leaves nothing where it fails.
+    /// Connects the rings, which have a disk behind them then; `None` while whoever has served them is not gone
+    /// altogether.
     fn attach(
         &mut self,
         device: &mut Device<'_>,
-        disk: Box<dyn Disk>,
+        mut disk: Box<dyn Disk>,
         how: How,
-    ) -> Result<Connected, Error> {
+    ) -> Result<Option<Connected>, Error> {
         let layout = match device.theirs(names::PROTOCOL)? {
             None => Layout::NATIVE,
             Some(name) => Layout::from_protocol(&name)
                 .ok_or_else(|| device.bad(names::PROTOCOL, &name, "x86_64-abi or x86_32-abi"))?,
         };
         let persistent = device.their_feature(names::FEATURE_PERSISTENT)?;
-        let grants = if persistent { Grants::Persistent } else { Grants::Once };
-        let rings = Names::PLAIN.queues(device, self.platform.options.rings)?;
-        let pages = rings.first().map_or(1, |queue| {
-            let [pages] = &queue.rings;
-            pages.len()
-        });
-        let shape = Shape {
-            queues: u32::try_from(rings.len()).unwrap_or(u32::MAX),
-            entries: entry_count(pages, layout.entry_bytes()).map_err(broken)?,
-            layout,
-        };
-        // First that: whoever was there before may have I/O under way in the guest's pages.
-        let record = self.record(device, shape, how)?;
-        let attached = self.attach_disk(device, disk, &rings, (layout, grants), record, how);
-        if attached.is_err()
-            && how == How::Fresh
-            && let Some(path) = self.record_path(device)
-        {
-            let _ = record::remove(&path);
-        }
-        attached
-    }
-
-    /// The record of the device, if one is kept.
-    fn record(
-        &self,
-        device: &Device<'_>,
-        shape: Shape,
-        how: How,
-    ) -> Result<Option<(PathBuf, Record)>, Error> {
-        let record = match (self.record_path(device), how) {
-            (None, How::Fresh) => return Ok(None),
-            (None, How::TakeOver) => return Err(no_record(device)),
-            (Some(path), How::Fresh) => record::create(&path, shape).map(|record| (path, record)),
-            (Some(path), How::TakeOver) => record::open(&path, shape).map(|record| (path, record)),
-        };
-        record.map(Some).map_err(|errno| match errno {
-            Errno::WOULDBLOCK => Error::Busy("a process before has I/O under way".to_owned()),
-            errno => Error::Driver(format!("the record of requests in flight: {errno}")),
-        })
-    }
-
-    fn attach_disk(
-        &mut self,
-        device: &mut Device<'_>,
-        mut disk: Box<dyn Disk>,
-        rings: &[Plan],
-        (layout, grants): (Layout, Grants),
-        record: Option<(PathBuf, Record)>,
-        how: How,
-    ) -> Result<Connected, Error> {
-        let options = &self.platform.options;
         let rates = self.rates(device)?;
         let geometry = disk.geometry();
         let discard = match (geometry.discard_granularity, geometry.access) {
@@ -483,107 +345,43 @@ impl Back {
             }
             _ => Discard::NotOffered,
         };
-        let (record, records) = match record {
-            None => (None, Vec::new()),
-            Some((path, Record { guard, queues })) => {
-                let held = disk.hold(guard.as_fd());
-                held.map_err(|errno| Error::Driver(format!("holding the record: {errno}")))?;
-                (Some((path, guard)), queues)
+        let queues = match how {
+            How::Fresh => self.rings.connect(device, &Names::PLAIN, [entry(layout)])?,
+            How::TakeOver => {
+                let queues = self.rings.take_over(device, &Names::PLAIN, [entry(layout)])?;
+                let Some(queues) = queues else { return Ok(None) };
+                queues
             }
         };
-        let mut records = records.into_iter();
+        if let Some(guard) = self.rings.guard() {
+            let held = disk.hold(guard);
+            held.map_err(|errno| Error::Driver(format!("holding the record: {errno}")))?;
+        }
+        let options = &self.platform.options;
         let limits = Limits {
             indirect_segments_max: options.indirect_segments_max,
             sector_size: geometry.sector_size,
         };
-        let (now, peer, persistent_max) = (Instant::now(), device.peer(), options.persistent_max);
-        let throttle = Throttle::new(rates, now);
-        let mut connected = Connected {
+        let setup = Setup {
+            peer: device.peer(),
+            layout,
+            limits,
+            grants: if persistent { Grants::Persistent } else { Grants::Once },
+            persistent_max: options.persistent_max,
+        };
+        let now = Instant::now();
+        let numbered = (0..).zip(queues);
+        let queues = numbered.map(|(number, rings)| Queue::new(rings, number, setup, now));
+        Ok(Some(Connected {
             disk,
-            number: DISKS.fetch_add(1, Ordering::Relaxed),
+            source: Source::new(),
             geometry,
             discard,
-            queues: Vec::new(),
-            throttle,
+            queues: queues.collect(),
+            throttle: Throttle::new(rates, now),
             limits: rates,
-            record,
             taking: Taking::Yes,
-        };
-        for (number, ring) in rings.iter().enumerate() {
-            let record = records.next();
-            let before = record.as_ref().filter(|_| how == How::TakeOver);
-            let at = before.map(record::QueueRecord::req_cons).transpose();
-            let bound = at
-                .map_err(|error| Error::Driver(error.to_string()))
-                .and_then(|at| self.bind(peer, ring, layout, at));
-            let (ring, port) = match bound {
-                Ok(bound) => bound,
-                Err(error) => {
-                    self.close_ports(&connected);
-                    return Err(error);
-                }
-            };
-            let number = u16::try_from(number).unwrap_or(u16::MAX);
-            let setup =
-                Setup { ring, port, number, peer, layout, limits, grants, persistent_max, record };
-            connected.queues.push(Queue::new(setup, now));
-        }
-        Ok(connected)
-    }
-
-    fn close_ports(&self, connected: &Connected) {
-        let mut evtchn = self.platform.evtchn.borrow_mut();
-        for queue in &connected.queues {
-            // The frontend may have closed its end before.
-            let _ = evtchn.close(queue.port);
-        }
-    }
-
-    /// Where the record of a device is: `vbd-3-51712.inflight`.
-    fn record_path(&self, device: &Device<'_>) -> Option<PathBuf> {
-        let dir = self.platform.options.record_dir.as_ref()?;
-        let (id, kind) = (device.id(), device.path().split('/').nth(5).unwrap_or("vbd"));
-        Some(dir.join(format!("{kind}-{}-{}.inflight", id.frontend, id.devid)))
-    }
-
-    /// One ring; `req_cons` where it was in use.
-    fn bind(
-        &self,
-        peer: DomId,
-        ring: &Plan,
-        layout: Layout,
-        req_cons: Option<u32>,
-    ) -> Result<(BackRing, Port), Error> {
-        let negotiate::Queue { rings: [pages], ports: [theirs] } = ring;
-        let mut grants = self.platform.grants.borrow_mut();
-        let mut mapped = Vec::new();
-        grants.map_batch(peer, pages, Access::ReadWrite, &mut mapped);
-        let pages: Result<Vec<_>, _> = mapped.into_iter().collect();
-        let pages = pages.map_err(Error::platform("mapping the frontend's ring"))?;
-        let at = match (req_cons, pages.first()) {
-            (Some(req_cons), Some(first)) => {
-                let rsp_prod = BackRing::responses_in(first.page()).map_err(broken)?;
-                Position { req_cons, rsp_prod }
-            }
-            _ => Position::default(),
-        };
-        let back = BackRing::attach(pages, layout.entry_bytes(), at).map_err(broken)?;
-        let port = self.platform.evtchn.borrow_mut().bind_interdomain(peer, *theirs);
-        let port = port.map_err(|error| match error {
-            xen::Error::Inval => Error::PortTaken(*theirs),
-            error => Error::platform("binding the frontend's event channel")(error),
-        })?;
-        Ok((back, port))
-    }
-
-    /// Closed is said, and a device connected anew, only when nothing of a process that was killed reaches the guest's
-    /// pages any more.
-    fn leave_nothing(&self, device: &Device<'_>) -> Progress {
-        match self.record_path(device).map(|path| record::discard(&path)) {
-            Some(Err(Errno::WOULDBLOCK)) => Progress::Pending,
-            // One that cannot be taken away is in the way of the next, which says so.
-            _ => Progress::Done,
-        }
+        }))
     }
 
     /// What the frontend needs to know of the disk.
@@ -609,9 +407,6 @@ impl Back {
     }
 }
 
-/// Where a frontend has a ring, and the port beside it.
-type Plan = negotiate::Queue<1, 1>;
-
 /// Whether rings are new, or were served by a process that has ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum How {
@@ -619,18 +414,14 @@ enum How {
     TakeOver,
 }
 
-fn no_record(device: &Device<'_>) -> Error {
-    let path = device.path();
-    Error::Driver(format!("{path} was in use by a process that has ended and kept no record"))
+/// How the entries of a ring of this layout look. The format is the number in a record.
+fn entry(layout: Layout) -> Entry {
+    let format = match layout {
+        Layout::X86_32 => 32,
+        Layout::X86_64 => 64,
+    };
+    Entry { bytes: layout.entry_bytes(), format }
 }
-
-fn broken(error: impl fmt::Display) -> Error {
-    Error::Driver(format!("the ring: {error}"))
-}
-
-/// How long a killed process may still have the frontend's port: what its io_uring waited for is ended behind its
-/// back.
-const BOUND_MAX: Duration = Duration::from_secs(2);
 
 /// The longest time that the server of a disk which another process has served may be away: as of one that is in use.
 const AWAY_MAX: Duration = Duration::from_secs(60);
@@ -639,28 +430,26 @@ const TRY_AGAIN: Duration = Duration::from_millis(200);
 
 impl Driver for Back {
     fn open(&mut self, device: &mut Device<'_>) -> Result<Progress, Error> {
-        self.platform.options.rings.put(device);
+        self.rings.limits().put(device);
         // Linux's frontend looks for this one before it is connected.
         device.put(names::FEATURE_PERSISTENT, 1);
         Ok(Progress::Done)
     }
 
     fn connect(&mut self, device: &mut Device<'_>) -> Result<Progress, Error> {
-        if !device.hotplug_done()? || !self.may_connect(Instant::now()) {
-            return Ok(Progress::Pending);
-        }
-        if self.leave_nothing(device) == Progress::Pending {
+        if !self.rings.may_connect(device)? {
             return Ok(Progress::Pending);
         }
         let Some(disk) = self.opening.disk(&self.platform.open, device)? else {
             return Ok(Progress::Pending);
         };
-        self.connects.push_back(Instant::now());
-        // Of a disk before. Read first: what fails behind the next line would leave ports bound.
+        // Of a disk before.
         if device.own(SERVER_GONE)?.is_some() {
             device.put(SERVER_GONE, 0);
         }
-        let connected = self.attach(device, disk, How::Fresh)?;
+        let Some(connected) = self.attach(device, disk, How::Fresh)? else {
+            return Ok(Progress::Pending);
+        };
         (self.away, self.told_away) = (None, None);
         Self::describe(&connected, &self.platform.options, device);
         self.connected = Some(connected);
@@ -678,25 +467,20 @@ impl Driver for Back {
             Ok(None) => return Ok(Progress::Pending),
             // The guest's requests wait for it as for one that goes while it is used.
             Err(Error::Away(_)) if self.may_wait_for_server(now) => return Ok(Progress::Pending),
-            Ok(Some(disk)) => self.attach(device, disk, How::TakeOver),
-            Err(error) => Err(error),
-        };
-        let connected = match attached {
             // The file is held until the last request of the process before is done.
             Err(Error::Busy(_)) => return Ok(Progress::Pending),
-            Err(Error::PortTaken(_)) if self.may_wait_for_port() => return Ok(Progress::Pending),
-            connected => connected?,
+            Ok(Some(disk)) => self.attach(device, disk, How::TakeOver)?,
+            Err(error) => return Err(error),
         };
-        (self.bound_since, self.away) = (None, None);
+        let Some(connected) = attached else { return Ok(Progress::Pending) };
+        self.away = None;
         self.connected = Some(connected);
         self.stats = Stats::default();
         let mut worked = Worked::default();
         self.each(Instant::now(), &mut worked, |queue, work, _| queue.replay(work))?;
-        let evtchn = self.platform.evtchn.borrow();
-        for port in self.ports() {
-            // The process before may have shown answers and not told of them.
-            evtchn.notify(port).map_err(Error::platform("notifying the frontend"))?;
-        }
+        // The process before may have shown answers and not told of them.
+        let queues = self.connected.iter().flat_map(|connected| &connected.queues);
+        queues.map(|queue| &queue.channel).try_for_each(Channel::notify)?;
         Ok(Progress::Done)
     }
 
@@ -718,24 +502,99 @@ impl Driver for Back {
         self.away = None;
         // What is in flight is answered, if the rings still stand.
         let _ = self.work(Instant::now(), None);
-        let Some(connected) = &mut self.connected else { return self.leave_nothing(device) };
+        let Some(connected) = &mut self.connected else { return self.rings.give_back(device) };
         if connected.disk.in_flight() > 0 || connected.queues.iter().any(Queue::waits) {
             return Progress::Pending;
         }
-        if let Some(connected) = self.connected.take() {
-            self.close_ports(&connected);
-            if let Some((path, _)) = &connected.record {
-                let _ = record::remove(path);
-            }
-        }
-        Progress::Done
+        self.connected = None;
+        self.rings.give_back(device)
     }
 }
 
-impl Drop for Back {
-    fn drop(&mut self) {
-        if let Some(connected) = &self.connected {
-            self.close_ports(connected);
+impl Backend for Back {
+    fn work(&mut self, now: Instant, patience: Option<Duration>) -> Result<Worked, Error> {
+        let worked = self.work_once(now, patience);
+        if worked.is_err()
+            && let Some(connected) = &mut self.connected
+        {
+            // Once is enough to be told; nobody reads that ring again.
+            connected.taking = Taking::Ended;
         }
+        worked
+    }
+
+    fn final_check(&mut self) -> Result<bool, Error> {
+        let Some(connected) = &mut self.connected else { return Ok(false) };
+        if connected.taking == Taking::Ended {
+            return Ok(false);
+        }
+        let mut more = false;
+        for queue in &mut connected.queues {
+            more |= queue.final_check().map_err(broken)?;
+        }
+        Ok(more)
+    }
+
+    fn ports(&self) -> impl Iterator<Item = Port> {
+        let queues = self.connected.iter().flat_map(|connected| &connected.queues);
+        queues.map(|queue| queue.channel.port())
+    }
+
+    fn limited_until(&self, now: Instant) -> Option<Instant> {
+        self.connected.as_ref()?.throttle.ready(now).err()
+    }
+
+    fn sources(&self) -> impl Iterator<Item = (Source, BorrowedFd<'_>)> {
+        let connected = self.connected.as_ref();
+        connected.and_then(|connected| Some((connected.source, connected.disk.fd()?))).into_iter()
+    }
+
+    fn is_at_work(&self) -> bool {
+        self.in_flight() > 0
+    }
+
+    fn changes(&mut self) -> Vec<(&'static str, String)> {
+        let sectors = self.resized().map(|sectors| (names::SECTORS, sectors.to_string()));
+        let away = self.went_or_came().map(|away| (SERVER_GONE, u8::from(away).to_string()));
+        sectors.into_iter().chain(away).collect()
+    }
+
+    fn complaint(&mut self) -> Option<String> {
+        let (count, errno) = self.stats.failures.take()?;
+        let requests = if count == 1 { "request" } else { "requests" };
+        let disk = self.disk().map(|disk| format!("; {disk}")).unwrap_or_default();
+        let hint = match errno {
+            Errno::NOSPC => "; the host's file system under it is full: make room there",
+            Errno::DQUOT => "; the quota of its file's owner is used up: make room there",
+            _ => "",
+        };
+        Some(format!("{count} {requests} failed: {errno}{hint}{disk}"))
+    }
+
+    fn summary(&self) -> String {
+        let (replayed, disk) = (self.stats.replayed, self.disk().unwrap_or_default());
+        format!("{replayed} requests done again; {disk}")
+    }
+
+    fn statistics(&self) -> String {
+        let stats = &self.stats;
+        let (persistent, wrong, replayed) = (stats.persistent, stats.wrong, stats.replayed);
+        let mut text = format!("persistent {persistent} wrong {wrong} replayed {replayed}");
+        for (name, of) in [
+            ("read", &stats.read),
+            ("write", &stats.write),
+            ("flush", &stats.flush),
+            ("discard", &stats.discard),
+        ] {
+            let Kind { requests, sectors, merges, errors, latency } = of;
+            let (half, most) = (latency.quantile_us(0.5), latency.quantile_us(0.99));
+            let buckets = latency.buckets().map(|count| count.to_string()).join(",");
+            // Into a string, which takes all.
+            let _ = write!(
+                text,
+                " {name} {requests} {sectors} {merges} {errors} {half} {most} {buckets}"
+            );
+        }
+        text
     }
 }

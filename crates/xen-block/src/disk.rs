@@ -25,7 +25,8 @@ pub mod target;
 
 pub use lock::wait_for_locks;
 
-use crate::sys::{Page, Vectors};
+use crate::Page;
+use crate::sys::Vectors;
 use rustix::io::Errno;
 use std::fmt;
 use std::os::fd::BorrowedFd;

@@ -7,28 +7,25 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`back`] | the backend of one device: a [`xenbus::Driver`], and its rings |
-//! | [`server`] | the loop that serves all devices of a domain |
 //! | [`front`] | the frontend of one device: a [`xenbus::Driver`], and its rings |
 //! | [`disk`] | what holds the sectors: files, qcow2 images, NBD servers, memory |
 //! | [`filter`] | the system calls and capabilities that are left to a backend's process |
 //! | [`stats`] | counters, and a histogram of latencies |
-//! | [`throttle`] | limits of bytes and requests a second |
 //! | [`vbd`] | a disk as a toolstack adds it |
-//! | `record` | what was taken and not answered, in memory that outlives the process |
 //! | `bin/xen-blockd` | the program that serves the guests of a Xen host, or of a hosted one |
-//! | `sys` | system calls on guests' pages, and where the loop sleeps; with `unsafe`, as the few others that `tidy` lists |
+//! | `sys` | system calls on guests' pages; with `unsafe`, as the few others that `tidy` lists |
 
 pub mod back;
 pub mod disk;
 pub mod filter;
 pub mod front;
-mod record;
-pub mod server;
 pub mod stats;
 mod sys;
-pub mod throttle;
 pub mod vbd;
 
 pub use back::Back;
 pub use front::Front;
-pub use sys::Page;
+pub use xen_driver::backend::pages::Page;
+
+/// The server of all block devices of a domain.
+pub type Server = xen_driver::Server<Back>;

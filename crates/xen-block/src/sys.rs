@@ -1,70 +1,14 @@
-//! System calls that read or write guests' pages where they are: `preadv`, io_uring, and the mapping of
-//! the in-flight record. The only module of the crate with `unsafe`, and the one below it.
+//! System calls that read or write guests' pages where they are, `preadv` and io_uring, and locks of bytes of a file.
 #![allow(unsafe_code)]
-
-mod waiter;
 
 use crate::disk::{Io, Op};
 use io_uring::{IoUring, opcode, squeue, types};
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
-use rustix::mm::{MapFlags, ProtFlags};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::ptr::{self, NonNull};
-use std::sync::Arc;
 use std::time::Duration;
-pub(crate) use waiter::Waiter;
 use xen::gnttab::Access;
-use xen::shared::{PAGE_SIZE, PageError, SharedPage, Unmap};
-
-/// A page that requests name: a guest's, mapped, or one of this process. Cloned, it stays mapped until
-/// the last clone is gone.
-#[derive(Clone, Debug)]
-pub struct Page(Arc<Shared>);
-
-#[derive(Debug)]
-struct Shared(SharedPage);
-
-// SAFETY: a `SharedPage` is not `Sync` only because copies of two threads could meet in the same bytes.
-// These pages are written by a guest, or by the kernel for it, at any time, so every byte may be old or
-// new anyway; each access is one volatile access, and no reference to the bytes exists.
-unsafe impl Sync for Shared {}
-
-impl Page {
-    /// Takes over a page.
-    #[must_use]
-    pub fn new(page: SharedPage) -> Self {
-        Self(Arc::new(Shared(page)))
-    }
-
-    /// A page of zeroes of this process.
-    #[must_use]
-    pub fn private() -> Self {
-        Self::new(SharedPage::private())
-    }
-
-    /// Copies bytes out of the page.
-    ///
-    /// # Errors
-    /// [`PageError`].
-    pub fn copy_out(&self, offset: usize, to: &mut [u8]) -> Result<(), PageError> {
-        self.0.0.copy_out(offset, to)
-    }
-
-    /// Copies bytes into the page.
-    ///
-    /// # Errors
-    /// [`PageError`].
-    pub fn copy_in(&self, offset: usize, from: &[u8]) -> Result<(), PageError> {
-        self.0.0.copy_in(offset, from)
-    }
-
-    /// Whether a request that has not ended names it.
-    #[must_use]
-    pub fn in_use(&self) -> bool {
-        Arc::strong_count(&self.0) > 1
-    }
-}
+use xen::shared::PAGE_SIZE;
 
 /// Where the pieces of a request are; made from them, and valid while they are not changed.
 #[derive(Debug, Default)]
@@ -86,7 +30,7 @@ impl Vectors {
         self.list.clear();
         for piece in pieces {
             let (offset, len) = (usize::from(piece.offset), usize::from(piece.len));
-            let base = piece.page.0.0.as_ptr().as_ptr().wrapping_add(offset);
+            let base = piece.page.as_ptr().as_ptr().wrapping_add(offset);
             match self.list.last_mut() {
                 Some(last) if last.iov_base.cast::<u8>().wrapping_add(last.iov_len) == base => {
                     last.iov_len += len;
@@ -118,7 +62,7 @@ impl Vectors {
 fn check(io: &Io) -> Result<(), Errno> {
     let inside = |piece: &crate::disk::Piece| {
         usize::from(piece.offset) + usize::from(piece.len) <= PAGE_SIZE
-            && (io.op != Op::Read || piece.page.0.0.access() == Access::ReadWrite)
+            && (io.op != Op::Read || piece.page.access() == Access::ReadWrite)
     };
     if io.pieces.iter().all(inside) { Ok(()) } else { Err(Errno::FAULT) }
 }
@@ -383,49 +327,6 @@ fn entry(io: &mut Io) -> squeue::Entry {
     }
 }
 
-/// Pages of a file, mapped together, unmapped together.
-struct Mapped {
-    base: NonNull<u8>,
-    len: usize,
-}
-
-// SAFETY: the mapping belongs to no thread.
-unsafe impl Send for Mapped {}
-// SAFETY: there is no access through it but by the pages.
-unsafe impl Sync for Mapped {}
-
-impl Unmap for Mapped {
-    /// The last page that is dropped drops the whole mapping.
-    fn unmap(&self, _: NonNull<u8>) {}
-}
-
-impl Drop for Mapped {
-    fn drop(&mut self) {
-        // SAFETY: mapped by `map_file` with this length; the pages that pointed there are gone, as
-        // each of them holds this owner.
-        let _ = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.len) };
-    }
-}
-
-/// Maps the first `count` pages of `file`, which has them, to be read and written.
-pub(crate) fn map_file(file: BorrowedFd<'_>, count: usize) -> Result<Vec<SharedPage>, Errno> {
-    let len = count * PAGE_SIZE;
-    let prot = ProtFlags::READ | ProtFlags::WRITE;
-    // SAFETY: a new mapping, at an address of the kernel's choice.
-    let base = unsafe { rustix::mm::mmap(ptr::null_mut(), len, prot, MapFlags::SHARED, file, 0) }?;
-    let base = NonNull::new(base.cast::<u8>()).ok_or(Errno::FAULT)?;
-    let owner = Arc::new(Mapped { base, len });
-    let page = |number: usize| {
-        // SAFETY: inside the mapping, which is aligned and lives as long as the owner; nobody else
-        // holds a view of these pages in this process.
-        unsafe {
-            let at = base.add(number * PAGE_SIZE);
-            SharedPage::from_mapped(at, Access::ReadWrite, Arc::clone(&owner) as _)
-        }
-    };
-    Ok((0..count).map(page).collect())
-}
-
 /// Puts a shared lock of the file's description on one byte; it ends with the last descriptor.
 ///
 /// # Errors
@@ -493,7 +394,11 @@ mod tests {
         for sector in 0..count {
             let mut io = Io::empty();
             (io.op, io.sector, io.sectors) = (Op::Read, sector, 1);
-            io.pieces.push(crate::disk::Piece { page: Page::private(), offset: 0, len: 512 });
+            io.pieces.push(crate::disk::Piece {
+                page: crate::Page::private(),
+                offset: 0,
+                len: 512,
+            });
             assert!(ring.push(io).is_ok());
         }
     }

@@ -17,6 +17,7 @@ use xen_block::disk::DiskAccess;
 use xen_block::disk::places::Places;
 use xen_block::disk::target::Target;
 use xen_block::front::{Part, Want};
+use xen_driver::backend::rings;
 use xen_io::blkif::Status;
 
 /// Asks the backend of another thread and waits for the answer.
@@ -52,14 +53,14 @@ fn serves(target: &Target, record_dir: &Path) {
     let (host, socket, stop) =
         (scene.host.clone(), scene.daemon.socket(), Arc::new(AtomicBool::new(false)));
     let (stopped, target) = (Arc::clone(&stop), target.clone());
-    let record_dir = Some(record_dir.to_owned());
+    let rings = rings::Options::recorded_in(record_dir);
     let serving = std::thread::spawn(move || {
-        let options = back::Options { record_dir, ..back::Options::default() };
+        let options = back::Options { rings, ..back::Options::default() };
         let mut server = support::server_at(&host, &socket, options, open(target));
         xen_block::filter::install(&[]).unwrap();
         while !stopped.load(Ordering::Relaxed) {
             server.turn(Duration::from_millis(50)).unwrap();
-            server.check_sizes().unwrap();
+            server.announce_changes().unwrap();
         }
     });
     scene.until_front_connected();

@@ -10,7 +10,7 @@ use xen_block::disk::file::{Cache, File, Options, Way};
 use xen_block::front::{Part, Want};
 use xen_io::blkif::Status;
 use xenbus::negotiate::Limits;
-use xenbus::{Error, State, toolstack};
+use xenbus::{State, toolstack};
 
 /// 32 disks with the largest rings, each used once: what that takes, both ends and rings included.
 #[test]

@@ -15,10 +15,11 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("xenstore", &["xenstore-core", "xen-io", "xen"]),
     ("xenstored", &["xenstore-core", "xen-io", "xen", "xen-linux", "xen-hosted", "confine"]),
     ("xenbus", &["xenstore", "xenstore-core", "xen-io", "xen"]),
-    ("xen-block", &["xenbus", "xenstore", "xen-io", "xen", "xen-linux", "xen-hosted", "confine"]),
-    ("xen-net", &["xenbus", "xenstore", "xen-io", "xen"]),
-    ("xen-console", &["xenbus", "xenstore", "xen-io", "xen"]),
-    ("xen-pci", &["xenbus", "xenstore", "xen-io", "xen"]),
+    ("xen-driver", &["xenbus", "xenstore", "xen-io", "xen", "xen-linux", "xen-hosted"]),
+    ("xen-block", DRIVER),
+    ("xen-net", DRIVER),
+    ("xen-console", DRIVER),
+    ("xen-pci", DRIVER),
     (
         "xb",
         &[
@@ -26,6 +27,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "xen-net",
             "xen-console",
             "xen-pci",
+            "xen-driver",
             "xenbus",
             "xenstore",
             "xen-io",
@@ -36,6 +38,16 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
 ];
 
+/// What a device type is built on.
+const DRIVER: &[&str] =
+    &["xen-driver", "xenbus", "xenstore", "xen-io", "xen", "xen-linux", "xen-hosted", "confine"];
+
+/// Crates that know no device type.
+const WITHOUT_DEVICE_TYPES: &[&str] = &["xenbus", "xen-driver"];
+/// Words of device types, which the code of those crates does not have.
+const DEVICE_TYPES: &[&str] =
+    &["blkif", "vbd", "qdisk", "netif", "vif", "pciif", "pciback", "xencons", "vfb", "vkbd"];
+
 /// Libraries with one user each, which shows the others no more than they need of it.
 const ONE_USER: &[(&str, &str)] = &[("seccompiler", "confine")];
 /// Crates that promise to have no dependency at all.
@@ -45,7 +57,12 @@ const WITHOUT_STD: &[&str] = &["xenstore-core"];
 /// Crates of checked copies and pure rules: no `unsafe` at all, and nothing that panics.
 const PURE: &[&str] = &["xenstore-core", "xen-io"];
 /// Modules of other crates that read what guests write, and deny the same lints of panics.
-const GUARDED: &[&str] = &["crates/xen-block/src/back.rs"];
+const GUARDED: &[&str] = &[
+    "crates/xen-block/src/back.rs",
+    "crates/xen-driver/src/backend/pages.rs",
+    "crates/xen-driver/src/backend/ring.rs",
+    "crates/xen-driver/src/backend/rings.rs",
+];
 /// The lints of panics.
 const PANICS: [&str; 3] = ["unwrap_used", "indexing_slicing", "arithmetic_side_effects"];
 /// Names that say nothing.
@@ -87,6 +104,9 @@ pub(super) fn check(workspace: &Workspace, files: &[File], findings: &mut Findin
         if WITHOUT_STD.contains(&package.name.as_str()) {
             no_std(&format!("{folder}/src/"), files, findings);
         }
+        if WITHOUT_DEVICE_TYPES.contains(&package.name.as_str()) {
+            no_device_type(&format!("{folder}/src/"), files, findings);
+        }
     }
     if let Some(root) = files.iter().find(|file| file.name == "Cargo.toml") {
         for (table, lint, level) in [
@@ -95,6 +115,19 @@ pub(super) fn check(workspace: &Workspace, files: &[File], findings: &mut Findin
             ("workspace.lints.clippy", "undocumented_unsafe_blocks", "deny"),
         ] {
             demand(root, table, lint, level, findings);
+        }
+    }
+}
+
+/// The code of a crate has no word of a device type; comments may, as examples, and tests.
+fn no_device_type(folder: &str, files: &[File], findings: &mut Findings) {
+    for file in files.iter().filter(|file| file.name.starts_with(folder)) {
+        let code = shipped(&file.text).lines().filter(|line| !line.trim_start().starts_with("//"));
+        let words = code.flat_map(|line| line.split(|letter: char| !letter.is_alphanumeric()));
+        let known = words.filter(|word| DEVICE_TYPES.contains(&word.to_lowercase().as_str()));
+        for word in known {
+            findings
+                .fault(&file.name, format!("knows the device type {word}; this crate knows none"));
         }
     }
 }
@@ -234,6 +267,22 @@ mod tests {
         let text = "[a]\nx = 1\n[lints.rust]\nx = \"deny\" # why\n\n[b]\ny = 2\n";
         assert_eq!(setting(text, "lints.rust", "x"), Some("\"deny\""));
         assert_eq!(setting(text, "lints.rust", "y"), None);
+    }
+
+    #[test]
+    fn a_device_type_is_told_from_an_example() {
+        let check = |text: &str| {
+            let file = File { name: "crates/xenbus/src/a.rs".into(), text: text.into() };
+            let mut findings = Findings::default();
+            no_device_type("crates/xenbus/src/", &[file], &mut findings);
+            findings.faults.len()
+        };
+        assert_eq!(check("use xen_io::blkif;\nlet path = \"backend/vbd/3\";\n"), 2);
+        assert_eq!(check("/// The kind: `vbd`.\nlet kind = divbdide;\n"), 0);
+        assert_eq!(
+            check("fn f() {}\n\n#[cfg(test)]\nmod tests {\n    // vbd\n    g(\"vbd\");\n}\n"),
+            0
+        );
     }
 
     #[test]

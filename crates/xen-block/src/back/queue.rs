@@ -1,20 +1,22 @@
 //! One ring: requests are taken, checked, given to the disk, and answered.
 
-use super::pages::{Grants, Pages};
 use crate::disk::{Disk, DiskAccess, Io, Op, Piece};
-use crate::record::{QueueRecord, Unanswered};
 use crate::stats::{Kind, Stats};
-use crate::throttle::Throttle;
 use rustix::io::Errno;
 use std::collections::VecDeque;
 use std::time::Instant;
 use xen::gnttab::{Access, GrantMap};
-use xen::{DomId, GrantRef, Port};
+use xen::{DomId, GrantRef};
+use xen_driver::Channel;
+use xen_driver::backend::pages::{Grants, Pages};
+use xen_driver::backend::ring::{Ring, Unanswered};
+use xen_driver::backend::rings;
+use xen_driver::backend::throttle::Throttle;
 use xen_io::blkif::{
     self, Body, Layout, Limits, Request, RequestBytes, Response, ResponseBytes, SEGMENT_SIZE,
     SEGMENTS_PER_PAGE, Segment, Status, Transfer, Wrong,
 };
-use xen_io::ring::{BackRing, RingError};
+use xen_io::ring::RingError;
 
 /// Most requests taken off a ring before others have their turn.
 const BATCH_MAX: u32 = 64;
@@ -79,18 +81,14 @@ struct Slot {
 
 /// A ring, and what was taken from it.
 pub(super) struct Queue {
-    ring: BackRing,
-    pub(super) port: Port,
+    ring: Ring,
+    pub(super) channel: Channel,
     number: u16,
     layout: Layout,
     limits: Limits,
     pages: Pages,
-    record: Option<QueueRecord>,
     slots: Vec<Slot>,
-    free: Vec<u16>,
-    /// Answered, and the answer not shown yet.
-    answered: Vec<u16>,
-    /// Their sectors.
+    /// Sectors of requests whose answer is not shown yet.
     answered_sectors: u64,
     #[expect(clippy::vec_box, reason = "they go to the disk and back in their boxes")]
     spare: Vec<Box<Io>>,
@@ -106,17 +104,14 @@ pub(super) struct Queue {
     segments: Vec<Segment>,
 }
 
-/// How a queue is made.
+/// How the queues of a device are made.
+#[derive(Clone, Copy)]
 pub(super) struct Setup {
-    pub(super) ring: BackRing,
-    pub(super) port: Port,
-    pub(super) number: u16,
     pub(super) peer: DomId,
     pub(super) layout: Layout,
     pub(super) limits: Limits,
     pub(super) grants: Grants,
     pub(super) persistent_max: usize,
-    pub(super) record: Option<QueueRecord>,
 }
 
 /// What one turn came to.
@@ -126,19 +121,15 @@ pub(super) struct Turn {
     pub(super) moved: u32,
     /// There is more to take at once.
     pub(super) more: bool,
-    /// The frontend is to be notified.
-    pub(super) notify: bool,
-    /// When a limit allows the next request.
-    pub(super) until: Option<Instant>,
     /// When answers were shown.
     pub(super) shown: Option<Instant>,
 }
 
 impl Queue {
-    pub(super) fn new(setup: Setup, now: Instant) -> Self {
-        let Setup { ring, port, number, peer, layout, limits, grants, persistent_max, record } =
-            setup;
-        let count = ring.count() as usize;
+    pub(super) fn new(rings: rings::Queue<1, 1>, number: u16, setup: Setup, now: Instant) -> Self {
+        let rings::Queue { rings: [ring], channels: [channel] } = rings;
+        let Setup { peer, layout, limits, grants, persistent_max } = setup;
+        let count = ring.slots();
         let slot = |_| Slot {
             id: 0,
             operation: 0,
@@ -151,15 +142,12 @@ impl Queue {
         };
         Self {
             ring,
-            port,
+            channel,
             number,
             layout,
             limits,
             pages: Pages::new(peer, grants, persistent_max),
-            record,
             slots: (0..count).map(slot).collect(),
-            free: (0..count).rev().filter_map(|slot| u16::try_from(slot).ok()).collect(),
-            answered: Vec::with_capacity(count),
             answered_sectors: 0,
             spare: Vec::with_capacity(count),
             waiting: VecDeque::with_capacity(count),
@@ -173,8 +161,7 @@ impl Queue {
 
     /// Requests that the disk has, or is to have.
     pub(super) fn in_flight(&self) -> usize {
-        let idle = self.free.len().saturating_add(self.answered.len());
-        self.slots.len().saturating_sub(idle)
+        self.ring.in_flight()
     }
 
     /// Whether the disk has still to be given something.
@@ -194,13 +181,9 @@ impl Queue {
     /// Does again what a process before this one has taken and not answered: each request in the slot that
     /// it had, where the record has it all the time.
     pub(super) fn replay(&mut self, work: &mut Work<'_>) -> Result<(), RingError> {
-        let rsp_prod = self.ring.position().rsp_prod;
-        let Some(record) = &self.record else { return Ok(()) };
-        let unanswered = record.unanswered(rsp_prod)?;
-        self.free.retain(|slot| unanswered.iter().all(|open| open.slot != *slot));
-        for Unanswered { slot, request } in unanswered {
+        for Unanswered { slot, request } in self.ring.unanswered()? {
             work.stats.replayed = work.stats.replayed.wrapping_add(1);
-            self.begin(slot, &request, work)?;
+            self.begin(slot, &RequestBytes(request), work)?;
         }
         Ok(())
     }
@@ -212,24 +195,16 @@ impl Queue {
             if self.behind_barrier {
                 return Ok(());
             }
-            if self.answered.len() >= ANSWERED_MAX || self.answered_sectors >= ANSWERED_SECTORS_MAX
+            if self.ring.answered() >= ANSWERED_MAX || self.answered_sectors >= ANSWERED_SECTORS_MAX
             {
                 break;
             }
-            if work.throttle.is_limited()
-                && let Err(until) = work.throttle.ready(work.now)
-            {
-                turn.until = Some(until);
+            if work.throttle.is_limited() && work.throttle.ready(work.now).is_err() {
                 return Ok(());
             }
-            let Some(slot) = self.free.last().copied() else { return Ok(()) };
             let entry = bytes.0.get_mut(..self.layout.entry_bytes()).unwrap_or_default();
-            let Some(index) = self.ring.take(entry)? else { return Ok(()) };
-            self.free.pop();
+            let Some(slot) = self.ring.take(entry)? else { return Ok(()) };
             turn.moved = turn.moved.wrapping_add(1);
-            if let Some(record) = &self.record {
-                record.taken(slot.into(), index, &bytes)?;
-            }
             self.begin(slot, &bytes, work)?;
         }
         turn.more = true;
@@ -401,7 +376,7 @@ impl Queue {
                 break;
             }
             let part = bytes.get_mut(..here.saturating_mul(SEGMENT_SIZE)).unwrap_or_default();
-            self.pages.copy_out(work.grants, *grant, part).map_err(|()| Refusal::Failed)?;
+            self.pages.copy_out(work.grants, *grant, part).map_err(|_| Refusal::Failed)?;
             into.extend((0..here).map(|number| blkif::segment_at(part, number)));
             left = left.saturating_sub(here);
         }
@@ -536,17 +511,13 @@ impl Queue {
         let Some(state) = self.slots.get(usize::from(slot)) else { return Err(RingError::Full) };
         let (id, operation) = (state.id, state.operation);
         let response = ResponseBytes::encode(&Response { id, operation, status }, self.layout);
-        let index = self.ring.put(response.as_slice())?;
-        if let Some(record) = &self.record {
-            record.answered(slot.into(), index)?;
-        }
+        self.ring.answer(slot, response.as_slice())?;
         if let Some(kind) = kind(work.stats, state.op) {
             kind.requests = kind.requests.wrapping_add(1);
             kind.sectors = kind.sectors.wrapping_add(state.sectors);
             kind.errors = kind.errors.wrapping_add(u64::from(status != Status::Okay));
         }
         self.answered_sectors = self.answered_sectors.saturating_add(state.sectors);
-        self.answered.push(slot);
         if self.behind_barrier {
             if operation == blkif::op::WRITE_BARRIER && self.barrier.is_none() {
                 self.behind_barrier = false;
@@ -557,34 +528,26 @@ impl Queue {
         Ok(())
     }
 
-    /// Shows the frontend what was answered.
-    pub(super) fn show(&mut self, turn: &mut Turn, stats: &mut Stats) -> Result<(), RingError> {
-        if self.answered.is_empty() {
-            return Ok(());
-        }
-        turn.notify |= self.ring.push()?;
-        self.answered_sectors = 0;
-        // One look at the clock for all of them: what the disk does while it is asked takes time too.
-        let now = Instant::now();
-        turn.shown = Some(now);
-        for slot in self.answered.drain(..) {
-            if let Some(state) = self.slots.get(usize::from(slot))
+    /// Shows the frontend what was answered; true where it is to be notified.
+    pub(super) fn show(&mut self, turn: &mut Turn, stats: &mut Stats) -> Result<bool, RingError> {
+        let slots = &self.slots;
+        let shown = self.ring.show(|slot, now| {
+            if let Some(state) = slots.get(usize::from(slot))
                 && let Some(kind) = kind(stats, state.op)
             {
                 kind.latency.add(now.saturating_duration_since(state.taken));
             }
-            if let Some(record) = &self.record {
-                record.shown(slot.into())?;
-            }
-            turn.moved = turn.moved.wrapping_add(1);
-            self.free.push(slot);
-        }
-        Ok(())
+        })?;
+        let Some(shown) = shown else { return Ok(false) };
+        self.answered_sectors = 0;
+        turn.shown = Some(shown.at);
+        turn.moved = turn.moved.wrapping_add(shown.count);
+        Ok(shown.notify)
     }
 
     /// Before sleeping: whether there is something to take after all.
     pub(super) fn final_check(&mut self) -> Result<bool, RingError> {
-        if self.behind_barrier || self.free.is_empty() {
+        if self.behind_barrier || self.ring.is_full() {
             return Ok(false);
         }
         self.ring.final_check()

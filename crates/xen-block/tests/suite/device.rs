@@ -12,7 +12,7 @@ use xen_block::disk::file::{Cache, File, Options, Way};
 use xen_block::disk::memory::Memory;
 use xen_block::disk::{Disk, DiskAccess, Finished, Geometry, Io, Op, Piece};
 use xen_block::front::{Offer, Part, Want};
-use xen_block::throttle;
+use xen_driver::backend::{rings, throttle};
 use xen_io::blkif::{Layout, Status};
 use xenbus::negotiate::Limits;
 use xenbus::{State, toolstack};
@@ -270,7 +270,7 @@ fn a_file_grows_while_it_is_used() {
     assert_eq!(scene.front().info().unwrap().sectors, 2048);
     assert_eq!(scene.read(2048, 1), Err(Status::Error));
     std::fs::File::options().write(true).open(&file.0).unwrap().set_len(2 << 20).unwrap();
-    scene.server.check_sizes().unwrap();
+    scene.server.announce_changes().unwrap();
     scene.until("the new size", |scene| scene.front().info().unwrap().sectors == 4096);
     assert_eq!(scene.write(2048, &pattern(5, 4096)), Status::Okay);
     assert_eq!(scene.read(2048, 1), Ok(pattern(5, 4096)));
@@ -450,7 +450,7 @@ fn requests_under_way_survive_a_suspend() {
     let again = disk.clone();
     let open: Box<OpenDisk> = Box::new(move |_| Ok(Box::new(again.clone())));
     let smaller = back::Options {
-        rings: Limits::PLAIN,
+        rings: rings::Options { limits: Limits::PLAIN, ..rings::Options::default() },
         indirect_segments_max: 0,
         ..back::Options::default()
     };

@@ -10,12 +10,13 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 use xen::DomId;
 use xen::evtchn::EventChannels;
+use xen_block::Server;
 use xen_block::back;
 use xen_block::disk::places::Places;
 use xen_block::disk::{DiskAccess, target};
 use xen_block::front::{self, Completion, Front, Part, Want};
-use xen_block::server::Server;
 use xen_block::vbd::{Trust, Vbd};
+use xen_driver::backend::rings;
 use xen_io::blkif::Status;
 use xenbus::toolstack::{self, NewDevice};
 use xenbus::{Bus, Id, Side, State};
@@ -75,15 +76,15 @@ impl Scene {
         assert_eq!(refusal(store.read("/local/domain/2/data")), Some(Errno::ACCESS));
         assert_eq!(refusal(store.write("/local/domain/0/backend/vbd", "")), Some(Errno::ACCESS));
 
-        let options =
-            back::Options { record_dir: Some(record_dir.into()), ..back::Options::default() };
-        let platform = Rc::new(back::Platform {
+        let rings = rings::Options::recorded_in(record_dir);
+        let options = back::Options { rings, ..back::Options::default() };
+        let platform = back::Platform {
             evtchn: Rc::new(RefCell::new(host.evtchn(DRIVER))),
             grants: Rc::new(RefCell::new(host.gnttab(DRIVER))),
             open: back::Open::Aside(Box::new(|device| target::job(device, &Places::default()))),
             options,
-        });
-        let server = Server::start(store, DRIVER, &["vbd"], platform).unwrap();
+        };
+        let server = back::serve(store, DRIVER, &["vbd"], platform).unwrap();
         Some(Self { host, daemon, tool, server, guest: Some(guest) })
     }
 

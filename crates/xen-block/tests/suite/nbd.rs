@@ -14,6 +14,7 @@ use xen_block::back;
 use xen_block::disk::DiskAccess;
 use xen_block::disk::nbd::{self, Options};
 use xen_block::front::{Completion, Part, Want};
+use xen_driver::backend::rings;
 use xen_io::blkif::Status;
 use xenbus::{State, toolstack};
 use xenstore::Store;
@@ -69,7 +70,7 @@ fn impatient(socket: &str, patience: Duration) -> Option<Scene> {
 
 /// True where the backend notes that its server is gone; it looks first.
 fn is_gone(scene: &mut Scene) -> bool {
-    scene.server.check_servers().unwrap();
+    scene.server.announce_changes().unwrap();
     let path = format!("{}/server-gone", device().backend_path());
     scene.tool.read(path).is_ok_and(|value| value == b"1")
 }
@@ -165,8 +166,8 @@ impl Used {
         let (folder, image, socket) = image(name)?;
         let records = folder.file("records");
         std::fs::create_dir(&records).unwrap();
-        let options =
-            back::Options { record_dir: Some(records.into()), ..back::Options::default() };
+        let rings = rings::Options::recorded_in(records);
+        let options = back::Options { rings, ..back::Options::default() };
         let setup = Setup { back: options.clone(), ..Setup::named() };
         let server = Some(QemuNbd::start(&socket, &image, &[]));
         let mut scene = scene_with(setup, &format!("nbd:unix:{socket}"), "w")?;

@@ -106,7 +106,7 @@ fn a_frontend_that_reconnects_in_a_loop_is_slowed_down() {
         count.set(count.get() + 1);
         Ok(Box::new(Memory::new(64)))
     }));
-    setup.back.connects_max = (most, within);
+    setup.back.rings.connects_max = (most, within);
     let Some(mut scene) = Scene::new(setup) else { return };
     let began = Instant::now();
     let state = format!("{}/state", device().frontend_path());

@@ -13,6 +13,7 @@ use xen_block::disk::fault::{Fate, Fault};
 use xen_block::disk::memory::Memory;
 use xen_block::disk::{Disk, Finished, Geometry, Io};
 use xen_block::front::{Part, Want};
+use xen_driver::backend::{Backend, rings};
 use xen_io::blkif::Status;
 use xenbus::State;
 use xenstore::Store;
@@ -63,8 +64,8 @@ struct Killable {
 
 impl Killable {
     fn new(folder: &Folder) -> Self {
-        let options =
-            back::Options { record_dir: Some(folder.0.clone()), ..back::Options::default() };
+        let rings = rings::Options::recorded_in(&folder.0);
+        let options = back::Options { rings, ..back::Options::default() };
         let disk = Lasting(Rc::new(RefCell::new(Memory::new(8192))));
         Self { disk, hold: Rc::default(), options }
     }

@@ -10,12 +10,11 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 use xen::DomId;
 use xen::evtchn::EventChannels;
-use xen_block::Back;
 use xen_block::back::{self, Open, OpenDisk};
 use xen_block::disk::places::Places;
 use xen_block::disk::target;
 use xen_block::front::{self, Buffer, Completion, Front, Part, Want};
-use xen_block::server::Server;
+use xen_block::{Back, Server};
 use xen_io::blkif::{Layout, Status};
 use xenbus::bus::What;
 use xenbus::toolstack::{self, NewDevice};
@@ -103,9 +102,9 @@ pub fn server_at(
     let evtchn = Rc::new(RefCell::new(host.evtchn(DomId::DOM0)));
     let grants = Rc::new(RefCell::new(host.gnttab(DomId::DOM0)));
     let open = open.into();
-    let platform = Rc::new(back::Platform { evtchn, grants, open, options });
+    let platform = back::Platform { evtchn, grants, open, options };
     let store = Client::connect(socket).unwrap();
-    Server::start(store, DomId::DOM0, &["vbd"], platform).unwrap()
+    back::serve(store, DomId::DOM0, &["vbd"], platform).unwrap()
 }
 
 impl Scene {

@@ -1,9 +1,12 @@
 //! Sleeping until something is to be done.
 //!
-//! The store, the event channels and the disks are in one epoll set. Linux's event channels are a device that is asked,
+//! The store, the event channels and the sources of the devices are in one epoll set. Linux's event channels are a device that is asked,
 //! waited on and told by system calls, in a PV domain two switches of page tables each. So where the kernel can, one
-//! call to an io_uring lets ports fire again, waits for them, the store and the disks, and reads which have fired.
+//! call to an io_uring lets ports fire again, waits for them, the store and the sources, and reads which have fired.
 
+#![allow(unsafe_code)]
+
+use super::Source;
 use io_uring::{IoUring, opcode, squeue, types};
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
@@ -21,31 +24,31 @@ const PORTS: usize = 64;
 /// Who in the epoll set has something.
 const STORE: u64 = 0;
 const EVENTS: u64 = 1;
-const DISK: u64 = 2;
+const SOURCE: u64 = 2;
 
 /// What has happened while it slept.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-pub(crate) struct Woken {
+pub(super) struct Woken {
     /// The store has something to tell.
-    pub(crate) store: bool,
+    pub(super) store: bool,
     /// Event channels have: they are to be asked.
-    pub(crate) events: bool,
+    pub(super) events: bool,
 }
 
-/// Waits for the store, the event channels and the disks.
-pub(crate) struct Waiter {
-    /// With a ring, the disks alone.
+/// Waits for the store, the event channels and the sources.
+pub(super) struct Waiter {
+    /// With a ring, the sources alone.
     epoll: OwnedFd,
     ring: Option<Ring>,
     /// Whether the store's descriptor is that of the event channels.
     shared: bool,
-    /// The disks in the set.
-    disks: BTreeSet<u64>,
+    /// The sources in the set.
+    sources: BTreeSet<Source>,
 }
 
 impl Waiter {
     /// Waits for these two, which are open as long as it.
-    pub(crate) fn new(store: BorrowedFd<'_>, evtchn: &dyn EventChannels) -> Result<Self, Errno> {
+    pub(super) fn new(store: BorrowedFd<'_>, evtchn: &dyn EventChannels) -> Result<Self, Errno> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         // A store that is reached by an event channel has the same descriptor.
         let shared = store.as_raw_fd() == evtchn.fd().as_raw_fd();
@@ -60,27 +63,26 @@ impl Waiter {
                 add(&epoll, evtchn.fd(), EVENTS)?;
             }
         }
-        Ok(Self { epoll, ring, shared, disks: BTreeSet::new() })
+        Ok(Self { epoll, ring, shared, sources: BTreeSet::new() })
     }
 
-    /// The disks to wait for from now on. Each has another name than all that there were before: a descriptor's number
-    /// may be another's by now. Those that are closed are gone from the set by themselves.
-    pub(crate) fn watch<'a>(
+    /// The sources to wait for from now on. Those that are closed are gone from the set by themselves.
+    pub(super) fn watch<'a>(
         &mut self,
-        disks: impl Iterator<Item = (u64, BorrowedFd<'a>)>,
+        sources: impl Iterator<Item = (Source, BorrowedFd<'a>)>,
     ) -> Result<(), Errno> {
-        let before = std::mem::take(&mut self.disks);
-        for (name, fd) in disks {
-            if !before.contains(&name) {
-                add(&self.epoll, fd, DISK)?;
+        let before = std::mem::take(&mut self.sources);
+        for (source, fd) in sources {
+            if !before.contains(&source) {
+                add(&self.epoll, fd, SOURCE)?;
             }
-            self.disks.insert(name);
+            self.sources.insert(source);
         }
         Ok(())
     }
 
     /// Lets a port fire again, at the latest with the next [`Waiter::wait`].
-    pub(crate) fn unmask(&mut self, evtchn: &dyn EventChannels, port: Port) {
+    pub(super) fn unmask(&mut self, evtchn: &dyn EventChannels, port: Port) {
         if self.ring.as_mut().is_none_or(|ring| !ring.unmask(port)) {
             // It may have been closed meanwhile.
             let _ = evtchn.unmask(port);
@@ -88,9 +90,9 @@ impl Waiter {
     }
 
     /// Waits for anything, at most `timeout`; not at all where that is zero. It may return before, with nothing.
-    /// Disks are waited for where they are `at_work`; else they may be left out, as the kernel has work with each
+    /// Sources are waited for where they are `at_work`; else they may be left out, as the kernel has work with each
     /// request that ends meanwhile.
-    pub(crate) fn wait(
+    pub(super) fn wait(
         &mut self,
         evtchn: &mut dyn EventChannels,
         at_work: bool,
@@ -108,7 +110,7 @@ fn add(epoll: &OwnedFd, fd: BorrowedFd<'_>, who: u64) -> Result<(), Errno> {
     epoll::add(epoll, fd, epoll::EventData::new_u64(who), epoll::EventFlags::IN)
 }
 
-/// Who in the epoll set has something; disks have their say anyway.
+/// Who in the epoll set has something; sources have their say anyway.
 fn ready(epoll: &OwnedFd, timeout: Duration) -> Result<Woken, Errno> {
     let none =
         epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) };
@@ -125,10 +127,10 @@ fn ready(epoll: &OwnedFd, timeout: Duration) -> Result<Woken, Errno> {
 /// The same in an io_uring.
 struct Ring {
     ring: IoUring,
-    /// The store, the device of the event channels, and the epoll set of the disks.
+    /// The store, the device of the event channels, and the epoll set of the sources.
     store: Polled,
     device: Polled,
-    disks: Polled,
+    sources: Polled,
     /// What the kernel writes to while it waits for the device.
     fired: Box<[u8; PORTS * 4]>,
     /// Ports to be written to the device, and how many.
@@ -155,13 +157,13 @@ impl Polled {
     }
 }
 
-/// Further names of what the kernel does, beside [`STORE`], [`EVENTS`] and [`DISK`].
+/// Further names of what the kernel does, beside [`STORE`], [`EVENTS`] and [`SOURCE`].
 const READ: u64 = 3;
 const UNMASK: u64 = 4;
 
 impl Ring {
     /// `None` where the kernel has no io_uring, or one that cannot do that (before Linux 5.17).
-    fn new(store: BorrowedFd<'_>, evtchn: BorrowedFd<'_>, disks: BorrowedFd<'_>) -> Option<Self> {
+    fn new(store: BorrowedFd<'_>, evtchn: BorrowedFd<'_>, sources: BorrowedFd<'_>) -> Option<Self> {
         let ring = IoUring::new(8).ok()?;
         let able =
             ring.params().is_feature_ext_arg() && ring.params().is_feature_skip_cqe_on_success();
@@ -169,7 +171,7 @@ impl Ring {
             ring,
             store: Polled::new(store),
             device: Polled::new(evtchn),
-            disks: Polled::new(disks),
+            sources: Polled::new(sources),
             fired: Box::new([0; PORTS * 4]),
             unmasked: (Box::new([0; PORTS * 4]), 0),
         })
@@ -206,7 +208,7 @@ impl Ring {
             entries[2] = Some(read.user_data(READ));
         }
         entries[3] = self.store.arm(STORE);
-        entries[4] = if at_work { self.disks.arm(DISK) } else { None };
+        entries[4] = if at_work { self.sources.arm(SOURCE) } else { None };
         for entry in entries.iter().flatten() {
             // SAFETY: both buffers are this ring's. The kernel writes to `fired` until it has said that it is done, and
             // has read `unmasked` once it has taken the entry: the device does not make it wait (`is_device`).
@@ -222,7 +224,7 @@ impl Ring {
         at_work: bool,
         timeout: Duration,
     ) -> Result<Woken, Errno> {
-        // What the kernel has said meanwhile of the store and of disks may be old: it says so again when it is asked.
+        // What the kernel has said meanwhile of the store and of sources may be old: it says so again when it is asked.
         let said = self.take(evtchn)?;
         // Entries that the kernel did not take the last time go first. With them alone not all is waited for, so that
         // this once nobody sleeps.
@@ -266,7 +268,7 @@ impl Ring {
                 }
                 (_, error) if error < 0 => return Err(Errno::from_raw_os_error(-error)),
                 (STORE, _) => (self.store.armed, woken.store) = (false, true),
-                (DISK, _) => self.disks.armed = false,
+                (SOURCE, _) => self.sources.armed = false,
                 _ => {}
             }
         }
@@ -455,17 +457,17 @@ mod tests {
     }
 
     #[test]
-    fn disks_are_waited_for_while_they_are_at_work() {
+    fn sources_are_waited_for_while_they_are_at_work() {
         let (mut waiter, mut device, _kernel, _store) = scene(true);
-        let disk = signal();
-        waiter.watch([(0, disk.as_fd())].into_iter()).unwrap();
-        raise(&disk);
+        let source = signal();
+        waiter.watch([(Source::new(), source.as_fd())].into_iter()).unwrap();
+        raise(&source);
         for at_work in [false, true, false] {
             let begin = Instant::now();
             waiter.wait(&mut device, at_work, if at_work { LONG } else { SHORT }).unwrap();
             let slept = begin.elapsed() >= SHORT;
-            assert!(at_work || slept, "it is not asked for disks that are not at work");
-            assert!(begin.elapsed() < LONG, "it has missed a disk");
+            assert!(at_work || slept, "it is not asked for sources that are not at work");
+            assert!(begin.elapsed() < LONG, "it has missed a source");
         }
     }
 
@@ -485,19 +487,20 @@ mod tests {
     }
 
     #[test]
-    fn disks_come_and_go_behind_the_same_number() {
+    fn sources_come_and_go_behind_the_same_number() {
         for is_device in [true, false] {
             let (mut waiter, mut device, _kernel, _store) = scene(is_device);
-            let mut disk = signal();
-            for name in 0..4 {
-                waiter.watch([(name, disk.as_fd())].into_iter()).unwrap();
-                waiter.watch([(name, disk.as_fd())].into_iter()).unwrap();
-                raise(&disk);
+            let mut source = signal();
+            for number in 0..4 {
+                let name = Source::new();
+                waiter.watch([(name, source.as_fd())].into_iter()).unwrap();
+                waiter.watch([(name, source.as_fd())].into_iter()).unwrap();
+                raise(&source);
                 let begin = Instant::now();
                 assert_eq!(waiter.wait(&mut device, true, LONG), Ok(Woken::default()));
-                assert!(begin.elapsed() < LONG, "{is_device}: disk {name} is not waited for");
-                // That disk is closed, and the next has its number.
-                rustix::io::dup2(signal(), &mut disk).unwrap();
+                assert!(begin.elapsed() < LONG, "{is_device}: source {number} is not waited for");
+                // That one is closed, and the next has its number.
+                rustix::io::dup2(signal(), &mut source).unwrap();
             }
         }
     }

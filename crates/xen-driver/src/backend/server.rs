@@ -1,13 +1,14 @@
-//! The loop that serves all block devices of a backend's domain: one thread, one place where it sleeps.
+//! The loop that serves all devices of a backend's domain: one thread, one place where it sleeps.
 
-use crate::back::{Back, Platform, SERVER_GONE};
-use crate::sys::Waiter;
+use super::Backend;
+use super::waiter::Waiter;
 use rustix::io::Errno;
+use std::cell::RefCell;
 use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
+use xen::evtchn::EventChannels;
 use xen::{DomId, Port};
-use xen_io::blkif::names;
 use xenbus::bus::News;
 use xenbus::{Bus, Error, Id, Side};
 use xenstore::Client;
@@ -29,14 +30,14 @@ const EVENTS_MAX: u32 = 64;
 /// How long devices are looked at in a turn; the look that is under way then is ended.
 const LOOKS_MAX: Duration = Duration::from_micros(200);
 
-/// A server of the block backends of one domain, of one kind (`vbd`, `qdisk`) or of several.
-pub struct Server {
+/// A server of the backends of one domain, of one kind (`vbd`) or of several that are served alike (`qdisk`).
+pub struct Server<B: Backend> {
     store: Client,
-    buses: Vec<Bus<Back>>,
-    platform: Rc<Platform>,
+    buses: Vec<Bus<B>>,
+    evtchn: Rc<RefCell<dyn EventChannels>>,
     waiter: Waiter,
-    /// Disks may have come or gone since it was told of them.
-    disks_changed: bool,
+    /// Sources may have come or gone since the waiter was told of them.
+    sources_changed: bool,
     /// Ports with an event that was taken, to be unmasked before sleeping.
     masked: Vec<Port>,
     /// Devices that wait for something that no event tells of, with the numbers of their buses.
@@ -52,20 +53,21 @@ pub struct Server {
     look_at: Instant,
     /// The store was asked something: events may have come with the answers, and no poll tells of them.
     asked_store: bool,
-    /// A disk may have failed requests that nobody was told of.
+    /// A backend may have a complaint that nobody was told of.
     failures: bool,
     /// When the clock was read last, and whether that will do for the turn that is next.
     clock: (Instant, Clock),
 }
 
-impl std::fmt::Debug for Server {
+impl<B: Backend> std::fmt::Debug for Server<B> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Server").field("buses", &self.buses).finish_non_exhaustive()
     }
 }
 
-impl Server {
-    /// Serves all devices below `/local/domain/<domid>/backend/<kind>`, for each of `kinds`.
+impl<B: Backend> Server<B> {
+    /// Serves all devices below `/local/domain/<domid>/backend/<kind>`, for each of `kinds`; `make` makes the backend of
+    /// each, which uses these event channels.
     ///
     /// # Errors
     /// The store is gone.
@@ -73,23 +75,20 @@ impl Server {
         mut store: Client,
         domid: DomId,
         kinds: &[&str],
-        platform: Rc<Platform>,
+        evtchn: Rc<RefCell<dyn EventChannels>>,
+        make: impl Fn(Id) -> B + Clone + 'static,
     ) -> Result<Self, Error> {
-        let start = |kind: &&str| {
-            let platform = Rc::clone(&platform);
-            let make = move |_| Back::new(Rc::clone(&platform));
-            Bus::start(&mut store, Side::Backend, domid, kind, make)
-        };
+        let start = |kind: &&str| Bus::start(&mut store, Side::Backend, domid, kind, make.clone());
         let buses = kinds.iter().map(start).collect::<Result<_, _>>()?;
         let spin_max = if processors() > 1 { SPIN_MAX } else { Duration::ZERO };
         let now = Instant::now();
-        let waiter = Waiter::new(store.as_fd(), &*platform.evtchn.borrow()).map_err(waiting)?;
+        let waiter = Waiter::new(store.as_fd(), &*evtchn.borrow()).map_err(waiting)?;
         Ok(Self {
             store,
             buses,
-            platform,
+            evtchn,
             waiter,
-            disks_changed: true,
+            sources_changed: true,
             masked: Vec::new(),
             waiting: Vec::new(),
             busy_until: now,
@@ -104,8 +103,8 @@ impl Server {
     }
 
     /// The devices of a kind and their drivers, if this kind is served.
-    pub fn bus(&mut self, kind: &str) -> Option<&mut Bus<Back>> {
-        self.disks_changed = true;
+    pub fn bus(&mut self, kind: &str) -> Option<&mut Bus<B>> {
+        self.sources_changed = true;
         self.buses.iter_mut().find(|bus| bus.kind() == kind)
     }
 
@@ -156,8 +155,8 @@ impl Server {
 
     /// There was work: there may be more at once.
     fn keep_looking(&mut self, now: Instant) {
-        // A disk that has requests wakes this thread when it is done, later than looking would pay.
-        self.busy_until = if self.disks_at_work() || self.spin.is_zero() {
+        // What is under way elsewhere wakes this thread when it is done, later than looking would pay.
+        self.busy_until = if self.is_at_work() || self.spin.is_zero() {
             now
         } else {
             // From the end of the work: what is copied on the way may take longer than that.
@@ -165,47 +164,29 @@ impl Server {
         };
     }
 
-    fn disks_at_work(&self) -> bool {
-        self.buses.iter().flat_map(Bus::drivers_ref).any(|(_, back)| back.in_flight() > 0)
+    fn is_at_work(&self) -> bool {
+        self.buses.iter().flat_map(Bus::drivers_ref).any(|(_, back)| back.is_at_work())
     }
 
-    /// Looks whether disks have another size, and tells the frontends.
+    /// Looks whether devices have changed ([`Backend::changes`]), and tells the frontends.
     ///
     /// # Errors
     /// The store is gone.
-    pub fn check_sizes(&mut self) -> Result<(), Error> {
-        let resized = |(id, back): (Id, &mut Back)| back.resized().map(|sectors| (id, sectors));
+    pub fn announce_changes(&mut self) -> Result<(), Error> {
         for bus in &mut self.buses {
-            for (id, sectors) in bus.drivers().filter_map(resized).collect::<Vec<_>>() {
+            let changes = bus.drivers().map(|(id, back)| (id, back.changes()));
+            let changes: Vec<_> = changes.filter(|(_, nodes)| !nodes.is_empty()).collect();
+            for (id, nodes) in changes {
                 self.asked_store = true;
-                let told =
-                    bus.announce(&mut self.store, id, &[(names::SECTORS, sectors.to_string())]);
-                unless_gone(told)?;
+                unless_gone(bus.announce(&mut self.store, id, &nodes))?;
             }
         }
         Ok(())
     }
 
-    /// True where a disk has failed requests since this was last asked ([`Back::take_failures`]).
+    /// True where a backend has had something for [`Backend::complaint`] since this was last asked.
     pub fn take_failures(&mut self) -> bool {
         std::mem::take(&mut self.failures)
-    }
-
-    /// Looks whether the servers of disks are there, and notes in the store which are not.
-    ///
-    /// # Errors
-    /// The store is gone.
-    pub fn check_servers(&mut self) -> Result<(), Error> {
-        let changed = |(id, back): (Id, &mut Back)| back.went_or_came().map(|away| (id, away));
-        for bus in &mut self.buses {
-            for (id, away) in bus.drivers().filter_map(changed).collect::<Vec<_>>() {
-                self.asked_store = true;
-                let value = if away { "1" } else { "0" };
-                let told = bus.announce(&mut self.store, id, &[(SERVER_GONE, value.into())]);
-                unless_gone(told)?;
-            }
-        }
-        Ok(())
     }
 
     /// Takes some of what the store has to tell, and looks at some of the devices that it is about, one of
@@ -213,7 +194,7 @@ impl Server {
     /// and all rings are served in between.
     fn take_store_events(&mut self) -> Result<(), Error> {
         self.asked_store = false;
-        self.disks_changed = true;
+        self.sources_changed = true;
         let mut left = EVENTS_MAX;
         while left > 0
             && let Some(event) = self.store.poll_event()?
@@ -241,7 +222,7 @@ impl Server {
     }
 
     fn take_port_events(&mut self) -> Result<(), Error> {
-        let mut evtchn = self.platform.evtchn.borrow_mut();
+        let mut evtchn = self.evtchn.borrow_mut();
         while let Some(port) = evtchn.pending().map_err(Error::platform("event channels"))? {
             self.masked.push(port);
         }
@@ -253,7 +234,7 @@ impl Server {
         let mut moved = Moved::Nothing;
         let mut failed = Vec::new();
         let lone = self.lone();
-        let is_lone = |back: &Back| lone.is_some_and(|port| back.ports().any(|own| own == port));
+        let is_lone = |back: &B| lone.is_some_and(|port| back.ports().any(|own| own == port));
         // The one that is waited for comes last: the others' requests are on their way by then.
         for patience in [None, Some(PATIENCE)] {
             for (at, id, back) in drivers(&mut self.buses) {
@@ -279,7 +260,7 @@ impl Server {
     }
 
     /// The port of the device whose requests may be waited for by themselves: where nobody looks for more, one frontend
-    /// has notified, and no disk but its own is at work. Requests that are given to the kernel and waited for at once
+    /// has notified, and no other device is at work. Requests that are given to the kernel and waited for at once
     /// cost a system call less, and the kernel breaks off no sleep for their ends; several that end together are
     /// shown together.
     fn lone(&mut self) -> Option<Port> {
@@ -288,7 +269,7 @@ impl Server {
             return None;
         }
         let others_at_work = drivers(&mut self.buses)
-            .any(|(_, _, back)| back.in_flight() > 0 && back.ports().all(|own| own != port));
+            .any(|(_, _, back)| back.is_at_work() && back.ports().all(|own| own != port));
         (!others_at_work).then_some(port)
     }
 
@@ -296,7 +277,7 @@ impl Server {
     fn fail(&mut self, failed: Vec<(usize, Id, Error)>) -> Result<(), Error> {
         for (at, id, error) in failed {
             self.asked_store = true;
-            self.disks_changed = true;
+            self.sources_changed = true;
             self.buses[at].fail(&mut self.store, id, error)?;
         }
         Ok(())
@@ -320,7 +301,7 @@ impl Server {
             }
         }
         self.fail(failed)?;
-        let evtchn = self.platform.evtchn.borrow();
+        let evtchn = self.evtchn.borrow();
         for port in self.masked.drain(..) {
             self.waiter.unmask(&*evtchn, port);
         }
@@ -355,11 +336,11 @@ impl Server {
     /// Waits for anything to happen, and takes what the store and the event channels have to tell. They are
     /// asked only where they have, as to ask takes system calls, which cost most in a PV domain 0.
     fn wait(&mut self, timeout: Duration) -> Result<(), Error> {
-        if std::mem::take(&mut self.disks_changed) {
+        if std::mem::take(&mut self.sources_changed) {
             let drivers = self.buses.iter().flat_map(Bus::drivers_ref);
-            self.waiter.watch(drivers.filter_map(|(_, back)| back.disk_fd())).map_err(waiting)?;
+            self.waiter.watch(drivers.flat_map(|(_, back)| back.sources())).map_err(waiting)?;
         }
-        let (evtchn, at_work) = (Rc::clone(&self.platform.evtchn), self.disks_at_work());
+        let (evtchn, at_work) = (Rc::clone(&self.evtchn), self.is_at_work());
         let woken =
             self.waiter.wait(&mut *evtchn.borrow_mut(), at_work, timeout).map_err(waiting)?;
         if woken.store {
@@ -372,7 +353,7 @@ impl Server {
         Ok(())
     }
 
-    /// Looks at devices whose driver waits for its disk.
+    /// Looks at devices whose driver waits for something.
     fn look_again(&mut self, now: Instant) {
         if self.waiting.is_empty() || now < self.look_at {
             return;
@@ -407,7 +388,7 @@ fn processors() -> u32 {
 }
 
 /// All drivers, with the numbers of their buses and their devices.
-fn drivers(buses: &mut [Bus<Back>]) -> impl Iterator<Item = (usize, Id, &mut Back)> {
+fn drivers<B: Backend>(buses: &mut [Bus<B>]) -> impl Iterator<Item = (usize, Id, &mut B)> {
     let numbered = buses.iter_mut().enumerate();
     numbered.flat_map(|(at, bus)| bus.drivers().map(move |(id, back)| (at, id, back)))
 }

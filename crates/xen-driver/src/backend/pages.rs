@@ -1,7 +1,10 @@
 //! The guest's pages: mapped for one request, or for good where the frontend uses its grants again and
 //! again.
+#![deny(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
-use crate::sys::Page;
+mod page;
+
+pub use page::Page;
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use xen::gnttab::{Access, CopySegment, GrantMap, Mapping};
@@ -10,7 +13,7 @@ use xen::{DomId, Error, GrantRef};
 /// A hash for grant references, which are small numbers; the table is small too, so that a guest that
 /// chooses them badly makes a walk through [`Pages::max`] entries at most, for itself.
 #[derive(Default)]
-pub(super) struct Mix(u64);
+struct Mix(u64);
 
 impl Hasher for Mix {
     fn finish(&self) -> u64 {
@@ -36,7 +39,7 @@ struct Entry {
 
 /// How a frontend uses its grants (`feature-persistent`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Grants {
+pub enum Grants {
     /// Each for one request.
     Once,
     /// The same ones again and again: they stay mapped.
@@ -44,7 +47,7 @@ pub(super) enum Grants {
 }
 
 /// The pages of one queue.
-pub(super) struct Pages {
+pub struct Pages {
     peer: DomId,
     grants: Grants,
     max: usize,
@@ -54,23 +57,30 @@ pub(super) struct Pages {
 }
 
 impl Pages {
-    pub(super) fn new(peer: DomId, grants: Grants, max: usize) -> Self {
+    /// No page yet, of a frontend in domain `peer`; at most `max` stay mapped.
+    #[must_use]
+    pub fn new(peer: DomId, grants: Grants, max: usize) -> Self {
         let kept = HashMap::default();
         Self { peer, grants, max, kept, clock: 0, mapped: Vec::new() }
     }
 
-    pub(super) fn kept(&self) -> usize {
+    /// How many pages stay mapped.
+    #[must_use]
+    pub fn kept(&self) -> usize {
         self.kept.len()
     }
 
     /// A request begins: what it uses counts as used at one time.
-    pub(super) fn tick(&mut self) {
+    pub fn tick(&mut self) {
         self.clock = self.clock.wrapping_add(1);
     }
 
     /// The pages of `grants`, for `access`, each given to `take`. Nothing stays mapped of what could not
     /// be mapped whole.
-    pub(super) fn get(
+    ///
+    /// # Errors
+    /// The first grant that cannot be mapped.
+    pub fn get(
         &mut self,
         map: &mut dyn GrantMap,
         grants: &[GrantRef],
@@ -92,20 +102,24 @@ impl Pages {
     }
 
     /// Copies the beginning of a page: out of one that stays mapped, else without mapping it.
-    pub(super) fn copy_out(
+    ///
+    /// # Errors
+    /// It cannot be mapped or copied.
+    pub fn copy_out(
         &mut self,
         map: &mut dyn GrantMap,
         grant: GrantRef,
         to: &mut [u8],
-    ) -> Result<(), ()> {
+    ) -> Result<(), Error> {
         if self.grants == Grants::Persistent {
-            let page = self.keep(map, grant).map_err(drop)?;
-            return page.copy_out(0, to).map_err(drop);
+            let page = self.keep(map, grant)?;
+            return page.copy_out(0, to).map_err(|_| Error::Inval);
         }
-        let len = u16::try_from(to.len()).map_err(drop)?;
+        let len = u16::try_from(to.len()).map_err(|_| Error::Inval)?;
         let mut copy = [CopySegment::new(self.peer, grant, 0, len, 0)];
-        map.copy_out(&mut copy, to).map_err(drop)?;
-        copy[0].status.map_err(drop)
+        map.copy_out(&mut copy, to)?;
+        let [copied] = copy;
+        copied.status.map_err(Error::Grant)
     }
 
     /// A page that stays mapped, if there is room.

@@ -8,24 +8,29 @@
 //! The file is locked by whoever has requests under way for the device. The lock ends when the last of them has,
 //! so a successor that gets it knows that nothing of a dead process reaches the guest's pages any more.
 //!
-//! First page: magic, version, number of queues, entries of each, request layout (four bytes each). Then
-//! for each queue a page with its consumer index, and entries of 128 bytes: state, index of the request,
+//! First page: magic, version, number of rings, entries of each, format of the requests (four bytes each). Then
+//! for each ring a page with its consumer index, and entries of 128 bytes: state, index of the request,
 //! index of the answer, nothing, and the request as it lay in the ring.
 
-use crate::sys::map_file;
+mod memory;
+
+use memory::map_file;
 use rustix::fs::{FallocateFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use xen::shared::{PAGE_SIZE, PageError, SharedPage};
-use xen_io::blkif::{Layout, REQUEST_SIZE_MAX, RequestBytes};
 
 const MAGIC: u32 = 0x4649_4258;
 const VERSION: u32 = 1;
 const ENTRY_BYTES: usize = 128;
 const ENTRIES_PER_PAGE: usize = PAGE_SIZE / ENTRY_BYTES;
-/// Most queues and entries that a record is made for.
-const QUEUES_MAX: u32 = 64;
+/// The bytes before the request in an entry.
+const HEAD_BYTES: usize = 16;
+/// Most bytes of a request that a record holds.
+pub(super) const REQUEST_BYTES_MAX: usize = ENTRY_BYTES - HEAD_BYTES;
+/// Most rings and entries that a record is made for.
+const RINGS_MAX: u32 = 64;
 const ENTRIES_MAX: u32 = 512;
 
 const FREE: u32 = 0;
@@ -34,56 +39,55 @@ const ANSWERED: u32 = 2;
 
 /// What a record is for; another device's is not taken for it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Shape {
-    pub(crate) queues: u32,
+pub(super) struct Shape {
+    pub(super) rings: u32,
     /// Entries of each ring.
-    pub(crate) entries: u32,
-    pub(crate) layout: Layout,
+    pub(super) entries: u32,
+    /// The device type's number for the format of its requests.
+    pub(super) format: u32,
 }
 
 impl Shape {
     fn words(self) -> [u32; 5] {
-        let layout = match self.layout {
-            Layout::X86_32 => 32,
-            Layout::X86_64 => 64,
-        };
-        [MAGIC, VERSION, self.queues, self.entries, layout]
+        [MAGIC, VERSION, self.rings, self.entries, self.format]
     }
 
-    fn queue_pages(self) -> usize {
+    fn ring_pages(self) -> usize {
         1 + (self.entries as usize).div_ceil(ENTRIES_PER_PAGE)
     }
 
     fn pages(self) -> usize {
-        1 + self.queues as usize * self.queue_pages()
+        1 + self.rings as usize * self.ring_pages()
     }
 }
 
-/// The record of one queue.
+/// The record of one ring.
 #[derive(Debug)]
-pub(crate) struct QueueRecord {
+pub(super) struct RingRecord {
     head: SharedPage,
     pages: Vec<SharedPage>,
 }
 
 /// The record of a device.
 #[derive(Debug)]
-pub(crate) struct Record {
+pub(super) struct Record {
     /// Locked; to be held by all who have requests under way.
-    pub(crate) guard: OwnedFd,
-    pub(crate) queues: Vec<QueueRecord>,
+    pub(super) guard: OwnedFd,
+    pub(super) rings: Vec<RingRecord>,
 }
 
 /// A request without an answer, in the slot where it stays until it has one.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct Unanswered {
-    pub(crate) slot: u16,
-    pub(crate) request: RequestBytes,
+pub struct Unanswered {
+    /// Its slot.
+    pub slot: u16,
+    /// The request as it lay in the ring, with whatever behind it.
+    pub request: [u8; REQUEST_BYTES_MAX],
 }
 
 /// Makes the record of a device that has just been connected, in place of any that was there.
-pub(crate) fn create(path: &Path, shape: Shape) -> Result<Record, Errno> {
-    if shape.queues > QUEUES_MAX || shape.entries > ENTRIES_MAX {
+pub(super) fn create(path: &Path, shape: Shape) -> Result<Record, Errno> {
+    if shape.rings > RINGS_MAX || shape.entries > ENTRIES_MAX {
         return Err(Errno::INVAL);
     }
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
@@ -100,15 +104,15 @@ pub(crate) fn create(path: &Path, shape: Shape) -> Result<Record, Errno> {
         allocated => allocated?,
     }
     let pages = map_file(file.as_fd(), shape.pages())?;
-    let (first, queues) = split(pages, shape);
+    let (first, rings) = split(pages, shape);
     for (number, word) in shape.words().into_iter().enumerate() {
         first.store_u32(number * 4, word).map_err(|_| Errno::FAULT)?;
     }
-    Ok(Record { guard: file, queues })
+    Ok(Record { guard: file, rings })
 }
 
 /// Opens the record that a process before this one has left; `EWOULDBLOCK` while that has I/O under way.
-pub(crate) fn open(path: &Path, shape: Shape) -> Result<Record, Errno> {
+pub(super) fn open(path: &Path, shape: Shape) -> Result<Record, Errno> {
     let file = existing(path)?;
     lock(&file)?;
     let wanted = (shape.pages() * PAGE_SIZE) as u64;
@@ -120,18 +124,18 @@ pub(crate) fn open(path: &Path, shape: Shape) -> Result<Record, Errno> {
         Ok(()) | Err(Errno::OPNOTSUPP) => {}
         Err(errno) => return Err(errno),
     }
-    let (first, queues) = split(map_file(file.as_fd(), shape.pages())?, shape);
+    let (first, rings) = split(map_file(file.as_fd(), shape.pages())?, shape);
     for (number, word) in shape.words().into_iter().enumerate() {
         if first.load_u32(number * 4) != Ok(word) {
             return Err(Errno::INVAL);
         }
     }
-    Ok(Record { guard: file, queues })
+    Ok(Record { guard: file, rings })
 }
 
 /// Takes away what a process before this one has left of a device that is not taken over; `EWOULDBLOCK`
 /// as with [`open`].
-pub(crate) fn discard(path: &Path) -> Result<(), Errno> {
+pub(super) fn discard(path: &Path) -> Result<(), Errno> {
     match existing(path) {
         Ok(file) => lock(&file).and_then(|()| remove(path)),
         Err(Errno::NOENT) => Ok(()),
@@ -154,26 +158,26 @@ fn lock(file: &OwnedFd) -> Result<(), Errno> {
 }
 
 /// The device is closed: there is nothing to be taken over.
-pub(crate) fn remove(path: &Path) -> Result<(), Errno> {
+pub(super) fn remove(path: &Path) -> Result<(), Errno> {
     match rustix::fs::unlink(path) {
         Err(Errno::NOENT) => Ok(()),
         result => result,
     }
 }
 
-fn split(pages: Vec<SharedPage>, shape: Shape) -> (SharedPage, Vec<QueueRecord>) {
+fn split(pages: Vec<SharedPage>, shape: Shape) -> (SharedPage, Vec<RingRecord>) {
     let mut pages = pages.into_iter();
     let mut next = || pages.next().unwrap_or_else(SharedPage::private);
     let first = next();
-    let queues = (0..shape.queues).map(|_| {
+    let rings = (0..shape.rings).map(|_| {
         let head = next();
-        QueueRecord { head, pages: (1..shape.queue_pages()).map(|_| next()).collect() }
+        RingRecord { head, pages: (1..shape.ring_pages()).map(|_| next()).collect() }
     });
-    let queues = queues.collect();
-    (first, queues)
+    let rings = rings.collect();
+    (first, rings)
 }
 
-impl QueueRecord {
+impl RingRecord {
     fn entry(&self, slot: usize) -> Result<(&SharedPage, usize), PageError> {
         let at = slot % ENTRIES_PER_PAGE * ENTRY_BYTES;
         let wrong = PageError::OutOfPage { offset: slot, len: ENTRY_BYTES };
@@ -181,40 +185,36 @@ impl QueueRecord {
     }
 
     /// A request was taken.
-    pub(crate) fn taken(
-        &self,
-        slot: usize,
-        index: u32,
-        request: &RequestBytes,
-    ) -> Result<(), PageError> {
+    pub(super) fn taken(&self, slot: usize, index: u32, request: &[u8]) -> Result<(), PageError> {
         let (page, at) = self.entry(slot)?;
-        page.copy_in(at + 16, &request.0)?;
+        let request = request.get(..request.len().min(REQUEST_BYTES_MAX)).unwrap_or_default();
+        page.copy_in(at + HEAD_BYTES, request)?;
         page.store_u32(at + 4, index)?;
         page.store_u32(at, TAKEN)?;
         self.head.store_u32(0, index.wrapping_add(1))
     }
 
     /// Its answer is in the ring, and not shown yet.
-    pub(crate) fn answered(&self, slot: usize, answer: u32) -> Result<(), PageError> {
+    pub(super) fn answered(&self, slot: usize, answer: u32) -> Result<(), PageError> {
         let (page, at) = self.entry(slot)?;
         page.store_u32(at + 8, answer)?;
         page.store_u32(at, ANSWERED)
     }
 
     /// Its answer was shown.
-    pub(crate) fn shown(&self, slot: usize) -> Result<(), PageError> {
+    pub(super) fn shown(&self, slot: usize) -> Result<(), PageError> {
         let (page, at) = self.entry(slot)?;
         page.store_u32(at, FREE)
     }
 
     /// How many requests were taken.
-    pub(crate) fn req_cons(&self) -> Result<u32, PageError> {
+    pub(super) fn req_cons(&self) -> Result<u32, PageError> {
         self.head.load_u32(0)
     }
 
     /// What has to be done again, oldest first, where the ring shows `rsp_prod` answers. It stays in the
     /// record, each in its slot, so that whoever is killed while doing it leaves as much; all else is freed.
-    pub(crate) fn unanswered(&self, rsp_prod: u32) -> Result<Vec<Unanswered>, PageError> {
+    pub(super) fn unanswered(&self, rsp_prod: u32) -> Result<Vec<Unanswered>, PageError> {
         let req_cons = self.req_cons()?;
         let mut found = Vec::new();
         for slot in 0..self.pages.len() * ENTRIES_PER_PAGE {
@@ -229,9 +229,8 @@ impl QueueRecord {
             // Before another answer has the index of one that was put and not shown.
             page.store_u32(at, if open { TAKEN } else { FREE })?;
             if open && let Ok(slot) = u16::try_from(slot) {
-                let mut bytes = [0; REQUEST_SIZE_MAX];
-                page.copy_out(at + 16, &mut bytes)?;
-                let request = RequestBytes(bytes);
+                let mut request = [0; REQUEST_BYTES_MAX];
+                page.copy_out(at + HEAD_BYTES, &mut request)?;
                 found.push((req_cons.wrapping_sub(index), Unanswered { slot, request }));
             }
         }
@@ -244,10 +243,10 @@ impl QueueRecord {
 mod tests {
     use super::*;
 
-    const SHAPE: Shape = Shape { queues: 2, entries: 64, layout: Layout::X86_64 };
+    const SHAPE: Shape = Shape { rings: 2, entries: 64, format: 64 };
 
-    fn request(number: u8) -> RequestBytes {
-        RequestBytes([number; REQUEST_SIZE_MAX])
+    fn request(number: u8) -> [u8; REQUEST_BYTES_MAX] {
+        [number; REQUEST_BYTES_MAX]
     }
 
     /// Tries while the file is locked: a child that another test forks has what is open here for a moment.
@@ -263,35 +262,35 @@ mod tests {
 
     #[test]
     fn a_successor_finds_what_was_not_answered() {
-        let path = std::env::temp_dir().join(format!("xen-block-record-{}", std::process::id()));
-        let Record { guard, queues } = create(&path, SHAPE).unwrap();
+        let path = std::env::temp_dir().join(format!("xen-driver-record-{}", std::process::id()));
+        let Record { guard, rings } = create(&path, SHAPE).unwrap();
         let start = u32::MAX - 1;
         for (number, slot) in [0, 40, 63, 3].into_iter().enumerate() {
             let number = u8::try_from(number).unwrap();
             let index = start.wrapping_add(number.into());
-            queues[1].taken(slot, index, &request(number)).unwrap();
+            rings[1].taken(slot, index, &request(number)).unwrap();
         }
         // 2 was answered and shown, 0 answered and not shown.
-        queues[1].answered(63, start).unwrap();
-        queues[1].shown(63).unwrap();
-        queues[1].answered(0, start.wrapping_add(1)).unwrap();
-        drop(queues);
+        rings[1].answered(63, start).unwrap();
+        rings[1].shown(63).unwrap();
+        rings[1].answered(0, start.wrapping_add(1)).unwrap();
+        drop(rings);
         // Whatever still has I/O under way holds the file.
         assert_eq!(open(&path, SHAPE).unwrap_err(), Errno::WOULDBLOCK);
         assert_eq!(discard(&path), Err(Errno::WOULDBLOCK));
         drop(guard);
-        let Record { guard, queues } = free(|| open(&path, SHAPE)).unwrap();
-        assert_eq!(queues[1].req_cons(), Ok(2));
+        let Record { guard, rings } = free(|| open(&path, SHAPE)).unwrap();
+        assert_eq!(rings[1].req_cons(), Ok(2));
         let shown = start.wrapping_add(1);
         let left = [(0, 0), (40, 1), (3, 3)];
         let left = left.map(|(slot, number)| Unanswered { slot, request: request(number) });
-        assert_eq!(queues[1].unanswered(shown), Ok(left.to_vec()));
+        assert_eq!(rings[1].unanswered(shown), Ok(left.to_vec()));
         // Another one, killed at this point, leaves as much to the next; and an answer that was put and
         // not shown is no answer, whoever else has its index later.
-        assert_eq!(queues[1].unanswered(shown.wrapping_add(9)), Ok(left.to_vec()));
-        assert_eq!(queues[0].unanswered(0), Ok(vec![]));
-        drop((guard, queues));
-        let other = Shape { layout: Layout::X86_32, ..SHAPE };
+        assert_eq!(rings[1].unanswered(shown.wrapping_add(9)), Ok(left.to_vec()));
+        assert_eq!(rings[0].unanswered(0), Ok(vec![]));
+        drop((guard, rings));
+        let other = Shape { format: 32, ..SHAPE };
         assert_eq!(free(|| open(&path, other)).unwrap_err(), Errno::INVAL);
         free(|| discard(&path)).unwrap();
         assert_eq!(discard(&path), Ok(()), "there is none any more");

@@ -1,0 +1,343 @@
+//! The rings of one device, and their life: connected, taken over from a process that was killed, given back.
+//!
+//! The [`Driver`](xenbus::Driver) of a backend asks [`Rings::may_connect`] first, gets its queues from
+//! [`Rings::connect`] or [`Rings::take_over`], and ends with [`Rings::give_back`].
+#![deny(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+
+use super::Platform;
+use super::record::{self, Record, RingRecord, Shape};
+use super::ring::Ring;
+use crate::channel::Channel;
+use rustix::io::Errno;
+use std::collections::VecDeque;
+use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+use xen::gnttab::Access;
+use xen::{DomId, GrantRef};
+use xen_io::ring::{BackRing, Position, entry_count};
+use xenbus::negotiate::{self, Limits, Names};
+use xenbus::{Device, Error, Progress};
+
+/// How long a killed process may still have the frontend's port: what its io_uring waited for is ended behind its
+/// back.
+const BOUND_MAX: Duration = Duration::from_secs(2);
+
+/// What the rings of a device may be, and where they are recorded.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Largest ring and most queues.
+    pub limits: Limits,
+    /// How often a frontend may connect, and within which time: for what is more it waits. Each time its pages are
+    /// mapped anew, and more, by device type.
+    pub connects_max: (u32, Duration),
+    /// A folder in memory that outlives this process (tmpfs), for what was taken and not answered;
+    /// `None`: guests notice when the process is killed.
+    pub record_dir: Option<PathBuf>,
+}
+
+impl Default for Options {
+    /// Rings of 16 pages, 4 queues, 16 connects in 10 s; no record.
+    fn default() -> Self {
+        let limits = Limits { order_max: 4, queues_max: 4 };
+        Self { limits, connects_max: (16, Duration::from_secs(10)), record_dir: None }
+    }
+}
+
+impl Options {
+    /// The same with a record in this folder.
+    #[must_use]
+    pub fn recorded_in(folder: impl Into<PathBuf>) -> Self {
+        Self { record_dir: Some(folder.into()), ..Self::default() }
+    }
+}
+
+/// What the entries of a ring are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Entry {
+    /// Bytes of the larger of a request and a response; at most 112, where a record is kept.
+    pub bytes: usize,
+    /// The device type's number for their format, the same for all rings of a device. A record of another one is not
+    /// taken over.
+    pub format: u32,
+}
+
+/// One queue of a device: its rings, and the event channels beside them.
+#[derive(Debug)]
+pub struct Queue<const RINGS: usize, const CHANNELS: usize> {
+    /// Its rings.
+    pub rings: [Ring; RINGS],
+    /// Its event channels.
+    pub channels: [Channel; CHANNELS],
+}
+
+/// The rings of one device, from its backend's view.
+pub struct Rings {
+    platform: Platform,
+    options: Options,
+    /// When the frontend has connected lately, the first first.
+    connects: VecDeque<Instant>,
+    /// When a process that was killed was first seen to have the frontend's port still.
+    bound_since: Option<Instant>,
+    /// Locked while the device is connected.
+    record: Option<(PathBuf, OwnedFd)>,
+}
+
+impl fmt::Debug for Rings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Rings").field("options", &self.options).finish_non_exhaustive()
+    }
+}
+
+/// Whether rings are new, or were served by a process that has ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum How {
+    Fresh,
+    TakeOver,
+}
+
+/// How the frontend names a queue, and how its rings' entries look.
+struct Plan<'n, const RINGS: usize, const CHANNELS: usize> {
+    names: &'n Names<RINGS, CHANNELS>,
+    entries: [Entry; RINGS],
+}
+
+impl Rings {
+    /// The rings of a device that was found.
+    #[must_use]
+    pub fn new(platform: Platform, options: Options) -> Self {
+        let (connects, bound_since, record) = (VecDeque::new(), None, None);
+        Self { platform, options, connects, bound_since, record }
+    }
+
+    /// What the rings may be, for [`Limits::put`].
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        self.options.limits
+    }
+
+    /// False where the frontend has to wait: a hotplug script is at work, it has connected too often lately, or a
+    /// process that was killed still reaches its pages.
+    ///
+    /// # Errors
+    /// [`Error::Hotplug`], [`Error::Store`].
+    pub fn may_connect(&mut self, device: &mut Device<'_>) -> Result<bool, Error> {
+        if !device.hotplug_done()? {
+            return Ok(false);
+        }
+        let (now, (most, within)) = (Instant::now(), self.options.connects_max);
+        self.connects.retain(|at| now.saturating_duration_since(*at) < within);
+        let seldom = self.connects.len() < most as usize;
+        Ok(seldom && self.leave_nothing(device) == Progress::Done)
+    }
+
+    /// Maps the rings and binds the ports that the frontend has named. Leaves nothing where it fails.
+    ///
+    /// # Errors
+    /// What the frontend has named is not there, not what was offered, or taken; the record cannot be made.
+    pub fn connect<const R: usize, const C: usize>(
+        &mut self,
+        device: &mut Device<'_>,
+        names: &Names<R, C>,
+        entries: [Entry; R],
+    ) -> Result<Vec<Queue<R, C>>, Error> {
+        self.connects.push_back(Instant::now());
+        let queues = self.attach(device, &Plan { names, entries }, How::Fresh);
+        if queues.is_err() {
+            self.forget();
+        }
+        queues
+    }
+
+    /// The same with rings that a process which was killed has served, where they are; `None` while that process is not
+    /// gone altogether. What it has left undone is in [`Ring::unanswered`]; then [`notify_all`] is due, as it may have
+    /// shown answers and not told of them.
+    ///
+    /// # Errors
+    /// As [`Rings::connect`]; there is no record, or one of other rings.
+    pub fn take_over<const R: usize, const C: usize>(
+        &mut self,
+        device: &mut Device<'_>,
+        names: &Names<R, C>,
+        entries: [Entry; R],
+    ) -> Result<Option<Vec<Queue<R, C>>>, Error> {
+        match self.attach(device, &Plan { names, entries }, How::TakeOver) {
+            Ok(queues) => {
+                self.bound_since = None;
+                Ok(Some(queues))
+            }
+            Err(error) => {
+                // It stays for the next try.
+                self.record = None;
+                match error {
+                    Error::Busy(_) => Ok(None),
+                    Error::PortTaken(_) if self.may_wait_for_port() => Ok(None),
+                    error => Err(error),
+                }
+            }
+        }
+    }
+
+    /// Locked as long as anybody reaches the guest's pages for this process: to be held by whatever may go on when the
+    /// process is killed. `None` where no record is kept.
+    #[must_use]
+    pub fn guard(&self) -> Option<BorrowedFd<'_>> {
+        self.record.as_ref().map(|(_, guard)| guard.as_fd())
+    }
+
+    /// Ends the record, for [`Driver::release`](xenbus::Driver::release), once nothing is in flight and the queues are
+    /// dropped. Pending while a process that was killed still reaches the guest's pages.
+    pub fn give_back(&mut self, device: &Device<'_>) -> Progress {
+        if self.record.is_some() {
+            self.forget();
+            return Progress::Done;
+        }
+        self.leave_nothing(device)
+    }
+
+    /// Takes the record away that this process has made.
+    fn forget(&mut self) {
+        if let Some((path, _guard)) = self.record.take() {
+            let _ = record::remove(&path);
+        }
+    }
+
+    /// Takes away what a process that was killed has left of the device.
+    fn leave_nothing(&self, device: &Device<'_>) -> Progress {
+        match self.record_path(device).map(|path| record::discard(&path)) {
+            Some(Err(Errno::WOULDBLOCK)) => Progress::Pending,
+            // One that cannot be taken away is in the way of the next, which says so.
+            _ => Progress::Done,
+        }
+    }
+
+    /// Whether it is not too long ago that the frontend's port was found bound first.
+    fn may_wait_for_port(&mut self) -> bool {
+        self.bound_since.get_or_insert_with(Instant::now).elapsed() < BOUND_MAX
+    }
+
+    fn attach<const R: usize, const C: usize>(
+        &mut self,
+        device: &mut Device<'_>,
+        plan: &Plan<'_, R, C>,
+        how: How,
+    ) -> Result<Vec<Queue<R, C>>, Error> {
+        let named = plan.names.queues(device, self.options.limits)?;
+        let pages = named.first().and_then(|queue| queue.rings.first()).map_or(1, Vec::len);
+        let mut entries = 0;
+        for entry in &plan.entries {
+            entries = entry_count(pages, entry.bytes).map_err(broken)?.max(entries);
+        }
+        let shape = Shape {
+            rings: u32::try_from(named.len().saturating_mul(R)).unwrap_or(u32::MAX),
+            entries,
+            format: plan.entries.first().map_or(0, |entry| entry.format),
+        };
+        // First that: whoever was there before may have I/O under way in the guest's pages.
+        let mut records = self.record(device, shape, how)?.into_iter();
+        let peer = device.peer();
+        named.iter().map(|queue| self.queue(peer, queue, plan, &mut records, how)).collect()
+    }
+
+    /// The record of each ring; none where no record is kept.
+    fn record(
+        &mut self,
+        device: &Device<'_>,
+        shape: Shape,
+        how: How,
+    ) -> Result<Vec<RingRecord>, Error> {
+        let (path, record) = match (self.record_path(device), how) {
+            (None, How::Fresh) => return Ok(Vec::new()),
+            (None, How::TakeOver) => return Err(no_record(device)),
+            (Some(path), How::Fresh) => {
+                let record = record::create(&path, shape);
+                (path, record)
+            }
+            (Some(path), How::TakeOver) => {
+                let record = record::open(&path, shape);
+                (path, record)
+            }
+        };
+        let Record { guard, rings } = record.map_err(|errno| match errno {
+            Errno::WOULDBLOCK => Error::Busy("a process before has I/O under way".to_owned()),
+            errno => Error::Driver(format!("the record of requests in flight: {errno}")),
+        })?;
+        self.record = Some((path, guard));
+        Ok(rings)
+    }
+
+    /// Where the record of a device is: `vbd-3-51712.inflight`.
+    fn record_path(&self, device: &Device<'_>) -> Option<PathBuf> {
+        let dir = self.options.record_dir.as_ref()?;
+        let (id, kind) = (device.id(), device.path().split('/').nth(5)?);
+        Some(dir.join(format!("{kind}-{}-{}.inflight", id.frontend, id.devid)))
+    }
+
+    fn queue<const R: usize, const C: usize>(
+        &self,
+        peer: DomId,
+        queue: &negotiate::Queue<R, C>,
+        plan: &Plan<'_, R, C>,
+        records: &mut impl Iterator<Item = RingRecord>,
+        how: How,
+    ) -> Result<Queue<R, C>, Error> {
+        let mut rings = Vec::with_capacity(R);
+        for (pages, entry) in queue.rings.iter().zip(&plan.entries) {
+            let record = records.next();
+            let before = record.as_ref().filter(|_| how == How::TakeOver);
+            let req_cons = before.map(RingRecord::req_cons).transpose().map_err(broken)?;
+            rings.push(Ring::new(self.map(peer, pages, entry.bytes, req_cons)?, record));
+        }
+        let mut channels = Vec::with_capacity(C);
+        for port in &queue.ports {
+            channels.push(Channel::bind(&self.platform.evtchn, peer, *port)?);
+        }
+        let rings = <[Ring; R]>::try_from(rings);
+        let channels = <[Channel; C]>::try_from(channels);
+        let (Ok(rings), Ok(channels)) = (rings, channels) else {
+            unreachable!("as many as there are names")
+        };
+        Ok(Queue { rings, channels })
+    }
+
+    /// One ring; `req_cons` where it was in use.
+    fn map(
+        &self,
+        peer: DomId,
+        pages: &[GrantRef],
+        entry_bytes: usize,
+        req_cons: Option<u32>,
+    ) -> Result<BackRing, Error> {
+        let mut mapped = Vec::new();
+        self.platform.grants.borrow_mut().map_batch(peer, pages, Access::ReadWrite, &mut mapped);
+        let pages: Result<Vec<_>, _> = mapped.into_iter().collect();
+        let pages = pages.map_err(Error::platform("mapping the frontend's ring"))?;
+        let at = match (req_cons, pages.first()) {
+            (Some(req_cons), Some(first)) => {
+                let rsp_prod = BackRing::responses_in(first.page()).map_err(broken)?;
+                Position { req_cons, rsp_prod }
+            }
+            _ => Position::default(),
+        };
+        BackRing::attach(pages, entry_bytes, at).map_err(broken)
+    }
+}
+
+/// Tells the frontend by each of its channels.
+///
+/// # Errors
+/// [`Error::Platform`]: an event channel is gone.
+pub fn notify_all<const R: usize, const C: usize>(queues: &[Queue<R, C>]) -> Result<(), Error> {
+    queues.iter().flat_map(|queue| &queue.channels).try_for_each(Channel::notify)
+}
+
+/// The error of a device whose ring is broken.
+pub fn broken(error: impl fmt::Display) -> Error {
+    Error::Driver(format!("the ring: {error}"))
+}
+
+fn no_record(device: &Device<'_>) -> Error {
+    let path = device.path();
+    Error::Driver(format!("{path} was in use by a process that has ended and kept no record"))
+}

@@ -1,0 +1,204 @@
+//! The process of a backend: what a `main()` does beside reading its command line.
+//!
+//! [`Program::serve`] takes the platform of the machine, real Xen's or a hosted host's, locks what one process alone may
+//! serve, gives up its privileges, and serves until the process is ended. Ended in whatever way and started again, it
+//! goes on where it was.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`platform`] | event channels and grants of the machine; the only module of the crate that names a provider |
+//! | [`lock`] | locks of what one process alone may do |
+//! | `log` | lines about devices, so many of each |
+//! | `statistics` | a file with the counters of all devices |
+
+pub mod lock;
+mod log;
+pub mod platform;
+mod statistics;
+
+use crate::backend::{Backend, Platform, Server};
+use lock::lock;
+use log::Log;
+use platform::Provided;
+use statistics::Statistics;
+use std::fmt;
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use xen::DomId;
+use xenbus::Error;
+use xenstore::Client;
+
+/// How often changes of devices are looked for, and the statistics written.
+const LOOK_AROUND: Duration = Duration::from_secs(5);
+/// How far a coarse clock may be behind.
+const COARSE: Duration = Duration::from_millis(10);
+
+/// A sentence for whoever has started the process: why it does not serve, or no longer.
+pub type Failure = Box<dyn std::error::Error>;
+
+/// A backend's program.
+#[derive(Clone, Copy, Debug)]
+pub struct Program {
+    /// Its name, which begins each line of its log; its folder below `/run` has it too.
+    pub name: &'static str,
+    /// The variable of the environment with which, set to 1, it keeps all privileges.
+    pub unfiltered: &'static str,
+    /// The kernel's own backend for one of its kinds.
+    pub kernel: Option<KernelBackend>,
+    /// Gives up all privileges but what its devices need. Besides the calls of the skeleton they may make requests of these
+    /// numbers to devices.
+    pub confine: fn(&[u32]) -> Result<(), String>,
+}
+
+/// A backend of Linux that serves the same devices.
+#[derive(Clone, Copy, Debug)]
+pub struct KernelBackend {
+    /// The kind that both serve.
+    pub kind: &'static str,
+    /// Where it shows that it is loaded: `/sys/bus/xen-backend/drivers/vbd`.
+    pub path: &'static str,
+    /// Its module: `xen-blkback`.
+    pub module: &'static str,
+    /// What helps besides unloading it, for the log.
+    pub instead: &'static str,
+}
+
+/// What a program begins to serve with.
+#[derive(Debug)]
+pub struct Start<'k> {
+    /// The connection to the store.
+    pub store: Client,
+    /// The domain where it runs.
+    pub domid: DomId,
+    /// The kinds that it serves.
+    pub kinds: &'k [&'k str],
+    /// Event channels and grants.
+    pub platform: Platform,
+    /// The folder of the records.
+    pub record_dir: PathBuf,
+}
+
+impl Program {
+    /// Serves the devices of the kinds that are `wanted`, with the server that `begin` makes. The records are in
+    /// `record_dir`, where that is said.
+    ///
+    /// # Errors
+    /// There is no platform or no store, another process serves the same, or the store is gone.
+    pub fn serve<B: Backend>(
+        &self,
+        wanted: &[String],
+        record_dir: Option<PathBuf>,
+        begin: impl FnOnce(Start<'_>) -> Result<Server<B>, Error>,
+    ) -> Result<std::convert::Infallible, Failure> {
+        let Provided { platform, domid, run_dir, lock_dir } = platform::provided(self.name)?;
+        let record_dir = record_dir.unwrap_or(run_dir);
+        let on_xen = domid.is_none();
+        let kinds = self.kinds(wanted, on_xen)?;
+        let _locks = self.lock_all(&lock_dir, &kinds, &record_dir)?;
+        let mut store = Client::open()?;
+        let domid = match domid {
+            Some(domid) => domid,
+            None => platform::own_domid(&mut store)?,
+        };
+        let mut statistics = Statistics::create(self.name, &record_dir);
+        let mut log = Log::new(self.name);
+        self.give_up_privileges()?;
+        let mut server = begin(Start { store, domid, kinds: &kinds, platform, record_dir })?;
+        self.say(format_args!("serving {} of domain {domid}", kinds.join(" and ")));
+        let watched = self.kernel.filter(|kernel| on_xen && kinds.contains(&kernel.kind));
+        let (mut looked, mut loaded) = (coarse_time(), false);
+        loop {
+            for news in server.turn(LOOK_AROUND)? {
+                log.tell(&mut server, &kinds, &news);
+            }
+            log.tell_complaints(&mut server, &kinds);
+            if coarse_time().saturating_sub(looked) + COARSE >= LOOK_AROUND {
+                server.announce_changes()?;
+                statistics.write(&mut server, &kinds);
+                if let Some(kernel) = &watched
+                    && kernel.is_loaded() != loaded
+                {
+                    loaded = !loaded;
+                    if loaded {
+                        let KernelBackend { kind, module, .. } = kernel;
+                        self.say(format_args!(
+                            "the kernel's {module} has been loaded and takes every new {kind} as well; \
+                             unload it: rmmod {module}"
+                        ));
+                    }
+                }
+                looked = coarse_time();
+            }
+        }
+    }
+
+    /// A line for the log. Where it cannot be written, devices are served all the same.
+    pub fn say(&self, line: fmt::Arguments<'_>) {
+        say(self.name, line);
+    }
+
+    /// The kinds to be served; on Xen not one that the kernel serves already.
+    fn kinds<'w>(&self, wanted: &'w [String], on_xen: bool) -> Result<Vec<&'w str>, Failure> {
+        let theirs = self.kernel.filter(|kernel| on_xen && kernel.is_loaded());
+        let mut kinds = Vec::new();
+        for kind in wanted {
+            match &theirs {
+                Some(KernelBackend { kind: same, path, module, instead }) if same == kind => {
+                    eprintln!(
+                        "{}: the kernel's {module} serves backend/{kind} ({path} is there): \
+                         not served here; unload it (rmmod {module}){instead}",
+                        self.name
+                    );
+                }
+                _ => kinds.push(kind.as_str()),
+            }
+        }
+        if kinds.is_empty() { Err("nothing is left to serve".into()) } else { Ok(kinds) }
+    }
+
+    /// Two would answer the same requests: each kind is served once, and a record has one writer.
+    fn lock_all(
+        &self,
+        lock_dir: &Path,
+        kinds: &[&str],
+        record_dir: &Path,
+    ) -> Result<Vec<OwnedFd>, Failure> {
+        let lock =
+            |dir, name: &str, what: &str| lock(dir, name, &format!("another {} {what}", self.name));
+        let mut locks = vec![lock(record_dir, "lock", "has its record there")?];
+        for kind in kinds {
+            locks.push(lock(lock_dir, &format!("{kind}.lock"), &format!("serves {kind} here"))?);
+        }
+        Ok(locks)
+    }
+
+    /// What guests give is looked at with no more rights than that takes.
+    fn give_up_privileges(&self) -> Result<(), Failure> {
+        let (name, unfiltered) = (self.name, self.unfiltered);
+        if std::env::var_os(unfiltered).is_some_and(|value| value == "1") {
+            eprintln!("{name}: {unfiltered} is set: all privileges are kept");
+            return Ok(());
+        }
+        let failed =
+            |error| format!("{error}; {unfiltered}=1 in the environment serves without").into();
+        (self.confine)(platform::IOCTLS).map_err(failed)
+    }
+}
+
+impl KernelBackend {
+    fn is_loaded(&self) -> bool {
+        Path::new(self.path).exists()
+    }
+}
+
+fn say(name: &str, line: fmt::Arguments<'_>) {
+    let _ = writeln!(std::io::stdout(), "{name}: {line}");
+}
+
+/// The time, for who asks often: this clock takes no system call, whatever the domain's source of time is.
+fn coarse_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::MonotonicCoarse);
+    time.try_into().unwrap_or_default()
+}

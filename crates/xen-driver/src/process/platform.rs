@@ -1,0 +1,75 @@
+//! Event channels and grants of the machine: a hosted host's where the environment names one, else Xen's.
+
+use super::Failure;
+use crate::backend::Platform;
+use std::cell::RefCell;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use xen::DomId;
+use xen_hosted::{HOST_VARIABLE, HostDir, Role};
+use xen_linux::{Machine, abi};
+use xenstore::{Client, Store};
+
+/// The requests to Xen's devices that a backend makes while it serves: event channels, and grants mapped and copied.
+pub const IOCTLS: &[u32] = &[
+    abi::IOCTL_EVTCHN_BIND_INTERDOMAIN,
+    abi::IOCTL_EVTCHN_UNBIND,
+    abi::IOCTL_EVTCHN_NOTIFY,
+    abi::IOCTL_EVTCHN_RESET,
+    abi::IOCTL_GNTDEV_MAP_GRANT_REF,
+    abi::IOCTL_GNTDEV_UNMAP_GRANT_REF,
+    abi::IOCTL_GNTDEV_GRANT_COPY,
+];
+
+/// What a machine provides.
+pub(super) struct Provided {
+    pub(super) platform: Platform,
+    /// The domain where this runs, if the platform says so.
+    pub(super) domid: Option<DomId>,
+    /// The folder of the records, unless it is said.
+    pub(super) run_dir: PathBuf,
+    /// The folder of the locks of what is served.
+    pub(super) lock_dir: PathBuf,
+}
+
+/// The platform of a program of this name.
+pub(super) fn provided(name: &str) -> Result<Provided, Failure> {
+    if let Some(dir) = std::env::var_os(HOST_VARIABLE) {
+        let host = HostDir::new(dir);
+        let hosted = xen_hosted::Platform::connect(&host, Role::Backend).map_err(|error| {
+            let dir = host.path().display();
+            format!("no broker serves the host in {dir}: {error}; xen-hosted {dir} starts one")
+        })?;
+        let evtchn = Rc::new(RefCell::new(hosted.channels()?));
+        let grants = Rc::new(RefCell::new(hosted.grants()));
+        return Ok(Provided {
+            platform: Platform { evtchn, grants },
+            domid: Some(hosted.domid()),
+            run_dir: host.path().join(name),
+            lock_dir: host.path().to_owned(),
+        });
+    }
+    if xen_linux::machine() == Machine::Bare {
+        return Err(format!("no Xen here, and {HOST_VARIABLE} names no hosted host").into());
+    }
+    let evtchn = Rc::new(RefCell::new(xen_linux::evtchn::Evtchn::open(None)?));
+    let grants = Rc::new(RefCell::new(xen_linux::gntdev::Gntdev::open()?));
+    let run_dir = Path::new("/run").join(name);
+    Ok(Provided {
+        platform: Platform { evtchn, grants },
+        domid: None,
+        lock_dir: run_dir.clone(),
+        run_dir,
+    })
+}
+
+/// The number of the domain where this runs; a node of its own.
+pub(super) fn own_domid(store: &mut Client) -> Result<DomId, Failure> {
+    let text = store.read("domid").map_err(|error| {
+        format!(
+            "which domain is this? its node domid cannot be read ({error}); xen-init-dom0 writes it"
+        )
+    })?;
+    let text = String::from_utf8_lossy(&text);
+    Ok(DomId(text.trim().parse().map_err(|_| format!("node domid is {text:?}, no domain"))?))
+}
