@@ -20,10 +20,11 @@ use std::process::Command;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 use xen::evtchn::Shared;
+use xen_block::front::disks::Disks;
 use xen_block::front::fuse::Fuse;
-use xen_block::front::guest::Guest;
 use xen_block::front::{Options, Platform};
 use xen_block::vbd;
+use xen_driver::{Devices, Guest};
 use xen_hosted::domain::SHUTDOWN_STATUS;
 use xen_io::xenbus::State;
 use xenbus::bus::{News, What};
@@ -59,6 +60,7 @@ enum Program {
 
 struct Init {
     guest: Guest,
+    disks: Disks,
     program: Program,
     line: String,
     asked: Option<Asked>,
@@ -95,24 +97,25 @@ pub fn run(line: &str) -> Result<u8, Error> {
     // All devices that there are at the start are known before the program runs.
     let expected = store.list("device/vbd")?.len();
     let (evtchn, grants) = (Rc::new(RefCell::new(evtchn)), Rc::new(RefCell::new(grants)));
-    let platform = Platform { evtchn, grants, options: DISK };
-    let mut guest = Guest::start(store, hosted.domid(), platform)?;
+    let platform = Platform { evtchn: Rc::clone(&evtchn) as _, grants, options: DISK };
+    let mut disks = Disks::start(&mut store, hosted.domid(), platform)?;
     if let Ok(fuse) = fuse {
-        guest.serve_files(Fuse::new(fuse));
+        disks.serve_files(Fuse::new(fuse));
     }
     // A root of its own has no /proc; without one, /tmp is everybody's.
     if !Path::new("/proc").exists() {
-        guest.serve_sockets("/tmp");
+        disks.serve_sockets("/tmp");
     }
     let (program, asked, kill_at) = (Program::Waiting(expected), None, None);
-    Init { guest, program, line: line.to_owned(), asked, kill_at, children }.serve()
+    let guest = Guest::new(store, evtchn);
+    Init { guest, disks, program, line: line.to_owned(), asked, kill_at, children }.serve()
 }
 
 impl Init {
     fn serve(mut self) -> Result<u8, Error> {
         loop {
             if let Program::Waiting(expected) = self.program
-                && self.guest.devices().count() >= expected
+                && self.disks.devices().count() >= expected
             {
                 self.start()?;
             }
@@ -122,8 +125,9 @@ impl Init {
             }
             let sleep =
                 self.kill_at.map_or(SLEEP, |at| at.saturating_duration_since(Instant::now()));
-            let turn = self.guest.turn(sleep, &[self.children.as_fd()])?;
-            turn.news.iter().for_each(tell);
+            let kinds: &mut [&mut dyn Devices] = &mut [&mut self.disks];
+            let turn = self.guest.turn(kinds, sleep, &[self.children.as_fd()])?;
+            turn.news.iter().for_each(|(_, news)| tell(news));
             for event in &turn.events {
                 self.take(event)?;
             }
@@ -161,7 +165,7 @@ impl Init {
             self.program = Program::Ended(None);
             return Ok(());
         }
-        let names: Vec<String> = self.guest.devices().map(|(name, _)| name).collect();
+        let names: Vec<String> = self.disks.devices().map(|(name, _)| name).collect();
         let mut command = Command::new("/bin/sh");
         command.args(["-c", &self.line]).process_group(0);
         command.env("XEN_DISKS", names.join(" "));

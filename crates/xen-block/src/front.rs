@@ -9,9 +9,9 @@
 
 mod again;
 mod bytes;
+pub mod disks;
 pub mod export;
 pub mod fuse;
-pub mod guest;
 mod queue;
 
 use crate::disk::DiskAccess;
@@ -22,14 +22,17 @@ use std::fmt;
 use std::rc::Rc;
 use xen::evtchn::EventChannels;
 use xen::gnttab::{Access, GrantOffer, Offered};
-use xen::shared::{PAGE_SIZE, SharedPage};
+use xen::shared::SharedPage;
 use xen::{DomId, Port};
+use xen_driver::frontend::buffers::{Buffers, Trust};
+use xen_driver::frontend::{self, rings};
 use xen_io::blkif::{Layout, SEGMENTS_MAX, SEGMENTS_PER_PAGE, Status, info, names};
-use xen_io::ring::FrontRing;
 use xenbus::negotiate::{self, Names};
 use xenbus::{Device, Driver, Error, Progress};
 
 pub use queue::{Full, Part, Want};
+pub use xen_driver::frontend::buffers::Buffer;
+use xen_driver::frontend::rings::broken;
 
 /// What a frontend asks for.
 #[derive(Clone, Copy, Debug)]
@@ -48,9 +51,6 @@ impl Default for Options {
         Self { rings, segments_max: 256, buffers: 512 }
     }
 }
-
-/// With fewer buffers a device is not of use.
-const BUFFERS_MIN: usize = 16;
 
 /// What all frontends of a domain share.
 pub struct Platform {
@@ -110,25 +110,6 @@ impl Offer {
     }
 }
 
-/// A page for data, by its number.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct Buffer(u32);
-
-/// A page of data: granted while there is a backend.
-enum Held {
-    Offered(Offered),
-    Kept(SharedPage),
-}
-
-impl Held {
-    fn page(&self) -> &SharedPage {
-        match self {
-            Self::Offered(offered) => offered.page(),
-            Self::Kept(page) => page,
-        }
-    }
-}
-
 /// A request that has ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Completion {
@@ -141,26 +122,16 @@ pub struct Completion {
 /// The frontend of one device.
 pub struct Front {
     platform: Rc<Platform>,
-    buffers: Vec<Held>,
-    free: Vec<Buffer>,
+    buffers: Buffers,
     queues: Vec<Queue>,
     /// Pages for the segments of indirect requests, until it is known whether there are such.
     indirect: Vec<Offered>,
     info: Option<Info>,
-    /// Whether the backend is trusted with what a buffer held before.
-    trust: Trust,
     layout: Layout,
     /// Requests from before that have no answer, and are not asked again yet.
     again: Again,
     /// Who has it open.
     users: usize,
-}
-
-/// Whether the backend is trusted (`trusted`).
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Trust {
-    Trusted,
-    Untrusted,
 }
 
 impl fmt::Debug for Front {
@@ -173,14 +144,13 @@ impl Front {
     /// The frontend of a device that was found.
     #[must_use]
     pub fn new(platform: Rc<Platform>) -> Self {
+        let buffers = Buffers::new(Rc::clone(&platform.grants), platform.options.buffers);
         Self {
             platform,
-            buffers: Vec::new(),
-            free: Vec::new(),
+            buffers,
             queues: Vec::new(),
             indirect: Vec::new(),
             info: None,
-            trust: Trust::Trusted,
             layout: Layout::NATIVE,
             again: Again::default(),
             users: 0,
@@ -213,30 +183,23 @@ impl Front {
 
     /// The ports of its rings.
     pub fn ports(&self) -> impl Iterator<Item = Port> {
-        self.queues.iter().map(|queue| queue.port)
+        self.queues.iter().map(|queue| queue.channel.port())
     }
 
     /// A buffer that nobody uses. Of a backend that is not trusted it sees nothing of before.
     pub fn take_buffer(&mut self) -> Option<Buffer> {
-        let buffer = self.free.pop()?;
-        if self.trust == Trust::Untrusted
-            && let Some(page) = self.page(buffer)
-        {
-            // Inside the page, which this side may write.
-            let _ = page.copy_in(0, &[0; PAGE_SIZE]);
-        }
-        Some(buffer)
+        self.buffers.take()
     }
 
     /// Gives a buffer back, which no request names any more.
     pub fn give_back(&mut self, buffer: Buffer) {
-        self.free.push(buffer);
+        self.buffers.give_back(buffer);
     }
 
     /// The memory of a buffer. The backend may change it at any time.
     #[must_use]
     pub fn page(&self, buffer: Buffer) -> Option<&SharedPage> {
-        self.buffers.get(buffer.0 as usize).map(Held::page)
+        self.buffers.page(buffer)
     }
 
     /// Requests without an answer, those from before included.
@@ -267,8 +230,7 @@ impl Front {
     pub fn push(&mut self) -> Result<(), Error> {
         for queue in &mut self.queues {
             if queue.push().map_err(broken)? {
-                let told = self.platform.evtchn.borrow().notify(queue.port);
-                told.map_err(Error::platform("notifying the backend"))?;
+                queue.channel.notify()?;
             }
         }
         Ok(())
@@ -322,59 +284,10 @@ impl Front {
         Ok(more)
     }
 
-    /// Grants the buffers to the backend, with what is in them. There are so many grants to a peer: late
-    /// devices get fewer, and `rings` pages and those of indirect requests are left for what comes then.
-    fn offer_buffers(&mut self, peer: DomId, rings: usize) -> Result<(), Error> {
-        let first = self.buffers.is_empty();
-        let mut count = if first { self.platform.options.buffers } else { self.buffers.len() };
-        let mut offers = Vec::with_capacity(count);
-        let mut grants = self.platform.grants.borrow_mut();
-        loop {
-            let all = count + rings + indirect_pages(count);
-            match grants.offer_batch(peer, Access::ReadWrite, all, &mut offers) {
-                Ok(()) => break,
-                Err(xen::Error::NoSpc) if first && count > BUFFERS_MIN => {
-                    offers.clear();
-                    count = (count / 2).max(BUFFERS_MIN);
-                }
-                Err(error) => return Err(Error::platform("granting the buffers")(error)),
-            }
-        }
-        // The rings take theirs at once; the others are kept, or other devices would take them.
-        self.indirect = offers.split_off(count + rings);
-        offers.truncate(count);
-        if first {
-            let numbers = (0..count).rev().filter_map(|number| u32::try_from(number).ok());
-            self.free = numbers.map(Buffer).collect();
-        }
-        for (offer, before) in offers.iter().zip(&self.buffers) {
-            copy_page(before.page(), offer.page());
-        }
-        self.buffers = offers.into_iter().map(Held::Offered).collect();
-        Ok(())
-    }
-
-    fn make_rings(&self, peer: DomId, limits: negotiate::Limits) -> Result<Vec<Queue>, Error> {
-        let mut grants = self.platform.grants.borrow_mut();
-        let mut evtchn = self.platform.evtchn.borrow_mut();
-        (0..limits.queues_max)
-            .map(|_| {
-                let mut pages = Vec::new();
-                grants
-                    .offer_batch(peer, Access::ReadWrite, 1 << limits.order_max, &mut pages)
-                    .map_err(Error::platform("granting the ring"))?;
-                let ring = FrontRing::new(pages, self.layout.entry_bytes()).map_err(broken)?;
-                let port = evtchn.alloc_unbound(peer);
-                let port = port.map_err(Error::platform("a port for the backend"))?;
-                Ok(Queue::new(ring, port, self.layout, peer))
-            })
-            .collect()
-    }
-
     /// Grants pages for the segments of indirect requests: as many as there can be at a time. Where they are
     /// not to be had, requests are direct ones.
     fn offer_indirect(&mut self, peer: DomId) -> Result<(), Error> {
-        let count = indirect_pages(self.buffers.len());
+        let count = indirect_pages(self.buffers.count());
         let mut grants = self.platform.grants.borrow_mut();
         for queue in &mut self.queues {
             if !self.indirect.is_empty() {
@@ -406,7 +319,7 @@ impl Front {
         let read_only = bits & info::READ_ONLY != 0;
         let indirect = device.their_number::<u32>(names::FEATURE_MAX_INDIRECT_SEGMENTS)?;
         // What has more segments than there are buffers could never be asked.
-        let buffers = u16::try_from(self.buffers.len()).unwrap_or(u16::MAX);
+        let buffers = u16::try_from(self.buffers.count()).unwrap_or(u16::MAX);
         let most = self.platform.options.segments_max.min(buffers);
         let segments_max = match indirect.map(|most| u16::try_from(most).unwrap_or(u16::MAX)) {
             Some(theirs) => theirs.min(most).min(SEGMENTS_PER_PAGE as u16).max(SEGMENTS_MAX as u16),
@@ -446,29 +359,21 @@ fn indirect_pages(buffers: usize) -> usize {
     buffers / (SEGMENTS_MAX + 1) + 1
 }
 
-fn copy_page(from: &SharedPage, to: &SharedPage) {
-    let mut bytes = [0; PAGE_SIZE];
-    // Whole pages, both mapped by this side to be read and written.
-    let _ = from.copy_out(0, &mut bytes);
-    let _ = to.copy_in(0, &bytes);
-}
-
-fn broken(error: impl fmt::Display) -> Error {
-    Error::Driver(format!("the backend has broken the ring: {error}"))
-}
-
 impl Driver for Front {
     fn open(&mut self, device: &mut Device<'_>) -> Result<Progress, Error> {
         let untrusted = device.own_number::<u32>(names::TRUSTED)? == Some(0);
-        self.trust = if untrusted { Trust::Untrusted } else { Trust::Trusted };
+        self.buffers.set_trust(if untrusted { Trust::Untrusted } else { Trust::Trusted });
         let limits = self.platform.options.rings.within_theirs(device)?;
         let rings = (limits.queues_max as usize) << limits.order_max;
-        self.offer_buffers(device.peer(), rings)?;
-        self.queues = self.make_rings(device.peer(), limits)?;
-        let queue =
-            |queue: &Queue| negotiate::Queue { rings: [queue.grants()], ports: [queue.port] };
-        let queues: Vec<_> = self.queues.iter().map(queue).collect();
-        Names::PLAIN.put(device, &queues);
+        let others = self.buffers.offer(device.peer(), |count| rings + indirect_pages(count));
+        // The rings take theirs at once; the others are kept, or other devices would take them.
+        self.indirect = others?.split_off(rings);
+        let (evtchn, grants) = (Rc::clone(&self.platform.evtchn), Rc::clone(&self.platform.grants));
+        let platform = frontend::Platform { evtchn, grants };
+        let entry = [self.layout.entry_bytes()];
+        let queues = rings::offer(&platform, device, &Names::PLAIN, limits, entry)?;
+        let queue = |queue| Queue::new(queue, self.layout, device.peer());
+        self.queues = queues.into_iter().map(queue).collect();
         device.put(names::PROTOCOL, self.layout.protocol());
         device.put(names::FEATURE_PERSISTENT, 1);
         Ok(Progress::Done)
@@ -504,20 +409,10 @@ impl Driver for Front {
 
     fn release(&mut self, _: &mut Device<'_>) -> Progress {
         self.info = None;
-        let mut evtchn = self.platform.evtchn.borrow_mut();
-        for queue in &mut self.queues {
-            // Its backend may be gone, and with it the other end.
-            let _ = evtchn.close(queue.port);
+        for mut queue in self.queues.drain(..) {
             self.again.extend(queue.take_asked());
         }
-        self.queues.clear();
-        for held in &mut self.buffers {
-            if let Held::Offered(offered) = held {
-                let kept = SharedPage::private();
-                copy_page(offered.page(), &kept);
-                *held = Held::Kept(kept);
-            }
-        }
+        self.buffers.withdraw();
         Progress::Done
     }
 }

@@ -6,12 +6,15 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`backend`] | the trait of a backend, the loop that serves all devices of a domain, rings and their takeover, guests' pages, limits of rates, times |
+//! | [`frontend`] | all devices of a guest over one store connection, their rings and the pages for their data |
 //! | [`channel`] | an event channel of a device, of either end |
 //! | [`process`] | the program of a backend: the platform, locks, the log, the statistics |
 
 pub mod backend;
 pub mod channel;
+pub mod frontend;
 pub mod process;
 
 pub use backend::{Backend, Server};
 pub use channel::Channel;
+pub use frontend::{Devices, Guest};

@@ -1,14 +1,18 @@
 //! One ring of a frontend, and what was asked through it.
 
-use super::{Buffer, Completion, Held};
+use super::{Buffer, Completion};
 use std::fmt;
 use xen::gnttab::{Access, GrantOffer, Offered};
-use xen::{DomId, GrantRef, Port};
+use xen::{DomId, GrantRef};
+use xen_driver::Channel;
+use xen_driver::frontend::buffers::Buffers;
+use xen_driver::frontend::ring::{Id, Ring, Unasked};
+use xen_driver::frontend::rings;
 use xen_io::blkif::{
     Body, INDIRECT_PAGES_MAX, Layout, Request, RequestBytes, ResponseBytes, SEGMENT_SIZE,
     SEGMENTS_MAX, Secure, Segment, Segments, Transfer, op, segment_bytes,
 };
-use xen_io::ring::{FrontRing, RingError};
+use xen_io::ring::RingError;
 
 /// Sectors of a buffer that take part in a request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -109,8 +113,7 @@ impl std::error::Error for Full {}
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Broken {
     Ring(RingError),
-    /// An answer to what was not asked, or was answered already.
-    Id(u64),
+    Unasked(Unasked),
     /// An answer to another kind of request.
     Operation {
         asked: u8,
@@ -122,7 +125,7 @@ impl fmt::Display for Broken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Ring(error) => error.fmt(f),
-            Self::Id(id) => write!(f, "an answer to request {id:#x}, which is not open"),
+            Self::Unasked(unasked) => unasked.fmt(f),
             Self::Operation { asked, answered } => {
                 write!(f, "an answer to operation {answered} where {asked} was asked")
             }
@@ -136,6 +139,12 @@ impl From<RingError> for Broken {
     }
 }
 
+impl From<Unasked> for Broken {
+    fn from(unasked: Unasked) -> Self {
+        Self::Unasked(unasked)
+    }
+}
+
 /// A request without an answer.
 #[derive(Clone, Debug)]
 pub(super) struct Asked {
@@ -143,10 +152,9 @@ pub(super) struct Asked {
     pub(super) parts: Vec<Part>,
 }
 
-/// A place for a request; its number is the low half of the id.
-struct Slot {
-    /// The high half of the id: how often the slot was used.
-    turn: u32,
+/// What is known of a request until it is answered.
+#[derive(Default)]
+struct Open {
     operation: u8,
     want: Option<Want>,
     parts: Vec<Part>,
@@ -155,12 +163,10 @@ struct Slot {
 }
 
 pub(super) struct Queue {
-    ring: FrontRing,
-    pub(super) port: Port,
+    ring: Ring<Open>,
+    pub(super) channel: Channel,
     layout: Layout,
     peer: DomId,
-    slots: Vec<Slot>,
-    free: Vec<u32>,
     segments: Vec<Segment>,
     /// Pages for the segments of indirect requests.
     spare: Vec<Offered>,
@@ -168,25 +174,17 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    pub(super) fn new(ring: FrontRing, port: Port, layout: Layout, peer: DomId) -> Self {
-        let count = ring.count();
-        let slot =
-            |_| Slot { turn: 0, operation: 0, want: None, parts: Vec::new(), indirect: None };
+    pub(super) fn new(queue: rings::Queue<1, 1>, layout: Layout, peer: DomId) -> Self {
+        let rings::Queue { rings: [ring], channels: [channel] } = queue;
         Self {
-            ring,
-            port,
+            ring: Ring::new(ring),
+            channel,
             layout,
             peer,
-            slots: (0..count).map(slot).collect(),
-            free: (0..count).rev().collect(),
             segments: Vec::new(),
             spare: Vec::new(),
             response: ResponseBytes::zero(layout),
         }
-    }
-
-    pub(super) fn grants(&self) -> Vec<GrantRef> {
-        self.ring.pages().map(Offered::grant).collect()
     }
 
     /// Keeps pages for the segments of indirect requests.
@@ -195,87 +193,73 @@ impl Queue {
     }
 
     pub(super) fn free(&self) -> usize {
-        self.free.len().min(self.ring.free() as usize)
+        self.ring.free()
     }
 
     pub(super) fn in_flight(&self) -> usize {
-        self.slots.len() - self.free.len()
+        self.ring.in_flight()
     }
 
     /// What has no answer, in the order of the slots; the queue is of no use then.
     pub(super) fn take_asked(&mut self) -> Vec<Asked> {
-        let asked = self.slots.iter_mut().filter_map(|slot| {
-            let want = slot.want.take()?;
-            Some(Asked { want, parts: std::mem::take(&mut slot.parts) })
-        });
-        asked.collect()
+        let open = self.ring.take_open();
+        open.filter_map(|open| Some(Asked { want: open.want?, parts: open.parts })).collect()
     }
 
     pub(super) fn put(
         &mut self,
         want: Want,
         parts: &[Part],
-        buffers: &[Held],
+        buffers: &Buffers,
         grants: &mut dyn GrantOffer,
     ) -> Result<(), RingError> {
-        let Some(number) = self.free.pop() else { return Err(RingError::Full) };
+        let id = self.ring.next_id()?;
         self.segments.clear();
         self.segments.extend(parts.iter().filter_map(|part| {
-            match buffers.get(part.buffer.0 as usize) {
-                Some(Held::Offered(offered)) => {
-                    Some(Segment { grant: offered.grant(), first: part.first, last: part.last })
-                }
-                _ => None,
-            }
+            let grant = buffers.grant(part.buffer)?;
+            Some(Segment { grant, first: part.first, last: part.last })
         }));
-        let body = self.body(number, &want, grants);
-        let Some(slot) = self.slots.get_mut(number as usize) else { return Err(RingError::Full) };
-        let put = body.and_then(|body| {
-            slot.turn = slot.turn.wrapping_add(1);
-            let id = u64::from(slot.turn) << 32 | u64::from(number);
-            let request = Request { id, handle: 0, body };
-            let bytes = RequestBytes::encode(&request, self.layout);
-            let entry = bytes.0.get(..self.layout.entry_bytes()).unwrap_or_default();
-            self.ring.put(entry)?;
-            // An indirect request is answered as what it does with its segments.
-            slot.operation = match (request.operation(), bytes.0) {
-                (op::INDIRECT, [_, transfer, ..]) => transfer,
-                (operation, _) => operation,
-            };
-            slot.want = Some(want);
-            slot.parts.clear();
-            slot.parts.extend_from_slice(parts);
-            Ok(())
-        });
-        if put.is_err() {
-            let slot = self.slots.get_mut(number as usize);
-            self.spare.extend(slot.and_then(|slot| slot.indirect.take()));
-            self.free.push(number);
-        }
-        put
+        let (body, indirect) = self.body(&want, grants)?;
+        let request = Request { id: id.wire(), handle: 0, body };
+        let bytes = RequestBytes::encode(&request, self.layout);
+        let entry = bytes.0.get(..self.layout.entry_bytes()).unwrap_or_default();
+        let open = match self.ring.put(entry) {
+            Ok(open) => open,
+            Err(error) => {
+                self.spare.extend(indirect);
+                return Err(error);
+            }
+        };
+        // An indirect request is answered as what it does with its segments.
+        open.operation = match (request.operation(), bytes.0) {
+            (op::INDIRECT, [_, transfer, ..]) => transfer,
+            (operation, _) => operation,
+        };
+        (open.want, open.indirect) = (Some(want), indirect);
+        open.parts.clear();
+        open.parts.extend_from_slice(parts);
+        Ok(())
     }
 
-    /// The request as the ring has it.
+    /// The request as the ring has it, and the page of its segments where it is an indirect one.
     fn body(
         &mut self,
-        number: u32,
         want: &Want,
         grants: &mut dyn GrantOffer,
-    ) -> Result<Body, RingError> {
+    ) -> Result<(Body, Option<Offered>), RingError> {
         let (transfer, sector) = match *want {
             Want::Read { sector, .. } => (Transfer::Read, sector),
             Want::Write { sector, .. } => (Transfer::Write, sector),
             Want::Barrier { sector, .. } => (Transfer::WriteBarrier, sector),
             Want::Flush { .. } => (Transfer::Flush, 0),
             Want::Discard { sector, sectors, .. } => {
-                return Ok(Body::Discard { sector, sectors, secure: Secure::No });
+                return Ok((Body::Discard { sector, sectors, secure: Secure::No }, None));
             }
         };
         if self.segments.len() <= SEGMENTS_MAX {
             let segments = Segments::new(&self.segments).ok_or(RingError::Full)?;
-            return Ok(Body::Direct { transfer, sector, segments });
+            return Ok((Body::Direct { transfer, sector, segments }, None));
         }
-        let Some(slot) = self.slots.get_mut(number as usize) else { return Err(RingError::Full) };
         let page = match self.spare.pop() {
             Some(page) => page,
             None => {
@@ -288,9 +272,8 @@ impl Queue {
         }
         let mut pages = [GrantRef(0); INDIRECT_PAGES_MAX];
         pages[0] = page.grant();
-        slot.indirect = Some(page);
         let count = u16::try_from(self.segments.len()).map_err(|_| RingError::Full)?;
-        Ok(Body::Indirect { transfer, sector, count, pages })
+        Ok((Body::Indirect { transfer, sector, count, pages }, Some(page)))
     }
 
     pub(super) fn push(&mut self) -> Result<bool, RingError> {
@@ -303,19 +286,15 @@ impl Queue {
             return Ok(None);
         }
         let response = self.response.parse();
-        let number = response.id as u32;
-        let slot = self.slots.get_mut(number as usize).ok_or(Broken::Id(response.id))?;
-        if response.id >> 32 != u64::from(slot.turn) {
-            return Err(Broken::Id(response.id));
-        }
-        let Some(want) = slot.want else { return Err(Broken::Id(response.id)) };
-        if response.operation != slot.operation {
-            let (asked, answered) = (slot.operation, response.operation);
+        let id = Id::from_wire(response.id);
+        let open = self.ring.asked(id)?;
+        if response.operation != open.operation {
+            let (asked, answered) = (open.operation, response.operation);
             return Err(Broken::Operation { asked, answered });
         }
-        slot.want = None;
-        self.spare.extend(slot.indirect.take());
-        self.free.push(number);
+        self.spare.extend(open.indirect.take());
+        let want = open.want.take().ok_or(Unasked(id))?;
+        self.ring.end(id);
         Ok(Some(Completion { tag: want.tag(), status: response.status }))
     }
 

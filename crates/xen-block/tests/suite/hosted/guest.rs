@@ -7,8 +7,9 @@ use std::process::Command;
 use std::rc::Rc;
 use std::time::Duration;
 use xen::evtchn::Shared;
-use xen_block::front::{Options, Platform, fuse::Fuse, guest::Guest};
+use xen_block::front::{Options, Platform, disks::Disks, fuse::Fuse};
 use xen_block::vbd;
+use xen_driver::Guest;
 use xenbus::bus::{News, What};
 use xenstore::Client;
 
@@ -23,23 +24,25 @@ pub(crate) fn play() {
     let evtchn = Shared::new(hosted.channels().unwrap()).unwrap();
     let mut grants = hosted.offers();
     let (page, port) = hosted.store_ring(&mut grants).unwrap();
-    let store = Client::over_ring(page, port, Box::new(evtchn.clone()));
+    let mut store = Client::over_ring(page, port, Box::new(evtchn.clone()));
     let (evtchn, grants) = (Rc::new(RefCell::new(evtchn)), Rc::new(RefCell::new(grants)));
-    let platform =
-        Platform { evtchn, grants, options: Options { buffers: 160, ..Options::default() } };
-    let mut guest = Guest::start(store, hosted.domid(), platform).unwrap();
+    let options = Options { buffers: 160, ..Options::default() };
+    let platform = Platform { evtchn: Rc::clone(&evtchn) as _, grants, options };
+    let mut disks = Disks::start(&mut store, hosted.domid(), platform).unwrap();
+    let mut guest = Guest::new(store, evtchn);
     if let Ok(fuse) = xen_hosted::guest_devices() {
-        guest.serve_files(Fuse::new(fuse));
+        disks.serve_files(Fuse::new(fuse));
     }
     if std::path::Path::new("/tmp").exists() {
-        guest.serve_sockets("/tmp");
+        disks.serve_sockets("/tmp");
     }
     let stdin = std::io::stdin();
     rustix::fs::fcntl_setfl(&stdin, rustix::fs::OFlags::NONBLOCK).unwrap();
     let mut input = Vec::new();
     loop {
-        let turn = guest.turn(Duration::from_secs(10), &[stdin.as_fd()]).unwrap();
-        turn.news.iter().for_each(tell);
+        let turn =
+            guest.turn(&mut [&mut disks], Duration::from_secs(10), &[stdin.as_fd()]).unwrap();
+        turn.news.iter().for_each(|(_, news)| tell(news));
         let mut buffer = [0; 4096];
         match rustix::io::read(&stdin, &mut buffer) {
             Ok(0) => return,

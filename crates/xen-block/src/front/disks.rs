@@ -1,0 +1,226 @@
+//! All block devices of a hosted guest, and the ways in which its programs use them: what the guest's
+//! first program runs beside them.
+//!
+//! ```no_run
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use std::cell::RefCell;
+//! use std::rc::Rc;
+//! use std::time::Duration;
+//! use xen::evtchn::Shared;
+//! use xen_block::front::{Options, Platform, disks::Disks, fuse::Fuse};
+//! use xen_driver::Guest;
+//! use xenstore::Client;
+//!
+//! let hosted = xen_hosted::Platform::guest()?;
+//! let evtchn = Shared::new(hosted.channels()?)?;
+//! let mut grants = hosted.offers();
+//! let (page, port) = hosted.store_ring(&mut grants)?;
+//! let mut store = Client::over_ring(page, port, Box::new(evtchn.clone()));
+//! let (evtchn, grants) = (Rc::new(RefCell::new(evtchn)), Rc::new(RefCell::new(grants)));
+//! let options = Options { buffers: 128, ..Options::default() };
+//! let platform = Platform { evtchn: Rc::clone(&evtchn) as _, grants, options };
+//!
+//! let mut disks = Disks::start(&mut store, hosted.domid(), platform)?;
+//! disks.serve_files(Fuse::new(xen_hosted::guest_devices()?));
+//! disks.serve_sockets("/tmp");
+//! let mut guest = Guest::new(store, evtchn);
+//! loop {
+//!     for (_, news) in guest.turn(&mut [&mut disks], Duration::from_secs(1), &[])?.news {
+//!         println!("{}: {:?}", news.id, news.what);
+//!     }
+//! }
+//! # }
+//! ```
+
+use super::export::Export;
+use super::fuse::Fuse;
+use super::{Front, Info, Platform};
+use crate::vbd;
+use rustix::event::{PollFd, PollFlags};
+use std::collections::BTreeMap;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::rc::Rc;
+use xen::DomId;
+use xen_driver::Devices;
+use xen_driver::frontend::guest;
+use xenbus::bus::{News, What};
+use xenbus::{Bus, Error, Id, Side, State};
+use xenstore::{Client, Event};
+
+/// The block devices of a guest.
+pub struct Disks {
+    bus: Bus<Front>,
+    files: Option<Fuse>,
+    sockets: Option<PathBuf>,
+    exports: BTreeMap<u32, Export>,
+}
+
+impl std::fmt::Debug for Disks {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Disks").field("bus", &self.bus).finish_non_exhaustive()
+    }
+}
+
+impl Disks {
+    /// The disks of `domid`, which is the caller's own domain.
+    ///
+    /// # Errors
+    /// The store is gone.
+    pub fn start(store: &mut Client, domid: DomId, platform: Platform) -> Result<Self, Error> {
+        let platform = Rc::new(platform);
+        let make = move |_| Front::new(Rc::clone(&platform));
+        let bus = Bus::start(store, Side::Frontend, domid, "vbd", make)?;
+        let (files, sockets, exports) = (None, None, BTreeMap::new());
+        Ok(Self { bus, files, sockets, exports })
+    }
+
+    /// Gives programs the devices as files, from now on.
+    pub fn serve_files(&mut self, mount: Fuse) {
+        self.files = Some(mount);
+    }
+
+    /// Gives programs each device as an NBD server, at `xvda.nbd` and so on in this folder.
+    pub fn serve_sockets(&mut self, folder: impl Into<PathBuf>) {
+        self.sockets = Some(folder.into());
+    }
+
+    /// The devices that are connected: name, and what the backend says of it.
+    pub fn devices(&self) -> impl Iterator<Item = (String, Info)> {
+        let drivers = self.bus.drivers_ref();
+        drivers.filter_map(|(id, front)| Some((vbd::name(id.devid), front.info()?)))
+    }
+
+    /// Files and sockets come with a device and go with it. A socket that cannot be is missed by those who
+    /// want it, and by nobody else.
+    fn follow(&mut self, news: &News) -> Option<News> {
+        let devid = news.id.devid;
+        match news.what {
+            What::State(State::Connected) => {
+                let name = vbd::name(devid);
+                if let Some(files) = &mut self.files {
+                    files.add(devid, &name);
+                }
+                if let Some(folder) = &self.sockets
+                    && !self.exports.contains_key(&devid)
+                {
+                    let path = folder.join(format!("{name}.nbd"));
+                    match Export::listen(&path) {
+                        Ok(export) => drop(self.exports.insert(devid, export)),
+                        Err(error) => {
+                            let why = format!("no NBD server at {}: {error}", path.display());
+                            return Some(News {
+                                id: news.id,
+                                what: What::Error(Error::Driver(why)),
+                            });
+                        }
+                    }
+                }
+            }
+            What::State(State::Closed) | What::Removed => {
+                if let Some(files) = &mut self.files {
+                    files.remove(devid);
+                }
+                self.exports.remove(&devid);
+            }
+            _ => {}
+        }
+        None
+    }
+}
+
+impl Devices for Disks {
+    fn note(&mut self, store: &mut Client, event: &Event) -> Result<bool, Error> {
+        self.bus.note(store, event)
+    }
+
+    fn look_next(&mut self, store: &mut Client) -> Result<bool, Error> {
+        self.bus.look_next(store)
+    }
+
+    fn take_news(&mut self) -> Vec<News> {
+        let mut all = Vec::new();
+        for news in self.bus.take_news() {
+            let failed = self.follow(&news);
+            all.push(news);
+            all.extend(failed);
+        }
+        all
+    }
+
+    fn work(&mut self, store: &mut Client) -> Result<usize, Error> {
+        let mut moved = match &mut self.files {
+            Some(files) => files.turn()?,
+            None => 0,
+        };
+        let (mut failed, mut unused) = (Vec::new(), Vec::new());
+        for (id, front) in self.bus.drivers() {
+            let (files, export) = (self.files.as_mut(), self.exports.get_mut(&id.devid));
+            let users = files.as_ref().map_or(0, |files| files.users(id.devid))
+                + export.as_ref().map_or(0, |export| export.clients());
+            front.set_users(users);
+            if users == 0 {
+                unused.push(id);
+            }
+            match serve(id, front, files, export) {
+                Ok(count) => moved += count,
+                Err(error) => failed.push((id, error)),
+            }
+        }
+        for id in unused {
+            // It may be asked to close, and have waited for that.
+            if self.bus.waits(id) {
+                self.bus.poke(store, id)?;
+                moved += 1;
+            }
+        }
+        for (id, error) in failed {
+            self.bus.fail(store, id, error)?;
+        }
+        Ok(moved)
+    }
+
+    fn final_check(&mut self, store: &mut Client) -> Result<bool, Error> {
+        let mut more = false;
+        let failed = guest::each(&mut self.bus, store, |front| {
+            more |= front.final_check()?;
+            Ok(())
+        })?;
+        Ok(more || failed)
+    }
+
+    fn polled(&self) -> Vec<PollFd<'_>> {
+        let files = self.files.as_ref().filter(|files| files.wants());
+        let files = files.map(|files| PollFd::from_borrowed_fd(files.as_fd(), PollFlags::IN));
+        let exports = self.exports.values().flat_map(Export::polled);
+        let exports = exports.map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags));
+        files.into_iter().chain(exports).collect()
+    }
+}
+
+/// What programs ask of one device, and what it answers; how much of either there was.
+fn serve(
+    id: Id,
+    front: &mut Front,
+    mut files: Option<&mut Fuse>,
+    mut export: Option<&mut Export>,
+) -> Result<usize, Error> {
+    let mut done = Vec::new();
+    let mut moved = front.take(|completion| done.push(completion))?;
+    for completion in done {
+        let of_a_file = match &mut files {
+            Some(files) => files.complete(id.devid, front, completion),
+            None => false,
+        };
+        if let Some(export) = export.as_mut().filter(|_| !of_a_file) {
+            export.complete(front, completion);
+        }
+    }
+    if let Some(files) = files {
+        files.ask(id.devid, front)?;
+    }
+    if let Some(export) = export {
+        moved += export.serve(front)?;
+    }
+    Ok(moved)
+}
