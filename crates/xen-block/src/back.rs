@@ -144,12 +144,13 @@ enum Taking {
 pub struct Back {
     platform: Rc<Platform>,
     opening: Opening,
-    rings: Rings,
     /// While the server of a disk that was served before is away: since when that is known, and when it is tried again.
     away: Option<(Instant, Instant)>,
     /// The disk's server was away when that was last told; `None` before the first time.
     told_away: Option<bool>,
     connected: Option<Connected>,
+    /// Behind the disk, which may have I/O under way until it is dropped: the record is locked as long.
+    rings: Rings,
     stats: Stats,
 }
 
@@ -353,9 +354,11 @@ impl Back {
                 queues
             }
         };
-        if let Some(guard) = self.rings.guard() {
-            let held = disk.hold(guard);
-            held.map_err(|errno| Error::Driver(format!("holding the record: {errno}")))?;
+        let held = self.rings.guard().map_or(Ok(()), |guard| disk.hold(guard));
+        if let Err(errno) = held {
+            drop(queues);
+            self.rings.give_up();
+            return Err(Error::Driver(format!("holding the record: {errno}")));
         }
         let options = &self.platform.options;
         let limits = Limits {
@@ -407,14 +410,14 @@ impl Back {
     }
 }
 
-/// Whether rings are new, or were served by a process that has ended.
+/// A way to connect: rings are new, or were served by a process that has ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum How {
     Fresh,
     TakeOver,
 }
 
-/// How the entries of a ring of this layout look. The format is the number in a record.
+/// The entries of a ring of this layout. Their format is the number in a record.
 fn entry(layout: Layout) -> Entry {
     let format = match layout {
         Layout::X86_32 => 32,

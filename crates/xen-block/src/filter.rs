@@ -135,10 +135,12 @@ pub fn install(ioctls: &[u32]) -> Result<(), String> {
     // The kernel answers clone3 as if it lacked it.
     let without_clone3 = Calls::any(&[libc::SYS_clone3]).fail(Errno::NOSYS);
     confine::filter::prepare();
-    for filter in [without_clone3, allowed] {
-        filter.and_then(|filter| filter.install()).map_err(|error| error.to_string())?;
-    }
-    Ok(())
+    let install = || {
+        let (without_clone3, allowed) = (without_clone3?, allowed?);
+        without_clone3.install()?;
+        allowed.install()
+    };
+    install().map_err(|error: confine::Error| error.to_string())
 }
 
 #[cfg(test)]

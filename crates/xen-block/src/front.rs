@@ -24,15 +24,15 @@ use xen::evtchn::EventChannels;
 use xen::gnttab::{Access, GrantOffer, Offered};
 use xen::shared::SharedPage;
 use xen::{DomId, Port};
+use xen_driver::frontend;
 use xen_driver::frontend::buffers::{Buffers, Trust};
-use xen_driver::frontend::{self, rings};
+use xen_driver::frontend::rings::{self, broken};
 use xen_io::blkif::{Layout, SEGMENTS_MAX, SEGMENTS_PER_PAGE, Status, info, names};
 use xenbus::negotiate::{self, Names};
 use xenbus::{Device, Driver, Error, Progress};
 
 pub use queue::{Full, Part, Want};
 pub use xen_driver::frontend::buffers::Buffer;
-use xen_driver::frontend::rings::broken;
 
 /// What a frontend asks for.
 #[derive(Clone, Copy, Debug)]

@@ -115,7 +115,7 @@ pub trait Backend: Driver {
     }
 }
 
-/// What a turn of [`Backend::work`] came to.
+/// The outcome of a turn of [`Backend::work`].
 #[derive(Clone, Copy, Default, Debug)]
 pub struct Worked {
     /// Requests taken and answers shown.

@@ -30,9 +30,9 @@ use xen::DomId;
 use xenbus::Error;
 use xenstore::Client;
 
-/// How often changes of devices are looked for, and the statistics written.
+/// The time between two looks for changes of devices; the statistics are written as often.
 const LOOK_AROUND: Duration = Duration::from_secs(5);
-/// How far a coarse clock may be behind.
+/// Most that a coarse clock is behind.
 const COARSE: Duration = Duration::from_millis(10);
 
 /// A sentence for whoever has started the process: why it does not serve, or no longer.
@@ -57,15 +57,15 @@ pub struct Program {
 pub struct KernelBackend {
     /// The kind that both serve.
     pub kind: &'static str,
-    /// Where it shows that it is loaded: `/sys/bus/xen-backend/drivers/vbd`.
+    /// The path that is there while it is loaded: `/sys/bus/xen-backend/drivers/vbd`.
     pub path: &'static str,
     /// Its module: `xen-blkback`.
     pub module: &'static str,
-    /// What helps besides unloading it, for the log.
+    /// A remedy besides unloading it, for the log.
     pub instead: &'static str,
 }
 
-/// What a program begins to serve with.
+/// The means with which a program begins to serve.
 #[derive(Debug)]
 pub struct Start<'k> {
     /// The connection to the store.
@@ -174,7 +174,7 @@ impl Program {
         Ok(locks)
     }
 
-    /// What guests give is looked at with no more rights than that takes.
+    /// Keeps no more rights than to look at what guests give takes.
     fn give_up_privileges(&self) -> Result<(), Failure> {
         let (name, unfiltered) = (self.name, self.unfiltered);
         if std::env::var_os(unfiltered).is_some_and(|value| value == "1") {

@@ -90,12 +90,19 @@ pub enum Step {
     File(String),
     /// Telling a loop device that its file has another size.
     Resize(PathBuf),
-    /// Making the mount of a loop device.
-    Mount(PathBuf),
-    /// Mapping the owners of its files to the guest's user.
+    /// Making the mount of a loop device, whose file system is of this type.
+    Mount {
+        /// The loop device.
+        device: PathBuf,
+        /// `ext4`.
+        fs_type: String,
+    },
+    /// Making a namespace in which the guest's user is root.
+    Users,
+    /// Mapping the owners of files to the guest's user.
     Owners(PathBuf),
-    /// Putting the mount at this path in the guest.
-    Place(String),
+    /// Putting the mount of a loop device at this path in the guest.
+    Place(PathBuf, String),
     /// Unmounting what is at this path in the guest.
     Unmount(String),
 }
@@ -109,9 +116,14 @@ impl fmt::Display for Step {
             Self::Device(path) => write!(f, "{}", path.display()),
             Self::File(file) => write!(f, "a loop device of the guest's {file}"),
             Self::Resize(path) => write!(f, "the size of {}", path.display()),
-            Self::Mount(path) => write!(f, "mounting {}", path.display()),
+            Self::Mount { device, fs_type } => {
+                write!(f, "mounting {} ({fs_type})", device.display())
+            }
+            Self::Users => f.write_str("a user namespace"),
             Self::Owners(path) => write!(f, "mounting {}: its owners", path.display()),
-            Self::Place(place) => write!(f, "mounting at {place} in the guest"),
+            Self::Place(device, place) => {
+                write!(f, "mounting {} at {place} in the guest", device.display())
+            }
             Self::Unmount(place) => write!(f, "unmounting {place} in the guest"),
         }
     }
@@ -201,10 +213,11 @@ impl LoopDevice {
     /// and devices.
     ///
     /// # Errors
-    /// [`Step::Mount`], [`Step::Owners`] or [`Step::Place`].
+    /// [`Step::Mount`], [`Step::Users`], [`Step::Owners`] or [`Step::Place`].
     pub fn mount(&self, fs_type: &str, access: Access, to: &str) -> Result<(), Error> {
-        let failed = || at(Step::Mount(self.path.clone()));
-        let place = Step::Place(to.to_owned());
+        let mount = Step::Mount { device: self.path.clone(), fs_type: fs_type.to_owned() };
+        let failed = || at(mount.clone());
+        let place = Step::Place(self.path.clone(), to.to_owned());
         let name = path(to, place.clone())?;
         let context = fsopen(fs_type, FsOpenFlags::FSOPEN_CLOEXEC).map_err(failed())?;
         fsconfig_set_string(&context, "source", &*self.path).map_err(failed())?;
@@ -218,7 +231,7 @@ impl LoopDevice {
         let mount = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes);
         let mount = mount.map_err(failed())?;
         let owners = || at(Step::Owners(self.path.clone()));
-        let users = users_as(self.guest.outer).map_err(owners())?;
+        let users = users_as(self.guest.outer).map_err(at(Step::Users))?;
         map_owners(mount.as_fd(), users.as_fd()).map_err(owners())?;
         let put = || {
             self.guest.enter_mounts()?;

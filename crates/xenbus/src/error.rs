@@ -44,7 +44,7 @@ pub enum Error {
     Hotplug(String),
     /// The device, or what its driver needs, is in use elsewhere for now: who uses it, and what helps.
     Busy(String),
-    /// What the driver needs is not there, and may come back: the words of the driver.
+    /// Something that the driver needs is not there, and may come back: the words of the driver.
     Away(String),
     /// The other end has given the device up, and says this.
     Theirs {

@@ -38,7 +38,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
 ];
 
-/// What a device type is built on.
+/// The crates that a device type is built on.
 const DRIVER: &[&str] =
     &["xen-driver", "xenbus", "xenstore", "xen-io", "xen", "xen-linux", "xen-hosted", "confine"];
 

@@ -17,7 +17,7 @@ use std::time::Duration;
 use xen::gnttab::Access;
 use xen_block::vbd;
 use xen_hosted::domctl::process_number;
-use xen_hosted::mount::{self, LoopDevice, Step, unmount_in};
+use xen_hosted::mount::{Error as MountError, LoopDevice, Step, unmount_in};
 use xenstore::Store;
 
 /// Where a guest finds what was mounted for it.
@@ -42,11 +42,11 @@ pub fn mount(
     unused(&process, &domain.name)?;
     let file = format!("/dev/{}", vbd::name(disk.device.id.devid));
     let access = if disk.mode.starts_with('w') { Access::ReadWrite } else { Access::Read };
-    let said = |error: mount::Error| Error::Refused(format!("{}: {error}", domain.name));
+    let said = |error: MountError| Error::Refused(format!("{}: {error}", domain.name));
     let device = loop {
         match LoopDevice::attach(process.as_fd(), &file, access) {
             // Its init is told of a disk at the same time as everybody else.
-            Err(mount::Error { step: Step::File(_), errno: Errno::NOENT }) => {
+            Err(MountError { step: Step::File(_) | Step::Device(_), errno: Errno::NOENT }) => {
                 let slice = limit.slice(&|| format!("{file} is there in {}", domain.name))?;
                 std::thread::sleep(slice.min(LOOK_AGAIN));
             }
@@ -93,7 +93,7 @@ fn unused(process: &OwnedFd, name: &str) -> Result<(), Error> {
 /// As [`mount`]; busy, where the guest uses it.
 pub fn unmount(host: &mut Host, domain: &Domain) -> Result<(), Error> {
     let process = process(host, domain)?;
-    let said = |error: mount::Error| Error::Refused(format!("{}: {error}", domain.name));
+    let said = |error: MountError| Error::Refused(format!("{}: {error}", domain.name));
     unmount_in(process.as_fd(), PLACE).map_err(said)
 }
 

@@ -104,7 +104,7 @@ pub(super) struct Queue {
     segments: Vec<Segment>,
 }
 
-/// How the queues of a device are made.
+/// The plan of all queues of a device.
 #[derive(Clone, Copy)]
 pub(super) struct Setup {
     pub(super) peer: DomId,

@@ -152,7 +152,7 @@ pub(super) struct Asked {
     pub(super) parts: Vec<Part>,
 }
 
-/// What is known of a request until it is answered.
+/// A request until it is answered.
 #[derive(Default)]
 struct Open {
     operation: u8,
@@ -163,8 +163,9 @@ struct Open {
 }
 
 pub(super) struct Queue {
-    ring: Ring<Open>,
+    /// Closed before the ring is taken back.
     pub(super) channel: Channel,
+    ring: Ring<Open>,
     layout: Layout,
     peer: DomId,
     segments: Vec<Segment>,

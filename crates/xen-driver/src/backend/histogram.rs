@@ -5,7 +5,7 @@ use std::time::Duration;
 /// Buckets of a histogram: bucket n counts what took less than 2^n µs, and the last everything else.
 pub const BUCKETS: usize = 26;
 
-/// How long requests took, in powers of two of a microsecond.
+/// Times of requests, in powers of two of a microsecond.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Histogram([u64; BUCKETS]);
 

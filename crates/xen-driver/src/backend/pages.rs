@@ -64,7 +64,7 @@ impl Pages {
         Self { peer, grants, max, kept, clock: 0, mapped: Vec::new() }
     }
 
-    /// How many pages stay mapped.
+    /// The number of pages that stay mapped.
     #[must_use]
     pub fn kept(&self) -> usize {
         self.kept.len()

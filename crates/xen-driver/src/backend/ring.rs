@@ -31,9 +31,9 @@ impl fmt::Debug for Ring {
 pub struct Shown {
     /// When.
     pub at: Instant,
-    /// How many.
+    /// The number of answers.
     pub count: u32,
-    /// Whether the frontend is to be notified.
+    /// True where the frontend is to be notified.
     pub notify: bool,
 }
 
@@ -44,7 +44,7 @@ impl Ring {
         Self { ring, record, slots, free, answered: Vec::with_capacity(slots) }
     }
 
-    /// How many slots there are: as many as entries of the ring.
+    /// The number of slots: as many as the ring has entries.
     #[must_use]
     pub fn slots(&self) -> usize {
         self.slots
@@ -128,8 +128,8 @@ impl Ring {
         self.ring.final_check()
     }
 
-    /// What a process before this one has taken and not answered, oldest first, each in the slot that it had; to be done
-    /// again before anything is taken. It stays in the record all the time.
+    /// Requests that a process before this one has taken and not answered, oldest first, each in the slot that it had;
+    /// to be done again before anything is taken. They stay in the record all the time.
     ///
     /// # Errors
     /// As [`Ring::take`].

@@ -5,7 +5,7 @@
 #![deny(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use super::Platform;
-use super::record::{self, Record, RingRecord, Shape};
+use super::record::{self, REQUEST_BYTES_MAX, Record, RingRecord, Shape};
 use super::ring::Ring;
 use crate::channel::Channel;
 use rustix::io::Errno;
@@ -20,17 +20,17 @@ use xen_io::ring::{BackRing, Position, entry_count};
 use xenbus::negotiate::{self, Limits, Names};
 use xenbus::{Device, Error, Progress};
 
-/// How long a killed process may still have the frontend's port: what its io_uring waited for is ended behind its
+/// The time for which a killed process may still have the frontend's port: what its io_uring waited for is ended behind its
 /// back.
 const BOUND_MAX: Duration = Duration::from_secs(2);
 
-/// What the rings of a device may be, and where they are recorded.
+/// Limits of the rings of a device, and the place of their record.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Largest ring and most queues.
     pub limits: Limits,
-    /// How often a frontend may connect, and within which time: for what is more it waits. Each time its pages are
-    /// mapped anew, and more, by device type.
+    /// Most connects of a frontend, and the time within which they are counted: for what is more it waits. Each time its
+    /// pages are mapped anew, and more is done, by device type.
     pub connects_max: (u32, Duration),
     /// A folder in memory that outlives this process (tmpfs), for what was taken and not answered;
     /// `None`: guests notice when the process is killed.
@@ -46,14 +46,14 @@ impl Default for Options {
 }
 
 impl Options {
-    /// The same with a record in this folder.
+    /// These limits, and a record in this folder.
     #[must_use]
     pub fn recorded_in(folder: impl Into<PathBuf>) -> Self {
         Self { record_dir: Some(folder.into()), ..Self::default() }
     }
 }
 
-/// What the entries of a ring are.
+/// The entries of a ring.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Entry {
     /// Bytes of the larger of a request and a response; at most 112, where a record is kept.
@@ -82,6 +82,8 @@ pub struct Rings {
     bound_since: Option<Instant>,
     /// Locked while the device is connected.
     record: Option<(PathBuf, OwnedFd)>,
+    /// The way in which it was connected last.
+    how: How,
 }
 
 impl fmt::Debug for Rings {
@@ -90,14 +92,14 @@ impl fmt::Debug for Rings {
     }
 }
 
-/// Whether rings are new, or were served by a process that has ended.
+/// A way to connect: rings are new, or were served by a process that has ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum How {
     Fresh,
     TakeOver,
 }
 
-/// How the frontend names a queue, and how its rings' entries look.
+/// The names that a frontend has for a queue, and the entries of its rings.
 struct Plan<'n, const RINGS: usize, const CHANNELS: usize> {
     names: &'n Names<RINGS, CHANNELS>,
     entries: [Entry; RINGS],
@@ -108,10 +110,10 @@ impl Rings {
     #[must_use]
     pub fn new(platform: Platform, options: Options) -> Self {
         let (connects, bound_since, record) = (VecDeque::new(), None, None);
-        Self { platform, options, connects, bound_since, record }
+        Self { platform, options, connects, bound_since, record, how: How::Fresh }
     }
 
-    /// What the rings may be, for [`Limits::put`].
+    /// Limits of the rings, for [`Limits::put`].
     #[must_use]
     pub fn limits(&self) -> Limits {
         self.options.limits
@@ -135,7 +137,7 @@ impl Rings {
     /// Maps the rings and binds the ports that the frontend has named. Leaves nothing where it fails.
     ///
     /// # Errors
-    /// What the frontend has named is not there, not what was offered, or taken; the record cannot be made.
+    /// A ring or port of the frontend is not there, not as it was offered, or taken; the record cannot be made.
     pub fn connect<const R: usize, const C: usize>(
         &mut self,
         device: &mut Device<'_>,
@@ -145,14 +147,14 @@ impl Rings {
         self.connects.push_back(Instant::now());
         let queues = self.attach(device, &Plan { names, entries }, How::Fresh);
         if queues.is_err() {
-            self.forget();
+            self.give_up();
         }
         queues
     }
 
-    /// The same with rings that a process which was killed has served, where they are; `None` while that process is not
-    /// gone altogether. What it has left undone is in [`Ring::unanswered`]; then [`notify_all`] is due, as it may have
-    /// shown answers and not told of them.
+    /// Connects rings that a process which was killed has served, where they are; `None` while that process is not gone
+    /// altogether. What it has left undone is in [`Ring::unanswered`]; then each frontend is to be told
+    /// ([`Channel::notify`]), as that process may have shown answers and not told of them.
     ///
     /// # Errors
     /// As [`Rings::connect`]; there is no record, or one of other rings.
@@ -168,8 +170,7 @@ impl Rings {
                 Ok(Some(queues))
             }
             Err(error) => {
-                // It stays for the next try.
-                self.record = None;
+                self.give_up();
                 match error {
                     Error::Busy(_) => Ok(None),
                     Error::PortTaken(_) if self.may_wait_for_port() => Ok(None),
@@ -196,6 +197,15 @@ impl Rings {
         self.leave_nothing(device)
     }
 
+    /// The device cannot be used after all: a record that this process has made goes at once, one that it has taken
+    /// over stays for the next try. The queues are to be dropped before.
+    pub fn give_up(&mut self) {
+        match self.how {
+            How::Fresh => self.forget(),
+            How::TakeOver => self.record = None,
+        }
+    }
+
     /// Takes the record away that this process has made.
     fn forget(&mut self) {
         if let Some((path, _guard)) = self.record.take() {
@@ -212,7 +222,7 @@ impl Rings {
         }
     }
 
-    /// Whether it is not too long ago that the frontend's port was found bound first.
+    /// True while it is not too long ago that the frontend's port was found bound first.
     fn may_wait_for_port(&mut self) -> bool {
         self.bound_since.get_or_insert_with(Instant::now).elapsed() < BOUND_MAX
     }
@@ -223,10 +233,15 @@ impl Rings {
         plan: &Plan<'_, R, C>,
         how: How,
     ) -> Result<Vec<Queue<R, C>>, Error> {
+        self.how = how;
         let named = plan.names.queues(device, self.options.limits)?;
         let pages = named.first().and_then(|queue| queue.rings.first()).map_or(1, Vec::len);
         let mut entries = 0;
         for entry in &plan.entries {
+            if self.options.record_dir.is_some() && entry.bytes > REQUEST_BYTES_MAX {
+                let most = REQUEST_BYTES_MAX;
+                return Err(Error::Driver(format!("requests of over {most} bytes have no record")));
+            }
             entries = entry_count(pages, entry.bytes).map_err(broken)?.max(entries);
         }
         let shape = Shape {
@@ -267,7 +282,7 @@ impl Rings {
         Ok(rings)
     }
 
-    /// Where the record of a device is: `vbd-3-51712.inflight`.
+    /// The path of the record of a device: `vbd-3-51712.inflight`.
     fn record_path(&self, device: &Device<'_>) -> Option<PathBuf> {
         let dir = self.options.record_dir.as_ref()?;
         let (id, kind) = (device.id(), device.path().split('/').nth(5)?);
@@ -322,14 +337,6 @@ impl Rings {
         };
         BackRing::attach(pages, entry_bytes, at).map_err(broken)
     }
-}
-
-/// Tells the frontend by each of its channels.
-///
-/// # Errors
-/// [`Error::Platform`]: an event channel is gone.
-pub fn notify_all<const R: usize, const C: usize>(queues: &[Queue<R, C>]) -> Result<(), Error> {
-    queues.iter().flat_map(|queue| &queue.channels).try_for_each(Channel::notify)
 }
 
 /// The error of a device whose ring is broken.

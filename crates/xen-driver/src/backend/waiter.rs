@@ -1,9 +1,9 @@
 //! Sleeping until something is to be done.
 //!
-//! The store, the event channels and the sources of the devices are in one epoll set. Linux's event channels are a device that is asked,
-//! waited on and told by system calls, in a PV domain two switches of page tables each. So where the kernel can, one
-//! call to an io_uring lets ports fire again, waits for them, the store and the sources, and reads which have fired.
-
+//! The store, the event channels and the sources of the devices are in one epoll set. Linux's event channels are a
+//! device that is asked, waited on and told by system calls, in a PV domain two switches of page tables each. So where
+//! the kernel can, one call to an io_uring lets ports fire again, waits for them, the store and the sources, and reads
+//! which have fired.
 #![allow(unsafe_code)]
 
 use super::Source;
@@ -110,7 +110,7 @@ fn add(epoll: &OwnedFd, fd: BorrowedFd<'_>, who: u64) -> Result<(), Errno> {
     epoll::add(epoll, fd, epoll::EventData::new_u64(who), epoll::EventFlags::IN)
 }
 
-/// Who in the epoll set has something; sources have their say anyway.
+/// Those in the epoll set that have something; sources have their say anyway.
 fn ready(epoll: &OwnedFd, timeout: Duration) -> Result<Woken, Errno> {
     let none =
         epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) };

@@ -30,7 +30,7 @@ impl Held {
     }
 }
 
-/// Whether the backend is trusted with what a buffer held before (`trusted`).
+/// The trust in a backend, which may see what a buffer held before (`trusted`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Trust {
     /// It may see that.
@@ -61,13 +61,13 @@ impl Buffers {
         Self { grants, most, held: Vec::new(), free: Vec::new(), trust: Trust::Trusted }
     }
 
-    /// How many there are.
+    /// The number of buffers.
     #[must_use]
     pub fn count(&self) -> usize {
         self.held.len()
     }
 
-    /// Whether the backend is trusted, from now on.
+    /// Sets the trust in the backend, from now on.
     pub fn set_trust(&mut self, trust: Trust) {
         self.trust = trust;
     }

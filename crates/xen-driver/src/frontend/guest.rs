@@ -48,7 +48,7 @@ pub trait Devices {
     /// [`Error::Store`].
     fn look_next(&mut self, store: &mut Client) -> Result<bool, Error>;
 
-    /// What has happened to devices since this was last called.
+    /// Events of devices since this was last called.
     fn take_news(&mut self) -> Vec<News>;
 
     /// Works for each device; how much there was to do.
@@ -131,10 +131,10 @@ impl fmt::Debug for Guest {
     }
 }
 
-/// What one turn has brought.
+/// The outcome of one turn.
 #[derive(Debug, Default)]
 pub struct Turn {
-    /// What has happened to the devices, with the place of their kind among those of the turn.
+    /// Events of devices, with the place of their kind among those of the turn.
     pub news: Vec<(usize, News)>,
     /// Watch events that are not of the devices.
     pub events: Vec<Event>,

@@ -4,8 +4,6 @@
 //! half says how often the slot was used, so that an answer to an older request is known for what it is.
 
 use std::fmt;
-use xen::GrantRef;
-use xen::gnttab::Offered;
 use xen_io::ring::{FrontRing, RingError};
 
 /// The id of a request.
@@ -75,13 +73,7 @@ impl<T: Default> Ring<T> {
         Self { ring, slots: (0..count).map(slot).collect(), free: (0..count).rev().collect() }
     }
 
-    /// The grants of its pages, in order.
-    #[must_use]
-    pub fn grants(&self) -> Vec<GrantRef> {
-        self.ring.pages().map(Offered::grant).collect()
-    }
-
-    /// How many requests it takes before an answer comes.
+    /// The number of requests that it takes before an answer comes.
     #[must_use]
     pub fn free(&self) -> usize {
         self.free.len().min(self.ring.free() as usize)
@@ -134,7 +126,7 @@ impl<T: Default> Ring<T> {
         self.ring.take(into)
     }
 
-    /// What is known of an open request, which the backend says to have answered.
+    /// The data of an open request, which the backend says to have answered.
     ///
     /// # Errors
     /// [`Unasked`].
@@ -157,7 +149,7 @@ impl<T: Default> Ring<T> {
         }
     }
 
-    /// What is known of all requests without an answer, in the order of their slots; the ring is of no use then.
+    /// The data of all requests without an answer, in the order of their slots; the ring is of no use then.
     pub fn take_open(&mut self) -> impl Iterator<Item = T> {
         self.slots.iter_mut().filter_map(|slot| {
             std::mem::take(&mut slot.open).then(|| std::mem::take(&mut slot.asked))

@@ -30,7 +30,7 @@ impl Log {
         Self { name, said, complaints: false, complaints_told }
     }
 
-    /// Whether a further line of this device may be said; says when it is the first that may not.
+    /// True where a further line of this device may be said; says when it is the first that may not.
     fn allows(&mut self, id: Id) -> bool {
         let (since, lines) = self.said.entry(id).or_default();
         if since.is_none_or(|since| since.elapsed() >= A_MINUTE) {
@@ -86,7 +86,11 @@ impl Log {
         }
         match &news.what {
             What::State(State::Connected) => {
-                let summary = |kind| Some(server.bus(kind)?.driver(id)?.summary());
+                let summary = |kind| {
+                    let bus = server.bus(kind)?;
+                    let connected = bus.state(id) == Some(State::Connected);
+                    connected.then(|| bus.driver(id).map(|back| back.summary()))?
+                };
                 let summary = kinds.iter().copied().find_map(summary).unwrap_or_default();
                 say(self.name, format_args!("{id}: {}; {summary}", State::Connected));
             }

@@ -21,7 +21,7 @@ pub const IOCTLS: &[u32] = &[
     abi::IOCTL_GNTDEV_GRANT_COPY,
 ];
 
-/// What a machine provides.
+/// The means of a machine.
 pub(super) struct Provided {
     pub(super) platform: Platform,
     /// The domain where this runs, if the platform says so.

@@ -14,7 +14,7 @@ pub(super) struct Statistics {
     path: PathBuf,
     file: std::io::Result<File>,
     written: String,
-    /// What is wrong with it has been said.
+    /// The fault with it has been said.
     said: bool,
 }
 

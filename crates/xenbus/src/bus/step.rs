@@ -12,6 +12,8 @@ use xenstore::{Client, Store};
 const STEPS_MAX: u32 = 8;
 /// Most bytes of an error in the store; of a backend's, that a frontend repeats.
 const ERROR_MAX: usize = 512;
+/// No errno(3) number is this or more (`MAX_ERRNO`, `linux/err.h`).
+const ERRNO_MAX: i32 = 4096;
 /// How often a peer may begin anew without being connected in between.
 const RESTARTS_MAX: u32 = 8;
 
@@ -274,6 +276,7 @@ impl<D: Driver> Bus<D> {
             Some((errno, text)) => (number(errno.as_bytes()), text),
             None => (None, &*why),
         };
+        let errno = errno.filter(|errno| (1..ERRNO_MAX).contains(errno));
         let errno = errno.unwrap_or(xen::Error::Inval.errno());
         let text = text.escape_debug().to_string();
         self.complain(store, id, State::Closing, Error::Theirs { errno, text })

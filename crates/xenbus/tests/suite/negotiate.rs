@@ -67,7 +67,7 @@ impl Driver for Back {
     }
 }
 
-/// What has come of both ends of one device.
+/// The outcome of a meeting of both ends of one device.
 struct Met {
     /// The backend's state, Connected or one behind that.
     state: State,

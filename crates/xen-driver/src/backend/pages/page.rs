@@ -48,20 +48,20 @@ impl Page {
         self.0.0.copy_in(offset, from)
     }
 
-    /// Where it begins, for system calls that read or write it where it is. It is there as long as this page or a clone
-    /// of it.
+    /// The address of its first byte, for system calls that read or write it where it is. It is there as long as this
+    /// page or a clone of it.
     #[must_use]
     pub fn as_ptr(&self) -> NonNull<u8> {
         self.0.0.as_ptr()
     }
 
-    /// How it is mapped.
+    /// The access with which it is mapped.
     #[must_use]
     pub fn access(&self) -> Access {
         self.0.0.access()
     }
 
-    /// Whether a request that has not ended names it.
+    /// True where a request that has not ended names it.
     #[must_use]
     pub fn in_use(&self) -> bool {
         Arc::strong_count(&self.0) > 1
