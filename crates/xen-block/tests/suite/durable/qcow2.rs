@@ -41,8 +41,9 @@ pub(super) fn unpack(image: &[u8], raw: &Path) -> Result<(), String> {
     let target = Target::Qcow2(packed.clone());
     let opened = once_free(|| target.open(DiskAccess::ReadWrite, &Places::default()));
     drop(opened.map_err(|error| error.to_string())?);
-    let check =
-        Command::new("qemu-img").args(["check", "-f", "qcow2"]).arg(&packed).output().unwrap();
+    // Shared, as a child that another test forks has the image open, and locked, for a moment.
+    let check = ["check", "-U", "-f", "qcow2"];
+    let check = Command::new("qemu-img").args(check).arg(&packed).output().unwrap();
     // 3: only that some are lost.
     if !matches!(check.status.code(), Some(0 | 3)) {
         return Err(format!("qemu-img check: {}", String::from_utf8_lossy(&check.stderr)));
@@ -52,7 +53,7 @@ pub(super) fn unpack(image: &[u8], raw: &Path) -> Result<(), String> {
 
 fn convert(from: &str, source: &Path, to: &str, into: &Path) -> Result<(), String> {
     let mut command = Command::new("qemu-img");
-    command.args(["convert", "-f", from, "-O", to]).args([source, into]);
+    command.args(["convert", "-U", "-f", from, "-O", to]).args([source, into]);
     let output = command.output().unwrap();
     let said = || format!("qemu-img convert: {}", String::from_utf8_lossy(&output.stderr));
     if output.status.success() { Ok(()) } else { Err(said()) }
