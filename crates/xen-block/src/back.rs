@@ -322,19 +322,28 @@ impl Back {
         Ok(())
     }
 
-    /// Connects the rings, which have a disk behind them then; `None` while whoever has served them is not gone
-    /// altogether.
+    /// Puts a disk behind rings that are connected; gives these up where it fails.
     fn attach(
         &mut self,
         device: &mut Device<'_>,
+        disk: Box<dyn Disk>,
+        layout: Layout,
+        queues: Vec<rings::Queue<1, 1>>,
+    ) -> Result<Connected, Error> {
+        let connected = self.connected(device, disk, layout, queues);
+        if connected.is_err() {
+            self.rings.give_up();
+        }
+        connected
+    }
+
+    fn connected(
+        &self,
+        device: &mut Device<'_>,
         mut disk: Box<dyn Disk>,
-        how: How,
-    ) -> Result<Option<Connected>, Error> {
-        let layout = match device.theirs(names::PROTOCOL)? {
-            None => Layout::NATIVE,
-            Some(name) => Layout::from_protocol(&name)
-                .ok_or_else(|| device.bad(names::PROTOCOL, &name, "x86_64-abi or x86_32-abi"))?,
-        };
+        layout: Layout,
+        queues: Vec<rings::Queue<1, 1>>,
+    ) -> Result<Connected, Error> {
         let persistent = device.their_feature(names::FEATURE_PERSISTENT)?;
         let rates = self.rates(device)?;
         let geometry = disk.geometry();
@@ -346,19 +355,9 @@ impl Back {
             }
             _ => Discard::NotOffered,
         };
-        let queues = match how {
-            How::Fresh => self.rings.connect(device, &Names::PLAIN, [entry(layout)])?,
-            How::TakeOver => {
-                let queues = self.rings.take_over(device, &Names::PLAIN, [entry(layout)])?;
-                let Some(queues) = queues else { return Ok(None) };
-                queues
-            }
-        };
-        let held = self.rings.guard().map_or(Ok(()), |guard| disk.hold(guard));
-        if let Err(errno) = held {
-            drop(queues);
-            self.rings.give_up();
-            return Err(Error::Driver(format!("holding the record: {errno}")));
+        if let Some(guard) = self.rings.guard() {
+            let held = disk.hold(guard);
+            held.map_err(|errno| Error::Driver(format!("holding the record: {errno}")))?;
         }
         let options = &self.platform.options;
         let limits = Limits {
@@ -375,7 +374,7 @@ impl Back {
         let now = Instant::now();
         let numbered = (0..).zip(queues);
         let queues = numbered.map(|(number, rings)| Queue::new(rings, number, setup, now));
-        Ok(Some(Connected {
+        Ok(Connected {
             disk,
             source: Source::new(),
             geometry,
@@ -384,7 +383,7 @@ impl Back {
             throttle: Throttle::new(rates, now),
             limits: rates,
             taking: Taking::Yes,
-        }))
+        })
     }
 
     /// What the frontend needs to know of the disk.
@@ -410,11 +409,13 @@ impl Back {
     }
 }
 
-/// A way to connect: rings are new, or were served by a process that has ended.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum How {
-    Fresh,
-    TakeOver,
+/// The layout of requests that the frontend has chosen.
+fn layout(device: &mut Device<'_>) -> Result<Layout, Error> {
+    match device.theirs(names::PROTOCOL)? {
+        None => Ok(Layout::NATIVE),
+        Some(name) => Layout::from_protocol(&name)
+            .ok_or_else(|| device.bad(names::PROTOCOL, &name, "x86_64-abi or x86_32-abi")),
+    }
 }
 
 /// The entries of a ring of this layout. Their format is the number in a record.
@@ -443,6 +444,7 @@ impl Driver for Back {
         if !self.rings.may_connect(device)? {
             return Ok(Progress::Pending);
         }
+        let layout = layout(device)?;
         let Some(disk) = self.opening.disk(&self.platform.open, device)? else {
             return Ok(Progress::Pending);
         };
@@ -450,9 +452,8 @@ impl Driver for Back {
         if device.own(SERVER_GONE)?.is_some() {
             device.put(SERVER_GONE, 0);
         }
-        let Some(connected) = self.attach(device, disk, How::Fresh)? else {
-            return Ok(Progress::Pending);
-        };
+        let queues = self.rings.connect(device, &Names::PLAIN, [entry(layout)])?;
+        let connected = self.attach(device, disk, layout, queues)?;
         (self.away, self.told_away) = (None, None);
         Self::describe(&connected, &self.platform.options, device);
         self.connected = Some(connected);
@@ -466,16 +467,18 @@ impl Driver for Back {
             return Ok(Progress::Pending);
         }
         let opened = self.opening.disk(&self.platform.open, device);
-        let attached = match opened {
-            Ok(None) => return Ok(Progress::Pending),
+        let disk = match opened {
+            Ok(Some(disk)) => disk,
+            // The file is held until the last request of the process before is done.
+            Ok(None) | Err(Error::Busy(_)) => return Ok(Progress::Pending),
             // The guest's requests wait for it as for one that goes while it is used.
             Err(Error::Away(_)) if self.may_wait_for_server(now) => return Ok(Progress::Pending),
-            // The file is held until the last request of the process before is done.
-            Err(Error::Busy(_)) => return Ok(Progress::Pending),
-            Ok(Some(disk)) => self.attach(device, disk, How::TakeOver)?,
             Err(error) => return Err(error),
         };
-        let Some(connected) = attached else { return Ok(Progress::Pending) };
+        let layout = layout(device)?;
+        let queues = self.rings.take_over(device, &Names::PLAIN, [entry(layout)])?;
+        let Some(queues) = queues else { return Ok(Progress::Pending) };
+        let connected = self.attach(device, disk, layout, queues)?;
         self.away = None;
         self.connected = Some(connected);
         self.stats = Stats::default();

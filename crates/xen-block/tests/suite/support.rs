@@ -74,6 +74,8 @@ pub struct Scene {
     pub bus: Bus<Front>,
     pub front_evtchn: Rc<RefCell<loopback::evtchn::Channels>>,
     pub log: Vec<String>,
+    /// Errors of the backend, the first first.
+    pub back_errors: Vec<xenbus::Error>,
     next_tag: u64,
 }
 
@@ -127,10 +129,18 @@ impl Scene {
         let make = move |_| Front::new(Rc::clone(&platform)).with_layout(layout);
         let bus = Bus::start(&mut front_store, Side::Frontend, GUEST, "vbd", make).unwrap();
         toolstack::add(&mut tool, &device()).unwrap();
-        let log = Vec::new();
-        let scene =
-            Self { host, daemon, tool, server, front_store, bus, front_evtchn, log, next_tag: 0 };
-        Some(scene)
+        Some(Self {
+            host,
+            daemon,
+            tool,
+            server,
+            front_store,
+            bus,
+            front_evtchn,
+            log: Vec::new(),
+            back_errors: Vec::new(),
+            next_tag: 0,
+        })
     }
 
     /// The same, connected.
@@ -177,6 +187,9 @@ impl Scene {
         }
         for news in self.server.turn(Duration::ZERO).unwrap() {
             self.note("back", &news.what);
+            if let What::Error(error) = news.what {
+                self.back_errors.push(error);
+            }
         }
         let mut evtchn = self.front_evtchn.borrow_mut();
         while let Some(port) = evtchn.pending().unwrap() {
