@@ -259,7 +259,7 @@ impl Back {
             }
         }
         self.stats.persistent = persistent as u64;
-        worked.failed = self.stats.failures.is_some();
+        worked.complains = self.stats.failures.is_some();
         Ok(worked)
     }
 

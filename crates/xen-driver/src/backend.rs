@@ -99,7 +99,7 @@ pub trait Backend: Driver {
         Vec::new()
     }
 
-    /// A sentence for the log on what has gone wrong since this was last asked, where [`Worked::failed`] has told of it.
+    /// A sentence for the log on what has gone wrong since this was last asked, where [`Worked::complains`] has told of it.
     fn complaint(&mut self) -> Option<String> {
         None
     }
@@ -125,7 +125,7 @@ pub struct Worked {
     /// When answers were shown.
     pub shown: Option<Instant>,
     /// There is something for [`Backend::complaint`] to tell.
-    pub failed: bool,
+    pub complains: bool,
 }
 
 /// The name of a descriptor that a server waits for. A descriptor's number is soon another's; no two of a process have

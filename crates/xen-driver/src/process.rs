@@ -6,14 +6,14 @@
 //!
 //! | module | what it is |
 //! |---|---|
-//! | [`platform`] | event channels and grants of the machine; the only module of the crate that names a provider |
+//! | `platform` | event channels and grants of the machine |
 //! | [`lock`] | locks of what one process alone may do |
 //! | `log` | lines about devices, so many of each |
 //! | `statistics` | a file with the counters of all devices |
 
 pub mod lock;
 mod log;
-pub mod platform;
+mod platform;
 mod statistics;
 
 use crate::backend::{Backend, Platform, Server};
@@ -183,7 +183,7 @@ impl Program {
         }
         let failed =
             |error| format!("{error}; {unfiltered}=1 in the environment serves without").into();
-        (self.confine)(platform::IOCTLS).map_err(failed)
+        (self.confine)(xen_linux::IOCTLS_OF_A_BACKEND).map_err(failed)
     }
 }
 

@@ -65,3 +65,14 @@ pub const IOCTLS_OF_A_DAEMON: &[u32] = &[
     abi::IOCTL_GNTDEV_UNMAP_GRANT_REF,
     abi::IOCTL_PRIVCMD_HYPERCALL,
 ];
+
+/// The requests to these devices that a backend makes once it serves: event channels bound, grants mapped and copied.
+pub const IOCTLS_OF_A_BACKEND: &[u32] = &[
+    abi::IOCTL_EVTCHN_BIND_INTERDOMAIN,
+    abi::IOCTL_EVTCHN_UNBIND,
+    abi::IOCTL_EVTCHN_NOTIFY,
+    abi::IOCTL_EVTCHN_RESET,
+    abi::IOCTL_GNTDEV_MAP_GRANT_REF,
+    abi::IOCTL_GNTDEV_UNMAP_GRANT_REF,
+    abi::IOCTL_GNTDEV_GRANT_COPY,
+];

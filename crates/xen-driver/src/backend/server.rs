@@ -54,7 +54,7 @@ pub struct Server<B: Backend> {
     /// The store was asked something: events may have come with the answers, and no poll tells of them.
     asked_store: bool,
     /// A backend may have a complaint that nobody was told of.
-    failures: bool,
+    complaints: bool,
     /// When the clock was read last, and whether that will do for the turn that is next.
     clock: (Instant, Clock),
 }
@@ -97,7 +97,7 @@ impl<B: Backend> Server<B> {
             ask_at: now,
             look_at: now,
             asked_store: true,
-            failures: false,
+            complaints: false,
             clock: (now, Clock::Old),
         })
     }
@@ -185,8 +185,8 @@ impl<B: Backend> Server<B> {
     }
 
     /// True where a backend has had something for [`Backend::complaint`] since this was last asked.
-    pub fn take_failures(&mut self) -> bool {
-        std::mem::take(&mut self.failures)
+    pub fn take_complaints(&mut self) -> bool {
+        std::mem::take(&mut self.complaints)
     }
 
     /// Takes some of what the store has to tell, and looks at some of the devices that it is about, one of
@@ -246,7 +246,7 @@ impl<B: Backend> Server<B> {
                         if worked.moved > 0 || worked.more {
                             moved = Moved::Something;
                         }
-                        self.failures |= worked.failed;
+                        self.complaints |= worked.complains;
                         if let Some(shown) = worked.shown {
                             self.clock = (shown, Clock::Once);
                         }

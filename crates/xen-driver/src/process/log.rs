@@ -48,7 +48,7 @@ impl Log {
 
     /// Tells the complaints of backends since the last time; not more often than each second.
     pub(super) fn tell_complaints<B: Backend>(&mut self, server: &mut Server<B>, kinds: &[&str]) {
-        self.complaints |= server.take_failures();
+        self.complaints |= server.take_complaints();
         if self.complaints && coarse_time().saturating_sub(self.complaints_told) >= A_SECOND {
             (self.complaints, self.complaints_told) = (false, coarse_time());
             self.tell_complaints_of(server, kinds, None);

@@ -7,19 +7,8 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use xen::DomId;
 use xen_hosted::{HOST_VARIABLE, HostDir, Role};
-use xen_linux::{Machine, abi};
+use xen_linux::Machine;
 use xenstore::{Client, Store};
-
-/// The requests to Xen's devices that a backend makes while it serves: event channels, and grants mapped and copied.
-pub const IOCTLS: &[u32] = &[
-    abi::IOCTL_EVTCHN_BIND_INTERDOMAIN,
-    abi::IOCTL_EVTCHN_UNBIND,
-    abi::IOCTL_EVTCHN_NOTIFY,
-    abi::IOCTL_EVTCHN_RESET,
-    abi::IOCTL_GNTDEV_MAP_GRANT_REF,
-    abi::IOCTL_GNTDEV_UNMAP_GRANT_REF,
-    abi::IOCTL_GNTDEV_GRANT_COPY,
-];
 
 /// The means of a machine.
 pub(super) struct Provided {
