@@ -310,6 +310,19 @@ mod tests {
     }
 
     #[test]
+    fn no_refused_call_is_left_without_its_error() {
+        let refusals = Refusals {
+            listed: &[],
+            from: (libc::SYS_openat2 as u32, Errno::NOSYS),
+            others: Errno::PERM,
+        };
+        let calls = Calls::any(NEEDED).memory_without_code().unix_sockets().requests([]);
+        let Filter(program) = calls.else_fail(refusals).unwrap();
+        let for_all = libc::SECCOMP_RET_ERRNO | REFUSED;
+        assert!(!program.iter().any(|step| step.code == RETURN && step.k == for_all));
+    }
+
+    #[test]
     fn a_call_fails_for_some_arguments() {
         let socket = |family| rustix::net::socket(family, rustix::net::SocketType::STREAM, None);
         let some = Calls::default()
