@@ -1,0 +1,238 @@
+//! A hosted host for tests: the real broker and the real store, and guests that run the test's own program.
+//!
+//! The promise: a test sees what a user of a hosted host sees. Every process is a real one and may be killed.
+//!
+//! A guest's program is the test's executable once more. A variable of its environment says that it is a guest's, and
+//! names the test of its own that plays the guest.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{BufRead, BufReader, PipeWriter, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+use xen::DomId;
+use xen::domctl::DomainControl;
+use xen_hosted::HostDir;
+use xen_hosted::domain::{Config, Files, Lack};
+use xen_hosted::domctl::{Control, Descriptors};
+use xenstore::{Client, Perm, Store};
+
+/// How long anything may take.
+pub const WITHIN: Duration = Duration::from_secs(60);
+
+/// Waits until `what` is so.
+pub fn until(what: &str, mut so: impl FnMut() -> bool) {
+    let end = Instant::now() + WITHIN;
+    while !so() {
+        assert!(Instant::now() < end, "{what}: not within {WITHIN:?}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Starts a program whose output is appended to a log.
+pub fn spawn(command: &mut Command, log: &Path) -> Child {
+    let log = File::options().create(true).append(true).open(log).expect("a log");
+    command.stdin(Stdio::null()).stdout(log.try_clone().expect("a descriptor")).stderr(log);
+    command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"))
+}
+
+/// The folder with `xen-hosted` and `xenstored`, of the profile of this program; they are built first where they
+/// are old.
+fn programs() -> Result<&'static Path, &'static str> {
+    static PATH: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    let built = PATH.get_or_init(|| {
+        let this = std::env::current_exe().map_err(|error| error.to_string())?;
+        let folder = this.ancestors().nth(2).ok_or("this program is in no folder of a build")?;
+        let mut build = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
+        build.args(["build", "--quiet", "-p", "xen-hosted", "-p", "xenstored"]);
+        if folder.ends_with("release") {
+            build.arg("--release");
+        }
+        let built = build.current_dir(env!("CARGO_MANIFEST_DIR")).output();
+        let built = built.map_err(|error| format!("cargo build: {error}"))?;
+        if !built.status.success() {
+            return Err(format!("cargo build: {}", String::from_utf8_lossy(&built.stderr)));
+        }
+        Ok(folder.to_owned())
+    });
+    built.as_deref().map_err(String::as_str)
+}
+
+/// A host: its folder, its broker, its store.
+#[derive(Debug)]
+pub struct Host {
+    /// Its folder, in which all logs and sockets are; it goes with the host.
+    pub dir: PathBuf,
+    broker: Child,
+    store: Child,
+    /// The life of its domains.
+    pub control: Control,
+    /// The toolstack's connection to the store.
+    pub tool: Client,
+}
+
+impl Host {
+    /// A host for a test; `None` where a program is missing, which is said.
+    #[must_use]
+    pub fn start(test: &str) -> Option<Self> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let programs = match programs() {
+            Ok(programs) => programs,
+            Err(why) => {
+                conformance::skip(test, why);
+                return None;
+            }
+        };
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("testhost-{}-{number}", std::process::id());
+        let dir = std::env::temp_dir().join(name);
+        std::fs::create_dir_all(&dir).expect("a folder");
+        let host = HostDir::new(dir.join("host"));
+        let mut broker = Command::new(programs.join("xen-hosted"));
+        let broker = spawn(broker.arg(host.path()), &dir.join("broker.log"));
+        until("the broker serves", || Control::connect(&host).is_ok());
+        let mut store = Command::new(programs.join("xenstored"));
+        store.arg("--no-fork").env("XENSTORED_RUNDIR", &dir).env("XENSTORED_ROOTDIR", &dir);
+        let store = spawn(at(&mut store, &dir), &dir.join("store.log"));
+        until("the store serves", || Client::connect(dir.join("store")).is_ok());
+        let control = Control::connect(&host).expect("the broker");
+        let tool = Client::connect(dir.join("store")).expect("the store");
+        Some(Self { dir, broker, store, control, tool })
+    }
+
+    /// A program of domain 0 on this host: it finds broker and store.
+    pub fn program<'c>(&self, command: &'c mut Command) -> &'c mut Command {
+        at(command, &self.dir)
+    }
+
+    /// The log of a program of this host; empty where there is none.
+    #[must_use]
+    pub fn log(&self, name: &str) -> String {
+        let path = self.dir.join(name);
+        // A full disk has no end to be read.
+        if path.is_symlink() {
+            return String::new();
+        }
+        std::fs::read_to_string(path).unwrap_or_default()
+    }
+}
+
+/// The environment in which a program of domain 0 finds broker and store.
+fn at<'c>(command: &'c mut Command, dir: &Path) -> &'c mut Command {
+    command.env("XEN_HOSTED_HOST", dir.join("host")).env("XENSTORED_PATH", dir.join("store"))
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for name in ["broker.log", "store.log", "backend.log"] {
+                eprintln!("--- {name}:\n{}", self.log(name));
+            }
+        }
+        let _ = self.store.kill();
+        let _ = self.store.wait();
+        // In order: it removes its control groups.
+        if let Some(pid) = rustix::process::Pid::from_raw(self.broker.id() as i32) {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        }
+        let _ = self.broker.wait();
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// A guest, seen from the test.
+#[derive(Debug)]
+pub struct Guest {
+    /// Its number.
+    pub domid: DomId,
+    /// What it does without on this machine.
+    pub lacks: Vec<Lack>,
+    input: PipeWriter,
+    lines: Receiver<String>,
+}
+
+impl Guest {
+    /// Starts a guest that runs this executable: of its tests the one named `role`, with `variable` set to 1 in its
+    /// environment. `shape` changes the guest's configuration.
+    #[must_use]
+    pub fn create(
+        host: &mut Host,
+        variable: &str,
+        role: &str,
+        shape: impl FnOnce(&mut Config),
+    ) -> Self {
+        let mut config = Config::default();
+        config.files = Files::System;
+        config.memory_max_kib = 256 << 10;
+        let args = ["guest", role, "--exact", "--nocapture", "--test-threads=1"];
+        config.args = args.map(OsString::from).to_vec();
+        config.env = vec![
+            format!("{variable}=1").into(),
+            "PATH=/usr/bin:/usr/sbin:/bin:/sbin".into(),
+            "RUST_BACKTRACE=1".into(),
+        ];
+        shape(&mut config);
+        let file = |fd: OwnedFd| File::from(fd);
+        let (read_in, input) = std::io::pipe().expect("a pipe");
+        let (output, write_out) = std::io::pipe().expect("a pipe");
+        let this = std::env::current_exe().expect("this program");
+        let program = File::open(this).expect("this program");
+        let (read_in, write_out) = (file(read_in.into()), file(write_out.into()));
+        let error = std::io::stderr();
+        let descriptors = Descriptors {
+            program: program.as_fd(),
+            input: read_in.as_fd(),
+            output: write_out.as_fd(),
+            error: error.as_fd(),
+        };
+        let created = host.control.create(&config, descriptors).expect("a domain");
+        let domid = created.domid;
+        let home = format!("/local/domain/{domid}");
+        for (node, value) in [("", ""), ("/name", "guest"), ("/device", "")] {
+            host.tool.write(format!("{home}{node}"), value).expect("a node");
+            let perm = Perm::parse(format!("n{domid}").as_bytes()).expect("a permission");
+            host.tool.set_perms(format!("{home}{node}"), &[perm]).expect("a node");
+        }
+        let (gfn, port) = (created.store_gfn.0, created.store_port.0);
+        host.tool.introduce(domid.0, gfn, port).expect("an introduction");
+        host.control.unpause(domid).expect("a start");
+        let (send, lines) = channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(output).lines().map_while(Result::ok) {
+                let Some(said) = line.strip_prefix("> ") else { continue };
+                if send.send(said.to_owned()).is_err() {
+                    return;
+                }
+            }
+        });
+        Self { domid, lacks: created.lacks, input, lines }
+    }
+
+    /// Gives it a line to read.
+    pub fn tell(&mut self, line: &str) {
+        writeln!(self.input, "{line}").expect("a guest that reads");
+    }
+
+    /// What it says next, in a line behind `> `.
+    #[must_use]
+    pub fn hear(&self) -> String {
+        let heard = self.lines.recv_timeout(WITHIN);
+        heard.unwrap_or_else(|error| panic!("the guest says nothing: {error}"))
+    }
+
+    /// Waits until it says this.
+    pub fn heard(&self, what: &str) {
+        loop {
+            let line = self.hear();
+            assert!(!line.starts_with("error "), "waiting for {what:?}: {line}");
+            if line == what {
+                return;
+            }
+        }
+    }
+}
