@@ -24,7 +24,7 @@ use xen::gnttab::GrantMap;
 use xen::{DomId, Port};
 use xen_driver::Channel;
 use xen_driver::backend::pages::Grants;
-use xen_driver::backend::rings::{self, Entry, Rings, broken};
+use xen_driver::backend::rings::{self, Entry, Rings};
 use xen_driver::backend::throttle::{self, Throttle};
 use xen_driver::backend::{self, Backend, Source, Worked};
 use xen_io::blkif::{Layout, Limits, info, names};
@@ -248,7 +248,7 @@ impl Back {
         let mut persistent = 0_usize;
         for queue in &mut connected.queues {
             let mut turn = Turn::default();
-            let notify = queue.show(&mut turn, &mut self.stats).map_err(broken)?;
+            let notify = queue.show(&mut turn, &mut self.stats)?;
             worked.moved = worked.moved.wrapping_add(turn.moved);
             worked.shown = turn.shown.or(worked.shown);
             // The next piece of one of which the disk has just done a piece: nothing else tells of it.
@@ -290,7 +290,7 @@ impl Back {
         let (queues, mut work) = connected.split(&mut *grants, &mut self.stats, now);
         while let Some((io, result)) = work.disk.finished() {
             if let Some(queue) = queues.get_mut(queue_of(&io)) {
-                queue.finished(io, result, &mut work).map_err(broken)?;
+                queue.finished(io, result, &mut work)?;
             }
         }
         // What follows a flush or a barrier may have been submitted.
@@ -315,7 +315,7 @@ impl Back {
         let (queues, mut work) = connected.split(&mut *grants, &mut self.stats, now);
         for queue in queues {
             let mut turn = Turn::default();
-            call(queue, &mut work, &mut turn).map_err(broken)?;
+            call(queue, &mut work, &mut turn)?;
             worked.moved = worked.moved.wrapping_add(turn.moved);
             worked.more |= turn.more;
         }
@@ -536,7 +536,7 @@ impl Backend for Back {
         }
         let mut more = false;
         for queue in &mut connected.queues {
-            more |= queue.final_check().map_err(broken)?;
+            more |= queue.final_check()?;
         }
         Ok(more)
     }

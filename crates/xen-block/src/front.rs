@@ -26,7 +26,7 @@ use xen::shared::SharedPage;
 use xen::{DomId, Port};
 use xen_driver::frontend;
 use xen_driver::frontend::buffers::{Buffers, Trust};
-use xen_driver::frontend::rings::{self, broken};
+use xen_driver::frontend::rings::{self};
 use xen_io::blkif::{Layout, SEGMENTS_MAX, SEGMENTS_PER_PAGE, Status, info, names};
 use xenbus::negotiate::{self, Names};
 use xenbus::{Device, Driver, Error, Progress};
@@ -229,7 +229,7 @@ impl Front {
     /// The event channel is gone.
     pub fn push(&mut self) -> Result<(), Error> {
         for queue in &mut self.queues {
-            if queue.push().map_err(broken)? {
+            if queue.push()? {
                 queue.channel.notify()?;
             }
         }
@@ -243,7 +243,7 @@ impl Front {
     pub fn take(&mut self, mut done: impl FnMut(Completion)) -> Result<usize, Error> {
         let mut count = 0;
         for queue in &mut self.queues {
-            while let Some(completion) = queue.take().map_err(broken)? {
+            while let Some(completion) = queue.take()? {
                 count += 1;
                 self.again.ended(completion).into_iter().for_each(&mut done);
             }
@@ -279,7 +279,7 @@ impl Front {
     pub fn final_check(&mut self) -> Result<bool, Error> {
         let mut more = self.again.has_failed();
         for queue in &mut self.queues {
-            more |= queue.final_check().map_err(broken)?;
+            more |= queue.final_check()?;
         }
         Ok(more)
     }

@@ -3,6 +3,7 @@
 use crate::state::Illegal;
 use std::fmt;
 use xen::Port;
+use xen_io::ring::RingError;
 
 /// Why a device is not, or no longer, connected.
 #[derive(Clone, Debug)]
@@ -33,6 +34,8 @@ pub enum Error {
         /// What the hypervisor said.
         error: xen::Error,
     },
+    /// A ring is not as it has to be: the other end has broken it.
+    Ring(RingError),
     /// The peer begins anew again and again without ever being connected.
     Flaps {
         /// How often.
@@ -102,6 +105,7 @@ impl fmt::Display for Error {
                 write!(f, "{path} is \"{}\"; {wanted} is needed", value.escape_ascii())
             }
             Self::Platform { what, error } => write!(f, "{what}: {error}"),
+            Self::Ring(error) => write!(f, "the ring: {error}"),
             Self::Flaps { restarts } => write!(
                 f,
                 "the other end began anew {restarts} times without connecting; \
@@ -124,6 +128,7 @@ impl std::error::Error for Error {
             Self::Store(error) => Some(error),
             Self::Illegal(illegal) => Some(illegal),
             Self::Platform { error, .. } => Some(error),
+            Self::Ring(error) => Some(error),
             _ => None,
         }
     }
@@ -132,6 +137,12 @@ impl std::error::Error for Error {
 impl From<xenstore::Error> for Error {
     fn from(error: xenstore::Error) -> Self {
         Self::Store(error)
+    }
+}
+
+impl From<RingError> for Error {
+    fn from(error: RingError) -> Self {
+        Self::Ring(error)
     }
 }
 

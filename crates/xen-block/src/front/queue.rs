@@ -13,6 +13,7 @@ use xen_io::blkif::{
     SEGMENTS_MAX, Secure, Segment, Segments, Transfer, op, segment_bytes,
 };
 use xen_io::ring::RingError;
+use xenbus::Error;
 
 /// Sectors of a buffer that take part in a request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -108,42 +109,6 @@ impl fmt::Display for Full {
 }
 
 impl std::error::Error for Full {}
-
-/// What the backend did that it may not.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Broken {
-    Ring(RingError),
-    Unasked(Unasked),
-    /// An answer to another kind of request.
-    Operation {
-        asked: u8,
-        answered: u8,
-    },
-}
-
-impl fmt::Display for Broken {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Ring(error) => error.fmt(f),
-            Self::Unasked(unasked) => unasked.fmt(f),
-            Self::Operation { asked, answered } => {
-                write!(f, "an answer to operation {answered} where {asked} was asked")
-            }
-        }
-    }
-}
-
-impl From<RingError> for Broken {
-    fn from(error: RingError) -> Self {
-        Self::Ring(error)
-    }
-}
-
-impl From<Unasked> for Broken {
-    fn from(unasked: Unasked) -> Self {
-        Self::Unasked(unasked)
-    }
-}
 
 /// A request without an answer.
 #[derive(Clone, Debug)]
@@ -282,7 +247,7 @@ impl Queue {
     }
 
     /// The next answer, copied out of the ring once and checked against what was asked.
-    pub(super) fn take(&mut self) -> Result<Option<Completion>, Broken> {
+    pub(super) fn take(&mut self) -> Result<Option<Completion>, Error> {
         if !self.ring.take(self.response.as_mut_slice())? {
             return Ok(None);
         }
@@ -291,7 +256,8 @@ impl Queue {
         let open = self.ring.asked(id)?;
         if response.operation != open.operation {
             let (asked, answered) = (open.operation, response.operation);
-            return Err(Broken::Operation { asked, answered });
+            let text = format!("the backend answers operation {answered} where {asked} was asked");
+            return Err(Error::Driver(text));
         }
         self.spare.extend(open.indirect.take());
         let want = open.want.take().ok_or(Unasked(id))?;

@@ -4,9 +4,9 @@
 //! [`Rings::connect`] or [`Rings::take_over`], and ends with [`Rings::give_back`].
 #![deny(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
-use super::Platform;
 use super::record::{self, REQUEST_BYTES_MAX, Record, RingRecord, Shape};
 use super::ring::Ring;
+use super::{Platform, Worked};
 use crate::channel::Channel;
 use rustix::io::Errno;
 use std::collections::VecDeque;
@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use xen::gnttab::Access;
 use xen::{DomId, GrantRef};
-use xen_io::ring::{BackRing, Position, entry_count};
+use xen_io::ring::{BackRing, Position, RingError, entry_count};
 use xenbus::negotiate::{self, Limits, Names};
 use xenbus::{Device, Error, Progress};
 
@@ -70,6 +70,20 @@ pub struct Queue<const RINGS: usize, const CHANNELS: usize> {
     pub rings: [Ring; RINGS],
     /// Its event channels.
     pub channels: [Channel; CHANNELS],
+}
+
+impl Queue<1, 1> {
+    /// Shows the frontend what was answered, and notifies it where it sleeps.
+    ///
+    /// # Errors
+    /// As [`Backend::work`](super::Backend::work).
+    pub fn show(&mut self, worked: &mut Worked) -> Result<(), Error> {
+        let Self { rings: [ring], channels: [channel] } = self;
+        let Some(shown) = ring.show(|_, _| {})? else { return Ok(()) };
+        worked.moved = worked.moved.saturating_add(shown.count);
+        worked.shown = Some(shown.at);
+        if shown.notify { channel.notify() } else { Ok(()) }
+    }
 }
 
 /// The rings of one device, from its backend's view.
@@ -242,7 +256,7 @@ impl Rings {
                 let most = REQUEST_BYTES_MAX;
                 return Err(Error::Driver(format!("requests of over {most} bytes have no record")));
             }
-            entries = entry_count(pages, entry.bytes).map_err(broken)?.max(entries);
+            entries = entry_count(pages, entry.bytes)?.max(entries);
         }
         let shape = Shape {
             rings: u32::try_from(named.len().saturating_mul(R)).unwrap_or(u32::MAX),
@@ -301,7 +315,7 @@ impl Rings {
         for (pages, entry) in queue.rings.iter().zip(&plan.entries) {
             let record = records.next();
             let before = record.as_ref().filter(|_| how == How::TakeOver);
-            let req_cons = before.map(RingRecord::req_cons).transpose().map_err(broken)?;
+            let req_cons = before.map(RingRecord::req_cons).transpose().map_err(RingError::Page)?;
             rings.push(Ring::new(self.map(peer, pages, entry.bytes, req_cons)?, record));
         }
         let mut channels = Vec::with_capacity(C);
@@ -330,18 +344,13 @@ impl Rings {
         let pages = pages.map_err(Error::platform("mapping the frontend's ring"))?;
         let at = match (req_cons, pages.first()) {
             (Some(req_cons), Some(first)) => {
-                let rsp_prod = BackRing::responses_in(first.page()).map_err(broken)?;
+                let rsp_prod = BackRing::responses_in(first.page())?;
                 Position { req_cons, rsp_prod }
             }
             _ => Position::default(),
         };
-        BackRing::attach(pages, entry_bytes, at).map_err(broken)
+        Ok(BackRing::attach(pages, entry_bytes, at)?)
     }
-}
-
-/// The error of a device whose ring is broken.
-pub fn broken(error: impl fmt::Display) -> Error {
-    Error::Driver(format!("the ring: {error}"))
 }
 
 fn no_record(device: &Device<'_>) -> Error {

@@ -5,6 +5,7 @@
 
 use std::fmt;
 use xen_io::ring::{FrontRing, RingError};
+use xenbus::Error;
 
 /// The id of a request.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -38,11 +39,17 @@ pub struct Unasked(pub Id);
 
 impl fmt::Display for Unasked {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "an answer to request {:#x}, which is not open", self.0.0)
+        write!(f, "the backend has answered request {:#x}, which is not open", self.0.0)
     }
 }
 
 impl std::error::Error for Unasked {}
+
+impl From<Unasked> for Error {
+    fn from(unasked: Unasked) -> Self {
+        Self::Driver(unasked.to_string())
+    }
+}
 
 /// A place for a request. Its `asked` is kept and used again, with the memory that it has.
 struct Slot<T> {

@@ -2,7 +2,6 @@
 
 use super::Platform;
 use crate::channel::Channel;
-use std::fmt;
 use xen::gnttab::{Access, Offered};
 use xen_io::ring::FrontRing;
 use xenbus::negotiate::{self, Limits, Names};
@@ -52,7 +51,7 @@ fn queue<const R: usize, const C: usize>(
         grants
             .offer_batch(device.peer(), Access::ReadWrite, 1 << limits.order_max, &mut pages)
             .map_err(Error::platform("granting the ring"))?;
-        rings.push(FrontRing::new(pages, entry_bytes).map_err(broken)?);
+        rings.push(FrontRing::new(pages, entry_bytes)?);
     }
     let mut channels = Vec::with_capacity(C);
     for _ in 0..C {
@@ -62,9 +61,4 @@ fn queue<const R: usize, const C: usize>(
         unreachable!("as many as there are names")
     };
     Ok(Queue { rings, channels })
-}
-
-/// The error of a device whose backend has broken a ring.
-pub fn broken(error: impl fmt::Display) -> Error {
-    Error::Driver(format!("the backend has broken the ring: {error}"))
 }
