@@ -10,26 +10,24 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
 use rustix::time::Timespec;
-use std::cell::RefCell;
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
-use std::rc::Rc;
 use std::time::{Duration, Instant};
-use xen::evtchn::Shared;
+use xen_block::front::Options;
 use xen_block::front::disks::Disks;
 use xen_block::front::fuse::Fuse;
-use xen_block::front::{Options, Platform};
 use xen_block::vbd;
+use xen_driver::process::guest::Connections;
 use xen_driver::{Devices, Guest};
 use xen_hosted::domain::SHUTDOWN_STATUS;
 use xen_io::xenbus::State;
 use xenbus::bus::{News, What};
 use xenbus::negotiate::Limits;
-use xenstore::{Client, Event, Store};
+use xenstore::{Event, Store};
 
 /// How long a program may take to end once it was asked to.
 const ENDS_WITHIN: Duration = Duration::from_secs(10);
@@ -76,13 +74,10 @@ struct Init {
 pub fn run(line: &str) -> Result<u8, Error> {
     // First: where there is none, its number is not yet anybody else's.
     let fuse = xen_hosted::guest_devices();
-    let failed = |what: &'static str| Error::platform(format!("guest-init: {what}"));
-    let hosted = xen_hosted::Platform::guest()
-        .map_err(failed("this is for domains; xb create makes one"))?;
-    let evtchn = hosted.channels().and_then(Shared::new).map_err(failed("event channels"))?;
-    let mut grants = hosted.offers();
-    let (page, port) = hosted.store_ring(&mut grants).map_err(failed("the store's ring"))?;
-    let mut store = Client::over_ring(page, port, Box::new(evtchn.clone()));
+    let mut open = Connections::open().map_err(|error| {
+        Error::Refused(format!("guest-init is for domains, which xb create makes: {error}"))
+    })?;
+    let (store, platform) = (&mut open.store, open.platform.clone());
     // Made as it is to be: the sandbox has no ioctl(2) to change it.
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let pair = rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None);
@@ -96,9 +91,7 @@ pub fn run(line: &str) -> Result<u8, Error> {
     }
     // All devices that there are at the start are known before the program runs.
     let expected = store.list("device/vbd")?.len();
-    let (evtchn, grants) = (Rc::new(RefCell::new(evtchn)), Rc::new(RefCell::new(grants)));
-    let platform = Platform { evtchn: Rc::clone(&evtchn) as _, grants, options: DISK };
-    let mut disks = Disks::start(&mut store, hosted.domid(), platform)?;
+    let mut disks = Disks::start(store, open.domid, platform, DISK)?;
     if let Ok(fuse) = fuse {
         disks.serve_files(Fuse::new(fuse));
     }
@@ -107,7 +100,7 @@ pub fn run(line: &str) -> Result<u8, Error> {
         disks.serve_sockets("/tmp");
     }
     let (program, asked, kill_at) = (Program::Waiting(expected), None, None);
-    let guest = Guest::new(store, evtchn);
+    let guest = open.guest();
     Init { guest, disks, program, line: line.to_owned(), asked, kill_at, children }.serve()
 }
 

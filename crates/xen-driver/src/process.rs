@@ -1,4 +1,4 @@
-//! The process of a backend: what a `main()` does beside reading its command line.
+//! The process of a driver: what a `main()` does beside reading its command line.
 //!
 //! [`Program::serve`] takes the platform of the machine, real Xen's or a hosted host's, locks what one process alone may
 //! serve, gives up its privileges, and serves until the process is ended. Ended in whatever way and started again, it
@@ -6,11 +6,13 @@
 //!
 //! | module | what it is |
 //! |---|---|
+//! | [`guest`] | the connections of a guest's program |
 //! | `platform` | event channels and grants of the machine |
 //! | [`lock`] | locks of what one process alone may do |
 //! | `log` | lines about devices, so many of each |
 //! | `statistics` | a file with the counters of all devices |
 
+pub mod guest;
 pub mod lock;
 mod log;
 mod platform;

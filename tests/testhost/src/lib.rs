@@ -2,8 +2,8 @@
 //!
 //! The promise: a test sees what a user of a hosted host sees. Every process is a real one and may be killed.
 //!
-//! A guest's program is the test's executable once more. A variable of its environment says that it is a guest's, and
-//! names the test of its own that plays the guest.
+//! A guest's program is the test's own executable once more: a variable of its environment names the part that it
+//! plays ([`play`]).
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -34,8 +34,88 @@ pub fn until(what: &str, mut so: impl FnMut() -> bool) {
     }
 }
 
-/// Starts a program whose output is appended to a log.
-pub fn spawn(command: &mut Command, log: &Path) -> Child {
+/// The variable that names the part of a process.
+const PART: &str = "XENBUS_TEST_PART";
+
+/// Plays the part that the environment names, of these, and ends the process. Returns where it names none, as in the
+/// process of the tests themselves. To be called by a test that does nothing else.
+pub fn play(parts: &[(&str, fn())]) {
+    let Ok(name) = std::env::var(PART) else { return };
+    // The test runner has begun a line of its own.
+    println!();
+    let part = parts.iter().find(|part| part.0 == name).expect("a part of this program");
+    part.1();
+    std::process::exit(0);
+}
+
+/// This executable once more, which plays a part: `test` is the test that calls [`play`].
+#[must_use]
+pub fn player(test: &str, part: &str) -> Command {
+    let mut command = Command::new(std::env::current_exe().expect("this program"));
+    command.args(arguments(test)).env(PART, part);
+    command
+}
+
+/// Has the test runner run one test.
+fn arguments(test: &str) -> [&str; 4] {
+    [test, "--exact", "--nocapture", "--test-threads=1"]
+}
+
+/// A program that runs, until it is killed or dropped.
+#[derive(Debug)]
+pub struct Program {
+    command: Command,
+    log: PathBuf,
+    child: Child,
+}
+
+impl Program {
+    /// Starts a program whose output is appended to a log.
+    #[must_use]
+    pub fn start(mut command: Command, log: PathBuf) -> Self {
+        let child = spawn(&mut command, &log);
+        Self { command, log, child }
+    }
+
+    /// Kills it, as the kernel does where memory is short, and waits for its end.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Kills it and starts it once more.
+    pub fn kill_and_restart(&mut self) {
+        self.kill();
+        self.child = spawn(&mut self.command, &self.log);
+    }
+
+    /// Ends it in order.
+    fn end(&mut self) {
+        if let Some(pid) = rustix::process::Pid::from_raw(self.id() as i32) {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        }
+        let _ = self.child.wait();
+    }
+
+    /// True until it has ended.
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// The number of its process.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn spawn(command: &mut Command, log: &Path) -> Child {
     let log = File::options().create(true).append(true).open(log).expect("a log");
     command.stdin(Stdio::null()).stdout(log.try_clone().expect("a descriptor")).stderr(log);
     command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"))
@@ -68,8 +148,8 @@ fn programs() -> Result<&'static Path, &'static str> {
 pub struct Host {
     /// Its folder, in which all logs and sockets are; it goes with the host.
     pub dir: PathBuf,
-    broker: Child,
-    store: Child,
+    store: Program,
+    broker: Program,
     /// The life of its domains.
     pub control: Control,
     /// The toolstack's connection to the store.
@@ -94,20 +174,22 @@ impl Host {
         std::fs::create_dir_all(&dir).expect("a folder");
         let host = HostDir::new(dir.join("host"));
         let mut broker = Command::new(programs.join("xen-hosted"));
-        let broker = spawn(broker.arg(host.path()), &dir.join("broker.log"));
+        broker.arg(host.path());
+        let broker = Program::start(broker, dir.join("broker.log"));
         until("the broker serves", || Control::connect(&host).is_ok());
         let mut store = Command::new(programs.join("xenstored"));
         store.arg("--no-fork").env("XENSTORED_RUNDIR", &dir).env("XENSTORED_ROOTDIR", &dir);
-        let store = spawn(at(&mut store, &dir), &dir.join("store.log"));
+        let store = Program::start(at(store, &dir), dir.join("store.log"));
         until("the store serves", || Client::connect(dir.join("store")).is_ok());
         let control = Control::connect(&host).expect("the broker");
         let tool = Client::connect(dir.join("store")).expect("the store");
         Some(Self { dir, broker, store, control, tool })
     }
 
-    /// A program of domain 0 on this host: it finds broker and store.
-    pub fn program<'c>(&self, command: &'c mut Command) -> &'c mut Command {
-        at(command, &self.dir)
+    /// Starts a program of domain 0 on this host, with the log `NAME.log` in its folder.
+    #[must_use]
+    pub fn program(&self, name: &str, command: Command) -> Program {
+        Program::start(at(command, &self.dir), self.dir.join(format!("{name}.log")))
     }
 
     /// The log of a program of this host; empty where there is none.
@@ -123,8 +205,9 @@ impl Host {
 }
 
 /// The environment in which a program of domain 0 finds broker and store.
-fn at<'c>(command: &'c mut Command, dir: &Path) -> &'c mut Command {
-    command.env("XEN_HOSTED_HOST", dir.join("host")).env("XENSTORED_PATH", dir.join("store"))
+fn at(mut command: Command, dir: &Path) -> Command {
+    command.env("XEN_HOSTED_HOST", dir.join("host")).env("XENSTORED_PATH", dir.join("store"));
+    command
 }
 
 impl Drop for Host {
@@ -134,13 +217,9 @@ impl Drop for Host {
                 eprintln!("--- {name}:\n{}", self.log(name));
             }
         }
-        let _ = self.store.kill();
-        let _ = self.store.wait();
-        // In order: it removes its control groups.
-        if let Some(pid) = rustix::process::Pid::from_raw(self.broker.id() as i32) {
-            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
-        }
-        let _ = self.broker.wait();
+        self.store.kill();
+        // It removes its control groups.
+        self.broker.end();
         let _ = std::fs::remove_dir_all(&self.dir);
     }
 }
@@ -157,22 +236,16 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// Starts a guest that runs this executable: of its tests the one named `role`, with `variable` set to 1 in its
-    /// environment. `shape` changes the guest's configuration.
+    /// Starts a guest that runs this executable, which plays the part `guest`: `test` is the test that calls [`play`].
+    /// `shape` changes the guest's configuration.
     #[must_use]
-    pub fn create(
-        host: &mut Host,
-        variable: &str,
-        role: &str,
-        shape: impl FnOnce(&mut Config),
-    ) -> Self {
+    pub fn create(host: &mut Host, test: &str, shape: impl FnOnce(&mut Config)) -> Self {
         let mut config = Config::default();
         config.files = Files::System;
         config.memory_max_kib = 256 << 10;
-        let args = ["guest", role, "--exact", "--nocapture", "--test-threads=1"];
-        config.args = args.map(OsString::from).to_vec();
+        config.args = ["guest"].into_iter().chain(arguments(test)).map(OsString::from).collect();
         config.env = vec![
-            format!("{variable}=1").into(),
+            format!("{PART}=guest").into(),
             "PATH=/usr/bin:/usr/sbin:/bin:/sbin".into(),
             "RUST_BACKTRACE=1".into(),
         ];
@@ -227,12 +300,14 @@ impl Guest {
 
     /// Waits until it says this.
     pub fn heard(&self, what: &str) {
+        let end = Instant::now() + WITHIN;
         loop {
             let line = self.hear();
             assert!(!line.starts_with("error "), "waiting for {what:?}: {line}");
             if line == what {
                 return;
             }
+            assert!(Instant::now() < end, "waiting for {what:?}: not within {WITHIN:?}");
         }
     }
 }

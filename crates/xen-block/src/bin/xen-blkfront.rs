@@ -1,30 +1,27 @@
 //! `xen-blkfront`: the frontend of one disk of this guest, without a kernel driver: copies a file onto the
 //! disk, or the disk into a file, as fast as the backend answers.
 
-use rustix::event::{PollFd, PollFlags, poll};
-use rustix::time::Timespec;
-use std::cell::RefCell;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::process::ExitCode;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
-use xen::DomId;
-use xen::evtchn::EventChannels;
 use xen::shared::PAGE_SIZE;
 use xen_block::front::{Buffer, Completion, Front, Offer, Options, Part, Platform, Want};
 use xen_block::vbd;
+use xen_driver::Devices;
+use xen_driver::frontend::{self, guest};
+use xen_driver::process::guest::Connections;
 use xen_io::blkif::Status;
-use xen_linux::Machine;
-use xenbus::bus::What;
+use xenbus::bus::{News, What};
 use xenbus::{Bus, Id, Side, State};
-use xenstore::{Client, Store};
+use xenstore::{Client, Event};
 
 const USAGE: &str = "\
 usage: xen-blkfront write VDEV FILE   copies the file onto the disk, from its first sector on, and flushes
        xen-blkfront read VDEV FILE    copies the disk into the file
        xen-blkfront --help | --version
-VDEV is the disk's name or number: xvdb or 51728. In a guest of a Xen host; the guest's kernel must not use the disk.";
+VDEV is the disk's name or number: xvdb or 51728. In a guest, whose kernel must not use the disk.";
 
 /// How long the backend may take: to connect, for an answer, to close.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -35,6 +32,9 @@ const DEPTH: usize = 8;
 
 /// What goes wrong is told once.
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+/// The result of a look at devices.
+type Answered<T> = std::result::Result<T, xenbus::Error>;
 
 /// The way the bytes go.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -190,67 +190,88 @@ impl Transfer {
     }
 }
 
+/// The disk, and the answers that were not taken yet.
+struct Disk {
+    bus: Bus<Front>,
+    done: Vec<Completion>,
+}
+
+impl Devices for Disk {
+    fn note(&mut self, store: &mut Client, event: &Event) -> Answered<bool> {
+        self.bus.note(store, event)
+    }
+
+    fn look_next(&mut self, store: &mut Client) -> Answered<bool> {
+        self.bus.look_next(store)
+    }
+
+    fn take_news(&mut self) -> Vec<News> {
+        self.bus.take_news()
+    }
+
+    fn work(&mut self, store: &mut Client) -> Answered<usize> {
+        let (mut moved, done) = (0, &mut self.done);
+        guest::each(&mut self.bus, store, |front| {
+            moved += front.take(|completion| done.push(completion))?;
+            Ok(())
+        })?;
+        Ok(moved)
+    }
+
+    fn final_check(&mut self, store: &mut Client) -> Answered<bool> {
+        let mut more = false;
+        let failed = guest::each(&mut self.bus, store, |front| {
+            more |= front.final_check()?;
+            Ok(())
+        })?;
+        Ok(more || failed)
+    }
+}
+
 /// This guest, with one disk.
 struct Guest {
-    store: Client,
-    evtchn: Rc<RefCell<dyn EventChannels>>,
-    bus: Bus<Front>,
+    guest: xen_driver::Guest,
+    disk: Disk,
     id: Id,
 }
 
 impl Guest {
     /// Connects the disk `devid`.
     fn connect(devid: u32) -> Result<Self> {
-        if xen_linux::machine() == Machine::Bare {
-            return Err("this is no domain of a Xen host".into());
-        }
-        let evtchn: Rc<RefCell<dyn EventChannels>> =
-            Rc::new(RefCell::new(xen_linux::evtchn::Evtchn::open(None)?));
-        let grants = Rc::new(RefCell::new(xen_linux::gntalloc::Gntalloc::open()?));
-        let mut store = Client::open()?;
-        let domid = String::from_utf8_lossy(&store.read("domid")?).trim().parse()?;
-        let id = Id { frontend: DomId(domid), devid };
+        let mut open = Connections::open()?;
+        let frontend::Platform { evtchn, grants } = open.platform.clone();
         let options = Options { buffers: DEPTH * REQUEST_PAGES, ..Options::default() };
-        let platform = Rc::new(Platform { evtchn: Rc::clone(&evtchn), grants, options });
+        let platform = Rc::new(Platform { evtchn, grants, options });
         let make = move |_| Front::new(Rc::clone(&platform));
-        let bus = Bus::start(&mut store, Side::Frontend, id.frontend, "vbd", make)?.only(id);
-        let mut guest = Self { store, evtchn, bus, id };
+        let id = Id { frontend: open.domid, devid };
+        let bus = Bus::start(&mut open.store, Side::Frontend, open.domid, "vbd", make)?.only(id);
+        let disk = Disk { bus, done: Vec::new() };
+        let mut guest = Self { guest: open.guest(), disk, id };
         guest.until(State::Connected)?;
         Ok(guest)
     }
 
     fn front(&mut self) -> Result<&mut Front> {
-        Ok(self.bus.driver(self.id).ok_or("the disk is gone")?)
+        Ok(self.disk.bus.driver(self.id).ok_or("the disk is gone")?)
     }
 
     /// Stops using the disk, so that somebody else may.
     fn close(mut self) -> Result<()> {
-        self.bus.leave(&mut self.store, self.id)?;
+        self.disk.bus.leave(self.guest.store(), self.id)?;
         self.until(State::Closed)
     }
 
     /// Waits for this end's state.
     fn until(&mut self, state: State) -> Result<()> {
         let end = Instant::now() + PATIENCE;
-        while self.bus.state(self.id) != Some(state) {
-            let left = end.saturating_duration_since(Instant::now());
-            let Some(event) = self.store.next_event(Some(left))? else {
-                let (devid, own) = (self.id.devid, self.bus.state(self.id));
+        while self.disk.bus.state(self.id) != Some(state) {
+            if Instant::now() > end {
+                let (devid, own) = (self.id.devid, self.disk.bus.state(self.id));
                 return Err(
                     format!("disk {devid} is {own:?}, not {state}, after {PATIENCE:?}").into()
                 );
-            };
-            self.take(&event)?;
-        }
-        Ok(())
-    }
-
-    fn take(&mut self, event: &xenstore::Event) -> Result<()> {
-        self.bus.take(&mut self.store, event)?;
-        for news in self.bus.take_news() {
-            if let (true, What::Error(error)) = (news.id == self.id, news.what) {
-                return Err(error.into());
             }
+            self.turn(end)?;
         }
         Ok(())
     }
@@ -262,44 +283,28 @@ impl Guest {
     ) -> Result<()> {
         self.front()?.push()?;
         let end = Instant::now() + PATIENCE;
-        loop {
-            let mut done = Vec::new();
-            let front = self.front()?;
-            front.take(|completion| done.push(completion))?;
-            if !done.is_empty() {
-                return done.into_iter().try_for_each(|completion| each(front, completion));
-            }
-            if front.final_check()? {
-                continue;
+        while self.disk.done.is_empty() {
+            if self.disk.bus.state(self.id) != Some(State::Connected) {
+                return Err("the backend has closed the disk".into());
             }
             if Instant::now() > end {
                 return Err(format!("the backend does not answer within {PATIENCE:?}").into());
             }
-            self.sleep(end)?;
+            self.turn(end)?;
         }
+        for completion in std::mem::take(&mut self.disk.done) {
+            each(self.front()?, completion)?;
+        }
+        Ok(())
     }
 
-    /// Until there is an event of the ring or of the store.
-    fn sleep(&mut self, end: Instant) -> Result<()> {
-        {
-            let evtchn = self.evtchn.borrow();
-            let mut fds = [
-                PollFd::new(&self.store, PollFlags::IN),
-                PollFd::from_borrowed_fd(evtchn.fd(), PollFlags::IN),
-            ];
-            let left = end.saturating_duration_since(Instant::now());
-            poll(&mut fds, Timespec::try_from(left).ok().as_ref())?;
-        }
-        let mut evtchn = self.evtchn.borrow_mut();
-        while let Some(port) = evtchn.pending()? {
-            evtchn.unmask(port)?;
-        }
-        drop(evtchn);
-        while let Some(event) = self.store.poll_event()? {
-            self.take(&event)?;
-        }
-        if self.bus.state(self.id) != Some(State::Connected) {
-            return Err("the backend has closed the disk".into());
+    /// Does what there is to do, or waits for it until `end`.
+    fn turn(&mut self, end: Instant) -> Result<()> {
+        let left = end.saturating_duration_since(Instant::now());
+        for (_, news) in self.guest.turn(&mut [&mut self.disk], left, &[])?.news {
+            if let (true, What::Error(error)) = (news.id == self.id, news.what) {
+                return Err(error.into());
+            }
         }
         Ok(())
     }

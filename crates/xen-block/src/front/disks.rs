@@ -3,27 +3,17 @@
 //!
 //! ```no_run
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! use std::cell::RefCell;
-//! use std::rc::Rc;
 //! use std::time::Duration;
-//! use xen::evtchn::Shared;
-//! use xen_block::front::{Options, Platform, disks::Disks, fuse::Fuse};
-//! use xen_driver::Guest;
-//! use xenstore::Client;
+//! use xen_block::front::{Options, disks::Disks, fuse::Fuse};
+//! use xen_driver::process::guest::Connections;
 //!
-//! let hosted = xen_hosted::Platform::guest()?;
-//! let evtchn = Shared::new(hosted.channels()?)?;
-//! let mut grants = hosted.offers();
-//! let (page, port) = hosted.store_ring(&mut grants)?;
-//! let mut store = Client::over_ring(page, port, Box::new(evtchn.clone()));
-//! let (evtchn, grants) = (Rc::new(RefCell::new(evtchn)), Rc::new(RefCell::new(grants)));
+//! let mut open = Connections::open()?;
+//! let (domid, platform) = (open.domid, open.platform.clone());
 //! let options = Options { buffers: 128, ..Options::default() };
-//! let platform = Platform { evtchn: Rc::clone(&evtchn) as _, grants, options };
-//!
-//! let mut disks = Disks::start(&mut store, hosted.domid(), platform)?;
+//! let mut disks = Disks::start(&mut open.store, domid, platform, options)?;
 //! disks.serve_files(Fuse::new(xen_hosted::guest_devices()?));
 //! disks.serve_sockets("/tmp");
-//! let mut guest = Guest::new(store, evtchn);
+//! let mut guest = open.guest();
 //! loop {
 //!     for (_, news) in guest.turn(&mut [&mut disks], Duration::from_secs(1), &[])?.news {
 //!         println!("{}: {:?}", news.id, news.what);
@@ -34,7 +24,7 @@
 
 use super::export::Export;
 use super::fuse::Fuse;
-use super::{Front, Info, Platform};
+use super::{Front, Info, Options, Platform};
 use crate::vbd;
 use rustix::event::{PollFd, PollFlags};
 use std::collections::BTreeMap;
@@ -43,7 +33,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use xen::DomId;
 use xen_driver::Devices;
-use xen_driver::frontend::guest;
+use xen_driver::frontend::{self, guest};
 use xenbus::bus::{News, What};
 use xenbus::{Bus, Error, Id, Side, State};
 use xenstore::{Client, Event};
@@ -67,8 +57,14 @@ impl Disks {
     ///
     /// # Errors
     /// The store is gone.
-    pub fn start(store: &mut Client, domid: DomId, platform: Platform) -> Result<Self, Error> {
-        let platform = Rc::new(platform);
+    pub fn start(
+        store: &mut Client,
+        domid: DomId,
+        platform: frontend::Platform,
+        options: Options,
+    ) -> Result<Self, Error> {
+        let frontend::Platform { evtchn, grants } = platform;
+        let platform = Rc::new(Platform { evtchn, grants, options });
         let make = move |_| Front::new(Rc::clone(&platform));
         let bus = Bus::start(store, Side::Frontend, domid, "vbd", make)?;
         let (files, sockets, exports) = (None, None, BTreeMap::new());

@@ -1,35 +1,21 @@
 //! What runs in the guests of these tests: the frontends, their files and sockets, and shell commands.
 
-use std::cell::RefCell;
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::process::Command;
-use std::rc::Rc;
 use std::time::Duration;
-use xen::evtchn::Shared;
-use xen_block::front::{Options, Platform, disks::Disks, fuse::Fuse};
+use xen_block::front::{Options, disks::Disks, fuse::Fuse};
 use xen_block::vbd;
-use xen_driver::Guest;
+use xen_driver::process::guest::Connections;
 use xenbus::bus::{News, What};
-use xenstore::Client;
-
-/// The variable that makes this program the guest's.
-pub(crate) const ROLE: &str = "XEN_BLOCK_TEST_GUEST";
 
 /// Serves until it is told to end.
 pub(crate) fn play() {
-    // The test runner has begun a line of its own.
-    println!();
-    let hosted = xen_hosted::Platform::guest().unwrap();
-    let evtchn = Shared::new(hosted.channels().unwrap()).unwrap();
-    let mut grants = hosted.offers();
-    let (page, port) = hosted.store_ring(&mut grants).unwrap();
-    let mut store = Client::over_ring(page, port, Box::new(evtchn.clone()));
-    let (evtchn, grants) = (Rc::new(RefCell::new(evtchn)), Rc::new(RefCell::new(grants)));
+    let mut open = Connections::open().unwrap();
+    let platform = open.platform.clone();
     let options = Options { buffers: 160, ..Options::default() };
-    let platform = Platform { evtchn: Rc::clone(&evtchn) as _, grants, options };
-    let mut disks = Disks::start(&mut store, hosted.domid(), platform).unwrap();
-    let mut guest = Guest::new(store, evtchn);
+    let mut disks = Disks::start(&mut open.store, open.domid, platform, options).unwrap();
+    let mut guest = open.guest();
     if let Ok(fuse) = xen_hosted::guest_devices() {
         disks.serve_files(Fuse::new(fuse));
     }

@@ -1,13 +1,12 @@
 //! A host of real processes: broker, store, block backend; guests with disks.
 
-use super::guest;
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::ops::{Deref, DerefMut};
 use std::os::fd::AsFd;
-use std::process::{Child, Command};
+use std::process::Command;
 use std::time::Duration;
-use testhost::spawn;
+use testhost::Program;
 pub(crate) use testhost::until;
 use xen::DomId;
 use xen::domctl::{DomainControl, RunState};
@@ -26,8 +25,8 @@ pub(crate) fn has(program: &str) -> bool {
 }
 
 pub(crate) struct Host {
+    pub(crate) backend: Program,
     host: testhost::Host,
-    pub(crate) backend: Child,
 }
 
 impl Deref for Host {
@@ -57,16 +56,13 @@ impl Host {
     pub(crate) fn kill_backend(&mut self) {
         let taken = |host: &Self| host.log("backend.log").matches("done again").count();
         let before = taken(self);
-        self.backend.kill().unwrap();
-        self.backend.wait().unwrap();
-        self.backend = backend(&self.host);
+        self.backend.kill_and_restart();
         until("the backend takes over", || taken(self) > before);
     }
 
     /// Ends the backend, and starts another whose log and statistics are on a full disk.
     pub(crate) fn fill_the_backends_disk(&mut self) {
-        self.backend.kill().unwrap();
-        self.backend.wait().unwrap();
+        self.backend.kill();
         std::fs::create_dir_all(self.dir.join("host/xen-blockd")).unwrap();
         for name in ["backend.log", "host/xen-blockd/stats"] {
             let path = self.dir.join(name);
@@ -165,16 +161,8 @@ impl Host {
     }
 }
 
-fn backend(host: &testhost::Host) -> Child {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_xen-blockd"));
-    spawn(host.program(&mut command), &host.dir.join("backend.log"))
-}
-
-impl Drop for Host {
-    fn drop(&mut self) {
-        let _ = self.backend.kill();
-        let _ = self.backend.wait();
-    }
+fn backend(host: &testhost::Host) -> Program {
+    host.program("backend", Command::new(env!("CARGO_BIN_EXE_xen-blockd")))
 }
 
 /// A guest, seen from the test; its program is [`guest::play`].
@@ -200,7 +188,7 @@ impl DerefMut for Guest {
 impl Guest {
     fn create(host: &mut Host, devices: Devices) -> Self {
         let shape = |config: &mut xen_hosted::domain::Config| config.devices = devices;
-        let guest = testhost::Guest::create(host, guest::ROLE, "hosted::role", shape);
+        let guest = testhost::Guest::create(host, "hosted::part", shape);
         Self { guest, runs: 0 }
     }
 

@@ -1,0 +1,69 @@
+//! The program of a guest: its connections to the store and to its platform.
+
+use super::Failure;
+use super::platform::own_domid;
+use crate::frontend::{Guest, Platform};
+use std::cell::RefCell;
+use std::fmt;
+use std::rc::Rc;
+use xen::evtchn::Shared;
+use xen::{DomId, Error};
+use xen_linux::Machine;
+use xenstore::Client;
+
+/// The connections of a guest's program.
+pub struct Connections {
+    /// The guest's number.
+    pub domid: DomId,
+    /// The connection to the store.
+    pub store: Client,
+    /// Event channels and grants.
+    pub platform: Platform,
+}
+
+impl fmt::Debug for Connections {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connections").field("domid", &self.domid).finish_non_exhaustive()
+    }
+}
+
+impl Connections {
+    /// Opens them: those of the hosted domain whose program this is, else those of a guest's kernel on Xen. To be called
+    /// once in a process.
+    ///
+    /// # Errors
+    /// This is no guest, or the store or the platform cannot be reached.
+    pub fn open() -> Result<Self, Failure> {
+        match xen_hosted::Platform::guest() {
+            Ok(hosted) => Self::hosted(&hosted),
+            Err(Error::NoDev) => Self::on_xen(),
+            Err(error) => Err(format!("the broker of the hosted host: {error}").into()),
+        }
+    }
+
+    fn hosted(hosted: &xen_hosted::Platform) -> Result<Self, Failure> {
+        let evtchn = Shared::new(hosted.channels()?)?;
+        let mut grants = hosted.offers();
+        let (page, port) = hosted.store_ring(&mut grants)?;
+        let store = Client::over_ring(page, port, Box::new(evtchn.clone()));
+        let (evtchn, grants) = (Rc::new(RefCell::new(evtchn)), Rc::new(RefCell::new(grants)));
+        Ok(Self { domid: hosted.domid(), store, platform: Platform { evtchn, grants } })
+    }
+
+    fn on_xen() -> Result<Self, Failure> {
+        if xen_linux::machine() == Machine::Bare {
+            return Err("this is no domain of a Xen host, and no domain of a hosted one".into());
+        }
+        let evtchn = Rc::new(RefCell::new(xen_linux::evtchn::Evtchn::open(None)?));
+        let grants = Rc::new(RefCell::new(xen_linux::gntalloc::Gntalloc::open()?));
+        let mut store = Client::open()?;
+        let domid = own_domid(&mut store)?;
+        Ok(Self { domid, store, platform: Platform { evtchn, grants } })
+    }
+
+    /// The guest that has these.
+    #[must_use]
+    pub fn guest(self) -> Guest {
+        Guest::new(self.store, self.platform.evtchn)
+    }
+}
