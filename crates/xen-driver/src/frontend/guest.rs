@@ -16,9 +16,25 @@ use xenstore::{Client, Event};
 /// Most events of the store that are taken in a turn.
 const EVENTS_MAX: u32 = 64;
 
+/// The frontend of one device: a [`Driver`] with rings.
+pub trait Frontend: Driver {
+    /// Takes what was answered and asks what there is to ask; how much of either there was.
+    ///
+    /// # Errors
+    /// The backend has broken a ring, or the event channel is gone: the device is to be closed.
+    fn work(&mut self) -> Result<usize, Error>;
+
+    /// Lets the backend notify again, before the guest sleeps. True where there is an answer after all.
+    ///
+    /// # Errors
+    /// As [`Frontend::work`].
+    fn final_check(&mut self) -> Result<bool, Error>;
+}
+
 /// All devices of a kind in a guest, with what its programs do with them.
 ///
-/// A fault of one device ends that device: errors are those of the store and of the platform.
+/// The bus of a [`Frontend`] is one. What goes wrong with one device ends that device: errors are those of the store
+/// and of the platform.
 pub trait Devices {
     /// Takes a watch event; false where it is not about these devices ([`Bus::note`]).
     ///
@@ -50,6 +66,38 @@ pub trait Devices {
     /// Descriptors besides the event channels whose readiness is work.
     fn polled(&self) -> Vec<PollFd<'_>> {
         Vec::new()
+    }
+}
+
+impl<F: Frontend> Devices for Bus<F> {
+    fn note(&mut self, store: &mut Client, event: &Event) -> Result<bool, Error> {
+        Bus::note(self, store, event)
+    }
+
+    fn look_next(&mut self, store: &mut Client) -> Result<bool, Error> {
+        Bus::look_next(self, store)
+    }
+
+    fn take_news(&mut self) -> Vec<News> {
+        Bus::take_news(self)
+    }
+
+    fn work(&mut self, store: &mut Client) -> Result<usize, Error> {
+        let mut moved = 0;
+        each(self, store, |front| {
+            moved += front.work()?;
+            Ok(())
+        })?;
+        Ok(moved)
+    }
+
+    fn final_check(&mut self, store: &mut Client) -> Result<bool, Error> {
+        let mut more = false;
+        let failed = each(self, store, |front| {
+            more |= front.final_check()?;
+            Ok(())
+        })?;
+        Ok(more || failed)
     }
 }
 
