@@ -3,6 +3,7 @@
 use crate::error::{Error, gone};
 use crate::store::{Store, text};
 use crate::transaction::{self, End, Retry, Transaction, TransactionId};
+use crate::transport::own::{Connection, Own};
 use crate::transport::ring::Ring;
 use crate::transport::{Transport, Wait, connect_first, places};
 use crate::watch::{DepthFilter, Event, Events};
@@ -71,6 +72,12 @@ impl Client {
     #[must_use]
     pub fn over_ring(page: SharedPage, port: Port, evtchn: Box<dyn EventChannels + Send>) -> Self {
         Self::new(Transport::Ring(Ring::new(page, port, evtchn)), "the guest's ring".into())
+    }
+
+    /// Speaks with the store at the other end of a byte stream.
+    #[must_use]
+    pub fn over(connection: Box<dyn Connection>) -> Self {
+        Self::new(Transport::Own(Own::new(connection)), "the caller's connection".into())
     }
 
     fn new(transport: Transport, endpoint: PathBuf) -> Self {

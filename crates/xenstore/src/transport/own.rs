@@ -1,0 +1,83 @@
+//! A way to the store that the caller has made: a byte stream.
+
+use super::Wait;
+use rustix::io::Errno;
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use xenstore_core::client::Client as Machine;
+
+/// A byte stream to a store, for [`Client::over`](crate::Client::over): a socket that was handed over, or the store of a
+/// simulation.
+///
+/// The descriptor polls readable while [`Connection::read`] has something.
+pub trait Connection: AsFd + Send {
+    /// Writes some of `bytes` without waiting; returns the number of bytes that were taken.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::WouldBlock`] where none is taken now; any other error ends the connection.
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize>;
+
+    /// Reads some bytes without waiting; returns their number, 0 where the other end is gone.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::WouldBlock`] where there are none now; any other error ends the connection.
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize>;
+
+    /// Waits until there is something to read. It may return before.
+    ///
+    /// # Errors
+    /// The connection is at its end.
+    fn wait(&mut self) -> io::Result<()>;
+}
+
+/// The transport over such a stream.
+pub(crate) struct Own(Box<dyn Connection>);
+
+impl fmt::Debug for Own {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Own").finish_non_exhaustive()
+    }
+}
+
+fn errno(error: &io::Error) -> Errno {
+    match error.kind() {
+        io::ErrorKind::WouldBlock => Errno::AGAIN,
+        _ => Errno::from_io_error(error).unwrap_or(Errno::IO),
+    }
+}
+
+impl Own {
+    pub(crate) fn new(connection: Box<dyn Connection>) -> Self {
+        Self(connection)
+    }
+
+    /// Writes until the output is empty or nothing is taken any more.
+    pub(crate) fn write(&mut self, machine: &mut Machine) -> Result<(), Errno> {
+        while !machine.output().is_empty() {
+            match self.0.write(machine.output()) {
+                Ok(count) => machine.consume_output(count),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(errno(&error)),
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn read(&mut self, buffer: &mut [u8], wait: Wait) -> Result<usize, Errno> {
+        loop {
+            match self.0.read(buffer) {
+                Err(error) if wait == Wait::Block && error.kind() == io::ErrorKind::WouldBlock => {
+                    self.0.wait().map_err(|error| errno(&error))?;
+                }
+                read => return read.map_err(|error| errno(&error)),
+            }
+        }
+    }
+}
+
+impl AsFd for Own {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
