@@ -71,10 +71,7 @@ impl<D: Driver> Bus<D> {
         };
         // This end did not write that: the device was taken away and made again before it could look.
         let anew = |slot: &Slot<D>| slot.own != State::Initialising;
-        if self.side == Side::Frontend
-            && nodes.state == State::Initialising
-            && self.slots.get(&id).is_some_and(anew)
-        {
+        if nodes.state == State::Initialising && self.slots.get(&id).is_some_and(anew) {
             self.lose(store, id);
         }
         match self.slots.get_mut(&id) {
@@ -91,12 +88,6 @@ impl<D: Driver> Bus<D> {
                     && matches!(slot.own, State::Connected | State::Reconfigured)
                 {
                     slot.own = State::Reconfiguring;
-                }
-                // The toolstack has made it anew: the states begin again.
-                if nodes.state == State::Initialising && slot.own == State::Closed {
-                    slot.standing = Standing::Wanted;
-                    slot.own = State::Initialising;
-                    slot.restarts = 0;
                 }
             }
             None => self.discover(store, id, path, nodes)?,

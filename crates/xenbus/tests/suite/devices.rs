@@ -216,6 +216,31 @@ fn a_frontend_closes_and_comes_back() {
 }
 
 /// A crash kernel: nobody has closed anything.
+/// A toolstack that makes a guest anew replaces its devices, whatever their backend was about.
+#[test]
+fn a_device_that_is_made_anew_begins_anew() {
+    let Some(mut scene) = Scene::new() else { return };
+    toolstack::add(&mut scene.tool, &device()).unwrap();
+    let state = |scene: &mut Scene| scene.read(&format!("{}/state", device().backend_path()));
+    let (store, bus) = &mut scene.back;
+    let end = Instant::now() + PATIENCE;
+    while bus.state(ID) != Some(State::InitWait) {
+        assert!(Instant::now() < end, "the backend does not offer the device");
+        turn(store, bus, &mut scene.log);
+    }
+    // Nobody has told the backend that the frontend is gone: there is none yet.
+    toolstack::add(&mut scene.tool, &device()).unwrap();
+    assert_eq!(state(&mut scene), "1");
+    scene.until_connected();
+    // The same while it is on its way out, and while it is in use.
+    toolstack::detach(&mut scene.tool, &device()).unwrap();
+    toolstack::add(&mut scene.tool, &device()).unwrap();
+    scene.until_connected();
+    toolstack::add(&mut scene.tool, &device()).unwrap();
+    scene.until_connected();
+    assert_eq!(state(&mut scene), "4");
+}
+
 #[test]
 fn a_frontend_dies_midway_and_another_takes_its_place() {
     let Some(mut scene) = Scene::new() else { return };
