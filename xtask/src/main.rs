@@ -36,7 +36,7 @@ cargo xtask COMMAND
   bench platform WHAT     hosted domains beside what the machine costs: speed, create [COUNT]
   bench xb [--quick]      how long xb takes to create and list hosted guests
   bench xen               our block backend beside the kernel's on real Xen, under QEMU
-  sim [--seeds N] [--from SEED]
+  sim [--devices TYPE] [--seeds N] [--from SEED]
                           whole hosts in one thread, faults on cue; 200 seeds from 0 on
   held [--seconds N] [--seed N] [--goal held|time]
                           searches for what a guest has the store hold without a charge, or for its longest

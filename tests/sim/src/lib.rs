@@ -17,10 +17,12 @@
 //! | `plan` | what a run is to be, and what came of it |
 //! | `slot`, `life` | a domain's number; what becomes of it next |
 //! | `host`, `check` | the schedule; what must hold |
+//! | [`devices`] | the device model on such a host: backends, frontends, deaths at each call |
 //! | [`run`](mod@run) | one run, from its seed to its verdict |
 
 mod caller;
 mod check;
+pub mod devices;
 pub mod faults;
 mod guest;
 mod host;

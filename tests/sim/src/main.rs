@@ -1,6 +1,7 @@
-//! `sim [--seeds N] [--from SEED]`: runs so many seeds, tells how it goes, ends at the first that fails.
+//! `sim [--devices TYPE] [--seeds N] [--from SEED]`: runs so many seeds, tells how it goes, ends at the first that fails.
 
-use sim::run::{Summary, run};
+use sim::devices::{self, DeviceType};
+use sim::run::{self, Failure};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -9,49 +10,75 @@ const PROGRESS: Duration = Duration::from_secs(5);
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    match parse(&args) {
-        Some((from, seeds)) => simulate(from, seeds),
+    let Some(Asked { from, seeds, devices }) = parse(&args) else {
+        let types = DeviceType::ALL.map(DeviceType::name).join(" or ");
+        eprintln!("usage: sim [--devices TYPE] [--seeds N] [--from SEED]; TYPE is {types}");
+        return ExitCode::from(2);
+    };
+    let began = Instant::now();
+    let rows = match devices {
         None => {
-            eprintln!("usage: sim [--seeds N] [--from SEED]");
-            ExitCode::from(2)
+            let mut all = run::Summary::default();
+            let ran = simulate(from, seeds, |seed| run::run(seed).map(|summary| all.add(&summary)));
+            ran.map(|()| {
+                all.rows().into_iter().map(|(name, count)| (name.to_owned(), count)).collect()
+            })
         }
+        Some(device_type) => {
+            let mut all = devices::Summary::default();
+            let run = |seed| devices::run(device_type, seed).map(|summary| all.add(&summary));
+            simulate(from, seeds, run).map(|()| all.rows())
+        }
+    };
+    let rows: Vec<(String, u64)> = match rows {
+        Ok(rows) => rows,
+        Err(failure) => {
+            println!("{failure}");
+            return ExitCode::FAILURE;
+        }
+    };
+    for (name, count) in rows {
+        println!("{count:>12} {name}");
     }
+    println!("{seeds} seeds from {from} on hold, in {:.1} s", began.elapsed().as_secs_f64());
+    ExitCode::SUCCESS
 }
 
-/// The first seed, and how many.
-fn parse(args: &[String]) -> Option<(u64, u64)> {
-    let (mut from, mut seeds) = (0, 200);
+/// The command line.
+struct Asked {
+    from: u64,
+    seeds: u64,
+    /// The device type, where the store is not what is simulated alone.
+    devices: Option<DeviceType>,
+}
+
+fn parse(args: &[String]) -> Option<Asked> {
+    let mut asked = Asked { from: 0, seeds: 200, devices: None };
     for option in args.chunks(2) {
         let [name, value] = option else { return None };
-        let value = value.parse().ok()?;
         match name.as_str() {
-            "--seeds" => seeds = value,
-            "--from" => from = value,
+            "--seeds" => asked.seeds = value.parse().ok()?,
+            "--from" => asked.from = value.parse().ok()?,
+            "--devices" => asked.devices = Some(value.parse().ok()?),
             _ => return None,
         }
     }
-    Some((from, seeds))
+    Some(asked)
 }
 
-fn simulate(from: u64, seeds: u64) -> ExitCode {
-    let mut all = Summary::default();
-    let (began, mut told) = (Instant::now(), Instant::now());
+/// Runs the seeds up to the first that fails.
+fn simulate(
+    from: u64,
+    seeds: u64,
+    mut run: impl FnMut(u64) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let mut told = Instant::now();
     for at in 0..seeds {
-        match run(from.wrapping_add(at)) {
-            Ok(summary) => all.add(&summary),
-            Err(failure) => {
-                println!("{failure}");
-                return ExitCode::FAILURE;
-            }
-        }
+        run(from.wrapping_add(at))?;
         if told.elapsed() >= PROGRESS {
             told = Instant::now();
             println!("{} of {seeds} seeds hold", at + 1);
         }
     }
-    for (name, count) in all.rows() {
-        println!("{count:>12} {name}");
-    }
-    println!("{seeds} seeds from {from} on hold, in {:.1} s", began.elapsed().as_secs_f64());
-    ExitCode::SUCCESS
+    Ok(())
 }

@@ -1,5 +1,6 @@
 //! One run, from its seed to its verdict.
 
+use crate::devices::DeviceType;
 use crate::faults::Counts;
 use crate::host::Host;
 use crate::plan::{Tally, Trace};
@@ -22,9 +23,31 @@ pub struct Summary {
     counts: Counts,
 }
 
+/// A kind of run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Subject {
+    /// The store with guests of all sorts.
+    Store,
+    /// Devices of a type.
+    Devices(DeviceType),
+}
+
+impl Subject {
+    /// The command that repeats the run of a seed.
+    fn command(self, seed: u64) -> String {
+        let devices = match self {
+            Self::Store => String::new(),
+            Self::Devices(device_type) => format!(" --devices {}", device_type.name()),
+        };
+        format!("cargo xtask sim{devices} --seeds 1 --from {seed}")
+    }
+}
+
 /// A run that did not hold.
 #[derive(Debug)]
 pub struct Failure {
+    /// The kind of run.
+    pub subject: Subject,
     /// Its seed.
     pub seed: u64,
     /// What did not hold.
@@ -38,9 +61,9 @@ impl fmt::Display for Failure {
         for line in &self.trace {
             writeln!(f, "{line}")?;
         }
-        let Self { seed, why, .. } = self;
+        let Self { subject, seed, why, .. } = self;
         writeln!(f, "seed {seed} fails: {why}")?;
-        write!(f, "to repeat it: cargo xtask sim --seeds 1 --from {seed}")
+        write!(f, "to repeat it: {}", subject.command(*seed))
     }
 }
 
@@ -52,9 +75,19 @@ impl std::error::Error for Failure {}
 /// What did not hold, with what was done last.
 pub fn run(seed: u64) -> Result<Summary, Failure> {
     let trace = Trace::default();
-    let ran = watched(seed, || catch_unwind(AssertUnwindSafe(|| play(seed, &trace))));
+    verdict(Subject::Store, seed, &trace, || play(seed, &trace))
+}
+
+/// What came of a run, which may panic.
+pub(crate) fn verdict<R>(
+    subject: Subject,
+    seed: u64,
+    trace: &Trace,
+    body: impl FnOnce() -> Result<R, String>,
+) -> Result<R, Failure> {
+    let ran = watched(subject, seed, || catch_unwind(AssertUnwindSafe(body)));
     let why = match ran {
-        Ok(Ok(summary)) => return Ok(summary),
+        Ok(Ok(result)) => return Ok(result),
         Ok(Err(why)) => why,
         Err(panic) => {
             let text = panic.downcast_ref::<String>().cloned();
@@ -62,18 +95,18 @@ pub fn run(seed: u64) -> Result<Summary, Failure> {
             format!("a panic: {}", text.unwrap_or_default())
         }
     };
-    Err(Failure { seed, why, trace: trace.take() })
+    Err(Failure { subject, seed, why, trace: trace.take() })
 }
 
 /// Ends the process where a run does not end: a round of the daemon's that never returns cannot be left
 /// otherwise. The run itself has one thread; this one only waits for it.
-fn watched<R>(seed: u64, body: impl FnOnce() -> R) -> R {
+fn watched<R>(subject: Subject, seed: u64, body: impl FnOnce() -> R) -> R {
     let (ended, ends) = channel::<()>();
     let dog = std::thread::spawn(move || {
         if ends.recv_timeout(HANGS) == Err(RecvTimeoutError::Timeout) {
             let seconds = HANGS.as_secs();
             eprintln!("seed {seed} fails: the host is still amid one step after {seconds} s");
-            eprintln!("to repeat it: cargo xtask sim --seeds 1 --from {seed}");
+            eprintln!("to repeat it: {}", subject.command(seed));
             std::process::exit(1);
         }
     });

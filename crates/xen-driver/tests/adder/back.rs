@@ -13,7 +13,7 @@ pub(crate) struct Back {
     rings: Rings,
     queue: Option<Queue<1, 1>>,
     /// Additions under way, oldest first: when each ends, its slot, its answer.
-    open: VecDeque<(Instant, u16, [u8; 16])>,
+    open: VecDeque<(Option<Instant>, u16, [u8; 16])>,
     replayed: usize,
 }
 
@@ -22,10 +22,10 @@ impl Back {
         Self { rings, queue: None, open: VecDeque::new(), replayed: 0 }
     }
 
-    fn begin(&mut self, now: Instant, slot: u16, request: [u8; 16]) {
+    fn begin(&mut self, end: Option<Instant>, slot: u16, request: [u8; 16]) {
         let (id, numbers) = decode(request);
         let answer = encode(id, (numbers >> 32) + (numbers & u64::from(u32::MAX)));
-        self.open.push_back((now + Duration::from_millis(5), slot, answer));
+        self.open.push_back((end, slot, answer));
     }
 }
 
@@ -49,7 +49,7 @@ impl Driver for Back {
             return Ok(Progress::Pending);
         };
         for request in queue.rings[0].unanswered()? {
-            self.begin(Instant::now(), request.slot, *request.request.first_chunk().unwrap());
+            self.begin(None, request.slot, *request.request.first_chunk().unwrap());
             self.replayed += 1;
         }
         queue.channels[0].notify()?;
@@ -68,10 +68,10 @@ impl Backend for Back {
         let (mut worked, mut request) = (Worked::default(), [0; 16]);
         let Some(mut queue) = self.queue.take() else { return Ok(worked) };
         while let Some(slot) = queue.rings[0].take(&mut request)? {
-            self.begin(now, slot, request);
+            self.begin(Some(now + Duration::from_millis(5)), slot, request);
             worked.moved += 1;
         }
-        while let Some((_, slot, answer)) = self.open.pop_front_if(|(end, ..)| *end <= now) {
+        while let Some((_, slot, answer)) = self.open.pop_front_if(|(end, ..)| *end <= Some(now)) {
             queue.rings[0].answer(slot, &answer)?;
         }
         queue.show(&mut worked)?;
@@ -88,7 +88,7 @@ impl Backend for Back {
     }
 
     fn limited_until(&self, now: Instant) -> Option<Instant> {
-        self.open.front().map(|(end, ..)| *end).filter(|end| *end > now)
+        self.open.front().and_then(|(end, ..)| *end).filter(|end| *end > now)
     }
 
     fn summary(&self) -> String {

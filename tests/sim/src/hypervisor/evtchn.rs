@@ -339,6 +339,21 @@ impl Hypervisor {
         }
     }
 
+    /// The next event comes at this port and at its peer's, wherever the last one was lost; false where none was.
+    pub fn next_event(&self, domid: DomId, port: Port) -> bool {
+        let state = &mut *self.state.borrow_mut();
+        let bound = state.channel(domid, port).map(|channel| channel.bound);
+        let mut ends = vec![(domid, port)];
+        if let Some(Bound::Interdomain { remote, remote_port }) = bound {
+            ends.push((remote, remote_port));
+        }
+        ends.retain(|end| state.deaf.contains(end));
+        for (domid, port) in &ends {
+            state.arrive(*domid, *port);
+        }
+        !ends.is_empty()
+    }
+
     /// An event that nobody raised, at one of the ports in use.
     pub fn spurious(&self, choice: u64) {
         let state = &mut *self.state.borrow_mut();

@@ -1,0 +1,121 @@
+//! The device model on the simulated host: a backend's process in domain 0, guests with frontends, the real store
+//! between them, under faults that a seed determines.
+//!
+//! The promise: whatever is lost, late or half written and whoever dies at whichever call, in the end every device is
+//! connected again, every request has had one right answer, and nothing that was given is still held.
+//!
+//! Processes run as they do on a machine. One that has nothing to do sleeps, and an event of its ports or of the store
+//! wakes it. Its calls of the store are answered while it waits for them. It can die at each of its calls.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | `machine` | the store that answers, and the calls of processes, at each of which one can die |
+//! | `kind` | a device type, as a run needs it |
+//! | `adder`, `block` | two of them |
+//! | `backend`, `guest` | the processes |
+//! | `plan`, `tally` | what a run is to be; what has happened in it |
+//! | `host` | the schedule, the faults |
+//! | `toolstack` | guests and devices made, taken away, cleaned up |
+//! | `check` | what must hold |
+
+mod adder;
+mod backend;
+mod block;
+mod check;
+mod guest;
+mod host;
+mod kind;
+mod machine;
+mod plan;
+mod tally;
+mod toolstack;
+
+use crate::plan::Trace;
+use crate::run::{Failure, Subject, verdict};
+use adder::Adder;
+use block::Block;
+use host::Host;
+use kind::Kind;
+use std::str::FromStr;
+use tally::Tally;
+
+/// What happened in runs that held.
+#[derive(Clone, Debug, Default)]
+pub struct Summary {
+    runs: u64,
+    tally: Tally,
+}
+
+impl Summary {
+    /// What was counted, by name; 0 for what did not happen.
+    #[must_use]
+    pub fn rows(&self) -> Vec<(String, u64)> {
+        let runs = ("runs".to_owned(), self.runs);
+        [runs].into_iter().chain(self.tally.rows()).collect()
+    }
+
+    /// Adds another's.
+    pub fn add(&mut self, other: &Self) {
+        self.runs += other.runs;
+        self.tally.add(&other.tally);
+    }
+}
+
+/// The device types that there are runs of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum DeviceType {
+    /// The device type of `xen-driver`'s tests.
+    Adder,
+    /// Block devices.
+    Block,
+}
+
+impl DeviceType {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Adder, Self::Block];
+
+    /// Its name, as an option of the simulator has it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Adder => "adder",
+            Self::Block => "block",
+        }
+    }
+}
+
+impl FromStr for DeviceType {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let named = Self::ALL.into_iter().find(|device_type| device_type.name() == name);
+        named.ok_or_else(|| format!("{name} is no device type of the simulator"))
+    }
+}
+
+/// Runs one seed.
+///
+/// # Errors
+/// What did not hold, with what was done last.
+pub fn run(device_type: DeviceType, seed: u64) -> Result<Summary, Failure> {
+    let (trace, subject) = (Trace::default(), Subject::Devices(device_type));
+    let played = match device_type {
+        DeviceType::Adder => verdict(subject, seed, &trace, || play::<Adder>(seed, &trace)),
+        DeviceType::Block => verdict(subject, seed, &trace, || play::<Block>(seed, &trace)),
+    };
+    played.map(|tally| Summary { runs: 1, tally })
+}
+
+fn play<K: Kind>(seed: u64, trace: &Trace) -> Result<Tally, String> {
+    let mut host = Host::<K>::new(seed, trace.clone())?;
+    let mut left = host.steps();
+    while left > 0 {
+        let steps = left.min(host.steps_unchecked());
+        for _ in 0..steps {
+            host.step()?;
+        }
+        left -= steps;
+        host.check()?;
+    }
+    host.end()
+}

@@ -1,0 +1,369 @@
+//! The schedule, the faults, the toolstack; what must hold.
+
+use super::backend::Backend;
+use super::guest::Guest;
+use super::kind::{Kind, Ledger};
+use super::machine::{self, Call, Doom, Machine};
+use super::plan::Plan;
+use super::tally::Tally;
+use crate::host::{NO_RING, config, text};
+use crate::hypervisor::{Hypervisor, Limits};
+use crate::plan::Trace;
+use crate::rng::Rng;
+use std::cell::{Cell, RefCell};
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+use xen::shared::SharedPage;
+use xen::{DomId, GrantRef};
+use xen_io::ring::offset;
+use xenbus::State;
+use xenbus::bus::{News, What};
+use xenbus::toolstack::NewDevice;
+use xenstore::{Client, Store};
+use xenstored::log::{Level, Log};
+use xenstored::step::Daemon;
+
+/// Guests of a host at a time.
+const SLOTS: u16 = 3;
+/// Devices of a guest.
+pub(super) const DEVICES: u32 = 2;
+/// A domain number.
+pub(super) struct Slot<K: Kind> {
+    pub(super) domid: DomId,
+    pub(super) guest: Option<Guest<K>>,
+    /// Its devices, as the toolstack has made them.
+    pub(super) devices: Vec<NewDevice>,
+    /// The end of its process.
+    pub(super) doom: Option<Doom>,
+    /// The device that is on its way out.
+    pub(super) leaving: Option<usize>,
+    /// Something has been done to it since it was found in order: a device may fail.
+    pub(super) fault: bool,
+    /// A device has failed.
+    pub(super) spoiled: bool,
+}
+
+/// An end at one of these calls.
+pub(super) fn doom(rng: &mut Rng, calls: &[Call]) -> Doom {
+    Doom { at: *rng.pick(calls), after: rng.below(8) }
+}
+
+/// An index of a ring that is shown half written, until it is written whole.
+struct Torn {
+    page: SharedPage,
+    at: usize,
+    whole: u32,
+    half: u32,
+    until: u64,
+}
+
+/// The host of one run.
+pub(super) struct Host<K: Kind> {
+    pub(super) plan: Plan,
+    pub(super) rng: Rng,
+    pub(super) hypervisor: Hypervisor,
+    pub(super) clock: Rc<Cell<u64>>,
+    pub(super) began: Instant,
+    pub(super) tool: Client,
+    pub(super) backend: Option<Backend<K>>,
+    /// The end of its process.
+    pub(super) doom: Option<Doom>,
+    pub(super) media: K::Media,
+    pub(super) slots: Vec<Slot<K>>,
+    torn: Vec<Torn>,
+    pub(super) record_dir: PathBuf,
+    /// Devices that were made.
+    pub(super) made: u64,
+    pub(super) step: u64,
+    pub(super) trace: Trace,
+    pub(super) tally: Tally,
+    pub(super) log: Rc<RefCell<Vec<String>>>,
+}
+
+impl<K: Kind> Host<K> {
+    /// A host that has just been started, with nobody on it.
+    pub(super) fn new(seed: u64, trace: Trace) -> Result<Self, String> {
+        let mut rng = Rng::new(seed);
+        let plan = Plan::draw(&mut rng);
+        let hypervisor = Hypervisor::new(Limits::default(), plan.reuse, rng.fork(), plan.rates);
+        let platform = xenstored::Platform {
+            evtchn: hypervisor.event_channels(DomId::DOM0).map_err(text)?,
+            grants: hypervisor.grant_map(DomId::DOM0).map_err(text)?,
+            domains: hypervisor.domain_watch(None),
+            ioctls: &[],
+            name: "the simulated host".to_owned(),
+        };
+        let (clock, log) = (Rc::new(Cell::new(1)), Rc::new(RefCell::new(Vec::new())));
+        let (time, lines) = (Rc::clone(&clock), Rc::clone(&log));
+        let taker = Box::new(move |line: &str| lines.borrow_mut().push(line.to_owned()));
+        let log_to = Log::to(Level::Info, taker);
+        let daemon =
+            Daemon::new(&config(&[NO_RING])?, platform, Box::new(move || time.get()), log_to);
+        let daemon = daemon.map_err(text)?;
+        let (hypervisor_too, clock_too) = (hypervisor.clone(), Rc::clone(&clock));
+        Machine { hypervisor: hypervisor_too, daemon, clock: clock_too }.install();
+        let tool = Client::over(Box::new(machine::Socket::connect().map_err(text)?));
+        let record_dir = std::env::temp_dir().join(format!(
+            "xenbus-sim-{}-{:?}-{seed}",
+            std::process::id(),
+            std::thread::current().id()
+        ));
+        std::fs::create_dir_all(&record_dir).map_err(text)?;
+        let slot = |domid| Slot {
+            domid: DomId(domid),
+            guest: None,
+            devices: Vec::new(),
+            doom: None,
+            leaving: None,
+            fault: false,
+            spoiled: false,
+        };
+        let mut host = Self {
+            plan,
+            rng,
+            hypervisor,
+            clock,
+            began: Instant::now(),
+            tool,
+            backend: None,
+            doom: None,
+            media: K::Media::default(),
+            slots: (1..=SLOTS).map(slot).collect(),
+            torn: Vec::new(),
+            record_dir,
+            made: 0,
+            step: 0,
+            trace,
+            tally: Tally::default(),
+            log,
+        };
+        host.note(|| format!("{plan:?}"));
+        host.start_backend()?;
+        host.hypervisor.arm();
+        Ok(host)
+    }
+
+    /// Steps of the run.
+    pub(super) fn steps(&self) -> u64 {
+        self.plan.steps
+    }
+
+    /// Steps until all is looked at again.
+    pub(super) fn steps_unchecked(&mut self) -> u64 {
+        1 + self.rng.below(300)
+    }
+
+    pub(super) fn note(&self, what: impl FnOnce() -> String) {
+        self.trace.push(format!("{:>6} {:>9} us  {}", self.step, self.clock.get(), what()));
+    }
+
+    pub(super) fn now(&self) -> Instant {
+        self.began + Duration::from_micros(self.clock.get())
+    }
+
+    /// One step of whoever's turn the seed says it is.
+    pub(super) fn step(&mut self) -> Result<(), String> {
+        self.step += 1;
+        self.mend_torn(self.step);
+        match self.rng.below(100) {
+            0..=19 => drop(machine::round()),
+            20..=54 => {
+                if self.backend.is_none() && self.rng.chance(100) {
+                    self.start_backend()?;
+                }
+                if self.rng.chance(self.plan.backend_deaths) {
+                    self.doom = Some(doom(&mut self.rng, Call::OF_A_BACKEND));
+                }
+                self.turn_backend()?;
+            }
+            55..=94 => {
+                let at = self.rng.index(self.slots.len());
+                if self.rng.chance(self.plan.guest_deaths) {
+                    self.slots[at].doom = Some(doom(&mut self.rng, Call::OF_A_GUEST));
+                }
+                if let Some(guest) = self.slots[at].guest.as_mut().filter(|_| self.rng.chance(300))
+                {
+                    guest.ask(&mut self.rng);
+                }
+                self.turn_guest(at)?;
+            }
+            _ => {
+                let at = self.rng.index(self.slots.len());
+                if self.slots[at].guest.is_none() {
+                    self.build(at)?;
+                } else if self.rng.chance(self.plan.changes * 20) {
+                    self.change(at)?;
+                }
+            }
+        }
+        if self.rng.chance(self.plan.rates.spurious) {
+            let choice = self.rng.number();
+            self.hypervisor.spurious(choice);
+            self.tally.count("events that nobody raised", 1);
+        }
+        if self.rng.chance(self.plan.torn) {
+            let at = self.rng.index(self.slots.len());
+            self.tear(at)?;
+        }
+        self.read_log()
+    }
+
+    pub(super) fn read_log(&self) -> Result<(), String> {
+        for line in self.log.borrow_mut().drain(..) {
+            if line.contains("please report this") || line.contains("level=error") {
+                return Err(format!("the store says: {line}"));
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn start_backend(&mut self) -> Result<(), String> {
+        self.note(|| "the backend starts".to_owned());
+        let (record_dir, media) = (&self.record_dir, self.media.clone());
+        let started = Backend::start(&self.hypervisor, record_dir, media, self.now());
+        self.backend = Some(started?);
+        self.tally.count("backends started", 1);
+        Ok(())
+    }
+
+    /// A turn of the backend, if it is awake, in which it may die at a call. True where it has found something to do.
+    pub(super) fn turn_backend(&mut self) -> Result<bool, String> {
+        let now = self.now();
+        let Some(backend) = self.backend.as_mut().filter(|backend| backend.is_awake(now)) else {
+            return Ok(false);
+        };
+        match machine::run(&mut self.doom, || backend.turn(now)) {
+            Ok(Ok(news)) => {
+                let moved = !backend.sleeps();
+                self.note(|| format!("backend: {news:?}"));
+                news.iter().try_for_each(|news| self.hear(news))?;
+                Ok(moved)
+            }
+            Ok(Err(error)) => Err(format!("the backend ends: {error}")),
+            Err(call) => {
+                self.note(|| format!("the backend dies at {call:?}"));
+                self.tally.count_death("backends", call);
+                self.backend = None;
+                Ok(true)
+            }
+        }
+    }
+
+    /// A turn of a guest, as one of the backend.
+    pub(super) fn turn_guest(&mut self, at: usize) -> Result<bool, String> {
+        let slot = &mut self.slots[at];
+        let Some(guest) = &mut slot.guest else { return Ok(false) };
+        if !guest.is_awake() {
+            return Ok(false);
+        }
+        match machine::run(&mut slot.doom, || guest.turn()) {
+            Ok(Ok(news)) => {
+                let moved = guest.is_awake();
+                let domid = slot.domid;
+                if let Some(wrong) = guest.ledgers().find_map(|(_, ledger)| ledger.wrong()) {
+                    return Err(format!("domain {domid}: {wrong}"));
+                }
+                self.note(|| format!("domain {domid}: {news:?}"));
+                news.iter().try_for_each(|news| self.hear(news))?;
+                Ok(moved)
+            }
+            Ok(Err(error)) => Err(format!("domain {}: {error}", slot.domid)),
+            Err(call) => {
+                self.kill(at, call)?;
+                Ok(true)
+            }
+        }
+    }
+
+    /// Nothing goes wrong with a device but after a fault.
+    fn hear(&mut self, news: &News) -> Result<(), String> {
+        let slot = self.slots.iter_mut().find(|slot| slot.domid == news.id.frontend);
+        let Some(slot) = slot else { return Err(format!("no such device: {news:?}")) };
+        match &news.what {
+            What::Error(_) if slot.fault => {
+                slot.spoiled = true;
+                self.tally.count("devices that failed", 1);
+            }
+            What::Error(error) => {
+                return Err(format!("device {} fails without a fault: {error}", news.id));
+            }
+            What::State(State::Connected) => self.tally.count("devices that connected", 1),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// A guest dies where it is; its number may be another's at once.
+    pub(super) fn kill(&mut self, at: usize, call: Call) -> Result<(), String> {
+        self.tally.count_death("guests", call);
+        let slot = &mut self.slots[at];
+        let domid = slot.domid;
+        if let Some(guest) = slot.guest.take() {
+            let answered = guest.ledgers().map(|(_, ledger)| ledger.answered()).sum();
+            self.tally.count("requests answered", answered);
+        }
+        slot.fault = true;
+        slot.doom = None;
+        slot.leaving = None;
+        self.hypervisor.destroy(domid);
+        self.tally.count("guests that died", 1);
+        self.note(|| format!("domain {domid} dies at {call:?}"));
+        if self.rng.chance(300) { self.build(at) } else { Ok(()) }
+    }
+
+    /// An index of a ring is seen half written for a while.
+    fn tear(&mut self, at: usize) -> Result<(), String> {
+        let slot = &self.slots[at];
+        if slot.guest.is_none() {
+            return Ok(());
+        }
+        let (domid, which) = (slot.domid, self.rng.index(slot.devices.len()));
+        let front = self.slots[at].devices[which].frontend_path();
+        let mut grant = None;
+        for name in ["ring-ref", "ring-ref0", "queue-0/ring-ref", "queue-0/ring-ref0"] {
+            let node = self.tool.try_read(format!("{front}/{name}")).map_err(text)?;
+            grant = grant.or(node.and_then(|node| String::from_utf8(node).ok()?.parse().ok()));
+        }
+        let page = grant.and_then(|grant| self.hypervisor.own_page(domid, GrantRef(grant)));
+        let Some(page) = page else { return Ok(()) };
+        let at_offset = *self.rng.pick(&[offset::REQ_PROD, offset::RSP_PROD]);
+        let whole = page.load_u32(at_offset).map_err(text)?;
+        let other = self.rng.number() as u32;
+        let half = if self.rng.chance(500) {
+            whole & 0xffff_0000 | other & 0xffff
+        } else {
+            whole & 0xffff | other & 0xffff_0000
+        };
+        page.store_u32(at_offset, half).map_err(text)?;
+        let until = self.step + 1 + self.rng.below(20);
+        self.torn.push(Torn { page, at: at_offset, whole, half, until });
+        self.slots[at].fault = true;
+        self.tally.count("indices shown half written", 1);
+        self.note(|| format!("an index of domain {domid}'s device {which} is half written"));
+        Ok(())
+    }
+
+    /// Indices are whole again whose time has come by this step.
+    pub(super) fn mend_torn(&mut self, step: u64) {
+        self.torn.retain(|torn| {
+            let due = torn.until <= step;
+            // Unless its owner has written it meanwhile.
+            if due && torn.page.load_u32(torn.at) == Ok(torn.half) {
+                let _ = torn.page.store_u32(torn.at, torn.whole);
+            }
+            !due
+        });
+    }
+}
+
+impl<K: Kind> Drop for Host<K> {
+    fn drop(&mut self) {
+        self.backend = None;
+        for slot in &mut self.slots {
+            slot.guest = None;
+        }
+        Machine::remove();
+        let _ = std::fs::remove_dir_all(&self.record_dir);
+    }
+}

@@ -1,0 +1,353 @@
+//! What processes call: the store, event channels, grants. The store goes on while one of them waits for it, and at each
+//! call the one that runs can die.
+//!
+//! A client of the store may be sent to another thread, a simulated host may not: so the host is the thread's, and what
+//! clients hold are numbers.
+
+use crate::hypervisor::Hypervisor;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags, recv, send};
+use std::any::Any;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::rc::Rc;
+use std::sync::Arc;
+use xen::evtchn::{EventChannels, Status, Virq};
+use xen::gnttab::{Access, GrantMap, GrantOffer, Mapping, Offered};
+use xen::{DomId, Error, GrantRef, Port};
+use xenstore::transport::own::Connection;
+use xenstored::step::Daemon;
+
+/// Rounds in which nothing happens, after which nothing will.
+const QUIET: u32 = 3;
+/// Rounds after which a client of domain 0 would wait for ever.
+const HANGS_AFTER: u32 = 20_000;
+
+/// The store of a host, with its clock.
+pub(super) struct Machine {
+    pub(super) hypervisor: Hypervisor,
+    pub(super) daemon: Daemon,
+    /// Microseconds.
+    pub(super) clock: Rc<Cell<u64>>,
+}
+
+/// A call of a process, as deaths are counted.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) enum Call {
+    Offer,
+    Bind,
+    AllocUnbound,
+    Notify,
+    Pending,
+    Unmask,
+    Map,
+    StoreWrite,
+    StoreRead,
+}
+
+impl Call {
+    /// The calls of a backend.
+    pub(super) const OF_A_BACKEND: &[Self] = &[
+        Self::Bind,
+        Self::Notify,
+        Self::Pending,
+        Self::Unmask,
+        Self::Map,
+        Self::StoreWrite,
+        Self::StoreRead,
+    ];
+    /// The calls of a guest. Those of the store are notifications of its ring.
+    pub(super) const OF_A_GUEST: &[Self] =
+        &[Self::Offer, Self::AllocUnbound, Self::Notify, Self::Pending, Self::Unmask];
+}
+
+/// The end of a process that is to come: at a call of a kind, behind so many others of that kind.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Doom {
+    pub(super) at: Call,
+    pub(super) after: u64,
+}
+
+/// The end of a process, on its way through the stack.
+struct Died(Call);
+
+thread_local! {
+    static MACHINE: RefCell<Option<Machine>> = const { RefCell::new(None) };
+    static CHANNELS: RefCell<BTreeMap<u64, Box<dyn EventChannels>>> =
+        const { RefCell::new(BTreeMap::new()) };
+    static NEXT: Cell<u64> = const { Cell::new(1) };
+    /// The end of the process that runs.
+    static DOOM: Cell<Option<Doom>> = const { Cell::new(None) };
+    /// It has met its end: what it has is being dropped, and it calls nobody any more.
+    static DEAD: Cell<bool> = const { Cell::new(false) };
+}
+
+impl Machine {
+    /// Makes this the thread's machine.
+    pub(super) fn install(self) {
+        MACHINE.set(Some(self));
+    }
+
+    /// Takes the thread's machine away.
+    pub(super) fn remove() -> Option<Self> {
+        MACHINE.take()
+    }
+
+    /// One round of the store, in which some time passes. False where nothing has happened and nothing is on its way.
+    fn round(&mut self) -> bool {
+        let before = self.hypervisor.activity();
+        self.hypervisor.pass_step();
+        self.clock.set(self.clock.get() + 200);
+        if let Err(error) = self.daemon.step() {
+            panic!("the daemon has ended: {error}");
+        }
+        self.hypervisor.activity() != before
+            || self.hypervisor.has_late()
+            || self.daemon.deadline().is_some_and(|deadline| deadline <= self.clock.get() + 10_000)
+    }
+}
+
+/// One round of the store. False where nothing has happened and nothing is on its way.
+pub(super) fn round() -> bool {
+    MACHINE.with_borrow_mut(|machine| machine.as_mut().expect("a machine").round())
+}
+
+/// Runs a part of a process, which may meet its end there; then what it had is to be dropped.
+///
+/// # Errors
+/// The call at which it has died.
+pub(super) fn run<R>(doom: &mut Option<Doom>, body: impl FnOnce() -> R) -> Result<R, Call> {
+    DOOM.set(doom.take());
+    let ran = catch_unwind(AssertUnwindSafe(body));
+    *doom = DOOM.take();
+    DEAD.set(false);
+    if ran.is_err() {
+        *doom = None;
+    }
+    ran.map_err(|panic: Box<dyn Any + Send>| match panic.downcast::<Died>() {
+        Ok(died) => died.0,
+        Err(panic) => resume_unwind(panic),
+    })
+}
+
+/// A process begins a call.
+fn begin(call: Call) -> Result<(), Error> {
+    if DEAD.get() {
+        return Err(Error::NoDev);
+    }
+    match DOOM.get() {
+        Some(Doom { at, after: 0 }) if at == call => {
+            DEAD.set(true);
+            // Not a panic that is told of.
+            resume_unwind(Box::new(Died(call)));
+        }
+        Some(Doom { at, after }) if at == call => DOOM.set(Some(Doom { at, after: after - 1 })),
+        _ => {}
+    }
+    Ok(())
+}
+
+/// A process begins a call of its socket.
+fn begin_io(call: Call) -> io::Result<()> {
+    begin(call).map_err(|_| io::ErrorKind::NotConnected.into())
+}
+
+fn is_readable(fd: BorrowedFd<'_>) -> bool {
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut [PollFd::from_borrowed_fd(fd, PollFlags::IN)], Some(&now))
+        .is_ok_and(|ready| ready > 0)
+}
+
+/// The event channels of one process. Who is about to look at their descriptor may wait there, so the store goes on first,
+/// until there is an event or nothing happens any more.
+///
+/// Clones are the same ones, for the parts of a process that share them.
+#[derive(Clone)]
+pub(super) struct Channels {
+    held: Arc<Held>,
+    /// The port to the store: what is lost there comes when nothing else happens.
+    store: Option<(DomId, Port)>,
+}
+
+/// The thread's event channels of a number.
+struct Held {
+    number: u64,
+    fd: OwnedFd,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let inner = CHANNELS.with_borrow_mut(|all| all.remove(&self.number));
+        drop(inner);
+    }
+}
+
+impl Channels {
+    pub(super) fn new(inner: Box<dyn EventChannels>) -> Result<Self, Errno> {
+        let fd = rustix::io::dup(inner.fd())?;
+        let number = NEXT.replace(NEXT.get() + 1);
+        CHANNELS.with_borrow_mut(|all| all.insert(number, inner));
+        Ok(Self { held: Arc::new(Held { number, fd }), store: None })
+    }
+
+    /// A new port for the store, of domain `own`.
+    ///
+    /// # Errors
+    /// There is none.
+    pub(super) fn alloc_for_store(&mut self, own: DomId) -> Result<Port, Error> {
+        let port = self.with(|inner| inner.alloc_unbound(DomId::DOM0))?;
+        self.store = Some((own, port));
+        Ok(port)
+    }
+
+    /// Its number, for [`is_awake`].
+    pub(super) fn number(&self) -> u64 {
+        self.held.number
+    }
+
+    fn with<R>(
+        &self,
+        body: impl FnOnce(&mut dyn EventChannels) -> Result<R, Error>,
+    ) -> Result<R, Error> {
+        CHANNELS
+            .with_borrow_mut(|all| body(&mut **all.get_mut(&self.held.number).ok_or(Error::NoDev)?))
+    }
+}
+
+impl Channels {
+    /// Has an event between this domain and the store arrive that was lost; false where there is none.
+    fn find_lost(&self) -> bool {
+        let Some((domid, port)) = self.store else { return false };
+        MACHINE.with_borrow(|machine| {
+            machine.as_ref().expect("a machine").hypervisor.next_event(domid, port)
+        })
+    }
+}
+
+/// True where an event was raised for the event channels of this number and not taken.
+pub(super) fn is_awake(number: u64) -> bool {
+    CHANNELS.with_borrow(|all| all.get(&number).is_some_and(|inner| is_readable(inner.fd())))
+}
+
+impl EventChannels for Channels {
+    fn fd(&self) -> BorrowedFd<'_> {
+        let mut quiet = 0;
+        while !DEAD.get() && quiet < QUIET && !is_readable(self.held.fd.as_fd()) {
+            quiet = if round() || self.find_lost() { 0 } else { quiet + 1 };
+        }
+        self.held.fd.as_fd()
+    }
+
+    fn alloc_unbound(&mut self, remote: DomId) -> Result<Port, Error> {
+        begin(Call::AllocUnbound)?;
+        self.with(|inner| inner.alloc_unbound(remote))
+    }
+
+    fn bind_interdomain(&mut self, remote: DomId, remote_port: Port) -> Result<Port, Error> {
+        begin(Call::Bind)?;
+        self.with(|inner| inner.bind_interdomain(remote, remote_port))
+    }
+
+    fn bind_virq(&mut self, virq: Virq) -> Result<Port, Error> {
+        self.with(|inner| inner.bind_virq(virq))
+    }
+
+    fn notify(&self, port: Port) -> Result<(), Error> {
+        begin(Call::Notify)?;
+        self.with(|inner| inner.notify(port))
+    }
+
+    fn pending(&mut self) -> Result<Option<Port>, Error> {
+        begin(Call::Pending)?;
+        self.with(|inner| inner.pending())
+    }
+
+    fn unmask(&self, port: Port) -> Result<(), Error> {
+        begin(Call::Unmask)?;
+        self.with(|inner| inner.unmask(port))
+    }
+
+    fn close(&mut self, port: Port) -> Result<(), Error> {
+        // Whoever is dying closes too.
+        self.with(|inner| inner.close(port))
+    }
+
+    fn status(&mut self, port: Port) -> Result<Status, Error> {
+        self.with(|inner| inner.status(port))
+    }
+}
+
+/// The grants that one process maps.
+pub(super) struct Maps(pub(super) Box<dyn GrantMap>);
+
+impl GrantMap for Maps {
+    fn map(&mut self, domid: DomId, grant: GrantRef, access: Access) -> Result<Mapping, Error> {
+        begin(Call::Map)?;
+        self.0.map(domid, grant, access)
+    }
+}
+
+/// The pages that one process grants.
+pub(super) struct Offers(pub(super) Box<dyn GrantOffer>);
+
+impl GrantOffer for Offers {
+    fn offer(&mut self, peer: DomId, access: Access) -> Result<Offered, Error> {
+        begin(Call::Offer)?;
+        self.0.offer(peer, access)
+    }
+}
+
+/// A connection of domain 0 to the store.
+pub(super) struct Socket {
+    fd: OwnedFd,
+    waited: u32,
+}
+
+impl Socket {
+    /// Connects.
+    pub(super) fn connect() -> Result<Self, Errno> {
+        use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        MACHINE.with_borrow_mut(|machine| {
+            machine.as_mut().expect("a machine").daemon.connect(theirs);
+        });
+        Ok(Self { fd: ours, waited: 0 })
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl Connection for Socket {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        begin_io(Call::StoreWrite)?;
+        Ok(send(&self.fd, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?)
+    }
+
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        begin_io(Call::StoreRead)?;
+        let (count, _) = recv(&self.fd, buffer, RecvFlags::DONTWAIT)?;
+        self.waited = 0;
+        Ok(count)
+    }
+
+    fn wait(&mut self) -> io::Result<()> {
+        self.waited += 1;
+        assert!(self.waited < HANGS_AFTER, "the store does not answer");
+        round();
+        Ok(())
+    }
+}
+
+/// True where a client has something to read.
+pub(super) fn has_input(client: &impl AsFd) -> bool {
+    is_readable(client.as_fd())
+}

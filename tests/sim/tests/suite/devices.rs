@@ -1,0 +1,39 @@
+//! Devices hold under the first seeds, and everything that can go wrong with them did.
+
+use sim::devices::{DeviceType, Summary, run};
+
+const SEEDS: u64 = 200;
+
+fn seeds_hold(device_type: DeviceType) {
+    let mut all = Summary::default();
+    for seed in 0..SEEDS {
+        match run(device_type, seed) {
+            Ok(summary) => all.add(&summary),
+            Err(failure) => panic!("{failure}"),
+        }
+    }
+    let never: Vec<_> = all.rows().into_iter().filter(|(_, count)| *count == 0).collect();
+    assert!(never.is_empty(), "did not happen in {SEEDS} runs: {never:?}");
+}
+
+#[test]
+fn adders_hold() {
+    seeds_hold(DeviceType::Adder);
+}
+
+#[test]
+fn block_devices_hold() {
+    seeds_hold(DeviceType::Block);
+}
+
+/// What a seed does today it does again.
+#[test]
+fn a_run_is_a_function_of_its_seed() {
+    for device_type in DeviceType::ALL {
+        for seed in 0..5 {
+            let rows =
+                || run(device_type, seed).map(|all| all.rows()).map_err(|failure| failure.why);
+            assert_eq!(rows(), rows(), "{device_type:?}, seed {seed}");
+        }
+    }
+}
