@@ -11,6 +11,9 @@
 //! | [`tree`] | the nodes, and what requests do to them |
 //! | `transaction` | snapshot, log, and how a commit is judged |
 //! | `watch` | watches in an index by path |
+//! | `id` | the numbers of domains and connections |
+//! | `host` | what the store asks of the machine around it |
+//! | `notice` | what the daemon is to log or to do |
 //! | `bytes` | bytes found fast |
 //! | `digest` | digests of what a transaction has seen |
 //! | [`client`] | the other end: requests in flight, replies, events |
@@ -38,7 +41,10 @@ extern crate std;
 mod bytes;
 pub mod client;
 mod digest;
+mod host;
+mod id;
 pub mod limits;
+mod notice;
 pub mod path;
 pub mod perms;
 pub mod quota;

@@ -5,9 +5,9 @@
 //! written for, so that a later domain of the same number inherits nothing, without any walk
 //! over the tree when a domain dies (XSA-322, XSA-417).
 
+use crate::id::DomId;
 use crate::limits::DOMID_ANY;
 use crate::path::push_decimal;
-use crate::server::DomId;
 use crate::wire::{Error, Strings};
 use alloc::vec::Vec;
 

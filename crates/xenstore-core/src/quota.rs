@@ -4,8 +4,8 @@
 //! counted, but never refused. Every refusal is counted with its time, and logged at most once in
 //! [`REFUSAL_LOG_US`] for one quota of one domain.
 
+use crate::id::DomId;
 use crate::limits::REFUSAL_LOG_US;
-use crate::server::DomId;
 use crate::wire::Error;
 use alloc::format;
 use alloc::string::String;

@@ -7,10 +7,10 @@
 //! make different children of one directory. Where nothing has changed since the start, the work is
 //! taken over as it is.
 
+use crate::id::ConnId;
 use crate::limits::{LOGGED_WEIGHT, TRANSACTION_WEIGHT};
 use crate::path::Path;
 use crate::perms::{Access, Caller, Perm, Perms};
-use crate::server::ConnId;
 use crate::server::domain::{Delta, Domains, Ledger};
 use crate::tree::{Churn, Debris, Done, Node, Put, Tree};
 use crate::wire::Error;

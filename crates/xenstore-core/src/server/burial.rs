@@ -3,8 +3,10 @@
 //! Its nodes are charged to nobody any more. The next domain of its number is another one ([`Incarnation`]), to which
 //! they do not belong.
 
+use super::Server;
+use super::config::Orphans;
 use super::event::{INTRODUCE, RELEASE};
-use super::{DomId, Orphans, Server};
+use crate::id::DomId;
 use crate::limits::DOMID_ANY;
 use crate::path::{Path, home_of};
 use crate::perms::{Caller, Incarnation};

@@ -2,8 +2,10 @@
 //!
 //! The nodes of a large store are looked at in slices, in a snapshot, and compared with the accounts of that moment.
 
+use super::Server;
 use super::event::{INTRODUCE, RELEASE};
-use super::{DomId, Notice, Server};
+use crate::id::DomId;
+use crate::notice::Notice;
 use crate::quota::{Quota, Values};
 use crate::tree::{Node, Traversal, Tree};
 use alloc::boxed::Box;

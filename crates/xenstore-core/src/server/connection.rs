@@ -2,8 +2,9 @@
 
 use super::snapshots::OwnPast;
 use super::transactions::Transactions;
-use super::{DomId, Ended};
+use crate::id::DomId;
 use crate::limits::{EVENT_WEIGHT, HEADER_SIZE, RING_BYTES, UNREAD_SOFT_BYTES};
+use crate::notice::Ended;
 use crate::watch::{WatchId, Watches};
 use crate::wire::{Error, Header, MsgType, split_message};
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};

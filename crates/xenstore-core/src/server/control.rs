@@ -11,8 +11,10 @@
 //!
 //! Everything else is the daemon's, through [`Host::control`].
 
+use super::Server;
 use super::request::{Request, Stop, parse, parse_domid};
-use super::{DomId, Host, Server};
+use crate::host::Host;
+use crate::id::DomId;
 use crate::limits::{PAYLOAD_MAX, WEIGHT_MAX};
 use crate::path::{Special, push_decimal};
 use crate::quota::{ALL, Kind, Quota};

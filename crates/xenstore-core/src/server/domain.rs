@@ -1,15 +1,17 @@
 //! The domains that the store knows: connection, features, rights, limits, use.
 
-use super::{ConnId, DomId, Host, Notice};
 use crate::digest::Secret;
-use crate::limits::{DOMID_ANY, NODE_WEIGHT, NOTICES_MAX, WEIGHT_DEFAULT};
+use crate::host::Host;
+use crate::id::{ConnId, DomId};
+use crate::limits::{DOMID_ANY, NODE_WEIGHT, WEIGHT_DEFAULT};
+use crate::notice::{Notice, Notices};
 use crate::path::Path;
 use crate::perms::{Caller, Incarnation, Perm, Perms};
 use crate::quota::{Kind, Limits, Quota, Usage};
 use crate::tree::{Churn, ListChange, Node};
 use crate::wire::{Error, feature};
 use alloc::boxed::Box;
-use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 
 /// A domain that the store has heard of and that lives.
@@ -58,8 +60,7 @@ pub(crate) struct Domains {
     pub(crate) generation: u64,
     /// Of all digests.
     pub(crate) secret: Secret,
-    pub(crate) notices: VecDeque<Notice>,
-    pub(crate) notices_lost: u64,
+    pub(crate) notices: Notices,
     pub(crate) now: u64,
 }
 
@@ -76,8 +77,7 @@ impl Domains {
             limits: Limits::default(),
             generation: 0,
             secret,
-            notices: VecDeque::new(),
-            notices_lost: 0,
+            notices: Notices::default(),
             now: 0,
         };
         domains.know(store_domain);
@@ -210,12 +210,7 @@ impl Domains {
     }
 
     pub(crate) fn notice(&mut self, notice: Notice) {
-        let must = matches!(notice, Notice::Ended { .. });
-        if must || self.notices.len() < NOTICES_MAX {
-            self.notices.push_back(notice);
-        } else {
-            self.notices_lost = self.notices_lost.saturating_add(1);
-        }
+        self.notices.push(notice);
     }
 
     pub(crate) fn limit(&self, domid: DomId, quota: Quota, kind: Kind) -> u32 {

@@ -1,10 +1,12 @@
 //! The whole state as a stream of records, for live update; see [`crate::stream`].
 
+use super::Server;
 use super::connection::{Connection, Transport};
 use super::domain::{Domain, Domains};
 use super::event::{INTRODUCE, RELEASE};
-use super::{ConnId, DomId, Ended, Server};
+use crate::id::{ConnId, DomId};
 use crate::limits::DOMID_ANY;
+use crate::notice::Ended;
 use crate::path::Path;
 use crate::perms::{Incarnation, Perms};
 use crate::quota::{ALL, Kind, Limits, Quota};

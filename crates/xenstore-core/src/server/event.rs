@@ -1,8 +1,10 @@
 //! Watch events: who is told of a change, and what becomes of those who do not read.
 
+use super::Server;
 use super::domain::Domains;
-use super::{ConnId, DomId, Ended, Notice, Server};
+use crate::id::{ConnId, DomId};
 use crate::limits::{DOMID_ANY, UNREAD_MAX_BYTES};
+use crate::notice::{Ended, Notice};
 use crate::path::{Path, push_decimal};
 use crate::perms::{Access, Caller, Perms};
 use crate::quota::{Kind, Quota};

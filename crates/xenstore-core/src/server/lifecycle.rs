@@ -1,8 +1,11 @@
 //! Connections and domains that come and go.
 
+use super::Server;
 use super::event::{INTRODUCE, RELEASE};
 use super::rubbish::Thing;
-use super::{Attach, ConnId, DomId, Ended, Host, Notice, Server};
+use crate::host::{Attach, Host};
+use crate::id::{ConnId, DomId};
+use crate::notice::{Ended, Notice};
 use crate::quota::Quota;
 use crate::server::connection::Transport;
 use crate::server::turn::Class;
@@ -72,8 +75,7 @@ impl Server {
         self.note_unread(conn, None);
         if self.conn_mut(conn).and_then(|connection| connection.ended.take()).is_some() {
             // It begins anew, or its name will be another's: the daemon must not end that one.
-            let stale = |notice: &Notice| matches!(notice, Notice::Ended { conn: told, .. } if *told == conn);
-            self.domains.notices.retain(|notice| !stale(notice));
+            self.domains.notices.withdraw_end(conn);
         }
         self.mark_ready(conn);
     }

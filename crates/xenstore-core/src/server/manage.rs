@@ -1,7 +1,9 @@
 //! Requests about domains, features and quotas; most are for the privileged only.
 
+use super::Server;
 use super::request::{Outcome, Request, parse, parse_domid};
-use super::{DomId, Host, Server};
+use crate::host::Host;
+use crate::id::DomId;
 use crate::limits::{DOMID_FIRST_RESERVED, DOMID_SELF};
 use crate::path::{home_of, push_decimal};
 use crate::quota::{ALL, Kind, Quota};

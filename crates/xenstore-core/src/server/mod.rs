@@ -7,6 +7,7 @@
 
 mod burial;
 mod check;
+mod config;
 mod connection;
 mod control;
 pub(crate) mod domain;
@@ -45,133 +46,11 @@ use snapshots::Snapshots;
 use turn::{Class, Turns};
 use waiting::{Attempt, WaitsFor};
 
+pub use crate::host::{Attach, Host};
+pub use crate::id::{ConnId, DomId};
+pub use crate::notice::{Ended, Notice};
+pub use config::{Config, Orphans};
 pub use restore::{Restored, RestoredConnection};
-
-/// A domain's number (`domid_t`).
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
-pub struct DomId(pub u16);
-
-/// A connection. Indices are small and are used again once a connection is gone.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct ConnId(pub u32);
-
-/// Why a connection is no longer served.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Ended {
-    /// It left more replies and events unread than the limit allows, or left one too long.
-    Unread,
-    /// Its ring indices are not possible (`XENSTORE_ERROR_RINGIDX`).
-    RingIndex,
-    /// It announced a payload over the limit (`XENSTORE_ERROR_PROTO`).
-    Protocol,
-    /// Its event channel or its page cannot be used (`XENSTORE_ERROR_COMM`).
-    Communication,
-}
-
-/// What the store asks of the machine around it while it answers a request. Nothing here blocks.
-pub trait Host {
-    /// What tells the domain of this number from all that had it before; `None` where the hypervisor
-    /// knows no domain of this number at the moment.
-    fn domain_identity(&mut self, domid: DomId) -> Option<u64>;
-
-    /// INTRODUCE of a domain that has no connection yet: map its ring page (reserved grant 1, or
-    /// `gfn`), bind `port`, write `features` into the page; its requests arrive as `conn` from now on.
-    ///
-    /// # Errors
-    /// What the caller of INTRODUCE is told; nothing is left mapped or bound then.
-    fn attach(&mut self, at: Attach) -> Result<(), Error>;
-
-    /// INTRODUCE of a domain that has a connection: bind the new port, reset the ring's indices,
-    /// forget half-read requests.
-    ///
-    /// # Errors
-    /// What the caller of INTRODUCE is told.
-    fn reattach(&mut self, at: Attach) -> Result<(), Error>;
-
-    /// The domain's connection is gone (RELEASE, or its death): unbind and unmap.
-    fn detach(&mut self, domid: DomId, conn: ConnId);
-
-    /// A CONTROL command that is not about the store itself (`log`, `logfile`, `memreport`, `print`,
-    /// `live-update`, …). `None` where the machine does not know it either.
-    fn control(&mut self, command: &[u8], args: &[&[u8]]) -> Option<Result<Vec<u8>, Error>>;
-}
-
-/// What INTRODUCE said, as [`Host::attach`] needs it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Attach {
-    /// The domain.
-    pub domid: DomId,
-    /// Guest frame number of its ring page.
-    pub gfn: u64,
-    /// Its unbound event channel port.
-    pub port: u32,
-    /// Feature bits for the ring page, [`crate::wire::feature`].
-    pub features: u32,
-    /// The name of its connection.
-    pub conn: ConnId,
-}
-
-/// How a server is set up.
-#[derive(Clone, Debug)]
-pub struct Config {
-    /// The domain that the store itself runs in and that socket clients speak for.
-    pub store_domain: DomId,
-    /// The privileged domain; usually the same.
-    pub priv_domain: DomId,
-    /// Microseconds a guest may leave an event unread; 0 for ever.
-    pub watch_event_timeout_us: u64,
-    /// Nodes of a dead domain stay and become the privileged domain's (`--keep-orphans`).
-    pub orphans: Orphans,
-    /// The secret under which digests of what transactions have seen are taken. Nobody outside may know it.
-    pub secret: [u64; 2],
-    /// The most that work which is no request's own may cost at one time, in simple requests; at least 1.
-    pub slice_cost: u32,
-}
-
-/// What happens to nodes of a domain that died.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Orphans {
-    /// They are removed.
-    Remove,
-    /// They are given to the privileged domain (a security risk, as the option says).
-    Keep,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            store_domain: DomId(0),
-            priv_domain: DomId(0),
-            watch_event_timeout_us: crate::limits::WATCH_EVENT_TIMEOUT_US,
-            orphans: Orphans::Remove,
-            secret: [0; 2],
-            slice_cost: crate::limits::SLICE_COST,
-        }
-    }
-}
-
-/// Something to be logged or done by the daemon.
-#[derive(Clone, PartialEq, Eq, Debug)]
-#[non_exhaustive]
-pub enum Notice {
-    /// A line for the log at warning level: what happened, to whom, what to do.
-    Warn {
-        /// Whose doing it is, if somebody's.
-        domid: Option<DomId>,
-        /// The line.
-        text: alloc::string::String,
-    },
-    /// A line for the log at info level.
-    Info(alloc::string::String),
-    /// The connection is no longer served. A socket is to be closed; a ring is to show the error
-    /// word and to be left alone until it is reconnected, introduced again or detached.
-    Ended {
-        /// Which connection.
-        conn: ConnId,
-        /// Why.
-        why: Ended,
-    },
-}
 
 /// Totals since the start.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -436,13 +315,7 @@ impl Server {
 
     /// The next notice.
     pub fn poll_notice(&mut self) -> Option<Notice> {
-        let notice = self.domains.notices.pop_front();
-        if notice.is_none() && self.domains.notices_lost > 0 {
-            let lost = core::mem::take(&mut self.domains.notices_lost);
-            let text = alloc::format!("{lost} further messages were not logged");
-            return Some(Notice::Warn { domid: None, text });
-        }
-        notice
+        self.domains.notices.pop()
     }
 
     /// When [`Server::tick`] must be called at the latest.

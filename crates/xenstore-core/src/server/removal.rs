@@ -1,8 +1,9 @@
 //! Large subtrees that were removed. Their nodes are taken off their owners' accounts in slices, and who watches them is
 //! told then.
 
+use super::Server;
 use super::event::Firing;
-use super::{ConnId, DomId, Server};
+use crate::id::{ConnId, DomId};
 use crate::limits::DISOWN_MAX;
 use crate::path::Path;
 use crate::quota::Quota;

@@ -1,9 +1,11 @@
 //! The requests, one function each.
 
+use super::Server;
 use super::domain::Ledger;
 use super::turn::Class;
 use super::waiting::{Attempt, WaitsFor};
-use super::{ConnId, DomId, Host, Server};
+use crate::host::Host;
+use crate::id::{ConnId, DomId};
 use crate::limits::{self, COST_PER_NODE, LOGGED_WEIGHT, PAYLOAD_MAX};
 use crate::path::{Path, Special, push_decimal};
 use crate::perms::{Access, Caller, Incarnation, Perms};

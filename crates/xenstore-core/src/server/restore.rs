@@ -1,10 +1,13 @@
 //! A store from the stream that another one wrote; see [`crate::stream`].
 
+use super::Server;
+use super::config::Config;
 use super::connection::Transport;
 use super::dump::{ENDED, STALE};
 use super::manage::quota_named;
-use super::{Config, ConnId, DomId, Ended, Server};
+use crate::id::{ConnId, DomId};
 use crate::limits::{DOMID_ANY, DOMID_FIRST_RESERVED, PAYLOAD_MAX, WEIGHT_MAX};
+use crate::notice::Ended;
 use crate::path::{Path, Special, is_relative, resolve};
 use crate::perms::{Access, Incarnation, Perm, Perms};
 use crate::quota::{Limits, Quota};

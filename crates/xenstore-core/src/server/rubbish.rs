@@ -2,8 +2,9 @@
 //!
 //! Their last holder is charged for them until they are freed.
 
+use super::Server;
 use super::connection::Events;
-use super::{DomId, Server};
+use crate::id::DomId;
 use crate::perms::Incarnation;
 use crate::quota::Quota;
 use crate::transaction::Leftovers;

@@ -1,10 +1,11 @@
 //! What a connection has of its own: watches and transactions.
 
+use super::Server;
 use super::request::{Outcome, Request, Stop, parse};
 use super::rubbish::Thing;
 use super::turn::Class;
 use super::waiting::WaitsFor;
-use super::{ConnId, DomId, Server};
+use crate::id::{ConnId, DomId};
 use crate::limits::TRANSACTION_WEIGHT;
 use crate::path::{Path, Special, is_relative, push_decimal};
 use crate::quota::Quota;

@@ -3,9 +3,11 @@
 //! A snapshot shares its parts with the store, so it keeps whatever is replaced there as long as it is open. What its own
 //! domain has replaced is charged to that domain; what others have is bounded for all snapshots together.
 
+use super::Server;
 use super::rubbish::Thing;
-use super::{ConnId, DomId, Notice, Server};
+use crate::id::{ConnId, DomId};
 use crate::limits::{HOLD_MAX_US, SNAPSHOT_BYTES, SNAPSHOT_BYTES_MAX, SNAPSHOT_WORK_MAX};
+use crate::notice::Notice;
 use crate::quota::{Kind, Quota};
 use crate::transaction::{Leftovers, Rerun, Snapshot, Transaction};
 use crate::tree::Churn;

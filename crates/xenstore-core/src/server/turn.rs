@@ -9,9 +9,10 @@
 //! take turns in the order in which their last ones ended, and one that lets a turn last its full time
 //! pauses.
 
+use super::Server;
 use super::waiting::{Attempt, Queue, WaitsFor};
-use super::{ConnId, DomId, Server};
 use crate::digest::Secret;
+use crate::id::{ConnId, DomId};
 use crate::limits::{
     CONTESTED_MAX, CONTESTED_US, HOLD_COST_US, HOLD_MAX_US, TURN_LOG_MAX, TURN_PAUSE_US,
 };

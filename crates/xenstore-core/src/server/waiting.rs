@@ -4,8 +4,10 @@
 //! ended, and the guests' only in the guests' time, some of them in each round. A request that waits holds up no other
 //! of its connection but those that could tell the difference.
 
+use super::Server;
 use super::turn::Class;
-use super::{ConnId, Host, Server};
+use crate::host::Host;
+use crate::id::ConnId;
 use crate::limits::{DELAYED_MAX, DELAYED_WEIGHT};
 use crate::path::{Path, Special, resolve};
 use crate::quota::Quota;

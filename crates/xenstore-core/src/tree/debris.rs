@@ -44,9 +44,9 @@ impl Debris {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::id::DomId;
     use crate::path::Path;
     use crate::perms::{Caller, Incarnation};
-    use crate::server::DomId;
     use crate::server::domain::{Domains, Ledger};
     use crate::tree::{Churn, Done, Put};
     use alloc::rc::Rc;

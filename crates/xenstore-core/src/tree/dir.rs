@@ -520,8 +520,8 @@ impl<'a> Iterator for Iter<'a> {
 mod tests {
     use super::*;
     use crate::digest::Secret;
+    use crate::id::DomId;
     use crate::perms::{Access, Incarnation, Perm, Perms};
-    use crate::server::DomId;
     use std::collections::BTreeSet;
     use std::format;
     use std::string::String;

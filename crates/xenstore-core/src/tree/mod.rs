@@ -18,10 +18,10 @@ pub use node::Node;
 pub(crate) use node::prefix_of;
 pub(crate) use traversal::Traversal;
 
+use crate::id::DomId;
 use crate::limits::{DOMID_ANY, NODE_WEIGHT};
 use crate::path::Path;
 use crate::perms::{Access, Caller, Incarnation, Perm, Perms};
-use crate::server::DomId;
 use crate::server::domain::Ledger;
 use crate::wire::Error;
 use alloc::rc::Rc;

@@ -6,7 +6,7 @@
 use super::WatchId;
 use super::below::Below;
 use crate::bytes::find;
-use crate::server::DomId;
+use crate::id::DomId;
 use alloc::boxed::Box;
 use alloc::collections::BTreeSet;
 use alloc::vec::Vec;

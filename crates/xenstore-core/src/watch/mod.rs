@@ -5,9 +5,9 @@ mod index;
 
 pub(crate) use index::{Audience, Spot};
 
+use crate::id::{ConnId, DomId};
 use crate::limits::WATCH_WEIGHT;
 use crate::path::Path;
-use crate::server::{ConnId, DomId};
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 use index::{Place, Watcher};
