@@ -8,6 +8,9 @@
 //! | [`path`] | what a path may be |
 //! | [`perms`] | who may read and write a node |
 //! | [`quota`] | what a domain may use, uses and was refused |
+//! | `domain` | the domains that the store knows |
+//! | `churn` | bytes that a change copies, makes and removes |
+//! | `ledger` | what a change is to book |
 //! | [`tree`] | the nodes, and what requests do to them |
 //! | `transaction` | snapshot, log, and how a commit is judged |
 //! | `watch` | watches in an index by path |
@@ -39,10 +42,13 @@ extern crate alloc;
 extern crate std;
 
 mod bytes;
+mod churn;
 pub mod client;
 mod digest;
+mod domain;
 mod host;
 mod id;
+mod ledger;
 pub mod limits;
 mod notice;
 pub mod path;

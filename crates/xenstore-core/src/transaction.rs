@@ -7,12 +7,14 @@
 //! make different children of one directory. Where nothing has changed since the start, the work is
 //! taken over as it is.
 
+use crate::churn::Churn;
+use crate::domain::Domains;
 use crate::id::ConnId;
+use crate::ledger::{Deltas, Ledger};
 use crate::limits::{LOGGED_WEIGHT, TRANSACTION_WEIGHT};
 use crate::path::Path;
 use crate::perms::{Access, Caller, Perm, Perms};
-use crate::server::domain::{Delta, Domains, Ledger};
-use crate::tree::{Churn, Debris, Done, Node, Put, Tree};
+use crate::tree::{Debris, Done, Node, Put, Tree};
 use crate::wire::Error;
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
@@ -194,14 +196,14 @@ pub(crate) struct Conflict {
 /// What a log made of the store it ran on.
 pub(crate) struct Rerun {
     pub(crate) tree: Tree,
-    pub(crate) deltas: Vec<Delta>,
+    pub(crate) deltas: Deltas,
     pub(crate) changed: Vec<Changed>,
     pub(crate) churn: Churn,
 }
 
 impl Rerun {
     fn of(tree: Tree) -> Self {
-        Self { tree, deltas: Vec::new(), changed: Vec::new(), churn: Churn::default() }
+        Self { tree, deltas: Deltas::default(), changed: Vec::new(), churn: Churn::default() }
     }
 
     /// Its parts, to be freed.

@@ -2,8 +2,8 @@
 
 use super::Server;
 use super::connection::{Connection, Transport};
-use super::domain::{Domain, Domains};
 use super::event::{INTRODUCE, RELEASE};
+use crate::domain::{Domain, Domains};
 use crate::id::{ConnId, DomId};
 use crate::limits::DOMID_ANY;
 use crate::notice::Ended;

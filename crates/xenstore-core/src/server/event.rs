@@ -1,7 +1,7 @@
 //! Watch events: who is told of a change, and what becomes of those who do not read.
 
 use super::Server;
-use super::domain::Domains;
+use crate::domain::Domains;
 use crate::id::{ConnId, DomId};
 use crate::limits::{DOMID_ANY, UNREAD_MAX_BYTES};
 use crate::notice::{Ended, Notice};

@@ -215,7 +215,7 @@ impl Server {
 
     /// Books what the last operation changed, which `author` asked for.
     pub(super) fn book(&mut self, author: Option<ConnId>) {
-        self.domains.book(&self.deltas);
+        self.deltas.book(&mut self.domains);
         self.deltas.clear();
         let churn = core::mem::take(&mut self.churn);
         self.note_replaced(author, churn);

@@ -10,7 +10,6 @@ mod check;
 mod config;
 mod connection;
 mod control;
-pub(crate) mod domain;
 mod dump;
 mod event;
 mod lifecycle;
@@ -25,12 +24,15 @@ mod transactions;
 mod turn;
 mod waiting;
 
+use crate::churn::Churn;
 use crate::digest::Secret;
+use crate::domain::Domains;
+use crate::ledger::{Deltas, Ledger};
 use crate::limits::{UNREAD_SOFT_BYTES, WEIGHT_DEFAULT};
 use crate::path::{Path, Special, resolve};
 use crate::perms::Caller;
 use crate::quota::{Kind, Quota, Usage};
-use crate::tree::{Churn, Tree};
+use crate::tree::Tree;
 use crate::watch::{WatchId, Watches};
 use crate::wire::{Error, Header};
 use alloc::boxed::Box;
@@ -39,7 +41,6 @@ use alloc::vec::Vec;
 use burial::Burials;
 use check::Check;
 use connection::{Connection, Transport};
-use domain::{Delta, Domains, Ledger};
 use removal::Removals;
 use rubbish::Rubbish;
 use snapshots::Snapshots;
@@ -98,7 +99,7 @@ pub struct Server {
     // Kept between requests, so that they need not be allocated for each.
     path_scratch: Vec<u8>,
     node_scratch: Vec<u8>,
-    deltas: Vec<Delta>,
+    deltas: Deltas,
     /// Bytes that the operation at hand has moved.
     churn: Churn,
     matching: Vec<WatchId>,
@@ -111,7 +112,7 @@ impl Server {
     pub fn new(config: Config) -> Self {
         let secret = Secret(config.secret);
         let mut domains = Domains::new(config.store_domain, config.priv_domain, secret);
-        let (mut node_scratch, mut deltas) = (Vec::new(), Vec::new());
+        let (mut node_scratch, mut deltas) = (Vec::new(), Deltas::default());
         let owner = config.priv_domain;
         let incarnation = domains.incarnation(owner);
         let mut ledger = Ledger {
@@ -123,7 +124,7 @@ impl Server {
             is_strict: true,
         };
         let tree = Tree::new(owner, incarnation, &mut ledger);
-        domains.book(&deltas);
+        deltas.book(&mut domains);
         deltas.clear();
         Self {
             config,

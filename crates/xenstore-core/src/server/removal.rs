@@ -3,11 +3,12 @@
 
 use super::Server;
 use super::event::Firing;
+use crate::churn::Churn;
 use crate::id::{ConnId, DomId};
 use crate::limits::DISOWN_MAX;
 use crate::path::Path;
 use crate::quota::Quota;
-use crate::tree::{Churn, Done, Node, Traversal};
+use crate::tree::{Done, Node, Traversal};
 use crate::watch::Spot;
 use alloc::collections::VecDeque;
 use alloc::rc::Rc;

@@ -1,17 +1,18 @@
 //! The requests, one function each.
 
 use super::Server;
-use super::domain::Ledger;
 use super::turn::Class;
 use super::waiting::{Attempt, WaitsFor};
+use crate::churn::Churn;
 use crate::host::Host;
 use crate::id::{ConnId, DomId};
+use crate::ledger::Ledger;
 use crate::limits::{self, COST_PER_NODE, LOGGED_WEIGHT, PAYLOAD_MAX};
 use crate::path::{Path, Special, push_decimal};
 use crate::perms::{Access, Caller, Incarnation, Perms};
 use crate::quota::{Kind, Quota};
 use crate::transaction::{Change, Touch, Transaction, What, apply};
-use crate::tree::{Churn, Node, Put};
+use crate::tree::{Node, Put};
 use crate::wire::{Error, Header, MsgType, Strings, feature};
 use alloc::rc::Rc;
 use alloc::vec::Vec;

@@ -5,12 +5,13 @@ use super::request::{Outcome, Request, Stop, parse};
 use super::rubbish::Thing;
 use super::turn::Class;
 use super::waiting::WaitsFor;
+use crate::churn::Churn;
 use crate::id::{ConnId, DomId};
 use crate::limits::TRANSACTION_WEIGHT;
 use crate::path::{Path, Special, is_relative, push_decimal};
 use crate::quota::Quota;
 use crate::transaction::{Touch, Transaction};
-use crate::tree::{Churn, Done};
+use crate::tree::Done;
 use crate::watch::{self, WatchId};
 use crate::wire::{Error, Strings, feature};
 use alloc::rc::Rc;
@@ -198,7 +199,7 @@ impl Server {
         }
         let work = rerun.as_ref().unwrap_or(&transaction.work);
         self.replace_tree(work.tree.clone());
-        self.domains.book(&work.deltas);
+        work.deltas.book(&mut self.domains);
         self.counters.commits = self.counters.commits.wrapping_add(1);
         for (path, done) in &work.changed {
             self.fire(Path::checked(path), done);

@@ -5,12 +5,12 @@
 
 use super::Server;
 use super::rubbish::Thing;
+use crate::churn::Churn;
 use crate::id::{ConnId, DomId};
 use crate::limits::{HOLD_MAX_US, SNAPSHOT_BYTES, SNAPSHOT_BYTES_MAX, SNAPSHOT_WORK_MAX};
 use crate::notice::Notice;
 use crate::quota::{Kind, Quota};
 use crate::transaction::{Leftovers, Rerun, Snapshot, Transaction};
-use crate::tree::Churn;
 use alloc::collections::BTreeSet;
 use alloc::format;
 

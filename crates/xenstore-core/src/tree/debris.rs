@@ -44,11 +44,13 @@ impl Debris {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::churn::Churn;
+    use crate::domain::Domains;
     use crate::id::DomId;
+    use crate::ledger::{Deltas, Ledger};
     use crate::path::Path;
     use crate::perms::{Caller, Incarnation};
-    use crate::server::domain::{Domains, Ledger};
-    use crate::tree::{Churn, Done, Put};
+    use crate::tree::{Done, Put};
     use alloc::rc::Rc;
     use std::format;
 
@@ -59,7 +61,7 @@ mod tests {
     #[test]
     fn it_is_freed_piece_by_piece() {
         let mut domains = Domains::new(DomId(0), DomId(0), crate::digest::Secret::default());
-        let (mut deltas, mut scratch) = (Vec::new(), Vec::new());
+        let (mut deltas, mut scratch) = (Deltas::default(), Vec::new());
         let mut ledger = Ledger {
             domains: &mut domains,
             deltas: &mut deltas,

@@ -4,8 +4,8 @@
 //! a snapshot shares them, and changes them in place otherwise, so it costs O(log n) whatever the size,
 //! and nothing is allocated where nothing is shared.
 
-use super::churn::{self, Churn};
 use super::node::{Node, is_whole, prefix_of};
+use crate::churn::{self, Churn};
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::cmp::Ordering;

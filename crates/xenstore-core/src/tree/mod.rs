@@ -4,28 +4,27 @@
 //! change costs O(depth). Permissions are checked here, where the nodes are; quotas through the
 //! ledger, which keeps what an operation changes apart until it stands.
 
-mod churn;
 mod debris;
 mod dir;
 mod node;
 mod traversal;
 
-pub(crate) use churn::Churn;
 pub(crate) use debris::Debris;
-pub(crate) use dir::ListChange;
 pub use dir::{Dir, Iter};
 pub use node::Node;
 pub(crate) use node::prefix_of;
 pub(crate) use traversal::Traversal;
 
+use crate::churn::Churn;
 use crate::id::DomId;
+use crate::ledger::Ledger;
 use crate::limits::{DOMID_ANY, NODE_WEIGHT};
 use crate::path::Path;
 use crate::perms::{Access, Caller, Incarnation, Perm, Perms};
-use crate::server::domain::Ledger;
 use crate::wire::Error;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
+use dir::ListChange;
 
 /// The special nodes, which have permissions only.
 const SPECIALS: [&[u8]; 2] = [b"@introduceDomain", b"@releaseDomain"];
@@ -257,7 +256,7 @@ impl Tree {
             let listed = names.peek().map_or(0, |next| next.len().saturating_add(1));
             ledger.own(&owner, 1, child.weight().saturating_add(listed as i64));
             ledger.made(name);
-            let change = ledger.list_change(name);
+            let change = list_change(name, ledger);
             let dir = node.dir_or_new(&mut ledger.churn);
             dir.insert(child, change, &mut ledger.churn);
             node = dir.get_mut(name, &mut ledger.churn).ok_or(Error::Io)?;
@@ -284,7 +283,7 @@ impl Tree {
             _ => return Err(Error::NoEnt),
         }
         let (parent, name) = path.split_last().ok_or(Error::Inval)?;
-        let change = ledger.list_change(name);
+        let change = list_change(name, ledger);
         let churn = &mut ledger.churn;
         let above = self.get_mut(parent.names(), churn).ok_or(Error::Io)?;
         let owner = above.perms().owner();
@@ -335,7 +334,7 @@ impl Tree {
         let node = Node::new(name, value, perms, ledger.scratch);
         ledger.own(&owner, 0, (name.len() as i64).saturating_add(1));
         ledger.own(&node.perms().owner(), 1, node.weight());
-        let change = ledger.list_change(name);
+        let change = list_change(name, ledger);
         dir.insert(node, change, &mut ledger.churn);
         Ok(())
     }
@@ -420,17 +419,23 @@ pub enum Go {
     Stop,
 }
 
+/// The marks that a list of children gets where a child of this name comes or goes.
+fn list_change(name: &[u8], ledger: &mut Ledger<'_>) -> ListChange {
+    let digest = ledger.domains.secret.bytes(name);
+    ListChange { generation: ledger.next_generation(), digest }
+}
+
 /// Takes a removed node and all below it off its owners' accounts.
 fn disown(gone: &Node, ledger: &mut Ledger<'_>) {
     let mut stack = Vec::from([gone.dir().map(|dir| dir.iter())]);
-    ledger.disown(gone);
+    ledger.disown(&gone.perms().owner(), gone.weight());
     while let Some(children) = stack.last_mut() {
         let Some(child) = children.as_mut().and_then(Iterator::next) else {
             stack.pop();
             continue;
         };
         ledger.touch();
-        ledger.disown(child);
+        ledger.disown(&child.perms().owner(), child.weight());
         if child.dir().is_some() {
             stack.push(child.dir().map(|dir| dir.iter()));
         }

@@ -1,7 +1,7 @@
 //! One node: its name, value, permissions and children.
 
-use super::churn::Churn;
 use super::dir::{Dir, Pieces};
+use crate::churn::Churn;
 use crate::limits::NODE_WEIGHT;
 use crate::perms::Perms;
 use alloc::rc::Rc;

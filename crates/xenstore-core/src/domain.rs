@@ -3,12 +3,10 @@
 use crate::digest::Secret;
 use crate::host::Host;
 use crate::id::{ConnId, DomId};
-use crate::limits::{DOMID_ANY, NODE_WEIGHT, WEIGHT_DEFAULT};
+use crate::limits::{DOMID_ANY, WEIGHT_DEFAULT};
 use crate::notice::{Notice, Notices};
-use crate::path::Path;
 use crate::perms::{Caller, Incarnation, Perm, Perms};
 use crate::quota::{Kind, Limits, Quota, Usage};
-use crate::tree::{Churn, ListChange, Node};
 use crate::wire::{Error, feature};
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet};
@@ -32,14 +30,6 @@ pub(crate) struct Domain {
     /// When its last turn ended, and until when it takes no other.
     pub(crate) last_turn: u64,
     pub(crate) no_turn_until: u64,
-}
-
-/// One change of what a domain owns: how many nodes, how many bytes.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Delta {
-    domid: DomId,
-    nodes: i64,
-    bytes: i64,
 }
 
 /// All domains, by number, and what is common to them.
@@ -264,127 +254,5 @@ impl Domains {
         if let Some(domain) = self.get_mut(domid) {
             domain.usage.saw(quota, value);
         }
-    }
-
-    /// Books what an operation or a transaction changed.
-    pub(crate) fn book(&mut self, deltas: &[Delta]) {
-        for delta in deltas {
-            if delta.nodes != 0 {
-                self.charge(delta.domid, Quota::Nodes, delta.nodes);
-            }
-            if delta.bytes != 0 {
-                self.charge(delta.domid, Quota::Memory, delta.bytes);
-            }
-        }
-    }
-}
-
-/// The accounts while one operation runs: what it changes is kept apart until it is known to stand.
-pub(crate) struct Ledger<'a> {
-    pub(crate) domains: &'a mut Domains,
-    pub(crate) deltas: &'a mut Vec<Delta>,
-    /// For building nodes; see [`crate::tree::Node::new`].
-    pub(crate) scratch: &'a mut Vec<u8>,
-    /// Nodes touched, for the cost of the request.
-    pub(crate) touched: u32,
-    /// Bytes that it moves.
-    pub(crate) churn: Churn,
-    /// The quotas of nodes and memory are asked now; else [`Ledger::check_all`] asks them in the end.
-    pub(crate) is_strict: bool,
-}
-
-impl Ledger<'_> {
-    /// The marks that a list of children gets where a child of this name comes or goes.
-    pub(crate) fn list_change(&mut self, name: &[u8]) -> ListChange {
-        self.domains.generation = self.domains.generation.wrapping_add(1);
-        let digest = self.domains.secret.bytes(name);
-        ListChange { generation: self.domains.generation, digest }
-    }
-
-    /// Notes that a node was made.
-    pub(crate) fn made(&mut self, name: &[u8]) {
-        let size = NODE_WEIGHT.saturating_add(name.len() as i64);
-        self.churn.made = self.churn.made.saturating_add(size);
-    }
-
-    /// Takes a removed node off its owner's account.
-    pub(crate) fn disown(&mut self, gone: &Node) {
-        self.own(&gone.perms().owner(), -1, gone.weight().saturating_neg());
-        self.churn.removed = self.churn.removed.saturating_add(gone.weight());
-    }
-
-    fn pending(&self, domid: DomId) -> (i64, i64) {
-        let delta = self.deltas.iter().find(|delta| delta.domid == domid);
-        delta.map_or((0, 0), |delta| (delta.nodes, delta.bytes))
-    }
-
-    /// Whether `owner` may own so many more nodes and bytes.
-    pub(crate) fn check_owner(
-        &mut self,
-        owner: DomId,
-        nodes: i64,
-        bytes: i64,
-    ) -> Result<(), Error> {
-        if !self.is_strict {
-            return Ok(());
-        }
-        let (pending_nodes, pending_bytes) = self.pending(owner);
-        if nodes > 0 {
-            self.domains.check_more(owner, Quota::Nodes, pending_nodes.saturating_add(nodes))?;
-        }
-        if bytes > 0 {
-            self.domains.check_more(owner, Quota::Memory, pending_bytes.saturating_add(bytes))?;
-        }
-        Ok(())
-    }
-
-    /// Refuses what is pending where an owner may not have it. The first of `freed` will use so many bytes less.
-    pub(crate) fn check_all(&mut self, freed: (DomId, i64)) -> Result<(), Error> {
-        for Delta { domid, nodes, bytes } in self.deltas.iter().copied() {
-            if self.domains.is_privileged(domid) {
-                continue;
-            }
-            if nodes > 0 {
-                self.domains.check_more(domid, Quota::Nodes, nodes)?;
-            }
-            if bytes > 0 {
-                let less = if domid == freed.0 { freed.1 } else { 0 };
-                self.domains.check_more(domid, Quota::Memory, bytes.saturating_sub(less))?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether `caller` may make a node of this size.
-    pub(crate) fn check_size(&mut self, caller: &Caller, size: u32) -> Result<(), Error> {
-        if !caller.privileged {
-            self.domains.check(caller.domid, Quota::NodeSize, i64::from(size))?;
-            self.domains.saw(caller.domid, Quota::NodeSize, i64::from(size));
-        }
-        Ok(())
-    }
-
-    /// Notes that `owner` has so many more (or fewer) nodes and bytes.
-    pub(crate) fn own(&mut self, owner: &Perm, nodes: i64, bytes: i64) {
-        if (nodes == 0 && bytes == 0) || self.domains.is_orphans(owner) {
-            return;
-        }
-        let owner = owner.domid;
-        match self.deltas.iter_mut().find(|delta| delta.domid == owner) {
-            Some(delta) => {
-                delta.nodes = delta.nodes.saturating_add(nodes);
-                delta.bytes = delta.bytes.saturating_add(bytes);
-            }
-            None => self.deltas.push(Delta { domid: owner, nodes, bytes }),
-        }
-    }
-
-    pub(crate) fn touch(&mut self) {
-        self.touched = self.touched.saturating_add(1);
-    }
-
-    /// A long path may have a thousand nodes on the way.
-    pub(crate) fn follow(&mut self, path: Path<'_>) {
-        self.touched = self.touched.saturating_add(path.cost());
     }
 }

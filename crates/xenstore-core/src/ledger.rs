@@ -1,0 +1,154 @@
+//! The accounts while something changes: what is to be booked, and what it costs.
+
+use crate::churn::Churn;
+use crate::domain::Domains;
+use crate::id::DomId;
+use crate::limits::NODE_WEIGHT;
+use crate::path::Path;
+use crate::perms::{Caller, Perm};
+use crate::quota::Quota;
+use crate::wire::Error;
+use alloc::vec::Vec;
+
+/// One change of what a domain owns: how many nodes, how many bytes.
+#[derive(Clone, Copy, Debug)]
+struct Delta {
+    domid: DomId,
+    nodes: i64,
+    bytes: i64,
+}
+
+/// Changes of what domains own that are not booked yet, one for each domain.
+#[derive(Default)]
+pub(crate) struct Deltas(Vec<Delta>);
+
+impl Deltas {
+    fn of(&self, domid: DomId) -> (i64, i64) {
+        let delta = self.0.iter().find(|delta| delta.domid == domid);
+        delta.map_or((0, 0), |delta| (delta.nodes, delta.bytes))
+    }
+
+    fn add(&mut self, domid: DomId, nodes: i64, bytes: i64) {
+        match self.0.iter_mut().find(|delta| delta.domid == domid) {
+            Some(delta) => {
+                delta.nodes = delta.nodes.saturating_add(nodes);
+                delta.bytes = delta.bytes.saturating_add(bytes);
+            }
+            None => self.0.push(Delta { domid, nodes, bytes }),
+        }
+    }
+
+    /// Forgets all of them.
+    pub(crate) fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    /// Books them.
+    pub(crate) fn book(&self, domains: &mut Domains) {
+        for delta in &self.0 {
+            if delta.nodes != 0 {
+                domains.charge(delta.domid, Quota::Nodes, delta.nodes);
+            }
+            if delta.bytes != 0 {
+                domains.charge(delta.domid, Quota::Memory, delta.bytes);
+            }
+        }
+    }
+}
+
+/// The accounts while one operation runs: what it changes is kept apart until it is known to stand.
+pub(crate) struct Ledger<'a> {
+    pub(crate) domains: &'a mut Domains,
+    pub(crate) deltas: &'a mut Deltas,
+    /// For building nodes in.
+    pub(crate) scratch: &'a mut Vec<u8>,
+    /// Nodes touched, for the cost of the request.
+    pub(crate) touched: u32,
+    /// Bytes that it moves.
+    pub(crate) churn: Churn,
+    /// The quotas of nodes and memory are asked now; else [`Ledger::check_all`] asks them in the end.
+    pub(crate) is_strict: bool,
+}
+
+impl Ledger<'_> {
+    /// The next generation of a list of children.
+    pub(crate) fn next_generation(&mut self) -> u64 {
+        self.domains.generation = self.domains.generation.wrapping_add(1);
+        self.domains.generation
+    }
+
+    /// Notes that a node was made.
+    pub(crate) fn made(&mut self, name: &[u8]) {
+        let size = NODE_WEIGHT.saturating_add(name.len() as i64);
+        self.churn.made = self.churn.made.saturating_add(size);
+    }
+
+    /// Takes a removed node, which has this weight, off its owner's account.
+    pub(crate) fn disown(&mut self, owner: &Perm, weight: i64) {
+        self.own(owner, -1, weight.saturating_neg());
+        self.churn.removed = self.churn.removed.saturating_add(weight);
+    }
+
+    /// Whether `owner` may own so many more nodes and bytes.
+    pub(crate) fn check_owner(
+        &mut self,
+        owner: DomId,
+        nodes: i64,
+        bytes: i64,
+    ) -> Result<(), Error> {
+        if !self.is_strict {
+            return Ok(());
+        }
+        let (pending_nodes, pending_bytes) = self.deltas.of(owner);
+        if nodes > 0 {
+            self.domains.check_more(owner, Quota::Nodes, pending_nodes.saturating_add(nodes))?;
+        }
+        if bytes > 0 {
+            self.domains.check_more(owner, Quota::Memory, pending_bytes.saturating_add(bytes))?;
+        }
+        Ok(())
+    }
+
+    /// Refuses what is pending where an owner may not have it. The first of `freed` will use so many bytes less.
+    pub(crate) fn check_all(&mut self, freed: (DomId, i64)) -> Result<(), Error> {
+        for Delta { domid, nodes, bytes } in self.deltas.0.iter().copied() {
+            if self.domains.is_privileged(domid) {
+                continue;
+            }
+            if nodes > 0 {
+                self.domains.check_more(domid, Quota::Nodes, nodes)?;
+            }
+            if bytes > 0 {
+                let less = if domid == freed.0 { freed.1 } else { 0 };
+                self.domains.check_more(domid, Quota::Memory, bytes.saturating_sub(less))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether `caller` may make a node of this size.
+    pub(crate) fn check_size(&mut self, caller: &Caller, size: u32) -> Result<(), Error> {
+        if !caller.privileged {
+            self.domains.check(caller.domid, Quota::NodeSize, i64::from(size))?;
+            self.domains.saw(caller.domid, Quota::NodeSize, i64::from(size));
+        }
+        Ok(())
+    }
+
+    /// Notes that `owner` has so many more (or fewer) nodes and bytes.
+    pub(crate) fn own(&mut self, owner: &Perm, nodes: i64, bytes: i64) {
+        if (nodes == 0 && bytes == 0) || self.domains.is_orphans(owner) {
+            return;
+        }
+        self.deltas.add(owner.domid, nodes, bytes);
+    }
+
+    pub(crate) fn touch(&mut self) {
+        self.touched = self.touched.saturating_add(1);
+    }
+
+    /// A long path may have a thousand nodes on the way.
+    pub(crate) fn follow(&mut self, path: Path<'_>) {
+        self.touched = self.touched.saturating_add(path.cost());
+    }
+}
