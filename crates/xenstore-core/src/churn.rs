@@ -22,7 +22,7 @@ pub(crate) struct Churn {
 }
 
 /// Something that snapshots share.
-pub(crate) trait Block: Clone {
+pub(crate) trait Shared: Clone {
     /// Bytes of its entries.
     fn entries_size(&self) -> usize;
 }
@@ -33,7 +33,7 @@ impl Churn {
     }
 
     /// The block to be changed: a copy of it where a snapshot shares it.
-    pub(crate) fn own<'b, B: Block>(&mut self, block: &'b mut Rc<B>) -> &'b mut B {
+    pub(crate) fn own<'b, B: Shared>(&mut self, block: &'b mut Rc<B>) -> &'b mut B {
         if Rc::strong_count(block) > 1 {
             self.copy(block.entries_size().saturating_add(BLOCK_OVERHEAD));
         }
@@ -41,7 +41,7 @@ impl Churn {
     }
 
     /// As [`Churn::own`], for a block that is used no more.
-    pub(crate) fn take<B: Block>(&mut self, block: Rc<B>) -> B {
+    pub(crate) fn take<B: Shared>(&mut self, block: Rc<B>) -> B {
         if Rc::strong_count(&block) > 1 {
             self.copy(block.entries_size().saturating_add(BLOCK_OVERHEAD));
         }

@@ -18,6 +18,7 @@
 //! | `host` | what the store asks of the machine around it |
 //! | `notice` | what the daemon is to log or to do |
 //! | `bytes` | bytes found fast |
+//! | `prefix` | names as numbers |
 //! | `digest` | digests of what a transaction has seen |
 //! | [`client`] | the other end: requests in flight, replies, events |
 //! | [`server`] | the store: requests in, replies and events out |
@@ -53,6 +54,7 @@ pub mod limits;
 mod notice;
 pub mod path;
 pub mod perms;
+mod prefix;
 pub mod quota;
 pub mod server;
 pub mod stream;

@@ -237,7 +237,7 @@ impl Leftovers {
                     Some(_) => {}
                     None => {
                         let trees = self.trees.iter_mut().filter_map(Option::take);
-                        trees.for_each(|tree| debris.push_tree(tree));
+                        trees.for_each(|tree| debris.push(tree.into_root()));
                         return true;
                     }
                 }

@@ -84,7 +84,7 @@ impl Server {
 
     /// Makes a tree the store's. The one before is freed, but for what others share.
     pub(super) fn replace_tree(&mut self, tree: Tree) {
-        self.rubbish.debris.push_tree(core::mem::replace(&mut self.tree, tree));
+        self.rubbish.debris.push(core::mem::replace(&mut self.tree, tree).into_root());
         let mut left = self.small();
         self.rubbish.debris.free_some(&mut left);
     }

@@ -4,7 +4,7 @@
 //! is asked for.
 
 use super::dir::Pieces;
-use super::{Node, Tree};
+use super::node::Node;
 use alloc::vec::Vec;
 
 /// Nodes that are freed for the cost of one simple request.
@@ -12,17 +12,12 @@ const NODES_A_UNIT: u32 = 4;
 
 /// Lists of children to be freed, with all below them. What a snapshot shares stays.
 #[derive(Default)]
-pub(crate) struct Debris(Vec<Pieces>);
+pub(crate) struct Debris(Vec<Pieces<Node>>);
 
 impl Debris {
     /// Adds a node, with all below it.
     pub(crate) fn push(&mut self, node: Node) {
         self.0.extend(node.into_pieces());
-    }
-
-    /// Adds all nodes of a tree.
-    pub(crate) fn push_tree(&mut self, tree: Tree) {
-        self.push(tree.root);
     }
 
     /// True where nothing is left.
@@ -35,7 +30,7 @@ impl Debris {
         while *left > 0
             && let Some(pieces) = self.0.pop()
         {
-            let nodes = pieces.take_apart(&mut self.0);
+            let nodes = pieces.take_apart(&mut self.0, Node::into_pieces);
             *left = left.saturating_sub(nodes / NODES_A_UNIT).saturating_sub(1);
         }
     }
@@ -50,7 +45,7 @@ mod tests {
     use crate::ledger::{Deltas, Ledger};
     use crate::path::Path;
     use crate::perms::{Caller, Incarnation};
-    use crate::tree::{Done, Put};
+    use crate::tree::{Done, Put, Tree};
     use alloc::rc::Rc;
     use std::format;
 
@@ -93,7 +88,7 @@ mod tests {
         // The list of `x`; below that all is shared.
         assert_eq!(rounds, 1);
         assert_eq!(Rc::strong_count(one.dir().unwrap()), holders);
-        debris.push_tree(shared);
+        debris.push(shared.into_root());
         rounds = 0;
         while !debris.is_empty() {
             debris.free_some(&mut 100);

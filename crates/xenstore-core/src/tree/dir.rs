@@ -4,8 +4,8 @@
 //! a snapshot shares them, and changes them in place otherwise, so it costs O(log n) whatever the size,
 //! and nothing is allocated where nothing is shared.
 
-use super::node::{Node, is_whole, prefix_of};
-use crate::churn::{self, Churn};
+use crate::churn::{Churn, Shared};
+use crate::prefix::{is_whole, prefix_of};
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::cmp::Ordering;
@@ -17,21 +17,30 @@ const SCAN_MAX: usize = 8;
 /// A block with fewer entries than this is joined with a neighbour where both fit into one.
 const BLOCK_MIN: usize = 8;
 
+/// Something that a list of children holds.
+pub trait Entry: Clone {
+    /// Its name, by which the list is sorted.
+    fn name(&self) -> &[u8];
+
+    /// The first bytes of the name as a number, for searching.
+    fn prefix(&self) -> u64;
+}
+
 /// The children of one node.
 #[derive(Clone)]
-pub struct Dir {
+pub struct Dir<N> {
     generation: u64,
     /// The sum of the digests of all names.
     digest: u64,
     len: u32,
     names_len: u32,
-    top: Block,
+    top: Block<N>,
 }
 
 #[derive(Clone)]
-enum Block {
-    Leaf(Vec<Node>),
-    Inner(Vec<Branch>),
+enum Block<N> {
+    Leaf(Vec<N>),
+    Inner(Vec<Branch<N>>),
 }
 
 /// The marks that a change of a list of children leaves in it.
@@ -43,7 +52,7 @@ pub(crate) struct ListChange {
     pub(crate) digest: u64,
 }
 
-impl churn::Block for Block {
+impl<N: Entry> Shared for Block<N> {
     fn entries_size(&self) -> usize {
         match self {
             Self::Leaf(nodes) => size_of_val(nodes.as_slice()),
@@ -52,22 +61,27 @@ impl churn::Block for Block {
     }
 }
 
-impl churn::Block for Dir {
+impl<N: Entry> Shared for Dir<N> {
     fn entries_size(&self) -> usize {
         self.top.entries_size()
     }
 }
 
 /// A block of a list of children that nobody needs any more.
-pub(super) struct Pieces(Block);
+pub(super) struct Pieces<N>(Block<N>);
 
-impl Pieces {
-    /// Frees its nodes, and gives up what is below them; what others share with it is theirs. How many nodes it had.
-    pub(super) fn take_apart(self, pieces: &mut Vec<Self>) -> u32 {
+impl<N: Entry> Pieces<N> {
+    /// Frees its nodes, of which `below` gives up what is below them; what others share with it is theirs. How many nodes
+    /// it had.
+    pub(super) fn take_apart(
+        self,
+        pieces: &mut Vec<Self>,
+        below: impl Fn(N) -> Option<Self>,
+    ) -> u32 {
         match self.0 {
             Block::Leaf(children) => {
                 let nodes = children.len();
-                pieces.extend(children.into_iter().filter_map(Node::into_pieces));
+                pieces.extend(children.into_iter().filter_map(below));
                 u32::try_from(nodes).unwrap_or(u32::MAX)
             }
             Block::Inner(branches) => {
@@ -82,10 +96,10 @@ impl Pieces {
 /// A block below an inner one. Nothing in it sorts before `bound`; the first branch's bound counts as
 /// lower than everything.
 #[derive(Clone)]
-struct Branch {
+struct Branch<N> {
     prefix: u64,
     bound: Rc<[u8]>,
-    block: Rc<Block>,
+    block: Rc<Block<N>>,
     /// Length of the list of all names in it, as DIRECTORY gives it.
     names_len: u32,
 }
@@ -112,7 +126,7 @@ impl<'a> Key<'a> {
     }
 }
 
-fn find_leaf(nodes: &[Node], key: Key<'_>) -> Result<usize, usize> {
+fn find_leaf<N: Entry>(nodes: &[N], key: Key<'_>) -> Result<usize, usize> {
     if nodes.len() > SCAN_MAX {
         return nodes.binary_search_by(|node| key.order(node.prefix(), || node.name()));
     }
@@ -127,7 +141,7 @@ fn find_leaf(nodes: &[Node], key: Key<'_>) -> Result<usize, usize> {
 }
 
 /// The branch in which `key` is, if anywhere.
-fn find_branch(branches: &[Branch], key: Key<'_>) -> usize {
+fn find_branch<N>(branches: &[Branch<N>], key: Key<'_>) -> usize {
     let above = branches
         .partition_point(|branch| key.order(branch.prefix, || &branch.bound) != Ordering::Greater);
     above.saturating_sub(1)
@@ -146,8 +160,8 @@ fn make_room<T>(items: &mut Vec<T>) {
     }
 }
 
-impl Block {
-    fn get(&self, key: Key<'_>) -> Option<&Node> {
+impl<N: Entry> Block<N> {
+    fn get(&self, key: Key<'_>) -> Option<&N> {
         let mut block = self;
         loop {
             match block {
@@ -157,7 +171,7 @@ impl Block {
         }
     }
 
-    fn get_mut(&mut self, key: Key<'_>, churn: &mut Churn) -> Option<&mut Node> {
+    fn get_mut(&mut self, key: Key<'_>, churn: &mut Churn) -> Option<&mut N> {
         let mut block = self;
         loop {
             match block {
@@ -183,7 +197,7 @@ impl Block {
     /// The smallest name below.
     fn first_name(&self) -> Option<&[u8]> {
         match self {
-            Self::Leaf(nodes) => nodes.first().map(Node::name),
+            Self::Leaf(nodes) => nodes.first().map(Entry::name),
             Self::Inner(branches) => branches.first()?.block.first_name(),
         }
     }
@@ -199,7 +213,7 @@ impl Block {
     }
 
     /// Adds `node`, which is not there yet; the upper part where the block had to be split.
-    fn insert(&mut self, node: Node, churn: &mut Churn) -> Option<Branch> {
+    fn insert(&mut self, node: N, churn: &mut Churn) -> Option<Branch<N>> {
         match self {
             Self::Leaf(nodes) => {
                 let at = find_leaf(nodes, Key::new(node.name())).unwrap_or_else(|at| at);
@@ -217,7 +231,7 @@ impl Block {
         }
     }
 
-    fn remove(&mut self, key: Key<'_>, churn: &mut Churn) -> Option<Node> {
+    fn remove(&mut self, key: Key<'_>, churn: &mut Churn) -> Option<N> {
         match self {
             Self::Leaf(nodes) => {
                 let at = find_leaf(nodes, key).ok()?;
@@ -242,8 +256,8 @@ impl Block {
     }
 }
 
-impl Branch {
-    fn over(block: Block) -> Self {
+impl<N: Entry> Branch<N> {
+    fn over(block: Block<N>) -> Self {
         let bound: Rc<[u8]> = Rc::from(block.first_name().unwrap_or_default());
         let names_len = block.names_len();
         Self { prefix: prefix_of(&bound), bound, block: Rc::new(block), names_len }
@@ -275,7 +289,7 @@ fn split_insert<T>(items: &mut Vec<T>, at: usize, item: T) -> Option<Vec<T>> {
 
 /// Puts the branch at `at`, which has become small, together with a neighbour if both fit into one
 /// block with room to spare.
-fn join_with_neighbour(branches: &mut Vec<Branch>, at: usize, churn: &mut Churn) {
+fn join_with_neighbour<N: Entry>(branches: &mut Vec<Branch<N>>, at: usize, churn: &mut Churn) {
     let len = |at: usize| branches.get(at).map(|branch| branch.block.len());
     let Some(own) = len(at) else { return };
     if own == 0 && branches.len() > 1 {
@@ -302,7 +316,7 @@ fn join_with_neighbour(branches: &mut Vec<Branch>, at: usize, churn: &mut Churn)
     }
 }
 
-impl Dir {
+impl<N: Entry> Dir<N> {
     /// No children.
     #[must_use]
     pub fn new() -> Self {
@@ -334,7 +348,7 @@ impl Dir {
     }
 
     /// True where the children of both have the same names.
-    pub(super) fn same_names(&self, other: &Dir) -> bool {
+    pub(super) fn same_names(&self, other: &Dir<N>) -> bool {
         (self.len, self.digest) == (other.len, other.digest)
     }
 
@@ -345,17 +359,17 @@ impl Dir {
 
     /// The child of this name.
     #[must_use]
-    pub fn get(&self, name: &[u8]) -> Option<&Node> {
+    pub fn get(&self, name: &[u8]) -> Option<&N> {
         self.top.get(Key::new(name))
     }
 
     /// The child of this name, to be changed. Its name stays.
-    pub(super) fn get_mut(&mut self, name: &[u8], churn: &mut Churn) -> Option<&mut Node> {
+    pub(super) fn get_mut(&mut self, name: &[u8], churn: &mut Churn) -> Option<&mut N> {
         self.top.get_mut(Key::new(name), churn)
     }
 
     /// Adds a child whose name is not there yet.
-    pub(super) fn insert(&mut self, node: Node, change: ListChange, churn: &mut Churn) {
+    pub(super) fn insert(&mut self, node: N, change: ListChange, churn: &mut Churn) {
         self.generation = change.generation;
         self.digest = self.digest.wrapping_add(change.digest);
         self.len = self.len.saturating_add(1);
@@ -372,7 +386,7 @@ impl Dir {
         name: &[u8],
         change: ListChange,
         churn: &mut Churn,
-    ) -> Option<Node> {
+    ) -> Option<N> {
         let node = self.top.remove(Key::new(name), churn)?;
         self.generation = change.generation;
         self.digest = self.digest.wrapping_sub(change.digest);
@@ -388,13 +402,13 @@ impl Dir {
     }
 
     /// Its blocks.
-    pub(super) fn into_pieces(self) -> Pieces {
+    pub(super) fn into_pieces(self) -> Pieces<N> {
         Pieces(self.top)
     }
 
     /// The children in the order of their names.
     #[must_use]
-    pub fn iter(&self) -> Iter<'_> {
+    pub fn iter(&self) -> Iter<'_, N> {
         let mut iter = Iter { stack: Vec::new() };
         iter.descend(&self.top);
         iter
@@ -402,7 +416,7 @@ impl Dir {
 
     /// The children that sort behind `name`, which need not be there.
     #[must_use]
-    pub fn iter_after<'a>(&'a self, name: &[u8]) -> Iter<'a> {
+    pub fn iter_after<'a>(&'a self, name: &[u8]) -> Iter<'a, N> {
         let mut iter = Iter { stack: Vec::new() };
         let mut block = &self.top;
         loop {
@@ -428,21 +442,21 @@ impl Dir {
 
     /// The children whose names begin at `offset` of the list of names that DIRECTORY returns, or behind it.
     #[must_use]
-    pub fn iter_from(&self, offset: usize) -> Iter<'_> {
+    pub fn iter_from(&self, offset: usize) -> Iter<'_, N> {
         self.seek(offset).0
     }
 
     /// As [`Dir::iter_from`], and how many entries it had to look at.
-    fn seek(&self, offset: usize) -> (Iter<'_>, usize) {
+    fn seek(&self, offset: usize) -> (Iter<'_, N>, usize) {
         let mut iter = Iter { stack: Vec::new() };
         let (mut left, mut looked) = (offset, 0usize);
         let mut block = &self.top;
         loop {
             match block {
                 Block::Leaf(nodes) => {
-                    let before = |node: &&Node| {
+                    let before = |node: &&N| {
                         let before = left > 0;
-                        left = left.saturating_sub(listed_len(node) as usize);
+                        left = left.saturating_sub(listed_len(*node) as usize);
                         before
                     };
                     let passed = nodes.iter().take_while(before).count();
@@ -451,7 +465,7 @@ impl Dir {
                     return (iter, looked.saturating_add(passed));
                 }
                 Block::Inner(branches) => {
-                    let before = |branch: &&Branch| {
+                    let before = |branch: &&Branch<N>| {
                         let rest = left.checked_sub(branch.names_len as usize);
                         left = rest.unwrap_or(left);
                         rest.is_some()
@@ -468,28 +482,28 @@ impl Dir {
     }
 }
 
-impl Default for Dir {
+impl<N: Entry> Default for Dir<N> {
     fn default() -> Self {
         Self::new()
     }
 }
 
-fn listed_len(node: &Node) -> u32 {
+fn listed_len<N: Entry>(node: &N) -> u32 {
     u32::try_from(node.name().len()).unwrap_or(u32::MAX).saturating_add(1)
 }
 
-enum Rest<'a> {
-    Nodes(core::slice::Iter<'a, Node>),
-    Branches(core::slice::Iter<'a, Branch>),
+enum Rest<'a, N> {
+    Nodes(core::slice::Iter<'a, N>),
+    Branches(core::slice::Iter<'a, Branch<N>>),
 }
 
 /// Children in the order of their names.
-pub struct Iter<'a> {
-    stack: Vec<Rest<'a>>,
+pub struct Iter<'a, N> {
+    stack: Vec<Rest<'a, N>>,
 }
 
-impl<'a> Iter<'a> {
-    fn descend(&mut self, block: &'a Block) {
+impl<'a, N> Iter<'a, N> {
+    fn descend(&mut self, block: &'a Block<N>) {
         self.stack.push(match block {
             Block::Leaf(nodes) => Rest::Nodes(nodes.iter()),
             Block::Inner(branches) => Rest::Branches(branches.iter()),
@@ -497,10 +511,10 @@ impl<'a> Iter<'a> {
     }
 }
 
-impl<'a> Iterator for Iter<'a> {
-    type Item = &'a Node;
+impl<'a, N> Iterator for Iter<'a, N> {
+    type Item = &'a N;
 
-    fn next(&mut self) -> Option<&'a Node> {
+    fn next(&mut self) -> Option<&'a N> {
         loop {
             match self.stack.last_mut()? {
                 Rest::Nodes(nodes) => match nodes.next() {
@@ -522,6 +536,7 @@ mod tests {
     use crate::digest::Secret;
     use crate::id::DomId;
     use crate::perms::{Access, Incarnation, Perm, Perms};
+    use crate::tree::Node;
     use std::collections::BTreeSet;
     use std::format;
     use std::string::String;
@@ -535,15 +550,15 @@ mod tests {
         ListChange { generation, digest: Secret::default().bytes(name.as_bytes()) }
     }
 
-    fn put(dir: &mut Dir, name: &str, generation: u64) {
+    fn put(dir: &mut Dir<Node>, name: &str, generation: u64) {
         dir.insert(node(name), change(name, generation), &mut Churn::default());
     }
 
-    fn take(dir: &mut Dir, name: &str, generation: u64) -> Option<Node> {
+    fn take(dir: &mut Dir<Node>, name: &str, generation: u64) -> Option<Node> {
         dir.remove(name.as_bytes(), change(name, generation), &mut Churn::default())
     }
 
-    fn names(dir: &Dir) -> Vec<String> {
+    fn names(dir: &Dir<Node>) -> Vec<String> {
         dir.iter().map(|node| String::from_utf8(node.name().to_vec()).unwrap()).collect()
     }
 
@@ -632,8 +647,8 @@ mod tests {
             put(&mut dir, &format!("{at:05}"), at);
         }
         let Block::Inner(branches) = &dir.top else { panic!("one block for 3200 children") };
-        fn leaves(branches: &[Branch]) -> usize {
-            let below = |branch: &Branch| match &*branch.block {
+        fn leaves(branches: &[Branch<Node>]) -> usize {
+            let below = |branch: &Branch<Node>| match &*branch.block {
                 Block::Leaf(_) => 1,
                 Block::Inner(branches) => leaves(branches),
             };
@@ -653,7 +668,7 @@ mod tests {
                 take(&mut dir, &format!("{at:05}"), at);
             }
         }
-        fn blocks(block: &Block) -> usize {
+        fn blocks(block: &Block<Node>) -> usize {
             match block {
                 Block::Leaf(_) => 1,
                 Block::Inner(branches) => branches.iter().map(|branch| blocks(&branch.block)).sum(),

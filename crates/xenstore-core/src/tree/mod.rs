@@ -10,9 +10,8 @@ mod node;
 mod traversal;
 
 pub(crate) use debris::Debris;
-pub use dir::{Dir, Iter};
+pub use dir::{Dir, Entry, Iter};
 pub use node::Node;
-pub(crate) use node::prefix_of;
 pub(crate) use traversal::Traversal;
 
 use crate::churn::Churn;
@@ -103,6 +102,11 @@ impl Tree {
     #[must_use]
     pub fn root(&self) -> &Node {
         &self.root
+    }
+
+    /// The root node alone, to be freed with all below it.
+    pub(crate) fn into_root(self) -> Node {
+        self.root
     }
 
     /// Whether nothing has changed between the two.

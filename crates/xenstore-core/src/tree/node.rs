@@ -1,9 +1,10 @@
 //! One node: its name, value, permissions and children.
 
-use super::dir::{Dir, Pieces};
+use super::dir::{Dir, Entry, Pieces};
 use crate::churn::Churn;
 use crate::limits::NODE_WEIGHT;
 use crate::perms::Perms;
+use crate::prefix::prefix_of;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 
@@ -21,33 +22,7 @@ pub struct Node {
     /// Length of the name (2 bytes), the name, the value.
     data: Rc<[u8]>,
     perms: Rc<Perms>,
-    dir: Option<Rc<Dir>>,
-}
-
-/// The first eight bytes of a name as a number that sorts as the bytes do. Names hold no NUL, so
-/// padding with NULs keeps the order.
-#[inline]
-pub(crate) fn prefix_of(name: &[u8]) -> u64 {
-    if let Some(first) = name.first_chunk::<8>() {
-        return u64::from_be_bytes(*first);
-    }
-    let bits = u32::try_from(name.len()).unwrap_or(0).saturating_mul(8);
-    match (name.first_chunk::<4>(), name.last_chunk::<4>()) {
-        // What is in both is the same in both.
-        (Some(first), Some(last)) => {
-            let (first, last) = (u32::from_be_bytes(*first), u32::from_be_bytes(*last));
-            u64::from(first) << 32 | u64::from(last) << 64u32.saturating_sub(bits)
-        }
-        _ => {
-            let bytes = name.iter().fold(0, |bytes, byte| bytes << 8 | u64::from(*byte));
-            bytes.checked_shl(64u32.saturating_sub(bits)).unwrap_or(0)
-        }
-    }
-}
-
-/// Whether the name with this prefix has no more bytes than are in it.
-pub(crate) fn is_whole(prefix: u64) -> bool {
-    prefix & 0xff == 0
+    dir: Option<Rc<Dir<Self>>>,
 }
 
 /// Builds a node's data in one go; the `Vec` is for reuse, so that only the shared copy is allocated.
@@ -58,6 +33,16 @@ fn join(name: &[u8], value: &[u8], scratch: &mut Vec<u8>) -> Rc<[u8]> {
     scratch.extend_from_slice(name);
     scratch.extend_from_slice(value);
     Rc::from(scratch.as_slice())
+}
+
+impl Entry for Node {
+    fn name(&self) -> &[u8] {
+        self.name()
+    }
+
+    fn prefix(&self) -> u64 {
+        self.prefix
+    }
 }
 
 impl Node {
@@ -78,11 +63,6 @@ impl Node {
         self.data.get(LEN_BYTES..self.value_at()).unwrap_or_default()
     }
 
-    /// The first bytes of the name, for searching.
-    pub(super) fn prefix(&self) -> u64 {
-        self.prefix
-    }
-
     /// The value.
     #[must_use]
     pub fn value(&self) -> &[u8] {
@@ -97,7 +77,7 @@ impl Node {
 
     /// The children; `None` for a node that never had one.
     #[must_use]
-    pub fn dir(&self) -> Option<&Rc<Dir>> {
+    pub fn dir(&self) -> Option<&Rc<Dir<Self>>> {
         self.dir.as_ref()
     }
 
@@ -205,7 +185,7 @@ impl Node {
     }
 
     /// The list of children that it alone holds.
-    pub(super) fn into_pieces(self) -> Option<Pieces> {
+    pub(super) fn into_pieces(self) -> Option<Pieces<Self>> {
         Rc::into_inner(self.dir?).map(Dir::into_pieces)
     }
 
@@ -215,48 +195,12 @@ impl Node {
     }
 
     /// The children, to be changed; made this node's own first if a snapshot shares them.
-    pub(super) fn dir_mut(&mut self, churn: &mut Churn) -> Option<&mut Dir> {
+    pub(super) fn dir_mut(&mut self, churn: &mut Churn) -> Option<&mut Dir<Self>> {
         self.dir.as_mut().map(|dir| churn.own(dir))
     }
 
     /// As [`Node::dir_mut`], for a node that may have none yet.
-    pub(super) fn dir_or_new(&mut self, churn: &mut Churn) -> &mut Dir {
+    pub(super) fn dir_or_new(&mut self, churn: &mut Churn) -> &mut Dir<Self> {
         churn.own(self.dir.get_or_insert_with(|| Rc::new(Dir::new())))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::vec;
-
-    #[test]
-    fn prefixes_sort_as_the_names_do() {
-        let names: Vec<Vec<u8>> = (0..12u8)
-            .flat_map(|len| {
-                let name: Vec<u8> = (b'b'..).take(len.into()).collect();
-                let last = |by: i8| {
-                    let mut other = name.clone();
-                    if let Some(last) = other.last_mut() {
-                        *last = last.wrapping_add_signed(by);
-                    }
-                    other
-                };
-                vec![last(-1), name.clone(), last(1), vec![0xff; len.into()]]
-            })
-            .collect();
-        for one in &names {
-            let mut padded = one.clone();
-            padded.resize(8, 0);
-            assert_eq!(prefix_of(one), u64::from_be_bytes(*padded.first_chunk().unwrap()));
-            assert_eq!(is_whole(prefix_of(one)), one.len() < 8, "{one:?}");
-            for two in &names {
-                if prefix_of(one) != prefix_of(two) {
-                    assert_eq!(prefix_of(one) < prefix_of(two), one < two, "{one:?} {two:?}");
-                } else if is_whole(prefix_of(one)) {
-                    assert_eq!(one, two);
-                }
-            }
-        }
     }
 }

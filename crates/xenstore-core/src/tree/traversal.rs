@@ -1,6 +1,7 @@
 //! A traversal of a tree that can be taken up again where it stopped.
 
-use super::{Iter, Node};
+use super::dir::Iter;
+use super::node::Node;
 use crate::limits::DISOWN_MAX;
 use alloc::vec::Vec;
 
@@ -16,7 +17,7 @@ pub(crate) struct Traversal<'a> {
     root: Option<&'a Node>,
     /// The path of the node that was visited last, relative to the first; empty for that one.
     path: Vec<u8>,
-    stack: Vec<(Iter<'a>, usize)>,
+    stack: Vec<(Iter<'a, Node>, usize)>,
 }
 
 impl<'a> Traversal<'a> {

@@ -1,7 +1,7 @@
 //! The places of the index below one: none, one, or many that are told apart by their first names.
 
 use super::index::{Place, first_name};
-use crate::tree::prefix_of;
+use crate::prefix::prefix_of;
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::collections::btree_map::Entry;
