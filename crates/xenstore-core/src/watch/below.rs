@@ -1,26 +1,32 @@
 //! The places of the index below one: none, one, or many that are told apart by their first names.
 
-use super::index::{Place, first_name};
+use super::names::{first_name, strip};
 use crate::prefix::prefix_of;
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::collections::btree_map::Entry;
 use alloc::vec::Vec;
 
+/// Something that a label leads to.
+pub(super) trait Labelled: Default {
+    /// The names that lead there from the place above, with a slash between each two.
+    fn label(&self) -> &[u8];
+}
+
 /// The places below one: mostly none or one.
 #[derive(Default)]
-pub(super) enum Below {
+pub(super) enum Below<P> {
     #[default]
     None,
-    One(Box<Place>),
-    Many(Box<Parting>),
+    One(Box<P>),
+    Many(Box<Parting<P>>),
 }
 
 /// A parting of ways: the places by their first name. They are found by its first bytes as a number, as nodes are: a
 /// change looks here whether anybody watches or not.
 #[derive(Default)]
-pub(super) struct Parting {
-    places: BTreeMap<u64, Alike>,
+pub(super) struct Parting<P> {
+    places: BTreeMap<u64, Alike<P>>,
     /// The [`mark`] of every name that is or was there: most changes are where nobody watches.
     marks: u64,
     /// The number of places.
@@ -28,11 +34,16 @@ pub(super) struct Parting {
 }
 
 /// The places whose first names begin alike.
-enum Alike {
-    One(Box<Place>),
-    /// Sorted by their first names.
-    #[expect(clippy::vec_box, reason = "what moves when one is put between two is a pointer")]
-    Many(Vec<Box<Place>>),
+enum Alike<P> {
+    One(Box<P>),
+    /// Sorted by their first names. Boxes, as what moves when one is put between two is a pointer.
+    Many(Vec<Box<P>>),
+}
+
+/// True where the first name that leads to a place is `name`.
+#[inline]
+fn is_first(place: &impl Labelled, name: &[u8]) -> bool {
+    strip(place.label(), name).is_some()
 }
 
 /// One bit of 64 for a name that begins so.
@@ -40,39 +51,39 @@ fn mark(prefix: u64) -> u64 {
     1 << (prefix.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 58)
 }
 
-impl Alike {
+impl<P: Labelled> Alike<P> {
     /// The place whose first name is `name`.
     #[inline]
-    fn get(&self, name: &[u8]) -> Option<&Place> {
+    fn get(&self, name: &[u8]) -> Option<&P> {
         match self {
-            Self::One(place) => place.is_first(name).then_some(place),
+            Self::One(place) => is_first(&**place, name).then_some(place),
             Self::Many(places) => {
                 let at =
-                    places.binary_search_by(|place| first_name(&place.label).cmp(name)).ok()?;
+                    places.binary_search_by(|place| first_name(place.label()).cmp(name)).ok()?;
                 places.get(at).map(|place| &**place)
             }
         }
     }
 
-    fn get_mut(&mut self, name: &[u8]) -> Option<&mut Place> {
+    fn get_mut(&mut self, name: &[u8]) -> Option<&mut P> {
         match self {
-            Self::One(place) => place.is_first(name).then_some(place),
+            Self::One(place) => is_first(&**place, name).then_some(place),
             Self::Many(places) => {
                 let at =
-                    places.binary_search_by(|place| first_name(&place.label).cmp(name)).ok()?;
+                    places.binary_search_by(|place| first_name(place.label()).cmp(name)).ok()?;
                 places.get_mut(at).map(|place| &mut **place)
             }
         }
     }
 
     /// Adds a place whose first name is not there yet.
-    fn add(&mut self, place: Box<Place>) {
+    fn add(&mut self, place: Box<P>) {
         if let Self::One(first) = self {
             *self = Self::Many(Vec::from([core::mem::take(first)]));
         }
         if let Self::Many(places) = self {
-            let name = first_name(&place.label);
-            let at = places.partition_point(|known| first_name(&known.label) < name);
+            let name = first_name(place.label());
+            let at = places.partition_point(|known| first_name(known.label()) < name);
             places.insert(at, place);
         }
     }
@@ -80,13 +91,13 @@ impl Alike {
     /// Takes the place whose first name is `name` out; whether there was one.
     fn remove(&mut self, name: &[u8]) -> bool {
         match self {
-            Self::One(place) if place.is_first(name) => {
+            Self::One(place) if is_first(&**place, name) => {
                 *self = Self::Many(Vec::new());
                 true
             }
             Self::One(_) => false,
             Self::Many(places) => {
-                let found = places.binary_search_by(|place| first_name(&place.label).cmp(name));
+                let found = places.binary_search_by(|place| first_name(place.label()).cmp(name));
                 if let Ok(at) = found {
                     places.remove(at);
                     if places.capacity() > places.len().saturating_mul(2).saturating_add(4) {
@@ -102,7 +113,7 @@ impl Alike {
         matches!(self, Self::Many(places) if places.is_empty())
     }
 
-    fn iter(&self) -> impl Iterator<Item = &Place> {
+    fn iter(&self) -> impl Iterator<Item = &P> {
         let (one, many) = match self {
             Self::One(place) => (Some(place), None),
             Self::Many(places) => (None, Some(places)),
@@ -111,7 +122,7 @@ impl Alike {
     }
 
     /// The only place, where there is one only.
-    fn into_only(self) -> Option<Box<Place>> {
+    fn into_only(self) -> Option<Box<P>> {
         match self {
             Self::One(place) => Some(place),
             Self::Many(places) => places.into_iter().next(),
@@ -119,9 +130,9 @@ impl Alike {
     }
 }
 
-impl Parting {
+impl<P: Labelled> Parting<P> {
     #[inline]
-    fn get(&self, name: &[u8]) -> Option<&Place> {
+    fn get(&self, name: &[u8]) -> Option<&P> {
         let prefix = prefix_of(name);
         if self.marks & mark(prefix) == 0 {
             return None;
@@ -129,13 +140,13 @@ impl Parting {
         self.places.get(&prefix)?.get(name)
     }
 
-    fn get_mut(&mut self, name: &[u8]) -> Option<&mut Place> {
+    fn get_mut(&mut self, name: &[u8]) -> Option<&mut P> {
         self.places.get_mut(&prefix_of(name))?.get_mut(name)
     }
 
     /// Adds a place whose first name is not there yet.
-    fn add(&mut self, place: Box<Place>) {
-        let prefix = prefix_of(first_name(&place.label));
+    fn add(&mut self, place: Box<P>) {
+        let prefix = prefix_of(first_name(place.label()));
         self.marks |= mark(prefix);
         self.len = self.len.saturating_add(1);
         match self.places.entry(prefix) {
@@ -155,16 +166,16 @@ impl Parting {
     }
 
     /// The only place, where there is one only.
-    fn only(&mut self) -> Option<Box<Place>> {
+    fn only(&mut self) -> Option<Box<P>> {
         let (_, alike) = (self.len == 1).then(|| self.places.pop_first())??;
         alike.into_only()
     }
 }
 
-impl Below {
+impl<P: Labelled> Below<P> {
     /// The place that may lie on the way along `names`: its label is still to be compared.
     #[inline]
-    pub(super) fn toward(&self, names: &[u8]) -> Option<&Place> {
+    pub(super) fn toward(&self, names: &[u8]) -> Option<&P> {
         match self {
             Self::None => None,
             Self::One(place) => Some(place),
@@ -174,29 +185,29 @@ impl Below {
 
     /// The place whose first name is that of `names`.
     #[inline]
-    pub(super) fn get(&self, names: &[u8]) -> Option<&Place> {
+    pub(super) fn get(&self, names: &[u8]) -> Option<&P> {
         match self {
             Self::None => None,
-            Self::One(place) => place.is_first(first_name(names)).then_some(place),
+            Self::One(place) => is_first(&**place, first_name(names)).then_some(place),
             Self::Many(parting) => parting.get(first_name(names)),
         }
     }
 
-    pub(super) fn get_mut(&mut self, names: &[u8]) -> Option<&mut Place> {
+    pub(super) fn get_mut(&mut self, names: &[u8]) -> Option<&mut P> {
         let name = first_name(names);
         match self {
             Self::None => None,
-            Self::One(place) => place.is_first(name).then_some(place),
+            Self::One(place) => is_first(&**place, name).then_some(place),
             Self::Many(parting) => parting.get_mut(name),
         }
     }
 
     /// Adds a place whose first name is not there yet.
-    pub(super) fn add(&mut self, place: Box<Place>) {
+    pub(super) fn add(&mut self, place: Box<P>) {
         match core::mem::take(self) {
             Self::None => *self = Self::One(place),
             Self::One(first) => {
-                let mut parting = Box::<Parting>::default();
+                let mut parting = Box::<Parting<P>>::default();
                 parting.add(first);
                 parting.add(place);
                 *self = Self::Many(parting);
@@ -211,7 +222,7 @@ impl Below {
     pub(super) fn remove(&mut self, name: &[u8]) {
         match self {
             Self::None => {}
-            Self::One(place) if place.is_first(name) => *self = Self::None,
+            Self::One(place) if is_first(&**place, name) => *self = Self::None,
             Self::One(_) => {}
             Self::Many(parting) => {
                 parting.remove(name);
@@ -230,7 +241,7 @@ impl Below {
         }
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Place> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = &P> {
         let (one, many) = match self {
             Self::None => (None, None),
             Self::One(place) => (Some(&**place), None),

@@ -3,9 +3,9 @@
 //! Names that lead nowhere else share one place, so a watch makes at most two places, however long its path is. A
 //! change of `/a/b` finds the watches of `/`, `/a` and `/a/b` on one way down; a removal also finds those below.
 
-use super::WatchId;
-use super::below::Below;
-use crate::bytes::find;
+use super::below::{Below, Labelled};
+use super::id::WatchId;
+use super::names::{common_len, first_name, strip};
 use crate::id::DomId;
 use alloc::boxed::Box;
 use alloc::collections::BTreeSet;
@@ -15,9 +15,9 @@ use alloc::vec::Vec;
 #[derive(Default)]
 pub(super) struct Place {
     /// The names that lead here from the place above, with a slash between each two.
-    pub(super) label: Box<[u8]>,
+    label: Box<[u8]>,
     pub(super) here: Here,
-    below: Below,
+    below: Below<Self>,
 }
 
 /// One watch of a place. A domain's watches stand side by side, in the order in which they were set.
@@ -52,30 +52,6 @@ pub(super) enum Here {
     None,
     One(Watcher),
     Many(BTreeSet<Watcher>),
-}
-
-/// The first name of some with a slash between each two.
-#[inline]
-pub(super) fn first_name(names: &[u8]) -> &[u8] {
-    names.get(..find::<b'/'>(names).unwrap_or(names.len())).unwrap_or_default()
-}
-
-/// The names that follow `first` in `names`, where they begin with it.
-#[inline]
-fn strip<'n>(names: &'n [u8], first: &[u8]) -> Option<&'n [u8]> {
-    let rest = names.strip_prefix(first)?;
-    if rest.is_empty() { Some(rest) } else { rest.strip_prefix(b"/") }
-}
-
-/// The length of the names that both begin with.
-fn common_len(one: &[u8], two: &[u8]) -> usize {
-    let same = one.iter().zip(two).take_while(|(one, two)| one == two).count();
-    let ends = |names: &[u8]| names.get(same).is_none_or(|byte| *byte == b'/');
-    if ends(one) && ends(two) {
-        return same;
-    }
-    let shared = one.get(..same).unwrap_or_default();
-    shared.iter().rposition(|byte| *byte == b'/').unwrap_or(0)
 }
 
 impl Here {
@@ -127,13 +103,13 @@ impl Here {
     }
 }
 
-impl Place {
-    /// True where the first name that leads here is `name`.
-    #[inline]
-    pub(super) fn is_first(&self, name: &[u8]) -> bool {
-        strip(&self.label, name).is_some()
+impl Labelled for Place {
+    fn label(&self) -> &[u8] {
+        &self.label
     }
+}
 
+impl Place {
     /// The next place on the way along `names`, and the names behind it.
     #[inline]
     pub(super) fn enter<'n>(&self, names: &'n [u8]) -> Option<(&Self, &'n [u8])> {

@@ -1,8 +1,11 @@
 //! Watches, in an index by path.
 
 mod below;
+mod id;
 mod index;
+mod names;
 
+pub(crate) use id::WatchId;
 pub(crate) use index::{Audience, Spot};
 
 use crate::id::{ConnId, DomId};
@@ -11,15 +14,7 @@ use crate::path::Path;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 use index::{Place, Watcher};
-
-/// A watch; they are in the order in which they were set.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(crate) struct WatchId {
-    /// The number of watches that were set before; never used again.
-    number: u64,
-    /// Its place in [`Watches::all`]; used again once the watch is gone.
-    slot: u32,
-}
+use names::count;
 
 /// One watch.
 pub(crate) struct Watch {
@@ -34,20 +29,6 @@ pub(crate) struct Watch {
     pub(crate) hidden: usize,
     /// Names below the path that are watched; `None` for all.
     pub(crate) depth: Option<u32>,
-}
-
-impl WatchId {
-    /// Sorts before all others.
-    const FIRST: Self = Self { number: 0, slot: 0 };
-    /// Sorts behind all others.
-    const LAST: Self = Self { number: u64::MAX, slot: u32::MAX };
-}
-
-#[cfg(test)]
-impl WatchId {
-    fn for_test(number: u64) -> Self {
-        Self { number, slot: 0 }
-    }
 }
 
 impl Watch {
@@ -96,11 +77,6 @@ pub(crate) struct Watches {
 fn names(path: Path<'_>) -> &[u8] {
     let path = path.as_bytes();
     path.strip_prefix(b"/").unwrap_or(path)
-}
-
-/// The number of names.
-fn count(names: &[u8]) -> usize {
-    names.split(|byte| *byte == b'/').filter(|name| !name.is_empty()).count()
 }
 
 impl Watches {
