@@ -1,9 +1,37 @@
 //! Reading records. Nothing is copied, and nothing is believed that is not looked at here.
 
-use super::{
-    Connection, DEPTH_ALL, Domain, DomainMore, Error, FLAGS, Global, HAS_IDENTITY, HAS_UNIQUE_ID,
-    IDENT, IS_SHUT_DOWN, NO_TARGET, Node, Peer, Quotas, Record, VERSION, Watch, kind,
+use super::kind;
+use super::record::{
+    Connection, DEPTH_ALL, Domain, DomainMore, FLAGS, Global, HAS_IDENTITY, HAS_UNIQUE_ID, IDENT,
+    IS_SHUT_DOWN, NO_TARGET, Node, Peer, Quotas, Record, VERSION, Watch,
 };
+use core::fmt;
+
+/// Why a stream could not be read, and where.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct Error {
+    /// How many records stand before the one at fault.
+    pub record: u32,
+    /// The type that it announces; `None` where the stream ends before that, and for the stream's header.
+    pub kind: Option<u32>,
+    /// Where it begins, in bytes from the stream's start.
+    pub offset: usize,
+    /// What is wrong.
+    pub what: &'static str,
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the state cannot be read: record {} ", self.record)?;
+        if let Some(kind) = self.kind {
+            write!(f, "({}, type {kind:#x}) ", kind::name(kind))?;
+        }
+        write!(f, "at byte {}: {}", self.offset, self.what)
+    }
+}
+
+impl core::error::Error for Error {}
 
 /// What is wrong with a record.
 type What = &'static str;

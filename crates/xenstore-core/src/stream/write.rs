@@ -1,8 +1,9 @@
 //! Writing records. Every length is a multiple of 8, padding included, as C's reader expects.
 
-use super::{
+use super::kind;
+use super::record::{
     Connection, DEPTH_ALL, Domain, FLAGS, HAS_IDENTITY, HAS_UNIQUE_ID, IDENT, IS_SHUT_DOWN,
-    NO_TARGET, Node, Peer, Quotas, Record, VERSION, Watch, kind,
+    NO_TARGET, Node, Peer, Quotas, Record, VERSION, Watch,
 };
 use alloc::vec::Vec;
 

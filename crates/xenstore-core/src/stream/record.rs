@@ -1,0 +1,147 @@
+//! The records of a stream: what each kind holds.
+
+/// `xenstore` in ASCII.
+pub(super) const IDENT: &[u8; 8] = b"xenstore";
+/// The version that is written; those up to it are read.
+pub(super) const VERSION: u32 = 2;
+/// Bit 0 of the flags: the order of all bytes behind the header, 1 for the highest first.
+pub(super) const FLAGS: u32 = if cfg!(target_endian = "big") { 1 } else { 0 };
+
+/// `unique_id` is present in CONNECTION_DATA.
+pub(super) const HAS_UNIQUE_ID: u16 = 1;
+/// `tdomid` of a domain without a target (`DOMID_INVALID`, `xen.h`).
+pub(super) const NO_TARGET: u16 = 0x7ff4;
+/// `depth` of a watch on everything below.
+pub(super) const DEPTH_ALL: u16 = u16::MAX;
+/// The domain has an identity, in [`DomainMore`].
+pub(super) const HAS_IDENTITY: u16 = 1;
+/// The domain has been shut down, in [`DomainMore`].
+pub(super) const IS_SHUT_DOWN: u16 = 2;
+
+/// GLOBAL_DATA: what the daemon holds as a whole. The numbers mean something in the process only.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Global {
+    /// Descriptor of the listening socket, -1 for none.
+    pub socket_fd: i32,
+    /// Descriptor of the event channel driver, -1 for none.
+    pub evtchn_fd: i32,
+}
+
+/// What the daemon holds of one connection, and the core does not.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Link<'a> {
+    /// A socket's descriptor, a ring's event channel port.
+    pub handle: u32,
+    /// Bytes that were read and not handed in yet: whole messages, then a part of one.
+    pub input: &'a [u8],
+}
+
+/// CONNECTION_DATA.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Connection<'a> {
+    /// Not 0.
+    pub(crate) id: u32,
+    pub(crate) peer: Peer,
+    /// Requests that have not been answered: whole ones, then a part of one.
+    pub(crate) input: &'a [u8],
+    /// What is to be sent: so many bytes of a message of which a part has been, then whole ones.
+    pub(crate) partial: u16,
+    pub(crate) output: &'a [u8],
+}
+
+/// Who is at the other end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Peer {
+    Ring { domid: u16, target: Option<u16>, port: u32, identity: Option<u64> },
+    Socket { fd: u32 },
+}
+
+/// WATCH_DATA, or WATCH_DATA_EXTENDED where it has a depth.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Watch<'a> {
+    pub(crate) conn: u32,
+    /// As it was given, without its NUL.
+    pub(crate) path: &'a [u8],
+    pub(crate) token: &'a [u8],
+    pub(crate) depth: Option<u16>,
+}
+
+/// NODE_DATA of a node that everybody sees.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Node<'a> {
+    pub(crate) path: &'a [u8],
+    pub(crate) value: &'a [u8],
+    /// Letter, flags and domid, the owner's first.
+    pub(crate) entries: &'a [[u8; 4]],
+}
+
+/// Values and names of quotas.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Quotas<'a> {
+    pub(super) values: &'a [[u8; 4]],
+    /// As many as there are values, each with its NUL.
+    pub(super) names: &'a [u8],
+}
+
+impl<'a> Quotas<'a> {
+    pub(crate) fn new(values: &'a [[u8; 4]], names: &'a [u8]) -> Self {
+        Self { values, names }
+    }
+
+    pub(crate) fn iter(self) -> impl Iterator<Item = (&'a [u8], u32)> {
+        let values = self.values.iter().map(|value| u32::from_ne_bytes(*value));
+        crate::wire::Strings::new(self.names).zip(values)
+    }
+}
+
+/// DOMAIN_DATA; ours for a domain without a connection, which C's daemon would not take there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Domain<'a> {
+    pub(crate) domid: u16,
+    /// `None` in streams of version 1.
+    pub(crate) features: Option<u32>,
+    pub(crate) quotas: Quotas<'a>,
+}
+
+/// What we know of a domain beyond DOMAIN_DATA.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct DomainMore {
+    pub(crate) domid: u16,
+    pub(crate) shutdown: bool,
+    pub(crate) weight: u32,
+    pub(crate) identity: Option<u64>,
+}
+
+/// One record.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Record<'a> {
+    Global(Global),
+    Connection(Connection<'a>),
+    Watch(Watch<'a>),
+    Transaction {
+        conn: u32,
+        id: u32,
+    },
+    Node(Node<'a>),
+    GlobalQuota(Quotas<'a>),
+    Domain(Domain<'a>),
+    /// A number above all generations of lists of children.
+    Generation(u64),
+    Unconnected(Domain<'a>),
+    DomainMore(DomainMore),
+    /// What a connection has beyond CONNECTION_DATA: the number of its next transaction, and why it is no
+    /// longer served, if it is not.
+    ConnectionMore {
+        conn: u32,
+        next_transaction: u32,
+        ended: u32,
+    },
+    /// Input that does not fit into the 65535 bytes of CONNECTION_DATA.
+    Input {
+        conn: u32,
+        bytes: &'a [u8],
+    },
+    /// Of a type that is not known, or of a transaction's own nodes.
+    Other,
+    End,
+}
