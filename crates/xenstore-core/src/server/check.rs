@@ -156,7 +156,7 @@ impl Server {
             self.tree.special(special).into_iter().for_each(|node| found.add_node(node));
         }
         let mut set = 0usize;
-        for conn in self.conns.iter().flatten() {
+        for (_, conn) in self.conns.iter() {
             set = set.saturating_add(conn.watches.len());
             for watch in conn.watches.values().filter_map(|id| self.watches.get(*id)) {
                 found.add(conn.domid, Quota::Watches, 1);

@@ -129,7 +129,7 @@ impl Server {
             let now = match about.quota {
                 Quota::Outstanding => domain
                     .conn
-                    .and_then(|conn| self.conn(conn))
+                    .and_then(|conn| self.conns.get(conn))
                     .map_or(0, |connection| connection.outstanding() as i64),
                 quota => usage.now(quota),
             };

@@ -67,14 +67,10 @@ impl Server {
         let (values, names) = limits(&self.domains.limits);
         out.put(&Record::GlobalQuota(Quotas::new(&values, &names)))?;
         // Rings first: C's daemon must know domain 0 before the sockets that speak for it.
-        let conns = |wanted: Transport| {
-            let all = self.conns.iter().enumerate();
-            let all = all.filter_map(|(at, conn)| Some((at, conn.as_deref()?)));
-            all.filter(move |(_, conn)| conn.transport == wanted)
-        };
+        let conns =
+            |wanted: Transport| self.conns.iter().filter(move |(_, conn)| conn.transport == wanted);
         let conns = conns(Transport::Ring).chain(conns(Transport::Socket));
-        for (number, (at, connection)) in (1..).zip(conns) {
-            let conn = ConnId(u32::try_from(at).unwrap_or(u32::MAX));
+        for (number, (conn, connection)) in (1..).zip(conns) {
             self.dump_connection(number, conn, connection, link(conn), &mut out)?;
         }
         let mut entries = Vec::new();

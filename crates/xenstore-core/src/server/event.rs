@@ -8,7 +8,6 @@ use crate::notice::{Ended, Notice};
 use crate::path::{Path, push_decimal};
 use crate::perms::{Access, Caller, Perms};
 use crate::quota::{Kind, Quota};
-use crate::server::connection::Transport;
 use crate::tree::{Done, Node, Tree};
 use crate::watch::{Audience, Spot, Watch, WatchId};
 use alloc::format;
@@ -174,8 +173,11 @@ impl Server {
     }
 
     fn may_see(&self, id: WatchId, sight: &Sight<'_>) -> bool {
-        let domid =
-            self.watches.get(id).and_then(|watch| self.conn(watch.conn)).map(|conn| conn.domid);
+        let domid = self
+            .watches
+            .get(id)
+            .and_then(|watch| self.conns.get(watch.conn))
+            .map(|conn| conn.domid);
         domid.is_some_and(|domid| {
             self.domains.is_privileged(domid) || sight.allows(&self.domains.caller(domid))
         })
@@ -197,9 +199,7 @@ impl Server {
         if len > crate::limits::PAYLOAD_MAX {
             return;
         }
-        let Some(connection) = conns.get_mut(conn.0 as usize).and_then(Option::as_deref_mut) else {
-            return;
-        };
+        let Some(connection) = conns.get_mut(conn) else { return };
         *cost = cost.saturating_add(1);
         if !connection.push_event(id, path, len) {
             counters.events_merged = counters.events_merged.wrapping_add(1);
@@ -210,7 +210,7 @@ impl Server {
         if unread > self.unread_max(domid) {
             self.end_unread(conn);
         } else {
-            self.mark_ready(conn);
+            self.conns.mark_ready(conn);
         }
     }
 
@@ -224,7 +224,7 @@ impl Server {
     }
 
     fn end_unread(&mut self, conn: ConnId) {
-        let Some(connection) = self.conn(conn) else { return };
+        let Some(connection) = self.conns.get(conn) else { return };
         let (domid, unread) = (connection.domid, connection.unread());
         let text = format!(
             "connection {} of domain {} is no longer served: it left {unread} bytes of replies and events unread",
@@ -234,34 +234,17 @@ impl Server {
         self.end_connection(conn, Ended::Unread);
     }
 
-    /// Notes since when a connection's output lies unread without progress. Only guests have a deadline.
-    pub(super) fn note_unread(&mut self, conn: ConnId, since: Option<u64>) {
-        let Self { conns, domains, unread, .. } = self;
-        let Some(connection) = conns.get_mut(conn.0 as usize).and_then(Option::as_deref_mut) else {
-            return;
-        };
-        if connection.transport == Transport::Socket || domains.is_privileged(connection.domid) {
-            return;
-        }
-        if let Some(old) = core::mem::replace(&mut connection.unread_since, since) {
-            unread.remove(&(old, conn));
-        }
-        if let Some(since) = since {
-            unread.insert((since, conn));
-        }
-    }
-
     /// When the first guest will have left something unread for too long.
     pub(super) fn unread_deadline(&self) -> Option<u64> {
         let timeout = self.config.watch_event_timeout_us;
-        let (since, _) = self.unread.first().filter(|_| timeout != 0)?;
+        let (since, _) = self.conns.longest_unread().filter(|_| timeout != 0)?;
         Some(since.saturating_add(timeout))
     }
 
     pub(super) fn expire_unread(&mut self) {
         let (timeout, now) = (self.config.watch_event_timeout_us, self.domains.now);
         while timeout != 0
-            && let Some((since, conn)) = self.unread.first().copied()
+            && let Some((since, conn)) = self.conns.longest_unread()
             && now >= since.saturating_add(timeout)
         {
             self.end_unread(conn);

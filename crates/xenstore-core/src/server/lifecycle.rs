@@ -51,9 +51,9 @@ impl Server {
             self.clear_connection(conn);
             return Ok(conn);
         }
-        let conn = self.add_connection(domid, Transport::Ring);
+        let conn = self.conns.add(domid, Transport::Ring);
         if let Err(error) = host.attach(Attach { domid, gfn, port, features, conn }) {
-            self.drop_connection(conn);
+            self.conns.remove(conn);
             return Err(error);
         }
         if let Some(domain) = self.domains.get_mut(domid) {
@@ -67,22 +67,22 @@ impl Server {
     /// Watches, transactions, waiting requests and output go; the connection may go on.
     fn clear_connection(&mut self, conn: ConnId) {
         self.forget_waiting(conn);
-        if let Some(connection) = self.conn_mut(conn) {
+        if let Some(connection) = self.conns.get_mut(conn) {
             connection.clear_output();
         }
         self.drop_watches(conn);
         self.drop_transactions(conn);
-        self.note_unread(conn, None);
-        if self.conn_mut(conn).and_then(|connection| connection.ended.take()).is_some() {
+        self.conns.note_unread(conn, None, &self.domains);
+        if self.conns.get_mut(conn).and_then(|connection| connection.ended.take()).is_some() {
             // It begins anew, or its name will be another's: the daemon must not end that one.
             self.domains.notices.withdraw_end(conn);
         }
-        self.mark_ready(conn);
+        self.conns.mark_ready(conn);
     }
 
     /// Forgets all watches of a connection, and all events that wait there.
     pub(super) fn drop_watches(&mut self, conn: ConnId) {
-        let Some(connection) = self.conn_mut(conn) else { return };
+        let Some(connection) = self.conns.get_mut(conn) else { return };
         let domid = connection.domid;
         let events = connection.take_events();
         let watches = core::mem::take(&mut connection.watches);
@@ -105,7 +105,7 @@ impl Server {
     }
 
     pub(super) fn drop_transactions(&mut self, conn: ConnId) {
-        let Some(connection) = self.conn_mut(conn) else { return };
+        let Some(connection) = self.conns.get_mut(conn) else { return };
         let domid = connection.domid;
         let transactions = core::mem::take(&mut connection.transactions);
         for (id, transaction) in transactions.into_all() {
@@ -120,10 +120,10 @@ impl Server {
     /// The peer is gone: its watches, transactions and waiting requests go with it.
     pub fn disconnect(&mut self, conn: ConnId, now: u64, host: &mut dyn Host) {
         self.domains.now = now;
-        let Some(connection) = self.conn(conn) else { return };
+        let Some(connection) = self.conns.get(conn) else { return };
         let domid = connection.domid;
         self.clear_connection(conn);
-        self.drop_connection(conn);
+        self.conns.remove(conn);
         if let Some(domain) = self.domains.get_mut(domid)
             && domain.conn == Some(conn)
         {
@@ -135,7 +135,7 @@ impl Server {
     /// The transport found the peer in breach of the protocol; as [`Notice::Ended`] afterwards.
     pub fn end(&mut self, conn: ConnId, why: Ended, now: u64, host: &mut dyn Host) {
         self.domains.now = now;
-        let Some(connection) = self.conn(conn) else { return };
+        let Some(connection) = self.conns.get(conn) else { return };
         let domid = connection.domid;
         let what = match why {
             Ended::Unread => "it left too much unread",
@@ -155,7 +155,7 @@ impl Server {
     /// A connection is not served any more, but a domain that had it still lives (XSA-325).
     pub(super) fn end_connection(&mut self, conn: ConnId, why: Ended) {
         self.clear_connection(conn);
-        let Some(connection) = self.conn_mut(conn) else { return };
+        let Some(connection) = self.conns.get_mut(conn) else { return };
         connection.ended = Some(why);
         self.domains.notice(Notice::Ended { conn, why });
     }
@@ -197,7 +197,7 @@ impl Server {
         if let Some(conn) = conn {
             // First of all, so that it is not told of the end of its own nodes.
             self.clear_connection(conn);
-            self.drop_connection(conn);
+            self.conns.remove(conn);
             host.detach(domid, conn);
         }
         self.remove_nodes_of(domid);

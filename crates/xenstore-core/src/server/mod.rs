@@ -9,6 +9,7 @@ mod burial;
 mod check;
 mod config;
 mod connection;
+mod connections;
 mod control;
 mod dump;
 mod event;
@@ -36,11 +37,11 @@ use crate::tree::Tree;
 use crate::watch::{WatchId, Watches};
 use crate::wire::{Error, Header};
 use alloc::boxed::Box;
-use alloc::collections::{BTreeSet, VecDeque};
 use alloc::vec::Vec;
 use burial::Burials;
 use check::Check;
 use connection::{Connection, Transport};
+use connections::Connections;
 use removal::Removals;
 use rubbish::Rubbish;
 use snapshots::Snapshots;
@@ -81,11 +82,7 @@ pub struct Server {
     domains: Domains,
     tree: Tree,
     watches: Watches,
-    conns: Vec<Option<Box<Connection>>>,
-    free: Vec<ConnId>,
-    ready: VecDeque<ConnId>,
-    /// Guests with unread output, by the time since when.
-    unread: BTreeSet<(u64, ConnId)>,
+    conns: Connections,
     turns: Turns,
     snapshots: Snapshots,
     rubbish: Rubbish,
@@ -131,10 +128,7 @@ impl Server {
             domains,
             tree,
             watches: Watches::default(),
-            conns: Vec::new(),
-            free: Vec::new(),
-            ready: VecDeque::new(),
-            unread: BTreeSet::new(),
+            conns: Connections::default(),
             turns: Turns::default(),
             snapshots: Snapshots::default(),
             rubbish: Rubbish::default(),
@@ -182,51 +176,19 @@ impl Server {
     /// Bytes of replies and events that wait to be sent to this connection, what it takes to keep them included.
     #[must_use]
     pub fn unread(&self, conn: ConnId) -> usize {
-        self.conn(conn).map_or(0, Connection::unread)
-    }
-
-    fn conn(&self, conn: ConnId) -> Option<&Connection> {
-        self.conns.get(conn.0 as usize)?.as_deref()
-    }
-
-    fn conn_mut(&mut self, conn: ConnId) -> Option<&mut Connection> {
-        self.conns.get_mut(conn.0 as usize)?.as_deref_mut()
-    }
-
-    fn add_connection(&mut self, domid: DomId, transport: Transport) -> ConnId {
-        let id = self.free.pop().unwrap_or_else(|| {
-            self.conns.push(None);
-            ConnId(u32::try_from(self.conns.len()).unwrap_or(u32::MAX).saturating_sub(1))
-        });
-        if let Some(slot) = self.conns.get_mut(id.0 as usize) {
-            *slot = Some(Box::new(Connection::new(domid, transport)));
-        }
-        id
-    }
-
-    fn drop_connection(&mut self, conn: ConnId) {
-        if self.conns.get_mut(conn.0 as usize).and_then(Option::take).is_some() {
-            self.free.push(conn);
-        }
+        self.conns.get(conn).map_or(0, Connection::unread)
     }
 
     /// A socket client, which speaks for the domain of the store and is privileged.
     pub fn connect_socket(&mut self) -> ConnId {
-        self.add_connection(self.config.store_domain, Transport::Socket)
-    }
-
-    fn mark_ready(&mut self, conn: ConnId) {
-        let Some(connection) = self.conn_mut(conn) else { return };
-        if !core::mem::replace(&mut connection.ready, true) {
-            self.ready.push_back(conn);
-        }
+        self.conns.add(self.config.store_domain, Transport::Socket)
     }
 
     /// Whether the next request of this connection may be handed in now. False while it leaves too
     /// much unread or too many of its requests wait.
     #[must_use]
     pub fn wants_input(&self, conn: ConnId) -> bool {
-        let Some(connection) = self.conn(conn) else { return false };
+        let Some(connection) = self.conns.get(conn) else { return false };
         if connection.ended.is_some()
             || connection.unread() >= UNREAD_SOFT_BYTES
             || !self.may_delay_more(conn, connection.delayed.len())
@@ -255,7 +217,7 @@ impl Server {
         self.domains.now = now;
         self.cost = 1;
         self.counters.requests = self.counters.requests.wrapping_add(1);
-        let Some(connection) = self.conn(conn).filter(|conn| conn.ended.is_none()) else {
+        let Some(connection) = self.conns.get(conn).filter(|conn| conn.ended.is_none()) else {
             return 1;
         };
         if !connection.delayed.is_empty() && self.must_follow(conn, header, payload) {
@@ -264,7 +226,7 @@ impl Server {
             self.delay(conn, header, payload, why);
         }
         self.run_waiting(self.class(conn), host);
-        let Some(connection) = self.conn_mut(conn) else { return self.cost };
+        let Some(connection) = self.conns.get_mut(conn) else { return self.cost };
         let owed = core::mem::take(&mut connection.owed);
         let (domid, outstanding) = (connection.domid, connection.outstanding());
         if outstanding > 0 {
@@ -277,26 +239,27 @@ impl Server {
     /// against [`WEIGHT_DEFAULT`] of a domain that was given none. Set by CONTROL `weight`.
     #[must_use]
     pub fn weight(&self, conn: ConnId) -> u32 {
-        let domain = self.conn(conn).and_then(|conn| self.domains.get(conn.domid));
+        let domain = self.conns.get(conn).and_then(|conn| self.domains.get(conn.domid));
         domain.map_or(WEIGHT_DEFAULT, |domain| domain.weight)
     }
 
     /// The bytes waiting to be sent to this connection.
     pub fn output(&mut self, conn: ConnId) -> &[u8] {
         let Self { conns, watches, .. } = self;
-        let connection = conns.get_mut(conn.0 as usize).and_then(Option::as_deref_mut);
-        connection.map_or(&[], |connection| connection.output(watches))
+        conns.get_mut(conn).map_or(&[], |connection| connection.output(watches))
     }
 
     /// The first `count` bytes of [`Server::output`] have been sent.
     pub fn consume_output(&mut self, conn: ConnId, count: usize, now: u64) {
         self.domains.now = now;
-        let Some(connection) = self.conn_mut(conn) else { return };
+        let Some(connection) = self.conns.get_mut(conn) else { return };
         connection.consume(count);
         match (connection.unread(), connection.unread_since) {
             (0, None) => {}
-            (0, Some(_)) => self.note_unread(conn, None),
-            (_, since) if count > 0 || since.is_none() => self.note_unread(conn, Some(now)),
+            (0, Some(_)) => self.conns.note_unread(conn, None, &self.domains),
+            (_, since) if count > 0 || since.is_none() => {
+                self.conns.note_unread(conn, Some(now), &self.domains);
+            }
             _ => {}
         }
     }
@@ -304,14 +267,7 @@ impl Server {
     /// The next connection that has got output since it was last named here, or that may be asked
     /// for requests again.
     pub fn poll_ready(&mut self) -> Option<ConnId> {
-        loop {
-            let conn = self.ready.pop_front()?;
-            if let Some(connection) = self.conn_mut(conn)
-                && core::mem::take(&mut connection.ready)
-            {
-                return Some(conn);
-            }
-        }
+        self.conns.pop_ready()
     }
 
     /// The next notice.

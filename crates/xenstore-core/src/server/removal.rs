@@ -84,7 +84,7 @@ impl Server {
         {
             // That was looked at three times.
             self.charge_work(3 * DISOWN_MAX);
-            let author = author.and_then(|conn| Some((conn, self.conn(conn)?.domid)));
+            let author = author.and_then(|conn| Some((conn, self.conns.get(conn)?.domid)));
             let (path, top) = (Rc::from(path.as_bytes()), gone.clone());
             self.removals.push_back(Removal { path, top, last: None, author });
             self.note_orphans();
@@ -128,7 +128,7 @@ impl Server {
         self.audience = audience;
         let spent = slice.saturating_sub(left / NODES_A_UNIT);
         if let Some((conn, domid)) = removal.author
-            && let Some(connection) = self.conn_mut(conn).filter(|conn| conn.domid == domid)
+            && let Some(connection) = self.conns.get_mut(conn).filter(|conn| conn.domid == domid)
         {
             connection.owed = connection.owed.saturating_add(spent);
         }

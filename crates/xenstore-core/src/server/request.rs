@@ -95,7 +95,7 @@ impl Server {
         payload: &[u8],
         host: &mut dyn Host,
     ) -> Attempt {
-        let Some(connection) = self.conn(conn) else { return Attempt::Done };
+        let Some(connection) = self.conns.get(conn) else { return Attempt::Done };
         let caller = self.domains.caller(connection.domid);
         let outcome = match MsgType::from_code(header.kind) {
             None | Some(MsgType::WatchEvent | MsgType::Error) => Err(Stop::Error(Error::NoSys)),
@@ -108,7 +108,7 @@ impl Server {
             Ok(()) => Attempt::Done,
             Err(Stop::Wait(why)) => Attempt::Wait(why),
             Err(Stop::Error(error)) => {
-                if let Some(connection) = self.conn_mut(conn) {
+                if let Some(connection) = self.conns.get_mut(conn) {
                     connection.reply_error(header, error);
                 }
                 Attempt::Done
@@ -160,7 +160,7 @@ impl Server {
         if len > PAYLOAD_MAX {
             return Err(Error::TooBig.into());
         }
-        if let Some(connection) = self.conn_mut(request.conn) {
+        if let Some(connection) = self.conns.get_mut(request.conn) {
             connection.reply(request.header, request.kind, payload);
         }
         Ok(())
@@ -171,7 +171,7 @@ impl Server {
     }
 
     fn has_transaction(&self, conn: ConnId, id: u32) -> bool {
-        self.conn(conn).is_some_and(|conn| conn.transactions.contains(id))
+        self.conns.get(conn).is_some_and(|conn| conn.transactions.contains(id))
     }
 
     /// Lends the request's transaction to `body`; it is put back whatever happens.
@@ -181,7 +181,7 @@ impl Server {
         body: impl FnOnce(&mut Self, &mut Transaction) -> R,
     ) -> Result<R, Error> {
         let id = request.header.tx_id;
-        let taken = self.conn_mut(request.conn).and_then(|conn| conn.transactions.lend(id));
+        let taken = self.conns.get_mut(request.conn).and_then(|conn| conn.transactions.lend(id));
         let mut transaction = taken.ok_or(Error::NoEnt)?;
         let before = transaction.weight();
         let result = body(self, &mut transaction);
@@ -189,7 +189,7 @@ impl Server {
         if more != 0 {
             self.domains.charge(request.caller.domid, Quota::Memory, more);
         }
-        if let Some(connection) = self.conn_mut(request.conn) {
+        if let Some(connection) = self.conns.get_mut(request.conn) {
             connection.transactions.give_back(id, transaction);
         }
         Ok(result)
@@ -365,7 +365,7 @@ impl Server {
         if len > PAYLOAD_MAX {
             return Err(Error::TooBig.into());
         }
-        let Some(connection) = self.conn_mut(request.conn) else { return Ok(()) };
+        let Some(connection) = self.conns.get_mut(request.conn) else { return Ok(()) };
         connection.reply_with(request.header, request.kind, PAYLOAD_MAX, |out| {
             for child in node.children() {
                 out.extend_from_slice(child.name());

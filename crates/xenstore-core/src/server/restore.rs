@@ -160,19 +160,19 @@ impl Restoring {
                     server.domains.know(domid);
                     server.domains.set_target(domid, DomId(target));
                 }
-                let conn = server.add_connection(domid, Transport::Ring);
+                let conn = server.conns.add(domid, Transport::Ring);
                 let domain = server.domains.know(domid);
                 domain.conn = Some(conn);
                 domain.identity = identity;
                 conn
             }
         };
-        if let Some(connection) = server.conn_mut(conn) {
+        if let Some(connection) = server.conns.get_mut(conn) {
             connection.restore_output(usize::from(record.partial), record.output)?;
         }
         if !record.output.is_empty() {
-            server.note_unread(conn, Some(server.domains.now));
-            server.mark_ready(conn);
+            server.conns.note_unread(conn, Some(server.domains.now), &server.domains);
+            server.conns.mark_ready(conn);
         }
         let input = Vec::from(record.input);
         self.numbers.insert(record.id, self.restored.connections.len());
@@ -189,7 +189,7 @@ impl Restoring {
         let known = self.numbered(number)?;
         known.ended = ended;
         let conn = known.conn;
-        if let Some(connection) = self.restored.server.conn_mut(conn) {
+        if let Some(connection) = self.restored.server.conns.get_mut(conn) {
             connection.next_transaction = next_transaction;
             connection.ended = ended;
         }
@@ -199,7 +199,7 @@ impl Restoring {
     fn watch(&mut self, record: &Watch<'_>) -> Outcome {
         let conn = self.numbered(record.conn)?.conn;
         let server = &mut self.restored.server;
-        let domid = server.conn(conn).map(|conn| conn.domid).unwrap_or_default();
+        let domid = server.conns.get(conn).map(|conn| conn.domid).unwrap_or_default();
         let mut scratch = Vec::new();
         let path = resolve(record.path, domid.0, Special::Allowed, &mut scratch)
             .map_err(|_| "its path is none")?;
@@ -213,7 +213,8 @@ impl Restoring {
             return Err("its path and token are longer than a message");
         }
         let depth = record.depth.map(u32::from);
-        let known = server.conn(conn).is_some_and(|conn| conn.watches.contains_key(key.as_slice()));
+        let known =
+            server.conns.get(conn).is_some_and(|conn| conn.watches.contains_key(key.as_slice()));
         if known {
             return Err("the connection has it already");
         }
@@ -231,7 +232,7 @@ impl Restoring {
         drop(transaction.give_up());
         transaction.torn = true;
         let weight = transaction.weight();
-        let Some(connection) = server.conn_mut(conn) else { return Ok(()) };
+        let Some(connection) = server.conns.get_mut(conn) else { return Ok(()) };
         let domid = connection.domid;
         if id == 0 || !connection.transactions.open(id, transaction) {
             return Err("its number is 0, or another's");

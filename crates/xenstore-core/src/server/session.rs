@@ -36,7 +36,7 @@ impl Server {
             if is_relative(given) { path.as_bytes().len().saturating_sub(given.len()) } else { 0 };
         let mut key = Vec::new();
         watch::key(path, token, &mut key);
-        let Some(connection) = self.conn(request.conn) else { return Ok(()) };
+        let Some(connection) = self.conns.get(request.conn) else { return Ok(()) };
         if connection.watches.contains_key(key.as_slice()) {
             return Err(Error::Exist.into());
         }
@@ -63,7 +63,7 @@ impl Server {
     ) -> WatchId {
         let weight = watch::weight(&key);
         let id = self.watches.add((conn, domid), path, key.clone(), hidden, depth);
-        if let Some(connection) = self.conn_mut(conn) {
+        if let Some(connection) = self.conns.get_mut(conn) {
             connection.watches.insert(key, id);
         }
         self.domains.charge(domid, Quota::Watches, 1);
@@ -77,9 +77,9 @@ impl Server {
         let mut key = Vec::new();
         watch::key(path, token, &mut key);
         let removed =
-            self.conn_mut(request.conn).and_then(|conn| conn.watches.remove(key.as_slice()));
+            self.conns.get_mut(request.conn).and_then(|conn| conn.watches.remove(key.as_slice()));
         let id = removed.ok_or(Error::NoEnt)?;
-        if let Some(connection) = self.conn_mut(request.conn) {
+        if let Some(connection) = self.conns.get_mut(request.conn) {
             let looked_through = connection.drop_events(id);
             self.charge_work(looked_through);
         }
@@ -103,7 +103,7 @@ impl Server {
             self.domains.check_more(caller.domid, Quota::Memory, TRANSACTION_WEIGHT)?;
         }
         let (tree, deaths) = (self.tree.clone(), self.domains.deaths);
-        let Some(connection) = self.conn_mut(request.conn) else { return Ok(()) };
+        let Some(connection) = self.conns.get_mut(request.conn) else { return Ok(()) };
         let mut id = connection.next_transaction;
         while id == 0 || connection.transactions.contains(id) {
             id = id.wrapping_add(1);
@@ -116,7 +116,7 @@ impl Server {
         let transaction = Transaction::new(&tree, deaths, snapshot);
         self.domains.charge(caller.domid, Quota::Transactions, 1);
         self.domains.charge(caller.domid, Quota::Memory, transaction.weight());
-        if let Some(connection) = self.conn_mut(request.conn) {
+        if let Some(connection) = self.conns.get_mut(request.conn) {
             connection.transactions.open(id, transaction);
         }
         let mut body = Vec::new();
@@ -131,19 +131,19 @@ impl Server {
             _ => return Err(Error::Inval.into()),
         };
         let id = request.header.tx_id;
-        let taken = self.conn_mut(request.conn).and_then(|conn| conn.transactions.lend(id));
+        let taken = self.conns.get_mut(request.conn).and_then(|conn| conn.transactions.lend(id));
         let mut transaction = taken.ok_or(Error::NoEnt)?;
         let outcome = match commit {
             true => self.commit(request, &mut transaction),
             false => Ok(Churn::default()),
         };
         if matches!(outcome, Err(Stop::Wait(_))) {
-            if let Some(connection) = self.conn_mut(request.conn) {
+            if let Some(connection) = self.conns.get_mut(request.conn) {
                 connection.transactions.give_back(id, transaction);
             }
             return outcome.map(drop);
         }
-        if let Some(connection) = self.conn_mut(request.conn) {
+        if let Some(connection) = self.conns.get_mut(request.conn) {
             connection.transactions.close(id);
         }
         self.domains.charge(request.caller.domid, Quota::Transactions, -1);

@@ -52,7 +52,7 @@ impl OwnPast {
 impl Server {
     /// The snapshot that a transaction which starts now works on.
     pub(super) fn snapshot(&self, conn: ConnId, id: u32) -> Snapshot {
-        let replaced_by_owner = self.conn(conn).map_or(0, |conn| conn.past.replaced);
+        let replaced_by_owner = self.conns.get(conn).map_or(0, |conn| conn.past.replaced);
         let (since, replaced) = (self.domains.now, self.snapshots.replaced);
         Snapshot { since, replaced, conn, replaced_by_owner, id }
     }
@@ -60,7 +60,7 @@ impl Server {
     /// From now on a guest's snapshot is kept.
     pub(super) fn open_snapshot(&mut self, snapshot: Snapshot) {
         self.snapshots.open.insert(snapshot);
-        if let Some(connection) = self.conn_mut(snapshot.conn) {
+        if let Some(connection) = self.conns.get_mut(snapshot.conn) {
             connection.past.open.insert((snapshot.replaced_by_owner, snapshot.id));
         }
     }
@@ -70,7 +70,7 @@ impl Server {
         if !self.snapshots.open.remove(snapshot) {
             return;
         }
-        if let Some(connection) = self.conn_mut(snapshot.conn) {
+        if let Some(connection) = self.conns.get_mut(snapshot.conn) {
             connection.past.open.remove(&(snapshot.replaced_by_owner, snapshot.id));
             self.charge_past(snapshot.conn);
         }
@@ -78,7 +78,7 @@ impl Server {
 
     /// Charges a guest for what its snapshots keep of what it has replaced.
     fn charge_past(&mut self, conn: ConnId) {
-        let Some(connection) = self.conn_mut(conn) else { return };
+        let Some(connection) = self.conns.get_mut(conn) else { return };
         let kept = connection.past.kept();
         let more = kept.saturating_sub(core::mem::replace(&mut connection.past.charged, kept));
         let domid = connection.domid;
@@ -95,7 +95,7 @@ impl Server {
         }
         self.snapshots.replaced = self.snapshots.replaced.saturating_add(bytes);
         let Some(conn) = author else { return };
-        let Some(connection) = self.conn_mut(conn) else { return };
+        let Some(connection) = self.conns.get_mut(conn) else { return };
         if connection.past.open.is_empty() {
             return;
         }
@@ -112,7 +112,7 @@ impl Server {
         let used = self.domains.get(domid).map_or(0, |domain| domain.usage.now(Quota::Memory));
         let mut over = if limit == 0 { 0 } else { used.saturating_sub(limit) };
         while over > 0
-            && let Some(connection) = self.conn_mut(conn)
+            && let Some(connection) = self.conns.get_mut(conn)
             && let kept = connection.past.kept()
             && kept > 0
             && let Some((_, id)) = connection.past.open.first().copied()
@@ -121,7 +121,7 @@ impl Server {
             // It is charged until it is freed, in the next rounds.
             over = over.saturating_sub(transaction.weight());
             self.give_up(&mut transaction, domid, "the domain has used up its quota of memory");
-            if let Some(connection) = self.conn_mut(conn) {
+            if let Some(connection) = self.conns.get_mut(conn) {
                 over = over.saturating_sub(kept.saturating_sub(connection.past.kept()));
                 connection.transactions.give_back(id, transaction);
             }
@@ -144,7 +144,7 @@ impl Server {
         while let Some(old) = self.stale_snapshot()
             && (left > 0 || self.snapshots.kept_by(&old) >= SNAPSHOT_BYTES_MAX)
         {
-            let lent = self.conn_mut(old.conn).and_then(|connection| {
+            let lent = self.conns.get_mut(old.conn).and_then(|connection| {
                 Some((connection.domid, connection.transactions.lend(old.id)?))
             });
             let Some((domid, mut transaction)) = lent else {
@@ -159,7 +159,7 @@ impl Server {
                 self.give_up(&mut transaction, domid, "the store has changed too much meanwhile");
             }
             let cost = core::mem::replace(&mut self.cost, spent);
-            if let Some(connection) = self.conn_mut(old.conn) {
+            if let Some(connection) = self.conns.get_mut(old.conn) {
                 connection.owed = connection.owed.saturating_add(cost).saturating_add(1);
                 connection.transactions.give_back(old.id, transaction);
             }
@@ -200,7 +200,7 @@ impl Server {
 
     /// Lets go of what a transaction does not keep any more, whose owner is charged for it until it is freed.
     fn discard_leftovers(&mut self, transaction: &Transaction, leftovers: Leftovers, weight: i64) {
-        let domid = self.conn(transaction.snapshot.conn).map(|conn| conn.domid);
+        let domid = self.conns.get(transaction.snapshot.conn).map(|conn| conn.domid);
         if let Some(domid) = domid {
             self.domains.charge(domid, Quota::Memory, weight);
             self.discard(Thing::Leftovers(leftovers), domid, weight);

@@ -154,7 +154,7 @@ impl Turns {
 impl Server {
     /// Whose turn binds the requests of a connection.
     pub(super) fn class(&self, conn: ConnId) -> Class {
-        match self.conn(conn).is_none_or(|conn| self.domains.is_privileged(conn.domid)) {
+        match self.conns.get(conn).is_none_or(|conn| self.domains.is_privileged(conn.domid)) {
             true => Class::Privileged,
             false => Class::Guest,
         }
@@ -256,7 +256,7 @@ impl Server {
             self.turns.respected(class).filter(|turn| (turn.conn, turn.transaction) != own);
         others.any(|turn| {
             let holder =
-                self.conn(turn.conn).and_then(|conn| conn.transactions.get(turn.transaction));
+                self.conns.get(turn.conn).and_then(|conn| conn.transactions.get(turn.transaction));
             holder.is_some_and(|holder| holder.would_notice(path, touch))
         })
     }
@@ -295,7 +295,7 @@ impl Server {
                 self.turns.privileged.queue.note_end();
             }
             let cost = now.saturating_sub(turn.since) / HOLD_COST_US;
-            let Some(holder) = self.conn_mut(turn.conn) else { continue };
+            let Some(holder) = self.conns.get_mut(turn.conn) else { continue };
             holder.owed = holder.owed.saturating_add(u32::try_from(cost).unwrap_or(u32::MAX));
             let domid = holder.domid;
             if let Some(domain) = self.domains.get_mut(domid) {

@@ -111,7 +111,7 @@ impl Server {
         let waiting = Waiting { conn, header, payload, path, since, why };
         let weight = waiting.weight();
         let number = self.turns.lane_mut(class).queue.push(waiting);
-        if let Some(connection) = self.conn_mut(conn) {
+        if let Some(connection) = self.conns.get_mut(conn) {
             connection.delayed.push_back(number);
         }
         self.charge_delayed(conn, weight);
@@ -119,7 +119,7 @@ impl Server {
 
     /// Charges a connection for requests that wait. They are never refused: the quota `outstanding` bounds them.
     fn charge_delayed(&mut self, conn: ConnId, weight: i64) {
-        let Some(conn) = self.conn_mut(conn) else { return };
+        let Some(conn) = self.conns.get_mut(conn) else { return };
         conn.delayed_weight = conn.delayed_weight.saturating_add(weight);
         let domid = conn.domid;
         self.domains.charge(domid, Quota::Memory, weight);
@@ -128,7 +128,8 @@ impl Server {
     /// The requests of a connection that wait, in the order in which they came.
     fn waiting_of(&self, conn: ConnId) -> impl Iterator<Item = (u64, &Waiting)> {
         let queue = &self.turns.lane(self.class(conn)).queue;
-        let numbers = self.conn(conn).into_iter().flat_map(|conn| conn.delayed.iter().copied());
+        let numbers =
+            self.conns.get(conn).into_iter().flat_map(|conn| conn.delayed.iter().copied());
         numbers.filter_map(|number| Some((number, queue.get(number)?)))
     }
 
@@ -190,7 +191,7 @@ impl Server {
         payload: &'a [u8],
         scratch: &'a mut Vec<u8>,
     ) -> Option<Path<'a>> {
-        let home = self.conn(conn)?.domid;
+        let home = self.conns.get(conn)?.domid;
         let given = match MsgType::from_code(header.kind)? {
             MsgType::Read
             | MsgType::Write
@@ -222,7 +223,7 @@ impl Server {
     /// Forgets what a connection that is gone was waiting for.
     pub(super) fn forget_waiting(&mut self, conn: ConnId) {
         let class = self.class(conn);
-        let Some(connection) = self.conn_mut(conn) else { return };
+        let Some(connection) = self.conns.get_mut(conn) else { return };
         let (numbers, weight) =
             (core::mem::take(&mut connection.delayed), connection.delayed_weight);
         let queue = &mut self.turns.lane_mut(class).queue;
@@ -304,7 +305,7 @@ impl Server {
 
     /// When the guest behind a connection had its last turn.
     fn last_turn(&self, conn: ConnId) -> u64 {
-        let domain = self.conn(conn).and_then(|conn| self.domains.get(conn.domid));
+        let domain = self.conns.get(conn).and_then(|conn| self.domains.get(conn.domid));
         domain.map_or(0, |domain| domain.last_turn)
     }
 
@@ -320,7 +321,7 @@ impl Server {
         let conn = waiting.conn;
         let attempt = self.attempt(conn, &waiting.header, &waiting.payload, host);
         let cost = core::mem::replace(&mut self.cost, spent).saturating_add(1);
-        let Some(connection) = self.conn_mut(conn) else { return cost };
+        let Some(connection) = self.conns.get_mut(conn) else { return cost };
         connection.owed = connection.owed.saturating_add(cost);
         // Where its connection has ended meanwhile, all that waited is forgotten already.
         let Ok(at) = connection.delayed.binary_search(&number) else { return cost };
@@ -337,7 +338,7 @@ impl Server {
                 if waiting.why == WaitsFor::ATurn {
                     self.try_followers(conn, number, class);
                 }
-                self.mark_ready(conn);
+                self.conns.mark_ready(conn);
             }
         }
         cost
