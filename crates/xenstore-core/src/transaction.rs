@@ -315,6 +315,16 @@ pub(crate) enum Touch {
     },
 }
 
+impl Touch {
+    /// What making or removing `path` does to it.
+    pub(crate) fn existence(tree: &Tree, path: Path<'_>) -> Self {
+        let walk = tree.walk(path);
+        // One level up at least: that one's list of children changes.
+        let nearest = path.above().nth(walk.missing.saturating_sub(1));
+        Self::Existence { nearest: nearest.map_or(1, |path| path.as_bytes().len()) }
+    }
+}
+
 /// The state of the store that a transaction works on, the oldest first.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) struct Snapshot {

@@ -9,8 +9,9 @@ use super::event::{INTRODUCE, RELEASE};
 use crate::id::DomId;
 use crate::limits::DOMID_ANY;
 use crate::path::{Path, home_of};
-use crate::perms::{Caller, Incarnation};
+use crate::perms::Incarnation;
 use crate::quota::Quota;
+use crate::transaction::Change;
 use crate::tree::Traversal;
 use alloc::collections::VecDeque;
 use alloc::rc::Rc;
@@ -44,7 +45,7 @@ impl Server {
     /// owns more than was found there.
     pub(super) fn remove_nodes_of(&mut self, domid: DomId) {
         let owned = |server: &Self| {
-            server.domains.get(domid).map_or(0, |domain| domain.usage.now(Quota::Nodes))
+            server.content.domains.get(domid).map_or(0, |domain| domain.usage.now(Quota::Nodes))
         };
         if owned(self) <= 0 {
             return;
@@ -57,18 +58,19 @@ impl Server {
         } else {
             let mut home = Vec::new();
             home_of(domid.0, &mut home);
-            let spent = core::mem::take(&mut self.cost);
-            self.bury(&mut Burial::new(domid, self.domains.incarnation(domid), &home));
-            self.cost = self.cost.saturating_add(spent);
+            let spent = core::mem::take(&mut self.content.cost);
+            self.bury(&mut Burial::new(domid, self.content.domains.incarnation(domid), &home));
+            self.content.cost = self.content.cost.saturating_add(spent);
         }
         for special in [INTRODUCE, RELEASE] {
-            let owner = self.tree.special(special).map(|node| node.perms().owner().domid);
+            let owner = self.content.tree.special(special).map(|node| node.perms().owner().domid);
             if owner == Some(domid) {
-                self.inherit(Path::checked(special));
+                let churn = self.content.inherit(Path::checked(special));
+                self.note_replaced(None, churn);
             }
         }
         if owned(self) > 0 && domid.0 != DOMID_ANY {
-            let incarnation = self.domains.incarnation(domid);
+            let incarnation = self.content.domains.incarnation(domid);
             self.burials.push_back(Burial::new(domid, incarnation, b"/"));
             self.note_orphans();
         }
@@ -78,11 +80,12 @@ impl Server {
     fn bury_node(&mut self, path: Path<'_>) {
         // The root cannot be removed.
         if self.config.orphans == Orphans::Keep || path.is_root() {
-            self.inherit(path);
+            let churn = self.content.inherit(path);
+            self.note_replaced(None, churn);
             return;
         }
-        let own = self.own_caller();
-        let done = self.with_ledger(|tree, ledger| tree.remove(&own, path, ledger));
+        let own = self.content.own_caller();
+        let done = self.content.change(&own, path, &Change::Remove);
         self.book(None);
         if let Ok(done) = done {
             self.fire(path, &done);
@@ -92,8 +95,8 @@ impl Server {
 
     /// Goes on with the oldest searches, as much as a slice may cost.
     pub(super) fn bury_some(&mut self) {
-        let spent = core::mem::take(&mut self.cost);
-        while self.cost < self.config.slice_cost
+        let spent = core::mem::take(&mut self.content.cost);
+        while self.content.cost < self.config.slice_cost
             && let Some(mut burial) = self.burials.pop_front()
         {
             if !self.bury(&mut burial) {
@@ -102,7 +105,7 @@ impl Server {
             }
         }
         self.note_orphans();
-        self.cost = spent;
+        self.content.cost = spent;
     }
 
     /// Goes on with a search, and removes what it finds, until the cost at hand is that of a slice. True where nothing is
@@ -111,7 +114,7 @@ impl Server {
         let slice = self.config.slice_cost;
         let mut looks = 0usize;
         loop {
-            let Some(top) = self.tree.get(Path::checked(&burial.top)) else { return true };
+            let Some(top) = self.content.tree.get(Path::checked(&burial.top)) else { return true };
             let mut walk = match &burial.last {
                 None => Traversal::whole(top),
                 Some(last) => Traversal::after(top, last),
@@ -124,8 +127,8 @@ impl Server {
                     break true;
                 }
                 if looks.is_multiple_of(LOOKS_A_UNIT) {
-                    self.cost = self.cost.saturating_add(1);
-                    if self.cost >= slice {
+                    self.content.cost = self.content.cost.saturating_add(1);
+                    if self.content.cost >= slice {
                         break false;
                     }
                 }
@@ -142,7 +145,7 @@ impl Server {
                 self.bury_node(Path::checked(&path));
             }
             burial.last = Some(last);
-            if self.cost >= slice {
+            if self.content.cost >= slice {
                 return false;
             }
         }
@@ -153,25 +156,5 @@ impl Server {
         while !self.burials.is_empty() {
             self.bury_some();
         }
-    }
-
-    /// Gives a node to the privileged domain.
-    fn inherit(&mut self, path: Path<'_>) {
-        let (own, heir) = (self.own_caller(), self.domains.priv_domain);
-        let incarnation = self.domains.incarnation(heir);
-        let Some(perms) =
-            self.tree.get(path).map(|node| node.perms().with_owner(heir, incarnation))
-        else {
-            return;
-        };
-        // The privileged domain is refused nothing, and lives.
-        let _ =
-            self.with_ledger(|tree, ledger| tree.set_perms(&own, path, &Rc::new(perms), ledger));
-        self.book(None);
-    }
-
-    /// The caller of what nobody asked for.
-    fn own_caller(&self) -> Caller {
-        self.domains.caller(self.domains.priv_domain)
     }
 }

@@ -147,13 +147,13 @@ impl Server {
         self.finish_removals();
         let (mut charged, mut found, mut wrong) =
             (Accounts::default(), Accounts::default(), Vec::new());
-        for (domid, domain) in self.domains.iter() {
+        for (domid, domain) in self.content.domains.iter() {
             for quota in ACCOUNTS {
                 charged.add(domid, quota, domain.usage.now(quota));
             }
         }
         for special in [INTRODUCE, RELEASE] {
-            self.tree.special(special).into_iter().for_each(|node| found.add_node(node));
+            self.content.tree.special(special).into_iter().for_each(|node| found.add_node(node));
         }
         let mut set = 0usize;
         for (_, conn) in self.conns.iter() {
@@ -169,14 +169,14 @@ impl Server {
             }
         }
         for (domid, incarnation, weight) in self.rubbish.charges() {
-            if self.domains.incarnation(domid) == incarnation {
+            if self.content.domains.incarnation(domid) == incarnation {
                 found.add(domid, Quota::Memory, weight);
             }
         }
         if set != self.watches.len() {
             wrong.push(format!("{} watches are indexed and {set} are set", self.watches.len()));
         }
-        let (tree, lists) = (self.tree.clone(), Vec::new());
+        let (tree, lists) = (self.content.tree.clone(), Vec::new());
         self.check = Some(Box::new(Check { tree, charged, found, wrong, last: None, lists }));
         self.check_some();
     }
@@ -190,11 +190,11 @@ impl Server {
         }
         let wrong = check.into_wrong();
         if wrong.is_empty() {
-            self.domains.notice(Notice::Info(String::from("check: the store is in order")));
+            self.content.domains.notice(Notice::Info(String::from("check: the store is in order")));
         }
         for what in wrong {
             let text = format!("check: {what}; please report this");
-            self.domains.notice(Notice::Warn { domid: None, text });
+            self.content.domains.notice(Notice::Warn { domid: None, text });
         }
     }
 }

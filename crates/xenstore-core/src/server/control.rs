@@ -56,12 +56,12 @@ impl Server {
             (b"quota-soft", [b"set", name, value]) => self.set_limit(Kind::Soft, name, value)?,
             (b"quota", [b"max"]) => self.show_max(),
             (b"quota", [b"max", b"-r"]) => {
-                self.domains.iter_mut().for_each(|domain| domain.usage.reset_max());
+                self.content.domains.iter_mut().for_each(|domain| domain.usage.reset_max());
                 self.show_max()
             }
             (b"quota", [domid]) => self.show_domain(parse_domid(domid)?)?,
             (b"weight", [domid]) => {
-                let domain = self.domains.get(parse_domid(domid)?).ok_or(Error::NoEnt)?;
+                let domain = self.content.domains.get(parse_domid(domid)?).ok_or(Error::NoEnt)?;
                 format!("{}", domain.weight)
             }
             (b"weight", [domid, weight]) => {
@@ -69,7 +69,8 @@ impl Server {
                 if !(1..=WEIGHT_MAX).contains(&weight) {
                     return Err(Error::Inval.into());
                 }
-                self.domains.get_mut(parse_domid(domid)?).ok_or(Error::NoEnt)?.weight = weight;
+                self.content.domains.get_mut(parse_domid(domid)?).ok_or(Error::NoEnt)?.weight =
+                    weight;
                 String::from("OK")
             }
             (b"help", []) => {
@@ -89,7 +90,7 @@ impl Server {
     fn show_limits(&self, kind: Kind) -> String {
         let mut text = String::from("Quota settings:\n");
         for about in ALL.iter().filter(|about| kind == Kind::Hard || about.soft.is_some()) {
-            let value = self.domains.limits.get(about.quota, kind);
+            let value = self.content.domains.limits.get(about.quota, kind);
             // Writing to a string does not fail.
             let _ = writeln!(text, "{:<17}: {value:>8} {}", about.name, about.what);
         }
@@ -105,15 +106,21 @@ impl Server {
         self.set_quota(name, kind, value)?;
         // Unlike SET_QUOTA, this is what an operator does who wants a domain to go on at once.
         let quota = Quota::from_name(name).ok_or(Error::Inval)?;
-        self.domains.iter_mut().try_for_each(|domain| domain.limits.set(quota, kind, value))?;
+        self.content
+            .domains
+            .iter_mut()
+            .try_for_each(|domain| domain.limits.set(quota, kind, value))?;
         Ok(String::from("OK"))
     }
 
     fn show_max(&self) -> String {
         let mut text = String::from("Max. seen accounting values:\n");
         for about in ALL {
-            let guests =
-                self.domains.iter().filter(|(domid, _)| !self.domains.is_privileged(*domid));
+            let guests = self
+                .content
+                .domains
+                .iter()
+                .filter(|(domid, _)| !self.content.domains.is_privileged(*domid));
             let max = guests.map(|(_, domain)| domain.usage.max(about.quota)).max().unwrap_or(0);
             let _ = writeln!(text, "{:<17}: {max:>8}", about.name);
         }
@@ -122,7 +129,7 @@ impl Server {
 
     /// What a domain uses, may use, and was refused.
     fn show_domain(&self, domid: DomId) -> Result<String, Error> {
-        let domain = self.domains.get(domid).ok_or(Error::NoEnt)?;
+        let domain = self.content.domains.get(domid).ok_or(Error::NoEnt)?;
         let mut text = format!("Domain {}:\n", domid.0);
         for about in ALL {
             let usage = &domain.usage;
@@ -135,15 +142,15 @@ impl Server {
             };
             let max = usage.max(about.quota);
             let _ = write!(text, "{:<17}: {now:>8} (max {max:>8})", about.name);
-            if self.domains.is_privileged(domid) {
+            if self.content.domains.is_privileged(domid) {
                 text.push_str(" no limit\n");
                 continue;
             }
-            let limit = self.domains.limit(domid, about.quota, Kind::Hard);
+            let limit = self.content.domains.limit(domid, about.quota, Kind::Hard);
             let _ = write!(text, " limit {limit:>8}");
             let refusal = usage.refusal(about.quota);
             if refusal.count > 0 {
-                let ago = self.domains.now.saturating_sub(refusal.last) / 1_000_000;
+                let ago = self.content.domains.now.saturating_sub(refusal.last) / 1_000_000;
                 let _ = write!(text, ", refused {} times, last {ago} s ago", refusal.count);
             }
             text.push('\n');
@@ -162,9 +169,9 @@ impl Server {
         cursor: &[u8],
         scratch: &mut Vec<u8>,
     ) -> Result<(), Stop> {
-        let path = self.path(&request.caller, path, Special::Refused, scratch)?;
+        let path = self.content.path(&request.caller, path, Special::Refused, scratch)?;
         let root = self.see(request, path, What::Subtree)?;
-        self.add_cost(PAYLOAD_MAX);
+        self.content.charge_bytes(PAYLOAD_MAX);
         // A cursor is `+` and the path of the last node that was told.
         let mut walk = match cursor.strip_prefix(b"+") {
             None if !cursor.is_empty() => return Err(Error::Inval.into()),

@@ -63,8 +63,8 @@ impl Server {
         let mut out = Out { gathered: Vec::with_capacity(CHUNK), sink };
         stream::header(&mut out.gathered);
         out.put(&Record::Global(global))?;
-        out.put(&Record::Generation(self.domains.generation))?;
-        let (values, names) = limits(&self.domains.limits);
+        out.put(&Record::Generation(self.content.domains.generation))?;
+        let (values, names) = limits(&self.content.domains.limits);
         out.put(&Record::GlobalQuota(Quotas::new(&values, &names)))?;
         // Rings first: C's daemon must know domain 0 before the sockets that speak for it.
         let conns =
@@ -75,21 +75,21 @@ impl Server {
         }
         let mut entries = Vec::new();
         let mut result = Ok(());
-        self.tree.visit(Path::ROOT, |path, node| {
+        self.content.tree.visit(Path::ROOT, |path, node| {
             // What a dead domain owned is as good as removed.
-            if self.domains.is_orphans(&node.perms().owner()) {
+            if self.content.domains.is_orphans(&node.perms().owner()) {
                 return Go::Past;
             }
-            result = out.put(&node_record(&self.domains, path, node, &mut entries));
+            result = out.put(&node_record(&self.content.domains, path, node, &mut entries));
             if result.is_ok() { Go::On } else { Go::Stop }
         });
         result?;
         for name in [RELEASE, INTRODUCE] {
-            if let Some(node) = self.tree.special(name) {
-                out.put(&node_record(&self.domains, name, node, &mut entries))?;
+            if let Some(node) = self.content.tree.special(name) {
+                out.put(&node_record(&self.content.domains, name, node, &mut entries))?;
             }
         }
-        for (domid, domain) in self.domains.iter() {
+        for (domid, domain) in self.content.domains.iter() {
             dump_domain(domid, domain, &mut out)?;
         }
         out.put(&Record::End)?;
@@ -104,7 +104,7 @@ impl Server {
         link: Link<'_>,
         out: &mut Out<S>,
     ) -> Result<(), E> {
-        let domain = self.domains.get(connection.domid);
+        let domain = self.content.domains.get(connection.domid);
         let peer = match connection.transport {
             Transport::Socket => Peer::Socket { fd: link.handle },
             Transport::Ring => Peer::Ring {
@@ -112,7 +112,7 @@ impl Server {
                 // Only as long as it lives.
                 target: domain
                     .and_then(|domain| domain.target)
-                    .filter(|(target, known)| self.domains.incarnation(*target) == *known)
+                    .filter(|(target, known)| self.content.domains.incarnation(*target) == *known)
                     .map(|(target, _)| target.0),
                 port: link.handle,
                 identity: domain.and_then(|domain| domain.identity),

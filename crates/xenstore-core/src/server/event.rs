@@ -84,8 +84,8 @@ impl Server {
         let mut audience = core::mem::take(&mut self.audience);
         matching.clear();
         let firing: Vec<Firing> = {
-            let sight = sight(&self.tree, path, done);
-            let may_see = sight.audience(&self.domains, &mut audience);
+            let sight = sight(&self.content.tree, path, done);
+            let may_see = sight.audience(&self.content.domains, &mut audience);
             self.watches.matching(path, may_see, &mut matching);
             let told: Rc<[u8]> = Rc::from(path.as_bytes());
             let firing = matching.drain(..).map(|id| (id, told.clone()));
@@ -130,7 +130,7 @@ impl Server {
         // In the order in which they were set, as all others.
         firing.sort_unstable_by_key(|(id, _)| *id);
         self.audience = audience;
-        self.charge_work(visited);
+        self.content.charge_work(visited);
         self.push_events(&firing);
     }
 
@@ -143,7 +143,7 @@ impl Server {
         firing: &mut Vec<Firing>,
     ) {
         let sight = Sight { node: Some(node), parent: None, before: None };
-        let may_see = sight.audience(&self.domains, audience);
+        let may_see = sight.audience(&self.content.domains, audience);
         let seen = spot.watches(may_see).filter(|id| self.may_see(*id, &sight));
         let told = |id| Some((id, Rc::from(self.watches.get(id)?.path())));
         firing.extend(seen.filter_map(told));
@@ -158,8 +158,8 @@ impl Server {
         let told: (Rc<[u8]>, Rc<[u8]>) = (Rc::from(name), Rc::from(numbered));
         let numbered = Path::checked(&told.1);
         let (mut matching, mut audience) = (Vec::new(), Vec::new());
-        let sight = Sight { node: self.tree.special(name), parent: None, before: None };
-        let may_see = sight.audience(&self.domains, &mut audience);
+        let sight = Sight { node: self.content.tree.special(name), parent: None, before: None };
+        let may_see = sight.audience(&self.content.domains, &mut audience);
         self.watches.matching(numbered, may_see, &mut matching);
         let firing = matching.iter().filter_map(|id| {
             let watch = self.watches.get(*id)?;
@@ -179,7 +179,8 @@ impl Server {
             .and_then(|watch| self.conns.get(watch.conn))
             .map(|conn| conn.domid);
         domid.is_some_and(|domid| {
-            self.domains.is_privileged(domid) || sight.allows(&self.domains.caller(domid))
+            self.content.domains.is_privileged(domid)
+                || sight.allows(&self.content.domains.caller(domid))
         })
     }
 
@@ -191,7 +192,7 @@ impl Server {
 
     /// Queues one event. A connection that leaves too much unread is ended.
     pub(super) fn push_event(&mut self, id: WatchId, path: &Rc<[u8]>) {
-        let Self { watches, conns, cost, counters, .. } = self;
+        let Self { watches, conns, content, counters, .. } = self;
         let Some(watch) = watches.get(id) else { return };
         let conn = watch.conn;
         let len = told_len(watch, path);
@@ -200,7 +201,7 @@ impl Server {
             return;
         }
         let Some(connection) = conns.get_mut(conn) else { return };
-        *cost = cost.saturating_add(1);
+        content.add_cost(1);
         if !connection.push_event(id, path, len) {
             counters.events_merged = counters.events_merged.wrapping_add(1);
             return;
@@ -216,9 +217,9 @@ impl Server {
 
     /// Most bytes that a connection may leave unread: a guest no more than its quota of memory.
     fn unread_max(&self, domid: DomId) -> usize {
-        let quota = match self.domains.is_privileged(domid) {
+        let quota = match self.content.domains.is_privileged(domid) {
             true => 0,
-            false => self.domains.limit(domid, Quota::Memory, Kind::Hard) as usize,
+            false => self.content.domains.limit(domid, Quota::Memory, Kind::Hard) as usize,
         };
         if quota == 0 { UNREAD_MAX_BYTES } else { quota.min(UNREAD_MAX_BYTES) }
     }
@@ -230,7 +231,7 @@ impl Server {
             "connection {} of domain {} is no longer served: it left {unread} bytes of replies and events unread",
             conn.0, domid.0
         );
-        self.domains.notice(Notice::Warn { domid: Some(domid), text });
+        self.content.domains.notice(Notice::Warn { domid: Some(domid), text });
         self.end_connection(conn, Ended::Unread);
     }
 
@@ -242,7 +243,7 @@ impl Server {
     }
 
     pub(super) fn expire_unread(&mut self) {
-        let (timeout, now) = (self.config.watch_event_timeout_us, self.domains.now);
+        let (timeout, now) = (self.config.watch_event_timeout_us, self.content.domains.now);
         while timeout != 0
             && let Some((since, conn)) = self.conns.longest_unread()
             && now >= since.saturating_add(timeout)

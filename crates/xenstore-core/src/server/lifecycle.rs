@@ -25,7 +25,7 @@ impl Server {
         now: u64,
         host: &mut dyn Host,
     ) -> Result<ConnId, Error> {
-        self.domains.now = now;
+        self.content.domains.now = now;
         self.introduce_domain(domid, gfn, port, host)
     }
 
@@ -39,11 +39,11 @@ impl Server {
     ) -> Result<ConnId, Error> {
         // The news of a domain's death may come later than its number is used again.
         let identity = host.domain_identity(domid).ok_or(Error::NoEnt)?;
-        let known = self.domains.get(domid).and_then(|domain| domain.identity);
+        let known = self.content.domains.get(domid).and_then(|domain| domain.identity);
         if known.is_some_and(|known| known != identity) {
             self.release_domain(domid, host);
         }
-        let domain = self.domains.know(domid);
+        let domain = self.content.domains.know(domid);
         domain.identity = Some(identity);
         let features = domain.features;
         if let Some(conn) = domain.conn {
@@ -56,7 +56,7 @@ impl Server {
             self.conns.remove(conn);
             return Err(error);
         }
-        if let Some(domain) = self.domains.get_mut(domid) {
+        if let Some(domain) = self.content.domains.get_mut(domid) {
             domain.conn = Some(conn);
             domain.shutdown = false;
         }
@@ -72,10 +72,10 @@ impl Server {
         }
         self.drop_watches(conn);
         self.drop_transactions(conn);
-        self.conns.note_unread(conn, None, &self.domains);
+        self.conns.note_unread(conn, None, &self.content.domains);
         if self.conns.get_mut(conn).and_then(|connection| connection.ended.take()).is_some() {
             // It begins anew, or its name will be another's: the daemon must not end that one.
-            self.domains.notices.withdraw_end(conn);
+            self.content.domains.notices.withdraw_end(conn);
         }
         self.conns.mark_ready(conn);
     }
@@ -86,21 +86,21 @@ impl Server {
         let domid = connection.domid;
         let events = connection.take_events();
         let watches = core::mem::take(&mut connection.watches);
-        self.charge_work(events.len().saturating_add(watches.len()));
+        self.content.charge_work(events.len().saturating_add(watches.len()));
         for id in watches.into_values() {
             self.forget_watch(id, domid);
         }
         // It counted as unread until now.
         let weight = events.size() as i64;
-        self.domains.charge(domid, Quota::Memory, weight);
+        self.content.domains.charge(domid, Quota::Memory, weight);
         self.discard(Thing::Events(events), domid, weight);
     }
 
     /// Takes a watch out of the index and off the account.
     pub(super) fn forget_watch(&mut self, id: crate::watch::WatchId, domid: DomId) {
         if let Some(watch) = self.watches.remove(id) {
-            self.domains.charge(domid, Quota::Watches, -1);
-            self.domains.charge(domid, Quota::Memory, watch.weight().saturating_neg());
+            self.content.domains.charge(domid, Quota::Watches, -1);
+            self.content.domains.charge(domid, Quota::Memory, watch.weight().saturating_neg());
         }
     }
 
@@ -111,7 +111,7 @@ impl Server {
         for (id, transaction) in transactions.into_all() {
             self.end_turn(conn, id);
             self.close_snapshot(&transaction.snapshot);
-            self.domains.charge(domid, Quota::Transactions, -1);
+            self.content.domains.charge(domid, Quota::Transactions, -1);
             let weight = transaction.weight();
             self.discard(Thing::Leftovers(transaction.into_leftovers()), domid, weight);
         }
@@ -119,12 +119,12 @@ impl Server {
 
     /// The peer is gone: its watches, transactions and waiting requests go with it.
     pub fn disconnect(&mut self, conn: ConnId, now: u64, host: &mut dyn Host) {
-        self.domains.now = now;
+        self.content.domains.now = now;
         let Some(connection) = self.conns.get(conn) else { return };
         let domid = connection.domid;
         self.clear_connection(conn);
         self.conns.remove(conn);
-        if let Some(domain) = self.domains.get_mut(domid)
+        if let Some(domain) = self.content.domains.get_mut(domid)
             && domain.conn == Some(conn)
         {
             domain.conn = None;
@@ -134,7 +134,7 @@ impl Server {
 
     /// The transport found the peer in breach of the protocol; as [`Notice::Ended`] afterwards.
     pub fn end(&mut self, conn: ConnId, why: Ended, now: u64, host: &mut dyn Host) {
-        self.domains.now = now;
+        self.content.domains.now = now;
         let Some(connection) = self.conns.get(conn) else { return };
         let domid = connection.domid;
         let what = match why {
@@ -147,7 +147,7 @@ impl Server {
             "connection {} of domain {} is no longer served: {what}; nobody else is affected",
             conn.0, domid.0
         );
-        self.domains.notice(Notice::Warn { domid: Some(domid), text });
+        self.content.domains.notice(Notice::Warn { domid: Some(domid), text });
         self.end_connection(conn, why);
         self.run_waiting(Class::Privileged, host);
     }
@@ -157,21 +157,21 @@ impl Server {
         self.clear_connection(conn);
         let Some(connection) = self.conns.get_mut(conn) else { return };
         connection.ended = Some(why);
-        self.domains.notice(Notice::Ended { conn, why });
+        self.content.domains.notice(Notice::Ended { conn, why });
     }
 
     /// The guest asked for its ring to be reset (ring reconnection): watches, transactions, waiting
     /// requests and unsent output are dropped; the connection lives on.
     pub fn reset(&mut self, conn: ConnId, now: u64, host: &mut dyn Host) {
-        self.domains.now = now;
+        self.content.domains.now = now;
         self.clear_connection(conn);
         self.run_waiting(Class::Privileged, host);
     }
 
     /// The hypervisor reports a shut-down or crashed domain: fires `@releaseDomain` once.
     pub fn domain_shutdown(&mut self, domid: DomId, now: u64, host: &mut dyn Host) {
-        self.domains.now = now;
-        let Some(domain) = self.domains.get_mut(domid) else { return };
+        self.content.domains.now = now;
+        let Some(domain) = self.content.domains.get_mut(domid) else { return };
         if domain.conn.is_some() && !core::mem::replace(&mut domain.shutdown, true) {
             self.fire_special(RELEASE, domid);
         }
@@ -181,8 +181,8 @@ impl Server {
     /// The hypervisor reports that the domain is no more: connection, nodes, permission entries go.
     /// Where its number is another domain's already, which the store knows, that one is left alone.
     pub fn domain_died(&mut self, domid: DomId, now: u64, host: &mut dyn Host) {
-        self.domains.now = now;
-        let known = self.domains.get(domid).and_then(|domain| domain.identity);
+        self.content.domains.now = now;
+        let known = self.content.domains.get(domid).and_then(|domain| domain.identity);
         if known.is_none() || host.domain_identity(domid) != known {
             self.release_domain(domid, host);
             self.run_waiting(Class::Privileged, host);
@@ -192,7 +192,7 @@ impl Server {
     /// RELEASE, or the death of a domain. What it owned goes; permission entries for it become void with
     /// its incarnation; who had it as a target has none any more.
     pub(super) fn release_domain(&mut self, domid: DomId, host: &mut dyn Host) {
-        let Some(domain) = self.domains.get_mut(domid) else { return };
+        let Some(domain) = self.content.domains.get_mut(domid) else { return };
         let conn = domain.conn.take();
         if let Some(conn) = conn {
             // First of all, so that it is not told of the end of its own nodes.
@@ -201,7 +201,7 @@ impl Server {
             host.detach(domid, conn);
         }
         self.remove_nodes_of(domid);
-        self.domains.forget(domid);
+        self.content.domains.forget(domid);
         self.bury_some();
         if conn.is_some() {
             self.fire_special(RELEASE, domid);
@@ -210,14 +210,12 @@ impl Server {
 
     /// The domains that the store knows, as the daemon must compare them with the hypervisor's.
     pub fn domains(&self) -> impl Iterator<Item = DomId> + '_ {
-        self.domains.iter().map(|(domid, _)| domid)
+        self.content.domains.iter().map(|(domid, _)| domid)
     }
 
     /// Books what the last operation changed, which `author` asked for.
     pub(super) fn book(&mut self, author: Option<ConnId>) {
-        self.deltas.book(&mut self.domains);
-        self.deltas.clear();
-        let churn = core::mem::take(&mut self.churn);
+        let churn = self.content.book();
         self.note_replaced(author, churn);
     }
 }

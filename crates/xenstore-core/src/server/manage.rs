@@ -33,14 +33,14 @@ impl Server {
     /// The introduced domain that the only argument names; not the store's own, nor the privileged one.
     pub(super) fn other_domain(&mut self, request: Request<'_>) -> Result<DomId, Error> {
         let domid = parse_domid(request.only_string()?)?;
-        if self.domains.is_privileged(domid) {
+        if self.content.domains.is_privileged(domid) {
             return Err(Error::Inval);
         }
         self.introduced(domid).then_some(domid).ok_or(Error::NoEnt)
     }
 
     pub(super) fn introduced(&self, domid: DomId) -> bool {
-        self.domains.get(domid).is_some_and(|domain| domain.conn.is_some())
+        self.content.domains.get(domid).is_some_and(|domain| domain.conn.is_some())
     }
 
     pub(super) fn release_request(&mut self, request: Request<'_>, host: &mut dyn Host) -> Outcome {
@@ -51,7 +51,7 @@ impl Server {
 
     pub(super) fn resume(&mut self, request: Request<'_>, _host: &mut dyn Host) -> Outcome {
         let domid = self.other_domain(request)?;
-        if let Some(domain) = self.domains.get_mut(domid) {
+        if let Some(domain) = self.content.domains.get_mut(domid) {
             domain.shutdown = false;
         }
         self.ok(request)
@@ -67,8 +67,9 @@ impl Server {
     pub(super) fn is_domain_introduced(&mut self, request: Request<'_>) -> Outcome {
         let domid = parse_domid(request.only_string()?)?;
         // The domain of the store is served through its sockets in any case.
-        let introduced =
-            domid.0 == DOMID_SELF || domid == self.domains.store_domain || self.introduced(domid);
+        let introduced = domid.0 == DOMID_SELF
+            || domid == self.content.domains.store_domain
+            || self.introduced(domid);
         self.answer(request, &[if introduced { b"T\0" } else { b"F\0" }])
     }
 
@@ -78,7 +79,7 @@ impl Server {
         if !self.introduced(domid) || !self.introduced(target) {
             return Err(Error::NoEnt.into());
         }
-        self.domains.set_target(domid, target);
+        self.content.domains.set_target(domid, target);
         self.ok(request)
     }
 
@@ -86,12 +87,13 @@ impl Server {
         let mut strings = Strings::new(request.payload);
         let features = match (strings.next(), strings.next()) {
             (None, _) => self
+                .content
                 .domains
                 .get(request.caller.domid)
                 .map_or(feature::ALL, |domain| domain.features),
             (Some(_), None) if !request.caller.privileged => return Err(Error::Access.into()),
             (Some(domid), None) => {
-                let domain = self.domains.know_existing(parse_domid(domid)?, host);
+                let domain = self.content.domains.know_existing(parse_domid(domid)?, host);
                 domain.ok_or(Error::NoEnt)?.features
             }
             _ => return Err(Error::Inval.into()),
@@ -102,7 +104,7 @@ impl Server {
     pub(super) fn set_feature(&mut self, request: Request<'_>, host: &mut dyn Host) -> Outcome {
         let [domid, features] = request.strings()?;
         let (domid, features) = (parse_domid(domid)?, parse::<u32>(features)?);
-        let domain = self.domains.know_existing(domid, host).ok_or(Error::NoEnt)?;
+        let domain = self.content.domains.know_existing(domid, host).ok_or(Error::NoEnt)?;
         if domain.conn.is_some() {
             return Err(Error::Busy.into());
         }
@@ -128,14 +130,14 @@ impl Server {
             }
             (Some(name), None, _) => {
                 let (quota, kind) = quota_named(name)?;
-                let value = self.domains.limits.get(quota, kind);
+                let value = self.content.domains.limits.get(quota, kind);
                 self.answer_number(request, value)
             }
             (Some(domid), Some(name), None) => {
                 let domid = parse_domid(domid)?;
-                self.domains.know_existing(domid, host).ok_or(Error::NoEnt)?;
+                self.content.domains.know_existing(domid, host).ok_or(Error::NoEnt)?;
                 let (quota, kind) = quota_named(name)?;
-                let value = self.domains.limit(domid, quota, kind);
+                let value = self.content.domains.limit(domid, quota, kind);
                 self.answer_number(request, value)
             }
             _ => Err(Error::Inval.into()),
@@ -151,13 +153,16 @@ impl Server {
         match (strings.next(), strings.next(), strings.next(), strings.next()) {
             (Some(name), Some(value), None, _) => {
                 let (quota, kind) = quota_named(name)?;
-                self.domains.limits.set(quota, kind, parse(value)?)?;
+                self.content.domains.limits.set(quota, kind, parse(value)?)?;
             }
             (Some(domid), Some(name), Some(value), None) => {
                 let (quota, kind) = quota_named(name)?;
                 let value = parse(value)?;
-                let domain =
-                    self.domains.know_existing(parse_domid(domid)?, host).ok_or(Error::NoEnt)?;
+                let domain = self
+                    .content
+                    .domains
+                    .know_existing(parse_domid(domid)?, host)
+                    .ok_or(Error::NoEnt)?;
                 domain.limits.set(quota, kind, value)?;
             }
             _ => return Err(Error::Inval.into()),

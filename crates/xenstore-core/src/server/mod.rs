@@ -10,6 +10,7 @@ mod check;
 mod config;
 mod connection;
 mod connections;
+mod content;
 mod control;
 mod dump;
 mod event;
@@ -25,13 +26,7 @@ mod transactions;
 mod turn;
 mod waiting;
 
-use crate::churn::Churn;
-use crate::digest::Secret;
-use crate::domain::Domains;
-use crate::ledger::{Deltas, Ledger};
 use crate::limits::{UNREAD_SOFT_BYTES, WEIGHT_DEFAULT};
-use crate::path::{Path, Special, resolve};
-use crate::perms::Caller;
 use crate::quota::{Kind, Quota, Usage};
 use crate::tree::Tree;
 use crate::watch::{WatchId, Watches};
@@ -42,6 +37,7 @@ use burial::Burials;
 use check::Check;
 use connection::{Connection, Transport};
 use connections::Connections;
+use content::Content;
 use removal::Removals;
 use rubbish::Rubbish;
 use snapshots::Snapshots;
@@ -73,14 +69,10 @@ pub struct Counters {
     pub waited_us: u64,
 }
 
-/// Entries of a queue looked through, or watches taken out, for the cost of one simple request.
-const THINGS_A_UNIT: usize = 4;
-
 /// The store.
 pub struct Server {
     config: Config,
-    domains: Domains,
-    tree: Tree,
+    content: Content,
     watches: Watches,
     conns: Connections,
     turns: Turns,
@@ -91,14 +83,8 @@ pub struct Server {
     /// A CONTROL `check` that is not done yet.
     check: Option<Box<Check>>,
     counters: Counters,
-    /// What the request at hand has cost so far.
-    cost: u32,
     // Kept between requests, so that they need not be allocated for each.
     path_scratch: Vec<u8>,
-    node_scratch: Vec<u8>,
-    deltas: Deltas,
-    /// Bytes that the operation at hand has moved.
-    churn: Churn,
     matching: Vec<WatchId>,
     audience: Vec<DomId>,
 }
@@ -107,26 +93,10 @@ impl Server {
     /// A store that holds what a fresh store holds: `/`, `/tool`, `/tool/xenstored` and the special nodes.
     #[must_use]
     pub fn new(config: Config) -> Self {
-        let secret = Secret(config.secret);
-        let mut domains = Domains::new(config.store_domain, config.priv_domain, secret);
-        let (mut node_scratch, mut deltas) = (Vec::new(), Deltas::default());
-        let owner = config.priv_domain;
-        let incarnation = domains.incarnation(owner);
-        let mut ledger = Ledger {
-            domains: &mut domains,
-            deltas: &mut deltas,
-            scratch: &mut node_scratch,
-            touched: 0,
-            churn: Churn::default(),
-            is_strict: true,
-        };
-        let tree = Tree::new(owner, incarnation, &mut ledger);
-        deltas.book(&mut domains);
-        deltas.clear();
+        let content = Content::new(&config);
         Self {
             config,
-            domains,
-            tree,
+            content,
             watches: Watches::default(),
             conns: Connections::default(),
             turns: Turns::default(),
@@ -136,11 +106,7 @@ impl Server {
             removals: Removals::new(),
             check: None,
             counters: Counters::default(),
-            cost: 0,
             path_scratch: Vec::new(),
-            node_scratch,
-            deltas,
-            churn: Churn::default(),
             matching: Vec::new(),
             audience: Vec::new(),
         }
@@ -152,13 +118,13 @@ impl Server {
     /// EINVAL for an unknown name, or a soft quota where there is none.
     pub fn set_quota(&mut self, name: &str, kind: Kind, value: u32) -> Result<(), Error> {
         let quota = Quota::from_name(name).ok_or(Error::Inval)?;
-        self.domains.limits.set(quota, kind, value)
+        self.content.domains.limits.set(quota, kind, value)
     }
 
     /// The store's content at this moment, for looking at.
     #[must_use]
     pub fn tree(&self) -> &Tree {
-        &self.tree
+        &self.content.tree
     }
 
     /// Totals since the start.
@@ -170,7 +136,7 @@ impl Server {
     /// The use and the refusals of a domain; `None` for one that the store does not know.
     #[must_use]
     pub fn usage(&self, domid: DomId) -> Option<&Usage> {
-        self.domains.get(domid).map(|domain| &domain.usage)
+        self.content.domains.get(domid).map(|domain| &domain.usage)
     }
 
     /// Bytes of replies and events that wait to be sent to this connection, what it takes to keep them included.
@@ -195,11 +161,13 @@ impl Server {
         {
             return false;
         }
-        if connection.transport == Transport::Socket || self.domains.is_privileged(connection.domid)
+        if connection.transport == Transport::Socket
+            || self.content.domains.is_privileged(connection.domid)
         {
             return true;
         }
-        let limit = self.domains.limit(connection.domid, Quota::Outstanding, Kind::Hard) as usize;
+        let limit =
+            self.content.domains.limit(connection.domid, Quota::Outstanding, Kind::Hard) as usize;
         limit == 0
             || connection.outstanding() < limit
             || (connection.unread_replies() < limit && self.has_turn(conn))
@@ -214,8 +182,8 @@ impl Server {
         now: u64,
         host: &mut dyn Host,
     ) -> u32 {
-        self.domains.now = now;
-        self.cost = 1;
+        self.content.domains.now = now;
+        self.content.cost = 1;
         self.counters.requests = self.counters.requests.wrapping_add(1);
         let Some(connection) = self.conns.get(conn).filter(|conn| conn.ended.is_none()) else {
             return 1;
@@ -226,20 +194,20 @@ impl Server {
             self.delay(conn, header, payload, why);
         }
         self.run_waiting(self.class(conn), host);
-        let Some(connection) = self.conns.get_mut(conn) else { return self.cost };
+        let Some(connection) = self.conns.get_mut(conn) else { return self.content.cost };
         let owed = core::mem::take(&mut connection.owed);
         let (domid, outstanding) = (connection.domid, connection.outstanding());
         if outstanding > 0 {
-            self.domains.saw(domid, Quota::Outstanding, outstanding as i64);
+            self.content.domains.saw(domid, Quota::Outstanding, outstanding as i64);
         }
-        self.cost.saturating_add(owed)
+        self.content.cost.saturating_add(owed)
     }
 
     /// The weight of the connection's domain: its share of the daemon's time where several want it, as
     /// against [`WEIGHT_DEFAULT`] of a domain that was given none. Set by CONTROL `weight`.
     #[must_use]
     pub fn weight(&self, conn: ConnId) -> u32 {
-        let domain = self.conns.get(conn).and_then(|conn| self.domains.get(conn.domid));
+        let domain = self.conns.get(conn).and_then(|conn| self.content.domains.get(conn.domid));
         domain.map_or(WEIGHT_DEFAULT, |domain| domain.weight)
     }
 
@@ -251,14 +219,14 @@ impl Server {
 
     /// The first `count` bytes of [`Server::output`] have been sent.
     pub fn consume_output(&mut self, conn: ConnId, count: usize, now: u64) {
-        self.domains.now = now;
+        self.content.domains.now = now;
         let Some(connection) = self.conns.get_mut(conn) else { return };
         connection.consume(count);
         match (connection.unread(), connection.unread_since) {
             (0, None) => {}
-            (0, Some(_)) => self.conns.note_unread(conn, None, &self.domains),
+            (0, Some(_)) => self.conns.note_unread(conn, None, &self.content.domains),
             (_, since) if count > 0 || since.is_none() => {
-                self.conns.note_unread(conn, Some(now), &self.domains);
+                self.conns.note_unread(conn, Some(now), &self.content.domains);
             }
             _ => {}
         }
@@ -272,13 +240,14 @@ impl Server {
 
     /// The next notice.
     pub fn poll_notice(&mut self) -> Option<Notice> {
-        self.domains.notices.pop()
+        self.content.domains.notices.pop()
     }
 
     /// When [`Server::tick`] must be called at the latest.
     #[must_use]
     pub fn deadline(&self) -> Option<u64> {
-        let busy = self.domains.has_orphans || !self.rubbish.is_empty() || self.check.is_some();
+        let busy =
+            self.content.domains.has_orphans || !self.rubbish.is_empty() || self.check.is_some();
         if busy || self.stale_snapshot().is_some() {
             return Some(0);
         }
@@ -287,7 +256,7 @@ impl Server {
 
     /// Does what time has made due.
     pub fn tick(&mut self, now: u64, host: &mut dyn Host) {
-        self.domains.now = now;
+        self.content.domains.now = now;
         self.expire_turns();
         self.expire_unread();
         self.refresh_old_snapshots();
@@ -296,48 +265,5 @@ impl Server {
         self.free_some();
         self.check_some();
         self.run_waiting(Class::Guest, host);
-    }
-
-    /// Work that is no request's own, by how many small things were touched: a fraction of a simple
-    /// request each. What it cost.
-    fn charge_work(&mut self, things: usize) -> u32 {
-        let units = u32::try_from(things / THINGS_A_UNIT).unwrap_or(u32::MAX);
-        self.cost = self.cost.saturating_add(units);
-        units
-    }
-
-    /// Runs `body` with the accounts; what it owns is not booked.
-    fn with_ledger<R>(&mut self, body: impl FnOnce(&mut Tree, &mut Ledger<'_>) -> R) -> R {
-        let Self { domains, deltas, node_scratch, tree, cost, churn, .. } = self;
-        let mut ledger = Ledger {
-            domains,
-            deltas,
-            scratch: node_scratch,
-            touched: 0,
-            churn: Churn::default(),
-            is_strict: true,
-        };
-        let result = body(tree, &mut ledger);
-        *cost = cost.saturating_add(ledger.touched);
-        churn.add(ledger.churn);
-        result
-    }
-
-    /// Checks a path as given by a caller.
-    fn path<'p>(
-        &mut self,
-        caller: &Caller,
-        given: &'p [u8],
-        special: Special,
-        scratch: &'p mut Vec<u8>,
-    ) -> Result<Path<'p>, Error> {
-        let path = resolve(given, caller.domid.0, special, scratch)?;
-        self.cost = self.cost.saturating_add(path.cost());
-        if !caller.privileged {
-            let len = path.counted_len() as i64;
-            self.domains.check(caller.domid, Quota::PathMax, len).map_err(|_| Error::Inval)?;
-            self.domains.saw(caller.domid, Quota::PathMax, len);
-        }
-        Ok(path)
     }
 }

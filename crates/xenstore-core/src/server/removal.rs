@@ -83,7 +83,7 @@ impl Server {
             && gone.is_large()
         {
             // That was looked at three times.
-            self.charge_work(3 * DISOWN_MAX);
+            self.content.charge_work(3 * DISOWN_MAX);
             let author = author.and_then(|conn| Some((conn, self.conns.get(conn)?.domid)));
             let (path, top) = (Rc::from(path.as_bytes()), gone.clone());
             self.removals.push_back(Removal { path, top, last: None, author });
@@ -112,9 +112,9 @@ impl Server {
             left = left.saturating_sub(1);
             let (owner, weight) = (node.perms().owner(), node.weight());
             churn.removed = churn.removed.saturating_add(weight);
-            if !self.domains.is_orphans(&owner) {
-                self.domains.charge(owner.domid, Quota::Nodes, -1);
-                self.domains.charge(owner.domid, Quota::Memory, weight.saturating_neg());
+            if !self.content.domains.is_orphans(&owner) {
+                self.content.domains.charge(owner.domid, Quota::Nodes, -1);
+                self.content.domains.charge(owner.domid, Quota::Memory, weight.saturating_neg());
             }
             // The top's own watches were told at once.
             let watched = way.as_mut().filter(|_| !walk.path().is_empty());
@@ -153,6 +153,6 @@ impl Server {
 
     /// Nodes may belong to domains that are gone as long as there is something to be looked through.
     pub(super) fn note_orphans(&mut self) {
-        self.domains.has_orphans = !self.burials.is_empty() || !self.removals.is_empty();
+        self.content.domains.has_orphans = !self.burials.is_empty() || !self.removals.is_empty();
     }
 }

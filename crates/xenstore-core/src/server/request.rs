@@ -3,15 +3,13 @@
 use super::Server;
 use super::turn::Class;
 use super::waiting::{Attempt, WaitsFor};
-use crate::churn::Churn;
 use crate::host::Host;
 use crate::id::{ConnId, DomId};
-use crate::ledger::Ledger;
 use crate::limits::{self, COST_PER_NODE, LOGGED_WEIGHT, PAYLOAD_MAX};
 use crate::path::{Path, Special, push_decimal};
 use crate::perms::{Access, Caller, Incarnation, Perms};
 use crate::quota::{Kind, Quota};
-use crate::transaction::{Change, Touch, Transaction, What, apply};
+use crate::transaction::{Change, Touch, Transaction, What};
 use crate::tree::{Node, Put};
 use crate::wire::{Error, Header, MsgType, Strings, feature};
 use alloc::rc::Rc;
@@ -96,7 +94,7 @@ impl Server {
         host: &mut dyn Host,
     ) -> Attempt {
         let Some(connection) = self.conns.get(conn) else { return Attempt::Done };
-        let caller = self.domains.caller(connection.domid);
+        let caller = self.content.domains.caller(connection.domid);
         let outcome = match MsgType::from_code(header.kind) {
             None | Some(MsgType::WatchEvent | MsgType::Error) => Err(Stop::Error(Error::NoSys)),
             Some(kind) if is_privileged(kind) && !caller.privileged => {
@@ -187,7 +185,7 @@ impl Server {
         let result = body(self, &mut transaction);
         let more = transaction.weight().saturating_sub(before);
         if more != 0 {
-            self.domains.charge(request.caller.domid, Quota::Memory, more);
+            self.content.domains.charge(request.caller.domid, Quota::Memory, more);
         }
         if let Some(connection) = self.conns.get_mut(request.conn) {
             connection.transactions.give_back(id, transaction);
@@ -210,11 +208,11 @@ impl Server {
         let (accessed, known) = transaction.accessed(path);
         if !known {
             let nodes = (accessed as i64).saturating_add(1);
-            self.domains.check(caller.domid, Quota::TransactionNodes, nodes)?;
-            self.domains.saw(caller.domid, Quota::TransactionNodes, nodes);
+            self.content.domains.check(caller.domid, Quota::TransactionNodes, nodes)?;
+            self.content.domains.saw(caller.domid, Quota::TransactionNodes, nodes);
         }
         let more = (path.as_bytes().len() as i64).saturating_add(more);
-        self.domains.check_more(caller.domid, Quota::Memory, more)
+        self.content.domains.check_more(caller.domid, Quota::Memory, more)
     }
 
     /// Refuses to go on with a transaction that would take long to run again.
@@ -224,7 +222,7 @@ impl Server {
         transaction: &Transaction,
         path: Path<'_>,
     ) -> Result<(), Error> {
-        let nodes = self.domains.limit(caller.domid, Quota::TransactionNodes, Kind::Hard);
+        let nodes = self.content.domains.limit(caller.domid, Quota::TransactionNodes, Kind::Hard);
         let most = nodes.saturating_mul(COST_PER_NODE);
         let wanted = transaction.cost.saturating_add(path.cost()).saturating_add(1);
         if nodes == 0 || wanted <= most {
@@ -232,7 +230,7 @@ impl Server {
         }
         let accessed =
             (transaction.accessed(path).0 as i64).max(i64::from(nodes)).saturating_add(1);
-        self.domains.check(caller.domid, Quota::TransactionNodes, accessed)
+        self.content.domains.check(caller.domid, Quota::TransactionNodes, accessed)
     }
 
     /// The node at `path` as the caller may see it, in or outside a transaction.
@@ -244,13 +242,13 @@ impl Server {
     ) -> Result<Node, Stop> {
         let caller = request.caller;
         if request.header.tx_id == 0 {
-            return Ok(self.tree.find(&caller, path, Access::READ)?.clone());
+            return Ok(self.content.tree.find(&caller, path, Access::READ)?.clone());
         }
         self.in_transaction(request, |server, transaction| {
             if transaction.lost {
                 // It will be refused; what it is told until then is what is there.
                 transaction.torn = true;
-                return Ok(server.tree.find(&caller, path, Access::READ)?.clone());
+                return Ok(server.content.tree.find(&caller, path, Access::READ)?.clone());
             }
             if !caller.privileged && !transaction.has_seen(path, what) {
                 server.check_access(&caller, transaction, path, LOGGED_WEIGHT)?;
@@ -258,7 +256,9 @@ impl Server {
             let (conn, id) = (request.conn, request.header.tx_id);
             match server.want_turn((conn, id), transaction, &caller, path, what) {
                 Attempt::Wait(why) => Err(Stop::Wait(why)),
-                Attempt::Done => Ok(transaction.see(&caller, path, what, &server.domains)?),
+                Attempt::Done => {
+                    Ok(transaction.see(&caller, path, what, &server.content.domains)?)
+                }
             }
         })?
     }
@@ -278,33 +278,11 @@ impl Server {
             if transaction.lost {
                 // It will be refused: what is asked is judged, and not done.
                 transaction.torn = true;
-                let mut trial = server.tree.clone();
-                let done = server.with_ledger(|_, ledger| {
-                    let done = apply(&mut trial, &caller, path, change, ledger);
-                    ledger.deltas.clear();
-                    ledger.churn = Churn::default();
-                    done
-                });
-                return Ok(done.map(drop)?);
+                return Ok(server.content.judge(&caller, path, change)?);
             }
             // Every change is logged, whatever came of it, so each counts.
             server.check_access(&caller, transaction, path, change.weight())?;
-            let mut deltas = core::mem::take(&mut transaction.work.deltas);
-            let Self { domains, node_scratch, cost, .. } = server;
-            let churn = core::mem::take(&mut transaction.work.churn);
-            let mut ledger = Ledger {
-                domains,
-                deltas: &mut deltas,
-                scratch: node_scratch,
-                touched: 0,
-                churn,
-                is_strict: true,
-            };
-            let answer = transaction.change(&caller, path, change, &mut ledger);
-            *cost = cost.saturating_add(ledger.touched);
-            transaction.work.churn = ledger.churn;
-            transaction.work.deltas = deltas;
-            Ok(answer?)
+            Ok(server.content.change_in(transaction, &caller, path, change)?)
         })?
     }
 
@@ -314,14 +292,14 @@ impl Server {
         if self.has_turns(class) {
             let touch = match change {
                 Change::SetPerms(_) => Touch::Perms,
-                Change::Put(_) if self.tree.get(path).is_some() => Touch::Value,
-                Change::Put(_) | Change::Remove => self.existence(path),
+                Change::Put(_) if self.content.tree.get(path).is_some() => Touch::Value,
+                Change::Put(_) | Change::Remove => Touch::existence(&self.content.tree, path),
             };
             if self.must_wait(class, (request.conn, 0), path, touch) {
                 return Err(Stop::Wait(WaitsFor::AnEnd));
             }
         }
-        let done = self.with_ledger(|tree, ledger| apply(tree, &caller, path, change, ledger))?;
+        let done = self.content.change(&caller, path, change)?;
         self.book(Some(request.conn));
         self.fire(path, &done);
         self.discard_done(path, done, Some(request.conn));
@@ -329,9 +307,14 @@ impl Server {
     }
 
     fn read(&mut self, request: Request<'_>, scratch: &mut Vec<u8>) -> Outcome {
-        let path = self.path(&request.caller, request.only_string()?, Special::Refused, scratch)?;
+        let path = self.content.path(
+            &request.caller,
+            request.only_string()?,
+            Special::Refused,
+            scratch,
+        )?;
         let node = self.see(request, path, What::Value)?;
-        self.add_cost(node.value().len());
+        self.content.charge_bytes(node.value().len());
         self.answer(request, &[node.value()])
     }
 
@@ -339,29 +322,44 @@ impl Server {
         let mut strings = Strings::new(request.payload);
         let given = strings.next().ok_or(Error::Inval)?;
         let value = strings.rest();
-        let path = self.path(&request.caller, given, Special::Refused, scratch)?;
-        self.add_cost(value.len());
+        let path = self.content.path(&request.caller, given, Special::Refused, scratch)?;
+        self.content.charge_bytes(value.len());
         self.change(request, path, &Change::Put(Put::Value(value)))?;
         self.ok(request)
     }
 
     fn mkdir(&mut self, request: Request<'_>, scratch: &mut Vec<u8>) -> Outcome {
-        let path = self.path(&request.caller, request.only_string()?, Special::Refused, scratch)?;
+        let path = self.content.path(
+            &request.caller,
+            request.only_string()?,
+            Special::Refused,
+            scratch,
+        )?;
         self.change(request, path, &Change::Put(Put::Nothing))?;
         self.ok(request)
     }
 
     fn rm(&mut self, request: Request<'_>, scratch: &mut Vec<u8>) -> Outcome {
-        let path = self.path(&request.caller, request.only_string()?, Special::Refused, scratch)?;
+        let path = self.content.path(
+            &request.caller,
+            request.only_string()?,
+            Special::Refused,
+            scratch,
+        )?;
         self.change(request, path, &Change::Remove)?;
         self.ok(request)
     }
 
     fn directory(&mut self, request: Request<'_>, scratch: &mut Vec<u8>) -> Outcome {
-        let path = self.path(&request.caller, request.only_string()?, Special::Refused, scratch)?;
+        let path = self.content.path(
+            &request.caller,
+            request.only_string()?,
+            Special::Refused,
+            scratch,
+        )?;
         let node = self.see(request, path, What::Children)?;
         let len = node.dir().map_or(0, |dir| dir.names_len() as usize);
-        self.add_cost(len.min(PAYLOAD_MAX));
+        self.content.charge_bytes(len.min(PAYLOAD_MAX));
         if len > PAYLOAD_MAX {
             return Err(Error::TooBig.into());
         }
@@ -377,10 +375,10 @@ impl Server {
 
     fn directory_part(&mut self, request: Request<'_>, scratch: &mut Vec<u8>) -> Outcome {
         let [given, offset] = request.strings()?;
-        let path = self.path(&request.caller, given, Special::Refused, scratch)?;
+        let path = self.content.path(&request.caller, given, Special::Refused, scratch)?;
         let node = self.see(request, path, What::Children)?;
         let offset: usize = parse(offset)?;
-        self.add_cost(PAYLOAD_MAX);
+        self.content.charge_bytes(PAYLOAD_MAX);
         let mut body = Vec::new();
         push_decimal(node.dir().map_or(0, |dir| dir.generation()), &mut body);
         body.push(0);
@@ -403,7 +401,12 @@ impl Server {
     }
 
     fn get_perms(&mut self, request: Request<'_>, scratch: &mut Vec<u8>) -> Outcome {
-        let path = self.path(&request.caller, request.only_string()?, Special::Allowed, scratch)?;
+        let path = self.content.path(
+            &request.caller,
+            request.only_string()?,
+            Special::Allowed,
+            scratch,
+        )?;
         let node = self.see(request, path, What::Perms)?;
         let mut body = Vec::new();
         self.write_perms(node.perms(), 0, &mut body);
@@ -414,7 +417,7 @@ impl Server {
     pub(super) fn write_perms(&self, perms: &Perms, end: u8, to: &mut Vec<u8>) {
         let shown = |perm: &crate::perms::Perm| {
             perm.incarnation == Incarnation::NEVER
-                || self.domains.incarnation(perm.domid) == perm.incarnation
+                || self.content.domains.incarnation(perm.domid) == perm.incarnation
         };
         perms.write(end, shown, to);
     }
@@ -432,14 +435,15 @@ impl Server {
         let count = Strings::new(rest).count() as i64;
         // Before they are read: the hypervisor is asked about each of them.
         if !caller.privileged {
-            self.domains.check(caller.domid, Quota::NodePermissions, count)?;
-            self.domains.saw(caller.domid, Quota::NodePermissions, count);
+            self.content.domains.check(caller.domid, Quota::NodePermissions, count)?;
+            self.content.domains.saw(caller.domid, Quota::NodePermissions, count);
         }
         let any = self
+            .content
             .domains
             .get(caller.domid)
             .is_none_or(|domain| domain.features & feature::DOMID_ANY != 0);
-        let domains = &mut self.domains;
+        let domains = &mut self.content.domains;
         let perms = Perms::parse(rest, |domid| match domid.0 {
             // Not a domain: the entry holds for every one, or, without the feature, for none.
             limits::DOMID_ANY if any => Incarnation::NEVER,
@@ -452,13 +456,8 @@ impl Server {
         if owner.incarnation == Incarnation::NEVER && owner.domid.0 != limits::DOMID_ANY {
             return Err(Error::NoEnt.into());
         }
-        let path = self.path(&caller, given, Special::Allowed, scratch)?;
+        let path = self.content.path(&caller, given, Special::Allowed, scratch)?;
         self.change(request, path, &Change::SetPerms(Rc::new(perms)))?;
         self.ok(request)
-    }
-
-    /// A request that moves many bytes costs more than one that moves few.
-    pub(super) fn add_cost(&mut self, bytes: usize) {
-        self.cost = self.cost.saturating_add(u32::try_from(bytes / 512).unwrap_or(u32::MAX));
     }
 }

@@ -72,18 +72,19 @@ impl Server {
         }
         let mut restored = restoring.restored;
         // What the records said before the limits did.
-        restored.server.domains.notices.clear();
+        restored.server.content.domains.notices.clear();
         Ok(restored)
     }
 
     /// A store without any node but `/` and the special ones.
     fn emptied(config: Config, now: u64) -> Self {
         let mut server = Self::new(config);
-        server.domains.now = now;
-        let own = server.domains.caller(server.domains.priv_domain);
+        server.content.domains.now = now;
+        let own = server.content.domains.caller(server.content.domains.priv_domain);
         // The privileged are refused nothing.
-        let _ =
-            server.with_ledger(|tree, ledger| tree.remove(&own, Path::checked(b"/tool"), ledger));
+        let _ = server
+            .content
+            .with_ledger(|tree, ledger| tree.remove(&own, Path::checked(b"/tool"), ledger));
         server.book(None);
         server
     }
@@ -91,7 +92,7 @@ impl Server {
 
 impl Restoring {
     fn take(&mut self, record: Record<'_>) -> Outcome {
-        let domains = &mut self.restored.server.domains;
+        let domains = &mut self.restored.server.content.domains;
         match record {
             Record::Global(global) => self.restored.global = Some(global),
             Record::Generation(generation) => {
@@ -123,7 +124,7 @@ impl Restoring {
     }
 
     fn domain(&mut self, record: &stream::Domain<'_>) {
-        let domain = self.restored.server.domains.know(DomId(record.domid));
+        let domain = self.restored.server.content.domains.know(DomId(record.domid));
         if let Some(features) = record.features {
             domain.features = features & feature::ALL;
         }
@@ -156,12 +157,12 @@ impl Restoring {
                     return Err("its domain has a ring already");
                 }
                 if let Some(target) = target {
-                    server.domains.know(DomId(target));
-                    server.domains.know(domid);
-                    server.domains.set_target(domid, DomId(target));
+                    server.content.domains.know(DomId(target));
+                    server.content.domains.know(domid);
+                    server.content.domains.set_target(domid, DomId(target));
                 }
                 let conn = server.conns.add(domid, Transport::Ring);
-                let domain = server.domains.know(domid);
+                let domain = server.content.domains.know(domid);
                 domain.conn = Some(conn);
                 domain.identity = identity;
                 conn
@@ -171,7 +172,11 @@ impl Restoring {
             connection.restore_output(usize::from(record.partial), record.output)?;
         }
         if !record.output.is_empty() {
-            server.conns.note_unread(conn, Some(server.domains.now), &server.domains);
+            server.conns.note_unread(
+                conn,
+                Some(server.content.domains.now),
+                &server.content.domains,
+            );
             server.conns.mark_ready(conn);
         }
         let input = Vec::from(record.input);
@@ -228,7 +233,8 @@ impl Restoring {
         let conn = self.numbered(number)?.conn;
         let server = &mut self.restored.server;
         let snapshot = server.snapshot(conn, id);
-        let mut transaction = Transaction::new(&server.tree, server.domains.deaths, snapshot);
+        let mut transaction =
+            Transaction::new(&server.content.tree, server.content.domains.deaths, snapshot);
         drop(transaction.give_up());
         transaction.torn = true;
         let weight = transaction.weight();
@@ -237,8 +243,8 @@ impl Restoring {
         if id == 0 || !connection.transactions.open(id, transaction) {
             return Err("its number is 0, or another's");
         }
-        server.domains.charge(domid, Quota::Transactions, 1);
-        server.domains.charge(domid, Quota::Memory, weight);
+        server.content.domains.charge(domid, Quota::Transactions, 1);
+        server.content.domains.charge(domid, Quota::Memory, weight);
         Ok(())
     }
 
@@ -254,14 +260,15 @@ impl Restoring {
             .map_err(|_| "its path is none")?;
         let perms = self.perms(record.entries)?;
         let server = &mut self.restored.server;
-        let result =
-            server.with_ledger(|tree, ledger| tree.restore(path, record.value, perms, ledger));
+        let result = server
+            .content
+            .with_ledger(|tree, ledger| tree.restore(path, record.value, perms, ledger));
         server.book(None);
         result
     }
 
     fn perms(&mut self, entries: &[[u8; 4]]) -> Result<Perms, &'static str> {
-        let domains = &mut self.restored.server.domains;
+        let domains = &mut self.restored.server.content.domains;
         let perm = |[letter, flags, low, high]: [u8; 4]| {
             let domid = DomId(u16::from_ne_bytes([low, high]));
             let incarnation = match (domid.0, flags & STALE != 0) {

@@ -8,7 +8,7 @@ use crate::id::DomId;
 use crate::perms::Incarnation;
 use crate::quota::Quota;
 use crate::transaction::Leftovers;
-use crate::tree::{Debris, Node, Tree};
+use crate::tree::{Debris, Node};
 use alloc::collections::VecDeque;
 
 /// Cost, in simple requests, up to which something is freed at once; no more than half a slice.
@@ -68,23 +68,16 @@ impl Server {
         let mut left = self.small();
         if thing.free_some(&mut self.rubbish.debris, &mut left) {
             self.rubbish.debris.free_some(&mut left);
-            self.domains.charge(domid, Quota::Memory, weight.saturating_neg());
+            self.content.domains.charge(domid, Quota::Memory, weight.saturating_neg());
             return;
         }
-        let charge = Charge { domid, incarnation: self.domains.incarnation(domid), weight };
+        let charge = Charge { domid, incarnation: self.content.domains.incarnation(domid), weight };
         self.rubbish.things.push_back((thing, charge));
     }
 
     /// Lets go of a removed node, with all below it. It is charged to nobody any more.
     pub(super) fn free_node(&mut self, gone: Node) {
         self.rubbish.debris.push(gone);
-        let mut left = self.small();
-        self.rubbish.debris.free_some(&mut left);
-    }
-
-    /// Makes a tree the store's. The one before is freed, but for what others share.
-    pub(super) fn replace_tree(&mut self, tree: Tree) {
-        self.rubbish.debris.push(core::mem::replace(&mut self.tree, tree).into_root());
         let mut left = self.small();
         self.rubbish.debris.free_some(&mut left);
     }
@@ -101,8 +94,8 @@ impl Server {
             }
             let Charge { domid, incarnation, weight } = *charge;
             things.pop_front();
-            if self.domains.incarnation(domid) == incarnation {
-                self.domains.charge(domid, Quota::Memory, weight.saturating_neg());
+            if self.content.domains.incarnation(domid) == incarnation {
+                self.content.domains.charge(domid, Quota::Memory, weight.saturating_neg());
             }
         }
     }

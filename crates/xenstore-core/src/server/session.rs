@@ -23,6 +23,7 @@ impl Server {
         let mut strings = Strings::new(request.payload);
         let (given, token) = strings.next().zip(strings.next()).ok_or(Error::Inval)?;
         let may_depth = self
+            .content
             .domains
             .get(caller.domid)
             .is_none_or(|domain| domain.features & feature::WATCH_DEPTH != 0);
@@ -31,7 +32,7 @@ impl Server {
             (Some(depth), None) if may_depth => Some(parse(depth)?),
             _ => return Err(Error::Inval.into()),
         };
-        let path = self.path(&caller, given, Special::Allowed, scratch)?;
+        let path = self.content.path(&caller, given, Special::Allowed, scratch)?;
         let hidden =
             if is_relative(given) { path.as_bytes().len().saturating_sub(given.len()) } else { 0 };
         let mut key = Vec::new();
@@ -42,8 +43,8 @@ impl Server {
         }
         let weight = watch::weight(&key);
         if !caller.privileged {
-            self.domains.check_more(caller.domid, Quota::Watches, 1)?;
-            self.domains.check_more(caller.domid, Quota::Memory, weight)?;
+            self.content.domains.check_more(caller.domid, Quota::Watches, 1)?;
+            self.content.domains.check_more(caller.domid, Quota::Memory, weight)?;
         }
         let id = self.add_watch(request.conn, caller.domid, path, Rc::from(key), hidden, depth);
         self.ok(request)?;
@@ -66,14 +67,14 @@ impl Server {
         if let Some(connection) = self.conns.get_mut(conn) {
             connection.watches.insert(key, id);
         }
-        self.domains.charge(domid, Quota::Watches, 1);
-        self.domains.charge(domid, Quota::Memory, weight);
+        self.content.domains.charge(domid, Quota::Watches, 1);
+        self.content.domains.charge(domid, Quota::Memory, weight);
         id
     }
 
     pub(super) fn unwatch(&mut self, request: Request<'_>, scratch: &mut Vec<u8>) -> Outcome {
         let [given, token] = request.strings()?;
-        let path = self.path(&request.caller, given, Special::Allowed, scratch)?;
+        let path = self.content.path(&request.caller, given, Special::Allowed, scratch)?;
         let mut key = Vec::new();
         watch::key(path, token, &mut key);
         let removed =
@@ -81,7 +82,7 @@ impl Server {
         let id = removed.ok_or(Error::NoEnt)?;
         if let Some(connection) = self.conns.get_mut(request.conn) {
             let looked_through = connection.drop_events(id);
-            self.charge_work(looked_through);
+            self.content.charge_work(looked_through);
         }
         self.forget_watch(id, request.caller.domid);
         self.ok(request)
@@ -99,10 +100,10 @@ impl Server {
             return Err(Error::Busy.into());
         }
         if !caller.privileged {
-            self.domains.check_more(caller.domid, Quota::Transactions, 1)?;
-            self.domains.check_more(caller.domid, Quota::Memory, TRANSACTION_WEIGHT)?;
+            self.content.domains.check_more(caller.domid, Quota::Transactions, 1)?;
+            self.content.domains.check_more(caller.domid, Quota::Memory, TRANSACTION_WEIGHT)?;
         }
-        let (tree, deaths) = (self.tree.clone(), self.domains.deaths);
+        let (tree, deaths) = (self.content.tree.clone(), self.content.domains.deaths);
         let Some(connection) = self.conns.get_mut(request.conn) else { return Ok(()) };
         let mut id = connection.next_transaction;
         while id == 0 || connection.transactions.contains(id) {
@@ -114,8 +115,8 @@ impl Server {
             self.open_snapshot(snapshot);
         }
         let transaction = Transaction::new(&tree, deaths, snapshot);
-        self.domains.charge(caller.domid, Quota::Transactions, 1);
-        self.domains.charge(caller.domid, Quota::Memory, transaction.weight());
+        self.content.domains.charge(caller.domid, Quota::Transactions, 1);
+        self.content.domains.charge(caller.domid, Quota::Memory, transaction.weight());
         if let Some(connection) = self.conns.get_mut(request.conn) {
             connection.transactions.open(id, transaction);
         }
@@ -146,7 +147,7 @@ impl Server {
         if let Some(connection) = self.conns.get_mut(request.conn) {
             connection.transactions.close(id);
         }
-        self.domains.charge(request.caller.domid, Quota::Transactions, -1);
+        self.content.domains.charge(request.caller.domid, Quota::Transactions, -1);
         self.end_turn(request.conn, id);
         self.close_snapshot(&transaction.snapshot);
         let weight = transaction.weight();
@@ -177,8 +178,8 @@ impl Server {
                 let path = Path::checked(path);
                 let touch = match done {
                     Done::Permitted(_) => Touch::Perms,
-                    Done::Changed if self.tree.get(path).is_some() => Touch::Value,
-                    _ => self.existence(path),
+                    Done::Changed if self.content.tree.get(path).is_some() => Touch::Value,
+                    _ => Touch::existence(&self.content.tree, path),
                 };
                 self.must_wait(class, own, path, touch)
             };
@@ -187,8 +188,10 @@ impl Server {
             }
         }
         let mut rerun = None;
-        if !transaction.is_current(&self.tree, self.domains.deaths) || transaction.doomed {
-            match self.rerun(transaction, self.tree.clone(), &caller) {
+        if !transaction.is_current(&self.content.tree, self.content.domains.deaths)
+            || transaction.doomed
+        {
+            match self.content.rerun(transaction, &caller) {
                 Ok(work) => rerun = Some(work),
                 Err(conflict) => {
                     self.counters.conflicts = self.counters.conflicts.wrapping_add(1);
@@ -198,8 +201,8 @@ impl Server {
             }
         }
         let work = rerun.as_ref().unwrap_or(&transaction.work);
-        self.replace_tree(work.tree.clone());
-        work.deltas.book(&mut self.domains);
+        let old = self.content.replace(work);
+        self.free_node(old);
         self.counters.commits = self.counters.commits.wrapping_add(1);
         for (path, done) in &work.changed {
             self.fire(Path::checked(path), done);

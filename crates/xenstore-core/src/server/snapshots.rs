@@ -53,7 +53,7 @@ impl Server {
     /// The snapshot that a transaction which starts now works on.
     pub(super) fn snapshot(&self, conn: ConnId, id: u32) -> Snapshot {
         let replaced_by_owner = self.conns.get(conn).map_or(0, |conn| conn.past.replaced);
-        let (since, replaced) = (self.domains.now, self.snapshots.replaced);
+        let (since, replaced) = (self.content.domains.now, self.snapshots.replaced);
         Snapshot { since, replaced, conn, replaced_by_owner, id }
     }
 
@@ -83,7 +83,7 @@ impl Server {
         let more = kept.saturating_sub(core::mem::replace(&mut connection.past.charged, kept));
         let domid = connection.domid;
         if more != 0 {
-            self.domains.charge(domid, Quota::Memory, more);
+            self.content.domains.charge(domid, Quota::Memory, more);
         }
     }
 
@@ -108,8 +108,9 @@ impl Server {
     /// Gives up the oldest transactions of a guest that uses more memory than it may, as long as they keep what it has
     /// replaced: nothing was asked for that could be refused instead.
     fn give_up_for_room(&mut self, conn: ConnId, domid: DomId) {
-        let limit = i64::from(self.domains.limit(domid, Quota::Memory, Kind::Hard));
-        let used = self.domains.get(domid).map_or(0, |domain| domain.usage.now(Quota::Memory));
+        let limit = i64::from(self.content.domains.limit(domid, Quota::Memory, Kind::Hard));
+        let used =
+            self.content.domains.get(domid).map_or(0, |domain| domain.usage.now(Quota::Memory));
         let mut over = if limit == 0 { 0 } else { used.saturating_sub(limit) };
         while over > 0
             && let Some(connection) = self.conns.get_mut(conn)
@@ -131,7 +132,7 @@ impl Server {
     /// The oldest snapshot of a guest's transaction, if it has kept the past of the store alive for too long.
     pub(super) fn stale_snapshot(&self) -> Option<Snapshot> {
         self.snapshots.open.first().copied().filter(|oldest| {
-            let old = self.domains.now > oldest.since.saturating_add(HOLD_MAX_US);
+            let old = self.content.domains.now > oldest.since.saturating_add(HOLD_MAX_US);
             let most = if old { SNAPSHOT_BYTES } else { SNAPSHOT_BYTES_MAX };
             self.snapshots.kept_by(oldest) >= most
         })
@@ -151,14 +152,14 @@ impl Server {
                 self.close_snapshot(&old);
                 continue;
             };
-            let spent = core::mem::take(&mut self.cost);
+            let spent = core::mem::take(&mut self.content.cost);
             if left > 0 {
                 left = left.saturating_sub(transaction.log_len().saturating_add(1));
                 self.refresh(&mut transaction, domid);
             } else {
                 self.give_up(&mut transaction, domid, "the store has changed too much meanwhile");
             }
-            let cost = core::mem::replace(&mut self.cost, spent);
+            let cost = core::mem::replace(&mut self.content.cost, spent);
             if let Some(connection) = self.conns.get_mut(old.conn) {
                 connection.owed = connection.owed.saturating_add(cost).saturating_add(1);
                 connection.transactions.give_back(old.id, transaction);
@@ -169,13 +170,13 @@ impl Server {
     /// Has a transaction go on from the store as it is; where it has seen something that is different now, it
     /// will be refused, and need keep nothing.
     fn refresh(&mut self, transaction: &mut Transaction, domid: DomId) {
-        let caller = self.domains.caller(domid);
-        match self.rerun(transaction, self.tree.clone(), &caller) {
+        let caller = self.content.domains.caller(domid);
+        match self.content.rerun(transaction, &caller) {
             Ok(rerun) => {
                 let before = transaction.weight();
                 self.go_on(transaction, rerun);
                 let more = transaction.weight().saturating_sub(before);
-                self.domains.charge(domid, Quota::Memory, more);
+                self.content.domains.charge(domid, Quota::Memory, more);
             }
             Err(conflict) => {
                 self.refused(&caller, transaction, &conflict);
@@ -194,7 +195,8 @@ impl Server {
             self.open_snapshot(transaction.snapshot);
         }
         let before = transaction.weight();
-        let leftovers = transaction.rebase(self.tree.clone(), self.domains.deaths, rerun);
+        let leftovers =
+            transaction.rebase(self.content.tree.clone(), self.content.domains.deaths, rerun);
         self.discard_leftovers(transaction, leftovers, before);
     }
 
@@ -202,7 +204,7 @@ impl Server {
     fn discard_leftovers(&mut self, transaction: &Transaction, leftovers: Leftovers, weight: i64) {
         let domid = self.conns.get(transaction.snapshot.conn).map(|conn| conn.domid);
         if let Some(domid) = domid {
-            self.domains.charge(domid, Quota::Memory, weight);
+            self.content.domains.charge(domid, Quota::Memory, weight);
             self.discard(Thing::Leftovers(leftovers), domid, weight);
         }
     }
@@ -210,7 +212,7 @@ impl Server {
     /// Gives a transaction up that could not be kept.
     fn give_up(&mut self, transaction: &mut Transaction, domid: DomId, why: &str) {
         self.let_go(transaction, domid);
-        self.domains.notice(Notice::Info(format!(
+        self.content.domains.notice(Notice::Info(format!(
             "a transaction of domain {} will get EAGAIN: it was left open, and {why}",
             domid.0,
         )));
@@ -223,7 +225,7 @@ impl Server {
         let before = transaction.weight();
         let leftovers = transaction.give_up();
         let more = transaction.weight().saturating_sub(before);
-        self.domains.charge(domid, Quota::Memory, more);
+        self.content.domains.charge(domid, Quota::Memory, more);
         self.discard_leftovers(transaction, leftovers, before);
     }
 }

@@ -18,8 +18,7 @@ use crate::limits::{
 };
 use crate::path::Path;
 use crate::perms::Caller;
-use crate::transaction::{Conflict, Rerun, Touch, Transaction, What};
-use crate::tree::Tree;
+use crate::transaction::{Conflict, Touch, Transaction, What};
 use alloc::collections::BTreeMap;
 
 /// A transaction that has the turn.
@@ -154,7 +153,8 @@ impl Turns {
 impl Server {
     /// Whose turn binds the requests of a connection.
     pub(super) fn class(&self, conn: ConnId) -> Class {
-        match self.conns.get(conn).is_none_or(|conn| self.domains.is_privileged(conn.domid)) {
+        match self.conns.get(conn).is_none_or(|conn| self.content.domains.is_privileged(conn.domid))
+        {
             true => Class::Privileged,
             false => Class::Guest,
         }
@@ -174,7 +174,7 @@ impl Server {
         path: Path<'_>,
         what: What,
     ) -> Attempt {
-        let now = self.domains.now;
+        let now = self.content.domains.now;
         let holds = self.turns.holds(conn, id);
         if transaction.doomed || !(holds || self.may_take_turn(transaction, caller, path)) {
             return Attempt::Done;
@@ -184,10 +184,10 @@ impl Server {
         if !holds && (lane.turn.is_some() || lane.queue.comes_first()) {
             return Attempt::Wait(WaitsFor::ATurn);
         }
-        let stale = !transaction.is_current(&self.tree, self.domains.deaths)
-            && (!holds || transaction.is_stale_at(&self.tree, caller, path, what));
+        let stale = !transaction.is_current(&self.content.tree, self.content.domains.deaths)
+            && (!holds || transaction.is_stale_at(&self.content.tree, caller, path, what));
         if stale {
-            match self.rerun(transaction, self.tree.clone(), caller) {
+            match self.content.rerun(transaction, caller) {
                 Ok(rerun) => self.go_on(transaction, rerun),
                 Err(conflict) => {
                     // Too late for this one; who tries again takes the turn from the start.
@@ -210,24 +210,14 @@ impl Server {
         caller: &Caller,
         path: Path<'_>,
     ) -> bool {
-        let (now, secret) = (self.domains.now, self.domains.secret);
+        let (now, secret) = (self.content.domains.now, self.content.domains.secret);
         if !self.turns.lane(Class::of(caller)).is_contested(path, secret, now) {
             return false;
         }
-        let domain = self.domains.get(caller.domid);
+        let domain = self.content.domains.get(caller.domid);
         caller.privileged
             || (transaction.log_len() <= TURN_LOG_MAX
                 && domain.is_none_or(|domain| domain.no_turn_until <= now))
-    }
-
-    /// Runs the log of a transaction on a tree.
-    pub(super) fn rerun(
-        &mut self,
-        transaction: &Transaction,
-        tree: Tree,
-        caller: &Caller,
-    ) -> Result<Rerun, Conflict> {
-        self.with_ledger(|_, ledger| transaction.rerun(tree, caller, ledger))
     }
 
     /// Remembers a refusal: who reads these paths takes the turn.
@@ -237,7 +227,7 @@ impl Server {
         transaction: &Transaction,
         conflict: &Conflict,
     ) {
-        let (now, secret) = (self.domains.now, self.domains.secret);
+        let (now, secret) = (self.content.domains.now, self.content.domains.secret);
         let lane = self.turns.lane_mut(Class::of(caller));
         for path in [Some(&conflict.path), transaction.first_read()].into_iter().flatten() {
             lane.contest(secret.bytes(path), caller.domid, now);
@@ -266,14 +256,6 @@ impl Server {
         self.turns.respected(class).next().is_some()
     }
 
-    /// What making or removing `path` does to it.
-    pub(super) fn existence(&self, path: Path<'_>) -> Touch {
-        let walk = self.tree.walk(path);
-        // One level up at least: that one's list of children changes.
-        let nearest = path.above().nth(walk.missing.saturating_sub(1));
-        Touch::Existence { nearest: nearest.map_or(1, |path| path.as_bytes().len()) }
-    }
-
     /// The turn of this transaction, if it has one, is over.
     pub(super) fn end_turn(&mut self, conn: ConnId, transaction: u32) {
         self.end_turns(|turn, _| (turn.conn, turn.transaction) == (conn, transaction));
@@ -286,7 +268,7 @@ impl Server {
 
     /// Ends the turns for which `over` says so, and charges them to their holders.
     fn end_turns(&mut self, over: impl Fn(&Turn, u64) -> bool) {
-        let now = self.domains.now;
+        let now = self.content.domains.now;
         for class in [Class::Privileged, Class::Guest] {
             let lane = self.turns.lane_mut(class);
             let Some(turn) = lane.turn.take_if(|turn| over(turn, now)) else { continue };
@@ -298,7 +280,7 @@ impl Server {
             let Some(holder) = self.conns.get_mut(turn.conn) else { continue };
             holder.owed = holder.owed.saturating_add(u32::try_from(cost).unwrap_or(u32::MAX));
             let domid = holder.domid;
-            if let Some(domain) = self.domains.get_mut(domid) {
+            if let Some(domain) = self.content.domains.get_mut(domid) {
                 domain.last_turn = now;
                 if turn.is_over(now) {
                     domain.no_turn_until = now.saturating_add(TURN_PAUSE_US);

@@ -105,7 +105,7 @@ impl Server {
         let mut scratch = Vec::new();
         let path = self.first_path(conn, header, payload, &mut scratch);
         let path = path.map(|path| Box::from(path.as_bytes()));
-        let (class, since) = (self.class(conn), self.domains.now);
+        let (class, since) = (self.class(conn), self.content.domains.now);
         let (header, payload) = (*header, Box::from(payload));
         self.turns.delayed_total = self.turns.delayed_total.saturating_add(1);
         let waiting = Waiting { conn, header, payload, path, since, why };
@@ -122,7 +122,7 @@ impl Server {
         let Some(conn) = self.conns.get_mut(conn) else { return };
         conn.delayed_weight = conn.delayed_weight.saturating_add(weight);
         let domid = conn.domid;
-        self.domains.charge(domid, Quota::Memory, weight);
+        self.content.domains.charge(domid, Quota::Memory, weight);
     }
 
     /// The requests of a connection that wait, in the order in which they came.
@@ -164,7 +164,7 @@ impl Server {
             || match self.touch_of(first, one) {
                 Touch::Value => false,
                 // What is made below inherits; what is there has its own.
-                Touch::Perms => is_below && self.tree.get(two).is_none(),
+                Touch::Perms => is_below && self.content.tree.get(two).is_none(),
                 Touch::Existence { nearest } => {
                     let lists = matches!(second, Some(MsgType::Directory | MsgType::DirectoryPart));
                     is_below
@@ -178,8 +178,10 @@ impl Server {
     fn touch_of(&self, waiting: &Waiting, path: Path<'_>) -> Touch {
         match MsgType::from_code(waiting.header.kind) {
             Some(MsgType::SetPerms) => Touch::Perms,
-            Some(MsgType::Write | MsgType::Mkdir) if self.tree.get(path).is_some() => Touch::Value,
-            _ => self.existence(path),
+            Some(MsgType::Write | MsgType::Mkdir) if self.content.tree.get(path).is_some() => {
+                Touch::Value
+            }
+            _ => Touch::existence(&self.content.tree, path),
         }
     }
 
@@ -270,7 +272,7 @@ impl Server {
             seekers.sort_by_cached_key(last_turn);
         }
         let to_try: VecDeque<u64> = of_kind(WaitsFor::AnEnd).chain(seekers).collect();
-        let cost = self.charge_work(to_try.len());
+        let cost = self.content.charge_work(to_try.len());
         self.turns.lane_mut(class).queue.to_try = to_try;
         cost
     }
@@ -305,7 +307,7 @@ impl Server {
 
     /// When the guest behind a connection had its last turn.
     fn last_turn(&self, conn: ConnId) -> u64 {
-        let domain = self.conns.get(conn).and_then(|conn| self.domains.get(conn.domid));
+        let domain = self.conns.get(conn).and_then(|conn| self.content.domains.get(conn.domid));
         domain.map_or(0, |domain| domain.last_turn)
     }
 
@@ -317,10 +319,10 @@ impl Server {
         class: Class,
         host: &mut dyn Host,
     ) -> u32 {
-        let spent = core::mem::take(&mut self.cost);
+        let spent = core::mem::take(&mut self.content.cost);
         let conn = waiting.conn;
         let attempt = self.attempt(conn, &waiting.header, &waiting.payload, host);
-        let cost = core::mem::replace(&mut self.cost, spent).saturating_add(1);
+        let cost = core::mem::replace(&mut self.content.cost, spent).saturating_add(1);
         let Some(connection) = self.conns.get_mut(conn) else { return cost };
         connection.owed = connection.owed.saturating_add(cost);
         // Where its connection has ended meanwhile, all that waited is forgotten already.
@@ -332,7 +334,7 @@ impl Server {
             }
             Attempt::Done => {
                 connection.delayed.remove(at);
-                let waited = self.domains.now.saturating_sub(waiting.since);
+                let waited = self.content.domains.now.saturating_sub(waiting.since);
                 self.counters.waited_us = self.counters.waited_us.saturating_add(waited);
                 self.charge_delayed(conn, waiting.weight().saturating_neg());
                 if waiting.why == WaitsFor::ATurn {

@@ -1,0 +1,201 @@
+//! The nodes, the accounts of the domains that own them, and what a request costs.
+
+use super::config::Config;
+use crate::churn::Churn;
+use crate::digest::Secret;
+use crate::domain::Domains;
+use crate::ledger::{Deltas, Ledger};
+use crate::path::{Path, Special, resolve};
+use crate::perms::Caller;
+use crate::quota::Quota;
+use crate::transaction::{Change, Conflict, Rerun, Transaction, apply};
+use crate::tree::{Done, Node, Tree};
+use crate::wire::Error;
+use alloc::rc::Rc;
+use alloc::vec::Vec;
+
+/// Entries of a queue looked through, or watches taken out, for the cost of one simple request.
+const THINGS_A_UNIT: usize = 4;
+
+/// The tree and its accounts. Whoever changes the one notes it in the others.
+pub(super) struct Content {
+    pub(super) tree: Tree,
+    pub(super) domains: Domains,
+    /// What the request at hand has cost so far.
+    pub(super) cost: u32,
+    /// What has been done to the tree and is not booked yet.
+    deltas: Deltas,
+    /// Bytes that this has moved.
+    churn: Churn,
+    /// Kept between requests, so that it need not be allocated for each.
+    scratch: Vec<u8>,
+}
+
+impl Content {
+    /// What a fresh store holds: `/`, `/tool`, `/tool/xenstored` and the special nodes.
+    pub(super) fn new(config: &Config) -> Self {
+        let secret = Secret(config.secret);
+        let mut domains = Domains::new(config.store_domain, config.priv_domain, secret);
+        let (mut scratch, mut deltas) = (Vec::new(), Deltas::default());
+        let owner = config.priv_domain;
+        let incarnation = domains.incarnation(owner);
+        let mut ledger = Ledger {
+            domains: &mut domains,
+            deltas: &mut deltas,
+            scratch: &mut scratch,
+            touched: 0,
+            churn: Churn::default(),
+            is_strict: true,
+        };
+        let tree = Tree::new(owner, incarnation, &mut ledger);
+        deltas.book(&mut domains);
+        deltas.clear();
+        Self { tree, domains, cost: 0, deltas, churn: Churn::default(), scratch }
+    }
+
+    /// Runs `body` with the accounts; what it owns is not booked.
+    pub(super) fn with_ledger<R>(
+        &mut self,
+        body: impl FnOnce(&mut Tree, &mut Ledger<'_>) -> R,
+    ) -> R {
+        let Self { domains, deltas, scratch, tree, cost, churn } = self;
+        let mut ledger = Ledger {
+            domains,
+            deltas,
+            scratch,
+            touched: 0,
+            churn: Churn::default(),
+            is_strict: true,
+        };
+        let result = body(tree, &mut ledger);
+        *cost = cost.saturating_add(ledger.touched);
+        churn.add(ledger.churn);
+        result
+    }
+
+    /// Books what has been done to the tree; the bytes that this has moved.
+    pub(super) fn book(&mut self) -> Churn {
+        self.deltas.book(&mut self.domains);
+        self.deltas.clear();
+        core::mem::take(&mut self.churn)
+    }
+
+    /// Changes the tree for a caller who may do that.
+    pub(super) fn change(
+        &mut self,
+        caller: &Caller,
+        path: Path<'_>,
+        change: &Change<'_>,
+    ) -> Result<Done, Error> {
+        self.with_ledger(|tree, ledger| apply(tree, caller, path, change, ledger))
+    }
+
+    /// Judges a change, and does not do it.
+    pub(super) fn judge(
+        &mut self,
+        caller: &Caller,
+        path: Path<'_>,
+        change: &Change<'_>,
+    ) -> Result<(), Error> {
+        let mut trial = self.tree.clone();
+        self.with_ledger(|_, ledger| {
+            let done = apply(&mut trial, caller, path, change, ledger);
+            ledger.deltas.clear();
+            ledger.churn = Churn::default();
+            done.map(drop)
+        })
+    }
+
+    /// Does a change in the tree of a transaction.
+    pub(super) fn change_in(
+        &mut self,
+        transaction: &mut Transaction,
+        caller: &Caller,
+        path: Path<'_>,
+        change: &Change<'_>,
+    ) -> Result<(), Error> {
+        let mut deltas = core::mem::take(&mut transaction.work.deltas);
+        let churn = core::mem::take(&mut transaction.work.churn);
+        let Self { domains, scratch, cost, .. } = self;
+        let deltas_of_it = &mut deltas;
+        let mut ledger =
+            Ledger { domains, deltas: deltas_of_it, scratch, touched: 0, churn, is_strict: true };
+        let answer = transaction.change(caller, path, change, &mut ledger);
+        *cost = cost.saturating_add(ledger.touched);
+        transaction.work.churn = ledger.churn;
+        transaction.work.deltas = deltas;
+        answer
+    }
+
+    /// Runs the log of a transaction on the tree as it is.
+    pub(super) fn rerun(
+        &mut self,
+        transaction: &Transaction,
+        caller: &Caller,
+    ) -> Result<Rerun, Conflict> {
+        let tree = self.tree.clone();
+        self.with_ledger(|_, ledger| transaction.rerun(tree, caller, ledger))
+    }
+
+    /// Makes the outcome of a transaction the store's, and books it; the root of what was there before, to be freed.
+    pub(super) fn replace(&mut self, work: &Rerun) -> Node {
+        let old = core::mem::replace(&mut self.tree, work.tree.clone());
+        work.deltas.book(&mut self.domains);
+        old.into_root()
+    }
+
+    /// The caller of what nobody asked for.
+    pub(super) fn own_caller(&self) -> Caller {
+        self.domains.caller(self.domains.priv_domain)
+    }
+
+    /// Gives a node to the privileged domain; the bytes that this has moved.
+    pub(super) fn inherit(&mut self, path: Path<'_>) -> Churn {
+        let (own, heir) = (self.own_caller(), self.domains.priv_domain);
+        let incarnation = self.domains.incarnation(heir);
+        let Some(perms) =
+            self.tree.get(path).map(|node| node.perms().with_owner(heir, incarnation))
+        else {
+            return Churn::default();
+        };
+        // The privileged domain is refused nothing, and lives.
+        let _ = self.change(&own, path, &Change::SetPerms(Rc::new(perms)));
+        self.book()
+    }
+
+    /// Checks a path as given by a caller.
+    pub(super) fn path<'p>(
+        &mut self,
+        caller: &Caller,
+        given: &'p [u8],
+        special: Special,
+        scratch: &'p mut Vec<u8>,
+    ) -> Result<Path<'p>, Error> {
+        let path = resolve(given, caller.domid.0, special, scratch)?;
+        self.add_cost(path.cost());
+        if !caller.privileged {
+            let len = path.counted_len() as i64;
+            self.domains.check(caller.domid, Quota::PathMax, len).map_err(|_| Error::Inval)?;
+            self.domains.saw(caller.domid, Quota::PathMax, len);
+        }
+        Ok(path)
+    }
+
+    /// Adds to the cost of the request at hand.
+    pub(super) fn add_cost(&mut self, more: u32) {
+        self.cost = self.cost.saturating_add(more);
+    }
+
+    /// A request that moves many bytes costs more than one that moves few.
+    pub(super) fn charge_bytes(&mut self, bytes: usize) {
+        self.add_cost(u32::try_from(bytes / 512).unwrap_or(u32::MAX));
+    }
+
+    /// Work that is no request's own, by how many small things were touched: a fraction of a simple
+    /// request each. What it cost.
+    pub(super) fn charge_work(&mut self, things: usize) -> u32 {
+        let units = u32::try_from(things / THINGS_A_UNIT).unwrap_or(u32::MAX);
+        self.add_cost(units);
+        units
+    }
+}
