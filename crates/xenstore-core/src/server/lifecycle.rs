@@ -93,7 +93,7 @@ impl Server {
         // It counted as unread until now.
         let weight = events.size() as i64;
         self.content.domains.charge(domid, Quota::Memory, weight);
-        self.discard(Thing::Events(events), domid, weight);
+        self.rubbish.discard(Thing::Events(events), domid, weight, &mut self.content.domains);
     }
 
     /// Takes a watch out of the index and off the account.
@@ -113,7 +113,12 @@ impl Server {
             self.close_snapshot(&transaction.snapshot);
             self.content.domains.charge(domid, Quota::Transactions, -1);
             let weight = transaction.weight();
-            self.discard(Thing::Leftovers(transaction.into_leftovers()), domid, weight);
+            self.rubbish.discard(
+                Thing::Leftovers(transaction.into_leftovers()),
+                domid,
+                weight,
+                &mut self.content.domains,
+            );
         }
     }
 

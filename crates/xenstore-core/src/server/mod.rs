@@ -95,17 +95,17 @@ impl Server {
     pub fn new(config: Config) -> Self {
         let content = Content::new(&config);
         Self {
-            config,
             content,
             watches: Watches::default(),
             conns: Connections::default(),
             turns: Turns::default(),
             snapshots: Snapshots::default(),
-            rubbish: Rubbish::default(),
+            rubbish: Rubbish::new(config.slice_cost),
             burials: Burials::new(),
             removals: Removals::new(),
             check: None,
             counters: Counters::default(),
+            config,
             path_scratch: Vec::new(),
             matching: Vec::new(),
             audience: Vec::new(),
@@ -262,7 +262,7 @@ impl Server {
         self.refresh_old_snapshots();
         self.bury_some();
         self.disown_some();
-        self.free_some();
+        self.rubbish.free_some(&mut self.content.domains);
         self.check_some();
         self.run_waiting(Class::Guest, host);
     }

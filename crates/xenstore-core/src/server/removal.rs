@@ -73,7 +73,7 @@ impl Server {
     pub(super) fn discard_done(&mut self, path: Path<'_>, done: Done, author: Option<ConnId>) {
         self.note_removed(path, &done, author);
         if let Done::Removed(gone) = done {
-            self.free_node(gone);
+            self.rubbish.discard_node(gone);
         }
     }
 
@@ -136,7 +136,7 @@ impl Server {
         self.note_replaced(None, churn);
         self.push_events(&firing);
         if is_done {
-            self.free_node(removal.top);
+            self.rubbish.discard_node(removal.top);
         } else {
             removal.last = Some(last);
             self.removals.push_front(removal);

@@ -2,8 +2,8 @@
 //!
 //! Their last holder is charged for them until they are freed.
 
-use super::Server;
 use super::connection::Events;
+use crate::domain::Domains;
 use crate::id::DomId;
 use crate::perms::Incarnation;
 use crate::quota::Quota;
@@ -29,10 +29,11 @@ struct Charge {
 }
 
 /// All that is to be freed, the oldest first.
-#[derive(Default)]
 pub(super) struct Rubbish {
     things: VecDeque<(Thing, Charge)>,
     debris: Debris,
+    /// The most that freeing may cost at one time.
+    slice_cost: u32,
 }
 
 impl Thing {
@@ -46,6 +47,10 @@ impl Thing {
 }
 
 impl Rubbish {
+    pub(super) fn new(slice_cost: u32) -> Self {
+        Self { things: VecDeque::new(), debris: Debris::default(), slice_cost }
+    }
+
     /// True where nothing is to be freed.
     pub(super) fn is_empty(&self) -> bool {
         self.things.is_empty() && self.debris.is_empty()
@@ -55,47 +60,51 @@ impl Rubbish {
     pub(super) fn charges(&self) -> impl Iterator<Item = (DomId, Incarnation, i64)> {
         self.things.iter().map(|(_, charge)| (charge.domid, charge.incarnation, charge.weight))
     }
-}
 
-impl Server {
     /// Cost up to which something is freed at once.
     fn small(&self) -> u32 {
-        SMALL_MAX.min(self.config.slice_cost / 2)
+        SMALL_MAX.min(self.slice_cost / 2)
     }
 
     /// Lets go of something for which `domid` is charged with `weight`.
-    pub(super) fn discard(&mut self, mut thing: Thing, domid: DomId, weight: i64) {
+    pub(super) fn discard(
+        &mut self,
+        mut thing: Thing,
+        domid: DomId,
+        weight: i64,
+        domains: &mut Domains,
+    ) {
         let mut left = self.small();
-        if thing.free_some(&mut self.rubbish.debris, &mut left) {
-            self.rubbish.debris.free_some(&mut left);
-            self.content.domains.charge(domid, Quota::Memory, weight.saturating_neg());
+        if thing.free_some(&mut self.debris, &mut left) {
+            self.debris.free_some(&mut left);
+            domains.charge(domid, Quota::Memory, weight.saturating_neg());
             return;
         }
-        let charge = Charge { domid, incarnation: self.content.domains.incarnation(domid), weight };
-        self.rubbish.things.push_back((thing, charge));
+        let charge = Charge { domid, incarnation: domains.incarnation(domid), weight };
+        self.things.push_back((thing, charge));
     }
 
     /// Lets go of a removed node, with all below it. It is charged to nobody any more.
-    pub(super) fn free_node(&mut self, gone: Node) {
-        self.rubbish.debris.push(gone);
+    pub(super) fn discard_node(&mut self, gone: Node) {
+        self.debris.push(gone);
         let mut left = self.small();
-        self.rubbish.debris.free_some(&mut left);
+        self.debris.free_some(&mut left);
     }
 
     /// Frees some of what was let go.
-    pub(super) fn free_some(&mut self) {
-        let mut left = self.config.slice_cost;
-        while left > 0 && !self.rubbish.is_empty() {
-            self.rubbish.debris.free_some(&mut left);
-            let Rubbish { things, debris } = &mut self.rubbish;
+    pub(super) fn free_some(&mut self, domains: &mut Domains) {
+        let mut left = self.slice_cost;
+        while left > 0 && !self.is_empty() {
+            self.debris.free_some(&mut left);
+            let Self { things, debris, .. } = self;
             let Some((thing, charge)) = things.front_mut() else { return };
             if left == 0 || !thing.free_some(debris, &mut left) {
                 return;
             }
             let Charge { domid, incarnation, weight } = *charge;
             things.pop_front();
-            if self.content.domains.incarnation(domid) == incarnation {
-                self.content.domains.charge(domid, Quota::Memory, weight.saturating_neg());
+            if domains.incarnation(domid) == incarnation {
+                domains.charge(domid, Quota::Memory, weight.saturating_neg());
             }
         }
     }

@@ -152,7 +152,12 @@ impl Server {
         self.close_snapshot(&transaction.snapshot);
         let weight = transaction.weight();
         let leftovers = transaction.into_leftovers();
-        self.discard(Thing::Leftovers(leftovers), request.caller.domid, weight);
+        self.rubbish.discard(
+            Thing::Leftovers(leftovers),
+            request.caller.domid,
+            weight,
+            &mut self.content.domains,
+        );
         self.note_replaced(Some(request.conn), outcome?);
         self.ok(request)
     }
@@ -202,7 +207,7 @@ impl Server {
         }
         let work = rerun.as_ref().unwrap_or(&transaction.work);
         let old = self.content.replace(work);
-        self.free_node(old);
+        self.rubbish.discard_node(old);
         self.counters.commits = self.counters.commits.wrapping_add(1);
         for (path, done) in &work.changed {
             self.fire(Path::checked(path), done);
@@ -210,7 +215,12 @@ impl Server {
         }
         let churn = work.churn;
         if let Some(rerun) = rerun {
-            self.discard(Thing::Leftovers(rerun.into_leftovers()), caller.domid, 0);
+            self.rubbish.discard(
+                Thing::Leftovers(rerun.into_leftovers()),
+                caller.domid,
+                0,
+                &mut self.content.domains,
+            );
         }
         Ok(churn)
     }

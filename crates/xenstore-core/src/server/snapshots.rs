@@ -205,7 +205,12 @@ impl Server {
         let domid = self.conns.get(transaction.snapshot.conn).map(|conn| conn.domid);
         if let Some(domid) = domid {
             self.content.domains.charge(domid, Quota::Memory, weight);
-            self.discard(Thing::Leftovers(leftovers), domid, weight);
+            self.rubbish.discard(
+                Thing::Leftovers(leftovers),
+                domid,
+                weight,
+                &mut self.content.domains,
+            );
         }
     }
 
