@@ -87,6 +87,11 @@ impl Domains {
         self.table.get_mut(&domid).map(|domain| &mut **domain)
     }
 
+    /// True where the domain has a ring connection.
+    pub(crate) fn is_introduced(&self, domid: DomId) -> bool {
+        self.get(domid).is_some_and(|domain| domain.conn.is_some())
+    }
+
     /// The domain's record, made if there is none.
     pub(crate) fn know(&mut self, domid: DomId) -> &mut Domain {
         let (last, limits) = (&mut self.last_incarnation, self.limits);
@@ -179,6 +184,15 @@ impl Domains {
                 && self.incarnation(perm.domid) == perm.incarnation
         };
         perms.entries().filter(lives).count()
+    }
+
+    /// Permissions as GET_PERMS gives them, without those of dead domains.
+    pub(crate) fn write_perms(&self, perms: &Perms, end: u8, to: &mut Vec<u8>) {
+        let shown = |perm: &Perm| {
+            perm.incarnation == Incarnation::NEVER
+                || self.incarnation(perm.domid) == perm.incarnation
+        };
+        perms.write(end, shown, to);
     }
 
     /// The rights of a domain. A target that is dead lends none (XSA-233).

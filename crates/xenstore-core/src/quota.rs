@@ -91,6 +91,21 @@ impl Quota {
         known.or_else(|| ALIASES.iter().find(|(alias, _)| *alias == name).map(|(_, quota)| *quota))
     }
 
+    /// The quota by its name in GET_QUOTA and SET_QUOTA, where `soft-` stands before a soft one's.
+    pub(crate) fn named(name: &[u8]) -> Result<(Self, Kind), Error> {
+        let name = core::str::from_utf8(name).map_err(|_| Error::Inval)?;
+        let (name, kind) = match name.strip_prefix("soft-") {
+            Some(name) => (name, Kind::Soft),
+            None => (name, Kind::Hard),
+        };
+        let quota = Self::from_name(name).ok_or(Error::Inval)?;
+        if kind == Kind::Soft && quota.about().soft.is_none() {
+            Err(Error::Inval)
+        } else {
+            Ok((quota, kind))
+        }
+    }
+
     /// Whether each of something is limited by itself, as the size of a node is; else all of it together.
     #[must_use]
     pub fn is_a_size(self) -> bool {

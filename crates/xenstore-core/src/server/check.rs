@@ -2,13 +2,11 @@
 //!
 //! The nodes of a large store are looked at in slices, in a snapshot, and compared with the accounts of that moment.
 
-use super::Server;
-use super::event::{INTRODUCE, RELEASE};
+use super::announcer::{Announcer, INTRODUCE, RELEASE};
+use super::sessions::Sessions;
 use crate::id::DomId;
-use crate::notice::Notice;
 use crate::quota::{Quota, Values};
 use crate::tree::{Node, Traversal, Tree};
-use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::String;
@@ -61,6 +59,44 @@ struct List {
 }
 
 impl Check {
+    /// A check of the store as it is now: what is not in its tree is looked at at once.
+    pub(super) fn new(sessions: &Sessions, announcer: &Announcer) -> Self {
+        let Sessions { content, conns, rubbish, .. } = sessions;
+        let watches = &announcer.watches;
+        let (mut charged, mut found, mut wrong) =
+            (Accounts::default(), Accounts::default(), Vec::new());
+        for (domid, domain) in content.domains.iter() {
+            for quota in ACCOUNTS {
+                charged.add(domid, quota, domain.usage.now(quota));
+            }
+        }
+        for special in [INTRODUCE, RELEASE] {
+            content.tree.special(special).into_iter().for_each(|node| found.add_node(node));
+        }
+        let mut set = 0usize;
+        for (_, conn) in conns.iter() {
+            set = set.saturating_add(conn.watches.len());
+            for watch in conn.watches.values().filter_map(|id| watches.get(*id)) {
+                found.add(conn.domid, Quota::Watches, 1);
+                found.add(conn.domid, Quota::Memory, watch.weight());
+            }
+            found.add(conn.domid, Quota::Memory, conn.held());
+            for (_, transaction) in conn.transactions.iter() {
+                found.add(conn.domid, Quota::Transactions, 1);
+                found.add(conn.domid, Quota::Memory, transaction.weight());
+            }
+        }
+        for (domid, incarnation, weight) in rubbish.charges() {
+            if content.domains.incarnation(domid) == incarnation {
+                found.add(domid, Quota::Memory, weight);
+            }
+        }
+        if set != watches.len() {
+            wrong.push(format!("{} watches are indexed and {set} are set", watches.len()));
+        }
+        Self { tree: content.tree.clone(), charged, found, wrong, last: None, lists: Vec::new() }
+    }
+
     /// Looks at a node whose path is `path`.
     fn node(&mut self, path: &[u8], node: &Node) {
         let parent = path.iter().rposition(|byte| *byte == b'/').unwrap_or(0);
@@ -97,7 +133,7 @@ impl Check {
     }
 
     /// Looks at so many nodes; whether those were all.
-    fn look(&mut self, nodes: u32) -> bool {
+    pub(super) fn look(&mut self, nodes: u32) -> bool {
         let tree = self.tree.clone();
         let mut walk = match &self.last {
             None => Traversal::whole(tree.root()),
@@ -118,7 +154,7 @@ impl Check {
     }
 
     /// The faults, one in a line.
-    fn into_wrong(self) -> Vec<String> {
+    pub(super) fn into_wrong(self) -> Vec<String> {
         let Self { charged, mut found, mut wrong, .. } = self;
         for (domid, charged) in &charged.0 {
             let values = found.0.remove(domid).unwrap_or_default();
@@ -136,65 +172,5 @@ impl Check {
             format!("nodes belong to domain {}, which the store does not know", domid.0)
         }));
         wrong
-    }
-}
-
-impl Server {
-    /// Begins to compare what is accounted for with what is there. Differences are logged.
-    pub(super) fn check_store(&mut self) {
-        // What is found of a dead domain's would be charged to nobody, and what was removed is not found.
-        self.finish_burials();
-        self.finish_removals();
-        let (mut charged, mut found, mut wrong) =
-            (Accounts::default(), Accounts::default(), Vec::new());
-        for (domid, domain) in self.content.domains.iter() {
-            for quota in ACCOUNTS {
-                charged.add(domid, quota, domain.usage.now(quota));
-            }
-        }
-        for special in [INTRODUCE, RELEASE] {
-            self.content.tree.special(special).into_iter().for_each(|node| found.add_node(node));
-        }
-        let mut set = 0usize;
-        for (_, conn) in self.conns.iter() {
-            set = set.saturating_add(conn.watches.len());
-            for watch in conn.watches.values().filter_map(|id| self.watches.get(*id)) {
-                found.add(conn.domid, Quota::Watches, 1);
-                found.add(conn.domid, Quota::Memory, watch.weight());
-            }
-            found.add(conn.domid, Quota::Memory, conn.held());
-            for (_, transaction) in conn.transactions.iter() {
-                found.add(conn.domid, Quota::Transactions, 1);
-                found.add(conn.domid, Quota::Memory, transaction.weight());
-            }
-        }
-        for (domid, incarnation, weight) in self.rubbish.charges() {
-            if self.content.domains.incarnation(domid) == incarnation {
-                found.add(domid, Quota::Memory, weight);
-            }
-        }
-        if set != self.watches.len() {
-            wrong.push(format!("{} watches are indexed and {set} are set", self.watches.len()));
-        }
-        let (tree, lists) = (self.content.tree.clone(), Vec::new());
-        self.check = Some(Box::new(Check { tree, charged, found, wrong, last: None, lists }));
-        self.check_some();
-    }
-
-    /// Goes on with a check.
-    pub(super) fn check_some(&mut self) {
-        let Some(mut check) = self.check.take() else { return };
-        if !check.look(self.config.slice_cost) {
-            self.check = Some(check);
-            return;
-        }
-        let wrong = check.into_wrong();
-        if wrong.is_empty() {
-            self.content.domains.notice(Notice::Info(String::from("check: the store is in order")));
-        }
-        for what in wrong {
-            let text = format!("check: {what}; please report this");
-            self.content.domains.notice(Notice::Warn { domid: None, text });
-        }
     }
 }

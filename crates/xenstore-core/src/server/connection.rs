@@ -1,118 +1,36 @@
 //! One connection: what it is to be sent, what it watches, what it has open.
 
-use super::snapshots::OwnPast;
+use super::events::{Events, Pending};
+use super::own_past::OwnPast;
 use super::transactions::Transactions;
+use crate::domain::Domains;
 use crate::id::DomId;
 use crate::limits::{EVENT_WEIGHT, HEADER_SIZE, RING_BYTES, UNREAD_SOFT_BYTES};
 use crate::notice::Ended;
+use crate::quota::Quota;
 use crate::watch::{WatchId, Watches};
 use crate::wire::{Error, Header, MsgType, split_message};
-use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
+use alloc::collections::{BTreeMap, VecDeque};
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 
 /// How the peer is reached.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Transport {
+pub(super) enum Transport {
     /// A socket: the peer speaks for the domain of the store.
     Socket,
     /// The domain's ring.
     Ring,
 }
 
-/// So many waiting events are looked through for the same one; more are looked up.
-const SCAN_MAX: usize = 16;
-
 /// Most bytes that were sent and stay in front of what is to be sent; and most that there is room for in the buffer of
 /// an idle connection.
 const SENT_MAX: usize = UNREAD_SOFT_BYTES / 8;
-/// Most events that there is room for in its queue.
-const EVENTS_KEPT: usize = 64;
 
-/// A watch event that has not been encoded yet.
-type Pending = (WatchId, Rc<[u8]>);
-
-/// The events of a connection that have not been encoded yet, in order. One that waits already is not added again.
-#[derive(Default)]
-pub(crate) struct Events {
-    /// Each with the bytes that it takes.
-    queue: VecDeque<(Pending, usize)>,
-    /// The same, where more than [`SCAN_MAX`] wait.
-    known: BTreeSet<Pending>,
-    /// Bytes that they take.
-    size: usize,
-}
-
-impl Events {
-    pub(crate) fn len(&self) -> usize {
-        self.queue.len()
-    }
-
-    /// Bytes that they take.
-    pub(crate) fn size(&self) -> usize {
-        self.size
-    }
-
-    /// Queues an event that takes so many bytes; whether it did not wait already.
-    fn push(&mut self, event: Pending, size: usize) -> bool {
-        let waits = match self.known.is_empty() {
-            true => self.queue.iter().any(|(known, _)| *known == event),
-            false => self.known.contains(&event),
-        };
-        if waits {
-            return false;
-        }
-        self.queue.push_back((event.clone(), size));
-        self.size = self.size.saturating_add(size);
-        match self.queue.len() {
-            0..=SCAN_MAX => {}
-            _ if self.known.is_empty() => {
-                self.known.extend(self.queue.iter().map(|(event, _)| event.clone()));
-            }
-            _ => drop(self.known.insert(event)),
-        }
-        true
-    }
-
-    fn pop(&mut self) -> Option<Pending> {
-        let (event, size) = self.queue.pop_front()?;
-        if !self.known.is_empty() {
-            self.known.remove(&event);
-        }
-        self.size = self.size.saturating_sub(size);
-        Some(event)
-    }
-
-    /// Drops those of a watch. They are few: a connection that leaves much unread is not asked for requests.
-    fn drop_of(&mut self, watch: WatchId) {
-        self.queue.retain(|((id, _), _)| *id != watch);
-        self.known.retain(|(id, _)| *id != watch);
-        self.size = self.queue.iter().map(|(_, size)| *size).fold(0, usize::saturating_add);
-    }
-
-    /// Gives memory back that many events have needed.
-    fn shrink(&mut self) {
-        let used = self.queue.len();
-        if self.queue.capacity() > used.saturating_mul(2).saturating_add(EVENTS_KEPT) {
-            self.queue.shrink_to(used.saturating_add(EVENTS_KEPT));
-        }
-    }
-
-    /// Frees as many as `left` says; whether none is left.
-    pub(crate) fn free_some(&mut self, left: &mut u32) -> bool {
-        while *left > 0 {
-            if self.known.pop_first().is_none() && self.queue.pop_front().is_none() {
-                return true;
-            }
-            *left = left.saturating_sub(1);
-        }
-        false
-    }
-}
-
-pub(crate) struct Connection {
-    pub(crate) domid: DomId,
-    pub(crate) transport: Transport,
+/// One connection.
+pub(super) struct Connection {
+    pub(super) domid: DomId,
+    pub(super) transport: Transport,
     /// Encoded and not sent yet, from `sent` on.
     out: Vec<u8>,
     sent: usize,
@@ -120,26 +38,26 @@ pub(crate) struct Connection {
     events: Events,
     /// For rings: how many bytes of `out` each unread reply ends at, counted from its start.
     replies: VecDeque<usize>,
-    pub(crate) watches: BTreeMap<Rc<[u8]>, WatchId>,
-    pub(crate) transactions: Transactions,
-    pub(crate) next_transaction: u32,
+    pub(super) watches: BTreeMap<Rc<[u8]>, WatchId>,
+    pub(super) transactions: Transactions,
+    pub(super) next_transaction: u32,
     /// Its snapshots, and the bytes that they keep of what it has replaced.
-    pub(crate) past: OwnPast,
+    pub(super) past: OwnPast,
     /// The numbers of its requests that wait, in the order of their coming.
-    pub(crate) delayed: VecDeque<u64>,
+    pub(super) delayed: VecDeque<u64>,
     /// Bytes that these count for the quota `memory`.
-    pub(crate) delayed_weight: i64,
+    delayed_weight: i64,
     /// What its transactions cost by holding the turn, not charged yet.
-    pub(crate) owed: u32,
-    pub(crate) ended: Option<Ended>,
+    pub(super) owed: u32,
+    pub(super) ended: Option<Ended>,
     /// Named by `poll_ready` since it last got output.
-    pub(crate) ready: bool,
+    pub(super) ready: bool,
     /// Since when output lies unread without progress.
-    pub(crate) unread_since: Option<u64>,
+    pub(super) unread_since: Option<u64>,
 }
 
 impl Connection {
-    pub(crate) fn new(domid: DomId, transport: Transport) -> Self {
+    pub(super) fn new(domid: DomId, transport: Transport) -> Self {
         Self {
             domid,
             transport,
@@ -162,7 +80,7 @@ impl Connection {
 
     /// Appends a reply. The payload is known to fit. A connection that its own request has ended, by events that it left
     /// unread, gets none.
-    pub(crate) fn reply(&mut self, request: &Header, kind: MsgType, payload: &[&[u8]]) {
+    pub(super) fn reply(&mut self, request: &Header, kind: MsgType, payload: &[&[u8]]) {
         if self.ended.is_some() {
             return;
         }
@@ -180,12 +98,12 @@ impl Connection {
         self.count_reply();
     }
 
-    pub(crate) fn reply_error(&mut self, request: &Header, error: Error) {
+    pub(super) fn reply_error(&mut self, request: &Header, error: Error) {
         self.reply(request, MsgType::Error, &[error.name().as_bytes(), b"\0"]);
     }
 
     /// Starts a reply whose payload `fill` appends; no longer than `max`, or nothing is kept.
-    pub(crate) fn reply_with(
+    pub(super) fn reply_with(
         &mut self,
         request: &Header,
         kind: MsgType,
@@ -224,12 +142,12 @@ impl Connection {
     }
 
     /// Replies that the guest has not read yet.
-    pub(crate) fn unread_replies(&self) -> usize {
+    pub(super) fn unread_replies(&self) -> usize {
         self.replies.len()
     }
 
     /// What the quota `outstanding` counts: on a ring, the requests whose replies are unread or delayed.
-    pub(crate) fn outstanding(&self) -> usize {
+    pub(super) fn outstanding(&self) -> usize {
         match self.transport {
             Transport::Ring => self.replies.len().saturating_add(self.delayed.len()),
             Transport::Socket => 0,
@@ -237,12 +155,12 @@ impl Connection {
     }
 
     /// Queues an event, unless the same one waits already; whether it did not.
-    pub(crate) fn push_event(&mut self, watch: WatchId, path: &Rc<[u8]>, len: usize) -> bool {
+    pub(super) fn push_event(&mut self, watch: WatchId, path: &Rc<[u8]>, len: usize) -> bool {
         self.events.push((watch, path.clone()), len.saturating_add(EVENT_WEIGHT))
     }
 
     /// Drops the events of a watch that goes; how many were looked through.
-    pub(crate) fn drop_events(&mut self, watch: WatchId) -> usize {
+    pub(super) fn drop_events(&mut self, watch: WatchId) -> usize {
         let looked_through = self.events.len();
         if looked_through > 0 {
             self.events.drop_of(watch);
@@ -251,23 +169,44 @@ impl Connection {
     }
 
     /// Drops all events.
-    pub(crate) fn take_events(&mut self) -> Events {
+    pub(super) fn take_events(&mut self) -> Events {
         core::mem::take(&mut self.events)
     }
 
     /// Bytes that count for the quota `memory` beside its watches and transactions.
-    pub(crate) fn held(&self) -> i64 {
-        self.past.charged.saturating_add(self.delayed_weight)
+    pub(super) fn held(&self) -> i64 {
+        self.past.charged().saturating_add(self.delayed_weight)
+    }
+
+    /// Charges its domain for what its snapshots keep of what it has replaced.
+    pub(super) fn charge_past(&mut self, domains: &mut Domains) {
+        let more = self.past.recharge();
+        if more != 0 {
+            domains.charge(self.domid, Quota::Memory, more);
+        }
+    }
+
+    /// Charges its domain for requests that wait. They are never refused: the quota `outstanding` bounds them.
+    pub(super) fn charge_delayed(&mut self, weight: i64, domains: &mut Domains) {
+        self.delayed_weight = self.delayed_weight.saturating_add(weight);
+        domains.charge(self.domid, Quota::Memory, weight);
     }
 
     /// Bytes that wait to be sent.
-    pub(crate) fn unread(&self) -> usize {
+    pub(super) fn unread(&self) -> usize {
         self.out.len().saturating_sub(self.sent).saturating_add(self.events.size())
+    }
+
+    /// Forgets the requests that wait: their numbers.
+    pub(super) fn take_delayed(&mut self, domains: &mut Domains) -> VecDeque<u64> {
+        let weight = self.delayed_weight;
+        self.charge_delayed(weight.saturating_neg(), domains);
+        core::mem::take(&mut self.delayed)
     }
 
     /// What is encoded, after encoding as much as one send may take. Not more: an event that is not encoded
     /// yet still takes in those that are the same.
-    pub(crate) fn output(&mut self, watches: &Watches) -> &[u8] {
+    pub(super) fn output(&mut self, watches: &Watches) -> &[u8] {
         let enough = match self.transport {
             Transport::Socket => UNREAD_SOFT_BYTES,
             Transport::Ring => RING_BYTES,
@@ -281,7 +220,7 @@ impl Connection {
     }
 
     /// The first `count` bytes of the output are gone.
-    pub(crate) fn consume(&mut self, count: usize) {
+    pub(super) fn consume(&mut self, count: usize) {
         self.sent = self.sent.saturating_add(count).min(self.out.len());
         while self.replies.front().is_some_and(|end| *end <= self.sent) {
             self.replies.pop_front();
@@ -308,7 +247,7 @@ impl Connection {
 
     /// All that waits to be sent, encoded, for the state's stream: first so many bytes of a message of
     /// which a part has been sent.
-    pub(crate) fn unsent(&self, watches: &Watches) -> (usize, Vec<u8>) {
+    pub(super) fn unsent(&self, watches: &Watches) -> (usize, Vec<u8>) {
         let mut out = Vec::from(self.out.get(self.sent..).unwrap_or_default());
         let start = message_start(&self.out, self.sent);
         let partial = match self.sent.checked_sub(start) {
@@ -316,7 +255,7 @@ impl Connection {
             Some(sent) => message_len(self.out.get(start..).unwrap_or_default())
                 .map_or(out.len(), |len| len.saturating_sub(sent)),
         };
-        for (event, _) in &self.events.queue {
+        for event in self.events.iter() {
             encode(event, watches, &mut out);
         }
         (partial, out)
@@ -326,7 +265,7 @@ impl Connection {
     ///
     /// # Errors
     /// Where it does not consist of messages.
-    pub(crate) fn restore_output(
+    pub(super) fn restore_output(
         &mut self,
         partial: usize,
         output: &[u8],
@@ -356,7 +295,7 @@ impl Connection {
     }
 
     /// Forgets all output but events.
-    pub(crate) fn clear_output(&mut self) {
+    pub(super) fn clear_output(&mut self) {
         self.out = Vec::new();
         self.sent = 0;
         self.replies.clear();

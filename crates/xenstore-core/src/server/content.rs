@@ -5,9 +5,10 @@ use crate::churn::Churn;
 use crate::digest::Secret;
 use crate::domain::Domains;
 use crate::ledger::{Deltas, Ledger};
+use crate::limits::COST_PER_NODE;
 use crate::path::{Path, Special, resolve};
 use crate::perms::Caller;
-use crate::quota::Quota;
+use crate::quota::{Kind, Quota};
 use crate::transaction::{Change, Conflict, Rerun, Transaction, apply};
 use crate::tree::{Done, Node, Tree};
 use crate::wire::Error;
@@ -90,8 +91,8 @@ impl Content {
         self.with_ledger(|tree, ledger| apply(tree, caller, path, change, ledger))
     }
 
-    /// Judges a change, and does not do it.
-    pub(super) fn judge(
+    /// The answer that a change would get, which is not done.
+    pub(super) fn rehearse(
         &mut self,
         caller: &Caller,
         path: Path<'_>,
@@ -125,6 +126,48 @@ impl Content {
         transaction.work.churn = ledger.churn;
         transaction.work.deltas = deltas;
         answer
+    }
+
+    /// Refuses an access to `path` that would make the log `more` bytes and the path longer, where a quota forbids it.
+    pub(super) fn check_access(
+        &mut self,
+        caller: &Caller,
+        transaction: &Transaction,
+        path: Path<'_>,
+        more: i64,
+    ) -> Result<(), Error> {
+        if caller.privileged {
+            return Ok(());
+        }
+        self.check_cost(caller, transaction, path)?;
+        let domains = &mut self.domains;
+        let (accessed, known) = transaction.accessed(path);
+        if !known {
+            let nodes = (accessed as i64).saturating_add(1);
+            domains.check(caller.domid, Quota::TransactionNodes, nodes)?;
+            domains.saw(caller.domid, Quota::TransactionNodes, nodes);
+        }
+        let more = (path.as_bytes().len() as i64).saturating_add(more);
+        domains.check_more(caller.domid, Quota::Memory, more)
+    }
+
+    /// Refuses to go on with a transaction that would take long to run again.
+    fn check_cost(
+        &mut self,
+        caller: &Caller,
+        transaction: &Transaction,
+        path: Path<'_>,
+    ) -> Result<(), Error> {
+        let domains = &mut self.domains;
+        let nodes = domains.limit(caller.domid, Quota::TransactionNodes, Kind::Hard);
+        let most = nodes.saturating_mul(COST_PER_NODE);
+        let wanted = transaction.cost.saturating_add(path.cost()).saturating_add(1);
+        if nodes == 0 || wanted <= most {
+            return Ok(());
+        }
+        let accessed =
+            (transaction.accessed(path).0 as i64).max(i64::from(nodes)).saturating_add(1);
+        domains.check(caller.domid, Quota::TransactionNodes, accessed)
     }
 
     /// Runs the log of a transaction on the tree as it is.

@@ -1,8 +1,8 @@
 //! The whole state as a stream of records, for live update; see [`crate::stream`].
 
-use super::Server;
+use super::announcer::{INTRODUCE, RELEASE};
 use super::connection::{Connection, Transport};
-use super::event::{INTRODUCE, RELEASE};
+use super::store::Store;
 use crate::domain::{Domain, Domains};
 use crate::id::{ConnId, DomId};
 use crate::limits::DOMID_ANY;
@@ -45,116 +45,110 @@ impl<E, S: FnMut(&[u8]) -> Result<(), E>> Out<S> {
     }
 }
 
-impl Server {
-    /// Writes the state to `sink`, piece by piece, in the format of [`crate::stream`]. `link` tells what
-    /// the daemon holds of a connection.
-    ///
-    /// Of open transactions only their numbers go along: they will get EAGAIN. Requests that wait become
-    /// input that was not handed in yet. Notices should have been taken before.
-    ///
-    /// # Errors
-    /// The first of `sink`'s; nothing is written behind it.
-    pub fn dump<'a, E>(
-        &self,
-        global: Global,
-        link: impl Fn(ConnId) -> Link<'a>,
-        sink: impl FnMut(&[u8]) -> Result<(), E>,
-    ) -> Result<(), E> {
-        let mut out = Out { gathered: Vec::with_capacity(CHUNK), sink };
-        stream::header(&mut out.gathered);
-        out.put(&Record::Global(global))?;
-        out.put(&Record::Generation(self.content.domains.generation))?;
-        let (values, names) = limits(&self.content.domains.limits);
-        out.put(&Record::GlobalQuota(Quotas::new(&values, &names)))?;
-        // Rings first: C's daemon must know domain 0 before the sockets that speak for it.
-        let conns =
-            |wanted: Transport| self.conns.iter().filter(move |(_, conn)| conn.transport == wanted);
-        let conns = conns(Transport::Ring).chain(conns(Transport::Socket));
-        for (number, (conn, connection)) in (1..).zip(conns) {
-            self.dump_connection(number, conn, connection, link(conn), &mut out)?;
-        }
-        let mut entries = Vec::new();
-        let mut result = Ok(());
-        self.content.tree.visit(Path::ROOT, |path, node| {
-            // What a dead domain owned is as good as removed.
-            if self.content.domains.is_orphans(&node.perms().owner()) {
-                return Go::Past;
-            }
-            result = out.put(&node_record(&self.content.domains, path, node, &mut entries));
-            if result.is_ok() { Go::On } else { Go::Stop }
-        });
-        result?;
-        for name in [RELEASE, INTRODUCE] {
-            if let Some(node) = self.content.tree.special(name) {
-                out.put(&node_record(&self.content.domains, name, node, &mut entries))?;
-            }
-        }
-        for (domid, domain) in self.content.domains.iter() {
-            dump_domain(domid, domain, &mut out)?;
-        }
-        out.put(&Record::End)?;
-        out.pass_on()
+/// Writes the state to `sink`, piece by piece.
+pub(super) fn dump<'a, E>(
+    store: &Store,
+    global: Global,
+    link: impl Fn(ConnId) -> Link<'a>,
+    sink: impl FnMut(&[u8]) -> Result<(), E>,
+) -> Result<(), E> {
+    let mut out = Out { gathered: Vec::with_capacity(CHUNK), sink };
+    stream::header(&mut out.gathered);
+    out.put(&Record::Global(global))?;
+    out.put(&Record::Generation(store.sessions.content.domains.generation))?;
+    let (values, names) = limits(&store.sessions.content.domains.limits);
+    out.put(&Record::GlobalQuota(Quotas::new(&values, &names)))?;
+    // Rings first: C's daemon must know domain 0 before the sockets that speak for it.
+    let conns = |wanted: Transport| {
+        store.sessions.conns.iter().filter(move |(_, conn)| conn.transport == wanted)
+    };
+    let conns = conns(Transport::Ring).chain(conns(Transport::Socket));
+    for (number, (conn, connection)) in (1..).zip(conns) {
+        dump_connection(store, number, conn, connection, link(conn), &mut out)?;
     }
+    let mut entries = Vec::new();
+    let mut result = Ok(());
+    store.sessions.content.tree.visit(Path::ROOT, |path, node| {
+        // What a dead domain owned is as good as removed.
+        if store.sessions.content.domains.is_orphans(&node.perms().owner()) {
+            return Go::Past;
+        }
+        result = out.put(&node_record(&store.sessions.content.domains, path, node, &mut entries));
+        if result.is_ok() { Go::On } else { Go::Stop }
+    });
+    result?;
+    for name in [RELEASE, INTRODUCE] {
+        if let Some(node) = store.sessions.content.tree.special(name) {
+            out.put(&node_record(&store.sessions.content.domains, name, node, &mut entries))?;
+        }
+    }
+    for (domid, domain) in store.sessions.content.domains.iter() {
+        dump_domain(domid, domain, &mut out)?;
+    }
+    out.put(&Record::End)?;
+    out.pass_on()
+}
 
-    fn dump_connection<E, S: FnMut(&[u8]) -> Result<(), E>>(
-        &self,
-        number: u32,
-        conn: ConnId,
-        connection: &Connection,
-        link: Link<'_>,
-        out: &mut Out<S>,
-    ) -> Result<(), E> {
-        let domain = self.content.domains.get(connection.domid);
-        let peer = match connection.transport {
-            Transport::Socket => Peer::Socket { fd: link.handle },
-            Transport::Ring => Peer::Ring {
-                domid: connection.domid.0,
-                // Only as long as it lives.
-                target: domain
-                    .and_then(|domain| domain.target)
-                    .filter(|(target, known)| self.content.domains.incarnation(*target) == *known)
-                    .map(|(target, _)| target.0),
-                port: link.handle,
-                identity: domain.and_then(|domain| domain.identity),
-            },
-        };
-        let mut input = Vec::new();
-        self.delayed_input(conn, &mut input);
-        input.extend_from_slice(link.input);
-        let (input, more) = input.split_at(first_part(&input));
-        let (partial, output) = connection.unsent(&self.watches);
-        out.put(&Record::Connection(stream::Connection {
-            id: number,
-            peer,
-            input,
-            partial: u16::try_from(partial).unwrap_or(u16::MAX),
-            output: &output,
-        }))?;
-        let ended = connection.ended.and_then(|why| ENDED.iter().position(|known| *known == why));
-        out.put(&Record::ConnectionMore {
-            conn: number,
-            next_transaction: connection.next_transaction,
-            ended: ended.map_or(0, |at| u32::try_from(at).unwrap_or(0).saturating_add(1)),
-        })?;
-        if !more.is_empty() {
-            out.put(&Record::Input { conn: number, bytes: more })?;
-        }
-        // In the order in which those of one path are told.
-        let mut ids: Vec<_> = connection.watches.values().copied().collect();
-        ids.sort_unstable();
-        for watch in ids.into_iter().filter_map(|id| self.watches.get(id)) {
-            out.put(&Record::Watch(Watch {
-                conn: number,
-                path: watch.path().get(watch.hidden..).unwrap_or_default(),
-                token: watch.token(),
-                depth: watch.depth.map(|depth| u16::try_from(depth).unwrap_or(u16::MAX)),
-            }))?;
-        }
-        for id in connection.transactions.ids() {
-            out.put(&Record::Transaction { conn: number, id })?;
-        }
-        Ok(())
+fn dump_connection<E, S: FnMut(&[u8]) -> Result<(), E>>(
+    store: &Store,
+    number: u32,
+    conn: ConnId,
+    connection: &Connection,
+    link: Link<'_>,
+    out: &mut Out<S>,
+) -> Result<(), E> {
+    let domain = store.sessions.content.domains.get(connection.domid);
+    let peer = match connection.transport {
+        Transport::Socket => Peer::Socket { fd: link.handle },
+        Transport::Ring => Peer::Ring {
+            domid: connection.domid.0,
+            // Only as long as it lives.
+            target: domain
+                .and_then(|domain| domain.target)
+                .filter(|(target, known)| {
+                    store.sessions.content.domains.incarnation(*target) == *known
+                })
+                .map(|(target, _)| target.0),
+            port: link.handle,
+            identity: domain.and_then(|domain| domain.identity),
+        },
+    };
+    let mut input = Vec::new();
+    store.sessions.write_waiting(conn, &mut input);
+    input.extend_from_slice(link.input);
+    let (input, more) = input.split_at(first_part(&input));
+    let (partial, output) = connection.unsent(&store.announcer.watches);
+    out.put(&Record::Connection(stream::Connection {
+        id: number,
+        peer,
+        input,
+        partial: u16::try_from(partial).unwrap_or(u16::MAX),
+        output: &output,
+    }))?;
+    let ended = connection.ended.and_then(|why| ENDED.iter().position(|known| *known == why));
+    out.put(&Record::ConnectionMore {
+        conn: number,
+        next_transaction: connection.next_transaction,
+        ended: ended.map_or(0, |at| u32::try_from(at).unwrap_or(0).saturating_add(1)),
+    })?;
+    if !more.is_empty() {
+        out.put(&Record::Input { conn: number, bytes: more })?;
     }
+    // In the order in which those of one path are told.
+    let mut ids: Vec<_> = connection.watches.values().copied().collect();
+    ids.sort_unstable();
+    for watch in ids.into_iter().filter_map(|id| store.announcer.watches.get(id)) {
+        out.put(&Record::Watch(Watch {
+            conn: number,
+            path: watch.path().get(watch.hidden..).unwrap_or_default(),
+            token: watch.token(),
+            depth: watch.depth.map(|depth| u16::try_from(depth).unwrap_or(u16::MAX)),
+        }))?;
+    }
+    for id in connection.transactions.ids() {
+        out.put(&Record::Transaction { conn: number, id })?;
+    }
+    Ok(())
 }
 
 /// How much of the input CONNECTION_DATA takes: all, or as many whole messages as fit.

@@ -5,111 +5,104 @@
 //! connections have some with [`Server::poll_ready`], and calls [`Server::tick`] no later than
 //! [`Server::deadline`]. Time is in microseconds of any clock that never goes back.
 
+mod announcer;
 mod burial;
 mod check;
+mod class;
 mod config;
 mod connection;
 mod connections;
 mod content;
-mod control;
+mod counters;
 mod dump;
-mod event;
-mod lifecycle;
-mod manage;
+mod events;
+mod own_past;
 mod removal;
 mod request;
+mod requests;
 mod restore;
 mod rubbish;
-mod session;
+mod sessions;
 mod snapshots;
+mod store;
 mod transactions;
 mod turn;
 mod waiting;
-
-use crate::limits::{UNREAD_SOFT_BYTES, WEIGHT_DEFAULT};
-use crate::quota::{Kind, Quota, Usage};
-use crate::tree::Tree;
-use crate::watch::{WatchId, Watches};
-use crate::wire::{Error, Header};
-use alloc::boxed::Box;
-use alloc::vec::Vec;
-use burial::Burials;
-use check::Check;
-use connection::{Connection, Transport};
-use connections::Connections;
-use content::Content;
-use removal::Removals;
-use rubbish::Rubbish;
-use snapshots::Snapshots;
-use turn::{Class, Turns};
-use waiting::{Attempt, WaitsFor};
 
 pub use crate::host::{Attach, Host};
 pub use crate::id::{ConnId, DomId};
 pub use crate::notice::{Ended, Notice};
 pub use config::{Config, Orphans};
-pub use restore::{Restored, RestoredConnection};
+pub use counters::Counters;
+pub use restore::RestoredConnection;
 
-/// Totals since the start.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Counters {
-    /// Requests answered or queued.
-    pub requests: u64,
-    /// Watch events queued.
-    pub events: u64,
-    /// Watch events that were not queued as the same one waited already.
-    pub events_merged: u64,
-    /// Transactions committed.
-    pub commits: u64,
-    /// Transactions refused with EAGAIN.
-    pub conflicts: u64,
-    /// Requests that had to wait for a turn.
-    pub delayed: u64,
-    /// How long they waited, in microseconds.
-    pub waited_us: u64,
+use crate::limits::{UNREAD_SOFT_BYTES, WEIGHT_DEFAULT};
+use crate::quota::{Kind, Quota, Usage};
+use crate::stream::{self, Global, Link};
+use crate::tree::Tree;
+use crate::wire::{Error, Header, MsgType};
+use alloc::format;
+use alloc::vec::Vec;
+use announcer::RELEASE;
+use class::Class;
+use connection::{Connection, Transport};
+use request::{Request, Stop};
+use restore::Restoring;
+use sessions::Sessions;
+use store::Store;
+use waiting::{Attempt, Waiting, WaitsFor};
+
+/// A store, and what the daemon needs to go on where the other one ended.
+pub struct Restored {
+    /// The store.
+    pub server: Server,
+    /// The daemon's own descriptors, if the stream had them.
+    pub global: Option<Global>,
+    /// All connections.
+    pub connections: Vec<RestoredConnection>,
 }
 
-/// The store.
+/// The store, and the requests that wait for their turn there.
 pub struct Server {
-    config: Config,
-    content: Content,
-    watches: Watches,
-    conns: Connections,
-    turns: Turns,
-    snapshots: Snapshots,
-    rubbish: Rubbish,
-    burials: Burials,
-    removals: Removals,
-    /// A CONTROL `check` that is not done yet.
-    check: Option<Box<Check>>,
-    counters: Counters,
-    // Kept between requests, so that they need not be allocated for each.
+    store: Store,
+    /// Kept between requests, so that it need not be allocated for each.
     path_scratch: Vec<u8>,
-    matching: Vec<WatchId>,
-    audience: Vec<DomId>,
 }
 
 impl Server {
     /// A store that holds what a fresh store holds: `/`, `/tool`, `/tool/xenstored` and the special nodes.
     #[must_use]
     pub fn new(config: Config) -> Self {
-        let content = Content::new(&config);
-        Self {
-            content,
-            watches: Watches::default(),
-            conns: Connections::default(),
-            turns: Turns::default(),
-            snapshots: Snapshots::default(),
-            rubbish: Rubbish::new(config.slice_cost),
-            burials: Burials::new(),
-            removals: Removals::new(),
-            check: None,
-            counters: Counters::default(),
-            config,
-            path_scratch: Vec::new(),
-            matching: Vec::new(),
-            audience: Vec::new(),
-        }
+        Self { store: Store::new(config), path_scratch: Vec::new() }
+    }
+
+    /// Makes a store from what [`Server::dump`], or the C daemon, has written. Rings and sockets are the
+    /// caller's to take up again, and [`Server::end`] is for those that cannot be; then it compares
+    /// [`Server::domains`] with the hypervisor's, as some may have died meanwhile.
+    ///
+    /// # Errors
+    /// Where the stream is not one, or holds what no store could: which record, where, and why.
+    pub fn restore(config: Config, stream: &[u8], now: u64) -> Result<Restored, stream::Error> {
+        let (store, global, connections) = Restoring::run(config, stream, now)?;
+        let server = Self { store, path_scratch: Vec::new() };
+        Ok(Restored { server, global, connections })
+    }
+
+    /// Writes the state to `sink`, piece by piece, in the format of [`crate::stream`]. `link` tells what
+    /// the daemon holds of a connection.
+    ///
+    /// Of open transactions only their numbers go along: they will get EAGAIN. Requests that wait become
+    /// input that was not handed in yet. Notices should have been taken before.
+    ///
+    /// # Errors
+    /// The first of `sink`'s; nothing is written behind it.
+    pub fn dump<'a, E>(
+        &self,
+        global: Global,
+        link: impl Fn(ConnId) -> Link<'a>,
+        sink: impl FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        dump::dump(&self.store, global, link, sink)
     }
 
     /// Sets a quota for domains to come.
@@ -118,59 +111,64 @@ impl Server {
     /// EINVAL for an unknown name, or a soft quota where there is none.
     pub fn set_quota(&mut self, name: &str, kind: Kind, value: u32) -> Result<(), Error> {
         let quota = Quota::from_name(name).ok_or(Error::Inval)?;
-        self.content.domains.limits.set(quota, kind, value)
+        self.store.sessions.content.domains.limits.set(quota, kind, value)
     }
 
     /// The store's content at this moment, for looking at.
     #[must_use]
     pub fn tree(&self) -> &Tree {
-        &self.content.tree
+        &self.store.sessions.content.tree
     }
 
     /// Totals since the start.
     #[must_use]
     pub fn counters(&self) -> Counters {
-        Counters { delayed: self.turns.delayed_total, ..self.counters }
+        self.store.counters
     }
 
     /// The use and the refusals of a domain; `None` for one that the store does not know.
     #[must_use]
     pub fn usage(&self, domid: DomId) -> Option<&Usage> {
-        self.content.domains.get(domid).map(|domain| &domain.usage)
+        self.store.sessions.content.domains.get(domid).map(|domain| &domain.usage)
+    }
+
+    /// The domains that the store knows, as the daemon must compare them with the hypervisor's.
+    pub fn domains(&self) -> impl Iterator<Item = DomId> + '_ {
+        self.store.sessions.content.domains.iter().map(|(domid, _)| domid)
     }
 
     /// Bytes of replies and events that wait to be sent to this connection, what it takes to keep them included.
     #[must_use]
     pub fn unread(&self, conn: ConnId) -> usize {
-        self.conns.get(conn).map_or(0, Connection::unread)
+        self.store.sessions.conns.get(conn).map_or(0, Connection::unread)
     }
 
     /// A socket client, which speaks for the domain of the store and is privileged.
     pub fn connect_socket(&mut self) -> ConnId {
-        self.conns.add(self.config.store_domain, Transport::Socket)
+        let domid = self.store.config.store_domain;
+        self.store.sessions.conns.add(domid, Transport::Socket)
     }
 
     /// Whether the next request of this connection may be handed in now. False while it leaves too
     /// much unread or too many of its requests wait.
     #[must_use]
     pub fn wants_input(&self, conn: ConnId) -> bool {
-        let Some(connection) = self.conns.get(conn) else { return false };
+        let Sessions { content, conns, turns, .. } = &self.store.sessions;
+        let domains = &content.domains;
+        let Some(connection) = conns.get(conn) else { return false };
         if connection.ended.is_some()
             || connection.unread() >= UNREAD_SOFT_BYTES
-            || !self.may_delay_more(conn, connection.delayed.len())
+            || !turns.may_delay_more(conn, connection.delayed.len())
         {
             return false;
         }
-        if connection.transport == Transport::Socket
-            || self.content.domains.is_privileged(connection.domid)
-        {
+        if connection.transport == Transport::Socket || domains.is_privileged(connection.domid) {
             return true;
         }
-        let limit =
-            self.content.domains.limit(connection.domid, Quota::Outstanding, Kind::Hard) as usize;
+        let limit = domains.limit(connection.domid, Quota::Outstanding, Kind::Hard) as usize;
         limit == 0
             || connection.outstanding() < limit
-            || (connection.unread_replies() < limit && self.has_turn(conn))
+            || (connection.unread_replies() < limit && turns.has_turn(conn))
     }
 
     /// Takes one complete request; returns what it cost, in the unit of one simple request.
@@ -182,51 +180,168 @@ impl Server {
         now: u64,
         host: &mut dyn Host,
     ) -> u32 {
-        self.content.domains.now = now;
-        self.content.cost = 1;
-        self.counters.requests = self.counters.requests.wrapping_add(1);
-        let Some(connection) = self.conns.get(conn).filter(|conn| conn.ended.is_none()) else {
+        let Store { sessions, counters, .. } = &mut self.store;
+        sessions.content.domains.now = now;
+        sessions.content.cost = 1;
+        counters.requests = counters.requests.wrapping_add(1);
+        let Some(connection) = sessions.conns.get(conn).filter(|conn| conn.ended.is_none()) else {
             return 1;
         };
-        if !connection.delayed.is_empty() && self.must_follow(conn, header, payload) {
+        if !connection.delayed.is_empty() && sessions.must_follow(conn, header, payload) {
             self.delay(conn, header, payload, WaitsFor::AnEnd);
         } else if let Attempt::Wait(why) = self.attempt(conn, header, payload, host) {
             self.delay(conn, header, payload, why);
         }
-        self.run_waiting(self.class(conn), host);
-        let Some(connection) = self.conns.get_mut(conn) else { return self.content.cost };
+        self.run_waiting(self.store.sessions.class(conn), host);
+        let Sessions { content, conns, .. } = &mut self.store.sessions;
+        let Some(connection) = conns.get_mut(conn) else { return content.cost };
         let owed = core::mem::take(&mut connection.owed);
         let (domid, outstanding) = (connection.domid, connection.outstanding());
         if outstanding > 0 {
-            self.content.domains.saw(domid, Quota::Outstanding, outstanding as i64);
+            content.domains.saw(domid, Quota::Outstanding, outstanding as i64);
         }
-        self.content.cost.saturating_add(owed)
+        content.cost.saturating_add(owed)
+    }
+
+    /// Runs a request, and answers it unless it must wait.
+    fn attempt(
+        &mut self,
+        conn: ConnId,
+        header: &Header,
+        payload: &[u8],
+        host: &mut dyn Host,
+    ) -> Attempt {
+        let Self { store, path_scratch } = self;
+        let Some(connection) = store.sessions.conns.get(conn) else { return Attempt::Done };
+        let caller = store.sessions.content.domains.caller(connection.domid);
+        let outcome = match MsgType::from_code(header.kind) {
+            None | Some(MsgType::WatchEvent | MsgType::Error) => Err(Stop::Error(Error::NoSys)),
+            Some(kind) => {
+                let request = Request { conn, header, kind, payload, caller };
+                requests::run(store, request, path_scratch, host)
+            }
+        };
+        match outcome {
+            Ok(()) => Attempt::Done,
+            Err(Stop::Wait(why)) => Attempt::Wait(why),
+            Err(Stop::Error(error)) => {
+                if let Some(connection) = store.sessions.conns.get_mut(conn) {
+                    connection.reply_error(header, error);
+                }
+                Attempt::Done
+            }
+        }
+    }
+
+    /// Has a request wait.
+    fn delay(&mut self, conn: ConnId, header: &Header, payload: &[u8], why: WaitsFor) {
+        let Store { sessions, counters, .. } = &mut self.store;
+        counters.delayed = counters.delayed.saturating_add(1);
+        sessions.delay(conn, header, payload, why);
+    }
+
+    /// Runs what domain 0 waits for, where a turn is over; in a guest's time also what guests wait for, as much as
+    /// a slice may cost, and the rest in the next round. First what waited for its end, then what wants a turn
+    /// itself, and never one before another that it depends on.
+    fn run_waiting(&mut self, time_of: Class, host: &mut dyn Host) {
+        let mut left = self.store.config.slice_cost;
+        loop {
+            let turns = &self.store.sessions.turns;
+            if turns.lane(Class::Privileged).queue.is_due() {
+                self.try_next(Class::Privileged, host);
+            } else if time_of == Class::Guest && left > 0 && turns.lane(Class::Guest).queue.is_due()
+            {
+                let cost = self.try_next(Class::Guest, host);
+                left = left.saturating_sub(cost);
+            } else {
+                return;
+            }
+        }
+    }
+
+    /// Tries the next request that is to be tried; what it cost.
+    fn try_next(&mut self, class: Class, host: &mut dyn Host) -> u32 {
+        let sessions = &mut self.store.sessions;
+        if sessions.turns.lane_mut(class).queue.take_end() {
+            return sessions.plan_tries(class);
+        }
+        let Some(number) = sessions.turns.lane_mut(class).queue.next_to_try() else { return 0 };
+        if !sessions.may_try(class, number) {
+            return 0;
+        }
+        let queue = &mut sessions.turns.lane_mut(class).queue;
+        let Some(waiting) = queue.begin_try(number) else { return 0 };
+        let cost = self.retry(number, waiting, class, host);
+        self.store.sessions.turns.lane_mut(class).queue.end_try();
+        cost
+    }
+
+    /// Tries a request again. What it costs is its connection's, not whose turn has ended.
+    fn retry(
+        &mut self,
+        number: u64,
+        mut waiting: Waiting,
+        class: Class,
+        host: &mut dyn Host,
+    ) -> u32 {
+        let spent = core::mem::take(&mut self.store.sessions.content.cost);
+        let conn = waiting.conn;
+        let attempt = self.attempt(conn, &waiting.header, &waiting.payload, host);
+        let Store { sessions, counters, .. } = &mut self.store;
+        let Sessions { content, conns, turns, .. } = sessions;
+        let cost = core::mem::replace(&mut content.cost, spent).saturating_add(1);
+        let Some(connection) = conns.get_mut(conn) else { return cost };
+        connection.owed = connection.owed.saturating_add(cost);
+        // Where its connection has ended meanwhile, all that waited is forgotten already.
+        let Ok(at) = connection.delayed.binary_search(&number) else { return cost };
+        let queue = &mut turns.lane_mut(class).queue;
+        match attempt {
+            Attempt::Wait(why) => {
+                waiting.why = why;
+                queue.put_back(number, waiting);
+            }
+            Attempt::Done => {
+                connection.delayed.remove(at);
+                let waited = content.domains.now.saturating_sub(waiting.since);
+                counters.waited_us = counters.waited_us.saturating_add(waited);
+                connection.charge_delayed(waiting.weight().saturating_neg(), &mut content.domains);
+                if waiting.why == WaitsFor::ATurn {
+                    queue.try_followers(connection, number);
+                }
+                conns.mark_ready(conn);
+            }
+        }
+        cost
     }
 
     /// The weight of the connection's domain: its share of the daemon's time where several want it, as
     /// against [`WEIGHT_DEFAULT`] of a domain that was given none. Set by CONTROL `weight`.
     #[must_use]
     pub fn weight(&self, conn: ConnId) -> u32 {
-        let domain = self.conns.get(conn).and_then(|conn| self.content.domains.get(conn.domid));
+        let Sessions { content, conns, .. } = &self.store.sessions;
+        let domain = conns.get(conn).and_then(|conn| content.domains.get(conn.domid));
         domain.map_or(WEIGHT_DEFAULT, |domain| domain.weight)
     }
 
     /// The bytes waiting to be sent to this connection.
     pub fn output(&mut self, conn: ConnId) -> &[u8] {
-        let Self { conns, watches, .. } = self;
-        conns.get_mut(conn).map_or(&[], |connection| connection.output(watches))
+        let Store { sessions, announcer, .. } = &mut self.store;
+        let connection = sessions.conns.get_mut(conn);
+        connection.map_or(&[], |connection| connection.output(&announcer.watches))
     }
 
     /// The first `count` bytes of [`Server::output`] have been sent.
     pub fn consume_output(&mut self, conn: ConnId, count: usize, now: u64) {
-        self.content.domains.now = now;
-        let Some(connection) = self.conns.get_mut(conn) else { return };
+        let Sessions { content, conns, .. } = &mut self.store.sessions;
+        let domains = &mut content.domains;
+        domains.now = now;
+        let Some(connection) = conns.get_mut(conn) else { return };
         connection.consume(count);
         match (connection.unread(), connection.unread_since) {
             (0, None) => {}
-            (0, Some(_)) => self.conns.note_unread(conn, None, &self.content.domains),
+            (0, Some(_)) => conns.note_unread(conn, None, domains),
             (_, since) if count > 0 || since.is_none() => {
-                self.conns.note_unread(conn, Some(now), &self.content.domains);
+                conns.note_unread(conn, Some(now), domains);
             }
             _ => {}
         }
@@ -235,35 +350,110 @@ impl Server {
     /// The next connection that has got output since it was last named here, or that may be asked
     /// for requests again.
     pub fn poll_ready(&mut self) -> Option<ConnId> {
-        self.conns.pop_ready()
+        self.store.sessions.conns.pop_ready()
     }
 
     /// The next notice.
     pub fn poll_notice(&mut self) -> Option<Notice> {
-        self.content.domains.notices.pop()
+        self.store.sessions.content.domains.notices.pop()
     }
 
     /// When [`Server::tick`] must be called at the latest.
     #[must_use]
     pub fn deadline(&self) -> Option<u64> {
-        let busy =
-            self.content.domains.has_orphans || !self.rubbish.is_empty() || self.check.is_some();
-        if busy || self.stale_snapshot().is_some() {
-            return Some(0);
-        }
-        self.turns.deadline().into_iter().chain(self.unread_deadline()).min()
+        self.store.deadline()
     }
 
     /// Does what time has made due.
     pub fn tick(&mut self, now: u64, host: &mut dyn Host) {
-        self.content.domains.now = now;
-        self.expire_turns();
-        self.expire_unread();
-        self.refresh_old_snapshots();
-        self.bury_some();
-        self.disown_some();
-        self.rubbish.free_some(&mut self.content.domains);
-        self.check_some();
+        self.set_time(now);
+        self.store.work();
         self.run_waiting(Class::Guest, host);
+    }
+
+    fn set_time(&mut self, now: u64) {
+        self.store.sessions.content.domains.now = now;
+    }
+
+    /// Introduces a domain on the daemon's own account (dom0's own ring at start-up).
+    ///
+    /// # Errors
+    /// What [`Host::attach`] answered.
+    pub fn introduce(
+        &mut self,
+        domid: DomId,
+        gfn: u64,
+        port: u32,
+        now: u64,
+        host: &mut dyn Host,
+    ) -> Result<ConnId, Error> {
+        self.set_time(now);
+        self.store.introduce(domid, gfn, port, host)
+    }
+
+    /// The peer is gone: its watches, transactions and waiting requests go with it.
+    pub fn disconnect(&mut self, conn: ConnId, now: u64, host: &mut dyn Host) {
+        self.set_time(now);
+        let Some(connection) = self.store.sessions.conns.get(conn) else { return };
+        let domid = connection.domid;
+        self.store.clear_connection(conn);
+        let Sessions { content, conns, .. } = &mut self.store.sessions;
+        conns.remove(conn);
+        if let Some(domain) = content.domains.get_mut(domid)
+            && domain.conn == Some(conn)
+        {
+            domain.conn = None;
+        }
+        self.run_waiting(Class::Privileged, host);
+    }
+
+    /// The transport found the peer in breach of the protocol; as [`Notice::Ended`] afterwards.
+    pub fn end(&mut self, conn: ConnId, why: Ended, now: u64, host: &mut dyn Host) {
+        self.set_time(now);
+        let Some(connection) = self.store.sessions.conns.get(conn) else { return };
+        let domid = connection.domid;
+        let what = match why {
+            Ended::Unread => "it left too much unread",
+            Ended::RingIndex => "its ring's indices are not possible",
+            Ended::Protocol => "it announced a message longer than the protocol allows",
+            Ended::Communication => "its event channel or ring page cannot be used",
+        };
+        let text = format!(
+            "connection {} of domain {} is no longer served: {what}; nobody else is affected",
+            conn.0, domid.0
+        );
+        self.store.sessions.content.domains.notice(Notice::Warn { domid: Some(domid), text });
+        self.store.end_connection(conn, why);
+        self.run_waiting(Class::Privileged, host);
+    }
+
+    /// The guest asked for its ring to be reset (ring reconnection): watches, transactions, waiting
+    /// requests and unsent output are dropped; the connection lives on.
+    pub fn reset(&mut self, conn: ConnId, now: u64, host: &mut dyn Host) {
+        self.set_time(now);
+        self.store.clear_connection(conn);
+        self.run_waiting(Class::Privileged, host);
+    }
+
+    /// The hypervisor reports a shut-down or crashed domain: fires `@releaseDomain` once.
+    pub fn domain_shutdown(&mut self, domid: DomId, now: u64, host: &mut dyn Host) {
+        self.set_time(now);
+        let Some(domain) = self.store.sessions.content.domains.get_mut(domid) else { return };
+        if domain.conn.is_some() && !core::mem::replace(&mut domain.shutdown, true) {
+            self.store.fire_special(RELEASE, domid);
+        }
+        self.run_waiting(Class::Privileged, host);
+    }
+
+    /// The hypervisor reports that the domain is no more: connection, nodes, permission entries go.
+    /// Where its number is another domain's already, which the store knows, that one is left alone.
+    pub fn domain_died(&mut self, domid: DomId, now: u64, host: &mut dyn Host) {
+        self.set_time(now);
+        let known = self.store.sessions.content.domains.get(domid);
+        let known = known.and_then(|domain| domain.identity);
+        if known.is_none() || host.domain_identity(domid) != known {
+            self.store.release(domid, host);
+            self.run_waiting(Class::Privileged, host);
+        }
     }
 }

@@ -1,16 +1,14 @@
 //! Large subtrees that were removed. Their nodes are taken off their owners' accounts in slices, and who watches them is
 //! told then.
 
-use super::Server;
-use super::event::Firing;
+use super::announcer::{Announcer, Firing};
+use super::sessions::Sessions;
 use crate::churn::Churn;
 use crate::id::{ConnId, DomId};
-use crate::limits::DISOWN_MAX;
 use crate::path::Path;
 use crate::quota::Quota;
-use crate::tree::{Done, Node, Traversal};
+use crate::tree::{Node, Traversal};
 use crate::watch::Spot;
-use alloc::collections::VecDeque;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 
@@ -26,18 +24,6 @@ pub(super) struct Removal {
     last: Option<Vec<u8>>,
     /// The connection that is charged for the work, and its domain.
     author: Option<(ConnId, DomId)>,
-}
-
-/// All of them, the oldest first.
-pub(super) type Removals = VecDeque<Removal>;
-
-impl Removal {
-    fn rest(&self) -> Traversal<'_> {
-        match &self.last {
-            None => Traversal::whole(&self.top),
-            Some(last) => Traversal::after(&self.top, last),
-        }
-    }
 }
 
 /// The spots of the index of watches on the way to a node, the top's first, each with the length of its path.
@@ -68,41 +54,42 @@ impl<'w> Way<'w> {
     }
 }
 
-impl Server {
-    /// Lets go of what an operation at `path` has removed.
-    pub(super) fn discard_done(&mut self, path: Path<'_>, done: Done, author: Option<ConnId>) {
-        self.note_removed(path, &done, author);
-        if let Done::Removed(gone) = done {
-            self.rubbish.discard_node(gone);
+impl Removal {
+    /// The removal of what was at `path`, for which a connection of a domain is charged.
+    pub(super) fn new(path: Path<'_>, top: Node, author: Option<(ConnId, DomId)>) -> Self {
+        Self { path: Rc::from(path.as_bytes()), top, last: None, author }
+    }
+
+    /// The connection that is charged for the work, and its domain.
+    pub(super) fn author(&self) -> Option<(ConnId, DomId)> {
+        self.author
+    }
+
+    /// The nodes, to be freed.
+    pub(super) fn into_top(self) -> Node {
+        self.top
+    }
+
+    fn rest(&self) -> Traversal<'_> {
+        match &self.last {
+            None => Traversal::whole(&self.top),
+            Some(last) => Traversal::after(&self.top, last),
         }
     }
 
-    /// Notes what an operation has removed, where its nodes are on their owners' accounts yet.
-    pub(super) fn note_removed(&mut self, path: Path<'_>, done: &Done, author: Option<ConnId>) {
-        if let Done::Removed(gone) = done
-            && gone.is_large()
-        {
-            // That was looked at three times.
-            self.content.charge_work(3 * DISOWN_MAX);
-            let author = author.and_then(|conn| Some((conn, self.conns.get(conn)?.domid)));
-            let (path, top) = (Rc::from(path.as_bytes()), gone.clone());
-            self.removals.push_back(Removal { path, top, last: None, author });
-            self.note_orphans();
-        }
-    }
-
-    /// Takes nodes of the oldest removed subtree off their owners' accounts, and tells who watches them, as much as a
-    /// slice may cost.
-    pub(super) fn disown_some(&mut self) {
-        let Some(mut removal) = self.removals.pop_front() else { return };
-        let slice = self.config.slice_cost;
+    /// Takes nodes off their owners' accounts, and finds who watches them, as much as a slice may cost.
+    pub(super) fn disown(
+        &mut self,
+        slice: u32,
+        sessions: &mut Sessions,
+        announcer: &Announcer,
+    ) -> Disowned {
         let mut left = slice.saturating_mul(NODES_A_UNIT);
-        let mut walk = removal.rest();
+        let mut walk = self.rest();
         let mut churn = Churn::default();
-        let mut firing: Vec<Firing> = Vec::new();
-        let mut audience = core::mem::take(&mut self.audience);
-        let top = self.watches.spot(Path::checked(&removal.path));
-        let mut way = top.map(|_| Way::to(top, removal.last.as_deref().unwrap_or_default()));
+        let (mut firing, mut audience) = (Vec::new(), Vec::new());
+        let top = announcer.watches.spot(Path::checked(&self.path));
+        let mut way = top.map(|_| Way::to(top, self.last.as_deref().unwrap_or_default()));
         let mut is_done = false;
         while left > 0 {
             let Some(node) = walk.next() else {
@@ -112,47 +99,31 @@ impl Server {
             left = left.saturating_sub(1);
             let (owner, weight) = (node.perms().owner(), node.weight());
             churn.removed = churn.removed.saturating_add(weight);
-            if !self.content.domains.is_orphans(&owner) {
-                self.content.domains.charge(owner.domid, Quota::Nodes, -1);
-                self.content.domains.charge(owner.domid, Quota::Memory, weight.saturating_neg());
+            let domains = &mut sessions.content.domains;
+            if !domains.is_orphans(&owner) {
+                domains.charge(owner.domid, Quota::Nodes, -1);
+                domains.charge(owner.domid, Quota::Memory, weight.saturating_neg());
             }
             // The top's own watches were told at once.
             let watched = way.as_mut().filter(|_| !walk.path().is_empty());
             let spot = watched.and_then(|way| way.enter(walk.path()));
             if let Some(spot) = spot.filter(|spot| spot.is_watched()) {
                 left = left.saturating_sub(NODES_A_UNIT);
-                self.find_watches(spot, node, &mut audience, &mut firing);
+                announcer.find_watches(spot, node, sessions, &mut audience, &mut firing);
             }
         }
-        let last = Vec::from(walk.path());
-        self.audience = audience;
-        let spent = slice.saturating_sub(left / NODES_A_UNIT);
-        if let Some((conn, domid)) = removal.author
-            && let Some(connection) = self.conns.get_mut(conn).filter(|conn| conn.domid == domid)
-        {
-            connection.owed = connection.owed.saturating_add(spent);
-        }
-        // Who has removed them may be gone.
-        self.note_replaced(None, churn);
-        self.push_events(&firing);
-        if is_done {
-            self.rubbish.discard_node(removal.top);
-        } else {
-            removal.last = Some(last);
-            self.removals.push_front(removal);
-        }
-        self.note_orphans();
+        self.last = Some(Vec::from(walk.path()));
+        let cost = slice.saturating_sub(left / NODES_A_UNIT);
+        Disowned { churn, firing, cost, is_done }
     }
+}
 
-    /// Has all removed nodes taken off their owners' accounts, however long it takes.
-    pub(super) fn finish_removals(&mut self) {
-        while !self.removals.is_empty() {
-            self.disown_some();
-        }
-    }
-
-    /// Nodes may belong to domains that are gone as long as there is something to be looked through.
-    pub(super) fn note_orphans(&mut self) {
-        self.content.domains.has_orphans = !self.burials.is_empty() || !self.removals.is_empty();
-    }
+/// What came of taking nodes off their owners' accounts.
+pub(super) struct Disowned {
+    pub(super) churn: Churn,
+    /// Those who are to be told.
+    pub(super) firing: Vec<Firing>,
+    pub(super) cost: u32,
+    /// No node is left.
+    pub(super) is_done: bool,
 }

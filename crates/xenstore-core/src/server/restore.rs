@@ -1,10 +1,10 @@
 //! A store from the stream that another one wrote; see [`crate::stream`].
 
-use super::Server;
 use super::config::Config;
 use super::connection::Transport;
 use super::dump::{ENDED, STALE};
-use super::manage::quota_named;
+use super::sessions::Sessions;
+use super::store::Store;
 use crate::id::{ConnId, DomId};
 use crate::limits::{DOMID_ANY, DOMID_FIRST_RESERVED, PAYLOAD_MAX, WEIGHT_MAX};
 use crate::notice::Ended;
@@ -12,22 +12,12 @@ use crate::path::{Path, Special, is_relative, resolve};
 use crate::perms::{Access, Incarnation, Perm, Perms};
 use crate::quota::{Limits, Quota};
 use crate::stream::{self, Connection, Error, Global, Node, Peer, Quotas, Reader, Record, Watch};
-use crate::transaction::Transaction;
+use crate::transaction::Change;
 use crate::watch;
 use crate::wire::feature;
 use alloc::collections::BTreeMap;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
-
-/// A store, and what the daemon needs to go on where the other one ended.
-pub struct Restored {
-    /// The store.
-    pub server: Server,
-    /// The daemon's own descriptors, if the stream had them.
-    pub global: Option<Global>,
-    /// All connections.
-    pub connections: Vec<RestoredConnection>,
-}
 
 /// A connection that the stream had.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -46,55 +36,51 @@ pub struct RestoredConnection {
 
 type Outcome = Result<(), &'static str>;
 
-struct Restoring {
-    restored: Restored,
+/// A store that is being made from a stream.
+pub(super) struct Restoring {
+    store: Store,
+    global: Option<Global>,
+    connections: Vec<RestoredConnection>,
     /// Which of `connections` bears a number of the stream's.
     numbers: BTreeMap<u32, usize>,
 }
 
-impl Server {
-    /// Makes a store from what [`Server::dump`], or the C daemon, has written. Rings and sockets are the
-    /// caller's to take up again, and [`Server::end`] is for those that cannot be; then it compares
-    /// [`Server::domains`] with the hypervisor's, as some may have died meanwhile.
-    ///
-    /// # Errors
-    /// Where the stream is not one, or holds what no store could: which record, where, and why.
-    pub fn restore(config: Config, stream: &[u8], now: u64) -> Result<Restored, Error> {
+/// A store from a stream, what that says of the daemon, and the connections.
+type Restored = (Store, Option<Global>, Vec<RestoredConnection>);
+
+impl Restoring {
+    /// Makes a store from what another one has written.
+    pub(super) fn run(config: Config, stream: &[u8], now: u64) -> Result<Restored, Error> {
         let mut reader = Reader::new(stream)?;
-        let restored =
-            Restored { server: Self::emptied(config, now), global: None, connections: Vec::new() };
-        let mut restoring = Restoring { restored, numbers: BTreeMap::new() };
+        let mut restoring = Self::new(config, now);
         loop {
             match reader.next()? {
                 Record::End => break,
                 record => restoring.take(record).map_err(|what| reader.error(what))?,
             }
         }
-        let mut restored = restoring.restored;
+        let Self { mut store, global, connections, .. } = restoring;
         // What the records said before the limits did.
-        restored.server.content.domains.notices.clear();
-        Ok(restored)
+        store.sessions.content.domains.notices.clear();
+        Ok((store, global, connections))
     }
 
-    /// A store without any node but `/` and the special ones.
-    fn emptied(config: Config, now: u64) -> Self {
-        let mut server = Self::new(config);
-        server.content.domains.now = now;
-        let own = server.content.domains.caller(server.content.domains.priv_domain);
+    /// Begins with a store without any node but `/` and the special ones.
+    fn new(config: Config, now: u64) -> Self {
+        let mut store = Store::new(config);
+        let content = &mut store.sessions.content;
+        content.domains.now = now;
+        let own = content.own_caller();
         // The privileged are refused nothing.
-        let _ = server
-            .content
-            .with_ledger(|tree, ledger| tree.remove(&own, Path::checked(b"/tool"), ledger));
-        server.book(None);
-        server
+        let _ = content.change(&own, Path::checked(b"/tool"), &Change::Remove);
+        store.sessions.book(None);
+        Self { store, global: None, connections: Vec::new(), numbers: BTreeMap::new() }
     }
-}
 
-impl Restoring {
     fn take(&mut self, record: Record<'_>) -> Outcome {
-        let domains = &mut self.restored.server.content.domains;
+        let domains = &mut self.store.sessions.content.domains;
         match record {
-            Record::Global(global) => self.restored.global = Some(global),
+            Record::Global(global) => self.global = Some(global),
             Record::Generation(generation) => {
                 domains.generation = domains.generation.max(generation);
             }
@@ -124,7 +110,7 @@ impl Restoring {
     }
 
     fn domain(&mut self, record: &stream::Domain<'_>) {
-        let domain = self.restored.server.content.domains.know(DomId(record.domid));
+        let domain = self.store.sessions.content.domains.know(DomId(record.domid));
         if let Some(features) = record.features {
             domain.features = features & feature::ALL;
         }
@@ -133,56 +119,52 @@ impl Restoring {
 
     fn numbered(&mut self, number: u32) -> Result<&mut RestoredConnection, &'static str> {
         let at = self.numbers.get(&number).copied();
-        at.and_then(|at| self.restored.connections.get_mut(at)).ok_or("its connection is not there")
+        at.and_then(|at| self.connections.get_mut(at)).ok_or("its connection is not there")
     }
 
     fn connection(&mut self, record: &Connection<'_>) -> Outcome {
         if record.id == 0 || self.numbers.contains_key(&record.id) {
             return Err("its number is 0, or another's");
         }
-        let server = &mut self.restored.server;
+        let Sessions { content, conns, .. } = &mut self.store.sessions;
         let (ring, handle) = match record.peer {
             Peer::Socket { fd } => (None, fd),
             Peer::Ring { domid, port, .. } => (Some(DomId(domid)), port),
         };
         let conn = match record.peer {
-            Peer::Socket { .. } => server.connect_socket(),
+            Peer::Socket { .. } => conns.add(content.domains.store_domain, Transport::Socket),
             Peer::Ring { domid, target, identity, .. } => {
                 let domid = DomId(domid);
                 let numbers = [Some(domid.0), target];
                 if numbers.iter().flatten().any(|domid| *domid >= DOMID_FIRST_RESERVED) {
                     return Err("its domain is none");
                 }
-                if server.introduced(domid) {
+                if content.domains.is_introduced(domid) {
                     return Err("its domain has a ring already");
                 }
                 if let Some(target) = target {
-                    server.content.domains.know(DomId(target));
-                    server.content.domains.know(domid);
-                    server.content.domains.set_target(domid, DomId(target));
+                    content.domains.know(DomId(target));
+                    content.domains.know(domid);
+                    content.domains.set_target(domid, DomId(target));
                 }
-                let conn = server.conns.add(domid, Transport::Ring);
-                let domain = server.content.domains.know(domid);
+                let conn = conns.add(domid, Transport::Ring);
+                let domain = content.domains.know(domid);
                 domain.conn = Some(conn);
                 domain.identity = identity;
                 conn
             }
         };
-        if let Some(connection) = server.conns.get_mut(conn) {
+        if let Some(connection) = conns.get_mut(conn) {
             connection.restore_output(usize::from(record.partial), record.output)?;
         }
         if !record.output.is_empty() {
-            server.conns.note_unread(
-                conn,
-                Some(server.content.domains.now),
-                &server.content.domains,
-            );
-            server.conns.mark_ready(conn);
+            conns.note_unread(conn, Some(content.domains.now), &content.domains);
+            conns.mark_ready(conn);
         }
         let input = Vec::from(record.input);
-        self.numbers.insert(record.id, self.restored.connections.len());
+        self.numbers.insert(record.id, self.connections.len());
         let connection = RestoredConnection { conn, ring, handle, ended: None, input };
-        self.restored.connections.push(connection);
+        self.connections.push(connection);
         Ok(())
     }
 
@@ -194,7 +176,7 @@ impl Restoring {
         let known = self.numbered(number)?;
         known.ended = ended;
         let conn = known.conn;
-        if let Some(connection) = self.restored.server.conns.get_mut(conn) {
+        if let Some(connection) = self.store.sessions.conns.get_mut(conn) {
             connection.next_transaction = next_transaction;
             connection.ended = ended;
         }
@@ -203,8 +185,8 @@ impl Restoring {
 
     fn watch(&mut self, record: &Watch<'_>) -> Outcome {
         let conn = self.numbered(record.conn)?.conn;
-        let server = &mut self.restored.server;
-        let domid = server.conns.get(conn).map(|conn| conn.domid).unwrap_or_default();
+        let conns = &self.store.sessions.conns;
+        let domid = conns.get(conn).map(|conn| conn.domid).unwrap_or_default();
         let mut scratch = Vec::new();
         let path = resolve(record.path, domid.0, Special::Allowed, &mut scratch)
             .map_err(|_| "its path is none")?;
@@ -218,12 +200,12 @@ impl Restoring {
             return Err("its path and token are longer than a message");
         }
         let depth = record.depth.map(u32::from);
-        let known =
-            server.conns.get(conn).is_some_and(|conn| conn.watches.contains_key(key.as_slice()));
+        let known = conns.get(conn).is_some_and(|conn| conn.watches.contains_key(key.as_slice()));
         if known {
             return Err("the connection has it already");
         }
-        server.add_watch(conn, domid, path, Rc::from(key), hidden, depth);
+        let Store { sessions, announcer, .. } = &mut self.store;
+        announcer.set((conn, domid), path, Rc::from(key), hidden, depth, sessions);
         Ok(())
     }
 
@@ -231,21 +213,10 @@ impl Restoring {
     /// been told so, with EAGAIN.
     fn transaction(&mut self, number: u32, id: u32) -> Outcome {
         let conn = self.numbered(number)?.conn;
-        let server = &mut self.restored.server;
-        let snapshot = server.snapshot(conn, id);
-        let mut transaction =
-            Transaction::new(&server.content.tree, server.content.domains.deaths, snapshot);
-        drop(transaction.give_up());
-        transaction.torn = true;
-        let weight = transaction.weight();
-        let Some(connection) = server.conns.get_mut(conn) else { return Ok(()) };
-        let domid = connection.domid;
-        if id == 0 || !connection.transactions.open(id, transaction) {
-            return Err("its number is 0, or another's");
+        match self.store.sessions.open_torn(conn, id) {
+            true => Ok(()),
+            false => Err("its number is 0, or another's"),
         }
-        server.content.domains.charge(domid, Quota::Transactions, 1);
-        server.content.domains.charge(domid, Quota::Memory, weight);
-        Ok(())
     }
 
     fn node(&mut self, record: &Node<'_>) -> Outcome {
@@ -259,16 +230,16 @@ impl Restoring {
         let path = resolve(record.path, 0, Special::Allowed, &mut scratch)
             .map_err(|_| "its path is none")?;
         let perms = self.perms(record.entries)?;
-        let server = &mut self.restored.server;
-        let result = server
-            .content
-            .with_ledger(|tree, ledger| tree.restore(path, record.value, perms, ledger));
-        server.book(None);
+        let sessions = &mut self.store.sessions;
+        let content = &mut sessions.content;
+        let result =
+            content.with_ledger(|tree, ledger| tree.restore(path, record.value, perms, ledger));
+        sessions.book(None);
         result
     }
 
     fn perms(&mut self, entries: &[[u8; 4]]) -> Result<Perms, &'static str> {
-        let domains = &mut self.restored.server.content.domains;
+        let domains = &mut self.store.sessions.content.domains;
         let perm = |[letter, flags, low, high]: [u8; 4]| {
             let domid = DomId(u16::from_ne_bytes([low, high]));
             let incarnation = match (domid.0, flags & STALE != 0) {
@@ -291,7 +262,7 @@ impl Restoring {
 /// Sets those limits that are known here.
 fn set_limits(limits: &mut Limits, quotas: Quotas<'_>) {
     for (name, value) in quotas.iter() {
-        if let Ok((quota, kind)) = quota_named(name) {
+        if let Ok((quota, kind)) = Quota::named(name) {
             // A soft limit's name is known only where there is one.
             let _ = limits.set(quota, kind, value);
         }

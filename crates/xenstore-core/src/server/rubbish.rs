@@ -2,7 +2,7 @@
 //!
 //! Their last holder is charged for them until they are freed.
 
-use super::connection::Events;
+use super::events::Events;
 use crate::domain::Domains;
 use crate::id::DomId;
 use crate::perms::Incarnation;

@@ -9,23 +9,26 @@
 //! take turns in the order in which their last ones ended, and one that lets a turn last its full time
 //! pauses.
 
-use super::Server;
-use super::waiting::{Attempt, Queue, WaitsFor};
+use super::class::Class;
+use super::connections::Connections;
+use super::waiting::Queue;
 use crate::digest::Secret;
+use crate::domain::Domains;
 use crate::id::{ConnId, DomId};
 use crate::limits::{
-    CONTESTED_MAX, CONTESTED_US, HOLD_COST_US, HOLD_MAX_US, TURN_LOG_MAX, TURN_PAUSE_US,
+    CONTESTED_MAX, CONTESTED_US, DELAYED_MAX, HOLD_COST_US, HOLD_MAX_US, TURN_LOG_MAX,
+    TURN_PAUSE_US,
 };
 use crate::path::Path;
 use crate::perms::Caller;
-use crate::transaction::{Conflict, Touch, Transaction, What};
+use crate::transaction::{Conflict, Touch, Transaction};
 use alloc::collections::BTreeMap;
 
 /// A transaction that has the turn.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Turn {
-    pub(crate) conn: ConnId,
-    pub(crate) transaction: u32,
+struct Turn {
+    conn: ConnId,
+    transaction: u32,
     since: u64,
 }
 
@@ -33,19 +36,6 @@ impl Turn {
     /// Whether it has lasted as long as it may.
     fn is_over(&self, now: u64) -> bool {
         now >= self.since.saturating_add(HOLD_MAX_US)
-    }
-}
-
-/// Whose transactions.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Class {
-    Privileged,
-    Guest,
-}
-
-impl Class {
-    pub(crate) fn of(caller: &Caller) -> Self {
-        if caller.privileged { Self::Privileged } else { Self::Guest }
     }
 }
 
@@ -61,13 +51,23 @@ struct Contested {
 /// refusals are no matter of domain 0's.
 #[derive(Default)]
 pub(super) struct Lane {
-    pub(super) turn: Option<Turn>,
+    turn: Option<Turn>,
     /// By the digests of the paths, which a guest may make long.
     contested: BTreeMap<u64, Contested>,
     pub(super) queue: Queue,
 }
 
 impl Lane {
+    /// Whether somebody has the turn.
+    pub(super) fn is_taken(&self) -> bool {
+        self.turn.is_some()
+    }
+
+    /// Whether a transaction must wait for its turn.
+    pub(super) fn is_busy(&self) -> bool {
+        self.is_taken() || self.queue.comes_first()
+    }
+
     fn contest(&mut self, path: u64, domid: DomId, now: u64) {
         if self.contested.len() >= CONTESTED_MAX {
             self.contested.retain(|_, contested| contested.until > now);
@@ -103,12 +103,11 @@ impl Lane {
     }
 }
 
+/// Domain 0's lane and the guests'.
 #[derive(Default)]
-pub(crate) struct Turns {
-    pub(super) privileged: Lane,
-    pub(super) guest: Lane,
-    /// Requests that have waited, for the counters.
-    pub(crate) delayed_total: u64,
+pub(super) struct Turns {
+    privileged: Lane,
+    guest: Lane,
 }
 
 impl Turns {
@@ -137,101 +136,19 @@ impl Turns {
         self.privileged.turn.into_iter().chain(guests)
     }
 
-    pub(crate) fn holds(&self, conn: ConnId, transaction: u32) -> bool {
+    /// Whether this transaction has the turn.
+    pub(super) fn holds(&self, conn: ConnId, transaction: u32) -> bool {
         self.all().any(|turn| turn.conn == conn && turn.transaction == transaction)
-    }
-
-    /// When there is something to do: at once (0), or when a turn will have lasted its full time.
-    pub(crate) fn deadline(&self) -> Option<u64> {
-        if [&self.privileged, &self.guest].iter().any(|lane| lane.queue.is_due()) {
-            return Some(0);
-        }
-        self.all().map(|turn| turn.since.saturating_add(HOLD_MAX_US)).min()
-    }
-}
-
-impl Server {
-    /// Whose turn binds the requests of a connection.
-    pub(super) fn class(&self, conn: ConnId) -> Class {
-        match self.conns.get(conn).is_none_or(|conn| self.content.domains.is_privileged(conn.domid))
-        {
-            true => Class::Privileged,
-            false => Class::Guest,
-        }
     }
 
     /// Whether a transaction of this connection has the turn.
     pub(super) fn has_turn(&self, conn: ConnId) -> bool {
-        self.turns.all().any(|turn| turn.conn == conn)
+        self.all().any(|turn| turn.conn == conn)
     }
 
-    /// A transaction is about to look at `path`: gives it the turn where it should have it.
-    pub(super) fn want_turn(
-        &mut self,
-        (conn, id): (ConnId, u32),
-        transaction: &mut Transaction,
-        caller: &Caller,
-        path: Path<'_>,
-        what: What,
-    ) -> Attempt {
-        let now = self.content.domains.now;
-        let holds = self.turns.holds(conn, id);
-        if transaction.doomed || !(holds || self.may_take_turn(transaction, caller, path)) {
-            return Attempt::Done;
-        }
-        let class = Class::of(caller);
-        let lane = self.turns.lane(class);
-        if !holds && (lane.turn.is_some() || lane.queue.comes_first()) {
-            return Attempt::Wait(WaitsFor::ATurn);
-        }
-        let stale = !transaction.is_current(&self.content.tree, self.content.domains.deaths)
-            && (!holds || transaction.is_stale_at(&self.content.tree, caller, path, what));
-        if stale {
-            match self.content.rerun(transaction, caller) {
-                Ok(rerun) => self.go_on(transaction, rerun),
-                Err(conflict) => {
-                    // Too late for this one; who tries again takes the turn from the start.
-                    transaction.doomed = true;
-                    self.refused(caller, transaction, &conflict);
-                    self.end_turn(conn, id);
-                    return Attempt::Done;
-                }
-            }
-        }
-        if !holds {
-            self.turns.lane_mut(class).turn = Some(Turn { conn, transaction: id, since: now });
-        }
-        Attempt::Done
-    }
-
-    fn may_take_turn(
-        &mut self,
-        transaction: &Transaction,
-        caller: &Caller,
-        path: Path<'_>,
-    ) -> bool {
-        let (now, secret) = (self.content.domains.now, self.content.domains.secret);
-        if !self.turns.lane(Class::of(caller)).is_contested(path, secret, now) {
-            return false;
-        }
-        let domain = self.content.domains.get(caller.domid);
-        caller.privileged
-            || (transaction.log_len() <= TURN_LOG_MAX
-                && domain.is_none_or(|domain| domain.no_turn_until <= now))
-    }
-
-    /// Remembers a refusal: who reads these paths takes the turn.
-    pub(super) fn refused(
-        &mut self,
-        caller: &Caller,
-        transaction: &Transaction,
-        conflict: &Conflict,
-    ) {
-        let (now, secret) = (self.content.domains.now, self.content.domains.secret);
-        let lane = self.turns.lane_mut(Class::of(caller));
-        for path in [Some(&conflict.path), transaction.first_read()].into_iter().flatten() {
-            lane.contest(secret.bytes(path), caller.domid, now);
-        }
+    /// Whether anybody has a turn that a caller must respect.
+    pub(super) fn has_any(&self, class: Class) -> bool {
+        self.respected(class).next().is_some()
     }
 
     /// Whether what is to be done to `path` must wait for the end of a turn that is not `own`.
@@ -241,46 +158,103 @@ impl Server {
         own: (ConnId, u32),
         path: Path<'_>,
         touch: Touch,
+        conns: &Connections,
     ) -> bool {
-        let mut others =
-            self.turns.respected(class).filter(|turn| (turn.conn, turn.transaction) != own);
+        let mut others = self.respected(class).filter(|turn| (turn.conn, turn.transaction) != own);
         others.any(|turn| {
             let holder =
-                self.conns.get(turn.conn).and_then(|conn| conn.transactions.get(turn.transaction));
+                conns.get(turn.conn).and_then(|conn| conn.transactions.get(turn.transaction));
             holder.is_some_and(|holder| holder.would_notice(path, touch))
         })
     }
 
-    /// Whether anybody has a turn that a caller must respect.
-    pub(super) fn has_turns(&self, class: Class) -> bool {
-        self.turns.respected(class).next().is_some()
+    /// Whether more requests of the connection may come, of which so many wait. What has the turn must be able to end it.
+    pub(super) fn may_delay_more(&self, conn: ConnId, delayed: usize) -> bool {
+        delayed < DELAYED_MAX || (delayed < 2 * DELAYED_MAX && self.has_turn(conn))
+    }
+
+    /// When there is something to do: at once (0), or when a turn will have lasted its full time.
+    pub(super) fn deadline(&self) -> Option<u64> {
+        if [&self.privileged, &self.guest].iter().any(|lane| lane.queue.is_due()) {
+            return Some(0);
+        }
+        self.all().map(|turn| turn.since.saturating_add(HOLD_MAX_US)).min()
+    }
+
+    /// Remembers a refusal: who reads these paths takes the turn.
+    pub(super) fn note_refusal(
+        &mut self,
+        caller: &Caller,
+        transaction: &Transaction,
+        conflict: &Conflict,
+        domains: &Domains,
+    ) {
+        let (now, secret) = (domains.now, domains.secret);
+        let lane = self.lane_mut(Class::of(caller));
+        for path in [Some(&conflict.path), transaction.first_read()].into_iter().flatten() {
+            lane.contest(secret.bytes(path), caller.domid, now);
+        }
+    }
+
+    /// Whether a transaction that looks at `path` is to take the turn.
+    pub(super) fn may_take(
+        &self,
+        transaction: &Transaction,
+        caller: &Caller,
+        path: Path<'_>,
+        domains: &Domains,
+    ) -> bool {
+        let (now, secret) = (domains.now, domains.secret);
+        if !self.lane(Class::of(caller)).is_contested(path, secret, now) {
+            return false;
+        }
+        let domain = domains.get(caller.domid);
+        caller.privileged
+            || (transaction.log_len() <= TURN_LOG_MAX
+                && domain.is_none_or(|domain| domain.no_turn_until <= now))
+    }
+
+    /// Gives a transaction the turn.
+    pub(super) fn begin(&mut self, class: Class, conn: ConnId, transaction: u32, now: u64) {
+        self.lane_mut(class).turn = Some(Turn { conn, transaction, since: now });
     }
 
     /// The turn of this transaction, if it has one, is over.
-    pub(super) fn end_turn(&mut self, conn: ConnId, transaction: u32) {
-        self.end_turns(|turn, _| (turn.conn, turn.transaction) == (conn, transaction));
+    pub(super) fn end(
+        &mut self,
+        conn: ConnId,
+        transaction: u32,
+        conns: &mut Connections,
+        domains: &mut Domains,
+    ) {
+        let is_it = |turn: &Turn, _| (turn.conn, turn.transaction) == (conn, transaction);
+        self.end_where(is_it, conns, domains);
     }
 
     /// Ends the turns that have lasted too long.
-    pub(super) fn expire_turns(&mut self) {
-        self.end_turns(Turn::is_over);
+    pub(super) fn expire(&mut self, conns: &mut Connections, domains: &mut Domains) {
+        self.end_where(Turn::is_over, conns, domains);
     }
 
     /// Ends the turns for which `over` says so, and charges them to their holders.
-    fn end_turns(&mut self, over: impl Fn(&Turn, u64) -> bool) {
-        let now = self.content.domains.now;
+    fn end_where(
+        &mut self,
+        over: impl Fn(&Turn, u64) -> bool,
+        conns: &mut Connections,
+        domains: &mut Domains,
+    ) {
+        let now = domains.now;
         for class in [Class::Privileged, Class::Guest] {
-            let lane = self.turns.lane_mut(class);
+            let lane = self.lane_mut(class);
             let Some(turn) = lane.turn.take_if(|turn| over(turn, now)) else { continue };
-            self.turns.guest.queue.note_end();
+            self.guest.queue.note_end();
             if class == Class::Privileged {
-                self.turns.privileged.queue.note_end();
+                self.privileged.queue.note_end();
             }
             let cost = now.saturating_sub(turn.since) / HOLD_COST_US;
-            let Some(holder) = self.conns.get_mut(turn.conn) else { continue };
+            let Some(holder) = conns.get_mut(turn.conn) else { continue };
             holder.owed = holder.owed.saturating_add(u32::try_from(cost).unwrap_or(u32::MAX));
-            let domid = holder.domid;
-            if let Some(domain) = self.content.domains.get_mut(domid) {
+            if let Some(domain) = domains.get_mut(holder.domid) {
                 domain.last_turn = now;
                 if turn.is_over(now) {
                     domain.no_turn_until = now.saturating_add(TURN_PAUSE_US);

@@ -1,0 +1,16 @@
+//! The two classes of callers: domain 0's, and the guests'.
+
+use crate::perms::Caller;
+
+/// Whose transactions and requests.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Class {
+    Privileged,
+    Guest,
+}
+
+impl Class {
+    pub(super) fn of(caller: &Caller) -> Self {
+        if caller.privileged { Self::Privileged } else { Self::Guest }
+    }
+}

@@ -1,0 +1,521 @@
+//! The store: what changes it, and what follows from that.
+
+use super::announcer::{Announcer, Firing, INTRODUCE, RELEASE};
+use super::burial::{Burial, Found};
+use super::check::Check;
+use super::config::{Config, Orphans};
+use super::connection::Transport;
+use super::counters::Counters;
+use super::removal::Removal;
+use super::request::{Outcome, Request, Stop};
+use super::rubbish::Thing;
+use super::sessions::Sessions;
+use crate::churn::Churn;
+use crate::host::{Attach, Host};
+use crate::id::{ConnId, DomId};
+use crate::limits::{DISOWN_MAX, DOMID_ANY, PAYLOAD_MAX, UNREAD_MAX_BYTES};
+use crate::notice::{Ended, Notice};
+use crate::path::{Path, home_of};
+use crate::perms::Incarnation;
+use crate::quota::{Kind, Quota};
+use crate::transaction::{Change, Transaction};
+use crate::tree::{Done, Node};
+use crate::watch::{Watch, WatchId};
+use crate::wire::Error;
+use alloc::boxed::Box;
+use alloc::collections::VecDeque;
+use alloc::format;
+use alloc::rc::Rc;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+/// Everything that requests, time and the hypervisor's news can change.
+pub(super) struct Store {
+    pub(super) config: Config,
+    pub(super) sessions: Sessions,
+    pub(super) announcer: Announcer,
+    pub(super) counters: Counters,
+    /// Large subtrees that were removed, the oldest first.
+    removals: VecDeque<Removal>,
+    /// Searches for dead domains' nodes, the oldest first.
+    burials: VecDeque<Burial>,
+    /// A CONTROL `check` that is not done yet.
+    check: Option<Box<Check>>,
+}
+
+impl Store {
+    pub(super) fn new(config: Config) -> Self {
+        Self {
+            sessions: Sessions::new(&config),
+            config,
+            announcer: Announcer::default(),
+            counters: Counters::default(),
+            removals: VecDeque::new(),
+            burials: VecDeque::new(),
+            check: None,
+        }
+    }
+
+    /// Changes the node at `path`, in or outside a transaction.
+    pub(super) fn change(
+        &mut self,
+        request: Request<'_>,
+        path: Path<'_>,
+        change: &Change<'_>,
+    ) -> Outcome {
+        if request.header.tx_id != 0 {
+            return self.sessions.change(request, path, change);
+        }
+        self.sessions.check_turns(request, path, change)?;
+        let done = self.sessions.content.change(&request.caller, path, change)?;
+        self.sessions.book(Some(request.conn));
+        self.fire(path, &done);
+        self.discard_done(path, done, Some(request.conn));
+        Ok(())
+    }
+
+    /// Ends the request's transaction with a commit, or without.
+    pub(super) fn end_transaction(&mut self, request: Request<'_>, commit: bool) -> Outcome {
+        let (conn, id) = (request.conn, request.header.tx_id);
+        let mut transaction = self.sessions.lend(conn, id)?;
+        let outcome = match commit {
+            true => self.commit(request, &mut transaction),
+            false => Ok(Churn::default()),
+        };
+        if matches!(outcome, Err(Stop::Wait(_))) {
+            self.sessions.give_back(conn, id, transaction);
+            return outcome.map(drop);
+        }
+        self.sessions.close(conn, id, request.caller.domid, transaction);
+        self.sessions.note_replaced(Some(conn), outcome?);
+        Ok(())
+    }
+
+    /// Makes what a transaction did the store's state, if it stands; what has been replaced then.
+    fn commit(
+        &mut self,
+        request: Request<'_>,
+        transaction: &mut Transaction,
+    ) -> Result<Churn, Stop> {
+        let judged = self.sessions.judge(request, transaction);
+        if matches!(judged, Err(Stop::Error(_))) {
+            self.counters.conflicts = self.counters.conflicts.wrapping_add(1);
+        }
+        let rerun = judged?;
+        if !transaction.changes {
+            return Ok(Churn::default());
+        }
+        let work = rerun.as_ref().unwrap_or(&transaction.work);
+        let old = self.sessions.content.replace(work);
+        self.sessions.rubbish.discard_node(old);
+        self.counters.commits = self.counters.commits.wrapping_add(1);
+        for (path, done) in &work.changed {
+            self.fire(Path::checked(path), done);
+            self.note_removed(Path::checked(path), done, Some(request.conn));
+        }
+        let churn = work.churn;
+        if let Some(rerun) = rerun {
+            let Sessions { rubbish, content, .. } = &mut self.sessions;
+            let leftovers = Thing::Leftovers(rerun.into_leftovers());
+            rubbish.discard(leftovers, request.caller.domid, 0, &mut content.domains);
+        }
+        Ok(churn)
+    }
+
+    /// Tells everybody concerned of what was done to `path`.
+    fn fire(&mut self, path: Path<'_>, done: &Done) {
+        let watches = &self.announcer.watches;
+        if matches!(done, Done::Unchanged) || watches.len() == 0 {
+            return;
+        }
+        if watches.may_match(path) {
+            let firing = self.announcer.told_at(path, done, &self.sessions);
+            self.push_events(&firing);
+        }
+        // Who watches something in a large subtree is told in slices.
+        if let Done::Removed(gone) = done
+            && !gone.is_large()
+        {
+            let (firing, visited) = self.announcer.told_below(path, gone, &self.sessions);
+            self.sessions.content.charge_work(visited);
+            self.push_events(&firing);
+        }
+    }
+
+    /// Tells those who watch a special event.
+    pub(super) fn fire_special(&mut self, name: &'static [u8], domid: DomId) {
+        let firing = self.announcer.told_specially(name, domid, &self.sessions);
+        self.push_events(&firing);
+    }
+
+    fn push_events(&mut self, firing: &[Firing]) {
+        for (id, path) in firing {
+            self.push_event(*id, path);
+        }
+    }
+
+    /// Queues one event. A connection that leaves too much unread is ended.
+    pub(super) fn push_event(&mut self, id: WatchId, path: &Rc<[u8]>) {
+        let Self { announcer, sessions, counters, .. } = self;
+        let Some(watch) = announcer.watches.get(id) else { return };
+        let conn = watch.conn;
+        let len = told_len(watch, path);
+        // An event that is too long for a message cannot be told (XSA-324).
+        if len > PAYLOAD_MAX {
+            return;
+        }
+        let Some(connection) = sessions.conns.get_mut(conn) else { return };
+        sessions.content.add_cost(1);
+        if !connection.push_event(id, path, len) {
+            counters.events_merged = counters.events_merged.wrapping_add(1);
+            return;
+        }
+        counters.events = counters.events.wrapping_add(1);
+        let (unread, domid) = (connection.unread(), connection.domid);
+        if unread > self.unread_max(domid) {
+            self.end_unread(conn);
+        } else {
+            self.sessions.conns.mark_ready(conn);
+        }
+    }
+
+    /// Most bytes that a connection may leave unread: a guest no more than its quota of memory.
+    fn unread_max(&self, domid: DomId) -> usize {
+        let domains = &self.sessions.content.domains;
+        let quota = match domains.is_privileged(domid) {
+            true => 0,
+            false => domains.limit(domid, Quota::Memory, Kind::Hard) as usize,
+        };
+        if quota == 0 { UNREAD_MAX_BYTES } else { quota.min(UNREAD_MAX_BYTES) }
+    }
+
+    fn end_unread(&mut self, conn: ConnId) {
+        let Some(connection) = self.sessions.conns.get(conn) else { return };
+        let (domid, unread) = (connection.domid, connection.unread());
+        let text = format!(
+            "connection {} of domain {} is no longer served: it left {unread} bytes of replies and events unread",
+            conn.0, domid.0
+        );
+        self.sessions.content.domains.notice(Notice::Warn { domid: Some(domid), text });
+        self.end_connection(conn, Ended::Unread);
+    }
+
+    /// When the first guest will have left something unread for too long.
+    fn unread_deadline(&self) -> Option<u64> {
+        let timeout = self.config.watch_event_timeout_us;
+        let (since, _) = self.sessions.conns.longest_unread().filter(|_| timeout != 0)?;
+        Some(since.saturating_add(timeout))
+    }
+
+    fn expire_unread(&mut self) {
+        let timeout = self.config.watch_event_timeout_us;
+        let now = self.sessions.content.domains.now;
+        while timeout != 0
+            && let Some((since, conn)) = self.sessions.conns.longest_unread()
+            && now >= since.saturating_add(timeout)
+        {
+            self.end_unread(conn);
+        }
+    }
+
+    /// When time must be told at the latest.
+    pub(super) fn deadline(&self) -> Option<u64> {
+        let Sessions { content, rubbish, turns, .. } = &self.sessions;
+        let busy = content.domains.has_orphans || !rubbish.is_empty() || self.check.is_some();
+        if busy || self.sessions.has_stale_snapshot() {
+            return Some(0);
+        }
+        turns.deadline().into_iter().chain(self.unread_deadline()).min()
+    }
+
+    /// Does what time has made due, and some of the work that is no request's own.
+    pub(super) fn work(&mut self) {
+        let Sessions { content, conns, turns, .. } = &mut self.sessions;
+        turns.expire(conns, &mut content.domains);
+        self.expire_unread();
+        self.sessions.refresh_old_snapshots();
+        self.bury_some();
+        self.disown_some();
+        let Sessions { content, rubbish, .. } = &mut self.sessions;
+        rubbish.free_some(&mut content.domains);
+        self.check_some();
+    }
+
+    /// Watches, transactions, waiting requests and output go; the connection may go on.
+    pub(super) fn clear_connection(&mut self, conn: ConnId) {
+        self.sessions.forget_waiting(conn);
+        if let Some(connection) = self.sessions.conns.get_mut(conn) {
+            connection.clear_output();
+        }
+        self.drop_watches(conn);
+        self.sessions.close_all(conn);
+        let Sessions { content, conns, .. } = &mut self.sessions;
+        conns.note_unread(conn, None, &content.domains);
+        if conns.get_mut(conn).and_then(|connection| connection.ended.take()).is_some() {
+            // It begins anew, or its name will be another's: the daemon must not end that one.
+            content.domains.notices.withdraw_end(conn);
+        }
+        conns.mark_ready(conn);
+    }
+
+    /// Forgets all watches of a connection, and all events that wait there.
+    pub(super) fn drop_watches(&mut self, conn: ConnId) {
+        let Sessions { content, conns, rubbish, .. } = &mut self.sessions;
+        let Some(connection) = conns.get_mut(conn) else { return };
+        let domid = connection.domid;
+        let events = connection.take_events();
+        let watches = core::mem::take(&mut connection.watches);
+        content.charge_work(events.len().saturating_add(watches.len()));
+        let domains = &mut content.domains;
+        for id in watches.into_values() {
+            self.announcer.forget(id, domid, domains);
+        }
+        // It counted as unread until now.
+        let weight = events.size() as i64;
+        domains.charge(domid, Quota::Memory, weight);
+        rubbish.discard(Thing::Events(events), domid, weight, domains);
+    }
+
+    /// A connection is not served any more, but a domain that had it still lives (XSA-325).
+    pub(super) fn end_connection(&mut self, conn: ConnId, why: Ended) {
+        self.clear_connection(conn);
+        let Some(connection) = self.sessions.conns.get_mut(conn) else { return };
+        connection.ended = Some(why);
+        self.sessions.content.domains.notice(Notice::Ended { conn, why });
+    }
+
+    /// INTRODUCE: a domain gets its connection, or a new event channel for the one that it has.
+    pub(super) fn introduce(
+        &mut self,
+        domid: DomId,
+        gfn: u64,
+        port: u32,
+        host: &mut dyn Host,
+    ) -> Result<ConnId, Error> {
+        // The news of a domain's death may come later than its number is used again.
+        let identity = host.domain_identity(domid).ok_or(Error::NoEnt)?;
+        let known = self.sessions.content.domains.get(domid).and_then(|domain| domain.identity);
+        if known.is_some_and(|known| known != identity) {
+            self.release(domid, host);
+        }
+        let Sessions { content, conns, .. } = &mut self.sessions;
+        let domain = content.domains.know(domid);
+        domain.identity = Some(identity);
+        let features = domain.features;
+        if let Some(conn) = domain.conn {
+            host.reattach(Attach { domid, gfn, port, features, conn })?;
+            self.clear_connection(conn);
+            return Ok(conn);
+        }
+        let conn = conns.add(domid, Transport::Ring);
+        if let Err(error) = host.attach(Attach { domid, gfn, port, features, conn }) {
+            conns.remove(conn);
+            return Err(error);
+        }
+        domain.conn = Some(conn);
+        domain.shutdown = false;
+        self.fire_special(INTRODUCE, domid);
+        Ok(conn)
+    }
+
+    /// RELEASE, or the death of a domain. What it owned goes; permission entries for it become void with
+    /// its incarnation; who had it as a target has none any more.
+    pub(super) fn release(&mut self, domid: DomId, host: &mut dyn Host) {
+        let Some(domain) = self.sessions.content.domains.get_mut(domid) else { return };
+        let conn = domain.conn.take();
+        if let Some(conn) = conn {
+            // First of all, so that it is not told of the end of its own nodes.
+            self.clear_connection(conn);
+            self.sessions.conns.remove(conn);
+            host.detach(domid, conn);
+        }
+        self.remove_nodes_of(domid);
+        self.sessions.content.domains.forget(domid);
+        self.bury_some();
+        if conn.is_some() {
+            self.fire_special(RELEASE, domid);
+        }
+    }
+
+    /// Removes what a dead domain owned, or gives it to the privileged domain. A domain that owns nothing costs nothing;
+    /// else its home is looked through at once, as far as a slice goes, and all of the tree in the next rounds where it
+    /// owns more than was found there.
+    fn remove_nodes_of(&mut self, domid: DomId) {
+        let owned = |store: &Self| {
+            let domain = store.sessions.content.domains.get(domid);
+            domain.map_or(0, |domain| domain.usage.now(Quota::Nodes))
+        };
+        if owned(self) <= 0 {
+            return;
+        }
+        let incarnation = self.sessions.content.domains.incarnation(domid);
+        if domid.0 == DOMID_ANY {
+            // No domain: only the privileged domain can have given it nodes, which bear no incarnation by which they
+            // would be found later.
+            let mut burial = Burial::new(domid, Incarnation::NEVER, b"/");
+            while !self.bury(&mut burial) {}
+        } else {
+            let mut home = Vec::new();
+            home_of(domid.0, &mut home);
+            let spent = core::mem::take(&mut self.sessions.content.cost);
+            self.bury(&mut Burial::new(domid, incarnation, &home));
+            self.sessions.content.add_cost(spent);
+        }
+        for special in [INTRODUCE, RELEASE] {
+            let node = self.sessions.content.tree.special(special);
+            if node.map(|node| node.perms().owner().domid) == Some(domid) {
+                self.inherit(Path::checked(special));
+            }
+        }
+        if owned(self) > 0 && domid.0 != DOMID_ANY {
+            self.burials.push_back(Burial::new(domid, incarnation, b"/"));
+            self.note_orphans();
+        }
+    }
+
+    /// Gives a node to the privileged domain.
+    fn inherit(&mut self, path: Path<'_>) {
+        let churn = self.sessions.content.inherit(path);
+        self.sessions.note_replaced(None, churn);
+    }
+
+    /// Removes a node of a dead domain's, or gives it away.
+    fn bury_node(&mut self, path: Path<'_>) {
+        // The root cannot be removed.
+        if self.config.orphans == Orphans::Keep || path.is_root() {
+            self.inherit(path);
+            return;
+        }
+        let own = self.sessions.content.own_caller();
+        let done = self.sessions.content.change(&own, path, &Change::Remove);
+        self.sessions.book(None);
+        if let Ok(done) = done {
+            self.fire(path, &done);
+            self.discard_done(path, done, None);
+        }
+    }
+
+    /// Goes on with a search, and removes what it finds, until the cost at hand is that of a slice. True where nothing is
+    /// left.
+    fn bury(&mut self, burial: &mut Burial) -> bool {
+        let slice = self.config.slice_cost;
+        let mut looks = 0;
+        loop {
+            match burial.search(&mut looks, slice, &mut self.sessions.content) {
+                Found::Node(path) => self.bury_node(Path::checked(&path)),
+                Found::Pause => return false,
+                Found::Nothing => return true,
+            }
+            if self.sessions.content.cost >= slice {
+                return false;
+            }
+        }
+    }
+
+    /// Goes on with the oldest searches, as much as a slice may cost.
+    fn bury_some(&mut self) {
+        let spent = core::mem::take(&mut self.sessions.content.cost);
+        while self.sessions.content.cost < self.config.slice_cost
+            && let Some(mut burial) = self.burials.pop_front()
+        {
+            if !self.bury(&mut burial) {
+                self.burials.push_front(burial);
+                break;
+            }
+        }
+        self.note_orphans();
+        self.sessions.content.cost = spent;
+    }
+
+    /// Lets go of what an operation at `path` has removed.
+    fn discard_done(&mut self, path: Path<'_>, done: Done, author: Option<ConnId>) {
+        self.note_removed(path, &done, author);
+        if let Done::Removed(gone) = done {
+            self.sessions.rubbish.discard_node(gone);
+        }
+    }
+
+    /// Notes what an operation has removed, where its nodes are on their owners' accounts yet.
+    fn note_removed(&mut self, path: Path<'_>, done: &Done, author: Option<ConnId>) {
+        if let Done::Removed(gone) = done
+            && gone.is_large()
+        {
+            self.note_large(path, gone.clone(), author);
+        }
+    }
+
+    /// Notes a large subtree that was removed.
+    fn note_large(&mut self, path: Path<'_>, top: Node, author: Option<ConnId>) {
+        let Sessions { content, conns, .. } = &mut self.sessions;
+        // That was looked at three times.
+        content.charge_work(3 * DISOWN_MAX);
+        let author = author.and_then(|conn| Some((conn, conns.get(conn)?.domid)));
+        self.removals.push_back(Removal::new(path, top, author));
+        self.note_orphans();
+    }
+
+    /// Takes nodes of the oldest removed subtree off their owners' accounts, and tells who watches them, as much as a
+    /// slice may cost.
+    fn disown_some(&mut self) {
+        let Some(mut removal) = self.removals.pop_front() else { return };
+        let slice = self.config.slice_cost;
+        let disowned = removal.disown(slice, &mut self.sessions, &self.announcer);
+        if let Some((conn, domid)) = removal.author()
+            && let Some(connection) = self.sessions.conns.get_mut(conn)
+            && connection.domid == domid
+        {
+            connection.owed = connection.owed.saturating_add(disowned.cost);
+        }
+        // Who has removed them may be gone.
+        self.sessions.note_replaced(None, disowned.churn);
+        self.push_events(&disowned.firing);
+        if disowned.is_done {
+            self.sessions.rubbish.discard_node(removal.into_top());
+        } else {
+            self.removals.push_front(removal);
+        }
+        self.note_orphans();
+    }
+
+    /// Nodes may belong to domains that are gone as long as there is something to be looked through.
+    fn note_orphans(&mut self) {
+        self.sessions.content.domains.has_orphans =
+            !self.burials.is_empty() || !self.removals.is_empty();
+    }
+
+    /// Begins to compare what is accounted for with what is there. Differences are logged.
+    pub(super) fn check(&mut self) {
+        // What is found of a dead domain's would be charged to nobody, and what was removed is not found.
+        while !self.burials.is_empty() {
+            self.bury_some();
+        }
+        while !self.removals.is_empty() {
+            self.disown_some();
+        }
+        self.check = Some(Box::new(Check::new(&self.sessions, &self.announcer)));
+        self.check_some();
+    }
+
+    /// Goes on with a check.
+    fn check_some(&mut self) {
+        let Some(mut check) = self.check.take() else { return };
+        if !check.look(self.config.slice_cost) {
+            self.check = Some(check);
+            return;
+        }
+        let wrong = check.into_wrong();
+        let domains = &mut self.sessions.content.domains;
+        if wrong.is_empty() {
+            domains.notice(Notice::Info(String::from("check: the store is in order")));
+        }
+        for what in wrong {
+            let text = format!("check: {what}; please report this");
+            domains.notice(Notice::Warn { domid: None, text });
+        }
+    }
+}
+
+/// Length of the event's payload.
+fn told_len(watch: &Watch, path: &[u8]) -> usize {
+    path.len().saturating_sub(watch.hidden).saturating_add(watch.token().len()).saturating_add(2)
+}
