@@ -7,191 +7,33 @@
 //! make different children of one directory. Where nothing has changed since the start, the work is
 //! taken over as it is.
 
+mod access;
+mod change;
+mod leftovers;
+mod log;
+mod look;
+
+pub(crate) use change::{Change, Touch, apply};
+pub(crate) use leftovers::Leftovers;
+pub(crate) use log::Conflict;
+pub(crate) use look::What;
+
 use crate::churn::Churn;
 use crate::domain::Domains;
 use crate::id::ConnId;
 use crate::ledger::{Deltas, Ledger};
 use crate::limits::{LOGGED_WEIGHT, TRANSACTION_WEIGHT};
 use crate::path::Path;
-use crate::perms::{Access, Caller, Perm, Perms};
-use crate::tree::{Debris, Done, Node, Put, Tree};
+use crate::perms::{Access, Caller};
+use crate::tree::{Done, Node, Put, Tree};
 use crate::wire::Error;
-use alloc::boxed::Box;
+use access::{Accessed, Lately};
 use alloc::collections::BTreeMap;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::ops::Bound;
-
-/// What a request looks at.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum What {
-    Value,
-    Perms,
-    Children,
-    Subtree,
-    /// The right to read the value: the value itself is the transaction's own.
-    Readable,
-}
-
-impl What {
-    fn bit(self) -> u8 {
-        match self {
-            Self::Value => 1,
-            Self::Perms => 2,
-            Self::Children => 4,
-            Self::Subtree => 8,
-            Self::Readable => 32,
-        }
-    }
-
-    /// This look at a node whose value the transaction has written itself.
-    fn of_own_value(self) -> Self {
-        if self == Self::Value { Self::Readable } else { self }
-    }
-
-    /// The part of `node` that such a look sees.
-    fn of(self, node: &Node, domains: &Domains) -> Seen {
-        let alive = || domains.alive_entries(node.perms());
-        match self {
-            Self::Value => Short::new(node.value())
-                .map_or_else(|| Seen::Digest(domains.secret.bytes(node.value())), Seen::Short),
-            Self::Perms => Seen::Digest(domains.secret.perms(node.perms(), alive())),
-            Self::Children => Seen::Digest(node.dir().map_or(0, |dir| dir.names_digest())),
-            Self::Readable => Seen::Digest(0),
-            Self::Subtree => Seen::Subtree(Box::new((node.clone(), alive()))),
-        }
-    }
-
-    /// Whether one who looked would see the same.
-    fn same(self, one: &Node, two: &Node) -> bool {
-        match self {
-            Self::Value => one.same_value(two),
-            Self::Perms => one.same_perms(two),
-            Self::Children => one.same_children(two),
-            Self::Subtree => one.same_subtree(two),
-            Self::Readable => true,
-        }
-    }
-}
-
-/// A change that a request asks for.
-#[derive(Clone)]
-pub(crate) enum Change<'a> {
-    Put(Put<'a>),
-    Remove,
-    SetPerms(Rc<Perms>),
-}
-
-impl Change<'_> {
-    /// What it counts in the log of a transaction, beside its path.
-    pub(crate) fn weight(&self) -> i64 {
-        LOGGED_WEIGHT.saturating_add(self.size() as i64)
-    }
-
-    /// Bytes that it carries.
-    fn size(&self) -> usize {
-        match self {
-            Self::Put(Put::Value(value)) => value.len(),
-            Self::SetPerms(perms) => perms.len().saturating_mul(PERM_SIZE),
-            Self::Put(Put::Nothing) | Self::Remove => 0,
-        }
-    }
-
-    /// The bit that stands for a change of this kind that changed nothing, where the answer would be the same again.
-    fn idle_bit(&self, done: &Result<Done, Error>) -> Option<u8> {
-        let refused = matches!(done, Err(Error::Access | Error::NoEnt));
-        match self {
-            Self::Remove if matches!(done, Ok(Done::Unchanged)) => Some(1),
-            Self::Put(Put::Nothing) if matches!(done, Ok(Done::Unchanged)) => Some(2),
-            Self::Remove if refused => Some(4),
-            Self::Put(Put::Nothing) if refused => Some(8),
-            Self::Put(Put::Value(_)) if refused => Some(16),
-            _ => None,
-        }
-    }
-}
-
-/// Does a change, in or outside a transaction.
-pub(crate) fn apply(
-    tree: &mut Tree,
-    caller: &Caller,
-    path: Path<'_>,
-    change: &Change<'_>,
-    ledger: &mut Ledger<'_>,
-) -> Result<Done, Error> {
-    match change {
-        Change::Put(what) => tree.put(caller, path, *what, ledger),
-        Change::Remove => tree.remove(caller, path, ledger),
-        Change::SetPerms(perms) => tree.set_perms(caller, path, perms, ledger),
-    }
-}
-
-/// A value that takes no more than its digest would.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Short {
-    len: u8,
-    bytes: [u8; 15],
-}
-
-impl Short {
-    fn new(value: &[u8]) -> Option<Self> {
-        let mut bytes = [0; 15];
-        bytes.get_mut(..value.len())?.copy_from_slice(value);
-        Some(Self { len: u8::try_from(value.len()).ok()?, bytes })
-    }
-}
-
-/// The result of a look. It keeps no node: that would keep an old state of the store.
-enum Seen {
-    Error(Error),
-    Short(Short),
-    /// Of the value, the permissions or the names of the children.
-    Digest(u64),
-    /// A subtree as a whole, which only domain 0 can look at; and how many permission entries of its top were for
-    /// domains that lived.
-    Subtree(Box<(Node, usize)>),
-}
-
-impl Seen {
-    /// True where the same look at what was found now sees the same.
-    fn is(&self, what: What, found: Result<&Node, Error>, domains: &Domains) -> bool {
-        match (self, found) {
-            (Self::Error(known), Err(error)) => *known == error,
-            (Self::Subtree(known), Ok(node)) => {
-                what.same(&known.0, node) && domains.alive_entries(node.perms()) == known.1
-            }
-            (Self::Short(known), Ok(node)) => Short::new(node.value()) == Some(*known),
-            (Self::Digest(known), Ok(node)) => {
-                matches!(what.of(node, domains), Self::Digest(now) if now == *known)
-            }
-            _ => false,
-        }
-    }
-}
-
-enum Asked {
-    Read { what: What, seen: Seen },
-    Write { value: Rc<[u8]>, answer: Result<(), Error> },
-    Mkdir { answer: Result<(), Error> },
-    Remove { answer: Result<(), Error> },
-    SetPerms { perms: Rc<Perms>, answer: Result<(), Error> },
-}
-
-struct Entry {
-    path: Rc<[u8]>,
-    asked: Asked,
-}
-
-/// What a transaction did to one path.
-pub(crate) type Changed = (Rc<[u8]>, Done);
-
-/// Why a log did not run again as it had run before.
-pub(crate) struct Conflict {
-    /// EAGAIN, or ENOSPC where a quota stood in the way this time.
-    pub(crate) error: Error,
-    /// On which path.
-    pub(crate) path: Rc<[u8]>,
-}
+use log::{Asked, Changed, Entry, note};
+use look::Seen;
 
 /// What a log made of the store it ran on.
 pub(crate) struct Rerun {
@@ -213,73 +55,6 @@ impl Rerun {
     }
 }
 
-/// Parts of a transaction that are to be freed.
-pub(crate) struct Leftovers {
-    trees: [Option<Tree>; 2],
-    changed: Vec<Changed>,
-    log: Vec<Entry>,
-    accessed: BTreeMap<Rc<[u8]>, Accessed>,
-}
-
-impl Leftovers {
-    /// Frees as many of its parts as `left` says; whether none is left but what has become debris.
-    pub(crate) fn free_some(&mut self, debris: &mut Debris, left: &mut u32) -> bool {
-        let most = self.log.len().max(self.accessed.len());
-        if most <= *left as usize {
-            // In one go, which is faster than one by one.
-            *left = left.saturating_sub(u32::try_from(most).unwrap_or(u32::MAX));
-            (self.log, self.accessed) = (Vec::new(), BTreeMap::new());
-        }
-        while *left > 0 {
-            if self.log.pop().is_none() && self.accessed.pop_first().is_none() {
-                match self.changed.pop() {
-                    Some((_, Done::Removed(node))) => debris.push(node),
-                    Some(_) => {}
-                    None => {
-                        let trees = self.trees.iter_mut().filter_map(Option::take);
-                        trees.for_each(|tree| debris.push(tree.into_root()));
-                        return true;
-                    }
-                }
-            }
-            *left = left.saturating_sub(1);
-        }
-        false
-    }
-}
-
-/// Bytes that a permission entry takes.
-const PERM_SIZE: usize = size_of::<Perm>();
-
-/// Accesses of a transaction to one path.
-struct Accessed {
-    /// The first entry of the log about the path.
-    first: u32,
-    /// Looks of its whole time, as [`What::bit`].
-    ever: u8,
-    lately: Lately,
-}
-
-/// Accesses of a transaction to one path in the shape that its tree has.
-#[derive(Clone, Copy, Default)]
-struct Lately {
-    /// In the shape of this number.
-    shape: u32,
-    /// Looks, as [`What::bit`].
-    looks: u8,
-    /// Changes that changed nothing, as [`Change::idle_bit`].
-    idle: u8,
-    /// The entry of the log that has written the value.
-    value: Option<u32>,
-}
-
-impl Lately {
-    /// Nothing, in the shape of this number.
-    fn of(shape: u32) -> Self {
-        Self { shape, ..Self::default() }
-    }
-}
-
 /// The place of a change in the log.
 enum Noted {
     /// It is there already, with the same answer.
@@ -288,41 +63,6 @@ enum Noted {
     Replaces(u32),
     /// It is a new entry, on this path.
     New(Rc<[u8]>),
-}
-
-impl Accessed {
-    /// The accesses in the shape of this number.
-    fn in_shape(&mut self, shape: u32) -> &mut Lately {
-        if self.lately.shape != shape {
-            self.lately = Lately::of(shape);
-        }
-        &mut self.lately
-    }
-}
-
-/// What a change by somebody else does to a path.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Touch {
-    /// The node's value becomes another.
-    Value,
-    /// The node's permissions become others.
-    Perms,
-    /// The node appears or goes, with what is below it. The nearest node above that exists before and
-    /// after has a name of so many bytes in its path.
-    Existence {
-        /// Length of that node's path.
-        nearest: usize,
-    },
-}
-
-impl Touch {
-    /// What making or removing `path` does to it.
-    pub(crate) fn existence(tree: &Tree, path: Path<'_>) -> Self {
-        let walk = tree.walk(path);
-        // One level up at least: that one's list of children changes.
-        let nearest = path.above().nth(walk.missing.saturating_sub(1));
-        Self::Existence { nearest: nearest.map_or(1, |path| path.as_bytes().len()) }
-    }
 }
 
 /// The state of the store that a transaction works on, the oldest first.
@@ -684,50 +424,4 @@ impl Transaction {
 /// The cost of copying so many bytes into new memory, in simple requests.
 fn cost_of(bytes: usize) -> u32 {
     u32::try_from(bytes / 128).unwrap_or(u32::MAX)
-}
-
-fn note(changed: &mut Vec<Changed>, path: &Rc<[u8]>, done: Result<Done, Error>) {
-    match done {
-        Ok(Done::Unchanged) | Err(_) => {}
-        Ok(done) => changed.push((path.clone(), done)),
-    }
-}
-
-impl Entry {
-    fn repeat(
-        &self,
-        tree: &mut Tree,
-        caller: &Caller,
-        ledger: &mut Ledger<'_>,
-        changed: &mut Vec<Changed>,
-    ) -> Result<(), Conflict> {
-        let path = Path::checked(&self.path);
-        ledger.follow(path);
-        let (change, before) = match &self.asked {
-            Asked::Read { what, seen } => {
-                ledger.touch();
-                let found = tree.find(caller, path, Access::READ);
-                let same = seen.is(*what, found, ledger.domains);
-                return if same { Ok(()) } else { Err(self.conflict(Error::Again)) };
-            }
-            Asked::Write { value, answer } => (Change::Put(Put::Value(value)), answer),
-            Asked::Mkdir { answer } => (Change::Put(Put::Nothing), answer),
-            Asked::Remove { answer } => (Change::Remove, answer),
-            Asked::SetPerms { perms, answer } => (Change::SetPerms(perms.clone()), answer),
-        };
-        ledger.is_strict = before.is_err();
-        let done = apply(tree, caller, path, &change, ledger);
-        ledger.is_strict = true;
-        let answer = done.as_ref().map(|_| ()).map_err(|error| *error);
-        note(changed, &self.path, done);
-        match answer {
-            answer if answer == *before => Ok(()),
-            Err(Error::NoSpc) => Err(self.conflict(Error::NoSpc)),
-            _ => Err(self.conflict(Error::Again)),
-        }
-    }
-
-    fn conflict(&self, error: Error) -> Conflict {
-        Conflict { error, path: self.path.clone() }
-    }
 }

@@ -1,0 +1,85 @@
+//! The log of a transaction: what was asked and answered, to be done again.
+
+use super::change::{Change, apply};
+use super::look::{Seen, What};
+use crate::ledger::Ledger;
+use crate::path::Path;
+use crate::perms::{Access, Caller, Perms};
+use crate::tree::{Done, Put, Tree};
+use crate::wire::Error;
+use alloc::rc::Rc;
+use alloc::vec::Vec;
+
+/// What a transaction has asked, and the answer.
+pub(super) enum Asked {
+    Read { what: What, seen: Seen },
+    Write { value: Rc<[u8]>, answer: Result<(), Error> },
+    Mkdir { answer: Result<(), Error> },
+    Remove { answer: Result<(), Error> },
+    SetPerms { perms: Rc<Perms>, answer: Result<(), Error> },
+}
+
+/// An entry of the log.
+pub(super) struct Entry {
+    pub(super) path: Rc<[u8]>,
+    pub(super) asked: Asked,
+}
+
+/// What a transaction did to one path.
+pub(crate) type Changed = (Rc<[u8]>, Done);
+
+/// Why a log did not run again as it had run before.
+pub(crate) struct Conflict {
+    /// EAGAIN, or ENOSPC where a quota stood in the way this time.
+    pub(crate) error: Error,
+    /// On which path.
+    pub(crate) path: Rc<[u8]>,
+}
+
+/// Notes a change that was made.
+pub(super) fn note(changed: &mut Vec<Changed>, path: &Rc<[u8]>, done: Result<Done, Error>) {
+    match done {
+        Ok(Done::Unchanged) | Err(_) => {}
+        Ok(done) => changed.push((path.clone(), done)),
+    }
+}
+
+impl Entry {
+    /// Asks for it again, on a tree that others may have changed meanwhile.
+    pub(super) fn repeat(
+        &self,
+        tree: &mut Tree,
+        caller: &Caller,
+        ledger: &mut Ledger<'_>,
+        changed: &mut Vec<Changed>,
+    ) -> Result<(), Conflict> {
+        let path = Path::checked(&self.path);
+        ledger.follow(path);
+        let (change, before) = match &self.asked {
+            Asked::Read { what, seen } => {
+                ledger.touch();
+                let found = tree.find(caller, path, Access::READ);
+                let same = seen.is(*what, found, ledger.domains);
+                return if same { Ok(()) } else { Err(self.conflict(Error::Again)) };
+            }
+            Asked::Write { value, answer } => (Change::Put(Put::Value(value)), answer),
+            Asked::Mkdir { answer } => (Change::Put(Put::Nothing), answer),
+            Asked::Remove { answer } => (Change::Remove, answer),
+            Asked::SetPerms { perms, answer } => (Change::SetPerms(perms.clone()), answer),
+        };
+        ledger.is_strict = before.is_err();
+        let done = apply(tree, caller, path, &change, ledger);
+        ledger.is_strict = true;
+        let answer = done.as_ref().map(|_| ()).map_err(|error| *error);
+        note(changed, &self.path, done);
+        match answer {
+            answer if answer == *before => Ok(()),
+            Err(Error::NoSpc) => Err(self.conflict(Error::NoSpc)),
+            _ => Err(self.conflict(Error::Again)),
+        }
+    }
+
+    fn conflict(&self, error: Error) -> Conflict {
+        Conflict { error, path: self.path.clone() }
+    }
+}

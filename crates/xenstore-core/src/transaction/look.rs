@@ -1,0 +1,101 @@
+//! Looks at nodes: what a request sees, and what a transaction remembers of it.
+
+use crate::domain::Domains;
+use crate::tree::Node;
+use crate::wire::Error;
+use alloc::boxed::Box;
+
+/// What a request looks at.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum What {
+    Value,
+    Perms,
+    Children,
+    Subtree,
+    /// The right to read the value: the value itself is the transaction's own.
+    Readable,
+}
+
+impl What {
+    pub(super) fn bit(self) -> u8 {
+        match self {
+            Self::Value => 1,
+            Self::Perms => 2,
+            Self::Children => 4,
+            Self::Subtree => 8,
+            Self::Readable => 32,
+        }
+    }
+
+    /// This look at a node whose value the transaction has written itself.
+    pub(super) fn of_own_value(self) -> Self {
+        if self == Self::Value { Self::Readable } else { self }
+    }
+
+    /// The part of `node` that such a look sees.
+    pub(super) fn of(self, node: &Node, domains: &Domains) -> Seen {
+        let alive = || domains.alive_entries(node.perms());
+        match self {
+            Self::Value => Short::new(node.value())
+                .map_or_else(|| Seen::Digest(domains.secret.bytes(node.value())), Seen::Short),
+            Self::Perms => Seen::Digest(domains.secret.perms(node.perms(), alive())),
+            Self::Children => Seen::Digest(node.dir().map_or(0, |dir| dir.names_digest())),
+            Self::Readable => Seen::Digest(0),
+            Self::Subtree => Seen::Subtree(Box::new((node.clone(), alive()))),
+        }
+    }
+
+    /// Whether one who looked would see the same.
+    pub(super) fn same(self, one: &Node, two: &Node) -> bool {
+        match self {
+            Self::Value => one.same_value(two),
+            Self::Perms => one.same_perms(two),
+            Self::Children => one.same_children(two),
+            Self::Subtree => one.same_subtree(two),
+            Self::Readable => true,
+        }
+    }
+}
+
+/// A value that takes no more than its digest would.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Short {
+    len: u8,
+    bytes: [u8; 15],
+}
+
+impl Short {
+    fn new(value: &[u8]) -> Option<Self> {
+        let mut bytes = [0; 15];
+        bytes.get_mut(..value.len())?.copy_from_slice(value);
+        Some(Self { len: u8::try_from(value.len()).ok()?, bytes })
+    }
+}
+
+/// The result of a look. It keeps no node: that would keep an old state of the store.
+pub(super) enum Seen {
+    Error(Error),
+    Short(Short),
+    /// Of the value, the permissions or the names of the children.
+    Digest(u64),
+    /// A subtree as a whole, which only domain 0 can look at; and how many permission entries of its top were for
+    /// domains that lived.
+    Subtree(Box<(Node, usize)>),
+}
+
+impl Seen {
+    /// True where the same look at what was found now sees the same.
+    pub(super) fn is(&self, what: What, found: Result<&Node, Error>, domains: &Domains) -> bool {
+        match (self, found) {
+            (Self::Error(known), Err(error)) => *known == error,
+            (Self::Subtree(known), Ok(node)) => {
+                what.same(&known.0, node) && domains.alive_entries(node.perms()) == known.1
+            }
+            (Self::Short(known), Ok(node)) => Short::new(node.value()) == Some(*known),
+            (Self::Digest(known), Ok(node)) => {
+                matches!(what.of(node, domains), Self::Digest(now) if now == *known)
+            }
+            _ => false,
+        }
+    }
+}
