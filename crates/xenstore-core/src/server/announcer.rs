@@ -110,7 +110,7 @@ impl Announcer {
 
     /// Those who watch `path` or something above it, to which this was done.
     #[inline(never)]
-    pub(super) fn told_at(
+    pub(super) fn find_at(
         &mut self,
         path: Path<'_>,
         done: &Done,
@@ -140,7 +140,7 @@ impl Announcer {
 
     /// The watches of nodes below a removed one, which are told their own path; and how many places were visited. Goes
     /// where something was and something is watched, by the fewer of both.
-    pub(super) fn told_below(
+    pub(super) fn find_below(
         &mut self,
         path: Path<'_>,
         gone: &Node,
@@ -190,7 +190,7 @@ impl Announcer {
 
     /// Those who are told of `@introduceDomain` and `@releaseDomain`: who watches the plain name is told that, who
     /// watches with a depth or a domid is told the domid.
-    pub(super) fn told_specially(
+    pub(super) fn find_special(
         &self,
         name: &'static [u8],
         domid: DomId,

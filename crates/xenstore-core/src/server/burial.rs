@@ -24,14 +24,14 @@ pub(super) struct Burial {
     last: Option<Vec<u8>>,
 }
 
-/// What a search has come to.
-pub(super) enum Found {
+/// The outcome of a part of a search.
+pub(super) enum SearchOutcome {
     /// The path of a node of the dead domain's.
-    Node(Vec<u8>),
-    /// The end of the slice.
-    Pause,
-    /// The end of the search.
-    Nothing,
+    Found(Vec<u8>),
+    /// The slice is over.
+    Paused,
+    /// All has been looked through.
+    Ended,
 }
 
 impl Burial {
@@ -40,15 +40,20 @@ impl Burial {
     }
 
     /// Searches on, until the cost at hand is that of a slice. `looks` counts the nodes that were looked at.
-    pub(super) fn search(&mut self, looks: &mut usize, slice: u32, content: &mut Content) -> Found {
+    pub(super) fn search(
+        &mut self,
+        looks: &mut usize,
+        slice: u32,
+        content: &mut Content,
+    ) -> SearchOutcome {
         let Content { tree, cost, .. } = content;
-        let Some(top) = tree.get(Path::checked(&self.top)) else { return Found::Nothing };
+        let Some(top) = tree.get(Path::checked(&self.top)) else { return SearchOutcome::Ended };
         let mut walk = match &self.last {
             None => Traversal::whole(top),
             Some(last) => Traversal::after(top, last),
         };
         let is_found = loop {
-            let Some(node) = walk.next() else { return Found::Nothing };
+            let Some(node) = walk.next() else { return SearchOutcome::Ended };
             *looks = looks.saturating_add(1);
             let owner = node.perms().owner();
             if (owner.domid, owner.incarnation) == (self.domid, self.incarnation) {
@@ -63,8 +68,8 @@ impl Burial {
         };
         let last = Vec::from(walk.path());
         let found = match is_found {
-            true => Found::Node(self.absolute(&last)),
-            false => Found::Pause,
+            true => SearchOutcome::Found(self.absolute(&last)),
+            false => SearchOutcome::Paused,
         };
         self.last = Some(last);
         found

@@ -50,7 +50,7 @@ use request::{Request, Stop};
 use restore::Restoring;
 use sessions::Sessions;
 use store::Store;
-use waiting::{Attempt, Waiting, WaitsFor};
+use waiting::{Attempt, WaitCause, Waiting};
 
 /// A store, and what the daemon needs to go on where the other one ended.
 pub struct Restored {
@@ -188,7 +188,7 @@ impl Server {
             return 1;
         };
         if !connection.delayed.is_empty() && sessions.must_follow(conn, header, payload) {
-            self.delay(conn, header, payload, WaitsFor::AnEnd);
+            self.delay(conn, header, payload, WaitCause::AnEnd);
         } else if let Attempt::Wait(why) = self.attempt(conn, header, payload, host) {
             self.delay(conn, header, payload, why);
         }
@@ -234,7 +234,7 @@ impl Server {
     }
 
     /// Has a request wait.
-    fn delay(&mut self, conn: ConnId, header: &Header, payload: &[u8], why: WaitsFor) {
+    fn delay(&mut self, conn: ConnId, header: &Header, payload: &[u8], why: WaitCause) {
         let Store { sessions, counters, .. } = &mut self.store;
         counters.delayed = counters.delayed.saturating_add(1);
         sessions.delay(conn, header, payload, why);
@@ -305,7 +305,7 @@ impl Server {
                 let waited = content.domains.now.saturating_sub(waiting.since);
                 counters.waited_us = counters.waited_us.saturating_add(waited);
                 connection.charge_delayed(waiting.weight().saturating_neg(), &mut content.domains);
-                if waiting.why == WaitsFor::ATurn {
+                if waiting.why == WaitCause::ATurn {
                     queue.try_followers(connection, number);
                 }
                 conns.mark_ready(conn);

@@ -83,7 +83,7 @@ impl Removal {
         slice: u32,
         sessions: &mut Sessions,
         announcer: &Announcer,
-    ) -> Disowned {
+    ) -> RemovalSlice {
         let mut left = slice.saturating_mul(NODES_A_UNIT);
         let mut walk = self.rest();
         let mut churn = Churn::default();
@@ -114,12 +114,12 @@ impl Removal {
         }
         self.last = Some(Vec::from(walk.path()));
         let cost = slice.saturating_sub(left / NODES_A_UNIT);
-        Disowned { churn, firing, cost, is_done }
+        RemovalSlice { churn, firing, cost, is_done }
     }
 }
 
-/// What came of taking nodes off their owners' accounts.
-pub(super) struct Disowned {
+/// One slice of the work that a removal leaves.
+pub(super) struct RemovalSlice {
     pub(super) churn: Churn,
     /// Those who are to be told.
     pub(super) firing: Vec<Firing>,

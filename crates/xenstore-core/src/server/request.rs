@@ -1,7 +1,7 @@
 //! A request on its way to its answer.
 
 use super::connections::Connections;
-use super::waiting::WaitsFor;
+use super::waiting::WaitCause;
 use crate::id::{ConnId, DomId};
 use crate::limits::PAYLOAD_MAX;
 use crate::path::push_decimal;
@@ -22,7 +22,7 @@ pub(super) struct Request<'a> {
 /// Why a request has not been answered by its function.
 pub(super) enum Stop {
     Error(Error),
-    Wait(WaitsFor),
+    Wait(WaitCause),
 }
 
 impl From<Error> for Stop {

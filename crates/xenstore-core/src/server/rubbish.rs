@@ -15,7 +15,7 @@ use alloc::collections::VecDeque;
 const SMALL_MAX: u32 = 512;
 
 /// Something to be freed.
-pub(super) enum Thing {
+pub(super) enum Garbage {
     /// Of a transaction.
     Leftovers(Leftovers),
     Events(Events),
@@ -30,13 +30,13 @@ struct Charge {
 
 /// All that is to be freed, the oldest first.
 pub(super) struct Rubbish {
-    things: VecDeque<(Thing, Charge)>,
+    things: VecDeque<(Garbage, Charge)>,
     debris: Debris,
     /// The most that freeing may cost at one time.
     slice_cost: u32,
 }
 
-impl Thing {
+impl Garbage {
     /// Frees as much as costs what `left` says; whether none is left but what has become debris.
     fn free_some(&mut self, debris: &mut Debris, left: &mut u32) -> bool {
         match self {
@@ -69,7 +69,7 @@ impl Rubbish {
     /// Lets go of something for which `domid` is charged with `weight`.
     pub(super) fn discard(
         &mut self,
-        mut thing: Thing,
+        mut thing: Garbage,
         domid: DomId,
         weight: i64,
         domains: &mut Domains,

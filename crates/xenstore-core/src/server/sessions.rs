@@ -6,10 +6,10 @@ use super::config::Config;
 use super::connections::Connections;
 use super::content::Content;
 use super::request::{Outcome, Request, Stop};
-use super::rubbish::{Rubbish, Thing};
+use super::rubbish::{Garbage, Rubbish};
 use super::snapshots::Snapshots;
 use super::turn::Turns;
-use super::waiting::{Attempt, Waiting, WaitsFor};
+use super::waiting::{Attempt, WaitCause, Waiting};
 use crate::churn::Churn;
 use crate::id::{ConnId, DomId};
 use crate::limits::{LOGGED_WEIGHT, SNAPSHOT_BYTES_MAX, SNAPSHOT_WORK_MAX};
@@ -17,7 +17,7 @@ use crate::notice::Notice;
 use crate::path::Path;
 use crate::perms::{Access, Caller};
 use crate::quota::{Kind, Quota};
-use crate::transaction::{Change, Leftovers, Rerun, Touch, Transaction, What};
+use crate::transaction::{Change, Leftovers, Look, Rerun, Touch, Transaction};
 use crate::tree::{Done, Node};
 use crate::wire::{Error, Header};
 use alloc::boxed::Box;
@@ -55,7 +55,7 @@ impl Sessions {
     }
 
     /// Puts a request in the queue.
-    pub(super) fn delay(&mut self, conn: ConnId, header: &Header, payload: &[u8], why: WaitsFor) {
+    pub(super) fn delay(&mut self, conn: ConnId, header: &Header, payload: &[u8], why: WaitCause) {
         let class = self.class(conn);
         let Some(connection) = self.conns.get_mut(conn) else { return };
         let domains = &mut self.content.domains;
@@ -108,7 +108,7 @@ impl Sessions {
     pub(super) fn may_try(&self, class: Class, number: u64) -> bool {
         let lane = self.turns.lane(class);
         let Some(waiting) = lane.queue.get(number) else { return false };
-        (waiting.why == WaitsFor::AnEnd || !lane.is_taken())
+        (waiting.why == WaitCause::AnEnd || !lane.is_taken())
             && self.conns.get(waiting.conn).is_none_or(|connection| {
                 !lane.queue.is_held_up(number, waiting, connection, &self.content.tree)
             })
@@ -132,7 +132,7 @@ impl Sessions {
             Change::Put(_) | Change::Remove => Touch::existence(tree, path),
         };
         match self.turns.must_wait(class, (request.conn, 0), path, touch, &self.conns) {
-            true => Err(Stop::Wait(WaitsFor::AnEnd)),
+            true => Err(Stop::Wait(WaitCause::AnEnd)),
             false => Ok(()),
         }
     }
@@ -211,7 +211,7 @@ impl Sessions {
         turns.end(conn, id, conns, domains);
         snapshots.close(&transaction.snapshot, conns, domains);
         let weight = transaction.weight();
-        rubbish.discard(Thing::Leftovers(transaction.into_leftovers()), domid, weight, domains);
+        rubbish.discard(Garbage::Leftovers(transaction.into_leftovers()), domid, weight, domains);
     }
 
     /// Closes all transactions of a connection.
@@ -247,7 +247,7 @@ impl Sessions {
         &mut self,
         request: Request<'_>,
         path: Path<'_>,
-        what: What,
+        what: Look,
     ) -> Result<Node, Stop> {
         let caller = request.caller;
         if request.header.tx_id == 0 {
@@ -299,7 +299,7 @@ impl Sessions {
         transaction: &mut Transaction,
         caller: &Caller,
         path: Path<'_>,
-        what: What,
+        what: Look,
     ) -> Attempt {
         let (tree, domains) = (&self.content.tree, &self.content.domains);
         let now = domains.now;
@@ -310,7 +310,7 @@ impl Sessions {
         }
         let class = Class::of(caller);
         if !holds && self.turns.lane(class).is_busy() {
-            return Attempt::Wait(WaitsFor::ATurn);
+            return Attempt::Wait(WaitCause::ATurn);
         }
         let stale = !transaction.is_current(tree, domains.deaths)
             && (!holds || transaction.is_stale_at(tree, caller, path, what));
@@ -360,7 +360,7 @@ impl Sessions {
                 turns.must_wait(class, own, path, touch, conns)
             };
             if transaction.work.changed.iter().any(waits) {
-                return Err(Stop::Wait(WaitsFor::AnEnd));
+                return Err(Stop::Wait(WaitCause::AnEnd));
             }
         }
         let (tree, domains) = (&content.tree, &content.domains);
@@ -492,7 +492,7 @@ impl Sessions {
         if let Some(connection) = self.conns.get(transaction.snapshot.conn) {
             let domid = connection.domid;
             domains.charge(domid, Quota::Memory, weight);
-            self.rubbish.discard(Thing::Leftovers(leftovers), domid, weight, domains);
+            self.rubbish.discard(Garbage::Leftovers(leftovers), domid, weight, domains);
         }
     }
 

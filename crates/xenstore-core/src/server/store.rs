@@ -1,14 +1,14 @@
 //! The store: what changes it, and what follows from that.
 
 use super::announcer::{Announcer, Firing, INTRODUCE, RELEASE};
-use super::burial::{Burial, Found};
+use super::burial::{Burial, SearchOutcome};
 use super::check::Check;
 use super::config::{Config, Orphans};
 use super::connection::Transport;
 use super::counters::Counters;
 use super::removal::Removal;
 use super::request::{Outcome, Request, Stop};
-use super::rubbish::Thing;
+use super::rubbish::Garbage;
 use super::sessions::Sessions;
 use crate::churn::Churn;
 use crate::host::{Attach, Host};
@@ -116,7 +116,7 @@ impl Store {
         let churn = work.churn;
         if let Some(rerun) = rerun {
             let Sessions { rubbish, content, .. } = &mut self.sessions;
-            let leftovers = Thing::Leftovers(rerun.into_leftovers());
+            let leftovers = Garbage::Leftovers(rerun.into_leftovers());
             rubbish.discard(leftovers, request.caller.domid, 0, &mut content.domains);
         }
         Ok(churn)
@@ -129,14 +129,14 @@ impl Store {
             return;
         }
         if watches.may_match(path) {
-            let firing = self.announcer.told_at(path, done, &self.sessions);
+            let firing = self.announcer.find_at(path, done, &self.sessions);
             self.push_events(&firing);
         }
         // Who watches something in a large subtree is told in slices.
         if let Done::Removed(gone) = done
             && !gone.is_large()
         {
-            let (firing, visited) = self.announcer.told_below(path, gone, &self.sessions);
+            let (firing, visited) = self.announcer.find_below(path, gone, &self.sessions);
             self.sessions.content.charge_work(visited);
             self.push_events(&firing);
         }
@@ -144,7 +144,7 @@ impl Store {
 
     /// Tells those who watch a special event.
     pub(super) fn fire_special(&mut self, name: &'static [u8], domid: DomId) {
-        let firing = self.announcer.told_specially(name, domid, &self.sessions);
+        let firing = self.announcer.find_special(name, domid, &self.sessions);
         self.push_events(&firing);
     }
 
@@ -273,7 +273,7 @@ impl Store {
         // It counted as unread until now.
         let weight = events.size() as i64;
         domains.charge(domid, Quota::Memory, weight);
-        rubbish.discard(Thing::Events(events), domid, weight, domains);
+        rubbish.discard(Garbage::Events(events), domid, weight, domains);
     }
 
     /// A connection is not served any more, but a domain that had it still lives (XSA-325).
@@ -402,9 +402,9 @@ impl Store {
         let mut looks = 0;
         loop {
             match burial.search(&mut looks, slice, &mut self.sessions.content) {
-                Found::Node(path) => self.bury_node(Path::checked(&path)),
-                Found::Pause => return false,
-                Found::Nothing => return true,
+                SearchOutcome::Found(path) => self.bury_node(Path::checked(&path)),
+                SearchOutcome::Paused => return false,
+                SearchOutcome::Ended => return true,
             }
             if self.sessions.content.cost >= slice {
                 return false;
@@ -459,17 +459,17 @@ impl Store {
     fn disown_some(&mut self) {
         let Some(mut removal) = self.removals.pop_front() else { return };
         let slice = self.config.slice_cost;
-        let disowned = removal.disown(slice, &mut self.sessions, &self.announcer);
+        let done = removal.disown(slice, &mut self.sessions, &self.announcer);
         if let Some((conn, domid)) = removal.author()
             && let Some(connection) = self.sessions.conns.get_mut(conn)
             && connection.domid == domid
         {
-            connection.owed = connection.owed.saturating_add(disowned.cost);
+            connection.owed = connection.owed.saturating_add(done.cost);
         }
         // Who has removed them may be gone.
-        self.sessions.note_replaced(None, disowned.churn);
-        self.push_events(&disowned.firing);
-        if disowned.is_done {
+        self.sessions.note_replaced(None, done.churn);
+        self.push_events(&done.firing);
+        if done.is_done {
             self.sessions.rubbish.discard_node(removal.into_top());
         } else {
             self.removals.push_front(removal);

@@ -24,22 +24,22 @@ pub(super) struct Waiting {
     /// The path that it names, absolute.
     path: Option<Box<[u8]>>,
     pub(super) since: u64,
-    pub(super) why: WaitsFor,
+    pub(super) why: WaitCause,
 }
 
-/// What a request waits for.
+/// The cause for which a request waits.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum WaitsFor {
+pub(super) enum WaitCause {
     /// The end of somebody's turn, or a request before it that does.
     AnEnd,
     /// A turn of its own.
     ATurn,
 }
 
-/// Whether a request could be run, or must wait.
+/// The outcome of an attempt to run a request.
 pub(super) enum Attempt {
     Done,
-    Wait(WaitsFor),
+    Wait(WaitCause),
 }
 
 /// The path that a request names first, made absolute, if its kind names one; relative ones begin at `home`'s.
@@ -69,7 +69,7 @@ impl Waiting {
         (conn, domid): (ConnId, DomId),
         header: &Header,
         payload: &[u8],
-        why: WaitsFor,
+        why: WaitCause,
         since: u64,
     ) -> Self {
         let mut scratch = Vec::new();
@@ -215,20 +215,20 @@ impl Queue {
     /// Plans which requests are tried, after the end of a turn: all that wait for one, and then those who want one. Of
     /// the guests, one whose last turn ended long ago comes before one that has just had one. How many they are.
     pub(super) fn plan(&mut self, class: Class, last_turn: impl Fn(ConnId) -> u64) -> usize {
-        let of_kind = |why: WaitsFor| {
+        let of_kind = |why: WaitCause| {
             self.waiting
                 .iter()
                 .filter(move |(_, waiting)| waiting.why == why)
                 .map(|(number, _)| *number)
         };
-        let mut seekers: Vec<u64> = of_kind(WaitsFor::ATurn).collect();
+        let mut seekers: Vec<u64> = of_kind(WaitCause::ATurn).collect();
         if class == Class::Guest {
             seekers.sort_by_cached_key(|number| {
                 let waiting = self.waiting.get(number);
                 (waiting.map_or(0, |waiting| last_turn(waiting.conn)), *number)
             });
         }
-        self.to_try = of_kind(WaitsFor::AnEnd).chain(seekers).collect();
+        self.to_try = of_kind(WaitCause::AnEnd).chain(seekers).collect();
         self.to_try.len()
     }
 
@@ -270,7 +270,7 @@ impl Queue {
     pub(super) fn try_followers(&mut self, connection: &Connection, number: u64) {
         let behind = self
             .of(connection)
-            .filter(|(other, waiting)| *other > number && waiting.why == WaitsFor::AnEnd);
+            .filter(|(other, waiting)| *other > number && waiting.why == WaitCause::AnEnd);
         let behind: Vec<u64> = behind.map(|(number, _)| number).collect();
         self.to_try.extend(behind);
     }

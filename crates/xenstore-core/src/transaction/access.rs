@@ -4,7 +4,7 @@
 pub(super) struct Accessed {
     /// The first entry of the log about the path.
     pub(super) first: u32,
-    /// Looks of its whole time, as `What::bit`.
+    /// Looks of its whole time, as `Look::bit`.
     pub(super) ever: u8,
     pub(super) lately: Lately,
 }
@@ -14,7 +14,7 @@ pub(super) struct Accessed {
 pub(super) struct Lately {
     /// In the shape of this number.
     pub(super) shape: u32,
-    /// Looks, as `What::bit`.
+    /// Looks, as `Look::bit`.
     pub(super) looks: u8,
     /// Changes that changed nothing, as `Change::idle_bit`.
     pub(super) idle: u8,

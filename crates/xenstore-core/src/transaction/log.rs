@@ -1,7 +1,7 @@
 //! The log of a transaction: what was asked and answered, to be done again.
 
 use super::change::{Change, apply};
-use super::look::{Seen, What};
+use super::look::{Look, Seen};
 use crate::ledger::Ledger;
 use crate::path::Path;
 use crate::perms::{Access, Caller, Perms};
@@ -12,7 +12,7 @@ use alloc::vec::Vec;
 
 /// What a transaction has asked, and the answer.
 pub(super) enum Asked {
-    Read { what: What, seen: Seen },
+    Read { what: Look, seen: Seen },
     Write { value: Rc<[u8]>, answer: Result<(), Error> },
     Mkdir { answer: Result<(), Error> },
     Remove { answer: Result<(), Error> },

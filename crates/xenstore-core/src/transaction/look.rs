@@ -7,7 +7,7 @@ use alloc::boxed::Box;
 
 /// What a request looks at.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum What {
+pub(crate) enum Look {
     Value,
     Perms,
     Children,
@@ -16,7 +16,7 @@ pub(crate) enum What {
     Readable,
 }
 
-impl What {
+impl Look {
     pub(super) fn bit(self) -> u8 {
         match self {
             Self::Value => 1,
@@ -85,7 +85,7 @@ pub(super) enum Seen {
 
 impl Seen {
     /// True where the same look at what was found now sees the same.
-    pub(super) fn is(&self, what: What, found: Result<&Node, Error>, domains: &Domains) -> bool {
+    pub(super) fn is(&self, what: Look, found: Result<&Node, Error>, domains: &Domains) -> bool {
         match (self, found) {
             (Self::Error(known), Err(error)) => *known == error,
             (Self::Subtree(known), Ok(node)) => {

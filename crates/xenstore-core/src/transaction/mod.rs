@@ -16,7 +16,7 @@ mod look;
 pub(crate) use change::{Change, Touch, apply};
 pub(crate) use leftovers::Leftovers;
 pub(crate) use log::Conflict;
-pub(crate) use look::What;
+pub(crate) use look::Look;
 
 use crate::churn::Churn;
 use crate::domain::Domains;
@@ -161,7 +161,7 @@ impl Transaction {
     }
 
     /// True where such a look at `path` tells nothing new, so that it is not logged.
-    pub(crate) fn has_seen(&self, path: Path<'_>, what: What) -> bool {
+    pub(crate) fn has_seen(&self, path: Path<'_>, what: Look) -> bool {
         let seen = self.accessed.get(path.as_bytes()).map(|seen| seen.lately);
         seen.filter(|seen| seen.shape == self.shape).is_some_and(|seen| {
             let what = if seen.value.is_some() { what.of_own_value() } else { what };
@@ -184,10 +184,10 @@ impl Transaction {
     pub(crate) fn would_notice(&self, path: Path<'_>, touch: Touch) -> bool {
         let ever = |path: Path<'_>| self.accessed.get(path.as_bytes()).map_or(0, |seen| seen.ever);
         let mut above = path.above();
-        let subtree = What::Subtree.bit();
+        let subtree = Look::Subtree.bit();
         match touch {
             Touch::Value => {
-                ever(path) & (What::Value.bit() | subtree) != 0
+                ever(path) & (Look::Value.bit() | subtree) != 0
                     || above.any(|path| ever(path) & subtree != 0)
             }
             Touch::Perms => self.reaches_below(path) || above.any(|path| ever(path) & subtree != 0),
@@ -196,7 +196,7 @@ impl Transaction {
                     || above.any(|path| {
                         let kinds = match path.as_bytes().len() {
                             // Its list of children changes.
-                            len if len == nearest => What::Children.bit() | subtree,
+                            len if len == nearest => Look::Children.bit() | subtree,
                             len if len < nearest => subtree,
                             // It was absent, or will be.
                             _ => u8::MAX,
@@ -225,7 +225,7 @@ impl Transaction {
         tree: &Tree,
         caller: &Caller,
         path: Path<'_>,
-        what: What,
+        what: Look,
     ) -> bool {
         if self.changes {
             // What it made may depend on what has changed.
@@ -245,7 +245,7 @@ impl Transaction {
 
     /// Notes a look. What it shows of the store, and the path as the log's entries share it; `None` where it tells nothing
     /// new.
-    fn note_look(&mut self, path: Path<'_>, what: What) -> Option<(What, Rc<[u8]>)> {
+    fn note_look(&mut self, path: Path<'_>, what: Look) -> Option<(Look, Rc<[u8]>)> {
         if let Some(seen) = self.accessed.get_mut(path.as_bytes()) {
             let lately = seen.in_shape(self.shape);
             let what = if lately.value.is_some() { what.of_own_value() } else { what };
@@ -306,11 +306,11 @@ impl Transaction {
         &mut self,
         caller: &Caller,
         path: Path<'_>,
-        what: What,
+        what: Look,
         domains: &Domains,
     ) -> Result<Node, Error> {
         let seen = self.work.tree.find(caller, path, Access::READ).cloned();
-        if what == What::Subtree && !self.has_seen(path, what) {
+        if what == Look::Subtree && !self.has_seen(path, what) {
             // What is written from now on must not replace what was written before, which this has seen.
             self.shape = self.shape.saturating_add(1);
         }

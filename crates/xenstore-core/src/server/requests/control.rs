@@ -20,7 +20,7 @@ use crate::quota::{ALL, Kind, Quota};
 use crate::server::connections::Connections;
 use crate::server::request::{Outcome, Request, parse, parse_domid};
 use crate::server::store::Store;
-use crate::transaction::What;
+use crate::transaction::Look;
 use crate::tree::{Node, Traversal};
 use crate::wire::{Error, Strings};
 use alloc::format;
@@ -169,7 +169,7 @@ fn subtree(
     scratch: &mut Vec<u8>,
 ) -> Outcome {
     let path = store.sessions.content.path(&request.caller, path, Special::Refused, scratch)?;
-    let root = store.sessions.see(request, path, What::Subtree)?;
+    let root = store.sessions.see(request, path, Look::Subtree)?;
     store.sessions.content.charge_bytes(PAYLOAD_MAX);
     // A cursor is `+` and the path of the last node that was told.
     let mut walk = match cursor.strip_prefix(b"+") {

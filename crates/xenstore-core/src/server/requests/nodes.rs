@@ -7,7 +7,7 @@ use crate::perms::{Incarnation, Perms};
 use crate::quota::Quota;
 use crate::server::request::{Outcome, Request, parse};
 use crate::server::store::Store;
-use crate::transaction::{Change, What};
+use crate::transaction::{Change, Look};
 use crate::tree::{Node, Put};
 use crate::wire::{Error, Strings, feature};
 use alloc::rc::Rc;
@@ -25,7 +25,7 @@ fn only_path<'p>(
 
 pub(super) fn read(store: &mut Store, request: Request<'_>, scratch: &mut Vec<u8>) -> Outcome {
     let path = only_path(store, request, Special::Refused, scratch)?;
-    let node = store.sessions.see(request, path, What::Value)?;
+    let node = store.sessions.see(request, path, Look::Value)?;
     store.sessions.content.charge_bytes(node.value().len());
     request.answer(&[node.value()], &mut store.sessions.conns)
 }
@@ -54,7 +54,7 @@ pub(super) fn rm(store: &mut Store, request: Request<'_>, scratch: &mut Vec<u8>)
 
 pub(super) fn directory(store: &mut Store, request: Request<'_>, scratch: &mut Vec<u8>) -> Outcome {
     let path = only_path(store, request, Special::Refused, scratch)?;
-    let node = store.sessions.see(request, path, What::Children)?;
+    let node = store.sessions.see(request, path, Look::Children)?;
     let len = node.dir().map_or(0, |dir| dir.names_len() as usize);
     store.sessions.content.charge_bytes(len.min(PAYLOAD_MAX));
     if len > PAYLOAD_MAX {
@@ -77,7 +77,7 @@ pub(super) fn directory_part(
 ) -> Outcome {
     let [given, offset] = request.strings()?;
     let path = store.sessions.content.path(&request.caller, given, Special::Refused, scratch)?;
-    let node = store.sessions.see(request, path, What::Children)?;
+    let node = store.sessions.see(request, path, Look::Children)?;
     let offset: usize = parse(offset)?;
     store.sessions.content.charge_bytes(PAYLOAD_MAX);
     let mut body = Vec::new();
@@ -102,7 +102,7 @@ pub(super) fn directory_part(
 
 pub(super) fn get_perms(store: &mut Store, request: Request<'_>, scratch: &mut Vec<u8>) -> Outcome {
     let path = only_path(store, request, Special::Allowed, scratch)?;
-    let node = store.sessions.see(request, path, What::Perms)?;
+    let node = store.sessions.see(request, path, Look::Perms)?;
     let mut body = Vec::new();
     store.sessions.content.domains.write_perms(node.perms(), 0, &mut body);
     request.answer(&[&body], &mut store.sessions.conns)
