@@ -9,7 +9,7 @@ fn marks<const BYTE: u8>(word: u64) -> u64 {
     !((differs & LOW).wrapping_add(LOW) | differs | LOW)
 }
 
-/// Where the first `BYTE` is.
+/// The place of the first `BYTE`.
 #[inline]
 pub(crate) fn find<const BYTE: u8>(bytes: &[u8]) -> Option<usize> {
     let first_of = |found: u64| (found.trailing_zeros() / 8) as usize;
@@ -31,7 +31,7 @@ pub(crate) fn find<const BYTE: u8>(bytes: &[u8]) -> Option<usize> {
     }
 }
 
-/// Whether there are two of `BYTE` side by side.
+/// True where there are two of `BYTE` side by side.
 #[inline]
 pub(crate) fn has_pair<const BYTE: u8>(bytes: &[u8]) -> bool {
     let mut rest = bytes;

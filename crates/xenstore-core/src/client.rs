@@ -26,7 +26,7 @@ impl RequestId {
     }
 }
 
-/// What a daemon answered.
+/// The answer of a daemon.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Reply {
     /// Success, with the reply's payload, exactly as sent.
@@ -86,7 +86,7 @@ pub struct Event {
 /// connection for it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct RequestTooLong {
-    /// What kind of request.
+    /// The kind of request.
     pub kind: MsgType,
     /// Length of its payload in bytes.
     pub len: usize,
@@ -121,7 +121,7 @@ pub enum ProtocolError {
     },
     /// A reply of another type than its request, and not ERROR.
     WrongType {
-        /// What was asked.
+        /// The kind of request that was asked.
         request: MsgType,
         /// The type code of the reply.
         reply: u32,
@@ -170,7 +170,7 @@ pub struct Client {
     replies: BTreeMap<u32, Reply>,
     events: VecDeque<Event>,
     output: Vec<u8>,
-    /// How much at the start of `output` has been written already.
+    /// Length of the start of `output` that has been written already.
     written: usize,
     /// The start of a message whose end has not arrived.
     partial: Vec<u8>,
@@ -330,13 +330,13 @@ impl Client {
         self.replies.remove(&id.0)
     }
 
-    /// Whether the reply to this request is there to be taken.
+    /// True where the reply to this request is there to be taken.
     #[must_use]
     pub fn has_reply(&self, id: RequestId) -> bool {
         self.replies.contains_key(&id.0)
     }
 
-    /// Whether the request with this id on the wire is unanswered: queued, or in flight.
+    /// True where the request with this id on the wire is unanswered: queued, or in flight.
     #[must_use]
     pub fn awaits(&self, req_id: u32) -> bool {
         self.pending.contains_key(&req_id)

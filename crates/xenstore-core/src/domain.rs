@@ -15,7 +15,7 @@ use alloc::vec::Vec;
 /// A domain that the store has heard of and that lives.
 pub(crate) struct Domain {
     pub(crate) incarnation: Incarnation,
-    /// What the hypervisor tells it by, once that was asked.
+    /// The hypervisor's mark of it, once that was asked.
     pub(crate) identity: Option<u64>,
     /// Its ring connection, once it is introduced.
     pub(crate) conn: Option<ConnId>,
@@ -36,7 +36,7 @@ pub(crate) struct Domain {
 pub(crate) struct Domains {
     table: BTreeMap<DomId, Box<Domain>>,
     last_incarnation: u32,
-    /// How many domains have gone: what a transaction saw of them may be void since.
+    /// Number of domains that have gone: what a transaction saw of them may be void since.
     pub(crate) deaths: u64,
     /// There may be nodes whose owner is gone.
     pub(crate) has_orphans: bool,
@@ -44,7 +44,7 @@ pub(crate) struct Domains {
     targets: BTreeSet<(DomId, DomId)>,
     pub(crate) store_domain: DomId,
     pub(crate) priv_domain: DomId,
-    /// What new domains get.
+    /// The limits of new domains.
     pub(crate) limits: Limits,
     /// Moves with every change of a list of children.
     pub(crate) generation: u64,
@@ -177,7 +177,7 @@ impl Domains {
             && self.incarnation(owner.domid) != owner.incarnation
     }
 
-    /// How many entries are for domains that live.
+    /// Number of entries that are for domains that live.
     pub(crate) fn alive_entries(&self, perms: &Perms) -> usize {
         let lives = |perm: &&Perm| {
             perm.incarnation != Incarnation::NEVER
@@ -221,7 +221,7 @@ impl Domains {
         self.get(domid).map_or(&self.limits, |domain| &domain.limits).get(quota, kind)
     }
 
-    /// Whether `domid` may have `wanted` of `quota` altogether. A refusal is counted and logged.
+    /// Refuses `domid` to have `wanted` of `quota` altogether where that is over its limit. A refusal is counted and logged.
     pub(crate) fn check(&mut self, domid: DomId, quota: Quota, wanted: i64) -> Result<(), Error> {
         let limit = self.limit(domid, quota, Kind::Hard);
         if limit == 0 || wanted <= i64::from(limit) || self.is_privileged(domid) {

@@ -4,9 +4,9 @@ use crate::id::{ConnId, DomId};
 use crate::wire::Error;
 use alloc::vec::Vec;
 
-/// What the store asks of the machine around it while it answers a request. Nothing here blocks.
+/// The machine around the store, as far as the store needs it to answer a request. Nothing here blocks.
 pub trait Host {
-    /// What tells the domain of this number from all that had it before; `None` where the hypervisor
+    /// The mark that tells the domain of this number from all that had it before; `None` where the hypervisor
     /// knows no domain of this number at the moment.
     fn domain_identity(&mut self, domid: DomId) -> Option<u64>;
 
@@ -14,14 +14,14 @@ pub trait Host {
     /// `gfn`), bind `port`, write `features` into the page; its requests arrive as `conn` from now on.
     ///
     /// # Errors
-    /// What the caller of INTRODUCE is told; nothing is left mapped or bound then.
+    /// The one that the caller of INTRODUCE is told; nothing is left mapped or bound then.
     fn attach(&mut self, at: Attach) -> Result<(), Error>;
 
     /// INTRODUCE of a domain that has a connection: bind the new port, reset the ring's indices,
     /// forget half-read requests.
     ///
     /// # Errors
-    /// What the caller of INTRODUCE is told.
+    /// The one that the caller of INTRODUCE is told.
     fn reattach(&mut self, at: Attach) -> Result<(), Error>;
 
     /// The domain's connection is gone (RELEASE, or its death): unbind and unmap.
@@ -32,7 +32,7 @@ pub trait Host {
     fn control(&mut self, command: &[u8], args: &[&[u8]]) -> Option<Result<Vec<u8>, Error>>;
 }
 
-/// What INTRODUCE said, as [`Host::attach`] needs it.
+/// The arguments of INTRODUCE, as [`Host::attach`] needs them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Attach {
     /// The domain.

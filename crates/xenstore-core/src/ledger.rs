@@ -89,7 +89,7 @@ impl Ledger<'_> {
         self.churn.removed = self.churn.removed.saturating_add(weight);
     }
 
-    /// Whether `owner` may own so many more nodes and bytes.
+    /// Refuses `owner` so many more nodes and bytes where a quota forbids them.
     pub(crate) fn check_owner(
         &mut self,
         owner: DomId,
@@ -126,7 +126,7 @@ impl Ledger<'_> {
         Ok(())
     }
 
-    /// Whether `caller` may make a node of this size.
+    /// Refuses `caller` a node of this size where the quota forbids it.
     pub(crate) fn check_size(&mut self, caller: &Caller, size: u32) -> Result<(), Error> {
         if !caller.privileged {
             self.domains.check(caller.domid, Quota::NodeSize, i64::from(size))?;

@@ -1,28 +1,30 @@
 //! XenStore as a machine: every message and every rule of the protocol, with no I/O, no clock, no
 //! `unsafe` and no dependency. Bytes and time go in, bytes and notices come out.
 //!
+//! From the ground up: no module takes anything from one below it in this table.
+//!
 //! | module | what it is |
 //! |---|---|
-//! | [`wire`] | message types, headers, error names |
+//! | `bytes` | bytes found fast |
 //! | [`limits`] | every bound, named |
+//! | [`wire`] | message types, headers, error names |
 //! | [`path`] | what a path may be |
+//! | `prefix` | names as numbers |
+//! | `id` | the numbers of domains and connections |
 //! | [`perms`] | who may read and write a node |
 //! | [`quota`] | what a domain may use, uses and was refused |
+//! | `digest` | digests of what a transaction has seen |
+//! | `host` | what the store asks of the machine around it |
+//! | `notice` | what the daemon is to log or to do |
 //! | `domain` | the domains that the store knows |
 //! | `churn` | bytes that a change copies, makes and removes |
 //! | `ledger` | what a change is to book |
 //! | [`tree`] | the nodes, and what requests do to them |
-//! | `transaction` | snapshot, log, and how a commit is judged |
 //! | `watch` | watches in an index by path |
-//! | `id` | the numbers of domains and connections |
-//! | `host` | what the store asks of the machine around it |
-//! | `notice` | what the daemon is to log or to do |
-//! | `bytes` | bytes found fast |
-//! | `prefix` | names as numbers |
-//! | `digest` | digests of what a transaction has seen |
+//! | `transaction` | snapshot, log, and how a commit is judged |
+//! | [`stream`] | the whole state as records, for live update |
 //! | [`client`] | the other end: requests in flight, replies, events |
 //! | [`server`] | the store: requests in, replies and events out |
-//! | [`stream`] | the whole state as records, for live update |
 #![no_std]
 #![cfg_attr(
     not(test),

@@ -24,13 +24,13 @@ pub const DOMID_ANY: u16 = 0x7ff5;
 
 /// Longest time, in microseconds, that a transaction whose turn it is may delay others.
 pub const HOLD_MAX_US: u64 = 10_000;
-/// What a turn costs its holder: one simple request for each so many microseconds.
+/// Microseconds of a turn that cost its holder as much as one simple request.
 pub const HOLD_COST_US: u64 = 4;
 /// Weight of a domain that was given none; see [`crate::server::Server::weight`].
 pub const WEIGHT_DEFAULT: u32 = 256;
 /// Largest weight of a domain.
 pub const WEIGHT_MAX: u32 = 65_536;
-/// How long, in microseconds, a guest takes no turns after it has let one last its full time.
+/// Microseconds for which a guest takes no turns after it has let one last its full time.
 pub const TURN_PAUSE_US: u64 = 1_000_000;
 /// A guest's transaction with more requests than this takes no turn: bringing it up to date is work.
 pub const TURN_LOG_MAX: usize = 256;
@@ -42,7 +42,7 @@ pub const SNAPSHOT_BYTES: u64 = 2 * 1024 * 1024;
 pub const SNAPSHOT_BYTES_MAX: u64 = 8 * SNAPSHOT_BYTES;
 /// Requests of such transactions that are run again in one round; the last one's in full.
 pub const SNAPSHOT_WORK_MAX: usize = 256;
-/// How long, in microseconds, a path on which a transaction was refused counts as contested.
+/// Microseconds for which a path on which a transaction was refused counts as contested.
 pub const CONTESTED_US: u64 = 1_000_000;
 /// Most paths remembered as contested at any time; of the domain with most of them the oldest is forgotten.
 pub const CONTESTED_MAX: usize = 256;

@@ -25,7 +25,7 @@ pub enum Ended {
 pub enum Notice {
     /// A line for the log at warning level: what happened, to whom, what to do.
     Warn {
-        /// Whose doing it is, if somebody's.
+        /// The domain whose doing it is, if one's.
         domid: Option<DomId>,
         /// The line.
         text: String,
@@ -46,7 +46,7 @@ pub enum Notice {
 #[derive(Default)]
 pub(crate) struct Notices {
     queue: VecDeque<Notice>,
-    /// How many there was no room for.
+    /// Number of those for which there was no room.
     lost: u64,
 }
 

@@ -12,7 +12,7 @@ use alloc::vec::Vec;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Path<'a>(&'a [u8]);
 
-/// Whether a request may name a special path.
+/// The right of a request to name a special path.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Special {
     /// `@introduceDomain` and its kind are fine here.
@@ -34,7 +34,7 @@ const LEGAL: [bool; 256] = {
     legal
 };
 
-/// Where the paths of every domain live.
+/// The directory of every domain's home.
 const HOMES: &[u8] = b"/local/domain/";
 
 impl<'a> Path<'a> {
@@ -53,13 +53,13 @@ impl<'a> Path<'a> {
         self.0
     }
 
-    /// Whether this is `/`.
+    /// True where this is `/`.
     #[must_use]
     pub fn is_root(self) -> bool {
         self.0 == b"/"
     }
 
-    /// Whether this starts with `@`.
+    /// True where this starts with `@`.
     #[must_use]
     pub fn is_special(self) -> bool {
         self.0.first() == Some(&b'@')
@@ -93,14 +93,14 @@ impl<'a> Path<'a> {
         self.0.len().saturating_sub(home_prefix_len(self.0))
     }
 
-    /// What following the path costs, in the unit of one simple request, beyond that request.
+    /// The cost of following the path, in the unit of one simple request, beyond that request.
     #[must_use]
     pub fn cost(self) -> u32 {
         // A path has at most 3072 bytes.
         u32::try_from(self.0.len() / 64).unwrap_or(u32::MAX)
     }
 
-    /// Whether one of the two is the other or lies above it.
+    /// True where one of the two is the other or lies above it.
     #[must_use]
     pub fn related(self, other: Path<'_>) -> bool {
         let (short, long) =
@@ -130,7 +130,7 @@ impl<'a> Iterator for Names<'a> {
     }
 }
 
-/// Whether a path as given is relative to the caller's home.
+/// True where a path as given is relative to the caller's home.
 #[must_use]
 pub fn is_relative(given: &[u8]) -> bool {
     !matches!(given.first(), Some(b'/' | b'@'))

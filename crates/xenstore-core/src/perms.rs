@@ -11,7 +11,7 @@ use crate::path::push_decimal;
 use crate::wire::{Error, Strings};
 use alloc::vec::Vec;
 
-/// What an entry allows.
+/// The rights that an entry gives.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Access(u8);
 
@@ -25,7 +25,7 @@ impl Access {
     /// `b`
     pub const BOTH: Self = Self(3);
 
-    /// Whether all of `wanted` is allowed.
+    /// True where all of `wanted` is allowed.
     #[must_use]
     pub fn has(self, wanted: Self) -> bool {
         self.0 & wanted.0 == wanted.0
@@ -40,7 +40,7 @@ impl Access {
         }
     }
 
-    /// What `letter` stands for in SET_PERMS.
+    /// The rights that `letter` stands for in SET_PERMS.
     pub(crate) fn from_letter(letter: u8) -> Option<Self> {
         match letter {
             b'r' => Some(Self::READ),
@@ -68,7 +68,7 @@ impl Incarnation {
 pub struct Perm {
     /// The domain.
     pub domid: DomId,
-    /// What it may do; in the first entry, what everybody else may do.
+    /// Its rights; in the first entry, everybody else's.
     pub access: Access,
     /// Which domain of that number.
     pub incarnation: Incarnation,
@@ -81,7 +81,7 @@ pub struct Perms {
     others: Vec<Perm>,
 }
 
-/// Who asks.
+/// The domain that asks, with its rights.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Caller {
     /// The domain.
@@ -136,7 +136,7 @@ impl Perms {
         self.others.len().saturating_add(1)
     }
 
-    /// The same with another owner.
+    /// A copy with another owner.
     #[must_use]
     pub fn with_owner(&self, domid: DomId, incarnation: Incarnation) -> Self {
         let mut perms = self.clone();
@@ -145,7 +145,7 @@ impl Perms {
         perms
     }
 
-    /// What `caller` may do.
+    /// The rights of `caller`.
     #[must_use]
     pub fn access(&self, caller: &Caller) -> Access {
         if caller.privileged || self.is_owner(caller) {
@@ -155,7 +155,7 @@ impl Perms {
         own.map_or(self.owner.access, |perm| perm.access)
     }
 
-    /// Whether `caller` may change these permissions.
+    /// True where `caller` may change these permissions.
     #[must_use]
     pub fn is_owner(&self, caller: &Caller) -> bool {
         caller.privileged || caller.is(&self.owner) || self.owner.domid.0 == DOMID_ANY

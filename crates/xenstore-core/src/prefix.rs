@@ -21,7 +21,7 @@ pub(crate) fn prefix_of(name: &[u8]) -> u64 {
     }
 }
 
-/// Whether the name with this prefix has no more bytes than are in it.
+/// True where the name with this prefix has no more bytes than are in it.
 pub(crate) fn is_whole(prefix: u64) -> bool {
     prefix & 0xff == 0
 }

@@ -10,7 +10,7 @@ use crate::wire::Error;
 use alloc::format;
 use alloc::string::String;
 
-/// What is limited.
+/// Something that is limited.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Quota {
     /// Nodes owned by the domain.
@@ -43,7 +43,7 @@ pub struct About {
     pub quota: Quota,
     /// Its name in CONTROL, GET_QUOTA and on the command line.
     pub name: &'static str,
-    /// What it limits.
+    /// The thing that it limits, in words.
     pub what: &'static str,
     /// Default of the hard limit; 0 is no limit.
     pub hard: u32,
@@ -106,7 +106,7 @@ impl Quota {
         }
     }
 
-    /// Whether each of something is limited by itself, as the size of a node is; else all of it together.
+    /// True where each of something is limited by itself, as the size of a node is; else all of it together.
     #[must_use]
     pub fn is_a_size(self) -> bool {
         matches!(
@@ -199,17 +199,17 @@ impl Limits {
     }
 }
 
-/// How often and when a domain was refused something.
+/// The refusals of one quota to a domain.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Refusal {
-    /// How often.
+    /// Number of them.
     pub count: u64,
-    /// When last, in microseconds.
+    /// The time of the last, in microseconds.
     pub last: u64,
     logged: Option<u64>,
 }
 
-/// What one domain uses.
+/// The use of one domain.
 #[derive(Clone, Debug, Default)]
 pub struct Usage {
     now: Values<i64>,
@@ -236,7 +236,7 @@ impl Usage {
         self.max = self.now;
     }
 
-    /// What was refused.
+    /// The refusals of one quota.
     #[must_use]
     pub fn refusal(&self, quota: Quota) -> Refusal {
         self.refusals.get(quota)
@@ -289,7 +289,7 @@ impl Usage {
         })
     }
 
-    /// Whether a warning about the soft limit is due.
+    /// The warning about the soft limit, where one is due.
     pub fn warn_soft(
         &mut self,
         domid: DomId,

@@ -210,7 +210,7 @@ impl Header {
 /// A message whose header announces more than [`PAYLOAD_MAX`] bytes: the stream is lost.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct TooLong {
-    /// What the header said.
+    /// The length that the header said.
     pub len: u32,
 }
 
@@ -251,7 +251,7 @@ impl<'a> Strings<'a> {
         Self(payload)
     }
 
-    /// What has not been taken yet, NULs included.
+    /// The bytes that have not been taken yet, NULs included.
     #[must_use]
     pub fn rest(&self) -> &'a [u8] {
         self.0
@@ -279,7 +279,7 @@ pub mod feature {
     pub const WATCH_DEPTH: u32 = 4;
     /// Permissions may name every domain (`XENSTORE_SERVER_FEATURE_DOMID_ANY`).
     pub const DOMID_ANY: u32 = 8;
-    /// What this server offers.
+    /// All that this server offers.
     pub const ALL: u32 = RECONNECTION | ERROR | WATCH_DEPTH | DOMID_ANY;
 }
 

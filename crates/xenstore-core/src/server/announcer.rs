@@ -16,7 +16,7 @@ use alloc::vec::Vec;
 pub(super) const INTRODUCE: &[u8] = b"@introduceDomain";
 pub(super) const RELEASE: &[u8] = b"@releaseDomain";
 
-/// What a caller must be able to read to be told of a change.
+/// The nodes of which a caller must be able to read one to be told of a change.
 #[derive(Clone, Copy)]
 struct Sight<'a> {
     node: Option<&'a Node>,

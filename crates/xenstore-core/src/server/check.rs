@@ -12,7 +12,7 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-/// What is accounted for as it comes and goes.
+/// The quotas that are accounted for as things come and go.
 const ACCOUNTS: [Quota; 4] = [Quota::Nodes, Quota::Memory, Quota::Watches, Quota::Transactions];
 
 /// Of each domain, how much of each quota.

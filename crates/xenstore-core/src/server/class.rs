@@ -2,7 +2,7 @@
 
 use crate::perms::Caller;
 
-/// Whose transactions and requests.
+/// A class of callers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Class {
     Privileged,

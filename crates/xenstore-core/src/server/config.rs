@@ -3,7 +3,7 @@
 use crate::id::DomId;
 use crate::limits::{SLICE_COST, WATCH_EVENT_TIMEOUT_US};
 
-/// How a server is set up.
+/// The settings of a server.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// The domain that the store itself runs in and that socket clients speak for.
@@ -20,7 +20,7 @@ pub struct Config {
     pub slice_cost: u32,
 }
 
-/// What happens to nodes of a domain that died.
+/// The fate of nodes of a domain that died.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Orphans {
     /// They are removed.

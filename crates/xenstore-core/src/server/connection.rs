@@ -14,7 +14,7 @@ use alloc::collections::{BTreeMap, VecDeque};
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 
-/// How the peer is reached.
+/// The way to the peer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Transport {
     /// A socket: the peer speaks for the domain of the store.
@@ -47,7 +47,7 @@ pub(super) struct Connection {
     pub(super) delayed: VecDeque<u64>,
     /// Bytes that these count for the quota `memory`.
     delayed_weight: i64,
-    /// What its transactions cost by holding the turn, not charged yet.
+    /// Cost that is not charged yet: of its transactions' turns, and of work that was put off.
     pub(super) owed: u32,
     pub(super) ended: Option<Ended>,
     /// Named by `poll_ready` since it last got output.
@@ -146,7 +146,7 @@ impl Connection {
         self.replies.len()
     }
 
-    /// What the quota `outstanding` counts: on a ring, the requests whose replies are unread or delayed.
+    /// The count for the quota `outstanding`: on a ring, the requests whose replies are unread or delayed.
     pub(super) fn outstanding(&self) -> usize {
         match self.transport {
             Transport::Ring => self.replies.len().saturating_add(self.delayed.len()),
@@ -204,7 +204,7 @@ impl Connection {
         core::mem::take(&mut self.delayed)
     }
 
-    /// What is encoded, after encoding as much as one send may take. Not more: an event that is not encoded
+    /// The encoded output, after encoding as much as one send may take. Not more: an event that is not encoded
     /// yet still takes in those that are the same.
     pub(super) fn output(&mut self, watches: &Watches) -> &[u8] {
         let enough = match self.transport {
@@ -321,7 +321,7 @@ fn message_len(bytes: &[u8]) -> Option<usize> {
     Some(HEADER_SIZE.saturating_add(Header::parse(bytes)?.len as usize))
 }
 
-/// Where the message begins in which `at` lies; `out` begins with one.
+/// The start of the message in which `at` lies; `out` begins with one.
 fn message_start(out: &[u8], at: usize) -> usize {
     let mut start = 0usize;
     while let Some(len) = message_len(out.get(start..).unwrap_or_default()) {

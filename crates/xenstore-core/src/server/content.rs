@@ -22,9 +22,9 @@ const THINGS_A_UNIT: usize = 4;
 pub(super) struct Content {
     pub(super) tree: Tree,
     pub(super) domains: Domains,
-    /// What the request at hand has cost so far.
+    /// The cost of the request at hand so far.
     pub(super) cost: u32,
-    /// What has been done to the tree and is not booked yet.
+    /// Changes of the tree that are not booked yet.
     deltas: Deltas,
     /// Bytes that this has moved.
     churn: Churn,
@@ -33,7 +33,7 @@ pub(super) struct Content {
 }
 
 impl Content {
-    /// What a fresh store holds: `/`, `/tool`, `/tool/xenstored` and the special nodes.
+    /// The content of a fresh store: `/`, `/tool`, `/tool/xenstored` and the special nodes.
     pub(super) fn new(config: &Config) -> Self {
         let secret = Secret(config.secret);
         let mut domains = Domains::new(config.store_domain, config.priv_domain, secret);

@@ -15,6 +15,6 @@ pub struct Counters {
     pub conflicts: u64,
     /// Requests that had to wait for a turn.
     pub delayed: u64,
-    /// How long they waited, in microseconds.
+    /// Microseconds that they waited.
     pub waited_us: u64,
 }

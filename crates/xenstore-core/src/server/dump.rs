@@ -15,7 +15,7 @@ use crate::tree::{Go, Node};
 use crate::wire::split_message;
 use alloc::vec::Vec;
 
-/// So many bytes are gathered before they are passed on.
+/// Bytes that are gathered before they are passed on.
 const CHUNK: usize = 32 * 1024;
 /// Most input that CONNECTION_DATA can hold.
 const INPUT_MAX: usize = u16::MAX as usize;
@@ -151,7 +151,7 @@ fn dump_connection<E, S: FnMut(&[u8]) -> Result<(), E>>(
     Ok(())
 }
 
-/// How much of the input CONNECTION_DATA takes: all, or as many whole messages as fit.
+/// Length of the input that CONNECTION_DATA takes: all, or as many whole messages as fit.
 fn first_part(input: &[u8]) -> usize {
     if input.len() <= INPUT_MAX {
         return input.len();

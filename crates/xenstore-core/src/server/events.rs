@@ -4,7 +4,7 @@ use crate::watch::WatchId;
 use alloc::collections::{BTreeSet, VecDeque};
 use alloc::rc::Rc;
 
-/// So many waiting events are looked through for the same one; more are looked up.
+/// Most waiting events that are looked through for the same one; more are looked up.
 const SCAN_MAX: usize = 16;
 
 /// Most events that there is room for in its queue.
@@ -18,7 +18,7 @@ pub(super) type Pending = (WatchId, Rc<[u8]>);
 pub(super) struct Events {
     /// Each with the bytes that it takes.
     queue: VecDeque<(Pending, usize)>,
-    /// The same, where more than [`SCAN_MAX`] wait.
+    /// All of them sorted, where more than [`SCAN_MAX`] wait.
     known: BTreeSet<Pending>,
     /// Bytes that they take.
     size: usize,

@@ -149,7 +149,7 @@ impl Server {
         self.store.sessions.conns.add(domid, Transport::Socket)
     }
 
-    /// Whether the next request of this connection may be handed in now. False while it leaves too
+    /// True where the next request of this connection may be handed in now. False while it leaves too
     /// much unread or too many of its requests wait.
     #[must_use]
     pub fn wants_input(&self, conn: ConnId) -> bool {
@@ -378,7 +378,7 @@ impl Server {
     /// Introduces a domain on the daemon's own account (dom0's own ring at start-up).
     ///
     /// # Errors
-    /// What [`Host::attach`] answered.
+    /// The one that [`Host::attach`] answered.
     pub fn introduce(
         &mut self,
         domid: DomId,

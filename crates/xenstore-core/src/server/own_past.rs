@@ -2,7 +2,7 @@
 
 use alloc::collections::BTreeSet;
 
-/// What the snapshots of one guest keep alive of what it has replaced.
+/// The part of the past that the snapshots of one guest keep alive, as far as its own requests have replaced it.
 #[derive(Default)]
 pub(super) struct OwnPast {
     /// `replaced` when each was taken, and the transaction's number.

@@ -30,7 +30,7 @@ pub struct RestoredConnection {
     pub handle: u32,
     /// Why it is no longer served, if it is not.
     pub ended: Option<Ended>,
-    /// What is to be taken for read from it: whole messages, then a part of one.
+    /// Bytes to be taken for read from it: whole messages, then a part of one.
     pub input: Vec<u8>,
 }
 

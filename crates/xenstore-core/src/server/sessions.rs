@@ -45,7 +45,7 @@ impl Sessions {
         }
     }
 
-    /// Whose turn binds the requests of a connection.
+    /// The class of a connection, whose turn binds its requests.
     pub(super) fn class(&self, conn: ConnId) -> Class {
         let domains = &self.content.domains;
         match self.conns.get(conn).is_none_or(|conn| domains.is_privileged(conn.domid)) {
@@ -67,7 +67,7 @@ impl Sessions {
         connection.charge_delayed(weight, domains);
     }
 
-    /// Whether a new request must stay behind one of its connection that waits. The holder of a turn
+    /// True where a new request must stay behind one of its connection that waits. The holder of a turn
     /// never waits: it is what the others wait for.
     pub(super) fn must_follow(&self, conn: ConnId, header: &Header, payload: &[u8]) -> bool {
         let queue = &self.turns.lane(self.class(conn)).queue;
@@ -114,7 +114,7 @@ impl Sessions {
             })
     }
 
-    /// Whether a change of the store itself must wait for the end of somebody's turn.
+    /// Has a change of the store itself wait for the end of a turn that it would harm.
     pub(super) fn check_turns(
         &self,
         request: Request<'_>,
@@ -176,7 +176,7 @@ impl Sessions {
         true
     }
 
-    /// Whether this transaction is open.
+    /// True where this transaction is open.
     pub(super) fn has_transaction(&self, conn: ConnId, id: u32) -> bool {
         self.conns.get(conn).is_some_and(|conn| conn.transactions.contains(id))
     }
@@ -418,7 +418,7 @@ impl Sessions {
         }
     }
 
-    /// Whether a guest's transaction is to be brought up to date.
+    /// True where a guest's transaction is to be brought up to date.
     pub(super) fn has_stale_snapshot(&self) -> bool {
         self.snapshots.stale(self.content.domains.now).is_some()
     }

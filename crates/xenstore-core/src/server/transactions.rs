@@ -10,7 +10,7 @@ use alloc::collections::BTreeMap;
 pub(super) struct Transactions(BTreeMap<u32, Option<Box<Transaction>>>);
 
 impl Transactions {
-    /// Whether this one is open.
+    /// True where this one is open.
     pub(super) fn contains(&self, id: u32) -> bool {
         self.0.contains_key(&id)
     }

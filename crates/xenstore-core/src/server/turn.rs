@@ -33,7 +33,7 @@ struct Turn {
 }
 
 impl Turn {
-    /// Whether it has lasted as long as it may.
+    /// True where it has lasted as long as it may.
     fn is_over(&self, now: u64) -> bool {
         now >= self.since.saturating_add(HOLD_MAX_US)
     }
@@ -43,12 +43,12 @@ impl Turn {
 #[derive(Clone, Copy)]
 struct Contested {
     until: u64,
-    /// Whose transaction it was.
+    /// The domain whose transaction it was.
     domid: DomId,
 }
 
-/// What one class of callers has: its turn, its contested paths, its requests that wait. A guest's
-/// refusals are no matter of domain 0's.
+/// The turn of one class of callers, its contested paths, and its requests that wait. A guest's refusals are no matter
+/// of domain 0's.
 #[derive(Default)]
 pub(super) struct Lane {
     turn: Option<Turn>,
@@ -58,12 +58,12 @@ pub(super) struct Lane {
 }
 
 impl Lane {
-    /// Whether somebody has the turn.
+    /// True where somebody has the turn.
     pub(super) fn is_taken(&self) -> bool {
         self.turn.is_some()
     }
 
-    /// Whether a transaction must wait for its turn.
+    /// True where a transaction must wait for its turn.
     pub(super) fn is_busy(&self) -> bool {
         self.is_taken() || self.queue.comes_first()
     }
@@ -136,22 +136,22 @@ impl Turns {
         self.privileged.turn.into_iter().chain(guests)
     }
 
-    /// Whether this transaction has the turn.
+    /// True where this transaction has the turn.
     pub(super) fn holds(&self, conn: ConnId, transaction: u32) -> bool {
         self.all().any(|turn| turn.conn == conn && turn.transaction == transaction)
     }
 
-    /// Whether a transaction of this connection has the turn.
+    /// True where a transaction of this connection has the turn.
     pub(super) fn has_turn(&self, conn: ConnId) -> bool {
         self.all().any(|turn| turn.conn == conn)
     }
 
-    /// Whether anybody has a turn that a caller must respect.
+    /// True where anybody has a turn that a caller must respect.
     pub(super) fn has_any(&self, class: Class) -> bool {
         self.respected(class).next().is_some()
     }
 
-    /// Whether what is to be done to `path` must wait for the end of a turn that is not `own`.
+    /// True where what is to be done to `path` must wait for the end of a turn that is not `own`.
     pub(super) fn must_wait(
         &self,
         class: Class,
@@ -168,7 +168,7 @@ impl Turns {
         })
     }
 
-    /// Whether more requests of the connection may come, of which so many wait. What has the turn must be able to end it.
+    /// True where more requests of the connection may come, of which so many wait. What has the turn must be able to end it.
     pub(super) fn may_delay_more(&self, conn: ConnId, delayed: usize) -> bool {
         delayed < DELAYED_MAX || (delayed < 2 * DELAYED_MAX && self.has_turn(conn))
     }
@@ -196,7 +196,7 @@ impl Turns {
         }
     }
 
-    /// Whether a transaction that looks at `path` is to take the turn.
+    /// True where a transaction that looks at `path` is to take the turn.
     pub(super) fn may_take(
         &self,
         transaction: &Transaction,

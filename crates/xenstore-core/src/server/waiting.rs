@@ -84,7 +84,7 @@ impl Waiting {
         (self.payload.len().saturating_add(path) as i64).saturating_add(DELAYED_WEIGHT)
     }
 
-    /// Whether a later request of its connection must stay behind it, as one of the two could tell the difference.
+    /// True where a later request of its connection must stay behind it, as one of the two could tell the difference.
     fn holds_up(&self, header: &Header, path: Option<Path<'_>>, tree: &Tree) -> bool {
         if self.header.tx_id != header.tx_id {
             return false;
@@ -115,7 +115,7 @@ impl Waiting {
             }
     }
 
-    /// What it will do to its path, where it is a change.
+    /// The effect that it will have on its path, where it is a change.
     fn touch(&self, path: Path<'_>, tree: &Tree) -> Touch {
         match MsgType::from_code(self.header.kind) {
             Some(MsgType::SetPerms) => Touch::Perms,
@@ -186,7 +186,7 @@ impl Queue {
         numbers.filter_map(|number| Some((number, self.waiting.get(&number)?)))
     }
 
-    /// Whether a new request must stay behind one of its connection.
+    /// True where a new request must stay behind one of its connection.
     pub(super) fn holds_up(
         &self,
         connection: &Connection,
@@ -207,7 +207,7 @@ impl Queue {
         }
     }
 
-    /// Whether a turn has ended since it was asked last: then it is to be planned which requests are tried.
+    /// True where a turn has ended since it was asked last: then it is to be planned which requests are tried.
     pub(super) fn take_end(&mut self) -> bool {
         core::mem::take(&mut self.turn_ended)
     }
@@ -241,7 +241,7 @@ impl Queue {
         self.waiting.get(&number)
     }
 
-    /// Whether one before a request of a connection waits that holds it up.
+    /// True where one before a request of a connection waits that holds it up.
     pub(super) fn is_held_up(
         &self,
         number: u64,
@@ -261,7 +261,7 @@ impl Queue {
         Some(waiting)
     }
 
-    /// What was tried is done, or waits again.
+    /// The request that was tried is done, or waits again.
     pub(super) fn end_try(&mut self) {
         self.trying = false;
     }

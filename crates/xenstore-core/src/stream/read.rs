@@ -11,13 +11,13 @@ use core::fmt;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct Error {
-    /// How many records stand before the one at fault.
+    /// Number of records before the one at fault.
     pub record: u32,
     /// The type that it announces; `None` where the stream ends before that, and for the stream's header.
     pub kind: Option<u32>,
-    /// Where it begins, in bytes from the stream's start.
+    /// Its start, in bytes from the stream's.
     pub offset: usize,
-    /// What is wrong.
+    /// The fault.
     pub what: &'static str,
 }
 
@@ -33,13 +33,13 @@ impl fmt::Display for Error {
 
 impl core::error::Error for Error {}
 
-/// What is wrong with a record.
+/// A fault of a record.
 type What = &'static str;
 
 /// The records of a stream, one after the other.
 pub(crate) struct Reader<'a> {
     stream: &'a [u8],
-    /// Where the next record begins.
+    /// The start of the next record.
     next: usize,
     version: u32,
     /// The place of the record at hand.
@@ -82,7 +82,7 @@ impl<'a> Fields<'a> {
         self.array().map(u64::from_ne_bytes)
     }
 
-    /// So many groups of four bytes.
+    /// Some groups of four bytes.
     fn fours(&mut self, count: u16) -> Result<&'a [[u8; 4]], What> {
         Ok(self.bytes(usize::from(count).saturating_mul(4))?.as_chunks().0)
     }

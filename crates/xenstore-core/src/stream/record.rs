@@ -27,7 +27,7 @@ pub struct Global {
     pub evtchn_fd: i32,
 }
 
-/// What the daemon holds of one connection, and the core does not.
+/// The daemon's part of one connection, which the core does not hold.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Link<'a> {
     /// A socket's descriptor, a ring's event channel port.
@@ -44,12 +44,12 @@ pub(crate) struct Connection<'a> {
     pub(crate) peer: Peer,
     /// Requests that have not been answered: whole ones, then a part of one.
     pub(crate) input: &'a [u8],
-    /// What is to be sent: so many bytes of a message of which a part has been, then whole ones.
+    /// Bytes to be sent: so many of a message of which a part has been, then whole ones.
     pub(crate) partial: u16,
     pub(crate) output: &'a [u8],
 }
 
-/// Who is at the other end.
+/// The other end of a connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Peer {
     Ring { domid: u16, target: Option<u16>, port: u32, identity: Option<u64> },
@@ -103,7 +103,7 @@ pub(crate) struct Domain<'a> {
     pub(crate) quotas: Quotas<'a>,
 }
 
-/// What we know of a domain beyond DOMAIN_DATA.
+/// Our knowledge of a domain beyond DOMAIN_DATA.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct DomainMore {
     pub(crate) domid: u16,
@@ -129,7 +129,7 @@ pub(crate) enum Record<'a> {
     Generation(u64),
     Unconnected(Domain<'a>),
     DomainMore(DomainMore),
-    /// What a connection has beyond CONNECTION_DATA: the number of its next transaction, and why it is no
+    /// A connection's fields beyond CONNECTION_DATA: the number of its next transaction, and why it is no
     /// longer served, if it is not.
     ConnectionMore {
         conn: u32,

@@ -20,7 +20,7 @@ pub(crate) enum Change<'a> {
 }
 
 impl Change<'_> {
-    /// What it counts in the log of a transaction, beside its path.
+    /// Its count in the log of a transaction, beside its path.
     pub(crate) fn weight(&self) -> i64 {
         LOGGED_WEIGHT.saturating_add(self.size() as i64)
     }
@@ -63,7 +63,7 @@ pub(crate) fn apply(
     }
 }
 
-/// What a change by somebody else does to a path.
+/// The effect of a change by somebody else on a path.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Touch {
     /// The node's value becomes another.
@@ -79,7 +79,7 @@ pub(crate) enum Touch {
 }
 
 impl Touch {
-    /// What making or removing `path` does to it.
+    /// The effect of making or removing `path`.
     pub(crate) fn existence(tree: &Tree, path: Path<'_>) -> Self {
         let walk = tree.walk(path);
         // One level up at least: that one's list of children changes.

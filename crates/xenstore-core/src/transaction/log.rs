@@ -10,7 +10,7 @@ use crate::wire::Error;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 
-/// What a transaction has asked, and the answer.
+/// A question of a transaction, and the answer.
 pub(super) enum Asked {
     Read { what: Look, seen: Seen },
     Write { value: Rc<[u8]>, answer: Result<(), Error> },
@@ -25,7 +25,7 @@ pub(super) struct Entry {
     pub(super) asked: Asked,
 }
 
-/// What a transaction did to one path.
+/// A transaction's effect on one path.
 pub(crate) type Changed = (Rc<[u8]>, Done);
 
 /// Why a log did not run again as it had run before.

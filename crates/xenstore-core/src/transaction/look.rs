@@ -5,7 +5,7 @@ use crate::tree::Node;
 use crate::wire::Error;
 use alloc::boxed::Box;
 
-/// What a request looks at.
+/// The part of a node that a request looks at.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Look {
     Value,
@@ -45,7 +45,7 @@ impl Look {
         }
     }
 
-    /// Whether one who looked would see the same.
+    /// True where one who looked would see the same.
     pub(super) fn same(self, one: &Node, two: &Node) -> bool {
         match self {
             Self::Value => one.same_value(two),

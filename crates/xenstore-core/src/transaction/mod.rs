@@ -35,7 +35,7 @@ use core::ops::Bound;
 use log::{Asked, Changed, Entry, note};
 use look::Seen;
 
-/// What a log made of the store it ran on.
+/// The outcome of a log on the store it ran on.
 pub(crate) struct Rerun {
     pub(crate) tree: Tree,
     pub(crate) deltas: Deltas,
@@ -72,7 +72,7 @@ pub(crate) struct Snapshot {
     pub(crate) since: u64,
     /// Bytes of the store that had been replaced.
     pub(crate) replaced: u64,
-    /// Whose transaction it is.
+    /// The connection whose transaction it is.
     pub(crate) conn: ConnId,
     /// Bytes of the store that its domain had replaced.
     pub(crate) replaced_by_owner: u64,
@@ -82,7 +82,7 @@ pub(crate) struct Snapshot {
 
 pub(crate) struct Transaction {
     base: Tree,
-    /// How many domains had died when the snapshot was taken.
+    /// Number of domains that had died when the snapshot was taken.
     deaths: u64,
     pub(crate) work: Rerun,
     log: Vec<Entry>,
@@ -155,7 +155,7 @@ impl Transaction {
         own.saturating_add(TRANSACTION_WEIGHT)
     }
 
-    /// How many nodes it has accessed, for the quota `transaction-nodes`; and whether `path` is among them.
+    /// Number of nodes that it has accessed, for the quota `transaction-nodes`; and whether `path` is among them.
     pub(crate) fn accessed(&self, path: Path<'_>) -> (usize, bool) {
         (self.accessed.len(), self.accessed.contains_key(path.as_bytes()))
     }
@@ -179,7 +179,7 @@ impl Transaction {
         self.first_read.as_ref()
     }
 
-    /// Whether it could get another answer than it got, if somebody did this to `path`. Errs on the side
+    /// True where it could get another answer than it got, if somebody did this to `path`. Errs on the side
     /// of yes.
     pub(crate) fn would_notice(&self, path: Path<'_>, touch: Touch) -> bool {
         let ever = |path: Path<'_>| self.accessed.get(path.as_bytes()).map_or(0, |seen| seen.ever);
@@ -207,7 +207,7 @@ impl Transaction {
         }
     }
 
-    /// Whether it has accessed `path` or something below it.
+    /// True where it has accessed `path` or something below it.
     fn reaches_below(&self, path: Path<'_>) -> bool {
         let from = (Bound::Included(path.as_bytes()), Bound::Unbounded);
         let mut from = self.accessed.range::<[u8], _>(from).map(|(known, _)| known);
@@ -219,7 +219,7 @@ impl Transaction {
         from.into_iter().any(|known| path.related(Path::checked(known)))
     }
 
-    /// Whether looking at `path` in its snapshot is not as good as looking at it in `tree`.
+    /// True where looking at `path` in its snapshot is not as good as looking at it in `tree`.
     pub(crate) fn is_stale_at(
         &self,
         tree: &Tree,
@@ -238,7 +238,7 @@ impl Transaction {
         }
     }
 
-    /// Whether the snapshot is still the store's state.
+    /// True where the snapshot is still the store's state.
     pub(crate) fn is_current(&self, tree: &Tree, deaths: u64) -> bool {
         self.deaths == deaths && self.base.same(tree)
     }

@@ -12,7 +12,7 @@ use core::cmp::Ordering;
 
 /// Most entries of a block.
 const BLOCK_MAX: usize = 32;
-/// So many entries are looked through one by one; more are halved. The processor foresees the former.
+/// Most entries that are looked through one by one; more are halved. The processor foresees the former.
 const SCAN_MAX: usize = 8;
 /// A block with fewer entries than this is joined with a neighbour where both fit into one.
 const BLOCK_MIN: usize = 8;
@@ -116,7 +116,7 @@ impl<'a> Key<'a> {
         Self { prefix: prefix_of(name), name }
     }
 
-    /// How an entry with this prefix and name sorts against the key. Most names are short, and then the
+    /// The order of an entry with this prefix and name against the key. Most names are short, and then the
     /// entry's is not looked at: it is in memory of its own.
     fn order<'n>(self, prefix: u64, name: impl FnOnce() -> &'n [u8]) -> Ordering {
         prefix.cmp(&self.prefix).then_with(|| match is_whole(prefix) {
@@ -329,7 +329,7 @@ impl<N: Entry> Dir<N> {
         self.len
     }
 
-    /// Whether there are none.
+    /// True where there are none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len == 0
@@ -562,7 +562,7 @@ mod tests {
         dir.iter().map(|node| String::from_utf8(node.name().to_vec()).unwrap()).collect()
     }
 
-    /// The same pseudo-random numbers every time.
+    /// Pseudo-random numbers, alike every time.
     fn numbers(mut seed: u64) -> impl FnMut(u64) -> u64 {
         move |below| {
             seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);

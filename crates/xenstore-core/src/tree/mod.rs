@@ -35,17 +35,17 @@ pub struct Tree {
     specials: Rc<[Node; 2]>,
 }
 
-/// How far a path leads.
+/// The end of a path, as far as it leads.
 pub struct Walk<'t> {
     /// The last node on the path that exists.
     pub node: &'t Node,
     /// The one above it.
     pub parent: Option<&'t Node>,
-    /// How many names of the path have no node.
+    /// Number of the path's names that have no node.
     pub missing: usize,
 }
 
-/// Whether WRITE changes an existing node or MKDIR leaves it alone.
+/// The operation that makes nodes: WRITE changes an existing one, MKDIR leaves it alone.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Put<'a> {
     /// WRITE of this value.
@@ -54,7 +54,7 @@ pub enum Put<'a> {
     Nothing,
 }
 
-/// What an operation did to the tree.
+/// The effect of an operation on the tree.
 #[derive(Clone)]
 pub enum Done {
     /// Nothing: it was so already.
@@ -109,7 +109,7 @@ impl Tree {
         self.root
     }
 
-    /// Whether nothing has changed between the two.
+    /// True where nothing has changed between the two.
     #[must_use]
     pub fn same(&self, other: &Tree) -> bool {
         self.root.same(&other.root) && Rc::ptr_eq(&self.specials, &other.specials)
@@ -412,7 +412,7 @@ impl Tree {
     }
 }
 
-/// How a visit goes on.
+/// The next step of a visit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Go {
     /// With the children.

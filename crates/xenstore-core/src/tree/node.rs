@@ -86,7 +86,7 @@ impl Node {
         self.dir.iter().flat_map(|dir| dir.iter())
     }
 
-    /// What the node counts for the quota `node-size`: as in the C daemon, a header, the permissions,
+    /// The node's count for the quota `node-size`: as in the C daemon, a header, the permissions,
     /// the value and the list of the children's names.
     #[must_use]
     pub fn size(&self) -> u32 {
@@ -107,19 +107,19 @@ impl Node {
         i64::from(self.size()).saturating_add(self.name().len() as i64).saturating_add(NODE_WEIGHT)
     }
 
-    /// Whether both have the very same value: the same bytes.
+    /// True where both have the very same value: the same bytes.
     #[must_use]
     pub fn same_value(&self, other: &Node) -> bool {
         Rc::ptr_eq(&self.data, &other.data) || self.value() == other.value()
     }
 
-    /// Whether both have the same permissions.
+    /// True where both have the same permissions.
     #[must_use]
     pub fn same_perms(&self, other: &Node) -> bool {
         Rc::ptr_eq(&self.perms, &other.perms) || self.perms == other.perms
     }
 
-    /// Whether both have children of the same names.
+    /// True where both have children of the same names.
     #[must_use]
     pub fn same_children(&self, other: &Node) -> bool {
         match (&self.dir, &other.dir) {
@@ -129,7 +129,7 @@ impl Node {
         }
     }
 
-    /// Whether both are one snapshot, children and all.
+    /// True where both are one snapshot, children and all.
     #[must_use]
     pub fn same(&self, other: &Node) -> bool {
         let dirs = match (&self.dir, &other.dir) {
@@ -140,7 +140,7 @@ impl Node {
         dirs && Rc::ptr_eq(&self.data, &other.data) && Rc::ptr_eq(&self.perms, &other.perms)
     }
 
-    /// Whether both hold the same down to the last node below. Shared parts are not looked into.
+    /// True where both hold the same down to the last node below. Shared parts are not looked into.
     #[must_use]
     pub fn same_subtree(&self, other: &Node) -> bool {
         let alike = |one: &Node, two: &Node| {

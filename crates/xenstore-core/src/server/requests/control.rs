@@ -126,7 +126,7 @@ fn show_max(domains: &Domains) -> String {
     text
 }
 
-/// What a domain uses, may use, and was refused.
+/// A domain's use, limits and refusals.
 fn show_domain(domains: &Domains, conns: &Connections, domid: DomId) -> Result<String, Error> {
     let domain = domains.get(domid).ok_or(Error::NoEnt)?;
     let mut text = format!("Domain {}:\n", domid.0);

@@ -14,7 +14,7 @@ use crate::host::Host;
 use crate::wire::{Error, MsgType};
 use alloc::vec::Vec;
 
-/// Whether only the privileged may ask this.
+/// True where only the privileged may ask this.
 fn is_privileged(kind: MsgType) -> bool {
     use MsgType as M;
     matches!(
