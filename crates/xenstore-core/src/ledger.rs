@@ -70,7 +70,16 @@ pub(crate) struct Ledger<'a> {
     pub(crate) is_strict: bool,
 }
 
-impl Ledger<'_> {
+impl<'a> Ledger<'a> {
+    /// The accounts before an operation that is judged by all quotas; `scratch` is for building nodes in.
+    pub(crate) fn new(
+        domains: &'a mut Domains,
+        deltas: &'a mut Deltas,
+        scratch: &'a mut Vec<u8>,
+    ) -> Self {
+        Self { domains, deltas, scratch, touched: 0, churn: Churn::default(), is_strict: true }
+    }
+
     /// The next generation of a list of children.
     pub(crate) fn next_generation(&mut self) -> u64 {
         self.domains.generation = self.domains.generation.wrapping_add(1);

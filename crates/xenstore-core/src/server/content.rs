@@ -40,14 +40,7 @@ impl Content {
         let (mut scratch, mut deltas) = (Vec::new(), Deltas::default());
         let owner = config.priv_domain;
         let incarnation = domains.incarnation(owner);
-        let mut ledger = Ledger {
-            domains: &mut domains,
-            deltas: &mut deltas,
-            scratch: &mut scratch,
-            touched: 0,
-            churn: Churn::default(),
-            is_strict: true,
-        };
+        let mut ledger = Ledger::new(&mut domains, &mut deltas, &mut scratch);
         let tree = Tree::new(owner, incarnation, &mut ledger);
         deltas.book(&mut domains);
         deltas.clear();
@@ -60,14 +53,7 @@ impl Content {
         body: impl FnOnce(&mut Tree, &mut Ledger<'_>) -> R,
     ) -> R {
         let Self { domains, deltas, scratch, tree, cost, churn } = self;
-        let mut ledger = Ledger {
-            domains,
-            deltas,
-            scratch,
-            touched: 0,
-            churn: Churn::default(),
-            is_strict: true,
-        };
+        let mut ledger = Ledger::new(domains, deltas, scratch);
         let result = body(tree, &mut ledger);
         *cost = cost.saturating_add(ledger.touched);
         churn.add(ledger.churn);
@@ -115,12 +101,10 @@ impl Content {
         path: Path<'_>,
         change: &Change<'_>,
     ) -> Result<(), Error> {
-        let mut deltas = core::mem::take(&mut transaction.work.deltas);
-        let churn = core::mem::take(&mut transaction.work.churn);
         let Self { domains, scratch, cost, .. } = self;
-        let deltas_of_it = &mut deltas;
-        let mut ledger =
-            Ledger { domains, deltas: deltas_of_it, scratch, touched: 0, churn, is_strict: true };
+        let mut deltas = core::mem::take(&mut transaction.work.deltas);
+        let mut ledger = Ledger::new(domains, &mut deltas, scratch);
+        ledger.churn = core::mem::take(&mut transaction.work.churn);
         let answer = transaction.change(caller, path, change, &mut ledger);
         *cost = cost.saturating_add(ledger.touched);
         transaction.work.churn = ledger.churn;

@@ -39,7 +39,6 @@ impl Debris {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::churn::Churn;
     use crate::domain::Domains;
     use crate::id::DomId;
     use crate::ledger::{Deltas, Ledger};
@@ -57,14 +56,7 @@ mod tests {
     fn it_is_freed_piece_by_piece() {
         let mut domains = Domains::new(DomId(0), DomId(0), crate::digest::Secret::default());
         let (mut deltas, mut scratch) = (Deltas::default(), Vec::new());
-        let mut ledger = Ledger {
-            domains: &mut domains,
-            deltas: &mut deltas,
-            scratch: &mut scratch,
-            touched: 0,
-            churn: Churn::default(),
-            is_strict: true,
-        };
+        let mut ledger = Ledger::new(&mut domains, &mut deltas, &mut scratch);
         let mut tree = Tree::new(DomId(0), Incarnation(1), &mut ledger);
         for at in 0..5000 {
             let path = format!("/x/{}/{at}/a/b", at % 7);
