@@ -1,6 +1,6 @@
 //! What the hypervisor, or the driver in front of it, answered.
 
-use crate::gnttab::Status;
+use crate::status::Status;
 use std::{fmt, io};
 
 /// A refusal, named as Xen's `errno.h` and Linux's drivers name it.

@@ -5,91 +5,11 @@
 //!
 //! Source: `xen/include/public/grant_table.h`, Linux `include/uapi/xen/gntdev.h` and `gntalloc.h`.
 
+pub use crate::status::{STATUSES, Status};
+pub use crate::types::Access;
+
 use crate::shared::{PageError, SharedPage};
 use crate::{DomId, Error, GrantRef};
-use std::fmt;
-
-/// What the mapping side may do with a page.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Access {
-    /// Read only (`GTF_readonly`, `GNTMAP_readonly`).
-    Read,
-    /// Read and write.
-    ReadWrite,
-}
-
-/// What a grant operation ended with, where it was not done (`GNTST_*`).
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-#[repr(i16)]
-#[non_exhaustive]
-pub enum Status {
-    /// `GNTST_general_error`: refused, and most often so: not granted, granted to another domain, or
-    /// more was asked for than was granted.
-    GeneralError = -1,
-    /// `GNTST_bad_domain`: no such domain.
-    BadDomain = -2,
-    /// `GNTST_bad_gntref`: a reference beyond the granter's table.
-    BadGntref = -3,
-    /// `GNTST_bad_handle`: no such mapping.
-    BadHandle = -4,
-    /// `GNTST_bad_virt_addr`: not an address to map at.
-    BadVirtAddr = -5,
-    /// `GNTST_bad_dev_addr`: not an address for a device.
-    BadDevAddr = -6,
-    /// `GNTST_no_device_space`: no room in the I/O MMU.
-    NoDeviceSpace = -7,
-    /// `GNTST_permission_denied`: the hypervisor's security policy is against it.
-    PermissionDenied = -8,
-    /// `GNTST_bad_page`: the granted page is not one.
-    BadPage = -9,
-    /// `GNTST_bad_copy_arg`: a copy that leaves its page.
-    BadCopyArg = -10,
-    /// `GNTST_address_too_big`: the page is beyond what can be addressed.
-    AddressTooBig = -11,
-    /// `GNTST_eagain`: the page is not there at the moment; to be tried again.
-    Again = -12,
-    /// `GNTST_no_space`: no entry left to track the mapping (`maptrack`).
-    NoSpace = -13,
-}
-
-/// Each status with its name in `grant_table.h`.
-pub const STATUSES: [(Status, &str); 13] = [
-    (Status::GeneralError, "GNTST_general_error"),
-    (Status::BadDomain, "GNTST_bad_domain"),
-    (Status::BadGntref, "GNTST_bad_gntref"),
-    (Status::BadHandle, "GNTST_bad_handle"),
-    (Status::BadVirtAddr, "GNTST_bad_virt_addr"),
-    (Status::BadDevAddr, "GNTST_bad_dev_addr"),
-    (Status::NoDeviceSpace, "GNTST_no_device_space"),
-    (Status::PermissionDenied, "GNTST_permission_denied"),
-    (Status::BadPage, "GNTST_bad_page"),
-    (Status::BadCopyArg, "GNTST_bad_copy_arg"),
-    (Status::AddressTooBig, "GNTST_address_too_big"),
-    (Status::Again, "GNTST_eagain"),
-    (Status::NoSpace, "GNTST_no_space"),
-];
-
-impl Status {
-    /// `Ok` for 0 (`GNTST_okay`), else the status with this code; a code that is not in the list
-    /// is a general error.
-    ///
-    /// # Errors
-    /// The status.
-    pub fn from_code(code: i16) -> Result<(), Self> {
-        if code == 0 {
-            return Ok(());
-        }
-        let known = STATUSES.iter().find(|(status, _)| *status as i16 == code);
-        Err(known.map_or(Self::GeneralError, |(status, _)| *status))
-    }
-}
-
-impl fmt::Display for Status {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let named = STATUSES.iter().find(|(status, _)| status == self);
-        f.write_str(named.map_or("GNTST_?", |(_, name)| name))
-    }
-}
 
 /// One granted page, mapped; dropping it unmaps.
 #[derive(Debug)]
@@ -346,16 +266,5 @@ mod tests {
             let outside = grants.copy_out(&mut [piece(3, 0, at)], &mut bytes);
             assert_eq!(outside, Err(Error::Inval));
         }
-    }
-
-    #[test]
-    fn statuses_round_trip() {
-        for (status, name) in STATUSES {
-            assert_eq!(Status::from_code(status as i16), Err(status));
-            assert_eq!(status.to_string(), name);
-        }
-        assert_eq!(Status::from_code(0), Ok(()));
-        assert_eq!(Status::from_code(-99), Err(Status::GeneralError));
-        assert_eq!(Status::from_code(1), Err(Status::GeneralError), "XSA-316: a positive status");
     }
 }

@@ -6,8 +6,9 @@
 //!
 //! | module | what it is |
 //! |---|---|
-//! | [`types`] | [`DomId`], [`GrantRef`], [`Port`], [`Gfn`] |
+//! | [`types`] | [`DomId`], [`GrantRef`], [`Port`], [`Gfn`], [`Access`](types::Access) |
 //! | [`error`] | [`Error`]: what the hypervisor or its drivers answered |
+//! | `status` | [`Status`](gnttab::Status): what a grant operation ended with |
 //! | [`evtchn`] | [`EventChannels`](evtchn::EventChannels): notifications between domains |
 //! | [`gnttab`] | [`GrantMap`](gnttab::GrantMap): reaching pages that a domain has granted; [`GrantOffer`](gnttab::GrantOffer): granting them |
 //! | [`domwatch`] | [`DomainWatch`](domwatch::DomainWatch): which domains came, shut down, died |
@@ -22,6 +23,7 @@ pub mod evtchn;
 pub mod foreignmem;
 pub mod gnttab;
 pub mod shared;
+mod status;
 pub mod types;
 
 pub use error::Error;

@@ -8,7 +8,7 @@
 //! the crate with `unsafe`.
 #![allow(unsafe_code)]
 
-use crate::gnttab::Access;
+use crate::types::Access;
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::fmt;
 use std::ptr::NonNull;

@@ -1,4 +1,4 @@
-//! The numbers that Xen gives to things, each in a type of its own.
+//! The numbers that Xen gives to things, each in a type of its own, and the two ways to map a page.
 
 use std::fmt;
 
@@ -69,3 +69,12 @@ impl fmt::Display for Port {
 /// A guest frame number (`xen_pfn_t`): a page as the guest counts its own memory.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Gfn(pub u64);
+
+/// What the mapping side may do with a page.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Access {
+    /// Read only (`GTF_readonly`, `GNTMAP_readonly`).
+    Read,
+    /// Read and write.
+    ReadWrite,
+}
