@@ -7,8 +7,8 @@
 use crate::Result;
 use crate::guest::pin;
 use crate::host::Host;
-use crate::speed::Talker;
-use crate::table::{Extent, Goal, Row};
+use crate::table::{Extent, Goal, Row, fast};
+use crate::talker::Talker;
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::event::{EventfdFlags, eventfd};
@@ -251,13 +251,6 @@ impl Channel {
         self.ping.tell("go")?;
         Ok(self.ping.hear()? as f64 / TRIPS as f64)
     }
-}
-
-/// What the fastest tenth of the rounds does not exceed: other work of the machine makes any of them slower
-/// and none faster.
-pub(crate) fn fast(rounds: &mut [f64]) -> f64 {
-    rounds.sort_by(f64::total_cmp);
-    rounds.get(rounds.len() / 10).copied().unwrap_or(f64::NAN)
 }
 
 /// This alone.

@@ -7,6 +7,7 @@ mod life;
 mod neighbour;
 mod speed;
 mod table;
+mod talker;
 
 use std::process::ExitCode;
 use table::{Extent, Row};

@@ -4,8 +4,8 @@
 use crate::Result;
 use crate::guest::RingStore;
 use crate::host::{Host, run};
-use crate::speed::{Talker, median};
-use crate::table::{Extent, Goal, Row};
+use crate::table::{Extent, Goal, Row, median};
+use crate::talker::Talker;
 use rustix::process::{WaitOptions, wait};
 use std::process::Command;
 use std::time::{Duration, Instant};

@@ -1,76 +1,21 @@
 //! Grants and requests to the store, and what [`bounce`] says of event channels, each beside what it is measured by.
 
 use crate::Result;
-use crate::bounce::{self, fast};
+use crate::bounce;
 use crate::host::{Host, WITHIN, run};
-use crate::table::{Extent, Goal, Row};
+use crate::table::{Extent, Goal, Row, fast, median};
+use crate::talker::Talker;
 use conformance::Purpose;
 use conformance::daemon::{Daemon, Kind, Options};
-use std::fs::File;
-use std::io::{BufRead, BufReader, PipeReader, PipeWriter, Read, Write};
-use std::os::fd::AsFd;
+use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Instant;
 use xen::GrantRef;
 use xen::domctl::DomainControl;
 use xen::gnttab::{Access, GrantMap};
-use xen_hosted::domain::{Config, Files};
-use xen_hosted::domctl::{Control, Created, Descriptors};
 use xenstore::Store;
 use xenstore_core::wire::{MsgType, split_message};
-
-/// A domain of this program with a pipe to talk to.
-pub(crate) struct Talker {
-    pub(crate) created: Created,
-    input: PipeWriter,
-    output: BufReader<PipeReader>,
-}
-
-impl Talker {
-    pub(crate) fn create(control: &mut Control, args: &[&str]) -> Result<Self> {
-        Self::create_with(control, args, |_| {})
-    }
-
-    /// The same, its configuration changed.
-    pub(crate) fn create_with(
-        control: &mut Control,
-        args: &[&str],
-        change: impl FnOnce(&mut Config),
-    ) -> Result<Self> {
-        let (read_in, input) = std::io::pipe()?;
-        let (output, write_out) = std::io::pipe()?;
-        let mut config = Config::default();
-        config.files = Files::System;
-        config.args = ["guest"].iter().chain(args).map(Into::into).collect();
-        change(&mut config);
-        let program = File::open(std::env::current_exe()?)?;
-        let error = std::io::stderr();
-        let descriptors = Descriptors {
-            program: program.as_fd(),
-            input: read_in.as_fd(),
-            output: write_out.as_fd(),
-            error: error.as_fd(),
-        };
-        let created = control.create(&config, descriptors)?;
-        Ok(Self { created, input, output: BufReader::new(output) })
-    }
-
-    pub(crate) fn tell(&mut self, line: &str) -> Result<()> {
-        Ok(writeln!(self.input, "{line}")?)
-    }
-
-    pub(crate) fn hear(&mut self) -> Result<u64> {
-        let mut line = String::new();
-        self.output.read_line(&mut line)?;
-        line.trim().parse().map_err(|_| format!("a domain of the bench says {line:?}").into())
-    }
-}
-
-pub(crate) fn median(values: &mut [f64]) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
-}
 
 /// All of it.
 pub(crate) fn all(extent: &Extent) -> Result<Vec<Row>> {
