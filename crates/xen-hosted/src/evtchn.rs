@@ -9,7 +9,9 @@
 //! Who has the ports has the table of them to itself, without a lock: what the broker says of them meanwhile,
 //! to whichever thread is asking it something, waits with the `Link` until they are next looked at.
 
-use crate::link::{Answer, Counter, Link, from_errno};
+use crate::counters::Counter;
+use crate::errno::from_errno;
+use crate::link::{Answer, Link};
 use crate::proto::{Message, Request};
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::event::{EventfdFlags, Timespec, eventfd};

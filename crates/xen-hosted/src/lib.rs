@@ -11,6 +11,8 @@
 //! | [`domain`] | what a domain is to be; its sandbox: control groups, namespaces, system-call filter |
 //! | [`evtchn`], [`gnttab`], [`domwatch`], [`domctl`] | the traits of `xen`, as the broker's peers have them |
 //! | `link`, `proto` | a peer's socket; the messages on it |
+//! | `counters` | memory that broker and peers share: what each counts, identities |
+//! | `errno` | errors of system calls as the platform's |
 //! | [`mount`] | loop devices and mounts of the host's kernel, for guests that are trusted with it |
 //! | [`limits`] | every bound, by name |
 //! | `map`, `sys` | mapped memory; system calls that no crate has. With `mount` the only modules with `unsafe` |
@@ -69,9 +71,11 @@
 //! What the processes of domain 0 call after their start: sendto, recvmsg, write, epoll_wait,
 //! epoll_ctl, mmap, munmap, close ([`SYSTEM_CALLS`]).
 
+mod counters;
 pub mod domain;
 pub mod domctl;
 pub mod domwatch;
+mod errno;
 pub mod evtchn;
 pub mod gnttab;
 pub mod hypervisor;
@@ -197,7 +201,7 @@ impl Platform {
         if number.parse() != Ok(domain::GUEST_DESCRIPTOR) {
             return Err(Error::NoDev);
         }
-        Self::over(sys::inherited(domain::GUEST_DESCRIPTOR).map_err(link::from_errno)?)
+        Self::over(sys::inherited(domain::GUEST_DESCRIPTOR).map_err(errno::from_errno)?)
     }
 
     /// The platform of the domain that has handed on its `socket` to the broker. To the broker, who holds

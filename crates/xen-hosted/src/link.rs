@@ -1,6 +1,7 @@
 //! A peer's end of its socket to the broker: requests, and what the broker says unasked.
 
-use crate::gnttab::ForeignArenas;
+use crate::counters::{Counter, IDENTITIES_LEN, counters_len};
+use crate::errno::from_errno;
 use crate::limits::{ANSWER_WITHIN_S, PACKET_MAX};
 use crate::map::Map;
 use crate::proto::{self, Message, Request};
@@ -9,6 +10,7 @@ use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
 use std::collections::VecDeque;
+use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -16,42 +18,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 use xen::gnttab::Access;
 use xen::{DomId, Error, Port};
-
-/// Words before those of the ports in the memory where a peer counts.
-const COUNTERS_HEAD: usize = 8;
-
-/// Bytes of that memory for so many ports.
-pub(crate) fn counters_len(ports_max: u32) -> usize {
-    (COUNTERS_HEAD + ports_max as usize) * 8
-}
-
-/// Something that a peer counts, for the broker to read at any moment.
-#[derive(Clone, Copy)]
-pub(crate) enum Counter {
-    /// Pages granted now.
-    Granted,
-    /// Pages mapped now.
-    Mapped,
-    /// What this process was refused without the broker being asked.
-    Refused,
-    /// What the broker has told this peer unasked (written by the broker).
-    Told,
-    /// Notifications received at this port.
-    Received(Port),
-}
-
-impl Counter {
-    /// Where it lies, in bytes.
-    pub(crate) fn offset(self) -> usize {
-        8 * match self {
-            Self::Granted => 0,
-            Self::Mapped => 1,
-            Self::Told => 2,
-            Self::Refused => 3,
-            Self::Received(port) => COUNTERS_HEAD + port.0 as usize,
-        }
-    }
-}
 
 /// Locks, also where another thread panicked meanwhile: nothing here is left half done.
 #[inline]
@@ -85,6 +51,12 @@ impl Answer {
 /// What the broker has said of a port, with its descriptors.
 pub(crate) type News = (Message, Vec<OwnedFd>);
 
+/// A table of other domains' arenas that this process has looked up.
+pub(crate) trait FollowsArenas: fmt::Debug + Send + Sync {
+    /// The arena is no longer its granter's.
+    fn arena_ended(&self, granter: DomId, slot: u32);
+}
+
 /// One process's connection to the broker.
 #[derive(Debug)]
 pub(crate) struct Link {
@@ -96,8 +68,8 @@ pub(crate) struct Link {
     news: Mutex<Vec<News>>,
     /// Readable while there is some.
     news_event: OwnedFd,
-    /// The arenas that this process has looked up, for as long as somebody maps from them.
-    foreign: Mutex<Vec<Weak<ForeignArenas>>>,
+    /// Who has looked up arenas in this process.
+    followers: Mutex<Vec<Weak<dyn FollowsArenas>>>,
     /// Somebody waits at the ports.
     pub(crate) ports_taken: AtomicBool,
     pub(crate) domid: DomId,
@@ -158,10 +130,7 @@ impl Link {
         let len = counters_len(ports_max);
         let counters = Map::new(hello.fd()?, 0, len, Access::ReadWrite).map_err(from_errno)?;
         let identities = match hello.fds.pop_front() {
-            Some(fd) => Some(
-                Map::new(fd, 0, crate::hypervisor::IDENTITIES_LEN, Access::Read)
-                    .map_err(from_errno)?,
-            ),
+            Some(fd) => Some(Map::new(fd, 0, IDENTITIES_LEN, Access::Read).map_err(from_errno)?),
             None => None,
         };
         Ok(Arc::new(Self {
@@ -171,7 +140,7 @@ impl Link {
             gone,
             news: Mutex::new(news),
             news_event,
-            foreign: Mutex::default(),
+            followers: Mutex::default(),
             ports_taken: AtomicBool::new(false),
             first_ports,
             counters,
@@ -252,10 +221,9 @@ impl Link {
     fn apply(&self, message: Message, fds: Vec<OwnedFd>) {
         if let Message::ArenaEnded { granter, slot } = &message {
             self.heard.fetch_add(1, Ordering::Relaxed);
-            let tables: Vec<_> = lock(&self.foreign).iter().filter_map(Weak::upgrade).collect();
-            for table in tables {
-                let ended = lock(&table).remove(&(*granter, *slot));
-                drop(ended);
+            let all: Vec<_> = lock(&self.followers).iter().filter_map(Weak::upgrade).collect();
+            for follower in all {
+                follower.arena_ended(*granter, *slot);
             }
         } else {
             let mut news = lock(&self.news);
@@ -273,11 +241,11 @@ impl Link {
         let _ = proto::send(self.socket.as_fd(), &request.encode(), &[], SendFlags::empty());
     }
 
-    /// Arenas of this table that end are taken out of it.
-    pub(crate) fn follow(&self, table: &Arc<ForeignArenas>) {
-        let mut foreign = lock(&self.foreign);
-        foreign.retain(|table| table.strong_count() > 0);
-        foreign.push(Arc::downgrade(table));
+    /// Tells `follower` of arenas that end, for as long as it is there.
+    pub(crate) fn follow(&self, follower: Weak<dyn FollowsArenas>) {
+        let mut followers = lock(&self.followers);
+        followers.retain(|follower| follower.strong_count() > 0);
+        followers.push(follower);
     }
 
     /// Counts what was refused here; what the broker refuses it counts itself.
@@ -349,10 +317,4 @@ fn call(
 #[cold]
 fn late(errno: Errno) -> Error {
     from_errno(if errno == Errno::AGAIN { Errno::TIMEDOUT } else { errno })
-}
-
-/// The error with the number of a system call's.
-#[cold]
-pub(crate) fn from_errno(error: Errno) -> Error {
-    Error::from_errno(error.raw_os_error())
 }

@@ -4,8 +4,8 @@
 //! ([`Names`]): a process that waits for an answer through FUSE hears no signal, so the broker ends the
 //! connection before it ends the domain.
 
-use super::sandbox::{INNER_ID, Plan, ROOT, User};
-use super::{Devices, Lack};
+use super::root::ROOT;
+use super::user::{INNER_ID, User};
 use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags, open, statx};
 use rustix::io::Errno;
 use rustix::mount::{
@@ -94,35 +94,31 @@ pub(super) fn open_fuse() -> Result<OwnedFd, Errno> {
     open("/dev/fuse", FUSE_FLAGS, Mode::empty())
 }
 
-/// Opens the connection for the domain's `/dev`, where it is to have one: in its user namespace, whose
-/// mounts alone can have it, and while it is the broker's user, who may open it.
-pub(super) fn connect(plan: &mut Plan<'_>) -> Option<OwnedFd> {
-    if plan.config.devices == Devices::None {
-        return None;
-    }
-    let unable = Lack::Namespaces.bit() | Lack::Devices.bit();
-    let opened = match &plan.devices {
-        _ if plan.lacks & unable != 0 => Err(Errno::PERM),
-        Some(devices) => rustix::io::fcntl_dupfd_cloexec(&devices.fuse, 3),
+/// Opens the connection for the domain's `/dev`: in its user namespace, whose mounts alone can have it, and
+/// while it is the broker's user, who may open it. `given` is the mount that root has made already.
+pub(super) fn connect(given: Option<&DeviceMount>) -> Result<OwnedFd, Errno> {
+    match given {
+        Some(given) => rustix::io::fcntl_dupfd_cloexec(&given.fuse, 3),
         None => open_fuse(),
-    };
-    if opened.is_err() {
-        plan.lacks |= Lack::Devices.bit();
     }
-    opened.ok()
 }
 
-/// Mounts what is at the domain's `/dev`.
-pub(super) fn mount(fuse: &OwnedFd, plan: &Plan<'_>) -> Result<Names, Errno> {
-    let id = match plan.user {
+/// Mounts what is at the domain's `/dev`: what root has made already, or a mount for files of `user`.
+pub(super) fn mount(
+    fuse: &OwnedFd,
+    given: Option<&DeviceMount>,
+    user: User,
+    source: &str,
+) -> Result<Names, Errno> {
+    let id = match user {
         User::DropsTo(id) => id,
         User::Mapped | User::Same => INNER_ID,
     };
-    if let Some(devices) = &plan.devices {
+    if let Some(given) = given {
         let from = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-        move_mount(&devices.mount, "", rustix::fs::CWD, format!("{ROOT}/dev"), from)?;
+        move_mount(&given.mount, "", rustix::fs::CWD, format!("{ROOT}/dev"), from)?;
     } else {
-        mount_fuse(fuse, id, plan.host)?;
+        mount_fuse(fuse, id, source)?;
     }
     Names::own()
 }

@@ -15,28 +15,11 @@
 
 mod table;
 
+pub(crate) use table::{Processes, Sandbox};
+
 use confine::{Arg, Calls, Error, Filter, Refusals};
 use rustix::io::Errno;
 use table::{OWN_PROCESS, rows};
-
-/// A sandbox that calls are made in.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Sandbox {
-    pub(crate) processes: Processes,
-    /// Its user is nobody else's: what the kernel counts by user is its own.
-    pub(crate) own_user: bool,
-}
-
-/// What a domain may do to processes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Processes {
-    /// Whatever it likes: it has a namespace of its own for them, and sees no others.
-    OfItsOwn,
-    /// Start threads, and signal them, in the process with this number: there is no namespace, so another
-    /// process would outlive the domain, and whatever names a process, a file or a socket could name
-    /// anybody's of this user.
-    ThreadsOf(u32),
-}
 
 /// Calls on attributes of files, which programs do without where a file system has none.
 const ATTRIBUTES: &[libc::c_long] = &[

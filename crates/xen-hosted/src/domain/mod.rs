@@ -1,205 +1,29 @@
 //! A domain as a process: what its creator asks for, its sandbox, its limits.
 
 pub(crate) mod cgroup;
+mod config;
 mod delegation;
 pub(crate) mod devices;
 pub(crate) mod filter;
+mod lack;
+mod root;
 pub(crate) mod sandbox;
 mod script;
+pub(crate) mod user;
 
+pub use config::{
+    Config, DEVICES_DESCRIPTOR, DEVICES_VARIABLE, Devices, Files, GUEST_DESCRIPTOR, GUEST_VARIABLE,
+    Lifetime,
+};
 pub use filter::system_calls;
+pub(crate) use lack::LACKS;
+pub use lack::Lack;
 
-use crate::limits::{MEMORY_DEFAULT_KIB, MEMORY_MIN_KIB, TASKS_DEFAULT};
-use std::ffi::{CString, OsStr, OsString};
-use std::fmt;
-use std::os::unix::ffi::OsStrExt;
 use xen::domwatch::ShutdownReason;
 
-/// The descriptor at which a domain's program finds its socket to the broker.
-pub const GUEST_DESCRIPTOR: i32 = 3;
-/// The variable that tells a domain's program so.
-pub const GUEST_VARIABLE: &str = "XEN_HOSTED_FD";
-/// The descriptor at which a domain's program finds its connection to FUSE, where it has one.
-pub const DEVICES_DESCRIPTOR: i32 = 4;
-/// The variable that tells a domain's program so, where it has one.
-pub const DEVICES_VARIABLE: &str = "XEN_HOSTED_DEVICES";
 /// A program that ends with this exit status plus a shutdown reason's number ends its domain for that
 /// reason. 0 is power-off; any other status, and any signal, is a crash.
 pub const SHUTDOWN_STATUS: u8 = 0x40;
-
-/// What files a domain sees, all of them for reading only.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum Files {
-    /// None: for programs that are linked statically.
-    #[default]
-    None,
-    /// `/usr` of the host and the folders of the root that hold programs and libraries.
-    System,
-}
-
-/// What a domain has at `/dev`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum Devices {
-    /// Nothing.
-    #[default]
-    None,
-    /// Files that its own program serves through FUSE ([`DEVICES_VARIABLE`]): the mount is made before
-    /// the program runs, which can mount nothing itself. `/tmp` may be written then, up to 16 MiB of the
-    /// domain's memory, and `/mnt` is there for what domain 0 mounts.
-    Files,
-    /// The same, and the host's kernel may use the files too (as a loop device's): the mount belongs to
-    /// the host's user namespace. Only for a domain that is trusted with that kernel, and only where the
-    /// broker is root; else it is [`Devices::Files`].
-    KernelFiles,
-}
-
-/// Longest time that a domain may be there.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum Lifetime {
-    /// As long as its host.
-    #[default]
-    OfTheHost,
-    /// As long as the connection that has created it, until that says
-    /// [`Control::keep`](crate::domctl::Control::keep): what a creator that dies has begun does not stay.
-    Held,
-}
-
-/// What a new domain is to be.
-#[derive(Clone, PartialEq, Eq, Debug)]
-#[non_exhaustive]
-pub struct Config {
-    /// By which its creator knows it, whatever number it gets.
-    pub handle: [u8; 16],
-    /// Memory that it may have, arenas included, in KiB; at least
-    /// [`MEMORY_MIN_KIB`].
-    pub memory_max_kib: u64,
-    /// Processes and threads that it may have.
-    pub tasks_max: u32,
-    /// Its share of the processors against others, 256 by default.
-    pub weight: u16,
-    /// At most this many hundredths of one processor; 0 is no bound.
-    pub cap: u16,
-    /// The files that it sees.
-    pub files: Files,
-    /// What it has at `/dev`.
-    pub devices: Devices,
-    /// When its end is its creator's, too.
-    pub lifetime: Lifetime,
-    /// The program's arguments, its name first.
-    pub args: Vec<OsString>,
-    /// The program's variables, `NAME=value`; [`GUEST_VARIABLE`] is added.
-    pub env: Vec<OsString>,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            handle: [0; 16],
-            memory_max_kib: MEMORY_DEFAULT_KIB,
-            tasks_max: TASKS_DEFAULT,
-            weight: 256,
-            cap: 0,
-            files: Files::None,
-            devices: Devices::None,
-            lifetime: Lifetime::OfTheHost,
-            args: Vec::new(),
-            env: Vec::new(),
-        }
-    }
-}
-
-impl Config {
-    /// The words and strings of a request to create it.
-    pub(crate) fn encode(&self) -> Vec<u8> {
-        let mut bytes = self.handle.to_vec();
-        let files = match self.files {
-            Files::None => 0,
-            Files::System => 1,
-        };
-        let devices = match self.devices {
-            Devices::None => 0,
-            Devices::Files => 1,
-            Devices::KernelFiles => 2,
-        };
-        let lifetime = match self.lifetime {
-            Lifetime::OfTheHost => 0,
-            Lifetime::Held => 1,
-        };
-        for word in [
-            self.memory_max_kib,
-            self.tasks_max.into(),
-            self.weight.into(),
-            self.cap.into(),
-            files,
-            devices,
-            lifetime,
-            self.args.len() as u64,
-            self.env.len() as u64,
-        ] {
-            bytes.extend_from_slice(&word.to_ne_bytes());
-        }
-        for string in self.args.iter().chain(&self.env) {
-            bytes.extend_from_slice(string.as_bytes());
-            bytes.push(0);
-        }
-        bytes
-    }
-
-    /// What a request asks for; `None` where it is none, or asks for what cannot be.
-    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
-        let (handle, rest) = bytes.split_first_chunk::<16>()?;
-        let (head, strings) = rest.split_first_chunk::<72>()?;
-        let (words, _) = head.as_chunks::<8>();
-        let mut words = words.iter().map(|word| u64::from_ne_bytes(*word));
-        let mut config = Self { handle: *handle, ..Self::default() };
-        config.memory_max_kib = words.next()?;
-        config.tasks_max = u32::try_from(words.next()?).ok()?;
-        config.weight = u16::try_from(words.next()?).ok()?;
-        config.cap = u16::try_from(words.next()?).ok()?;
-        config.files = match words.next()? {
-            0 => Files::None,
-            1 => Files::System,
-            _ => return None,
-        };
-        config.devices = match words.next()? {
-            0 => Devices::None,
-            1 => Devices::Files,
-            2 => Devices::KernelFiles,
-            _ => return None,
-        };
-        config.lifetime = match words.next()? {
-            0 => Lifetime::OfTheHost,
-            1 => Lifetime::Held,
-            _ => return None,
-        };
-        let (args, env) =
-            (usize::try_from(words.next()?).ok()?, usize::try_from(words.next()?).ok()?);
-        let mut strings = strings.strip_suffix(b"\0")?.split(|byte| *byte == 0);
-        let mut take = |count: usize| -> Option<Vec<OsString>> {
-            let list: Vec<OsString> =
-                strings.by_ref().take(count).map(|text| OsStr::from_bytes(text).into()).collect();
-            (list.len() == count).then_some(list)
-        };
-        config.args = take(args)?;
-        config.env = take(env)?;
-        let bounded = config.memory_max_kib >= MEMORY_MIN_KIB
-            && config.memory_max_kib <= u64::MAX / 1024
-            && config.tasks_max > 0
-            && config.weight > 0
-            && !config.args.is_empty();
-        bounded.then_some(config)
-    }
-
-    /// Arguments and variables as a program is given them.
-    pub(crate) fn program_strings(&self) -> Option<(Vec<CString>, Vec<CString>)> {
-        let strings = |list: &[OsString]| -> Option<Vec<CString>> {
-            list.iter().map(|text| CString::new(text.as_bytes()).ok()).collect()
-        };
-        let mut env = strings(&self.env)?;
-        env.push(CString::new(format!("{GUEST_VARIABLE}={GUEST_DESCRIPTOR}")).ok()?);
-        Some((strings(&self.args)?, env))
-    }
-}
 
 /// Why a domain ended, from how its first process did.
 pub(crate) fn reason(exit_status: Option<i32>) -> ShutdownReason {
@@ -215,120 +39,9 @@ pub(crate) fn reason(exit_status: Option<i32>) -> ShutdownReason {
     }
 }
 
-/// Something of its sandbox that a domain does without, since machine or user does not let it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[non_exhaustive]
-pub enum Lack {
-    /// No user namespace of its own.
-    UserNamespace,
-    /// No namespaces at all: it sees the host's processes and network interfaces.
-    Namespaces,
-    /// No bound to the memory of all its processes together.
-    MemoryLimit,
-    /// Neither share nor cap of the processors.
-    CpuLimit,
-    /// No bound to its processes but the user's.
-    TaskLimit,
-    /// No freezer: a pause stops its first process alone.
-    Freezer,
-    /// A user of its own: it runs as the broker's.
-    OwnUser,
-    /// Landlock, where there are no namespaces: it sees the host's files.
-    Landlock,
-    /// All ports: descriptors are too few.
-    Ports,
-    /// Files at `/dev`, where they were asked for.
-    Devices,
-    /// An account of its processor time, or of its memory.
-    Accounting,
-}
-
-/// Each lack with what is said of it.
-pub(crate) const LACKS: [(Lack, &str); 11] = [
-    (
-        Lack::UserNamespace,
-        "domains get no user namespace of their own: this kernel or its security policy refuses them",
-    ),
-    (
-        Lack::Namespaces,
-        "domains get no namespaces (this kernel or its security policy refuses them to this user) and are \
-         one process each; Landlock, seccomp and resource limits remain",
-    ),
-    (
-        Lack::MemoryLimit,
-        "a domain's memory is bounded for each process and not in all, and what its processes share not at \
-         all: no memory control group may be made here (run in a delegated one)",
-    ),
-    (
-        Lack::CpuLimit,
-        "weight and cap have no effect: no cpu control group may be made here (run in a delegated one)",
-    ),
-    (
-        Lack::TaskLimit,
-        "processes are bounded by RLIMIT_NPROC alone, and threads not at all where there are no \
-         namespaces: no pids control group here",
-    ),
-    (Lack::Freezer, "a pause stops a domain's first process alone: no freezer may be used here"),
-    (
-        Lack::OwnUser,
-        "domains run as the broker's own user: only root can give them others (and in a container only where it has \
-         the ids from 0x60000000 on)",
-    ),
-    (Lack::Landlock, "domains see the host's files: neither namespaces nor Landlock are to be had"),
-    (Lack::Ports, "a domain has fewer than 4096 ports: raise the hard limit of open files"),
-    (
-        Lack::Devices,
-        "domains get no files for their devices: they have no namespaces, or /dev/fuse is not there \
-         (modprobe fuse) or may not be opened by this user, or the broker could not end their connections \
-         (mount -t fusectl fusectl /sys/fs/fuse/connections)",
-    ),
-    (
-        Lack::Accounting,
-        "processor time or memory of domains is not counted, and reads 0: no control group for it here",
-    ),
-];
-
-impl Lack {
-    /// Its bit among others.
-    pub(crate) fn bit(self) -> u64 {
-        let at = LACKS.iter().position(|row| row.0 == self).unwrap_or(0);
-        1 << at
-    }
-
-    /// Those in a word.
-    pub(crate) fn all_of(bits: u64) -> Vec<Self> {
-        LACKS.iter().map(|row| row.0).filter(|lack| bits & lack.bit() != 0).collect()
-    }
-}
-
-impl fmt::Display for Lack {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(LACKS.iter().find(|row| row.0 == *self).map_or("?", |row| row.1))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn configurations_round_trip() {
-        let mut config = Config { args: vec!["program".into()], ..Config::default() };
-        assert_eq!(Config::decode(&config.encode()), Some(config.clone()));
-        config.args.push("".into());
-        config.env.push("A=1".into());
-        config.files = Files::System;
-        config.devices = Devices::Files;
-        config.lifetime = Lifetime::Held;
-        config.cap = 50;
-        assert_eq!(Config::decode(&config.encode()), Some(config.clone()));
-        config.weight = 0;
-        assert_eq!(Config::decode(&config.encode()), None);
-        let bytes = Config { args: vec!["x".into()], ..Config::default() }.encode();
-        for len in 0..bytes.len() - 1 {
-            assert_eq!(Config::decode(&bytes[..len]), None, "{len} bytes");
-        }
-    }
 
     #[test]
     fn an_exit_status_is_a_reason() {

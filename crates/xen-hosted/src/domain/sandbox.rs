@@ -3,42 +3,28 @@
 //! It runs in a copy of the broker (which has one thread) and leaves everything behind that it does
 //! not need: first its control groups, then user, namespaces, files, capabilities, and last all system
 //! calls that are not on the list. Whatever fails ends it: there is no half a sandbox. What the
-//! machine does not have was found out before ([`Lack`](super::Lack)).
+//! machine does not have was found out before ([`Lack`]).
 
+use super::config::{
+    Config, DEVICES_DESCRIPTOR, DEVICES_VARIABLE, Devices, Files, GUEST_DESCRIPTOR,
+};
 use super::devices::{self, DeviceMount, Names};
 use super::filter::{self, Processes, Sandbox};
+use super::lack::Lack;
+use super::root::{self, SYSTEM};
 use super::script::Script;
-use super::{Config, DEVICES_DESCRIPTOR, DEVICES_VARIABLE, Devices, Files, GUEST_DESCRIPTOR, Lack};
+use super::user::{INNER_ID, User, become_user};
 use crate::limits::SIGNALS_MAX;
 use crate::proto::{self, Message, Request};
 use crate::sys;
 use confine::Filter;
-use rustix::fs::{Mode, OFlags, mkdir, open, symlink};
+use rustix::fs::{Mode, OFlags, open};
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 use rustix::net::{RecvFlags, SendFlags};
-use rustix::process::{Gid, Resource, Rlimit, Signal, Uid, setrlimit};
+use rustix::process::{Resource, Rlimit, Signal, setrlimit};
 use rustix::thread::{CapabilitySet, UnshareFlags};
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-
-/// The user that a domain's program is in its own user namespace.
-pub(crate) const INNER_ID: u32 = 1000;
-/// Where the new root is put together, inside the domain's own mount namespace.
-pub(super) const ROOT: &str = "/tmp";
-/// Folders of the host that hold programs and libraries, or say which of them is meant.
-const SYSTEM: [&str; 7] = ["usr", "bin", "sbin", "lib", "lib64", "lib32", "etc/alternatives"];
-
-/// How the process gets its user.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum User {
-    /// The broker maps an id of the host into the new user namespace.
-    Mapped,
-    /// Root drops to this id, once it has what only root can give it; there is no user namespace.
-    DropsTo(u32),
-    /// It stays what it is, as the broker is nobody to change it; there are no namespaces.
-    Same,
-}
 
 /// All that the process is given.
 pub(crate) struct Plan<'a> {
@@ -93,7 +79,7 @@ pub(crate) fn become_domain(plan: Plan<'_>) {
 /// the number of the error. It is what a domain does, since a policy may let a namespace be made and
 /// refuse later what it is made for.
 pub(crate) fn try_namespaces(setup: &OwnedFd, user: User) -> ! {
-    let tried = try_root(setup, user, Devices::None).and_then(|_| enter_root());
+    let tried = try_root(setup, user, Devices::None).and_then(|_| root::enter());
     sys::exit_now(tried.err().map_or(0, Errno::raw_os_error))
 }
 
@@ -116,7 +102,7 @@ fn try_root(setup: &OwnedFd, user: User, devices: Devices) -> Result<Option<Owne
         become_user(INNER_ID)?;
     }
     leave_namespaces("probe")?;
-    build_root(&Config { devices, ..Config::default() }, None)?;
+    root::build(&Config { devices, ..Config::default() }, None)?;
     Ok(fuse)
 }
 
@@ -139,25 +125,27 @@ fn enter(mut plan: Plan<'_>, tells: &OwnedFd) -> Result<std::convert::Infallible
     }
     let has_namespaces = plan.lacks & Lack::Namespaces.bit() == 0;
     let script = Script::of(&plan.files[0], has_namespaces).map_err(|errno| (10, errno))?;
-    let mut fuse = devices::connect(&mut plan);
+    let mut fuse = open_devices(&mut plan);
     let mut names = None;
     if plan.user == User::Mapped {
         become_user(INNER_ID).map_err(|errno| (2, errno))?;
     }
     if has_namespaces {
         leave_namespaces(&plan.hostname).map_err(|errno| (3, errno))?;
-        build_root(plan.config, script.as_ref().map(|_| &plan.files[0]))
+        root::build(plan.config, script.as_ref().map(|_| &plan.files[0]))
             .map_err(|errno| (4, errno))?;
-        names = fuse.as_ref().and_then(|fuse| devices::mount(fuse, &plan).ok());
+        names = fuse.as_ref().and_then(|fuse| {
+            devices::mount(fuse, plan.devices.as_ref(), plan.user, plan.host).ok()
+        });
         if fuse.is_some() && names.is_none() {
             // Refused by an old kernel or a policy: the domain lives without.
             plan.lacks |= Lack::Devices.bit();
             fuse = None;
         }
         if plan.config.devices != Devices::None {
-            mount_tmp().map_err(|errno| (4, errno))?;
+            root::mount_tmp().map_err(|errno| (4, errno))?;
         }
-        enter_root().map_err(|errno| (5, errno))?;
+        root::enter().map_err(|errno| (5, errno))?;
     }
     bound(&plan).map_err(|errno| (6, errno))?;
     // Refused where it has no right to that, and then no capability either.
@@ -201,6 +189,22 @@ fn enter(mut plan: Plan<'_>, tells: &OwnedFd) -> Result<std::convert::Infallible
     Err((10, sys::run_program(program.as_fd(), &strings.0, &strings.1)))
 }
 
+/// Opens the connection for the domain's `/dev`, where it is to have one and can.
+fn open_devices(plan: &mut Plan<'_>) -> Option<OwnedFd> {
+    if plan.config.devices == Devices::None {
+        return None;
+    }
+    let unable = Lack::Namespaces.bit() | Lack::Devices.bit();
+    let opened = match plan.devices.as_ref() {
+        _ if plan.lacks & unable != 0 => Err(Errno::PERM),
+        given => devices::connect(given),
+    };
+    if opened.is_err() {
+        plan.lacks |= Lack::Devices.bit();
+    }
+    opened.ok()
+}
+
 /// Leaves the system calls that the domain may make.
 fn filter_calls(plan: &Plan<'_>) -> Option<()> {
     if plan.lacks & Lack::Namespaces.bit() == 0 {
@@ -239,17 +243,6 @@ fn tell_done(plan: &Plan<'_>, names: Vec<OwnedFd>) -> Result<(), Errno> {
     proto::send(plan.setup.as_fd(), &done, &fds, SendFlags::empty())
 }
 
-fn become_user(id: u32) -> Result<(), Errno> {
-    match rustix::thread::set_thread_groups(&[]) {
-        // An ordinary user may not give up groups, as some serve to keep files from their members.
-        Ok(()) | Err(Errno::PERM) => {}
-        Err(errno) => return Err(errno),
-    }
-    let (uid, gid) = (Uid::from_raw(id), Gid::from_raw(id));
-    rustix::thread::set_thread_res_gid(gid, gid, gid)?;
-    rustix::thread::set_thread_res_uid(uid, uid, uid)
-}
-
 fn leave_namespaces(hostname: &str) -> Result<(), Errno> {
     let flags = UnshareFlags::NEWNS
         | UnshareFlags::NEWNET
@@ -258,73 +251,6 @@ fn leave_namespaces(hostname: &str) -> Result<(), Errno> {
         | UnshareFlags::NEWCGROUP;
     sys::leave(flags)?;
     rustix::system::sethostname(hostname.as_bytes())
-}
-
-/// Puts the domain's root together at [`ROOT`]: an empty file system, and what it may see in it; its program, if that is
-/// a script.
-fn build_root(config: &Config, script: Option<&OwnedFd>) -> Result<(), Errno> {
-    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-    rustix::mount::mount_change("/", private)?;
-    // Kept open: what is to be seen may lie below where the new root is put.
-    let host = open("/", OFlags::PATH | OFlags::CLOEXEC | OFlags::DIRECTORY, Mode::empty())?;
-    let script = script.map(Script::text).transpose()?;
-    let size = 16 + script.as_ref().map_or(0, |text| text.len().div_ceil(4096) * 4);
-    let options = CString::new(format!("size={size}k,nr_inodes=64,mode=0755"));
-    let options = options.map_err(|_| Errno::INVAL)?;
-    let flags = MountFlags::NOSUID | MountFlags::NODEV;
-    rustix::mount::mount("domain", ROOT, "tmpfs", flags, options.as_c_str())?;
-    if config.devices != Devices::None {
-        for name in ["dev", "mnt", "tmp"] {
-            mkdir(format!("{ROOT}/{name}"), Mode::from_raw_mode(0o755))?;
-        }
-    }
-    if config.files == Files::System {
-        mkdir(format!("{ROOT}/etc"), Mode::from_raw_mode(0o755))?;
-        for name in SYSTEM {
-            let (from, to) = (format!("/{name}"), format!("{ROOT}/{name}"));
-            match rustix::fs::readlink(&from, Vec::new()) {
-                Ok(target) => symlink(target, &to)?,
-                Err(Errno::INVAL) => {
-                    mkdir(&to, Mode::from_raw_mode(0o755))?;
-                    rustix::mount::mount_bind_recursive(&from, &to)?;
-                }
-                Err(Errno::NOENT) => {}
-                Err(errno) => return Err(errno),
-            }
-        }
-    }
-    if let Some(text) = &script {
-        Script::put(text)?;
-    }
-    drop(host);
-    let root = CString::new(ROOT).map_err(|_| Errno::INVAL)?;
-    sys::add_mount_attributes(
-        &root,
-        libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV,
-    )
-}
-
-/// Mounts what it may write, for the sockets of its devices and what its programs need.
-fn mount_tmp() -> Result<(), Errno> {
-    let flags = MountFlags::NOSUID | MountFlags::NODEV;
-    let options = c"size=16m,nr_inodes=1024,mode=1777";
-    rustix::mount::mount("domain", format!("{ROOT}/tmp"), "tmpfs", flags, options)
-}
-
-/// Makes [`ROOT`] the root, and lets go of the host's.
-fn enter_root() -> Result<(), Errno> {
-    rustix::process::chdir(ROOT)?;
-    match rustix::process::pivot_root(".", ".") {
-        Ok(()) => rustix::mount::unmount(".", UnmountFlags::DETACH)?,
-        // The host's root is its kernel's first one, which stays: it is covered, as switch_root(8) does. No path leads
-        // out of what covers it, and who has no capability can neither uncover it nor leave by another chroot(2).
-        Err(Errno::INVAL) => {
-            rustix::mount::mount_move(".", "/")?;
-            rustix::process::chroot(".")?;
-        }
-        Err(errno) => return Err(errno),
-    }
-    rustix::process::chdir("/")
 }
 
 fn bound(plan: &Plan<'_>) -> Result<(), Errno> {

@@ -3,7 +3,6 @@
 //! The kernel would give the interpreter the script as `/dev/fd/N`, which a domain has not. So the sandbox
 //! copies the script into the domain's root, and runs the interpreter that the domain sees.
 
-use super::sandbox::ROOT;
 use crate::limits::SCRIPT_MAX;
 use rustix::fs::{Mode, OFlags, open, readlink};
 use rustix::io::Errno;
@@ -58,11 +57,11 @@ impl Script {
         Ok(text)
     }
 
-    /// Puts a script into the new root.
-    pub(super) fn put(mut text: &[u8]) -> Result<(), Errno> {
+    /// Puts a script into the new root, which is put together at `root`.
+    pub(super) fn put(root: &str, mut text: &[u8]) -> Result<(), Errno> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let mode = Mode::RUSR | Mode::RGRP | Mode::ROTH;
-        let file = open(format!("{ROOT}/{NAME}"), flags, mode)?;
+        let file = open(format!("{root}/{NAME}"), flags, mode)?;
         while !text.is_empty() {
             let count = rustix::io::write(&file, text)?;
             text = text.get(count..).unwrap_or_default();

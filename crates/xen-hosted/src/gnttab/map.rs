@@ -1,21 +1,23 @@
 //! The mapping side.
 
 use super::{Arena, PERMIT_ACCESS, READONLY, entry_offset, holders_offset, place};
+use crate::counters::Counter;
+use crate::errno::from_errno;
 use crate::limits::ARENA_PAGES;
-use crate::link::{Counter, Link, from_errno, lock};
+use crate::link::{FollowsArenas, Link, lock};
 use crate::map::{KeepsMap, Map, page};
 use crate::proto::Request;
 use std::collections::HashMap;
 use std::ptr::NonNull;
 use std::sync::atomic::Ordering::SeqCst;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use xen::gnttab::{Access, GrantMap, Mapping, Status};
 use xen::shared::Unmap;
 use xen::{DomId, Error, GrantRef};
 
 /// An arena of another domain, as this process has it mapped.
 #[derive(Debug)]
-pub(crate) struct Foreign {
+struct Foreign {
     granter: DomId,
     /// What the broker tells it by from others that have had its slot.
     number: u64,
@@ -86,7 +88,30 @@ impl Drop for Foreign {
 }
 
 /// The arenas that one [`Grants`] has looked up; those that end are taken out.
-pub(crate) type ForeignArenas = Mutex<HashMap<(DomId, u32), Arc<Foreign>>>;
+#[derive(Debug, Default)]
+struct ForeignArenas(Mutex<HashMap<(DomId, u32), Arc<Foreign>>>);
+
+impl ForeignArenas {
+    fn get(&self, granter: DomId, slot: u32) -> Option<Arc<Foreign>> {
+        lock(&self.0).get(&(granter, slot)).map(Arc::clone)
+    }
+
+    fn insert(&self, granter: DomId, slot: u32, arena: Arc<Foreign>) {
+        lock(&self.0).insert((granter, slot), arena);
+    }
+
+    /// Takes an arena out; it is dropped without the lock, as that tells the broker.
+    fn remove(&self, granter: DomId, slot: u32) {
+        let removed = lock(&self.0).remove(&(granter, slot));
+        drop(removed);
+    }
+}
+
+impl FollowsArenas for ForeignArenas {
+    fn arena_ended(&self, granter: DomId, slot: u32) {
+        self.remove(granter, slot);
+    }
+}
 
 /// Maps pages that other domains have granted to this one.
 #[derive(Debug)]
@@ -98,17 +123,17 @@ pub struct Grants {
 impl Grants {
     /// Grants over this connection.
     pub(crate) fn new(link: Arc<Link>) -> Self {
-        let arenas = Arc::default();
-        link.follow(&arenas);
+        let arenas = Arc::<ForeignArenas>::default();
+        let follower: Weak<ForeignArenas> = Arc::downgrade(&arenas);
+        link.follow(follower);
         Self { link, arenas }
     }
 
     /// The arena, looked up once and kept.
     fn arena(&mut self, granter: DomId, slot: u32) -> Result<Arc<Foreign>, Error> {
-        let known = lock(&self.arenas).get(&(granter, slot)).map(Arc::clone);
-        match known {
+        match self.arenas.get(granter, slot) {
             Some(known) if !known.arena.ended() => return Ok(known),
-            Some(_) => drop(lock(&self.arenas).remove(&(granter, slot))),
+            Some(_) => self.arenas.remove(granter, slot),
             None => {}
         }
         let mut answer = self.link.call(&Request::FindArena { granter, slot }).map_err(refusal)?;
@@ -121,7 +146,7 @@ impl Grants {
         let mapped = Mutex::new(vec![0; ARENA_PAGES as usize].into_boxed_slice());
         let link = Arc::clone(&self.link);
         let arena = Arc::new(Foreign { granter, number, arena, bit, link, mapped });
-        lock(&self.arenas).insert((granter, slot), Arc::clone(&arena));
+        self.arenas.insert(granter, slot, Arc::clone(&arena));
         Ok(arena)
     }
 }

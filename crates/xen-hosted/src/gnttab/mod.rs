@@ -17,7 +17,6 @@
 mod map;
 mod offer;
 
-pub(crate) use map::ForeignArenas;
 pub use map::Grants;
 pub use offer::Offers;
 

@@ -1,8 +1,10 @@
 //! The granting side.
 
 use super::{Arena, entry, entry_offset, holders_offset, reference};
+use crate::counters::Counter;
+use crate::errno::from_errno;
 use crate::limits::ARENA_PAGES;
-use crate::link::{Counter, Link, from_errno, lock};
+use crate::link::{Link, lock};
 use crate::map::{KeepsMap, Map, page};
 use crate::proto::Request;
 use std::collections::HashMap;

@@ -1,8 +1,9 @@
 //! Grants, as far as the broker is in them: making arenas, handing them to the one peer of each,
 //! ending them.
 
-use super::serve::{Answered, words};
-use super::{Broker, PeerId, Stage, failed};
+use super::answer::{Answered, words};
+use super::{Broker, PeerId, Stage};
+use crate::errno::from_errno;
 use crate::gnttab::{ENDED, PAGES_LEN, TABLE_LEN, entry, entry_offset, holders_offset};
 use crate::limits::{ARENA_PAGES, DOM0_ARENAS_MAX, HOLDERS_MAX};
 use crate::map::{Map, memfd};
@@ -43,8 +44,8 @@ impl Arena {
         writable: bool,
     ) -> Result<Self, Error> {
         let make = |len| {
-            let fd = memfd("arena", len).map_err(failed)?;
-            fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW).map_err(failed)?;
+            let fd = memfd("arena", len).map_err(from_errno)?;
+            fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW).map_err(from_errno)?;
             Ok::<_, Error>(fd)
         };
         let (table, pages) = if writable {
@@ -52,7 +53,7 @@ impl Arena {
         } else {
             (make(TABLE_LEN)?, Some(make(PAGES_LEN)?))
         };
-        fcntl_add_seals(&table, SealFlags::SEAL).map_err(failed)?;
+        fcntl_add_seals(&table, SealFlags::SEAL).map_err(from_errno)?;
         let holders = Vec::new();
         Ok(Self {
             number,
@@ -191,7 +192,7 @@ impl Broker {
         if let (false, Some(pages)) = (arena.ready, &arena.pages) {
             let seals = SealFlags::FUTURE_WRITE | SealFlags::SEAL;
             // Refused where the granter has set seals of its own: then nobody gets the arena.
-            fcntl_add_seals(pages, seals).map_err(failed)?;
+            fcntl_add_seals(pages, seals).map_err(from_errno)?;
         }
         arena.ready = true;
         words([])

@@ -4,7 +4,7 @@
 //! process itself: a domain that has stopped serving is killed once its connection has ended, and not before.
 
 use super::namespaces::Namespaces;
-use super::remains::ends_until;
+use super::process::ends_until;
 use super::users::Users;
 use crate::domain::devices::{Names, end_by_unmounting};
 use crate::sys;

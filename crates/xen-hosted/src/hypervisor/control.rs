@@ -1,12 +1,13 @@
 //! What the toolstack may ask of domains that exist.
 
+use super::answer::{Answered, words};
 use super::arenas::ARENA_LEN;
 use super::ports::read_counter;
-use super::serve::{Answered, words};
 use super::{Broker, Domain, PeerId, Stage};
+use crate::counters::Counter;
 use crate::domctl::info_words;
+use crate::errno::from_errno;
 use crate::limits::LISTED_AT_ONCE;
-use crate::link::Counter;
 use crate::proto::{self, Message};
 use rustix::net::SendFlags;
 use rustix::process::{Signal, pidfd_send_signal};
@@ -76,7 +77,7 @@ impl Broker {
             && let Some(process) = &domain.process
         {
             let signal = if frozen { Signal::STOP } else { Signal::CONT };
-            pidfd_send_signal(&process.pidfd, signal).map_err(super::failed)?;
+            pidfd_send_signal(&process.pidfd, signal).map_err(from_errno)?;
         }
         Ok(())
     }
@@ -88,7 +89,7 @@ impl Broker {
                 let setup = domain.process.as_ref().and_then(|process| process.setup.as_ref());
                 let setup = setup.ok_or(Error::Srch)?;
                 proto::send(setup.as_fd(), &Message::Run.encode(), &[], SendFlags::DONTWAIT)
-                    .map_err(super::failed)?;
+                    .map_err(from_errno)?;
                 domain.stage = Stage::Running;
             }
             Stage::Running if domain.paused => {

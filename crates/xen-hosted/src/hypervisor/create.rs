@@ -1,30 +1,23 @@
 //! Creating a domain: number, groups, first arena and ports, process, sandbox.
 
+use super::answer::Answered;
 use super::arenas::ARENA_LEN;
-use super::serve::Answered;
-use super::{Broker, Domain, PeerId, Process, Stage, Token, failed, say};
+use super::process::{end_now, map_ids, pair};
+use super::{Broker, Domain, PeerId, Process, Stage, Token, say};
 use crate::domain::cgroup::Share;
 use crate::domain::devices::DeviceMount;
-use crate::domain::sandbox::{self, INNER_ID, Plan, STEPS};
+use crate::domain::sandbox::{self, Plan, STEPS};
 use crate::domain::{Config, Devices, Lack, Lifetime};
+use crate::errno::from_errno;
 use crate::limits::{PORT_DESCRIPTORS, TASKS_DEFAULT};
 use crate::proto::{self, Message, Request};
 use crate::{Rights, sys};
 use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, socketpair};
-use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
+use rustix::net::{RecvFlags, SendFlags};
 use std::os::fd::{AsFd, OwnedFd};
 use xen::domwatch::DomainEvent;
 use xen::{DomId, Error, GrantRef};
-
-/// Both ends of a connection: the broker's, which never blocks, and the domain's.
-pub(super) fn pair() -> Result<(OwnedFd, OwnedFd), Error> {
-    let ends = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
-    let (broker, domain) = ends.map_err(failed)?;
-    rustix::io::ioctl_fionbio(&broker, true).map_err(failed)?;
-    Ok((broker, domain))
-}
 
 impl Broker {
     /// A number that nobody uses or names.
@@ -106,11 +99,11 @@ impl Broker {
         // A process with one thread: see `Broker`.
         let into = into.as_ref().map(AsFd::as_fd);
         let born = sys::clone_process(flags, into, || sandbox::become_domain(plan));
-        let (pid, pidfd) = born.map_err(failed)?;
+        let (pid, pidfd) = born.map_err(from_errno)?;
         if let Err(errno) = self.watch(pidfd.as_fd(), Token::Process(domid), EventFlags::IN) {
             // Nobody would hear of its end.
             end_now(&pidfd);
-            return Err(failed(errno));
+            return Err(from_errno(errno));
         }
         let watched = self.watch(setup_end.as_fd(), Token::Setup(domid), EventFlags::IN);
         let domain = self.domains.get_mut(&domid).ok_or(Error::Srch)?;
@@ -121,7 +114,7 @@ impl Broker {
             born: None,
             connection: None,
         });
-        watched.map_err(failed)?;
+        watched.map_err(from_errno)?;
         let setup = process.setup.as_ref().and_then(|setup| setup.try_clone().ok());
         let setup = setup.ok_or(Error::NoMem)?;
         self.note_process(domid)?;
@@ -129,7 +122,7 @@ impl Broker {
             map_ids(pid, outer)?;
         }
         proto::send(setup.as_fd(), &Message::Mapped.encode(), &[], SendFlags::DONTWAIT)
-            .map_err(failed)
+            .map_err(from_errno)
     }
 
     /// The process has something to say before its program runs, or runs it: then this end closes.
@@ -188,26 +181,6 @@ impl Broker {
 fn next_free(next: u16, taken: impl Fn(DomId) -> bool) -> Option<DomId> {
     let all = DomId::FIRST_RESERVED.0;
     (next..all).chain(1..next.min(all)).map(DomId).find(|domid| !taken(*domid))
-}
-
-/// Ends a process that is in no table, and waits for that.
-pub(super) fn end_now(pidfd: &OwnedFd) {
-    let _ = pidfd_send_signal(pidfd, Signal::KILL);
-    let _ = waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED);
-}
-
-/// Maps the one user and group of a new user namespace: to `outer`, or to the broker's own.
-pub(super) fn map_ids(pid: Pid, outer: Option<u32>) -> Result<(), Error> {
-    let proc = format!("/proc/{}", pid.as_raw_nonzero());
-    let own = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-    let (uid, gid) = outer.map_or(own, |id| (id, id));
-    if outer.is_none() {
-        // An ordinary user may map a group only where nobody can leave one.
-        std::fs::write(format!("{proc}/setgroups"), "deny")?;
-    }
-    std::fs::write(format!("{proc}/uid_map"), format!("{INNER_ID} {uid} 1"))?;
-    std::fs::write(format!("{proc}/gid_map"), format!("{INNER_ID} {gid} 1"))?;
-    Ok(())
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! The end of domains: by themselves, by the toolstack, of their processes.
 
+use super::answer::{Answered, words};
 use super::connections::Connections;
-use super::serve::{Answered, words};
 use super::{Broker, Domain, PeerId, Stage, say};
 use crate::domain::reason;
 use crate::limits::CHANGES_AT_ONCE;
@@ -177,8 +177,8 @@ impl Domain {
 
 #[cfg(test)]
 mod tests {
-    use super::super::create::pair;
     use super::super::namespaces::Namespaces;
+    use super::super::process::pair;
     use super::super::{Cgroups, Config, Means};
     use super::*;
     use crate::{Rights, Role};

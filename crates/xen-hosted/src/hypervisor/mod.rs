@@ -7,6 +7,7 @@
 
 #![deny(clippy::unwrap_used, clippy::indexing_slicing)]
 
+mod answer;
 mod arenas;
 mod connections;
 mod control;
@@ -16,6 +17,7 @@ mod life;
 mod namespaces;
 mod peers;
 mod ports;
+mod process;
 mod remains;
 mod serve;
 mod users;
@@ -23,6 +25,7 @@ mod users;
 pub(crate) use peers::PeerId;
 pub use remains::{Remainder, clear};
 
+use crate::counters::IDENTITIES_LEN;
 use crate::domain::cgroup::{Cgroups, Group};
 use crate::domain::filter::{self, Processes, Sandbox};
 use crate::domain::{Config, LACKS, Lack};
@@ -38,10 +41,10 @@ use directory::Directory;
 use namespaces::Namespaces;
 use peers::Peers;
 use ports::PortTable;
-use remains::{Born, Holdings, ends_until};
+use process::ends_until;
+use remains::{Born, Holdings};
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::fs::{SealFlags, fcntl_add_seals};
-use rustix::io::Errno;
 use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
@@ -55,8 +58,6 @@ use xen::domwatch::ShutdownReason;
 use xen::gnttab::Access;
 use xen::{DomId, Port};
 
-/// Bytes of the table of identities: 8 for each number that a domain can have.
-pub(crate) const IDENTITIES_LEN: usize = DomId::FIRST_RESERVED.0 as usize * 8;
 /// Descriptors that the broker keeps for itself.
 const OWN_DESCRIPTORS: u64 = 128;
 /// Descriptors that it holds for a domain besides arenas: socket, process, counters, two set-ups, two of its mount.
@@ -503,11 +504,6 @@ fn share_descriptors() -> (u32, usize, u64) {
 /// One line for who runs the broker.
 fn say(text: &str) {
     let _ = writeln!(io::stderr(), "xen-hosted: {text}");
-}
-
-/// The error of a system call, as the platform's.
-fn failed(errno: Errno) -> xen::Error {
-    crate::link::from_errno(errno)
 }
 
 /// Becomes readable at SIGTERM or SIGINT, which from now on do nothing else.

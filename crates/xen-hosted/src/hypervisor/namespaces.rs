@@ -1,8 +1,9 @@
 //! Which namespaces domains can have here: found out once, by trying.
 
-use super::create::{end_now, map_ids, pair};
+use super::process::{end_now, map_ids, pair};
 use crate::domain::Lack;
-use crate::domain::sandbox::{self, User};
+use crate::domain::sandbox;
+use crate::domain::user::User;
 use crate::proto::{self, Message};
 use crate::sys;
 use rustix::io::Errno;

@@ -1,9 +1,10 @@
 //! Event channels, as far as the broker is in them: numbers, bindings, ends.
 
+use super::answer::{Answered, words};
 use super::peers::Keep;
-use super::serve::{Answered, words};
-use super::{Broker, DomExc, Domain, PeerId, failed};
-use crate::link::Counter;
+use super::{Broker, DomExc, Domain, PeerId};
+use crate::counters::Counter;
+use crate::errno::from_errno;
 use crate::proto::Message;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
@@ -98,7 +99,7 @@ impl Domain {
 }
 
 fn new_event(count: u32) -> Result<OwnedFd, Error> {
-    eventfd(count, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(failed)
+    eventfd(count, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(from_errno)
 }
 
 impl Broker {
@@ -154,7 +155,7 @@ impl Broker {
                 Err(Errno::BUSY) => Err(Error::Busy),
                 // It is closing right now.
                 Err(Errno::PIPE | Errno::CONNRESET) => Err(Error::Inval),
-                Err(errno) => Err(failed(errno)),
+                Err(errno) => Err(from_errno(errno)),
             }
         });
         let (here, there) = match bound {

@@ -4,11 +4,10 @@
 
 use super::connections::Connections;
 use super::directory::Directory;
+use super::process::ends_until;
 use super::users::Users;
 use crate::HostDir;
 use crate::domain::cgroup;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -232,19 +231,6 @@ pub(super) fn end(
     let pids: BTreeSet<i32> = processes.chain(in_groups).collect();
     let pids = pids.into_iter().map(Remainder::Process);
     pids.chain(left.into_iter().map(Remainder::Group)).collect()
-}
-
-/// Waits for the end of a process until then; false where it does not come.
-pub(super) fn ends_until(pidfd: &OwnedFd, end: Instant) -> bool {
-    loop {
-        let left = end.saturating_duration_since(Instant::now());
-        let left = Timespec::try_from(left).ok();
-        match poll(&mut [PollFd::new(pidfd, PollFlags::IN)], left.as_ref()) {
-            Ok(count) => return count > 0,
-            Err(Errno::INTR) => {}
-            Err(_) => return false,
-        }
-    }
 }
 
 /// The connections to FUSE of a process and its descendants, each with the folder in `/proc` of a task that has it: the

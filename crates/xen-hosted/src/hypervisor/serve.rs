@@ -1,11 +1,13 @@
 //! The loop: accept, read a few requests of each peer, answer.
 
+use super::answer::Answered;
 use super::peers::{Keep, Peer, State};
-use super::{Broker, Domain, IDENTITIES_LEN, PeerId, Stage, Token, failed, say};
+use super::{Broker, Domain, PeerId, Stage, Token, say};
+use crate::counters::{Counter, IDENTITIES_LEN, counters_len};
+use crate::errno::from_errno;
 use crate::limits::{
     CREATE_MAX, DOM0_PORTS_MAX, PACKET_MAX, PEERS_MAX, REQUESTS_A_TURN, UNREAD_MAX,
 };
-use crate::link::{Counter, counters_len};
 use crate::map::memfd;
 use crate::proto::{self, Message, Request};
 use crate::{Rights, Role};
@@ -23,14 +25,6 @@ use xen::{DomId, Error};
 const EVENTS_MAX: usize = 256;
 /// How long a peer rests that asked too often, and whoever needs what the system has no more of.
 const REST_MS: u64 = 20;
-
-/// An answer: words and descriptors; `None` for one that comes later, or never.
-pub(super) type Answered = Result<Option<(Vec<u64>, Vec<OwnedFd>)>, Error>;
-
-/// An answer of words alone.
-pub(super) fn words<const N: usize>(words: [u64; N]) -> Answered {
-    Ok(Some((words.to_vec(), Vec::new())))
-}
 
 impl Broker {
     /// Serves until it is told to stop.
@@ -103,9 +97,9 @@ impl Broker {
         rights: Rights,
     ) -> Result<PeerId, Error> {
         let len = counters_len(self.ports_max_of(domid));
-        let counters = memfd("counters", len).map_err(failed)?;
+        let counters = memfd("counters", len).map_err(from_errno)?;
         let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
-        fcntl_add_seals(&counters, seals).map_err(failed)?;
+        fcntl_add_seals(&counters, seals).map_err(from_errno)?;
         // Bounded by the kernel's own limit where this is more.
         let _ = set_socket_send_buffer_size(&socket, UNREAD_MAX);
         let id = self.peers.insert(Peer::new(socket, domid, rights, counters));
@@ -114,7 +108,7 @@ impl Broker {
         });
         if let Err(errno) = watched {
             self.peers.remove(id);
-            return Err(failed(errno));
+            return Err(from_errno(errno));
         }
         if rights.has(Rights::DOMAIN_WATCH) {
             self.watchers.push(id);

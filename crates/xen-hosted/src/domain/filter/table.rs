@@ -1,6 +1,5 @@
 //! The table of a domain's system calls: rows of calls that are treated alike. docs/platform.md has the same table.
 
-use super::{Processes, Sandbox};
 use confine::Arg;
 
 /// A system call: its number on this architecture, and its name.
@@ -9,6 +8,25 @@ type Call = (libc::c_long, &'static str);
 /// Calls by the names that libc has for their numbers.
 macro_rules! calls {
     ($($name:ident)*) => { &[$((libc::$name, stringify!($name))),*] };
+}
+
+/// A sandbox that calls are made in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Sandbox {
+    pub(crate) processes: Processes,
+    /// Its user is nobody else's: what the kernel counts by user is its own.
+    pub(crate) own_user: bool,
+}
+
+/// What a domain may do to processes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Processes {
+    /// Whatever it likes: it has a namespace of its own for them, and sees no others.
+    OfItsOwn,
+    /// Start threads, and signal them, in the process with this number: there is no namespace, so another
+    /// process would outlive the domain, and whatever names a process, a file or a socket could name
+    /// anybody's of this user.
+    ThreadsOf(u32),
 }
 
 /// The sandboxes that a row of the table is for.

@@ -1,0 +1,43 @@
+//! Memory that the broker shares with its peers: what each of them counts, and the identities of all
+//! domains.
+
+use xen::{DomId, Port};
+
+/// Bytes of the table of identities: 8 for each number that a domain can have.
+pub(crate) const IDENTITIES_LEN: usize = DomId::FIRST_RESERVED.0 as usize * 8;
+
+/// Words before those of the ports in the memory where a peer counts.
+const COUNTERS_HEAD: usize = 8;
+
+/// Bytes of that memory for so many ports.
+pub(crate) fn counters_len(ports_max: u32) -> usize {
+    (COUNTERS_HEAD + ports_max as usize) * 8
+}
+
+/// Something that a peer counts, for the broker to read at any moment.
+#[derive(Clone, Copy)]
+pub(crate) enum Counter {
+    /// Pages granted now.
+    Granted,
+    /// Pages mapped now.
+    Mapped,
+    /// What this process was refused without the broker being asked.
+    Refused,
+    /// What the broker has told this peer unasked (written by the broker).
+    Told,
+    /// Notifications received at this port.
+    Received(Port),
+}
+
+impl Counter {
+    /// Where it lies, in bytes.
+    pub(crate) fn offset(self) -> usize {
+        8 * match self {
+            Self::Granted => 0,
+            Self::Mapped => 1,
+            Self::Told => 2,
+            Self::Refused => 3,
+            Self::Received(port) => COUNTERS_HEAD + port.0 as usize,
+        }
+    }
+}

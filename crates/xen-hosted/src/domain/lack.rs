@@ -1,0 +1,95 @@
+//! What of its sandbox a domain does without.
+
+use std::fmt;
+
+/// Something of its sandbox that a domain does without, since machine or user does not let it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum Lack {
+    /// No user namespace of its own.
+    UserNamespace,
+    /// No namespaces at all: it sees the host's processes and network interfaces.
+    Namespaces,
+    /// No bound to the memory of all its processes together.
+    MemoryLimit,
+    /// Neither share nor cap of the processors.
+    CpuLimit,
+    /// No bound to its processes but the user's.
+    TaskLimit,
+    /// No freezer: a pause stops its first process alone.
+    Freezer,
+    /// A user of its own: it runs as the broker's.
+    OwnUser,
+    /// Landlock, where there are no namespaces: it sees the host's files.
+    Landlock,
+    /// All ports: descriptors are too few.
+    Ports,
+    /// Files at `/dev`, where they were asked for.
+    Devices,
+    /// An account of its processor time, or of its memory.
+    Accounting,
+}
+
+/// Each lack with what is said of it.
+pub(crate) const LACKS: [(Lack, &str); 11] = [
+    (
+        Lack::UserNamespace,
+        "domains get no user namespace of their own: this kernel or its security policy refuses them",
+    ),
+    (
+        Lack::Namespaces,
+        "domains get no namespaces (this kernel or its security policy refuses them to this user) and are \
+         one process each; Landlock, seccomp and resource limits remain",
+    ),
+    (
+        Lack::MemoryLimit,
+        "a domain's memory is bounded for each process and not in all, and what its processes share not at \
+         all: no memory control group may be made here (run in a delegated one)",
+    ),
+    (
+        Lack::CpuLimit,
+        "weight and cap have no effect: no cpu control group may be made here (run in a delegated one)",
+    ),
+    (
+        Lack::TaskLimit,
+        "processes are bounded by RLIMIT_NPROC alone, and threads not at all where there are no \
+         namespaces: no pids control group here",
+    ),
+    (Lack::Freezer, "a pause stops a domain's first process alone: no freezer may be used here"),
+    (
+        Lack::OwnUser,
+        "domains run as the broker's own user: only root can give them others (and in a container only where it has \
+         the ids from 0x60000000 on)",
+    ),
+    (Lack::Landlock, "domains see the host's files: neither namespaces nor Landlock are to be had"),
+    (Lack::Ports, "a domain has fewer than 4096 ports: raise the hard limit of open files"),
+    (
+        Lack::Devices,
+        "domains get no files for their devices: they have no namespaces, or /dev/fuse is not there \
+         (modprobe fuse) or may not be opened by this user, or the broker could not end their connections \
+         (mount -t fusectl fusectl /sys/fs/fuse/connections)",
+    ),
+    (
+        Lack::Accounting,
+        "processor time or memory of domains is not counted, and reads 0: no control group for it here",
+    ),
+];
+
+impl Lack {
+    /// Its bit among others.
+    pub(crate) fn bit(self) -> u64 {
+        let at = LACKS.iter().position(|row| row.0 == self).unwrap_or(0);
+        1 << at
+    }
+
+    /// Those in a word.
+    pub(crate) fn all_of(bits: u64) -> Vec<Self> {
+        LACKS.iter().map(|row| row.0).filter(|lack| bits & lack.bit() != 0).collect()
+    }
+}
+
+impl fmt::Display for Lack {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(LACKS.iter().find(|row| row.0 == *self).map_or("?", |row| row.1))
+    }
+}

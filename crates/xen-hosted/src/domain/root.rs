@@ -1,0 +1,83 @@
+//! A domain's root: an empty file system, and in it what the domain may see.
+
+use super::config::{Config, Devices, Files};
+use super::script::Script;
+use crate::sys;
+use rustix::fs::{Mode, OFlags, mkdir, open, symlink};
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
+use std::ffi::CString;
+use std::os::fd::OwnedFd;
+
+/// Where the new root is put together, inside the domain's own mount namespace.
+pub(super) const ROOT: &str = "/tmp";
+/// Folders of the host that hold programs and libraries, or say which of them is meant.
+pub(super) const SYSTEM: [&str; 7] =
+    ["usr", "bin", "sbin", "lib", "lib64", "lib32", "etc/alternatives"];
+
+/// Puts the domain's root together at [`ROOT`]: an empty file system, and what it may see in it; its program, if that is
+/// a script.
+pub(super) fn build(config: &Config, script: Option<&OwnedFd>) -> Result<(), Errno> {
+    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    rustix::mount::mount_change("/", private)?;
+    // Kept open: what is to be seen may lie below where the new root is put.
+    let host = open("/", OFlags::PATH | OFlags::CLOEXEC | OFlags::DIRECTORY, Mode::empty())?;
+    let script = script.map(Script::text).transpose()?;
+    let size = 16 + script.as_ref().map_or(0, |text| text.len().div_ceil(4096) * 4);
+    let options = CString::new(format!("size={size}k,nr_inodes=64,mode=0755"));
+    let options = options.map_err(|_| Errno::INVAL)?;
+    let flags = MountFlags::NOSUID | MountFlags::NODEV;
+    rustix::mount::mount("domain", ROOT, "tmpfs", flags, options.as_c_str())?;
+    if config.devices != Devices::None {
+        for name in ["dev", "mnt", "tmp"] {
+            mkdir(format!("{ROOT}/{name}"), Mode::from_raw_mode(0o755))?;
+        }
+    }
+    if config.files == Files::System {
+        mkdir(format!("{ROOT}/etc"), Mode::from_raw_mode(0o755))?;
+        for name in SYSTEM {
+            let (from, to) = (format!("/{name}"), format!("{ROOT}/{name}"));
+            match rustix::fs::readlink(&from, Vec::new()) {
+                Ok(target) => symlink(target, &to)?,
+                Err(Errno::INVAL) => {
+                    mkdir(&to, Mode::from_raw_mode(0o755))?;
+                    rustix::mount::mount_bind_recursive(&from, &to)?;
+                }
+                Err(Errno::NOENT) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+    }
+    if let Some(text) = &script {
+        Script::put(ROOT, text)?;
+    }
+    drop(host);
+    let root = CString::new(ROOT).map_err(|_| Errno::INVAL)?;
+    sys::add_mount_attributes(
+        &root,
+        libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV,
+    )
+}
+
+/// Mounts what it may write, for the sockets of its devices and what its programs need.
+pub(super) fn mount_tmp() -> Result<(), Errno> {
+    let flags = MountFlags::NOSUID | MountFlags::NODEV;
+    let options = c"size=16m,nr_inodes=1024,mode=1777";
+    rustix::mount::mount("domain", format!("{ROOT}/tmp"), "tmpfs", flags, options)
+}
+
+/// Makes [`ROOT`] the root, and lets go of the host's.
+pub(super) fn enter() -> Result<(), Errno> {
+    rustix::process::chdir(ROOT)?;
+    match rustix::process::pivot_root(".", ".") {
+        Ok(()) => rustix::mount::unmount(".", UnmountFlags::DETACH)?,
+        // The host's root is its kernel's first one, which stays: it is covered, as switch_root(8) does. No path leads
+        // out of what covers it, and who has no capability can neither uncover it nor leave by another chroot(2).
+        Err(Errno::INVAL) => {
+            rustix::mount::mount_move(".", "/")?;
+            rustix::process::chroot(".")?;
+        }
+        Err(errno) => return Err(errno),
+    }
+    rustix::process::chdir("/")
+}
