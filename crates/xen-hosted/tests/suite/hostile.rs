@@ -350,10 +350,12 @@ fn without_namespaces_others_are_out_of_reach_too() {
 
 #[test]
 fn a_domain_has_no_descriptor_of_its_brokers_starter() {
-    // As a careless shell leaves it open to all that it starts.
-    let left_open = rustix::io::dup(std::io::stderr()).unwrap();
-    let host = Host::start();
-    drop(left_open);
+    // As a careless shell leaves it open to all that it starts; here to no other test's processes.
+    let leave_open = || {
+        std::mem::forget(rustix::io::dup(std::io::stderr())?);
+        Ok(())
+    };
+    let host = Host::start_with(|command| support::raw::before_exec(command, leave_open));
     let mut guest = Puppet::start(&host);
     assert_eq!(guest.ask("descriptors"), "0 1 2 3");
 }
