@@ -162,7 +162,7 @@ impl Init {
         let mut command = Command::new("/bin/sh");
         command.args(["-c", &self.line]).process_group(0);
         command.env("XEN_DISKS", names.join(" "));
-        for variable in [xen_hosted::domain::GUEST_VARIABLE, xen_hosted::domain::DEVICES_VARIABLE] {
+        for variable in xen_hosted::descriptors::VARIABLES {
             command.env_remove(variable);
         }
         let child = command.spawn().map_err(Error::io("/bin/sh"))?;

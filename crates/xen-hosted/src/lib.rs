@@ -9,6 +9,7 @@
 //! |---|---|
 //! | [`hypervisor`] | the broker: domains, ports, arenas, rights, accounts |
 //! | [`domain`] | what a domain is to be; its sandbox: control groups, namespaces, system-call filter |
+//! | [`descriptors`] | what a domain's program is started with, by name |
 //! | [`evtchn`], [`gnttab`], [`domwatch`], [`domctl`] | the traits of `xen`, as the broker's peers have them |
 //! | `link`, `proto` | a peer's socket; the messages on it |
 //! | `counters` | memory that broker and peers share: what each counts, identities |
@@ -53,8 +54,7 @@
 //!
 //! # How a guest starts
 //!
-//! Its program finds in the variable `XEN_HOSTED_FD` the number of its socket to the broker
-//! ([`Platform::guest`]). The broker answers with domid, store port and console port. The pages of store
+//! Its program finds its socket to the broker by the name `xen-broker` ([`descriptors`], [`Platform::guest`]). The broker answers with domid, store port and console port. The pages of store
 //! and console are the first two of the domain's first arena, granted to domain 0 under the reserved
 //! references 1 and 0 ([`gnttab::Offers::reserved`]). It has no other descriptor but standard input,
 //! output and error, no network, no other process, and no file that may be written; with
@@ -72,6 +72,7 @@
 //! epoll_ctl, mmap, munmap, close ([`SYSTEM_CALLS`]).
 
 mod counters;
+pub mod descriptors;
 pub mod domain;
 pub mod domctl;
 pub mod domwatch;
@@ -86,7 +87,9 @@ pub mod mount;
 mod proto;
 mod sys;
 
+use crate::descriptors::Missing;
 use crate::link::Link;
+use std::fmt;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -195,13 +198,10 @@ impl Platform {
     /// The platform of the domain whose program this is. To be called once.
     ///
     /// # Errors
-    /// [`Error::NoDev`] where this is no domain's program, or the broker is gone.
-    pub fn guest() -> Result<Self, Error> {
-        let number = std::env::var(domain::GUEST_VARIABLE).map_err(|_| Error::NoDev)?;
-        if number.parse() != Ok(domain::GUEST_DESCRIPTOR) {
-            return Err(Error::NoDev);
-        }
-        Self::over(sys::inherited(domain::GUEST_DESCRIPTOR).map_err(errno::from_errno)?)
+    /// [`GuestError::Missing`] where this is no domain's program, [`GuestError::Broker`] where the broker is gone.
+    pub fn guest() -> Result<Self, GuestError> {
+        let socket = descriptors::take(descriptors::BROKER).map_err(GuestError::Missing)?;
+        Self::over(socket).map_err(GuestError::Broker)
     }
 
     /// The platform of the domain that has handed on its `socket` to the broker. To the broker, who holds
@@ -277,17 +277,34 @@ impl Platform {
     }
 }
 
+/// A program's failure to get at its domain's platform.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum GuestError {
+    /// It was not started with the domain's socket to the broker.
+    Missing(Missing),
+    /// The broker's answer; [`Error::NoDev`] where it is gone.
+    Broker(Error),
+}
+
+impl fmt::Display for GuestError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Missing(missing) => missing.fmt(f),
+            Self::Broker(error) => write!(f, "the broker: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for GuestError {}
+
 /// The connection to FUSE of the domain whose program this is, which serves what is at its `/dev`
 /// ([`domain::Devices::Files`]). To be taken once. It never blocks.
 ///
 /// # Errors
-/// [`Error::NoDev`] where there is none, or it was taken before.
-pub fn guest_devices() -> Result<OwnedFd, Error> {
-    let number = std::env::var(domain::DEVICES_VARIABLE).map_err(|_| Error::NoDev)?;
-    if number.parse() != Ok(domain::DEVICES_DESCRIPTOR) {
-        return Err(Error::NoDev);
-    }
-    sys::inherited(domain::DEVICES_DESCRIPTOR).map_err(|_| Error::NoDev)
+/// There is none, or it was taken before.
+pub fn guest_devices() -> Result<OwnedFd, Missing> {
+    descriptors::take(descriptors::DEVICES)
 }
 
 /// What `xenstored` needs of a platform.

@@ -7,7 +7,8 @@ use std::cell::RefCell;
 use std::fmt;
 use std::rc::Rc;
 use xen::evtchn::Shared;
-use xen::{DomId, Error};
+use xen::DomId;
+use xen_hosted::GuestError;
 use xen_linux::Machine;
 use xenstore::Client;
 
@@ -36,8 +37,11 @@ impl Connections {
     pub fn open() -> Result<Self, Failure> {
         match xen_hosted::Platform::guest() {
             Ok(hosted) => Self::hosted(&hosted),
-            Err(Error::NoDev) => Self::on_xen(),
-            Err(error) => Err(format!("the broker of the hosted host: {error}").into()),
+            Err(GuestError::Missing(missing)) if xen_linux::machine() == Machine::Bare => {
+                Err(format!("no domain of a Xen host, and none of a hosted one: {missing}").into())
+            }
+            Err(GuestError::Missing(_)) => Self::on_xen(),
+            Err(error) => Err(error.into()),
         }
     }
 
@@ -51,9 +55,6 @@ impl Connections {
     }
 
     fn on_xen() -> Result<Self, Failure> {
-        if xen_linux::machine() == Machine::Bare {
-            return Err("this is no domain of a Xen host, and no domain of a hosted one".into());
-        }
         let evtchn = Rc::new(RefCell::new(xen_linux::evtchn::Evtchn::open(None)?));
         let grants = Rc::new(RefCell::new(xen_linux::gntalloc::Gntalloc::open()?));
         let mut store = Client::open()?;

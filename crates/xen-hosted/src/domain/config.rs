@@ -4,15 +4,6 @@ use crate::limits::{MEMORY_DEFAULT_KIB, MEMORY_MIN_KIB, TASKS_DEFAULT};
 use std::ffi::{CString, OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 
-/// The descriptor at which a domain's program finds its socket to the broker.
-pub const GUEST_DESCRIPTOR: i32 = 3;
-/// The variable that tells a domain's program so.
-pub const GUEST_VARIABLE: &str = "XEN_HOSTED_FD";
-/// The descriptor at which a domain's program finds its connection to FUSE, where it has one.
-pub const DEVICES_DESCRIPTOR: i32 = 4;
-/// The variable that tells a domain's program so, where it has one.
-pub const DEVICES_VARIABLE: &str = "XEN_HOSTED_DEVICES";
-
 /// What files a domain sees, all of them for reading only.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Files {
@@ -29,7 +20,7 @@ pub enum Devices {
     /// Nothing.
     #[default]
     None,
-    /// Files that its own program serves through FUSE ([`DEVICES_VARIABLE`]): the mount is made before
+    /// Files that its own program serves through FUSE ([`DEVICES`](crate::descriptors::DEVICES)): the mount is made before
     /// the program runs, which can mount nothing itself. `/tmp` may be written then, up to 16 MiB of the
     /// domain's memory, and `/mnt` is there for what domain 0 mounts.
     Files,
@@ -73,7 +64,7 @@ pub struct Config {
     pub lifetime: Lifetime,
     /// The program's arguments, its name first.
     pub args: Vec<OsString>,
-    /// The program's variables, `NAME=value`; [`GUEST_VARIABLE`] is added.
+    /// The program's variables, `NAME=value`; those that tell of its [`descriptors`](crate::descriptors) are added.
     pub env: Vec<OsString>,
 }
 
@@ -176,14 +167,12 @@ impl Config {
         bounded.then_some(config)
     }
 
-    /// Arguments and variables as a program is given them.
+    /// Arguments and variables as a program is given them, but for what tells of its descriptors.
     pub(crate) fn program_strings(&self) -> Option<(Vec<CString>, Vec<CString>)> {
         let strings = |list: &[OsString]| -> Option<Vec<CString>> {
             list.iter().map(|text| CString::new(text.as_bytes()).ok()).collect()
         };
-        let mut env = strings(&self.env)?;
-        env.push(CString::new(format!("{GUEST_VARIABLE}={GUEST_DESCRIPTOR}")).ok()?);
-        Some((strings(&self.args)?, env))
+        Some((strings(&self.args)?, strings(&self.env)?))
     }
 }
 

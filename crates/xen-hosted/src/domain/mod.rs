@@ -11,10 +11,7 @@ pub(crate) mod sandbox;
 mod script;
 pub(crate) mod user;
 
-pub use config::{
-    Config, DEVICES_DESCRIPTOR, DEVICES_VARIABLE, Devices, Files, GUEST_DESCRIPTOR, GUEST_VARIABLE,
-    Lifetime,
-};
+pub use config::{Config, Devices, Files, Lifetime};
 pub use filter::system_calls;
 pub(crate) use lack::LACKS;
 pub use lack::Lack;

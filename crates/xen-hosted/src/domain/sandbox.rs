@@ -5,15 +5,14 @@
 //! calls that are not on the list. Whatever fails ends it: there is no half a sandbox. What the
 //! machine does not have was found out before ([`Lack`]).
 
-use super::config::{
-    Config, DEVICES_DESCRIPTOR, DEVICES_VARIABLE, Devices, Files, GUEST_DESCRIPTOR,
-};
+use super::config::{Config, Devices, Files};
 use super::devices::{self, DeviceMount, Names};
 use super::filter::{self, Processes, Sandbox};
 use super::lack::Lack;
 use super::root::{self, SYSTEM};
 use super::script::Script;
 use super::user::{INNER_ID, User, become_user};
+use crate::descriptors;
 use crate::limits::SIGNALS_MAX;
 use crate::proto::{self, Message, Request};
 use crate::sys;
@@ -23,7 +22,6 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
 use rustix::process::{Resource, Rlimit, Signal, setrlimit};
 use rustix::thread::{CapabilitySet, UnshareFlags};
-use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 /// All that the process is given.
@@ -165,28 +163,29 @@ fn enter(mut plan: Plan<'_>, tells: &OwnedFd) -> Result<std::convert::Infallible
     let names: Vec<OwnedFd> =
         names.iter().flat_map(Names::all).map(high).collect::<Result<_, _>>()?;
     let (input, output, error) = (high(input)?, high(output)?, high(error)?);
-    let given = [(0, &input), (1, &output), (2, &error), (GUEST_DESCRIPTOR, &link)];
-    let of_devices = fuse.iter().map(|fuse| (DEVICES_DESCRIPTOR, fuse));
-    for (to, from) in given.into_iter().chain(of_devices) {
-        sys::place_descriptor(from.as_fd(), to).map_err(|errno| (7, errno))?;
+    let named = [(descriptors::BROKER, &link)].into_iter();
+    let named = named.chain(fuse.iter().map(|fuse| (descriptors::DEVICES, fuse)));
+    let (names_given, named): (Vec<&str>, Vec<&OwnedFd>) = named.unzip();
+    let mut next = 0;
+    for from in [&input, &output, &error].into_iter().chain(named) {
+        sys::place_descriptor(from.as_fd(), next).map_err(|errno| (7, errno))?;
+        next += 1;
     }
     // What the broker's starter has left open is the broker's, not the domain's.
-    let last = if fuse.is_some() { DEVICES_DESCRIPTOR } else { GUEST_DESCRIPTOR };
-    sys::keep_up_to(last).map_err(|errno| (7, errno))?;
+    sys::keep_up_to(next - 1).map_err(|errno| (7, errno))?;
     let plan = Plan { setup, ..plan };
     give_up_privileges(&plan).map_err(|errno| (8, errno))?;
-    let mut strings = plan.config.program_strings().ok_or((10, Errno::INVAL))?;
-    if let Some(script) = script {
-        strings.0 = script.arguments(strings.0);
-    }
-    if fuse.is_some() {
-        let variable = CString::new(format!("{DEVICES_VARIABLE}={DEVICES_DESCRIPTOR}"));
-        strings.1.push(variable.map_err(|_| (10, Errno::INVAL))?);
-    }
+    let strings = plan.config.program_strings().ok_or((10, Errno::INVAL))?;
+    let args = match script {
+        Some(script) => script.arguments(strings.0),
+        None => strings.0,
+    };
+    let pid = rustix::process::getpid().as_raw_nonzero().get();
+    let env = descriptors::environment(strings.1, &names_given, pid).ok_or((10, Errno::INVAL))?;
     tell_done(&plan, names).map_err(|errno| (8, errno))?;
     wait_for(&plan.setup, &Message::Run).map_err(|errno| (0, errno))?;
     filter_calls(&plan).ok_or((9, Errno::INVAL))?;
-    Err((10, sys::run_program(program.as_fd(), &strings.0, &strings.1)))
+    Err((10, sys::run_program(program.as_fd(), &args, &env)))
 }
 
 /// Opens the connection for the domain's `/dev`, where it is to have one and can.

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use xen::domctl::{DomainControl, RunState};
 use xen::domwatch::ShutdownReason;
+use xen_hosted::Platform;
 use xen_hosted::domain::Lack;
 use xen_hosted::domctl::{Control, Created};
 use xenstore::Store;
@@ -23,6 +24,23 @@ pub(crate) fn read_name() -> i32 {
     let (kind, _) = store.ask(MsgType::Write, &payload);
     assert_eq!(kind, MsgType::Write as u32);
     0
+}
+
+/// What is not there is said by its name, with what gives it.
+#[test]
+fn a_descriptor_that_was_not_given_is_named() {
+    // No domain's program.
+    let missing = Platform::guest().unwrap_err().to_string();
+    assert!(missing.starts_with("no descriptor is named \"xen-broker\""), "{missing}");
+    assert!(missing.contains("LISTEN_FDNAMES") && missing.contains("Control::create"), "{missing}");
+    let host = Host::start();
+    let mut guest = Puppet::start(&host);
+    let missing = guest.ask("take devices");
+    let start = "no descriptor is named \"fuse-devices\"; LISTEN_FDNAMES has \"xen-broker\"; ";
+    assert!(missing.starts_with(start) && missing.contains("Devices::Files"), "{missing}");
+    let taken = guest.ask("take socket");
+    let start = "the descriptor \"xen-broker\" is closed, or was taken before; ";
+    assert!(taken.starts_with(start), "{taken}");
 }
 
 #[test]

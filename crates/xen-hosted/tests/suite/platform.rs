@@ -128,8 +128,11 @@ impl Guest {
     /// Its socket to the broker, which is taken: a guest that sees the host may send none.
     fn lent(&self, control: &mut Control) -> OwnedFd {
         let process = control.process(self.domid()).unwrap();
-        let (number, flags) = (xen_hosted::domain::GUEST_DESCRIPTOR, PidfdGetfdFlags::empty());
-        pidfd_getfd(process, number, flags).unwrap()
+        let environment = format!("/proc/{}/environ", support::pid_of(&process));
+        let environment = std::fs::read_to_string(environment).unwrap();
+        let names = environment.split('\0').find_map(|line| line.strip_prefix("LISTEN_FDNAMES="));
+        let number = support::number_of("xen-broker", names.unwrap());
+        pidfd_getfd(process, number, PidfdGetfdFlags::empty()).unwrap()
     }
 }
 

@@ -103,7 +103,10 @@ impl<K: Kind> Host<K> {
         if self.slots[at].leaving.is_some() {
             self.change(at)?;
             if self.slots[at].leaving.is_some() {
-                return Err("a device that is to go is still there".to_owned());
+                let which = self.slots[at].leaving.unwrap_or_default();
+                let path = self.slots[at].devices[which].backend_path();
+                let state = self.state(&path)?;
+                return Err(format!("{path} is to go and is {state}"));
             }
         }
         for which in 0..self.slots[at].devices.len() {

@@ -371,6 +371,12 @@ pub(crate) fn pid_of(pidfd: &std::os::fd::OwnedFd) -> u32 {
     pid.as_raw_nonzero().get().unsigned_abs()
 }
 
+/// The number of a descriptor with this name, as `LISTEN_FDNAMES` has it.
+pub(crate) fn number_of(name: &str, names: &str) -> i32 {
+    let at = names.split(':').position(|named| named == name);
+    3 + i32::try_from(at.unwrap_or_else(|| panic!("no {name} among {names}"))).unwrap()
+}
+
 /// Entries of a folder.
 pub(crate) fn entries(folder: &Path) -> Vec<String> {
     let list = fs::read_dir(folder).into_iter().flatten().flatten();

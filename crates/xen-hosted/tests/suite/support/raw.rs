@@ -15,8 +15,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// The domain's socket to the broker, beside the library that has it.
 pub(crate) fn socket() -> BorrowedFd<'static> {
+    let names = std::env::var("LISTEN_FDNAMES").unwrap();
     // SAFETY: a domain's program is started with it, and keeps it to its end.
-    unsafe { BorrowedFd::borrow_raw(xen_hosted::domain::GUEST_DESCRIPTOR) }
+    unsafe { BorrowedFd::borrow_raw(super::number_of("xen-broker", &names)) }
 }
 
 /// Sends words as a request, with a descriptor where `attach` says so, and takes the answer.
