@@ -297,7 +297,7 @@ impl Front {
             let mut pages = Vec::with_capacity(count);
             match grants.offer_batch(peer, Access::ReadWrite, count, &mut pages) {
                 Ok(()) => queue.keep(pages),
-                Err(xen::Error::NoSpc) => {
+                Err(xen::Error::NoSpc | xen::Error::NoPages { .. }) => {
                     let info = self.info.as_mut();
                     info.into_iter().for_each(|info| info.segments_max = SEGMENTS_MAX as u16);
                     return Ok(());

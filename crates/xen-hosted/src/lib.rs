@@ -30,7 +30,7 @@
 //!
 //! Without the broker in the path: notifying (a write), waiting (an epoll), masking, granting, mapping,
 //! unmapping, ending a grant, counting, and asking for a domain's identity. With it: binding and
-//! closing ports, the first use of an arena, the life of domains.
+//! closing ports, the first use of each arena, the life of domains.
 //!
 //! # What fails how
 //!

@@ -20,8 +20,10 @@ pub const DOM0_PORTS_MAX: u32 = 131_072;
 pub const PORT_DESCRIPTORS: u32 = 2;
 /// Pages that an arena grants at most.
 pub const ARENA_PAGES: u32 = 1024;
-/// Arenas of one granting domain at most; the broker holds one or two descriptors for each.
-pub const ARENAS_MAX: usize = 16;
+/// Arenas of one granting domain at most, and of one process of domain 0 for one peer; the broker holds one or two
+/// descriptors for each. Eight devices with four queues each, their backends in domains of their own, take two arenas
+/// for each backend, and one for domain 0.
+pub const ARENAS_MAX: usize = 32;
 /// Arenas of domain 0 at most: at least one for every other domain.
 pub const DOM0_ARENAS_MAX: usize = 4096;
 /// Processes of one domain that can map from the same arena at the same time.

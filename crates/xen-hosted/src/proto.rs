@@ -43,10 +43,11 @@ pub(crate) enum Request {
         granter: DomId,
         slot: u32,
     },
-    /// This domain's arena for `peer`.
+    /// This domain's arena for `peer`: of those that there are already, which; else a further one.
     OfferArena {
         peer: DomId,
         writable: u32,
+        at: u32,
     },
     /// The granter has mapped its arena `slot`, which from now on nobody else can write.
     ArenaMapped {
@@ -151,7 +152,9 @@ impl Request {
             Self::Close { port } => vec![4, port.0.into()],
             Self::Status { port } => vec![5, port.0.into()],
             Self::FindArena { granter, slot } => vec![6, granter.0.into(), (*slot).into()],
-            Self::OfferArena { peer, writable } => vec![7, peer.0.into(), (*writable).into()],
+            Self::OfferArena { peer, writable, at } => {
+                vec![7, peer.0.into(), (*writable).into(), (*at).into()]
+            }
             Self::Changes => vec![8],
             Self::Create(config) => {
                 let mut bytes = 9_u64.to_ne_bytes().to_vec();
@@ -202,8 +205,8 @@ impl Request {
             [4, at] => Self::Close { port: port(*at)? },
             [5, at] => Self::Status { port: port(*at)? },
             [6, granter, slot] => Self::FindArena { granter: domid(*granter)?, slot: cut(*slot)? },
-            [7, peer, writable] => {
-                Self::OfferArena { peer: domid(*peer)?, writable: cut(*writable)? }
+            [7, peer, writable, at] => {
+                Self::OfferArena { peer: domid(*peer)?, writable: cut(*writable)?, at: cut(*at)? }
             }
             [8] => Self::Changes,
             [10, from] => Self::List { from: domid(*from)? },
@@ -355,7 +358,7 @@ mod tests {
             Request::Close { port: Port(1) },
             Request::Status { port: Port(1) },
             Request::FindArena { granter: of, slot: 1 },
-            Request::OfferArena { peer: of, writable: 1 },
+            Request::OfferArena { peer: of, writable: 1, at: 2 },
             Request::ArenaMapped { slot: 1 },
             Request::Release { granter: of, slot: 1, number: u64::MAX },
             Request::Changes,

@@ -27,6 +27,15 @@ pub enum Error {
     Inval,
     /// `ENOSPC`: the table of ports or grants is full.
     NoSpc,
+    /// `ENOSPC`: more pages were to be granted than there are.
+    NoPages {
+        /// How many were asked for.
+        asked: u32,
+        /// How many are free.
+        free: u32,
+        /// How many there are, free or not.
+        of: u32,
+    },
     /// `ENOSYS`: this hypervisor does not know the call.
     NoSys,
     /// What the hypervisor said about a grant.
@@ -59,7 +68,7 @@ impl Error {
             Self::Grant(Status::BadDomain) => 3,
             Self::Grant(Status::Again) => 11,
             Self::Grant(Status::PermissionDenied) => 13,
-            Self::Grant(Status::NoSpace | Status::NoDeviceSpace) => 28,
+            Self::Grant(Status::NoSpace | Status::NoDeviceSpace) | Self::NoPages { .. } => 28,
             named => NAMED.iter().find(|(error, ..)| *error == named).map_or(22, |row| row.1),
         }
     }
@@ -82,6 +91,12 @@ impl fmt::Display for Error {
         match self {
             Self::Other(number) => io::Error::from_raw_os_error(*number).fmt(f),
             Self::Grant(status) => status.fmt(f),
+            Self::NoPages { asked, free, of } => {
+                write!(
+                    f,
+                    "ENOSPC: {asked} pages to grant were asked for, and {free} of {of} are free"
+                )
+            }
             named => f.write_str(NAMED.iter().find(|row| row.0 == *named).map_or("?", |row| row.2)),
         }
     }
@@ -100,6 +115,10 @@ mod tests {
             assert_eq!(error.errno(), number);
             assert_eq!(error.to_string(), text);
         }
+        let no_pages = Error::NoPages { asked: 3, free: 2, of: 1016 };
+        assert_eq!(no_pages.errno(), Error::NoSpc.errno());
+        let text = "ENOSPC: 3 pages to grant were asked for, and 2 of 1016 are free";
+        assert_eq!(no_pages.to_string(), text);
         assert_eq!(Error::from_errno(9), Error::Other(9));
         assert_eq!(Error::Other(9).errno(), 9);
     }

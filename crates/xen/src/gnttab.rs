@@ -200,7 +200,7 @@ pub trait GrantOffer {
     /// A page of zeroes that `peer` may map or copy.
     ///
     /// # Errors
-    /// [`Error::NoSpc`] no free grant entry or page, [`Error::Srch`] no such domain where the
+    /// [`Error::NoSpc`] or [`Error::NoPages`] no free grant entry or page, [`Error::Srch`] no such domain where the
     /// platform looks (Xen does not: a grant to nobody is one that nobody can map).
     fn offer(&mut self, peer: DomId, access: Access) -> Result<Offered, Error>;
 

@@ -72,8 +72,8 @@ impl Buffers {
         self.trust = trust;
     }
 
-    /// Grants the buffers to the backend in domain `peer`, with what is in them. There are so many grants to a peer: late
-    /// devices get fewer buffers, down to 16. As many pages as `besides` says for a number of buffers are granted
+    /// Grants the buffers to the backend in domain `peer`, with what is in them. There are so many grants to a peer: where
+    /// they are used up, late devices get fewer buffers, down to 16. As many pages as `besides` says for a number of buffers are granted
     /// together with them, so that there is room for what the device needs as well, and returned.
     ///
     /// # Errors
@@ -91,7 +91,9 @@ impl Buffers {
             let all = count + besides(count);
             match grants.offer_batch(peer, Access::ReadWrite, all, &mut offers) {
                 Ok(()) => break,
-                Err(xen::Error::NoSpc) if first && count > BUFFERS_MIN => {
+                Err(xen::Error::NoSpc | xen::Error::NoPages { .. })
+                    if first && count > BUFFERS_MIN =>
+                {
                     offers.clear();
                     count = (count / 2).max(BUFFERS_MIN);
                 }

@@ -1,6 +1,7 @@
 //! Grants: pages of arenas, each of which one domain has made for one other.
 //!
-//! An arena is [`ARENA_PAGES`] pages and a table with an entry for each. A writable arena is one
+//! An arena is [`ARENA_PAGES`] pages and a table with an entry for each; a granter that needs more pages for a peer gets
+//! further arenas, as all of one is charged to it from the start, whoever touches its pages. A writable arena is one
 //! memfd, the table first; one that the peer may only read is two, as both sides write the table.
 //!
 //! | offset in the table | bytes | what |

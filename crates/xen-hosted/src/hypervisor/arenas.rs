@@ -5,7 +5,7 @@ use super::answer::{Answered, words};
 use super::{Broker, PeerId, Stage};
 use crate::errno::from_errno;
 use crate::gnttab::{ENDED, PAGES_LEN, TABLE_LEN, entry, entry_offset, holders_offset};
-use crate::limits::{ARENA_PAGES, DOM0_ARENAS_MAX, HOLDERS_MAX};
+use crate::limits::{ARENA_PAGES, ARENAS_MAX, DOM0_ARENAS_MAX, HOLDERS_MAX};
 use crate::map::{Map, memfd};
 use crate::proto::Message;
 use rustix::fs::{SealFlags, fcntl_add_seals};
@@ -73,6 +73,16 @@ impl Arena {
         all.into_iter().flatten().map(|fd| fd.try_clone().map_err(Error::from)).collect()
     }
 
+    /// How many descriptors the broker holds for it.
+    fn descriptors_held(&self) -> usize {
+        Self::descriptors_of(self.writable)
+    }
+
+    /// How many it would hold.
+    fn descriptors_of(writable: bool) -> usize {
+        if writable { 1 } else { 2 }
+    }
+
     /// Bytes of it that are there already: they are on the account of who touched them first.
     pub(super) fn touched(&self) -> u64 {
         let all = [Some(&self.table), self.pages.as_ref()];
@@ -127,7 +137,14 @@ impl Broker {
         ARENA_LEN * arenas as u64
     }
 
-    pub(super) fn offer_arena(&mut self, id: PeerId, peer: DomId, writable: bool) -> Answered {
+    /// The arena number `nth` of those of this connection for `peer`, which is made where it is not there.
+    pub(super) fn offer_arena(
+        &mut self,
+        id: PeerId,
+        peer: DomId,
+        writable: bool,
+        nth: u32,
+    ) -> Answered {
         let domid = self.peers.get(id).ok_or(Error::NoEnt)?.domid;
         let peer_identity = self.living(peer).ok_or(Error::Srch)?.identity;
         let domain = self.domains.get(&domid).ok_or(Error::Srch)?;
@@ -135,20 +152,25 @@ impl Broker {
             (arena.owner, arena.peer, arena.peer_identity, arena.writable)
                 == (id, peer, peer_identity, writable)
         };
-        if let Some((at, arena)) = domain.arenas.iter().enumerate().find_map(|(at, arena)| {
-            arena.as_ref().filter(|arena| same(arena)).map(|arena| (at, arena))
-        }) {
+        let arenas = domain.arenas.iter().enumerate();
+        let mut alike = arenas
+            .filter_map(|(at, arena)| Some((at, arena.as_ref().filter(|arena| same(arena))?)));
+        if let Some((at, arena)) = alike.nth(nth as usize) {
             // A read-only one is sealed by now, and could not be mapped for its granter to write.
             let fds = if arena.writable { arena.descriptors()? } else { return Err(Error::Exist) };
             return Ok(Some((vec![at as u64], fds)));
         }
         let at = domain.arenas.iter().position(Option::is_none).unwrap_or(domain.arenas.len());
         let dom0 = domid == DomId::DOM0;
-        let max = if dom0 { DOM0_ARENAS_MAX } else { self.arenas_max };
-        if at >= max {
+        let max = if dom0 { DOM0_ARENAS_MAX } else { ARENAS_MAX };
+        if at >= max || nth as usize >= ARENAS_MAX {
             return Err(Error::NoSpc);
         }
         if !dom0 {
+            let held: usize = domain.arenas.iter().flatten().map(Arena::descriptors_held).sum();
+            if held + Arena::descriptors_of(writable) > self.arena_descriptors_max {
+                return Err(Error::NoSpc);
+            }
             self.charge_arena(domid)?;
         }
         let arena = Arena::new(self.take_identity(), id, (peer, peer_identity), writable)?;
@@ -176,11 +198,14 @@ impl Broker {
         if max.saturating_sub(self.charged(domid)) < ARENA_LEN {
             return Err(Error::NoSpc);
         }
-        match &domain.group {
-            // EBUSY: the domain's own memory is what the arena would take.
-            Some(group) => group.set_memory(left).map_err(|_| Error::NoSpc),
-            None => Ok(()),
+        let Some(group) = &domain.group else { return Ok(()) };
+        // The pages that it touches itself are on its processes' account as well: that must not be their end.
+        let has_room = group.memory().is_none_or(|used| used.saturating_add(ARENA_LEN) <= left);
+        if !has_room {
+            // Unless the kernel takes back enough. EBUSY: the arena would take the domain's own memory.
+            group.set_memory(left.saturating_sub(ARENA_LEN)).map_err(|_| Error::NoSpc)?;
         }
+        group.set_memory(left).map_err(|_| Error::NoSpc)
     }
 
     /// The granter of a read-only arena has mapped it: nobody else can write it from now on.

@@ -232,7 +232,7 @@ mod tests {
         let mut broker = broker();
         let (end, _guest) = pair().unwrap();
         let guest = broker.add_peer(end, DOMID, Rights::GUEST).unwrap();
-        let (slot, _) = broker.offer_arena(guest, DomId::DOM0, true).unwrap().unwrap();
+        let (slot, _) = broker.offer_arena(guest, DomId::DOM0, true, 0).unwrap().unwrap();
         let backend = peer(&mut broker, Role::Backend.rights());
         let slot = u32::try_from(slot[0]).unwrap();
         let (words, _) = broker.find_arena(backend, DOMID, slot).unwrap().unwrap();

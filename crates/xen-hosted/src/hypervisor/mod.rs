@@ -195,7 +195,8 @@ pub struct Broker {
     lacks: u64,
     filter: Filter,
     ports_max: u32,
-    arenas_max: usize,
+    /// Descriptors for arenas of one domain.
+    arena_descriptors_max: usize,
     input: Vec<u8>,
     /// Peers and listeners that are to be looked at again after a rest.
     resting: BTreeSet<Token>,
@@ -253,7 +254,7 @@ impl Broker {
         means: Means,
         cgroups: impl FnOnce() -> Cgroups,
     ) -> io::Result<Self> {
-        let (ports_max, arenas_max, mut lacks) = share_descriptors();
+        let (ports_max, arena_descriptors_max, mut lacks) = share_descriptors();
         lacks |= means.lacks();
         let identities_fd = memfd("identities", IDENTITIES_LEN)?;
         let identities = Map::new(&identities_fd, 0, IDENTITIES_LEN, Access::ReadWrite)?;
@@ -290,7 +291,7 @@ impl Broker {
             lacks,
             filter,
             ports_max,
-            arenas_max,
+            arena_descriptors_max,
             input: vec![0; crate::limits::CREATE_MAX],
             resting: BTreeSet::new(),
             rested_until_ms: 0,
@@ -488,17 +489,18 @@ fn first_identity() -> u64 {
     us << 8 | 1
 }
 
-/// As many descriptors as may be, and what of them a domain gets: ports, arenas, and what is lacking.
+/// As many descriptors as may be, and what of them a domain gets: ports, descriptors for arenas, and what is lacking.
 fn share_descriptors() -> (u32, usize, u64) {
     let all = raise_descriptors();
     let others = u64::from(TASKS_DEFAULT);
     let ports = all.saturating_sub(others) / u64::from(PORT_DESCRIPTORS);
     let ports_max = u32::try_from(ports).map_or(PORTS_MAX, |ports| ports.min(PORTS_MAX));
     let each = all.saturating_sub(OWN_DESCRIPTORS) / DOMAINS_PLANNED;
-    let arenas = each.saturating_sub(DOMAIN_DESCRIPTORS) / 2;
-    let arenas_max = usize::try_from(arenas).unwrap_or(ARENAS_MAX).clamp(2, ARENAS_MAX);
+    let of_arenas = usize::try_from(each.saturating_sub(DOMAIN_DESCRIPTORS)).unwrap_or(usize::MAX);
+    // Two arenas at least, whatever they are for.
+    let of_arenas = of_arenas.clamp(4, 2 * ARENAS_MAX);
     let lacks = if ports_max < PORTS_MAX { Lack::Ports.bit() } else { 0 };
-    (ports_max, arenas_max, lacks)
+    (ports_max, of_arenas, lacks)
 }
 
 /// One line for who runs the broker.

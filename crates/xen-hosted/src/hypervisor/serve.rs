@@ -291,8 +291,8 @@ impl Broker {
             Request::Close { port } => self.close_port(id, port),
             Request::Status { port } => self.port_status(id, port),
             Request::FindArena { granter, slot } => self.find_arena(id, own(granter, domid), slot),
-            Request::OfferArena { peer, writable } => {
-                self.offer_arena(id, own(peer, domid), writable != 0)
+            Request::OfferArena { peer, writable, at } => {
+                self.offer_arena(id, own(peer, domid), writable != 0, at)
             }
             Request::ArenaMapped { slot } => self.arena_mapped(id, slot),
             Request::Changes => self.changes(id),

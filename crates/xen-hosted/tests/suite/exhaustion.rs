@@ -172,6 +172,6 @@ fn a_late_release_does_not_free_a_page_that_is_mapped() {
     let ended = offered.remove(0);
     assert_eq!(ended.grant(), grant);
     ended.end();
-    let next = offers.offer(of_guest, Access::ReadWrite).map(|next| next.grant());
-    assert_eq!(next, Err(Error::NoSpc), "it is mapped");
+    let next = offers.offer(of_guest, Access::ReadWrite).unwrap().grant();
+    assert!(next.0 >= xen_hosted::limits::ARENA_PAGES, "it is mapped, and its arena full: {next}");
 }

@@ -108,6 +108,11 @@ impl Actor {
                 };
                 format!("{} {end}", self.offered.len() - before)
             }
+            ["offer-batch", to, count] => {
+                let (peer, count) = (domid(to), count.parse().unwrap());
+                let offers = &mut self.offers;
+                said(offers.offer_batch(peer, Access::ReadWrite, count, &mut self.offered))
+            }
             ["take-back"] => {
                 self.offered.clear();
                 "done".to_owned()

@@ -81,7 +81,7 @@ pub(crate) fn send(bytes: &[u8]) -> bool {
 
 /// Empties the pages of the own arena for `peer` behind the library's back.
 pub(crate) fn punch(peer: u64) -> String {
-    let (_, fds) = request(&[7, peer, 1], false);
+    let (_, fds) = request(&[7, peer, 1, 0], false);
     let len = rustix::fs::fstat(&fds[0]).unwrap().st_size.unsigned_abs();
     let pages = u64::from(xen_hosted::limits::ARENA_PAGES) * 4096;
     let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
@@ -91,7 +91,7 @@ pub(crate) fn punch(peer: u64) -> String {
 /// Grants `peer` page 9 of a writable arena without ever touching it, and does to it what may harm who
 /// maps it: the reference, and what came of it.
 pub(crate) fn grant_and_abuse(peer: u64) -> String {
-    let (words, fds) = request(&[7, peer, 1], false);
+    let (words, fds) = request(&[7, peer, 1, 0], false);
     let came = abuse(&fds[0]);
     let entry = u32::try_from(peer << 16 | 1).unwrap();
     rustix::io::pwrite(&fds[0], &entry.to_ne_bytes(), 64 + 8 * 9).unwrap();
@@ -101,7 +101,7 @@ pub(crate) fn grant_and_abuse(peer: u64) -> String {
 
 /// Seals the pages of an arena that `peer` may read alone before the broker does: what it says then.
 pub(crate) fn seal_first(peer: u64) -> String {
-    let (words, fds) = request(&[7, peer, 0], false);
+    let (words, fds) = request(&[7, peer, 0, 0], false);
     let sealed = fcntl_add_seals(&fds[1], SealFlags::SEAL);
     let (mapped, _) = request(&[22, words[2]], false);
     format!("{} seal={} mapped={}", words[2], name(sealed), mapped[1])
