@@ -1,6 +1,7 @@
 //! Memory that the broker shares with its peers: what each of them counts, and the identities of all
 //! domains.
 
+use std::os::fd::OwnedFd;
 use xen::{DomId, Port};
 
 /// Bytes of the table of identities: 8 for each number that a domain can have.
@@ -39,5 +40,14 @@ impl Counter {
             Self::Refused => 3,
             Self::Received(port) => COUNTERS_HEAD + port.0 as usize,
         }
+    }
+}
+
+/// The count of a peer; whatever it wrote there is a number.
+pub(crate) fn read_counter(counters: &OwnedFd, counter: Counter) -> u64 {
+    let mut word = [0; 8];
+    match rustix::io::pread(counters, &mut word, counter.offset() as u64) {
+        Ok(8) => u64::from_ne_bytes(word),
+        _ => 0,
     }
 }

@@ -68,7 +68,7 @@ pub(crate) struct Link {
     news: Mutex<Vec<News>>,
     /// Readable while there is some.
     news_event: OwnedFd,
-    /// Who has looked up arenas in this process.
+    /// The tables of arenas that this process has looked up.
     followers: Mutex<Vec<Weak<dyn FollowsArenas>>>,
     /// Somebody waits at the ports.
     pub(crate) ports_taken: AtomicBool,

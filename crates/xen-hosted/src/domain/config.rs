@@ -1,4 +1,4 @@
-//! What a new domain is to be, as its creator asks for it.
+//! The configuration of a new domain, as its creator asks for it.
 
 use crate::limits::{MEMORY_DEFAULT_KIB, MEMORY_MIN_KIB, TASKS_DEFAULT};
 use std::ffi::{CString, OsStr, OsString};

@@ -1,4 +1,4 @@
-//! What of its sandbox a domain does without.
+//! The parts of its sandbox that a domain does without.
 
 use std::fmt;
 

@@ -9,7 +9,7 @@ use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 use std::ffi::CString;
 use std::os::fd::OwnedFd;
 
-/// Where the new root is put together, inside the domain's own mount namespace.
+/// The place where the new root is put together, inside the domain's own mount namespace.
 pub(super) const ROOT: &str = "/tmp";
 /// Folders of the host that hold programs and libraries, or say which of them is meant.
 pub(super) const SYSTEM: [&str; 7] =

@@ -6,7 +6,7 @@ use rustix::process::{Gid, Uid};
 /// The user that a domain's program is in its own user namespace.
 pub(crate) const INNER_ID: u32 = 1000;
 
-/// How the process gets its user.
+/// The way in which the process gets its user.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum User {
     /// The broker maps an id of the host into the new user namespace.

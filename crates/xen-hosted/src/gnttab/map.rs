@@ -1,6 +1,6 @@
 //! The mapping side.
 
-use super::{Arena, PERMIT_ACCESS, READONLY, entry_offset, holders_offset, place};
+use super::layout::{MappedArena, PERMIT_ACCESS, READONLY, entry_offset, holders_offset, place};
 use crate::counters::Counter;
 use crate::errno::from_errno;
 use crate::limits::ARENA_PAGES;
@@ -21,7 +21,7 @@ struct Foreign {
     granter: DomId,
     /// What the broker tells it by from others that have had its slot.
     number: u64,
-    arena: Arena,
+    arena: MappedArena,
     /// This process's bit in the holders of each page.
     bit: u32,
     link: Arc<Link>,
@@ -140,7 +140,7 @@ impl Grants {
         let table = answer.fd()?;
         let pages = answer.fds.pop_front();
         let own = if pages.is_some() { Access::Read } else { Access::ReadWrite };
-        let arena = Arena::map(slot, &table, pages.as_ref(), own).map_err(from_errno)?;
+        let arena = MappedArena::map(slot, &table, pages.as_ref(), own).map_err(from_errno)?;
         let bit = 1_u32.checked_shl(answer.number(0)?).ok_or(Error::Inval)?;
         let number = answer.number(1)?;
         let mapped = Mutex::new(vec![0; ARENA_PAGES as usize].into_boxed_slice());

@@ -1,6 +1,6 @@
 //! The granting side.
 
-use super::{Arena, entry, entry_offset, holders_offset, reference};
+use super::layout::{MappedArena, entry, entry_offset, holders_offset, reference};
 use crate::counters::Counter;
 use crate::errno::from_errno;
 use crate::limits::{ARENA_PAGES, ARENAS_MAX};
@@ -32,21 +32,21 @@ fn first_page(slot: u32) -> u32 {
 /// An arena of this domain.
 #[derive(Debug)]
 struct Own {
-    arena: Arena,
+    arena: MappedArena,
     link: Arc<Link>,
     unused: Mutex<Unused>,
 }
 
 impl Own {
     /// The arena `slot`, of which nothing is granted but what the broker has.
-    fn new(arena: Arena, link: Arc<Link>) -> Self {
+    fn new(arena: MappedArena, link: Arc<Link>) -> Self {
         // Taken from the end: low references first.
         let pages = (first_page(arena.slot)..ARENA_PAGES).rev();
         let free = pages.filter_map(|at| u16::try_from(at).ok()).collect();
         Self { arena, link, unused: Mutex::new(Unused { free, lingering: Vec::new() }) }
     }
 
-    /// How many pages it can grant in all.
+    /// The number of pages that it can grant in all.
     fn pages(&self) -> usize {
         (ARENA_PAGES - first_page(self.arena.slot)) as usize
     }
@@ -60,7 +60,7 @@ impl Own {
         unused.free.pop()
     }
 
-    /// How many pages could be taken.
+    /// The number of pages that could be taken.
     fn free(&self) -> usize {
         let mut unused = lock(&self.unused);
         self.collect(&mut unused);
@@ -170,8 +170,8 @@ impl Offers {
         let slot = answer.number(0)?;
         let table = answer.fd()?;
         let pages = answer.fds.pop_front();
-        let arena =
-            Arena::map(slot, &table, pages.as_ref(), Access::ReadWrite).map_err(from_errno)?;
+        let arena = MappedArena::map(slot, &table, pages.as_ref(), Access::ReadWrite)
+            .map_err(from_errno)?;
         if pages.is_some() {
             self.link.call(&Request::ArenaMapped { slot })?;
         }

@@ -1,17 +1,21 @@
 //! Creating a domain: number, groups, first arena and ports, process, sandbox.
 
 use super::answer::Answered;
-use super::arenas::ARENA_LEN;
-use super::process::{end_now, map_ids, pair};
-use super::{Broker, Domain, PeerId, Process, Stage, Token, say};
-use crate::domain::cgroup::Share;
-use crate::domain::devices::DeviceMount;
-use crate::domain::sandbox::{self, Plan, STEPS};
-use crate::domain::{Config, Devices, Lack, Lifetime};
+use super::arena::ARENA_LEN;
+use super::bindings::FIRST_PORTS;
+use super::broker::Broker;
+use super::domain::{Domain, Process, Stage};
+use super::parties::Parties;
+use super::poll::{PeerId, Token};
+use super::process::{end_now, pair};
+use super::remains::Born;
+use super::sandboxes::ProcessFiles;
+use super::say::say;
+use crate::Rights;
+use crate::domain::sandbox::STEPS;
+use crate::domain::{Config, Lifetime};
 use crate::errno::from_errno;
-use crate::limits::{PORT_DESCRIPTORS, TASKS_DEFAULT};
 use crate::proto::{self, Message, Request};
-use crate::{Rights, sys};
 use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
@@ -20,16 +24,6 @@ use xen::domwatch::DomainEvent;
 use xen::{DomId, Error, GrantRef};
 
 impl Broker {
-    /// A number that nobody uses or names.
-    pub(super) fn free_domid(&mut self) -> Result<DomId, Error> {
-        // A group that was left has its old bounds, and processes.
-        let left = |domid| self.numbers_left.contains(&domid);
-        let taken = |domid| self.domains.contains_key(&domid) || self.is_news(domid) || left(domid);
-        let domid = next_free(self.next_domid, taken).ok_or(Error::NoSpc)?;
-        self.next_domid = domid.0 + 1;
-        Ok(domid)
-    }
-
     /// The answer comes when the sandbox stands or fails.
     pub(super) fn create(&mut self, id: PeerId, config: &[u8], fds: Vec<OwnedFd>) -> Answered {
         let config = Config::decode(config).ok_or(Error::Inval)?;
@@ -37,15 +31,16 @@ impl Broker {
             return Err(Error::Inval);
         }
         let files: [OwnedFd; 4] = fds.try_into().map_err(|_| Error::Inval)?;
-        let domid = self.free_domid()?;
-        let identity = self.take_identity();
-        let mut domain = Domain::new(identity, config, self.ports_max);
+        let Parties { domains, peers } = &mut self.parties;
+        let domid = domains.free_number(|domid| peers.is_news(domid))?;
+        let mut domain = Domain::new(domains.take_identity(), config);
         domain.stage = Stage::Building { creator: id };
         domain.holder = (domain.config.lifetime == Lifetime::Held).then_some(id);
-        self.domains.insert(domid, domain);
+        domains.insert(domid, domain);
+        self.bindings.enter(domid);
         match self.build(domid, files) {
             Ok(()) => {
-                self.set_identity(domid, identity);
+                self.parties.domains.show(domid);
                 self.tell_change(DomainEvent::Came(domid));
                 Ok(None)
             }
@@ -59,75 +54,44 @@ impl Broker {
     fn build(&mut self, domid: DomId, files: [OwnedFd; 4]) -> Result<(), Error> {
         let (broker_end, link) = pair()?;
         let (setup_end, setup) = pair()?;
-        let peer = self.add_peer(broker_end, domid, Rights::GUEST)?;
-        if let Some(domain) = self.domains.get_mut(&domid) {
+        let ports_max = self.bindings.ports_max(domid);
+        let peer = self.parties.peers.add(broker_end, domid, Rights::GUEST, ports_max)?;
+        if let Some(domain) = self.parties.domains.get_mut(domid) {
             domain.peer = Some(peer);
         }
-        self.first_ports(peer)?;
-        self.first_arena(domid, peer)?;
-        let domain = self.domains.get_mut(&domid).ok_or(Error::Srch)?;
+        self.bindings.first_ports(&mut self.parties, peer)?;
+        self.arenas.first(&mut self.parties, domid, peer)?;
+        let domain = self.parties.domains.get_mut(domid).ok_or(Error::Srch)?;
         let Config { tasks_max, weight, cap, .. } = domain.config;
-        let share = Share::of(tasks_max, weight, cap);
-        let group = domain.group.insert(self.cgroups.create(&domid.to_string(), share)?);
+        let group = domain.group.insert(self.sandboxes.group(domid, &domain.config)?);
         group.set_memory(domain.config.memory_max_kib * 1024 - ARENA_LEN)?;
         group.set_tasks(tasks_max)?;
         group.set_cpu(weight, cap, None)?;
-        let (join, into) = group.entrances();
-        let descriptors_max = u64::from(self.ports_max) * u64::from(PORT_DESCRIPTORS);
-        let outer = self.means.id_of(domid);
-        let (user, flags) = self.means.namespaces.birth(outer);
-        let mut plan = Plan {
-            config: &domain.config,
-            user,
-            lacks: self.lacks,
-            host: &self.means.name,
-            join,
-            link,
-            devices: None,
-            setup,
-            files,
-            filter: &self.filter,
-            descriptors_max: descriptors_max + u64::from(TASKS_DEFAULT),
-            hostname: format!("dom{domid}"),
-        };
-        if let Some(id) = outer
-            && domain.config.devices == Devices::KernelFiles
-            && self.lacks & Lack::Devices.bit() == 0
-        {
-            plan.devices = DeviceMount::of_the_host(id, &self.means.name).ok();
-        }
-        // A process with one thread: see `Broker`.
-        let into = into.as_ref().map(AsFd::as_fd);
-        let born = sys::clone_process(flags, into, || sandbox::become_domain(plan));
-        let (pid, pidfd) = born.map_err(from_errno)?;
-        if let Err(errno) = self.watch(pidfd.as_fd(), Token::Process(domid), EventFlags::IN) {
+        let given = ProcessFiles { link, setup, files };
+        let (pid, pidfd) = self.sandboxes.start(domid, &domain.config, group, given)?;
+        if let Err(errno) = self.poll.watch(&pidfd, Token::Process(domid), EventFlags::IN) {
             // Nobody would hear of its end.
             end_now(&pidfd);
             return Err(from_errno(errno));
         }
-        let watched = self.watch(setup_end.as_fd(), Token::Setup(domid), EventFlags::IN);
-        let domain = self.domains.get_mut(&domid).ok_or(Error::Srch)?;
-        let process = domain.process.insert(Process {
-            pid,
-            pidfd,
-            setup: Some(setup_end),
-            born: None,
-            connection: None,
-        });
+        let watched = self.poll.watch(&setup_end, Token::Setup(domid), EventFlags::IN);
+        let (setup, born, connection) = (Some(setup_end), None, None);
+        let process = domain.process.insert(Process { pid, pidfd, setup, born, connection });
         watched.map_err(from_errno)?;
         let setup = process.setup.as_ref().and_then(|setup| setup.try_clone().ok());
         let setup = setup.ok_or(Error::NoMem)?;
-        self.note_process(domid)?;
-        if flags & libc::CLONE_NEWUSER != 0 {
-            map_ids(pid, outer)?;
+        process.born = Born::of(pid);
+        if let Some(born) = process.born {
+            self.record.add_process(born)?;
         }
+        self.sandboxes.map_ids(domid, pid)?;
         proto::send(setup.as_fd(), &Message::Mapped.encode(), &[], SendFlags::DONTWAIT)
             .map_err(from_errno)
     }
 
     /// The process has something to say before its program runs, or runs it: then this end closes.
     pub(super) fn sandbox_says(&mut self, domid: DomId) {
-        let Some(domain) = self.domains.get_mut(&domid) else { return };
+        let Some(domain) = self.parties.domains.get_mut(domid) else { return };
         let Some(process) = &mut domain.process else { return };
         let Some(setup) = &process.setup else { return };
         let mut packet = [0; 64];
@@ -140,8 +104,8 @@ impl Broker {
         };
         match request {
             Some(Request::SandboxDone { lacks, connection }) => {
-                process.connection = self.means.connections.told(connection, fds);
-                self.add_lacks(lacks);
+                process.connection = self.sandboxes.told(connection, fds);
+                self.sandboxes.add_lacks(lacks);
                 self.built(domid, lacks);
             }
             Some(Request::SandboxFailed { step, errno }) => self.sandbox_failed(domid, step, errno),
@@ -150,10 +114,10 @@ impl Broker {
     }
 
     fn built(&mut self, domid: DomId, lacks: u64) {
-        let Some(domain) = self.domains.get_mut(&domid) else { return };
+        let Some(domain) = self.parties.domains.get_mut(domid) else { return };
         let Stage::Building { creator } = domain.stage else { return };
         domain.stage = Stage::Built;
-        let [console, store] = Domain::FIRST_PORTS;
+        let [console, store] = FIRST_PORTS;
         let words = vec![
             domid.0.into(),
             domain.identity,
@@ -162,41 +126,17 @@ impl Broker {
             console.into(),
             lacks,
         ];
-        self.reply(creator, 0, words, &[]);
+        self.parties.peers.reply(creator, 0, words, &[]);
     }
 
     fn sandbox_failed(&mut self, domid: DomId, step: u32, errno: i32) {
-        let Some(domain) = self.domains.get(&domid) else { return };
+        let Some(domain) = self.parties.domains.get(domid) else { return };
         let name = STEPS.get(step as usize).copied().unwrap_or("its sandbox");
         let error = Errno::from_raw_os_error(errno);
         say(&format!("domain {domid} does not start: {name}: {error}"));
         if let Stage::Building { creator } = domain.stage {
-            self.reply(creator, errno, Vec::new(), &[]);
+            self.parties.peers.reply(creator, errno, Vec::new(), &[]);
             let _ = self.destroy(domid);
         }
-    }
-}
-
-/// The first number from `next` on, and then from 1, that is not `taken`.
-fn next_free(next: u16, taken: impl Fn(DomId) -> bool) -> Option<DomId> {
-    let all = DomId::FIRST_RESERVED.0;
-    (next..all).chain(1..next.min(all)).map(DomId).find(|domid| !taken(*domid))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn numbers_go_round_and_past_those_that_are_taken() {
-        let last = DomId::FIRST_RESERVED.0 - 1;
-        let none = |_| false;
-        assert_eq!(next_free(1, none), Some(DomId(1)));
-        assert_eq!(next_free(last, none), Some(DomId(last)));
-        assert_eq!(next_free(last + 1, none), Some(DomId(1)), "domain 0's is never given");
-        let held = |domid: DomId| domid.0 == last || domid.0 <= 2;
-        assert_eq!(next_free(last, held), Some(DomId(3)));
-        assert_eq!(next_free(7, |domid| domid != DomId(6)), Some(DomId(6)));
-        assert_eq!(next_free(7, |_| true), None);
     }
 }

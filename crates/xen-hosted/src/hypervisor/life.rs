@@ -1,51 +1,27 @@
-//! The end of domains: by themselves, by the toolstack, of their processes.
+//! The end of domains: by themselves, by the toolstack, of their processes and connections.
 
-use super::answer::{Answered, words};
-use super::connections::Connections;
-use super::{Broker, Domain, PeerId, Stage, say};
+use super::broker::Broker;
+use super::domain::Stage;
+use super::parties::Parties;
+use super::poll::PeerId;
+use super::say::say;
+use crate::Rights;
 use crate::domain::reason;
-use crate::limits::CHANGES_AT_ONCE;
-use rustix::event::epoll;
-use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
+use rustix::process::{WaitId, WaitIdOptions, waitid};
 use std::os::fd::AsFd;
 use xen::domwatch::{DomainEvent, ShutdownReason};
-use xen::{DomId, Error};
+use xen::{DomId, Error, Port};
 
 impl Broker {
     /// Tells who watches domains.
     pub(super) fn tell_change(&mut self, event: DomainEvent) {
-        for id in &self.watchers {
-            let changes = self.peers.get_mut(*id).and_then(|peer| peer.changes.as_mut());
-            if let Some(changes) = changes
-                && !changes.contains(&event)
-            {
-                changes.push_back(event);
-            }
-        }
-        self.raise_dom_exc();
-    }
-
-    /// Whether somebody is still to hear of the death of a domain with this number.
-    pub(super) fn is_news(&self, domid: DomId) -> bool {
-        let died = DomainEvent::Died(domid);
-        self.watchers.iter().any(|id| {
-            let changes = self.peers.get(*id).and_then(|peer| peer.changes.as_ref());
-            changes.is_some_and(|changes| changes.contains(&died))
-        })
-    }
-
-    pub(super) fn changes(&mut self, id: PeerId) -> Answered {
-        let peer = self.peers.get_mut(id).ok_or(Error::NoEnt)?;
-        let changes = peer.changes.as_mut().ok_or(Error::Perm)?;
-        let now = changes.len().min(CHANGES_AT_ONCE);
-        let mut words: Vec<u64> = vec![u64::from(changes.len() > now)];
-        words.extend(changes.drain(..now).map(crate::domwatch::encode));
-        Ok(Some((words, Vec::new())))
+        self.parties.peers.tell_change(event);
+        self.bindings.raise_dom_exc();
     }
 
     /// The first process of a domain has ended, and with it all others.
     pub(super) fn process_ended(&mut self, domid: DomId) {
-        let Some(domain) = self.domains.get_mut(&domid) else { return };
+        let Some(domain) = self.parties.domains.get_mut(domid) else { return };
         let Some(process) = &domain.process else { return };
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
         let status = match waitid(WaitId::PidFd(process.pidfd.as_fd()), options) {
@@ -56,9 +32,9 @@ impl Broker {
                 return;
             }
         };
-        let _ = epoll::delete(&self.epoll, &process.pidfd);
+        self.poll.forget(&process.pidfd);
         if let Some(born) = process.born {
-            self.holdings.processes.remove(&born);
+            self.record.remove_process(born);
         }
         domain.process = None;
         if let Some(group) = &domain.group {
@@ -66,7 +42,7 @@ impl Broker {
         }
         match domain.stage {
             Stage::Building { creator } => {
-                self.reply(creator, Error::NoEnt.errno(), Vec::new(), &[]);
+                self.parties.peers.reply(creator, Error::NoEnt.errno(), Vec::new(), &[]);
                 let _ = self.destroy(domid);
             }
             Stage::Built | Stage::Running => {
@@ -79,111 +55,107 @@ impl Broker {
         }
     }
 
-    pub(super) fn shut_down(&mut self, domid: DomId, code: u8) -> Answered {
-        let domain = self.living_guest(domid)?;
+    pub(super) fn shut_down(&mut self, domid: DomId, code: u8) -> Result<(), Error> {
+        let domain = self.parties.domains.living_guest(domid)?;
         if matches!(domain.stage, Stage::Shutdown(_) | Stage::Building { .. }) {
             return Err(Error::Inval);
         }
         let reason = ShutdownReason::from_code(code);
         domain.stage = Stage::Shutdown(reason);
-        self.kill(domid);
+        domain.kill(domid, self.sandboxes.connections());
         self.tell_change(DomainEvent::Shutdown(domid, reason));
-        words([])
+        Ok(())
     }
 
-    pub(super) fn destroy(&mut self, domid: DomId) -> Answered {
-        let domain = self.living_guest(domid)?;
-        domain.stage = Stage::Dying;
-        self.set_identity(domid, 0);
+    pub(super) fn destroy(&mut self, domid: DomId) -> Result<(), Error> {
+        self.parties.domains.living_guest(domid)?;
+        self.parties.domains.hide(domid);
         self.take_down(domid);
-        words([])
-    }
-
-    /// The domains that a connection holds go with it.
-    pub(super) fn destroy_held(&mut self, id: PeerId) {
-        let held = self.domains.iter().filter(|(_, domain)| domain.holder == Some(id));
-        let held: Vec<DomId> = held.map(|(domid, _)| *domid).collect();
-        for domid in held {
-            // One that is going already is no error.
-            let _ = self.destroy(domid);
-        }
-    }
-
-    /// Ends all processes of a domain.
-    fn kill(&self, domid: DomId) {
-        if let Some(domain) = self.domains.get(&domid) {
-            domain.kill(domid, &self.means.connections);
-        }
-    }
-
-    /// A domain that was destroyed is gone once its process is.
-    pub(super) fn finish(&mut self, domid: DomId) {
-        let Some(domain) = self.domains.get_mut(&domid) else { return };
-        if domain.stage != Stage::Dying || domain.process.is_some() {
-            return;
-        }
-        domain.stage = Stage::Dead;
-        if let Some(mut group) = domain.group.take()
-            && !group.remove().is_empty()
-        {
-            self.lingering.push(group);
-        }
-        self.tell_change(DomainEvent::Died(domid));
-        self.forget(domid);
-    }
-
-    /// Gives the number of a dead domain back when nobody names it any more.
-    pub(super) fn forget(&mut self, domid: DomId) {
-        if let Some(domain) = self.domains.get(&domid)
-            && domain.stage == Stage::Dead
-            && domain.named == 0
-        {
-            self.domains.remove(&domid);
-        }
+        Ok(())
     }
 
     /// Takes from a domain all that it has; it is gone once its process is.
     pub(super) fn take_down(&mut self, domid: DomId) {
-        let Some(domain) = self.domains.get_mut(&domid) else { return };
+        let Some(domain) = self.parties.domains.get_mut(domid) else { return };
         domain.stage = Stage::Dying;
-        self.kill(domid);
-        self.free_all_ports(domid);
-        self.end_all_arenas(domid);
-        if let Some(id) = self.domains.get(&domid).and_then(|domain| domain.peer) {
+        domain.kill(domid, self.sandboxes.connections());
+        let peer = domain.peer;
+        self.bindings.free_all(&mut self.parties, domid);
+        self.bindings.leave(domid);
+        self.arenas.end_all(&mut self.parties, domid);
+        if let Some(id) = peer {
             self.drop_peer(id);
         }
         self.finish(domid);
     }
-}
 
-impl Domain {
-    /// Ends all its processes: its first is the init of their namespace.
-    pub(super) fn kill(&self, domid: DomId, connections: &Connections) {
-        let Some(process) = &self.process else { return };
-        if let Some(connection) = &process.connection
-            && let Err(errno) = connections.end(connection)
-        {
-            say(&format!("domain {domid}: its connection to FUSE does not end: {errno}"));
+    /// A domain that was destroyed is gone once its process is.
+    fn finish(&mut self, domid: DomId) {
+        let Some(domain) = self.parties.domains.get_mut(domid) else { return };
+        if domain.stage != Stage::Dying || domain.process.is_some() {
+            return;
         }
-        let _ = pidfd_send_signal(&process.pidfd, Signal::KILL);
-        if self.paused
-            && let Some(group) = &self.group
+        domain.stage = Stage::Dead;
+        if let Some(group) = domain.group.take() {
+            self.sandboxes.retire(group);
+        }
+        self.tell_change(DomainEvent::Died(domid));
+        self.parties.domains.forget(domid);
+    }
+
+    /// The other end of a connection is gone, or as good as gone. What a process of domain 0 held goes
+    /// with it; a guest's ports and grants stay until it is destroyed, and only what it had mapped goes.
+    pub(super) fn hang_up(&mut self, id: PeerId) {
+        let Parties { domains, peers } = &mut self.parties;
+        let Some(peer) = peers.get(id) else { return };
+        if domains.get(peer.domid).is_none_or(|domain| domain.peer != Some(id)) {
+            self.drop_peer(id);
+            return;
+        }
+        for arena in peers.hang_up(id) {
+            self.arenas.drop_holder(&mut self.parties, id, arena);
+        }
+    }
+
+    /// A connection is gone, and what it held goes with it.
+    fn drop_peer(&mut self, id: PeerId) {
+        let Some(peer) = self.parties.peers.remove(id) else { return };
+        for port in peer.ports {
+            self.bindings.free(&mut self.parties, peer.domid, Port(port), &peer.counters);
+        }
+        for arena in peer.mapped {
+            self.arenas.drop_holder(&mut self.parties, id, arena);
+        }
+        for slot in peer.offered {
+            self.arenas.end(&mut self.parties, peer.domid, slot);
+        }
+        if peer.rights.has(Rights::DOMAIN_CONTROL) {
+            // The domains that it holds go with it. One that is going already is no error.
+            for domid in self.parties.domains.held_by(id) {
+                let _ = self.destroy(domid);
+            }
+        }
+        if let Some(domain) = self.parties.domains.get_mut(peer.domid)
+            && domain.peer == Some(id)
         {
-            // A frozen process of version 1 does not die.
-            let _ = group.set_frozen(false);
+            domain.peer = None;
+            self.finish(peer.domid);
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::connections::Connections;
+    use super::super::domain::Domain;
+    use super::super::means::Means;
     use super::super::namespaces::Namespaces;
     use super::super::process::pair;
-    use super::super::{Cgroups, Config, Means};
     use super::*;
-    use crate::{Rights, Role};
+    use crate::Role;
+    use crate::domain::Config;
+    use crate::domain::cgroup::Cgroups;
     use rustix::event::{EventfdFlags, eventfd};
-    use xen::Port;
 
     const DOMID: DomId = DomId(5);
 
@@ -197,33 +169,38 @@ mod tests {
             users: None,
         };
         let mut broker = Broker::with_nothing(event(), means, Cgroups::default).unwrap();
-        let identity = broker.take_identity();
-        broker.domains.insert(DOMID, Domain::new(identity, Config::default(), 16));
+        let identity = broker.parties.domains.take_identity();
+        broker.parties.domains.insert(DOMID, Domain::new(identity, Config::default()));
+        broker.bindings.enter(DOMID);
         broker
     }
 
     fn peer(broker: &mut Broker, rights: Rights) -> PeerId {
         let (end, _) = pair().unwrap();
-        broker.add_peer(end, DomId::DOM0, rights).unwrap()
+        broker.parties.peers.add(end, DomId::DOM0, rights, 16).unwrap()
     }
 
     /// The number that a domain gets whose turn it is to get this one.
     fn next(broker: &mut Broker) -> DomId {
-        broker.next_domid = DOMID.0;
-        broker.free_domid().unwrap()
+        let Parties { domains, peers } = &mut broker.parties;
+        domains.set_turn(DOMID);
+        domains.free_number(|domid| peers.is_news(domid)).unwrap()
     }
 
     #[test]
     fn a_number_is_nobody_elses_while_a_port_names_it() {
         let mut broker = broker();
         let id = peer(&mut broker, Role::Backend.rights());
-        let (words, _) = broker.alloc_unbound(id, DOMID).unwrap().unwrap();
-        assert_eq!(broker.domains[&DOMID].named, 1);
+        let (words, _) =
+            broker.bindings.alloc_unbound(&mut broker.parties, id, DOMID).unwrap().unwrap();
+        assert_eq!(broker.parties.domains.get(DOMID).unwrap().named, 1);
         broker.destroy(DOMID).unwrap();
-        assert!(broker.domains[&DOMID].stage == Stage::Dead, "it is gone, its number is not");
+        let domain = broker.parties.domains.get(DOMID).unwrap();
+        assert!(domain.stage == Stage::Dead, "it is gone, its number is not");
         assert_eq!(next(&mut broker), DomId(6));
-        broker.close_port(id, Port(u32::try_from(words[0]).unwrap())).unwrap();
-        assert!(!broker.domains.contains_key(&DOMID));
+        let port = Port(u32::try_from(words[0]).unwrap());
+        broker.bindings.close(&mut broker.parties, id, port).unwrap();
+        assert!(broker.parties.domains.get(DOMID).is_none());
         assert_eq!(next(&mut broker), DOMID);
     }
 
@@ -231,14 +208,16 @@ mod tests {
     fn a_number_is_nobody_elses_while_its_pages_are_mapped() {
         let mut broker = broker();
         let (end, _guest) = pair().unwrap();
-        let guest = broker.add_peer(end, DOMID, Rights::GUEST).unwrap();
-        let (slot, _) = broker.offer_arena(guest, DomId::DOM0, true, 0).unwrap().unwrap();
+        let Broker { parties, arenas, .. } = &mut broker;
+        let guest = parties.peers.add(end, DOMID, Rights::GUEST, 16).unwrap();
+        let (slot, _) = arenas.offer(parties, guest, DomId::DOM0, true, 0).unwrap().unwrap();
         let backend = peer(&mut broker, Role::Backend.rights());
         let slot = u32::try_from(slot[0]).unwrap();
-        let (words, _) = broker.find_arena(backend, DOMID, slot).unwrap().unwrap();
+        let (words, _) =
+            broker.arenas.find(&mut broker.parties, backend, DOMID, slot).unwrap().unwrap();
         broker.destroy(DOMID).unwrap();
         assert_eq!(next(&mut broker), DomId(6));
-        assert!(broker.release(backend, (DOMID, slot, words[1])));
+        assert!(broker.arenas.release(&mut broker.parties, backend, (DOMID, slot, words[1])));
         assert_eq!(next(&mut broker), DOMID);
     }
 
@@ -247,10 +226,10 @@ mod tests {
         let mut broker = broker();
         let watcher = peer(&mut broker, Role::Store.rights());
         broker.destroy(DOMID).unwrap();
-        assert!(!broker.domains.contains_key(&DOMID));
-        assert!(broker.is_news(DOMID) && !broker.is_news(DomId(6)));
+        assert!(broker.parties.domains.get(DOMID).is_none());
+        assert!(broker.parties.peers.is_news(DOMID) && !broker.parties.peers.is_news(DomId(6)));
         assert_eq!(next(&mut broker), DomId(6));
-        broker.changes(watcher).unwrap();
+        broker.parties.peers.changes(watcher).unwrap();
         assert_eq!(next(&mut broker), DOMID);
     }
 
@@ -259,7 +238,7 @@ mod tests {
         let mut broker = broker();
         let watcher = peer(&mut broker, Role::Store.rights());
         let backend = peer(&mut broker, Role::Backend.rights());
-        broker.alloc_unbound(backend, DOMID).unwrap();
+        broker.bindings.alloc_unbound(&mut broker.parties, backend, DOMID).unwrap();
         broker.destroy(DOMID).unwrap();
         broker.drop_peer(backend);
         assert_eq!(next(&mut broker), DomId(6));

@@ -1,225 +1,78 @@
-//! Connections: who is at the other end, what it may do, what it has not read yet.
+//! All connections: what they are sent, who watches domains, who rests.
 
-use crate::limits::{REQUESTS_BURST, REQUESTS_PER_S};
-use crate::{Rights, proto};
+use super::answer::Answered;
+use super::peer::{Keep, Peer, State};
+use super::poll::{PeerId, Poll, Token};
+use crate::Rights;
+use crate::counters::{Counter, counters_len};
+use crate::errno::from_errno;
+use crate::limits::{CHANGES_AT_ONCE, UNREAD_MAX};
+use crate::map::memfd;
+use crate::proto::Message;
 use rustix::event::epoll::EventFlags;
+use rustix::fs::{SealFlags, fcntl_add_seals};
 use rustix::io::Errno;
-use rustix::net::SendFlags;
-use std::collections::{BTreeSet, VecDeque};
+use rustix::net::sockopt::set_socket_send_buffer_size;
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use xen::DomId;
+use std::sync::Arc;
 use xen::domwatch::DomainEvent;
-
-/// Answers that may wait while further requests are read. One who waits for each has one at most.
-const WAITING_ANSWERS_MAX: usize = 16;
-/// Messages with descriptors that may wait for a guest which does not read.
-const WAITING_FDS_MAX: usize = 64;
-
-/// A connection; never that of another at the same place.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(crate) struct PeerId {
-    index: u32,
-    generation: u32,
-}
-
-impl PeerId {
-    /// 56 bits: 24 of the generation are enough to outlive the events of one wait.
-    pub(super) fn word(self) -> u64 {
-        u64::from(self.generation & 0xff_ffff) << 32 | u64::from(self.index)
-    }
-
-    pub(super) fn of(word: u64) -> Self {
-        let half = |word: u64| u32::try_from(word & 0xffff_ffff).unwrap_or(0);
-        Self { index: half(word), generation: half(word >> 32) }
-    }
-}
-
-/// One connection.
-pub(super) struct Peer {
-    pub(super) socket: OwnedFd,
-    pub(super) domid: DomId,
-    pub(super) rights: Rights,
-    /// Where it counts.
-    pub(super) counters: OwnedFd,
-    /// Ports of its domain that it holds.
-    pub(super) ports: BTreeSet<u32>,
-    /// Arenas that it has looked up: granter, slot, which arena of those that were there.
-    pub(super) mapped: BTreeSet<(DomId, u32, u64)>,
-    /// Arenas that it has made.
-    pub(super) offered: Vec<u32>,
-    /// What became of domains, for who watches them.
-    pub(super) changes: Option<VecDeque<DomainEvent>>,
-    /// How much it was told unasked.
-    pub(super) told: u64,
-    /// What its socket did not take.
-    unsent: VecDeque<Unsent>,
-    /// How much of that is answers.
-    unsent_answers: usize,
-    /// Requests that it may still make, in thousandths.
-    credit: u64,
-    credit_at_ms: u64,
-    pub(super) state: State,
-}
-
-/// Whether a connection is served.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum State {
-    Served,
-    /// It asks too often: for a while it is sent to, and not read.
-    ReadLater,
-    /// The kernel has no room for what it is to be sent, which no event tells the end of: for a while it
-    /// is read, and not sent to.
-    SentLater,
-    /// A guest has ended or closed its end. What it held stays until the guest is destroyed.
-    HungUp,
-}
-
-/// A message that waits for its receiver to read others.
-struct Unsent {
-    packet: Vec<u8>,
-    fds: Vec<OwnedFd>,
-    keep: Keep,
-}
-
-/// What becomes of a message where its receiver does not read.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Keep {
-    /// It is kept; there are never more of them than the receiver has ports and arenas.
-    Always,
-    /// It is kept, and while there are many of them no further request is read.
-    Answer,
-    /// It is refused for a guest that has left many unread.
-    WithinBounds,
-}
-
-impl Peer {
-    pub(super) fn new(socket: OwnedFd, domid: DomId, rights: Rights, counters: OwnedFd) -> Self {
-        Self {
-            socket,
-            domid,
-            rights,
-            counters,
-            ports: BTreeSet::new(),
-            mapped: BTreeSet::new(),
-            offered: Vec::new(),
-            changes: rights.has(Rights::DOMAIN_WATCH).then(VecDeque::new),
-            told: 0,
-            unsent: VecDeque::new(),
-            unsent_answers: 0,
-            credit: u64::from(REQUESTS_BURST) * 1000,
-            credit_at_ms: 0,
-            state: State::Served,
-        }
-    }
-
-    /// Sends, or keeps for later: then true.
-    ///
-    /// # Errors
-    /// The message cannot be sent, ever, or is refused ([`Keep::WithinBounds`]).
-    pub(super) fn send(
-        &mut self,
-        packet: Vec<u8>,
-        fds: &[BorrowedFd<'_>],
-        keep: Keep,
-    ) -> Result<bool, Errno> {
-        if self.state == State::HungUp {
-            // As on Xen, where it would be told: nobody is there to hear it.
-            return Ok(false);
-        }
-        if self.unsent.is_empty() {
-            match proto::send(self.socket.as_fd(), &packet, fds, SendFlags::DONTWAIT) {
-                Ok(()) => return Ok(false),
-                Err(Errno::AGAIN | Errno::NOBUFS | Errno::TOOMANYREFS) => {}
-                Err(Errno::PIPE | Errno::CONNRESET) if self.domid != DomId::DOM0 => {
-                    // Dead, and the event that says so is still to be looked at.
-                    self.hang_up();
-                    return Ok(false);
-                }
-                Err(errno) => return Err(errno),
-            }
-        }
-        let with_fds = self.unsent.iter().filter(|unsent| !unsent.fds.is_empty()).count();
-        if keep == Keep::WithinBounds && self.domid != DomId::DOM0 && with_fds >= WAITING_FDS_MAX {
-            return Err(Errno::BUSY);
-        }
-        let owned: std::io::Result<Vec<OwnedFd>> =
-            fds.iter().map(BorrowedFd::try_clone_to_owned).collect();
-        let fds = owned.map_err(|_| Errno::MFILE)?;
-        self.unsent_answers += usize::from(keep == Keep::Answer);
-        self.unsent.push_back(Unsent { packet, fds, keep });
-        Ok(true)
-    }
-
-    /// Sends what was kept, as far as it goes.
-    ///
-    /// # Errors
-    /// The peer is gone.
-    pub(super) fn flush(&mut self) -> Result<(), Errno> {
-        while let Some(Unsent { packet, fds, keep }) = self.unsent.front() {
-            let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
-            match proto::send(self.socket.as_fd(), packet, &fds, SendFlags::DONTWAIT) {
-                Ok(()) => {}
-                Err(Errno::AGAIN) => return Ok(()),
-                Err(Errno::NOBUFS | Errno::TOOMANYREFS) => {
-                    self.state = State::SentLater;
-                    return Ok(());
-                }
-                Err(errno) => return Err(errno),
-            }
-            self.unsent_answers -= usize::from(*keep == Keep::Answer);
-            self.unsent.pop_front();
-        }
-        Ok(())
-    }
-
-    /// What is to be waited for at its socket.
-    pub(super) fn interest(&self) -> EventFlags {
-        let mut flags = EventFlags::empty();
-        flags.set(EventFlags::IN, self.is_read() && self.state != State::ReadLater);
-        flags.set(EventFlags::OUT, !self.unsent.is_empty() && self.state != State::SentLater);
-        flags
-    }
-
-    /// It has gone, or has closed its end: what it was still to be told is nobody's.
-    pub(super) fn hang_up(&mut self) {
-        self.state = State::HungUp;
-        self.unsent.clear();
-        self.unsent_answers = 0;
-    }
-
-    /// Whether its next request is read now. News never keeps it from that: who lets go of many things
-    /// at once tells so while it is still being told of them.
-    pub(super) fn is_read(&self) -> bool {
-        self.unsent_answers < WAITING_ANSWERS_MAX
-    }
-
-    /// Whether the peer may make another request; else it has to rest. Domain 0 never rests.
-    pub(super) fn may_ask(&mut self, now_ms: u64) -> bool {
-        if self.domid == DomId::DOM0 {
-            return true;
-        }
-        let earned = now_ms.saturating_sub(self.credit_at_ms).saturating_mul(REQUESTS_PER_S.into());
-        self.credit = self.credit.saturating_add(earned).min(u64::from(REQUESTS_BURST) * 1000);
-        self.credit_at_ms = now_ms;
-        self.credit >= 1000
-    }
-
-    /// Takes a request that was made off what the peer may make.
-    pub(super) fn has_asked(&mut self) {
-        self.credit = self.credit.saturating_sub(1000);
-    }
-}
+use xen::{DomId, Error};
 
 /// All connections.
-#[derive(Default)]
 pub(super) struct Peers {
+    poll: Arc<Poll>,
     places: Vec<(u32, Option<Peer>)>,
     free: Vec<u32>,
-    pub(super) count: usize,
+    count: usize,
+    /// Those that watch domains.
+    watchers: Vec<PeerId>,
+    /// Those that are to be looked at again after a rest.
+    resting: BTreeSet<PeerId>,
 }
 
 impl Peers {
-    pub(super) fn insert(&mut self, peer: Peer) -> PeerId {
+    /// None yet; their sockets are waited for in `poll`.
+    pub(super) fn new(poll: Arc<Poll>) -> Self {
+        Self {
+            poll,
+            places: Vec::new(),
+            free: Vec::new(),
+            count: 0,
+            watchers: Vec::new(),
+            resting: BTreeSet::new(),
+        }
+    }
+
+    /// A new connection for `domid`, which counts at so many ports.
+    pub(super) fn add(
+        &mut self,
+        socket: OwnedFd,
+        domid: DomId,
+        rights: Rights,
+        ports_max: u32,
+    ) -> Result<PeerId, Error> {
+        let len = counters_len(ports_max);
+        let counters = memfd("counters", len).map_err(from_errno)?;
+        let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+        fcntl_add_seals(&counters, seals).map_err(from_errno)?;
+        // Bounded by the kernel's own limit where this is more.
+        let _ = set_socket_send_buffer_size(&socket, UNREAD_MAX);
+        let id = self.place(Peer::new(socket, domid, rights, counters));
+        let watched = self.get(id).map_or(Err(Errno::NOENT), |peer| {
+            self.poll.watch(&peer.socket, Token::Peer(id), EventFlags::IN)
+        });
+        if let Err(errno) = watched {
+            self.vacate(id);
+            return Err(from_errno(errno));
+        }
+        if rights.has(Rights::DOMAIN_WATCH) {
+            self.watchers.push(id);
+        }
+        Ok(id)
+    }
+
+    fn place(&mut self, peer: Peer) -> PeerId {
         self.count += 1;
         if let Some(index) = self.free.pop()
             && let Some(place) = self.places.get_mut(index as usize)
@@ -245,7 +98,7 @@ impl Peers {
         peer.as_mut().filter(|_| *generation == id.generation)
     }
 
-    pub(super) fn remove(&mut self, id: PeerId) -> Option<Peer> {
+    fn vacate(&mut self, id: PeerId) -> Option<Peer> {
         let (generation, peer) = self.places.get_mut(id.index as usize)?;
         if *generation != id.generation {
             return None;
@@ -254,5 +107,118 @@ impl Peers {
         self.free.push(id.index);
         self.count -= 1;
         Some(peer)
+    }
+
+    /// The number of connections.
+    pub(super) fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Takes a connection out, with all that it held.
+    pub(super) fn remove(&mut self, id: PeerId) -> Option<Peer> {
+        let peer = self.vacate(id)?;
+        self.poll.forget(&peer.socket);
+        self.watchers.retain(|watcher| *watcher != id);
+        self.resting.remove(&id);
+        Some(peer)
+    }
+
+    /// The other end of a guest's connection is gone: the arenas that it had looked up.
+    pub(super) fn hang_up(&mut self, id: PeerId) -> BTreeSet<(DomId, u32, u64)> {
+        let Some(peer) = self.get_mut(id) else { return BTreeSet::new() };
+        peer.hang_up();
+        let mapped = std::mem::take(&mut peer.mapped);
+        if let Some(peer) = self.get(id) {
+            self.poll.forget(&peer.socket);
+        }
+        self.resting.remove(&id);
+        mapped
+    }
+
+    pub(super) fn reply(&mut self, id: PeerId, errno: i32, words: Vec<u64>, fds: &[OwnedFd]) {
+        let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
+        let _ = self.push(id, &Message::Reply { errno, words }, &fds, Keep::Answer);
+    }
+
+    /// Sends a message, now or when its receiver reads.
+    ///
+    /// # Errors
+    /// It does not get there.
+    pub(super) fn push(
+        &mut self,
+        id: PeerId,
+        message: &Message,
+        fds: &[BorrowedFd<'_>],
+        keep: Keep,
+    ) -> Result<(), Errno> {
+        let peer = self.get_mut(id).ok_or(Errno::PIPE)?;
+        let waits = peer.send(message.encode(), fds, keep)?;
+        if keep != Keep::Answer {
+            // Who notifies looks here, and not into the socket.
+            peer.told += 1;
+            let told = peer.told.to_ne_bytes();
+            rustix::io::pwrite(&peer.counters, &told, Counter::Told.offset() as u64)?;
+        }
+        if waits {
+            self.refresh(id);
+        }
+        Ok(())
+    }
+
+    /// Waits until a peer asks, and until its socket takes more where something waits for that; of one
+    /// that rests, for no more than its rest allows.
+    pub(super) fn refresh(&mut self, id: PeerId) {
+        let Some(peer) = self.get(id) else { return };
+        self.poll.change(&peer.socket, Token::Peer(id), peer.interest());
+        if matches!(peer.state, State::ReadLater | State::SentLater) {
+            self.resting.insert(id);
+        }
+    }
+
+    /// True while some rest.
+    pub(super) fn are_resting(&self) -> bool {
+        !self.resting.is_empty()
+    }
+
+    /// Looks at all again that have rested.
+    pub(super) fn wake(&mut self) {
+        for id in std::mem::take(&mut self.resting) {
+            if let Some(peer) = self.get_mut(id) {
+                peer.state = State::Served;
+                self.refresh(id);
+            }
+        }
+    }
+
+    /// Tells who watches domains.
+    pub(super) fn tell_change(&mut self, event: DomainEvent) {
+        for id in std::mem::take(&mut self.watchers) {
+            let changes = self.get_mut(id).and_then(|peer| peer.changes.as_mut());
+            if let Some(changes) = changes
+                && !changes.contains(&event)
+            {
+                changes.push_back(event);
+            }
+            self.watchers.push(id);
+        }
+    }
+
+    /// True where somebody is still to hear of the death of a domain with this number.
+    pub(super) fn is_news(&self, domid: DomId) -> bool {
+        let died = DomainEvent::Died(domid);
+        self.watchers.iter().any(|id| {
+            let changes = self.get(*id).and_then(|peer| peer.changes.as_ref());
+            changes.is_some_and(|changes| changes.contains(&died))
+        })
+    }
+
+    /// Takes the changes of domains that a watcher has not heard of.
+    pub(super) fn changes(&mut self, id: PeerId) -> Answered {
+        let peer = self.get_mut(id).ok_or(Error::NoEnt)?;
+        let changes = peer.changes.as_mut().ok_or(Error::Perm)?;
+        let now = changes.len().min(CHANGES_AT_ONCE);
+        let mut words: Vec<u64> = vec![u64::from(changes.len() > now)];
+        words.extend(changes.drain(..now).map(crate::domwatch::encode));
+        Ok(Some((words, Vec::new())))
     }
 }

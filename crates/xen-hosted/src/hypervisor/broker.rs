@@ -1,0 +1,224 @@
+//! The broker: what there is of a host, and the loop that serves it.
+
+use super::arenas::Arenas;
+use super::bindings::Bindings;
+use super::budget::Budget;
+use super::directory::Directory;
+use super::domains::Domains;
+use super::listeners::Listeners;
+use super::means::Means;
+use super::parties::Parties;
+use super::peers::Peers;
+use super::poll::{Poll, Token};
+use super::process::ends_until;
+use super::record::Record;
+use super::remains::{self, Holdings, Remainder};
+use super::sandboxes::Sandboxes;
+use super::say::say;
+use crate::domain::cgroup::Cgroups;
+use crate::limits::{CREATE_MAX, PEERS_MAX};
+use crate::proto::{self, Message};
+use crate::{HostDir, Role};
+use rustix::event::Timespec;
+use rustix::event::epoll::{Event, EventFlags};
+use rustix::io::Errno;
+use rustix::net::SendFlags;
+use rustix::process::{WaitId, WaitIdOptions, waitid};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use xen::{DomId, Error};
+
+/// The time that all domains together may take to end with their broker. Who ends the broker waits longer.
+const ENDS_WITHIN: Duration = Duration::from_secs(5);
+/// Events that one wait returns at most.
+const EVENTS_MAX: usize = 256;
+/// The time that a peer rests that asked too often, and whoever needs what the system has no more of.
+const REST_MS: u64 = 20;
+
+/// The broker of one host directory.
+pub struct Broker {
+    pub(super) record: Record,
+    pub(super) poll: Arc<Poll>,
+    listeners: Listeners,
+    stop: OwnedFd,
+    stopping: bool,
+    pub(super) parties: Parties,
+    pub(super) bindings: Bindings,
+    pub(super) arenas: Arenas,
+    pub(super) sandboxes: Sandboxes,
+    /// The packet that was received last.
+    pub(super) input: Vec<u8>,
+    rested_until_ms: u64,
+}
+
+impl Broker {
+    /// Takes over a host directory, which is made if it is not there, and ends what the broker before has left;
+    /// `stop` becomes readable when the broker is to end.
+    ///
+    /// # Errors
+    /// `WouldBlock` where another broker has the directory; else what the system answered.
+    pub fn start(host: &HostDir, stop: OwnedFd) -> io::Result<Self> {
+        let directory = Directory::make(host)?;
+        let before = Holdings::read(&directory)?;
+        let means = Means::find(&directory, &before)?;
+        let left = remains::end(&means.name, &before, means.users.as_ref(), &means.connections);
+        for remainder in &left {
+            say(&format!("left of the broker before, and does not end: {remainder}"));
+        }
+        let mut record = Record::begin(directory, before, &left, means.first_id())?;
+        let mut noted = Ok(());
+        let note = |group: &Path| {
+            let written = record.add_group(group);
+            noted = std::mem::replace(&mut noted, Ok(())).and(written);
+        };
+        let name = means.name.clone();
+        let mut broker = Self::with_nothing(stop, means, || Cgroups::find(&name, note))?;
+        noted?;
+        broker.sandboxes.say_lacks();
+        broker.poll.watch(&broker.stop, Token::Stop, EventFlags::IN)?;
+        if let Some(directory) = record.directory() {
+            broker.listeners.open(directory)?;
+        }
+        broker.record = record;
+        let left = left.iter().filter_map(Remainder::domid).collect();
+        broker.parties.domains.leave_out(left);
+        Ok(broker)
+    }
+
+    /// With domain 0 alone, and nobody who could connect. `cgroups` are made last of what can fail before there is a
+    /// broker that takes them away again.
+    pub(super) fn with_nothing(
+        stop: OwnedFd,
+        means: Means,
+        cgroups: impl FnOnce() -> Cgroups,
+    ) -> io::Result<Self> {
+        let budget = Budget::divide();
+        let domains = Domains::new()?;
+        let poll = Arc::new(Poll::new()?);
+        let sandboxes = Sandboxes::new(means, budget, cgroups)?;
+        Ok(Self {
+            record: Record::default(),
+            listeners: Listeners::new(Arc::clone(&poll)),
+            stop,
+            stopping: false,
+            parties: Parties { domains, peers: Peers::new(Arc::clone(&poll)) },
+            poll,
+            bindings: Bindings::new(budget.ports),
+            arenas: Arenas::new(budget.of_arenas),
+            sandboxes,
+            input: vec![0; CREATE_MAX],
+            rested_until_ms: 0,
+        })
+    }
+
+    /// Serves until it is told to stop.
+    ///
+    /// # Errors
+    /// What epoll_wait(2) answered.
+    pub fn run(&mut self) -> io::Result<()> {
+        let mut events: Vec<Event> = Vec::with_capacity(EVENTS_MAX);
+        while !self.stopping {
+            events.clear();
+            let rest = Timespec { tv_sec: 0, tv_nsec: (REST_MS * 1_000_000) as i64 };
+            let timeout = self.has_resting().then_some(&rest);
+            match self.poll.wait(&mut events, timeout) {
+                Ok(()) | Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+            for event in &events {
+                match Token::of(event.data.u64()) {
+                    Some(Token::Peer(id)) => self.serve(id, event.flags),
+                    Some(Token::Process(domid)) => self.process_ended(domid),
+                    Some(Token::Setup(domid)) => self.sandbox_says(domid),
+                    Some(Token::Listener(role)) => self.accept(role),
+                    Some(Token::Stop) => self.stopping = true,
+                    None => {}
+                }
+            }
+            self.wake_resting();
+        }
+        Ok(())
+    }
+
+    fn accept(&mut self, role: Role) {
+        let Some(socket) = self.listeners.accept(role) else { return };
+        let Parties { domains, peers } = &mut self.parties;
+        if peers.count() >= PEERS_MAX + domains.count() {
+            // It is told before it asks anything, and hears that as the answer.
+            let busy = Message::Reply { errno: Error::Busy.errno(), words: Vec::new() };
+            let _ = proto::send(socket.as_fd(), &busy.encode(), &[], SendFlags::DONTWAIT);
+            return;
+        }
+        let ports_max = self.bindings.ports_max(DomId::DOM0);
+        if let Err(error) = peers.add(socket, DomId::DOM0, role.rights(), ports_max) {
+            say(&format!("a process of domain 0 cannot connect: {error}"));
+        }
+    }
+
+    /// True while something is to be looked at again after a rest.
+    fn has_resting(&self) -> bool {
+        self.parties.peers.are_resting()
+            || self.listeners.are_resting()
+            || self.sandboxes.are_lingering()
+    }
+
+    fn wake_resting(&mut self) {
+        if !self.has_resting() {
+            return;
+        }
+        let now_ms = now_ms();
+        if now_ms < self.rested_until_ms {
+            return;
+        }
+        self.rested_until_ms = now_ms + REST_MS;
+        self.sandboxes.remove_lingering();
+        self.listeners.wake();
+        self.parties.peers.wake();
+    }
+
+    /// Ends all domains, and leaves nothing behind but what does not end within five seconds. Done once.
+    pub fn end(&mut self) -> Vec<Remainder> {
+        for (domid, domain) in self.parties.domains.iter_mut() {
+            domain.kill(domid, self.sandboxes.connections());
+        }
+        let end = Instant::now() + ENDS_WITHIN;
+        let mut left = Vec::new();
+        for (_, domain) in self.parties.domains.iter_mut() {
+            if let Some(process) = domain.process.take() {
+                if ends_until(&process.pidfd, end) {
+                    let id = WaitId::PidFd(process.pidfd.as_fd());
+                    let _ = waitid(id, WaitIdOptions::EXITED);
+                } else {
+                    left.push(Remainder::Process(process.pid.as_raw_nonzero().get()));
+                }
+            }
+            if let Some(group) = domain.group.take() {
+                self.sandboxes.retire(group);
+            }
+        }
+        left.extend(self.sandboxes.end(&self.record.take_inherited(), end));
+        if let Some(directory) = self.record.take_directory() {
+            self.listeners.close(&directory);
+            if left.is_empty() {
+                let _ = Holdings::forget(&directory);
+            }
+        }
+        left
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// Milliseconds of a clock that is never set.
+pub(super) fn now_ms() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    u64::try_from(now.tv_sec).unwrap_or(0) * 1000
+        + u64::try_from(now.tv_nsec / 1_000_000).unwrap_or(0)
+}

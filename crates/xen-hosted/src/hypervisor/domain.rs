@@ -1,0 +1,200 @@
+//! One domain: where it is in its life, its process, what is asked of that.
+
+use super::connections::{Connection, Connections};
+use super::poll::PeerId;
+use super::remains::Born;
+use super::say::say;
+use crate::domain::Config;
+use crate::domain::cgroup::Group;
+use crate::errno::from_errno;
+use crate::proto::{self, Message};
+use rustix::net::SendFlags;
+use rustix::process::{Pid, Signal, pidfd_send_signal};
+use std::os::fd::{AsFd, OwnedFd};
+use xen::domctl::{DomainInfo, RunState, Scheduling};
+use xen::domwatch::ShutdownReason;
+use xen::{DomId, Error};
+
+/// A time of a domain's life.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Stage {
+    /// Its process puts the sandbox together; its creator waits for the answer.
+    Building { creator: PeerId },
+    /// It has never run.
+    Built,
+    /// It runs, paused or not.
+    Running,
+    /// It has ended by itself, or was ended.
+    Shutdown(ShutdownReason),
+    /// It was destroyed; its process is still to end.
+    Dying,
+    /// It is gone; its number is kept from others while somebody names it.
+    Dead,
+}
+
+/// A domain's first process.
+pub(super) struct Process {
+    /// Nobody else's before it was waited for.
+    pub(super) pid: Pid,
+    pub(super) pidfd: OwnedFd,
+    /// Until its program runs.
+    pub(super) setup: Option<OwnedFd>,
+    /// By which it is noted, once it is.
+    pub(super) born: Option<Born>,
+    /// Its connection to FUSE, if it serves files.
+    pub(super) connection: Option<Connection>,
+}
+
+/// One domain.
+pub(super) struct Domain {
+    /// Tells it from others of its number; never 0.
+    pub(super) identity: u64,
+    pub(super) config: Config,
+    pub(super) scheduling: Scheduling,
+    pub(super) stage: Stage,
+    pub(super) paused: bool,
+    /// The connection that it ends with.
+    pub(super) holder: Option<PeerId>,
+    pub(super) process: Option<Process>,
+    pub(super) group: Option<Group>,
+    /// Its own connection; domain 0 has many, and none here.
+    pub(super) peer: Option<PeerId>,
+    /// Ports of others that name it, and mappings of its arenas: as long as there are any, its number
+    /// is not given to another.
+    pub(super) named: u64,
+    /// Requests that it was refused.
+    pub(super) refused: u64,
+    /// Notifications that it sent over channels that are closed, as their receivers counted them.
+    pub(super) notified_before: u64,
+    pub(super) cpu_time_ns: u64,
+}
+
+impl Domain {
+    pub(super) fn new(identity: u64, config: Config) -> Self {
+        Self {
+            identity,
+            scheduling: Scheduling { weight: config.weight, cap: config.cap },
+            config,
+            stage: Stage::Running,
+            paused: false,
+            holder: None,
+            process: None,
+            group: None,
+            peer: None,
+            named: 0,
+            refused: 0,
+            notified_before: 0,
+            cpu_time_ns: 0,
+        }
+    }
+
+    pub(super) fn run_state(&self) -> RunState {
+        match self.stage {
+            Stage::Shutdown(reason) => RunState::Shutdown(reason),
+            Stage::Dying | Stage::Dead => RunState::Dying,
+            Stage::Building { .. } | Stage::Built => RunState::Paused,
+            Stage::Running if self.paused => RunState::Paused,
+            Stage::Running => RunState::Running,
+        }
+    }
+
+    /// The state and the uses of it. Its arenas count in full: its group has counted all of them but what is `untouched`.
+    pub(super) fn info(&self, domid: DomId, untouched: u64) -> DomainInfo {
+        let group = self.group.as_ref();
+        let memory = group.and_then(Group::memory).unwrap_or(0);
+        DomainInfo {
+            domid,
+            handle: self.config.handle,
+            state: self.run_state(),
+            memory_kib: memory.saturating_add(untouched) / 1024,
+            memory_max_kib: self.config.memory_max_kib,
+            vcpus_online: 1,
+            cpu_time_ns: group.and_then(Group::cpu_time_ns).unwrap_or(self.cpu_time_ns),
+        }
+    }
+
+    /// Memory that it may have, in bytes.
+    pub(super) fn memory_max(&self) -> u64 {
+        self.config.memory_max_kib.saturating_mul(1024)
+    }
+
+    /// Stops it where it runs.
+    ///
+    /// # Errors
+    /// What its group or its process answered.
+    pub(super) fn pause(&mut self) -> Result<(), Error> {
+        if self.stage != Stage::Running {
+            return Ok(());
+        }
+        self.paused = true;
+        self.freeze(true)
+    }
+
+    /// Stops or continues all processes, or the first alone where there is no freezer.
+    fn freeze(&self, frozen: bool) -> Result<(), Error> {
+        let group = self.group.as_ref().ok_or(Error::Srch)?;
+        if !group.set_frozen(frozen)?
+            && let Some(process) = &self.process
+        {
+            let signal = if frozen { Signal::STOP } else { Signal::CONT };
+            pidfd_send_signal(&process.pidfd, signal).map_err(from_errno)?;
+        }
+        Ok(())
+    }
+
+    /// Runs its program, or continues it.
+    ///
+    /// # Errors
+    /// [`Error::Inval`] where it is neither new nor paused, or what its group or its process answered.
+    pub(super) fn unpause(&mut self) -> Result<(), Error> {
+        match self.stage {
+            Stage::Built => {
+                let setup = self.process.as_ref().and_then(|process| process.setup.as_ref());
+                let setup = setup.ok_or(Error::Srch)?;
+                proto::send(setup.as_fd(), &Message::Run.encode(), &[], SendFlags::DONTWAIT)
+                    .map_err(from_errno)?;
+                self.stage = Stage::Running;
+            }
+            Stage::Running if self.paused => {
+                self.paused = false;
+                self.freeze(false)?;
+            }
+            _ => return Err(Error::Inval),
+        }
+        Ok(())
+    }
+
+    /// Sets its share of the processors.
+    ///
+    /// # Errors
+    /// [`Error::Inval`] without a weight, or what its group answered.
+    pub(super) fn set_scheduling(&mut self, scheduling: Scheduling) -> Result<(), Error> {
+        let Scheduling { weight, cap } = scheduling;
+        if weight == 0 {
+            return Err(Error::Inval);
+        }
+        let first = self.process.as_ref().map(|process| process.pid);
+        if let Some(group) = &mut self.group {
+            group.set_cpu(weight, cap, first)?;
+        }
+        self.scheduling = scheduling;
+        Ok(())
+    }
+
+    /// Ends all its processes: its first is the init of their namespace.
+    pub(super) fn kill(&self, domid: DomId, connections: &Connections) {
+        let Some(process) = &self.process else { return };
+        if let Some(connection) = &process.connection
+            && let Err(errno) = connections.end(connection)
+        {
+            say(&format!("domain {domid}: its connection to FUSE does not end: {errno}"));
+        }
+        let _ = pidfd_send_signal(&process.pidfd, Signal::KILL);
+        if self.paused
+            && let Some(group) = &self.group
+        {
+            // A frozen process of version 1 does not die.
+            let _ = group.set_frozen(false);
+        }
+    }
+}

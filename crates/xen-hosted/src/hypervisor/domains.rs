@@ -1,0 +1,209 @@
+//! All domains: their numbers, their identities, who is named by others.
+
+use super::domain::{Domain, Stage};
+use super::poll::PeerId;
+use crate::counters::IDENTITIES_LEN;
+use crate::domain::Config;
+use crate::map::{Map, memfd};
+use rustix::fs::{SealFlags, fcntl_add_seals};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::Ordering;
+use xen::gnttab::Access;
+use xen::{DomId, Error};
+
+/// All domains, by number.
+pub(super) struct Domains {
+    all: BTreeMap<DomId, Domain>,
+    /// The table that tells who watches domains their identities.
+    identities: Map,
+    identities_fd: OwnedFd,
+    next_identity: u64,
+    next_number: u16,
+    /// The numbers of a broker's before, whose groups are there still.
+    left: BTreeSet<DomId>,
+}
+
+impl Domains {
+    /// Domain 0 alone.
+    ///
+    /// # Errors
+    /// What the system answered.
+    pub(super) fn new() -> io::Result<Self> {
+        let identities_fd = memfd("identities", IDENTITIES_LEN)?;
+        let identities = Map::new(&identities_fd, 0, IDENTITIES_LEN, Access::ReadWrite)?;
+        let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::FUTURE_WRITE | SealFlags::SEAL;
+        fcntl_add_seals(&identities_fd, seals)?;
+        let mut domains = Self {
+            all: BTreeMap::new(),
+            identities,
+            identities_fd,
+            next_identity: first_identity(),
+            next_number: 1,
+            left: BTreeSet::new(),
+        };
+        let identity = domains.take_identity();
+        domains.insert(DomId::DOM0, Domain::new(identity, Config::default()));
+        domains.show(DomId::DOM0);
+        Ok(domains)
+    }
+
+    /// The descriptor of the table of identities.
+    pub(super) fn identities(&self) -> &OwnedFd {
+        &self.identities_fd
+    }
+
+    /// An identity that no domain has had.
+    pub(super) fn take_identity(&mut self) -> u64 {
+        let identity = self.next_identity;
+        self.next_identity = identity.checked_add(1).unwrap_or(1);
+        identity
+    }
+
+    /// Shows a domain's identity to who watches domains.
+    pub(super) fn show(&self, domid: DomId) {
+        self.set_identity(domid, self.all.get(&domid).map_or(0, |domain| domain.identity));
+    }
+
+    /// Shows that there is no domain of this number.
+    pub(super) fn hide(&self, domid: DomId) {
+        self.set_identity(domid, 0);
+    }
+
+    fn set_identity(&self, domid: DomId, identity: u64) {
+        self.identities.long(usize::from(domid.0) * 8).store(identity, Ordering::Release);
+    }
+
+    /// Gives these numbers to no domain.
+    pub(super) fn leave_out(&mut self, left: BTreeSet<DomId>) {
+        self.left = left;
+    }
+
+    /// A number that nobody uses or names; `is_news` of one whose domain's death is still to be heard of.
+    pub(super) fn free_number(&mut self, is_news: impl Fn(DomId) -> bool) -> Result<DomId, Error> {
+        // A group that was left has its old bounds, and processes.
+        let left = |domid| self.left.contains(&domid);
+        let taken = |domid| self.all.contains_key(&domid) || is_news(domid) || left(domid);
+        let domid = next_free(self.next_number, taken).ok_or(Error::NoSpc)?;
+        self.next_number = domid.0 + 1;
+        Ok(domid)
+    }
+
+    /// Makes this number the next one that is given, if it is free.
+    #[cfg(test)]
+    pub(super) fn set_turn(&mut self, domid: DomId) {
+        self.next_number = domid.0;
+    }
+
+    pub(super) fn insert(&mut self, domid: DomId, domain: Domain) {
+        self.all.insert(domid, domain);
+    }
+
+    /// The number of domains, dead ones included.
+    pub(super) fn count(&self) -> usize {
+        self.all.len()
+    }
+
+    pub(super) fn get(&self, domid: DomId) -> Option<&Domain> {
+        self.all.get(&domid)
+    }
+
+    pub(super) fn get_mut(&mut self, domid: DomId) -> Option<&mut Domain> {
+        self.all.get_mut(&domid)
+    }
+
+    /// A domain that was not destroyed yet.
+    pub(super) fn living(&self, domid: DomId) -> Option<&Domain> {
+        self.all.get(&domid).filter(|domain| !matches!(domain.stage, Stage::Dying | Stage::Dead))
+    }
+
+    /// A domain that may be acted on: not domain 0, not one that is going.
+    pub(super) fn living_guest(&mut self, domid: DomId) -> Result<&mut Domain, Error> {
+        if domid == DomId::DOM0 {
+            // Its end is the host's, which is not to be had here.
+            return Err(Error::Inval);
+        }
+        self.living(domid).ok_or(Error::Srch)?;
+        self.all.get_mut(&domid).ok_or(Error::Srch)
+    }
+
+    /// Those that are not dead, from this number on.
+    pub(super) fn from(&self, first: DomId) -> impl Iterator<Item = (DomId, &Domain)> {
+        let all = self.all.range(first..).filter(|(_, domain)| domain.stage != Stage::Dead);
+        all.map(|(domid, domain)| (*domid, domain))
+    }
+
+    /// All, dead or not.
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (DomId, &mut Domain)> {
+        self.all.iter_mut().map(|(domid, domain)| (*domid, domain))
+    }
+
+    /// Those that end with this connection.
+    pub(super) fn held_by(&self, id: PeerId) -> Vec<DomId> {
+        let held = self.all.iter().filter(|(_, domain)| domain.holder == Some(id));
+        held.map(|(domid, _)| *domid).collect()
+    }
+
+    /// Counts that somebody names a domain; with an `identity`, that one and no later one of its number.
+    pub(super) fn name(&mut self, domid: DomId, identity: Option<u64>) {
+        if let Some(domain) = self.named(domid, identity) {
+            domain.named = domain.named.saturating_add(1);
+        }
+    }
+
+    /// Counts that somebody names a domain no more, who did.
+    pub(super) fn unname(&mut self, domid: DomId, identity: Option<u64>) {
+        if let Some(domain) = self.named(domid, identity) {
+            domain.named = domain.named.saturating_sub(1);
+            self.forget(domid);
+        }
+    }
+
+    fn named(&mut self, domid: DomId, identity: Option<u64>) -> Option<&mut Domain> {
+        let domain = self.all.get_mut(&domid)?;
+        identity.is_none_or(|identity| identity == domain.identity).then_some(domain)
+    }
+
+    /// Gives the number of a dead domain back when nobody names it any more.
+    pub(super) fn forget(&mut self, domid: DomId) {
+        if let Some(domain) = self.all.get(&domid)
+            && domain.stage == Stage::Dead
+            && domain.named == 0
+        {
+            self.all.remove(&domid);
+        }
+    }
+}
+
+/// The first number from `next` on, and then from 1, that is not `taken`.
+fn next_free(next: u16, taken: impl Fn(DomId) -> bool) -> Option<DomId> {
+    let all = DomId::FIRST_RESERVED.0;
+    (next..all).chain(1..next.min(all)).map(DomId).find(|domid| !taken(*domid))
+}
+
+/// Identities of this broker are not those of one before it in the same directory.
+fn first_identity() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let us = u64::try_from(now.tv_sec).unwrap_or(0) << 20
+        | u64::try_from(now.tv_nsec / 1024).unwrap_or(0);
+    us << 8 | 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_go_round_and_past_those_that_are_taken() {
+        let last = DomId::FIRST_RESERVED.0 - 1;
+        let none = |_| false;
+        assert_eq!(next_free(1, none), Some(DomId(1)));
+        assert_eq!(next_free(last, none), Some(DomId(last)));
+        assert_eq!(next_free(last + 1, none), Some(DomId(1)), "domain 0's is never given");
+        let held = |domid: DomId| domid.0 == last || domid.0 <= 2;
+        assert_eq!(next_free(last, held), Some(DomId(3)));
+        assert_eq!(next_free(7, |domid| domid != DomId(6)), Some(DomId(6)));
+        assert_eq!(next_free(7, |_| true), None);
+    }
+}

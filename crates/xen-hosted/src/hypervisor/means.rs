@@ -1,0 +1,50 @@
+//! The means that this machine gives the broker for its domains, found out once.
+
+use super::connections::Connections;
+use super::directory::Directory;
+use super::namespaces::Namespaces;
+use super::remains::Holdings;
+use super::users::Users;
+use crate::domain::Lack;
+use std::io;
+use xen::DomId;
+
+/// The means that this machine gives the broker, found out once.
+pub(super) struct Means {
+    /// The name of the host's control groups and mounts.
+    pub(super) name: String,
+    pub(super) namespaces: Namespaces,
+    pub(super) connections: Connections,
+    /// The users that its domains run as, where the broker can give them any.
+    pub(super) users: Option<Users>,
+}
+
+impl Means {
+    pub(super) fn find(directory: &Directory, before: &Holdings) -> io::Result<Self> {
+        let take = || Users::take(before.first_id, directory.inode);
+        let users = Users::are_there().then(take).transpose()?;
+        let first = users.as_ref().map(|users| users.first);
+        let namespaces = Namespaces::find(first)?;
+        let connections = Connections::find(namespaces, first);
+        Ok(Self { name: directory.name.clone(), namespaces, connections, users })
+    }
+
+    /// The first of their ids.
+    pub(super) fn first_id(&self) -> Option<u32> {
+        self.users.as_ref().map(|users| users.first)
+    }
+
+    /// The id of the host that a domain runs as, where it is not the broker's.
+    pub(super) fn id_of(&self, domid: DomId) -> Option<u32> {
+        Some(self.first_id()? + u32::from(domid.0))
+    }
+
+    /// The bits of what domains do without.
+    pub(super) fn lacks(&self) -> u64 {
+        let bit = |lacks: bool, lack: Lack| if lacks { lack.bit() } else { 0 };
+        let no_devices = self.namespaces != Namespaces::None && self.connections.end_none();
+        self.namespaces.lacks()
+            | bit(no_devices, Lack::Devices)
+            | bit(self.users.is_none(), Lack::OwnUser)
+    }
+}

@@ -1,0 +1,10 @@
+//! The parties to all dealings: domains, and their connections.
+
+use super::domains::Domains;
+use super::peers::Peers;
+
+/// All domains, and their connections.
+pub(super) struct Parties {
+    pub(super) domains: Domains,
+    pub(super) peers: Peers,
+}

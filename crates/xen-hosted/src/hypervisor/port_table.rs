@@ -1,0 +1,96 @@
+//! The ports of one domain: numbers, and what each is bound to.
+
+use super::poll::PeerId;
+use std::collections::BTreeSet;
+use xen::{DomId, Error, Port};
+
+/// The other side of a port.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Bound {
+    /// Nothing yet: that domain may, the one with this identity and no later one of its number.
+    Unbound {
+        remote: DomId,
+        identity: u64,
+    },
+    Interdomain {
+        remote: DomId,
+        port: Port,
+    },
+    Virq(u32),
+}
+
+/// A port in use.
+pub(super) struct Slot {
+    /// The connection that has it.
+    pub(super) holder: PeerId,
+    pub(super) bound: Bound,
+}
+
+/// A domain's ports.
+pub(super) struct PortTable {
+    slots: Vec<Option<Slot>>,
+    /// Of the places in `slots`, those not in use.
+    free: BTreeSet<u32>,
+    max: u32,
+}
+
+impl PortTable {
+    pub(super) fn new(max: u32) -> Self {
+        // Port 0 is never valid.
+        Self { slots: vec![None], free: BTreeSet::new(), max }
+    }
+
+    pub(super) fn get(&self, port: Port) -> Option<&Slot> {
+        self.slots.get(port.0 as usize)?.as_ref()
+    }
+
+    pub(super) fn get_mut(&mut self, port: Port) -> Option<&mut Slot> {
+        self.slots.get_mut(port.0 as usize)?.as_mut()
+    }
+
+    /// Puts `slot` at the lowest free number, as Xen does.
+    pub(super) fn insert(&mut self, slot: Slot) -> Result<Port, Error> {
+        if let Some(at) = self.free.pop_first()
+            && let Some(place) = self.slots.get_mut(at as usize)
+        {
+            *place = Some(slot);
+            return Ok(Port(at));
+        }
+        let at = u32::try_from(self.slots.len()).unwrap_or(u32::MAX);
+        if at >= self.max {
+            return Err(Error::NoSpc);
+        }
+        self.slots.push(Some(slot));
+        Ok(Port(at))
+    }
+
+    pub(super) fn remove(&mut self, port: Port) -> Option<Slot> {
+        let slot = self.slots.get_mut(port.0 as usize)?.take()?;
+        self.free.insert(port.0);
+        Some(slot)
+    }
+
+    /// Ports in use.
+    pub(super) fn count(&self) -> usize {
+        self.slots.len() - 1 - self.free.len()
+    }
+
+    /// Every port bound to another domain's, with that.
+    pub(super) fn channels(&self) -> impl Iterator<Item = (DomId, Port)> {
+        self.slots.iter().flatten().filter_map(|slot| match slot.bound {
+            Bound::Interdomain { remote, port } => Some((remote, port)),
+            _ => None,
+        })
+    }
+
+    /// The number of ports that there can be.
+    pub(super) fn max(&self) -> u32 {
+        self.max
+    }
+
+    /// All ports in use, with the connections that have them.
+    pub(super) fn held(&self) -> impl Iterator<Item = (Port, PeerId)> {
+        let slots = (0_u32..).zip(&self.slots);
+        slots.filter_map(|(at, slot)| Some((Port(at), slot.as_ref()?.holder)))
+    }
+}

@@ -1,0 +1,194 @@
+//! Requests: a few of each peer in turn are read, and answered.
+
+use super::answer::Answered;
+use super::bindings::FIRST_PORTS;
+use super::broker::{Broker, now_ms};
+use super::peer::{Peer, State};
+use super::poll::PeerId;
+use crate::Rights;
+use crate::counters::IDENTITIES_LEN;
+use crate::limits::{CREATE_MAX, PACKET_MAX, REQUESTS_A_TURN};
+use crate::proto::{self, Request};
+use rustix::event::epoll::EventFlags;
+use rustix::io::Errno;
+use rustix::net::RecvFlags;
+use std::os::fd::{AsFd, OwnedFd};
+use xen::{DomId, Error};
+
+impl Broker {
+    pub(super) fn serve(&mut self, id: PeerId, flags: EventFlags) {
+        if flags.intersects(EventFlags::HUP | EventFlags::ERR) {
+            // Whatever it has asked for it cannot be answered, and this is reported until it is gone.
+            self.hang_up(id);
+            return;
+        }
+        if flags.contains(EventFlags::OUT) {
+            match self.parties.peers.get_mut(id).map(Peer::flush) {
+                Some(Ok(())) => self.parties.peers.refresh(id),
+                Some(Err(_)) => {
+                    self.hang_up(id);
+                    return;
+                }
+                None => return,
+            }
+        }
+        let now_ms = now_ms();
+        for _ in 0..REQUESTS_A_TURN {
+            let Some(peer) = self.parties.peers.get_mut(id) else { return };
+            if !peer.is_read() {
+                return;
+            }
+            if !peer.may_ask(now_ms) {
+                peer.state = State::ReadLater;
+                self.parties.peers.refresh(id);
+                return;
+            }
+            let mut fds = Vec::new();
+            let len = if peer.rights.has(Rights::DOMAIN_CONTROL) { CREATE_MAX } else { PACKET_MAX };
+            let into = self.input.get_mut(..len).unwrap_or_default();
+            let socket = peer.socket.as_fd();
+            let received = if peer.rights.has(Rights::DOMAIN_CONTROL) {
+                proto::receive(socket, into, &mut fds, RecvFlags::DONTWAIT)
+            } else {
+                // Without room for them the kernel drops what descriptors a guest sends.
+                rustix::net::recv(socket, into, RecvFlags::DONTWAIT | RecvFlags::TRUNC)
+                    .map(|(_, count)| if count > len { usize::MAX } else { count })
+            };
+            match received {
+                Ok(count) if count > 0 => self.take_request(id, count, fds),
+                Err(Errno::MSGSIZE) => self.take_request(id, usize::MAX, fds),
+                Err(Errno::AGAIN) => return,
+                Err(Errno::INTR) => {}
+                Ok(_) | Err(_) => {
+                    self.hang_up(id);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Answers the packet of `count` bytes in the input; one that was too long has more than fits.
+    fn take_request(&mut self, id: PeerId, count: usize, fds: Vec<OwnedFd>) {
+        if let Some(peer) = self.parties.peers.get_mut(id) {
+            peer.has_asked();
+        }
+        let request = self.input.get(..count).and_then(Request::decode);
+        if let Some(Request::Release { granter, slot, number }) = request {
+            if !self.arenas.release(&mut self.parties, id, (granter, slot, number)) {
+                self.count_refusal(id);
+            }
+            return;
+        }
+        let answered = match request {
+            Some(request) => self.answer(id, request, fds),
+            None => Err(Error::Inval),
+        };
+        match answered {
+            Ok(Some((words, fds))) => self.parties.peers.reply(id, 0, words, &fds),
+            Ok(None) => {}
+            Err(error) => {
+                self.count_refusal(id);
+                self.parties.peers.reply(id, error.errno(), Vec::new(), &[]);
+            }
+        }
+    }
+
+    fn count_refusal(&mut self, id: PeerId) {
+        let Some(peer) = self.parties.peers.get(id) else { return };
+        if let Some(domain) = self.parties.domains.get_mut(peer.domid) {
+            domain.refused = domain.refused.saturating_add(1);
+        }
+    }
+
+    fn answer(&mut self, id: PeerId, request: Request, fds: Vec<OwnedFd>) -> Answered {
+        let peer = self.parties.peers.get(id).ok_or(Error::NoEnt)?;
+        if !peer.rights.has(needed(&request)) {
+            return Err(Error::Perm);
+        }
+        let domid = peer.domid;
+        let Self { parties, bindings, arenas, .. } = self;
+        match request {
+            Request::Hello => self.hello(id),
+            Request::AllocUnbound { remote } => {
+                bindings.alloc_unbound(parties, id, own(remote, domid))
+            }
+            Request::BindInterdomain { remote, port } => {
+                bindings.bind_interdomain(parties, id, own(remote, domid), port)
+            }
+            Request::BindVirq { virq } => bindings.bind_virq(parties, id, virq),
+            Request::Close { port } => bindings.close(parties, id, port),
+            Request::Status { port } => bindings.status(parties, id, port),
+            Request::FindArena { granter, slot } => {
+                arenas.find(parties, id, own(granter, domid), slot)
+            }
+            Request::OfferArena { peer, writable, at } => {
+                arenas.offer(parties, id, own(peer, domid), writable != 0, at)
+            }
+            Request::ArenaMapped { slot } => arenas.set_mapped(parties, id, slot),
+            Request::Changes => parties.peers.changes(id),
+            Request::Create(config) => self.create(id, &config, fds),
+            // Not of a connection like this.
+            Request::Release { .. }
+            | Request::SandboxDone { .. }
+            | Request::SandboxFailed { .. } => Err(Error::Inval),
+            of_control => self.control(id, &of_control),
+        }
+    }
+
+    fn hello(&self, id: PeerId) -> Answered {
+        let peer = self.parties.peers.get(id).ok_or(Error::NoEnt)?;
+        let domain = self.parties.domains.get(peer.domid).ok_or(Error::Srch)?;
+        let [console, store] = if peer.domid == DomId::DOM0 { [0, 0] } else { FIRST_PORTS };
+        let ports_max = self.bindings.ports_max(peer.domid);
+        let words = vec![
+            peer.domid.0.into(),
+            domain.identity,
+            console.into(),
+            store.into(),
+            ports_max.into(),
+            IDENTITIES_LEN as u64,
+        ];
+        let clone = |fd: &OwnedFd| fd.try_clone().map_err(Error::from);
+        let mut fds = vec![clone(&peer.counters)?];
+        if peer.rights.has(Rights::DOMAIN_WATCH) {
+            fds.push(clone(self.parties.domains.identities())?);
+        }
+        Ok(Some((words, fds)))
+    }
+}
+
+/// `DOMID_SELF` is who asks.
+fn own(named: DomId, domid: DomId) -> DomId {
+    if named == DomId::SELF { domid } else { named }
+}
+
+/// The right that a request needs.
+fn needed(request: &Request) -> Rights {
+    match request {
+        Request::Hello | Request::SandboxDone { .. } | Request::SandboxFailed { .. } => {
+            Rights::NONE
+        }
+        Request::AllocUnbound { .. }
+        | Request::BindInterdomain { .. }
+        | Request::Close { .. }
+        | Request::Status { .. } => Rights::EVENT_CHANNELS,
+        Request::FindArena { .. } | Request::Release { .. } => Rights::GRANT_MAP,
+        Request::OfferArena { .. } | Request::ArenaMapped { .. } => Rights::GRANT_OFFER,
+        Request::BindVirq { .. } | Request::Changes => Rights::DOMAIN_WATCH,
+        Request::Create(_)
+        | Request::List { .. }
+        | Request::Info { .. }
+        | Request::Pause { .. }
+        | Request::Unpause { .. }
+        | Request::Shutdown { .. }
+        | Request::Destroy { .. }
+        | Request::SetMemoryMax { .. }
+        | Request::Scheduling { .. }
+        | Request::SetScheduling { .. }
+        | Request::Accounts { .. }
+        | Request::Process { .. }
+        | Request::Holder { .. }
+        | Request::HandOver { .. }
+        | Request::Keep { .. } => Rights::DOMAIN_CONTROL,
+    }
+}

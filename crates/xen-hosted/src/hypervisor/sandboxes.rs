@@ -1,0 +1,200 @@
+//! The making of domains' sandboxes on this machine, and what they lack.
+
+use super::budget::Budget;
+use super::connections::{Connection, Connections};
+use super::means::Means;
+use super::process::map_ids;
+use super::remains::{Holdings, Remainder, end};
+use super::say::say;
+use crate::domain::cgroup::{Cgroups, Group, Share};
+use crate::domain::devices::DeviceMount;
+use crate::domain::filter::{self, Processes, Sandbox};
+use crate::domain::sandbox::{self, Plan};
+use crate::domain::user::User;
+use crate::domain::{Config, Devices, LACKS, Lack};
+use crate::errno::from_errno;
+use crate::limits::{PORT_DESCRIPTORS, TASKS_DEFAULT};
+use crate::sys;
+use confine::Filter;
+use rustix::process::Pid;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+use xen::{DomId, Error};
+
+/// The descriptors that a domain's first process is given.
+pub(super) struct ProcessFiles {
+    /// Its socket to the broker.
+    pub(super) link: OwnedFd,
+    /// Its end of the talk of its set-up, until its program runs.
+    pub(super) setup: OwnedFd,
+    /// The program, standard input, output, error.
+    pub(super) files: [OwnedFd; 4],
+}
+
+/// The sandboxes of all domains.
+pub(super) struct Sandboxes {
+    means: Means,
+    cgroups: Cgroups,
+    filter: Filter,
+    /// The bits of what all domains do without.
+    lacks: u64,
+    ports_max: u32,
+    /// Groups of domains that are gone, which the kernel does not let be removed yet: a process may leave its group
+    /// after it was waited for.
+    lingering: Vec<Group>,
+}
+
+impl Sandboxes {
+    /// `cgroups` are made last of what can fail before there is somebody who takes them away again.
+    ///
+    /// # Errors
+    /// There is no filter for this machine.
+    pub(super) fn new(
+        means: Means,
+        budget: Budget,
+        cgroups: impl FnOnce() -> Cgroups,
+    ) -> io::Result<Self> {
+        let mut lacks = budget.lacks() | means.lacks();
+        let own_user = lacks & Lack::OwnUser.bit() == 0;
+        let sandbox = Sandbox { processes: Processes::OfItsOwn, own_user };
+        let filter = filter::filter(sandbox).map_err(io::Error::other)?;
+        let cgroups = cgroups();
+        let bounded =
+            [Lack::MemoryLimit, Lack::CpuLimit, Lack::TaskLimit, Lack::Freezer, Lack::Accounting];
+        for (lack, has) in bounded.iter().zip(cgroups.bounds()) {
+            lacks |= if has { 0 } else { lack.bit() };
+        }
+        let lingering = Vec::new();
+        Ok(Self { means, cgroups, filter, lacks, ports_max: budget.ports, lingering })
+    }
+
+    /// The way in which domains' connections to FUSE are ended.
+    pub(super) fn connections(&self) -> &Connections {
+        &self.means.connections
+    }
+
+    /// The connection that a domain's process has told of; `None` where it has none.
+    pub(super) fn told(&self, number: u32, fds: Vec<OwnedFd>) -> Option<Connection> {
+        self.means.connections.told(number, fds)
+    }
+
+    /// Says what all domains do without.
+    pub(super) fn say_lacks(&self) {
+        self.say(self.lacks);
+    }
+
+    /// Notes what domains do without, and says each once.
+    pub(super) fn add_lacks(&mut self, lacks: u64) {
+        let new = lacks & !self.lacks;
+        self.lacks |= lacks;
+        self.say(new);
+    }
+
+    fn say(&self, lacks: u64) {
+        for (lack, text) in LACKS {
+            if lacks & lack.bit() == 0 {
+                continue;
+            }
+            if lack == Lack::Ports {
+                say(&format!("{text} (here: {} ports)", self.ports_max));
+            } else {
+                say(text);
+            }
+        }
+    }
+
+    /// Groups for a domain.
+    ///
+    /// # Errors
+    /// What the system answered.
+    pub(super) fn group(&self, domid: DomId, config: &Config) -> io::Result<Group> {
+        let Config { tasks_max, weight, cap, .. } = *config;
+        self.cgroups.create(&domid.to_string(), Share::of(tasks_max, weight, cap))
+    }
+
+    /// Starts a domain's first process in its group. It waits until its ids are mapped, and told so.
+    ///
+    /// # Errors
+    /// What the system answered.
+    pub(super) fn start(
+        &self,
+        domid: DomId,
+        config: &Config,
+        group: &mut Group,
+        given: ProcessFiles,
+    ) -> Result<(Pid, OwnedFd), Error> {
+        let (join, into) = group.entrances();
+        let descriptors_max = u64::from(self.ports_max) * u64::from(PORT_DESCRIPTORS);
+        let outer = self.means.id_of(domid);
+        let (user, flags) = self.means.namespaces.birth(outer);
+        let ProcessFiles { link, setup, files } = given;
+        let mut plan = Plan {
+            config,
+            user,
+            lacks: self.lacks,
+            host: &self.means.name,
+            join,
+            link,
+            devices: None,
+            setup,
+            files,
+            filter: &self.filter,
+            descriptors_max: descriptors_max + u64::from(TASKS_DEFAULT),
+            hostname: format!("dom{domid}"),
+        };
+        if let Some(id) = outer
+            && config.devices == Devices::KernelFiles
+            && self.lacks & Lack::Devices.bit() == 0
+        {
+            plan.devices = DeviceMount::of_the_host(id, &self.means.name).ok();
+        }
+        // A process with one thread: see `Broker`.
+        let into = into.as_ref().map(AsFd::as_fd);
+        let born = sys::clone_process(flags, into, || sandbox::become_domain(plan));
+        born.map_err(from_errno)
+    }
+
+    /// Maps the ids of a domain's first process, if it has a user namespace.
+    ///
+    /// # Errors
+    /// What the system answered.
+    pub(super) fn map_ids(&self, domid: DomId, pid: Pid) -> Result<(), Error> {
+        let outer = self.means.id_of(domid);
+        match self.means.namespaces.birth(outer) {
+            (User::Mapped, _) => map_ids(pid, outer),
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes the groups of a domain that is gone, now or later.
+    pub(super) fn retire(&mut self, mut group: Group) {
+        if !group.remove().is_empty() {
+            self.lingering.push(group);
+        }
+    }
+
+    /// True while there are groups of domains that are gone.
+    pub(super) fn are_lingering(&self) -> bool {
+        !self.lingering.is_empty()
+    }
+
+    /// Removes the groups of domains that are gone; whether all are.
+    pub(super) fn remove_lingering(&mut self) -> bool {
+        self.lingering.retain_mut(|group| !group.remove().is_empty());
+        self.lingering.is_empty()
+    }
+
+    /// Removes all groups of domains until then, and those above them, and ends what a broker before has left. Returns
+    /// what does not go.
+    pub(super) fn end(&mut self, inherited: &Holdings, until: Instant) -> Vec<Remainder> {
+        while !self.remove_lingering() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let groups = self.lingering.drain(..).flat_map(|mut group| group.remove());
+        let mut left: Vec<Remainder> = groups.map(Remainder::Group).collect();
+        std::mem::take(&mut self.cgroups).remove();
+        left.extend(end(&self.means.name, inherited, None, &self.means.connections));
+        left
+    }
+}
