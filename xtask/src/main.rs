@@ -29,7 +29,7 @@ const HELP: &str = "\
 cargo xtask COMMAND
 
   ci [STEP...]            what every change must pass; without STEP, all of it
-  tidy                    file lengths, words, lints, dependencies, links
+  tidy                    file lengths, words, lints, dependencies, circles, links
   rust-version            builds with the Rust version that Cargo.toml states
   bench store [OPTION...] our xenstored beside Debian's daemons; --help lists the options
   bench block [OPTION...] our block devices beside io_uring and qemu-nbd; --help lists the options

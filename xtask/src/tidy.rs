@@ -4,11 +4,17 @@
 //! |---|---|
 //! | `files` | lengths, words, first lines, where `unsafe` may be |
 //! | `crates` | who depends on whom, lint tables, the pure core |
+//! | `circles` | files of a crate that use each other |
+//! | `modules` | the modules of a crate, and which file defines a name |
+//! | `tokens` | a Rust source as its words and signs |
 //! | `links` | relative links in the documentation |
 
+mod circles;
 mod crates;
 mod files;
 mod links;
+mod modules;
+mod tokens;
 
 use crate::Result;
 use crate::workspace::Workspace;
@@ -52,6 +58,7 @@ pub(crate) fn run() -> Result<ExitCode> {
     let mut findings = Findings::default();
     files::check(&workspace.root, &files, &mut findings);
     crates::check(&workspace, &files, &mut findings);
+    circles::check(&workspace, &files, &mut findings);
     links::check(&workspace.root, &files, &mut findings);
     for remark in &findings.remarks {
         println!("remark: {remark}");
