@@ -8,6 +8,7 @@
 //! | `fuzz` | builds the fuzz targets and runs each for a while |
 //! | `programs` | builds the simulator, or the search for memory that is not charged, and runs it |
 //! | `toolchain` | the build with the Rust version that the manifest states |
+//! | `result` | the result of a chore |
 //! | `workspace` | what cargo knows about the workspace |
 //! | `xen` | real Xen under QEMU, with stock Linux guests |
 
@@ -15,15 +16,14 @@ mod bench;
 mod ci;
 mod fuzz;
 mod programs;
+mod result;
 mod tidy;
 mod toolchain;
 mod workspace;
 mod xen;
 
+pub(crate) use result::Result;
 use std::process::ExitCode;
-
-/// What can go wrong is told to a person, once, in a sentence.
-pub(crate) type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 const HELP: &str = "\
 cargo xtask COMMAND

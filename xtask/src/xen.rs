@@ -10,8 +10,10 @@
 //! | `disk` | the disks of the boots `block` and `speed`, made and checked |
 //! | `programs` | what this workspace puts into the images |
 //! | `options` | the command line |
+//! | `lab` | where the lab is, whose daemon it tries, its progress |
 //! | `boot` | one boot: QEMU, its console, its bound on time |
 //! | `tries` | boots, two at a time, and second tries |
+//! | `outcome` | what a boot has left |
 //! | `verdict` | how a try has ended, and whether there is another |
 //! | `repeat` | one step many times: how often a guest is lost |
 //! | `reference` | what Debian's daemon has shown, kept in the repository |
@@ -25,8 +27,10 @@ mod disk;
 mod fetch;
 mod image;
 mod judge;
+mod lab;
 mod modules;
 mod options;
+mod outcome;
 mod packages;
 mod programs;
 mod reference;
@@ -37,10 +41,10 @@ mod tries;
 mod verdict;
 
 use crate::Result;
-use crate::workspace::Workspace;
-use boot::{Boot, Outcome, Purpose, Selection};
+use boot::{Boot, Purpose, Selection};
+use lab::{Lab, Store};
 use options::Options;
-use std::path::PathBuf;
+use outcome::Outcome;
 use std::process::ExitCode;
 use std::time::Instant;
 use tries::Job;
@@ -65,47 +69,6 @@ It fetches Debian's packages into target/xen-lab, where they stay, and installs 
 in target/xen-lab/results; README.md in tests/xen tells what runs.
 ";
 
-/// Whose daemon is the store.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Store {
-    /// This workspace's.
-    Ours,
-    /// Debian's, in C.
-    C,
-}
-
-impl Store {
-    /// As the command line and the results name it.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Ours => "ours",
-            Self::C => "c",
-        }
-    }
-}
-
-/// Where everything is.
-pub(crate) struct Lab {
-    /// The workspace's root.
-    pub(crate) project: PathBuf,
-    /// `target/xen-lab`.
-    pub(crate) dir: PathBuf,
-    /// Where cargo puts what is built for release.
-    pub(crate) programs: PathBuf,
-}
-
-impl Lab {
-    /// The unpacked packages.
-    pub(crate) fn root(&self) -> PathBuf {
-        self.dir.join("root")
-    }
-
-    /// The recipes, and what runs in dom0 and in guests.
-    pub(crate) fn recipes(&self) -> PathBuf {
-        self.project.join("tests/xen")
-    }
-}
-
 /// `cargo xtask xen`.
 pub(crate) fn run(words: &[&str]) -> Result<ExitCode> {
     let lab = Lab::new()?;
@@ -120,88 +83,72 @@ pub(crate) fn run(words: &[&str]) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let options = Options::parse(words).map_err(|why| format!("{why}\n{HELP}"))?;
-    lab.check(&options, Purpose::Check)
+    check(&lab, &options, Purpose::Check)
 }
 
 /// `cargo xtask bench xen`: the boots that measure, one after the other.
 pub(crate) fn bench(words: &[&str]) -> Result<ExitCode> {
     let mut options = Options::parse(words).map_err(|why| format!("bench xen: {why}"))?;
     options.at_once = Some(1);
-    Lab::new()?.check(&options, Purpose::Measure)
+    check(&Lab::new()?, &options, Purpose::Measure)
 }
 
-impl Lab {
-    fn new() -> Result<Self> {
-        let workspace = Workspace::load()?;
-        Ok(Self {
-            dir: workspace.target.join("xen-lab"),
-            programs: workspace.target.join("release"),
-            project: workspace.root,
-        })
+/// Fetches, builds, boots and judges.
+fn check(lab: &Lab, options: &Options, purpose: Purpose) -> Result<ExitCode> {
+    let begin = Instant::now();
+    let packages = fetch::packages(lab, options.update)?;
+    programs::build(lab)?;
+    image::build(lab)?;
+    if let Some(repeat) = &options.repeat {
+        return repeat::run(lab, repeat, options);
     }
-
-    /// Fetches, builds, boots and judges.
-    fn check(&self, options: &Options, purpose: Purpose) -> Result<ExitCode> {
-        let begin = Instant::now();
-        let packages = fetch::packages(self, options.update)?;
-        programs::build(self)?;
-        image::build(self)?;
-        if let Some(repeat) = &options.repeat {
-            return repeat.run(self, options);
-        }
-        let mut outcomes = Vec::new();
-        let mut jobs = Vec::new();
-        let selection = Selection { only: options.only.as_deref(), times: 1 };
-        for boot in boot::ALL.iter().filter(|boot| boot.purpose == purpose && options.wants(boot)) {
-            for store in options.stores.iter().filter(|store| boot.can(**store)) {
-                if boot.selected(self, selection)?.is_empty() {
-                    continue;
-                }
-                match self.kept(boot, *store, options, &packages)? {
-                    Some(outcome) => outcomes.push(outcome),
-                    None => jobs.push(Job { boot, store: *store, selection }),
-                }
+    let mut outcomes = Vec::new();
+    let mut jobs = Vec::new();
+    let selection = Selection { only: options.only.as_deref(), times: 1 };
+    for boot in boot::ALL.iter().filter(|boot| boot.purpose == purpose && options.wants(boot)) {
+        for store in options.stores.iter().filter(|store| boot.can(**store)) {
+            if boot.selected(lab, selection)?.is_empty() {
+                continue;
+            }
+            match kept(lab, boot, *store, options, &packages)? {
+                Some(outcome) => outcomes.push(outcome),
+                None => jobs.push(Job { boot, store: *store, selection }),
             }
         }
-        if jobs.is_empty() && outcomes.is_empty() {
-            return Err("no boot or step has such a name; --list tells them".into());
-        }
-        let at_once = options.at_once.unwrap_or_else(tries::at_once);
-        outcomes.extend(tries::run(self, jobs, at_once)?);
-        outcomes.sort_by_key(Outcome::name);
-        if options.record {
-            self.record(&outcomes, &packages)?;
-        }
-        judge::judge(self, &outcomes, &packages, begin.elapsed(), options.report)
     }
-
-    /// The kept outcome of Debian's daemon, where it is only compared with, and nothing has changed since.
-    fn kept(
-        &self,
-        boot: &Boot,
-        store: Store,
-        options: &Options,
-        packages: &[String],
-    ) -> Result<Option<Outcome>> {
-        let compared = options.stores.contains(&Store::Ours) && options.only.is_none();
-        if store != Store::C || !compared {
-            return Ok(None);
-        }
-        reference::find(self, boot, &reference::key(self, boot, packages)?)
+    if jobs.is_empty() && outcomes.is_empty() {
+        return Err("no boot or step has such a name; --list tells them".into());
     }
-
-    /// Keeps what was shown by Debian's daemon.
-    fn record(&self, outcomes: &[Outcome], packages: &[String]) -> Result<()> {
-        for outcome in outcomes.iter().filter(|one| one.store == Store::C && one.took.is_some()) {
-            let boot = boot::ALL.iter().find(|boot| boot.name == outcome.boot);
-            let boot = boot.ok_or("every outcome is of a boot")?;
-            reference::record(self, boot, outcome, &reference::key(self, boot, packages)?)?;
-        }
-        Ok(())
+    let at_once = options.at_once.unwrap_or_else(tries::at_once);
+    outcomes.extend(tries::run(lab, jobs, at_once)?);
+    outcomes.sort_by_key(Outcome::name);
+    if options.record {
+        record(lab, &outcomes, &packages)?;
     }
+    judge::judge(lab, &outcomes, &packages, begin.elapsed(), options.report)
 }
 
-/// Progress goes to standard error, so that `--json` has standard output for itself.
-pub(crate) fn say(what: &str) {
-    eprintln!("xen: {what}");
+/// The kept outcome of Debian's daemon, where it is only compared with, and nothing has changed since.
+fn kept(
+    lab: &Lab,
+    boot: &Boot,
+    store: Store,
+    options: &Options,
+    packages: &[String],
+) -> Result<Option<Outcome>> {
+    let compared = options.stores.contains(&Store::Ours) && options.only.is_none();
+    if store != Store::C || !compared {
+        return Ok(None);
+    }
+    reference::find(lab, boot, &reference::key(lab, boot, packages)?)
+}
+
+/// Keeps what was shown by Debian's daemon.
+fn record(lab: &Lab, outcomes: &[Outcome], packages: &[String]) -> Result<()> {
+    for outcome in outcomes.iter().filter(|one| one.store == Store::C && one.took.is_some()) {
+        let boot = boot::ALL.iter().find(|boot| boot.name == outcome.boot);
+        let boot = boot.ok_or("every outcome is of a boot")?;
+        reference::record(lab, boot, outcome, &reference::key(lab, boot, packages)?)?;
+    }
+    Ok(())
 }

@@ -1,6 +1,7 @@
 //! Who depends on whom, the lint tables, and the purity of the core.
 
-use super::{File, Findings, is_test, shipped};
+use super::findings::Findings;
+use super::source::{File, is_test, shipped};
 use crate::workspace::{Package, Workspace};
 
 /// The layers as a table: each crate that ships, with the crates of this workspace that it may be

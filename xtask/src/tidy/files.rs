@@ -1,6 +1,7 @@
 //! Lengths, words, first lines, and where `unsafe` may be.
 
-use super::{File, Findings, is_test, shipped};
+use super::findings::Findings;
+use super::source::{File, is_test, shipped};
 use std::path::Path;
 
 /// Lines of a source file, its test module not counted, above which it is a fault.

@@ -1,6 +1,7 @@
 //! Relative links in the documentation lead somewhere.
 
-use super::{File, Findings};
+use super::findings::Findings;
+use super::source::File;
 use std::path::Path;
 
 /// Checks every Markdown file.

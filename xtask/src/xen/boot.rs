@@ -1,8 +1,10 @@
 //! One boot: QEMU without acceleration, Xen, dom0, and the steps that run there.
 
+use super::disk;
+use super::lab::{Lab, Store, say};
+use super::outcome::{Extent, Outcome};
 use super::packages::program;
-use super::verdict::{self, Lost, Verdict};
-use super::{Lab, Store, disk, say};
+use super::verdict::{self, Verdict};
 use crate::Result;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -126,52 +128,6 @@ pub(crate) struct Selection<'a> {
     pub(crate) only: Option<&'a str>,
     /// The number of times that each of them runs.
     pub(crate) times: u32,
-}
-
-/// The part of a boot that has run.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Extent {
-    /// All its steps.
-    Whole,
-    /// Those that `--only` names.
-    Part,
-}
-
-/// What a boot has left.
-pub(crate) struct Outcome {
-    /// Whose daemon it was.
-    pub(crate) store: Store,
-    /// The boot's name.
-    pub(crate) boot: &'static str,
-    /// The steps that should have run.
-    pub(crate) expected: Vec<String>,
-    /// Whether these are all that the boot has.
-    pub(crate) extent: Extent,
-    /// The folder of what dom0 wrote; the console is in there, too.
-    pub(crate) results: PathBuf,
-    /// How long it took; nothing where it was not booted now.
-    pub(crate) took: Option<Duration>,
-    /// How QEMU ended, where it did not end well.
-    pub(crate) fault: Option<String>,
-    /// What is wrong with the disks that guests have used.
-    pub(crate) disk_faults: Vec<String>,
-    /// The first try, where that lost a guest.
-    pub(crate) first: Option<Box<FirstTry>>,
-}
-
-/// A try that lost a guest, and was followed by another.
-pub(crate) struct FirstTry {
-    /// The guest, and the step that missed it.
-    pub(crate) lost: Lost,
-    /// What it has left.
-    pub(crate) results: PathBuf,
-}
-
-impl Outcome {
-    /// The daemon and the boot, as in `ours-sysv`.
-    pub(crate) fn name(&self) -> String {
-        format!("{}-{}", self.store.name(), self.boot)
-    }
 }
 
 impl Boot {

@@ -5,9 +5,10 @@
 //! | `/dev/vda` | `root.img`: the root file system of a guest, by the recipe `root.files` |
 //! | `/dev/vdb` | `disks.img`: a file system for dom0's `/disks`, with the images of [`CHECKED`] and `second.qcow2` |
 
+use super::fetch;
 use super::image::Image;
+use super::lab::{Lab, say};
 use super::packages::program;
-use super::{Lab, fetch, say};
 use crate::Result;
 use std::fs;
 use std::path::{Path, PathBuf};

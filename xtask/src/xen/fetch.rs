@@ -3,8 +3,8 @@
 //! apt gets an empty list of installed packages, so that it names every dependency, and folders of its own, so that nothing of
 //! the machine changes and no rights are needed. The sources are those that the machine is configured with.
 
+use super::lab::{Lab, say};
 use super::packages::{ALONE, KERNEL, SOURCE, SUITE, UNITS, WITH_DEPENDENCIES};
-use super::{Lab, say};
 use crate::Result;
 use std::cmp::Ordering;
 use std::fs;

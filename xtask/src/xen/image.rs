@@ -14,8 +14,9 @@
 //! | `applets PATH` | a link to busybox for each of its applets that is not there by now |
 
 use super::cpio::Tree;
+use super::lab::{Lab, say};
 use super::packages::{XEN, boot_file, kernel_version, libraries, program};
-use super::{Lab, fetch, modules, say};
+use super::{fetch, modules};
 use crate::Result;
 use std::collections::BTreeSet;
 use std::fs;

@@ -2,9 +2,10 @@
 //!
 //! dom0 leaves in a boot's folder: `steps`, a line for each step; `facts`, a line for each figure; `tree-NAME`, what the store showed.
 
-use super::boot::{Extent, FirstTry, Outcome};
+use super::lab::{Lab, Store};
+use super::outcome::{Extent, FirstTry, Outcome};
+use super::speed;
 use super::trees::differences;
-use super::{Lab, Store, speed};
 use crate::Result;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -290,7 +291,7 @@ fn table(outcomes: &[Outcome], facts: &BTreeMap<String, Map<String, Value>>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::xen::verdict::Lost;
+    use crate::xen::outcome::Lost;
     use std::path::PathBuf;
 
     /// A boot that has left these files.

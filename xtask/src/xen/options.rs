@@ -1,8 +1,8 @@
 //! The command line of `cargo xtask xen`.
 
 use super::boot::Boot;
-use super::repeat::Repeat;
-use super::{Store, fetch, judge};
+use super::lab::Store;
+use super::{fetch, judge};
 
 /// The options.
 pub(super) struct Options {
@@ -14,6 +14,14 @@ pub(super) struct Options {
     pub(super) record: bool,
     pub(super) update: fetch::Wanted,
     pub(super) report: judge::Report,
+}
+
+/// The wish to repeat a step.
+pub(super) struct Repeat {
+    /// How often it runs.
+    pub(super) times: u32,
+    /// Its name, or a part of it.
+    pub(super) step: String,
 }
 
 impl Options {

@@ -1,6 +1,7 @@
 //! The programs of this workspace that run in dom0 and in guests, built for release.
 
-use super::{Lab, image};
+use super::image;
+use super::lab::Lab;
 use crate::Result;
 use crate::workspace::cargo;
 use std::process::{Command, Stdio};

@@ -5,9 +5,11 @@
 //! packages that decide what a host under that daemon does, and a digest of the scripts. Where the key is another one,
 //! the daemon is booted. `cargo xtask xen --store c --record` boots it and keeps the outcome.
 
-use super::boot::{Boot, Extent, LINUX_ARGUMENTS, MACHINE, Outcome, XEN_ARGUMENTS};
+use super::boot::{Boot, LINUX_ARGUMENTS, MACHINE, XEN_ARGUMENTS};
+use super::image;
+use super::lab::{Lab, Store, say};
+use super::outcome::{Extent, Outcome};
 use super::verdict::{self, Verdict};
-use super::{Lab, Store, image, say};
 use crate::Result;
 use std::fs;
 use std::path::{Path, PathBuf};

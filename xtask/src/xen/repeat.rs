@@ -1,19 +1,11 @@
 //! One step many times in one boot: how often a guest is lost, and how often something else is wrong.
 
 use super::boot::{self, Selection};
-use super::options::Options;
-use super::{Lab, say};
+use super::lab::{Lab, say};
+use super::options::{Options, Repeat};
 use crate::Result;
 use std::fs;
 use std::process::ExitCode;
-
-/// The wish to repeat a step.
-pub(super) struct Repeat {
-    /// How often it runs.
-    pub(super) times: u32,
-    /// Its name, or a part of it.
-    pub(super) step: String,
-}
 
 /// The ends of the repetitions.
 #[derive(Default, PartialEq, Eq, Debug)]
@@ -42,32 +34,30 @@ impl Tally {
     }
 }
 
-impl Repeat {
-    /// Boots each wanted daemon and counts. The exit status is 1 where anything but a lost guest went wrong.
-    pub(super) fn run(&self, lab: &Lab, options: &Options) -> Result<ExitCode> {
-        let selection = Selection { only: Some(&self.step), times: self.times };
-        let mut failed = false;
-        for boot in boot::ALL.iter().filter(|boot| options.wants(boot)) {
-            if boot.selected(lab, selection)?.is_empty() {
-                continue;
-            }
-            for store in options.stores.iter().filter(|store| boot.can(**store)) {
-                let outcome = boot.run(lab, *store, selection)?;
-                let steps = fs::read_to_string(outcome.results.join("steps")).unwrap_or_default();
-                let Tally { held, lost, failed: wrong } = Tally::of(&steps, &self.step);
-                failed |= wrong > 0 || outcome.fault.is_some() || held + lost == 0;
-                println!(
-                    "{}: {} of {} held, {lost} lost a guest, {wrong} failed{}",
-                    outcome.name(),
-                    held,
-                    held + lost + wrong,
-                    outcome.fault.map_or_else(String::new, |fault| format!("; {fault}"))
-                );
-                say(&format!("what each time has left is in {}", outcome.results.display()));
-            }
+/// Boots each wanted daemon and counts. The exit status is 1 where anything but a lost guest went wrong.
+pub(super) fn run(lab: &Lab, repeat: &Repeat, options: &Options) -> Result<ExitCode> {
+    let selection = Selection { only: Some(&repeat.step), times: repeat.times };
+    let mut failed = false;
+    for boot in boot::ALL.iter().filter(|boot| options.wants(boot)) {
+        if boot.selected(lab, selection)?.is_empty() {
+            continue;
         }
-        Ok(ExitCode::from(u8::from(failed)))
+        for store in options.stores.iter().filter(|store| boot.can(**store)) {
+            let outcome = boot.run(lab, *store, selection)?;
+            let steps = fs::read_to_string(outcome.results.join("steps")).unwrap_or_default();
+            let Tally { held, lost, failed: wrong } = Tally::of(&steps, &repeat.step);
+            failed |= wrong > 0 || outcome.fault.is_some() || held + lost == 0;
+            println!(
+                "{}: {} of {} held, {lost} lost a guest, {wrong} failed{}",
+                outcome.name(),
+                held,
+                held + lost + wrong,
+                outcome.fault.map_or_else(String::new, |fault| format!("; {fault}"))
+            );
+            say(&format!("what each time has left is in {}", outcome.results.display()));
+        }
     }
+    Ok(ExitCode::from(u8::from(failed)))
 }
 
 #[cfg(test)]

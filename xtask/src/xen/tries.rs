@@ -1,8 +1,9 @@
 //! Boots, two at a time, each with a second try where it has lost a guest.
 
-use super::boot::{Boot, FirstTry, Outcome, Selection};
+use super::boot::{Boot, Selection};
+use super::lab::{Lab, Store, say};
+use super::outcome::{FirstTry, Outcome};
 use super::verdict::{self, Verdict};
-use super::{Lab, Store, say};
 use crate::Result;
 use std::collections::VecDeque;
 use std::fs;

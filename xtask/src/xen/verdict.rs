@@ -4,7 +4,7 @@
 //! tried again, from a fresh boot: a guest that did not start, crashed or fell silent, where all checks before held and
 //! nothing of ours, and nothing in domain 0's kernel, complains. dom0 says so with a line `STEP name LOST guest why`.
 
-use super::boot::Outcome;
+use super::outcome::{Lost, Outcome};
 use std::fs;
 use std::path::Path;
 
@@ -17,15 +17,6 @@ pub(super) enum Verdict {
     Lost(Lost),
     /// Something is wrong.
     Failed,
-}
-
-/// A guest that did not start, crashed or fell silent.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct Lost {
-    /// The step that missed it.
-    pub(crate) step: String,
-    /// The step's last words: which guest, and what it did not do.
-    pub(crate) why: String,
 }
 
 /// Files of a boot's results in which a line is a complaint, and the words that make it one.
@@ -88,8 +79,8 @@ pub(super) fn complaints(results: &Path) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::xen::Store;
-    use crate::xen::boot::Extent;
+    use crate::xen::lab::Store;
+    use crate::xen::outcome::Extent;
     use std::time::Duration;
 
     const LOST: &str = "STEP 10-start ok 1.0 s\nSTEP 20-pv LOST pv: silent for 60 s\n";

@@ -1,0 +1,60 @@
+//! What a boot has left.
+
+use super::lab::Store;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// The part of a boot that has run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Extent {
+    /// All its steps.
+    Whole,
+    /// Those that `--only` names.
+    Part,
+}
+
+/// What a boot has left.
+pub(crate) struct Outcome {
+    /// Whose daemon it was.
+    pub(crate) store: Store,
+    /// The boot's name.
+    pub(crate) boot: &'static str,
+    /// The steps that should have run.
+    pub(crate) expected: Vec<String>,
+    /// Whether these are all that the boot has.
+    pub(crate) extent: Extent,
+    /// The folder of what dom0 wrote; the console is in there, too.
+    pub(crate) results: PathBuf,
+    /// How long it took; nothing where it was not booted now.
+    pub(crate) took: Option<Duration>,
+    /// How QEMU ended, where it did not end well.
+    pub(crate) fault: Option<String>,
+    /// What is wrong with the disks that guests have used.
+    pub(crate) disk_faults: Vec<String>,
+    /// The first try, where that lost a guest.
+    pub(crate) first: Option<Box<FirstTry>>,
+}
+
+/// A try that lost a guest, and was followed by another.
+pub(crate) struct FirstTry {
+    /// The guest, and the step that missed it.
+    pub(crate) lost: Lost,
+    /// What it has left.
+    pub(crate) results: PathBuf,
+}
+
+impl Outcome {
+    /// The daemon and the boot, as in `ours-sysv`.
+    pub(crate) fn name(&self) -> String {
+        format!("{}-{}", self.store.name(), self.boot)
+    }
+}
+
+/// A guest that did not start, crashed or fell silent.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Lost {
+    /// The step that missed it.
+    pub(crate) step: String,
+    /// The step's last words: which guest, and what it did not do.
+    pub(crate) why: String,
+}
