@@ -10,6 +10,7 @@
 //! | `memory` | how large a backend with many disks is |
 //! | `nbd` | the NBD client, and `qemu-nbd` |
 //! | `report` | medians, verdicts, the table |
+//! | `result` | the result of whatever may fail |
 //! | `machine` | CPUs, and the facts that go with the table |
 
 mod direct;
@@ -20,6 +21,7 @@ mod machine;
 mod memory;
 mod nbd;
 mod report;
+mod result;
 mod ring;
 #[path = "../../../crates/xen-block/tests/suite/support.rs"]
 mod support;
@@ -27,14 +29,12 @@ mod table;
 
 use load::{Load, Reached};
 use report::{Results, Round};
+pub(crate) use result::Result;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 use table::{Format, Place, ROWS, Reader, Row, What};
 use xen_block::disk::target::Target;
-
-/// What can go wrong is told to a person, once, in a sentence.
-pub(crate) type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 const HELP: &str = "\
 cargo xtask bench block [OPTION...]

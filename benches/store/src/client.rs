@@ -10,6 +10,12 @@ use xenstore_core::wire::{Header, MsgType, split_message};
 /// The longest wait for any answer; a daemon that needs longer is reported, not waited for.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
+/// The value of every node that is written: 32 bytes.
+pub(crate) const VALUE: &[u8] = b"0123456789abcdef0123456789abcdef";
+
+/// What takes turns with [`VALUE`].
+pub(crate) const OTHER_VALUE: &[u8] = b"fedcba9876543210fedcba9876543210";
+
 /// Appends a request to `out`.
 pub(crate) fn put(out: &mut Vec<u8>, kind: MsgType, tx_id: u32, parts: &[&[u8]]) {
     let len = parts.iter().map(|part| part.len()).sum::<usize>() as u32;
@@ -47,7 +53,7 @@ pub(crate) fn reads(path: &str) -> Pair {
 
 /// Writes to `path`.
 pub(crate) fn writes(path: &str) -> Pair {
-    [write(path, crate::VALUE), write(path, crate::OTHER_VALUE)]
+    [write(path, VALUE), write(path, OTHER_VALUE)]
 }
 
 /// A connection that blocks, with a bound.

@@ -10,30 +10,24 @@
 //! | `table`, `report` | the rows and their verdicts |
 //! | `run` | the rounds |
 //! | `machine` | CPU, descriptors, facts |
+//! | `result` | the result of whatever may fail |
 
 mod client;
 mod daemon;
 mod echo;
 mod machine;
 mod report;
+mod result;
 mod run;
 mod scenario;
 mod swarm;
 mod table;
 
 use daemon::{Kind, Places};
+pub(crate) use result::Result;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use table::{ROWS, Row};
-
-/// What can go wrong is told to a person, once, in a sentence.
-pub(crate) type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
-
-/// The value of every node that is written: 32 bytes.
-pub(crate) const VALUE: &[u8] = b"0123456789abcdef0123456789abcdef";
-
-/// What takes turns with [`VALUE`].
-pub(crate) const OTHER_VALUE: &[u8] = b"fedcba9876543210fedcba9876543210";
 
 const HELP: &str = "\
 cargo xtask bench store [OPTION...]

@@ -131,7 +131,7 @@ pub(crate) struct Mixed {
 impl Mixed {
     /// Works on `path` until `end`.
     pub(crate) fn new(path: &str, end: Instant) -> Self {
-        let (read, write) = (client::read(path), client::write(path, crate::VALUE));
+        let (read, write) = (client::read(path), client::write(path, client::VALUE));
         Self { read, write, end, done: 0 }
     }
 }

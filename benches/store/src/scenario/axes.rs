@@ -1,8 +1,8 @@
 //! The axes: connections that are idle, connections that work, watches that do not match.
 
-use super::{Context, NODE, prepare};
+use super::context::{Context, NODE, prepare};
 use crate::Result;
-use crate::client::{reads, request, write, writes};
+use crate::client::{VALUE, reads, request, write, writes};
 use crate::daemon::Kind;
 use crate::swarm::{Mixed, Swarm};
 use std::time::Instant;
@@ -42,7 +42,7 @@ pub(super) fn active(context: &mut Context<'_>, kind: Kind) -> Result<()> {
         }
         let paths: Vec<_> = (0..count).map(|client| format!("/bench/client/{client}")).collect();
         for path in &paths {
-            conn.call(&write(path, crate::VALUE))?;
+            conn.call(&write(path, VALUE))?;
         }
         let mut swarm = Swarm::connect(&daemon.socket, count)?;
         let (cpu, start) = (daemon.cpu_time()?, Instant::now());

@@ -1,7 +1,7 @@
 //! Many domains: each is introduced and given the 61 nodes of a guest with one disk, one network
 //! interface and a console, with their owners, by one client with one request in flight.
 
-use super::Context;
+use super::context::Context;
 use crate::Result;
 use crate::client::{Conn, put, write};
 use crate::daemon::{Daemon, Guests, Kind};

@@ -1,6 +1,6 @@
 //! One write that a thousand watches of a thousand connections match, beside a thousand bare sends.
 
-use super::Context;
+use super::context::Context;
 use crate::Result;
 use crate::client::{Conn, PATIENCE, request, write};
 use crate::daemon::Kind;

@@ -1,9 +1,9 @@
 //! A hundred guests that each leave ten transactions open, beside domain 0's own work.
 
-use super::Context;
+use super::context::Context;
 use super::guest::Guest;
 use crate::Result;
-use crate::client::{Conn, put, request, write, writes};
+use crate::client::{Conn, VALUE, put, request, write, writes};
 use crate::daemon::{Daemon, Guests, Kind};
 use std::fs;
 use xenstore_core::wire::MsgType;
@@ -22,7 +22,7 @@ pub(super) fn run(context: &mut Context<'_>, kind: Kind) -> Result<()> {
     let daemon = Daemon::start(context.places, kind, context.cpu, Guests::In(&folder))?;
     let mut conn = Conn::open(&daemon.socket)?;
     const SHARED: &str = "/bench/shared";
-    conn.call(&write(SHARED, crate::VALUE))?;
+    conn.call(&write(SHARED, VALUE))?;
     conn.call(&request(MsgType::SetPerms, &[SHARED.as_bytes(), b"\0b0\0"]))?;
     let mut guests = Vec::new();
     for domid in 1..=guests_max {

@@ -1,9 +1,9 @@
 //! Domain 0's latency beside guests that do the worst that is known of each message type, again and again.
 
-use super::Context;
+use super::context::Context;
 use super::guest::Guest;
 use crate::Result;
-use crate::client::{Conn, put, request, write, writes};
+use crate::client::{Conn, VALUE, put, request, write, writes};
 use crate::daemon::{Daemon, Guests, Kind};
 use crate::machine;
 use std::fs;
@@ -150,7 +150,7 @@ pub(super) fn run(context: &mut Context<'_>, kind: Kind) -> Result<()> {
     let guests_max = context.size(50, 3) as u32;
     let daemon = Daemon::start(context.places, kind, context.cpu, Guests::In(&folder))?;
     let mut conn = Conn::open(&daemon.socket)?;
-    conn.call(&write(SHARED, crate::VALUE))?;
+    conn.call(&write(SHARED, VALUE))?;
     conn.call(&request(MsgType::SetPerms, &[SHARED.as_bytes(), b"\0b0\0"]))?;
     let mut guests = Vec::new();
     for domid in 1..=guests_max {
@@ -166,7 +166,7 @@ pub(super) fn run(context: &mut Context<'_>, kind: Kind) -> Result<()> {
         guests.push(guest);
     }
     let one = writes("/bench/own");
-    conn.call(&write("/bench/own", crate::VALUE))?;
+    conn.call(&write("/bench/own", VALUE))?;
     let idle = context.p99(&mut conn, "idle", &one)?;
     for (count, name) in [(1, "one"), (guests.len(), "all")] {
         let mut worst = (0.0, "");

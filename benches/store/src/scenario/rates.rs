@@ -1,6 +1,6 @@
 //! One client: one request in flight, and 32.
 
-use super::{Context, NODE, prepare};
+use super::context::{Context, NODE, prepare};
 use crate::Result;
 use crate::client::{reads, writes};
 use crate::daemon::Kind;

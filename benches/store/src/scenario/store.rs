@@ -3,9 +3,9 @@
 //! The tree is `/bench/gGG/dDD/nNN`: 100 nodes a directory, each with a value of 32 bytes. No directory has so many
 //! that its listing would not fit into a message: oxenstored knows no other.
 
-use super::{Context, NODE, prepare};
+use super::context::{Context, NODE, prepare};
 use crate::Result;
-use crate::client::{Conn, read, reads, request, write, writes};
+use crate::client::{Conn, VALUE, read, reads, request, write, writes};
 use crate::daemon::{Daemon, Kind};
 use crate::machine::beside;
 use std::process::{Command, Stdio};
@@ -29,7 +29,7 @@ fn path(index: usize) -> String {
 /// Writes nodes `from..to`; the time it took.
 fn fill(conn: &mut Conn, from: usize, to: usize) -> Result<f64> {
     let start = Instant::now();
-    conn.stream(FILL_DEPTH, &mut (from..to).map(|index| write(&path(index), crate::VALUE)))?;
+    conn.stream(FILL_DEPTH, &mut (from..to).map(|index| write(&path(index), VALUE)))?;
     Ok(start.elapsed().as_secs_f64())
 }
 
@@ -133,7 +133,7 @@ pub(super) fn rm(context: &mut Context<'_>, kind: Kind) -> Result<()> {
     let daemon = context.start(kind)?;
     let mut conn = prepare(&daemon)?;
     let path = |index| format!("/bench/large/n{index:05}");
-    conn.stream(FILL_DEPTH, &mut (0..children).map(|index| write(&path(index), crate::VALUE)))?;
+    conn.stream(FILL_DEPTH, &mut (0..children).map(|index| write(&path(index), VALUE)))?;
     let before = settled_memory(&daemon)?;
     daemon.reset_peak()?;
 

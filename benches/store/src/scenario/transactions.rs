@@ -1,8 +1,8 @@
 //! Transactions of many clients: apart, in one directory, and on the same keys.
 
-use super::Context;
+use super::context::Context;
 use crate::Result;
-use crate::client::{Conn, put, write};
+use crate::client::{Conn, VALUE, put, write};
 use crate::daemon::{Daemon, Kind};
 use crate::swarm::{Pace, Swarm, Transactions, Until, total};
 use std::time::Instant;
@@ -86,7 +86,7 @@ pub(super) fn disjoint(context: &mut Context<'_>, kind: Kind) -> Result<()> {
     let base = |client: usize| format!("/bench/client/{client}");
     for client in 0..CLIENTS {
         for key in 0..KEYS {
-            conn.call(&write(&format!("{}/key{key}", base(client)), crate::VALUE))?;
+            conn.call(&write(&format!("{}/key{key}", base(client)), VALUE))?;
         }
     }
     let paces = [
@@ -125,7 +125,7 @@ pub(super) fn contended(context: &mut Context<'_>, kind: Kind) -> Result<()> {
     let daemon = context.start(kind)?;
     let mut conn = Conn::open(&daemon.socket)?;
     for key in 0..KEYS {
-        conn.call(&write(&format!("/bench/same/key{key}"), crate::VALUE))?;
+        conn.call(&write(&format!("/bench/same/key{key}"), VALUE))?;
     }
     // Long enough that a client which starves shows among the tries.
     let end = Until::Time(Instant::now() + 2 * context.span());
