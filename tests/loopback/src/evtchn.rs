@@ -1,51 +1,11 @@
 //! Event channels: a table, and an eventfd for each holder.
 
 use crate::Host;
-use rustix::event::{EventfdFlags, eventfd};
-use std::collections::VecDeque;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex, PoisonError};
+use crate::port::{Channel, Waiting};
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 use xen::evtchn::{EventChannels, Status, Virq};
 use xen::{DomId, Error, Port};
-
-/// Ports with an event that their holder has not taken yet.
-#[derive(Debug)]
-struct Waiting {
-    fd: OwnedFd,
-    ports: Mutex<VecDeque<Port>>,
-}
-
-impl Waiting {
-    fn push(&self, port: Port) {
-        let mut ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
-        ports.push_back(port);
-    }
-
-    /// Wakes the holder, who then wants the locks that the caller may hold.
-    fn wake(&self) {
-        // An eventfd takes 2^64 - 2 of these before it would block.
-        let _ = rustix::io::write(&self.fd, &1_u64.to_ne_bytes());
-    }
-
-    fn pop(&self) -> Option<Port> {
-        let mut ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
-        let port = ports.pop_front();
-        if ports.is_empty() {
-            let _ = rustix::io::read(&self.fd, &mut [0_u8; 8]);
-        }
-        port
-    }
-}
-
-/// One port.
-#[derive(Debug)]
-pub(crate) struct Channel {
-    status: Status,
-    holder: Arc<Waiting>,
-    masked: bool,
-    /// Raised while it was masked.
-    kept: bool,
-}
 
 /// The event channels that one process of a domain holds.
 #[derive(Debug)]
@@ -56,41 +16,29 @@ pub struct Channels {
     own: Vec<Port>,
 }
 
-impl Channels {
-    pub(crate) fn new(host: Host, domid: DomId) -> Self {
-        let flags = EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC;
-        let fd = eventfd(0, flags).unwrap_or_else(|errno| panic!("eventfd: {errno}"));
-        let waiting = Arc::new(Waiting { fd, ports: Mutex::default() });
-        Self { host, domid, waiting, own: Vec::new() }
+impl Host {
+    /// The event channels of one process of `domid`.
+    #[must_use]
+    pub fn evtchn(&self, domid: DomId) -> Channels {
+        Channels { host: self.clone(), domid, waiting: Arc::new(Waiting::new()), own: Vec::new() }
     }
+}
 
+impl Channels {
     fn add(&mut self, status: Status) -> Port {
         let mut tables = self.host.tables();
         let used = |port: &u32| tables.ports.contains_key(&(self.domid, Port(*port)));
         let port = Port((1..u32::MAX).find(|port| !used(port)).unwrap_or(u32::MAX));
         let holder = Arc::clone(&self.waiting);
-        let channel = Channel { status, holder, masked: false, kept: false };
-        tables.ports.insert((self.domid, port), channel);
+        tables.ports.insert((self.domid, port), Channel::new(status, holder));
         self.own.push(port);
         port
     }
 }
 
-/// An event on a channel; who is to be woken for it, once nothing is locked.
-#[must_use]
-fn raise(channel: &mut Channel, port: Port) -> Option<Arc<Waiting>> {
-    if channel.masked {
-        channel.kept = true;
-        return None;
-    }
-    channel.masked = true;
-    channel.holder.push(port);
-    Some(Arc::clone(&channel.holder))
-}
-
 impl EventChannels for Channels {
     fn fd(&self) -> BorrowedFd<'_> {
-        self.waiting.fd.as_fd()
+        self.waiting.fd()
     }
 
     fn alloc_unbound(&mut self, remote: DomId) -> Result<Port, Error> {
@@ -114,7 +62,7 @@ impl EventChannels for Channels {
         }
         // As Xen does: the end that binds may have missed what was raised before.
         let own = tables.ports.get_mut(&(self.domid, port));
-        let woken = own.and_then(|channel| raise(channel, port));
+        let woken = own.and_then(|channel| channel.raise(port));
         drop(tables);
         woken.inspect(|waiting| waiting.wake());
         Ok(port)
@@ -129,7 +77,7 @@ impl EventChannels for Channels {
         let own = tables.ports.get(&(self.domid, port)).ok_or(Error::Inval)?;
         let Status::Interdomain { remote, remote_port } = own.status else { return Ok(()) };
         let other = tables.ports.get_mut(&(remote, remote_port));
-        let woken = other.and_then(|channel| raise(channel, remote_port));
+        let woken = other.and_then(|channel| channel.raise(remote_port));
         drop(tables);
         woken.inspect(|waiting| waiting.wake());
         Ok(())
@@ -142,9 +90,7 @@ impl EventChannels for Channels {
     fn unmask(&self, port: Port) -> Result<(), Error> {
         let mut tables = self.host.tables();
         let channel = tables.ports.get_mut(&(self.domid, port)).ok_or(Error::Inval)?;
-        channel.masked = false;
-        let kept = std::mem::take(&mut channel.kept);
-        let woken = if kept { raise(channel, port) } else { None };
+        let woken = channel.unmask(port);
         drop(tables);
         woken.inspect(|waiting| waiting.wake());
         Ok(())
@@ -160,8 +106,7 @@ impl EventChannels for Channels {
         }
         drop(tables);
         self.own.retain(|own| *own != port);
-        let mut ports = self.waiting.ports.lock().unwrap_or_else(PoisonError::into_inner);
-        ports.retain(|waiting| *waiting != port);
+        self.waiting.forget(port);
         Ok(())
     }
 

@@ -1,75 +1,10 @@
 //! Grants of pages of this process.
-#![allow(unsafe_code)]
 
 use crate::Host;
-use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
-use std::ptr::{self, NonNull};
+use crate::frame::{Entry, Frame};
 use std::sync::Arc;
 use xen::gnttab::{Access, GrantMap, GrantOffer, Mapping, Offered, Status};
-use xen::shared::{PAGE_SIZE, SharedPage, Unmap};
 use xen::{DomId, Error, GrantRef};
-
-/// A page, kept as long as anyone offers it or has it mapped.
-#[derive(Debug)]
-struct Frame(SharedPage);
-
-// SAFETY: the frame's own page is never used to copy; it is only where the views lead to.
-unsafe impl Sync for Frame {}
-
-/// Pages that are mapped one by one: the heap would spend two on each that is aligned.
-struct Anonymous;
-
-impl Unmap for Anonymous {
-    fn unmap(&self, base: NonNull<u8>) {
-        // SAFETY: `Frame::new` has mapped this page, and its last use is over.
-        let _ = unsafe { munmap(base.as_ptr().cast(), PAGE_SIZE) };
-    }
-}
-
-impl Frame {
-    /// A page of zeroes.
-    fn new() -> Result<Self, Error> {
-        let prot = ProtFlags::READ | ProtFlags::WRITE;
-        // SAFETY: a new mapping, at an address of the kernel's choice.
-        let base = unsafe { mmap_anonymous(ptr::null_mut(), PAGE_SIZE, prot, MapFlags::PRIVATE) };
-        let base = base.ok().and_then(|base| NonNull::new(base.cast())).ok_or(Error::NoMem)?;
-        // SAFETY: a page that can be written, until its owner unmaps it; this is the first view of it.
-        Ok(Self(unsafe { SharedPage::from_mapped(base, Access::ReadWrite, Arc::new(Anonymous)) }))
-    }
-}
-
-/// What a domain has granted.
-#[derive(Debug)]
-pub(crate) struct Entry {
-    peer: DomId,
-    access: Access,
-    frame: Arc<Frame>,
-}
-
-/// The granter's view; its end is the end of the grant.
-struct Offer {
-    host: Host,
-    key: (DomId, GrantRef),
-    _frame: Arc<Frame>,
-}
-
-impl Unmap for Offer {
-    fn unmap(&self, _: NonNull<u8>) {
-        self.host.tables().grants.remove(&self.key);
-    }
-}
-
-/// The mapping domain's view.
-struct Map {
-    host: Host,
-    _frame: Arc<Frame>,
-}
-
-impl Unmap for Map {
-    fn unmap(&self, _: NonNull<u8>) {
-        self.host.tables().mapped -= 1;
-    }
-}
 
 /// What `domid` grants and maps.
 #[derive(Debug)]
@@ -78,16 +13,17 @@ pub struct Grants {
     domid: DomId,
 }
 
-impl Grants {
-    pub(crate) fn new(host: Host, domid: DomId) -> Self {
-        Self { host, domid }
+impl Host {
+    /// Grants to and by `domid`.
+    #[must_use]
+    pub fn gnttab(&self, domid: DomId) -> Grants {
+        Grants { host: self.clone(), domid }
     }
 }
 
 impl GrantOffer for Grants {
     fn offer(&mut self, peer: DomId, access: Access) -> Result<Offered, Error> {
         let frame = Arc::new(Frame::new()?);
-        let base = frame.0.as_ptr();
         let grant = {
             let mut tables = self.host.tables();
             tables.last_grant = tables.last_grant.max(GrantRef::FIRST_FREE.0) + 1;
@@ -96,11 +32,8 @@ impl GrantOffer for Grants {
             tables.grants.insert((self.domid, grant), entry);
             grant
         };
-        let key = (self.domid, grant);
-        let owner = Arc::new(Offer { host: self.host.clone(), key, _frame: frame });
-        // SAFETY: the owner keeps the frame, which is a page that can be written; the peers of the
-        // tests order their copies by ring indices, or are hostile on purpose, in one thread.
-        let page = unsafe { SharedPage::from_mapped(base, Access::ReadWrite, owner) };
+        let (host, key) = (self.host.clone(), (self.domid, grant));
+        let page = frame.view(Access::ReadWrite, move || _ = host.tables().grants.remove(&key));
         Ok(Offered::new(peer, grant, page))
     }
 }
@@ -125,10 +58,8 @@ impl GrantMap for Grants {
             tables.mapped += 1;
             frame
         };
-        let base = frame.0.as_ptr();
-        let owner = Arc::new(Map { host: self.host.clone(), _frame: frame });
-        // SAFETY: as in `offer`.
-        let page = unsafe { SharedPage::from_mapped(base, access, owner) };
+        let host = self.host.clone();
+        let page = frame.view(access, move || host.tables().mapped -= 1);
         Ok(Mapping::new(domid, grant, page))
     }
 }

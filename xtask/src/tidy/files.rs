@@ -39,7 +39,7 @@ const UNSAFE_ALLOWED: &[&str] = &[
     "tests/xen/guest/src/xen.rs",
     "tests/xen/guest/src/memory.rs",
     // The platform within one process gives two domains views of one page.
-    "tests/loopback/src/gnttab.rs",
+    "tests/loopback/src/frame.rs",
     // What lasts longer than a process is mapped; a page that several requests name; what is submitted stays in place.
     "crates/xen-driver/src/backend/record/memory.rs",
     "crates/xen-driver/src/backend/pages/page.rs",

@@ -3,7 +3,9 @@
 //! Source: `xen/include/public/event_channel.h`, and what Xen does where that is silent: the side that
 //! binds to a port gets one event at once, since events may have been lost before.
 
-use super::{Case, PATIENCE_S, Party, Verdict, done, expect, readable, refused, refused_with};
+use super::case::{
+    Case, PATIENCE_S, Party, Verdict, done, expect, readable, refused, refused_with,
+};
 use xen::evtchn::{Status, Virq};
 use xen::{DomId, Error, Port};
 

@@ -4,7 +4,7 @@
 //! between (Linux's gntdev has errno(3) alone for a map), so a refused map is one with any error, and a
 //! refused copy one with any status, but where Xen's own code arrives.
 
-use super::{Case, Party, Verdict, done, expect, refused};
+use super::case::{Case, Party, Verdict, done, expect, refused};
 use xen::GrantRef;
 use xen::gnttab::{Access, CopySegment, Offered, Status};
 use xen::shared::PAGE_SIZE;

@@ -1,6 +1,6 @@
 //! The life of domains, and control over it.
 
-use super::{Verdict, done, expect, refused_with};
+use super::case::{Verdict, done, expect, refused_with};
 use xen::domctl::{DomainControl, RunState, Scheduling};
 use xen::domwatch::{DomainEvent, DomainWatch, ShutdownReason};
 use xen::{DomId, Error};

@@ -1,55 +1,19 @@
 //! Domains: made, watched, controlled, destroyed.
 
-use super::evtchn::Channel;
-use super::gnttab::Grant;
-use super::{Hypervisor, Reuse, State, Who};
+use super::Hypervisor;
+use super::domain::Domain;
+use super::grant::Grant;
+use super::state::{Reuse, State};
+use super::who::Who;
 use crate::faults::Call;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
-use xen::domctl::{DomainControl, DomainInfo, RunState, Scheduling};
+use xen::domctl::{DomainControl, DomainInfo, Scheduling};
 use xen::domwatch::{DomainEvent, DomainWatch, OwnRing, ShutdownReason};
 use xen::gnttab::Access;
 use xen::shared::SharedPage;
 use xen::{DomId, Error, GrantRef, Port};
-
-/// One domain.
-pub(crate) struct Domain {
-    pub(crate) identity: u64,
-    pub(crate) ports: BTreeMap<u32, Channel>,
-    pub(crate) grants: BTreeMap<u32, Grant>,
-    /// Destroyed, and there for what others hold of it.
-    pub(crate) dying: bool,
-    paused: bool,
-    shutdown: Option<ShutdownReason>,
-    memory_max_kib: u64,
-    scheduling: Scheduling,
-}
-
-impl Domain {
-    fn run_state(&self) -> RunState {
-        match (self.dying, self.shutdown, self.paused) {
-            (true, ..) => RunState::Dying,
-            (_, Some(reason), _) => RunState::Shutdown(reason),
-            (_, _, true) => RunState::Paused,
-            _ => RunState::Running,
-        }
-    }
-
-    fn info(&self, domid: DomId) -> DomainInfo {
-        let mut handle = [0; 16];
-        handle[..8].copy_from_slice(&self.identity.to_le_bytes());
-        DomainInfo {
-            domid,
-            handle,
-            state: self.run_state(),
-            memory_kib: 4 * self.grants.len() as u64,
-            memory_max_kib: self.memory_max_kib,
-            vcpus_online: 1,
-            cpu_time_ns: 0,
-        }
-    }
-}
 
 impl State {
     pub(super) fn add_domain(&mut self, domid: DomId) -> Who {

@@ -1,6 +1,9 @@
 //! Event channels, and what loses, delays and invents events.
 
-use super::{Hypervisor, State, Who};
+use super::Hypervisor;
+use super::port::{Bound, Channel, Holder, Late};
+use super::state::State;
+use super::who::Who;
 use crate::faults::{Call, Fate};
 use rustix::event::{EventfdFlags, eventfd};
 use std::cell::RefCell;
@@ -9,55 +12,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use xen::evtchn::{EventChannels, Status, Virq};
 use xen::{DomId, Error, Port};
-
-/// One process that holds ports, as its driver sees it.
-pub(crate) struct Holder {
-    who: Who,
-    fired: VecDeque<Port>,
-    fd: Rc<OwnedFd>,
-    raised: bool,
-}
-
-impl Holder {
-    fn fire(&mut self, port: Port) {
-        self.fired.push_back(port);
-        if !self.raised {
-            self.raised = rustix::io::write(&*self.fd, &1_u64.to_ne_bytes()).is_ok();
-        }
-    }
-
-    fn lower(&mut self) {
-        if std::mem::take(&mut self.raised) {
-            let _ = rustix::io::read(&*self.fd, &mut [0_u8; 8][..]);
-        }
-    }
-}
-
-/// What a port is bound to.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Bound {
-    Unbound(DomId),
-    Interdomain { remote: DomId, remote_port: Port },
-    Virq(Virq),
-}
-
-/// A port in use.
-pub(crate) struct Channel {
-    bound: Bound,
-    holder: usize,
-    /// Tells it from those that had the number before.
-    serial: u64,
-    pending: bool,
-    masked: bool,
-}
-
-/// An event on its way.
-pub(crate) struct Late {
-    due: u64,
-    domid: DomId,
-    port: Port,
-    serial: u64,
-}
 
 impl State {
     fn channel(&mut self, domid: DomId, port: Port) -> Option<&mut Channel> {

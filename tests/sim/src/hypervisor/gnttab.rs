@@ -1,6 +1,9 @@
 //! Grants.
 
-use super::{Hypervisor, State, Who};
+use super::Hypervisor;
+use super::grant::Grant;
+use super::state::State;
+use super::who::Who;
 use crate::faults::Call;
 use crate::page::{Frame, Pin};
 use std::cell::RefCell;
@@ -9,40 +12,6 @@ use std::sync::Arc;
 use xen::gnttab::{Access, GrantMap, GrantOffer, Mapping, Offered, Status};
 use xen::shared::SharedPage;
 use xen::{DomId, Error, GrantRef};
-
-/// An entry in use.
-pub(crate) struct Grant {
-    peer: DomId,
-    access: Access,
-    frame: Arc<Frame>,
-    pin: Arc<Pin>,
-}
-
-impl Grant {
-    /// Whether the entry can be used for something else.
-    fn is_over(&self) -> bool {
-        self.pin.is_ended() && self.pin.mappings() == 0
-    }
-
-    /// Whether somebody has it mapped.
-    pub(super) fn is_mapped(&self) -> bool {
-        self.pin.mappings() > 0
-    }
-
-    /// Whether `peer` may map it so: what is mapped already is not looked at again, unless it is
-    /// to be written and was not so far.
-    fn check(&self, peer: DomId, access: Access) -> Result<(), Status> {
-        let pinned = self.pin.mappings() > 0;
-        if self.peer != peer || (!pinned && self.pin.is_ended()) {
-            return Err(Status::GeneralError);
-        }
-        let writes = access == Access::ReadWrite && self.pin.writers() == 0;
-        if writes && (self.access == Access::Read || self.pin.is_ended()) {
-            return Err(Status::GeneralError);
-        }
-        Ok(())
-    }
-}
 
 impl State {
     /// Grants a fresh page of a domain under `reference`.

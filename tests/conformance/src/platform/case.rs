@@ -1,0 +1,63 @@
+//! A case: two domains, a verdict, and what most cases ask.
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use xen::DomId;
+use xen::evtchn::EventChannels;
+use xen::gnttab::{GrantMap, GrantOffer};
+
+/// One domain, as one process of it holds the traits.
+pub struct Party {
+    /// Its number.
+    pub domid: DomId,
+    /// Its event channels.
+    pub evtchn: Box<dyn EventChannels>,
+    /// What it maps.
+    pub maps: Box<dyn GrantMap>,
+    /// What it grants.
+    pub offers: Box<dyn GrantOffer>,
+}
+
+/// What a case found; an error is one line.
+pub type Verdict = Result<(), String>;
+
+/// A case that two domains are enough for.
+pub type Case = fn(&mut Party, &mut Party) -> Verdict;
+
+/// How long an event may take to arrive, in seconds; far more than any machine needs.
+pub(super) const PATIENCE_S: i64 = 10;
+
+/// Fails with the line that `text` makes where `holds` does not.
+pub(crate) fn expect(holds: bool, text: impl FnOnce() -> String) -> Verdict {
+    if holds { Ok(()) } else { Err(text()) }
+}
+
+/// The value of an `Ok`, or a line that says what was tried.
+pub(crate) fn done<T>(what: &str, result: Result<T, xen::Error>) -> Result<T, String> {
+    result.map_err(|error| format!("{what}: {error}"))
+}
+
+/// Fails where something was done that had to be refused.
+pub(crate) fn refused<T>(what: &str, result: &Result<T, xen::Error>) -> Result<xen::Error, String> {
+    match result {
+        Ok(_) => Err(format!("{what}: was done, and had to be refused")),
+        Err(error) => Ok(*error),
+    }
+}
+
+/// Fails where something was not refused with exactly this error.
+pub(crate) fn refused_with<T>(
+    what: &str,
+    result: &Result<T, xen::Error>,
+    error: xen::Error,
+) -> Verdict {
+    let came = refused(what, result)?;
+    expect(came == error, || format!("{what}: expected {error}, got {came}"))
+}
+
+/// Whether the descriptor of the channels polls readable within the time given, in seconds.
+pub(super) fn readable(evtchn: &dyn EventChannels, seconds: i64) -> Result<bool, String> {
+    let fd = evtchn.fd();
+    let mut fds = [PollFd::new(&fd, PollFlags::IN)];
+    let time = Timespec { tv_sec: seconds, tv_nsec: 0 };
+    poll(&mut fds, Some(&time)).map(|ready| ready > 0).map_err(|error| format!("poll: {error}"))
+}

@@ -1,0 +1,64 @@
+//! The hypervisor: what domains hold of it, in one table.
+
+use crate::frame::Entry;
+use crate::port::Channel;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use xen::{DomId, GrantRef, Port};
+
+/// The hypervisor: hands out what domains hold.
+#[derive(Clone, Debug, Default)]
+pub struct Host(Arc<Mutex<Tables>>);
+
+/// What the hypervisor knows.
+#[derive(Debug, Default)]
+pub(crate) struct Tables {
+    pub(crate) ports: BTreeMap<(DomId, Port), Channel>,
+    pub(crate) grants: BTreeMap<(DomId, GrantRef), Entry>,
+    pub(crate) last_grant: u32,
+    pub(crate) mapped: usize,
+    /// Mappings after which every further one is refused, if so.
+    pub(crate) mapped_max: Option<usize>,
+    /// Grants that [`Host::refuse`] has named.
+    pub(crate) refused: Vec<GrantRef>,
+}
+
+impl Host {
+    /// A host without any domain's things on it.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// How many pages are mapped at the moment.
+    #[must_use]
+    pub fn mapped(&self) -> usize {
+        self.tables().mapped
+    }
+
+    /// How many pages are offered at the moment.
+    #[must_use]
+    pub fn offered(&self) -> usize {
+        self.tables().grants.len()
+    }
+
+    /// How many ports are in use at the moment.
+    #[must_use]
+    pub fn ports(&self) -> usize {
+        self.tables().ports.len()
+    }
+
+    /// Refuses mappings beyond this many (`maptrack` is full).
+    pub fn limit_mappings(&self, mapped_max: Option<usize>) {
+        self.tables().mapped_max = mapped_max;
+    }
+
+    /// Refuses to map this grant from now on.
+    pub fn refuse(&self, grant: GrantRef) {
+        self.tables().refused.push(grant);
+    }
+
+    pub(crate) fn tables(&self) -> MutexGuard<'_, Tables> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

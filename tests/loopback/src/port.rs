@@ -1,0 +1,89 @@
+//! A port, and the process that holds it.
+
+use rustix::event::{EventfdFlags, eventfd};
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError};
+use xen::Port;
+use xen::evtchn::Status;
+
+/// Ports with an event that their holder has not taken yet.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    fd: OwnedFd,
+    ports: Mutex<VecDeque<Port>>,
+}
+
+impl Waiting {
+    pub(crate) fn new() -> Self {
+        let flags = EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC;
+        let fd = eventfd(0, flags).unwrap_or_else(|errno| panic!("eventfd: {errno}"));
+        Self { fd, ports: Mutex::default() }
+    }
+
+    /// Polls readable while a port waits.
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    fn push(&self, port: Port) {
+        let mut ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
+        ports.push_back(port);
+    }
+
+    /// Wakes the holder, who then wants the locks that the caller may hold.
+    pub(crate) fn wake(&self) {
+        // An eventfd takes 2^64 - 2 of these before it would block.
+        let _ = rustix::io::write(&self.fd, &1_u64.to_ne_bytes());
+    }
+
+    pub(crate) fn pop(&self) -> Option<Port> {
+        let mut ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
+        let port = ports.pop_front();
+        if ports.is_empty() {
+            let _ = rustix::io::read(&self.fd, &mut [0_u8; 8]);
+        }
+        port
+    }
+
+    /// Forgets the events of a port.
+    pub(crate) fn forget(&self, port: Port) {
+        let mut ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
+        ports.retain(|waiting| *waiting != port);
+    }
+}
+
+/// One port.
+#[derive(Debug)]
+pub(crate) struct Channel {
+    pub(crate) status: Status,
+    holder: Arc<Waiting>,
+    masked: bool,
+    /// Raised while it was masked.
+    kept: bool,
+}
+
+impl Channel {
+    pub(crate) fn new(status: Status, holder: Arc<Waiting>) -> Self {
+        Self { status, holder, masked: false, kept: false }
+    }
+
+    /// Raises an event; who is to be woken for it, once nothing is locked.
+    #[must_use]
+    pub(crate) fn raise(&mut self, port: Port) -> Option<Arc<Waiting>> {
+        if self.masked {
+            self.kept = true;
+            return None;
+        }
+        self.masked = true;
+        self.holder.push(port);
+        Some(Arc::clone(&self.holder))
+    }
+
+    /// Lets events through again; who is to be woken for one that was kept.
+    #[must_use]
+    pub(crate) fn unmask(&mut self, port: Port) -> Option<Arc<Waiting>> {
+        self.masked = false;
+        if std::mem::take(&mut self.kept) { self.raise(port) } else { None }
+    }
+}

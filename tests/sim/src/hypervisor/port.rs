@@ -1,0 +1,57 @@
+//! A port, who holds it, and an event on its way to it.
+
+use super::who::Who;
+use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use xen::evtchn::Virq;
+use xen::{DomId, Port};
+
+/// One process that holds ports, as its driver sees it.
+pub(crate) struct Holder {
+    pub(super) who: Who,
+    pub(super) fired: VecDeque<Port>,
+    pub(super) fd: Rc<OwnedFd>,
+    pub(super) raised: bool,
+}
+
+impl Holder {
+    pub(super) fn fire(&mut self, port: Port) {
+        self.fired.push_back(port);
+        if !self.raised {
+            self.raised = rustix::io::write(&*self.fd, &1_u64.to_ne_bytes()).is_ok();
+        }
+    }
+
+    pub(super) fn lower(&mut self) {
+        if std::mem::take(&mut self.raised) {
+            let _ = rustix::io::read(&*self.fd, &mut [0_u8; 8][..]);
+        }
+    }
+}
+
+/// What a port is bound to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Bound {
+    Unbound(DomId),
+    Interdomain { remote: DomId, remote_port: Port },
+    Virq(Virq),
+}
+
+/// A port in use.
+pub(crate) struct Channel {
+    pub(super) bound: Bound,
+    pub(super) holder: usize,
+    /// Tells it from those that had the number before.
+    pub(super) serial: u64,
+    pub(super) pending: bool,
+    pub(super) masked: bool,
+}
+
+/// An event on its way.
+pub(crate) struct Late {
+    pub(super) due: u64,
+    pub(super) domid: DomId,
+    pub(super) port: Port,
+    pub(super) serial: u64,
+}

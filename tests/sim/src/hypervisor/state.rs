@@ -1,0 +1,63 @@
+//! What the hypervisor knows: its domains, and the events that are on their way.
+
+use super::domain::Domain;
+use super::port::{Holder, Late};
+use super::who::Who;
+use crate::faults::Faults;
+use crate::page::Pin;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Weak;
+use xen::{DomId, Error, Port};
+
+/// How much of everything a domain may have.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Ports, port 0 included, which is never given out.
+    pub ports: u32,
+    /// Grant references.
+    pub grants: u32,
+    /// Memory of the whole machine, in KiB.
+    pub memory_kib: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { ports: 4096, grants: 4096, memory_kib: 1 << 30 }
+    }
+}
+
+/// When the number of a dead domain is free.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reuse {
+    /// When nobody holds a page of it, as on Xen.
+    WhenUnmapped,
+    /// At once: the news of its death may come after its successor.
+    AtOnce,
+}
+
+/// The state of the whole machine.
+pub(crate) struct State {
+    pub(crate) limits: Limits,
+    pub(crate) reuse: Reuse,
+    pub(crate) domains: BTreeMap<DomId, Domain>,
+    pub(crate) last_identity: u64,
+    pub(crate) holders: Vec<Holder>,
+    pub(crate) late: Vec<Late>,
+    /// Steps of the run.
+    pub(crate) step: u64,
+    /// Ports whose last event was lost.
+    pub(crate) deaf: BTreeSet<(DomId, Port)>,
+    pub(crate) faults: Faults,
+    /// Every grant that somebody may still hold.
+    pub(crate) pins: Vec<Weak<Pin>>,
+    /// Events that have arrived, and other things done: to see whether anything still happens.
+    pub(crate) activity: u64,
+}
+
+impl State {
+    /// The caller's domain, while it lives.
+    pub(crate) fn of(&mut self, who: Who) -> Result<&mut Domain, Error> {
+        let domain = self.domains.get_mut(&who.domid);
+        domain.filter(|domain| domain.identity == who.identity && !domain.dying).ok_or(Error::Srch)
+    }
+}
