@@ -10,21 +10,25 @@
 //! | `platform` | event channels and grants of the machine |
 //! | [`lock`] | locks of what one process alone may do |
 //! | `log` | lines about devices, so many of each |
+//! | `report`, `clock` | words for whoever has started it; the time |
 //! | `statistics` | a file with the counters of all devices |
 
+mod clock;
 pub mod guest;
 pub mod lock;
 mod log;
 mod platform;
+mod report;
 mod statistics;
 
 use crate::backend::{Backend, Platform, Server};
+use clock::{COARSE, coarse_time};
 use lock::lock;
 use log::Log;
 use platform::Provided;
+use report::say;
 use statistics::Statistics;
 use std::fmt;
-use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -32,13 +36,10 @@ use xen::DomId;
 use xenbus::Error;
 use xenstore::Client;
 
+pub use report::Failure;
+
 /// The time between two looks for changes of devices; the statistics are written as often.
 const LOOK_AROUND: Duration = Duration::from_secs(5);
-/// Most that a coarse clock is behind.
-const COARSE: Duration = Duration::from_millis(10);
-
-/// A sentence for whoever has started the process: why it does not serve, or no longer.
-pub type Failure = Box<dyn std::error::Error>;
 
 /// A backend's program.
 #[derive(Clone, Copy, Debug)]
@@ -193,14 +194,4 @@ impl KernelBackend {
     fn is_loaded(&self) -> bool {
         Path::new(self.path).exists()
     }
-}
-
-fn say(name: &str, line: fmt::Arguments<'_>) {
-    let _ = writeln!(std::io::stdout(), "{name}: {line}");
-}
-
-/// The time, for who asks often: this clock takes no system call, whatever the domain's source of time is.
-fn coarse_time() -> Duration {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::MonotonicCoarse);
-    time.try_into().unwrap_or_default()
 }

@@ -15,7 +15,6 @@ const CIRCLES_LEFT: &[&str] = &[
     "crates/xb",
     "crates/xen",
     "crates/xen-block",
-    "crates/xen-driver",
     "crates/xen-hosted",
     "crates/xenbus",
     "crates/xenstore",

@@ -1,6 +1,7 @@
 //! Lines about devices: so many of each, as a guest may connect and close all the time.
 
-use super::{coarse_time, say};
+use super::clock::coarse_time;
+use super::report::say;
 use crate::backend::{Backend, Server};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};

@@ -1,6 +1,6 @@
 //! The counters of all devices, for tools: a file beside the records, a line a device, the last line `end`.
 
-use super::say;
+use super::report::say;
 use crate::backend::{Backend, Server};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
