@@ -7,7 +7,6 @@
 mod opening;
 mod queue;
 
-use crate::Server;
 use crate::disk::{Disk, DiskAccess, Geometry};
 use crate::stats::{Kind, Stats};
 use opening::Opening;
@@ -82,6 +81,9 @@ impl fmt::Debug for Platform {
         f.debug_struct("Platform").field("options", &self.options).finish_non_exhaustive()
     }
 }
+
+/// The server of all block devices of a domain.
+pub type Server = xen_driver::Server<Back>;
 
 /// The server of all devices of these kinds in a domain.
 ///

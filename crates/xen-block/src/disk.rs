@@ -8,6 +8,7 @@
 //! | [`nbd`] | a server of the network block device protocol, over a Unix socket |
 //! | [`fault`] | another disk, with faults on cue |
 //! | [`image`], [`open`], [`places`] | what can be wrong with an image, opening files, where what images name may lie |
+//! | `shown` | a path for a log |
 //! | [`target`] | disks by name, as toolstacks write them |
 //! | [`pool`] | threads for disks that can only be waited for |
 
@@ -21,12 +22,13 @@ pub mod open;
 pub mod places;
 pub mod pool;
 pub mod qcow2;
+mod shown;
 pub mod target;
 
 pub use lock::wait_for_locks;
 
 use crate::Page;
-use crate::sys::Vectors;
+use crate::vectors::Vectors;
 use rustix::io::Errno;
 use std::fmt;
 use std::os::fd::BorrowedFd;
@@ -115,6 +117,14 @@ impl Io {
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.pieces.iter().map(|piece| usize::from(piece.len)).sum()
+    }
+
+    /// Has the vectors point at the pieces.
+    pub(crate) fn point_at_pieces(&mut self) {
+        self.vectors.fill(self.pieces.iter().map(|piece| {
+            let base = piece.page.as_ptr().as_ptr().wrapping_add(piece.offset.into());
+            (base, piece.len.into())
+        }));
     }
 
     /// How many pieces lay behind their neighbour in memory and were read or written with it.

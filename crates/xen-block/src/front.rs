@@ -27,11 +27,11 @@ use xen::{DomId, Port};
 use xen_driver::frontend;
 use xen_driver::frontend::buffers::{Buffers, Trust};
 use xen_driver::frontend::rings::{self};
-use xen_io::blkif::{Layout, SEGMENTS_MAX, SEGMENTS_PER_PAGE, Status, info, names};
+use xen_io::blkif::{Layout, SEGMENTS_MAX, SEGMENTS_PER_PAGE, info, names};
 use xenbus::negotiate::{self, Names};
 use xenbus::{Device, Driver, Error, Progress};
 
-pub use queue::{Full, Part, Want};
+pub use queue::{Completion, Full, Part, Want};
 pub use xen_driver::frontend::buffers::Buffer;
 
 /// What a frontend asks for.
@@ -108,15 +108,6 @@ impl Offer {
     fn from_feature(set: bool) -> Self {
         if set { Self::Taken } else { Self::NotTaken }
     }
-}
-
-/// A request that has ended.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Completion {
-    /// The asker's name for it.
-    pub tag: u64,
-    /// What the backend said.
-    pub status: Status,
 }
 
 /// The frontend of one device.

@@ -13,7 +13,7 @@
 //! | [`stats`] | counters, and a histogram of latencies |
 //! | [`vbd`] | a disk as a toolstack adds it |
 //! | `bin/xen-blockd` | the program that serves the guests of a Xen host, or of a hosted one |
-//! | `sys` | system calls on guests' pages; with `unsafe`, as the few others that `tidy` lists |
+//! | `sys`, `vectors` | system calls on guests' pages; with `unsafe`, as the few others that `tidy` lists |
 
 pub mod back;
 pub mod disk;
@@ -22,10 +22,8 @@ pub mod front;
 pub mod stats;
 mod sys;
 pub mod vbd;
+mod vectors;
 
-pub use back::Back;
+pub use back::{Back, Server};
 pub use front::Front;
 pub use xen_driver::backend::pages::Page;
-
-/// The server of all block devices of a domain.
-pub type Server = xen_driver::Server<Back>;

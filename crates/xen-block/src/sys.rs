@@ -1,7 +1,7 @@
 //! System calls that read or write guests' pages where they are, `preadv` and io_uring, and locks of bytes of a file.
 #![allow(unsafe_code)]
 
-use crate::disk::{Io, Op};
+use crate::disk::{Io, Op, Piece};
 use io_uring::{IoUring, opcode, squeue, types};
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
@@ -10,57 +10,9 @@ use std::time::Duration;
 use xen::gnttab::Access;
 use xen::shared::PAGE_SIZE;
 
-/// Where the pieces of a request are; made from them, and valid while they are not changed.
-#[derive(Debug, Default)]
-pub(crate) struct Vectors {
-    list: Vec<libc::iovec>,
-    /// How many pieces lay behind their neighbour when they were pointed at.
-    merged: u64,
-}
-
-// SAFETY: the pointers are only followed by system calls on behalf of the `Io` that also holds the
-// pages; nothing about them belongs to a thread.
-unsafe impl Send for Vectors {}
-// SAFETY: as above; there is no access through a shared reference.
-unsafe impl Sync for Vectors {}
-
-impl Vectors {
-    /// Points at the pieces; neighbours in memory become one.
-    fn fill(&mut self, pieces: &[crate::disk::Piece]) {
-        self.list.clear();
-        for piece in pieces {
-            let (offset, len) = (usize::from(piece.offset), usize::from(piece.len));
-            let base = piece.page.as_ptr().as_ptr().wrapping_add(offset);
-            match self.list.last_mut() {
-                Some(last) if last.iov_base.cast::<u8>().wrapping_add(last.iov_len) == base => {
-                    last.iov_len += len;
-                }
-                _ => self.list.push(libc::iovec { iov_base: base.cast(), iov_len: len }),
-            }
-        }
-        self.merged = pieces.len().saturating_sub(self.list.len()) as u64;
-    }
-
-    /// How many pieces were merged; none of them is counted again.
-    pub(crate) fn take_merged(&mut self) -> u64 {
-        std::mem::take(&mut self.merged)
-    }
-
-    /// Leaves out the first `count` bytes.
-    fn advance(&mut self, mut count: usize) {
-        self.list.retain_mut(|vector| {
-            let part = count.min(vector.iov_len);
-            vector.iov_base = vector.iov_base.cast::<u8>().wrapping_add(part).cast();
-            vector.iov_len -= part;
-            count -= part;
-            vector.iov_len > 0
-        });
-    }
-}
-
 /// Pieces lie inside their pages.
 fn check(io: &Io) -> Result<(), Errno> {
-    let inside = |piece: &crate::disk::Piece| {
+    let inside = |piece: &Piece| {
         usize::from(piece.offset) + usize::from(piece.len) <= PAGE_SIZE
             && (io.op != Op::Read || piece.page.access() == Access::ReadWrite)
     };
@@ -77,11 +29,11 @@ pub(crate) fn transfer(file: BorrowedFd<'_>, io: &mut Io, mut done: usize) -> Re
         Op::Read | Op::Write => check(io)?,
     }
     let bytes = io.bytes();
-    io.vectors.fill(&io.pieces);
+    io.point_at_pieces();
     io.vectors.advance(done);
     while done < bytes {
         let at = libc::off_t::try_from(io.offset() + done as u64).map_err(|_| Errno::INVAL)?;
-        let list = &io.vectors.list[..io.vectors.list.len().min(VECTORS_MAX)];
+        let list = &io.vectors.list()[..io.vectors.list().len().min(VECTORS_MAX)];
         let count = libc::c_int::try_from(list.len()).map_err(|_| Errno::INVAL)?;
         let fd = file.as_raw_fd();
         // SAFETY: each vector lies inside a page that `io` holds, which is writable where the file is
@@ -306,10 +258,10 @@ fn entry(io: &mut Io) -> squeue::Entry {
             .mode(PUNCH.bits().cast_signed())
             .build(),
         Op::Read | Op::Write => {
-            io.vectors.fill(&io.pieces);
-            let list = &io.vectors.list;
+            io.point_at_pieces();
+            let list = io.vectors.list();
             let count = u32::try_from(list.len().min(VECTORS_MAX)).unwrap_or(0);
-            match (io.op, &list[..]) {
+            match (io.op, list) {
                 (Op::Read, [one]) => {
                     let len = u32::try_from(one.iov_len).unwrap_or(0);
                     opcode::Read::new(file, one.iov_base.cast(), len).offset(offset).build()
@@ -394,11 +346,7 @@ mod tests {
         for sector in 0..count {
             let mut io = Io::empty();
             (io.op, io.sector, io.sectors) = (Op::Read, sector, 1);
-            io.pieces.push(crate::disk::Piece {
-                page: crate::Page::private(),
-                offset: 0,
-                len: 512,
-            });
+            io.pieces.push(Piece { page: crate::Page::private(), offset: 0, len: 512 });
             assert!(ring.push(io).is_ok());
         }
     }

@@ -46,6 +46,7 @@ const UNSAFE_ALLOWED: &[&str] = &[
     "crates/xen-driver/src/backend/waiter.rs",
     // System calls that read or write granted pages where they are: io_uring, preadv.
     "crates/xen-block/src/sys.rs",
+    "crates/xen-block/src/vectors.rs",
     // Traits of imago have unsafe methods, whose callers' promises are passed on.
     "crates/xen-block/src/disk/qcow2/storage.rs",
     "crates/xen-block/src/disk/qcow2/zstd.rs",

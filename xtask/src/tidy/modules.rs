@@ -232,6 +232,8 @@ impl<'a> Modules<'a> {
         match self.find(at, first, steps) {
             Some(Target::Module(next)) => self.descend(next, rest, steps),
             Some(item) => Some(item),
+            // It is another crate's.
+            None if self.names(at, first) => None,
             // A macro may make it.
             None => Some(Target::Item(at, first)),
         }

@@ -1,7 +1,7 @@
 //! Faults of images.
 
-use super::open::Shown;
 use super::places::IMAGE_DIRS;
+use super::shown::Shown;
 use std::fmt;
 use std::path::{Path, PathBuf};
 

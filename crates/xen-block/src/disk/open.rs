@@ -5,6 +5,7 @@
 
 use super::image::ImageFault;
 use super::lock::{Hold, lock};
+use super::shown::Shown;
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 use std::fmt;
@@ -54,20 +55,6 @@ impl From<OpenError> for xenbus::Error {
             OpenError::Busy(_) => Self::Busy(error.to_string()),
             _ => Self::Driver(error.to_string()),
         }
-    }
-}
-
-/// A path for a log: its control characters are escaped.
-#[derive(Clone, Copy)]
-pub(super) struct Shown<'p>(pub(super) &'p Path);
-
-impl fmt::Display for Shown<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let text = self.0.to_string_lossy();
-        text.chars().try_for_each(|char| match char.is_control() {
-            true => write!(f, "{}", char.escape_default()),
-            false => write!(f, "{char}"),
-        })
     }
 }
 

@@ -16,9 +16,10 @@ mod storage;
 mod zstd;
 
 use super::image::ImageFault;
-use super::open::{OpenError, Shown};
+use super::open::OpenError;
 use super::places::Places;
 use super::pool::{Pool, Pooled, Ran, Work};
+use super::shown::Shown;
 use super::{DiskAccess, Geometry, Io, Op};
 use chain::{Chain, Link, Purpose};
 use header::Compression;

@@ -1,8 +1,7 @@
 //! Requests that a backend has not answered, for the next one: it may have smaller rings, and take fewer
 //! segments or not such requests at all.
 
-use super::Completion;
-use super::queue::{Asked, Part, Want};
+use super::queue::{Asked, Completion, Part, Want};
 use std::collections::{BTreeMap, VecDeque};
 use xen_io::blkif::Status;
 

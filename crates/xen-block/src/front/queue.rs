@@ -1,16 +1,15 @@
 //! One ring of a frontend, and what was asked through it.
 
-use super::{Buffer, Completion};
 use std::fmt;
 use xen::gnttab::{Access, GrantOffer, Offered};
 use xen::{DomId, GrantRef};
 use xen_driver::Channel;
-use xen_driver::frontend::buffers::Buffers;
+use xen_driver::frontend::buffers::{Buffer, Buffers};
 use xen_driver::frontend::ring::{Id, Ring, Unasked};
 use xen_driver::frontend::rings;
 use xen_io::blkif::{
     Body, INDIRECT_PAGES_MAX, Layout, Request, RequestBytes, ResponseBytes, SEGMENT_SIZE,
-    SEGMENTS_MAX, Secure, Segment, Segments, Transfer, op, segment_bytes,
+    SEGMENTS_MAX, Secure, Segment, Segments, Status, Transfer, op, segment_bytes,
 };
 use xen_io::ring::RingError;
 use xenbus::Error;
@@ -109,6 +108,15 @@ impl fmt::Display for Full {
 }
 
 impl std::error::Error for Full {}
+
+/// A request that has ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Completion {
+    /// The asker's name for it.
+    pub tag: u64,
+    /// What the backend said.
+    pub status: Status,
+}
 
 /// A request without an answer.
 #[derive(Clone, Debug)]

@@ -1,0 +1,54 @@
+//! Places in memory that a system call reads from or writes to.
+#![allow(unsafe_code)]
+
+/// Where the pieces of a request are; made from them, and valid while they are not changed.
+#[derive(Debug, Default)]
+pub(crate) struct Vectors {
+    list: Vec<libc::iovec>,
+    /// How many pieces lay behind their neighbour when they were pointed at.
+    merged: u64,
+}
+
+// SAFETY: the pointers are only followed by system calls on behalf of the `Io` that also holds the
+// pages; nothing about them belongs to a thread.
+unsafe impl Send for Vectors {}
+// SAFETY: as above; there is no access through a shared reference.
+unsafe impl Sync for Vectors {}
+
+impl Vectors {
+    /// Points at the pieces, which have an address and a length; neighbours in memory become one.
+    pub(crate) fn fill(&mut self, pieces: impl Iterator<Item = (*mut u8, usize)>) {
+        self.list.clear();
+        self.merged = 0;
+        for (base, len) in pieces {
+            match self.list.last_mut() {
+                Some(last) if last.iov_base.cast::<u8>().wrapping_add(last.iov_len) == base => {
+                    last.iov_len += len;
+                    self.merged += 1;
+                }
+                _ => self.list.push(libc::iovec { iov_base: base.cast(), iov_len: len }),
+            }
+        }
+    }
+
+    /// As the kernel reads them.
+    pub(crate) fn list(&self) -> &[libc::iovec] {
+        &self.list
+    }
+
+    /// How many pieces were merged; none of them is counted again.
+    pub(crate) fn take_merged(&mut self) -> u64 {
+        std::mem::take(&mut self.merged)
+    }
+
+    /// Leaves out the first `count` bytes.
+    pub(crate) fn advance(&mut self, mut count: usize) {
+        self.list.retain_mut(|vector| {
+            let part = count.min(vector.iov_len);
+            vector.iov_base = vector.iov_base.cast::<u8>().wrapping_add(part).cast();
+            vector.iov_len -= part;
+            count -= part;
+            vector.iov_len > 0
+        });
+    }
+}
