@@ -1,7 +1,7 @@
 //! The command line: from argv to a command and back to an exit code.
 
 use std::ffi::OsStr;
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::process::ExitCode;
 use table::{Command, Kind};
@@ -17,32 +17,13 @@ mod getopt;
 mod import;
 mod json;
 mod ls;
+mod program;
 mod table;
 mod value;
 mod watch;
 
 use fail::Fail;
-
-/// How the program was called.
-struct Program {
-    /// argv\[0\].
-    path: Vec<u8>,
-    /// What a usage line names: argv\[0\], and the command where that is not part of it.
-    usage: Vec<u8>,
-    /// What begins each line on stderr: the last part of argv\[0\], as err(3) has it.
-    short: Vec<u8>,
-    /// What begins getopt's lines: argv\[0\], or the command where that comes behind.
-    getopt: Vec<u8>,
-}
-
-impl Program {
-    /// One line on stderr, the program's name in front.
-    fn say(&self, message: &[u8]) {
-        let line = [&self.short[..], b": ", message, b"\n"].concat();
-        // There is nowhere to complain about a closed stderr.
-        let _ = io::stderr().write_all(&line);
-    }
-}
+use program::{Program, print, print_to};
 
 /// Runs the command that argv names.
 pub(crate) fn main() -> ExitCode {
@@ -116,13 +97,4 @@ fn dispatch(program: &Program, command: &'static Command, args: &[Vec<u8>]) -> R
             }
         }
     }
-}
-
-fn print(text: &str) -> Result<(), Fail> {
-    print_to(io::stdout(), text)
-}
-
-fn print_to(mut to: impl Write, text: &str) -> Result<(), Fail> {
-    to.write_all(text.as_bytes())?;
-    Ok(to.flush()?)
 }

@@ -2,11 +2,11 @@
 
 use crate::error::{Error, gone};
 use crate::store::{Store, text};
-use crate::transaction::{self, End, Retry, Transaction, TransactionId};
+use crate::transaction::{End, TransactionId};
 use crate::transport::own::{Connection, Own};
 use crate::transport::ring::Ring;
 use crate::transport::{Transport, Wait, connect_first, places};
-use crate::watch::{DepthFilter, Event, Events};
+use crate::watch::{DepthFilter, Event};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::time::Timespec;
@@ -268,31 +268,6 @@ impl Client {
 
 /// Transactions.
 impl Client {
-    /// Runs `body` in a transaction and commits it; on EAGAIN, from the commit or from within, runs
-    /// it again, as often as [`Retry::default`] says. `body` must do nothing that may not be
-    /// done twice, other than through the transaction. Where it fails, the transaction is aborted.
-    ///
-    /// # Errors
-    /// [`Error::Conflict`] after the last attempt, or what `body` returned.
-    pub fn transaction<T>(
-        &mut self,
-        body: impl FnMut(&mut Transaction<'_>) -> Result<T, Error>,
-    ) -> Result<T, Error> {
-        transaction::run(self, Retry::default(), body)
-    }
-
-    /// As [`Client::transaction`], with a bound of the caller's.
-    ///
-    /// # Errors
-    /// As [`Client::transaction`].
-    pub fn transaction_retrying<T>(
-        &mut self,
-        retry: Retry,
-        body: impl FnMut(&mut Transaction<'_>) -> Result<T, Error>,
-    ) -> Result<T, Error> {
-        transaction::run(self, retry, body)
-    }
-
     /// Starts a transaction that the caller ends with [`Client::transaction_end`].
     ///
     /// # Errors
@@ -416,11 +391,6 @@ impl Client {
                 return Ok(None);
             }
         }
-    }
-
-    /// The events as they come, each awaited for at most `timeout`.
-    pub fn events(&mut self, timeout: Option<Duration>) -> Events<'_> {
-        Events::new(self, timeout)
     }
 }
 

@@ -7,23 +7,9 @@ use std::time::Duration;
 use xenstore_core::wire;
 use xenstore_core::wire::MsgType;
 
-/// A transaction's number; [`TransactionId::NONE`] for requests outside any.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct TransactionId(pub u32);
+mod id;
 
-impl TransactionId {
-    /// No transaction.
-    pub const NONE: Self = Self(0);
-}
-
-/// What happens to a transaction's changes at its end.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum End {
-    /// They take effect, all at once.
-    Commit,
-    /// They are dropped.
-    Abort,
-}
+pub use id::{End, TransactionId};
 
 /// How often a transaction is tried, and how long is waited in between.
 #[derive(Clone, Copy, Debug)]
@@ -118,7 +104,34 @@ impl Drop for Transaction<'_> {
     }
 }
 
-pub(crate) fn run<T>(
+impl Client {
+    /// Runs `body` in a transaction and commits it; on EAGAIN, from the commit or from within, runs
+    /// it again, as often as [`Retry::default`] says. `body` must do nothing that may not be
+    /// done twice, other than through the transaction. Where it fails, the transaction is aborted.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] after the last attempt, or what `body` returned.
+    pub fn transaction<T>(
+        &mut self,
+        body: impl FnMut(&mut Transaction<'_>) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        run(self, Retry::default(), body)
+    }
+
+    /// As [`Client::transaction`], with a bound of the caller's.
+    ///
+    /// # Errors
+    /// As [`Client::transaction`].
+    pub fn transaction_retrying<T>(
+        &mut self,
+        retry: Retry,
+        body: impl FnMut(&mut Transaction<'_>) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        run(self, retry, body)
+    }
+}
+
+fn run<T>(
     client: &mut Client,
     retry: Retry,
     mut body: impl FnMut(&mut Transaction<'_>) -> Result<T, Error>,

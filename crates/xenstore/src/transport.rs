@@ -19,6 +19,9 @@ pub mod device;
 pub mod own;
 pub mod ring;
 pub mod unix;
+mod wait;
+
+pub(crate) use wait::Wait;
 
 /// `XEN_RUN_STORED` of Debian's build and of upstream's default configuration.
 const RUNDIR: &str = "/var/run/xenstored";
@@ -30,15 +33,6 @@ pub(crate) enum Transport {
     Device(Device),
     Ring(Ring),
     Own(Own),
-}
-
-/// How long a read may take.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Wait {
-    /// Until there is something.
-    Block,
-    /// Not at all: EAGAIN where there is nothing.
-    Poll,
 }
 
 impl Transport {

@@ -7,73 +7,18 @@
 
 use crate::client::Client;
 use crate::error::Error;
-use crate::perms::Perm;
 use crate::store::text;
-use crate::transaction::TransactionId;
 use bulk::Bulk;
 use plain::Plain;
 use xenstore_core::wire::MsgType;
 
 mod bulk;
+mod node;
+mod options;
 mod plain;
 
-/// A node that a walk has come to.
-#[derive(Debug)]
-pub struct Node {
-    /// Its whole path.
-    pub path: Vec<u8>,
-    /// How many levels it lies below the children of the root of the walk.
-    pub depth: usize,
-    /// Its value, or why it could not be read.
-    pub value: Result<Vec<u8>, Error>,
-    /// Its permissions, or why they could not be read; `None` where not asked for.
-    pub perms: Option<Result<Vec<Perm>, Error>>,
-}
-
-impl Node {
-    /// The last part of the path.
-    #[must_use]
-    pub fn name(&self) -> &[u8] {
-        self.path.rsplit(|byte| *byte == b'/').next().unwrap_or_default()
-    }
-}
-
-/// What a walk reads of each node.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Read {
-    /// Values.
-    Values,
-    /// Values and permissions.
-    ValuesAndPerms,
-}
-
-/// Which ways a walk may take.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Way {
-    /// The bulk read where the daemon has it.
-    Fastest,
-    /// One request for each value and listing.
-    Plain,
-}
-
-/// How to walk.
-#[derive(Clone, Copy, Debug)]
-pub struct Options {
-    /// Within which transaction: there the whole walk sees the store at one moment.
-    pub tx: TransactionId,
-    /// What to read.
-    pub read: Read,
-    /// Which way to take.
-    pub way: Way,
-    /// Most requests in flight at a time on the plain way.
-    pub in_flight_max: usize,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self { tx: TransactionId::NONE, read: Read::Values, way: Way::Fastest, in_flight_max: 128 }
-    }
-}
+pub use node::Node;
+pub use options::{Options, Read, Way};
 
 /// Calls `visit` for every node below `root`, not for the root itself: parents before children,
 /// children in the daemon's order. A node that vanishes meanwhile is left out, or has an error
@@ -98,15 +43,4 @@ pub fn walk<E: From<Error>>(
         after = bulk.last();
     }
     Plain::new(options, after).run(client, root, &mut visit)
-}
-
-/// The path of a child, put together as `xenstore-ls` does.
-fn join(parent: &[u8], name: &[u8]) -> Vec<u8> {
-    let mut path = Vec::with_capacity(parent.len().saturating_add(name.len()).saturating_add(1));
-    path.extend_from_slice(parent);
-    if !parent.ends_with(b"/") {
-        path.push(b'/');
-    }
-    path.extend_from_slice(name);
-    path
 }

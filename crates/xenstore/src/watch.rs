@@ -1,36 +1,9 @@
 //! Watch events, as an iterator; and the depth filter for daemons and kernels that have none.
 
-use crate::client::Client;
-use crate::error::Error;
-use std::time::Duration;
+mod events;
+
+pub use events::Events;
 pub use xenstore_core::client::Event;
-
-/// Watch events as they come. Ends after the timeout without an event, or after an error.
-#[derive(Debug)]
-pub struct Events<'a> {
-    client: &'a mut Client,
-    timeout: Option<Duration>,
-    failed: bool,
-}
-
-impl<'a> Events<'a> {
-    pub(crate) fn new(client: &'a mut Client, timeout: Option<Duration>) -> Self {
-        Self { client, timeout, failed: false }
-    }
-}
-
-impl Iterator for Events<'_> {
-    type Item = Result<Event, Error>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.failed {
-            return None;
-        }
-        let next = self.client.next_event(self.timeout).transpose();
-        self.failed = matches!(next, Some(Err(_)));
-        next
-    }
-}
 
 /// A watch whose depth is looked after here.
 #[derive(Debug)]

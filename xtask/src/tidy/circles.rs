@@ -16,7 +16,6 @@ const CIRCLES_LEFT: &[&str] = &[
     "crates/xen",
     "crates/xen-hosted",
     "crates/xenbus",
-    "crates/xenstore",
     "crates/xenstore-core",
     "crates/xenstored",
 ];

@@ -3,7 +3,7 @@
 
 use super::fail::Fail;
 use super::getopt::Parsed;
-use super::print;
+use super::program::print;
 use super::table::{COMMANDS, Command, Kind, OPTIONS, Opt};
 
 /// Prints the code for one shell.

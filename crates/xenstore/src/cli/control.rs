@@ -2,7 +2,7 @@
 
 use super::fail::Fail;
 use super::getopt::atoi;
-use super::{Program, print_to};
+use super::program::{Program, print_to};
 use std::io::{self, Write};
 use std::time::{Duration, Instant};
 use xenstore::error::describe;

@@ -4,9 +4,10 @@
 
 use super::fail::Fail;
 use super::getopt::{Flags, Parsed, parse};
+use super::program::Program;
 use super::table::Command;
 use super::value::{escape, unescape};
-use super::{Program, chmod, ls, watch};
+use super::{chmod, ls, watch};
 use std::io::{self, Write};
 use xenstore::transaction::{End, Retry};
 use xenstore::{Client, Error, Store, Transaction, TransactionId};

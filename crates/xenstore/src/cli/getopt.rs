@@ -1,7 +1,7 @@
 //! Flags and operands as getopt_long(3) of glibc takes them apart: operands and flags in any
 //! order (unless POSIXLY_CORRECT is set), long flags abbreviated, and its messages.
 
-use super::Program;
+use super::program::Program;
 use super::table::{Command, Flag, OPTIONS, Opt};
 use std::io::{self, Write};
 

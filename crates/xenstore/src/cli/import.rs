@@ -1,9 +1,9 @@
 //! `import`: writes an export below a path, in one transaction where it fits.
 
-use super::Program;
 use super::export::{Exported, absolute, read_back};
 use super::fail::Fail;
 use super::getopt::Parsed;
+use super::program::Program;
 use std::collections::VecDeque;
 use std::ffi::OsStr;
 use std::io::{self, Read};

@@ -1,9 +1,9 @@
 //! `ls`: Debian's text, or a JSON object a line.
 
-use super::Program;
 use super::fail::Fail;
 use super::getopt::Flags;
 use super::json;
+use super::program::Program;
 use super::value::escape;
 use std::io::{self, BufWriter, Write};
 use xenstore::error::describe;

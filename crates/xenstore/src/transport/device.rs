@@ -8,7 +8,7 @@
 //! by read, several at once if there are. The kernel handles WATCH and UNWATCH itself and knows no depth; see
 //! [`crate::Client::watch_depth`].
 
-use super::Wait;
+use super::wait::Wait;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::{Errno, read, write};

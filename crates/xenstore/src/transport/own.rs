@@ -1,6 +1,6 @@
 //! A way to the store that the caller has made: a byte stream.
 
-use super::Wait;
+use super::wait::Wait;
 use rustix::io::Errno;
 use std::fmt;
 use std::io;

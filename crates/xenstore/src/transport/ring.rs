@@ -4,7 +4,7 @@
 //! go again at once, other ports' events too: so whoever shares it looks at its own rings after each
 //! call of the client, before it sleeps.
 
-use super::Wait;
+use super::wait::Wait;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use std::fmt;

@@ -1,6 +1,6 @@
 //! The daemon's Unix socket: a byte stream, used by domain 0.
 
-use super::Wait;
+use super::wait::Wait;
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, recv,

@@ -3,7 +3,8 @@
 //! path relative to the root, permissions joined by commas, length of the value in decimal, each
 //! with a NUL behind it, and the value's bytes.
 
-use super::{Node, Options, Read, join};
+use super::node::{Node, join};
+use super::options::{Options, Read};
 use crate::client::Client;
 use crate::error::Error;
 use crate::perms::Perm;

@@ -5,7 +5,8 @@
 //! that arrives early is put behind its node at once, so that a deep narrow tree keeps as many
 //! requests in flight as a broad one.
 
-use super::{Node, Options, Read, join};
+use super::node::{Node, join};
+use super::options::{Options, Read};
 use crate::client::{Client, Ticket};
 use crate::error::Error;
 use crate::store::{directory_bytes, parse_perms};
