@@ -13,6 +13,8 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 use xenstore_core::limits;
 
+pub use crate::switch::Switch;
+
 /// Whether going over a quota is refused or only reported.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum QuotaKind {
@@ -56,15 +58,6 @@ pub enum Mode {
     Foreground,
     /// In a process of its own; the log goes to syslog.
     Background,
-}
-
-/// A thing that is done or left out.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Switch {
-    /// It is done.
-    On,
-    /// It is left out.
-    Off,
 }
 
 /// How a daemon is to run.
@@ -168,7 +161,7 @@ fn apply(
         }
         Meaning::TraceControl => {
             let switch = crate::trace::parse_switch(value).ok_or_else(|| {
-                usage(format!(
+                Error::usage(format!(
                     "--trace-control={} is none of +obj -obj +io -io +wrl -wrl +acc -acc +tdb -tdb",
                     String::from_utf8_lossy(value)
                 ))
@@ -188,15 +181,19 @@ fn apply(
             let (what, seconds) = pair(row.1, value)?;
             if what != b"watch-event" {
                 let what = String::from_utf8_lossy(what);
-                return Err(usage(format!("--timeout: only watch-event has one, not {what}")));
+                return Err(Error::usage(format!(
+                    "--timeout: only watch-event has one, not {what}"
+                )));
             }
             config.core.watch_event_timeout_us = u64::from(seconds) * 1_000_000;
         }
         Meaning::InternalDb if value == b"off" => {
-            return Err(usage("--internal-db off is not possible: the store is always in memory"));
+            return Err(Error::usage(
+                "--internal-db off is not possible: the store is always in memory",
+            ));
         }
         Meaning::InternalDb if !value.is_empty() && value != b"on" => {
-            return Err(usage("--internal-db takes on or off"));
+            return Err(Error::usage("--internal-db takes on or off"));
         }
         Meaning::KeepOrphans => {
             config.core.orphans = xenstore_core::server::Orphans::Keep;
@@ -204,12 +201,12 @@ fn apply(
         Meaning::Verbose => config.verbose = Switch::On,
         Meaning::StoreDomid => config.core.store_domain = domid(row.1, value)?,
         Meaning::Event => {
-            return Err(usage(
+            return Err(Error::usage(
                 "--event is for a store that runs in a stub domain; this one runs in a process",
             ));
         }
         Meaning::LiveUpdate => {
-            return Err(usage("--live-update is not supported yet; start without it"));
+            return Err(Error::usage("--live-update is not supported yet; start without it"));
         }
         Meaning::Help | Meaning::PrivDomid | Meaning::NoRecovery | Meaning::InternalDb => {}
     }
@@ -226,7 +223,7 @@ fn quota(option: &str, value: &[u8], kind: QuotaKind) -> Result<QuotaSetting, Er
     let what = if what == b"path-length" { b"path-max" } else { what };
     let name = known.iter().find(|name| name.as_bytes() == what).ok_or_else(|| {
         let what = String::from_utf8_lossy(what);
-        usage(format!("--{option}: no quota {what}; there are {}", known.join(", ")))
+        Error::usage(format!("--{option}: no quota {what}; there are {}", known.join(", ")))
     })?;
     Ok(QuotaSetting { name, kind, value })
 }
@@ -236,7 +233,7 @@ fn pair<'a>(option: &str, value: &'a [u8]) -> Result<(&'a [u8], u32), Error> {
     let at = value
         .iter()
         .position(|byte| *byte == b'=')
-        .ok_or_else(|| usage(format!("--{option} takes <what>=<number>")))?;
+        .ok_or_else(|| Error::usage(format!("--{option} takes <what>=<number>")))?;
     Ok((&value[..at], number(option, &value[at + 1..])?))
 }
 
@@ -248,7 +245,7 @@ fn number(option: &str, value: &[u8]) -> Result<u32, Error> {
         .filter(|number| i32::try_from(*number).is_ok())
         .ok_or_else(|| {
             let value = String::from_utf8_lossy(value);
-            usage(format!("--{option}: \"{value}\" is no number from 0 to 2147483647"))
+            Error::usage(format!("--{option}: \"{value}\" is no number from 0 to 2147483647"))
         })
 }
 
@@ -258,14 +255,5 @@ fn domid(option: &str, value: &[u8]) -> Result<xenstore_core::server::DomId, Err
         .ok()
         .filter(|domid| *domid < limits::DOMID_FIRST_RESERVED)
         .map(xenstore_core::server::DomId)
-        .ok_or_else(|| usage(format!("--{option}: {number} is no domain's number")))
-}
-
-pub(crate) fn no_arguments(word: &[u8]) -> Error {
-    let word = String::from_utf8_lossy(word);
-    usage(format!("\"{word}\" is no option, and xenstored takes nothing else"))
-}
-
-pub(crate) fn usage(text: impl Into<String>) -> Error {
-    Error::Usage(text.into())
+        .ok_or_else(|| Error::usage(format!("--{option}: {number} is no domain's number")))
 }

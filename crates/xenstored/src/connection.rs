@@ -1,8 +1,9 @@
 //! The connections as the daemon sees them: what a [`ConnId`] stands for, and its unread input.
 
-use crate::domain::Ring;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use std::os::fd::OwnedFd;
+use xen::Port;
+use xen_io::xs_ring::ServerRing;
 use xenstore_core::server::ConnId;
 
 /// Whose turn comes first in a round.
@@ -20,6 +21,16 @@ pub(crate) enum End {
     Socket(Socket),
     /// A domain's ring.
     Ring(Ring),
+}
+
+/// A domain's ring, attached.
+pub(crate) struct Ring {
+    pub(crate) ring: ServerRing,
+    pub(crate) port: Port,
+    /// Its port has reported an event and is masked until the ring has been drained.
+    pub(crate) masked: bool,
+    /// It is left alone until the domain reconnects or is introduced again.
+    pub(crate) ended: bool,
 }
 
 /// A client's socket and what epoll watches it for.

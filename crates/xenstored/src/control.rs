@@ -165,15 +165,3 @@ fn stats(io: &mut Io, args: &[&[u8]]) -> Reply {
         _ => Err(Error::Inval),
     }
 }
-
-impl Io {
-    /// Opens the trace file (again); where that fails the daemon goes on without.
-    pub(crate) fn reopen_trace(&mut self) {
-        if let Err(error) = self.trace.reopen() {
-            let path = self.trace.path().map(|path| path.display().to_string()).unwrap_or_default();
-            let text =
-                format!("the trace file {path} cannot be opened: {error}; nothing is traced");
-            self.log.line(Level::Warn, "", &text);
-        }
-    }
-}

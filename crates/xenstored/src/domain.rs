@@ -1,28 +1,12 @@
-//! Domains: their rings and event channels, and what the core asks of the machine.
+//! The platform, and the event channels that are bound on it.
 
 use crate::Platform;
-use crate::connection::{Class, Connection, End};
-use crate::event_loop::Io;
-use crate::fairness::Asks;
-use crate::log::Level;
 use xen::domwatch::OwnRing;
 use xen::evtchn::Virq;
 use xen::gnttab::Access;
 use xen::shared::SharedPage;
 use xen::{GrantRef, Port};
-use xen_io::xs_ring::{ErrorWord, RingError, ServerRing};
-use xenstore_core::server::{Attach, ConnId, DomId, Ended, Host};
-use xenstore_core::wire;
-
-/// A domain's ring, attached.
-pub(crate) struct Ring {
-    pub(crate) ring: ServerRing,
-    pub(crate) port: Port,
-    /// Its port has reported an event and is masked until the ring has been drained.
-    pub(crate) masked: bool,
-    /// It is left alone until the domain reconnects or is introduced again.
-    pub(crate) ended: bool,
-}
+use xenstore_core::server::{ConnId, DomId};
 
 /// The platform and what is bound on it.
 pub(crate) struct Domains {
@@ -47,7 +31,12 @@ impl Domains {
         *self.ports.get(port.0 as usize)?
     }
 
-    fn bind(&mut self, domid: DomId, port: Port, conn: ConnId) -> Result<Port, xen::Error> {
+    pub(crate) fn bind(
+        &mut self,
+        domid: DomId,
+        port: Port,
+        conn: ConnId,
+    ) -> Result<Port, xen::Error> {
         let local = self.platform.evtchn.bind_interdomain(xen::DomId(domid.0), port)?;
         let at = local.0 as usize;
         if self.ports.len() <= at {
@@ -57,7 +46,7 @@ impl Domains {
         Ok(local)
     }
 
-    fn unbind(&mut self, port: Port) {
+    pub(crate) fn unbind(&mut self, port: Port) {
         if let Some(slot) = self.ports.get_mut(port.0 as usize) {
             *slot = None;
         }
@@ -65,7 +54,7 @@ impl Domains {
         let _ = self.platform.evtchn.close(port);
     }
 
-    fn map(&mut self, domid: DomId) -> Result<SharedPage, xen::Error> {
+    pub(crate) fn map(&mut self, domid: DomId) -> Result<SharedPage, xen::Error> {
         let grants = &mut self.platform.grants;
         let mapping = grants.map(xen::DomId(domid.0), GrantRef::XENSTORE, Access::ReadWrite)?;
         Ok(mapping.into_page())
@@ -73,173 +62,5 @@ impl Domains {
 
     pub(crate) fn notify(&self, port: Port) -> Result<(), xen::Error> {
         self.platform.evtchn.notify(port)
-    }
-}
-
-/// What the caller of INTRODUCE is told: the same name where the protocol has it.
-fn to_wire(error: xen::Error) -> wire::Error {
-    let number = error.errno();
-    let known = wire::ERRORS.iter().find(|(_, _, errno)| *errno == number);
-    known.map_or(wire::Error::Inval, |(error, ..)| *error)
-}
-
-/// Fills in what a guest looks for before it uses its ring.
-fn begin(ring: &ServerRing, features: u32) -> Result<(), RingError> {
-    ring.set_features(features)?;
-    ring.set_error(ErrorWord::None)?;
-    // Last: a guest that was set up before the store waits for this word alone.
-    ring.set_connected()
-}
-
-impl Io {
-    pub(crate) fn class_of(&self, domid: DomId) -> Class {
-        if domid == self.store_domain || domid == self.priv_domain {
-            Class::Privileged
-        } else {
-            Class::Guest
-        }
-    }
-
-    /// Maps the page, binds the port, and makes the ring ready for its first request.
-    fn try_attach(&mut self, at: Attach) -> Result<Ring, xen::Error> {
-        let own = at.domid == self.store_domain;
-        let domains = self.domains.as_mut().ok_or(xen::Error::NoDev)?;
-        let (page, offered) = if own {
-            let own = domains.own_ring.take().ok_or(xen::Error::Inval)?;
-            (own.page, own.port)
-        } else {
-            (domains.map(at.domid)?, Port(at.port))
-        };
-        let ring = ServerRing::new(page);
-        let page_error = |_: RingError| xen::Error::Inval;
-        let port = ring.evtchn_port().map_err(page_error)?.map_or(offered, Port);
-        let port = domains.bind(at.domid, port, at.conn)?;
-        let prepared =
-            ring.set_features(at.features).and_then(|()| ring.set_error(ErrorWord::None));
-        if prepared.is_err() {
-            domains.unbind(port);
-            return Err(xen::Error::Inval);
-        }
-        if own {
-            // Its kernel looks for devices from the first event on.
-            domains.notify(port).inspect_err(|_| domains.unbind(port))?;
-        }
-        Ok(Ring { ring, port, masked: false, ended: false })
-    }
-
-    fn try_reattach(&mut self, at: Attach) -> Result<(), xen::Error> {
-        let own = at.domid == self.store_domain;
-        let domains = self.domains.as_mut().ok_or(xen::Error::NoDev)?;
-        let connection = self.connections.get(at.conn).ok_or(xen::Error::NoEnt)?;
-        let End::Ring(ring) = &mut connection.end else { return Err(xen::Error::Inval) };
-        // The number may have passed to a new domain, whose page is another one.
-        if !own {
-            ring.ring = ServerRing::new(domains.map(at.domid)?);
-        }
-        // Xen binds to a port of the guest's only where nobody is bound to it, as we may still be.
-        domains.unbind(ring.port);
-        ring.port = Port::NONE;
-        ring.ended = true;
-        let port = domains.bind(at.domid, Port(at.port), at.conn).inspect_err(|_| {
-            // Who looks at its page sees why nothing moves. Its toolstack may try again.
-            let _ = ring.ring.set_error(ErrorWord::Communication);
-        })?;
-        ring.port = port;
-        ring.masked = false;
-        ring.ended = false;
-        let ready = ring.ring.reset().and_then(|()| begin(&ring.ring, at.features));
-        connection.pending = Vec::new();
-        connection.seen_out = 0;
-        connection.parked = false;
-        let _ = domains.notify(port);
-        ready.map_err(|_| xen::Error::Inval)
-    }
-
-    /// Tells the domain why it is no longer served.
-    pub(crate) fn end_ring(&mut self, id: ConnId, why: Ended) {
-        let Some(connection) = self.connections.get(id) else { return };
-        let End::Ring(ring) = &mut connection.end else { return };
-        let word = match why {
-            Ended::RingIndex => ErrorWord::RingIndex,
-            Ended::Protocol => ErrorWord::Protocol,
-            Ended::Unread | Ended::Communication => ErrorWord::Communication,
-        };
-        ring.ended = true;
-        connection.pending = Vec::new();
-        connection.seen_out = 0;
-        let port = ring.port;
-        let _ = ring.ring.set_error(word);
-        if let Some(domains) = &self.domains {
-            let _ = domains.notify(port);
-        }
-    }
-}
-
-impl Host for Io {
-    fn domain_identity(&mut self, domid: DomId) -> Option<u64> {
-        match &mut self.domains {
-            Some(domains) => domains.platform.domains.identity(xen::DomId(domid.0)),
-            // Without Xen there is the domain that the store runs in, and no other.
-            None => (domid == self.store_domain).then_some(0),
-        }
-    }
-
-    fn attach(&mut self, at: Attach) -> Result<(), wire::Error> {
-        let domid = at.domid.0;
-        match self.try_attach(at) {
-            Ok(ring) => {
-                let class = self.class_of(at.domid);
-                self.connections.insert(at.conn, Connection::new(End::Ring(ring), domid, class));
-                self.stats.admit(domid);
-                self.stats.rings += 1;
-                // What the guest wrote before it was introduced raises no event any more.
-                self.enqueue(at.conn, Asks::Afresh);
-                self.trace_object("ATTACH", at.conn, "");
-                Ok(())
-            }
-            Err(error) => {
-                let text = format!("domain {domid} cannot be introduced: {error}");
-                self.log.line(Level::Warn, &format!("domid={domid}"), &text);
-                Err(to_wire(error))
-            }
-        }
-    }
-
-    fn reattach(&mut self, at: Attach) -> Result<(), wire::Error> {
-        self.try_reattach(at).map_err(|error| {
-            let domid = at.domid.0;
-            let text = format!("domain {domid} cannot be introduced again: {error}");
-            self.log.line(Level::Warn, &format!("domid={domid}"), &text);
-            to_wire(error)
-        })?;
-        self.enqueue(at.conn, Asks::Afresh);
-        self.trace_object("REATTACH", at.conn, "");
-        Ok(())
-    }
-
-    fn detach(&mut self, domid: DomId, conn: ConnId) {
-        self.trace_object("DETACH", conn, "");
-        let Some(connection) = self.connections.remove(conn) else { return };
-        let End::Ring(ring) = connection.end else { return };
-        self.stats.rings = self.stats.rings.saturating_sub(1);
-        self.stats.forget(domid.0);
-        if let Some(domains) = &mut self.domains {
-            domains.unbind(ring.port);
-        }
-    }
-
-    fn control(&mut self, command: &[u8], args: &[&[u8]]) -> Option<Result<Vec<u8>, wire::Error>> {
-        crate::control::answer(self, command, args)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn refusals_keep_their_name_where_the_protocol_has_it() {
-        assert_eq!(to_wire(xen::Error::NoSpc), wire::Error::NoSpc);
-        assert_eq!(to_wire(xen::Error::Srch), wire::Error::Inval);
     }
 }

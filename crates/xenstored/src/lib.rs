@@ -6,16 +6,17 @@
 //!
 //! | module | what it is |
 //! |---|---|
-//! | [`config`], `options`, [`paths`] | command line and environment of C xenstored |
-//! | `event_loop` | the loop, a connection's turn |
+//! | [`config`], `options`, `switch`, [`paths`] | command line and environment of C xenstored |
+//! | `event_loop` | the loop, a connection's turn, what the core asks of the machine |
 //! | [`step`] | the same daemon as a value, without a process of its own, for who steps it |
 //! | `connection`, `fairness` | what is kept for a connection; whose turn it is |
 //! | `socket` | the listening socket, its lock, taking over a stale one |
-//! | `domain` | rings and event channels; what the core asks of the machine |
+//! | `platform`, `domain` | what is needed of Xen, and what is bound on it |
 //! | `sends` | many sends in one system call |
 //! | `control`, `stats` | CONTROL commands about the daemon; its counters |
 //! | [`log`], [`trace`] | lines for administrators; every message, on request |
 //! | `daemonize`, `pid_file`, `signals` | background, readiness, pid file, SIGTERM and SIGHUP |
+//! | `error` | [`Error`] |
 //! | `privileges`, `seccomp` | capabilities given up after start-up; the system calls that are left |
 
 pub mod config;
@@ -23,12 +24,14 @@ mod connection;
 mod control;
 mod daemonize;
 mod domain;
+mod error;
 mod event_loop;
 mod fairness;
 pub mod log;
 mod options;
 pub mod paths;
 mod pid_file;
+mod platform;
 mod privileges;
 mod seccomp;
 mod sends;
@@ -36,6 +39,7 @@ mod signals;
 mod socket;
 mod stats;
 pub mod step;
+mod switch;
 pub mod trace;
 
 use crate::config::{Asked, Config, Mode, QuotaKind, QuotaSetting, Switch};
@@ -45,70 +49,15 @@ use crate::log::{Level, Log};
 use crate::pid_file::PidFile;
 use crate::socket::Listener;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use std::fmt;
 use std::io::Write;
 use std::process::ExitCode;
 use std::time::Instant;
-use xen::domwatch::DomainWatch;
-use xen::evtchn::EventChannels;
-use xen::gnttab::GrantMap;
 use xenstore_core::quota::Kind;
 use xenstore_core::server::Server;
 
-/// What the daemon needs of Xen, or of what stands in for it.
-pub struct Platform {
-    /// Event channels to the domains.
-    pub evtchn: Box<dyn EventChannels>,
-    /// Their ring pages.
-    pub grants: Box<dyn GrantMap>,
-    /// Their coming and going.
-    pub domains: Box<dyn DomainWatch>,
-    /// The ioctl requests that the three make once the daemon serves; no others pass its filter.
-    pub ioctls: &'static [u32],
-    /// What it is and where, as an error names it.
-    pub name: String,
-}
-
-/// What the caller of [`main_with`] has found.
-pub enum Provided {
-    /// A platform with domains.
-    Platform(Platform),
-    /// None, and why: only the socket is served.
-    SocketOnly(&'static str),
-}
-
-/// Tells the time: microseconds since a moment of its choice, never less than before.
-pub type Clock = Box<dyn Fn() -> u64>;
-
-/// Why the daemon does not run.
-#[derive(Clone, PartialEq, Eq, Debug)]
-#[non_exhaustive]
-pub enum Error {
-    /// The command line or the environment asks for something that cannot be.
-    Usage(String),
-    /// It could not be set up.
-    Start(String),
-    /// It had to stop.
-    Run(String),
-}
-
-impl Error {
-    /// The daemon could not be set up, because of `why`.
-    pub fn start(why: impl Into<String>) -> Self {
-        Self::Start(why.into())
-    }
-}
-
-impl fmt::Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Usage(text) => write!(f, "{text} (xenstored --help shows all options)"),
-            Self::Start(text) | Self::Run(text) => f.write_str(text),
-        }
-    }
-}
-
-impl std::error::Error for Error {}
+pub use error::Error;
+pub use event_loop::Clock;
+pub use platform::{Platform, Provided};
 
 /// The whole program: reads the command line, goes into the background, asks `provider` for the
 /// platform, serves. `provider` runs in the process that serves.

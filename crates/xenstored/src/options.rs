@@ -3,7 +3,6 @@
 //! Source: `tools/xenstored/core.c` (`options`), `xenstored --help`, getopt_long(3).
 
 use crate::Error;
-use crate::config::{no_arguments, usage};
 
 /// Whether an option takes a value.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -228,7 +227,7 @@ pub(crate) fn split_word(
     let mut found = Vec::new();
     for (at, letter) in letters.iter().enumerate() {
         let Some(row) = OPTIONS.iter().find(|row| row.0 == Some(*letter)) else {
-            return Err(usage(format!("there is no option -{}", char::from(*letter))));
+            return Err(Error::usage(format!("there is no option -{}", char::from(*letter))));
         };
         let rest = &letters[at + 1..];
         if row.2 == Value::None {
@@ -251,9 +250,9 @@ fn find_long(name: &[u8]) -> Result<&'static Row, Error> {
     let mut matching = OPTIONS.iter().filter(|row| row.1.as_bytes().starts_with(name));
     match (matching.next(), matching.next()) {
         (Some(row), None) => Ok(row),
-        (None, _) => Err(usage(format!("there is no option --{shown}"))),
+        (None, _) => Err(Error::usage(format!("there is no option --{shown}"))),
         (Some(one), Some(other)) => {
-            Err(usage(format!("--{shown} could be --{} or --{}", one.1, other.1)))
+            Err(Error::usage(format!("--{shown} could be --{} or --{}", one.1, other.1)))
         }
     }
 }
@@ -265,14 +264,19 @@ fn value_of(
 ) -> Result<Vec<u8>, Error> {
     match (row.2, attached) {
         (Value::None, None) => Ok(Vec::new()),
-        (Value::None, Some(_)) => Err(usage(format!("--{} takes no value", row.1))),
+        (Value::None, Some(_)) => Err(Error::usage(format!("--{} takes no value", row.1))),
         (_, Some(value)) => Ok(value),
         (Value::Required(what), None) => {
-            words.next().ok_or_else(|| usage(format!("--{} needs a value: {what}", row.1)))
+            words.next().ok_or_else(|| Error::usage(format!("--{} needs a value: {what}", row.1)))
         }
         // The help of C xenstored shows the value as a word of its own, so that is taken, too.
         (Value::Optional(_), None) => {
             Ok(words.next_if(|next| next == b"on" || next == b"off").unwrap_or_default())
         }
     }
+}
+
+fn no_arguments(word: &[u8]) -> Error {
+    let word = String::from_utf8_lossy(word);
+    Error::usage(format!("\"{word}\" is no option, and xenstored takes nothing else"))
 }

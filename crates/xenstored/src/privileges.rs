@@ -2,8 +2,8 @@
 //! need, and the right to get any of it back.
 
 use crate::Error;
-use crate::config::Switch;
 use crate::seccomp;
+use crate::switch::Switch;
 use rustix::thread::{CapabilitySet, set_no_new_privs};
 
 /// Gives it up, for good. `ioctls` are the requests that the platform still makes.

@@ -3,7 +3,7 @@
 //!
 //! Source of the switches: `trace_switches` in `tools/xenstored/core.c`.
 
-use crate::config::Switch;
+use crate::switch::Switch;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;

@@ -17,7 +17,6 @@ const CIRCLES_LEFT: &[&str] = &[
     "crates/xen-hosted",
     "crates/xenbus",
     "crates/xenstore-core",
-    "crates/xenstored",
 ];
 
 /// Checks every package.

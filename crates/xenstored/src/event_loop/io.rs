@@ -3,7 +3,7 @@
 use crate::connection::{Class, Connections};
 use crate::domain::Domains;
 use crate::fairness::{Asks, ReadyQueues};
-use crate::log::Log;
+use crate::log::{Level, Log};
 use crate::stats::Stats;
 use crate::trace::{Trace, Who};
 use rustix::fd::OwnedFd;
@@ -45,6 +45,24 @@ impl Io {
         if let Some(connection) = self.connections.get(id) {
             let who = Who { conn: id.0, domid: connection.domid };
             self.trace.object(what, who, detail);
+        }
+    }
+
+    /// Opens the trace file (again); where that fails the daemon goes on without.
+    pub(crate) fn reopen_trace(&mut self) {
+        if let Err(error) = self.trace.reopen() {
+            let path = self.trace.path().map(|path| path.display().to_string()).unwrap_or_default();
+            let text =
+                format!("the trace file {path} cannot be opened: {error}; nothing is traced");
+            self.log.line(Level::Warn, "", &text);
+        }
+    }
+
+    pub(crate) fn class_of(&self, domid: DomId) -> Class {
+        if domid == self.store_domain || domid == self.priv_domain {
+            Class::Privileged
+        } else {
+            Class::Guest
         }
     }
 }

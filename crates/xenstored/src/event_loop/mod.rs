@@ -4,12 +4,13 @@
 //! send to connections that others' requests gave output; do what the core's notices ask; accept.
 //! Nothing in a round is proportional to the number of connections.
 
+mod host;
 mod io;
 mod serve;
+mod turn;
 
 pub(crate) use io::Io;
 
-use crate::Clock;
 use crate::Error;
 use crate::connection::{Class, Connection, End, Socket};
 use crate::fairness::{Asks, GUEST_SHARE, PRIVILEGED_SHARE};
@@ -20,6 +21,7 @@ use crate::socket::{Accepted, Listener};
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::fd::{AsFd, OwnedFd};
+use turn::{Asked, Stopped, Writable};
 use xen::domwatch::DomainEvent;
 use xenstore_core::server::{ConnId, DomId, Notice, Server};
 
@@ -50,6 +52,9 @@ enum Accepting {
     RestsUntil(u64),
 }
 
+/// Tells the time: microseconds since a moment of its choice, never less than before.
+pub type Clock = Box<dyn Fn() -> u64>;
+
 /// What a process has and a daemon that is stepped has not.
 pub(crate) struct Outside {
     pub(crate) listener: Listener,
@@ -64,14 +69,14 @@ pub(crate) struct EventLoop {
     clock: Clock,
     input: Box<[u8]>,
     /// The requests of the current turn.
-    asked: Vec<serve::Asked>,
+    asked: Vec<Asked>,
     events: Vec<epoll::Event>,
     /// Sends to many at once; `None` where the kernel has no io_uring for us.
     sends: Option<Sends>,
     /// The sockets of [`EventLoop::sends`] that are noted.
     noted: Vec<ConnId>,
     /// The sockets served in this round.
-    served: Vec<(ConnId, serve::Stopped)>,
+    served: Vec<(ConnId, Stopped)>,
     accepting: Accepting,
     /// When the hypervisor is asked again which domains changed, as it did not say.
     changes_due: Option<u64>,
@@ -264,7 +269,7 @@ impl EventLoop {
         let id = ConnId(index);
         let Some(connection) = self.io.connections.get(id) else { return };
         if flags.contains(EventFlags::OUT) {
-            self.flush(id, now, serve::Writable::Known);
+            self.flush(id, now, Writable::Known);
             self.unpark(id);
         } else if connection.parked && flags.intersects(EventFlags::HUP | EventFlags::ERR) {
             // Nobody reads any more what it asked for.

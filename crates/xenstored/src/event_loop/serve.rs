@@ -1,5 +1,6 @@
 //! One connection's turn: read once, hand in all complete requests, write once.
 
+use super::turn::{Asked, Stopped, Writable};
 use super::{EventLoop, Io};
 use crate::connection::End;
 use crate::fairness::{Asks, QUANTUM, refill};
@@ -15,39 +16,12 @@ use xenstore_core::limits::HEADER_SIZE;
 use xenstore_core::server::{ConnId, Ended, Server};
 use xenstore_core::wire::{MsgType, TooLong, split_message};
 
-/// Whether a socket is known to take bytes.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Writable {
-    Known,
-    Unknown,
-}
-
 /// What a read brought.
 enum Gathered {
     /// So many bytes of the input buffer are filled, those kept from before included.
     Filled(usize),
     /// The peer has closed.
     Closed,
-}
-
-/// Why no further request was handed in.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Stopped {
-    /// No complete message is left.
-    Starved,
-    /// The budget of the round is used up.
-    OverBudget,
-    /// The core wants no more for now.
-    Unwanted,
-    /// The connection is ended, or gone.
-    Ended,
-}
-
-/// A request whose answer the output is looked at for.
-#[derive(Clone, Copy)]
-pub(super) struct Asked {
-    kind: u32,
-    req_id: u32,
 }
 
 impl EventLoop {
