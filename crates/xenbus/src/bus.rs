@@ -4,110 +4,54 @@
 //! `/local/domain/3/device/vif`. It watches that node with all below it, and the `state` of each peer.
 //! Whatever fires, the device is looked at afresh: what the watches said on the way does not matter, so
 //! events may come twice, late or be merged.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | `end` | where all devices are in the store, and the watches |
+//! | `due` | the devices that are to be looked at |
+//! | `course` | how far a device has come, and its next step; knows no store |
+//! | `slot` | a device with its driver: does the steps |
+//! | `nodes` | a device's nodes in the store |
+//! | `news` | what has happened to a device |
 
-mod step;
+mod course;
+mod due;
+mod end;
+mod news;
+mod nodes;
+mod slot;
 
-use crate::device::Device;
 use crate::driver::Driver;
 use crate::error::Error;
-use crate::path::{self, Id};
-use crate::state::Standing;
-use std::collections::{BTreeMap, VecDeque};
+use crate::path::Id;
+use crate::side::Side;
+use due::DueDevices;
+use end::{End, Subject};
+use nodes::Nodes;
+use slot::{Slot, Surroundings};
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fmt;
 use xen::DomId;
 use xen_io::xenbus::State;
-use xenstore::{Client, Event, Store};
-use xenstore_core::wire;
+use xenstore::{Client, Event};
 
-/// One of the two ends of a device.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Side {
-    /// The end that uses the device.
-    Frontend,
-    /// The end that is the device.
-    Backend,
-}
-
-impl Side {
-    /// The other one.
-    #[must_use]
-    pub fn other(self) -> Self {
-        match self {
-            Self::Frontend => Self::Backend,
-            Self::Backend => Self::Frontend,
-        }
-    }
-}
-
-impl fmt::Display for Side {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Frontend => "frontend",
-            Self::Backend => "backend",
-        })
-    }
-}
-
-/// Something that happened to a device, for the log and for whoever waits.
-#[derive(Debug)]
-pub struct News {
-    /// Which device.
-    pub id: Id,
-    /// What.
-    pub what: What,
-}
-
-/// What happened to a device.
-#[derive(Debug)]
-#[non_exhaustive]
-pub enum What {
-    /// It is in this state now.
-    State(State),
-    /// Something went wrong with it; its `error` node says so too.
-    Error(Error),
-    /// It is forgotten.
-    Removed,
-}
-
-/// A device and how far it has come.
-struct Slot<D> {
-    own: State,
-    /// Whether what is the peer's may be held.
-    held: bool,
-    standing: Standing,
-    /// It is Connected by a process that has ended, and not yet taken over.
-    orphan: bool,
-    peer: DomId,
-    path: String,
-    peer_path: String,
-    /// The state that the last complaint was about, so that each is made once.
-    complained: Option<State>,
-    /// The peer's state when it was last told of a change while connected.
-    refreshed: bool,
-    restarts: u32,
-    /// What its driver was last asked for is pending.
-    waits: bool,
-    driver: D,
-}
+pub use news::{News, What};
 
 /// One end of all devices of one kind in one domain.
 pub struct Bus<D> {
-    side: Side,
-    domid: DomId,
-    kind: String,
-    root: String,
+    end: End,
     make: Box<dyn FnMut(Id) -> D>,
     /// The only device that this is about, if it is not about all.
     only: Option<Id>,
     slots: BTreeMap<Id, Slot<D>>,
-    /// Devices of which an event has told and that were not looked at since, each once.
-    due: VecDeque<Id>,
+    due: DueDevices,
     news: Vec<News>,
 }
 
 impl<D> fmt::Debug for Bus<D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Bus").field("root", &self.root).finish_non_exhaustive()
+        f.debug_struct("Bus").field("root", &self.end.root()).finish_non_exhaustive()
     }
 }
 
@@ -124,12 +68,10 @@ impl<D: Driver> Bus<D> {
         kind: &str,
         make: impl FnMut(Id) -> D + 'static,
     ) -> Result<Self, Error> {
-        let root = path::root(side, domid, kind);
-        let make = Box::new(make);
-        let (slots, due, news) = (BTreeMap::new(), VecDeque::new(), Vec::new());
-        let bus = Self { side, domid, kind: kind.into(), root, make, only: None, slots, due, news };
-        store.watch(&bus.root, bus.token(None))?;
-        Ok(bus)
+        let end = End::new(side, domid, kind);
+        end.watch(store)?;
+        let (slots, due, news) = (BTreeMap::new(), DueDevices::default(), Vec::new());
+        Ok(Self { end, make: Box::new(make), only: None, slots, due, news })
     }
 
     /// Leaves all devices but this one to whoever has them.
@@ -141,7 +83,7 @@ impl<D: Driver> Bus<D> {
     /// The kind of its devices.
     #[must_use]
     pub fn kind(&self) -> &str {
-        &self.kind
+        self.end.kind()
     }
 
     /// The devices that there are.
@@ -152,28 +94,28 @@ impl<D: Driver> Bus<D> {
     /// The state of this end of a device.
     #[must_use]
     pub fn state(&self, id: Id) -> Option<State> {
-        self.slots.get(&id).map(|slot| slot.own)
+        self.slots.get(&id).map(|slot| slot.course().own())
     }
 
     /// The driver of a device, for its rings.
     pub fn driver(&mut self, id: Id) -> Option<&mut D> {
-        self.slots.get_mut(&id).map(|slot| &mut slot.driver)
+        self.slots.get_mut(&id).map(Slot::driver_mut)
     }
 
     /// All drivers, with their devices.
     pub fn drivers(&mut self) -> impl Iterator<Item = (Id, &mut D)> {
-        self.slots.iter_mut().map(|(id, slot)| (*id, &mut slot.driver))
+        self.slots.iter_mut().map(|(id, slot)| (*id, slot.driver_mut()))
     }
 
     /// All drivers, with their devices, to look at.
     pub fn drivers_ref(&self) -> impl Iterator<Item = (Id, &D)> {
-        self.slots.iter().map(|(id, slot)| (*id, &slot.driver))
+        self.slots.iter().map(|(id, slot)| (*id, slot.driver()))
     }
 
     /// Whether the driver of a device has said that it waits for something.
     #[must_use]
     pub fn waits(&self, id: Id) -> bool {
-        self.slots.get(&id).is_some_and(|slot| slot.waits)
+        self.slots.get(&id).is_some_and(|slot| slot.course().waits())
     }
 
     /// What has happened since this was last called.
@@ -198,19 +140,17 @@ impl<D: Driver> Bus<D> {
     /// # Errors
     /// As [`Bus::take`].
     pub fn note(&mut self, store: &mut Client, event: &Event) -> Result<bool, Error> {
-        let Some(id) = self.parse_token(&event.token) else { return Ok(false) };
-        match id.or_else(|| path::device_at(self.side, self.domid, &self.root, &event.path)) {
-            Some(id) => self.note_device(id),
-            None => self.scan(store)?,
+        match self.end.subject(event) {
+            None => return Ok(false),
+            Some(Subject::Device(id)) => self.note_device(id),
+            Some(Subject::All) => self.scan(store)?,
         }
         Ok(true)
     }
 
     /// Has [`Bus::look_next`] look at a device.
     pub fn note_device(&mut self, id: Id) {
-        if !self.due.contains(&id) {
-            self.due.push_back(id);
-        }
+        self.due.add(id);
     }
 
     /// Whether there is a device for [`Bus::look_next`].
@@ -224,7 +164,7 @@ impl<D: Driver> Bus<D> {
     /// # Errors
     /// As [`Bus::take`].
     pub fn look_next(&mut self, store: &mut Client) -> Result<bool, Error> {
-        match self.due.pop_front() {
+        match self.due.take() {
             Some(id) => self.look(store, id).map(|()| true),
             None => Ok(false),
         }
@@ -243,11 +183,10 @@ impl<D: Driver> Bus<D> {
     /// # Errors
     /// As [`Bus::take`].
     pub fn fail(&mut self, store: &mut Client, id: Id, error: Error) -> Result<(), Error> {
-        if self.slots.contains_key(&id) {
-            self.failed(store, id, error)?;
-            self.look(store, id)?;
-        }
-        Ok(())
+        let (slot, mut around) = self.slot(store, id);
+        let Some(slot) = slot else { return Ok(()) };
+        slot.fail(&mut around, error)?;
+        self.look(store, id)
     }
 
     /// Changes nodes of a device while it is connected, and writes its state once more, upon which the
@@ -261,7 +200,7 @@ impl<D: Driver> Bus<D> {
         id: Id,
         nodes: &[(&str, String)],
     ) -> Result<(), Error> {
-        self.rewrite(store, id, nodes)
+        self.slots.get(&id).map_or(Ok(()), |slot| slot.rewrite(store, nodes))
     }
 
     /// This end does not want the device any more: it closes, and stays so. (A backend is told by the
@@ -270,11 +209,9 @@ impl<D: Driver> Bus<D> {
     /// # Errors
     /// As [`Bus::take`].
     pub fn leave(&mut self, store: &mut Client, id: Id) -> Result<(), Error> {
-        if let Some(slot) = self.slots.get_mut(&id) {
-            slot.standing = Standing::Leaving;
-            self.look(store, id)?;
-        }
-        Ok(())
+        let Some(slot) = self.slots.get_mut(&id) else { return Ok(()) };
+        slot.leave();
+        self.look(store, id)
     }
 
     /// A frontend's domain goes on after a suspend or a migration: the backends are others, and know
@@ -283,13 +220,11 @@ impl<D: Driver> Bus<D> {
     /// # Errors
     /// As [`Bus::take`].
     pub fn resume(&mut self, store: &mut Client) -> Result<(), Error> {
-        store.watch(&self.root, self.token(None)).or_else(already)?;
-        for id in self.slots.keys().copied().collect::<Vec<_>>() {
-            let Some(slot) = self.slots.get_mut(&id) else { continue };
-            // The store has no watch of this end's after a migration.
-            let peer_state = format!("{}/state", slot.peer_path);
-            let _ = store.unwatch(peer_state, self.token(Some(id)));
-            self.resume_one(store, id)?;
+        self.end.watch_again(store)?;
+        let Self { end, make, slots, news, .. } = self;
+        let mut around = Surroundings { store, end, make, news };
+        for slot in slots.values_mut() {
+            slot.resume(&mut around)?;
         }
         self.scan(store)?;
         while self.look_next(store)? {}
@@ -298,49 +233,57 @@ impl<D: Driver> Bus<D> {
 
     /// Has looked at all devices that the store lists, and those that are gone.
     fn scan(&mut self, store: &mut Client) -> Result<(), Error> {
-        let mut found: Vec<Id> = self.slots.keys().copied().collect();
-        for name in store.list(&self.root)? {
-            let first = format!("{}/{name}", self.root);
-            let below = match self.side {
-                Side::Frontend => vec![first],
-                Side::Backend => {
-                    let names = store.list(&first)?;
-                    names.into_iter().map(|name| format!("{first}/{name}")).collect()
-                }
-            };
-            let at =
-                |path: &String| path::device_at(self.side, self.domid, &self.root, path.as_bytes());
-            found.extend(below.iter().filter_map(at));
-        }
+        let mut found: Vec<Id> = self.ids().collect();
+        found.extend(self.end.listed(store)?);
         found.sort_unstable();
         found.dedup();
         found.into_iter().for_each(|id| self.note_device(id));
         Ok(())
     }
 
-    /// `xenbus:backend/vbd`, with `:3/51712` behind it for the watch of one peer.
-    fn token(&self, id: Option<Id>) -> String {
-        let (side, kind) = (self.side, &self.kind);
-        match id {
-            None => format!("xenbus:{side}/{kind}"),
-            Some(id) => format!("xenbus:{side}/{kind}:{id}"),
+    /// Looks at a device and does what there is to do.
+    fn look(&mut self, store: &mut Client, id: Id) -> Result<(), Error> {
+        if self.only.is_some_and(|only| only != id) {
+            return Ok(());
+        }
+        self.find(store, id)?;
+        match self.slot(store, id) {
+            (Some(slot), mut around) => slot.go_on(&mut around),
+            (None, _) => Ok(()),
         }
     }
 
-    /// Whose token this is; `Some(None)` for the bus itself.
-    #[expect(clippy::option_option, reason = "not ours, the bus's, a device's")]
-    fn parse_token(&self, token: &[u8]) -> Option<Option<Id>> {
-        let rest = token.strip_prefix(self.token(None).as_bytes())?;
-        if rest.is_empty() {
-            return Some(None);
+    /// Reads what the toolstack has written; makes the device known, or notices that it is gone.
+    fn find(&mut self, store: &mut Client, id: Id) -> Result<(), Error> {
+        let Self { end, make, slots, news, .. } = self;
+        let nodes = Nodes::read(store, end.side(), &end.device_path(id))?;
+        let mut around = Surroundings { store, end, make, news };
+        let is_gone = slots.get(&id).is_some_and(|slot| match &nodes {
+            Some(nodes) => slot.course().is_another(nodes.state),
+            None => true,
+        });
+        if is_gone && let Some(slot) = slots.remove(&id) {
+            slot.end(&mut around);
         }
-        let mut numbers = rest.strip_prefix(b":")?.split(|byte| *byte == b'/');
-        let frontend = DomId(path::number(numbers.next()?)?);
-        Some(Some(Id { frontend, devid: path::number(numbers.next()?)? }))
+        let Some(nodes) = nodes else { return Ok(()) };
+        match slots.entry(id) {
+            Entry::Occupied(known) => known.into_mut().note(&nodes),
+            Entry::Vacant(place) => {
+                if let Some(slot) = Slot::found(&mut around, id, nodes) {
+                    place.insert(slot).begin(&mut around)?;
+                }
+            }
+        }
+        Ok(())
     }
-}
 
-/// A watch that is set is as good as one that was set now.
-fn already(error: xenstore::Error) -> Result<(), xenstore::Error> {
-    if error.refusal() == Some(wire::Error::Exist) { Ok(()) } else { Err(error) }
+    /// A device, if it is known, and what surrounds it.
+    fn slot<'a>(
+        &'a mut self,
+        store: &'a mut Client,
+        id: Id,
+    ) -> (Option<&'a mut Slot<D>>, Surroundings<'a, D>) {
+        let Self { end, make, slots, news, .. } = self;
+        (slots.get_mut(&id), Surroundings { store, end, make, news })
+    }
 }

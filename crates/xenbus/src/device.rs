@@ -1,8 +1,8 @@
 //! What a driver sees of its device: its own nodes, and the peer's.
 
-use crate::Side;
 use crate::error::{Error, VALUE_MAX};
 use crate::path::Id;
+use crate::side::Side;
 use std::fmt::Display;
 use std::str::FromStr;
 use xen::DomId;

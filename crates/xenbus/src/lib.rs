@@ -10,6 +10,7 @@
 //!
 //! | module | what it is |
 //! |---|---|
+//! | `side` | [`Side`]: the two ends of a device |
 //! | [`state`] | the tables of legal moves: a pure function from states and event to action |
 //! | [`path`] | where devices are in the store |
 //! | [`driver`] | the trait of a driver |
@@ -25,12 +26,14 @@ pub mod driver;
 pub mod error;
 pub mod negotiate;
 pub mod path;
+mod side;
 pub mod state;
 pub mod toolstack;
 
-pub use bus::{Bus, Side};
+pub use bus::Bus;
 pub use device::Device;
 pub use driver::{Driver, Progress};
 pub use error::Error;
 pub use path::Id;
+pub use side::Side;
 pub use xen_io::xenbus::State;

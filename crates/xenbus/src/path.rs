@@ -2,7 +2,7 @@
 //!
 //! Source: `docs/misc/xenstore-paths.pandoc`, libxl's `libxl_device.c`.
 
-use crate::Side;
+use crate::side::Side;
 use std::fmt;
 use xen::DomId;
 

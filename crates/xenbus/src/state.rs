@@ -34,7 +34,7 @@
 //!   Linux's pcifront and pciback do. A frontend that comes while its backend is in either of these finds it in
 //!   use, as if it were Connected.
 
-use crate::Side;
+use crate::side::Side;
 use std::fmt;
 use xen_io::xenbus::State;
 

@@ -1,0 +1,26 @@
+//! News of devices.
+
+use crate::error::Error;
+use crate::path::Id;
+use xen_io::xenbus::State;
+
+/// Something that happened to a device, for the log and for whoever waits.
+#[derive(Debug)]
+pub struct News {
+    /// Which device.
+    pub id: Id,
+    /// What.
+    pub what: What,
+}
+
+/// What happened to a device.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum What {
+    /// It is in this state now.
+    State(State),
+    /// Something went wrong with it; its `error` node says so too.
+    Error(Error),
+    /// It is forgotten.
+    Removed,
+}

@@ -1,0 +1,355 @@
+//! One device with its driver: does the steps of its course, in the store and with the driver.
+
+use super::course::{Course, RESTARTS_MAX, Step};
+use super::end::End;
+use super::news::{News, What};
+use super::nodes::{Nodes, peer_error, peer_state, write, write_error};
+use crate::device::Device;
+use crate::driver::{Driver, Progress};
+use crate::error::Error;
+use crate::path::Id;
+use crate::side::Side;
+use crate::state::Action;
+use xen::DomId;
+use xen_io::xenbus::State;
+use xenstore::Client;
+
+/// Most steps that one look at a device takes: from any state to any other there are fewer.
+const STEPS_MAX: u32 = 8;
+
+/// Nodes that a driver puts, below its device.
+type Puts = Vec<(String, Vec<u8>)>;
+
+/// The surroundings of a device: what its steps need, and all devices of its bus share.
+pub(super) struct Surroundings<'a, D> {
+    pub(super) store: &'a mut Client,
+    pub(super) end: &'a End,
+    /// Makes the driver of a device.
+    pub(super) make: &'a mut dyn FnMut(Id) -> D,
+    pub(super) news: &'a mut Vec<News>,
+}
+
+impl<D> Surroundings<'_, D> {
+    fn tell(&mut self, id: Id, what: What) {
+        self.news.push(News { id, what });
+    }
+}
+
+/// A device, how far it has come, and its driver.
+pub(super) struct Slot<D> {
+    id: Id,
+    course: Course,
+    peer: DomId,
+    path: String,
+    peer_path: String,
+    driver: D,
+}
+
+impl<D: Driver> Slot<D> {
+    /// A device that was found; `None` where its course is over.
+    pub(super) fn found(around: &mut Surroundings<'_, D>, id: Id, nodes: Nodes) -> Option<Self> {
+        let Nodes { peer, peer_path, state, online } = nodes;
+        let course = Course::found(around.end.side(), state, online)?;
+        let path = around.end.device_path(id);
+        Some(Self { id, course, peer, path, peer_path, driver: (around.make)(id) })
+    }
+
+    pub(super) fn course(&self) -> &Course {
+        &self.course
+    }
+
+    pub(super) fn driver(&self) -> &D {
+        &self.driver
+    }
+
+    pub(super) fn driver_mut(&mut self) -> &mut D {
+        &mut self.driver
+    }
+
+    /// Notes what the toolstack has written.
+    pub(super) fn note(&mut self, nodes: &Nodes) {
+        self.course.note(nodes.state, nodes.online);
+    }
+
+    /// This end does not want the device any more.
+    pub(super) fn leave(&mut self) {
+        self.course.leave();
+    }
+
+    /// Watches the peer, and closes what a driver that has ended has left.
+    pub(super) fn begin(&mut self, around: &mut Surroundings<'_, D>) -> Result<(), Error> {
+        around.end.watch_peer(around.store, self.id, &self.peer_path)?;
+        if self.course.has_lost_rings() {
+            self.switch(around, State::Closing, &[])?;
+        }
+        Ok(())
+    }
+
+    /// Does what there is to do.
+    pub(super) fn go_on(&mut self, around: &mut Surroundings<'_, D>) -> Result<(), Error> {
+        for _ in 0..STEPS_MAX {
+            let peer = peer_state(around.store, &self.peer_path)?;
+            let progress = match self.course.next(peer) {
+                Ok(Step::Adopt) => self.adopt(around)?,
+                Ok(Step::Act(action)) => self.perform(around, action)?,
+                Err(illegal) => return self.complain(around, illegal.peer, illegal.into()),
+            };
+            if progress == Progress::Pending {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// The peer is another after a resume; everything begins anew.
+    pub(super) fn resume(&mut self, around: &mut Surroundings<'_, D>) -> Result<(), Error> {
+        // The store has no watch of this end's after a migration.
+        around.end.unwatch_peer(around.store, self.id, &self.peer_path);
+        let _ = self.call(around, Driver::release);
+        let nodes = Nodes::read(around.store, around.end.side(), &self.path)?;
+        let Some(nodes) = nodes else { return Ok(()) };
+        self.course.let_go();
+        self.peer = nodes.peer;
+        self.peer_path = nodes.peer_path;
+        around.end.watch_peer(around.store, self.id, &self.peer_path)?;
+        self.switch(around, State::Initialising, &[])
+    }
+
+    /// The device is gone, and with it the driver and what it has in flight.
+    pub(super) fn end(mut self, around: &mut Surroundings<'_, D>) {
+        // Nobody is left to be told.
+        let _ = self.call(around, Driver::release);
+        around.end.unwatch_peer(around.store, self.id, &self.peer_path);
+        around.tell(self.id, What::Removed);
+    }
+
+    /// Writes nodes and its state once more.
+    pub(super) fn rewrite(
+        &self,
+        store: &mut Client,
+        nodes: &[(&str, String)],
+    ) -> Result<(), Error> {
+        let puts =
+            nodes.iter().map(|(name, value)| ((*name).to_owned(), value.clone().into_bytes()));
+        write(store, &self.path, &puts.collect::<Vec<_>>(), Some(self.course.own()))
+    }
+
+    /// This end cannot go on with the device: it says why, and closes.
+    pub(super) fn fail(
+        &mut self,
+        around: &mut Surroundings<'_, D>,
+        error: Error,
+    ) -> Result<(), Error> {
+        if error.is_store_gone() {
+            return Err(error);
+        }
+        self.course.leave();
+        self.report(around, error)
+    }
+
+    /// Takes over a device that is Connected.
+    fn adopt(&mut self, around: &mut Surroundings<'_, D>) -> Result<Progress, Error> {
+        self.course.hold();
+        let (result, _) = self.call(around, Driver::reattach);
+        match result {
+            Ok(Progress::Pending) => {
+                self.course.wait();
+                return Ok(Progress::Pending);
+            }
+            Ok(Progress::Done) => {
+                self.course.end_adoption();
+                around.tell(self.id, What::State(State::Connected));
+            }
+            Err(error) => {
+                self.course.end_adoption();
+                self.fail(around, error)?;
+            }
+        }
+        Ok(Progress::Done)
+    }
+
+    /// Does one step; pending where nothing more is to be done now.
+    fn perform(
+        &mut self,
+        around: &mut Surroundings<'_, D>,
+        action: Action,
+    ) -> Result<Progress, Error> {
+        let (side, opened) = (around.end.side(), self.course.opened());
+        if side == Side::Frontend && matches!(action, Action::Close | Action::Release) {
+            self.tell_why(around)?;
+        }
+        match action {
+            Action::Stay if side == Side::Backend => {
+                if self.course.own() == State::Connected {
+                    let _ = self.call(around, Driver::noticed);
+                }
+                Ok(Progress::Pending)
+            }
+            // What is to be forgotten is, once its nodes are gone; till then it stays closed.
+            Action::Stay | Action::Remove => Ok(Progress::Pending),
+            Action::Open => self.run(around, opened, Driver::open),
+            Action::Connect => self.run(around, State::Connected, Driver::connect),
+            Action::Refresh => self.refresh(around).map(|()| Progress::Pending),
+            Action::Reconfigure(next) => {
+                self.run(around, next, |driver, device| driver.reconfigure(device, next))
+            }
+            Action::Close => self.close(around),
+            Action::Release => self.release(around),
+            Action::Restart => self.restart(around),
+        }
+    }
+
+    /// A backend that gives a device up says why in its `error` node: the frontend's says so too.
+    fn tell_why(&mut self, around: &mut Surroundings<'_, D>) -> Result<(), Error> {
+        if !self.course.asks_why() {
+            return Ok(());
+        }
+        match peer_error(around.store, &self.peer_path)? {
+            Some(why) => self.complain(around, State::Closing, why),
+            None => Ok(()),
+        }
+    }
+
+    /// Has the driver do a step, and goes to `next` where that is done.
+    fn run(
+        &mut self,
+        around: &mut Surroundings<'_, D>,
+        next: State,
+        step: impl FnOnce(&mut D, &mut Device<'_>) -> Result<Progress, Error>,
+    ) -> Result<Progress, Error> {
+        self.course.hold();
+        let (result, puts) = self.call(around, step);
+        match result {
+            Ok(Progress::Pending) => {
+                self.course.wait();
+                Ok(Progress::Pending)
+            }
+            Ok(Progress::Done) => {
+                self.course.complete(next);
+                self.switch(around, next, &puts)?;
+                Ok(Progress::Done)
+            }
+            Err(error) => {
+                self.fail(around, error)?;
+                Ok(Progress::Done)
+            }
+        }
+    }
+
+    /// The peer may have changed something: once for each time that its state was written.
+    fn refresh(&mut self, around: &mut Surroundings<'_, D>) -> Result<(), Error> {
+        if !self.course.take_change() {
+            return Ok(());
+        }
+        let (result, puts) = self.call(around, Driver::refresh);
+        match result {
+            Ok(()) if puts.is_empty() => Ok(()),
+            Ok(()) => write(around.store, &self.path, &puts, None),
+            Err(error) => self.fail(around, error),
+        }
+    }
+
+    /// Stops, unless the device is wanted and its driver says that it is in use.
+    fn close(&mut self, around: &mut Surroundings<'_, D>) -> Result<Progress, Error> {
+        if self.course.may_be_in_use() {
+            let (progress, _) = self.call(around, Driver::closing);
+            if progress == Progress::Pending {
+                self.course.wait();
+                let why =
+                    "it is in use; it closes when it is not, and at once when it is taken by force";
+                self.complain(around, State::Closing, Error::Busy(why.into()))?;
+                return Ok(Progress::Pending);
+            }
+        }
+        self.switch(around, State::Closing, &[])?;
+        Ok(Progress::Done)
+    }
+
+    /// Gives back all that is the peer's, and is closed.
+    fn release(&mut self, around: &mut Surroundings<'_, D>) -> Result<Progress, Error> {
+        if self.let_go(around) == Progress::Pending {
+            return Ok(Progress::Pending);
+        }
+        if around.end.side() == Side::Frontend {
+            // What comes after Closed may be another device: nothing of this one reaches it.
+            self.driver = (around.make)(self.id);
+        }
+        self.switch(around, State::Closed, &[])?;
+        Ok(Progress::Done)
+    }
+
+    /// Gives back all that is the peer's, and begins anew.
+    fn restart(&mut self, around: &mut Surroundings<'_, D>) -> Result<Progress, Error> {
+        if self.let_go(around) == Progress::Pending {
+            return Ok(Progress::Pending);
+        }
+        if !self.course.count_restart() {
+            self.fail(around, Error::Flaps { restarts: RESTARTS_MAX })?;
+            return Ok(Progress::Done);
+        }
+        match around.end.side() {
+            Side::Backend => self.run(around, self.course.opened(), Driver::open),
+            Side::Frontend => {
+                self.switch(around, State::Initialising, &[]).map(|()| Progress::Done)
+            }
+        }
+    }
+
+    /// Has the driver give back all that is the peer's.
+    fn let_go(&mut self, around: &mut Surroundings<'_, D>) -> Progress {
+        if self.course.is_held() {
+            let (progress, _) = self.call(around, Driver::release);
+            if progress == Progress::Pending {
+                self.course.wait();
+                return Progress::Pending;
+            }
+        }
+        self.course.let_go();
+        Progress::Done
+    }
+
+    /// Puts the driver's nodes and the state into the store, all at once.
+    fn switch(
+        &mut self,
+        around: &mut Surroundings<'_, D>,
+        next: State,
+        puts: &[(String, Vec<u8>)],
+    ) -> Result<(), Error> {
+        self.course.enter(next);
+        write(around.store, &self.path, puts, Some(next))?;
+        around.tell(self.id, What::State(next));
+        Ok(())
+    }
+
+    /// Says what is wrong with the peer's state, once for each state.
+    fn complain(
+        &mut self,
+        around: &mut Surroundings<'_, D>,
+        peer: State,
+        error: Error,
+    ) -> Result<(), Error> {
+        if self.course.take_complaint(peer) { self.report(around, error) } else { Ok(()) }
+    }
+
+    /// Writes an error into the store, and tells it.
+    fn report(&self, around: &mut Surroundings<'_, D>, error: Error) -> Result<(), Error> {
+        write_error(around.store, around.end.domid(), &self.path, &error)?;
+        around.tell(self.id, What::Error(error));
+        Ok(())
+    }
+
+    /// Calls the driver; returns what it said, and what it put.
+    fn call<T>(
+        &mut self,
+        around: &mut Surroundings<'_, D>,
+        call: impl FnOnce(&mut D, &mut Device<'_>) -> T,
+    ) -> (T, Puts) {
+        let Self { id, path, peer_path, peer, driver, .. } = self;
+        let (side, domid) = (around.end.side(), around.end.domid());
+        let (id, peer, puts) = (*id, *peer, Vec::new());
+        let store = &mut *around.store;
+        let mut device = Device { store, side, id, domid, path, peer, peer_path, puts };
+        let result = call(driver, &mut device);
+        (result, device.puts)
+    }
+}
