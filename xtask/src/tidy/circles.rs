@@ -46,9 +46,15 @@ struct Graph {
 impl Graph {
     /// Reads the crates of a package, by their roots.
     fn read(roots: &[String], sources: &Sources<'_>) -> Self {
-        let mut arrows = BTreeMap::new();
+        let mut arrows: BTreeMap<String, Uses> = BTreeMap::new();
         for root in roots {
-            arrows.extend(Modules::read(root, sources).uses());
+            for (file, uses) in Modules::read(root, sources).uses() {
+                // A library and a program may have a file both.
+                let of_file = arrows.entry(file).or_default();
+                for (other, names) in uses {
+                    of_file.entry(other).or_default().extend(names);
+                }
+            }
         }
         Self { arrows }
     }
@@ -188,6 +194,18 @@ mod tests {
         };
         assert_eq!(circles_of(&files(user)).len(), 0);
         assert_eq!(circles_of(&files(&user.replace("#[cfg(test)]", ""))).len(), 1);
+    }
+
+    #[test]
+    fn a_file_of_two_crates_keeps_what_it_uses_in_both() {
+        let sources = [
+            ("src/lib.rs", "mod a; mod b;"),
+            ("src/main.rs", "mod a; mod c { pub struct B; } fn main() {}"),
+            ("src/a.rs", "use crate::b::B; pub struct A;"),
+            ("src/b.rs", "use crate::a::A; pub struct B;"),
+        ];
+        let roots = ["src/lib.rs".into(), "src/main.rs".into()];
+        assert_eq!(circles(&Graph::read(&roots, &sources.into())).len(), 1);
     }
 
     #[test]
