@@ -109,12 +109,14 @@ impl Course {
 
     /// Notes what the toolstack has written into the node of its state, and whether it wants the device.
     pub(super) fn note(&mut self, state: State, online: bool) {
-        let asked = self.side == Side::Backend
-            && state == State::Closing
-            && self.own != State::Closing
-            && self.own != State::Closed;
+        let asked =
+            self.side == Side::Backend && state == State::Closing && self.own != State::Closing;
         if !online || asked {
             self.leave();
+        }
+        // It was made anew and is to go already: this end has to say once more that it is closed.
+        if asked && self.own == State::Closed {
+            self.own = State::Closing;
         }
         if self.side == Side::Backend
             && state == State::Reconfiguring
@@ -251,7 +253,9 @@ mod tests {
         }
         assert!(found(Side::Frontend, Connected).is_another(Initialising));
         assert!(!found(Side::Frontend, Initialising).is_another(Initialising));
-        assert!(found(Side::Backend, InitWait).is_another(Initialising));
+        let mut backend = found(Side::Backend, Initialising);
+        backend.enter(InitWait);
+        assert!(backend.is_another(Initialising));
         assert!(!found(Side::Backend, Connected).is_another(Closing));
     }
 
@@ -268,6 +272,16 @@ mod tests {
         let mut course = found(Side::Frontend, Connected);
         course.note(Closing, true);
         assert!(course.asks_why(), "a frontend is asked through its backend");
+    }
+
+    #[test]
+    fn a_closed_backend_that_is_asked_to_close_says_so_once_more() {
+        let mut course = found(Side::Backend, Connected);
+        course.enter(Closed);
+        course.note(Closing, false);
+        for peer in [Peer::Gone, Peer::Is(Initialising), Peer::Is(Closed)] {
+            assert_eq!(course.next(peer), Ok(Step::Act(Action::Release)));
+        }
     }
 
     #[test]

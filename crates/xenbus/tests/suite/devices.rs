@@ -220,25 +220,34 @@ fn a_frontend_closes_and_comes_back() {
 #[test]
 fn a_device_that_is_made_anew_begins_anew() {
     let Some(mut scene) = Scene::new() else { return };
+    let paths = [device().backend_path(), device().frontend_path()];
+    let is_up = |scene: &mut Scene| {
+        let state = |path| scene.tool.try_read(format!("{path}/state")).unwrap();
+        paths.iter().map(state).all(|state| state.as_deref() == Some(b"4"))
+    };
     toolstack::add(&mut scene.tool, &device()).unwrap();
-    let state = |scene: &mut Scene| scene.read(&format!("{}/state", device().backend_path()));
     let (store, bus) = &mut scene.back;
     let end = Instant::now() + PATIENCE;
     while bus.state(ID) != Some(State::InitWait) {
         assert!(Instant::now() < end, "the backend does not offer the device");
         turn(store, bus, &mut scene.log);
     }
-    // Nobody has told the backend that the frontend is gone: there is none yet.
+    // Nobody has told the backend that the frontend is another: there was none yet.
     toolstack::add(&mut scene.tool, &device()).unwrap();
-    assert_eq!(state(&mut scene), "1");
-    scene.until_connected();
-    // The same while it is on its way out, and while it is in use.
+    scene.until("the second one", is_up);
+    toolstack::add(&mut scene.tool, &device()).unwrap();
+    scene.until("one in place of a device in use", is_up);
     toolstack::detach(&mut scene.tool, &device()).unwrap();
     toolstack::add(&mut scene.tool, &device()).unwrap();
-    scene.until_connected();
+    scene.until("one in place of a device that was to go", is_up);
+    // It is made anew and is to go before its backend, which has closed it, looks again.
+    toolstack::detach(&mut scene.tool, &device()).unwrap();
+    let closed = |scene: &mut Scene| scene.back.1.state(ID) == Some(State::Closed);
+    scene.until("the backend to close", closed);
     toolstack::add(&mut scene.tool, &device()).unwrap();
-    scene.until_connected();
-    assert_eq!(state(&mut scene), "4");
+    toolstack::detach(&mut scene.tool, &device()).unwrap();
+    let path = format!("{}/state", device().backend_path());
+    scene.until("the backend to say so once more", |scene| scene.read(&path) == "6");
 }
 
 #[test]
