@@ -5,7 +5,7 @@ pub mod mount;
 pub mod stats;
 
 use crate::config;
-use crate::host::Host;
+use crate::host::{Host, daemons};
 use crate::wait::{self, Limit};
 use crate::{Error, text};
 use std::time::Duration;
@@ -71,8 +71,9 @@ pub fn await_connected(
         let (front, back) = states.get();
         format!("disk {vdev} of domain {domid} connects (frontend {front}, backend {back})")
     };
-    let log =
-        host.folder().map(|folder| format!("; {} says more", folder.log("xen-blockd").display()));
+    let backend = daemons::backend(&device.backend_kind);
+    let log = host.folder().zip(backend).map(|(folder, daemon)| daemon.log(folder));
+    let log = log.map(|log| format!("; {} says more", log.display()));
     let ended =
         || Error::Ended(format!("domain {domid} has ended before its disk {vdev} was connected"));
     let connected =

@@ -1,10 +1,13 @@
 //! The host that a command works on: a hosted one in its folder, or the Xen host that this is.
 
-pub mod daemon;
+pub mod bring;
+pub mod daemons;
 pub mod folder;
+mod process;
 pub(crate) mod programs;
 
 use crate::Error;
+use daemons::BROKER;
 use folder::{Folder, Found};
 use std::path::Path;
 use std::time::Duration;
@@ -133,12 +136,12 @@ impl Host {
                         )));
                     }
                     Err(error) if error.errno() == TIMED_OUT => {
-                        let log = folder.log("broker");
+                        let log = BROKER.log(&folder);
                         let what = format!("the broker answers (its log: {})", log.display());
                         return Err(Error::Timeout { what, after: within });
                     }
                     control => control.map_err(|error| {
-                        let log = folder.log("broker");
+                        let log = BROKER.log(&folder);
                         Error::Refused(format!(
                             "the broker does not answer: {error}; {} says more",
                             log.display()

@@ -18,7 +18,7 @@ mod log;
 
 use crate::Error;
 use crate::domain::create;
-use crate::host::daemon::Daemon;
+use crate::host::daemons::DAEMONS;
 use crate::host::folder::Folder;
 use crate::host::{Choice, Host};
 use clean::Cleaner;
@@ -61,7 +61,7 @@ fn say(line: &str) {
 pub fn run(folder: &Folder) -> Result<(), Error> {
     let path = folder.keeper();
     let mut host = Host::open(Choice::Hosted(folder.clone()))?;
-    // One keeper at a time is started; see `host::daemon`.
+    // One keeper at a time is started; see `host::bring`.
     let _ = std::fs::remove_file(&path);
     let listener = UnixListener::bind(&path).map_err(Error::io(path.display()))?;
     listener.set_nonblocking(true).map_err(Error::io(path.display()))?;
@@ -112,8 +112,8 @@ fn watch_daemons(folder: &Folder) -> Result<OwnedFd, rustix::io::Errno> {
 /// Sets daemons' logs aside that have become large. Their daemons hold them open for appending, so a copy is made and
 /// they are emptied; what is written in between is lost.
 fn bound_logs(folder: &Folder) {
-    for daemon in Daemon::ALL {
-        let path = folder.log(daemon.name());
+    for daemon in DAEMONS {
+        let path = daemon.log(folder);
         if std::fs::metadata(&path).is_ok_and(|data| data.len() > LOG_MAX) {
             // Without room for a copy the log is emptied all the same: it is what fills the disk.
             let _ = std::fs::copy(&path, path.with_extension("1"));

@@ -5,10 +5,10 @@ mod guests;
 use super::{All, host, out, tree};
 use crate::config::{DiskSpec, Syntax};
 use crate::domain::create::{self, Then};
-use crate::host::daemon::{self, Daemon};
+use crate::host::daemons::{self, BLOCK, DAEMONS, Daemon};
 use crate::host::folder::Folder;
-use crate::host::programs;
 use crate::host::{Choice, Host};
+use crate::host::{bring, programs};
 use crate::wait::Limit;
 use crate::{Error, devices, domain, keeper, text, wait};
 use clap::Args;
@@ -50,7 +50,7 @@ pub(crate) fn run(all: &All, demo: &Demo) -> Result<u8, Error> {
     let show = Show { folder, began: Instant::now(), within: all.within() };
     // What is refused here is not taken down either.
     show.folder.make()?;
-    if Daemon::ALL.into_iter().any(|daemon| daemon.running(&show.folder).is_some()) {
+    if DAEMONS.iter().any(|daemon| daemon.running(&show.folder).is_some()) {
         let dir = show.folder.path().display();
         return Err(Error::Refused(format!(
             "a host is up in {dir}; xb demo makes its own: name another folder with --host"
@@ -118,8 +118,9 @@ impl Show {
     fn all(&self) -> Result<(), Error> {
         let (data, own, scratch) =
             (self.image("data.img"), self.image("own.img"), self.image("scratch.img"));
-        self.step("a host is up: broker, xenstored, keeper, xen-blockd", || {
-            daemon::up(&self.folder, &[], self.limit())?;
+        let daemons = daemons::words(Daemon::name);
+        self.step(&format!("a host is up: {daemons}"), || {
+            bring::up(&self.folder, &[], self.limit())?;
             Ok(self.folder.path().display().to_string())
         })?;
         let mut host = Host::open(Choice::Hosted(self.folder.clone()))?;
@@ -212,11 +213,11 @@ impl Show {
             if way != Way::Nothing {
                 self.says("two", "wrote 8")?;
             }
-            let before = Daemon::Block.running(&self.folder);
-            before.ok_or_else(|| Error::Refused("xen-blockd is gone".into()))?.kill();
+            let gone = || Error::Refused(format!("{} is gone", BLOCK.name()));
+            BLOCK.running(&self.folder).ok_or_else(gone)?.kill();
             // Nobody writes any more, so this is how far two has come.
             let written = if way == Way::Nothing { 0 } else { self.pieces()? };
-            Daemon::Block.start(&self.folder, self.limit())?;
+            BLOCK.start(&self.folder, self.limit())?;
             match written {
                 0 => Ok(String::new()),
                 guests::PIECES => Err(Error::Refused("two had written all before it was".into())),

@@ -1,7 +1,8 @@
 //! `xb host`.
 
 use super::{All, out};
-use crate::host::daemon::{self, Came, Daemon};
+use crate::host::bring::{self, Startup};
+use crate::host::daemons::{self, DAEMONS, Daemon, KEEPER};
 use crate::host::folder::{Folder, Found};
 use crate::host::{Choice, Host, programs};
 use crate::wait::Limit;
@@ -14,8 +15,7 @@ use xen::DomId;
 
 #[derive(Subcommand, Debug)]
 pub(crate) enum Command {
-    /// Start the daemons that do not run: broker, store, keeper, block backend.
-    #[command(after_help = "Example: xb host up --host /tmp/h")]
+    #[command(about = up_about(), after_help = "Example: xb host up --host /tmp/h")]
     Up {
         /// Let the backing files of images lie in DIR, too; one with each use of the option. It stays so for this host
         #[arg(long = "image-dir", value_name = "DIR")]
@@ -29,6 +29,11 @@ pub(crate) enum Command {
     Status,
 }
 
+/// The help of `xb host up`.
+fn up_about() -> String {
+    format!("Start the daemons that do not run: {}", daemons::words(Daemon::part))
+}
+
 pub(crate) fn run(all: &All, command: &Command) -> Result<u8, Error> {
     let folder = all.choice().hosted("xb host")?;
     let dir = folder.path().display();
@@ -36,12 +41,12 @@ pub(crate) fn run(all: &All, command: &Command) -> Result<u8, Error> {
     match command {
         Command::Up { image_dirs } => {
             programs::make()?;
-            let came = daemon::up(&folder, image_dirs, all.limit())?;
+            let startup = bring::up(&folder, image_dirs, all.limit())?;
             if all.json {
-                let was_up = came == Came::WasUp;
+                let was_up = startup == Startup::WasUp;
                 return out::json(&json!({ "host": folder.path(), "up": true, "was_up": was_up }));
             }
-            let so = if came == Came::WasUp { "was up already" } else { "is up" };
+            let so = if startup == Startup::WasUp { "was up already" } else { "is up" };
             out::print(&format!("the host in {dir} {so}\n"))
         }
         Command::Down => {
@@ -61,10 +66,10 @@ pub(crate) fn down(folder: &Folder, within: Duration) -> Result<(), Error> {
         return Ok(());
     }
     // Who ends now is not to be started again.
-    daemon::stop(Daemon::Keeper, folder)?;
+    KEEPER.stop(folder)?;
     match destroy_guests(folder, within) {
         // Without a store that answers they end with the broker.
-        Ok(()) | Err(Error::Store(_)) => daemon::down(folder),
+        Ok(()) | Err(Error::Store(_)) => bring::down(folder),
         Err(error) => Err(error),
     }
 }
@@ -74,7 +79,8 @@ fn destroy_guests(folder: &Folder, within: Duration) -> Result<(), Error> {
     let Ok(mut host) = Host::open(Choice::Hosted(folder.clone())) else { return Ok(()) };
     host.store.set_timeout(Some(devices::CLOSES_WITHIN));
     // Without a backend there is nobody to wait for.
-    let serves = Daemon::Block.running(folder).is_some();
+    let is_backend = |daemon: &&Daemon| !daemon.kinds().is_empty();
+    let serves = DAEMONS.iter().filter(is_backend).any(|daemon| daemon.running(folder).is_some());
     let within = if serves { within.min(devices::CLOSES_WITHIN) } else { Duration::ZERO };
     let mut guests: Vec<DomId> =
         domain::list(&mut host)?.iter().map(|domain| domain.info.domid).collect();
@@ -83,12 +89,12 @@ fn destroy_guests(folder: &Folder, within: Duration) -> Result<(), Error> {
 }
 
 fn status(all: &All, folder: &Folder) -> Result<u8, Error> {
-    let running = Daemon::ALL.map(|daemon| (daemon, daemon.running(folder)));
+    let running: Vec<_> = DAEMONS.iter().map(|daemon| (daemon, daemon.running(folder))).collect();
     let up = running.iter().all(|(_, process)| process.is_some());
     if all.json {
         let daemons = running.iter().map(|(daemon, process)| {
             let pid = process.as_ref().map(|process| process.pid.as_raw_nonzero().get());
-            (daemon.name().to_owned(), json!({ "pid": pid, "log": folder.log(daemon.name()) }))
+            (daemon.name().to_owned(), json!({ "pid": pid, "log": daemon.log(folder) }))
         });
         let daemons: serde_json::Map<String, serde_json::Value> = daemons.collect();
         out::json(&json!({ "host": folder.path(), "up": up, "daemons": daemons }))?;
@@ -96,7 +102,7 @@ fn status(all: &All, folder: &Folder) -> Result<u8, Error> {
         let mut rows = vec![["DAEMON", "PID", "LOG"].map(str::to_owned).to_vec()];
         for (daemon, process) in &running {
             let pid = process.as_ref().map(|process| process.pid.as_raw_nonzero().to_string());
-            let log = folder.log(daemon.name()).display().to_string();
+            let log = daemon.log(folder).display().to_string();
             rows.push(vec![daemon.name().into(), pid.unwrap_or_else(|| "down".into()), log]);
         }
         out::table(&rows)?;

@@ -16,7 +16,7 @@ pub(crate) struct Store {
 }
 
 pub(crate) fn run(all: &All, store: &Store) -> Result<u8, Error> {
-    let program = programs::beside("xenstore")?;
+    let program = programs::find(programs::XENSTORE)?;
     let mut command = Command::new(&program);
     command.args(&store.words);
     if all.json {

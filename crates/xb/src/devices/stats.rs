@@ -2,8 +2,9 @@
 
 use crate::Error;
 use crate::host::Host;
+use crate::host::daemons::BLOCK;
 use crate::host::folder::Folder;
-use std::path::PathBuf;
+use std::path::Path;
 use xen::DomId;
 use xenbus::Id;
 
@@ -46,13 +47,14 @@ pub struct Counts {
 /// # Errors
 /// A sentence: it has said nothing yet.
 pub fn read(host: &mut Host) -> Result<Vec<Stats>, Error> {
-    let dir = host.folder().map_or_else(|| PathBuf::from("/run/xen-blockd"), Folder::record);
+    let name = BLOCK.name();
+    let dir = host.folder().map_or_else(|| Path::new("/run").join(name), Folder::record);
     let path = dir.join("stats");
     let text = std::fs::read_to_string(&path).map_err(Error::io(path.display()))?;
     let Some(lines) = text.strip_suffix("end\n") else {
         let path = path.display();
         return Err(Error::Refused(format!(
-            "{path}: xen-blockd counts every 5 seconds and has not yet; try again"
+            "{path}: {name} counts every 5 seconds and has not yet; try again"
         )));
     };
     Ok(lines.lines().filter_map(parse).collect())

@@ -3,6 +3,7 @@
 use crate::config::{self, Description, Setting, Syntax, keys};
 use crate::devices::{self, Disk};
 use crate::domain::{Domain, program};
+use crate::host::daemons::BROKER;
 use crate::host::folder::{Folder, replace};
 use crate::host::{Host, Platform};
 use crate::wait::{self, Limit};
@@ -265,7 +266,7 @@ fn build(
         error: output.as_fd(),
     };
     control.create(&config, descriptors).map_err(|error| {
-        let log = folder.log("broker");
+        let log = BROKER.log(folder);
         // Of files and namespaces, not of ports and grants.
         let cause = text::cause(&std::io::Error::from_raw_os_error(error.errno()));
         Error::Refused(format!("{name} cannot be created: {cause}; {} says more", log.display()))

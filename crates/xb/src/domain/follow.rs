@@ -4,7 +4,7 @@ use super::{Domain, create};
 use crate::Error;
 use crate::config::Action;
 use crate::host::Host;
-use crate::host::daemon::Daemon;
+use crate::host::daemons::KEEPER;
 use crate::host::folder::Folder;
 use crate::keeper::{self, Ended};
 use crate::wait::Limit;
@@ -115,7 +115,7 @@ fn standing(
         }
         _ => {}
     }
-    let keeper = Daemon::Keeper.running(folder).is_some();
+    let keeper = KEEPER.running(folder).is_some();
     match (ended, state) {
         (Some(ended), state) => {
             let is_over = match ended.action {

@@ -1,18 +1,23 @@
 //! The programs that `xb` runs: beside it where it is installed, built by cargo where cargo runs it.
 
+use super::daemons::{DAEMONS, Program};
 use crate::Error;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-/// Each program, and the package that it is of.
-const PROGRAMS: [(&str, &str); 4] = [
-    ("xen-hosted", "xen-hosted"),
-    ("xenstored", "xenstored"),
-    ("xen-blockd", "xen-block"),
-    ("xenstore", "xenstore"),
-];
+/// The tool that `xb store` runs.
+pub(crate) const XENSTORE: Program = Program::Beside { file: "xenstore", package: "xenstore" };
+
+/// The file and the package of each program that is not this one.
+fn others() -> impl Iterator<Item = (&'static str, &'static str)> {
+    let programs = DAEMONS.iter().map(|daemon| daemon.program).chain([XENSTORE]);
+    programs.filter_map(|program| match program {
+        Program::Own => None,
+        Program::Beside { file, package } => Some((file, package)),
+    })
+}
 
 /// Has cargo build the programs, where it is cargo that runs this one. That takes as long as it takes, so it comes
 /// before anything that is to be done in time.
@@ -33,17 +38,19 @@ fn own() -> Result<PathBuf, String> {
         .map_err(|error| format!("this program's own path: {}", crate::text::cause(&error)))
 }
 
-/// A program beside this one.
+/// The path of a program.
 ///
 /// # Errors
 /// A sentence that says how it is installed, or what cargo said.
-pub(crate) fn beside(name: &str) -> Result<PathBuf, Error> {
+pub(crate) fn find(program: Program) -> Result<PathBuf, Error> {
+    let Program::Beside { file, package } = program else {
+        return own().map_err(Error::Refused);
+    };
     make()?;
-    let path = own().map_err(Error::Refused)?.with_file_name(name);
+    let path = own().map_err(Error::Refused)?.with_file_name(file);
     if path.exists() {
         return Ok(path);
     }
-    let package = PROGRAMS.iter().find(|program| program.0 == name).map_or(name, |found| found.1);
     Err(Error::NotFound(format!(
         "{} is not there; install it beside xb with: cargo install --profile dist --path crates/{package}",
         path.display()
@@ -63,13 +70,13 @@ fn build(cargo: &OsString, own: &Path) -> Result<(), String> {
     let profile = if profile == "debug" { "dev".into() } else { profile.to_owned() };
     let mut command = Command::new(cargo);
     command.args(["build", "--bins", "--profile"]).arg(profile);
-    if PROGRAMS.iter().any(|(name, _)| !own.with_file_name(name).exists()) {
+    if others().any(|(file, _)| !own.with_file_name(file).exists()) {
         // That takes a minute or two, and cargo tells how far it is.
         eprintln!("xb: building the daemons, once");
     } else {
         command.arg("--quiet");
     }
-    for (_, package) in PROGRAMS {
+    for (_, package) in others() {
         command.args(["-p", package]);
     }
     if let Some(dir) = own.parent().and_then(Path::parent) {

@@ -1,5 +1,6 @@
-//! The processes of a hosted host: started, found again, ended.
+//! The process of a daemon: started, found again, ended.
 
+use super::daemons::{Argument, Daemon};
 use super::folder::{Folder, Found};
 use super::programs;
 use crate::Error;
@@ -15,87 +16,36 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-/// How long a daemon may take to end when it is asked, and when it is killed. All four one after the other take
-/// less than systemd gives `host down`.
-const ENDS_WITHIN: Duration = Duration::from_secs(10);
-
-/// A process of a hosted host.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Daemon {
-    /// `xen-hosted`: plays the hypervisor.
-    Broker,
-    /// `xenstored`.
-    Store,
-    /// `xen-blockd`: serves disks.
-    Block,
-    /// `xb keeper`: keeps guests' logs, and acts when they end.
-    Keeper,
-}
+/// How long a daemon may take to end when it is asked, and when it is killed. All one after the other take less than
+/// systemd gives `host down`.
+pub(super) const ENDS_WITHIN: Duration = Duration::from_secs(10);
 
 impl Daemon {
-    /// All, in the order in which they start.
-    pub const ALL: [Self; 4] = [Self::Broker, Self::Store, Self::Keeper, Self::Block];
-
-    /// What it is called.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Broker => "broker",
-            Self::Store => "xenstored",
-            Self::Block => "xen-blockd",
-            Self::Keeper => "keeper",
+    fn command(&self, folder: &Folder) -> Result<Command, Error> {
+        let mut command = Command::new(programs::find(self.program)?);
+        for argument in self.arguments {
+            match argument {
+                Argument::Word(word) => command.arg(word),
+                Argument::Place(place) => command.arg(place(folder)),
+                Argument::ImageDirs(option) => command
+                    .args(folder.image_dirs().iter().flat_map(|dir| [Path::new(option), dir])),
+            };
         }
-    }
-
-    /// Its program, beside this one.
-    fn program(self) -> Result<PathBuf, Error> {
-        match self {
-            Self::Keeper => std::env::current_exe().map_err(Error::io("this program's own path")),
-            Self::Broker => programs::beside("xen-hosted"),
-            Self::Store | Self::Block => programs::beside(self.name()),
-        }
-    }
-
-    fn command(self, folder: &Folder) -> Result<Command, Error> {
-        let mut command = Command::new(self.program()?);
-        let broker = folder.broker();
-        match self {
-            Self::Broker => command.arg(broker.path()),
-            Self::Store => command
-                .arg("--no-fork")
-                .env("XENSTORED_RUNDIR", folder.run())
-                .env("XENSTORED_ROOTDIR", folder.run()),
-            Self::Block => {
-                command.arg("--record-dir").arg(folder.record());
-                folder
-                    .image_dirs()
-                    .iter()
-                    .fold(&mut command, |command, dir| command.arg("--image-dir").arg(dir))
-            }
-            Self::Keeper => command.arg("--host").arg(folder.path()).arg("keeper"),
-        };
-        command.env("XEN_HOSTED_HOST", broker.path()).env("XENSTORED_PATH", folder.store());
+        command.envs(self.environment.iter().map(|(name, place)| (name, place(folder))));
+        command
+            .env("XEN_HOSTED_HOST", folder.broker().path())
+            .env("XENSTORED_PATH", folder.store());
         command.env_remove("NOTIFY_SOCKET").current_dir("/").stdin(Stdio::null()).process_group(0);
         Ok(command)
     }
 
-    /// Whether a line of its log says that it serves.
-    fn says_serving(self, line: &str) -> bool {
-        match self {
-            Self::Broker => line.starts_with("xen-hosted: serving "),
-            Self::Store => line.contains(" pid=") && line.ends_with(" msg=\"serving\""),
-            Self::Block => line.starts_with("xen-blockd: serving "),
-            Self::Keeper => line.starts_with("keeper: serving "),
-        }
-    }
-
-    fn pid_file(self, folder: &Folder) -> PathBuf {
+    fn pid_file(&self, folder: &Folder) -> PathBuf {
         folder.run().join(format!("{}.pid", self.name()))
     }
 
     /// Its process, if it runs.
     #[must_use]
-    pub fn running(self, folder: &Folder) -> Option<Process> {
+    pub fn running(&self, folder: &Folder) -> Option<Process> {
         if !matches!(folder.look(), Ok(Found::Host)) {
             return None;
         }
@@ -112,9 +62,9 @@ impl Daemon {
     ///
     /// # Errors
     /// A sentence, with the end of its log where it has one.
-    pub fn start(self, folder: &Folder, limit: Limit) -> Result<(), Error> {
+    pub fn start(&self, folder: &Folder, limit: Limit) -> Result<(), Error> {
         let name = self.name();
-        let path = folder.log(name);
+        let path = self.log(folder);
         // What one before has said stays, and says why it ended; the keeper bounds it.
         let log = File::options().append(true).create(true).open(&path);
         let log = log.map_err(Error::io(path.display()))?;
@@ -138,8 +88,20 @@ impl Daemon {
         served
     }
 
+    /// Ends it, if it runs.
+    ///
+    /// # Errors
+    /// Where it cannot be ended.
+    pub fn stop(&self, folder: &Folder) -> Result<(), Error> {
+        if let Some(process) = self.running(folder) {
+            process.end(self.name())?;
+        }
+        let _ = std::fs::remove_file(self.pid_file(folder));
+        Ok(())
+    }
+
     /// Writes the pid file.
-    fn note(self, folder: &Folder, child: &Child) -> Result<(), Error> {
+    fn note(&self, folder: &Folder, child: &Child) -> Result<(), Error> {
         let pid = child.id();
         let raw = i32::try_from(pid).ok().and_then(Pid::from_raw);
         let started = raw.and_then(started_at).unwrap_or_default();
@@ -172,7 +134,7 @@ fn read_from(path: &Path, from: u64) -> Result<String, Error> {
 
 /// Waits until its log says that it serves, from a byte on, or it ends.
 fn serves(
-    daemon: Daemon,
+    daemon: &Daemon,
     child: &mut Child,
     (path, from): (&Path, u64),
     watch: &OwnedFd,
@@ -250,108 +212,4 @@ impl Process {
         let within = Timespec::try_from(within).ok();
         matches!(poll(&mut [PollFd::new(&self.handle, PollFlags::IN)], within.as_ref()), Ok(1..))
     }
-}
-
-/// What [`up`] has done.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Came {
-    /// Everything ran before.
-    WasUp,
-    /// Something was started.
-    Up,
-}
-
-/// Starts what does not run of a host. A disks' daemon that runs is started anew where one of `image_dirs` is new to it:
-/// guests see a pause.
-///
-/// # Errors
-/// The first that does not start; what was started for it is ended again. A folder that is not there.
-pub fn up(folder: &Folder, image_dirs: &[PathBuf], limit: Limit) -> Result<Came, Error> {
-    folder.make()?;
-    let _lock = lock(folder)?;
-    if folder.add_image_dirs(image_dirs)? {
-        stop(Daemon::Block, folder)?;
-    }
-    let mut started = Vec::new();
-    for daemon in Daemon::ALL {
-        if daemon.running(folder).is_some() {
-            continue;
-        }
-        if let Err(error) = daemon.start(folder, limit) {
-            for before in started.into_iter().rev() {
-                stop(before, folder)?;
-            }
-            if Daemon::ALL.into_iter().all(|daemon| daemon.running(folder).is_none())
-                && clear(folder).is_ok()
-            {
-                folder.remove();
-            }
-            return Err(error);
-        }
-        started.push(daemon);
-    }
-    Ok(if started.is_empty() { Came::WasUp } else { Came::Up })
-}
-
-/// One at a time changes which daemons run.
-fn lock(folder: &Folder) -> Result<File, Error> {
-    let path = folder.run();
-    let dir = File::open(&path).map_err(Error::io(path.display()))?;
-    let flags = rustix::fs::FlockOperation::NonBlockingLockExclusive;
-    match rustix::fs::flock(&dir, flags) {
-        Ok(()) => Ok(dir),
-        Err(_) => Err(Error::Refused(format!(
-            "another xb is bringing the host in {} up or down; try again when it is done",
-            folder.path().display()
-        ))),
-    }
-}
-
-/// Ends one daemon, if it runs.
-///
-/// # Errors
-/// Where it cannot be ended.
-pub fn stop(daemon: Daemon, folder: &Folder) -> Result<(), Error> {
-    if let Some(process) = daemon.running(folder) {
-        process.end(daemon.name())?;
-    }
-    let _ = std::fs::remove_file(daemon.pid_file(folder));
-    Ok(())
-}
-
-/// Ends all daemons and what a killed broker has left, and removes the folder. Domains are to be destroyed before.
-///
-/// # Errors
-/// Something does not end: the folder stays, so that it can be tried again.
-pub fn down(folder: &Folder) -> Result<(), Error> {
-    if folder.look()? != Found::Host {
-        return Ok(());
-    }
-    let _lock = lock(folder)?;
-    for daemon in [Daemon::Keeper, Daemon::Block, Daemon::Store, Daemon::Broker] {
-        stop(daemon, folder)?;
-    }
-    clear(folder)?;
-    folder.remove();
-    Ok(())
-}
-
-/// Ends what a broker has left.
-///
-/// # Errors
-/// Something does not end: the folder is to stay, as it has the note of that.
-fn clear(folder: &Folder) -> Result<(), Error> {
-    let broker = folder.broker();
-    let left = xen_hosted::hypervisor::clear(&broker);
-    let left = left.map_err(Error::io(broker.path().display()))?;
-    if left.is_empty() {
-        return Ok(());
-    }
-    let left: Vec<String> = left.iter().map(ToString::to_string).collect();
-    let dir = folder.path().display();
-    Err(Error::Refused(format!(
-        "the daemons of the host in {dir} have ended, and of its guests is left: {}; \
-         xb --host {dir} host down tries again",
-        left.join(", ")
-    )))
 }

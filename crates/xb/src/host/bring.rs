@@ -1,0 +1,102 @@
+//! A hosted host brought up and taken down: all its daemons.
+
+use super::daemons::{DAEMONS, Daemon};
+use super::folder::{Folder, Found};
+use crate::Error;
+use crate::wait::Limit;
+use std::fs::File;
+use std::path::PathBuf;
+
+/// What [`up`] has done.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Startup {
+    /// Everything ran before.
+    WasUp,
+    /// Something was started.
+    Started,
+}
+
+/// Starts what does not run of a host. A daemon that serves images is started anew where one of `image_dirs` is new to it:
+/// guests see a pause.
+///
+/// # Errors
+/// The first that does not start; what was started for it is ended again. A folder that is not there.
+pub fn up(folder: &Folder, image_dirs: &[PathBuf], limit: Limit) -> Result<Startup, Error> {
+    folder.make()?;
+    let _lock = lock(folder)?;
+    if folder.add_image_dirs(image_dirs)? {
+        for daemon in DAEMONS.iter().filter(|daemon| daemon.takes_image_dirs()) {
+            daemon.stop(folder)?;
+        }
+    }
+    let mut started = Vec::new();
+    for daemon in DAEMONS {
+        if daemon.running(folder).is_some() {
+            continue;
+        }
+        if let Err(error) = daemon.start(folder, limit) {
+            for before in started.into_iter().rev() {
+                Daemon::stop(before, folder)?;
+            }
+            if DAEMONS.iter().all(|daemon| daemon.running(folder).is_none())
+                && clear(folder).is_ok()
+            {
+                folder.remove();
+            }
+            return Err(error);
+        }
+        started.push(daemon);
+    }
+    Ok(if started.is_empty() { Startup::WasUp } else { Startup::Started })
+}
+
+/// One at a time changes which daemons run.
+fn lock(folder: &Folder) -> Result<File, Error> {
+    let path = folder.run();
+    let dir = File::open(&path).map_err(Error::io(path.display()))?;
+    let flags = rustix::fs::FlockOperation::NonBlockingLockExclusive;
+    match rustix::fs::flock(&dir, flags) {
+        Ok(()) => Ok(dir),
+        Err(_) => Err(Error::Refused(format!(
+            "another xb is bringing the host in {} up or down; try again when it is done",
+            folder.path().display()
+        ))),
+    }
+}
+
+/// Ends all daemons and what a killed broker has left, and removes the folder. Domains are to be destroyed before.
+///
+/// # Errors
+/// Something does not end: the folder stays, so that it can be tried again.
+pub fn down(folder: &Folder) -> Result<(), Error> {
+    if folder.look()? != Found::Host {
+        return Ok(());
+    }
+    let _lock = lock(folder)?;
+    for daemon in DAEMONS.iter().rev() {
+        daemon.stop(folder)?;
+    }
+    clear(folder)?;
+    folder.remove();
+    Ok(())
+}
+
+/// Ends what a broker has left.
+///
+/// # Errors
+/// Something does not end: the folder is to stay, as it has the note of that.
+fn clear(folder: &Folder) -> Result<(), Error> {
+    let broker = folder.broker();
+    let left = xen_hosted::hypervisor::clear(&broker);
+    let left = left.map_err(Error::io(broker.path().display()))?;
+    if left.is_empty() {
+        return Ok(());
+    }
+    let left: Vec<String> = left.iter().map(ToString::to_string).collect();
+    let dir = folder.path().display();
+    Err(Error::Refused(format!(
+        "the daemons of the host in {dir} have ended, and of its guests is left: {}; \
+         xb --host {dir} host down tries again",
+        left.join(", ")
+    )))
+}

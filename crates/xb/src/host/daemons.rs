@@ -1,0 +1,204 @@
+//! The daemons of a hosted host: one table. To add a daemon is to add a row.
+//!
+//! A row is data. [`process`](super::process) starts and ends a daemon by it, [`bring`](super::bring) all of them.
+
+use super::folder::Folder;
+use std::path::PathBuf;
+
+/// All daemons, in the order in which they start; they end in the opposite order.
+pub const DAEMONS: &[Daemon] = &[BROKER, STORE, KEEPER, BLOCK];
+
+/// `xen-hosted`: plays the hypervisor.
+pub const BROKER: Daemon = Daemon {
+    name: "broker",
+    part: "broker",
+    program: Program::Beside { file: "xen-hosted", package: "xen-hosted" },
+    arguments: &[Argument::Place(|folder| folder.broker().path().into())],
+    environment: &[],
+    ready: Ready::Says("xen-hosted: serving "),
+    kinds: &[],
+};
+
+/// `xenstored`: the store.
+pub const STORE: Daemon = Daemon {
+    name: "xenstored",
+    part: "store",
+    program: Program::Beside { file: "xenstored", package: "xenstored" },
+    arguments: &[Argument::Word("--no-fork")],
+    environment: &[("XENSTORED_RUNDIR", Folder::run), ("XENSTORED_ROOTDIR", Folder::run)],
+    ready: Ready::Logs { field: " pid=", end: " msg=\"serving\"" },
+    kinds: &[],
+};
+
+/// `xb keeper`: keeps guests' logs, and acts when they end.
+pub const KEEPER: Daemon = Daemon {
+    name: "keeper",
+    part: "keeper",
+    program: Program::Own,
+    arguments: &[
+        Argument::Word("--host"),
+        Argument::Place(|folder| folder.path().into()),
+        Argument::Word("keeper"),
+    ],
+    environment: &[],
+    ready: Ready::Says("keeper: serving "),
+    kinds: &[],
+};
+
+/// `xen-blockd`: serves disks.
+pub const BLOCK: Daemon = Daemon {
+    name: "xen-blockd",
+    part: "block backend",
+    program: Program::Beside { file: "xen-blockd", package: "xen-block" },
+    arguments: &[
+        Argument::Word("--record-dir"),
+        Argument::Place(Folder::record),
+        Argument::ImageDirs("--image-dir"),
+    ],
+    environment: &[],
+    ready: Ready::Says("xen-blockd: serving "),
+    kinds: &["vbd", "qdisk"],
+};
+
+/// A path in the folder of a host.
+type PathIn = fn(&Folder) -> PathBuf;
+
+/// A daemon of a hosted host.
+#[derive(Clone, Copy, Debug)]
+pub struct Daemon {
+    name: &'static str,
+    part: &'static str,
+    pub(super) program: Program,
+    pub(super) arguments: &'static [Argument],
+    pub(super) environment: &'static [(&'static str, PathIn)],
+    ready: Ready,
+    kinds: &'static [&'static str],
+}
+
+/// The program that is run.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Program {
+    /// This one.
+    Own,
+    /// A file beside this one.
+    Beside {
+        /// Its name.
+        file: &'static str,
+        /// The package of cargo, and its folder in `crates`, that it is of.
+        package: &'static str,
+    },
+}
+
+/// An argument of a daemon's program.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Argument {
+    /// A word as it stands.
+    Word(&'static str),
+    /// A path in the host's folder.
+    Place(PathIn),
+    /// This option with each folder that `xb host up --image-dir` has named.
+    ImageDirs(&'static str),
+}
+
+/// A line of a daemon's log that says that it serves.
+#[derive(Clone, Copy, Debug)]
+enum Ready {
+    /// One with this beginning.
+    Says(&'static str),
+    /// One with this field and this end, as logfmt has them.
+    Logs { field: &'static str, end: &'static str },
+}
+
+impl Daemon {
+    /// Its name in lists and errors, and that of its log and its pid file.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// Its part in a host, in a word or two: `block backend`.
+    #[must_use]
+    pub fn part(&self) -> &'static str {
+        self.part
+    }
+
+    /// Its log.
+    #[must_use]
+    pub fn log(&self, folder: &Folder) -> PathBuf {
+        folder.log(self.name)
+    }
+
+    /// The kinds of backends that it is.
+    #[must_use]
+    pub fn kinds(&self) -> &'static [&'static str] {
+        self.kinds
+    }
+
+    /// Whether it is told of image folders as it starts.
+    pub(super) fn takes_image_dirs(&self) -> bool {
+        self.arguments.iter().any(|argument| matches!(argument, Argument::ImageDirs(_)))
+    }
+
+    /// Whether a line of its log says that it serves.
+    pub(super) fn says_serving(&self, line: &str) -> bool {
+        match self.ready {
+            Ready::Says(start) => line.starts_with(start),
+            Ready::Logs { field, end } => line.contains(field) && line.ends_with(end),
+        }
+    }
+}
+
+/// The daemon that is the backend of a kind.
+#[must_use]
+pub fn backend(kind: &str) -> Option<&'static Daemon> {
+    DAEMONS.iter().find(|daemon| daemon.kinds.contains(&kind))
+}
+
+/// A word of each daemon, one behind the other: `broker, xenstored`.
+pub(crate) fn words(word: fn(&Daemon) -> &'static str) -> String {
+    DAEMONS.iter().map(word).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const UNIT: &str = include_str!("../../systemd/xb-host.service");
+
+    #[test]
+    fn each_is_one_of_its_name_and_kind() {
+        for (at, daemon) in DAEMONS.iter().enumerate() {
+            for other in &DAEMONS[..at] {
+                assert_ne!(daemon.name, other.name);
+                assert!(!daemon.kinds.iter().any(|kind| other.kinds.contains(kind)));
+            }
+        }
+        assert_eq!(backend("qdisk").map(Daemon::name), Some("xen-blockd"));
+        assert!(backend("vif").is_none());
+    }
+
+    #[test]
+    fn a_line_says_that_a_daemon_serves() {
+        assert!(BLOCK.says_serving("xen-blockd: serving vbd, qdisk"));
+        assert!(!BLOCK.says_serving("keeper: serving /run/xb"));
+        assert!(STORE.says_serving("ts=1 level=info pid=7 msg=\"serving\""));
+        assert!(!STORE.says_serving("ts=1 level=info pid=7 msg=\"not serving\""));
+    }
+
+    #[test]
+    fn the_unit_of_systemd_names_each_program() {
+        for daemon in DAEMONS {
+            if let Program::Beside { file, .. } = daemon.program {
+                assert!(UNIT.contains(&format!(" {file}")), "{file}");
+            }
+        }
+    }
+
+    #[test]
+    fn all_end_within_the_time_that_systemd_gives() {
+        let seconds = UNIT.lines().find_map(|line| line.strip_prefix("TimeoutStopSec="));
+        let seconds: u64 = seconds.unwrap().parse().unwrap();
+        let each = super::super::process::ENDS_WITHIN.as_secs() * 2;
+        assert!(DAEMONS.len() as u64 * each < seconds);
+    }
+}
