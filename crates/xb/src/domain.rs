@@ -9,7 +9,7 @@ mod program;
 
 use crate::devices;
 use crate::host::Host;
-use crate::keeper::Ended;
+use crate::host::ended::Ended;
 use crate::wait::Limit;
 use crate::{Error, config, text};
 use std::time::Duration;
@@ -359,8 +359,8 @@ pub(crate) fn explain(host: &mut Host, domain: &Domain, error: Error) -> Error {
     if is_there || matches!(error, Error::Interrupted | Error::Ended(_)) {
         return error;
     }
-    let ended = host.folder().and_then(|folder| Ended::of(folder, &domain.name));
-    let ended = ended.filter(|ended| ended.domid == domid).map(|ended| ended.reason);
+    let guest = host.folder().map(|folder| folder.guest(&domain.name));
+    let ended = guest.and_then(|guest| Ended::of_domain(&guest, domid)).map(|ended| ended.reason);
     let domain = match domain.name.as_str() {
         "" => format!("domain {domid}"),
         name => format!("{name} (domain {domid})"),

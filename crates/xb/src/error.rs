@@ -3,6 +3,9 @@
 use std::fmt;
 use std::time::Duration;
 
+/// The number of an error where nothing has answered in time.
+pub(crate) const TIMED_OUT: i32 = rustix::io::Errno::TIMEDOUT.raw_os_error();
+
 /// Why a command failed.
 #[derive(Debug)]
 #[non_exhaustive]
@@ -49,7 +52,7 @@ impl Error {
         match self {
             Self::Timeout { .. } => 3,
             Self::Store(error) if error.errno() == rustix::io::Errno::TIMEDOUT => 3,
-            Self::Platform { error, .. } if error.errno() == crate::host::TIMED_OUT => 3,
+            Self::Platform { error, .. } if error.errno() == TIMED_OUT => 3,
             Self::NotFound(_) | Self::Destroyed { .. } => 4,
             Self::Interrupted => 130,
             _ => 1,

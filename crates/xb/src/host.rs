@@ -2,11 +2,17 @@
 
 pub mod bring;
 pub mod daemons;
+pub mod ended;
+pub(crate) mod files;
 pub mod folder;
+pub mod guest_folder;
+pub(crate) mod handover;
+pub(crate) mod kept;
 mod process;
 pub(crate) mod programs;
 
 use crate::Error;
+use crate::error::TIMED_OUT;
 use daemons::BROKER;
 use folder::{Folder, Found};
 use std::path::Path;
@@ -16,9 +22,6 @@ use xen::domctl::{DomainControl, RunState};
 use xen_hosted::domctl::Control;
 use xen_linux::Machine;
 use xenstore::Client;
-
-/// The error's number for a broker that has not answered in time.
-pub(crate) const TIMED_OUT: i32 = rustix::io::Errno::TIMEDOUT.raw_os_error();
 
 /// A host, with a connection to its store and control of its domains.
 pub struct Host {

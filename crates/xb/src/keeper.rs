@@ -13,46 +13,31 @@
 //! too.
 
 mod clean;
-mod ended;
 mod log;
+mod settle;
 
 use crate::Error;
-use crate::domain::create;
 use crate::host::daemons::DAEMONS;
+use crate::host::files::Watch;
 use crate::host::folder::Folder;
+use crate::host::guest_folder::GuestFolder;
+use crate::host::handover::{self, Output};
 use crate::host::{Choice, Host};
 use clean::Cleaner;
-use ended::Lives;
-use log::{LOG_MAX, Log};
+use log::{LOG_MAX, Log, say};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{FlockOperation, flock, inotify};
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
+use settle::Lives;
 use std::collections::HashSet;
 use std::fs::File;
-use std::io::{IoSliceMut, Write};
-use std::mem::MaybeUninit;
-use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 use xen::DomId;
 use xen::domctl::RunState;
 
-pub use ended::Ended;
-pub use log::{PRINT_BURST, PRINT_RATE, await_line, keep_log, log_of};
-pub(crate) use log::{await_log, watch_log};
+pub use log::{PRINT_BURST, PRINT_RATE};
 
-/// How long the keeper may take to answer.
-const ANSWERS_WITHIN: Duration = Duration::from_secs(10);
-/// Bytes of a guest's name at most.
-const NAME_MAX: usize = 64;
 /// Guests that have ended, of which logs are kept.
 const KEPT: usize = 256;
-
-/// Writes a line of the keeper's own log; where the disk is full, it is lost.
-fn say(line: &str) {
-    let _ = writeln!(std::io::stdout(), "keeper: {line}");
-}
 
 /// Is the keeper of the host in `folder`, until it is ended.
 ///
@@ -70,9 +55,9 @@ pub fn run(folder: &Folder) -> Result<(), Error> {
     let (mut logs, mut settled) = (Log::left(folder), HashSet::new());
     let lives = Lives::default();
     let cleaner = Cleaner::start(folder);
-    let daemons = watch_daemons(folder).map_err(|errno| Error::io("the logs")(errno.into()))?;
+    let daemons = folder.watch_logs().map_err(Error::io("the logs"))?;
     loop {
-        if matches!(rustix::io::read(&daemons, &mut [0_u8; 4096]), Ok(1..)) {
+        if daemons.take() {
             bound_logs(folder);
         }
         let mut changed = false;
@@ -102,13 +87,6 @@ pub fn run(folder: &Folder) -> Result<(), Error> {
     }
 }
 
-/// Watches the daemons' logs.
-fn watch_daemons(folder: &Folder) -> Result<OwnedFd, rustix::io::Errno> {
-    let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
-    inotify::add_watch(&watch, folder.logs(), inotify::WatchFlags::MODIFY)?;
-    Ok(watch)
-}
-
 /// Sets daemons' logs aside that have become large. Their daemons hold them open for appending, so a copy is made and
 /// they are emptied; what is written in between is lost.
 fn bound_logs(folder: &Folder) {
@@ -125,7 +103,7 @@ fn bound_logs(folder: &Folder) {
 fn wait(
     host: &Host,
     listener: &UnixListener,
-    daemons: &OwnedFd,
+    daemons: &Watch,
     logs: &mut [Log],
 ) -> Result<(), Error> {
     let rests: Vec<Option<Duration>> = logs.iter_mut().map(Log::rests).collect();
@@ -143,30 +121,12 @@ fn wait(
     }
 }
 
-/// The pipe and name that a connection brings; answered once the log is there.
-fn take_log(folder: &Folder, mut stream: &UnixStream, lives: &Lives) -> std::io::Result<Log> {
-    // Who connects is this user; it sends at once.
-    stream.set_nonblocking(false)?;
-    stream.set_read_timeout(Some(Duration::from_secs(1)))?;
-    let mut name = [0; NAME_MAX];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let flags = RecvFlags::CMSG_CLOEXEC;
-    let got =
-        rustix::net::recvmsg(stream, &mut [IoSliceMut::new(&mut name)], &mut ancillary, flags)?;
-    let mut pipe = None;
-    for message in ancillary.drain() {
-        if let RecvAncillaryMessage::ScmRights(mut fds) = message {
-            pipe = fds.next();
-        }
-    }
-    let wrong = || std::io::Error::other("a name and a pipe are needed");
-    let name =
-        std::str::from_utf8(name.get(..got.bytes).unwrap_or_default()).map_err(|_| wrong())?;
-    let is_name = Path::new(name).components().count() == 1 && !name.starts_with('.');
-    let log = Log::new(folder, name, pipe.filter(|_| is_name).ok_or_else(wrong)?)?;
-    lives.begin(name);
-    stream.write_all(b".")?;
+/// The log of the guest whose output a connection brings; answered once the log is there.
+fn take_log(folder: &Folder, stream: &UnixStream, lives: &Lives) -> std::io::Result<Log> {
+    let Output { name, pipe } = Output::receive(stream)?;
+    let log = Log::new(folder.guest(&name), pipe)?;
+    lives.begin(&name);
+    handover::confirm(stream)?;
     Ok(log)
 }
 
@@ -185,7 +145,7 @@ fn settle_all(
         {
             let (folder, lives) = (folder.clone(), lives.clone());
             std::thread::spawn(move || {
-                if let Err(error) = ended::settle(&folder, &info, reason, &lives) {
+                if let Err(error) = settle::settle(&folder, &info, reason, &lives) {
                     say(&format!("domain {}: {error}", info.domid));
                 }
             });
@@ -196,25 +156,21 @@ fn settle_all(
 
 /// Removes the folders of guests that have ended longest ago, where there are too many.
 fn forget_old(folder: &Folder, host: &mut Host, logs: &[Log], lives: &Lives) {
-    let mut ended: Vec<PathBuf> = folder.guest_folders().collect();
+    let mut ended: Vec<GuestFolder> = folder.guest_folders().collect();
     if ended.len() <= logs.len() + KEPT {
         return;
     }
-    ended.retain(|guest| !logs.iter().any(|log| log.guest() == Some(guest)));
-    let age = |guest: &PathBuf| {
-        std::fs::metadata(guest.join("domid")).and_then(|data| data.modified()).ok()
+    ended.retain(|guest| !logs.iter().any(|log| log.guest() == guest));
+    let age = |guest: &GuestFolder| {
+        std::fs::metadata(guest.domid()).and_then(|data| data.modified()).ok()
     };
     ended.sort_by_cached_key(age);
     ended.truncate(ended.len().saturating_sub(KEPT));
     for guest in ended {
-        let Some(name) = guest.file_name().and_then(|name| name.to_str()) else { continue };
         // One that is kept to be looked at is there still; one that is being created is locked.
-        let is_there =
-            create::last(folder, name).is_some_and(|domid| host.control().info(domid).is_ok());
-        let Ok(dir) = File::open(&guest) else { continue };
-        if !is_there && flock(&dir, FlockOperation::NonBlockingLockExclusive).is_ok() {
-            let _ = std::fs::remove_dir_all(&guest);
-            lives.forget(name);
-        }
+        let is_there = guest.last().is_some_and(|domid| host.control().info(domid).is_ok());
+        let Some(_lock) = guest.try_lock().filter(|_| !is_there) else { continue };
+        let _ = std::fs::remove_dir_all(guest.path());
+        lives.forget(guest.name());
     }
 }

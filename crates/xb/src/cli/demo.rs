@@ -10,7 +10,7 @@ use crate::host::folder::Folder;
 use crate::host::{Choice, Host};
 use crate::host::{bring, programs};
 use crate::wait::Limit;
-use crate::{Error, devices, domain, keeper, text, wait};
+use crate::{Error, devices, domain, text, wait};
 use clap::Args;
 use guests::Way;
 use std::io::IsTerminal;
@@ -235,7 +235,7 @@ impl Show {
 
     /// How many pieces two has written.
     fn pieces(&self) -> Result<u32, Error> {
-        let path = keeper::log_of(&self.folder, "two");
+        let path = self.folder.guest("two").log();
         let log = std::fs::read(&path).map_err(Error::io(path.display()))?;
         let log = String::from_utf8_lossy(&log);
         let counts = log.lines().filter_map(|line| line.strip_prefix("demo: wrote ")?.parse().ok());
@@ -276,7 +276,7 @@ impl Show {
     fn says(&self, name: &str, word: &str) -> Result<String, Error> {
         let start = format!("demo: {word}");
         let limit = self.limit();
-        keeper::await_line(&self.folder, name, limit, &|line| {
+        self.folder.guest(name).await_line(limit, &|line| {
             if let Some(failed) = line.strip_prefix("demo: failed") {
                 return Some(Err(Error::Refused(format!(
                     "guest {name}:{failed}; xb log {name} says more"

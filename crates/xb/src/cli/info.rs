@@ -22,7 +22,7 @@ pub(crate) fn run(all: &All, which: &Which) -> Result<u8, Error> {
                 "ports": used.ports, "arenas": used.arenas, "granted_pages": used.granted,
                 "mapped_pages": used.mapped, "notifications": used.notified, "refused_requests": used.refused,
             });
-            value["log"] = json!(crate::keeper::log_of(folder, &domain.name));
+            value["log"] = json!(folder.guest(&domain.name).log());
         }
         if all.json { out::json(&value) } else { out::print(&lines(&value, 0)) }
     })

@@ -3,7 +3,7 @@
 use super::All;
 use crate::host::{Choice, Host};
 use crate::wait::Limit;
-use crate::{Error, domain, keeper, text};
+use crate::{Error, domain, text};
 use clap::Args;
 use std::fs::File;
 use std::io::{IsTerminal, Read, StdoutLock, Write};
@@ -50,16 +50,16 @@ pub(crate) fn run(all: &All, log: &Log) -> Result<u8, Error> {
         name = domain::find(&mut Host::open(Choice::Hosted(folder.clone()))?, &name)?.name;
     }
     let plain = !name.contains('/') && !name.starts_with('.');
-    let path = keeper::log_of(&folder, &name);
+    let guest = folder.guest(&name);
+    let path = guest.log();
     let missing = |_| {
         Error::NotFound(format!("there is no log of a guest {name}; xb list shows who is there"))
     };
     let mut file = File::open(&path).ok().filter(|_| plain).ok_or(()).map_err(missing)?;
     let out = std::io::stdout().lock();
     let mut shown = Shown { is_terminal: out.is_terminal(), out, last: 0 };
-    let failed = |errno: rustix::io::Errno| Error::io(path.display())(errno.into());
     // Before the first look: what comes after it is seen.
-    let watch = keeper::watch_log(&folder, &name).map_err(failed)?;
+    let watch = guest.watch().map_err(Error::io(path.display()))?;
     let for_ever = Limit::never();
     loop {
         // A log that was set aside was not written to afterwards: looked for first, all of it is shown.
@@ -72,7 +72,7 @@ pub(crate) fn run(all: &All, log: &Log) -> Result<u8, Error> {
         match next {
             Some(next) => file = next,
             None if log.follow => {
-                keeper::await_log(&watch, for_ever, &|| format!("{name} prints"))?;
+                watch.wait(for_ever, &|| format!("{name} prints"))?;
             }
             None => return Ok(0),
         }

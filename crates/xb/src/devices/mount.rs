@@ -59,8 +59,9 @@ pub fn mount(
 
 /// One at a time mounts in a guest.
 fn alone(folder: &Folder, name: &str) -> Result<File, Error> {
-    let path = folder.guest(name);
-    let dir = File::open(&path).map_err(Error::io(path.display()))?;
+    let guest = folder.guest(name);
+    let path = guest.path();
+    let dir = File::open(path).map_err(Error::io(path.display()))?;
     match rustix::fs::flock(&dir, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(dir),
         Err(_) => Err(Error::Refused(format!(

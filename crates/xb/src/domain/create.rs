@@ -1,17 +1,17 @@
 //! Creating a hosted guest: its process, its nodes, its disks, in this order; undone if any step fails.
 
-use crate::config::{self, Description, Setting, Syntax, keys};
+use crate::config::{self, Description, Setting};
 use crate::devices::{self, Disk};
 use crate::domain::{Domain, program};
 use crate::host::daemons::BROKER;
-use crate::host::folder::{Folder, replace};
-use crate::host::{Host, Platform};
+use crate::host::ended::Ended;
+use crate::host::folder::Folder;
+use crate::host::guest_folder::GuestFolder;
+use crate::host::{Host, Platform, handover, kept};
 use crate::wait::{self, Limit};
-use crate::{Error, domain, keeper, text};
-use rustix::fs::FlockOperation;
+use crate::{Error, domain, text};
 use std::fs::File;
 use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
 use xen::DomId;
 use xen::domctl::DomainControl;
 use xen_hosted::domain::{Config, Devices, Files, Lifetime};
@@ -75,15 +75,10 @@ pub fn create(
     let disks = description.disks.iter().map(prepare);
     let disks: Vec<Disk> = disks.collect::<Result<_, _>>()?;
     wait::check()?;
-    let lock = claim(folder, &mut host.store, control, &description.name)?;
     let guest = folder.guest(&description.name);
+    let lock = claim(&guest, &mut host.store, control)?;
     unique(control, description)?;
-    let kept = kept(settings, description)?;
-    let directory = description.directory.as_os_str().as_encoded_bytes();
-    for (name, bytes) in [("config", kept.as_bytes()), ("directory", directory)] {
-        let path = guest.join(name);
-        std::fs::write(&path, bytes).map_err(Error::io(path.display()))?;
-    }
+    kept::write(&guest, description, settings)?;
     wait::check()?;
     let created = build(folder, control, description)?;
     let domid = created.domid;
@@ -93,10 +88,10 @@ pub fn create(
     })?;
     let domain = Domain { info, name: description.name.clone() };
     let origin = match then {
-        Then::RunAgain(before) => origin_of(folder, &description.name, before.domid),
+        Then::RunAgain(before) => guest.origin_of(before.domid),
         _ => domid,
     };
-    let noted = note(folder, &description.name, domid, origin).map_err(Error::io(guest.display()));
+    let noted = guest.note(domid, origin).map_err(Error::io(guest.path().display()));
     let set_up =
         noted.and_then(|()| set_up(host, &domain, description, &created, &disks, then, limit));
     drop(lock);
@@ -132,86 +127,10 @@ fn unique(control: &mut Control, description: &Description) -> Result<(), Error>
     }
 }
 
-/// The settings as they are kept, for the keeper to start the domain again: those that have an effect, as TOML may
-/// have others that xl.cfg cannot have. The keeper has to find the same in them.
-fn kept(settings: &[Setting], description: &Description) -> Result<String, Error> {
-    let name = &description.name;
-    let heeded = |setting: &&Setting| keys::support(&setting.key) == keys::Support::Heeded;
-    let heeded: Vec<Setting> = settings.iter().filter(heeded).cloned().collect();
-    let text = config::write(&heeded, Syntax::Xl)?;
-    let again = config::parse(name, &text, Syntax::Xl)
-        .and_then(|settings| Description::read(name, &settings));
-    let directory = description.directory.clone();
-    let again = again.map(|(again, _)| Description { directory, ..again });
-    let why = match again {
-        Ok(again) if again == *description => return Ok(text),
-        Ok(_) => "other settings come out of it".to_owned(),
-        Err(error) => error.to_string(),
-    };
-    Err(Error::Refused(format!("{name} cannot be kept as an xl.cfg to start it again: {why}")))
-}
-
-/// The number of the domain that last had a name.
-pub(crate) fn last(folder: &Folder, name: &str) -> Option<DomId> {
-    Some(last_and_origin(folder, name)?.0)
-}
-
-/// The number of the domain that last had a name, and of the one in whose place it was started, over all restarts.
-pub(crate) fn last_and_origin(folder: &Folder, name: &str) -> Option<(DomId, DomId)> {
-    let text = std::fs::read_to_string(folder.guest(name).join("domid")).ok()?;
-    let mut numbers = text.split_whitespace().map(|word| word.parse().ok().map(DomId));
-    let last = numbers.next()??;
-    Some((last, numbers.next().flatten().unwrap_or(last)))
-}
-
-/// The first of the restarts that a domain with this number has come from.
-pub(crate) fn origin_of(folder: &Folder, name: &str, domid: DomId) -> DomId {
-    let noted = last_and_origin(folder, name).filter(|(last, _)| *last == domid);
-    noted.map_or(domid, |(_, origin)| origin)
-}
-
-/// Notes who has a name: the next to take it finds that. How the one before ended is nothing of this one's, and
-/// numbers begin anew with each host.
-fn note(folder: &Folder, name: &str, domid: DomId, origin: DomId) -> std::io::Result<()> {
-    let guest = folder.guest(name);
-    replace(&guest.join("domid"), format!("{domid} {origin}"))?;
-    match std::fs::remove_file(guest.join("ended")) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
-}
-
-/// Waits until nobody is creating a domain with a name, and keeps others from it.
-pub(crate) fn lock(folder: &Folder, name: &str) -> Result<File, Error> {
-    let guest = folder.guest(name);
-    let dir = File::open(&guest).map_err(Error::io(guest.display()))?;
-    let locked = rustix::fs::flock(&dir, FlockOperation::LockExclusive);
-    locked.map_err(|errno| Error::io(guest.display())(errno.into()))?;
-    Ok(dir)
-}
-
 /// Takes a name for a new domain: nobody else may have it, or be taking it.
-fn claim(
-    folder: &Folder,
-    store: &mut Client,
-    control: &mut Control,
-    name: &str,
-) -> Result<File, Error> {
-    let guest = folder.guest(name);
-    let said = |error| Error::io(guest.display())(error);
-    let dir = loop {
-        std::fs::create_dir_all(&guest).map_err(said)?;
-        let dir = File::open(&guest).map_err(said)?;
-        if rustix::fs::flock(&dir, FlockOperation::NonBlockingLockExclusive).is_err() {
-            return Err(Error::Refused(format!("another xb is creating {name} at this moment")));
-        }
-        // The keeper may have removed it in between, as one of long ago.
-        let here = dir.metadata().map_err(said)?.ino();
-        if std::fs::metadata(&guest).is_ok_and(|now| now.ino() == here) {
-            break dir;
-        }
-    };
-    if let Some(domid) = last(folder, name).filter(|domid| control.info(*domid).is_ok()) {
+fn claim(guest: &GuestFolder, store: &mut Client, control: &mut Control) -> Result<File, Error> {
+    let (dir, name) = (guest.claim()?, guest.name());
+    if let Some(domid) = guest.last().filter(|domid| control.info(*domid).is_ok()) {
         let theirs = store.try_read(format!("{}/name", domain::home(domid)))?;
         if theirs.as_deref() == Some(name.as_bytes()) {
             return Err(Error::Refused(format!(
@@ -257,7 +176,7 @@ fn build(
         }
     };
     let name = &description.name;
-    let output = keeper::keep_log(folder, name)?;
+    let output = handover::hand_over(folder, name)?;
     let input = File::open("/dev/null").map_err(Error::io("/dev/null"))?;
     let descriptors = Descriptors {
         program: program.as_fd(),
@@ -343,14 +262,15 @@ fn set_up(
 fn let_go(host: &mut Host, domain: &Domain, holder: Option<Holder>) -> Result<(), Error> {
     let Domain { info, name } = domain;
     let Platform::Hosted { folder, control } = &mut host.platform else { return Ok(()) };
-    let ended = keeper::Ended::of(folder, name).filter(|ended| ended.domid == info.domid);
-    let is_preserved = ended.is_some_and(|ended| ended.action == config::Action::Preserve);
+    let guest = folder.guest(name);
+    let ended = || Ended::of_domain(&guest, info.domid);
+    let is_preserved = ended().is_some_and(|ended| ended.action == config::Action::Preserve);
     let done = match holder.filter(|_| !is_preserved) {
         Some(holder) => control.hand_over(info.domid, holder),
         None => control.keep(info.domid),
     };
     match done {
-        Err(xen::Error::Srch) if keeper::Ended::is_of(folder, name, info.domid) => Ok(()),
+        Err(xen::Error::Srch) if ended().is_some() => Ok(()),
         done => done.map_err(Error::platform(format!("keeping {name}"))),
     }
 }
@@ -362,8 +282,8 @@ fn has_run(host: &mut Host, name: &str, domid: DomId) -> Result<bool, Error> {
     if domain::exit_status(&mut host.store, domid)?.is_some() {
         return Ok(true);
     }
-    let ended = host.folder().and_then(|folder| keeper::Ended::of(folder, name));
-    Ok(ended.is_some_and(|ended| ended.domid == domid && ended.status.is_some()))
+    let ended = host.folder().and_then(|folder| Ended::of_domain(&folder.guest(name), domid));
+    Ok(ended.is_some_and(|ended| ended.status.is_some()))
 }
 
 /// The nodes that libxl makes for a domain, with its permissions.

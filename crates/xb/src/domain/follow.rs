@@ -1,12 +1,12 @@
 //! Following a guest to its end, over its restarts.
 
-use super::{Domain, create};
+use super::Domain;
 use crate::Error;
 use crate::config::Action;
 use crate::host::Host;
 use crate::host::daemons::KEEPER;
+use crate::host::ended::Ended;
 use crate::host::folder::Folder;
-use crate::keeper::{self, Ended};
 use crate::wait::Limit;
 use xen::DomId;
 use xen::domctl::RunState;
@@ -36,14 +36,13 @@ pub fn follow(
     let Some(folder) = host.folder().cloned() else {
         return Err(Error::Refused("only hosted guests are waited for".into()));
     };
-    let path = folder.guest(name);
-    let watch = keeper::watch_log(&folder, name)
-        .map_err(|errno| Error::io(path.display())(errno.into()))?;
+    let guest = folder.guest(name);
+    let watch = guest.watch().map_err(Error::io(guest.path().display()))?;
     let for_ever = Limit::never();
     let mut domid = origin;
     loop {
         match standing(host, &folder, name, (domid, origin))? {
-            Standing::Runs => keeper::await_log(&watch, for_ever, &|| format!("{name} ends"))?,
+            Standing::Runs => watch.wait(for_ever, &|| format!("{name} ends"))?,
             Standing::Again(new) => {
                 domid = new;
                 again(new);
@@ -69,15 +68,15 @@ pub fn await_again(host: &mut Host, domain: &Domain, limit: Limit) -> Result<Dom
         }
         // In this order: the keeper notes an end before it destroys the domain.
         let is_gone = matches!(host.control().info(before), Err(xen::Error::Srch));
-        let ended = host.folder().and_then(|folder| Ended::of(folder, name));
-        match ended.filter(|ended| ended.domid == before) {
+        let guest = host.folder().map(|folder| folder.guest(name));
+        match guest.as_ref().and_then(|guest| Ended::of_domain(guest, before)) {
             Some(ended) if ended.action != Action::Restart => {
                 let why = "and is not started again (on_reboot, or it reboots all the time)";
                 return Err(Error::Refused(format!(
                     "{name} has ended {why}; xb log {name} says more"
                 )));
             }
-            None if is_gone && is_last(host, name, before) => {
+            None if is_gone && guest.is_some_and(|guest| guest.last() == Some(before)) => {
                 return Err(Error::destroyed(name));
             }
             _ => {}
@@ -85,11 +84,6 @@ pub fn await_again(host: &mut Host, domain: &Domain, limit: Limit) -> Result<Dom
         let slice = limit.slice(&|| format!("{name} runs again"))?;
         host.store.next_event(Some(slice))?;
     }
-}
-
-/// True where nobody has taken a name since the domain with this number.
-fn is_last(host: &Host, name: &str, domid: DomId) -> bool {
-    host.folder().is_some_and(|folder| create::last(folder, name) == Some(domid))
 }
 
 /// The guest with number `domid`, which was started in the place of `origin`, over all restarts.
@@ -106,8 +100,9 @@ fn standing(
         Err(xen::Error::Srch) => None,
         Err(error) => return Err(Error::platform(format!("asking for {name}"))(error)),
     };
-    let ended = Ended::of(folder, name).filter(|ended| ended.domid == domid);
-    match create::last_and_origin(folder, name).filter(|(last, _)| *last != domid) {
+    let guest = folder.guest(name);
+    let ended = Ended::of_domain(&guest, domid);
+    match guest.last_and_origin().filter(|(last, _)| *last != domid) {
         Some((new, of)) if of == origin => return Ok(Standing::Again(new)),
         // Somebody else has the name by now; what was noted of this one's end is gone.
         Some(_) if state.is_none() => {

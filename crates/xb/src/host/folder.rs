@@ -9,10 +9,13 @@
 //! | `record/` | requests of disks in flight |
 //! | `log/` | what the daemons say |
 //! | `demo/` | what `xb demo` makes |
-//! | `guests/NAME/` | each guest's configuration, what it prints into (`output`), its log, and how it ended |
+//! | `guests/NAME/` | what is kept of each guest: [`GuestFolder`] |
 //! | `keeper` | the socket of the process that keeps guests' logs and acts when they end |
 
+use super::files::{Watch, replace};
+use super::guest_folder::GuestFolder;
 use crate::Error;
+use rustix::fs::inotify::WatchFlags;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -121,6 +124,14 @@ impl Folder {
         self.0.join("record")
     }
 
+    /// Watches the daemons' logs.
+    ///
+    /// # Errors
+    /// They are not there.
+    pub(crate) fn watch_logs(&self) -> std::io::Result<Watch> {
+        Watch::new(&self.logs(), WatchFlags::MODIFY)
+    }
+
     /// A daemon's log.
     #[must_use]
     pub fn log(&self, daemon: &str) -> PathBuf {
@@ -146,15 +157,17 @@ impl Folder {
     }
 
     /// The folders of all guests, also of those that have ended.
-    pub(crate) fn guest_folders(&self) -> impl Iterator<Item = PathBuf> {
-        let entries = std::fs::read_dir(self.guests()).into_iter().flatten().flatten();
-        entries.map(|entry| entry.path())
+    pub(crate) fn guest_folders(&self) -> impl Iterator<Item = GuestFolder> {
+        let guests = self.guests();
+        let entries = std::fs::read_dir(&guests).into_iter().flatten().flatten();
+        entries
+            .filter_map(move |entry| Some(GuestFolder::new(&guests, entry.file_name().to_str()?)))
     }
 
     /// A guest's folder.
     #[must_use]
-    pub fn guest(&self, name: &str) -> PathBuf {
-        self.guests().join(name)
+    pub fn guest(&self, name: &str) -> GuestFolder {
+        GuestFolder::new(&self.guests(), name)
     }
 
     /// What there is, looked at before anything in it is used. Whoever may write into the folder decides which
@@ -275,13 +288,6 @@ impl Folder {
         }
         let _ = std::fs::remove_dir(&self.0);
     }
-}
-
-/// Writes a file that is there as it was or as it is to be.
-pub(crate) fn replace(path: &Path, text: impl AsRef<[u8]>) -> std::io::Result<()> {
-    let new = path.with_extension("new");
-    std::fs::write(&new, text)?;
-    std::fs::rename(new, path)
 }
 
 /// Makes folders for their user alone.

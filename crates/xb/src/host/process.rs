@@ -1,12 +1,13 @@
 //! The process of a daemon: started, found again, ended.
 
 use super::daemons::{Argument, Daemon};
+use super::files::Watch;
 use super::folder::{Folder, Found};
 use super::programs;
 use crate::Error;
 use crate::wait::Limit;
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::fs::inotify;
+use rustix::fs::inotify::WatchFlags;
 use rustix::process::{Pid, PidfdFlags, Signal};
 use rustix::time::Timespec;
 use std::fs::File;
@@ -69,7 +70,7 @@ impl Daemon {
         let log = File::options().append(true).create(true).open(&path);
         let log = log.map_err(Error::io(path.display()))?;
         let from = log.metadata().map_err(Error::io(path.display()))?.len();
-        let watch = watch(&path).map_err(|errno| Error::io(path.display())(errno.into()))?;
+        let watch = Watch::new(&path, WatchFlags::MODIFY).map_err(Error::io(path.display()))?;
         let mut command = self.command(folder)?;
         let errors = log.try_clone().map_err(Error::io(path.display()))?;
         let program = command.get_program().to_string_lossy().into_owned();
@@ -119,12 +120,6 @@ fn started_at(pid: Pid) -> Option<String> {
     if state == "Z" { None } else { fields.nth(18).map(str::to_owned) }
 }
 
-fn watch(path: &Path) -> Result<OwnedFd, rustix::io::Errno> {
-    let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
-    inotify::add_watch(&watch, path, inotify::WatchFlags::MODIFY)?;
-    Ok(watch)
-}
-
 /// Reads a log from a byte on, or all of one that was emptied meanwhile.
 fn read_from(path: &Path, from: u64) -> Result<String, Error> {
     let log = std::fs::read(path).map_err(Error::io(path.display()))?;
@@ -137,7 +132,7 @@ fn serves(
     daemon: &Daemon,
     child: &mut Child,
     (path, from): (&Path, u64),
-    watch: &OwnedFd,
+    watch: &Watch,
     limit: Limit,
 ) -> Result<(), Error> {
     let name = daemon.name();
@@ -155,11 +150,7 @@ fn serves(
             let last = last.map_or_else(|| status.to_string(), str::to_owned);
             return Err(Error::Refused(format!("{name} does not start: {last}")));
         }
-        let slice = limit.slice(&|| format!("{name} serves (its log: {})", path.display()))?;
-        let slice = Timespec::try_from(slice).ok();
-        // Whatever comes, the log is looked at again.
-        let _ = poll(&mut [PollFd::new(watch, PollFlags::IN)], slice.as_ref());
-        let _ = rustix::io::read(watch, &mut [0_u8; 1024]);
+        watch.wait(limit, &|| format!("{name} serves (its log: {})", path.display()))?;
     }
 }
 

@@ -3,7 +3,7 @@
 //! A client that destroys a domain takes its nodes away. One that dies on the way does not, and a domain that dies with
 //! the client which was creating it has nobody else.
 
-use super::say;
+use super::log::say;
 use crate::domain::{home, remove_nodes, uuid};
 use crate::host::folder::Folder;
 use crate::host::{Choice, Host};

@@ -1,19 +1,17 @@
-//! How a guest has ended, and what follows: noted in its folder by the keeper, read by whoever waits for it.
+//! What follows when a guest has ended, as its configuration says: it is taken down, started again, or left.
 
-use crate::Error;
-use crate::config::{self, Action, Description, Setting, Syntax};
+use super::log::say;
+use crate::config::Action;
 use crate::domain::create::{self, Before, Then};
 use crate::domain::{self, reason_word};
-use crate::host::folder::{Folder, replace};
-use crate::host::{Choice, Host, Platform};
+use crate::host::ended::Ended;
+use crate::host::folder::Folder;
+use crate::host::{Choice, Host, Platform, kept};
 use crate::wait::Limit;
-use crate::{devices, text};
+use crate::{Error, devices, text};
 use std::collections::HashMap;
-use std::ffi::OsString;
-use std::os::unix::ffi::OsStringExt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use xen::DomId;
 use xen::domctl::DomainInfo;
 use xen::domwatch::ShutdownReason;
 use xenstore::Store;
@@ -22,49 +20,6 @@ use xenstore::Store;
 const LIVED_MIN: Duration = Duration::from_secs(1);
 /// So often in a row a guest is started again that has asked for it hastily; one that ends otherwise never is.
 const HASTY_MAX: u32 = 3;
-
-/// A guest that has ended, as the keeper saw it.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Ended {
-    /// Its number.
-    pub domid: DomId,
-    /// Why: a word of [`reason_word`].
-    pub reason: String,
-    /// What its program ended with, where it said so.
-    pub status: Option<u8>,
-    /// What follows.
-    pub action: Action,
-}
-
-impl Ended {
-    /// What is noted of the guest that last had this name.
-    #[must_use]
-    pub fn of(folder: &Folder, name: &str) -> Option<Self> {
-        let text = std::fs::read_to_string(folder.guest(name).join("ended")).ok()?;
-        let mut words = text.split_whitespace();
-        let domid = DomId(words.next()?.parse().ok()?);
-        let reason = words.next()?.to_owned();
-        let action = Action::parse(words.next()?)?;
-        Some(Self {
-            domid,
-            reason,
-            status: words.next().and_then(|word| word.parse().ok()),
-            action,
-        })
-    }
-
-    /// True where the domain with this name and number has ended by itself.
-    #[must_use]
-    pub fn is_of(folder: &Folder, name: &str, domid: DomId) -> bool {
-        Self::of(folder, name).is_some_and(|ended| ended.domid == domid)
-    }
-
-    fn note(&self, folder: &Folder, name: &str) -> std::io::Result<()> {
-        let status = self.status.map(|status| format!(" {status}")).unwrap_or_default();
-        let text = format!("{} {} {}{status}\n", self.domid, self.reason, self.action.word());
-        replace(&folder.guest(name).join("ended"), &text)
-    }
-}
 
 /// A guest's life, over its restarts.
 struct Life {
@@ -106,9 +61,7 @@ impl Lives {
         match hasty {
             Some((lived, times)) if reason != ShutdownReason::Reboot || times > HASTY_MAX => {
                 let (lived, times) = (text::took(lived), text::times(times));
-                super::say(&format!(
-                    "{name} has ended {times} after {lived}: too soon to start it again"
-                ));
+                say(&format!("{name} has ended {times} after {lived}: too soon to start it again"));
                 Action::Destroy
             }
             _ => Action::Restart,
@@ -129,14 +82,14 @@ pub(super) fn settle(
     let Some(name) = host.store.try_read(format!("{home}/name"))? else { return Ok(()) };
     let name = text::lossy(name);
     let guest = folder.guest(&name);
-    let (description, settings) = kept(folder, &name)?;
+    let (description, settings) = kept::read(&guest)?;
     let action = match description.after(reason) {
         Action::Restart => lives.restart(&name, reason),
         other => other,
     };
     let status = domain::exit_status(&mut host.store, domid)?;
     let mut ended = Ended { domid, reason: reason_word(reason).into(), status, action };
-    ended.note(folder, &name).map_err(Error::io(guest.display()))?;
+    ended.note(&guest).map_err(Error::io(guest.path().display()))?;
     host.store.transaction(|tx| {
         // Whoever created it may be destroying it at this moment: what is gone does not come back.
         if tx.exists(format!("/libxl/{domid}"))? {
@@ -144,7 +97,7 @@ pub(super) fn settle(
         }
         Ok(())
     })?;
-    super::say(&format!(
+    say(&format!(
         "{name} (domain {domid}): {}, exit status {status:?}: {}",
         ended.reason,
         action.word()
@@ -155,7 +108,7 @@ pub(super) fn settle(
     let limit = || Limit::new(devices::CLOSES_WITHIN);
     // Its creator holds it until it is done, and this lock as long: who holds it after that, waits for it.
     let created = match action {
-        Action::Restart => Some(create::lock(folder, &name)?),
+        Action::Restart => Some(guest.lock()?),
         _ => None,
     };
     let holder = match &mut host.platform {
@@ -166,7 +119,7 @@ pub(super) fn settle(
     let others = matches!(host.control().destroy(domid), Err(xen::Error::Srch));
     if others && action == Action::Restart {
         ended.action = Action::Destroy;
-        ended.note(folder, &name).map_err(Error::io(guest.display()))?;
+        ended.note(&guest).map_err(Error::io(guest.path().display()))?;
     }
     let gone = domain::destroy(&mut host, domid, limit());
     if ended.action == Action::Destroy {
@@ -174,36 +127,24 @@ pub(super) fn settle(
         return gone;
     }
     drop(created);
-    let origin = create::origin_of(folder, &name, domid);
+    let origin = guest.origin_of(domid);
     let then = Then::RunAgain(Before { domid, holder });
     let again =
         gone.and_then(|()| create::create(&mut host, &description, &settings, then, limit()));
     match again {
-        Ok(new) => super::say(&format!("{name} runs again, as domain {}", new.domid)),
+        Ok(new) => say(&format!("{name} runs again, as domain {}", new.domid)),
         Err(error) => {
             // Whoever waits for it to run again waits no longer, by whichever number.
             ended.action = Action::Destroy;
-            match create::last_and_origin(folder, &name) {
+            match guest.last_and_origin() {
                 Some((last, of)) if of == origin => ended.domid = last,
                 // Somebody else has the name by now.
                 Some(_) => return Err(error),
                 None => {}
             }
-            ended.note(folder, &name).map_err(Error::io(guest.display()))?;
+            ended.note(&guest).map_err(Error::io(guest.path().display()))?;
             return Err(error);
         }
     }
     Ok(())
-}
-
-/// The configuration of a guest, as it was kept.
-fn kept(folder: &Folder, name: &str) -> Result<(Description, Vec<Setting>), Error> {
-    let path = folder.guest(name).join("config");
-    let text = config::load(&path).map_err(Error::Refused)?;
-    let settings = config::parse(&path.display().to_string(), &text, Syntax::Xl)?;
-    let (mut description, _) = Description::read(name, &settings)?;
-    let path = path.with_file_name("directory");
-    let directory = std::fs::read(&path).map_err(Error::io(path.display()))?;
-    description.directory = OsString::from_vec(directory).into();
-    Ok((description, settings))
 }

@@ -1,0 +1,49 @@
+//! How a guest has ended, and what follows: noted in its folder by the keeper, read by whoever waits for it.
+
+use super::files::replace;
+use super::guest_folder::GuestFolder;
+use crate::config::Action;
+use xen::DomId;
+
+/// A guest that has ended, as the keeper saw it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Ended {
+    /// Its number.
+    pub domid: DomId,
+    /// Why: a word of [`reason_word`](crate::domain::reason_word).
+    pub reason: String,
+    /// What its program ended with, where it said so.
+    pub status: Option<u8>,
+    /// What follows.
+    pub action: Action,
+}
+
+impl Ended {
+    /// What is noted of the guest that last had this name.
+    #[must_use]
+    pub fn of(guest: &GuestFolder) -> Option<Self> {
+        let text = std::fs::read_to_string(guest.ended()).ok()?;
+        let mut words = text.split_whitespace();
+        let domid = DomId(words.next()?.parse().ok()?);
+        let reason = words.next()?.to_owned();
+        let action = Action::parse(words.next()?)?;
+        Some(Self {
+            domid,
+            reason,
+            status: words.next().and_then(|word| word.parse().ok()),
+            action,
+        })
+    }
+
+    /// What is noted of the domain with this name and number, where it has ended by itself.
+    #[must_use]
+    pub fn of_domain(guest: &GuestFolder, domid: DomId) -> Option<Self> {
+        Self::of(guest).filter(|ended| ended.domid == domid)
+    }
+
+    pub(crate) fn note(&self, guest: &GuestFolder) -> std::io::Result<()> {
+        let status = self.status.map(|status| format!(" {status}")).unwrap_or_default();
+        let text = format!("{} {} {}{status}\n", self.domid, self.reason, self.action.word());
+        replace(&guest.ended(), &text)
+    }
+}

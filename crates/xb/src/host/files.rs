@@ -1,0 +1,48 @@
+//! Files: replaced as a whole, watched for changes.
+
+use crate::Error;
+use crate::wait::Limit;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::inotify::{CreateFlags, WatchFlags, add_watch, init};
+use rustix::time::Timespec;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+/// Writes a file that is there as it was or as it is to be.
+pub(crate) fn replace(path: &Path, text: impl AsRef<[u8]>) -> std::io::Result<()> {
+    let new = path.with_extension("new");
+    std::fs::write(&new, text)?;
+    std::fs::rename(new, path)
+}
+
+/// A file or folder that is watched.
+#[derive(Debug)]
+pub struct Watch(OwnedFd);
+
+impl Watch {
+    /// Begins to watch for such changes.
+    pub(super) fn new(path: &Path, changes: WatchFlags) -> std::io::Result<Self> {
+        let watch = init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
+        add_watch(&watch, path, changes)?;
+        Ok(Self(watch))
+    }
+
+    /// Takes note of changes; true where there are any since the last time.
+    pub(crate) fn take(&self) -> bool {
+        matches!(rustix::io::read(&self.0, &mut [0_u8; 4096]), Ok(1..))
+    }
+
+    /// Waits until there may be a change, or for a moment: what is watched is looked at again, whatever has come.
+    pub(crate) fn wait(&self, limit: Limit, what: &dyn Fn() -> String) -> Result<(), Error> {
+        let slice = Timespec::try_from(limit.slice(what)?).ok();
+        let _ = poll(&mut [PollFd::new(self, PollFlags::IN)], slice.as_ref());
+        self.take();
+        Ok(())
+    }
+}
+
+impl AsFd for Watch {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}

@@ -1,0 +1,181 @@
+//! The folder of a guest: what is kept under its name while it is there, and until it is long gone.
+//!
+//! | in it | what |
+//! |---|---|
+//! | `domid` | the number of the domain that last had the name, and of the one in whose place it was started |
+//! | `config`, `directory` | its configuration, to start it again: [`kept`](super::kept) |
+//! | `output` | the FIFO that it prints into |
+//! | `log`, `log.1` | what it has printed, as the keeper wrote it |
+//! | `ended` | how it ended: [`Ended`](super::ended::Ended) |
+
+use super::files::{Watch, replace};
+use crate::Error;
+use crate::wait::Limit;
+use rustix::fs::{CWD, FileType, FlockOperation, Mode, OFlags, flock, inotify, mknodat, open};
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use xen::DomId;
+
+/// The folder of a guest, whether it is there or not.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct GuestFolder {
+    name: String,
+    path: PathBuf,
+}
+
+impl GuestFolder {
+    /// That of a name, in the folder of all guests.
+    pub(super) fn new(guests: &Path, name: &str) -> Self {
+        Self { name: name.into(), path: guests.join(name) }
+    }
+
+    /// The guest's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its path.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The guest's log.
+    #[must_use]
+    pub fn log(&self) -> PathBuf {
+        self.path.join("log")
+    }
+
+    /// Watches it: the log, which is set aside when it is full, and the note of its end.
+    ///
+    /// # Errors
+    /// It is not there.
+    pub fn watch(&self) -> std::io::Result<Watch> {
+        use inotify::WatchFlags;
+        Watch::new(&self.path, WatchFlags::MODIFY | WatchFlags::CREATE | WatchFlags::MOVED_TO)
+    }
+
+    /// Waits until the guest has printed a line of which `wanted` makes something; lines of before count.
+    ///
+    /// # Errors
+    /// [`Error::Timeout`], [`Error::Interrupted`], or there is no such guest.
+    pub fn await_line<T>(
+        &self,
+        limit: Limit,
+        wanted: &dyn Fn(&str) -> Option<T>,
+    ) -> Result<T, Error> {
+        let path = self.log();
+        let watch = self.watch().map_err(Error::io(path.display()))?;
+        loop {
+            let text = std::fs::read(&path).map_err(Error::io(path.display()))?;
+            let text = String::from_utf8_lossy(&text);
+            // A line without an end is not yet what it will be.
+            let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+            if let Some(found) = whole.lines().find_map(wanted) {
+                return Ok(found);
+            }
+            watch.wait(limit, &|| {
+                format!("{} prints what is waited for ({})", self.name, path.display())
+            })?;
+        }
+    }
+
+    /// Makes the FIFO that the guest prints into anew: the keeper's end and the guest's, which reads as well.
+    pub(super) fn new_output(&self) -> Result<(OwnedFd, OwnedFd), Error> {
+        let path = self.output();
+        let said = |errno: rustix::io::Errno| Error::io(path.display())(errno.into());
+        // One of before has another guest's words in it, perhaps.
+        let _ = std::fs::remove_file(&path);
+        mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).map_err(said)?;
+        let read = self.open_output().map_err(said)?;
+        let write = open(&path, OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty());
+        Ok((read, write.map_err(said)?))
+    }
+
+    /// The keeper's end of the FIFO; it is not waited for anybody at the other.
+    pub(crate) fn open_output(&self) -> Result<OwnedFd, rustix::io::Errno> {
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        open(self.output(), flags, Mode::empty())
+    }
+
+    fn output(&self) -> PathBuf {
+        self.path.join("output")
+    }
+
+    /// The number of the domain that last had the name.
+    pub(crate) fn last(&self) -> Option<DomId> {
+        Some(self.last_and_origin()?.0)
+    }
+
+    /// The number of the domain that last had the name, and of the one in whose place it was started, over all
+    /// restarts.
+    pub(crate) fn last_and_origin(&self) -> Option<(DomId, DomId)> {
+        let text = std::fs::read_to_string(self.domid()).ok()?;
+        let mut numbers = text.split_whitespace().map(|word| word.parse().ok().map(DomId));
+        let last = numbers.next()??;
+        Some((last, numbers.next().flatten().unwrap_or(last)))
+    }
+
+    /// The first of the restarts that the domain with this number has come from.
+    pub(crate) fn origin_of(&self, domid: DomId) -> DomId {
+        let noted = self.last_and_origin().filter(|(last, _)| *last == domid);
+        noted.map_or(domid, |(_, origin)| origin)
+    }
+
+    /// Notes who has the name: the next to take it finds that. How the one before ended is nothing of this one's, and
+    /// numbers begin anew with each host.
+    pub(crate) fn note(&self, domid: DomId, origin: DomId) -> std::io::Result<()> {
+        replace(&self.domid(), format!("{domid} {origin}"))?;
+        match std::fs::remove_file(self.ended()) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// The file that has the domain's number; it is as old as the domain.
+    pub(crate) fn domid(&self) -> PathBuf {
+        self.path.join("domid")
+    }
+
+    /// The file that says how the guest ended.
+    pub(super) fn ended(&self) -> PathBuf {
+        self.path.join("ended")
+    }
+
+    /// Makes it, and locks it for who creates a domain of the name, unless somebody else has.
+    pub(crate) fn claim(&self) -> Result<File, Error> {
+        let said = |error| Error::io(self.path.display())(error);
+        loop {
+            std::fs::create_dir_all(&self.path).map_err(said)?;
+            let dir = File::open(&self.path).map_err(said)?;
+            if flock(&dir, FlockOperation::NonBlockingLockExclusive).is_err() {
+                return Err(Error::Refused(format!(
+                    "another xb is creating {} at this moment",
+                    self.name
+                )));
+            }
+            // The keeper may have removed it in between, as one of long ago.
+            let here = dir.metadata().map_err(said)?.ino();
+            if std::fs::metadata(&self.path).is_ok_and(|now| now.ino() == here) {
+                return Ok(dir);
+            }
+        }
+    }
+
+    /// Waits until nobody is creating a domain of the name, and keeps others from it.
+    pub(crate) fn lock(&self) -> Result<File, Error> {
+        let dir = File::open(&self.path).map_err(Error::io(self.path.display()))?;
+        let locked = flock(&dir, FlockOperation::LockExclusive);
+        locked.map_err(|errno| Error::io(self.path.display())(errno.into()))?;
+        Ok(dir)
+    }
+
+    /// Locks it where nobody has and it is there.
+    pub(crate) fn try_lock(&self) -> Option<File> {
+        let dir = File::open(&self.path).ok()?;
+        flock(&dir, FlockOperation::NonBlockingLockExclusive).is_ok().then_some(dir)
+    }
+}
