@@ -4,6 +4,7 @@ mod guests;
 
 use super::{All, host, out, tree};
 use crate::config::{DiskSpec, Syntax};
+use crate::devices::disk;
 use crate::domain::create::{self, Then};
 use crate::host::daemons::{self, BLOCK, DAEMONS, Daemon};
 use crate::host::folder::Folder;
@@ -174,7 +175,7 @@ impl Show {
             let sum = self.says("one", "written")?;
             if way == Way::Kernel {
                 let one = domain::find(host, "one")?;
-                devices::mount::unmount(host, &one)?;
+                disk::mount::unmount(host, &one)?;
             }
             Ok(format!("40 files, sha256 {}", sum.get(..16).unwrap_or(&sum)))
         })
@@ -199,8 +200,8 @@ impl Show {
 
     fn mount(&self, host: &mut Host, name: &str, vdev: &str) -> Result<(), Error> {
         let guest = domain::find(host, name)?;
-        let disk = devices::disk(&mut host.store, guest.info.domid, vdev)?;
-        devices::mount::mount(host, &guest, &disk, "ext4", self.limit())
+        let disk = disk::find(&mut host.store, guest.info.domid, vdev)?;
+        disk::mount::mount(host, &guest, &disk, "ext4", self.limit())
     }
 
     /// The backend dies, where there is something to write while two writes.
@@ -261,14 +262,14 @@ impl Show {
         let spec = format!("vdev={vdev},access=w,target={}", image.display());
         let domid = domain::find(host, name)?.info.domid;
         let spec = DiskSpec::parse(&spec).map_err(|wrong| Error::Refused(wrong.to_string()))?;
-        let disk = devices::prepare(&spec, devices::Place::Hosted, &super::here())?;
-        devices::attach(host, domid, &disk, self.limit()).map(|()| String::new())
+        let disk = disk::prepare(&spec, disk::Place::Hosted, &super::here())?;
+        devices::attach(host, &disk.device(domid)?, self.limit()).map(|()| String::new())
     }
 
     fn detach(&self, host: &mut Host, name: &str, vdev: &str) -> Result<String, Error> {
         let domid = domain::find(host, name)?.info.domid;
-        let disk = devices::disk(&mut host.store, domid, vdev)?;
-        devices::detach(host, &disk.device, devices::Force::Ask, self.limit())
+        let disk = disk::find(&mut host.store, domid, vdev)?;
+        devices::detach(host, &disk.attached.device, devices::Force::Ask, self.limit())
             .map(|()| String::new())
     }
 

@@ -2,7 +2,8 @@
 
 use super::{All, out};
 use crate::config::DiskSpec;
-use crate::devices::{self, Attached, Force, Place};
+use crate::devices::disk::{self, AttachedDisk, Place};
+use crate::devices::{self, Force};
 use crate::host::Host;
 use crate::{Error, domain, text};
 use clap::{Args, Subcommand};
@@ -96,18 +97,18 @@ fn size(text: &str) -> Result<u64, String> {
 }
 
 /// A disk for programs.
-pub(crate) fn as_json(disk: &Attached) -> Value {
+pub(crate) fn as_json(disk: &AttachedDisk) -> Value {
     json!({
         "vdev": disk.vdev,
-        "devid": disk.device.id.devid,
+        "devid": disk.number(),
         "target": disk.target,
         "access": disk.mode,
-        "backend": disk.device.backend_kind,
+        "backend": disk.attached.device.backend_kind,
         "bytes": disk.bytes,
-        "frontend_state": disk.front.to_string(),
+        "frontend_state": disk.attached.front.to_string(),
         "backend_state": disk.backend_state(),
         "server_gone": disk.server_gone,
-        "error": disk.error,
+        "error": disk.attached.error,
     })
 }
 
@@ -117,22 +118,22 @@ pub(crate) fn run(all: &All, command: &Command) -> Result<u8, Error> {
         Command::Detach(detach) => {
             domain::with(&mut all.open()?, &detach.domain, |host, domain| {
                 let domid = domain.info.domid;
-                let disk = devices::disk(&mut host.store, domid, &detach.vdev)?;
+                let disk = disk::find(&mut host.store, domid, &detach.vdev)?;
                 let force = if detach.force { Force::Take } else { Force::Ask };
-                devices::detach(host, &disk.device, force, all.limit())?;
+                devices::detach(host, &disk.attached.device, force, all.limit())?;
                 let so = json!({ "domid": domid.0, "vdev": disk.vdev, "detached": true });
                 if all.json { out::json(&so) } else { Ok(0) }
             })
         }
         Command::Mount(mount) => domain::with(&mut all.open()?, &mount.domain, |host, domain| {
-            let disk = devices::disk(&mut host.store, domain.info.domid, &mount.vdev)?;
-            devices::mount::mount(host, domain, &disk, &mount.fs_type, all.limit())?;
-            let at = devices::mount::PLACE;
+            let disk = disk::find(&mut host.store, domain.info.domid, &mount.vdev)?;
+            disk::mount::mount(host, domain, &disk, &mount.fs_type, all.limit())?;
+            let at = disk::mount::PLACE;
             let so = json!({ "domain": domain.name, "vdev": disk.vdev, "mounted": at });
             if all.json { out::json(&so) } else { Ok(0) }
         }),
         Command::Unmount { domain } => domain::with(&mut all.open()?, domain, |host, domain| {
-            devices::mount::unmount(host, domain)?;
+            disk::mount::unmount(host, domain)?;
             let so = json!({ "domain": domain.name, "mounted": null });
             if all.json { out::json(&so) } else { Ok(0) }
         }),
@@ -141,8 +142,8 @@ pub(crate) fn run(all: &All, command: &Command) -> Result<u8, Error> {
         Command::Resize(resize) => {
             domain::with(&mut all.open()?, &resize.domain, |host, domain| {
                 let domid = domain.info.domid;
-                let disk = devices::disk(&mut host.store, domid, &resize.vdev)?;
-                devices::resize(host, &disk, resize.size, all.limit())?;
+                let disk = disk::find(&mut host.store, domid, &resize.vdev)?;
+                disk::resize(host, &disk, resize.size, all.limit())?;
                 now(all, host, domid, &resize.vdev)
             })
         }
@@ -154,11 +155,12 @@ fn attach(all: &All, attach: &Attach) -> Result<u8, Error> {
     domain::with(&mut all.open()?, &attach.domain, |host, domain| {
         let domid = domain.info.domid;
         let spec = DiskSpec::parse(&text).map_err(|wrong| Error::Refused(wrong.to_string()))?;
-        let disk = devices::prepare(&spec, Place::of(host), &super::here())?;
+        let disk = disk::prepare(&spec, Place::of(host), &super::here())?;
+        let device = disk.device(domid)?;
         if attach.no_wait {
-            devices::add(&mut host.store, domid, &disk)?;
+            devices::add(&mut host.store, &device)?;
         } else {
-            devices::attach(host, domid, &disk, all.limit())?;
+            devices::attach(host, &device, all.limit())?;
         }
         now(all, host, domid, &spec.vdev)
     })
@@ -169,7 +171,7 @@ fn now(all: &All, host: &mut Host, domid: DomId, vdev: &str) -> Result<u8, Error
     if !all.json {
         return Ok(0);
     }
-    out::json(&as_json(&devices::disk(&mut host.store, domid, vdev)?))
+    out::json(&as_json(&disk::find(&mut host.store, domid, vdev)?))
 }
 
 fn list(all: &All, which: Option<&str>) -> Result<u8, Error> {
@@ -185,13 +187,13 @@ fn list(all: &All, which: Option<&str>) -> Result<u8, Error> {
     ];
     let mut values = Vec::new();
     for domain in domains {
-        for disk in devices::disks(&mut host.store, domain.info.domid)? {
+        for disk in disk::list(&mut host.store, domain.info.domid)? {
             rows.push(vec![
                 out::clean(&domain.name),
                 out::clean(&disk.vdev),
                 disk.bytes.map_or_else(|| "-".into(), text::size),
                 out::clean(&disk.mode),
-                disk.front.to_string(),
+                disk.attached.front.to_string(),
                 disk.backend_state(),
                 out::clean(&disk.target),
             ]);

@@ -2,14 +2,15 @@
 
 use super::domain::Which;
 use super::{All, out};
+use crate::devices::disk;
 use crate::host::Platform;
-use crate::{Error, devices, domain};
+use crate::{Error, domain};
 use serde_json::{Value, json};
 
 pub(crate) fn run(all: &All, which: &Which) -> Result<u8, Error> {
     domain::with(&mut all.open()?, &which.domain, |host, domain| {
         let domid = domain.info.domid;
-        let disks = devices::disks(&mut host.store, domid)?;
+        let disks = disk::list(&mut host.store, domid)?;
         let mut value = super::domain::as_json(domain);
         value["disks"] = disks.iter().map(super::disk::as_json).collect();
         if let Platform::Hosted { control, folder } = &mut host.platform

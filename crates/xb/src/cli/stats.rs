@@ -1,7 +1,8 @@
 //! `xb disk stats`.
 
 use super::{All, out};
-use crate::devices::stats::{self, Counts};
+use crate::devices::disk;
+use crate::devices::disk::stats::{self, Counts};
 use crate::{Error, domain, text};
 use serde_json::{Value, json};
 
@@ -28,8 +29,10 @@ pub(crate) fn run(all: &All, which: Option<&str>) -> Result<u8, Error> {
     ];
     let mut values = Vec::new();
     for domain in &domains {
-        for disk in crate::devices::disks(&mut host.store, domain.info.domid)? {
-            let Some(of) = read.iter().find(|of| of.id == disk.device.id) else { continue };
+        for disk in disk::list(&mut host.store, domain.info.domid)? {
+            let Some(of) = read.iter().find(|of| of.id == disk.attached.device.id) else {
+                continue;
+            };
             let mut value = json!({
                 "domain": domain.name, "vdev": disk.vdev, "persistent_pages": of.persistent,
                 "wrong": of.wrong, "replayed": of.replayed,

@@ -1,8 +1,9 @@
 //! `xb tree`: domains and their devices, with their states.
 
 use super::{All, out};
+use crate::devices::disk;
 use crate::host::Host;
-use crate::{Error, devices, domain, text};
+use crate::{Error, domain, text};
 use xen_io::xenbus::State;
 
 pub(crate) fn run(all: &All) -> Result<u8, Error> {
@@ -10,7 +11,7 @@ pub(crate) fn run(all: &All) -> Result<u8, Error> {
     if all.json {
         let mut values = Vec::new();
         for domain in domain::list(&mut host)? {
-            let disks = devices::disks(&mut host.store, domain.info.domid)?;
+            let disks = disk::list(&mut host.store, domain.info.domid)?;
             let mut value = super::domain::as_json(&domain);
             value["disks"] = disks.iter().map(super::disk::as_json).collect();
             values.push(value);
@@ -30,20 +31,21 @@ pub(crate) fn draw(host: &mut Host) -> Result<String, Error> {
         let (branch, pad) = if last { ("└─", "  ") } else { ("├─", "│ ") };
         let (name, domid, state) = (out::clean(&domain.name), domain.info.domid, domain.state());
         tree.push_str(&format!("{branch} {name} (domain {domid}) {state}\n"));
-        let disks = devices::disks(&mut host.store, domid)?;
+        let disks = disk::list(&mut host.store, domid)?;
         for (at, disk) in disks.iter().enumerate() {
             let branch = if at + 1 == disks.len() { "└─" } else { "├─" };
-            let state = if (disk.front, disk.back, disk.server_gone)
+            let state = if (disk.attached.front, disk.attached.back, disk.server_gone)
                 == (State::Connected, State::Connected, false)
             {
                 State::Connected.to_string()
             } else {
-                format!("frontend {}, backend {}", disk.front, disk.backend_state())
+                format!("frontend {}, backend {}", disk.attached.front, disk.backend_state())
             };
             let size =
                 disk.bytes.map(|bytes| format!(" {}", text::size(bytes))).unwrap_or_default();
             let access = if disk.mode.starts_with('w') { "" } else { " read-only" };
             let error = disk
+                .attached
                 .error
                 .as_ref()
                 .map(|error| format!(": {}", out::clean(error)))

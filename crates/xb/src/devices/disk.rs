@@ -1,5 +1,11 @@
-//! A disk as it is described, made into the nodes of both its ends.
+//! Disks: one as it is described is made into a device.
 
+mod attached;
+pub mod mount;
+mod resize;
+pub mod stats;
+
+use super::device::Device;
 use crate::config::DiskSpec;
 use crate::config::disk::{BackendType, Format, Specification};
 use crate::host::{Host, Platform};
@@ -11,7 +17,9 @@ use xen::DomId;
 use xen_block::disk::DiskAccess;
 use xen_block::disk::target::Target;
 use xen_block::vbd::{Trust, Vbd};
-use xenbus::toolstack::NewDevice;
+
+pub use attached::{AttachedDisk, find, list};
+pub use resize::resize;
 
 /// The script that says to libxl that `xen-blockd` serves a disk.
 const OUR_SCRIPT: &str = "block-xenbus";
@@ -161,7 +169,10 @@ fn absolute(named: &str, directory: &Path) -> String {
 
 impl Disk {
     /// Its device in a domain.
-    pub(super) fn device(&self, domid: DomId) -> Result<NewDevice, Error> {
+    ///
+    /// # Errors
+    /// It has no number.
+    pub fn device(&self, domid: DomId) -> Result<Device, Error> {
         let spec = &self.spec;
         let numeric = spec.vdev.starts_with(|first: char| first.is_ascii_digit());
         let vbd = Vbd {
@@ -200,6 +211,6 @@ impl Disk {
             device.backend_nodes.push(("script".into(), format!("{SCRIPTS}{OUR_SCRIPT}")));
             device.backend_nodes.push(("hotplug-status".into(), "connected".into()));
         }
-        Ok(device)
+        Ok(Device::new(device).named(&spec.vdev).serving(&self.target))
     }
 }

@@ -1,7 +1,8 @@
 //! Creating a hosted guest: its process, its nodes, its disks, in this order; undone if any step fails.
 
 use crate::config::{self, Description, Setting};
-use crate::devices::{self, Disk};
+use crate::devices::disk::{self, Disk};
+use crate::devices::{self, Device};
 use crate::domain::{Domain, program};
 use crate::host::daemons::BROKER;
 use crate::host::ended::Ended;
@@ -71,7 +72,7 @@ pub fn create(
         let why = "hosted guests have no ramdisk; leave the key out";
         return Err(Error::Refused(format!("ramdisk = {ramdisk:?}: {why}")));
     }
-    let prepare = |disk| devices::prepare(disk, devices::Place::Hosted, &description.directory);
+    let prepare = |spec| disk::prepare(spec, disk::Place::Hosted, &description.directory);
     let disks = description.disks.iter().map(prepare);
     let disks: Vec<Disk> = disks.collect::<Result<_, _>>()?;
     wait::check()?;
@@ -226,9 +227,11 @@ fn set_up(
     }
     write_nodes(&mut host.store, description, domid, &domain.info.handle)?;
     host.store.introduce(domid.0, created.store_gfn.0, created.store_port.0)?;
-    for disk in disks {
+    let all = disks.iter().map(|disk| disk.device(domid));
+    let all: Vec<Device> = all.collect::<Result<_, _>>()?;
+    for device in &all {
         wait::check()?;
-        devices::add(&mut host.store, domid, disk)?;
+        devices::add(&mut host.store, device)?;
     }
     wait::check()?;
     if then == Then::StayPaused {
@@ -239,9 +242,9 @@ fn set_up(
         Ok(()) | Err(xen::Error::Inval) => {}
         Err(error) => return Err(Error::platform(format!("starting {}", description.name))(error)),
     }
-    for disk in disks {
+    for device in &all {
         wait::check()?;
-        match devices::await_connected(host, domid, disk, limit) {
+        match devices::await_connected(host, device, limit) {
             Err(Error::Refused(_) | Error::Ended(_))
                 if has_run(host, &description.name, domid)? =>
             {

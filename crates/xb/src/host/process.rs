@@ -19,7 +19,7 @@ use std::time::Duration;
 
 /// How long a daemon may take to end when it is asked, and when it is killed. All one after the other take less than
 /// systemd gives `host down`.
-pub(super) const ENDS_WITHIN: Duration = Duration::from_secs(10);
+const ENDS_WITHIN: Duration = Duration::from_secs(10);
 
 impl Daemon {
     fn command(&self, folder: &Folder) -> Result<Command, Error> {
@@ -202,5 +202,19 @@ impl Process {
     fn ended(&self, within: Duration) -> bool {
         let within = Timespec::try_from(within).ok();
         matches!(poll(&mut [PollFd::new(&self.handle, PollFlags::IN)], within.as_ref()), Ok(1..))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ENDS_WITHIN;
+    use crate::host::daemons::DAEMONS;
+
+    #[test]
+    fn all_end_within_the_time_that_systemd_gives() {
+        let unit = include_str!("../../systemd/xb-host.service");
+        let seconds = unit.lines().find_map(|line| line.strip_prefix("TimeoutStopSec="));
+        let seconds: u64 = seconds.unwrap().parse().unwrap();
+        assert!(2 * ENDS_WITHIN.as_secs() * (DAEMONS.len() as u64) < seconds);
     }
 }

@@ -2,6 +2,7 @@
 
 mod commands;
 mod demo;
+mod devices;
 mod disks;
 mod ends;
 mod faults;

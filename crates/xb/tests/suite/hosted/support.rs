@@ -90,8 +90,12 @@ impl Host {
         let mut stay: Vec<String> =
             ["/libxl", "/local/domain/0", "/vm"].map(str::to_owned).to_vec();
         stay.extend(["/local", "/local/domain"].map(str::to_owned));
-        for end in ["backend", "backend/vbd", "error", "error/backend", "error/backend/vbd"] {
+        for end in ["backend", "error", "error/backend"] {
             stay.push(format!("/local/domain/0/{end}"));
+        }
+        for kind in ["vbd", "adder"] {
+            stay.push(format!("/local/domain/0/backend/{kind}"));
+            stay.push(format!("/local/domain/0/error/backend/{kind}"));
         }
         let nodes = self.ok(&["store", "ls", "-f", "/"]);
         let stays = |line: &&str| stay.iter().any(|path| *line == format!("{path} = \"\""));

@@ -3,7 +3,7 @@
 //! Such a guest is trusted with the host's kernel: it chooses each byte that the kernel's file system reads. So
 //! nobody but root can do it, and for no other guest.
 
-use super::Attached;
+use super::attached::AttachedDisk;
 use crate::Error;
 use crate::domain::Domain;
 use crate::host::folder::Folder;
@@ -32,7 +32,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(2);
 pub fn mount(
     host: &mut Host,
     domain: &Domain,
-    disk: &Attached,
+    disk: &AttachedDisk,
     fs_type: &str,
     limit: Limit,
 ) -> Result<(), Error> {
@@ -40,7 +40,7 @@ pub fn mount(
     // Two at once would both find nothing mounted. It ends with this call.
     let _alone = host.folder().map(|folder| alone(folder, &domain.name)).transpose()?;
     unused(&process, &domain.name)?;
-    let file = format!("/dev/{}", vbd::name(disk.device.id.devid));
+    let file = format!("/dev/{}", vbd::name(disk.number()));
     let access = if disk.mode.starts_with('w') { Access::ReadWrite } else { Access::Read };
     let said = |error: MountError| Error::Refused(format!("{}: {error}", domain.name));
     let device = loop {

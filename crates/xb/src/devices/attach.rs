@@ -1,0 +1,112 @@
+//! Adding a device, and waiting until it is connected.
+
+use super::detach::{CLOSES_WITHIN, Force, detach};
+use super::device::Device;
+use super::ends::{state, watched};
+use crate::host::{Host, daemons};
+use crate::wait::{self, Limit};
+use crate::{Error, text};
+use std::time::Duration;
+use xen::DomId;
+use xen_io::xenbus::State;
+use xenbus::toolstack::{self, Added};
+use xenstore::{Client, Store};
+
+/// Longest time that a guest whose ring cannot be used may take to end, so that its end is the cause.
+const ENDS_WITHIN: Duration = Duration::from_secs(1);
+/// Between two looks for that.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
+
+/// Adds a device to its domain: both ends and libxl's nodes, in one transaction. One of that number must not be there.
+///
+/// # Errors
+/// [`Error::Refused`] where there is one, [`Error::Destroyed`] where the domain has no nodes any more.
+pub fn add(store: &mut Client, device: &Device) -> Result<(), Error> {
+    let domid = device.domid();
+    match toolstack::add_new(store, device.nodes())? {
+        Added::New => Ok(()),
+        Added::WasThere => Err(Error::Refused(format!(
+            "domain {domid} has a {} already{}",
+            device.words(),
+            device.advice()
+        ))),
+        Added::NoDomain => Err(Error::destroyed(format!("domain {domid}"))),
+    }
+}
+
+/// Adds a device to a domain that runs and waits until it is connected; takes it away again if it does not.
+///
+/// # Errors
+/// A sentence: why it does not connect.
+pub fn attach(host: &mut Host, device: &Device, limit: Limit) -> Result<(), Error> {
+    add(&mut host.store, device)?;
+    let Err(error) = await_connected(host, device, limit) else { return Ok(()) };
+    let nodes = device.nodes();
+    let undone = wait::undo(|| detach(host, nodes, Force::Take, Limit::new(CLOSES_WITHIN)));
+    Err(error.with_undoing(undone))
+}
+
+/// Waits until both ends of a device are connected.
+///
+/// # Errors
+/// What the backend says of it, [`Error::Timeout`] with the states of both ends, [`Error::Interrupted`].
+pub fn await_connected(host: &mut Host, device: &Device, limit: Limit) -> Result<(), Error> {
+    let (domid, words) = (device.domid(), device.words());
+    let (front, back) = (device.nodes().frontend_path(), device.nodes().backend_path());
+    let states = std::cell::Cell::new((State::Unknown, State::Unknown));
+    let what = || {
+        let (front, back) = states.get();
+        format!("{words} of domain {domid} connects (frontend {front}, backend {back})")
+    };
+    let backend = daemons::backend(&device.nodes().backend_kind);
+    let log = host.folder().zip(backend).map(|(folder, daemon)| daemon.log(folder));
+    let log = log.map(|log| format!("; {} says more", log.display())).unwrap_or_default();
+    let ended =
+        || Error::Ended(format!("domain {domid} has ended before its {words} was connected"));
+    let connected =
+        watched(host, &[&front, &back, "@releaseDomain"], |Host { store, platform }| {
+            limit.until(store, &what, |store| {
+                let both = (state(store, &front)?, state(store, &back)?);
+                states.set(both);
+                if both == (State::Connected, State::Connected) {
+                    return Ok(Some(()));
+                }
+                for end in [&back, &front] {
+                    if let Some(error) = store.try_read(format!("{end}/error"))? {
+                        let error = text::clean(text::lossy(error).trim());
+                        let device = device.words_with_target();
+                        return Err(Error::Refused(format!("{device}: {error}{log}")));
+                    }
+                }
+                if platform.runs(domid, None) {
+                    return Ok(None);
+                }
+                Err(ended())
+            })
+        });
+    match connected {
+        Err(error @ Error::Refused(_))
+            if !matches!(states.get().0, State::Initialising | State::InitWait) =>
+        {
+            // A guest that ends takes its ring along before it is gone.
+            if ends(host, domid, limit.within(ENDS_WITHIN))? {
+                Err(Error::Ended(format!("{}; {error}", ended())))
+            } else {
+                Err(error)
+            }
+        }
+        connected => connected,
+    }
+}
+
+/// True where a domain ends in time.
+fn ends(host: &mut Host, domid: DomId, limit: Limit) -> Result<bool, Error> {
+    while host.platform.runs(domid, None) {
+        match limit.slice(&|| format!("domain {domid} ends")) {
+            Ok(slice) => std::thread::sleep(slice.min(LOOK_AGAIN)),
+            Err(Error::Timeout { .. }) => return Ok(false),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(true)
+}

@@ -1,0 +1,78 @@
+//! Devices as they are in the store.
+
+use super::ends::state;
+use crate::{Error, text};
+use xen::DomId;
+use xen_io::xenbus::State;
+use xenbus::Id;
+use xenbus::toolstack::NewDevice;
+use xenstore::{Client, Store};
+
+/// A device as it is in the store.
+#[derive(Clone, Debug)]
+pub struct Attached {
+    /// Where its nodes are.
+    pub device: NewDevice,
+    /// The frontend's state.
+    pub front: State,
+    /// The backend's state.
+    pub back: State,
+    /// What went wrong with it, in the backend's words.
+    pub error: Option<String>,
+}
+
+impl Attached {
+    fn read(store: &mut Client, device: NewDevice) -> Result<Self, Error> {
+        let back = device.backend_path();
+        let error = store.try_read(format!("{back}/error"))?.map(text::lossy);
+        let (front, back) = (state(store, &device.frontend_path())?, state(store, &back)?);
+        Ok(Self { device, front, back, error })
+    }
+
+    /// The text of a node of its backend.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub fn backend_node(&self, store: &mut Client, name: &str) -> Result<Option<String>, Error> {
+        let path = format!("{}/{name}", self.device.backend_path());
+        Ok(store.try_read(path)?.map(text::lossy))
+    }
+}
+
+/// All devices of a domain that the toolstack has noted, of every kind.
+///
+/// # Errors
+/// [`Error::Store`].
+pub fn list(store: &mut Client, domid: DomId) -> Result<Vec<NewDevice>, Error> {
+    let mut devices = Vec::new();
+    for kind in store.list(format!("/libxl/{domid}/device"))? {
+        for devid in store.list(format!("/libxl/{domid}/device/{kind}"))? {
+            let Ok(devid) = devid.parse() else { continue };
+            let id = Id { frontend: domid, devid };
+            let noted = store.try_read(format!("/libxl/{domid}/device/{kind}/{devid}/backend"))?;
+            let noted = text::lossy(noted.unwrap_or_default());
+            let Some((backend, backend_kind)) = backend_of(&noted) else { continue };
+            let mut device = NewDevice::new(&kind, id, backend);
+            device.backend_kind = backend_kind.into();
+            devices.push(device);
+        }
+    }
+    Ok(devices)
+}
+
+/// The devices of a domain that are of a kind, and how they are.
+///
+/// # Errors
+/// [`Error::Store`].
+pub fn list_of_kind(store: &mut Client, domid: DomId, kind: &str) -> Result<Vec<Attached>, Error> {
+    let mut devices = list(store, domid)?;
+    devices.retain(|device| device.kind == kind);
+    devices.into_iter().map(|device| Attached::read(store, device)).collect()
+}
+
+/// The domain and kind of a backend, by its path: `/local/domain/0/backend/vbd/3/51712`.
+pub(crate) fn backend_of(path: &str) -> Option<(DomId, &str)> {
+    let parts: Vec<&str> = path.split('/').collect();
+    let ["", "local", "domain", backend, "backend", kind, ..] = parts[..] else { return None };
+    Some((DomId(backend.parse().ok()?), kind))
+}

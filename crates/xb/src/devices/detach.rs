@@ -1,0 +1,122 @@
+//! Taking a device away: asked for, awaited, and its nodes removed.
+
+use super::attached::list;
+use super::device::{command, word};
+use super::ends::{state, watched};
+use crate::host::Host;
+use crate::wait::Limit;
+use crate::{Error, text};
+use std::time::Duration;
+use xen::DomId;
+use xen_io::xenbus::State;
+use xenbus::toolstack::{self, NewDevice};
+use xenstore::{Client, Store};
+
+/// How long a backend may take to let go of a device whose domain is gone.
+pub const CLOSES_WITHIN: Duration = Duration::from_secs(10);
+/// A device that its guest says is in use may be on its way out, as a disk after an unmount; this is waited for.
+const BUSY: Duration = Duration::from_secs(2);
+
+/// Whether a device may be torn out of its guest's hands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Force {
+    /// It is asked for.
+    Ask,
+    /// It is taken, whatever the guest does with it.
+    Take,
+}
+
+/// Takes a device away from a domain that runs: asked for, awaited, forgotten.
+///
+/// # Errors
+/// [`Error::Timeout`] where the guest does not let go; [`Force::Take`] then.
+pub fn detach(
+    host: &mut Host,
+    device: &NewDevice,
+    force: Force,
+    limit: Limit,
+) -> Result<(), Error> {
+    toolstack::detach(&mut host.store, device)?;
+    match (await_closed(host, device, force, limit), force) {
+        (Ok(()), _) | (Err(Error::Timeout { .. }), Force::Take) => forget(&mut host.store, device),
+        (Err(error), _) => Err(error),
+    }
+}
+
+/// Waits until a device that was asked for is closed.
+fn await_closed(
+    host: &mut Host,
+    device: &NewDevice,
+    force: Force,
+    limit: Limit,
+) -> Result<(), Error> {
+    let (front, back) = (device.frontend_path(), device.backend_path());
+    let called =
+        format!("{} {} of domain {}", word(&device.kind), device.id.devid, device.id.frontend);
+    let what = || format!("{called} is let go of (the guest uses it? --force takes it away)");
+    watched(host, &[&back, &front], |host| {
+        let refused = limit.until(&mut host.store, &what, |store| {
+            if is_closed(store, &back)? {
+                return Ok(Some(None));
+            }
+            let refused = store.try_read(format!("{front}/error"))?.map(text::lossy);
+            Ok(refused.filter(|_| force == Force::Ask).map(Some))
+        })?;
+        let Some(error) = refused else { return Ok(()) };
+        let closed = limit
+            .within(BUSY)
+            .until(&mut host.store, &what, |store| Ok(is_closed(store, &back)?.then_some(())));
+        match closed {
+            Err(Error::Timeout { .. }) => {
+                let advice = command(&device.kind).map(|command| {
+                    format!("; xb {command} detach again then, or with --force now")
+                });
+                let (error, advice) = (text::clean(error.trim()), advice.unwrap_or_default());
+                Err(Error::Refused(format!("{called}: {error}{advice}")))
+            }
+            closed => closed,
+        }
+    })
+}
+
+/// Whether a backend has let go.
+fn is_closed(store: &mut Client, back: &str) -> Result<bool, Error> {
+    Ok(matches!(state(store, back)?, State::Closed | State::Unknown))
+}
+
+/// Takes away the nodes of a device, with what its backend has said of errors.
+fn forget(store: &mut Client, device: &NewDevice) -> Result<(), Error> {
+    toolstack::forget(store, device)?;
+    let error = xenbus::path::error(device.backend, &device.backend_path());
+    let of_device = above(&error);
+    let of_domain = above(of_device);
+    store.transaction(|tx| {
+        tx.remove(of_device)?;
+        if tx.exists(of_domain)? && tx.directory(of_domain)?.is_empty() {
+            tx.remove(of_domain)?;
+        }
+        Ok(())
+    })?;
+    Ok(())
+}
+
+/// The node above another.
+fn above(path: &str) -> &str {
+    path.rsplit_once('/').map_or("", |(above, _)| above)
+}
+
+/// Has the backends of all devices of a domain begin to let go.
+pub(crate) fn ask_all(store: &mut Client, domid: DomId) -> Result<(), Error> {
+    for device in list(store, domid)? {
+        toolstack::detach(store, &device)?;
+    }
+    Ok(())
+}
+
+/// Takes away all devices of a domain that is gone.
+pub(crate) fn release_all(host: &mut Host, domid: DomId, limit: Limit) -> Result<(), Error> {
+    for device in list(&mut host.store, domid)? {
+        detach(host, &device, Force::Take, limit)?;
+    }
+    Ok(())
+}

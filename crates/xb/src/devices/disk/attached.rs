@@ -1,0 +1,85 @@
+//! Disks as they are in the store.
+
+use crate::devices::{Attached, list_of_kind};
+use crate::{Error, config};
+use xen::DomId;
+use xen_io::xenbus::State;
+use xenstore::Client;
+
+/// The kind of disks.
+const KIND: &str = "vbd";
+
+/// A disk as it is in the store.
+#[derive(Clone, Debug)]
+pub struct AttachedDisk {
+    /// Its device.
+    pub attached: Attached,
+    /// Its name in the guest.
+    pub vdev: String,
+    /// What is served.
+    pub target: String,
+    /// `w` or `r`.
+    pub mode: String,
+    /// Bytes, once the backend has said so.
+    pub bytes: Option<u64>,
+    /// The server that has its sectors is away; requests wait for it.
+    pub server_gone: bool,
+}
+
+impl AttachedDisk {
+    fn read(store: &mut Client, attached: Attached) -> Result<Self, Error> {
+        let mut of = |name: &str| attached.backend_node(store, name);
+        let target = match of("target")? {
+            Some(target) => target,
+            None => of("params")?.unwrap_or_default(),
+        };
+        let sectors = of("sectors")?.and_then(|text| text.parse::<u64>().ok());
+        Ok(Self {
+            vdev: of("dev")?.unwrap_or_default(),
+            target,
+            mode: of("mode")?.unwrap_or_default(),
+            bytes: sectors.and_then(|sectors| sectors.checked_mul(512)),
+            // It is told of a disk in use, and by nobody of one that is closed.
+            server_gone: attached.back == State::Connected
+                && of(xen_block::back::SERVER_GONE)?.as_deref() == Some("1"),
+            attached,
+        })
+    }
+
+    /// Its number.
+    #[must_use]
+    pub fn number(&self) -> u32 {
+        self.attached.device.id.devid
+    }
+
+    /// The backend's state in words; of one whose server is away, that.
+    #[must_use]
+    pub fn backend_state(&self) -> String {
+        if self.server_gone { "its server is gone".into() } else { self.attached.back.to_string() }
+    }
+}
+
+/// The disks of a domain.
+///
+/// # Errors
+/// [`Error::Store`].
+pub fn list(store: &mut Client, domid: DomId) -> Result<Vec<AttachedDisk>, Error> {
+    let disks = list_of_kind(store, domid, KIND)?;
+    disks.into_iter().map(|disk| AttachedDisk::read(store, disk)).collect()
+}
+
+/// The disk with this name or number in a domain.
+///
+/// # Errors
+/// [`Error::NotFound`].
+pub fn find(store: &mut Client, domid: DomId, which: &str) -> Result<AttachedDisk, Error> {
+    let number = config::disk::number(which).ok();
+    let found = list(store, domid)?
+        .into_iter()
+        .find(|disk| Some(disk.number()) == number || disk.vdev == which);
+    found.ok_or_else(|| {
+        Error::NotFound(format!(
+            "domain {domid} has no disk {which}; xb disk list {domid} shows all"
+        ))
+    })
+}
