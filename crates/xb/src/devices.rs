@@ -1,7 +1,7 @@
 //! Devices of domains, of any kind: both ends written at once, awaited, and taken away.
 //!
-//! What is about one kind alone has a module of its own, which makes a [`Device`] of what is described, and knows what
-//! the nodes of its backend say.
+//! A kind has a module of its own, which makes a [`Device`] of what is described, and reads what the nodes of a backend
+//! say of that kind alone.
 
 mod attach;
 mod attached;

@@ -8,8 +8,9 @@
 //! |---|---|
 //! | [`config`] | `xl.cfg`, TOML, disk strings, and the description of a domain that they lead to |
 //! | [`host`] | the host that is worked on; the folder and the daemons of a hosted one |
-//! | [`domain`] | domains: created, listed, paused, asked to end, destroyed |
-//! | [`devices`] | their devices: disks. Others follow beside them |
+//! | [`domain`] | domains: found, listed, asked to end |
+//! | [`devices`] | their devices, of any kind; disks |
+//! | [`lifecycle`] | guests: created with their devices, followed over restarts, taken down |
 //! | [`keeper`] | the process that keeps guests' logs and acts when they end |
 //! | [`guest`] | the built-in guest init |
 //! | [`wait`] | waiting, with an end and with Ctrl-C |
@@ -24,6 +25,7 @@ mod error;
 pub mod guest;
 pub mod host;
 pub mod keeper;
+pub mod lifecycle;
 pub mod text;
 pub mod wait;
 

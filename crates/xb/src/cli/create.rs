@@ -2,10 +2,11 @@
 
 use super::{All, out};
 use crate::config::{self, Description, Setting, Syntax, Warning};
-use crate::domain::create::{self, Then};
 use crate::host::{Host, Platform};
+use crate::lifecycle::create::{self, Then};
+use crate::lifecycle::{destroy, follow};
 use crate::wait::{self, Limit};
-use crate::{Error, devices, domain};
+use crate::{Error, devices};
 use clap::Args;
 use std::path::{Path, PathBuf};
 use xen::DomId;
@@ -66,7 +67,7 @@ pub(crate) fn run(all: &All, create: &Create) -> Result<u8, Error> {
 /// Waits for as long as the guest runs; what it ended with.
 fn follow(all: &All, host: &mut Host, name: &str, domid: DomId) -> Result<u8, Error> {
     let mut last = domid;
-    let followed = domain::follow(host, name, domid, &mut |new| {
+    let followed = follow::follow(host, name, domid, &mut |new| {
         last = new;
         out::tell(all, &format!("{name} runs again, as domain {new}"));
     });
@@ -74,7 +75,7 @@ fn follow(all: &All, host: &mut Host, name: &str, domid: DomId) -> Result<u8, Er
         Err(Error::Interrupted) => {
             // It was asked for in the foreground, and goes with it.
             let undone =
-                wait::undo(|| domain::destroy(host, last, Limit::new(devices::CLOSES_WITHIN)));
+                wait::undo(|| destroy::destroy(host, last, Limit::new(devices::CLOSES_WITHIN)));
             return Err(Error::Interrupted.with_undoing(undone));
         }
         followed => followed?,

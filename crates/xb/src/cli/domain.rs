@@ -4,6 +4,8 @@ use super::{All, out};
 use crate::Error;
 use crate::domain::{self, Domain, Request};
 use crate::host::{Host, Platform};
+use crate::lifecycle::destroy::{self, find_remains};
+use crate::lifecycle::follow::await_again;
 use clap::Args;
 use serde_json::{Value, json};
 
@@ -88,7 +90,7 @@ pub(crate) fn ask(all: &All, ask: &Ask, request: Request) -> Result<u8, Error> {
             true
         }
         (true, Request::Reboot) => {
-            domid = domain::await_again(&mut host, &domain, all.limit())?;
+            domid = await_again(&mut host, &domain, all.limit())?;
             false
         }
     };
@@ -99,14 +101,14 @@ pub(crate) fn ask(all: &All, ask: &Ask, request: Request) -> Result<u8, Error> {
 
 pub(crate) fn destroy(all: &All, which: &Which) -> Result<u8, Error> {
     let mut host = all.open()?;
-    let domid = domain::find_remains(&mut host, &which.domain)?;
+    let domid = find_remains(&mut host, &which.domain)?;
     if let Platform::Xen(_) = host.platform {
         let name = &which.domain;
         return Err(Error::Refused(format!(
             "on Xen, domains are created and destroyed by xl: xl destroy {name}"
         )));
     }
-    domain::destroy(&mut host, domid, all.limit())?;
+    destroy::destroy(&mut host, domid, all.limit())?;
     let so = json!({ "domid": domid.0, "destroyed": true });
     if all.json { out::json(&so) } else { Ok(0) }
 }

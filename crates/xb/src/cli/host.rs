@@ -5,6 +5,7 @@ use crate::host::bring::{self, Startup};
 use crate::host::daemons::{self, DAEMONS, Daemon, KEEPER};
 use crate::host::folder::{Folder, Found};
 use crate::host::{Choice, Host, programs};
+use crate::lifecycle::destroy;
 use crate::wait::Limit;
 use crate::{Error, devices, domain};
 use clap::Subcommand;
@@ -85,7 +86,7 @@ fn destroy_guests(folder: &Folder, within: Duration) -> Result<(), Error> {
     let mut guests: Vec<DomId> =
         domain::list(&mut host)?.iter().map(|domain| domain.info.domid).collect();
     guests.retain(|domid| *domid != DomId::DOM0);
-    domain::take_down(&mut host, &guests, Limit::new(within))
+    destroy::take_down(&mut host, &guests, Limit::new(within))
 }
 
 fn status(all: &All, folder: &Folder) -> Result<u8, Error> {

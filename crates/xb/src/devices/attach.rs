@@ -49,7 +49,7 @@ pub fn attach(host: &mut Host, device: &Device, limit: Limit) -> Result<(), Erro
 /// Waits until both ends of a device are connected.
 ///
 /// # Errors
-/// What the backend says of it, [`Error::Timeout`] with the states of both ends, [`Error::Interrupted`].
+/// The error that the backend tells, [`Error::Timeout`] with the states of both ends, [`Error::Interrupted`].
 pub fn await_connected(host: &mut Host, device: &Device, limit: Limit) -> Result<(), Error> {
     let (domid, words) = (device.domid(), device.words());
     let (front, back) = (device.nodes().frontend_path(), device.nodes().backend_path());

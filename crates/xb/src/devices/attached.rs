@@ -11,13 +11,13 @@ use xenstore::{Client, Store};
 /// A device as it is in the store.
 #[derive(Clone, Debug)]
 pub struct Attached {
-    /// Where its nodes are.
+    /// The device, with the paths of its nodes.
     pub device: NewDevice,
     /// The frontend's state.
     pub front: State,
     /// The backend's state.
     pub back: State,
-    /// What went wrong with it, in the backend's words.
+    /// The error that its backend tells, in its words.
     pub error: Option<String>,
 }
 

@@ -12,12 +12,12 @@ use xen_io::xenbus::State;
 use xenbus::toolstack::{self, NewDevice};
 use xenstore::{Client, Store};
 
-/// How long a backend may take to let go of a device whose domain is gone.
+/// The time that a backend has to let go of a device whose domain is gone.
 pub const CLOSES_WITHIN: Duration = Duration::from_secs(10);
 /// A device that its guest says is in use may be on its way out, as a disk after an unmount; this is waited for.
 const BUSY: Duration = Duration::from_secs(2);
 
-/// Whether a device may be torn out of its guest's hands.
+/// The choice to tear a device out of its guest's hands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Force {
     /// It is asked for.
@@ -79,7 +79,7 @@ fn await_closed(
     })
 }
 
-/// Whether a backend has let go.
+/// True where a backend has let go.
 fn is_closed(store: &mut Client, back: &str) -> Result<bool, Error> {
     Ok(matches!(state(store, back)?, State::Closed | State::Unknown))
 }

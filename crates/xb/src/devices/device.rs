@@ -67,7 +67,7 @@ impl Device {
         self.words() + &target.unwrap_or_default()
     }
 
-    /// How it is taken away where it is there already, as the end of a sentence.
+    /// The end of a sentence that refuses it, as it is there already: the command that takes it away.
     pub(super) fn advice(&self) -> String {
         let (domid, name) = (self.domid(), &self.name);
         command(&self.nodes.kind).map_or_else(String::new, |command| {

@@ -23,7 +23,7 @@ pub use resize::resize;
 
 /// The script that says to libxl that `xen-blockd` serves a disk.
 const OUR_SCRIPT: &str = "block-xenbus";
-/// Where scripts are.
+/// The folder of scripts.
 const SCRIPTS: &str = "/etc/xen/scripts/";
 
 /// There while the kernel's block backend is loaded, which then serves all of `vbd`.
@@ -34,7 +34,7 @@ const KERNEL_VBD: &str = "/sys/bus/xen-backend/drivers/vbd";
 pub struct Disk {
     /// As it was described.
     pub spec: DiskSpec,
-    /// What the backend is told to serve.
+    /// The target that the backend is told to serve.
     pub target: String,
     number: u32,
     backend_kind: &'static str,
@@ -139,7 +139,7 @@ pub fn prepare(spec: &DiskSpec, place: Place, directory: &Path) -> Result<Disk, 
     Ok(Disk { spec: spec.clone(), target, number, backend_kind })
 }
 
-/// Whether a file is there that can be a disk, or why not.
+/// Looks for a file that can be a disk; the error is why it is none.
 fn openable(path: &Path, spec: &DiskSpec) -> Result<(), String> {
     // A FIFO is not waited for.
     let nonblocking = OFlags::NONBLOCK.bits().cast_signed();

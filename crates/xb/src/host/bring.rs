@@ -7,7 +7,7 @@ use crate::wait::Limit;
 use std::fs::File;
 use std::path::PathBuf;
 
-/// What [`up`] has done.
+/// The outcome of [`up`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Startup {
     /// Everything ran before.

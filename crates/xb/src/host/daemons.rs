@@ -1,6 +1,6 @@
 //! The daemons of a hosted host: one table. To add a daemon is to add a row.
 //!
-//! A row is data. [`process`](super::process) starts and ends a daemon by it, [`bring`](super::bring) all of them.
+//! A row is data. The process of a daemon is started and ended by it, all of them by [`bring`](super::bring).
 
 use super::folder::Folder;
 use std::path::PathBuf;
@@ -134,12 +134,12 @@ impl Daemon {
         self.kinds
     }
 
-    /// Whether it is told of image folders as it starts.
+    /// True where it is told of image folders as it starts.
     pub(super) fn takes_image_dirs(&self) -> bool {
         self.arguments.iter().any(|argument| matches!(argument, Argument::ImageDirs(_)))
     }
 
-    /// Whether a line of its log says that it serves.
+    /// True of the line of its log that says that it serves.
     pub(super) fn says_serving(&self, line: &str) -> bool {
         match self.ready {
             Ready::Says(start) => line.starts_with(start),

@@ -1,4 +1,4 @@
-//! How a guest has ended, and what follows: noted in its folder by the keeper, read by whoever waits for it.
+//! The end of a guest, and what follows from it: noted in its folder by the keeper, read by whoever waits for it.
 
 use super::files::replace;
 use super::guest_folder::GuestFolder;
@@ -12,14 +12,14 @@ pub struct Ended {
     pub domid: DomId,
     /// Why: a word of [`reason_word`](crate::domain::reason_word).
     pub reason: String,
-    /// What its program ended with, where it said so.
+    /// The exit status of its program, where it said so.
     pub status: Option<u8>,
-    /// What follows.
+    /// The action that follows.
     pub action: Action,
 }
 
 impl Ended {
-    /// What is noted of the guest that last had this name.
+    /// The end of the guest that last had this name, as noted.
     #[must_use]
     pub fn of(guest: &GuestFolder) -> Option<Self> {
         let text = std::fs::read_to_string(guest.ended()).ok()?;
@@ -35,7 +35,7 @@ impl Ended {
         })
     }
 
-    /// What is noted of the domain with this name and number, where it has ended by itself.
+    /// The end of the domain with this name and number, where it has ended by itself.
     #[must_use]
     pub fn of_domain(guest: &GuestFolder, domid: DomId) -> Option<Self> {
         Self::of(guest).filter(|ended| ended.domid == domid)

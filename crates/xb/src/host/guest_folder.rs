@@ -3,7 +3,7 @@
 //! | in it | what |
 //! |---|---|
 //! | `domid` | the number of the domain that last had the name, and of the one in whose place it was started |
-//! | `config`, `directory` | its configuration, to start it again: [`kept`](super::kept) |
+//! | `config`, `directory` | its configuration, to start it again |
 //! | `output` | the FIFO that it prints into |
 //! | `log`, `log.1` | what it has printed, as the keeper wrote it |
 //! | `ended` | how it ended: [`Ended`](super::ended::Ended) |

@@ -14,9 +14,9 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-/// How long the keeper may take to answer.
+/// The time in which the keeper answers.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(10);
-/// How long whoever connects to the keeper may take to say what for.
+/// The time in which a connection to the keeper brings what it is for.
 const SAID_WITHIN: Duration = Duration::from_secs(1);
 /// Bytes of a guest's name at most.
 const NAME_MAX: usize = 64;

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-/// How long a daemon may take to end when it is asked, and when it is killed. All one after the other take less than
+/// The time that a daemon has to end when it is asked, and again when it is killed. All one after the other take less than
 /// systemd gives `host down`.
 const ENDS_WITHIN: Duration = Duration::from_secs(10);
 
@@ -92,7 +92,7 @@ impl Daemon {
     /// Ends it, if it runs.
     ///
     /// # Errors
-    /// Where it cannot be ended.
+    /// It cannot be ended.
     pub fn stop(&self, folder: &Folder) -> Result<(), Error> {
         if let Some(process) = self.running(folder) {
             process.end(self.name())?;
@@ -198,7 +198,7 @@ impl Process {
         let _ = rustix::process::pidfd_send_signal(&self.handle, signal);
     }
 
-    /// Whether it ends within this time.
+    /// True where it ends within this time.
     fn ended(&self, within: Duration) -> bool {
         let within = Timespec::try_from(within).ok();
         matches!(poll(&mut [PollFd::new(&self.handle, PollFlags::IN)], within.as_ref()), Ok(1..))

@@ -4,9 +4,10 @@
 //! the client which was creating it has nobody else.
 
 use super::log::say;
-use crate::domain::{home, remove_nodes, uuid};
+use crate::domain::{home, uuid};
 use crate::host::folder::Folder;
 use crate::host::{Choice, Host};
+use crate::lifecycle::destroy::remove_nodes;
 use crate::wait::Limit;
 use crate::{Error, text};
 use std::sync::mpsc::{Receiver, Sender, channel};

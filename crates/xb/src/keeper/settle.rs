@@ -1,12 +1,13 @@
-//! What follows when a guest has ended, as its configuration says: it is taken down, started again, or left.
+//! Settling a guest that has ended as its configuration says: it is taken down, started again, or left.
 
 use super::log::say;
 use crate::config::Action;
-use crate::domain::create::{self, Before, Then};
 use crate::domain::{self, reason_word};
 use crate::host::ended::Ended;
 use crate::host::folder::Folder;
 use crate::host::{Choice, Host, Platform, kept};
+use crate::lifecycle::create::{self, Before, Then};
+use crate::lifecycle::destroy;
 use crate::wait::Limit;
 use crate::{Error, devices, text};
 use std::collections::HashMap;
@@ -18,7 +19,7 @@ use xenstore::Store;
 
 /// A guest that ends sooner than this has ended hastily.
 const LIVED_MIN: Duration = Duration::from_secs(1);
-/// So often in a row a guest is started again that has asked for it hastily; one that ends otherwise never is.
+/// The times in a row that a guest is started again that has asked for it hastily; one that ends otherwise never is.
 const HASTY_MAX: u32 = 3;
 
 /// A guest's life, over its restarts.
@@ -50,7 +51,7 @@ impl Lives {
         self.with(|lives| lives.remove(name));
     }
 
-    /// What becomes of a guest that is to be started again: not for ever, where it ends at once each time.
+    /// The action for a guest that is to be started again: not for ever, where it ends at once each time.
     fn restart(&self, name: &str, reason: ShutdownReason) -> Action {
         let hasty = self.with(|lives| {
             let life = lives.get_mut(name)?;
@@ -121,7 +122,7 @@ pub(super) fn settle(
         ended.action = Action::Destroy;
         ended.note(&guest).map_err(Error::io(guest.path().display()))?;
     }
-    let gone = domain::destroy(&mut host, domid, limit());
+    let gone = destroy::destroy(&mut host, domid, limit());
     if ended.action == Action::Destroy {
         lives.forget(&name);
         return gone;

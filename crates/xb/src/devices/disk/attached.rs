@@ -16,7 +16,7 @@ pub struct AttachedDisk {
     pub attached: Attached,
     /// Its name in the guest.
     pub vdev: String,
-    /// What is served.
+    /// The target that is served.
     pub target: String,
     /// `w` or `r`.
     pub mode: String,

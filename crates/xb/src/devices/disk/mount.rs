@@ -20,7 +20,7 @@ use xen_hosted::domctl::process_number;
 use xen_hosted::mount::{Error as MountError, LoopDevice, Step, unmount_in};
 use xenstore::Store;
 
-/// Where a guest finds what was mounted for it.
+/// The folder in which a guest finds what was mounted for it.
 pub const PLACE: &str = "/mnt";
 /// Between two looks for a file that is about to be there.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);

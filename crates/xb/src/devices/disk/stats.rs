@@ -1,4 +1,4 @@
-//! What disks have done, as `xen-blockd` writes it into the file `stats` beside its records.
+//! The counts of disks, as `xen-blockd` writes it into the file `stats` beside its records.
 
 use crate::Error;
 use crate::host::Host;
@@ -8,7 +8,7 @@ use std::path::Path;
 use xen::DomId;
 use xenbus::Id;
 
-/// What a disk has done since it was connected.
+/// The counts of a disk since it was connected.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Stats {
     /// Which disk.
@@ -23,7 +23,7 @@ pub struct Stats {
     pub counts: Vec<(String, Counts)>,
 }
 
-/// What one kind of request came to.
+/// The counts of one kind of request.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Counts {
     /// Requests answered.
@@ -38,11 +38,11 @@ pub struct Counts {
     pub median_us: u64,
     /// Of a hundred, one took longer, in us.
     pub p99_us: u64,
-    /// How many took less than 1, 2, 4, ... us; the last has all others.
+    /// Numbers of requests that took less than 1, 2, 4, ... us; the last has all others.
     pub latencies: Vec<u64>,
 }
 
-/// What the backend of a host says of all its disks.
+/// The counts of all disks of a host, as its backend tells them.
 ///
 /// # Errors
 /// A sentence: it has said nothing yet.

@@ -1,25 +1,26 @@
-//! Creating a hosted guest: its process, its nodes, its disks, in this order; undone if any step fails.
+//! Creating a hosted guest: its process, its nodes, its devices, in this order; undone if any step fails.
 
+use super::{destroy, program};
 use crate::config::{self, Description, Setting};
 use crate::devices::disk::{self, Disk};
 use crate::devices::{self, Device};
-use crate::domain::{Domain, program};
+use crate::domain::{self, Domain, nodes};
 use crate::host::daemons::BROKER;
 use crate::host::ended::Ended;
 use crate::host::folder::Folder;
 use crate::host::guest_folder::GuestFolder;
 use crate::host::{Host, Platform, handover, kept};
 use crate::wait::{self, Limit};
-use crate::{Error, domain, text};
+use crate::{Error, text};
 use std::fs::File;
 use std::os::fd::AsFd;
 use xen::DomId;
 use xen::domctl::DomainControl;
 use xen_hosted::domain::{Config, Devices, Files, Lifetime};
 use xen_hosted::domctl::{Control, Created, Descriptors, Holder};
-use xenstore::{Access, Client, Perm, Store};
+use xenstore::{Client, Store};
 
-/// What follows once a domain is built.
+/// The state that a domain is left in once it is built.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Then {
     /// It runs.
@@ -46,13 +47,12 @@ pub struct Before {
 pub struct New {
     /// Its number.
     pub domid: DomId,
-    /// What it does without, a sentence each.
+    /// The things that it does without, a sentence each.
     pub lacks: Vec<String>,
 }
 
-/// Creates the domain that `settings` describe, and waits until its disks are connected. `file` is where the
-/// settings came from. Until it is done the domain is held: where this process dies, the broker destroys it, and the
-/// keeper takes away its nodes.
+/// Creates the domain that `settings` describe, and waits until its devices are connected. Until it is done the domain is
+/// held: where this process dies, the broker destroys it, and the keeper takes away its nodes.
 ///
 /// # Errors
 /// A sentence; nothing of the domain is left then.
@@ -99,7 +99,7 @@ pub fn create(
     if let Err(error) = set_up {
         let error = domain::explain(host, &domain, error);
         let undone =
-            wait::undo(|| domain::destroy(host, domid, Limit::new(devices::CLOSES_WITHIN)));
+            wait::undo(|| destroy::destroy(host, domid, Limit::new(devices::CLOSES_WITHIN)));
         return Err(error.with_undoing(undone));
     }
     let mut lacks: Vec<String> = created.lacks.iter().map(ToString::to_string).collect();
@@ -223,9 +223,9 @@ fn set_up(
     if host.store.exists(format!("/libxl/{domid}"))? {
         // Of a domain of this number that nobody has seen to yet, as after a broker that was killed.
         let within = Limit::new(devices::CLOSES_WITHIN);
-        domain::remove_nodes(host, domid, None, within)?;
+        destroy::remove_nodes(host, domid, None, within)?;
     }
-    write_nodes(&mut host.store, description, domid, &domain.info.handle)?;
+    nodes::write(&mut host.store, description, domid, &domain.info.handle)?;
     host.store.introduce(domid.0, created.store_gfn.0, created.store_port.0)?;
     let all = disks.iter().map(|disk| disk.device(domid));
     let all: Vec<Device> = all.collect::<Result<_, _>>()?;
@@ -278,7 +278,7 @@ fn let_go(host: &mut Host, domain: &Domain, holder: Option<Holder>) -> Result<()
     }
 }
 
-/// Whether the guest's program has run and ended: the guest init runs it once all disks are connected, so a guest
+/// True where the guest's program has run and ended: the guest init runs it once all disks are connected, so a guest
 /// whose disks are gone already had them.
 fn has_run(host: &mut Host, name: &str, domid: DomId) -> Result<bool, Error> {
     // In this order: the keeper notes it before the node goes.
@@ -287,74 +287,4 @@ fn has_run(host: &mut Host, name: &str, domid: DomId) -> Result<bool, Error> {
     }
     let ended = host.folder().and_then(|folder| Ended::of_domain(&folder.guest(name), domid));
     Ok(ended.is_some_and(|ended| ended.status.is_some()))
-}
-
-/// The nodes that libxl makes for a domain, with its permissions.
-fn write_nodes(
-    store: &mut Client,
-    description: &Description,
-    domid: DomId,
-    handle: &[u8; 16],
-) -> Result<(), Error> {
-    let perm = |access, domid: DomId| Perm { access, domid: domid.0.into() };
-    let own = [perm(Access::None, domid)];
-    let read = [perm(Access::None, DomId::DOM0), perm(Access::Read, domid)];
-    let hidden = [perm(Access::None, DomId::DOM0)];
-    let (home, libxl) = (domain::home(domid), format!("/libxl/{domid}"));
-    let uuid = config::description::write_uuid(handle);
-    let vm = format!("/vm/{uuid}");
-    let memory = (description.memory_mib * 1024).to_string();
-    let number = domid.to_string();
-    let folders: [(&str, &[Perm]); 16] = [
-        ("", &read),
-        ("/cpu", &read),
-        ("/memory", &read),
-        ("/device", &read),
-        ("/control", &read),
-        ("/control/shutdown", &own),
-        ("/control/feature-poweroff", &own),
-        ("/control/feature-reboot", &own),
-        ("/control/feature-suspend", &own),
-        ("/control/sysrq", &own),
-        ("/data", &own),
-        ("/drivers", &own),
-        ("/feature", &own),
-        ("/attr", &own),
-        ("/error", &own),
-        ("/console", &read),
-    ];
-    let values = [
-        ("/name", description.name.as_str()),
-        ("/domid", &number),
-        ("/vm", &vm),
-        ("/memory/static-max", &memory),
-        ("/memory/target", &memory),
-        ("/control/platform-feature-xs_reset_watches", "1"),
-    ];
-    store.transaction(|tx| {
-        for path in [&home, &vm, &libxl] {
-            tx.remove(path)?;
-        }
-        for (name, perms) in folders {
-            let path = format!("{home}{name}");
-            tx.mkdir(&path)?;
-            tx.set_perms(&path, perms)?;
-        }
-        for (name, value) in values {
-            // As its folder: for the domain to read.
-            tx.write(format!("{home}{name}"), value)?;
-        }
-        tx.mkdir(&vm)?;
-        tx.set_perms(&vm, &read)?;
-        tx.write(format!("{vm}/uuid"), &uuid)?;
-        tx.write(format!("{vm}/name"), &description.name)?;
-        tx.mkdir(&libxl)?;
-        tx.set_perms(&libxl, &hidden)?;
-        tx.mkdir(format!("{libxl}/device"))?;
-        if description.kernel_block {
-            tx.write(format!("{libxl}/kernel-block"), "1")?;
-        }
-        tx.write(format!("{libxl}/type"), "hosted")
-    })?;
-    Ok(())
 }

@@ -1,8 +1,9 @@
 //! Following a guest to its end, over its restarts.
 
-use super::Domain;
+use super::destroy::is_forgotten;
 use crate::Error;
 use crate::config::Action;
+use crate::domain::{self, Domain};
 use crate::host::Host;
 use crate::host::daemons::KEEPER;
 use crate::host::ended::Ended;
@@ -11,7 +12,7 @@ use crate::wait::Limit;
 use xen::DomId;
 use xen::domctl::RunState;
 
-/// How it is with a guest.
+/// The state of a guest that is followed.
 enum Standing {
     /// It runs, or the keeper is seeing to its end.
     Runs,
@@ -58,10 +59,10 @@ pub fn follow(
 /// # Errors
 /// It is not started again, [`Error::Timeout`], [`Error::Interrupted`].
 pub fn await_again(host: &mut Host, domain: &Domain, limit: Limit) -> Result<DomId, Error> {
-    super::await_end(host, domain, limit)?;
+    domain::await_end(host, domain, limit)?;
     let (name, before) = (&domain.name, domain.info.domid);
     loop {
-        let found = super::find(host, name).ok().map(|found| found.info);
+        let found = domain::find(host, name).ok().map(|found| found.info);
         let found = found.filter(|info| info.domid != before && info.state == RunState::Running);
         if let Some(info) = found {
             return Ok(info.domid);
@@ -116,15 +117,15 @@ fn standing(
             let is_over = match ended.action {
                 Action::Preserve => true,
                 // With its disks: whoever waited may create the next one on them.
-                Action::Destroy => state.is_none() && super::is_forgotten(&mut host.store, domid)?,
+                Action::Destroy => state.is_none() && is_forgotten(&mut host.store, domid)?,
                 Action::Restart => false,
             };
             Ok(if is_over || !keeper { Standing::Ended(ended) } else { Standing::Runs })
         }
         (None, None) => Ok(Standing::Destroyed),
         (None, Some(RunState::Shutdown(reason))) if !keeper => {
-            let status = super::exit_status(&mut host.store, domid)?;
-            let reason = super::reason_word(reason).to_owned();
+            let status = domain::exit_status(&mut host.store, domid)?;
+            let reason = domain::reason_word(reason).to_owned();
             Ok(Standing::Ended(Ended { domid, reason, status, action: Action::Preserve }))
         }
         (None, Some(_)) => Ok(Standing::Runs),

@@ -1,0 +1,78 @@
+//! The nodes of a new domain: those that libxl makes, with its permissions, so that every tool that knows a Xen host's
+//! store knows these.
+
+use super::home;
+use crate::Error;
+use crate::config::{self, Description};
+use xen::DomId;
+use xenstore::{Access, Client, Perm, Store};
+
+/// Writes the nodes of a new domain, in one transaction.
+pub(crate) fn write(
+    store: &mut Client,
+    description: &Description,
+    domid: DomId,
+    handle: &[u8; 16],
+) -> Result<(), Error> {
+    let perm = |access, domid: DomId| Perm { access, domid: domid.0.into() };
+    let own = [perm(Access::None, domid)];
+    let read = [perm(Access::None, DomId::DOM0), perm(Access::Read, domid)];
+    let hidden = [perm(Access::None, DomId::DOM0)];
+    let (home, libxl) = (home(domid), format!("/libxl/{domid}"));
+    let uuid = config::description::write_uuid(handle);
+    let vm = format!("/vm/{uuid}");
+    let memory = (description.memory_mib * 1024).to_string();
+    let number = domid.to_string();
+    let folders: [(&str, &[Perm]); 16] = [
+        ("", &read),
+        ("/cpu", &read),
+        ("/memory", &read),
+        ("/device", &read),
+        ("/control", &read),
+        ("/control/shutdown", &own),
+        ("/control/feature-poweroff", &own),
+        ("/control/feature-reboot", &own),
+        ("/control/feature-suspend", &own),
+        ("/control/sysrq", &own),
+        ("/data", &own),
+        ("/drivers", &own),
+        ("/feature", &own),
+        ("/attr", &own),
+        ("/error", &own),
+        ("/console", &read),
+    ];
+    let values = [
+        ("/name", description.name.as_str()),
+        ("/domid", &number),
+        ("/vm", &vm),
+        ("/memory/static-max", &memory),
+        ("/memory/target", &memory),
+        ("/control/platform-feature-xs_reset_watches", "1"),
+    ];
+    store.transaction(|tx| {
+        for path in [&home, &vm, &libxl] {
+            tx.remove(path)?;
+        }
+        for (name, perms) in folders {
+            let path = format!("{home}{name}");
+            tx.mkdir(&path)?;
+            tx.set_perms(&path, perms)?;
+        }
+        for (name, value) in values {
+            // As its folder: for the domain to read.
+            tx.write(format!("{home}{name}"), value)?;
+        }
+        tx.mkdir(&vm)?;
+        tx.set_perms(&vm, &read)?;
+        tx.write(format!("{vm}/uuid"), &uuid)?;
+        tx.write(format!("{vm}/name"), &description.name)?;
+        tx.mkdir(&libxl)?;
+        tx.set_perms(&libxl, &hidden)?;
+        tx.mkdir(format!("{libxl}/device"))?;
+        if description.kernel_block {
+            tx.write(format!("{libxl}/kernel-block"), "1")?;
+        }
+        tx.write(format!("{libxl}/type"), "hosted")
+    })?;
+    Ok(())
+}
