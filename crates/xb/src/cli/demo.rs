@@ -113,7 +113,7 @@ impl Show {
     }
 
     fn image(&self, name: &str) -> PathBuf {
-        self.folder.path().join("demo").join(name)
+        self.folder.demo().join(name)
     }
 
     fn all(&self) -> Result<(), Error> {
@@ -127,7 +127,7 @@ impl Show {
         let mut host = Host::open(Choice::Hosted(self.folder.clone()))?;
         host.store.set_timeout(Some(self.within));
         self.step("an ext4 image is made, and two raw ones", || {
-            let folder = self.folder.path().join("demo");
+            let folder = self.folder.demo();
             std::fs::create_dir_all(&folder).map_err(Error::io(folder.display()))?;
             make_ext4(&data)?;
             make_raw(&own)?;
@@ -244,7 +244,7 @@ impl Show {
     }
 
     fn create(&self, host: &mut Host, name: &str, config: &str) -> Result<String, Error> {
-        let path = self.folder.path().join("demo").join(format!("{name}.cfg"));
+        let path = self.folder.demo().join(format!("{name}.cfg"));
         std::fs::write(&path, config).map_err(Error::io(path.display()))?;
         let (description, settings, _) = super::create::read(&path, &[])?;
         debug_assert_eq!(Syntax::of(&path), Syntax::Xl);

@@ -41,7 +41,7 @@ pub fn up(folder: &Folder, image_dirs: &[PathBuf], limit: Limit) -> Result<Start
             if DAEMONS.iter().all(|daemon| daemon.running(folder).is_none())
                 && clear(folder).is_ok()
             {
-                folder.remove();
+                folder.remove(left());
             }
             return Err(error);
         }
@@ -77,8 +77,13 @@ pub fn down(folder: &Folder) -> Result<(), Error> {
         daemon.stop(folder)?;
     }
     clear(folder)?;
-    folder.remove();
+    folder.remove(left());
     Ok(())
+}
+
+/// All that daemons leave in the folder.
+fn left() -> impl Iterator<Item = &'static str> {
+    DAEMONS.iter().flat_map(Daemon::leaves).copied()
 }
 
 /// Ends what a broker has left.

@@ -16,6 +16,7 @@ pub const BROKER: Daemon = Daemon {
     arguments: &[Argument::Place(|folder| folder.broker().path().into())],
     environment: &[],
     ready: Ready::Says("xen-hosted: serving "),
+    leaves: &["host"],
     kinds: &[],
 };
 
@@ -27,6 +28,7 @@ pub const STORE: Daemon = Daemon {
     arguments: &[Argument::Word("--no-fork")],
     environment: &[("XENSTORED_RUNDIR", Folder::run), ("XENSTORED_ROOTDIR", Folder::run)],
     ready: Ready::Logs { field: " pid=", end: " msg=\"serving\"" },
+    leaves: &["store", "store.lock"],
     kinds: &[],
 };
 
@@ -42,6 +44,7 @@ pub const KEEPER: Daemon = Daemon {
     ],
     environment: &[],
     ready: Ready::Says("keeper: serving "),
+    leaves: &["keeper"],
     kinds: &[],
 };
 
@@ -57,6 +60,7 @@ pub const BLOCK: Daemon = Daemon {
     ],
     environment: &[],
     ready: Ready::Says("xen-blockd: serving "),
+    leaves: &[],
     kinds: &["vbd", "qdisk"],
 };
 
@@ -72,6 +76,7 @@ pub struct Daemon {
     pub(super) arguments: &'static [Argument],
     pub(super) environment: &'static [(&'static str, PathIn)],
     ready: Ready,
+    leaves: &'static [&'static str],
     kinds: &'static [&'static str],
 }
 
@@ -126,6 +131,11 @@ impl Daemon {
     #[must_use]
     pub fn log(&self, folder: &Folder) -> PathBuf {
         folder.log(self.name)
+    }
+
+    /// The files and folders that it makes in the host's folder and does not take away.
+    pub(super) fn leaves(&self) -> &'static [&'static str] {
+        self.leaves
     }
 
     /// The kinds of backends that it is.

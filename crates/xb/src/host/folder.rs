@@ -27,6 +27,10 @@ pub const VARIABLE: &str = "XB_HOST";
 const PATH_MAX: usize = 80;
 /// The file that says that a folder is a host's.
 const MARKER: &str = ".xb-host";
+/// The folders that are made in it.
+const MADE: [&str; 4] = ["run", "record", "log", "guests"];
+/// The folder that `xb demo` makes.
+const DEMO: &str = "demo";
 /// The file that has the image folders, each behind a NUL.
 const IMAGE_DIRS: &str = "image-dirs";
 /// The bits of a mode with which others than the owner write.
@@ -142,6 +146,11 @@ impl Folder {
     #[must_use]
     pub fn logs(&self) -> PathBuf {
         self.0.join("log")
+    }
+
+    /// The folder of `xb demo`.
+    pub(crate) fn demo(&self) -> PathBuf {
+        self.0.join(DEMO)
     }
 
     /// The keeper's socket.
@@ -265,27 +274,26 @@ impl Folder {
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
             made => drop(made.map_err(Error::io(marker.display()))?),
         }
-        for below in ["run", "record", "log", "guests"] {
+        for below in MADE {
             let path = self.0.join(below);
             builder().recursive(true).create(&path).map_err(Error::io(path.display()))?;
         }
         Ok(())
     }
 
-    /// Removes what [`Folder::make`] and the daemons have made in it, and it if nothing else is there. What holds
-    /// no host is left alone.
-    pub fn remove(&self) {
+    /// Removes what is made in it by [`Folder::make`], the demo, and the daemons, which is `left`; and it if nothing else is
+    /// there. What holds no host is left alone.
+    pub(super) fn remove(&self, left: impl Iterator<Item = &'static str>) {
         if !matches!(self.look(), Ok(Found::Host)) {
             return;
         }
-        for below in ["host", "run", "record", "log", "guests", "demo"] {
+        for below in MADE.into_iter().chain([DEMO]).chain(left) {
+            let path = self.0.join(below);
             // What is not there need not be removed.
-            let _ = std::fs::remove_dir_all(self.0.join(below));
+            let _ = std::fs::remove_dir_all(&path).or_else(|_| std::fs::remove_file(&path));
         }
         // The marker last: what is left by an end before it can still be removed.
-        for below in ["store", "store.lock", "keeper", MARKER] {
-            let _ = std::fs::remove_file(self.0.join(below));
-        }
+        let _ = std::fs::remove_file(self.0.join(MARKER));
         let _ = std::fs::remove_dir(&self.0);
     }
 }
