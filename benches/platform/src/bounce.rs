@@ -4,9 +4,9 @@
 //! run queues there. So the measure runs twice: in plain processes, and in two domains, where it is what
 //! nobody can be faster than who delivers by an eventfd.
 
-use crate::Result;
 use crate::guest::pin;
 use crate::host::Host;
+use crate::result::Result;
 use crate::table::{Extent, Goal, Row, fast};
 use crate::talker::Talker;
 use rustix::buffer::spare_capacity;

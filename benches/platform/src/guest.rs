@@ -1,7 +1,7 @@
 //! What this program does as a domain's.
 
-use crate::Result;
 use crate::host::WITHIN;
+use crate::result::Result;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use std::io::Write;
 use std::time::Instant;

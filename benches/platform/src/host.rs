@@ -1,6 +1,6 @@
 //! A whole host for one measurement: broker, daemon, domains whose program is this one.
 
-use crate::Result;
+use crate::result::Result;
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};

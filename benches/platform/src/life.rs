@@ -1,7 +1,7 @@
 //! Creating domains, and keeping many.
 
-use crate::Result;
 use crate::host::{Host, WITHIN, create, run};
+use crate::result::Result;
 use crate::table::{Extent, Goal, Row};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::fs::{self, File};

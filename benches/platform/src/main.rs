@@ -5,15 +5,14 @@ mod guest;
 mod host;
 mod life;
 mod neighbour;
+mod result;
 mod speed;
 mod table;
 mod talker;
 
+use result::Result;
 use std::process::ExitCode;
 use table::{Extent, Row};
-
-/// Whatever goes wrong ends the run.
-pub(crate) type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 /// A part of the bench.
 type Part = fn(&Extent) -> Result<Vec<Row>>;

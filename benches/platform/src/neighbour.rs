@@ -1,9 +1,9 @@
 //! What a domain notices of a hostile one beside it: how long its reads from the store take, at the 99th
 //! percentile, beside a program that only spins and beside attacks, all under the same cap.
 
-use crate::Result;
 use crate::guest::RingStore;
 use crate::host::{Host, run};
+use crate::result::Result;
 use crate::table::{Extent, Goal, Row, median};
 use crate::talker::Talker;
 use rustix::process::{WaitOptions, wait};

@@ -1,8 +1,8 @@
 //! Grants and requests to the store, and what [`bounce`] says of event channels, each beside what it is measured by.
 
-use crate::Result;
 use crate::bounce;
 use crate::host::{Host, WITHIN, run};
+use crate::result::Result;
 use crate::table::{Extent, Goal, Row, fast, median};
 use crate::talker::Talker;
 use conformance::Purpose;

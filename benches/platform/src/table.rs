@@ -1,6 +1,6 @@
 //! What is measured how long, and the table of what came of it.
 
-use crate::Result;
+use crate::result::Result;
 use std::fmt;
 use std::time::Duration;
 

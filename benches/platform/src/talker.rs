@@ -1,6 +1,6 @@
 //! Domains of this program that are told lines and answer numbers.
 
-use crate::Result;
+use crate::result::Result;
 use std::fs::File;
 use std::io::{BufRead, BufReader, PipeReader, PipeWriter, Write};
 use std::os::fd::AsFd;

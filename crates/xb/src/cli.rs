@@ -10,25 +10,24 @@ mod host;
 mod info;
 mod list;
 mod log;
+mod options;
 mod out;
 mod stats;
 mod store;
 mod tree;
 
 use crate::Error;
-use crate::host::{Choice, Host};
-use crate::wait::{self, Limit, Signals};
-use clap::{Args, Parser, Subcommand};
-use std::path::PathBuf;
+use crate::wait::{self, Signals};
+use clap::{CommandFactory, Parser, Subcommand};
+use options::GlobalOptions;
 use std::process::ExitCode;
-use std::time::Duration;
 
 /// Domains and their disks, on a Xen host or, without Xen, as processes of this machine.
 #[derive(Parser, Debug)]
 #[command(name = "xb", version, subcommand_required = true, arg_required_else_help = true, after_help = EXIT_CODES)]
 pub(crate) struct Line {
     #[command(flatten)]
-    all: All,
+    options: GlobalOptions,
     #[command(subcommand)]
     command: Command,
 }
@@ -36,72 +35,19 @@ pub(crate) struct Line {
 const EXIT_CODES: &str = "Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 not in time, 4 no such domain, disk or \
 host, or the domain was destroyed meanwhile, 130 interrupted; xb create --wait ends with the guest's.\n\nExample: xb demo";
 
-/// How long to wait for anything, where nothing is said.
-const WITHIN: Duration = Duration::from_secs(30);
-/// A store answers within this time, however little `--timeout` allows for what is asked of it.
-const ANSWERS_WITHIN_MIN: Duration = Duration::from_secs(1);
-
 /// What ends a line that makes no sense, as clap has it.
 const WRONG_USAGE: u8 = 2;
 
-/// What every command takes.
-#[derive(Args, Clone, Debug)]
-pub(crate) struct All {
-    /// The folder of the hosted host (else $XB_HOST; else Xen, where this is its domain 0; else /run/xb or a folder of
-    /// the user's own).
-    #[arg(long, global = true, value_name = "DIR")]
-    host: Option<PathBuf>,
-    /// Print JSON; an error is an object on standard error then.
-    #[arg(long, global = true)]
-    json: bool,
-    /// How long to wait for anything: 30 seconds without it.
-    #[arg(long, global = true, value_name = "SECONDS", value_parser = seconds)]
-    timeout: Option<Duration>,
-}
-
-/// A number of seconds, perhaps with a fraction.
-fn seconds(text: &str) -> Result<Duration, String> {
-    let seconds = text.parse().map_err(|_| "a number of seconds is needed".to_owned())?;
-    Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
-}
-
-/// The folder that names without `/` in front are in; one that is gone is none.
-fn here() -> PathBuf {
-    std::env::current_dir().unwrap_or_else(|_| "/dev".into())
-}
-
-impl All {
-    fn choice(&self) -> Choice {
-        let named = std::env::var_os(crate::host::folder::VARIABLE).map(PathBuf::from);
-        Choice::of(self.host.as_deref().or(named.as_deref()))
+/// Refuses options that would have no effect on a command.
+fn refuse_without_effect(options: &GlobalOptions, command: &Command) -> Result<(), String> {
+    let (json, timeout) = command.heeds();
+    if options.json && json == Heeds::No {
+        return Err("--json has no effect on this command; leave it out".into());
     }
-
-    fn open(&self) -> Result<Host, Error> {
-        let within = self.within().max(ANSWERS_WITHIN_MIN);
-        let mut host = Host::open_within(self.choice(), within)?;
-        host.store.set_timeout(Some(within));
-        Ok(host)
+    if options.timeout.is_some() && timeout == Heeds::No {
+        return Err("--timeout has no effect on this command; leave it out".into());
     }
-
-    fn within(&self) -> Duration {
-        self.timeout.unwrap_or(WITHIN)
-    }
-
-    fn limit(&self) -> Limit {
-        Limit::new(self.within())
-    }
-
-    /// Refuses what would have no effect.
-    fn heeded(&self, command: &Command) -> Result<(), String> {
-        let (json, timeout) = command.heeds();
-        if self.json && json == Heeds::No {
-            return Err("--json has no effect on this command; leave it out".into());
-        }
-        if self.timeout.is_some() && timeout == Heeds::No {
-            return Err("--timeout has no effect on this command; leave it out".into());
-        }
-        Ok(())
-    }
+    Ok(())
 }
 
 #[derive(Subcommand, Debug)]
@@ -202,55 +148,55 @@ impl Command {
 pub fn main() -> ExitCode {
     // Ends with 2 where it makes no sense, with 0 for help.
     let line = Line::parse();
-    let all = line.all.clone();
-    if let Err(wrong) = line.all.heeded(&line.command) {
-        out::failed(&all, &wrong, WRONG_USAGE);
+    let options = line.options.clone();
+    if let Err(wrong) = refuse_without_effect(&options, &line.command) {
+        out::failed(&options, &wrong, WRONG_USAGE);
         return ExitCode::from(WRONG_USAGE);
     }
     match run(line) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            out::failed(&all, &error.to_string(), error.exit_code());
+            out::failed(&options, &error.to_string(), error.exit_code());
             ExitCode::from(error.exit_code())
         }
     }
 }
 
 fn run(line: Line) -> Result<u8, Error> {
-    let all = &line.all;
+    let options = &line.options;
     match line.command {
         Command::GuestInit { line } => return crate::guest::run(&line),
         Command::Keeper => {
-            let folder = all.choice().hosted("the keeper")?;
+            let folder = options.choice().hosted("the keeper")?;
             return crate::keeper::run(&folder).map(|()| 0);
         }
-        Command::Store(store) => return store::run(all, &store),
+        Command::Store(store) => return store::run(options, &store),
         Command::Demo(_) | Command::Host(host::Command::Up { .. }) => {
             wait::catch_signals(Signals::All);
         }
         _ => wait::catch_signals(Signals::Interrupt),
     }
     // The demo tells each of its steps itself.
-    if !all.json && !matches!(line.command, Command::Demo(_)) {
+    if !options.json && !matches!(line.command, Command::Demo(_)) {
         wait::tell_of_long_ones();
     }
     match line.command {
-        Command::Host(command) => host::run(all, &command),
-        Command::Create(create) => create::run(all, &create),
-        Command::List => list::run(all),
-        Command::Tree => tree::run(all),
-        Command::Info(which) => info::run(all, &which),
-        Command::Pause(which) => domain::pause(all, &which),
-        Command::Unpause(which) => domain::unpause(all, &which),
-        Command::Shutdown(ask) => domain::ask(all, &ask, crate::domain::Request::Poweroff),
-        Command::Reboot(ask) => domain::ask(all, &ask, crate::domain::Request::Reboot),
-        Command::Destroy(which) => domain::destroy(all, &which),
-        Command::Log(log) => log::run(all, &log),
-        Command::Disk(command) => disk::run(all, &command),
-        Command::Config(command) => config::run(all, &command),
-        Command::Demo(demo) => demo::run(all, &demo),
-        Command::Completions(completions) => complete::completions(&completions),
-        Command::Man(man) => complete::man(&man),
+        Command::Host(command) => host::run(options, &command),
+        Command::Create(create) => create::run(options, &create),
+        Command::List => list::run(options),
+        Command::Tree => tree::run(options),
+        Command::Info(which) => info::run(options, &which),
+        Command::Pause(which) => domain::pause(options, &which),
+        Command::Unpause(which) => domain::unpause(options, &which),
+        Command::Shutdown(ask) => domain::ask(options, &ask, crate::domain::Request::Poweroff),
+        Command::Reboot(ask) => domain::ask(options, &ask, crate::domain::Request::Reboot),
+        Command::Destroy(which) => domain::destroy(options, &which),
+        Command::Log(log) => log::run(options, &log),
+        Command::Disk(command) => disk::run(options, &command),
+        Command::Config(command) => config::run(options, &command),
+        Command::Demo(demo) => demo::run(options, &demo),
+        Command::Completions(completions) => complete::completions(Line::command(), &completions),
+        Command::Man(man) => complete::man(Line::command(), &man),
         Command::Keeper | Command::GuestInit { .. } | Command::Store(_) => Ok(0),
     }
 }

@@ -31,12 +31,13 @@ mod tally;
 mod toolstack;
 
 use crate::plan::Trace;
-use crate::run::{Failure, Subject, verdict};
+pub use crate::subject::DeviceType;
+use crate::subject::Subject;
+use crate::verdict::{Failure, verdict};
 use adder::Adder;
 use block::Block;
 use host::Host;
 use kind::Kind;
-use std::str::FromStr;
 use tally::Tally;
 
 /// What happened in runs that held.
@@ -58,38 +59,6 @@ impl Summary {
     pub fn add(&mut self, other: &Self) {
         self.runs += other.runs;
         self.tally.add(&other.tally);
-    }
-}
-
-/// The device types that there are runs of.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum DeviceType {
-    /// The device type of `xen-driver`'s tests.
-    Adder,
-    /// Block devices.
-    Block,
-}
-
-impl DeviceType {
-    /// All of them.
-    pub const ALL: [Self; 2] = [Self::Adder, Self::Block];
-
-    /// Its name, as an option of the simulator has it.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Adder => "adder",
-            Self::Block => "block",
-        }
-    }
-}
-
-impl FromStr for DeviceType {
-    type Err = String;
-
-    fn from_str(name: &str) -> Result<Self, String> {
-        let named = Self::ALL.into_iter().find(|device_type| device_type.name() == name);
-        named.ok_or_else(|| format!("{name} is no device type of the simulator"))
     }
 }
 

@@ -18,6 +18,7 @@
 //! | `slot`, `life` | a domain's number; what becomes of it next |
 //! | `host`, `check` | the schedule; what must hold |
 //! | [`devices`] | the device model on such a host: backends, frontends, deaths at each call |
+//! | `subject`, `verdict` | the kinds of runs; whether one holds |
 //! | [`run`](mod@run) | one run, from its seed to its verdict |
 
 mod caller;
@@ -36,7 +37,9 @@ mod plan;
 pub mod rng;
 pub mod run;
 mod slot;
+mod subject;
 mod toolstack;
+mod verdict;
 mod watching;
 
 pub use host::{NO_RING, config};

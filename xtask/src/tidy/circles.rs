@@ -9,9 +9,6 @@ use super::source::File;
 use crate::workspace::Workspace;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Packages that have circles still, by their folders. One may leave this list; none may come to it.
-const CIRCLES_LEFT: &[&str] = &["benches/platform", "crates/xb", "tests/sim"];
-
 /// Checks every package.
 pub(super) fn check(workspace: &Workspace, files: &[File], findings: &mut Findings) {
     let sources = files.iter().map(|file| (file.name.as_str(), file.text.as_str())).collect();
@@ -21,19 +18,9 @@ pub(super) fn check(workspace: &Workspace, files: &[File], findings: &mut Findin
             let root = root.strip_prefix(&workspace.root).unwrap_or(root);
             root.to_string_lossy().into_owned()
         });
-        let circles = circles(&Graph::read(&roots.collect::<Vec<_>>(), &sources));
-        judge(&folder, CIRCLES_LEFT.contains(&&*folder), &circles, findings);
-    }
-}
-
-/// Tells the circles of a package; they are no faults where it is one that has some left.
-fn judge(folder: &str, has_left: bool, circles: &[String], findings: &mut Findings) {
-    if has_left && circles.is_empty() {
-        findings.fault(folder, "has no circle any more: take it off the list in xtask's tidy");
-    }
-    for circle in circles {
-        let what = format!("files use each other in a circle\n{circle}");
-        if has_left { findings.remark(folder, what) } else { findings.fault(folder, what) }
+        for circle in circles(&Graph::read(&roots.collect::<Vec<_>>(), &sources)) {
+            findings.fault(&folder, format!("files use each other in a circle\n{circle}"));
+        }
     }
 }
 
@@ -223,16 +210,5 @@ mod tests {
             ),
         ]);
         assert_eq!(found, ["  src/a/b.rs -> src/d.rs: D\n  src/d.rs -> src/a/b.rs: B, C"]);
-    }
-
-    #[test]
-    fn a_package_leaves_the_list_with_its_last_circle() {
-        let faults = |has_left, circles: &[String]| {
-            let mut findings = Findings::default();
-            judge("crates/a", has_left, circles, &mut findings);
-            findings.faults.len()
-        };
-        assert_eq!((faults(false, &[]), faults(false, &["a".into()])), (0, 1));
-        assert_eq!((faults(true, &[]), faults(true, &["a".into()])), (1, 0));
     }
 }

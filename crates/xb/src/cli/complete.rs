@@ -1,8 +1,8 @@
 //! `xb completions` and `xb man`, from the same table as the parser.
 
-use super::{Line, out};
+use super::out;
 use crate::Error;
-use clap::{Args, CommandFactory};
+use clap::{Args, Command};
 use std::path::PathBuf;
 
 #[derive(Args, Debug)]
@@ -17,13 +17,15 @@ pub(crate) struct Man {
     folder: PathBuf,
 }
 
-pub(crate) fn completions(completions: &Completions) -> Result<u8, Error> {
+/// Prints the completions of a command line.
+pub(crate) fn completions(mut line: Command, completions: &Completions) -> Result<u8, Error> {
     let mut text = Vec::new();
-    clap_complete::generate(completions.shell, &mut Line::command(), "xb", &mut text);
+    clap_complete::generate(completions.shell, &mut line, "xb", &mut text);
     out::print(&String::from_utf8_lossy(&text))
 }
 
-pub(crate) fn man(man: &Man) -> Result<u8, Error> {
-    let written = clap_mangen::generate_to(Line::command(), &man.folder);
+/// Writes the manual pages of a command line.
+pub(crate) fn man(line: Command, man: &Man) -> Result<u8, Error> {
+    let written = clap_mangen::generate_to(line, &man.folder);
     written.map(|()| 0).map_err(Error::io(man.folder.display()))
 }

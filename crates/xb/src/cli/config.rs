@@ -1,6 +1,7 @@
 //! `xb config`.
 
-use super::{All, out};
+use super::options::GlobalOptions;
+use super::out;
 use crate::Error;
 use crate::config::disk::{BackendType, Format, Specification};
 use crate::config::{self, Description, DiskSpec, Syntax, description};
@@ -35,7 +36,7 @@ pub(crate) enum To {
     Toml,
 }
 
-pub(crate) fn run(all: &All, command: &Command) -> Result<u8, Error> {
+pub(crate) fn run(options: &GlobalOptions, command: &Command) -> Result<u8, Error> {
     let (file, to) = match command {
         Command::Convert { file, to } => (file, Some(to)),
         Command::Check { file } => (file, None),
@@ -44,9 +45,9 @@ pub(crate) fn run(all: &All, command: &Command) -> Result<u8, Error> {
     let (name, syntax) = (file.display().to_string(), Syntax::of(file));
     let settings = config::parse(&name, &text, syntax)?;
     let (description, warnings) = Description::read(&name, &settings)?;
-    warnings.iter().for_each(|warning| out::tell(all, &warning.to_string()));
+    warnings.iter().for_each(|warning| out::tell(options, &warning.to_string()));
     let Some(to) = to else {
-        return if all.json { out::json(&as_json(&description)) } else { Ok(0) };
+        return if options.json { out::json(&as_json(&description)) } else { Ok(0) };
     };
     let to = match (to, syntax) {
         (Some(To::Xl), _) | (None, Syntax::Toml) => Syntax::Xl,

@@ -1,6 +1,7 @@
 //! `xb create`.
 
-use super::{All, out};
+use super::options::GlobalOptions;
+use super::out;
 use crate::config::{self, Description, Setting, Syntax, Warning};
 use crate::host::{Host, Platform};
 use crate::lifecycle::create::{self, Then};
@@ -42,34 +43,34 @@ pub(crate) fn read(
     Ok((description, settings, warnings))
 }
 
-pub(crate) fn run(all: &All, create: &Create) -> Result<u8, Error> {
+pub(crate) fn run(options: &GlobalOptions, create: &Create) -> Result<u8, Error> {
     let (mut description, settings, warnings) = read(&create.file, &create.settings)?;
-    description.directory = super::here();
-    warnings.iter().for_each(|warning| out::tell(all, &warning.to_string()));
-    let mut host = all.open()?;
+    description.directory = super::options::here();
+    warnings.iter().for_each(|warning| out::tell(options, &warning.to_string()));
+    let mut host = options.open()?;
     let then = match (create.paused, create.wait) {
         (true, _) => Then::StayPaused,
         (false, true) => Then::RunHeld,
         (false, false) => Then::Run,
     };
-    let new = create::create(&mut host, &description, &settings, then, all.limit())?;
-    new.lacks.iter().for_each(|lack| out::tell(all, lack));
-    if all.json {
+    let new = create::create(&mut host, &description, &settings, then, options.limit())?;
+    new.lacks.iter().for_each(|lack| out::tell(options, lack));
+    if options.json {
         out::json(
             &serde_json::json!({ "name": description.name, "domid": new.domid.0, "lacks": new.lacks }),
         )?;
     } else {
         out::print(&format!("{} is domain {}\n", description.name, new.domid))?;
     }
-    if create.wait { follow(all, &mut host, &description.name, new.domid) } else { Ok(0) }
+    if create.wait { follow(options, &mut host, &description.name, new.domid) } else { Ok(0) }
 }
 
 /// Waits for as long as the guest runs; what it ended with.
-fn follow(all: &All, host: &mut Host, name: &str, domid: DomId) -> Result<u8, Error> {
+fn follow(options: &GlobalOptions, host: &mut Host, name: &str, domid: DomId) -> Result<u8, Error> {
     let mut last = domid;
     let followed = follow::follow(host, name, domid, &mut |new| {
         last = new;
-        out::tell(all, &format!("{name} runs again, as domain {new}"));
+        out::tell(options, &format!("{name} runs again, as domain {new}"));
     });
     let ended = match followed {
         Err(Error::Interrupted) => {
@@ -85,7 +86,7 @@ fn follow(all: &All, host: &mut Host, name: &str, domid: DomId) -> Result<u8, Er
         let _ = control.keep(last);
     }
     let status = ended.status.map(|status| format!(", exit status {status}")).unwrap_or_default();
-    out::tell(all, &format!("{name} has ended: {}{status}", ended.reason));
+    out::tell(options, &format!("{name} has ended: {}{status}", ended.reason));
     let by_reason = u8::from(ended.reason != "shutdown");
     Ok(ended.status.unwrap_or(by_reason))
 }

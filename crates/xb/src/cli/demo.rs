@@ -2,7 +2,8 @@
 
 mod guests;
 
-use super::{All, host, out, tree};
+use super::options::GlobalOptions;
+use super::{host, out, tree};
 use crate::config::{DiskSpec, Syntax};
 use crate::devices::disk;
 use crate::host::daemons::{self, BLOCK, DAEMONS, Daemon};
@@ -28,7 +29,7 @@ pub(crate) struct Demo {
     #[arg(long)]
     keep: bool,
     /// Fail where all of it takes longer than this.
-    #[arg(long, value_name = "SECONDS", value_parser = super::seconds)]
+    #[arg(long, value_name = "SECONDS", value_parser = super::options::seconds)]
     within: Option<Duration>,
 }
 
@@ -40,15 +41,15 @@ struct Show {
     within: Duration,
 }
 
-pub(crate) fn run(all: &All, demo: &Demo) -> Result<u8, Error> {
-    let folder = match (&all.host, all.choice()) {
+pub(crate) fn run(options: &GlobalOptions, demo: &Demo) -> Result<u8, Error> {
+    let folder = match (&options.host, options.choice()) {
         (Some(_), Choice::Hosted(folder)) => folder,
         // Beside whatever host this user has, unless it is to stay.
         _ if demo.keep => Folder::default(),
         _ => Folder::temporary()?,
     };
     programs::make()?;
-    let show = Show { folder, began: Instant::now(), within: all.within() };
+    let show = Show { folder, began: Instant::now(), within: options.within() };
     // What is refused here is not taken down either.
     show.folder.make()?;
     if DAEMONS.iter().any(|daemon| daemon.running(&show.folder).is_some()) {
@@ -262,7 +263,7 @@ impl Show {
         let spec = format!("vdev={vdev},access=w,target={}", image.display());
         let domid = domain::find(host, name)?.info.domid;
         let spec = DiskSpec::parse(&spec).map_err(|wrong| Error::Refused(wrong.to_string()))?;
-        let disk = disk::prepare(&spec, disk::Place::Hosted, &super::here())?;
+        let disk = disk::prepare(&spec, disk::Place::Hosted, &super::options::here())?;
         devices::attach(host, &disk.device(domid)?, self.limit()).map(|()| String::new())
     }
 

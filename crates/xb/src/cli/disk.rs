@@ -1,6 +1,7 @@
 //! `xb disk`.
 
-use super::{All, out};
+use super::options::GlobalOptions;
+use super::out;
 use crate::config::DiskSpec;
 use crate::devices::disk::{self, AttachedDisk, Place};
 use crate::devices::{self, Force};
@@ -112,70 +113,74 @@ pub(crate) fn as_json(disk: &AttachedDisk) -> Value {
     })
 }
 
-pub(crate) fn run(all: &All, command: &Command) -> Result<u8, Error> {
+pub(crate) fn run(options: &GlobalOptions, command: &Command) -> Result<u8, Error> {
     match command {
-        Command::Attach(attach) => self::attach(all, attach),
+        Command::Attach(attach) => self::attach(options, attach),
         Command::Detach(detach) => {
-            domain::with(&mut all.open()?, &detach.domain, |host, domain| {
+            domain::with(&mut options.open()?, &detach.domain, |host, domain| {
                 let domid = domain.info.domid;
                 let disk = disk::find(&mut host.store, domid, &detach.vdev)?;
                 let force = if detach.force { Force::Take } else { Force::Ask };
-                devices::detach(host, &disk.attached.device, force, all.limit())?;
+                devices::detach(host, &disk.attached.device, force, options.limit())?;
                 let so = json!({ "domid": domid.0, "vdev": disk.vdev, "detached": true });
-                if all.json { out::json(&so) } else { Ok(0) }
+                if options.json { out::json(&so) } else { Ok(0) }
             })
         }
-        Command::Mount(mount) => domain::with(&mut all.open()?, &mount.domain, |host, domain| {
-            let disk = disk::find(&mut host.store, domain.info.domid, &mount.vdev)?;
-            disk::mount::mount(host, domain, &disk, &mount.fs_type, all.limit())?;
-            let at = disk::mount::PLACE;
-            let so = json!({ "domain": domain.name, "vdev": disk.vdev, "mounted": at });
-            if all.json { out::json(&so) } else { Ok(0) }
-        }),
-        Command::Unmount { domain } => domain::with(&mut all.open()?, domain, |host, domain| {
-            disk::mount::unmount(host, domain)?;
-            let so = json!({ "domain": domain.name, "mounted": null });
-            if all.json { out::json(&so) } else { Ok(0) }
-        }),
-        Command::List { domain } => list(all, domain.as_deref()),
-        Command::Stats { domain } => super::stats::run(all, domain.as_deref()),
+        Command::Mount(mount) => {
+            domain::with(&mut options.open()?, &mount.domain, |host, domain| {
+                let disk = disk::find(&mut host.store, domain.info.domid, &mount.vdev)?;
+                disk::mount::mount(host, domain, &disk, &mount.fs_type, options.limit())?;
+                let at = disk::mount::PLACE;
+                let so = json!({ "domain": domain.name, "vdev": disk.vdev, "mounted": at });
+                if options.json { out::json(&so) } else { Ok(0) }
+            })
+        }
+        Command::Unmount { domain } => {
+            domain::with(&mut options.open()?, domain, |host, domain| {
+                disk::mount::unmount(host, domain)?;
+                let so = json!({ "domain": domain.name, "mounted": null });
+                if options.json { out::json(&so) } else { Ok(0) }
+            })
+        }
+        Command::List { domain } => list(options, domain.as_deref()),
+        Command::Stats { domain } => super::stats::run(options, domain.as_deref()),
         Command::Resize(resize) => {
-            domain::with(&mut all.open()?, &resize.domain, |host, domain| {
+            domain::with(&mut options.open()?, &resize.domain, |host, domain| {
                 let domid = domain.info.domid;
                 let disk = disk::find(&mut host.store, domid, &resize.vdev)?;
-                disk::resize(host, &disk, resize.size, all.limit())?;
-                now(all, host, domid, &resize.vdev)
+                disk::resize(host, &disk, resize.size, options.limit())?;
+                now(options, host, domid, &resize.vdev)
             })
         }
     }
 }
 
-fn attach(all: &All, attach: &Attach) -> Result<u8, Error> {
+fn attach(options: &GlobalOptions, attach: &Attach) -> Result<u8, Error> {
     let text = attach.disk.join(",");
-    domain::with(&mut all.open()?, &attach.domain, |host, domain| {
+    domain::with(&mut options.open()?, &attach.domain, |host, domain| {
         let domid = domain.info.domid;
         let spec = DiskSpec::parse(&text).map_err(|wrong| Error::Refused(wrong.to_string()))?;
-        let disk = disk::prepare(&spec, Place::of(host), &super::here())?;
+        let disk = disk::prepare(&spec, Place::of(host), &super::options::here())?;
         let device = disk.device(domid)?;
         if attach.no_wait {
             devices::add(&mut host.store, &device)?;
         } else {
-            devices::attach(host, &device, all.limit())?;
+            devices::attach(host, &device, options.limit())?;
         }
-        now(all, host, domid, &spec.vdev)
+        now(options, host, domid, &spec.vdev)
     })
 }
 
 /// With --json, how the disk is now.
-fn now(all: &All, host: &mut Host, domid: DomId, vdev: &str) -> Result<u8, Error> {
-    if !all.json {
+fn now(options: &GlobalOptions, host: &mut Host, domid: DomId, vdev: &str) -> Result<u8, Error> {
+    if !options.json {
         return Ok(0);
     }
     out::json(&as_json(&disk::find(&mut host.store, domid, vdev)?))
 }
 
-fn list(all: &All, which: Option<&str>) -> Result<u8, Error> {
-    let mut host = all.open()?;
+fn list(options: &GlobalOptions, which: Option<&str>) -> Result<u8, Error> {
+    let mut host = options.open()?;
     let domains = match which {
         Some(which) => vec![domain::find(&mut host, which)?],
         None => domain::list(&mut host)?,
@@ -203,5 +208,5 @@ fn list(all: &All, which: Option<&str>) -> Result<u8, Error> {
             values.push(value);
         }
     }
-    if all.json { out::json(&Value::Array(values)) } else { out::table(&rows) }
+    if options.json { out::json(&Value::Array(values)) } else { out::table(&rows) }
 }

@@ -1,6 +1,7 @@
 //! `xb pause`, `unpause`, `shutdown`, `reboot`, `destroy`.
 
-use super::{All, out};
+use super::options::GlobalOptions;
+use super::out;
 use crate::Error;
 use crate::domain::{self, Domain, Request};
 use crate::host::{Host, Platform};
@@ -40,17 +41,17 @@ pub(crate) fn as_json(domain: &Domain) -> Value {
     })
 }
 
-pub(crate) fn pause(all: &All, which: &Which) -> Result<u8, Error> {
-    let mut host = all.open()?;
+pub(crate) fn pause(options: &GlobalOptions, which: &Which) -> Result<u8, Error> {
+    let mut host = options.open()?;
     domain::with(&mut host, &which.domain, |host, domain| {
         let done = host.control().pause(domain.info.domid);
         done.map_err(Error::platform(format!("pausing {}", which.domain)))?;
-        now(all, host, domain)
+        now(options, host, domain)
     })
 }
 
-pub(crate) fn unpause(all: &All, which: &Which) -> Result<u8, Error> {
-    let mut host = all.open()?;
+pub(crate) fn unpause(options: &GlobalOptions, which: &Which) -> Result<u8, Error> {
+    let mut host = options.open()?;
     domain::with(&mut host, &which.domain, |host, domain| {
         match host.control().unpause(domain.info.domid) {
             Err(xen::Error::Inval) => {
@@ -59,13 +60,13 @@ pub(crate) fn unpause(all: &All, which: &Which) -> Result<u8, Error> {
             }
             done => done.map_err(Error::platform(format!("unpausing {}", which.domain))),
         }?;
-        now(all, host, domain)
+        now(options, host, domain)
     })
 }
 
 /// With --json, how the domain is now.
-fn now(all: &All, host: &mut Host, domain: &Domain) -> Result<u8, Error> {
-    if !all.json {
+fn now(options: &GlobalOptions, host: &mut Host, domain: &Domain) -> Result<u8, Error> {
+    if !options.json {
         return Ok(0);
     }
     let info = host.control().info(domain.info.domid);
@@ -73,8 +74,8 @@ fn now(all: &All, host: &mut Host, domain: &Domain) -> Result<u8, Error> {
     out::json(&as_json(&Domain { info, name: domain.name.clone() }))
 }
 
-pub(crate) fn ask(all: &All, ask: &Ask, request: Request) -> Result<u8, Error> {
-    let mut host = all.open()?;
+pub(crate) fn ask(options: &GlobalOptions, ask: &Ask, request: Request) -> Result<u8, Error> {
+    let mut host = options.open()?;
     let domain = domain::find(&mut host, &ask.domain)?;
     if domain.info.domid == xen::DomId::DOM0 {
         return Err(Error::Refused(
@@ -86,21 +87,21 @@ pub(crate) fn ask(all: &All, ask: &Ask, request: Request) -> Result<u8, Error> {
     let ended = match (ask.wait, request) {
         (false, _) => false,
         (true, Request::Poweroff) => {
-            domain::await_end(&mut host, &domain, all.limit())?;
+            domain::await_end(&mut host, &domain, options.limit())?;
             true
         }
         (true, Request::Reboot) => {
-            domid = await_again(&mut host, &domain, all.limit())?;
+            domid = await_again(&mut host, &domain, options.limit())?;
             false
         }
     };
     let so =
         json!({ "name": domain.name, "domid": domid.0, "asked": request.word(), "ended": ended });
-    if all.json { out::json(&so) } else { Ok(0) }
+    if options.json { out::json(&so) } else { Ok(0) }
 }
 
-pub(crate) fn destroy(all: &All, which: &Which) -> Result<u8, Error> {
-    let mut host = all.open()?;
+pub(crate) fn destroy(options: &GlobalOptions, which: &Which) -> Result<u8, Error> {
+    let mut host = options.open()?;
     let domid = find_remains(&mut host, &which.domain)?;
     if let Platform::Xen(_) = host.platform {
         let name = &which.domain;
@@ -108,7 +109,7 @@ pub(crate) fn destroy(all: &All, which: &Which) -> Result<u8, Error> {
             "on Xen, domains are created and destroyed by xl: xl destroy {name}"
         )));
     }
-    destroy::destroy(&mut host, domid, all.limit())?;
+    destroy::destroy(&mut host, domid, options.limit())?;
     let so = json!({ "domid": domid.0, "destroyed": true });
-    if all.json { out::json(&so) } else { Ok(0) }
+    if options.json { out::json(&so) } else { Ok(0) }
 }

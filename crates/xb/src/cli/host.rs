@@ -1,6 +1,7 @@
 //! `xb host`.
 
-use super::{All, out};
+use super::options::GlobalOptions;
+use super::out;
 use crate::host::bring::{self, Startup};
 use crate::host::daemons::{self, DAEMONS, Daemon, KEEPER};
 use crate::host::folder::{Folder, Found};
@@ -35,15 +36,15 @@ fn up_about() -> String {
     format!("Start the daemons that do not run: {}", daemons::words(Daemon::part))
 }
 
-pub(crate) fn run(all: &All, command: &Command) -> Result<u8, Error> {
-    let folder = all.choice().hosted("xb host")?;
+pub(crate) fn run(options: &GlobalOptions, command: &Command) -> Result<u8, Error> {
+    let folder = options.choice().hosted("xb host")?;
     let dir = folder.path().display();
     folder.look()?;
     match command {
         Command::Up { image_dirs } => {
             programs::make()?;
-            let startup = bring::up(&folder, image_dirs, all.limit())?;
-            if all.json {
+            let startup = bring::up(&folder, image_dirs, options.limit())?;
+            if options.json {
                 let was_up = startup == Startup::WasUp;
                 return out::json(&json!({ "host": folder.path(), "up": true, "was_up": was_up }));
             }
@@ -51,13 +52,13 @@ pub(crate) fn run(all: &All, command: &Command) -> Result<u8, Error> {
             out::print(&format!("the host in {dir} {so}\n"))
         }
         Command::Down => {
-            down(&folder, all.within())?;
-            if all.json {
+            down(&folder, options.within())?;
+            if options.json {
                 return out::json(&json!({ "host": folder.path(), "up": false }));
             }
             out::print(&format!("the host in {dir} is down\n"))
         }
-        Command::Status => status(all, &folder),
+        Command::Status => status(options, &folder),
     }
 }
 
@@ -89,10 +90,10 @@ fn destroy_guests(folder: &Folder, within: Duration) -> Result<(), Error> {
     destroy::take_down(&mut host, &guests, Limit::new(within))
 }
 
-fn status(all: &All, folder: &Folder) -> Result<u8, Error> {
+fn status(options: &GlobalOptions, folder: &Folder) -> Result<u8, Error> {
     let running: Vec<_> = DAEMONS.iter().map(|daemon| (daemon, daemon.running(folder))).collect();
     let up = running.iter().all(|(_, process)| process.is_some());
-    if all.json {
+    if options.json {
         let daemons = running.iter().map(|(daemon, process)| {
             let pid = process.as_ref().map(|process| process.pid.as_raw_nonzero().get());
             (daemon.name().to_owned(), json!({ "pid": pid, "log": daemon.log(folder) }))

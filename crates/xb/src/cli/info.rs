@@ -1,14 +1,15 @@
 //! `xb info`.
 
 use super::domain::Which;
-use super::{All, out};
+use super::options::GlobalOptions;
+use super::out;
 use crate::devices::disk;
 use crate::host::Platform;
 use crate::{Error, domain};
 use serde_json::{Value, json};
 
-pub(crate) fn run(all: &All, which: &Which) -> Result<u8, Error> {
-    domain::with(&mut all.open()?, &which.domain, |host, domain| {
+pub(crate) fn run(options: &GlobalOptions, which: &Which) -> Result<u8, Error> {
+    domain::with(&mut options.open()?, &which.domain, |host, domain| {
         let domid = domain.info.domid;
         let disks = disk::list(&mut host.store, domid)?;
         let mut value = super::domain::as_json(domain);
@@ -25,7 +26,7 @@ pub(crate) fn run(all: &All, which: &Which) -> Result<u8, Error> {
             });
             value["log"] = json!(folder.guest(&domain.name).log());
         }
-        if all.json { out::json(&value) } else { out::print(&lines(&value, 0)) }
+        if options.json { out::json(&value) } else { out::print(&lines(&value, 0)) }
     })
 }
 

@@ -1,13 +1,14 @@
 //! `xb list`.
 
-use super::{All, out};
+use super::options::GlobalOptions;
+use super::out;
 use crate::Error;
 use crate::domain;
 
-pub(crate) fn run(all: &All) -> Result<u8, Error> {
-    let mut host = all.open()?;
+pub(crate) fn run(options: &GlobalOptions) -> Result<u8, Error> {
+    let mut host = options.open()?;
     let domains = domain::list(&mut host)?;
-    if all.json {
+    if options.json {
         return out::json(&domains.iter().map(super::domain::as_json).collect());
     }
     let mut rows =

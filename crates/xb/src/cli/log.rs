@@ -1,6 +1,6 @@
 //! `xb log`.
 
-use super::All;
+use super::options::GlobalOptions;
 use crate::host::{Choice, Host};
 use crate::wait::Limit;
 use crate::{Error, domain, text};
@@ -42,8 +42,8 @@ impl Shown {
     }
 }
 
-pub(crate) fn run(all: &All, log: &Log) -> Result<u8, Error> {
-    let folder = all.choice().hosted("xb log")?;
+pub(crate) fn run(options: &GlobalOptions, log: &Log) -> Result<u8, Error> {
+    let folder = options.choice().hosted("xb log")?;
     folder.look()?;
     let mut name = log.domain.clone();
     if name.parse::<u16>().is_ok() {

@@ -17,8 +17,8 @@ pub(crate) fn print(text: &str) -> Result<u8, Error> {
 }
 
 /// Tells something beside what was asked for, on standard error.
-pub(crate) fn tell(all: &super::All, text: &str) {
-    if all.json {
+pub(crate) fn tell(options: &super::options::GlobalOptions, text: &str) {
+    if options.json {
         eprintln!("{}", serde_json::json!({ "note": text }));
     } else {
         eprintln!("xb: {}", clean(text));
@@ -26,8 +26,8 @@ pub(crate) fn tell(all: &super::All, text: &str) {
 }
 
 /// Tells why a command has failed. It may quote what a guest has written.
-pub(crate) fn failed(all: &super::All, why: &str, code: u8) {
-    if all.json {
+pub(crate) fn failed(options: &super::options::GlobalOptions, why: &str, code: u8) {
+    if options.json {
         eprintln!("{}", serde_json::json!({ "error": why, "code": code }));
     } else {
         let lines: Vec<String> = why.lines().map(clean).collect();

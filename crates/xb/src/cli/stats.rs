@@ -1,6 +1,7 @@
 //! `xb disk stats`.
 
-use super::{All, out};
+use super::options::GlobalOptions;
+use super::out;
 use crate::devices::disk;
 use crate::devices::disk::stats::{self, Counts};
 use crate::{Error, domain, text};
@@ -15,8 +16,8 @@ fn as_json(counts: &Counts) -> Value {
     })
 }
 
-pub(crate) fn run(all: &All, which: Option<&str>) -> Result<u8, Error> {
-    let mut host = all.open()?;
+pub(crate) fn run(options: &GlobalOptions, which: Option<&str>) -> Result<u8, Error> {
+    let mut host = options.open()?;
     let domains = match which {
         Some(which) => vec![domain::find(&mut host, which)?],
         None => domain::list(&mut host)?,
@@ -54,5 +55,5 @@ pub(crate) fn run(all: &All, which: Option<&str>) -> Result<u8, Error> {
             values.push(value);
         }
     }
-    if all.json { out::json(&Value::Array(values)) } else { out::table(&rows) }
+    if options.json { out::json(&Value::Array(values)) } else { out::table(&rows) }
 }

@@ -1,6 +1,6 @@
 //! `xb store`: the tool `xenstore`, with the host's store.
 
-use super::All;
+use super::options::GlobalOptions;
 use crate::Error;
 use crate::host::{Choice, programs};
 use clap::Args;
@@ -15,14 +15,14 @@ pub(crate) struct Store {
     words: Vec<OsString>,
 }
 
-pub(crate) fn run(all: &All, store: &Store) -> Result<u8, Error> {
+pub(crate) fn run(options: &GlobalOptions, store: &Store) -> Result<u8, Error> {
     let program = programs::find(programs::XENSTORE)?;
     let mut command = Command::new(&program);
     command.args(&store.words);
-    if all.json {
+    if options.json {
         command.arg("--json");
     }
-    if let Choice::Hosted(folder) = all.choice() {
+    if let Choice::Hosted(folder) = options.choice() {
         let help = store.words.iter().any(|word| word == "--help" || word == "-h");
         if !help && !folder.store().exists() {
             let dir = folder.path().display();

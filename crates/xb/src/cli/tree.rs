@@ -1,14 +1,15 @@
 //! `xb tree`: domains and their devices, with their states.
 
-use super::{All, out};
+use super::options::GlobalOptions;
+use super::out;
 use crate::devices::disk;
 use crate::host::Host;
 use crate::{Error, domain, text};
 use xen_io::xenbus::State;
 
-pub(crate) fn run(all: &All) -> Result<u8, Error> {
-    let mut host = all.open()?;
-    if all.json {
+pub(crate) fn run(options: &GlobalOptions) -> Result<u8, Error> {
+    let mut host = options.open()?;
+    if options.json {
         let mut values = Vec::new();
         for domain in domain::list(&mut host)? {
             let disks = disk::list(&mut host.store, domain.info.domid)?;

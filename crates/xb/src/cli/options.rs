@@ -1,0 +1,61 @@
+//! The options that every command takes.
+
+use crate::Error;
+use crate::host::{Choice, Host};
+use crate::wait::Limit;
+use clap::Args;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// How long to wait for anything, where nothing is said.
+const WITHIN: Duration = Duration::from_secs(30);
+/// A store answers within this time, however little `--timeout` allows for what is asked of it.
+const ANSWERS_WITHIN_MIN: Duration = Duration::from_secs(1);
+
+/// The options that every command takes.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct GlobalOptions {
+    /// The folder of the hosted host (else $XB_HOST; else Xen, where this is its domain 0; else /run/xb or a folder of
+    /// the user's own).
+    #[arg(long, global = true, value_name = "DIR")]
+    pub(super) host: Option<PathBuf>,
+    /// Print JSON; an error is an object on standard error then.
+    #[arg(long, global = true)]
+    pub(super) json: bool,
+    /// How long to wait for anything: 30 seconds without it.
+    #[arg(long, global = true, value_name = "SECONDS", value_parser = seconds)]
+    pub(super) timeout: Option<Duration>,
+}
+
+/// A number of seconds, perhaps with a fraction.
+pub(super) fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse().map_err(|_| "a number of seconds is needed".to_owned())?;
+    Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
+}
+
+/// The folder that names without `/` in front are in; one that is gone is none.
+pub(super) fn here() -> PathBuf {
+    std::env::current_dir().unwrap_or_else(|_| "/dev".into())
+}
+
+impl GlobalOptions {
+    pub(super) fn choice(&self) -> Choice {
+        let named = std::env::var_os(crate::host::folder::VARIABLE).map(PathBuf::from);
+        Choice::of(self.host.as_deref().or(named.as_deref()))
+    }
+
+    pub(super) fn open(&self) -> Result<Host, Error> {
+        let within = self.within().max(ANSWERS_WITHIN_MIN);
+        let mut host = Host::open_within(self.choice(), within)?;
+        host.store.set_timeout(Some(within));
+        Ok(host)
+    }
+
+    pub(super) fn within(&self) -> Duration {
+        self.timeout.unwrap_or(WITHIN)
+    }
+
+    pub(super) fn limit(&self) -> Limit {
+        Limit::new(self.within())
+    }
+}

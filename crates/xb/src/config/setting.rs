@@ -1,0 +1,175 @@
+//! Settings as both ways of writing have them: a key, a value, and where each stands.
+
+use std::fmt;
+use std::sync::Arc;
+
+/// How deep lists may lie in lists.
+pub const DEPTH_MAX: u32 = 16;
+
+/// Stands in a text for bytes that are no UTF-8; no character of any script.
+pub(crate) const NO_TEXT: char = char::MAX;
+
+/// Where something stands, line and column from 1; columns count characters.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Place {
+    /// The file, or what else the text came from.
+    pub file: Arc<str>,
+    /// The line.
+    pub line: u32,
+    /// The column.
+    pub column: u32,
+}
+
+impl Place {
+    /// The beginning of a text.
+    #[must_use]
+    pub fn start(file: &str) -> Self {
+        Self { file: file.into(), line: 1, column: 1 }
+    }
+
+    /// Goes past a character.
+    pub(crate) fn pass(&mut self, character: char) {
+        if character == '\n' {
+            self.line = self.line.saturating_add(1);
+            self.column = 1;
+        } else {
+            self.column = self.column.saturating_add(1);
+        }
+    }
+
+    /// So many characters further on in the same line.
+    #[must_use]
+    pub fn right(&self, characters: usize) -> Self {
+        let characters = u32::try_from(characters).unwrap_or(u32::MAX);
+        let column = self.column.saturating_add(characters);
+        Self { file: Arc::clone(&self.file), line: self.line, column }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { file, line, column } = self;
+        write!(f, "{file}:{line}:{column}")
+    }
+}
+
+/// What is wrong with a configuration, and what would be right.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct Error {
+    /// Where.
+    pub place: Place,
+    /// What was found there.
+    pub found: String,
+    /// What was expected.
+    pub expected: String,
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { place, found, expected } = self;
+        write!(f, "{place}: {found}; expected {expected}")
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// Something to be told that stops nobody.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct Warning {
+    /// Where.
+    pub place: Place,
+    /// What is to be told.
+    pub text: String,
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { place, text } = self;
+        write!(f, "{place}: {text}")
+    }
+}
+
+/// A value, and where it begins.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Value {
+    /// Where it begins.
+    pub place: Place,
+    /// What it is.
+    pub kind: Kind,
+}
+
+/// The kinds of values that both ways of writing have.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Kind {
+    /// A string.
+    Text(String),
+    /// A number: what it is, and how it was written (`0x10`).
+    Number(u64, String),
+    /// A list.
+    List(Vec<Value>),
+}
+
+impl Value {
+    /// The value as a file has it, which says how a string and a number are written. Lists of more than one
+    /// are over several lines.
+    pub(super) fn written(
+        &self,
+        text: fn(&str) -> String,
+        number: fn(u64, &str) -> String,
+    ) -> String {
+        match &self.kind {
+            Kind::Text(content) => text(content),
+            Kind::Number(value, as_read) => number(*value, as_read),
+            Kind::List(list) => {
+                let mut items = list.iter().map(|value| value.written(text, number));
+                if list.len() < 2 {
+                    format!("[{}]", items.next().unwrap_or_default())
+                } else {
+                    format!(
+                        "[\n{}]",
+                        items.map(|item| format!("    {item},\n")).collect::<String>()
+                    )
+                }
+            }
+        }
+    }
+
+    /// The value in a word, for an error.
+    #[must_use]
+    pub fn shown(&self) -> String {
+        match &self.kind {
+            Kind::Text(text) => format!("{:?}", crate::text::short(text)),
+            Kind::Number(_, written) => written.clone(),
+            Kind::List(_) => "a list".into(),
+        }
+    }
+}
+
+/// A key with its value.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Setting {
+    /// The key.
+    pub key: String,
+    /// Where it stands.
+    pub place: Place,
+    /// Its value.
+    pub value: Value,
+}
+
+/// A number as `xl.cfg` writes it: decimal, octal with a `0` before it, hexadecimal with `0x`.
+#[must_use]
+pub fn number(written: &str) -> Option<u64> {
+    let digits = |text: &str, radix| {
+        let plain = text.bytes().all(|byte| char::from(byte).is_digit(radix));
+        if plain { u64::from_str_radix(text, radix).ok() } else { None }
+    };
+    if let Some(hexadecimal) = written.strip_prefix("0x").or_else(|| written.strip_prefix("0X")) {
+        digits(hexadecimal, 16)
+    } else if written.len() > 1 && written.starts_with('0') {
+        digits(written, 8)
+    } else {
+        digits(written, 10)
+    }
+}

@@ -1,0 +1,76 @@
+//! The verdict on one run: it holds, or why not, with what was done last.
+
+use crate::plan::Trace;
+use crate::subject::Subject;
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::Duration;
+
+/// A run takes a hundredth of a second; who takes so long never ends.
+const HANGS: Duration = Duration::from_secs(60);
+
+/// A run that did not hold.
+#[derive(Debug)]
+pub struct Failure {
+    /// The kind of run.
+    pub subject: Subject,
+    /// Its seed.
+    pub seed: u64,
+    /// What did not hold.
+    pub why: String,
+    /// What was done last.
+    pub trace: Vec<String>,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for line in &self.trace {
+            writeln!(f, "{line}")?;
+        }
+        let Self { subject, seed, why, .. } = self;
+        writeln!(f, "seed {seed} fails: {why}")?;
+        write!(f, "to repeat it: {}", subject.command(*seed))
+    }
+}
+
+impl std::error::Error for Failure {}
+
+/// What came of a run, which may panic.
+pub(crate) fn verdict<R>(
+    subject: Subject,
+    seed: u64,
+    trace: &Trace,
+    body: impl FnOnce() -> Result<R, String>,
+) -> Result<R, Failure> {
+    let ran = watched(subject, seed, || catch_unwind(AssertUnwindSafe(body)));
+    let why = match ran {
+        Ok(Ok(result)) => return Ok(result),
+        Ok(Err(why)) => why,
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().cloned();
+            let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+            format!("a panic: {}", text.unwrap_or_default())
+        }
+    };
+    Err(Failure { subject, seed, why, trace: trace.take() })
+}
+
+/// Ends the process where a run does not end: a round of the daemon's that never returns cannot be left
+/// otherwise. The run itself has one thread; this one only waits for it.
+fn watched<R>(subject: Subject, seed: u64, body: impl FnOnce() -> R) -> R {
+    let (ended, ends) = channel::<()>();
+    let dog = std::thread::spawn(move || {
+        if ends.recv_timeout(HANGS) == Err(RecvTimeoutError::Timeout) {
+            let seconds = HANGS.as_secs();
+            eprintln!("seed {seed} fails: the host is still amid one step after {seconds} s");
+            eprintln!("to repeat it: {}", subject.command(seed));
+            std::process::exit(1);
+        }
+    });
+    let result = body();
+    drop(ended);
+    // It has nothing to say that could fail.
+    let _ = dog.join();
+    result
+}
