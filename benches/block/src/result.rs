@@ -1,4 +1,4 @@
 //! The result of whatever may fail.
 
-/// What can go wrong is told to a person, once, in a sentence.
+/// An error is told to a person, once, in a sentence.
 pub(crate) type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;

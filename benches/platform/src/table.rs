@@ -112,7 +112,7 @@ pub(crate) fn median(values: &mut [f64]) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-/// What the fastest tenth of the rounds does not exceed: other work of the machine makes any of them slower
+/// The time that the fastest tenth of the rounds does not exceed: other work of the machine makes any of them slower
 /// and none faster.
 pub(crate) fn fast(rounds: &mut [f64]) -> f64 {
     rounds.sort_by(f64::total_cmp);

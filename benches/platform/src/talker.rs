@@ -19,7 +19,7 @@ impl Talker {
         Self::create_with(control, args, |_| {})
     }
 
-    /// The same, its configuration changed.
+    /// A talker whose configuration `shape` has changed.
     pub(crate) fn create_with(
         control: &mut Control,
         args: &[&str],

@@ -13,7 +13,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// The value of every node that is written: 32 bytes.
 pub(crate) const VALUE: &[u8] = b"0123456789abcdef0123456789abcdef";
 
-/// What takes turns with [`VALUE`].
+/// The value that takes turns with [`VALUE`].
 pub(crate) const OTHER_VALUE: &[u8] = b"fedcba9876543210fedcba9876543210";
 
 /// Appends a request to `out`.

@@ -31,7 +31,7 @@ use xenstore::{Event, Store};
 
 /// How long a program may take to end once it was asked to.
 const ENDS_WITHIN: Duration = Duration::from_secs(10);
-/// What a disk asks for: eight disks have room in one arena of 1024 pages.
+/// The limits of a disk: eight disks have room in one arena of 1024 pages.
 const DISK: Options =
     Options { rings: Limits { order_max: 1, queues_max: 1 }, segments_max: 64, buffers: 120 };
 /// Longest sleep; whatever matters ends it.

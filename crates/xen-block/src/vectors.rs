@@ -1,11 +1,11 @@
 //! Places in memory that a system call reads from or writes to.
 #![allow(unsafe_code)]
 
-/// Where the pieces of a request are; made from them, and valid while they are not changed.
+/// The addresses of the pieces of a request; made from them, and valid while they are not changed.
 #[derive(Debug, Default)]
 pub(crate) struct Vectors {
     list: Vec<libc::iovec>,
-    /// How many pieces lay behind their neighbour when they were pointed at.
+    /// The number of pieces that lay behind their neighbour when they were pointed at.
     merged: u64,
 }
 
@@ -36,7 +36,7 @@ impl Vectors {
         &self.list
     }
 
-    /// How many pieces were merged; none of them is counted again.
+    /// The number of pieces that were merged; none of them is counted again.
     pub(crate) fn take_merged(&mut self) -> u64 {
         std::mem::take(&mut self.merged)
     }

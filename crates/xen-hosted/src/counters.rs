@@ -22,16 +22,16 @@ pub(crate) enum Counter {
     Granted,
     /// Pages mapped now.
     Mapped,
-    /// What this process was refused without the broker being asked.
+    /// Calls that this process was refused without the broker being asked.
     Refused,
-    /// What the broker has told this peer unasked (written by the broker).
+    /// Messages that the broker has sent this peer unasked (written by the broker).
     Told,
     /// Notifications received at this port.
     Received(Port),
 }
 
 impl Counter {
-    /// Where it lies, in bytes.
+    /// Its offset in bytes.
     pub(crate) fn offset(self) -> usize {
         8 * match self {
             Self::Granted => 0,

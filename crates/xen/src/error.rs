@@ -29,11 +29,11 @@ pub enum Error {
     NoSpc,
     /// `ENOSPC`: more pages were to be granted than there are.
     NoPages {
-        /// How many were asked for.
+        /// Pages that were asked for.
         asked: u32,
-        /// How many are free.
+        /// Pages that are free.
         free: u32,
-        /// How many there are, free or not.
+        /// Pages that there are, free or not.
         of: u32,
     },
     /// `ENOSYS`: this hypervisor does not know the call.

@@ -4,7 +4,7 @@
 
 use std::fmt;
 
-/// What a grant operation ended with, where it was not done (`GNTST_*`).
+/// The outcome of a grant operation, where it was not done (`GNTST_*`).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 #[repr(i16)]
 #[non_exhaustive]

@@ -70,7 +70,7 @@ impl fmt::Display for Port {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Gfn(pub u64);
 
-/// What the mapping side may do with a page.
+/// The access of the mapping side to a page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Access {
     /// Read only (`GTF_readonly`, `GNTMAP_readonly`).

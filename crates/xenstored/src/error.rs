@@ -1,4 +1,4 @@
-//! What keeps the daemon from running.
+//! The errors that keep the daemon from running.
 
 use std::fmt;
 
@@ -20,7 +20,7 @@ impl Error {
         Self::Start(why.into())
     }
 
-    /// What was asked for cannot be, because of `why`.
+    /// A request that cannot be granted, because of `why`.
     pub(crate) fn usage(why: impl Into<String>) -> Self {
         Self::Usage(why.into())
     }

@@ -4,7 +4,7 @@ use xen::domwatch::DomainWatch;
 use xen::evtchn::EventChannels;
 use xen::gnttab::GrantMap;
 
-/// What the daemon needs of Xen, or of what stands in for it.
+/// The parts of Xen, or of its substitute, that the daemon needs.
 pub struct Platform {
     /// Event channels to the domains.
     pub evtchn: Box<dyn EventChannels>,
@@ -14,11 +14,11 @@ pub struct Platform {
     pub domains: Box<dyn DomainWatch>,
     /// The ioctl requests that the three make once the daemon serves; no others pass its filter.
     pub ioctls: &'static [u32],
-    /// What it is and where, as an error names it.
+    /// Its kind and its place, as an error names it.
     pub name: String,
 }
 
-/// What the caller of [`main_with`](crate::main_with) has found.
+/// The platform that the caller of [`main_with`](crate::main_with) has found.
 pub enum Provided {
     /// A platform with domains.
     Platform(Platform),

@@ -50,7 +50,7 @@ impl Frame {
     }
 }
 
-/// What a view of a frame keeps, and what its end does.
+/// The things that a view of a frame keeps, and that its end undoes.
 struct View<F> {
     _frame: Arc<Frame>,
     end: F,
@@ -62,7 +62,7 @@ impl<F: Fn() + Send + Sync> Unmap for View<F> {
     }
 }
 
-/// What a domain has granted.
+/// The grants of a domain.
 #[derive(Debug)]
 pub(crate) struct Entry {
     pub(crate) peer: DomId,

@@ -10,7 +10,7 @@ use xen::{DomId, GrantRef, Port};
 #[derive(Clone, Debug, Default)]
 pub struct Host(Arc<Mutex<Tables>>);
 
-/// What the hypervisor knows.
+/// The state of the hypervisor.
 #[derive(Debug, Default)]
 pub(crate) struct Tables {
     pub(crate) ports: BTreeMap<(DomId, Port), Channel>,
@@ -30,19 +30,19 @@ impl Host {
         Self::default()
     }
 
-    /// How many pages are mapped at the moment.
+    /// The number of pages that are mapped at the moment.
     #[must_use]
     pub fn mapped(&self) -> usize {
         self.tables().mapped
     }
 
-    /// How many pages are offered at the moment.
+    /// The number of pages that are offered at the moment.
     #[must_use]
     pub fn offered(&self) -> usize {
         self.tables().grants.len()
     }
 
-    /// How many ports are in use at the moment.
+    /// The number of ports that are in use at the moment.
     #[must_use]
     pub fn ports(&self) -> usize {
         self.tables().ports.len()

@@ -40,7 +40,7 @@ use host::Host;
 use kind::Kind;
 use tally::Tally;
 
-/// What happened in runs that held.
+/// The counts of runs that held.
 #[derive(Clone, Debug, Default)]
 pub struct Summary {
     runs: u64,
@@ -48,7 +48,7 @@ pub struct Summary {
 }
 
 impl Summary {
-    /// What was counted, by name; 0 for what did not happen.
+    /// The counts, by name; 0 for what did not happen.
     #[must_use]
     pub fn rows(&self) -> Vec<(String, u64)> {
         let runs = ("runs".to_owned(), self.runs);
@@ -65,7 +65,7 @@ impl Summary {
 /// Runs one seed.
 ///
 /// # Errors
-/// What did not hold, with what was done last.
+/// The check that did not hold, with the last steps.
 pub fn run(device_type: DeviceType, seed: u64) -> Result<Summary, Failure> {
     let (trace, subject) = (Trace::default(), Subject::Devices(device_type));
     let played = match device_type {

@@ -17,9 +17,9 @@ pub struct Failure {
     pub subject: Subject,
     /// Its seed.
     pub seed: u64,
-    /// What did not hold.
+    /// The check that did not hold.
     pub why: String,
-    /// What was done last.
+    /// The last steps.
     pub trace: Vec<String>,
 }
 
@@ -36,7 +36,7 @@ impl fmt::Display for Failure {
 
 impl std::error::Error for Failure {}
 
-/// What came of a run, which may panic.
+/// The verdict on a run, which may panic.
 pub(crate) fn verdict<R>(
     subject: Subject,
     seed: u64,

@@ -22,7 +22,7 @@ use xen_hosted::domain::{Config, Files, Lack};
 use xen_hosted::domctl::{Control, Descriptors};
 use xenstore::{Client, Perm, Store};
 
-/// How long anything may take.
+/// The time for anything.
 pub const WITHIN: Duration = Duration::from_secs(60);
 
 /// Waits until `what` is so.
@@ -229,7 +229,7 @@ impl Drop for Host {
 pub struct Guest {
     /// Its number.
     pub domid: DomId,
-    /// What it does without on this machine.
+    /// The means that it does without on this machine.
     pub lacks: Vec<Lack>,
     input: PipeWriter,
     lines: Receiver<String>,
@@ -291,7 +291,7 @@ impl Guest {
         writeln!(self.input, "{line}").expect("a guest that reads");
     }
 
-    /// What it says next, in a line behind `> `.
+    /// The next line that it says behind `> `.
     #[must_use]
     pub fn hear(&self) -> String {
         let heard = self.lines.recv_timeout(WITHIN);

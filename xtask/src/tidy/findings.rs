@@ -1,6 +1,6 @@
-//! What the checks have found.
+//! The findings of the checks.
 
-/// What was found: faults fail, remarks do not.
+/// The findings: faults fail, remarks do not.
 #[derive(Default)]
 pub(crate) struct Findings {
     pub(super) faults: Vec<String>,

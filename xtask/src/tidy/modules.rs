@@ -26,7 +26,7 @@ struct Module<'a> {
     file: String,
     parent: usize,
     children: BTreeMap<&'a str, usize>,
-    /// What it defines itself.
+    /// The names that it defines itself.
     items: BTreeSet<&'a str>,
     imports: Vec<Import<'a>>,
     /// The paths of more than one word in its code.
@@ -201,7 +201,7 @@ impl<'a> Modules<'a> {
         items.collect()
     }
 
-    /// Whether a module names something by itself, and not by a glob.
+    /// True where a module names something by itself, and not by a glob.
     fn names(&self, at: usize, word: &str) -> bool {
         let module = &self.all[at];
         module.items.contains(word)
@@ -266,7 +266,7 @@ impl<'a> Modules<'a> {
     }
 }
 
-/// Whether `tokens` end with `pub(…)`.
+/// True where `tokens` end with `pub(…)`.
 fn is_visibility(tokens: &[Token<'_>]) -> bool {
     let open = tokens.iter().rposition(|token| *token == "(");
     open.and_then(|open| tokens[..open].last()) == Some(&"pub")

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 pub(crate) struct File {
     /// Relative to the root, with `/`.
     pub(crate) name: String,
-    /// What is in it; files that are not UTF-8 are not looked at.
+    /// Its text; files that are not UTF-8 are not looked at.
     pub(crate) text: String,
 }
 
@@ -43,7 +43,7 @@ pub(crate) fn shipped(text: &str) -> &str {
     end.map_or(text, |end| &text[..end])
 }
 
-/// Whether a source file is test code as a whole.
+/// True where a source file is test code as a whole.
 pub(crate) fn is_test(name: &str) -> bool {
     let path = PathBuf::from(name);
     let stem = path.file_stem().unwrap_or_default();

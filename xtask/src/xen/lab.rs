@@ -1,10 +1,10 @@
-//! Where the lab is, whose daemon it tries, and how it tells its progress.
+//! The place of the lab, the daemon that it tries, and the way in which it tells its progress.
 
 use crate::Result;
 use crate::workspace::Workspace;
 use std::path::PathBuf;
 
-/// Whose daemon is the store.
+/// The daemon that is the store.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Store {
     /// This workspace's.
@@ -23,13 +23,13 @@ impl Store {
     }
 }
 
-/// Where everything is.
+/// The places of the lab's files.
 pub(crate) struct Lab {
     /// The workspace's root.
     pub(crate) project: PathBuf,
     /// `target/xen-lab`.
     pub(crate) dir: PathBuf,
-    /// Where cargo puts what is built for release.
+    /// The folder of what cargo builds for release.
     pub(crate) programs: PathBuf,
 }
 

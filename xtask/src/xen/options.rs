@@ -18,7 +18,7 @@ pub(super) struct Options {
 
 /// The wish to repeat a step.
 pub(super) struct Repeat {
-    /// How often it runs.
+    /// The number of its runs.
     pub(super) times: u32,
     /// Its name, or a part of it.
     pub(super) step: String,

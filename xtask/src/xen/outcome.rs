@@ -1,4 +1,4 @@
-//! What a boot has left.
+//! The remains of a boot.
 
 use super::lab::Store;
 use std::path::PathBuf;
@@ -13,23 +13,23 @@ pub(crate) enum Extent {
     Part,
 }
 
-/// What a boot has left.
+/// The remains of a boot.
 pub(crate) struct Outcome {
-    /// Whose daemon it was.
+    /// The daemon that it tried.
     pub(crate) store: Store,
     /// The boot's name.
     pub(crate) boot: &'static str,
     /// The steps that should have run.
     pub(crate) expected: Vec<String>,
-    /// Whether these are all that the boot has.
+    /// True where these are all that the boot has.
     pub(crate) extent: Extent,
     /// The folder of what dom0 wrote; the console is in there, too.
     pub(crate) results: PathBuf,
-    /// How long it took; nothing where it was not booted now.
+    /// Its duration; nothing where it was not booted now.
     pub(crate) took: Option<Duration>,
-    /// How QEMU ended, where it did not end well.
+    /// The end of QEMU, where it did not end well.
     pub(crate) fault: Option<String>,
-    /// What is wrong with the disks that guests have used.
+    /// The faults of the disks that guests have used.
     pub(crate) disk_faults: Vec<String>,
     /// The first try, where that lost a guest.
     pub(crate) first: Option<Box<FirstTry>>,
@@ -39,7 +39,7 @@ pub(crate) struct Outcome {
 pub(crate) struct FirstTry {
     /// The guest, and the step that missed it.
     pub(crate) lost: Lost,
-    /// What it has left.
+    /// Its remains.
     pub(crate) results: PathBuf,
 }
 

@@ -1,4 +1,4 @@
-//! What every scenario is given, and what most of them measure.
+//! The means of every scenario, and the measurement that most of them make.
 
 use crate::Result;
 use crate::client::{self, Conn, Pair};
@@ -6,9 +6,9 @@ use crate::daemon::{Daemon, Guests, Kind, Places};
 use rustix::thread::CpuSet;
 use std::time::{Duration, Instant};
 
-/// What every scenario is given.
+/// The means of every scenario.
 pub(crate) struct Context<'a> {
-    /// Where the programs are.
+    /// The folder of the programs.
     pub(crate) places: &'a Places,
     /// The CPU of the daemon and of this process.
     pub(crate) cpu: usize,
@@ -18,7 +18,7 @@ pub(crate) struct Context<'a> {
     pub(crate) quick: bool,
     /// Most descriptors that a process may have here.
     pub(crate) descriptors: u64,
-    /// Where numbers go.
+    /// The place where numbers go.
     pub(crate) record: &'a mut dyn FnMut(&str, f64),
 }
 
@@ -28,7 +28,7 @@ impl Context<'_> {
         Daemon::start(self.places, kind, self.cpu, Guests::None)
     }
 
-    /// How long one measurement lasts.
+    /// The length of one measurement.
     pub(super) fn span(&self) -> Duration {
         Duration::from_millis(if self.quick { 30 } else { 400 })
     }

@@ -3,13 +3,13 @@
 use std::fmt;
 use std::sync::Arc;
 
-/// How deep lists may lie in lists.
+/// The greatest depth of lists in lists.
 pub const DEPTH_MAX: u32 = 16;
 
 /// Stands in a text for bytes that are no UTF-8; no character of any script.
 pub(crate) const NO_TEXT: char = char::MAX;
 
-/// Where something stands, line and column from 1; columns count characters.
+/// A place in a text, line and column from 1; columns count characters.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Place {
     /// The file, or what else the text came from.
@@ -37,7 +37,7 @@ impl Place {
         }
     }
 
-    /// So many characters further on in the same line.
+    /// The place that many characters further on in the same line.
     #[must_use]
     pub fn right(&self, characters: usize) -> Self {
         let characters = u32::try_from(characters).unwrap_or(u32::MAX);
@@ -53,15 +53,15 @@ impl fmt::Display for Place {
     }
 }
 
-/// What is wrong with a configuration, and what would be right.
+/// A fault of a configuration, and its remedy.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct Error {
-    /// Where.
+    /// Its place.
     pub place: Place,
-    /// What was found there.
+    /// The text that was found there.
     pub found: String,
-    /// What was expected.
+    /// The text that was expected.
     pub expected: String,
 }
 
@@ -78,9 +78,9 @@ impl std::error::Error for Error {}
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct Warning {
-    /// Where.
+    /// Its place.
     pub place: Place,
-    /// What is to be told.
+    /// The text to be told.
     pub text: String,
 }
 
@@ -94,9 +94,9 @@ impl fmt::Display for Warning {
 /// A value, and where it begins.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Value {
-    /// Where it begins.
+    /// Its beginning.
     pub place: Place,
-    /// What it is.
+    /// Its content.
     pub kind: Kind,
 }
 
@@ -152,7 +152,7 @@ impl Value {
 pub struct Setting {
     /// The key.
     pub key: String,
-    /// Where it stands.
+    /// Its place.
     pub place: Place,
     /// Its value.
     pub value: Value,

@@ -114,7 +114,7 @@ impl std::error::Error for Full {}
 pub struct Completion {
     /// The asker's name for it.
     pub tag: u64,
-    /// What the backend said.
+    /// The backend's answer.
     pub status: Status,
 }
 

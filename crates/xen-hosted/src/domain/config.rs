@@ -4,7 +4,7 @@ use crate::limits::{MEMORY_DEFAULT_KIB, MEMORY_MIN_KIB, TASKS_DEFAULT};
 use std::ffi::{CString, OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 
-/// What files a domain sees, all of them for reading only.
+/// The files that a domain sees, all of them for reading only.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Files {
     /// None: for programs that are linked statically.
@@ -14,7 +14,7 @@ pub enum Files {
     System,
 }
 
-/// What a domain has at `/dev`.
+/// The kind of a domain's `/dev`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Devices {
     /// Nothing.
@@ -24,7 +24,7 @@ pub enum Devices {
     /// the program runs, which can mount nothing itself. `/tmp` may be written then, up to 16 MiB of the
     /// domain's memory, and `/mnt` is there for what domain 0 mounts.
     Files,
-    /// The same, and the host's kernel may use the files too (as a loop device's): the mount belongs to
+    /// As `Files`, and the host's kernel may use the files too (as a loop device's): the mount belongs to
     /// the host's user namespace. Only for a domain that is trusted with that kernel, and only where the
     /// broker is root; else it is [`Devices::Files`].
     KernelFiles,
@@ -41,7 +41,7 @@ pub enum Lifetime {
     Held,
 }
 
-/// What a new domain is to be.
+/// The description of a new domain.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct Config {
@@ -58,7 +58,7 @@ pub struct Config {
     pub cap: u16,
     /// The files that it sees.
     pub files: Files,
-    /// What it has at `/dev`.
+    /// The kind of its `/dev`.
     pub devices: Devices,
     /// When its end is its creator's, too.
     pub lifetime: Lifetime,
@@ -122,7 +122,7 @@ impl Config {
         bytes
     }
 
-    /// What a request asks for; `None` where it is none, or asks for what cannot be.
+    /// The configuration that a request asks for; `None` where it is none, or asks for what cannot be.
     pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
         let (handle, rest) = bytes.split_first_chunk::<16>()?;
         let (head, strings) = rest.split_first_chunk::<72>()?;

@@ -117,7 +117,7 @@ impl Broker {
     /// Serves until it is told to stop.
     ///
     /// # Errors
-    /// What epoll_wait(2) answered.
+    /// The answer of epoll_wait(2).
     pub fn run(&mut self) -> io::Result<()> {
         let mut events: Vec<Event> = Vec::with_capacity(EVENTS_MAX);
         while !self.stopping {

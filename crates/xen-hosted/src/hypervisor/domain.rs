@@ -121,7 +121,7 @@ impl Domain {
     /// Stops it where it runs.
     ///
     /// # Errors
-    /// What its group or its process answered.
+    /// The answer of its group or its process.
     pub(super) fn pause(&mut self) -> Result<(), Error> {
         if self.stage != Stage::Running {
             return Ok(());

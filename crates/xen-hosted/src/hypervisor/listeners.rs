@@ -30,7 +30,7 @@ impl Listeners {
     /// Listens in the host's directory.
     ///
     /// # Errors
-    /// What the system answered.
+    /// The system's answer.
     pub(super) fn open(&mut self, directory: &Directory) -> io::Result<()> {
         for role in Role::ALL {
             let socket = directory.listen(role)?;

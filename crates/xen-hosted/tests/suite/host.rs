@@ -26,7 +26,7 @@ pub(crate) fn read_name() -> i32 {
     0
 }
 
-/// What is not there is said by its name, with what gives it.
+/// A missing descriptor is told by its name, with what gives it.
 #[test]
 fn a_descriptor_that_was_not_given_is_named() {
     // No domain's program.

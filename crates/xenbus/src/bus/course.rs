@@ -4,7 +4,7 @@ use crate::side::Side;
 use crate::state::{Action, Illegal, Peer, Standing, react};
 use xen_io::xenbus::State;
 
-/// How often a peer may begin anew without being connected in between.
+/// Most times that a peer may begin anew without being connected in between.
 pub(super) const RESTARTS_MAX: u32 = 8;
 
 /// The course of a device.
@@ -12,16 +12,16 @@ pub(super) struct Course {
     side: Side,
     own: State,
     standing: Standing,
-    /// What is the peer's may be held.
+    /// True where the driver may hold something of the peer's.
     held: bool,
     /// It is Connected by a process that has ended, and not yet taken over.
     orphan: bool,
     /// The peer's state that the last complaint was about, so that each is made once.
     complained: Option<State>,
-    /// What the peer has said until now was read when this end connected.
+    /// True where this end has read all that the peer has said when it connected.
     refreshed: bool,
     restarts: u32,
-    /// What its driver was last asked for is pending.
+    /// True where its driver has said that it waits.
     waits: bool,
 }
 
@@ -30,7 +30,7 @@ pub(super) struct Course {
 pub(super) enum Step {
     /// Take over what a process that has ended was connected to.
     Adopt,
-    /// What the tables say.
+    /// An action of the tables.
     Act(Action),
 }
 
@@ -66,35 +66,35 @@ impl Course {
         self.own
     }
 
-    /// Whether its driver has said that it waits for something.
+    /// True where its driver has said that it waits for something.
     pub(super) fn waits(&self) -> bool {
         self.waits
     }
 
-    /// Whether what is the peer's may be held.
+    /// True where the driver may hold something of the peer's.
     pub(super) fn is_held(&self) -> bool {
         self.held
     }
 
-    /// Whether there are rings of a driver that has ended: the backend gives them up when this end closes.
+    /// True where there are rings of a driver that has ended: the backend gives them up when this end closes.
     pub(super) fn has_lost_rings(&self) -> bool {
         self.side == Side::Frontend && !matches!(self.own, State::Initialising | State::Closed)
     }
 
-    /// Whether a state of its node means that the device was taken away and made again before this end could look,
+    /// True where a state of its node means that the device was taken away and made again before this end could look,
     /// which did not write that.
     pub(super) fn is_another(&self, state: State) -> bool {
         state == State::Initialising && self.own != State::Initialising
     }
 
-    /// Whether the device may be in use: then its driver is asked before it closes.
+    /// True where the device may be in use: then its driver is asked before it closes.
     pub(super) fn may_be_in_use(&self) -> bool {
         self.side == Side::Frontend
             && self.own == State::Connected
             && self.standing == Standing::Wanted
     }
 
-    /// Whether the other end's reason for closing is to be told.
+    /// True where the other end's reason for closing is to be told.
     pub(super) fn asks_why(&self) -> bool {
         self.standing == Standing::Wanted
     }
@@ -158,7 +158,7 @@ impl Course {
         self.standing = Standing::Leaving;
     }
 
-    /// What a process that has ended was connected to is taken over, or given up.
+    /// Ends the takeover of a device from a process that has ended: it is done, or given up.
     pub(super) fn end_adoption(&mut self) {
         self.orphan = false;
         self.waits = false;
@@ -189,12 +189,12 @@ impl Course {
         self.restarts <= RESTARTS_MAX
     }
 
-    /// Whether the peer has written its state once more; what this end has read when it connected is not news.
+    /// True where the peer has written its state once more; a state that this end has read when it connected is not news.
     pub(super) fn take_change(&mut self) -> bool {
         !std::mem::take(&mut self.refreshed)
     }
 
-    /// Whether a complaint about the peer's state is the first one.
+    /// True where a complaint about the peer's state is the first one.
     pub(super) fn take_complaint(&mut self, peer: State) -> bool {
         self.complained.replace(peer) != Some(peer)
     }

@@ -9,11 +9,11 @@ use xen_io::xenbus::State;
 pub struct News {
     /// Which device.
     pub id: Id,
-    /// What.
+    /// The event.
     pub what: What,
 }
 
-/// What happened to a device.
+/// An event of a device.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum What {

@@ -81,7 +81,7 @@ impl Server {
     /// [`Server::domains`] with the hypervisor's, as some may have died meanwhile.
     ///
     /// # Errors
-    /// Where the stream is not one, or holds what no store could: which record, where, and why.
+    /// The stream is none, or holds what no store could: which record, where, and why.
     pub fn restore(config: Config, stream: &[u8], now: u64) -> Result<Restored, stream::Error> {
         let (store, global, connections) = Restoring::run(config, stream, now)?;
         let server = Self { store, path_scratch: Vec::new() };
@@ -446,7 +446,7 @@ impl Server {
     }
 
     /// The hypervisor reports that the domain is no more: connection, nodes, permission entries go.
-    /// Where its number is another domain's already, which the store knows, that one is left alone.
+    /// Another domain that has its number by now, and that the store knows, is left alone.
     pub fn domain_died(&mut self, domid: DomId, now: u64, host: &mut dyn Host) {
         self.set_time(now);
         let known = self.store.sessions.content.domains.get(domid);

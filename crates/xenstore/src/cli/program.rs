@@ -7,11 +7,11 @@ use std::io::{self, Write};
 pub(super) struct Program {
     /// argv\[0\].
     pub(super) path: Vec<u8>,
-    /// What a usage line names: argv\[0\], and the command where that is not part of it.
+    /// The name in a usage line: argv\[0\], and the command where that is not part of it.
     pub(super) usage: Vec<u8>,
-    /// What begins each line on stderr: the last part of argv\[0\], as err(3) has it.
+    /// The beginning of each line on stderr: the last part of argv\[0\], as err(3) has it.
     pub(super) short: Vec<u8>,
-    /// What begins getopt's lines: argv\[0\], or the command where that comes behind.
+    /// The beginning of getopt's lines: argv\[0\], or the command where that comes behind.
     pub(super) getopt: Vec<u8>,
 }
 

@@ -9,7 +9,7 @@ impl TransactionId {
     pub const NONE: Self = Self(0);
 }
 
-/// What happens to a transaction's changes at its end.
+/// The fate of a transaction's changes at its end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum End {
     /// They take effect, all at once.

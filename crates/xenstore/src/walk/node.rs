@@ -8,7 +8,7 @@ use crate::perms::Perm;
 pub struct Node {
     /// Its whole path.
     pub path: Vec<u8>,
-    /// How many levels it lies below the children of the root of the walk.
+    /// The number of levels that it lies below the children of the root of the walk.
     pub depth: usize,
     /// Its value, or why it could not be read.
     pub value: Result<Vec<u8>, Error>,

@@ -1,8 +1,8 @@
-//! What a walk reads, and the ways that it may take.
+//! The parts of a node that a walk reads, and the ways that it may take.
 
 use crate::transaction::TransactionId;
 
-/// What a walk reads of each node.
+/// The parts of each node that a walk reads.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Read {
     /// Values.
@@ -20,12 +20,12 @@ pub enum Way {
     Plain,
 }
 
-/// How to walk.
+/// The options of a walk.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
     /// Within which transaction: there the whole walk sees the store at one moment.
     pub tx: TransactionId,
-    /// What to read.
+    /// The parts of each node that are read.
     pub read: Read,
     /// Which way to take.
     pub way: Way,

@@ -1,4 +1,4 @@
-//! What the core asks of the machine: domains, their rings, commands about the daemon.
+//! The core's questions to the machine: domains, their rings, commands about the daemon.
 
 use super::io::Io;
 use crate::connection::{Connection, End, Ring};
@@ -10,7 +10,7 @@ use xen_io::xs_ring::{ErrorWord, RingError, ServerRing};
 use xenstore_core::server::{Attach, ConnId, DomId, Ended, Host};
 use xenstore_core::wire;
 
-/// What the caller of INTRODUCE is told: the same name where the protocol has it.
+/// The answer to the caller of INTRODUCE: the same name where the protocol has it.
 fn to_wire(error: xen::Error) -> wire::Error {
     let number = error.errno();
     let known = wire::ERRORS.iter().find(|(_, _, errno)| *errno == number);

@@ -1,6 +1,6 @@
-//! What a connection's turn begins with, and how it ends.
+//! The beginning of a connection's turn, and its end.
 
-/// Whether a socket is known to take bytes.
+/// The readiness of a socket to take bytes, as far as it is known.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Writable {
     Known,

@@ -11,19 +11,19 @@ pub struct Party {
     pub domid: DomId,
     /// Its event channels.
     pub evtchn: Box<dyn EventChannels>,
-    /// What it maps.
+    /// The grants that it maps.
     pub maps: Box<dyn GrantMap>,
-    /// What it grants.
+    /// The pages that it grants.
     pub offers: Box<dyn GrantOffer>,
 }
 
-/// What a case found; an error is one line.
+/// The finding of a case; an error is one line.
 pub type Verdict = Result<(), String>;
 
 /// A case that two domains are enough for.
 pub type Case = fn(&mut Party, &mut Party) -> Verdict;
 
-/// How long an event may take to arrive, in seconds; far more than any machine needs.
+/// The time in which an event has to arrive, in seconds; far more than any machine needs.
 pub(super) const PATIENCE_S: i64 = 10;
 
 /// Fails with the line that `text` makes where `holds` does not.
@@ -54,7 +54,7 @@ pub(crate) fn refused_with<T>(
     expect(came == error, || format!("{what}: expected {error}, got {came}"))
 }
 
-/// Whether the descriptor of the channels polls readable within the time given, in seconds.
+/// True where the descriptor of the channels polls readable within the time given, in seconds.
 pub(super) fn readable(evtchn: &dyn EventChannels, seconds: i64) -> Result<bool, String> {
     let fd = evtchn.fd();
     let mut fds = [PollFd::new(&fd, PollFlags::IN)];

@@ -1,4 +1,4 @@
-//! What must hold when everything has come to rest, and in the end.
+//! The checks when everything has come to rest, and in the end.
 
 use super::guest::Guest;
 use super::host::Host;

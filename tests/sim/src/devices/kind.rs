@@ -13,9 +13,9 @@ pub(super) trait Kind: 'static {
     type Front: Driver;
     /// Its backend.
     type Back: Backend;
-    /// What the backends of all processes share.
+    /// The things that the backends of all processes share.
     type Media: Clone + Default + 'static;
-    /// What a guest knows of the requests of one device.
+    /// A guest's knowledge of the requests of one device.
     type Ledger: Ledger<Front = Self::Front>;
 
     /// Its name in the store.
@@ -69,7 +69,7 @@ pub(super) trait Ledger: Default {
     /// Requests that were answered.
     fn answered(&self) -> u64;
 
-    /// What was wrong with an answer.
+    /// The fault of an answer.
     fn wrong(&self) -> Option<&str>;
 }
 

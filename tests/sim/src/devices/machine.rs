@@ -1,4 +1,4 @@
-//! What processes call: the store, event channels, grants. The store goes on while one of them waits for it, and at each
+//! The calls of processes: the store, event channels, grants. The store goes on while one of them waits for it, and at each
 //! call the one that runs can die.
 //!
 //! A client of the store may be sent to another thread, a simulated host may not: so the host is the thread's, and what

@@ -1,10 +1,10 @@
-//! What a run is to be.
+//! The plan of a run.
 
 use crate::faults::Rates;
 use crate::hypervisor::Reuse;
 use crate::rng::Rng;
 
-/// What a seed has made of a run.
+/// The plan that a seed has made.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Plan {
     pub(super) rates: Rates,

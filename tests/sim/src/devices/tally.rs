@@ -1,9 +1,9 @@
-//! What has happened in runs.
+//! The counts of runs.
 
 use super::machine::Call;
 use std::collections::BTreeMap;
 
-/// What a run counts.
+/// The names of the counts.
 const COUNTED: [&str; 12] = [
     "backends started",
     "guests built",
@@ -19,7 +19,7 @@ const COUNTED: [&str; 12] = [
     "checks",
 ];
 
-/// What has happened in a run.
+/// The counts of a run.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Tally {
     counts: BTreeMap<&'static str, u64>,

@@ -1,4 +1,4 @@
-//! What the toolstack does: makes guests with their devices, takes devices away, cleans up.
+//! The work of the toolstack: it makes guests with their devices, takes devices away, cleans up.
 
 use super::guest::{Guest, Start};
 use super::host::{DEVICES, Host, doom};

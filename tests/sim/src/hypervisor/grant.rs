@@ -14,17 +14,17 @@ pub(crate) struct Grant {
 }
 
 impl Grant {
-    /// Whether the entry can be used for something else.
+    /// True where the entry can be used for something else.
     pub(super) fn is_over(&self) -> bool {
         self.pin.is_ended() && self.pin.mappings() == 0
     }
 
-    /// Whether somebody has it mapped.
+    /// True where somebody has it mapped.
     pub(super) fn is_mapped(&self) -> bool {
         self.pin.mappings() > 0
     }
 
-    /// Whether `peer` may map it so: what is mapped already is not looked at again, unless it is
+    /// Checks that `peer` may map it so: what is mapped already is not looked at again, unless it is
     /// to be written and was not so far.
     pub(super) fn check(&self, peer: DomId, access: Access) -> Result<(), Status> {
         let pinned = self.pin.mappings() > 0;

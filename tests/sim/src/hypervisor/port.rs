@@ -30,7 +30,7 @@ impl Holder {
     }
 }
 
-/// What a port is bound to.
+/// The other end of a port.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Bound {
     Unbound(DomId),

@@ -1,4 +1,4 @@
-//! What the hypervisor knows: its domains, and the events that are on their way.
+//! The state of the hypervisor: its domains, and the events that are on their way.
 
 use super::domain::Domain;
 use super::port::{Holder, Late};
@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Weak;
 use xen::{DomId, Error, Port};
 
-/// How much of everything a domain may have.
+/// The limits of a domain.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Ports, port 0 included, which is never given out.

@@ -26,7 +26,7 @@ fn block_devices_hold() {
     seeds_hold(DeviceType::Block);
 }
 
-/// What a seed does today it does again.
+/// A run is a function of its seed.
 #[test]
 fn a_run_is_a_function_of_its_seed() {
     for device_type in DeviceType::ALL {

@@ -18,7 +18,7 @@ pub(crate) struct Sandbox {
     pub(crate) own_user: bool,
 }
 
-/// What a domain may do to processes.
+/// The acts on processes that a domain may do.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Processes {
     /// Whatever it likes: it has a namespace of its own for them, and sees no others.
