@@ -24,8 +24,11 @@ pub const ARENA_PAGES: u32 = 1024;
 /// descriptors for each. Eight devices with four queues each, their backends in domains of their own, take two arenas
 /// for each backend, and one for domain 0.
 pub const ARENAS_MAX: usize = 32;
-/// Arenas of domain 0 at most: at least one for every other domain.
+/// Arenas of domain 0 at most: four for every other domain, as they are on nobody's account.
 pub const DOM0_ARENAS_MAX: usize = 4096;
+/// Arenas of others that a domain's process has looked up at most. Each allows its domain as much memory more, so there is
+/// a bound, also where their granters come and go. A driver domain has one or two for each guest.
+pub const MAPPED_ARENAS_MAX: usize = 256;
 /// Processes of one domain that can map from the same arena at the same time.
 pub const HOLDERS_MAX: u32 = 32;
 /// Bytes of a request or reply.

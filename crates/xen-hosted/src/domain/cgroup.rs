@@ -452,6 +452,17 @@ impl Group {
         text.trim().parse().ok()
     }
 
+    /// Memory in use that the kernel cannot take back at once, in bytes: without files' pages that nobody looks at.
+    pub(crate) fn memory_needed(&self) -> Option<u64> {
+        let used = self.memory()?;
+        let (_, text) = self.read(Use::Memory, "memory.stat", "memory.stat")?;
+        let inactive = |line: &str| {
+            let name = ["total_inactive_file ", "inactive_file "];
+            name.iter().find_map(|name| line.strip_prefix(name))?.trim().parse::<u64>().ok()
+        };
+        Some(used.saturating_sub(text.lines().filter_map(inactive).max().unwrap_or(0)))
+    }
+
     /// Stops all processes where they are, or lets them go on; false where there is no freezer.
     ///
     /// # Errors

@@ -7,7 +7,7 @@ use crate::limits::{ARENA_PAGES, ARENAS_MAX};
 use crate::link::{Link, lock};
 use crate::map::{KeepsMap, Map, page};
 use crate::proto::Request;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ptr::NonNull;
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Mutex};
@@ -126,12 +126,15 @@ impl Purpose {
 pub struct Offers {
     link: Arc<Link>,
     arenas: HashMap<Purpose, Vec<Arc<Own>>>,
+    /// The numbers of all arenas that there have been: none is taken for a new one a second time, which would grant its
+    /// pages twice.
+    known: HashSet<u64>,
 }
 
 impl Offers {
     /// Grants over this connection.
     pub(crate) fn new(link: Arc<Link>) -> Self {
-        Self { link, arenas: HashMap::new() }
+        Self { link, arenas: HashMap::new(), known: HashSet::new() }
     }
 
     /// The page that this domain's builder has granted under `grant`, one of the reserved
@@ -162,18 +165,25 @@ impl Offers {
     }
 
     /// One more arena.
+    ///
+    /// # Errors
+    /// [`Error::Srch`] the peer is gone, or says so: its table tells of an end that the broker does not know.
     fn add_arena(&mut self, purpose: Purpose) -> Result<Arc<Own>, Error> {
         let at = u32::try_from(self.living(purpose).len()).map_err(|_| Error::NoSpc)?;
         let Purpose { peer, writable } = purpose;
         let request = Request::OfferArena { peer, writable: u32::from(writable), at };
         let mut answer = self.link.call(&request)?;
-        let slot = answer.number(0)?;
+        let (slot, number) = (answer.number(0)?, answer.number::<u64>(1)?);
         let table = answer.fd()?;
         let pages = answer.fds.pop_front();
         let arena = MappedArena::map(slot, &table, pages.as_ref(), Access::ReadWrite)
             .map_err(from_errno)?;
         if pages.is_some() {
             self.link.call(&Request::ArenaMapped { slot })?;
+        }
+        // The peer can write the table. By an end that is none it has the broker give the same arena once more.
+        if arena.ended() || !self.known.insert(number) {
+            return Err(Error::Srch);
         }
         let own = Arc::new(Own::new(arena, Arc::clone(&self.link)));
         self.living(purpose).push(Arc::clone(&own));
@@ -199,10 +209,15 @@ impl Offers {
             // None of them is made for what cannot be.
             return Err(self.refusal(purpose, count, Error::NoSpc));
         }
-        while self.living(purpose).iter().map(|own| own.free()).sum::<usize>() < count {
+        // A domain's first has fewer pages than others, so it may take one more.
+        for _ in 0..=more {
+            if self.living(purpose).iter().map(|own| own.free()).sum::<usize>() >= count {
+                return Ok(());
+            }
             self.add_arena(purpose).map_err(|error| self.refusal(purpose, count, error))?;
         }
-        Ok(())
+        // Only where the peer spoils what is in the tables.
+        Err(self.refusal(purpose, count, Error::NoSpc))
     }
 
     /// The refusal of a further arena, in pages.

@@ -147,6 +147,11 @@ impl Arena {
         Ok((bit, known.is_none(), fds))
     }
 
+    /// True where this connection has looked it up.
+    pub(super) fn is_held_by(&self, id: PeerId) -> bool {
+        self.holders.contains(&Some(id))
+    }
+
     /// A connection has it no more: what it had mapped it has no more.
     pub(super) fn let_go(&mut self, id: PeerId) {
         if let Some(bit) = self.holders.iter().position(|holder| *holder == Some(id)) {

@@ -7,7 +7,7 @@ use super::domain::Stage;
 use super::parties::Parties;
 use super::peer::Keep;
 use super::poll::PeerId;
-use crate::limits::{ARENAS_MAX, DOM0_ARENAS_MAX};
+use crate::limits::{ARENAS_MAX, DOM0_ARENAS_MAX, MAPPED_ARENAS_MAX};
 use crate::proto::Message;
 use std::collections::BTreeMap;
 use xen::{DomId, Error, GrantRef};
@@ -101,11 +101,10 @@ impl Arenas {
         }
         let Some(group) = &domain.group else { return Ok(()) };
         // The pages that it touches itself are on its processes' account as well: that must not be their end.
-        let has_room = group.memory().is_none_or(|used| used.saturating_add(ARENA_LEN) <= left);
-        if !has_room {
-            // Unless the kernel takes back enough. EBUSY: the arena would take the domain's own memory.
-            group.set_memory(left.saturating_sub(ARENA_LEN)).map_err(|_| Error::NoSpc)?;
+        if group.memory_needed().is_some_and(|used| used.saturating_add(ARENA_LEN) > left) {
+            return Err(Error::NoSpc);
         }
+        // EBUSY: the arena would take the domain's own memory.
         group.set_memory(left).map_err(|_| Error::NoSpc)
     }
 
@@ -148,7 +147,7 @@ impl Arenas {
         if let Some((at, arena)) = alike.nth(nth as usize) {
             // A read-only one is sealed by now, and could not be mapped for its granter to write.
             let fds = if arena.writable { arena.descriptors()? } else { return Err(Error::Exist) };
-            return Ok(Some((vec![at as u64], fds)));
+            return Ok(Some((vec![at as u64, arena.number], fds)));
         }
         let at = table.free_slot();
         let dom0 = domid == DomId::DOM0;
@@ -164,9 +163,15 @@ impl Arenas {
             self.charge(parties, domid)?;
         }
         let number = parties.domains.take_identity();
-        let arena = Arena::new(number, id, (peer, peer_identity), writable)?;
-        let fds = arena.descriptors()?;
         let slot = u32::try_from(at).map_err(|_| Error::NoSpc)?;
+        let made = Arena::new(number, id, (peer, peer_identity), writable)
+            .and_then(|arena| Ok((arena.descriptors()?, arena)));
+        let (fds, arena) = made.inspect_err(|_| {
+            if !dom0 {
+                // It was charged already.
+                self.apply_memory(parties, domid);
+            }
+        })?;
         self.tables.entry(domid).or_default().insert(at, arena);
         if dom0 && let Some(owner) = parties.peers.get_mut(id) {
             // Another process of domain 0 goes on without it; a guest's arenas stay until the guest
@@ -177,7 +182,7 @@ impl Arenas {
         if peer != DomId::DOM0 {
             self.tables.entry(peer).or_default().for_it.push((domid, slot));
         }
-        Ok(Some((vec![slot.into()], fds)))
+        Ok(Some((vec![slot.into(), number], fds)))
     }
 
     /// The granter of a read-only arena has mapped it.
@@ -200,6 +205,10 @@ impl Arenas {
         parties.domains.living(granter).ok_or(Error::Srch)?;
         let arena = self.tables.get_mut(&granter).and_then(|table| table.get_mut(slot));
         let arena = arena.ok_or(Error::NoEnt)?;
+        let held = parties.peers.get(id).map_or(0, |peer| peer.mapped.len());
+        if domid != DomId::DOM0 && held >= MAPPED_ARENAS_MAX && !arena.is_held_by(id) {
+            return Err(Error::NoSpc);
+        }
         let (bit, is_new, fds) = arena.hold(id, domid, identity)?;
         let number = arena.number;
         if is_new {

@@ -4,6 +4,7 @@
 use crate::support::puppet::Puppet;
 use crate::support::{self, Host, ended, entries, playing, until};
 use rustix::io::Errno;
+use std::collections::BTreeSet;
 use std::fs;
 use std::time::Instant;
 use xen::domctl::{DomainControl, RunState};
@@ -83,6 +84,39 @@ fn a_writable_arena_cannot_be_cut_or_sealed() {
     );
     offered.page().copy_out(0, &mut [0; 4096]).unwrap();
     offered.page().copy_in(0, &[1; 4096]).unwrap();
+}
+
+/// The peer of an arena can write its table. By an end that it forges it has no page granted twice, and nobody waits.
+#[test]
+fn an_end_that_a_peer_forges_is_its_own_end() {
+    let host = Host::start();
+    let (mut guest, mut other) = (Puppet::start(&host), Puppet::start(&host));
+    let frontend = Platform::connect(&host.host(), Role::Frontend).unwrap();
+    let mut offers = frontend.offers();
+    let to = guest.domid();
+    let mut first = Vec::new();
+    offers.offer_batch(to, Access::ReadWrite, 1500, &mut first).unwrap();
+    let slots: BTreeSet<u32> =
+        first.iter().map(|page| page.grant().0 / xen_hosted::limits::ARENA_PAGES).collect();
+    assert_eq!(slots.len(), 2);
+    first[0].page().copy_in(0, b"in use").unwrap();
+    let slot = slots.first().unwrap();
+    assert_eq!(guest.ask(&format!("forge-end 0 {slot} 1")), "done");
+    let mut more = Vec::new();
+    // What is left of the second one; then it is refused.
+    assert!(offers.offer_batch(to, Access::ReadWrite, 3000, &mut more).is_err());
+    assert!(more.is_empty());
+    assert_eq!(guest.ask(&format!("forge-end 0 {slot} 0")), "done");
+    let _ = offers.offer_batch(to, Access::ReadWrite, 3000, &mut more);
+    let mut grants: Vec<u32> = first.iter().chain(&more).map(|page| page.grant().0).collect();
+    grants.sort_unstable();
+    grants.dedup();
+    assert_eq!(grants.len(), first.len() + more.len(), "a page is granted twice");
+    let mut bytes = [0; 6];
+    first[0].page().copy_out(0, &mut bytes).unwrap();
+    assert_eq!(&bytes, b"in use");
+    offers.offer(other.domid(), Access::ReadWrite).unwrap();
+    assert_eq!(other.ask("alloc 0"), "3");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The hosted platform: what domains can do to each other and to the broker, their bounds, faults, and the whole host.
 
-#[cfg(target_arch = "x86_64")]
 mod arenas;
+#[cfg(target_arch = "x86_64")]
 mod calls;
 mod exhaustion;
 mod faults;

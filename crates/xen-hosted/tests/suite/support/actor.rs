@@ -181,6 +181,12 @@ fn act_beneath(words: &[&str]) -> String {
             let (_, fds) = raw::request(&[6, of.parse().unwrap(), slot.parse().unwrap()], false);
             fds.last().map_or_else(|| "no arena".to_owned(), raw::abuse)
         }
+        ["forge-end", of, slot, value] => {
+            let (_, fds) = raw::request(&[6, of.parse().unwrap(), slot.parse().unwrap()], false);
+            let word = value.parse::<u32>().unwrap().to_ne_bytes();
+            // The first word of the table, which is the first of the memory.
+            rustix::io::pwrite(&fds[0], &word, 0).map_or_else(|e| e.to_string(), |_| "done".into())
+        }
         ["raw", ref numbers @ ..] => {
             let numbers: Vec<u64> = numbers.iter().map(|word| word.parse().unwrap()).collect();
             raw::request(&numbers, false).0[1].to_string()
