@@ -74,9 +74,9 @@ struct Init {
 pub fn run(line: &str) -> Result<u8, Error> {
     // First: where there is none, its number is not yet anybody else's.
     let fuse = xen_hosted::guest_devices();
-    let mut open = Connections::open().map_err(|error| {
-        Error::Refused(format!("guest-init is for domains, which xb create makes: {error}"))
-    })?;
+    // Not of a guest of Xen, whose kernel has its devices.
+    let mut open =
+        Connections::hosted().map_err(|error| Error::Refused(format!("guest-init: {error}")))?;
     let (store, platform) = (&mut open.store, open.platform.clone());
     // Made as it is to be: the sandbox has no ioctl(2) to change it.
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;

@@ -26,7 +26,7 @@ use xen::shared::SharedPage;
 use xen::{DomId, Port};
 use xen_driver::frontend;
 use xen_driver::frontend::buffers::{Buffers, Trust};
-use xen_driver::frontend::rings::{self};
+use xen_driver::frontend::rings;
 use xen_io::blkif::{Layout, SEGMENTS_MAX, SEGMENTS_PER_PAGE, info, names};
 use xenbus::negotiate::{self, Names};
 use xenbus::{Device, Driver, Error, Progress};

@@ -21,7 +21,7 @@ mod news;
 mod nodes;
 mod slot;
 
-use crate::driver::Driver;
+use crate::driver::{Driver, Progress};
 use crate::error::Error;
 use crate::path::Id;
 use crate::side::Side;
@@ -246,26 +246,35 @@ impl<D: Driver> Bus<D> {
         if self.only.is_some_and(|only| only != id) {
             return Ok(());
         }
-        self.find(store, id)?;
+        if self.find(store, id)? == Progress::Pending {
+            return Ok(());
+        }
         match self.slot(store, id) {
             (Some(slot), mut around) => slot.go_on(&mut around),
             (None, _) => Ok(()),
         }
     }
 
-    /// Reads what the toolstack has written; makes the device known, or notices that it is gone.
-    fn find(&mut self, store: &mut Client, id: Id) -> Result<(), Error> {
+    /// Reads what the toolstack has written; makes the device known, or notices that it is gone. Pending while another
+    /// has its place, and the driver of the one before has still to give back what it holds.
+    fn find(&mut self, store: &mut Client, id: Id) -> Result<Progress, Error> {
         let Self { end, make, slots, news, .. } = self;
         let nodes = Nodes::read(store, end.side(), &end.device_path(id))?;
         let mut around = Surroundings { store, end, make, news };
-        let is_gone = slots.get(&id).is_some_and(|slot| match &nodes {
-            Some(nodes) => slot.course().is_another(nodes.state),
-            None => true,
-        });
+        let is_another = |slot: &Slot<D>, nodes: &Nodes| slot.course().is_another(nodes.state);
+        let is_gone = match (slots.get_mut(&id), &nodes) {
+            (Some(slot), Some(nodes)) if is_another(slot, nodes) => {
+                if slot.let_go(&mut around) == Progress::Pending {
+                    return Ok(Progress::Pending);
+                }
+                true
+            }
+            (_, nodes) => nodes.is_none(),
+        };
         if is_gone && let Some(slot) = slots.remove(&id) {
             slot.end(&mut around);
         }
-        let Some(nodes) = nodes else { return Ok(()) };
+        let Some(nodes) = nodes else { return Ok(Progress::Done) };
         match slots.entry(id) {
             Entry::Occupied(known) => known.into_mut().note(&nodes),
             Entry::Vacant(place) => {
@@ -274,7 +283,7 @@ impl<D: Driver> Bus<D> {
                 }
             }
         }
-        Ok(())
+        Ok(Progress::Done)
     }
 
     /// A device, if it is known, and what surrounds it.

@@ -34,7 +34,7 @@ pub enum Error {
         /// What the hypervisor said.
         error: xen::Error,
     },
-    /// A ring is not as it has to be: the other end has broken it.
+    /// A ring cannot be used: the other end has broken it, or it was never one.
     Ring(RingError),
     /// The peer begins anew again and again without ever being connected.
     Flaps {
@@ -105,6 +105,9 @@ impl fmt::Display for Error {
                 write!(f, "{path} is \"{}\"; {wanted} is needed", value.escape_ascii())
             }
             Self::Platform { what, error } => write!(f, "{what}: {error}"),
+            Self::Ring(error @ RingError::Index { .. }) => {
+                write!(f, "the other end has broken the ring: {error}")
+            }
             Self::Ring(error) => write!(f, "the ring: {error}"),
             Self::Flaps { restarts } => write!(
                 f,

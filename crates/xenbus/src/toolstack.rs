@@ -166,7 +166,7 @@ pub fn detach(store: &mut Client, device: &NewDevice) -> Result<(), Error> {
     store.transaction(|tx| {
         let Some(state) = tx.try_read(format!("{back}/state"))? else { return Ok(()) };
         tx.write(format!("{back}/online"), b"0")?;
-        // A backend that is Closed already, as its frontend's domain is gone, says so only once.
+        // A backend that is Closed already, as its frontend's domain is gone, need not say so once more; not all do.
         if State::parse(&state) != State::Closed {
             tx.write(format!("{back}/state"), b"5")?;
         }

@@ -3,8 +3,8 @@
 use crate::error::{Error, gone};
 use crate::store::{Store, text};
 use crate::transaction::{End, TransactionId};
-use crate::transport::own::{Connection, Own};
 use crate::transport::ring::Ring;
+use crate::transport::stream::{CallerStream, Connection};
 use crate::transport::{Transport, Wait, connect_first, places};
 use crate::watch::{DepthFilter, Event};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -77,7 +77,10 @@ impl Client {
     /// Speaks with the store at the other end of a byte stream.
     #[must_use]
     pub fn over(connection: Box<dyn Connection>) -> Self {
-        Self::new(Transport::Own(Own::new(connection)), "the caller's connection".into())
+        Self::new(
+            Transport::CallerStream(CallerStream::new(connection)),
+            "the caller's connection".into(),
+        )
     }
 
     fn new(transport: Transport, endpoint: PathBuf) -> Self {

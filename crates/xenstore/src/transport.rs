@@ -6,18 +6,18 @@
 
 use crate::error::Error;
 use device::Device;
-use own::Own;
 use ring::Ring;
 use rustix::fs::{FileType, stat};
 use rustix::io::Errno;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
+use stream::CallerStream;
 use unix::Socket;
 use xenstore_core::client::Client as Machine;
 
 pub mod device;
-pub mod own;
 pub mod ring;
+pub mod stream;
 pub mod unix;
 mod wait;
 
@@ -32,7 +32,7 @@ pub(crate) enum Transport {
     Socket(Socket),
     Device(Device),
     Ring(Ring),
-    Own(Own),
+    CallerStream(CallerStream),
 }
 
 impl Transport {
@@ -51,7 +51,7 @@ impl Transport {
             Self::Socket(socket) => socket.write(machine),
             Self::Device(device) => device.write(machine),
             Self::Ring(ring) => ring.write(machine),
-            Self::Own(own) => own.write(machine),
+            Self::CallerStream(stream) => stream.write(machine),
         }
     }
 
@@ -61,14 +61,14 @@ impl Transport {
             Self::Socket(socket) => socket.read(buffer, wait),
             Self::Device(device) => device.read(buffer, wait),
             Self::Ring(ring) => ring.read(buffer, wait),
-            Self::Own(own) => own.read(buffer, wait),
+            Self::CallerStream(stream) => stream.read(buffer, wait),
         }
     }
 
     /// Whether there is something to read although the descriptor may not say so.
     pub(crate) fn has_input(&mut self) -> Result<bool, Errno> {
         match self {
-            Self::Socket(_) | Self::Device(_) | Self::Own(_) => Ok(false),
+            Self::Socket(_) | Self::Device(_) | Self::CallerStream(_) => Ok(false),
             Self::Ring(ring) => ring.has_input(),
         }
     }
@@ -76,7 +76,7 @@ impl Transport {
     /// Whether the other end takes a depth with WATCH and gives it to the store. Linux's xenbus
     /// device sets the watches itself and leaves the depth out.
     pub(crate) fn passes_depth(&self) -> bool {
-        matches!(self, Self::Socket(_) | Self::Ring(_) | Self::Own(_))
+        matches!(self, Self::Socket(_) | Self::Ring(_) | Self::CallerStream(_))
     }
 }
 
@@ -86,7 +86,7 @@ impl AsFd for Transport {
             Self::Socket(socket) => socket.as_fd(),
             Self::Device(device) => device.as_fd(),
             Self::Ring(ring) => ring.as_fd(),
-            Self::Own(own) => own.as_fd(),
+            Self::CallerStream(stream) => stream.as_fd(),
         }
     }
 }

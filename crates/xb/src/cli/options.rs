@@ -7,7 +7,7 @@ use clap::Args;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// The time for anything, where nothing is said.
+/// The longest wait for anything, where nothing is said.
 const WITHIN: Duration = Duration::from_secs(30);
 /// A store answers within this time, however little `--timeout` allows for what is asked of it.
 const ANSWERS_WITHIN_MIN: Duration = Duration::from_secs(1);
@@ -22,7 +22,7 @@ pub(crate) struct GlobalOptions {
     /// Print JSON; an error is an object on standard error then.
     #[arg(long, global = true)]
     pub(super) json: bool,
-    /// The time for anything: 30 seconds without it.
+    /// The longest wait for anything: 30 seconds without it.
     #[arg(long, global = true, value_name = "SECONDS", value_parser = seconds)]
     pub(super) timeout: Option<Duration>,
 }

@@ -64,7 +64,8 @@ fn lock(folder: &Folder) -> Result<File, Error> {
     }
 }
 
-/// Ends all daemons and what a killed broker has left, and removes the folder. Domains are to be destroyed before.
+/// Ends all daemons and what a killed broker has left, and removes the folder. Domains are to be destroyed before, and the
+/// keeper to be stopped, which would start them again.
 ///
 /// # Errors
 /// Something does not end: the folder stays, so that it can be tried again.

@@ -287,7 +287,8 @@ impl Folder {
         if !matches!(self.look(), Ok(Found::Host)) {
             return;
         }
-        for below in MADE.into_iter().chain([DEMO]).chain(left) {
+        // The folder of the locks last: until then nobody else brings a host up here.
+        for below in left.chain([DEMO]).chain(MADE.into_iter().rev()) {
             let path = self.0.join(below);
             // What is not there need not be removed.
             let _ = std::fs::remove_dir_all(&path).or_else(|_| std::fs::remove_file(&path));

@@ -36,7 +36,7 @@ impl Connections {
     /// This is no guest, or the store or the platform cannot be reached.
     pub fn open() -> Result<Self, Failure> {
         match xen_hosted::Platform::guest() {
-            Ok(hosted) => Self::hosted(&hosted),
+            Ok(platform) => Self::over(&platform),
             Err(GuestError::Missing(missing)) if xen_linux::machine() == Machine::Bare => {
                 Err(format!("no domain of a Xen host, and none of a hosted one: {missing}").into())
             }
@@ -45,10 +45,20 @@ impl Connections {
         }
     }
 
-    fn hosted(hosted: &xen_hosted::Platform) -> Result<Self, Failure> {
-        let evtchn = Shared::new(hosted.channels()?)?;
+    /// Opens those of the hosted domain whose program this is. To be called once in a process.
+    ///
+    /// # Errors
+    /// This is no such program, or its broker cannot be reached.
+    pub fn hosted() -> Result<Self, Failure> {
+        Self::over(&xen_hosted::Platform::guest()?)
+    }
+
+    fn over(hosted: &xen_hosted::Platform) -> Result<Self, Failure> {
+        let failed = |what| move |error| format!("{what}: {error}");
+        let evtchn = hosted.channels().and_then(Shared::new).map_err(failed("event channels"))?;
         let mut grants = hosted.offers();
-        let (page, port) = hosted.store_ring(&mut grants)?;
+        let ring = hosted.store_ring(&mut grants);
+        let (page, port) = ring.map_err(failed("the store's ring"))?;
         let store = Client::over_ring(page, port, Box::new(evtchn.clone()));
         let (evtchn, grants) = (Rc::new(RefCell::new(evtchn)), Rc::new(RefCell::new(grants)));
         Ok(Self { domid: hosted.domid(), store, platform: Platform { evtchn, grants } })

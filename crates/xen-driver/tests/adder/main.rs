@@ -7,6 +7,7 @@ mod wire;
 use back::Back;
 use front::Front;
 use rustix::thread::CapabilitySet;
+use std::collections::BTreeSet;
 use std::time::Duration;
 use xen::DomId;
 use xen_driver::backend::{Rings, Server, rings::Options};
@@ -33,26 +34,31 @@ fn backend() {
     panic!("{}", served.unwrap_err());
 }
 
-/// Asks for sums without end, and tells of each thousand.
+/// Asks for sums without end, and tells of each thousand. Each is answered once, and before many later ones.
 fn guest() {
     let mut open = Connections::open().unwrap();
     let (store, platform) = (&mut open.store, open.platform.clone());
     let make = move |_| Front::new(platform.clone());
     let mut bus = Bus::start(store, Side::Frontend, open.domid, wire::KIND, make).unwrap();
-    let (mut guest, mut count) = (open.guest(), 0_u32);
+    let (mut guest, mut count, mut open) = (open.guest(), 0_u32, BTreeSet::new());
+    let mut next = 0_u32;
     loop {
         guest.turn(&mut [&mut bus], Duration::from_secs(1), &[]).unwrap();
         for (_, front) in bus.drivers() {
             for ((a, b), sum) in front.sums.drain(..) {
                 assert_eq!(sum, u64::from(a) + u64::from(b));
+                assert!(open.remove(&a), "{a} was answered before");
                 count += 1;
                 if count % 1000 == 0 {
                     println!("> {count} sums");
                 }
             }
             while front.wanted.len() < 64 {
-                front.wanted.push_back((count, u32::MAX - front.wanted.len() as u32));
+                front.wanted.push_back((next, u32::MAX - next));
+                open.insert(next);
+                next += 1;
             }
+            assert!(open.first().is_none_or(|first| next - first < 1000), "{open:?} are lost");
         }
     }
 }

@@ -296,7 +296,7 @@ impl<D: Driver> Slot<D> {
     }
 
     /// Has the driver give back all that is the peer's.
-    fn let_go(&mut self, around: &mut Surroundings<'_, D>) -> Progress {
+    pub(super) fn let_go(&mut self, around: &mut Surroundings<'_, D>) -> Progress {
         if self.course.is_held() {
             let (progress, _) = self.call(around, Driver::release);
             if progress == Progress::Pending {

@@ -6,6 +6,8 @@ use conformance::{Daemon, Kind, Options};
 use loopback::Host;
 use loopback::evtchn::Channels;
 use loopback::gnttab::Grants;
+use std::cell::Cell;
+use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use xen::DomId;
@@ -13,7 +15,7 @@ use xen::evtchn::EventChannels;
 use xenbus::bus::What;
 use xenbus::state::Illegal;
 use xenbus::toolstack::{self, NewDevice};
-use xenbus::{Bus, Driver, Id, Side, State, path};
+use xenbus::{Bus, Device, Driver, Error, Id, Progress, Side, State, path};
 use xenstore::{Client, Store};
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -215,7 +217,6 @@ fn a_frontend_closes_and_comes_back() {
     scene.until_connected();
 }
 
-/// A crash kernel: nobody has closed anything.
 /// A toolstack that makes a guest anew replaces its devices, whatever their backend was about.
 #[test]
 fn a_device_that_is_made_anew_begins_anew() {
@@ -250,6 +251,73 @@ fn a_device_that_is_made_anew_begins_anew() {
     scene.until("the backend to say so once more", |scene| scene.read(&path) == "6");
 }
 
+/// A backend that takes its time to give back what it holds.
+struct Holding {
+    /// How often it is still to be asked.
+    asks: Rc<Cell<u32>>,
+}
+
+impl Driver for Holding {
+    fn open(&mut self, _: &mut Device<'_>) -> Result<Progress, Error> {
+        Ok(Progress::Done)
+    }
+
+    fn connect(&mut self, _: &mut Device<'_>) -> Result<Progress, Error> {
+        Ok(Progress::Pending)
+    }
+
+    fn release(&mut self, _: &mut Device<'_>) -> Progress {
+        self.asks.set(self.asks.get().saturating_sub(1));
+        if self.asks.get() == 0 { Progress::Done } else { Progress::Pending }
+    }
+}
+
+/// What a driver holds, as an image that it has begun to open, is given back before its successor is made.
+#[test]
+fn a_device_that_is_made_anew_waits_for_what_the_one_before_holds() {
+    let Some(mut scene) = Scene::new() else { return };
+    let (asks, made) = (Rc::new(Cell::new(3)), Rc::new(Cell::new(0)));
+    let make = {
+        let (asks, made) = (Rc::clone(&asks), Rc::clone(&made));
+        move |_| {
+            made.set(made.get() + 1);
+            Holding { asks: Rc::clone(&asks) }
+        }
+    };
+    let (store, _) = &mut scene.back;
+    let mut bus = Bus::start(store, Side::Backend, DomId::DOM0, "holding", make).unwrap();
+    let device = NewDevice::new("holding", ID, DomId::DOM0);
+    toolstack::add(&mut scene.tool, &device).unwrap();
+    let (end, mut log) = (Instant::now() + PATIENCE, Vec::new());
+    let mut turn = |bus: &mut Bus<Holding>| {
+        assert!(Instant::now() < end, "{log:?}");
+        while let Some(event) = store.poll_event().unwrap() {
+            let _ = bus.take(store, &event).unwrap();
+        }
+        if bus.waits(ID) {
+            bus.poke(store, ID).unwrap();
+        }
+        log.extend(bus.take_news());
+    };
+    while bus.state(ID) != Some(State::InitWait) {
+        turn(&mut bus);
+    }
+    // The frontend is ready: the backend is asked to connect, and holds something from then on.
+    let state = format!("{}/state", device.frontend_path());
+    scene.tool.write(state, "3").unwrap();
+    while !bus.waits(ID) {
+        turn(&mut bus);
+    }
+    assert_eq!((made.get(), asks.get()), (1, 3));
+    toolstack::add(&mut scene.tool, &device).unwrap();
+    while made.get() < 2 {
+        assert!(asks.get() > 0, "its successor is made when it is asked for the last time");
+        turn(&mut bus);
+    }
+    assert_eq!(asks.get(), 0);
+}
+
+/// A crash kernel: nobody has closed anything.
 #[test]
 fn a_frontend_dies_midway_and_another_takes_its_place() {
     let Some(mut scene) = Scene::new() else { return };
@@ -291,7 +359,7 @@ fn a_move_that_makes_no_sense_is_said_so_once() {
     let error = scene.read(&format!("{back}/error"));
     let own = State::Connected;
     let illegal = Illegal { side: Side::Backend, own, peer: State::InitWait };
-    assert_eq!(error, format!("22 {}", xenbus::Error::Illegal(illegal)));
+    assert_eq!(error, format!("22 {}", Error::Illegal(illegal)));
     assert_eq!(scene.read(&path::error(DomId::DOM0, &back)), error);
 }
 
@@ -366,7 +434,7 @@ fn the_error_of_a_device_that_is_gone_is_not_written() {
     scene.connect();
     let back = device().backend_path();
     toolstack::forget(&mut scene.tool, &device()).unwrap();
-    let error = xenbus::Error::Driver("too late".into());
+    let error = Error::Driver("too late".into());
     scene.back.1.fail(&mut scene.back.0, ID, error).unwrap();
     scene.until("both ends to forget it", |scene| scene.states() == (None, None));
     assert!(!scene.tool.exists(&back).unwrap());

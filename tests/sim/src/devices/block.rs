@@ -61,7 +61,7 @@ impl Kind for Block {
             let new = || vec![0; SECTORS * SECTOR];
             disks.borrow_mut().entry(path.clone()).or_insert_with(new);
             let disks = Rc::clone(&disks);
-            Ok(Box::new(Slow { disks, path, under_way: VecDeque::new(), looks: 0 }) as _)
+            Ok(Box::new(SlowDisk { disks, path, under_way: VecDeque::new(), looks: 0 }) as _)
         }));
         let options = back::Options { rings: options, ..back::Options::default() };
         let platform = Rc::new(back::Platform { evtchn, grants, open, options });
@@ -75,20 +75,20 @@ impl Kind for Block {
 
 /// A disk that does some requests at once, some later and in another order. What was not done when its process dies is
 /// never done; what was done may not be answered.
-struct Slow {
+struct SlowDisk {
     disks: Disks,
     path: Vec<u8>,
     under_way: VecDeque<Finished>,
     looks: u32,
 }
 
-impl std::fmt::Debug for Slow {
+impl std::fmt::Debug for SlowDisk {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Slow").finish_non_exhaustive()
+        f.debug_struct("SlowDisk").finish_non_exhaustive()
     }
 }
 
-impl Slow {
+impl SlowDisk {
     fn run(&self, io: &Io) -> Result<(), Errno> {
         let mut disks = self.disks.borrow_mut();
         let disk = disks.get_mut(&self.path).ok_or(Errno::NODEV)?;
@@ -102,7 +102,7 @@ impl Slow {
     }
 }
 
-impl Disk for Slow {
+impl Disk for SlowDisk {
     fn geometry(&self) -> Geometry {
         Geometry {
             sectors: SECTORS as u64,

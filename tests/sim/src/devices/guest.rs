@@ -41,14 +41,14 @@ impl Start {
 }
 
 /// The devices of a guest and its requests to them.
-struct Used<K: Kind> {
+struct UsedDevices<K: Kind> {
     bus: Bus<K::Front>,
     ledgers: BTreeMap<u32, K::Ledger>,
     /// The last turn has come to its end without anything to do.
     sleeps: bool,
 }
 
-impl<K: Kind> Used<K> {
+impl<K: Kind> UsedDevices<K> {
     /// Calls `call` for each device and its requests, and ends those with which something is wrong; whether there were
     /// any.
     fn each(
@@ -70,7 +70,7 @@ impl<K: Kind> Used<K> {
     }
 }
 
-impl<K: Kind> Devices for Used<K> {
+impl<K: Kind> Devices for UsedDevices<K> {
     fn note(&mut self, store: &mut Client, event: &Event) -> Result<bool, Error> {
         self.bus.note(store, event)
     }
@@ -105,7 +105,7 @@ impl<K: Kind> Devices for Used<K> {
 
 /// The process of a guest. Dropping it is its death.
 pub(super) struct Guest<K: Kind> {
-    used: Used<K>,
+    used: UsedDevices<K>,
     guest: xen_driver::Guest,
     channels: u64,
 }
@@ -122,7 +122,7 @@ impl<K: Kind> Guest<K> {
         let platform = frontend::Platform { evtchn: Rc::clone(&evtchn), grants };
         let make = move |_| K::front(platform.clone());
         let bus = Bus::start(&mut store, Side::Frontend, domid, K::NAME, make)?;
-        let used = Used { bus, ledgers: BTreeMap::new(), sleeps: false };
+        let used = UsedDevices { bus, ledgers: BTreeMap::new(), sleeps: false };
         let guest = xen_driver::Guest::new(store, evtchn);
         Ok(Self { used, guest, channels })
     }

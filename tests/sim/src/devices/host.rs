@@ -50,7 +50,7 @@ pub(super) fn doom(rng: &mut Rng, calls: &[Call]) -> Doom {
 }
 
 /// An index of a ring that is shown half written, until it is written whole.
-struct Torn {
+struct TornIndex {
     page: SharedPage,
     at: usize,
     whole: u32,
@@ -71,7 +71,7 @@ pub(super) struct Host<K: Kind> {
     pub(super) doom: Option<Doom>,
     pub(super) media: K::Media,
     pub(super) slots: Vec<Slot<K>>,
-    torn: Vec<Torn>,
+    torn: Vec<TornIndex>,
     pub(super) record_dir: PathBuf,
     /// Devices that were made.
     pub(super) made: u64,
@@ -337,7 +337,7 @@ impl<K: Kind> Host<K> {
         };
         page.store_u32(at_offset, half).map_err(text)?;
         let until = self.step + 1 + self.rng.below(20);
-        self.torn.push(Torn { page, at: at_offset, whole, half, until });
+        self.torn.push(TornIndex { page, at: at_offset, whole, half, until });
         self.slots[at].fault = true;
         self.tally.count("indices shown half written", 1);
         self.note(|| format!("an index of domain {domid}'s device {which} is half written"));

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use xen::evtchn::{EventChannels, Status, Virq};
 use xen::gnttab::{Access, GrantMap, GrantOffer, Mapping, Offered};
 use xen::{DomId, Error, GrantRef, Port};
-use xenstore::transport::own::Connection;
+use xenstore::transport::stream::Connection;
 use xenstored::step::Daemon;
 
 /// Rounds in which nothing happens, after which nothing will.
@@ -73,7 +73,7 @@ pub(super) struct Doom {
 }
 
 /// The end of a process, on its way through the stack.
-struct Died(Call);
+struct Death(Call);
 
 thread_local! {
     static MACHINE: RefCell<Option<Machine>> = const { RefCell::new(None) };
@@ -128,7 +128,7 @@ pub(super) fn run<R>(doom: &mut Option<Doom>, body: impl FnOnce() -> R) -> Resul
     if ran.is_err() {
         *doom = None;
     }
-    ran.map_err(|panic: Box<dyn Any + Send>| match panic.downcast::<Died>() {
+    ran.map_err(|panic: Box<dyn Any + Send>| match panic.downcast::<Death>() {
         Ok(died) => died.0,
         Err(panic) => resume_unwind(panic),
     })
@@ -143,7 +143,7 @@ fn begin(call: Call) -> Result<(), Error> {
         Some(Doom { at, after: 0 }) if at == call => {
             DEAD.set(true);
             // Not a panic that is told of.
-            resume_unwind(Box::new(Died(call)));
+            resume_unwind(Box::new(Death(call)));
         }
         Some(Doom { at, after }) if at == call => DOOM.set(Some(Doom { at, after: after - 1 })),
         _ => {}

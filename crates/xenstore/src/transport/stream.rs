@@ -32,11 +32,11 @@ pub trait Connection: AsFd + Send {
 }
 
 /// The transport over such a stream.
-pub(crate) struct Own(Box<dyn Connection>);
+pub(crate) struct CallerStream(Box<dyn Connection>);
 
-impl fmt::Debug for Own {
+impl fmt::Debug for CallerStream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Own").finish_non_exhaustive()
+        f.debug_tuple("CallerStream").finish_non_exhaustive()
     }
 }
 
@@ -47,7 +47,7 @@ fn errno(error: &io::Error) -> Errno {
     }
 }
 
-impl Own {
+impl CallerStream {
     pub(crate) fn new(connection: Box<dyn Connection>) -> Self {
         Self(connection)
     }
@@ -76,7 +76,7 @@ impl Own {
     }
 }
 
-impl AsFd for Own {
+impl AsFd for CallerStream {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
