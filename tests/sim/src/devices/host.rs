@@ -51,6 +51,8 @@ pub(super) fn doom(rng: &mut Rng, calls: &[Call]) -> Doom {
 
 /// An index of a ring that is shown half written, until it is written whole.
 struct TornIndex {
+    /// The slot whose guest has the ring.
+    slot: usize,
     page: SharedPage,
     at: usize,
     whole: u32,
@@ -315,7 +317,8 @@ impl<K: Kind> Host<K> {
     /// An index of a ring is seen half written for a while.
     fn tear(&mut self, at: usize) -> Result<(), String> {
         let slot = &self.slots[at];
-        if slot.guest.is_none() {
+        // One at a time: a second one would take the first for whole.
+        if slot.guest.is_none() || self.is_torn(at) {
             return Ok(());
         }
         let (domid, which) = (slot.domid, self.rng.index(slot.devices.len()));
@@ -337,11 +340,16 @@ impl<K: Kind> Host<K> {
         };
         page.store_u32(at_offset, half).map_err(text)?;
         let until = self.step + 1 + self.rng.below(20);
-        self.torn.push(TornIndex { page, at: at_offset, whole, half, until });
+        self.torn.push(TornIndex { slot: at, page, at: at_offset, whole, half, until });
         self.slots[at].fault = true;
         self.tally.count("indices shown half written", 1);
         self.note(|| format!("an index of domain {domid}'s device {which} is half written"));
         Ok(())
+    }
+
+    /// True where the backend may still see a half written index of this slot's guest, or of the one before.
+    pub(super) fn is_torn(&self, at: usize) -> bool {
+        self.torn.iter().any(|torn| torn.slot == at)
     }
 
     /// Indices are whole again whose time has come by this step.

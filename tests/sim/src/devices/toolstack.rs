@@ -34,8 +34,8 @@ impl<K: Kind> Host<K> {
         for device in &self.slots[at].devices {
             toolstack::add(&mut self.tool, device).map_err(text)?;
         }
-        // Whatever happened to the one before, nothing has happened to this one.
-        self.slots[at].fault = false;
+        // Whatever else happened to the one before, nothing has happened to this one.
+        self.slots[at].fault = self.is_torn(at);
         self.note(|| format!("domain {domid} is built"));
         self.tally.count("guests built", 1);
         let dies = self.rng.chance(self.plan.guest_deaths);
