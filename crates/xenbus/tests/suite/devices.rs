@@ -253,7 +253,7 @@ fn a_device_that_is_made_anew_begins_anew() {
 
 /// A backend that takes its time to give back what it holds.
 struct Holding {
-    /// How often it is still to be asked.
+    /// The number of times that it is still to be asked.
     asks: Rc<Cell<u32>>,
 }
 
@@ -272,7 +272,7 @@ impl Driver for Holding {
     }
 }
 
-/// What a driver holds, as an image that it has begun to open, is given back before its successor is made.
+/// A driver gives back what it holds, as an image that it has begun to open, before its successor is made.
 #[test]
 fn a_device_that_is_made_anew_waits_for_what_the_one_before_holds() {
     let Some(mut scene) = Scene::new() else { return };
