@@ -5,6 +5,7 @@ mod demo;
 mod devices;
 mod disks;
 mod ends;
+mod examples;
 mod faults;
 mod interrupts;
 mod races;
