@@ -4,6 +4,7 @@
 //! profile `release` does for that, and is built already where `.ci/run` has come so far.
 
 use crate::Result;
+use crate::figures::{self, TABLES};
 use crate::workspace::{Workspace, cargo};
 use std::process::{Command, ExitCode};
 
@@ -43,10 +44,18 @@ pub(crate) fn block(options: &[&str]) -> Result<ExitCode> {
 
 /// `cargo xtask bench xb`, which has cargo build the daemons that it needs.
 pub(crate) fn xb(options: &[&str]) -> Result<ExitCode> {
+    let workspace = Workspace::load()?;
+    let (publication, options) = Publication::asked_for(options)?;
     let mut bench = cargo();
-    bench.args(["bench", "--package", "xb", "--bench", "guests", "--profile", profile(options)]);
-    bench.arg("--").args(options).current_dir(Workspace::load()?.root);
-    code_of(&mut bench)
+    bench.args(["bench", "--package", "xb", "--bench", "guests", "--profile", profile(&options)]);
+    bench.arg("--").args(options).current_dir(&workspace.root);
+    publication.run(&workspace, bench)
+}
+
+/// `cargo xtask bench --readme`.
+pub(crate) fn readme() -> Result<ExitCode> {
+    figures::write(&Workspace::load()?.root)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Builds `packages`, and runs `program` of them.
@@ -56,8 +65,9 @@ fn run(
     program: &str,
     options: &[&str],
 ) -> Result<ExitCode> {
+    let (publication, options) = Publication::asked_for(options)?;
     let mut build = cargo();
-    let profile = profile(options);
+    let profile = profile(&options);
     build.args(["build", "--profile", profile]);
     for package in packages {
         build.args(["--package", package]);
@@ -66,16 +76,50 @@ fn run(
     if !build.status()?.success() {
         return Err("the programs to compare do not build; cargo has said why".into());
     }
-    code_of(Command::new(workspace.target.join(profile).join(program)).args(options))
+    let mut bench = Command::new(workspace.target.join(profile).join(program));
+    bench.args(options);
+    publication.run(workspace, bench)
+}
+
+/// The destination of a bench's table.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Publication {
+    /// The terminal.
+    Terminal,
+    /// docs/performance.md, and README.md for a few figures of it.
+    Readme,
+}
+
+impl Publication {
+    /// Takes `--readme` out of the options.
+    fn asked_for<'a>(options: &[&'a str]) -> Result<(Self, Vec<&'a str>)> {
+        let rest: Vec<&str> = options.iter().copied().filter(|one| *one != "--readme").collect();
+        if rest.len() == options.len() {
+            return Ok((Self::Terminal, rest));
+        }
+        if rest.iter().any(|option| ["--quick", "--only"].contains(option)) {
+            return Err(
+                "--readme writes figures of whole runs: leave out --quick and --only".into()
+            );
+        }
+        Ok((Self::Readme, rest))
+    }
+
+    /// Runs a bench to its end; its exit status.
+    fn run(self, workspace: &Workspace, mut bench: Command) -> Result<ExitCode> {
+        if self == Self::Readme {
+            bench.arg("--into").arg(workspace.root.join(TABLES));
+        }
+        let status = bench.status()?;
+        if self == Self::Readme && status.code().is_some() {
+            figures::write(&workspace.root)?;
+        }
+        let code = status.code().and_then(|code| u8::try_from(code).ok());
+        Ok(ExitCode::from(code.unwrap_or(1)))
+    }
 }
 
 /// The profile to build with, which is also the name of its folder.
 fn profile(options: &[&str]) -> &'static str {
     if options.contains(&"--quick") { "release" } else { "dist" }
-}
-
-/// Runs a command to its end; its exit status.
-fn code_of(command: &mut Command) -> Result<ExitCode> {
-    let code = command.status()?.code().and_then(|code| u8::try_from(code).ok());
-    Ok(ExitCode::from(code.unwrap_or(1)))
 }

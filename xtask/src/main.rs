@@ -5,6 +5,7 @@
 //! | `ci` | everything that a change must pass, step by step |
 //! | `tidy` | the rules of the code that no other tool checks |
 //! | `bench` | builds and runs the benches |
+//! | `figures` | README's table of figures |
 //! | `fuzz` | builds the fuzz targets and runs each for a while |
 //! | `programs` | builds the simulator, or the search for memory that is not charged, and runs it |
 //! | `toolchain` | the build with the Rust version that the manifest states |
@@ -14,6 +15,7 @@
 
 mod bench;
 mod ci;
+mod figures;
 mod fuzz;
 mod programs;
 mod result;
@@ -36,6 +38,9 @@ cargo xtask COMMAND
   bench platform WHAT     hosted domains beside what the machine costs: speed, create [COUNT]
   bench xb [--quick]      how long xb takes to create and list hosted guests
   bench xen               our block backend beside the kernel's on real Xen, under QEMU
+  bench store|block|xb --readme [OPTION...]
+                          puts the new table into docs/performance.md and its figures into README.md
+  bench --readme          takes README.md's figures from docs/performance.md, and runs no bench
   sim [--devices TYPE] [--seeds N] [--from SEED]
                           whole hosts in one thread, faults on cue; 200 seeds from 0 on
   held [--seconds N] [--seed N] [--goal held|time]
@@ -53,6 +58,7 @@ fn main() -> ExitCode {
         ["ci", steps @ ..] => ci::run(steps),
         ["tidy"] => tidy::run(),
         ["rust-version"] => toolchain::run(),
+        ["bench", "--readme"] => bench::readme(),
         ["bench", "store", options @ ..] => bench::store(options),
         ["bench", "block", options @ ..] => bench::block(options),
         ["bench", "platform", options @ ..] => bench::platform(options),

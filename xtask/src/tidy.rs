@@ -21,9 +21,10 @@ mod source;
 mod tokens;
 
 use crate::Result;
+use crate::figures::{self, README, TABLES};
 use crate::workspace::Workspace;
 use findings::Findings;
-use source::collect;
+use source::{File, collect};
 use std::process::ExitCode;
 
 /// `cargo xtask tidy`.
@@ -37,6 +38,7 @@ pub(crate) fn run() -> Result<ExitCode> {
     crates::check(&workspace, &files, &mut findings);
     circles::check(&workspace, &files, &mut findings);
     links::check(&workspace.root, &files, &mut findings);
+    figures_agree(&files, &mut findings)?;
     for remark in &findings.remarks {
         println!("remark: {remark}");
     }
@@ -45,4 +47,17 @@ pub(crate) fn run() -> Result<ExitCode> {
     }
     println!("tidy: {} files, {} faults", files.len(), findings.faults.len());
     Ok(ExitCode::from(u8::from(!findings.faults.is_empty())))
+}
+
+/// README's figures are those of the benches' tables.
+fn figures_agree(files: &[File], findings: &mut Findings) -> Result<()> {
+    let text = |name: &str| files.iter().find(|file| file.name == name).map(|file| &file.text);
+    let (Some(readme), Some(tables)) = (text(README), text(TABLES)) else {
+        return Err(format!("{README} or {TABLES} is not there").into());
+    };
+    if !figures::agree(readme, tables)? {
+        let advice = format!("its figures are not those of {TABLES}");
+        findings.fault(README, format!("{advice}: run `cargo xtask bench --readme`"));
+    }
+    Ok(())
 }

@@ -1,11 +1,21 @@
-//! How long `xb` takes: creating guests with a disk up to Connected, one after the other, and listing them. Prints
-//! each figure beside its aim.
+//! The durations of `xb`: creating guests with a disk until it is connected, one after the other, and listing them.
+//! Prints a table with each figure beside its aim.
 //!
-//! `cargo xtask bench xb` makes 200 guests; with `--quick` it makes 20.
+//! `cargo xtask bench xb` makes 200 guests; with `--quick` it makes 20. `--into FILE` puts the table between the two
+//! lines `<!-- xb table -->` of FILE.
+
+#[path = "../../../benches/store/src/machine.rs"]
+#[allow(dead_code, reason = "the other benches need all of it")]
+mod machine;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
+
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+/// The line before and behind the table.
+const MARK: &str = "<!-- xb table -->";
 
 /// A host in a folder of its own, gone at the end.
 struct Host(PathBuf);
@@ -44,21 +54,21 @@ impl Drop for Host {
     }
 }
 
-/// The middle one, in ms.
+/// The median, in ms.
 fn median(times: &[Duration]) -> f64 {
     let mut times = times.to_vec();
     times.sort_unstable();
     times[times.len() / 2].as_secs_f64() * 1e3
 }
 
-fn row(what: &str, measured: f64, aim: f64, unit: &str) {
-    let verdict = if measured <= aim { "met" } else { "MISSED" };
-    println!("{what:<58} {measured:>7.1} {unit:<3} aim {aim:>5.1}  {verdict}");
+/// One line of the table.
+fn row(work: &str, measured: f64, aim: f64, unit: &str) -> String {
+    let verdict = if measured <= aim { "met" } else { "**missed**" };
+    format!("| {work} | at most {aim} {unit} | {measured:.1} {unit} | {verdict} |\n")
 }
 
-fn main() {
-    let quick = std::env::args().any(|argument| argument == "--quick");
-    let guests = if quick { 20 } else { 200 };
+/// Makes the guests and lists them; the table.
+fn measure(guests: usize) -> String {
     let folder: &Path = &std::env::temp_dir();
     let host = Host(folder.join(format!("xb-bench-{}", std::process::id())));
     std::fs::create_dir_all(&host.0).expect("a folder is made");
@@ -70,7 +80,35 @@ fn main() {
     let few = (guests / 10).max(3);
     let (first, last) = (median(&times[..few]), median(&times[guests - few..]));
     let lists: Vec<Duration> = (0..11).map(|_| host.xb(&["list"])).collect();
-    row("xb create of a guest with a disk, to Connected, median", median(&times), 30.0, "ms");
-    row(&format!("the last {few} of {guests} against the first {few}"), last / first, 1.3, "x");
-    row(&format!("xb list with {guests} guests, median"), median(&lists), 50.0, "ms");
+    let mut table = format!("{}; {}; {guests} guests\n\n", machine::today(), machine::facts());
+    table += "| work | must reach | measured | verdict |\n|---|---|---|---|\n";
+    let create = "`xb create` of a guest with a disk, to Connected, median";
+    table += &row(create, median(&times), 30.0, "ms");
+    let growth = format!("the last {few} against the first {few}, medians");
+    table += &row(&growth, last / first, 1.3, "x");
+    table += &row("`xb list` with all guests, median of 11", median(&lists), 50.0, "ms");
+    table
+}
+
+/// Puts the table between the two marks of `file`.
+fn insert(file: &str, table: &str) -> Result<()> {
+    let text = std::fs::read_to_string(file)?;
+    let parts: Vec<_> = text.split(MARK).collect();
+    let [before, _, after] = parts.as_slice() else {
+        return Err(format!("{file} has not two lines {MARK}").into());
+    };
+    Ok(std::fs::write(file, format!("{before}{MARK}\n\n{table}\n{MARK}{after}"))?)
+}
+
+fn main() -> Result<()> {
+    let args: Vec<String> = std::env::args().collect();
+    let quick = args.iter().any(|argument| argument == "--quick");
+    let table = measure(if quick { 20 } else { 200 });
+    println!("{table}");
+    let into = args.iter().position(|argument| argument == "--into");
+    match into.map(|at| args.get(at + 1)) {
+        Some(Some(file)) => insert(file, &table),
+        Some(None) => Err("--into needs a file".into()),
+        None => Ok(()),
+    }
 }
