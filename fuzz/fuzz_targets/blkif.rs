@@ -1,5 +1,6 @@
-//! Arbitrary bytes as the page of a block ring that a guest shares, in both layouts: where the backend stands,
-//! then the page. Every request that is taken is checked and answered; an index that cannot be ends it.
+//! Arbitrary bytes as the page of a block ring that a guest shares, in both layouts: first the
+//! backend's index, then the page. Every request that is taken is checked and answered; an
+//! impossible index ends the ring.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -42,7 +43,8 @@ fn serve(ring: &mut BackRing, layout: Layout, limits: Limits) {
     let _ = ring.final_check();
 }
 
-/// What passes keeps to its pages and to the medium's sectors, and is written as it was read.
+/// A request that passes the check stays within its pages and the medium's sectors, and encodes to
+/// the bytes that were read.
 fn check(request: &RequestBytes, layout: Layout, limits: Limits) -> Status {
     let Ok(read) = request.check(layout, limits) else { return Status::Error };
     match &read.body {
@@ -66,7 +68,8 @@ fn check(request: &RequestBytes, layout: Layout, limits: Limits) -> Status {
     }
     let written = RequestBytes::encode(&read, layout);
     let again = written.check(layout, limits).expect("it passed before");
-    // Not as values: what lies behind the segments and pages that count is no part of the request.
+    // The values are not compared: the entries behind the used segments and pages are not part of
+    // the request.
     assert_eq!(RequestBytes::encode(&again, layout), written, "what was read is written the same");
     Status::Okay
 }

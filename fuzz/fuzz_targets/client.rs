@@ -1,7 +1,7 @@
-//! Arbitrary bytes as what a daemon sends, into the client machine.
+//! Arbitrary bytes as a daemon's output, into the client machine.
 //!
-//! Two machines get the same requests and the same bytes, one in pieces and one at once; what comes
-//! out must be the same.
+//! Two machines get the same requests and the same bytes, one in pieces and one at once; their
+//! output must be the same.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -13,7 +13,7 @@ fuzz_target!(|data: &[u8]| {
     run(data);
 });
 
-/// What a daemon sends, and where one read ends and the next begins.
+/// The bytes that a daemon sends, and the boundaries between reads.
 struct Script {
     requests: Vec<RequestId>,
     stream: Vec<u8>,
@@ -47,7 +47,8 @@ fn run(mut data: &[u8]) {
     compare(one, other, &script, &whole);
 }
 
-/// One request, one reply or some bytes; `None` where the rest of the data is to be sent as it is.
+/// Performs one step: one request, one reply or some bytes. Returns `None` where the rest of the
+/// data is to be sent unchanged.
 fn step(data: &mut &[u8], one: &mut Client, other: &mut Client, script: &mut Script) -> Option<()> {
     let (choice, rest) = data.split_first()?;
     *data = rest;
@@ -104,7 +105,7 @@ fn step(data: &mut &[u8], one: &mut Client, other: &mut Client, script: &mut Scr
     Some(())
 }
 
-/// Takes the output away piece by piece; the number of messages in it.
+/// Takes the output piece by piece; returns the number of messages in it.
 fn check_output(client: &mut Client) -> usize {
     let mut count = 0;
     while !client.output().is_empty() {

@@ -1,5 +1,6 @@
-//! Arbitrary bytes as a qcow2 image, opened for reading or for writing: it is refused, or can be read and written. Opening
-//! makes no file larger, opens none but those of its folder, and leaves no thread.
+//! Arbitrary bytes as a qcow2 image, opened for reading or for writing: it is refused, or can be
+//! read and written. Opening makes no file larger, opens only files of the image's folder, and
+//! leaves no thread.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -24,7 +25,7 @@ fuzz_target!(|input: &[u8]| {
     let Some((&[how, behind], bytes)) = input.split_first_chunk() else { return };
     let image = FOLDER.join("image");
     std::fs::write(&image, bytes).expect("an image in memory");
-    // What lies behind was never written.
+    // The bytes behind the input were never written.
     let file = std::fs::File::options().write(true).open(&image).expect("it is there");
     let len = bytes.len() as u64 + (u64::from(behind) << 12);
     file.set_len(len).expect("a sparse file");

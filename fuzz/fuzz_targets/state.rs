@@ -1,5 +1,6 @@
-//! Arbitrary bytes as the state that another daemon has left. What is read must be a store in order,
-//! which is written so that the same is read again, and from which everybody can go.
+//! Arbitrary bytes as the state that another daemon has left. A state that is accepted must be a
+//! consistent store. Written and read again, it must be the same state, and all its connections and
+//! domains can leave.
 #![no_main]
 
 #[path = "../../crates/xenstore-core/tests/suite/common/mod.rs"]
@@ -27,10 +28,11 @@ fuzz_target!(|data: &[u8]| {
     store.server = restored.server;
     store.check();
     let written = dump(&store.server, &connections);
-    // A permission entry of 4 bytes makes a domain known, and its records are 200 bytes long.
+    // A permission entry of 4 bytes makes a domain known, and the records of a domain are 200 bytes
+    // long.
     assert!(written.len() <= 64 * data.len() + 4096, "{} of {}", written.len(), data.len());
     let again = Server::restore(Config::default(), &written, 0).expect("a store has written it");
-    // Rings stand before sockets.
+    // Rings are written before sockets.
     let mut before: Vec<&RestoredConnection> = connections.iter().collect();
     before.sort_by_key(|known| known.ring.is_none());
     for (known, before) in again.connections.iter().zip(before) {
@@ -45,7 +47,7 @@ fn dump(server: &Server, connections: &[RestoredConnection]) -> Vec<u8> {
     let mut stream = Vec::new();
     let link = |conn| {
         let known = connections.iter().find(|known| known.conn == conn);
-        // The store has a connection of its own for looking at it.
+        // The store has a connection of its own, for its self-check.
         known.map_or(Link { handle: 0, input: &[] }, |known| Link {
             handle: known.handle,
             input: &known.input,
@@ -59,13 +61,15 @@ fn dump(server: &Server, connections: &[RestoredConnection]) -> Vec<u8> {
     stream
 }
 
-/// Without the number of the lists of children, behind the header and GLOBAL_DATA: it moves on.
+/// Returns the state without the number of the lists of children, which is behind the header and
+/// GLOBAL_DATA and grows.
 fn lasting(mut stream: Vec<u8>) -> Vec<u8> {
     stream[40..48].fill(0);
     stream
 }
 
-/// Everybody asks something and reads all that it has coming; then everybody goes.
+/// Sends a request for each connection and reads all of its output; then all connections and
+/// domains leave.
 fn go_on(mut store: Store, connections: &[RestoredConnection]) {
     let Store { server, machine, .. } = &mut store;
     for known in connections {

@@ -1,4 +1,4 @@
-//! Arbitrary bytes through everything that reads bytes: messages, strings, paths, permissions.
+//! Arbitrary bytes through all parsers: messages, strings, paths, permissions.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -87,7 +87,7 @@ fn paths(given: &[u8], home: u16, special: Special) {
     assert!(bytes.len() <= ABS_PATH_MAX && path.counted_len() <= bytes.len());
     assert!(bytes.ends_with(given) && (is_relative(given) || bytes == given));
     assert!(special == Special::Allowed || !path.is_special());
-    // Resolving again, for whomever, changes nothing.
+    // A path that is resolved again, for any domain, does not change.
     let mut again = Vec::new();
     assert_eq!(resolve(bytes, home ^ 1, special, &mut again), Ok(path));
     let slash: &[u8] = if path.is_special() { b"" } else { b"/" };

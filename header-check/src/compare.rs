@@ -1,11 +1,11 @@
-//! Asks a C compiler.
+//! The comparison, by a C compiler.
 
 use crate::{Row, Since};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The headers, in an order in which they can be read.
+/// The headers, in an order in which they compile.
 const HEADERS: &str = "\
 #include <errno.h>
 #include <stddef.h>
@@ -35,7 +35,7 @@ const HEADERS: &str = "\
 #include <xen/sys/xenbus_dev.h>
 ";
 
-/// Those for [`compare_32`], which has no C library.
+/// The headers for [`compare_32`], which has no C library.
 const HEADERS_32: &str = "\
 #include <stddef.h>
 #include <stdint.h>
@@ -43,28 +43,28 @@ const HEADERS_32: &str = "\
 #include <xen/io/blkif.h>
 ";
 
-/// The versions of Xen that have their own number of an interface, newest first: `C` is true of their headers and
-/// of all later ones.
+/// The versions of Xen that have interface numbers of their own, newest first: the C expression is
+/// true of their headers and of all later ones.
 const RELEASES: [(Since, &str); 2] = [
     (Since::V4_22, "XEN_DOMCTL_INTERFACE_VERSION >= 0x18"),
     (Since::V4_21, "XEN_SYSCTL_INTERFACE_VERSION >= 0x16"),
 ];
 
-/// What the comparison has found.
+/// The outcome of the comparison.
 #[derive(Clone, Debug, Default)]
 pub struct Outcome {
-    /// Rows that are the same.
+    /// The number of rows that are the same.
     pub same: usize,
-    /// One line for each row that is not.
+    /// The rows that differ, one line for each.
     pub different: Vec<String>,
-    /// Rows that these headers are too old for.
+    /// The rows that these headers are too old for.
     pub newer: Vec<String>,
 }
 
 /// Compares all `rows` with the headers below `root`; works in `folder`.
 ///
 /// # Errors
-/// What the compiler said.
+/// The output of the compiler.
 pub fn compare(rows: &[Row], root: &Path, folder: &Path) -> Result<Outcome, String> {
     let compiler = Compiler::new(root, folder)?;
     let release = compiler.release()?;
@@ -88,11 +88,11 @@ pub fn compare(rows: &[Row], root: &Path, folder: &Path) -> Result<Outcome, Stri
     Ok(outcome)
 }
 
-/// As [`compare`], as a compiler for 32-bit x86 sees them: nothing is run, so this machine needs nothing of such a
-/// system. All rows are of [`Since::V4_17`].
+/// Compares all `rows`, as [`compare`] does, for 32-bit x86. Nothing is run, so this machine needs
+/// only a compiler for such a system. All rows are of [`Since::V4_17`].
 ///
 /// # Errors
-/// What the compiler said, where that is not about a row.
+/// The output of the compiler, if it is not about a row.
 pub fn compare_32(rows: &[Row], root: &Path, folder: &Path) -> Result<Outcome, String> {
     let compiler = Compiler::new(root, folder)?;
     let mut text = HEADERS_32.to_owned();
@@ -110,7 +110,7 @@ pub fn compare_32(rows: &[Row], root: &Path, folder: &Path) -> Result<Outcome, S
     for line in said.lines().filter(|line| line.contains(" error: ")) {
         let number = line.split_once("failed: \"row ").and_then(|(_, rest)| rest.split_once('"'));
         let row = number.and_then(|(number, _)| rows.get(number.parse::<usize>().ok()?));
-        // An error of another kind is about all of it.
+        // An error of another kind is not about one row.
         let Some(row) = row else { return Err(said) };
         outcome.same -= 1;
         outcome.different.push(format!("{}: not {} with 32 bits", row.c, row.ours));
@@ -130,7 +130,7 @@ impl Compiler {
         Ok(Self { include: root.join("usr/include"), folder: folder.to_owned() })
     }
 
-    /// Which Xen the headers are of, by the numbers of its interfaces.
+    /// Returns the version of Xen of the headers, by their interface numbers.
     fn release(&self) -> Result<Since, String> {
         let known = self.run("release", RELEASES.iter().map(|(_, c)| *c))?;
         let newest = RELEASES.iter().zip(known).find(|(_, known)| *known == 1);
@@ -149,7 +149,7 @@ impl Compiler {
         Ok(source)
     }
 
-    /// The values of expressions, in order.
+    /// Returns the values of expressions, in order.
     fn run<'a>(
         &self,
         name: &str,

@@ -1,9 +1,9 @@
-//! What Linux's drivers of Xen define, as `libxen-dev` repeats it.
+//! The definitions of Linux's Xen drivers, as `libxen-dev` repeats them.
 
 use crate::{Row, layout, row};
 use xen_linux::abi;
 
-/// All of it.
+/// Returns all rows.
 #[must_use]
 pub fn rows() -> Vec<Row> {
     let mut rows = vec![

@@ -1,5 +1,5 @@
-//! What the guest of the conformance suite knows of Xen. It is a workspace of its own, for no operating
-//! system; its numbers are compiled here once more.
+//! The numbers and layouts of Xen that the guest of the conformance suite uses. The guest is a
+//! workspace of its own, for no operating system; its numbers are compiled here once more.
 
 use crate::{Row, layout, row};
 
@@ -9,7 +9,7 @@ pub mod abi;
 
 use abi::{clock, console, shared_info, store};
 
-/// All of it.
+/// Returns all rows.
 #[must_use]
 pub fn rows() -> Vec<Row> {
     let mut rows = vec![
@@ -56,7 +56,7 @@ pub fn rows() -> Vec<Row> {
     rows
 }
 
-/// The two pages that it shares with domain 0.
+/// Returns the rows of the two pages that the guest shares with domain 0.
 fn rings() -> Vec<Row> {
     let of_store = |name| format!("offsetof(struct xenstore_domain_interface, {name})");
     let of_console = |name| format!("offsetof(struct xencons_interface, {name})");

@@ -1,4 +1,4 @@
-//! What the hypervisor's own headers define.
+//! The definitions of the hypervisor's own headers.
 
 use crate::{Row, Since, layout, row};
 use xen::domwatch::ShutdownReason;
@@ -8,7 +8,7 @@ use xen::shared::PAGE_SIZE;
 use xen::{DomId, Error, GrantRef};
 use xen_linux::abi;
 
-/// All of it.
+/// Returns all rows.
 #[must_use]
 pub fn rows() -> Vec<Row> {
     let mut rows = vocabulary();
@@ -17,7 +17,7 @@ pub fn rows() -> Vec<Row> {
     rows
 }
 
-/// The errors that `xen` has a name for.
+/// The errors that `xen` names.
 const ERRORS: [(Error, &str); 11] = [
     (Error::Perm, "EPERM"),
     (Error::NoEnt, "ENOENT"),
@@ -32,11 +32,11 @@ const ERRORS: [(Error, &str); 11] = [
     (Error::NoSys, "ENOSYS"),
 ];
 
-/// The words of the crate `xen`.
+/// Returns the rows of the types of the crate `xen`.
 fn vocabulary() -> Vec<Row> {
     let mut rows: Vec<Row> =
         STATUSES.iter().map(|(status, name)| row(*name, *status as i16)).collect();
-    // Xen's own number, and Linux's, in whose drivers' answers it comes.
+    // Both Xen's own number and Linux's, as answers of Linux's drivers carry the latter.
     for (error, name) in ERRORS {
         rows.push(row(format!("XEN_{name}"), error.errno()));
         rows.push(row(name, error.errno()));
@@ -61,7 +61,7 @@ fn vocabulary() -> Vec<Row> {
     rows
 }
 
-/// Numbers of hypercalls and of what they are asked.
+/// Returns the rows of the numbers of hypercalls and of their subcommands.
 fn calls() -> Vec<Row> {
     let mut rows = vec![
         row("__HYPERVISOR_xen_version", abi::HYPERVISOR_XEN_VERSION),
@@ -104,7 +104,7 @@ fn calls() -> Vec<Row> {
         row("XEN_DOMCTL_GETDOMSTATE_STATE_DEAD", abi::GETDOMSTATE_DEAD),
     ];
     rows.extend(newer.map(|row| row.since(Since::V4_21)));
-    // Whichever version these headers have is one that is tried.
+    // The version of these headers is one of those that the code tries.
     let known = |name: &str, versions: &[u32]| {
         let tests: Vec<String> =
             versions.iter().map(|version| format!("{name} == {version}")).collect();
@@ -161,7 +161,7 @@ fn layouts(rows: &mut Vec<Row>) {
     rows.extend(newer.into_iter().map(|row| row.since(Since::V4_21)));
 }
 
-/// Fields of unions, where the header has one for each use.
+/// Adds the rows of the fields of unions, where the header has one for each use.
 fn unions(rows: &mut Vec<Row>) {
     let status = std::mem::offset_of!(abi::evtchn_status, u);
     for field in ["unbound.dom", "interdomain.dom", "virq"] {

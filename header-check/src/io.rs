@@ -1,8 +1,8 @@
-//! Rings of requests and responses, and what block devices put into them: `io/ring.h`, `io/blkif.h`,
-//! `io/protocols.h`, `io/xenbus.h`.
+//! Rings of requests and responses, and the messages of block devices in them: `io/ring.h`,
+//! `io/blkif.h`, `io/protocols.h`, `io/xenbus.h`.
 //!
-//! Where a field lies is asked of the code that writes it: two requests that differ in one field differ
-//! in that field's bytes.
+//! The place of a field is taken from the code that encodes it: two requests that differ in one
+//! field differ in that field's bytes.
 
 use crate::{Row, row};
 use xen::GrantRef;
@@ -13,7 +13,7 @@ use xen_io::blkif::{
 use xen_io::ring::{self, offset};
 use xen_io::xenbus::State;
 
-/// What is the same for every processor.
+/// Returns the rows that are the same for every processor.
 #[must_use]
 pub fn rows() -> Vec<Row> {
     let mut rows = vec![
@@ -46,7 +46,7 @@ pub fn rows() -> Vec<Row> {
     rows
 }
 
-/// What depends on the layout of the frontend's processor.
+/// Returns the rows that depend on the layout of the frontend's processor.
 #[must_use]
 pub fn layout_rows(layout: Layout) -> Vec<Row> {
     let word = |name: &str| format!("offsetof(struct blkif_sring, {name})");
@@ -70,7 +70,7 @@ pub fn layout_rows(layout: Layout) -> Vec<Row> {
     rows
 }
 
-/// Rows for where a field begins and how many bytes it has: those in which `one` and `other` differ.
+/// Adds the rows of a field's offset and size: the bytes in which `one` and `other` differ.
 fn field(rows: &mut Vec<Row>, of: &str, name: &str, one: &[u8], other: &[u8]) {
     let differ: Vec<usize> = (0..one.len()).filter(|at| one[*at] != other[*at]).collect();
     let first = differ.first().copied().unwrap_or(usize::MAX);
@@ -78,7 +78,7 @@ fn field(rows: &mut Vec<Row>, of: &str, name: &str, one: &[u8], other: &[u8]) {
     rows.push(row(format!("sizeof(((struct {of} *)0)->{name})"), differ.len()));
 }
 
-/// As [`field`], for two requests.
+/// Adds the rows of fields, as [`field`] does, for two requests.
 fn of_request(
     rows: &mut Vec<Row>,
     layout: Layout,
@@ -134,7 +134,7 @@ fn discard(layout: Layout, rows: &mut Vec<Row>) {
 }
 
 fn indirect(layout: Layout, rows: &mut Vec<Row>) {
-    // A count that needs all the pages.
+    // A count that needs all pages.
     const COUNT: u16 = 0x1000;
     let body = |transfer, sector, count, last| {
         let mut pages = [GrantRef(0); blkif::INDIRECT_PAGES_MAX];

@@ -1,8 +1,8 @@
-//! Our numbers and layouts, each beside the C expression that the headers have for it.
+//! Our numbers and layouts, each beside its C expression in the headers.
 //!
-//! The promise: a constant, a size or an offset of Xen's that is written down in this project is the
-//! one that Debian's `libxen-dev` has; what its Xen is too old for is named and not compared. The
-//! comparison is a C program, compiled from [`Row`]s and run.
+//! The promise: a constant, a size or an offset of Xen's that is written down in this project is
+//! the one that Debian's `libxen-dev` has. A number that its Xen is too old for is named and not
+//! compared. The comparison is a C program, compiled from [`Row`]s and run.
 //!
 //! | module | what it lists |
 //! |---|---|
@@ -10,7 +10,7 @@
 //! | [`drivers`] | Linux's `/dev/xen/*` |
 //! | [`store`] | `io/xs_wire.h` |
 //! | [`io`] | `io/ring.h`, `io/blkif.h`, `io/protocols.h`, `io/xenbus.h`, for 64 and for 32 bits |
-//! | [`guest`] | what the guest of the conformance suite uses, as `xen.h` and `io/console.h` have it |
+//! | [`guest`] | numbers of the conformance suite's guest, as in `xen.h` and `io/console.h` |
 //! | [`compare`] | the C program |
 
 pub mod compare;
@@ -20,7 +20,7 @@ pub mod hypervisor;
 pub mod io;
 pub mod store;
 
-/// The first Xen whose headers have something.
+/// The first Xen whose headers have a definition.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Since {
     /// The oldest one that this project knows.
@@ -32,7 +32,7 @@ pub enum Since {
 }
 
 impl Since {
-    /// Its number.
+    /// Returns its version number.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -46,15 +46,15 @@ impl Since {
 /// One number of ours.
 #[derive(Clone, Debug)]
 pub struct Row {
-    /// What the headers call it: an expression in C.
+    /// The name in the headers: an expression in C.
     pub c: String,
-    /// What it is here.
+    /// The value in this project.
     pub ours: i64,
-    /// Which headers have it.
+    /// The first headers that have it.
     pub since: Since,
 }
 
-/// A row that every header has.
+/// Returns a row that every version of the headers has.
 #[must_use]
 pub fn row(c: impl Into<String>, ours: impl TryInto<i64>) -> Row {
     let c = c.into();
@@ -63,15 +63,15 @@ pub fn row(c: impl Into<String>, ours: impl TryInto<i64>) -> Row {
 }
 
 impl Row {
-    /// The same row, of headers since `since` only.
+    /// Returns this row for headers since `since` only.
     #[must_use]
     pub fn since(self, since: Since) -> Self {
         Self { since, ..self }
     }
 }
 
-/// Rows for the size of a structure and the offsets of its fields. A field is `ours` or, where the
-/// header has another name for it, `ours = "theirs"`.
+/// Adds the rows for the size of a structure and the offsets of its fields. A field is `ours` or,
+/// where the header has another name for it, `ours = "theirs"`.
 #[macro_export]
 macro_rules! layout {
     ($rows:ident, $c:literal = $ours:ty { $($field:ident $(= $theirs:literal)?),* $(,)? }) => {

@@ -5,7 +5,7 @@ use xen_io::xs_ring::{CONNECTED, ErrorWord, RECONNECT, RING_SIZE, offset};
 use xenstore_core::limits;
 use xenstore_core::wire::{ERRORS, TYPES, feature};
 
-/// Since when a message type is in the headers.
+/// Returns the first headers that have a message type.
 fn since(name: &str) -> Since {
     match name {
         "GET_FEATURE" | "SET_FEATURE" | "GET_QUOTA" | "SET_QUOTA" => Since::V4_21,
@@ -13,7 +13,7 @@ fn since(name: &str) -> Since {
     }
 }
 
-/// All of it.
+/// Returns all rows.
 #[must_use]
 pub fn rows() -> Vec<Row> {
     let mut rows = Vec::new();

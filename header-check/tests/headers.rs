@@ -1,4 +1,4 @@
-//! Runs the comparison against Debian's `libxen-dev`, and looks that nothing was left out of it.
+//! Runs the comparison against Debian's `libxen-dev`, and checks that it is complete.
 
 use conformance::peers::{Peers, target_dir};
 use header_check::compare::{compare, compare_32};
@@ -7,7 +7,7 @@ use std::collections::HashSet;
 use std::path::PathBuf;
 use xen_io::blkif::Layout;
 
-/// Where the headers are: `XENBUS_HEADERS`, else the unpacked packages.
+/// Returns the folder of the headers: `XENBUS_HEADERS`, else the unpacked packages.
 fn headers() -> Option<PathBuf> {
     if let Some(given) = std::env::var_os("XENBUS_HEADERS") {
         return Some(given.into());
@@ -41,7 +41,7 @@ fn every_number_is_the_headers() {
     println!("{} the same; newer than these headers: {}", outcome.same, outcome.newer.join(", "));
     assert!(outcome.different.is_empty(), "{:#?}", outcome.different);
 
-    // A row that is wrong on purpose is found.
+    // A wrong row is found.
     let wrong = compare(&[row("XENSTORE_RING_SIZE", 1023)], &root, &folder.join("wrong"));
     assert_eq!(wrong.unwrap().different.len(), 1);
 }
@@ -61,7 +61,7 @@ fn every_number_of_32_bits_is_the_headers() {
     assert!(compare_32(&[row("no_such_thing", 1)], &root, &folder.join("wrong")).is_err());
 }
 
-/// What the two ends of a block device write is named in `blkif.h` in prose alone.
+/// The nodes that the two ends of a block device write are named only in the prose of `blkif.h`.
 #[test]
 fn every_node_of_a_block_device_is_in_the_header() {
     let Some(root) = headers() else { return };
@@ -84,7 +84,7 @@ const ROWS: &str = concat!(
     include_str!("../src/store.rs"),
 );
 
-/// The files whose numbers are Xen's or Linux's, and what in them is not.
+/// The files with numbers of Xen's or Linux's, and the names in them that are not.
 const FILES: [(&str, &[&str]); 5] = [
     (include_str!("../../crates/xen-linux/src/abi.rs"), &[]),
     (include_str!("../../tests/xen/guest/src/abi.rs"), &[]),
@@ -92,7 +92,7 @@ const FILES: [(&str, &[&str]); 5] = [
     (include_str!("../../crates/xen-io/src/ring.rs"), &[]),
     (
         include_str!("../../crates/xen-io/src/blkif.rs"),
-        // What a sector is, what follows from numbers that are compared, and a layout.
+        // The size of a sector, numbers that follow from compared ones, and a layout.
         &[
             "SECTOR_SIZE",
             "SECTORS_PER_PAGE",
@@ -103,7 +103,7 @@ const FILES: [(&str, &[&str]); 5] = [
     ),
 ];
 
-/// The constants of a file and, where it is nothing but layouts, their fields.
+/// Returns the constants of a file and, if it holds only layouts, their fields.
 fn declared(text: &'static str) -> impl Iterator<Item = &'static str> {
     let layouts = text.contains("#[repr(C)]");
     let names = text.lines().filter_map(move |line| {
@@ -112,7 +112,7 @@ fn declared(text: &'static str) -> impl Iterator<Item = &'static str> {
         line.strip_prefix("pub const ").or_else(field)?.split(':').next()
     });
     let names = names.map(|name| name.trim_start_matches("r#"));
-    // Padding, and what is left of a union.
+    // Padding, and the remaining bytes of a union.
     names.filter(|name| !name.starts_with("pad") && *name != "rest")
 }
 

@@ -1,5 +1,5 @@
-//! Everything that a change must pass. Each step prints its name first and its duration after; all durations are in
-//! `target/ci.json`.
+//! The steps that every change must pass. Each step prints its name first and its duration after;
+//! all durations are in `target/ci.json`.
 
 use crate::workspace::{Workspace, cargo};
 use crate::{Result, xen};
@@ -11,15 +11,15 @@ use std::sync::{Mutex, PoisonError};
 use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
-/// One thing that a change must pass.
+/// One step that a change must pass.
 struct Step {
     name: &'static str,
     environment: &'static [(&'static str, &'static str)],
-    /// The arguments of cargo; `+nightly` first for that toolchain's.
+    /// The arguments of cargo; a first `+nightly` selects that toolchain.
     arguments: &'static [&'static str],
 }
 
-/// A test that is skipped fails, but for a comparison with peers of an unknown version.
+/// Makes a skipped test fail, except a comparison with peers of an unknown version.
 const NO_SKIPS: &[(&str, &str)] = &[("CI", "true")];
 
 /// The guest of the conformance suite, a workspace of its own.
@@ -27,8 +27,8 @@ const GUEST: &str = "tests/xen/guest/Cargo.toml";
 /// The lint of functions that are too long.
 const TOO_LONG: &str = "--warn=clippy::too_many_lines";
 
-/// The steps, cheapest first. Those of one stage run side by side: none of them needs more than one processor, or none
-/// but one.
+/// The steps, cheapest first. Those of one stage run side by side: at most one of them needs more
+/// than one processor.
 const STAGES: &[&[Step]] = &[
     &[step("fmt", &["fmt", "--all", "--check"])],
     &[step("fmt-fuzz", &["fmt", "--manifest-path", "fuzz/Cargo.toml", "--check"])],
@@ -39,7 +39,7 @@ const STAGES: &[&[Step]] = &[
         "clippy",
         &["clippy", "--workspace", "--all-targets", "--", TOO_LONG, "--deny=warnings"],
     )],
-    // A workspace of its own, which the step before does not reach.
+    // A workspace of its own, which the step before does not cover.
     &[step(
         "clippy-fuzz",
         &[
@@ -75,13 +75,13 @@ const STAGES: &[&[Step]] = &[
     }],
     &[step("test-build", &["test", "--workspace", "--no-run"])],
     &[
-        // It waits more than it works.
+        // It waits more than it computes.
         Step { name: "test", environment: NO_SKIPS, arguments: &["test", "--workspace"] },
-        // Every program that the steps after it run.
+        // All programs that later steps run.
         step("build", &["build", "--release", "--workspace", "--bins", "--exclude", "xtask"]),
     ],
     &[
-        // Shared memory, by the rules of Rust's memory model.
+        // The code on shared memory, by the rules of Rust's memory model.
         step(
             "miri",
             &["+nightly", "miri", "test", "--package", "xen", "--package", "xen-io", "--lib"],
@@ -115,7 +115,7 @@ const STAGES: &[&[Step]] = &[
     &[step("xen", &["xtask", "xen"])],
 ];
 
-/// A step without an environment of its own.
+/// Returns a step without an environment of its own.
 const fn step(name: &'static str, arguments: &'static [&'static str]) -> Step {
     Step { name, environment: &[], arguments }
 }
@@ -136,7 +136,7 @@ impl Outcome {
 
 impl Step {
     fn command(&self) -> Command {
-        // `cargo +nightly` is rustup's word; this cargo does not know it.
+        // `cargo +nightly` is an option of rustup's cargo; this cargo does not know it.
         let (mut command, arguments) = match self.arguments {
             ["+nightly", rest @ ..] => {
                 let mut rustup = Command::new("rustup");
@@ -149,7 +149,7 @@ impl Step {
         command
     }
 
-    /// Runs it; what it prints goes to `log`, or is seen as it comes where there is none.
+    /// Runs the step. Its output goes to `log`, or straight to the terminal if there is none.
     fn run(&self, log: Option<&Path>) -> Result<Outcome> {
         println!("==> {}: cargo {}", self.name, self.arguments.join(" "));
         let mut command = self.command();
@@ -171,7 +171,8 @@ pub(crate) fn list() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Runs the named steps, or all; all of them even where one fails, so that one run tells all.
+/// Runs the named steps, or all. A step that fails does not stop the others, so one run shows every
+/// failure.
 pub(crate) fn run(names: &[&str]) -> Result<ExitCode> {
     let known = |name: &&&str| STAGES.iter().copied().flatten().all(|step| step.name != **name);
     if let Some(name) = names.iter().find(known) {
@@ -198,7 +199,7 @@ pub(crate) fn run(names: &[&str]) -> Result<ExitCode> {
     Ok(ExitCode::from(u8::from(outcomes.iter().any(|outcome| !outcome.passed))))
 }
 
-/// Runs steps at once; what each of them has printed is shown when it ends.
+/// Runs steps at once; the output of each is shown when it ends.
 fn side_by_side(steps: &[&Step], target: &Path) -> Result<Vec<Outcome>> {
     let logs = target.join("ci");
     fs::create_dir_all(&logs)?;
@@ -220,7 +221,8 @@ fn side_by_side(steps: &[&Step], target: &Path) -> Result<Vec<Outcome>> {
     })
 }
 
-/// Prints all steps, the longest first and those that failed last, and what was flaky; writes `ci.json`.
+/// Prints all steps, the longest first and those that failed last, and the flaky boots; writes
+/// `ci.json`.
 fn report(target: &Path, outcomes: &mut [Outcome], flaky: &[Value], took: Duration) -> Result<()> {
     outcomes.sort_by_key(|outcome| (!outcome.passed, std::cmp::Reverse(outcome.took)));
     println!();

@@ -1,5 +1,5 @@
-//! Builds the fuzz targets on the stable toolchain and runs each for a while, or minimises what they
-//! have learnt into the saved corpus. `fuzz/README.md` is the user's view.
+//! Builds the fuzz targets on the stable toolchain and runs each for a while, or minimises the
+//! inputs that they have found into the saved corpus. `fuzz/README.md` is the user's view.
 
 use crate::Result;
 use crate::workspace::{Workspace, cargo};
@@ -10,7 +10,7 @@ use std::thread::ScopedJoinHandle;
 
 /// The targets, in the order in which they run.
 const TARGETS: [&str; 7] = ["wire", "engine", "stream", "client", "state", "blkif", "image"];
-/// How long each runs, unless told otherwise.
+/// The default time of each target, in seconds.
 const SECONDS: u32 = 15;
 /// Longest input. Longer ones find little more and slow everything down.
 const INPUT_MAX: &str = "-max_len=4096";
@@ -18,8 +18,8 @@ const INPUT_MAX: &str = "-max_len=4096";
 const SAVED_FILES_MAX: usize = 200;
 const SAVED_BYTES_MAX: u64 = 200 * 1024;
 
-/// The instrumentation that libFuzzer reads: the stable part of what `cargo fuzz --sanitizer none` asks
-/// for. With `--target` it does not reach build scripts.
+/// The instrumentation that libFuzzer reads: the stable part of the flags of `cargo fuzz
+/// --sanitizer none`. With `--target` it does not reach build scripts.
 const INSTRUMENTED: &str = "\
     -Cpasses=sancov-module \
     -Cllvm-args=-sanitizer-coverage-level=4 \
@@ -35,7 +35,7 @@ cargo xtask fuzz TARGET FILE...           runs a target on these inputs once
 cargo xtask fuzz [TARGET] --save          minimises all inputs found so far into fuzz/corpus
 ";
 
-/// What to do with a target.
+/// The job for each target.
 enum Job {
     Search { seconds: u32 },
     Repeat(Vec<PathBuf>),
@@ -106,7 +106,7 @@ impl Fuzz {
         for target in targets {
             build.args(["--bin", target]);
         }
-        // The flags of an environment that set its own would replace these.
+        // An environment that sets flags of its own would override these.
         build.env_remove("CARGO_ENCODED_RUSTFLAGS").env("RUSTFLAGS", INSTRUMENTED);
         if !build.current_dir(&folder).status()?.success() {
             return Err("the fuzz targets do not build (they need a C++ compiler: g++)".into());
@@ -118,7 +118,7 @@ impl Fuzz {
         let mut command = Command::new(self.programs.join(target));
         command.args([INPUT_MAX, "-timeout=20"]);
         command.args(match target {
-            // An image of some KiB has no claim to more, least of all at once.
+            // An image of some KiB has no claim to more memory, least of all in one allocation.
             "image" => ["-rss_limit_mb=768", "-malloc_limit_mb=64"],
             _ => ["-rss_limit_mb=2048", "-malloc_limit_mb=2048"],
         });
@@ -129,14 +129,15 @@ impl Fuzz {
         self.folder.join("corpus").join(target)
     }
 
-    /// Where inputs go that are found; they are the start of the next run, too.
+    /// Returns the folder of the inputs that are found. The next run starts from them, too.
     fn found(&self, target: &str) -> Result<PathBuf> {
         let found = self.folder.join("target").join("corpus").join(target);
         fs::create_dir_all(&found)?;
         Ok(found)
     }
 
-    /// Runs each target for a while, as many at once as there are processors; true where one has failed.
+    /// Runs each target for a while, as many at once as there are processors; returns true if one
+    /// has failed.
     fn search_all(&self, targets: &[&'static str], seconds: u32) -> Result<bool> {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let mut failed = false;
@@ -157,7 +158,7 @@ impl Fuzz {
         Ok(failed)
     }
 
-    /// Runs a target for a while; true where all went well.
+    /// Runs a target for a while; returns true if it has not failed.
     fn search(&self, target: &str, seconds: u32) -> Result<bool> {
         let artifacts = self.folder.join("artifacts").join(target);
         fs::create_dir_all(&artifacts)?;
@@ -191,7 +192,7 @@ impl Fuzz {
         Ok(false)
     }
 
-    /// Brings all inputs to the few that reach what all of them reach, and keeps those.
+    /// Minimises the inputs: keeps the few that reach all that the whole set reaches.
     fn save(&self, target: &str) -> Result<()> {
         let saved = self.saved(target);
         let merged = self.folder.join("target").join("merged").join(target);
@@ -201,7 +202,7 @@ impl Fuzz {
         fs::create_dir_all(&merged)?;
         fs::create_dir_all(&saved)?;
         let mut command = self.command(target);
-        // Edges alone, not how often each is passed: that would keep thousands.
+        // Only edges count, not the number of times that each is passed: that would keep thousands.
         command.args(["-set_cover_merge=1", "-use_counters=0"]);
         command.arg(&merged).arg(&saved).arg(self.found(target)?);
         let output = command.output()?;
@@ -230,13 +231,14 @@ impl Fuzz {
     }
 }
 
-/// Whether libFuzzer named this input, by its SHA-1. One that a person named stays in the saved corpus.
+/// True if libFuzzer named this input, by its SHA-1. An input that a person named stays in the
+/// saved corpus.
 fn is_found(file: &Path) -> bool {
     let name = file.file_name().unwrap_or_default().to_string_lossy();
     name.len() == 40 && name.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-/// Lengths and paths of the files in a folder.
+/// Returns the lengths and paths of the files in a folder.
 fn files(folder: &Path) -> Result<Vec<(u64, PathBuf)>> {
     let mut files = Vec::new();
     for entry in fs::read_dir(folder)? {
@@ -246,13 +248,13 @@ fn files(folder: &Path) -> Result<Vec<(u64, PathBuf)>> {
     Ok(files)
 }
 
-/// The word behind this mark.
+/// Returns the word behind this mark.
 fn after<'a>(text: &'a str, mark: &str) -> Option<&'a str> {
     let (_, rest) = text.split_once(mark)?;
     rest.split_whitespace().next()
 }
 
-/// The lines of a log that tell why it ended.
+/// Returns the lines of a log that explain the failure.
 fn why(log: &str) -> Vec<&str> {
     let panic = log.lines().skip_while(|line| !line.contains("panicked at"));
     let lines: Vec<&str> = panic.take_while(|line| !line.starts_with("stack backtrace")).collect();
@@ -263,7 +265,7 @@ fn why(log: &str) -> Vec<&str> {
     }
 }
 
-/// The machine that this is built on.
+/// Returns the target triple of this machine.
 fn host() -> Result<String> {
     let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
     let output = Command::new(rustc).arg("-vV").output()?;

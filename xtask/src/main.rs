@@ -2,7 +2,7 @@
 //!
 //! | module | what it is |
 //! |---|---|
-//! | `ci` | everything that a change must pass, step by step |
+//! | `ci` | the steps that every change must pass |
 //! | `tidy` | the rules of the code that no other tool checks |
 //! | `bench` | builds and runs the benches |
 //! | `figures` | README's table of figures |
@@ -10,7 +10,7 @@
 //! | `programs` | builds the simulator, or the search for memory that is not charged, and runs it |
 //! | `toolchain` | the build with the Rust version that the manifest states |
 //! | `result` | the result of a chore |
-//! | `workspace` | what cargo knows about the workspace |
+//! | `workspace` | the workspace as cargo describes it |
 //! | `xen` | real Xen under QEMU, with stock Linux guests |
 
 mod bench;

@@ -4,7 +4,7 @@ use crate::Result;
 use crate::workspace::{Workspace, cargo};
 use std::process::ExitCode;
 
-/// `cargo xtask sim` and `cargo xtask held`: the program of the package of that name.
+/// Runs `cargo xtask sim` or `cargo xtask held`: the program of the package of that name.
 pub(crate) fn run(package: &str, options: &[&str]) -> Result<ExitCode> {
     let mut program = cargo();
     program.args(["run", "--quiet", "--release", "--package", package, "--"]).args(options);

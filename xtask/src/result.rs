@@ -1,4 +1,4 @@
 //! The result of a chore.
 
-/// An error is told to a person, once, in a sentence.
+/// A result whose error is a sentence that is printed once, for a person.
 pub(crate) type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;

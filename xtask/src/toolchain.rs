@@ -4,10 +4,10 @@ use crate::Result;
 use crate::workspace::Workspace;
 use std::process::{Command, ExitCode};
 
-/// `cargo xtask rust-version`: checks that the workspace builds with its `rust-version`.
+/// Runs `cargo xtask rust-version`: checks that the workspace builds with its `rust-version`.
 ///
-/// Every other step shows it where that is the version in use. Else the toolchain is installed by rustup, and all
-/// targets are checked with it, in a folder of their own.
+/// If that is the version in use, every other step shows it. Else rustup installs the toolchain,
+/// and all targets are checked with it, in a folder of their own.
 pub(crate) fn run() -> Result<ExitCode> {
     let workspace = Workspace::load()?;
     let stated = &workspace.rust_version;
@@ -28,7 +28,7 @@ pub(crate) fn run() -> Result<ExitCode> {
     let mut check = Command::new("rustup");
     check.args(["run", stated, "cargo", "check", "--workspace", "--all-targets", "--locked"]);
     check.arg("--target-dir").arg(workspace.target.join("rust-version"));
-    // The variables of this toolchain's cargo would lead back to it.
+    // The variables of this toolchain's cargo would select it again.
     for name in ["CARGO", "RUSTC", "RUSTUP_TOOLCHAIN"] {
         check.env_remove(name);
     }
@@ -36,7 +36,7 @@ pub(crate) fn run() -> Result<ExitCode> {
     Ok(ExitCode::from(u8::from(!status.success())))
 }
 
-/// Tells whether what `rustc --version` said is of this version, which may leave out the last number.
+/// True if the output of `rustc --version` is of this version, which may omit the last number.
 fn is(said: &str, stated: &str) -> bool {
     let version = said.split(' ').nth(1).unwrap_or_default();
     let whole = version == stated;

@@ -1,4 +1,4 @@
-//! What cargo knows about the workspace.
+//! The workspace as cargo describes it.
 
 use crate::Result;
 use serde_json::Value;
@@ -9,7 +9,7 @@ use std::process::Command;
 pub(crate) struct Workspace {
     /// Its root.
     pub(crate) root: PathBuf,
-    /// Where cargo builds.
+    /// The folder where cargo builds.
     pub(crate) target: PathBuf,
     /// Its packages.
     pub(crate) packages: Vec<Package>,
@@ -31,13 +31,13 @@ pub(crate) struct Package {
     pub(crate) roots: Vec<PathBuf>,
 }
 
-/// This cargo.
+/// Returns the command that runs this cargo.
 pub(crate) fn cargo() -> Command {
     Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
 }
 
 impl Workspace {
-    /// Asks `cargo metadata`.
+    /// Loads the workspace from `cargo metadata`.
     pub(crate) fn load() -> Result<Self> {
         let mut command = cargo();
         command.args(["metadata", "--no-deps", "--format-version", "1"]);

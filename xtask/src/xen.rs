@@ -3,23 +3,23 @@
 //! | module | what it is |
 //! |---|---|
 //! | `fetch` | Debian's packages, as the machine's own apt finds them, unpacked and never installed |
-//! | `packages` | which packages, and the root that they are unpacked into |
+//! | `packages` | the packages, and the root that they are unpacked into |
 //! | `image` | the initramfs of dom0 and of the guests, by the recipes in `tests/xen` |
 //! | `modules` | the kernel's modules that an image needs |
 //! | `cpio` | the format of an initramfs |
 //! | `disk` | the disks of the boots `block` and `speed`, made and checked |
-//! | `programs` | what this workspace puts into the images |
+//! | `programs` | the programs of this workspace in the images |
 //! | `options` | the command line |
-//! | `lab` | where the lab is, whose daemon it tries, its progress |
-//! | `boot` | one boot: QEMU, its console, its bound on time |
+//! | `lab` | the places of the lab, the daemon under test, the progress messages |
+//! | `boot` | one boot: QEMU, its console, its time limit |
 //! | `tries` | boots, two at a time, and second tries |
-//! | `outcome` | what a boot has left |
-//! | `verdict` | how a try has ended, and whether there is another |
-//! | `repeat` | one step many times: how often a guest is lost |
-//! | `reference` | what Debian's daemon has shown, kept in the repository |
-//! | `judge` | what boots have shown; daemons side by side |
+//! | `outcome` | the remains of a boot |
+//! | `verdict` | the end of a try, and the decision on another |
+//! | `repeat` | one step many times: the number of lost guests |
+//! | `reference` | the results of Debian's daemon, kept in the repository |
+//! | `judge` | the results of boots; daemons side by side |
 //! | `speed` | our block backend beside the kernel's |
-//! | `trees` | what the store shows under two daemons |
+//! | `trees` | the differences of the store under two daemons |
 
 mod boot;
 mod cpio;
@@ -69,7 +69,7 @@ It fetches Debian's packages into target/xen-lab, where they stay, and installs 
 in target/xen-lab/results; README.md in tests/xen tells what runs.
 ";
 
-/// `cargo xtask xen`.
+/// Runs `cargo xtask xen`.
 pub(crate) fn run(words: &[&str]) -> Result<ExitCode> {
     let lab = Lab::new()?;
     if words.iter().any(|word| ["--help", "-h"].contains(word)) {
@@ -86,7 +86,7 @@ pub(crate) fn run(words: &[&str]) -> Result<ExitCode> {
     check(&lab, &options, Purpose::Check)
 }
 
-/// `cargo xtask bench xen`: the boots that measure, one after the other.
+/// Runs `cargo xtask bench xen`: the boots that measure, one after the other.
 pub(crate) fn bench(words: &[&str]) -> Result<ExitCode> {
     let mut options = Options::parse(words).map_err(|why| format!("bench xen: {why}"))?;
     options.at_once = Some(1);
@@ -128,7 +128,8 @@ fn check(lab: &Lab, options: &Options, purpose: Purpose) -> Result<ExitCode> {
     judge::judge(lab, &outcomes, &packages, begin.elapsed(), options.report)
 }
 
-/// The kept outcome of Debian's daemon, where it is only compared with, and nothing has changed since.
+/// Returns the kept outcome of Debian's daemon, if that is only compared with and its key has not
+/// changed.
 fn kept(
     lab: &Lab,
     boot: &Boot,
@@ -143,7 +144,7 @@ fn kept(
     reference::find(lab, boot, &reference::key(lab, boot, packages)?)
 }
 
-/// Keeps what was shown by Debian's daemon.
+/// Keeps the outcomes of Debian's daemon.
 fn record(lab: &Lab, outcomes: &[Outcome], packages: &[String]) -> Result<()> {
     for outcome in outcomes.iter().filter(|one| one.store == Store::C && one.took.is_some()) {
         let boot = boot::ALL.iter().find(|boot| boot.name == outcome.boot);

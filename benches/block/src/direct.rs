@@ -9,7 +9,7 @@ use xen_block::Page;
 use xen_block::disk::file::{Cache, File, Options, Way};
 use xen_block::disk::{Disk, DiskAccess, Io, Op, Piece};
 
-/// Reads the file at `path` for a while.
+/// Reads the file at `path` for the given time.
 pub(crate) fn read(path: &Path, load: Load, time: Duration) -> Result<Reached> {
     let (access, cache) = (DiskAccess::ReadOnly, Cache::Direct);
     let mut disk = File::open(path, Options { access, cache, way: Way::Uring })?;

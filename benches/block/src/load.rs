@@ -1,4 +1,4 @@
-//! What is asked, for how long, and what was reached.
+//! The load of a measurement, its duration, and the rate that it reached.
 
 use rustix::time::{ClockId, clock_gettime};
 use std::time::{Duration, Instant};
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 /// Requests in flight.
 pub(crate) const DEPTH: usize = 32;
 
-/// How sectors follow one another.
+/// The order of the sectors of successive requests.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Order {
     Random,
@@ -27,16 +27,16 @@ impl Load {
     }
 }
 
-/// What was reached.
+/// The result of one measurement.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Reached {
     /// Requests a second.
     pub(crate) rate: f64,
-    /// Seconds of processor time for each request: of everybody who takes part.
+    /// Seconds of processor time for each request, summed over all processes that take part.
     pub(crate) cpu: f64,
 }
 
-/// Counts for a while.
+/// Measures the rate and the processor time of one measurement.
 pub(crate) struct Meter {
     start: Instant,
     time: Duration,
@@ -64,7 +64,7 @@ impl Meter {
     }
 }
 
-/// Where the next request begins.
+/// The generator of the first sectors of the requests.
 pub(crate) struct Sectors {
     seed: u64,
     next: u64,

@@ -3,14 +3,14 @@
 //!
 //! | module | what it is |
 //! |---|---|
-//! | `table` | the rows, who is measured in each, and what the figures have to be |
-//! | `load` | what is asked, and for how long |
+//! | `table` | the rows, the readers of each, and the goals of the figures |
+//! | `load` | the load, and its duration |
 //! | `direct` | the limit: io_uring and nothing else |
 //! | `ring` | our frontend and our backend |
-//! | `memory` | how large a backend with many disks is |
+//! | `memory` | the memory of a backend with many disks |
 //! | `nbd` | the NBD client, and `qemu-nbd` |
 //! | `report` | medians, verdicts, the table |
-//! | `result` | the result of whatever may fail |
+//! | `result` | the result of a fallible function |
 //! | `machine` | CPUs, and the facts that go with the table |
 
 mod direct;
@@ -72,14 +72,14 @@ struct Options {
     asked: Asked,
 }
 
-/// How much is measured.
+/// The extent of a run: the number of rounds and the time of each measurement.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Extent {
     Full,
     Quick,
 }
 
-/// Whether a missed row is a failure.
+/// The effect of a missed row: printed only, or a failure of the run.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Verdict {
     Told,
@@ -164,7 +164,7 @@ impl Files {
         if place == Place::Disk { &self.disk } else { &self.tmpfs }
     }
 
-    /// The file of this format, made when it is asked for first.
+    /// Returns the file of this format. The first call makes it.
     fn image(&self, place: Place, format: Format) -> Result<PathBuf> {
         let path = self.folder(place).join(format.name());
         if path.exists() {
@@ -183,7 +183,7 @@ impl Files {
         Ok(path)
     }
 
-    /// Bytes of a backend with so many disks of this format, of 64 MiB each.
+    /// Returns the bytes of memory of a backend with `disks` disks of this format, of 64 MiB each.
     fn memory(&self, place: Place, format: Format, disks: usize) -> Result<f64> {
         let folder = self.folder(place).join("disks");
         std::fs::create_dir_all(&folder)?;
@@ -206,7 +206,7 @@ impl Files {
         })
     }
 
-    /// One measurement.
+    /// Runs one measurement.
     fn measure(&self, place: Place, reader: Reader, load: Load, time: Duration) -> Result<Reached> {
         let socket = || self.tmpfs.join("socket");
         match reader {
@@ -239,7 +239,7 @@ impl Drop for Files {
     }
 }
 
-/// Makes an image of another format out of a raw one.
+/// Makes an image of another format from a raw one.
 fn convert(raw: &Path, format: Format, path: &Path) -> Result<()> {
     let status = Command::new("qemu-img")
         .args(["convert", "-f", "raw", "-O", format.name()])
@@ -252,7 +252,7 @@ fn convert(raw: &Path, format: Format, path: &Path) -> Result<()> {
     Ok(std::fs::File::open(path)?.sync_all()?)
 }
 
-/// Measures a row once, ours and the other in turn; which goes first changes with the round.
+/// Measures a row once, ours and the other in turn. The order changes with each round.
 fn round(files: &Files, row: &'static Row, number: usize, time: Duration) -> Result<Round> {
     let (load, ours, other) = match row.what {
         What::Reads { load, ours, other } => (load, ours, other),

@@ -1,7 +1,8 @@
-//! How large a backend with many connected disks is.
+//! The memory of a backend with many connected disks.
 //!
-//! A process of its own has the backend and its frontends, which count too; the pages that these have granted
-//! are taken off. Each disk has done reads of 128 KiB, 16 in flight, before the process is looked at.
+//! A process of its own holds the backend and its frontends. The frontends' memory counts too, but
+//! the pages that they have granted are subtracted. Each disk has done reads of 128 KiB, 16 in
+//! flight, before the memory is measured.
 
 use crate::Result;
 use crate::ring::WITHIN;
@@ -23,14 +24,14 @@ use xenbus::toolstack::{self, NewDevice};
 use xenbus::{Bus, Id, Side, State};
 use xenstore::Client;
 
-/// The argument of the process.
+/// The argument that starts this program as the measured process.
 pub(crate) const PROCESS: &str = "--memory-process";
 /// Requests of each disk.
 const REQUESTS: usize = 16;
-/// Pages of each.
+/// Pages of each request.
 const PAGES: usize = 32;
 
-/// Bytes of the backend of `disks` copies of `image`.
+/// Returns the bytes of a backend of `disks` copies of `image`.
 pub(crate) fn measure(image: &Path, format: Format, disks: usize) -> Result<f64> {
     let output = Command::new(std::env::current_exe()?)
         .arg(PROCESS)
@@ -43,7 +44,7 @@ pub(crate) fn measure(image: &Path, format: Format, disks: usize) -> Result<f64>
     }
 }
 
-/// What the process does: says how large it is.
+/// Runs the measured process, which prints its own memory in bytes.
 pub(crate) fn process(image: &str, format: &str, disks: &str) -> Result<()> {
     let daemon = Daemon::start_with(
         Kind::Ours,
@@ -95,7 +96,7 @@ pub(crate) fn process(image: &str, format: &str, disks: &str) -> Result<()> {
     Ok(())
 }
 
-/// The guests' side, and the backend.
+/// The frontends of the guests, and the backend.
 struct Guests {
     server: Server,
     store: Client,

@@ -1,7 +1,8 @@
 //! One client of the network block device protocol for all servers, and `qemu-nbd`.
 //!
-//! Source: the protocol's `doc/proto.md` (NetworkBlockDevice/nbd). The client keeps 32 reads in flight over
-//! one connection: what is to be asked goes out in one write, answers are read as many as there are.
+//! Source: the protocol's `doc/proto.md` (NetworkBlockDevice/nbd). The client keeps 32 reads in
+//! flight over one connection. It sends all new requests in one write, and takes as many answers as
+//! one read returns.
 
 use crate::Result;
 use crate::load::{DEPTH, Load, Meter, Reached, Sectors};
@@ -12,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// How long a server may take to answer.
+/// The longest time that a server may take to answer.
 const WITHIN: Duration = crate::ring::WITHIN;
 
 const OPTION_MAGIC: u64 = 0x4948_4156_454f_5054;
@@ -30,7 +31,7 @@ fn take<const N: usize>(stream: &mut impl Read) -> Result<[u8; N]> {
     Ok(bytes)
 }
 
-/// Connects to the unnamed export; its size in bytes.
+/// Connects to the unnamed export; returns its size in bytes.
 fn connect(socket: &Path) -> Result<(UnixStream, u64)> {
     let mut stream = UnixStream::connect(socket)?;
     stream.set_read_timeout(Some(WITHIN))?;
@@ -62,7 +63,7 @@ fn connect(socket: &Path) -> Result<(UnixStream, u64)> {
     Ok((stream, size.ok_or("the NBD server does not say how large its export is")?))
 }
 
-/// Reads for a while. The processor time is that of this process alone.
+/// Reads for the given time. The processor time is that of this process alone.
 pub(crate) fn read(socket: &Path, load: Load, time: Duration) -> Result<Reached> {
     let (mut stream, size) = connect(socket)?;
     let mut sectors = Sectors::new(load, size / 512);
@@ -110,7 +111,7 @@ struct QemuNbd {
 
 impl QemuNbd {
     fn start(format: Format, image: &Path, socket: PathBuf) -> Result<Self> {
-        // As ours: a raw file is read past the page cache, an image through it.
+        // As in our backend: a raw file is read past the page cache, an image through it.
         let cache = if format == Format::Raw { "--cache=none" } else { "--cache=writeback" };
         let child = Command::new("qemu-nbd")
             .args(["--read-only", "--persistent", cache, "--aio=io_uring", "-f", format.name()])
@@ -129,13 +130,13 @@ impl QemuNbd {
             if Instant::now() > end {
                 return Err(format!("waited {WITHIN:?} for qemu-nbd to listen").into());
             }
-            // It tells nobody when it listens.
+            // qemu-nbd does not report when it listens, so the socket is tried again.
             std::thread::sleep(Duration::from_millis(2));
         }
         Ok(server)
     }
 
-    /// Its processor time so far, in seconds.
+    /// Returns the processor time that it has used, in seconds.
     fn cpu(&self) -> Result<f64> {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
         let words = stat.rsplit(") ").next().unwrap_or_default().split(' ').collect::<Vec<_>>();
@@ -155,7 +156,7 @@ impl Drop for QemuNbd {
     }
 }
 
-/// Reads from `image` through `qemu-nbd`; its processor time counts too.
+/// Reads from `image` through `qemu-nbd`, whose processor time counts too.
 pub(crate) fn through_qemu(
     format: Format,
     image: &Path,

@@ -11,9 +11,9 @@ use std::path::Path;
 /// One measurement of a row.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Round {
-    /// What was reached, by the other too where there is one.
+    /// The rates of ours and, where there is one, of the other.
     Reads { ours: Reached, other: Option<Reached> },
-    /// Bytes.
+    /// The memory, in bytes.
     Memory(f64),
 }
 
@@ -30,12 +30,12 @@ impl Round {
         if let Self::Memory(bytes) = self { Some(*bytes) } else { None }
     }
 
-    /// Our rate by the other's.
+    /// Returns our rate divided by the other's.
     fn ratio(&self) -> Option<f64> {
         Some(self.ours()?.rate / self.other()?.rate)
     }
 
-    /// Our requests for each second of processor time, by the other's.
+    /// Returns our requests for each second of processor time, divided by the other's.
     fn ratio_per_cpu(&self) -> Option<f64> {
         Some(self.other()?.cpu / self.ours()?.cpu)
     }
@@ -56,7 +56,7 @@ impl fmt::Display for Round {
     }
 }
 
-/// All that was measured.
+/// All samples of the run.
 #[derive(Default)]
 pub(crate) struct Results {
     rounds: BTreeMap<&'static str, Vec<Round>>,
@@ -72,7 +72,7 @@ impl Results {
         self.failed.insert(row, why);
     }
 
-    /// The median over the rounds of what `figure` makes of each.
+    /// Returns the median of `figure` over the rounds.
     fn median(&self, row: &Row, figure: impl Fn(&Round) -> Option<f64>) -> Option<f64> {
         if self.failed.contains_key(row.id) {
             return None;
@@ -80,8 +80,8 @@ impl Results {
         median(self.rounds.get(row.id)?.iter().filter_map(figure).collect())
     }
 
-    /// The figure that a goal is about. A ratio is that of each round, as both sides of it are
-    /// measured side by side.
+    /// Returns the figure that a goal is about. A ratio is computed in each round, because both
+    /// sides of it are measured side by side.
     fn figure(&self, row: &Row, goal: Goal) -> Option<f64> {
         match goal {
             Goal::Rate(_) => self.median(row, Round::ratio),
@@ -112,7 +112,7 @@ impl Results {
         }
     }
 
-    /// The table in Markdown, and why rows were not measured.
+    /// Returns the table in Markdown, and the reasons for the rows that were not measured.
     pub(crate) fn markdown(&self, rows: impl Iterator<Item = &'static Row>) -> String {
         let mut text = "| work | on | must reach | ours | the other | verdict |\n\
                         |---|---|---|---|---|---|\n"
@@ -151,7 +151,7 @@ impl Results {
         text + &notes
     }
 
-    /// Every sample.
+    /// Returns every sample as JSON.
     pub(crate) fn json(&self, facts: &str) -> Value {
         let reached = |reached: Reached| json!({ "rate": reached.rate, "cpu": reached.cpu });
         let round = |round: &Round| match round {

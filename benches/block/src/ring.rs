@@ -17,10 +17,10 @@ use xen_block::disk::{Disk, DiskAccess, Finished, Geometry, Io};
 use xen_block::front::export::Export;
 use xen_block::front::{Part, Want};
 
-/// How long anything may take that is not measured.
+/// The longest time that any operation outside of a measurement may take.
 pub(crate) const WITHIN: Duration = Duration::from_secs(20);
 
-/// A disk that has done everything already.
+/// A disk that completes each request at once.
 #[derive(Debug)]
 struct Instantly;
 
@@ -55,7 +55,7 @@ impl Served {
     fn start(target: &Target, buffers: usize) -> Result<Self> {
         let mut setup = Setup::new(opens(target.clone()));
         setup.front.buffers = buffers;
-        // The scene's own server is left alone: the one of the thread serves instead.
+        // The scene's own server is not used: the one of the thread serves instead.
         let mut scene = Scene::new(setup).ok_or("there is no store to be had")?;
         let (host, socket) = (scene.host.clone(), scene.daemon.socket());
         let stop = Arc::new(AtomicBool::new(false));
@@ -97,8 +97,8 @@ fn wait(scene: &mut Scene) -> Result<()> {
     Ok(())
 }
 
-/// Reads through a connected frontend; `between` is what happens before the ring is looked at again,
-/// and is told how many answers there were.
+/// Reads through a connected frontend. `between` runs before the frontend looks at the ring again,
+/// and gets the number of responses that were taken.
 fn read_through(
     scene: &mut Scene,
     load: Load,
@@ -143,7 +143,7 @@ pub(crate) fn read(target: &Target, load: Load, time: Duration) -> Result<Reache
     Ok(reached)
 }
 
-/// Reads of 4 KiB from a disk that has them at once; both ends in this thread.
+/// Reads 4 KiB at a time from a disk that completes at once; both ends are in this thread.
 pub(crate) fn at_once(time: Duration) -> Result<Reached> {
     let open: Box<OpenDisk> = Box::new(|_| Ok(Box::new(Instantly)));
     let mut scene = Scene::connected(Setup::new(open)).ok_or("there is no store to be had")?;
@@ -154,7 +154,7 @@ pub(crate) fn at_once(time: Duration) -> Result<Reached> {
     })
 }
 
-/// A frontend's device as an NBD server, while `client` uses it from a thread of its own.
+/// Serves a frontend's device over NBD, while `client` uses it from a thread of its own.
 pub(crate) fn export(
     target: &Target,
     socket: PathBuf,

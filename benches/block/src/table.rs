@@ -1,13 +1,13 @@
-//! The rows, who is measured in each, and what the figures have to be.
+//! The rows, the readers of each, and the goals of the figures.
 
 use crate::load::{Load, Order};
 
-/// Where the files are.
+/// The file system that holds the files.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) enum Place {
     Tmpfs,
     Disk,
-    /// There is no file.
+    /// No file is used.
     Nowhere,
 }
 
@@ -21,7 +21,7 @@ impl Place {
     }
 }
 
-/// What a file is.
+/// The format of a file.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) enum Format {
     Raw,
@@ -37,14 +37,14 @@ impl Format {
     }
 }
 
-/// Who reads.
+/// A way to read, with its programs and threads.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Reader {
     /// One thread through io_uring.
     Direct,
     /// Our frontend in one thread, our backend in another.
     Ring(Format),
-    /// Both in one thread, before a disk that has everything at once.
+    /// Frontend and backend in one thread, with a disk that completes each request at once.
     AtOnce,
     /// The NBD client, through our frontend's NBD server.
     Export(Format),
@@ -52,12 +52,12 @@ pub(crate) enum Reader {
     QemuNbd(Format),
 }
 
-/// What a figure must be.
+/// The goal of a figure.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub(crate) enum Goal {
-    /// Our rate by the other's, at least.
+    /// Our rate divided by the other's, at least.
     Rate(f64),
-    /// Requests for each second of processor time, by the other's, at least.
+    /// Requests for each second of processor time, divided by the other's, at least.
     PerCpu(f64),
     /// Requests a second, at least.
     PerSecond(f64),
@@ -65,12 +65,12 @@ pub(crate) enum Goal {
     Bytes(f64),
 }
 
-/// What is measured.
+/// The quantity that a row measures.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub(crate) enum What {
-    /// How fast `ours` reads, and `other` in turn with it.
+    /// The rate at which `ours` reads, and `other` in turn with it.
     Reads { load: Load, ours: Reader, other: Option<Reader> },
-    /// How large a backend with so many disks is.
+    /// The memory of a backend with `disks` disks.
     Memory { disks: usize, format: Format },
 }
 
@@ -86,10 +86,10 @@ pub(crate) struct Row {
 
 const SMALL: Load = Load { pages: 1, order: Order::Random };
 const LARGE: Load = Load { pages: 32, order: Order::Sequential };
-/// Disks of a backend whose memory is measured.
+/// The disks of the backend whose memory is measured.
 const DISKS: usize = 32;
 
-/// What it may have, in bytes.
+/// The most memory that it may use, in bytes.
 const MEMORY_MAX: f64 = (64 << 20) as f64;
 
 const fn reads(load: Load, ours: Reader, other: Reader) -> What {

@@ -1,8 +1,9 @@
-//! An event's way to another domain and back, beside eventfds that go the same way, all on one processor.
+//! The round trip of an event to another domain and back, beside that of eventfds, all on one
+//! processor.
 //!
-//! The same two system calls cost more in a sandbox than in a plain process, as the scheduler has a stack of
-//! run queues there. So the measure runs twice: in plain processes, and in two domains, where it is what
-//! nobody can be faster than who delivers by an eventfd.
+//! The same two system calls cost more in a sandbox than in a plain process, because the scheduler
+//! has a stack of run queues there. So the measurement runs twice: in plain processes, and in two
+//! domains. The time in domains is the lower bound for any platform that delivers by an eventfd.
 
 use crate::guest::pin;
 use crate::host::Host;
@@ -23,18 +24,18 @@ use xen_hosted::domain::{Config, Files};
 use xen_hosted::domctl::{Control, Descriptors};
 use xen_hosted::limits::TASKS_DEFAULT;
 
-/// Round trips of a round: well under a slice of the scheduler's.
+/// Round trips of a round: well under a time slice of the scheduler.
 const TRIPS: usize = 300;
 
-/// Both ratios are to be at most this.
+/// The upper bound of both ratios.
 const GOAL: Goal = Goal::AtMost(1.1);
 
-/// How the end of an eventfd waits.
+/// The system call by which the reader of an eventfd waits.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Waiting {
     /// A blocking read(2).
     Read,
-    /// An edge-triggered epoll_wait(2), as a process with more than one channel must.
+    /// An edge-triggered epoll_wait(2), which a process with more than one channel needs.
     Epoll,
 }
 
@@ -53,7 +54,7 @@ impl Waiting {
     }
 }
 
-/// The end of an eventfd that waits.
+/// The reading end of an eventfd.
 struct Waiter {
     input: OwnedFd,
     epoll: Option<OwnedFd>,
@@ -95,7 +96,7 @@ fn notify(output: impl AsFd) -> Result<()> {
     Ok(())
 }
 
-/// A round: its time for each round trip, in ns.
+/// Runs one round; returns the time of each round trip, in ns.
 #[inline(always)]
 fn round(output: impl AsFd, input: &mut Waiter, trips: usize) -> Result<f64> {
     let begin = Instant::now();
@@ -106,12 +107,13 @@ fn round(output: impl AsFd, input: &mut Waiter, trips: usize) -> Result<f64> {
     Ok(begin.elapsed().as_nanos() as f64 / trips as f64)
 }
 
-/// The other process of the measure: waits at standard input, answers at standard output.
+/// Runs the other process of the measurement, which waits at standard input and answers at
+/// standard output.
 pub(crate) fn answer() -> Result<()> {
     answer_in_domain(Waiting::Read)
 }
 
-/// The same in a domain.
+/// Runs the answering process, in a domain, with this way to wait.
 pub(crate) fn answer_in_domain(waiting: Waiting) -> Result<()> {
     pin()?;
     let mut input = Waiter::new(std::io::stdin().as_fd().try_clone_to_owned()?, waiting)?;
@@ -122,7 +124,8 @@ pub(crate) fn answer_in_domain(waiting: Waiting) -> Result<()> {
     }
 }
 
-/// Who bounces in a domain: a round whenever its eventfd says so; the time of each goes to standard error.
+/// Runs the bouncing process in a domain: one round for each signal of its eventfd. It writes the
+/// time of each round to standard error.
 pub(crate) fn bounce(waiting: Waiting, trips: &str) -> Result<()> {
     pin()?;
     let mut input = Waiter::new(std::io::stdin().as_fd().try_clone_to_owned()?, waiting)?;
@@ -133,7 +136,7 @@ pub(crate) fn bounce(waiting: Waiting, trips: &str) -> Result<()> {
     }
 }
 
-/// The measure in plain processes; its other process ends with it.
+/// The measurement in plain processes; drop ends its other process.
 struct Plain {
     answerer: Child,
     there: OwnedFd,
@@ -152,7 +155,7 @@ impl Plain {
         Ok(Self { answerer, there, back })
     }
 
-    /// One round, on the processor where the domains are.
+    /// Runs one round, on the processor of the domains.
     fn round(&self) -> Result<f64> {
         let (there, back) = (self.there.try_clone()?, self.back.try_clone()?);
         let bouncing = std::thread::spawn(move || -> std::result::Result<f64, String> {
@@ -168,13 +171,13 @@ impl Plain {
 
 impl Drop for Plain {
     fn drop(&mut self) {
-        // Also where the measuring has failed: it waits for ever.
+        // The process waits for ever, also after the measurement has failed.
         let _ = self.answerer.kill();
         let _ = self.answerer.wait();
     }
 }
 
-/// The measure in two domains: their standard input and output are its eventfds.
+/// The measurement in two domains, whose standard input and output are the eventfds.
 struct Boxed {
     domids: [DomId; 2],
     go: OwnedFd,
@@ -218,7 +221,7 @@ impl Boxed {
     }
 }
 
-/// Two domains with an event channel.
+/// Two domains that share an event channel.
 struct Channel {
     pong: Talker,
     ping: Talker,
@@ -253,12 +256,12 @@ impl Channel {
     }
 }
 
-/// This alone.
+/// Measures the event channels alone, on a host of their own.
 pub(crate) fn alone(extent: &Extent) -> Result<Vec<Row>> {
     rows(&Host::start(extent.limit)?, extent)
 }
 
-/// All contenders in each round.
+/// Measures all contenders in each round.
 pub(crate) fn rows(host: &Host, extent: &Extent) -> Result<Vec<Row>> {
     let mut control = host.control()?;
     let plain = Plain::start()?;

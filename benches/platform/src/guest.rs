@@ -1,4 +1,4 @@
-//! What this program does as a domain's.
+//! The roles of this program as the program of a domain.
 
 use crate::host::WITHIN;
 use crate::result::Result;
@@ -29,7 +29,7 @@ impl RingStore {
         Ok(Self { platform, channels, ring: FrontRing::new(page), port })
     }
 
-    /// Where its name stands.
+    /// Returns the path of the domain's name.
     pub(crate) fn name(&self) -> Vec<u8> {
         format!("/local/domain/{}/name", self.platform.domid()).into_bytes()
     }
@@ -81,8 +81,8 @@ impl RingStore {
     }
 }
 
-/// Reads its name so many times, so many at once, as often as it reads a line; says how long it took,
-/// in ns.
+/// Reads the domain's name `count` times, `depth` requests in flight, for each line of its input;
+/// prints the time that this took, in ns.
 pub(crate) fn requests(count: &str, depth: &str) -> Result<()> {
     let mut store = RingStore::open()?;
     let name = store.name();
@@ -109,8 +109,8 @@ pub(crate) fn pong(peer: &str) -> Result<()> {
     }
 }
 
-/// Notifies `peer` and waits for the answer, so many times for each line that it reads; says how long
-/// that took, in ns.
+/// Notifies `peer` and waits for the answer, `count` times for each line of its input; prints the
+/// time that this took, in ns.
 pub(crate) fn ping(peer: &str, count: &str) -> Result<()> {
     pin()?;
     let platform = Platform::guest()?;
@@ -118,7 +118,7 @@ pub(crate) fn ping(peer: &str, count: &str) -> Result<()> {
     let mut lines = std::io::stdin().lines();
     let port = Port(lines.next().ok_or("no port")??.parse()?);
     let port = channels.bind_interdomain(DomId(peer.parse()?), port)?;
-    // The event that every binding begins with.
+    // Every binding begins with an event.
     let first = channels.wait(Some(WITHIN))?.ok_or("no first event")?;
     channels.unmask(first)?;
     let count: u32 = count.parse()?;
@@ -135,7 +135,7 @@ pub(crate) fn ping(peer: &str, count: &str) -> Result<()> {
     Ok(())
 }
 
-/// Offers pages to domain 0, says the first reference, and waits for the end of its input.
+/// Offers pages to domain 0, prints the first reference, and waits for the end of its input.
 pub(crate) fn offer(count: &str) -> Result<()> {
     let platform = Platform::guest()?;
     let mut offers = platform.offers();
@@ -157,7 +157,8 @@ pub(crate) fn pin() -> Result<()> {
     Ok(sched_setaffinity(None, &one)?)
 }
 
-/// Asks the store once and says so at its output; then waits for its end, or ends.
+/// Sends the store one request and reports the reply at its output. Then it stays until it is
+/// destroyed, or ends.
 pub(crate) fn first(then: &str) -> Result<()> {
     let mut store = RingStore::open()?;
     let name = store.name();
@@ -167,7 +168,7 @@ pub(crate) fn first(then: &str) -> Result<()> {
     output.flush()?;
     if then == "stay" {
         loop {
-            // Nobody notifies it: this sleeps until it is ended.
+            // No peer notifies it: this sleeps until the domain is destroyed.
             store.channels.wait(None)?;
         }
     }

@@ -1,4 +1,4 @@
-//! A whole host for one measurement: broker, daemon, domains whose program is this one.
+//! A whole host for one measurement: broker, daemon, and domains that run this program.
 
 use crate::result::Result;
 use rustix::process::{Pid, Signal, kill_process};
@@ -14,7 +14,7 @@ use xen_hosted::domain::{Config, Files};
 use xen_hosted::domctl::{Control, Created, Descriptors};
 use xen_hosted::{HostDir, Role};
 
-/// How long anything may take.
+/// The longest time that any operation may take.
 pub(crate) const WITHIN: Duration = Duration::from_secs(60);
 
 /// Broker and daemon, ended when dropped.
@@ -22,11 +22,12 @@ pub(crate) struct Host {
     dir: PathBuf,
     pub(crate) broker: Child,
     pub(crate) store: Option<Child>,
-    /// Who ends the broker when the run takes too long; it waits for this end to go.
+    /// The sender of the watchdog, which ends the broker unless this sender is dropped in time.
     _watchdog: Sender<()>,
 }
 
-/// Ends the broker after `limit`, and with it its domains: whoever waits for one of them fails then.
+/// Starts a thread that ends the broker after `limit`, and its domains with it. A wait for one of
+/// these domains then fails.
 fn watchdog(broker: &Child, limit: Duration) -> Sender<()> {
     let (done, waits) = mpsc::channel::<()>();
     let pid = i32::try_from(broker.id()).ok().and_then(Pid::from_raw);
@@ -40,7 +41,8 @@ fn watchdog(broker: &Child, limit: Duration) -> Sender<()> {
 }
 
 impl Host {
-    /// Starts the broker that lies beside this program, and the daemon as a part of this one.
+    /// Starts the broker that lies beside this program, and the daemon as a process of this
+    /// program.
     pub(crate) fn start(limit: Duration) -> Result<Self> {
         let dir = std::env::temp_dir().join(format!("platform-bench-{}", std::process::id()));
         let _ = fs::remove_dir_all(&dir);
@@ -114,7 +116,7 @@ impl Drop for Host {
     }
 }
 
-/// Creates a domain that runs this program with these arguments; what it writes comes at `output`.
+/// Creates a domain that runs this program with these arguments and writes to `output`.
 pub(crate) fn create(control: &mut Control, args: &[&str], output: &File) -> Result<Created> {
     let mut config = Config::default();
     config.files = Files::System;
@@ -132,7 +134,7 @@ pub(crate) fn create(control: &mut Control, args: &[&str], output: &File) -> Res
     Ok(control.create(&config, descriptors)?)
 }
 
-/// Makes a domain known to the store and runs it.
+/// Introduces a domain to the store and runs it.
 pub(crate) fn run(
     control: &mut Control,
     client: &mut xenstore::Client,
@@ -143,7 +145,7 @@ pub(crate) fn run(
     Ok(())
 }
 
-/// The daemon over the host in `dir`.
+/// Runs the daemon over the host in `dir`.
 pub(crate) fn play_store(dir: &Path) -> Result<()> {
     let platform = xen_hosted::store_platform(&HostDir::new(dir))?;
     let environment = xenstored::paths::Environment::of_process();

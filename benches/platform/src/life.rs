@@ -1,4 +1,4 @@
-//! Creating domains, and keeping many.
+//! The creation of domains, and the cost of many.
 
 use crate::host::{Host, WITHIN, create, run};
 use crate::result::Result;
@@ -10,14 +10,14 @@ use std::time::{Duration, Instant};
 use xen::domctl::DomainControl;
 use xenstore::Store;
 
-/// A number of /proc/meminfo or /proc/PID/status, in KiB.
+/// Returns a number of /proc/meminfo or /proc/PID/status, in KiB.
 fn kib(path: &str, name: &str) -> u64 {
     let text = fs::read_to_string(path).unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix(name));
     line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok()).unwrap_or(0)
 }
 
-/// Processor time of a process, in clock ticks of 10 ms.
+/// Returns the processor time of a process, in clock ticks of 10 ms.
 fn ticks(pid: u32) -> u64 {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let after = text.rsplit_once(") ").map_or("", |split| split.1);
@@ -35,13 +35,14 @@ fn quantile(times: &[Duration], part: f64) -> Duration {
     sorted.get(at).copied().unwrap_or_default()
 }
 
-/// What the machine could still give, in KiB.
+/// Returns the memory that is available on the machine, in KiB.
 fn available() -> f64 {
     kib("/proc/meminfo", "MemAvailable") as f64
 }
 
-/// What a domain takes, its program included: what is available falls with all of them and rises again, the more of
-/// the two, as others of the machine take and give meanwhile.
+/// Makes the row of the memory of a domain, its program included. The available memory falls while
+/// the domains are made and rises when they end. The larger of the two counts, because other
+/// processes of the machine allocate and free memory meanwhile.
 fn memory_row(fallen: f64, risen: f64, count: usize) -> Row {
     let each = [fallen, risen].map(|all| all / count as f64);
     let text = format!("MemAvailable fell by {:.0}, then rose by {:.0}", each[0], each[1]);
@@ -50,7 +51,7 @@ fn memory_row(fallen: f64, risen: f64, count: usize) -> Row {
     Row::new("memory a domain, KiB", text, value, Goal::AtMost(1024.0))
 }
 
-/// How long each domain took: made, started, and its first reply there.
+/// Adds the rows of the times of each domain: until made, until started, until its first reply.
 fn creation_rows(times: &[[Duration; 3]], rows: &mut Vec<Row>) {
     let count = times.len();
     let column = |from: usize, at: usize| -> Vec<Duration> {
@@ -69,7 +70,8 @@ fn creation_rows(times: &[[Duration; 3]], rows: &mut Vec<Row>) {
     }
 }
 
-/// Creates `count` domains to their first store reply, and looks at what they cost when idle.
+/// Creates `count` domains until their first reply from the store, and measures their cost when
+/// idle.
 pub(crate) fn many(extent: &Extent) -> Result<Vec<Row>> {
     let (count, idle) = (extent.domains, extent.idle);
     let mut rows = Vec::new();
@@ -112,7 +114,7 @@ pub(crate) fn many(extent: &Extent) -> Result<Vec<Row>> {
     let both = used(broker) + used(store);
     rows.push(Row::new("broker and store, MiB", text, both, Goal::AtMost(64.0)));
     let at = [ticks(broker), ticks(store)];
-    // What is measured is that nothing happens.
+    // The idle cost is measured during this sleep.
     std::thread::sleep(idle);
     let spent = [broker, store].map(ticks).iter().sum::<u64>() - at.iter().sum::<u64>();
     let text = format!("{count} domains, {idle:?}, in ticks of 10 ms");

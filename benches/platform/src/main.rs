@@ -1,4 +1,4 @@
-//! What the hosted platform costs, beside what the machine itself costs, in one run.
+//! Measures the costs of the hosted platform beside those of the machine itself, in one run.
 
 mod bounce;
 mod guest;
@@ -17,7 +17,7 @@ use table::{Extent, Row};
 /// A part of the bench.
 type Part = fn(&Extent) -> Result<Vec<Row>>;
 
-/// All of it.
+/// All parts.
 const ALL: [Part; 3] = [speed::all, neighbour::rows, life::many];
 
 fn measure(extent: &Extent, parts: &[Part]) -> Result<Vec<Row>> {
@@ -31,9 +31,9 @@ fn measure(extent: &Extent, parts: &[Part]) -> Result<Vec<Row>> {
     Ok(all)
 }
 
-/// Measures all and puts the table into a page of the documentation.
+/// Runs all measurements and puts the table into a page of the documentation.
 fn write_page(path: &str) -> Result<()> {
-    // Before the minutes that it takes, whether there is a page.
+    // The page is read first, as the measurements take minutes.
     let page = std::fs::read_to_string(path)?;
     table::into_page(&page, &[])?;
     let rows = measure(&Extent::FULL, &ALL)?;

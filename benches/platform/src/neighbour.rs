@@ -1,5 +1,6 @@
-//! What a domain notices of a hostile one beside it: how long its reads from the store take, at the 99th
-//! percentile, beside a program that only spins and beside attacks, all under the same cap.
+//! The effect of a hostile domain on its neighbour: the 99th percentile of the time of the
+//! neighbour's reads from the store, beside a program that only spins and beside attacks, all under
+//! the same cap.
 
 use crate::guest::RingStore;
 use crate::host::{Host, run};
@@ -16,20 +17,20 @@ use xen::{DomId, GrantRef, Port};
 use xen_hosted::domctl::Control;
 use xenstore::Store;
 
-/// What the domain beside it does, the harmless one first.
+/// The activities of the other domain, the harmless one first.
 const BESIDE: [&str; 8] =
     ["spin", "notifications", "requests", "ports", "grants", "store", "memory", "forks"];
 /// Doubles a string until the kernel ends it.
 const MEMORY: &str = "s=0123456789abcdef; while :; do s=$s$s; done";
-/// Each process makes one more and goes on, until there may be no more of them and they end.
+/// Each process forks one more and goes on, until the limit of processes is reached and they end.
 const FORKS: &str = "f() { f & f; }; f";
-/// What each of them may use, in hundredths of a processor.
+/// The cap of the other domain, in hundredths of a processor.
 const CAP: u16 = 25;
-/// How long for one percentile: five of the 100 ms after which a cap begins anew, as the other is held still in
-/// the most of each.
+/// The time of the samples for one percentile: five periods of 100 ms, after which a cap begins
+/// anew. The other domain is held still for most of each period.
 const SPAN: Duration = Duration::from_millis(500);
 
-/// The neighbour: says for each line how long a read takes, in ns.
+/// Runs the neighbour: prints, for each line of its input, the 99th percentile of a read, in ns.
 pub(crate) fn reader() -> Result<()> {
     let mut store = RingStore::open()?;
     let name = store.name();
@@ -48,7 +49,7 @@ pub(crate) fn reader() -> Result<()> {
     Ok(())
 }
 
-/// The other: says that it begins, and does one thing for ever.
+/// Runs the other domain: reports that it begins, and repeats one activity for ever.
 pub(crate) fn attack(what: &str) -> Result<()> {
     let mut store = RingStore::open()?;
     let name = store.name();
@@ -80,7 +81,7 @@ pub(crate) fn attack(what: &str) -> Result<()> {
             "store" => store.read_many(&name, 1000, 8)?,
             "memory" => drop(shell(MEMORY).status()),
             "forks" => {
-                // It is the init of its domain, so that all who end are its to wait for.
+                // It is the init of its domain, so it must wait for every process that ends.
                 drop(shell(FORKS).spawn());
                 while wait(WaitOptions::NOHANG).is_ok_and(|ended| ended.is_some()) {}
             }
@@ -89,14 +90,14 @@ pub(crate) fn attack(what: &str) -> Result<()> {
     }
 }
 
-/// A shell that says nothing of what it runs out of.
+/// Returns a shell whose standard error is closed, so that exhausted resources print nothing.
 fn shell(script: &str) -> Command {
     let mut command = Command::new("/bin/sh");
     command.args(["-c", &format!("exec 2>&-; {script}")]);
     command
 }
 
-/// A domain that the store knows, with a name there.
+/// Creates and runs a domain that the store knows and that has a name there.
 fn known(
     host: &Host,
     control: &mut Control,
@@ -117,8 +118,8 @@ fn known(
     Ok(talker)
 }
 
-/// Each beside the neighbour in turn, so that what else the machine does falls on all alike; the median of
-/// the rounds' ratios counts.
+/// Measures each activity beside the neighbour in turn, so that other work of the machine falls on
+/// all alike. The median of the rounds' ratios counts.
 pub(crate) fn rows(extent: &Extent) -> Result<Vec<Row>> {
     let host = Host::start(extent.limit)?;
     let mut control = host.control()?;
@@ -128,7 +129,8 @@ pub(crate) fn rows(extent: &Extent) -> Result<Vec<Row>> {
         for (all, what) in all.iter_mut().zip(BESIDE) {
             let mut other = known(&host, &mut control, &["attack", what], 256, CAP)?;
             other.hear()?;
-            // The first two are not counted: until then it may spend its burst of requests to the broker.
+            // The first two samples do not count: until then it may spend its burst of requests to
+            // the broker.
             for counted in [false, false, true] {
                 neighbour.tell("go")?;
                 let p99 = neighbour.hear()?;

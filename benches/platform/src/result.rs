@@ -1,4 +1,4 @@
-//! The result of whatever may fail.
+//! The result of a fallible function.
 
-/// Whatever goes wrong ends the run.
+/// A result whose error ends the run.
 pub(crate) type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;

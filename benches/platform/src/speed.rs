@@ -1,4 +1,4 @@
-//! Grants and requests to the store, and what [`bounce`] says of event channels, each beside what it is measured by.
+//! Grants, requests to the store, and the event channels of [`bounce`], each beside its reference.
 
 use crate::bounce;
 use crate::host::{Host, WITHIN, run};
@@ -17,7 +17,7 @@ use xen::gnttab::{Access, GrantMap};
 use xenstore::Store;
 use xenstore_core::wire::{MsgType, split_message};
 
-/// All of it.
+/// Runs all of these measurements.
 pub(crate) fn all(extent: &Extent) -> Result<Vec<Row>> {
     let host = Host::start(extent.limit)?;
     let mut rows = bounce::rows(&host, extent)?;
@@ -49,13 +49,14 @@ fn grants(host: &Host, extent: &Extent) -> Result<Row> {
     Ok(Row::new("map and unmap of a granted page", text, ns, Goal::AtMost(200.0)))
 }
 
-/// Processor time of a process so far, in ns.
+/// Returns the processor time that a process has used, in ns.
 fn cpu_ns(pid: u32) -> Result<f64> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/schedstat"))?;
     Ok(text.split(' ').next().unwrap_or_default().parse()?)
 }
 
-/// Reads `path` so many times over the socket, `depth` at once; the seconds that it took.
+/// Reads `path` `count` times over the socket, `depth` requests in flight; returns the time in
+/// seconds.
 fn over_socket(socket: &Path, path: &str, count: usize, depth: usize) -> Result<f64> {
     let mut stream = UnixStream::connect(socket)?;
     stream.set_read_timeout(Some(WITHIN))?;

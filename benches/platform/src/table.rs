@@ -1,28 +1,28 @@
-//! What is measured how long, and the table of what came of it.
+//! The extent of a run, and the table of its results.
 
 use crate::result::Result;
 use std::fmt;
 use std::time::Duration;
 
-/// How much of everything.
+/// The numbers of rounds, requests and domains, and the times.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Extent {
     /// Rounds, all contenders in each.
     pub(crate) rounds: usize,
     /// Round trips or requests in one round.
     pub(crate) per_round: usize,
-    /// Rounds of bouncing an event, short ones: what else the machine does falls on few of them.
+    /// Rounds of the event bounce. They are short, so that other work of the machine falls on few.
     pub(crate) bounces: usize,
     /// Domains at once.
     pub(crate) domains: usize,
-    /// How long they are idle.
+    /// The time for which the domains are idle.
     pub(crate) idle: Duration,
-    /// How long a part may take.
+    /// The longest time that a part may take.
     pub(crate) limit: Duration,
 }
 
 impl Extent {
-    /// What the goals are about.
+    /// The extent that the goals are about.
     pub(crate) const FULL: Self = Self {
         rounds: 11,
         per_round: 20_000,
@@ -31,7 +31,7 @@ impl Extent {
         idle: Duration::from_secs(60),
         limit: Duration::from_secs(600),
     };
-    /// Enough to see that all of it runs.
+    /// The extent that only shows that all parts run.
     pub(crate) const QUICK: Self = Self {
         rounds: 3,
         per_round: 2000,
@@ -42,12 +42,12 @@ impl Extent {
     };
 }
 
-/// What a measured number must be.
+/// The goal of a measured number.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub(crate) enum Goal {
     AtMost(f64),
     AtLeast(f64),
-    /// It is there to explain another.
+    /// No goal: the number explains another.
     None,
 }
 
@@ -61,7 +61,7 @@ pub(crate) struct Row {
 }
 
 impl Row {
-    /// `value` is what the goal is about; `measured` says where it is from.
+    /// A row. The goal applies to `value`; `measured` explains its origin.
     pub(crate) fn new(work: &str, measured: String, value: f64, goal: Goal) -> Self {
         Self { work: work.to_owned(), measured, value, goal }
     }
@@ -106,14 +106,14 @@ impl fmt::Display for Row {
     }
 }
 
-/// The middle one.
+/// Returns the median.
 pub(crate) fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-/// The time that the fastest tenth of the rounds does not exceed: other work of the machine makes any of them slower
-/// and none faster.
+/// Returns the time that the fastest tenth of the rounds does not exceed. Other work of the machine
+/// makes a round slower, never faster.
 pub(crate) fn fast(rounds: &mut [f64]) -> f64 {
     rounds.sort_by(f64::total_cmp);
     rounds.get(rounds.len() / 10).copied().unwrap_or(f64::NAN)

@@ -1,4 +1,4 @@
-//! Domains of this program that are told lines and answer numbers.
+//! Domains of this program that read lines and answer with numbers.
 
 use crate::result::Result;
 use std::fs::File;
@@ -19,7 +19,7 @@ impl Talker {
         Self::create_with(control, args, |_| {})
     }
 
-    /// A talker whose configuration `shape` has changed.
+    /// Creates a talker whose configuration `shape` has changed.
     pub(crate) fn create_with(
         control: &mut Control,
         args: &[&str],

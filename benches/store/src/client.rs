@@ -58,7 +58,7 @@ pub(crate) fn writes(path: &str) -> Pair {
 
 /// A connection that blocks, with a bound.
 pub(crate) struct Conn {
-    /// The socket, for those that poll it.
+    /// The socket, for callers that poll it.
     pub(crate) socket: UnixStream,
     buffer: Box<[u8]>,
     start: usize,
@@ -80,7 +80,7 @@ impl Conn {
         Ok(())
     }
 
-    /// Receives at least one byte more.
+    /// Receives at least one more byte.
     fn fill(&mut self) -> Result<()> {
         if self.start == self.end {
             (self.start, self.end) = (0, 0);
@@ -98,7 +98,7 @@ impl Conn {
         }
     }
 
-    /// The next message: its header and payload.
+    /// Returns the next message: its header and payload.
     pub(crate) fn message(&mut self) -> Result<(Header, &[u8])> {
         loop {
             let bytes = &self.buffer[self.start..self.end];
@@ -111,7 +111,7 @@ impl Conn {
         }
     }
 
-    /// One request, its reply; watch events that come first are skipped.
+    /// Sends one request and returns its reply; watch events that come first are skipped.
     ///
     /// # Errors
     /// An ERROR reply, with the name that the daemon gave.
@@ -142,8 +142,8 @@ impl Conn {
         Ok(replies)
     }
 
-    /// Keeps `depth` requests in flight for `time`, taken from `pair` in turn; the number of
-    /// replies.
+    /// Keeps `depth` requests in flight for `time`, taken from `pair` in turn; returns the number
+    /// of replies.
     pub(crate) fn pipeline(&mut self, pair: &Pair, depth: usize, time: Duration) -> Result<u64> {
         let batch = pair.concat().repeat(depth.div_ceil(2));
         let len = pair[0].len();
@@ -163,7 +163,7 @@ impl Conn {
         Ok(done)
     }
 
-    /// Sends each request of `all` once, at most `depth` in flight; times are the caller's.
+    /// Sends each request of `all` once, at most `depth` in flight; the caller measures the time.
     pub(crate) fn stream(
         &mut self,
         depth: usize,
@@ -186,7 +186,7 @@ impl Conn {
         }
     }
 
-    /// One request at a time for `time`, taken from `pair` in turn: the time that each took.
+    /// Sends one request at a time for `time`, taken from `pair` in turn; returns the time of each.
     pub(crate) fn one_at_a_time(&mut self, pair: &Pair, time: Duration) -> Result<Vec<Duration>> {
         let start = Instant::now();
         let mut last = start;
@@ -207,7 +207,7 @@ impl Conn {
     }
 }
 
-/// The sentence for a request that the daemon refused.
+/// Returns the sentence for a request that the daemon refused.
 pub(crate) fn refusal(request: &[u8], payload: &[u8]) -> String {
     let name = String::from_utf8_lossy(payload.strip_suffix(b"\0").unwrap_or(payload)).into_owned();
     let what = Header::parse(request)

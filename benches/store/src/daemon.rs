@@ -1,4 +1,4 @@
-//! The daemons under test: how each is started without Xen, and what it costs.
+//! The daemons under test: their start without Xen, and their costs.
 
 use crate::Result;
 use crate::client::Conn;
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// The bench's own argument that makes it [`become_program`].
+/// The bench's own argument that runs [`become_program`].
 pub(crate) const EXEC: &str = "--exec";
 
 /// Turns this process into a program that is killed when the bench ends, however it ends.
@@ -23,7 +23,7 @@ pub(crate) fn become_program(mut words: impl Iterator<Item = String>) -> Result<
     Err(format!("cannot run {program}: {error}").into())
 }
 
-/// Who is measured.
+/// A daemon that is measured.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) enum Kind {
     /// This project's daemon.
@@ -39,10 +39,10 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    /// All, in the order of the table's columns.
+    /// All kinds, in the order of the table's columns.
     pub(crate) const ALL: [Self; 5] = [Self::Ours, Self::C, Self::O, Self::On, Self::Echo];
 
-    /// The column's title.
+    /// Returns the column's title.
     pub(crate) fn title(self) -> &'static str {
         match self {
             Self::Ours => "ours",
@@ -53,7 +53,7 @@ impl Kind {
         }
     }
 
-    /// The short name in progress lines and JSON.
+    /// Returns the short name in progress lines and JSON.
     pub(crate) fn short(self) -> &'static str {
         match self {
             Self::Ours => "ours",
@@ -65,7 +65,7 @@ impl Kind {
     }
 }
 
-/// Where the programs are.
+/// The places of the programs.
 pub(crate) struct Places {
     /// Cargo's folder with this project's release binaries.
     pub(crate) release: PathBuf,
@@ -76,17 +76,17 @@ pub(crate) struct Places {
 }
 
 impl Places {
-    /// Debian's file at `path` below `/`.
+    /// Returns the path of Debian's file at `path` below `/`.
     pub(crate) fn debian(&self, path: &str) -> PathBuf {
         self.peers.map_or_else(PathBuf::new, |peers| peers.root().join(path))
     }
 
-    /// The libraries of Debian's programs.
+    /// Returns the folders of the libraries of Debian's programs.
     pub(crate) fn debian_libs(&self) -> PathBuf {
         self.debian("usr/lib/x86_64-linux-gnu")
     }
 
-    /// The program that `kind` runs; `guests`: it has to introduce domains.
+    /// Returns the program that `kind` runs; with `guests`, one that can introduce domains.
     fn program(&self, kind: Kind, guests: Guests<'_>) -> Result<PathBuf> {
         match (kind, guests) {
             (Kind::Ours, Guests::None) => Ok(self.release.join("xenstored")),
@@ -97,7 +97,7 @@ impl Places {
         }
     }
 
-    /// Why `kind` cannot be started, if so.
+    /// Returns the reason if `kind` cannot be started.
     pub(crate) fn missing(&self, kind: Kind, guests: Guests<'_>) -> Option<String> {
         let program = self.program(kind, guests).ok()?;
         if !program.exists() {
@@ -108,12 +108,12 @@ impl Places {
     }
 }
 
-/// Whether a daemon has to do with guests.
+/// The guests that a daemon serves.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Guests<'a> {
     /// Sockets only.
     None,
-    /// Every domid exists, with a private ring page which nobody fills.
+    /// Every domid exists, with a private ring page that no guest fills.
     Any,
     /// The domains whose ring pages are in this folder.
     In(&'a Path),
@@ -158,7 +158,7 @@ impl Daemon {
                 command.env("LD_PRELOAD", peers.shim());
             }
         }
-        // The stand-in and our test bed go by the same name.
+        // The stand-in and our test bed use the same variable.
         match guests {
             Guests::None | Guests::Any => command.env_remove("XENSHIM_GUESTS"),
             Guests::In(folder) => command.env("XENSHIM_GUESTS", folder),
@@ -189,19 +189,19 @@ impl Daemon {
         }
     }
 
-    /// The process id.
+    /// Returns the process id.
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// Processor time used so far.
+    /// Returns the processor time that it has used.
     pub(crate) fn cpu_time(&self) -> Result<Duration> {
         let text = fs::read_to_string(format!("/proc/{}/schedstat", self.pid()))?;
         let nanos = text.split_whitespace().next().unwrap_or_default().parse()?;
         Ok(Duration::from_nanos(nanos))
     }
 
-    /// A line of `/proc/PID/status`, in bytes: `VmRSS`, `VmHWM`.
+    /// Returns a line of `/proc/PID/status`, in bytes: `VmRSS`, `VmHWM`.
     pub(crate) fn memory(&self, line: &str) -> Result<f64> {
         let text = fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
         let kib = text
@@ -211,7 +211,7 @@ impl Daemon {
         Ok(kib.trim().parse::<f64>()? * 1024.0)
     }
 
-    /// Makes `VmHWM` start again from what is resident now.
+    /// Resets `VmHWM` to the memory that is resident now.
     pub(crate) fn reset_peak(&self) -> Result<()> {
         Ok(fs::write(format!("/proc/{}/clear_refs", self.pid()), "5")?)
     }
@@ -219,13 +219,13 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        // It may have ended by itself; there is nothing else to do about it here.
+        // It may have ended by itself; there is nothing else to do about that here.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// Debian's own oxenstored.conf with its pid and log files moved to `dir`.
+/// Writes Debian's own oxenstored.conf with its pid and log files moved to `dir`.
 fn configure_oxenstored(
     places: &Places,
     kind: Kind,

@@ -10,12 +10,12 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use xenstore_core::wire::{Header, MsgType, split_message};
 
-/// What a READ is answered: as long as the values that the benches write.
+/// The value in the reply to a READ, as long as the values that the benches write.
 const VALUE: &[u8; 32] = b"0123456789abcdef0123456789abcdef";
 /// The listening socket's mark among the epoll events; connections are marked by their index.
 const LISTENER: u64 = u64::MAX;
 
-/// One connection with the bytes that wait for the rest of their message or for room to be sent.
+/// One connection with its buffered bytes: a partial message, and replies that are not sent.
 struct Peer {
     socket: UnixStream,
     input: Vec<u8>,
@@ -51,7 +51,7 @@ pub(crate) fn serve(path: &Path) -> Result<()> {
     }
 }
 
-/// Takes every waiting connection.
+/// Accepts every waiting connection.
 fn accept_all(
     listener: &UnixListener,
     poll: &impl std::os::fd::AsFd,
@@ -67,7 +67,7 @@ fn accept_all(
 }
 
 impl Peer {
-    /// Answers every complete request of one receive; false where the connection has ended.
+    /// Answers every complete request of one receive; returns false if the connection has ended.
     fn answer(&mut self, buffer: &mut [u8]) -> bool {
         let got = match net::recv(&self.socket, &mut *buffer, RecvFlags::empty()) {
             Ok((_, 0)) => return false,
@@ -87,8 +87,8 @@ impl Peer {
         good.is_some() && self.send_all()
     }
 
-    /// Sends the replies; waits for room where the client is slow to read them, as its benches
-    /// never are.
+    /// Sends the replies. It blocks while a client is slow to read them, which these benches never
+    /// are.
     fn send_all(&mut self) -> bool {
         let mut rest = &self.output[..];
         while !rest.is_empty() {
@@ -109,7 +109,8 @@ impl Peer {
     }
 }
 
-/// Appends one reply a complete request of `bytes`; what is left over, `None` for a broken stream.
+/// Appends one reply for each complete request of `bytes`; returns the rest, or `None` for a
+/// broken stream.
 fn reply_to_all<'a>(mut bytes: &'a [u8], output: &mut Vec<u8>) -> Option<&'a [u8]> {
     while let Some((header, _, rest)) = split_message(bytes).ok()? {
         let body: &[u8] = if header.kind == MsgType::Read.code() { VALUE } else { b"OK\0" };

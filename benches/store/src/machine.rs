@@ -1,16 +1,16 @@
-//! The machine: which CPU, how many descriptors, and the facts that go with the table.
+//! The machine: the CPU in use, the descriptor limit, and the facts that go with the table.
 
 use crate::Result;
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use std::fs;
 
-/// The processors that this process may use.
+/// Returns the processors that this process may use.
 pub(crate) fn allowed() -> Result<CpuSet> {
     Ok(sched_getaffinity(None)?)
 }
 
-/// The last of them: the first one has most of the interrupts.
+/// Returns the last of them, as the first one has most of the interrupts.
 pub(crate) fn last_cpu(allowed: &CpuSet) -> Result<usize> {
     let cpu = (0..CpuSet::MAX_CPU).rev().find(|cpu| allowed.is_set(*cpu));
     Ok(cpu.ok_or("no CPU in this process's affinity mask")?)
@@ -24,8 +24,8 @@ pub(crate) fn pin(pid: Option<u32>, cpu: usize) -> Result<()> {
     Ok(sched_setaffinity(pid, &set)?)
 }
 
-/// Runs `work` on the processors that this process may use besides `cpu`; there, too, where there is
-/// no other. Threads and programs that it starts are there as well.
+/// Runs `work` on the processors that this process may use other than `cpu`, or on `cpu` if there
+/// is no other. Threads and programs that it starts run there as well.
 pub(crate) fn beside<T>(cpu: usize, all: &CpuSet, work: impl FnOnce() -> T) -> Result<T> {
     let mut others = *all;
     others.unset(cpu);
@@ -37,11 +37,11 @@ pub(crate) fn beside<T>(cpu: usize, all: &CpuSet, work: impl FnOnce() -> T) -> R
     Ok(done)
 }
 
-/// Raises the descriptor limit, which the daemons inherit; the limit reached.
+/// Raises the descriptor limit, which the daemons inherit; returns the limit reached.
 pub(crate) fn raise_descriptors(wanted: u64) -> Result<u64> {
     let now = getrlimit(Resource::Nofile);
     let hard = now.maximum.unwrap_or(u64::MAX);
-    // Root may raise the hard limit as well; anybody else gets as far as it reaches.
+    // Root may raise the hard limit as well; another user gets as far as the hard limit.
     for maximum in [hard.max(wanted), hard] {
         let current = maximum.min(wanted);
         let limit = Rlimit { current: Some(current), maximum: Some(maximum) };
@@ -52,7 +52,7 @@ pub(crate) fn raise_descriptors(wanted: u64) -> Result<u64> {
     Ok(now.current.unwrap_or(u64::MAX))
 }
 
-/// CPU model, number of CPUs, memory, kernel: one line.
+/// Returns CPU model, number of CPUs, memory and kernel, in one line.
 pub(crate) fn facts() -> String {
     let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = cpuinfo
@@ -70,7 +70,7 @@ pub(crate) fn facts() -> String {
     format!("{model}, {cpus} CPUs, {gib:.0} GiB, Linux {}", kernel.trim())
 }
 
-/// Today's date (UTC) as year-month-day.
+/// Returns today's date (UTC) as year-month-day.
 pub(crate) fn today() -> String {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     let days = since.map_or(0, |time| time.as_secs() / 86_400) as i64;

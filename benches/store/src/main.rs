@@ -3,14 +3,14 @@
 //!
 //! | module | what it is |
 //! |---|---|
-//! | `daemon` | who is measured and how it is started |
+//! | `daemon` | the daemons, and their start |
 //! | `echo` | the limit |
 //! | `client`, `swarm` | the load: one connection, many connections |
-//! | `scenario` | what is measured |
+//! | `scenario` | the measurements |
 //! | `table`, `report` | the rows and their verdicts |
 //! | `run` | the rounds |
 //! | `machine` | CPU, descriptors, facts |
-//! | `result` | the result of whatever may fail |
+//! | `result` | the result of a fallible function |
 
 mod client;
 mod daemon;
@@ -164,7 +164,7 @@ fn bench(options: &Options) -> Result<ExitCode> {
         Ok(std::fs::write(file, format!("{:#}\n", results.json(&facts)))?)
     };
     let results = run::run(&plan, keep);
-    // The daemons' logs are of no use any more, and the folder may be gone already.
+    // The daemons' logs are no longer needed, and the folder may be gone already.
     let _ = std::fs::remove_dir_all(&places.scratch);
     let results = results?;
     let table = format!(
@@ -195,7 +195,7 @@ fn insert(file: &Path, table: &str) -> Result<()> {
     Ok(std::fs::write(file, format!("{before}{MARK}\n{}\n\n{MARK}{after}", table.trim()))?)
 }
 
-/// The version of Debian's package, from its changelog's name in the unpacked tree.
+/// Returns the version of Debian's package, from the name of its changelog in the unpacked tree.
 fn debian_version(places: &Places) -> String {
     let folder = places.peers.and_then(|peers| peers.root().parent());
     let entries = folder.and_then(|folder| std::fs::read_dir(folder).ok());

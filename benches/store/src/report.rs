@@ -6,20 +6,20 @@ use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-/// Every number of the run: by daemon and metric, one a round.
+/// Every number of the run: by daemon and metric, one for each round.
 #[derive(Default)]
 pub(crate) struct Results {
     samples: BTreeMap<(Kind, String), Vec<f64>>,
-    /// Why a daemon has no numbers in a scenario.
+    /// The reason why a daemon has no numbers in a scenario.
     troubles: BTreeMap<(Kind, &'static str), String>,
 }
 
-/// How a row came out.
+/// The verdict on a row.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Verdict {
     /// Every comparison holds.
     Met,
-    /// At least one does not.
+    /// At least one comparison does not hold.
     Missed,
     /// A number is missing.
     NotMeasured,
@@ -44,18 +44,19 @@ impl Results {
         self.samples.entry((kind, metric)).or_default().push(value);
     }
 
-    /// Notes why `kind` has no numbers in `scenario`.
+    /// Records why `kind` has no numbers in `scenario`.
     pub(crate) fn trouble(&mut self, kind: Kind, scenario: &'static str, why: String) {
         self.troubles.insert((kind, scenario), why);
     }
 
-    /// The median over the rounds.
+    /// Returns the median over the rounds.
     pub(crate) fn median(&self, kind: Kind, metric: &str) -> Option<f64> {
         median(self.samples.get(&(kind, metric.to_owned()))?.clone())
     }
 
-    /// Ours to another: the ratio is taken within each round, where what else the machine does hits both, and the
-    /// median over the rounds counts. A daemon that failed in some rounds has its median compared.
+    /// Returns the ratio of ours to another. It is taken within each round, where other work of the
+    /// machine affects both, and the median over the rounds counts. A daemon that failed in some
+    /// rounds has its median compared.
     fn ratio(&self, metric: &str, kind: Kind, other: &str) -> Option<f64> {
         let ours = self.samples.get(&(Kind::Ours, metric.to_owned()))?;
         let others = self.samples.get(&(kind, other.to_owned()))?;
@@ -65,7 +66,7 @@ impl Results {
         Some(self.median(Kind::Ours, metric)? / self.median(kind, other)?)
     }
 
-    /// The verdict on a row, with each ratio in words.
+    /// Returns the verdict on a row, with each ratio in words.
     pub(crate) fn judge(&self, row: &Row) -> (Verdict, String) {
         if row.tests.is_empty() {
             return (Verdict::Informs, String::new());
@@ -83,7 +84,7 @@ impl Results {
                 None => verdict = Verdict::NotMeasured,
             }
         }
-        // `xenstore ls` alone has bounds on other daemons' numbers.
+        // Only `xenstore ls` has bounds on other daemons' numbers.
         let others = [(Kind::C, "C", 2.0), (Kind::O, "oxenstored", 3.0)];
         for (kind, name, most) in others.into_iter().filter(|_| row.id == "ls") {
             match self.median(kind, "store.ls.ours") {
@@ -136,7 +137,7 @@ impl Results {
         text
     }
 
-    /// The Markdown table of the rows that `chosen` lets through.
+    /// Returns the Markdown table of the rows that `chosen` accepts.
     pub(crate) fn markdown(&self, chosen: impl Fn(&Row) -> bool) -> String {
         let mut text = String::from("| work | must reach |");
         for kind in Kind::ALL {
@@ -163,7 +164,7 @@ impl Results {
         text
     }
 
-    /// Every median, every sample and every verdict.
+    /// Returns every median, every sample and every verdict.
     pub(crate) fn json(&self, facts: &Value) -> Value {
         let mut metrics = Map::new();
         for ((kind, metric), samples) in &self.samples {
@@ -190,7 +191,7 @@ fn median(mut values: Vec<f64>) -> Option<f64> {
     Some(if values.len() % 2 == 1 { upper } else { (values[middle - 1] + upper) / 2.0 })
 }
 
-/// A number with its unit, three digits.
+/// Formats a number with its unit, three digits.
 pub(crate) fn number(value: f64, unit: Unit) -> String {
     let (value, suffix) = match unit {
         Unit::PerSecond if value >= 999_500.0 => (value / 1e6, "M/s"),
@@ -245,7 +246,8 @@ mod tests {
     #[test]
     fn ratios_are_those_of_the_rounds() {
         let mut results = Results::default();
-        // The machine was slow in the second round, and slower still between ours and C's of the third.
+        // The machine was slow in the second round, and slower still between ours and C's of the
+        // third.
         for (ours, c) in [(1.0, 2.0), (5.0, 10.0), (9.0, 1.0)] {
             results.add(Kind::Ours, "x".into(), ours);
             results.add(Kind::C, "x".into(), c);

@@ -8,19 +8,19 @@ use rustix::thread::CpuSet;
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-/// What to run.
+/// The plan of a run.
 pub(crate) struct Plan<'a> {
-    /// Where the programs are.
+    /// The places of the programs.
     pub(crate) places: &'a Places,
-    /// The CPU of everything.
+    /// The CPU of all processes.
     pub(crate) cpu: usize,
     /// The processors that the benchmark may use; the daemons have one of them.
     pub(crate) allowed: CpuSet,
-    /// Most descriptors.
+    /// The descriptor limit.
     pub(crate) descriptors: u64,
-    /// How often each daemon runs each scenario.
+    /// The number of times that each daemon runs each scenario.
     pub(crate) rounds: usize,
-    /// Small sizes.
+    /// True for small sizes.
     pub(crate) quick: bool,
     /// Names of the scenarios.
     pub(crate) scenarios: Vec<&'static str>,
@@ -44,8 +44,8 @@ impl Durations {
     }
 }
 
-/// Runs it; a daemon that fails in a scenario is noted and not tried in it again. `keep` is given
-/// what there is after each measurement, so that a run which is broken off leaves its figures.
+/// Runs the plan. A daemon that fails in a scenario is noted and not tried in it again. `keep` gets
+/// the results after each measurement, so that an interrupted run leaves its figures.
 pub(crate) fn run(plan: &Plan<'_>, keep: impl Fn(&Results) -> Result<()>) -> Result<Results> {
     let mut results = Results::default();
     let mut left: Vec<(usize, &Scenario, Kind)> = Vec::new();
@@ -63,7 +63,7 @@ pub(crate) fn run(plan: &Plan<'_>, keep: impl Fn(&Results) -> Result<()>) -> Res
         });
         for round in 1..=plan.rounds {
             left.extend(kinds.iter().map(|kind| (round, scenario, *kind)));
-            // The next round goes the other way, so that nobody always comes after the same one.
+            // The next round has the reverse order, so that no daemon always follows the same one.
             kinds.reverse();
         }
     }
@@ -106,7 +106,7 @@ pub(crate) fn run(plan: &Plan<'_>, keep: impl Fn(&Results) -> Result<()>) -> Res
     Ok(results)
 }
 
-/// Minutes and seconds.
+/// Formats minutes and seconds.
 fn clock(seconds: f64) -> String {
     format!("{}:{:02}", seconds as u64 / 60, seconds as u64 % 60)
 }

@@ -1,5 +1,5 @@
-//! Many clients in one thread: each has a script that says what it sends next, mostly one request for
-//! each reply.
+//! Many clients in one thread: each has a script that provides its next request, mostly one request
+//! for each reply.
 
 use crate::Result;
 use crate::client::{self, PATIENCE, put};
@@ -12,12 +12,13 @@ use std::path::Path;
 use std::time::Instant;
 use xenstore_core::wire::{Header, MsgType, split_message};
 
-/// What one client does: appends its next request to `out`, or nothing to stop.
+/// The behaviour of one client.
 pub(crate) trait Script {
-    /// Called once with `None`, then with each reply.
+    /// Appends the next request to `out`, or nothing to stop. Called once with `None`, then with
+    /// each reply.
     fn next(&mut self, reply: Option<(Header, &[u8])>, out: &mut Vec<u8>) -> Result<()>;
 
-    /// Whether more replies are to come before it goes on.
+    /// True while more replies must come before it goes on.
     fn waits(&self) -> bool {
         false
     }
@@ -49,7 +50,7 @@ impl Swarm {
         Ok(Self { poll, clients })
     }
 
-    /// Runs one script a client until all have stopped.
+    /// Runs one script for each client until all have stopped.
     pub(crate) fn run<S: Script>(&mut self, scripts: &mut [S]) -> Result<()> {
         let mut out = Vec::new();
         let mut running = 0;
@@ -80,7 +81,7 @@ impl Swarm {
 }
 
 impl Client {
-    /// Sends the script's next request; false where there is none.
+    /// Sends the script's next request; returns false if there is none.
     fn send(&self, out: &[u8]) -> Result<bool> {
         if !out.is_empty() && net::send(&self.socket, out, SendFlags::NOSIGNAL)? != out.len() {
             return Err("a request was sent in part only".into());
@@ -88,7 +89,7 @@ impl Client {
         Ok(!out.is_empty())
     }
 
-    /// Takes what has come and goes on; true when the script has just stopped.
+    /// Takes the bytes that have come and goes on; returns true if the script has just stopped.
     fn serve(
         &mut self,
         script: &mut impl Script,
@@ -119,17 +120,17 @@ impl Client {
     }
 }
 
-/// Four reads of its own node to each write, until a point in time.
+/// A script of four reads of its own node to each write, until a point in time.
 pub(crate) struct Mixed {
     read: Vec<u8>,
     write: Vec<u8>,
     end: Instant,
-    /// Requests answered.
+    /// The number of requests answered.
     pub(crate) done: u64,
 }
 
 impl Mixed {
-    /// Works on `path` until `end`.
+    /// A script that works on `path` until `end`.
     pub(crate) fn new(path: &str, end: Instant) -> Self {
         let (read, write) = (client::read(path), client::write(path, client::VALUE));
         Self { read, write, end, done: 0 }
@@ -144,7 +145,7 @@ impl Script for Mixed {
             }
             self.done += 1;
         }
-        // Asking for the time on each request would cost more than the request does.
+        // Reading the clock on each request would cost more than the request does.
         if !self.done.is_multiple_of(16) || Instant::now() < self.end {
             let write = self.done % 5 == 4;
             out.extend_from_slice(if write { &self.write } else { &self.read });
@@ -164,7 +165,7 @@ pub(crate) struct Counts {
     pub(crate) tries_max: u64,
 }
 
-/// How the requests between start and end of a transaction are sent.
+/// The way to send the requests between start and end of a transaction.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Pace {
     /// Each after the reply to the one before.
@@ -173,40 +174,42 @@ pub(crate) enum Pace {
     Together,
 }
 
-/// Repeats a transaction, again after each EAGAIN, until a time or a number of commits.
+/// A script that repeats a transaction, again after each EAGAIN, until a time or a number of
+/// commits.
 pub(crate) struct Transactions<F> {
-    /// Appends the requests of transaction number `n` with its id, one `Vec` a request.
+    /// A function that returns the requests of transaction number `n` with its id, one `Vec` a
+    /// request.
     steps: F,
     requests: Vec<Vec<u8>>,
     at: usize,
     pace: Pace,
-    /// Replies to come before the next request is sent, that one not counted.
+    /// The replies that must come before the next request is sent, without the last one.
     awaited: usize,
     tx_id: u32,
     tries: u64,
     until: Until,
-    /// What has happened so far.
+    /// The counts up to now.
     pub(crate) counts: Counts,
 }
 
-/// When a client stops.
+/// The condition on which a client stops.
 #[derive(Clone, Copy)]
 pub(crate) enum Until {
-    /// At the end of the transaction that is running then.
+    /// At this time, after the transaction that is running then.
     Time(Instant),
-    /// After so many commits.
+    /// After this number of commits.
     Commits(u64),
 }
 
 impl<F: FnMut(u64, u32) -> Vec<Vec<u8>>> Transactions<F> {
-    /// `steps(number, tx_id)` gives the requests between start and commit.
+    /// A script; `steps(number, tx_id)` returns the requests between start and commit.
     pub(crate) fn new(steps: F, until: Until) -> Self {
         let counts = Counts::default();
         let (pace, requests) = (Pace::OneByOne, Vec::new());
         Self { steps, requests, at: 0, pace, awaited: 0, tx_id: 0, tries: 0, until, counts }
     }
 
-    /// The same at another pace.
+    /// Returns this script at another pace.
     pub(crate) fn at_pace(self, pace: Pace) -> Self {
         Self { pace, ..self }
     }
@@ -256,7 +259,8 @@ impl<F: FnMut(u64, u32) -> Vec<Vec<u8>>> Script for Transactions<F> {
                 return Ok(());
             }
         } else if failed && self.at < self.requests.len() {
-            // Refused in the middle: nothing to commit, so give it up and start again.
+            // Refused in the middle: nothing to commit, so the transaction is abandoned and started
+            // again.
             self.counts.again += 1;
             self.requests = vec![client_end(self.tx_id, b"F\0")];
             self.at = 0;
@@ -293,7 +297,7 @@ fn put_end(requests: &mut Vec<Vec<u8>>, tx_id: u32) {
     requests.push(client_end(tx_id, b"T\0"));
 }
 
-/// The sum of all clients' counts.
+/// Returns the sum of all clients' counts.
 pub(crate) fn total(counts: impl Iterator<Item = Counts>) -> Counts {
     counts.fold(Counts::default(), |sum, one| Counts {
         commits: sum.commits + one.commits,

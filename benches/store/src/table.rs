@@ -1,12 +1,12 @@
-//! The table as data: each row's work, what it must reach, which numbers it shows, and the
-//! comparisons that decide it.
+//! The table as data: the work, the bound and the numbers of each row, and the comparisons that
+//! decide it.
 
 use crate::daemon::Kind;
 
-/// How a number is written.
+/// The unit of a number, which decides its format.
 #[derive(Clone, Copy)]
 pub(crate) enum Unit {
-    /// A second's worth, `83.5k/s`.
+    /// A rate, `83.5k/s`.
     PerSecond,
     /// Seconds, as µs, ms or s.
     Time,
@@ -20,52 +20,52 @@ pub(crate) enum Unit {
 
 /// One number in a daemon's cell.
 pub(crate) struct Show {
-    /// Comes before the number.
+    /// The text before the number.
     pub(crate) label: &'static str,
-    /// Which number, `SCENARIO.METRIC`.
+    /// The metric, `SCENARIO.METRIC`.
     pub(crate) metric: &'static str,
-    /// How it is written.
+    /// The unit that it is written in.
     pub(crate) unit: Unit,
 }
 
-/// What ours is compared with.
+/// The reference of a comparison.
 #[derive(Clone, Copy)]
 pub(crate) enum With {
-    /// Another daemon's number, or another one of ours.
+    /// Another daemon's number, or another number of ours.
     Metric(Kind, &'static str),
     /// A fixed number; `factor` is then the limit itself.
     Fixed,
 }
 
-/// `ours.metric` against `factor` times the other.
+/// A comparison of `ours.metric` with `factor` times the other number.
 pub(crate) struct Test {
-    /// What the sentence calls it.
+    /// The name in the sentence.
     pub(crate) label: &'static str,
     /// Our number.
     pub(crate) metric: &'static str,
     /// True for an upper bound, false for a lower one.
     pub(crate) at_most: bool,
-    /// How much of the other.
+    /// The factor of the other number.
     pub(crate) factor: f64,
-    /// The other.
+    /// The other number.
     pub(crate) with: With,
-    /// How a fixed limit is written.
+    /// The unit in which a fixed limit is written.
     pub(crate) unit: Unit,
 }
 
 /// A row of the table.
 pub(crate) struct Row {
-    /// What `--only` can name.
+    /// The name for `--only`.
     pub(crate) id: &'static str,
     /// The scenario that its numbers come from.
     pub(crate) scenario: &'static str,
     /// The work.
     pub(crate) work: &'static str,
-    /// What must be reached, in words.
+    /// The bound, in words.
     pub(crate) bound: &'static str,
     /// The numbers in each cell.
     pub(crate) shows: &'static [Show],
-    /// What decides; none: the row only informs.
+    /// The comparisons that decide; without any, the row only informs.
     pub(crate) tests: &'static [Test],
 }
 

@@ -1,19 +1,19 @@
-//! What must hold when all is over.
+//! The conditions that must hold at the end of a run.
 
 use crate::run::Run;
 use xenstore_core::limits::HOLD_MAX_US;
 use xenstore_core::server::DomId;
 use xenstore_core::wire::{MsgType, split_message};
 
-/// What an account shows, quota by quota.
+/// The account of a domain, by quota.
 type Account = Vec<(String, i64)>;
 
-/// More turns than there can be transactions that take one, one after the other.
+/// More turns than there can be transactions that take a turn, one after the other.
 const TURNS_MAX: usize = 4096;
 
 impl Run {
-    /// Ends a run: every request is answered, the store is in order, and every account is at 0 once
-    /// what it is for has gone.
+    /// Ends a run: every request is answered, the store is consistent, and every account is at 0
+    /// once its connections, domains and nodes are gone.
     pub(crate) fn finish(&mut self) {
         self.answer_all();
         self.in_order();
@@ -35,7 +35,7 @@ impl Run {
         assert_eq!(self.server.domains().collect::<Vec<_>>(), [DomId(0)]);
     }
 
-    /// Reads all that comes, until every request that was delayed has been answered.
+    /// Reads all output until every delayed request has been answered.
     fn answer_all(&mut self) {
         for _ in 0..TURNS_MAX {
             (0..self.peers.len()).for_each(|at| self.drain(at));
@@ -49,7 +49,7 @@ impl Run {
         panic!("some requests are never answered");
     }
 
-    /// Lets the store free in slices all that was let go, which is charged until then.
+    /// Lets the store free, in slices, all released data, which stays charged until then.
     fn rest(&mut self) {
         for _ in 0..TURNS_MAX {
             if self.server.deadline().is_none_or(|at| at > self.now) {
@@ -61,7 +61,7 @@ impl Run {
         panic!("the store never comes to rest");
     }
 
-    /// The store's own check finds nothing wrong.
+    /// Checks that the store's own check finds nothing wrong.
     fn in_order(&mut self) {
         self.warnings.clear();
         self.admin(MsgType::Control, b"check\0");
@@ -70,7 +70,7 @@ impl Run {
         assert!(wrong.is_empty(), "{wrong:?}");
     }
 
-    /// Brings the tree to its least: the root and the special nodes, which belong to domain 0.
+    /// Reduces the tree to its minimum: the root and the special nodes, which belong to domain 0.
     fn empty(&mut self) {
         let names: Vec<Vec<u8>> =
             self.server.tree().root().children().map(|child| child.name().to_vec()).collect();
@@ -83,7 +83,7 @@ impl Run {
         }
     }
 
-    /// Nothing is on this domain's account.
+    /// Checks that this domain's account is at 0.
     pub(crate) fn uses_nothing(&mut self, domid: u16) {
         let account = self.account(domid);
         assert!(account.iter().all(|(_, used)| *used == 0), "domain {domid}: {account:?}");
@@ -100,7 +100,7 @@ impl Run {
         account
     }
 
-    /// Asks as a socket client of its own, which is answered at once and not refused.
+    /// Sends a request on a socket of its own, which must be answered at once and not refused.
     fn admin(&mut self, kind: MsgType, payload: &[u8]) -> String {
         let at = self.socket();
         let conn = self.peers[at].conn;

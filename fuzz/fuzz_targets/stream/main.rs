@@ -1,11 +1,11 @@
-//! Several connections, sockets and guests, send whatever they like into the store, while domains come
-//! and die, rings are reset, readers are slow and time passes.
+//! Several connections, sockets and guests, send arbitrary data to the store, while domains are
+//! made and die, rings are reset, readers are slow and time passes.
 //!
 //! | module | what it is |
 //! |---|---|
-//! | `messages` | what the clients say |
-//! | `run` | the clients, and what must hold of what they are told |
-//! | `end` | what must hold when all is over: the store in order, every account at 0 |
+//! | `messages` | the messages of the clients |
+//! | `run` | the clients, and the conditions on their output |
+//! | `end` | the conditions at the end: the store is consistent, every account is at 0 |
 #![no_main]
 
 mod end;

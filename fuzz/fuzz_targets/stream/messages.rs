@@ -1,8 +1,9 @@
-//! What the clients of a run say: payloads out of a dictionary, well formed for their type or not.
+//! The messages of the clients of a run: payloads from a dictionary, well formed for their type or
+//! not.
 
 use xenstore_core::wire::{MsgType, TYPES};
 
-/// The bytes of a run, taken one by one. Dry, it gives `None`.
+/// The bytes of a run, taken one by one. When they are used up, it returns `None`.
 pub(crate) struct Bytes<'a>(pub(crate) &'a [u8]);
 
 impl<'a> Bytes<'a> {
@@ -22,7 +23,7 @@ impl<'a> Bytes<'a> {
         Some(u32::from_le_bytes(*first))
     }
 
-    /// So many bytes as the next one says.
+    /// Returns as many bytes as the next byte states.
     fn raw(&mut self) -> Option<&'a [u8]> {
         let len = usize::from(self.byte()?);
         let (first, rest) = self.0.split_at_checked(len)?;
@@ -101,7 +102,7 @@ const NUMBERS: [&str; 14] = [
     "18446744073709551615",
 ];
 
-/// A payload on its way.
+/// A payload that is being built.
 struct Payload<'b, 'a> {
     bytes: Vec<u8>,
     from: &'b mut Bytes<'a>,
@@ -112,7 +113,7 @@ impl Payload<'_, '_> {
         self.bytes.extend_from_slice(text.as_bytes());
     }
 
-    /// One of these, and a NUL.
+    /// Appends one of these strings, and a NUL.
     fn one(&mut self, of: &[&str]) -> Option<()> {
         let at = self.from.below(of.len())?;
         self.add(of[at]);
@@ -186,7 +187,7 @@ impl Payload<'_, '_> {
         }
     }
 
-    /// What a message of this type should hold, nearly always.
+    /// Appends the payload that a message of this type should hold, nearly always.
     fn of(&mut self, kind: MsgType) -> Option<()> {
         use MsgType as M;
         match kind {
@@ -236,10 +237,10 @@ impl Payload<'_, '_> {
     }
 }
 
-/// A type code and a payload.
+/// Returns a type code and a payload.
 pub(crate) fn message(from: &mut Bytes<'_>) -> Option<(u32, Vec<u8>)> {
     use MsgType as M;
-    // What changes and reads the tree comes more often than its share of the types.
+    // Types that change and read the tree are chosen more often than the others.
     const OFTEN: [MsgType; 13] = [
         M::Write,
         M::Write,

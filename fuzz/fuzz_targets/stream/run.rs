@@ -8,11 +8,11 @@ use xenstore_core::limits::{
 use xenstore_core::server::{Attach, Config, ConnId, DomId, Ended, Host, Notice, Server};
 use xenstore_core::wire::{Error, Header, MsgType, Strings, split_message};
 
-/// Most bytes that can wait for one reader: the limit of what it may leave unread, and the replies of
-/// requests that were taken before it was reached (64 of them may have been delayed).
+/// The most bytes that can wait for one reader: the limit of its unread bytes, and the replies of
+/// requests that were taken before the limit was reached (64 of them may have been delayed).
 const WAITING_MAX: usize = UNREAD_MAX_BYTES + UNREAD_SOFT_BYTES + 66 * (HEADER_SIZE + PAYLOAD_MAX);
 
-/// What the store did with rings.
+/// An action of the store on a ring.
 #[derive(Clone, Copy)]
 enum Ring {
     Attached(ConnId, u16),
@@ -66,9 +66,9 @@ struct Asked {
 /// One client.
 pub(crate) struct Peer {
     pub(crate) conn: ConnId,
-    /// The domain, where it is a ring.
+    /// The domain, if it is a ring.
     pub(crate) domid: Option<u16>,
-    /// Read, and no whole message yet.
+    /// The bytes that were read and are no whole message yet.
     read: Vec<u8>,
     asked: Vec<Asked>,
     transactions: Vec<u32>,
@@ -81,12 +81,12 @@ impl Peer {
         Self { conn, domid, read, asked, transactions, ended: false }
     }
 
-    /// Nothing that was asked will be answered any more.
+    /// Forgets all requests: none of them will be answered.
     fn forget(&mut self) {
         *self = Self::new(self.conn, self.domid);
     }
 
-    /// Looks at all whole messages that were read.
+    /// Checks all whole messages that were read.
     fn look(&mut self) {
         let read = std::mem::take(&mut self.read);
         let mut rest = &read[..];
@@ -153,7 +153,7 @@ impl Run {
         run
     }
 
-    /// The next thing that happens; `None` when the bytes are used up.
+    /// Performs the next action; returns `None` when the bytes are used up.
     pub(crate) fn step(&mut self, bytes: &mut Bytes<'_>) -> Option<()> {
         self.now += 50;
         match bytes.below(32)? {
@@ -205,8 +205,9 @@ impl Run {
         Some(())
     }
 
-    /// A transaction is refused, as somebody wrote what it had read, and another of the same client takes
-    /// its turn: what others write there waits from now on.
+    /// Causes a conflict: a transaction is refused because another client wrote a node that it had
+    /// read. Another transaction of the same client then takes its turn, and the writes of other
+    /// clients to that node wait from now on.
     fn contest(&mut self, bytes: &mut Bytes<'_>) -> Option<()> {
         const CONTESTED: [&str; 4] =
             ["/a", "/local/domain/1/d", "/local/domain/2/d", "/local/domain/1/d/e"];
@@ -236,7 +237,8 @@ impl Run {
         let tx_id = match tx {
             0..=0x4f => 0,
             0xf8..=0xff => bytes.word()?,
-            // The first of a connection get small numbers, whether their starts' replies were read or not.
+            // The first transactions of a connection get small numbers, whether the replies to
+            // their starts were read or not.
             _ => {
                 let guess = u32::from(tx) % 4;
                 known.get(usize::from(tx) % known.len().max(1)).copied().unwrap_or(guess)
@@ -247,7 +249,7 @@ impl Run {
         Some(())
     }
 
-    /// Sends a request, where the store would take one from this client now.
+    /// Sends a request, if the store would take one from this client now.
     pub(crate) fn ask(&mut self, at: usize, kind: u32, tx_id: u32, payload: &[u8]) {
         let Some(peer) = self.peers.get(at) else { return };
         let conn = peer.conn;
@@ -287,7 +289,7 @@ impl Run {
         Some(())
     }
 
-    /// Reads some of what waits for a client.
+    /// Reads at most `count` bytes of the output for a client.
     fn read(&mut self, at: usize, count: usize) -> usize {
         let Some(peer) = self.peers.get_mut(at) else { return 0 };
         let output = self.server.output(peer.conn);
@@ -298,7 +300,7 @@ impl Run {
         count
     }
 
-    /// Reads all that waits for a client.
+    /// Reads all output for a client.
     pub(crate) fn drain(&mut self, at: usize) {
         let mut total = 0;
         loop {
@@ -315,12 +317,12 @@ impl Run {
         assert!(missing.is_empty(), "not answered: {missing:?}");
     }
 
-    /// Whether some client waits for an answer.
+    /// True if some client waits for an answer.
     pub(crate) fn is_waiting(&self) -> bool {
         self.peers.iter().any(|peer| !peer.asked.is_empty())
     }
 
-    /// A new socket client; where it is.
+    /// Adds a socket client; returns its index.
     pub(crate) fn socket(&mut self) -> usize {
         let conn = self.server.connect_socket();
         assert!(self.server.output(conn).is_empty(), "a new connection has output");
@@ -328,7 +330,7 @@ impl Run {
         self.peers.len() - 1
     }
 
-    /// A socket closes, a ring is reset.
+    /// Closes a socket, or resets a ring.
     pub(crate) fn leaves(&mut self, at: usize) {
         let Some(peer) = self.peers.get_mut(at) else { return };
         let conn = peer.conn;
@@ -342,7 +344,7 @@ impl Run {
         self.settle();
     }
 
-    /// A domain is made and introduced; it starts with nothing on its account.
+    /// Makes and introduces a domain, whose account must start at 0.
     pub(crate) fn comes(&mut self, domid: u16) {
         let known = self.server.domains().any(|known| known == DomId(domid));
         self.machine.existing.insert(domid);
@@ -372,7 +374,7 @@ impl Run {
         assert!(self.peers.iter().all(|peer| peer.domid != Some(domid)));
     }
 
-    /// Takes note of what became of the rings.
+    /// Records the store's actions on rings; returns the connections that are new or reset.
     fn rings(&mut self) -> Vec<ConnId> {
         let mut fresh = Vec::new();
         for ring in std::mem::take(&mut self.machine.rings) {
@@ -392,7 +394,7 @@ impl Run {
         fresh
     }
 
-    /// Takes note of all that the store says has become of connections.
+    /// Records all changes of connections that the store reports.
     pub(crate) fn settle(&mut self) {
         let fresh = self.rings();
         let mut ended = Vec::new();

@@ -21,18 +21,18 @@ pub(crate) struct Boot {
     /// The program that dom0's kernel starts.
     init: &'static str,
     disks: Disks,
-    /// When it runs.
+    /// The command that runs it.
     pub(crate) purpose: Purpose,
-    /// A boot that takes longer is ended, and has failed.
+    /// The longest time of the boot; a longer one is ended, and has failed.
     bound: Duration,
 }
 
 /// The disks of dom0.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Disks {
-    /// Only what is in its memory.
+    /// Only its memory.
     None,
-    /// Those of [`disk`].
+    /// The images of [`disk`].
     Images,
 }
 
@@ -47,9 +47,9 @@ pub(crate) enum Purpose {
 
 /// The boots, the longest first, so that two at a time end together.
 ///
-/// `sysv`, `many`, `conformance` and `block` start the daemon by Debian's `/etc/init.d/xen`, `systemd` by upstream's
-/// unit with `launch-xenstore`. Debian builds its daemon without systemd: it does not tell when it is ready, as that
-/// unit asks.
+/// `sysv`, `many`, `conformance` and `block` start the daemon by Debian's `/etc/init.d/xen`,
+/// `systemd` by upstream's unit with `launch-xenstore`. Debian builds its daemon without systemd,
+/// so the daemon does not report when it is ready, which that unit requires.
 pub(crate) const ALL: &[Boot] = &[
     Boot {
         name: "block",
@@ -101,7 +101,7 @@ pub(crate) const ALL: &[Boot] = &[
     },
 ];
 
-/// The emulated machine. With this processor, and this QEMU, both PV and PVH guests run.
+/// The emulated machine. On this processor of this QEMU both PV and PVH guests run.
 pub(super) const MACHINE: &[&str] = &[
     "-accel",
     "tcg,thread=multi,tb-size=512",
@@ -118,25 +118,26 @@ pub(super) const XEN_ARGUMENTS: &str = "console=com1 com1=115200,8n1 dom0_mem=10
 /// The beginning of dom0's command line.
 pub(super) const LINUX_ARGUMENTS: &str = "console=hvc0 mitigations=off quiet";
 
-/// Steps below this number set the stage, and run with any `--only`.
+/// The first number of a step that does not belong to the set-up. Set-up steps run with any
+/// `--only`.
 const SETTING: u32 = 20;
 
-/// The part of a boot's steps that is wanted.
+/// The selection of a boot's steps.
 #[derive(Clone, Copy)]
 pub(crate) struct Selection<'a> {
-    /// Only the steps with this in their name, and those that set the stage.
+    /// Selects only the steps with this in their name, and the set-up steps.
     pub(crate) only: Option<&'a str>,
-    /// The number of times that each of them runs.
+    /// The number of times that each selected step runs.
     pub(crate) times: u32,
 }
 
 impl Boot {
-    /// Whether it can start this daemon.
+    /// True if it can start this daemon.
     pub(crate) fn can(&self, store: Store) -> bool {
         self.stores.contains(&store)
     }
 
-    /// The names of its steps, in order.
+    /// Returns the names of its steps, in order.
     pub(crate) fn steps(&self, lab: &Lab) -> Result<Vec<String>> {
         let folder = lab.recipes().join("dom0").join(self.name);
         let names = fs::read_dir(&folder)?.flatten().map(|entry| entry.file_name());
@@ -145,7 +146,7 @@ impl Boot {
         Ok(names)
     }
 
-    /// Those of its steps that are selected; none where only the ones that set the stage would be left.
+    /// Returns the selected steps; none where only set-up steps would be left.
     pub(crate) fn selected(&self, lab: &Lab, selection: Selection<'_>) -> Result<Vec<String>> {
         let mut steps = self.steps(lab)?;
         if let Some(only) = selection.only {
@@ -157,12 +158,12 @@ impl Boot {
         Ok(steps)
     }
 
-    /// The folder of a boot's results.
+    /// Returns the folder of a boot's results.
     pub(crate) fn results(&self, lab: &Lab, store: Store) -> PathBuf {
         lab.dir.join("results").join(format!("{}-{}", store.name(), self.name))
     }
 
-    /// Boots, shows progress, and waits for the end, within the bound.
+    /// Boots, prints progress, and waits for the end, within the bound.
     pub(crate) fn run(&self, lab: &Lab, store: Store, selection: Selection<'_>) -> Result<Outcome> {
         let expected = self.selected(lab, selection)?;
         let extent = if selection.only.is_some() { Extent::Part } else { Extent::Whole };
@@ -178,7 +179,8 @@ impl Boot {
         }
         let begin = Instant::now();
         let mut command = self.qemu(lab, store, selection.times, &expected, &results)?;
-        // To a file: nobody reads it before the console's end, and QEMU must not wait for that.
+        // Errors go to a file: they are read only after the console's end, and QEMU must not wait
+        // for that.
         let errors = results.join("qemu-errors");
         command.stderr(fs::File::create(&errors)?);
         let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
@@ -265,7 +267,7 @@ impl Boot {
     }
 }
 
-/// Writes the console to a file, with times; says what steps have come to.
+/// Writes the console to a file, with times; prints the outcome of each step.
 fn keep_console(output: impl Read, file: &Path, begin: Instant, title: &str) -> Result<()> {
     let mut console = fs::File::create(file)?;
     let mut lines = BufReader::new(output);
@@ -283,7 +285,7 @@ fn keep_console(output: impl Read, file: &Path, begin: Instant, title: &str) -> 
     Ok(())
 }
 
-/// Whether a step sets the stage, so that `--only` keeps it.
+/// True if it is a set-up step, which `--only` keeps.
 fn is_setting(step: &str) -> bool {
     let number = step.split('-').next().unwrap_or_default();
     number.parse::<u32>().is_ok_and(|number| number < SETTING)

@@ -1,4 +1,4 @@
-//! An initramfs: the `newc` format of cpio, as the kernel's `initramfs/buffer-format` tells it.
+//! An initramfs: the `newc` format of cpio, as the kernel's `initramfs/buffer-format` describes it.
 
 use crate::Result;
 use std::collections::BTreeMap;
@@ -8,10 +8,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-/// What is at a path.
+/// The entry at a path.
 enum Entry {
     Folder,
-    /// Contents, and whether they may be executed.
+    /// The contents and the mode of a file.
     File(Contents, u32),
     Link(String),
     /// A character device, major and minor.
@@ -28,19 +28,19 @@ enum Contents {
 pub(super) struct Tree(BTreeMap<PathBuf, Entry>);
 
 impl Tree {
-    /// Whether there is something at `path`.
+    /// True if there is an entry at `path`.
     pub(super) fn has(&self, path: &Path) -> bool {
         self.0.contains_key(relative(path))
     }
 
-    /// A folder with all above it.
+    /// Adds a folder with all folders above it.
     pub(super) fn folder(&mut self, path: &Path) {
         for part in relative(path).ancestors().filter(|part| !part.as_os_str().is_empty()) {
             self.0.entry(part.to_owned()).or_insert(Entry::Folder);
         }
     }
 
-    /// A file with the contents and the mode of `source`.
+    /// Adds a file with the contents and the mode of `source`.
     pub(super) fn file(&mut self, path: &Path, source: &Path) -> Result<()> {
         let about =
             fs::metadata(source).map_err(|error| format!("{}: {error}", source.display()))?;
@@ -49,17 +49,17 @@ impl Tree {
         Ok(())
     }
 
-    /// A file with this text.
+    /// Adds a file with this text.
     pub(super) fn text(&mut self, path: &Path, text: String) {
         self.put(path, Entry::File(Contents::Are(text.into_bytes()), 0o644));
     }
 
-    /// A symbolic link.
+    /// Adds a symbolic link.
     pub(super) fn link(&mut self, path: &Path, target: &str) {
         self.put(path, Entry::Link(target.to_owned()));
     }
 
-    /// A character device.
+    /// Adds a character device.
     pub(super) fn device(&mut self, path: &Path, major: u32, minor: u32) {
         self.put(path, Entry::Device(major, minor));
     }
@@ -72,7 +72,7 @@ impl Tree {
         self.0.insert(path.to_owned(), entry);
     }
 
-    /// Makes the tree below the folder `to`, without devices.
+    /// Writes the tree, without devices, below the folder `to`.
     pub(super) fn unpack(&self, to: &Path) -> Result<()> {
         for (path, entry) in &self.0 {
             let to = to.join(path);
@@ -90,7 +90,7 @@ impl Tree {
         Ok(())
     }
 
-    /// Writes the archive; folders come before what is in them.
+    /// Writes the archive; folders come before their contents.
     pub(super) fn write(&self, to: &Path) -> Result<()> {
         let mut out = BufWriter::new(fs::File::create(to)?);
         let mut number = 0;
@@ -138,7 +138,7 @@ fn write_entry(
     write!(out, "070701{number:08x}{mode:08x}{0:08x}{0:08x}{1:08x}{0:08x}{size:08x}", 0, 1)?;
     write!(out, "{0:08x}{0:08x}{1:08x}{2:08x}{name_size:08x}{0:08x}", 0, device.0, device.1)?;
     out.write_all(name)?;
-    // Header with name, and contents, each end at a multiple of four bytes; the header has 110.
+    // Header with name, and contents, are each padded to a multiple of 4 bytes; the header has 110.
     let padding = 1 + (4 - (110 + name.len() + 1) % 4) % 4;
     out.write_all(&[0; 4][..padding])?;
     out.write_all(contents)?;

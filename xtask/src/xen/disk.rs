@@ -1,6 +1,7 @@
-//! The disks of the boots `block` and `speed`: made before it, checked after it, both with Debian's tools outside of Xen.
+//! The disks of the boots `block` and `speed`, made before the boot and checked after it, with
+//! Debian's tools and without Xen.
 //!
-//! | disk of dom0 | what is on it |
+//! | disk of dom0 | contents |
 //! |---|---|
 //! | `/dev/vda` | `root.img`: the root file system of a guest, by the recipe `root.files` |
 //! | `/dev/vdb` | `disks.img`: a file system for dom0's `/disks`, with the images of [`CHECKED`] and `second.qcow2` |
@@ -14,11 +15,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// In the order of dom0's disks.
+/// The images, in the order of dom0's disks.
 pub(super) const DRIVES: &[&str] = &["root.img", "disks.img"];
-/// Images on `disks.img` that guests have as their root; the second one has the first one behind it.
+/// Images on `disks.img` that guests have as their root; the backing file of the second is the
+/// first.
 const CHECKED: &[&str] = &["root.qcow2", "over.qcow2"];
-/// Sizes, as mke2fs and qemu-img take them.
+/// Sizes, in the format of mke2fs and qemu-img.
 const ROOT: &str = "256M";
 const DISKS: &str = "768M";
 const SECOND: &str = "64M";
@@ -52,16 +54,17 @@ pub(super) fn make(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// How the guests that used the disks have ended.
+/// The end of the guests that used the disks.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Guests {
-    /// In order: their file systems are as after an unmount.
+    /// All ended in order: their file systems are as after an unmount.
     Ended,
-    /// One was lost: its file system's journal is written back first, and then all must be in order.
+    /// One was lost: its file system's journal is written back first, and then all must be in
+    /// order.
     Crashed,
 }
 
-/// What is wrong with the disks, now that nobody uses them any more.
+/// Returns the faults of the disks, which must no longer be in use.
 pub(super) fn check(lab: &Lab, guests: Guests) -> Vec<String> {
     let images = lab.dir.join("images");
     let mut faults = Vec::new();
@@ -79,7 +82,7 @@ pub(super) fn check(lab: &Lab, guests: Guests) -> Vec<String> {
     faults
 }
 
-/// Takes an image out of `disks.img`, and checks it and the file system in it.
+/// Takes an image out of `disks.img`, and checks it and its file system.
 fn check_qcow2(lab: &Lab, images: &Path, name: &str, guests: Guests) -> Result<()> {
     let taken = images.join("taken");
     fs::create_dir_all(&taken)?;
@@ -95,11 +98,12 @@ fn check_qcow2(lab: &Lab, images: &Path, name: &str, guests: Guests) -> Result<(
     fsck(lab, &raw, guests)
 }
 
-/// `e2fsck -f`, which changes nothing: a file system that was unmounted needs nothing, not even its journal.
+/// Runs `e2fsck -f`, which changes nothing: a file system that was unmounted needs no repair, not
+/// even from its journal.
 fn fsck(lab: &Lab, image: &Path, guests: Guests) -> Result<()> {
     if guests == Guests::Crashed {
         let mut replay = tool(lab, "usr/sbin/e2fsck");
-        // Nobody is there to be asked.
+        // No user is there to answer questions.
         fetch::output(replay.args(["-y", "-E", "journal_only"]).arg(image))?;
     }
     let output = tool(lab, "usr/sbin/e2fsck").arg("-fn").arg(image).output()?;
@@ -111,7 +115,7 @@ fn fsck(lab: &Lab, image: &Path, guests: Guests) -> Result<()> {
     Err(format!("e2fsck -fn ends with {}: {text}", output.status).into())
 }
 
-/// A file system with what is in `folder`.
+/// Makes a file system with the contents of `folder`.
 fn file_system(lab: &Lab, folder: &Path, image: &Path, size: &str) -> Result<()> {
     if image.exists() {
         fs::remove_file(image)?;
@@ -121,11 +125,11 @@ fn file_system(lab: &Lab, folder: &Path, image: &Path, size: &str) -> Result<()>
     fetch::output(&mut make).map(drop)
 }
 
-/// A program of the packages, run here.
+/// Returns a command for a program of the packages, which runs on this machine.
 fn tool(lab: &Lab, path: &str) -> Command {
     let root: PathBuf = lab.root();
     let mut command = program(&root, path);
-    // They look there, and do without.
+    // The programs look for these, and work without them.
     command.env("MKE2FS_CONFIG", root.join("etc/mke2fs.conf")).env_remove("LD_LIBRARY_PATH");
     command
 }

@@ -1,7 +1,8 @@
 //! Debian's packages: found by the machine's own apt, kept below `target/xen-lab`, unpacked there.
 //!
-//! apt gets an empty list of installed packages, so that it names every dependency, and folders of its own, so that nothing of
-//! the machine changes and no rights are needed. The sources are those that the machine is configured with.
+//! apt gets an empty list of installed packages, so that it names every dependency, and folders of
+//! its own, so that nothing of the machine changes and no rights are needed. The sources are those
+//! that the machine is configured with.
 
 use super::lab::{Lab, say};
 use super::packages::{ALONE, KERNEL, SOURCE, SUITE, UNITS, WITH_DEPENDENCIES};
@@ -11,23 +12,23 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// Whether packages that are here already will do.
+/// The versions of packages that are good enough.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Wanted {
-    /// What is here.
+    /// The fetched version, if there is one.
     AnyVersion,
-    /// What the archive has now.
+    /// The version that the archive has now.
     CurrentVersion,
 }
 
 /// The record of a complete fetch: one package a line, with its version. It is written last.
 pub(super) const RECORD: &str = "packages";
-/// How long apt may take for one command; the whole lab is some 500 MB.
+/// The longest time of one command of apt, in seconds; the whole lab is some 500 MB.
 const DOWNLOAD_SECONDS: &str = "1800";
-/// What the record begins with, so that a lab of other packages is fetched again.
+/// The beginning of the record. Another one causes a new fetch.
 const LAYOUT: &str = "# layout 1:";
 
-/// Fetches and unpacks what is missing; the packages with their versions.
+/// Fetches and unpacks missing packages; returns all packages with their versions.
 pub(crate) fn packages(lab: &Lab, wanted: Wanted) -> Result<Vec<String>> {
     let record = lab.dir.join(RECORD);
     let heading =
@@ -36,7 +37,7 @@ pub(crate) fn packages(lab: &Lab, wanted: Wanted) -> Result<Vec<String>> {
     if wanted == Wanted::CurrentVersion || old.lines().next() != Some(heading.as_str()) {
         let apt = Apt::set_up(&lab.dir)?;
         let files = apt.download()?;
-        // From here on, what is unpacked is not whole.
+        // From here on, the unpacked root is incomplete.
         let _ = fs::remove_file(&record);
         unpack(lab, &files)?;
         apt.units(lab)?;
@@ -51,14 +52,14 @@ pub(crate) fn packages(lab: &Lab, wanted: Wanted) -> Result<Vec<String>> {
     Ok(text.lines().skip(1).map(str::to_owned).collect())
 }
 
-/// `name version`, from a file's name `name_version_architecture.deb`.
+/// Returns `name version`, from a file's name `name_version_architecture.deb`.
 fn package_of(file: &Path) -> String {
     let name = file.file_stem().unwrap_or_default().to_string_lossy().replace("%3a", ":");
     let mut parts = name.split('_');
     format!("{} {}", parts.next().unwrap_or_default(), parts.next().unwrap_or_default())
 }
 
-/// apt with folders of its own.
+/// An apt with folders of its own.
 struct Apt {
     config: PathBuf,
     archives: PathBuf,
@@ -101,7 +102,7 @@ impl Apt {
         command
     }
 
-    /// Downloads every package; their files.
+    /// Downloads every package; returns their files.
     fn download(&self) -> Result<Vec<PathBuf>> {
         say("apt-get update, with folders of its own");
         succeed(&mut self.command("apt-get", &["update", "-qq"]))?;
@@ -139,7 +140,7 @@ impl Apt {
         Ok(files)
     }
 
-    /// The files that these two commands would download where nothing is here yet.
+    /// Returns the files that these two commands would download if nothing were here yet.
     fn names(&self, install: &[&str], alone: &[&str]) -> Result<Vec<String>> {
         let nothing = self.config.with_file_name("nothing");
         fs::create_dir_all(nothing.join("partial"))?;
@@ -158,7 +159,8 @@ impl Apt {
         Ok(names)
     }
 
-    /// Upstream's systemd units out of Debian's source package, filled in as `configure` would.
+    /// Extracts upstream's systemd units from Debian's source package, filled in as `configure`
+    /// would.
     fn units(&self, lab: &Lab) -> Result<()> {
         for entry in fs::read_dir(&self.sources)? {
             fs::remove_file(entry?.path())?;
@@ -204,7 +206,7 @@ impl Apt {
     }
 }
 
-/// By age, as dpkg compares versions.
+/// Compares by version, as dpkg does.
 fn by_version(one: &str, other: &str) -> Ordering {
     let is = |relation: &str| {
         let status =
@@ -220,7 +222,7 @@ fn by_version(one: &str, other: &str) -> Ordering {
     }
 }
 
-/// A `sources.list` with the machine's own sites of the suite.
+/// Returns a `sources.list` with the machine's own sites of the suite.
 fn sources() -> Result<String> {
     let format = "$(SITE)|$(RELEASE)|$(COMPONENT)";
     let mut command = Command::new("apt-get");
@@ -258,7 +260,7 @@ fn sources() -> Result<String> {
     Ok(text)
 }
 
-/// Unpacks every package into a new root with one `/usr`, as an installed Debian has.
+/// Unpacks every package into a new root with a merged `/usr`, as an installed Debian has.
 fn unpack(lab: &Lab, files: &[PathBuf]) -> Result<()> {
     say(&format!("unpacking {} packages", files.len()));
     let root = lab.root();
@@ -286,7 +288,7 @@ fn unpack(lab: &Lab, files: &[PathBuf]) -> Result<()> {
     Ok(())
 }
 
-/// Runs a command; what it said is in the error.
+/// Runs a command; the error holds its output.
 pub(super) fn succeed(command: &mut Command) -> Result<()> {
     let name = command.get_program().to_string_lossy().into_owned();
     let child = command.stderr(Stdio::piped()).spawn();
@@ -298,7 +300,7 @@ pub(super) fn succeed(command: &mut Command) -> Result<()> {
     Err(format!("{name} ended with {}: {}", output.status, why.trim()).into())
 }
 
-/// What a command prints.
+/// Returns the output of a command.
 pub(super) fn output(command: &mut Command) -> Result<String> {
     let name = command.get_program().to_string_lossy().into_owned();
     let output = command.stdin(Stdio::null()).output();

@@ -1,8 +1,9 @@
-//! The images: the recipes `tests/xen/*.files` made into an initramfs for dom0 and those for guests; `disk` makes disks of others.
+//! The images: an initramfs for dom0 and those for guests, from the recipes `tests/xen/*.files`;
+//! `disk` makes disks from others.
 //!
-//! A recipe has one thing to do a line:
+//! A recipe has one instruction a line:
 //!
-//! | line | what it does |
+//! | line | effect |
 //! |---|---|
 //! | `copy PATH...` | from the packages, with all below it, and the libraries that its programs need |
 //! | `module NAME...` | a module of the kernel, with those that it needs |
@@ -29,7 +30,7 @@ pub(crate) fn build(lab: &Lab) -> Result<()> {
     let root = fs::canonicalize(lab.root())?;
     fs::create_dir_all(lab.dir.join("images"))?;
     kernel(lab, &root)?;
-    // The guests' images are in that of dom0.
+    // The guests' images are part of dom0's.
     for name in ["domu", "block", "dom0"] {
         let mut tree = Image::read(lab, name)?.tree;
         tree.device(Path::new("dev/console"), 5, 1);
@@ -41,7 +42,7 @@ pub(crate) fn build(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// Unpacks Xen and the kernel here, where it is a thousand times faster than under emulation.
+/// Unpacks Xen and the kernel on this machine, a thousand times faster than under emulation.
 fn kernel(lab: &Lab, root: &Path) -> Result<()> {
     let (xen, linux) = (lab.dir.join("images/xen"), lab.dir.join("images/vmlinux"));
     let packed = fs::read(boot_file(root, &format!("xen-{XEN}-amd64.gz")))?;
@@ -70,7 +71,8 @@ fn kernel(lab: &Lab, root: &Path) -> Result<()> {
     Ok(fs::write(linux, plain)?)
 }
 
-/// Runs `input` through a command; what it prints. What follows the end of the packed data is not its concern.
+/// Runs `input` through a command; returns its output. Bytes after the end of the packed data do
+/// not matter.
 pub(super) fn filter(command: &mut Command, input: Vec<u8>) -> Result<Vec<u8>> {
     let name = format!("{command:?}");
     let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
@@ -80,7 +82,7 @@ pub(super) fn filter(command: &mut Command, input: Vec<u8>) -> Result<Vec<u8>> {
     let mut plain = Vec::new();
     child.stdout.take().ok_or("no output")?.read_to_end(&mut plain)?;
     let status = child.wait()?;
-    // The reader may end before it has read all.
+    // The reader may end before it has read all bytes.
     drop(writer.join());
     if plain.is_empty() {
         return Err(format!("{name} ended with {status} and printed nothing").into());
@@ -88,7 +90,7 @@ pub(super) fn filter(command: &mut Command, input: Vec<u8>) -> Result<Vec<u8>> {
     Ok(plain)
 }
 
-/// Copies a program without what only a debugger reads: an image is in its domain's memory.
+/// Copies a program without its debug information: an image takes up its domain's memory.
 pub(super) fn strip(from: &Path, to: &Path) -> Result<()> {
     fs::create_dir_all(to.parent().ok_or("a program has a folder")?)?;
     let status = Command::new("strip").arg("--strip-debug").arg("-o").args([to, from]).status();
@@ -99,18 +101,18 @@ pub(super) fn strip(from: &Path, to: &Path) -> Result<()> {
     }
 }
 
-/// What a recipe makes.
+/// The image that a recipe makes.
 pub(super) struct Image<'a> {
     lab: &'a Lab,
     root: PathBuf,
     pub(super) tree: Tree,
     modules: Vec<String>,
-    /// Files whose libraries are there.
+    /// The files whose libraries have been added.
     seen: BTreeSet<PathBuf>,
 }
 
 impl<'a> Image<'a> {
-    /// Follows the recipe `name`.
+    /// Makes the image of the recipe `name`.
     pub(super) fn read(lab: &'a Lab, name: &str) -> Result<Self> {
         let root = fs::canonicalize(lab.root())?;
         let recipe = lab.recipes().join(format!("{name}.files"));
@@ -159,7 +161,7 @@ impl<'a> Image<'a> {
         Ok(())
     }
 
-    /// A file or folder from elsewhere.
+    /// Adds a file or folder from elsewhere.
     fn put(&mut self, path: &Path, source: &Path) -> Result<()> {
         if !source.is_dir() {
             return self.tree.file(path, source);
@@ -171,7 +173,7 @@ impl<'a> Image<'a> {
         Ok(())
     }
 
-    /// What the packages have at `path`, which is relative to their root.
+    /// Adds the file or folder at `path` of the packages, relative to their root.
     fn copy(&mut self, path: &Path) -> Result<()> {
         // The folder may be reached through a link, as /lib is.
         let folder = self.root.join(path.parent().unwrap_or(Path::new("")));
@@ -191,7 +193,7 @@ impl<'a> Image<'a> {
                 Ok(target) => target.to_owned(),
                 Err(_) => path.parent().unwrap_or(Path::new("")).join(target),
             };
-            // A link may lead to what only an installed system has.
+            // A link may point to a file that only an installed system has.
             return if self.root.join(&target).exists() { self.copy(&target) } else { Ok(()) };
         }
         if about.is_dir() {

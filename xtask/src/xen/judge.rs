@@ -1,6 +1,7 @@
-//! What the boots have shown: every step passed, and the daemons do the same, side by side.
+//! The results of the boots: every step must pass, and the daemons must do the same, side by side.
 //!
-//! dom0 leaves in a boot's folder: `steps`, a line for each step; `facts`, a line for each figure; `tree-NAME`, what the store showed.
+//! dom0 leaves in a boot's folder: `steps`, a line for each step; `facts`, a line for each figure;
+//! `tree-NAME`, a listing of the store.
 
 use super::lab::{Lab, Store};
 use super::outcome::{Extent, FirstTry, Outcome};
@@ -14,22 +15,22 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
-/// How the result is told.
+/// The format of the result.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Report {
-    /// To a person.
+    /// Text for a person.
     Text,
-    /// To a program.
+    /// JSON for a program.
     Json,
 }
 
 /// A row of the table.
 struct Row {
-    /// The boot whose steps tell it.
+    /// The boot whose steps write the fact.
     boot: &'static str,
     /// The fact's name.
     fact: &'static str,
-    /// What it is.
+    /// The description of the fact.
     what: &'static str,
 }
 
@@ -64,14 +65,15 @@ const ROWS: &[Row] = &[
     row("many", "steady_20_anon_kib", "... after 15 more, KiB"),
 ];
 
-/// The trees of a whole boot `sysv`: before the guests, of a PV and of a PVH guest, and after all.
+/// The number of trees of a whole boot `sysv`: before the guests, of a PV and of a PVH guest, and
+/// after all.
 const TREES: usize = 4;
-/// Most lines of a difference, or of a log's end, that are told.
+/// The most lines of a difference, or of a log's end, that are printed.
 const SHOWN: usize = 50;
-/// Flaky boots of one run that are told and no fault; one more is.
+/// The most flaky boots of one run that are no fault.
 const FLAKY_MAX: usize = 2;
 
-/// Prints what was found; the exit status is 1 where something is wrong.
+/// Prints the results; the exit status is 1 if something is wrong.
 pub(crate) fn judge(
     lab: &Lab,
     outcomes: &[Outcome],
@@ -120,13 +122,13 @@ pub(crate) fn judge(
     Ok(ExitCode::from(u8::from(!faults.is_empty())))
 }
 
-/// When the packages were fetched, in seconds since 1970.
+/// Returns the time at which the packages were fetched, in seconds since 1970.
 fn fetched(lab: &Lab) -> Option<u64> {
     let record = fs::metadata(lab.dir.join(super::fetch::RECORD)).ok()?.modified().ok()?;
     record.duration_since(std::time::UNIX_EPOCH).ok().map(|since| since.as_secs())
 }
 
-/// The rows that a whole boot should have filled and has not.
+/// Returns the rows that a whole boot should have filled and has not.
 fn missing(outcome: &Outcome, facts: &Map<String, Value>) -> Vec<String> {
     let rows = ROWS.iter().filter(|_| outcome.extent == Extent::Whole);
     rows.filter(|row| row.boot == outcome.boot && !facts.contains_key(row.fact))
@@ -134,7 +136,8 @@ fn missing(outcome: &Outcome, facts: &Map<String, Value>) -> Vec<String> {
         .collect()
 }
 
-/// The boots that lost a guest in their first try, for the result; more than [`FLAKY_MAX`] are a fault.
+/// Returns the boots that lost a guest in their first try, for the result; more than [`FLAKY_MAX`]
+/// are a fault.
 fn flaky_of(outcomes: &[Outcome], faults: &mut Vec<String>) -> Vec<Value> {
     let mut flaky = Vec::new();
     for outcome in outcomes {
@@ -155,7 +158,7 @@ fn flaky_of(outcomes: &[Outcome], faults: &mut Vec<String>) -> Vec<Value> {
     flaky
 }
 
-/// Tells which boots were flaky, with what the first try has left.
+/// Prints the flaky boots, with the remains of the first try.
 pub(crate) fn print_flaky(flaky: &[Value]) {
     for one in flaky {
         let text = |key: &str| one[key].as_str().unwrap_or_default();
@@ -166,7 +169,7 @@ pub(crate) fn print_flaky(flaky: &[Value]) {
     }
 }
 
-/// The flaky boots of the last run of the lab that began after `since`.
+/// Returns the flaky boots of the last run of the lab that began after `since`.
 pub(crate) fn flaky(target: &Path, since: SystemTime) -> Vec<Value> {
     let file = target.join("xen-lab/results/result.json");
     let fresh = fs::metadata(&file).and_then(|about| about.modified()).is_ok_and(|at| at >= since);
@@ -175,7 +178,7 @@ pub(crate) fn flaky(target: &Path, since: SystemTime) -> Vec<Value> {
     result["flaky"].as_array().cloned().unwrap_or_default()
 }
 
-/// What is wrong with one boot.
+/// Returns the faults of one boot.
 fn faults_of(outcome: &Outcome) -> Vec<String> {
     let text = fs::read_to_string(outcome.results.join("steps")).unwrap_or_default();
     let said: BTreeMap<&str, &str> =
@@ -199,12 +202,12 @@ fn faults_of(outcome: &Outcome) -> Vec<String> {
     faults
 }
 
-/// The end of a log, each line on its own.
+/// Returns the end of a log, each line on its own.
 fn last_lines(log: &Path) -> String {
     lines_at_end(log).iter().map(|line| format!("\n    {line}")).collect()
 }
 
-/// The last lines of a log.
+/// Returns the last lines of a log.
 fn lines_at_end(log: &Path) -> Vec<String> {
     let bytes = fs::read(log).unwrap_or_default();
     let text = String::from_utf8_lossy(&bytes);
@@ -213,7 +216,7 @@ fn lines_at_end(log: &Path) -> Vec<String> {
     shown.iter().map(|line| (*line).to_owned()).collect()
 }
 
-/// Numbers, and what is none as text.
+/// Returns the facts, as numbers where they are numbers, else as text.
 fn facts_of(outcome: &Outcome) -> Map<String, Value> {
     let text = fs::read_to_string(outcome.results.join("facts")).unwrap_or_default();
     let mut facts = Map::new();
@@ -227,7 +230,8 @@ fn facts_of(outcome: &Outcome) -> Map<String, Value> {
     facts
 }
 
-/// Compares the trees of a running guest, of the same boot under both daemons: the name and the lines of each.
+/// Compares the trees of a running guest, of the same boot under both daemons; returns the name and
+/// the number of lines of each.
 fn compare(outcomes: &[Outcome], faults: &mut Vec<String>) -> Result<BTreeMap<String, usize>> {
     let mut compared = BTreeMap::new();
     for theirs in outcomes.iter().filter(|one| one.store == Store::C) {
@@ -294,7 +298,7 @@ mod tests {
     use crate::xen::outcome::Lost;
     use std::path::PathBuf;
 
-    /// A boot that has left these files.
+    /// Returns a boot that has left these files.
     fn outcome(name: &str, store: Store, files: &[(&str, &str)]) -> Outcome {
         let folder = format!("xenbus-judge-{}-{name}-{}", std::process::id(), store.name());
         let results: PathBuf = std::env::temp_dir().join(folder);

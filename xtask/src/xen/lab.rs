@@ -1,10 +1,10 @@
-//! The place of the lab, the daemon that it tries, and the way in which it tells its progress.
+//! The place of the lab, the daemon under test, and the progress messages.
 
 use crate::Result;
 use crate::workspace::Workspace;
 use std::path::PathBuf;
 
-/// The daemon that is the store.
+/// The daemon that serves the store.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Store {
     /// This workspace's.
@@ -14,7 +14,7 @@ pub(crate) enum Store {
 }
 
 impl Store {
-    /// As the command line and the results name it.
+    /// Returns its name on the command line and in the results.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Ours => "ours",
@@ -29,12 +29,12 @@ pub(crate) struct Lab {
     pub(crate) project: PathBuf,
     /// `target/xen-lab`.
     pub(crate) dir: PathBuf,
-    /// The folder of what cargo builds for release.
+    /// The folder of cargo's release builds.
     pub(crate) programs: PathBuf,
 }
 
 impl Lab {
-    /// In the folder where cargo builds.
+    /// Returns the lab in the folder where cargo builds.
     pub(super) fn new() -> Result<Self> {
         let workspace = Workspace::load()?;
         Ok(Self {
@@ -44,18 +44,18 @@ impl Lab {
         })
     }
 
-    /// The unpacked packages.
+    /// Returns the root of the unpacked packages.
     pub(crate) fn root(&self) -> PathBuf {
         self.dir.join("root")
     }
 
-    /// The recipes, and what runs in dom0 and in guests.
+    /// Returns the folder of the recipes and of the scripts of dom0 and of guests.
     pub(crate) fn recipes(&self) -> PathBuf {
         self.project.join("tests/xen")
     }
 }
 
-/// Progress goes to standard error, so that `--json` has standard output for itself.
+/// Prints progress to standard error, so that `--json` has standard output for itself.
 pub(crate) fn say(what: &str) {
     eprintln!("xen: {what}");
 }

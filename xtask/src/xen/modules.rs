@@ -1,4 +1,4 @@
-//! The kernel's modules that an image needs, with those that they depend on.
+//! The kernel's modules that an image needs, with their dependencies.
 
 use super::cpio::Tree;
 use super::packages::kernel_version;
@@ -41,12 +41,12 @@ pub(super) fn add(tree: &mut Tree, root: &Path, names: &[String]) -> Result<()> 
     Ok(())
 }
 
-/// The module's own path in its line of `modules.dep`.
+/// Returns the module's own path in its line of `modules.dep`.
 fn path_of(line: &str) -> &str {
     line.split(':').next().unwrap_or_default()
 }
 
-/// The line of a module; `-` and `_` are the same in its name.
+/// Returns the line of a module; `-` and `_` are the same in its name.
 fn line_of<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     let same = |path: &str| {
         let file = path.rsplit('/').next().unwrap_or_default();

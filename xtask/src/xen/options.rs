@@ -16,7 +16,7 @@ pub(super) struct Options {
     pub(super) report: judge::Report,
 }
 
-/// The wish to repeat a step.
+/// The request to repeat a step.
 pub(super) struct Repeat {
     /// The number of its runs.
     pub(super) times: u32,
@@ -25,10 +25,10 @@ pub(super) struct Repeat {
 }
 
 impl Options {
-    /// Reads the words of a command line.
+    /// Parses the words of a command line.
     ///
     /// # Errors
-    /// A sentence that names the word that makes no sense.
+    /// A sentence that names the invalid word.
     pub(super) fn parse(words: &[&str]) -> Result<Self, String> {
         let mut options = Self {
             stores: vec![Store::C, Store::Ours],
@@ -71,7 +71,7 @@ impl Options {
         Ok(options)
     }
 
-    /// Whether `--boot` leaves this boot.
+    /// True if `--boot` selects this boot.
     pub(super) fn wants(&self, boot: &Boot) -> bool {
         self.boot.as_deref().is_none_or(|name| name == boot.name)
     }

@@ -4,12 +4,12 @@ use super::lab::Store;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// The part of a boot that has run.
+/// The extent of a boot that has run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Extent {
     /// All its steps.
     Whole,
-    /// Those that `--only` names.
+    /// The steps that `--only` names.
     Part,
 }
 
@@ -21,17 +21,17 @@ pub(crate) struct Outcome {
     pub(crate) boot: &'static str,
     /// The steps that should have run.
     pub(crate) expected: Vec<String>,
-    /// True where these are all that the boot has.
+    /// Whole if these are all steps of the boot.
     pub(crate) extent: Extent,
-    /// The folder of what dom0 wrote; the console is in there, too.
+    /// The folder of dom0's files, with the console's log.
     pub(crate) results: PathBuf,
-    /// Its duration; nothing where it was not booted now.
+    /// The duration, or none if it was not booted now.
     pub(crate) took: Option<Duration>,
-    /// The end of QEMU, where it did not end well.
+    /// The failure of QEMU, if it did not end well.
     pub(crate) fault: Option<String>,
     /// The faults of the disks that guests have used.
     pub(crate) disk_faults: Vec<String>,
-    /// The first try, where that lost a guest.
+    /// The first try, if that lost a guest.
     pub(crate) first: Option<Box<FirstTry>>,
 }
 
@@ -39,12 +39,12 @@ pub(crate) struct Outcome {
 pub(crate) struct FirstTry {
     /// The guest, and the step that missed it.
     pub(crate) lost: Lost,
-    /// Its remains.
+    /// The folder of its remains.
     pub(crate) results: PathBuf,
 }
 
 impl Outcome {
-    /// The daemon and the boot, as in `ours-sysv`.
+    /// Returns the daemon and the boot, as in `ours-sysv`.
     pub(crate) fn name(&self) -> String {
         format!("{}-{}", self.store.name(), self.boot)
     }
@@ -55,6 +55,6 @@ impl Outcome {
 pub(crate) struct Lost {
     /// The step that missed it.
     pub(crate) step: String,
-    /// The step's last words: which guest, and what it did not do.
+    /// The step's last words: the guest, and the action that is missing.
     pub(crate) why: String,
 }

@@ -1,15 +1,16 @@
-//! Which packages of Debian's the lab consists of, and the root that they are unpacked into.
+//! The packages of Debian's that the lab consists of, and the root that they are unpacked into.
 
 use crate::Result;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The release of Debian; its Xen, its kernel and its QEMU are the ones that this lab knows.
+/// The release of Debian; the lab is made for its Xen, its kernel and its QEMU.
 pub(super) const SUITE: &str = "bookworm";
-/// The folder of Xen's programs has its version in its name.
+/// The version in the name of the folder of Xen's programs.
 pub(super) const XEN: &str = "4.17";
 
-/// Packages that come with all that they depend on: QEMU, what makes and checks images, the user space of dom0 and of guests.
+/// Packages that are fetched with all their dependencies: QEMU, the tools that make and check
+/// images, and the user space of dom0 and of guests.
 pub(super) const WITH_DEPENDENCIES: &[&str] = &[
     "qemu-system-x86",
     "seabios",
@@ -36,23 +37,25 @@ pub(super) const WITH_DEPENDENCIES: &[&str] = &[
     "sysvinit-utils",
     "util-linux",
 ];
-/// Packages that come alone: what their dependencies would do is done here.
+/// Packages that are fetched alone: the lab does the work of their dependencies.
 pub(super) const ALONE: &[&str] = &["xen-hypervisor-4.17-amd64"];
-/// Depends on the kernel's package of the day.
+/// A package that depends on the current kernel's package.
 pub(super) const KERNEL: &str = "linux-image-amd64";
 /// The source package that has upstream's systemd units, which Debian does not ship.
 pub(super) const SOURCE: &str = "xen";
-/// The units, below `tools/hotplug/Linux/systemd` of that source, to be filled in as `configure` does.
+/// The units, below `tools/hotplug/Linux/systemd` of that source, to be filled in as `configure`
+/// does.
 pub(super) const UNITS: &[&str] = &["xenstored.service.in", "proc-xen.mount.in"];
 
-/// A program out of the unpacked packages, run by their own loader with their own libraries.
+/// Returns a command for a program of the unpacked packages, run by their own loader with their own
+/// libraries.
 pub(super) fn program(root: &Path, path: &str) -> Command {
     let mut command = Command::new(root.join("usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2"));
     command.arg("--library-path").arg(libraries(root)).arg(root.join(path));
     command
 }
 
-/// What `ld.so` is told: the folders of the packages' libraries.
+/// Returns the library path for `ld.so`: the folders of the packages' libraries.
 pub(super) fn libraries(root: &Path) -> String {
     let main = root.join("usr/lib/x86_64-linux-gnu");
     let more = ["ceph", "pulseaudio", "systemd"];
@@ -60,7 +63,7 @@ pub(super) fn libraries(root: &Path) -> String {
     all.map(|path| path.display().to_string()).collect::<Vec<_>>().join(":")
 }
 
-/// The kernel's version, which is the name of its folder of modules.
+/// Returns the kernel's version, which is the name of its folder of modules.
 pub(super) fn kernel_version(root: &Path) -> Result<String> {
     let folder = root.join("usr/lib/modules");
     let names = std::fs::read_dir(&folder)?.flatten().map(|entry| entry.file_name());
@@ -71,7 +74,7 @@ pub(super) fn kernel_version(root: &Path) -> Result<String> {
     }
 }
 
-/// Where the kernel and Xen are.
+/// Returns the path of a file of the kernel or of Xen.
 pub(super) fn boot_file(root: &Path, name: &str) -> PathBuf {
     root.join("boot").join(name)
 }

@@ -21,7 +21,7 @@ const PROGRAMS: &[(&str, &str)] = &[
 /// The tests of this workspace that run in dom0, each a program.
 const TESTS: &[(&str, &[&str])] = &[("xen-hosted", &["suite", "shares"])];
 
-/// Builds what goes into dom0.
+/// Builds the programs that go into dom0.
 pub(super) fn build(lab: &Lab) -> Result<()> {
     let mut command = cargo();
     command.args(["build", "--release"]);
@@ -37,7 +37,8 @@ pub(super) fn build(lab: &Lab) -> Result<()> {
     build_guest(lab)
 }
 
-/// Builds tests of a package, and puts their programs, which cargo calls as it likes, under their names in `tests`.
+/// Builds tests of a package, and copies the programs, whose names cargo chooses, to `tests` under
+/// their own names.
 fn build_tests(lab: &Lab, package: &str, names: &[&str]) -> Result<()> {
     let place = lab.dir.join("tests");
     let mut command = cargo();
@@ -62,7 +63,8 @@ fn build_tests(lab: &Lab, package: &str, names: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Builds the guest of the conformance suite, a workspace of its own, and what helps `xl` with it.
+/// Builds the guest of the conformance suite, a workspace of its own, and the library that `xl`
+/// needs for it.
 fn build_guest(lab: &Lab) -> Result<()> {
     let sources = lab.recipes().join("guest");
     let (built, place) = (lab.dir.join("guest-build"), lab.dir.join("conformance"));

@@ -1,9 +1,10 @@
-//! What Debian's daemon has shown, kept in `tests/xen/reference`, so that it is booted again only where something
-//! else than the daemon under test has changed.
+//! The results of Debian's daemon, kept in `tests/xen/reference`, so that it is booted again only
+//! if something other than the daemon under test has changed.
 //!
-//! A boot's folder has its `steps`, `facts` and `tree-NAME` as dom0 left them, and its `key`: the versions of the
-//! packages that decide what a host under that daemon does, and a digest of the scripts. Where the key is another one,
-//! the daemon is booted. `cargo xtask xen --store c --record` boots it and keeps the outcome.
+//! A boot's folder has its `steps`, `facts` and `tree-NAME` as dom0 left them, and its `key`: the
+//! versions of the packages that decide the behaviour of a host under that daemon, and a digest of
+//! the scripts. If the key differs, the daemon is booted. `cargo xtask xen --store c --record`
+//! boots it and keeps the outcome.
 
 use super::boot::{Boot, LINUX_ARGUMENTS, MACHINE, XEN_ARGUMENTS};
 use super::image;
@@ -15,7 +16,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Beginnings of the names of packages whose versions are in a key: Xen with its tools, and the kernel.
+/// Prefixes of the names of packages whose versions are in a key: Xen with its tools, and the
+/// kernel.
 const PACKAGES: &[&str] = &["xen", "libxen", "linux-image", "qemu-system-x86"];
 /// The scripts and recipes that every boot runs, below `tests/xen`.
 const SCRIPTS: &[&str] = &[
@@ -28,12 +30,12 @@ const SCRIPTS: &[&str] = &[
     "dom0/lib.sh",
     "dom0/etc",
 ];
-/// What the boot `conformance` runs besides, from the project's root.
+/// The further files that the boot `conformance` runs, from the project's root.
 const SUITE: &[&str] = &["tests/conformance/src", "tests/conformance/tables", "tests/xen/guest"];
 /// The files that are kept, besides `tree-NAME`.
 const KEPT: &[&str] = &["steps", "facts"];
 
-/// The key that a boot has now.
+/// Returns the key that a boot has now.
 pub(super) fn key(lab: &Lab, boot: &Boot, packages: &[String]) -> Result<String> {
     let recipes = lab.recipes();
     let mut places: Vec<PathBuf> = SCRIPTS.iter().map(|place| recipes.join(place)).collect();
@@ -76,7 +78,7 @@ fn folder(lab: &Lab, boot: &Boot) -> PathBuf {
     lab.recipes().join("reference").join(boot.name)
 }
 
-/// The kept outcome of Debian's daemon, where its key is this one.
+/// Returns the kept outcome of Debian's daemon, if its key is this one.
 pub(super) fn find(lab: &Lab, boot: &Boot, key: &str) -> Result<Option<Outcome>> {
     let folder = folder(lab, boot);
     if fs::read_to_string(folder.join("key")).unwrap_or_default() != key {
@@ -99,7 +101,7 @@ pub(super) fn find(lab: &Lab, boot: &Boot, key: &str) -> Result<Option<Outcome>>
     }))
 }
 
-/// Keeps a whole boot of Debian's daemon that has held.
+/// Keeps a whole boot of Debian's daemon that has passed.
 pub(super) fn record(lab: &Lab, boot: &Boot, outcome: &Outcome, key: &str) -> Result<()> {
     if outcome.extent != Extent::Whole || verdict::of(outcome) != Verdict::Held {
         return Err(format!("{}: only a whole boot that has held is kept", outcome.name()).into());
@@ -125,7 +127,7 @@ mod tests {
     use super::*;
     use crate::xen::boot;
 
-    /// A workspace with the scripts that a key needs.
+    /// Makes a workspace with the scripts that a key needs.
     fn lab(name: &str) -> Lab {
         let project =
             std::env::temp_dir().join(format!("xenbus-reference-{}-{name}", std::process::id()));
@@ -166,7 +168,7 @@ mod tests {
         record(&lab, boot, &outcome, &first).unwrap();
         let kept = find(&lab, boot, &key(&lab, boot, &packages).unwrap()).unwrap().unwrap();
         assert_eq!(fs::read_to_string(kept.results.join("tree-pv")).unwrap(), "/a = \"1\"\n");
-        // A library's version decides nothing; Xen's, and each script, does.
+        // A library's version is not part of the key; Xen's version, and each script, is.
         let other = ["xen-utils-4.17 4.17.5".to_owned(), "libc6 2.37".to_owned()];
         assert_eq!(key(&lab, boot, &other).unwrap(), first);
         let other = ["xen-utils-4.17 4.17.7".to_owned()];

@@ -1,4 +1,4 @@
-//! One step many times in one boot: how often a guest is lost, and how often something else is wrong.
+//! One step many times in one boot: the number of lost guests, and of other faults.
 
 use super::boot::{self, Selection};
 use super::lab::{Lab, say};
@@ -7,7 +7,7 @@ use crate::Result;
 use std::fs;
 use std::process::ExitCode;
 
-/// The ends of the repetitions.
+/// The counts of the ends of the repetitions.
 #[derive(Default, PartialEq, Eq, Debug)]
 struct Tally {
     held: u32,
@@ -34,7 +34,8 @@ impl Tally {
     }
 }
 
-/// Boots each wanted daemon and counts. The exit status is 1 where anything but a lost guest went wrong.
+/// Boots each wanted daemon and counts. The exit status is 1 if there was a fault other than a lost
+/// guest.
 pub(super) fn run(lab: &Lab, repeat: &Repeat, options: &Options) -> Result<ExitCode> {
     let selection = Selection { only: Some(&repeat.step), times: repeat.times };
     let mut failed = false;

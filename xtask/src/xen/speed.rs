@@ -1,9 +1,10 @@
-//! Our block backend beside the kernel's, on one and the same loop device: the facts `block_WHAT_ours` and `block_WHAT_kernel`.
+//! Our block backend beside the kernel's, on the same loop device: the facts `block_WHAT_ours` and
+//! `block_WHAT_kernel`.
 
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
-/// What is measured in the guest: the middle of a fact's name, and what it is.
+/// The measurements in the guest: the middle of a fact's name, and its description.
 const ROWS: &[(&str, &str)] = &[
     ("dd_read_1m", "dd, direct reads of 1 MiB, KiB/s"),
     ("dd_write_1m", "dd, direct writes of 1 MiB, KiB/s"),
@@ -13,7 +14,7 @@ const ROWS: &[(&str, &str)] = &[
     ("fio_randwrite_4k", "fio, random writes of 4 KiB, depth 8, requests/s"),
     ("fio_read_128k", "fio, reads of 128 KiB, depth 4, requests/s"),
 ];
-/// What ours is to reach of the kernel's.
+/// The goal of the ratio of ours to the kernel's.
 const AIM: f64 = 0.7;
 
 /// One row of the table.
@@ -30,7 +31,7 @@ impl Row {
     }
 }
 
-/// The rows of a boot's facts; none where nothing was measured.
+/// Returns the rows of a boot's facts; none where nothing was measured.
 pub(super) fn rows(facts: &BTreeMap<String, Map<String, Value>>) -> Vec<Row> {
     let fact = |name: &str, who: &str| {
         let name = format!("block_{name}_{who}");
@@ -42,7 +43,7 @@ pub(super) fn rows(facts: &BTreeMap<String, Map<String, Value>>) -> Vec<Row> {
     ROWS.iter().filter_map(row).collect()
 }
 
-/// For the result.
+/// Returns the rows as JSON, for the result.
 pub(super) fn json(rows: &[Row]) -> Value {
     let row = |row: &Row| {
         let ratio = (row.ratio() * 100.0).round() / 100.0;
@@ -51,7 +52,7 @@ pub(super) fn json(rows: &[Row]) -> Value {
     Value::Object(rows.iter().map(row).collect())
 }
 
-/// For a person.
+/// Prints the rows for a person.
 pub(super) fn print(rows: &[Row]) {
     if rows.is_empty() {
         return;

@@ -1,6 +1,8 @@
-//! Two trees of the same host under two daemons, line by line: `xenstore-ls -fp`, sorted.
+//! The differences of two trees of the same host under two daemons, line by line: `xenstore-ls
+//! -fp`, sorted.
 
-/// Nodes whose values are numbers that Xen or the kernel hand out anew at each boot, by the end of their path, and why.
+/// Nodes whose values are numbers that Xen or the kernel allocates anew at each boot, by the end of
+/// their path, and the reason.
 const DIFFERENT: &[(&str, &str)] = &[
     ("/start_time", "the clock when the guest was created"),
     (
@@ -14,7 +16,7 @@ const DIFFERENT: &[(&str, &str)] = &[
     ("/event-channel-rx", "likewise"),
 ];
 
-/// What differs: `-` in the first tree, `+` in the second.
+/// Returns the differences: `-` in the first tree, `+` in the second.
 pub(super) fn differences(first: &str, second: &str) -> Vec<String> {
     let (first, second) = (normalised(first), normalised(second));
     let missing = |lines: &[String], from: &[String], mark: char| -> Vec<String> {
@@ -29,7 +31,7 @@ pub(super) fn differences(first: &str, second: &str) -> Vec<String> {
     differ
 }
 
-/// The lines, with `*` for a value that differs from boot to boot.
+/// Returns the lines, with `*` for a value that differs from boot to boot.
 fn normalised(tree: &str) -> Vec<String> {
     let line = |line: &str| {
         let Some((path, rest)) = line.split_once(" = \"") else { return line.to_owned() };

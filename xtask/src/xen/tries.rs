@@ -13,14 +13,14 @@ use std::sync::{Mutex, PoisonError};
 pub(super) struct Job<'a> {
     /// The boot.
     pub(super) boot: &'static Boot,
-    /// Whose daemon.
+    /// The daemon under test.
     pub(super) store: Store,
-    /// Its steps.
+    /// The selection of its steps.
     pub(super) selection: Selection<'a>,
 }
 
 impl Job<'_> {
-    /// Boots; once more where the first try has lost a guest and nothing else is wrong with it.
+    /// Boots; boots once more if the first try has lost a guest and has no other fault.
     fn run(&self, lab: &Lab) -> Result<Outcome> {
         let outcome = self.boot.run(lab, self.store, self.selection)?;
         let Verdict::Lost(lost) = verdict::of(&outcome) else { return Ok(outcome) };
@@ -36,7 +36,8 @@ impl Job<'_> {
     }
 }
 
-/// Runs all, as many at once as `at_once` says, in their order; their outcomes, as they come.
+/// Runs all jobs in their order, at most `at_once` at a time; returns their outcomes in the order
+/// in which they end.
 pub(super) fn run(lab: &Lab, jobs: Vec<Job<'_>>, at_once: usize) -> Result<Vec<Outcome>> {
     let waiting = Mutex::new(VecDeque::from(jobs));
     let next = || waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
@@ -54,7 +55,8 @@ pub(super) fn run(lab: &Lab, jobs: Vec<Job<'_>>, at_once: usize) -> Result<Vec<O
     outcomes.into_inner().unwrap_or_else(PoisonError::into_inner).into_iter().collect()
 }
 
-/// How many boots this machine carries at once: each has two processors, 4 GiB, and QEMU's own memory.
+/// Returns the number of boots that this machine can run at once: each has two processors, 4 GiB,
+/// and QEMU's own memory.
 pub(super) fn at_once() -> usize {
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();

@@ -1,8 +1,9 @@
-//! How a try of a boot ended, and whether it may be tried again.
+//! The end of a try of a boot, and the decision on another try.
 //!
-//! Under emulation a guest is silent or gone once in some hundred starts, whoever's daemon the store is. That alone is
-//! tried again, from a fresh boot: a guest that did not start, crashed or fell silent, where all checks before held and
-//! nothing of ours, and nothing in domain 0's kernel, complains. dom0 says so with a line `STEP name LOST guest why`.
+//! Under emulation a guest falls silent or is lost once in some hundred starts, under any daemon.
+//! Only this case is tried again, from a fresh boot: a guest that did not start, crashed or fell
+//! silent, where all checks before held and no process of ours, nor domain 0's kernel, complains.
+//! dom0 reports it with a line `STEP name LOST guest why`.
 
 use super::outcome::{Lost, Outcome};
 use std::fs;
@@ -36,11 +37,11 @@ const COMPLAINTS: &[(&str, &[&str])] = &[
             "segfault",
         ],
     ),
-    // Names of processes of ours that are gone, as dom0 looks after a guest was lost.
+    // Names of our processes that have ended, which dom0 checks after a guest was lost.
     ("ended", &[""]),
 ];
 
-/// Judges a try by what dom0 has left.
+/// Judges a try by the files that dom0 has left.
 pub(super) fn of(outcome: &Outcome) -> Verdict {
     let text = fs::read_to_string(outcome.results.join("steps")).unwrap_or_default();
     let mut ended = text.lines().filter_map(|line| line.strip_prefix("STEP ")?.split_once(' '));
@@ -49,7 +50,7 @@ pub(super) fn of(outcome: &Outcome) -> Verdict {
         match ended.next() {
             Some((name, words)) if name == step && words.starts_with("ok") => {}
             Some((name, words)) if name == step && sound => {
-                // The boot ends with it.
+                // The boot ends with this step.
                 let why = words.strip_prefix("LOST ").filter(|_| ended.next().is_none());
                 return match why {
                     Some(why) if complaints(&outcome.results).is_empty() => {
@@ -64,7 +65,7 @@ pub(super) fn of(outcome: &Outcome) -> Verdict {
     if sound { Verdict::Held } else { Verdict::Failed }
 }
 
-/// The lines in which a process of ours or domain 0's kernel complains, each with its file.
+/// Returns the lines in which a process of ours or domain 0's kernel complains, each with its file.
 pub(super) fn complaints(results: &Path) -> Vec<String> {
     let mut found = Vec::new();
     for (file, words) in COMPLAINTS {

@@ -8,12 +8,12 @@ use crate::swarm::{Mixed, Swarm};
 use std::time::Instant;
 use xenstore_core::wire::MsgType;
 
-/// Whether a peer is measured at this size; beyond it only ours and the limit are.
+/// True if a daemon is measured at this size; beyond `peers_max` only ours and the limit are.
 fn within(kind: Kind, size: usize, peers_max: usize) -> bool {
     matches!(kind, Kind::Ours | Kind::Echo) || size <= peers_max
 }
 
-/// Reads, 32 in flight, while other connections say nothing.
+/// Reads, 32 in flight, while other connections are idle.
 pub(super) fn idle(context: &mut Context<'_>, kind: Kind) -> Result<()> {
     let daemon = context.start(kind)?;
     let mut conn = prepare(&daemon)?;
@@ -31,7 +31,7 @@ pub(super) fn idle(context: &mut Context<'_>, kind: Kind) -> Result<()> {
     Ok(())
 }
 
-/// As many clients as the axis says, each with one request in flight, 80 % reads.
+/// Runs as many clients as the axis has, each with one request in flight, 80 % reads.
 pub(super) fn active(context: &mut Context<'_>, kind: Kind) -> Result<()> {
     let daemon = context.start(kind)?;
     let mut conn = prepare(&daemon)?;
@@ -58,7 +58,7 @@ pub(super) fn active(context: &mut Context<'_>, kind: Kind) -> Result<()> {
     Ok(())
 }
 
-/// Writes, 32 in flight, while ten other connections watch paths that nobody writes.
+/// Writes, 32 in flight, while ten other connections watch paths that no client writes.
 pub(super) fn watches(context: &mut Context<'_>, kind: Kind) -> Result<()> {
     let daemon = context.start(kind)?;
     let mut conn = prepare(&daemon)?;

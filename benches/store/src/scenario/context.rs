@@ -14,26 +14,26 @@ pub(crate) struct Context<'a> {
     pub(crate) cpu: usize,
     /// The processors that the benchmark may use; the daemons have one of them.
     pub(crate) allowed: CpuSet,
-    /// Small sizes and short times, to see that everything runs.
+    /// True for small sizes and short times, which only show that everything runs.
     pub(crate) quick: bool,
     /// Most descriptors that a process may have here.
     pub(crate) descriptors: u64,
-    /// The place where numbers go.
+    /// The function that records numbers.
     pub(crate) record: &'a mut dyn FnMut(&str, f64),
 }
 
 impl Context<'_> {
-    /// A fresh daemon without guests.
+    /// Starts a fresh daemon without guests.
     pub(super) fn start(&self, kind: Kind) -> Result<Daemon> {
         Daemon::start(self.places, kind, self.cpu, Guests::None)
     }
 
-    /// The length of one measurement.
+    /// Returns the length of one measurement.
     pub(super) fn span(&self) -> Duration {
         Duration::from_millis(if self.quick { 30 } else { 400 })
     }
 
-    /// `full`, or `small` in a quick run.
+    /// Returns `full`, or `small` in a quick run.
     pub(super) fn size(&self, full: usize, small: usize) -> usize {
         if self.quick { small } else { full }
     }
@@ -62,7 +62,7 @@ impl Context<'_> {
         Ok(())
     }
 
-    /// One request at a time; records `NAME.p99` (s), and gives it back.
+    /// Sends one request at a time; records `NAME.p99` (s) and returns it.
     pub(super) fn p99(&mut self, conn: &mut Conn, name: &str, pair: &Pair) -> Result<f64> {
         let span = self.span();
         conn.one_at_a_time(pair, span / 8)?;
@@ -73,7 +73,7 @@ impl Context<'_> {
         Ok(p99)
     }
 
-    /// One request at a time; records `NAME.rate`, `NAME.cpu`, `NAME.p50` and `NAME.p99` (s).
+    /// Sends one request at a time; records `NAME.rate`, `NAME.cpu`, `NAME.p50` and `NAME.p99` (s).
     pub(super) fn one_at_a_time(
         &mut self,
         daemon: &Daemon,
@@ -103,7 +103,7 @@ const DEPTH: usize = 32;
 /// The node that most scenarios read and write.
 pub(super) const NODE: &str = "/bench/state";
 
-/// A connection, and [`NODE`] with its value.
+/// Connects, and writes [`NODE`] with its value.
 pub(super) fn prepare(daemon: &Daemon) -> Result<Conn> {
     let mut conn = Conn::open(&daemon.socket)?;
     conn.call(&client::write(NODE, client::VALUE))?;

@@ -8,23 +8,24 @@ use crate::daemon::{Daemon, Guests, Kind};
 use std::time::Instant;
 use xenstore_core::wire::MsgType;
 
-/// Who may do what with a node, as a toolstack sets it.
+/// The permissions of a node, as a toolstack sets them.
 #[derive(Clone, Copy)]
 enum Perms {
     /// As inherited.
     Same,
     /// Domain 0's; the guest may read.
     GuestReads,
-    /// The guest's own; nobody else.
+    /// The guest's own; no other domain has access.
     Guest,
     /// The guest's own; domain 0 as the backend may read.
     Frontend,
 }
 
-/// A node: where, below which root, its value (`None`: a directory), and whose it is.
+/// A node: its path below a root, its value (`None`: a directory), and its permissions.
 type Node = (&'static str, Option<&'static str>, Perms);
 
-/// One transaction after the other; `@` stands for the domid. The domain itself comes first.
+/// The domain's own nodes, which come first. Each list is one transaction; `@` stands for the
+/// domid.
 const DOMAIN: &[Node] = &[
     ("/local/domain/@", None, Perms::GuestReads),
     ("/local/domain/@/vm", Some("/vm/6a6fae5f-0a0f-4f43-93c8-b8f5d2a0@"), Perms::GuestReads),
@@ -113,7 +114,7 @@ const NETWORK: &[Node] = &[
 const NODES: usize = DOMAIN.len() + CONSOLE.len() + DISK.len() + NETWORK.len();
 const _: () = assert!(NODES == 61);
 
-/// One transaction that makes `nodes` for `domid`.
+/// Makes `nodes` for `domid` in one transaction.
 fn make(conn: &mut Conn, domid: usize, nodes: &[Node]) -> Result<()> {
     let id = domid.to_string();
     let mut bytes = Vec::new();
@@ -147,14 +148,15 @@ fn make(conn: &mut Conn, domid: usize, nodes: &[Node]) -> Result<()> {
     conn.call(&bytes).map(drop)
 }
 
-/// Introduces a domain: its domid, a frame number and a port, which the stand-in does not look at.
+/// Introduces a domain: its domid, a frame number and a port, which the stand-in ignores.
 pub(super) fn introduce(conn: &mut Conn, domid: usize) -> Result<()> {
     let mut bytes = Vec::new();
     put(&mut bytes, MsgType::Introduce, 0, &[format!("{domid}\x001\x001\0").as_bytes()]);
     conn.call(&bytes).map(drop)
 }
 
-/// 1000 domains, 10,000 on ours; records the first and the last hundred and the first thousand.
+/// Makes 1000 domains, 10,000 on ours; records the first and the last hundred and the first
+/// thousand.
 pub(super) fn run(context: &mut Context<'_>, kind: Kind) -> Result<()> {
     let count = match kind {
         Kind::Ours => context.size(10_000, 30),

@@ -1,4 +1,5 @@
-//! One write that a thousand watches of a thousand connections match, beside a thousand bare sends.
+//! One write that matches a thousand watches of a thousand connections, beside a thousand bare
+//! sends.
 
 use super::context::Context;
 use crate::Result;
@@ -10,10 +11,10 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 use xenstore_core::wire::MsgType;
 
-/// The node that all watch.
+/// The node that all connections watch.
 const WATCHED: &str = "/bench/fanout";
 
-/// Writes one at a time; each is done when its reply and all events have arrived.
+/// Writes one at a time; each write is complete when its reply and all events have arrived.
 pub(super) fn run(context: &mut Context<'_>, kind: Kind) -> Result<()> {
     let watchers = context.size(1000, 50);
     let writes = context.size(100, 5);
@@ -36,7 +37,7 @@ pub(super) fn run(context: &mut Context<'_>, kind: Kind) -> Result<()> {
         let start = Instant::now();
         writer.call(&one)?;
         let replied = start.elapsed();
-        // The reply may come before the events do: then the clock runs until the last is there.
+        // The reply may come before the events: then the time runs until the last event has come.
         times.push(if all_readable(&conns)? { replied } else { wait_for_all(&conns, start)? });
         take_events(&mut conns)?;
     }
@@ -59,14 +60,14 @@ fn take_events(conns: &mut [Conn]) -> Result<()> {
     Ok(())
 }
 
-/// Whether every connection has something to read, now.
+/// True if every connection has something to read now.
 fn all_readable(conns: &[Conn]) -> Result<bool> {
     let mut fds: Vec<_> =
         conns.iter().map(|conn| PollFd::new(&conn.socket, PollFlags::IN)).collect();
     Ok(poll(&mut fds, Some(&Timespec::default()))? == conns.len())
 }
 
-/// Waits until every connection has something to read; the time since `start`.
+/// Waits until every connection has something to read; returns the time since `start`.
 fn wait_for_all(conns: &[Conn], start: Instant) -> Result<Duration> {
     let patience = Timespec { tv_sec: PATIENCE.as_secs() as i64, tv_nsec: 0 };
     for conn in conns {
@@ -77,7 +78,7 @@ fn wait_for_all(conns: &[Conn], start: Instant) -> Result<Duration> {
     Ok(start.elapsed())
 }
 
-/// The limit: this process sends as many bytes to as many sockets, which nobody waits for.
+/// Measures the limit: this process sends as many bytes to as many sockets, without a receiver.
 fn bare_sends(sockets: usize, rounds: usize, bytes: usize) -> Result<f64> {
     let pairs = (0..sockets).map(|_| UnixStream::pair()).collect::<std::io::Result<Vec<_>>>()?;
     let event = vec![0; bytes];
@@ -96,7 +97,7 @@ fn bare_sends(sockets: usize, rounds: usize, bytes: usize) -> Result<f64> {
     Ok(median(&mut times))
 }
 
-/// The median in seconds.
+/// Returns the median in seconds.
 fn median(times: &mut [Duration]) -> f64 {
     times.sort_unstable();
     times[times.len() / 2].as_secs_f64()

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 use xenstore_core::wire::{MsgType, split_message};
 
-/// Both rings of the page are this long (`xs_wire.h`).
+/// The length of each of the two rings of the page (`xs_wire.h`).
 const RING: u32 = 1024;
 /// Offset of the response ring.
 const RESPONSES: u64 = 1024;
@@ -30,7 +30,7 @@ pub(super) struct Guest {
 }
 
 impl Guest {
-    /// Introduces it; its page is a file of `folder`.
+    /// Introduces a guest whose page is a file of `folder`.
     pub(super) fn introduce(conn: &mut Conn, folder: &Path, domid: u32) -> Result<Self> {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(true);
@@ -53,7 +53,7 @@ impl Guest {
         Ok(())
     }
 
-    /// One request that fits the ring; its reply's payload.
+    /// Sends one request that fits the ring; returns its reply's payload.
     pub(super) fn call(&self, request: &[u8]) -> Result<Vec<u8>> {
         self.send(request)?;
         let (kind, payload) = self.answer()?;
@@ -76,7 +76,7 @@ impl Guest {
         self.set_index(REQ_PROD, from.wrapping_add(request.len() as u32))
     }
 
-    /// The next answer that is no event: its type and payload.
+    /// Returns the type and payload of the next message that is no event.
     pub(super) fn answer(&self) -> Result<(u32, Vec<u8>)> {
         let end = Instant::now() + PATIENCE;
         let mut input = Vec::new();
@@ -93,7 +93,7 @@ impl Guest {
         Err(format!("guest {} has had no answer within {PATIENCE:?}", self.domid).into())
     }
 
-    /// Takes what is in the response ring.
+    /// Takes the bytes in the response ring.
     fn receive(&self, input: &mut Vec<u8>) -> Result<()> {
         let (from, to) = (self.index(RSP_CONS)?, self.index(RSP_PROD)?);
         let (at, len) = (from % RING, to.wrapping_sub(from).min(RING));
@@ -108,7 +108,7 @@ impl Guest {
     }
 
     /// Waits for a notification, at most a millisecond: the stand-in drops one where the queue of
-    /// this guest's socket is full, and the ring says in any case what there is.
+    /// this guest's socket is full, so the ring itself must be looked at in any case.
     fn wait(&self) -> Result<()> {
         let longest = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
         if poll(&mut [PollFd::new(&self.event, PollFlags::IN)], Some(&longest))? > 0 {

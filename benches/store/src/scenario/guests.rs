@@ -10,7 +10,7 @@ use xenstore_core::wire::MsgType;
 
 /// Transactions that a guest may have open by default.
 const OPEN: usize = 10;
-/// Domain 0's latency before the guests open their transactions, and with them open.
+/// Measures domain 0's latency before the guests open their transactions, and with them open.
 pub(super) fn run(context: &mut Context<'_>, kind: Kind) -> Result<()> {
     let folder = context.places.scratch.join("guests");
     if folder.exists() {
@@ -18,7 +18,8 @@ pub(super) fn run(context: &mut Context<'_>, kind: Kind) -> Result<()> {
     }
     fs::create_dir_all(&folder)?;
     let guests_max = context.size(100, 5) as u32;
-    // The stand-in takes the folder as it is when the daemon starts; the pages come one by one.
+    // The stand-in accepts the folder as it is at the daemon's start; the pages are added one by
+    // one.
     let daemon = Daemon::start(context.places, kind, context.cpu, Guests::In(&folder))?;
     let mut conn = Conn::open(&daemon.socket)?;
     const SHARED: &str = "/bench/shared";
@@ -35,7 +36,7 @@ pub(super) fn run(context: &mut Context<'_>, kind: Kind) -> Result<()> {
             let reply = guest.call(&request(MsgType::TransactionStart, &[b"\0"]))?;
             let text = std::str::from_utf8(reply.strip_suffix(b"\0").unwrap_or(&reply))?;
             let tx_id = text.parse()?;
-            // Each has read and written what domain 0 goes on to write.
+            // Each transaction reads and writes the node that domain 0 goes on to write.
             for (kind, value) in [(MsgType::Read, &b""[..]), (MsgType::Write, b"guest")] {
                 let mut bytes = Vec::new();
                 put(&mut bytes, kind, tx_id, &[SHARED.as_bytes(), b"\0", value]);

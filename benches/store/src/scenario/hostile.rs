@@ -1,4 +1,5 @@
-//! Domain 0's latency beside guests that do the worst that is known of each message type, again and again.
+//! Domain 0's latency beside guests that repeat the most expensive known request of each message
+//! type.
 
 use super::context::Context;
 use super::guest::Guest;
@@ -14,19 +15,19 @@ use xenstore_core::wire::MsgType;
 const LONG: u32 = 800;
 /// Levels of a deep path: as many as fit a ring with the rest of a request.
 const DEEP: usize = 400;
-/// Domain 0's p99 may become so many times as long,
+/// Domain 0's p99 may grow by this factor,
 const TIMES: f64 = 1.5;
-/// or so many seconds, where that is more.
+/// or to this many seconds, if that is more.
 const SECONDS: f64 = 0.002;
 
-/// A way to be a burden.
+/// An attack on the latency of the daemon.
 struct Attack {
     name: &'static str,
-    /// The next request of a guest, in the round of this number; `tx` is its open transaction.
+    /// Appends the next request of a guest, in this round; `tx` is its open transaction.
     next: fn(round: u32, tx: u32, to: &mut Vec<u8>),
 }
 
-/// The worst that is known of each message type.
+/// The most expensive known request of each message type.
 const ATTACKS: &[Attack] = &[
     Attack { name: "write", next: |_, _, to| put(to, MsgType::Write, 0, &[&deep(), b"\0v"]) },
     Attack { name: "read", next: |_, _, to| put(to, MsgType::Read, 0, &[&deep(), b"\0"]) },
@@ -88,12 +89,12 @@ const ATTACKS: &[Attack] = &[
 /// A node that all guests may read and write.
 const SHARED: &str = "/bench/shared";
 
-/// A deep path, relative.
+/// Returns a deep path, relative.
 fn deep() -> Vec<u8> {
     b"a/".repeat(DEEP).strip_suffix(b"/").map(<[u8]>::to_vec).unwrap_or_default()
 }
 
-/// A guest at work.
+/// A guest that attacks.
 struct Hostile<'g> {
     guest: &'g Guest,
     round: u32,
@@ -121,7 +122,7 @@ impl Hostile<'_> {
     }
 }
 
-/// All guests do it until they are told to stop.
+/// Runs the attack in all guests until `stop` is set.
 fn attack(guests: &[Guest], attack: &Attack, stop: &AtomicBool) -> Result<()> {
     let mut hostile: Vec<_> =
         guests.iter().map(|guest| Hostile { guest, round: 0, tx: 0 }).collect();
@@ -134,13 +135,13 @@ fn attack(guests: &[Guest], attack: &Attack, stop: &AtomicBool) -> Result<()> {
         }
     }
     for guest in guests {
-        // Whatever it has left open.
+        // Removes the watches and transactions that it has left open.
         guest.call(&request(MsgType::ResetWatches, &[b"\0"]))?;
     }
     Ok(())
 }
 
-/// Domain 0's p99 beside guests that are idle, and beside one and all of them at work in each way.
+/// Measures domain 0's p99 beside idle guests, and beside one and all of them in each attack.
 pub(super) fn run(context: &mut Context<'_>, kind: Kind) -> Result<()> {
     let folder = context.places.scratch.join("hostile");
     if folder.exists() {

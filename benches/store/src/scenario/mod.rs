@@ -1,4 +1,4 @@
-//! The scenarios: each starts from a fresh daemon, drives it, and gives back named numbers.
+//! The scenarios: each starts a fresh daemon, drives it, and returns named numbers.
 
 mod axes;
 mod context;
@@ -18,15 +18,15 @@ pub(crate) use context::Context;
 
 /// A scenario as data.
 pub(crate) struct Scenario {
-    /// What `--only` can name; the first part of the metric names.
+    /// The name for `--only`; the first part of the metric names.
     pub(crate) name: &'static str,
-    /// Who runs it.
+    /// The daemons that run it.
     pub(crate) kinds: &'static [Kind],
-    /// Whether the daemon must know guests.
+    /// True if the daemon must know guests.
     pub(crate) guests: bool,
-    /// A guess of how long one run takes, in seconds, until it has been measured.
+    /// A guess of its duration, in seconds, until it has been measured.
     pub(crate) seconds: f64,
-    /// Does it.
+    /// Runs it.
     pub(crate) run: fn(&mut Context<'_>, Kind) -> Result<()>,
 }
 

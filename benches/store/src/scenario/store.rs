@@ -1,7 +1,7 @@
 //! Large stores: filling them, their memory, reading, listing and removing.
 //!
-//! The tree is `/bench/gGG/dDD/nNN`: 100 nodes a directory, each with a value of 32 bytes. No directory has so many
-//! that its listing would not fit into a message: oxenstored knows no other.
+//! The tree is `/bench/gGG/dDD/nNN`: 100 nodes a directory, each with a value of 32 bytes. Every
+//! listing fits into one message, because oxenstored supports no longer one.
 
 use super::context::{Context, NODE, prepare};
 use crate::Result;
@@ -17,16 +17,16 @@ use xenstore_core::wire::MsgType;
 const PER_DIRECTORY: usize = 100;
 /// Requests in flight while filling.
 const FILL_DEPTH: usize = 64;
-/// Nodes of 100,000 that the first and the last part of a filling are made of.
+/// The number of nodes, of 100,000, in the first and in the last part of a filling.
 const PART: usize = 50_000;
 
-/// The path of node number `index`.
+/// Returns the path of node number `index`.
 fn path(index: usize) -> String {
     let (directory, node) = (index / PER_DIRECTORY, index % PER_DIRECTORY);
     format!("/bench/g{:02}/d{:02}/n{node:02}", directory / PER_DIRECTORY, directory % PER_DIRECTORY)
 }
 
-/// Writes nodes `from..to`; the time it took.
+/// Writes nodes `from..to`; returns the time that it took.
 fn fill(conn: &mut Conn, from: usize, to: usize) -> Result<f64> {
     let start = Instant::now();
     conn.stream(FILL_DEPTH, &mut (from..to).map(|index| write(&path(index), VALUE)))?;
@@ -57,7 +57,7 @@ fn fill_and_weigh(
     Ok(())
 }
 
-/// Resident memory once it no longer changes from one look to the next.
+/// Returns the resident memory once two successive readings are equal.
 fn settled_memory(daemon: &Daemon) -> Result<f64> {
     let mut last = daemon.memory("VmRSS")?;
     for _ in 0..20 {
@@ -71,7 +71,7 @@ fn settled_memory(daemon: &Daemon) -> Result<f64> {
     Ok(last)
 }
 
-/// 100,000 nodes: every daemon.
+/// Runs with 100,000 nodes, on every daemon.
 pub(super) fn hundred(context: &mut Context<'_>, kind: Kind) -> Result<()> {
     let nodes = context.size(100_000, 2_000);
     let daemon = context.start(kind)?;
@@ -85,7 +85,7 @@ pub(super) fn hundred(context: &mut Context<'_>, kind: Kind) -> Result<()> {
     list(context, &daemon, kind)
 }
 
-/// 1,000,000 nodes: ours alone.
+/// Runs with 1,000,000 nodes, on ours alone.
 pub(super) fn million(context: &mut Context<'_>, kind: Kind) -> Result<()> {
     let nodes = context.size(1_000_000, 10_000);
     let daemon = context.start(kind)?;
@@ -96,8 +96,8 @@ pub(super) fn million(context: &mut Context<'_>, kind: Kind) -> Result<()> {
     context.pipelined(&daemon, &mut conn, "full1m.write", &writes(&middle))
 }
 
-/// `xenstore ls` with our tool, and with Debian's on C. A listing keeps many
-/// requests in flight, so tool and daemon each have a processor, as on any host.
+/// Runs `xenstore ls` with our tool, and with Debian's on C. A listing keeps many requests in
+/// flight, so tool and daemon each have a processor, as on any host.
 fn list(context: &mut Context<'_>, daemon: &Daemon, kind: Kind) -> Result<()> {
     let ours = context.places.release.join("xenstore");
     if ours.exists() {
@@ -157,7 +157,7 @@ pub(super) fn rm(context: &mut Context<'_>, kind: Kind) -> Result<()> {
     Ok(())
 }
 
-/// Reads one at a time until told to stop; the longest wait.
+/// Reads one at a time until `stop` is set; returns the longest wait.
 fn read_until(reader: &mut Conn, started: &AtomicBool, stop: &AtomicBool) -> Result<Duration> {
     let one = read(NODE);
     let mut longest = Duration::ZERO;

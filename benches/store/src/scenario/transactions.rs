@@ -1,4 +1,4 @@
-//! Transactions of many clients: apart, in one directory, and on the same keys.
+//! Transactions of many clients: on separate subtrees, in one directory, and on the same keys.
 
 use super::context::Context;
 use crate::Result;
@@ -13,8 +13,8 @@ const CLIENTS: usize = 16;
 /// Reads, and writes, of one transaction.
 const KEYS: usize = 5;
 
-/// The five reads and five writes of a transaction below `base`. The values are this client's and
-/// this transaction's own: what others have read does change.
+/// Returns the five reads and five writes of a transaction below `base`. The values are unique to
+/// this client and this transaction, so a node that others have read does change.
 fn reads_and_writes(base: &str, client: usize, number: u64, tx_id: u32) -> Vec<Vec<u8>> {
     let value = format!("{client:08}{number:024}");
     let mut requests = Vec::with_capacity(2 * KEYS + 1);
@@ -33,7 +33,8 @@ fn reads_and_writes(base: &str, client: usize, number: u64, tx_id: u32) -> Vec<V
     requests
 }
 
-/// The transaction that makes one device, as a toolstack does it: is it there? then its nodes.
+/// Returns the transaction that makes one device, as a toolstack does it: a check that it is
+/// absent, then its nodes.
 fn device(client: usize, number: u64, tx_id: u32) -> Vec<Vec<u8>> {
     let base = format!("/bench/device/vbd/{}", client as u64 * 1_000_000 + number);
     let mut requests = Vec::new();
@@ -79,7 +80,7 @@ fn measure<F: FnMut(u64, u32) -> Vec<Vec<u8>>>(
     Ok(())
 }
 
-/// Each client has its own subtree.
+/// Runs clients that each have a subtree of their own.
 pub(super) fn disjoint(context: &mut Context<'_>, kind: Kind) -> Result<()> {
     let daemon = context.start(kind)?;
     let mut conn = Conn::open(&daemon.socket)?;
@@ -108,7 +109,8 @@ pub(super) fn disjoint(context: &mut Context<'_>, kind: Kind) -> Result<()> {
     Ok(())
 }
 
-/// All make devices in one directory; the same number for every daemon, as the directory grows.
+/// Runs clients that make devices in one directory; the number is the same for every daemon, as the
+/// directory grows.
 pub(super) fn devices(context: &mut Context<'_>, kind: Kind) -> Result<()> {
     let daemon = context.start(kind)?;
     let mut conn = Conn::open(&daemon.socket)?;
@@ -120,14 +122,14 @@ pub(super) fn devices(context: &mut Context<'_>, kind: Kind) -> Result<()> {
     measure(context, &daemon, "devices", scripts)
 }
 
-/// All read and write the same five keys.
+/// Runs clients that read and write the same five keys.
 pub(super) fn contended(context: &mut Context<'_>, kind: Kind) -> Result<()> {
     let daemon = context.start(kind)?;
     let mut conn = Conn::open(&daemon.socket)?;
     for key in 0..KEYS {
         conn.call(&write(&format!("/bench/same/key{key}"), VALUE))?;
     }
-    // Long enough that a client which starves shows among the tries.
+    // The time is long enough that a starved client shows among the tries.
     let end = Until::Time(Instant::now() + 2 * context.span());
     let scripts = (0..CLIENTS)
         .map(|client| {
