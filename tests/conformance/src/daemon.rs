@@ -15,10 +15,10 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-/// How long a daemon may take until it answers on its socket.
+/// The longest time until a daemon answers on its socket.
 const READY_WITHIN: Duration = Duration::from_secs(20);
 
-/// Which daemon.
+/// A kind of daemon.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Kind {
     /// Debian's `xenstored`, in C.
@@ -30,10 +30,10 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// All of them.
+    /// All kinds.
     pub const ALL: [Self; 3] = [Self::C, Self::OCaml, Self::Ours];
 
-    /// The short name: `c`, `ox`, `ours`.
+    /// Returns the short name: `c`, `ox`, `ours`.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -44,16 +44,17 @@ impl Kind {
     }
 }
 
-/// How a daemon is started.
+/// The options of a daemon's start.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
     /// More arguments for its command line.
     pub args: Vec<OsString>,
-    /// Every domain exists, with a ring that nobody fills; there are no [`Daemon::guest`]s then.
+    /// If true, every domain exists, with a ring that no guest fills; there are no
+    /// [`Daemon::guest`]s then.
     pub everybody: bool,
     /// Oxenstored's access log, which Debian has on. Only one daemon on a machine may have it.
     pub access_log: bool,
-    /// The use that is made of a peer.
+    /// The purpose of a peer.
     pub purpose: Purpose,
 }
 
@@ -66,17 +67,17 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Starts a daemon and waits until it answers. `None`, and one line that says why, where that
-    /// daemon is not to be had here, or is a peer of a version that is not known.
+    /// Starts a daemon and waits until it answers. Returns `None` and prints one line with the
+    /// reason if that daemon is not available here, or is a peer of an unknown version.
     ///
     /// # Panics
-    /// If the daemon ends or stays silent, and if it is not to be had although `CI` is `true`.
+    /// If the daemon ends or stays silent, and if it is not available although `CI` is `true`.
     #[must_use]
     pub fn start(kind: Kind) -> Option<Self> {
         Self::start_with(kind, &Options::default())
     }
 
-    /// As [`Daemon::start`], with options.
+    /// Starts a daemon, as [`Daemon::start`] does, with options.
     ///
     /// # Panics
     /// As [`Daemon::start`].
@@ -125,13 +126,13 @@ impl Daemon {
         }
     }
 
-    /// Which daemon this is.
+    /// Returns the kind of this daemon.
     #[must_use]
     pub fn kind(&self) -> Kind {
         self.kind
     }
 
-    /// The version of a peer, where it is a known one.
+    /// Returns the version of a peer, if it is a known one.
     #[must_use]
     pub fn version(&self) -> Option<Version> {
         match self.kind {
@@ -140,42 +141,43 @@ impl Daemon {
         }
     }
 
-    /// True of a peer of this kind and version.
+    /// True if this is a peer of this kind and version.
     #[must_use]
     pub fn is(&self, kind: Kind, version: Version) -> bool {
         (self.kind, self.version()) == (kind, Some(version))
     }
 
-    /// Its socket.
+    /// Returns the path of its socket.
     #[must_use]
     pub fn socket(&self) -> PathBuf {
         self.dir.join("sock")
     }
 
-    /// The folder that stands for the hypervisor: ring pages and event channels of its guests.
+    /// Returns the folder that stands for the hypervisor: ring pages and event channels of its
+    /// guests.
     #[must_use]
     pub fn guests(&self) -> PathBuf {
         self.dir.join("guests")
     }
 
-    /// The folder that it runs in.
+    /// Returns its working folder.
     #[must_use]
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// Its process.
+    /// Returns its process id.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// Whether it still runs.
+    /// True while it runs.
     pub fn runs(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
     }
 
-    /// How it ended, in words.
+    /// Describes its exit status.
     pub fn exit(&mut self) -> String {
         match self.child.try_wait() {
             Ok(Some(status)) => status.to_string(),
@@ -184,13 +186,13 @@ impl Daemon {
         }
     }
 
-    /// What it has said so far.
+    /// Returns its log up to now.
     #[must_use]
     pub fn log(&self) -> String {
         String::from_utf8_lossy(&fs::read(self.dir.join("log")).unwrap_or_default()).into_owned()
     }
 
-    /// A new connection over its socket, which speaks for domain 0.
+    /// Opens a new connection over its socket, as domain 0.
     ///
     /// # Panics
     /// If it cannot be reached.
@@ -215,7 +217,7 @@ impl Daemon {
         guest
     }
 
-    /// Creates a domain with this number, which nobody has introduced yet.
+    /// Creates a domain with this number, which is not introduced yet.
     ///
     /// # Panics
     /// If its page cannot be written.
@@ -226,10 +228,10 @@ impl Daemon {
             .unwrap_or_else(|error| panic!("domain {domid} cannot be made: {error}"))
     }
 
-    /// The domain is destroyed: its page goes, and the daemon is told by VIRQ_DOM_EXC.
+    /// Destroys the domain: removes its page, and signals VIRQ_DOM_EXC to the daemon.
     ///
     /// # Panics
-    /// If the daemon cannot be told.
+    /// If the daemon cannot be signalled.
     pub fn destroy(&self, domid: u16) {
         let _ = fs::remove_file(self.guests().join(format!("{domid}.page")));
         let _ = fs::remove_file(self.guests().join(format!("{domid}.shutdown")));
@@ -237,16 +239,16 @@ impl Daemon {
         self.virq();
     }
 
-    /// The domain shuts down but exists still; the daemon is told by VIRQ_DOM_EXC.
+    /// Shuts the domain down, which exists still, and signals VIRQ_DOM_EXC to the daemon.
     ///
     /// # Panics
-    /// If the daemon cannot be told.
+    /// If the daemon cannot be signalled.
     pub fn shut_down(&self, domid: u16) {
         File::create(self.guests().join(format!("{domid}.shutdown"))).expect("the shutdown mark");
         self.virq();
     }
 
-    /// The domain runs again after [`Daemon::shut_down`], as after a suspend that was cancelled.
+    /// Lets the domain run again after [`Daemon::shut_down`], as after a cancelled suspend.
     pub fn run_again(&self, domid: u16) {
         let _ = fs::remove_file(self.guests().join(format!("{domid}.shutdown")));
     }
@@ -255,7 +257,7 @@ impl Daemon {
         signal(&self.guests(), u32::MAX).expect("VIRQ_DOM_EXC");
     }
 
-    /// Resident memory in KiB (`VmRSS`).
+    /// Returns the resident memory in KiB (`VmRSS`).
     #[must_use]
     pub fn memory_kib(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap_or_default();
@@ -263,7 +265,7 @@ impl Daemon {
         line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0)
     }
 
-    /// Number of open file descriptors.
+    /// Returns the number of open file descriptors.
     #[must_use]
     pub fn descriptors(&self) -> usize {
         fs::read_dir(format!("/proc/{}/fd", self.pid())).map_or(0, Iterator::count)
@@ -286,7 +288,7 @@ fn tail(text: &str, lines: usize) -> String {
     all.get(all.len().saturating_sub(lines)..).unwrap_or_default().join("\n")
 }
 
-/// A folder with a name short enough for a socket inside it.
+/// Makes a folder with a name short enough for a socket inside it.
 fn fresh_dir() -> PathBuf {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -296,7 +298,8 @@ fn fresh_dir() -> PathBuf {
     dir
 }
 
-/// The command that starts a daemon; `None`, and one line that says why, where it is not to be had.
+/// Returns the command that starts a daemon; or `None`, and prints one line with the reason, if it
+/// is not available.
 fn command(kind: Kind, dir: &Path, options: &Options) -> Option<Command> {
     let what = format!("daemon `{}`", kind.name());
     if kind != Kind::Ours {
@@ -333,7 +336,7 @@ fn peer_command(kind: Kind, peers: &Peers, dir: &Path, options: &Options) -> Com
     command
 }
 
-/// Debian's own configuration, its log and pid files moved into `dir`.
+/// Writes Debian's own configuration with its log and pid files moved into `dir`.
 fn oxenstored_conf(peers: &Peers, dir: &Path) -> PathBuf {
     let debian = fs::read_to_string(peers.root().join("etc/xen/oxenstored.conf"))
         .expect("the configuration of Debian's oxenstored");
@@ -355,7 +358,8 @@ fn oxenstored_conf(peers: &Peers, dir: &Path) -> PathBuf {
     path
 }
 
-/// Our daemon: `xenstored-testbed`, of the same profile as this program, built where it is old.
+/// Returns the path of our daemon, `xenstored-testbed`, of the same profile as this program, built
+/// if it is old.
 fn testbed() -> &'static Result<PathBuf, String> {
     static PATH: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     PATH.get_or_init(|| {
@@ -367,7 +371,7 @@ fn testbed() -> &'static Result<PathBuf, String> {
             return Err("the workspace has no package `testbed`".to_owned());
         }
         let this = std::env::current_exe().map_err(|error| error.to_string())?;
-        // Folders of cargo's, each with the profile that fills it.
+        // Cargo's build folders, each with the profile that fills it.
         let profiles = [("debug", "dev"), ("release", "release"), ("dist", "dist")];
         let profile_of = |dir: &&Path| {
             profiles.iter().find(|(name, _)| dir.ends_with(name)).map(|found| found.1)

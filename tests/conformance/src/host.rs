@@ -1,33 +1,33 @@
-//! A host: a daemon, and the hypervisor whose domains it serves.
+//! A host: a daemon, and the hypervisor of the domains that it serves.
 
 use crate::daemon::{Daemon, Kind};
 use crate::peer::Peer;
 use crate::version::Version;
 
-/// One whose differences hold on a host; tables name it.
+/// A set of listed differences that applies to a host; tables name it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Mark {
-    /// A daemon's, of any version.
+    /// The differences of a daemon, of any version.
     Daemon(Kind),
-    /// Those of one version of a daemon.
+    /// The differences of one version of a daemon.
     Version(Kind, Version),
-    /// Those of a host that runs Xen, whose daemon serves more than the test.
+    /// The differences of a host that runs Xen, whose daemon serves others than the test.
     Xen,
-    /// Those that Debian's C daemon has on such a host only.
+    /// The differences that Debian's C daemon has only on such a host.
     XenC,
-    /// Those of Linux' `/dev/xen/xenbus`, where domain 0 speaks over it.
+    /// The differences of Linux' `/dev/xen/xenbus`, if domain 0 uses it.
     Xenbus,
 }
 
 impl Mark {
-    /// All without a version.
+    /// All marks without a version.
     const PLAIN: [Self; 5] =
         [Self::Daemon(Kind::C), Self::Daemon(Kind::OCaml), Self::Xen, Self::XenC, Self::Xenbus];
 
-    /// The mark that a table names like this: `ox`, or `ox-4.17.5+72` for one version.
+    /// Returns the mark of this name in a table: `ox`, or `ox-4.17.5+72` for one version.
     ///
     /// # Errors
-    /// A sentence that says what the name lacks.
+    /// A sentence that describes the fault of the name.
     pub fn named(name: &str) -> Result<Self, String> {
         if let Some(mark) = Self::PLAIN.into_iter().find(|mark| mark.name() == name) {
             return Ok(mark);
@@ -41,7 +41,7 @@ impl Mark {
         Ok(Self::Version(kind, version))
     }
 
-    /// The name in tables.
+    /// Returns the name in tables.
     #[must_use]
     pub fn name(self) -> String {
         match self {
@@ -56,36 +56,36 @@ impl Mark {
 
 /// A daemon and the domains that it serves.
 ///
-/// Its methods panic where the host itself fails: there is nothing to test then.
+/// Its methods panic if the host itself fails: there is nothing to test then.
 pub trait Host {
-    /// Which daemon it is.
+    /// Returns the kind of the daemon.
     fn kind(&self) -> Kind;
 
-    /// Whose differences hold here, the most special first.
+    /// Returns the marks whose differences apply here, the most specific first.
     fn marks(&self) -> Vec<Mark>;
 
-    /// Why the daemon no longer runs, if so.
+    /// Returns the reason why the daemon no longer runs, if so.
     fn ended(&mut self) -> Option<String>;
 
-    /// A new connection of domain 0.
+    /// Opens a new connection of domain 0.
     fn connect(&mut self) -> Peer;
 
-    /// Whether making this domain would be seen in the store.
+    /// True if making this domain changes the store.
     fn disturbs(&self, domid: u16) -> bool;
 
-    /// A domain with this number, whose ring nobody has used and nobody has introduced.
+    /// Makes a domain with this number, whose ring is unused and which is not introduced.
     fn guest(&mut self, domid: u16) -> Peer;
 
-    /// The payload with which domain 0 introduces it.
+    /// Returns the payload with which domain 0 introduces it.
     fn introduction(&self, domid: u16) -> String;
 
-    /// The domain is destroyed; the daemon is told by VIRQ_DOM_EXC.
+    /// Destroys the domain; the daemon is signalled by VIRQ_DOM_EXC.
     fn destroy(&mut self, domid: u16);
 
-    /// The domain shuts down but exists still; the daemon is told by VIRQ_DOM_EXC.
+    /// Shuts the domain down, which exists still; the daemon is signalled by VIRQ_DOM_EXC.
     fn shut_down(&mut self, domid: u16);
 
-    /// The domain runs again after it shut down, as after a suspend that was cancelled.
+    /// Lets the domain run again after a shutdown, as after a cancelled suspend.
     fn run_again(&mut self, domid: u16);
 }
 

@@ -1,8 +1,9 @@
-//! What a hostile guest does to its ring, after XSA-38 and its kind: on every host, without Xen and on
-//! Xen, nothing comes of it but that guest's own silence.
+//! Attacks of a hostile guest on its ring, after XSA-38 and its kind: on every host, without Xen
+//! and on Xen, the only effect must be that this guest is no longer served.
 //!
-//! Each case holds the same promise: the guest is told why in its page, where the daemon knows the
-//! error word; it is not taken for dead; others are served; and introduced again it is served.
+//! Each case checks the same promise: the daemon writes the reason to the guest's page, if it knows
+//! the error word; it does not count the guest as dead; it serves others; and once the guest is
+//! introduced again, it serves that guest.
 
 use crate::daemon::Kind;
 use crate::host::Host;
@@ -11,21 +12,21 @@ use crate::ring::{CONNECTION, GUEST_INDICES, RING_SIZE};
 use std::time::{Duration, Instant};
 use xenstore_core::wire::{Header, MsgType};
 
-/// How long the daemon may take to notice.
+/// The longest time until the daemon must react.
 const SOON: Duration = Duration::from_secs(5);
 /// `XENSTORE_SERVER_FEATURE_RECONNECTION` and `_ERROR`.
 const FEATURES: u32 = 1 | 2;
-/// How long a guest waits that must not be answered.
+/// The time for which a guest that must not be answered waits.
 const A_WHILE: Duration = Duration::from_millis(100);
 const RING_INDEX: u32 = 2;
 const PROTOCOL: u32 = 3;
 
-/// A case: its name, the daemons that promise it, and what is done.
+/// A case: its name, the daemons that promise it, and its actions.
 #[derive(Clone, Copy, Debug)]
 pub struct Attack {
-    /// The advisory, and what the guest does.
+    /// The advisory, and the action of the guest.
     pub name: &'static str,
-    /// The daemons that it is tried on.
+    /// The daemons that it runs against.
     pub on: &'static [Kind],
     run: fn(&mut World<'_>),
 }
@@ -33,7 +34,7 @@ pub struct Attack {
 const C_AND_OURS: &[Kind] = &[Kind::C, Kind::Ours];
 const OURS: &[Kind] = &[Kind::Ours];
 
-/// All of them.
+/// All cases.
 pub const ATTACKS: &[Attack] = &[
     Attack {
         name: "xsa_038_producer_beyond_the_ring",
@@ -62,7 +63,7 @@ pub const ATTACKS: &[Attack] = &[
     },
     Attack {
         name: "xsa_038_introduced_again_while_a_request_is_half_read",
-        // C's keeps the half that it has read, and waits for the rest.
+        // The C daemon keeps the half that it has read, and waits for the rest.
         on: OURS,
         run: introduced_again_while_a_request_is_half_read,
     },
@@ -87,8 +88,8 @@ pub const ATTACKS: &[Attack] = &[
 struct World<'a> {
     host: &'a mut dyn Host,
     dom0: Peer,
-    /// A second connection of domain 0, which watches for deaths. Not with C's daemon: where it has one
-    /// connection more, a response that cannot be delivered is its end (`conn->in == NULL`).
+    /// A second connection of domain 0, which watches for deaths. C's daemon gets none: if it has
+    /// one connection more, a response that cannot be delivered ends it (`conn->in == NULL`).
     mourner: Option<Peer>,
     guest: Peer,
     other: Peer,
@@ -97,10 +98,10 @@ struct World<'a> {
 const GUEST: u16 = 7;
 const OTHER: u16 = 8;
 
-/// Makes an attack, and holds the daemon to what is promised after each.
+/// Runs an attack, and checks the daemon's promises after it.
 ///
 /// # Panics
-/// If the daemon does not keep it.
+/// If the daemon does not keep a promise.
 pub fn attack(host: &mut dyn Host, attack: &Attack) {
     let dom0 = host.connect();
     let mourner = (host.kind() == Kind::Ours).then(|| host.connect());
@@ -129,7 +130,8 @@ impl World<'_> {
         }
     }
 
-    /// How often `@releaseDomain` has fired since this was last asked, where somebody watches.
+    /// Returns the number of times that `@releaseDomain` has fired since the last call, if it is
+    /// watched.
     fn deaths(&mut self) -> Option<usize> {
         let events = self.mourner.as_mut()?.events();
         Some(events.expect("domain 0's second connection").len())
@@ -153,7 +155,8 @@ impl World<'_> {
         );
     }
 
-    /// Released, its page cleared, and introduced again, the guest is served as before.
+    /// Checks that the guest is served as before, once it is released and introduced again with a
+    /// cleared page.
     fn served_again(&mut self) {
         self.dom0.expect_ok("RELEASE", "7|");
         assert!(self.deaths().is_none_or(|fired| fired > 0), "RELEASE fires no @releaseDomain");
@@ -162,7 +165,8 @@ impl World<'_> {
         assert_eq!(self.guest.ask("READ", "x|"), "v");
     }
 
-    /// The guest breaks its ring this way, once for each of these, and is told so.
+    /// Lets the guest break its ring once for each of `ways`, and checks the error word in its page
+    /// each time.
     fn each_is_told<T: Copy + std::fmt::Debug>(
         &mut self,
         ways: &[T],
@@ -182,7 +186,8 @@ impl World<'_> {
     }
 }
 
-/// The indices of a ring in rest: those of requests are equal, those of responses are equal.
+/// Returns `req_prod` and `rsp_cons` of an idle ring: the indices of requests are equal, those of
+/// responses are equal.
 fn rest(guest: &mut Peer) -> (u32, u32) {
     let [_, req_prod, rsp_cons, _] = guest.ring().indices().expect("the page");
     (req_prod, rsp_cons)
@@ -212,7 +217,7 @@ fn producer_runs_backwards(world: &mut World<'_>) {
     });
 }
 
-/// Shows when there is a response: the guest asks for one in the same moment.
+/// The fault shows when there is a response: the guest asks for one in the same moment.
 fn consumer_of_responses_out_of_range(world: &mut World<'_>) {
     world.each_is_told(&[1, 1024, 5000, 0x8000_0000, u32::MAX - 2000], RING_INDEX, |guest, by| {
         let (req_prod, rsp_cons) = rest(guest);
@@ -233,7 +238,7 @@ fn message_longer_than_allowed(world: &mut World<'_>) {
     });
 }
 
-/// The guest asks for the reset after each part of a request that the daemon can have read.
+/// The guest requests the reset after each part of a request that the daemon can have read.
 fn reset_while_a_request_is_half_read(world: &mut World<'_>) {
     let request = [header(MsgType::Read.code(), 2).as_slice(), b"x\0"].concat();
     for read in 1..request.len() {
@@ -243,7 +248,7 @@ fn reset_while_a_request_is_half_read(world: &mut World<'_>) {
         guest.forget();
         assert_eq!(guest.ask("READ", "x|"), "v", "after {read} bytes");
     }
-    // Asked for and taken back, over and over.
+    // The reset is requested and withdrawn, over and over.
     let (one, zero) = (1_u32.to_ne_bytes(), 0_u32.to_ne_bytes());
     world.guest.ring().flip(CONNECTION, &one, &zero, 100).expect("the page");
 }
@@ -252,7 +257,7 @@ fn introduced_again_while_a_request_is_half_read(world: &mut World<'_>) {
     let request = [header(MsgType::Read.code(), 2).as_slice(), b"x\0"].concat();
     for read in [1, 15, 16, 17] {
         world.guest.send(request.get(..read).unwrap_or_default()).expect("a part of a request");
-        // Where the guest is told to put it there, it has by the time that it can tell this.
+        // A guest on Xen puts the bytes on a command. Its next answer shows that it has put them.
         rest(&mut world.guest);
         world.dom0.expect_ok("INTRODUCE", world.host.introduction(GUEST));
         world.guest.forget();
@@ -261,8 +266,9 @@ fn introduced_again_while_a_request_is_half_read(world: &mut World<'_>) {
     }
 }
 
-/// The header's length is now 2, now far too long: whichever the daemon reads, it reads once, and either
-/// answers or says that it is too long. Which of the two it meets is chance; both must have been met.
+/// The header's length changes between 2 and far too long. The daemon must read it once, and either
+/// answer or report that it is too long. Which of the two happens is chance; both must have
+/// happened.
 fn header_that_changes_under_the_reader(world: &mut World<'_>) {
     const ROUNDS_MAX: usize = 40;
     let (mut answered, mut told) = (0, 0);
@@ -271,7 +277,7 @@ fn header_that_changes_under_the_reader(world: &mut World<'_>) {
         let (_, rsp_cons) = rest(&mut world.guest);
         let good = header(MsgType::Read.code(), 2);
         let long = header(MsgType::Read.code(), u32::MAX);
-        // A fast reader meets the first, a slow one the last.
+        // A fast reader sees the first, a slow one the last.
         let (first, last) = if round % 2 == 0 { (good, long) } else { (long, good) };
         let ring = world.guest.ring();
         ring.write(u64::from(start % RING_SIZE), &[first.as_slice(), b"x\0"].concat())
@@ -292,7 +298,8 @@ fn header_that_changes_under_the_reader(world: &mut World<'_>) {
     panic!("{answered} times answered, {told} times told: the header did not change in time");
 }
 
-/// Where the next request begins, once that is a multiple of 4 with room for it before the ring's end.
+/// Returns the index of the next request, once that is a multiple of 4 with room for it before the
+/// ring's end.
 fn aligned_rest(guest: &mut Peer) -> u32 {
     loop {
         let (req_prod, _) = rest(guest);
@@ -300,13 +307,13 @@ fn aligned_rest(guest: &mut Peer) -> u32 {
         if at.is_multiple_of(4) && at + 18 <= RING_SIZE {
             return req_prod;
         }
-        // A header has 16 bytes, so the path, with its NUL, makes up the difference.
+        // A header has 16 bytes, so the path, with its NUL, fills up the difference.
         let path = "n".repeat(3 + (4 - at as usize % 4) % 4);
         assert_eq!(guest.ask("READ", format!("{path}|")), "ENOENT");
     }
 }
 
-/// Whether the request is answered; else the guest is told that its message is too long.
+/// True if the request is answered; false if the error word says that the message is too long.
 fn is_answered(guest: &mut Peer) -> bool {
     let end = Instant::now() + SOON;
     loop {
@@ -321,7 +328,7 @@ fn is_answered(guest: &mut Peer) -> bool {
     }
 }
 
-/// The guest's two indices are now right, now impossible.
+/// The guest's two indices change between right and impossible values.
 fn indices_that_change_under_the_reader(world: &mut World<'_>) {
     for by in [1, 1024, 1025, 0x8000_0000] {
         let (req_prod, rsp_cons) = rest(&mut world.guest);
@@ -335,7 +342,7 @@ fn indices_that_change_under_the_reader(world: &mut World<'_>) {
     }
 }
 
-/// Signals with nothing behind them: the daemon does not stop to serve the others.
+/// The guest signals without a request: the daemon must go on serving the others.
 fn events_without_end_and_without_bytes(world: &mut World<'_>) {
     let nothing = 0_u32.to_ne_bytes();
     world.guest.ring().flip(CONNECTION, &nothing, &nothing, 1000).expect("the page");

@@ -2,10 +2,10 @@
 //! unmodified, as processes, over the socket and over rings of guests: without Xen, where a guest is
 //! a file, and on Xen, where it is a domain (`conformance-dom0`).
 //!
-//! The promise: what a table in `tables/` says is what every daemon does, and where a peer does
-//! something else, that is written next to the line and explained in `docs/compatibility.md`, by
-//! the peer's version where its versions differ. An unexpected difference fails, and so does a listed
-//! difference that is gone. A peer whose version is not known is not compared with.
+//! The promise: a line of a table in `tables/` states the behaviour of every daemon. If a peer
+//! differs, the difference is written next to the line and explained in `docs/compatibility.md`, by
+//! the peer's version if its versions differ. An unexpected difference fails, and so does a listed
+//! difference that is gone. A peer of an unknown version is not compared.
 //!
 //! | module | what it is |
 //! |---|---|
@@ -13,16 +13,16 @@
 //! | [`version`] | the versions of these packages that are known |
 //! | [`daemon`] | a running daemon in its own folder |
 //! | [`xen_host`] | the daemon that serves a Xen host, and domains made there |
-//! | [`host`] | what the two have in common |
+//! | [`host`] | the common interface of the two |
 //! | [`peer`] | a raw client: any bytes, over the socket or over a ring |
 //! | [`ring`] | a guest: its ring page and its event channel |
-//! | [`hostile`] | what hostile guests do to their rings, on every host |
+//! | [`hostile`] | attacks of hostile guests on their rings, on every host |
 //! | [`notation`] | payloads as `docs/misc/xenstore.txt` writes them |
 //! | [`table`] | the tables' format |
 //! | [`run`] | running a table against a daemon |
-//! | [`skip`](mod@skip) | what is left out, and what comes of that |
+//! | [`skip`](mod@skip) | parts of tests that are left out, and the consequence |
 //! | [`platform`] | event channels, grants, life of domains, on any provider |
-//! | [`snapshot`] | the whole store, kept and put back |
+//! | [`snapshot`] | the whole store, saved and restored |
 
 pub mod daemon;
 pub mod host;

@@ -1,13 +1,13 @@
 //! Payloads as `docs/misc/xenstore.txt` writes them: `|` is a NUL.
 //!
-//! Besides: `\|`, `\\`, `\s` (a space), `\xHH` (any byte), and `{text*N}`, which repeats.
+//! Also: `\|`, `\\`, `\s` (a space), `\xHH` (any byte), and `{text*N}`, which repeats.
 
 use std::fmt::Write;
 
-/// The bytes that `text` stands for.
+/// Returns the bytes that `text` stands for.
 ///
 /// # Errors
-/// What in it is wrong.
+/// The fault of the text.
 pub fn parse(text: &str) -> Result<Vec<u8>, String> {
     let mut bytes = Vec::new();
     let mut chars = text.chars();
@@ -41,7 +41,7 @@ fn escape(chars: &mut std::str::Chars<'_>) -> Result<u8, String> {
     }
 }
 
-/// `bytes` in the notation, runs of 16 equal bytes and more folded.
+/// Returns `bytes` in the notation, with runs of 16 equal bytes and more folded.
 #[must_use]
 pub fn show(bytes: &[u8]) -> String {
     let mut text = String::new();

@@ -17,21 +17,22 @@ use std::time::{Duration, Instant};
 use xenstore_core::limits::HEADER_SIZE;
 use xenstore_core::wire::{Header, MsgType, TYPES, split_message};
 
-/// How long a reply may take before the daemon counts as silent.
+/// The time without a reply after which the daemon counts as silent.
 pub const REPLY_WITHIN: Duration = Duration::from_secs(10);
 
-/// Longest time that a daemon may take which was signalled again.
+/// The longest time that a daemon may take after it was signalled again.
 const AGAIN_WITHIN: Duration = Duration::from_secs(5);
-/// Signals of guests that were lost, in this process.
+/// The number of lost signals of guests, in this process.
 static SIGNALS_LOST: AtomicU32 = AtomicU32::new(0);
 
-/// The number of signals of guests that were lost in this process.
+/// Returns the number of signals of guests that were lost in this process.
 #[must_use]
 pub fn signals_lost() -> u32 {
     SIGNALS_LOST.load(Ordering::Relaxed)
 }
 
-/// How many requests of [`Peer::ask_all`] are under way at once: few enough that all are sent before an answer has to be read.
+/// The number of requests of [`Peer::ask_all`] in flight: few enough that all are sent before an
+/// answer has to be read.
 const TOGETHER: usize = 32;
 
 /// One message from the daemon.
@@ -44,7 +45,7 @@ pub struct Message {
 }
 
 impl Message {
-    /// The error's name, where this is an ERROR.
+    /// Returns the error's name, if this is an ERROR.
     #[must_use]
     pub fn error(&self) -> Option<String> {
         (self.header.kind == MsgType::Error.code())
@@ -52,14 +53,14 @@ impl Message {
     }
 }
 
-/// Why there is no message.
+/// The reason why there is no message.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Lost {
-    /// The daemon closed the connection, or its stream makes no sense.
+    /// The daemon closed the connection, or its stream is invalid.
     Closed,
     /// Nothing came in time.
     Silent,
-    /// Nothing came in time, and what was sent was taken when the guest had signalled once more.
+    /// Nothing came in time, and the bytes were taken when the guest had signalled once more.
     Signal,
 }
 
@@ -73,11 +74,11 @@ impl fmt::Display for Lost {
     }
 }
 
-/// What a peer speaks over.
+/// The transport of a peer.
 #[derive(Debug)]
 enum Link {
     Socket(UnixStream),
-    /// Linux' device, which passes on what domain 0 writes to it.
+    /// Linux' device, which passes on the messages that domain 0 writes to it.
     Device(File),
     Ring(Box<dyn Ring>),
 }
@@ -90,7 +91,7 @@ pub struct Peer {
     events: VecDeque<Message>,
     req_id: u32,
     abandoned: Vec<u32>,
-    /// Replies that are known to come.
+    /// The number of replies that are expected.
     awaited: usize,
 }
 
@@ -98,12 +99,13 @@ impl Peer {
     /// Connects to a daemon's socket.
     ///
     /// # Errors
-    /// Those of the socket; `WouldBlock` where the daemon accepts nobody within [`REPLY_WITHIN`].
+    /// Those of the socket; `WouldBlock` if the daemon does not accept the connection within
+    /// [`REPLY_WITHIN`].
     pub fn socket(path: &Path) -> io::Result<Self> {
         let address = SocketAddrUnix::new(path)?;
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-        // A blocking connect would wait for ever where the daemon is stuck and its backlog full.
+        // A blocking connect would wait for ever if the daemon is stuck and its backlog full.
         let end = Instant::now() + REPLY_WITHIN;
         loop {
             match connect(&socket, &address) {
@@ -118,7 +120,7 @@ impl Peer {
         Ok(Self::over(Link::Socket(stream)))
     }
 
-    /// Opens the device by which Linux lets domain 0 speak over the kernel's own ring.
+    /// Opens the device by which Linux lets domain 0 use the kernel's own ring.
     ///
     /// # Errors
     /// Those of the device.
@@ -128,7 +130,7 @@ impl Peer {
         Ok(Self::over(Link::Device(device)))
     }
 
-    /// A guest with this ring.
+    /// Returns a guest with this ring.
     #[must_use]
     pub fn ring_of(ring: Box<dyn Ring>) -> Self {
         Self::over(Link::Ring(ring))
@@ -145,7 +147,7 @@ impl Peer {
         }
     }
 
-    /// The guest's ring.
+    /// Returns the guest's ring.
     ///
     /// # Panics
     /// If this peer is no guest.
@@ -163,10 +165,10 @@ impl Peer {
         self.awaited = 0;
     }
 
-    /// Sends these bytes, however little sense they make.
+    /// Sends these bytes, valid or not.
     ///
     /// # Errors
-    /// [`Lost`] where the daemon does not take them within [`REPLY_WITHIN`].
+    /// [`Lost`] if the daemon does not take them within [`REPLY_WITHIN`].
     pub fn send(&mut self, mut bytes: &[u8]) -> Result<(), Lost> {
         let end = Instant::now() + REPLY_WITHIN;
         match &mut self.link {
@@ -184,7 +186,8 @@ impl Peer {
                     if bytes.is_empty() {
                         return Ok(());
                     }
-                    // Taking forgets the signals that have come: only who looked for room since then may wait for one.
+                    // `take` drops the signals that have come, so only a guest that has looked for
+                    // room since may wait for one.
                     if count == 0 && nothing_read {
                         ring.wait(end).map_err(|error| lost_by(&error))?;
                     }
@@ -195,7 +198,8 @@ impl Peer {
         }
     }
 
-    /// Sends as much of `bytes` as is taken at once; `None` where the connection is gone.
+    /// Sends as much of `bytes` as the daemon takes at once; returns `None` if the connection is
+    /// gone.
     pub fn send_some(&mut self, bytes: &[u8]) -> Option<usize> {
         match &mut self.link {
             Link::Socket(stream) => {
@@ -211,10 +215,10 @@ impl Peer {
         }
     }
 
-    /// The next message, event or reply, waiting for it until `end`.
+    /// Waits until `end` for the next message, event or reply.
     ///
     /// # Errors
-    /// [`Lost`] where there is none.
+    /// [`Lost`] if there is none.
     pub fn message(&mut self, end: Instant) -> Result<Message, Lost> {
         loop {
             if let Some((header, payload, rest)) =
@@ -269,10 +273,10 @@ impl Peer {
         }
     }
 
-    /// Sends one request and says under which id; the reply is taken with [`Peer::reply`].
+    /// Sends one request and returns its id; the reply is taken with [`Peer::reply`].
     ///
     /// # Errors
-    /// [`Lost`] where it cannot be sent.
+    /// [`Lost`] if it cannot be sent.
     pub fn request(&mut self, kind: u32, tx_id: u32, payload: &[u8]) -> Result<u32, Lost> {
         let mut bytes = Vec::new();
         let req_id = self.frame(kind, tx_id, payload, &mut bytes);
@@ -280,7 +284,7 @@ impl Peer {
         Ok(req_id)
     }
 
-    /// Adds a request to `bytes`, which are to be sent with others, and says under which id.
+    /// Appends a request to `bytes`, which are to be sent with others, and returns its id.
     pub fn frame(&mut self, kind: u32, tx_id: u32, payload: &[u8], bytes: &mut Vec<u8>) -> u32 {
         self.req_id = self.req_id.wrapping_add(1);
         let len = u32::try_from(payload.len()).unwrap_or(u32::MAX);
@@ -289,10 +293,10 @@ impl Peer {
         self.req_id
     }
 
-    /// The next reply; events that come before it are kept.
+    /// Returns the next reply; events that come before it are kept.
     ///
     /// # Errors
-    /// [`Lost`] where there is none by `end`.
+    /// [`Lost`] if there is none by `end`.
     pub fn reply(&mut self, end: Instant) -> Result<Message, Lost> {
         loop {
             let message = self.message(end).inspect_err(|_| self.awaited = 0)?;
@@ -305,11 +309,11 @@ impl Peer {
         }
     }
 
-    /// As [`Peer::reply`], within [`REPLY_WITHIN`]. A guest that gets none signals once more: a daemon that serves it
-    /// then was not told of what it had sent.
+    /// Returns the next reply, as [`Peer::reply`] does, within [`REPLY_WITHIN`]. A guest that gets
+    /// none signals once more: if the daemon serves it then, the first signal was lost.
     ///
     /// # Errors
-    /// [`Lost`] where there is none.
+    /// [`Lost`] if there is none.
     pub fn reply_in_time(&mut self) -> Result<Message, Lost> {
         let lost = match self.reply(Instant::now() + REPLY_WITHIN) {
             Err(Lost::Silent) => Lost::Silent,
@@ -333,12 +337,13 @@ impl Peer {
         Err(lost)
     }
 
-    /// So many replies will come: who is told over a slow way when there is something waits for all of them at once.
+    /// Sets the number of expected replies. A guest whose notifications are slow waits for all of
+    /// them at once.
     pub fn await_replies(&mut self, count: usize) {
         self.awaited = count;
     }
 
-    /// No longer waits for the reply to this request; it is dropped when it comes after all.
+    /// Ignores the reply to this request; it is dropped if it comes later.
     pub fn abandon(&mut self, req_id: u32) {
         self.abandoned.push(req_id);
     }
@@ -346,7 +351,7 @@ impl Peer {
     /// Sends a request and takes its reply, whose `req_id` is checked.
     ///
     /// # Errors
-    /// [`Lost`] where there is none.
+    /// [`Lost`] if there is none.
     ///
     /// # Panics
     /// If the reply's `req_id` is not the request's.
@@ -364,8 +369,8 @@ impl Peer {
         Ok(reply)
     }
 
-    /// A request by name, its payload in the notation of [`notation`]; the reply's payload in the
-    /// same notation, or the error's name.
+    /// Sends a request by name, with its payload in the notation of [`notation`]; returns the
+    /// reply's payload in the same notation, or the error's name.
     ///
     /// # Panics
     /// If the type is unknown or there is no reply.
@@ -373,7 +378,7 @@ impl Peer {
         self.ask_in(0, kind, payload)
     }
 
-    /// As [`Peer::ask`], within a transaction.
+    /// Sends a request, as [`Peer::ask`] does, within a transaction.
     ///
     /// # Panics
     /// As [`Peer::ask`].
@@ -386,8 +391,8 @@ impl Peer {
         }
     }
 
-    /// The answers to requests that are sent together, in their order, each as [`Peer::ask`] gives it. Not over the device,
-    /// which takes one at a time.
+    /// Sends requests together; returns their answers in order, each as [`Peer::ask`] returns it.
+    /// This does not work over the device, which takes one at a time.
     ///
     /// # Panics
     /// As [`Peer::ask`].
@@ -413,7 +418,7 @@ impl Peer {
         answers
     }
 
-    /// A request that must be answered `OK`.
+    /// Sends a request that must be answered `OK`.
     ///
     /// # Panics
     /// If it is not.
@@ -422,7 +427,7 @@ impl Peer {
         assert_eq!(answer, "OK|", "{kind} {}", payload.as_ref());
     }
 
-    /// Starts a transaction and gives its id.
+    /// Starts a transaction and returns its id.
     ///
     /// # Panics
     /// If it is refused.
@@ -431,7 +436,7 @@ impl Peer {
         answer.trim_end_matches('|').parse().unwrap_or_else(|_| panic!("a new id: {answer}"))
     }
 
-    /// The next event as `path|token|`, waiting for it.
+    /// Waits for the next event; returns it as `path|token|`.
     pub fn event(&mut self, wait: Duration) -> Option<String> {
         if self.events.is_empty() {
             let message = self.message(Instant::now() + wait).ok()?;
@@ -440,24 +445,25 @@ impl Peer {
         self.events.pop_front().map(|event| notation::show(&event.payload))
     }
 
-    /// How many events have come that nobody has taken, after one more request and its reply.
+    /// Returns the number of events that have come and are not taken, after one more request and
+    /// its reply.
     ///
     /// # Errors
-    /// [`Lost`] where the daemon does not answer that.
+    /// [`Lost`] if the daemon does not answer that request.
     pub fn pending(&mut self) -> Result<usize, Lost> {
         self.call(MsgType::GetDomainPath.code(), 0, b"1\0")?;
         Ok(self.events.len())
     }
 
-    /// Forgets the events that came after the first `count` that nobody has taken.
+    /// Drops all waiting events but the first `count`.
     pub fn forget_after(&mut self, count: usize) {
         self.events.truncate(count);
     }
 
-    /// Every event that the daemon has sent so far, after one more request and its reply.
+    /// Takes every event that the daemon has sent up to now, after one more request and its reply.
     ///
     /// # Errors
-    /// [`Lost`] where the daemon does not answer that.
+    /// [`Lost`] if the daemon does not answer that request.
     pub fn events(&mut self) -> Result<Vec<String>, Lost> {
         self.call(MsgType::GetDomainPath.code(), 0, b"1\0")?;
         Ok(self.events.drain(..).map(|event| notation::show(&event.payload)).collect())
@@ -471,14 +477,14 @@ fn lost_by(error: &io::Error) -> Lost {
     }
 }
 
-/// The code of a type, by its name in the protocol document, or a plain number.
+/// Returns the code of a type, by its name in the protocol document, or by a plain number.
 #[must_use]
 pub fn type_code(name: &str) -> Option<u32> {
     let known = TYPES.iter().find(|(_, known)| *known == name).map(|(kind, _)| kind.code());
     known.or_else(|| name.parse().ok())
 }
 
-/// The name of a type's code, or the number.
+/// Returns the name of a type's code, or the number.
 #[must_use]
 pub fn type_name(code: u32) -> String {
     MsgType::from_code(code).map_or_else(|| code.to_string(), |kind| kind.name().to_owned())

@@ -28,13 +28,13 @@ const PACKAGES: [&str; 14] = [
     "libxenhypfs1",
 ];
 
-/// A use that is made of Debian's programs.
+/// A purpose of Debian's programs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Purpose {
-    /// Their answers are compared with what is stated of them, so their version must be a known one.
+    /// Their answers are compared with the stated ones, so their version must be a known one.
     #[default]
     Comparison,
-    /// They are tools, or are measured: any version will do.
+    /// They serve as tools, or are measured: any version is good enough.
     Use,
 }
 
@@ -47,21 +47,21 @@ pub struct Peers {
 }
 
 impl Peers {
-    /// The unpacked packages; downloads and compiles what is missing, once, even where several
-    /// test processes ask at the same time.
+    /// Returns the unpacked packages. Missing ones are downloaded and compiled once, even if
+    /// several test processes ask at the same time.
     ///
     /// # Errors
-    /// One line that says what is missing and why.
+    /// One line that names the missing package and the reason.
     pub fn get() -> Result<&'static Self, &'static str> {
         static PEERS: OnceLock<Result<Peers, String>> = OnceLock::new();
         PEERS.get_or_init(Self::prepare).as_ref().map_err(String::as_str)
     }
 
-    /// The packages, where they are here and good for this. Otherwise `None`, and one line that says why
-    /// `what` is left out.
+    /// Returns the packages, if they are here and good for this purpose. Otherwise it returns
+    /// `None`, and prints one line with the reason why `what` is left out.
     ///
     /// # Panics
-    /// If they are not to be had although `CI` is `true`. An unknown version is not a failure.
+    /// If they are not available although `CI` is `true`. An unknown version is not a failure.
     #[must_use]
     pub fn find(what: &str, purpose: Purpose) -> Option<&'static Self> {
         let reason = match (Self::get(), purpose) {
@@ -95,32 +95,33 @@ impl Peers {
         Ok(Self { root, shim, version })
     }
 
-    /// Their version, where it is a known one.
+    /// Returns their version, if it is a known one.
     #[must_use]
     pub fn version(&self) -> Option<Version> {
         self.version.as_ref().ok().copied()
     }
 
-    /// The folder that stands for `/`.
+    /// Returns the folder that stands for `/`.
     #[must_use]
     pub fn root(&self) -> &Path {
         &self.root
     }
 
-    /// The stand-in library, for `LD_PRELOAD` of the daemons.
+    /// Returns the stand-in library, for `LD_PRELOAD` of the daemons.
     #[must_use]
     pub fn shim(&self) -> &Path {
         &self.shim
     }
 
-    /// A program of the packages: `xenstored`, `oxenstored`, `test-xenstore`, `xenstore-read`, ….
+    /// Returns the path of a program: `xenstored`, `oxenstored`, `test-xenstore`, `xenstore-read`,
+    /// ….
     #[must_use]
     pub fn program(&self, name: &str) -> PathBuf {
         let private = self.root.join("usr/lib/xen-4.17/bin").join(name);
         if private.exists() { private } else { self.root.join("usr/bin").join(name) }
     }
 
-    /// A command that runs a program of the packages with the packages' libraries.
+    /// Returns a command that runs a program of the packages with the packages' libraries.
     #[must_use]
     pub fn command(&self, name: &str) -> Command {
         let mut command = Command::new(self.program(name));
@@ -129,7 +130,7 @@ impl Peers {
     }
 }
 
-/// The workspace's build folder.
+/// Returns the workspace's build folder.
 #[must_use]
 pub fn target_dir() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR")
@@ -171,7 +172,7 @@ fn compile(own: &Path, root: &Path) -> Result<PathBuf, String> {
     Ok(library)
 }
 
-/// Runs a command to its end; an error is one line with its last words.
+/// Runs a command to its end; an error is one line with the end of its output.
 fn finish(command: &mut Command, what: &str) -> Result<(), String> {
     let output = command
         .stdin(Stdio::null())

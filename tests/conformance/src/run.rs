@@ -9,18 +9,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 use xenstore_core::wire::Error;
 
-/// How long an event may take that something outside the store causes.
+/// The longest wait for an event that has a cause outside the store.
 const EVENT_WITHIN: Duration = Duration::from_secs(5);
-/// How long a peer must say nothing to count as silent.
+/// The time without a message after which a peer counts as silent.
 const SILENCE: Duration = Duration::from_millis(100);
 
-/// How many of its repeated requests a guest sends ahead of the answers; daemons allow 20.
+/// The number of repeated requests that a guest sends ahead of the answers; daemons allow 20.
 const AHEAD: usize = 16;
 
 /// Runs every case of a file of tables against one daemon.
 ///
 /// # Panics
-/// If a line is answered otherwise than it says; the message lists all such lines.
+/// If an answer differs from its line; the message lists all such lines.
 pub fn run_file(kind: Kind, file: &str, text: &str) {
     let cases = table::parse(text).unwrap_or_else(|why| panic!("tables/{file}.txt: {why}"));
     let mut failures = Vec::new();
@@ -41,13 +41,13 @@ pub fn run_file(kind: Kind, file: &str, text: &str) {
     );
 }
 
-/// The difference that keeps a case from being run where these hold.
+/// Returns the difference that excludes a case under these marks.
 #[must_use]
 pub fn left_out<'a>(case: &'a Case, marks: &[Mark]) -> Option<&'a str> {
     case.not.iter().find(|(mark, _)| marks.contains(mark)).map(|(_, id)| id.as_str())
 }
 
-/// Runs a case on a host whose store is as it began; gives the lines that went otherwise.
+/// Runs a case on a host with the initial store; returns the lines that failed.
 pub fn run_case(host: &mut dyn Host, case: &Case) -> Vec<String> {
     World { host, peers: BTreeMap::new(), shut_down: BTreeSet::new(), kept: BTreeMap::new() }
         .run(case)
@@ -60,11 +60,11 @@ struct Asked {
     payload: Vec<u8>,
 }
 
-/// One host and everyone who speaks to its daemon.
+/// One host and all clients of its daemon.
 struct World<'a> {
     host: &'a mut dyn Host,
     peers: BTreeMap<Who, Peer>,
-    /// Domains that have shut down, and answer nobody.
+    /// The domains that have shut down and do not answer.
     shut_down: BTreeSet<u16>,
     kept: BTreeMap<String, String>,
 }
@@ -97,8 +97,8 @@ impl World<'_> {
         Ok(())
     }
 
-    /// A guest sends what it repeats together, ahead of the answers: on Xen each line to it, and each answer
-    /// that is waited for, takes the long way over its console.
+    /// Sends the repeated requests of a guest together, ahead of the answers: on Xen each line to
+    /// the guest, and each answer, goes over its slow console.
     fn ahead(&mut self, step: &Step) -> Result<(), String> {
         let Action::Request { kind, tx, payload, expect } = &step.action else { return Ok(()) };
         let other = self.differs(step);
@@ -117,7 +117,7 @@ impl World<'_> {
             let peer = self.peer(&step.who);
             peer.send(&bytes).map_err(|lost| lost.to_string())?;
             peer.await_replies(sent.len());
-            // All replies are taken, whatever they say: the next line has its own.
+            // All replies are taken, right or wrong: the next line has replies of its own.
             let mut wrong = None;
             while !sent.is_empty() {
                 let reply = self.peer(&step.who).reply_in_time();
@@ -133,7 +133,7 @@ impl World<'_> {
         Ok(())
     }
 
-    /// What is listed for this host and this step: the difference's id and its answer.
+    /// Returns the listed difference for this host and this step: its id and its answer.
     fn differs<'b>(&self, step: &'b Step) -> Option<(&'b str, &'b str)> {
         let marks = self.marks(&step.who);
         let of = |mark: Mark| step.differs.iter().find(move |(where_, ..)| *where_ == mark);
@@ -141,7 +141,8 @@ impl World<'_> {
         differs.map(|(_, id, answer)| (id.as_str(), answer.as_str()))
     }
 
-    /// Whose differences hold for someone: the device's only for who speaks over it.
+    /// Returns the marks whose differences apply to a client: the device's only for one that uses
+    /// it.
     fn marks(&self, who: &Who) -> Vec<Mark> {
         let mut marks = self.host.marks();
         marks.retain(|mark| *mark != Mark::Xenbus || matches!(who, Who::Dom0(_)));
@@ -170,8 +171,8 @@ impl World<'_> {
         })
     }
 
-    /// Makes a domain before it is needed. Where a toolstack does that, it is seen in the store: what
-    /// the others hear of it is no part of the case.
+    /// Makes a domain before it is needed. A toolstack that makes it changes the store; the events
+    /// that others get from this are not part of the case.
     fn make(&mut self, who: &Who) {
         let Who::Guest(domid) = who else { return };
         if self.peers.contains_key(who) || !self.host.disturbs(*domid) {
@@ -193,7 +194,7 @@ impl World<'_> {
         self.peers.insert(who.clone(), guest);
     }
 
-    /// Replaces `$name` by what was kept under it.
+    /// Replaces `$name` by the value that was kept under it.
     fn fill(&self, text: &str) -> String {
         let mut filled = text.to_owned();
         for (name, value) in &self.kept {
@@ -268,7 +269,7 @@ impl World<'_> {
     ) -> Result<(), String> {
         let expect = self.fill(other.map_or(expect, |(_, answer)| answer));
         if expect == "nothing" {
-            // The event that is missing here may be followed by others, so nothing is consumed.
+            // The event that is missing here may be followed by others, so none is taken.
             return Ok(());
         }
         let got = self.peer(who).event(EVENT_WITHIN).unwrap_or_else(|| "no event".to_owned());
@@ -331,7 +332,7 @@ impl World<'_> {
         Ok(())
     }
 
-    /// The daemon learns of a death by a signal; this waits until it has acted on it.
+    /// Waits until the daemon has acted on a death, which is signalled to it.
     fn wait_until_gone(&mut self, domid: u16) -> Result<(), String> {
         let end = Instant::now() + EVENT_WITHIN;
         while self.peer(&dom0()).ask("IS_DOMAIN_INTRODUCED", format!("{domid}|")) == "T|" {
@@ -352,7 +353,7 @@ fn is_refusal(text: &str) -> bool {
         || Error::from_name(text.as_bytes()).is_some()
 }
 
-/// An answer as the tables write it.
+/// Returns an answer in the notation of the tables.
 fn answer(asked: u32, tx_id: u32, got: Result<Message, Lost>) -> Result<String, String> {
     match got {
         Err(lost) => Ok(lost.to_string()),

@@ -1,30 +1,30 @@
-//! Parts of tests that are left out: one line says so, or the test fails.
+//! Parts of tests that are left out, with one line, or with a failure of the test.
 
 use crate::version::Unknown;
 use std::io::Write;
 use std::sync::Once;
 
-/// A reason to leave something out.
+/// A reason to leave a part out.
 #[derive(Clone, Copy, Debug)]
 pub enum Reason<'a> {
-    /// Something that is needed is not here.
+    /// A requirement is missing here.
     Missing(&'a str),
-    /// The peer is here, in a version whose answers are not known.
+    /// The peer is here, in a version whose answers are unknown.
     Unknown(&'a Unknown),
 }
 
-/// The consequence of leaving something out.
+/// The consequence of leaving a part out.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Outcome {
-    /// One line says so.
+    /// One line is printed.
     Line,
     /// The test fails.
     Failure,
 }
 
 impl Reason<'_> {
-    /// The consequence where the variable `CI` has this value. An unknown version is the archive's doing, and
-    /// no machine can mend it; what is missing can be had.
+    /// Returns the consequence for this value of the variable `CI`. An unknown version comes from
+    /// the archive, and no machine can change that; a missing requirement can be installed.
     fn outcome(self, ci: Option<&str>) -> Outcome {
         match (self, ci) {
             (Reason::Missing(_), Some("true")) => Outcome::Failure,
@@ -33,15 +33,16 @@ impl Reason<'_> {
     }
 }
 
-/// Says in one line why something was left out; where `CI` is `true` that is a failure instead.
+/// Prints one line with the reason why a part is left out; if `CI` is `true` it fails instead.
 pub fn skip(what: &str, why: &str) {
     leave_out(what, Reason::Missing(why));
 }
 
-/// As [`skip`], for any reason. An unknown version is told once by each process, and is no failure.
+/// Leaves a part out, as [`skip`] does, for any reason. An unknown version is printed once in each
+/// process, and is no failure.
 ///
 /// # Panics
-/// If the reason is a failure where `CI` is `true`, and it is.
+/// If `CI` is `true` and the reason is a failure there.
 pub fn leave_out(what: &str, reason: Reason<'_>) {
     static UNKNOWN: Once = Once::new();
     let line = match reason {
@@ -57,7 +58,7 @@ pub fn leave_out(what: &str, reason: Reason<'_>) {
 }
 
 fn say(line: &str) {
-    // Not eprintln: the test harness keeps that to itself where the test passes.
+    // Not eprintln: the test harness hides that output if the test passes.
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 

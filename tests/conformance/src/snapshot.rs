@@ -1,11 +1,11 @@
-//! The whole store, kept before a test and put back after it, where a daemon serves more than the
-//! test and cannot begin anew.
+//! The whole store, saved before a test and restored after it, if a daemon serves others than the
+//! test and cannot be restarted.
 
 use crate::notation;
 use crate::peer::Peer;
 use std::collections::BTreeMap;
 
-/// A node: its value, its permissions.
+/// A node: its value and its permissions.
 #[derive(Clone, PartialEq, Eq, Debug)]
 struct Node {
     value: String,
@@ -20,14 +20,14 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// The store as domain 0 sees it.
+    /// Reads the store as domain 0 sees it.
     ///
     /// # Panics
     /// If the daemon does not answer.
     pub fn take(dom0: &mut Peer) -> Self {
         let mut snapshot = Self::default();
         for path in ["@introduceDomain", "@releaseDomain"] {
-            // A daemon that does not tell has domain 0's alone.
+            // A daemon that does not report them has domain 0's alone.
             let perms = dom0.ask("GET_PERMS", format!("{path}|"));
             let perms = if perms.ends_with('|') { perms } else { "n0|".to_owned() };
             snapshot.special.insert(path, perms);
@@ -44,7 +44,7 @@ impl Snapshot {
         snapshot
     }
 
-    /// Puts the store back into this state; gives the nodes of it that were missing or changed.
+    /// Restores this state of the store; returns its nodes that were missing or changed.
     ///
     /// # Panics
     /// If the daemon refuses.
@@ -76,8 +76,9 @@ impl Snapshot {
     }
 }
 
-/// What is at each of these paths: the node, and the names below it, in the notation. They are asked for together: on an emulated
-/// machine, whose turn it is costs more than the answers.
+/// Returns the node at each of these paths, and the names of its children, in the notation. The
+/// requests are sent together: on an emulated machine, a change of the running domain costs more
+/// than the answers.
 fn look(dom0: &mut Peer, paths: &[String]) -> Vec<(Node, Vec<String>)> {
     let kinds = ["READ", "GET_PERMS", "DIRECTORY"];
     let requests: Vec<(&str, String)> =
@@ -93,7 +94,7 @@ fn below(path: &str, name: &str) -> String {
     format!("{}/{name}", path.trim_end_matches('/'))
 }
 
-/// The names in the answer to a DIRECTORY; none in an error.
+/// Returns the names in the answer to a DIRECTORY; none in an error.
 fn names(list: &str) -> Vec<String> {
     let Ok(bytes) = notation::parse(list) else { return vec![] };
     // Names are text without special characters; an error's name does not end with a NUL.

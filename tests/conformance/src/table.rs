@@ -1,4 +1,4 @@
-//! The format of the tables: who asks what, and what a daemon answers.
+//! The format of the tables: the requests of each client, and the answers of a daemon.
 //!
 //! ```text
 //! == a name                                  a case: a fresh daemon
@@ -21,8 +21,9 @@
 //! repeat 9 dom0 WRITE /n$i|x -> OK           nine times, `$i` from 1
 //! ```
 //!
-//! The name of a peer stands for all of its versions. `name-version` stands for one, and goes before the
-//! bare name; where several differ, each is named. The versions are those of [`Version::KNOWN`].
+//! The name of a peer stands for all of its versions. `name-version` stands for one, and comes
+//! before the bare name; if several versions differ, each is named. The versions are those of
+//! [`Version::KNOWN`].
 //!
 //! Expectations: an error's name, `OK`, a payload in the notation, `$name` (anything, kept),
 //! `*` (any success), `refused` (any error), `closed`, `silent`, and
@@ -32,33 +33,33 @@
 
 use crate::host::Mark;
 
-/// A case: what is done with one fresh daemon.
+/// A case: the steps against one fresh daemon.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Case {
     /// Its name.
     pub name: String,
-    /// Where it is not run, each with the id of the difference that forbids it.
+    /// The marks under which it does not run, each with the id of the difference that excludes it.
     pub not: Vec<(Mark, String)>,
-    /// What is done, in order.
+    /// The steps, in order.
     pub steps: Vec<Step>,
 }
 
-/// One line.
+/// One line of a case.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Step {
     /// Its line number in the file, from 1.
     pub line: usize,
-    /// How often it is done.
+    /// The number of times that it runs.
     pub times: u32,
-    /// Who does it.
+    /// The client that performs it.
     pub who: Who,
-    /// What is done.
+    /// The action.
     pub action: Action,
-    /// Where something else is answered: there, the difference's id, the answer.
+    /// The differences: the mark, the difference's id, the answer.
     pub differs: Vec<(Mark, String, String)>,
 }
 
-/// Who speaks.
+/// A client of the daemon.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Who {
     /// A socket client of domain 0, by name.
@@ -67,7 +68,7 @@ pub enum Who {
     Guest(u16),
 }
 
-/// What is done.
+/// The action of a step.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Action {
     /// A request.
@@ -78,18 +79,18 @@ pub enum Action {
         tx: String,
         /// The payload in the notation, variables not yet replaced.
         payload: String,
-        /// What a right answer is.
+        /// The expected answer.
         expect: String,
     },
-    /// The next event is this one.
+    /// This event comes next.
     Event(String),
-    /// No event is left.
+    /// No event is waiting.
     Quiet,
-    /// The domain comes to be.
+    /// The domain is created.
     Created,
-    /// The domain comes to be, unless it exists, and domain 0 introduces it.
+    /// The domain is created, unless it exists, and domain 0 introduces it.
     Introduce(String),
-    /// The domain is introduced and owns its home, which nobody else may read.
+    /// The domain is introduced and owns its home, which no other domain may read.
     Home,
     /// The domain is destroyed.
     Dies,
@@ -101,10 +102,10 @@ pub enum Action {
     Closes,
 }
 
-/// Reads a file of tables.
+/// Parses a file of tables.
 ///
 /// # Errors
-/// The first line that makes no sense.
+/// The first invalid line.
 pub fn parse(text: &str) -> Result<Vec<Case>, String> {
     let mut cases: Vec<Case> = Vec::new();
     for (index, raw) in text.lines().enumerate() {
@@ -132,7 +133,7 @@ fn case(header: &str) -> Result<Case, String> {
     Ok(Case { name, not, steps: Vec::new() })
 }
 
-/// Reads `c(id) the rest`.
+/// Parses `c(id) the rest`.
 fn marked(text: &str) -> Result<(Mark, String, String), String> {
     let (kind, rest) = text.split_once('(').ok_or("a difference without `(id)`")?;
     let (id, rest) = rest.split_once(')').ok_or("a difference without `)`")?;

@@ -1,14 +1,14 @@
-//! Versions of Debian's packages of Xen: the one that is here, and those that the suite knows.
+//! Versions of Debian's packages of Xen: the installed one, and those that the suite knows.
 //!
-//! Debian brings a new point release into the archive of a stable release, and a machine has the one that
-//! its lists of packages name. What a peer answers is compared where its version is a known one:
-//! tables and tests state what each of these does. `docs/testing.md` says how another becomes known.
+//! Debian brings new point releases into the archive of a stable release, and a machine has the one
+//! in its lists of packages. The answers of a peer are compared if its version is a known one:
+//! tables and tests state the behaviour of each. `docs/testing.md` says how another becomes known.
 
 use std::fmt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-/// The package whose version is meant: that of both daemons.
+/// The package whose version counts: that of both daemons.
 const PACKAGE: &str = "xen-utils-4.17";
 
 /// A known version.
@@ -21,10 +21,10 @@ pub enum Version {
 }
 
 impl Version {
-    /// All of them, the oldest first.
+    /// All known versions, the oldest first.
     pub const KNOWN: [Self; 2] = [Self::V4_17_5_72, Self::V4_17_7_13];
 
-    /// The version as Debian writes it.
+    /// Returns the version in Debian's notation.
     #[must_use]
     pub fn debian(self) -> &'static str {
         match self {
@@ -33,32 +33,33 @@ impl Version {
         }
     }
 
-    /// The name in tables and in `docs/compatibility.md`: Xen's release, and the number of changes since.
+    /// Returns the name in tables and in `docs/compatibility.md`: Xen's release, and the number of
+    /// changes since.
     #[must_use]
     pub fn name(self) -> &'static str {
         self.debian().split('-').next().unwrap_or_default()
     }
 
-    /// The known version of this name.
+    /// Returns the known version of this name.
     #[must_use]
     pub fn named(name: &str) -> Option<Self> {
         Self::KNOWN.into_iter().find(|version| version.name() == name)
     }
 
-    /// The known version that Debian writes like this.
+    /// Returns the known version with this text in Debian's notation.
     ///
     /// # Errors
-    /// That it is none.
+    /// The text, if it is no known version.
     pub fn of_debian(text: &str) -> Result<Self, Unknown> {
         let known = Self::KNOWN.into_iter().find(|version| version.debian() == text);
         known.ok_or_else(|| Unknown { here: text.to_owned() })
     }
 }
 
-/// A version that the suite does not know; its text is one line that names it and the known ones.
+/// A version that the suite does not know; its text is one line with it and the known ones.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Unknown {
-    /// The version as Debian writes it.
+    /// The version in Debian's notation.
     pub here: String,
 }
 
@@ -75,10 +76,11 @@ impl fmt::Display for Unknown {
 
 impl std::error::Error for Unknown {}
 
-/// The version of the packages below `root`, as Debian writes it: that of the newest entry of their changelog.
+/// Returns the version of the packages below `root`, in Debian's notation: that of the newest entry
+/// of their changelog.
 ///
 /// # Errors
-/// One line that says what cannot be read.
+/// One line that names the file or the entry that cannot be read.
 pub fn installed(root: &Path) -> Result<String, String> {
     let path = root.join(format!("usr/share/doc/{PACKAGE}/changelog.Debian.gz"));
     let fail =
@@ -92,7 +94,7 @@ pub fn installed(root: &Path) -> Result<String, String> {
     newest(&text).map(str::to_owned).ok_or_else(|| fail("it begins with no `xen (VERSION)`"))
 }
 
-/// The version in the first line of a changelog of Debian: `xen (VERSION) bookworm; …`.
+/// Returns the version in the first line of a changelog of Debian: `xen (VERSION) bookworm; …`.
 fn newest(changelog: &str) -> Option<&str> {
     let (version, _) = changelog.strip_prefix("xen (")?.split_once(')')?;
     Some(version).filter(|version| !version.is_empty() && !version.contains(char::is_whitespace))
@@ -113,7 +115,7 @@ mod tests {
 
     #[test]
     fn one_that_is_nearly_known_is_unknown_and_both_are_named() {
-        // The short name, another build of the same source, nothing.
+        // The short name, another build of the same source, an empty text.
         for here in ["4.17.5+72", "4.17.5+72-g01140da4e8-1+b1", "4.17.9-1", ""] {
             let unknown = Version::of_debian(here).unwrap_err();
             let text = unknown.to_string();

@@ -1,9 +1,10 @@
 //! A host that runs Xen: the daemon that serves the machine, and domains that `xl` makes, each of
 //! which runs `tests/xen/guest`.
 //!
-//! The daemon began before the test and serves others too, so after each case the store is put
-//! back, and what the case has made is gone. A domain takes half a second to make, so one that is as
-//! good as new, and whose mere existence the next case does not notice, is used again.
+//! The daemon began before the test and serves others too, so after each case the store is
+//! restored, and the objects that the case has made are removed. Making a domain takes half a
+//! second, so a domain is used again if it is as good as new and the next case does not depend on
+//! its absence.
 
 use crate::daemon::Kind;
 use crate::host::{Host, Mark};
@@ -17,16 +18,16 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-/// How long `xl` may take.
+/// The longest time of `xl`, in seconds.
 const XL_SECONDS: &str = "60";
-/// How long anything else may take that a domain or the toolstack does.
+/// The longest time of any other action of a domain or of the toolstack.
 const SOON: Duration = Duration::from_secs(20);
-/// How often a domain is made that does not answer.
+/// The number of times that a domain is made before a silent one is a failure.
 const TRIES: usize = 3;
 /// `SHUTDOWN_poweroff`.
 const POWER_OFF: u32 = 0;
 
-/// How domain 0 speaks to the daemon.
+/// The connection of domain 0 to the daemon.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Route {
     /// Over the daemon's socket.
@@ -40,7 +41,7 @@ pub enum Route {
 struct Domain {
     console: PathBuf,
     introduction: String,
-    /// It has shut down, and can only be destroyed.
+    /// True if it has shut down, and can only be destroyed.
     spent: bool,
 }
 
@@ -60,7 +61,7 @@ impl XenHost {
     const SOCKET: &str = "/run/xenstored/socket";
     const DEVICE: &str = "/dev/xen/xenbus";
 
-    /// Looks at the store of this machine. `files` holds `ring-agent` and `xl-shim.so`.
+    /// Opens this machine and reads its store. `files` holds `ring-agent` and `xl-shim.so`.
     ///
     /// # Errors
     /// Those of the socket.
@@ -71,13 +72,13 @@ impl XenHost {
         Ok(Self { kind, route, files, store, before, domains, made: 0 })
     }
 
-    /// Domain 0 speaks this way from now on.
+    /// Sets the connection of domain 0 from now on.
     pub fn set_route(&mut self, route: Route) {
         self.route = route;
     }
 
-    /// Puts the host into the state in which `next` begins; gives the nodes of the machine's own
-    /// that the last case has changed.
+    /// Restores the host to the state in which `next` begins; returns the machine's own nodes that
+    /// the last case has changed.
     ///
     /// # Panics
     /// If a domain cannot be destroyed, or the daemon does not answer.
@@ -95,8 +96,9 @@ impl XenHost {
         self.before.restore(&mut self.store)
     }
 
-    /// Destroys a domain, and waits until the daemon has noticed. Xenconsoled lets go of the console's
-    /// page when the daemon tells it of a death, and only of a domain that was introduced it does.
+    /// Destroys a domain, and waits until the daemon has noticed. Xenconsoled unmaps the console's
+    /// page when the daemon reports a death, and the daemon does so only of a domain that was
+    /// introduced.
     fn clear_away(&mut self, domid: u16) {
         if self.store.ask("IS_DOMAIN_INTRODUCED", format!("{domid}|")) != "T|" {
             let introduction = self.introduction(domid);
@@ -109,8 +111,8 @@ impl XenHost {
         }
     }
 
-    /// Makes a domain, in the state in which a table expects it: alive, and unknown to the daemon. One
-    /// that does not answer on its console is described, taken down, and made again.
+    /// Makes a domain, in the state in which a table expects it: alive, and unknown to the daemon.
+    /// A domain that does not answer on its console is described, destroyed, and made again.
     fn make(&mut self, domid: u16) -> Domain {
         for _ in 1..TRIES {
             match self.try_make(domid) {
@@ -133,7 +135,7 @@ impl XenHost {
         fs::write(&config, text).expect("a configuration in the temporary folder");
         let end = Instant::now() + SOON;
         let create = ["create", "-e", &config.display().to_string()].map(str::to_owned);
-        // The last domain of that number is there as long as someone maps a page of it.
+        // The last domain of that number exists as long as a page of it is mapped.
         while let Err(why) = self.xl(&create, ("XL_DOMID", domid.to_string())) {
             assert!(Instant::now() < end, "xl create of domain {domid}: {why}");
             std::thread::sleep(Duration::from_millis(100));
@@ -144,7 +146,7 @@ impl XenHost {
             Ok(ring) => ring,
             Err(error) => {
                 let state = self.state(domid);
-                // A domain that nobody knows of would be in the way of all cases to come.
+                // An unknown domain would disturb all later cases.
                 self.destroy(domid);
                 return Err(format!("domain {domid}, {}: {error}; {state}", console.display()));
             }
@@ -161,7 +163,7 @@ impl XenHost {
         Ok(Domain { console, introduction, spent: false })
     }
 
-    /// The terminal of a domain's console, when xenconsoled has told it.
+    /// Returns the terminal of a domain's console, once xenconsoled has written it to the store.
     fn console(&mut self, domid: u16) -> PathBuf {
         let path = format!("/local/domain/{domid}/console/tty");
         self.store.expect_ok("WATCH", format!("{path}|tty|"));
@@ -178,7 +180,7 @@ impl XenHost {
         }
     }
 
-    /// What `xl` and the hypervisor say of a domain, for a message.
+    /// Returns the output of `xl` and of the hypervisor about a domain, for a message.
     fn state(&self, domid: u16) -> String {
         let said = |words: &[&str]| {
             let output = Command::new("timeout").args([XL_SECONDS, "xl"]).args(words).output();
@@ -266,8 +268,8 @@ impl Host for XenHost {
     }
 }
 
-/// Whether it makes a difference to a case that this domain exists before the case makes it, or that
-/// it was there in the case before.
+/// True if a case depends on whether this domain exists before the case makes it, or existed in the
+/// case before.
 fn notices(case: &Case, domid: u16) -> bool {
     let number = domid.to_string();
     for step in &case.steps {

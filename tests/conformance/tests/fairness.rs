@@ -1,17 +1,18 @@
-//! Response times of domain 0 beside hostile guests. A program of its own, as tests beside it would be in the times.
+//! Response times of domain 0 beside hostile guests. This is a program of its own, as tests beside
+//! it would affect the times.
 
 use conformance::{Daemon, Kind, Peer};
 use std::time::{Duration, Instant};
 
-/// Writes of domain 0 that one figure is made of.
+/// The number of writes of domain 0 for one figure.
 const WRITES: usize = 4000;
-/// How often both figures are taken. The best of each counts: the machine has other things to do, too, and what the
-/// guests do to domain 0 they would do in every round.
+/// The number of rounds of both figures. The best of each counts: other work of the machine affects
+/// some rounds, but the guests would affect every round.
 const ROUNDS: usize = 5;
-/// How often at most, where one figure had a quiet moment of the machine and the other has had none yet.
+/// The most rounds, if one figure had a quiet moment of the machine and the other has had none yet.
 const ROUNDS_MAX: usize = 30;
 
-/// The time below which 99 of 100 writes of domain 0 are answered.
+/// Returns the time within which 99 of 100 writes of domain 0 are answered.
 fn p99(dom0: &mut Peer) -> Duration {
     let mut times: Vec<Duration> = (0..WRITES)
         .map(|at| {
@@ -24,7 +25,8 @@ fn p99(dom0: &mut Peer) -> Duration {
     times[WRITES * 99 / 100]
 }
 
-/// 100 guests leave 10 transactions open each, all of which have read what domain 0 writes.
+/// 100 guests leave 10 transactions open each, all of which have read the node that domain 0
+/// writes.
 #[test]
 fn ours_open_transactions_of_guests_do_not_move_domain_0s_p99() {
     let Some(daemon) = Daemon::start(Kind::Ours) else { return };

@@ -1,5 +1,5 @@
-//! Packages of a version that the suite does not know, where nothing may be left out: the peers are, in
-//! one line, and our daemon is tested. Packages that are not there fail as ever.
+//! Packages of an unknown version, where nothing may be left out: one line says so of the peers,
+//! and our daemon is tested. Missing packages fail as always.
 //!
 //! The outer tests run this program again, on a folder of packages made for it.
 
@@ -9,10 +9,10 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-/// The version that packages made here claim to have.
+/// The version of the packages that are made here.
 const UNKNOWN: &str = "4.17.99-1";
 
-/// A folder for `XENBUS_PEERS`; goes with the test.
+/// A folder for `XENBUS_PEERS`, removed with the test.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -31,14 +31,14 @@ impl Folder {
         assert!(status.expect("gzip").success());
     }
 
-    /// Takes the programs of the packages that are here.
+    /// Copies the programs of the packages that are here.
     fn fill(&self, root: &Path) {
         for name in ["etc", "usr/bin", "usr/lib", "usr/include"] {
             symlink(root.join(name), self.0.join("root").join(name)).expect("a link");
         }
     }
 
-    /// Runs a test of this program, and nothing may be left out.
+    /// Runs a test of this program, in which nothing may be left out.
     fn run(&self, test: &str) -> Output {
         let mut command = Command::new(std::env::current_exe().expect("this program"));
         command.args([test, "--nocapture", "--test-threads=1"]).stdin(Stdio::null());
@@ -53,7 +53,7 @@ impl Drop for Folder {
     }
 }
 
-/// Starts each daemon twice, and says on stdout who answers: the outer tests read that.
+/// Starts each daemon twice, and prints on stdout which of them answer: the outer tests read that.
 #[test]
 fn daemons_that_start() {
     for kind in Kind::ALL {
@@ -100,7 +100,7 @@ fn a_known_version_leaves_out_nothing() {
     assert_eq!(said.matches("answers: ").count(), 2 * Kind::ALL.len(), "{said}");
 }
 
-/// Only the version is forgiven: not packages that are not there, nor packages that do not say their version.
+/// Only an unknown version is accepted: no missing packages, and no packages without a version.
 #[test]
 fn what_is_missing_fails_in_ci() {
     let empty = Folder::new("empty");

@@ -1,4 +1,4 @@
-//! How the guest is linked: a static program at a fixed address, without a C library's start.
+//! Links the guest: a static program at a fixed address, without a C library's start.
 
 fn main() {
     for argument in ["-nostartfiles", "-static", "-no-pie", "-Wl,--build-id=none", "-Wl,-z,norelro"]

@@ -1,8 +1,9 @@
 //! Runs the suite in domain 0 of a Xen host, against the daemon that serves the machine: the tables,
 //! domain 0 over the socket and over `/dev/xen/xenbus`, guests as real domains; and the hostile rings.
 //!
-//! Prints a line for each case; the exit code is 0 where all are as expected, and 3 where the first that was not had a
-//! signal of its guest lost: the daemon answered once the guest had signalled again.
+//! Prints a line for each case. The exit code is 0 if all have the expected result, and 3 if the
+//! first unexpected result was a lost signal of a guest: the daemon answered once the guest had
+//! signalled again.
 
 use conformance::hostile::{ATTACKS, attack};
 use conformance::run::{left_out, run_case};
@@ -23,12 +24,14 @@ conformance-dom0 --store c|ours [--over socket|xenbus] [--only TEXT] [--files DI
 --only   only cases whose line contains this
 --files  the folder with ring-agent and xl-shim.so; /usr/lib/xenbus-conformance where it is not said";
 
-/// A case that takes longer hangs: each wait within it has a bound of its own, but for what the kernel does.
+/// The time after which a case counts as hung: each wait within it has a bound of its own, except
+/// those in the kernel.
 const CASE_WITHIN: Duration = Duration::from_secs(120);
-/// After so many failures no further case runs: what is wrong with the host is wrong for all, and each would wait.
+/// The number of failures after which no further case runs: a fault of the host is the same for
+/// all, and each would wait.
 const FAILED_MAX: u32 = 5;
 
-/// The exit code where the machine has lost a signal.
+/// The exit code if the machine has lost a signal.
 const SIGNAL_LOST: i32 = 3;
 
 struct Options {
@@ -59,7 +62,7 @@ fn options() -> Result<Options, String> {
     Ok(Options { kind: kind.ok_or("--store is missing")?, routes, only, files })
 }
 
-/// What came of the cases.
+/// The counts of the outcomes of the cases.
 struct Tally {
     ok: u32,
     failed: u32,
@@ -74,9 +77,9 @@ impl Tally {
         Self { ok: 0, failed: 0, left_out: 0, watched }
     }
 
-    /// A case begins: its end is waited for with a bound.
+    /// Begins a case, and reports it to the thread that bounds its time.
     fn begins(&self, name: &str) -> Instant {
-        // Without the other thread there is no bound, and nothing else is different.
+        // Without that thread there is no bound, and all else is the same.
         let _ = self.watched.send(name.to_owned());
         Instant::now()
     }
@@ -102,7 +105,7 @@ impl Tally {
     }
 }
 
-/// Tells of a case that hangs, with what the kernel says of this process, and gives up.
+/// Reports a case that hangs, with the kernel's state of this process, and gives up.
 fn watch(cases: &Receiver<String>) {
     let mut running = "the first case".to_owned();
     loop {
@@ -144,7 +147,7 @@ fn tables(host: &mut XenHost, way: &str, only: &str, tally: &mut Tally) {
     }
 }
 
-/// The hostile rings; domain 0 has no part in them, so they are made once.
+/// Runs the hostile rings. Domain 0 has no part in them, so they run only once.
 fn attacks(host: &mut XenHost, only: &str, tally: &mut Tally) {
     for case in ATTACKS.iter().filter(|case| case.name.contains(only)) {
         if !case.on.contains(&host.kind()) {
@@ -177,7 +180,7 @@ fn case_on(host: &mut XenHost, case: &Case) -> Vec<String> {
     failed
 }
 
-/// A panic of a case is its failure; the next case begins on a host put in order.
+/// Runs a case. A panic is its failure; the next case begins on a restored host.
 fn guarded(run: impl FnOnce() -> Vec<String>) -> Vec<String> {
     catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
@@ -229,7 +232,7 @@ fn main() -> ExitCode {
     let Tally { ok, failed, left_out, .. } = tally;
     let seconds = started.elapsed().as_secs();
     println!("conformance: {ok} ok, {failed} FAIL, {left_out} not run here, {seconds} s");
-    // The last line is a case, too; with no other, nothing was shown.
+    // The last line is a case, too; if it is the only one, nothing was tested.
     if ok + failed <= 1 {
         println!("conformance: no case has {:?} in its line", options.only);
         return ExitCode::FAILURE;

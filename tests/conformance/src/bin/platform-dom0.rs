@@ -1,8 +1,8 @@
 //! Runs the platform's part of the suite in domain 0 of real Xen.
 //!
-//! `platform-dom0 [XL-CONFIG]`: event channels and grants of domain 0 with itself; with a config file
-//! of xl, which must describe a domain that runs and does nothing, the life of domains, too. One line a
-//! case, a summary, and exit code 1 where a case failed.
+//! `platform-dom0 [XL-CONFIG]`: event channels and grants of domain 0 with itself; with a config
+//! file of xl, which must describe a domain that runs and does nothing, also the life of domains.
+//! It prints one line for each case and a summary; the exit code is 1 if a case failed.
 
 use conformance::platform::{self, Party, life};
 use std::process::{Command, ExitCode};
@@ -18,7 +18,7 @@ use xen_linux::gntdev::Gntdev;
 use xen_linux::manage::Manage;
 use xen_linux::privcmd::{Foreign, Privcmd};
 
-/// How long a change of a domain may take to be seen.
+/// The longest time until a change of a domain must be reported.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 fn main() -> ExitCode {
@@ -32,14 +32,14 @@ fn main() -> ExitCode {
     }
 }
 
-/// How many cases failed.
+/// Runs the cases; returns the number of those that failed.
 fn run(config: Option<&str>) -> Result<usize, String> {
     let privcmd = Privcmd::open().map_err(|error| error.to_string())?;
     let (mut a, mut b) = (party(&privcmd)?, party(&privcmd)?);
     let mut verdicts = Vec::new();
     let mut left_out = 0;
     for (name, case) in platform::cases() {
-        // Both parties are domain 0, so there is no other to keep out.
+        // Both parties are domain 0, so there is no other domain to keep out.
         if name.ends_with("for the peer alone") {
             println!("not  {name}: it needs two domains");
             left_out += 1;
@@ -55,7 +55,7 @@ fn run(config: Option<&str>) -> Result<usize, String> {
             create(config, &format!("platform{made}"))
         };
         for (name, case) in life::CASES {
-            // Each with a watch of its own, which has seen nothing yet.
+            // Each case has a watch of its own, which has seen nothing yet.
             let mut watch = Manage::open(&privcmd).map_err(|error| error.to_string())?;
             let began = Instant::now();
             let mut wait = || {
@@ -88,8 +88,8 @@ fn said(name: &str, verdict: &platform::Verdict) -> bool {
     verdict.is_ok()
 }
 
-/// The ring of a new domain, by the frame that xl has told the store, is the page that the domain builder
-/// has granted.
+/// Checks that the ring of a new domain, by the frame that xl has told the store, is the page that
+/// the domain builder has granted.
 fn a_page_by_its_frame(
     privcmd: &Rc<Privcmd>,
     grants: &mut dyn GrantMap,
@@ -109,14 +109,15 @@ fn a_page_by_its_frame(
     }
 }
 
-/// Compares the page by its frame with the page by its grant: what domain 0 writes here is there.
+/// Compares the page by its frame with the page by its grant: a write of domain 0 to one is seen in
+/// the other.
 fn same_page(
     foreign: &mut Foreign,
     grants: &mut dyn GrantMap,
     domid: DomId,
     frame: Gfn,
 ) -> platform::Verdict {
-    // Nobody uses the last bytes of the ring's page.
+    // The last bytes of the ring's page are unused.
     const UNUSED: usize = 4092;
     let text = |error: xen::Error| error.to_string();
     let granted = grants.map(domid, GrantRef::XENSTORE, Access::ReadWrite).map_err(text)?;
@@ -144,7 +145,7 @@ fn party(privcmd: &Rc<Privcmd>) -> Result<Party, String> {
     })
 }
 
-/// What a program says, where it ends well.
+/// Returns the output of a program that succeeds.
 fn output(program: &str, args: &[&str]) -> Result<String, String> {
     let output = Command::new(program).args(args).output();
     let output = output.map_err(|error| format!("{program}: {error}"))?;
@@ -156,9 +157,9 @@ fn output(program: &str, args: &[&str]) -> Result<String, String> {
     }
 }
 
-/// A domain made by xl, not by us: what it says on its own is not of interest.
+/// Makes a domain by xl, not by this suite; its own output does not matter.
 fn create(config: &str, name: &str) -> Result<DomId, String> {
-    // -e: no xl stays behind to clean up after it, so that the suite sees every step.
+    // -e: no xl stays behind to clean up after the domain, so that the suite sees every step.
     output("xl", &["create", "-q", "-e", config, &format!("name=\"{name}\"")])?;
     let domid = output("xl", &["domid", name])?;
     domid.parse().map(DomId).map_err(|error| format!("xl domid {name}: {error}"))

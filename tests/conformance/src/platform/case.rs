@@ -1,11 +1,11 @@
-//! A case: two domains, a verdict, and what most cases ask.
+//! A case: two domains, a verdict, and the checks that most cases share.
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use xen::DomId;
 use xen::evtchn::EventChannels;
 use xen::gnttab::{GrantMap, GrantOffer};
 
-/// One domain, as one process of it holds the traits.
+/// One domain, as the traits that one of its processes holds.
 pub struct Party {
     /// Its number.
     pub domid: DomId,
@@ -17,26 +17,26 @@ pub struct Party {
     pub offers: Box<dyn GrantOffer>,
 }
 
-/// The finding of a case; an error is one line.
+/// The verdict of a case; an error is one line.
 pub type Verdict = Result<(), String>;
 
-/// A case that two domains are enough for.
+/// A case that needs only two domains.
 pub type Case = fn(&mut Party, &mut Party) -> Verdict;
 
 /// The time in which an event has to arrive, in seconds; far more than any machine needs.
 pub(super) const PATIENCE_S: i64 = 10;
 
-/// Fails with the line that `text` makes where `holds` does not.
+/// Fails with the text of `text` unless `holds` is true.
 pub(crate) fn expect(holds: bool, text: impl FnOnce() -> String) -> Verdict {
     if holds { Ok(()) } else { Err(text()) }
 }
 
-/// The value of an `Ok`, or a line that says what was tried.
+/// Returns the value of an `Ok`, or a line that names the attempt.
 pub(crate) fn done<T>(what: &str, result: Result<T, xen::Error>) -> Result<T, String> {
     result.map_err(|error| format!("{what}: {error}"))
 }
 
-/// Fails where something was done that had to be refused.
+/// Fails if an operation succeeded that had to be refused.
 pub(crate) fn refused<T>(what: &str, result: &Result<T, xen::Error>) -> Result<xen::Error, String> {
     match result {
         Ok(_) => Err(format!("{what}: was done, and had to be refused")),
@@ -44,7 +44,7 @@ pub(crate) fn refused<T>(what: &str, result: &Result<T, xen::Error>) -> Result<x
     }
 }
 
-/// Fails where something was not refused with exactly this error.
+/// Fails if an operation was not refused with exactly this error.
 pub(crate) fn refused_with<T>(
     what: &str,
     result: &Result<T, xen::Error>,
@@ -54,7 +54,7 @@ pub(crate) fn refused_with<T>(
     expect(came == error, || format!("{what}: expected {error}, got {came}"))
 }
 
-/// True where the descriptor of the channels polls readable within the time given, in seconds.
+/// True if the descriptor of the channels polls readable within the given time, in seconds.
 pub(super) fn readable(evtchn: &dyn EventChannels, seconds: i64) -> Result<bool, String> {
     let fd = evtchn.fd();
     let mut fds = [PollFd::new(&fd, PollFlags::IN)];

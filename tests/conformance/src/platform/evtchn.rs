@@ -1,7 +1,7 @@
 //! Event channels.
 //!
-//! Source: `xen/include/public/event_channel.h`, and what Xen does where that is silent: the side that
-//! binds to a port gets one event at once, since events may have been lost before.
+//! Source: `xen/include/public/event_channel.h`, and Xen's behaviour where that is silent: the side
+//! that binds to a port gets one event at once, because events may have been lost before.
 
 use super::case::{
     Case, PATIENCE_S, Party, Verdict, done, expect, readable, refused, refused_with,
@@ -25,7 +25,7 @@ pub const CASES: &[(&str, Case)] = &[
     ("evtchn/one holder of a virtual interrupt", one_holder_of_a_virq),
 ];
 
-/// The next event, waited for.
+/// Waits for the next event.
 fn next(party: &mut Party, what: &str) -> Result<Port, String> {
     loop {
         if let Some(port) = done("pending", party.evtchn.pending())? {
@@ -37,20 +37,20 @@ fn next(party: &mut Party, what: &str) -> Result<Port, String> {
     }
 }
 
-/// That there is no event. What was sent before has arrived, as notifying is not done before.
+/// Checks that there is no event. Notifying is synchronous, so an earlier event has arrived.
 fn nothing(party: &mut Party, what: &str) -> Verdict {
     let came = done("pending", party.evtchn.pending())?;
     expect(came.is_none(), || format!("{what}: an event at port {}", came.map_or(0, |port| port.0)))
 }
 
-/// The one event at `port`, taken and unmasked.
+/// Takes and unmasks the one event at `port`.
 fn take(party: &mut Party, port: Port, what: &str) -> Verdict {
     let came = next(party, what)?;
     expect(came == port, || format!("{what}: expected an event at port {port}, got {came}"))?;
     done("unmask", party.evtchn.unmask(port))
 }
 
-/// A channel: `a`'s port and `b`'s. The event that binding raises has been taken.
+/// Makes a channel; returns `a`'s port and `b`'s. The event that binding raises has been taken.
 fn channel(a: &mut Party, b: &mut Party) -> Result<(Port, Port), String> {
     let at_a = done("alloc_unbound", a.evtchn.alloc_unbound(b.domid))?;
     let at_b = done("bind_interdomain", b.evtchn.bind_interdomain(a.domid, at_a))?;
@@ -115,7 +115,7 @@ fn bind_to_what_is_not_there(a: &mut Party, b: &mut Party) -> Verdict {
     let nobody = DomId(DomId::FIRST_RESERVED.0 - 1);
     refused_with("a port beyond all", &b.evtchn.bind_interdomain(a.domid, beyond), Error::Inval)?;
     refused_with("no such domain", &b.evtchn.bind_interdomain(nobody, Port(1)), Error::Srch)?;
-    // A port that waits for somebody else.
+    // A port for another domain.
     let other = if b.domid == DomId(1) { DomId(2) } else { DomId(1) };
     let port = match a.evtchn.alloc_unbound(other) {
         Ok(port) => port,
@@ -126,12 +126,12 @@ fn bind_to_what_is_not_there(a: &mut Party, b: &mut Party) -> Verdict {
     close(a, port)
 }
 
-/// A port of `a` for `b`, whose number is none of a port that `b` holds itself.
+/// Returns a port of `a` for `b`, whose number is not that of a port of `b`.
 fn port_of_a_alone(a: &mut Party, b: &mut Party) -> Result<Port, String> {
     let mut of_both = Vec::new();
     let at_a = loop {
         let port = done("alloc_unbound", a.evtchn.alloc_unbound(b.domid))?;
-        // Refused where `b` has no such port, and nothing to a port without an event.
+        // Refused if `b` has no such port, and without effect on a port that has no event.
         if b.evtchn.unmask(port).is_err() {
             break port;
         }
@@ -143,7 +143,7 @@ fn port_of_a_alone(a: &mut Party, b: &mut Party) -> Result<Port, String> {
     Ok(at_a)
 }
 
-/// Says something where the two are different domains.
+/// This case applies if the two are different domains.
 fn for_the_peer_alone(a: &mut Party, b: &mut Party) -> Verdict {
     if a.domid == b.domid {
         return Ok(());
@@ -175,7 +175,7 @@ fn closed(a: &mut Party, b: &mut Party) -> Verdict {
 fn the_other_side_closes(a: &mut Party, b: &mut Party) -> Verdict {
     let (at_a, at_b) = channel(a, b)?;
     close(a, at_a)?;
-    // It waits for its peer again, and what it sends reaches nobody.
+    // The port waits for its peer again, and its events reach no domain.
     done("notify without a peer", b.evtchn.notify(at_b))?;
     let anew = done("binding to it anew", a.evtchn.bind_interdomain(b.domid, at_b))?;
     take(a, anew, "the event of binding anew")?;
@@ -188,7 +188,7 @@ fn the_other_side_closes(a: &mut Party, b: &mut Party) -> Verdict {
 fn status(a: &mut Party, b: &mut Party) -> Verdict {
     let at_a = done("alloc_unbound", a.evtchn.alloc_unbound(b.domid))?;
     match a.evtchn.status(at_a) {
-        // A platform may not tell.
+        // A platform may be unable to report this.
         Err(Error::NoSys | Error::NoDev) => return close(a, at_a),
         status => {
             let status = done("status", status)?;
@@ -205,7 +205,7 @@ fn status(a: &mut Party, b: &mut Party) -> Verdict {
     close(b, at_b)
 }
 
-/// That `port` is bound to that port of that domain.
+/// Checks that `port` is bound to that port of that domain.
 fn bound(party: &mut Party, port: Port, (remote, remote_port): (DomId, Port)) -> Verdict {
     let status = done("status", party.evtchn.status(port))?;
     let bound = Status::Interdomain { remote, remote_port };
@@ -243,7 +243,8 @@ fn a_port_that_comes_back_is_a_new_one(a: &mut Party, b: &mut Party) -> Verdict 
     expect(came == at_a, || format!("expected port {at_a}, got {came}"))?;
     close(a, at_a)?;
     close(b, at_b)?;
-    // The old one was masked when it was closed; its number is not, and has no event left.
+    // The old port was masked when it was closed. A new port of that number is not masked and has
+    // no event.
     let (at_a, at_b) = channel(a, b)?;
     nothing(a, "the new channel's first")?;
     done("notify", b.evtchn.notify(at_b))?;
@@ -254,7 +255,7 @@ fn a_port_that_comes_back_is_a_new_one(a: &mut Party, b: &mut Party) -> Verdict 
 
 fn one_holder_of_a_virq(a: &mut Party, b: &mut Party) -> Verdict {
     let Ok(port) = a.evtchn.bind_virq(Virq::DomExc) else {
-        // Somebody else has it, or this domain may not: then nor may another process of it.
+        // Another process has it, or this domain may not: then no second process of it may either.
         return match b.evtchn.bind_virq(Virq::DomExc) {
             Ok(_) if a.domid == b.domid => Err("this domain may not, and may".to_owned()),
             Ok(port) => close(b, port),

@@ -1,8 +1,8 @@
 //! Grants.
 //!
-//! Source: `xen/include/public/grant_table.h`. Which code a refusal has differs where a driver stands
-//! between (Linux's gntdev has errno(3) alone for a map), so a refused map is one with any error, and a
-//! refused copy one with any status, but where Xen's own code arrives.
+//! Source: `xen/include/public/grant_table.h`. The code of a refusal differs if a driver stands
+//! between (Linux's gntdev has only errno(3) for a map). So a refused map may have any error, and a
+//! refused copy any status, except where Xen's own code arrives.
 
 use super::case::{Case, Party, Verdict, done, expect, refused};
 use xen::GrantRef;
@@ -27,7 +27,7 @@ pub const CASES: &[(&str, Case)] = &[
     ("grants/a copy stays in its buffer", a_copy_stays_in_its_buffer),
 ];
 
-/// A reference that nobody has granted.
+/// A reference that is not granted.
 const WILD: GrantRef = GrantRef(30_000);
 
 fn offer(a: &mut Party, b: &Party, access: Access) -> Result<Offered, String> {
@@ -53,7 +53,7 @@ fn one_page_two_views(a: &mut Party, b: &mut Party) -> Verdict {
     write(mapping.page(), b"from the mapper!")?;
     let seen = bytes_of(offered.page(), 16)?;
     expect(seen == b"from the mapper!", || format!("the granter sees {seen:?}"))?;
-    // A second view of the same grant, and the first goes.
+    // A second mapping of the same grant is made, and the first is removed.
     let second = done("map again", b.maps.map(a.domid, offered.grant(), Access::ReadWrite))?;
     drop(mapping);
     let seen = bytes_of(second.page(), 16)?;
@@ -105,7 +105,7 @@ fn granted_to_another(a: &mut Party, b: &mut Party) -> Verdict {
     refused("mapping what is granted to another", &map).map(drop)
 }
 
-/// Says something where the two are different domains.
+/// This case applies if the two are different domains.
 fn for_the_peer_alone(a: &mut Party, b: &mut Party) -> Verdict {
     if a.domid == b.domid {
         return Ok(());
@@ -116,7 +116,7 @@ fn for_the_peer_alone(a: &mut Party, b: &mut Party) -> Verdict {
     refused("mapping one's own page that is granted to another", &own)?;
     refused("the same reference of the other", &b.maps.map(b.domid, grant, Access::Read))?;
     let mapping = done("map", b.maps.map(a.domid, grant, Access::ReadWrite))?;
-    // That it is mapped already opens it to nobody else.
+    // An existing mapping gives no other domain access.
     let own = a.maps.map(a.domid, grant, Access::Read);
     refused("the same while it is mapped", &own)?;
     drop(mapping);
@@ -136,7 +136,7 @@ fn ended_while_mapped(a: &mut Party, b: &mut Party) -> Verdict {
     offered.page().copy_in(0, b"kept").map_err(|error| error.to_string())?;
     let mapping = done("map", b.maps.map(a.domid, offered.grant(), Access::ReadWrite))?;
     offered.end();
-    // The page is used for nothing else as long as the peer has it.
+    // The page is not used again while the peer maps it.
     let mut others = Vec::new();
     for _ in 0..10 {
         let other = offer(a, b, Access::ReadWrite)?;

@@ -9,11 +9,11 @@ use xen::{DomId, Error};
 pub struct Host<'a> {
     /// Its control.
     pub control: &'a mut dyn DomainControl,
-    /// Its watch, of a process that nobody else polls for.
+    /// Its watch, which no other code polls.
     pub watch: &'a mut dyn DomainWatch,
     /// Makes a domain that runs and does nothing.
     pub create: &'a mut dyn FnMut() -> Result<DomId, String>,
-    /// Waits until a change may have come; false where that took too long.
+    /// Waits until a change may have come; returns false after a timeout.
     pub wait: &'a mut dyn FnMut() -> bool,
 }
 
@@ -32,7 +32,7 @@ pub const CASES: &[(&str, Case)] = &[
 /// A number that no domain has.
 const NOBODY: DomId = DomId(DomId::FIRST_RESERVED.0 - 1);
 
-/// Waits for the first change that is about `domid` and that `wanted` takes.
+/// Waits for the first change of `domid` that `wanted` accepts.
 fn until(host: &mut Host<'_>, what: &str, wanted: impl Fn(DomainEvent) -> bool) -> Verdict {
     loop {
         while let Some(event) = done("poll_change", host.watch.poll_change())? {

@@ -1,14 +1,14 @@
 //! The platform's part of the suite: event channels, grants and the life of domains, as the traits
 //! of `xen` promise them, on any provider.
 //!
-//! A case takes two domains and answers `Ok`, or one line that says what was expected and what came.
-//! On real Xen both may be domain 0: a domain may bind to itself and map what it has granted itself.
+//! A case takes two domains and returns `Ok`, or one line with the expected and the actual result.
+//! On real Xen both may be domain 0: a domain may bind to itself and map its own grants.
 //!
-//! | module | what it is about |
+//! | module | subject |
 //! |---|---|
 //! | [`evtchn`] | binding, notifying, masking, closing |
 //! | [`grants`] | offering, mapping, copying, ending |
-//! | [`life`] | who exists, who came, shut down, died; control |
+//! | [`life`] | domains that exist, start, shut down and die; control |
 
 mod case;
 pub mod evtchn;
@@ -17,7 +17,7 @@ pub mod life;
 
 pub use case::{Case, Party, Verdict};
 
-/// All cases of event channels and of grants, by name.
+/// Returns all cases of event channels and of grants, by name.
 #[must_use]
 pub fn cases() -> Vec<(&'static str, Case)> {
     [evtchn::CASES, grants::CASES].concat()

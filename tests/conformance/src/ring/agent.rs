@@ -1,7 +1,7 @@
-//! A guest of a daemon on Xen: a domain that does to its ring what it is told over its console.
+//! A guest of a daemon on Xen: a domain that changes its ring by commands over its console.
 //!
-//! The program is `tests/xen/guest`; its first lines list the commands. Those without an answer are
-//! sent ahead; what went wrong with them comes with the next answer.
+//! The program is `tests/xen/guest`; its first lines list the commands. Commands without an answer
+//! are sent ahead; their errors come with the next answer.
 
 use super::Ring;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -12,7 +12,7 @@ use std::io::{self, Read, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// How long the guest may take to answer, over the time that it is told to wait.
+/// The longest time of the guest's answer, added to the time that the command tells it to wait.
 const ANSWER_WITHIN: Duration = Duration::from_secs(20);
 /// Bytes of one `put`: a line must fit into the guest's buffer.
 const PUT_MAX: usize = 2048;
@@ -27,17 +27,17 @@ pub struct AgentRing {
 }
 
 impl AgentRing {
-    /// Speaks to the guest whose console is this terminal, and empties its page.
+    /// Connects to the guest whose console is this terminal, and empties its page.
     ///
     /// # Errors
-    /// Those of the terminal, and `TimedOut` where the guest does not answer.
+    /// Those of the terminal, and `TimedOut` if the guest does not answer.
     pub fn open(console: &Path) -> io::Result<Self> {
         let console = OpenOptions::new().read(true).write(true).open(console)?;
         tcflush(&console, QueueSelector::IFlush)?;
         let mut ring = Self { console, heard: vec![], taken: vec![], introduction: (0, 0) };
         ring.tell("hello")?;
         let end = Instant::now() + ANSWER_WITHIN;
-        // Answers to whoever spoke to it before may still come.
+        // Answers to an earlier program may still come.
         while ring.introduction.1 == 0 {
             let line = ring.line(end)?;
             let mut words = line.split(' ').skip_while(|word| *word != "hello").skip(1);
@@ -49,18 +49,18 @@ impl AgentRing {
         }
         ring.write(0, &[0; PUT_MAX])?;
         ring.write(PUT_MAX as u64, &[0; PUT_MAX])?;
-        // Its answer says that the page is empty: domain 0 may introduce it next.
+        // The answer shows that the page is empty: domain 0 may introduce the guest next.
         ring.read(0, &mut [0; 4])?;
         Ok(ring)
     }
 
-    /// The ring as INTRODUCE takes it: its frame and its event channel.
+    /// Returns the ring in INTRODUCE's terms: its frame and its event channel.
     #[must_use]
     pub fn introduction(&self) -> (u64, u32) {
         self.introduction
     }
 
-    /// Lets the domain shut down, for a reason of Xen's `sched.h`.
+    /// Shuts the domain down, with a reason of Xen's `sched.h`.
     ///
     /// # Errors
     /// Those of the terminal.
@@ -72,7 +72,7 @@ impl AgentRing {
         self.console.write_all(format!("{command}\n").as_bytes())
     }
 
-    /// The bytes that the guest answers.
+    /// Sends a command; returns the bytes of the guest's answer.
     fn ask(&mut self, command: &str, wait: Duration) -> io::Result<Vec<u8>> {
         self.tell(command)?;
         let line = self.line(Instant::now() + wait + ANSWER_WITHIN)?;
@@ -86,7 +86,7 @@ impl AgentRing {
         bytes.ok_or_else(|| io::Error::other(format!("the guest, to `{command}`: {line}")))
     }
 
-    /// The guest's next line.
+    /// Returns the guest's next line.
     fn line(&mut self, end: Instant) -> io::Result<String> {
         loop {
             if let Some(at) = self.heard.iter().position(|byte| *byte == b'\n') {

@@ -2,8 +2,8 @@
 //!
 //! The page is a file that the daemon maps shared; reading and writing the file is reading and
 //! writing that same page. Each index is moved together with its 8-byte neighbourhood in one call,
-//! as the kernel copies 8 bytes at once but may copy 4 bytes one by one. The event channel is a
-//! datagram of the domain's number to `evtchn` in the folder; the daemon sends one to `N.evt`.
+//! because the kernel copies 8 bytes at once but may copy 4 bytes one by one. The event channel is
+//! a datagram of the domain's number to `evtchn` in the folder; the daemon sends one to `N.evt`.
 
 use super::{GUEST_INDICES, REQUEST_INDICES, RESPONSE_INDICES, RESPONSES, RING_SIZE, Ring};
 use rustix::net::{RecvFlags, recv};
@@ -28,19 +28,19 @@ pub struct FileRing {
     signals: Signals,
 }
 
-/// When a guest signals that it has moved an index.
+/// The condition on which a guest signals that it has moved an index.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Signals {
     Always,
-    /// After requests, where the daemon had taken all before them; after taking responses, where
-    /// the ring was full. The daemon sees the rest for itself, or it is never seen.
+    /// After requests, if the daemon had taken all before them; after taking responses, if the ring
+    /// was full. The daemon must see all other moves without a signal.
     WhereNeeded,
 }
 
 /// Signals the daemon: a domain's number, or `u32::MAX` for VIRQ_DOM_EXC.
 ///
 /// # Errors
-/// Where the daemon does not take it within 5 s.
+/// If the daemon does not take it within 5 s.
 pub fn signal(folder: &Path, number: u32) -> io::Result<()> {
     let socket = UnixDatagram::unbound()?;
     socket.set_write_timeout(Some(Duration::from_secs(5)))?;
@@ -48,7 +48,7 @@ pub fn signal(folder: &Path, number: u32) -> io::Result<()> {
 }
 
 impl FileRing {
-    /// A new domain in this folder, with an empty page.
+    /// Creates a domain in this folder, with an empty page.
     ///
     /// # Errors
     /// Those of the file system.
@@ -64,7 +64,7 @@ impl FileRing {
         Ok(Self { folder, domid, page, events, req_prod: 0, rsp_cons: 0, signals })
     }
 
-    /// Two neighbouring words of the page, read at once.
+    /// Reads two neighbouring words of the page at once.
     fn words(&self, at: u64) -> io::Result<[u32; 2]> {
         let mut bytes = [0; 8];
         self.page.read_exact_at(&mut bytes, at)?;
@@ -72,7 +72,7 @@ impl FileRing {
         Ok([u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([e, f, g, h])])
     }
 
-    /// Moves the two indices that are the guest's, and signals.
+    /// Moves the two indices of the guest, and signals.
     fn moved(&mut self, req_prod: u32, rsp_cons: u32) -> io::Result<()> {
         let before = (self.req_prod, self.rsp_cons);
         (self.req_prod, self.rsp_cons) = (req_prod, rsp_cons);
@@ -83,7 +83,7 @@ impl FileRing {
         self.notify()
     }
 
-    /// Whether the daemon may wait for a move of the indices from `before`.
+    /// True if the daemon may wait for a move of the indices from `before`.
     fn waited_for(&self, (req_prod, rsp_cons): (u32, u32)) -> io::Result<bool> {
         let [req_cons, _] = self.words(REQUEST_INDICES)?;
         let [_, rsp_prod] = self.words(RESPONSE_INDICES)?;
@@ -92,8 +92,9 @@ impl FileRing {
         Ok(all_taken || was_full)
     }
 
-    /// Takes the signals that have come: what lies in many guests' queues fills the send buffer of the
-    /// one socket that signals them all, and the next signal would be lost.
+    /// Takes the signals that have come. If many guests left theirs in their queues, these would
+    /// fill the send buffer of the one socket that signals them all, and the next signal would be
+    /// lost.
     fn drain(&self) {
         let mut word = [0; 4];
         while recv(&self.events, &mut word[..], RecvFlags::DONTWAIT).is_ok() {}

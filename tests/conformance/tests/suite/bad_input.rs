@@ -1,4 +1,5 @@
-//! Peers that break every rule: nobody else notices, and the daemon ends as big as it began.
+//! Peers that break every rule: no other client is affected, and the daemon ends with as much
+//! memory as it began with.
 //!
 //! These hold for our daemon, and for the C one where it promises the same.
 
@@ -9,14 +10,14 @@ use xenstore_core::wire::{Header, MsgType};
 const A_WHILE: Duration = Duration::from_millis(200);
 const SOON: Duration = Duration::from_secs(5);
 
-/// Runs a check against a daemon of each kind; then the store must answer, and memory and file
-/// descriptors must be back where they were.
+/// Runs a check against a daemon of each kind. Then the store must answer, and memory and file
+/// descriptors must be back at their former numbers.
 fn on(kinds: &[Kind], check: impl Fn(&Daemon, &mut Peer)) {
     for kind in kinds {
         eprintln!("daemon `{}`", kind.name());
         let Some(mut daemon) = Daemon::start(*kind) else { continue };
         let mut dom0 = daemon.connect();
-        // Once before anything is measured, so that what is allocated once is allocated.
+        // The check runs once before the measurement, so that one-time allocations are made.
         check(&daemon, &mut dom0);
         settle(&mut dom0);
         let (memory, descriptors) = (daemon.memory_kib(), daemon.descriptors());
@@ -36,7 +37,7 @@ fn on(kinds: &[Kind], check: impl Fn(&Daemon, &mut Peer)) {
     }
 }
 
-/// Lets the daemon finish what it has to do with peers that are gone.
+/// Lets the daemon finish its work on peers that are gone.
 fn settle(dom0: &mut Peer) {
     for _ in 0..10 {
         dom0.expect_ok("WRITE", "/settle|v");
@@ -107,7 +108,7 @@ fn impossible_ring_indices_hurt_only_their_guest() {
             let bad = (produced.wrapping_add(req_prod), consumed.wrapping_add(rsp_cons));
             ring.set_indices(bad.0, bad.1).expect("the page");
             ring.notify().expect("the event channel");
-            // Where only the response indices are wrong, that shows when there is a response.
+            // If only the response indices are wrong, that shows when there is a response.
             dom0.expect_ok("WRITE", "/local/domain/7/x|w");
             other.expect_ok("WRITE", "y|v");
             if req_prod != 0 {
@@ -138,7 +139,7 @@ fn every_type_with_every_kind_of_payload() {
             &[b'9'; 4096],
         ];
         let mut client = daemon.connect();
-        // All but RELEASE and what sets the daemon's own state: CONTROL.
+        // All types except RELEASE and CONTROL, which sets the daemon's own state.
         for kind in (1..30).chain([255, 65535, u32::MAX]).filter(|kind| *kind != 9) {
             for (at, payload) in payloads.iter().enumerate() {
                 for tx_id in [0, 1, u32::MAX] {
@@ -167,7 +168,7 @@ fn peers_that_stall_in_the_middle_of_a_message() {
         for index in 0..100 {
             dom0.expect_ok("WRITE", format!("/a/{}|v", index % 10));
         }
-        // Who goes on is answered as if nothing had been.
+        // A client that goes on is answered as before.
         for (client, length) in stalled.iter_mut().step_by(3) {
             client.send(&message[*length..]).expect("the rest");
             assert!(client.reply(Instant::now() + SOON).is_ok(), "stalled after {length} bytes");
@@ -229,7 +230,7 @@ fn peers_that_send_and_never_read() {
     on(&[Kind::Ours], |daemon, dom0| {
         dom0.expect_ok("WRITE", "/big|{x*4000}");
         let mut client = daemon.connect();
-        // Until the daemon takes no more of them: it must stop to, or its memory grows.
+        // Until the daemon takes no more of them: it must stop, or its memory grows.
         let request = [header(MsgType::Read.code(), 5).as_slice(), b"/big\0"].concat();
         let batch = request.repeat(50);
         let mut sent = 0;

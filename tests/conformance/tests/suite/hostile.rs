@@ -1,4 +1,4 @@
-//! What hostile guests do to their rings, without Xen; `conformance-dom0` does the same on Xen.
+//! Attacks of hostile guests on their rings, without Xen; `conformance-dom0` runs the same on Xen.
 
 use conformance::hostile::{ATTACKS, attack};
 use conformance::{Daemon, Kind};

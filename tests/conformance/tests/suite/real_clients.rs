@@ -1,5 +1,5 @@
-//! Clients that nobody here wrote: Debian's `xenstore-*` tools, Xen's own `test-xenstore`, and
-//! Python's `pyxs`, against every daemon over its socket.
+//! Clients from elsewhere: Debian's `xenstore-*` tools, Xen's own `test-xenstore`, and Python's
+//! `pyxs`, against every daemon over its socket.
 
 use conformance::peers::{Peers, target_dir};
 use conformance::{Daemon, Kind, skip};
@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-/// How long any of the clients may take.
+/// The longest time of any of the clients.
 const WITHIN: Duration = Duration::from_secs(60);
 
 macro_rules! against_each {
@@ -60,7 +60,7 @@ fn run(command: &mut Command) -> Output {
     output
 }
 
-/// Runs one of Debian's tools; gives its output and whether it succeeded.
+/// Runs one of Debian's tools; returns its output and true if it succeeded.
 fn tool(daemon: &Daemon, peers: &Peers, line: &str) -> (String, bool) {
     let mut words = line.split(' ');
     let name = words.next().expect("a tool");
@@ -123,7 +123,7 @@ fn test_xenstore(daemon: &mut Daemon, peers: &Peers) {
     assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// A virtual environment with `pyxs` under `target/`, made once.
+/// Returns the Python of a virtual environment with `pyxs` under `target/`, made once.
 fn python() -> Result<PathBuf, String> {
     let folder = target_dir().join("pyxs");
     std::fs::create_dir_all(&folder).map_err(|error| error.to_string())?;

@@ -1,4 +1,4 @@
-//! What the ring page itself promises: features, reconnection, the order of replies and events.
+//! The promises of the ring page itself: features, reconnection, the order of replies and events.
 
 use conformance::{Daemon, Kind, Peer, Version};
 use std::time::{Duration, Instant};
@@ -34,7 +34,7 @@ fn reconnection_resets_the_guest() {
         guest.expect_ok("WATCH", "w|t|");
         let tx = guest.start();
         assert_eq!(guest.ask_in(tx, "WRITE", "lost|v"), "OK|");
-        // In the middle of a message, with an event that nobody has read.
+        // In the middle of a message, with an event that is not read.
         dom0.expect_ok("WRITE", "/local/domain/7/w|v");
         guest.send(&[1; 10]).expect("a part of a header");
         guest.ring().reconnect(SOON).expect("the connection word back at 0");
@@ -109,8 +109,8 @@ fn requests_that_are_sent_together_are_all_answered() {
     }
 }
 
-/// Linux signals only what the daemon may be waiting for: requests that come when all others were taken, room
-/// in a ring that was full. A daemon that has looked must look again once its own index has moved.
+/// Linux signals only moves that the daemon may wait for: requests that come when all others were
+/// taken, room in a ring that was full. A daemon must look again once its own index has moved.
 #[test]
 fn a_guest_that_signals_as_seldom_as_linux_is_served() {
     const IN_FLIGHT: u32 = 24;

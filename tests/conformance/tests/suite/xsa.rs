@@ -1,6 +1,6 @@
-//! XenStore's security advisories, each as a test of that name, through the whole daemon: what the
-//! advisory's attacker does, and that nothing comes of it. Debian's daemons are patched, so most
-//! tests run against them as well, where they do what the advisory's fix promises.
+//! XenStore's security advisories, each as a test of that name, through the whole daemon: the
+//! attack of the advisory, and a check that it has no effect. Debian's daemons are patched, so most
+//! tests run against them as well, if they do what the advisory's fix promises.
 
 use conformance::{Daemon, Kind, Peer, Version};
 use std::time::{Duration, Instant};
@@ -59,7 +59,7 @@ fn xsa_072_no_reply_is_over_4096_bytes() {
             let names: Vec<_> = strings.by_ref().take_while(|name| !name.is_empty()).collect();
             found += names.len();
             offset += names.iter().map(|name| name.len() + 1).sum::<usize>();
-            // The end of the list is an empty name, which a NUL of its own ends.
+            // The end of the list is an empty name with a NUL of its own.
             if reply.payload.ends_with(b"\0\0") {
                 break;
             }
@@ -69,8 +69,8 @@ fn xsa_072_no_reply_is_over_4096_bytes() {
     });
 }
 
-/// Watches, special watches and IS_DOMAIN_INTRODUCED ask for permissions; a transaction id in WATCH
-/// is of no use; removal fires no watch of those who may not see it.
+/// Watches, special watches and IS_DOMAIN_INTRODUCED check permissions; a transaction id in WATCH
+/// has no effect; removal fires no watch of a client that may not see it.
 #[test]
 fn xsa_115_watches_ask_for_permissions() {
     on(&Kind::ALL, |daemon, dom0| {
@@ -186,7 +186,7 @@ fn xsa_322_a_reused_domid_inherits_no_permission() {
     });
 }
 
-/// A relative path that is too long once it is absolute makes no node that nobody can reach.
+/// A relative path that is too long once it is absolute makes no unreachable node.
 #[test]
 fn xsa_323_every_node_that_is_made_can_be_reached() {
     on(&Kind::ALL, |daemon, dom0| {
@@ -226,7 +226,7 @@ fn xsa_324_a_token_of_any_length() {
     });
 }
 
-/// A client that breaks the protocol is no dead domain.
+/// A client that breaks the protocol does not count as a dead domain.
 #[test]
 fn xsa_325_a_broken_client_is_no_dead_domain() {
     on(&C_AND_OURS, |daemon, dom0| {
@@ -243,7 +243,7 @@ fn xsa_325_a_broken_client_is_no_dead_domain() {
     });
 }
 
-/// A guest that reads nothing does not make the daemon grow: not by replies, not by events.
+/// A guest that reads nothing does not make the daemon grow, neither by replies nor by events.
 #[test]
 fn xsa_326_a_guest_that_reads_nothing_is_bounded() {
     on(&[Kind::Ours], |daemon, dom0| {
@@ -263,8 +263,8 @@ fn xsa_326_a_guest_that_reads_nothing_is_bounded() {
     });
 }
 
-/// Events that wait and are the same are told once. The ring takes one of these and begins the next; those that
-/// fill the next ring are encoded already.
+/// Waiting events that are equal are sent once. The ring takes one of these and begins the next;
+/// those that fill the next ring are encoded already.
 #[test]
 fn xsa_326_identical_events_that_wait_are_one() {
     on(&[Kind::Ours], |daemon, dom0| {
@@ -366,7 +366,8 @@ fn xsa_353_the_root_has_permissions() {
     });
 }
 
-/// A reader that is slow to take its replies ties up no memory for those that it has asked for and not taken.
+/// A reader that is slow to take its replies occupies no memory for those that it has requested and
+/// not taken.
 #[test]
 fn xsa_416_unread_replies_hold_no_memory() {
     const ASKED: usize = 200;
@@ -383,7 +384,8 @@ fn xsa_416_unread_replies_hold_no_memory() {
         for index in 0..2000 {
             dom0.expect_ok("WRITE", format!("/n{}|{{y*1000}}", index % 10));
         }
-        // 32 MB were asked for. What a client does not take is bounded by 64 KiB and one reply.
+        // 32 MB were requested. The replies that a client does not take are bounded by 64 KiB and
+        // one reply.
         let grown = daemon.memory_kib().saturating_sub(before);
         assert!(grown < 6 * 1024, "the daemon grew by {grown} KiB while forty clients were slow");
         for client in &mut slow {
@@ -395,7 +397,7 @@ fn xsa_416_unread_replies_hold_no_memory() {
     });
 }
 
-/// An entry for a domid that nobody had gives its first owner nothing.
+/// A permission entry for a domid without a domain gives the first domain of that number nothing.
 #[test]
 fn xsa_417_a_new_domain_gets_nothing_from_an_old_entry() {
     on(&C_AND_OURS, |daemon, dom0| {
@@ -425,7 +427,8 @@ fn xsa_418_deep_trees() {
     });
 }
 
-/// The nodes of a dead domain go with it, wherever they are, and are not given to domain 0.
+/// The nodes of a dead domain are removed with it, wherever they are, and are not given to domain
+/// 0.
 #[test]
 fn xsa_419_nodes_of_a_dead_domain_go() {
     on(&C_AND_OURS, |daemon, dom0| {
@@ -478,7 +481,7 @@ fn xsa_425_release_among_waiting_requests() {
     });
 }
 
-/// `/local/domain/` and its like are refused like any other path that is none.
+/// `/local/domain/` and its like are refused like any other invalid path.
 #[test]
 fn xsa_481_paths_that_are_nearly_a_home() {
     on(&Kind::ALL, |daemon, dom0| {
@@ -504,7 +507,8 @@ fn xsa_481_paths_that_are_nearly_a_home() {
     });
 }
 
-/// A reused domid starts with a count of no nodes. `quota-reused`: not with the older oxenstored, which counts on.
+/// A reused domid starts with a count of 0 nodes. `quota-reused`: not with the older oxenstored,
+/// which keeps the old count.
 #[test]
 fn xsa_483_a_reused_domid_starts_at_no_nodes() {
     on(&Kind::ALL, |daemon, dom0| {

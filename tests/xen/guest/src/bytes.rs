@@ -2,14 +2,14 @@
 
 use core::fmt;
 
-/// Bytes up to a fixed number; what is over it is dropped.
+/// Bytes up to a fixed number; further bytes are dropped.
 pub(crate) struct Buffer<const SIZE: usize> {
     bytes: [u8; SIZE],
     length: usize,
 }
 
 impl<const SIZE: usize> Buffer<SIZE> {
-    /// An empty one.
+    /// Returns an empty buffer.
     pub(crate) const fn new() -> Self {
         Self { bytes: [0; SIZE], length: 0 }
     }
@@ -39,12 +39,12 @@ impl<const SIZE: usize> Buffer<SIZE> {
         Ok(())
     }
 
-    /// What it holds.
+    /// Returns the bytes.
     pub(crate) fn bytes(&self) -> &[u8] {
         self.bytes.get(..self.length).unwrap_or_default()
     }
 
-    /// What it holds, as text.
+    /// Returns the bytes as text.
     pub(crate) fn text(&self) -> &str {
         core::str::from_utf8(self.bytes()).unwrap_or_default()
     }
@@ -70,7 +70,7 @@ fn digit(byte: u8) -> Result<u8, &'static str> {
     }
 }
 
-/// The digits of at most 256 bytes.
+/// Writes the digits of at most 256 bytes.
 pub(crate) fn hex<'a>(bytes: &[u8], into: &'a mut [u8; 512]) -> &'a [u8] {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     for (pair, byte) in into.as_chunks_mut::<2>().0.iter_mut().zip(bytes) {
@@ -79,12 +79,12 @@ pub(crate) fn hex<'a>(bytes: &[u8], into: &'a mut [u8; 512]) -> &'a [u8] {
     into.get(..bytes.len() * 2).unwrap_or_default()
 }
 
-/// A decimal number.
+/// Parses a decimal number.
 pub(crate) fn number(word: &[u8]) -> Result<u32, &'static str> {
     core::str::from_utf8(word).ok().and_then(|text| text.parse().ok()).ok_or("no number")
 }
 
-/// The words of a line; missing ones are empty.
+/// Returns the words of a line; missing ones are empty.
 pub(crate) fn words(line: &[u8]) -> [&[u8]; 5] {
     let mut parts = line.split(|byte| *byte == b' ');
     core::array::from_fn(|_| parts.next().unwrap_or_default())

@@ -1,7 +1,7 @@
-//! A paravirtual guest without a kernel: it does to its XenStore ring what domain 0 tells it.
+//! A paravirtual guest without a kernel, which changes its XenStore ring by commands of domain 0.
 //!
 //! The promise: nothing stands between a test in domain 0 and this domain's ring page and event
-//! channel, so a test meets the store as an unprivileged domain does, and as a hostile one may.
+//! channel, so a test reaches the store as an unprivileged domain does, and as a hostile one may.
 //!
 //! A command is a line on the console; numbers are decimal, bytes are hexadecimal, one word each.
 //!
@@ -16,13 +16,13 @@
 //! | `flip OFFSET HEX HEX TIMES` | writes the one and the other in turn, notifying each time | `ok` |
 //! | `shutdown REASON` | shuts the domain down, by a number of `sched.h` | none |
 //!
-//! What goes wrong with a command without an answer is the answer of the next: `error WHY`.
+//! The error of a command without an answer is the answer of the next: `error WHY`.
 //!
 //! | module | what it is |
 //! |---|---|
 //! | `abi` | numbers and layouts of Xen's headers |
 //! | `xen` | hypercalls, the start of day, the shared pages |
-//! | `memory` | what the compiler calls to copy and compare bytes |
+//! | `memory` | the functions that the compiler calls to copy and compare bytes |
 //! | `bytes` | lines and hexadecimal digits in fixed buffers |
 
 #![no_std]
@@ -40,7 +40,7 @@ use abi::store::{CONNECTION, ERROR, REQ_CONS, REQ_PROD, RESPONSES, RING, RSP_CON
 use bytes::{Buffer, hex, number, words};
 use xen::{Channel, Page};
 
-/// How long `put` waits for room.
+/// The longest time that `put` waits for room.
 const ROOM_WITHIN_MS: u64 = 10_000;
 
 type Failed = &'static str;
@@ -52,7 +52,7 @@ struct Console {
 }
 
 impl Console {
-    /// The next line, without its end.
+    /// Returns the next line, without its end.
     fn line(&self, into: &mut Buffer<8192>) {
         into.clear();
         loop {
@@ -69,8 +69,9 @@ impl Console {
                 }
             }
             self.page.set_word(IN_CONS, at);
-            // Whoever has found the ring full waits for this. Nobody else does, and xenconsoled, which puts 80 bytes at a
-            // time, lets a domain signal 30 times in 200 ms.
+            // A sender that has found the ring full waits for this signal. No other sender does,
+            // and xenconsoled, which puts 80 bytes at a time, lets a domain signal 30 times in 200
+            // ms.
             if self.page.word(IN_PROD).wrapping_sub(cons) >= IN {
                 self.channel.notify();
             }
@@ -115,7 +116,7 @@ impl Console {
     }
 }
 
-/// The XenStore ring, and what was taken off it and not yet asked for.
+/// The XenStore ring, and the bytes that were taken from it and not yet requested.
 struct Store {
     page: Page,
     channel: Channel,
@@ -146,14 +147,14 @@ impl Store {
             if bytes.is_empty() {
                 return Ok(());
             }
-            // The store stops to read where nobody reads it.
+            // The store stops reading if its responses are not read.
             if self.take() == 0 && now.is_empty() && !self.channel.wait(Some(end)) {
                 return Err("put: no room");
             }
         }
     }
 
-    /// Moves what is in the ring to `taken`.
+    /// Moves the bytes in the ring to `taken`.
     fn take(&mut self) -> usize {
         let (cons, prod) = (self.page.word(RSP_CONS), self.page.word(RSP_PROD));
         let count = prod.wrapping_sub(cons).min(RING);
@@ -167,7 +168,7 @@ impl Store {
         count as usize
     }
 
-    /// Waits until so many bytes are taken, or the store has changed the state of the ring.
+    /// Waits until `least` bytes are taken, or the store has changed the state of the ring.
     fn take_within(&mut self, ms: u32, least: u32) {
         let end = xen::now_ms() + u64::from(ms);
         let state = (self.page.word(CONNECTION), self.page.word(ERROR));
@@ -210,14 +211,14 @@ impl Store {
     }
 }
 
-/// Whether a command is answered.
+/// The kind of a command's answer.
 #[derive(PartialEq, Eq)]
 enum Answer {
     None,
     Bytes,
 }
 
-/// What the commands work on; the buffers are kept, as clearing them costs.
+/// The state of the commands; the buffers are kept, as clearing them costs time.
 struct Agent {
     store: Store,
     bytes: Buffer<65536>,
@@ -225,7 +226,7 @@ struct Agent {
 }
 
 impl Agent {
-    /// Does one command; the answer's bytes are in `bytes`.
+    /// Runs one command; the answer's bytes are in `bytes`.
     fn command(&mut self, line: &[u8]) -> Result<Answer, Failed> {
         let [name, first, second, third, fourth] = words(line);
         let Self { store, bytes, other } = self;

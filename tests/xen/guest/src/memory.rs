@@ -1,6 +1,6 @@
-//! What the compiler calls to copy, fill and compare bytes; without a C library they are here.
+//! The functions that the compiler calls to copy, fill and compare bytes, as there is no C library.
 //!
-//! Written with the processor's string instructions, as loops would become calls of themselves.
+//! They use the processor's string instructions, as loops would become calls of themselves.
 
 #![allow(unsafe_code)]
 

@@ -1,8 +1,9 @@
-//! What Xen gives a paravirtual guest: hypercalls, two pages shared with domain 0, and a clock.
+//! Xen's interface for a paravirtual guest: hypercalls, two pages shared with domain 0, and a
+//! clock.
 //!
-//! The domain builder maps the guest's memory linearly from address 0, says where things are in
-//! `start_info`, and starts the one processor with events masked. They stay masked: a wait is
-//! `SCHEDOP_poll`, and the pending bit is cleared here.
+//! The domain builder maps the guest's memory linearly from address 0, writes the places of the
+//! pages to `start_info`, and starts the one processor with events masked. They stay masked: a wait
+//! is `SCHEDOP_poll`, and the pending bit is cleared here.
 //!
 //! Source: `xen/include/public/{xen,elfnote,sched,event_channel}.h`,
 //! `xen/include/public/arch-x86/{xen,xen-x86_64}.h`.
@@ -70,7 +71,7 @@ static mut STACK: Aligned<STACK_SIZE> = Aligned([0; STACK_SIZE]);
 /// The address where `struct shared_info` is mapped, in place of this page.
 static mut SHARED_INFO: Aligned<4096> = Aligned([0; 4096]);
 
-/// What the domain starts with.
+/// The pages and channels that the domain starts with.
 pub(crate) struct StartOfDay {
     pub(crate) store_page: Page,
     pub(crate) store_channel: Channel,
@@ -80,7 +81,7 @@ pub(crate) struct StartOfDay {
 }
 
 impl StartOfDay {
-    /// The ring as INTRODUCE takes it.
+    /// Returns the ring as INTRODUCE takes it.
     pub(crate) fn introduction(&self) -> Buffer<64> {
         let mut text = Buffer::new();
         let _ = write!(text, "hello {} {}", self.store_mfn, self.store_channel.0);
@@ -138,19 +139,19 @@ impl Page {
         unsafe { self.0.add((offset % PAGE_SIZE) as usize) }
     }
 
-    /// A byte.
+    /// Reads a byte.
     pub(crate) fn byte(self, offset: u32) -> u8 {
         // SAFETY: within the page, see `at`; volatile, as the other side writes it.
         unsafe { read_volatile(self.at(offset)) }
     }
 
-    /// Sets a byte.
+    /// Writes a byte.
     pub(crate) fn set_byte(self, offset: u32, byte: u8) {
         // SAFETY: within the page, see `at`; volatile, as the other side reads it.
         unsafe { write_volatile(self.at(offset), byte) }
     }
 
-    /// A word; what the other side wrote before it is seen after this.
+    /// Reads a word; the other side's earlier writes are seen after this.
     pub(crate) fn word(self, offset: u32) -> u32 {
         // SAFETY: within the page and aligned, as the offset is; volatile, see `byte`.
         let word = unsafe { read_volatile(self.at(offset & !3).cast()) };
@@ -158,7 +159,7 @@ impl Page {
         word
     }
 
-    /// Sets a word; the other side sees what was written before.
+    /// Writes a word; the other side sees the earlier writes before it.
     pub(crate) fn set_word(self, offset: u32, word: u32) {
         fence(Ordering::SeqCst);
         // SAFETY: within the page and aligned, as the offset is; volatile, see `set_byte`.
@@ -179,7 +180,7 @@ impl Channel {
         unsafe { hypercall(EVENT_CHANNEL_OP, EVTCHNOP_SEND, &raw const port as u64, 0) };
     }
 
-    /// Forgets the signals that have come; what they tell of is looked at after this.
+    /// Clears the pending signals; the caller looks at their cause after this.
     pub(crate) fn clear(self) {
         let word = shared_info::PENDING + (self.0 / 64) as usize * 8;
         // SAFETY: the word is aligned and within the shared page, which only Xen and this
@@ -188,12 +189,12 @@ impl Channel {
         pending.fetch_and(!(1 << (self.0 % 64)), Ordering::SeqCst);
     }
 
-    /// Waits for a signal; false where there is none until `end_ms`.
+    /// Waits for a signal; returns false if there is none until `end_ms`.
     pub(crate) fn wait(self, end_ms: Option<u64>) -> bool {
         if end_ms.is_some_and(|end| now_ms() >= end) {
             return false;
         }
-        // In ns; 0 is for ever.
+        // In ns; 0 waits for ever.
         let timeout = end_ms.map_or(0, |end| end * 1_000_000);
         let poll = Poll { ports: &raw const self.0, nr_ports: 1, timeout };
         // SAFETY: the argument is a `struct sched_poll` with one port, which Xen reads.
@@ -206,7 +207,7 @@ fn shared_page() -> *mut u8 {
     (&raw mut SHARED_INFO).cast()
 }
 
-/// Xen's system time, in ms.
+/// Returns Xen's system time, in ms.
 pub(crate) fn now_ms() -> u64 {
     let time = shared_page().wrapping_add(shared_info::CLOCK);
     // SAFETY: `struct vcpu_time_info` lies there, aligned; volatile, as Xen writes it.
@@ -233,7 +234,7 @@ pub(crate) fn now_ms() -> u64 {
     }
 }
 
-/// Ends the domain, for a reason of `sched.h`; where Xen lets it run on, it stays here.
+/// Ends the domain, with a reason of `sched.h`; if Xen lets it run on, it loops here.
 pub(crate) fn shut_down(reason: u32) -> ! {
     loop {
         // SAFETY: the argument is a `struct sched_shutdown`, a number, which Xen reads.
