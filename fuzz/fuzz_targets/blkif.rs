@@ -43,8 +43,8 @@ fn serve(ring: &mut BackRing, layout: Layout, limits: Limits) {
     let _ = ring.final_check();
 }
 
-/// A request that passes the check stays within its pages and the medium's sectors, and encodes to
-/// the bytes that were read.
+/// Checks a request. One that passes stays within its pages and the medium's sectors, and encodes
+/// to the bytes that were read.
 fn check(request: &RequestBytes, layout: Layout, limits: Limits) -> Status {
     let Ok(read) = request.check(layout, limits) else { return Status::Error };
     match &read.body {

@@ -48,7 +48,7 @@ struct Fuzz {
     programs: PathBuf,
 }
 
-/// `cargo xtask fuzz`.
+/// Runs `cargo xtask fuzz`.
 pub(crate) fn run(options: &[&str]) -> Result<ExitCode> {
     if options.iter().any(|option| ["--help", "-h"].contains(option)) {
         print!("{HELP}");

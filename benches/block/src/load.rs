@@ -43,7 +43,7 @@ pub(crate) struct Meter {
     cpu: Duration,
 }
 
-/// The processor time of all threads of this process.
+/// Returns the processor time of all threads of this process.
 fn cpu_time() -> Duration {
     Duration::try_from(clock_gettime(ClockId::ProcessCPUTime)).unwrap_or_default()
 }

@@ -61,7 +61,7 @@ pub(crate) struct Row {
 }
 
 impl Row {
-    /// A row. The goal applies to `value`; `measured` explains its origin.
+    /// Makes a row. The goal applies to `value`; `measured` explains its origin.
     pub(crate) fn new(work: &str, measured: String, value: f64, goal: Goal) -> Self {
         Self { work: work.to_owned(), measured, value, goal }
     }

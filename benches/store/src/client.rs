@@ -25,19 +25,19 @@ pub(crate) fn put(out: &mut Vec<u8>, kind: MsgType, tx_id: u32, parts: &[&[u8]])
     }
 }
 
-/// One request as bytes.
+/// Returns the bytes of one request.
 pub(crate) fn request(kind: MsgType, parts: &[&[u8]]) -> Vec<u8> {
     let mut bytes = Vec::new();
     put(&mut bytes, kind, 0, parts);
     bytes
 }
 
-/// A READ of `path`.
+/// Returns a READ of `path`.
 pub(crate) fn read(path: &str) -> Vec<u8> {
     request(MsgType::Read, &[path.as_bytes(), b"\0"])
 }
 
-/// A WRITE of `value` to `path`.
+/// Returns a WRITE of `value` to `path`.
 pub(crate) fn write(path: &str, value: &[u8]) -> Vec<u8> {
     request(MsgType::Write, &[path.as_bytes(), b"\0", value])
 }
@@ -46,12 +46,12 @@ pub(crate) fn write(path: &str, value: &[u8]) -> Vec<u8> {
 /// that no daemon can take a write for one that changes nothing.
 pub(crate) type Pair = [Vec<u8>; 2];
 
-/// Reads of `path`.
+/// Returns two reads of `path`.
 pub(crate) fn reads(path: &str) -> Pair {
     [read(path), read(path)]
 }
 
-/// Writes to `path`.
+/// Returns two writes to `path`.
 pub(crate) fn writes(path: &str) -> Pair {
     [write(path, VALUE), write(path, OTHER_VALUE)]
 }

@@ -130,7 +130,7 @@ pub(crate) struct Mixed {
 }
 
 impl Mixed {
-    /// A script that works on `path` until `end`.
+    /// Makes a script that works on `path` until `end`.
     pub(crate) fn new(path: &str, end: Instant) -> Self {
         let (read, write) = (client::read(path), client::write(path, client::VALUE));
         Self { read, write, end, done: 0 }
@@ -202,7 +202,7 @@ pub(crate) enum Until {
 }
 
 impl<F: FnMut(u64, u32) -> Vec<Vec<u8>>> Transactions<F> {
-    /// A script; `steps(number, tx_id)` returns the requests between start and commit.
+    /// Makes a script; `steps(number, tx_id)` returns the requests between start and commit.
     pub(crate) fn new(steps: F, until: Until) -> Self {
         let counts = Counts::default();
         let (pace, requests) = (Pace::OneByOne, Vec::new());

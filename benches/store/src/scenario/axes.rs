@@ -13,7 +13,7 @@ fn within(kind: Kind, size: usize, peers_max: usize) -> bool {
     matches!(kind, Kind::Ours | Kind::Echo) || size <= peers_max
 }
 
-/// Reads, 32 in flight, while other connections are idle.
+/// Measures reads, 32 in flight, while other connections are idle.
 pub(super) fn idle(context: &mut Context<'_>, kind: Kind) -> Result<()> {
     let daemon = context.start(kind)?;
     let mut conn = prepare(&daemon)?;
@@ -58,7 +58,7 @@ pub(super) fn active(context: &mut Context<'_>, kind: Kind) -> Result<()> {
     Ok(())
 }
 
-/// Writes, 32 in flight, while ten other connections watch paths that no client writes.
+/// Measures writes, 32 in flight, while ten other connections watch paths that no client writes.
 pub(super) fn watches(context: &mut Context<'_>, kind: Kind) -> Result<()> {
     let daemon = context.start(kind)?;
     let mut conn = prepare(&daemon)?;

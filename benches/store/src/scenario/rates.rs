@@ -5,7 +5,7 @@ use crate::Result;
 use crate::client::{reads, writes};
 use crate::daemon::Kind;
 
-/// Reads and writes of one node of 32 bytes.
+/// Measures reads and writes of one node of 32 bytes.
 pub(super) fn run(context: &mut Context<'_>, kind: Kind) -> Result<()> {
     let daemon = context.start(kind)?;
     let mut conn = prepare(&daemon)?;
