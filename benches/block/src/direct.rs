@@ -1,7 +1,7 @@
 //! The limit: one thread that reads the file through io_uring, with nothing in between.
 
 use crate::Result;
-use crate::load::{DEPTH, Load, Meter, Reached, Sectors};
+use crate::load::{DEPTH, Load, Meter, Sectors, Throughput};
 use rustix::event::{PollFd, PollFlags, poll};
 use std::path::Path;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use xen_block::disk::file::{Cache, File, Options, Way};
 use xen_block::disk::{Disk, DiskAccess, Io, Op, Piece};
 
 /// Reads the file at `path` for the given time.
-pub(crate) fn read(path: &Path, load: Load, time: Duration) -> Result<Reached> {
+pub(crate) fn read(path: &Path, load: Load, time: Duration) -> Result<Throughput> {
     let (access, cache) = (DiskAccess::ReadOnly, Cache::Direct);
     let mut disk = File::open(path, Options { access, cache, way: Way::Uring })?;
     let mut sectors = Sectors::new(load, disk.geometry().sectors);
@@ -42,5 +42,5 @@ pub(crate) fn read(path: &Path, load: Load, time: Duration) -> Result<Reached> {
             count += 1;
         }
     }
-    Ok(meter.reached(count))
+    Ok(meter.throughput(count))
 }

@@ -29,7 +29,7 @@ impl Load {
 
 /// The result of one measurement.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Reached {
+pub(crate) struct Throughput {
     /// Requests a second.
     pub(crate) rate: f64,
     /// Seconds of processor time for each request, summed over all processes that take part.
@@ -57,10 +57,10 @@ impl Meter {
         self.start.elapsed() < self.time
     }
 
-    pub(crate) fn reached(&self, count: u64) -> Reached {
+    pub(crate) fn throughput(&self, count: u64) -> Throughput {
         let (cpu, time) = (cpu_time() - self.cpu, self.start.elapsed());
         let count = count as f64;
-        Reached { rate: count / time.as_secs_f64(), cpu: cpu.as_secs_f64() / count }
+        Throughput { rate: count / time.as_secs_f64(), cpu: cpu.as_secs_f64() / count }
     }
 }
 

@@ -27,13 +27,13 @@ mod ring;
 mod support;
 mod table;
 
-use load::{Load, Reached};
+use load::{Load, Throughput};
 use report::{Results, Round};
 pub(crate) use result::Result;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Duration;
-use table::{Format, Place, ROWS, Reader, Row, What};
+use table::{Format, Place, Quantity, ROWS, Reader, Row};
 use xen_block::disk::target::Target;
 
 const HELP: &str = "\
@@ -68,8 +68,8 @@ struct Options {
     extent: Extent,
     json: Option<PathBuf>,
     into: Option<PathBuf>,
-    verdict: Verdict,
-    asked: Asked,
+    miss_policy: MissPolicy,
+    command: Action,
 }
 
 /// The extent of a run: the number of rounds and the time of each measurement.
@@ -81,13 +81,13 @@ enum Extent {
 
 /// The effect of a missed row: printed only, or a failure of the run.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Verdict {
-    Told,
-    Checked,
+enum MissPolicy {
+    Report,
+    Fail,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Asked {
+enum Action {
     Run,
     List,
     Help,
@@ -103,8 +103,8 @@ impl Options {
             extent: Extent::Full,
             json: None,
             into: None,
-            verdict: Verdict::Told,
-            asked: Asked::Run,
+            miss_policy: MissPolicy::Report,
+            command: Action::Run,
         };
         while let Some(arg) = args.next() {
             let mut value = || args.next().ok_or_else(|| format!("{arg} needs a value"));
@@ -116,9 +116,9 @@ impl Options {
                 "--quick" => options.extent = Extent::Quick,
                 "--json" => options.json = Some(value()?.into()),
                 "--into" => options.into = Some(value()?.into()),
-                "--check" => options.verdict = Verdict::Checked,
-                "--list" => options.asked = Asked::List,
-                "--help" | "-h" => options.asked = Asked::Help,
+                "--check" => options.miss_policy = MissPolicy::Fail,
+                "--list" => options.command = Action::List,
+                "--help" | "-h" => options.command = Action::Help,
                 _ => return Err(format!("unknown option {arg}\n{HELP}").into()),
             }
         }
@@ -207,7 +207,13 @@ impl Files {
     }
 
     /// Runs one measurement.
-    fn measure(&self, place: Place, reader: Reader, load: Load, time: Duration) -> Result<Reached> {
+    fn measure(
+        &self,
+        place: Place,
+        reader: Reader,
+        load: Load,
+        time: Duration,
+    ) -> Result<Throughput> {
         let socket = || self.tmpfs.join("socket");
         match reader {
             Reader::Direct => direct::read(&self.image(place, Format::Raw)?, load, time),
@@ -215,9 +221,9 @@ impl Files {
             Reader::AtOnce => {
                 let allowed = machine::allowed()?;
                 machine::pin(None, machine::last_cpu(&allowed)?)?;
-                let reached = ring::at_once(time);
+                let throughput = ring::at_once(time);
                 rustix::thread::sched_setaffinity(None, &allowed)?;
-                reached
+                throughput
             }
             Reader::Export(format) => {
                 let client = move |socket: PathBuf| nbd::read(&socket, load, time);
@@ -254,9 +260,9 @@ fn convert(raw: &Path, format: Format, path: &Path) -> Result<()> {
 
 /// Measures a row once, ours and the other in turn. The order changes with each round.
 fn round(files: &Files, row: &'static Row, number: usize, time: Duration) -> Result<Round> {
-    let (load, ours, other) = match row.what {
-        What::Reads { load, ours, other } => (load, ours, other),
-        What::Memory { disks, format } => {
+    let (load, ours, other) = match row.quantity {
+        Quantity::Reads { load, ours, other } => (load, ours, other),
+        Quantity::Memory { disks, format } => {
             return files.memory(row.place, format, disks).map(Round::Memory);
         }
     };
@@ -295,18 +301,18 @@ fn run(options: &Options) -> Result<Results> {
 }
 
 fn bench(options: &Options) -> Result<ExitCode> {
-    match options.asked {
-        Asked::Help => {
+    match options.command {
+        Action::Help => {
             print!("{HELP}");
             return Ok(ExitCode::SUCCESS);
         }
-        Asked::List => {
+        Action::List => {
             for row in options.rows() {
                 println!("{:18} {}", row.id, row.work);
             }
             return Ok(ExitCode::SUCCESS);
         }
-        Asked::Run => {}
+        Action::Run => {}
     }
     let results = run(options)?;
     let facts = format!(
@@ -326,7 +332,7 @@ fn bench(options: &Options) -> Result<ExitCode> {
         report::insert(file, &table)?;
     }
     let missed = options.rows().any(|row| results.is_missed(row));
-    let failed = options.verdict == Verdict::Checked && missed;
+    let failed = options.miss_policy == MissPolicy::Fail && missed;
     Ok(ExitCode::from(u8::from(failed)))
 }
 

@@ -79,7 +79,7 @@ pub(crate) fn process(image: &str, format: &str, disks: &str) -> Result<()> {
             vec![("mode".into(), "w".into()), ("params".into(), format!("{format}:{copy}"))];
         toolstack::add(&mut tool, &device)?;
     }
-    let mut guests = Guests { server, store, bus };
+    let mut guests = MemoryBench { server, store, bus };
     guests.until("all disks to be connected", |bus| {
         ids.iter().all(|id| bus.state(*id) == Some(State::Connected))
     })?;
@@ -97,13 +97,13 @@ pub(crate) fn process(image: &str, format: &str, disks: &str) -> Result<()> {
 }
 
 /// The frontends of the guests, and the backend.
-struct Guests {
+struct MemoryBench {
     server: Server,
     store: Client,
     bus: Bus<Front>,
 }
 
-impl Guests {
+impl MemoryBench {
     fn until(&mut self, what: &str, mut done: impl FnMut(&mut Bus<Front>) -> bool) -> Result<()> {
         let end = Instant::now() + WITHIN;
         while !done(&mut self.bus) {

@@ -5,7 +5,7 @@
 //! one read returns.
 
 use crate::Result;
-use crate::load::{DEPTH, Load, Meter, Reached, Sectors};
+use crate::load::{DEPTH, Load, Meter, Sectors, Throughput};
 use crate::table::Format;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -64,7 +64,7 @@ fn connect(socket: &Path) -> Result<(UnixStream, u64)> {
 }
 
 /// Reads for the given time. The processor time is that of this process alone.
-pub(crate) fn read(socket: &Path, load: Load, time: Duration) -> Result<Reached> {
+pub(crate) fn read(socket: &Path, load: Load, time: Duration) -> Result<Throughput> {
     let (mut stream, size) = connect(socket)?;
     let mut sectors = Sectors::new(load, size / 512);
     let (mut out, mut input) = (Vec::new(), vec![0; DEPTH * (load.bytes() + REPLY_HEAD)]);
@@ -100,7 +100,7 @@ pub(crate) fn read(socket: &Path, load: Load, time: Duration) -> Result<Reached>
         input.copy_within(filled - rest..filled, 0);
         filled = rest;
     }
-    Ok(meter.reached(count))
+    Ok(meter.throughput(count))
 }
 
 /// A running `qemu-nbd`, ended when dropped.
@@ -163,11 +163,11 @@ pub(crate) fn through_qemu(
     socket: PathBuf,
     load: Load,
     time: Duration,
-) -> Result<Reached> {
+) -> Result<Throughput> {
     let server = QemuNbd::start(format, image, socket)?;
     let (before, begin) = (server.cpu()?, Instant::now());
-    let mut reached = read(&server.socket, load, time)?;
+    let mut throughput = read(&server.socket, load, time)?;
     let theirs = server.cpu()? - before;
-    reached.cpu += theirs / (reached.rate * begin.elapsed().as_secs_f64());
-    Ok(reached)
+    throughput.cpu += theirs / (throughput.rate * begin.elapsed().as_secs_f64());
+    Ok(throughput)
 }

@@ -1,8 +1,8 @@
 //! Medians, verdicts, and the table.
 
 use crate::Result;
-use crate::load::Reached;
-use crate::table::{Goal, Reader, Row, What};
+use crate::load::Throughput;
+use crate::table::{Goal, Quantity, Reader, Row};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
@@ -12,17 +12,17 @@ use std::path::Path;
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Round {
     /// The rates of ours and, where there is one, of the other.
-    Reads { ours: Reached, other: Option<Reached> },
+    Reads { ours: Throughput, other: Option<Throughput> },
     /// The memory, in bytes.
     Memory(f64),
 }
 
 impl Round {
-    fn ours(&self) -> Option<Reached> {
+    fn ours(&self) -> Option<Throughput> {
         if let Self::Reads { ours, .. } = self { Some(*ours) } else { None }
     }
 
-    fn other(&self) -> Option<Reached> {
+    fn other(&self) -> Option<Throughput> {
         if let Self::Reads { other, .. } = self { *other } else { None }
     }
 
@@ -47,9 +47,9 @@ impl fmt::Display for Round {
             Self::Reads { ours, other } => (ours, other),
             Self::Memory(bytes) => return write!(f, "{}", mebibytes(*bytes)),
         };
-        write!(f, "{}", said(*ours))?;
+        write!(f, "{}", throughput_text(*ours))?;
         let Some(other) = other else { return Ok(()) };
-        write!(f, "; the other {}", said(*other))?;
+        write!(f, "; the other {}", throughput_text(*other))?;
         let (ratio, per_cpu) = (self.ratio(), self.ratio_per_cpu());
         let [ratio, per_cpu] = [ratio, per_cpu].map(|ratio| ratio.unwrap_or(f64::NAN));
         write!(f, ": ratio {ratio:.2}, per processor time {per_cpu:.2}")
@@ -103,11 +103,11 @@ impl Results {
         row.goals.iter().any(|goal| self.is_met(row, *goal) == Some(false))
     }
 
-    fn reached(&self, row: &Row, of: impl Fn(&Round) -> Option<Reached>) -> String {
+    fn throughput(&self, row: &Row, of: impl Fn(&Round) -> Option<Throughput>) -> String {
         let rate = self.median(row, |round| Some(of(round)?.rate));
         let cpu = self.median(row, |round| Some(of(round)?.cpu));
         match (rate, cpu) {
-            (Some(rate), Some(cpu)) => said(Reached { rate, cpu }),
+            (Some(rate), Some(cpu)) => throughput_text(Throughput { rate, cpu }),
             _ => "–".to_owned(),
         }
     }
@@ -126,15 +126,15 @@ impl Results {
             };
             let verdicts: Vec<String> = row.goals.iter().map(judge).collect();
             let goals: Vec<String> = row.goals.iter().map(goal_text).collect();
-            let (ours, other) = match row.what {
-                What::Memory { .. } => {
+            let (ours, other) = match row.quantity {
+                Quantity::Memory { .. } => {
                     let bytes = self.median(row, Round::bytes);
                     (bytes.map_or("–".to_owned(), mebibytes), "–".to_owned())
                 }
-                What::Reads { other, .. } => {
+                Quantity::Reads { other, .. } => {
                     let name = other.map_or("", name);
-                    let reached = self.reached(row, Round::other);
-                    (self.reached(row, Round::ours), format!("{name} {reached}"))
+                    let throughput = self.throughput(row, Round::other);
+                    (self.throughput(row, Round::ours), format!("{name} {throughput}"))
                 }
             };
             let (work, place) = (row.work, row.place.name());
@@ -153,10 +153,11 @@ impl Results {
 
     /// Returns every sample as JSON.
     pub(crate) fn json(&self, facts: &str) -> Value {
-        let reached = |reached: Reached| json!({ "rate": reached.rate, "cpu": reached.cpu });
+        let throughput =
+            |throughput: Throughput| json!({ "rate": throughput.rate, "cpu": throughput.cpu });
         let round = |round: &Round| match round {
             Round::Reads { ours, other } => {
-                json!({ "ours": reached(*ours), "other": other.map(reached) })
+                json!({ "ours": throughput(*ours), "other": other.map(throughput) })
             }
             Round::Memory(bytes) => json!({ "bytes": bytes }),
         };
@@ -207,9 +208,9 @@ fn mebibytes(bytes: f64) -> String {
     format!("{:.1} MiB", bytes / 1024.0 / 1024.0)
 }
 
-fn said(reached: Reached) -> String {
-    let cpu = reached.cpu * 1e6;
-    match reached.rate {
+fn throughput_text(throughput: Throughput) -> String {
+    let cpu = throughput.cpu * 1e6;
+    match throughput.rate {
         rate if rate >= 1e6 => format!("{:.2} M/s, cpu {cpu:.2} µs", rate / 1e6),
         rate => format!("{:.1} k/s, cpu {cpu:.2} µs", rate / 1e3),
     }
@@ -232,8 +233,8 @@ mod tests {
     use crate::table::ROWS;
 
     fn round(ours: f64, other: f64) -> Round {
-        let reached = |rate| Reached { rate, cpu: 1.0 / rate };
-        Round::Reads { ours: reached(ours), other: Some(reached(other)) }
+        let throughput = |rate| Throughput { rate, cpu: 1.0 / rate };
+        Round::Reads { ours: throughput(ours), other: Some(throughput(other)) }
     }
 
     #[test]

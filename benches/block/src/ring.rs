@@ -1,7 +1,7 @@
 //! Frontend and backend of this project: grants and event channels within this process, a real store.
 
 use crate::Result;
-use crate::load::{DEPTH, Load, Meter, Order, Reached, Sectors};
+use crate::load::{DEPTH, Load, Meter, Order, Sectors, Throughput};
 use crate::support::{self, Scene, Setup};
 use rustix::event::{PollFd, PollFlags, poll};
 use std::path::PathBuf;
@@ -22,9 +22,9 @@ pub(crate) const WITHIN: Duration = Duration::from_secs(20);
 
 /// A disk that completes each request at once.
 #[derive(Debug)]
-struct Instantly;
+struct InstantDisk;
 
-impl Disk for Instantly {
+impl Disk for InstantDisk {
     fn geometry(&self) -> Geometry {
         Geometry {
             sectors: 1 << 21,
@@ -45,13 +45,13 @@ fn opens(target: Target) -> Box<OpenDisk> {
 }
 
 /// A backend in a thread of its own, and a frontend that is connected to it.
-struct Served {
+struct BackendThread {
     scene: Scene,
     stop: Arc<AtomicBool>,
     serving: Option<JoinHandle<()>>,
 }
 
-impl Served {
+impl BackendThread {
     fn start(target: &Target, buffers: usize) -> Result<Self> {
         let mut setup = Setup::new(opens(target.clone()));
         setup.front.buffers = buffers;
@@ -78,7 +78,7 @@ impl Served {
     }
 }
 
-impl Drop for Served {
+impl Drop for BackendThread {
     fn drop(&mut self) {
         let _ = self.end();
     }
@@ -104,7 +104,7 @@ fn read_through(
     load: Load,
     time: Duration,
     mut between: impl FnMut(&mut Scene, usize) -> Result<()>,
-) -> Result<Reached> {
+) -> Result<Throughput> {
     let parts: Vec<Part> = scene.buffers(DEPTH * load.pages).into_iter().map(Part::whole).collect();
     let sectors = scene.front().info().ok_or("the device is not connected")?.sectors;
     let mut sectors = Sectors::new(load, sectors);
@@ -130,22 +130,22 @@ fn read_through(
     if wrong > 0 {
         return Err(format!("{wrong} reads of {count} have failed").into());
     }
-    Ok(meter.reached(count))
+    Ok(meter.throughput(count))
 }
 
 /// Reads through a frontend in this thread and a backend in another.
-pub(crate) fn read(target: &Target, load: Load, time: Duration) -> Result<Reached> {
-    let mut served = Served::start(target, DEPTH * load.pages)?;
-    let reached = read_through(&mut served.scene, load, time, |scene, took| {
+pub(crate) fn read(target: &Target, load: Load, time: Duration) -> Result<Throughput> {
+    let mut backend = BackendThread::start(target, DEPTH * load.pages)?;
+    let throughput = read_through(&mut backend.scene, load, time, |scene, took| {
         if took > 0 || scene.front().final_check()? { Ok(()) } else { wait(scene) }
     })?;
-    served.end()?;
-    Ok(reached)
+    backend.end()?;
+    Ok(throughput)
 }
 
 /// Reads 4 KiB at a time from a disk that completes at once; both ends are in this thread.
-pub(crate) fn at_once(time: Duration) -> Result<Reached> {
-    let open: Box<OpenDisk> = Box::new(|_| Ok(Box::new(Instantly)));
+pub(crate) fn at_once(time: Duration) -> Result<Throughput> {
+    let open: Box<OpenDisk> = Box::new(|_| Ok(Box::new(InstantDisk)));
     let mut scene = Scene::connected(Setup::new(open)).ok_or("there is no store to be had")?;
     let load = Load { pages: 1, order: Order::Random };
     read_through(&mut scene, load, time, |scene, _| {
@@ -158,13 +158,13 @@ pub(crate) fn at_once(time: Duration) -> Result<Reached> {
 pub(crate) fn export(
     target: &Target,
     socket: PathBuf,
-    client: impl FnOnce(PathBuf) -> Result<Reached> + Send + 'static,
-) -> Result<Reached> {
-    let mut served = Served::start(target, 32 * 64)?;
+    client: impl FnOnce(PathBuf) -> Result<Throughput> + Send + 'static,
+) -> Result<Throughput> {
+    let mut backend = BackendThread::start(target, 32 * 64)?;
     let mut export = Export::listen(&socket)?;
     let client = std::thread::spawn(move || client(socket));
     while !client.is_finished() {
-        let scene = &mut served.scene;
+        let scene = &mut backend.scene;
         if export.turn(scene.front())? > 0 || scene.front().final_check()? {
             continue;
         }
@@ -178,6 +178,6 @@ pub(crate) fn export(
             evtchn.unmask(port)?;
         }
     }
-    served.end()?;
+    backend.end()?;
     client.join().map_err(|_| "the client's thread has panicked")?
 }

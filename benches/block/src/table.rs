@@ -67,7 +67,7 @@ pub(crate) enum Goal {
 
 /// The quantity that a row measures.
 #[derive(Clone, Copy, PartialEq, Debug)]
-pub(crate) enum What {
+pub(crate) enum Quantity {
     /// The rate at which `ours` reads, and `other` in turn with it.
     Reads { load: Load, ours: Reader, other: Option<Reader> },
     /// The memory of a backend with `disks` disks.
@@ -80,7 +80,7 @@ pub(crate) struct Row {
     pub(crate) id: &'static str,
     pub(crate) work: &'static str,
     pub(crate) place: Place,
-    pub(crate) what: What,
+    pub(crate) quantity: Quantity,
     pub(crate) goals: &'static [Goal],
 }
 
@@ -92,26 +92,26 @@ const DISKS: usize = 32;
 /// The most memory that it may use, in bytes.
 const MEMORY_MAX: f64 = (64 << 20) as f64;
 
-const fn reads(load: Load, ours: Reader, other: Reader) -> What {
-    What::Reads { load, ours, other: Some(other) }
+const fn reads(load: Load, ours: Reader, other: Reader) -> Quantity {
+    Quantity::Reads { load, ours, other: Some(other) }
 }
 
 const fn memory(id: &'static str, work: &'static str, format: Format) -> Row {
-    let (what, goals) = (What::Memory { disks: DISKS, format }, &[Goal::Bytes(MEMORY_MAX)]);
-    Row { id, work, place: Place::Disk, what, goals }
+    let (quantity, goals) = (Quantity::Memory { disks: DISKS, format }, &[Goal::Bytes(MEMORY_MAX)]);
+    Row { id, work, place: Place::Disk, quantity, goals }
 }
 
 macro_rules! rows {
-    ($($id:literal, $work:literal, $what:expr, $goals:expr;)*) => {
+    ($($id:literal, $work:literal, $quantity:expr, $goals:expr;)*) => {
         [$(
-            Row { id: concat!($id, "-tmpfs"), work: $work, place: Place::Tmpfs, what: $what, goals: $goals },
-            Row { id: concat!($id, "-disk"), work: $work, place: Place::Disk, what: $what, goals: $goals },
+            Row { id: concat!($id, "-tmpfs"), work: $work, place: Place::Tmpfs, quantity: $quantity, goals: $goals },
+            Row { id: concat!($id, "-disk"), work: $work, place: Place::Disk, quantity: $quantity, goals: $goals },
         )*
             Row {
                 id: "at-once",
                 work: "4 KiB reads before a disk that has them at once, not copied, both ends on one CPU",
                 place: Place::Nowhere,
-                what: What::Reads { load: SMALL, ours: Reader::AtOnce, other: None },
+                quantity: Quantity::Reads { load: SMALL, ours: Reader::AtOnce, other: None },
                 goals: &[Goal::PerSecond(1_500_000.0)],
             },
             memory("memory-raw", "memory of a backend with 32 connected disks, beyond granted pages; raw", Format::Raw),
