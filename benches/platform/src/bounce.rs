@@ -8,7 +8,7 @@
 use crate::guest::pin;
 use crate::host::Host;
 use crate::result::Result;
-use crate::table::{Extent, Goal, Row, fast};
+use crate::table::{Extent, Goal, Row, fastest_tenth};
 use crate::talker::Talker;
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
@@ -32,14 +32,14 @@ const GOAL: Goal = Goal::AtMost(1.1);
 
 /// The system call by which the reader of an eventfd waits.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Waiting {
+pub(crate) enum WaitMethod {
     /// A blocking read(2).
     Read,
     /// An edge-triggered epoll_wait(2), which a process with more than one channel needs.
     Epoll,
 }
 
-impl Waiting {
+impl WaitMethod {
     fn name(self) -> &'static str {
         match self {
             Self::Read => "read",
@@ -49,7 +49,7 @@ impl Waiting {
 
     pub(crate) fn named(name: &str) -> Result<Self> {
         let all = [Self::Read, Self::Epoll];
-        let found = all.into_iter().find(|waiting| waiting.name() == name);
+        let found = all.into_iter().find(|method| method.name() == name);
         found.ok_or_else(|| format!("no way to wait is called {name:?}").into())
     }
 }
@@ -62,10 +62,10 @@ struct Waiter {
 }
 
 impl Waiter {
-    fn new(input: OwnedFd, waiting: Waiting) -> Result<Self> {
-        let epoll = match waiting {
-            Waiting::Read => None,
-            Waiting::Epoll => {
+    fn new(input: OwnedFd, method: WaitMethod) -> Result<Self> {
+        let epoll = match method {
+            WaitMethod::Read => None,
+            WaitMethod::Epoll => {
                 let epoll = epoll::create(CreateFlags::CLOEXEC)?;
                 let edge = EventFlags::IN | EventFlags::ET;
                 epoll::add(&epoll, &input, EventData::new_u64(0), edge)?;
@@ -110,13 +110,13 @@ fn round(output: impl AsFd, input: &mut Waiter, trips: usize) -> Result<f64> {
 /// Runs the other process of the measurement, which waits at standard input and answers at
 /// standard output.
 pub(crate) fn answer() -> Result<()> {
-    answer_in_domain(Waiting::Read)
+    answer_in_domain(WaitMethod::Read)
 }
 
 /// Runs the answering process, in a domain, with this way to wait.
-pub(crate) fn answer_in_domain(waiting: Waiting) -> Result<()> {
+pub(crate) fn answer_in_domain(method: WaitMethod) -> Result<()> {
     pin()?;
-    let mut input = Waiter::new(std::io::stdin().as_fd().try_clone_to_owned()?, waiting)?;
+    let mut input = Waiter::new(std::io::stdin().as_fd().try_clone_to_owned()?, method)?;
     let output = std::io::stdout();
     loop {
         input.wait()?;
@@ -126,9 +126,9 @@ pub(crate) fn answer_in_domain(waiting: Waiting) -> Result<()> {
 
 /// Runs the bouncing process in a domain: one round for each signal of its eventfd. It writes the
 /// time of each round to standard error.
-pub(crate) fn bounce(waiting: Waiting, trips: &str) -> Result<()> {
+pub(crate) fn bounce(method: WaitMethod, trips: &str) -> Result<()> {
     pin()?;
-    let mut input = Waiter::new(std::io::stdin().as_fd().try_clone_to_owned()?, waiting)?;
+    let mut input = Waiter::new(std::io::stdin().as_fd().try_clone_to_owned()?, method)?;
     let (output, trips) = (std::io::stdout(), trips.parse()?);
     loop {
         input.wait()?;
@@ -137,13 +137,13 @@ pub(crate) fn bounce(waiting: Waiting, trips: &str) -> Result<()> {
 }
 
 /// The measurement in plain processes; drop ends its other process.
-struct Plain {
+struct ProcessPair {
     answerer: Child,
     there: OwnedFd,
     back: OwnedFd,
 }
 
-impl Plain {
+impl ProcessPair {
     fn start() -> Result<Self> {
         let flags = EventfdFlags::CLOEXEC;
         let (there, back) = (eventfd(0, flags)?, eventfd(0, flags)?);
@@ -161,7 +161,7 @@ impl Plain {
         let bouncing = std::thread::spawn(move || -> std::result::Result<f64, String> {
             let all = || {
                 pin()?;
-                round(there, &mut Waiter::new(back, Waiting::Read)?, TRIPS)
+                round(there, &mut Waiter::new(back, WaitMethod::Read)?, TRIPS)
             };
             all().map_err(|error| error.to_string())
         });
@@ -169,7 +169,7 @@ impl Plain {
     }
 }
 
-impl Drop for Plain {
+impl Drop for ProcessPair {
     fn drop(&mut self) {
         // The process waits for ever, also after the measurement has failed.
         let _ = self.answerer.kill();
@@ -178,17 +178,17 @@ impl Drop for Plain {
 }
 
 /// The measurement in two domains, whose standard input and output are the eventfds.
-struct Boxed {
+struct DomainPair {
     domids: [DomId; 2],
     go: OwnedFd,
     times: BufReader<PipeReader>,
 }
 
-impl Boxed {
-    fn create(control: &mut Control, waiting: Waiting) -> Result<Self> {
-        let flags = match waiting {
-            Waiting::Read => EventfdFlags::CLOEXEC,
-            Waiting::Epoll => EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK,
+impl DomainPair {
+    fn create(control: &mut Control, method: WaitMethod) -> Result<Self> {
+        let flags = match method {
+            WaitMethod::Read => EventfdFlags::CLOEXEC,
+            WaitMethod::Epoll => EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK,
         };
         let (there, back) = (eventfd(0, flags)?, eventfd(0, flags)?);
         let (times, error) = std::io::pipe()?;
@@ -198,7 +198,7 @@ impl Boxed {
             config.files = Files::System;
             config.tasks_max = 1;
             let trips = TRIPS.to_string();
-            config.args = ["guest", role, waiting.name(), &trips].map(Into::into).to_vec();
+            config.args = ["guest", role, method.name(), &trips].map(Into::into).to_vec();
             let descriptors = Descriptors {
                 program: program.as_fd(),
                 input: input.as_fd(),
@@ -257,16 +257,16 @@ impl Channel {
 }
 
 /// Measures the event channels alone, on a host of their own.
-pub(crate) fn alone(extent: &Extent) -> Result<Vec<Row>> {
+pub(crate) fn measure_alone(extent: &Extent) -> Result<Vec<Row>> {
     rows(&Host::start(extent.limit)?, extent)
 }
 
 /// Measures all contenders in each round.
 pub(crate) fn rows(host: &Host, extent: &Extent) -> Result<Vec<Row>> {
     let mut control = host.control()?;
-    let plain = Plain::start()?;
-    let mut read = Boxed::create(&mut control, Waiting::Read)?;
-    let mut epoll = Boxed::create(&mut control, Waiting::Epoll)?;
+    let plain = ProcessPair::start()?;
+    let mut read = DomainPair::create(&mut control, WaitMethod::Read)?;
+    let mut epoll = DomainPair::create(&mut control, WaitMethod::Epoll)?;
     let mut channel = Channel::create(&mut control, 1)?;
     let mut of_more = Channel::create(&mut control, TASKS_DEFAULT)?;
     let mut times = [const { Vec::new() }; 5];
@@ -280,7 +280,7 @@ pub(crate) fn rows(host: &Host, extent: &Extent) -> Result<Vec<Row>> {
     for domid in [channel.domids(), of_more.domids(), read.domids, epoll.domids].concat() {
         control.destroy(domid)?;
     }
-    let [plain, read, epoll, ours, of_more] = times.map(|mut rounds| fast(&mut rounds));
+    let [plain, read, epoll, ours, of_more] = times.map(|mut rounds| fastest_tenth(&mut rounds));
     let beside = |what: &str, time: f64| format!("{ours:.0} ns; {what} {time:.0} ns");
     let (of_processes, of_domains) = ("eventfds of two processes", "eventfds of two domains");
     let floor = format!("{of_domains} {read:.0} ns; {of_processes} {plain:.0} ns");

@@ -53,16 +53,16 @@ fn main() -> ExitCode {
         ["attack", what] => neighbour::attack(what),
         ["offer", count] => guest::offer(count),
         ["answer"] => bounce::answer(),
-        ["answer", waiting, _] => {
-            bounce::Waiting::named(waiting).and_then(bounce::answer_in_domain)
+        ["answer", method, _] => {
+            bounce::WaitMethod::named(method).and_then(bounce::answer_in_domain)
         }
-        ["bounce", waiting, trips] => {
-            bounce::Waiting::named(waiting).and_then(|waiting| bounce::bounce(waiting, trips))
+        ["bounce", method, trips] => {
+            bounce::WaitMethod::named(method).and_then(|method| bounce::bounce(method, trips))
         }
         [] => measure(&Extent::FULL, &ALL).map(drop),
         ["--quick"] => measure(&Extent::QUICK, &ALL).map(drop),
         ["--write", page] => write_page(page),
-        ["channels"] => measure(&Extent::FULL, &[bounce::alone]).map(drop),
+        ["channels"] => measure(&Extent::FULL, &[bounce::measure_alone]).map(drop),
         ["neighbour"] => measure(&Extent::FULL, &[neighbour::rows]).map(drop),
         ["speed"] => measure(&Extent::FULL, &[speed::all]).map(drop),
         ["create"] => measure(&Extent::FULL, &[life::many]).map(drop),

@@ -3,7 +3,7 @@
 use crate::bounce;
 use crate::host::{Host, WITHIN, run};
 use crate::result::Result;
-use crate::table::{Extent, Goal, Row, fast, median};
+use crate::table::{Extent, Goal, Row, fastest_tenth, median};
 use crate::talker::Talker;
 use conformance::Purpose;
 use conformance::daemon::{Daemon, Kind, Options};
@@ -125,7 +125,7 @@ fn requests(host: &Host, extent: &Extent) -> Result<Vec<Row>> {
                 c_cpu.push((cpu_ns(c.pid())? - at) / per_round as f64);
             }
         }
-        let [ring, socket] = [ring, socket].map(|mut all| 1.0 / fast(&mut all));
+        let [ring, socket] = [ring, socket].map(|mut all| 1.0 / fastest_tenth(&mut all));
         let [ring_cpu, socket_cpu, c_cpu] =
             [ring_cpu, socket_cpu, c_cpu].map(|mut all| median(&mut all));
         let text = format!("{ring:.0}/s; through the socket {socket:.0}/s");

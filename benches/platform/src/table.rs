@@ -114,7 +114,7 @@ pub(crate) fn median(values: &mut [f64]) -> f64 {
 
 /// Returns the time that the fastest tenth of the rounds does not exceed. Other work of the machine
 /// makes a round slower, never faster.
-pub(crate) fn fast(rounds: &mut [f64]) -> f64 {
+pub(crate) fn fastest_tenth(rounds: &mut [f64]) -> f64 {
     rounds.sort_by(f64::total_cmp);
     rounds.get(rounds.len() / 10).copied().unwrap_or(f64::NAN)
 }
