@@ -1,7 +1,7 @@
 //! Medians, verdicts, the Markdown table and the JSON file.
 
 use crate::daemon::Kind;
-use crate::table::{ROWS, Row, Test, Unit, With};
+use crate::table::{Comparison, ROWS, Reference, Row, Unit};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -68,13 +68,13 @@ impl Results {
 
     /// Returns the verdict on a row, with each ratio in words.
     pub(crate) fn judge(&self, row: &Row) -> (Verdict, String) {
-        if row.tests.is_empty() {
+        if row.comparisons.is_empty() {
             return (Verdict::Informs, String::new());
         }
         let mut verdict = Verdict::Met;
         let mut words = Vec::new();
-        for test in row.tests {
-            match self.compare(test) {
+        for comparison in row.comparisons {
+            match self.compare(comparison) {
                 Some((holds, text)) => {
                     words.push(text);
                     if !holds && verdict == Verdict::Met {
@@ -101,24 +101,36 @@ impl Results {
         (verdict, words.join("; "))
     }
 
-    fn compare(&self, test: &Test) -> Option<(bool, String)> {
-        let ours = self.median(Kind::Ours, test.metric)?;
-        let side = if test.at_most { "at most" } else { "at least" };
-        let (value, text) = match test.with {
-            With::Fixed => {
-                let (now, most) = (number(ours, test.unit), number(test.factor, test.unit));
-                (ours, format!("{} {now} ({side} {most})", test.label))
+    fn compare(&self, comparison: &Comparison) -> Option<(bool, String)> {
+        let ours = self.median(Kind::Ours, comparison.metric)?;
+        let side = if comparison.at_most { "at most" } else { "at least" };
+        let (value, text) = match comparison.reference {
+            Reference::Fixed => {
+                let (now, most) =
+                    (number(ours, comparison.unit), number(comparison.factor, comparison.unit));
+                (ours, format!("{} {now} ({side} {most})", comparison.label))
             }
-            With::Metric(kind, metric) => {
-                let ratio = self.ratio(test.metric, kind, metric)?;
-                (ratio, format!("{ratio:.3} {} ({side} {:.3})", test.label, test.factor))
+            Reference::Metric(kind, metric) => {
+                let ratio = self.ratio(comparison.metric, kind, metric)?;
+                (
+                    ratio,
+                    format!("{ratio:.3} {} ({side} {:.3})", comparison.label, comparison.factor),
+                )
             }
         };
-        Some((if test.at_most { value <= test.factor } else { value >= test.factor }, text))
+        Some((
+            if comparison.at_most {
+                value <= comparison.factor
+            } else {
+                value >= comparison.factor
+            },
+            text,
+        ))
     }
 
     fn cell(&self, row: &Row, kind: Kind) -> String {
-        let values: Vec<_> = row.shows.iter().map(|show| self.median(kind, show.metric)).collect();
+        let values: Vec<_> =
+            row.numbers.iter().map(|show| self.median(kind, show.metric)).collect();
         if values.iter().all(Option::is_none) {
             return match self.troubles.get(&(kind, row.scenario)) {
                 Some(why) if why.ends_with("is missing") => "missing".into(),
@@ -127,7 +139,7 @@ impl Results {
             };
         }
         let mut text = String::new();
-        for (show, value) in row.shows.iter().zip(values) {
+        for (show, value) in row.numbers.iter().zip(values) {
             if !text.is_empty() {
                 text.push_str(if show.label.starts_with('/') { " " } else { ", " });
             }

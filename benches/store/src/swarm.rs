@@ -121,7 +121,7 @@ impl Client {
 }
 
 /// A script of four reads of its own node to each write, until a point in time.
-pub(crate) struct Mixed {
+pub(crate) struct MixedScript {
     read: Vec<u8>,
     write: Vec<u8>,
     end: Instant,
@@ -129,7 +129,7 @@ pub(crate) struct Mixed {
     pub(crate) done: u64,
 }
 
-impl Mixed {
+impl MixedScript {
     /// Makes a script that works on `path` until `end`.
     pub(crate) fn new(path: &str, end: Instant) -> Self {
         let (read, write) = (client::read(path), client::write(path, client::VALUE));
@@ -137,7 +137,7 @@ impl Mixed {
     }
 }
 
-impl Script for Mixed {
+impl Script for MixedScript {
     fn next(&mut self, reply: Option<(Header, &[u8])>, out: &mut Vec<u8>) -> Result<()> {
         if let Some((header, payload)) = reply {
             if header.kind == MsgType::Error.code() {
@@ -167,7 +167,7 @@ pub(crate) struct Counts {
 
 /// The way to send the requests between start and end of a transaction.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Pace {
+pub(crate) enum SendMode {
     /// Each after the reply to the one before.
     OneByOne,
     /// All at once. None may be refused.
@@ -182,19 +182,19 @@ pub(crate) struct Transactions<F> {
     steps: F,
     requests: Vec<Vec<u8>>,
     at: usize,
-    pace: Pace,
+    mode: SendMode,
     /// The replies that must come before the next request is sent, without the last one.
     awaited: usize,
     tx_id: u32,
     tries: u64,
-    until: Until,
+    stop: StopCondition,
     /// The counts up to now.
     pub(crate) counts: Counts,
 }
 
 /// The condition on which a client stops.
 #[derive(Clone, Copy)]
-pub(crate) enum Until {
+pub(crate) enum StopCondition {
     /// At this time, after the transaction that is running then.
     Time(Instant),
     /// After this number of commits.
@@ -203,21 +203,21 @@ pub(crate) enum Until {
 
 impl<F: FnMut(u64, u32) -> Vec<Vec<u8>>> Transactions<F> {
     /// Makes a script; `steps(number, tx_id)` returns the requests between start and commit.
-    pub(crate) fn new(steps: F, until: Until) -> Self {
+    pub(crate) fn new(steps: F, stop: StopCondition) -> Self {
         let counts = Counts::default();
-        let (pace, requests) = (Pace::OneByOne, Vec::new());
-        Self { steps, requests, at: 0, pace, awaited: 0, tx_id: 0, tries: 0, until, counts }
+        let (mode, requests) = (SendMode::OneByOne, Vec::new());
+        Self { steps, requests, at: 0, mode, awaited: 0, tx_id: 0, tries: 0, stop, counts }
     }
 
-    /// Returns this script at another pace.
-    pub(crate) fn at_pace(self, pace: Pace) -> Self {
-        Self { pace, ..self }
+    /// Returns this script with another mode.
+    pub(crate) fn with_mode(self, mode: SendMode) -> Self {
+        Self { mode, ..self }
     }
 
     fn start(&mut self, out: &mut Vec<u8>) {
-        let more = match self.until {
-            Until::Time(end) => Instant::now() < end,
-            Until::Commits(count) => self.counts.commits < count,
+        let more = match self.stop {
+            StopCondition::Time(end) => Instant::now() < end,
+            StopCondition::Commits(count) => self.counts.commits < count,
         };
         if more || self.tries > 0 {
             self.tries += 1;
@@ -252,7 +252,7 @@ impl<F: FnMut(u64, u32) -> Vec<Vec<u8>>> Script for Transactions<F> {
             self.requests = (self.steps)(self.counts.commits, self.tx_id);
             put_end(&mut self.requests, self.tx_id);
             self.at = 0;
-            if self.pace == Pace::Together {
+            if self.mode == SendMode::Together {
                 self.at = self.requests.len() - 1;
                 self.awaited = self.at;
                 out.extend(self.requests[..self.at].iter().flatten());

@@ -4,12 +4,12 @@ use super::context::{Context, NODE, prepare};
 use crate::Result;
 use crate::client::{VALUE, reads, request, write, writes};
 use crate::daemon::Kind;
-use crate::swarm::{Mixed, Swarm};
+use crate::swarm::{MixedScript, Swarm};
 use std::time::Instant;
 use xenstore_core::wire::MsgType;
 
 /// True if a daemon is measured at this size; beyond `peers_max` only ours and the limit are.
-fn within(kind: Kind, size: usize, peers_max: usize) -> bool {
+fn is_measured(kind: Kind, size: usize, peers_max: usize) -> bool {
     matches!(kind, Kind::Ours | Kind::Echo) || size <= peers_max
 }
 
@@ -20,7 +20,7 @@ pub(super) fn idle(context: &mut Context<'_>, kind: Kind) -> Result<()> {
     let mut others = Vec::new();
     for count in [0, 100, 1000, 5000] {
         let room = context.descriptors.saturating_sub(100) as usize;
-        if !within(kind, count, 1000) || count > room || (context.quick && count > 100) {
+        if !is_measured(kind, count, 1000) || count > room || (context.quick && count > 100) {
             break;
         }
         while others.len() < count {
@@ -37,7 +37,7 @@ pub(super) fn active(context: &mut Context<'_>, kind: Kind) -> Result<()> {
     let mut conn = prepare(&daemon)?;
     for count in [1, 16, 100, 1000, 5000] {
         let room = context.descriptors.saturating_sub(100) as usize;
-        if !within(kind, count, 1000) || count > room || (context.quick && count > 100) {
+        if !is_measured(kind, count, 1000) || count > room || (context.quick && count > 100) {
             break;
         }
         let paths: Vec<_> = (0..count).map(|client| format!("/bench/client/{client}")).collect();
@@ -47,7 +47,7 @@ pub(super) fn active(context: &mut Context<'_>, kind: Kind) -> Result<()> {
         let mut swarm = Swarm::connect(&daemon.socket, count)?;
         let (cpu, start) = (daemon.cpu_time()?, Instant::now());
         let end = start + context.span();
-        let mut scripts: Vec<_> = paths.iter().map(|path| Mixed::new(path, end)).collect();
+        let mut scripts: Vec<_> = paths.iter().map(|path| MixedScript::new(path, end)).collect();
         swarm.run(&mut scripts)?;
         let time = start.elapsed().as_secs_f64();
         let cpu = (daemon.cpu_time()? - cpu).as_secs_f64();
@@ -68,7 +68,7 @@ pub(super) fn watches(context: &mut Context<'_>, kind: Kind) -> Result<()> {
     }
     let mut registered = 0;
     for count in [0, 10_000, 100_000] {
-        if !within(kind, count, 10_000) || (context.quick && count > 10_000) {
+        if !is_measured(kind, count, 10_000) || (context.quick && count > 10_000) {
             break;
         }
         let each = count / watchers.len();

@@ -95,13 +95,13 @@ fn deep() -> Vec<u8> {
 }
 
 /// A guest that attacks.
-struct Hostile<'g> {
+struct Attacker<'g> {
     guest: &'g Guest,
     round: u32,
     tx: u32,
 }
 
-impl Hostile<'_> {
+impl Attacker<'_> {
     fn send(&self, attack: &Attack) -> Result<()> {
         let mut bytes = Vec::new();
         (attack.next)(self.round, self.tx, &mut bytes);
@@ -125,7 +125,7 @@ impl Hostile<'_> {
 /// Runs the attack in all guests until `stop` is set.
 fn attack(guests: &[Guest], attack: &Attack, stop: &AtomicBool) -> Result<()> {
     let mut hostile: Vec<_> =
-        guests.iter().map(|guest| Hostile { guest, round: 0, tx: 0 }).collect();
+        guests.iter().map(|guest| Attacker { guest, round: 0, tx: 0 }).collect();
     while !stop.load(Ordering::Relaxed) {
         for guest in &hostile {
             guest.send(attack)?;

@@ -4,7 +4,7 @@ use super::context::Context;
 use crate::Result;
 use crate::client::{Conn, VALUE, put, write};
 use crate::daemon::{Daemon, Kind};
-use crate::swarm::{Pace, Swarm, Transactions, Until, total};
+use crate::swarm::{SendMode, StopCondition, Swarm, Transactions, total};
 use std::time::Instant;
 use xenstore_core::wire::MsgType;
 
@@ -90,18 +90,18 @@ pub(super) fn disjoint(context: &mut Context<'_>, kind: Kind) -> Result<()> {
             conn.call(&write(&format!("{}/key{key}", base(client)), VALUE))?;
         }
     }
-    let paces = [
-        ("tx1", 1, Pace::OneByOne),
-        ("tx16", CLIENTS, Pace::OneByOne),
-        ("together", CLIENTS, Pace::Together),
+    let modes = [
+        ("tx1", 1, SendMode::OneByOne),
+        ("tx16", CLIENTS, SendMode::OneByOne),
+        ("together", CLIENTS, SendMode::Together),
     ];
-    for (name, clients, pace) in paces {
-        let end = Until::Time(Instant::now() + context.span());
+    for (name, clients, mode) in modes {
+        let end = StopCondition::Time(Instant::now() + context.span());
         let scripts = (0..clients)
             .map(|client| {
                 let base = base(client);
                 let steps = move |n, tx_id| reads_and_writes(&base, client, n, tx_id);
-                Transactions::new(steps, end).at_pace(pace)
+                Transactions::new(steps, end).with_mode(mode)
             })
             .collect();
         measure(context, &daemon, name, scripts)?;
@@ -115,7 +115,7 @@ pub(super) fn devices(context: &mut Context<'_>, kind: Kind) -> Result<()> {
     let daemon = context.start(kind)?;
     let mut conn = Conn::open(&daemon.socket)?;
     conn.call(&write("/bench/device/vbd", b""))?;
-    let each = Until::Commits(context.size(50, 3) as u64);
+    let each = StopCondition::Commits(context.size(50, 3) as u64);
     let scripts = (0..CLIENTS)
         .map(|client| Transactions::new(move |number, tx_id| device(client, number, tx_id), each))
         .collect();
@@ -130,7 +130,7 @@ pub(super) fn contended(context: &mut Context<'_>, kind: Kind) -> Result<()> {
         conn.call(&write(&format!("/bench/same/key{key}"), VALUE))?;
     }
     // The time is long enough that a starved client shows among the tries.
-    let end = Until::Time(Instant::now() + 2 * context.span());
+    let end = StopCondition::Time(Instant::now() + 2 * context.span());
     let scripts = (0..CLIENTS)
         .map(|client| {
             let steps = move |n, tx_id| reads_and_writes("/bench/same", client, n, tx_id);
