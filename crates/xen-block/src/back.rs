@@ -1,7 +1,8 @@
 //! The backend of one block device.
 //!
-//! [`Back`] is the driver that a bus calls; [`Back::work`] serves its rings. The requests' way is in
-//! `queue`: taken off the ring, checked, given to the disk with the guest's pages as they are, answered.
+//! [`Back`] is the driver that a bus calls; [`Back::work`] serves its rings. The module `queue`
+//! takes requests off a ring, checks them, gives them to the disk with the guest's own pages, and
+//! answers them.
 #![deny(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 mod opening;
@@ -33,27 +34,28 @@ use xenstore::Client;
 
 /// The node of a backend with its limit of bytes a second; 0 is none.
 pub const LIMIT_BYTES: &str = "limit-bytes-per-second";
-/// The node of a backend that is 1 while the server of its disk is away, and requests wait for it.
+/// The node of a backend that is 1 while the server of its disk is away and requests wait for it.
 pub const SERVER_GONE: &str = "server-gone";
 /// The node of a backend with its limit of requests a second; 0 is none.
 pub const LIMIT_REQUESTS: &str = "limit-requests-per-second";
 
-/// What a device may have.
+/// The limits of a device.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Its rings, and how often a frontend may connect: each time its disk is opened as well.
+    /// The limits of its rings, and of how often a frontend may connect: each connection opens the
+    /// disk as well.
     pub rings: rings::Options,
-    /// Most segments of an indirect request.
+    /// The most segments of an indirect request.
     pub indirect_segments_max: u16,
-    /// Most pages of one queue that stay mapped.
+    /// The most pages of one queue that stay mapped.
     pub persistent_max: usize,
-    /// Bytes and requests a second.
+    /// The limits of bytes and requests a second.
     pub throttle: throttle::Limits,
 }
 
 impl Default for Options {
-    /// Rings as the skeleton has them, 256 segments as Linux's blkback offers; 1056 pages mapped for good in a queue; no
-    /// limits.
+    /// The defaults of the rings' own options; 256 segments, as Linux's blkback offers; 1056
+    /// persistent pages in a queue; no limits of bytes and requests.
     fn default() -> Self {
         Self {
             rings: rings::Options::default(),
@@ -64,15 +66,15 @@ impl Default for Options {
     }
 }
 
-/// What all devices of a backend share.
+/// The state that all devices of a backend share.
 pub struct Platform {
     /// The event channels of this process.
     pub evtchn: Rc<RefCell<dyn EventChannels>>,
-    /// The grants that it maps.
+    /// The mapper of the guests' grants.
     pub grants: Rc<RefCell<dyn GrantMap>>,
-    /// How disks are opened.
+    /// The method of opening disks.
     pub open: Open,
-    /// What devices may have.
+    /// The limits of each device.
     pub options: Options,
 }
 
@@ -85,7 +87,7 @@ impl fmt::Debug for Platform {
 /// The server of all block devices of a domain.
 pub type Server = xen_driver::Server<Back>;
 
-/// The server of all devices of these kinds in a domain.
+/// Returns the server of all devices of these kinds in a domain.
 ///
 /// # Errors
 /// The store is gone.
@@ -99,10 +101,10 @@ pub fn serve(
     Server::start(store, domid, kinds, evtchn, move |_| Back::new(Rc::clone(&platform)))
 }
 
-/// A device that is connected.
+/// The state of a connected device.
 struct Connected {
     disk: Box<dyn Disk>,
-    /// The disk's descriptor, among all of this process.
+    /// The source of the disk's descriptor, among all descriptors of this process.
     source: Source,
     geometry: Geometry,
     discard: Discard,
@@ -113,7 +115,7 @@ struct Connected {
 }
 
 impl Connected {
-    /// The queues, and what they work with.
+    /// Splits the device into its queues and the state that they work with.
     fn split<'a>(
         &'a mut self,
         grants: &'a mut dyn GrantMap,
@@ -134,11 +136,12 @@ impl Connected {
     }
 }
 
-/// Whether requests are taken.
+/// The state of taking requests.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Taking {
     Yes,
-    /// The device closes, or the frontend has broken a ring: what is in flight is ended, nothing else.
+    /// No request is taken: the device closes, or the frontend has broken a ring. Requests in
+    /// flight are still ended.
     Ended,
 }
 
@@ -146,12 +149,15 @@ enum Taking {
 pub struct Back {
     platform: Rc<Platform>,
     opening: Opening,
-    /// While the server of a disk that was served before is away: since when that is known, and when it is tried again.
+    /// While the server of a disk that was served before is away: the time when that was found, and
+    /// the time of the next try.
     away: Option<(Instant, Instant)>,
-    /// The disk's server was away when that was last told; `None` before the first time.
+    /// The last announced state of the disk's server: true for away; `None` before the first
+    /// announcement.
     told_away: Option<bool>,
     connected: Option<Connected>,
-    /// Behind the disk, which may have I/O under way until it is dropped: the record is locked as long.
+    /// The rings. The field stands behind the disk, which may have I/O under way until it is
+    /// dropped: the record stays locked as long.
     rings: Rings,
     stats: Stats,
 }
@@ -163,7 +169,7 @@ impl fmt::Debug for Back {
 }
 
 impl Back {
-    /// The backend of a device that was found.
+    /// Creates the backend of a new device.
     #[must_use]
     pub fn new(platform: Rc<Platform>) -> Self {
         let (evtchn, grants) = (Rc::clone(&platform.evtchn), Rc::clone(&platform.grants));
@@ -174,13 +180,13 @@ impl Back {
         Self { platform, opening, rings, away, told_away, connected, stats }
     }
 
-    /// What it has done since it was connected.
+    /// Returns the counters since the device was connected.
     #[must_use]
     pub fn stats(&self) -> &Stats {
         &self.stats
     }
 
-    /// Sets its limits anew.
+    /// Sets new limits.
     pub fn limit(&mut self, limits: throttle::Limits) {
         if let Some(connected) = &mut self.connected
             && connected.limits != limits
@@ -190,10 +196,10 @@ impl Back {
         }
     }
 
-    /// The limits that this end's nodes say; where they say none, those of all devices.
+    /// Returns the limits in this end's nodes; where a node is missing, the limit of all devices.
     fn rates(&self, device: &mut Device<'_>) -> Result<throttle::Limits, Error> {
         let all = self.platform.options.throttle;
-        // None at all, where a toolstack takes the others' away.
+        // A value of 0 means no limit, also where all devices have one.
         let own = |said: Option<u64>, all| said.map_or(all, |most| (most > 0).then_some(most));
         let bytes = device.own_number(LIMIT_BYTES)?;
         let requests = device.own_number(LIMIT_REQUESTS)?;
@@ -203,7 +209,8 @@ impl Back {
         })
     }
 
-    /// True while it is not too long ago that the server of its disk was found away first; notes when it is tried again.
+    /// True while the server of the disk may still be waited for. Notes the first time that it was
+    /// found away, and the time of the next try.
     fn may_wait_for_server(&mut self, now: Instant) -> bool {
         let since = self.away.map_or(now, |(since, _)| since);
         let next = now.checked_add(TRY_AGAIN).map(|next| (since, next));
@@ -211,19 +218,19 @@ impl Back {
         self.away.is_some()
     }
 
-    /// Its disk, and how that is reached, while it is connected.
+    /// Returns a description of the disk and its access, while the device is connected.
     #[must_use]
     pub fn disk(&self) -> Option<String> {
         self.connected.as_ref().map(|connected| format!("{:?}", connected.disk))
     }
 
-    /// Its limits while it is connected.
+    /// Returns the limits, while the device is connected.
     #[must_use]
     pub fn limits(&self) -> Option<throttle::Limits> {
         self.connected.as_ref().map(|connected| connected.limits)
     }
 
-    /// Requests that were taken and are not answered.
+    /// Returns the number of requests that were taken and are not answered.
     #[must_use]
     pub fn in_flight(&self) -> usize {
         let queues = self.connected.iter().flat_map(|connected| &connected.queues);
@@ -253,7 +260,8 @@ impl Back {
             let notify = queue.show(&mut turn, &mut self.stats)?;
             worked.moved = worked.moved.wrapping_add(turn.moved);
             worked.shown = turn.shown.or(worked.shown);
-            // The next piece of one of which the disk has just done a piece: nothing else tells of it.
+            // A discard of which the disk has just finished one piece has a next piece, and no
+            // event announces it.
             worked.more |= queue.discards();
             persistent = queue.persistent().saturating_add(persistent);
             if notify {
@@ -265,7 +273,7 @@ impl Back {
         Ok(worked)
     }
 
-    /// Looks whether the disk has another size; the number of sectors to announce if so.
+    /// Checks if the size of the disk has changed; returns the number of sectors to announce if so.
     pub fn resized(&mut self) -> Option<u64> {
         let connected = self.connected.as_mut()?;
         let sectors = connected.disk.resized()?;
@@ -273,18 +281,19 @@ impl Back {
         Some(sectors)
     }
 
-    /// Looks whether the disk's server is there; true where it has gone since the last look, false where it has come back.
+    /// Checks the disk's server. Returns true if it has gone since the last check, false if it has
+    /// come back.
     pub fn went_or_came(&mut self) -> Option<bool> {
         let away = match &mut self.connected {
             Some(connected) => connected.disk.is_away()?,
             None => self.away.map(|_| true)?,
         };
         let before = self.told_away.replace(away);
-        // The node may be left of a process before.
+        // The node may be left over from an earlier process.
         (before != Some(away)).then_some(away)
     }
 
-    /// Gives the queues what the disk is done with.
+    /// Takes the finished requests from the disk and gives them to their queues.
     fn harvest(&mut self, now: Instant) -> Result<(), Error> {
         let Some(connected) = &mut self.connected else { return Ok(()) };
         let grants = Rc::clone(&self.platform.grants);
@@ -295,7 +304,7 @@ impl Back {
                 queue.finished(io, result, &mut work)?;
             }
         }
-        // What follows a flush or a barrier may have been submitted.
+        // A request that follows a flush or a barrier may have been submitted.
         work.disk.start();
         Ok(())
     }
@@ -324,7 +333,7 @@ impl Back {
         Ok(())
     }
 
-    /// Puts a disk behind rings that are connected; gives these up where it fails.
+    /// Attaches a disk to rings that are connected; gives up the rings on failure.
     fn attach(
         &mut self,
         device: &mut Device<'_>,
@@ -388,7 +397,7 @@ impl Back {
         })
     }
 
-    /// What the frontend needs to know of the disk.
+    /// Writes the properties of the disk that the frontend needs.
     fn describe(connected: &Connected, options: &Options, device: &mut Device<'_>) {
         let geometry = connected.geometry;
         let read_only = geometry.access == DiskAccess::ReadOnly;
@@ -411,7 +420,7 @@ impl Back {
     }
 }
 
-/// The layout of requests that the frontend has chosen.
+/// Returns the layout of requests that the frontend has chosen.
 fn layout(device: &mut Device<'_>) -> Result<Layout, Error> {
     match device.theirs(names::PROTOCOL)? {
         None => Ok(Layout::NATIVE),
@@ -420,7 +429,7 @@ fn layout(device: &mut Device<'_>) -> Result<Layout, Error> {
     }
 }
 
-/// The entries of a ring of this layout. Their format is the number in a record.
+/// Returns the entries of a ring of this layout. The record stores their format as a number.
 fn entry(layout: Layout) -> Entry {
     let format = match layout {
         Layout::X86_32 => 32,
@@ -429,9 +438,10 @@ fn entry(layout: Layout) -> Entry {
     Entry { bytes: layout.entry_bytes(), format }
 }
 
-/// The longest time that the server of a disk which another process has served may be away: as of one that is in use.
+/// The longest time that the server of a disk may be away when another process has served the disk
+/// before: the same as for a disk in use.
 const AWAY_MAX: Duration = Duration::from_secs(60);
-/// Between two tries to open such a disk.
+/// The interval between two tries to open such a disk.
 const TRY_AGAIN: Duration = Duration::from_millis(200);
 
 impl Driver for Back {
@@ -450,7 +460,7 @@ impl Driver for Back {
         let Some(disk) = self.opening.disk(&self.platform.open, device)? else {
             return Ok(Progress::Pending);
         };
-        // Of a disk before.
+        // The node of an earlier disk.
         if device.own(SERVER_GONE)?.is_some() {
             device.put(SERVER_GONE, 0);
         }
@@ -471,9 +481,9 @@ impl Driver for Back {
         let opened = self.opening.disk(&self.platform.open, device);
         let disk = match opened {
             Ok(Some(disk)) => disk,
-            // The file is held until the last request of the process before is done.
+            // The file is locked until the last request of the earlier process is done.
             Ok(None) | Err(Error::Busy(_)) => return Ok(Progress::Pending),
-            // The guest's requests wait for it as for one that goes while it is used.
+            // The guest's requests wait for this server as for one that goes away during use.
             Err(Error::Away(_)) if self.may_wait_for_server(now) => return Ok(Progress::Pending),
             Err(error) => return Err(error),
         };
@@ -486,14 +496,14 @@ impl Driver for Back {
         self.stats = Stats::default();
         let mut worked = Worked::default();
         self.each(Instant::now(), &mut worked, |queue, work, _| queue.replay(work))?;
-        // The process before may have shown answers and not told of them.
+        // The earlier process may have shown answers without a notification.
         let queues = self.connected.iter().flat_map(|connected| &connected.queues);
         queues.map(|queue| &queue.channel).try_for_each(Channel::notify)?;
         Ok(Progress::Done)
     }
 
     fn noticed(&mut self, device: &mut Device<'_>) {
-        // What is no number changes nothing.
+        // A value that is no number changes nothing.
         if let Ok(limits) = self.rates(device) {
             self.limit(limits);
         }
@@ -508,7 +518,7 @@ impl Driver for Back {
             connected.disk.give_up();
         }
         self.away = None;
-        // What is in flight is answered, if the rings still stand.
+        // Requests in flight are answered if the rings are still usable.
         let _ = self.work(Instant::now(), None);
         let Some(connected) = &mut self.connected else { return self.rings.give_back(device) };
         if connected.disk.in_flight() > 0 || connected.queues.iter().any(Queue::waits) {
@@ -525,7 +535,7 @@ impl Backend for Back {
         if worked.is_err()
             && let Some(connected) = &mut self.connected
         {
-            // Once is enough to be told; nobody reads that ring again.
+            // One report is enough; nobody reads that ring again.
             connected.taking = Taking::Ended;
         }
         worked
@@ -597,7 +607,7 @@ impl Backend for Back {
             let Kind { requests, sectors, merges, errors, latency } = of;
             let (half, most) = (latency.quantile_us(0.5), latency.quantile_us(0.99));
             let buckets = latency.buckets().map(|count| count.to_string()).join(",");
-            // Into a string, which takes all.
+            // A write into a string cannot fail.
             let _ = write!(
                 text,
                 " {name} {requests} {sectors} {merges} {errors} {half} {most} {buckets}"

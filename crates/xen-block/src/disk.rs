@@ -1,4 +1,4 @@
-//! What holds a device's sectors.
+//! The storage of a device's sectors.
 //!
 //! | module | what it is |
 //! |---|---|
@@ -6,11 +6,11 @@
 //! | [`memory`] | sectors in this process's memory |
 //! | [`qcow2`] | qcow2 images, with backing files |
 //! | [`nbd`] | a server of the network block device protocol, over a Unix socket |
-//! | [`fault`] | another disk, with faults on cue |
-//! | [`image`], [`open`], [`places`] | what can be wrong with an image, opening files, where what images name may lie |
+//! | [`fault`] | a wrapper of another disk that injects faults |
+//! | [`image`], [`open`], [`places`] | faults of images, opening files, the permitted folders |
 //! | `shown` | a path for a log |
 //! | [`target`] | disks by name, as toolstacks write them |
-//! | [`pool`] | threads for disks that can only be waited for |
+//! | [`pool`] | threads for disks whose calls block |
 
 pub mod fault;
 pub mod file;
@@ -34,40 +34,41 @@ use std::fmt;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
-/// What a disk is like; fixed while it is open, but for its size.
+/// The properties of a disk; fixed while it is open, except for its size.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Geometry {
     /// Size in units of 512 bytes; a multiple of the sector size.
     pub sectors: u64,
-    /// Bytes of a sector that can be read or written by itself: 512 to 4096.
+    /// The size in bytes of a sector that can be read or written by itself: 512 to 4096.
     pub sector_size: u32,
-    /// Bytes that are written at once; a multiple of `sector_size`.
+    /// The size in bytes of a physical write; a multiple of `sector_size`.
     pub physical_sector_size: u32,
-    /// Whether it may be written.
+    /// The permitted access.
     pub access: DiskAccess,
-    /// Bytes of the pieces that can be discarded; `None` where nothing can.
+    /// The size in bytes of the pieces that can be discarded; `None` if discard is not possible.
     pub discard_granularity: Option<u32>,
 }
 
-/// What may be done with a disk.
+/// The permitted access to a disk.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum DiskAccess {
-    /// It is read.
+    /// The disk is only read.
     ReadOnly,
-    /// It is read and written, and by nobody else.
+    /// The disk is read and written, and nobody else writes to it.
     ReadWrite,
 }
 
-/// What is asked of a disk.
+/// An operation of a disk.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Op {
-    /// Sectors into the pieces.
+    /// Reads the sectors into the pieces.
     Read,
-    /// The pieces onto the sectors.
+    /// Writes the pieces onto the sectors.
     Write,
-    /// All writes that are done go onto stable storage.
+    /// Puts all finished writes onto stable storage.
     Flush,
-    /// The sectors are not needed any more; they read as anything, here as zeroes where it is cheap.
+    /// Discards the sectors. They may read as anything afterwards, here as zeroes where that is
+    /// cheap.
     Discard,
 }
 
@@ -76,30 +77,30 @@ pub enum Op {
 pub struct Piece {
     /// The page.
     pub page: Page,
-    /// Where in it, in bytes.
+    /// The offset in the page, in bytes.
     pub offset: u16,
-    /// How many bytes; `offset + len` is at most 4096.
+    /// The number of bytes; `offset + len` is at most 4096.
     pub len: u16,
 }
 
-/// One request. It belongs to the disk until that gives it back.
+/// One request. It belongs to the disk until the disk gives it back.
 #[derive(Debug)]
 pub struct Io {
-    /// The asker's name for it.
+    /// The caller's name for the request.
     pub tag: u64,
-    /// What is asked.
+    /// The operation.
     pub op: Op,
-    /// First sector, of 512 bytes.
+    /// The first sector, in units of 512 bytes.
     pub sector: u64,
-    /// How many sectors; for reads and writes as many as the pieces have.
+    /// The number of sectors; reads and writes have as many as the pieces have.
     pub sectors: u64,
-    /// The memory.
+    /// The memory of the request.
     pub pieces: Vec<Piece>,
     pub(crate) vectors: Vectors,
 }
 
 impl Io {
-    /// A request for nothing, to be filled.
+    /// Creates an empty request, to be filled.
     #[must_use]
     pub fn empty() -> Box<Self> {
         let vectors = Vectors::default();
@@ -107,19 +108,19 @@ impl Io {
         Box::new(Self { tag, op: Op::Flush, sector, sectors, pieces: Vec::new(), vectors })
     }
 
-    /// Where it begins, in bytes.
+    /// Returns the offset of the first byte.
     #[must_use]
     pub fn offset(&self) -> u64 {
         self.sector.saturating_mul(512)
     }
 
-    /// How many bytes its pieces have.
+    /// Returns the number of bytes in the pieces.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.pieces.iter().map(|piece| usize::from(piece.len)).sum()
     }
 
-    /// Has the vectors point at the pieces.
+    /// Points the vectors at the pieces.
     pub(crate) fn point_at_pieces(&mut self) {
         self.vectors.fill(self.pieces.iter().map(|piece| {
             let base = piece.page.as_ptr().as_ptr().wrapping_add(piece.offset.into());
@@ -127,12 +128,13 @@ impl Io {
         }));
     }
 
-    /// How many pieces lay behind their neighbour in memory and were read or written with it.
+    /// Returns the number of pieces that were contiguous with their neighbour in memory and were
+    /// merged with it. Later calls do not count them again.
     pub(crate) fn merges(&mut self) -> u64 {
         self.vectors.take_merged()
     }
 
-    /// Copies the pieces, one behind the other, into `to`, which is as long as they are.
+    /// Copies the pieces, one after the other, into `to`, which is as long as they are.
     ///
     /// # Errors
     /// `EFAULT` for a piece outside its page, which a checked request does not have.
@@ -145,7 +147,7 @@ impl Io {
         Ok(())
     }
 
-    /// Copies `from` into the pieces, one behind the other.
+    /// Copies `from` into the pieces, one after the other.
     ///
     /// # Errors
     /// As [`Io::gather`].
@@ -159,68 +161,71 @@ impl Io {
     }
 }
 
-/// A request with how it ended.
+/// A finished request with its result.
 pub type Finished = (Box<Io>, Result<(), Errno>);
 
-/// What holds a device's sectors. Requests are checked by who asks: they lie inside the disk and keep to
-/// its sectors. They may end in any order.
+/// The storage of a device's sectors. The caller checks requests: they lie inside the disk and
+/// consist of whole sectors. They may end in any order.
 pub trait Disk: fmt::Debug {
-    /// What it is like.
+    /// Returns the properties of the disk.
     fn geometry(&self) -> Geometry;
 
-    /// Takes a request: it is done at once, or later ([`Disk::finished`]).
+    /// Takes a request. It ends at once, or later ([`Disk::finished`]).
     ///
     /// # Errors
-    /// Gives it back where there is no room for it at the moment: to be tried again when one has finished.
+    /// Gives the request back where there is no room for it at the moment: to be tried again when
+    /// one has finished.
     fn submit(&mut self, io: Box<Io>) -> Result<Option<Finished>, Box<Io>>;
 
-    /// Sets going what was submitted; to be called after a batch.
+    /// Starts the submitted requests; to be called after a batch.
     fn start(&mut self) {}
 
-    /// As [`Disk::start`], and waits at most `patience` for some of the requests, or for the rest of them: where the
-    /// disk can do both with one call to the kernel, and usually is as quick as that.
+    /// Does the work of [`Disk::start`], and waits at most `patience` for some or all of the
+    /// requests. Only a disk that can do both with one call to the kernel, and usually is fast
+    /// enough, waits.
     fn start_and_wait(&mut self, patience: Duration) {
         let _ = patience;
         self.start();
     }
 
-    /// A request that is done and was not when it was submitted.
+    /// Returns a request that has ended since it was submitted.
     fn finished(&mut self) -> Option<Finished> {
         None
     }
 
-    /// Requests that it holds.
+    /// Returns the number of requests that the disk holds.
     fn in_flight(&self) -> usize {
         0
     }
 
-    /// Polls readable when [`Disk::finished`] has something; `None` where it never has.
+    /// Returns a descriptor that polls readable when [`Disk::finished`] has a request; `None` for a
+    /// disk that never has one.
     fn fd(&self) -> Option<BorrowedFd<'_>> {
         None
     }
 
-    /// Holds this file, besides its own, until no request is under way any more, also where the process
-    /// is killed meanwhile. What is open in the process ends with its last thread, so only a disk whose
-    /// requests the kernel does by itself has to do anything.
+    /// Keeps this file open, besides the disk's own, until no request is under way any more, also
+    /// if the process is killed meanwhile. Files of a process are closed with its last thread, so
+    /// only a disk whose requests the kernel does by itself has to do anything.
     ///
     /// # Errors
-    /// What the system said.
+    /// The error of the system.
     fn hold(&mut self, guard: BorrowedFd<'_>) -> Result<(), Errno> {
         let _ = guard;
         Ok(())
     }
 
-    /// Looks whether the server that has the sectors is away: then requests wait for it, in bounds. `None` where there is
-    /// no server.
+    /// Checks if the server of the sectors is away. Requests then wait for it, within limits.
+    /// `None` if there is no server.
     fn is_away(&mut self) -> Option<bool> {
         None
     }
 
-    /// The disk is about to be closed. It answers what it has, and waits no longer for a server that is away. May be called
-    /// again.
+    /// Prepares the disk for its end. It answers the requests that it has, and waits no longer for
+    /// a server that is away. May be called again.
     fn give_up(&mut self) {}
 
-    /// Looks whether the size has changed; the new one in sectors of 512 bytes if so.
+    /// Checks if the size has changed; returns the new size in sectors of 512 bytes if so.
     fn resized(&mut self) -> Option<u64> {
         None
     }

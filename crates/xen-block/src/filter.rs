@@ -1,9 +1,10 @@
-//! The system calls and capabilities that are left to a backend's process once it serves.
+//! The system calls and capabilities that a backend's process keeps once it serves.
 //!
-//! Disks come and go while it serves, so files are opened, threads started and rings of io_uring made behind the
-//! filter. What it takes away: starting programs, executable memory, tracing, mounting, sockets but those of
-//! the Unix domain, requests to devices but the named ones. What an intruder keeps: the files that the
-//! process may open, and the operations of io_uring, which no such filter sees.
+//! Disks come and go during service, so files are opened, threads started and rings of io_uring
+//! made behind the filter. The filter takes away: starting programs, executable memory, tracing,
+//! mounting, sockets other than Unix domain sockets, and ioctls other than the listed ones. An
+//! intruder keeps: the files that the process may open, and the operations of io_uring, which no
+//! such filter sees.
 
 use confine::{Arg, Calls, capabilities};
 use rustix::io::Errno;
@@ -85,7 +86,8 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_madvise,
     libc::SYS_brk,
     libc::SYS_futex,
-    // Answered ENOSYS by the other filter, as its flags cannot be looked at; libraries fall back on clone.
+    // Answered with ENOSYS by the other filter, as its flags are in memory and cannot be checked;
+    // libraries fall back on clone.
     libc::SYS_clone3,
     libc::SYS_set_robust_list,
     libc::SYS_rseq,
@@ -113,13 +115,14 @@ const BLKPBSZGET: u32 = 0x127b;
 /// The size of a block device (`BLKGETSIZE64`).
 const BLKGETSIZE64: u32 = 0x8008_1272;
 
-/// Takes away what is not needed any more, for this thread and those that it starts, for good. `ioctls` are
-/// the requests to devices that are left besides those to disks.
+/// Removes the rights that are no longer needed, for this thread and those that it starts,
+/// permanently. `ioctls` are the permitted ioctls besides those of disks.
 ///
 /// # Errors
-/// Why the kernel refuses; then the process has more than it needs and should not serve.
+/// The reason why the kernel refuses; then the process has more rights than it needs and should not
+/// serve.
 pub fn install(ioctls: &[u32]) -> Result<(), String> {
-    // To open any disk that a toolstack names.
+    // Needed to open any disk that a toolstack names.
     let files = CapabilitySet::DAC_OVERRIDE | CapabilitySet::DAC_READ_SEARCH;
     capabilities::keep(files).map_err(|errno| format!("capabilities: {errno}"))?;
     let requests = [BLKSSZGET, BLKPBSZGET, BLKGETSIZE64];
@@ -151,7 +154,7 @@ mod tests {
 
     const ROLE: &str = "XEN_BLOCK_TEST_FILTER";
 
-    /// Runs this test again in a process of its own, where it does `role` behind the filter.
+    /// Runs this test again in a process of its own, which does `role` behind the filter.
     fn status_of(role: &str) -> std::process::ExitStatus {
         let name = "filter::tests::what_is_not_on_the_list_kills";
         Command::new(std::env::current_exe().unwrap())

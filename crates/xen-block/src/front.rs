@@ -1,11 +1,11 @@
 //! The frontend of one block device.
 //!
-//! [`Front`] is the driver that a bus calls. Data goes through [`Buffer`]s: pages that are granted to the
-//! backend once and used again and again. Between two connections (a resume, a backend that was started
-//! anew) the requests without an answer are kept, and asked again.
+//! [`Front`] is the driver that a bus calls. Data goes through [`Buffer`]s: pages that are granted
+//! to the backend once and used again and again. Between two connections (a resume, or a backend
+//! that was started again) the requests without an answer are kept, and then submitted again.
 //!
-//! The backend need not be trusted: it can answer wrongly, late or never, and see what is in the
-//! buffers; nothing else.
+//! The backend need not be trusted. It can answer wrongly, late or never, and see the contents of
+//! the buffers; it can do nothing else.
 
 mod again;
 mod bytes;
@@ -34,14 +34,14 @@ use xenbus::{Device, Driver, Error, Progress};
 pub use queue::{Completion, Full, Part, Want};
 pub use xen_driver::frontend::buffers::Buffer;
 
-/// What a frontend asks for.
+/// The options of a frontend.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// Largest ring and most queues; the backend may take less.
+    /// The largest ring and the most queues; the backend may take less.
     pub rings: negotiate::Limits,
-    /// Most segments of a request; the backend may take less. At most 512.
+    /// The most segments of a request; the backend may take less. At most 512.
     pub segments_max: u16,
-    /// How many buffers there are; fewer where the platform has not so many grants left.
+    /// The number of buffers; fewer if the platform does not have that many grants left.
     pub buffers: usize,
 }
 
@@ -52,13 +52,13 @@ impl Default for Options {
     }
 }
 
-/// What all frontends of a domain share.
+/// The state that all frontends of a domain share.
 pub struct Platform {
     /// The event channels of this process.
     pub evtchn: Rc<RefCell<dyn EventChannels>>,
-    /// The grants that it offers.
+    /// The source of the grants that frontends offer.
     pub grants: Rc<RefCell<dyn GrantOffer>>,
-    /// What frontends ask for.
+    /// The options of the frontends.
     pub options: Options,
 }
 
@@ -68,39 +68,39 @@ impl fmt::Debug for Platform {
     }
 }
 
-/// What the backend says of the device.
+/// The backend's description of the device.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Info {
-    /// Size in units of 512 bytes.
+    /// The size in units of 512 bytes.
     pub sectors: u64,
-    /// Bytes of a sector.
+    /// The bytes of a sector.
     pub sector_size: u32,
-    /// Whether it may be written.
+    /// The permitted access.
     pub access: DiskAccess,
-    /// Whether flushes are taken.
+    /// The backend's offer of flushes.
     pub flush: Offer,
-    /// Whether barriers are taken.
+    /// The backend's offer of barriers.
     pub barrier: Offer,
-    /// Whether discards are taken.
+    /// The backend's offer of discards.
     pub discard: Offer,
-    /// Most segments of a request.
+    /// The most segments of a request.
     pub segments_max: u16,
 }
 
 impl Info {
-    /// Size in bytes; as many as there can be where the backend names more.
+    /// Returns the size in bytes; `u64::MAX` if the backend's number is too large.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.sectors.saturating_mul(512)
     }
 }
 
-/// Whether the backend takes a kind of request.
+/// The backend's offer of a kind of request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Offer {
-    /// It does.
+    /// The backend takes such requests.
     Taken,
-    /// It does not.
+    /// The backend does not take such requests.
     NotTaken,
 }
 
@@ -115,13 +115,14 @@ pub struct Front {
     platform: Rc<Platform>,
     buffers: Buffers,
     queues: Vec<Queue>,
-    /// Pages for the segments of indirect requests, until it is known whether there are such.
+    /// The pages for the segments of indirect requests, until it is known if the backend takes
+    /// these.
     indirect: Vec<Offered>,
     info: Option<Info>,
     layout: Layout,
-    /// Requests from before that have no answer, and are not asked again yet.
+    /// Requests of an earlier connection that have no answer and are not submitted again yet.
     again: Again,
-    /// Who has it open.
+    /// The number of users that have the device open.
     users: usize,
 }
 
@@ -132,7 +133,7 @@ impl fmt::Debug for Front {
 }
 
 impl Front {
-    /// The frontend of a device that was found.
+    /// Creates the frontend of a new device.
     #[must_use]
     pub fn new(platform: Rc<Platform>) -> Self {
         let buffers = Buffers::new(Rc::clone(&platform.grants), platform.options.buffers);
@@ -148,61 +149,63 @@ impl Front {
         }
     }
 
-    /// Says how many have the device open. While anybody has, it is not closed because a toolstack asks for
-    /// it; when nobody has any more, [`Bus::poke`](xenbus::Bus::poke) closes what waits for that.
+    /// Sets the number of users that have the device open. While there are any, the device is not
+    /// closed at a toolstack's request. When there are none any more,
+    /// [`Bus::poke`](xenbus::Bus::poke) closes a device that waits for that.
     pub fn set_users(&mut self, users: usize) {
         self.users = users;
     }
 
-    /// Uses the layout of another processor, as a 32-bit guest does. Before it is opened.
+    /// Uses the layout of another processor, as a 32-bit guest does. To be called before the device
+    /// is opened.
     #[must_use]
     pub fn with_layout(self, layout: Layout) -> Self {
         Self { layout, ..self }
     }
 
-    /// What the backend says of the device; `None` while it is not connected.
+    /// Returns the backend's description of the device; `None` while the device is not connected.
     #[must_use]
     pub fn info(&self) -> Option<Info> {
         self.info
     }
 
-    /// How many queues there are while it is connected.
+    /// Returns the number of queues, which is 0 while the device is not connected.
     #[must_use]
     pub fn queue_count(&self) -> usize {
         self.queues.len()
     }
 
-    /// The ports of its rings.
+    /// Returns the ports of the rings.
     pub fn ports(&self) -> impl Iterator<Item = Port> {
         self.queues.iter().map(|queue| queue.channel.port())
     }
 
-    /// A buffer that nobody uses. Of a backend that is not trusted it sees nothing of before.
+    /// Takes a free buffer. It shows a backend that is not trusted nothing of its earlier contents.
     pub fn take_buffer(&mut self) -> Option<Buffer> {
         self.buffers.take()
     }
 
-    /// Gives a buffer back, which no request names any more.
+    /// Gives back a buffer that no request uses any more.
     pub fn give_back(&mut self, buffer: Buffer) {
         self.buffers.give_back(buffer);
     }
 
-    /// The memory of a buffer. The backend may change it at any time.
+    /// Returns the memory of a buffer. The backend may change it at any time.
     #[must_use]
     pub fn page(&self, buffer: Buffer) -> Option<&SharedPage> {
         self.buffers.page(buffer)
     }
 
-    /// Requests without an answer, those from before included.
+    /// Returns the number of requests without an answer, including those of earlier connections.
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.again.len() + self.queues.iter().map(Queue::in_flight).sum::<usize>()
     }
 
-    /// Puts a request into the ring of a queue, where the backend sees it with [`Front::push`].
+    /// Puts a request into the ring of a queue. The backend sees it after [`Front::push`].
     ///
     /// # Errors
-    /// [`Full`]: not now, or not ever.
+    /// [`Full`]: the request is not possible now, or never.
     pub fn submit(&mut self, queue: usize, want: Want, parts: &[Part]) -> Result<(), Full> {
         let info = self.info.ok_or(Full::NotConnected)?;
         check(&info, &want, parts)?;
@@ -214,7 +217,7 @@ impl Front {
         queue.put(want, parts, &self.buffers, &mut *grants).map_err(|_| Full::Ring)
     }
 
-    /// Shows the backend what was submitted, and notifies it where it sleeps.
+    /// Shows the submitted requests to the backend, and notifies it if it sleeps.
     ///
     /// # Errors
     /// The event channel is gone.
@@ -227,10 +230,11 @@ impl Front {
         Ok(())
     }
 
-    /// Takes what was answered; returns how many.
+    /// Takes the answers, and returns their number.
     ///
     /// # Errors
-    /// The backend has broken the ring, or answered what was not asked: the device is to be closed.
+    /// The backend has broken the ring, or answered a request that was not made: the device is to
+    /// be closed.
     pub fn take(&mut self, mut done: impl FnMut(Completion)) -> Result<usize, Error> {
         let mut count = 0;
         for queue in &mut self.queues {
@@ -239,7 +243,7 @@ impl Front {
                 self.again.ended(completion).into_iter().for_each(&mut done);
             }
         }
-        // Answers have made room.
+        // The answers have made room.
         if count > 0 && self.again.waits() {
             self.ask_again()?;
         }
@@ -247,7 +251,7 @@ impl Front {
         Ok(count)
     }
 
-    /// Asks as much as there is room for of what was asked before and never answered.
+    /// Submits the unanswered requests of earlier connections again, as far as there is room.
     fn ask_again(&mut self) -> Result<(), Error> {
         while let Some(asked) = self.again.next() {
             let room = (0..self.queues.len()).find(|at| self.queues[*at].free() > 0);
@@ -263,7 +267,7 @@ impl Front {
         self.push()
     }
 
-    /// Before sleeping: whether there is an answer after all.
+    /// Checks once more, before the loop sleeps, if there is an answer.
     ///
     /// # Errors
     /// As [`Front::take`].
@@ -275,8 +279,8 @@ impl Front {
         Ok(more)
     }
 
-    /// Grants pages for the segments of indirect requests: as many as there can be at a time. Where they are
-    /// not to be had, requests are direct ones.
+    /// Grants the pages for the segments of indirect requests, as many as can be in use at a time.
+    /// If these are not available, requests are direct ones.
     fn offer_indirect(&mut self, peer: DomId) -> Result<(), Error> {
         let count = indirect_pages(self.buffers.count());
         let mut grants = self.platform.grants.borrow_mut();
@@ -309,7 +313,7 @@ impl Front {
         let bits = device.their_number::<u32>(names::INFO)?.unwrap_or(0);
         let read_only = bits & info::READ_ONLY != 0;
         let indirect = device.their_number::<u32>(names::FEATURE_MAX_INDIRECT_SEGMENTS)?;
-        // What has more segments than there are buffers could never be asked.
+        // A request with more segments than there are buffers could never be made.
         let buffers = u16::try_from(self.buffers.count()).unwrap_or(u16::MAX);
         let most = self.platform.options.segments_max.min(buffers);
         let segments_max = match indirect.map(|most| u16::try_from(most).unwrap_or(u16::MAX)) {
@@ -328,7 +332,7 @@ impl Front {
     }
 }
 
-/// Whether the device can do what is wanted at all.
+/// Checks if the device can ever do the request.
 fn check(info: &Info, want: &Want, parts: &[Part]) -> Result<(), Full> {
     let taken = |offer: Offer| offer == Offer::Taken;
     let possible = match want {
@@ -345,7 +349,7 @@ fn check(info: &Info, want: &Want, parts: &[Part]) -> Result<(), Full> {
     }
 }
 
-/// Most indirect requests at a time: each has more buffers than a direct one holds.
+/// Returns the most indirect requests at a time: each has more buffers than a direct one holds.
 fn indirect_pages(buffers: usize) -> usize {
     buffers / (SEGMENTS_MAX + 1) + 1
 }
@@ -357,7 +361,8 @@ impl Driver for Front {
         let limits = self.platform.options.rings.within_theirs(device)?;
         let rings = (limits.queues_max as usize) << limits.order_max;
         let others = self.buffers.offer(device.peer(), |count| rings + indirect_pages(count));
-        // The rings take theirs at once; the others are kept, or other devices would take them.
+        // The rings take their pages at once. The others are kept, or other devices would take
+        // them.
         self.indirect = others?.split_off(rings);
         let (evtchn, grants) = (Rc::clone(&self.platform.evtchn), Rc::clone(&self.platform.grants));
         let platform = frontend::Platform { evtchn, grants };
@@ -376,7 +381,8 @@ impl Driver for Front {
             self.offer_indirect(device.peer())?;
         }
         self.indirect.clear();
-        // What was asked before and never answered is asked of the new backend, which may take less at a time.
+        // The unanswered requests go to the new backend, which may take fewer segments in a
+        // request.
         let segments_max = self.info.map_or(SEGMENTS_MAX, |info| info.segments_max.into());
         self.again.split(segments_max);
         self.ask_again()?;
@@ -385,7 +391,7 @@ impl Driver for Front {
 
     fn refresh(&mut self, device: &mut Device<'_>) -> Result<(), Error> {
         let mut info = self.read_info(device)?;
-        // Pages for more were not asked for.
+        // No pages for more segments were granted.
         let before = self.info.map_or(info.segments_max, |before| before.segments_max);
         info.segments_max = info.segments_max.min(before);
         self.info = Some(info);
@@ -393,7 +399,7 @@ impl Driver for Front {
     }
 
     fn closing(&mut self, device: &mut Device<'_>) -> Progress {
-        // A backend that has failed does not answer any more: there is nothing to wait for.
+        // A backend that has failed answers no more, so there is nothing to wait for.
         let asked = device.their_number::<u32>("online").is_ok_and(|online| online == Some(0));
         if asked && self.users > 0 { Progress::Pending } else { Progress::Done }
     }

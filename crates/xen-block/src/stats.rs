@@ -1,24 +1,24 @@
-//! Counters of a device: what it has done, and how long requests took.
+//! Counters of a device: its requests, and their latencies.
 
 use rustix::io::Errno;
 use xen_driver::backend::histogram::Histogram;
 
-/// What one kind of request came to.
+/// The counters of one kind of request.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Kind {
-    /// Requests answered.
+    /// The number of answered requests.
     pub requests: u64,
-    /// Sectors of 512 bytes in them.
+    /// The number of sectors, of 512 bytes, in these requests.
     pub sectors: u64,
-    /// Segments that lay behind one another in memory and became one.
+    /// The number of segments that were contiguous with another in memory and were merged.
     pub merges: u64,
-    /// Requests that the disk has failed.
+    /// The number of requests that the disk failed.
     pub errors: u64,
-    /// From taking a request off the ring to showing its answer.
+    /// The time from taking a request off the ring to showing its answer.
     pub latency: Histogram,
 }
 
-/// What a device has done since it was connected.
+/// The counters of a device since it was connected.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Stats {
     /// Reads.
@@ -29,14 +29,15 @@ pub struct Stats {
     pub flush: Kind,
     /// Discards.
     pub discard: Kind,
-    /// Requests refused before the disk was asked: they make no sense, or their pages cannot be reached.
-    /// They are counted nowhere else.
+    /// The number of requests refused before they got to the disk: they make no sense, or their
+    /// pages cannot be reached. No other counter includes them.
     pub wrong: u64,
-    /// Requests taken over from a process that was killed.
+    /// The number of requests taken over from a process that was killed.
     pub replayed: u64,
-    /// Pages that are mapped for good at the moment (persistent grants).
+    /// The number of pages that are mapped persistently at the moment (persistent grants).
     pub persistent: u64,
-    /// Requests that the disk has failed and nobody was told of yet, and the error of the first.
+    /// The number of requests that the disk failed since the last report, and the error of the
+    /// first.
     pub(crate) failures: Option<(u64, Errno)>,
 }
 

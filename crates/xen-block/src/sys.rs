@@ -1,4 +1,5 @@
-//! System calls that read or write guests' pages where they are, `preadv` and io_uring, and locks of bytes of a file.
+//! System calls that read or write guests' pages directly (`preadv` and io_uring), and locks of
+//! bytes of a file.
 #![allow(unsafe_code)]
 
 use crate::disk::{Io, Op, Piece};
@@ -10,7 +11,7 @@ use std::time::Duration;
 use xen::gnttab::Access;
 use xen::shared::PAGE_SIZE;
 
-/// Pieces lie inside their pages.
+/// Checks that the pieces lie inside their pages.
 fn check(io: &Io) -> Result<(), Errno> {
     let inside = |piece: &Piece| {
         usize::from(piece.offset) + usize::from(piece.len) <= PAGE_SIZE
@@ -19,7 +20,8 @@ fn check(io: &Io) -> Result<(), Errno> {
     if io.pieces.iter().all(inside) { Ok(()) } else { Err(Errno::FAULT) }
 }
 
-/// Does a request on a file, and waits for it. Starts at byte `done`, where part of it has been done.
+/// Does a request on a file, and waits for it. Starts at byte `done`, if a part has been done
+/// before.
 pub(crate) fn transfer(file: BorrowedFd<'_>, io: &mut Io, mut done: usize) -> Result<(), Errno> {
     match io.op {
         Op::Flush => return rustix::fs::fdatasync(file),
@@ -36,7 +38,7 @@ pub(crate) fn transfer(file: BorrowedFd<'_>, io: &mut Io, mut done: usize) -> Re
         let list = &io.vectors.list()[..io.vectors.list().len().min(VECTORS_MAX)];
         let count = libc::c_int::try_from(list.len()).map_err(|_| Errno::INVAL)?;
         let fd = file.as_raw_fd();
-        // SAFETY: each vector lies inside a page that `io` holds, which is writable where the file is
+        // SAFETY: each vector lies inside a page that `io` holds, which is writable if the file is
         // read (`check`); the kernel copies as another domain may write, which promises nothing.
         let result = unsafe {
             match io.op {
@@ -64,15 +66,15 @@ const VECTORS_MAX: usize = 1024;
 
 const PUNCH: FallocateFlags = FallocateFlags::PUNCH_HOLE.union(FallocateFlags::KEEP_SIZE);
 
-/// Requests that are not waited for after one that took too long.
+/// The number of requests that are not waited for after one that took too long.
 const IMPATIENT: u32 = 16;
 
-/// Whether time has passed.
+/// The result of a call that may wait: it has taken time or not.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Waited {
-    /// It has.
+    /// Time has passed.
     Yes,
-    /// It has not.
+    /// No time has passed.
     No,
 }
 
@@ -82,22 +84,22 @@ pub(crate) struct Uring {
     slots: Vec<Option<Box<Io>>>,
     free: Vec<usize>,
     unsubmitted: usize,
-    /// For how many it waits at most.
+    /// The most requests that [`Uring::submit_and_wait`] waits for.
     together: usize,
-    /// For how many requests more it does not wait.
+    /// The number of further requests for which it does not wait.
     impatient: u32,
-    /// The file, which is registered; kept so that short transfers can be ended.
+    /// The file, which is registered; kept so that short transfers can be completed.
     file: OwnedFd,
 }
 
 impl Uring {
-    /// An io_uring with room for `depth` requests on `file`.
+    /// Creates an io_uring with room for `depth` requests on `file`.
     pub(crate) fn new(file: OwnedFd, depth: u32) -> Result<Self, Errno> {
         let wrong = |error: std::io::Error| Errno::from_io_error(&error).unwrap_or(Errno::NOSYS);
         let mut builder = IoUring::builder();
         builder.setup_coop_taskrun();
         let ring = builder.build(depth).or_else(|_| IoUring::new(depth)).map_err(wrong)?;
-        // The second place is for `hold`.
+        // The second slot is for `hold`.
         ring.submitter().register_files(&[file.as_raw_fd(), -1]).map_err(wrong)?;
         let slots: Vec<_> = (0..depth).map(|_| None).collect();
         let free = (0..slots.len()).rev().collect();
@@ -108,14 +110,14 @@ impl Uring {
         self.file.as_fd()
     }
 
-    /// Keeps a file open until the kernel has ended the last request, in whatever way the process ends.
+    /// Keeps a file open until the kernel has ended the last request, however the process ends.
     pub(crate) fn hold(&mut self, file: BorrowedFd<'_>) -> Result<(), Errno> {
         let update = self.ring.submitter().register_files_update(1, &[file.as_raw_fd()]);
         let wrong = |error: std::io::Error| Errno::from_io_error(&error).unwrap_or(Errno::IO);
         update.map(drop).map_err(wrong)
     }
 
-    /// Puts a request into the queue; gives it back where there is no room, or it is not possible.
+    /// Puts a request into the queue; gives it back if there is no room, or it is not possible.
     pub(crate) fn push(&mut self, mut io: Box<Io>) -> Result<(), (Box<Io>, Errno)> {
         if matches!(io.op, Op::Read | Op::Write)
             && let Err(errno) = check(&io)
@@ -124,7 +126,7 @@ impl Uring {
         }
         let Some(slot) = self.free.pop() else { return Err((io, Errno::AGAIN)) };
         let entry = entry(&mut io).user_data(slot as u64);
-        // The request is where the kernel finds its vectors: in its box, whose contents do not move.
+        // The kernel finds the vectors in the request's box, whose contents do not move.
         self.slots[slot] = Some(io);
         // SAFETY: the vectors lie inside pages that the request holds (`check`), and the list of them
         // inside the request; it stays in `slots` until the kernel has said that it is done.
@@ -138,7 +140,7 @@ impl Uring {
         Ok(())
     }
 
-    /// Hands what was queued to the kernel.
+    /// Submits the queued requests to the kernel.
     pub(crate) fn submit(&mut self) -> Result<(), Errno> {
         if self.unsubmitted == 0 {
             return Ok(());
@@ -149,17 +151,18 @@ impl Uring {
                 Ok(())
             }
             Err(error) => match Errno::from_io_error(&error).unwrap_or(Errno::IO) {
-                // Tried again with the next call.
+                // Retried with the next call.
                 Errno::INTR | Errno::AGAIN | Errno::BUSY => Ok(()),
                 errno => Err(errno),
             },
         }
     }
 
-    /// The same, and waits at most `patience`: for half of what is under way where some of it is new, so that who has
-    /// asked has something to do meanwhile, else for all of it. How many end in that time is found out: from one, twice
-    /// as many each time, and back to what there was where it was too few. Where not even one ends, it does not
-    /// wait for a while: the file is on a slow disk.
+    /// Submits the queued requests and waits at most `patience`. If some requests are new, it waits
+    /// for half of those under way, so that the caller has work meanwhile; otherwise for all of
+    /// them. The number that ends within that time is learnt: it starts at one, doubles each time,
+    /// and falls back to the number that ended if that was too few. If not even one request ends,
+    /// it does not wait for a while, as the file is on a slow disk.
     pub(crate) fn submit_and_wait(&mut self, patience: Duration) -> Waited {
         let (in_flight, fresh) = (self.in_flight(), self.unsubmitted > 0);
         if in_flight == 0 || self.impatient > 0 || !self.ring.params().is_feature_ext_arg() {
@@ -176,7 +179,7 @@ impl Uring {
         match called {
             Ok(count) => self.unsubmitted = self.unsubmitted.saturating_sub(count),
             Err(Errno::TIME) => {}
-            // It was broken off. What the kernel did not take it takes with the next call.
+            // The call was interrupted. The kernel takes the remaining requests with the next call.
             Err(_) => return Waited::Yes,
         }
         let ended = self.ring.completion().len();
@@ -190,7 +193,7 @@ impl Uring {
         Waited::Yes
     }
 
-    /// A request that is done.
+    /// Returns a finished request.
     pub(crate) fn pop(&mut self) -> Option<(Box<Io>, Result<(), Errno>)> {
         let entry = self.ring.completion().next()?;
         let slot = usize::try_from(entry.user_data()).ok()?;
@@ -210,7 +213,7 @@ impl Uring {
         self.slots.len() - self.free.len()
     }
 
-    /// Waits until there is something to pop.
+    /// Waits until there is a request to pop.
     pub(crate) fn wait(&mut self) -> Result<(), Errno> {
         match self.ring.submit_and_wait(1) {
             Ok(count) => {
@@ -233,16 +236,16 @@ impl AsFd for Uring {
 }
 
 impl Drop for Uring {
-    /// The kernel writes into guests' pages until the last request is done.
+    /// Waits for the last request: the kernel writes into guests' pages until then.
     fn drop(&mut self) {
         while self.in_flight() > 0 {
             if self.pop().is_none() && self.wait().is_err() {
-                // Nothing can be known of them any more, so their pages stay mapped for good.
+                // The state of the requests is unknown, so their pages stay mapped permanently.
                 self.slots.drain(..).for_each(std::mem::forget);
                 return;
             }
         }
-        // Else the kernel lets go of the file, and of the lock on it, some time later.
+        // Without this, the kernel would release the file and its lock only some time later.
         let _ = self.ring.submitter().unregister_files();
     }
 }
@@ -287,7 +290,7 @@ pub(crate) fn lock_byte(file: BorrowedFd<'_>, at: u64) -> Result<(), Errno> {
     byte_lock(file, libc::F_OFD_SETLK, libc::F_RDLCK, at).map(drop)
 }
 
-/// Tells whether another description of the file has a lock on this byte.
+/// True if another description of the file has a lock on this byte.
 ///
 /// # Errors
 /// An error of fcntl(2).
@@ -302,7 +305,7 @@ fn byte_lock(
     kind: libc::c_int,
     at: u64,
 ) -> Result<libc::flock, Errno> {
-    // SAFETY: all of its fields are numbers, for which zeroes will do.
+    // SAFETY: all of its fields are numbers, for which zero is valid.
     let mut lock: libc::flock = unsafe { std::mem::zeroed() };
     (lock.l_type, lock.l_whence) = (kind as libc::c_short, libc::SEEK_SET as libc::c_short);
     (lock.l_start, lock.l_len) = (at.cast_signed(), 1);
@@ -320,8 +323,8 @@ mod tests {
     use super::*;
     use std::io::Write;
 
-    /// What cannot be synced says so, through the io_uring and without it: a flush that is answered was asked
-    /// of the kernel.
+    /// An error of syncing is reported, through the io_uring and without it: so a flush that is
+    /// answered did get to the kernel.
     #[test]
     fn a_flush_asks_the_kernel() {
         let (_, pipe) = std::io::pipe().unwrap();
@@ -341,7 +344,7 @@ mod tests {
         assert_eq!(ended, Err(Errno::INVAL));
     }
 
-    /// Reads of 512 bytes, of a pipe, so that the test says when they end.
+    /// Pushes reads of 512 bytes from a pipe, so that the test decides when they end.
     fn push_reads(ring: &mut Uring, count: u64) {
         for sector in 0..count {
             let mut io = Io::empty();
@@ -363,11 +366,11 @@ mod tests {
         assert_eq!(ring.submit_and_wait(long), Waited::No, "there is nothing to wait for");
         let begin = std::time::Instant::now();
 
-        // Before it knows, one.
+        // It waits for one before it has learnt the number.
         push_reads(&mut ring, 4);
         write.write_all(&[7; 512]).unwrap();
         assert_eq!((ring.submit_and_wait(long), pop_all(&mut ring)), (Waited::Yes, 1));
-        // The rest of them are three, but more than twice as many as it knows are not waited for.
+        // Three more are under way, but it waits for at most twice the learnt number.
         let (go, next) = std::sync::mpsc::channel();
         let writer = std::thread::spawn(move || {
             for _ in 0..3 {
@@ -389,7 +392,7 @@ mod tests {
         assert_eq!((ring.submit_and_wait(long), pop_all(&mut ring)), (Waited::Yes, 2));
         assert!(begin.elapsed() < long, "it was broken off");
 
-        // None: then one alone is tried, then nothing for a while.
+        // None ends: then it tries one alone, then does not wait for a while.
         assert_eq!((ring.submit_and_wait(short), pop_all(&mut ring)), (Waited::Yes, 0));
         assert_eq!((ring.submit_and_wait(short), pop_all(&mut ring)), (Waited::Yes, 0));
         for _ in 0..IMPATIENT {

@@ -14,31 +14,32 @@ pub struct Vbd {
     pub frontend: DomId,
     /// The domain that serves it.
     pub backend: DomId,
-    /// The backend's kind: `vbd`, or `qdisk`.
+    /// The backend's kind: `vbd` or `qdisk`.
     pub backend_kind: String,
-    /// Its name in the guest: `xvda`, `sda1`, `hdc`, `d0p1`.
+    /// The device's name in the guest: `xvda`, `sda1`, `hdc`, `d0p1`.
     pub vdev: String,
-    /// What is served: [`crate::disk::target`].
+    /// The disk that is served: [`crate::disk::target`].
     pub target: String,
-    /// Whether the guest may write.
+    /// The guest's access.
     pub access: DiskAccess,
-    /// Whether the guest trusts the backend.
+    /// The guest's trust in the backend.
     pub trust: Trust,
 }
 
-/// Whether the guest trusts the backend with what is in its memory (`trusted`).
+/// The guest's trust in the backend with the contents of its memory (`trusted`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Trust {
-    /// It does.
+    /// The guest trusts the backend.
     Trusted,
-    /// It does not.
+    /// The guest does not trust the backend.
     Untrusted,
 }
 
-/// The number of a virtual device: `virtual-device`, and the last part of its paths.
+/// Returns the number of a virtual device: the value of `virtual-device`, and the last part of its
+/// paths.
 ///
 /// # Errors
-/// Where the name is none.
+/// The name is not valid.
 pub fn number(vdev: &str) -> Result<u32, String> {
     let wrong = || format!("{vdev:?} is no virtual disk: xvda, xvda1, sda, hda or d0p1 are");
     let (kind, disk, partition) = split(vdev).ok_or_else(wrong)?;
@@ -55,7 +56,8 @@ pub fn number(vdev: &str) -> Result<u32, String> {
     Ok(number)
 }
 
-/// The name of the virtual device with this number, as [`number`] reads it; `d0` and `xvda` are one.
+/// Returns the name of the virtual device with this number, as [`number`] reads it; `d0` and `xvda`
+/// are one device.
 #[must_use]
 pub fn name(devid: u32) -> String {
     let (kind, disk, partition) = match (devid >> 28, devid >> 8) {
@@ -64,7 +66,7 @@ pub fn name(devid: u32) -> String {
         (0, 8) => ("sd", devid >> 4 & 15, devid & 15),
         (0, 202) => ("xvd", devid >> 4 & 15, devid & 15),
         (1, _) => ("xvd", devid >> 8 & 0xf_ffff, devid & 255),
-        // Of no kind that there is; still a name of its own.
+        // A number of no known kind still gets a name of its own.
         _ => return format!("vbd{devid}"),
     };
     let mut letters = Vec::new();
@@ -78,7 +80,8 @@ pub fn name(devid: u32) -> String {
     if partition == 0 { format!("{kind}{letters}") } else { format!("{kind}{letters}{partition}") }
 }
 
-/// Kind, number of the disk and of the partition, 0 for the whole.
+/// Splits a name into its kind and the numbers of the disk and of the partition, 0 for the whole
+/// disk.
 fn split(vdev: &str) -> Option<(&str, u32, u32)> {
     let decimal = |text: &str| {
         let plain = text.bytes().all(|byte| byte.is_ascii_digit())
@@ -104,10 +107,10 @@ fn split(vdev: &str) -> Option<(&str, u32, u32)> {
 }
 
 impl Vbd {
-    /// Its nodes, for [`xenbus::toolstack::add`].
+    /// Returns the device's nodes, for [`xenbus::toolstack::add`].
     ///
     /// # Errors
-    /// Where `vdev` is no name of a disk.
+    /// `vdev` is not the name of a disk.
     pub fn device(&self) -> Result<NewDevice, String> {
         let devid = number(&self.vdev)?;
         let id = Id { frontend: self.frontend, devid };

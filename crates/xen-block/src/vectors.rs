@@ -1,11 +1,11 @@
-//! Places in memory that a system call reads from or writes to.
+//! Memory ranges for system calls.
 #![allow(unsafe_code)]
 
-/// The addresses of the pieces of a request; made from them, and valid while they are not changed.
+/// The addresses of the pieces of a request; made from the pieces, and valid until these change.
 #[derive(Debug, Default)]
 pub(crate) struct Vectors {
     list: Vec<libc::iovec>,
-    /// The number of pieces that lay behind their neighbour when they were pointed at.
+    /// The number of pieces that were contiguous with their neighbour when the vectors were filled.
     merged: u64,
 }
 
@@ -16,7 +16,7 @@ unsafe impl Send for Vectors {}
 unsafe impl Sync for Vectors {}
 
 impl Vectors {
-    /// Points at the pieces, which have an address and a length; neighbours in memory become one.
+    /// Fills the vectors from pieces with an address and a length; neighbours in memory become one.
     pub(crate) fn fill(&mut self, pieces: impl Iterator<Item = (*mut u8, usize)>) {
         self.list.clear();
         self.merged = 0;
@@ -31,12 +31,12 @@ impl Vectors {
         }
     }
 
-    /// As the kernel reads them.
+    /// Returns the vectors in the kernel's format.
     pub(crate) fn list(&self) -> &[libc::iovec] {
         &self.list
     }
 
-    /// The number of pieces that were merged; none of them is counted again.
+    /// Returns the number of pieces that were merged, and resets it.
     pub(crate) fn take_merged(&mut self) -> u64 {
         std::mem::take(&mut self.merged)
     }

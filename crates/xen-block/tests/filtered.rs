@@ -1,5 +1,5 @@
-//! A backend behind its system-call filter serves every kind of disk: a call that it needs and may not make
-//! would end this process, which therefore has no other tests.
+//! Tests that a backend behind its system-call filter serves every kind of disk. A needed call that
+//! is not permitted would end this process, which therefore has no other tests.
 
 #[path = "suite/support.rs"]
 mod support;
@@ -20,7 +20,7 @@ use xen_block::front::{Part, Want};
 use xen_driver::backend::rings;
 use xen_io::blkif::Status;
 
-/// Asks the backend of another thread and waits for the answer.
+/// Makes a request to the backend of another thread and waits for the answer.
 fn ask(scene: &mut Scene, want: Want, parts: &[Part]) -> Status {
     scene.front().submit(0, want, parts).unwrap();
     scene.front().push().unwrap();
@@ -48,7 +48,7 @@ fn serves(target: &Target, record_dir: &Path) {
     let open = |target: Target| -> Box<back::OpenDisk> {
         Box::new(move |_| target.open(DiskAccess::ReadWrite, &Places::default()))
     };
-    // The scene's own server is left alone.
+    // The scene's own server is not used.
     let Some(mut scene) = Scene::new(Setup::new(open(target.clone()))) else { return };
     let (host, socket, stop) =
         (scene.host.clone(), scene.daemon.socket(), Arc::new(AtomicBool::new(false)));
@@ -83,7 +83,7 @@ fn serves(target: &Target, record_dir: &Path) {
     serving.join().unwrap();
 }
 
-/// A folder of its own, removed at the end.
+/// A folder of this test, removed at the end.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -126,13 +126,13 @@ fn images_with_backing_files() {
     serves(&Target::Qcow2(top), &folder.0);
 }
 
-/// A process that has written down its number; ended with the test.
+/// A process that has written its number into a file; ended with the test.
 struct Forked(PathBuf);
 
 impl Drop for Forked {
     fn drop(&mut self) {
         let text = std::fs::read_to_string(&self.0).unwrap_or_default();
-        // It has ended by itself where its last client has.
+        // The process may have ended by itself after its last client.
         let pid = text.trim().parse().ok().and_then(rustix::process::Pid::from_raw);
         let Some(pid) = pid else { return };
         let comm = std::fs::read_to_string(format!("/proc/{}/comm", pid.as_raw_nonzero()));

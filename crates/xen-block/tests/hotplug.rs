@@ -1,6 +1,7 @@
-//! The hotplug script of disks on Xen, as libxl calls it: with Debian's `xenstore-read` and `xenstore-write`, and a
-//! store of ours behind them. A program of its own: a process that another test starts has, for a moment, what is open in
-//! these, and its locks, which the script would find taken.
+//! The hotplug script of disks on Xen, called as libxl does it: with Debian's `xenstore-read` and
+//! `xenstore-write`, and this project's store behind them. A program of its own: a process that
+//! another test starts has, for a moment, the open files of these tests and so their locks, which
+//! the script would find taken.
 
 use conformance::{Daemon, Kind, Peers};
 use std::path::{Path, PathBuf};
@@ -18,7 +19,8 @@ const WRITING: Options =
 /// The backend's node of the device.
 const NODE: &str = "/local/domain/0/backend/vbd/5/51712";
 
-/// One test at a time: a process that one starts has, for a moment, what is open in the other, and its locks.
+/// The lock under which one test runs at a time: a process that one test starts has, for a moment,
+/// the open files of the other and so their locks.
 static ALONE: Mutex<()> = Mutex::new(());
 
 /// A folder with an image, and a store.
@@ -30,7 +32,8 @@ struct Host {
 }
 
 impl Host {
-    /// `None`, and a line that says why, where it cannot be had.
+    /// Creates the host; `None`, with a printed line that gives the reason, if Debian's tools are
+    /// not available.
     fn new(name: &str) -> Option<Self> {
         let peers = match Peers::get() {
             Ok(peers) => peers,
@@ -57,7 +60,7 @@ impl Host {
         self.tool.write(format!("{NODE}/{name}"), value).unwrap();
     }
 
-    /// What the script has written; empty where it has not.
+    /// Takes the value that the script has written into a node; empty if there is none.
     fn said(&mut self, name: &str) -> String {
         let path = format!("{NODE}/{name}");
         if !self.tool.exists(&path).unwrap() {
@@ -68,7 +71,7 @@ impl Host {
         String::from_utf8(value).unwrap()
     }
 
-    /// Adds a device with these `params`, so many times.
+    /// Returns the command that adds a device with these `params`, the given number of times.
     fn adding(&mut self, params: &str, times: u32) -> Command {
         self.set("params", params);
         let tools = self.peers.root().join("usr/bin");
@@ -85,7 +88,7 @@ impl Host {
         add
     }
 
-    /// Adds a device with these `params`; what the script has said of it.
+    /// Adds a device with these `params`; returns the script's status and error.
     fn add(&mut self, params: &str) -> (String, String) {
         let output = self.adding(params, 1).output().unwrap();
         let (status, error) = (self.said("hotplug-status"), self.said("hotplug-error"));
@@ -100,7 +103,7 @@ impl Drop for Host {
     }
 }
 
-/// Where the kernel's own backend is loaded, the script refuses everything.
+/// True if the kernel's own backend is loaded: then the script refuses everything.
 fn kernel_serves(test: &str) -> bool {
     let serves = Path::new("/sys/bus/xen-backend/drivers/vbd").exists();
     if serves {
@@ -129,7 +132,7 @@ fn the_script_refuses_what_cannot_be_served() {
         let (status, error) = host.add(&name);
         assert_eq!((&*status, error.contains("held for writing")), ("error", true), "{error}");
     }
-    // Readers are not refused, and nobody once the writer is gone.
+    // Readers are not refused, and after the writer has gone nobody is.
     host.set("mode", "r");
     assert_eq!(host.add(&image), connected);
     host.set("mode", "w");
@@ -137,7 +140,7 @@ fn the_script_refuses_what_cannot_be_served() {
     assert_eq!(host.add(&image), connected);
 }
 
-/// A backend that opens a disk while the script looks at it is not told that another has it.
+/// A backend that opens a disk while the script checks it does not find it locked.
 #[test]
 fn the_script_is_in_nobodys_way() {
     if kernel_serves("the_script_is_in_nobodys_way") {
@@ -146,7 +149,7 @@ fn the_script_is_in_nobodys_way() {
     let _alone = ALONE.lock();
     let Some(mut host) = Host::new("script-way") else { return };
     let image = host.image();
-    // It is started before anything is open here.
+    // The command is started before any file is open here.
     let mut adding = host.adding(&image.display().to_string(), 20).spawn().unwrap();
     let mut opened = 0;
     let ended = loop {
@@ -159,13 +162,13 @@ fn the_script_is_in_nobodys_way() {
             disk => drop(disk.unwrap()),
         }
         opened += 1;
-        // Most of the time nobody has the lock.
+        // The lock is free most of the time.
         std::thread::sleep(Duration::from_micros(300));
         if let Some(status) = adding.try_wait().unwrap() {
             break status;
         }
     };
-    // It may have been refused: that one had it.
+    // The script may have been refused while the loop above had the lock.
     assert!(ended.code().is_some_and(|code| code < 2), "{ended}");
     assert!(opened > 50, "{opened}");
 }

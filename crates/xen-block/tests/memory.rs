@@ -1,4 +1,4 @@
-//! Memory that disks take. A program of its own, as it reads what the whole process has in memory.
+//! The memory that disks take. A program of its own, as it reads the memory of the whole process.
 
 #[path = "suite/support.rs"]
 mod support;
@@ -12,7 +12,7 @@ use xen_io::blkif::Status;
 use xenbus::negotiate::Limits;
 use xenbus::{State, toolstack};
 
-/// 32 disks with the largest rings, each used once: what that takes, both ends and rings included.
+/// 32 disks with the largest rings, each used once; the memory includes both ends and the rings.
 #[test]
 fn memory_of_32_disks() {
     let resident_kib = || -> u64 {

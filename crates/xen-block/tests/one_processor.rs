@@ -1,6 +1,7 @@
-//! A backend on one processor, where it sleeps whenever there is nothing to do: how many system calls requests of one
-//! frontend cost. In a PV domain each is two switches of page tables. A program of its own, as tests beside it would keep
-//! the processor and the disk from it, and a backend that waits longer makes more calls.
+//! A backend on one processor, where it sleeps whenever there is no work: the number of system
+//! calls for requests of one frontend. In a PV domain each call is two switches of page tables. A
+//! program of its own, as parallel tests would take the processor and the disk from it, and a
+//! backend that waits longer makes more calls.
 
 #[path = "suite/support.rs"]
 mod support;
@@ -20,14 +21,14 @@ use xen_block::disk::file::{Cache, File, Options, Way};
 use xen_block::front::{Completion, Part, Want};
 use xen_io::blkif::Status;
 
-/// Set in the process that is traced: the file that is its disk.
+/// The environment variable, set in the traced process, with the file of its disk.
 const FILE: &str = "XEN_BLOCK_LONE_FILE";
-/// And how many requests its frontend makes at a time.
+/// The environment variable with the number of requests that its frontend makes at a time.
 const TOGETHER: &str = "XEN_BLOCK_TOGETHER";
-/// How often it does.
+/// The number of times that the frontend makes these requests.
 const TIMES: u64 = 200;
 
-/// This thread runs on one of the processors that it may use, from now on.
+/// Binds this thread to one of its permitted processors.
 fn pin() {
     let allowed = sched_getaffinity(None).unwrap();
     let first = (0..CpuSet::MAX_CPU).find(|cpu| allowed.is_set(*cpu)).unwrap();
@@ -36,7 +37,7 @@ fn pin() {
     sched_setaffinity(None, &one).unwrap();
 }
 
-/// What the traced process does.
+/// Runs the traced process: reads the disk again and again.
 fn reads_again_and_again(path: PathBuf) {
     let together: usize = std::env::var(TOGETHER).unwrap().parse().unwrap();
     let open = move |_: &mut xenbus::Device<'_>| {
@@ -46,7 +47,7 @@ fn reads_again_and_again(path: PathBuf) {
         assert!(format!("{disk:?}").contains("io_uring"), "{disk:?}");
         Ok(Box::new(disk) as Box<dyn xen_block::disk::Disk>)
     };
-    // The scene's own server is left alone.
+    // The scene's own server is not used.
     let mut scene = Scene::new(Setup::new(Box::new(open.clone()))).expect("a daemon");
     let (host, socket, stop) =
         (scene.host.clone(), scene.daemon.socket(), Arc::new(AtomicBool::new(false)));
@@ -83,15 +84,15 @@ fn reads_again_and_again(path: PathBuf) {
                 evtchn.unmask(port).unwrap();
             }
         }
-        // Whoever asks one thing after the other does something with the answer.
+        // A program that makes one request after the other does something with each answer.
         std::thread::sleep(Duration::from_millis(1));
     }
     stop.store(true, Ordering::Relaxed);
     serving.unwrap().join().unwrap();
 }
 
-/// How often the serving thread of a process of its own, in which `test` runs again, has waited for everything and
-/// entered the io_uring.
+/// Runs `test` again in a process of its own. Returns how often its serving thread has waited for
+/// events, and how often it has entered the io_uring.
 fn calls(test: &str, file: &Path, together: usize) -> (u64, u64) {
     let log = file.with_extension("log");
     let output = Command::new("strace")
@@ -113,7 +114,7 @@ fn calls(test: &str, file: &Path, together: usize) -> (u64, u64) {
     let text = std::fs::read_to_string(&log).unwrap();
     std::fs::remove_file(&log).unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
-    // The thread that enters the io_uring is the one that serves.
+    // The serving thread is the one that enters the io_uring.
     let enters = |line: &&str| line.contains("io_uring_enter(");
     let serving = text.lines().find(enters).and_then(|line| line.split(' ').next());
     let serving = serving.expect("no io_uring was used");
@@ -123,7 +124,8 @@ fn calls(test: &str, file: &Path, together: usize) -> (u64, u64) {
     (polled as u64, begun.iter().filter(|line| enters(line)).count() as u64)
 }
 
-/// Counts them for so many requests at a time: the loop sleeps once for these, and enters the io_uring `enters` times.
+/// Checks the calls for this many requests at a time: the loop sleeps once for these, and enters
+/// the io_uring `enters` times.
 fn sleeps_once(test: &str, together: usize, enters: u64) {
     if let Some(file) = std::env::var_os(FILE) {
         return reads_again_and_again(file.into());
@@ -133,8 +135,9 @@ fn sleeps_once(test: &str, together: usize, enters: u64) {
     }
     let file = std::env::temp_dir().join(format!("xen-block-{test}-{}", std::process::id()));
     std::fs::write(&file, vec![7; 1 << 20]).unwrap();
-    // Beside these what the store takes at the beginning. Where a read takes longer than it is waited for, there is a
-    // second sleep, and the next few are not waited for: so it is tried again where the disk is busy.
+    // The store needs some more calls at the beginning. If a read takes longer than the wait for
+    // it, there is a second sleep, and the next few reads are not waited for: so the test is
+    // repeated where the disk is busy.
     let spare = TIMES / 2;
     let mut counted = Vec::new();
     let met = (0..8).any(|_| {
@@ -152,7 +155,7 @@ fn a_lone_request_is_given_to_the_kernel_and_waited_for_at_once() {
     sleeps_once("a_lone_request_is_given_to_the_kernel_and_waited_for_at_once", 1, 1);
 }
 
-/// Half of them, while the frontend has nothing to do, then the rest.
+/// Half of the requests are waited for while the frontend has no work, then the rest.
 #[test]
 fn requests_that_come_together_are_waited_for_together() {
     sleeps_once("requests_that_come_together_are_waited_for_together", 8, 2);

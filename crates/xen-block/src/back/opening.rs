@@ -1,18 +1,19 @@
-//! Opening a device's disk beside the loop that serves all others: a server of network block devices may take
-//! seconds to answer, or a chain of images on a slow disk.
+//! Opens a device's disk outside the loop that serves the other devices: a server of network block
+//! devices, or a chain of images on a slow disk, may take seconds.
 
 use crate::disk::Disk;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError, channel};
 use std::time::Duration;
 use xenbus::{Device, Error, Progress};
 
-/// How long the loop waits for a disk that was just begun to be opened: most are open by then.
+/// The longest time that the loop waits for a disk that has just begun to open. Most disks are open
+/// by then.
 const AT_ONCE: Duration = Duration::from_millis(5);
 
 /// Opens the disk of a device, as its nodes say.
 pub type OpenDisk = dyn Fn(&mut Device<'_>) -> Result<Box<dyn Disk>, Error>;
 
-/// Opens a disk, in whatever thread.
+/// Opens a disk, in any thread.
 pub type Job = Box<dyn FnOnce() -> Result<Opened, Error> + Send>;
 
 /// Makes the job for a device, as its nodes say.
@@ -20,11 +21,11 @@ pub type MakeJob = dyn Fn(&mut Device<'_>) -> Result<Job, Error>;
 
 type Opened = Box<dyn Disk + Send>;
 
-/// How disks are opened.
+/// The method of opening disks.
 pub enum Open {
-    /// In the loop, which serves nobody meanwhile.
+    /// Opens the disk in the loop, which serves no other device meanwhile.
     Here(Box<OpenDisk>),
-    /// In a thread of its own: the job is made in the loop, from the device's nodes.
+    /// Opens the disk in a thread of its own. The job is made in the loop, from the device's nodes.
     Aside(Box<MakeJob>),
 }
 
@@ -34,12 +35,12 @@ impl From<Box<OpenDisk>> for Open {
     }
 }
 
-/// The disk of one device on its way.
+/// The disk of one device while it is being opened.
 #[derive(Default)]
 pub(super) struct Opening(Option<Receiver<Result<Opened, Error>>>);
 
 impl Opening {
-    /// The disk, once it is open; begins to open it.
+    /// Returns the disk once it is open; begins to open it at the first call.
     pub(super) fn disk(
         &mut self,
         open: &Open,
@@ -54,7 +55,7 @@ impl Opening {
             None => {
                 let (job, (send, result)) = (make(device)?, channel());
                 let thread = std::thread::Builder::new().name("opening".into());
-                // Where nobody wants the disk any more it is closed there.
+                // A disk that is no longer wanted is closed in this thread.
                 let started = thread.spawn(move || drop(send.send(job())));
                 started.map_err(|error| Error::Driver(format!("a thread: {error}")))?;
                 let first = result.recv_timeout(AT_ONCE);
@@ -73,7 +74,7 @@ impl Opening {
         Ok(Some(result.map_err(ended)??))
     }
 
-    /// The disk is not wanted any more; pending until it is closed, as it may be locked.
+    /// Gives up the disk. Pending until it is closed, as it may be locked.
     pub(super) fn give_up(&mut self) -> Progress {
         match self.0.as_ref().map(Receiver::try_recv) {
             Some(Err(TryRecvError::Empty)) => Progress::Pending,

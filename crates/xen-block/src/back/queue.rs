@@ -1,4 +1,4 @@
-//! One ring: requests are taken, checked, given to the disk, and answered.
+//! Serves one ring: takes requests, checks them, gives them to the disk, and answers them.
 
 use crate::disk::{Disk, DiskAccess, Io, Op, Piece};
 use crate::stats::{Kind, Stats};
@@ -18,19 +18,19 @@ use xen_io::blkif::{
 };
 use xen_io::ring::RingError;
 
-/// Most requests taken off a ring before others have their turn.
+/// The most requests taken off a ring before other rings have their turn.
 const BATCH_MAX: u32 = 64;
-/// Most requests that a disk does while they are submitted before the answers are shown: the frontend is at
-/// work on these meanwhile. Half of what frontends usually have in flight.
+/// The most requests that a disk finishes during submission before the answers are shown, so that
+/// the frontend can work on these meanwhile. Half of what frontends usually have in flight.
 const ANSWERED_MAX: usize = 16;
-/// Most sectors of these: 512 KiB, about 50 µs, until other devices have their turn.
+/// The most sectors of these requests: 512 KiB, about 50 µs, until other devices have their turn.
 const ANSWERED_SECTORS_MAX: u64 = 1024;
 
-/// Most sectors that are discarded at once: 8 MiB, which a tmpfs takes some 0.3 ms for. Of a larger discard a
-/// piece is done in each turn, and other devices have theirs between.
+/// The most sectors of one discard: 8 MiB, which takes a tmpfs some 0.3 ms. A larger discard is
+/// done one piece a turn, so that other devices have their turns in between.
 const DISCARDED_MAX: u64 = 16384;
 
-/// What a queue works with; the same for all queues of a device.
+/// The state that a queue works with; the same for all queues of a device.
 pub(super) struct Work<'a> {
     pub(super) disk: &'a mut dyn Disk,
     pub(super) grants: &'a mut dyn GrantMap,
@@ -43,18 +43,18 @@ pub(super) struct Work<'a> {
     pub(super) now: Instant,
 }
 
-/// Whether the device offers discard.
+/// The device's offer of discard.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Discard {
     Offered,
     NotOffered,
 }
 
-/// Where a request of several steps stands: what is written with a barrier or a flush goes onto stable
-/// storage behind all before it, and before it is answered.
+/// The current step of a request with several steps. Data of a barrier or a flush goes onto stable
+/// storage after all data before it, and before the request is answered.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Step {
-    /// There is one step.
+    /// The only step.
     Only,
     /// A flush, then the data.
     Before,
@@ -64,22 +64,22 @@ enum Step {
     After,
 }
 
-/// A request that was taken and not answered.
+/// A request that was taken and is not answered.
 struct Slot {
     id: u64,
     operation: u8,
-    /// What the disk was asked; `None` where the request did not come so far.
+    /// The operation for the disk; `None` for a request that did not get to the disk.
     op: Option<Op>,
     step: Step,
     taken: Instant,
     sectors: u64,
-    /// Sectors to discard behind those that the disk has been asked for.
+    /// The number of sectors still to discard after those that the disk was asked for.
     left: u64,
     /// The data of a request whose first step is a flush.
     data: Option<Box<Io>>,
 }
 
-/// A ring, and what was taken from it.
+/// A ring, and the requests taken from it.
 pub(super) struct Queue {
     ring: Ring,
     pub(super) channel: Channel,
@@ -88,23 +88,23 @@ pub(super) struct Queue {
     limits: Limits,
     pages: Pages,
     slots: Vec<Slot>,
-    /// Sectors of requests whose answer is not shown yet.
+    /// The number of sectors in requests whose answer is not shown yet.
     answered_sectors: u64,
     #[expect(clippy::vec_box, reason = "they go to the disk and back in their boxes")]
     spare: Vec<Box<Io>>,
-    /// Requests that the disk had no room for.
+    /// Requests for which the disk had no room.
     waiting: VecDeque<Box<Io>>,
-    /// Discards of which a piece is to be done, one in each turn.
+    /// Discards with a next piece to do, one piece a turn.
     discards: VecDeque<Box<Io>>,
-    /// A barrier that waits for everything before it; nothing is taken behind it.
+    /// A barrier that waits for all requests before it; no request behind it is taken.
     barrier: Option<Box<Io>>,
-    /// Whether a barrier is under way.
+    /// True while a barrier is under way.
     behind_barrier: bool,
     grant_list: Vec<GrantRef>,
     segments: Vec<Segment>,
 }
 
-/// The plan of all queues of a device.
+/// The setup of all queues of a device.
 #[derive(Clone, Copy)]
 pub(super) struct Setup {
     pub(super) peer: DomId,
@@ -114,14 +114,14 @@ pub(super) struct Setup {
     pub(super) persistent_max: usize,
 }
 
-/// What one turn came to.
+/// The result of one turn.
 #[derive(Clone, Copy, Default, Debug)]
 pub(super) struct Turn {
     /// Requests taken or answered.
     pub(super) moved: u32,
-    /// There is more to take at once.
+    /// True if there is more to take at once.
     pub(super) more: bool,
-    /// When answers were shown.
+    /// The time when answers were shown.
     pub(super) shown: Option<Instant>,
 }
 
@@ -159,17 +159,17 @@ impl Queue {
         }
     }
 
-    /// Requests that the disk has, or is to have.
+    /// Returns the number of requests that the disk has, or is to have.
     pub(super) fn in_flight(&self) -> usize {
         self.ring.in_flight()
     }
 
-    /// Whether the disk has still to be given something.
+    /// True while a request waits to be given to the disk.
     pub(super) fn waits(&self) -> bool {
         !self.waiting.is_empty() || self.discards()
     }
 
-    /// Whether there is a discard to go on with.
+    /// True while a discard has a next piece.
     pub(super) fn discards(&self) -> bool {
         !self.discards.is_empty()
     }
@@ -178,8 +178,8 @@ impl Queue {
         self.pages.kept()
     }
 
-    /// Does again what a process before this one has taken and not answered: each request in the slot that
-    /// it had, where the record has it all the time.
+    /// Repeats the requests that an earlier process has taken and not answered. Each request gets
+    /// the slot that it had, which the record has kept.
     pub(super) fn replay(&mut self, work: &mut Work<'_>) -> Result<(), RingError> {
         for Unanswered { slot, request } in self.ring.unanswered()? {
             work.stats.replayed = work.stats.replayed.wrapping_add(1);
@@ -188,7 +188,7 @@ impl Queue {
         Ok(())
     }
 
-    /// Takes what there is, as far as it may.
+    /// Takes the requests that are in the ring, up to the limits of a turn.
     pub(super) fn take(&mut self, work: &mut Work<'_>, turn: &mut Turn) -> Result<(), RingError> {
         let mut bytes = RequestBytes::ZERO;
         for _ in 0..BATCH_MAX {
@@ -235,7 +235,7 @@ impl Queue {
         let checked = bytes.check(self.layout, self.limits).map_err(Refusal::Wrong);
         let built = checked.and_then(|request| self.build(slot, &request, work));
         if work.throttle.is_limited() {
-            // What is moved counts as bytes; whatever was asked counts as a request, also where it was wrong.
+            // Only moved bytes count as bytes; every request counts as a request, also a wrong one.
             let moved = built.as_ref().map_or(0, |io| io.bytes() as u64);
             work.throttle.spend(moved, work.now);
         }
@@ -260,7 +260,7 @@ impl Queue {
         self.answer(slot, status, work)
     }
 
-    /// What a request asks of the disk, with its pages mapped.
+    /// Builds the disk's request from the ring's, with its pages mapped.
     fn build(
         &mut self,
         slot: u16,
@@ -320,7 +320,7 @@ impl Queue {
         Ok(())
     }
 
-    /// Maps the pages of a transfer, whose segments are checked here where they came from a page.
+    /// Maps the pages of a transfer. Checks its segments here if they came from an indirect page.
     fn transfer(
         &mut self,
         io: &mut Io,
@@ -383,7 +383,7 @@ impl Queue {
         Ok(())
     }
 
-    /// Sets a request going.
+    /// Starts a request.
     fn launch(&mut self, slot: u16, io: Box<Io>, work: &mut Work<'_>) -> Result<(), RingError> {
         let Some(state) = self.slots.get(usize::from(slot)) else { return Err(RingError::Full) };
         if state.operation == blkif::op::WRITE_BARRIER {
@@ -398,7 +398,7 @@ impl Queue {
         self.first_step(slot, io, work)
     }
 
-    /// Starts a barrier once everything before it is answered.
+    /// Starts a barrier once all requests before it are answered.
     fn launch_barrier(&mut self, work: &mut Work<'_>) -> Result<(), RingError> {
         if self.in_flight() > 1 {
             return Ok(());
@@ -438,7 +438,7 @@ impl Queue {
         }
     }
 
-    /// Gives the disk what it had no room for, and a piece of a discard.
+    /// Gives the disk the requests for which it had no room, and one piece of a discard.
     pub(super) fn retry(&mut self, work: &mut Work<'_>) -> Result<(), RingError> {
         if let Some(io) = self.discards.pop_front() {
             self.submit(io, work)?;
@@ -450,7 +450,7 @@ impl Queue {
         Ok(())
     }
 
-    /// The disk is done with a request, or with one step of it.
+    /// Handles the end of a request, or of one of its steps, on the disk.
     pub(super) fn finished(
         &mut self,
         mut io: Box<Io>,
@@ -528,7 +528,7 @@ impl Queue {
         Ok(())
     }
 
-    /// Shows the frontend what was answered; true where it is to be notified.
+    /// Shows the answers to the frontend; true if the frontend is to be notified.
     pub(super) fn show(&mut self, turn: &mut Turn, stats: &mut Stats) -> Result<bool, RingError> {
         let slots = &self.slots;
         let shown = self.ring.show(|slot, now| {
@@ -545,7 +545,7 @@ impl Queue {
         Ok(shown.notify)
     }
 
-    /// Before sleeping: whether there is something to take after all.
+    /// Checks once more, before the loop sleeps, if there is a request to take.
     pub(super) fn final_check(&mut self) -> Result<bool, RingError> {
         if self.behind_barrier || self.ring.is_full() {
             return Ok(false);
@@ -554,11 +554,11 @@ impl Queue {
     }
 }
 
-/// Why a request gets an error.
+/// The reason for which a request gets an error.
 enum Refusal {
-    /// It makes no sense.
+    /// The request makes no sense.
     Wrong(Wrong),
-    /// Its pages cannot be reached.
+    /// The pages of the request cannot be reached.
     Failed,
 }
 
@@ -575,8 +575,9 @@ fn writable(work: &Work<'_>) -> Result<(), Refusal> {
     }
 }
 
-/// The id and the operation of the answer: of an indirect request, what it does with its segments, as
-/// Linux's backend says and its frontend insists on (`nr_segments` is `indirect_op` there, `io/blkif.h`).
+/// Returns the id and the operation of the answer. An indirect request is answered with its inner
+/// operation, as Linux's backend does and its frontend insists (`nr_segments` is `indirect_op`
+/// there, `io/blkif.h`).
 fn answered_as(bytes: &RequestBytes, layout: Layout) -> (u64, u8) {
     match bytes.to_answer(layout) {
         (id, blkif::op::INDIRECT) => (id, bytes.0.get(1).copied().unwrap_or_default()),
@@ -584,18 +585,18 @@ fn answered_as(bytes: &RequestBytes, layout: Layout) -> (u64, u8) {
     }
 }
 
-/// The slot that a request of this queue belongs to.
+/// Returns the slot of this queue's request.
 fn slot_of(io: &Io) -> u16 {
     (io.tag & 0xffff) as u16
 }
 
-/// The queue that a request belongs to.
+/// Returns the queue of a request.
 pub(super) fn queue_of(io: &Io) -> usize {
     (io.tag >> 16) as usize
 }
 
-/// Makes a discard the first piece of `sectors`, which ends where one of an aligned row of pieces does;
-/// how many are left.
+/// Cuts a discard to the first piece of `sectors`, which ends at a multiple of the piece size;
+/// returns the number of sectors left.
 fn cut(io: &mut Io, sectors: u64) -> u64 {
     let piece = DISCARDED_MAX.saturating_sub(io.sector % DISCARDED_MAX);
     io.sectors = sectors.min(piece);

@@ -1,5 +1,5 @@
-//! `xen-blkfront`: the frontend of one disk of this guest, without a kernel driver: copies a file onto the
-//! disk, or the disk into a file, as fast as the backend answers.
+//! `xen-blkfront`: the frontend of one disk of this guest, without a kernel driver. It copies a
+//! file onto the disk, or the disk into a file, as fast as the backend answers.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -23,20 +23,20 @@ usage: xen-blkfront write VDEV FILE   copies the file onto the disk, from its fi
        xen-blkfront --help | --version
 VDEV is the disk's name or number: xvdb or 51728. In a guest, whose kernel must not use the disk.";
 
-/// How long the backend may take: to connect, for an answer, to close.
+/// The longest time that the backend may take to connect, to answer, or to close.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Pages of a request; fewer where the backend takes fewer.
+/// The number of pages of a request; fewer where the backend takes fewer.
 const REQUEST_PAGES: usize = 32;
-/// Requests without an answer.
+/// The most requests without an answer.
 const DEPTH: usize = 8;
 
-/// What goes wrong is told once.
+/// The result of a step; the caller reports its error once.
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
-/// The result of a look at devices.
+/// The result of reading the state of a device.
 type Answered<T> = std::result::Result<T, xenbus::Error>;
 
-/// The way the bytes go.
+/// The direction of the copy.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Way {
     ToDisk,
@@ -74,7 +74,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Copies; says how that was.
+/// Copies, and returns a summary of the speed.
 fn copy(vdev: &str, path: &str, way: Way) -> Result<String> {
     let devid = vdev.parse().or_else(|_| vbd::number(vdev))?;
     let file = match way {
@@ -118,14 +118,14 @@ struct Asked {
     buffers: Vec<Buffer>,
 }
 
-/// One way through a file.
+/// One pass through a file.
 struct Transfer {
     file: File,
     way: Way,
     bytes: u64,
     pages: usize,
     asked: Vec<Asked>,
-    /// The first byte that is not asked for.
+    /// The first byte that is not requested yet.
     next: u64,
 }
 
@@ -142,7 +142,7 @@ impl Transfer {
         }
     }
 
-    /// Puts the next request into the ring; its tag is the byte where it begins.
+    /// Puts the next request into the ring; its tag is the byte offset where it begins.
     fn ask(&mut self, front: &mut Front) -> Result<()> {
         let tag = self.next;
         let bytes = (self.bytes - tag).min((self.pages * PAGE_SIZE) as u64);
@@ -190,7 +190,7 @@ impl Transfer {
     }
 }
 
-/// The disk, and the answers that were not taken yet.
+/// The disk, and the answers that were not processed yet.
 struct Disk {
     bus: Bus<Front>,
     done: Vec<Completion>,
@@ -255,13 +255,13 @@ impl Guest {
         Ok(self.disk.bus.driver(self.id).ok_or("the disk is gone")?)
     }
 
-    /// Stops using the disk, so that somebody else may.
+    /// Closes the disk, so that others may use it.
     fn close(mut self) -> Result<()> {
         self.disk.bus.leave(self.guest.store(), self.id)?;
         self.until(State::Closed)
     }
 
-    /// Waits for this end's state.
+    /// Waits until this end has the given state.
     fn until(&mut self, state: State) -> Result<()> {
         let end = Instant::now() + PATIENCE;
         while self.disk.bus.state(self.id) != Some(state) {
@@ -276,7 +276,7 @@ impl Guest {
         Ok(())
     }
 
-    /// Shows the backend what was asked, waits, and takes at least one answer.
+    /// Shows the requests to the backend, waits, and takes at least one answer.
     fn answers(
         &mut self,
         mut each: impl FnMut(&mut Front, Completion) -> Result<()>,
@@ -298,7 +298,7 @@ impl Guest {
         Ok(())
     }
 
-    /// Does what there is to do, or waits for it until `end`.
+    /// Processes pending events, or waits for one until `end`.
     fn turn(&mut self, end: Instant) -> Result<()> {
         let left = end.saturating_duration_since(Instant::now());
         for (_, news) in self.guest.turn(&mut [&mut self.disk], left, &[])?.news {

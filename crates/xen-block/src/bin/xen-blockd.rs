@@ -1,5 +1,5 @@
-//! `xen-blockd`: serves the disks of guests, in the domain where it runs, until it is ended. Ended in
-//! whatever way and started again, it goes on where it was; the guests see a pause.
+//! `xen-blockd`: serves the disks of guests from the domain where it runs, until it is ended. After
+//! any end and a new start it continues where it was; the guests see a pause.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -41,7 +41,7 @@ const PROGRAM: Program = Program {
 };
 
 fn main() -> ExitCode {
-    // A disk's port and image take some.
+    // A disk's event channel and image each take some descriptors.
     xen_hosted::limits::raise_descriptors();
     let started = match Arguments::parse(std::env::args().skip(1)) {
         Ok(Asked::Serve(arguments)) if !arguments.check.is_empty() => return check(&arguments),
@@ -60,10 +60,10 @@ fn main() -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// The wish of a command line.
+/// The action that a command line asks for.
 enum Asked {
     Serve(Arguments),
-    /// A text, and nothing else.
+    /// Prints a text and ends.
     Tell(&'static str),
 }
 
@@ -73,7 +73,7 @@ struct Arguments {
     record_dir: Option<PathBuf>,
     image_dirs: Vec<PathBuf>,
     throttle: throttle::Limits,
-    /// Images that are to be looked at, and nothing else done.
+    /// Images to check; with any, the program does nothing else.
     check: Vec<PathBuf>,
 }
 
@@ -118,7 +118,7 @@ fn rate(text: &str) -> Result<u64, String> {
     rate.ok_or_else(|| format!("{text:?} is no number from 1"))
 }
 
-/// Tells of each image which files it needs, and whether it would be served.
+/// Prints for each image the files that it needs, and if it would be served.
 fn check(arguments: &Arguments) -> ExitCode {
     let places = Places::new(arguments.image_dirs.clone());
     let mut code = ExitCode::SUCCESS;

@@ -1,21 +1,21 @@
-//! Another disk, with faults on cue.
+//! A wrapper of another disk that injects faults.
 
 use super::{Disk, Finished, Geometry, Io, Op};
 use rustix::io::Errno;
 use std::os::fd::BorrowedFd;
 
-/// What happens to a request.
+/// The treatment of a request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Fate {
-    /// The disk does it.
+    /// The request goes to the disk.
     Pass,
-    /// It ends with this error, and the disk does not see it.
+    /// The request ends with this error, and does not get to the disk.
     Fail(Errno),
-    /// It is never done: the process that has asked for it is killed.
+    /// The request is never done: the process that made it is to be killed.
     Hold,
 }
 
-/// A disk between a device and its disk, that decides about each request.
+/// A layer between a device and its disk that decides the treatment of each request.
 pub struct Fault {
     disk: Box<dyn Disk>,
     decide: Box<dyn FnMut(Op, u64) -> Fate>,
@@ -30,7 +30,7 @@ impl std::fmt::Debug for Fault {
 }
 
 impl Fault {
-    /// `decide` is asked for each request, with what it wants and its first sector.
+    /// Wraps `disk`. `decide` is called for each request, with its operation and its first sector.
     #[must_use]
     pub fn new(disk: Box<dyn Disk>, decide: impl FnMut(Op, u64) -> Fate + 'static) -> Self {
         Self { disk, decide: Box::new(decide), held: Vec::new() }

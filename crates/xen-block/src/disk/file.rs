@@ -1,9 +1,10 @@
 //! A file or a block device.
 //!
-//! Where the kernel has io_uring, requests go through one; else to threads with `preadv` and `pwritev`. The
-//! pages are the guest's own, nothing is copied. With direct I/O (`O_DIRECT`), where the file allows it,
-//! the host's page cache is not used either. A file on tmpfs is memory: the kernel would give each request to a
-//! thread of its own that copies, so it is copied here, when it is submitted.
+//! Where the kernel has io_uring, requests go through a ring of it; otherwise threads do them with
+//! `preadv` and `pwritev`. The pages are the guest's own, so nothing is copied. With direct I/O
+//! (`O_DIRECT`), where the file allows it, the host's page cache is not used either. A file on
+//! tmpfs is in memory: the kernel would give each request to a kernel thread that copies, so the
+//! data is copied here, at submission.
 
 use super::lock::Hold;
 use super::open::{OpenError, Opened};
@@ -19,26 +20,26 @@ use std::sync::Arc;
 use std::time::Duration;
 use xen::shared::PAGE_SIZE;
 
-/// Requests that the kernel is given at a time.
+/// The most requests that the kernel has at a time.
 const DEPTH: u32 = 256;
-/// What `statfs` says of a tmpfs (`TMPFS_MAGIC`, `linux/magic.h`).
+/// The file system type of tmpfs in `statfs` (`TMPFS_MAGIC`, `linux/magic.h`).
 const TMPFS_MAGIC: rustix::fs::FsWord = 0x0102_1994;
-/// Threads where there is no io_uring.
+/// The number of threads where there is no io_uring.
 const THREADS: usize = 8;
 
-/// Whether the host's page cache is used.
+/// The use of the host's page cache.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Cache {
-    /// It is not, where the file allows that.
+    /// The page cache is bypassed where the file allows that.
     Direct,
-    /// It is.
+    /// The page cache is used.
     PageCache,
 }
 
-/// How requests get to the kernel.
+/// The mechanism that does the requests.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Way {
-    /// At once on tmpfs; else io_uring where the kernel has it, else threads.
+    /// Synchronous calls on tmpfs; else io_uring where the kernel has it, else threads.
     Best,
     /// io_uring where the kernel has it, else threads.
     Uring,
@@ -46,14 +47,14 @@ pub enum Way {
     Threads,
 }
 
-/// How a file is opened.
+/// The options for opening a file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Options {
-    /// Whether it is written.
+    /// The access to the file.
     pub access: DiskAccess,
-    /// Whether the page cache is used.
+    /// The use of the page cache.
     pub cache: Cache,
-    /// How requests get to the kernel.
+    /// The mechanism that does the requests.
     pub way: Way,
 }
 
@@ -84,7 +85,8 @@ impl fmt::Debug for File {
 }
 
 impl File {
-    /// Opens `path`; for writing it is locked against everybody else who writes or needs it as it is.
+    /// Opens `path`. A file that is opened for writing is locked against everybody else who writes
+    /// it or needs it unchanged.
     ///
     /// # Errors
     /// [`OpenError`].
@@ -111,7 +113,7 @@ impl File {
     }
 }
 
-/// Opens a file, and says how.
+/// Opens a file, and returns its actual use of the page cache.
 fn open_file(path: &Path, options: Options) -> Result<(Opened, Cache), OpenError> {
     let flags = match options.access {
         DiskAccess::ReadOnly => OFlags::RDONLY,
@@ -122,7 +124,8 @@ fn open_file(path: &Path, options: Options) -> Result<(Opened, Cache), OpenError
             Err(OpenError::System(_, Errno::INVAL)) => {}
             opened => {
                 let opened = opened?;
-                // A file system that takes the flag may still want sectors that no frontend can name.
+                // A file system that takes the flag may still require sectors larger than a
+                // frontend can have.
                 match alignment(&opened.file) {
                     Some(bytes) if bytes <= 4096 => return Ok((opened, Cache::Direct)),
                     _ => {}
@@ -133,7 +136,8 @@ fn open_file(path: &Path, options: Options) -> Result<(Opened, Cache), OpenError
     Ok((Opened::open(path, flags)?, Cache::PageCache))
 }
 
-/// What direct I/O on a file has to keep to, in bytes; `None` where there is none.
+/// Returns the alignment that direct I/O on a file requires, in bytes; `None` if direct I/O is not
+/// possible.
 fn alignment(file: &OwnedFd) -> Option<u32> {
     let flags = rustix::fs::AtFlags::EMPTY_PATH;
     match rustix::fs::statx(file, c"", flags, StatxFlags::DIOALIGN) {
@@ -141,18 +145,19 @@ fn alignment(file: &OwnedFd) -> Option<u32> {
             let bytes = stat.stx_dio_mem_align.max(stat.stx_dio_offset_align);
             (bytes > 0).then_some(bytes.max(512))
         }
-        // Kernels before 6.1, and file systems that do not tell.
+        // Kernels before 6.1, and file systems that do not report it.
         _ => tried_alignment(file),
     }
 }
 
-/// The same, found by reading from places that are aligned to no more than what is tried, as is the memory.
+/// Finds the alignment for direct I/O by trial reads, with offset and memory aligned to no more
+/// than the tried value.
 fn tried_alignment(file: &OwnedFd) -> Option<u32> {
     let mut buffer = vec![0; 3 * PAGE_SIZE];
     let page = buffer.as_ptr().align_offset(PAGE_SIZE);
     [512, PAGE_SIZE].into_iter().find_map(|bytes| {
         let part = buffer.get_mut(page + bytes..page + 2 * bytes)?;
-        // Behind the end of a file nothing is looked at.
+        // The kernel checks no alignment past the end of a file.
         let whole = rustix::io::pread(file, part, bytes as u64) == Ok(bytes);
         whole.then(|| u32::try_from(bytes).ok()).flatten()
     })
@@ -172,7 +177,8 @@ fn geometry(file: &OwnedFd, access: DiskAccess, cache: Cache) -> Result<Option<G
     let stat = rustix::fs::fstat(file)?;
     let is_device = FileType::from_raw_mode(stat.st_mode) == FileType::BlockDevice;
     let (sector_size, block) = match cache {
-        // Through the page cache too: frontends are told of the storage, not of how it is reached.
+        // The sizes of the device are used with the page cache too: frontends need the properties
+        // of the storage, not of the access to it.
         _ if is_device => (rustix::fs::ioctl_blksszget(file)?, rustix::fs::ioctl_blkpbszget(file)?),
         Cache::Direct => {
             (alignment(file).unwrap_or(512), u32::try_from(stat.st_blksize).unwrap_or(4096))
@@ -195,7 +201,8 @@ fn geometry(file: &OwnedFd, access: DiskAccess, cache: Cache) -> Result<Option<G
     }))
 }
 
-/// Whether reading the file is copying. A block device's node is on a tmpfs, too; the device is not.
+/// True if the file is in memory, so that a read is a copy. A block device's node is on a tmpfs
+/// too, but the device is not.
 fn in_memory(file: &OwnedFd) -> Result<bool, Errno> {
     let regular =
         FileType::from_raw_mode(rustix::fs::fstat(file)?.st_mode) == FileType::RegularFile;
@@ -242,7 +249,8 @@ impl Disk for File {
 
     fn start(&mut self) {
         if let Engine::Uring(ring) = &mut self.engine {
-            // What the kernel did not take now it takes with the next call; it has refused none.
+            // A request that the kernel did not take now is taken with the next call; none was
+            // refused.
             let _ = ring.submit();
         }
     }

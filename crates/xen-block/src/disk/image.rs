@@ -5,57 +5,58 @@ use super::shown::Shown;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-/// Most images that may stand one behind the other.
+/// The longest chain of images.
 pub const CHAIN_MAX: usize = 64;
 
-/// Why an image cannot be used.
+/// A fault for which an image cannot be used.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum ImageFault {
-    /// The file has so few bytes that its header is not whole.
+    /// The file of this many bytes is too short for a whole header.
     Cut(u64),
-    /// It begins as no qcow2 image does.
+    /// It does not begin with the magic number of qcow2.
     NotQcow2,
-    /// A version of the format that is not known.
+    /// Its version of the format is not known.
     Version(u32),
-    /// It is encrypted, and would be taken for plain.
+    /// It is encrypted; its data would be read as plain.
     Encrypted,
-    /// It was not closed in order.
+    /// It was not closed properly.
     Dirty,
-    /// QEMU has found it to be broken.
+    /// QEMU has marked it as corrupt.
     Corrupt,
-    /// Its compressed clusters are compressed in a way of this number, which is not known.
+    /// Its clusters are compressed by the method of this number, which is not known.
     Compression(u8),
-    /// Its tables have entries for parts of clusters.
+    /// Its tables have entries for subclusters.
     Subclusters,
     /// It needs a feature of this bit, which is not known.
     Feature(u8),
     /// A claim of its header cannot be true.
     Claim(&'static str),
-    /// A cluster at this offset is in use, and there is no place for the count of its uses.
+    /// The cluster at this offset is in use, and has no place for its reference count.
     Uncounted(u64),
-    /// It names this file, in whose chain of backing files it is itself.
+    /// It names this file, which has the image itself in its chain of backing files.
     Loop(PathBuf),
-    /// There are more than [`CHAIN_MAX`] images, one behind the other.
+    /// The chain has more than [`CHAIN_MAX`] images.
     Long,
     /// It has this backing file, and does not say in which format.
     NoFormat(String),
-    /// It has this backing file in this format, which is not served.
+    /// It has this backing file in this format, which is not supported.
     Format(String, String),
-    /// It has this backing file, which is no path.
+    /// It has this backing file, which is not a path.
     Protocol(String),
-    /// Its data are in another file, which it does not name.
+    /// Its data is in another file, which it does not name.
     NoDataFile,
-    /// It has this backing file, which lies in no image folder.
+    /// It has this backing file, which is not in an image folder.
     Place(PathBuf),
-    /// Its data are in this file, which is not in the image's own folder.
+    /// Its data is in this file, which is not in the image's own folder.
     DataPlace(PathBuf),
-    /// The words of the reader of images.
+    /// The message of the reader of images.
     Said(String),
 }
 
 impl ImageFault {
-    /// A sentence on the image at `path`. Control characters of names are escaped: an image may name anything.
+    /// Writes a sentence about the image at `path`. Control characters of names are escaped, as an
+    /// image may name anything.
     pub(super) fn tell(&self, path: &Path, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let path = Shown(path);
         match self {
@@ -101,7 +102,7 @@ impl ImageFault {
         }
     }
 
-    /// The same, on what it names.
+    /// Writes the sentence for a fault of a name in the image.
     fn tell_of_names(&self, path: Shown<'_>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Loop(named) => {

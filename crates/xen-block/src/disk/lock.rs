@@ -1,10 +1,11 @@
 //! Locks on the files of disks.
 //!
-//! Two kinds, as two kinds of programs look at them: a lock of the whole file (flock(2)) as Xen's hotplug scripts and
-//! we take it, and QEMU's locks of single bytes (open file description locks, fcntl(2)). QEMU has a byte for each
-//! thing that may be done with a file, at 100 for who does it, and at 200 for who cannot bear that others do
-//! (`block/file-posix.c`). All are shared locks: who takes some looks
-//! afterwards whether somebody has the opposite ones. They end with the last descriptor of the opened file.
+//! There are two kinds, for two kinds of programs: a lock of the whole file (flock(2)), which Xen's
+//! hotplug scripts and this crate take, and QEMU's locks of single bytes (open file description
+//! locks, fcntl(2)). QEMU has two bytes for each use of a file (`block/file-posix.c`): the byte
+//! from 100 is locked by a program that uses the file so, and the byte from 200 by a program that
+//! does not permit that others do. All are shared locks: a program takes some, and then checks that
+//! nobody has the opposite ones. The locks end with the last descriptor of the opened file.
 
 use crate::sys::{is_byte_locked, lock_byte};
 use rustix::fs::{FlockOperation, flock};
@@ -13,25 +14,25 @@ use std::os::fd::BorrowedFd;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-/// Bytes of who does something.
+/// The first byte of the locks for uses of the file.
 const DONE: u64 = 100;
-/// Bytes of who cannot bear it.
+/// The first byte of the locks for uses that others may not make.
 const UNWANTED: u64 = 200;
-/// Reading, of what stays true meanwhile.
+/// Reading data that must not change meanwhile.
 const READ: u64 = 0;
 /// Writing.
 const WRITE: u64 = 1;
-/// Giving it another size.
+/// Changing the size.
 const RESIZE: u64 = 3;
 
-/// A way to use a file.
+/// A use of a file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Hold {
-    /// It is read, also while others write to it.
+    /// The file is read, also while others write to it.
     Reading,
-    /// It is read, and nobody writes to it.
+    /// The file is read, and nobody writes to it.
     Keeping,
-    /// It is written, and nobody else does, or needs it as it is.
+    /// The file is written, and nobody else writes it or needs it unchanged.
     Writing,
 }
 
@@ -45,11 +46,12 @@ impl Hold {
     }
 }
 
-/// Until when locks that others hold are waited for.
+/// The time until which [`lock`] waits for locks that others hold.
 static PATIENT_UNTIL: OnceLock<Instant> = OnceLock::new();
 
-/// From now on, for so long, locks that others hold are waited for: a process before this one that was killed holds
-/// its files until the kernel is done with what it had begun. Only the first call counts.
+/// Makes every opening of a file wait for locks that others hold, for this long from now on. An
+/// earlier process that was killed holds its files until the kernel has finished the requests that
+/// it had begun. Only the first call counts.
 pub fn wait_for_locks(within: Duration) {
     PATIENT_UNTIL.get_or_init(|| Instant::now() + within);
 }
@@ -57,7 +59,7 @@ pub fn wait_for_locks(within: Duration) {
 /// Locks a file.
 ///
 /// # Errors
-/// `EWOULDBLOCK` where somebody uses it in a way that does not go together with this one.
+/// `EWOULDBLOCK` if somebody uses the file in a way that conflicts with this one.
 pub(super) fn lock(file: BorrowedFd<'_>, hold: Hold) -> Result<(), Errno> {
     loop {
         match lock_now(file, hold) {
@@ -82,7 +84,7 @@ fn lock_now(file: BorrowedFd<'_>, hold: Hold) -> Result<(), Errno> {
     let opposite = [of(UNWANTED, hold.does()), of(DONE, hold.bears_not())].concat();
     for byte in own {
         match lock_byte(file, byte) {
-            // A file system without such locks: then QEMU has none there either.
+            // The file system has no such locks, so QEMU has none there either.
             Err(Errno::INVAL | Errno::NOLCK | Errno::OPNOTSUPP) => return Ok(()),
             locked => locked?,
         }
@@ -101,7 +103,8 @@ mod tests {
     use std::fs::File;
     use std::os::fd::AsFd;
 
-    /// Each with each, in both orders. QEMU's half is tried with its tools, in `tests/suite/images`.
+    /// Each use is tried with each, in both orders. QEMU's half is tried with its tools, in
+    /// `tests/suite/images`.
     #[test]
     fn what_goes_together_is_locked_and_nothing_else() {
         use Hold::{Keeping, Reading, Writing};

@@ -1,9 +1,9 @@
-//! Sectors in this process's memory.
+//! A disk in this process's memory.
 
 use super::{Disk, DiskAccess, Finished, Geometry, Io, Op};
 use rustix::io::Errno;
 
-/// A disk that forgets everything when it is dropped.
+/// A disk whose contents are lost when it is dropped.
 #[derive(Debug)]
 pub struct Memory {
     bytes: Vec<u8>,
@@ -12,26 +12,26 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// A disk of zeroes.
+    /// Creates a disk of zeroes.
     #[must_use]
     pub fn new(sectors: u64) -> Self {
         Self::with_contents(vec![0; usize::try_from(sectors * 512).unwrap_or(0)])
     }
 
-    /// A disk with these contents, which are cut down to whole sectors.
+    /// Creates a disk with these contents, which are cut down to whole sectors.
     #[must_use]
     pub fn with_contents(mut bytes: Vec<u8>) -> Self {
         bytes.truncate(bytes.len() / 512 * 512);
         Self { bytes, access: DiskAccess::ReadWrite, sector_size: 512 }
     }
 
-    /// The same, not to be written.
+    /// Makes the disk read-only.
     #[must_use]
     pub fn read_only(self) -> Self {
         Self { access: DiskAccess::ReadOnly, ..self }
     }
 
-    /// The same with larger sectors; contents beyond the last whole one are cut off.
+    /// Sets a larger sector size; contents beyond the last whole sector are cut off.
     #[must_use]
     pub fn with_sector_size(mut self, sector_size: u32) -> Self {
         let whole = self.bytes.len() / sector_size as usize * sector_size as usize;
@@ -39,7 +39,7 @@ impl Memory {
         Self { sector_size, ..self }
     }
 
-    /// What is on it.
+    /// Returns the contents.
     #[must_use]
     pub fn contents(&self) -> &[u8] {
         &self.bytes

@@ -1,12 +1,12 @@
-//! A server of the network block device protocol, over a Unix socket.
+//! A client of the network block device protocol, over a Unix socket.
 //!
 //! Source: the protocol's `doc/proto.md` (NetworkBlockDevice/nbd): fixed newstyle negotiation with
 //! `NBD_OPT_GO`, simple replies. Each connection does one request at a time, on a thread of its own; there
 //! are several where the server says that they see each other's writes (`NBD_FLAG_CAN_MULTI_CONN`).
 //!
-//! A connection that is lost is made again, and what was asked over it is asked again, for as long as
-//! [`Options::patience`] allows: to write the same bytes twice is to write them once. Meanwhile the server is away
-//! ([`Disk::is_away`]).
+//! A lost connection is made again, and its requests are repeated, for as long as
+//! [`Options::patience`] allows: a repeated write of the same bytes changes nothing. Meanwhile the
+//! server is away ([`Disk::is_away`]).
 
 mod connection;
 
@@ -25,7 +25,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Most connections.
+/// The most connections.
 const CONNECTIONS: usize = 4;
 /// The longest times that a server may take when a disk is opened.
 const NEGOTIATION: Within =
@@ -33,29 +33,31 @@ const NEGOTIATION: Within =
 /// The longest times for each connection behind the first.
 const MORE_NEGOTIATION: Within =
     Within { connected: Duration::ZERO, answered: Duration::from_secs(2) };
-/// The longest times when a connection is made again: one that is not to be had at once is tried again.
+/// The longest times when a connection is made again. A server that does not answer in time is
+/// tried again.
 const AGAIN_NEGOTIATION: Within =
     Within { connected: Duration::ZERO, answered: Duration::from_secs(5) };
-/// Between two tries to connect again.
+/// The interval between two tries to connect again.
 const AGAIN: Duration = Duration::from_millis(200);
-/// The longest time that a connected server may still take once nobody wants the disk any more.
+/// The longest time that a connected server may still take after the disk was given up.
 const LEAVE_WITHIN: Duration = Duration::from_secs(5);
-/// Most bytes of one discard; a multiple of every sector size.
+/// The most bytes of one discard; a multiple of every sector size.
 const DISCARD_MAX: u64 = 1 << 30;
-/// The tag of a request that only looks whether the server is there. No queue has it.
+/// The tag of a request that only checks if the server is there. No queue uses it.
 const PROBE: u64 = u64::MAX;
 
-/// The manner in which a server is used.
+/// The options for a connection to a server.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// Reading alone, or writing, too.
+    /// The access to the export.
     pub access: DiskAccess,
-    /// The longest time that a server may be silent, and that one which is gone is waited for, before requests fail.
+    /// The longest time that a server may be silent, and that a lost server is waited for, before
+    /// requests fail.
     pub patience: Duration,
 }
 
 impl Options {
-    /// With the usual patience, 60 s.
+    /// Creates options with the usual patience, 60 s.
     #[must_use]
     pub fn new(access: DiskAccess) -> Self {
         Self { access, patience: Duration::from_secs(60) }
@@ -65,8 +67,8 @@ impl Options {
 /// Connects to the server at `path`, for its export `name`.
 ///
 /// # Errors
-/// Nobody listens there, or not a server of this protocol; it has no such export, or describes one that cannot be a
-/// disk; the export is for reading only, and is to be written.
+/// Nobody listens there, or the peer does not speak this protocol; it has no such export, or
+/// describes one that cannot be a disk; the export is read-only, and was to be written.
 pub fn connect(path: &Path, name: &str, options: Options) -> io::Result<Nbd> {
     let server = Server {
         path: path.to_owned(),
@@ -84,7 +86,7 @@ pub fn connect(path: &Path, name: &str, options: Options) -> io::Result<Nbd> {
     export.check(options.access)?;
     let mut connections = vec![first];
     while export.is_shared() && connections.len() < CONNECTIONS {
-        // Servers may let only so many in, and leave the next one waiting.
+        // A server may accept only a limited number of connections, and leave the next one waiting.
         let Ok(next) = server.open(connections.len(), MORE_NEGOTIATION) else { break };
         connections.push(next);
     }
@@ -107,8 +109,8 @@ pub fn connect(path: &Path, name: &str, options: Options) -> io::Result<Nbd> {
     Ok(Nbd { server, pooled, probing: false, leave_until: None })
 }
 
-/// True where nobody listens at the socket, or has gone or fallen silent while it was talked to: a server that may come
-/// back.
+/// True if nobody listens at the socket, or the server has gone or fallen silent during the
+/// exchange: such a server may come back.
 pub(super) fn is_away(error: &io::Error) -> bool {
     use io::ErrorKind::{
         BrokenPipe, ConnectionRefused, ConnectionReset, NotFound, TimedOut, UnexpectedEof,
@@ -123,22 +125,22 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A server, as the threads that talk to it share it.
+/// The state of a server that its threads share.
 struct Server {
     path: PathBuf,
     name: String,
     options: Options,
-    /// Each thread's stream, also while it is made: to end what is waited for.
+    /// Each thread's stream, also during its negotiation, so that a blocked thread can be ended.
     streams: Mutex<Vec<Option<UnixStream>>>,
-    /// The time of the first loss since there was a connection.
+    /// The time of the first loss since the server was last connected.
     lost_at: Mutex<Option<Instant>>,
-    /// Streams over which the server has fallen silent, each with a write that it may still do.
+    /// Streams of servers that fell silent, each with a write that the server may still do.
     stale: Mutex<Vec<UnixStream>>,
-    /// Why it could not be connected again lately.
+    /// The reason why the last try to connect again failed.
     trouble: Mutex<Option<String>>,
     /// Notified when the disk is given up.
     leaving: Condvar,
-    /// The disk is given up, and nobody waits any more.
+    /// True once the disk is given up, and no thread waits any more.
     left: AtomicBool,
 }
 
@@ -146,7 +148,7 @@ impl Server {
     fn open(&self, slot: usize, within: Within) -> io::Result<Connection> {
         let stream = connection::stream(&self.path, within)?;
         self.set_stream(slot, Some(stream.try_clone()?));
-        // Who has left may have looked at the streams before.
+        // `leave` may have shut down the streams before this one was there.
         let opened = if self.has_left() {
             Err(io::ErrorKind::ConnectionAborted.into())
         } else {
@@ -165,7 +167,7 @@ impl Server {
         self.left.load(Ordering::SeqCst)
     }
 
-    /// True where no write is left of those with which the server has fallen silent: each is answered, or was given up.
+    /// True if no write is pending on a stale stream: each was answered, or its stream was closed.
     fn is_settled(&self) -> bool {
         let mut stale = lock(&self.stale);
         let waits = |error: &io::Error| error.kind() == io::ErrorKind::WouldBlock;
@@ -173,12 +175,12 @@ impl Server {
         stale.is_empty()
     }
 
-    /// A connection is lost, or cannot be made; when the first was.
+    /// Notes that a connection is lost or cannot be made; returns the time of the first such loss.
     fn lose(&self) -> Instant {
         *lock(&self.lost_at).get_or_insert_with(Instant::now)
     }
 
-    /// The server is there.
+    /// Notes that the server is connected again.
     fn is_back(&self) {
         *lock(&self.lost_at) = None;
         *lock(&self.trouble) = None;
@@ -188,7 +190,7 @@ impl Server {
         lock(&self.lost_at).is_some()
     }
 
-    /// True where the server has closed all connections that there were.
+    /// True if the server has closed all connections that there were.
     fn has_hung_up(&self) -> bool {
         let streams = lock(&self.streams);
         let mut fds: Vec<PollFd<'_>> =
@@ -200,12 +202,12 @@ impl Server {
             && fds.iter().all(|fd| fd.revents().intersects(ended))
     }
 
-    /// True where who waits since `begin` has waited long enough, or the disk is given up.
+    /// True if the patience since `begin` is used up, or the disk is given up.
     fn has_waited(&self, begin: Instant) -> bool {
         begin.elapsed() >= self.options.patience || self.has_left()
     }
 
-    /// Waits before the next try, no longer than the disk is wanted.
+    /// Waits before the next try; ends early if the disk is given up.
     fn rest(&self) {
         let lost_at = lock(&self.lost_at);
         if !self.has_left() {
@@ -213,10 +215,10 @@ impl Server {
         }
     }
 
-    /// Nobody waits for the server any more; with `streams`, not for an answer either.
+    /// Ends all waiting for the server to come back; with `streams`, also all waiting for answers.
     fn leave(&self, streams: bool) {
         {
-            // Who is about to rest has seen it, or is woken.
+            // A thread that is about to rest has seen the flag, or is woken.
             let _lost_at = lock(&self.lost_at);
             self.left.store(true, Ordering::SeqCst);
             self.leaving.notify_all();
@@ -229,7 +231,7 @@ impl Server {
     }
 }
 
-/// One thread's work.
+/// The state of one thread.
 struct Worker {
     server: Arc<Server>,
     slot: usize,
@@ -260,7 +262,7 @@ impl Worker {
         let bytes = buffer.get_mut(..io.bytes()).unwrap_or_default();
         let at_once = self.export.request_max();
         match io.op {
-            // A server without flush keeps nothing back.
+            // A server without flush does not cache writes.
             Op::Flush if !self.export.can_flush() => Ok(()),
             Op::Flush => self.ask(Command::Flush, 0, 0),
             Op::Discard => {
@@ -293,13 +295,14 @@ impl Worker {
         }
     }
 
-    /// Asks, over another connection where this one is lost, for as long as that is waited for.
+    /// Sends a request and waits for the answer. If the connection is lost, another one is made,
+    /// within the patience of the options.
     fn ask(&mut self, mut command: Command<'_>, at: u64, len: u32) -> Result<(), Errno> {
         let begin = Instant::now();
         loop {
             let Some(connection) = self.connected(begin) else { return Err(Errno::IO) };
             match connection.exchange(&mut command, at, len) {
-                // It goes down, and may come back.
+                // The server shuts down, and may come back.
                 Ok(Err(Errno::SHUTDOWN)) => self.lose(),
                 Ok(answer) => {
                     if self.server.is_lost() {
@@ -309,7 +312,7 @@ impl Worker {
                 }
                 Err(error) => self.lose_by(&error, &command),
             }
-            // A server may live, and end the connection each time that it is asked this.
+            // A server may be alive and end the connection at every try of this request.
             if self.server.has_waited(begin) {
                 return Err(Errno::IO);
             }
@@ -323,8 +326,9 @@ impl Worker {
         self.server.lose();
     }
 
-    /// Loses the connection by an error. A server that has fallen silent may still do a write, over a later one of the
-    /// guest's: nothing else is asked until it has.
+    /// Drops the connection because of an error. A server that has fallen silent may still do a
+    /// write, and so overwrite a later one of the guest: no further request is sent until that
+    /// write has ended.
     fn lose_by(&mut self, error: &io::Error, command: &Command<'_>) {
         let silent = matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
         let changes = matches!(command, Command::Write(_) | Command::Discard);
@@ -335,10 +339,10 @@ impl Worker {
         self.lose();
     }
 
-    /// The connection, made again where there is none; `None` where it was tried for long enough.
+    /// Returns the connection, made again if there is none; `None` once the patience is used up.
     fn connected(&mut self, begin: Instant) -> Option<&mut Connection> {
         while !self.server.is_settled() || (self.connection.is_none() && !self.open_again()) {
-            // One try is each request's, however long the server has been away.
+            // Each request has at least one try, however long the server has been away.
             let first = self.server.lose().min(begin);
             if self.server.has_waited(first) {
                 return None;
@@ -348,10 +352,10 @@ impl Worker {
         self.connection.as_mut()
     }
 
-    /// Connects again; false, with the reason noted, where that cannot be.
+    /// Connects again; on failure, notes the reason and returns false.
     fn open_again(&mut self) -> bool {
         let opened = self.server.open(self.slot, AGAIN_NEGOTIATION);
-        // Another export under the same name is not this disk.
+        // A different export under the same name is not this disk.
         let checked = opened.and_then(|it| it.export().is_still(&self.export).map(|()| it));
         match checked {
             Ok(connection) => self.connection = Some(connection),
@@ -363,7 +367,7 @@ impl Worker {
         self.connection.is_some()
     }
 
-    /// Looks whether the server is there again.
+    /// Checks if the server is there again.
     fn probe(&mut self) -> Result<(), Errno> {
         if self.connection.as_ref().is_some_and(Connection::is_lost) {
             self.lose();
@@ -375,13 +379,13 @@ impl Worker {
     }
 }
 
-/// An export of a server.
+/// A disk that is an export of a server.
 pub struct Nbd {
     server: Arc<Server>,
     pooled: Pooled,
-    /// A probe is under way.
+    /// True while a probe is under way.
     probing: bool,
-    /// When a connected server is waited for no longer, since the disk is given up.
+    /// The end of waiting for a connected server, set once the disk is given up.
     leave_until: Option<Instant>,
 }
 
@@ -445,7 +449,7 @@ impl Disk for Nbd {
 
 impl Drop for Nbd {
     fn drop(&mut self) {
-        // Its threads are waited for.
+        // The drop of the pool waits for its threads.
         self.server.leave(true);
     }
 }

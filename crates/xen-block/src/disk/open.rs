@@ -1,7 +1,8 @@
-//! Opening the files in which disks lie.
+//! Opens the files of disks.
 //!
-//! A name is resolved once, links included. What is opened is the file that has the resolved name, with no link on the
-//! way, and only a regular file or a block device: a FIFO would keep the opener, and opening a device may do things.
+//! A name is resolved once, links included. Then the file with the resolved name is opened, with no
+//! link on the way, and only if it is a regular file or a block device: a FIFO would block the
+//! opener, and opening a device may have side effects.
 
 use super::image::ImageFault;
 use super::lock::{Hold, lock};
@@ -12,17 +13,17 @@ use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-/// Why a disk is not opened.
+/// The reason why a disk is not opened.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum OpenError {
-    /// Somebody else uses the file in a way that does not go together with this one.
+    /// Somebody else uses the file in a way that conflicts with this one.
     Busy(PathBuf),
     /// An error of the system.
     System(PathBuf, Errno),
-    /// It is no file and no block device, or has no sector.
+    /// It is neither a file nor a block device, or it has no sector.
     NotADisk(PathBuf),
-    /// An image that cannot be used, and why.
+    /// An image that cannot be used, with its fault.
     Image(PathBuf, ImageFault),
 }
 
@@ -62,9 +63,9 @@ impl From<OpenError> for xenbus::Error {
 #[derive(Debug)]
 pub(super) struct Opened {
     pub(super) file: OwnedFd,
-    /// Its name, in which no link is left.
+    /// The resolved name, without links.
     pub(super) path: PathBuf,
-    /// The device and the inode: the same for all of its names.
+    /// The device and the inode, which are the same for all names of the file.
     pub(super) id: (u64, u64),
 }
 
@@ -72,16 +73,17 @@ impl Opened {
     /// Opens a file.
     ///
     /// # Errors
-    /// [`OpenError::NotADisk`] for what is no regular file and no block device; else what the system said.
+    /// [`OpenError::NotADisk`] if it is neither a regular file nor a block device; else the error
+    /// of the system.
     pub(super) fn open(path: &Path, flags: OFlags) -> Result<Self, OpenError> {
         let system = |errno| OpenError::System(path.to_owned(), errno);
         let real = std::fs::canonicalize(path)
             .map_err(|error| system(Errno::from_io_error(&error).unwrap_or(Errno::IO)))?;
-        // First what it is: nothing is done to it by that.
+        // First the type of the file: opening with `O_PATH` has no side effects.
         let there = at(&real, OFlags::PATH | OFlags::CLOEXEC).map_err(system)?;
         let stat = rustix::fs::fstat(&there).map_err(system)?;
         let patience = match FileType::from_raw_mode(stat.st_mode) {
-            // Where it becomes a FIFO in between.
+            // `NONBLOCK` for the case that it becomes a FIFO in between.
             FileType::RegularFile => OFlags::NONBLOCK,
             FileType::BlockDevice => OFlags::empty(),
             _ => return Err(OpenError::NotADisk(path.to_owned())),
@@ -92,14 +94,14 @@ impl Opened {
             return Err(system(Errno::STALE));
         }
         if !patience.is_empty() {
-            // io_uring would not wait for a file with this flag.
+            // With this flag io_uring would not wait for the file.
             let flags = rustix::fs::fcntl_getfl(&file).map_err(system)?;
             rustix::fs::fcntl_setfl(&file, flags.difference(OFlags::NONBLOCK)).map_err(system)?;
         }
         Ok(Self { file, path: real, id: id(&stat) })
     }
 
-    /// Locks it, until its last descriptor is closed.
+    /// Locks the file, until its last descriptor is closed.
     ///
     /// # Errors
     /// [`OpenError::Busy`].
@@ -115,10 +117,10 @@ fn id(stat: &Stat) -> (u64, u64) {
     (stat.st_dev, stat.st_ino)
 }
 
-/// Opens a resolved name: a link that has come into it since is not followed.
+/// Opens a resolved name. A link that has since been put into it is not followed.
 fn at(real: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
     match rustix::fs::openat2(CWD, real, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS) {
-        // Linux before 5.6, or a filter older than the call.
+        // The kernel is older than 5.6, or a filter does not know the call.
         Err(Errno::NOSYS | Errno::PERM) => {
             rustix::fs::open(real, flags | OFlags::NOFOLLOW, Mode::empty())
         }

@@ -1,16 +1,17 @@
-//! The folders in which files may lie that an image names.
+//! The folders for files that an image names.
 //!
-//! An image is data: who writes one may write any name into it. What it names is opened in the image's own folder or
-//! below, and a backing file also in an image folder, which an administrator has named.
+//! An image is data: its author may write any name into it. A file that it names must lie in the
+//! image's own folder or below; a backing file may also lie in an image folder, which an
+//! administrator has named.
 
 use std::path::{Path, PathBuf};
 
-/// Each line of this file is an image folder. It is read at each opening.
+/// The file whose lines are the image folders. It is read at each opening.
 pub const IMAGE_DIRS: &str = "/etc/xenbus/image-dirs";
-/// The lines that count where it is not there.
+/// The lines that apply if the file is missing.
 const SHIPPED: &str = include_str!("../../image-dirs");
 
-/// Image folders.
+/// The image folders.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Places {
     given: Vec<PathBuf>,
@@ -24,24 +25,24 @@ impl Default for Places {
 }
 
 impl Places {
-    /// These folders, and those of [`IMAGE_DIRS`].
+    /// Creates the list of these folders and those of [`IMAGE_DIRS`].
     #[must_use]
     pub fn new(given: Vec<PathBuf>) -> Self {
         Self { given, file: IMAGE_DIRS.into() }
     }
 
-    /// The same, with another file in the place of [`IMAGE_DIRS`].
+    /// Replaces [`IMAGE_DIRS`] by another file.
     #[must_use]
     pub fn with_file(self, file: PathBuf) -> Self {
         Self { file, ..self }
     }
 
-    /// True where a resolved name lies in an image folder.
+    /// True if a resolved name lies in an image folder.
     pub(super) fn has(&self, path: &Path) -> bool {
         let text = match std::fs::read_to_string(&self.file) {
             Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => SHIPPED.to_owned(),
-            // Who cannot read it grants nothing.
+            // A file that cannot be read permits nothing.
             Err(_) => String::new(),
         };
         let lines = text.lines().map(str::trim).filter(|line| line.starts_with('/'));
@@ -81,7 +82,7 @@ mod tests {
         ] {
             assert_eq!(places.has(&top.join(name)), has, "{name}");
         }
-        // It is read anew each time.
+        // The file is read again each time.
         std::fs::write(&file, top.join("other").display().to_string()).unwrap();
         assert!(places.has(&top.join("other/a")) && !places.has(&top.join("listed/a")));
         std::fs::remove_dir_all(&top).unwrap();

@@ -1,4 +1,4 @@
-//! Threads for disks that can only be waited for.
+//! Threads for disks whose calls block.
 
 use super::{Disk, Finished, Geometry, Io, Op};
 use rustix::event::{EventfdFlags, eventfd};
@@ -12,32 +12,32 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-/// Requests that one thread does before it settles them.
+/// The most requests that one thread does before it settles them.
 const TOGETHER: usize = 16;
 
-/// How requests are done in one thread.
+/// The work of one thread.
 pub trait Work: Send + 'static {
     /// Does a request.
     ///
     /// # Errors
-    /// What the disk says.
+    /// The error of the disk.
     fn run(&mut self, io: &mut Io) -> Result<Ran, Errno>;
 
-    /// Sees to what requests that are unsettled still need, for all of them at once.
+    /// Completes the unsettled requests, all of them at once.
     ///
     /// # Errors
-    /// What the disk says; none of them is done then.
+    /// The error of the disk; then none of them is done.
     fn settle(&mut self) -> Result<(), Errno> {
         Ok(())
     }
 }
 
-/// How far a request is.
+/// The state of a request after [`Work::run`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Ran {
-    /// It may be answered.
+    /// The request may be answered.
     Settled,
-    /// Behind [`Work::settle`] it may.
+    /// The request may be answered after [`Work::settle`].
     Unsettled,
 }
 
@@ -47,20 +47,20 @@ impl<F: FnMut(&mut Io) -> Result<(), Errno> + Send + 'static> Work for F {
     }
 }
 
-/// What one thread has.
+/// The state of one thread.
 struct Worker<W> {
     work: W,
     takes: Arc<Mutex<Receiver<Box<Io>>>>,
     tells: Sender<Finished>,
     wake: Arc<OwnedFd>,
-    /// A thread has panicked.
+    /// True once a thread has panicked.
     broken: Arc<AtomicBool>,
     #[expect(clippy::vec_box, reason = "each goes back in the box it came in")]
     unsettled: Vec<Box<Io>>,
 }
 
 impl<W: Work> Worker<W> {
-    /// Until there is nobody any more to ask it.
+    /// Serves requests until the pool is dropped.
     fn serve(&mut self) {
         loop {
             let job = self.takes.lock().unwrap_or_else(PoisonError::into_inner).recv();
@@ -70,7 +70,7 @@ impl<W: Work> Worker<W> {
                 if self.unsettled.is_empty() {
                     break;
                 }
-                // Whoever holds the lock waits: there is nothing.
+                // A thread that holds the lock is waiting, so there is no request.
                 let next = self.takes.try_lock().ok().and_then(|takes| takes.try_recv().ok());
                 let Some(io) = next else { break };
                 self.run(io);
@@ -92,7 +92,7 @@ impl<W: Work> Worker<W> {
 
     fn run(&mut self, mut io: Box<Io>) {
         if matches!(io.op, Op::Flush | Op::Discard) {
-            // It may take long, and those do not wait for it.
+            // The request may take long, and the unsettled ones are not to wait for it.
             self.settle();
         }
         match self.guarded(|work| work.run(&mut io)) {
@@ -101,7 +101,8 @@ impl<W: Work> Worker<W> {
         }
     }
 
-    /// One that panics has said so. Who knows what it has left: nothing more is done, and everything answered.
+    /// Calls the work and catches a panic, whose message is already printed. The state after a
+    /// panic is unknown: from then on every request fails with `EIO`.
     fn guarded<T>(&mut self, call: impl FnOnce(&mut W) -> Result<T, Errno>) -> Result<T, Errno> {
         if self.broken.load(Ordering::Acquire) {
             return Err(Errno::IO);
@@ -113,30 +114,31 @@ impl<W: Work> Worker<W> {
 
     fn tell(&self, io: Box<Io>, result: Result<(), Errno>) {
         if self.tells.send((io, result)).is_ok() {
-            // It takes 2^64 - 2 of these before it would block.
+            // The eventfd blocks only after 2^64 - 2 of these.
             let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
         }
     }
 }
 
-/// Threads that do requests, each one after the other.
+/// Threads that do requests, each thread one after the other.
 #[derive(Debug)]
 pub struct Pool {
     jobs: Option<Sender<Box<Io>>>,
     done: Receiver<Finished>,
-    /// Each request that is done adds one, behind its result.
+    /// An eventfd; each finished request adds one, after its result is sent.
     wake: Arc<OwnedFd>,
-    /// Results that were taken, less what was read from `wake`; below zero, that has told of some still to be taken.
+    /// The number of results taken minus the count read from `wake`. Below zero, `wake` has
+    /// announced results that are still to be taken.
     unread: i64,
     threads: Vec<JoinHandle<()>>,
     in_flight: usize,
 }
 
 impl Pool {
-    /// Starts a thread for each of `workers`, which does what it is given.
+    /// Starts a thread for each of `workers`, which does its requests.
     ///
     /// # Errors
-    /// What the system said to the eventfd or the threads.
+    /// The error of the system from the eventfd or the threads.
     pub fn new<W: Work>(workers: Vec<W>) -> Result<Self, Errno> {
         let wake = Arc::new(eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?);
         let (jobs, takes) = channel();
@@ -161,7 +163,7 @@ impl Pool {
     /// Gives a request to the next thread that is free.
     ///
     /// # Errors
-    /// Gives it back where all threads have ended.
+    /// Gives the request back if all threads have ended.
     pub fn submit(&mut self, io: Box<Io>) -> Result<(), Box<Io>> {
         let Some(jobs) = &self.jobs else { return Err(io) };
         jobs.send(io).map_err(|refused| refused.0)?;
@@ -169,9 +171,9 @@ impl Pool {
         Ok(())
     }
 
-    /// A request that is done.
+    /// Returns a finished request.
     pub fn finished(&mut self) -> Option<Finished> {
-        // An idle pool is asked every turn: without a system call.
+        // An idle pool is asked every turn, which is to cost no system call.
         if self.in_flight == 0 && self.unread <= 0 {
             return None;
         }
@@ -186,14 +188,15 @@ impl Pool {
                 return None;
             }
             self.unread = self.unread.saturating_sub_unsigned(u64::from_ne_bytes(ones));
-            // Where some were of results that have come since, nothing else tells of these.
+            // The count read may include results that came later, and `wake` will not announce
+            // these again.
             if self.unread >= 0 {
                 return None;
             }
         }
     }
 
-    /// Requests that are not done, or not taken.
+    /// Returns the number of requests that are not finished, or not taken.
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.in_flight
@@ -220,7 +223,7 @@ pub struct Pooled {
     pool: Pool,
     geometry: Geometry,
     path: PathBuf,
-    /// What is held while the disk is open, as a lock against other writers.
+    /// A descriptor that stays open with the disk, as a lock against other writers.
     _held: Option<OwnedFd>,
 }
 
@@ -231,7 +234,7 @@ impl fmt::Debug for Pooled {
 }
 
 impl Pooled {
-    /// The disk at `path`; `held` is closed with it, once its threads have ended.
+    /// Creates the disk at `path`; `held` is closed with it, once its threads have ended.
     pub(super) fn new(pool: Pool, geometry: Geometry, path: &Path, held: Option<OwnedFd>) -> Self {
         Self { pool, geometry, path: path.to_owned(), _held: held }
     }
@@ -288,7 +291,7 @@ mod tests {
         assert_eq!(results, [Ok(()), Err(Errno::IO), Err(Errno::IO), Err(Errno::IO)]);
     }
 
-    /// Counts how often it settles, and fails to where it is told so.
+    /// Work that counts how often it settles, and fails to settle on demand.
     struct Settling {
         times: Arc<std::sync::atomic::AtomicUsize>,
         result: Result<(), Errno>,
@@ -322,12 +325,12 @@ mod tests {
                 results.extend(pool.finished().map(|(_, result)| result));
             }
             assert!(results.iter().all(|one| *one == result), "{results:?}");
-            // The first may be alone before the others come.
+            // The first request may be settled alone, before the others come.
             assert!((3..=4).contains(&times.load(Ordering::Relaxed)), "{times:?}");
         }
     }
 
-    /// Whoever sleeps while nothing is to be had is woken for each result, and by no result that was taken.
+    /// A reader of the eventfd is woken once for each result, and not for a result that was taken.
     #[test]
     fn each_result_is_told_of() {
         let worker = |_: &mut Io| Ok(());
@@ -342,7 +345,7 @@ mod tests {
                 }
             }
         }
-        // The last ones may come behind their results.
+        // The last notifications may come after their results.
         while pool.unread > 0 {
             assert!(pool.finished().is_none());
         }

@@ -1,12 +1,13 @@
-//! qcow2 images, with backing files: through the crate `imago`, on threads.
+//! qcow2 images with backing files: through the crate `imago`, on threads.
 //!
-//! What `imago` 0.2 lacks, and so this does: images that are encrypted, marked dirty or corrupt, or have
-//! subclusters are refused; internal snapshots are not made; dirty bitmaps are not kept up; clusters that are compressed
-//! with zstd are read here (`qcow2/zstd.rs`). Data goes
-//! through a buffer of the thread, one copy more than with a raw file. Reads and writes run side by side,
-//! a discard runs alone. `imago` keeps changes of the tables in memory until it is told to write them: here
-//! that is before the request that made them is answered. Which files an image needs is read here, and each is opened
-//! here, where [`Places`] allows it (`qcow2/chain.rs`); `imago` opens none by itself.
+//! Some features that `imago` 0.2 lacks are handled here. Images that are encrypted, marked dirty
+//! or corrupt, or have subclusters are refused. Internal snapshots are not made, and dirty bitmaps
+//! are not kept up. Clusters that are compressed with zstd are read here (`qcow2/zstd.rs`). Data
+//! goes through a buffer of the thread, one copy more than with a raw file. Reads and writes run in
+//! parallel; a discard runs alone. `imago` keeps changes of the tables in memory until it is told
+//! to write them: here that happens before the request that made them is answered. The files that
+//! an image needs are found here, and each is opened here if [`Places`] allows it
+//! (`qcow2/chain.rs`); `imago` opens none by itself.
 
 mod chain;
 mod counts;
@@ -36,29 +37,34 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use storage::{ImageFile, Mask};
 use zstd::{Kept, ZstdImage};
 
-/// Requests that are done at a time.
+/// The number of requests that are done at a time.
 const THREADS: usize = 4;
 
-/// An image, and whether this process alone knows of changes of its tables.
+/// An image, with the state of changes of its tables that only this process knows.
 struct Image {
-    /// A discard has it alone.
+    /// The access through `imago`, which a discard has exclusively.
     access: RwLock<FormatAccess<ImageFile>>,
-    /// Shared by those who may change tables, while they do; who writes them, or frees a cluster, has it alone. Taken behind `access`.
+    /// The lock for changes of the tables: shared by threads while they change tables; exclusive
+    /// for a thread that writes the tables or frees a cluster. Taken after `access`.
     tables: RwLock<()>,
-    /// Set before a table changes, while `tables` or `access` is held; taken back by who has one of them alone, and writes them.
+    /// True while the tables have changes that are not in the file. Set before a change, with
+    /// `tables` or `access` held; cleared by a thread that holds one of them exclusively and writes
+    /// the tables.
     unwritten: AtomicBool,
-    /// A change has failed, and `imago` may know of tables that the file will never name: nothing is written until the image is opened anew.
+    /// True once a change has failed: `imago` may know of tables that the file will never name, so
+    /// nothing more is written until the image is opened again.
     failed: AtomicBool,
-    /// Bytes of a cluster, and of the disk in one table.
+    /// The bytes of a cluster, and the bytes of the disk in one table.
     cluster: u64,
     table_covers: u64,
 }
 
-/// Opens the image at `path`, and what it names as far as `places` allow that. For writing it is locked against everybody
-/// else who writes or needs it as it is; else, and what is behind it in any case, against everybody who writes.
+/// Opens the image at `path`, and the files that it names as far as `places` allow that. An image
+/// opened for writing is locked against everybody else who writes it or needs it unchanged. One
+/// opened for reading, and every file behind the image, is locked against writers.
 ///
 /// # Errors
-/// [`OpenError`], with what `imago` says of an image that it cannot open.
+/// [`OpenError`], with the message of `imago` for an image that it cannot open.
 pub fn open(path: &Path, access: DiskAccess, places: &Places) -> Result<Pooled, OpenError> {
     let chain = Chain::open(path, Purpose::Use(access), places, |_| ())?;
     let writes = access == DiskAccess::ReadWrite;
@@ -130,10 +136,11 @@ pub fn open(path: &Path, access: DiskAccess, places: &Places) -> Result<Pooled, 
     Ok(Pooled::new(pool, geometry, path, held))
 }
 
-/// Looks at the image at `path` and at what it names, without using it: a line for each file that may be used.
+/// Checks the image at `path` and the files that it names, without using them. Returns a line for
+/// each file that may be used.
 ///
 /// # Errors
-/// Why it would not be served, with the lines until there.
+/// The reason why the image would not be served, with the lines up to that point.
 pub fn look(path: &Path, places: &Places) -> (Vec<String>, Result<(), OpenError>) {
     let mut lines = Vec::new();
     let chain = Chain::open(path, Purpose::Look, places, |link| {
@@ -146,7 +153,7 @@ pub fn look(path: &Path, places: &Places) -> (Vec<String>, Result<(), OpenError>
     (lines, chain.map(drop))
 }
 
-/// One thread's.
+/// The state of one thread.
 struct Worker {
     image: Arc<Image>,
     buffer: Vec<u8>,
@@ -184,7 +191,7 @@ impl Work for Worker {
 #[expect(clippy::needless_pass_by_value, reason = "given to map_err")]
 fn errno(error: std::io::Error) -> Errno {
     match error.kind() {
-        // By the old version of the format.
+        // The old version of the format does not support it.
         std::io::ErrorKind::Unsupported => Errno::OPNOTSUPP,
         _ => Errno::from_io_error(&error).unwrap_or(Errno::IO),
     }
@@ -197,19 +204,20 @@ impl Image {
         while !bytes.is_empty() {
             let (mapping, mut length) = access.get_shallow_mapping(offset, bytes.len() as u64)?;
             if matches!(mapping, ShallowMapping::Special { .. }) {
-                // One compressed cluster at a time: the next one is not to be where this one was before the file's tables
-                // name its new place.
+                // One compressed cluster at a time: the next one must not be written to the old
+                // place of this one before the file's tables name its new place.
                 length = length.min(self.cluster - offset % self.cluster);
                 if length < self.cluster {
-                    // One that cannot be decoded is left as it is: a change that has failed would be the last.
+                    // A cluster that cannot be decoded is not changed: a failed change would stop
+                    // all later ones.
                     access.read(&mut [0][..], offset)?;
                 }
             }
             let (here, rest) = bytes.split_at(bytes.len().min(length as usize));
             match mapping {
-                // Behind the end, or a table that makes no sense: it says so.
+                // Past the end of the disk, or a faulty table: `imago` returns the error.
                 _ if here.is_empty() => return access.write(bytes, offset),
-                // The image has the clusters already: their bytes are all that changes.
+                // The image has the clusters already, so only their bytes change.
                 ShallowMapping::Raw { storage, offset: place, writable: true, .. } => {
                     storage.write(here, place)?;
                 }
@@ -217,7 +225,8 @@ impl Image {
                     let _changing = self.tables.read().unwrap_or_else(PoisonError::into_inner);
                     self.change(|| access.write(here, offset))?;
                 }
-                // A cluster that the file's tables name may become free: nobody is to take it while they do.
+                // A cluster that the file's tables name may become free. It must not be used again
+                // while they name it.
                 _ => {
                     let _alone = self.tables.write().unwrap_or_else(PoisonError::into_inner);
                     self.change(|| access.write(here, offset))?;
@@ -232,11 +241,12 @@ impl Image {
     fn discard(&self, mut offset: u64, bytes: u64) -> std::io::Result<()> {
         let mut access = self.access.write().unwrap_or_else(PoisonError::into_inner);
         let end = offset.saturating_add(bytes);
-        // Of one table at a time: the next may be new, and is not to be where a cluster of this one was.
+        // One table at a time: the next may be new, and must not be written to the old place of a
+        // cluster of this one.
         while offset < end {
             let here = (self.table_covers - offset % self.table_covers).min(end - offset);
             let changed = self.change(|| access.discard_to_zero(offset, here));
-            // Also where it has failed midway: some clusters may be free.
+            // Also after a failure midway: some clusters may be free.
             let flushed = self.flush(&access);
             changed.and(flushed)?;
             offset += here;
@@ -259,28 +269,31 @@ impl Image {
         !self.unwritten.load(Ordering::Acquire)
     }
 
-    /// Sees to it that the file has the tables as they are: a process that is killed leaves what its file has, and no guest
-    /// is to notice. Nobody changes them meanwhile, or one could be written with a cluster that is not counted yet.
+    /// Writes the tables to the file, so that the guest loses nothing if this process is killed. No
+    /// other thread changes the tables meanwhile: a table could be written that names a cluster
+    /// which is not counted yet.
     fn write_tables(&self) -> std::io::Result<()> {
         if self.is_written() {
             return Ok(());
         }
         let access = self.shared();
         let _alone = self.tables.write().unwrap_or_else(PoisonError::into_inner);
-        // Whoever has waited for another that did it for both finds nothing to do.
+        // Another thread may have written the tables while this one waited.
         if self.is_written() { Ok(()) } else { self.flush(&access) }
     }
 
-    /// Whether there may be changes: where one has failed, no other that was under way with it is taken for done either.
+    /// Fails after a failed change. Changes that were under way with the failed one count as failed
+    /// too.
     fn check(&self) -> std::io::Result<()> {
         if self.failed.load(Ordering::Acquire) { Err(Errno::IO.into()) } else { Ok(()) }
     }
 
-    /// Writes the tables, for who has them alone.
+    /// Writes the tables; the caller has them exclusively.
     fn flush(&self, access: &FormatAccess<ImageFile>) -> std::io::Result<()> {
         self.check()?;
         access.flush().inspect_err(|_| self.failed.store(true, Ordering::Release))?;
-        // Not before: others may write into clusters that only now have their place in the file's tables.
+        // Not earlier: other threads may write into clusters that the file's tables do not name
+        // before this.
         self.unwritten.store(false, Ordering::Release);
         Ok(())
     }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::Path;
 
-/// A path for a log: its control characters are escaped.
+/// A path for a log; its control characters are escaped.
 #[derive(Clone, Copy)]
 pub(super) struct Shown<'p>(pub(super) &'p Path);
 

@@ -1,11 +1,11 @@
-//! Names of disks: what a toolstack writes into a backend's `params`.
+//! Names of disks, as a toolstack writes them into a backend's `params`.
 //!
 //! | name | disk |
 //! |---|---|
 //! | `/path`, `raw:/path`, `aio:/path` | a file or a block device |
 //! | `qcow2:/path` | a qcow2 image |
 //! | `nbd:unix:/socket`, `nbd:unix:/socket:exportname=NAME` | an export of an NBD server |
-//! | `memory:BYTES` | zeroes at first, nothing afterwards |
+//! | `memory:BYTES` | memory, all zeroes at first and lost at the end |
 
 use super::file::{Cache, File, Options, Way};
 use super::memory::Memory;
@@ -30,15 +30,15 @@ pub enum Target {
         /// The export.
         name: String,
     },
-    /// So many bytes of memory.
+    /// A disk of this many bytes of memory.
     Memory(u64),
 }
 
 impl Target {
-    /// The disk with this name.
+    /// Parses the name of a disk.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// A description of the fault in the name.
     pub fn parse(text: &str) -> Result<Self, String> {
         if text.starts_with('/') {
             return Ok(Self::Raw(text.into()));
@@ -66,15 +66,16 @@ impl Target {
         }
     }
 
-    /// Opens it, and what it names as far as `places` allow that.
+    /// Opens the disk, and the files that it names as far as `places` allow that.
     ///
     /// # Errors
-    /// Why not: [`Error::Busy`] where another device writes to it; [`Error::Away`] where its server is not there.
+    /// [`Error::Busy`] if another device writes to it; [`Error::Away`] if its server is not there;
+    /// else the reason.
     pub fn open(&self, access: DiskAccess, places: &Places) -> Result<Box<dyn Disk>, Error> {
         Ok(self.open_anywhere(access, places)?)
     }
 
-    /// The same, in a thread that is not the one that will use it.
+    /// Opens the disk in a thread other than the one that will use it.
     fn open_anywhere(
         &self,
         access: DiskAccess,
@@ -101,11 +102,12 @@ impl Target {
     }
 }
 
-/// What opens the disk that a backend's nodes name: `target`, which our hotplug script writes, else `params`;
-/// for writing where `mode` says so. It may take long: a server that does not answer, a chain of images.
+/// Returns the job that opens the disk which a backend's nodes name: in `target`, which this
+/// project's hotplug script writes, else in `params`. It is opened for writing if `mode` says so.
+/// Opening may take long: a server that does not answer, a chain of images.
 ///
 /// # Errors
-/// What is wrong with the name; [`Error::Missing`] where nothing is named.
+/// The fault in the name; [`Error::Missing`] if no disk is named.
 pub fn job(device: &mut Device<'_>, places: &Places) -> Result<Job, Error> {
     let named = match device.own("target")? {
         Some(target) => Some(target),

@@ -1,5 +1,5 @@
-//! Requests that a backend has not answered, for the next one: it may have smaller rings, and take fewer
-//! segments or not such requests at all.
+//! Keeps requests that a backend has not answered, for the next one. That backend may have smaller
+//! rings, and take fewer segments or not take such requests at all.
 
 use super::queue::{Asked, Completion, Part, Want};
 use std::collections::{BTreeMap, VecDeque};
@@ -8,9 +8,10 @@ use xen_io::blkif::Status;
 #[derive(Default)]
 pub(super) struct Again {
     asked: VecDeque<Asked>,
-    /// Requests that became several, by their tags: how many answers are missing, and what they came to.
+    /// The requests that were split, by their tags: the number of missing answers, and the status
+    /// so far.
     pieces: BTreeMap<u64, (usize, Status)>,
-    /// What the new backend does not take.
+    /// The failed requests that the new backend does not take.
     failed: Vec<Completion>,
 }
 
@@ -27,7 +28,7 @@ impl Again {
         self.asked.push_front(asked);
     }
 
-    /// Whether there is something to be asked.
+    /// True if there is a request to submit.
     pub(super) fn waits(&self) -> bool {
         !self.asked.is_empty()
     }
@@ -36,7 +37,7 @@ impl Again {
         self.asked.len() + self.failed.len()
     }
 
-    /// Reads and writes of more parts than that become several.
+    /// Splits reads and writes of more than `parts_max` parts into several.
     pub(super) fn split(&mut self, parts_max: usize) {
         for asked in std::mem::take(&mut self.asked) {
             let (Want::Read { tag, sector } | Want::Write { tag, sector }) = asked.want else {
@@ -59,7 +60,8 @@ impl Again {
         }
     }
 
-    /// A request has an answer; the whole one's, if that was the last of its pieces.
+    /// Takes the answer to a request; returns the answer to the whole request if that was the last
+    /// of its pieces.
     pub(super) fn ended(&mut self, completion: Completion) -> Option<Completion> {
         let Completion { tag, status } = completion;
         let Some((left, worst)) = self.pieces.get_mut(&tag) else { return Some(completion) };
@@ -73,7 +75,7 @@ impl Again {
         self.pieces.remove(&tag).map(|(_, status)| Completion { tag, status })
     }
 
-    /// The new backend does not take this: whoever has asked is told so.
+    /// Fails a request that the new backend does not take.
     pub(super) fn fail(&mut self, asked: &Asked) {
         let failed = Completion { tag: asked.want.tag(), status: Status::NotSupported };
         let whole = self.ended(failed);

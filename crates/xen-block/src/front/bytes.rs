@@ -1,9 +1,10 @@
-//! Any bytes of a device: reads and writes of whatever place and length, flushes, zeroes.
+//! Access to any bytes of a device: reads and writes at any place and of any length, flushes,
+//! zeroes.
 //!
-//! A job is cut into as many requests of the ring as it takes; many jobs are on their way at a time. What
-//! is not of whole sectors is read, changed and written, and no other job writes there meanwhile. Requests that
-//! others put into the same frontend ([`super::export`]) are none of these jobs.
-//! Zeroes are a discard; what does not read as zeroes after it is written.
+//! A job is cut into as many requests of the ring as it needs; many jobs are under way at a time. A
+//! write that is not of whole sectors reads, changes and writes them, and no other job writes there
+//! meanwhile. Requests that others put into the same frontend ([`super::export`]) belong to none of
+//! these jobs. Zeroes are a discard; data that does not read as zeroes afterwards is overwritten.
 
 use super::{Buffer, Completion, Front, Full, Info, Offer, Part, Want};
 use rustix::io::Errno;
@@ -12,12 +13,12 @@ use std::ops::Range;
 use xen::shared::PAGE_SIZE;
 use xen_io::blkif::Status;
 
-/// The mark of these requests in a tag, among others' of the same frontend.
+/// The bit that marks these requests in a tag, among others' requests of the same frontend.
 const MARK: u64 = 1 << 63;
-/// How much is looked at and written at a time where zeroes are wanted.
+/// The bytes that are read and overwritten at a time where zeroes are wanted.
 const ZEROES: u64 = 256 << 10;
 
-/// What is wanted.
+/// The work of a job.
 #[derive(Debug)]
 pub(super) enum Work {
     Read,
@@ -26,34 +27,35 @@ pub(super) enum Work {
     Flush,
 }
 
-/// Whether a write is answered when it is on stable storage, or when a flush would find it.
+/// The time of the answer to a write: once it is on stable storage, or once a later flush would
+/// include it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Sync {
     Flushed,
     Plain,
 }
 
-/// A job that has ended: what was read, or why not.
+/// A job that has ended: the data that was read, or the error.
 #[derive(Debug)]
 pub(super) struct Done {
     pub(super) tag: u64,
     pub(super) result: Result<Vec<u8>, Errno>,
 }
 
-/// What a job asks for at the moment.
+/// The current stage of a job.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Stage {
-    /// `data` is read, and that is all.
+    /// `data` is read, and the job ends.
     Read,
-    /// `data` is read, for the bytes around what is written.
+    /// `data` is read, for the bytes around those that are written.
     Around,
     /// `data` is written.
     Write,
     /// All of the job's whole sectors are discarded.
     Discard,
-    /// `data` is read, to see whether it is zeroes.
+    /// `data` is read, to find out if it is all zeroes.
     Look,
-    /// `data` is written with zeroes in it.
+    /// `data` is written, with the wanted range zeroed.
     Clear,
     Flush,
 }
@@ -61,22 +63,22 @@ enum Stage {
 #[derive(Debug)]
 struct Job {
     tag: u64,
-    /// What is wanted, in bytes.
+    /// The range of the job, in bytes.
     wanted: Range<u64>,
-    /// The same, to whole sectors.
+    /// The range of the job, extended to whole sectors.
     sectors: Range<u64>,
     payload: Vec<u8>,
     sync: Sync,
     stage: Stage,
-    /// Nobody else writes to its sectors.
+    /// True if no other job may write to its sectors meanwhile.
     alone: bool,
     started: bool,
-    /// Where on the device `data` is.
+    /// The offset of `data` on the device.
     place: u64,
     data: Vec<u8>,
-    /// How much of this stage has been asked for.
+    /// The bytes of this stage for which requests were made.
     asked: usize,
-    /// Requests without an answer.
+    /// The number of requests without an answer.
     open: usize,
     errno: Option<Errno>,
 }
@@ -93,14 +95,14 @@ struct Piece {
 #[derive(Debug, Default)]
 pub(super) struct Bytes {
     jobs: BTreeMap<u64, Job>,
-    /// Those with something to ask for, in order.
+    /// The jobs with requests to make, in order.
     waiting: VecDeque<u64>,
     pieces: BTreeMap<u64, Piece>,
     next: u64,
     held: usize,
 }
 
-/// Whether the job could ask for all of its stage.
+/// The result of making requests for a job's stage.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Went {
     Wholly,
@@ -108,17 +110,17 @@ enum Went {
 }
 
 impl Bytes {
-    /// Whether the answer is to one of these requests.
+    /// True if the answer belongs to one of these requests.
     pub(super) fn owns(completion: &Completion) -> bool {
         completion.tag & MARK != 0
     }
 
-    /// Bytes of memory that jobs hold.
+    /// Returns the bytes of memory that jobs hold.
     pub(super) fn held(&self) -> usize {
         self.held
     }
 
-    /// Takes a job; `wanted` lies within the device. [`Bytes::ask`] starts it.
+    /// Adds a job; `wanted` lies within the device. [`Bytes::ask`] starts it.
     pub(super) fn add(&mut self, info: &Info, tag: u64, wanted: Range<u64>, work: Work) {
         let size = u64::from(info.sector_size);
         let sectors = wanted.start / size * size..wanted.end.next_multiple_of(size);
@@ -155,7 +157,7 @@ impl Bytes {
         self.waiting.push_back(self.next);
     }
 
-    /// Takes the answer to one request; a job that has ended with it.
+    /// Takes the answer to one request; returns the job that has ended with it, if any.
     pub(super) fn answer(&mut self, front: &mut Front, completion: Completion) -> Option<Done> {
         let piece = self.pieces.remove(&completion.tag)?;
         let job = self.jobs.get_mut(&piece.job)?;
@@ -165,12 +167,12 @@ impl Bytes {
                 if matches!(job.stage, Stage::Read | Stage::Around | Stage::Look) {
                     let data = job.data.get_mut(piece.bytes.clone()).unwrap_or_default();
                     for (buffer, part) in piece.buffers.iter().zip(data.chunks_mut(PAGE_SIZE)) {
-                        // Inside the page.
+                        // The range is inside the page.
                         let _ = front.page(*buffer).map(|page| page.copy_out(0, part));
                     }
                 }
             }
-            // What was not discarded is looked at and written.
+            // The bytes that were not discarded are read and overwritten.
             _ if discards => {}
             Status::NotSupported => job.errno = Some(Errno::OPNOTSUPP),
             _ => job.errno = Some(Errno::IO),
@@ -183,7 +185,7 @@ impl Bytes {
         self.advance(piece.job)
     }
 
-    /// The stage is over: the next one, or the end.
+    /// Ends the current stage, and starts the next one or ends the job.
     fn advance(&mut self, number: u64) -> Option<Done> {
         let job = self.jobs.get_mut(&number)?;
         let before = job.held();
@@ -209,7 +211,8 @@ impl Bytes {
         Some(Done { tag: job.tag, result })
     }
 
-    /// Asks the device for what waits, as far as there is room; jobs that have ended without it.
+    /// Makes the requests of waiting jobs, as far as there is room; returns the jobs that have
+    /// ended without one.
     pub(super) fn ask(&mut self, front: &mut Front) -> Vec<Done> {
         let mut ended = Vec::new();
         while let Some(number) = self.waiting.pop_front() {
@@ -239,14 +242,14 @@ impl Bytes {
         ended
     }
 
-    /// Ends all jobs: the device is gone.
+    /// Ends all jobs, as the device is gone.
     pub(super) fn end(&mut self) -> Vec<Done> {
         let jobs = std::mem::take(self).jobs;
         jobs.into_values().map(|job| Done { tag: job.tag, result: Err(Errno::IO) }).collect()
     }
 
-    /// Whether the job is in nobody's way: two that write to the same sectors wait for each other where
-    /// one has to be alone.
+    /// True if no started job is in conflict with this one: two that write to the same sectors wait
+    /// for each other if one of them must be alone.
     fn may_start(&mut self, number: u64) -> bool {
         let Some(job) = self.jobs.get(&number) else { return true };
         let writes = !matches!(job.stage, Stage::Read | Stage::Flush);
@@ -264,7 +267,7 @@ impl Bytes {
         if let Some(job) = self.jobs.get_mut(&number).filter(|job| !job.started) {
             job.started = true;
             if matches!(job.stage, Stage::Read | Stage::Around) {
-                // Not before: those that wait hold nothing.
+                // Not earlier: a job that waits holds no buffers.
                 self.held -= job.held();
                 let len = usize::try_from(job.sectors.end - job.sectors.start);
                 job.data = vec![0; len.unwrap_or(usize::MAX)];
@@ -302,13 +305,13 @@ impl Bytes {
     }
 }
 
-/// Whether there was anything to ask the device for.
+/// The result of trying to make one request.
 enum Asked {
     One,
     Nothing,
 }
 
-/// Puts one request into the ring: as much of the stage as goes into one.
+/// Puts one request into the ring, with as much of the stage as fits.
 fn ask_one(
     front: &mut Front,
     info: &Info,
@@ -320,7 +323,7 @@ fn ask_one(
     match job.stage {
         Stage::Flush => {
             if info.flush == Offer::NotTaken {
-                // Such a backend keeps nothing back.
+                // A backend without flush does not cache writes.
                 return Ok(Asked::Nothing);
             }
             piece.bytes = 0..1;
@@ -359,7 +362,7 @@ fn transfer(
         parts.push(Part { buffer, first: 0, last: (here / 512 - 1) as u8 });
         len += here;
     }
-    // As far as there are buffers; a page holds whole sectors.
+    // The request is limited by the buffers; a page holds whole sectors.
     if parts.is_empty() {
         return Err(Full::Ring);
     }
@@ -370,7 +373,7 @@ fn transfer(
     }
     let data = job.data.get(piece.bytes.clone()).unwrap_or_default();
     for (buffer, part) in piece.buffers.iter().zip(data.chunks(PAGE_SIZE)) {
-        // Inside the page.
+        // The range is inside the page.
         let _ = front.page(*buffer).map(|page| page.copy_in(0, part));
     }
     front.submit(0, Want::Write { tag, sector }, &parts)
@@ -381,7 +384,7 @@ impl Job {
         size_of::<Self>() + self.data.len() + self.payload.len()
     }
 
-    /// Whether all of this stage has been asked for.
+    /// True if requests were made for all of this stage.
     fn is_asked(&self) -> bool {
         match self.stage {
             Stage::Flush | Stage::Discard => self.asked > 0,
@@ -389,7 +392,7 @@ impl Job {
         }
     }
 
-    /// Goes on to the next stage; false where there is none.
+    /// Starts the next stage; false if there is none.
     fn next_stage(&mut self) -> bool {
         self.asked = 0;
         match self.stage {
@@ -423,7 +426,7 @@ impl Job {
         }
     }
 
-    /// Looks at what is at `place`; false at the end.
+    /// Starts to read the bytes at `place`; false at the end of the job's sectors.
     fn look_at(&mut self, place: u64) -> bool {
         let len = self.sectors.end.saturating_sub(place).min(ZEROES);
         self.stage = Stage::Look;

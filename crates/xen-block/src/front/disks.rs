@@ -1,5 +1,5 @@
-//! All block devices of a hosted guest, and the ways in which its programs use them: what the guest's
-//! first program runs beside them.
+//! All block devices of a hosted guest, and the interfaces to them for the guest's programs. The
+//! guest's first program runs this besides them.
 //!
 //! ```no_run
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -53,7 +53,7 @@ impl std::fmt::Debug for Disks {
 }
 
 impl Disks {
-    /// The disks of `domid`, which is the caller's own domain.
+    /// Starts the disks of `domid`, which is the caller's own domain.
     ///
     /// # Errors
     /// The store is gone.
@@ -71,24 +71,24 @@ impl Disks {
         Ok(Self { bus, files, sockets, exports })
     }
 
-    /// Gives programs the devices as files, from now on.
+    /// Serves the devices to programs as files, from now on.
     pub fn serve_files(&mut self, mount: Fuse) {
         self.files = Some(mount);
     }
 
-    /// Gives programs each device as an NBD server, at `xvda.nbd` and so on in this folder.
+    /// Serves each device to programs as an NBD server, at `xvda.nbd` and so on in this folder.
     pub fn serve_sockets(&mut self, folder: impl Into<PathBuf>) {
         self.sockets = Some(folder.into());
     }
 
-    /// The devices that are connected: name, and what the backend says of it.
+    /// Returns the connected devices: the name, and the backend's description.
     pub fn devices(&self) -> impl Iterator<Item = (String, Info)> {
         let drivers = self.bus.drivers_ref();
         drivers.filter_map(|(id, front)| Some((vbd::name(id.devid), front.info()?)))
     }
 
-    /// Files and sockets come with a device and go with it. A socket that cannot be is missed by those who
-    /// want it, and by nobody else.
+    /// Adds and removes files and sockets along with their devices. A socket that cannot be made is
+    /// missing for the programs that need it, and harms nothing else.
     fn follow(&mut self, news: &News) -> Option<News> {
         let devid = news.id.devid;
         match news.what {
@@ -164,7 +164,7 @@ impl Devices for Disks {
             }
         }
         for id in unused {
-            // It may be asked to close, and have waited for that.
+            // The device may have been asked to close, and have waited for its users.
             if self.bus.waits(id) {
                 self.bus.poke(store, id)?;
                 moved += 1;
@@ -194,7 +194,7 @@ impl Devices for Disks {
     }
 }
 
-/// What programs ask of one device, and what it answers; how much of either there was.
+/// Moves requests of programs to one device, and its answers back; returns the number of both.
 fn serve(
     id: Id,
     front: &mut Front,

@@ -1,12 +1,13 @@
-//! A frontend's device as an NBD server on a Unix socket: how programs of a hosted guest use it.
+//! A frontend's device as an NBD server on a Unix socket, for programs of a hosted guest.
 //!
 //! Source: the protocol's `doc/proto.md` (NetworkBlockDevice/nbd): fixed newstyle negotiation,
 //! `NBD_OPT_GO`, `NBD_OPT_INFO`, `NBD_OPT_EXPORT_NAME`, `NBD_OPT_LIST`, `NBD_OPT_ABORT`; simple replies. Every
 //! export name is the device. A request is one request of the ring, so it is at most
 //! [`Info::segments_max`](super::Info) pages long; clients are told so.
 //!
-//! One thread, no waiting: [`Export::turn`] does what can be done. A client that sends nonsense, or does
-//! not take its answers, is bounded, and harms itself.
+//! It runs in one thread and never blocks: [`Export::turn`] does the work that is possible at the
+//! moment. A client that violates the protocol, or does not take its answers, is bounded, and harms
+//! only itself.
 
 mod wire;
 
@@ -25,13 +26,13 @@ use wire::{Command, Phase, Request};
 use xen_io::blkif::Status;
 use xenbus::Error;
 
-/// Most clients at a time.
+/// The most clients at a time.
 const CLIENTS_MAX: usize = 16;
-/// Most requests of a client that are not answered.
+/// The most unanswered requests of a client.
 const OPEN_MAX: usize = 64;
-/// Most bytes of answers that a client has not taken, before its requests are left where they are.
+/// The most bytes of answers that a client has not taken; beyond that, its requests are not read.
 const OUTPUT_MAX: usize = 4 << 20;
-/// How much is read at a time.
+/// The bytes of one read.
 const READ_BYTES: usize = 256 << 10;
 
 /// One client.
@@ -57,7 +58,7 @@ pub struct Export {
     listener: UnixListener,
     path: PathBuf,
     clients: BTreeMap<u64, Client>,
-    /// Requests that wait for room in the ring, in order.
+    /// The requests that wait for room in the ring, in order.
     waiting: VecDeque<Job>,
     asked: BTreeMap<u64, Job>,
     next: u64,
@@ -73,10 +74,10 @@ impl Export {
     /// Listens at `path`.
     ///
     /// # Errors
-    /// What the system said.
+    /// The error of the system.
     pub fn listen(path: &Path) -> io::Result<Self> {
         let listener = UnixListener::bind(path)?;
-        // Not by ioctl(2), which a hosted guest may not.
+        // Not by ioctl(2), which a hosted guest may not use.
         rustix::fs::fcntl_setfl(&listener, OFlags::NONBLOCK)?;
         Ok(Self {
             listener,
@@ -88,13 +89,14 @@ impl Export {
         })
     }
 
-    /// How many clients there are.
+    /// Returns the number of clients.
     #[must_use]
     pub fn clients(&self) -> usize {
         self.clients.len()
     }
 
-    /// What to poll, and for what: a client that takes no further requests at the moment is not read.
+    /// Returns the descriptors to poll, with the events. A client whose requests are not taken at
+    /// the moment is not polled for reading.
     pub fn polled(&self) -> impl Iterator<Item = (BorrowedFd<'_>, PollFlags)> {
         let room =
             if self.clients.len() < CLIENTS_MAX { PollFlags::IN } else { PollFlags::empty() };
@@ -106,20 +108,20 @@ impl Export {
         std::iter::once((self.listener.as_fd(), room)).chain(clients)
     }
 
-    /// What to poll for reading.
+    /// Returns the descriptors to poll for reading.
     pub fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         let clients = self.clients.values().map(|client| client.stream.as_fd());
         std::iter::once(self.listener.as_fd()).chain(clients)
     }
 
-    /// Whether a client has answers to take: its descriptor is to be polled for writing too.
+    /// True if a client has answers to take: then its descriptor is to be polled for writing too.
     #[must_use]
     pub fn has_output(&self) -> bool {
         self.clients.values().any(|client| !client.output.is_empty())
     }
 
-    /// Takes answers and requests, asks the device, answers; returns how much was done. Nobody else takes
-    /// this device's completions.
+    /// Takes answers and requests, makes the device's requests, and answers clients. Returns the
+    /// number of steps. Nobody else may take this device's completions.
     ///
     /// # Errors
     /// The backend has broken the ring.
@@ -132,8 +134,9 @@ impl Export {
         Ok(moved + self.serve(front)?)
     }
 
-    /// Takes requests, asks the device, answers; returns how much was done. For who takes the completions
-    /// himself, and gives those of this server to [`Export::complete`].
+    /// Takes requests, makes the device's requests, and answers clients. Returns the number of
+    /// steps. For a caller that takes the completions itself, and passes those of this server to
+    /// [`Export::complete`].
     ///
     /// # Errors
     /// The backend has broken the ring.
@@ -165,7 +168,7 @@ impl Export {
         }
     }
 
-    /// Reads what clients have sent.
+    /// Reads the bytes that clients have sent.
     fn read_all(&mut self, info: &Info) -> usize {
         let mut moved = 0;
         for (id, client) in &mut self.clients {
@@ -203,7 +206,7 @@ impl Export {
         moved
     }
 
-    /// Gives the device what waits, as far as there is room.
+    /// Submits the waiting requests to the device, as far as there is room.
     fn ask(&mut self, front: &mut Front) {
         while let Some(mut job) = self.waiting.pop_front() {
             match submit(front, &mut job, self.next + 1) {
@@ -224,7 +227,7 @@ impl Export {
         }
     }
 
-    /// Takes an answer to one of its requests; what is none of them is nothing to it.
+    /// Takes the answer to one of its requests; any other completion is ignored.
     pub fn complete(&mut self, front: &mut Front, completion: Completion) {
         let Some(mut job) = self.asked.remove(&completion.tag) else { return };
         let errno = match completion.status {
@@ -236,7 +239,7 @@ impl Export {
         if errno.is_none() && job.request.command == Command::Read {
             payload.resize(job.request.len as usize, 0);
             for (buffer, part) in job.buffers.iter().zip(payload.chunks_mut(4096)) {
-                // Inside the page.
+                // The range is inside the page.
                 let _ = front.page(*buffer).map(|page| page.copy_out(0, part));
             }
         }
@@ -259,12 +262,12 @@ impl Drop for Export {
 }
 
 impl Client {
-    /// Whether its requests are left where they are, until answers have gone.
+    /// True if the client's requests are not read until answers have been taken.
     fn is_full(&self) -> bool {
         self.open >= OPEN_MAX || self.output.len() >= OUTPUT_MAX
     }
 
-    /// Reads once, no more than a request needs.
+    /// Reads once, at most the bytes that a request needs.
     fn receive(&mut self, info: &Info) -> usize {
         let room = (wire::request_max(info) + READ_BYTES).saturating_sub(self.input.len());
         let before = self.input.len();
@@ -304,7 +307,7 @@ impl Client {
     }
 }
 
-/// What is wrong with a request, if anything: it is answered and not asked.
+/// Returns the error of a faulty request, if any: such a request is answered and not submitted.
 fn wrong(request: &Request, info: &Info) -> Option<Errno> {
     let size = u64::from(info.sector_size);
     let end = request.offset.checked_add(request.len.into());
@@ -333,7 +336,7 @@ fn give_back(front: &mut Front, job: &mut Job) {
     }
 }
 
-/// One request of a client as one request of the ring.
+/// Submits one request of a client as one request of the ring.
 fn submit(front: &mut Front, job: &mut Job, tag: u64) -> Result<(), Full> {
     let Request { command, offset, len, .. } = job.request;
     let (sector, sectors) = (offset / 512, u64::from(len) / 512);
@@ -342,7 +345,7 @@ fn submit(front: &mut Front, job: &mut Job, tag: u64) -> Result<(), Full> {
         Command::Write => Want::Write { tag, sector },
         Command::Trim => Want::Discard { tag, sector, sectors },
         _ => match front.info() {
-            // A backend without flush keeps nothing back.
+            // A backend without flush does not cache writes.
             Some(info) if info.flush == Offer::NotTaken => return Err(Full::NotPossible),
             _ => Want::Flush { tag },
         },
@@ -358,7 +361,7 @@ fn submit(front: &mut Front, job: &mut Job, tag: u64) -> Result<(), Full> {
             left -= here;
         }
         for (buffer, part) in job.buffers.iter().zip(job.payload.chunks(4096)) {
-            // Inside the page.
+            // The range is inside the page.
             let _ = front.page(*buffer).map(|page| page.copy_in(0, part));
         }
     }

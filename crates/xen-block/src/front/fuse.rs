@@ -1,10 +1,11 @@
-//! The devices of a hosted guest as files: `/dev/xvda` of its programs.
+//! Serves the devices of a hosted guest as files: `/dev/xvda` for its programs.
 //!
-//! The mount is the guest's own, made before its program ran (`xen_hosted::domain::Devices::Files`); what
-//! is served here is the other end of it. A file is the device: its size is the device's, also once that
-//! has changed; each read and write is one of the device, without a cache between, as many at a time as
-//! programs ask for; fsync(2) is a flush, `FALLOC_FL_PUNCH_HOLE` a discard that reads as zeroes. Truncating
-//! a device does nothing. While the backend is away, programs wait.
+//! The guest makes the mount before its program runs (`xen_hosted::domain::Devices::Files`); this
+//! module serves the other end of it. A file is the device: its size is the device's, also after
+//! the device was resized. Each read and write is one of the device, without a cache in between, as
+//! many at a time as programs make; fsync(2) is a flush, and `FALLOC_FL_PUNCH_HOLE` is a discard
+//! that reads as zeroes. Truncating a device does nothing. While the backend is away, programs
+//! wait.
 //!
 //! `/dev/null` and `/dev/zero` are there too, for shells.
 
@@ -20,30 +21,31 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use wire::{Attributes, Op, ROOT, Request};
 use xenbus::Error;
 
-/// The nodes of files that each guest has, of no device.
+/// The nodes of files that each guest has and that are no devices.
 const NULL: u64 = 2;
 const ZERO: u64 = 3;
 const FULL: u64 = 4;
 const RANDOM: u64 = 5;
 const URANDOM: u64 = 6;
-/// Those files, by name.
+/// These files, by name.
 const OF_ALL: [(u64, &str); 5] =
     [(NULL, "null"), (ZERO, "zero"), (FULL, "full"), (RANDOM, "random"), (URANDOM, "urandom")];
-/// From here on are the nodes of devices: a device's is its number, and above that how many came before it. Who
-/// has the old one open does not get at the new one.
+/// The first node of a device. A node is this, plus the device's number, plus in the upper bits the
+/// number of devices that came before it. A user that has an old device open therefore does not
+/// reach a new one of the same number.
 const FIRST: u64 = 1 << 32;
-/// Kinds and rights of nodes.
+/// The kinds and permissions of nodes.
 const FOLDER: u32 = 0o040_755;
 const FILE_OF_ALL: u32 = 0o100_666;
 const FILE: u32 = 0o100_600;
 const FILE_READ_ONLY: u32 = 0o100_400;
-/// Bytes that the requests of one device may hold, before further ones fail: what the kernel has on its way
-/// without a program that waits for each.
+/// The bytes that the requests of one device may hold, before further ones fail. Only requests for
+/// which no program waits can be so many.
 const HELD_MAX: usize = 64 << 20;
-/// Requests taken before others have their turn.
+/// The most requests taken before others have their turn.
 const A_TURN: usize = 64;
 
-/// Bytes by chance.
+/// Returns random bytes.
 fn random(size: u32) -> Result<Vec<u8>, Errno> {
     let mut bytes = vec![0; size as usize];
     let mut end = 0;
@@ -58,15 +60,15 @@ fn random(size: u32) -> Result<Vec<u8>, Errno> {
 struct File {
     name: String,
     bytes: Bytes,
-    /// What the kernel waits for, with how much is written once it is answered.
+    /// The requests that the kernel waits for, with the kind of their answers.
     asked: BTreeMap<u64, Answer>,
     info: Option<Info>,
     node: u64,
-    /// How many have it open.
+    /// The number of users that have it open.
     users: usize,
 }
 
-/// How a request is answered that has gone well.
+/// The answer to a successful request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Answer {
     Data,
@@ -79,16 +81,16 @@ enum Answer {
 pub struct Fuse {
     fd: OwnedFd,
     files: BTreeMap<u32, File>,
-    /// Devices that there have been.
+    /// The number of devices added so far.
     added: u64,
     buffer: Vec<u8>,
-    /// Who asks: the mount is one user's, so all is his.
+    /// The owner of the files: the mount belongs to one user.
     owner: (u32, u32),
-    /// The mount is there.
+    /// True while the mount is there.
     mounted: bool,
 }
 
-/// An answer, or that it comes later.
+/// The answer; `None` if it comes later.
 type Reply = Result<Option<Vec<u8>>, Errno>;
 
 impl Fuse {
@@ -99,7 +101,7 @@ impl Fuse {
         Self { fd, files: BTreeMap::new(), added: 0, buffer, owner: (0, 0), mounted: true }
     }
 
-    /// A device appears, under a name without a slash; one that is there goes on.
+    /// Adds a device under a name without a slash; nothing changes if the device is there already.
     pub fn add(&mut self, devid: u32, name: &str) {
         if self.files.contains_key(&devid) {
             return;
@@ -110,7 +112,7 @@ impl Fuse {
         self.files.insert(devid, File { name, bytes, asked, info: None, node, users: 0 });
     }
 
-    /// A device is gone: what was asked of it fails, and so does what is asked by those who have it open.
+    /// Removes a device: its requests fail, and so do later ones of programs that have it open.
     pub fn remove(&mut self, devid: u32) {
         if let Some(mut file) = self.files.remove(&devid) {
             for done in file.bytes.end() {
@@ -120,20 +122,21 @@ impl Fuse {
         }
     }
 
-    /// How many have a device open.
+    /// Returns the number of users that have a device open.
     #[must_use]
     pub fn users(&self, devid: u32) -> usize {
         let file = self.files.get(&devid).filter(|_| self.mounted);
         file.map_or(0, |file| file.users)
     }
 
-    /// Whether the mount is there: the descriptor is to be polled.
+    /// True if the mount is there: then the descriptor is to be polled.
     #[must_use]
     pub fn wants(&self) -> bool {
         self.mounted
     }
 
-    /// Takes an answer to one of [`Fuse::turn`]'s requests; false where it is another's.
+    /// Takes the answer to one of [`Fuse::turn`]'s requests; false if the request is not one of
+    /// them.
     pub fn complete(
         &mut self,
         devid: u32,
@@ -152,17 +155,17 @@ impl Fuse {
         true
     }
 
-    /// Takes requests of the guest's programs; returns how many.
+    /// Takes requests of the guest's programs; returns their number.
     ///
     /// # Errors
-    /// The descriptor is none of FUSE.
+    /// The descriptor is not one of FUSE.
     pub fn turn(&mut self) -> Result<usize, Error> {
         let mut taken = 0;
         while taken < A_TURN && self.wants() {
             let count = match rustix::io::read(&self.fd, self.buffer.as_mut_slice()) {
                 Ok(count) => count,
                 Err(Errno::AGAIN) => break,
-                // A request that was taken back.
+                // The request was interrupted.
                 Err(Errno::NOENT | Errno::INTR) => continue,
                 Err(Errno::NODEV) => {
                     self.mounted = false;
@@ -183,13 +186,13 @@ impl Fuse {
         Ok(taken)
     }
 
-    /// Asks a device for what its programs want of it.
+    /// Makes a device's requests for its programs.
     ///
     /// # Errors
     /// As [`Front::push`].
     pub fn ask(&mut self, devid: u32, front: &mut Front) -> Result<(), Error> {
         let Some(file) = self.files.get_mut(&devid) else { return Ok(()) };
-        // While the backend is away, the device is what it was.
+        // While the backend is away, the device keeps its properties.
         file.info = front.info().or(file.info);
         let ended = file.bytes.ask(front);
         let ended: Vec<_> =
@@ -210,7 +213,8 @@ impl Fuse {
         self.reply(done.tag, None, &body);
     }
 
-    /// A request that was taken back meanwhile needs no answer: the kernel says so, and that is all.
+    /// Answers a request. One that was interrupted meanwhile needs no answer: the kernel's error
+    /// about that is ignored.
     fn reply(&self, unique: u64, errno: Option<Errno>, body: &[u8]) {
         let head = wire::head(unique, errno, body.len());
         let _ = rustix::io::writev(&self.fd, &[IoSlice::new(&head), IoSlice::new(body)]);
@@ -258,13 +262,13 @@ impl Fuse {
         if let Some((node, _)) = OF_ALL.iter().find(|at| at.1.as_bytes() == name) {
             return Ok(*node);
         }
-        // One whose size is not known yet cannot be opened yet.
+        // A device whose size is not known yet cannot be opened yet.
         let here = |file: &File| file.name.as_bytes() == name && file.info.is_some();
         let found = self.files.values().find(|file| here(file));
         found.map(|file| file.node).ok_or(Errno::NOENT)
     }
 
-    /// The device of a node.
+    /// Returns the device of a node.
     fn file(&mut self, node: u64) -> Result<(&mut File, Info), Errno> {
         let file = self.files.values_mut().find(|file| file.node == node).ok_or(Errno::NXIO)?;
         let info = file.info.ok_or(Errno::NXIO)?;
@@ -369,8 +373,8 @@ impl Fuse {
 }
 
 impl File {
-    /// Puts a job to the others; its answer comes later. A device that does not answer holds up its own
-    /// programs, and nobody else's.
+    /// Adds a job; its answer comes later. A device that does not answer blocks only the programs
+    /// that use it.
     fn ask(
         &mut self,
         info: &Info,

@@ -1,4 +1,4 @@
-//! One ring of a frontend, and what was asked through it.
+//! One ring of a frontend, and its open requests.
 
 use std::fmt;
 use xen::gnttab::{Access, GrantOffer, Offered};
@@ -14,61 +14,61 @@ use xen_io::blkif::{
 use xen_io::ring::RingError;
 use xenbus::Error;
 
-/// Sectors of a buffer that take part in a request.
+/// The sectors of a buffer that take part in a request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Part {
     /// The buffer.
     pub buffer: Buffer,
-    /// First sector of 512 bytes within it, 0 to 7.
+    /// The first sector within the buffer, of 512 bytes, 0 to 7.
     pub first: u8,
-    /// Last one.
+    /// The last sector.
     pub last: u8,
 }
 
 impl Part {
-    /// All of a buffer.
+    /// Returns the part that is all of a buffer.
     #[must_use]
     pub fn whole(buffer: Buffer) -> Self {
         Self { buffer, first: 0, last: 7 }
     }
 }
 
-/// What is wanted; `tag` comes back with the answer.
+/// A request to the device; `tag` comes back with the answer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Want {
-    /// Sectors into the parts.
+    /// Reads the sectors into the parts.
     Read {
-        /// The asker's name for it.
+        /// The caller's name for the request.
         tag: u64,
-        /// First sector.
+        /// The first sector.
         sector: u64,
     },
-    /// The parts onto the sectors.
+    /// Writes the parts onto the sectors.
     Write {
-        /// The asker's name for it.
+        /// The caller's name for the request.
         tag: u64,
-        /// First sector.
+        /// The first sector.
         sector: u64,
     },
-    /// What was written and answered onto stable storage.
+    /// Puts all answered writes onto stable storage.
     Flush {
-        /// The asker's name for it.
+        /// The caller's name for the request.
         tag: u64,
     },
-    /// The parts onto the sectors, behind all before it and before all behind it.
+    /// Writes the parts onto the sectors, after all earlier requests and before all later ones.
     Barrier {
-        /// The asker's name for it.
+        /// The caller's name for the request.
         tag: u64,
-        /// First sector.
+        /// The first sector.
         sector: u64,
     },
-    /// Sectors that are not needed.
+    /// Discards the sectors.
     Discard {
-        /// The asker's name for it.
+        /// The caller's name for the request.
         tag: u64,
-        /// First sector.
+        /// The first sector.
         sector: u64,
-        /// How many.
+        /// The number of sectors.
         sectors: u64,
     },
 }
@@ -85,15 +85,16 @@ impl Want {
     }
 }
 
-/// Why a request was not put into the ring.
+/// The reason why a request was not put into the ring.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum Full {
-    /// The ring is full: again after an answer.
+    /// The ring is full; try again after an answer.
     Ring,
     /// There is no backend at the moment.
     NotConnected,
-    /// The backend does not take this: read-only, too many parts, not offered.
+    /// The backend does not take this request: it is read-only, has too many parts, or is not
+    /// offered.
     NotPossible,
 }
 
@@ -112,7 +113,7 @@ impl std::error::Error for Full {}
 /// A request that has ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Completion {
-    /// The asker's name for it.
+    /// The caller's name for the request.
     pub tag: u64,
     /// The backend's answer.
     pub status: Status,
@@ -125,24 +126,24 @@ pub(super) struct Asked {
     pub(super) parts: Vec<Part>,
 }
 
-/// A request until it is answered.
+/// The state of a request until it is answered.
 #[derive(Default)]
 struct Open {
     operation: u8,
     want: Option<Want>,
     parts: Vec<Part>,
-    /// The page of the segments of an indirect request.
+    /// The page with the segments of an indirect request.
     indirect: Option<Offered>,
 }
 
 pub(super) struct Queue {
-    /// Closed before the ring is taken back.
+    /// The event channel, which is closed before the ring is taken back.
     pub(super) channel: Channel,
     ring: Ring<Open>,
     layout: Layout,
     peer: DomId,
     segments: Vec<Segment>,
-    /// Pages for the segments of indirect requests.
+    /// The pages for the segments of indirect requests.
     spare: Vec<Offered>,
     response: ResponseBytes,
 }
@@ -174,7 +175,8 @@ impl Queue {
         self.ring.in_flight()
     }
 
-    /// What has no answer, in the order of the slots; the queue is of no use then.
+    /// Takes the unanswered requests, in the order of their slots; the queue cannot be used
+    /// afterwards.
     pub(super) fn take_asked(&mut self) -> Vec<Asked> {
         let open = self.ring.take_open();
         open.filter_map(|open| Some(Asked { want: open.want?, parts: open.parts })).collect()
@@ -204,7 +206,7 @@ impl Queue {
                 return Err(error);
             }
         };
-        // An indirect request is answered as what it does with its segments.
+        // An indirect request is answered with its inner operation.
         open.operation = match (request.operation(), bytes.0) {
             (op::INDIRECT, [_, transfer, ..]) => transfer,
             (operation, _) => operation,
@@ -215,7 +217,8 @@ impl Queue {
         Ok(())
     }
 
-    /// The request as the ring has it, and the page of its segments where it is an indirect one.
+    /// Returns the request in the ring's format, and the page of its segments if it is an indirect
+    /// one.
     fn body(
         &mut self,
         want: &Want,
@@ -254,7 +257,7 @@ impl Queue {
         self.ring.push()
     }
 
-    /// The next answer, copied out of the ring once and checked against what was asked.
+    /// Takes the next answer, copied out of the ring once and checked against its request.
     pub(super) fn take(&mut self) -> Result<Option<Completion>, Error> {
         if !self.ring.take(self.response.as_mut_slice())? {
             return Ok(None);

@@ -1,5 +1,5 @@
-//! Files that an image names: those that are opened for it, how, and their locks. With QEMU's tools, which
-//! make the images and use them at the same time.
+//! The files that an image names: which are opened, how, and their locks. QEMU's tools make the
+//! images and use them at the same time.
 
 use crate::images::{Folder, tool};
 use rustix::fs::{CWD, FileType, Mode};
@@ -18,17 +18,18 @@ use xen_block::disk::{Disk, DiskAccess, qcow2};
 const WRITE: DiskAccess = DiskAccess::ReadWrite;
 const READ: DiskAccess = DiskAccess::ReadOnly;
 
-/// The longest that something may take.
+/// The longest time that a step may take.
 const WITHIN: Duration = Duration::from_secs(30);
 const MOMENT: Duration = Duration::from_millis(2);
 
-/// No image folders.
+/// Returns the rules without image folders.
 fn nowhere() -> Places {
     Places::default().with_file("/dev/null".into())
 }
 
-/// Opens what nobody uses any more. A process that another test starts has, until it runs its program, the locks of what
-/// was closed here meanwhile: then it is tried again.
+/// Opens a file that is not in use any more. A process that another test starts has, until it runs
+/// its program, the locks of files that were closed here meanwhile: so an opening that finds one is
+/// tried again.
 fn free<T>(open: impl Fn() -> Result<T, OpenError>) -> Result<T, OpenError> {
     let end = Instant::now() + WITHIN;
     loop {
@@ -56,12 +57,12 @@ fn create(path: &str, options: &[&str]) {
     tool("qemu-img", &arguments);
 }
 
-/// The real names of two files.
+/// Returns the resolved name of a file.
 fn real(path: &str) -> PathBuf {
     std::fs::canonicalize(path).unwrap()
 }
 
-/// The daemon that served all guests ended of it, again at each start.
+/// Such a chain ended the daemon that serves all guests, again at each start.
 #[test]
 fn a_chain_that_ends_in_itself_is_refused() {
     let Some(folder) = Folder::new("loop") else { return };
@@ -86,7 +87,7 @@ fn a_chain_has_64_images_at_most() {
     create(&name(1), &["-o", "size=16M"]);
     tool("qemu-io", &["-f", "qcow2", "-c", "write -q -P 7 0 64k", &name(1)]);
     for at in 2..=CHAIN_MAX + 1 {
-        // Without a look at what is behind it.
+        // The file behind the image is not looked at.
         let behind = format!("{}.qcow2", at - 1);
         create(&name(at), &["-u", "-F", "qcow2", "-b", &behind, "-o", "size=16M"]);
     }
@@ -98,7 +99,7 @@ fn a_chain_has_64_images_at_most() {
 fn nothing_is_guessed_of_a_backing_file() {
     let Some(folder) = Folder::new("format") else { return };
     let (base, top) = (folder.file("base"), folder.file("top.qcow2"));
-    // What the guest of a raw disk may write into it: an image that names a file of the host.
+    // The guest of a raw disk may write this into it: an image that names a file of the host.
     create(&base, &["-u", "-F", "raw", "-b", "/etc/passwd", "-o", "size=1M"]);
     create(&top, &["-F", "raw", "-b", &base]);
     opened(&top, READ, &nowhere()).unwrap();
@@ -109,7 +110,7 @@ fn nothing_is_guessed_of_a_backing_file() {
         tool("qemu-img", &["rebase", "-u", "-F", format, "-b", &base, &top]);
         assert_eq!(fault(&top, &nowhere()), wanted);
     }
-    // As QEMU's own tools wrote it before they asked for a format: without one.
+    // Old versions of QEMU's tools wrote images without a format of the backing file.
     for (compat, header) in [("0.10", 72), ("1.1", 0)] {
         create(&top, &["-F", "raw", "-b", &base, "-o", &format!("compat={compat}")]);
         opened(&top, READ, &nowhere()).unwrap();
@@ -153,7 +154,7 @@ fn what_an_image_names_lies_in_its_folder_or_an_image_folder() {
             assert_eq!(opened(&top, WRITE, places), wanted, "{base}");
         }
     }
-    // What stands behind it is asked for its own folder.
+    // The backing file's own folder counts for the names in it.
     create(&at("images/base.qcow2"), &["-F", "qcow2", "-b", &at("own/base.qcow2")]);
     create(&top, &["-F", "qcow2", "-b", &at("images/base.qcow2")]);
     assert_eq!(fault(&top, &images), ImageFault::Place(real(&at("own/base.qcow2"))));
@@ -204,7 +205,7 @@ fn a_data_file_is_in_the_images_folder_and_written_for_disks_that_are_written() 
     assert_eq!(modes(WRITE), [rustix::fs::OFlags::RDWR]);
 }
 
-/// The modes in which this process has a file open.
+/// Returns the modes in which this process has a file open.
 fn open_modes(path: &Path) -> Vec<rustix::fs::OFlags> {
     let mut modes = Vec::new();
     for entry in std::fs::read_dir("/proc/self/fd").unwrap().flatten() {
@@ -219,7 +220,7 @@ fn open_modes(path: &Path) -> Vec<rustix::fs::OFlags> {
     modes
 }
 
-/// A server of QEMU's that has an image open.
+/// A server of QEMU that has an image open.
 struct Server(Child, String);
 
 impl Server {
@@ -230,7 +231,7 @@ impl Server {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let end = Instant::now() + WITHIN;
         loop {
-            // It listens before it has opened the image, and greets behind that.
+            // The server listens before it has opened the image, and sends its greeting after that.
             let greeted = UnixStream::connect(&socket)
                 .is_ok_and(|mut stream| stream.read_exact(&mut [0; 8]).is_ok());
             if greeted {
@@ -256,7 +257,7 @@ impl Drop for Server {
     }
 }
 
-/// Opens a disk, of which nothing is asked.
+/// Opens a disk, without a request to it.
 fn disk(path: &str, format: &str, access: DiskAccess) -> Result<Box<dyn Disk>, OpenError> {
     let path = Path::new(path);
     match format {
@@ -268,7 +269,7 @@ fn disk(path: &str, format: &str, access: DiskAccess) -> Result<Box<dyn Disk>, O
     }
 }
 
-/// QEMU's tools and we see each other's locks.
+/// QEMU's tools and this crate respect each other's locks.
 #[test]
 fn images_are_locked_against_qemu_and_by_qemu() {
     let Some(folder) = Folder::new("locks") else { return };
@@ -284,7 +285,7 @@ fn images_are_locked_against_qemu_and_by_qemu() {
             }
             command.arg(image).output().unwrap().status.success()
         };
-        // Where it is to be let in it is tried again, as in `free`.
+        // An opening that is to succeed is tried again, as in `free`.
         let qemu = |image: &str, format: &str, what: &str, is_let: bool| {
             let end = Instant::now() + WITHIN;
             while once(image, format, what) != is_let {
@@ -296,13 +297,13 @@ fn images_are_locked_against_qemu_and_by_qemu() {
         let ours =
             |image: &str, format: &str, access| free(|| disk(image, format, access)).unwrap();
         let busy = |path: &str| Err(OpenError::Busy(real(path)));
-        // Ours first.
+        // This crate first.
         let held = ours(&image, format, WRITE);
         qemu(&image, format, write, false);
         drop(held);
         let held = ours(&image, format, READ);
         qemu(&image, format, read, true);
-        // A raw one may be looked at while it changes; tables may not change under their reader.
+        // A raw file may be read while it changes; tables may not change while they are read.
         qemu(&image, format, write, format == "raw");
         drop(held);
         let held = ours(&top, "qcow2", WRITE);
@@ -329,7 +330,7 @@ fn images_are_locked_against_qemu_and_by_qemu() {
     }
 }
 
-/// The tables of an image of version 3 with clusters of 64 KiB, by hand.
+/// The tables of an image of version 3 with clusters of 64 KiB, written by the test.
 struct Forged(std::fs::File);
 
 impl Forged {
@@ -366,7 +367,8 @@ impl Forged {
     }
 }
 
-/// Each of 8192 clusters that a table names would be counted in another block, which the file never had: 512 MiB.
+/// Each of 8192 clusters that a table names would be counted in another block, which the file does
+/// not have: 512 MiB.
 #[test]
 fn an_image_does_not_grow_by_what_its_tables_claim() {
     let Some(folder) = Folder::new("forged") else { return };
@@ -377,7 +379,7 @@ fn an_image_does_not_grow_by_what_its_tables_claim() {
     forged.table(2 * cluster, (0..8192).map(|at| (at * in_a_block * cluster) | (1 << 63)));
     forged.table(3 * cluster, (0..8192).map(|at| (4 + at) * cluster));
     forged.0.set_len((4 + 8192) * cluster).unwrap();
-    // The first block says that the header and the tables are in use.
+    // The first block counts the header and the tables as used.
     forged.0.write_all_at(&[0, 1].repeat(4 + 8192), 4 * cluster).unwrap();
     let before = forged.blocks();
     let refused = opened(&image, WRITE, &nowhere());
@@ -385,7 +387,8 @@ fn an_image_does_not_grow_by_what_its_tables_claim() {
     assert_eq!(forged.blocks(), before);
 }
 
-/// Tables that are longer than the file, or than such a file's can be, are not taken into memory.
+/// Tables that are longer than the file, or too long for a file of its size, are not read into
+/// memory.
 #[test]
 fn tables_are_within_the_file_and_no_larger_than_it_can_need() {
     let Some(folder) = Folder::new("claims") else { return };
@@ -441,7 +444,7 @@ fn a_header_is_refused_for_what_is_wrong_with_it() {
     assert_eq!(zstd(2), ImageFault::Compression(2));
     assert!(matches!(zstd(0), ImageFault::Claim(_)), "zlib needs no feature");
     assert!(matches!(change(104, &[1]), ImageFault::Claim(_)), "zstd is a feature");
-    // A disk that the table of tables does not reach to the end.
+    // A disk that is larger than the table of tables covers.
     assert!(matches!(change(24, &(1_u64 << 40).to_be_bytes()), ImageFault::Claim(_)));
     for (at, bytes) in [(20, 30_u32), (96, 7), (100, 8), (100, u32::MAX)] {
         let fault = change(at, &bytes.to_be_bytes());
@@ -455,7 +458,7 @@ fn a_header_is_refused_for_what_is_wrong_with_it() {
     }
 }
 
-/// The program says it of several, and by its exit status.
+/// The program checks several images, and its exit status tells if one is refused.
 #[test]
 fn xen_blockd_checks_images() {
     let Some(folder) = Folder::new("check") else { return };
@@ -485,7 +488,8 @@ fn xen_blockd_checks_images() {
     assert_eq!((version.status.code(), &*version.stdout), (Some(0), wanted.as_bytes()));
 }
 
-/// Told before anything is attached: which files it would be, and why not.
+/// The check before anything is attached: the files that would be used, and the reason for a
+/// refusal.
 #[test]
 fn a_chain_can_be_looked_at_while_it_is_used() {
     let Some(folder) = Folder::new("look") else { return };

@@ -1,4 +1,5 @@
-//! A block device as a guest sees it: what it reads is what it wrote, in every shape of ring and request.
+//! A block device as a guest sees it: data reads as it was written, with every kind of ring and
+//! request.
 
 use crate::support::{self, ID, PATIENCE, Scene, Setup, device, once_free};
 use rustix::io::Errno;
@@ -18,7 +19,7 @@ use xenbus::negotiate::Limits;
 use xenbus::{State, toolstack};
 use xenstore::Store;
 
-/// A disk that the test can look at while it is used.
+/// A disk that the test can read while it is used.
 #[derive(Clone, Debug)]
 struct Shared(Rc<RefCell<Memory>>);
 
@@ -152,8 +153,8 @@ fn discard_gives_back_what_is_inside_the_disk() {
     }
 }
 
-/// A discard of a whole disk is done piece by piece, and other requests have their turns between; a limit of
-/// bytes counts what is moved, and that is nothing.
+/// A discard of a whole disk is done piece by piece, and other requests have their turns in
+/// between. A limit of bytes counts moved bytes, of which a discard has none.
 #[test]
 fn a_large_discard_keeps_nobody_waiting() {
     let pieces: Rc<RefCell<Vec<u64>>> = Rc::default();
@@ -192,7 +193,8 @@ fn a_large_discard_keeps_nobody_waiting() {
     assert_eq!((stats.discard.requests, stats.discard.sectors), (1, sectors));
 }
 
-/// 8 MiB a second at first, and a mebibyte a second later; a tenth of a second may be saved.
+/// The limit is 8 MiB a second at first, and 1 MiB a second later; the bytes of a tenth of a second
+/// may be saved.
 #[test]
 fn a_limit_of_bytes_slows_a_device_down() {
     let (_, open) = memory(Memory::new(8192));
@@ -206,7 +208,8 @@ fn a_limit_of_bytes_slows_a_device_down() {
     }
     let took = start.elapsed();
     assert!(took > Duration::from_millis(40), "1.5 MiB in {took:?}");
-    // Set anew while it is connected; what is no number changes nothing.
+    // The limit is set again while the device is connected; a value that is no number changes
+    // nothing.
     let node = format!("{}/{LIMIT_BYTES}", device().backend_path());
     let slower = throttle::Limits { bytes_per_second: Some(1 << 20), requests_per_second: None };
     for value in ["much", "1048576"] {
@@ -220,7 +223,7 @@ fn a_limit_of_bytes_slows_a_device_down() {
         assert_eq!(scene.read(0, 64), Ok(vec![0; 64 * 4096]));
     }
     assert!(start.elapsed() > Duration::from_millis(140), "{:?}", start.elapsed());
-    // 0 is none, also where all devices have one.
+    // A value of 0 means no limit, also where all devices have one.
     scene.tool.write(&node, "0").unwrap();
     scene.until("no limit", |scene| {
         scene.back_bus().driver(ID).unwrap().limits() == Some(throttle::Limits::default())
@@ -293,7 +296,8 @@ fn files_are_read_and_written_through_io_uring_and_threads() {
     }
 }
 
-/// Nothing tells of the next piece of a discard: a backend that has just heard of the end of one must not sleep.
+/// No event announces the next piece of a discard: a backend that has just learnt of the end of one
+/// must not sleep.
 #[test]
 fn a_large_discard_of_a_file_waits_for_no_other_event() {
     for way in [Way::Best, Way::Threads] {
@@ -304,7 +308,7 @@ fn a_large_discard_of_a_file_waits_for_no_other_event() {
         scene.front().push().unwrap();
         let (began, mut status) = (Instant::now(), None);
         while status.is_none() {
-            // It may sleep for as long as the whole may take.
+            // One sleep may be as long as the whole discard may take.
             scene.server.turn(PATIENCE).unwrap();
             scene.front().take(|done| status = Some(done.status)).unwrap();
         }
@@ -313,7 +317,8 @@ fn a_large_discard_of_a_file_waits_for_no_other_event() {
     }
 }
 
-/// Whether this process has the file open past the page cache, as the kernel says of its descriptors.
+/// True if this process has the file open past the page cache, according to the kernel's flags of
+/// its descriptors.
 fn is_direct(path: &Path) -> bool {
     std::fs::read_dir("/proc/self/fd").unwrap().flatten().any(|entry| {
         let info = format!("/proc/self/fdinfo/{}", entry.file_name().to_string_lossy());
@@ -333,13 +338,14 @@ fn can_be_direct(path: &Path) -> bool {
     options.open(path).is_ok()
 }
 
-/// From now on the kernel answers this thread as if it did not have this system call.
+/// Makes the kernel answer this thread as if it did not have this system call.
 fn lack(call: libc::c_long) {
     let filter = confine::Calls::any(&[call]).fail(Errno::NOSYS);
     filter.unwrap().install().unwrap();
 }
 
-/// A kernel or a file system that does not say what direct I/O has to keep to (`STATX_DIOALIGN`): it is tried.
+/// A kernel or a file system that does not report the alignment for direct I/O (`STATX_DIOALIGN`):
+/// trial reads find it.
 #[test]
 fn direct_io_is_found_without_statx() {
     let file = Temporary::new("no-statx", 1 << 20);
@@ -356,7 +362,7 @@ fn direct_io_is_found_without_statx() {
     assert_eq!(tried.join().unwrap(), said);
 }
 
-/// The ways to a file by their names, of a file on this file system and, where there is one, of a tmpfs.
+/// The mechanisms by their names, for a file on this file system and, if there is one, on a tmpfs.
 #[test]
 fn each_way_to_a_file_is_the_one_that_was_asked_for() {
     let file = Temporary::new("ways", 1 << 20);
@@ -379,13 +385,13 @@ fn each_way_to_a_file_is_the_one_that_was_asked_for() {
     }
 }
 
-/// A kernel without io_uring, or one that forbids it: threads do the same.
+/// A kernel without io_uring, or one that forbids it: threads do the requests.
 #[test]
 fn without_io_uring_threads_do_it() {
     let file = Temporary::new("no-uring", 1 << 20);
     std::fs::write(&file.0, [6; 8192]).unwrap();
     let path = file.0.clone();
-    // The filter is this thread's alone.
+    // The filter applies to this thread only.
     let read = std::thread::spawn(move || {
         lack(libc::SYS_io_uring_setup);
         let (access, cache, way) = (DiskAccess::ReadWrite, Cache::PageCache, Way::Uring);
@@ -411,9 +417,9 @@ fn without_io_uring_threads_do_it() {
     assert_eq!(read.join().unwrap(), [6; 4096]);
 }
 
-/// A suspend with requests under way: the toolstack has made the device anew, with another backend, and what
-/// was asked of the one before and not answered is asked of that, though its ring holds less, it takes no indirect
-/// segments, and no discard.
+/// A suspend with requests under way: the toolstack has made the device again, with another
+/// backend. The unanswered requests go to the new backend, although its ring is smaller, and it
+/// takes no indirect segments and no discard.
 #[test]
 fn requests_under_way_survive_a_suspend() {
     let hold = Rc::new(Cell::new(Fate::Hold));
@@ -429,7 +435,7 @@ fn requests_under_way_survive_a_suspend() {
         let page = scene.front().page(*buffer).unwrap();
         page.copy_in(0, &[number as u8 + 1; 4096]).unwrap();
     }
-    // One of 100 pages, 60 of one, and a discard.
+    // One request of 100 pages, 60 of one page, and a discard.
     let parts: Vec<Part> = buffers.iter().copied().map(Part::whole).collect();
     let write = |tag, sector| Want::Write { tag, sector };
     scene.front().submit(0, write(0, 0), &parts[..100]).unwrap();
@@ -443,7 +449,7 @@ fn requests_under_way_survive_a_suspend() {
     scene.until("the backend to have them", |scene| {
         scene.back_bus().driver(ID).unwrap().in_flight() == 62
     });
-    // The domain goes on elsewhere: other nodes, and a process that has never heard of it.
+    // The domain continues on another host: other nodes, and a backend that does not know it.
     toolstack::add(&mut scene.tool, &device()).unwrap();
     let node = format!("{}/discard-enable", device().backend_path());
     scene.tool.write(node, "0").unwrap();
@@ -474,7 +480,7 @@ fn requests_under_way_survive_a_suspend() {
     }
 }
 
-/// With a hotplug script the backend waits for it to say that it is done, and closes where it fails.
+/// With a hotplug script, the backend waits for the script's success, and closes if it fails.
 #[test]
 fn a_hotplug_script_is_waited_for() {
     for (status, after) in [("connected", State::Connected), ("error", State::Closing)] {
@@ -507,19 +513,19 @@ fn a_file_that_another_device_writes_is_refused() {
     let Some(mut first) = Scene::connected(Setup::new(file.open(Way::Best))) else { return };
     let Some(mut second) = Scene::new(Setup::new(file.open(Way::Best))) else { return };
     second.until("the second to close", |scene| scene.states().1 == Some(State::Closed));
-    // Both ends say so.
+    // Both ends report the error.
     for path in [device().backend_path(), device().frontend_path()] {
         let error = second.node(&format!("{path}/error"));
         assert!(error.starts_with("16 EBUSY: ") && error.contains("detach it there"), "{error}");
     }
     assert_eq!(first.read(0, 1), Ok(vec![0; 4096]));
     drop(first);
-    // Once it is free, a device that is made anew gets it.
+    // Once the image is free, a device that is made again gets it.
     toolstack::add(&mut second.tool, &device()).unwrap();
     second.until_connected();
 }
 
-/// What a barrier is behind is done before it, and what is behind it after it.
+/// Requests before a barrier are done before it, and requests after it are done after it.
 #[test]
 fn barriers_keep_their_order() {
     let log: Rc<RefCell<Vec<(Op, u64)>>> = Rc::default();
@@ -587,7 +593,7 @@ fn limits_slow_a_device_down() {
     for _ in 0..60 {
         assert_eq!(scene.read(0, 1), Ok(vec![0; 4096]));
     }
-    // 20 at once after the pause before, then 200 a second.
+    // 20 at once, saved during the pause before, then 200 a second.
     let took = start.elapsed();
     assert!(took > Duration::from_millis(150), "60 requests in {took:?}");
 }
@@ -606,8 +612,8 @@ fn detaching_gives_everything_back() {
     assert_eq!((scene.host.offered(), scene.host.ports()), (0, 0));
 }
 
-/// What was asked of a disk never reaches the one that comes in its place, whether the guest has seen the first
-/// go or not.
+/// A request to a disk never reaches the next disk of the same number, even if the guest has not
+/// seen the first one go.
 #[test]
 fn a_new_disk_gets_nothing_of_the_old_ones() {
     for seen in ["closed", "nothing"] {

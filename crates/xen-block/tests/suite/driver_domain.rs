@@ -1,5 +1,5 @@
-//! A disk that a driver domain serves: backend and frontend each over the ring of its own domain, so that
-//! the store lets them do what it lets any guest do, and no more.
+//! A disk that a driver domain serves. Backend and frontend each use the store's ring of their own
+//! domain, so that the store gives them the rights of any guest, and no more.
 
 use conformance::{Daemon, Kind};
 use loopback::Host;
@@ -43,7 +43,8 @@ struct Guest {
     evtchn: Rc<RefCell<loopback::evtchn::Channels>>,
 }
 
-/// The domain's nodes, with the owners that `libxl__domain_make` gives them, and its store.
+/// Creates the domain's nodes, with the owners that `libxl__domain_make` gives them; returns its
+/// connection to the store.
 fn domain(daemon: &Daemon, tool: &mut Client, domid: DomId) -> Client {
     let (page, channel) = testbed::guest::create(&daemon.guests(), domid).unwrap();
     tool.introduce(domid.0, 1, 1).unwrap();
@@ -70,7 +71,7 @@ impl Scene {
         let mut tool = Client::connect(daemon.socket()).unwrap();
         let mut store = domain(&daemon, &mut tool, DRIVER);
         let guest = Guest::start(domain(&daemon, &mut tool, GUEST), &host);
-        // It is a guest like others.
+        // A driver domain has only the rights of a guest.
         tool.write("/local/domain/2/data/secret", "").unwrap();
         assert_eq!(store.read("domid").unwrap(), DRIVER.to_string().as_bytes());
         assert_eq!(refusal(store.read("/local/domain/2/data")), Some(Errno::ACCESS));
@@ -122,7 +123,7 @@ impl Scene {
         status.unwrap()
     }
 
-    /// Writes a page and reads it again.
+    /// Writes a page and reads it back.
     fn use_disk(&mut self, text: &[u8]) {
         let front = self.guest.as_mut().unwrap().bus.driver(ID).unwrap();
         let buffer = front.take_buffer().unwrap();
@@ -177,7 +178,7 @@ impl Folder {
         Self(dir)
     }
 
-    /// The device as `xl` adds it for `backend=DRIVER`.
+    /// Returns the device as `xl` adds it for `backend=DRIVER`.
     fn device(&self, image: &str) -> NewDevice {
         let vbd = Vbd {
             frontend: GUEST,
@@ -210,19 +211,20 @@ fn a_driver_domain_serves_a_disk_as_any_guest_may() {
     scene.use_disk(b"written by domain 2, kept by domain 1");
     let image = std::fs::read(folder.0.join("image")).unwrap();
     assert!(image[4096..].starts_with(b"written by domain 2"));
-    // What the backend has written there the frontend may read, and nobody else but domain 0.
+    // The frontend may read the backend's nodes, and nobody else but domain 0 may.
     let perms = scene.tool.get_perms(format!("{}/sectors", device.backend_path())).unwrap();
     let perms: Vec<String> = perms.iter().map(ToString::to_string).collect();
     assert_eq!(perms, ["n1", "r2"]);
 
-    // Unplugged while it is connected.
+    // The device is unplugged while it is connected.
     toolstack::detach(&mut scene.tool, &device).unwrap();
     scene.until("the backend to close", |scene| scene.states().1 == Some(State::Closed));
     toolstack::forget(&mut scene.tool, &device).unwrap();
     scene.until_states((None, None));
     assert_eq!((scene.host.mapped(), scene.host.offered(), scene.host.ports()), (0, 0, 0));
 
-    // Another in its place; its frontend's domain dies, of which no @releaseDomain tells domain 1.
+    // Another device replaces it. Then its frontend's domain dies, and no @releaseDomain announces
+    // that to domain 1.
     toolstack::add(&mut scene.tool, &device).unwrap();
     scene.until_states(connected);
     scene.use_disk(b"once more");

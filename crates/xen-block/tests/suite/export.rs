@@ -1,4 +1,5 @@
-//! A guest's device as an NBD server: QEMU's tools use it, and clients that send nonsense end alone.
+//! A guest's device as an NBD server: QEMU's tools use it, and clients that violate the protocol
+//! end alone.
 
 use crate::support::{self, ID, Scene, Setup};
 use std::io::{Read, Write};
@@ -37,7 +38,7 @@ impl Served {
         self.export.turn(front).unwrap();
     }
 
-    /// Serves while a program runs.
+    /// Serves the device while a program runs.
     fn run(&mut self, program: &str, args: &[&str]) {
         let mut child = Command::new(program)
             .args(args)
@@ -107,7 +108,7 @@ fn qemus_tools_use_the_device() {
     std::fs::remove_file(image).unwrap();
 }
 
-/// Whether the server has ended a connection that has sent this.
+/// True if the server ends a connection that has sent these bytes.
 fn ends(served: &mut Served, bytes: &[u8]) -> bool {
     let mut stream = UnixStream::connect(&served.socket).unwrap();
     stream.set_nonblocking(true).unwrap();

@@ -1,5 +1,5 @@
-//! The files of a guest's devices, in FUSE's own messages: a socket pair in place of the kernel, and behind
-//! them a frontend and our backend in one thread.
+//! The files of a guest's devices, in FUSE's own messages: a socket pair replaces the kernel, and
+//! behind the files are a frontend and this crate's backend in one thread.
 
 use crate::support::{self, ID, Scene, Setup, device};
 use rustix::io::Errno;
@@ -26,7 +26,7 @@ const INIT: u32 = 26;
 const READDIR: u32 = 28;
 const FALLOCATE: u32 = 43;
 
-/// A disk that says that it has discarded, and has not: what a backend may do.
+/// A disk that reports success for a discard and does nothing, as a backend may.
 #[derive(Debug)]
 struct Forgetful(Memory);
 
@@ -90,7 +90,7 @@ impl Mount {
         self.fuse.ask(ID.devid, front).unwrap();
     }
 
-    /// Sends a request; its number.
+    /// Sends a request; returns its number.
     fn send(&mut self, opcode: u32, node: u64, body: &[u8]) -> u64 {
         self.unique += 1;
         let mut packet = u32::try_from(40 + body.len()).unwrap().to_ne_bytes().to_vec();
@@ -101,7 +101,7 @@ impl Mount {
         self.unique
     }
 
-    /// Waits for an answer: whose, and what it says.
+    /// Waits for an answer; returns the number of its request, and the result.
     fn hear(&mut self) -> (u64, Result<Vec<u8>, Errno>) {
         let mut buffer = vec![0; 1 << 20];
         let mut count = 0;
@@ -165,7 +165,7 @@ fn a_device_is_a_file() {
     assert_eq!(u64_at(&init, 0), 7 | 31 << 32);
     let attributes = mount.ask(GETATTR, node, &[0; 16]).unwrap();
     assert_eq!(u64_at(&attributes, 16 + 8), SIZE);
-    // A device cannot be cut off.
+    // A device cannot be truncated.
     let attributes = mount.ask(SETATTR, node, &[0; 88]).unwrap();
     assert_eq!(u64_at(&attributes, 16 + 8), SIZE);
     mount.ask(OPEN, node, &words(&[2])).unwrap();
@@ -236,7 +236,7 @@ fn many_requests_are_on_their_way() {
     for _ in 0..32 {
         assert_eq!(mount.hear().1, Ok(vec![7; 512]));
     }
-    // Parts of one sector, all at once: each is kept.
+    // Parts of one sector, all at once: each is written.
     for at in 0..32_u64 {
         mount.send(WRITE, node, &Mount::write_body(at * 16, &[at as u8; 16], 0));
     }
@@ -260,7 +260,7 @@ fn a_device_that_is_gone_fails_what_was_asked_of_it() {
     assert_eq!(mount.ask(GETATTR, node, &[0; 16]), Err(Errno::NOENT));
 }
 
-/// As with Linux's own frontend: what is open or mounted is not torn out, unless by force.
+/// As with Linux's own frontend, a device that is open or mounted is not removed, unless by force.
 #[test]
 fn a_device_that_is_open_does_not_close() {
     let Some(mut mount) = Mount::new(sevens(512)) else { return };
@@ -305,14 +305,14 @@ fn a_descriptor_of_the_old_device_is_none_of_the_new_one() {
     assert_eq!(mount.read(0, 512), [7; 512]);
 }
 
-/// One that does not answer holds up its own programs, within bounds, and nobody else's.
+/// A device that does not answer blocks the programs that use it, within bounds, and no others.
 #[test]
 fn a_device_that_is_stuck_stops_no_other_file() {
     let Some(mut mount) = Mount::new(sevens(512)) else { return };
     let (null, body) = (2, Mount::write_body(0, &[1; 128 << 10], 0));
     let mut refused = None;
     let mut buffer = vec![0; 4096];
-    // Nobody asks the device.
+    // The device's requests are not made.
     for sent in 0..1024 {
         mount.send(WRITE, mount.node, &body);
         mount.fuse.turn().unwrap();

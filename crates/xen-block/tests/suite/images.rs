@@ -1,5 +1,5 @@
-//! Images and servers of others: what is written through a device, QEMU's tools find, and the other way
-//! round.
+//! Images and servers of other programs: QEMU's tools read data that was written through a device,
+//! and the other way round.
 
 use crate::support::{Scene, Setup, device};
 use std::os::unix::fs::FileExt;
@@ -9,7 +9,8 @@ use xen_block::front::{Completion, Part, Want};
 use xen_io::blkif::Status;
 use xenbus::{State, toolstack};
 
-/// A folder for images; `None`, with one line that says why, where QEMU's tools are not to be had.
+/// A folder for images; `None`, with a printed line that gives the reason, if QEMU's tools are not
+/// available.
 pub(crate) struct Folder(PathBuf);
 
 impl Folder {
@@ -41,7 +42,7 @@ pub(crate) fn tool(program: &str, args: &[&str]) -> Output {
     output
 }
 
-/// A device whose nodes name this disk.
+/// Returns a device whose nodes name this disk.
 pub(crate) fn scene(params: &str, mode: &str) -> Option<Scene> {
     scene_with(Setup::named(), params, mode)
 }
@@ -64,7 +65,8 @@ pub(crate) fn pattern(seed: u8, pages: usize) -> Vec<u8> {
     (0..pages * 4096).map(|at| (at / 512) as u8 ^ seed).collect()
 }
 
-/// An image of this size whose first MiB is 0x5a, and an empty one that has it behind it.
+/// Creates an image of this size whose first MiB is 0x5a, and an empty one that has it as its
+/// backing file.
 fn base_and_top(folder: &Folder, size: &str) -> (String, String) {
     let (base, top) = (folder.file("base.qcow2"), folder.file("top.qcow2"));
     tool("qemu-img", &["create", "-q", "-f", "qcow2", &base, size]);
@@ -103,8 +105,8 @@ fn qcow2_images_are_written_as_qemu_reads_them() {
     tool("qemu-img", &["compare", "-q", "-f", "qcow2", "-F", "raw", &image, &raw]);
 }
 
-/// A backend that is killed leaves what its file has, and its successor goes on with that: whatever was answered is to be there, flushed or not,
-/// and no cluster is free that is in use.
+/// A backend that is killed leaves the contents of its file, and its successor continues with that:
+/// all answered writes must be there, flushed or not, and no cluster in use may be free.
 #[test]
 fn qcow2_images_have_what_was_answered_without_a_flush() {
     let Some(folder) = Folder::new("answered") else { return };
@@ -122,7 +124,8 @@ fn qcow2_images_have_what_was_answered_without_a_flush() {
         assert_eq!(String::from_utf8_lossy(&output.stdout), "", "after {what}");
         tool("qemu-img", &["check", "-q", &left]);
     };
-    // Parts of a cluster that the backing file has; clusters that nobody has; the same again, in place; further tables.
+    // Parts of a cluster that the backing file has; clusters that neither file has; the same
+    // clusters again, in place; further tables.
     for (at, page) in [16, 17, 300, 300, 310, 200_000, 400_000].into_iter().enumerate() {
         let pattern = at as u8 + 1;
         assert_eq!(scene.write(page * 8, &[pattern; 4096]), Status::Okay);
@@ -138,7 +141,7 @@ fn qcow2_images_have_what_was_answered_without_a_flush() {
     detach(&mut scene);
 }
 
-/// Writes and discards side by side: at each rest the file has all of them, and no cluster twice.
+/// Writes and discards in parallel: at each pause the file has all of them, and no cluster twice.
 #[test]
 fn qcow2_images_are_whole_after_writes_and_discards_side_by_side() {
     whole_after_writes_and_discards_side_by_side("zlib");
@@ -153,7 +156,7 @@ fn whole_after_writes_and_discards_side_by_side(compression: &str) {
     let Some(folder) = Folder::new(&format!("beside-{compression}")) else { return };
     let (packed, image, left) =
         (folder.file("base.qcow2"), folder.file("top.qcow2"), folder.file("left.qcow2"));
-    // Some clusters are compressed, some are a snapshot's, too.
+    // Some clusters are compressed, and some also belong to a snapshot.
     let raw = folder.file("raw");
     std::fs::write(&raw, pattern(9, 1024)).unwrap();
     let option = format!("compression_type={compression}");
@@ -204,7 +207,7 @@ fn whole_after_writes_and_discards_side_by_side(compression: &str) {
                 done == 32
             });
         }
-        // What a successor would find.
+        // The image that a successor would find.
         std::fs::copy(&image, &left).unwrap();
         tool("qemu-img", &["check", "-q", &left]);
         let flat = folder.file("flat");
@@ -240,7 +243,8 @@ fn encrypted_images_are_refused() {
     }
 }
 
-/// A machine that loses its power may leave an image whose clusters are in use and not counted: the next writer is not to take them.
+/// A machine that loses power may leave an image whose clusters are in use and not counted: the
+/// next writer must not take these.
 #[test]
 fn clusters_of_a_qcow2_image_that_are_used_and_not_counted_are_counted() {
     let Some(folder) = Folder::new("counted") else { return };
@@ -251,7 +255,7 @@ fn clusters_of_a_qcow2_image_that_are_used_and_not_counted_are_counted() {
         let writes = ["write -q -P 1 0 1M", "write -q -P 2 1G 1M", "write -z -q 2M 64k"];
         let commands = writes.iter().flat_map(|write| ["-c", write]);
         tool("qemu-io", &[&["-f", "qcow2"], &*commands.collect::<Vec<_>>(), &[&image]].concat());
-        // The one block of counts.
+        // The only block of counts.
         let file = std::fs::File::options().read(true).write(true).open(&image).unwrap();
         let number = |at| {
             let mut bytes = [0; 8];
@@ -314,7 +318,7 @@ fn an_image_in_use_and_one_that_is_none_are_refused_with_the_reason() {
         let error = second.node(&format!("{}/error", device().backend_path()));
         assert!(error.contains(reason), "{params}: {error}");
     }
-    // Reading is nobody's harm.
+    // Readers do not conflict with each other.
     let Some(mut reader) = connected(&format!("raw:{image}"), "r") else { return };
     assert_eq!(&reader.read(0, 1).unwrap()[..4], b"QFI\xfb");
     assert_eq!(first.read(0, 1), Ok(vec![0; 4096]));

@@ -11,14 +11,14 @@ use xen_io::blkif::Status;
 
 const BYTES: usize = 4 << 20;
 
-/// A loop device over a file of sevens; both are gone with it, also where the test fails.
+/// A loop device over a file of bytes 7; both are removed with it, also if the test fails.
 struct Loop {
     device: PathBuf,
     file: PathBuf,
 }
 
 impl Loop {
-    /// Says why not where there is none.
+    /// Creates the device; prints the reason if that is not possible.
     fn new(test: &str) -> Option<Self> {
         if !rustix::process::geteuid().is_root() {
             conformance::skip(test, "only root can make a loop device");
@@ -48,7 +48,8 @@ impl Drop for Loop {
     }
 }
 
-/// Its node is in `/dev`, which is memory; the loop that serves all devices would wait for it.
+/// The device's node is in `/dev`, which is in memory, but the device is not: the loop that serves
+/// all devices would wait for it.
 #[test]
 fn a_block_device_is_not_waited_for() {
     let Some(disk) = Loop::new("a_block_device_is_not_waited_for") else { return };
@@ -66,8 +67,8 @@ fn opened(path: &Path, cache: Cache, way: Way) -> Setup {
     }))
 }
 
-/// `io/blkif.h`: `sectors` and all numbers in requests count 512 bytes; where requests begin and end is a multiple of
-/// `sector-size`, and one that is not so is wrong.
+/// `io/blkif.h`: `sectors` and all numbers in requests count units of 512 bytes. The bounds of
+/// requests are multiples of `sector-size`; a request with other bounds is refused.
 #[test]
 fn large_sectors_of_a_block_device() {
     let Some(disk) = Loop::new("large_sectors_of_a_block_device") else { return };
@@ -79,7 +80,7 @@ fn large_sectors_of_a_block_device() {
     ] {
         let what = format!("{cache:?} {way:?}");
         std::fs::write(&disk.file, vec![7; BYTES]).unwrap();
-        // What the device has read of the file before is not the test's.
+        // The device's cache of the file is dropped.
         let device_file = std::fs::File::options().read(true).write(true).open(&disk.device);
         device_file.unwrap().write_all_at(&vec![7; BYTES], 0).unwrap();
         let Some(mut scene) = Scene::connected(opened(&disk.device, cache, way)) else { return };

@@ -1,5 +1,5 @@
-//! Servers of network block devices: QEMU's, that comes and goes; and one of this test's, that says of itself what none
-//! should.
+//! Servers of network block devices: QEMU's, which comes and goes; and one of this test, which
+//! describes itself as no server should.
 
 use crate::images::{Folder, connected, detach, pattern, scene, scene_with, tool};
 use crate::support::{self, Scene, Setup, device};
@@ -19,12 +19,12 @@ use xen_io::blkif::Status;
 use xenbus::{State, toolstack};
 use xenstore::Store;
 
-/// A server of QEMU's, ended with the test.
+/// A server of QEMU, ended with the test.
 struct QemuNbd(Child);
 
 impl QemuNbd {
     fn start(socket: &str, image: &str, more: &[&str]) -> Self {
-        // One that was killed has left it.
+        // A killed server has left its socket.
         let _ = std::fs::remove_file(socket);
         let args = ["--persistent", "--shared=8", "--discard=unmap", "-k", socket, "-f", "raw"];
         let mut command = Command::new("qemu-nbd");
@@ -49,7 +49,7 @@ impl Drop for QemuNbd {
     }
 }
 
-/// A folder with an image, and where its server's socket is to be.
+/// Creates a folder with an image; returns also the path for its server's socket.
 fn image(name: &str) -> Option<(Folder, String, String)> {
     let folder = Folder::new(name)?;
     let (image, socket) = (folder.file("a.raw"), folder.file("socket"));
@@ -57,7 +57,7 @@ fn image(name: &str) -> Option<(Folder, String, String)> {
     Some((folder, image, socket))
 }
 
-/// A device on a server that is waited for no longer than this.
+/// Returns a device on a server that is waited for no longer than this.
 fn impatient(socket: &str, patience: Duration) -> Option<Scene> {
     let socket = socket.to_owned();
     let setup = Setup::new(Box::new(move |_| {
@@ -68,14 +68,14 @@ fn impatient(socket: &str, patience: Duration) -> Option<Scene> {
     Scene::connected(setup)
 }
 
-/// True where the backend notes that its server is gone; it looks first.
+/// True if the backend has noted that its server is gone; the backend checks first.
 fn is_gone(scene: &mut Scene) -> bool {
     scene.server.announce_changes().unwrap();
     let path = format!("{}/server-gone", device().backend_path());
     scene.tool.read(path).is_ok_and(|value| value == b"1")
 }
 
-/// Asks to read a page, and does not wait for it.
+/// Makes a request to read a page, and does not wait for it.
 fn begin_to_read(scene: &mut Scene) {
     let buffer = scene.buffers(1)[0];
     let want = Want::Read { tag: 77, sector: 0 };
@@ -86,14 +86,14 @@ fn begin_to_read(scene: &mut Scene) {
     });
 }
 
-/// The end of the request of [`begin_to_read`], once it has one.
+/// Returns the result of the request of [`begin_to_read`], once it has one.
 fn ended(scene: &mut Scene) -> Option<Status> {
     let mut status = None;
     scene.front().take(|done: Completion| status = Some(done.status)).unwrap();
     status
 }
 
-/// The end of that request, which is waited for.
+/// Waits for the result of the request of [`begin_to_read`].
 fn answer(scene: &mut Scene) -> Status {
     let mut status = None;
     scene.until("the answer", |scene| {
@@ -114,7 +114,8 @@ fn nbd_servers_are_disks() {
     assert_eq!(scene.ask(|tag| Want::Flush { tag }, &[]), Status::Okay);
     assert_eq!(scene.read(80, 200), Ok(bytes.clone()));
     assert!(std::fs::read(&image).unwrap()[80 * 512..][..bytes.len()] == bytes);
-    // A server that is gone does not keep its disk: what was asked of it ends as an error, and is not waited for.
+    // A server that is gone does not block the end of its disk: the requests to it fail, without a
+    // wait.
     drop(server);
     begin_to_read(&mut scene);
     scene.turn();
@@ -140,7 +141,7 @@ fn a_server_that_comes_back_is_connected_again_and_requests_wait_for_it() {
     assert_eq!(answer(&mut scene), Status::Okay);
     assert!(!is_gone(&mut scene));
     assert_eq!(scene.read(0, 20), Ok(first));
-    // Nobody has to ask for anything: it is seen to go, and to come.
+    // The loss and the return of the server are noticed without any request.
     drop(server);
     scene.until("it is noticed", is_gone);
     let _server = QemuNbd::start(&socket, &image, &[]);
@@ -151,7 +152,7 @@ fn a_server_that_comes_back_is_connected_again_and_requests_wait_for_it() {
     detach(&mut scene);
 }
 
-/// A device on QEMU's server, whose backend keeps a record.
+/// A device on QEMU's server, with a backend that keeps a record.
 struct Used {
     scene: Scene,
     options: back::Options,
@@ -175,7 +176,7 @@ impl Used {
         Some(Self { scene, options, server, image, socket, _folder: folder })
     }
 
-    /// The server goes, then the backend is killed and started again.
+    /// Stops the server, then kills the backend and starts it again.
     fn lose_both(&mut self) {
         self.server = None;
         let (scene, open) = (&mut self.scene, Setup::named().open);
@@ -186,7 +187,8 @@ impl Used {
     }
 }
 
-/// A backend that is started again while its disk's server is away waits for it as the one before would have.
+/// A backend that is started again while its disk's server is away waits for it, as the earlier one
+/// would have.
 #[test]
 fn who_takes_over_waits_for_a_server_that_is_away() {
     let Some(mut used) = Used::new("takeover") else { return };
@@ -206,7 +208,7 @@ fn who_takes_over_waits_for_a_server_that_is_away() {
     assert_eq!(answer(scene), Status::Okay);
     scene.until("it is told that the server is back", |scene| !is_gone(scene));
     assert_eq!(scene.read(0, 1), Ok(bytes));
-    // A frontend that leaves waits for no server.
+    // A frontend that closes does not wait for a server.
     used.lose_both();
     let scene = &mut used.scene;
     scene.bus.leave(&mut scene.front_store, support::ID).unwrap();
@@ -220,7 +222,7 @@ fn who_takes_over_waits_for_a_server_that_is_away() {
 fn a_device_that_waits_for_a_server_is_detached_at_once() {
     let Some(mut used) = Used::new("unwanted") else { return };
     used.lose_both();
-    // One that lets clients in and closes is on its way, too.
+    // A server that accepts connections and closes them counts as away, too.
     let _ = std::fs::remove_file(&used.socket);
     let listener = UnixListener::bind(&used.socket).unwrap();
     let closing = std::thread::spawn(move || {
@@ -249,7 +251,7 @@ fn a_server_that_stays_away_or_silent_is_waited_for_with_an_end() {
     assert_eq!(scene.read(0, 1), Err(Status::Error), "it is silent");
     server.signal(Signal::CONT);
     assert_eq!(scene.read(0, 1), Ok(pattern(1, 1)), "it speaks again");
-    // A write that it has taken, and does late, does not land on a later one.
+    // A write that the server has taken, and does late, must not overwrite a later one.
     server.signal(Signal::STOP);
     assert_eq!(scene.write(0, &pattern(5, 1)), Status::Error);
     server.signal(Signal::CONT);
@@ -312,27 +314,28 @@ fn what_qemu_says_of_an_export_is_heeded() {
     detach(&mut scene);
 }
 
-/// The description that a server of this test gives of itself.
+/// The description that this test's server gives of itself.
 #[derive(Clone)]
 struct Says {
     bytes: u64,
     flags: u16,
-    /// Least, preferred and most bytes of a request; 0 as the most: they are not told.
+    /// The smallest, the preferred and the largest size of a request, in bytes; with 0 as the
+    /// largest, none is sent.
     blocks: [u32; 3],
-    /// An error in place of the export.
+    /// The error that is sent in place of the export.
     refuses: Option<(u32, &'static str)>,
-    /// An error number for each request.
+    /// The error number for each request.
     error: u32,
 }
 
 impl Says {
-    /// An honest server of 8 MiB.
+    /// Returns the description of a correct server of 8 MiB.
     fn honest() -> Self {
         Self { bytes: 8 << 20, flags: 1 | 4, blocks: [0; 3], refuses: None, error: 0 }
     }
 }
 
-/// More words than a node holds.
+/// A message that is longer than a node's value.
 const LONG: &str = {
     const BYTES: [u8; 8000] = {
         let mut bytes = [b'x'; 8000];
@@ -348,7 +351,7 @@ const LONG: &str = {
 /// The largest request that a server has had.
 type Largest = Arc<Mutex<u32>>;
 
-/// Serves zeroes that stay zeroes, until the test ends.
+/// Serves a disk of zeroes that ignores writes, until the test ends.
 fn serve(socket: &str, says: Says) -> Largest {
     let _ = std::fs::remove_file(socket);
     let listener = UnixListener::bind(socket).unwrap();
@@ -401,7 +404,7 @@ fn talk(mut stream: UnixStream, says: &Says, largest: &Largest) -> io::Result<()
         }
         let mut largest = largest.lock().unwrap();
         *largest = (*largest).max(len);
-        // As a server does that has such a bound.
+        // A server with such a limit refuses larger requests.
         let error = if says.blocks[2] != 0 && len > says.blocks[2] { 22 } else { says.error };
         let head = [0x6744_6698_u32.to_be_bytes(), error.to_be_bytes()].concat();
         stream.write_all(&[&head[..], &handle].concat())?;
@@ -454,7 +457,8 @@ fn a_servers_errors_are_passed_on_and_what_cannot_be_is_refused() {
         let error = scene.node(&format!("{}/error", device().backend_path()));
         assert!(error.contains(reason), "{error}");
     }
-    // An error of a request is that request's; the connection stays, and nothing is asked twice.
+    // The error of a request belongs to that request; the connection stays, and no request is
+    // repeated.
     serve(&socket, Says { error: 28, ..Says::honest() });
     let Some(mut scene) = connected(&format!("nbd:unix:{socket}"), "w") else { return };
     assert_eq!(scene.write(0, &pattern(1, 1)), Status::Error);

@@ -1,5 +1,5 @@
-//! Disks that take long to open, and frontends that have theirs opened again and again: the loop that serves the
-//! others does not wait for them.
+//! Disks that take long to open, and frontends that have theirs opened again and again: the loop
+//! that serves the other devices does not wait for them.
 
 use crate::support::{ID, PATIENCE, Scene, Setup, device};
 use std::cell::Cell;
@@ -14,10 +14,10 @@ use xen_io::blkif::Status;
 use xenbus::{Error, State, toolstack};
 use xenstore::Store;
 
-/// How a disk turns out.
+/// The result of opening a disk.
 type Outcome = Result<Box<dyn Disk + Send>, Error>;
 
-/// Disks that are open when the test says how they turned out.
+/// Returns a setup whose disks are open once the test sends their results.
 fn slow() -> (Sender<Outcome>, Setup) {
     let (say, outcomes) = channel::<Outcome>();
     let outcomes: Arc<Mutex<Receiver<Outcome>>> = Arc::new(Mutex::new(outcomes));
@@ -30,7 +30,7 @@ fn slow() -> (Sender<Outcome>, Setup) {
     (say, setup)
 }
 
-/// A device whose disk is being opened.
+/// Returns a device whose disk is being opened.
 fn opening() -> Option<(Sender<Outcome>, Scene)> {
     let (say, setup) = slow();
     let mut scene = Scene::new(setup)?;
@@ -41,7 +41,7 @@ fn opening() -> Option<(Sender<Outcome>, Scene)> {
     Some((say, scene))
 }
 
-/// Turns for a while; each is over at once, and the backend is neither Connected nor Closed.
+/// Runs turns for a while; each ends at once, and the backend is neither Connected nor Closed.
 fn turns_while_it_opens(scene: &mut Scene) {
     let began = Instant::now();
     let mut turns = Vec::new();
@@ -53,7 +53,7 @@ fn turns_while_it_opens(scene: &mut Scene) {
         let done = [Some(State::Connected), Some(State::Closed), None];
         assert!(!done.contains(&scene.states().1), "{:?}", scene.log);
     }
-    // Most, as other tests may have the processor in some of them.
+    // The median, as other tests may take the processor in some of the turns.
     turns.sort_unstable();
     let median = turns[turns.len() / 2];
     assert!(median < Duration::from_millis(15), "{median:?} for a turn");
@@ -82,7 +82,7 @@ fn why_a_disk_did_not_open_is_said() {
     assert!(said.contains("no such export"), "{said}");
 }
 
-/// It may be locked as long as it opens: whoever comes next is to find it free.
+/// The disk may be locked while it opens; the next user must find it free.
 #[test]
 fn a_device_that_goes_while_its_disk_opens_is_closed_when_that_is_closed() {
     let Some((say, mut scene)) = opening() else { return };
@@ -96,7 +96,8 @@ fn a_device_that_goes_while_its_disk_opens_is_closed_when_that_is_closed() {
     assert!(!scene.tool.exists(device().backend_path()).unwrap());
 }
 
-/// A frontend that closes and comes back without end has its disk opened so often, and then waits.
+/// A frontend that closes and connects again without end has its disk opened a limited number of
+/// times, and then waits.
 #[test]
 fn a_frontend_that_reconnects_in_a_loop_is_slowed_down() {
     let (most, within) = (5, Duration::from_millis(1500));

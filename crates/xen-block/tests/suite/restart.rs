@@ -1,5 +1,5 @@
-//! A backend that is killed and started again: its guest notices nothing, no request is lost, none is
-//! answered twice.
+//! A backend that is killed and started again: its guest notices nothing, no request is lost, and
+//! none is answered twice.
 
 use crate::support::{self, GUEST, ID, Scene, Setup, device, server};
 use std::cell::{Cell, RefCell};
@@ -55,7 +55,7 @@ fn random(seed: &mut u64) -> u64 {
     *seed >> 33
 }
 
-/// What the test kills: a server whose disk keeps some requests for itself.
+/// A server that the test kills; its disk does not answer some requests.
 struct Killable {
     disk: Lasting,
     hold: Rc<Cell<u64>>,
@@ -70,7 +70,7 @@ impl Killable {
         Self { disk, hold: Rc::default(), options }
     }
 
-    /// How the disk is opened: of every 8 requests it never does `hold`.
+    /// Returns the function that opens the disk, which never does `hold` of every 8 requests.
     fn open(&self) -> Box<OpenDisk> {
         let (disk, hold) = (self.disk.clone(), Rc::clone(&self.hold));
         Box::new(move |_| {
@@ -88,14 +88,15 @@ impl Killable {
         setup
     }
 
-    /// The process ends at once: what it held is closed by the kernel, and nobody is told.
+    /// Ends the process at once, as a kill does: the kernel closes its files, and nobody is
+    /// notified. Then starts another.
     fn kill_and_start(&self, scene: &mut Scene) {
         let next = server(&scene.host, &scene.daemon, self.options.clone(), self.open());
         drop(std::mem::replace(&mut scene.server, next));
     }
 }
 
-/// Hears of every change of a device's state from now on.
+/// Watches a device's state from now on.
 fn watch_state(scene: &mut Scene, path: &str) {
     scene.tool.watch(format!("{path}/state"), "state").unwrap();
     let first = scene.tool.next_event(Some(support::PATIENCE)).unwrap();
@@ -123,7 +124,7 @@ fn a_guest_does_not_notice_that_its_backend_was_killed() {
         killable.hold.set(3);
         for _ in 0..20 {
             while let Some(tag) = idle.pop() {
-                // Each tag has sectors of its own: requests under way are in no order.
+                // Each tag has sectors of its own, as requests under way are in no order.
                 let sector = tag * 64 + random(&mut seed) % 8 * 8;
                 let value = random(&mut seed) as u8;
                 let buffer = buffers[tag as usize];
@@ -156,7 +157,7 @@ fn a_guest_does_not_notice_that_its_backend_was_killed() {
         });
         replayed += scene.back_bus().driver(ID).unwrap().stats().replayed;
     }
-    // All held requests of the last process, too.
+    // This includes all held requests of the last process.
     killable.hold.set(0);
     killable.kill_and_start(&mut scene);
     scene.until("the last answers", |scene| {
@@ -180,7 +181,8 @@ fn has_disk(scene: &mut Scene) -> bool {
     scene.back_bus().driver(ID).is_some_and(|back| back.disk().is_some())
 }
 
-/// What a killed process's io_uring waits for keeps its event channels open for a moment: nothing else says so.
+/// The pending requests of a killed process's io_uring keep its event channels open for a moment,
+/// and no event announces their end.
 #[test]
 fn the_port_of_a_process_on_its_way_out_is_waited_for() {
     let folder = Folder::new("port");
@@ -204,7 +206,7 @@ fn the_port_of_a_process_on_its_way_out_is_waited_for() {
             scene.until("the successor to take over", has_disk);
             assert_eq!(scene.write(8, &[patient.into(); 4096]), Status::Okay);
         } else {
-            // Somebody else has it for good.
+            // Another process has the port permanently.
             scene.until("an error", |scene| !scene.back_errors.is_empty());
             assert!(
                 matches!(scene.back_errors[..], [xenbus::Error::PortTaken(taken)] if taken == port),
@@ -216,7 +218,7 @@ fn the_port_of_a_process_on_its_way_out_is_waited_for() {
     }
 }
 
-/// A barrier that was under way, and everything that waited behind it.
+/// A barrier that was under way, and all requests that waited behind it.
 #[test]
 fn a_barrier_survives_its_backend() {
     let folder = Folder::new("barrier");
@@ -245,7 +247,7 @@ fn a_barrier_survives_its_backend() {
     assert_eq!(order, [0, 1, 2]);
 }
 
-/// A successor that is killed while it does the requests again, after each of them: nothing is lost.
+/// A successor is killed while it repeats the requests, after each of them: no request is lost.
 #[test]
 fn a_successor_that_is_killed_midway_loses_nothing() {
     const REQUESTS: u64 = 12;
@@ -270,7 +272,7 @@ fn a_successor_that_is_killed_midway_loses_nothing() {
             let done = Rc::clone(&done);
             let decide = move |_, _| {
                 done.set(done.get() + 1);
-                // A panic is the nearest thing to a kill that leaves the test alive.
+                // A panic is the closest thing to a kill that leaves the test alive.
                 assert!(done.get() <= point, "killed");
                 Fate::Pass
             };
@@ -297,8 +299,8 @@ fn a_successor_that_is_killed_midway_loses_nothing() {
     }
 }
 
-/// Whoever still has I/O under way in the guest's pages holds the record, whatever the disk is: a successor
-/// waits for it, to take over and to say Closed.
+/// A process that still has I/O under way in the guest's pages holds the record, with any kind of
+/// disk. A successor waits for its end before it takes over or becomes Closed.
 #[test]
 fn a_successor_waits_until_the_io_of_the_dead_has_ended() {
     for (state, after) in [("4", State::Connected), ("5", State::Closed)] {
@@ -329,7 +331,8 @@ fn a_successor_waits_until_the_io_of_the_dead_has_ended() {
     }
 }
 
-/// The same where the device is not the dead one's any more, but one that has its number.
+/// A successor also waits if the device is not the earlier one any more, but a new one with its
+/// number.
 #[test]
 fn a_new_device_waits_until_the_io_of_the_dead_has_ended() {
     let folder = Folder::new("anew");
@@ -347,7 +350,7 @@ fn a_new_device_waits_until_the_io_of_the_dead_has_ended() {
     scene.until_connected();
 }
 
-/// An io_uring holds the record by itself: its requests go on when the process is gone.
+/// An io_uring holds the record by itself, as its requests continue when the process has ended.
 #[test]
 fn an_io_uring_keeps_the_record_locked() {
     use rustix::fs::{FlockOperation, flock};
@@ -368,7 +371,7 @@ fn an_io_uring_keeps_the_record_locked() {
     let busy = flock(&next, FlockOperation::NonBlockingLockExclusive);
     assert_eq!(busy, Err(rustix::io::Errno::WOULDBLOCK));
     drop(file);
-    // The kernel lets go of it some time after.
+    // The kernel releases the file some time later.
     flock(&next, FlockOperation::LockExclusive).unwrap();
 }
 

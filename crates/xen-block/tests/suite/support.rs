@@ -1,5 +1,5 @@
-//! A guest's frontend and our backend on one machine without Xen: a real store, granted pages on the
-//! heap, both ends in one thread.
+//! A guest's frontend and this crate's backend on one machine without Xen: a real store, granted
+//! pages on the heap, both ends in one thread.
 #![allow(dead_code, unreachable_pub, reason = "each test uses a part of it")]
 
 use conformance::{Daemon, Kind, Options as DaemonOptions};
@@ -25,7 +25,7 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 pub const GUEST: DomId = DomId(3);
 pub const ID: Id = Id { frontend: GUEST, devid: 51712 };
 
-/// How the two ends are made.
+/// The setup of the two ends.
 pub struct Setup {
     pub back: back::Options,
     pub front: front::Options,
@@ -34,13 +34,13 @@ pub struct Setup {
 }
 
 impl Setup {
-    /// The usual, with this disk.
+    /// Returns the usual setup, with this disk.
     pub fn new(open: Box<OpenDisk>) -> Self {
         let (back, front) = (back::Options::default(), front::Options::default());
         Self { back, front, layout: Layout::NATIVE, open: open.into() }
     }
 
-    /// The usual, with the disk that the nodes name, as `xen-blockd` opens it.
+    /// Returns the usual setup, with the disk that the nodes name, as `xen-blockd` opens it.
     pub fn named() -> Self {
         let (back, front) = (back::Options::default(), front::Options::default());
         Self {
@@ -52,9 +52,9 @@ impl Setup {
     }
 }
 
-/// Opens a disk that nobody uses any more; where it is refused, it is tried again for two seconds. A process that another
-/// test starts has, until it runs its program, all that is open in this one, and so the locks of what was closed here
-/// meanwhile.
+/// Opens a disk that is not in use any more; if that is refused, it is tried again for two seconds.
+/// A process that another test starts has, until it runs its program, all files that are open in
+/// this one, and so the locks of files that were closed here meanwhile.
 pub fn once_free<T, E>(open: impl Fn() -> Result<T, E>) -> Result<T, E> {
     let end = Instant::now() + Duration::from_secs(2);
     loop {
@@ -74,7 +74,7 @@ pub struct Scene {
     pub bus: Bus<Front>,
     pub front_evtchn: Rc<RefCell<loopback::evtchn::Channels>>,
     pub log: Vec<String>,
-    /// Errors of the backend, the first first.
+    /// The errors of the backend, the oldest first.
     pub back_errors: Vec<xenbus::Error>,
     next_tag: u64,
 }
@@ -110,7 +110,8 @@ pub fn server_at(
 }
 
 impl Scene {
-    /// Both ends, and the device added; nothing has happened yet. `None` where there is no daemon.
+    /// Creates both ends, and adds the device; neither end has had a turn. `None` if there is no
+    /// daemon.
     pub fn new(setup: Setup) -> Option<Self> {
         let options = DaemonOptions { everybody: true, ..DaemonOptions::default() };
         let daemon = Daemon::start_with(Kind::Ours, &options)?;
@@ -143,7 +144,7 @@ impl Scene {
         })
     }
 
-    /// The same, connected.
+    /// Creates both ends, and waits until they are connected.
     pub fn connected(setup: Setup) -> Option<Self> {
         let mut scene = Self::new(setup)?;
         scene.until_connected();
@@ -160,7 +161,7 @@ impl Scene {
         (self.bus.state(ID), self.back_bus().state(ID))
     }
 
-    /// The backends.
+    /// Returns the bus of the backends.
     pub fn back_bus(&mut self) -> &mut Bus<Back> {
         self.server.bus("vbd").expect("the kind that is served")
     }
@@ -177,7 +178,7 @@ impl Scene {
         });
     }
 
-    /// Lets both ends do what there is to do.
+    /// Gives both ends a turn.
     pub fn turn(&mut self) {
         while let Some(event) = self.front_store.poll_event().unwrap() {
             self.bus.take(&mut self.front_store, &event).unwrap();
@@ -197,7 +198,7 @@ impl Scene {
         }
     }
 
-    /// Waits for a backend in another thread.
+    /// Waits until the frontend is connected to a backend in another thread.
     pub fn until_front_connected(&mut self) {
         let end = Instant::now() + PATIENCE;
         while self.bus.state(ID) != Some(State::Connected) {
@@ -219,12 +220,12 @@ impl Scene {
         }
     }
 
-    /// The backend alone.
+    /// Waits until the backend has the given state, with turns for the backend alone.
     pub fn until_back(&mut self, state: State) {
         self.until("the backend", |scene| scene.states().1 == Some(state));
     }
 
-    /// Asks for one thing and waits for the answer.
+    /// Makes one request and waits for the answer.
     pub fn ask(&mut self, want: impl FnOnce(u64) -> Want, parts: &[Part]) -> Status {
         let tag = self.next_tag;
         self.next_tag += 1;
@@ -252,7 +253,7 @@ impl Scene {
         }
     }
 
-    /// Writes whole pages.
+    /// Writes whole pages, and returns the answer.
     pub fn write(&mut self, sector: u64, bytes: &[u8]) -> Status {
         let buffers = self.buffers(bytes.len().div_ceil(4096));
         self.fill(&buffers, bytes);

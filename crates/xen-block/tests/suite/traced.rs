@@ -1,8 +1,9 @@
-//! The file store under strace: the system call that makes data stable has returned before the guest has
-//! the answer to its flush.
+//! The file store under strace: the system call that makes data stable has returned before the
+//! guest has the answer to its flush.
 //!
-//! strace shows the calls of the threads (`preadv`, `pwritev`, `fdatasync`). What goes through io_uring is
-//! no system call of the process; there the kernel's own completion of `IORING_OP_FSYNC` is the answer.
+//! strace shows the calls of the threads (`preadv`, `pwritev`, `fdatasync`). A request through
+//! io_uring is no system call of the process; there the kernel's own completion of
+//! `IORING_OP_FSYNC` is the evidence.
 
 use crate::support::{Scene, Setup};
 use std::collections::BTreeSet;
@@ -42,7 +43,7 @@ fn writes_flushes_and_says_so() {
     }
 }
 
-/// What a run of the test above did with its disk, in order.
+/// Returns the operations of one run of the test above on its disk, in order.
 fn steps(name: &str, make: impl FnOnce(&Path)) -> Option<Vec<&'static str>> {
     if Command::new("strace").arg("-V").output().is_err() {
         conformance::skip(name, "there is no strace");
@@ -69,15 +70,15 @@ fn steps(name: &str, make: impl FnOnce(&Path)) -> Option<Vec<&'static str>> {
         .output()
         .unwrap();
     let text = std::fs::read_to_string(&log).unwrap();
-    // `-y` shows what a descriptor is: the daemon and who builds it write files of their own.
+    // `-y` shows the path of each descriptor, as the daemon and its build write files of their own.
     let disk = format!("<{}>", file.display());
     for left in [file.with_extension("mark"), file, log] {
         let _ = std::fs::remove_file(left);
     }
-    // The last of the two tests takes the folder with it.
+    // The last of the two tests removes the folder.
     let _ = std::fs::remove_dir(&folder);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
-    // A call that another thread interrupts in the log is two lines; its end counts.
+    // A call that is interrupted in the log by another thread has two lines; the second one counts.
     let mut begun = BTreeSet::new();
     let step = |line: &str| {
         let thread = line.split(' ').next().unwrap_or_default().to_owned();
@@ -120,7 +121,7 @@ fn qcow2_tables_are_stable_too_before_a_flush_is_answered() {
     let rounds: Vec<&[&str]> = steps.split(|step| *step == "answered").collect();
     assert_eq!(rounds.len(), 4, "{steps:?}");
     for round in &rounds[..3] {
-        // The data and at least one table, and nothing behind the last sync.
+        // The data and at least one table are written, and nothing after the last sync.
         assert!(round.iter().filter(|step| **step == "written").count() > 1, "{steps:?}");
         assert_eq!(round.last(), Some(&"stable"), "{steps:?}");
     }

@@ -1,5 +1,5 @@
-//! Advisories on block rings and backends, each a test: what a hostile guest does costs it its own device
-//! or nothing, and what a hostile backend does costs the guest that device.
+//! Advisories on block rings and backends, each with a test: a hostile guest harms at most its own
+//! device, and a hostile backend harms at most the device that it serves.
 
 use crate::support::{self, GUEST, ID, Scene, Setup, device};
 use std::time::Instant;
@@ -22,7 +22,7 @@ fn disk() -> Box<OpenDisk> {
     Box::new(|_| Ok(Box::new(Memory::with_contents(vec![7; 1024 * 512]))))
 }
 
-/// A frontend that does as the test likes: its own ring, beside a real backend.
+/// A frontend under the test's control: its own ring, with a real backend.
 struct Rogue {
     scene: Scene,
     ring: FrontRing,
@@ -33,14 +33,14 @@ struct Rogue {
 }
 
 impl Rogue {
-    /// Connects, as far as the store goes, with persistent grants or without.
+    /// Connects with the nodes of the store, with persistent grants or without.
     fn new(persistent: &str) -> Option<Self> {
         Self::on(disk(), persistent)
     }
 
     fn on(disk: Box<OpenDisk>, persistent: &str) -> Option<Self> {
         let mut scene = Scene::new(Setup::new(disk))?;
-        // The frontend of the scene is not let into the game.
+        // The frontend of the scene is not used.
         let mut grants = scene.host.gnttab(GUEST);
         let mut evtchn = scene.host.evtchn(GUEST);
         let ring = grants.offer(DomId::DOM0, Access::ReadWrite).unwrap();
@@ -91,7 +91,7 @@ impl Rogue {
         RequestBytes::encode(&Request { id: 77, handle: 0, body }, Layout::NATIVE)
     }
 
-    /// Sends bytes as a request; what came back.
+    /// Sends bytes as a request; returns the response.
     fn send(&mut self, request: &RequestBytes) -> Response {
         self.ring.put(&request.0[..Layout::NATIVE.entry_bytes()]).unwrap();
         if self.ring.push().unwrap() {
@@ -106,7 +106,7 @@ impl Rogue {
         response.parse()
     }
 
-    /// Everything still works.
+    /// Checks that the device still works.
     fn assert_served(&mut self) {
         let request = self.read_of(&[Segment::page(self.pages[0].grant())]);
         let response = self.send(&request);
@@ -117,8 +117,8 @@ impl Rogue {
     }
 }
 
-/// Whatever lies in the ring while the backend looks: every byte is checked after it was copied out,
-/// and every request has an answer.
+/// Each byte of a request in the ring is checked after it was copied out, whatever it is, and every
+/// request has an answer.
 #[test]
 fn xsa_155_every_request_is_copied_once_checked_and_answered() {
     let Some(mut rogue) = Rogue::new("1") else { return };
@@ -129,13 +129,14 @@ fn xsa_155_every_request_is_copied_once_checked_and_answered() {
         for _ in 0..=round % 4 {
             seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(round | 1);
             let at = (seed >> 40) as usize % 32;
-            // Not the id, by which answers are known.
+            // The id stays, as it identifies the answer.
             if !(8..16).contains(&at) {
                 bytes.0[at] = (seed >> 32) as u8;
             }
         }
         let response = rogue.send(&bytes);
-        // As Linux's frontend wants it: an indirect request is answered as the read or write it is.
+        // As Linux's frontend requires, an indirect request is answered with the operation of its
+        // inner read or write.
         let operation = if bytes.0[0] == op::INDIRECT { bytes.0[1] } else { bytes.0[0] };
         assert_eq!((response.id, response.operation), (77, operation));
     }
@@ -173,7 +174,7 @@ fn xsa_155_indirect_segments_are_checked_like_others() {
     }
 }
 
-/// A guest that writes to a disk that it may only read, in every way that there is.
+/// A guest that tries to write to a read-only disk, with every operation.
 #[test]
 fn a_read_only_disk_is_written_in_no_way() {
     let open = || -> Box<OpenDisk> {
@@ -202,13 +203,13 @@ fn a_read_only_disk_is_written_in_no_way() {
             let response = rogue.send(&RequestBytes::encode(&request, Layout::NATIVE));
             assert_eq!((response.id, response.status), (5, status), "{what}");
         }
-        // Byte 4095 of the first page is what it was.
+        // Byte 4095 of the first page is unchanged.
         rogue.assert_served();
     }
 }
 
-/// A guest changes the request, and the segments that it names, while the backend looks at them: what was
-/// checked is what is done, so no byte beyond what the request may touch is moved.
+/// A guest changes the request, and its segments, while the backend reads them. The backend does
+/// exactly the request that it has checked, so no byte outside the request's range is moved.
 #[test]
 fn xsa_155_what_changes_while_it_is_read_is_checked_as_it_was_read() {
     use std::sync::atomic::{AtomicBool, Ordering};
@@ -225,8 +226,9 @@ fn xsa_155_what_changes_while_it_is_read_is_checked_as_it_was_read() {
         let flips = std::thread::spawn(move || {
             let (mut flips, mut value) = (0_u64, 0_u8);
             while !stopped.load(Ordering::Relaxed) {
-                // `last_sect` of the segment in the indirect page; of every request in the ring the number of
-                // segments (of an indirect one, what it does) and the last sector of its first segment.
+                // `last_sect` of the segment in the indirect page; in every request in the ring,
+                // the number of segments (of an indirect one, the inner operation) and the last
+                // sector of its first segment.
                 page.page().copy_in(5, &[value]).unwrap();
                 for entry in 0..32 {
                     ring.page().copy_in(64 + entry * 112 + 1, &[value & 1]).unwrap();
@@ -247,7 +249,7 @@ fn xsa_155_what_changes_while_it_is_read_is_checked_as_it_was_read() {
         let mut seen = [0_u32; 2];
         let end = Instant::now() + support::PATIENCE;
         for round in 0.. {
-            // On a busy machine the other thread may not run beside this one for a while.
+            // On a busy machine the other thread may not run at the same time for a while.
             if round >= 4000 && (seen.iter().all(|count| *count > 0) || Instant::now() > end) {
                 break;
             }
@@ -259,13 +261,13 @@ fn xsa_155_what_changes_while_it_is_read_is_checked_as_it_was_read() {
             };
             let request = Request { id: 9, handle: 0, body };
             let response = rogue.send(&RequestBytes::encode(&request, Layout::NATIVE));
-            // The answer lies where the request did, and its second byte is flipped too.
+            // The answer is at the place of the request, so its second byte is flipped too.
             assert_eq!(response.id & !0xff00, 9);
             seen[usize::from(response.status != Status::Okay)] += 1;
         }
         stop.store(true, Ordering::Relaxed);
         let flips = flips.join().unwrap();
-        // Both were there to be seen: requests that were right when they were read, and such as were not.
+        // Both kinds occurred: requests that were correct when they were read, and incorrect ones.
         assert!(seen[0] > 0 && seen[1] > 0, "{seen:?}, {flips} flips");
         for other in 2..rogue.pages.len() {
             let mut bytes = [0; 4096];
@@ -279,7 +281,7 @@ fn xsa_155_what_changes_while_it_is_read_is_checked_as_it_was_read() {
 fn xsa_216_answers_tell_nothing_of_the_backends_memory() {
     let Some(mut rogue) = Rogue::new("1") else { return };
     rogue.assert_served();
-    // The entry held a request of 112 bytes; of the answer's 16 none is left from elsewhere.
+    // The entry held a request of 112 bytes; the answer's 16 bytes contain nothing of it.
     let mut grants = rogue.scene.host.gnttab(DomId::DOM0);
     let ring = rogue.ring.pages().next().unwrap().grant();
     let page = grants.map(GUEST, ring, Access::Read).unwrap();
@@ -288,8 +290,8 @@ fn xsa_216_answers_tell_nothing_of_the_backends_memory() {
     assert_eq!(entry, [77, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
 }
 
-/// A guest that closes, opens and tears its ring down again and again leaves nothing behind, and nothing
-/// is used after it was given back.
+/// A guest that connects and closes its ring again and again leaks nothing, and nothing is used
+/// after it was released.
 #[test]
 fn xsa_350_rings_that_come_and_go_leave_nothing() {
     let Some(mut scene) = Scene::connected(Setup::new(disk())) else { return };
@@ -309,12 +311,13 @@ fn xsa_350_rings_that_come_and_go_leave_nothing() {
         assert_eq!(scene.host.mapped(), 0);
         scene.tool.write(&state, "1").unwrap();
         scene.until_connected();
-        // What was asked before has ended with the device that it was asked of.
+        // The requests to the earlier device have ended with it.
         assert_eq!(scene.front().in_flight(), 0);
     }
 }
 
-/// Some of a request's pages cannot be mapped: the others are let go, the guest gets an error.
+/// Some of a request's pages cannot be mapped: the others are unmapped, and the guest gets an
+/// error.
 #[test]
 fn xsa_365_a_request_is_mapped_whole_or_not_at_all() {
     for persistent in ["0", "1"] {
@@ -328,7 +331,7 @@ fn xsa_365_a_request_is_mapped_whole_or_not_at_all() {
         assert_eq!(rogue.send(&request).status, Status::Error);
         let kept = if persistent == "1" { 5 } else { 0 };
         assert_eq!(rogue.scene.host.mapped(), before + kept, "persistent {persistent}");
-        // No room to map any more: an error, and well again when there is room.
+        // No more pages can be mapped: an error; then success once it is possible again.
         rogue.scene.host.limit_mappings(Some(rogue.scene.host.mapped()));
         let request = rogue.read_of(&list[6..]);
         assert_eq!(rogue.send(&request).status, Status::Error);
@@ -337,7 +340,7 @@ fn xsa_365_a_request_is_mapped_whole_or_not_at_all() {
     }
 }
 
-/// Persistent grants are bounded, whatever a guest names, and none is lost.
+/// Persistent grants are bounded, whatever grants a guest names, and none leaks.
 #[test]
 fn xsa_371_persistent_grants_are_bounded_and_let_go() {
     let mut setup = Setup::new(disk());
@@ -351,7 +354,7 @@ fn xsa_371_persistent_grants_are_bounded_and_let_go() {
             let parts: Vec<Part> = buffers.iter().copied().map(Part::whole).collect();
             let status = scene.ask(|tag| Want::Read { tag, sector: round * 8 }, &parts[..100]);
             assert_eq!(status, Status::Okay);
-            // Other ones next time.
+            // Other grants the next time.
             for buffer in buffers.into_iter().rev() {
                 scene.front().give_back(buffer);
             }
@@ -386,7 +389,7 @@ fn a_forged_index_ends_its_own_device() {
     drop(rogue.grants);
 }
 
-/// A frontend that never stops asking does not keep its backend from closing.
+/// A frontend that makes requests without end does not prevent its backend from closing.
 #[test]
 fn a_busy_frontend_does_not_keep_its_device_open() {
     let Some(mut rogue) = Rogue::new("1") else { return };
@@ -411,8 +414,9 @@ fn a_busy_frontend_does_not_keep_its_device_open() {
     assert_eq!(rogue.scene.host.mapped(), 0);
 }
 
-/// A guest that writes its state without end, and so connects and closes all the time, costs the other
-/// guests of the backend nothing but turns: each turn ends, and their requests are answered in few.
+/// A guest that writes its state without end, and so connects and closes all the time, takes
+/// nothing from the backend's other guests but turns: each turn ends, and their requests are
+/// answered within a few.
 #[test]
 fn a_guest_that_floods_the_store_keeps_nobody_waiting() {
     const WRITES: u32 = 20_000;
@@ -458,7 +462,7 @@ fn a_guest_that_floods_the_store_keeps_nobody_waiting() {
     assert_eq!(scene.states(), (Some(State::Connected), Some(State::Connected)));
 }
 
-/// A backend of the test's own, that answers as it likes.
+/// Runs a backend under the test's control, which answers with forged responses.
 fn answer_with(scene: &mut Scene, forge: impl Fn(&mut Response)) -> Result<usize, String> {
     let buffer = scene.buffers(1)[0];
     let want = Want::Read { tag: 5, sector: 0 };
@@ -504,7 +508,7 @@ fn xsa_391_a_backend_cannot_make_a_frontend_look_for_ever() {
     let ring = scene.node(&format!("{}/ring-ref0", device().frontend_path())).parse().unwrap();
     let mut grants = scene.host.gnttab(DomId::DOM0);
     let page = grants.map(GUEST, GrantRef(ring), Access::ReadWrite).unwrap();
-    // Answers without requests; events without answers.
+    // Answers without requests; notifications without answers.
     page.page().store_u32(8, 100).unwrap();
     let error = scene.front().take(|_| {}).unwrap_err().to_string();
     assert!(error.contains("impossible ring index"), "{error}");
@@ -515,8 +519,8 @@ fn xsa_391_a_backend_cannot_make_a_frontend_look_for_ever() {
     assert_eq!(scene.read(0, 1), Ok(vec![7; 4096]));
 }
 
-/// A backend that keeps a page mapped after the frontend has ended the grant keeps that page and nothing
-/// else: the frontend's data is in another one.
+/// A backend that keeps a page mapped after the frontend has ended the grant sees only that page:
+/// the frontend's data is in another one.
 #[test]
 fn xsa_396_a_page_that_a_backend_keeps_is_used_for_nothing_else() {
     let Some(mut scene) = connected() else { return };
@@ -532,7 +536,7 @@ fn xsa_396_a_page_that_a_backend_keeps_is_used_for_nothing_else() {
         .filter_map(|grant| dom0.map(GUEST, GrantRef(*grant), Access::ReadWrite).ok())
         .collect();
     assert!(kept.len() > 500, "the buffers and the ring: {}", kept.len());
-    // As a backend that begins anew: the frontend takes back its pages, and offers others.
+    // The backend starts again: the frontend takes back its pages, and offers others.
     scene.tool.write(format!("{}/state", device().backend_path()), "2").unwrap();
     scene.until("new rings", |scene| scene.states().0 == Some(State::Initialised));
     for page in &kept {
@@ -547,7 +551,7 @@ fn xsa_396_a_page_that_a_backend_keeps_is_used_for_nothing_else() {
     assert_eq!(scene.host.offered(), 0, "every grant has ended");
 }
 
-/// `trusted` 0: a buffer that is taken anew shows the backend nothing of what it held.
+/// `trusted` 0: a buffer that is taken again shows the backend nothing of its earlier contents.
 #[test]
 fn xsa_403_an_untrusted_backend_sees_nothing_of_before() {
     for (trusted, seen) in [("0", 0), ("1", 42)] {
@@ -566,7 +570,7 @@ fn xsa_403_an_untrusted_backend_sees_nothing_of_before() {
     }
 }
 
-/// CVE-2026-45890 of netback, and its relatives: numbers in a guest's nodes.
+/// CVE-2026-45890 of netback, and similar faults: numbers in a guest's nodes.
 #[test]
 fn numbers_of_a_frontend_are_bounded() {
     for (node, value) in [

@@ -1,4 +1,5 @@
-//! Images whose clusters are compressed with zstd, as QEMU's tools make them: read, written, in chains, and broken.
+//! Images whose clusters are compressed with zstd, made by QEMU's tools: read, written, in chains,
+//! and broken.
 
 use crate::images::{Folder, pattern, tool};
 use rustix::io::Errno;
@@ -11,21 +12,22 @@ use xen_block::disk::places::Places;
 use xen_block::disk::pool::Pooled;
 use xen_block::disk::{Disk, DiskAccess, Io, Op, Piece, qcow2};
 
-/// The longest that a request may take.
+/// The longest time that a request may take.
 const WITHIN: Duration = Duration::from_secs(30);
 
-/// An image that is open, without a device.
+/// An open image, without a device.
 struct Image(Pooled);
 
 impl Image {
-    /// Opens it. A process that another test starts may have the locks of what was closed here for a moment.
+    /// Opens an image. A process that another test starts may have the locks of files that were
+    /// closed here for a moment.
     fn open(path: &str, access: DiskAccess) -> Self {
         let places = Places::default().with_file("/dev/null".into());
         let open = || qcow2::open(Path::new(path), access, &places);
         Self(crate::support::once_free(open).unwrap())
     }
 
-    /// Does one request of at most 4096 bytes; `Err` is how it failed.
+    /// Does one request of at most 4096 bytes; `Err` is its error.
     fn ask(&mut self, op: Op, sector: u64, sectors: u64, page: &Page) -> Result<(), Errno> {
         let mut io = Io::empty();
         (io.op, io.sector) = (op, sector);
@@ -61,7 +63,7 @@ impl Image {
         self.ask(Op::Write, sector, bytes.len() as u64 / 512, &page)
     }
 
-    /// All of the disk.
+    /// Reads all of the disk.
     fn all(&mut self) -> Vec<u8> {
         let sectors = self.0.geometry().sectors;
         let reads = (0..sectors).step_by(8);
@@ -77,7 +79,7 @@ fn packed(image: &str, bytes: &[u8], cluster: &str) {
     tool("qemu-img", &["convert", "-c", "-O", "qcow2", "-o", &options, &raw, image]);
 }
 
-/// QEMU finds these bytes in the image, and its tables in order.
+/// Checks that QEMU finds these bytes in the image, and no fault in its tables.
 fn assert_holds(image: &str, bytes: &[u8]) {
     let raw = format!("{image}.wanted");
     std::fs::write(&raw, bytes).unwrap();
@@ -85,7 +87,7 @@ fn assert_holds(image: &str, bytes: &[u8]) {
     tool("qemu-img", &["compare", "-q", "-f", "qcow2", "-F", "raw", image, &raw]);
 }
 
-/// Some bytes that compress well and some that do not; the last cluster is not whole.
+/// Returns some bytes that compress well and some that do not; the last cluster is not whole.
 fn content() -> Vec<u8> {
     let mut seed = 7_u64;
     let mut bytes = pattern(3, 512);
@@ -108,7 +110,8 @@ fn compressed_clusters_of_each_size_are_read() {
     }
 }
 
-/// A cluster that is written in part is whole and plain afterwards, also the last cluster, and the header says what it said.
+/// A cluster that is written in part is whole and uncompressed afterwards, also the last cluster,
+/// and the header is unchanged.
 #[test]
 fn compressed_clusters_are_written() {
     let Some(folder) = Folder::new("zstd-write") else { return };
@@ -116,7 +119,8 @@ fn compressed_clusters_are_written() {
         let mut wanted = content();
         let image = folder.file("a.qcow2");
         packed(&image, &wanted, cluster);
-        // A feature that nobody knows: who writes to the image takes the mark away, and writes the whole header.
+        // A feature that nobody knows: a program that writes to the image clears this bit, and so
+        // writes the whole header.
         let file = File::options().write(true).open(&image).unwrap();
         file.write_all_at(&32_u64.to_be_bytes(), 88).unwrap();
         let mut disk = Image::open(&image, DiskAccess::ReadWrite);
@@ -146,7 +150,8 @@ fn compressed_clusters_are_written() {
     }
 }
 
-/// One of zlib before one of zstd before a raw one, and the other way round; the ones behind are smaller.
+/// An image with zlib on one with zstd on a raw one, and the other way round; the backing files are
+/// smaller.
 #[test]
 fn images_with_zstd_stand_in_chains() {
     let Some(folder) = Folder::new("zstd-chain") else { return };
@@ -158,7 +163,8 @@ fn images_with_zstd_stand_in_chains() {
         let raw = at("raw");
         std::fs::write(&raw, &behind).unwrap();
         tool("qemu-img", &["convert", "-c", "-O", "qcow2", "-o", &option, &raw, &base]);
-        // One cluster of the top is its own, and compressed; the end of the one behind is within a cluster.
+        // One cluster of the top is its own, and compressed; the end of the backing file is within
+        // a cluster.
         let options = format!("compression_type={top},size=4M");
         let create = ["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", &base, "-o", &options];
         tool("qemu-img", &[&create[..], &[&image]].concat());
@@ -180,19 +186,20 @@ fn images_with_zstd_stand_in_chains() {
     }
 }
 
-/// Reads numbers of an image's tables.
+/// Reads a number of an image's tables.
 fn number(file: &File, at: u64) -> u64 {
     let mut bytes = [0; 8];
     file.read_exact_at(&mut bytes, at).unwrap();
     u64::from_be_bytes(bytes)
 }
 
-/// The place in the file of the first table of the disk's clusters.
+/// Returns the place in the file of the first table of the disk's clusters.
 fn table(file: &File) -> u64 {
     number(file, number(file, 40)) & 0xff_ffff_ffff_fe00
 }
 
-/// An image may be made so that the disk's data lie upon its tables: what the guest writes changes them under who serves it.
+/// An image can be made so that the disk's data overlaps its tables: the guest's writes then change
+/// them while they are in use.
 #[test]
 fn tables_that_the_guest_can_write_harm_its_own_disk_alone() {
     let Some(folder) = Folder::new("zstd-upon") else { return };
@@ -204,7 +211,7 @@ fn tables_that_the_guest_can_write_harm_its_own_disk_alone() {
     let mut disk = Image::open(&image, DiskAccess::ReadWrite);
     let second = disk.read(128, 1).unwrap();
     assert_eq!(second, content()[65536..][..512]);
-    // The table in the file names no cluster any more, and the one in memory does.
+    // The table in the file names no cluster any more, and the one in memory still does.
     disk.write(0, &[0; 4096]).unwrap();
     assert_eq!(disk.read(128, 1), Err(Errno::IO));
     assert_eq!(disk.write(129, &[1; 512]), Err(Errno::IO));
@@ -213,7 +220,8 @@ fn tables_that_the_guest_can_write_harm_its_own_disk_alone() {
     assert_eq!(disk.read(1, 1), Ok(vec![1; 512]));
 }
 
-/// A cluster that cannot be decoded is an error for who needs it, and for nobody else; it can be written anew.
+/// A cluster that cannot be decoded is an error for a request that needs it, and for no other; it
+/// can be written again.
 #[test]
 fn broken_clusters_with_zstd_harm_themselves_alone() {
     let Some(folder) = Folder::new("zstd-broken") else { return };
@@ -231,11 +239,11 @@ fn broken_clusters_with_zstd_harm_themselves_alone() {
         ("behind the end", |file, (entry_at, entry), _| {
             file.write_all_at(&(entry | 1 << 50).to_be_bytes(), entry_at).unwrap();
         }),
-        // A frame with a window of 1 MiB, and blocks that are one byte 128 KiB times.
+        // A frame with a window of 1 MiB, and blocks that repeat one byte 128 KiB times.
         ("longer than a cluster", |file, entry, _| {
             elsewhere(file, entry, &[0x02, 0x00, 0x10, 0x55].repeat(4000), 0x50);
         }),
-        // The same with blocks of nothing.
+        // The same frame with empty blocks.
         ("too many blocks", |file, entry, _| elsewhere(file, entry, &[0; 12_000], 0x50)),
         ("cut off", |file, _, at| file.set_len(at + 9).unwrap()),
     ];
@@ -243,7 +251,7 @@ fn broken_clusters_with_zstd_harm_themselves_alone() {
         let wanted = content();
         packed(&image, &wanted, "64k");
         let file = File::options().read(true).write(true).open(&image).unwrap();
-        // The last whole cluster: nothing that is needed is behind it but the last one.
+        // The last whole cluster: only the last cluster of the disk follows it.
         let cluster = wanted.len() as u64 / 65536 - 1;
         let (entry_at, entry) = place(&file, cluster);
         broken(&file, (entry_at, entry), offset(entry));
@@ -257,7 +265,7 @@ fn broken_clusters_with_zstd_harm_themselves_alone() {
         disk.write(1, &[7; 512]).unwrap();
         assert_eq!(disk.read(0, 2).unwrap()[512..], [7; 512], "{what}");
         drop(disk);
-        // The same behind another image.
+        // The same image as a backing file.
         let top = folder.file("top.qcow2");
         tool("qemu-img", &["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", &image, &top]);
         let mut disk = Image::open(&top, DiskAccess::ReadWrite);
@@ -267,7 +275,8 @@ fn broken_clusters_with_zstd_harm_themselves_alone() {
     }
 }
 
-/// Has an entry name a frame at the end of the file, of these blocks and with this descriptor of its window.
+/// Points an entry to a frame at the end of the file, with these blocks and this descriptor of its
+/// window.
 fn elsewhere(file: &File, (entry_at, entry): (u64, u64), blocks: &[u8], window: u8) {
     let end = file.metadata().unwrap().len().next_multiple_of(512);
     let head = [0x28, 0xb5, 0x2f, 0xfd, 0x00, window];

@@ -1,6 +1,6 @@
 //! One connection to a server: its negotiation, and requests one after the other.
 //!
-//! A server may be wrong or hostile: nothing that it says sizes anything here but in bounds.
+//! A server may be faulty or hostile: its values determine sizes here only within bounds.
 
 use super::super::DiskAccess;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -13,15 +13,15 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// Most bytes of a negotiation's answer that are looked at; no server sends so many.
+/// The most bytes of a negotiation's answer that are read; no known server sends so many.
 const ANSWER_MAX: u32 = 65536;
-/// Most bytes of a server's own words that are repeated.
+/// The most bytes of a server's own message that are repeated.
 const WORDS_MAX: usize = 256;
-/// Most bytes of a request, where the server says nothing: the protocol's 32 MiB.
+/// The most bytes of a request where the server gives no limit: the protocol's 32 MiB.
 const REQUEST_MAX: u32 = 32 << 20;
-/// Between two tries to be let in.
+/// The interval between two tries to connect while the server's queue is full.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
-/// Most answers of a negotiation; there are five kinds of information.
+/// The most answers of a negotiation; there are five kinds of information.
 const ANSWERS_MAX: u32 = 16;
 
 const MAGIC: u64 = 0x4e42_444d_4147_4943;
@@ -49,7 +49,7 @@ const REFUSALS: [(u32, &str); 7] = [
     (1 << 31 | 8, "it insists on its block sizes"),
 ];
 
-/// The errors of a request that the protocol has; others are taken for EIO.
+/// The errors of a request that the protocol has; any other counts as EIO.
 const ERRORS: [Errno; 8] = [
     Errno::PERM,
     Errno::IO,
@@ -75,23 +75,23 @@ pub(super) struct Export {
     block_max: u32,
 }
 
-/// An error of a server.
+/// Makes an error about a faulty answer of a server.
 pub(super) fn wrong(what: impl fmt::Display) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("the NBD server {what}"))
 }
 
 impl Export {
-    /// Size in bytes.
+    /// Returns the size in bytes.
     pub(super) fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// The smallest piece that can be read or written.
+    /// Returns the size in bytes of the smallest piece that can be read or written.
     pub(super) fn sector_size(&self) -> u32 {
         self.block_min.max(512)
     }
 
-    /// The most bytes of one request, a multiple of the sector size.
+    /// Returns the most bytes of one request, a multiple of the sector size.
     pub(super) fn request_max(&self) -> usize {
         let most = if self.block_max == 0 { REQUEST_MAX } else { self.block_max };
         (most / self.sector_size() * self.sector_size()) as usize
@@ -105,12 +105,12 @@ impl Export {
         self.flags & FLAG_TRIM != 0
     }
 
-    /// True where all connections see each other's writes.
+    /// True if all connections see each other's writes.
     pub(super) fn is_shared(&self) -> bool {
         self.flags & FLAG_MULTI != 0
     }
 
-    /// Refuses an export that cannot be a disk, or not this one.
+    /// Refuses an export that cannot be a disk with this access.
     pub(super) fn check(&self, access: DiskAccess) -> io::Result<()> {
         let (bytes, sector) = (self.bytes, self.sector_size());
         if !sector.is_power_of_two() || sector > 4096 {
@@ -131,22 +131,22 @@ impl Export {
         Ok(())
     }
 
-    /// Refuses an export that is not what it was when the disk was opened.
+    /// Refuses an export whose properties have changed since the disk was opened.
     pub(super) fn is_still(&self, before: &Self) -> io::Result<()> {
         if self == before { Ok(()) } else { Err(wrong("has come back with another export")) }
     }
 }
 
-/// The longest times that a server may take.
+/// The time limits of connecting to a server.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Within {
-    /// To let a connection in.
+    /// The time until the server accepts the connection.
     pub(super) connected: Duration,
-    /// For the negotiation.
+    /// The time for the negotiation.
     pub(super) answered: Duration,
 }
 
-/// A stream to the server at `path`, with the time that the negotiation may take.
+/// Connects to the server at `path`; the stream has the time limit of the negotiation.
 pub(super) fn stream(path: &Path, within: Within) -> io::Result<UnixStream> {
     let address = SocketAddrUnix::new(path)?;
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
@@ -155,7 +155,7 @@ pub(super) fn stream(path: &Path, within: Within) -> io::Result<UnixStream> {
     loop {
         match connect(&socket, &address) {
             Ok(()) => break,
-            // The queue of a server that lets nobody in is full.
+            // The server's queue of connections is full.
             Err(Errno::AGAIN) if Instant::now() < end => std::thread::sleep(LOOK_AGAIN),
             Err(Errno::AGAIN) => {
                 return Err(io::Error::new(io::ErrorKind::TimedOut, silent(within.connected)));
@@ -204,17 +204,17 @@ pub(super) struct Connection {
     stream: UnixStream,
     export: Export,
     handle: u64,
-    /// The request that is not answered was sent as a whole.
+    /// True if the request without an answer was sent as a whole.
     sent: bool,
     /// The longest time that a request may take.
     patience: Duration,
 }
 
 impl Connection {
-    /// Asks for export `name`. Requests wait so long for their answers.
+    /// Negotiates for the export `name`. `patience` becomes the time limit of each request.
     ///
     /// # Errors
-    /// The server does not answer in time, has no such export, or makes no sense.
+    /// The server does not answer in time, has no such export, or violates the protocol.
     pub(super) fn negotiate(
         mut stream: UnixStream,
         name: &str,
@@ -240,7 +240,7 @@ impl Connection {
         self.export
     }
 
-    /// True where the server has closed it.
+    /// True if the server has closed the connection.
     pub(super) fn is_lost(&self) -> bool {
         let mut fds = [PollFd::new(&self.stream, PollFlags::RDHUP)];
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
@@ -254,7 +254,7 @@ impl Connection {
             return Err(wrong("does not speak the protocol"));
         }
         let [_, flags] = bytes(stream)?;
-        // Fixed newstyle, and no zeroes behind the negotiation of old.
+        // Fixed newstyle, without the zeroes that end an old negotiation.
         if flags & 1 == 0 {
             return Err(wrong("knows no fixed newstyle negotiation"));
         }
@@ -272,7 +272,7 @@ impl Connection {
         Self::answers(stream, name)
     }
 
-    /// Takes the server's answers about the export, up to the last.
+    /// Reads the server's answers about the export, up to the last.
     fn answers(stream: &mut Timed<'_>, name: &str) -> io::Result<Export> {
         let (mut export, mut has_size) = (Export::default(), false);
         for _ in 0..ANSWERS_MAX {
@@ -321,10 +321,10 @@ impl Connection {
         Err(wrong("does not come to an end"))
     }
 
-    /// Does one request; what the server answers to it.
+    /// Does one request; returns the server's answer to it.
     ///
     /// # Errors
-    /// The connection is lost, and of no more use.
+    /// The connection is lost, and cannot be used again.
     pub(super) fn exchange(
         &mut self,
         command: &mut Command<'_>,
@@ -371,8 +371,8 @@ impl Connection {
         Ok(Ok(()))
     }
 
-    /// The stream of a request that the server may still do: that is done once it answers or closes. `None` where it was
-    /// not told all of the request.
+    /// Returns the stream of a request that the server may still do: the request has ended once the
+    /// server answers or closes. `None` if the server did not get all of the request.
     pub(super) fn into_stale(self) -> Option<UnixStream> {
         let flags = fcntl_getfl(&self.stream).ok()?;
         fcntl_setfl(&self.stream, flags | OFlags::NONBLOCK).ok()?;
@@ -380,7 +380,8 @@ impl Connection {
     }
 }
 
-/// A stream with an end to all that is read and written in one exchange, however little comes at a time.
+/// A stream with a time limit for all reads and writes of one exchange, however small the parts
+/// are.
 struct Timed<'s> {
     stream: &'s mut UnixStream,
     begin: Instant,

@@ -1,4 +1,5 @@
-//! An image with all files that it needs, each opened, checked and locked before anything is read through it.
+//! An image with all files that it needs, each opened, checked and locked before any data is read
+//! through it.
 
 use super::header::Header;
 use super::{DiskAccess, ImageFault, OpenError};
@@ -10,7 +11,7 @@ use rustix::fs::OFlags;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-/// An image and those behind it, the top first.
+/// An image and its backing files, the top first.
 #[derive(Debug)]
 pub(super) struct Chain(pub(super) Vec<Link>);
 
@@ -19,13 +20,13 @@ pub(super) struct Chain(pub(super) Vec<Link>);
 pub(super) struct Link {
     pub(super) path: PathBuf,
     pub(super) file: File,
-    /// `None` for a raw file, which is the last.
+    /// The header; `None` for a raw file, which is the last.
     pub(super) header: Option<Header>,
-    /// The file that has the data, where that is another.
+    /// The file that has the data, if it is another one.
     pub(super) data: Option<(PathBuf, File)>,
 }
 
-/// A format that a backing file may have.
+/// A format of a backing file.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Format {
     Raw,
@@ -35,9 +36,9 @@ enum Format {
 /// The purpose for which a chain is opened.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Purpose {
-    /// They are locked.
+    /// The files are used, and so are locked.
     Use(DiskAccess),
-    /// They are looked at, whoever uses them.
+    /// The files are only checked, without locks.
     Look,
 }
 
@@ -54,15 +55,15 @@ impl Purpose {
         }
     }
 
-    /// The purpose of the files behind the top.
+    /// Returns the purpose for the backing files.
     fn behind(self) -> Self {
         if self == Self::Look { self } else { Self::Use(DiskAccess::ReadOnly) }
     }
 }
 
 impl Chain {
-    /// Opens the image at `path` and what stands behind it. Each link that was opened is told to `see`, so that what was
-    /// found is known where a later one is refused.
+    /// Opens the image at `path` and its backing files. Each opened link is reported to `see`, so
+    /// that the caller knows the earlier ones when a later one is refused.
     ///
     /// # Errors
     /// [`OpenError`].
@@ -74,7 +75,7 @@ impl Chain {
     ) -> Result<Self, OpenError> {
         let (mut links, mut ids) = (Vec::new(), Vec::new());
         let mut next = Some((path.to_owned(), Format::Qcow2));
-        // The image that has named the next one, and its folder.
+        // The image that named the next one, and its folder.
         let mut by: Option<(PathBuf, PathBuf)> = None;
         while let Some((named, format)) = next.take() {
             let opened = Opened::open(&named, purpose.flags())?;
@@ -98,7 +99,8 @@ impl Chain {
             if format == Format::Qcow2 {
                 let header = Header::read(&link.file).map_err(bad)?;
                 let folder = path.parent().unwrap_or(Path::new("/")).to_owned();
-                // Names are relative to the name of the image, links and all, as QEMU has it.
+                // Names are relative to the image's name as it was given, without resolving links,
+                // as in QEMU.
                 let beside = |name: &str| named.parent().unwrap_or(Path::new("/")).join(name);
                 if let Some(name) = &header.data_file {
                     let data = Opened::open(&beside(name), purpose.flags())?;
@@ -127,10 +129,10 @@ impl Chain {
     }
 }
 
-/// The path and format of a backing file.
+/// Returns the path and format of a backing file.
 fn backing<'n>(name: &'n str, format: Option<&str>) -> Result<(&'n str, Format), ImageFault> {
     let path = name.strip_prefix("file:").unwrap_or(name);
-    // As QEMU reads names: a colon before the first slash ends a protocol.
+    // As in QEMU, a colon before the first slash ends a protocol.
     let first = path.split('/').next().unwrap_or_default();
     if first.contains(':') {
         return Err(ImageFault::Protocol(name.to_owned()));
@@ -138,7 +140,7 @@ fn backing<'n>(name: &'n str, format: Option<&str>) -> Result<(&'n str, Format),
     let format = match format {
         None => return Err(ImageFault::NoFormat(name.to_owned())),
         Some("qcow2") => Format::Qcow2,
-        // Names of QEMU's drivers that read a file as it is.
+        // The names of QEMU's drivers that read a file without a format.
         Some("raw" | "file" | "host_device") => Format::Raw,
         Some(other) => return Err(ImageFault::Format(name.to_owned(), other.to_owned())),
     };

@@ -1,9 +1,10 @@
-//! The counts of uses of an image's clusters, put right before the image is written to.
+//! Repairs the reference counts of an image's clusters before the image is written to.
 //!
-//! A writer that is killed, and more so a machine that loses its power, may leave tables that name a cluster whose count
-//! says that it is free. Nothing is read wrongly then, but the next writer would take it. So a cluster that is named and
-//! not counted is counted, if it is a whole one: compressed ones are not written here. Those that are counted and not
-//! named are lost room and no harm; `qemu-img check -r leaks` gives them back.
+//! A writer that is killed, or a machine that loses power, may leave tables that name a cluster
+//! whose count says that it is free. Reading still gives the right data, but the next writer would
+//! reuse the cluster. Each cluster that is named and not counted is therefore counted, unless it is
+//! compressed: compressed clusters are not written here. Clusters that are counted and not named
+//! only waste space; `qemu-img check -r leaks` frees them.
 
 use super::ImageFault;
 use super::layout::{COMPRESSED, Layout, OFFSET, fill, is_written, table};
@@ -11,14 +12,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-/// Most bytes of memory for what is named: a bit for each count of each block of counts. With clusters of 64 KiB that is
-/// enough for 32 TiB.
+/// The most bytes of memory for named clusters: one bit for each count of each block of counts.
+/// With clusters of 64 KiB that is enough for 32 TiB.
 const MEMORY_MAX: usize = 64 << 20;
 
-/// Counts what is named whole and not counted.
+/// Counts the whole clusters that are named and not counted.
 ///
 /// # Errors
-/// [`ImageFault`]; nothing was written then, but where the system has failed.
+/// [`ImageFault`]; then nothing was written, except where the system has failed.
 pub(super) fn mend(file: &File, layout: Layout) -> Result<(), ImageFault> {
     let said = |error: std::io::Error| ImageFault::Said(error.to_string());
     let (blocks, l1) = (table(file, layout.counts), table(file, layout.l1));
@@ -33,7 +34,7 @@ pub(super) fn mend(file: &File, layout: Layout) -> Result<(), ImageFault> {
     for block in used.blocks.clone().into_iter().filter(|block| block & OFFSET != 0) {
         used.name(block & OFFSET)?;
     }
-    // Each once, however often it is named.
+    // Each table once, however often it is named.
     let tables: BTreeSet<u64> =
         l1.into_iter().map(|entry| entry & OFFSET).filter(|offset| *offset != 0).collect();
     let cluster = 1 << layout.cluster_bits;
@@ -43,7 +44,7 @@ pub(super) fn mend(file: &File, layout: Layout) -> Result<(), ImageFault> {
         }
         used.name(offset)?;
         if !is_written(file, offset, cluster).map_err(said)? {
-            // It names nothing.
+            // A table that was never written names nothing.
             continue;
         }
         let entries = table(file, (offset, cluster)).map_err(said)?;
@@ -57,19 +58,20 @@ pub(super) fn mend(file: &File, layout: Layout) -> Result<(), ImageFault> {
     used.count(file, |bytes, place| file.write_all_at(bytes, place).map_err(said))
 }
 
-/// The clusters that tables name.
+/// The set of clusters that tables name.
 struct Used {
     layout: Layout,
     /// The entries of the table of blocks of counts.
     blocks: Vec<u64>,
-    /// For the blocks by their offsets, in whose clusters there are some, a bit for each count.
+    /// The bits of named clusters, one for each count, by the offset of the block of counts; only
+    /// for blocks with a named cluster.
     named: BTreeMap<u64, Vec<u8>>,
-    /// Bytes of that.
+    /// The bytes of these bits.
     bytes: usize,
 }
 
 impl Used {
-    /// The cluster at this offset is in use.
+    /// Notes that the cluster at this offset is in use.
     fn name(&mut self, offset: u64) -> Result<(), ImageFault> {
         let cluster = offset >> self.layout.cluster_bits;
         let in_a_block = self.layout.counts_in_a_block();
@@ -91,7 +93,8 @@ impl Used {
         Ok(())
     }
 
-    /// Gives `write` each block in which something is to be counted, with its place in the file.
+    /// Calls `write` for each block in which a cluster is to be counted, with the block's place in
+    /// the file.
     fn count(
         &self,
         file: &File,
@@ -108,7 +111,7 @@ impl Used {
             for count in
                 (0..named.len() * 8).filter(|count| named[count / 8] >> (count % 8) & 1 == 1)
             {
-                // Of a count of less than a byte, the lowest of the byte come first.
+                // Counts smaller than a byte start at the lowest bit.
                 let (first, shift) = (count * bits / 8, count * bits % 8);
                 let last = first + bits.div_ceil(8) - 1;
                 if bytes[first..=last].iter().all(|byte| (byte >> shift) & mask == 0) {
@@ -119,7 +122,7 @@ impl Used {
             if !mended {
                 continue;
             }
-            // A block is written before it is named; the file does not become larger by what it says.
+            // A block must be written before it is named, and must not make the file larger.
             if !is_written(file, *place, cluster).map_err(said)? {
                 let what = "a refcount block that it needs was never written";
                 return Err(ImageFault::Claim(what));

@@ -1,4 +1,4 @@
-//! The header of an image: what it says of itself and of the files that it needs.
+//! Reads the header of an image: its properties, and the files that it needs.
 
 use super::ImageFault;
 use super::layout::{Layout, fill};
@@ -6,14 +6,15 @@ use std::fs::File;
 
 /// Bytes of a header of version 2.
 const V2_BYTES: usize = 72;
-/// Bytes of a header of version 3, at least.
+/// The least bytes of a header of version 3.
 const V3_BYTES: usize = 104;
-/// Bytes in which all that a header names must be; no image is known that comes near them.
+/// The bytes that must hold everything that a header names; no known image comes near this limit.
 const HEADER_MAX: usize = 64 * 1024;
-/// Longest name of a file, in bytes (`qcow2.rst`).
+/// The longest name of a file, in bytes (`qcow2.rst`).
 const NAME_MAX: usize = 1023;
 
-/// Offsets in a header: the size of the disk and the incompatible features (8 bytes each), and the type of compression (one).
+/// The offsets of fields in a header: the size of the disk and the incompatible features (8 bytes
+/// each), and the type of compression (one byte).
 pub(super) const SIZE_AT: usize = 24;
 pub(super) const FEATURES_AT: usize = 72;
 pub(super) const COMPRESSION_AT: usize = 104;
@@ -29,10 +30,10 @@ const SUBCLUSTERS: u64 = 1 << 4;
 const BACKING_FORMAT: u32 = 0xe279_2aca;
 const DATA_FILE_NAME: u32 = 0x4441_5441;
 const FEATURE_NAMES: u32 = 0x6803_f857;
-/// Bytes of each entry of the table of features' names.
+/// The bytes of each entry of the table of features' names.
 const FEATURE_NAME_BYTES: usize = 48;
 
-/// A way to compress clusters.
+/// A compression method for clusters.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Compression {
     Zlib,
@@ -40,7 +41,7 @@ pub(super) enum Compression {
 }
 
 impl Compression {
-    /// The one that a header of this length names, and its features.
+    /// Reads the method from a header of this length with these features.
     fn of(bytes: Bytes<'_>, header_len: usize, features: u64) -> Result<Self, ImageFault> {
         let named = if header_len > COMPRESSION_AT { bytes.0[COMPRESSION_AT] } else { 0 };
         match (features & COMPRESSION != 0, named) {
@@ -59,28 +60,28 @@ impl Compression {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Header {
     pub(super) layout: Layout,
-    /// Bytes of the disk.
+    /// The size of the disk in bytes.
     pub(super) size: u64,
-    /// The way of its compressed clusters.
+    /// The method of its compressed clusters.
     pub(super) compression: Compression,
     /// The incompatible features that it needs.
     pub(super) features: u64,
-    /// Name and format of the backing file.
+    /// The name and format of the backing file.
     pub(super) backing: Option<(String, Option<String>)>,
-    /// The name of the file that has the data, where that is another.
+    /// The name of the file that has the data, if it is another one.
     pub(super) data_file: Option<String>,
 }
 
 impl Header {
-    /// Bytes of the disk, rounded up to whole clusters.
+    /// Returns the bytes of the disk, rounded up to whole clusters.
     pub(super) fn shown_size(&self) -> u64 {
         self.size.next_multiple_of(1 << self.layout.cluster_bits)
     }
 
-    /// Reads the header of the image in this file, and compares it with the file.
+    /// Reads the header of the image in this file, and checks it against the file.
     ///
     /// # Errors
-    /// Why the image cannot be used.
+    /// The reason why the image cannot be used.
     pub(super) fn read(file: &File) -> Result<Self, ImageFault> {
         let said = |error: std::io::Error| ImageFault::Said(error.to_string());
         let mut bytes = vec![0; HEADER_MAX];
@@ -187,17 +188,17 @@ fn check_features(features: u64) -> Result<(), ImageFault> {
     }
 }
 
-/// The extensions that matter here.
+/// The header extensions that are needed here.
 #[derive(Default)]
 struct Extensions {
     backing_format: Option<String>,
     data_file: Option<String>,
-    /// There is one that says that there are no more.
+    /// True if the extension that ends the list was found.
     ended: bool,
 }
 
 impl Extensions {
-    /// Those between two offsets.
+    /// Reads the extensions between two offsets.
     fn read(bytes: Bytes<'_>, mut at: usize, end: usize) -> Result<Self, ImageFault> {
         let mut extensions = Self::default();
         while at.saturating_add(8) <= end {
@@ -245,7 +246,7 @@ impl Bytes<'_> {
         Some(u64::from_be_bytes(self.0.get(at..at.checked_add(8)?)?.try_into().ok()?))
     }
 
-    /// A name; `None` for what can be none.
+    /// Returns a name; `None` if the bytes are no valid name.
     fn text(self, at: usize, len: usize) -> Option<String> {
         let bytes = self.0.get(at..at.checked_add(len)?).filter(|_| len <= NAME_MAX)?;
         if bytes.contains(&0) { None } else { String::from_utf8(bytes.to_vec()).ok() }

@@ -1,8 +1,8 @@
-//! Where an image has its tables, and reading them.
+//! The positions of an image's tables, and functions that read them.
 //!
-//! The layout is that of QEMU's `docs/interop/qcow2.rst`; all numbers are big endian. A header is believed in what it
-//! says of the file only as far as the file has it: tables lie within the file, and what of a file was never written
-//! takes neither time nor memory.
+//! The layout is that of QEMU's `docs/interop/qcow2.rst`; all numbers are big endian. A header's
+//! values are checked against the file: tables lie within the file, and parts of the file that were
+//! never written take neither time nor memory.
 
 use super::ImageFault;
 use rustix::fs::SeekFrom;
@@ -11,34 +11,34 @@ use std::fs::File;
 use std::io::{ErrorKind, Result};
 use std::os::unix::fs::{FileExt, MetadataExt};
 
-/// Most bytes of the table of tables (L1), as QEMU has it.
+/// The most bytes of the table of tables (L1), as in QEMU.
 const L1_MAX: u64 = 32 << 20;
-/// Most bytes of the table of blocks of counts, as QEMU has it.
+/// The most bytes of the table of blocks of counts, as in QEMU.
 const COUNTS_MAX: u64 = 8 << 20;
-/// A table may have so many bytes in any file,
+/// The bytes that a table may have in any file.
 const TABLE_FREE: u64 = 4 << 20;
-/// and so many times as many as were ever written to the file.
+/// A larger table may have this many times the bytes that were ever written to the file.
 const TABLE_TIMES: u64 = 64;
 
-/// Bits of an entry of the tables that are the offset of a cluster.
+/// The bits of a table entry that are the offset of a cluster.
 pub(super) const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
-/// The cluster is compressed, and its entry no offset of a cluster.
+/// The bit for a compressed cluster, whose entry is not the offset of a cluster.
 pub(super) const COMPRESSED: u64 = 1 << 62;
 
-/// Where the tables of an image are.
+/// The positions of an image's tables.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Layout {
     pub(super) cluster_bits: u32,
-    /// Offset and bytes.
+    /// The offset and the bytes of the table.
     pub(super) l1: (u64, u64),
     pub(super) counts: (u64, u64),
-    /// A count has `1 << count_order` bits.
+    /// The logarithm of a count's size: a count has `1 << count_order` bits.
     pub(super) count_order: u32,
     pub(super) data_here: bool,
 }
 
 impl Layout {
-    /// Bytes of the disk whose clusters one table names.
+    /// Returns the bytes of the disk whose clusters one table names.
     pub(super) fn table_covers(self) -> u64 {
         1 << (2 * self.cluster_bits - 3)
     }
@@ -47,11 +47,12 @@ impl Layout {
         (8 << self.cluster_bits) >> self.count_order
     }
 
-    /// The bytes of the file that hold the cluster at this offset of the disk, if it is compressed: their offset, and how many
-    /// they are at most. The tables are read from the file.
+    /// Finds the bytes of the file that hold the cluster at this offset of the disk, if it is
+    /// compressed. Returns their offset and their highest possible number. The tables are read from
+    /// the file.
     ///
     /// # Errors
-    /// Those of reading, and [`ErrorKind::InvalidData`] for tables that make no sense.
+    /// Those of reading, and [`ErrorKind::InvalidData`] for faulty tables.
     pub(super) fn compressed(self, file: &File, offset: u64) -> Result<Option<(u64, usize)>> {
         let entry = |at| -> Result<u64> {
             let mut bytes = [0; 8];
@@ -73,18 +74,19 @@ impl Layout {
         if entry & COMPRESSED == 0 {
             return Ok(None);
         }
-        // Such a cluster is in the image, and its data would be elsewhere.
+        // A compressed cluster is in the image, while its data would be in the other file.
         if !self.data_here {
             return Err(ErrorKind::InvalidData.into());
         }
-        // The number of further sectors is above the offset, which need not be one of a sector.
+        // The number of further sectors is in the bits above the offset, which need not be a
+        // multiple of the sector size.
         let offset_bits = 62 - (self.cluster_bits - 8);
         let place = entry & ((1 << offset_bits) - 1) & ((1 << 56) - 1);
         let sectors = (entry & (COMPRESSED - 1)) >> offset_bits;
         Ok(Some((place, (sectors + 1) as usize * 512 - (place % 512) as usize)))
     }
 
-    /// Compares it with the file.
+    /// Checks the layout against the file.
     ///
     /// # Errors
     /// [`ImageFault::Claim`].
@@ -93,7 +95,7 @@ impl Layout {
         let written = stat.blocks().saturating_mul(512);
         let most = TABLE_FREE.max(written.saturating_mul(TABLE_TIMES));
         let cluster = 1_u64 << self.cluster_bits;
-        // A block device has no size here.
+        // `stat` gives no size of a block device.
         let len = if stat.is_file() { stat.len().next_multiple_of(cluster) } else { u64::MAX };
         let within = |(offset, bytes): (u64, u64)| {
             offset.is_multiple_of(cluster)
@@ -108,7 +110,7 @@ impl Layout {
     }
 }
 
-/// Reads; behind the file's end are zeroes.
+/// Reads into `bytes`; past the file's end it gives zeroes.
 pub(super) fn fill(file: &File, mut bytes: &mut [u8], mut at: u64) -> Result<()> {
     while !bytes.is_empty() {
         let read = match file.read_at(bytes, at) {
@@ -124,7 +126,7 @@ pub(super) fn fill(file: &File, mut bytes: &mut [u8], mut at: u64) -> Result<()>
     Ok(())
 }
 
-/// The entries of a table, of which [`Layout::check`] has seen that they may be taken into memory.
+/// Reads the entries of a table whose size [`Layout::check`] has allowed.
 pub(super) fn table(file: &File, (offset, bytes): (u64, u64)) -> Result<Vec<u64>> {
     let mut raw = vec![0; usize::try_from(bytes).map_err(|_| ErrorKind::OutOfMemory)?];
     fill(file, &mut raw, offset)?;
@@ -132,12 +134,12 @@ pub(super) fn table(file: &File, (offset, bytes): (u64, u64)) -> Result<Vec<u64>
     Ok(entries.iter().map(|entry| u64::from_be_bytes(*entry)).collect())
 }
 
-/// True where any of these bytes was ever written: all others are zeroes.
+/// True if any of these bytes was ever written: all others are zeroes.
 pub(super) fn is_written(file: &File, offset: u64, bytes: u64) -> Result<bool> {
     match rustix::fs::seek(file, SeekFrom::Data(offset)) {
         Ok(data) => Ok(data < offset.saturating_add(bytes)),
         Err(Errno::NXIO) => Ok(false),
-        // A block device, or a file system that does not say.
+        // A block device, or a file system that does not support the call.
         Err(Errno::INVAL | Errno::OPNOTSUPP) => Ok(true),
         Err(errno) => Err(errno.into()),
     }

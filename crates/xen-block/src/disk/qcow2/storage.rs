@@ -1,9 +1,11 @@
-//! The file of an image as `imago` sees it.
+//! The file of an image, as it is presented to `imago`.
 //!
-//! `imago` refuses an image whose header says that its clusters are compressed with zstd. So it is shown a header that
-//! does not say it ([`Mask`]); what it writes of its header has the true fields again.
+//! `imago` refuses an image whose header says that its clusters are compressed with zstd. It is
+//! therefore given a header with other fields ([`Mask`]); when it writes its header, the true
+//! fields are put back.
 
-// The trait's own methods are `unsafe`: their callers promise aligned requests, and so each is passed on as it came.
+// The trait's own methods are `unsafe`: their callers promise aligned requests, and each request is
+// passed on unchanged.
 #![allow(unsafe_code)]
 
 use super::header::{COMPRESSION, COMPRESSION_AT, FEATURES_AT, Header, SIZE_AT};
@@ -17,14 +19,14 @@ use std::io::Result;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-/// A file, and what of it is shown otherwise than it is.
+/// A file, and the fields that are presented with other values.
 #[derive(Debug)]
 pub(super) struct ImageFile {
     file: File,
     mask: Option<Mask>,
 }
 
-/// The fields of a header that are shown otherwise than they are.
+/// The fields of a header that are presented with other values.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Mask([Field; 3]);
 
@@ -36,7 +38,8 @@ struct Field {
 }
 
 impl Mask {
-    /// The mask of an image with zstd. The size is shown as one of whole clusters: the last one is written as a whole, too.
+    /// Creates the mask of an image with zstd. The size is rounded up to whole clusters, as the
+    /// last cluster is written as a whole too.
     pub(super) fn zstd(header: &Header) -> Self {
         let size = header.shown_size();
         let field = |at, real: &[u8], shown: &[u8]| {
@@ -51,12 +54,12 @@ impl Mask {
         ])
     }
 
-    /// The bytes of the file in which all fields are.
+    /// Returns the range of the file that contains all fields.
     fn bytes(&self) -> Range<usize> {
         0..self.0.iter().map(|field| field.at + field.real.len()).max().unwrap_or(0)
     }
 
-    /// Puts into bytes of the file from `offset` on what of a field lies in them.
+    /// Replaces the parts of fields that lie in `bytes`, which are the file's from `offset` on.
     fn put(&self, bytes: &mut [u8], offset: u64, of: impl Fn(&Field) -> &[u8]) {
         for field in &self.0 {
             for (at, byte) in (field.at as u64..).zip(of(field)) {
@@ -70,10 +73,10 @@ impl Mask {
 }
 
 impl ImageFile {
-    /// The file at `path`, opened by the caller.
+    /// Wraps the file at `path`, opened by the caller.
     ///
     /// # Errors
-    /// Those of looking at it.
+    /// Those of reading the file's properties.
     pub(super) fn new(
         file: std::fs::File,
         path: &Path,
@@ -84,7 +87,7 @@ impl ImageFile {
         Ok(Self { file: File::from_open_file(file, options)?, mask })
     }
 
-    /// The mask, if a request at `offset` reaches what is masked.
+    /// Returns the mask, if a request at `offset` reaches masked fields.
     fn mask_at(&self, offset: u64) -> Option<&Mask> {
         self.mask.as_ref().filter(|mask| offset < mask.bytes().end as u64)
     }
@@ -125,8 +128,9 @@ impl Storage for ImageFile {
             return unsafe { self.file.pure_readv(bytes, offset) };
         };
         let mut shown = vec![0; bytes.len() as usize];
-        // SAFETY: the caller has promised what the file asks for, but where the bytes are: in memory of its own, aligned to 1,
-        // which is enough as the file is not opened with O_DIRECT.
+        // SAFETY: the caller has promised what the file asks for, except the position of the bytes:
+        // they are in memory of this function, aligned to 1, which is enough as the file is not
+        // opened with O_DIRECT.
         unsafe { self.file.pure_readv(IoVectorMut::from(&mut shown[..]), offset) }?;
         mask.put(&mut shown, offset, |field| &field.shown);
         bytes.copy_from_slice(&shown);

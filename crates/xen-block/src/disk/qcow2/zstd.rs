@@ -1,8 +1,10 @@
-//! Images whose compressed clusters are zstd's: `imago` reads and writes all but these.
+//! Images whose clusters are compressed with zstd. `imago` does everything but reading and writing
+//! these clusters.
 //!
-//! A compressed cluster is decoded here, by the crate `ruzstd`. One that is written in part is first written whole and
-//! plain, as QEMU does it; compressed ones are never made. Which bytes of the file such a cluster has is read from the
-//! tables in the file: `imago` does not say it. So nobody changes tables while one is read.
+//! A compressed cluster is decoded here, by the crate `ruzstd`. Before a cluster is written in
+//! part, it is written whole and uncompressed, as QEMU does; compressed clusters are never made.
+//! The position of a cluster in the file is read from the tables in the file, as `imago` does not
+//! give it. No thread changes tables while a cluster is read.
 
 // Some of the trait's methods are `unsafe`; their callers' promises are passed on.
 #![allow(unsafe_code)]
@@ -21,31 +23,35 @@ use std::fs::File;
 use std::io::{Error, ErrorKind, Read as _, Result};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-/// Largest window of a frame, in bytes. That of QEMU's frames is a cluster, of 2 MiB at most.
+/// The largest window of a frame, in bytes. The window of QEMU's frames is a cluster, at most 2
+/// MiB.
 const WINDOW_MAX: u64 = 2 << 20;
-/// Most blocks of a cluster: one for so many bytes, and some. A block of 16 bytes can need tables of 1280 entries.
+/// The bytes of a cluster for which one block is allowed; [`BLOCKS`] more are allowed. A block of
+/// 16 bytes can need tables of 1280 entries.
 const BLOCK_BYTES: usize = 512;
 const BLOCKS: usize = 64;
-/// Decoded clusters that are kept for a chain of images, each with the decoder that made it.
+/// The number of decoded clusters that are kept for a chain of images, each with the decoder that
+/// made it.
 const KEPT: usize = 4;
 
 /// An image with zstd.
 pub(super) struct ZstdImage {
-    /// It is shown another header, see [`Mask`](super::storage::Mask).
+    /// The image with the header of a [`Mask`](super::storage::Mask).
     inner: Qcow2<ImageFile>,
     file: File,
     layout: Layout,
-    /// Bytes of the disk; `inner` has whole clusters.
+    /// The bytes of the disk; `inner` has whole clusters.
     size: u64,
-    /// Shared by those who read compressed clusters; who changes the file's tables has it alone. So no cluster is written with
-    /// something else between a look at its entry and the end of reading it.
+    /// The lock of the tables: shared by threads that read compressed clusters, exclusive for a
+    /// thread that changes the file's tables. A cluster's place is therefore not overwritten
+    /// between the look at its entry and the end of reading it.
     tables: RwLock<()>,
     kept: Kept,
-    /// Its number in `kept`.
+    /// The image's number in `kept`.
     number: usize,
 }
 
-/// The decoded clusters of a chain's images; the one that was used last is the last.
+/// The decoded clusters of a chain's images; the most recently used is the last.
 #[derive(Clone, Default)]
 pub(super) struct Kept(Arc<Mutex<Vec<Cluster>>>);
 
@@ -54,14 +60,15 @@ struct Cluster {
     decoder: FrameDecoder,
     packed: Vec<u8>,
     bytes: Vec<u8>,
-    /// The image and the place that it is of. What is there remains: compressed clusters are not written.
+    /// The image and the place of the cluster. The bytes there do not change, as compressed
+    /// clusters are not written.
     of: Option<(usize, Place)>,
 }
 
-/// Offset in the file, and most bytes.
+/// The offset in the file, and the most bytes.
 type Place = (u64, usize);
 
-/// Why a cluster cannot be decoded.
+/// The reason why a cluster cannot be decoded.
 #[derive(Debug)]
 enum Fault {
     Frame(ruzstd::decoding::errors::FrameDecoderError),
@@ -69,7 +76,7 @@ enum Fault {
     Long,
     /// The frames have more blocks than a cluster needs.
     Blocks,
-    /// The tables in the file are none, or other ones than those in memory.
+    /// The tables in the file are faulty, or differ from those in memory.
     Tables,
 }
 
@@ -92,13 +99,13 @@ impl From<Fault> for Error {
     }
 }
 
-/// True where a cluster could not be decoded: nothing was changed for that.
+/// True if the error is a cluster that could not be decoded: then nothing was changed.
 pub(super) fn is_fault(error: &Error) -> bool {
     error.get_ref().is_some_and(<dyn std::error::Error + Send + Sync>::is::<Fault>)
 }
 
 impl Kept {
-    /// The cluster, if it is among them; else one that is of something else.
+    /// Returns the cluster if it is kept; otherwise one to be loaded.
     fn take(&self, of: (usize, Place)) -> Cluster {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match kept.iter().position(|cluster| cluster.of == Some(of)) {
@@ -123,7 +130,7 @@ impl Cluster {
         Self { decoder, packed: Vec::new(), bytes: Vec::new(), of: None }
     }
 
-    /// Has the cluster of this many bytes that is compressed at that place of the file.
+    /// Loads the cluster of this many bytes that is compressed at that place of the file.
     ///
     /// # Errors
     /// Those of reading, and [`Fault`].
@@ -141,7 +148,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// Decodes as many frames as fill the cluster; what is behind them belongs to another.
+    /// Decodes as many frames as fill the cluster; the bytes behind them belong to another one.
     fn decode(&mut self) -> std::result::Result<(), Fault> {
         let Self { decoder, packed, bytes, .. } = self;
         let (mut source, mut filled) = (&packed[..], 0);
@@ -150,7 +157,7 @@ impl Cluster {
             decoder.reset(&mut source).map_err(Fault::Frame)?;
             while !decoder.is_finished() {
                 blocks = blocks.checked_sub(1).ok_or(Fault::Blocks)?;
-                // One at a time: a few bytes may stand for 128 KiB.
+                // One block at a time: a few bytes may decode to 128 KiB.
                 let one = BlockDecodingStrategy::UptoBlocks(1);
                 decoder.decode_blocks(&mut source, one).map_err(Fault::Frame)?;
                 filled += decoder.read(&mut bytes[filled..]).unwrap_or_default();
@@ -164,7 +171,7 @@ impl Cluster {
 }
 
 impl ZstdImage {
-    /// The image as `imago` has it, its file, and its number in what its chain keeps.
+    /// Wraps `imago`'s image, with its file and its number among the clusters that the chain keeps.
     pub(super) fn new(
         inner: Qcow2<ImageFile>,
         file: File,
@@ -188,20 +195,21 @@ impl ZstdImage {
         self.tables.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// True where the cluster at `offset` of the disk is compressed.
+    /// True if the cluster at `offset` of the disk is compressed.
     fn is_compressed(&self, offset: u64) -> Result<bool> {
         Ok(matches!(self.inner.get_mapping(offset, 1)?.0, ShallowMapping::Special { .. }))
     }
 
-    /// Gives `take` the bytes of the cluster at `offset` of the disk. `None` where it is compressed no more.
+    /// Gives `take` the bytes of the cluster at `offset` of the disk. `None` if it is no longer
+    /// compressed.
     fn decoded<T>(&self, offset: u64, take: impl FnOnce(&[u8]) -> T) -> Result<Option<T>> {
         let place = match self.layout.compressed(&self.file, offset) {
             Err(error) if error.kind() == ErrorKind::InvalidData => Err(Fault::Tables.into()),
             place => place,
         };
         let Some(place) = place? else {
-            // The file may be ahead of the tables in memory only where the disk's data lie upon them: that is an image which
-            // somebody has made so.
+            // The file's tables can be newer than those in memory only if the disk's data overlaps
+            // them, in a deliberately made image.
             return if self.is_compressed(offset)? { Err(Fault::Tables.into()) } else { Ok(None) };
         };
         let of = (self.number, place);
@@ -212,7 +220,8 @@ impl ZstdImage {
         Ok(Some(taken))
     }
 
-    /// Bytes of a range that a request to make zeroes may have: one to the end of the disk is of whole clusters.
+    /// Returns the length of a request to zero a range: a range to the end of the disk is extended
+    /// to whole clusters.
     fn to_the_end(&self, offset: u64, length: u64) -> u64 {
         match offset.checked_add(length) {
             Some(end) if end == self.size => self.inner.size().saturating_sub(offset),
@@ -220,7 +229,8 @@ impl ZstdImage {
         }
     }
 
-    /// Has a range made zeroes; `call` is given its offset and length, and returns what it has done of it.
+    /// Zeroes a range. `call` gets the offset and the length, and returns the part that it has
+    /// done.
     fn zero(
         &self,
         (offset, length): (u64, u64),
@@ -231,8 +241,9 @@ impl ZstdImage {
         Ok((done, bytes.min(offset.saturating_add(length).saturating_sub(done))))
     }
 
-    /// Writes plain what is compressed of the clusters that a write of this range changes in part, or, unless it overwrites
-    /// them, in whole. The caller has the tables alone.
+    /// Writes compressed clusters of this range uncompressed: those that the write changes in part
+    /// and, unless it overwrites them, those that it changes as a whole. The caller has the tables
+    /// exclusively.
     fn unpack(&self, offset: u64, length: u64, overwrite: bool) -> Result<()> {
         let cluster = self.cluster_bytes();
         let end = offset.saturating_add(length);
@@ -259,7 +270,7 @@ impl FormatDriverInstance for ZstdImage {
     }
 
     unsafe fn probe(_: &ImageFile) -> Result<bool> {
-        // Nothing is probed.
+        // No image is probed.
         Ok(false)
     }
 
@@ -284,7 +295,7 @@ impl FormatDriverInstance for ZstdImage {
         offset: u64,
         max_length: u64,
     ) -> Result<(ShallowMapping<'_, ImageFile>, u64)> {
-        // Behind the end of a disk of whole clusters there is nothing either.
+        // Past the end of a disk of whole clusters there is nothing either.
         let left = self.size.saturating_sub(offset);
         let offset = if left == 0 { u64::MAX } else { offset };
         let (mapping, length) = self.inner.get_mapping(offset, max_length.min(left))?;
@@ -303,8 +314,9 @@ impl FormatDriverInstance for ZstdImage {
     }
 
     fn commit_data_mapping(&self, mapping: PreparedDataMapping<'_, ImageFile>) -> Result<()> {
-        // Nobody is waited for: who prepares another mapping has the tables alone, and may wait for this one. What becomes
-        // free is taken by nobody before the tables are flushed.
+        // No lock is taken: a thread that prepares another mapping has the tables exclusively, and
+        // may wait for this one. A cluster that becomes free is not used again before the tables
+        // are flushed.
         self.inner.commit_data_mapping(mapping)
     }
 
@@ -313,21 +325,21 @@ impl FormatDriverInstance for ZstdImage {
     }
 
     unsafe fn discard_to_zero_unsafe(&self, offset: u64, length: u64) -> Result<(u64, u64)> {
-        // SAFETY: the caller has promised that it is used by nobody else.
+        // SAFETY: the caller has promised that nobody else uses the image.
         self.zero((offset, length), |inner, at, bytes| unsafe {
             inner.discard_to_zero_unsafe(at, bytes)
         })
     }
 
     unsafe fn discard_to_any_unsafe(&self, offset: u64, length: u64) -> Result<(u64, u64)> {
-        // SAFETY: the caller has promised that it is used by nobody else.
+        // SAFETY: the caller has promised that nobody else uses the image.
         self.zero((offset, length), |inner, at, bytes| unsafe {
             inner.discard_to_any_unsafe(at, bytes)
         })
     }
 
     unsafe fn discard_to_backing_unsafe(&self, offset: u64, length: u64) -> Result<(u64, u64)> {
-        // SAFETY: the caller has promised that it is used by nobody else.
+        // SAFETY: the caller has promised that nobody else uses the image.
         self.zero((offset, length), |inner, at, bytes| unsafe {
             inner.discard_to_backing_unsafe(at, bytes)
         })
@@ -346,7 +358,7 @@ impl FormatDriverInstance for ZstdImage {
             let (mut here, rest) = bytes.split_at(length);
             let read = self.decoded(offset, |cluster| here.copy_from_slice(&cluster[range]))?;
             if read.is_none() {
-                // It was written meanwhile.
+                // The cluster was written meanwhile.
                 here.append(rest);
                 return Ok(Some((here, offset)));
             }
@@ -366,7 +378,7 @@ impl FormatDriverInstance for ZstdImage {
 
     unsafe fn invalidate_cache(&self) -> Result<()> {
         let _alone = self.changing();
-        // SAFETY: the caller has promised that the file is as it is known.
+        // SAFETY: the caller has promised that the file is in the known state.
         unsafe { self.inner.invalidate_cache() }
     }
 

@@ -1,4 +1,4 @@
-//! The protocol's bytes: a pure function from what a client has sent to what it gets.
+//! The protocol's bytes: a pure function from a client's input to the output for it.
 
 use super::{DiskAccess, Info, Offer};
 use rustix::io::Errno;
@@ -10,7 +10,7 @@ const REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
 const REQUEST: u32 = 0x2560_9513;
 const SIMPLE_REPLY: u32 = 0x6744_6698;
 
-/// Fixed newstyle, and no zeroes behind the negotiation of old.
+/// Fixed newstyle, without the zeroes that end an old negotiation.
 const SERVER_FLAGS: u16 = 3;
 const NO_ZEROES: u32 = 2;
 
@@ -19,7 +19,7 @@ const OPT_ABORT: u32 = 2;
 const OPT_LIST: u32 = 3;
 const OPT_INFO: u32 = 6;
 const OPT_GO: u32 = 7;
-/// Most bytes of an option: a name has 4096.
+/// The most bytes of an option: a name has at most 4096.
 const OPTION_MAX: usize = 8192;
 
 const REP_ACK: u32 = 1;
@@ -30,25 +30,25 @@ const REP_ERR_UNSUP: u32 = 1 << 31 | 1;
 const INFO_EXPORT: u16 = 0;
 const INFO_BLOCK_SIZE: u16 = 3;
 
-/// How far a client has come.
+/// The state of a client.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Phase {
-    /// It has our greeting; its flags come.
+    /// The greeting was sent; the client's flags come next.
     Greeted,
-    /// Options come. Whether it wants the zeroes of old.
+    /// Options come next; with the client's choice about the zeroes that end an old negotiation.
     Options(Zeroes),
-    /// Requests come.
+    /// Requests come next.
     Requests,
 }
 
-/// 124 zeroes behind the answer to `NBD_OPT_EXPORT_NAME`.
+/// The choice about 124 zeroes after the answer to `NBD_OPT_EXPORT_NAME`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Zeroes {
     Wanted,
     NotWanted,
 }
 
-/// What a request wants.
+/// The command of a request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Command {
     Read,
@@ -68,26 +68,26 @@ pub(super) struct Request {
     pub(super) len: u32,
 }
 
-/// What was understood.
+/// The result of one step of parsing.
 #[derive(Debug)]
 pub(super) struct Step {
-    /// Bytes of the input.
+    /// The bytes of the input that were used.
     pub(super) used: usize,
     pub(super) phase: Phase,
-    /// A request, and where its data is in the input.
+    /// The request, and the range of its data in the input.
     pub(super) request: Option<(Request, Range<usize>)>,
 }
 
-/// It does not speak the protocol.
+/// An error: the client violates the protocol.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Nonsense;
 
-/// Most bytes of a read or write.
+/// Returns the most bytes of a read or write.
 pub(super) fn transfer_max(info: &Info) -> usize {
     usize::from(info.segments_max) * 4096
 }
 
-/// Most bytes of a request with its data.
+/// Returns the most bytes of a request with its data.
 pub(super) fn request_max(info: &Info) -> usize {
     (28 + transfer_max(info)).max(16 + OPTION_MAX)
 }
@@ -112,7 +112,7 @@ fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_be_bytes(*bytes.get(at..)?.first_chunk()?))
 }
 
-/// The next step; `None` where it is not all there.
+/// Does the next step; `None` if the input for it is incomplete.
 pub(super) fn step(
     phase: Phase,
     input: &[u8],
@@ -196,14 +196,14 @@ fn answer(output: &mut Vec<u8>, option: u32, kind: u32, payload: &[u8]) {
     output.extend(payload);
 }
 
-/// What the device takes, as flags of the export.
+/// Returns the capabilities of the device as flags of the export.
 fn flags(info: &Info) -> u16 {
     let mut flags = 1;
     for (bit, set) in [
         (1, info.access == DiskAccess::ReadOnly),
         (2, info.flush == Offer::Taken),
         (5, info.discard == Offer::Taken),
-        // All clients' requests go through one device: a flush is for all of them.
+        // All clients' requests go through one device, so a flush covers all of them.
         (8, true),
     ] {
         if set {
@@ -228,7 +228,7 @@ fn request(input: &[u8], info: &Info) -> Result<Option<Step>, Nonsense> {
         _ => Command::Unknown,
     };
     let data = if command == Command::Write { len as usize } else { 0 };
-    // What does not fit cannot be skipped either.
+    // Data that does not fit cannot be skipped either.
     if data > transfer_max(info) {
         return Err(Nonsense);
     }

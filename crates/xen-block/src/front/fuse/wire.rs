@@ -4,18 +4,18 @@
 
 use rustix::io::Errno;
 
-/// The protocol that is spoken: 7.31, as Linux 5.4 has it.
+/// The protocol's version: 7.31, as in Linux 5.4.
 const MAJOR: u32 = 7;
 const MINOR: u32 = 31;
 /// `FUSE_ASYNC_READ`, `FUSE_BIG_WRITES`, `FUSE_ASYNC_DIO`, `FUSE_MAX_PAGES`.
 const FLAGS: u32 = 1 | 1 << 5 | 1 << 15 | 1 << 22;
-/// Requests that the kernel has on their way without a program waiting for each.
+/// The most requests of the kernel for which no program waits.
 const BACKGROUND_MAX: u16 = 256;
-/// Most bytes of a read or a write.
+/// The most bytes of a read or a write.
 pub(super) const TRANSFER_MAX: u32 = 256 << 10;
-/// Bytes of the largest request: the kernel wants a page more.
+/// The bytes of the largest request: the kernel requires a page more.
 pub(super) const REQUEST_MAX: usize = TRANSFER_MAX as usize + 4096;
-/// The reads and writes of this file go to the device, each by itself, several at a time:
+/// The flags for a file whose reads and writes go to the device, each by itself, several at a time:
 /// `FOPEN_DIRECT_IO`, `FOPEN_PARALLEL_DIRECT_WRITES`.
 pub(super) const DIRECT: u32 = 1 | 1 << 6;
 
@@ -24,7 +24,7 @@ const OUT_HEADER: usize = 16;
 /// The only folder.
 pub(super) const ROOT: u64 = 1;
 
-/// What the kernel asks for.
+/// The operation of a request.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum Op {
     Init {
@@ -38,7 +38,7 @@ pub(super) enum Op {
     Open {
         flags: u32,
     },
-    /// A file is closed by the last who had it from one open(2).
+    /// The last descriptor of one open(2) of a file was closed.
     Release,
     OpenFolder,
     Folder {
@@ -61,14 +61,14 @@ pub(super) enum Op {
         len: u64,
     },
     FileSystem,
-    /// What is done by saying so.
+    /// An operation that only needs an answer of success.
     Nothing,
-    /// What has no answer.
+    /// An operation that has no answer.
     Silent,
     Unknown,
 }
 
-/// A request: its number, the node that it is about, and whose it is.
+/// A request: its number, its node, and the user that makes it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Request {
     pub(super) unique: u64,
@@ -100,7 +100,7 @@ impl Fields<'_> {
     }
 }
 
-/// Reads a request; `None` where it is shorter than it has to be.
+/// Parses a request; `None` if it is too short.
 pub(super) fn parse(bytes: &[u8]) -> Option<Request> {
     let mut head = Fields(bytes);
     let len = usize::try_from(head.u32()?).ok()?;
@@ -112,7 +112,7 @@ pub(super) fn parse(bytes: &[u8]) -> Option<Request> {
         1 => Op::Lookup { name: body.0.strip_suffix(b"\0")?.to_vec() },
         // FORGET, INTERRUPT, BATCH_FORGET.
         2 | 36 | 42 => Op::Silent,
-        // SETATTR too: a device has the size that it has, and no times.
+        // SETATTR too: the size of a device cannot be set, and it has no times.
         3 | 4 => Op::Attributes,
         14 => Op::Open { flags: body.u32()? },
         27 => Op::OpenFolder,
@@ -150,7 +150,7 @@ pub(super) fn parse(bytes: &[u8]) -> Option<Request> {
     Some(Request { unique, node, uid, gid, op })
 }
 
-/// The head of an answer with `len` bytes behind it.
+/// Returns the head of an answer with `len` bytes after it.
 pub(super) fn head(unique: u64, errno: Option<Errno>, len: usize) -> [u8; OUT_HEADER] {
     let mut head = [0; OUT_HEADER];
     let len = u32::try_from(OUT_HEADER + len).unwrap_or(u32::MAX);
@@ -161,19 +161,20 @@ pub(super) fn head(unique: u64, errno: Option<Errno>, len: usize) -> [u8; OUT_HE
     head
 }
 
-/// Words of an answer, 32 bits each, low halves of 64 bits first as on every machine that Xen runs on.
+/// Returns the bytes of an answer's 32-bit words; a 64-bit number has its low half first, as on
+/// every machine that Xen runs on.
 fn words(list: &[u32]) -> Vec<u8> {
     list.iter().flat_map(|word| word.to_ne_bytes()).collect()
 }
 
-/// Both halves of 64 bits.
+/// Returns both halves of a 64-bit number.
 fn halves(value: u64) -> [u32; 2] {
     let bytes = value.to_ne_bytes();
     let (halves, _) = bytes.as_chunks::<4>();
     [u32::from_ne_bytes(halves[0]), u32::from_ne_bytes(halves[1])]
 }
 
-/// The answer to INIT.
+/// Returns the answer to INIT.
 pub(super) fn init(flags: u32) -> Vec<u8> {
     let background = u32::from(BACKGROUND_MAX);
     // max_background, congestion_threshold; max_pages, map_alignment.
@@ -185,19 +186,19 @@ pub(super) fn init(flags: u32) -> Vec<u8> {
     answer
 }
 
-/// Two numbers of 16 bits in one word.
+/// Returns two 16-bit numbers in one word.
 fn words_of_halves(first: u32, second: u32) -> u32 {
     let [first, second] = [first as u16, second as u16].map(u16::to_ne_bytes);
     u32::from_ne_bytes([first[0], first[1], second[0], second[1]])
 }
 
-/// What a node is like.
+/// The attributes of a node.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Attributes {
     pub(super) node: u64,
-    /// In bytes.
+    /// The size in bytes.
     pub(super) size: u64,
-    /// Kind and rights, as stat(2) has them.
+    /// The kind and permissions, as in stat(2).
     pub(super) mode: u32,
     pub(super) uid: u32,
     pub(super) gid: u32,
@@ -205,7 +206,7 @@ pub(super) struct Attributes {
 
 fn attributes(of: &Attributes) -> Vec<u8> {
     let mut list = Vec::with_capacity(22);
-    // Inode, size, blocks, three times of no meaning.
+    // Inode, size, blocks, three times without a meaning.
     for value in [of.node, of.size, of.size.div_ceil(512), 0, 0, 0] {
         list.extend(halves(value));
     }
@@ -214,14 +215,14 @@ fn attributes(of: &Attributes) -> Vec<u8> {
     words(&list)
 }
 
-/// The answer to GETATTR and SETATTR: true now, and not a moment longer.
+/// Returns the answer to GETATTR and SETATTR, which the kernel does not cache.
 pub(super) fn attr(of: &Attributes) -> Vec<u8> {
     let mut answer = vec![0; 16];
     answer.extend(attributes(of));
     answer
 }
 
-/// The answer to LOOKUP: the same.
+/// Returns the answer to LOOKUP, which the kernel does not cache.
 pub(super) fn entry(of: &Attributes) -> Vec<u8> {
     let mut answer = words(&halves(of.node));
     answer.resize(40, 0);
@@ -229,17 +230,17 @@ pub(super) fn entry(of: &Attributes) -> Vec<u8> {
     answer
 }
 
-/// The answer to OPEN and OPENDIR.
+/// Returns the answer to OPEN and OPENDIR.
 pub(super) fn opened(flags: u32) -> Vec<u8> {
     words(&[0, 0, flags, 0])
 }
 
-/// The answer to WRITE.
+/// Returns the answer to WRITE.
 pub(super) fn written(count: usize) -> Vec<u8> {
     words(&[u32::try_from(count).unwrap_or(u32::MAX), 0])
 }
 
-/// The answer to STATFS: it holds nothing.
+/// Returns the answer to STATFS: the file system has no room.
 pub(super) fn file_system() -> Vec<u8> {
     let mut answer = vec![0; 40];
     answer.extend(words(&[4096, 255, 4096, 0]));
@@ -247,7 +248,7 @@ pub(super) fn file_system() -> Vec<u8> {
     answer
 }
 
-/// An entry of READDIR; `next` is the offset behind it.
+/// Returns an entry of READDIR; `next` is the offset after it.
 pub(super) fn folder_entry(node: u64, next: u64, mode: u32, name: &[u8]) -> Vec<u8> {
     let mut list = halves(node).to_vec();
     list.extend(halves(next));
@@ -258,7 +259,7 @@ pub(super) fn folder_entry(node: u64, next: u64, mode: u32, name: &[u8]) -> Vec<
     entry
 }
 
-/// Whether the other side's protocol can be spoken.
+/// True if the other side's version of the protocol is supported.
 pub(super) fn speaks(major: u32) -> bool {
     major == MAJOR
 }

@@ -1,13 +1,15 @@
-//! What a flush has answered is on stable storage: a file system's journal is written through a device
-//! onto a store that keeps, when it crashes, what was flushed and any part of the rest; every crash image
-//! recovers by e2fsck, is clean, and holds every transaction whose flush was answered.
+//! Tests that data whose flush was answered is on stable storage. A file system's journal is
+//! written through a device onto a store that keeps, at a crash, the flushed data and any part of
+//! the rest. e2fsck recovers every crash image, which is then clean and has every transaction whose
+//! flush was answered.
 //!
-//! The journal is ext4's own format (jbd2), so that e2fsck's recovery is the judge: a descriptor block
-//! with the numbers of the blocks that follow, the blocks, a flush, the commit block, a flush; then the
-//! blocks go home.
+//! The journal has ext4's own format (jbd2), so that e2fsck's recovery is the judge: a descriptor
+//! block with the numbers of the blocks that follow, these blocks, a flush, the commit block, a
+//! flush; then the blocks are written to their final places.
 //!
-//! The raw store is one in memory that records. The qcow2 store is the real one on a real file: what it did
-//! there is told by strace (`qcow2.rs`), so tables and data are lost in parts as a crash would lose them.
+//! The raw store is in memory and records its requests. The qcow2 store is the real one on a real
+//! file: strace records its system calls (`qcow2.rs`), so parts of tables and data are lost as in a
+//! crash.
 
 mod qcow2;
 
@@ -26,24 +28,25 @@ use xen_io::blkif::Status;
 const BLOCK: usize = 4096;
 const IMAGE_BYTES: usize = 24 << 20;
 const TRANSACTIONS: usize = 5;
-/// Images for each point at which a crash may happen, besides "nothing" and "all" of the unflushed.
+/// The number of random images for each possible time of a crash, besides those with nothing and
+/// with all of the unflushed data.
 const SUBSETS: u64 = 5;
 const JOURNAL_MAGIC: u32 = 0xc03b_3998;
 
-/// What happened on the store, in order.
+/// An event on the store; the log has them in order.
 #[derive(Clone, Debug)]
 enum Happened {
     Write(usize, Vec<u8>),
     Flush,
-    /// The guest has been told that this transaction is safe.
+    /// The guest has the answer that this transaction is safe.
     Answered(usize),
 }
 
-/// Whether a store does what it is asked.
+/// The store's treatment of flushes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Honesty {
     Honest,
-    /// It answers a flush and does nothing: as a build without fdatasync.
+    /// It answers a flush and does nothing, like a build without fdatasync.
     ForgetsFlushes,
 }
 
@@ -104,7 +107,7 @@ fn run(program: &str, args: &[&str], file: &Path) -> (Option<i32>, String) {
     (output.status.code(), String::from_utf8_lossy(&text).into_owned())
 }
 
-/// The file system before and after each transaction, and where its journal is.
+/// The file system before and after each transaction, and the blocks of its journal.
 struct Workload {
     states: Vec<Vec<u8>>,
     journal: Vec<usize>,
@@ -136,13 +139,13 @@ impl Workload {
         let first = &states[0][journal[0] * BLOCK..];
         assert_eq!(first[..4], JOURNAL_MAGIC.to_be_bytes(), "{text}");
         for state in &mut states {
-            // The feature bit that says that there is a journal to be recovered.
+            // The feature bit for a journal that needs recovery.
             state[1024 + 96] |= 4;
         }
         Self { states, journal }
     }
 
-    /// Keeps it for another process.
+    /// Saves it for another process.
     fn save(&self, folder: &Path) {
         for (number, state) in self.states.iter().enumerate() {
             std::fs::write(folder.join(format!("state-{number}")), state).unwrap();
@@ -151,7 +154,7 @@ impl Workload {
         std::fs::write(folder.join("journal"), numbers.join(" ")).unwrap();
     }
 
-    /// What another process has kept.
+    /// Loads the workload that another process has saved.
     fn load(folder: &Path) -> Self {
         let state = |number| std::fs::read(folder.join(format!("state-{number}"))).unwrap();
         let text = std::fs::read_to_string(folder.join("journal")).unwrap();
@@ -159,7 +162,7 @@ impl Workload {
         Self { states: (0..=TRANSACTIONS).map(state).collect(), journal }
     }
 
-    /// What the store holds at first.
+    /// Returns the store's contents at the start.
     fn start(&self) -> Vec<u8> {
         let mut start = self.states[0].clone();
         let head = self.journal_head(1, 1);
@@ -167,7 +170,7 @@ impl Workload {
         start
     }
 
-    /// The blocks that a transaction changes.
+    /// Returns the blocks that a transaction changes.
     fn changes(&self, number: usize) -> Vec<usize> {
         let (old, new) = (&self.states[number], &self.states[number + 1]);
         let changed = |block: &usize| {
@@ -177,8 +180,8 @@ impl Workload {
         (0..IMAGE_BYTES / BLOCK).filter(changed).collect()
     }
 
-    /// The journal's first block, for a journal that begins with transaction `sequence` at block `start`
-    /// of it.
+    /// Returns the journal's first block, for a journal that begins with transaction `sequence` at
+    /// its block `start`.
     fn journal_head(&self, sequence: u32, start: usize) -> Vec<u8> {
         let mut block = self.states[0][self.journal[0] * BLOCK..][..BLOCK].to_vec();
         block[24..28].copy_from_slice(&sequence.to_be_bytes());
@@ -195,7 +198,7 @@ fn journal_block(kind: u32, sequence: u32) -> Vec<u8> {
     block
 }
 
-/// The block that says where the blocks behind it belong.
+/// Returns the block that gives the final places of the blocks after it.
 fn descriptor(sequence: u32, blocks: &[usize]) -> Vec<u8> {
     let mut block = journal_block(1, sequence);
     let mut at = 12;
@@ -230,7 +233,7 @@ fn play(workload: &Workload, log: &Log, honesty: Honesty) -> bool {
     play_on(workload, open, |number| log.borrow_mut().push(Happened::Answered(number)))
 }
 
-/// Writes all transactions through a device; `answered` hears of each that is safe.
+/// Writes all transactions through a device; calls `answered` for each that is safe.
 fn play_on(workload: &Workload, open: Box<OpenDisk>, mut answered: impl FnMut(usize)) -> bool {
     let Some(mut scene) = Scene::connected(Setup::new(open)) else { return false };
     let (mut at, mut sequence) = (1, 1);
@@ -258,7 +261,7 @@ fn play_on(workload: &Workload, open: Box<OpenDisk>, mut answered: impl FnMut(us
     true
 }
 
-/// A crash image: what was flushed, with some sectors of what was not.
+/// Returns a crash image: the flushed data, with some sectors of the unflushed data.
 fn crash(
     flushed: &[u8],
     unflushed: &[(usize, Vec<u8>)],
@@ -275,20 +278,20 @@ fn crash(
     image
 }
 
-/// Writes into an image, which grows where it has to.
+/// Writes into an image, which grows if necessary.
 fn put_at(image: &mut Vec<u8>, at: usize, bytes: &[u8]) {
     image.resize(image.len().max(at + bytes.len()), 0);
     image[at..][..bytes.len()].copy_from_slice(bytes);
 }
 
-/// What lies in a store's file.
+/// The format of a store's file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Format {
     Raw,
     Qcow2,
 }
 
-/// Recovers an image; which transaction it is at. Else what is wrong with it.
+/// Recovers an image; returns the number of its transaction, or a description of the fault.
 fn recover(
     workload: &Workload,
     file: &Path,
@@ -318,8 +321,8 @@ fn recover(
     workload.states.iter().position(same).ok_or_else(|| "in no state that there was".to_owned())
 }
 
-/// Crashes at every point; how many images there were, and the first that had lost something. `flushed` is
-/// what the store held at first.
+/// Simulates a crash at every point. Returns the number of images, and the error of the first one
+/// that had lost something. `flushed` is the store's contents at the start.
 fn crash_everywhere(
     workload: &Workload,
     (mut flushed, format): (Vec<u8>, Format),
@@ -381,7 +384,7 @@ fn every_crash_recovers_to_what_was_answered() {
     assert!(images > 100, "{images}");
 }
 
-/// The test above would notice: a store that forgets flushes loses a transaction.
+/// Checks the test above: with a store that forgets flushes, it finds a lost transaction.
 #[test]
 fn a_store_that_forgets_flushes_is_found_out() {
     let Some(folder) = Folder::new("forgets") else { return };

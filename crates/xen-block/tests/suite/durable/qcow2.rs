@@ -1,5 +1,5 @@
-//! The same on a qcow2 image: the process that writes runs under strace, which tells each write and each sync
-//! of the image's file.
+//! The tests of crashes on a qcow2 image: the writing process runs under strace, which logs each
+//! write and each sync of the image's file.
 
 use super::{
     Folder, Format, Happened, TRANSACTIONS, Workload, crash_everywhere, play_on, put_at, recover,
@@ -13,7 +13,8 @@ use xen_block::disk::places::Places;
 use xen_block::disk::target::Target;
 
 const FOLDER: &str = "XEN_BLOCK_DURABLE_FOLDER";
-/// What the process writes into a file of its own when a transaction is safe; its number follows.
+/// The line that the process writes into a file of its own when a transaction is safe; its number
+/// follows.
 const MARK: &[u8] = b"a transaction was answered: ";
 
 /// The traced process; started by the tests below.
@@ -33,18 +34,19 @@ fn writes_transactions() {
     assert!(played, "there is no daemon");
 }
 
-/// Opens an image that was left by a crash, and unpacks it; says why where that cannot be. Clusters may be lost, but none that is in use may be free for
-/// the next writer.
+/// Opens an image that was left by a crash, and converts it to a raw one; returns the reason if
+/// that is not possible. Clusters may be lost, but none that is in use may be free for the next
+/// writer.
 pub(super) fn unpack(image: &[u8], raw: &Path) -> Result<(), String> {
     let packed = raw.with_extension("qcow2");
     std::fs::write(&packed, image).unwrap();
     let target = Target::Qcow2(packed.clone());
     let opened = once_free(|| target.open(DiskAccess::ReadWrite, &Places::default()));
     drop(opened.map_err(|error| error.to_string())?);
-    // Shared, as a child that another test forks has the image open, and locked, for a moment.
+    // `-U`, as a child that another test forks has the image open and locked for a moment.
     let check = ["check", "-U", "-f", "qcow2"];
     let check = Command::new("qemu-img").args(check).arg(&packed).output().unwrap();
-    // 3: only that some are lost.
+    // 3: only leaked clusters.
     if !matches!(check.status.code(), Some(0 | 3)) {
         return Err(format!("qemu-img check: {}", String::from_utf8_lossy(&check.stderr)));
     }
@@ -59,17 +61,17 @@ fn convert(from: &str, source: &Path, to: &str, into: &Path) -> Result<(), Strin
     if output.status.success() { Ok(()) } else { Err(said()) }
 }
 
-/// The bytes of a string that strace writes as `"\x00\x01"`.
+/// Returns the bytes of a string that strace writes as `"\x00\x01"`.
 fn bytes(text: &str) -> Vec<u8> {
     let digits = text.split("\\x").skip(1);
     digits.map(|digits| u8::from_str_radix(digits, 16).expect("two digits")).collect()
 }
 
-/// A line of strace's log, without the thread's number.
+/// Parses a line of strace's log, without the thread's number.
 fn happened(call: &str) -> Option<Happened> {
     assert!(!call.contains("unfinished") && !call.contains("resumed"), "two calls at once: {call}");
     if call.starts_with('+') {
-        // The end of a thread.
+        // The line is the end of a thread.
         return None;
     }
     let (name, rest) = call.split_once('(')?;
@@ -80,12 +82,12 @@ fn happened(call: &str) -> Option<Happened> {
         return Some(Happened::Flush);
     }
     if name == "ftruncate" {
-        // The file grows; behind its end an image reads as zeroes anyway.
+        // The file grows; an image reads as zeroes past its end anyway.
         return None;
     }
     assert!(name.starts_with("pwrite"), "{call}");
     let at = arguments.rsplit(", ").next()?.parse().expect("an offset");
-    // Of a vector the strings of all its parts, one behind the other.
+    // The strings of all parts of a vector, one after the other.
     let written: Vec<u8> = arguments.split('"').skip(1).step_by(2).flat_map(bytes).collect();
     assert_eq!(result.parse(), Ok(written.len()), "{name}: {result}");
     Some(match written.strip_prefix(MARK) {
@@ -94,7 +96,8 @@ fn happened(call: &str) -> Option<Happened> {
     })
 }
 
-/// What the process did with its image, which is left as it was before; `None` where a tool is missing.
+/// Runs the process under strace. Returns the image before the run, and the events on it; `None` if
+/// a tool is missing.
 fn traced(workload: &Workload, folder: &Path) -> Option<(Vec<u8>, Vec<Happened>)> {
     for (tool, package) in [("strace", "strace"), ("qemu-img", "qemu-utils")] {
         if Command::new(tool).arg("--version").output().is_err() {
@@ -139,7 +142,7 @@ fn every_crash_of_an_image_recovers_to_what_was_answered() {
     let (images, lost) = crash_everywhere(&workload, start, &log, &file);
     assert_eq!(lost, None, "image {images}");
     assert!(images > 100, "{images}");
-    // A process that is killed leaves all that it has written, and its machine goes on.
+    // A process that is killed leaves everything that it has written, as its machine continues.
     let (mut left, mut answered) = (before.clone(), 0);
     for (at, what) in log.iter().enumerate() {
         match what {
@@ -153,7 +156,7 @@ fn every_crash_of_an_image_recovers_to_what_was_answered() {
             "killed at {at}, {answered} answered: {state:?}"
         );
     }
-    // Without the syncs, as in a build that forgets them, this test would notice.
+    // Without the syncs, as in a build that forgets them, the test finds a loss.
     let without: Vec<_> = log.into_iter().filter(|what| !matches!(what, Happened::Flush)).collect();
     let (_, lost) = crash_everywhere(&workload, (before, Format::Qcow2), &without, &file);
     assert!(lost.is_some(), "nothing was lost without any sync");

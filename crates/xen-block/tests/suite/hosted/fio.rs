@@ -1,5 +1,5 @@
-//! `fio`: the machine's, or Debian's package, downloaded with the machine's own `apt-get` and unpacked into
-//! `target/fio`, never installed.
+//! `fio`: the machine's own, or Debian's package, which is downloaded with the machine's `apt-get`
+//! and unpacked into `target/fio`, never installed.
 
 use super::host::has;
 use conformance::peers::target_dir;
@@ -10,15 +10,15 @@ use std::process::Command;
 /// A program with its libraries.
 pub(crate) struct Fio {
     pub(crate) program: PathBuf,
-    /// For `LD_LIBRARY_PATH`.
+    /// The value of `LD_LIBRARY_PATH`.
     pub(crate) libraries: Option<String>,
 }
 
 impl Fio {
-    /// The program.
+    /// Finds the program, or downloads it.
     ///
     /// # Errors
-    /// One line that says why there is none.
+    /// One line with the reason why it is not available.
     pub(crate) fn get() -> Result<Self, String> {
         if has("fio") {
             return Ok(Self { program: "fio".into(), libraries: None });
@@ -35,7 +35,8 @@ impl Fio {
         }
         let program = own.join("root/usr/bin/fio");
         let (root, arch) = (own.join("root").display().to_string(), std::env::consts::ARCH);
-        // Ceph's are in a folder of their own, which its library names as it is when installed.
+        // Ceph's libraries are in a folder of their own, at a path that its library knows only when
+        // installed.
         let folders = ["usr/lib", "lib"].map(|lib| format!("{root}/{lib}/{arch}-linux-gnu"));
         let libraries = format!("{0}:{0}/ceph:{1}", folders[0], folders[1]);
         Ok(Self { program, libraries: Some(libraries) })
@@ -45,7 +46,7 @@ impl Fio {
 fn download(into: &Path) -> Result<(), String> {
     let mut command = Command::new("apt-get");
     command.args(["install", "--download-only", "-y", "-qq", "--no-install-recommends"]);
-    // Into a folder of its own: nothing of the machine's is locked or changed.
+    // apt-get works in a folder of its own: no file of the machine is locked or changed.
     command.args(["-o", "Debug::NoLocking=1", "-o"]);
     command.arg(format!("Dir::Cache::archives={}", into.display())).arg("fio");
     finish(&mut command)?;

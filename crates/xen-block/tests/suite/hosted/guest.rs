@@ -1,4 +1,5 @@
-//! What runs in the guests of these tests: the frontends, their files and sockets, and shell commands.
+//! The program of the guests in these tests: the frontends, their files and sockets, and shell
+//! commands.
 
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -9,7 +10,7 @@ use xen_block::vbd;
 use xen_driver::process::guest::Connections;
 use xenbus::bus::{News, What};
 
-/// Serves until it is told to end.
+/// Serves until the test ends it.
 pub(crate) fn play() {
     let mut open = Connections::open().unwrap();
     let platform = open.platform.clone();
@@ -56,16 +57,16 @@ fn tell(news: &News) {
     }
 }
 
-/// Runs a shell command beside the devices.
+/// Runs a shell command while the devices are served.
 fn run(line: &str) {
     let (number, command) = line.split_once(' ').unwrap();
     let (number, command) = (number.to_owned(), command.to_owned());
     std::thread::spawn(move || {
         let mut shell = Command::new("/bin/sh");
-        // There may be no /dev/null.
+        // The guest may have no /dev/null.
         let (nothing, _) = std::io::pipe().unwrap();
         shell.arg("-c").arg(&command).stdin(nothing);
-        // Not `output`, which needs ioctl(2).
+        // `output` is not possible, as it needs ioctl(2).
         let path = format!("/tmp/ran.{number}");
         let file = File::create(&path).unwrap();
         shell.stdout(file.try_clone().unwrap()).stderr(file);

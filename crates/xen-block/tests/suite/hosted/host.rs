@@ -1,4 +1,4 @@
-//! A host of real processes: broker, store, block backend; guests with disks.
+//! A host of real processes: broker, store, block backend, and guests with disks.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -17,7 +17,7 @@ use xen_hosted::domctl::{Control, process_number};
 use xenbus::toolstack::{self, NewDevice};
 use xenstore::Store;
 
-/// Whether this program of the machine is there.
+/// True if the machine has this program.
 pub(crate) fn has(program: &str) -> bool {
     let dirs = std::env::var_os("PATH").unwrap_or_default();
     let dirs = std::env::split_paths(&dirs).chain(["/usr/sbin".into(), "/sbin".into()]);
@@ -44,15 +44,15 @@ impl DerefMut for Host {
 }
 
 impl Host {
-    /// A host with a backend; `None` where a program is missing, which is said.
+    /// Starts a host with a backend; `None`, with a printed line, if a program is missing.
     pub(crate) fn start(test: &str) -> Option<Self> {
         let host = testhost::Host::start(test)?;
         let backend = backend(&host);
         Some(Self { host, backend })
     }
 
-    /// Kills the backend, as the kernel does where memory is short, starts another, and waits until that has
-    /// taken over a device.
+    /// Kills the backend, as the kernel does when memory is short, starts another, and waits until
+    /// that has taken over a device.
     pub(crate) fn kill_backend(&mut self) {
         let taken = |host: &Self| host.log("backend.log").matches("done again").count();
         let before = taken(self);
@@ -60,20 +60,20 @@ impl Host {
         until("the backend takes over", || taken(self) > before);
     }
 
-    /// Ends the backend, and starts another whose log and statistics are on a full disk.
+    /// Ends the backend, and starts another one that has its log and statistics on a full disk.
     pub(crate) fn fill_the_backends_disk(&mut self) {
         self.backend.kill();
         std::fs::create_dir_all(self.dir.join("host/xen-blockd")).unwrap();
         for name in ["backend.log", "host/xen-blockd/stats"] {
             let path = self.dir.join(name);
-            // The one before may not have come so far.
+            // The earlier backend may not have written the file yet.
             let _ = std::fs::remove_file(&path);
             std::os::unix::fs::symlink("/dev/full", path).unwrap();
         }
         self.backend = backend(&self.host);
     }
 
-    /// Kills the backend three times, and then until one was killed with requests that it had not answered.
+    /// Kills the backend three times, and then until one was killed with unanswered requests.
     pub(crate) fn kill_backend_at_work(&mut self, pause: Duration) {
         for kills in 0..100 {
             let log = self.log("backend.log");
@@ -92,7 +92,7 @@ impl Host {
         self.guest_with(Devices::Files, disks)
     }
 
-    /// The same, whose `/dev` is of this kind.
+    /// Creates a guest as [`Host::guest`] does, with this kind of `/dev`.
     pub(crate) fn guest_with(&mut self, devices: Devices, disks: &[(&str, String)]) -> Guest {
         let guest = Guest::create(self, devices);
         for (vdev, target) in disks {
@@ -133,14 +133,14 @@ impl Host {
         toolstack::forget(&mut self.tool, &device).unwrap();
     }
 
-    /// Asks for a disk to go; when it has, its backend is Closed.
+    /// Requests that a disk is detached; its backend is Closed once it has gone.
     pub(crate) fn ask_to_detach(&mut self, guest: &Guest, vdev: &str) -> NewDevice {
         let device = Self::vbd(guest, vdev, "", DiskAccess::ReadWrite).device().unwrap();
         toolstack::detach(&mut self.tool, &device).unwrap();
         device
     }
 
-    /// Ends a guest in order, and takes its number back.
+    /// Ends a guest properly, and frees its number.
     pub(crate) fn end(&mut self, mut guest: Guest) {
         guest.tell("end");
         until("the guest ends", || {
@@ -153,7 +153,7 @@ impl Host {
         self.control.destroy(guest.domid).unwrap();
     }
 
-    /// An image of zeroes.
+    /// Creates an image of zeroes.
     pub(crate) fn image(&self, name: &str, mib: u64) -> String {
         let path = self.dir.join(name);
         File::create(&path).unwrap().set_len(mib << 20).unwrap();
@@ -200,14 +200,14 @@ impl Guest {
         number
     }
 
-    /// Waits for the end of a command: whether it went well, and what it wrote.
+    /// Waits for the end of a command: true if it succeeded, and its output.
     pub(crate) fn ended(&self, number: u32) -> (bool, String) {
         let (ended, well, wrote) = self.end_of_any();
         assert_eq!(ended, number, "{wrote}");
         (well, wrote)
     }
 
-    /// Waits for the end of whichever command: its number, whether it went well, and what it wrote.
+    /// Waits for the end of any command: its number, true if it succeeded, and its output.
     pub(crate) fn end_of_any(&self) -> (u32, bool, String) {
         loop {
             let line = self.hear();
@@ -219,7 +219,7 @@ impl Guest {
         }
     }
 
-    /// Runs a shell command, which goes well; what it wrote.
+    /// Runs a shell command, which must succeed; returns its output.
     pub(crate) fn run(&mut self, command: &str) -> String {
         let number = self.start(command);
         let (well, wrote) = self.ended(number);
@@ -227,7 +227,7 @@ impl Guest {
         wrote
     }
 
-    /// Runs a shell command, which fails; what it wrote.
+    /// Runs a shell command, which must fail; returns its output.
     pub(crate) fn fails(&mut self, command: &str) -> String {
         let number = self.start(command);
         let (well, wrote) = self.ended(number);
@@ -236,7 +236,7 @@ impl Guest {
     }
 }
 
-/// The number, in domain 0, of a guest's first process.
+/// Returns the process number, in domain 0, of a guest's first process.
 pub(crate) fn pid_of(control: &mut Control, domid: DomId) -> u32 {
     let process = control.process(domid).unwrap();
     process_number(process.as_fd()).unwrap().as_raw_nonzero().get().unsigned_abs()

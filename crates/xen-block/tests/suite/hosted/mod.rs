@@ -1,5 +1,5 @@
-//! Block devices of hosted guests, from end to end with the real processes: broker, store, backend, and
-//! sandboxed guests whose programs use `/dev/xvda` and an NBD socket.
+//! Block devices of hosted guests, from end to end with the real processes: broker, store, backend,
+//! and sandboxed guests whose programs use `/dev/xvda` and an NBD socket.
 
 mod fio;
 mod guest;
@@ -14,13 +14,13 @@ use xen_block::disk::DiskAccess;
 use xen_hosted::domain::{Devices, Lack};
 use xen_hosted::mount::{LoopDevice, Step, unmount_in};
 
-/// Plays the guest, where the environment says so; not a test of its own.
+/// Runs the guest if the environment requires it; not a test of its own.
 #[test]
 fn part() {
     testhost::play(&[("guest", guest::play)]);
 }
 
-/// Whether these tools are there; says so where not.
+/// True if the machine has these tools; prints a line if not.
 fn has_all(test: &str, programs: &[&str]) -> bool {
     let missing: Vec<_> = programs.iter().copied().filter(|program| !has(program)).collect();
     if !missing.is_empty() {
@@ -29,7 +29,7 @@ fn has_all(test: &str, programs: &[&str]) -> bool {
     missing.is_empty()
 }
 
-/// Runs a program of the host, which goes well; what it wrote.
+/// Runs a program of the host, which must succeed; returns its output.
 fn run(program: &str, args: &[&str]) -> String {
     let output = Command::new(program).args(args).output().unwrap();
     let wrote = [output.stdout, output.stderr].concat();
@@ -58,7 +58,7 @@ fn a_program_has_a_file_system_on_its_device() {
     guest.run("dd if=/dev/zero of=/dev/null bs=1k count=5 && test $(stat -c %s /dev/null) = 0");
     assert_eq!(guest.run("ls /dev"), "full\nnull\nrandom\nurandom\nxvda\nzero");
     run("e2fsck", &["-fn", &image]);
-    // Nobody else waits for what a guest serves, or sees it: domain 0's root neither.
+    // No other process depends on the guest's mount, or sees it, not even domain 0's root.
     let pid = host::pid_of(&mut host.control, guest.domid);
     let seen = std::fs::metadata(format!("/proc/{pid}/root/dev/xvda"));
     if rustix::process::geteuid().is_root() {
@@ -67,7 +67,7 @@ fn a_program_has_a_file_system_on_its_device() {
     host.end(guest);
 }
 
-/// Whether a guest has files at `/dev` here; says so where not.
+/// True if a guest has files at `/dev` here; prints a line if not.
 fn has_files(test: &str, guest: &Guest) -> bool {
     let lacks = guest.lacks.contains(&Lack::Devices);
     if lacks {
@@ -95,7 +95,8 @@ fn qemus_tools_use_the_socket_of_a_guest() {
     if !has_files(test, &guest) {
         return host.end(guest);
     }
-    // What came through the socket is what the file has, and the other way round.
+    // Data that was written through the socket reads the same through the file, and the other way
+    // round.
     guest.run(&format!("qemu-img compare -f raw -F raw /dev/xvda {url}"));
     guest.run("seq 1 700000 | dd of=/dev/xvda bs=64k conv=fsync seek=3 iflag=fullblock");
     guest.run(&format!("qemu-img compare -f raw -F raw /dev/xvda {url}"));
@@ -147,7 +148,7 @@ fn a_kernel_mount_for_a_guest_that_may_have_one() {
     });
     guest.fails("ls /mnt/tree");
     run("e2fsck", &["-fn", &image]);
-    // Another guest finds it all.
+    // Another guest finds all of it.
     host.detach(&guest, "xvda");
     let mut other = host.guest_with(Devices::KernelFiles, &[("xvdb", image.clone())]);
     let process = host.control.process(other.domid).unwrap();
@@ -157,7 +158,7 @@ fn a_kernel_mount_for_a_guest_that_may_have_one() {
     assert_eq!(other.run(&format!("cd /mnt && {sums}")), before);
     other.fails("touch /mnt/tree/new");
     host.end(guest);
-    // With the mount in place: it goes with the guest.
+    // The mount is still there: it ends with the guest.
     host.destroy(&other);
     until("the loop device is gone", || {
         !std::path::Path::new(&format!("/sys/block/{name}/loop")).exists()
@@ -174,7 +175,7 @@ fn a_backend_that_is_killed_is_not_noticed() {
         return host.end(guest);
     }
     guest.run("head -c 16000000 /dev/zero | tr '\\0' x > /tmp/x; dd if=/tmp/x of=/dev/xvda bs=4k status=none");
-    // Writes and reads all the time; each byte that is read is one that was written.
+    // The guest writes and reads all the time, and compares each byte.
     let work = guest.start(
         "until test -e /tmp/enough; do \
          dd if=/tmp/x of=/dev/xvda bs=64k conv=fsync,notrunc status=none || exit 1; \
@@ -185,7 +186,7 @@ fn a_backend_that_is_killed_is_not_noticed() {
     let mut ends = [guest.end_of_any(), guest.end_of_any()];
     ends.sort();
     assert_eq!(ends, [(work, true, "all".into()), (enough, true, String::new())]);
-    // The devices have said nothing, and go on.
+    // The devices have reported no error, and continue.
     guest.run("cmp -n 15000000 /tmp/x /dev/xvda");
     let front = format!("/local/domain/{}/device/vbd/51712/state", guest.domid);
     assert_eq!(xenstore::Store::read(&mut host.tool, front).unwrap(), b"4");
@@ -203,7 +204,8 @@ fn a_full_disk_of_the_host_stops_no_backend() {
     if !has_files(test, &guest) {
         return host.end(guest);
     }
-    // Statistics are written whenever sizes have been looked at; the backend that serves then has got over both.
+    // Statistics are written after each check of sizes; the backend that serves then has survived
+    // both.
     std::fs::File::options().write(true).open(&image).unwrap().set_len(16 << 20).unwrap();
     until("the new size shows", || guest.run("stat -c %s /dev/xvda") == (16 << 20).to_string());
     guest.run("cmp -n 16000000 /dev/xvda /dev/zero");
@@ -211,7 +213,8 @@ fn a_full_disk_of_the_host_stops_no_backend() {
     host.end(guest);
 }
 
-/// A program that has the device open goes on with it; when it has ended, the device closes.
+/// A program that has the device open can continue to use it; when the program has ended, the
+/// device closes.
 fn detach_while_open(host: &mut Host, guest: &mut Guest) {
     let user = guest.start(
         "exec 3< /dev/xvdb && echo > /tmp/opened; until test -e /tmp/enough; do \
@@ -252,7 +255,7 @@ fn devices_come_and_go_and_grow() {
         guest.run("ls /dev /tmp"),
         "/dev:\nfull\nnull\nrandom\nurandom\nxvda\nzero\n\n/tmp:\nran.7\nxvda.nbd"
     );
-    // The same file twice, for writing: both ends say why not.
+    // The same file twice, for writing: both ends report the reason.
     host.attach(&guest, "xvdc", &one, DiskAccess::ReadWrite);
     let path = format!("/local/domain/0/backend/vbd/{}/51744", guest.domid);
     let error =
@@ -263,19 +266,20 @@ fn devices_come_and_go_and_grow() {
         !said.is_empty()
     });
     assert!(said.starts_with(b"16 EBUSY"), "{}", String::from_utf8_lossy(&said));
-    // Bytes that are no whole sectors, and behind the end.
+    // Bytes that are not whole sectors, and bytes past the end.
     guest.run("printf abc | dd of=/dev/xvda bs=1 seek=511 conv=notrunc status=none");
     let three =
         guest.run("dd if=/dev/xvda bs=1 skip=510 count=5 status=none | od -An -c | tr -s ' '");
     assert_eq!(three, " \\0 a b c \\0");
     guest.fails("dd if=/dev/zero of=/dev/xvda bs=1M count=9 status=none");
-    // A new size shows without anybody's doing.
+    // A new size becomes visible without any action.
     std::fs::File::options().write(true).open(&one).unwrap().set_len(16 << 20).unwrap();
     until("the new size shows", || guest.run("stat -c %s /dev/xvda") == (16 << 20).to_string());
     host.end(guest);
 }
 
-/// fio writes and verifies at queue depth 32 on a guest's file, while the backend is killed three times.
+/// fio writes and verifies at queue depth 32 on a guest's file, while the backend is killed three
+/// times.
 fn verify_while_killed(test: &str, seconds: u64) {
     if !rustix::process::geteuid().is_root() {
         return conformance::skip(
@@ -296,7 +300,8 @@ fn verify_while_killed(test: &str, seconds: u64) {
     if !has_files(test, &guest) {
         return host.end(guest);
     }
-    // The guest's filter has no libaio(7), so fio runs outside of it, as the guest's user on its file.
+    // The guest's filter does not permit libaio(7), so fio runs outside of it, as the guest's user
+    // on its file.
     let pid = host::pid_of(&mut host.control, guest.domid);
     let mut command = Command::new("nsenter");
     command.args(["-t", &pid.to_string(), "-U", "-S", "1000", "-G", "1000"]);
@@ -320,7 +325,7 @@ fn verify_while_killed(test: &str, seconds: u64) {
     let (wrote, said) =
         (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success() && said.is_empty(), "{said}{wrote}");
-    // Terse output: field 5 is the error, 6 and 47 what was read and written, in KiB.
+    // Terse output: field 5 is the error, 6 and 47 the amounts read and written, in KiB.
     let fields: Vec<&str> = wrote.lines().last().unwrap_or_default().split(';').collect();
     let number = |at: usize| fields.get(at - 1).and_then(|field| field.parse::<u64>().ok());
     assert_eq!(number(5), Some(0), "{wrote}");
@@ -351,7 +356,7 @@ fn many_devices_share_what_grants_there_are() {
     if !has_files(test, &guest) {
         return host.end(guest);
     }
-    // All at once, in requests larger than the last device's buffers.
+    // All in one go, in requests larger than the last device's buffers.
     guest.run("head -c 4000000 /dev/zero | tr '\\0' y > /tmp/y");
     guest.run(
         "for d in /dev/xvd?; do dd if=/tmp/y of=$d bs=256k conv=notrunc status=none & done; wait; \
