@@ -10,9 +10,9 @@ mod queue;
 
 use crate::disk::{Disk, DiskAccess, Geometry};
 use crate::stats::{Kind, Stats};
-use opening::Opening;
+use opening::PendingDisk;
 pub use opening::{Job, MakeJob, Open, OpenDisk};
-use queue::{Discard, Queue, Setup, Turn, Work, queue_of};
+use queue::{Discard, Queue, QueueContext, QueueTurn, Setup, queue_of};
 use rustix::io::Errno;
 use std::cell::RefCell;
 use std::fmt::{self, Write};
@@ -102,7 +102,7 @@ pub fn serve(
 }
 
 /// The state of a connected device.
-struct Connected {
+struct ConnectedDevice {
     disk: Box<dyn Disk>,
     /// The source of the disk's descriptor, among all descriptors of this process.
     source: Source,
@@ -111,18 +111,18 @@ struct Connected {
     queues: Vec<Queue>,
     throttle: Throttle,
     limits: throttle::Limits,
-    taking: Taking,
+    taking: RequestIntake,
 }
 
-impl Connected {
+impl ConnectedDevice {
     /// Splits the device into its queues and the state that they work with.
     fn split<'a>(
         &'a mut self,
         grants: &'a mut dyn GrantMap,
         stats: &'a mut Stats,
         now: Instant,
-    ) -> (&'a mut [Queue], Work<'a>) {
-        let work = Work {
+    ) -> (&'a mut [Queue], QueueContext<'a>) {
+        let work = QueueContext {
             disk: &mut *self.disk,
             grants,
             stats,
@@ -138,7 +138,7 @@ impl Connected {
 
 /// The state of taking requests.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Taking {
+enum RequestIntake {
     Yes,
     /// No request is taken: the device closes, or the frontend has broken a ring. Requests in
     /// flight are still ended.
@@ -148,14 +148,14 @@ enum Taking {
 /// The backend of one device.
 pub struct Back {
     platform: Rc<Platform>,
-    opening: Opening,
+    opening: PendingDisk,
     /// While the server of a disk that was served before is away: the time when that was found, and
     /// the time of the next try.
     away: Option<(Instant, Instant)>,
     /// The last announced state of the disk's server: true for away; `None` before the first
     /// announcement.
-    told_away: Option<bool>,
-    connected: Option<Connected>,
+    announced_away: Option<bool>,
+    connected: Option<ConnectedDevice>,
     /// The rings. The field stands behind the disk, which may have I/O under way until it is
     /// dropped: the record stays locked as long.
     rings: Rings,
@@ -175,9 +175,9 @@ impl Back {
         let (evtchn, grants) = (Rc::clone(&platform.evtchn), Rc::clone(&platform.grants));
         let rings =
             Rings::new(backend::Platform { evtchn, grants }, platform.options.rings.clone());
-        let (opening, stats) = (Opening::default(), Stats::default());
-        let (away, told_away, connected) = (None, None, None);
-        Self { platform, opening, rings, away, told_away, connected, stats }
+        let (opening, stats) = (PendingDisk::default(), Stats::default());
+        let (away, announced_away, connected) = (None, None, None);
+        Self { platform, opening, rings, away, announced_away, connected, stats }
     }
 
     /// Returns the counters since the device was connected.
@@ -197,7 +197,7 @@ impl Back {
     }
 
     /// Returns the limits in this end's nodes; where a node is missing, the limit of all devices.
-    fn rates(&self, device: &mut Device<'_>) -> Result<throttle::Limits, Error> {
+    fn read_limits(&self, device: &mut Device<'_>) -> Result<throttle::Limits, Error> {
         let all = self.platform.options.throttle;
         // A value of 0 means no limit, also where all devices have one.
         let own = |said: Option<u64>, all| said.map_or(all, |most| (most > 0).then_some(most));
@@ -213,7 +213,7 @@ impl Back {
     /// found away, and the time of the next try.
     fn may_wait_for_server(&mut self, now: Instant) -> bool {
         let since = self.away.map_or(now, |(since, _)| since);
-        let next = now.checked_add(TRY_AGAIN).map(|next| (since, next));
+        let next = now.checked_add(RETRY_INTERVAL).map(|next| (since, next));
         self.away = next.filter(|_| now.saturating_duration_since(since) < AWAY_MAX);
         self.away.is_some()
     }
@@ -240,9 +240,9 @@ impl Back {
     fn work_once(&mut self, now: Instant, patience: Option<Duration>) -> Result<Worked, Error> {
         let mut worked = Worked::default();
         let taking = self.connected.as_ref().map(|connected| connected.taking);
-        self.each(now, &mut worked, |queue, work, turn| {
+        self.for_each_queue(now, &mut worked, |queue, work, turn| {
             queue.retry(work)?;
-            if taking == Some(Taking::Yes) {
+            if taking == Some(RequestIntake::Yes) {
                 queue.take(work, turn)?;
             }
             Ok(())
@@ -252,17 +252,17 @@ impl Back {
             Some(patience) => connected.disk.start_and_wait(patience),
             None => connected.disk.start(),
         }
-        self.harvest(now)?;
+        self.take_finished(now)?;
         let Some(connected) = &mut self.connected else { return Ok(worked) };
         let mut persistent = 0_usize;
         for queue in &mut connected.queues {
-            let mut turn = Turn::default();
+            let mut turn = QueueTurn::default();
             let notify = queue.show(&mut turn, &mut self.stats)?;
             worked.moved = worked.moved.wrapping_add(turn.moved);
             worked.shown = turn.shown.or(worked.shown);
             // A discard of which the disk has just finished one piece has a next piece, and no
             // event announces it.
-            worked.more |= queue.discards();
+            worked.more |= queue.has_discards();
             persistent = queue.persistent().saturating_add(persistent);
             if notify {
                 queue.channel.notify()?;
@@ -283,18 +283,18 @@ impl Back {
 
     /// Checks the disk's server. Returns true if it has gone since the last check, false if it has
     /// come back.
-    pub fn went_or_came(&mut self) -> Option<bool> {
+    pub fn server_change(&mut self) -> Option<bool> {
         let away = match &mut self.connected {
             Some(connected) => connected.disk.is_away()?,
             None => self.away.map(|_| true)?,
         };
-        let before = self.told_away.replace(away);
+        let before = self.announced_away.replace(away);
         // The node may be left over from an earlier process.
         (before != Some(away)).then_some(away)
     }
 
     /// Takes the finished requests from the disk and gives them to their queues.
-    fn harvest(&mut self, now: Instant) -> Result<(), Error> {
+    fn take_finished(&mut self, now: Instant) -> Result<(), Error> {
         let Some(connected) = &mut self.connected else { return Ok(()) };
         let grants = Rc::clone(&self.platform.grants);
         let mut grants = grants.borrow_mut();
@@ -310,14 +310,14 @@ impl Back {
     }
 
     /// Calls `call` for each queue.
-    fn each(
+    fn for_each_queue(
         &mut self,
         now: Instant,
         worked: &mut Worked,
         mut call: impl FnMut(
             &mut Queue,
-            &mut Work<'_>,
-            &mut Turn,
+            &mut QueueContext<'_>,
+            &mut QueueTurn,
         ) -> Result<(), xen_io::ring::RingError>,
     ) -> Result<(), Error> {
         let Some(connected) = &mut self.connected else { return Ok(()) };
@@ -325,7 +325,7 @@ impl Back {
         let mut grants = grants.borrow_mut();
         let (queues, mut work) = connected.split(&mut *grants, &mut self.stats, now);
         for queue in queues {
-            let mut turn = Turn::default();
+            let mut turn = QueueTurn::default();
             call(queue, &mut work, &mut turn)?;
             worked.moved = worked.moved.wrapping_add(turn.moved);
             worked.more |= turn.more;
@@ -340,7 +340,7 @@ impl Back {
         disk: Box<dyn Disk>,
         layout: Layout,
         queues: Vec<rings::Queue<1, 1>>,
-    ) -> Result<Connected, Error> {
+    ) -> Result<ConnectedDevice, Error> {
         let connected = self.connected(device, disk, layout, queues);
         if connected.is_err() {
             self.rings.give_up();
@@ -354,9 +354,9 @@ impl Back {
         mut disk: Box<dyn Disk>,
         layout: Layout,
         queues: Vec<rings::Queue<1, 1>>,
-    ) -> Result<Connected, Error> {
+    ) -> Result<ConnectedDevice, Error> {
         let persistent = device.their_feature(names::FEATURE_PERSISTENT)?;
-        let rates = self.rates(device)?;
+        let rates = self.read_limits(device)?;
         let geometry = disk.geometry();
         let discard = match (geometry.discard_granularity, geometry.access) {
             (Some(_), DiskAccess::ReadWrite)
@@ -385,7 +385,7 @@ impl Back {
         let now = Instant::now();
         let numbered = (0..).zip(queues);
         let queues = numbered.map(|(number, rings)| Queue::new(rings, number, setup, now));
-        Ok(Connected {
+        Ok(ConnectedDevice {
             disk,
             source: Source::new(),
             geometry,
@@ -393,12 +393,12 @@ impl Back {
             queues: queues.collect(),
             throttle: Throttle::new(rates, now),
             limits: rates,
-            taking: Taking::Yes,
+            taking: RequestIntake::Yes,
         })
     }
 
     /// Writes the properties of the disk that the frontend needs.
-    fn describe(connected: &Connected, options: &Options, device: &mut Device<'_>) {
+    fn describe(connected: &ConnectedDevice, options: &Options, device: &mut Device<'_>) {
         let geometry = connected.geometry;
         let read_only = geometry.access == DiskAccess::ReadOnly;
         device.put(names::FEATURE_FLUSH_CACHE, 1);
@@ -442,7 +442,7 @@ fn entry(layout: Layout) -> Entry {
 /// before: the same as for a disk in use.
 const AWAY_MAX: Duration = Duration::from_secs(60);
 /// The interval between two tries to open such a disk.
-const TRY_AGAIN: Duration = Duration::from_millis(200);
+const RETRY_INTERVAL: Duration = Duration::from_millis(200);
 
 impl Driver for Back {
     fn open(&mut self, device: &mut Device<'_>) -> Result<Progress, Error> {
@@ -466,7 +466,7 @@ impl Driver for Back {
         }
         let queues = self.rings.connect(device, &Names::PLAIN, [entry(layout)])?;
         let connected = self.attach(device, disk, layout, queues)?;
-        (self.away, self.told_away) = (None, None);
+        (self.away, self.announced_away) = (None, None);
         Self::describe(&connected, &self.platform.options, device);
         self.connected = Some(connected);
         self.stats = Stats::default();
@@ -495,7 +495,7 @@ impl Driver for Back {
         self.connected = Some(connected);
         self.stats = Stats::default();
         let mut worked = Worked::default();
-        self.each(Instant::now(), &mut worked, |queue, work, _| queue.replay(work))?;
+        self.for_each_queue(Instant::now(), &mut worked, |queue, work, _| queue.replay(work))?;
         // The earlier process may have shown answers without a notification.
         let queues = self.connected.iter().flat_map(|connected| &connected.queues);
         queues.map(|queue| &queue.channel).try_for_each(Channel::notify)?;
@@ -504,7 +504,7 @@ impl Driver for Back {
 
     fn noticed(&mut self, device: &mut Device<'_>) {
         // A value that is no number changes nothing.
-        if let Ok(limits) = self.rates(device) {
+        if let Ok(limits) = self.read_limits(device) {
             self.limit(limits);
         }
     }
@@ -514,14 +514,14 @@ impl Driver for Back {
             return Progress::Pending;
         }
         if let Some(connected) = &mut self.connected {
-            connected.taking = Taking::Ended;
+            connected.taking = RequestIntake::Ended;
             connected.disk.give_up();
         }
         self.away = None;
         // Requests in flight are answered if the rings are still usable.
         let _ = self.work(Instant::now(), None);
         let Some(connected) = &mut self.connected else { return self.rings.give_back(device) };
-        if connected.disk.in_flight() > 0 || connected.queues.iter().any(Queue::waits) {
+        if connected.disk.in_flight() > 0 || connected.queues.iter().any(Queue::has_waiting) {
             return Progress::Pending;
         }
         self.connected = None;
@@ -536,14 +536,14 @@ impl Backend for Back {
             && let Some(connected) = &mut self.connected
         {
             // One report is enough; nobody reads that ring again.
-            connected.taking = Taking::Ended;
+            connected.taking = RequestIntake::Ended;
         }
         worked
     }
 
     fn final_check(&mut self) -> Result<bool, Error> {
         let Some(connected) = &mut self.connected else { return Ok(false) };
-        if connected.taking == Taking::Ended {
+        if connected.taking == RequestIntake::Ended {
             return Ok(false);
         }
         let mut more = false;
@@ -573,7 +573,7 @@ impl Backend for Back {
 
     fn changes(&mut self) -> Vec<(&'static str, String)> {
         let sectors = self.resized().map(|sectors| (names::SECTORS, sectors.to_string()));
-        let away = self.went_or_came().map(|away| (SERVER_GONE, u8::from(away).to_string()));
+        let away = self.server_change().map(|away| (SERVER_GONE, u8::from(away).to_string()));
         sectors.into_iter().chain(away).collect()
     }
 

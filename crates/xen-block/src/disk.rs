@@ -8,10 +8,11 @@
 //! | [`nbd`] | a server of the network block device protocol, over a Unix socket |
 //! | [`fault`] | a wrapper of another disk that injects faults |
 //! | [`image`], [`open`], [`places`] | faults of images, opening files, the permitted folders |
-//! | `shown` | a path for a log |
+//! | `escaped_path` | a path for a log |
 //! | [`target`] | disks by name, as toolstacks write them |
 //! | [`pool`] | threads for disks whose calls block |
 
+mod escaped_path;
 pub mod fault;
 pub mod file;
 pub mod image;
@@ -22,7 +23,6 @@ pub mod open;
 pub mod places;
 pub mod pool;
 pub mod qcow2;
-mod shown;
 pub mod target;
 
 pub use lock::wait_for_locks;
@@ -130,7 +130,7 @@ impl Io {
 
     /// Returns the number of pieces that were contiguous with their neighbour in memory and were
     /// merged with it. Later calls do not count them again.
-    pub(crate) fn merges(&mut self) -> u64 {
+    pub(crate) fn take_merged(&mut self) -> u64 {
         self.vectors.take_merged()
     }
 

@@ -7,16 +7,16 @@
 //! The backend need not be trusted. It can answer wrongly, late or never, and see the contents of
 //! the buffers; it can do nothing else.
 
-mod again;
-mod bytes;
+mod byte_jobs;
 pub mod disks;
 pub mod export;
 pub mod fuse;
 mod queue;
+mod resubmit;
 
 use crate::disk::DiskAccess;
-use again::Again;
 use queue::Queue;
+use resubmit::ResubmitQueue;
 use std::cell::RefCell;
 use std::fmt;
 use std::rc::Rc;
@@ -31,7 +31,7 @@ use xen_io::blkif::{Layout, SEGMENTS_MAX, SEGMENTS_PER_PAGE, info, names};
 use xenbus::negotiate::{self, Names};
 use xenbus::{Device, Driver, Error, Progress};
 
-pub use queue::{Completion, Full, Part, Want};
+pub use queue::{Completion, Part, SubmitError, Want};
 pub use xen_driver::frontend::buffers::Buffer;
 
 /// The options of a frontend.
@@ -121,7 +121,7 @@ pub struct Front {
     info: Option<Info>,
     layout: Layout,
     /// Requests of an earlier connection that have no answer and are not submitted again yet.
-    again: Again,
+    resubmit: ResubmitQueue,
     /// The number of users that have the device open.
     users: usize,
 }
@@ -144,7 +144,7 @@ impl Front {
             indirect: Vec::new(),
             info: None,
             layout: Layout::NATIVE,
-            again: Again::default(),
+            resubmit: ResubmitQueue::default(),
             users: 0,
         }
     }
@@ -199,22 +199,22 @@ impl Front {
     /// Returns the number of requests without an answer, including those of earlier connections.
     #[must_use]
     pub fn in_flight(&self) -> usize {
-        self.again.len() + self.queues.iter().map(Queue::in_flight).sum::<usize>()
+        self.resubmit.len() + self.queues.iter().map(Queue::in_flight).sum::<usize>()
     }
 
     /// Puts a request into the ring of a queue. The backend sees it after [`Front::push`].
     ///
     /// # Errors
-    /// [`Full`]: the request is not possible now, or never.
-    pub fn submit(&mut self, queue: usize, want: Want, parts: &[Part]) -> Result<(), Full> {
-        let info = self.info.ok_or(Full::NotConnected)?;
+    /// [`SubmitError`]: the request is not possible now, or never.
+    pub fn submit(&mut self, queue: usize, want: Want, parts: &[Part]) -> Result<(), SubmitError> {
+        let info = self.info.ok_or(SubmitError::NotConnected)?;
         check(&info, &want, parts)?;
-        let Some(queue) = self.queues.get_mut(queue) else { return Err(Full::NotConnected) };
+        let Some(queue) = self.queues.get_mut(queue) else { return Err(SubmitError::NotConnected) };
         if queue.free() == 0 {
-            return Err(Full::Ring);
+            return Err(SubmitError::Ring);
         }
         let mut grants = self.platform.grants.borrow_mut();
-        queue.put(want, parts, &self.buffers, &mut *grants).map_err(|_| Full::Ring)
+        queue.put(want, parts, &self.buffers, &mut *grants).map_err(|_| SubmitError::Ring)
     }
 
     /// Shows the submitted requests to the backend, and notifies it if it sleeps.
@@ -240,26 +240,28 @@ impl Front {
         for queue in &mut self.queues {
             while let Some(completion) = queue.take()? {
                 count += 1;
-                self.again.ended(completion).into_iter().for_each(&mut done);
+                self.resubmit.complete(completion).into_iter().for_each(&mut done);
             }
         }
         // The answers have made room.
-        if count > 0 && self.again.waits() {
-            self.ask_again()?;
+        if count > 0 && self.resubmit.has_requests() {
+            self.resubmit_pending()?;
         }
-        self.again.failed().for_each(done);
+        self.resubmit.take_failed().for_each(done);
         Ok(count)
     }
 
     /// Submits the unanswered requests of earlier connections again, as far as there is room.
-    fn ask_again(&mut self) -> Result<(), Error> {
-        while let Some(asked) = self.again.next() {
+    fn resubmit_pending(&mut self) -> Result<(), Error> {
+        while let Some(request) = self.resubmit.pop() {
             let room = (0..self.queues.len()).find(|at| self.queues[*at].free() > 0);
-            match room.map_or(Err(Full::Ring), |at| self.submit(at, asked.want, &asked.parts)) {
+            match room
+                .map_or(Err(SubmitError::Ring), |at| self.submit(at, request.want, &request.parts))
+            {
                 Ok(()) => {}
-                Err(Full::NotPossible) => self.again.fail(&asked),
-                Err(Full::Ring | Full::NotConnected) => {
-                    self.again.put_back(asked);
+                Err(SubmitError::NotPossible) => self.resubmit.fail(&request),
+                Err(SubmitError::Ring | SubmitError::NotConnected) => {
+                    self.resubmit.put_back(request);
                     break;
                 }
             }
@@ -272,7 +274,7 @@ impl Front {
     /// # Errors
     /// As [`Front::take`].
     pub fn final_check(&mut self) -> Result<bool, Error> {
-        let mut more = self.again.has_failed();
+        let mut more = self.resubmit.has_failed();
         for queue in &mut self.queues {
             more |= queue.final_check()?;
         }
@@ -286,12 +288,12 @@ impl Front {
         let mut grants = self.platform.grants.borrow_mut();
         for queue in &mut self.queues {
             if !self.indirect.is_empty() {
-                queue.keep(std::mem::take(&mut self.indirect));
+                queue.keep_pages(std::mem::take(&mut self.indirect));
                 continue;
             }
             let mut pages = Vec::with_capacity(count);
             match grants.offer_batch(peer, Access::ReadWrite, count, &mut pages) {
-                Ok(()) => queue.keep(pages),
+                Ok(()) => queue.keep_pages(pages),
                 Err(xen::Error::NoSpc | xen::Error::NoPages { .. }) => {
                     let info = self.info.as_mut();
                     info.into_iter().for_each(|info| info.segments_max = SEGMENTS_MAX as u16);
@@ -333,7 +335,7 @@ impl Front {
 }
 
 /// Checks if the device can ever do the request.
-fn check(info: &Info, want: &Want, parts: &[Part]) -> Result<(), Full> {
+fn check(info: &Info, want: &Want, parts: &[Part]) -> Result<(), SubmitError> {
     let taken = |offer: Offer| offer == Offer::Taken;
     let possible = match want {
         Want::Read { .. } => !parts.is_empty(),
@@ -345,7 +347,7 @@ fn check(info: &Info, want: &Want, parts: &[Part]) -> Result<(), Full> {
     if possible && parts.len() <= usize::from(info.segments_max) {
         Ok(())
     } else {
-        Err(Full::NotPossible)
+        Err(SubmitError::NotPossible)
     }
 }
 
@@ -384,8 +386,8 @@ impl Driver for Front {
         // The unanswered requests go to the new backend, which may take fewer segments in a
         // request.
         let segments_max = self.info.map_or(SEGMENTS_MAX, |info| info.segments_max.into());
-        self.again.split(segments_max);
-        self.ask_again()?;
+        self.resubmit.split(segments_max);
+        self.resubmit_pending()?;
         Ok(Progress::Done)
     }
 
@@ -400,14 +402,15 @@ impl Driver for Front {
 
     fn closing(&mut self, device: &mut Device<'_>) -> Progress {
         // A backend that has failed answers no more, so there is nothing to wait for.
-        let asked = device.their_number::<u32>("online").is_ok_and(|online| online == Some(0));
-        if asked && self.users > 0 { Progress::Pending } else { Progress::Done }
+        let by_toolstack =
+            device.their_number::<u32>("online").is_ok_and(|online| online == Some(0));
+        if by_toolstack && self.users > 0 { Progress::Pending } else { Progress::Done }
     }
 
     fn release(&mut self, _: &mut Device<'_>) -> Progress {
         self.info = None;
         for mut queue in self.queues.drain(..) {
-            self.again.extend(queue.take_asked());
+            self.resubmit.extend(queue.take_pending());
         }
         self.buffers.withdraw();
         Progress::Done

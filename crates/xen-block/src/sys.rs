@@ -71,7 +71,7 @@ const IMPATIENT: u32 = 16;
 
 /// The result of a call that may wait: it has taken time or not.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Waited {
+pub(crate) enum WaitOutcome {
     /// Time has passed.
     Yes,
     /// No time has passed.
@@ -163,13 +163,13 @@ impl Uring {
     /// them. The number that ends within that time is learnt: it starts at one, doubles each time,
     /// and falls back to the number that ended if that was too few. If not even one request ends,
     /// it does not wait for a while, as the file is on a slow disk.
-    pub(crate) fn submit_and_wait(&mut self, patience: Duration) -> Waited {
+    pub(crate) fn submit_and_wait(&mut self, patience: Duration) -> WaitOutcome {
         let (in_flight, fresh) = (self.in_flight(), self.unsubmitted > 0);
         if in_flight == 0 || self.impatient > 0 || !self.ring.params().is_feature_ext_arg() {
             self.impatient = self.impatient.saturating_sub(u32::from(fresh));
             // As in `start`.
             let _ = self.submit();
-            return Waited::No;
+            return WaitOutcome::No;
         }
         let want = if fresh { in_flight.div_ceil(2) } else { in_flight }.min(self.together);
         let limit = types::Timespec::from(patience);
@@ -180,7 +180,7 @@ impl Uring {
             Ok(count) => self.unsubmitted = self.unsubmitted.saturating_sub(count),
             Err(Errno::TIME) => {}
             // The call was interrupted. The kernel takes the remaining requests with the next call.
-            Err(_) => return Waited::Yes,
+            Err(_) => return WaitOutcome::Yes,
         }
         let ended = self.ring.completion().len();
         if ended >= want {
@@ -190,7 +190,7 @@ impl Uring {
         } else {
             self.together = ended.max(1);
         }
-        Waited::Yes
+        WaitOutcome::Yes
     }
 
     /// Returns a finished request.
@@ -363,13 +363,13 @@ mod tests {
         let (long, short) = (Duration::from_secs(10), Duration::from_millis(2));
         let (read, mut write) = std::io::pipe().unwrap();
         let mut ring = Uring::new(read.into(), 32).unwrap();
-        assert_eq!(ring.submit_and_wait(long), Waited::No, "there is nothing to wait for");
+        assert_eq!(ring.submit_and_wait(long), WaitOutcome::No, "there is nothing to wait for");
         let begin = std::time::Instant::now();
 
         // It waits for one before it has learnt the number.
         push_reads(&mut ring, 4);
         write.write_all(&[7; 512]).unwrap();
-        assert_eq!((ring.submit_and_wait(long), pop_all(&mut ring)), (Waited::Yes, 1));
+        assert_eq!((ring.submit_and_wait(long), pop_all(&mut ring)), (WaitOutcome::Yes, 1));
         // Three more are under way, but it waits for at most twice the learnt number.
         let (go, next) = std::sync::mpsc::channel();
         let writer = std::thread::spawn(move || {
@@ -382,25 +382,25 @@ mod tests {
         });
         go.send(()).unwrap();
         go.send(()).unwrap();
-        assert_eq!((ring.submit_and_wait(long), pop_all(&mut ring)), (Waited::Yes, 2));
+        assert_eq!((ring.submit_and_wait(long), pop_all(&mut ring)), (WaitOutcome::Yes, 2));
         go.send(()).unwrap();
-        assert_eq!((ring.submit_and_wait(long), pop_all(&mut ring)), (Waited::Yes, 1));
+        assert_eq!((ring.submit_and_wait(long), pop_all(&mut ring)), (WaitOutcome::Yes, 1));
         let mut write = writer.join().unwrap();
         // Half of the new ones.
         push_reads(&mut ring, 4);
         write.write_all(&[7; 1024]).unwrap();
-        assert_eq!((ring.submit_and_wait(long), pop_all(&mut ring)), (Waited::Yes, 2));
+        assert_eq!((ring.submit_and_wait(long), pop_all(&mut ring)), (WaitOutcome::Yes, 2));
         assert!(begin.elapsed() < long, "it was broken off");
 
         // None ends: then it tries one alone, then does not wait for a while.
-        assert_eq!((ring.submit_and_wait(short), pop_all(&mut ring)), (Waited::Yes, 0));
-        assert_eq!((ring.submit_and_wait(short), pop_all(&mut ring)), (Waited::Yes, 0));
+        assert_eq!((ring.submit_and_wait(short), pop_all(&mut ring)), (WaitOutcome::Yes, 0));
+        assert_eq!((ring.submit_and_wait(short), pop_all(&mut ring)), (WaitOutcome::Yes, 0));
         for _ in 0..IMPATIENT {
-            assert_eq!(ring.submit_and_wait(long), Waited::No);
+            assert_eq!(ring.submit_and_wait(long), WaitOutcome::No);
             push_reads(&mut ring, 1);
-            assert_eq!(ring.submit_and_wait(long), Waited::No);
+            assert_eq!(ring.submit_and_wait(long), WaitOutcome::No);
         }
         write.write_all(&vec![7; 512 * ring.in_flight()]).unwrap();
-        assert_eq!(ring.submit_and_wait(long), Waited::Yes);
+        assert_eq!(ring.submit_and_wait(long), WaitOutcome::Yes);
     }
 }

@@ -127,9 +127,9 @@ fn images_with_backing_files() {
 }
 
 /// A process that has written its number into a file; ended with the test.
-struct Forked(PathBuf);
+struct ForkedProcess(PathBuf);
 
-impl Drop for Forked {
+impl Drop for ForkedProcess {
     fn drop(&mut self) {
         let text = std::fs::read_to_string(&self.0).unwrap_or_default();
         // The process may have ended by itself after its last client.
@@ -158,6 +158,6 @@ fn servers_of_network_block_devices() {
             return conformance::skip("filtered NBD", why);
         }
     }
-    let _ended = Forked(pid);
+    let _ended = ForkedProcess(pid);
     serves(&Target::Nbd { socket, name: String::new() }, &folder.0);
 }

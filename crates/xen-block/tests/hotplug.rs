@@ -61,7 +61,7 @@ impl Host {
     }
 
     /// Takes the value that the script has written into a node; empty if there is none.
-    fn said(&mut self, name: &str) -> String {
+    fn take_node(&mut self, name: &str) -> String {
         let path = format!("{NODE}/{name}");
         if !self.tool.exists(&path).unwrap() {
             return String::new();
@@ -72,7 +72,7 @@ impl Host {
     }
 
     /// Returns the command that adds a device with these `params`, the given number of times.
-    fn adding(&mut self, params: &str, times: u32) -> Command {
+    fn add_command(&mut self, params: &str, times: u32) -> Command {
         self.set("params", params);
         let tools = self.peers.root().join("usr/bin");
         let path = format!("{}:{}", tools.display(), std::env::var("PATH").unwrap());
@@ -90,8 +90,8 @@ impl Host {
 
     /// Adds a device with these `params`; returns the script's status and error.
     fn add(&mut self, params: &str) -> (String, String) {
-        let output = self.adding(params, 1).output().unwrap();
-        let (status, error) = (self.said("hotplug-status"), self.said("hotplug-error"));
+        let output = self.add_command(params, 1).output().unwrap();
+        let (status, error) = (self.take_node("hotplug-status"), self.take_node("hotplug-error"));
         assert_eq!(output.status.success(), status == "connected", "{output:?}");
         (status, error)
     }
@@ -150,7 +150,7 @@ fn the_script_is_in_nobodys_way() {
     let Some(mut host) = Host::new("script-way") else { return };
     let image = host.image();
     // The command is started before any file is open here.
-    let mut adding = host.adding(&image.display().to_string(), 20).spawn().unwrap();
+    let mut adding = host.add_command(&image.display().to_string(), 20).spawn().unwrap();
     let mut opened = 0;
     let ended = loop {
         match File::open(&image, WRITING) {

@@ -14,12 +14,12 @@ const AT_ONCE: Duration = Duration::from_millis(5);
 pub type OpenDisk = dyn Fn(&mut Device<'_>) -> Result<Box<dyn Disk>, Error>;
 
 /// Opens a disk, in any thread.
-pub type Job = Box<dyn FnOnce() -> Result<Opened, Error> + Send>;
+pub type Job = Box<dyn FnOnce() -> Result<SendDisk, Error> + Send>;
 
 /// Makes the job for a device, as its nodes say.
 pub type MakeJob = dyn Fn(&mut Device<'_>) -> Result<Job, Error>;
 
-type Opened = Box<dyn Disk + Send>;
+type SendDisk = Box<dyn Disk + Send>;
 
 /// The method of opening disks.
 pub enum Open {
@@ -37,9 +37,9 @@ impl From<Box<OpenDisk>> for Open {
 
 /// The disk of one device while it is being opened.
 #[derive(Default)]
-pub(super) struct Opening(Option<Receiver<Result<Opened, Error>>>);
+pub(super) struct PendingDisk(Option<Receiver<Result<SendDisk, Error>>>);
 
-impl Opening {
+impl PendingDisk {
     /// Returns the disk once it is open; begins to open it at the first call.
     pub(super) fn disk(
         &mut self,

@@ -31,7 +31,7 @@ const ANSWERED_SECTORS_MAX: u64 = 1024;
 const DISCARDED_MAX: u64 = 16384;
 
 /// The state that a queue works with; the same for all queues of a device.
-pub(super) struct Work<'a> {
+pub(super) struct QueueContext<'a> {
     pub(super) disk: &'a mut dyn Disk,
     pub(super) grants: &'a mut dyn GrantMap,
     pub(super) stats: &'a mut Stats,
@@ -53,7 +53,7 @@ pub(super) enum Discard {
 /// The current step of a request with several steps. Data of a barrier or a flush goes onto stable
 /// storage after all data before it, and before the request is answered.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Step {
+enum RequestStep {
     /// The only step.
     Only,
     /// A flush, then the data.
@@ -70,7 +70,7 @@ struct Slot {
     operation: u8,
     /// The operation for the disk; `None` for a request that did not get to the disk.
     op: Option<Op>,
-    step: Step,
+    step: RequestStep,
     taken: Instant,
     sectors: u64,
     /// The number of sectors still to discard after those that the disk was asked for.
@@ -116,7 +116,7 @@ pub(super) struct Setup {
 
 /// The result of one turn.
 #[derive(Clone, Copy, Default, Debug)]
-pub(super) struct Turn {
+pub(super) struct QueueTurn {
     /// Requests taken or answered.
     pub(super) moved: u32,
     /// True if there is more to take at once.
@@ -134,7 +134,7 @@ impl Queue {
             id: 0,
             operation: 0,
             op: None,
-            step: Step::Only,
+            step: RequestStep::Only,
             taken: now,
             sectors: 0,
             left: 0,
@@ -165,12 +165,12 @@ impl Queue {
     }
 
     /// True while a request waits to be given to the disk.
-    pub(super) fn waits(&self) -> bool {
-        !self.waiting.is_empty() || self.discards()
+    pub(super) fn has_waiting(&self) -> bool {
+        !self.waiting.is_empty() || self.has_discards()
     }
 
     /// True while a discard has a next piece.
-    pub(super) fn discards(&self) -> bool {
+    pub(super) fn has_discards(&self) -> bool {
         !self.discards.is_empty()
     }
 
@@ -180,7 +180,7 @@ impl Queue {
 
     /// Repeats the requests that an earlier process has taken and not answered. Each request gets
     /// the slot that it had, which the record has kept.
-    pub(super) fn replay(&mut self, work: &mut Work<'_>) -> Result<(), RingError> {
+    pub(super) fn replay(&mut self, work: &mut QueueContext<'_>) -> Result<(), RingError> {
         for Unanswered { slot, request } in self.ring.unanswered()? {
             work.stats.replayed = work.stats.replayed.wrapping_add(1);
             self.begin(slot, &RequestBytes(request), work)?;
@@ -189,7 +189,11 @@ impl Queue {
     }
 
     /// Takes the requests that are in the ring, up to the limits of a turn.
-    pub(super) fn take(&mut self, work: &mut Work<'_>, turn: &mut Turn) -> Result<(), RingError> {
+    pub(super) fn take(
+        &mut self,
+        work: &mut QueueContext<'_>,
+        turn: &mut QueueTurn,
+    ) -> Result<(), RingError> {
         let mut bytes = RequestBytes::ZERO;
         for _ in 0..BATCH_MAX {
             if self.behind_barrier {
@@ -216,16 +220,16 @@ impl Queue {
         &mut self,
         slot: u16,
         bytes: &RequestBytes,
-        work: &mut Work<'_>,
+        work: &mut QueueContext<'_>,
     ) -> Result<(), RingError> {
-        let (id, operation) = answered_as(bytes, self.layout);
+        let (id, operation) = answer_header(bytes, self.layout);
         let now = work.now;
         if let Some(slot) = self.slots.get_mut(usize::from(slot)) {
             *slot = Slot {
                 id,
                 operation,
                 op: None,
-                step: Step::Only,
+                step: RequestStep::Only,
                 taken: now,
                 sectors: 0,
                 left: 0,
@@ -250,7 +254,7 @@ impl Queue {
         &mut self,
         slot: u16,
         refusal: &Refusal,
-        work: &mut Work<'_>,
+        work: &mut QueueContext<'_>,
     ) -> Result<(), RingError> {
         work.stats.wrong = work.stats.wrong.wrapping_add(1);
         let status = match refusal {
@@ -265,7 +269,7 @@ impl Queue {
         &mut self,
         slot: u16,
         request: &Request,
-        work: &mut Work<'_>,
+        work: &mut QueueContext<'_>,
     ) -> Result<Box<Io>, Refusal> {
         let mut io = self.spare.pop().unwrap_or_else(Io::empty);
         io.pieces.clear();
@@ -292,13 +296,13 @@ impl Queue {
         let step = match &request.body {
             Body::Direct {
                 transfer: Transfer::Flush | Transfer::WriteBarrier, segments, ..
-            } if !segments.as_slice().is_empty() => Step::Before,
-            _ => Step::Only,
+            } if !segments.as_slice().is_empty() => RequestStep::Before,
+            _ => RequestStep::Only,
         };
         if let Some(slot) = self.slots.get_mut(usize::from(slot)) {
             (slot.op, slot.step, slot.sectors) = (Some(io.op), step, io.sectors);
             if io.op == Op::Discard {
-                slot.left = cut(&mut io, slot.sectors);
+                slot.left = cut_discard(&mut io, slot.sectors);
             }
         }
         Ok(io)
@@ -309,7 +313,7 @@ impl Queue {
         io: &mut Io,
         sector: u64,
         sectors: u64,
-        work: &Work<'_>,
+        work: &QueueContext<'_>,
     ) -> Result<(), Refusal> {
         if work.discard == Discard::NotOffered {
             return Err(Wrong::Operation(blkif::op::DISCARD).into());
@@ -327,7 +331,7 @@ impl Queue {
         transfer: Transfer,
         sector: u64,
         segments: &[Segment],
-        work: &mut Work<'_>,
+        work: &mut QueueContext<'_>,
     ) -> Result<(), Refusal> {
         let sectors = u64::from(blkif::check_segments(segments, self.limits)?);
         io.op = match transfer {
@@ -365,7 +369,7 @@ impl Queue {
         count: u16,
         pages: &[GrantRef],
         into: &mut Vec<Segment>,
-        work: &mut Work<'_>,
+        work: &mut QueueContext<'_>,
     ) -> Result<(), Refusal> {
         into.clear();
         let mut left = usize::from(count);
@@ -384,7 +388,12 @@ impl Queue {
     }
 
     /// Starts a request.
-    fn launch(&mut self, slot: u16, io: Box<Io>, work: &mut Work<'_>) -> Result<(), RingError> {
+    fn launch(
+        &mut self,
+        slot: u16,
+        io: Box<Io>,
+        work: &mut QueueContext<'_>,
+    ) -> Result<(), RingError> {
         let Some(state) = self.slots.get(usize::from(slot)) else { return Err(RingError::Full) };
         if state.operation == blkif::op::WRITE_BARRIER {
             self.barrier = Some(io);
@@ -399,7 +408,7 @@ impl Queue {
     }
 
     /// Starts a barrier once all requests before it are answered.
-    fn launch_barrier(&mut self, work: &mut Work<'_>) -> Result<(), RingError> {
+    fn launch_barrier(&mut self, work: &mut QueueContext<'_>) -> Result<(), RingError> {
         if self.in_flight() > 1 {
             return Ok(());
         }
@@ -412,12 +421,12 @@ impl Queue {
         &mut self,
         slot: u16,
         mut io: Box<Io>,
-        work: &mut Work<'_>,
+        work: &mut QueueContext<'_>,
     ) -> Result<(), RingError> {
         let Some(state) = self.slots.get_mut(usize::from(slot)) else {
             return Err(RingError::Full);
         };
-        if state.step == Step::Before {
+        if state.step == RequestStep::Before {
             let mut flush = self.spare.pop().unwrap_or_else(Io::empty);
             flush.pieces.clear();
             (flush.tag, flush.op, flush.sector, flush.sectors) = (io.tag, Op::Flush, 0, 0);
@@ -427,7 +436,7 @@ impl Queue {
         self.submit(io, work)
     }
 
-    fn submit(&mut self, io: Box<Io>, work: &mut Work<'_>) -> Result<(), RingError> {
+    fn submit(&mut self, io: Box<Io>, work: &mut QueueContext<'_>) -> Result<(), RingError> {
         match work.disk.submit(io) {
             Ok(None) => Ok(()),
             Ok(Some((io, result))) => self.finished(io, result, work),
@@ -439,7 +448,7 @@ impl Queue {
     }
 
     /// Gives the disk the requests for which it had no room, and one piece of a discard.
-    pub(super) fn retry(&mut self, work: &mut Work<'_>) -> Result<(), RingError> {
+    pub(super) fn retry(&mut self, work: &mut QueueContext<'_>) -> Result<(), RingError> {
         if let Some(io) = self.discards.pop_front() {
             self.submit(io, work)?;
         }
@@ -455,7 +464,7 @@ impl Queue {
         &mut self,
         mut io: Box<Io>,
         result: Result<(), Errno>,
-        work: &mut Work<'_>,
+        work: &mut QueueContext<'_>,
     ) -> Result<(), RingError> {
         let slot = slot_of(&io);
         let Some(state) = self.slots.get_mut(usize::from(slot)) else {
@@ -463,33 +472,33 @@ impl Queue {
         };
         if result.is_ok() && state.left > 0 {
             io.sector = io.sector.saturating_add(io.sectors);
-            state.left = cut(&mut io, state.left);
+            state.left = cut_discard(&mut io, state.left);
             self.discards.push_back(io);
             return Ok(());
         }
         if result.is_ok() {
             match state.step {
-                Step::Before => {
-                    state.step = Step::Data;
+                RequestStep::Before => {
+                    state.step = RequestStep::Data;
                     if let Some(data) = state.data.take() {
                         self.spare.push(io);
                         return self.submit(data, work);
                     }
                 }
-                Step::Data => {
-                    state.step = Step::After;
+                RequestStep::Data => {
+                    state.step = RequestStep::After;
                     io.pieces.clear();
                     (io.op, io.sector, io.sectors) = (Op::Flush, 0, 0);
                     return self.submit(io, work);
                 }
-                Step::Only | Step::After => {}
+                RequestStep::Only | RequestStep::After => {}
             }
         }
         if let Some(mut data) = state.data.take() {
             data.pieces.clear();
             self.spare.push(data);
         }
-        let merges = io.merges();
+        let merges = io.take_merged();
         io.pieces.clear();
         self.spare.push(io);
         if let Some(kind) = kind(work.stats, state.op) {
@@ -507,7 +516,12 @@ impl Queue {
         self.answer(slot, status, work)
     }
 
-    fn answer(&mut self, slot: u16, status: Status, work: &mut Work<'_>) -> Result<(), RingError> {
+    fn answer(
+        &mut self,
+        slot: u16,
+        status: Status,
+        work: &mut QueueContext<'_>,
+    ) -> Result<(), RingError> {
         let Some(state) = self.slots.get(usize::from(slot)) else { return Err(RingError::Full) };
         let (id, operation) = (state.id, state.operation);
         let response = ResponseBytes::encode(&Response { id, operation, status }, self.layout);
@@ -529,7 +543,11 @@ impl Queue {
     }
 
     /// Shows the answers to the frontend; true if the frontend is to be notified.
-    pub(super) fn show(&mut self, turn: &mut Turn, stats: &mut Stats) -> Result<bool, RingError> {
+    pub(super) fn show(
+        &mut self,
+        turn: &mut QueueTurn,
+        stats: &mut Stats,
+    ) -> Result<bool, RingError> {
         let slots = &self.slots;
         let shown = self.ring.show(|slot, now| {
             if let Some(state) = slots.get(usize::from(slot))
@@ -568,7 +586,7 @@ impl From<Wrong> for Refusal {
     }
 }
 
-fn writable(work: &Work<'_>) -> Result<(), Refusal> {
+fn writable(work: &QueueContext<'_>) -> Result<(), Refusal> {
     match work.access {
         DiskAccess::ReadWrite => Ok(()),
         DiskAccess::ReadOnly => Err(Refusal::Failed),
@@ -578,7 +596,7 @@ fn writable(work: &Work<'_>) -> Result<(), Refusal> {
 /// Returns the id and the operation of the answer. An indirect request is answered with its inner
 /// operation, as Linux's backend does and its frontend insists (`nr_segments` is `indirect_op`
 /// there, `io/blkif.h`).
-fn answered_as(bytes: &RequestBytes, layout: Layout) -> (u64, u8) {
+fn answer_header(bytes: &RequestBytes, layout: Layout) -> (u64, u8) {
     match bytes.to_answer(layout) {
         (id, blkif::op::INDIRECT) => (id, bytes.0.get(1).copied().unwrap_or_default()),
         answer => answer,
@@ -597,7 +615,7 @@ pub(super) fn queue_of(io: &Io) -> usize {
 
 /// Cuts a discard to the first piece of `sectors`, which ends at a multiple of the piece size;
 /// returns the number of sectors left.
-fn cut(io: &mut Io, sectors: u64) -> u64 {
+fn cut_discard(io: &mut Io, sectors: u64) -> u64 {
     let piece = DISCARDED_MAX.saturating_sub(io.sector % DISCARDED_MAX);
     io.sectors = sectors.min(piece);
     sectors.saturating_sub(piece)

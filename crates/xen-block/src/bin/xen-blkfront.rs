@@ -34,11 +34,11 @@ const DEPTH: usize = 8;
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 /// The result of reading the state of a device.
-type Answered<T> = std::result::Result<T, xenbus::Error>;
+type DeviceResult<T> = std::result::Result<T, xenbus::Error>;
 
 /// The direction of the copy.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Way {
+enum Direction {
     ToDisk,
     FromDisk,
 }
@@ -47,8 +47,8 @@ fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let done = match words.as_slice() {
-        ["write", vdev, file] => copy(vdev, file, Way::ToDisk),
-        ["read", vdev, file] => copy(vdev, file, Way::FromDisk),
+        ["write", vdev, file] => copy(vdev, file, Direction::ToDisk),
+        ["read", vdev, file] => copy(vdev, file, Direction::FromDisk),
         ["--help" | "-h"] => {
             println!("{USAGE}");
             return ExitCode::SUCCESS;
@@ -75,20 +75,20 @@ fn main() -> ExitCode {
 }
 
 /// Copies, and returns a summary of the speed.
-fn copy(vdev: &str, path: &str, way: Way) -> Result<String> {
+fn copy(vdev: &str, path: &str, direction: Direction) -> Result<String> {
     let devid = vdev.parse().or_else(|_| vbd::number(vdev))?;
-    let file = match way {
-        Way::ToDisk => File::open(path),
-        Way::FromDisk => File::create(path),
+    let file = match direction {
+        Direction::ToDisk => File::open(path),
+        Direction::FromDisk => File::create(path),
     };
     let file = file.map_err(|error| format!("{path}: {error}"))?;
     let mut guest = Guest::connect(devid)?;
     let front = guest.front()?;
     let info = front.info().ok_or("the device is connected and says nothing of itself")?;
     let disk = info.bytes();
-    let bytes = match way {
-        Way::ToDisk => file.metadata()?.len(),
-        Way::FromDisk => disk,
+    let bytes = match direction {
+        Direction::ToDisk => file.metadata()?.len(),
+        Direction::FromDisk => disk,
     };
     if bytes > disk || !bytes.is_multiple_of(info.sector_size.into()) {
         let size = info.sector_size;
@@ -98,8 +98,8 @@ fn copy(vdev: &str, path: &str, way: Way) -> Result<String> {
     }
     let begin = Instant::now();
     let pages = usize::from(info.segments_max).min(REQUEST_PAGES);
-    Transfer { file, way, bytes, pages, asked: Vec::new(), next: 0 }.run(&mut guest)?;
-    if way == Way::ToDisk && info.flush == Offer::Taken {
+    Transfer { file, direction, bytes, pages, pending: Vec::new(), next: 0 }.run(&mut guest)?;
+    if direction == Direction::ToDisk && info.flush == Offer::Taken {
         guest.front()?.submit(0, Want::Flush { tag: 0 }, &[])?;
         guest.answers(|_, done| match done.status {
             Status::Okay => Ok(()),
@@ -112,7 +112,7 @@ fn copy(vdev: &str, path: &str, way: Way) -> Result<String> {
 }
 
 /// A request without an answer.
-struct Asked {
+struct PendingRequest {
     tag: u64,
     bytes: u64,
     buffers: Vec<Buffer>,
@@ -121,10 +121,10 @@ struct Asked {
 /// One pass through a file.
 struct Transfer {
     file: File,
-    way: Way,
+    direction: Direction,
     bytes: u64,
     pages: usize,
-    asked: Vec<Asked>,
+    pending: Vec<PendingRequest>,
     /// The first byte that is not requested yet.
     next: u64,
 }
@@ -132,18 +132,18 @@ struct Transfer {
 impl Transfer {
     fn run(mut self, guest: &mut Guest) -> Result<()> {
         loop {
-            while self.asked.len() < DEPTH && self.next < self.bytes {
-                self.ask(guest.front()?)?;
+            while self.pending.len() < DEPTH && self.next < self.bytes {
+                self.submit_next(guest.front()?)?;
             }
-            if self.asked.is_empty() {
+            if self.pending.is_empty() {
                 return Ok(());
             }
-            guest.answers(|front, done| self.answered(front, done))?;
+            guest.answers(|front, done| self.complete(front, done))?;
         }
     }
 
     /// Puts the next request into the ring; its tag is the byte offset where it begins.
-    fn ask(&mut self, front: &mut Front) -> Result<()> {
+    fn submit_next(&mut self, front: &mut Front) -> Result<()> {
         let tag = self.next;
         let bytes = (self.bytes - tag).min((self.pages * PAGE_SIZE) as u64);
         let (mut buffers, mut parts) = (Vec::new(), Vec::new());
@@ -151,7 +151,7 @@ impl Transfer {
             let here = (bytes - start).min(PAGE_SIZE as u64);
             let buffer = front.take_buffer().ok_or("no buffer is left")?;
             let page = front.page(buffer).ok_or("a buffer without a page")?;
-            if self.way == Way::ToDisk {
+            if self.direction == Direction::ToDisk {
                 let mut data = vec![0; here as usize];
                 self.file.read_exact_at(&mut data, tag + start)?;
                 page.copy_in(0, &data)?;
@@ -160,25 +160,25 @@ impl Transfer {
             buffers.push(buffer);
         }
         let sector = tag / 512;
-        let want = match self.way {
-            Way::ToDisk => Want::Write { tag, sector },
-            Way::FromDisk => Want::Read { tag, sector },
+        let want = match self.direction {
+            Direction::ToDisk => Want::Write { tag, sector },
+            Direction::FromDisk => Want::Read { tag, sector },
         };
         front.submit(0, want, &parts)?;
-        self.asked.push(Asked { tag, bytes, buffers });
+        self.pending.push(PendingRequest { tag, bytes, buffers });
         self.next += bytes;
         Ok(())
     }
 
-    fn answered(&mut self, front: &mut Front, done: Completion) -> Result<()> {
-        let at = self.asked.iter().position(|asked| asked.tag == done.tag);
-        let Asked { tag, bytes, buffers } =
-            self.asked.swap_remove(at.ok_or("an answer to no request")?);
+    fn complete(&mut self, front: &mut Front, done: Completion) -> Result<()> {
+        let at = self.pending.iter().position(|request| request.tag == done.tag);
+        let PendingRequest { tag, bytes, buffers } =
+            self.pending.swap_remove(at.ok_or("an answer to no request")?);
         if done.status != Status::Okay {
             return Err(format!("the backend answers {:?} at byte {tag}", done.status).into());
         }
         for (start, buffer) in (0..bytes).step_by(PAGE_SIZE).zip(buffers) {
-            if self.way == Way::FromDisk {
+            if self.direction == Direction::FromDisk {
                 let page = front.page(buffer).ok_or("a buffer without a page")?;
                 let mut data = vec![0; (bytes - start).min(PAGE_SIZE as u64) as usize];
                 page.copy_out(0, &mut data)?;
@@ -197,11 +197,11 @@ struct Disk {
 }
 
 impl Devices for Disk {
-    fn note(&mut self, store: &mut Client, event: &Event) -> Answered<bool> {
+    fn note(&mut self, store: &mut Client, event: &Event) -> DeviceResult<bool> {
         self.bus.note(store, event)
     }
 
-    fn look_next(&mut self, store: &mut Client) -> Answered<bool> {
+    fn look_next(&mut self, store: &mut Client) -> DeviceResult<bool> {
         self.bus.look_next(store)
     }
 
@@ -209,7 +209,7 @@ impl Devices for Disk {
         self.bus.take_news()
     }
 
-    fn work(&mut self, store: &mut Client) -> Answered<usize> {
+    fn work(&mut self, store: &mut Client) -> DeviceResult<usize> {
         let (mut moved, done) = (0, &mut self.done);
         guest::each(&mut self.bus, store, |front| {
             moved += front.take(|completion| done.push(completion))?;
@@ -218,7 +218,7 @@ impl Devices for Disk {
         Ok(moved)
     }
 
-    fn final_check(&mut self, store: &mut Client) -> Answered<bool> {
+    fn final_check(&mut self, store: &mut Client) -> DeviceResult<bool> {
         let mut more = false;
         let failed = guest::each(&mut self.bus, store, |front| {
             more |= front.final_check()?;

@@ -6,7 +6,7 @@ use std::os::fd::BorrowedFd;
 
 /// The treatment of a request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Fate {
+pub enum FaultAction {
     /// The request goes to the disk.
     Pass,
     /// The request ends with this error, and does not get to the disk.
@@ -16,37 +16,37 @@ pub enum Fate {
 }
 
 /// A layer between a device and its disk that decides the treatment of each request.
-pub struct Fault {
+pub struct FaultInjector {
     disk: Box<dyn Disk>,
-    decide: Box<dyn FnMut(Op, u64) -> Fate>,
+    decide: Box<dyn FnMut(Op, u64) -> FaultAction>,
     #[expect(clippy::vec_box, reason = "they go to the disk and back in their boxes")]
     held: Vec<Box<Io>>,
 }
 
-impl std::fmt::Debug for Fault {
+impl std::fmt::Debug for FaultInjector {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Fault").field("disk", &self.disk).finish_non_exhaustive()
     }
 }
 
-impl Fault {
+impl FaultInjector {
     /// Wraps `disk`. `decide` is called for each request, with its operation and its first sector.
     #[must_use]
-    pub fn new(disk: Box<dyn Disk>, decide: impl FnMut(Op, u64) -> Fate + 'static) -> Self {
+    pub fn new(disk: Box<dyn Disk>, decide: impl FnMut(Op, u64) -> FaultAction + 'static) -> Self {
         Self { disk, decide: Box::new(decide), held: Vec::new() }
     }
 }
 
-impl Disk for Fault {
+impl Disk for FaultInjector {
     fn geometry(&self) -> Geometry {
         self.disk.geometry()
     }
 
     fn submit(&mut self, io: Box<Io>) -> Result<Option<Finished>, Box<Io>> {
         match (self.decide)(io.op, io.sector) {
-            Fate::Pass => self.disk.submit(io),
-            Fate::Fail(errno) => Ok(Some((io, Err(errno)))),
-            Fate::Hold => {
+            FaultAction::Pass => self.disk.submit(io),
+            FaultAction::Fail(errno) => Ok(Some((io, Err(errno)))),
+            FaultAction::Hold => {
                 self.held.push(io);
                 Ok(None)
             }

@@ -6,8 +6,8 @@
 //! tmpfs is in memory: the kernel would give each request to a kernel thread that copies, so the
 //! data is copied here, at submission.
 
-use super::lock::Hold;
-use super::open::{OpenError, Opened};
+use super::lock::FileUse;
+use super::open::{OpenError, OpenFile};
 use super::pool::Pool;
 use super::{Disk, DiskAccess, Finished, Geometry, Io};
 use crate::sys::{Uring, transfer};
@@ -94,8 +94,8 @@ impl File {
         let system = |errno| OpenError::System(path.to_owned(), errno);
         let (opened, cache) = open_file(path, options)?;
         opened.lock(match options.access {
-            DiskAccess::ReadOnly => Hold::Reading,
-            DiskAccess::ReadWrite => Hold::Writing,
+            DiskAccess::ReadOnly => FileUse::Reading,
+            DiskAccess::ReadWrite => FileUse::Writing,
         })?;
         let file = opened.file;
         let geometry = geometry(&file, options.access, cache).map_err(system)?;
@@ -114,13 +114,13 @@ impl File {
 }
 
 /// Opens a file, and returns its actual use of the page cache.
-fn open_file(path: &Path, options: Options) -> Result<(Opened, Cache), OpenError> {
+fn open_file(path: &Path, options: Options) -> Result<(OpenFile, Cache), OpenError> {
     let flags = match options.access {
         DiskAccess::ReadOnly => OFlags::RDONLY,
         DiskAccess::ReadWrite => OFlags::RDWR,
     };
     if options.cache == Cache::Direct {
-        match Opened::open(path, flags | OFlags::DIRECT) {
+        match OpenFile::open(path, flags | OFlags::DIRECT) {
             Err(OpenError::System(_, Errno::INVAL)) => {}
             opened => {
                 let opened = opened?;
@@ -133,7 +133,7 @@ fn open_file(path: &Path, options: Options) -> Result<(Opened, Cache), OpenError
             }
         }
     }
-    Ok((Opened::open(path, flags)?, Cache::PageCache))
+    Ok((OpenFile::open(path, flags)?, Cache::PageCache))
 }
 
 /// Returns the alignment that direct I/O on a file requires, in bytes; `None` if direct I/O is not

@@ -1,7 +1,7 @@
 //! Faults of images.
 
+use super::escaped_path::EscapedPath;
 use super::places::IMAGE_DIRS;
-use super::shown::Shown;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -57,8 +57,8 @@ pub enum ImageFault {
 impl ImageFault {
     /// Writes a sentence about the image at `path`. Control characters of names are escaped, as an
     /// image may name anything.
-    pub(super) fn tell(&self, path: &Path, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let path = Shown(path);
+    pub(super) fn describe(&self, path: &Path, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let path = EscapedPath(path);
         match self {
             Self::Cut(bytes) => {
                 write!(f, "the file ends within its header, behind {bytes} bytes: it was cut off")
@@ -98,15 +98,19 @@ impl ImageFault {
                  qemu-img check -r all {path} makes one"
             ),
             Self::Said(text) => f.write_str(text),
-            _ => self.tell_of_names(path, f),
+            _ => self.describe_name_fault(path, f),
         }
     }
 
     /// Writes the sentence for a fault of a name in the image.
-    fn tell_of_names(&self, path: Shown<'_>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    fn describe_name_fault(
+        &self,
+        path: EscapedPath<'_>,
+        f: &mut fmt::Formatter<'_>,
+    ) -> fmt::Result {
         match self {
             Self::Loop(named) => {
-                let named = Shown(named);
+                let named = EscapedPath(named);
                 write!(f, "it names {named} as its backing file, behind which it is itself")
             }
             Self::Long => write!(
@@ -130,8 +134,8 @@ impl ImageFault {
             ),
             Self::NoDataFile => f.write_str("its data are in another file, which it does not name"),
             Self::Place(named) => {
-                let folder = Shown(named.parent().unwrap_or(named));
-                let named = Shown(named);
+                let folder = EscapedPath(named.parent().unwrap_or(named));
+                let named = EscapedPath(named);
                 write!(
                     f,
                     "its backing file {named} is neither in its own folder nor in an image folder; \
@@ -141,7 +145,7 @@ impl ImageFault {
             Self::DataPlace(named) => write!(
                 f,
                 "its data are in {}, which is not in the image's own folder; move it there",
-                Shown(named)
+                EscapedPath(named)
             ),
             _ => Ok(()),
         }

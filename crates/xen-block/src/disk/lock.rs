@@ -15,9 +15,9 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 /// The first byte of the locks for uses of the file.
-const DONE: u64 = 100;
+const USED: u64 = 100;
 /// The first byte of the locks for uses that others may not make.
-const UNWANTED: u64 = 200;
+const EXCLUDED: u64 = 200;
 /// Reading data that must not change meanwhile.
 const READ: u64 = 0;
 /// Writing.
@@ -27,7 +27,7 @@ const RESIZE: u64 = 3;
 
 /// A use of a file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Hold {
+pub(super) enum FileUse {
     /// The file is read, also while others write to it.
     Reading,
     /// The file is read, and nobody writes to it.
@@ -36,12 +36,12 @@ pub(super) enum Hold {
     Writing,
 }
 
-impl Hold {
-    fn does(self) -> &'static [u64] {
+impl FileUse {
+    fn uses(self) -> &'static [u64] {
         if self == Self::Writing { &[READ, WRITE, RESIZE] } else { &[READ] }
     }
 
-    fn bears_not(self) -> &'static [u64] {
+    fn excludes(self) -> &'static [u64] {
         if self == Self::Reading { &[] } else { &[WRITE, RESIZE] }
     }
 }
@@ -60,9 +60,9 @@ pub fn wait_for_locks(within: Duration) {
 ///
 /// # Errors
 /// `EWOULDBLOCK` if somebody uses the file in a way that conflicts with this one.
-pub(super) fn lock(file: BorrowedFd<'_>, hold: Hold) -> Result<(), Errno> {
+pub(super) fn lock(file: BorrowedFd<'_>, usage: FileUse) -> Result<(), Errno> {
     loop {
-        match lock_now(file, hold) {
+        match lock_now(file, usage) {
             Err(Errno::WOULDBLOCK)
                 if PATIENT_UNTIL.get().is_some_and(|until| Instant::now() < *until) =>
             {
@@ -73,15 +73,15 @@ pub(super) fn lock(file: BorrowedFd<'_>, hold: Hold) -> Result<(), Errno> {
     }
 }
 
-fn lock_now(file: BorrowedFd<'_>, hold: Hold) -> Result<(), Errno> {
-    match hold {
-        Hold::Reading => {}
-        Hold::Keeping => flock(file, FlockOperation::NonBlockingLockShared)?,
-        Hold::Writing => flock(file, FlockOperation::NonBlockingLockExclusive)?,
+fn lock_now(file: BorrowedFd<'_>, usage: FileUse) -> Result<(), Errno> {
+    match usage {
+        FileUse::Reading => {}
+        FileUse::Keeping => flock(file, FlockOperation::NonBlockingLockShared)?,
+        FileUse::Writing => flock(file, FlockOperation::NonBlockingLockExclusive)?,
     }
     let of = |base: u64, what: &[u64]| what.iter().map(|bit| base + bit).collect::<Vec<_>>();
-    let own = [of(DONE, hold.does()), of(UNWANTED, hold.bears_not())].concat();
-    let opposite = [of(UNWANTED, hold.does()), of(DONE, hold.bears_not())].concat();
+    let own = [of(USED, usage.uses()), of(EXCLUDED, usage.excludes())].concat();
+    let opposite = [of(EXCLUDED, usage.uses()), of(USED, usage.excludes())].concat();
     for byte in own {
         match lock_byte(file, byte) {
             // The file system has no such locks, so QEMU has none there either.
@@ -107,7 +107,7 @@ mod tests {
     /// `tests/suite/images`.
     #[test]
     fn what_goes_together_is_locked_and_nothing_else() {
-        use Hold::{Keeping, Reading, Writing};
+        use FileUse::{Keeping, Reading, Writing};
         let path = std::env::temp_dir().join(format!("xen-block-lock-{}", std::process::id()));
         std::fs::write(&path, [0; 512]).unwrap();
         let open = || File::options().read(true).write(true).open(&path).unwrap();

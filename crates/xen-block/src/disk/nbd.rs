@@ -10,9 +10,9 @@
 
 mod connection;
 
-use super::pool::{Pool, Pooled};
+use super::pool::{Pool, PooledDisk};
 use super::{Disk, DiskAccess, Finished, Geometry, Io, Op};
-use connection::{Command, Connection, Export, Within};
+use connection::{Command, Connection, Export, TimeLimits};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use std::fmt;
@@ -28,19 +28,19 @@ use std::time::{Duration, Instant};
 /// The most connections.
 const CONNECTIONS: usize = 4;
 /// The longest times that a server may take when a disk is opened.
-const NEGOTIATION: Within =
-    Within { connected: Duration::from_secs(30), answered: Duration::from_secs(30) };
+const FIRST_LIMITS: TimeLimits =
+    TimeLimits { connected: Duration::from_secs(30), answered: Duration::from_secs(30) };
 /// The longest times for each connection behind the first.
-const MORE_NEGOTIATION: Within =
-    Within { connected: Duration::ZERO, answered: Duration::from_secs(2) };
+const FURTHER_LIMITS: TimeLimits =
+    TimeLimits { connected: Duration::ZERO, answered: Duration::from_secs(2) };
 /// The longest times when a connection is made again. A server that does not answer in time is
 /// tried again.
-const AGAIN_NEGOTIATION: Within =
-    Within { connected: Duration::ZERO, answered: Duration::from_secs(5) };
+const RECONNECT_LIMITS: TimeLimits =
+    TimeLimits { connected: Duration::ZERO, answered: Duration::from_secs(5) };
 /// The interval between two tries to connect again.
-const AGAIN: Duration = Duration::from_millis(200);
+const RETRY_INTERVAL: Duration = Duration::from_millis(200);
 /// The longest time that a connected server may still take after the disk was given up.
-const LEAVE_WITHIN: Duration = Duration::from_secs(5);
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// The most bytes of one discard; a multiple of every sector size.
 const DISCARD_MAX: u64 = 1 << 30;
 /// The tag of a request that only checks if the server is there. No queue uses it.
@@ -81,13 +81,13 @@ pub fn connect(path: &Path, name: &str, options: Options) -> io::Result<Nbd> {
         leaving: Condvar::new(),
         left: AtomicBool::new(false),
     };
-    let first = server.open(0, NEGOTIATION)?;
+    let first = server.open(0, FIRST_LIMITS)?;
     let export = first.export();
     export.check(options.access)?;
     let mut connections = vec![first];
     while export.is_shared() && connections.len() < CONNECTIONS {
         // A server may accept only a limited number of connections, and leave the next one waiting.
-        let Ok(next) = server.open(connections.len(), MORE_NEGOTIATION) else { break };
+        let Ok(next) = server.open(connections.len(), FURTHER_LIMITS) else { break };
         connections.push(next);
     }
     let server = Arc::new(server);
@@ -105,7 +105,7 @@ pub fn connect(path: &Path, name: &str, options: Options) -> io::Result<Nbd> {
         access: options.access,
         discard_granularity: export.can_discard().then_some(4096),
     };
-    let pooled = Pooled::new(pool, geometry, path, None);
+    let pooled = PooledDisk::new(pool, geometry, path, None);
     Ok(Nbd { server, pooled, probing: false, leave_until: None })
 }
 
@@ -145,8 +145,8 @@ struct Server {
 }
 
 impl Server {
-    fn open(&self, slot: usize, within: Within) -> io::Result<Connection> {
-        let stream = connection::stream(&self.path, within)?;
+    fn open(&self, slot: usize, limits: TimeLimits) -> io::Result<Connection> {
+        let stream = connection::stream(&self.path, limits)?;
         self.set_stream(slot, Some(stream.try_clone()?));
         // `leave` may have shut down the streams before this one was there.
         let opened = if self.has_left() {
@@ -176,12 +176,12 @@ impl Server {
     }
 
     /// Notes that a connection is lost or cannot be made; returns the time of the first such loss.
-    fn lose(&self) -> Instant {
+    fn mark_lost(&self) -> Instant {
         *lock(&self.lost_at).get_or_insert_with(Instant::now)
     }
 
     /// Notes that the server is connected again.
-    fn is_back(&self) {
+    fn mark_back(&self) {
         *lock(&self.lost_at) = None;
         *lock(&self.trouble) = None;
     }
@@ -208,10 +208,10 @@ impl Server {
     }
 
     /// Waits before the next try; ends early if the disk is given up.
-    fn rest(&self) {
+    fn wait_to_retry(&self) {
         let lost_at = lock(&self.lost_at);
         if !self.has_left() {
-            drop(self.leaving.wait_timeout(lost_at, AGAIN));
+            drop(self.leaving.wait_timeout(lost_at, RETRY_INTERVAL));
         }
     }
 
@@ -264,12 +264,12 @@ impl Worker {
         match io.op {
             // A server without flush does not cache writes.
             Op::Flush if !self.export.can_flush() => Ok(()),
-            Op::Flush => self.ask(Command::Flush, 0, 0),
+            Op::Flush => self.request(Command::Flush, 0, 0),
             Op::Discard => {
                 let (mut at, mut left) = (io.offset(), io.sectors.saturating_mul(512));
                 while left > 0 {
                     let part = left.min(DISCARD_MAX);
-                    self.ask(Command::Discard, at, part as u32)?;
+                    self.request(Command::Discard, at, part as u32)?;
                     (at, left) = (at + part, left - part);
                 }
                 Ok(())
@@ -278,7 +278,7 @@ impl Worker {
                 let mut at = io.offset();
                 for part in bytes.chunks_mut(at_once) {
                     let len = part.len();
-                    self.ask(Command::Read(part), at, len as u32)?;
+                    self.request(Command::Read(part), at, len as u32)?;
                     at += len as u64;
                 }
                 io.scatter(bytes)
@@ -287,7 +287,7 @@ impl Worker {
                 io.gather(bytes)?;
                 let mut at = io.offset();
                 for part in bytes.chunks(at_once) {
-                    self.ask(Command::Write(part), at, part.len() as u32)?;
+                    self.request(Command::Write(part), at, part.len() as u32)?;
                     at += part.len() as u64;
                 }
                 Ok(())
@@ -297,66 +297,66 @@ impl Worker {
 
     /// Sends a request and waits for the answer. If the connection is lost, another one is made,
     /// within the patience of the options.
-    fn ask(&mut self, mut command: Command<'_>, at: u64, len: u32) -> Result<(), Errno> {
+    fn request(&mut self, mut command: Command<'_>, at: u64, len: u32) -> Result<(), Errno> {
         let begin = Instant::now();
         loop {
             let Some(connection) = self.connected(begin) else { return Err(Errno::IO) };
             match connection.exchange(&mut command, at, len) {
                 // The server shuts down, and may come back.
-                Ok(Err(Errno::SHUTDOWN)) => self.lose(),
+                Ok(Err(Errno::SHUTDOWN)) => self.drop_connection(),
                 Ok(answer) => {
                     if self.server.is_lost() {
-                        self.server.is_back();
+                        self.server.mark_back();
                     }
                     return answer;
                 }
-                Err(error) => self.lose_by(&error, &command),
+                Err(error) => self.drop_after_error(&error, &command),
             }
             // A server may be alive and end the connection at every try of this request.
             if self.server.has_waited(begin) {
                 return Err(Errno::IO);
             }
-            self.server.rest();
+            self.server.wait_to_retry();
         }
     }
 
-    fn lose(&mut self) {
+    fn drop_connection(&mut self) {
         self.connection = None;
         self.server.set_stream(self.slot, None);
-        self.server.lose();
+        self.server.mark_lost();
     }
 
     /// Drops the connection because of an error. A server that has fallen silent may still do a
     /// write, and so overwrite a later one of the guest: no further request is sent until that
     /// write has ended.
-    fn lose_by(&mut self, error: &io::Error, command: &Command<'_>) {
+    fn drop_after_error(&mut self, error: &io::Error, command: &Command<'_>) {
         let silent = matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
         let changes = matches!(command, Command::Write(_) | Command::Discard);
         let connection = self.connection.take().filter(|_| silent && changes);
         if let Some(stream) = connection.and_then(Connection::into_stale) {
             lock(&self.server.stale).push(stream);
         }
-        self.lose();
+        self.drop_connection();
     }
 
     /// Returns the connection, made again if there is none; `None` once the patience is used up.
     fn connected(&mut self, begin: Instant) -> Option<&mut Connection> {
-        while !self.server.is_settled() || (self.connection.is_none() && !self.open_again()) {
+        while !self.server.is_settled() || (self.connection.is_none() && !self.reconnect()) {
             // Each request has at least one try, however long the server has been away.
-            let first = self.server.lose().min(begin);
+            let first = self.server.mark_lost().min(begin);
             if self.server.has_waited(first) {
                 return None;
             }
-            self.server.rest();
+            self.server.wait_to_retry();
         }
         self.connection.as_mut()
     }
 
     /// Connects again; on failure, notes the reason and returns false.
-    fn open_again(&mut self) -> bool {
-        let opened = self.server.open(self.slot, AGAIN_NEGOTIATION);
+    fn reconnect(&mut self) -> bool {
+        let opened = self.server.open(self.slot, RECONNECT_LIMITS);
         // A different export under the same name is not this disk.
-        let checked = opened.and_then(|it| it.export().is_still(&self.export).map(|()| it));
+        let checked = opened.and_then(|it| it.export().check_unchanged(&self.export).map(|()| it));
         match checked {
             Ok(connection) => self.connection = Some(connection),
             Err(error) => {
@@ -370,10 +370,10 @@ impl Worker {
     /// Checks if the server is there again.
     fn probe(&mut self) -> Result<(), Errno> {
         if self.connection.as_ref().is_some_and(Connection::is_lost) {
-            self.lose();
+            self.drop_connection();
         }
-        if self.server.is_settled() && (self.connection.is_some() || self.open_again()) {
-            self.server.is_back();
+        if self.server.is_settled() && (self.connection.is_some() || self.reconnect()) {
+            self.server.mark_back();
         }
         Ok(())
     }
@@ -382,7 +382,7 @@ impl Worker {
 /// A disk that is an export of a server.
 pub struct Nbd {
     server: Arc<Server>,
-    pooled: Pooled,
+    pooled: PooledDisk,
     /// True while a probe is under way.
     probing: bool,
     /// The end of waiting for a connected server, set once the disk is given up.
@@ -429,7 +429,7 @@ impl Disk for Nbd {
 
     fn is_away(&mut self) -> Option<bool> {
         if self.server.has_hung_up() {
-            self.server.lose();
+            self.server.mark_lost();
         }
         let is_lost = self.server.is_lost();
         if is_lost && !self.probing && self.pooled.in_flight() == 0 {
@@ -441,7 +441,7 @@ impl Disk for Nbd {
     }
 
     fn give_up(&mut self) {
-        let end = *self.leave_until.get_or_insert_with(|| Instant::now() + LEAVE_WITHIN);
+        let end = *self.leave_until.get_or_insert_with(|| Instant::now() + LEAVE_TIMEOUT);
         let silent = self.server.is_lost() || Instant::now() >= end;
         self.server.leave(silent);
     }

@@ -4,9 +4,9 @@
 //! link on the way, and only if it is a regular file or a block device: a FIFO would block the
 //! opener, and opening a device may have side effects.
 
+use super::escaped_path::EscapedPath;
 use super::image::ImageFault;
-use super::lock::{Hold, lock};
-use super::shown::Shown;
+use super::lock::{FileUse, lock};
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 use std::fmt;
@@ -34,15 +34,15 @@ impl fmt::Display for OpenError {
                 f,
                 "{} is held for writing by another device, or kept as it is by another image or program; \
                  detach it there first; a raw one can be attached read-only here",
-                Shown(path)
+                EscapedPath(path)
             ),
-            Self::System(path, errno) => write!(f, "{}: {errno}", Shown(path)),
+            Self::System(path, errno) => write!(f, "{}: {errno}", EscapedPath(path)),
             Self::Image(path, fault) => {
-                write!(f, "{}: ", Shown(path))?;
-                fault.tell(path, f)
+                write!(f, "{}: ", EscapedPath(path))?;
+                fault.describe(path, f)
             }
             Self::NotADisk(path) => {
-                write!(f, "{} is no file or block device of 512 bytes or more", Shown(path))
+                write!(f, "{} is no file or block device of 512 bytes or more", EscapedPath(path))
             }
         }
     }
@@ -61,7 +61,7 @@ impl From<OpenError> for xenbus::Error {
 
 /// A file that is open.
 #[derive(Debug)]
-pub(super) struct Opened {
+pub(super) struct OpenFile {
     pub(super) file: OwnedFd,
     /// The resolved name, without links.
     pub(super) path: PathBuf,
@@ -69,7 +69,7 @@ pub(super) struct Opened {
     pub(super) id: (u64, u64),
 }
 
-impl Opened {
+impl OpenFile {
     /// Opens a file.
     ///
     /// # Errors
@@ -105,8 +105,8 @@ impl Opened {
     ///
     /// # Errors
     /// [`OpenError::Busy`].
-    pub(super) fn lock(&self, hold: Hold) -> Result<(), OpenError> {
-        lock(self.file.as_fd(), hold).map_err(|errno| match errno {
+    pub(super) fn lock(&self, usage: FileUse) -> Result<(), OpenError> {
+        lock(self.file.as_fd(), usage).map_err(|errno| match errno {
             Errno::WOULDBLOCK => OpenError::Busy(self.path.clone()),
             errno => OpenError::System(self.path.clone(), errno),
         })
@@ -142,16 +142,16 @@ mod tests {
         std::os::unix::fs::symlink(&file, &link).unwrap();
         for flags in [OFlags::RDONLY, OFlags::RDWR] {
             for wrong in [fifo.as_path(), &folder, Path::new("/dev/null")] {
-                let opened = Opened::open(wrong, flags).map(|opened| opened.path);
+                let opened = OpenFile::open(wrong, flags).map(|opened| opened.path);
                 assert_eq!(opened, Err(OpenError::NotADisk(wrong.to_owned())));
             }
-            let opened = Opened::open(&link, flags).unwrap();
+            let opened = OpenFile::open(&link, flags).unwrap();
             assert_eq!(opened.path, std::fs::canonicalize(&file).unwrap());
             let flags = rustix::fs::fcntl_getfl(&opened.file).unwrap();
             assert!(!flags.contains(OFlags::NONBLOCK));
         }
         let absent = folder.join("absent");
-        let error = Opened::open(&absent, OFlags::RDONLY).map(|opened| opened.path);
+        let error = OpenFile::open(&absent, OFlags::RDONLY).map(|opened| opened.path);
         assert_eq!(error, Err(OpenError::System(absent, Errno::NOENT)));
         std::fs::remove_dir_all(&folder).unwrap();
     }

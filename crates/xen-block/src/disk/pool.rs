@@ -13,15 +13,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 /// The most requests that one thread does before it settles them.
-const TOGETHER: usize = 16;
+const BATCH_MAX: usize = 16;
 
 /// The work of one thread.
-pub trait Work: Send + 'static {
+pub trait RequestHandler: Send + 'static {
     /// Does a request.
     ///
     /// # Errors
     /// The error of the disk.
-    fn run(&mut self, io: &mut Io) -> Result<Ran, Errno>;
+    fn run(&mut self, io: &mut Io) -> Result<RunOutcome, Errno>;
 
     /// Completes the unsettled requests, all of them at once.
     ///
@@ -32,26 +32,26 @@ pub trait Work: Send + 'static {
     }
 }
 
-/// The state of a request after [`Work::run`].
+/// The state of a request after [`RequestHandler::run`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Ran {
+pub enum RunOutcome {
     /// The request may be answered.
     Settled,
-    /// The request may be answered after [`Work::settle`].
+    /// The request may be answered after [`RequestHandler::settle`].
     Unsettled,
 }
 
-impl<F: FnMut(&mut Io) -> Result<(), Errno> + Send + 'static> Work for F {
-    fn run(&mut self, io: &mut Io) -> Result<Ran, Errno> {
-        self(io).map(|()| Ran::Settled)
+impl<F: FnMut(&mut Io) -> Result<(), Errno> + Send + 'static> RequestHandler for F {
+    fn run(&mut self, io: &mut Io) -> Result<RunOutcome, Errno> {
+        self(io).map(|()| RunOutcome::Settled)
     }
 }
 
 /// The state of one thread.
 struct Worker<W> {
     work: W,
-    takes: Arc<Mutex<Receiver<Box<Io>>>>,
-    tells: Sender<Finished>,
+    requests: Arc<Mutex<Receiver<Box<Io>>>>,
+    results: Sender<Finished>,
     wake: Arc<OwnedFd>,
     /// True once a thread has panicked.
     broken: Arc<AtomicBool>,
@@ -59,19 +59,20 @@ struct Worker<W> {
     unsettled: Vec<Box<Io>>,
 }
 
-impl<W: Work> Worker<W> {
+impl<W: RequestHandler> Worker<W> {
     /// Serves requests until the pool is dropped.
     fn serve(&mut self) {
         loop {
-            let job = self.takes.lock().unwrap_or_else(PoisonError::into_inner).recv();
+            let job = self.requests.lock().unwrap_or_else(PoisonError::into_inner).recv();
             let Ok(io) = job else { return };
             self.run(io);
-            for _ in 1..TOGETHER {
+            for _ in 1..BATCH_MAX {
                 if self.unsettled.is_empty() {
                     break;
                 }
                 // A thread that holds the lock is waiting, so there is no request.
-                let next = self.takes.try_lock().ok().and_then(|takes| takes.try_recv().ok());
+                let next =
+                    self.requests.try_lock().ok().and_then(|requests| requests.try_recv().ok());
                 let Some(io) = next else { break };
                 self.run(io);
             }
@@ -81,10 +82,10 @@ impl<W: Work> Worker<W> {
 
     fn settle(&mut self) {
         if !self.unsettled.is_empty() {
-            let result = self.guarded(W::settle);
+            let result = self.call_guarded(W::settle);
             let mut unsettled = std::mem::take(&mut self.unsettled);
             for io in unsettled.drain(..) {
-                self.tell(io, result);
+                self.send_result(io, result);
             }
             self.unsettled = unsettled;
         }
@@ -95,15 +96,18 @@ impl<W: Work> Worker<W> {
             // The request may take long, and the unsettled ones are not to wait for it.
             self.settle();
         }
-        match self.guarded(|work| work.run(&mut io)) {
-            Ok(Ran::Unsettled) => self.unsettled.push(io),
-            result => self.tell(io, result.map(drop)),
+        match self.call_guarded(|work| work.run(&mut io)) {
+            Ok(RunOutcome::Unsettled) => self.unsettled.push(io),
+            result => self.send_result(io, result.map(drop)),
         }
     }
 
     /// Calls the work and catches a panic, whose message is already printed. The state after a
     /// panic is unknown: from then on every request fails with `EIO`.
-    fn guarded<T>(&mut self, call: impl FnOnce(&mut W) -> Result<T, Errno>) -> Result<T, Errno> {
+    fn call_guarded<T>(
+        &mut self,
+        call: impl FnOnce(&mut W) -> Result<T, Errno>,
+    ) -> Result<T, Errno> {
         if self.broken.load(Ordering::Acquire) {
             return Err(Errno::IO);
         }
@@ -112,8 +116,8 @@ impl<W: Work> Worker<W> {
         done.unwrap_or(Err(Errno::IO))
     }
 
-    fn tell(&self, io: Box<Io>, result: Result<(), Errno>) {
-        if self.tells.send((io, result)).is_ok() {
+    fn send_result(&self, io: Box<Io>, result: Result<(), Errno>) {
+        if self.results.send((io, result)).is_ok() {
             // The eventfd blocks only after 2^64 - 2 of these.
             let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
         }
@@ -139,17 +143,17 @@ impl Pool {
     ///
     /// # Errors
     /// The error of the system from the eventfd or the threads.
-    pub fn new<W: Work>(workers: Vec<W>) -> Result<Self, Errno> {
+    pub fn new<W: RequestHandler>(workers: Vec<W>) -> Result<Self, Errno> {
         let wake = Arc::new(eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?);
-        let (jobs, takes) = channel();
-        let (tells, done) = channel();
-        let (takes, broken) = (Arc::new(Mutex::new(takes)), Arc::new(AtomicBool::new(false)));
+        let (jobs, requests) = channel();
+        let (results, done) = channel();
+        let (requests, broken) = (Arc::new(Mutex::new(requests)), Arc::new(AtomicBool::new(false)));
         let mut threads = Vec::new();
         for work in workers {
             let mut worker = Worker {
                 work,
-                takes: Arc::clone(&takes),
-                tells: tells.clone(),
+                requests: Arc::clone(&requests),
+                results: results.clone(),
                 wake: Arc::clone(&wake),
                 broken: Arc::clone(&broken),
                 unsettled: Vec::new(),
@@ -219,7 +223,7 @@ impl Drop for Pool {
 }
 
 /// A disk whose requests are all done by threads.
-pub struct Pooled {
+pub struct PooledDisk {
     pool: Pool,
     geometry: Geometry,
     path: PathBuf,
@@ -227,20 +231,20 @@ pub struct Pooled {
     _held: Option<OwnedFd>,
 }
 
-impl fmt::Debug for Pooled {
+impl fmt::Debug for PooledDisk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Pooled").field("path", &self.path).finish_non_exhaustive()
     }
 }
 
-impl Pooled {
+impl PooledDisk {
     /// Creates the disk at `path`; `held` is closed with it, once its threads have ended.
     pub(super) fn new(pool: Pool, geometry: Geometry, path: &Path, held: Option<OwnedFd>) -> Self {
         Self { pool, geometry, path: path.to_owned(), _held: held }
     }
 }
 
-impl Disk for Pooled {
+impl Disk for PooledDisk {
     fn geometry(&self) -> Geometry {
         self.geometry
     }
@@ -291,16 +295,16 @@ mod tests {
         assert_eq!(results, [Ok(()), Err(Errno::IO), Err(Errno::IO), Err(Errno::IO)]);
     }
 
-    /// Work that counts how often it settles, and fails to settle on demand.
-    struct Settling {
+    /// A handler that counts how often it settles, and fails to settle on demand.
+    struct CountingHandler {
         times: Arc<std::sync::atomic::AtomicUsize>,
         result: Result<(), Errno>,
     }
 
-    impl Work for Settling {
-        fn run(&mut self, _: &mut Io) -> Result<Ran, Errno> {
+    impl RequestHandler for CountingHandler {
+        fn run(&mut self, _: &mut Io) -> Result<RunOutcome, Errno> {
             std::thread::sleep(std::time::Duration::from_millis(2));
-            Ok(Ran::Unsettled)
+            Ok(RunOutcome::Unsettled)
         }
 
         fn settle(&mut self) -> Result<(), Errno> {
@@ -313,8 +317,9 @@ mod tests {
     fn what_waits_to_be_settled_is_settled_together() {
         for result in [Ok(()), Err(Errno::NOSPC)] {
             let times = Arc::default();
-            let mut pool = Pool::new(vec![Settling { times: Arc::clone(&times), result }]).unwrap();
-            let asked = 3 * TOGETHER;
+            let mut pool =
+                Pool::new(vec![CountingHandler { times: Arc::clone(&times), result }]).unwrap();
+            let asked = 3 * BATCH_MAX;
             for _ in 0..asked {
                 let mut io = Io::empty();
                 io.op = Op::Write;

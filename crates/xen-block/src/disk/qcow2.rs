@@ -16,11 +16,11 @@ mod layout;
 mod storage;
 mod zstd;
 
+use super::escaped_path::EscapedPath;
 use super::image::ImageFault;
 use super::open::OpenError;
 use super::places::Places;
-use super::pool::{Pool, Pooled, Ran, Work};
-use super::shown::Shown;
+use super::pool::{Pool, PooledDisk, RequestHandler, RunOutcome};
 use super::{DiskAccess, Geometry, Io, Op};
 use chain::{Chain, Link, Purpose};
 use header::Compression;
@@ -35,7 +35,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use storage::{ImageFile, Mask};
-use zstd::{Kept, ZstdImage};
+use zstd::{ClusterCache, ZstdImage};
 
 /// The number of requests that are done at a time.
 const THREADS: usize = 4;
@@ -65,11 +65,11 @@ struct Image {
 ///
 /// # Errors
 /// [`OpenError`], with the message of `imago` for an image that it cannot open.
-pub fn open(path: &Path, access: DiskAccess, places: &Places) -> Result<Pooled, OpenError> {
+pub fn open(path: &Path, access: DiskAccess, places: &Places) -> Result<PooledDisk, OpenError> {
     let chain = Chain::open(path, Purpose::Use(access), places, |_| ())?;
     let writes = access == DiskAccess::ReadWrite;
     let (mut layout, mut held, mut behind) = (None, None, None);
-    let kept = Kept::default();
+    let cache = ClusterCache::default();
     let top = chain.0.len().saturating_sub(1);
     for (at, link) in chain.0.into_iter().rev().enumerate() {
         let Link { path, file, header, data } = link;
@@ -78,7 +78,7 @@ pub fn open(path: &Path, access: DiskAccess, places: &Places) -> Result<Pooled, 
         };
         let writes = writes && at == top;
         if writes && let Some(header) = &header {
-            counts::mend(&file, header.layout)
+            counts::repair(&file, header.layout)
                 .map_err(|fault| OpenError::Image(path.clone(), fault))?;
         }
         if at == top {
@@ -98,7 +98,7 @@ pub fn open(path: &Path, access: DiskAccess, places: &Places) -> Result<Pooled, 
                 let image = builder.open(DenyImplicitOpenGate::default()).map_err(bad)?;
                 match own {
                     Some(own) => {
-                        FormatAccess::new(ZstdImage::new(image, own, &header, kept.clone(), at))
+                        FormatAccess::new(ZstdImage::new(image, own, &header, cache.clone(), at))
                     }
                     None => FormatAccess::new(image),
                 }
@@ -133,7 +133,7 @@ pub fn open(path: &Path, access: DiskAccess, places: &Places) -> Result<Pooled, 
     let worker = || Worker { image: Arc::clone(&image), buffer: Vec::new() };
     let pool = Pool::new((0..THREADS).map(|_| worker()).collect())
         .map_err(|errno| OpenError::System(path.to_owned(), errno))?;
-    Ok(Pooled::new(pool, geometry, path, held))
+    Ok(PooledDisk::new(pool, geometry, path, held))
 }
 
 /// Checks the image at `path` and the files that it names, without using them. Returns a line for
@@ -145,9 +145,9 @@ pub fn look(path: &Path, places: &Places) -> (Vec<String>, Result<(), OpenError>
     let mut lines = Vec::new();
     let chain = Chain::open(path, Purpose::Look, places, |link| {
         let format = if link.header.is_some() { "qcow2" } else { "raw" };
-        lines.push(format!("{}: {format}", Shown(&link.path)));
+        lines.push(format!("{}: {format}", EscapedPath(&link.path)));
         if let Some((path, _)) = &link.data {
-            lines.push(format!("{}: data of the one above", Shown(path)));
+            lines.push(format!("{}: data of the one above", EscapedPath(path)));
         }
     });
     (lines, chain.map(drop))
@@ -159,15 +159,15 @@ struct Worker {
     buffer: Vec<u8>,
 }
 
-impl Work for Worker {
-    fn run(&mut self, io: &mut Io) -> Result<Ran, Errno> {
+impl RequestHandler for Worker {
+    fn run(&mut self, io: &mut Io) -> Result<RunOutcome, Errno> {
         let Self { image, buffer } = self;
         match io.op {
             Op::Read => {
                 buffer.resize(io.bytes(), 0);
                 image.shared().read(&mut buffer[..], io.offset()).map_err(errno)?;
                 io.scatter(buffer)?;
-                return Ok(Ran::Settled);
+                return Ok(RunOutcome::Settled);
             }
             Op::Write => {
                 buffer.resize(io.bytes(), 0);
@@ -177,10 +177,10 @@ impl Work for Worker {
             Op::Discard => image.discard(io.offset(), io.sectors * 512).map_err(errno)?,
             _ => {
                 image.write_tables().and_then(|()| image.shared().sync()).map_err(errno)?;
-                return Ok(Ran::Settled);
+                return Ok(RunOutcome::Settled);
             }
         }
-        Ok(if image.is_written() { Ran::Settled } else { Ran::Unsettled })
+        Ok(if image.is_written() { RunOutcome::Settled } else { RunOutcome::Unsettled })
     }
 
     fn settle(&mut self) -> Result<(), Errno> {

@@ -89,7 +89,7 @@ impl Disks {
 
     /// Adds and removes files and sockets along with their devices. A socket that cannot be made is
     /// missing for the programs that need it, and harms nothing else.
-    fn follow(&mut self, news: &News) -> Option<News> {
+    fn update_interfaces(&mut self, news: &News) -> Option<News> {
         let devid = news.id.devid;
         match news.what {
             What::State(State::Connected) => {
@@ -137,7 +137,7 @@ impl Devices for Disks {
     fn take_news(&mut self) -> Vec<News> {
         let mut all = Vec::new();
         for news in self.bus.take_news() {
-            let failed = self.follow(&news);
+            let failed = self.update_interfaces(&news);
             all.push(news);
             all.extend(failed);
         }
@@ -186,7 +186,7 @@ impl Devices for Disks {
     }
 
     fn polled(&self) -> Vec<PollFd<'_>> {
-        let files = self.files.as_ref().filter(|files| files.wants());
+        let files = self.files.as_ref().filter(|files| files.is_mounted());
         let files = files.map(|files| PollFd::from_borrowed_fd(files.as_fd(), PollFlags::IN));
         let exports = self.exports.values().flat_map(Export::polled);
         let exports = exports.map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags));

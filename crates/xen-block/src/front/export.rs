@@ -11,7 +11,7 @@
 
 mod wire;
 
-use super::{Buffer, Completion, Front, Full, Info, Offer, Part, Want};
+use super::{Buffer, Completion, Front, Info, Offer, Part, SubmitError, Want};
 use crate::disk::DiskAccess;
 use rustix::event::PollFlags;
 use rustix::fs::OFlags;
@@ -46,7 +46,7 @@ struct Client {
 }
 
 /// A request that is not answered.
-struct Job {
+struct ClientRequest {
     client: u64,
     request: Request,
     buffers: Vec<Buffer>,
@@ -59,8 +59,8 @@ pub struct Export {
     path: PathBuf,
     clients: BTreeMap<u64, Client>,
     /// The requests that wait for room in the ring, in order.
-    waiting: VecDeque<Job>,
-    asked: BTreeMap<u64, Job>,
+    waiting: VecDeque<ClientRequest>,
+    pending: BTreeMap<u64, ClientRequest>,
     next: u64,
 }
 
@@ -84,7 +84,7 @@ impl Export {
             path: path.to_owned(),
             clients: BTreeMap::new(),
             waiting: VecDeque::new(),
-            asked: BTreeMap::new(),
+            pending: BTreeMap::new(),
             next: 0,
         })
     }
@@ -189,13 +189,13 @@ impl Export {
                 if let Some((request, payload)) = step.request {
                     if request.command == Command::Disconnect {
                         client.ended = true;
-                    } else if let Some(errno) = wrong(&request, info) {
+                    } else if let Some(errno) = request_error(&request, info) {
                         wire::reply(&mut client.output, request.handle, Some(errno), &[]);
                     } else {
                         client.open += 1;
                         let payload = rest.get(payload).unwrap_or_default().to_vec();
                         let (client, buffers) = (*id, Vec::new());
-                        self.waiting.push_back(Job { client, request, buffers, payload });
+                        self.waiting.push_back(ClientRequest { client, request, buffers, payload });
                     }
                 }
                 used += step.used;
@@ -212,9 +212,9 @@ impl Export {
             match submit(front, &mut job, self.next + 1) {
                 Ok(()) => {
                     self.next += 1;
-                    self.asked.insert(self.next, job);
+                    self.pending.insert(self.next, job);
                 }
-                Err(Full::NotPossible) => {
+                Err(SubmitError::NotPossible) => {
                     give_back(front, &mut job);
                     self.reply(&job, Some(Errno::PERM), &[]);
                 }
@@ -229,7 +229,7 @@ impl Export {
 
     /// Takes the answer to one of its requests; any other completion is ignored.
     pub fn complete(&mut self, front: &mut Front, completion: Completion) {
-        let Some(mut job) = self.asked.remove(&completion.tag) else { return };
+        let Some(mut job) = self.pending.remove(&completion.tag) else { return };
         let errno = match completion.status {
             Status::Okay => None,
             Status::NotSupported => Some(Errno::OPNOTSUPP),
@@ -247,7 +247,7 @@ impl Export {
         self.reply(&job, errno, &payload);
     }
 
-    fn reply(&mut self, job: &Job, errno: Option<Errno>, payload: &[u8]) {
+    fn reply(&mut self, job: &ClientRequest, errno: Option<Errno>, payload: &[u8]) {
         if let Some(client) = self.clients.get_mut(&job.client) {
             client.open -= 1;
             wire::reply(&mut client.output, job.request.handle, errno, payload);
@@ -308,7 +308,7 @@ impl Client {
 }
 
 /// Returns the error of a faulty request, if any: such a request is answered and not submitted.
-fn wrong(request: &Request, info: &Info) -> Option<Errno> {
+fn request_error(request: &Request, info: &Info) -> Option<Errno> {
     let size = u64::from(info.sector_size);
     let end = request.offset.checked_add(request.len.into());
     let inside = end.is_some_and(|end| end <= info.bytes());
@@ -330,14 +330,14 @@ fn wrong(request: &Request, info: &Info) -> Option<Errno> {
     }
 }
 
-fn give_back(front: &mut Front, job: &mut Job) {
+fn give_back(front: &mut Front, job: &mut ClientRequest) {
     for buffer in job.buffers.drain(..) {
         front.give_back(buffer);
     }
 }
 
 /// Submits one request of a client as one request of the ring.
-fn submit(front: &mut Front, job: &mut Job, tag: u64) -> Result<(), Full> {
+fn submit(front: &mut Front, job: &mut ClientRequest, tag: u64) -> Result<(), SubmitError> {
     let Request { command, offset, len, .. } = job.request;
     let (sector, sectors) = (offset / 512, u64::from(len) / 512);
     let want = match command {
@@ -346,7 +346,7 @@ fn submit(front: &mut Front, job: &mut Job, tag: u64) -> Result<(), Full> {
         Command::Trim => Want::Discard { tag, sector, sectors },
         _ => match front.info() {
             // A backend without flush does not cache writes.
-            Some(info) if info.flush == Offer::NotTaken => return Err(Full::NotPossible),
+            Some(info) if info.flush == Offer::NotTaken => return Err(SubmitError::NotPossible),
             _ => Want::Flush { tag },
         },
     };
@@ -354,7 +354,7 @@ fn submit(front: &mut Front, job: &mut Job, tag: u64) -> Result<(), Full> {
     if matches!(command, Command::Read | Command::Write) {
         let mut left = sectors;
         while left > 0 {
-            let buffer = front.take_buffer().ok_or(Full::Ring)?;
+            let buffer = front.take_buffer().ok_or(SubmitError::Ring)?;
             let here = left.min(8);
             parts.push(Part { buffer, first: 0, last: (here - 1) as u8 });
             job.buffers.push(buffer);

@@ -11,7 +11,7 @@
 
 mod wire;
 
-use super::bytes::{Bytes, Done, Sync, Work};
+use super::byte_jobs::{ByteJobs, Durability, FinishedJob, JobKind};
 use super::{Front, Info};
 use crate::disk::DiskAccess;
 use rustix::io::Errno;
@@ -43,7 +43,7 @@ const FILE_READ_ONLY: u32 = 0o100_400;
 /// which no program waits can be so many.
 const HELD_MAX: usize = 64 << 20;
 /// The most requests taken before others have their turn.
-const A_TURN: usize = 64;
+const TURN_MAX: usize = 64;
 
 /// Returns random bytes.
 fn random(size: u32) -> Result<Vec<u8>, Errno> {
@@ -59,9 +59,9 @@ fn random(size: u32) -> Result<Vec<u8>, Errno> {
 #[derive(Debug)]
 struct File {
     name: String,
-    bytes: Bytes,
+    bytes: ByteJobs,
     /// The requests that the kernel waits for, with the kind of their answers.
-    asked: BTreeMap<u64, Answer>,
+    pending: BTreeMap<u64, ReplyKind>,
     info: Option<Info>,
     node: u64,
     /// The number of users that have it open.
@@ -70,7 +70,7 @@ struct File {
 
 /// The answer to a successful request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Answer {
+enum ReplyKind {
     Data,
     Written(usize),
     Nothing,
@@ -108,15 +108,15 @@ impl Fuse {
         }
         self.added += 1;
         let node = self.added << 32 | u64::from(devid);
-        let (bytes, asked, name) = (Bytes::default(), BTreeMap::new(), name.to_owned());
-        self.files.insert(devid, File { name, bytes, asked, info: None, node, users: 0 });
+        let (bytes, pending, name) = (ByteJobs::default(), BTreeMap::new(), name.to_owned());
+        self.files.insert(devid, File { name, bytes, pending, info: None, node, users: 0 });
     }
 
     /// Removes a device: its requests fail, and so do later ones of programs that have it open.
     pub fn remove(&mut self, devid: u32) {
         if let Some(mut file) = self.files.remove(&devid) {
             for done in file.bytes.end() {
-                let answer = file.asked.remove(&done.tag);
+                let answer = file.pending.remove(&done.tag);
                 self.answer(done, answer);
             }
         }
@@ -131,7 +131,7 @@ impl Fuse {
 
     /// True if the mount is there: then the descriptor is to be polled.
     #[must_use]
-    pub fn wants(&self) -> bool {
+    pub fn is_mounted(&self) -> bool {
         self.mounted
     }
 
@@ -143,13 +143,13 @@ impl Fuse {
         front: &mut Front,
         completion: super::Completion,
     ) -> bool {
-        if !Bytes::owns(&completion) {
+        if !ByteJobs::owns(&completion) {
             return false;
         }
         if let Some(file) = self.files.get_mut(&devid)
-            && let Some(done) = file.bytes.answer(front, completion)
+            && let Some(done) = file.bytes.complete(front, completion)
         {
-            let answer = file.asked.remove(&done.tag);
+            let answer = file.pending.remove(&done.tag);
             self.answer(done, answer);
         }
         true
@@ -161,7 +161,7 @@ impl Fuse {
     /// The descriptor is not one of FUSE.
     pub fn turn(&mut self) -> Result<usize, Error> {
         let mut taken = 0;
-        while taken < A_TURN && self.wants() {
+        while taken < TURN_MAX && self.is_mounted() {
             let count = match rustix::io::read(&self.fd, self.buffer.as_mut_slice()) {
                 Ok(count) => count,
                 Err(Errno::AGAIN) => break,
@@ -194,20 +194,20 @@ impl Fuse {
         let Some(file) = self.files.get_mut(&devid) else { return Ok(()) };
         // While the backend is away, the device keeps its properties.
         file.info = front.info().or(file.info);
-        let ended = file.bytes.ask(front);
+        let ended = file.bytes.submit_waiting(front);
         let ended: Vec<_> =
-            ended.into_iter().map(|done| (file.asked.remove(&done.tag), done)).collect();
+            ended.into_iter().map(|done| (file.pending.remove(&done.tag), done)).collect();
         for (answer, done) in ended {
             self.answer(done, answer);
         }
         front.push()
     }
 
-    fn answer(&self, done: Done, answer: Option<Answer>) {
+    fn answer(&self, done: FinishedJob, answer: Option<ReplyKind>) {
         let body = match (done.result, answer) {
             (Err(errno), _) => return self.reply(done.tag, Some(errno), &[]),
-            (Ok(data), Some(Answer::Data)) => data,
-            (Ok(_), Some(Answer::Written(count))) => wire::written(count),
+            (Ok(data), Some(ReplyKind::Data)) => data,
+            (Ok(_), Some(ReplyKind::Written(count))) => wire::written(count),
             (Ok(_), _) => Vec::new(),
         };
         self.reply(done.tag, None, &body);
@@ -225,7 +225,7 @@ impl Fuse {
         self.owner = (uid, gid);
         let now = |body: Vec<u8>| Ok(Some(body));
         match op {
-            Op::Init { major, flags } if wire::speaks(major) => now(wire::init(flags)),
+            Op::Init { major, flags } if wire::is_supported(major) => now(wire::init(flags)),
             Op::Init { .. } => Err(Errno::PROTO),
             Op::Lookup { name } => now(wire::entry(&self.attributes(self.find(&name)?)?)),
             Op::Attributes => now(wire::attr(&self.attributes(node)?)),
@@ -251,7 +251,7 @@ impl Fuse {
             Op::Allocate { mode, offset, len } => self.punch(unique, node, mode, offset, len),
             Op::Flush => {
                 let (file, info) = self.file(node)?;
-                file.ask(&info, unique, 0..0, Work::Flush, Answer::Nothing)
+                file.add_job(&info, unique, 0..0, JobKind::Flush, ReplyKind::Nothing)
             }
             Op::OpenFolder | Op::Folder { .. } => Err(Errno::NOTDIR),
             Op::Unknown => Err(Errno::NOSYS),
@@ -327,7 +327,7 @@ impl Fuse {
         if offset >= end {
             return Ok(Some(Vec::new()));
         }
-        file.ask(&info, unique, offset..end, Work::Read, Answer::Data)
+        file.add_job(&info, unique, offset..end, JobKind::Read, ReplyKind::Data)
     }
 
     fn write(
@@ -347,9 +347,16 @@ impl Fuse {
             return Err(Errno::NOSPC);
         }
         data.truncate(usize::try_from(end - offset).unwrap_or(usize::MAX));
-        let sync = if flags & libc::O_DSYNC as u32 != 0 { Sync::Flushed } else { Sync::Plain };
+        let sync =
+            if flags & libc::O_DSYNC as u32 != 0 { Durability::Flushed } else { Durability::Plain };
         let count = data.len();
-        file.ask(&info, unique, offset..end, Work::Write(data, sync), Answer::Written(count))
+        file.add_job(
+            &info,
+            unique,
+            offset..end,
+            JobKind::Write(data, sync),
+            ReplyKind::Written(count),
+        )
     }
 
     fn punch(&mut self, unique: u64, node: u64, mode: u32, offset: u64, len: u64) -> Reply {
@@ -368,25 +375,25 @@ impl Fuse {
         if offset >= end {
             return Ok(Some(Vec::new()));
         }
-        file.ask(&info, unique, offset..end, Work::Zero, Answer::Nothing)
+        file.add_job(&info, unique, offset..end, JobKind::Zero, ReplyKind::Nothing)
     }
 }
 
 impl File {
     /// Adds a job; its answer comes later. A device that does not answer blocks only the programs
     /// that use it.
-    fn ask(
+    fn add_job(
         &mut self,
         info: &Info,
         unique: u64,
         wanted: std::ops::Range<u64>,
-        work: Work,
-        answer: Answer,
+        work: JobKind,
+        answer: ReplyKind,
     ) -> Reply {
         if self.bytes.held() >= HELD_MAX {
             return Err(Errno::NOMEM);
         }
-        self.asked.insert(unique, answer);
+        self.pending.insert(unique, answer);
         self.bytes.add(info, unique, wanted, work);
         Ok(None)
     }

@@ -88,7 +88,7 @@ impl Want {
 /// The reason why a request was not put into the ring.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
-pub enum Full {
+pub enum SubmitError {
     /// The ring is full; try again after an answer.
     Ring,
     /// There is no backend at the moment.
@@ -98,7 +98,7 @@ pub enum Full {
     NotPossible,
 }
 
-impl fmt::Display for Full {
+impl fmt::Display for SubmitError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Ring => "the ring is full",
@@ -108,7 +108,7 @@ impl fmt::Display for Full {
     }
 }
 
-impl std::error::Error for Full {}
+impl std::error::Error for SubmitError {}
 
 /// A request that has ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -121,14 +121,14 @@ pub struct Completion {
 
 /// A request without an answer.
 #[derive(Clone, Debug)]
-pub(super) struct Asked {
+pub(super) struct PendingRequest {
     pub(super) want: Want,
     pub(super) parts: Vec<Part>,
 }
 
 /// The state of a request until it is answered.
 #[derive(Default)]
-struct Open {
+struct OpenRequest {
     operation: u8,
     want: Option<Want>,
     parts: Vec<Part>,
@@ -139,7 +139,7 @@ struct Open {
 pub(super) struct Queue {
     /// The event channel, which is closed before the ring is taken back.
     pub(super) channel: Channel,
-    ring: Ring<Open>,
+    ring: Ring<OpenRequest>,
     layout: Layout,
     peer: DomId,
     segments: Vec<Segment>,
@@ -163,7 +163,7 @@ impl Queue {
     }
 
     /// Keeps pages for the segments of indirect requests.
-    pub(super) fn keep(&mut self, pages: Vec<Offered>) {
+    pub(super) fn keep_pages(&mut self, pages: Vec<Offered>) {
         self.spare = pages;
     }
 
@@ -177,9 +177,10 @@ impl Queue {
 
     /// Takes the unanswered requests, in the order of their slots; the queue cannot be used
     /// afterwards.
-    pub(super) fn take_asked(&mut self) -> Vec<Asked> {
+    pub(super) fn take_pending(&mut self) -> Vec<PendingRequest> {
         let open = self.ring.take_open();
-        open.filter_map(|open| Some(Asked { want: open.want?, parts: open.parts })).collect()
+        open.filter_map(|open| Some(PendingRequest { want: open.want?, parts: open.parts }))
+            .collect()
     }
 
     pub(super) fn put(

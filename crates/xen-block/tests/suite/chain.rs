@@ -23,14 +23,14 @@ const WITHIN: Duration = Duration::from_secs(30);
 const MOMENT: Duration = Duration::from_millis(2);
 
 /// Returns the rules without image folders.
-fn nowhere() -> Places {
+fn no_image_dirs() -> Places {
     Places::default().with_file("/dev/null".into())
 }
 
 /// Opens a file that is not in use any more. A process that another test starts has, until it runs
 /// its program, the locks of files that were closed here meanwhile: so an opening that finds one is
 /// tried again.
-fn free<T>(open: impl Fn() -> Result<T, OpenError>) -> Result<T, OpenError> {
+fn open_when_free<T>(open: impl Fn() -> Result<T, OpenError>) -> Result<T, OpenError> {
     let end = Instant::now() + WITHIN;
     loop {
         match open() {
@@ -41,12 +41,12 @@ fn free<T>(open: impl Fn() -> Result<T, OpenError>) -> Result<T, OpenError> {
 }
 
 /// Opens an image and closes it.
-fn opened(path: &str, access: DiskAccess, places: &Places) -> Result<(), OpenError> {
-    free(|| qcow2::open(Path::new(path), access, places)).map(drop)
+fn try_open(path: &str, access: DiskAccess, places: &Places) -> Result<(), OpenError> {
+    open_when_free(|| qcow2::open(Path::new(path), access, places)).map(drop)
 }
 
 fn fault(path: &str, places: &Places) -> ImageFault {
-    match opened(path, READ, places) {
+    match try_open(path, READ, places) {
         Err(OpenError::Image(_, fault)) => fault,
         other => panic!("{path}: {other:?}"),
     }
@@ -74,10 +74,10 @@ fn a_chain_that_ends_in_itself_is_refused() {
         }
         tool("qemu-img", &["rebase", "-u", "-F", "qcow2", "-b", named, by]);
         if by == &one {
-            assert_eq!(fault(&one, &nowhere()), ImageFault::Loop(real(&one)));
+            assert_eq!(fault(&one, &no_image_dirs()), ImageFault::Loop(real(&one)));
         }
     }
-    assert_eq!(fault(&two, &nowhere()), ImageFault::Loop(real(&two)));
+    assert_eq!(fault(&two, &no_image_dirs()), ImageFault::Loop(real(&two)));
 }
 
 #[test]
@@ -91,8 +91,8 @@ fn a_chain_has_64_images_at_most() {
         let behind = format!("{}.qcow2", at - 1);
         create(&name(at), &["-u", "-F", "qcow2", "-b", &behind, "-o", "size=16M"]);
     }
-    opened(&name(CHAIN_MAX), WRITE, &nowhere()).unwrap();
-    assert_eq!(fault(&name(CHAIN_MAX + 1), &nowhere()), ImageFault::Long);
+    try_open(&name(CHAIN_MAX), WRITE, &no_image_dirs()).unwrap();
+    assert_eq!(fault(&name(CHAIN_MAX + 1), &no_image_dirs()), ImageFault::Long);
 }
 
 #[test]
@@ -102,29 +102,29 @@ fn nothing_is_guessed_of_a_backing_file() {
     // The guest of a raw disk may write this into it: an image that names a file of the host.
     create(&base, &["-u", "-F", "raw", "-b", "/etc/passwd", "-o", "size=1M"]);
     create(&top, &["-F", "raw", "-b", &base]);
-    opened(&top, READ, &nowhere()).unwrap();
+    try_open(&top, READ, &no_image_dirs()).unwrap();
     for (format, wanted) in [
         ("vmdk", ImageFault::Format(base.clone(), "vmdk".to_owned())),
         ("qcow2", ImageFault::Place(real("/etc/passwd"))),
     ] {
         tool("qemu-img", &["rebase", "-u", "-F", format, "-b", &base, &top]);
-        assert_eq!(fault(&top, &nowhere()), wanted);
+        assert_eq!(fault(&top, &no_image_dirs()), wanted);
     }
     // Old versions of QEMU's tools wrote images without a format of the backing file.
     for (compat, header) in [("0.10", 72), ("1.1", 0)] {
         create(&top, &["-F", "raw", "-b", &base, "-o", &format!("compat={compat}")]);
-        opened(&top, READ, &nowhere()).unwrap();
+        try_open(&top, READ, &no_image_dirs()).unwrap();
         let file = std::fs::File::options().read(true).write(true).open(&top).unwrap();
         let mut bytes = [0; 4096];
         file.read_exact_at(&mut bytes, 0).unwrap();
         let format = 0xe279_2aca_u32.to_be_bytes();
         let at = bytes.windows(4).skip(header).position(|four| four == format).unwrap() + header;
         file.write_all_at(&[1], at as u64).unwrap();
-        assert_eq!(fault(&top, &nowhere()), ImageFault::NoFormat(base.clone()));
+        assert_eq!(fault(&top, &no_image_dirs()), ImageFault::NoFormat(base.clone()));
     }
     for name in ["nbd:unix:/x", "json:{}", "https://a/b", "ssh://a/b"] {
         tool("qemu-img", &["rebase", "-u", "-F", "raw", "-b", name, &top]);
-        assert_eq!(fault(&top, &nowhere()), ImageFault::Protocol(name.to_owned()));
+        assert_eq!(fault(&top, &no_image_dirs()), ImageFault::Protocol(name.to_owned()));
     }
 }
 
@@ -149,9 +149,9 @@ fn what_an_image_names_lies_in_its_folder_or_an_image_folder() {
         create(&at(base), &["-o", "size=1M"]);
         create(&top, &["-F", "qcow2", "-b", &at(base)]);
         let refused = || Err(OpenError::Image(real(&top), ImageFault::Place(real(&at(base)))));
-        for (places, allowed) in [(&nowhere(), inside), (&images, allowed)] {
+        for (places, allowed) in [(&no_image_dirs(), inside), (&images, allowed)] {
             let wanted = if allowed { Ok(()) } else { refused() };
-            assert_eq!(opened(&top, WRITE, places), wanted, "{base}");
+            assert_eq!(try_open(&top, WRITE, places), wanted, "{base}");
         }
     }
     // The backing file's own folder counts for the names in it.
@@ -169,7 +169,7 @@ fn a_fifo_or_a_device_behind_an_image_is_refused_at_once() {
         for format in ["raw", "qcow2"] {
             create(&top, &["-u", "-F", format, "-b", named, "-o", "size=1M"]);
             let wanted = Err(OpenError::NotADisk(named.into()));
-            assert_eq!(opened(&top, WRITE, &nowhere()), wanted);
+            assert_eq!(try_open(&top, WRITE, &no_image_dirs()), wanted);
         }
     }
     let options = Options { access: READ, cache: Cache::PageCache, way: Way::Best };
@@ -191,12 +191,13 @@ fn a_data_file_is_in_the_images_folder_and_written_for_disks_that_are_written() 
             let refused =
                 || Err(OpenError::Image(real(&top), ImageFault::DataPlace(real(&at(data)))));
             let wanted = if inside { Ok(()) } else { refused() };
-            assert_eq!(opened(&top, access, &images), wanted, "{data}");
+            assert_eq!(try_open(&top, access, &images), wanted, "{data}");
         }
     }
     create(&top, &["-o", &format!("size=1M,data_file={}", at("own/data"))]);
     let modes = |access| {
-        let disk = free(|| qcow2::open(Path::new(&top), access, &nowhere())).unwrap();
+        let disk =
+            open_when_free(|| qcow2::open(Path::new(&top), access, &no_image_dirs())).unwrap();
         let modes = open_modes(&real(&at("own/data")));
         drop(disk);
         modes
@@ -265,7 +266,9 @@ fn disk(path: &str, format: &str, access: DiskAccess) -> Result<Box<dyn Disk>, O
             let options = Options { access, cache: Cache::Direct, way: Way::Best };
             File::open(path, options).map(|disk| Box::new(disk) as Box<dyn Disk>)
         }
-        _ => qcow2::open(path, access, &nowhere()).map(|disk| Box::new(disk) as Box<dyn Disk>),
+        _ => {
+            qcow2::open(path, access, &no_image_dirs()).map(|disk| Box::new(disk) as Box<dyn Disk>)
+        }
     }
 }
 
@@ -285,7 +288,7 @@ fn images_are_locked_against_qemu_and_by_qemu() {
             }
             command.arg(image).output().unwrap().status.success()
         };
-        // An opening that is to succeed is tried again, as in `free`.
+        // An opening that is to succeed is tried again, as in `open_when_free`.
         let qemu = |image: &str, format: &str, what: &str, is_let: bool| {
             let end = Instant::now() + WITHIN;
             while once(image, format, what) != is_let {
@@ -294,8 +297,9 @@ fn images_are_locked_against_qemu_and_by_qemu() {
             }
         };
         let (write, read) = ("write 0 4k", "read 0 4k");
-        let ours =
-            |image: &str, format: &str, access| free(|| disk(image, format, access)).unwrap();
+        let ours = |image: &str, format: &str, access| {
+            open_when_free(|| disk(image, format, access)).unwrap()
+        };
         let busy = |path: &str| Err(OpenError::Busy(real(path)));
         // This crate first.
         let held = ours(&image, format, WRITE);
@@ -331,9 +335,9 @@ fn images_are_locked_against_qemu_and_by_qemu() {
 }
 
 /// The tables of an image of version 3 with clusters of 64 KiB, written by the test.
-struct Forged(std::fs::File);
+struct ForgedImage(std::fs::File);
 
-impl Forged {
+impl ForgedImage {
     const CLUSTER: u64 = 65536;
 
     fn new(path: &str, size: u64, l1: (u64, u32), counts: (u64, u32)) -> Self {
@@ -373,8 +377,8 @@ impl Forged {
 fn an_image_does_not_grow_by_what_its_tables_claim() {
     let Some(folder) = Folder::new("forged") else { return };
     let image = folder.file("forged.qcow2");
-    let (cluster, in_a_block) = (Forged::CLUSTER, 32768);
-    let forged = Forged::new(&image, 512 << 20, (cluster, 1), (3 * cluster, 1));
+    let (cluster, in_a_block) = (ForgedImage::CLUSTER, 32768);
+    let forged = ForgedImage::new(&image, 512 << 20, (cluster, 1), (3 * cluster, 1));
     forged.table(cluster, std::iter::once((2 * cluster) | (1 << 63)));
     forged.table(2 * cluster, (0..8192).map(|at| (at * in_a_block * cluster) | (1 << 63)));
     forged.table(3 * cluster, (0..8192).map(|at| (4 + at) * cluster));
@@ -382,7 +386,7 @@ fn an_image_does_not_grow_by_what_its_tables_claim() {
     // The first block counts the header and the tables as used.
     forged.0.write_all_at(&[0, 1].repeat(4 + 8192), 4 * cluster).unwrap();
     let before = forged.blocks();
-    let refused = opened(&image, WRITE, &nowhere());
+    let refused = try_open(&image, WRITE, &no_image_dirs());
     assert!(matches!(refused, Err(OpenError::Image(_, ImageFault::Claim(_)))), "{refused:?}");
     assert_eq!(forged.blocks(), before);
 }
@@ -393,7 +397,7 @@ fn an_image_does_not_grow_by_what_its_tables_claim() {
 fn tables_are_within_the_file_and_no_larger_than_it_can_need() {
     let Some(folder) = Folder::new("claims") else { return };
     let image = folder.file("forged.qcow2");
-    let cluster = Forged::CLUSTER;
+    let cluster = ForgedImage::CLUSTER;
     let long = 256 << 20;
     for (l1, counts, len) in [
         ((cluster, u32::MAX), (2 * cluster, 1), long),
@@ -406,10 +410,10 @@ fn tables_are_within_the_file_and_no_larger_than_it_can_need() {
         ((cluster + 512, 1), (2 * cluster, 1), long),
         ((u64::MAX - 511, 1), (2 * cluster, 1), long),
     ] {
-        let forged = Forged::new(&image, 512 << 20, l1, counts);
+        let forged = ForgedImage::new(&image, 512 << 20, l1, counts);
         forged.0.set_len(len).unwrap();
         for access in [READ, WRITE] {
-            let refused = opened(&image, access, &nowhere());
+            let refused = try_open(&image, access, &no_image_dirs());
             let is_claim = matches!(refused, Err(OpenError::Image(_, ImageFault::Claim(_))));
             assert!(is_claim, "{l1:?} {counts:?} {len}: {refused:?}");
         }
@@ -425,7 +429,7 @@ fn a_header_is_refused_for_what_is_wrong_with_it() {
         create(&image, &["-o", "size=1M"]);
         let file = std::fs::File::options().write(true).open(&image).unwrap();
         file.write_all_at(bytes, at).unwrap();
-        fault(&image, &nowhere())
+        fault(&image, &no_image_dirs())
     };
     assert_eq!(change(0, b"KDMV"), ImageFault::NotQcow2);
     assert_eq!(change(4, &4_u32.to_be_bytes()), ImageFault::Version(4));
@@ -439,7 +443,7 @@ fn a_header_is_refused_for_what_is_wrong_with_it() {
         create(&image, &["-o", "size=1M,compression_type=zstd"]);
         let file = std::fs::File::options().write(true).open(&image).unwrap();
         file.write_all_at(&[kind], 104).unwrap();
-        fault(&image, &nowhere())
+        fault(&image, &no_image_dirs())
     };
     assert_eq!(zstd(2), ImageFault::Compression(2));
     assert!(matches!(zstd(0), ImageFault::Claim(_)), "zlib needs no feature");
@@ -454,7 +458,7 @@ fn a_header_is_refused_for_what_is_wrong_with_it() {
     for bytes in [5, 30, 71, 103] {
         create(&image, &["-o", "size=1M"]);
         std::fs::File::options().write(true).open(&image).unwrap().set_len(bytes).unwrap();
-        assert_eq!(fault(&image, &nowhere()), ImageFault::Cut(bytes));
+        assert_eq!(fault(&image, &no_image_dirs()), ImageFault::Cut(bytes));
     }
 }
 
@@ -496,8 +500,8 @@ fn a_chain_can_be_looked_at_while_it_is_used() {
     let (base, top) = (folder.file("base.qcow2"), folder.file("top.qcow2"));
     create(&base, &["-o", "size=1M"]);
     create(&top, &["-F", "qcow2", "-b", "base.qcow2"]);
-    let _used = qcow2::open(Path::new(&top), WRITE, &nowhere()).unwrap();
-    let (lines, verdict) = qcow2::look(Path::new(&top), &nowhere());
+    let _used = qcow2::open(Path::new(&top), WRITE, &no_image_dirs()).unwrap();
+    let (lines, verdict) = qcow2::look(Path::new(&top), &no_image_dirs());
     let line = |path: &str| format!("{}: qcow2", real(path).display());
     assert_eq!((lines, verdict), (vec![line(&top), line(&base)], Ok(())));
 }

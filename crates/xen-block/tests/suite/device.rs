@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 use xen_block::back::{self, LIMIT_BYTES, OpenDisk};
-use xen_block::disk::fault::{Fate, Fault};
+use xen_block::disk::fault::{FaultAction, FaultInjector};
 use xen_block::disk::file::{Cache, File, Options, Way};
 use xen_block::disk::memory::Memory;
 use xen_block::disk::{Disk, DiskAccess, Finished, Geometry, Io, Op, Piece};
@@ -21,9 +21,9 @@ use xenstore::Store;
 
 /// A disk that the test can read while it is used.
 #[derive(Clone, Debug)]
-struct Shared(Rc<RefCell<Memory>>);
+struct SharedDisk(Rc<RefCell<Memory>>);
 
-impl Disk for Shared {
+impl Disk for SharedDisk {
     fn geometry(&self) -> Geometry {
         self.0.borrow().geometry()
     }
@@ -33,8 +33,8 @@ impl Disk for Shared {
     }
 }
 
-fn memory(memory: Memory) -> (Shared, Box<OpenDisk>) {
-    let disk = Shared(Rc::new(RefCell::new(memory)));
+fn memory(memory: Memory) -> (SharedDisk, Box<OpenDisk>) {
+    let disk = SharedDisk(Rc::new(RefCell::new(memory)));
     let opened = disk.clone();
     (disk, Box::new(move |_| Ok(Box::new(opened.clone()))))
 }
@@ -44,9 +44,9 @@ fn pattern(seed: u64, bytes: usize) -> Vec<u8> {
 }
 
 /// A file in the temporary folder, removed when the test ends.
-struct Temporary(PathBuf);
+struct TemporaryFile(PathBuf);
 
-impl Temporary {
+impl TemporaryFile {
     fn new(name: &str, bytes: u64) -> Self {
         let name = format!("xen-block-{name}-{}", std::process::id());
         let path = std::env::temp_dir().join(name);
@@ -65,7 +65,7 @@ impl Temporary {
     }
 }
 
-impl Drop for Temporary {
+impl Drop for TemporaryFile {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.0);
     }
@@ -165,9 +165,9 @@ fn a_large_discard_keeps_nobody_waiting() {
             if op == Op::Discard {
                 seen.borrow_mut().push(sector);
             }
-            Fate::Pass
+            FaultAction::Pass
         };
-        Ok(Box::new(Fault::new(Box::new(Memory::with_contents(vec![9; 64 << 20])), decide)))
+        Ok(Box::new(FaultInjector::new(Box::new(Memory::with_contents(vec![9; 64 << 20])), decide)))
     });
     let mut setup = Setup::new(open);
     setup.back.throttle =
@@ -268,7 +268,7 @@ fn large_sectors_are_counted_in_small_ones() {
 
 #[test]
 fn a_file_grows_while_it_is_used() {
-    let file = Temporary::new("grows", 1 << 20);
+    let file = TemporaryFile::new("grows", 1 << 20);
     let Some(mut scene) = Scene::connected(Setup::new(file.open(Way::Best))) else { return };
     assert_eq!(scene.front().info().unwrap().sectors, 2048);
     assert_eq!(scene.read(2048, 1), Err(Status::Error));
@@ -282,7 +282,7 @@ fn a_file_grows_while_it_is_used() {
 #[test]
 fn files_are_read_and_written_through_io_uring_and_threads() {
     for way in [Way::Best, Way::Threads] {
-        let file = Temporary::new(&format!("way-{way:?}"), 4 << 20);
+        let file = TemporaryFile::new(&format!("way-{way:?}"), 4 << 20);
         let Some(mut scene) = Scene::connected(Setup::new(file.open(way))) else { return };
         let bytes = pattern(11, 100 * 4096);
         assert_eq!(scene.write(8, &bytes), Status::Okay, "{way:?}");
@@ -301,7 +301,7 @@ fn files_are_read_and_written_through_io_uring_and_threads() {
 #[test]
 fn a_large_discard_of_a_file_waits_for_no_other_event() {
     for way in [Way::Best, Way::Threads] {
-        let file = Temporary::new(&format!("pieces-{way:?}"), 64 << 20);
+        let file = TemporaryFile::new(&format!("pieces-{way:?}"), 64 << 20);
         let Some(mut scene) = Scene::connected(Setup::new(file.open(way))) else { return };
         let discard = Want::Discard { tag: 1, sector: 0, sectors: (64 << 20) / 512 };
         scene.front().submit(0, discard, &[]).unwrap();
@@ -339,7 +339,7 @@ fn can_be_direct(path: &Path) -> bool {
 }
 
 /// Makes the kernel answer this thread as if it did not have this system call.
-fn lack(call: libc::c_long) {
+fn deny_call(call: libc::c_long) {
     let filter = confine::Calls::any(&[call]).fail(Errno::NOSYS);
     filter.unwrap().install().unwrap();
 }
@@ -348,13 +348,13 @@ fn lack(call: libc::c_long) {
 /// trial reads find it.
 #[test]
 fn direct_io_is_found_without_statx() {
-    let file = Temporary::new("no-statx", 1 << 20);
+    let file = TemporaryFile::new("no-statx", 1 << 20);
     let (access, cache, way) = (DiskAccess::ReadWrite, Cache::Direct, Way::Uring);
     let options = Options { access, cache, way };
     let said = File::open(&file.0, options).unwrap().geometry();
     let path = file.0.clone();
     let tried = std::thread::spawn(move || {
-        lack(libc::SYS_statx);
+        deny_call(libc::SYS_statx);
         let disk = once_free(|| File::open(&path, options)).unwrap();
         assert_eq!(is_direct(&path), can_be_direct(&path), "{disk:?}");
         disk.geometry()
@@ -365,7 +365,7 @@ fn direct_io_is_found_without_statx() {
 /// The mechanisms by their names, for a file on this file system and, if there is one, on a tmpfs.
 #[test]
 fn each_way_to_a_file_is_the_one_that_was_asked_for() {
-    let file = Temporary::new("ways", 1 << 20);
+    let file = TemporaryFile::new("ways", 1 << 20);
     let access = DiskAccess::ReadWrite;
     for (way, name) in [(Way::Uring, "io_uring"), (Way::Threads, "threads")] {
         let options = Options { access, cache: Cache::Direct, way };
@@ -388,12 +388,12 @@ fn each_way_to_a_file_is_the_one_that_was_asked_for() {
 /// A kernel without io_uring, or one that forbids it: threads do the requests.
 #[test]
 fn without_io_uring_threads_do_it() {
-    let file = Temporary::new("no-uring", 1 << 20);
+    let file = TemporaryFile::new("no-uring", 1 << 20);
     std::fs::write(&file.0, [6; 8192]).unwrap();
     let path = file.0.clone();
     // The filter applies to this thread only.
     let read = std::thread::spawn(move || {
-        lack(libc::SYS_io_uring_setup);
+        deny_call(libc::SYS_io_uring_setup);
         let (access, cache, way) = (DiskAccess::ReadWrite, Cache::PageCache, Way::Uring);
         let mut disk = File::open(&path, Options { access, cache, way }).unwrap();
         assert!(format!("{disk:?}").contains("threads"), "{disk:?}");
@@ -422,12 +422,12 @@ fn without_io_uring_threads_do_it() {
 /// takes no indirect segments and no discard.
 #[test]
 fn requests_under_way_survive_a_suspend() {
-    let hold = Rc::new(Cell::new(Fate::Hold));
-    let (disk, fate) = (Shared(Rc::new(RefCell::new(Memory::new(4096)))), Rc::clone(&hold));
+    let hold = Rc::new(Cell::new(FaultAction::Hold));
+    let (disk, fate) = (SharedDisk(Rc::new(RefCell::new(Memory::new(4096)))), Rc::clone(&hold));
     let opened = disk.clone();
     let open: Box<OpenDisk> = Box::new(move |_| {
         let fate = Rc::clone(&fate);
-        Ok(Box::new(Fault::new(Box::new(opened.clone()), move |_, _| fate.get())))
+        Ok(Box::new(FaultInjector::new(Box::new(opened.clone()), move |_, _| fate.get())))
     });
     let Some(mut scene) = Scene::connected(Setup::new(open)) else { return };
     let buffers = scene.buffers(160);
@@ -509,7 +509,7 @@ fn a_hotplug_script_is_waited_for() {
 
 #[test]
 fn a_file_that_another_device_writes_is_refused() {
-    let file = Temporary::new("busy", 1 << 20);
+    let file = TemporaryFile::new("busy", 1 << 20);
     let Some(mut first) = Scene::connected(Setup::new(file.open(Way::Best))) else { return };
     let Some(mut second) = Scene::new(Setup::new(file.open(Way::Best))) else { return };
     second.until("the second to close", |scene| scene.states().1 == Some(State::Closed));
@@ -534,9 +534,9 @@ fn barriers_keep_their_order() {
         let seen = Rc::clone(&seen);
         let decide = move |op, sector| {
             seen.borrow_mut().push((op, sector));
-            Fate::Pass
+            FaultAction::Pass
         };
-        Ok(Box::new(Fault::new(Box::new(Memory::new(1024)), decide)))
+        Ok(Box::new(FaultInjector::new(Box::new(Memory::new(1024)), decide)))
     });
     let Some(mut scene) = Scene::connected(Setup::new(open)) else { return };
     let buffer = Part::whole(scene.buffers(1)[0]);
@@ -560,23 +560,23 @@ fn barriers_keep_their_order() {
 
 #[test]
 fn errors_of_the_disk_are_the_guests_errors() {
-    let fate = Rc::new(Cell::new(Fate::Pass));
+    let fate = Rc::new(Cell::new(FaultAction::Pass));
     let decided = Rc::clone(&fate);
     let open: Box<OpenDisk> = Box::new(move |_| {
         let decided = Rc::clone(&decided);
-        Ok(Box::new(Fault::new(Box::new(Memory::new(1024)), move |_, _| decided.get())))
+        Ok(Box::new(FaultInjector::new(Box::new(Memory::new(1024)), move |_, _| decided.get())))
     });
     let Some(mut scene) = Scene::connected(Setup::new(open)) else { return };
     for errno in [Errno::IO, Errno::NOSPC] {
-        fate.set(Fate::Fail(errno));
+        fate.set(FaultAction::Fail(errno));
         assert_eq!(scene.write(0, &pattern(1, 4096)), Status::Error);
         assert_eq!(scene.read(0, 1), Err(Status::Error));
         assert_eq!(scene.ask(|tag| Want::Flush { tag }, &[]), Status::Error);
     }
-    fate.set(Fate::Fail(Errno::OPNOTSUPP));
+    fate.set(FaultAction::Fail(Errno::OPNOTSUPP));
     let discard = |tag| Want::Discard { tag, sector: 0, sectors: 8 };
     assert_eq!(scene.ask(discard, &[]), Status::NotSupported);
-    fate.set(Fate::Pass);
+    fate.set(FaultAction::Pass);
     assert_eq!(scene.write(0, &pattern(1, 4096)), Status::Okay);
     let stats = scene.back_bus().driver(ID).unwrap().stats().clone();
     assert_eq!((stats.read.errors, stats.write.errors, stats.flush.errors), (2, 2, 2));

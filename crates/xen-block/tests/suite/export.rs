@@ -12,13 +12,13 @@ use xen_block::front::export::Export;
 
 const SECTORS: u64 = 16384;
 
-struct Served {
+struct ServedDevice {
     scene: Scene,
     export: Export,
     socket: PathBuf,
 }
 
-impl Served {
+impl ServedDevice {
     fn new(name: &str) -> Option<Self> {
         let open = |_: &mut xenbus::Device<'_>| {
             Ok(Box::new(Memory::new(SECTORS)) as Box<dyn xen_block::disk::Disk>)
@@ -78,7 +78,7 @@ fn qemus_tools_use_the_device() {
     if no_tools("export") {
         return;
     }
-    let Some(mut served) = Served::new("tools") else { return };
+    let Some(mut served) = ServedDevice::new("tools") else { return };
     let url = served.url();
     for command in [
         "write -q -P 0x11 0 4M",
@@ -109,7 +109,7 @@ fn qemus_tools_use_the_device() {
 }
 
 /// True if the server ends a connection that has sent these bytes.
-fn ends(served: &mut Served, bytes: &[u8]) -> bool {
+fn ends(served: &mut ServedDevice, bytes: &[u8]) -> bool {
     let mut stream = UnixStream::connect(&served.socket).unwrap();
     stream.set_nonblocking(true).unwrap();
     stream.write_all(bytes).unwrap();
@@ -127,7 +127,7 @@ fn ends(served: &mut Served, bytes: &[u8]) -> bool {
 
 #[test]
 fn nonsense_ends_its_own_connection() {
-    let Some(mut served) = Served::new("nonsense") else { return };
+    let Some(mut served) = ServedDevice::new("nonsense") else { return };
     let option = |number: u32, len: u32| {
         let magic = 0x4948_4156_454f_5054_u64.to_be_bytes();
         [&3_u32.to_be_bytes()[..], &magic, &number.to_be_bytes(), &len.to_be_bytes()].concat()

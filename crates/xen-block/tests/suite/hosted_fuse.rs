@@ -28,9 +28,9 @@ const FALLOCATE: u32 = 43;
 
 /// A disk that reports success for a discard and does nothing, as a backend may.
 #[derive(Debug)]
-struct Forgetful(Memory);
+struct ForgetfulDisk(Memory);
 
-impl Disk for Forgetful {
+impl Disk for ForgetfulDisk {
     fn geometry(&self) -> Geometry {
         self.0.geometry()
     }
@@ -60,7 +60,7 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
 impl Mount {
     fn new(disk: impl Fn() -> Memory + 'static) -> Option<Self> {
         let open =
-            move |_: &mut xenbus::Device<'_>| Ok(Box::new(Forgetful(disk())) as Box<dyn Disk>);
+            move |_: &mut xenbus::Device<'_>| Ok(Box::new(ForgetfulDisk(disk())) as Box<dyn Disk>);
         let scene = Scene::connected(Setup::new(Box::new(open)))?;
         let (kernel, own) = socketpair(
             AddressFamily::UNIX,
@@ -102,7 +102,7 @@ impl Mount {
     }
 
     /// Waits for an answer; returns the number of its request, and the result.
-    fn hear(&mut self) -> (u64, Result<Vec<u8>, Errno>) {
+    fn receive_answer(&mut self) -> (u64, Result<Vec<u8>, Errno>) {
         let mut buffer = vec![0; 1 << 20];
         let mut count = 0;
         let end = std::time::Instant::now() + support::PATIENCE;
@@ -126,7 +126,7 @@ impl Mount {
 
     fn ask(&mut self, opcode: u32, node: u64, body: &[u8]) -> Result<Vec<u8>, Errno> {
         let unique = self.send(opcode, node, body);
-        let (answered, result) = self.hear();
+        let (answered, result) = self.receive_answer();
         assert_eq!(answered, unique);
         result
     }
@@ -234,14 +234,14 @@ fn many_requests_are_on_their_way() {
     mount.fuse.ask(ID.devid, mount.scene.bus.driver(ID).unwrap()).unwrap();
     assert_eq!(mount.scene.front().in_flight(), 32);
     for _ in 0..32 {
-        assert_eq!(mount.hear().1, Ok(vec![7; 512]));
+        assert_eq!(mount.receive_answer().1, Ok(vec![7; 512]));
     }
     // Parts of one sector, all at once: each is written.
     for at in 0..32_u64 {
         mount.send(WRITE, node, &Mount::write_body(at * 16, &[at as u8; 16], 0));
     }
     for _ in 0..32 {
-        mount.hear().1.unwrap();
+        mount.receive_answer().1.unwrap();
     }
     let wanted: Vec<u8> = (0..32).flat_map(|at| [at; 16]).collect();
     assert_eq!(mount.read(0, 512), wanted);
@@ -255,7 +255,7 @@ fn a_device_that_is_gone_fails_what_was_asked_of_it() {
     mount.fuse.turn().unwrap();
     mount.fuse.ask(ID.devid, mount.scene.bus.driver(ID).unwrap()).unwrap();
     mount.fuse.remove(ID.devid);
-    assert_eq!(mount.hear().1, Err(Errno::IO));
+    assert_eq!(mount.receive_answer().1, Err(Errno::IO));
     assert_eq!(mount.ask(READ, node, &words(&[0, 0, 4096, 0, 0])), Err(Errno::NXIO));
     assert_eq!(mount.ask(GETATTR, node, &[0; 16]), Err(Errno::NOENT));
 }

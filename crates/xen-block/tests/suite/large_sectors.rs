@@ -58,7 +58,7 @@ fn a_block_device_is_not_waited_for() {
     assert!(format!("{disk:?}").contains("io_uring"), "{disk:?}");
 }
 
-fn opened(path: &Path, cache: Cache, way: Way) -> Setup {
+fn setup_of(path: &Path, cache: Cache, way: Way) -> Setup {
     let path = path.to_owned();
     Setup::new(Box::new(move |_| {
         let options = Options { access: DiskAccess::ReadWrite, cache, way };
@@ -83,7 +83,7 @@ fn large_sectors_of_a_block_device() {
         // The device's cache of the file is dropped.
         let device_file = std::fs::File::options().read(true).write(true).open(&disk.device);
         device_file.unwrap().write_all_at(&vec![7; BYTES], 0).unwrap();
-        let Some(mut scene) = Scene::connected(opened(&disk.device, cache, way)) else { return };
+        let Some(mut scene) = Scene::connected(setup_of(&disk.device, cache, way)) else { return };
         let back = device().backend_path();
         for (name, value) in
             [("sector-size", "4096"), ("physical-sector-size", "4096"), ("sectors", "8192")]

@@ -58,7 +58,7 @@ fn image(name: &str) -> Option<(Folder, String, String)> {
 }
 
 /// Returns a device on a server that is waited for no longer than this.
-fn impatient(socket: &str, patience: Duration) -> Option<Scene> {
+fn impatient_scene(socket: &str, patience: Duration) -> Option<Scene> {
     let socket = socket.to_owned();
     let setup = Setup::new(Box::new(move |_| {
         let options = Options { patience, ..Options::new(DiskAccess::ReadWrite) };
@@ -87,7 +87,7 @@ fn begin_to_read(scene: &mut Scene) {
 }
 
 /// Returns the result of the request of [`begin_to_read`], once it has one.
-fn ended(scene: &mut Scene) -> Option<Status> {
+fn take_result(scene: &mut Scene) -> Option<Status> {
     let mut status = None;
     scene.front().take(|done: Completion| status = Some(done.status)).unwrap();
     status
@@ -97,7 +97,7 @@ fn ended(scene: &mut Scene) -> Option<Status> {
 fn answer(scene: &mut Scene) -> Status {
     let mut status = None;
     scene.until("the answer", |scene| {
-        status = status.or(ended(scene));
+        status = status.or(take_result(scene));
         status.is_some()
     });
     status.unwrap()
@@ -119,7 +119,7 @@ fn nbd_servers_are_disks() {
     drop(server);
     begin_to_read(&mut scene);
     scene.turn();
-    assert_eq!(ended(&mut scene), None, "it is waited for");
+    assert_eq!(take_result(&mut scene), None, "it is waited for");
     let begin = Instant::now();
     detach(&mut scene);
     assert!(begin.elapsed() < Options::new(DiskAccess::ReadWrite).patience / 2);
@@ -136,7 +136,7 @@ fn a_server_that_comes_back_is_connected_again_and_requests_wait_for_it() {
     drop(server);
     begin_to_read(&mut scene);
     scene.until("it is noticed", is_gone);
-    assert_eq!(ended(&mut scene), None);
+    assert_eq!(take_result(&mut scene), None);
     let server = QemuNbd::start(&socket, &image, &[]);
     assert_eq!(answer(&mut scene), Status::Okay);
     assert!(!is_gone(&mut scene));
@@ -153,7 +153,7 @@ fn a_server_that_comes_back_is_connected_again_and_requests_wait_for_it() {
 }
 
 /// A device on QEMU's server, with a backend that keeps a record.
-struct Used {
+struct NbdScene {
     scene: Scene,
     options: back::Options,
     server: Option<QemuNbd>,
@@ -162,7 +162,7 @@ struct Used {
     _folder: Folder,
 }
 
-impl Used {
+impl NbdScene {
     fn new(name: &str) -> Option<Self> {
         let (folder, image, socket) = image(name)?;
         let records = folder.file("records");
@@ -191,18 +191,18 @@ impl Used {
 /// would have.
 #[test]
 fn who_takes_over_waits_for_a_server_that_is_away() {
-    let Some(mut used) = Used::new("takeover") else { return };
+    let Some(mut used) = NbdScene::new("takeover") else { return };
     let bytes = pattern(3, 1);
     assert_eq!(used.scene.write(0, &bytes), Status::Okay);
     used.lose_both();
-    let Used { scene, image, socket, server, .. } = &mut used;
+    let NbdScene { scene, image, socket, server, .. } = &mut used;
     let buffer = scene.buffers(1)[0];
     let want = Want::Read { tag: 77, sector: 0 };
     scene.front().submit(0, want, &[Part::whole(buffer)]).unwrap();
     scene.front().push().unwrap();
     for _ in 0..100 {
         scene.turn();
-        assert_eq!(ended(scene), None);
+        assert_eq!(take_result(scene), None);
     }
     *server = Some(QemuNbd::start(socket, image, &[]));
     assert_eq!(answer(scene), Status::Okay);
@@ -220,7 +220,7 @@ fn who_takes_over_waits_for_a_server_that_is_away() {
 
 #[test]
 fn a_device_that_waits_for_a_server_is_detached_at_once() {
-    let Some(mut used) = Used::new("unwanted") else { return };
+    let Some(mut used) = NbdScene::new("unwanted") else { return };
     used.lose_both();
     // A server that accepts connections and closes them counts as away, too.
     let _ = std::fs::remove_file(&used.socket);
@@ -245,7 +245,7 @@ fn a_device_that_waits_for_a_server_is_detached_at_once() {
 fn a_server_that_stays_away_or_silent_is_waited_for_with_an_end() {
     let Some((_folder, image, socket)) = image("away") else { return };
     let server = QemuNbd::start(&socket, &image, &[]);
-    let Some(mut scene) = impatient(&socket, Duration::from_secs(2)) else { return };
+    let Some(mut scene) = impatient_scene(&socket, Duration::from_secs(2)) else { return };
     assert_eq!(scene.write(0, &pattern(1, 1)), Status::Okay);
     server.signal(Signal::STOP);
     assert_eq!(scene.read(0, 1), Err(Status::Error), "it is silent");
@@ -269,7 +269,7 @@ fn a_server_that_stays_away_or_silent_is_waited_for_with_an_end() {
 fn another_export_under_the_same_name_is_not_the_disk() {
     let Some((folder, image, socket)) = image("other") else { return };
     let server = QemuNbd::start(&socket, &image, &[]);
-    let Some(mut scene) = impatient(&socket, Duration::from_secs(2)) else { return };
+    let Some(mut scene) = impatient_scene(&socket, Duration::from_secs(2)) else { return };
     assert_eq!(scene.write(0, &pattern(1, 1)), Status::Okay);
     drop(server);
     let other = folder.file("other.raw");
@@ -316,7 +316,7 @@ fn what_qemu_says_of_an_export_is_heeded() {
 
 /// The description that this test's server gives of itself.
 #[derive(Clone)]
-struct Says {
+struct ServerInfo {
     bytes: u64,
     flags: u16,
     /// The smallest, the preferred and the largest size of a request, in bytes; with 0 as the
@@ -328,7 +328,7 @@ struct Says {
     error: u32,
 }
 
-impl Says {
+impl ServerInfo {
     /// Returns the description of a correct server of 8 MiB.
     fn honest() -> Self {
         Self { bytes: 8 << 20, flags: 1 | 4, blocks: [0; 3], refuses: None, error: 0 }
@@ -349,18 +349,18 @@ const LONG: &str = {
 };
 
 /// The largest request that a server has had.
-type Largest = Arc<Mutex<u32>>;
+type LargestRequest = Arc<Mutex<u32>>;
 
 /// Serves a disk of zeroes that ignores writes, until the test ends.
-fn serve(socket: &str, says: Says) -> Largest {
+fn serve(socket: &str, description: ServerInfo) -> LargestRequest {
     let _ = std::fs::remove_file(socket);
     let listener = UnixListener::bind(socket).unwrap();
-    let largest = Largest::default();
+    let largest = LargestRequest::default();
     let told = Arc::clone(&largest);
     std::thread::spawn(move || {
         while let Ok((stream, _)) = listener.accept() {
-            let (says, largest) = (says.clone(), Arc::clone(&told));
-            std::thread::spawn(move || drop(talk(stream, &says, &largest)));
+            let (description, largest) = (description.clone(), Arc::clone(&told));
+            std::thread::spawn(move || drop(talk(stream, &description, &largest)));
         }
     });
     largest
@@ -372,7 +372,11 @@ fn number<const N: usize>(stream: &mut UnixStream) -> io::Result<[u8; N]> {
     Ok(bytes)
 }
 
-fn talk(mut stream: UnixStream, says: &Says, largest: &Largest) -> io::Result<()> {
+fn talk(
+    mut stream: UnixStream,
+    description: &ServerInfo,
+    largest: &LargestRequest,
+) -> io::Result<()> {
     stream.write_all(b"NBDMAGICIHAVEOPT\0\x03")?;
     let _: [u8; 4] = number(&mut stream)?;
     let _: [u8; 12] = number(&mut stream)?;
@@ -383,13 +387,18 @@ fn talk(mut stream: UnixStream, says: &Says, largest: &Largest) -> io::Result<()
             [0x0003_e889_0455_65a9_u64.to_be_bytes().as_slice(), &7_u32.to_be_bytes()].concat();
         [&head, &kind.to_be_bytes()[..], &(payload.len() as u32).to_be_bytes(), payload].concat()
     };
-    if let Some((kind, why)) = says.refuses {
+    if let Some((kind, why)) = description.refuses {
         return stream.write_all(&reply(kind, why.as_bytes()));
     }
-    let export = [&0_u16.to_be_bytes()[..], &says.bytes.to_be_bytes(), &says.flags.to_be_bytes()];
+    let export = [
+        &0_u16.to_be_bytes()[..],
+        &description.bytes.to_be_bytes(),
+        &description.flags.to_be_bytes(),
+    ];
     stream.write_all(&reply(3, &export.concat()))?;
-    if says.blocks[2] != 0 {
-        let blocks: Vec<u8> = says.blocks.iter().flat_map(|size| size.to_be_bytes()).collect();
+    if description.blocks[2] != 0 {
+        let blocks: Vec<u8> =
+            description.blocks.iter().flat_map(|size| size.to_be_bytes()).collect();
         stream.write_all(&reply(3, &[&3_u16.to_be_bytes()[..], &blocks].concat()))?;
     }
     stream.write_all(&reply(1, b""))?;
@@ -405,7 +414,11 @@ fn talk(mut stream: UnixStream, says: &Says, largest: &Largest) -> io::Result<()
         let mut largest = largest.lock().unwrap();
         *largest = (*largest).max(len);
         // A server with such a limit refuses larger requests.
-        let error = if says.blocks[2] != 0 && len > says.blocks[2] { 22 } else { says.error };
+        let error = if description.blocks[2] != 0 && len > description.blocks[2] {
+            22
+        } else {
+            description.error
+        };
         let head = [0x6744_6698_u32.to_be_bytes(), error.to_be_bytes()].concat();
         stream.write_all(&[&head[..], &handle].concat())?;
         if command == 0 && error == 0 {
@@ -418,7 +431,8 @@ fn talk(mut stream: UnixStream, says: &Says, largest: &Largest) -> io::Result<()
 fn the_most_that_a_server_takes_at_once_is_heeded() {
     let Some(folder) = Folder::new("most") else { return };
     let socket = folder.file("socket");
-    let largest = serve(&socket, Says { blocks: [512, 4096, 10_000], ..Says::honest() });
+    let largest =
+        serve(&socket, ServerInfo { blocks: [512, 4096, 10_000], ..ServerInfo::honest() });
     let Some(mut scene) = connected(&format!("nbd:unix:{socket}"), "w") else { return };
     assert_eq!(scene.write(0, &pattern(1, 256)), Status::Okay);
     assert_eq!(scene.read(0, 256), Ok(vec![0; 1 << 20]));
@@ -430,28 +444,43 @@ fn the_most_that_a_server_takes_at_once_is_heeded() {
 fn a_servers_errors_are_passed_on_and_what_cannot_be_is_refused() {
     let Some(folder) = Folder::new("absurd") else { return };
     let socket = folder.file("socket");
-    for (says, reason) in [
-        (Says { bytes: 0, ..Says::honest() }, "the export has 0 bytes"),
-        (Says { bytes: 1 << 63, ..Says::honest() }, "the export has 9223372036854775808 bytes"),
-        (Says { blocks: [1000, 4096, 4096], ..Says::honest() }, "has sectors of 1000 bytes"),
-        (Says { blocks: [65536, 65536, 65536], ..Says::honest() }, "has sectors of 65536 bytes"),
+    for (description, reason) in [
+        (ServerInfo { bytes: 0, ..ServerInfo::honest() }, "the export has 0 bytes"),
         (
-            Says { blocks: [4096, 4096, 512], ..Says::honest() },
+            ServerInfo { bytes: 1 << 63, ..ServerInfo::honest() },
+            "the export has 9223372036854775808 bytes",
+        ),
+        (
+            ServerInfo { blocks: [1000, 4096, 4096], ..ServerInfo::honest() },
+            "has sectors of 1000 bytes",
+        ),
+        (
+            ServerInfo { blocks: [65536, 65536, 65536], ..ServerInfo::honest() },
+            "has sectors of 65536 bytes",
+        ),
+        (
+            ServerInfo { blocks: [4096, 4096, 512], ..ServerInfo::honest() },
             "takes 512 bytes at most, and 4096 at least",
         ),
-        (Says { flags: 3, ..Says::honest() }, "for reading only"),
-        (Says { refuses: Some((1 << 31 | 5, "")), ..Says::honest() }, "it asks for TLS"),
+        (ServerInfo { flags: 3, ..ServerInfo::honest() }, "for reading only"),
         (
-            Says { refuses: Some((1 << 31 | 2, "come back later")), ..Says::honest() },
+            ServerInfo { refuses: Some((1 << 31 | 5, "")), ..ServerInfo::honest() },
+            "it asks for TLS",
+        ),
+        (
+            ServerInfo { refuses: Some((1 << 31 | 2, "come back later")), ..ServerInfo::honest() },
             "come back later",
         ),
         (
-            Says { refuses: Some((1 << 31 | 2, LONG)), ..Says::honest() },
+            ServerInfo { refuses: Some((1 << 31 | 2, LONG)), ..ServerInfo::honest() },
             "refuses export \"\": xyxx",
         ),
-        (Says { refuses: Some((1, "")), ..Says::honest() }, "has not said how large the export is"),
+        (
+            ServerInfo { refuses: Some((1, "")), ..ServerInfo::honest() },
+            "has not said how large the export is",
+        ),
     ] {
-        serve(&socket, says);
+        serve(&socket, description);
         let Some(mut scene) = scene(&format!("nbd:unix:{socket}"), "w") else { return };
         scene.until("it to close", |scene| scene.states().1 == Some(State::Closed));
         let error = scene.node(&format!("{}/error", device().backend_path()));
@@ -459,7 +488,7 @@ fn a_servers_errors_are_passed_on_and_what_cannot_be_is_refused() {
     }
     // The error of a request belongs to that request; the connection stays, and no request is
     // repeated.
-    serve(&socket, Says { error: 28, ..Says::honest() });
+    serve(&socket, ServerInfo { error: 28, ..ServerInfo::honest() });
     let Some(mut scene) = connected(&format!("nbd:unix:{socket}"), "w") else { return };
     assert_eq!(scene.write(0, &pattern(1, 1)), Status::Error);
     assert!(!is_gone(&mut scene));

@@ -18,7 +18,7 @@ use xenstore::Store;
 type Outcome = Result<Box<dyn Disk + Send>, Error>;
 
 /// Returns a setup whose disks are open once the test sends their results.
-fn slow() -> (Sender<Outcome>, Setup) {
+fn slow_disk() -> (Sender<Outcome>, Setup) {
     let (say, outcomes) = channel::<Outcome>();
     let outcomes: Arc<Mutex<Receiver<Outcome>>> = Arc::new(Mutex::new(outcomes));
     let mut setup = Setup::named();
@@ -31,8 +31,8 @@ fn slow() -> (Sender<Outcome>, Setup) {
 }
 
 /// Returns a device whose disk is being opened.
-fn opening() -> Option<(Sender<Outcome>, Scene)> {
-    let (say, setup) = slow();
+fn opening_device() -> Option<(Sender<Outcome>, Scene)> {
+    let (say, setup) = slow_disk();
     let mut scene = Scene::new(setup)?;
     scene.until("both ends to begin", |scene| {
         scene.states() == (Some(State::Initialised), Some(State::InitWait))
@@ -65,7 +65,7 @@ fn memory() -> Outcome {
 
 #[test]
 fn a_disk_that_opens_slowly_keeps_nobody_waiting() {
-    let Some((say, mut scene)) = opening() else { return };
+    let Some((say, mut scene)) = opening_device() else { return };
     say.send(memory()).unwrap();
     scene.until_connected();
     assert_eq!(scene.write(0, &[3; 4096]), Status::Okay);
@@ -74,7 +74,7 @@ fn a_disk_that_opens_slowly_keeps_nobody_waiting() {
 
 #[test]
 fn why_a_disk_did_not_open_is_said() {
-    let (say, setup) = slow();
+    let (say, setup) = slow_disk();
     let Some(mut scene) = Scene::new(setup) else { return };
     say.send(Err(Error::Driver("no such export".into()))).unwrap();
     scene.until_back(State::Closing);
@@ -85,7 +85,7 @@ fn why_a_disk_did_not_open_is_said() {
 /// The disk may be locked while it opens; the next user must find it free.
 #[test]
 fn a_device_that_goes_while_its_disk_opens_is_closed_when_that_is_closed() {
-    let Some((say, mut scene)) = opening() else { return };
+    let Some((say, mut scene)) = opening_device() else { return };
     toolstack::detach(&mut scene.tool, &device()).unwrap();
     turns_while_it_opens(&mut scene);
     say.send(memory()).unwrap();

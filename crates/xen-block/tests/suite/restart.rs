@@ -9,7 +9,7 @@ use std::rc::Rc;
 use xen::evtchn::EventChannels;
 use xen::{DomId, Port};
 use xen_block::back::{self, OpenDisk};
-use xen_block::disk::fault::{Fate, Fault};
+use xen_block::disk::fault::{FaultAction, FaultInjector};
 use xen_block::disk::memory::Memory;
 use xen_block::disk::{Disk, Finished, Geometry, Io};
 use xen_block::front::{Part, Want};
@@ -20,9 +20,9 @@ use xenstore::Store;
 
 /// A disk that outlives the backend, as a file does.
 #[derive(Clone, Debug)]
-struct Lasting(Rc<RefCell<Memory>>);
+struct PersistentDisk(Rc<RefCell<Memory>>);
 
-impl Disk for Lasting {
+impl Disk for PersistentDisk {
     fn geometry(&self) -> Geometry {
         self.0.borrow().geometry()
     }
@@ -56,17 +56,17 @@ fn random(seed: &mut u64) -> u64 {
 }
 
 /// A server that the test kills; its disk does not answer some requests.
-struct Killable {
-    disk: Lasting,
+struct KillableServer {
+    disk: PersistentDisk,
     hold: Rc<Cell<u64>>,
     options: back::Options,
 }
 
-impl Killable {
+impl KillableServer {
     fn new(folder: &Folder) -> Self {
         let rings = rings::Options::recorded_in(&folder.0);
         let options = back::Options { rings, ..back::Options::default() };
-        let disk = Lasting(Rc::new(RefCell::new(Memory::new(8192))));
+        let disk = PersistentDisk(Rc::new(RefCell::new(Memory::new(8192))));
         Self { disk, hold: Rc::default(), options }
     }
 
@@ -76,9 +76,13 @@ impl Killable {
         Box::new(move |_| {
             let (hold, mut seed) = (Rc::clone(&hold), 5);
             let decide = move |_, _| {
-                if random(&mut seed) % 8 < hold.get() { Fate::Hold } else { Fate::Pass }
+                if random(&mut seed) % 8 < hold.get() {
+                    FaultAction::Hold
+                } else {
+                    FaultAction::Pass
+                }
             };
-            Ok(Box::new(Fault::new(Box::new(disk.clone()), decide)))
+            Ok(Box::new(FaultInjector::new(Box::new(disk.clone()), decide)))
         })
     }
 
@@ -106,7 +110,7 @@ fn watch_state(scene: &mut Scene, path: &str) {
 #[test]
 fn a_guest_does_not_notice_that_its_backend_was_killed() {
     let folder = Folder::new("killed");
-    let killable = Killable::new(&folder);
+    let killable = KillableServer::new(&folder);
     let mut setup = killable.setup();
     setup.front.rings = xenbus::negotiate::Limits { order_max: 1, queues_max: 2 };
     let Some(mut scene) = Scene::connected(setup) else { return };
@@ -186,7 +190,7 @@ fn has_disk(scene: &mut Scene) -> bool {
 #[test]
 fn the_port_of_a_process_on_its_way_out_is_waited_for() {
     let folder = Folder::new("port");
-    let killable = Killable::new(&folder);
+    let killable = KillableServer::new(&folder);
     let Some(mut scene) = Scene::connected(killable.setup()) else { return };
     let back = device().backend_path();
     let port = scene.node(&format!("{}/event-channel", device().frontend_path()));
@@ -222,7 +226,7 @@ fn the_port_of_a_process_on_its_way_out_is_waited_for() {
 #[test]
 fn a_barrier_survives_its_backend() {
     let folder = Folder::new("barrier");
-    let killable = Killable::new(&folder);
+    let killable = KillableServer::new(&folder);
     let Some(mut scene) = Scene::connected(killable.setup()) else { return };
     killable.hold.set(8);
     let buffer = Part::whole(scene.buffers(1)[0]);
@@ -253,7 +257,7 @@ fn a_successor_that_is_killed_midway_loses_nothing() {
     const REQUESTS: u64 = 12;
     for point in 0..=REQUESTS {
         let folder = Folder::new("midway");
-        let killable = Killable::new(&folder);
+        let killable = KillableServer::new(&folder);
         let Some(mut scene) = Scene::connected(killable.setup()) else { return };
         killable.hold.set(8);
         let buffers = scene.buffers(REQUESTS as usize);
@@ -274,9 +278,9 @@ fn a_successor_that_is_killed_midway_loses_nothing() {
                 done.set(done.get() + 1);
                 // A panic is the closest thing to a kill that leaves the test alive.
                 assert!(done.get() <= point, "killed");
-                Fate::Pass
+                FaultAction::Pass
             };
-            Ok(Box::new(Fault::new(Box::new(disk.clone()), decide)))
+            Ok(Box::new(FaultInjector::new(Box::new(disk.clone()), decide)))
         });
         let next = server(&scene.host, &scene.daemon, killable.options.clone(), open);
         drop(std::mem::replace(&mut scene.server, next));
@@ -305,7 +309,7 @@ fn a_successor_that_is_killed_midway_loses_nothing() {
 fn a_successor_waits_until_the_io_of_the_dead_has_ended() {
     for (state, after) in [("4", State::Connected), ("5", State::Closed)] {
         let folder = Folder::new("waits");
-        let killable = Killable::new(&folder);
+        let killable = KillableServer::new(&folder);
         let Some(mut scene) = Scene::connected(killable.setup()) else { return };
         let record = folder.0.join(format!("vbd-{GUEST}-{}.inflight", ID.devid));
         let held = std::fs::File::open(&record).unwrap();
@@ -336,7 +340,7 @@ fn a_successor_waits_until_the_io_of_the_dead_has_ended() {
 #[test]
 fn a_new_device_waits_until_the_io_of_the_dead_has_ended() {
     let folder = Folder::new("anew");
-    let killable = Killable::new(&folder);
+    let killable = KillableServer::new(&folder);
     let record = folder.0.join(format!("vbd-{GUEST}-{}.inflight", ID.devid));
     let held = std::fs::File::create(&record).unwrap();
     rustix::fs::flock(&held, rustix::fs::FlockOperation::LockExclusive).unwrap();

@@ -23,7 +23,7 @@ fn disk() -> Box<OpenDisk> {
 }
 
 /// A frontend under the test's control: its own ring, with a real backend.
-struct Rogue {
+struct RogueFrontend {
     scene: Scene,
     ring: FrontRing,
     port: Port,
@@ -32,7 +32,7 @@ struct Rogue {
     grants: loopback::gnttab::Grants,
 }
 
-impl Rogue {
+impl RogueFrontend {
     /// Connects with the nodes of the store, with persistent grants or without.
     fn new(persistent: &str) -> Option<Self> {
         Self::on(disk(), persistent)
@@ -121,7 +121,7 @@ impl Rogue {
 /// request has an answer.
 #[test]
 fn xsa_155_every_request_is_copied_once_checked_and_answered() {
-    let Some(mut rogue) = Rogue::new("1") else { return };
+    let Some(mut rogue) = RogueFrontend::new("1") else { return };
     let good = rogue.read_of(&[Segment::page(rogue.pages[0].grant())]);
     let mut seed = 0x9e37_79b9_u64;
     for round in 0..2000_u64 {
@@ -147,7 +147,7 @@ fn xsa_155_every_request_is_copied_once_checked_and_answered() {
 #[test]
 fn xsa_155_indirect_segments_are_checked_like_others() {
     for persistent in ["0", "1"] {
-        let Some(mut rogue) = Rogue::new(persistent) else { return };
+        let Some(mut rogue) = RogueFrontend::new(persistent) else { return };
         let page = rogue.pages[0].grant();
         let grant = rogue.pages[1].grant();
         let indirect = |count| {
@@ -181,7 +181,7 @@ fn a_read_only_disk_is_written_in_no_way() {
         Box::new(|_| Ok(Box::new(Memory::with_contents(vec![7; 1024 * 512]).read_only())))
     };
     for persistent in ["0", "1"] {
-        let Some(mut rogue) = Rogue::on(open(), persistent) else { return };
+        let Some(mut rogue) = RogueFrontend::on(open(), persistent) else { return };
         let grant = rogue.pages[1].grant();
         rogue.pages[1].page().copy_in(0, &[9; 4096]).unwrap();
         let list = Segments::new(&[Segment::page(grant)]).unwrap();
@@ -214,7 +214,7 @@ fn a_read_only_disk_is_written_in_no_way() {
 fn xsa_155_what_changes_while_it_is_read_is_checked_as_it_was_read() {
     use std::sync::atomic::{AtomicBool, Ordering};
     for persistent in ["0", "1"] {
-        let Some(mut rogue) = Rogue::new(persistent) else { return };
+        let Some(mut rogue) = RogueFrontend::new(persistent) else { return };
         let mut mine = rogue.scene.host.gnttab(DomId::DOM0);
         let map = |grants: &mut loopback::gnttab::Grants, grant| {
             grants.map(GUEST, grant, Access::ReadWrite).unwrap()
@@ -279,7 +279,7 @@ fn xsa_155_what_changes_while_it_is_read_is_checked_as_it_was_read() {
 
 #[test]
 fn xsa_216_answers_tell_nothing_of_the_backends_memory() {
-    let Some(mut rogue) = Rogue::new("1") else { return };
+    let Some(mut rogue) = RogueFrontend::new("1") else { return };
     rogue.assert_served();
     // The entry held a request of 112 bytes; the answer's 16 bytes contain nothing of it.
     let mut grants = rogue.scene.host.gnttab(DomId::DOM0);
@@ -321,7 +321,7 @@ fn xsa_350_rings_that_come_and_go_leave_nothing() {
 #[test]
 fn xsa_365_a_request_is_mapped_whole_or_not_at_all() {
     for persistent in ["0", "1"] {
-        let Some(mut rogue) = Rogue::new(persistent) else { return };
+        let Some(mut rogue) = RogueFrontend::new(persistent) else { return };
         let list: Vec<Segment> =
             rogue.pages.iter().map(|page| Segment::page(page.grant())).collect();
         let before = rogue.scene.host.mapped();
@@ -369,7 +369,7 @@ fn xsa_371_persistent_grants_are_bounded_and_let_go() {
 /// A forged index ends the device of that guest, with the reason in its error node.
 #[test]
 fn a_forged_index_ends_its_own_device() {
-    let Some(mut rogue) = Rogue::new("1") else { return };
+    let Some(mut rogue) = RogueFrontend::new("1") else { return };
     rogue.assert_served();
     let page = rogue.ring.pages().next().unwrap().page();
     page.store_u32(0, 1 << 20).unwrap();
@@ -392,7 +392,7 @@ fn a_forged_index_ends_its_own_device() {
 /// A frontend that makes requests without end does not prevent its backend from closing.
 #[test]
 fn a_busy_frontend_does_not_keep_its_device_open() {
-    let Some(mut rogue) = Rogue::new("1") else { return };
+    let Some(mut rogue) = RogueFrontend::new("1") else { return };
     rogue.assert_served();
     xenbus::toolstack::detach(&mut rogue.scene.tool, &device()).unwrap();
     let state = format!("{}/state", device().frontend_path());

@@ -9,14 +9,14 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 use xen_block::Page;
 use xen_block::disk::places::Places;
-use xen_block::disk::pool::Pooled;
+use xen_block::disk::pool::PooledDisk;
 use xen_block::disk::{Disk, DiskAccess, Io, Op, Piece, qcow2};
 
 /// The longest time that a request may take.
 const WITHIN: Duration = Duration::from_secs(30);
 
 /// An open image, without a device.
-struct Image(Pooled);
+struct Image(PooledDisk);
 
 impl Image {
     /// Opens an image. A process that another test starts may have the locks of files that were
@@ -241,10 +241,10 @@ fn broken_clusters_with_zstd_harm_themselves_alone() {
         }),
         // A frame with a window of 1 MiB, and blocks that repeat one byte 128 KiB times.
         ("longer than a cluster", |file, entry, _| {
-            elsewhere(file, entry, &[0x02, 0x00, 0x10, 0x55].repeat(4000), 0x50);
+            point_to_frame(file, entry, &[0x02, 0x00, 0x10, 0x55].repeat(4000), 0x50);
         }),
         // The same frame with empty blocks.
-        ("too many blocks", |file, entry, _| elsewhere(file, entry, &[0; 12_000], 0x50)),
+        ("too many blocks", |file, entry, _| point_to_frame(file, entry, &[0; 12_000], 0x50)),
         ("cut off", |file, _, at| file.set_len(at + 9).unwrap()),
     ];
     for (what, broken) in breaks {
@@ -277,7 +277,7 @@ fn broken_clusters_with_zstd_harm_themselves_alone() {
 
 /// Points an entry to a frame at the end of the file, with these blocks and this descriptor of its
 /// window.
-fn elsewhere(file: &File, (entry_at, entry): (u64, u64), blocks: &[u8], window: u8) {
+fn point_to_frame(file: &File, (entry_at, entry): (u64, u64), blocks: &[u8], window: u8) {
     let end = file.metadata().unwrap().len().next_multiple_of(512);
     let head = [0x28, 0xb5, 0x2f, 0xfd, 0x00, window];
     file.write_all_at(&[&head, blocks].concat(), end).unwrap();

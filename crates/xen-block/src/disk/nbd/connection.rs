@@ -76,7 +76,7 @@ pub(super) struct Export {
 }
 
 /// Makes an error about a faulty answer of a server.
-pub(super) fn wrong(what: impl fmt::Display) -> io::Error {
+pub(super) fn protocol_error(what: impl fmt::Display) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("the NBD server {what}"))
 }
 
@@ -114,32 +114,40 @@ impl Export {
     pub(super) fn check(&self, access: DiskAccess) -> io::Result<()> {
         let (bytes, sector) = (self.bytes, self.sector_size());
         if !sector.is_power_of_two() || sector > 4096 {
-            return Err(wrong(format_args!(
+            return Err(protocol_error(format_args!(
                 "has sectors of {sector} bytes; 512 to 4096 are served"
             )));
         }
         if self.block_max != 0 && self.block_max < sector {
             let most = self.block_max;
-            return Err(wrong(format_args!("takes {most} bytes at most, and {sector} at least")));
+            return Err(protocol_error(format_args!(
+                "takes {most} bytes at most, and {sector} at least"
+            )));
         }
         if bytes < u64::from(sector) || bytes > i64::MAX.unsigned_abs() {
-            return Err(wrong(format_args!("says that the export has {bytes} bytes")));
+            return Err(protocol_error(format_args!("says that the export has {bytes} bytes")));
         }
         if self.flags & FLAG_READ_ONLY != 0 && access == DiskAccess::ReadWrite {
-            return Err(wrong("has the export for reading only; attach it read-only (mode r)"));
+            return Err(protocol_error(
+                "has the export for reading only; attach it read-only (mode r)",
+            ));
         }
         Ok(())
     }
 
     /// Refuses an export whose properties have changed since the disk was opened.
-    pub(super) fn is_still(&self, before: &Self) -> io::Result<()> {
-        if self == before { Ok(()) } else { Err(wrong("has come back with another export")) }
+    pub(super) fn check_unchanged(&self, before: &Self) -> io::Result<()> {
+        if self == before {
+            Ok(())
+        } else {
+            Err(protocol_error("has come back with another export"))
+        }
     }
 }
 
 /// The time limits of connecting to a server.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Within {
+pub(super) struct TimeLimits {
     /// The time until the server accepts the connection.
     pub(super) connected: Duration,
     /// The time for the negotiation.
@@ -147,26 +155,26 @@ pub(super) struct Within {
 }
 
 /// Connects to the server at `path`; the stream has the time limit of the negotiation.
-pub(super) fn stream(path: &Path, within: Within) -> io::Result<UnixStream> {
+pub(super) fn stream(path: &Path, limits: TimeLimits) -> io::Result<UnixStream> {
     let address = SocketAddrUnix::new(path)?;
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    let end = Instant::now() + within.connected;
+    let end = Instant::now() + limits.connected;
     loop {
         match connect(&socket, &address) {
             Ok(()) => break,
             // The server's queue of connections is full.
             Err(Errno::AGAIN) if Instant::now() < end => std::thread::sleep(LOOK_AGAIN),
             Err(Errno::AGAIN) => {
-                return Err(io::Error::new(io::ErrorKind::TimedOut, silent(within.connected)));
+                return Err(io::Error::new(io::ErrorKind::TimedOut, silent(limits.connected)));
             }
             Err(errno) => return Err(errno.into()),
         }
     }
     fcntl_setfl(&socket, fcntl_getfl(&socket)? - OFlags::NONBLOCK)?;
     let stream = UnixStream::from(socket);
-    stream.set_read_timeout(Some(within.answered))?;
-    stream.set_write_timeout(Some(within.answered))?;
+    stream.set_read_timeout(Some(limits.answered))?;
+    stream.set_write_timeout(Some(limits.answered))?;
     Ok(stream)
 }
 
@@ -221,7 +229,7 @@ impl Connection {
         patience: Duration,
     ) -> io::Result<Self> {
         let within = stream.read_timeout()?.unwrap_or(patience);
-        let mut timed = Timed { stream: &mut stream, begin: Instant::now(), within };
+        let mut timed = TimedStream { stream: &mut stream, begin: Instant::now(), within };
         let export = Self::ask_for(&mut timed, name).map_err(|error| match error.kind() {
             io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
                 io::Error::new(io::ErrorKind::TimedOut, silent(within))
@@ -247,19 +255,20 @@ impl Connection {
         poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0)
     }
 
-    fn ask_for(stream: &mut Timed<'_>, name: &str) -> io::Result<Export> {
+    fn ask_for(stream: &mut TimedStream<'_>, name: &str) -> io::Result<Export> {
         if u64::from_be_bytes(bytes(stream)?) != MAGIC
             || u64::from_be_bytes(bytes(stream)?) != OPTION_MAGIC
         {
-            return Err(wrong("does not speak the protocol"));
+            return Err(protocol_error("does not speak the protocol"));
         }
         let [_, flags] = bytes(stream)?;
         // Fixed newstyle, without the zeroes that end an old negotiation.
         if flags & 1 == 0 {
-            return Err(wrong("knows no fixed newstyle negotiation"));
+            return Err(protocol_error("knows no fixed newstyle negotiation"));
         }
         stream.write_all(&u32::from(flags & 3).to_be_bytes())?;
-        let len = u32::try_from(name.len()).map_err(|_| wrong("is asked for a name that long"))?;
+        let len = u32::try_from(name.len())
+            .map_err(|_| protocol_error("is asked for a name that long"))?;
         let mut option = Vec::new();
         option.extend(OPTION_MAGIC.to_be_bytes());
         option.extend(OPT_GO.to_be_bytes());
@@ -273,7 +282,7 @@ impl Connection {
     }
 
     /// Reads the server's answers about the export, up to the last.
-    fn answers(stream: &mut Timed<'_>, name: &str) -> io::Result<Export> {
+    fn answers(stream: &mut TimedStream<'_>, name: &str) -> io::Result<Export> {
         let (mut export, mut has_size) = (Export::default(), false);
         for _ in 0..ANSWERS_MAX {
             let magic = u64::from_be_bytes(bytes(stream)?);
@@ -281,14 +290,14 @@ impl Connection {
             let kind = u32::from_be_bytes(bytes(stream)?);
             let len = u32::from_be_bytes(bytes(stream)?);
             if magic != REPLY_MAGIC || option != OPT_GO || len > ANSWER_MAX {
-                return Err(wrong("gives an answer that makes no sense"));
+                return Err(protocol_error("gives an answer that makes no sense"));
             }
             let mut payload = vec![0; len as usize];
             stream.read_exact(&mut payload)?;
             let mut rest = payload.as_slice();
             match kind {
                 REP_ACK if has_size => return Ok(export),
-                REP_ACK => return Err(wrong("has not said how large the export is")),
+                REP_ACK => return Err(protocol_error("has not said how large the export is")),
                 REP_INFO => match u16::from_be_bytes(bytes(&mut rest)?) {
                     INFO_EXPORT => {
                         export.bytes = u64::from_be_bytes(bytes(&mut rest)?);
@@ -310,7 +319,7 @@ impl Connection {
                         "" => known.unwrap_or("it does not say why").to_owned(),
                         said => said.escape_debug().to_string(),
                     };
-                    let refused = wrong(format_args!("refuses export \"{name}\": {why}"));
+                    let refused = protocol_error(format_args!("refuses export \"{name}\": {why}"));
                     return Err(match kind {
                         SHUTTING_DOWN => io::Error::new(io::ErrorKind::ConnectionReset, refused),
                         _ => refused,
@@ -318,7 +327,7 @@ impl Connection {
                 }
             }
         }
-        Err(wrong("does not come to an end"))
+        Err(protocol_error("does not come to an end"))
     }
 
     /// Does one request; returns the server's answer to it.
@@ -345,7 +354,7 @@ impl Connection {
             rest.write_all(field)?;
         }
         let (begin, within) = (Instant::now(), self.patience);
-        let mut timed = Timed { stream: &mut self.stream, begin, within };
+        let mut timed = TimedStream { stream: &mut self.stream, begin, within };
         self.sent = false;
         match command {
             Command::Write(data) => timed.send(&request, data)?,
@@ -358,7 +367,7 @@ impl Connection {
         let error = u32::from_be_bytes(bytes(&mut rest)?);
         let handle = u64::from_be_bytes(bytes(&mut rest)?);
         if magic != SIMPLE_REPLY || handle != self.handle {
-            return Err(wrong("gives an answer that makes no sense"));
+            return Err(protocol_error("gives an answer that makes no sense"));
         }
         if error != 0 {
             let known =
@@ -382,13 +391,13 @@ impl Connection {
 
 /// A stream with a time limit for all reads and writes of one exchange, however small the parts
 /// are.
-struct Timed<'s> {
+struct TimedStream<'s> {
     stream: &'s mut UnixStream,
     begin: Instant,
     within: Duration,
 }
 
-impl Timed<'_> {
+impl TimedStream<'_> {
     /// Refuses a further part once the time is over.
     fn check(&self) -> io::Result<()> {
         if self.begin.elapsed() < self.within {
@@ -410,14 +419,14 @@ impl Timed<'_> {
     }
 }
 
-impl Read for Timed<'_> {
+impl Read for TimedStream<'_> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         self.check()?;
         self.stream.read(into)
     }
 }
 
-impl Write for Timed<'_> {
+impl Write for TimedStream<'_> {
     fn write(&mut self, from: &[u8]) -> io::Result<usize> {
         self.check()?;
         self.stream.write(from)

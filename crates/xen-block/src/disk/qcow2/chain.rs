@@ -4,8 +4,8 @@
 use super::header::Header;
 use super::{DiskAccess, ImageFault, OpenError};
 use crate::disk::image::CHAIN_MAX;
-use crate::disk::lock::Hold;
-use crate::disk::open::Opened;
+use crate::disk::lock::FileUse;
+use crate::disk::open::OpenFile;
 use crate::disk::places::Places;
 use rustix::fs::OFlags;
 use std::fs::File;
@@ -47,10 +47,10 @@ impl Purpose {
         if self == Self::Use(DiskAccess::ReadWrite) { OFlags::RDWR } else { OFlags::RDONLY }
     }
 
-    fn lock(self, opened: &Opened) -> Result<(), OpenError> {
+    fn lock(self, opened: &OpenFile) -> Result<(), OpenError> {
         match self {
-            Self::Use(DiskAccess::ReadWrite) => opened.lock(Hold::Writing),
-            Self::Use(DiskAccess::ReadOnly) => opened.lock(Hold::Keeping),
+            Self::Use(DiskAccess::ReadWrite) => opened.lock(FileUse::Writing),
+            Self::Use(DiskAccess::ReadOnly) => opened.lock(FileUse::Keeping),
             Self::Look => Ok(()),
         }
     }
@@ -78,7 +78,7 @@ impl Chain {
         // The image that named the next one, and its folder.
         let mut by: Option<(PathBuf, PathBuf)> = None;
         while let Some((named, format)) = next.take() {
-            let opened = Opened::open(&named, purpose.flags())?;
+            let opened = OpenFile::open(&named, purpose.flags())?;
             if let Some((image, folder)) = &by {
                 let fault = if ids.contains(&opened.id) {
                     Some(ImageFault::Loop(opened.path.clone()))
@@ -93,7 +93,7 @@ impl Chain {
             }
             purpose.lock(&opened)?;
             ids.push(opened.id);
-            let Opened { file, path, .. } = opened;
+            let OpenFile { file, path, .. } = opened;
             let bad = |fault| OpenError::Image(path.clone(), fault);
             let mut link = Link { path: path.clone(), file: file.into(), header: None, data: None };
             if format == Format::Qcow2 {
@@ -103,7 +103,7 @@ impl Chain {
                 // as in QEMU.
                 let beside = |name: &str| named.parent().unwrap_or(Path::new("/")).join(name);
                 if let Some(name) = &header.data_file {
-                    let data = Opened::open(&beside(name), purpose.flags())?;
+                    let data = OpenFile::open(&beside(name), purpose.flags())?;
                     if !data.path.starts_with(&folder) {
                         return Err(bad(ImageFault::DataPlace(data.path)));
                     }

@@ -20,19 +20,19 @@ const MEMORY_MAX: usize = 64 << 20;
 ///
 /// # Errors
 /// [`ImageFault`]; then nothing was written, except where the system has failed.
-pub(super) fn mend(file: &File, layout: Layout) -> Result<(), ImageFault> {
+pub(super) fn repair(file: &File, layout: Layout) -> Result<(), ImageFault> {
     let said = |error: std::io::Error| ImageFault::Said(error.to_string());
     let (blocks, l1) = (table(file, layout.counts), table(file, layout.l1));
     let (blocks, l1) = (blocks.map_err(said)?, l1.map_err(said)?);
-    let mut used = Used { layout, blocks, named: BTreeMap::new(), bytes: 0 };
-    used.name(0)?;
+    let mut clusters = NamedClusters { layout, blocks, named: BTreeMap::new(), bytes: 0 };
+    clusters.add(0)?;
     for (offset, bytes) in [layout.l1, layout.counts] {
         for at in (offset..offset.saturating_add(bytes)).step_by(1 << layout.cluster_bits) {
-            used.name(at)?;
+            clusters.add(at)?;
         }
     }
-    for block in used.blocks.clone().into_iter().filter(|block| block & OFFSET != 0) {
-        used.name(block & OFFSET)?;
+    for block in clusters.blocks.clone().into_iter().filter(|block| block & OFFSET != 0) {
+        clusters.add(block & OFFSET)?;
     }
     // Each table once, however often it is named.
     let tables: BTreeSet<u64> =
@@ -42,7 +42,7 @@ pub(super) fn mend(file: &File, layout: Layout) -> Result<(), ImageFault> {
         if !offset.is_multiple_of(cluster) {
             return Err(ImageFault::Claim("a table does not begin where a cluster does"));
         }
-        used.name(offset)?;
+        clusters.add(offset)?;
         if !is_written(file, offset, cluster).map_err(said)? {
             // A table that was never written names nothing.
             continue;
@@ -51,15 +51,15 @@ pub(super) fn mend(file: &File, layout: Layout) -> Result<(), ImageFault> {
         let whole =
             |entry: &u64| layout.data_here && entry & COMPRESSED == 0 && entry & OFFSET != 0;
         for entry in entries.into_iter().filter(whole) {
-            used.name(entry & OFFSET)?;
+            clusters.add(entry & OFFSET)?;
         }
     }
-    used.count(file, |_, _| Ok(()))?;
-    used.count(file, |bytes, place| file.write_all_at(bytes, place).map_err(said))
+    clusters.update_counts(file, |_, _| Ok(()))?;
+    clusters.update_counts(file, |bytes, place| file.write_all_at(bytes, place).map_err(said))
 }
 
 /// The set of clusters that tables name.
-struct Used {
+struct NamedClusters {
     layout: Layout,
     /// The entries of the table of blocks of counts.
     blocks: Vec<u64>,
@@ -70,9 +70,9 @@ struct Used {
     bytes: usize,
 }
 
-impl Used {
+impl NamedClusters {
     /// Notes that the cluster at this offset is in use.
-    fn name(&mut self, offset: u64) -> Result<(), ImageFault> {
+    fn add(&mut self, offset: u64) -> Result<(), ImageFault> {
         let cluster = offset >> self.layout.cluster_bits;
         let in_a_block = self.layout.counts_in_a_block();
         let (block, count) = (cluster / in_a_block, (cluster % in_a_block) as usize);
@@ -95,7 +95,7 @@ impl Used {
 
     /// Calls `write` for each block in which a cluster is to be counted, with the block's place in
     /// the file.
-    fn count(
+    fn update_counts(
         &self,
         file: &File,
         mut write: impl FnMut(&[u8], u64) -> Result<(), ImageFault>,

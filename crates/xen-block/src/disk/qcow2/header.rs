@@ -4,7 +4,7 @@ use super::ImageFault;
 use super::layout::{Layout, fill};
 use std::fs::File;
 
-/// Bytes of a header of version 2.
+/// The bytes of a header of version 2.
 const V2_BYTES: usize = 72;
 /// The least bytes of a header of version 3.
 const V3_BYTES: usize = 104;
@@ -42,7 +42,7 @@ pub(super) enum Compression {
 
 impl Compression {
     /// Reads the method from a header of this length with these features.
-    fn of(bytes: Bytes<'_>, header_len: usize, features: u64) -> Result<Self, ImageFault> {
+    fn of(bytes: HeaderBytes<'_>, header_len: usize, features: u64) -> Result<Self, ImageFault> {
         let named = if header_len > COMPRESSION_AT { bytes.0[COMPRESSION_AT] } else { 0 };
         match (features & COMPRESSION != 0, named) {
             (false, 0) => Ok(Self::Zlib),
@@ -74,7 +74,7 @@ pub(super) struct Header {
 
 impl Header {
     /// Returns the bytes of the disk, rounded up to whole clusters.
-    pub(super) fn shown_size(&self) -> u64 {
+    pub(super) fn rounded_size(&self) -> u64 {
         self.size.next_multiple_of(1 << self.layout.cluster_bits)
     }
 
@@ -88,7 +88,7 @@ impl Header {
         fill(file, &mut bytes, 0).map_err(said)?;
         let len = file.metadata().map_err(said)?;
         let len = if len.is_file() { len.len() } else { u64::MAX };
-        let bytes = Bytes(&bytes);
+        let bytes = HeaderBytes(&bytes);
         if bytes.u32(0) != Some(u32::from_be_bytes(*b"QFI\xfb")) {
             return Err(ImageFault::NotQcow2);
         }
@@ -97,7 +97,7 @@ impl Header {
         Ok(header)
     }
 
-    fn parse(bytes: Bytes<'_>, len: u64) -> Result<Self, ImageFault> {
+    fn parse(bytes: HeaderBytes<'_>, len: u64) -> Result<Self, ImageFault> {
         let number = |at| bytes.u32(at).unwrap_or_default();
         let long = |at| bytes.u64(at).unwrap_or_default();
         let (needed, features, count_order, header_len) = match number(4) {
@@ -199,7 +199,7 @@ struct Extensions {
 
 impl Extensions {
     /// Reads the extensions between two offsets.
-    fn read(bytes: Bytes<'_>, mut at: usize, end: usize) -> Result<Self, ImageFault> {
+    fn read(bytes: HeaderBytes<'_>, mut at: usize, end: usize) -> Result<Self, ImageFault> {
         let mut extensions = Self::default();
         while at.saturating_add(8) <= end {
             let kind = bytes.u32(at).unwrap_or_default();
@@ -235,9 +235,9 @@ impl Extensions {
 
 /// The first bytes of an image.
 #[derive(Clone, Copy)]
-struct Bytes<'b>(&'b [u8]);
+struct HeaderBytes<'b>(&'b [u8]);
 
-impl Bytes<'_> {
+impl HeaderBytes<'_> {
     fn u32(self, at: usize) -> Option<u32> {
         Some(u32::from_be_bytes(self.0.get(at..at.checked_add(4)?)?.try_into().ok()?))
     }

@@ -41,7 +41,7 @@ impl Mask {
     /// Creates the mask of an image with zstd. The size is rounded up to whole clusters, as the
     /// last cluster is written as a whole too.
     pub(super) fn zstd(header: &Header) -> Self {
-        let size = header.shown_size();
+        let size = header.rounded_size();
         let field = |at, real: &[u8], shown: &[u8]| {
             let (real, shown) = (real.to_vec(), shown.to_vec());
             Field { at, real, shown }

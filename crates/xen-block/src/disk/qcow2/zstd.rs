@@ -32,7 +32,7 @@ const BLOCK_BYTES: usize = 512;
 const BLOCKS: usize = 64;
 /// The number of decoded clusters that are kept for a chain of images, each with the decoder that
 /// made it.
-const KEPT: usize = 4;
+const CACHED_CLUSTERS: usize = 4;
 
 /// An image with zstd.
 pub(super) struct ZstdImage {
@@ -46,14 +46,14 @@ pub(super) struct ZstdImage {
     /// thread that changes the file's tables. A cluster's place is therefore not overwritten
     /// between the look at its entry and the end of reading it.
     tables: RwLock<()>,
-    kept: Kept,
-    /// The image's number in `kept`.
+    cache: ClusterCache,
+    /// The image's number in `cache`.
     number: usize,
 }
 
 /// The decoded clusters of a chain's images; the most recently used is the last.
 #[derive(Clone, Default)]
-pub(super) struct Kept(Arc<Mutex<Vec<Cluster>>>);
+pub(super) struct ClusterCache(Arc<Mutex<Vec<Cluster>>>);
 
 /// A decoded cluster.
 struct Cluster {
@@ -70,7 +70,7 @@ type Place = (u64, usize);
 
 /// The reason why a cluster cannot be decoded.
 #[derive(Debug)]
-enum Fault {
+enum DecodeError {
     Frame(ruzstd::decoding::errors::FrameDecoderError),
     /// The frames have more bytes than a cluster.
     Long,
@@ -80,7 +80,7 @@ enum Fault {
     Tables,
 }
 
-impl fmt::Display for Fault {
+impl fmt::Display for DecodeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Frame(error) => write!(f, "a compressed cluster cannot be decoded: {error}"),
@@ -91,34 +91,34 @@ impl fmt::Display for Fault {
     }
 }
 
-impl std::error::Error for Fault {}
+impl std::error::Error for DecodeError {}
 
-impl From<Fault> for Error {
-    fn from(fault: Fault) -> Self {
+impl From<DecodeError> for Error {
+    fn from(fault: DecodeError) -> Self {
         Self::new(ErrorKind::InvalidData, fault)
     }
 }
 
 /// True if the error is a cluster that could not be decoded: then nothing was changed.
 pub(super) fn is_fault(error: &Error) -> bool {
-    error.get_ref().is_some_and(<dyn std::error::Error + Send + Sync>::is::<Fault>)
+    error.get_ref().is_some_and(<dyn std::error::Error + Send + Sync>::is::<DecodeError>)
 }
 
-impl Kept {
-    /// Returns the cluster if it is kept; otherwise one to be loaded.
+impl ClusterCache {
+    /// Returns the cluster if it is cached; otherwise one to be loaded.
     fn take(&self, of: (usize, Place)) -> Cluster {
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match kept.iter().position(|cluster| cluster.of == Some(of)) {
-            Some(at) => kept.remove(at),
-            None if kept.len() == KEPT => kept.remove(0),
+        let mut cache = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match cache.iter().position(|cluster| cluster.of == Some(of)) {
+            Some(at) => cache.remove(at),
+            None if cache.len() == CACHED_CLUSTERS => cache.remove(0),
             None => Cluster::new(),
         }
     }
 
     fn put(&self, cluster: Cluster) {
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.len() < KEPT {
-            kept.push(cluster);
+        let mut cache = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if cache.len() < CACHED_CLUSTERS {
+            cache.push(cluster);
         }
     }
 }
@@ -133,7 +133,7 @@ impl Cluster {
     /// Loads the cluster of this many bytes that is compressed at that place of the file.
     ///
     /// # Errors
-    /// Those of reading, and [`Fault`].
+    /// Those of reading, and [`DecodeError`].
     fn load(&mut self, file: &File, of: (usize, Place), bytes: usize) -> Result<()> {
         if self.of == Some(of) {
             return Ok(());
@@ -149,20 +149,20 @@ impl Cluster {
     }
 
     /// Decodes as many frames as fill the cluster; the bytes behind them belong to another one.
-    fn decode(&mut self) -> std::result::Result<(), Fault> {
+    fn decode(&mut self) -> std::result::Result<(), DecodeError> {
         let Self { decoder, packed, bytes, .. } = self;
         let (mut source, mut filled) = (&packed[..], 0);
         let mut blocks = bytes.len() / BLOCK_BYTES + BLOCKS;
         while filled < bytes.len() {
-            decoder.reset(&mut source).map_err(Fault::Frame)?;
+            decoder.reset(&mut source).map_err(DecodeError::Frame)?;
             while !decoder.is_finished() {
-                blocks = blocks.checked_sub(1).ok_or(Fault::Blocks)?;
+                blocks = blocks.checked_sub(1).ok_or(DecodeError::Blocks)?;
                 // One block at a time: a few bytes may decode to 128 KiB.
                 let one = BlockDecodingStrategy::UptoBlocks(1);
-                decoder.decode_blocks(&mut source, one).map_err(Fault::Frame)?;
+                decoder.decode_blocks(&mut source, one).map_err(DecodeError::Frame)?;
                 filled += decoder.read(&mut bytes[filled..]).unwrap_or_default();
                 if decoder.can_collect() > 0 {
-                    return Err(Fault::Long);
+                    return Err(DecodeError::Long);
                 }
             }
         }
@@ -176,11 +176,11 @@ impl ZstdImage {
         inner: Qcow2<ImageFile>,
         file: File,
         header: &Header,
-        kept: Kept,
+        cache: ClusterCache,
         number: usize,
     ) -> Self {
         let (layout, size) = (header.layout, header.size);
-        Self { inner, file, layout, size, tables: RwLock::new(()), kept, number }
+        Self { inner, file, layout, size, tables: RwLock::new(()), cache, number }
     }
 
     fn cluster_bytes(&self) -> u64 {
@@ -204,25 +204,29 @@ impl ZstdImage {
     /// compressed.
     fn decoded<T>(&self, offset: u64, take: impl FnOnce(&[u8]) -> T) -> Result<Option<T>> {
         let place = match self.layout.compressed(&self.file, offset) {
-            Err(error) if error.kind() == ErrorKind::InvalidData => Err(Fault::Tables.into()),
+            Err(error) if error.kind() == ErrorKind::InvalidData => Err(DecodeError::Tables.into()),
             place => place,
         };
         let Some(place) = place? else {
             // The file's tables can be newer than those in memory only if the disk's data overlaps
             // them, in a deliberately made image.
-            return if self.is_compressed(offset)? { Err(Fault::Tables.into()) } else { Ok(None) };
+            return if self.is_compressed(offset)? {
+                Err(DecodeError::Tables.into())
+            } else {
+                Ok(None)
+            };
         };
         let of = (self.number, place);
-        let mut cluster = self.kept.take(of);
+        let mut cluster = self.cache.take(of);
         cluster.load(&self.file, of, 1 << self.layout.cluster_bits)?;
         let taken = take(&cluster.bytes);
-        self.kept.put(cluster);
+        self.cache.put(cluster);
         Ok(Some(taken))
     }
 
     /// Returns the length of a request to zero a range: a range to the end of the disk is extended
     /// to whole clusters.
-    fn to_the_end(&self, offset: u64, length: u64) -> u64 {
+    fn extended_length(&self, offset: u64, length: u64) -> u64 {
         match offset.checked_add(length) {
             Some(end) if end == self.size => self.inner.size().saturating_sub(offset),
             _ => length,
@@ -237,7 +241,7 @@ impl ZstdImage {
         call: impl FnOnce(&Qcow2<ImageFile>, u64, u64) -> Result<(u64, u64)>,
     ) -> Result<(u64, u64)> {
         let _alone = self.changing();
-        let (done, bytes) = call(&self.inner, offset, self.to_the_end(offset, length))?;
+        let (done, bytes) = call(&self.inner, offset, self.extended_length(offset, length))?;
         Ok((done, bytes.min(offset.saturating_add(length).saturating_sub(done))))
     }
 

@@ -36,14 +36,14 @@ pub(super) enum Phase {
     /// The greeting was sent; the client's flags come next.
     Greeted,
     /// Options come next; with the client's choice about the zeroes that end an old negotiation.
-    Options(Zeroes),
+    Options(ZeroPadding),
     /// Requests come next.
     Requests,
 }
 
 /// The choice about 124 zeroes after the answer to `NBD_OPT_EXPORT_NAME`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Zeroes {
+pub(super) enum ZeroPadding {
     Wanted,
     NotWanted,
 }
@@ -70,7 +70,7 @@ pub(super) struct Request {
 
 /// The result of one step of parsing.
 #[derive(Debug)]
-pub(super) struct Step {
+pub(super) struct ParsedStep {
     /// The bytes of the input that were used.
     pub(super) used: usize,
     pub(super) phase: Phase,
@@ -80,7 +80,7 @@ pub(super) struct Step {
 
 /// An error: the client violates the protocol.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Nonsense;
+pub(super) struct ProtocolError;
 
 /// Returns the most bytes of a read or write.
 pub(super) fn transfer_max(info: &Info) -> usize {
@@ -118,15 +118,16 @@ pub(super) fn step(
     input: &[u8],
     info: &Info,
     output: &mut Vec<u8>,
-) -> Result<Option<Step>, Nonsense> {
+) -> Result<Option<ParsedStep>, ProtocolError> {
     match phase {
         Phase::Greeted => {
             let Some(flags) = u32_at(input, 0) else { return Ok(None) };
             if flags & !u32::from(SERVER_FLAGS) != 0 {
-                return Err(Nonsense);
+                return Err(ProtocolError);
             }
-            let zeroes = if flags & NO_ZEROES == 0 { Zeroes::Wanted } else { Zeroes::NotWanted };
-            Ok(Some(Step { used: 4, phase: Phase::Options(zeroes), request: None }))
+            let zeroes =
+                if flags & NO_ZEROES == 0 { ZeroPadding::Wanted } else { ZeroPadding::NotWanted };
+            Ok(Some(ParsedStep { used: 4, phase: Phase::Options(zeroes), request: None }))
         }
         Phase::Options(zeroes) => option(zeroes, input, info, output),
         Phase::Requests => request(input, info),
@@ -134,17 +135,17 @@ pub(super) fn step(
 }
 
 fn option(
-    zeroes: Zeroes,
+    zeroes: ZeroPadding,
     input: &[u8],
     info: &Info,
     output: &mut Vec<u8>,
-) -> Result<Option<Step>, Nonsense> {
+) -> Result<Option<ParsedStep>, ProtocolError> {
     if u64_at(input, 0).is_some_and(|magic| magic != OPTION_MAGIC) {
-        return Err(Nonsense);
+        return Err(ProtocolError);
     }
     let (Some(option), Some(len)) = (u32_at(input, 8), u32_at(input, 12)) else { return Ok(None) };
     if len as usize > OPTION_MAX {
-        return Err(Nonsense);
+        return Err(ProtocolError);
     }
     let used = 16 + len as usize;
     if input.len() < used {
@@ -154,7 +155,7 @@ fn option(
     match option {
         OPT_ABORT => {
             answer(output, option, REP_ACK, &[]);
-            return Err(Nonsense);
+            return Err(ProtocolError);
         }
         OPT_LIST => {
             answer(output, option, REP_SERVER, &0_u32.to_be_bytes());
@@ -163,7 +164,7 @@ fn option(
         OPT_EXPORT_NAME => {
             output.extend(info.bytes().to_be_bytes());
             output.extend(flags(info).to_be_bytes());
-            if zeroes == Zeroes::Wanted {
+            if zeroes == ZeroPadding::Wanted {
                 output.extend([0; 124]);
             }
             phase = Phase::Requests;
@@ -185,7 +186,7 @@ fn option(
         }
         _ => answer(output, option, REP_ERR_UNSUP, &[]),
     }
-    Ok(Some(Step { used, phase, request: None }))
+    Ok(Some(ParsedStep { used, phase, request: None }))
 }
 
 fn answer(output: &mut Vec<u8>, option: u32, kind: u32, payload: &[u8]) {
@@ -213,9 +214,9 @@ fn flags(info: &Info) -> u16 {
     flags
 }
 
-fn request(input: &[u8], info: &Info) -> Result<Option<Step>, Nonsense> {
+fn request(input: &[u8], info: &Info) -> Result<Option<ParsedStep>, ProtocolError> {
     if u32_at(input, 0).is_some_and(|magic| magic != REQUEST) {
-        return Err(Nonsense);
+        return Err(ProtocolError);
     }
     let fields = (u16_at(input, 6), u64_at(input, 8), u64_at(input, 16), u32_at(input, 24));
     let (Some(command), Some(handle), Some(offset), Some(len)) = fields else { return Ok(None) };
@@ -230,14 +231,14 @@ fn request(input: &[u8], info: &Info) -> Result<Option<Step>, Nonsense> {
     let data = if command == Command::Write { len as usize } else { 0 };
     // Data that does not fit cannot be skipped either.
     if data > transfer_max(info) {
-        return Err(Nonsense);
+        return Err(ProtocolError);
     }
     let used = 28 + data;
     if input.len() < used {
         return Ok(None);
     }
     let request = Request { command, handle, offset, len };
-    Ok(Some(Step { used, phase: Phase::Requests, request: Some((request, 28..used)) }))
+    Ok(Some(ParsedStep { used, phase: Phase::Requests, request: Some((request, 28..used)) }))
 }
 
 /// Appends the answer to a request.

@@ -260,7 +260,7 @@ pub(super) fn folder_entry(node: u64, next: u64, mode: u32, name: &[u8]) -> Vec<
 }
 
 /// True if the other side's version of the protocol is supported.
-pub(super) fn speaks(major: u32) -> bool {
+pub(super) fn is_supported(major: u32) -> bool {
     major == MAJOR
 }
 

@@ -35,7 +35,7 @@ const JOURNAL_MAGIC: u32 = 0xc03b_3998;
 
 /// An event on the store; the log has them in order.
 #[derive(Clone, Debug)]
-enum Happened {
+enum StoreEvent {
     Write(usize, Vec<u8>),
     Flush,
     /// The guest has the answer that this transaction is safe.
@@ -44,19 +44,19 @@ enum Happened {
 
 /// The store's treatment of flushes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Honesty {
+enum FlushBehaviour {
     Honest,
     /// It answers a flush and does nothing, like a build without fdatasync.
     ForgetsFlushes,
 }
 
-type Log = Rc<RefCell<Vec<Happened>>>;
+type Log = Rc<RefCell<Vec<StoreEvent>>>;
 
 #[derive(Debug)]
 struct Recording {
     disk: Memory,
     log: Log,
-    honesty: Honesty,
+    flushes: FlushBehaviour,
 }
 
 impl Disk for Recording {
@@ -70,10 +70,10 @@ impl Disk for Recording {
                 let mut bytes = vec![0; io.bytes()];
                 io.gather(&mut bytes).unwrap();
                 let at = usize::try_from(io.offset()).unwrap();
-                self.log.borrow_mut().push(Happened::Write(at, bytes));
+                self.log.borrow_mut().push(StoreEvent::Write(at, bytes));
             }
-            Op::Flush if self.honesty == Honesty::Honest => {
-                self.log.borrow_mut().push(Happened::Flush);
+            Op::Flush if self.flushes == FlushBehaviour::Honest => {
+                self.log.borrow_mut().push(StoreEvent::Flush);
             }
             _ => {}
         }
@@ -224,13 +224,13 @@ fn flush(scene: &mut Scene) {
 }
 
 /// Writes all transactions through a device onto a store in memory.
-fn play(workload: &Workload, log: &Log, honesty: Honesty) -> bool {
+fn play(workload: &Workload, log: &Log, flushes: FlushBehaviour) -> bool {
     let (start, recorded) = (workload.start(), Rc::clone(log));
     let open: Box<OpenDisk> = Box::new(move |_| {
         let disk = Memory::with_contents(start.clone());
-        Ok(Box::new(Recording { disk, log: Rc::clone(&recorded), honesty }))
+        Ok(Box::new(Recording { disk, log: Rc::clone(&recorded), flushes }))
     });
-    play_on(workload, open, |number| log.borrow_mut().push(Happened::Answered(number)))
+    play_on(workload, open, |number| log.borrow_mut().push(StoreEvent::Answered(number)))
 }
 
 /// Writes all transactions through a device; calls `answered` for each that is safe.
@@ -326,14 +326,14 @@ fn recover(
 fn crash_everywhere(
     workload: &Workload,
     (mut flushed, format): (Vec<u8>, Format),
-    log: &[Happened],
+    log: &[StoreEvent],
     file: &Path,
 ) -> (usize, Option<String>) {
     let mut unflushed: Vec<(usize, Vec<u8>)> = Vec::new();
     let (mut answered, mut seed, mut images) = (0, 3_u64, 0);
     let mut outcomes: BTreeMap<usize, u32> = BTreeMap::new();
-    for happened in log.iter().chain([&Happened::Flush]) {
-        if let Happened::Write(at, bytes) = happened {
+    for event in log.iter().chain([&StoreEvent::Flush]) {
+        if let StoreEvent::Write(at, bytes) = event {
             unflushed.push((*at, bytes.clone()));
             continue;
         }
@@ -357,8 +357,8 @@ fn crash_everywhere(
                 Err(what) => return (images, Some(what)),
             }
         }
-        match happened {
-            Happened::Answered(number) => answered = *number,
+        match event {
+            StoreEvent::Answered(number) => answered = *number,
             _ => {
                 for (at, bytes) in unflushed.drain(..) {
                     put_at(&mut flushed, at, &bytes);
@@ -375,7 +375,7 @@ fn every_crash_recovers_to_what_was_answered() {
     let Some(folder) = Folder::new("durable") else { return };
     let workload = Workload::make(&folder.0);
     let log = Log::default();
-    if !play(&workload, &log, Honesty::Honest) {
+    if !play(&workload, &log, FlushBehaviour::Honest) {
         return;
     }
     let start = (workload.start(), Format::Raw);
@@ -390,7 +390,7 @@ fn a_store_that_forgets_flushes_is_found_out() {
     let Some(folder) = Folder::new("forgets") else { return };
     let workload = Workload::make(&folder.0);
     let log = Log::default();
-    if !play(&workload, &log, Honesty::ForgetsFlushes) {
+    if !play(&workload, &log, FlushBehaviour::ForgetsFlushes) {
         return;
     }
     let start = (workload.start(), Format::Raw);

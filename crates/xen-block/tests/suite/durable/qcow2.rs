@@ -2,7 +2,7 @@
 //! write and each sync of the image's file.
 
 use super::{
-    Folder, Format, Happened, TRANSACTIONS, Workload, crash_everywhere, play_on, put_at, recover,
+    Folder, Format, StoreEvent, TRANSACTIONS, Workload, crash_everywhere, play_on, put_at, recover,
 };
 use crate::support::once_free;
 use std::os::unix::fs::FileExt;
@@ -68,7 +68,7 @@ fn bytes(text: &str) -> Vec<u8> {
 }
 
 /// Parses a line of strace's log, without the thread's number.
-fn happened(call: &str) -> Option<Happened> {
+fn parse_event(call: &str) -> Option<StoreEvent> {
     assert!(!call.contains("unfinished") && !call.contains("resumed"), "two calls at once: {call}");
     if call.starts_with('+') {
         // The line is the end of a thread.
@@ -79,7 +79,7 @@ fn happened(call: &str) -> Option<Happened> {
     let arguments = arguments.trim_end().trim_end_matches(')');
     if name == "fdatasync" || name == "fsync" {
         assert_eq!(result, "0", "{call}");
-        return Some(Happened::Flush);
+        return Some(StoreEvent::Flush);
     }
     if name == "ftruncate" {
         // The file grows; an image reads as zeroes past its end anyway.
@@ -91,14 +91,14 @@ fn happened(call: &str) -> Option<Happened> {
     let written: Vec<u8> = arguments.split('"').skip(1).step_by(2).flat_map(bytes).collect();
     assert_eq!(result.parse(), Ok(written.len()), "{name}: {result}");
     Some(match written.strip_prefix(MARK) {
-        Some([number]) => Happened::Answered(usize::from(*number)),
-        _ => Happened::Write(at, written),
+        Some([number]) => StoreEvent::Answered(usize::from(*number)),
+        _ => StoreEvent::Write(at, written),
     })
 }
 
 /// Runs the process under strace. Returns the image before the run, and the events on it; `None` if
 /// a tool is missing.
-fn traced(workload: &Workload, folder: &Path) -> Option<(Vec<u8>, Vec<Happened>)> {
+fn traced(workload: &Workload, folder: &Path) -> Option<(Vec<u8>, Vec<StoreEvent>)> {
     for (tool, package) in [("strace", "strace"), ("qemu-img", "qemu-utils")] {
         if Command::new(tool).arg("--version").output().is_err() {
             let why = format!("there is no {tool} (Debian: {package})");
@@ -126,8 +126,8 @@ fn traced(workload: &Workload, folder: &Path) -> Option<(Vec<u8>, Vec<Happened>)
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
     let text = std::fs::read_to_string(&log).unwrap();
     let call = |line: &str| line.split_once(' ').map(|(_, call)| call.trim_start().to_owned());
-    let happened = text.lines().filter_map(call).filter_map(|call| happened(&call)).collect();
-    Some((before, happened))
+    let events = text.lines().filter_map(call).filter_map(|call| parse_event(&call)).collect();
+    Some((before, events))
 }
 
 #[test]
@@ -135,7 +135,7 @@ fn every_crash_of_an_image_recovers_to_what_was_answered() {
     let Some(folder) = Folder::new("durable-qcow2") else { return };
     let workload = Workload::make(&folder.0);
     let Some((before, log)) = traced(&workload, &folder.0) else { return };
-    let answers = log.iter().filter(|what| matches!(what, Happened::Answered(_)));
+    let answers = log.iter().filter(|what| matches!(what, StoreEvent::Answered(_)));
     assert_eq!(answers.count(), TRANSACTIONS);
     let file = folder.0.join("crash");
     let start = (before.clone(), Format::Qcow2);
@@ -146,9 +146,9 @@ fn every_crash_of_an_image_recovers_to_what_was_answered() {
     let (mut left, mut answered) = (before.clone(), 0);
     for (at, what) in log.iter().enumerate() {
         match what {
-            Happened::Write(at, bytes) => put_at(&mut left, *at, bytes),
-            Happened::Answered(number) => answered = *number,
-            Happened::Flush => continue,
+            StoreEvent::Write(at, bytes) => put_at(&mut left, *at, bytes),
+            StoreEvent::Answered(number) => answered = *number,
+            StoreEvent::Flush => continue,
         }
         let state = recover(&workload, &file, &left, Format::Qcow2);
         assert!(
@@ -157,7 +157,8 @@ fn every_crash_of_an_image_recovers_to_what_was_answered() {
         );
     }
     // Without the syncs, as in a build that forgets them, the test finds a loss.
-    let without: Vec<_> = log.into_iter().filter(|what| !matches!(what, Happened::Flush)).collect();
+    let without: Vec<_> =
+        log.into_iter().filter(|what| !matches!(what, StoreEvent::Flush)).collect();
     let (_, lost) = crash_everywhere(&workload, (before, Format::Qcow2), &without, &file);
     assert!(lost.is_some(), "nothing was lost without any sync");
 }

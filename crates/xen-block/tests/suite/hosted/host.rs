@@ -192,7 +192,7 @@ impl Guest {
         Self { guest, runs: 0 }
     }
 
-    /// Starts a shell command in the guest; [`Guest::ended`] waits for its end.
+    /// Starts a shell command in the guest; [`Guest::wait_for_end`] waits for its end.
     pub(crate) fn start(&mut self, command: &str) -> u32 {
         self.runs += 1;
         let number = self.runs;
@@ -201,7 +201,7 @@ impl Guest {
     }
 
     /// Waits for the end of a command: true if it succeeded, and its output.
-    pub(crate) fn ended(&self, number: u32) -> (bool, String) {
+    pub(crate) fn wait_for_end(&self, number: u32) -> (bool, String) {
         let (ended, well, wrote) = self.end_of_any();
         assert_eq!(ended, number, "{wrote}");
         (well, wrote)
@@ -222,7 +222,7 @@ impl Guest {
     /// Runs a shell command, which must succeed; returns its output.
     pub(crate) fn run(&mut self, command: &str) -> String {
         let number = self.start(command);
-        let (well, wrote) = self.ended(number);
+        let (well, wrote) = self.wait_for_end(number);
         assert!(well, "{command}: {wrote}");
         wrote
     }
@@ -230,7 +230,7 @@ impl Guest {
     /// Runs a shell command, which must fail; returns its output.
     pub(crate) fn fails(&mut self, command: &str) -> String {
         let number = self.start(command);
-        let (well, wrote) = self.ended(number);
+        let (well, wrote) = self.wait_for_end(number);
         assert!(!well, "{command}: {wrote}");
         wrote
     }

@@ -1,13 +1,13 @@
 //! Keeps requests that a backend has not answered, for the next one. That backend may have smaller
 //! rings, and take fewer segments or not take such requests at all.
 
-use super::queue::{Asked, Completion, Part, Want};
+use super::queue::{Completion, Part, PendingRequest, Want};
 use std::collections::{BTreeMap, VecDeque};
 use xen_io::blkif::Status;
 
 #[derive(Default)]
-pub(super) struct Again {
-    asked: VecDeque<Asked>,
+pub(super) struct ResubmitQueue {
+    requests: VecDeque<PendingRequest>,
     /// The requests that were split, by their tags: the number of missing answers, and the status
     /// so far.
     pieces: BTreeMap<u64, (usize, Status)>,
@@ -15,46 +15,46 @@ pub(super) struct Again {
     failed: Vec<Completion>,
 }
 
-impl Again {
-    pub(super) fn extend(&mut self, asked: Vec<Asked>) {
-        self.asked.extend(asked);
+impl ResubmitQueue {
+    pub(super) fn extend(&mut self, requests: Vec<PendingRequest>) {
+        self.requests.extend(requests);
     }
 
-    pub(super) fn next(&mut self) -> Option<Asked> {
-        self.asked.pop_front()
+    pub(super) fn pop(&mut self) -> Option<PendingRequest> {
+        self.requests.pop_front()
     }
 
-    pub(super) fn put_back(&mut self, asked: Asked) {
-        self.asked.push_front(asked);
+    pub(super) fn put_back(&mut self, request: PendingRequest) {
+        self.requests.push_front(request);
     }
 
     /// True if there is a request to submit.
-    pub(super) fn waits(&self) -> bool {
-        !self.asked.is_empty()
+    pub(super) fn has_requests(&self) -> bool {
+        !self.requests.is_empty()
     }
 
     pub(super) fn len(&self) -> usize {
-        self.asked.len() + self.failed.len()
+        self.requests.len() + self.failed.len()
     }
 
     /// Splits reads and writes of more than `parts_max` parts into several.
     pub(super) fn split(&mut self, parts_max: usize) {
-        for asked in std::mem::take(&mut self.asked) {
-            let (Want::Read { tag, sector } | Want::Write { tag, sector }) = asked.want else {
-                self.asked.push_back(asked);
+        for request in std::mem::take(&mut self.requests) {
+            let (Want::Read { tag, sector } | Want::Write { tag, sector }) = request.want else {
+                self.requests.push_back(request);
                 continue;
             };
-            let count = asked.parts.len().div_ceil(parts_max);
+            let count = request.parts.len().div_ceil(parts_max);
             if count > 1 {
                 self.pieces.entry(tag).or_insert((1, Status::Okay)).0 += count - 1;
             }
             let mut sector = sector;
-            for parts in asked.parts.chunks(parts_max) {
-                let want = match asked.want {
+            for parts in request.parts.chunks(parts_max) {
+                let want = match request.want {
                     Want::Read { .. } => Want::Read { tag, sector },
                     _ => Want::Write { tag, sector },
                 };
-                self.asked.push_back(Asked { want, parts: parts.to_vec() });
+                self.requests.push_back(PendingRequest { want, parts: parts.to_vec() });
                 sector += parts.iter().map(sectors).sum::<u64>();
             }
         }
@@ -62,7 +62,7 @@ impl Again {
 
     /// Takes the answer to a request; returns the answer to the whole request if that was the last
     /// of its pieces.
-    pub(super) fn ended(&mut self, completion: Completion) -> Option<Completion> {
+    pub(super) fn complete(&mut self, completion: Completion) -> Option<Completion> {
         let Completion { tag, status } = completion;
         let Some((left, worst)) = self.pieces.get_mut(&tag) else { return Some(completion) };
         *left -= 1;
@@ -76,9 +76,9 @@ impl Again {
     }
 
     /// Fails a request that the new backend does not take.
-    pub(super) fn fail(&mut self, asked: &Asked) {
-        let failed = Completion { tag: asked.want.tag(), status: Status::NotSupported };
-        let whole = self.ended(failed);
+    pub(super) fn fail(&mut self, request: &PendingRequest) {
+        let failed = Completion { tag: request.want.tag(), status: Status::NotSupported };
+        let whole = self.complete(failed);
         self.failed.extend(whole);
     }
 
@@ -86,7 +86,7 @@ impl Again {
         !self.failed.is_empty()
     }
 
-    pub(super) fn failed(&mut self) -> impl Iterator<Item = Completion> {
+    pub(super) fn take_failed(&mut self) -> impl Iterator<Item = Completion> {
         self.failed.drain(..)
     }
 }

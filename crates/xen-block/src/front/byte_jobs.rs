@@ -6,7 +6,7 @@
 //! meanwhile. Requests that others put into the same frontend ([`super::export`]) belong to none of
 //! these jobs. Zeroes are a discard; data that does not read as zeroes afterwards is overwritten.
 
-use super::{Buffer, Completion, Front, Full, Info, Offer, Part, Want};
+use super::{Buffer, Completion, Front, Info, Offer, Part, SubmitError, Want};
 use rustix::io::Errno;
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
@@ -20,9 +20,9 @@ const ZEROES: u64 = 256 << 10;
 
 /// The work of a job.
 #[derive(Debug)]
-pub(super) enum Work {
+pub(super) enum JobKind {
     Read,
-    Write(Vec<u8>, Sync),
+    Write(Vec<u8>, Durability),
     Zero,
     Flush,
 }
@@ -30,14 +30,14 @@ pub(super) enum Work {
 /// The time of the answer to a write: once it is on stable storage, or once a later flush would
 /// include it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Sync {
+pub(super) enum Durability {
     Flushed,
     Plain,
 }
 
 /// A job that has ended: the data that was read, or the error.
 #[derive(Debug)]
-pub(super) struct Done {
+pub(super) struct FinishedJob {
     pub(super) tag: u64,
     pub(super) result: Result<Vec<u8>, Errno>,
 }
@@ -68,16 +68,16 @@ struct Job {
     /// The range of the job, extended to whole sectors.
     sectors: Range<u64>,
     payload: Vec<u8>,
-    sync: Sync,
+    sync: Durability,
     stage: Stage,
     /// True if no other job may write to its sectors meanwhile.
-    alone: bool,
+    exclusive: bool,
     started: bool,
     /// The offset of `data` on the device.
     place: u64,
     data: Vec<u8>,
     /// The bytes of this stage for which requests were made.
-    asked: usize,
+    requested: usize,
     /// The number of requests without an answer.
     open: usize,
     errno: Option<Errno>,
@@ -85,7 +85,7 @@ struct Job {
 
 /// A request of the ring.
 #[derive(Debug)]
-struct Piece {
+struct PieceRequest {
     job: u64,
     bytes: Range<usize>,
     buffers: Vec<Buffer>,
@@ -93,23 +93,23 @@ struct Piece {
 
 /// The jobs of one device.
 #[derive(Debug, Default)]
-pub(super) struct Bytes {
+pub(super) struct ByteJobs {
     jobs: BTreeMap<u64, Job>,
     /// The jobs with requests to make, in order.
     waiting: VecDeque<u64>,
-    pieces: BTreeMap<u64, Piece>,
+    pieces: BTreeMap<u64, PieceRequest>,
     next: u64,
     held: usize,
 }
 
 /// The result of making requests for a job's stage.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Went {
+enum StageProgress {
     Wholly,
     NotYet,
 }
 
-impl Bytes {
+impl ByteJobs {
     /// True if the answer belongs to one of these requests.
     pub(super) fn owns(completion: &Completion) -> bool {
         completion.tag & MARK != 0
@@ -120,19 +120,19 @@ impl Bytes {
         self.held
     }
 
-    /// Adds a job; `wanted` lies within the device. [`Bytes::ask`] starts it.
-    pub(super) fn add(&mut self, info: &Info, tag: u64, wanted: Range<u64>, work: Work) {
+    /// Adds a job; `wanted` lies within the device. [`ByteJobs::submit_waiting`] starts it.
+    pub(super) fn add(&mut self, info: &Info, tag: u64, wanted: Range<u64>, work: JobKind) {
         let size = u64::from(info.sector_size);
         let sectors = wanted.start / size * size..wanted.end.next_multiple_of(size);
         let whole = sectors == wanted;
         let (stage, payload, sync) = match work {
-            Work::Read => (Stage::Read, Vec::new(), Sync::Plain),
-            Work::Write(payload, sync) if whole => (Stage::Write, payload, sync),
-            Work::Write(payload, sync) => (Stage::Around, payload, sync),
-            Work::Zero => (Stage::Discard, Vec::new(), Sync::Plain),
-            Work::Flush => (Stage::Flush, Vec::new(), Sync::Plain),
+            JobKind::Read => (Stage::Read, Vec::new(), Durability::Plain),
+            JobKind::Write(payload, sync) if whole => (Stage::Write, payload, sync),
+            JobKind::Write(payload, sync) => (Stage::Around, payload, sync),
+            JobKind::Zero => (Stage::Discard, Vec::new(), Durability::Plain),
+            JobKind::Flush => (Stage::Flush, Vec::new(), Durability::Plain),
         };
-        let alone = matches!(stage, Stage::Around | Stage::Discard);
+        let exclusive = matches!(stage, Stage::Around | Stage::Discard);
         let mut job = Job {
             tag,
             place: sectors.start,
@@ -141,10 +141,10 @@ impl Bytes {
             payload,
             sync,
             stage,
-            alone,
+            exclusive,
             started: false,
             data: Vec::new(),
-            asked: 0,
+            requested: 0,
             open: 0,
             errno: None,
         };
@@ -158,7 +158,11 @@ impl Bytes {
     }
 
     /// Takes the answer to one request; returns the job that has ended with it, if any.
-    pub(super) fn answer(&mut self, front: &mut Front, completion: Completion) -> Option<Done> {
+    pub(super) fn complete(
+        &mut self,
+        front: &mut Front,
+        completion: Completion,
+    ) -> Option<FinishedJob> {
         let piece = self.pieces.remove(&completion.tag)?;
         let job = self.jobs.get_mut(&piece.job)?;
         let discards = job.stage == Stage::Discard;
@@ -179,14 +183,14 @@ impl Bytes {
         }
         piece.buffers.into_iter().for_each(|buffer| front.give_back(buffer));
         job.open -= 1;
-        if job.open > 0 || !(job.is_asked() || job.errno.is_some()) {
+        if job.open > 0 || !(job.is_requested() || job.errno.is_some()) {
             return None;
         }
         self.advance(piece.job)
     }
 
     /// Ends the current stage, and starts the next one or ends the job.
-    fn advance(&mut self, number: u64) -> Option<Done> {
+    fn advance(&mut self, number: u64) -> Option<FinishedJob> {
         let job = self.jobs.get_mut(&number)?;
         let before = job.held();
         if job.errno.is_none() && job.next_stage() {
@@ -208,12 +212,12 @@ impl Bytes {
             }
             None => Ok(Vec::new()),
         };
-        Some(Done { tag: job.tag, result })
+        Some(FinishedJob { tag: job.tag, result })
     }
 
     /// Makes the requests of waiting jobs, as far as there is room; returns the jobs that have
     /// ended without one.
-    pub(super) fn ask(&mut self, front: &mut Front) -> Vec<Done> {
+    pub(super) fn submit_waiting(&mut self, front: &mut Front) -> Vec<FinishedJob> {
         let mut ended = Vec::new();
         while let Some(number) = self.waiting.pop_front() {
             if !self.may_start(number) {
@@ -221,12 +225,12 @@ impl Bytes {
                 break;
             }
             match self.submit(front, number) {
-                Ok(Went::Wholly) => {
+                Ok(StageProgress::Wholly) => {
                     if self.jobs.get(&number).is_some_and(|job| job.open == 0) {
                         ended.extend(self.advance(number));
                     }
                 }
-                Ok(Went::NotYet) => {
+                Ok(StageProgress::NotYet) => {
                     self.waiting.push_front(number);
                     break;
                 }
@@ -243,9 +247,9 @@ impl Bytes {
     }
 
     /// Ends all jobs, as the device is gone.
-    pub(super) fn end(&mut self) -> Vec<Done> {
+    pub(super) fn end(&mut self) -> Vec<FinishedJob> {
         let jobs = std::mem::take(self).jobs;
-        jobs.into_values().map(|job| Done { tag: job.tag, result: Err(Errno::IO) }).collect()
+        jobs.into_values().map(|job| FinishedJob { tag: job.tag, result: Err(Errno::IO) }).collect()
     }
 
     /// True if no started job is in conflict with this one: two that write to the same sectors wait
@@ -257,7 +261,7 @@ impl Bytes {
             *other != number
                 && at.started
                 && at.stage != Stage::Read
-                && (job.alone || at.alone)
+                && (job.exclusive || at.exclusive)
                 && job.sectors.start < at.sectors.end
                 && at.sectors.start < job.sectors.end
         };
@@ -277,54 +281,54 @@ impl Bytes {
         true
     }
 
-    fn submit(&mut self, front: &mut Front, number: u64) -> Result<Went, Errno> {
-        let Some(job) = self.jobs.get_mut(&number) else { return Ok(Went::Wholly) };
-        let Some(info) = front.info() else { return Ok(Went::NotYet) };
-        while !job.is_asked() {
+    fn submit(&mut self, front: &mut Front, number: u64) -> Result<StageProgress, Errno> {
+        let Some(job) = self.jobs.get_mut(&number) else { return Ok(StageProgress::Wholly) };
+        let Some(info) = front.info() else { return Ok(StageProgress::NotYet) };
+        while !job.is_requested() {
             self.next += 1;
             let tag = self.next | MARK;
-            let mut piece = Piece { job: number, bytes: 0..0, buffers: Vec::new() };
-            match ask_one(front, &info, job, tag, &mut piece) {
-                Ok(Asked::Nothing) => job.asked = 1,
-                Ok(Asked::One) => {
+            let mut piece = PieceRequest { job: number, bytes: 0..0, buffers: Vec::new() };
+            match submit_one(front, &info, job, tag, &mut piece) {
+                Ok(SubmitOutcome::Nothing) => job.requested = 1,
+                Ok(SubmitOutcome::One) => {
                     job.open += 1;
-                    job.asked = piece.bytes.end;
+                    job.requested = piece.bytes.end;
                     self.pieces.insert(tag, piece);
                 }
                 Err(full) => {
                     piece.buffers.into_iter().for_each(|buffer| front.give_back(buffer));
-                    return if full == Full::NotPossible {
+                    return if full == SubmitError::NotPossible {
                         Err(Errno::PERM)
                     } else {
-                        Ok(Went::NotYet)
+                        Ok(StageProgress::NotYet)
                     };
                 }
             }
         }
-        Ok(Went::Wholly)
+        Ok(StageProgress::Wholly)
     }
 }
 
 /// The result of trying to make one request.
-enum Asked {
+enum SubmitOutcome {
     One,
     Nothing,
 }
 
 /// Puts one request into the ring, with as much of the stage as fits.
-fn ask_one(
+fn submit_one(
     front: &mut Front,
     info: &Info,
     job: &mut Job,
     tag: u64,
-    piece: &mut Piece,
-) -> Result<Asked, Full> {
+    piece: &mut PieceRequest,
+) -> Result<SubmitOutcome, SubmitError> {
     let size = u64::from(info.sector_size);
     match job.stage {
         Stage::Flush => {
             if info.flush == Offer::NotTaken {
                 // A backend without flush does not cache writes.
-                return Ok(Asked::Nothing);
+                return Ok(SubmitOutcome::Nothing);
             }
             piece.bytes = 0..1;
             front.submit(0, Want::Flush { tag }, &[])?;
@@ -333,7 +337,7 @@ fn ask_one(
             let (from, to) =
                 (job.wanted.start.next_multiple_of(size), job.wanted.end / size * size);
             if info.discard == Offer::NotTaken || from >= to {
-                return Ok(Asked::Nothing);
+                return Ok(SubmitOutcome::Nothing);
             }
             piece.bytes = 0..1;
             let (sector, sectors) = (from / 512, (to - from) / 512);
@@ -341,7 +345,7 @@ fn ask_one(
         }
         _ => transfer(front, info, job, tag, piece)?,
     }
-    Ok(Asked::One)
+    Ok(SubmitOutcome::One)
 }
 
 fn transfer(
@@ -349,10 +353,10 @@ fn transfer(
     info: &Info,
     job: &mut Job,
     tag: u64,
-    piece: &mut Piece,
-) -> Result<(), Full> {
+    piece: &mut PieceRequest,
+) -> Result<(), SubmitError> {
     let most = usize::from(info.segments_max) * PAGE_SIZE;
-    let left = (job.data.len() - job.asked).min(most);
+    let left = (job.data.len() - job.requested).min(most);
     let mut parts = Vec::new();
     let mut len = 0;
     while len < left {
@@ -364,10 +368,10 @@ fn transfer(
     }
     // The request is limited by the buffers; a page holds whole sectors.
     if parts.is_empty() {
-        return Err(Full::Ring);
+        return Err(SubmitError::Ring);
     }
-    piece.bytes = job.asked..job.asked + len;
-    let sector = (job.place + job.asked as u64) / 512;
+    piece.bytes = job.requested..job.requested + len;
+    let sector = (job.place + job.requested as u64) / 512;
     if !matches!(job.stage, Stage::Write | Stage::Clear) {
         return front.submit(0, Want::Read { tag, sector }, &parts);
     }
@@ -385,16 +389,16 @@ impl Job {
     }
 
     /// True if requests were made for all of this stage.
-    fn is_asked(&self) -> bool {
+    fn is_requested(&self) -> bool {
         match self.stage {
-            Stage::Flush | Stage::Discard => self.asked > 0,
-            _ => self.asked >= self.data.len(),
+            Stage::Flush | Stage::Discard => self.requested > 0,
+            _ => self.requested >= self.data.len(),
         }
     }
 
     /// Starts the next stage; false if there is none.
     fn next_stage(&mut self) -> bool {
-        self.asked = 0;
+        self.requested = 0;
         match self.stage {
             Stage::Read | Stage::Flush => false,
             Stage::Around => {
@@ -407,7 +411,7 @@ impl Job {
             }
             Stage::Write => {
                 self.stage = Stage::Flush;
-                self.sync == Sync::Flushed
+                self.sync == Durability::Flushed
             }
             Stage::Discard => self.look_at(self.sectors.start),
             Stage::Look => {

@@ -5,9 +5,9 @@ use std::path::Path;
 
 /// A path for a log; its control characters are escaped.
 #[derive(Clone, Copy)]
-pub(super) struct Shown<'p>(pub(super) &'p Path);
+pub(super) struct EscapedPath<'p>(pub(super) &'p Path);
 
-impl fmt::Display for Shown<'_> {
+impl fmt::Display for EscapedPath<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let text = self.0.to_string_lossy();
         text.chars().try_for_each(|char| match char.is_control() {
