@@ -122,7 +122,7 @@ impl ConnectedDevice {
         stats: &'a mut Stats,
         now: Instant,
     ) -> (&'a mut [Queue], QueueContext<'a>) {
-        let work = QueueContext {
+        let context = QueueContext {
             disk: &mut *self.disk,
             grants,
             stats,
@@ -132,7 +132,7 @@ impl ConnectedDevice {
             discard: self.discard,
             now,
         };
-        (&mut self.queues, work)
+        (&mut self.queues, context)
     }
 }
 
@@ -240,10 +240,10 @@ impl Back {
     fn work_once(&mut self, now: Instant, patience: Option<Duration>) -> Result<Worked, Error> {
         let mut worked = Worked::default();
         let taking = self.connected.as_ref().map(|connected| connected.taking);
-        self.for_each_queue(now, &mut worked, |queue, work, turn| {
-            queue.retry(work)?;
+        self.for_each_queue(now, &mut worked, |queue, context, turn| {
+            queue.retry(context)?;
             if taking == Some(RequestIntake::Yes) {
-                queue.take(work, turn)?;
+                queue.take(context, turn)?;
             }
             Ok(())
         })?;
@@ -298,14 +298,14 @@ impl Back {
         let Some(connected) = &mut self.connected else { return Ok(()) };
         let grants = Rc::clone(&self.platform.grants);
         let mut grants = grants.borrow_mut();
-        let (queues, mut work) = connected.split(&mut *grants, &mut self.stats, now);
-        while let Some((io, result)) = work.disk.finished() {
+        let (queues, mut context) = connected.split(&mut *grants, &mut self.stats, now);
+        while let Some((io, result)) = context.disk.finished() {
             if let Some(queue) = queues.get_mut(queue_of(&io)) {
-                queue.finished(io, result, &mut work)?;
+                queue.finished(io, result, &mut context)?;
             }
         }
         // A request that follows a flush or a barrier may have been submitted.
-        work.disk.start();
+        context.disk.start();
         Ok(())
     }
 
@@ -323,10 +323,10 @@ impl Back {
         let Some(connected) = &mut self.connected else { return Ok(()) };
         let grants = Rc::clone(&self.platform.grants);
         let mut grants = grants.borrow_mut();
-        let (queues, mut work) = connected.split(&mut *grants, &mut self.stats, now);
+        let (queues, mut context) = connected.split(&mut *grants, &mut self.stats, now);
         for queue in queues {
             let mut turn = QueueTurn::default();
-            call(queue, &mut work, &mut turn)?;
+            call(queue, &mut context, &mut turn)?;
             worked.moved = worked.moved.wrapping_add(turn.moved);
             worked.more |= turn.more;
         }
@@ -495,7 +495,9 @@ impl Driver for Back {
         self.connected = Some(connected);
         self.stats = Stats::default();
         let mut worked = Worked::default();
-        self.for_each_queue(Instant::now(), &mut worked, |queue, work, _| queue.replay(work))?;
+        self.for_each_queue(Instant::now(), &mut worked, |queue, context, _| {
+            queue.replay(context)
+        })?;
         // The earlier process may have shown answers without a notification.
         let queues = self.connected.iter().flat_map(|connected| &connected.queues);
         queues.map(|queue| &queue.channel).try_for_each(Channel::notify)?;

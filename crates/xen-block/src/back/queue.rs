@@ -180,10 +180,10 @@ impl Queue {
 
     /// Repeats the requests that an earlier process has taken and not answered. Each request gets
     /// the slot that it had, which the record has kept.
-    pub(super) fn replay(&mut self, work: &mut QueueContext<'_>) -> Result<(), RingError> {
+    pub(super) fn replay(&mut self, context: &mut QueueContext<'_>) -> Result<(), RingError> {
         for Unanswered { slot, request } in self.ring.unanswered()? {
-            work.stats.replayed = work.stats.replayed.wrapping_add(1);
-            self.begin(slot, &RequestBytes(request), work)?;
+            context.stats.replayed = context.stats.replayed.wrapping_add(1);
+            self.begin(slot, &RequestBytes(request), context)?;
         }
         Ok(())
     }
@@ -191,7 +191,7 @@ impl Queue {
     /// Takes the requests that are in the ring, up to the limits of a turn.
     pub(super) fn take(
         &mut self,
-        work: &mut QueueContext<'_>,
+        context: &mut QueueContext<'_>,
         turn: &mut QueueTurn,
     ) -> Result<(), RingError> {
         let mut bytes = RequestBytes::ZERO;
@@ -203,13 +203,13 @@ impl Queue {
             {
                 break;
             }
-            if work.throttle.is_limited() && work.throttle.ready(work.now).is_err() {
+            if context.throttle.is_limited() && context.throttle.ready(context.now).is_err() {
                 return Ok(());
             }
             let entry = bytes.0.get_mut(..self.layout.entry_bytes()).unwrap_or_default();
             let Some(slot) = self.ring.take(entry)? else { return Ok(()) };
             turn.moved = turn.moved.wrapping_add(1);
-            self.begin(slot, &bytes, work)?;
+            self.begin(slot, &bytes, context)?;
         }
         turn.more = true;
         Ok(())
@@ -220,10 +220,10 @@ impl Queue {
         &mut self,
         slot: u16,
         bytes: &RequestBytes,
-        work: &mut QueueContext<'_>,
+        context: &mut QueueContext<'_>,
     ) -> Result<(), RingError> {
         let (id, operation) = answer_header(bytes, self.layout);
-        let now = work.now;
+        let now = context.now;
         if let Some(slot) = self.slots.get_mut(usize::from(slot)) {
             *slot = Slot {
                 id,
@@ -237,15 +237,15 @@ impl Queue {
             };
         }
         let checked = bytes.check(self.layout, self.limits).map_err(Refusal::Wrong);
-        let built = checked.and_then(|request| self.build(slot, &request, work));
-        if work.throttle.is_limited() {
+        let built = checked.and_then(|request| self.build(slot, &request, context));
+        if context.throttle.is_limited() {
             // Only moved bytes count as bytes; every request counts as a request, also a wrong one.
             let moved = built.as_ref().map_or(0, |io| io.bytes() as u64);
-            work.throttle.spend(moved, work.now);
+            context.throttle.spend(moved, context.now);
         }
         match built {
-            Ok(io) => self.launch(slot, io, work),
-            Err(refusal) => self.refuse(slot, &refusal, work),
+            Ok(io) => self.launch(slot, io, context),
+            Err(refusal) => self.refuse(slot, &refusal, context),
         }
     }
 
@@ -254,14 +254,14 @@ impl Queue {
         &mut self,
         slot: u16,
         refusal: &Refusal,
-        work: &mut QueueContext<'_>,
+        context: &mut QueueContext<'_>,
     ) -> Result<(), RingError> {
-        work.stats.wrong = work.stats.wrong.wrapping_add(1);
+        context.stats.wrong = context.stats.wrong.wrapping_add(1);
         let status = match refusal {
             Refusal::Wrong(Wrong::Operation(_)) => Status::NotSupported,
             _ => Status::Error,
         };
-        self.answer(slot, status, work)
+        self.answer(slot, status, context)
     }
 
     /// Builds the disk's request from the ring's, with its pages mapped.
@@ -269,21 +269,23 @@ impl Queue {
         &mut self,
         slot: u16,
         request: &Request,
-        work: &mut QueueContext<'_>,
+        context: &mut QueueContext<'_>,
     ) -> Result<Box<Io>, Refusal> {
         let mut io = self.spare.pop().unwrap_or_else(Io::empty);
         io.pieces.clear();
         io.tag = u64::from(self.number) << 16 | u64::from(slot);
         let result = match &request.body {
-            Body::Discard { sector, sectors, .. } => self.discard(&mut io, *sector, *sectors, work),
+            Body::Discard { sector, sectors, .. } => {
+                self.discard(&mut io, *sector, *sectors, context)
+            }
             Body::Direct { transfer, sector, segments } => {
-                self.transfer(&mut io, *transfer, *sector, segments.as_slice(), work)
+                self.transfer(&mut io, *transfer, *sector, segments.as_slice(), context)
             }
             Body::Indirect { transfer, sector, count, pages } => {
                 let mut segments = std::mem::take(&mut self.segments);
                 let result = self
-                    .indirect(*count, pages, &mut segments, work)
-                    .and_then(|()| self.transfer(&mut io, *transfer, *sector, &segments, work));
+                    .indirect(*count, pages, &mut segments, context)
+                    .and_then(|()| self.transfer(&mut io, *transfer, *sector, &segments, context));
                 self.segments = segments;
                 result
             }
@@ -313,13 +315,13 @@ impl Queue {
         io: &mut Io,
         sector: u64,
         sectors: u64,
-        work: &QueueContext<'_>,
+        context: &QueueContext<'_>,
     ) -> Result<(), Refusal> {
-        if work.discard == Discard::NotOffered {
+        if context.discard == Discard::NotOffered {
             return Err(Wrong::Operation(blkif::op::DISCARD).into());
         }
-        writable(work)?;
-        blkif::check_extent(sector, sectors, work.capacity, self.limits)?;
+        writable(context)?;
+        blkif::check_extent(sector, sectors, context.capacity, self.limits)?;
         (io.op, io.sector, io.sectors) = (Op::Discard, sector, sectors);
         Ok(())
     }
@@ -331,7 +333,7 @@ impl Queue {
         transfer: Transfer,
         sector: u64,
         segments: &[Segment],
-        work: &mut QueueContext<'_>,
+        context: &mut QueueContext<'_>,
     ) -> Result<(), Refusal> {
         let sectors = u64::from(blkif::check_segments(segments, self.limits)?);
         io.op = match transfer {
@@ -345,9 +347,9 @@ impl Queue {
             return Ok(());
         }
         if io.op == Op::Write {
-            writable(work)?;
+            writable(context)?;
         }
-        blkif::check_extent(sector, sectors, work.capacity, self.limits)?;
+        blkif::check_extent(sector, sectors, context.capacity, self.limits)?;
         let access = if io.op == Op::Read { Access::ReadWrite } else { Access::Read };
         self.grant_list.clear();
         self.grant_list.extend(segments.iter().map(|segment| segment.grant));
@@ -355,7 +357,7 @@ impl Queue {
         let mut segments = segments.iter();
         let pieces = &mut io.pieces;
         self.pages
-            .get(work.grants, &self.grant_list, access, |page| {
+            .get(context.grants, &self.grant_list, access, |page| {
                 if let Some(segment) = segments.next() {
                     pieces.push(Piece { page, offset: segment.offset(), len: segment.len() });
                 }
@@ -369,7 +371,7 @@ impl Queue {
         count: u16,
         pages: &[GrantRef],
         into: &mut Vec<Segment>,
-        work: &mut QueueContext<'_>,
+        context: &mut QueueContext<'_>,
     ) -> Result<(), Refusal> {
         into.clear();
         let mut left = usize::from(count);
@@ -380,7 +382,7 @@ impl Queue {
                 break;
             }
             let part = bytes.get_mut(..here.saturating_mul(SEGMENT_SIZE)).unwrap_or_default();
-            self.pages.copy_out(work.grants, *grant, part).map_err(|_| Refusal::Failed)?;
+            self.pages.copy_out(context.grants, *grant, part).map_err(|_| Refusal::Failed)?;
             into.extend((0..here).map(|number| blkif::segment_at(part, number)));
             left = left.saturating_sub(here);
         }
@@ -392,36 +394,36 @@ impl Queue {
         &mut self,
         slot: u16,
         io: Box<Io>,
-        work: &mut QueueContext<'_>,
+        context: &mut QueueContext<'_>,
     ) -> Result<(), RingError> {
         let Some(state) = self.slots.get(usize::from(slot)) else { return Err(RingError::Full) };
         if state.operation == blkif::op::WRITE_BARRIER {
             self.barrier = Some(io);
             self.behind_barrier = true;
-            return self.launch_barrier(work);
+            return self.launch_barrier(context);
         }
         if io.op == Op::Discard {
             self.discards.push_back(io);
             return Ok(());
         }
-        self.first_step(slot, io, work)
+        self.first_step(slot, io, context)
     }
 
     /// Starts a barrier once all requests before it are answered.
-    fn launch_barrier(&mut self, work: &mut QueueContext<'_>) -> Result<(), RingError> {
+    fn launch_barrier(&mut self, context: &mut QueueContext<'_>) -> Result<(), RingError> {
         if self.in_flight() > 1 {
             return Ok(());
         }
         let Some(io) = self.barrier.take() else { return Ok(()) };
         let slot = slot_of(&io);
-        self.first_step(slot, io, work)
+        self.first_step(slot, io, context)
     }
 
     fn first_step(
         &mut self,
         slot: u16,
         mut io: Box<Io>,
-        work: &mut QueueContext<'_>,
+        context: &mut QueueContext<'_>,
     ) -> Result<(), RingError> {
         let Some(state) = self.slots.get_mut(usize::from(slot)) else {
             return Err(RingError::Full);
@@ -433,13 +435,13 @@ impl Queue {
             std::mem::swap(&mut io, &mut flush);
             state.data = Some(flush);
         }
-        self.submit(io, work)
+        self.submit(io, context)
     }
 
-    fn submit(&mut self, io: Box<Io>, work: &mut QueueContext<'_>) -> Result<(), RingError> {
-        match work.disk.submit(io) {
+    fn submit(&mut self, io: Box<Io>, context: &mut QueueContext<'_>) -> Result<(), RingError> {
+        match context.disk.submit(io) {
             Ok(None) => Ok(()),
-            Ok(Some((io, result))) => self.finished(io, result, work),
+            Ok(Some((io, result))) => self.finished(io, result, context),
             Err(io) => {
                 self.waiting.push_back(io);
                 Ok(())
@@ -448,13 +450,13 @@ impl Queue {
     }
 
     /// Gives the disk the requests for which it had no room, and one piece of a discard.
-    pub(super) fn retry(&mut self, work: &mut QueueContext<'_>) -> Result<(), RingError> {
+    pub(super) fn retry(&mut self, context: &mut QueueContext<'_>) -> Result<(), RingError> {
         if let Some(io) = self.discards.pop_front() {
-            self.submit(io, work)?;
+            self.submit(io, context)?;
         }
         for _ in 0..self.waiting.len() {
             let Some(io) = self.waiting.pop_front() else { break };
-            self.submit(io, work)?;
+            self.submit(io, context)?;
         }
         Ok(())
     }
@@ -464,7 +466,7 @@ impl Queue {
         &mut self,
         mut io: Box<Io>,
         result: Result<(), Errno>,
-        work: &mut QueueContext<'_>,
+        context: &mut QueueContext<'_>,
     ) -> Result<(), RingError> {
         let slot = slot_of(&io);
         let Some(state) = self.slots.get_mut(usize::from(slot)) else {
@@ -482,14 +484,14 @@ impl Queue {
                     state.step = RequestStep::Data;
                     if let Some(data) = state.data.take() {
                         self.spare.push(io);
-                        return self.submit(data, work);
+                        return self.submit(data, context);
                     }
                 }
                 RequestStep::Data => {
                     state.step = RequestStep::After;
                     io.pieces.clear();
                     (io.op, io.sector, io.sectors) = (Op::Flush, 0, 0);
-                    return self.submit(io, work);
+                    return self.submit(io, context);
                 }
                 RequestStep::Only | RequestStep::After => {}
             }
@@ -501,7 +503,7 @@ impl Queue {
         let merges = io.take_merged();
         io.pieces.clear();
         self.spare.push(io);
-        if let Some(kind) = kind(work.stats, state.op) {
+        if let Some(kind) = kind(context.stats, state.op) {
             kind.merges = kind.merges.wrapping_add(merges);
         }
         let discard = state.op == Some(Op::Discard);
@@ -509,24 +511,24 @@ impl Queue {
             Ok(()) => Status::Okay,
             Err(Errno::OPNOTSUPP | Errno::NOSYS) if discard => Status::NotSupported,
             Err(errno) => {
-                work.stats.fail(errno);
+                context.stats.fail(errno);
                 Status::Error
             }
         };
-        self.answer(slot, status, work)
+        self.answer(slot, status, context)
     }
 
     fn answer(
         &mut self,
         slot: u16,
         status: Status,
-        work: &mut QueueContext<'_>,
+        context: &mut QueueContext<'_>,
     ) -> Result<(), RingError> {
         let Some(state) = self.slots.get(usize::from(slot)) else { return Err(RingError::Full) };
         let (id, operation) = (state.id, state.operation);
         let response = ResponseBytes::encode(&Response { id, operation, status }, self.layout);
         self.ring.answer(slot, response.as_slice())?;
-        if let Some(kind) = kind(work.stats, state.op) {
+        if let Some(kind) = kind(context.stats, state.op) {
             kind.requests = kind.requests.wrapping_add(1);
             kind.sectors = kind.sectors.wrapping_add(state.sectors);
             kind.errors = kind.errors.wrapping_add(u64::from(status != Status::Okay));
@@ -536,7 +538,7 @@ impl Queue {
             if operation == blkif::op::WRITE_BARRIER && self.barrier.is_none() {
                 self.behind_barrier = false;
             } else {
-                return self.launch_barrier(work);
+                return self.launch_barrier(context);
             }
         }
         Ok(())
@@ -586,8 +588,8 @@ impl From<Wrong> for Refusal {
     }
 }
 
-fn writable(work: &QueueContext<'_>) -> Result<(), Refusal> {
-    match work.access {
+fn writable(context: &QueueContext<'_>) -> Result<(), Refusal> {
+    match context.access {
         DiskAccess::ReadWrite => Ok(()),
         DiskAccess::ReadOnly => Err(Refusal::Failed),
     }

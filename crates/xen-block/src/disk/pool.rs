@@ -49,7 +49,7 @@ impl<F: FnMut(&mut Io) -> Result<(), Errno> + Send + 'static> RequestHandler for
 
 /// The state of one thread.
 struct Worker<W> {
-    work: W,
+    handler: W,
     requests: Arc<Mutex<Receiver<Box<Io>>>>,
     results: Sender<Finished>,
     wake: Arc<OwnedFd>,
@@ -96,7 +96,7 @@ impl<W: RequestHandler> Worker<W> {
             // The request may take long, and the unsettled ones are not to wait for it.
             self.settle();
         }
-        match self.call_guarded(|work| work.run(&mut io)) {
+        match self.call_guarded(|handler| handler.run(&mut io)) {
             Ok(RunOutcome::Unsettled) => self.unsettled.push(io),
             result => self.send_result(io, result.map(drop)),
         }
@@ -111,7 +111,7 @@ impl<W: RequestHandler> Worker<W> {
         if self.broken.load(Ordering::Acquire) {
             return Err(Errno::IO);
         }
-        let done = catch_unwind(AssertUnwindSafe(|| call(&mut self.work)));
+        let done = catch_unwind(AssertUnwindSafe(|| call(&mut self.handler)));
         self.broken.fetch_or(done.is_err(), Ordering::AcqRel);
         done.unwrap_or(Err(Errno::IO))
     }
@@ -149,9 +149,9 @@ impl Pool {
         let (results, done) = channel();
         let (requests, broken) = (Arc::new(Mutex::new(requests)), Arc::new(AtomicBool::new(false)));
         let mut threads = Vec::new();
-        for work in workers {
+        for handler in workers {
             let mut worker = Worker {
-                work,
+                handler,
                 requests: Arc::clone(&requests),
                 results: results.clone(),
                 wake: Arc::clone(&wake),

@@ -121,11 +121,11 @@ impl ByteJobs {
     }
 
     /// Adds a job; `wanted` lies within the device. [`ByteJobs::submit_waiting`] starts it.
-    pub(super) fn add(&mut self, info: &Info, tag: u64, wanted: Range<u64>, work: JobKind) {
+    pub(super) fn add(&mut self, info: &Info, tag: u64, wanted: Range<u64>, kind: JobKind) {
         let size = u64::from(info.sector_size);
         let sectors = wanted.start / size * size..wanted.end.next_multiple_of(size);
         let whole = sectors == wanted;
-        let (stage, payload, sync) = match work {
+        let (stage, payload, sync) = match kind {
             JobKind::Read => (Stage::Read, Vec::new(), Durability::Plain),
             JobKind::Write(payload, sync) if whole => (Stage::Write, payload, sync),
             JobKind::Write(payload, sync) => (Stage::Around, payload, sync),

@@ -387,14 +387,14 @@ impl File {
         info: &Info,
         unique: u64,
         wanted: std::ops::Range<u64>,
-        work: JobKind,
+        kind: JobKind,
         answer: ReplyKind,
     ) -> Reply {
         if self.bytes.held() >= HELD_MAX {
             return Err(Errno::NOMEM);
         }
         self.pending.insert(unique, answer);
-        self.bytes.add(info, unique, wanted, work);
+        self.bytes.add(info, unique, wanted, kind);
         Ok(None)
     }
 }
