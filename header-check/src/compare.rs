@@ -1,6 +1,6 @@
 //! The comparison, by a C compiler.
 
-use crate::{Row, Since};
+use crate::{Row, XenVersion};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -45,14 +45,14 @@ const HEADERS_32: &str = "\
 
 /// The versions of Xen that have interface numbers of their own, newest first: the C expression is
 /// true of their headers and of all later ones.
-const RELEASES: [(Since, &str); 2] = [
-    (Since::V4_22, "XEN_DOMCTL_INTERFACE_VERSION >= 0x18"),
-    (Since::V4_21, "XEN_SYSCTL_INTERFACE_VERSION >= 0x16"),
+const RELEASES: [(XenVersion, &str); 2] = [
+    (XenVersion::V4_22, "XEN_DOMCTL_INTERFACE_VERSION >= 0x18"),
+    (XenVersion::V4_21, "XEN_SYSCTL_INTERFACE_VERSION >= 0x16"),
 ];
 
 /// The outcome of the comparison.
 #[derive(Clone, Debug, Default)]
-pub struct Outcome {
+pub struct Comparison {
     /// The number of rows that are the same.
     pub same: usize,
     /// The rows that differ, one line for each.
@@ -65,35 +65,35 @@ pub struct Outcome {
 ///
 /// # Errors
 /// The output of the compiler.
-pub fn compare(rows: &[Row], root: &Path, folder: &Path) -> Result<Outcome, String> {
+pub fn compare(rows: &[Row], root: &Path, folder: &Path) -> Result<Comparison, String> {
     let compiler = Compiler::new(root, folder)?;
     let release = compiler.release()?;
-    let mut outcome = Outcome::default();
+    let mut comparison = Comparison::default();
     let mut asked = Vec::new();
     for row in rows {
         if row.since <= release {
             asked.push(row);
         } else {
-            outcome.newer.push(format!("{} (Xen {})", row.c, row.since.name()));
+            comparison.newer.push(format!("{} (Xen {})", row.c, row.since.name()));
         }
     }
     let theirs = compiler.run("all", asked.iter().map(|row| row.c.as_str()))?;
     for (row, theirs) in asked.iter().zip(&theirs) {
         if row.ours == *theirs {
-            outcome.same += 1;
+            comparison.same += 1;
         } else {
-            outcome.different.push(format!("{}: ours {}, theirs {theirs}", row.c, row.ours));
+            comparison.different.push(format!("{}: ours {}, theirs {theirs}", row.c, row.ours));
         }
     }
-    Ok(outcome)
+    Ok(comparison)
 }
 
 /// Compares all `rows`, as [`compare`] does, for 32-bit x86. Nothing is run, so this machine needs
-/// only a compiler for such a system. All rows are of [`Since::V4_17`].
+/// only a compiler for such a system. All rows are of [`XenVersion::V4_17`].
 ///
 /// # Errors
 /// The output of the compiler, if it is not about a row.
-pub fn compare_32(rows: &[Row], root: &Path, folder: &Path) -> Result<Outcome, String> {
+pub fn compare_32(rows: &[Row], root: &Path, folder: &Path) -> Result<Comparison, String> {
     let compiler = Compiler::new(root, folder)?;
     let mut text = HEADERS_32.to_owned();
     for (number, row) in rows.iter().enumerate() {
@@ -103,19 +103,19 @@ pub fn compare_32(rows: &[Row], root: &Path, folder: &Path) -> Result<Outcome, S
     let mut cc = compiler.cc();
     cc.args(["-m32", "-ffreestanding", "-fsyntax-only"]).arg(&source);
     let said = match run(&mut cc) {
-        Ok(_) => return Ok(Outcome { same: rows.len(), ..Outcome::default() }),
+        Ok(_) => return Ok(Comparison { same: rows.len(), ..Comparison::default() }),
         Err(said) => said,
     };
-    let mut outcome = Outcome { same: rows.len(), ..Outcome::default() };
+    let mut comparison = Comparison { same: rows.len(), ..Comparison::default() };
     for line in said.lines().filter(|line| line.contains(" error: ")) {
         let number = line.split_once("failed: \"row ").and_then(|(_, rest)| rest.split_once('"'));
         let row = number.and_then(|(number, _)| rows.get(number.parse::<usize>().ok()?));
         // An error of another kind is not about one row.
         let Some(row) = row else { return Err(said) };
-        outcome.same -= 1;
-        outcome.different.push(format!("{}: not {} with 32 bits", row.c, row.ours));
+        comparison.same -= 1;
+        comparison.different.push(format!("{}: not {} with 32 bits", row.c, row.ours));
     }
-    if outcome.different.is_empty() { Err(said) } else { Ok(outcome) }
+    if comparison.different.is_empty() { Err(said) } else { Ok(comparison) }
 }
 
 struct Compiler {
@@ -131,10 +131,10 @@ impl Compiler {
     }
 
     /// Returns the version of Xen of the headers, by their interface numbers.
-    fn release(&self) -> Result<Since, String> {
+    fn release(&self) -> Result<XenVersion, String> {
         let known = self.run("release", RELEASES.iter().map(|(_, c)| *c))?;
         let newest = RELEASES.iter().zip(known).find(|(_, known)| *known == 1);
-        Ok(newest.map_or(Since::V4_17, |((since, _), _)| *since))
+        Ok(newest.map_or(XenVersion::V4_17, |((since, _), _)| *since))
     }
 
     fn cc(&self) -> Command {

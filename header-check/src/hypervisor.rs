@@ -1,6 +1,6 @@
 //! The definitions of the hypervisor's own headers.
 
-use crate::{Row, Since, layout, row};
+use crate::{Row, XenVersion, layout, row};
 use xen::domwatch::ShutdownReason;
 use xen::evtchn::Virq;
 use xen::gnttab::STATUSES;
@@ -103,7 +103,7 @@ fn calls() -> Vec<Row> {
         row("XEN_DOMCTL_GETDOMSTATE_STATE_SHUTDOWN", abi::GETDOMSTATE_SHUTDOWN),
         row("XEN_DOMCTL_GETDOMSTATE_STATE_DEAD", abi::GETDOMSTATE_DEAD),
     ];
-    rows.extend(newer.map(|row| row.since(Since::V4_21)));
+    rows.extend(newer.map(|row| row.since(XenVersion::V4_21)));
     // The version of these headers is one of those that the code tries.
     let known = |name: &str, versions: &[u32]| {
         let tests: Vec<String> =
@@ -158,7 +158,7 @@ fn layouts(rows: &mut Vec<Row>) {
         "struct xen_domctl_get_domain_state" =
             abi::xen_domctl_get_domain_state { state, caps, pad0, unique_id }
     );
-    rows.extend(newer.into_iter().map(|row| row.since(Since::V4_21)));
+    rows.extend(newer.into_iter().map(|row| row.since(XenVersion::V4_21)));
 }
 
 /// Adds the rows of the fields of unions, where the header has one for each use.
@@ -191,5 +191,5 @@ fn unions(rows: &mut Vec<Row>) {
     let of = |field: &str| format!("offsetof(struct xen_domctl, u.{field})");
     let u = std::mem::offset_of!(abi::xen_domctl, u);
     rows.extend(["getdomaininfo", "scheduler_op", "max_mem", "pad"].map(|name| row(of(name), u)));
-    rows.push(row(of("get_domain_state"), u).since(Since::V4_21));
+    rows.push(row(of("get_domain_state"), u).since(XenVersion::V4_21));
 }

@@ -79,7 +79,7 @@ fn field(rows: &mut Vec<Row>, of: &str, name: &str, one: &[u8], other: &[u8]) {
 }
 
 /// Adds the rows of fields, as [`field`] does, for two requests.
-fn of_request(
+fn request_fields(
     rows: &mut Vec<Row>,
     layout: Layout,
     of: &str,
@@ -114,7 +114,7 @@ fn direct(layout: Layout, rows: &mut Vec<Row>) {
         ("seg[1].first_sect", Request { body: two(segment(GrantRef(0), 7, 0)), ..base }),
         ("seg[1].last_sect", Request { body: two(segment(GrantRef(0), 0, 7)), ..base }),
     ];
-    of_request(rows, layout, "blkif_request", &fields, base);
+    request_fields(rows, layout, "blkif_request", &fields, base);
 }
 
 fn discard(layout: Layout, rows: &mut Vec<Row>) {
@@ -128,7 +128,7 @@ fn discard(layout: Layout, rows: &mut Vec<Row>) {
         ("sector_number", Request { body: body(u64::MAX, 0, Secure::No), ..base }),
         ("nr_sectors", Request { body: body(0, u64::MAX, Secure::No), ..base }),
     ];
-    of_request(rows, layout, "blkif_request_discard", &fields, base);
+    request_fields(rows, layout, "blkif_request_discard", &fields, base);
     let flag = RequestBytes::encode(&secure, layout).0[1];
     rows.push(row("BLKIF_DISCARD_SECURE", flag));
 }
@@ -152,7 +152,7 @@ fn indirect(layout: Layout, rows: &mut Vec<Row>) {
         ("handle", Request { handle: u16::MAX, ..base }),
         ("indirect_grefs[7]", with(body(Transfer::Read, 0, COUNT, ALL_BITS))),
     ];
-    of_request(rows, layout, "blkif_request_indirect", &fields, base);
+    request_fields(rows, layout, "blkif_request_indirect", &fields, base);
 }
 
 fn response(layout: Layout, rows: &mut Vec<Row>) {

@@ -22,7 +22,7 @@ pub mod store;
 
 /// The first Xen whose headers have a definition.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum Since {
+pub enum XenVersion {
     /// The oldest one that this project knows.
     V4_17,
     /// 4.21.
@@ -31,7 +31,7 @@ pub enum Since {
     V4_22,
 }
 
-impl Since {
+impl XenVersion {
     /// Returns its version number.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -51,7 +51,7 @@ pub struct Row {
     /// The value in this project.
     pub ours: i64,
     /// The first headers that have it.
-    pub since: Since,
+    pub since: XenVersion,
 }
 
 /// Returns a row that every version of the headers has.
@@ -59,13 +59,13 @@ pub struct Row {
 pub fn row(c: impl Into<String>, ours: impl TryInto<i64>) -> Row {
     let c = c.into();
     let Ok(ours) = ours.try_into() else { panic!("{c}: beyond 63 bits") };
-    Row { c, ours, since: Since::V4_17 }
+    Row { c, ours, since: XenVersion::V4_17 }
 }
 
 impl Row {
     /// Returns this row for headers since `since` only.
     #[must_use]
-    pub fn since(self, since: Since) -> Self {
+    pub fn since(self, since: XenVersion) -> Self {
         Self { since, ..self }
     }
 }

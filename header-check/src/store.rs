@@ -1,15 +1,15 @@
 //! The XenStore protocol and its ring: `io/xs_wire.h`.
 
-use crate::{Row, Since, row};
+use crate::{Row, XenVersion, row};
 use xen_io::xs_ring::{CONNECTED, ErrorWord, RECONNECT, RING_SIZE, offset};
 use xenstore_core::limits;
 use xenstore_core::wire::{ERRORS, TYPES, feature};
 
 /// Returns the first headers that have a message type.
-fn since(name: &str) -> Since {
+fn since(name: &str) -> XenVersion {
     match name {
-        "GET_FEATURE" | "SET_FEATURE" | "GET_QUOTA" | "SET_QUOTA" => Since::V4_21,
-        _ => Since::V4_17,
+        "GET_FEATURE" | "SET_FEATURE" | "GET_QUOTA" | "SET_QUOTA" => XenVersion::V4_21,
+        _ => XenVersion::V4_17,
     }
 }
 
@@ -45,7 +45,7 @@ pub fn rows() -> Vec<Row> {
     ];
     let field = |name| format!("offsetof(struct xenstore_domain_interface, {name})");
     rows.extend(fields.map(|(name, ours)| row(field(name), ours)));
-    rows.push(row(field("evtchn_port"), offset::EVTCHN_PORT).since(Since::V4_21));
+    rows.push(row(field("evtchn_port"), offset::EVTCHN_PORT).since(XenVersion::V4_21));
     rows.extend([
         row("XENSTORE_CONNECTED", CONNECTED),
         row("XENSTORE_RECONNECT", RECONNECT),
@@ -55,9 +55,9 @@ pub fn rows() -> Vec<Row> {
         row("XENSTORE_ERROR_PROTO", ErrorWord::Protocol as u32),
         row("XENSTORE_SERVER_FEATURE_RECONNECTION", feature::RECONNECTION),
         row("XENSTORE_SERVER_FEATURE_ERROR", feature::ERROR),
-        row("XENSTORE_SERVER_FEATURE_WATCHDEPTH", feature::WATCH_DEPTH).since(Since::V4_22),
-        row("XENSTORE_SERVER_FEATURE_DOMID_ANY", feature::DOMID_ANY).since(Since::V4_22),
-        row("DOMID_ANY", limits::DOMID_ANY).since(Since::V4_22),
+        row("XENSTORE_SERVER_FEATURE_WATCHDEPTH", feature::WATCH_DEPTH).since(XenVersion::V4_22),
+        row("XENSTORE_SERVER_FEATURE_DOMID_ANY", feature::DOMID_ANY).since(XenVersion::V4_22),
+        row("DOMID_ANY", limits::DOMID_ANY).since(XenVersion::V4_22),
     ]);
     rows
 }
