@@ -121,13 +121,13 @@ const fn step(name: &'static str, arguments: &'static [&'static str]) -> Step {
 }
 
 /// The end of a step.
-struct Outcome {
+struct StepOutcome {
     name: &'static str,
     passed: bool,
     took: Duration,
 }
 
-impl Outcome {
+impl StepOutcome {
     fn line(&self) -> String {
         let word = if self.passed { "passed" } else { "FAILED" };
         format!("{:14} {word} in {:6.1} s", self.name, self.took.as_secs_f64())
@@ -150,7 +150,7 @@ impl Step {
     }
 
     /// Runs the step. Its output goes to `log`, or straight to the terminal if there is none.
-    fn run(&self, log: Option<&Path>) -> Result<Outcome> {
+    fn run(&self, log: Option<&Path>) -> Result<StepOutcome> {
         println!("==> {}: cargo {}", self.name, self.arguments.join(" "));
         let mut command = self.command();
         if let Some(log) = log {
@@ -159,7 +159,7 @@ impl Step {
         }
         let start = Instant::now();
         let passed = command.status()?.success();
-        Ok(Outcome { name: self.name, passed, took: start.elapsed() })
+        Ok(StepOutcome { name: self.name, passed, took: start.elapsed() })
     }
 }
 
@@ -182,8 +182,8 @@ pub(crate) fn run(names: &[&str]) -> Result<ExitCode> {
     let began = (Instant::now(), SystemTime::now());
     let mut outcomes = Vec::new();
     for stage in STAGES {
-        let wanted = |step: &&Step| names.is_empty() || names.contains(&step.name);
-        let stage: Vec<&Step> = stage.iter().filter(wanted).collect();
+        let is_named = |step: &&Step| names.is_empty() || names.contains(&step.name);
+        let stage: Vec<&Step> = stage.iter().filter(is_named).collect();
         match stage.as_slice() {
             [] => {}
             [step] => {
@@ -200,11 +200,11 @@ pub(crate) fn run(names: &[&str]) -> Result<ExitCode> {
 }
 
 /// Runs steps at once; the output of each is shown when it ends.
-fn side_by_side(steps: &[&Step], target: &Path) -> Result<Vec<Outcome>> {
+fn side_by_side(steps: &[&Step], target: &Path) -> Result<Vec<StepOutcome>> {
     let logs = target.join("ci");
     fs::create_dir_all(&logs)?;
     let printer = Mutex::new(());
-    let run = |step: &Step| -> Result<Outcome> {
+    let run = |step: &Step| -> Result<StepOutcome> {
         let log = logs.join(format!("{}.log", step.name));
         let outcome = step.run(Some(&log))?;
         let said = fs::read(&log)?;
@@ -223,7 +223,12 @@ fn side_by_side(steps: &[&Step], target: &Path) -> Result<Vec<Outcome>> {
 
 /// Prints all steps, the longest first and those that failed last, and the flaky boots; writes
 /// `ci.json`.
-fn report(target: &Path, outcomes: &mut [Outcome], flaky: &[Value], took: Duration) -> Result<()> {
+fn report(
+    target: &Path,
+    outcomes: &mut [StepOutcome],
+    flaky: &[Value],
+    took: Duration,
+) -> Result<()> {
     outcomes.sort_by_key(|outcome| (!outcome.passed, std::cmp::Reverse(outcome.took)));
     println!();
     for outcome in outcomes.iter() {

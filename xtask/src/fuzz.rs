@@ -169,24 +169,24 @@ impl Fuzz {
         command.arg(self.found(target)?).arg(self.saved(target));
         let output = command.output()?;
         let log = String::from_utf8_lossy(&output.stderr);
-        let runs = after(&log, "stat::number_of_executed_units:").unwrap_or("no");
+        let runs = word_after(&log, "stat::number_of_executed_units:").unwrap_or("no");
         let first = log.lines().find(|line| line.contains("INITED")).unwrap_or_default();
         let last = log.lines().rfind(|line| line.contains(" cov: ")).unwrap_or_default();
-        let edges = |line| after(line, " cov:").and_then(|edges| edges.parse::<u64>().ok());
+        let edges = |line| word_after(line, " cov:").and_then(|edges| edges.parse::<u64>().ok());
         let (before, now) = (edges(first).unwrap_or(0), edges(last).unwrap_or(0));
         println!(
             "{target:8} {runs} runs in {seconds} s, {now} edges, {} of them new, {} new inputs",
             now.saturating_sub(before),
-            after(&log, "stat::new_units_added:").unwrap_or("no"),
+            word_after(&log, "stat::new_units_added:").unwrap_or("no"),
         );
         if output.status.success() {
             return Ok(true);
         }
         println!("{target:8} FAILED ({})", output.status);
-        for line in why(&log) {
+        for line in failure_lines(&log) {
             println!("         {line}");
         }
-        if let Some(file) = after(&log, "Test unit written to ") {
+        if let Some(file) = word_after(&log, "Test unit written to ") {
             println!("         again: cargo xtask fuzz {target} {file}");
         }
         Ok(false)
@@ -249,13 +249,13 @@ fn files(folder: &Path) -> Result<Vec<(u64, PathBuf)>> {
 }
 
 /// Returns the word behind this mark.
-fn after<'a>(text: &'a str, mark: &str) -> Option<&'a str> {
+fn word_after<'a>(text: &'a str, mark: &str) -> Option<&'a str> {
     let (_, rest) = text.split_once(mark)?;
     rest.split_whitespace().next()
 }
 
 /// Returns the lines of a log that explain the failure.
-fn why(log: &str) -> Vec<&str> {
+fn failure_lines(log: &str) -> Vec<&str> {
     let panic = log.lines().skip_while(|line| !line.contains("panicked at"));
     let lines: Vec<&str> = panic.take_while(|line| !line.starts_with("stack backtrace")).collect();
     if lines.is_empty() {
@@ -270,6 +270,6 @@ fn host() -> Result<String> {
     let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
     let output = Command::new(rustc).arg("-vV").output()?;
     let version = String::from_utf8(output.stdout)?;
-    let host = after(&version, "host:").ok_or("rustc -vV names no host")?;
+    let host = word_after(&version, "host:").ok_or("rustc -vV names no host")?;
     Ok(host.to_owned())
 }

@@ -16,7 +16,7 @@ pub(crate) fn run() -> Result<ExitCode> {
         .output()
         .map_err(|error| format!("rustc --version: {error}"))?;
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    if is(&said, stated) {
+    if is_version(&said, stated) {
         println!("rust-version {stated} is the version in use: every build of this run is of it");
         return Ok(ExitCode::SUCCESS);
     }
@@ -37,7 +37,7 @@ pub(crate) fn run() -> Result<ExitCode> {
 }
 
 /// True if the output of `rustc --version` is of this version, which may omit the last number.
-fn is(said: &str, stated: &str) -> bool {
+fn is_version(said: &str, stated: &str) -> bool {
     let version = said.split(' ').nth(1).unwrap_or_default();
     let whole = version == stated;
     let released = !version.contains('-');
@@ -46,13 +46,13 @@ fn is(said: &str, stated: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::is;
+    use super::is_version;
 
     #[test]
     fn a_version_may_leave_out_its_last_number() {
         let said = "rustc 1.95.0 (59807616e 2026-04-14)";
-        assert!(is(said, "1.95") && is(said, "1.95.0"));
-        assert!(!is(said, "1.9") && !is(said, "1.96") && !is("", "1.95"));
-        assert!(!is("rustc 1.96.0-nightly", "1.96"), "not yet released");
+        assert!(is_version(said, "1.95") && is_version(said, "1.95.0"));
+        assert!(!is_version(said, "1.9") && !is_version(said, "1.96") && !is_version("", "1.95"));
+        assert!(!is_version("rustc 1.96.0-nightly", "1.96"), "not yet released");
     }
 }

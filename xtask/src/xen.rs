@@ -47,7 +47,7 @@ use options::Options;
 use outcome::Outcome;
 use std::process::ExitCode;
 use std::time::Instant;
-use tries::Job;
+use tries::BootJob;
 
 pub(crate) use judge::{flaky, print_flaky};
 
@@ -105,14 +105,14 @@ fn check(lab: &Lab, options: &Options, purpose: Purpose) -> Result<ExitCode> {
     let mut outcomes = Vec::new();
     let mut jobs = Vec::new();
     let selection = Selection { only: options.only.as_deref(), times: 1 };
-    for boot in boot::ALL.iter().filter(|boot| boot.purpose == purpose && options.wants(boot)) {
-        for store in options.stores.iter().filter(|store| boot.can(**store)) {
+    for boot in boot::ALL.iter().filter(|boot| boot.purpose == purpose && options.selects(boot)) {
+        for store in options.stores.iter().filter(|store| boot.supports(**store)) {
             if boot.selected(lab, selection)?.is_empty() {
                 continue;
             }
             match kept(lab, boot, *store, options, &packages)? {
                 Some(outcome) => outcomes.push(outcome),
-                None => jobs.push(Job { boot, store: *store, selection }),
+                None => jobs.push(BootJob { boot, store: *store, selection }),
             }
         }
     }

@@ -120,7 +120,7 @@ pub(super) const LINUX_ARGUMENTS: &str = "console=hvc0 mitigations=off quiet";
 
 /// The first number of a step that does not belong to the set-up. Set-up steps run with any
 /// `--only`.
-const SETTING: u32 = 20;
+const SETUP_STEPS_END: u32 = 20;
 
 /// The selection of a boot's steps.
 #[derive(Clone, Copy)]
@@ -133,7 +133,7 @@ pub(crate) struct Selection<'a> {
 
 impl Boot {
     /// True if it can start this daemon.
-    pub(crate) fn can(&self, store: Store) -> bool {
+    pub(crate) fn supports(&self, store: Store) -> bool {
         self.stores.contains(&store)
     }
 
@@ -150,8 +150,8 @@ impl Boot {
     pub(crate) fn selected(&self, lab: &Lab, selection: Selection<'_>) -> Result<Vec<String>> {
         let mut steps = self.steps(lab)?;
         if let Some(only) = selection.only {
-            steps.retain(|step| step.contains(only) || is_setting(step));
-            if steps.iter().all(|step| is_setting(step)) {
+            steps.retain(|step| step.contains(only) || is_setup_step(step));
+            if steps.iter().all(|step| is_setup_step(step)) {
                 steps.clear();
             }
         }
@@ -210,9 +210,9 @@ impl Boot {
             first: None,
         };
         if self.disks == Disks::Images {
-            let guests = match verdict::of(&outcome) {
-                Verdict::Lost(_) => disk::Guests::Crashed,
-                Verdict::Held | Verdict::Failed => disk::Guests::Ended,
+            let guests = match verdict::judge_try(&outcome) {
+                Verdict::LostGuest(_) => disk::GuestExit::Crashed,
+                Verdict::Held | Verdict::Failed => disk::GuestExit::Ended,
             };
             outcome.disk_faults = disk::check(lab, guests);
         }
@@ -286,7 +286,7 @@ fn keep_console(output: impl Read, file: &Path, begin: Instant, title: &str) -> 
 }
 
 /// True if it is a set-up step, which `--only` keeps.
-fn is_setting(step: &str) -> bool {
+fn is_setup_step(step: &str) -> bool {
     let number = step.split('-').next().unwrap_or_default();
-    number.parse::<u32>().is_ok_and(|number| number < SETTING)
+    number.parse::<u32>().is_ok_and(|number| number < SETUP_STEPS_END)
 }

@@ -56,7 +56,7 @@ pub(super) fn make(lab: &Lab) -> Result<()> {
 
 /// The end of the guests that used the disks.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Guests {
+pub(super) enum GuestExit {
     /// All ended in order: their file systems are as after an unmount.
     Ended,
     /// One was lost: its file system's journal is written back first, and then all must be in
@@ -65,7 +65,7 @@ pub(super) enum Guests {
 }
 
 /// Returns the faults of the disks, which must no longer be in use.
-pub(super) fn check(lab: &Lab, guests: Guests) -> Vec<String> {
+pub(super) fn check(lab: &Lab, guests: GuestExit) -> Vec<String> {
     let images = lab.dir.join("images");
     let mut faults = Vec::new();
     let mut note = |name: &str, result: Result<()>| {
@@ -83,7 +83,7 @@ pub(super) fn check(lab: &Lab, guests: Guests) -> Vec<String> {
 }
 
 /// Takes an image out of `disks.img`, and checks it and its file system.
-fn check_qcow2(lab: &Lab, images: &Path, name: &str, guests: Guests) -> Result<()> {
+fn check_qcow2(lab: &Lab, images: &Path, name: &str, guests: GuestExit) -> Result<()> {
     let taken = images.join("taken");
     fs::create_dir_all(&taken)?;
     let mut dump = tool(lab, "usr/sbin/debugfs");
@@ -100,8 +100,8 @@ fn check_qcow2(lab: &Lab, images: &Path, name: &str, guests: Guests) -> Result<(
 
 /// Runs `e2fsck -f`, which changes nothing: a file system that was unmounted needs no repair, not
 /// even from its journal.
-fn fsck(lab: &Lab, image: &Path, guests: Guests) -> Result<()> {
-    if guests == Guests::Crashed {
+fn fsck(lab: &Lab, image: &Path, guests: GuestExit) -> Result<()> {
+    if guests == GuestExit::Crashed {
         let mut replay = tool(lab, "usr/sbin/e2fsck");
         // No user is there to answer questions.
         fetch::output(replay.args(["-y", "-E", "journal_only"]).arg(image))?;

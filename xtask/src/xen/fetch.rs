@@ -14,7 +14,7 @@ use std::process::{Command, Stdio};
 
 /// The versions of packages that are good enough.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Wanted {
+pub(crate) enum VersionPolicy {
     /// The fetched version, if there is one.
     AnyVersion,
     /// The version that the archive has now.
@@ -29,12 +29,12 @@ const DOWNLOAD_SECONDS: &str = "1800";
 const LAYOUT: &str = "# layout 1:";
 
 /// Fetches and unpacks missing packages; returns all packages with their versions.
-pub(crate) fn packages(lab: &Lab, wanted: Wanted) -> Result<Vec<String>> {
+pub(crate) fn packages(lab: &Lab, policy: VersionPolicy) -> Result<Vec<String>> {
     let record = lab.dir.join(RECORD);
     let heading =
         format!("{LAYOUT} {} {} {}", WITH_DEPENDENCIES.join(" "), ALONE.join(" "), UNITS.join(" "));
     let old = fs::read_to_string(&record).unwrap_or_default();
-    if wanted == Wanted::CurrentVersion || old.lines().next() != Some(heading.as_str()) {
+    if policy == VersionPolicy::CurrentVersion || old.lines().next() != Some(heading.as_str()) {
         let apt = Apt::set_up(&lab.dir)?;
         let files = apt.download()?;
         // From here on, the unpacked root is incomplete.

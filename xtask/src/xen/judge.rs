@@ -17,7 +17,7 @@ use std::time::{Duration, SystemTime};
 
 /// The format of the result.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Report {
+pub(crate) enum ReportFormat {
     /// Text for a person.
     Text,
     /// JSON for a program.
@@ -31,11 +31,11 @@ struct Row {
     /// The fact's name.
     fact: &'static str,
     /// The description of the fact.
-    what: &'static str,
+    description: &'static str,
 }
 
-const fn row(boot: &'static str, fact: &'static str, what: &'static str) -> Row {
-    Row { boot, fact, what }
+const fn row(boot: &'static str, fact: &'static str, description: &'static str) -> Row {
+    Row { boot, fact, description }
 }
 
 /// The rows of the table. Facts that are not here are in the JSON.
@@ -79,14 +79,14 @@ pub(crate) fn judge(
     outcomes: &[Outcome],
     versions: &[String],
     took: Duration,
-    report: Report,
+    report: ReportFormat,
 ) -> Result<ExitCode> {
     let mut faults: Vec<String> = outcomes.iter().flat_map(faults_of).collect();
     let compared = compare(outcomes, &mut faults)?;
     let facts: BTreeMap<String, Map<String, Value>> =
         outcomes.iter().map(|outcome| (outcome.name(), facts_of(outcome))).collect();
     for outcome in outcomes {
-        faults.extend(missing(outcome, &facts[&outcome.name()]));
+        faults.extend(missing_rows(outcome, &facts[&outcome.name()]));
     }
     let flaky = flaky_of(outcomes, &mut faults);
     let speed = speed::rows(&facts);
@@ -104,7 +104,7 @@ pub(crate) fn judge(
     });
     let text = serde_json::to_string_pretty(&whole)?;
     fs::write(lab.dir.join("results/result.json"), &text)?;
-    if report == Report::Json {
+    if report == ReportFormat::Json {
         println!("{text}");
     } else {
         table(outcomes, &facts);
@@ -129,7 +129,7 @@ fn fetched(lab: &Lab) -> Option<u64> {
 }
 
 /// Returns the rows that a whole boot should have filled and has not.
-fn missing(outcome: &Outcome, facts: &Map<String, Value>) -> Vec<String> {
+fn missing_rows(outcome: &Outcome, facts: &Map<String, Value>) -> Vec<String> {
     let rows = ROWS.iter().filter(|_| outcome.extent == Extent::Whole);
     rows.filter(|row| row.boot == outcome.boot && !facts.contains_key(row.fact))
         .map(|row| format!("{}: no step has told {}", outcome.name(), row.fact))
@@ -275,10 +275,10 @@ fn table(outcomes: &[Outcome], facts: &BTreeMap<String, Map<String, Value>>) {
         rows.collect::<BTreeMap<_, _>>()
     });
     println!("{:58}{:>14}{:>14}", "", "Debian's", "ours");
-    for Row { fact, what, .. } in ROWS {
+    for Row { fact, description, .. } in ROWS {
         let values = columns.each_ref().map(|column| column.get(&(*fact).to_owned()));
         if values.iter().any(Option::is_some) {
-            print!("{what:58}");
+            print!("{description:58}");
             for value in values {
                 let value = value.map_or_else(|| "-".to_owned(), ToString::to_string);
                 print!("{value:>14}");
@@ -295,7 +295,7 @@ fn table(outcomes: &[Outcome], facts: &BTreeMap<String, Map<String, Value>>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::xen::outcome::Lost;
+    use crate::xen::outcome::LostGuest;
     use std::path::PathBuf;
 
     /// Returns a boot that has left these files.
@@ -362,9 +362,9 @@ mod tests {
         let mut facts: Map<String, Value> =
             ROWS.iter().map(|row| (row.fact.to_owned(), 1.into())).collect();
         facts.remove("messages");
-        assert_eq!(missing(&outcome, &facts), Vec::<String>::new(), "a part of it need not");
+        assert_eq!(missing_rows(&outcome, &facts), Vec::<String>::new(), "a part of it need not");
         outcome.extent = Extent::Whole;
-        assert_eq!(missing(&outcome, &facts), ["ours-sysv: no step has told messages"]);
+        assert_eq!(missing_rows(&outcome, &facts), ["ours-sysv: no step has told messages"]);
     }
 
     #[test]
@@ -374,7 +374,7 @@ mod tests {
                 let mut outcome = outcome(&format!("flaky{count}-{number}"), Store::Ours, &[]);
                 let results = outcome.results.clone();
                 fs::write(results.join("20-pv.log"), "the guest's last words\n").unwrap();
-                let lost = Lost { step: "20-pv".to_owned(), why: "pv: silent".to_owned() };
+                let lost = LostGuest { step: "20-pv".to_owned(), why: "pv: silent".to_owned() };
                 outcome.first = Some(Box::new(FirstTry { lost, results }));
                 outcome
             };

@@ -12,8 +12,8 @@ pub(super) struct Options {
     pub(super) repeat: Option<Repeat>,
     pub(super) at_once: Option<usize>,
     pub(super) record: bool,
-    pub(super) update: fetch::Wanted,
-    pub(super) report: judge::Report,
+    pub(super) update: fetch::VersionPolicy,
+    pub(super) report: judge::ReportFormat,
 }
 
 /// The request to repeat a step.
@@ -37,8 +37,8 @@ impl Options {
             repeat: None,
             at_once: None,
             record: false,
-            update: fetch::Wanted::AnyVersion,
-            report: judge::Report::Text,
+            update: fetch::VersionPolicy::AnyVersion,
+            report: judge::ReportFormat::Text,
         };
         let mut words = words.iter();
         while let Some(word) = words.next() {
@@ -63,8 +63,8 @@ impl Options {
                     options.at_once = Some(usize::try_from(count).unwrap_or(usize::MAX));
                 }
                 "--record" => options.record = true,
-                "--update" => options.update = fetch::Wanted::CurrentVersion,
-                "--json" => options.report = judge::Report::Json,
+                "--update" => options.update = fetch::VersionPolicy::CurrentVersion,
+                "--json" => options.report = judge::ReportFormat::Json,
                 other => return Err(format!("xen: there is no option {other}")),
             }
         }
@@ -72,7 +72,7 @@ impl Options {
     }
 
     /// True if `--boot` selects this boot.
-    pub(super) fn wants(&self, boot: &Boot) -> bool {
+    pub(super) fn selects(&self, boot: &Boot) -> bool {
         self.boot.as_deref().is_none_or(|name| name == boot.name)
     }
 }

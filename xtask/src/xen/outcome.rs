@@ -38,7 +38,7 @@ pub(crate) struct Outcome {
 /// A try that lost a guest, and was followed by another.
 pub(crate) struct FirstTry {
     /// The guest, and the step that missed it.
-    pub(crate) lost: Lost,
+    pub(crate) lost: LostGuest,
     /// The folder of its remains.
     pub(crate) results: PathBuf,
 }
@@ -52,7 +52,7 @@ impl Outcome {
 
 /// A guest that did not start, crashed or fell silent.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct Lost {
+pub(crate) struct LostGuest {
     /// The step that missed it.
     pub(crate) step: String,
     /// The step's last words: the guest, and the action that is missing.

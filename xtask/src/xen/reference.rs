@@ -103,7 +103,7 @@ pub(super) fn find(lab: &Lab, boot: &Boot, key: &str) -> Result<Option<Outcome>>
 
 /// Keeps a whole boot of Debian's daemon that has passed.
 pub(super) fn record(lab: &Lab, boot: &Boot, outcome: &Outcome, key: &str) -> Result<()> {
-    if outcome.extent != Extent::Whole || verdict::of(outcome) != Verdict::Held {
+    if outcome.extent != Extent::Whole || verdict::judge_try(outcome) != Verdict::Held {
         return Err(format!("{}: only a whole boot that has held is kept", outcome.name()).into());
     }
     let folder = folder(lab, boot);

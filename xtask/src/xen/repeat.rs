@@ -17,7 +17,7 @@ struct Tally {
 
 impl Tally {
     /// Counts the lines of the steps that have this in their name.
-    fn of(steps: &str, name: &str) -> Self {
+    fn count(steps: &str, name: &str) -> Self {
         let mut tally = Self::default();
         for line in steps.lines().filter_map(|line| line.strip_prefix("STEP ")) {
             let Some((step, words)) = line.split_once(' ') else { continue };
@@ -39,14 +39,14 @@ impl Tally {
 pub(super) fn run(lab: &Lab, repeat: &Repeat, options: &Options) -> Result<ExitCode> {
     let selection = Selection { only: Some(&repeat.step), times: repeat.times };
     let mut failed = false;
-    for boot in boot::ALL.iter().filter(|boot| options.wants(boot)) {
+    for boot in boot::ALL.iter().filter(|boot| options.selects(boot)) {
         if boot.selected(lab, selection)?.is_empty() {
             continue;
         }
-        for store in options.stores.iter().filter(|store| boot.can(**store)) {
+        for store in options.stores.iter().filter(|store| boot.supports(**store)) {
             let outcome = boot.run(lab, *store, selection)?;
             let steps = fs::read_to_string(outcome.results.join("steps")).unwrap_or_default();
-            let Tally { held, lost, failed: wrong } = Tally::of(&steps, &repeat.step);
+            let Tally { held, lost, failed: wrong } = Tally::count(&steps, &repeat.step);
             failed |= wrong > 0 || outcome.fault.is_some() || held + lost == 0;
             println!(
                 "{}: {} of {} held, {lost} lost a guest, {wrong} failed{}",
@@ -69,6 +69,6 @@ mod tests {
     fn ends_are_counted_by_kind() {
         let steps = "STEP 10-start ok 1.0 s\nSTEP 40-pvh ok 2.0 s\nSTEP 40-pvh LOST pvh: silent\n\
                      STEP 40-pvh FAIL wrong sum\nSTEP 40-pvh ok 1.0 s\n";
-        assert_eq!(Tally::of(steps, "pvh"), Tally { held: 2, lost: 1, failed: 1 });
+        assert_eq!(Tally::count(steps, "pvh"), Tally { held: 2, lost: 1, failed: 1 });
     }
 }

@@ -20,7 +20,7 @@ const AIM: f64 = 0.7;
 /// One row of the table.
 pub(super) struct Row {
     name: &'static str,
-    what: &'static str,
+    description: &'static str,
     ours: f64,
     kernel: f64,
 }
@@ -37,8 +37,8 @@ pub(super) fn rows(facts: &BTreeMap<String, Map<String, Value>>) -> Vec<Row> {
         let name = format!("block_{name}_{who}");
         facts.values().find_map(|facts| facts.get(&name)?.as_f64())
     };
-    let row = |(name, what): &(&'static str, &'static str)| {
-        Some(Row { name, what, ours: fact(name, "ours")?, kernel: fact(name, "kernel")? })
+    let row = |(name, description): &(&'static str, &'static str)| {
+        Some(Row { name, description, ours: fact(name, "ours")?, kernel: fact(name, "kernel")? })
     };
     ROWS.iter().filter_map(row).collect()
 }
@@ -60,8 +60,8 @@ pub(super) fn print(rows: &[Row]) {
     println!("{:58}{:>14}{:>14}{:>14}", "block devices", "ours", "xen-blkback", "ratio");
     for row in rows {
         let mark = if row.ratio() < AIM { "  below the aim" } else { "" };
-        let (Row { what, ours, kernel, .. }, ratio) = (row, row.ratio());
-        println!("{what:58}{ours:>14}{kernel:>14}{ratio:>14.2}{mark}");
+        let (Row { description, ours, kernel, .. }, ratio) = (row, row.ratio());
+        println!("{description:58}{ours:>14}{kernel:>14}{ratio:>14.2}{mark}");
     }
     println!(
         "the aim is {AIM}; no fault, as a busy machine moves figures under emulation by far more\n"

@@ -10,7 +10,7 @@ use std::fs;
 use std::sync::{Mutex, PoisonError};
 
 /// A boot that is to run.
-pub(super) struct Job<'a> {
+pub(super) struct BootJob<'a> {
     /// The boot.
     pub(super) boot: &'static Boot,
     /// The daemon under test.
@@ -19,11 +19,11 @@ pub(super) struct Job<'a> {
     pub(super) selection: Selection<'a>,
 }
 
-impl Job<'_> {
+impl BootJob<'_> {
     /// Boots; boots once more if the first try has lost a guest and has no other fault.
     fn run(&self, lab: &Lab) -> Result<Outcome> {
         let outcome = self.boot.run(lab, self.store, self.selection)?;
-        let Verdict::Lost(lost) = verdict::of(&outcome) else { return Ok(outcome) };
+        let Verdict::LostGuest(lost) = verdict::judge_try(&outcome) else { return Ok(outcome) };
         say(&format!("{}: {}: {}: a second try", outcome.name(), lost.step, lost.why));
         let kept = outcome.results.with_extension("first");
         if kept.exists() {
@@ -38,7 +38,7 @@ impl Job<'_> {
 
 /// Runs all jobs in their order, at most `at_once` at a time; returns their outcomes in the order
 /// in which they end.
-pub(super) fn run(lab: &Lab, jobs: Vec<Job<'_>>, at_once: usize) -> Result<Vec<Outcome>> {
+pub(super) fn run(lab: &Lab, jobs: Vec<BootJob<'_>>, at_once: usize) -> Result<Vec<Outcome>> {
     let waiting = Mutex::new(VecDeque::from(jobs));
     let next = || waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
     let outcomes = Mutex::new(Vec::new());

@@ -5,7 +5,7 @@
 //! silent, where all checks before held and no process of ours, nor domain 0's kernel, complains.
 //! dom0 reports it with a line `STEP name LOST guest why`.
 
-use super::outcome::{Lost, Outcome};
+use super::outcome::{LostGuest, Outcome};
 use std::fs;
 use std::path::Path;
 
@@ -15,7 +15,7 @@ pub(super) enum Verdict {
     /// Every step came to its end.
     Held,
     /// A guest was lost, and nothing else is wrong.
-    Lost(Lost),
+    LostGuest(LostGuest),
     /// Something is wrong.
     Failed,
 }
@@ -42,7 +42,7 @@ const COMPLAINTS: &[(&str, &[&str])] = &[
 ];
 
 /// Judges a try by the files that dom0 has left.
-pub(super) fn of(outcome: &Outcome) -> Verdict {
+pub(super) fn judge_try(outcome: &Outcome) -> Verdict {
     let text = fs::read_to_string(outcome.results.join("steps")).unwrap_or_default();
     let mut ended = text.lines().filter_map(|line| line.strip_prefix("STEP ")?.split_once(' '));
     let sound = outcome.fault.is_none() && outcome.disk_faults.is_empty();
@@ -54,7 +54,7 @@ pub(super) fn of(outcome: &Outcome) -> Verdict {
                 let why = words.strip_prefix("LOST ").filter(|_| ended.next().is_none());
                 return match why {
                     Some(why) if complaints(&outcome.results).is_empty() => {
-                        Verdict::Lost(Lost { step: name.to_owned(), why: why.to_owned() })
+                        Verdict::LostGuest(LostGuest { step: name.to_owned(), why: why.to_owned() })
                     }
                     _ => Verdict::Failed,
                 };
@@ -104,7 +104,7 @@ mod tests {
             disk_faults: Vec::new(),
             first: None,
         };
-        let verdict = of(&outcome);
+        let verdict = judge_try(&outcome);
         fs::remove_dir_all(results).unwrap();
         verdict
     }
@@ -113,8 +113,8 @@ mod tests {
     fn a_lost_guest_alone_is_tried_again() {
         let quiet =
             [("steps", LOST), ("dmesg", "all is well\n"), ("syslog", "xenstored: level=info\n")];
-        let lost = Lost { step: "20-pv".to_owned(), why: "pv: silent for 60 s".to_owned() };
-        assert_eq!(judged("quiet", None, &quiet), Verdict::Lost(lost));
+        let lost = LostGuest { step: "20-pv".to_owned(), why: "pv: silent for 60 s".to_owned() };
+        assert_eq!(judged("quiet", None, &quiet), Verdict::LostGuest(lost));
     }
 
     #[test]
