@@ -38,7 +38,7 @@ fuzz_target!(|input: &[u8]| {
     assert!(blocks() <= before, "opening has made the file larger");
     let Ok(mut disk) = opened else { return };
     let sectors = disk.geometry().sectors;
-    let mut asked = 0;
+    let mut pending = 0;
     for (tag, op, sector) in [
         (0, Op::Read, 0),
         (1, Op::Read, u64::from(how) << 3),
@@ -60,16 +60,16 @@ fuzz_target!(|input: &[u8]| {
             io.pieces.push(Piece { page: Page::private(), offset: 0, len: 4096 });
         }
         match disk.submit(io) {
-            Ok(None) => asked += 1,
+            Ok(None) => pending += 1,
             Ok(Some(_)) => {}
             Err(_) => panic!("there is room for a few"),
         }
     }
     let end = Instant::now() + Duration::from_secs(10);
-    while asked > 0 {
-        assert!(Instant::now() < end, "{asked} requests are not answered");
+    while pending > 0 {
+        assert!(Instant::now() < end, "{pending} requests are not answered");
         match disk.finished() {
-            Some(_) => asked -= 1,
+            Some(_) => pending -= 1,
             None => std::thread::yield_now(),
         }
     }

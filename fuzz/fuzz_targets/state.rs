@@ -39,8 +39,11 @@ fuzz_target!(|data: &[u8]| {
         assert_eq!((known.ring, &known.input), (before.ring, &before.input));
     }
     let twice = dump(&again.server, &again.connections);
-    assert!(lasting(written) == lasting(twice), "what was read again is another state");
-    go_on(store, &connections);
+    assert!(
+        without_list_number(written) == without_list_number(twice),
+        "what was read again is another state"
+    );
+    use_and_close(store, &connections);
 });
 
 fn dump(server: &Server, connections: &[RestoredConnection]) -> Vec<u8> {
@@ -63,14 +66,14 @@ fn dump(server: &Server, connections: &[RestoredConnection]) -> Vec<u8> {
 
 /// Returns the state without the number of the lists of children, which is behind the header and
 /// GLOBAL_DATA and grows.
-fn lasting(mut stream: Vec<u8>) -> Vec<u8> {
+fn without_list_number(mut stream: Vec<u8>) -> Vec<u8> {
     stream[40..48].fill(0);
     stream
 }
 
 /// Sends a request for each connection and reads all of its output; then all connections and
 /// domains leave.
-fn go_on(mut store: Store, connections: &[RestoredConnection]) {
+fn use_and_close(mut store: Store, connections: &[RestoredConnection]) {
     let Store { server, machine, .. } = &mut store;
     for known in connections {
         let header = xenstore_core::wire::Header {

@@ -16,22 +16,22 @@ impl Run {
     /// once its connections, domains and nodes are gone.
     pub(crate) fn finish(&mut self) {
         self.answer_all();
-        self.in_order();
+        self.check_consistency();
         while let Some(at) = self.peers.iter().position(|peer| peer.domid.is_none()) {
-            self.leaves(at);
+            self.close(at);
         }
-        (0..self.peers.len()).for_each(|at| self.leaves(at));
-        self.empty();
-        self.rest();
+        (0..self.peers.len()).for_each(|at| self.close(at));
+        self.remove_nodes();
+        self.free_all();
         let known: Vec<DomId> = self.server.domains().collect();
         for domid in known.iter().filter(|domid| domid.0 != 0) {
-            self.uses_nothing(domid.0);
+            self.check_account_is_empty(domid.0);
         }
         let mut fresh = Run::new();
-        fresh.empty();
+        fresh.remove_nodes();
         assert_eq!(self.account(0), fresh.account(0), "domain 0's account");
-        known.iter().filter(|domid| domid.0 != 0).for_each(|domid| self.dies(domid.0));
-        self.in_order();
+        known.iter().filter(|domid| domid.0 != 0).for_each(|domid| self.destroy_domain(domid.0));
+        self.check_consistency();
         assert_eq!(self.server.domains().collect::<Vec<_>>(), [DomId(0)]);
     }
 
@@ -50,7 +50,7 @@ impl Run {
     }
 
     /// Lets the store free, in slices, all released data, which stays charged until then.
-    fn rest(&mut self) {
+    fn free_all(&mut self) {
         for _ in 0..TURNS_MAX {
             if self.server.deadline().is_none_or(|at| at > self.now) {
                 return;
@@ -62,7 +62,7 @@ impl Run {
     }
 
     /// Checks that the store's own check finds nothing wrong.
-    fn in_order(&mut self) {
+    fn check_consistency(&mut self) {
         self.warnings.clear();
         self.admin(MsgType::Control, b"check\0");
         let wrong: Vec<&String> =
@@ -71,7 +71,7 @@ impl Run {
     }
 
     /// Reduces the tree to its minimum: the root and the special nodes, which belong to domain 0.
-    fn empty(&mut self) {
+    fn remove_nodes(&mut self) {
         let names: Vec<Vec<u8>> =
             self.server.tree().root().children().map(|child| child.name().to_vec()).collect();
         for name in names {
@@ -84,7 +84,7 @@ impl Run {
     }
 
     /// Checks that this domain's account is at 0.
-    pub(crate) fn uses_nothing(&mut self, domid: u16) {
+    pub(crate) fn check_account_is_empty(&mut self, domid: u16) {
         let account = self.account(domid);
         assert!(account.iter().all(|(_, used)| *used == 0), "domain {domid}: {account:?}");
     }
@@ -111,7 +111,7 @@ impl Run {
         let text = String::from_utf8_lossy(reply).into_owned();
         assert_eq!(header.kind, kind.code(), "{kind:?} {}: {text}", payload.escape_ascii());
         let at = self.peers.iter().position(|peer| peer.conn == conn).expect("it was just there");
-        self.leaves(at);
+        self.close(at);
         text
     }
 }

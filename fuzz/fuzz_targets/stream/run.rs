@@ -14,7 +14,7 @@ const WAITING_MAX: usize = UNREAD_MAX_BYTES + UNREAD_SOFT_BYTES + 66 * (HEADER_S
 
 /// An action of the store on a ring.
 #[derive(Clone, Copy)]
-enum Ring {
+enum RingEvent {
     Attached(ConnId, u16),
     Reattached(ConnId),
     Detached(ConnId),
@@ -26,7 +26,7 @@ pub(crate) struct Machine {
     pub(crate) existing: BTreeSet<u16>,
     lives: BTreeMap<u16, u64>,
     refuses: bool,
-    rings: Vec<Ring>,
+    ring_events: Vec<RingEvent>,
 }
 
 impl Host for Machine {
@@ -38,18 +38,18 @@ impl Host for Machine {
         if self.refuses {
             return Err(Error::Inval);
         }
-        self.rings.push(Ring::Attached(at.conn, at.domid.0));
+        self.ring_events.push(RingEvent::Attached(at.conn, at.domid.0));
         Ok(())
     }
     fn reattach(&mut self, at: Attach) -> Result<(), Error> {
         if self.refuses {
             return Err(Error::Inval);
         }
-        self.rings.push(Ring::Reattached(at.conn));
+        self.ring_events.push(RingEvent::Reattached(at.conn));
         Ok(())
     }
     fn detach(&mut self, _domid: DomId, conn: ConnId) {
-        self.rings.push(Ring::Detached(conn));
+        self.ring_events.push(RingEvent::Detached(conn));
     }
     fn control(&mut self, command: &[u8], args: &[&[u8]]) -> Option<Result<Vec<u8>, Error>> {
         (command == b"print").then(|| Ok(args.concat()))
@@ -58,7 +58,7 @@ impl Host for Machine {
 
 /// A request that has not been answered.
 #[derive(Debug)]
-struct Asked {
+struct PendingRequest {
     header: Header,
     delayed: bool,
 }
@@ -70,15 +70,15 @@ pub(crate) struct Peer {
     pub(crate) domid: Option<u16>,
     /// The bytes that were read and are no whole message yet.
     read: Vec<u8>,
-    asked: Vec<Asked>,
+    pending: Vec<PendingRequest>,
     transactions: Vec<u32>,
     ended: bool,
 }
 
 impl Peer {
     fn new(conn: ConnId, domid: Option<u16>) -> Self {
-        let (read, asked, transactions) = Default::default();
-        Self { conn, domid, read, asked, transactions, ended: false }
+        let (read, pending, transactions) = Default::default();
+        Self { conn, domid, read, pending, transactions, ended: false }
     }
 
     /// Forgets all requests: none of them will be answered.
@@ -87,7 +87,7 @@ impl Peer {
     }
 
     /// Checks all whole messages that were read.
-    fn look(&mut self) {
+    fn check_messages(&mut self) {
         let read = std::mem::take(&mut self.read);
         let mut rest = &read[..];
         while let Some((header, payload, behind)) =
@@ -98,24 +98,24 @@ impl Peer {
                 assert!(strings.next().is_some() && strings.next().is_some());
                 assert!(strings.rest().is_empty() && header.req_id == 0 && header.tx_id == 0);
             } else {
-                self.answered(&header, payload);
+                self.check_reply(&header, payload);
             }
             rest = behind;
         }
         self.read = rest.to_vec();
     }
 
-    fn answered(&mut self, header: &Header, payload: &[u8]) {
-        let at = self.asked.iter().position(|asked| asked.header.req_id == header.req_id);
+    fn check_reply(&mut self, header: &Header, payload: &[u8]) {
+        let at = self.pending.iter().position(|request| request.header.req_id == header.req_id);
         let at = at.unwrap_or_else(|| panic!("nothing was asked that {header:?} answers"));
-        let asked = self.asked.remove(at).header;
-        assert_eq!(asked.tx_id, header.tx_id);
+        let request = self.pending.remove(at).header;
+        assert_eq!(request.tx_id, header.tx_id);
         if header.kind == MsgType::Error.code() {
             let name = payload.strip_suffix(b"\0").expect("an error's name ends with a NUL");
             assert!(Error::from_name(name).is_some(), "{name:?} is no error of the protocol");
             return;
         }
-        assert_eq!(asked.kind, header.kind, "the reply is of another type than the request");
+        assert_eq!(request.kind, header.kind, "the reply is of another type than the request");
         if header.kind == MsgType::TransactionStart.code() {
             let id = std::str::from_utf8(payload).expect("ids are text").trim_end_matches('\0');
             self.transactions.push(id.parse().expect("ids are numbers"));
@@ -149,7 +149,7 @@ impl Run {
         };
         run.socket();
         run.socket();
-        run.comes(1);
+        run.introduce_domain(1);
         run
     }
 
@@ -160,14 +160,14 @@ impl Run {
             0 if self.peers.len() < 8 => drop(self.socket()),
             1 => {
                 let at = bytes.below(self.peers.len().max(1))?;
-                self.leaves(at);
+                self.close(at);
             }
             2 => {
                 let domid = 1 + bytes.below(3)? as u16;
                 if self.machine.existing.contains(&domid) {
-                    self.dies(domid);
+                    self.destroy_domain(domid);
                 } else {
-                    self.comes(domid);
+                    self.introduce_domain(domid);
                 }
             }
             3 => {
@@ -178,7 +178,7 @@ impl Run {
                     self.machine.existing.insert(domid - 4);
                 }
             }
-            4 => self.breaks(bytes)?,
+            4 => self.break_connection(bytes)?,
             5 => {
                 self.now += [100, 5_000, HOLD_MAX_US, 1_000_000, 20_000_000][bytes.below(5)?];
                 self.server.tick(self.now, &mut self.machine);
@@ -263,14 +263,14 @@ impl Run {
         let before = self.server.counters().delayed;
         self.server.request(conn, &header, payload, self.now, &mut self.machine);
         let delayed = self.server.counters().delayed > before;
-        self.rings();
+        self.apply_ring_events();
         if let Some(peer) = self.peers.iter_mut().find(|peer| peer.conn == conn) {
-            peer.asked.push(Asked { header, delayed });
+            peer.pending.push(PendingRequest { header, delayed });
         }
         self.settle();
     }
 
-    fn breaks(&mut self, bytes: &mut Bytes<'_>) -> Option<()> {
+    fn break_connection(&mut self, bytes: &mut Bytes<'_>) -> Option<()> {
         let at = bytes.below(self.peers.len().max(1))?;
         let how = bytes.below(4)?;
         let Some(peer) = self.peers.get_mut(at) else { return Some(()) };
@@ -296,7 +296,7 @@ impl Run {
         let count = count.min(output.len());
         peer.read.extend_from_slice(&output[..count]);
         self.server.consume_output(peer.conn, count, self.now);
-        peer.look();
+        peer.check_messages();
         count
     }
 
@@ -313,13 +313,14 @@ impl Run {
         assert!(total <= WAITING_MAX, "{total} bytes waited for one reader");
         let Some(peer) = self.peers.get(at) else { return };
         assert!(peer.read.is_empty(), "the output ends in the middle of a message");
-        let missing: Vec<&Asked> = peer.asked.iter().filter(|asked| !asked.delayed).collect();
+        let missing: Vec<&PendingRequest> =
+            peer.pending.iter().filter(|pending| !pending.delayed).collect();
         assert!(missing.is_empty(), "not answered: {missing:?}");
     }
 
     /// True if some client waits for an answer.
     pub(crate) fn is_waiting(&self) -> bool {
-        self.peers.iter().any(|peer| !peer.asked.is_empty())
+        self.peers.iter().any(|peer| !peer.pending.is_empty())
     }
 
     /// Adds a socket client; returns its index.
@@ -331,7 +332,7 @@ impl Run {
     }
 
     /// Closes a socket, or resets a ring.
-    pub(crate) fn leaves(&mut self, at: usize) {
+    pub(crate) fn close(&mut self, at: usize) {
         let Some(peer) = self.peers.get_mut(at) else { return };
         let conn = peer.conn;
         if peer.domid.is_some() {
@@ -345,7 +346,7 @@ impl Run {
     }
 
     /// Makes and introduces a domain, whose account must start at 0.
-    pub(crate) fn comes(&mut self, domid: u16) {
+    pub(crate) fn introduce_domain(&mut self, domid: u16) {
         let known = self.server.domains().any(|known| known == DomId(domid));
         self.machine.existing.insert(domid);
         let introduced =
@@ -353,7 +354,7 @@ impl Run {
         assert_eq!(introduced, !self.machine.refuses);
         self.settle();
         if introduced && !known {
-            self.uses_nothing(domid);
+            self.check_account_is_empty(domid);
         }
         let home = format!("/local/domain/{domid}\0");
         if let Some(dom0) = self.peers.iter().position(|peer| peer.domid.is_none()) {
@@ -365,7 +366,7 @@ impl Run {
         }
     }
 
-    pub(crate) fn dies(&mut self, domid: u16) {
+    pub(crate) fn destroy_domain(&mut self, domid: u16) {
         self.machine.existing.remove(&domid);
         *self.machine.lives.entry(domid).or_default() += 1;
         self.server.domain_died(DomId(domid), self.now, &mut self.machine);
@@ -375,20 +376,20 @@ impl Run {
     }
 
     /// Records the store's actions on rings; returns the connections that are new or reset.
-    fn rings(&mut self) -> Vec<ConnId> {
+    fn apply_ring_events(&mut self) -> Vec<ConnId> {
         let mut fresh = Vec::new();
-        for ring in std::mem::take(&mut self.machine.rings) {
+        for ring in std::mem::take(&mut self.machine.ring_events) {
             match ring {
-                Ring::Attached(conn, domid) => {
+                RingEvent::Attached(conn, domid) => {
                     assert!(self.peers.iter().all(|peer| peer.conn != conn), "{conn:?} is in use");
                     self.peers.push(Peer::new(conn, Some(domid)));
                     fresh.push(conn);
                 }
-                Ring::Reattached(conn) => {
+                RingEvent::Reattached(conn) => {
                     self.peers.iter_mut().filter(|peer| peer.conn == conn).for_each(Peer::forget);
                     fresh.push(conn);
                 }
-                Ring::Detached(conn) => self.peers.retain(|peer| peer.conn != conn),
+                RingEvent::Detached(conn) => self.peers.retain(|peer| peer.conn != conn),
             }
         }
         fresh
@@ -396,7 +397,7 @@ impl Run {
 
     /// Records all changes of connections that the store reports.
     pub(crate) fn settle(&mut self) {
-        let fresh = self.rings();
+        let fresh = self.apply_ring_events();
         let mut ended = Vec::new();
         while let Some(notice) = self.server.poll_notice() {
             match notice {
@@ -408,14 +409,14 @@ impl Run {
         for conn in ended {
             let Some(at) = self.peers.iter().position(|peer| peer.conn == conn) else { continue };
             if fresh.contains(&conn) {
-                self.leaves(at);
+                self.close(at);
                 continue;
             }
             let output = self.server.output(conn).len();
             assert_eq!(output, 0, "a connection that has ended has output");
             self.peers[at].forget();
             if self.peers[at].domid.is_none() {
-                self.leaves(at);
+                self.close(at);
             } else {
                 self.peers[at].ended = true;
             }
