@@ -1,5 +1,5 @@
-//! Memory that the broker shares with its peers: what each of them counts, and the identities of all
-//! domains.
+//! Memory that the broker shares with its peers: the counters of each peer, and the identities of
+//! all domains.
 
 use std::os::fd::OwnedFd;
 use xen::{DomId, Port};
@@ -7,31 +7,31 @@ use xen::{DomId, Port};
 /// Bytes of the table of identities: 8 for each number that a domain can have.
 pub(crate) const IDENTITIES_LEN: usize = DomId::FIRST_RESERVED.0 as usize * 8;
 
-/// Words before those of the ports in the memory where a peer counts.
+/// The number of words before those of the ports, in the memory of a peer's counters.
 const COUNTERS_HEAD: usize = 8;
 
-/// Bytes of that memory for so many ports.
+/// The length of a peer's counters for `ports_max` ports, in bytes.
 pub(crate) fn counters_len(ports_max: u32) -> usize {
     (COUNTERS_HEAD + ports_max as usize) * 8
 }
 
-/// Something that a peer counts, for the broker to read at any moment.
+/// A counter of a peer. The broker can read it at any moment.
 #[derive(Clone, Copy)]
 pub(crate) enum Counter {
     /// Pages granted now.
     Granted,
     /// Pages mapped now.
     Mapped,
-    /// Calls that this process was refused without the broker being asked.
+    /// Calls that the library refused this process without asking the broker.
     Refused,
-    /// Messages that the broker has sent this peer unasked (written by the broker).
+    /// Messages that the broker has sent this peer without a request (written by the broker).
     Told,
     /// Notifications received at this port.
     Received(Port),
 }
 
 impl Counter {
-    /// Its offset in bytes.
+    /// Returns the offset of the counter in bytes.
     pub(crate) fn offset(self) -> usize {
         8 * match self {
             Self::Granted => 0,
@@ -43,7 +43,7 @@ impl Counter {
     }
 }
 
-/// The count of a peer; whatever it wrote there is a number.
+/// Reads a counter of a peer. The peer may write any value there; the result is only a number.
 pub(crate) fn read_counter(counters: &OwnedFd, counter: Counter) -> u64 {
     let mut word = [0; 8];
     match rustix::io::pread(counters, &mut word, counter.offset() as u64) {

@@ -1,11 +1,12 @@
 //! Descriptors that a domain's program is started with, found by name.
 //!
-//! They are passed as systemd passes sockets to a service (sd_listen_fds(3)): they lie from
-//! [`FIRST`] on, `LISTEN_FDS` says how many there are, and `LISTEN_FDNAMES` what each is called, with
-//! colons between. `LISTEN_PID` is the domain's first process, for programs that use sd_listen_fds(3) itself;
-//! this library goes by the names alone, so that a script may start the program that takes them.
+//! They are passed as systemd passes sockets to a service (sd_listen_fds(3)): they are numbered
+//! from [`FIRST`] on, `LISTEN_FDS` has their number, and `LISTEN_FDNAMES` their names, separated by
+//! colons. `LISTEN_PID` is the domain's first process, for programs that use sd_listen_fds(3)
+//! itself; this library uses the names alone, so that a script may start the program that takes
+//! them.
 //!
-//! A program that starts others takes [`VARIABLES`] out of their environment.
+//! A program that starts other programs removes [`VARIABLES`] from their environment.
 
 use crate::sys;
 use std::ffi::CString;
@@ -18,33 +19,33 @@ pub const BROKER: &str = "xen-broker";
 pub const DEVICES: &str = "fuse-devices";
 /// The number of the first of them (`SD_LISTEN_FDS_START`).
 pub const FIRST: RawFd = 3;
-/// The variables that tell of them: for which process, how many, their names.
+/// The variables that describe the descriptors: their process, their number, their names.
 pub const VARIABLES: [&str; 3] = [PROCESS, COUNT, NAMES];
 
 const PROCESS: &str = "LISTEN_PID";
 const COUNT: &str = "LISTEN_FDS";
 const NAMES: &str = "LISTEN_FDNAMES";
 
-/// A descriptor that is not there to be taken.
+/// The error for a descriptor that cannot be taken.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Missing {
     name: &'static str,
     cause: Cause,
 }
 
-/// The cause of its not being there.
+/// The reason why a descriptor cannot be taken.
 #[derive(Clone, PartialEq, Eq, Debug)]
 enum Cause {
-    /// `LISTEN_FDNAMES`, which does not name it; `None` where there is no such variable.
+    /// `LISTEN_FDNAMES` does not name it; the value is `None` where there is no such variable.
     NotNamed(Option<String>),
-    /// The count or the list is none, or they differ.
+    /// The count or the list of names cannot be parsed, or they differ.
     Malformed,
-    /// It was closed or taken before.
+    /// The descriptor was closed or taken before.
     NotOpen,
 }
 
 impl Missing {
-    /// The name that was looked for.
+    /// Returns the name that was looked for.
     #[must_use]
     pub fn name(&self) -> &'static str {
         self.name
@@ -80,7 +81,7 @@ impl fmt::Display for Missing {
 
 impl std::error::Error for Missing {}
 
-/// The number of the descriptor `name`, as these variables have it.
+/// Returns the number of the descriptor `name` according to these variables.
 fn number(count: Option<&str>, names: Option<&str>, name: &str) -> Result<RawFd, Cause> {
     let listed = names.ok_or(Cause::NotNamed(None))?;
     let names: Vec<&str> = listed.split(':').collect();
@@ -103,8 +104,8 @@ pub(crate) fn take(name: &'static str) -> Result<OwnedFd, Missing> {
     sys::inherited(found.map_err(missing)?).map_err(|_| missing(Cause::NotOpen))
 }
 
-/// The environment of a program that is given descriptors with these `names`, from [`FIRST`] on; in
-/// place of what `env` says of any.
+/// Returns the environment of a program that is given descriptors with these `names`, from
+/// [`FIRST`] on. Variables in `env` that describe descriptors are replaced.
 pub(crate) fn environment(mut env: Vec<CString>, names: &[&str], pid: i32) -> Option<Vec<CString>> {
     let is_ours = |variable: &CString| {
         let name = variable.as_bytes().split(|byte| *byte == b'=').next();

@@ -14,17 +14,17 @@ use xen::domctl::{DomainControl, DomainInfo, RunState, Scheduling};
 use xen::domwatch::ShutdownReason;
 use xen::{DomId, Error, Gfn, Port};
 
-/// Words that tell what there is to know of a domain.
+/// The number of words that describe a domain.
 pub(crate) const INFO_WORDS: usize = 8;
 
-/// What there is to know of a domain, in words.
+/// Encodes the state of a domain in words.
 pub(crate) fn info_words(info: &DomainInfo) -> [u64; INFO_WORDS] {
     let state = match info.state {
         RunState::Running => 0,
         RunState::Paused => 1,
         RunState::Dying => 2,
         RunState::Shutdown(reason) => 3 | u64::from(reason.code()) << 8,
-        // Later states are added here with the trait's.
+        // Later states of the trait are added here.
         _ => 0,
     };
     let (low, high) = info.handle.split_at(8);
@@ -63,7 +63,7 @@ fn info_of(words: &[u64; INFO_WORDS]) -> Option<DomainInfo> {
     })
 }
 
-/// What a program is given of its creator's descriptors.
+/// The descriptors that a program gets from its creator.
 #[derive(Clone, Copy, Debug)]
 pub struct Descriptors<'a> {
     /// The program itself.
@@ -82,15 +82,15 @@ pub struct Descriptors<'a> {
 pub struct Created {
     /// Its number.
     pub domid: DomId,
-    /// What tells it from others of that number.
+    /// Its identity, which differs from that of other domains with the same number.
     pub identity: u64,
-    /// Where its ring for the store is: what INTRODUCE is told as its frame.
+    /// The frame of its ring for the store, as INTRODUCE takes it.
     pub store_gfn: Gfn,
     /// The port at which it waits for the store.
     pub store_port: Port,
     /// The port at which it waits for its console.
     pub console_port: Port,
-    /// What its sandbox does without.
+    /// The parts of its sandbox that it runs without.
     pub lacks: Vec<Lack>,
 }
 
@@ -98,13 +98,13 @@ pub struct Created {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Holder(u64);
 
-/// What a domain uses now.
+/// The resources that a domain uses now.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct Accounts {
     /// Processor time, in ns.
     pub cpu_time_ns: u64,
-    /// Memory, arenas in full, in KiB.
+    /// Memory in KiB, with all of its arenas.
     pub memory_kib: u64,
     /// Ports.
     pub ports: u64,
@@ -116,7 +116,7 @@ pub struct Accounts {
     pub mapped: u64,
     /// Notifications that it has sent, as those who received them count them.
     pub notified: u64,
-    /// What it was refused: by the broker, or as it says by the library alone.
+    /// Refusals to it: by the broker, and by the library alone, as it counts them itself.
     pub refused: u64,
 }
 
@@ -144,13 +144,13 @@ impl Control {
         Ok(Self { link: Link::connect_within(&host.socket(Role::Control), within)? })
     }
 
-    /// Control over a connection that may not have the right to it: each call says so then.
+    /// Makes the control over a connection that may not have the right to it: then each call fails.
     #[must_use]
     pub fn over(platform: &Platform) -> Self {
         Self { link: Arc::clone(&platform.link) }
     }
 
-    /// Creates a domain and waits until its sandbox stands.
+    /// Creates a domain and waits until its sandbox is complete.
     ///
     /// # Errors
     /// [`Error::Inval`] a configuration that cannot be, [`Error::NoSpc`] no free number, or what a
@@ -173,7 +173,8 @@ impl Control {
         })
     }
 
-    /// As [`Control::create`], with nothing to read and the caller's own output.
+    /// Creates a domain as [`Control::create`] does, with nothing to read and the caller's own
+    /// output.
     ///
     /// # Errors
     /// As [`Control::create`].
@@ -189,7 +190,7 @@ impl Control {
         self.create(config, descriptors)
     }
 
-    /// What a domain uses.
+    /// Returns the resources that a domain uses.
     ///
     /// # Errors
     /// As [`DomainControl::info`].
@@ -207,7 +208,8 @@ impl Control {
         })
     }
 
-    /// A pidfd of a domain's first process: domain 0 enters its namespaces through it, and sees its end.
+    /// Returns a pidfd of a domain's first process: domain 0 enters its namespaces through it, and
+    /// sees its end.
     ///
     /// # Errors
     /// As [`DomainControl::info`].
@@ -215,8 +217,8 @@ impl Control {
         self.link.call(&Request::Process { domid })?.fd()
     }
 
-    /// The connection that a domain ends with ([`Lifetime::Held`](crate::domain::Lifetime::Held)); `None` where there is
-    /// none.
+    /// Returns the connection that a domain ends with
+    /// ([`Lifetime::Held`](crate::domain::Lifetime::Held)); `None` where there is none.
     ///
     /// # Errors
     /// As [`DomainControl::info`]; [`Error::Inval`] of domain 0.
@@ -225,7 +227,8 @@ impl Control {
         Ok((word != 0).then_some(Holder(word)))
     }
 
-    /// From now on a domain that this connection holds ends with another, and at once where that is gone.
+    /// Makes a domain that this connection holds end with another connection, and at once where
+    /// that is gone.
     ///
     /// # Errors
     /// As [`DomainControl::info`]; [`Error::Inval`] of a domain that this connection does not hold.
@@ -233,7 +236,8 @@ impl Control {
         self.done(&Request::HandOver { domid, holder: holder.0 })
     }
 
-    /// From now on a domain does not end with this connection; one that another connection has come to hold ends with that.
+    /// Makes a domain no longer end with this connection. If another connection holds the domain by
+    /// then, that one still does.
     ///
     /// # Errors
     /// As [`DomainControl::info`]; [`Error::Inval`] of domain 0.
@@ -246,7 +250,7 @@ impl Control {
     }
 }
 
-/// The domains in an answer.
+/// Decodes the domains in an answer.
 fn infos(answer: &Answer) -> Result<Vec<DomainInfo>, Error> {
     let (infos, rest) = answer.words.as_chunks::<INFO_WORDS>();
     if !rest.is_empty() {
@@ -303,7 +307,7 @@ impl DomainControl for Control {
     }
 }
 
-/// The number that a process has here, by its pidfd ([`Control::process`]).
+/// Returns the number that a process has here, by its pidfd ([`Control::process`]).
 ///
 /// # Errors
 /// `ESRCH` where it has ended, or has no number here.

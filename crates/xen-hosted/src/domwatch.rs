@@ -1,4 +1,4 @@
-//! The life of domains, as the broker tells it.
+//! The watch on the life of domains, as the broker reports it.
 
 use crate::link::Link;
 use crate::proto::Request;
@@ -8,28 +8,28 @@ use std::sync::atomic::Ordering::Acquire;
 use xen::domwatch::{DomainEvent, DomainWatch, OwnRing, ShutdownReason};
 use xen::{DomId, Error};
 
-/// Which domains there are.
+/// The watch on the domains of a host.
 #[derive(Debug)]
 pub struct Watch {
     link: Arc<Link>,
     told: VecDeque<DomainEvent>,
-    /// All changes were told with the last answer.
+    /// True where the last answer contained all changes.
     all: bool,
 }
 
-/// A change as two words: the domain, and above it what became of it.
+/// Encodes a change in a word: the domain, and in the bits above it the kind of change.
 pub(crate) fn encode(event: DomainEvent) -> u64 {
     let (domid, what) = match event {
         DomainEvent::Came(domid) => (domid, 1),
         DomainEvent::Shutdown(domid, reason) => (domid, 2 | u64::from(reason.code()) << 8),
         DomainEvent::Died(domid) => (domid, 3),
-        // Later kinds are added here with the trait's.
+        // Later kinds of the trait are added here.
         _ => (DomId::INVALID, 0),
     };
     what << 16 | u64::from(domid.0)
 }
 
-/// The change in a word.
+/// Decodes the change in a word.
 pub(crate) fn decode(word: u64) -> Option<DomainEvent> {
     let domid = DomId(u16::try_from(word & 0xffff).ok()?);
     let code = u8::try_from(word >> 24).ok()?;
@@ -42,7 +42,7 @@ pub(crate) fn decode(word: u64) -> Option<DomainEvent> {
 }
 
 impl Watch {
-    /// Domains over this connection.
+    /// Makes a watch over this connection.
     pub(crate) fn new(link: Arc<Link>) -> Self {
         Self { link, told: VecDeque::new(), all: false }
     }

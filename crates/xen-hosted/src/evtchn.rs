@@ -2,12 +2,13 @@
 //!
 //! A notification is one write(2) to the eventfd that the other process waits at. That eventfd is
 //! watched edge-triggered and never read: every write makes a new edge, so a delivery takes one
-//! epoll_wait(2), and masking and unmasking nothing at all. Only where events come while a port is
-//! masked is it taken out of the epoll and put back by `unmask`: a flood costs its receiver one
-//! wake-up for each time that it looks.
+//! epoll_wait(2), and masking and unmasking take no system call. Only where an event comes while a
+//! port is masked is it taken out of the epoll and put back by `unmask`: a flood costs its receiver
+//! one wake-up for each time that it looks.
 //!
-//! Who has the ports has the table of them to itself, without a lock: what the broker says of them meanwhile,
-//! to whichever thread is asking it something, waits with the `Link` until they are next looked at.
+//! The owner of the ports has the table of them to itself, without a lock. Messages of the broker
+//! about ports may arrive while any thread waits for an answer; they wait with the `Link` until the
+//! ports are used next.
 
 use crate::counters::Counter;
 use crate::errno::from_errno;
@@ -25,29 +26,30 @@ use std::time::{Duration, Instant};
 use xen::evtchn::{EventChannels, Status, Virq};
 use xen::{DomId, Error, Port};
 
-/// What epoll calls the socket to the broker.
+/// The token of the socket to the broker in the epoll.
 const BROKER: u64 = u64::MAX;
-/// What epoll calls the eventfd that is readable while fetched events wait.
+/// The token of the eventfd that is readable while fetched events wait.
 const MORE: u64 = u64::MAX - 1;
-/// What epoll calls the eventfd that is readable while what the broker has said waits with the link.
+/// The token of the eventfd that is readable while messages of the broker wait with the link.
 const NEWS: u64 = u64::MAX - 2;
-/// Events that are fetched at once.
+/// The number of events that are fetched at once.
 const FETCHED_MAX: usize = 64;
-/// What a watched eventfd is asked for.
+/// The events that an eventfd is watched for.
 const EDGE: EventFlags = EventFlags::IN.union(EventFlags::ET);
 
-/// Whether a port's events are reported.
+/// The state of the reporting of a port's events.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Mask {
     /// The next event is reported.
     Open,
-    /// One was reported and the port not unmasked since.
+    /// An event was reported, and the port was not unmasked since.
     Masked,
-    /// The same, another came meanwhile, and the port is out of the epoll.
+    /// As `Masked`, and another event came meanwhile, so the port is out of the epoll.
     Asleep,
 }
 
-/// The two ends of a bound port: where events come, and where they go (nowhere for a VIRQ).
+/// The two eventfds of a bound port: the one for events that come, and the one for notifications of
+/// the peer (none for a VIRQ).
 #[derive(Debug)]
 struct Ends {
     wait: OwnedFd,
@@ -59,17 +61,18 @@ struct Ends {
 struct Held {
     ends: Option<Ends>,
     mask: Mask,
-    /// It was notified while the broker had more to tell: if that is of a binding, the notification went
-    /// to the old peer.
+    /// True if the port was notified while messages of the broker were unread: if one of them is a
+    /// binding, the notification went to the old peer.
     notified: bool,
 }
 
-/// What is known of a port, in one cache line: a round trip is short enough for each to be felt.
+/// The state of a port, in one cache line: a round trip is so short that a second cache line is
+/// measurable.
 #[derive(Debug, Default)]
 struct Slot {
     held: Option<Held>,
-    /// Counts bindings, so that an event fetched before the port was bound anew is not taken for one
-    /// of the new binding.
+    /// The number of bindings so far, so that an event fetched before the port was bound anew is
+    /// not taken for one of the new binding.
     binding: u32,
 }
 
@@ -113,7 +116,7 @@ impl Table {
 }
 
 impl Ports {
-    /// No port yet; these descriptors are waited for too, under these names.
+    /// Makes a table without ports. These descriptors are waited for too, under these tokens.
     fn new(others: [(BorrowedFd<'_>, u64); 3]) -> Result<Self, Error> {
         let epoll = epoll::create(CreateFlags::CLOEXEC).map_err(from_errno)?;
         for (fd, token) in others {
@@ -123,7 +126,7 @@ impl Ports {
         Ok(Self { epoll, table: RefCell::default() })
     }
 
-    /// This process holds `port`, which is not bound yet, or was before this was known.
+    /// Enters a `port` of this process, unless its binding was received already.
     fn allocated(&self, port: Port) {
         let mut table = self.table.borrow_mut();
         if table.get(port).is_err() {
@@ -131,7 +134,7 @@ impl Ports {
         }
     }
 
-    /// What the broker says of a port.
+    /// Applies a message of the broker about a port.
     fn apply(&self, message: &Message, fds: Vec<OwnedFd>) {
         let mut fds = fds.into_iter();
         match message {
@@ -151,7 +154,7 @@ impl Ports {
         }
     }
 
-    /// Takes the ends of a port that is bound from now on.
+    /// Enters the ends of a port that is bound from now on.
     fn bound(&self, port: Port, wait: OwnedFd, notify: Option<OwnedFd>) -> Result<(), Error> {
         let mut table = self.table.borrow_mut();
         let mut again = false;
@@ -164,21 +167,22 @@ impl Ports {
         let token = EventData::new_u64(table.token(port));
         epoll::add(&self.epoll, &wait, token, EDGE).map_err(from_errno)?;
         if let (true, Some(notify)) = (again, &notify) {
-            // The new peer must not miss what the old one was told.
+            // The new peer must not miss a notification that went to the old one.
             let _ = rustix::io::write(notify, &1_u64.to_ne_bytes());
         }
         table.get_mut(port)?.ends = Some(Ends { wait, notify });
         Ok(())
     }
 
-    /// This process does not hold `port` any more.
+    /// Removes a `port` that this process does not hold any more.
     fn remove(&self, port: Port) {
         let mut table = self.table.borrow_mut();
         let held = table.slots.get_mut(port.0 as usize).and_then(|slot| slot.held.take());
         self.forget(held.and_then(|held| held.ends));
     }
 
-    /// The peer may keep the eventfd open, so closing it does not take it out of the epoll.
+    /// Takes a port's eventfd out of the epoll. Closing it is not enough, as the peer may keep it
+    /// open.
     fn forget(&self, ends: Option<Ends>) {
         if let Some(ends) = ends {
             let _ = epoll::delete(&self.epoll, &ends.wait);
@@ -191,13 +195,13 @@ impl Ports {
         let Some(ends) = &table.get(port)?.ends else { return Ok(()) };
         let notify = ends.notify.as_ref().ok_or(Error::Inval)?;
         match rustix::io::write(notify, &1_u64.to_ne_bytes()) {
-            // Full: an event is pending there as it is, and who filled it did so to its own channel.
+            // The counter is full: an event is pending anyway, and only this channel is affected.
             Ok(_) | Err(Errno::AGAIN) => Ok(()),
             Err(error) => Err(from_errno(error)),
         }
     }
 
-    /// Who is bound to `port` next is notified then.
+    /// Has the next peer that is bound to `port` notified at its binding.
     fn notify_next(&self, port: Port) -> Result<(), Error> {
         self.table.borrow_mut().get_mut(port)?.notified = true;
         Ok(())
@@ -227,7 +231,7 @@ impl Ports {
         Ok(())
     }
 
-    /// What a fetched event means: a port to be reported, or nothing.
+    /// Returns the port to be reported for a fetched event, or nothing.
     #[inline(always)]
     fn take(&self, token: u64) -> Option<Port> {
         let port = Port(token as u32);
@@ -245,7 +249,7 @@ impl Ports {
         None
     }
 
-    /// Takes a port with an event that nobody may see yet out of the epoll.
+    /// Takes a port with an event that must not be reported yet out of the epoll.
     #[cold]
     fn put_asleep(&self, held: &mut Held, token: u64) {
         if let (Mask::Masked, Some(ends)) = (held.mask, &held.ends)
@@ -266,14 +270,14 @@ impl Ports {
 pub struct Channels {
     link: Arc<Link>,
     ports: Ports,
-    /// Tokens; an `Event` could not go to another thread.
+    /// Tokens of fetched events; an `Event` could not go to another thread.
     fetched: Vec<u64>,
-    /// Which of `fetched` is next.
+    /// The index in `fetched` of the next event.
     next: usize,
-    /// Readable while `next` is not at the end.
+    /// An eventfd that is readable while `next` is not at the end.
     more: OwnedFd,
     more_set: bool,
-    /// The last fetch has emptied the epoll.
+    /// True if the last fetch has emptied the epoll.
     emptied: bool,
 }
 
@@ -284,7 +288,7 @@ impl fmt::Debug for Channels {
 }
 
 impl Channels {
-    /// Those over this connection.
+    /// Makes the event channels over this connection.
     pub(crate) fn new(link: Arc<Link>) -> Result<Self, Error> {
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
         let more = eventfd(0, flags).map_err(from_errno)?;
@@ -297,30 +301,31 @@ impl Channels {
         Ok(Self { link, ports, fetched, next: 0, more, more_set: false, emptied: false })
     }
 
-    /// Listens to the broker, and takes what it has said of ports.
+    /// Reads the broker's messages, and applies those about ports.
     fn listen(&self) -> Result<(), Error> {
         let drained = self.link.drain();
         self.take_news();
         drained
     }
 
-    /// Takes what the broker has said of ports.
+    /// Applies the broker's messages about ports that wait with the link.
     fn take_news(&self) {
         for (message, fds) in self.link.take_news() {
             self.ports.apply(&message, fds);
         }
     }
 
-    /// As [`Link::call`]; what was said of ports before the answer is taken.
+    /// Makes a call as [`Link::call`] does, and applies the messages about ports that came before
+    /// the answer.
     fn call(&self, request: &Request) -> Result<Answer, Error> {
         let answer = self.link.call(request);
         self.take_news();
         answer
     }
 
-    /// Waits for the next port with an event, as [`EventChannels::pending`] reports it; `None` where
-    /// none came `within` that time (without one it waits for good, which is cheaper, and ends with
-    /// the broker). One system call less than poll(2) and `pending`.
+    /// Waits for the next port with an event, as [`EventChannels::pending`] reports it; `None`
+    /// where none came `within` that time. Without a limit it waits until an event comes or the
+    /// broker ends, which is cheaper. It takes one system call less than poll(2) and `pending`.
     ///
     /// # Errors
     /// As [`EventChannels::pending`].
@@ -355,7 +360,7 @@ impl Channels {
         }
     }
 
-    /// The next port among the fetched events.
+    /// Returns the next port among the fetched events.
     #[inline(always)]
     fn next_fetched(&mut self) -> Result<Option<Port>, Error> {
         while let Some(token) = self.fetched.get(self.next).copied() {
@@ -410,7 +415,8 @@ impl Channels {
 }
 
 impl Channels {
-    /// Listens to the broker before `port` is notified: it may have been bound since this was last done.
+    /// Reads the broker's messages before `port` is notified: it may have been bound since the last
+    /// time.
     #[cold]
     fn catch_up(&self, port: Port) -> Result<(), Error> {
         self.listen()?;
@@ -496,7 +502,7 @@ impl EventChannels for Channels {
             return Err(error);
         }
         let closed = self.call(&Request::Close { port }).map(drop);
-        // Only now: what came before the answer may have told of a binding.
+        // Not earlier: a message before the answer may be a binding of this port.
         self.ports.remove(port);
         closed
     }

@@ -97,7 +97,7 @@ use std::sync::atomic::Ordering;
 use xen::shared::SharedPage;
 use xen::{DomId, Error, GrantRef, Port};
 
-/// What a connection may ask the broker for.
+/// The requests that a connection may send to the broker.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Rights(u8);
 
@@ -112,13 +112,14 @@ impl Rights {
     pub(crate) const GUEST: Self =
         Self(Self::EVENT_CHANNELS.0 | Self::GRANT_MAP.0 | Self::GRANT_OFFER.0);
 
-    /// Whether `other` is among them.
+    /// True if `other` is among them.
     pub(crate) fn has(self, other: Self) -> bool {
         self.0 & other.0 == other.0
     }
 }
 
-/// What a process of domain 0 is for: each has a socket of its own, with the rights it needs.
+/// The purpose of a process of domain 0. Each has a socket of its own, with the rights that it
+/// needs.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 #[repr(u8)]
 #[non_exhaustive]
@@ -204,8 +205,9 @@ impl Platform {
         Self::over(socket).map_err(GuestError::Broker)
     }
 
-    /// The platform of the domain that has handed on its `socket` to the broker. To the broker, who holds
-    /// it is that domain: a domain of several processes may give it to the one that is to have it.
+    /// Makes the platform of the domain that has handed on its `socket` to the broker. For the
+    /// broker, the process that holds the socket is that domain: a domain of several processes may
+    /// pass it to one of them.
     ///
     /// # Errors
     /// [`Error::NoDev`] where the broker is gone.
@@ -222,7 +224,7 @@ impl Platform {
     /// The event channels; given out once.
     ///
     /// # Errors
-    /// [`Error::Busy`] they are in use, or what the system answered.
+    /// [`Error::Busy`] they are in use, or the system's error.
     pub fn channels(&self) -> Result<evtchn::Channels, Error> {
         if self.link.ports_taken.swap(true, Ordering::Relaxed) {
             return Err(Error::Busy);
@@ -307,7 +309,7 @@ pub fn guest_devices() -> Result<OwnedFd, Missing> {
     descriptors::take(descriptors::DEVICES)
 }
 
-/// What `xenstored` needs of a platform.
+/// The parts of a platform that `xenstored` needs.
 #[derive(Debug)]
 pub struct StorePlatform {
     /// Event channels to the domains.
@@ -318,7 +320,8 @@ pub struct StorePlatform {
     pub domains: domwatch::Watch,
 }
 
-/// Names the host's directory to a process of domain 0 that is started for it.
+/// The variable that names the host's directory to a process of domain 0 that is started for the
+/// host.
 pub const HOST_VARIABLE: &str = "XEN_HOSTED_HOST";
 
 /// The platform of the store of `host`.
@@ -334,8 +337,8 @@ pub fn store_platform(host: &HostDir) -> Result<StorePlatform, Error> {
     })
 }
 
-/// The system calls, by number, that a process makes on this platform once it has connected: what its
-/// own filter has to allow.
+/// The system calls, by number, that a process makes on this platform once it has connected. Its
+/// own filter has to allow them.
 pub const SYSTEM_CALLS: [libc::c_long; 9] = [
     libc::SYS_sendto,
     libc::SYS_recvmsg,

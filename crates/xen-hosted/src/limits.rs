@@ -2,8 +2,9 @@
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Lets this process have as many descriptors as the system allows it, for each port takes [`PORT_DESCRIPTORS`]; a
-/// user's session starts programs with 1024. What uses `select` must not ask for it. Says how many those are.
+/// Raises this process's limit of descriptors to the system's maximum, as each port takes
+/// [`PORT_DESCRIPTORS`] and a user's session starts programs with 1024. A program that uses
+/// `select` must not call it. Returns the limit.
 pub fn raise_descriptors() -> u64 {
     let limit = getrlimit(Resource::Nofile);
     // Refused where a sandbox forbids it; then there are fewer.
@@ -47,7 +48,7 @@ pub const REQUESTS_BURST: u32 = 8192;
 pub const REQUESTS_PER_S: u32 = 500;
 /// Requests that the broker takes from one peer before it looks at the others.
 pub const REQUESTS_A_TURN: u32 = 16;
-/// How long a request may wait for the broker's answer.
+/// The longest time that a request may wait for the broker's answer, in seconds.
 pub const ANSWER_WITHIN_S: u64 = 30;
 /// Connections of domain 0's processes.
 pub const PEERS_MAX: usize = 4096;

@@ -48,7 +48,7 @@ impl Answer {
     }
 }
 
-/// What the broker has said of a port, with its descriptors.
+/// A message of the broker about a port, with its descriptors.
 pub(crate) type News = (Message, Vec<OwnedFd>);
 
 /// A table of other domains' arenas that this process has looked up.
@@ -64,7 +64,7 @@ pub(crate) struct Link {
     /// Held from a request to its answer.
     buffer: Mutex<Vec<u8>>,
     gone: AtomicBool,
-    /// What the broker has said of ports, and who has them has not taken yet.
+    /// Messages of the broker about ports that the owner of the ports has not taken yet.
     news: Mutex<Vec<News>>,
     /// Readable while there is some.
     news_event: OwnedFd,
@@ -76,7 +76,7 @@ pub(crate) struct Link {
     /// The ports that were there from the start: console, store.
     pub(crate) first_ports: [Port; 2],
     counters: Map,
-    /// How much of what the broker has told it unasked this process has taken.
+    /// The number of unrequested messages of the broker that this process has taken.
     heard: AtomicU64,
     /// The identities of all domains, by number; for those who watch domains.
     pub(crate) identities: Option<Map>,
@@ -195,15 +195,15 @@ impl Link {
         }
     }
 
-    /// Whether the broker has told something that this process has not taken yet. What a peer has seen
-    /// done by its return is told before that return.
+    /// True if the broker has sent a message that this process has not taken yet. Where a peer's
+    /// call has returned, the messages that the call caused were counted before.
     #[inline]
     pub(crate) fn is_behind(&self) -> bool {
         let told = self.counters.long(Counter::Told.offset()).load(Ordering::Acquire);
         told > self.heard.load(Ordering::Relaxed)
     }
 
-    /// What is to be waited for: the socket, and what was said of ports in between.
+    /// Returns the descriptors to wait for: the socket, and the event of messages about ports.
     pub(crate) fn unasked(&self) -> (BorrowedFd<'_>, BorrowedFd<'_>) {
         (self.socket.as_fd(), self.news_event.as_fd())
     }

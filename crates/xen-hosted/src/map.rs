@@ -41,7 +41,7 @@ impl Map {
     /// Maps `len` bytes at `offset` of `fd`.
     ///
     /// # Errors
-    /// What mmap(2) answered.
+    /// The error of mmap(2).
     pub(crate) fn new(fd: impl AsFd, offset: u64, len: usize, access: Access) -> Result<Self> {
         let protection = match access {
             Access::Read => ProtFlags::READ,
@@ -80,7 +80,7 @@ impl Drop for Map {
     }
 }
 
-/// Who keeps a mapping, and is told when one of its pages is no longer used.
+/// A holder of a mapping. It is told when one of the mapping's pages is no longer used.
 pub(crate) trait KeepsMap: Unmap + 'static {
     /// The mapping that the pages are of; always the same one.
     fn map(&self) -> &Map;

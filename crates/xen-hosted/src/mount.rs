@@ -39,9 +39,10 @@ const LOOP_SET_CAPACITY: libc::Ioctl = 0x4c07;
 const LO_FLAGS_READ_ONLY: u32 = 1;
 const LO_FLAGS_AUTOCLEAR: u32 = 4;
 const LO_FLAGS_DIRECT_IO: u32 = 16;
-/// How often another may take the loop device that was found free.
+/// The number of tries to get a free loop device, as another process may take the one that was
+/// found.
 const TRIES: usize = 16;
-/// How long the guest may take to answer.
+/// The longest time that the guest may take to answer, in seconds.
 const WITHIN_S: i64 = 30;
 
 /// `struct loop_config` (`linux/loop.h`), with `struct loop_info64` in it.
@@ -65,7 +66,7 @@ pub struct LoopDevice {
     guest: Entrance,
 }
 
-/// How to get into a guest.
+/// The means of entering a guest's namespaces.
 #[derive(Debug)]
 struct Entrance {
     /// Its first process.
@@ -134,7 +135,7 @@ impl fmt::Display for Step {
 pub struct Error {
     /// The step that failed.
     pub step: Step,
-    /// The system's answer.
+    /// The system's error.
     pub errno: Errno,
 }
 
@@ -191,7 +192,7 @@ impl LoopDevice {
         Err(at(Step::Free)(Errno::BUSY))
     }
 
-    /// Where it is: `/dev/loop0`.
+    /// Returns the path of the device: `/dev/loop0`.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path

@@ -16,11 +16,11 @@ use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use xen::{DomId, Port};
 
-/// What a peer asks for; each needs one of its socket's [`Rights`](crate::Rights).
+/// A request of a peer; each needs one of its socket's [`Rights`](crate::Rights).
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Request {
-    /// Who am I? Answer: domid, identity, console port, store port, ports at most; descriptors:
-    /// counters, and with DomainWatch the table of identities.
+    /// A request for the peer's own state. Answer: domid, identity, console port, store port, ports
+    /// at most; descriptors: counters, and with DomainWatch the table of identities.
     Hello,
     AllocUnbound {
         remote: DomId,
@@ -43,7 +43,8 @@ pub(crate) enum Request {
         granter: DomId,
         slot: u32,
     },
-    /// This domain's arena for `peer`: of those that there are already, which; else a further one.
+    /// This domain's arena for `peer`: the one with this index of those that exist, or else a
+    /// further one.
     OfferArena {
         peer: DomId,
         writable: u32,
@@ -57,10 +58,11 @@ pub(crate) enum Request {
     Release {
         granter: DomId,
         slot: u32,
-        /// Which of the arenas that have been at that slot, as the answer to [`Request::FindArena`] said.
+        /// The number of the arena among those that have had that slot, as the answer to
+        /// [`Request::FindArena`] said.
         number: u64,
     },
-    /// What became of domains since last asked.
+    /// The changes of domains since the last such request.
     Changes,
     /// Encoded by [`crate::domain::Config`].
     Create(Vec<u8>),
@@ -115,13 +117,14 @@ pub(crate) enum Request {
     Keep {
         domid: DomId,
     },
-    /// From a domain's process before its program runs: its sandbox stands, without these. Where it has
-    /// a mount of FUSE, that connection's number, and [`Names`](crate::domain::devices::Names).
+    /// The report of a domain's process before its program runs: its sandbox is complete, without
+    /// these parts. If it has a mount of FUSE: the number of that connection, and
+    /// [`Names`](crate::domain::devices::Names).
     SandboxDone {
         lacks: u64,
         connection: u32,
     },
-    /// The same: it does not stand, as this step failed.
+    /// The report of a domain's process that its sandbox failed at this step.
     SandboxFailed {
         step: u32,
         errno: i32,
@@ -238,7 +241,7 @@ impl Request {
     }
 }
 
-/// What the broker sends.
+/// A message of the broker.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Message {
     /// The answer to the oldest request: an error's number or 0, and what was asked for.
@@ -299,7 +302,7 @@ fn from_bytes(bytes: &[u8]) -> Option<Vec<u64>> {
 /// Sends one packet. Never raises SIGPIPE.
 ///
 /// # Errors
-/// What sendmsg(2) answered; `EAGAIN` where the peer does not read.
+/// The error of sendmsg(2); `EAGAIN` where the peer does not read.
 pub(crate) fn send(
     socket: BorrowedFd<'_>,
     packet: &[u8],
@@ -321,7 +324,7 @@ pub(crate) fn send(
 /// Receives one packet and its descriptors into `fds`; how many bytes it had, 0 at the end.
 ///
 /// # Errors
-/// What recvmsg(2) answered; `EMSGSIZE` for a packet that `into` does not hold.
+/// The error of recvmsg(2); `EMSGSIZE` for a packet that `into` does not hold.
 pub(crate) fn receive(
     socket: BorrowedFd<'_>,
     into: &mut [u8],

@@ -44,7 +44,7 @@ fn result(value: libc::c_long) -> Result<libc::c_long, Errno> {
 /// Only for a process with one thread: in the copy all others would be missing, with what they hold.
 ///
 /// # Errors
-/// What clone3(2) answered.
+/// The error of clone3(2).
 pub(crate) fn clone_process(
     flags: libc::c_int,
     cgroup: Option<BorrowedFd<'_>>,
@@ -79,7 +79,7 @@ pub(crate) fn clone_process(
 /// Makes descriptor `to` a copy of `from`, to be inherited by the program that is run next.
 ///
 /// # Errors
-/// What dup2(2) answered.
+/// The error of dup2(2).
 pub(crate) fn place_descriptor(from: BorrowedFd<'_>, to: RawFd) -> Result<(), Errno> {
     // SAFETY: the caller is a process that is about to run a program and uses `to` for nothing else.
     unsafe {
@@ -94,7 +94,7 @@ pub(crate) fn place_descriptor(from: BorrowedFd<'_>, to: RawFd) -> Result<(), Er
 /// a process that shares nothing with it and uses none of the others.
 ///
 /// # Errors
-/// What close_range(2) answered; `ENOSYS` before Linux 5.9.
+/// The error of close_range(2); `ENOSYS` before Linux 5.9.
 pub(crate) fn keep_only(kept: &mut [RawFd]) -> Result<(), Errno> {
     kept.sort_unstable();
     let mut first = 3;
@@ -113,7 +113,7 @@ pub(crate) fn keep_only(kept: &mut [RawFd]) -> Result<(), Errno> {
 /// Closes every descriptor beyond `last` when this process runs its program.
 ///
 /// # Errors
-/// What close_range(2) answered; `EINVAL` before Linux 5.11.
+/// The error of close_range(2); `EINVAL` before Linux 5.11.
 pub(crate) fn keep_up_to(last: RawFd) -> Result<(), Errno> {
     let first = libc::c_uint::try_from(last + 1).map_err(|_| Errno::INVAL)?;
     let flags = libc::CLOSE_RANGE_CLOEXEC;
@@ -125,7 +125,7 @@ pub(crate) fn keep_up_to(last: RawFd) -> Result<(), Errno> {
 /// Leaves the namespaces of `flags` for new ones.
 ///
 /// # Errors
-/// What unshare(2) answered.
+/// The error of unshare(2).
 pub(crate) fn leave(flags: UnshareFlags) -> Result<(), Errno> {
     // SAFETY: namespaces only: descriptors and memory stay what they are.
     unsafe { rustix::thread::unshare_unsafe(flags) }
@@ -181,7 +181,7 @@ struct MountAttr {
 /// Adds attributes (`MOUNT_ATTR_*`) to the mount at `path` and to those below it.
 ///
 /// # Errors
-/// What mount_setattr(2) answered; `ENOSYS` before Linux 5.12.
+/// The error of mount_setattr(2); `ENOSYS` before Linux 5.12.
 pub(crate) fn add_mount_attributes(path: &CString, attributes: u64) -> Result<(), Errno> {
     let attr = MountAttr { attr_set: attributes, ..MountAttr::default() };
     // SAFETY: the path ends with a null, and the structure has the size that is given.
@@ -226,7 +226,7 @@ const ACCESS_FS_EXECUTE: u64 = 1;
 const ACCESS_FS_READ_FILE: u64 = 1 << 2;
 const ACCESS_FS_READ_DIR: u64 = 1 << 3;
 
-/// What this kernel's Landlock can do, by number; 0 where there is none.
+/// Returns the version of the ABI of this kernel's Landlock; 0 where there is none.
 pub(crate) fn landlock_abi() -> i64 {
     let version = CREATE_RULESET_VERSION;
     // SAFETY: without attributes the call only tells its version.
@@ -240,7 +240,7 @@ pub(crate) fn landlock_abi() -> i64 {
 /// run, and, where the kernel knows how, TCP, other processes' abstract sockets, and signals to them.
 ///
 /// # Errors
-/// What Landlock answered.
+/// The error of Landlock.
 pub(crate) fn landlock(program: &OwnedFd, readable: &[OwnedFd]) -> Result<(), Errno> {
     let abi = landlock_abi();
     let rights_fs = match abi {

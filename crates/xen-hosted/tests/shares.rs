@@ -24,7 +24,7 @@ fn busy(control: &mut Control, processes: u32, tasks_max: u32) -> DomId {
     created.domid
 }
 
-/// How many times the processor time of `b` `a` gets.
+/// Returns the ratio of the processor time of `a` to that of `b`.
 fn ratio(control: &mut Control, a: DomId, b: DomId) -> f64 {
     let used = |control: &mut Control| {
         [a, b].map(|domid| control.accounts(domid).unwrap().cpu_time_ns as f64)

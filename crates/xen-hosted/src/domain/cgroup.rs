@@ -1,13 +1,14 @@
 //! Limits and accounts of a domain's processes: control groups, version 2 where it has the
 //! controller, else version 1.
 //!
-//! All domains of a host live below `xenbus-…` in the broker's own group, so whatever bounds the
-//! broker bounds them too. Version 2 needs no controller for freezing and for processor time; beside a version 1 that has
-//! all the others it is left alone.
+//! All domains of a host live below `xenbus-…` in the broker's own group, so all limits of the
+//! broker apply to them too. Version 2 needs no controller for freezing and for processor time;
+//! where version 1 has all the others, version 2 is not used.
 //!
-//! A domain of one task with the usual share has no processor group of its own but is in that of them all
-//! ([`Share::OfTasks`]): there it has what a group of its own would give it, and the kernel changes no
-//! stack of run queues when it hands the processor to the next such domain.
+//! A domain of one task with the usual share has no processor group of its own but is in the group
+//! of all domains ([`Share::OfTasks`]). There it gets the share that a group of its own would give
+//! it, and the kernel changes no stack of run queues when it hands the processor to the next such
+//! domain.
 
 use super::delegation::{self, group_to_divide};
 use rustix::process::{Pid, Signal, kill_process};
@@ -17,7 +18,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// What is asked of a control group.
+/// A use of a control group.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Use {
     Memory,
@@ -36,7 +37,7 @@ const USES: [(Use, Option<&str>, &str); 5] = [
     (Use::Freeze, None, "freezer"),
 ];
 
-/// Which of the two interfaces.
+/// The version of the interface of control groups.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Version {
     One,
@@ -57,8 +58,8 @@ impl Hierarchy {
     fn make(&self, dir: &Path) -> io::Result<()> {
         let made = self.make_dir(dir);
         if made.is_ok() && self.version == Version::Two {
-            // Nobody asks for a domain's pressure, which the kernel counts at each switch of tasks; that of the broker's
-            // own group has it still.
+            // No domain's pressure is read, and the kernel counts it at each switch of tasks. The
+            // pressure of the broker's own group is still counted.
             for group in [self.base.as_path(), dir] {
                 let _ = fs::write(group.join("cgroup.pressure"), "0");
             }
@@ -70,8 +71,8 @@ impl Hierarchy {
         match fs::create_dir(dir) {
             Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                // The group above is gone while no domain was in it: systemd removes what is empty when the process ends
-                // that it has started the broker by.
+                // The group above may be gone while no domain was in it: systemd removes empty
+                // groups when the process ends with which it has started the broker.
                 fs::create_dir(&self.base)?;
                 if self.version == Version::Two {
                     delegation::enable(&self.base);
@@ -83,26 +84,26 @@ impl Hierarchy {
     }
 }
 
-/// The weight and the cap that a group has which was told nothing, and so has a task in a group of others.
+/// The weight and the cap of a group for which nothing was set, and of a task in a group of others.
 const USUAL: (u16, u16) = (256, 0);
 
-/// Where a domain's share of the processors comes from.
+/// The source of a domain's share of the processors.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Share {
     /// A group of its own.
     OfGroup,
-    /// The group of all, in which each task has the same: for a domain that has one.
+    /// The group of all domains, in which each task has the same share: for a domain of one task.
     OfTasks,
 }
 
 impl Share {
-    /// What will do for a domain.
+    /// Returns the share that suffices for a domain.
     pub(crate) fn of(tasks_max: u32, weight: u16, cap: u16) -> Self {
         if tasks_max == 1 && (weight, cap) == USUAL { Self::OfTasks } else { Self::OfGroup }
     }
 }
 
-/// What this machine lets the broker bound.
+/// The limits that this machine lets the broker set.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Cgroups {
     hierarchies: Vec<Hierarchy>,
@@ -130,7 +131,8 @@ fn mounted(line: &str) -> Option<Mounted> {
     Some(Mounted { at, root, kind, controllers })
 }
 
-/// The group that this process is in, in the hierarchy with `controller`; version 2 has an empty one.
+/// Returns the group of this process in the hierarchy with `controller`; version 2 has an empty
+/// controller.
 fn own_group(text: &str, controller: &str) -> Option<PathBuf> {
     text.lines().find_map(|line| {
         let mut fields = line.splitn(3, ':').skip(1);
@@ -140,7 +142,8 @@ fn own_group(text: &str, controller: &str) -> Option<PathBuf> {
 }
 
 impl Cgroups {
-    /// Finds the hierarchies, and makes a group called `name` in each. `note` hears of each before it is made.
+    /// Finds the hierarchies, and makes a group called `name` in each. `note` is called with each
+    /// group before it is made.
     pub(crate) fn find(name: &str, mut note: impl FnMut(&Path)) -> Self {
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
@@ -158,7 +161,8 @@ impl Cgroups {
                 })
             };
             if !delegation::has_controllers(&base) && older("cpuacct") && older("freezer") {
-                // What is left of version 2 beside version 1: being in a group of it would cost more than it does there.
+                // Version 2 is not used beside version 1: a group in it would cost more than its
+                // remaining uses are worth.
                 continue;
             }
             note(&base);
@@ -214,17 +218,16 @@ impl Cgroups {
         self.hierarchies.iter().any(|hierarchy| hierarchy.uses.contains(&purpose))
     }
 
-    /// Whether memory, processor time, tasks can be bounded, domains be frozen, and what they use be
-    /// counted.
+    /// Returns which limits there are: memory, processor time, tasks, the freezer, and accounting.
     pub(crate) fn bounds(&self) -> [bool; 5] {
         let [memory, cpu, tasks, freeze] =
             [Use::Memory, Use::Cpu, Use::Tasks, Use::Freeze].map(|purpose| self.has(purpose));
         [memory, cpu, tasks, freeze, memory && self.has(Use::CpuTime)]
     }
 
-    /// Whether a domain of one task needs no group of its own here: in version 1, where nothing else is
-    /// bounded by that; where a group sees to it that there is one task; and where a task counts as
-    /// much as a group, which it does unless the broker was started with `nice`.
+    /// True if a domain of one task needs no group of its own here. The conditions: the hierarchy
+    /// is of version 1 and bounds nothing else; another group ensures that there is one task; and a
+    /// task counts as much as a group, which it does unless the broker was started with `nice`.
     fn shares_by_task(&self, hierarchy: &Hierarchy) -> bool {
         hierarchy.version == Version::One
             && hierarchy.uses == [Use::Cpu]
@@ -232,10 +235,10 @@ impl Cgroups {
             && rustix::process::getpriority_process(None) == Ok(0)
     }
 
-    /// Groups for a domain.
+    /// Makes the groups of a domain.
     ///
     /// # Errors
-    /// What mkdir(2) or open(2) answered; nothing is left then.
+    /// The error of mkdir(2) or open(2); nothing is left then.
     pub(crate) fn create(&self, name: &str, share: Share) -> io::Result<Group> {
         let mut group = Group { dirs: Vec::new(), join: Vec::new(), into: None, share_later: None };
         for hierarchy in &self.hierarchies {
@@ -267,14 +270,15 @@ impl Cgroups {
     }
 }
 
-/// Ends what is in hosts' groups, of a broker that is dead, and removes them, within a second; those that are left.
+/// Ends the processes in hosts' groups of a dead broker, and removes the groups, within a second.
+/// Returns the groups that are left.
 pub(crate) fn clear_hosts(bases: &[PathBuf]) -> Vec<PathBuf> {
     const TRIES: u32 = 100;
     let mut left: Vec<PathBuf> = Vec::new();
     for base in bases.iter().filter(|base| base.exists()) {
         let below = fs::read_dir(base).into_iter().flatten().flatten();
         left.extend(below.map(|entry| entry.path()).filter(|path| path.is_dir()));
-        // Behind those in it; domains of one task may be in it themselves.
+        // After those below it; domains of one task may be in it themselves.
         left.push(base.clone());
     }
     for again in 0..TRIES {
@@ -284,15 +288,15 @@ pub(crate) fn clear_hosts(bases: &[PathBuf]) -> Vec<PathBuf> {
         left.retain(|group| !clear(group));
     }
     for own in bases.iter().filter(|base| !left.contains(base)).filter_map(|base| base.parent()) {
-        // Of version 1 there is nothing to undo.
+        // In version 1 there is nothing to undo.
         delegation::leave(own);
     }
     left
 }
 
-/// Ends all processes in a group and removes it; whether it is gone.
+/// Ends all processes in a group and removes it. Returns true if the group is gone.
 fn clear(group: &Path) -> bool {
-    // Each where there is such a file: version 2, the freezer of version 1.
+    // Each file is written where it exists: version 2, or the freezer of version 1.
     for (file, word) in [("cgroup.freeze", "0"), ("cgroup.kill", "1"), ("freezer.state", "THAWED")]
     {
         let _ = write_there(&group.join(file), word);
@@ -303,18 +307,18 @@ fn clear(group: &Path) -> bool {
     fs::remove_dir(group).map_or_else(|error| error.kind() == ErrorKind::NotFound, |()| true)
 }
 
-/// Writes into a file that is there.
+/// Writes into a file that exists already.
 fn write_there(path: &Path, text: &str) -> io::Result<()> {
     io::Write::write_all(&mut fs::File::options().write(true).open(path)?, text.as_bytes())
 }
 
-/// The numbers of the processes in a group.
+/// Returns the numbers of the processes in a group.
 pub(crate) fn processes(group: &Path) -> Vec<i32> {
     let text = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
     text.lines().filter_map(|pid| pid.parse().ok()).collect()
 }
 
-/// The host's group in a mounted hierarchy.
+/// Returns the host's group in a mounted hierarchy.
 fn base(mount: &Mounted, own: Option<&Path>, name: &str) -> Option<PathBuf> {
     let own = own?;
     let below = own.strip_prefix(&mount.root).ok()?;
@@ -332,17 +336,18 @@ fn made(base: &Path) -> bool {
 #[derive(Debug)]
 pub(crate) struct Group {
     dirs: Vec<(Version, PathBuf, Vec<Use>)>,
-    /// Version 1: a process that writes 0 there joins.
+    /// Files of version 1: a process that writes 0 into them joins the group.
     join: Vec<OwnedFd>,
-    /// Version 2: the group to be born into.
+    /// The group of version 2 that the first process is created in.
     into: Option<OwnedFd>,
-    /// The processor group that it gets when its share is to be another than that of its task.
+    /// The processor group that is made when the domain's share becomes other than that of its
+    /// task.
     share_later: Option<PathBuf>,
 }
 
 impl Group {
-    /// What the domain's first process joins by: files to write `0` to, and a group to be born into.
-    /// They are needed once.
+    /// Takes the means by which the domain's first process joins: the files to write `0` to, and
+    /// the group to be created in. They are needed once.
     pub(crate) fn entrances(&mut self) -> (Vec<OwnedFd>, Option<OwnedFd>) {
         (std::mem::take(&mut self.join), self.into.take())
     }
@@ -366,15 +371,15 @@ impl Group {
         Some((version, fs::read_to_string(path).ok()?))
     }
 
-    /// At most so much memory.
+    /// Limits the domain's memory.
     ///
     /// # Errors
-    /// What write(2) answered: `EBUSY` where the domain has more already.
+    /// The error of write(2): `EBUSY` where the domain has more already.
     pub(crate) fn set_memory(&self, bytes: u64) -> io::Result<()> {
         if let Some((Version::Two, used)) = self.read(Use::Memory, "", "memory.current")
             && used.trim().parse::<u64>().is_ok_and(|used| used > bytes)
         {
-            // Version 2 would take the bound and kill until it holds.
+            // Version 2 would accept the limit and kill processes until it holds.
             return Err(io::Error::from_raw_os_error(rustix::io::Errno::BUSY.raw_os_error()));
         }
         let text = bytes.to_string();
@@ -383,24 +388,24 @@ impl Group {
         if let Some((Version::Two, swap)) = self.file(Use::Memory, "", "memory.swap.max")
             && swap.exists()
         {
-            // Swapped out it would be beyond the bound; without swap there is no such file.
+            // Swapped memory would not count against the limit. Without swap there is no such file.
             fs::write(swap, "0")?;
         }
         Ok(())
     }
 
-    /// At most so many tasks.
+    /// Limits the number of tasks.
     ///
     /// # Errors
-    /// What write(2) answered.
+    /// The error of write(2).
     pub(crate) fn set_tasks(&self, tasks: u32) -> io::Result<()> {
         let text = tasks.to_string();
         self.write(Use::Tasks, ("pids.max", text.clone()), ("pids.max", text))
     }
 
-    /// A share of the processors: Xen's weight 256 is 1024 shares of version 1, a weight of 100 of
-    /// version 2; `cap` is in hundredths of a processor, 0 for no bound. `first` is the domain's process,
-    /// if it has one yet and still.
+    /// Sets the share of the processors: Xen's weight 256 is 1024 shares of version 1, and a weight
+    /// of 100 of version 2. `cap` is in hundredths of a processor; 0 is no limit. `first` is the
+    /// domain's first process, if there is one that has not ended.
     ///
     /// # Errors
     /// What write(2) or mkdir(2) answered.
@@ -434,7 +439,7 @@ impl Group {
         self.write(Use::Cpu, ("cpu.cfs_quota_us", one), ("cpu.max", two))
     }
 
-    /// Processor time used, in ns.
+    /// Returns the processor time used, in ns.
     pub(crate) fn cpu_time_ns(&self) -> Option<u64> {
         let (version, text) = self.read(Use::CpuTime, "cpuacct.usage", "cpu.stat")?;
         match version {
@@ -446,13 +451,14 @@ impl Group {
         }
     }
 
-    /// Memory in use, in bytes.
+    /// Returns the memory in use, in bytes.
     pub(crate) fn memory(&self) -> Option<u64> {
         let (_, text) = self.read(Use::Memory, "memory.usage_in_bytes", "memory.current")?;
         text.trim().parse().ok()
     }
 
-    /// Memory in use that the kernel cannot take back at once, in bytes: without files' pages that nobody looks at.
+    /// Returns the memory in use that the kernel cannot reclaim at once, in bytes: without inactive
+    /// pages of files.
     pub(crate) fn memory_needed(&self) -> Option<u64> {
         let used = self.memory()?;
         let (_, text) = self.read(Use::Memory, "memory.stat", "memory.stat")?;
@@ -463,10 +469,10 @@ impl Group {
         Some(used.saturating_sub(text.lines().filter_map(inactive).max().unwrap_or(0)))
     }
 
-    /// Stops all processes where they are, or lets them go on; false where there is no freezer.
+    /// Stops all processes, or lets them continue. Returns false where there is no freezer.
     ///
     /// # Errors
-    /// What write(2) answered.
+    /// The error of write(2).
     pub(crate) fn set_frozen(&self, frozen: bool) -> io::Result<bool> {
         let one = if frozen { "FROZEN" } else { "THAWED" };
         let two = if frozen { "1" } else { "0" };
@@ -475,7 +481,8 @@ impl Group {
         Ok(self.file(Use::Freeze, "", "").is_some())
     }
 
-    /// Removes the groups, which are empty once the domain's first process has been waited for; those that are left.
+    /// Removes the groups, which are empty once the domain's first process has been waited for.
+    /// Returns the groups that are left.
     pub(crate) fn remove(&mut self) -> Vec<PathBuf> {
         self.join.clear();
         self.into = None;
@@ -505,7 +512,7 @@ mod tests {
         assert!(mounted("22 1 8:1 / / rw - ext4 /dev/vda rw").is_none());
     }
 
-    /// A folder with these files, in the place of a group of version 2.
+    /// Makes a folder with these files that stands for a group of version 2.
     fn group_of(name: &str, files: &[(&str, &str)]) -> (PathBuf, Group) {
         let dir = std::env::temp_dir().join(format!("xen-hosted-{name}-{}", std::process::id()));
         let _ = fs::remove_dir_all(&dir);
@@ -529,7 +536,7 @@ mod tests {
         let read = |file: &str| fs::read_to_string(dir.join(file)).unwrap();
         group.set_memory(8192).unwrap();
         assert_eq!((read("memory.max"), read("memory.swap.max")), ("8192".into(), "0".into()));
-        // The kernel would kill until the bound holds.
+        // The kernel would kill processes until the limit holds.
         let busy = group.set_memory(4095).unwrap_err();
         assert_eq!(busy.kind(), ErrorKind::ResourceBusy);
         assert_eq!(read("memory.max"), "8192");

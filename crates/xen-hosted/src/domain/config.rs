@@ -1,16 +1,16 @@
-//! The configuration of a new domain, as its creator asks for it.
+//! The configuration of a new domain, as its creator requests it.
 
 use crate::limits::{MEMORY_DEFAULT_KIB, MEMORY_MIN_KIB, TASKS_DEFAULT};
 use std::ffi::{CString, OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 
-/// The files that a domain sees, all of them for reading only.
+/// The files that a domain sees, all of them read-only.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Files {
     /// None: for programs that are linked statically.
     #[default]
     None,
-    /// `/usr` of the host and the folders of the root that hold programs and libraries.
+    /// `/usr` of the host, and the folders of the root that hold programs and libraries.
     System,
 }
 
@@ -20,24 +20,26 @@ pub enum Devices {
     /// Nothing.
     #[default]
     None,
-    /// Files that its own program serves through FUSE ([`DEVICES`](crate::descriptors::DEVICES)): the mount is made before
-    /// the program runs, which can mount nothing itself. `/tmp` may be written then, up to 16 MiB of the
-    /// domain's memory, and `/mnt` is there for what domain 0 mounts.
+    /// Files that its own program serves through FUSE ([`DEVICES`](crate::descriptors::DEVICES)).
+    /// The mount is made before the program runs, which cannot mount anything itself. Then `/tmp`
+    /// is writable, up to 16 MiB of the domain's memory, and `/mnt` exists for mounts that domain 0
+    /// makes.
     Files,
-    /// As `Files`, and the host's kernel may use the files too (as a loop device's): the mount belongs to
-    /// the host's user namespace. Only for a domain that is trusted with that kernel, and only where the
-    /// broker is root; else it is [`Devices::Files`].
+    /// As `Files`, and the host's kernel may use the files too (as a loop device's): the mount
+    /// belongs to the host's user namespace. Only for a domain that is trusted with that kernel,
+    /// and only where the broker is root; otherwise it is [`Devices::Files`].
     KernelFiles,
 }
 
-/// Longest time that a domain may be there.
+/// The longest time that a domain may exist.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Lifetime {
-    /// As long as its host.
+    /// As long as the host.
     #[default]
     OfTheHost,
-    /// As long as the connection that has created it, until that says
-    /// [`Control::keep`](crate::domctl::Control::keep): what a creator that dies has begun does not stay.
+    /// As long as the connection that has created it, until that connection calls
+    /// [`Control::keep`](crate::domctl::Control::keep): a domain whose creator dies before it is
+    /// complete does not stay.
     Held,
 }
 
@@ -45,26 +47,26 @@ pub enum Lifetime {
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct Config {
-    /// By which its creator knows it, whatever number it gets.
+    /// The handle by which its creator knows it, whatever number it gets.
     pub handle: [u8; 16],
-    /// Memory that it may have, arenas included, in KiB; at least
-    /// [`MEMORY_MIN_KIB`].
+    /// The memory that it may have, arenas included, in KiB; at least [`MEMORY_MIN_KIB`].
     pub memory_max_kib: u64,
-    /// Processes and threads that it may have.
+    /// The number of processes and threads that it may have.
     pub tasks_max: u32,
-    /// Its share of the processors against others, 256 by default.
+    /// Its share of the processors relative to others, 256 by default.
     pub weight: u16,
-    /// At most this many hundredths of one processor; 0 is no bound.
+    /// The limit of its processor time, in hundredths of one processor; 0 is no limit.
     pub cap: u16,
     /// The files that it sees.
     pub files: Files,
     /// The kind of its `/dev`.
     pub devices: Devices,
-    /// When its end is its creator's, too.
+    /// The longest time that it may exist.
     pub lifetime: Lifetime,
     /// The program's arguments, its name first.
     pub args: Vec<OsString>,
-    /// The program's variables, `NAME=value`; those that tell of its [`descriptors`](crate::descriptors) are added.
+    /// The program's variables, `NAME=value`; those that describe its
+    /// [`descriptors`](crate::descriptors) are added.
     pub env: Vec<OsString>,
 }
 
@@ -86,7 +88,7 @@ impl Default for Config {
 }
 
 impl Config {
-    /// The words and strings of a request to create it.
+    /// Returns the words and strings of a request to create the domain.
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut bytes = self.handle.to_vec();
         let files = match self.files {
@@ -122,7 +124,8 @@ impl Config {
         bytes
     }
 
-    /// The configuration that a request asks for; `None` where it is none, or asks for what cannot be.
+    /// Returns the configuration in a request; `None` where it cannot be decoded, or requests what
+    /// is impossible.
     pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
         let (handle, rest) = bytes.split_first_chunk::<16>()?;
         let (head, strings) = rest.split_first_chunk::<72>()?;
@@ -167,7 +170,8 @@ impl Config {
         bounded.then_some(config)
     }
 
-    /// Arguments and variables as a program is given them, but for what tells of its descriptors.
+    /// Returns arguments and variables as a program is given them, without those for its
+    /// descriptors.
     pub(crate) fn program_strings(&self) -> Option<(Vec<CString>, Vec<CString>)> {
         let strings = |list: &[OsString]| -> Option<Vec<CString>> {
             list.iter().map(|text| CString::new(text.as_bytes()).ok()).collect()

@@ -1,19 +1,21 @@
-//! The group above those of domains, in version 2 of control groups: its children get controllers only while no process
-//! is in the group itself. So the broker moves on to a leaf of it, and takes the group's other processes
-//! with it where the group was given to them to divide: systemd's `Delegate=yes`, or a container's.
+//! The group above those of domains, in version 2 of control groups: its children get controllers
+//! only while no process is in the group itself. The broker therefore moves to a leaf of it, and
+//! moves the group's other processes there too where the group was delegated to them: systemd's
+//! `Delegate=yes`, or a container's.
 
 use rustix::fs::getxattr;
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::path::Path;
 
-/// The group that those move to which the broker was started among.
+/// The group that the broker moves to, with the processes of the group that it was started in.
 const LEAF: &str = "xenbus-broker";
-/// What a broker's own groups begin with, and no other's.
+/// The prefix of the names of a broker's own groups, which no other group has.
 const HOSTS: &str = "xenbus-";
 const CONTROLLERS: [&str; 3] = ["memory", "cpu", "pids"];
 
-/// The group to divide, of the one that a process is in: who was started by somebody in a leaf is there, too.
+/// Returns the group to divide, given the group that a process is in. A process that was started by
+/// another one in a leaf is in the leaf, too.
 pub(super) fn group_to_divide(own: &Path) -> &Path {
     match own.parent() {
         Some(above) if own.file_name().is_some_and(|name| name == LEAF) => above,
@@ -21,14 +23,15 @@ pub(super) fn group_to_divide(own: &Path) -> &Path {
     }
 }
 
-/// Whether the group that `base` is to be in may be given any controller for domains.
+/// True if the group that `base` is to be in can be given a controller for domains.
 pub(super) fn has_controllers(base: &Path) -> bool {
     let file = base.with_file_name("cgroup.controllers");
     let have = fs::read_to_string(file).unwrap_or_default();
     have.split_whitespace().any(|name| CONTROLLERS.contains(&name))
 }
 
-/// Enables what can be enabled for the groups below `base`, a host's; says what is.
+/// Enables all available controllers for the groups below a host's `base`. Returns those that are
+/// enabled.
 pub(super) fn enable(base: &Path) -> Vec<String> {
     let own = base.parent().unwrap_or(base);
     for controller in CONTROLLERS {
@@ -45,7 +48,7 @@ pub(super) fn enable(base: &Path) -> Vec<String> {
     have.split_whitespace().map(str::to_owned).collect()
 }
 
-/// Moves this process to the leaf, and all others of a group that was delegated.
+/// Moves this process to the leaf, and all others of a delegated group too.
 fn vacate(own: &Path) {
     let leaf = own.join(LEAF);
     let _ = fs::create_dir(&leaf);
@@ -56,7 +59,8 @@ fn vacate(own: &Path) {
     }
 }
 
-/// Whether all that is in a group is its users' to move: systemd says so, or it is all that a container has.
+/// True if its users may move everything in a group: systemd says so, or it is all that a container
+/// has.
 fn is_delegated(own: &Path) -> bool {
     let says = |name| {
         let mut value = [0; 2];
@@ -70,7 +74,7 @@ fn is_delegated(own: &Path) -> bool {
     says("user.delegate") || says("trusted.delegate") || is_containers()
 }
 
-/// Moves the processes of one group to another, those included that are born meanwhile.
+/// Moves the processes of one group to another, also those that are created meanwhile.
 fn move_all(from: &Path, to: &Path) {
     const TRIES: u32 = 100;
     for _ in 0..TRIES {
@@ -79,14 +83,14 @@ fn move_all(from: &Path, to: &Path) {
             return;
         }
         for pid in inside.lines() {
-            // It may have ended.
+            // The process may have ended.
             let _ = fs::write(to.join("cgroup.procs"), pid);
         }
     }
 }
 
-/// Undoes [`enable`] when a broker's own groups are gone: all who had to leave `own` are back in it. While another broker has
-/// groups there, all stays as it is.
+/// Undoes [`enable`] when a broker's own groups are gone: all processes that had to leave `own` are
+/// moved back. While another broker has groups there, nothing is changed.
 pub(super) fn leave(own: &Path) {
     let leaf = own.join(LEAF);
     if !leaf.exists() || has_hosts(own).unwrap_or(true) {
@@ -100,7 +104,7 @@ pub(super) fn leave(own: &Path) {
     let _ = fs::remove_dir(&leaf);
 }
 
-/// Whether a broker has groups in `own`.
+/// True if a broker has groups in `own`.
 fn has_hosts(own: &Path) -> io::Result<bool> {
     for entry in fs::read_dir(own)? {
         let name = entry?.file_name();

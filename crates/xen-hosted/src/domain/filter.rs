@@ -1,17 +1,19 @@
-//! The system calls of a domain: those of a [`table`], in which sandboxes, with which arguments, and why.
+//! The system calls of a domain: those of a [`table`], which states for each the sandboxes, the
+//! arguments and the reason.
 //!
-//! They are what programs do with their own memory, files, threads and processes. Not in the table is what
-//! an intruder wants of a kernel: namespaces, mounts, other processes' memory, modules, keys, BPF, io_uring,
-//! perf, raw networking. Three rules hold for others' sake, whatever the sandbox:
+//! They are the calls with which programs use their own memory, files, threads and processes. The
+//! table has none of those that an attacker needs: namespaces, mounts, other processes' memory,
+//! modules, keys, BPF, io_uring, perf, raw networking. Three rules protect others, in every
+//! sandbox:
 //!
-//! - Nobody clears `O_NONBLOCK`: the two ends of an event channel share one open file, and a peer that
-//!   made it blocking could stop who notifies it.
-//! - Nobody takes back that it dies with the broker.
-//! - Nobody takes what the kernel counts for the whole machine and by no group: huge pages, and the memory
+//! - No process clears `O_NONBLOCK`: the two ends of an event channel share one open file, and a peer that
+//!   made it blocking could stop the process that notifies it.
+//! - No process undoes that it dies with the broker.
+//! - No process uses what the kernel counts for the whole machine and by no group: huge pages, and the memory
 //!   of compiled filters.
 //!
-//! A call that is refused is answered as the C libraries expect it: `ENOSYS` where they fall back on an
-//! older call, `EOPNOTSUPP` for attributes of files, else `EPERM`.
+//! A refused call fails as the C libraries expect: with `ENOSYS` where they fall back on an older
+//! call, with `EOPNOTSUPP` for attributes of files, else with `EPERM`.
 
 mod table;
 
@@ -21,7 +23,7 @@ use confine::{Arg, Calls, Error, Filter, Refusals};
 use rustix::io::Errno;
 use table::{OWN_PROCESS, rows};
 
-/// Calls on attributes of files, which programs do without where a file system has none.
+/// Calls on attributes of files. Programs do without them where a file system has none.
 const ATTRIBUTES: &[libc::c_long] = &[
     libc::SYS_getxattr,
     libc::SYS_lgetxattr,
@@ -36,7 +38,7 @@ const ATTRIBUTES: &[libc::c_long] = &[
     libc::SYS_lremovexattr,
     libc::SYS_fremovexattr,
 ];
-/// Calls that kernels are built without, and C libraries or programs do without then.
+/// Calls that a kernel can be built without. C libraries and programs do without them then.
 const OPTIONAL: &[libc::c_long] = &[
     libc::SYS_io_setup,
     libc::SYS_get_mempolicy,
@@ -51,13 +53,14 @@ const OPTIONAL: &[libc::c_long] = &[
     libc::SYS_add_key,
     libc::SYS_request_key,
 ];
-/// From this number on calls are of Linux 5.1 and later, on all architectures; C libraries know kernels without.
+/// The first number of calls of Linux 5.1 and later, on all architectures; C libraries also support
+/// kernels without these calls.
 const LATER: u32 = 424;
 
-/// The filter.
+/// Compiles the filter of a sandbox.
 ///
 /// # Errors
-/// There is none for this machine.
+/// There is no filter for this machine.
 pub(crate) fn filter(sandbox: Sandbox) -> Result<Filter, Error> {
     let mut calls = Calls::default();
     for row in rows().filter(|row| row.place.holds(sandbox)) {
@@ -73,18 +76,18 @@ pub(crate) fn filter(sandbox: Sandbox) -> Result<Filter, Error> {
     })
 }
 
-/// A condition of the table for these processes.
+/// Replaces the table's placeholder for the domain's process in a condition.
 fn own(arg: Arg, processes: Processes) -> Arg {
     match (arg, processes) {
         (Arg::Is(place, OWN_PROCESS), Processes::ThreadsOf(pid)) => Arg::Is(place, pid.into()),
-        // Nobody's.
+        // No process has this number.
         (Arg::Is(place, OWN_PROCESS), Processes::OfItsOwn) => Arg::Is(place, u32::MAX.into()),
         _ => arg,
     }
 }
 
-/// The numbers of the calls that a domain may make with some arguments at least: with namespaces or without, as a user
-/// of its own or as the broker's.
+/// Returns the numbers of the calls that a domain may make with at least some arguments: with
+/// namespaces or without, as a user of its own or as the broker's.
 #[must_use]
 pub fn system_calls(namespaces: bool, own_user: bool) -> Vec<libc::c_long> {
     let processes = if namespaces { Processes::OfItsOwn } else { Processes::ThreadsOf(0) };

@@ -1,8 +1,9 @@
-//! The parts of its sandbox that a domain does without.
+//! The parts of its sandbox that a domain runs without.
 
 use std::fmt;
 
-/// Something of its sandbox that a domain does without, since machine or user does not let it.
+/// A part of its sandbox that a domain runs without, since the machine or the user does not allow
+/// it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum Lack {
@@ -10,11 +11,11 @@ pub enum Lack {
     UserNamespace,
     /// No namespaces at all: it sees the host's processes and network interfaces.
     Namespaces,
-    /// No bound to the memory of all its processes together.
+    /// No limit to the memory of all its processes together.
     MemoryLimit,
     /// Neither share nor cap of the processors.
     CpuLimit,
-    /// No bound to its processes but the user's.
+    /// No limit to its processes other than the user's.
     TaskLimit,
     /// No freezer: a pause stops its first process alone.
     Freezer,
@@ -22,15 +23,15 @@ pub enum Lack {
     OwnUser,
     /// Landlock, where there are no namespaces: it sees the host's files.
     Landlock,
-    /// All ports: descriptors are too few.
+    /// The full number of ports: there are too few descriptors.
     Ports,
-    /// Files at `/dev`, where they were asked for.
+    /// Files at `/dev`, where they were requested.
     Devices,
     /// An account of its processor time, or of its memory.
     Accounting,
 }
 
-/// Each lack with what is said of it.
+/// Each part with the text that tells of it.
 pub(crate) const LACKS: [(Lack, &str); 11] = [
     (
         Lack::UserNamespace,
@@ -76,13 +77,13 @@ pub(crate) const LACKS: [(Lack, &str); 11] = [
 ];
 
 impl Lack {
-    /// Its bit among others.
+    /// Returns its bit in a set.
     pub(crate) fn bit(self) -> u64 {
         let at = LACKS.iter().position(|row| row.0 == self).unwrap_or(0);
         1 << at
     }
 
-    /// Those in a word.
+    /// Returns those in a set of bits.
     pub(crate) fn all_of(bits: u64) -> Vec<Self> {
         LACKS.iter().map(|row| row.0).filter(|lack| bits & lack.bit() != 0).collect()
     }

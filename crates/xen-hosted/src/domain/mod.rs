@@ -1,4 +1,4 @@
-//! A domain as a process: what its creator asks for, its sandbox, its limits.
+//! A domain as a process: its configuration, its sandbox, its limits.
 
 pub(crate) mod cgroup;
 mod config;
@@ -22,7 +22,7 @@ use xen::domwatch::ShutdownReason;
 /// reason. 0 is power-off; any other status, and any signal, is a crash.
 pub const SHUTDOWN_STATUS: u8 = 0x40;
 
-/// Why a domain ended, from how its first process did.
+/// Returns the reason of a domain's end, from the exit status of its first process.
 pub(crate) fn reason(exit_status: Option<i32>) -> ShutdownReason {
     match exit_status.map(u8::try_from) {
         Some(Ok(0)) => ShutdownReason::Poweroff,

@@ -1,4 +1,4 @@
-//! A domain's root: an empty file system, and in it what the domain may see.
+//! A domain's root: an empty file system with mounts of all that the domain may see.
 
 use super::config::{Config, Devices, Files};
 use super::script::Script;
@@ -9,18 +9,18 @@ use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 use std::ffi::CString;
 use std::os::fd::OwnedFd;
 
-/// The place where the new root is put together, inside the domain's own mount namespace.
+/// The path at which the new root is assembled, inside the domain's own mount namespace.
 pub(super) const ROOT: &str = "/tmp";
-/// Folders of the host that hold programs and libraries, or say which of them is meant.
+/// Folders of the host that hold programs and libraries, or links that select between them.
 pub(super) const SYSTEM: [&str; 7] =
     ["usr", "bin", "sbin", "lib", "lib64", "lib32", "etc/alternatives"];
 
-/// Puts the domain's root together at [`ROOT`]: an empty file system, and what it may see in it; its program, if that is
-/// a script.
+/// Assembles the domain's root at [`ROOT`]: an empty file system with the files that the domain may
+/// see, and its program, if that is a script.
 pub(super) fn build(config: &Config, script: Option<&OwnedFd>) -> Result<(), Errno> {
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     rustix::mount::mount_change("/", private)?;
-    // Kept open: what is to be seen may lie below where the new root is put.
+    // Kept open: the files to be mounted may lie below the path of the new root.
     let host = open("/", OFlags::PATH | OFlags::CLOEXEC | OFlags::DIRECTORY, Mode::empty())?;
     let script = script.map(Script::text).transpose()?;
     let size = 16 + script.as_ref().map_or(0, |text| text.len().div_ceil(4096) * 4);
@@ -59,20 +59,22 @@ pub(super) fn build(config: &Config, script: Option<&OwnedFd>) -> Result<(), Err
     )
 }
 
-/// Mounts what it may write, for the sockets of its devices and what its programs need.
+/// Mounts the writable file system for the sockets of the domain's devices and for its programs'
+/// files.
 pub(super) fn mount_tmp() -> Result<(), Errno> {
     let flags = MountFlags::NOSUID | MountFlags::NODEV;
     let options = c"size=16m,nr_inodes=1024,mode=1777";
     rustix::mount::mount("domain", format!("{ROOT}/tmp"), "tmpfs", flags, options)
 }
 
-/// Makes [`ROOT`] the root, and lets go of the host's.
+/// Makes [`ROOT`] the root, and detaches the host's.
 pub(super) fn enter() -> Result<(), Errno> {
     rustix::process::chdir(ROOT)?;
     match rustix::process::pivot_root(".", ".") {
         Ok(()) => rustix::mount::unmount(".", UnmountFlags::DETACH)?,
-        // The host's root is its kernel's first one, which stays: it is covered, as switch_root(8) does. No path leads
-        // out of what covers it, and who has no capability can neither uncover it nor leave by another chroot(2).
+        // The host's root is the first root of its kernel, which cannot be unmounted: it is
+        // covered, as switch_root(8) does. No path leads out of the covering mount, and a process
+        // without capabilities can neither uncover it nor leave by another chroot(2).
         Err(Errno::INVAL) => {
             rustix::mount::mount_move(".", "/")?;
             rustix::process::chroot(".")?;

@@ -1,9 +1,10 @@
-//! What a domain's first process does before it becomes the domain's program.
+//! The steps of a domain's first process before it becomes the domain's program.
 //!
-//! It runs in a copy of the broker (which has one thread) and leaves everything behind that it does
-//! not need: first its control groups, then user, namespaces, files, capabilities, and last all system
-//! calls that are not on the list. Whatever fails ends it: there is no half a sandbox. What the
-//! machine does not have was found out before ([`Lack`]).
+//! It runs in a copy of the broker (which has one thread) and gives up everything that it does not
+//! need: first it enters its control groups, then it changes user, namespaces, files and
+//! capabilities, and last it gives up all system calls that are not on the list. Any failure ends
+//! it: a sandbox is never incomplete. The parts that the machine does not have were found before
+//! ([`Lack`]).
 
 use super::config::{Config, Devices, Files};
 use super::devices::{self, DeviceMount, Names};
@@ -24,20 +25,20 @@ use rustix::process::{Resource, Rlimit, Signal, setrlimit};
 use rustix::thread::{CapabilitySet, UnshareFlags};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
-/// All that the process is given.
+/// The arguments of the process.
 pub(crate) struct Plan<'a> {
     pub(crate) config: &'a Config,
     pub(crate) user: User,
     pub(crate) lacks: u64,
     /// The name of its host's mounts and groups.
     pub(crate) host: &'a str,
-    /// Version 1 groups: where to write `0`.
+    /// Version 1 groups: the files to write `0` to.
     pub(crate) join: Vec<OwnedFd>,
     /// Its socket to the broker.
     pub(crate) link: OwnedFd,
-    /// Its `/dev`, where the host's kernel is to use it too.
+    /// The mount for its `/dev`, where the host's kernel is to use it too.
     pub(crate) devices: Option<DeviceMount>,
-    /// What it tells the broker of itself, until its program runs.
+    /// The socket over which it reports to the broker until its program runs.
     pub(crate) setup: OwnedFd,
     /// The program, standard input, output, error.
     pub(crate) files: [OwnedFd; 4],
@@ -61,10 +62,10 @@ pub(crate) const STEPS: [&str; 11] = [
     "running its program",
 ];
 
-/// What went wrong: the step's number in [`STEPS`], and why.
+/// A failed step: its number in [`STEPS`], and the error.
 type Failed = (usize, Errno);
 
-/// Becomes the domain. Returns only to end with a failure, which the broker has been told.
+/// Becomes the domain. Returns only after a failure, which the broker has been told.
 pub(crate) fn become_domain(plan: Plan<'_>) {
     let Ok(setup) = plan.setup.try_clone() else { return };
     let Err((step, errno)) = enter(plan, &setup);
@@ -73,22 +74,23 @@ pub(crate) fn become_domain(plan: Plan<'_>) {
     let _ = proto::send(setup.as_fd(), &request.encode(), &[], SendFlags::empty());
 }
 
-/// Goes the part of the way that a kernel or its security policy may refuse, and ends: with status 0, or
-/// the number of the error. It is what a domain does, since a policy may let a namespace be made and
-/// refuse later what it is made for.
+/// Does the steps that a kernel or its security policy may refuse, and ends: with status 0, or the
+/// number of the error. The steps are those of a domain, since a policy may allow a namespace and
+/// later refuse operations in it.
 pub(crate) fn try_namespaces(setup: &OwnedFd, user: User) -> ! {
     let tried = try_root(setup, user, Devices::None).and_then(|_| root::enter());
     sys::exit_now(tried.err().map_or(0, Errno::raw_os_error))
 }
 
-/// Tries that for a `/dev` which is unmounted by force.
+/// Tries the same steps for a `/dev` which is unmounted by force.
 pub(crate) fn try_devices(setup: &OwnedFd, user: User) -> ! {
     let tried = try_root(setup, user, Devices::Files)
         .and_then(|fuse| devices::try_to_unmount(&fuse.ok_or(Errno::NODEV)?));
     sys::exit_now(tried.err().map_or(0, Errno::raw_os_error))
 }
 
-/// Puts a root together as a domain's first process does, which has opened its connection to FUSE before.
+/// Assembles a root as a domain's first process does, which has opened its connection to FUSE
+/// before.
 fn try_root(setup: &OwnedFd, user: User, devices: Devices) -> Result<Option<OwnedFd>, Errno> {
     leave_broker(&[setup])?;
     wait_for(setup, &Message::Mapped)?;
@@ -104,15 +106,16 @@ fn try_root(setup: &OwnedFd, user: User, devices: Devices) -> Result<Option<Owne
     Ok(fuse)
 }
 
-/// Ends with the broker, and has of its descriptors only these. What the broker keeps for itself is
-/// its end of this process's sockets too, which would not close with it.
+/// Makes this process end with the broker, and closes all descriptors but these. The broker's own
+/// descriptors include its end of this process's sockets, which otherwise would not close when the
+/// broker ends.
 fn leave_broker(kept: &[&OwnedFd]) -> Result<(), Errno> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
     let mut kept: Vec<_> = kept.iter().map(|fd| fd.as_raw_fd()).collect();
     sys::keep_only(&mut kept)
 }
 
-/// The whole way, in the order of [`STEPS`]; `tells` is for who hears of a failure.
+/// Does all steps, in the order of [`STEPS`]. A failure is reported on `tells`.
 fn enter(mut plan: Plan<'_>, tells: &OwnedFd) -> Result<std::convert::Infallible, Failed> {
     let of_devices = plan.devices.iter().flat_map(|devices| [&devices.fuse, &devices.mount]);
     let needed = [tells, &plan.link, &plan.setup].into_iter().chain(&plan.files).chain(&plan.join);
@@ -136,7 +139,7 @@ fn enter(mut plan: Plan<'_>, tells: &OwnedFd) -> Result<std::convert::Infallible
             devices::mount(fuse, plan.devices.as_ref(), plan.user, plan.host).ok()
         });
         if fuse.is_some() && names.is_none() {
-            // Refused by an old kernel or a policy: the domain lives without.
+            // Refused by an old kernel or a policy: the domain runs without it.
             plan.lacks |= Lack::Devices.bit();
             fuse = None;
         }
@@ -146,13 +149,14 @@ fn enter(mut plan: Plan<'_>, tells: &OwnedFd) -> Result<std::convert::Infallible
         root::enter().map_err(|errno| (5, errno))?;
     }
     bound(&plan).map_err(|errno| (6, errno))?;
-    // Refused where it has no right to that, and then no capability either.
+    // Refused where the process has no right to do that; then it has no capability either.
     confine::capabilities::empty_bounding_set();
     if let User::DropsTo(id) = plan.user {
-        // Not before: without a user namespace all of the above takes root.
+        // Not earlier: without a user namespace all the steps above need root.
         become_user(id).map_err(|errno| (2, errno))?;
     }
-    // Beyond those that the program gets, so that none is overwritten before it was copied.
+    // Above the descriptors that the program gets, so that none is overwritten before it was
+    // copied.
     let high = |fd: &OwnedFd| rustix::io::fcntl_dupfd_cloexec(fd, 16).map_err(|errno| (7, errno));
     let [program, input, output, error] = &plan.files;
     let interpreter = script.as_ref().map(Script::open_interpreter).transpose();
@@ -171,7 +175,7 @@ fn enter(mut plan: Plan<'_>, tells: &OwnedFd) -> Result<std::convert::Infallible
         sys::place_descriptor(from.as_fd(), next).map_err(|errno| (7, errno))?;
         next += 1;
     }
-    // What the broker's starter has left open is the broker's, not the domain's.
+    // Descriptors that the broker inherited are the broker's, not the domain's.
     sys::keep_up_to(next - 1).map_err(|errno| (7, errno))?;
     let plan = Plan { setup, ..plan };
     give_up_privileges(&plan).map_err(|errno| (8, errno))?;
@@ -204,7 +208,7 @@ fn open_devices(plan: &mut Plan<'_>) -> Option<OwnedFd> {
     opened.ok()
 }
 
-/// Leaves the system calls that the domain may make.
+/// Installs the filter of system calls.
 fn filter_calls(plan: &Plan<'_>) -> Option<()> {
     if plan.lacks & Lack::Namespaces.bit() == 0 {
         return plan.filter.install().ok();
@@ -215,7 +219,7 @@ fn filter_calls(plan: &Plan<'_>) -> Option<()> {
     filter::filter(sandbox).ok()?.install().ok()
 }
 
-/// Waits until the broker says this, which is bounded by the broker's life: its end is the end.
+/// Waits until the broker sends this message. If the broker ends, so does this process.
 fn wait_for(setup: &OwnedFd, message: &Message) -> Result<(), Errno> {
     let mut buffer = [0; 64];
     loop {
@@ -233,7 +237,8 @@ fn wait_for(setup: &OwnedFd, message: &Message) -> Result<(), Errno> {
     }
 }
 
-/// Tells the broker that the sandbox stands, with what names its mount of FUSE, if there is one.
+/// Tells the broker that the sandbox is complete, with the descriptors that name its mount of FUSE,
+/// if there is one.
 fn tell_done(plan: &Plan<'_>, names: Vec<OwnedFd>) -> Result<(), Errno> {
     let names = Names::of(names);
     let connection = names.as_ref().map_or(Ok(0), Names::connection)?;
@@ -261,7 +266,7 @@ fn bound(plan: &Plan<'_>) -> Result<(), Errno> {
     set(Resource::Memlock, 0)?;
     set(Resource::Msgqueue, 0)?;
     set(Resource::Sigpending, SIGNALS_MAX)?;
-    // Nothing of it is more urgent than what others do.
+    // None of its threads is to have priority over others.
     set(Resource::Nice, 0)?;
     set(Resource::Rtprio, 0)?;
     if plan.user != User::Same {

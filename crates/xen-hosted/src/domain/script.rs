@@ -1,7 +1,8 @@
 //! Programs that are scripts: `#!`, an interpreter, and perhaps one argument for it.
 //!
-//! The kernel would give the interpreter the script as `/dev/fd/N`, which a domain has not. So the sandbox
-//! copies the script into the domain's root, and runs the interpreter that the domain sees.
+//! The kernel would give the interpreter the script as `/dev/fd/N`, which a domain does not have.
+//! The sandbox therefore copies the script into the domain's root, and runs the interpreter that
+//! the domain sees.
 
 use crate::limits::SCRIPT_MAX;
 use rustix::fs::{Mode, OFlags, open, readlink};
@@ -11,10 +12,10 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 /// The script's name in the root of a domain with namespaces.
 const NAME: &str = "kernel";
-/// Bytes in which the first line has to end (`BINPRM_BUF_SIZE`).
+/// The number of bytes in which the first line has to end (`BINPRM_BUF_SIZE`).
 const LINE_MAX: usize = 256;
 
-/// A script's first line, and where the domain finds the script.
+/// A script's first line, and the path at which the domain finds the script.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Script {
     interpreter: CString,
@@ -23,7 +24,8 @@ pub(super) struct Script {
 }
 
 impl Script {
-    /// The program in this file as a script; `None` where it is none. To be asked before the root is entered.
+    /// Reads the program in this file as a script; `None` where it is none. To be called before the
+    /// root is entered.
     pub(super) fn of(program: &OwnedFd, has_root: bool) -> Result<Option<Self>, Errno> {
         let mut head = [0; LINE_MAX];
         let count = rustix::io::pread(program, &mut head, 0).unwrap_or(0);
@@ -39,7 +41,7 @@ impl Script {
         Ok(Some(Self { interpreter, argument, path }))
     }
 
-    /// The script's text, for [`Script::put`].
+    /// Reads the script's text, for [`Script::put`].
     pub(super) fn text(program: &OwnedFd) -> Result<Vec<u8>, Errno> {
         let mut text = vec![0; SCRIPT_MAX];
         let mut end = 0;
@@ -57,7 +59,7 @@ impl Script {
         Ok(text)
     }
 
-    /// Puts a script into the new root, which is put together at `root`.
+    /// Writes a script into the new root, which is assembled at `root`.
     pub(super) fn put(root: &str, mut text: &[u8]) -> Result<(), Errno> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let mode = Mode::RUSR | Mode::RGRP | Mode::ROTH;
@@ -69,19 +71,19 @@ impl Script {
         Ok(())
     }
 
-    /// The interpreter, as the domain sees it.
+    /// Opens the interpreter, as the domain sees it.
     pub(super) fn open_interpreter(&self) -> Result<OwnedFd, Errno> {
         open(&self.interpreter, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
     }
 
-    /// The interpreter's arguments, for a script that has `arguments`, its name first.
+    /// Returns the interpreter's arguments, its name first, for a script that has `arguments`.
     pub(super) fn arguments(self, arguments: Vec<CString>) -> Vec<CString> {
         let own = [self.interpreter].into_iter().chain(self.argument).chain([self.path]);
         own.chain(arguments.into_iter().skip(1)).collect()
     }
 }
 
-/// Interpreter and argument of a first line.
+/// Parses the interpreter and its argument in a first line.
 fn first_line(head: &[u8]) -> Option<(CString, Option<CString>)> {
     let rest = head.strip_prefix(b"#!")?;
     let line = rest.split(|byte| *byte == b'\n').next()?.trim_ascii();

@@ -6,21 +6,22 @@ use rustix::process::{Gid, Uid};
 /// The user that a domain's program is in its own user namespace.
 pub(crate) const INNER_ID: u32 = 1000;
 
-/// The way in which the process gets its user.
+/// The means by which the process gets its user.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum User {
     /// The broker maps an id of the host into the new user namespace.
     Mapped,
-    /// Root drops to this id, once it has what only root can give it; there is no user namespace.
+    /// Root changes to this id, once it has what only root can give it; there is no user namespace.
     DropsTo(u32),
-    /// It stays what it is, as the broker is nobody to change it; there are no namespaces.
+    /// It keeps its user, as the broker has no right to change it; there are no namespaces.
     Same,
 }
 
-/// Becomes this user, and of its group alone.
+/// Becomes this user, with that user's group alone.
 pub(super) fn become_user(id: u32) -> Result<(), Errno> {
     match rustix::thread::set_thread_groups(&[]) {
-        // An ordinary user may not give up groups, as some serve to keep files from their members.
+        // An ordinary user may not give up groups, as some systems use groups to deny access to
+        // files.
         Ok(()) | Err(Errno::PERM) => {}
         Err(errno) => return Err(errno),
     }

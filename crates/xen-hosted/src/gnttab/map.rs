@@ -19,13 +19,14 @@ use xen::{DomId, Error, GrantRef};
 #[derive(Debug)]
 struct Foreign {
     granter: DomId,
-    /// What the broker tells it by from others that have had its slot.
+    /// The number by which the broker tells it from other arenas that have had its slot.
     number: u64,
     arena: MappedArena,
     /// This process's bit in the holders of each page.
     bit: u32,
     link: Arc<Link>,
-    /// How often this process has each page mapped; changes with the bit, so under one lock.
+    /// The number of mappings of each page in this process. It changes with the bit, so both are
+    /// under one lock.
     mapped: Mutex<Box<[u16]>>,
 }
 
@@ -39,7 +40,7 @@ impl Foreign {
             holders.fetch_or(self.bit, SeqCst);
         }
         let entry = self.arena.table.word(entry_offset(at)).load(SeqCst);
-        // Once it is mapped the grant may end without an end to the mapping, as with Xen.
+        // Once the page is mapped, the grant may end without an end to the mapping, as with Xen.
         let granted =
             *count > 0 || (entry & 0xffff & PERMIT_ACCESS != 0 && entry >> 16 == u32::from(me.0));
         let more = access == Access::ReadWrite
@@ -151,7 +152,7 @@ impl Grants {
     }
 }
 
-/// What the broker answers to who looks for an arena, as a grant operation's status.
+/// Maps an error of the broker's look-up of an arena to a grant operation's status.
 fn refusal(error: Error) -> Error {
     match error {
         Error::Srch => Error::Grant(Status::BadDomain),

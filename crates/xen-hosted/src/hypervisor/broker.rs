@@ -59,7 +59,7 @@ impl Broker {
     /// `stop` becomes readable when the broker is to end.
     ///
     /// # Errors
-    /// `WouldBlock` where another broker has the directory; else what the system answered.
+    /// `WouldBlock` where another broker has the directory; else the system's error.
     pub fn start(host: &HostDir, stop: OwnedFd) -> io::Result<Self> {
         let directory = Directory::make(host)?;
         let before = Holdings::read(&directory)?;
@@ -117,7 +117,7 @@ impl Broker {
     /// Serves until it is told to stop.
     ///
     /// # Errors
-    /// The answer of epoll_wait(2).
+    /// The error of epoll_wait(2).
     pub fn run(&mut self) -> io::Result<()> {
         let mut events: Vec<Event> = Vec::with_capacity(EVENTS_MAX);
         while !self.stopping {

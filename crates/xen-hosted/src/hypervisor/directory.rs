@@ -42,7 +42,7 @@ impl Directory {
     /// Opens the directory and locks it, and makes it where it is not there.
     ///
     /// # Errors
-    /// `WouldBlock` where another broker has it; it is not this user's alone, or what the system answered.
+    /// `WouldBlock` where another broker has it; it is not this user's alone, or the system's error.
     pub(super) fn make(host: &HostDir) -> io::Result<Self> {
         let fd = open(host.path(), Missing::Make)?;
         let lock = openat(&fd, "lock", LOCK | OFlags::CREATE, Mode::RUSR | Mode::WUSR)?;
@@ -79,7 +79,7 @@ impl Directory {
     /// A socket that listens for processes of domain 0 with this role.
     ///
     /// # Errors
-    /// Something that is no socket is called so, or what the system answered.
+    /// Something that is no socket is called so, or the system's error.
     pub(super) fn listen(&self, role: Role) -> io::Result<OwnedFd> {
         self.remove_socket(role)?;
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
@@ -94,7 +94,7 @@ impl Directory {
     /// Removes the socket of a role, if it is there.
     ///
     /// # Errors
-    /// Something else is called so, or what the system answered.
+    /// Something else is called so, or the system's error.
     pub(super) fn remove_socket(&self, role: Role) -> io::Result<()> {
         let name = role.name();
         let is_socket = match statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {

@@ -29,7 +29,7 @@ impl Domains {
     /// Domain 0 alone.
     ///
     /// # Errors
-    /// The system's answer.
+    /// The system's error.
     pub(super) fn new() -> io::Result<Self> {
         let identities_fd = memfd("identities", IDENTITIES_LEN)?;
         let identities = Map::new(&identities_fd, 0, IDENTITIES_LEN, Access::ReadWrite)?;

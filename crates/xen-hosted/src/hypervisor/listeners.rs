@@ -30,7 +30,7 @@ impl Listeners {
     /// Listens in the host's directory.
     ///
     /// # Errors
-    /// The system's answer.
+    /// The system's error.
     pub(super) fn open(&mut self, directory: &Directory) -> io::Result<()> {
         for role in Role::ALL {
             let socket = directory.listen(role)?;

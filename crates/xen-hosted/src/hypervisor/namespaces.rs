@@ -1,4 +1,4 @@
-//! Which namespaces domains can have here: found out once, by trying.
+//! The namespaces that domains can have on this machine, found once by trying.
 
 use super::process::{end_now, map_ids, pair};
 use crate::domain::Lack;
@@ -12,22 +12,23 @@ use rustix::process::{WaitId, WaitIdOptions, waitid};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-/// What there is of namespaces for domains.
+/// The namespaces that are available for domains.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Namespaces {
     /// All.
     All,
-    /// All but one for users, which root can do without.
+    /// All but a user namespace, which root can do without.
     NotOfUsers,
     /// None.
     None,
 }
 
 impl Namespaces {
-    /// Tries a domain's way into them. `root_id` is an id that root may give to a domain.
+    /// Tries the steps by which a domain enters them. `root_id` is an id that root may give to a
+    /// domain.
     ///
     /// # Errors
-    /// The attempt failed for another reason than that it is refused: then nothing is known.
+    /// The attempt failed for another reason than a refusal: then nothing is known.
     pub(super) fn find(root_id: Option<u32>) -> io::Result<Self> {
         for found in [Self::All, Self::NotOfUsers] {
             if (found == Self::All || root_id.is_some()) && found.work(root_id)? {
@@ -37,8 +38,8 @@ impl Namespaces {
         Ok(Self::None)
     }
 
-    /// How a domain's process gets its user, and the namespaces that it is born into; it leaves the others
-    /// itself, which keeps the broker from waiting for them.
+    /// Returns the means by which a domain's process gets its user, and the namespaces that it is
+    /// created in. It enters the others itself, so that the broker does not wait for them.
     pub(super) fn birth(self, root_id: Option<u32>) -> (User, i32) {
         let drops = root_id.map_or(User::Same, User::DropsTo);
         match self {
@@ -48,7 +49,7 @@ impl Namespaces {
         }
     }
 
-    /// What domains do without.
+    /// Returns the bits of the parts that domains run without.
     pub(super) fn lacks(self) -> u64 {
         match self {
             Self::All => 0,
@@ -58,17 +59,18 @@ impl Namespaces {
         }
     }
 
-    /// Whether a process gets into them.
+    /// True if a process can enter them.
     fn work(self, root_id: Option<u32>) -> io::Result<bool> {
         self.attempt(root_id, sandbox::try_namespaces)
     }
 
-    /// Tries to unmount a domain's mount of FUSE by force from inside them; false for whatever reason.
+    /// Tries to unmount a domain's mount of FUSE by force from inside them. Returns false after any
+    /// failure.
     pub(super) fn let_unmount(self, root_id: Option<u32>) -> bool {
         self != Self::None && self.attempt(root_id, sandbox::try_devices).unwrap_or(false)
     }
 
-    /// Has a process that is born into them try something; true where it gets through.
+    /// Has a process that is created in them try something. Returns true where it succeeds.
     fn attempt(self, root_id: Option<u32>, tries: fn(&OwnedFd, User) -> !) -> io::Result<bool> {
         let (user, flags) = self.birth(root_id);
         let (broker_end, child_end) = pair().map_err(|error| errno_of(error.errno()))?;
@@ -96,8 +98,9 @@ fn errno_of(number: i32) -> io::Error {
     io::Error::from_raw_os_error(number)
 }
 
-/// Whether an error says that something is not to be had here, by nobody or not by this user. As Ubuntu's
-/// AppArmor does it, clone(2) is let through and what follows gets `EACCES` or `EPERM`.
+/// True if an error says that something is refused here, to everybody or to this user. With
+/// Ubuntu's AppArmor, clone(2) succeeds and the operations that follow fail with `EACCES` or
+/// `EPERM`.
 fn refused(errno: Errno) -> io::Result<bool> {
     match errno {
         Errno::PERM | Errno::ACCESS | Errno::NOSPC | Errno::USERS | Errno::INVAL | Errno::NOSYS => {

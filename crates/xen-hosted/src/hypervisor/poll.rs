@@ -75,7 +75,7 @@ impl Poll {
     /// Waits for these events at `fd` from now on.
     ///
     /// # Errors
-    /// The answer of epoll_ctl(2).
+    /// The error of epoll_ctl(2).
     pub(super) fn watch(&self, fd: impl AsFd, token: Token, flags: EventFlags) -> Result<()> {
         epoll::add(&self.epoll, fd, EventData::new_u64(token.word()), flags)
     }
@@ -93,7 +93,7 @@ impl Poll {
     /// Takes as many events as there is room for in `events`.
     ///
     /// # Errors
-    /// The answer of epoll_wait(2).
+    /// The error of epoll_wait(2).
     pub(super) fn wait(&self, events: &mut Vec<Event>, timeout: Option<&Timespec>) -> Result<()> {
         epoll::wait(&self.epoll, rustix::buffer::spare_capacity(events), timeout).map(drop)
     }

@@ -192,7 +192,7 @@ impl fmt::Display for Remainder {
 /// Ends what a broker has left that serves `host` no more; what cannot be ended.
 ///
 /// # Errors
-/// `WouldBlock` where a broker serves it, or what the system answered.
+/// `WouldBlock` where a broker serves it, or the system's error.
 pub fn clear(host: &HostDir) -> io::Result<Vec<Remainder>> {
     let Some(directory) = Directory::find(host)? else { return Ok(Vec::new()) };
     let holdings = Holdings::read(&directory)?;

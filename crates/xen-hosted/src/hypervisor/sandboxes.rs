@@ -107,7 +107,7 @@ impl Sandboxes {
     /// Groups for a domain.
     ///
     /// # Errors
-    /// The system's answer.
+    /// The system's error.
     pub(super) fn group(&self, domid: DomId, config: &Config) -> io::Result<Group> {
         let Config { tasks_max, weight, cap, .. } = *config;
         self.cgroups.create(&domid.to_string(), Share::of(tasks_max, weight, cap))
@@ -116,7 +116,7 @@ impl Sandboxes {
     /// Starts a domain's first process in its group. It waits until its ids are mapped, and told so.
     ///
     /// # Errors
-    /// The system's answer.
+    /// The system's error.
     pub(super) fn start(
         &self,
         domid: DomId,
@@ -158,7 +158,7 @@ impl Sandboxes {
     /// Maps the ids of a domain's first process, if it has a user namespace.
     ///
     /// # Errors
-    /// The system's answer.
+    /// The system's error.
     pub(super) fn map_ids(&self, domid: DomId, pid: Pid) -> Result<(), Error> {
         let outer = self.means.id_of(domid);
         match self.means.namespaces.birth(outer) {

@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 /// Becomes readable at SIGTERM or SIGINT, which from now on do nothing else.
 ///
 /// # Errors
-/// The system's answer.
+/// The system's error.
 pub fn stop_signals() -> io::Result<OwnedFd> {
     let (read, write) = std::os::unix::net::UnixStream::pair()?;
     for signal in [libc::SIGTERM, libc::SIGINT] {

@@ -46,7 +46,7 @@ impl Users {
     /// Takes the range that begins with `before`, or else one that nobody has and no process runs as.
     ///
     /// # Errors
-    /// All are taken, or what the system answered.
+    /// All are taken, or the system's error.
     pub(super) fn take(before: Option<u32>, inode: u64) -> io::Result<Self> {
         if let Some(users) = Self::again(before)? {
             return Ok(users);

@@ -92,7 +92,7 @@ fn kill(control: &mut Control, domid: DomId) {
     let _ = pidfd_send_signal(&process, Signal::KILL);
 }
 
-/// Who looks on: what they are told is what Xen would tell them.
+/// An observer of the host. It is told of each change that Xen would tell it of.
 struct Onlooker {
     watch: xen_hosted::domwatch::Watch,
     channels: xen_hosted::evtchn::Channels,
@@ -275,7 +275,7 @@ fn memory_kib(host: &Host) -> u64 {
     line.trim().trim_end_matches(" kB").parse().unwrap()
 }
 
-/// What a process has open, by kind: numbers of sockets and the like change with each.
+/// Lists the descriptors of a process by kind, as numbers of sockets and the like change with each.
 fn opened(pid: u32) -> Vec<String> {
     let folder = PathBuf::from(format!("/proc/{pid}/fd"));
     let targets = entries(&folder).into_iter().filter_map(|fd| {
@@ -287,7 +287,7 @@ fn opened(pid: u32) -> Vec<String> {
     targets
 }
 
-/// What a process has mapped that is shared memory: arenas and counters.
+/// Lists the mappings of shared memory in a process: arenas and counters.
 fn shared(pid: u32) -> Vec<String> {
     let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
     let names = maps.lines().filter_map(|line| line.split_once("/memfd:"));
@@ -296,8 +296,8 @@ fn shared(pid: u32) -> Vec<String> {
     names
 }
 
-/// What must be afterwards as it was before. A namespace lives as long as a process, a descriptor or a mount
-/// has it, shared memory as long as a descriptor or a mapping.
+/// The state of a host that must be the same before and after. A namespace lives as long as a
+/// process, a descriptor or a mount has it, shared memory as long as a descriptor or a mapping.
 #[derive(PartialEq, Debug)]
 struct Left {
     broker: [Vec<String>; 2],
@@ -320,7 +320,8 @@ fn left(host: &Host) -> Left {
     }
 }
 
-/// The same once it does not change: the store lets go of a client after that has gone.
+/// Returns that state once it does not change: the store releases a client's resources after the
+/// client has gone.
 fn at_rest(host: &Host) -> Left {
     let mut last = left(host);
     until("all is at rest", || {

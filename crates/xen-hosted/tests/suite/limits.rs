@@ -1,5 +1,5 @@
-//! What is asked of control groups is in them, and holds: in version 1 and in version 2, whichever the machine has. `cargo xtask xen`
-//! runs it where there is version 2 alone.
+//! The limits set in control groups, and their effect, in version 1 and in version 2, whichever the
+//! machine has. `cargo xtask xen` runs these tests where there is version 2 alone.
 
 use crate::support::puppet::Puppet;
 use crate::support::{self, Host, ended, playing, until};
@@ -53,7 +53,7 @@ impl Groups {
         file.map(|file| (2, file)).or(older).expect("there is some version")
     }
 
-    /// What it says.
+    /// Reads that file.
     fn read(&self, controller: &str, one: &str, two: &str) -> (u32, String) {
         let (version, file) = self.file(controller, one, two);
         let said = fs::read_to_string(&file);
@@ -98,7 +98,8 @@ fn bounded(config: impl FnOnce(&mut xen_hosted::domain::Config)) -> Option<(Host
     Some((host, guest))
 }
 
-/// What a group may have of so many MiB: the domain's first arena is on its account in full, with three pages of entries.
+/// Returns the limit of a group for a domain of `mib` MiB: the domain's first arena is charged to
+/// it in full, with three pages of entries.
 fn beside_its_arena(mib: u64) -> String {
     ((mib << 20) - (4 << 20) - 3 * 4096).to_string()
 }

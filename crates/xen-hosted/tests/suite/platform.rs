@@ -141,7 +141,7 @@ impl Guest {
     }
 }
 
-/// What a domain has now and has to give back.
+/// Returns the domain's use of resources that it has to give back.
 fn held(control: &mut Control, domid: DomId) -> [u64; 3] {
     let Accounts { ports, granted, mapped, .. } = control.accounts(domid).unwrap();
     [ports, granted, mapped]
@@ -255,7 +255,7 @@ fn a_page_is_mapped_and_unmapped_without_a_system_call() {
     assert_eq!(mapper.code(), Some(0), "{mapper}");
 }
 
-/// What the account says of a domain is what it did.
+/// The account of a domain is what it used.
 #[test]
 fn the_account_of_a_domain_is_what_it_used() {
     let host = Host::start();
@@ -297,7 +297,7 @@ fn the_account_of_a_domain_is_what_it_used() {
     assert_eq!(control.accounts(domid).unwrap().notified, 3, "also when the channel is closed");
 }
 
-/// What has crashed can still be looked into: it has its ports until the toolstack destroys it.
+/// A crashed domain can still be examined: it has its ports until the toolstack destroys it.
 #[test]
 fn a_crashed_domain_keeps_its_ports_until_it_is_destroyed() {
     let host = Host::start();

@@ -1,4 +1,5 @@
-//! The table of a domain's system calls: rows of calls that are treated alike. docs/platform.md has the same table.
+//! The table of a domain's system calls: rows of calls that have the same rule. docs/platform.md
+//! has the same table.
 
 use confine::Arg;
 
@@ -14,18 +15,18 @@ macro_rules! calls {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Sandbox {
     pub(crate) processes: Processes,
-    /// Its user is nobody else's: what the kernel counts by user is its own.
+    /// True if no other domain has its user: what the kernel counts by user is its own.
     pub(crate) own_user: bool,
 }
 
-/// The acts on processes that a domain may do.
+/// The operations on processes that a domain may do.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Processes {
-    /// Whatever it likes: it has a namespace of its own for them, and sees no others.
+    /// All of them: it has a process namespace of its own, and sees no others.
     OfItsOwn,
-    /// Start threads, and signal them, in the process with this number: there is no namespace, so another
-    /// process would outlive the domain, and whatever names a process, a file or a socket could name
-    /// anybody's of this user.
+    /// Starting threads, and signalling them, in the process with this number. There is no
+    /// namespace, so another process would outlive the domain, and a call that names a process, a
+    /// file or a socket could name that of any process of this user.
     ThreadsOf(u32),
 }
 
@@ -53,16 +54,18 @@ impl In {
     }
 }
 
-/// The number of the domain's one process in the table, which does not know it. An argument of 32 bits is never this.
+/// The placeholder in the table for the number of the domain's one process. An argument of 32 bits
+/// never equals it.
 pub(super) const OWN_PROCESS: u64 = u64::MAX;
 
-/// Calls that are treated alike.
+/// Calls that have the same rule.
 pub(super) struct Row {
     pub(super) calls: &'static [Call],
     pub(super) place: In,
-    /// Alternatives, of each of which all conditions hold; none for any arguments.
+    /// Alternatives: the call is let through where all conditions of one of them hold; without any,
+    /// with all arguments.
     pub(super) when: &'static [&'static [Arg]],
-    /// Those conditions in words.
+    /// The conditions in words.
     #[cfg_attr(not(test), expect(dead_code, reason = "for the table in the docs"))]
     arguments: &'static str,
     #[cfg_attr(not(test), expect(dead_code, reason = "for the table in the docs"))]
@@ -92,7 +95,7 @@ const NAMESPACES: u64 = (libc::CLONE_NEWUSER
     | libc::CLONE_NEWIPC
     | libc::CLONE_NEWUTS
     | libc::CLONE_NEWCGROUP) as u64;
-/// Flags of open(2) that make it more than reading.
+/// Flags of open(2) that allow more than reading.
 const CHANGES: u64 = (libc::O_WRONLY
     | libc::O_RDWR
     | libc::O_CREAT
@@ -104,7 +107,7 @@ const THREAD: u64 = libc::CLONE_THREAD as u64;
 const PROCESS: u64 = 0;
 const GROUP: u64 = 1;
 
-/// The table, but for what only some architectures have.
+/// The table, without the calls that only some architectures have.
 const ROWS: &[Row] = &[
     Row::any(
         In::Every,
@@ -471,7 +474,7 @@ const ROWS_OF_X86: &[Row] = &[
 #[cfg(not(target_arch = "x86_64"))]
 const ROWS_OF_X86: &[Row] = &[];
 
-/// All rows.
+/// Returns all rows.
 pub(super) fn rows() -> impl Iterator<Item = &'static Row> {
     ROWS.iter().chain(ROWS_OF_X86)
 }
@@ -480,7 +483,7 @@ pub(super) fn rows() -> impl Iterator<Item = &'static Row> {
 mod tests {
     use super::*;
 
-    /// The table as docs/platform.md has it.
+    /// Formats the table as docs/platform.md has it.
     fn table() -> String {
         let mut text = String::from("| calls | sandbox | arguments | why |\n|---|---|---|---|\n");
         for row in rows() {
@@ -502,7 +505,7 @@ mod tests {
         text
     }
 
-    /// With `WRITE_TABLES` set it writes the table instead.
+    /// Writes the table where `WRITE_TABLES` is set, instead of comparing it.
     #[cfg(target_arch = "x86_64")]
     #[test]
     fn the_table_of_calls_is_in_the_docs() {

@@ -1,4 +1,4 @@
-//! What a hostile domain does: each attempt by name, through the library and beneath it.
+//! The acts of a hostile domain: each attempt by name, through the library and beneath it.
 
 use super::{calls, entries, files, puppet, raw};
 use rustix::io::Errno;
@@ -28,7 +28,7 @@ fn said<T>(result: Result<T, Error>) -> String {
     }
 }
 
-/// What a domain can do through the library and beneath it, one word each.
+/// A domain's acts through the library and beneath it, one word each.
 struct Actor {
     platform: Platform,
     channels: xen_hosted::evtchn::Channels,
@@ -174,7 +174,7 @@ impl Actor {
     }
 }
 
-/// What needs no library.
+/// Does an act that needs no library.
 fn act_beneath(words: &[&str]) -> String {
     match *words {
         ["abuse", of, slot] => {
@@ -224,7 +224,7 @@ fn act_beneath(words: &[&str]) -> String {
     }
 }
 
-/// What is to be seen and reached from here.
+/// Does an act that reports what can be seen and reached from here.
 fn look_around(words: &[&str]) -> String {
     match *words {
         ["files"] => {
@@ -259,7 +259,7 @@ fn look_around(words: &[&str]) -> String {
     }
 }
 
-/// What takes all that there is.
+/// Does an act that uses all of a resource.
 fn act_without_bound(words: &[&str]) -> String {
     match *words {
         ["fork-all"] => {

@@ -33,7 +33,7 @@ pub(crate) const ROLE: &str = "XEN_HOSTED_TEST_ROLE";
 pub(crate) const PLAYING: [&str; 4] = ["roles::role", "--exact", "--nocapture", "--test-threads=1"];
 /// The variable that names the directory of the host.
 pub(crate) const DIR: &str = "XEN_HOSTED_TEST_DIR";
-/// How long anything may take.
+/// The longest time that any operation may take.
 pub(crate) const WITHIN: Duration = Duration::from_secs(30);
 
 /// The role that this process plays, if any.
@@ -69,7 +69,7 @@ impl Host {
         Self::start_with(|_| {})
     }
 
-    /// The same, its broker's command changed.
+    /// Starts a host whose broker's command is changed.
     pub(crate) fn start_with(change: impl FnOnce(&mut Command)) -> Self {
         // This process has ports, too.
         xen_hosted::limits::raise_descriptors();
@@ -162,7 +162,7 @@ impl Host {
         xenstore::Client::connect(self.socket()).unwrap()
     }
 
-    /// What the daemon has said.
+    /// Returns the daemon's log.
     pub(crate) fn store_log(&self) -> String {
         fs::read_to_string(self.dir.join("store.log")).unwrap_or_default()
     }
@@ -281,7 +281,7 @@ pub(crate) struct GuestStore {
     ring: FrontRing,
     pub(crate) port: xen::Port,
     request: u32,
-    /// What the ring did not take of the last request.
+    /// The rest of the last request, which the ring had no room for.
     unsent: Option<Vec<u8>>,
 }
 

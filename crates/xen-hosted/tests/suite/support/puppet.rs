@@ -27,7 +27,7 @@ impl Puppet {
         Self::start_with(&mut host.control(), &playing("puppet"))
     }
 
-    /// The same, as `config` says.
+    /// Creates it as `config` says and runs its program.
     pub(crate) fn start_with(control: &mut Control, config: &Config) -> Self {
         let (read_in, input) = std::io::pipe().unwrap();
         let (output, write_out) = std::io::pipe().unwrap();
@@ -54,8 +54,8 @@ impl Puppet {
         writeln!(input, "{line}").unwrap_or_else(|error| panic!("{line}: {error}"));
     }
 
-    /// What it says next; `None` once it has ended. Bounded by the test's own limit of time, as it
-    /// answers each line or ends.
+    /// Reads its next line; `None` once it has ended. Bounded by the test's own limit of time, as
+    /// it answers each line or ends.
     pub(crate) fn hear(&mut self) -> Option<String> {
         let begin = std::time::Instant::now();
         loop {
@@ -77,7 +77,7 @@ impl Puppet {
     }
 }
 
-/// What the domain's program does: `act` for each line.
+/// Runs the domain's program: `act` for each line.
 pub(crate) fn play(mut act: impl FnMut(&[&str]) -> String) -> i32 {
     // The test runner has begun a line of its own.
     println!();

@@ -1,4 +1,4 @@
-//! What a domain can do beneath the library: its socket's bytes, an arena's memory.
+//! A domain's acts beneath the library: on its socket's bytes, and on an arena's memory.
 #![allow(unsafe_code)]
 
 use confine::{Arg, Calls};
@@ -198,7 +198,7 @@ pub(crate) fn descriptors() -> String {
     opened.join(" ")
 }
 
-/// What may be done to the process `pid` of the same user without being its parent.
+/// Tries operations on the process `pid` of the same user without being its parent.
 pub(crate) fn others(pid: libc::pid_t) -> String {
     let errno = |result: libc::c_long| match result {
         -1 => std::io::Error::last_os_error().raw_os_error().unwrap_or(-1),
@@ -243,7 +243,7 @@ pub(crate) fn refusing(
     refusing_where(call, &[], errno)
 }
 
-/// The same where all these arguments, by their place, are at least so much.
+/// Has a system call refused where all these arguments, by their place, are at least these values.
 pub(crate) fn refusing_where(
     call: libc::c_long,
     at_least: &[(u8, u64)],
