@@ -35,7 +35,7 @@ pub(crate) struct Line {
 const EXIT_CODES: &str = "Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 not in time, 4 no such domain, disk or \
 host, or the domain was destroyed meanwhile, 130 interrupted; xb create --wait ends with the guest's.\n\nExample: xb demo";
 
-/// What ends a line that makes no sense, as clap has it.
+/// The exit status after a wrong command line, as clap has it.
 const WRONG_USAGE: u8 = 2;
 
 /// Refuses options that would have no effect on a command.
@@ -110,13 +110,13 @@ enum Command {
     Keeper,
     #[command(hide = true)]
     GuestInit {
-        /// What to run.
-        #[arg(default_value = "")]
+        /// The command line to run.
+        #[arg(help = "What to run", default_value = "")]
         line: String,
     },
 }
 
-/// Whether a command heeds an argument that every command takes.
+/// The use that a command makes of an argument which every command takes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Heeds {
     Yes,
@@ -124,7 +124,7 @@ enum Heeds {
 }
 
 impl Command {
-    /// Whether it heeds `--json` and `--timeout`.
+    /// Returns the command's use of `--json` and of `--timeout`.
     fn heeds(&self) -> (Heeds, Heeds) {
         match self {
             Self::Config(config::Command::Check { .. }) | Self::Host(host::Command::Status) => {
@@ -146,7 +146,7 @@ impl Command {
 /// Runs what the command line says.
 #[must_use]
 pub fn main() -> ExitCode {
-    // Ends with 2 where it makes no sense, with 0 for help.
+    // Exits with 2 where it is wrong, with 0 for help.
     let line = Line::parse();
     let options = line.options.clone();
     if let Err(wrong) = refuse_without_effect(&options, &line.command) {
@@ -176,7 +176,7 @@ fn run(line: Line) -> Result<u8, Error> {
         }
         _ => wait::catch_signals(Signals::Interrupt),
     }
-    // The demo tells each of its steps itself.
+    // The demo prints each of its steps itself.
     if !options.json && !matches!(line.command, Command::Demo(_)) {
         wait::tell_of_long_ones();
     }

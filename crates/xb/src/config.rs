@@ -1,8 +1,8 @@
-//! What a domain is to be: `xl.cfg` or TOML, and the one description that both lead to.
+//! The configuration of a domain: `xl.cfg` or TOML, and the one description that both lead to.
 //!
-//! A file is a list of [`Setting`]s, whichever way it is written; [`Description::read`] makes a domain of
-//! them. `xb config convert` goes from one way to the other on the level of settings, so it keeps what
-//! this version does not understand.
+//! A file is a list of [`Setting`]s in either syntax; [`Description::read`] makes a domain of them.
+//! `xb config convert` converts between the syntaxes on the level of settings, so it keeps those
+//! that this version does not understand.
 //!
 //! Source: `xl.cfg(5)`, `xl-disk-configuration(5)`, `xen-vbd-interface(7)`.
 

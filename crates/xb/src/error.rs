@@ -1,4 +1,4 @@
-//! What can go wrong, as a sentence that helps and an exit code.
+//! The errors of the toolstack, as sentences that help and exit codes.
 
 use std::fmt;
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 /// The number of an error where nothing has answered in time.
 pub(crate) const TIMED_OUT: i32 = rustix::io::Errno::TIMEDOUT.raw_os_error();
 
-/// Why a command failed.
+/// The cause of a command's failure.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Error {
@@ -16,9 +16,9 @@ pub enum Error {
     Store(xenstore::Error),
     /// The hypervisor refused.
     Platform {
-        /// What was being done, to which domain.
+        /// The operation that failed, and its domain.
         what: String,
-        /// What it said.
+        /// The hypervisor's error.
         error: xen::Error,
     },
     /// There is no such domain, device or host.
@@ -29,16 +29,17 @@ pub enum Error {
     Destroyed {
         /// Its name or number.
         domain: String,
-        /// Why it had ended before, where it had: a word of [`reason_word`](crate::domain::reason_word).
+        /// The reason why it had ended before, if it had: a word of
+        /// [`reason_word`](crate::domain::reason_word).
         ended: Option<String>,
     },
-    /// It cannot be done as things are; what to do next.
+    /// It cannot be done in the present state: a sentence with the next step for the user.
     Refused(String),
-    /// It did not come about in time.
+    /// It did not happen in time.
     Timeout {
-        /// What was waited for.
+        /// The event that was awaited.
         what: String,
-        /// How long.
+        /// The time that was waited.
         after: Duration,
     },
     /// Ctrl-C.
@@ -46,7 +47,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// What a process that ends with this error ends with.
+    /// Returns the exit status of a process that ends with this error.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
@@ -59,7 +60,7 @@ impl Error {
         }
     }
 
-    /// This error, and what became of undoing what was begun before it.
+    /// Returns this error with the outcome of undoing the steps before it.
     #[must_use]
     pub fn with_undoing(self, undone: Result<(), Self>) -> Self {
         match undone {
@@ -70,18 +71,18 @@ impl Error {
         }
     }
 
-    /// A domain was destroyed by somebody else.
+    /// Returns the error that a domain was destroyed by somebody else.
     pub(crate) fn destroyed(domain: impl Into<String>) -> Self {
         Self::Destroyed { domain: domain.into(), ended: None }
     }
 
-    /// For the `map_err` of domain control.
+    /// Converts an error in the `map_err` of domain control.
     pub fn platform(what: impl Into<String>) -> impl FnOnce(xen::Error) -> Self {
         let what = what.into();
         move |error| Self::Platform { what, error }
     }
 
-    /// For the `map_err` of I/O: what was being done, and to which file.
+    /// Converts an error in the `map_err` of I/O; `what` is the operation and its file.
     pub fn io(what: impl fmt::Display) -> impl FnOnce(std::io::Error) -> Self {
         move |error| Self::Refused(format!("{what}: {}", crate::text::cause(&error)))
     }

@@ -1,4 +1,4 @@
-//! The built-in guest init: what a hosted guest runs that names no kernel.
+//! The built-in guest init: the program of a hosted guest that names no kernel.
 //!
 //! It connects the domain's disks, runs what the command line says (`extra`, by `/bin/sh`), and obeys
 //! `control/shutdown`. The program finds each disk as the file `/dev/xvda` where there is FUSE, and as an NBD
@@ -29,26 +29,26 @@ use xenbus::bus::{News, What};
 use xenbus::negotiate::Limits;
 use xenstore::{Event, Store};
 
-/// How long a program may take to end once it was asked to.
+/// The longest time that a program may take to end once it was asked to.
 const ENDS_WITHIN: Duration = Duration::from_secs(10);
 /// The limits of a disk: eight disks have room in one arena of 1024 pages.
 const DISK: Options =
     Options { rings: Limits { order_max: 1, queues_max: 1 }, segments_max: 64, buffers: 120 };
-/// Longest sleep; whatever matters ends it.
+/// The longest sleep; every event of interest ends it.
 const SLEEP: Duration = Duration::from_secs(3600);
-/// The watch on what the toolstack asks for.
+/// The watch on requests of the toolstack.
 const CONTROL: &str = "control/shutdown";
 
-/// What the toolstack has asked for.
+/// A request of the toolstack.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Asked {
     Poweroff,
     Reboot,
 }
 
-/// What runs, and how far it has come.
+/// The state of the program.
 enum Program {
-    /// Waits until as many disks are there as were at the start.
+    /// It waits until as many disks are there as were at the start.
     Waiting(usize),
     /// It runs.
     Running(Pid),
@@ -62,23 +62,23 @@ struct Init {
     program: Program,
     line: String,
     asked: Option<Asked>,
-    /// When a program that was asked to end is ended.
+    /// The time at which a program that was asked to end is killed.
     kill_at: Option<Instant>,
     children: UnixStream,
 }
 
-/// Is the init of the domain whose program this is; returns what the domain ends with.
+/// Runs as the init of the domain whose program this is. Returns the domain's exit status.
 ///
 /// # Errors
 /// This is no domain's program, or the store is gone.
 pub fn run(line: &str) -> Result<u8, Error> {
-    // First: where there is none, its number is not yet anybody else's.
+    // First: where there is no FUSE, the number of its descriptor is not yet reused.
     let fuse = xen_hosted::guest_devices();
-    // Not of a guest of Xen, whose kernel has its devices.
+    // Not in a guest of Xen, whose kernel has its devices.
     let mut open =
         Connections::hosted().map_err(|error| Error::Refused(format!("guest-init: {error}")))?;
     let (store, platform) = (&mut open.store, open.platform.clone());
-    // Made as it is to be: the sandbox has no ioctl(2) to change it.
+    // Made with these flags, as the sandbox has no ioctl(2) to change them.
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let pair = rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None);
     let (children, write) = pair.map_err(|errno| Error::io("guest-init")(errno.into()))?;
@@ -89,13 +89,13 @@ pub fn run(line: &str) -> Result<u8, Error> {
     for feature in ["control/feature-poweroff", "control/feature-reboot"] {
         store.write(feature, "1")?;
     }
-    // All devices that there are at the start are known before the program runs.
+    // All devices that exist at the start are known before the program runs.
     let expected = store.list("device/vbd")?.len();
     let mut disks = Disks::start(store, open.domid, platform, DISK)?;
     if let Ok(fuse) = fuse {
         disks.serve_files(Fuse::new(fuse));
     }
-    // A root of its own has no /proc; without one, /tmp is everybody's.
+    // A guest with a root of its own has no /proc; without one, /tmp is everybody's.
     if !Path::new("/proc").exists() {
         disks.serve_sockets("/tmp");
     }
@@ -134,7 +134,7 @@ impl Init {
         let asked = self.guest.store().transaction(|tx| {
             let word = tx.read(CONTROL)?;
             if !word.is_empty() {
-                // It is taken note of.
+                // The request is acknowledged.
                 tx.write(CONTROL, "")?;
             }
             Ok(word)
@@ -171,7 +171,7 @@ impl Init {
         Ok(())
     }
 
-    /// Takes the ends of processes: the program's, and of those that it left behind.
+    /// Reaps processes: the program, and those that it left behind.
     fn reap(&mut self) -> Result<(), Error> {
         let mut bytes = [0; 64];
         while self.children.read(&mut bytes).is_ok_and(|count| count > 0) {}
@@ -192,7 +192,7 @@ impl Init {
         Ok(())
     }
 
-    /// What the domain ends with, if it does.
+    /// Returns the domain's exit status, if the domain is to end.
     fn over(&self) -> Option<u8> {
         match (&self.program, self.asked) {
             (Program::Running(_), _) => None,
@@ -204,8 +204,8 @@ impl Init {
     }
 }
 
-/// Writes a line into the log, where there is room: nobody reads while the keeper is gone, and disks are served all
-/// the same.
+/// Writes a line into the log, where there is room: nobody reads it while the keeper is gone, and
+/// disks have to be served all the same.
 fn say(line: &str) {
     let error = std::io::stderr();
     let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
@@ -215,7 +215,7 @@ fn say(line: &str) {
     }
 }
 
-/// What happens to disks goes to the log.
+/// Logs news of disks.
 fn tell(news: &News) {
     let name = vbd::name(news.id.devid);
     match &news.what {
@@ -227,7 +227,7 @@ fn tell(news: &News) {
     }
 }
 
-/// What a shell says of a process that has ended.
+/// Returns the exit status of a process as a shell has it.
 fn exit_status(status: WaitStatus) -> u8 {
     let signal = status.terminating_signal().map(|signal| signal.saturating_add(128));
     let status = status.exit_status().or(signal).unwrap_or(255);

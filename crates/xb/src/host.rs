@@ -27,7 +27,7 @@ use xenstore::Client;
 pub struct Host {
     /// Its store.
     pub store: Client,
-    /// What it runs on.
+    /// Its platform.
     pub platform: Platform,
 }
 
@@ -37,11 +37,11 @@ impl std::fmt::Debug for Host {
     }
 }
 
-/// What a host runs on.
+/// The platform of a host.
 pub enum Platform {
-    /// Domains are processes.
+    /// A hosted host: its domains are processes.
     Hosted {
-        /// Where it lives.
+        /// Its folder.
         folder: Folder,
         /// Its broker.
         control: Control,
@@ -59,7 +59,8 @@ impl Platform {
         }
     }
 
-    /// Whether a domain is there and has not ended; with a handle, whether it is still the same.
+    /// True if a domain is there and has not ended; with a `handle`, only if it is still the same
+    /// domain.
     pub fn runs(&mut self, domid: DomId, handle: Option<[u8; 16]>) -> bool {
         self.control().info(domid).is_ok_and(|info| {
             let ended = matches!(info.state, RunState::Shutdown(_) | RunState::Dying);
@@ -68,7 +69,7 @@ impl Platform {
     }
 }
 
-/// Which host is meant.
+/// The host that a command means.
 #[derive(Clone, Debug)]
 pub enum Choice {
     /// The hosted one in this folder.
@@ -78,8 +79,8 @@ pub enum Choice {
 }
 
 impl Choice {
-    /// The folder that was named, by the command line or `XB_HOST`; else Xen where this is its domain 0; else
-    /// the hosted host of this user.
+    /// Returns the folder that the command line or `XB_HOST` names; else Xen where this is its
+    /// domain 0; else the hosted host of this user.
     #[must_use]
     pub fn of(named: Option<&Path>) -> Self {
         match named {
@@ -89,7 +90,7 @@ impl Choice {
         }
     }
 
-    /// The hosted host.
+    /// Returns the folder of the hosted host.
     ///
     /// # Errors
     /// A sentence where Xen is meant: `what` is for hosted hosts only.
@@ -112,7 +113,7 @@ impl Host {
         Self::open_within(choice, Duration::from_secs(xen_hosted::limits::ANSWER_WITHIN_S))
     }
 
-    /// Connects to a host, whose broker may take so long for each answer.
+    /// Connects to a host whose broker may take `within` for each answer.
     ///
     /// # Errors
     /// A sentence that says what to start; [`Error::Timeout`] where the broker does not answer.

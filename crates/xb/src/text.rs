@@ -72,7 +72,7 @@ pub fn size(bytes: u64) -> String {
     }
 }
 
-/// How often something was.
+/// Returns a number of times in words.
 #[must_use]
 pub fn times(count: u32) -> String {
     if count == 1 { "once".into() } else { format!("{count} times") }

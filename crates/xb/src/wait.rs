@@ -1,8 +1,9 @@
-//! Waiting: always for something that has a name, never for ever, and Ctrl-C ends it.
+//! Waiting: every wait names its event, has an end, and is ended by Ctrl-C.
 //!
-//! SIGTERM and SIGHUP end `xb` at once, whoever does not answer: a domain that was being created is undone by the broker and
-//! the keeper, and a disk that was being attached or detached comes or goes by itself. Only a host that `xb` is bringing
-//! up is taken down first ([`Signals::All`]).
+//! SIGTERM and SIGHUP end `xb` at once, also while a daemon does not answer: the broker and the
+//! keeper undo a domain that was being created, and a disk that was being attached or detached
+//! comes or goes by itself. Only a host that `xb` is bringing up is taken down first
+//! ([`Signals::All`]).
 
 use crate::Error;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -10,15 +11,15 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 use xenstore::Client;
 
-/// How soon a wait notices Ctrl-C; nothing else depends on it.
+/// The longest time until a wait notices Ctrl-C; nothing else depends on it.
 const NOTICE: Duration = Duration::from_millis(50);
 
 static INTERRUPTED: OnceLock<Arc<AtomicBool>> = OnceLock::new();
 
-/// This is for ever.
+/// The time that stands for no limit.
 const CENTURY: Duration = Duration::from_secs(100 * 365 * 86_400);
 
-/// What a process ends with that was interrupted: 128 and SIGINT's number.
+/// The exit status of a process that was interrupted: 128 and SIGINT's number.
 const INTERRUPTED_CODE: i32 = 130;
 
 /// The signals that end waits instead of the process.
@@ -26,12 +27,12 @@ const INTERRUPTED_CODE: i32 = 130;
 pub enum Signals {
     /// SIGINT, as Ctrl-C sends it.
     Interrupt,
-    /// SIGINT, SIGTERM and SIGHUP: for what nobody else would undo.
+    /// SIGINT, SIGTERM and SIGHUP: for operations that nobody else would undo.
     All,
 }
 
-/// From now on these signals end waits instead of the process, so that what was begun is undone. A second one ends the
-/// process.
+/// Makes these signals end waits instead of the process, so that unfinished operations are undone.
+/// A second signal ends the process.
 pub fn catch_signals(signals: Signals) {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
     let flag = INTERRUPTED.get_or_init(Arc::default);
@@ -51,11 +52,11 @@ pub fn catch_signals(signals: Signals) {
     }
 }
 
-/// How many are undoing something.
+/// The number of operations that are being undone.
 static UNDOING: AtomicUsize = AtomicUsize::new(0);
 
-/// Undoes something: a Ctrl-C before it is forgotten, one that comes meanwhile does not stop it, and only the second
-/// of those ends the process.
+/// Undoes something. A Ctrl-C before it is forgotten, and one that comes meanwhile does not stop
+/// it; a second one then ends the process.
 pub fn undo<T>(body: impl FnOnce() -> T) -> T {
     UNDOING.fetch_add(1, Ordering::SeqCst);
     if let Some(flag) = INTERRUPTED.get() {
@@ -77,13 +78,13 @@ pub fn check() -> Result<(), Error> {
     }
 }
 
-/// What takes longer than this is told of.
+/// The time after which a wait is reported.
 const LONG: Duration = Duration::from_secs(1);
 
-/// What was told last, where that is done.
+/// The last wait that was reported; `None` where waits are not reported.
 static TOLD: Mutex<Option<String>> = Mutex::new(None);
 
-/// From now on waits that take long are told of on standard error, once each.
+/// Reports waits that take long on standard error from now on, once each.
 pub fn tell_of_long_ones() {
     *TOLD.lock().unwrap_or_else(PoisonError::into_inner) = Some(String::new());
 }
@@ -96,7 +97,7 @@ fn tell_of(what: &str) {
     }
 }
 
-/// How long something may take.
+/// The longest time that an operation may take.
 #[derive(Clone, Copy, Debug)]
 pub struct Limit {
     after: Duration,
@@ -105,7 +106,7 @@ pub struct Limit {
 }
 
 impl Limit {
-    /// From now.
+    /// Makes a limit that begins now.
     #[must_use]
     pub fn new(after: Duration) -> Self {
         let after = after.min(CENTURY);
@@ -113,20 +114,21 @@ impl Limit {
         Self { after, begin, end: begin + after }
     }
 
-    /// At most so long from now, and no longer than this.
+    /// Makes a limit of `after` from now that ends no later than this one.
     #[must_use]
     pub fn within(&self, after: Duration) -> Self {
         let other = Self::new(after);
         if other.end < self.end { other } else { *self }
     }
 
-    /// Without an end, for what is meant to take its time: not told of.
+    /// Makes a limit without an end, for operations that may take any time; waits under it are not
+    /// reported.
     #[must_use]
     pub fn never() -> Self {
         Self::new(Duration::MAX)
     }
 
-    /// How long the next sleep may be.
+    /// Returns the longest time that the next sleep may take.
     ///
     /// # Errors
     /// [`Error::Timeout`] naming `what`, [`Error::Interrupted`].
@@ -142,10 +144,11 @@ impl Limit {
         Ok(left.min(NOTICE))
     }
 
-    /// Waits until `done` answers; asks it at once, and again after each event of the store.
+    /// Waits until `done` returns a value; it is called at once, and again after each event of the
+    /// store.
     ///
     /// # Errors
-    /// As [`Limit::slice`], and what `done` says.
+    /// The errors of [`Limit::slice`], and those of `done`.
     pub fn until<T>(
         &self,
         store: &mut Client,
@@ -162,7 +165,7 @@ impl Limit {
                     break;
                 }
             }
-            // All that has come is looked at together.
+            // All events that have come are handled together.
             while store.poll_event()?.is_some() {}
         }
     }

@@ -33,24 +33,24 @@ pub(crate) struct Demo {
     within: Option<Duration>,
 }
 
-/// What is shown, and where.
+/// The settings and the state of a demo.
 struct Show {
     folder: Folder,
     began: Instant,
-    /// How long any step may take.
+    /// The longest time that any step may take.
     within: Duration,
 }
 
 pub(crate) fn run(options: &GlobalOptions, demo: &Demo) -> Result<u8, Error> {
     let folder = match (&options.host, options.choice()) {
         (Some(_), Choice::Hosted(folder)) => folder,
-        // Beside whatever host this user has, unless it is to stay.
+        // In a folder beside any other host of this user, unless it is to stay.
         _ if demo.keep => Folder::default(),
         _ => Folder::temporary()?,
     };
     programs::make()?;
     let show = Show { folder, began: Instant::now(), within: options.within() };
-    // What is refused here is not taken down either.
+    // A host that is refused here is not taken down either.
     show.folder.make()?;
     if DAEMONS.iter().any(|daemon| daemon.running(&show.folder).is_some()) {
         let dir = show.folder.path().display();
@@ -94,9 +94,9 @@ impl Show {
         Limit::new(self.within)
     }
 
-    /// Does one step, and prints it with its time; what it returns is put behind.
+    /// Does one step, and prints it with its time, and the text that it returns behind it.
     fn step(&self, name: &str, step: impl FnOnce() -> Result<String, Error>) -> Result<(), Error> {
-        // Somebody who looks on sees what is being done, and then how long it took.
+        // A user at a terminal sees the step while it is done, and then its time.
         let looks = std::io::stdout().is_terminal();
         if looks {
             out::print(&format!("     ...  {name}"))?;
@@ -205,7 +205,7 @@ impl Show {
         disk::mount::mount(host, &guest, &disk, "ext4", self.limit())
     }
 
-    /// The backend dies, where there is something to write while two writes.
+    /// Kills the backend while two writes, where two has something to write.
     fn killed(&self, way: Way) -> Result<(), Error> {
         let name = match way {
             Way::Nothing => "the backend is killed (SIGKILL) and started again",
@@ -217,7 +217,7 @@ impl Show {
             }
             let gone = || Error::Refused(format!("{} is gone", BLOCK.name()));
             BLOCK.running(&self.folder).ok_or_else(gone)?.kill();
-            // Nobody writes any more, so this is how far two has come.
+            // Nobody writes any more, so this is the number of pieces that two has written.
             let written = if way == Way::Nothing { 0 } else { self.pieces()? };
             BLOCK.start(&self.folder, self.limit())?;
             match written {
@@ -235,7 +235,7 @@ impl Show {
         })
     }
 
-    /// How many pieces two has written.
+    /// Returns the number of pieces that two has written.
     fn pieces(&self) -> Result<u32, Error> {
         let path = self.folder.guest("two").log();
         let log = std::fs::read(&path).map_err(Error::io(path.display()))?;
@@ -274,7 +274,7 @@ impl Show {
             .map(|()| String::new())
     }
 
-    /// What a guest has printed behind `demo: WORD`, once it has; an error where it has given up.
+    /// Waits for the text that a guest prints behind `demo: WORD`; an error where it has given up.
     fn says(&self, name: &str, word: &str) -> Result<String, Error> {
         let start = format!("demo: {word}");
         let limit = self.limit();

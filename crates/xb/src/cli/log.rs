@@ -18,7 +18,8 @@ pub(crate) struct Log {
     follow: bool,
 }
 
-/// Where a log goes: a terminal obeys what it is shown, so there nothing moves its cursor.
+/// The destination of a log. A terminal obeys control characters, so there nothing in the log moves
+/// its cursor.
 struct Shown {
     out: StdoutLock<'static>,
     is_terminal: bool,
@@ -58,14 +59,15 @@ pub(crate) fn run(options: &GlobalOptions, log: &Log) -> Result<u8, Error> {
     let mut file = File::open(&path).ok().filter(|_| plain).ok_or(()).map_err(missing)?;
     let out = std::io::stdout().lock();
     let mut shown = Shown { is_terminal: out.is_terminal(), out, last: 0 };
-    // Before the first look: what comes after it is seen.
+    // Before the first look: changes after it are seen.
     let watch = guest.watch().map_err(Error::io(path.display()))?;
     let for_ever = Limit::never();
     loop {
-        // A log that was set aside was not written to afterwards: looked for first, all of it is shown.
+        // A log is not written to after it was set aside: the new one is looked for first, so that
+        // all of the old one is shown.
         let next = File::open(&path).ok().filter(|next| is_other(next, &file));
         match shown.rest(&mut file) {
-            // A reader that has gone is none to complain to.
+            // A closed pipe is not an error.
             Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => return Ok(0),
             done => done.map_err(Error::io(path.display()))?,
         }

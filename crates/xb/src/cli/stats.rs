@@ -7,7 +7,7 @@ use crate::devices::disk::stats::{self, Counts};
 use crate::{Error, domain, text};
 use serde_json::{Value, json};
 
-/// What one kind of request came to, for programs.
+/// The counts of one kind of request, as JSON.
 fn as_json(counts: &Counts) -> Value {
     json!({
         "requests": counts.requests, "bytes": counts.sectors.saturating_mul(512), "errors": counts.errors,

@@ -6,14 +6,14 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use xen::domwatch::ShutdownReason;
 
-/// What happens to a domain that has ended.
+/// The action after a domain has ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Action {
     /// It is taken down.
     Destroy,
     /// It is taken down and created anew.
     Restart,
-    /// It stays as it is, to be looked at.
+    /// It stays, to be examined.
     Preserve,
 }
 
@@ -49,7 +49,7 @@ pub struct Description {
     pub uuid: Option<[u8; 16]>,
     /// Its program; the built-in guest init where none is named.
     pub kernel: Option<String>,
-    /// What it is given besides.
+    /// Its ramdisk.
     pub ramdisk: Option<String>,
     /// Its command line.
     pub extra: String,
@@ -59,29 +59,30 @@ pub struct Description {
     pub vcpus: u32,
     /// Its share of the processors.
     pub weight: u16,
-    /// At most so many hundredths of a processor; 0 is no bound.
+    /// The limit of its processor time, in hundredths of a processor; 0 is no limit.
     pub cap: u16,
     /// Its disks.
     pub disks: Vec<DiskSpec>,
     /// The folder in which names of disks without `/` in front are looked for, before `/dev`.
     pub directory: PathBuf,
-    /// Whether its disks may be mounted by the host's kernel.
+    /// True if its disks may be mounted by the host's kernel.
     pub kernel_block: bool,
-    /// When it has shut down.
+    /// The action when it has shut down.
     pub on_poweroff: Action,
-    /// When it has asked for a reboot.
+    /// The action when it has asked for a reboot.
     pub on_reboot: Action,
-    /// When it has crashed.
+    /// The action when it has crashed.
     pub on_crash: Action,
 }
 
-/// Settings by key, those that were read struck off.
+/// Settings by key; those that were read are removed.
 struct Reader<'a> {
     settings: BTreeMap<&'a str, &'a Setting>,
 }
 
 impl Description {
-    /// The domain that settings describe, and what is to be told of them. `file` is for an error that is nowhere.
+    /// Returns the domain that settings describe, and the warnings about them. `file` is for an
+    /// error that has no place in a file.
     ///
     /// # Errors
     /// [`Error`]: the first value that cannot be.
@@ -136,7 +137,7 @@ impl Description {
         Ok((description, warnings))
     }
 
-    /// What follows when the domain has ended.
+    /// Returns the action after the domain has ended.
     #[must_use]
     pub fn after(&self, reason: ShutdownReason) -> Action {
         match reason {
@@ -147,7 +148,7 @@ impl Description {
     }
 }
 
-/// A name that is also a file's.
+/// True for a name that can also be the name of a file.
 fn is_name(name: &str) -> bool {
     let letters = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-.+@".contains(&byte));
     let numeric = name.bytes().all(|byte| byte.is_ascii_digit());
@@ -157,11 +158,11 @@ fn is_name(name: &str) -> bool {
 /// Keys that have no effect where another one is there.
 const BESIDE: [(&str, &str); 3] = [("maxmem", "memory"), ("root", "cmdline"), ("extra", "cmdline")];
 
-/// Keys without effect of which each is told; of more, how many there are.
+/// The number of keys without effect that get a warning each; the others are only counted.
 const WARNINGS_MAX: usize = 50;
 
 impl Reader<'_> {
-    /// Warnings of the keys that are not heeded.
+    /// Returns the warnings about keys that have no effect.
     fn warnings(&self, settings: &[Setting]) -> Vec<Warning> {
         let mut unheeded = settings.iter().filter(|setting| self.is_unheeded(setting));
         let told = unheeded.by_ref().take(WARNINGS_MAX);
@@ -181,7 +182,7 @@ impl Reader<'_> {
         keys::support(key) != Support::Heeded || BESIDE.iter().any(beside)
     }
 
-    /// What is to be told of a key that is not heeded.
+    /// Returns the warning about a key that has no effect.
     fn warning(&self, setting: &Setting) -> Option<Warning> {
         let key = &setting.key;
         let beside =

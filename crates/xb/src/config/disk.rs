@@ -1,21 +1,22 @@
 //! Disk strings: `xl-disk-configuration(5)` in full.
 //!
-//! A string is split at commas. What is `key=value`, a flag or a deprecated prefix says so itself; the rest fill
-//! target, format, vdev and access in this order, those that were not named yet. `target=` takes the whole
-//! rest. Where the manual and `xl` differ, as in what may stand twice, `xl` 4.17 decides; `grant_usage` is later than that.
+//! A string is split at commas. A part that is `key=value`, a flag or a deprecated prefix names its
+//! own meaning; the others fill target, format, vdev and access in this order, as far as they were
+//! not named yet. `target=` takes the whole rest. Where the manual and `xl` differ, as in the parts
+//! that may occur twice, `xl` 4.17 decides; `grant_usage` is later than that.
 
 use std::fmt;
 use xen_block::vbd;
 
-/// A part of a disk string that makes no sense, and what would.
+/// A part of a disk string that cannot be parsed, and the text that was expected.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct Error {
-    /// Where in the string, in characters from 0.
+    /// The place in the string, in characters from 0.
     pub at: usize,
-    /// What is there.
+    /// The text that was found there.
     pub found: String,
-    /// What was expected.
+    /// The text that was expected there.
     pub expected: &'static str,
 }
 
@@ -34,7 +35,7 @@ macro_rules! words {
         pub enum $name { $($(#[$of])* $variant,)* }
 
         impl $name {
-            /// As it is written.
+            /// Returns its name in a disk string.
             #[must_use]
             pub fn word(self) -> &'static str {
                 match self { $(Self::$variant => $word,)* }
@@ -48,7 +49,7 @@ macro_rules! words {
 }
 
 words! {
-    /// What the image is written in.
+    /// The format of the image.
     Format {
         /// Sectors one after the other.
         Raw = "raw",
@@ -66,11 +67,11 @@ words! {
 }
 
 words! {
-    /// What serves the disk.
+    /// The kind of backend that serves the disk.
     BackendType {
         /// The kernel, or a hotplug script.
         Phy = "phy",
-        /// Xen's blktap, which is no more.
+        /// Xen's blktap, which no longer exists.
         Tap = "tap",
         /// A process.
         Qdisk = "qdisk",
@@ -80,7 +81,7 @@ words! {
 }
 
 words! {
-    /// What guest and backend speak.
+    /// The protocol between guest and backend.
     Specification {
         /// `blkif`.
         Xen = "xen",
@@ -92,37 +93,37 @@ words! {
 /// A disk as a string describes it.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct DiskSpec {
-    /// The image, or what the script makes of it.
+    /// The image, or the argument of the script.
     pub target: Option<String>,
-    /// What it is written in; raw where nothing is said.
+    /// The format of the image; raw where none is given.
     pub format: Option<Format>,
     /// Its name in the guest.
     pub vdev: String,
-    /// Whether the guest may write, where that was said; see [`DiskSpec::writable`].
+    /// The access of the guest, where it is given; see [`DiskSpec::writable`].
     pub access: Option<Access>,
-    /// Whether it is a CD-ROM drive.
+    /// True if it is a CD-ROM drive.
     pub cdrom: bool,
     /// The backend's domain, by name.
     pub backend: Option<String>,
-    /// What serves it.
+    /// The kind of backend that serves it.
     pub backendtype: Option<BackendType>,
-    /// What guest and backend speak.
+    /// The protocol between guest and backend.
     pub specification: Option<Specification>,
     /// The hotplug script.
     pub script: Option<String>,
-    /// Whether the workaround without `O_DIRECT` is not needed.
+    /// True if the workaround without `O_DIRECT` is not needed.
     pub direct_io_safe: bool,
-    /// Whether discards are offered.
+    /// True if discards are offered.
     pub discard: Option<bool>,
-    /// Whether the guest trusts the backend.
+    /// True if the guest trusts the backend.
     pub trusted: Option<bool>,
-    /// Whether memory is granted, where that was said.
+    /// True if memory is granted; `None` where it is not given.
     pub grant_usage: Option<bool>,
     /// COLO's parameters, as `key=value` or flags; not used here.
     pub colo: Vec<(String, String)>,
 }
 
-/// Whether a guest may write.
+/// The access of a guest.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Access {
     /// It may read only: `r`, `ro`.
@@ -131,9 +132,9 @@ pub enum Access {
     Write,
 }
 
-/// Deprecated prefixes that say nothing.
+/// Deprecated prefixes without effect.
 const PREFIXES: [&str; 7] = ["tapdisk", "tap", "tap2", "aio", "ioemu", "file", "phy"];
-/// Those that name a script, `block-` before it.
+/// Prefixes that name a script, without its `block-`.
 const SCRIPTS: [&str; 4] = ["iscsi", "nbd", "enbd", "drbd"];
 /// Keys with a value; the last ones are COLO's.
 const KEYS: [&str; 13] = [
@@ -165,13 +166,13 @@ impl DiskSpec {
         reader.finish()
     }
 
-    /// Whether the guest may write.
+    /// True if the guest may write.
     #[must_use]
     pub fn writable(&self) -> bool {
         !self.cdrom && self.access != Some(Access::Read)
     }
 
-    /// What the image is written in.
+    /// Returns the format of the image.
     #[must_use]
     pub fn format(&self) -> Format {
         if self.cdrom && self.target.as_deref().unwrap_or_default().is_empty() {
@@ -180,7 +181,7 @@ impl DiskSpec {
         self.format.unwrap_or(Format::Raw)
     }
 
-    /// Its virtual device number.
+    /// Returns its virtual device number.
     ///
     /// # Errors
     /// Where `vdev` is none.
@@ -189,7 +190,8 @@ impl DiskSpec {
     }
 }
 
-/// The number of a virtual device: by its name, or the number itself, decimal, octal or hexadecimal.
+/// Returns the number of a virtual device, given by its name, or as a decimal, octal or hexadecimal
+/// number.
 ///
 /// # Errors
 /// Where it is neither. Source: `xen-vbd-interface(7)`.
@@ -204,7 +206,7 @@ pub fn number(vdev: &str) -> Result<u32, String> {
     vbd::number(vdev)
 }
 
-/// A part of the string: its text, and where it began.
+/// A part of the string: its text, and its place.
 type Part<'a> = (&'a str, usize);
 
 #[derive(Default)]
@@ -255,7 +257,7 @@ impl<'a> Reader<'a> {
         Ok(true)
     }
 
-    /// A deprecated prefix, which is taken off; whether there was one.
+    /// Removes a deprecated prefix. Returns true if there was one.
     fn prefix(&mut self, rest: &'a str) -> Result<bool, Error> {
         let end = rest.find(|c: char| !c.is_ascii_lowercase() && !c.is_ascii_digit());
         let Some((name, after)) =
@@ -379,7 +381,7 @@ impl<'a> Reader<'a> {
         self.once(part, part.0, |disk| &mut disk.target)
     }
 
-    /// Sets what may be set once; an empty value does not count.
+    /// Sets a value that may be set once; an empty value does not count.
     fn once(
         &mut self,
         part: Part<'a>,
@@ -404,7 +406,7 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    /// `hdc:cdrom`, deprecated; whether it was one.
+    /// Parses `hdc:cdrom`, which is deprecated. Returns true if the part has that form.
     fn vdev_and_devtype(&mut self, part: Part<'a>) -> Result<bool, Error> {
         let Some((vdev, kind)) = part.0.rsplit_once(':') else { return Ok(false) };
         self.vdev((vdev, part.1))?;

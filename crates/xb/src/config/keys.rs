@@ -1,13 +1,13 @@
-//! The keys of `xl.cfg(5)`, and which of them mean something here.
+//! The keys of `xl.cfg(5)`, and those of them that have an effect here.
 
-/// What becomes of a key.
+/// The support of a key.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Support {
-    /// It is heeded.
+    /// It has an effect.
     Heeded,
     /// `xl` knows it; here it has no effect yet.
     NotYet,
-    /// Nobody knows it.
+    /// It is not a key of `xl`.
     Unknown,
 }
 
@@ -56,7 +56,7 @@ const OTHERS: &str = "\
     vpmu vpt_align vsnd vtpm vuart xauthority xen_platform_pci xen_platform_pci_bar_uc \
     xend_suspend_evtchn_compat xenstore_feature_mask xenstore_quota";
 
-/// What becomes of a key.
+/// Returns the support of a key.
 #[must_use]
 pub fn support(key: &str) -> Support {
     if HEEDED.contains(&key) {
@@ -68,7 +68,7 @@ pub fn support(key: &str) -> Support {
     }
 }
 
-/// The heeded or known key that is nearest to one that nobody knows, if any is near.
+/// Returns the supported or known key that is nearest to an unknown one, if any is near.
 #[must_use]
 pub fn nearest(key: &str) -> Option<&'static str> {
     let known = HEEDED.iter().copied().chain(OTHERS.split(' '));
@@ -79,7 +79,7 @@ pub fn nearest(key: &str) -> Option<&'static str> {
         .map(|(_, known)| known)
 }
 
-/// Letters to be changed, put in or left out to come from one word to the other.
+/// Returns the number of letters to change, insert or remove to turn one word into the other.
 fn distance(a: &str, b: &str) -> usize {
     let (a, b): (Vec<u8>, Vec<u8>) = (a.bytes().take(64).collect(), b.bytes().collect());
     let mut row: Vec<usize> = (0..=b.len()).collect();

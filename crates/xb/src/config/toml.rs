@@ -1,4 +1,4 @@
-//! The same settings in TOML: strings, whole numbers, true and false (1 and 0), and arrays.
+//! Settings in TOML: strings, whole numbers, true and false (1 and 0), and arrays.
 
 use super::{DEPTH_MAX, Error, Kind, NO_TEXT, Place, Setting, Value};
 use toml::Spanned;

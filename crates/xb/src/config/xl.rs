@@ -36,7 +36,7 @@ struct Parser<'a> {
     rest: std::iter::Peekable<std::str::Chars<'a>>,
     place: Place,
     token: Token,
-    /// Where the token begins.
+    /// The place of the token's beginning.
     at: Place,
 }
 
@@ -48,7 +48,8 @@ pub fn parse(file: &str, text: &str) -> Result<Vec<Setting>, Error> {
     parse_after(Vec::new(), file, text)
 }
 
-/// As [`parse`], for a text that comes behind `settings`: what it sets again counts, what it adds is added to them.
+/// Parses a text as [`parse`] does, but behind `settings`: what it sets again replaces their
+/// values, and what it adds is added to them.
 ///
 /// # Errors
 /// As [`parse`].
@@ -88,7 +89,7 @@ pub fn parse_after(
     }
 }
 
-/// What a line does with the value of before.
+/// The operation of a line on the key's earlier value.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum How {
     /// `=`.
@@ -97,7 +98,7 @@ enum How {
     Add,
 }
 
-/// Keeps a setting: the last of a key counts, `+=` adds to the one before.
+/// Stores a setting: the last one of a key counts, `+=` adds to the one before.
 fn store(
     settings: &mut Vec<Setting>,
     known: &mut HashMap<String, usize>,
@@ -206,7 +207,7 @@ impl Parser<'_> {
         String::from_utf8(bytes).map_err(|_| error(&self.at, "a string that is no UTF-8", "UTF-8"))
     }
 
-    /// What follows a backslash.
+    /// Reads the part of an escape behind the backslash.
     fn escape(&mut self, place: &Place, bytes: &mut Vec<u8>) -> Result<(), Error> {
         let next = self.next();
         let plain = match next {
@@ -233,7 +234,8 @@ impl Parser<'_> {
         }
     }
 
-    /// A byte by its digits, at most so many; `None` where there is none, or no byte.
+    /// Reads a byte from its digits, at most `most`; `None` where there are none, or the number is
+    /// no byte.
     fn digits(&mut self, radix: u32, most: usize, mut text: String) -> Option<u8> {
         while text.len() < most
             && let Some(next) = self.rest.peek().copied().filter(|next| next.is_digit(radix))

@@ -36,7 +36,7 @@ const IMAGE_DIRS: &str = "image-dirs";
 /// The bits of a mode with which others than the owner write.
 const OTHERS_WRITE: u32 = 0o022;
 
-/// What is where a folder is to be.
+/// The content of a path where a folder is to be.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Found {
     /// Nothing.
@@ -72,7 +72,7 @@ impl Folder {
         Self(std::path::absolute(path).unwrap_or_else(|_| path.into()))
     }
 
-    /// Where it is.
+    /// Returns its path.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.0
@@ -90,7 +90,7 @@ impl Folder {
         self.0.join("store")
     }
 
-    /// Where pid files are.
+    /// Returns the folder of pid files.
     #[must_use]
     pub fn run(&self) -> PathBuf {
         self.0.join("run")
@@ -103,7 +103,7 @@ impl Folder {
         names.map(|name| PathBuf::from(OsStr::from_bytes(name))).collect()
     }
 
-    /// Adds to them; true where there is a new one.
+    /// Adds to the image folders. Returns true where there is a new one.
     pub(crate) fn add_image_dirs(&self, more: &[PathBuf]) -> Result<bool, Error> {
         let mut dirs = self.image_dirs();
         let known = dirs.len();
@@ -122,7 +122,7 @@ impl Folder {
         Ok(true)
     }
 
-    /// Where requests of disks in flight are kept.
+    /// Returns the folder of records of disk requests in flight.
     #[must_use]
     pub fn record(&self) -> PathBuf {
         self.0.join("record")
@@ -142,7 +142,7 @@ impl Folder {
         self.logs().join(format!("{daemon}.log"))
     }
 
-    /// Where the daemons' logs are.
+    /// Returns the folder of the daemons' logs.
     #[must_use]
     pub fn logs(&self) -> PathBuf {
         self.0.join("log")
@@ -159,7 +159,7 @@ impl Folder {
         self.0.join("keeper")
     }
 
-    /// Where guests' folders are.
+    /// Returns the folder of guests' folders.
     #[must_use]
     pub fn guests(&self) -> PathBuf {
         self.0.join("guests")
@@ -179,8 +179,8 @@ impl Folder {
         GuestFolder::new(&self.guests(), name)
     }
 
-    /// What there is, looked at before anything in it is used. Whoever may write into the folder decides which
-    /// processes are ended and which files are written, so that may be this user alone.
+    /// Examines the folder before anything in it is used. A user who may write into the folder
+    /// decides which processes are ended and which files are written, so only this user may.
     ///
     /// # Errors
     /// A sentence: it is somebody else's, others may write into it, or it is in use for something else.

@@ -1,13 +1,14 @@
-//! The guests of the demo: two configurations as anybody would write them.
+//! The guests of the demo: two configurations as any user would write them.
 
 use std::fs::File;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-/// How many pieces guest two writes, one after the other and with a pause behind each, while its backend dies.
+/// The number of pieces that guest two writes, one after the other and with a pause behind each,
+/// while its backend dies.
 pub(super) const PIECES: u32 = 128;
 
-/// How a guest gets at what is on its disk.
+/// The access of a guest to the file system on its disk.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Way {
     /// The host's kernel mounts it (`kernel_block=1`).
@@ -16,12 +17,13 @@ pub(super) enum Way {
     Debugfs,
     /// As an NBD server: copied, changed with debugfs, and written back.
     Nbd,
-    /// Not at all: there is nothing that it could have a file or a socket in.
+    /// None: there is nothing in which it could have a file or a socket.
     Nothing,
 }
 
 impl Way {
-    /// The best that this user may have on this machine, and why not more.
+    /// Returns the best access that this user may have on this machine, and the reason why there is
+    /// no better one.
     pub(super) fn of_this_user() -> (Self, &'static str) {
         let opens = |path| File::options().read(true).write(true).open(path).is_ok();
         if !opens("/dev/fuse") {
@@ -65,7 +67,7 @@ impl Way {
     }
 }
 
-/// What guests speak NBD with, without its comments.
+/// Returns the program with which guests speak NBD, without its comments.
 fn nbd() -> String {
     let lines = include_str!("nbd.pl").lines().filter(|line| !line.starts_with('#'));
     let script: Vec<&str> = lines.map(str::trim_start).collect();

@@ -23,7 +23,7 @@ fn without(path: &str) -> String {
     format!("mknod $DIR/none c 10 253 && mount --bind $DIR/none {path}")
 }
 
-/// What the demo shows after a script, apart.
+/// Runs the demo after a script, apart, and returns its output.
 fn demo_after(test: &str, host: &Host, script: &str) -> Option<String> {
     let output = apart(test, host, &format!("{script} && exec $XB --host $DIR/h demo"))?;
     assert!(output.status.success(), "{output:?}");

@@ -230,7 +230,7 @@ fn a_disk_is_resized_to_whole_sectors() {
     assert_eq!(host.json(&["disk", "list", "web"])[0]["bytes"], whole);
 }
 
-/// Whatever it keeps its record in, a second backend would answer the same requests.
+/// A second backend is refused, wherever it keeps its record, as it would answer the same requests.
 #[test]
 fn a_second_backend_is_refused_and_takes_nothing_away() {
     let host = Host::up("second");

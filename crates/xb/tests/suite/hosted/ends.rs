@@ -1,4 +1,4 @@
-//! How guests end, what follows, and who is told.
+//! The ends of guests, the actions that follow, and the messages about them.
 
 use super::support::Host;
 use rustix::process::{Pid, Signal, kill_process};

@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 use std::sync::Once;
 use std::time::{Duration, Instant};
 
-/// How long anything may take.
+/// The longest time that any operation may take.
 pub(crate) const WITHIN: Duration = Duration::from_secs(60);
 
 /// The program.
@@ -61,14 +61,14 @@ impl Host {
         self.command(args).output().unwrap()
     }
 
-    /// What a command that works prints.
+    /// Runs a command that succeeds, and returns its output.
     pub(crate) fn ok(&self, args: &[&str]) -> String {
         let output = self.run(args);
         assert!(output.status.success(), "xb {args:?}: {output:?}");
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// A command that is refused with these words.
+    /// Runs a command that fails with this code and these words.
     pub(crate) fn fails(&self, args: &[&str], code: i32, words: &str) {
         let output = self.run(args);
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -102,21 +102,21 @@ impl Host {
         nodes.lines().filter(|line| !stays(line)).map(str::to_owned).collect()
     }
 
-    /// Writes a configuration; its path.
+    /// Writes a configuration. Returns its path.
     pub(crate) fn config(&self, name: &str, rest: &str) -> String {
         let path = self.path(&format!("{name}.cfg"));
         std::fs::write(&path, format!("name = \"{name}\"\n{rest}\n")).unwrap();
         path.to_str().unwrap().into()
     }
 
-    /// Makes a raw image; its path.
+    /// Makes a raw image. Returns its path.
     pub(crate) fn image(&self, name: &str, bytes: u64) -> String {
         let path = self.path(name);
         std::fs::File::create(&path).unwrap().set_len(bytes).unwrap();
         path.to_str().unwrap().into()
     }
 
-    /// What a daemon has said.
+    /// Returns the log of a daemon.
     pub(crate) fn log_of(&self, daemon: &str) -> String {
         std::fs::read_to_string(self.path("h/log").join(format!("{daemon}.log")))
             .unwrap_or_default()
@@ -174,7 +174,7 @@ impl Host {
         self.until("it is gone", || (!self.runs(daemon)).then_some(()));
     }
 
-    /// Whether guests have files for their disks here; says so where not.
+    /// True if guests have files for their disks here; reports it where not.
     pub(crate) fn has_fuse(&self, test: &str) -> bool {
         let fuse = std::fs::OpenOptions::new().read(true).write(true).open("/dev/fuse");
         if let Err(error) = &fuse {
@@ -183,14 +183,14 @@ impl Host {
         fuse.is_ok()
     }
 
-    /// All is down, and nothing is left.
+    /// Checks that all is down, and that nothing is left.
     pub(crate) fn nothing_is_left(&self) {
         let left = traces::left(&self.folder, &self.before);
         assert!(left.is_empty(), "something is left: {left:#?}");
         assert!(!self.path("h").exists(), "the folder is gone");
     }
 
-    /// Where the host is up: its guests are destroyed, and no node is left of them.
+    /// Checks, where the host is up, that no node is left of its guests after their destruction.
     fn no_node_is_left(&self) {
         let (Some(nodes), Some(domains)) = (&self.nodes, self.try_json(&["list"])) else { return };
         for domain in domains.as_array().unwrap().iter().filter(|domain| domain["domid"] != 0) {

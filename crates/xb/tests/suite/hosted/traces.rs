@@ -1,21 +1,23 @@
-//! What a host leaves on a machine while it is up, looked for from outside: nothing here asks `xb`.
+//! The traces that a host leaves on a machine while it is up, found from outside without asking
+//! `xb`.
 //!
-//! A guest lives in namespaces of its own, and what it has made there names nothing of the host's. So what can be of
-//! any host (loop devices, interfaces, control groups) is compared whole. Other tests run on the same machine: what is
-//! theirs goes while this looks, and what is left behind does not.
+//! A guest lives in namespaces of its own, and the things that it has made there name nothing of
+//! the host. Things that can be of any host (loop devices, interfaces, control groups) are
+//! therefore compared as a whole. Other tests run on the same machine: their traces go while this
+//! test waits, and those of its own host do not.
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// How long what is on its way out, or another test's, may be seen.
+/// The longest time that traces which are about to go, or of another test, may be seen.
 const WITHIN: Duration = Duration::from_secs(60);
 
-/// What is there: a line for each, which another one never has again.
+/// The traces on a machine: a line for each, which another one never has again.
 pub(crate) type Traces = BTreeSet<String>;
 
-/// What is there now that was not there before and does not go.
+/// Returns the traces that were not there before and do not go.
 pub(crate) fn left(folder: &Path, before: &Traces) -> Traces {
     let end = Instant::now() + WITHIN;
     let mut left: Traces = of(folder).difference(before).cloned().collect();
@@ -66,7 +68,8 @@ pub(crate) fn of(folder: &Path) -> Traces {
     traces
 }
 
-/// Whether a process is of this folder: by its arguments, or by what it has open, as guests print into it.
+/// True if a process is of this folder: by its arguments, or by its open files, as guests print
+/// into the folder.
 fn is_of(process: &Path, name: &str) -> bool {
     let names = |file: &str| text(&process.join(file)).contains(name);
     let opened = || {
@@ -77,14 +80,14 @@ fn is_of(process: &Path, name: &str) -> bool {
     names("cmdline") || text(&process.join("environ")).contains(&format!("={name}/h")) || opened()
 }
 
-/// When a process began, in clock ticks: its number may be given again.
+/// Returns the start of a process, in clock ticks: its number may be reused.
 fn began(process: &Path) -> String {
     let stat = text(&process.join("stat"));
     let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
     fields.split_whitespace().nth(19).unwrap_or_default().to_owned()
 }
 
-/// What a broker calls its control groups, by its directory.
+/// Returns the name of a broker's control groups, from its directory.
 fn group_of(host: &Path) -> Option<String> {
     let meta = std::fs::metadata(host).ok().filter(std::fs::Metadata::is_dir)?;
     Some(format!("xenbus-{:x}-{:x}", meta.dev(), meta.ino()))
@@ -130,7 +133,7 @@ fn below(group: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// What a file says; nothing where it cannot be read.
+/// Reads a file; empty where it cannot be read.
 fn text(path: &Path) -> String {
     String::from_utf8_lossy(&std::fs::read(path).unwrap_or_default()).into_owned()
 }

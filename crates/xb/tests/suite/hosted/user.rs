@@ -1,4 +1,4 @@
-//! An ordinary user: does what can be done, and is told what not.
+//! An ordinary user: all that such a user can do works, and the rest is refused with a message.
 
 use super::demo::{apart, writes_and_compares};
 use super::support::{Host, XB};
@@ -7,10 +7,10 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-/// Somebody who is nobody else here.
+/// The id of a user that nobody else here has.
 const USER: u32 = 54_321;
 
-/// What a user has: the programs, and a folder of one's own.
+/// A user's own files: the programs, and a folder.
 struct Home(PathBuf);
 
 impl Home {

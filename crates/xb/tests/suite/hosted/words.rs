@@ -1,4 +1,4 @@
-//! What programs read: JSON, exit codes, and arguments that would have no effect.
+//! The interface for programs: JSON, exit codes, and arguments that would have no effect.
 
 use super::support::{Host, XB};
 use super::traces::entries;
