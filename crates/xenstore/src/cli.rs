@@ -1,4 +1,4 @@
-//! The command line: from argv to a command and back to an exit code.
+//! The command line of the tool: runs the command in argv and returns its exit code.
 
 use std::ffi::OsStr;
 use std::io;
@@ -37,7 +37,7 @@ pub(crate) fn main() -> ExitCode {
                 program.say(message);
             }
             if let Some(advice) = fail.advice.filter(|_| rustix::termios::isatty(io::stderr())) {
-                // For people only: what scripts compare stays as Debian's.
+                // This advice is for people only. The text that scripts compare stays as Debian's.
                 program.say(advice.as_bytes());
             }
             ExitCode::from(fail.code)

@@ -19,10 +19,10 @@ use xen::shared::SharedPage;
 use xenstore_core::client::{Client as Machine, Reply, RequestId};
 use xenstore_core::wire::{self, MsgType, Strings};
 
-/// How much is read at a time: many replies of many requests in flight.
+/// The size of a read in bytes: room for many replies of many requests in flight.
 const READ_BYTES: usize = 64 * 1024;
 
-/// A request in flight, to be given to [`Client::wait`] or [`Client::forget`].
+/// A request in flight. The caller gives it to [`Client::wait`] or [`Client::forget`].
 #[derive(Debug)]
 #[must_use = "a reply that nobody waits for is kept until the connection ends"]
 pub struct Ticket {
@@ -33,9 +33,9 @@ pub struct Ticket {
 
 /// A connection to a store.
 ///
-/// It is `Send`, and used by one thread at a time. It has no thread of its own: events arrive
-/// while something is waited for, or when [`Client::poll_event`] is called. After an error that is
-/// no refusal the connection is of no use; open another.
+/// It is `Send`, and used by one thread at a time. It has no thread of its own: events arrive while
+/// the caller waits for something, or in [`Client::poll_event`]. After an error other than a
+/// refusal the connection cannot be used any more. The caller opens another.
 #[derive(Debug)]
 pub struct Client {
     machine: Machine,
@@ -43,13 +43,13 @@ pub struct Client {
     endpoint: PathBuf,
     buffer: Box<[u8]>,
     depths: DepthFilter,
-    /// How long a reply may take; `None` for ever.
+    /// The longest time that a reply may take; `None` for no limit.
     timeout: Option<Duration>,
     ended: bool,
 }
 
 impl Client {
-    /// Connects to the store of this machine, where libxenstore would: see
+    /// Connects to the store of this machine, at the places that libxenstore tries: see
     /// [`crate::transport::places`].
     ///
     /// # Errors
@@ -67,14 +67,14 @@ impl Client {
         connect_first(places).map(|(transport, path)| Self::new(transport, path))
     }
 
-    /// Speaks as a guest with the store of its own ring, which lies in `page` and about which the store is
+    /// Connects as a guest to the store through its own ring, which is in `page`. The store is
     /// notified through `port`. `evtchn` may be shared with others: see [`crate::transport::ring`].
     #[must_use]
     pub fn over_ring(page: SharedPage, port: Port, evtchn: Box<dyn EventChannels + Send>) -> Self {
         Self::new(Transport::Ring(Ring::new(page, port, evtchn)), "the guest's ring".into())
     }
 
-    /// Speaks with the store at the other end of a byte stream.
+    /// Connects to the store at the other end of a byte stream.
     #[must_use]
     pub fn over(connection: Box<dyn Connection>) -> Self {
         Self::new(
@@ -95,20 +95,20 @@ impl Client {
         }
     }
 
-    /// Where the connection leads to.
+    /// Returns the path of the socket or device.
     #[must_use]
     pub fn endpoint(&self) -> &Path {
         &self.endpoint
     }
 
-    /// From now on each reply is awaited for at most `timeout` (`None`, as at first: for ever). After one that did
-    /// not come the connection is of no use.
+    /// Sets the longest time that a reply may take (`None`, the initial value: no limit). After a
+    /// reply that did not come in time the connection cannot be used any more.
     pub fn set_timeout(&mut self, timeout: Option<Duration>) {
         self.timeout = timeout;
     }
 
-    /// Queues a request without waiting: it goes out with the next call that waits or polls, or
-    /// with [`Client::flush`]. `parts` are put one behind the other, NULs are the caller's.
+    /// Queues a request without waiting. It is sent by the next call that waits or polls, or by
+    /// [`Client::flush`]. The payload is `parts` concatenated; the caller adds the NULs.
     ///
     /// # Errors
     /// [`Error::TooLong`]; nothing is sent then.
@@ -131,11 +131,12 @@ impl Client {
         Ok(Ticket { id, kind, subject: subject.into() })
     }
 
-    /// Waits for the reply to this request; the replies and events that arrive before it are kept.
+    /// Waits for the reply to this request. Replies and events that arrive before it are kept.
     ///
     /// # Errors
-    /// [`Error::Refused`] where the daemon answers with an error, [`Error::Gone`] where the
-    /// connection ends before, [`Error::Io`] with ETIMEDOUT where it takes longer than [`Client::set_timeout`] says.
+    /// [`Error::Refused`] if the daemon answers with an error, [`Error::Gone`] if the connection
+    /// ends before, [`Error::Io`] with ETIMEDOUT if it takes longer than [`Client::set_timeout`]
+    /// allows.
     pub fn wait(&mut self, ticket: Ticket) -> Result<Vec<u8>, Error> {
         let id = ticket.id;
         let deadline = self.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
@@ -157,25 +158,25 @@ impl Client {
         }
     }
 
-    /// Whether [`Client::wait`] would return at once. Reads and writes nothing.
+    /// True if [`Client::wait`] would return at once. Reads and writes nothing.
     #[must_use]
     pub fn is_ready(&self, ticket: &Ticket) -> bool {
         self.ended || self.machine.has_reply(ticket.id)
     }
 
-    /// The reply to this request does not matter.
+    /// Discards the reply to this request when it arrives.
     pub fn forget(&mut self, ticket: Ticket) {
         self.machine.forget(ticket.id);
         drop(ticket);
     }
 
-    /// Number of requests whose reply has not arrived.
+    /// Returns the number of requests whose reply has not arrived.
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.machine.in_flight()
     }
 
-    /// Writes queued requests as far as the daemon takes them at the moment.
+    /// Writes queued requests as far as the daemon takes them without waiting.
     ///
     /// # Errors
     /// [`Error::Gone`], [`Error::Io`].
@@ -197,7 +198,7 @@ impl Client {
         self.wait(ticket)
     }
 
-    /// Moves bytes both ways until `done`, or the deadline: false then.
+    /// Writes and reads until `done` holds, and returns true. Returns false at the deadline.
     fn pump(
         &mut self,
         deadline: Option<Instant>,
@@ -211,7 +212,7 @@ impl Client {
                 return Err(gone(None, &self.endpoint));
             }
             self.flush()?;
-            // A device refuses a request by the write.
+            // A device refuses a request in its write(2).
             if done(&self.machine) {
                 return Ok(true);
             }
@@ -226,7 +227,7 @@ impl Client {
         }
     }
 
-    /// Waits until there is something to read, or room to write where there is something to.
+    /// Waits until there is something to read, or there is room for output that is queued.
     fn poll_fd(&self, deadline: Option<Instant>) -> Result<bool, Error> {
         let mut wanted = PollFlags::IN;
         if !self.machine.output().is_empty() {
@@ -244,7 +245,7 @@ impl Client {
         }
     }
 
-    /// Reads once and takes what came.
+    /// Reads once and gives the bytes to the machine.
     fn read(&mut self, wait: Wait) -> Result<(), Error> {
         match self.transport.read(&mut self.buffer, wait) {
             Ok(0) => Err(self.fail("reading", Errno::CONNRESET)),
@@ -259,7 +260,7 @@ impl Client {
         }
     }
 
-    /// The connection is over.
+    /// Ends the connection and returns the error for the caller.
     fn fail(&mut self, what: &'static str, errno: Errno) -> Error {
         self.ended = true;
         match errno {
@@ -299,7 +300,7 @@ impl Client {
 
 /// Watches.
 impl Client {
-    /// Watches a node and all that is below it, or `@introduceDomain`, `@releaseDomain`. One event
+    /// Watches a node and all nodes below it, or `@introduceDomain`, `@releaseDomain`. One event
     /// comes at once.
     ///
     /// # Errors
@@ -313,8 +314,8 @@ impl Client {
     /// As [`Client::watch`], for changes at most `depth` levels below the node: 0 for the node
     /// alone. `@introduceDomain` and `@releaseDomain` take 1, and report `@releaseDomain/<domid>`.
     ///
-    /// Daemons before Xen 4.21 know no depth, and Linux's `/dev/xen/xenbus` does not pass it on: there all
-    /// events are sent, and those that are too deep are dropped here.
+    /// Daemons before Xen 4.21 do not know a depth, and Linux's `/dev/xen/xenbus` does not pass it
+    /// on. In these cases all events are sent, and the client drops those that are too deep.
     ///
     /// # Errors
     /// As [`Client::watch`].
@@ -334,7 +335,7 @@ impl Client {
                 result => return result.map(drop),
             }
         }
-        // Set first: the first event may come before the reply.
+        // The depth is set first: the first event may come before the reply.
         self.depths.add(path, token, depth);
         let result = self.watch(path, token);
         if result.is_err() {
@@ -343,10 +344,10 @@ impl Client {
         result
     }
 
-    /// Ends a watch. Events that were on their way still come.
+    /// Ends a watch. Events that were already sent still come.
     ///
     /// # Errors
-    /// ENOENT where there is no such watch.
+    /// ENOENT if there is no such watch.
     pub fn unwatch(
         &mut self,
         path: impl AsRef<[u8]>,
@@ -369,7 +370,7 @@ impl Client {
         Ok(())
     }
 
-    /// An event that has arrived, without waiting. Where it returns `None`, the descriptor
+    /// Returns an event that has arrived, without waiting. If it returns `None`, the descriptor
     /// ([`AsFd`]) becomes readable when there is more.
     ///
     /// # Errors
@@ -378,7 +379,8 @@ impl Client {
         self.next_event(Some(Duration::ZERO))
     }
 
-    /// The next event; `None` where none comes within `timeout` (`None`: waits for ever).
+    /// Waits for the next event. Returns `None` if none comes within `timeout` (`None`: waits for
+    /// ever).
     ///
     /// # Errors
     /// [`Error::Gone`] once the connection has ended and all events have been taken.
@@ -397,10 +399,10 @@ impl Client {
     }
 }
 
-/// Requests about domains and the daemon itself. All but [`Client::get_domain_path`] are for
-/// domain 0 (EACCES for others).
+/// Requests about domains and the daemon itself. All but [`Client::get_domain_path`] are for domain
+/// 0 (others get EACCES).
 impl Client {
-    /// Sends a command to the daemon (`xenstore-control`), its arguments each a string.
+    /// Sends a command to the daemon (as `xenstore-control` does). Each argument is a string.
     ///
     /// # Errors
     /// EINVAL for a command that the daemon does not know.
@@ -412,7 +414,7 @@ impl Client {
         self.request(MsgType::Control, &parts)
     }
 
-    /// `/local/domain/<domid>`, where relative paths of that domain begin.
+    /// Returns `/local/domain/<domid>`, the base of that domain's relative paths.
     ///
     /// # Errors
     /// See [`Store::request`].
@@ -420,7 +422,7 @@ impl Client {
         self.about(MsgType::GetDomainPath, &[u64::from(domid)]).map(|reply| string(&reply))
     }
 
-    /// Whether the daemon serves this domain.
+    /// True if the daemon serves this domain.
     ///
     /// # Errors
     /// See [`Store::request`].
@@ -437,11 +439,11 @@ impl Client {
         }
     }
 
-    /// Tells the daemon to serve a domain: the guest frame of its ring page, and its unbound event
-    /// channel.
+    /// Tells the daemon to serve a domain, with the guest frame of its ring page and its unbound
+    /// event channel.
     ///
     /// # Errors
-    /// EINVAL where there is no such domain, EISCONN, what mapping and binding say.
+    /// EINVAL if there is no such domain, EISCONN, and the errors of mapping and binding.
     pub fn introduce(&mut self, domid: u16, gfn: u64, port: u32) -> Result<(), Error> {
         self.about(MsgType::Introduce, &[domid.into(), gfn, port.into()]).map(drop)
     }
@@ -449,15 +451,15 @@ impl Client {
     /// Tells the daemon to stop serving a domain.
     ///
     /// # Errors
-    /// ENOENT where it is not served.
+    /// ENOENT if it is not served.
     pub fn release(&mut self, domid: u16) -> Result<(), Error> {
         self.about(MsgType::Release, &[domid.into()]).map(drop)
     }
 
-    /// Lets `@releaseDomain` fire again for a domain that was shut down and goes on.
+    /// Lets `@releaseDomain` fire again for a domain that was shut down and has resumed.
     ///
     /// # Errors
-    /// ENOENT where the domain is not served.
+    /// ENOENT if the domain is not served.
     pub fn resume(&mut self, domid: u16) -> Result<(), Error> {
         self.about(MsgType::Resume, &[domid.into()]).map(drop)
     }
@@ -465,12 +467,12 @@ impl Client {
     /// Gives `domid`, a device-model domain, the rights of `target`.
     ///
     /// # Errors
-    /// ENOENT where one of them is not served.
+    /// ENOENT if one of them is not served.
     pub fn set_target(&mut self, domid: u16, target: u16) -> Result<(), Error> {
         self.about(MsgType::SetTarget, &[domid.into(), target.into()]).map(drop)
     }
 
-    /// The feature bits that are offered to a domain, or (`None`) that the daemon has.
+    /// Returns the feature bits offered to a domain, or (`None`) those of the daemon.
     ///
     /// # Errors
     /// ENOSYS for daemons before Xen 4.22.
@@ -490,7 +492,7 @@ impl Client {
         self.about(MsgType::SetFeature, &[domid.into(), features.into()]).map(drop)
     }
 
-    /// A quota of one domain, or (`None`) the one that new domains get; 0 is no limit.
+    /// Returns a quota of one domain, or (`None`) the default for new domains; 0 is no limit.
     ///
     /// # Errors
     /// ENOSYS for daemons before Xen 4.22, EINVAL for a name that the daemon does not know.
@@ -501,7 +503,7 @@ impl Client {
         self.number(MsgType::GetQuota, reply)
     }
 
-    /// The names of all quotas that the daemon knows.
+    /// Returns the names of all quotas that the daemon knows.
     ///
     /// # Errors
     /// ENOSYS for daemons before Xen 4.22.
@@ -511,7 +513,7 @@ impl Client {
         Ok(names.split_ascii_whitespace().map(str::to_owned).collect())
     }
 
-    /// Sets a quota of one domain, or (`None`) the one that new domains get; 0 is no limit.
+    /// Sets a quota of one domain, or (`None`) the default for new domains; 0 is no limit.
     ///
     /// # Errors
     /// As [`Client::get_quota`].
@@ -523,8 +525,8 @@ impl Client {
         self.request(MsgType::SetQuota, &parts).map(drop)
     }
 
-    /// A request of no bytes. oxenstored looks at one only when more bytes come, so a harmless
-    /// request goes out behind it.
+    /// Sends a request with an empty payload. oxenstored processes such a request only when more
+    /// bytes come, so a harmless request follows it.
     fn without_payload(&mut self, kind: MsgType) -> Result<Vec<u8>, Error> {
         let ticket = self.submit(TransactionId::NONE, kind, &[])?;
         let behind = self.submit(TransactionId::NONE, MsgType::GetDomainPath, &[b"0\0"])?;
@@ -533,7 +535,7 @@ impl Client {
         result
     }
 
-    /// A request whose arguments are numbers.
+    /// Sends a request whose arguments are numbers.
     fn about(&mut self, kind: MsgType, numbers: &[u64]) -> Result<Vec<u8>, Error> {
         let payload: String = numbers.iter().map(|number| format!("{number}\0")).collect();
         self.request(kind, &[payload.as_bytes()])
@@ -552,15 +554,15 @@ impl Store for Client {
 }
 
 impl AsFd for Client {
-    /// To wait for events together with others: readable when something has arrived. Take what
-    /// has arrived before, with [`Client::poll_event`] until it returns `None`, or the wait may
-    /// be for something that is here already.
+    /// Returns the descriptor, to wait for events together with other descriptors. It becomes
+    /// readable when something has arrived. Before waiting, call [`Client::poll_event`] until it
+    /// returns `None`: an event that was already read does not make the descriptor readable.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.transport.as_fd()
     }
 }
 
-/// The string of a reply, up to its NUL.
+/// Returns the string of a reply, up to its NUL.
 fn string(reply: &[u8]) -> Vec<u8> {
     Strings::new(reply).next().unwrap_or(reply).to_vec()
 }
@@ -577,13 +579,13 @@ mod tests {
     fn a_reply_that_does_not_come_is_awaited_for_so_long() {
         let path = std::env::temp_dir().join(format!("xenstore-late-{}", std::process::id()));
         let _ = std::fs::remove_file(&path);
-        // Takes connections, and never reads.
+        // The listener accepts connections and never reads.
         let _listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
         let mut client = Client::connect(&path).unwrap();
         std::fs::remove_file(&path).unwrap();
         client.set_timeout(Some(Duration::from_millis(20)));
         assert_eq!(Store::read(&mut client, "/").unwrap_err().errno(), Errno::TIMEDOUT);
-        // The late reply would be taken for another's: nothing more is asked.
+        // The late reply would be taken for another request's, so no further request is sent.
         assert!(matches!(Store::read(&mut client, "/"), Err(Error::Gone { .. })));
     }
 }

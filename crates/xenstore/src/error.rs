@@ -1,4 +1,4 @@
-//! What can go wrong, said so that a reader knows what to do next.
+//! The errors of the client, with advice for the reader on the next step.
 
 use rustix::io::Errno;
 use std::fmt;
@@ -8,73 +8,73 @@ use xenstore_core::limits::PAYLOAD_MAX;
 use xenstore_core::wire;
 use xenstore_core::wire::MsgType;
 
-/// Why a request, or the whole connection, failed.
+/// The failure of a request or of the whole connection.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Error {
     /// No daemon could be reached.
     NoDaemon {
-        /// Each place that was tried, with what went wrong there.
+        /// Each place that was tried, with its error.
         tried: Vec<(PathBuf, Errno)>,
     },
     /// The daemon answered with an error.
     Refused {
-        /// What was asked.
+        /// The type of the request.
         request: MsgType,
-        /// The path, domid or command that it was about; empty where there is none.
+        /// The path, domid or command of the request; empty if there is none.
         subject: Vec<u8>,
-        /// What the daemon said.
+        /// The error in the daemon's reply.
         name: ErrorName,
     },
-    /// A request over 4096 bytes. It was not sent, the connection is fine.
+    /// A request over 4096 bytes. It was not sent, and the connection can still be used.
     TooLong {
-        /// What was to be asked.
+        /// The type of the request.
         request: MsgType,
-        /// The path, domid or command that it was about.
+        /// The path, domid or command of the request.
         subject: Vec<u8>,
         /// Length of its payload in bytes.
         len: usize,
     },
-    /// A NUL byte where the protocol cannot carry one. Nothing was sent.
+    /// A NUL byte at a place where the protocol cannot carry one. Nothing was sent.
     NulByte {
-        /// What was to be asked.
+        /// The type of the request.
         request: MsgType,
     },
-    /// A transaction met a conflict every time that it was tried.
+    /// A transaction met a conflict in each attempt.
     Conflict {
-        /// How often.
+        /// The number of attempts.
         attempts: u32,
     },
     /// A directory over 4096 bytes changed during every attempt to list it in parts.
     Unsteady {
         /// The directory.
         path: Vec<u8>,
-        /// How often it was tried.
+        /// The number of attempts.
         attempts: u32,
     },
-    /// The connection ended. What was in flight may have been done or not.
+    /// The connection ended. A request in flight may have been executed or not.
     Gone {
-        /// What the reply was awaited for, where one was.
+        /// The type of the request whose reply was awaited, if there was one.
         request: Option<MsgType>,
-        /// The path, domid or command that it was about.
+        /// The path, domid or command of the request.
         subject: Vec<u8>,
-        /// Where the connection led to.
+        /// The path of the socket or device.
         endpoint: PathBuf,
     },
-    /// The daemon broke the protocol; the connection is of no use any more.
+    /// The daemon broke the protocol. The connection cannot be used any more.
     Protocol(ProtocolError),
-    /// A reply of the right type whose contents make no sense.
+    /// A reply of the right type whose contents are malformed.
     BadReply {
-        /// What was asked.
+        /// The type of the request.
         request: MsgType,
-        /// The path, domid or command that it was about.
+        /// The path, domid or command of the request.
         subject: Vec<u8>,
-        /// What came.
+        /// The payload of the reply.
         reply: Vec<u8>,
     },
     /// The system refused to read, write or wait.
     Io {
-        /// What was being done.
+        /// The operation that failed.
         what: &'static str,
         /// The system's error.
         errno: Errno,
@@ -82,7 +82,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// The error that the daemon named, where it did and `xs_wire.h` knows the name.
+    /// Returns the error that the daemon named, if it did and `xs_wire.h` knows the name.
     #[must_use]
     pub fn refusal(&self) -> Option<wire::Error> {
         match self {
@@ -91,7 +91,7 @@ impl Error {
         }
     }
 
-    /// The errno(3) number that libxenstore gives its callers in this case.
+    /// Returns the errno(3) number that libxenstore gives its callers in this case.
     #[must_use]
     pub fn errno(&self) -> Errno {
         match self {
@@ -109,7 +109,7 @@ impl Error {
         }
     }
 
-    /// What usually causes this and what to do next; `None` where the message says it all.
+    /// Returns the usual cause and the next step; `None` if the message already says all.
     #[must_use]
     pub fn advice(&self) -> Option<&'static str> {
         match self {
@@ -127,7 +127,7 @@ impl Error {
     }
 }
 
-/// What a refusal usually means.
+/// Returns advice on a refused request.
 fn advice_on(request: MsgType, name: &ErrorName) -> Option<&'static str> {
     let ErrorName::Known(error) = name else {
         return match name {
@@ -174,7 +174,7 @@ fn advice_on(request: MsgType, name: &ErrorName) -> Option<&'static str> {
 const QUOTA: &str =
     "a quota of the domain is used up; `xenstore-control quota <domid>` shows which";
 
-/// `READ /a/b`, or `TRANSACTION_START` where there is no subject.
+/// The request in a message: `READ /a/b`, or `TRANSACTION_START` if there is no subject.
 struct What<'a>(MsgType, &'a [u8]);
 
 impl fmt::Display for What<'_> {
@@ -253,7 +253,7 @@ impl From<ProtocolError> for Error {
     }
 }
 
-/// The system's words for an error, as strerror(3) has them.
+/// Returns the system's text for an error, as strerror(3) does.
 #[must_use]
 pub fn describe(errno: Errno) -> String {
     let text = std::io::Error::from(errno).to_string();

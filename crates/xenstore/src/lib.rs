@@ -1,6 +1,7 @@
-//! XenStore's client: blocking, over the daemon's Unix socket, `/dev/xen/xenbus` or a guest's ring, with no
-//! runtime and no thread of its own. Many requests may be in flight, transactions are closures
-//! that are tried again on EAGAIN, watches are an iterator and a file descriptor to poll.
+//! XenStore's client. It blocks, and works over the daemon's Unix socket, `/dev/xen/xenbus` or a
+//! guest's ring, without a runtime or a thread of its own. Many requests may be in flight,
+//! transactions are closures that are retried on EAGAIN, watches are an iterator and a file
+//! descriptor to poll.
 //!
 //! ```no_run
 //! use xenstore::{Client, Store};
@@ -19,18 +20,18 @@
 //! # }
 //! ```
 //!
-//! The package also holds the command-line tool `xenstore`, which serves for Debian's
-//! `xenstore-read`, `xenstore-ls` and so on when called by their names.
+//! The package also contains the command-line tool `xenstore`, which replaces Debian's
+//! `xenstore-read`, `xenstore-ls` and so on if it is called by their names.
 //!
-//! | module | what it is |
+//! | module | contents |
 //! |---|---|
 //! | [`client`] | the connection, pipelining, requests about domains |
 //! | [`store`] | [`Store`]: reading and writing nodes, inside and outside transactions |
-//! | [`transaction`] | [`Transaction`] and how often one is tried |
+//! | [`transaction`] | [`Transaction`] and the bounds of its retries |
 //! | [`watch`] | watch events |
 //! | [`walk`] | every node of a subtree in order: bulk read, or many requests in flight |
-//! | [`perms`] | [`Perm`]: who may do what with a node |
-//! | [`transport`] | where the store is found, and the ways of talking to it |
+//! | [`perms`] | [`Perm`]: the access of a domain to a node |
+//! | [`transport`] | the places of the store, and the transports to it |
 //! | [`error`] | [`Error`] |
 
 pub mod client;

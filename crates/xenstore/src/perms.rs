@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// What a permission entry allows.
+/// The access that a permission entry allows.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Access {
     /// `n`: nothing.
@@ -16,7 +16,7 @@ pub enum Access {
 }
 
 impl Access {
-    /// The letter on the wire.
+    /// Returns the letter on the wire.
     #[must_use]
     pub fn letter(self) -> char {
         match self {
@@ -27,7 +27,7 @@ impl Access {
         }
     }
 
-    /// The access with this letter.
+    /// Returns the access with this letter.
     #[must_use]
     pub fn from_letter(letter: u8) -> Option<Self> {
         match letter {
@@ -40,18 +40,18 @@ impl Access {
     }
 }
 
-/// One permission entry. The first of a node names its owner, and what every domain may do that
-/// has no entry of its own; each further one is for one domain.
+/// One permission entry. The first entry of a node names its owner, and the access of every domain
+/// that has no entry of its own. Each further entry is for one domain.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Perm {
-    /// What is allowed.
+    /// The access that is allowed.
     pub access: Access,
-    /// For which domain. Signed, as libxenstore prints it; real domids are 0 to 32751.
+    /// The domain of the entry. It is signed, as libxenstore prints it; real domids are 0 to 32751.
     pub domid: i32,
 }
 
 impl Perm {
-    /// Reads the text form, such as `r5`.
+    /// Parses the text form, such as `r5`.
     #[must_use]
     pub fn parse(text: &[u8]) -> Option<Self> {
         let (letter, number) = text.split_first()?;

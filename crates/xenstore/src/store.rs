@@ -1,28 +1,28 @@
-//! Reading and writing nodes, the same inside and outside a transaction.
+//! Reads and writes nodes, inside and outside a transaction alike.
 
 use crate::error::Error;
 use crate::perms::Perm;
 use xenstore_core::client::ErrorName;
 use xenstore_core::wire::{self, MsgType, Strings};
 
-/// How often the listing of a directory over 4096 bytes is begun anew because it has changed.
+/// The most times that the listing of a directory over 4096 bytes is restarted after a change.
 const LISTINGS_MAX: u32 = 16;
 
 /// Requests about nodes: [`crate::Client`] sends them on their own, [`crate::Transaction`] within
 /// its transaction.
 ///
-/// Paths are absolute, or relative to the caller's own `/local/domain/<domid>` where the caller is
-/// a domain (`/dev/xen/xenbus`). They are bytes; the store allows ASCII letters, digits and
-/// `-/_@` in them, and refuses others with EINVAL.
+/// Paths are absolute, or relative to the caller's own `/local/domain/<domid>` if the caller is a
+/// domain (`/dev/xen/xenbus`). They are bytes. The store allows ASCII letters, digits and `-/_@` in
+/// them, and refuses others with EINVAL.
 pub trait Store {
-    /// Sends one request and waits for its reply; returns the payload as sent. `parts` are put
-    /// one behind the other, NULs are the caller's.
+    /// Sends one request, waits for its reply and returns its payload unchanged. The request's
+    /// payload is `parts` concatenated; the caller adds the NULs.
     ///
     /// # Errors
-    /// [`Error::Refused`] where the daemon answers with an error, or any other [`Error`].
+    /// [`Error::Refused`] if the daemon answers with an error, or any other [`Error`].
     fn request(&mut self, kind: MsgType, parts: &[&[u8]]) -> Result<Vec<u8>, Error>;
 
-    /// The value of a node.
+    /// Returns the value of a node.
     ///
     /// # Errors
     /// ENOENT, EACCES; see [`Store::request`].
@@ -33,7 +33,7 @@ pub trait Store {
         self.request(MsgType::Read, &[text(MsgType::Read, path.as_ref())?, b"\0"])
     }
 
-    /// The value of a node; `None` where the node is not there.
+    /// Returns the value of a node; `None` if the node does not exist.
     ///
     /// # Errors
     /// EACCES; see [`Store::request`].
@@ -56,7 +56,7 @@ pub trait Store {
         self.request(MsgType::Write, &[path, b"\0", value.as_ref()]).map(drop)
     }
 
-    /// Creates a node with an empty value, and its missing parents, where it does not exist.
+    /// Creates a node with an empty value, and its missing parents, if it does not exist.
     ///
     /// # Errors
     /// EACCES, ENOSPC (quota); see [`Store::request`].
@@ -67,8 +67,7 @@ pub trait Store {
         self.request(MsgType::Mkdir, &[text(MsgType::Mkdir, path.as_ref())?, b"\0"]).map(drop)
     }
 
-    /// Removes a node with everything below it. A node that is not there is no error where its
-    /// parent is.
+    /// Removes a node with everything below it. A missing node is no error if its parent exists.
     ///
     /// # Errors
     /// ENOENT (no parent either), EACCES, EINVAL for `/`; see [`Store::request`].
@@ -79,7 +78,8 @@ pub trait Store {
         self.request(MsgType::Rm, &[text(MsgType::Rm, path.as_ref())?, b"\0"]).map(drop)
     }
 
-    /// Removes a node with everything below it; one that is not there, nor its parent, is removed.
+    /// Removes a node with everything below it. A node that does not exist is no error, even if its
+    /// parent does not exist either.
     ///
     /// # Errors
     /// EACCES, EINVAL for `/`; see [`Store::request`].
@@ -90,7 +90,7 @@ pub trait Store {
         if_there(self.rm(path)).map(drop)
     }
 
-    /// Whether a node exists and may be read.
+    /// True if a node exists and may be read.
     ///
     /// # Errors
     /// All but ENOENT and EACCES; see [`Store::request`].
@@ -107,13 +107,13 @@ pub trait Store {
         }
     }
 
-    /// The names of a node's children, without their path, in the daemon's order.
+    /// Returns the names of a node's children, without their path, in the daemon's order.
     ///
-    /// A listing over 4096 bytes is read in parts (DIRECTORY_PART), and begun anew when the
-    /// directory changes meanwhile: what is returned was the listing at one moment.
+    /// A listing over 4096 bytes is read in parts (DIRECTORY_PART), and restarted if the directory
+    /// changes meanwhile. The result is the listing at one moment.
     ///
     /// # Errors
-    /// ENOENT, EACCES, E2BIG where the daemon has no DIRECTORY_PART, [`Error::Unsteady`]; see
+    /// ENOENT, EACCES, E2BIG if the daemon has no DIRECTORY_PART, [`Error::Unsteady`]; see
     /// [`Store::request`].
     fn directory(&mut self, path: impl AsRef<[u8]>) -> Result<Vec<Vec<u8>>, Error>
     where
@@ -122,10 +122,11 @@ pub trait Store {
         Ok(split(&directory_bytes(self, path.as_ref())?))
     }
 
-    /// The names of a node's children as text, as [`Store::directory`] has them; none where the node is not there.
+    /// Returns the names of a node's children as text, as [`Store::directory`] does; none if the
+    /// node does not exist.
     ///
     /// # Errors
-    /// As [`Store::directory`], but for ENOENT.
+    /// Those of [`Store::directory`], except ENOENT.
     fn list(&mut self, path: impl AsRef<[u8]>) -> Result<Vec<String>, Error>
     where
         Self: Sized,
@@ -134,7 +135,7 @@ pub trait Store {
         Ok(names.iter().map(|name| String::from_utf8_lossy(name).into_owned()).collect())
     }
 
-    /// The permissions of a node; the first entry names its owner.
+    /// Returns the permissions of a node. The first entry names its owner.
     ///
     /// # Errors
     /// ENOENT, EACCES; see [`Store::request`].
@@ -146,7 +147,7 @@ pub trait Store {
         parse_perms(path, self.request(MsgType::GetPerms, &[path, b"\0"])?)
     }
 
-    /// Sets the permissions of a node; the first entry names its owner.
+    /// Sets the permissions of a node. The first entry names its owner.
     ///
     /// # Errors
     /// EACCES, EPERM, EINVAL without any entry; see [`Store::request`].
@@ -160,7 +161,7 @@ pub trait Store {
     }
 }
 
-/// An answer about a node; `None` where the node is not there.
+/// Converts the answer about a node that does not exist to `None`.
 fn if_there<T>(answer: Result<T, Error>) -> Result<Option<T>, Error> {
     match answer {
         Err(error) if error.refusal() == Some(wire::Error::NoEnt) => Ok(None),
@@ -168,17 +169,17 @@ fn if_there<T>(answer: Result<T, Error>) -> Result<Option<T>, Error> {
     }
 }
 
-/// A string that the protocol can carry.
+/// Checks that the protocol can carry a string, and returns it.
 pub(crate) fn text(request: MsgType, text: &[u8]) -> Result<&[u8], Error> {
     if text.contains(&0) { Err(Error::NulByte { request }) } else { Ok(text) }
 }
 
-/// The strings of a reply.
+/// Returns the strings of a reply.
 pub(crate) fn split(bytes: &[u8]) -> Vec<Vec<u8>> {
     Strings::new(bytes).map(<[u8]>::to_vec).collect()
 }
 
-/// The entries of a GET_PERMS reply.
+/// Parses the entries of a GET_PERMS reply.
 pub(crate) fn parse_perms(path: &[u8], reply: Vec<u8>) -> Result<Vec<Perm>, Error> {
     let perms: Option<Vec<Perm>> = Strings::new(&reply).map(Perm::parse).collect();
     perms.filter(|perms| !perms.is_empty()).ok_or_else(|| Error::BadReply {
@@ -188,7 +189,7 @@ pub(crate) fn parse_perms(path: &[u8], reply: Vec<u8>) -> Result<Vec<Perm>, Erro
     })
 }
 
-/// A node's children as the daemon sends them: each name with a NUL behind it.
+/// Returns a node's children as the daemon sends them: each name with a NUL after it.
 pub(crate) fn directory_bytes(store: &mut impl Store, path: &[u8]) -> Result<Vec<u8>, Error> {
     let path = text(MsgType::Directory, path)?;
     match store.request(MsgType::Directory, &[path, b"\0"]) {
@@ -201,7 +202,7 @@ pub(crate) fn directory_bytes(store: &mut impl Store, path: &[u8]) -> Result<Vec
     }
 }
 
-/// A listing over 4096 bytes. The end is marked by one more NUL behind the last name.
+/// Reads a listing over 4096 bytes. The daemon marks the end by one more NUL after the last name.
 pub(crate) fn directory_parts(store: &mut impl Store, path: &[u8]) -> Result<Vec<u8>, Error> {
     for _ in 0..LISTINGS_MAX {
         if let Some(names) = directory_attempt(store, path)? {
@@ -211,7 +212,7 @@ pub(crate) fn directory_parts(store: &mut impl Store, path: &[u8]) -> Result<Vec
     Err(Error::Unsteady { path: path.to_vec(), attempts: LISTINGS_MAX })
 }
 
-/// One attempt; `None` where the directory changed meanwhile.
+/// Reads the listing once; `None` if the directory changed meanwhile.
 fn directory_attempt(store: &mut impl Store, path: &[u8]) -> Result<Option<Vec<u8>>, Error> {
     let mut generation: Option<Vec<u8>> = None;
     let mut names = Vec::new();
@@ -220,7 +221,7 @@ fn directory_attempt(store: &mut impl Store, path: &[u8]) -> Result<Option<Vec<u
         let parts = [path, b"\0", offset.as_bytes()];
         let reply = match store.request(MsgType::DirectoryPart, &parts) {
             Ok(reply) => reply,
-            // The offset may lie behind the end of what has become shorter.
+            // The offset may be beyond the end of a listing that has become shorter.
             Err(Error::Refused { name: ErrorName::Known(wire::Error::Inval), .. })
                 if generation.is_some() =>
             {

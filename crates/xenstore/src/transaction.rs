@@ -1,4 +1,5 @@
-//! Transactions: all or nothing, tried again where another client got in between.
+//! Transactions: all of their changes take effect or none. They are retried after a conflict with
+//! another client.
 
 use crate::client::Client;
 use crate::error::Error;
@@ -11,26 +12,27 @@ mod id;
 
 pub use id::{End, TransactionId};
 
-/// How often a transaction is tried, and how long is waited in between.
+/// The number of attempts of a transaction, and the pauses between them.
 #[derive(Clone, Copy, Debug)]
 pub struct Retry {
-    /// Most attempts, at least 1.
+    /// The most attempts, at least 1.
     pub attempts_max: u32,
-    /// Longest pause before the next attempt. The first attempts follow at once, later pauses
-    /// double from 50 microseconds up to this, each shortened by a random part of it.
+    /// The longest pause before the next attempt. The first attempts follow at once. Later pauses
+    /// double from 50 microseconds up to this limit. Each is shortened by a random part of it.
     pub pause_max: Duration,
 }
 
 impl Default for Retry {
-    /// 100 attempts, pauses of up to 10 ms: under the fiercest contention measured (16 clients on
-    /// the same nodes of C's daemon, 92 % EAGAIN) one in 4000 transactions fails.
+    /// Returns 100 attempts and pauses of up to 10 ms. Under the heaviest contention measured (16
+    /// clients on the same nodes of C's daemon, 92 % EAGAIN) one in 4000 transactions fails with
+    /// these values.
     fn default() -> Self {
         Self { attempts_max: 100, pause_max: Duration::from_millis(10) }
     }
 }
 
 impl Retry {
-    /// The pause before attempt number `attempt` (the first is 0).
+    /// Returns the pause before attempt number `attempt` (the first is 0).
     #[must_use]
     pub fn pause(&self, attempt: u32) -> Duration {
         if attempt < 3 {
@@ -38,13 +40,13 @@ impl Retry {
         }
         let full = Duration::from_micros(50).saturating_mul(1 << (attempt - 3).min(16));
         let mut random = [0; 2];
-        // Two clients in step would collide again and again; without randomness they may.
+        // Two clients in step would collide again and again. Without randomness they may.
         let _ = rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::NONBLOCK);
         full.min(self.pause_max).mul_f64(f64::from(u16::from_ne_bytes(random)) / 65536.0)
     }
 }
 
-/// An open transaction. Dropped without an end, it is aborted.
+/// An open transaction. It is aborted if it is dropped without an end.
 #[derive(Debug)]
 pub struct Transaction<'a> {
     client: &'a mut Client,
@@ -53,7 +55,7 @@ pub struct Transaction<'a> {
 }
 
 impl<'a> Transaction<'a> {
-    /// Starts one.
+    /// Starts a transaction.
     ///
     /// # Errors
     /// EBUSY or ENOSPC where too many are open; see [`Store::request`].
@@ -62,27 +64,28 @@ impl<'a> Transaction<'a> {
         Ok(Self { client, id, open: true })
     }
 
-    /// Requests within a transaction that the caller ends ([`Client::transaction_end`]), or with
-    /// [`TransactionId::NONE`] outside any.
+    /// Makes a value for requests in a transaction that the caller ends
+    /// ([`Client::transaction_end`]), or with [`TransactionId::NONE`] outside any.
     pub fn within(client: &'a mut Client, id: TransactionId) -> Self {
         Self { client, id, open: false }
     }
 
-    /// Its number.
+    /// Returns the transaction's id.
     #[must_use]
     pub fn id(&self) -> TransactionId {
         self.id
     }
 
-    /// The connection, for requests that are pipelined ([`Client::submit`]) or walks.
+    /// Returns the connection, for pipelined requests ([`Client::submit`]) or walks.
     pub fn client(&mut self) -> &mut Client {
         self.client
     }
 
-    /// Ends it.
+    /// Ends the transaction.
     ///
     /// # Errors
-    /// EAGAIN where a commit met a conflict: nothing has changed then, try again from the start.
+    /// EAGAIN if a commit met a conflict. Nothing has changed then; the caller tries again from the
+    /// start.
     pub fn end(mut self, end: End) -> Result<(), Error> {
         self.open = false;
         self.client.transaction_end(self.id, end)
@@ -98,19 +101,20 @@ impl Store for Transaction<'_> {
 impl Drop for Transaction<'_> {
     fn drop(&mut self) {
         if self.open {
-            // Nobody is left to tell; a lost connection has ended it anyway.
+            // Nothing can be done about an error here. A lost connection has ended the transaction
+            // anyway.
             let _ = self.client.transaction_end(self.id, End::Abort);
         }
     }
 }
 
 impl Client {
-    /// Runs `body` in a transaction and commits it; on EAGAIN, from the commit or from within, runs
-    /// it again, as often as [`Retry::default`] says. `body` must do nothing that may not be
-    /// done twice, other than through the transaction. Where it fails, the transaction is aborted.
+    /// Runs `body` in a transaction and commits it. On EAGAIN, from the commit or from `body`, runs
+    /// it again, as often as [`Retry::default`] allows. Apart from its requests in the transaction,
+    /// `body` must do nothing that may not be done twice. If it fails, the transaction is aborted.
     ///
     /// # Errors
-    /// [`Error::Conflict`] after the last attempt, or what `body` returned.
+    /// [`Error::Conflict`] after the last attempt, or the error of `body`.
     pub fn transaction<T>(
         &mut self,
         body: impl FnMut(&mut Transaction<'_>) -> Result<T, Error>,
@@ -118,10 +122,10 @@ impl Client {
         run(self, Retry::default(), body)
     }
 
-    /// As [`Client::transaction`], with a bound of the caller's.
+    /// Does the same as [`Client::transaction`], with the caller's bound on retries.
     ///
     /// # Errors
-    /// As [`Client::transaction`].
+    /// Those of [`Client::transaction`].
     pub fn transaction_retrying<T>(
         &mut self,
         retry: Retry,

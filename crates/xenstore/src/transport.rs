@@ -1,4 +1,4 @@
-//! Where the store is found, and the ways of talking to it.
+//! The places of the store on this machine, and the transports to it.
 //!
 //! The order is libxenstore's (`tools/libs/store/xs.c`, `xenstore-common.h`): the socket
 //! `$XENSTORED_PATH`, or `socket` in `$XENSTORED_RUNDIR` (default `/var/run/xenstored`); then
@@ -26,7 +26,7 @@ pub(crate) use wait::Wait;
 /// `XEN_RUN_STORED` of Debian's build and of upstream's default configuration.
 const RUNDIR: &str = "/var/run/xenstored";
 
-/// One of the ways to a store.
+/// A transport to the store.
 #[derive(Debug)]
 pub(crate) enum Transport {
     Socket(Socket),
@@ -45,7 +45,7 @@ impl Transport {
         }
     }
 
-    /// Writes as much of the machine's output as goes without waiting for long.
+    /// Writes as much of the machine's output as the transport takes without a long wait.
     pub(crate) fn write(&mut self, machine: &mut Machine) -> Result<(), Errno> {
         match self {
             Self::Socket(socket) => socket.write(machine),
@@ -65,7 +65,7 @@ impl Transport {
         }
     }
 
-    /// Whether there is something to read although the descriptor may not say so.
+    /// True if there is something to read although the descriptor may not be readable.
     pub(crate) fn has_input(&mut self) -> Result<bool, Errno> {
         match self {
             Self::Socket(_) | Self::Device(_) | Self::CallerStream(_) => Ok(false),
@@ -73,7 +73,7 @@ impl Transport {
         }
     }
 
-    /// Whether the other end takes a depth with WATCH and gives it to the store. Linux's xenbus
+    /// True if the other end takes a depth with WATCH and passes it to the store. Linux's xenbus
     /// device sets the watches itself and leaves the depth out.
     pub(crate) fn passes_depth(&self) -> bool {
         matches!(self, Self::Socket(_) | Self::Ring(_) | Self::CallerStream(_))
@@ -91,7 +91,7 @@ impl AsFd for Transport {
     }
 }
 
-/// Every place to look for the store, in order.
+/// Returns the places to look for the store, in order.
 #[must_use]
 pub fn places() -> Vec<PathBuf> {
     let named = std::env::var_os("XENSTORED_PATH").map(PathBuf::from);

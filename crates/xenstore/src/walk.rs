@@ -1,9 +1,9 @@
-//! Every node of a subtree, in the order in which a recursive listing meets it.
+//! Visits every node of a subtree, in the order of a recursive listing.
 //!
-//! Two ways. The **bulk read** asks our daemon through CONTROL for as many nodes as a message
-//! holds at a time. The **plain way** works with every daemon: it keeps many requests in flight,
-//! for the nodes that come next, and its memory is bounded by their number. The bulk read is tried first;
-//! on any error the plain way goes on where it stopped.
+//! There are two methods. The **bulk read** asks this project's daemon through CONTROL for as many
+//! nodes at a time as a message holds. The **plain walk** works with every daemon: it keeps many
+//! requests in flight, for the next nodes, and their number bounds its memory. The bulk read is
+//! tried first. On any error the plain walk continues at the node where it stopped.
 
 use crate::client::Client;
 use crate::error::Error;
@@ -21,12 +21,12 @@ pub use node::Node;
 pub use options::{Options, Read, Way};
 
 /// Calls `visit` for every node below `root`, not for the root itself: parents before children,
-/// children in the daemon's order. A node that vanishes meanwhile is left out, or has an error
-/// for a value.
+/// children in the daemon's order. A node that vanishes meanwhile is left out, or has an error for
+/// a value.
 ///
 /// # Errors
-/// What listing the root says (ENOENT, EACCES …); what listing a node below says, other than
-/// ENOENT; what `visit` returns.
+/// The error of listing the root (ENOENT, EACCES …), the error of listing a node below it other
+/// than ENOENT, or the error of `visit`.
 pub fn walk<E: From<Error>>(
     client: &mut Client,
     root: &[u8],

@@ -1,11 +1,11 @@
-//! Watch events, as an iterator; and the depth filter for daemons and kernels that have none.
+//! Watch events as an iterator, and the depth filter for daemons and kernels that have none.
 
 mod events;
 
 pub use events::Events;
 pub use xenstore_core::client::Event;
 
-/// A watch whose depth is looked after here.
+/// A watch whose depth the client enforces.
 #[derive(Debug)]
 struct Limited {
     path: Vec<u8>,
@@ -13,7 +13,7 @@ struct Limited {
     depth: u32,
 }
 
-/// The watches whose depth the other end does not know.
+/// The watches whose depth the other end does not enforce.
 #[derive(Debug, Default)]
 pub(crate) struct DepthFilter(Vec<Limited>);
 
@@ -30,9 +30,9 @@ impl DepthFilter {
         self.0.clear();
     }
 
-    /// Whether an event is wanted: it is, unless every watch that it may come from has a depth
-    /// that ends above it. A watch without a depth that shares the token makes this uncertain, so
-    /// one more event may come; none is lost.
+    /// True if the caller gets an event. An event is dropped only if each watch that it may come
+    /// from has a depth that ends above its path. A watch without a depth that shares the token is
+    /// not known here, so one more event may come; none is lost.
     pub(crate) fn wants(&self, event: &Event) -> bool {
         let mut seen = false;
         for watch in self.0.iter().filter(|watch| watch.token == event.token) {
@@ -47,7 +47,7 @@ impl DepthFilter {
     }
 }
 
-/// How many levels `path` lies below `top`; `None` where it does not.
+/// Returns the number of levels from `top` down to `path`; `None` if `path` is not below `top`.
 fn levels_below(top: &[u8], path: &[u8]) -> Option<usize> {
     let rest = path.strip_prefix(top)?;
     match rest.first() {

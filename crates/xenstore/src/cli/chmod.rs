@@ -1,13 +1,14 @@
-//! `chmod`, with the oddities of Debian's.
+//! `chmod`, with the peculiarities of Debian's program.
 
 use super::fail::Fail;
 use super::getopt::{Flags, atoi};
 use xenstore::{Access, Perm, Store, Transaction};
 
-/// Below `-r`, Debian's puts paths together in a buffer of this size and cuts what does not fit.
+/// The size in bytes of the buffer in which Debian's program builds paths for `-r`. A longer path
+/// is cut.
 const RECURSE_PATH_MAX: usize = 255;
 
-/// Sets the permissions that the operands behind the first name on the node that the first names.
+/// Sets the permissions of the node that the first operand names to the remaining operands.
 pub(super) fn run(
     flags: &Flags,
     operands: &[Vec<u8>],
@@ -46,7 +47,7 @@ fn set(path: &[u8], perms: &[Perm], store: &mut Transaction<'_>) -> Result<(), F
     })
 }
 
-/// The same for all parents, but not for the root.
+/// Sets the permissions of all parents of `path`, except the root.
 fn upto(path: &[u8], perms: &[Perm], store: &mut Transaction<'_>) -> Result<(), Fail> {
     let mut path = path;
     while !path.is_empty() {
@@ -60,7 +61,8 @@ fn upto(path: &[u8], perms: &[Perm], store: &mut Transaction<'_>) -> Result<(), 
     Ok(())
 }
 
-/// The same for everything below; what cannot be listed is left out.
+/// Sets the permissions of all nodes below `path`. The children of a node that cannot be listed are
+/// left out.
 fn recurse(path: &[u8], perms: &[Perm], store: &mut Transaction<'_>) -> Result<(), Fail> {
     let mut todo = vec![path.to_vec()];
     while let Some(parent) = todo.pop() {

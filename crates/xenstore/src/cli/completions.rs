@@ -1,5 +1,5 @@
-//! `completions`: shell code made from the table of commands and flags. Paths are completed by
-//! asking the store for the children of what has been typed.
+//! `completions`: shell code generated from the table of commands and flags. The code completes a
+//! path by asking the store for the children of the node typed so far.
 
 use super::fail::Fail;
 use super::getopt::Parsed;
@@ -18,7 +18,7 @@ pub(super) fn run(parsed: &Parsed) -> Result<u8, Fail> {
     Ok(0)
 }
 
-/// The flags to offer for a command.
+/// Returns the flags to offer for a command.
 fn flags(command: &Command) -> impl Iterator<Item = &'static Opt> {
     OPTIONS.iter().filter(move |opt| {
         command.kind != Kind::Control && opt.known_to(command) && opt.fits(command)
@@ -37,7 +37,7 @@ fn names() -> String {
     COMMANDS.iter().map(|command| command.name).collect::<Vec<&str>>().join(" ")
 }
 
-/// Prints the paths that begin as what has been typed; for every shell the same.
+/// Shell code that prints the paths beginning with the typed text. It is the same for every shell.
 const CHILDREN: &str = r#"_xenstore_paths() {
     local dir=${1%/*}
     xenstore list -p -- "${dir:-/}" 2>/dev/null | sed 's,^//,/,'
@@ -86,7 +86,7 @@ complete -F _xenstore xenstore {tools}
     )
 }
 
-/// `xenstore-read` and so on.
+/// Returns the names of the tools: `xenstore-read` and so on.
 fn tools() -> String {
     let debian = COMMANDS.iter().filter(|command| command.kind != Kind::Own);
     debian.map(|command| format!("xenstore-{}", command.name)).collect::<Vec<String>>().join(" ")
@@ -147,7 +147,7 @@ fi
     )
 }
 
-/// A text within a zsh specification within single quotes.
+/// Escapes a text for a zsh specification in single quotes.
 fn zsh_text(text: &str) -> String {
     text.replace('\'', "'\\''").replace(':', "\\:").replace('[', "\\[").replace(']', "\\]")
 }

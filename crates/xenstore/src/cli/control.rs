@@ -1,4 +1,4 @@
-//! `control`: commands for the daemon, as Debian's xenstore-control sends them.
+//! `control`: commands for the daemon, sent as Debian's xenstore-control sends them.
 
 use super::fail::Fail;
 use super::getopt::atoi;
@@ -49,13 +49,13 @@ pub(super) fn run(program: &Program, args: &[Vec<u8>]) -> Result<u8, Fail> {
     }
 }
 
-/// These bytes on stderr, and an exit code.
+/// Writes these bytes to stderr and returns the exit code.
 fn tell(text: &[u8], code: u8) -> Result<u8, Fail> {
     io::stderr().write_all(text)?;
     Ok(code)
 }
 
-/// The reply as a string, up to its first NUL.
+/// Sends a command and returns the reply as a string, up to its first NUL.
 fn send(client: &mut Client, command: &[u8], args: &[Vec<u8>]) -> Result<Vec<u8>, Error> {
     let mut parts: Vec<&[u8]> = vec![command, b"\0"];
     for arg in args {
@@ -66,7 +66,7 @@ fn send(client: &mut Client, command: &[u8], args: &[Vec<u8>]) -> Result<Vec<u8>
     Ok(reply)
 }
 
-/// What `live-update` was asked for.
+/// The arguments of `live-update`.
 struct LiveUpdate<'a> {
     binary: &'a [u8],
     cmdline: Option<&'a [u8]>,
@@ -93,7 +93,7 @@ fn live_update(client: &mut Client, args: &[Vec<u8>]) -> Result<u8, Fail> {
     }
     let Some(binary) = binary else { return tell(b"Missing binary specification\n", 2) };
     if client.read("/tool/xenstored/domid").is_ok() {
-        // Its kernel image would have to be unpacked first, which is libxenguest's.
+        // The kernel image would have to be unpacked first, which libxenguest does.
         return tell(b"live-update of a xenstore domain is not supported by this tool\n", 1);
     }
     let update = LiveUpdate { binary, cmdline, timeout, force };
@@ -103,7 +103,7 @@ fn live_update(client: &mut Client, args: &[Vec<u8>]) -> Result<u8, Fail> {
     }
     let code = update.start(client)?;
     if code != 0 {
-        // It has failed; that the daemon forgets about it is all that is left to ask.
+        // The update has failed. The only request left is that the daemon drops it.
         let _ = send(client, b"live-update", &[b"-a".to_vec()]);
     }
     Ok(code)

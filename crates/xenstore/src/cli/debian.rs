@@ -1,6 +1,6 @@
-//! The commands of Debian's xenstore-utils 4.17, character by character: `read write list ls rm
-//! exists chmod watch`. All but `ls`, `watch`, and `read` and `write` of one node, run in a
-//! transaction that is begun anew on EAGAIN.
+//! The commands of Debian's xenstore-utils 4.17, with the same output character by character: `read
+//! write list ls rm exists chmod watch`. All of them run in a transaction that is restarted on
+//! EAGAIN, except `ls`, `watch`, and `read` and `write` of one node.
 
 use super::fail::Fail;
 use super::getopt::{Flags, Parsed, parse};
@@ -13,10 +13,10 @@ use xenstore::transaction::{End, Retry};
 use xenstore::{Client, Error, Store, Transaction, TransactionId};
 use xenstore_core::wire;
 
-/// Debian's commands try for ever; nobody waits that long.
+/// The most attempts of a command. Debian's commands retry for ever.
 const ATTEMPTS_MAX: u32 = 10_000;
 
-/// What one attempt printed, and its exit code.
+/// The output of one attempt, and its exit code.
 type Outcome = (Vec<u8>, u8);
 
 /// Runs one of the commands.
@@ -60,7 +60,7 @@ pub(super) fn run(
     Ok(code)
 }
 
-/// A failed attempt is aborted, and its exit code kept.
+/// Runs a command in a transaction. A failed attempt is aborted, and its exit code is kept.
 fn in_transaction(
     client: &mut Client,
     mut body: impl FnMut(&mut Transaction<'_>) -> Result<Outcome, Fail>,
@@ -108,7 +108,7 @@ fn perform(
     Ok((output, if done { 0 } else { 1 }))
 }
 
-/// One line about a path.
+/// Prints one line about an error with a path.
 fn complain(program: &Program, what: &str, path: &[u8], error: &Error) {
     program.say(&[what.as_bytes(), b" ", path].concat());
     if rustix::termios::isatty(io::stderr()) {

@@ -1,5 +1,5 @@
-//! `diff`: two subtrees, or a subtree and an export. Exit codes as diff(1): 0 the same, 1
-//! different, 2 trouble.
+//! `diff`: compares two subtrees, or a subtree and an export. The exit codes are those of diff(1):
+//! 0 for no difference, 1 for a difference, 2 for trouble.
 
 use super::export::{Exported, consistency, snapshot, subtree};
 use super::fail::Fail;
@@ -13,7 +13,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use xenstore::{Client, Error, Transaction};
 
-/// Prints what differs: `-` for the first, `+` for the second.
+/// Prints the differences: `-` for the first operand, `+` for the second.
 pub(super) fn run(parsed: &Parsed) -> Result<u8, Fail> {
     compare(parsed).map_err(|fail| if fail.code == 1 { fail.code(2) } else { fail })
 }
@@ -35,7 +35,8 @@ fn compare(parsed: &Parsed) -> Result<u8, Fail> {
     Ok(if lines.is_empty() { 0 } else { 1 })
 }
 
-/// `-` and the names of existing files are exports; anything else is a path of the store.
+/// True if the operand is an export: `-` or the name of an existing file. Anything else is a path
+/// of the store.
 fn is_file(operand: &[u8]) -> bool {
     operand == b"-" || Path::new(OsStr::from_bytes(operand)).is_file()
 }
@@ -51,7 +52,7 @@ fn other(
     }
 }
 
-/// The lines, in the order of the tree: a parent before its children.
+/// Returns the lines of the output in the order of the tree, a parent before its children.
 fn differences(left: Vec<Exported>, right: Vec<Exported>) -> Vec<Vec<u8>> {
     let mut both: BTreeMap<Vec<Vec<u8>>, [Option<Exported>; 2]> = BTreeMap::new();
     for (side, nodes) in [left, right].into_iter().enumerate() {

@@ -1,4 +1,4 @@
-//! `export`: a subtree as JSON, and reading it back.
+//! `export`: prints a subtree as JSON, and reads it back.
 //!
 //! ```json
 //! {"xenstore-export": 1, "root": "/local/domain/1", "nodes": [
@@ -19,19 +19,19 @@ use xenstore::walk::{Options, Read, walk};
 use xenstore::{Client, Error, Perm, Store, Transaction, TransactionId};
 use xenstore_core::wire;
 
-/// Version of the format.
+/// The version of the format.
 const VERSION: &str = "1";
 
 /// A node of an export.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Exported {
-    /// Relative to the root, which is the empty path.
+    /// The path relative to the root of the export, whose own path is empty.
     pub(super) path: Vec<u8>,
     pub(super) value: Vec<u8>,
     pub(super) perms: Vec<Perm>,
 }
 
-/// Whether reads see the store at one moment.
+/// The choice between reads of one state of the store and independent reads.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Consistency {
     Transaction,
@@ -55,12 +55,12 @@ pub(super) fn run(parsed: &Parsed) -> Result<u8, Fail> {
     Ok(0)
 }
 
-/// What the flags ask for.
+/// Returns the consistency that the flags select.
 pub(super) fn consistency(parsed: &Parsed) -> Consistency {
     if parsed.flags.loose { Consistency::Loose } else { Consistency::Transaction }
 }
 
-/// Runs `body` in a transaction that is tried again on a conflict, or in none.
+/// Runs `body` in a transaction that is retried on a conflict, or outside any transaction.
 pub(super) fn snapshot<T>(
     client: &mut Client,
     consistency: Consistency,
@@ -80,7 +80,8 @@ pub(super) fn snapshot<T>(
     })
 }
 
-/// A node and all that is below it. What vanishes meanwhile, outside a transaction, is left out.
+/// Returns a node and all nodes below it. A node that vanishes meanwhile, outside a transaction, is
+/// left out.
 pub(super) fn subtree(tx: &mut Transaction<'_>, path: &[u8]) -> Result<Vec<Exported>, Error> {
     let (value, perms) = (tx.read(path)?, tx.get_perms(path)?);
     let mut nodes = vec![Exported { path: Vec::new(), value, perms }];
@@ -102,7 +103,7 @@ pub(super) fn subtree(tx: &mut Transaction<'_>, path: &[u8]) -> Result<Vec<Expor
     Ok(nodes)
 }
 
-/// The nodes in the text of an export.
+/// Parses the text of an export and returns its nodes.
 pub(super) fn read_back(text: &[u8]) -> Result<Vec<Exported>, String> {
     let json = parse::parse(text).map_err(|wrong| wrong.to_string())?;
     match json.get("xenstore-export") {
@@ -129,7 +130,7 @@ pub(super) fn read_back(text: &[u8]) -> Result<Vec<Exported>, String> {
     nodes.iter().enumerate().map(node).collect()
 }
 
-/// The path of an exported node below `root`.
+/// Returns the path of an exported node below `root`.
 pub(super) fn absolute(root: &[u8], relative: &[u8]) -> Vec<u8> {
     let slash: &[u8] = if relative.is_empty() || root.ends_with(b"/") { b"" } else { b"/" };
     [root, slash, relative].concat()

@@ -1,4 +1,4 @@
-//! Why a command ends early, and with which exit code.
+//! The failure of a command: its message and its exit code.
 
 use std::io;
 use xenstore::Error;
@@ -7,28 +7,29 @@ use xenstore::error::describe;
 /// A command's failure.
 #[derive(Debug)]
 pub(super) struct Fail {
-    /// For stderr, behind the program's name.
+    /// The message for stderr, after the program's name.
     pub(super) message: Option<Vec<u8>>,
-    /// What to do about it, for people at a terminal.
+    /// Advice for people at a terminal on the next step.
     pub(super) advice: Option<String>,
     /// The exit code.
     pub(super) code: u8,
 }
 
 impl Fail {
-    /// As errx(3) with exit code 1.
+    /// Returns a failure that is reported as by errx(3), with exit code 1.
     pub(super) fn exactly(message: impl Into<Vec<u8>>) -> Self {
         Self { message: Some(message.into()), advice: None, code: 1 }
     }
 
-    /// As err(3) with exit code 1: the system's words for the error behind the message.
+    /// Returns a failure that is reported as by err(3), with exit code 1: the system's text for the
+    /// error follows the message.
     pub(super) fn with_errno(message: impl Into<Vec<u8>>, error: &Error) -> Self {
         let mut message = message.into();
         message.extend_from_slice(format!(": {}", describe(error.errno())).as_bytes());
         Self::exactly(message).because(error)
     }
 
-    /// For people, what the error itself says.
+    /// Adds the error's own text and advice, for people.
     pub(super) fn because(self, error: &Error) -> Self {
         self.advised(error.to_string())
     }
@@ -53,7 +54,8 @@ impl From<Error> for Fail {
 impl From<io::Error> for Fail {
     fn from(error: io::Error) -> Self {
         if error.kind() == io::ErrorKind::BrokenPipe {
-            // What a shell shows for a program that SIGPIPE ended, as it ends Debian's.
+            // The exit status that a shell shows for a program that SIGPIPE ended. Debian's
+            // programs end that way.
             return Self { message: None, advice: None, code: 141 };
         }
         Self::exactly(format!("writing the output: {error}"))

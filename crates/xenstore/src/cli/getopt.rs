@@ -1,11 +1,11 @@
-//! Flags and operands as getopt_long(3) of glibc takes them apart: operands and flags in any
-//! order (unless POSIXLY_CORRECT is set), long flags abbreviated, and its messages.
+//! Parses flags and operands as getopt_long(3) of glibc does: operands and flags in any order
+//! (unless POSIXLY_CORRECT is set), abbreviated long flags, and the same messages.
 
 use super::program::Program;
 use super::table::{Command, Flag, OPTIONS, Opt};
 use std::io::{self, Write};
 
-/// The flags that were given.
+/// The flags of a command line.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Flags {
     pub(super) help: bool,
@@ -18,22 +18,23 @@ pub(super) struct Flags {
     pub(super) json: bool,
     pub(super) loose: bool,
     pub(super) replace: bool,
-    /// `-n`, as atoi(3) reads it.
+    /// The number of `-n`, as atoi(3) reads it.
     pub(super) number: Option<i32>,
 }
 
-/// What was found on a command line.
+/// The parts of a command line.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Parsed {
     pub(super) flags: Flags,
-    /// A flag that the command does not know was there; a message about it is on stderr.
+    /// True if a flag was given that the command does not know. A message about it is on stderr.
     pub(super) unknown: bool,
-    /// A flag that other commands have, or help: Debian's commands show their usage.
+    /// True if a flag of another command was given, or help. Debian's commands then print their
+    /// usage.
     pub(super) misplaced: bool,
     pub(super) operands: Vec<Vec<u8>>,
 }
 
-/// Takes `args` apart. Stops at the first misplaced flag, as Debian's commands do.
+/// Parses `args`. Stops at the first misplaced flag, as Debian's commands do.
 pub(super) fn parse(program: &Program, command: &Command, args: &[Vec<u8>]) -> Parsed {
     let mut parsed = Parsed::default();
     let options: Vec<&Opt> = OPTIONS.iter().filter(|opt| opt.known_to(command)).collect();
@@ -65,7 +66,7 @@ pub(super) fn parse(program: &Program, command: &Command, args: &[Vec<u8>]) -> P
                 Err(message) => {
                     parsed.unknown = true;
                     let line = [&program.getopt[..], b": ", &message, b"\n"].concat();
-                    // There is nowhere to complain about a closed stderr.
+                    // An error of stderr has no place to be reported.
                     let _ = io::stderr().write_all(&line);
                 }
             }
@@ -164,11 +165,11 @@ impl Flags {
     }
 }
 
-/// As atoi(3) of glibc: white space, a sign, digits, the rest ignored; out of range as the
-/// conversion from 64 bits gives it.
+/// Parses a number as atoi(3) of glibc does: white space, a sign, digits; the rest is ignored. A
+/// number out of range is truncated from 64 bits.
 pub(super) fn atoi(text: &[u8]) -> i32 {
     let text = text.trim_ascii_start();
-    // isspace(3) has the vertical tab too.
+    // isspace(3) accepts the vertical tab too.
     let start = text.iter().position(|byte| *byte != 0x0b).unwrap_or(text.len());
     let (negative, digits) = match text.get(start..).unwrap_or_default() {
         [b'-', digits @ ..] => (true, digits),

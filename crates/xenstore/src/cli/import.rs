@@ -1,4 +1,4 @@
-//! `import`: writes an export below a path, in one transaction where it fits.
+//! `import`: writes an export below a path, in one transaction if it fits.
 
 use super::export::{Exported, absolute, read_back};
 use super::fail::Fail;
@@ -12,16 +12,16 @@ use xenstore::{Client, Error, MsgType, Store, Ticket, Transaction};
 use xenstore_core::client::ErrorName;
 use xenstore_core::wire;
 
-/// Most nodes of an import that is tried in one transaction: the time that C's daemon takes
-/// grows with the square.
+/// The most nodes of an import that is tried in one transaction: the time that C's daemon takes
+/// grows with the square of their number.
 const ONE_TRANSACTION_MAX: usize = 5000;
-/// Nodes in each transaction of a larger one. Fewer than C's quota transaction-nodes (1024) where
-/// each node has a few new parents.
+/// The number of nodes in each transaction of a larger import. It is below C's quota
+/// transaction-nodes (1024) even if each node has a few new parents.
 const PART: usize = 500;
-/// Most requests in flight.
+/// The most requests in flight.
 const IN_FLIGHT_MAX: usize = 128;
 
-/// Reads the file, or stdin, and writes its nodes.
+/// Reads the file, or stdin, and writes its nodes to the store.
 pub(super) fn run(program: &Program, parsed: &Parsed) -> Result<u8, Fail> {
     let Some(root) = parsed.operands.first() else { return Ok(2) };
     let nodes = read_file(parsed.operands.get(1).map(Vec::as_slice))?;
@@ -53,7 +53,7 @@ pub(super) fn run(program: &Program, parsed: &Parsed) -> Result<u8, Fail> {
     Ok(0)
 }
 
-/// The nodes in a file, or in stdin.
+/// Reads the nodes in a file, or in stdin.
 pub(super) fn read_file(path: Option<&[u8]>) -> Result<Vec<Exported>, Fail> {
     let mut text = Vec::new();
     let (name, result) = match path {
@@ -67,7 +67,7 @@ pub(super) fn read_file(path: Option<&[u8]>) -> Result<Vec<Exported>, Fail> {
     read_back(&text).map_err(|wrong| Fail::exactly(format!("{name}: {wrong}")).code(2))
 }
 
-/// Whether it may fit into several transactions.
+/// True if the error is one that several smaller transactions may avoid.
 fn too_much(error: &Error) -> bool {
     match error {
         Error::Refused { name: ErrorName::Known(name), .. } => {
@@ -78,13 +78,13 @@ fn too_much(error: &Error) -> bool {
     }
 }
 
-/// Removes what is below a node.
+/// Removes all nodes below a node.
 fn clear(tx: &mut Transaction<'_>, root: &[u8]) -> Result<(), Error> {
     let names = tx.list(root)?;
     names.iter().try_for_each(|name| tx.rm(absolute(root, name.as_bytes())))
 }
 
-/// Writes values and permissions, many requests in flight.
+/// Writes values and permissions, with many requests in flight.
 fn write(tx: &mut Transaction<'_>, root: &[u8], nodes: &[Exported]) -> Result<(), Error> {
     let id = tx.id();
     let client = tx.client();

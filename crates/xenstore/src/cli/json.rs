@@ -1,8 +1,8 @@
-//! JSON as this tool writes and reads it.
+//! Writes and reads the JSON of this tool.
 //!
-//! Bytes (values, paths, tokens) are a string where they are UTF-8, and `{"base64": "…"}` where
-//! they are not. A node is an object with `path`, `value`, and `perms`, a list such as
-//! `["n0", "r5"]`; a value or permissions that could not be read are null.
+//! Bytes (values, paths, tokens) are a string if they are UTF-8, and otherwise `{"base64": "…"}`. A
+//! node is an object with `path`, `value`, and `perms`, a list such as `["n0", "r5"]`. A value or
+//! permissions that could not be read are null.
 
 use parse::Json;
 use std::io::{self, Write};
@@ -11,7 +11,7 @@ use xenstore::{Event, Perm};
 
 pub(super) mod parse;
 
-/// One line for `ls --json`.
+/// Writes one line of `ls --json`.
 pub(super) fn node_line(out: &mut impl Write, node: &Node) -> io::Result<()> {
     let perms = node.perms.as_ref().and_then(|perms| perms.as_ref().ok());
     let value = node.value.as_ref().ok();
@@ -19,12 +19,12 @@ pub(super) fn node_line(out: &mut impl Write, node: &Node) -> io::Result<()> {
     writeln!(out, "{line}")
 }
 
-/// One line for `watch --json`.
+/// Writes one line of `watch --json`.
 pub(super) fn event_line(out: &mut impl Write, event: &Event) -> io::Result<()> {
     writeln!(out, "{{\"path\": {}, \"watch\": {}}}", bytes(&event.path), bytes(&event.token))
 }
 
-/// A node as an object.
+/// Returns a node as an object.
 pub(super) fn node_object(path: &[u8], value: Option<&[u8]>, perms: Option<&[Perm]>) -> String {
     let value = value.map_or("null".into(), bytes);
     let perms = perms.map_or("null".into(), |perms| {
@@ -34,7 +34,7 @@ pub(super) fn node_object(path: &[u8], value: Option<&[u8]>, perms: Option<&[Per
     format!("{{\"path\": {}, \"value\": {value}, \"perms\": {perms}}}", bytes(path))
 }
 
-/// A string, or base64.
+/// Returns the bytes as a JSON string, or as base64.
 pub(super) fn bytes(bytes: &[u8]) -> String {
     match std::str::from_utf8(bytes) {
         Ok(text) => string(text),
@@ -94,7 +94,7 @@ fn from_base64(text: &str) -> Option<Vec<u8>> {
     Some(out)
 }
 
-/// The bytes that [`bytes`] wrote.
+/// Returns the bytes that [`bytes`] wrote.
 pub(super) fn to_bytes(json: &Json) -> Option<Vec<u8>> {
     match json {
         Json::String(text) => Some(text.clone().into_bytes()),
@@ -106,7 +106,7 @@ pub(super) fn to_bytes(json: &Json) -> Option<Vec<u8>> {
     }
 }
 
-/// The permissions that [`node_object`] wrote.
+/// Returns the permissions that [`node_object`] wrote.
 pub(super) fn to_perms(json: &Json) -> Option<Vec<Perm>> {
     let Json::Array(entries) = json else { return None };
     let perm = |entry: &Json| match entry {

@@ -10,19 +10,20 @@ use xenstore::error::describe;
 use xenstore::walk::{Node, Options, Read, walk};
 use xenstore::{Client, Error, MsgType};
 
-/// What stands in for the end of a value that is cut, with the three characters before it.
+/// The length of the marker that replaces the end of a cut value, with the three characters before
+/// it.
 const CUT: usize = b" = \"...\"".len();
 
-/// How wide the lines are, as Debian's counts it.
+/// The widths of a line, as Debian's program counts them.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Width {
-    /// Most columns. Negative on a terminal that says it has none: nothing is cut then.
+    /// The most columns. It is negative on a terminal that reports none: nothing is cut then.
     max: i32,
-    /// Where permissions begin.
+    /// The column at which permissions begin.
     desired: i32,
 }
 
-/// The width for these flags and this terminal.
+/// Returns the width for these flags and this terminal.
 pub(super) fn width(flags: &Flags) -> Width {
     let mut width = if flags.flat {
         Width { max: i32::MAX / 2, desired: 0 }
@@ -35,7 +36,7 @@ pub(super) fn width(flags: &Flags) -> Width {
     width
 }
 
-/// Prints the subtrees of the operands; of the root where there are none.
+/// Prints the subtrees of the operands, or the root's if there are none.
 pub(super) fn run(
     program: &Program,
     client: &mut Client,
@@ -69,7 +70,7 @@ pub(super) fn run(
     Ok(0)
 }
 
-/// What ends a walk.
+/// The error that ends a walk.
 enum Stop {
     Output(io::Error),
     Store(Error),
@@ -148,8 +149,8 @@ fn text_line(
     out.write_all(b"\n")
 }
 
-/// Whether a line that ends at `end` without quotes and all need not be cut. Debian's compares
-/// as unsigned: a negative width is enough for everything.
+/// True if a line that ends at `end`, without quotes and brackets, need not be cut. Debian's
+/// program compares unsigned numbers: a negative width is enough for everything.
 fn fits(width: Width, end: usize) -> bool {
     match usize::try_from(width.max) {
         Ok(max) => max >= end + CUT,
@@ -157,14 +158,14 @@ fn fits(width: Width, end: usize) -> bool {
     }
 }
 
-/// The beginning of `text` that fits behind `column`; all of it where nothing would, as a negative
-/// precision is none to printf(3).
+/// Returns the beginning of `text` that fits after `column`. Returns all of it if nothing would
+/// fit: printf(3) ignores a negative precision.
 fn cut(text: &[u8], width: Width, column: usize) -> &[u8] {
     let room = usize::try_from(width.max).ok().and_then(|max| max.checked_sub(CUT + column));
     text.get(..room.unwrap_or(text.len())).unwrap_or(text)
 }
 
-/// Dots up to where the permissions begin.
+/// Writes dots up to the column at which the permissions begin.
 fn pad(out: &mut impl Write, width: Width, column: usize) -> io::Result<()> {
     let end = usize::try_from(width.desired.min(width.max)).unwrap_or(0);
     out.write_all(b" ")?;

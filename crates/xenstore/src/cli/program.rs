@@ -1,4 +1,4 @@
-//! The program as it was called, and what it prints.
+//! The names of the program, and its messages on stderr.
 
 use super::fail::Fail;
 use std::io::{self, Write};
@@ -7,19 +7,19 @@ use std::io::{self, Write};
 pub(super) struct Program {
     /// argv\[0\].
     pub(super) path: Vec<u8>,
-    /// The name in a usage line: argv\[0\], and the command where that is not part of it.
+    /// The name in a usage line: argv\[0\], followed by the command if that is not part of it.
     pub(super) usage: Vec<u8>,
     /// The beginning of each line on stderr: the last part of argv\[0\], as err(3) has it.
     pub(super) short: Vec<u8>,
-    /// The beginning of getopt's lines: argv\[0\], or the command where that comes behind.
+    /// The beginning of getopt's lines: argv\[0\], or the command if argv\[0\] does not contain it.
     pub(super) getopt: Vec<u8>,
 }
 
 impl Program {
-    /// One line on stderr, the program's name in front.
+    /// Prints one line on stderr, after the program's name.
     pub(super) fn say(&self, message: &[u8]) {
         let line = [&self.short[..], b": ", message, b"\n"].concat();
-        // There is nowhere to complain about a closed stderr.
+        // An error of stderr has no place to be reported.
         let _ = io::stderr().write_all(&line);
     }
 }

@@ -1,13 +1,14 @@
-//! Every command and every flag, once: the parser, the help and the completions read this table.
+//! The table of all commands and flags. The parser, the help and the completions read it.
 
-/// What handles a command.
+/// The handler of a command.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Kind {
-    /// As Debian's xenstore-utils: their usage text, on stderr, with exit code 1.
+    /// A command of Debian's xenstore-utils. It prints Debian's usage text on stderr, with exit
+    /// code 1.
     Debian,
     /// `xenstore-control`, which has no flags.
     Control,
-    /// Ours alone.
+    /// A command of this project alone.
     Own,
 }
 
@@ -16,9 +17,9 @@ pub(super) enum Kind {
 pub(super) struct Command {
     pub(super) name: &'static str,
     pub(super) kind: Kind,
-    /// Behind the name in the usage line; for Debian's commands in their words.
+    /// The text after the name in the usage line. Debian's commands have Debian's words.
     pub(super) usage: &'static str,
-    /// Fewest and most operands, for our own commands.
+    /// The fewest and the most operands of a command of this project.
     pub(super) operands: (usize, usize),
     pub(super) summary: &'static str,
     pub(super) example: &'static str,
@@ -30,7 +31,7 @@ impl Command {
     }
 }
 
-/// What a flag sets.
+/// The setting that a flag changes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Flag {
     Help,
@@ -53,23 +54,23 @@ pub(super) struct Opt {
     pub(super) flag: Flag,
     pub(super) short: Option<u8>,
     pub(super) long: Option<&'static str>,
-    /// The name of its argument, where it takes one.
+    /// The name of the flag's argument, if it takes one.
     pub(super) arg: Option<&'static str>,
     pub(super) help: &'static str,
-    /// The commands that it means something to; all where empty. Debian's commands know each
-    /// other's flags, and answer them with their usage text.
+    /// The commands to which the flag applies, or all commands if empty. Debian's commands know
+    /// each other's flags, and answer them with their usage text.
     pub(super) commands: &'static [&'static str],
-    /// Whether Debian has it.
+    /// True if Debian's commands have the flag.
     pub(super) debian: bool,
 }
 
 impl Opt {
-    /// Whether the flag means something to this command.
+    /// True if the flag applies to this command.
     pub(super) fn fits(&self, command: &Command) -> bool {
         self.commands.is_empty() || self.commands.contains(&command.name)
     }
 
-    /// Whether the parser of this command knows the flag.
+    /// True if the parser of this command knows the flag.
     pub(super) fn known_to(&self, command: &Command) -> bool {
         match command.kind {
             Kind::Debian => self.debian || self.fits(command),
@@ -79,7 +80,7 @@ impl Opt {
     }
 }
 
-/// Every command, in the order of the help.
+/// All commands, in the order of the help.
 pub(super) static COMMANDS: [Command; 13] = [
     Command {
         name: "read",
@@ -187,7 +188,7 @@ pub(super) static COMMANDS: [Command; 13] = [
     },
 ];
 
-/// Every flag; Debian's in its order, which its messages show.
+/// All flags. Debian's are in Debian's order, which its messages show.
 pub(super) static OPTIONS: [Opt; 12] = [
     opt(Flag::Help, Some(b'h'), Some("help"), "show how to use the command", &[]),
     opt(Flag::Flat, Some(b'f'), Some("flat"), "whole paths instead of indentation", &["ls"]),
@@ -236,12 +237,12 @@ const fn own(
     Opt { flag, short: None, long: Some(long), arg: None, help, commands, debian: false }
 }
 
-/// The command of this name.
+/// Returns the command of this name.
 pub(super) fn command(name: &[u8]) -> Option<&'static Command> {
     COMMANDS.iter().find(|command| command.name.as_bytes() == name)
 }
 
-/// `xenstore --help`.
+/// Returns the text of `xenstore --help`.
 pub(super) fn overview() -> String {
     let mut text = String::from(
         "xenstore: reads, writes, lists and watches the store of a Xen host\n\n\
@@ -261,7 +262,7 @@ pub(super) fn overview() -> String {
     text
 }
 
-/// The help of one of our own commands.
+/// Returns the help of a command of this project.
 pub(super) fn usage(command: &Command) -> String {
     format!("Usage: xenstore {}", describe(command))
 }

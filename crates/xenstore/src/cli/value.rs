@@ -1,7 +1,7 @@
 //! Values as text: bytes that are not printable ASCII are escaped.
 
-/// What printing does, as xenstore-utils do: `\t \n \r \\`, three octal digits below 8, `\xHH`
-/// else.
+/// Escapes a value for printing as xenstore-utils do: `\t
+///  \r \\`, three octal digits below 8, and `\xHH` for the rest.
 pub(super) fn escape(value: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(value.len());
     for byte in value {
@@ -18,10 +18,10 @@ pub(super) fn escape(value: &[u8]) -> Vec<u8> {
     out
 }
 
-/// What `write` does with its arguments, the oddities included: `\x` takes at most two characters
-/// as scanf(3) reads a hexadecimal number (white space before it, a sign or `0x` within), and is
-/// an `x` where there is none; up to three octal digits count modulo 256; another escaped
-/// character is itself; a backslash at the end is a NUL.
+/// Unescapes an argument of `write` as Debian's program does, with its peculiarities: `\x` takes at
+/// most two characters as scanf(3) reads a hexadecimal number (white space before it, a sign or
+/// `0x` within), and is an `x` if there is no number; up to three octal digits count modulo 256;
+/// another escaped character is itself; a backslash at the end is a NUL.
 pub(super) fn unescape(text: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(text.len());
     let mut rest = text;
@@ -57,7 +57,7 @@ fn octal(text: &[u8]) -> (u8, &[u8]) {
     (value, rest)
 }
 
-/// scanf's `%2x`.
+/// Parses a number as scanf's `%2x` does.
 fn hexadecimal(text: &[u8]) -> Option<(u8, &[u8])> {
     let space = |byte: &u8| byte.is_ascii_whitespace() || *byte == 0x0b;
     let text = text.get(text.iter().position(|byte| !space(byte))?..)?;

@@ -1,4 +1,4 @@
-//! `watch`: the path of each event, or a JSON object a line.
+//! `watch`: prints the path of each event, or a JSON object a line.
 
 use super::fail::Fail;
 use super::getopt::Flags;
@@ -6,7 +6,8 @@ use super::json;
 use std::io::{self, Write};
 use xenstore::Client;
 
-/// Watches the operands and prints events until `-n` is reached; for ever without it.
+/// Watches the operands and prints events until the count of `-n` is reached, or for ever without
+/// it.
 pub(super) fn run(client: &mut Client, flags: &Flags, operands: &[Vec<u8>]) -> Result<u8, Fail> {
     for path in operands {
         client.watch(path, path).map_err(|error| {

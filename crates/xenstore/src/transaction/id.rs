@@ -1,6 +1,6 @@
-//! A transaction as requests name it, and its end.
+//! The id of a transaction in requests, and the choice of its end.
 
-/// A transaction's number; [`TransactionId::NONE`] for requests outside any.
+/// A transaction's id; [`TransactionId::NONE`] for requests outside any.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct TransactionId(pub u32);
 
@@ -9,11 +9,11 @@ impl TransactionId {
     pub const NONE: Self = Self(0);
 }
 
-/// The fate of a transaction's changes at its end.
+/// The end of a transaction: its changes take effect or are dropped.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum End {
-    /// They take effect, all at once.
+    /// The changes take effect, all at once.
     Commit,
-    /// They are dropped.
+    /// The changes are dropped.
     Abort,
 }

@@ -1,11 +1,12 @@
-//! `/dev/xen/xenbus` of Linux (`drivers/xen/xenbus/xenbus_dev_frontend.c`): how a guest, or
-//! domain 0 without a socket, reaches the store through the kernel's own connection.
+//! `/dev/xen/xenbus` of Linux (`drivers/xen/xenbus/xenbus_dev_frontend.c`), through which a guest,
+//! or domain 0 without a socket, uses the kernel's own connection to the store.
 //!
-//! The kernel takes one request per write and drops what follows it, so each write is exactly one
-//! message. It sends the payload from the one buffer of the descriptor, at a moment of its own, and
-//! has the next write overwrite it: a request that is written before the last one is answered may go
-//! out as both. So one request is in flight at a time, however many are queued. Replies and events come
-//! by read, several at once if there are. The kernel handles WATCH and UNWATCH itself and knows no depth; see
+//! The kernel takes one request per write and drops the bytes after it, so each write is exactly
+//! one message. It sends the payload from the single buffer of the descriptor, at a time of its
+//! choice, and the next write overwrites that buffer: a request that is written before the previous
+//! one is answered may be sent twice, in place of the previous one. Therefore one request is in
+//! flight at a time, however many are queued. Replies and events come by read, several at once if
+//! there are. The kernel handles WATCH and UNWATCH itself and does not know a depth; see
 //! [`crate::Client::watch_depth`].
 
 use super::wait::Wait;
@@ -22,7 +23,7 @@ use xenstore_core::wire::{ERRORS, Header, MsgType};
 #[derive(Debug)]
 pub struct Device {
     fd: OwnedFd,
-    /// The request that was written last.
+    /// The id of the request that was written last.
     asked: Option<u32>,
 }
 
@@ -30,20 +31,20 @@ impl Device {
     /// Opens the device at `path`.
     ///
     /// # Errors
-    /// What open(2) says: ENOENT without Xen, EACCES for an ordinary user.
+    /// The error of open(2): ENOENT without Xen, EACCES for an ordinary user.
     pub fn open(path: &Path) -> Result<Self, Errno> {
         let fd = open(path, OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOCTTY, Mode::empty())?;
         Ok(Self { fd, asked: None })
     }
 
-    /// Writes the output up to the first request that awaits its reply. The kernel keeps replies in memory of
-    /// its own, so this cannot wait for us to read.
+    /// Writes the output up to the first request that awaits its reply. The kernel keeps replies in
+    /// its own memory, so this write never waits for a read of this process.
     pub(crate) fn write(&mut self, machine: &mut Machine) -> Result<(), Errno> {
         while !self.asked.is_some_and(|id| machine.awaits(id)) {
             let Some(header) = Header::parse(machine.output_message()) else { return Ok(()) };
             self.asked = Some(header.req_id);
             match write(&self.fd, machine.output_message()) {
-                // The kernel puts a message together from any number of writes.
+                // The kernel assembles a message from any number of writes.
                 Ok(count) if count < machine.output_message().len() => {
                     self.write_rest(machine, count)?;
                 }
@@ -55,7 +56,7 @@ impl Device {
         Ok(())
     }
 
-    /// Finishes a message of which `done` bytes have been written.
+    /// Writes the rest of a message, of which `done` bytes have been written.
     fn write_rest(&mut self, machine: &mut Machine, mut done: usize) -> Result<(), Errno> {
         let len = machine.output_message().len();
         while done < len {
@@ -72,7 +73,7 @@ impl Device {
 
     pub(crate) fn read(&mut self, buffer: &mut [u8], wait: Wait) -> Result<usize, Errno> {
         if wait == Wait::Poll {
-            // Without O_NONBLOCK, which another holder of the descriptor would notice.
+            // The descriptor stays without O_NONBLOCK, which would affect another holder of it.
             let mut fds = [PollFd::new(&self.fd, PollFlags::IN)];
             if poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))? == 0 {
                 return Err(Errno::AGAIN);
@@ -87,9 +88,10 @@ impl Device {
     }
 }
 
-/// The kernel has refused the first message of the output, and forgotten it; the connection goes on. It
-/// does so with a WATCH that is malformed or that the store refuses, which gets no reply; here it gets
-/// the one that the store would send. What is no error of the store's is one of the device.
+/// Handles the kernel's refusal of the first message of the output. The kernel has dropped the
+/// message, and the connection goes on. The kernel refuses a WATCH that is malformed or that the
+/// store refuses, and sends no reply to it; this function supplies the reply that the store would
+/// send. An error that the store does not have is an error of the device.
 fn refused(machine: &mut Machine, errno: Errno) -> Result<(), Errno> {
     let message = machine.output_message();
     let (len, asked) = (message.len(), Header::parse(message));
@@ -115,7 +117,8 @@ mod tests {
     use super::*;
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
-    /// What the other end of a device that keeps each write apart has been given.
+    /// Returns the messages that the other end of a device has received. The device keeps each
+    /// write apart.
     fn given(end: &OwnedFd) -> Vec<Header> {
         let mut buffer = [0; 4096];
         let mut headers = Vec::new();

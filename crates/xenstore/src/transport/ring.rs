@@ -1,8 +1,8 @@
 //! A guest's own ring to the store: a page that it shares with the daemon, and an event channel.
 //!
-//! The event channel's descriptor tells of all ports of the process. What is taken from it here is let
-//! go again at once, other ports' events too: so whoever shares it looks at its own rings after each
-//! call of the client, before it sleeps.
+//! The event channel's descriptor reports events of all ports of the process. An event that is read
+//! here is unmasked again at once, even if it is another port's. A caller that shares the
+//! descriptor therefore checks its own rings after each call of the client, before it sleeps.
 
 use super::wait::Wait;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -15,10 +15,10 @@ use xen::shared::SharedPage;
 use xen_io::xs_ring::FrontRing;
 use xenstore_core::client::Client as Machine;
 
-/// Bytes that either half of the page holds (`XENSTORE_RING_SIZE`).
+/// The number of bytes in either half of the page (`XENSTORE_RING_SIZE`).
 const HALF: usize = 1024;
 
-/// A ring, and what has been read from it and not been asked for.
+/// A ring, and the bytes read from it that no caller has taken.
 pub struct Ring {
     ring: FrontRing,
     port: Port,
@@ -32,13 +32,14 @@ impl fmt::Debug for Ring {
     }
 }
 
-/// The daemon has broken the ring, or the platform is gone: there is no store any more.
+/// Returns the error for a ring that the daemon has broken, or a platform that is gone: the store
+/// cannot be reached any more.
 fn broken(_: impl fmt::Display) -> Errno {
     Errno::CONNRESET
 }
 
 impl Ring {
-    /// The ring in `page`, about which the store is notified through `port`.
+    /// Returns the ring in `page`. The store is notified through `port`.
     pub(crate) fn new(page: SharedPage, port: Port, evtchn: Box<dyn EventChannels + Send>) -> Self {
         Self { ring: FrontRing::new(page), port, evtchn, input: Vec::new() }
     }
@@ -56,7 +57,8 @@ impl Ring {
         Ok(())
     }
 
-    /// Whether there is something to read, whatever the descriptor says: its event may have been taken.
+    /// True if there is something to read, whatever the descriptor reports: the event may have been
+    /// read before.
     pub(crate) fn has_input(&mut self) -> Result<bool, Errno> {
         if self.input.is_empty() {
             self.input.resize(HALF, 0);
@@ -94,7 +96,7 @@ impl Ring {
 
     fn take_events(&mut self) -> Result<(), Errno> {
         while let Some(port) = self.evtchn.pending().map_err(broken)? {
-            // Another's port may have been closed meanwhile.
+            // The port may be another's, and closed meanwhile.
             let _ = self.evtchn.unmask(port);
         }
         Ok(())

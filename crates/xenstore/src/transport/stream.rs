@@ -1,4 +1,4 @@
-//! A way to the store that the caller has made: a byte stream.
+//! A transport over a byte stream of the caller's.
 
 use super::wait::Wait;
 use rustix::io::Errno;
@@ -7,27 +7,27 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use xenstore_core::client::Client as Machine;
 
-/// A byte stream to a store, for [`Client::over`](crate::Client::over): a socket that was handed over, or the store of a
-/// simulation.
+/// A byte stream to a store, for [`Client::over`](crate::Client::over): a socket that another
+/// process passed on, or the store of a simulation.
 ///
 /// The descriptor polls readable while [`Connection::read`] has something.
 pub trait Connection: AsFd + Send {
-    /// Writes some of `bytes` without waiting; returns the number of bytes that were taken.
+    /// Writes some of `bytes` without waiting, and returns the number of bytes taken.
     ///
     /// # Errors
-    /// [`io::ErrorKind::WouldBlock`] where none is taken now; any other error ends the connection.
+    /// [`io::ErrorKind::WouldBlock`] if none is taken now; any other error ends the connection.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize>;
 
-    /// Reads some bytes without waiting; returns their number, 0 where the other end is gone.
+    /// Reads some bytes without waiting, and returns their number, or 0 if the other end is gone.
     ///
     /// # Errors
-    /// [`io::ErrorKind::WouldBlock`] where there are none now; any other error ends the connection.
+    /// [`io::ErrorKind::WouldBlock`] if there are none now; any other error ends the connection.
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize>;
 
     /// Waits until there is something to read. It may return before.
     ///
     /// # Errors
-    /// The connection is at its end.
+    /// Any error means that the connection has ended.
     fn wait(&mut self) -> io::Result<()>;
 }
 
@@ -52,7 +52,7 @@ impl CallerStream {
         Self(connection)
     }
 
-    /// Writes until the output is empty or nothing is taken any more.
+    /// Writes until the output is empty or the stream takes no more.
     pub(crate) fn write(&mut self, machine: &mut Machine) -> Result<(), Errno> {
         while !machine.output().is_empty() {
             match self.0.write(machine.output()) {

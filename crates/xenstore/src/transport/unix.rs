@@ -18,7 +18,7 @@ impl Socket {
     /// Connects to the socket at `path`.
     ///
     /// # Errors
-    /// ECONNREFUSED where nobody listens, ENOENT, EACCES, EINVAL for a path over 107 bytes.
+    /// ECONNREFUSED if no process listens, ENOENT, EACCES, EINVAL for a path over 107 bytes.
     pub fn connect(path: &Path) -> Result<Self, Errno> {
         let address = SocketAddrUnix::new(path).map_err(|_| Errno::INVAL)?;
         let fd = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;

@@ -1,10 +1,10 @@
-//! Reading with or without waiting.
+//! The choice between reads that wait and reads that do not.
 
 /// The time that a read may take.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Wait {
-    /// Until there is something.
+    /// Waits until there is something to read.
     Block,
-    /// Not at all: EAGAIN where there is nothing.
+    /// Does not wait: EAGAIN if there is nothing to read.
     Poll,
 }

@@ -1,7 +1,7 @@
-//! The bulk read: CONTROL `subtree`, path, cursor. A reply is the next cursor (empty behind the
-//! last part), then records in depth-first order with children sorted by name, the root first:
-//! path relative to the root, permissions joined by commas, length of the value in decimal, each
-//! with a NUL behind it, and the value's bytes.
+//! The bulk read: CONTROL `subtree`, path, cursor. A reply contains the next cursor (empty after
+//! the last part), then records in depth-first order with children sorted by name, the root first.
+//! A record contains the path relative to the root, the permissions joined by commas and the length
+//! of the value in decimal, each with a NUL after it, and the value's bytes.
 
 use super::node::{Node, join};
 use super::options::{Options, Read};
@@ -29,12 +29,12 @@ impl<'a> Bulk<'a> {
         Self { root, options, last: None }
     }
 
-    /// The whole path of the last node visited, where there was one.
+    /// Returns the whole path of the last node visited, if there was one.
     pub(super) fn last(self) -> Option<Vec<u8>> {
         self.last
     }
 
-    /// Visits every node; false where the daemon refused, at first or half-way.
+    /// Visits every node. Returns false if the daemon refused the first or a later request.
     pub(super) fn run<E: From<Error>>(
         &mut self,
         client: &mut Client,
@@ -48,7 +48,7 @@ impl<'a> Bulk<'a> {
                 Err(Error::Refused { .. } | Error::TooLong { .. }) => return Ok(false),
                 Err(error) => return Err(error.into()),
             };
-            // Another daemon may answer anything to a command that it does not know.
+            // A daemon that does not know the command may answer with anything.
             let Some((next, records)) = parse(&reply) else { return Ok(false) };
             let Some(nodes) = records.iter().map(|record| self.node(record)).collect() else {
                 return Ok(false);
@@ -68,7 +68,7 @@ impl<'a> Bulk<'a> {
         }
     }
 
-    /// The node of a record: `Some(None)` for the root, `None` where it makes no sense.
+    /// Returns the node of a record: `Some(None)` for the root, `None` if the record is malformed.
     fn node(&self, record: &Record<'_>) -> Option<Option<Node>> {
         let perms = record.perms.split(|byte| *byte == b',').map(Perm::parse);
         let perms = perms.collect::<Option<Vec<Perm>>>()?;
@@ -84,7 +84,7 @@ impl<'a> Bulk<'a> {
     }
 }
 
-/// The next cursor and the records of a reply.
+/// Parses the next cursor and the records of a reply.
 fn parse(reply: &[u8]) -> Option<(&[u8], Vec<Record<'_>>)> {
     let mut strings = Strings::new(reply);
     let cursor = strings.next()?;
@@ -98,7 +98,7 @@ fn parse(reply: &[u8]) -> Option<(&[u8], Vec<Record<'_>>)> {
         records.push(Record { path, perms, value });
         rest = after;
     }
-    // No daemon that has the bulk read sends an empty part; others answer "" or "OK".
+    // A daemon with the bulk read never sends an empty part. Others answer "" or "OK".
     if records.is_empty() { None } else { Some((cursor, records)) }
 }
 

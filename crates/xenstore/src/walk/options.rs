@@ -1,4 +1,4 @@
-//! The parts of a node that a walk reads, and the ways that it may take.
+//! The options of a walk: the parts of a node to read, and the permitted method.
 
 use crate::transaction::TransactionId;
 
@@ -11,10 +11,10 @@ pub enum Read {
     ValuesAndPerms,
 }
 
-/// Which ways a walk may take.
+/// The methods that a walk may use.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Way {
-    /// The bulk read where the daemon has it.
+    /// The bulk read if the daemon has it.
     Fastest,
     /// One request for each value and listing.
     Plain,
@@ -23,13 +23,14 @@ pub enum Way {
 /// The options of a walk.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// Within which transaction: there the whole walk sees the store at one moment.
+    /// The transaction of the walk's requests. In a transaction the whole walk sees the store at
+    /// one moment.
     pub tx: TransactionId,
     /// The parts of each node that are read.
     pub read: Read,
-    /// Which way to take.
+    /// The permitted method.
     pub way: Way,
-    /// Most requests in flight at a time on the plain way.
+    /// The most requests in flight at a time without the bulk read.
     pub in_flight_max: usize,
 }
 

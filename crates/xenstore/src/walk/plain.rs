@@ -1,9 +1,9 @@
-//! The plain way: READ, GET_PERMS and DIRECTORY for each node, many in flight.
+//! The plain walk: READ, GET_PERMS and DIRECTORY for each node, many in flight.
 //!
-//! What comes next is a list in the order of the visit: nodes whose requests may be in flight, and
-//! the rests of directories, from which nodes are taken only when their turn is near. A listing
-//! that arrives early is put behind its node at once, so that a deep narrow tree keeps as many
-//! requests in flight as a broad one.
+//! The nodes to visit are a list in the order of the visit. Its entries are nodes whose requests
+//! may be in flight, and remainders of directories, from which nodes are taken only shortly before
+//! their turn. A listing that arrives early is put behind its node at once, so that a deep narrow
+//! tree keeps as many requests in flight as a broad one.
 
 use super::node::{Node, join};
 use super::options::{Options, Read};
@@ -15,18 +15,18 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use xenstore_core::wire::{self, MsgType, Strings};
 
-/// How many entries from the front are looked at for requests to send.
+/// The number of entries at the front that are searched for requests to send.
 const WINDOW: usize = 256;
-/// Most nodes that have been asked for and not visited. Each holds at most three replies of 4096
-/// bytes: 12 MiB in all, and hardly ever more than some 100 KiB.
+/// The most nodes that have been requested and not visited. Each holds at most three replies of
+/// 4096 bytes: 12 MiB in all, and hardly ever more than some 100 KiB.
 const ASKED_MAX: usize = 1024;
 
 /// Children of one node.
 struct Dir {
     path: Vec<u8>,
-    /// Depth of the children.
+    /// The depth of the children.
     depth: usize,
-    /// Each name with a NUL behind it.
+    /// The names, each with a NUL after it.
     names: Vec<u8>,
 }
 
@@ -35,7 +35,7 @@ struct Item {
     path: Vec<u8>,
     depth: usize,
     state: State,
-    /// Visited already by the bulk read: only its children are wanted.
+    /// True if the bulk read has visited the node: only its children are visited now.
     silent: bool,
 }
 
@@ -46,9 +46,9 @@ enum State {
 
 enum Listing {
     Awaited(Ticket),
-    /// It stands behind the node on the list.
+    /// The listing is behind its node on the list.
     Placed,
-    /// To be looked into when the node's turn comes.
+    /// The error is handled when the node's turn comes.
     Refused(Error),
 }
 
@@ -58,13 +58,13 @@ enum Entry {
     Rest(Rc<Dir>, usize),
 }
 
-/// A walk on the plain way.
+/// A plain walk.
 pub(super) struct Plain {
     options: Options,
-    /// Nodes up to this one, in sorted order, have been visited.
+    /// The last node, in sorted order, that the bulk read has visited.
     after: Option<Vec<u8>>,
     list: VecDeque<Entry>,
-    /// Nodes on the list whose requests have been sent.
+    /// The number of nodes on the list whose requests have been sent.
     asked: usize,
 }
 
@@ -82,7 +82,7 @@ impl Plain {
         let names = self.list_now(client, root)?;
         self.insert(0, root.to_vec(), 0, names);
         let result = self.visit_all(client, visit);
-        // Replies that nobody takes would stay with the connection.
+        // A reply that no caller takes would stay with the connection.
         for entry in self.list {
             if let Entry::Item(item) = entry {
                 forget(client, item.state);
@@ -98,13 +98,13 @@ impl Plain {
     ) -> Result<(), E> {
         loop {
             self.send(client)?;
-            // `send` has seen to it that no rest of a directory is in front.
+            // `send` has made sure that the first entry is no remainder of a directory.
             let Some(Entry::Item(item)) = self.list.pop_front() else { return Ok(()) };
             self.finish(client, *item, visit)?;
         }
     }
 
-    /// Lists a directory of any length, waiting for it.
+    /// Lists a directory of any length, and waits for the listing.
     fn list_now(&self, client: &mut Client, path: &[u8]) -> Result<Vec<u8>, Error> {
         directory_bytes(&mut Transaction::within(client, self.options.tx), path)
     }
@@ -116,7 +116,7 @@ impl Plain {
         }
     }
 
-    /// Keeps enough requests in flight, for the nodes that come first.
+    /// Keeps enough requests in flight, for the first nodes of the list.
     fn send(&mut self, client: &mut Client) -> Result<(), Error> {
         let front_asked = matches!(self.list.front(), Some(Entry::Item(item))
             if !matches!(item.state, State::Unasked));
@@ -124,7 +124,8 @@ impl Plain {
             return Ok(());
         }
         let mut at = 0;
-        // The one in front is asked for whatever the bounds say, as it is waited for next.
+        // The requests of the first node are sent regardless of the bounds, as its replies are
+        // awaited next.
         while at == 0 || self.may_ask_more(client, at) {
             match self.list.get_mut(at) {
                 None => break,
@@ -150,7 +151,8 @@ impl Plain {
         at < WINDOW && self.asked < ASKED_MAX && client.in_flight() < self.options.in_flight_max
     }
 
-    /// Replaces the rest of a directory at `at` by its first child and the rest behind that.
+    /// Replaces the remainder of a directory at `at` by its first child and the remainder after
+    /// that child.
     fn take_child(&mut self, at: usize, dir: &Rc<Dir>, from: usize) {
         let mut strings = Strings::new(dir.names.get(from..).unwrap_or_default());
         let Some(name) = strings.next() else {
@@ -181,7 +183,8 @@ impl Plain {
         if parts(path).lt(parts(last)) { Seen::Wholly } else { Seen::Not }
     }
 
-    /// Puts the listing of the node at `at` behind it, where it has arrived before its turn.
+    /// Puts the listing of the node at `at` behind it, if the listing has arrived before the node's
+    /// turn.
     fn place_listing(&mut self, client: &mut Client, at: usize) -> Result<(), Error> {
         let Some(Entry::Item(item)) = self.list.get_mut(at) else { return Ok(()) };
         let State::Asked { listing, .. } = &mut item.state else { return Ok(()) };
@@ -201,7 +204,7 @@ impl Plain {
         Ok(())
     }
 
-    /// The first node of the list: visits it, and puts its children in its place.
+    /// Visits the first node of the list, and puts its children in its place.
     fn finish<E: From<Error>>(
         &mut self,
         client: &mut Client,
@@ -238,7 +241,7 @@ impl Plain {
         };
         match names {
             Ok(names) => self.insert(0, path, depth + 1, names),
-            // It has vanished meanwhile.
+            // The node has vanished meanwhile.
             Err(error) if error.refusal() == Some(wire::Error::NoEnt) => {}
             Err(error) => return Err(error.into()),
         }
@@ -246,15 +249,15 @@ impl Plain {
     }
 }
 
-/// How much of a node's subtree the bulk read has visited.
+/// The part of a node's subtree that the bulk read has visited.
 enum Seen {
     Not,
-    /// The node, and some of what is below it.
+    /// The node, and some of the nodes below it.
     Above,
     Wholly,
 }
 
-/// A refusal is about the node; anything else ends the walk.
+/// Passes on a refusal, which is about the node. Any other error ends the walk.
 fn refusal_or(result: Result<Vec<u8>, Error>) -> Result<Result<Vec<u8>, Error>, Error> {
     match result {
         Err(error @ Error::Refused { .. }) => Ok(Err(error)),

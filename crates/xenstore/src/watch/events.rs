@@ -5,7 +5,7 @@ use crate::client::Client;
 use crate::error::Error;
 use std::time::Duration;
 
-/// Watch events as they come. Ends after the timeout without an event, or after an error.
+/// An iterator over watch events. It ends after the timeout without an event, or after an error.
 #[derive(Debug)]
 pub struct Events<'a> {
     client: &'a mut Client,
@@ -27,7 +27,7 @@ impl Iterator for Events<'_> {
 }
 
 impl Client {
-    /// The events as they come, each awaited for at most `timeout`.
+    /// Returns an iterator over the events. It waits at most `timeout` for each.
     pub fn events(&mut self, timeout: Option<Duration>) -> Events<'_> {
         Events { client: self, timeout, failed: false }
     }

@@ -1,4 +1,4 @@
-//! The client against real daemons: what it promises, on ours and on both of Debian's.
+//! The client's promises, tested on this project's daemon and on both of Debian's.
 
 use crate::support::{Daemon, PATIENCE, each};
 use conformance::Kind;
@@ -14,12 +14,12 @@ fn on_each(test: impl Fn(&Daemon)) {
     each(&Kind::ALL).for_each(|daemon| test(&daemon));
 }
 
-/// Runs a test on the daemons that tell a long listing in parts.
+/// Runs a test on the daemons that send a long listing in parts.
 fn on_those_with_parts(test: impl Fn(&Daemon)) {
     each(&[Kind::C, Kind::Ours]).for_each(|daemon| test(&daemon));
 }
 
-/// Sends many requests and takes all replies.
+/// Sends many requests and returns all replies.
 fn submit_all(client: &mut Client, requests: &[(MsgType, String)]) -> Vec<Vec<u8>> {
     let sent: Vec<Ticket> = requests
         .iter()
@@ -60,7 +60,7 @@ fn what_is_not_there_is_no_error() {
         assert_eq!(client.try_read("/there/child").unwrap().as_deref(), Some(&b"value"[..]));
         assert_eq!(client.list("/there").unwrap(), ["child"]);
         client.remove("/there").unwrap();
-        // Neither it nor its parent is there.
+        // Neither the node nor its parent exists.
         assert_eq!(client.try_read("/there/child").unwrap(), None);
         assert!(client.list("/there/child").unwrap().is_empty());
         client.remove("/there/child").unwrap();
@@ -80,11 +80,11 @@ fn requests_about_domains() {
         client.introduce(8, 1235, 4).unwrap();
         client.set_target(8, 7).unwrap();
         client.resume(7).unwrap();
-        // C's daemon keeps serving a domain that another has for its target.
+        // C's daemon keeps serving a domain that is another's target.
         client.release(8).unwrap();
         client.release(7).unwrap();
         assert!(!client.is_domain_introduced(7).unwrap());
-        // Newer than Debian's daemons.
+        // These requests are newer than Debian's daemons.
         let ours = daemon.is_ours();
         assert_eq!(client.quota_names().is_ok(), ours);
         assert_eq!(client.get_feature(None).ok(), ours.then_some(feature::ALL));
@@ -139,7 +139,7 @@ fn a_transaction_that_meets_a_conflict_is_run_again() {
             attempts += 1;
             let count: u32 = String::from_utf8(tx.read("/t/count")?).unwrap().parse().unwrap();
             if attempts < 4 {
-                // Someone else is in between the read and the commit.
+                // Another client writes between the read and the commit.
                 other.write("/t/count", (count + 10).to_string())?;
             }
             tx.write("/t/count", (count + 1).to_string())?;
@@ -185,7 +185,7 @@ fn a_body_that_fails_aborts_its_transaction() {
             .unwrap_err();
         assert_eq!(error.refusal(), Some(wire::Error::NoEnt));
         assert!(!client.exists("/t/never").unwrap());
-        // C allows 10 open transactions to a guest; none may be left behind here either.
+        // C allows a guest 10 open transactions. None may stay open here either.
         for _ in 0..100 {
             let id = client.transaction_start().unwrap();
             client.transaction_end(id, End::Abort).unwrap();
@@ -317,7 +317,7 @@ fn a_long_listing_is_read_in_parts() {
             Ok::<(), Error>(())
         })
         .unwrap();
-        // C's daemon tells names in the order in which they came to be.
+        // C's daemon lists names in the order of their creation.
         walked.sort();
         let mut all = [names, ["t", "tool", "xenstored"].map(str::to_owned).to_vec()].concat();
         all.sort();
@@ -334,7 +334,7 @@ fn a_listing_that_changes_meanwhile_is_whole() {
             let writer = scope.spawn(|| {
                 let mut other = daemon.client();
                 for at in 0..20 {
-                    // One child goes, one comes: at every moment there are as many.
+                    // One child is removed and one added: their number is the same at every moment.
                     let swap = |tx: &mut xenstore::Transaction<'_>| {
                         tx.rm(format!("/t/child-number-{at:04}"))?;
                         tx.write(format!("/t/in-its-place-{at:04}"), "")
@@ -371,7 +371,7 @@ fn a_daemon_that_vanishes_is_told() {
         client.write("/t/a", "1").unwrap();
         client.watch("/t", "token").unwrap();
         let ticket = client.submit(TransactionId::NONE, MsgType::Read, &[b"/t/a\0"]).unwrap();
-        // The request is not sent before the wait: the daemon is gone by then.
+        // The request is sent only in the wait, when the daemon is gone.
         daemon.kill();
         let error = client.wait(ticket).unwrap_err();
         let text = error.to_string();

@@ -1,5 +1,5 @@
-//! Our tool against Debian's xenstore-utils, on the same daemon with the same contents: what they
-//! print on stdout and stderr, their exit codes, and what they leave in the store.
+//! Compares this project's tool with Debian's xenstore-utils, on the same daemon with the same
+//! contents: the output on stdout and stderr, the exit codes, and the resulting store.
 
 use crate::support::{Daemon, Folder, PATIENCE, Peers, each};
 use conformance::Kind;
@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use xenstore::walk::{Options, Read as What, walk};
 use xenstore::{Client, Error, MsgType, Perm, Store, Ticket, TransactionId};
 
-/// The invocations, shell words without quoting: `xenstore-` comes before the first unless it is
-/// `xenstore` itself. `\s` is a space within a word, `\e` an empty word.
+/// The invocations, shell words without quoting. `xenstore-` is put before the first word unless
+/// that is `xenstore` itself. `\s` is a space within a word, `\e` an empty word.
 const INVOCATIONS: &[&str] = &[
     // read
     "read /t/a",
@@ -249,7 +249,7 @@ fn words(invocation: &str) -> Vec<String> {
     invocation.split(' ').map(word).collect()
 }
 
-/// Puts the store into the state that every invocation begins with.
+/// Puts the store into the initial state of every invocation.
 fn fill(client: &mut Client) -> Result<(), Error> {
     for top in client.directory("/")? {
         if top != b"tool" {
@@ -307,7 +307,7 @@ fn perms(text: &str) -> Vec<Perm> {
     text.split(' ').map(|perm| Perm::parse(perm.as_bytes()).unwrap()).collect()
 }
 
-/// All that the store holds.
+/// Returns all nodes of the store as text.
 fn contents(client: &mut Client) -> Vec<String> {
     let mut lines = Vec::new();
     let options = Options { read: What::ValuesAndPerms, ..Options::default() };
@@ -324,7 +324,7 @@ fn contents(client: &mut Client) -> Vec<String> {
 
 /// One of the two sets of programs.
 struct Tools {
-    /// Folders to look in.
+    /// The folders to search for programs.
     dirs: Vec<PathBuf>,
     libraries: Option<PathBuf>,
 }
@@ -346,7 +346,7 @@ impl Tools {
         command
     }
 
-    /// Replaces the folders, which argv\[0\] shows.
+    /// Replaces the names of the folders, which argv\[0\] shows.
     fn normalise(&self, output: &[u8]) -> String {
         let mut text = output.escape_ascii().to_string().replace("\\n", "\n");
         for dir in &self.dirs {
@@ -355,7 +355,7 @@ impl Tools {
         text
     }
 
-    /// What an invocation does.
+    /// Runs an invocation and returns its effects.
     fn run(&self, invocation: &str, daemon: &Daemon) -> String {
         let mut client = daemon.client();
         fill(&mut client).unwrap();
@@ -369,7 +369,7 @@ impl Tools {
         )
     }
 
-    /// What it prints on a terminal of so many columns.
+    /// Runs an invocation and returns its output on a terminal with `columns` columns.
     fn run_on_terminal(&self, invocation: &str, daemon: &Daemon, columns: u16) -> String {
         let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
         let master = openpt(flags).unwrap();
@@ -383,13 +383,13 @@ impl Tools {
         let mut child = command.stdout(slave.unwrap()).stderr(Stdio::null()).spawn().unwrap();
         drop(command);
         let mut output = Vec::new();
-        // The end is EIO here: nobody holds the other end any more.
+        // EIO marks the end of the output: the other end of the terminal is closed.
         let _ = File::from(master).read_to_end(&mut output);
         format!("{:?}\n{}", child.wait().unwrap().code(), self.normalise(&output))
     }
 }
 
-/// As `Command::output`, for a program that may never end: it has 20 seconds.
+/// Does the same as `Command::output`, for a program that may never end: it has 20 seconds.
 fn output(mut command: Command) -> Output {
     let folder = Folder::new("out");
     let [out, err] = ["out", "err"].map(|name| folder.path().join(name));
@@ -421,7 +421,7 @@ fn both(peers: &Peers, folder: &Folder) -> (Tools, Tools) {
     (debian, Tools { dirs: vec![folder.path().to_owned()], libraries: None })
 }
 
-/// Compares all invocations; tells all that differ.
+/// Compares all invocations, and prints all that differ.
 fn compare(what: &[String], mut run: impl FnMut(&str) -> (String, String)) {
     let mut different = Vec::new();
     for invocation in what {

@@ -1,4 +1,4 @@
-//! The client and the tools against real daemons, ours and both of Debian's.
+//! The client and the tools against real daemons: this project's and both of Debian's.
 
 mod daemons;
 mod like_debian;

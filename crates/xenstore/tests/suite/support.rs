@@ -1,6 +1,6 @@
-//! The daemons of the conformance suite's harness, and a folder for each test. Where Debian's packages
-//! are not to be had a test says so in one line and passes; with `CI=true` it fails. Where they are of an
-//! unknown version one line says so, and our daemon is tested alone.
+//! The daemons of the conformance suite's harness, and a folder for each test. If Debian's packages
+//! are missing, a test prints one line and passes; with `CI=true` it fails. If their version is
+//! unknown, a test prints one line and tests this project's daemon alone.
 
 #![allow(dead_code, reason = "each test file uses a part of this")]
 
@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use xenstore::Client;
 
-/// Longest wait for anything that a daemon does.
+/// The longest wait for any action of a daemon.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Debian's programs, unpacked but not installed, and the daemons.
@@ -18,39 +18,39 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 pub(crate) struct Peers(&'static conformance::Peers);
 
 impl Peers {
-    /// The peers, to compare with, or `None` with a line on stderr.
+    /// Returns the peers to compare with, or `None` after a line on stderr.
     pub(crate) fn find() -> Option<Self> {
         conformance::Peers::find("Debian's packages", Purpose::Comparison).map(Self)
     }
 
-    /// The folder of `xenstore-read` and so on.
+    /// Returns the folder of `xenstore-read` and so on.
     pub(crate) fn tools(&self) -> PathBuf {
         self.0.root().join("usr/bin")
     }
 
-    /// The folder of the daemons and of `xenstore-control`.
+    /// Returns the folder of the daemons and of `xenstore-control`.
     pub(crate) fn programs(&self) -> PathBuf {
         self.0.root().join("usr/lib/xen-4.17/bin")
     }
 
-    /// What LD_LIBRARY_PATH must be for Debian's programs.
+    /// Returns the value of LD_LIBRARY_PATH for Debian's programs.
     pub(crate) fn libraries(&self) -> PathBuf {
         self.0.root().join("usr/lib/x86_64-linux-gnu")
     }
 }
 
-/// Starts the daemons of these kinds, one after the other, that are to be had; of each other a line on
-/// stderr says why not.
+/// Starts each available daemon of these kinds, one after the other. For an unavailable one it
+/// prints the reason on stderr.
 pub(crate) fn each(kinds: &[Kind]) -> impl Iterator<Item = Daemon> {
     kinds.iter().filter_map(|kind| Daemon::start(*kind))
 }
 
-/// A folder that goes with the test.
+/// A folder that is removed at the end of the test.
 #[derive(Debug)]
 pub(crate) struct Folder(PathBuf);
 
 impl Folder {
-    /// A fresh one; short, as the path of a socket must be.
+    /// Creates a folder. Its path is short, as the path of a socket must be.
     pub(crate) fn new(name: &str) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
@@ -60,7 +60,7 @@ impl Folder {
         Self(path)
     }
 
-    /// Where it is.
+    /// Returns the path of the folder.
     pub(crate) fn path(&self) -> &Path {
         &self.0
     }
@@ -72,16 +72,16 @@ impl Drop for Folder {
     }
 }
 
-/// A running daemon; ends with the test.
+/// A running daemon, which ends with the test.
 #[derive(Debug)]
 pub(crate) struct Daemon {
     running: Option<conformance::Daemon>,
-    /// Its socket.
+    /// The path of its socket.
     pub(crate) socket: PathBuf,
 }
 
 impl Daemon {
-    /// Starts one, every domain being there; oxenstored without its access log.
+    /// Starts a daemon to which all domains exist; oxenstored runs without its access log.
     pub(crate) fn start(kind: Kind) -> Option<Self> {
         let options = conformance::Options { everybody: true, ..Default::default() };
         let running = conformance::Daemon::start_with(kind, &options)?;
@@ -89,17 +89,17 @@ impl Daemon {
         Some(Self { running: Some(running), socket })
     }
 
-    /// A connection to it.
+    /// Connects to the daemon.
     pub(crate) fn client(&self) -> Client {
         Client::connect(&self.socket).unwrap()
     }
 
-    /// Whether this is ours, which knows more than Debian's.
+    /// True if this is the project's own daemon, which has requests beyond Debian's.
     pub(crate) fn is_ours(&self) -> bool {
         self.running.as_ref().is_some_and(|daemon| daemon.kind() == Kind::Ours)
     }
 
-    /// Ends it at once.
+    /// Ends the daemon at once.
     pub(crate) fn kill(&mut self) {
         self.running = None;
     }

@@ -1,4 +1,4 @@
-//! What the tool does beyond Debian's: JSON, export, import, diff, help; and the bulk read.
+//! The tool's features beyond Debian's: JSON, export, import, diff, help, and the bulk read.
 
 use crate::support::{Daemon, Folder, each};
 use conformance::Kind;
@@ -21,7 +21,7 @@ fn tool(daemon: &Daemon, args: &[&str], stdin: &[u8]) -> Output {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    // A tool that does not read its input has ended already.
+    // A tool that does not read its input may have ended already.
     let _ = child.stdin.take().unwrap().write_all(stdin);
     child.wait_with_output().unwrap()
 }
@@ -124,8 +124,9 @@ fn help_and_completions() {
     stdout(&daemon, &["export", "--nonsense", "/t"], 2);
 }
 
-/// Forwards everything to a daemon but CONTROL `subtree`, which it answers from `parts`: the other
-/// end of the bulk read, whose own half is in our daemon. ENOSYS after the last part.
+/// Forwards everything to a daemon except CONTROL `subtree`, which it answers from `parts`. It
+/// stands for the daemon's side of the bulk read, whose own tests are with this project's daemon.
+/// It answers ENOSYS after the last part.
 fn with_bulk_read(daemon: &Daemon, folder: &Folder, parts: &'static [&'static [u8]]) -> Client {
     let socket = folder.path().join("sock");
     let listener = UnixListener::bind(&socket).unwrap();

@@ -1,11 +1,11 @@
-//! A reader of JSON (RFC 8259), for the files that `export` writes and people edit.
+//! A parser of JSON (RFC 8259), for the files that `export` writes and people edit.
 
 use std::fmt;
 
-/// Most arrays and objects within each other.
+/// The deepest nesting of arrays and objects.
 const DEPTH_MAX: usize = 64;
 
-/// A value. Numbers are kept as written: no file of ours holds one that matters.
+/// A JSON value. A number is kept as its text: no file of this tool needs its value.
 #[derive(Clone, PartialEq, Debug)]
 pub(in crate::cli) enum Json {
     Null,
@@ -17,7 +17,7 @@ pub(in crate::cli) enum Json {
 }
 
 impl Json {
-    /// The member of an object.
+    /// Returns the member of an object.
     pub(in crate::cli) fn get(&self, name: &str) -> Option<&Json> {
         match self {
             Self::Object(members) => members.iter().find(|(at, _)| at == name).map(|(_, at)| at),
@@ -26,7 +26,7 @@ impl Json {
     }
 }
 
-/// What is wrong with a text, and in which line.
+/// A fault in a text, with its line.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(in crate::cli) struct Wrong {
     line: usize,
@@ -39,7 +39,7 @@ impl fmt::Display for Wrong {
     }
 }
 
-/// Reads one value, and nothing behind it.
+/// Parses one value. Text after it is an error.
 pub(in crate::cli) fn parse(text: &[u8]) -> Result<Json, Wrong> {
     let mut reader = Reader { text, at: 0 };
     let json = reader.value(0)?;
@@ -71,7 +71,7 @@ impl Reader<'_> {
         }
     }
 
-    /// Takes this byte if it comes next, behind white space.
+    /// Skips white space and takes this byte if it comes next.
     fn take(&mut self, byte: u8) -> bool {
         self.space();
         let there = self.peek() == Some(byte);
@@ -205,7 +205,7 @@ impl Reader<'_> {
         })
     }
 
-    /// Four hexadecimal digits.
+    /// Parses four hexadecimal digits.
     fn unit(&mut self) -> Result<u16, Wrong> {
         let digits = self.text.get(self.at..self.at + 4).unwrap_or_default();
         let text = std::str::from_utf8(digits).unwrap_or_default();
