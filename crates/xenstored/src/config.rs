@@ -1,9 +1,9 @@
-//! The command line and the environment, as one value.
+//! The configuration of a daemon, from the command line and the environment.
 //!
-//! One table (`options`) describes every option of C xenstored, 4.17 to 4.23; the parser and the
-//! help are made from it. Parsing follows `getopt_long`: abbreviated long options, `--name=value`
-//! and `--name value`, combined short options, values attached to short ones.
-//! Source: `tools/xenstored/core.c` (`main`), `xenstored --help`.
+//! One table (`options`) describes every option of C xenstored, 4.17 to 4.23. The parser and the
+//! help use it. Parsing follows `getopt_long`: abbreviated long options, `--name=value` and `--name
+//! value`, combined short options, values attached to short ones. Source: `tools/xenstored/core.c`
+//! (`main`), `xenstored --help`.
 
 use crate::Error;
 use crate::options::{Meaning, Row, split_word};
@@ -15,23 +15,23 @@ use xenstore_core::limits;
 
 pub use crate::switch::Switch;
 
-/// Whether going over a quota is refused or only reported.
+/// The effect of a request that would exceed a quota: it is refused or only reported.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum QuotaKind {
-    /// Refused.
+    /// The request is refused.
     Hard,
-    /// A line in the log.
+    /// The daemon writes a line to the log.
     Soft,
 }
 
 /// One quota as the command line sets it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct QuotaSetting {
-    /// One of [`HARD_QUOTAS`], or for a soft one of [`SOFT_QUOTAS`].
+    /// The name: one of [`HARD_QUOTAS`], or for a soft quota one of [`SOFT_QUOTAS`].
     pub name: &'static str,
-    /// Refused or reported.
+    /// The kind of the quota.
     pub kind: QuotaKind,
-    /// In the unit of the quota: a count, or bytes.
+    /// The value in the unit of the quota: a count, or bytes.
     pub value: u32,
 }
 
@@ -51,63 +51,63 @@ pub const HARD_QUOTAS: [&str; 9] = [
 /// The quotas that `-q` can set.
 pub const SOFT_QUOTAS: [&str; 1] = ["memory"];
 
-/// Where the daemon runs.
+/// The process in which the daemon runs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Mode {
-    /// In the process that was started (`-N`); the log goes to stderr.
+    /// The process that was started (`-N`). The log goes to stderr.
     Foreground,
-    /// In a process of its own; the log goes to syslog.
+    /// A process of the daemon's own. The log goes to syslog.
     Background,
 }
 
-/// How a daemon is to run.
+/// The configuration of a daemon.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Foreground or background.
     pub mode: Mode,
-    /// Where clients connect.
+    /// The path of the socket for clients.
     pub socket: PathBuf,
-    /// Where relative names of trace files lead.
+    /// The directory of trace files with relative names.
     pub root_dir: PathBuf,
-    /// Where the daemon's number is written once it accepts.
+    /// The file for the daemon's pid, written once the daemon accepts connections.
     pub pid_file: Option<PathBuf>,
-    /// Whether that number is printed, too.
+    /// On if the pid is also printed.
     pub print_pid: Switch,
-    /// The trace of messages.
+    /// The file for the trace of messages.
     pub trace_file: Option<PathBuf>,
-    /// What is traced: each switch of [`crate::trace::SWITCHES`] that the command line changed.
+    /// The traced parts: each switch of [`crate::trace::SWITCHES`] that the command line changed.
     pub trace_switches: Vec<(usize, Switch)>,
-    /// Whether the own domain's ring is served.
+    /// On if the ring of the daemon's own domain is served.
     pub own_ring: Switch,
-    /// Whether debug lines go to the log.
+    /// On if debug lines go to the log.
     pub verbose: Switch,
-    /// Whether privileges that are not needed are given up.
+    /// On if privileges that are not needed are dropped.
     pub filter: Switch,
-    /// Quotas in the order of the command line; a later one replaces an earlier one.
+    /// The quotas in the order of the command line. A later one replaces an earlier one.
     pub quotas: Vec<QuotaSetting>,
-    /// How the core is set up.
+    /// The configuration of the core.
     pub core: xenstore_core::server::Config,
 }
 
-/// What the command line asks for.
+/// The request that a command line makes.
 #[derive(Clone, Debug)]
 pub enum Asked {
-    /// A daemon.
+    /// Run a daemon with this configuration.
     Run(Box<Config>),
-    /// The help text.
+    /// Print the help text.
     Help,
 }
 
-/// The help text.
+/// Returns the help text.
 #[must_use]
 pub fn help() -> String {
     crate::options::help()
 }
 
-/// Reads a command line, without the program's name.
+/// Parses a command line, without the program's name.
 ///
 /// # Errors
-/// [`Error::Usage`]: one sentence that says which option and why.
+/// [`Error::Usage`]: one sentence that names the option and the reason.
 pub fn parse(
     args: impl IntoIterator<Item = OsString>,
     environment: &Environment,
@@ -219,7 +219,7 @@ fn quota(option: &str, value: &[u8], kind: QuotaKind) -> Result<QuotaSetting, Er
         QuotaKind::Hard => &HARD_QUOTAS,
         QuotaKind::Soft => &SOFT_QUOTAS,
     };
-    // The help of C xenstored says path-length, its table path-max; both are meant.
+    // The help of C xenstored calls it path-length, its table path-max. Both names are accepted.
     let what = if what == b"path-length" { b"path-max" } else { what };
     let name = known.iter().find(|name| name.as_bytes() == what).ok_or_else(|| {
         let what = String::from_utf8_lossy(what);
@@ -228,7 +228,7 @@ fn quota(option: &str, value: &[u8], kind: QuotaKind) -> Result<QuotaSetting, Er
     Ok(QuotaSetting { name, kind, value })
 }
 
-/// `<what>=<number>`.
+/// Parses `<what>=<number>`.
 fn pair<'a>(option: &str, value: &'a [u8]) -> Result<(&'a [u8], u32), Error> {
     let at = value
         .iter()
@@ -237,7 +237,7 @@ fn pair<'a>(option: &str, value: &'a [u8]) -> Result<(&'a [u8], u32), Error> {
     Ok((&value[..at], number(option, &value[at + 1..])?))
 }
 
-/// A number from 0 to 2^31 - 1, as the C daemon takes it.
+/// Parses a number from 0 to 2^31 - 1, as the C daemon does.
 fn number(option: &str, value: &[u8]) -> Result<u32, Error> {
     std::str::from_utf8(value)
         .ok()

@@ -1,4 +1,4 @@
-//! The connections as the daemon sees them: what a [`ConnId`] stands for, and its unread input.
+//! The daemon's part of a connection: the transport of a [`ConnId`], and its unread input.
 
 use rustix::event::epoll::{self, EventData, EventFlags};
 use std::os::fd::OwnedFd;
@@ -6,7 +6,7 @@ use xen::Port;
 use xen_io::xs_ring::ServerRing;
 use xenstore_core::server::ConnId;
 
-/// Whose turn comes first in a round.
+/// The class of a connection, which decides its place in a round.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Class {
     /// Socket clients, and the rings of the store's and of the privileged domain.
@@ -27,13 +27,13 @@ pub(crate) enum End {
 pub(crate) struct Ring {
     pub(crate) ring: ServerRing,
     pub(crate) port: Port,
-    /// Its port has reported an event and is masked until the ring has been drained.
+    /// True if its port has reported an event. The port is masked until the ring has been drained.
     pub(crate) masked: bool,
-    /// It is left alone until the domain reconnects or is introduced again.
+    /// True if the ring is no longer served, until the domain reconnects or is introduced again.
     pub(crate) ended: bool,
 }
 
-/// A client's socket and what epoll watches it for.
+/// A client's socket and the events that epoll reports for it.
 pub(crate) struct Socket {
     pub(crate) fd: OwnedFd,
     interest: EventFlags,
@@ -54,21 +54,21 @@ impl Socket {
         self.interest.contains(what)
     }
 
-    /// Watches for `what` too.
+    /// Makes epoll report `what` too.
     pub(crate) fn watch_for(&mut self, epoll: &OwnedFd, id: ConnId, what: EventFlags) {
         self.set_interest(epoll, id, self.interest | what);
     }
 
-    /// Watches no longer for `what`.
+    /// Stops epoll from reporting `what`.
     pub(crate) fn leave(&mut self, epoll: &OwnedFd, id: ConnId, what: EventFlags) {
         self.set_interest(epoll, id, self.interest - what);
     }
 
-    /// A system call only where that is a change.
+    /// Sets the reported events. Makes a system call only if they change.
     fn set_interest(&mut self, epoll: &OwnedFd, id: ConnId, wanted: EventFlags) {
         if wanted != self.interest {
             self.interest = wanted;
-            // Cannot fail for a socket that was added; a lost change would end in a stalled client.
+            // This cannot fail for a socket that was added. A lost change would stall the client.
             let data = EventData::new_u64(u64::from(id.0));
             let _ = epoll::modify(epoll, &self.fd, data, wanted);
         }
@@ -80,18 +80,20 @@ pub(crate) struct Connection {
     pub(crate) end: End,
     pub(crate) domid: u16,
     pub(crate) class: Class,
-    /// Input that was read and not handed to the core yet: an incomplete message, or what went over
-    /// the budget of a round. Nothing is allocated while it is empty.
+    /// The input that was read and not given to the core yet: an incomplete message, or the input
+    /// over the budget of a round. Nothing is allocated while it is empty.
     pub(crate) pending: Vec<u8>,
-    /// How many bytes of the core's output for this connection are in counters and trace already.
+    /// The number of bytes of the core's output for this connection that are already counted and
+    /// traced.
     pub(crate) seen_out: usize,
-    /// What may still be spent; below zero it is a debt from an expensive request.
+    /// The remaining budget. It is negative after an expensive request: a debt.
     pub(crate) credit: i64,
-    /// It is in a ready queue.
+    /// True if the connection is in a ready queue.
     pub(crate) queued: bool,
-    /// Its output is noted to be sent together with others'.
+    /// True if its output is queued to be sent together with others'.
     pub(crate) noted: bool,
-    /// The core did not want more of its requests; no input is read until it does.
+    /// True if the core refused further requests from it. No input is read until the core accepts
+    /// them again.
     pub(crate) parked: bool,
 }
 

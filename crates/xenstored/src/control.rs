@@ -1,6 +1,6 @@
-//! The commands of CONTROL that are about the daemon and not about the store.
+//! The commands of CONTROL that concern the daemon and not the store.
 //!
-//! Source: `tools/xenstored/control.c`, `docs/misc/xenstore.txt`. `stats` is ours.
+//! Source: `tools/xenstored/control.c`, `docs/misc/xenstore.txt`. `stats` is this project's own.
 
 use crate::event_loop::Io;
 use crate::log::Level;
@@ -14,7 +14,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use xenstore_core::wire::Error;
 
-/// One line of help for each command that [`answer`] knows, as C xenstored lays them out.
+/// One line of help for each command that [`answer`] knows, in the layout of C xenstored.
 pub(crate) const HELP: [(&str, &str); 6] = [
     ("log", "[on|off|+<switch>|-<switch>]"),
     ("live-update", "(not supported yet)"),
@@ -26,7 +26,7 @@ pub(crate) const HELP: [(&str, &str); 6] = [
 
 type Reply = Result<Vec<u8>, Error>;
 
-/// Answers a command; `None` where it is none of the daemon's.
+/// Answers a command; `None` if it is none of the daemon's.
 pub(crate) fn answer(io: &mut Io, command: &[u8], args: &[&[u8]]) -> Option<Reply> {
     Some(match command {
         b"log" => log(io, args),
@@ -34,7 +34,7 @@ pub(crate) fn answer(io: &mut Io, command: &[u8], args: &[&[u8]]) -> Option<Repl
         b"memreport" => memreport(io, args),
         b"print" => print(io, args),
         b"stats" => stats(io, args),
-        // Everything but "OK" is shown as the reason by xenstore-control.
+        // xenstore-control shows every answer other than "OK" as the reason of a failure.
         b"live-update" => text("live update is not supported yet by this xenstored"),
         b"help" => help(args),
         _ => return None,
@@ -47,7 +47,7 @@ fn ok() -> Reply {
 
 fn text(text: impl Into<String>) -> Reply {
     let mut bytes = text.into().into_bytes();
-    // The core ends it with a NUL.
+    // The core adds a NUL at the end.
     bytes.truncate(xenstore_core::limits::PAYLOAD_MAX - 1);
     Ok(bytes)
 }
@@ -98,7 +98,7 @@ fn logfile(io: &mut Io, args: &[&[u8]]) -> Reply {
     ok()
 }
 
-/// A file's name as the administrator wrote it, relative to the root directory.
+/// Returns a file's name as the administrator wrote it, relative to the root directory.
 fn absolute(io: &Io, name: &[u8]) -> Result<PathBuf, Error> {
     if name.is_empty() {
         return Err(Error::Inval);
@@ -114,7 +114,7 @@ fn print(io: &mut Io, args: &[&[u8]]) -> Reply {
     ok()
 }
 
-/// Appends what the daemon uses to a file, or to the trace file.
+/// Appends a report of the daemon's memory to a file, or to the trace file.
 fn memreport(io: &mut Io, args: &[&[u8]]) -> Reply {
     let path = match args {
         [] => io.trace.path().map(PathBuf::from).ok_or(Error::Inval)?,

@@ -1,9 +1,9 @@
-//! Into the background, and telling who waits that the daemon is ready.
+//! Starts the daemon in the background, and tells the waiting parent that it is ready.
 //!
-//! The program starts itself again as a child instead of forking: a fork that goes on running needs
-//! `unsafe` in Rust and inherits half a process. The child's standard input is a pipe to the parent,
-//! which exits 0 once the child has said through it that it accepts connections, and 1 where the
-//! child ended before; the child has then printed why.
+//! The program starts itself again as a child instead of forking: a fork that continues to run
+//! needs `unsafe` in Rust and inherits half a process. The child's standard input is a pipe to the
+//! parent. The parent exits with 0 once the child has reported through the pipe that it accepts
+//! connections, and with 1 if the child ended before; the child has then printed the reason.
 
 use crate::Error;
 use rustix::net::{
@@ -16,12 +16,12 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode, Stdio};
 
-/// Set for the child; its value is the parent's pid.
+/// The environment variable that marks the child. Its value is the parent's pid.
 const CHILD_OF: &str = "XENSTORED_CHILD_OF";
-/// What the child says once it is ready.
+/// The byte that the child sends once it is ready.
 const READY: u8 = b'R';
 
-/// Whether this process is the background child of another.
+/// True if this process is the background child of another.
 pub(crate) fn is_child() -> bool {
     let parent = rustix::process::getppid().map(|pid| pid.as_raw_nonzero().to_string());
     std::env::var(CHILD_OF).ok().is_some_and(|pid| Some(pid) == parent)
@@ -30,7 +30,7 @@ pub(crate) fn is_child() -> bool {
 /// Starts the daemon as a child and waits until it is ready or has ended.
 ///
 /// # Errors
-/// [`Error::Start`] where it cannot be started.
+/// [`Error::Start`] if it cannot be started.
 pub(crate) fn start_child() -> Result<ExitCode, Error> {
     let failed = |error: io::Error| {
         Error::start(format!("cannot start in the background: {error}; try --no-fork"))
@@ -45,7 +45,8 @@ pub(crate) fn start_child() -> Result<ExitCode, Error> {
     command.env(CHILD_OF, rustix::process::getpid().as_raw_nonzero().to_string());
     command.stdin(Stdio::from(writer));
     let mut child = command.spawn().map_err(failed)?;
-    // Else the pipe's writing end would live on here and the end of the child go unnoticed.
+    // Otherwise this process would keep the pipe's writing end, and not notice the end of the
+    // child.
     drop(command);
     let mut word = [0];
     match reader.read(&mut word) {
@@ -61,37 +62,37 @@ pub(crate) fn start_child() -> Result<ExitCode, Error> {
     }
 }
 
-/// Leaves the starter's terminal and directory; relative paths were resolved before.
+/// Leaves the parent's terminal and directory. Relative paths were resolved before.
 ///
 /// # Errors
-/// [`Error::Start`] where `/` cannot be entered.
+/// [`Error::Start`] if `/` cannot be entered.
 pub(crate) fn leave_session() -> Result<(), Error> {
-    // Fails only for the leader of a process group, which a child is not.
+    // This fails only for the leader of a process group. A child is no leader.
     let _ = rustix::process::setsid();
     std::env::set_current_dir("/").map_err(|error| Error::start(format!("chdir /: {error}")))
 }
 
-/// Leaves the starter's standard streams, and tells the parent.
+/// Leaves the parent's standard streams, and tells the parent that the daemon is ready.
 ///
 /// # Errors
-/// [`Error::Start`] where `/dev/null` cannot be used.
+/// [`Error::Start`] if `/dev/null` cannot be used.
 pub(crate) fn detach() -> Result<(), Error> {
     let failed = |error: io::Error| Error::start(format!("/dev/null: {error}"));
     let null = OpenOptions::new().read(true).write(true).open("/dev/null").map_err(failed)?;
     rustix::stdio::dup2_stdout(&null).map_err(|error| failed(error.into()))?;
     rustix::stdio::dup2_stderr(&null).map_err(|error| failed(error.into()))?;
     if is_child() {
-        // The parent may be gone; that harms nobody.
+        // The parent may be gone, which does no harm.
         let _ = rustix::io::write(rustix::stdio::stdin(), &[READY]);
     }
     rustix::stdio::dup2_stdin(&null).map_err(|error| failed(error.into()))
 }
 
-/// Sends `state` to the service manager that `NOTIFY_SOCKET` names; nothing where there is none.
+/// Sends `state` to the service manager that `NOTIFY_SOCKET` names. Does nothing if it is not set.
 /// Source: sd_notify(3).
 ///
 /// # Errors
-/// What the socket answered.
+/// The error of the socket.
 pub(crate) fn sd_notify(state: &str) -> io::Result<()> {
     match std::env::var_os("NOTIFY_SOCKET") {
         Some(to) if !to.is_empty() => notify(&to, state),
@@ -99,7 +100,7 @@ pub(crate) fn sd_notify(state: &str) -> io::Result<()> {
     }
 }
 
-/// Sends `state` as one datagram to a path, or to an abstract address where it begins with `@`.
+/// Sends `state` as one datagram to a path, or to an abstract address if it begins with `@`.
 fn notify(to: &OsStr, state: &str) -> io::Result<()> {
     let address = match to.as_bytes().strip_prefix(b"@") {
         Some(name) => SocketAddrUnix::new_abstract_name(name)?,

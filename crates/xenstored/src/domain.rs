@@ -1,4 +1,4 @@
-//! The platform, and the event channels that are bound on it.
+//! The platform, and the event channels bound on it.
 
 use crate::Platform;
 use xen::domwatch::OwnRing;
@@ -8,7 +8,7 @@ use xen::shared::SharedPage;
 use xen::{GrantRef, Port};
 use xenstore_core::server::{ConnId, DomId};
 
-/// The platform and what is bound on it.
+/// The platform and its bound event channels.
 pub(crate) struct Domains {
     pub(crate) platform: Platform,
     /// The port of `VIRQ_DOM_EXC`.
@@ -26,7 +26,7 @@ impl Domains {
         Ok(Self { platform, virq, ports: Vec::new(), own_ring: None })
     }
 
-    /// The connection whose port this is.
+    /// Returns the connection of this port.
     pub(crate) fn connection_of(&self, port: Port) -> Option<ConnId> {
         *self.ports.get(port.0 as usize)?
     }
@@ -50,7 +50,7 @@ impl Domains {
         if let Some(slot) = self.ports.get_mut(port.0 as usize) {
             *slot = None;
         }
-        // The peer's death may have closed it before.
+        // The port may have been closed by the peer's end.
         let _ = self.platform.evtchn.close(port);
     }
 

@@ -1,26 +1,26 @@
-//! The errors that keep the daemon from running.
+//! The errors that stop the daemon or its start.
 
 use std::fmt;
 
-/// Why the daemon does not run.
+/// The reason why the daemon does not run.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum Error {
-    /// The command line or the environment asks for something that cannot be.
+    /// The command line or the environment contains a request that cannot be granted.
     Usage(String),
-    /// It could not be set up.
+    /// The daemon could not be set up.
     Start(String),
-    /// It had to stop.
+    /// The daemon had to stop.
     Run(String),
 }
 
 impl Error {
-    /// The daemon could not be set up, because of `why`.
+    /// Returns the error of a daemon that could not be set up, with the reason `why`.
     pub fn start(why: impl Into<String>) -> Self {
         Self::Start(why.into())
     }
 
-    /// A request that cannot be granted, because of `why`.
+    /// Returns the error of a request that cannot be granted, with the reason `why`.
     pub(crate) fn usage(why: impl Into<String>) -> Self {
         Self::Usage(why.into())
     }

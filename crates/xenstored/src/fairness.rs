@@ -1,61 +1,63 @@
-//! Who is served when more is asked than one round does: deficit round robin.
+//! Divides a round among connections that request more than fits in it: deficit round robin.
 //!
-//! The core says what each request cost, in units of one simple request. In a round every connection
-//! that has input may spend [`QUANTUM`], times its domain's weight; what its last request costs beyond that is a debt, taken off
-//! its next rounds. What it does not spend is not saved up. A connection with input left over goes
-//! to the end of its queue.
+//! The core reports the cost of each request, in units of one simple request. In a round every
+//! connection with input may spend [`QUANTUM`] times its domain's weight. If its last request costs
+//! more than the rest of that, the excess is a debt, deducted from its next rounds. An unspent rest
+//! is not saved. A connection with input left over goes to the end of its queue.
 //!
-//! Domain 0 (its sockets and its ring) comes first and may spend [`PRIVILEGED_SHARE`] in a round; then
-//! the guests' rings may spend [`GUEST_SHARE`]. So a flood from guests delays domain 0 by one guest share at
-//! most, and domain 0 at its busiest leaves the guests a fifth. Nobody waits while others idle: what one queue leaves is not
-//! kept from the other, as the next round begins at once.
+//! Domain 0 (its sockets and its ring) comes first and may spend [`PRIVILEGED_SHARE`] in a round.
+//! Then the guests' rings may spend [`GUEST_SHARE`]. Therefore a flood from guests delays domain 0
+//! by at most one guest share, and domain 0 at its busiest leaves the guests a fifth. No connection
+//! waits while the daemon is idle: the next round begins at once, so the unused share of one queue
+//! is not lost to the other.
 //!
-//! A ring holds some 60 requests, so among guests that all want the daemon the quantum is small,
-//! [`QUANTUM_BESIDE`]: else weights would mean nothing, and who asks for little would wait for whole rings. For
-//! the same reason a guest that begins to ask comes before those that have had a turn and go on, up
-//! to [`FRESH_IN_A_ROW`] times for each of these.
+//! A ring holds some 60 requests, so the quantum among guests that all want service is small,
+//! [`QUANTUM_BESIDE`]. With a large one weights would have no effect, and a guest with few requests
+//! would wait for whole rings. For the same reason a guest with new requests comes before those
+//! that have had a turn and continue, up to [`FRESH_IN_A_ROW`] times for each of these.
 
 use crate::connection::Class;
 use std::collections::VecDeque;
 use xenstore_core::limits::WEIGHT_DEFAULT;
 use xenstore_core::server::ConnId;
 
-/// What one connection may spend in a round.
+/// The most that one connection may spend in a round.
 pub(crate) const QUANTUM: i64 = 256;
-/// What a guest may spend in a round beside other guests.
+/// The most that a guest may spend in a round while other guests want service.
 pub(crate) const QUANTUM_BESIDE: i64 = 4;
-/// What domain 0 may spend in a round.
+/// The most that domain 0 may spend in a round.
 pub(crate) const PRIVILEGED_SHARE: i64 = 8192;
-/// What all guests together may spend in a round, whatever domain 0 does.
+/// The most that all guests together may spend in a round, whatever domain 0 does.
 pub(crate) const GUEST_SHARE: i64 = 2048;
-/// Guests that begin to ask come so often before one that goes on.
+/// The most guests with new requests that are served in a row before one that continues.
 const FRESH_IN_A_ROW: u32 = 8;
-/// A guest is beside another for so long after that one was served, in microseconds.
+/// The time for which a guest counts as competing after another one was served, in microseconds.
 const BESIDE_US: u64 = 1000;
 
-/// Whether others want the daemon, too.
+/// The competition for the daemon: other connections want service too, or none does.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Beside {
     Nobody,
     Others,
 }
 
-/// Whether a connection begins to ask, or goes on after a turn that was not enough.
+/// The state of a connection in its queue: new requests, or more of them after a turn that was too
+/// short.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Asks {
     Afresh,
     OnAndOn,
 }
 
-/// The connections that have something to be read or handed in.
+/// The queues of connections with input to read or to give to the core.
 #[derive(Default)]
 pub(crate) struct ReadyQueues {
     privileged: VecDeque<ConnId>,
     fresh: VecDeque<ConnId>,
     going_on: VecDeque<ConnId>,
-    /// How many of `fresh` came before the first of `going_on`.
+    /// The number of connections from `fresh` served since the last one from `going_on`.
     fresh_in_a_row: u32,
-    /// The guest that was served last, and when that was another one.
+    /// The guest that was served last, and the time until which the guests count as competing.
     last: Option<ConnId>,
     last_other: u64,
 }
@@ -94,7 +96,7 @@ impl ReadyQueues {
         self.privileged.is_empty() && self.fresh.is_empty() && self.going_on.is_empty()
     }
 
-    /// Who wants the daemon beside this connection, which is served now.
+    /// Returns the competition for the daemon while this connection is served.
     pub(crate) fn beside(&mut self, class: Class, id: ConnId, now: u64) -> Beside {
         let others = match class {
             Class::Privileged => !self.is_empty(),
@@ -109,9 +111,9 @@ impl ReadyQueues {
     }
 }
 
-/// What a connection may spend now, given what it had. A debt of domain 0's is forgiven when nobody else
-/// waits: it would delay its owner to nobody's gain. A guest's is not: what it asks next would delay
-/// who comes meanwhile.
+/// Returns the budget of a connection for this turn, from its remaining budget. A debt of domain
+/// 0's is forgiven if no other connection waits: it would delay domain 0 without a benefit to
+/// others. A guest's debt is kept: its next requests would delay connections that arrive meanwhile.
 pub(crate) fn refill(credit: i64, class: Class, weight: u32, beside: Beside) -> i64 {
     let quantum = match (class, beside) {
         (Class::Guest, Beside::Others) => QUANTUM_BESIDE,

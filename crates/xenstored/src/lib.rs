@@ -1,23 +1,24 @@
 //! The XenStore daemon: the only place where the store's core meets sockets, rings and the clock.
 //!
-//! The promise: what a peer sends, withholds or leaves unread harms that peer alone, and a wake-up
-//! costs as much as there is to do and not as much as there are connections. One process, one
-//! thread, one poll loop. Which platform there is, its caller says: this crate names none.
+//! The promise: the bytes that a peer sends, withholds or leaves unread harm that peer alone, and
+//! the cost of a wake-up is proportional to the work, not to the number of connections. The daemon
+//! has one process, one thread and one poll loop. The caller chooses the platform: this crate names
+//! none.
 //!
-//! | module | what it is |
+//! | module | contents |
 //! |---|---|
 //! | [`config`], `options`, `switch`, [`paths`] | command line and environment of C xenstored |
-//! | `event_loop` | the loop, a connection's turn, what the core asks of the machine |
-//! | [`step`] | the same daemon as a value, without a process of its own, for who steps it |
-//! | `connection`, `fairness` | what is kept for a connection; whose turn it is |
+//! | `event_loop` | the loop, a connection's turn, the core's questions to the machine |
+//! | [`step`] | the same daemon as a value without a process of its own, stepped by its owner |
+//! | `connection`, `fairness` | the state of a connection; the order of turns |
 //! | `socket` | the listening socket, its lock, taking over a stale one |
-//! | `platform`, `domain` | what is needed of Xen, and what is bound on it |
+//! | `platform`, `domain` | the parts of Xen that the daemon needs, and its bound event channels |
 //! | `sends` | many sends in one system call |
-//! | `control`, `stats` | CONTROL commands about the daemon; its counters |
+//! | `control`, `stats` | CONTROL commands that concern the daemon; its counters |
 //! | [`log`], [`trace`] | lines for administrators; every message, on request |
 //! | `daemonize`, `pid_file`, `signals` | background, readiness, pid file, SIGTERM and SIGHUP |
 //! | `error` | [`Error`] |
-//! | `privileges`, `seccomp` | capabilities given up after start-up; the system calls that are left |
+//! | `privileges`, `seccomp` | capabilities dropped after start-up; the system calls that remain |
 
 pub mod config;
 mod connection;
@@ -59,8 +60,8 @@ pub use error::Error;
 pub use event_loop::Clock;
 pub use platform::{Platform, Provided};
 
-/// The whole program: reads the command line, goes into the background, asks `provider` for the
-/// platform, serves. `provider` runs in the process that serves.
+/// Runs the whole program: reads the command line, goes into the background, asks `provider` for
+/// the platform, and serves. `provider` runs in the process that serves.
 pub fn main_with(provider: impl FnOnce(&Config) -> Result<Provided, Error>) -> ExitCode {
     match try_main(provider) {
         Ok(code) => code,
@@ -92,7 +93,7 @@ fn try_main(provider: impl FnOnce(&Config) -> Result<Provided, Error>) -> Result
     Ok(ExitCode::SUCCESS)
 }
 
-/// A secret that no guest can guess.
+/// Returns a secret that no guest can guess.
 fn secret() -> Result<[u64; 2], Error> {
     let mut bytes = [0; 16];
     rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
@@ -104,7 +105,7 @@ fn secret() -> Result<[u64; 2], Error> {
 /// Serves until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// [`Error::Start`] where the daemon cannot be set up, [`Error::Run`] where it had to stop.
+/// [`Error::Start`] if the daemon cannot be set up, [`Error::Run`] if it had to stop.
 pub fn run(config: &Config, provided: Provided) -> Result<(), Error> {
     let verbose = if config.verbose == Switch::On { Level::Debug } else { Level::Info };
     let mut log = Log::stderr(verbose);
@@ -112,7 +113,7 @@ pub fn run(config: &Config, provided: Provided) -> Result<(), Error> {
         PidFile::check(path)?;
     }
     raise_open_files();
-    // First of all: who else serves this path is to be left in peace.
+    // This comes first: another daemon that serves this path must not be disturbed.
     let listener = Listener::bind(&config.socket)?;
     let signals = signals::Signals::install()?;
     let platform = match provided {
@@ -131,7 +132,7 @@ pub fn run(config: &Config, provided: Provided) -> Result<(), Error> {
         event_loop.introduce_own_domain()?;
     }
     let _pid_file = config.pid_file.as_deref().map(PidFile::write).transpose()?;
-    // Who starts it is still listening, so a refusal is heard.
+    // The starter is still listening, so it sees a refusal.
     privileges::drop_all(ioctls, config.filter)?;
     announce(config, event_loop.io())?;
     let ended = event_loop.run();
@@ -181,7 +182,7 @@ fn set_up(
     EventLoop::new(server, io, outside, clock)
 }
 
-/// Gives one quota of the command line to the core.
+/// Sets one quota of the command line in the core.
 fn set_quota(server: &mut Server, quota: &QuotaSetting) -> Result<(), Error> {
     let kind = match quota.kind {
         QuotaKind::Hard => Kind::Hard,
@@ -191,14 +192,14 @@ fn set_quota(server: &mut Server, quota: &QuotaSetting) -> Result<(), Error> {
     set.map_err(|error| Error::start(format!("quota {}: {error}", quota.name)))
 }
 
-/// As many descriptors as the system lets this process have: each client takes one.
+/// Raises the limit on open files as far as the system allows: each client takes one descriptor.
 fn raise_open_files() {
     let limit = getrlimit(Resource::Nofile);
-    // Refused where a sandbox forbids it; then there are fewer.
+    // A sandbox may forbid this. Then there are fewer descriptors.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
 }
 
-/// Tells everybody who waits for it that the daemon accepts connections.
+/// Tells all waiting processes that the daemon accepts connections.
 fn announce(config: &Config, io: &mut Io) -> Result<(), Error> {
     let pid = rustix::process::getpid().as_raw_nonzero();
     if config.print_pid == Switch::On {

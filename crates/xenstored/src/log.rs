@@ -1,7 +1,7 @@
-//! The log: one structured line an occurrence, to stderr or to syslog.
+//! The log: one structured line for each occurrence, to stderr or to syslog.
 //!
-//! Lines are `key=value` pairs, `level` first and `msg="…"` last. Nothing that peers do may fill a
-//! log: whoever calls this for a peer's doing limits the rate.
+//! Lines are `key=value` pairs, `level` first and `msg="…"` last. No action of a peer may fill a
+//! log: a caller that reports an action of a peer limits the rate.
 
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use std::collections::HashMap;
@@ -9,16 +9,16 @@ use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::os::unix::net::UnixDatagram;
 
-/// How bad it is.
+/// The severity of a line.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Level {
-    /// The daemon cannot do what it is there for.
+    /// The daemon cannot do its work.
     Error,
-    /// Somebody is not served as they expect.
+    /// A client is not served as it expects.
     Warn,
-    /// What an administrator wants to know in normal times.
+    /// Information for administrators in normal operation.
     Info,
-    /// With `--verbose` only.
+    /// Details, written with `--verbose` only.
     Debug,
 }
 
@@ -32,7 +32,7 @@ impl Level {
         }
     }
 
-    /// The severity of syslog(3) with facility `LOG_DAEMON`.
+    /// Returns the severity of syslog(3) with facility `LOG_DAEMON`.
     fn priority(self) -> u8 {
         const DAEMON: u8 = 3 << 3;
         DAEMON
@@ -51,20 +51,21 @@ enum Sink {
     Taker(Box<dyn FnMut(&str)>),
 }
 
-/// Lines about the doings of one domain that are written within [`WINDOW_US`]; the others are counted.
+/// The most lines about the actions of one domain that are written within [`WINDOW_US`]. Further
+/// lines are only counted.
 const WINDOW_LINES: u32 = 20;
-/// The window, in microseconds.
+/// The length of the window, in microseconds.
 const WINDOW_US: u64 = 10_000_000;
 
-/// How many lines about each domain's doings the current window has seen. One domain's lines never
-/// crowd out another's.
+/// The number of lines about each domain's actions in the current window. One domain's lines never
+/// displace another's.
 #[derive(Default)]
 struct Window {
     began: u64,
     lines: HashMap<Option<u16>, u32>,
 }
 
-/// Where lines go.
+/// A log and its destination.
 pub struct Log {
     sink: Sink,
     most: Level,
@@ -72,19 +73,19 @@ pub struct Log {
 }
 
 impl Log {
-    /// A log on stderr, up to `most`.
+    /// Returns a log on stderr, with lines up to `most`.
     #[must_use]
     pub fn stderr(most: Level) -> Self {
         Self { sink: Sink::Stderr, most, window: Window::default() }
     }
 
-    /// A log whose lines `taker` gets, without their ends, up to `most`.
+    /// Returns a log that gives its lines up to `most` to `taker`, without line ends.
     #[must_use]
     pub fn to(most: Level, taker: Box<dyn FnMut(&str)>) -> Self {
         Self { sink: Sink::Taker(taker), most, window: Window::default() }
     }
 
-    /// The same lines to syslog from now on; where there is none they are lost.
+    /// Writes to syslog from now on. If there is none the lines are lost.
     pub fn to_syslog(&mut self) {
         self.sink = Sink::Syslog(connect_syslog(SYSLOG).ok());
     }
@@ -114,8 +115,8 @@ impl Log {
         self.send(level, line);
     }
 
-    /// Writes a line about something that a domain can do as often as it likes; `now` in microseconds.
-    /// What goes over the limit is counted and said when the window is over.
+    /// Writes a line about an action that a domain can repeat without limit; `now` is in
+    /// microseconds. Lines over the limit are counted, and reported when the window is over.
     pub fn limited(&mut self, level: Level, domid: Option<u16>, text: &str, now: u64) {
         if now.saturating_sub(self.window.began) >= WINDOW_US {
             let window = Window { began: now, lines: HashMap::new() };
@@ -149,9 +150,10 @@ impl Log {
                 let sent = socket.as_ref().map(|to| to.send(datagram.as_bytes()));
                 match sent {
                     Some(Ok(_)) => {}
-                    // It does not keep up: lines are lost, and nobody waits for it.
+                    // The logger does not keep up. Lines are lost, and the daemon does not wait for
+                    // it.
                     Some(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => {}
-                    // It is not there, or was restarted.
+                    // The logger does not run, or was restarted.
                     _ => {
                         *socket = connect_syslog(SYSLOG).ok();
                         if let Some(socket) = socket {
@@ -164,16 +166,16 @@ impl Log {
     }
 }
 
-/// Where the system's logger listens (syslog(3)).
+/// The socket of the system's logger (syslog(3)).
 const SYSLOG: &str = "/dev/log";
 
-/// `domid=7`, or nothing.
+/// Returns `domid=7`, or nothing.
 fn field(domid: Option<u16>) -> String {
     domid.map(|domid| format!("domid={domid}")).unwrap_or_default()
 }
 
-/// The system's logger at `path`. Not blocking from the start: an ioctl for that would not pass the
-/// daemon's system-call filter.
+/// Connects to the system's logger at `path`. The socket is non-blocking from the start: an ioctl
+/// that sets it would not pass the daemon's system-call filter.
 pub(crate) fn connect_syslog(path: &str) -> io::Result<UnixDatagram> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None)?;

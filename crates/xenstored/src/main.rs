@@ -1,4 +1,4 @@
-//! `xenstored`: the daemon for the machine that it finds itself on, or for the hosted one that
+//! `xenstored`: the daemon for the machine on which it runs, or for the hosted one that
 //! `XEN_HOSTED_HOST` names.
 
 use std::process::ExitCode;
@@ -22,7 +22,7 @@ fn main() -> ExitCode {
     })
 }
 
-/// The platform of domain 0 on real Xen.
+/// Returns the platform of domain 0 on real Xen.
 fn real_xen() -> Result<Platform, xen_linux::Error> {
     let privcmd = xen_linux::privcmd::Privcmd::open()?;
     Ok(Platform {
@@ -34,7 +34,7 @@ fn real_xen() -> Result<Platform, xen_linux::Error> {
     })
 }
 
-/// The platform of domain 0 of a hosted host.
+/// Returns the platform of domain 0 of a hosted host.
 fn hosted(host: &HostDir) -> Result<Platform, Error> {
     let platform = xen_hosted::store_platform(host).map_err(|error| {
         Error::start(format!(

@@ -1,10 +1,10 @@
-//! The options of C xenstored as one table, and how `getopt_long` reads words by it.
+//! The table of C xenstored's options, and the parser of words that `getopt_long` would accept.
 //!
 //! Source: `tools/xenstored/core.c` (`options`), `xenstored --help`, getopt_long(3).
 
 use crate::Error;
 
-/// Whether an option takes a value.
+/// The choice between options that take a value and options that do not.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Value {
     None,
@@ -12,7 +12,7 @@ pub(crate) enum Value {
     Optional(&'static str),
 }
 
-/// What an option means.
+/// The meaning of an option.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Meaning {
     NoDomainInit,
@@ -180,7 +180,7 @@ const OPTIONS: [Row; 24] = [
     (Some(b'U'), "live-update", Value::None, Meaning::LiveUpdate, "refused; not supported yet"),
 ];
 
-/// The help text.
+/// Returns the help text.
 #[must_use]
 pub(crate) fn help() -> String {
     let mut text = String::from("Usage: xenstored <options>\n\n");
@@ -201,7 +201,7 @@ pub(crate) fn help() -> String {
     text
 }
 
-/// The options in one word of the command line, which may take the next word as its value.
+/// Parses the options in one word of the command line, which may take the next word as its value.
 pub(crate) fn split_word(
     word: &[u8],
     words: &mut std::iter::Peekable<impl Iterator<Item = Vec<u8>>>,
@@ -241,7 +241,7 @@ pub(crate) fn split_word(
     Ok(found)
 }
 
-/// The option of this long name or of its only possible completion.
+/// Returns the option with this long name or with its only possible completion.
 fn find_long(name: &[u8]) -> Result<&'static Row, Error> {
     let shown = String::from_utf8_lossy(name);
     if let Some(row) = OPTIONS.iter().find(|row| row.1.as_bytes() == name) {
@@ -269,7 +269,8 @@ fn value_of(
         (Value::Required(what), None) => {
             words.next().ok_or_else(|| Error::usage(format!("--{} needs a value: {what}", row.1)))
         }
-        // The help of C xenstored shows the value as a word of its own, so that is taken, too.
+        // The help of C xenstored shows the value as a word of its own, so that form is accepted,
+        // too.
         (Value::Optional(_), None) => {
             Ok(words.next_if(|next| next == b"on" || next == b"off").unwrap_or_default())
         }

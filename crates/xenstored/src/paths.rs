@@ -1,4 +1,4 @@
-//! Where things lie: the socket, relative trace files, and the directories they need.
+//! The paths of the socket and of relative trace files, and the directories that they need.
 //!
 //! Source: `tools/include/xen-tools/xenstore-common.h`, `tools/libs/store`.
 
@@ -9,12 +9,12 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-/// The directory of the socket where nothing else is said (`XEN_RUN_STORED`).
+/// The default directory of the socket (`XEN_RUN_STORED`).
 const RUN_DIR: &str = "/run/xenstored";
-/// The directory of relative trace files where nothing else is said (`XEN_LIB_STORED`).
+/// The default directory of relative trace files (`XEN_LIB_STORED`).
 const LIB_DIR: &str = "/var/lib/xenstored";
 
-/// What a process is given besides its command line.
+/// The environment of a process, besides its command line.
 #[derive(Clone, Debug)]
 pub struct Environment {
     /// `XENSTORED_PATH`: the socket.
@@ -25,26 +25,26 @@ pub struct Environment {
     pub root_dir: Option<OsString>,
     /// `XDG_RUNTIME_DIR`: an ordinary user's own `/run`.
     pub user_run_dir: Option<OsString>,
-    /// `XENSTORED_UNFILTERED`: set where the daemon is to keep its privileges, for a kernel that
-    /// cannot take them.
+    /// `XENSTORED_UNFILTERED`: set if the daemon is to keep its privileges, for a kernel that
+    /// cannot take them away.
     pub unfiltered: Option<OsString>,
     /// The current directory, for relative names.
     pub directory: PathBuf,
-    /// Whether `/run/xenstored` can be used or created.
+    /// The access to `/run/xenstored`: it can be used or created, or not.
     pub system: System,
 }
 
-/// Whether the system's own directories may be written.
+/// The access to the system's own directories.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum System {
-    /// They may.
+    /// They may be written.
     Writable,
-    /// They may not; the daemon runs for an ordinary user.
+    /// They may not be written. The daemon runs for an ordinary user.
     Closed,
 }
 
 impl Environment {
-    /// The environment of this process.
+    /// Returns the environment of this process.
     #[must_use]
     pub fn of_process() -> Self {
         let get = |name| std::env::var_os(name).filter(|value| !value.is_empty());
@@ -68,10 +68,10 @@ fn writable(dir: &Path) -> bool {
     rustix::fs::access(dir, rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK).is_ok()
 }
 
-/// The socket's path.
+/// Returns the socket's path.
 ///
 /// # Errors
-/// [`Error::Usage`] where an ordinary user has no place for it.
+/// [`Error::Usage`] if an ordinary user has no directory for it.
 pub(crate) fn socket(environment: &Environment) -> Result<PathBuf, Error> {
     if let Some(path) = &environment.path {
         return Ok(environment.directory.join(path));
@@ -91,7 +91,7 @@ pub(crate) fn socket(environment: &Environment) -> Result<PathBuf, Error> {
     }
 }
 
-/// Where relative names of trace files lead.
+/// Returns the directory of trace files with relative names.
 pub(crate) fn root_dir(environment: &Environment) -> PathBuf {
     match &environment.root_dir {
         Some(dir) => environment.directory.join(dir),
@@ -100,10 +100,10 @@ pub(crate) fn root_dir(environment: &Environment) -> PathBuf {
     }
 }
 
-/// Creates the directory that `path` is to lie in, with its parents, mode 0755.
+/// Creates the parent directories of `path`, mode 0755.
 ///
 /// # Errors
-/// What mkdir(2) answered.
+/// The error of mkdir(2).
 pub(crate) fn create_parents(path: &Path) -> io::Result<()> {
     match path.parent() {
         Some(dir) if !dir.as_os_str().is_empty() => {

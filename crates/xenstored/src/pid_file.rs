@@ -1,7 +1,7 @@
-//! The pid file: there only once the daemon accepts connections, and locked while it runs.
+//! The pid file. It exists only once the daemon accepts connections, and is locked while it runs.
 //!
-//! The lock is the one that C xenstored asks for (lockf(3), a record lock), so that neither starts
-//! over the other.
+//! The lock is the one that C xenstored takes (lockf(3), a record lock), so that neither daemon
+//! starts over the other.
 
 use crate::Error;
 use rustix::fs::{FlockOperation, fcntl_lock, flock};
@@ -11,17 +11,17 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-/// The file; dropping it removes the path.
+/// The pid file. Dropping it removes the path.
 pub(crate) struct PidFile {
     file: File,
     path: PathBuf,
 }
 
 impl PidFile {
-    /// Whether the file may be taken: early, before anything is set up.
+    /// Checks that the file may be taken. It is called early, before anything is set up.
     ///
     /// # Errors
-    /// [`Error::Start`] where a running daemon holds it.
+    /// [`Error::Start`] if a running daemon holds it.
     pub(crate) fn check(path: &Path) -> Result<(), Error> {
         let mut file = match OpenOptions::new().read(true).write(true).open(path) {
             Ok(file) => file,
@@ -43,10 +43,10 @@ impl PidFile {
         }
     }
 
-    /// Writes this process's number; the file appears complete and locked.
+    /// Writes this process's pid. The file appears complete and locked.
     ///
     /// # Errors
-    /// [`Error::Start`] where a running daemon holds it, or it cannot be written.
+    /// [`Error::Start`] if a running daemon holds it, or it cannot be written.
     pub(crate) fn write(path: &Path) -> Result<Self, Error> {
         let failed = |error: io::Error| failed(path, &error);
         crate::paths::create_parents(path).map_err(failed)?;
@@ -54,7 +54,8 @@ impl PidFile {
         let mut temporary = path.as_os_str().to_owned();
         temporary.push(format!(".{pid}"));
         let temporary = PathBuf::from(temporary);
-        // One starter at a time looks and renames; the kernel lets go when the directory closes.
+        // One starting daemon at a time checks and renames. The kernel releases the lock when the
+        // directory is closed.
         let directory = path.parent().filter(|dir| !dir.as_os_str().is_empty());
         let directory = File::open(directory.unwrap_or(Path::new("."))).map_err(failed)?;
         flock(&directory, FlockOperation::LockExclusive).map_err(|error| failed(error.into()))?;

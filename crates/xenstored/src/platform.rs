@@ -1,4 +1,4 @@
-//! Xen, or what stands in for it.
+//! The parts of Xen, or of its substitute, that the daemon needs.
 
 use xen::domwatch::DomainWatch;
 use xen::evtchn::EventChannels;
@@ -8,13 +8,13 @@ use xen::gnttab::GrantMap;
 pub struct Platform {
     /// Event channels to the domains.
     pub evtchn: Box<dyn EventChannels>,
-    /// Their ring pages.
+    /// The mapping of the domains' ring pages.
     pub grants: Box<dyn GrantMap>,
-    /// Their coming and going.
+    /// The watch for domains that start and end.
     pub domains: Box<dyn DomainWatch>,
-    /// The ioctl requests that the three make once the daemon serves; no others pass its filter.
+    /// The ioctl requests that these three make once the daemon serves. No others pass its filter.
     pub ioctls: &'static [u32],
-    /// Its kind and its place, as an error names it.
+    /// The kind and place of the platform, for error messages.
     pub name: String,
 }
 
@@ -22,6 +22,6 @@ pub struct Platform {
 pub enum Provided {
     /// A platform with domains.
     Platform(Platform),
-    /// None, and why: only the socket is served.
+    /// No platform, for this reason: only the socket is served.
     SocketOnly(&'static str),
 }

@@ -1,16 +1,16 @@
-//! What the daemon gives up once it serves: every capability, every system call that it does not
-//! need, and the right to get any of it back.
+//! Drops privileges once the daemon serves: every capability, every system call that it does not
+//! need, and the right to regain any of them.
 
 use crate::Error;
 use crate::seccomp;
 use crate::switch::Switch;
 use rustix::thread::{CapabilitySet, set_no_new_privs};
 
-/// Gives it up, for good. `ioctls` are the requests that the platform still makes.
+/// Drops the privileges for good. `ioctls` are the requests that the platform still makes.
 ///
 /// # Errors
-/// [`Error::Start`] where the kernel refuses, which leaves a daemon that faces guests with more
-/// than it needs: then it does not serve, unless `filter` is off.
+/// [`Error::Start`] if the kernel refuses. The daemon would then face guests with more privileges
+/// than it needs, so it does not serve, unless `filter` is off.
 pub(crate) fn drop_all(ioctls: &[u32], filter: Switch) -> Result<(), Error> {
     let failed = |what: &str, error: &dyn std::fmt::Display| {
         Error::start(format!(

@@ -1,12 +1,12 @@
-//! The system calls that are left once the daemon serves; any other kills the process.
+//! The system calls that remain once the daemon serves. Any other kills the process.
 //!
-//! The list is what the loop, the allocator, the platforms (maps, their ioctls, datagrams), the log,
-//! the trace file and a clean end use. What it takes away is what an intruder wants: starting programs,
-//! the network, executable memory, other processes.
+//! The list contains the calls of the loop, the allocator, the platforms (maps, their ioctls,
+//! datagrams), the log, the trace file and an orderly end. It excludes the calls that an intruder
+//! wants: starting programs, the network, executable memory, other processes.
 
 use confine::Calls;
 
-/// Calls that may be made with any arguments.
+/// The calls that may be made with any arguments.
 const ALLOWED: &[libc::c_long] = &[
     // The loop, sockets, rings.
     libc::SYS_epoll_pwait,
@@ -19,7 +19,7 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_read,
     libc::SYS_write,
     libc::SYS_writev,
-    // Its one ring takes sends only; no other can be made.
+    // The daemon's one io_uring accepts sends only, and no other can be made.
     libc::SYS_io_uring_enter,
     libc::SYS_close,
     libc::SYS_getsockopt,
@@ -57,18 +57,18 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_rt_sigaction,
     libc::SYS_sigaltstack,
     libc::SYS_restart_syscall,
-    // An abort, so that it is seen as one.
+    // An abort, so that it is reported as one.
     libc::SYS_gettid,
     libc::SYS_tgkill,
     libc::SYS_exit,
     libc::SYS_exit_group,
 ];
 
-/// Drops what is not needed any more, for this thread and for good. `ioctls` are the requests to
-/// devices that are left.
+/// Drops the system calls that are not needed any more, for this thread and for good. `ioctls` are
+/// the requests to devices that remain.
 ///
 /// # Errors
-/// Why the kernel does not take the filter.
+/// The reason why the kernel does not accept the filter.
 pub(crate) fn install(ioctls: &[u32]) -> Result<(), confine::Error> {
     let calls = Calls::any(ALLOWED).memory_without_code().unix_sockets().requests(ioctls);
     let filter = calls.else_kill()?;
@@ -85,7 +85,7 @@ mod tests {
 
     const ROLE: &str = "XENSTORED_TEST_SECCOMP";
 
-    /// Runs this test again in a process of its own, where it does `role` behind the filter.
+    /// Runs this test again in a process of its own, which does `role` behind the filter.
     fn status_of(role: &str) -> std::process::ExitStatus {
         let name = "seccomp::tests::what_is_not_on_the_list_kills";
         Command::new(std::env::current_exe().unwrap())

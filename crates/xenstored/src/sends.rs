@@ -1,9 +1,9 @@
-//! Many small sends in one system call, through an io_uring that can do nothing else.
+//! Sends many small outputs in one system call, through an io_uring that can do nothing else.
 //!
-//! A change that a thousand clients watch is a thousand sends, and entering the kernel is a third of
-//! what each costs. Where the kernel has no io_uring, or is told to refuse it, the caller sends one by
-//! one. The ring is restricted when it is made: it takes sends, and the kernel refuses any other
-//! request, whoever writes it there.
+//! A change that a thousand clients watch causes a thousand sends, and entering the kernel is a
+//! third of the cost of each. If the kernel has no io_uring, or is configured to refuse it, the
+//! caller sends one by one. The ring is restricted when it is made: it accepts sends, and the
+//! kernel refuses any other request, no matter who writes it to the ring.
 #![allow(unsafe_code)]
 
 use io_uring::register::Restriction;
@@ -12,18 +12,18 @@ use rustix::io::Errno;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 
-/// Sends that one call makes at most; the number of entries of the ring.
+/// The most sends of one call, which is the number of entries of the ring.
 const BATCH: usize = 256;
-/// Outputs up to this size, in bytes, are worth copying for it.
+/// The largest output, in bytes, that is worth copying for a common send.
 pub(crate) const SMALL_MAX: usize = 1024;
-/// Fewer sends than this are cheaper one by one.
+/// The fewest sends for which one call is cheaper than one call each.
 pub(crate) const WORTH_IT: usize = 8;
 
-/// The ring, and the bytes on their way.
+/// The ring, and the bytes to be sent.
 pub(crate) struct Sends {
     ring: IoUring,
     bytes: Vec<u8>,
-    /// To where, and where in `bytes` what is for it ends.
+    /// The socket of each output, and the end of the output in `bytes`.
     queue: Vec<(RawFd, usize)>,
     results: Vec<Result<usize, Errno>>,
     broken: bool,
@@ -33,7 +33,7 @@ impl Sends {
     /// Makes the ring.
     ///
     /// # Errors
-    /// Why the kernel does not.
+    /// The kernel's reason for refusing the ring.
     pub(crate) fn new() -> io::Result<Self> {
         let mut builder = IoUring::builder();
         builder.dontfork().setup_r_disabled().setup_single_issuer();
@@ -47,7 +47,7 @@ impl Sends {
         Ok(Self { ring, bytes, queue, results: Vec::with_capacity(BATCH), broken: false })
     }
 
-    /// Notes that `output` is to go to `socket`; false where no more can be noted.
+    /// Queues `output` for `socket`. Returns false if the queue is full.
     pub(crate) fn push(&mut self, socket: BorrowedFd<'_>, output: &[u8]) -> bool {
         if self.queue.len() == BATCH || output.len() > SMALL_MAX {
             return false;
@@ -57,22 +57,22 @@ impl Sends {
         true
     }
 
-    /// Whether the kernel has refused the ring its work: it is not to be used any more.
+    /// True if the kernel has refused work from the ring. The ring must not be used any more.
     pub(crate) fn is_broken(&self) -> bool {
         self.broken
     }
 
-    /// Drops what was noted.
+    /// Drops the queued outputs.
     pub(crate) fn forget(&mut self) {
         self.queue.clear();
         self.bytes.clear();
     }
 
-    /// Sends all that was noted since the last time; how many bytes each socket has taken, in the order
-    /// in which they were noted. A socket must not be closed between the two.
+    /// Sends all queued outputs. Returns the number of bytes that each socket has taken, in the
+    /// order of the queue. A socket must not be closed between [`Sends::push`] and this call.
     ///
     /// # Errors
-    /// Where nothing was sent, and nothing will be.
+    /// The kernel's error. Nothing was sent, and nothing will be.
     pub(crate) fn send(&mut self) -> io::Result<&[Result<usize, Errno>]> {
         let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
         self.results.clear();
@@ -86,7 +86,7 @@ impl Sends {
                 .flags(flags)
                 .build()
                 .user_data(at as u64);
-            // SAFETY: the bytes stay in place until this call has all results, as nothing is noted
+            // SAFETY: the bytes stay in place until this call has all results, as nothing is queued
             // before it returns; the ring has as many entries as the queue.
             let pushed = unsafe { self.ring.submission().push(&entry) };
             pushed.map_err(|_| io::Error::from(Errno::BUSY))?;
@@ -97,8 +97,9 @@ impl Sends {
             match self.ring.submit_and_wait(left) {
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // What the kernel has taken it may still read: these bytes are never used again. What
-                // it has said so far holds; the rest is to be tried again when the socket takes bytes.
+                // The kernel may still read the bytes of entries that it has taken, so these bytes
+                // are never reused. The results that it has reported are valid. The rest is to be
+                // tried again when the socket takes bytes.
                 Err(_) => {
                     std::mem::take(&mut self.bytes).leak();
                     self.broken = true;

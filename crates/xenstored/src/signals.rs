@@ -4,17 +4,17 @@ use crate::Error;
 use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
 
-/// The reading ends; a byte for each signal.
+/// The reading ends of the signals' sockets. Each signal writes one byte.
 pub(crate) struct Signals {
     pub(crate) terminate: UnixStream,
     pub(crate) hang_up: UnixStream,
 }
 
 impl Signals {
-    /// Takes the signals over.
+    /// Installs the handlers of the signals.
     ///
     /// # Errors
-    /// [`Error::Start`] where that is refused.
+    /// [`Error::Start`] if the system refuses.
     pub(crate) fn install() -> Result<Self, Error> {
         let catch = |signals: &[i32]| -> io::Result<UnixStream> {
             let (reader, writer) = UnixStream::pair()?;
@@ -31,7 +31,7 @@ impl Signals {
         })
     }
 
-    /// Takes the bytes of SIGHUP.
+    /// Reads the bytes of SIGHUP.
     pub(crate) fn drain_hang_up(&mut self) {
         let mut bytes = [0; 64];
         while self.hang_up.read(&mut bytes).is_ok_and(|count| count == bytes.len()) {}

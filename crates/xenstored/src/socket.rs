@@ -1,8 +1,9 @@
-//! The listening socket: who may own its path, and how it is taken over.
+//! The listening socket: the lock on its path, and the takeover of a stale one.
 //!
-//! A lock file next to the socket (`socket.lock`) makes two daemons that start at once see each
-//! other. Who holds it still asks whether somebody answers at the path, as daemons that know nothing
-//! of the lock may: then it gives up, else it removes what a dead daemon left behind.
+//! A lock file next to the socket (`socket.lock`) lets two daemons that start at once see each
+//! other. A daemon that holds it still checks if another process answers at the path, which may be
+//! a daemon that does not know the lock. If one answers, it gives up. Otherwise it removes the
+//! socket that a dead daemon left behind.
 
 use crate::{Error, paths};
 use rustix::fs::FlockOperation;
@@ -17,14 +18,14 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-/// Connections that may wait to be accepted.
+/// The most connections that wait to be accepted.
 const BACKLOG: i32 = 1024;
 
-/// What one call of accept(2) brought.
+/// The result of one call of accept(2).
 pub(crate) enum Accepted {
     /// A client.
     Client(OwnedFd),
-    /// Nobody else is waiting.
+    /// No further client is waiting.
     Nobody,
     /// There is no descriptor or memory for another client now.
     Exhausted(Errno),
@@ -38,7 +39,7 @@ pub(crate) struct Listener {
 }
 
 impl Listener {
-    /// Takes the path and listens there, mode 0600.
+    /// Takes the path and listens on it, mode 0600.
     ///
     /// # Errors
     /// [`Error::Start`]: another daemon serves the path, or it cannot be used.
@@ -59,7 +60,7 @@ impl Listener {
         let lock = LockFile::take(Path::new(&lock_path))?.ok_or_else(|| taken(path))?;
         remove_stale(path, &address)?;
         let fd = new_socket().map_err(|error| failed("no socket for", error.into()))?;
-        // The mode counts from the very moment that the path exists.
+        // The mode must hold from the moment at which the path exists.
         let before = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
         let bound = bind(&fd, &address);
         rustix::process::umask(before);
@@ -70,7 +71,7 @@ impl Listener {
         Ok(Self { fd, path: path.to_owned(), lock })
     }
 
-    /// The next client, nonblocking and close-on-exec.
+    /// Accepts the next client, non-blocking and close-on-exec.
     pub(crate) fn accept(&self) -> Accepted {
         loop {
             match accept_with(&self.fd, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
@@ -108,7 +109,7 @@ fn taken(path: &Path) -> Error {
     ))
 }
 
-/// Removes a socket at which nobody listens any more.
+/// Removes a socket on which no process listens any more.
 fn remove_stale(path: &Path, address: &SocketAddrUnix) -> Result<(), Error> {
     let failed = |error: io::Error| Error::start(format!("{}: {error}", path.display()));
     match std::fs::symlink_metadata(path) {
@@ -126,7 +127,7 @@ fn remove_stale(path: &Path, address: &SocketAddrUnix) -> Result<(), Error> {
     match connect(&probe, address) {
         Err(Errno::CONNREFUSED) => std::fs::remove_file(path).map_err(failed),
         Err(Errno::NOENT) => Ok(()),
-        // A full backlog (EAGAIN) is a live daemon, too.
+        // A full backlog (EAGAIN) means a live daemon, too.
         Ok(()) | Err(Errno::AGAIN) => Err(taken(path)),
         Err(error) => Err(failed(error.into())),
     }
@@ -139,7 +140,7 @@ struct LockFile {
 }
 
 impl LockFile {
-    /// Takes the lock; `None` where somebody else has it.
+    /// Takes the lock; `None` if another process holds it.
     fn take(path: &Path) -> Result<Option<Self>, Error> {
         let failed = |error: io::Error| Error::start(format!("{}: {error}", path.display()));
         loop {
@@ -155,7 +156,7 @@ impl LockFile {
                 Err(Errno::AGAIN) => return Ok(None),
                 Err(error) => return Err(failed(error.into())),
             }
-            // Its holder may have removed the file between open and lock.
+            // The holder may have removed the file between the open and the lock.
             let mine = file.metadata().map_err(failed)?.ino();
             if std::fs::metadata(path).is_ok_and(|there| there.ino() == mine) {
                 return Ok(Some(Self { file, path: path.to_owned() }));

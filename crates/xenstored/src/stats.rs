@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use xenstore_core::limits::PAYLOAD_MAX;
 use xenstore_core::wire::{MsgType, TYPE_COUNT, TYPES};
 
-/// What is counted for each message type.
+/// The counters of one message type.
 #[derive(Clone, Copy, Default)]
 struct OfType {
     requests: u64,
@@ -13,7 +13,7 @@ struct OfType {
     bytes: u64,
 }
 
-/// What is counted for each domain.
+/// The counters of one domain.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct OfDomain {
     pub(crate) requests: u64,
@@ -39,17 +39,17 @@ impl OfDomain {
 
 /// The counters of a daemon since its start.
 pub(crate) struct Stats {
-    /// By type code; the last is for codes that no type has.
+    /// The counters by type code. The last entry is for codes that no type has.
     types: [OfType; TYPE_COUNT + 1],
-    /// By domid, as far as domains were seen.
+    /// The counters by domid, up to the highest one seen.
     domains: Vec<OfDomain>,
-    /// Socket clients that came.
+    /// The number of socket clients accepted so far.
     pub(crate) accepted: u64,
-    /// Socket clients that are there.
+    /// The number of socket clients connected now.
     pub(crate) sockets: u64,
-    /// Rings that are attached.
+    /// The number of attached rings.
     pub(crate) rings: u64,
-    /// Rounds of the event loop.
+    /// The number of rounds of the event loop.
     pub(crate) rounds: u64,
 }
 
@@ -77,14 +77,14 @@ impl Stats {
         }
     }
 
-    /// The counters of the number start again: another domain has it now.
+    /// Resets the counters of a domid that now belongs to another domain.
     pub(crate) fn forget(&mut self, domid: u16) {
         if let Some(domain) = self.domains.get_mut(usize::from(domid)) {
             *domain = OfDomain::default();
         }
     }
 
-    /// One request of `bytes` bytes, header included.
+    /// Counts one request of `bytes` bytes, header included.
     pub(crate) fn request(&mut self, domid: u16, kind: u32, bytes: usize) {
         let of_type = &mut self.types[slot(kind)];
         of_type.requests += 1;
@@ -95,7 +95,7 @@ impl Stats {
         }
     }
 
-    /// The request of type `kind` was not answered at once.
+    /// Counts a request of type `kind` that was not answered at once.
     pub(crate) fn delayed(&mut self, domid: u16, kind: u32) {
         self.types[slot(kind)].delayed += 1;
         if let Some(domain) = self.domains.get_mut(usize::from(domid)) {
@@ -103,8 +103,8 @@ impl Stats {
         }
     }
 
-    /// One message went out: `sent` is its type, `answers` the type of the request it answers
-    /// where that is known.
+    /// Counts one message that was sent. `sent` is its type, `answers` the type of the request that
+    /// it answers if that is known.
     pub(crate) fn sent(&mut self, domid: u16, sent: u32, answers: Option<u32>, bytes: usize) {
         let failed = sent == MsgType::Error as u32;
         if failed {
@@ -141,8 +141,8 @@ impl Stats {
         ]
     }
 
-    /// The used rows of the table by type; delayed errors, whose request is not known any more,
-    /// are with the codes that no type has.
+    /// Returns the used rows of the table by type. Delayed errors, whose request is not known any
+    /// more, are counted with the codes that no type has.
     fn rows(&self) -> impl Iterator<Item = (&'static str, &OfType)> {
         let named = TYPES.iter().map(|(kind, name)| (*name, &self.types[slot(kind.code())]));
         named
@@ -150,7 +150,7 @@ impl Stats {
             .filter(|(_, row)| row.requests + row.errors > 0)
     }
 
-    /// Totals and types as text.
+    /// Returns totals and types as text.
     pub(crate) fn text(&self) -> String {
         let mut text = String::new();
         for (name, value) in self.loop_fields().into_iter().chain(self.total().fields()) {
@@ -164,7 +164,7 @@ impl Stats {
         text
     }
 
-    /// Totals and types as one JSON object.
+    /// Returns totals and types as one JSON object.
     pub(crate) fn json(&self) -> String {
         let mut json = String::from("{");
         for (name, value) in self.loop_fields().into_iter().chain(self.total().fields()) {
@@ -184,7 +184,7 @@ impl Stats {
         json
     }
 
-    /// One domain as text; `None` where it has done nothing.
+    /// Returns one domain's counters as text; `None` if it has done nothing.
     pub(crate) fn domain_text(&self, domid: u16) -> Option<String> {
         let mut text = format!("Domain {domid}:\n");
         for (name, value) in self.active(domid)?.fields() {
@@ -193,7 +193,7 @@ impl Stats {
         Some(text)
     }
 
-    /// One domain as a JSON object; `None` where it has done nothing.
+    /// Returns one domain's counters as a JSON object; `None` if it has done nothing.
     pub(crate) fn domain_json(&self, domid: u16) -> Option<String> {
         let mut json = format!("{{\"domid\":{domid}");
         for (name, value) in self.active(domid)?.fields() {
@@ -203,8 +203,8 @@ impl Stats {
         Some(json)
     }
 
-    /// The domains from `from` on that have done something, one JSON object a line, as many as fit
-    /// one reply; the next page begins after the last domid.
+    /// Returns the domains from `from` on that have done something, one JSON object a line, as many
+    /// as fit in one reply. The next page begins after the last domid.
     pub(crate) fn domains_json(&self, from: u16) -> String {
         let mut lines = String::new();
         for domid in from..=u16::MAX {

@@ -1,7 +1,7 @@
-//! The daemon as a value: the same loop as the program's, one round at a time, with the clock of its
-//! owner. It has no process of its own: no listening socket, no signals, no pid file, no filter.
+//! The daemon as a value: the program's loop, run one round at a time with the clock of its owner.
+//! It has no process of its own: no listening socket, no signals, no pid file, no filter.
 //!
-//! What simulates a whole host in one thread needs this; the program itself does not use it.
+//! A simulation of a whole host in one thread needs it. The program itself does not use it.
 
 use crate::config::{Config, Switch};
 use crate::event_loop::EventLoop;
@@ -16,7 +16,7 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Sets the daemon up, and serves the own domain's ring where `config` says so.
+    /// Sets the daemon up, and serves the own domain's ring if `config` selects that.
     ///
     /// # Errors
     /// [`Error::Start`], as for [`crate::run`].
@@ -28,21 +28,21 @@ impl Daemon {
         Ok(Self { event_loop })
     }
 
-    /// A client of domain 0 has come: the daemon's end of a stream socket.
+    /// Adds a client of domain 0. `socket` is the daemon's end of a stream socket.
     pub fn connect(&mut self, socket: OwnedFd) {
         self.event_loop.add_client(socket);
     }
 
-    /// One round of the loop, with what is ready now. Never waits.
+    /// Runs one round of the loop with the connections that are ready now. Never waits.
     ///
     /// # Errors
-    /// [`Error::Run`] where the machine fails under it; it must not be stepped any more.
+    /// [`Error::Run`] if the machine fails. The daemon must not be stepped any more then.
     pub fn step(&mut self) -> Result<(), Error> {
         self.event_loop.round(Some(Timespec { tv_sec: 0, tv_nsec: 0 }))
     }
 
-    /// When the next round is due though nothing becomes ready, by the clock: 0 for at once, `None`
-    /// where nothing is due.
+    /// Returns the time of the clock at which the next round is due without any event: 0 for at
+    /// once, `None` if nothing is due.
     #[must_use]
     pub fn deadline(&self) -> Option<u64> {
         self.event_loop.deadline()

@@ -1,10 +1,10 @@
-//! A thing that is done or left out.
+//! A setting that is on or off.
 
-/// A choice of the command line, or of a script.
+/// A setting of the command line, or of a script.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Switch {
-    /// It is done.
+    /// The action is done.
     On,
-    /// It is left out.
+    /// The action is left out.
     Off,
 }

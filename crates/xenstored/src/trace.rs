@@ -10,16 +10,16 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use xenstore_core::wire::{Header, MsgType};
 
-/// The names of the switches. `io` is messages, `obj` connections that come and go; the others are
-/// known so that scripts for the C daemon go on working, and trace nothing.
+/// The names of the switches. `io` traces messages, `obj` connections that open and close. The
+/// others are accepted so that scripts for the C daemon still work, and trace nothing.
 pub const SWITCHES: [&str; 5] = ["obj", "io", "wrl", "acc", "tdb"];
 const OBJ: usize = 0;
 const IO: usize = 1;
 
-/// Bytes of lines that are collected before they are written.
+/// The number of bytes of lines that are collected before they are written.
 const BUFFER_BYTES: usize = 32 * 1024;
 
-/// `+name` or `-name`.
+/// Parses `+name` or `-name`.
 pub(crate) fn parse_switch(text: &[u8]) -> Option<(usize, Switch)> {
     let (sign, name) = text.split_first()?;
     let switch = match sign {
@@ -31,14 +31,14 @@ pub(crate) fn parse_switch(text: &[u8]) -> Option<(usize, Switch)> {
     Some((at, switch))
 }
 
-/// Which way a message went.
+/// The direction of a message.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Direction {
     In,
     Out,
 }
 
-/// Who a message came from or went to.
+/// The peer of a message.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Who {
     pub(crate) conn: u32,
@@ -54,7 +54,7 @@ pub(crate) struct Trace {
 }
 
 impl Trace {
-    /// A trace into `path`, not opened yet.
+    /// Returns a trace into `path`, not opened yet.
     pub(crate) fn new(path: Option<PathBuf>, switches: &[(usize, Switch)]) -> Self {
         let mut on = [true, true, false, false, false];
         for (at, switch) in switches {
@@ -65,10 +65,10 @@ impl Trace {
         Self { path, file: None, lines: Vec::new(), on }
     }
 
-    /// Opens the file, or opens it again after it was moved away. Without a path nothing happens.
+    /// Opens the file, or opens it again after it was moved away. Does nothing without a path.
     ///
     /// # Errors
-    /// What open(2) answered; nothing is traced then.
+    /// The error of open(2). Nothing is traced then.
     pub(crate) fn reopen(&mut self) -> io::Result<()> {
         self.close();
         let Some(path) = &self.path else { return Ok(()) };
@@ -81,42 +81,42 @@ impl Trace {
     /// Traces into another file from now on.
     ///
     /// # Errors
-    /// As [`Trace::reopen`].
+    /// Those of [`Trace::reopen`].
     pub(crate) fn set_path(&mut self, path: PathBuf) -> io::Result<()> {
         self.close();
         self.path = Some(path);
         self.reopen()
     }
 
-    /// Writes what was collected and closes the file; its path is kept.
+    /// Writes the collected lines and closes the file. Its path is kept.
     pub(crate) fn close(&mut self) {
         self.flush();
         self.file = None;
     }
 
-    /// The file's path.
+    /// Returns the file's path.
     pub(crate) fn path(&self) -> Option<&Path> {
         self.path.as_deref()
     }
 
-    /// Each switch and whether it is on.
+    /// Returns each switch and true if it is on.
     pub(crate) fn switches(&self) -> impl Iterator<Item = (&'static str, bool)> {
         SWITCHES.into_iter().zip(self.on)
     }
 
-    /// Turns one switch.
+    /// Turns one switch on or off.
     pub(crate) fn set_switch(&mut self, (at, switch): (usize, Switch)) {
         if let Some(on) = self.on.get_mut(at) {
             *on = switch == Switch::On;
         }
     }
 
-    /// Whether messages are traced; to be asked before [`Trace::message`].
+    /// True if messages are traced. It is checked before [`Trace::message`].
     pub(crate) fn wants_messages(&self) -> bool {
         self.file.is_some() && self.on[IO]
     }
 
-    /// One message.
+    /// Traces one message.
     pub(crate) fn message(&mut self, to: Direction, who: Who, header: &Header, payload: &[u8]) {
         let arrow = match to {
             Direction::In => "IN ",
@@ -148,7 +148,7 @@ impl Trace {
         }
     }
 
-    /// A connection came or went.
+    /// Traces a connection that opened or closed.
     pub(crate) fn object(&mut self, what: &str, who: Who, detail: &str) {
         if self.file.is_some() && self.on[OBJ] {
             self.stamp();
@@ -157,7 +157,7 @@ impl Trace {
         }
     }
 
-    /// A line that the administrator sent.
+    /// Writes a line that the administrator sent.
     pub(crate) fn note(&mut self, text: &str) {
         if self.file.is_some() {
             self.stamp();
@@ -165,10 +165,10 @@ impl Trace {
         }
     }
 
-    /// Writes what was collected; once per round of the event loop.
+    /// Writes the collected lines. It is called once per round of the event loop.
     pub(crate) fn flush(&mut self) {
         if let Some(file) = &mut self.file {
-            // A full disk must not stop the store: the lines are lost.
+            // A full disk must not stop the store. The lines are lost.
             let _ = file.write_all(&self.lines);
         }
         self.lines.clear();

@@ -1,4 +1,4 @@
-//! The core's questions to the machine: domains, their rings, commands about the daemon.
+//! Answers the core's questions to the machine: domains, their rings, commands to the daemon.
 
 use super::io::Io;
 use crate::connection::{Connection, End, Ring};
@@ -10,18 +10,18 @@ use xen_io::xs_ring::{ErrorWord, RingError, ServerRing};
 use xenstore_core::server::{Attach, ConnId, DomId, Ended, Host};
 use xenstore_core::wire;
 
-/// The answer to the caller of INTRODUCE: the same name where the protocol has it.
+/// Returns the error for the caller of INTRODUCE: the same name if the protocol has it.
 fn to_wire(error: xen::Error) -> wire::Error {
     let number = error.errno();
     let known = wire::ERRORS.iter().find(|(_, _, errno)| *errno == number);
     known.map_or(wire::Error::Inval, |(error, ..)| *error)
 }
 
-/// Fills in what a guest looks for before it uses its ring.
+/// Writes the fields that a guest checks before it uses its ring.
 fn begin(ring: &ServerRing, features: u32) -> Result<(), RingError> {
     ring.set_features(features)?;
     ring.set_error(ErrorWord::None)?;
-    // Last: a guest that was set up before the store waits for this word alone.
+    // This field is written last: a guest that was set up before the store waits only for it.
     ring.set_connected()
 }
 
@@ -47,7 +47,7 @@ impl Io {
             return Err(xen::Error::Inval);
         }
         if own {
-            // Its kernel looks for devices from the first event on.
+            // A guest's kernel looks for devices from the first event on.
             domains.notify(port).inspect_err(|_| domains.unbind(port))?;
         }
         Ok(Ring { ring, port, masked: false, ended: false })
@@ -58,16 +58,16 @@ impl Io {
         let domains = self.domains.as_mut().ok_or(xen::Error::NoDev)?;
         let connection = self.connections.get(at.conn).ok_or(xen::Error::NoEnt)?;
         let End::Ring(ring) = &mut connection.end else { return Err(xen::Error::Inval) };
-        // The number may have passed to a new domain, whose page is another one.
+        // The domid may have passed to a new domain, with another page.
         if !own {
             ring.ring = ServerRing::new(domains.map(at.domid)?);
         }
-        // Xen binds to a port of the guest's only where nobody is bound to it, as we may still be.
+        // Xen binds to a guest's port only if it is unbound. This daemon may still be bound to it.
         domains.unbind(ring.port);
         ring.port = Port::NONE;
         ring.ended = true;
         let port = domains.bind(at.domid, Port(at.port), at.conn).inspect_err(|_| {
-            // Who looks at its page sees why nothing moves. Its toolstack may try again.
+            // The guest can read the reason in its page. Its toolstack may try again.
             let _ = ring.ring.set_error(ErrorWord::Communication);
         })?;
         ring.port = port;
@@ -105,7 +105,7 @@ impl Host for Io {
     fn domain_identity(&mut self, domid: DomId) -> Option<u64> {
         match &mut self.domains {
             Some(domains) => domains.platform.domains.identity(xen::DomId(domid.0)),
-            // Without Xen there is the domain that the store runs in, and no other.
+            // Without Xen there is only the domain that runs the store.
             None => (domid == self.store_domain).then_some(0),
         }
     }
@@ -118,7 +118,7 @@ impl Host for Io {
                 self.connections.insert(at.conn, Connection::new(End::Ring(ring), domid, class));
                 self.stats.admit(domid);
                 self.stats.rings += 1;
-                // What the guest wrote before it was introduced raises no event any more.
+                // Input that the guest wrote before it was introduced raises no event any more.
                 self.enqueue(at.conn, Asks::Afresh);
                 self.trace_object("ATTACH", at.conn, "");
                 Ok(())

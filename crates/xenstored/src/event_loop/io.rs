@@ -1,4 +1,4 @@
-//! What the loop works on besides the core; as the core's `Host` it is lent to every request.
+//! The state of the loop besides the core. The core borrows it as its `Host` for each request.
 
 use crate::connection::{Class, Connections};
 use crate::domain::Domains;
@@ -22,14 +22,14 @@ pub(crate) struct Io {
     pub(crate) root_dir: PathBuf,
     pub(crate) store_domain: DomId,
     pub(crate) priv_domain: DomId,
-    /// Microseconds since the start, of the current round.
+    /// The time of the current round in microseconds since the start.
     pub(crate) now: u64,
-    /// That descriptors ran out is said once.
+    /// True if the lack of descriptors was logged. It is logged once.
     pub(crate) exhaustion_logged: bool,
 }
 
 impl Io {
-    /// The connection gets its turn.
+    /// Queues the connection for a turn.
     pub(crate) fn enqueue(&mut self, id: ConnId, asks: Asks) {
         if let Some(connection) = self.connections.get(id)
             && !connection.queued
@@ -40,7 +40,7 @@ impl Io {
         }
     }
 
-    /// A line in the trace about a connection that comes or goes.
+    /// Writes a line to the trace about a connection that opens or closes.
     pub(crate) fn trace_object(&mut self, what: &str, id: ConnId, detail: &str) {
         if let Some(connection) = self.connections.get(id) {
             let who = Who { conn: id.0, domid: connection.domid };
@@ -48,7 +48,7 @@ impl Io {
         }
     }
 
-    /// Opens the trace file (again); where that fails the daemon goes on without.
+    /// Opens the trace file (again). If that fails the daemon goes on without it.
     pub(crate) fn reopen_trace(&mut self) {
         if let Err(error) = self.trace.reopen() {
             let path = self.trace.path().map(|path| path.display().to_string()).unwrap_or_default();

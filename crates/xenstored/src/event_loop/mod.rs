@@ -1,8 +1,8 @@
-//! The loop: one epoll, and per wake-up only the connections that have something.
+//! The event loop: one epoll, and per wake-up only the connections with something to do.
 //!
-//! A round is: wait; queue what is ready; serve the queues within their shares ([`crate::fairness`]);
-//! send to connections that others' requests gave output; do what the core's notices ask; accept.
-//! Nothing in a round is proportional to the number of connections.
+//! A round has these steps: wait; queue the ready connections; serve the queues within their shares
+//! ([`crate::fairness`]); send to connections that others' requests gave output; act on the core's
+//! notices; accept clients. No step is proportional to the number of connections.
 
 mod host;
 mod io;
@@ -25,19 +25,19 @@ use turn::{Asked, Stopped, Writable};
 use xen::domwatch::DomainEvent;
 use xenstore_core::server::{ConnId, DomId, Notice, Server};
 
-/// Bytes that one read takes at most.
+/// The most bytes of one read.
 const INPUT_BYTES: usize = 64 * 1024;
-/// Events that one wait returns at most.
+/// The most events that one wait returns.
 const EVENTS_MAX: usize = 256;
-/// Sockets that are read before the first of them is answered.
+/// The most sockets that are read before the first of them is answered.
 const SERVED_MAX: usize = 32;
-/// Clients accepted in one round.
+/// The most clients accepted in one round.
 const ACCEPT_MAX: usize = 64;
-/// Event channels looked at in one round.
+/// The most event channels checked in one round.
 const PORTS_MAX: usize = 1024;
-/// How long accepting rests after descriptors ran out, unless one of ours closes before.
+/// The pause of accepting after descriptors ran out, unless one of the daemon's is closed before.
 const ACCEPT_RETRY_US: u64 = 1_000_000;
-/// How long until the hypervisor is asked again which domains changed, where it did not say.
+/// The time until the hypervisor is asked again which domains changed, after it did not answer.
 const CHANGES_RETRY_US: u64 = 100_000;
 
 const LISTENER: u64 = u64::MAX;
@@ -45,23 +45,23 @@ const TERMINATE: u64 = u64::MAX - 1;
 const HANG_UP: u64 = u64::MAX - 2;
 const EVENT_CHANNELS: u64 = u64::MAX - 3;
 
-/// Whether and since when the listener is not asked.
+/// The state of the listener: polled, or paused until a time.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Accepting {
     Yes,
     RestsUntil(u64),
 }
 
-/// Tells the time: microseconds since a moment of its choice, never less than before.
+/// A clock: returns microseconds since a fixed moment of its choice, never less than before.
 pub type Clock = Box<dyn Fn() -> u64>;
 
-/// What a process has and a daemon that is stepped has not.
+/// The parts of a process that a stepped daemon does not have.
 pub(crate) struct Outside {
     pub(crate) listener: Listener,
     pub(crate) signals: Signals,
 }
 
-/// The daemon at work.
+/// The daemon's loop and its state.
 pub(crate) struct EventLoop {
     server: Server,
     io: Io,
@@ -71,39 +71,41 @@ pub(crate) struct EventLoop {
     /// The requests of the current turn.
     asked: Vec<Asked>,
     events: Vec<epoll::Event>,
-    /// Sends to many at once; `None` where the kernel has no io_uring for us.
+    /// The sends to many sockets at once; `None` if the kernel gives this process no io_uring.
     sends: Option<Sends>,
-    /// The sockets of [`EventLoop::sends`] that are noted.
+    /// The sockets queued in [`EventLoop::sends`].
     noted: Vec<ConnId>,
     /// The sockets served in this round.
     served: Vec<(ConnId, Stopped)>,
     accepting: Accepting,
-    /// When the hypervisor is asked again which domains changed, as it did not say.
+    /// The time at which the hypervisor is asked again which domains changed, after it did not
+    /// answer.
     changes_due: Option<u64>,
     events_taken: EventsTaken,
     stop: bool,
 }
 
-/// How many of the events were taken: the descriptor tells of new ones only after all were.
+/// The portion of the pending events that was taken. The descriptor reports new events only after
+/// all were taken.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum EventsTaken {
     All,
     Some,
 }
 
-/// A new epoll instance.
+/// Makes an epoll instance.
 ///
 /// # Errors
-/// What epoll_create(2) answered.
+/// The error of epoll_create(2).
 pub(crate) fn new_epoll() -> rustix::io::Result<OwnedFd> {
     epoll::create(CreateFlags::CLOEXEC)
 }
 
 impl EventLoop {
-    /// Watches everything that is there from the start.
+    /// Watches all descriptors that exist at the start.
     ///
     /// # Errors
-    /// [`Error::Start`] where epoll refuses a descriptor.
+    /// [`Error::Start`] if epoll refuses a descriptor.
     pub(crate) fn new(
         server: Server,
         io: Io,
@@ -144,7 +146,7 @@ impl EventLoop {
         &mut self.io
     }
 
-    /// Serves the ring of the own domain, where there is one.
+    /// Serves the ring of the daemon's own domain, if there is one.
     ///
     /// # Errors
     /// [`Error::Start`]: a kernel whose ring is not served waits in its first request for ever.
@@ -170,7 +172,7 @@ impl EventLoop {
     /// Serves until SIGTERM or SIGINT.
     ///
     /// # Errors
-    /// [`Error::Run`] where the machine fails under it.
+    /// [`Error::Run`] if the machine fails.
     pub(crate) fn run(&mut self) -> Result<(), Error> {
         while !self.stop {
             self.round(self.timeout())?;
@@ -183,10 +185,10 @@ impl EventLoop {
         (self.clock)()
     }
 
-    /// One round, after waiting no longer than `timeout` for something to do.
+    /// Runs one round. Waits at most `timeout` for something to do.
     ///
     /// # Errors
-    /// [`Error::Run`] where the machine fails under it.
+    /// [`Error::Run`] if the machine fails.
     #[inline(always)]
     pub(crate) fn round(&mut self, timeout: Option<Timespec>) -> Result<(), Error> {
         self.wait(timeout)?;
@@ -223,7 +225,7 @@ impl EventLoop {
             self.server.tick(now, &mut self.io);
         }
         self.take_outcomes(now);
-        // Last, so that no index of this round's events is used again within it.
+        // Clients are accepted last, so that no index of this round's events is reused within it.
         if accept {
             self.accept(now);
         }
@@ -231,7 +233,8 @@ impl EventLoop {
         Ok(())
     }
 
-    // As all that is on the stack in a call that may switch tasks: a return after it is not predicted.
+    // This is inlined like all functions on the stack in a call that may switch tasks: a return
+    // after such a call is not predicted.
     #[inline(always)]
     fn wait(&mut self, timeout: Option<Timespec>) -> Result<(), Error> {
         self.events.clear();
@@ -242,7 +245,7 @@ impl EventLoop {
         }
     }
 
-    /// When the next round is due though nobody asks; 0 for at once.
+    /// Returns the time at which the next round is due without any event; 0 for at once.
     pub(crate) fn deadline(&self) -> Option<u64> {
         if !self.io.ready.is_empty() || self.events_taken == EventsTaken::Some {
             return Some(0);
@@ -254,7 +257,7 @@ impl EventLoop {
         [self.server.deadline(), accept, self.changes_due].into_iter().flatten().min()
     }
 
-    /// How long there is nothing to do but wait; `None` for as long as nobody asks.
+    /// Returns the longest time to wait for events; `None` for no limit.
     fn timeout(&self) -> Option<Timespec> {
         let deadline = self.deadline()?;
         let wait_us = if deadline == 0 { 0 } else { deadline.saturating_sub(self.now()) };
@@ -272,7 +275,7 @@ impl EventLoop {
             self.flush(id, now, Writable::Known);
             self.unpark(id);
         } else if connection.parked && flags.intersects(EventFlags::HUP | EventFlags::ERR) {
-            // Nobody reads any more what it asked for.
+            // The client no longer reads its replies.
             self.close_socket(id, now);
             return;
         }
@@ -328,7 +331,8 @@ impl EventLoop {
                     let text =
                         format!("the hypervisor does not say which domains changed: {error}");
                     self.io.log.limited(Level::Error, None, &text, now);
-                    // Its interrupt may be the last one for long, and who is dead holds memory.
+                    // The interrupt may be the last one for a long time, and a dead domain holds
+                    // memory.
                     self.changes_due = Some(now.saturating_add(CHANGES_RETRY_US));
                     break;
                 }
@@ -355,9 +359,10 @@ impl EventLoop {
         self.finish_turns(now);
     }
 
-    /// Sends to those that got output from others, and does what the core has noticed.
+    /// Sends the output that connections got from others' requests, and acts on the core's notices.
     fn take_outcomes(&mut self, now: u64) {
-        // What a client that has gone held up is answered now, which makes others ready.
+        // Requests that a gone client held up are answered now, which makes other connections
+        // ready.
         loop {
             let mut ready = 0_u32;
             while let Some(id) = self.server.poll_ready() {
@@ -424,7 +429,7 @@ impl EventLoop {
         let _ = epoll::modify(&self.io.epoll, &outside.listener, data, what);
     }
 
-    /// A client has come.
+    /// Adds a new client.
     pub(crate) fn add_client(&mut self, fd: OwnedFd) {
         let peer =
             self.io.trace.wants_messages().then(|| rustix::net::sockopt::socket_peercred(&fd));
@@ -447,7 +452,7 @@ impl EventLoop {
         }
     }
 
-    /// The client is gone or to go.
+    /// Closes the socket of a client that is gone or has to go.
     fn close_socket(&mut self, id: ConnId, now: u64) {
         self.io.trace_object("CLOSE", id, "");
         if self.io.connections.remove(id).is_none() {

@@ -1,4 +1,4 @@
-//! One connection's turn: read once, hand in all complete requests, write once.
+//! Serves one connection's turn: one read, all complete requests to the core, one write.
 
 use super::turn::{Asked, Stopped, Writable};
 use super::{EventLoop, Io};
@@ -16,16 +16,16 @@ use xenstore_core::limits::HEADER_SIZE;
 use xenstore_core::server::{ConnId, Ended, Server};
 use xenstore_core::wire::{MsgType, TooLong, split_message};
 
-/// What a read brought.
+/// The result of a read.
 enum Gathered {
-    /// So many bytes of the input buffer are filled, those kept from before included.
+    /// The number of filled bytes of the input buffer, including those kept from before.
     Filled(usize),
     /// The peer has closed.
     Closed,
 }
 
 impl EventLoop {
-    /// Gives `id` its turn; returns what it cost the round, at least 1.
+    /// Gives `id` its turn, and returns its cost in the round, at least 1.
     pub(super) fn serve(&mut self, id: ConnId, now: u64) -> i64 {
         let Some(connection) = self.io.connections.get(id) else { return 1 };
         connection.queued = false;
@@ -57,8 +57,8 @@ impl EventLoop {
         spent
     }
 
-    /// Sends what the turns of this round have brought. All sends come after all reads: a client that is
-    /// woken by its reply asks again while the others' are still on their way.
+    /// Sends the output of the turns of this round. All sends come after all reads: a client that
+    /// its reply wakes sends its next request while the others' replies are still being sent.
     #[inline(always)]
     pub(super) fn finish_turns(&mut self, now: u64) {
         let mut served = std::mem::take(&mut self.served);
@@ -69,7 +69,8 @@ impl EventLoop {
         self.served = served;
     }
 
-    /// Fills the input buffer: what was kept, and a read where that holds no complete message.
+    /// Fills the input buffer with the kept bytes, and reads more if they contain no complete
+    /// message.
     fn gather_from_socket(&mut self, id: ConnId) -> Gathered {
         let Some(connection) = self.io.connections.get(id) else { return Gathered::Filled(0) };
         let End::Socket(socket) = &connection.end else { return Gathered::Filled(0) };
@@ -92,8 +93,8 @@ impl EventLoop {
         }
     }
 
-    /// Hands in the requests in the first `filled` bytes of the input buffer; keeps the rest.
-    /// Returns why it stopped, and what it cost.
+    /// Gives the requests in the first `filled` bytes of the input buffer to the core, and keeps
+    /// the rest. Returns the reason for stopping, and the cost.
     fn hand_in(&mut self, id: ConnId, filled: usize, now: u64) -> (Stopped, i64) {
         let Some(connection) = self.io.connections.get(id) else { return (Stopped::Ended, 0) };
         let who = Who { conn: id.0, domid: connection.domid };
@@ -134,15 +135,15 @@ impl EventLoop {
         (stopped, spent)
     }
 
-    /// The stream of this peer is lost: what it has coming is sent, then it is ended.
+    /// Ends a connection whose stream is lost, after its pending output is sent.
     fn end_for(&mut self, id: ConnId, who: Who, too_long: TooLong, now: u64) {
         self.flush(id, now, Writable::Unknown);
-        // The core says who is ended and why; this says with which number.
+        // The core logs which connection is ended and why. This line adds the number.
         self.io.log.limited(Level::Debug, Some(who.domid), &too_long.to_string(), now);
         self.server.end(id, Ended::Protocol, now, &mut self.io);
     }
 
-    /// Sees to it that the connection gets its next turn when it can use it.
+    /// Makes sure that the connection gets its next turn when it can use it.
     fn after_turn(&mut self, id: ConnId, stopped: Stopped) {
         match stopped {
             Stopped::OverBudget => self.io.enqueue(id, Asks::OnAndOn),
@@ -152,14 +153,14 @@ impl EventLoop {
                 if let End::Socket(socket) = &mut connection.end {
                     socket.leave(&self.io.epoll, id, EventFlags::IN);
                 }
-                // The flush of this turn may have made room already.
+                // The flush of this turn may already have made room.
                 self.unpark(id);
             }
             Stopped::Starved | Stopped::Ended => {}
         }
     }
 
-    /// Asks for input again where the core wants it again.
+    /// Reads input again if the core accepts it again.
     pub(super) fn unpark(&mut self, id: ConnId) {
         let Some(connection) = self.io.connections.get(id) else { return };
         if !connection.parked || !self.server.wants_input(id) {
@@ -172,7 +173,7 @@ impl EventLoop {
         self.io.enqueue(id, Asks::OnAndOn);
     }
 
-    /// Sends what the core has for this connection, as far as the peer takes it.
+    /// Sends the core's output for this connection, as far as the peer takes it.
     #[inline(always)]
     pub(super) fn flush(&mut self, id: ConnId, now: u64, writable: Writable) {
         if !account(&mut self.server, &mut self.io, id, &mut self.asked) {
@@ -190,14 +191,14 @@ impl EventLoop {
         }
     }
 
-    /// Sends what the core has for `id`, a socket's together with what others get.
+    /// Sends the core's output for `id`. A socket's output is sent together with others'.
     pub(super) fn flush_with_others(&mut self, id: ConnId, now: u64) {
         if !account(&mut self.server, &mut self.io, id, &mut self.asked) {
             return;
         }
         let Some(connection) = self.io.connections.get(id) else { return };
         if connection.noted {
-            // There is more for it now: nothing may be noted twice.
+            // The socket is already queued, with less output: a socket may not be queued twice.
             self.finish_sends(now);
             return self.flush(id, now, Writable::Unknown);
         }
@@ -217,7 +218,7 @@ impl EventLoop {
         self.flush(id, now, Writable::Unknown);
     }
 
-    /// Makes the sends that are noted.
+    /// Makes the queued sends.
     pub(super) fn finish_sends(&mut self, now: u64) {
         if self.noted.is_empty() {
             return;
@@ -280,7 +281,7 @@ impl EventLoop {
         self.took(id, sent, now);
     }
 
-    /// What a socket has taken of its output.
+    /// Handles the result of sending a socket's output.
     #[inline(always)]
     fn took(&mut self, id: ConnId, sent: Result<usize, Errno>, now: u64) {
         let count = match sent {
@@ -315,7 +316,7 @@ impl EventLoop {
             Err(error) => self.end_ring_for(id, error, now),
         }
         let (mut spent, mut moved) = (0, false);
-        // What is answered makes room for more, which the guest may have asked already.
+        // An answer makes room for more requests, which the guest may already have written.
         let stopped = loop {
             let (stopped, more, some) = self.serve_ring_once(id, now);
             spent += more;
@@ -334,8 +335,8 @@ impl EventLoop {
         spent
     }
 
-    /// Hands in what the ring holds, as far as the core wants it, and puts the answers onto it. Returns why it
-    /// stopped, what it cost, and whether bytes moved.
+    /// Gives the ring's requests to the core, as far as it accepts them, and writes the answers to
+    /// the ring. Returns the reason for stopping, the cost, and whether bytes moved.
     fn serve_ring_once(&mut self, id: ConnId, now: u64) -> (Stopped, i64, bool) {
         let (mut stopped, mut spent, mut moved) = (Stopped::Starved, 0, false);
         let wanted = self.server.wants_input(id);
@@ -343,8 +344,8 @@ impl EventLoop {
             Ok((filled, fresh)) => {
                 moved = fresh.is_some_and(|fresh| fresh > 0);
                 (stopped, spent) = self.hand_in(id, filled, now);
-                // The ring was not seen empty, and its event is spent: it is to be looked into next, or
-                // once the core wants more.
+                // If the ring was not seen empty, its event is used up: the ring must be read in
+                // the next turn, or once the core accepts more.
                 let seen_empty = fresh.is_some_and(|fresh| fresh < RING_SIZE);
                 if !seen_empty && stopped == Stopped::Starved {
                     stopped = if wanted { Stopped::OverBudget } else { Stopped::Unwanted };
@@ -358,9 +359,9 @@ impl EventLoop {
         (stopped, spent, moved)
     }
 
-    /// Fills the input buffer with what was kept and, unless the core wants none or enough was
-    /// kept, with what the ring has, at most its size. Returns how much there is, and how much of it
-    /// the ring gave, where it was looked into.
+    /// Fills the input buffer with the kept bytes. Adds the bytes in the ring, at most its size,
+    /// unless the core accepts none or enough bytes were kept. Returns the number of bytes, and how
+    /// many came from the ring if it was read.
     fn gather_from_ring(
         &mut self,
         id: ConnId,
@@ -381,7 +382,7 @@ impl EventLoop {
         Ok((kept + fresh, Some(fresh)))
     }
 
-    /// Puts output onto the ring; whether any fitted.
+    /// Writes output to the ring. Returns true if any fitted.
     fn flush_ring(&mut self, id: ConnId, now: u64) -> bool {
         let Some(connection) = self.io.connections.get(id) else { return false };
         let End::Ring(ring) = &connection.end else { return false };
@@ -398,7 +399,7 @@ impl EventLoop {
             match ring.ring.write(output) {
                 Ok(count) => {
                     connection.seen_out = connection.seen_out.saturating_sub(count);
-                    // Where nothing has moved, the time that a guest has for reading begins.
+                    // If nothing has moved, the time that a guest has for reading begins.
                     if count > 0 || !moved {
                         self.server.consume_output(id, count, now);
                     }
@@ -423,7 +424,7 @@ impl EventLoop {
         self.server.end(id, Ended::RingIndex, now, &mut self.io);
     }
 
-    /// The domain asked for its ring to be emptied and begun anew.
+    /// Empties and restarts the ring, at the domain's request.
     fn reconnect(&mut self, id: ConnId, now: u64) {
         self.server.reset(id, now, &mut self.io);
         let Some(connection) = self.io.connections.get(id) else { return };
@@ -448,7 +449,7 @@ impl EventLoop {
     fn notify(&mut self, id: ConnId, port: xen::Port, now: u64) {
         let Some(domains) = &self.io.domains else { return };
         if domains.notify(port).is_err() {
-            // The domain is dying: the hypervisor says so through its own event.
+            // The domain is dying. The hypervisor reports that through its own event.
             self.server.end(id, Ended::Communication, now, &mut self.io);
         }
     }
@@ -471,9 +472,9 @@ impl EventLoop {
     }
 }
 
-/// Counts and traces what the core has put out for `id` since the last time, and takes `asked`, the
-/// requests handed in since then: those that are not answered yet are counted as delayed. False
-/// where the connection is gone.
+/// Counts and traces the core's output for `id` since the last call. Takes `asked`, the requests
+/// since then, and counts those that are not answered yet as delayed. Returns false if the
+/// connection is gone.
 fn account(server: &mut Server, io: &mut Io, id: ConnId, asked: &mut Vec<Asked>) -> bool {
     let Io { connections, stats, trace, .. } = io;
     let Some(connection) = connections.get(id) else {
@@ -488,7 +489,7 @@ fn account(server: &mut Server, io: &mut Io, id: ConnId, asked: &mut Vec<Asked>)
         let kind = header.kind;
         let mut answers = None;
         if kind != MsgType::WatchEvent as u32 {
-            // Answers come in the order of the requests, except for those that were delayed.
+            // Answers come in the order of the requests, except delayed ones.
             let is_answer = |asked: &Asked| {
                 asked.req_id == header.req_id
                     && (kind == asked.kind || kind == MsgType::Error as u32)

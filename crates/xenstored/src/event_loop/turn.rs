@@ -1,4 +1,4 @@
-//! The beginning of a connection's turn, and its end.
+//! The states at the beginning and at the end of a connection's turn.
 
 /// The readiness of a socket to take bytes, as far as it is known.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -7,20 +7,20 @@ pub(super) enum Writable {
     Unknown,
 }
 
-/// Why no further request was handed in.
+/// The reason why a turn stopped giving requests to the core.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stopped {
     /// No complete message is left.
     Starved,
     /// The budget of the round is used up.
     OverBudget,
-    /// The core wants no more for now.
+    /// The core accepts no more for now.
     Unwanted,
     /// The connection is ended, or gone.
     Ended,
 }
 
-/// A request whose answer the output is looked at for.
+/// A request whose answer is searched for in the output.
 #[derive(Clone, Copy)]
 pub(super) struct Asked {
     pub(super) kind: u32,

@@ -1,4 +1,4 @@
-//! What one client does wrong, no other notices.
+//! Tests that a client's bad behaviour does not affect other clients.
 
 use crate::common::*;
 use std::os::unix::net::UnixStream;
@@ -66,7 +66,8 @@ fn who_does_not_read_is_not_read_from_and_loses_nothing() {
         }
     });
     let mut other = daemon.client();
-    // All 20 MB of answers do not fit the socket; the daemon waits for the reader and nobody for it.
+    // The 20 MB of answers do not fit in the socket. The daemon keeps them for the reader, and no
+    // other client waits for it.
     wait_for("the daemon to be held up", || other.stat("bytes_out") > 100_000);
     other.write("/other", b"1");
     let rounds = other.stat("rounds");
@@ -100,7 +101,7 @@ fn a_full_table_of_descriptors_is_waited_out() {
     let dir = Dir::new();
     let mut command = Command::new("sh");
     clean(&mut command, &dir.join("socket"));
-    // Both limits, so that the daemon cannot raise its own.
+    // Both limits are set, so that the daemon cannot raise its own.
     command.args(["-c", "ulimit -n 40; exec \"$0\" \"$@\""]);
     command.arg(env!("CARGO_BIN_EXE_xenstored"));
     let daemon = Daemon::start_with(command, dir, &[]);
@@ -113,7 +114,7 @@ fn a_full_table_of_descriptors_is_waited_out() {
     std::thread::sleep(std::time::Duration::from_millis(200));
     assert!(first.stat("rounds") - rounds < 20, "the loop turns while it cannot accept");
     assert_eq!(daemon.log().matches("no further client").count(), 1, "said once");
-    // Those that were served go; those that wait get their places.
+    // The served clients close. The waiting ones get their places.
     others.drain(..40);
     for client in &mut others {
         client.write("/late", b"1");
@@ -129,7 +130,7 @@ fn who_vanishes_leaves_nothing() {
     let before = fds();
     for _ in 0..200 {
         let mut client = daemon.client();
-        // Answers and events are under way when the socket closes.
+        // Answers and events are on their way when the socket closes.
         client.send(&message(WATCH, 1, b"/\0t\0"));
         client.send(&message(WRITE, 2, b"/gone\0x"));
         drop(client);

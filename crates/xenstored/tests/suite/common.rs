@@ -1,4 +1,4 @@
-//! A daemon in a directory of its own, and a client that sends what it is told.
+//! A daemon in a directory of its own, and a client that sends raw messages.
 
 use rustix::process::{Pid, Signal, kill_process};
 use std::ffi::OsStr;
@@ -14,7 +14,7 @@ pub(crate) const WATCH: u32 = 4;
 pub(crate) const WRITE: u32 = 11;
 pub(crate) const CONTROL: u32 = 0;
 
-/// How long anything here may take before it counts as stuck.
+/// The longest time that any step may take before it counts as stuck.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A directory that is removed when the test is over.
@@ -40,7 +40,7 @@ impl Drop for Dir {
     }
 }
 
-/// Waits until `done`, and says what it waited for where that does not come.
+/// Waits until `done` holds. Panics with the name of the awaited condition if it does not.
 pub(crate) fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
     let began = Instant::now();
     while !done() {
@@ -49,7 +49,8 @@ pub(crate) fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
-/// The program, with nothing of the tester's environment that it would heed.
+/// Returns a command for the program, without variables of the tester's environment that would
+/// affect it.
 pub(crate) fn xenstored(socket: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_xenstored"));
     clean(&mut command, socket);
@@ -143,7 +144,7 @@ pub(crate) fn message(kind: u32, req_id: u32, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// A message as it came: type, request id, payload.
+/// A received message: type, request id, payload.
 pub(crate) type Got = (u32, u32, Vec<u8>);
 
 pub(crate) struct Client(pub(crate) UnixStream);
@@ -159,7 +160,7 @@ impl Client {
         self.0.write_all(bytes).unwrap();
     }
 
-    /// The next message; `None` where the daemon has closed.
+    /// Waits for the next message; `None` if the daemon has closed.
     pub(crate) fn receive(&mut self) -> Option<Got> {
         let mut header = [0; 16];
         match self.0.read_exact(&mut header) {
@@ -193,7 +194,7 @@ impl Client {
         String::from_utf8(payload).unwrap().trim_end_matches('\0').to_owned()
     }
 
-    /// One of the numbers that `stats` prints.
+    /// Returns one of the numbers that `stats` prints.
     pub(crate) fn stat(&mut self, name: &str) -> u64 {
         let text = self.control(&["stats"]);
         let line = text.lines().find(|line| line.split_whitespace().next() == Some(name));

@@ -1,4 +1,4 @@
-//! The commands of CONTROL that are about the daemon.
+//! The commands of CONTROL that concern the daemon.
 
 use crate::common::*;
 

@@ -1,4 +1,5 @@
-//! The daemon as a program: its command line, how it starts and ends, what its clients may do to it.
+//! Tests of the daemon as a program: its command line, its start and end, and its defence against
+//! clients.
 
 mod bad_peers;
 mod command_line;

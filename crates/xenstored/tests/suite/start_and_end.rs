@@ -1,4 +1,4 @@
-//! How a daemon starts, who else may, and what it leaves behind.
+//! The start of a daemon, competing daemons, and the files left after its end.
 
 use crate::common::*;
 use rustix::process::Signal;
@@ -10,7 +10,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// Starts a daemon in the background and ends it when dropped.
+/// A daemon in the background, which is ended when this is dropped.
 struct Background {
     output: Output,
     pid: i32,
@@ -163,7 +163,7 @@ fn a_stale_socket_is_taken_over() {
 fn of_many_that_start_at_once_one_serves() {
     let dir = Dir::new();
     let socket = dir.join("socket");
-    // A stale socket, so that all of them want to remove it.
+    // A stale socket, which each of them tries to remove.
     drop(UnixListener::bind(&socket).unwrap());
     let start = || xenstored(&socket).arg("-N").stderr(Stdio::null()).spawn().unwrap();
     let mut all: Vec<_> = (0..8).map(|_| start()).collect();

@@ -1,9 +1,9 @@
-//! What the daemon asks of the kernel, as strace sees it.
+//! The daemon's system calls, as strace shows them.
 
 use crate::common::*;
 use std::process::Command;
 
-/// How many requests arrive together. Their answers are some 1300 bytes.
+/// The number of requests that arrive together. Their answers are some 1300 bytes.
 const TOGETHER: u32 = 50;
 
 #[test]
@@ -38,7 +38,7 @@ fn all_requests_of_one_read_are_answered_in_one_write() {
     daemon.signal(rustix::process::Signal::TERM);
     assert!(daemon.wait().success(), "{}", daemon.log());
     let log = std::fs::read_to_string(daemon.dir.join("calls")).unwrap();
-    // What goes to a client: the daemon's signal handler sends to the daemon itself.
+    // Keeps the sends to a client: the daemon's signal handler sends to the daemon itself.
     let is_client = |line: &&str| line.starts_with("recvfrom(") || line.contains("MSG_NOSIGNAL");
     let calls: Vec<&str> = log.lines().filter(is_client).collect();
     let ends = |line: &&str| line.rsplit("= ").next().and_then(|end| end.trim().parse().ok());
