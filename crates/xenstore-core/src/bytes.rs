@@ -1,15 +1,16 @@
-//! Bytes found eight at a time: every request has its payload and its paths looked through, some several times.
+//! Searches bytes eight at a time. Every request has its payload and its paths searched, some
+//! several times.
 
-/// The top bit of every byte of a word that is `BYTE`.
+/// Returns the top bit of every byte of a word that is `BYTE`.
 #[inline]
 fn marks<const BYTE: u8>(word: u64) -> u64 {
     const LOW: u64 = u64::from_ne_bytes([0x7f; 8]);
-    // A byte is now zero where it was the one; nothing is carried from one byte into the next.
+    // A byte is now zero where it was `BYTE`. Nothing is carried from one byte into the next.
     let differs = word ^ u64::from_ne_bytes([BYTE; 8]);
     !((differs & LOW).wrapping_add(LOW) | differs | LOW)
 }
 
-/// The place of the first `BYTE`.
+/// Returns the position of the first `BYTE`.
 #[inline]
 pub(crate) fn find<const BYTE: u8>(bytes: &[u8]) -> Option<usize> {
     let first_of = |found: u64| (found.trailing_zeros() / 8) as usize;
@@ -22,7 +23,7 @@ pub(crate) fn find<const BYTE: u8>(bytes: &[u8]) -> Option<usize> {
         rest = behind;
     }
     match bytes.last_chunk::<8>() {
-        // Of these, some were looked at before, and none was it.
+        // Some of these bytes were compared before, and none of those was `BYTE`.
         Some(word) => {
             let found = marks::<BYTE>(u64::from_le_bytes(*word));
             (found != 0).then(|| bytes.len().wrapping_sub(8).wrapping_add(first_of(found)))
@@ -31,14 +32,15 @@ pub(crate) fn find<const BYTE: u8>(bytes: &[u8]) -> Option<usize> {
     }
 }
 
-/// True where there are two of `BYTE` side by side.
+/// True if two `BYTE`s are adjacent.
 #[inline]
 pub(crate) fn has_pair<const BYTE: u8>(bytes: &[u8]) -> bool {
     let mut rest = bytes;
     let mut last_was_one = 0;
     while let Some((word, behind)) = rest.split_first_chunk::<8>() {
         let found = marks::<BYTE>(u64::from_le_bytes(*word));
-        // Each beside the one before it, the first beside the last of the word before.
+        // Compares each byte with the one before it, and the first with the last of the previous
+        // word.
         if found & ((found << 8) | last_was_one) != 0 {
             return true;
         }
@@ -60,7 +62,8 @@ mod tests {
             for other in [0x01, 0x2e, 0x30, 0x7f, 0x80, 0xae, 0xaf, 0xb0, 0xff] {
                 let mut bytes = vec![other; len];
                 assert_eq!((find::<b'/'>(&bytes), find::<0>(&bytes)), (None, None));
-                // From the end on: what follows the first is no matter.
+                // The bytes are set from the end on: a search stops at the first, whatever follows
+                // it.
                 for at in (0..len).rev() {
                     bytes[at] = b'/';
                     assert_eq!(find::<b'/'>(&bytes), Some(at), "{len} {other}");

@@ -1,29 +1,31 @@
-//! Bytes that changes of a tree copy, make and remove.
+//! The number of bytes that changes of a tree copy, make and remove.
 //!
-//! A change copies what a snapshot shares, so that the old remains as long as the snapshot does. What is counted here
-//! is charged to who keeps the copies, or the old ones, alive.
+//! A change copies the parts that a snapshot shares, so the old parts remain as long as the
+//! snapshot does. The bytes counted here are charged to the domain that keeps the copies, or the
+//! old parts, alive.
 
 use alloc::rc::Rc;
 
-/// Bytes of a block beside its entries: what counts the holders, its own fields, what the allocator adds.
+/// The bytes of a block besides its entries: the reference counts, its own fields, the allocator's
+/// overhead.
 const BLOCK_OVERHEAD: usize = 128;
-/// Bytes of a value's block beside the value.
+/// The bytes of a value's block besides the value.
 const VALUE_OVERHEAD: usize = 48;
 
-/// Bytes that changes have moved.
+/// The number of bytes that changes have moved.
 #[derive(Clone, Copy, Default, Debug)]
 pub(crate) struct Churn {
-    /// Of blocks and values that were copied as a snapshot shared them.
+    /// The bytes of blocks and values that were copied because a snapshot shared them.
     pub(crate) copied: i64,
-    /// Of nodes that were made, without their values.
+    /// The bytes of nodes that were made, without their values.
     pub(crate) made: i64,
-    /// Of nodes that were removed, with all below them.
+    /// The bytes of nodes that were removed, with all nodes below them.
     pub(crate) removed: i64,
 }
 
 /// Something that snapshots share.
 pub(crate) trait Shared: Clone {
-    /// Bytes of its entries.
+    /// Returns the bytes of its entries.
     fn entries_size(&self) -> usize;
 }
 
@@ -32,7 +34,7 @@ impl Churn {
         self.copied = self.copied.saturating_add(bytes as i64);
     }
 
-    /// The block to be changed: a copy of it where a snapshot shares it.
+    /// Returns the block for a change: a copy if a snapshot shares it.
     pub(crate) fn own<'b, B: Shared>(&mut self, block: &'b mut Rc<B>) -> &'b mut B {
         if Rc::strong_count(block) > 1 {
             self.copy(block.entries_size().saturating_add(BLOCK_OVERHEAD));
@@ -40,7 +42,7 @@ impl Churn {
         Rc::make_mut(block)
     }
 
-    /// As [`Churn::own`], for a block that is used no more.
+    /// Does the same as [`Churn::own`], for a block that is not used any more.
     pub(crate) fn take<B: Shared>(&mut self, block: Rc<B>) -> B {
         if Rc::strong_count(&block) > 1 {
             self.copy(block.entries_size().saturating_add(BLOCK_OVERHEAD));
@@ -48,24 +50,24 @@ impl Churn {
         Rc::unwrap_or_clone(block)
     }
 
-    /// A value of so many bytes remains beside the one that replaces it.
+    /// Counts an old value of so many bytes that remains besides the one that replaces it.
     pub(crate) fn keep_value(&mut self, bytes: usize) {
         self.copy(bytes.saturating_add(VALUE_OVERHEAD));
     }
 
-    /// Adds what other changes have moved.
+    /// Adds the bytes of other changes.
     pub(crate) fn add(&mut self, other: Self) {
         self.copied = self.copied.saturating_add(other.copied);
         self.made = self.made.saturating_add(other.made);
         self.removed = self.removed.saturating_add(other.removed);
     }
 
-    /// Bytes that a snapshot of before may keep alive.
+    /// Returns the bytes that an earlier snapshot may keep alive.
     pub(crate) fn replaced(self) -> i64 {
         self.copied.saturating_add(self.removed)
     }
 
-    /// Bytes that a tree which only its changer sees takes beside what it shares.
+    /// Returns the bytes of a transaction's own tree besides the parts that it shares.
     pub(crate) fn own_size(self) -> i64 {
         self.copied.saturating_add(self.made)
     }

@@ -1,10 +1,10 @@
-//! The client's end of the protocol as a machine: requests go in and become bytes to write, bytes
-//! that were read go in and become replies and watch events.
+//! The client's end of the protocol as a state machine: requests become bytes to write, and bytes
+//! that were read become replies and watch events.
 //!
-//! Any number of requests may be in flight; replies are found by their request id, in whatever
+//! Any number of requests may be in flight. Replies are matched by their request id, in whatever
 //! order they arrive (`docs/misc/xenstore.txt`: "any order"). The caller owns the transport: it
-//! writes what [`Client::output`] shows, reports how much went out with
-//! [`Client::consume_output`], and hands what it read to [`Client::receive`].
+//! writes the bytes of [`Client::output`], reports the number of bytes written with
+//! [`Client::consume_output`], and passes the bytes that it read to [`Client::receive`].
 
 use crate::limits::{HEADER_SIZE, PAYLOAD_MAX};
 use crate::wire::{Error, Header, MsgType, Strings, TooLong, split_message};
@@ -13,13 +13,13 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 
-/// A request in flight, or answered and not yet taken. Never used twice by one machine while
-/// its request is unanswered.
+/// The id of a request that is in flight, or answered and not yet taken. One machine never uses it
+/// twice while its request is unanswered.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct RequestId(u32);
 
 impl RequestId {
-    /// The id on the wire.
+    /// Returns the id on the wire.
     #[must_use]
     pub fn get(self) -> u32 {
         self.0
@@ -29,19 +29,19 @@ impl RequestId {
 /// The answer of a daemon.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Reply {
-    /// Success, with the reply's payload, exactly as sent.
+    /// Success, with the reply's payload unchanged.
     Done(Vec<u8>),
     /// An ERROR reply.
     Refused(ErrorName),
 }
 
-/// The name in an ERROR reply: one of `io/xs_wire.h`, or another one that a daemon made up
-/// (oxenstored says EQUOTA).
+/// The name in an ERROR reply: one of `io/xs_wire.h`, or another name of a daemon's own (oxenstored
+/// has EQUOTA).
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum ErrorName {
     /// A name of `xs_wire.h`.
     Known(Error),
-    /// Any other name, invalid UTF-8 replaced.
+    /// Any other name. Invalid UTF-8 is replaced.
     Other(String),
 }
 
@@ -54,7 +54,7 @@ impl ErrorName {
         }
     }
 
-    /// The error, where `xs_wire.h` has it.
+    /// Returns the error, if `xs_wire.h` has it.
     #[must_use]
     pub fn known(&self) -> Option<Error> {
         match self {
@@ -76,13 +76,13 @@ impl fmt::Display for ErrorName {
 /// A watch that fired.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Event {
-    /// The node that changed, or `@introduceDomain` and the like.
+    /// The node that changed, or a special path such as `@introduceDomain`.
     pub path: Vec<u8>,
-    /// The token that the watch was set with.
+    /// The token with which the watch was set.
     pub token: Vec<u8>,
 }
 
-/// A request that was not sent, as its payload is over [`PAYLOAD_MAX`]. A daemon would end the
+/// A request that was not sent because its payload is over [`PAYLOAD_MAX`]. A daemon would end the
 /// connection for it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct RequestTooLong {
@@ -102,16 +102,16 @@ impl fmt::Display for RequestTooLong {
 
 impl core::error::Error for RequestTooLong {}
 
-/// The daemon broke the protocol. Nothing more can be read from this connection.
+/// A breach of the protocol by the daemon. Nothing more can be read from this connection.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum ProtocolError {
-    /// A message announces more than [`PAYLOAD_MAX`] bytes. oxenstored does so for a directory
-    /// with a long list of children, where C's daemon says E2BIG.
+    /// A message announces more than [`PAYLOAD_MAX`] bytes. oxenstored sends such a message for a
+    /// directory with a long list of children, where C's daemon answers E2BIG.
     ReplyTooLong {
         /// The length that the header announces.
         len: u32,
-        /// The request that is being answered, where the header names one.
+        /// The request that the message answers, if the header names one.
         request: Option<MsgType>,
     },
     /// A reply to no request that is in flight.
@@ -119,9 +119,9 @@ pub enum ProtocolError {
         /// The request id in the reply.
         req_id: u32,
     },
-    /// A reply of another type than its request, and not ERROR.
+    /// A reply whose type is neither that of its request nor ERROR.
     WrongType {
-        /// The kind of request that was asked.
+        /// The type of the request.
         request: MsgType,
         /// The type code of the reply.
         reply: u32,
@@ -158,11 +158,11 @@ impl core::error::Error for ProtocolError {}
 #[derive(Debug)]
 struct Pending {
     kind: MsgType,
-    /// Nobody will ask for the reply.
+    /// True if no caller will take the reply.
     forgotten: bool,
 }
 
-/// The client machine.
+/// The state machine of a client.
 #[derive(Debug, Default)]
 pub struct Client {
     last_id: u32,
@@ -170,7 +170,7 @@ pub struct Client {
     replies: BTreeMap<u32, Reply>,
     events: VecDeque<Event>,
     output: Vec<u8>,
-    /// Length of the start of `output` that has been written already.
+    /// The number of bytes at the start of `output` that have been written.
     written: usize,
     /// The start of a message whose end has not arrived.
     partial: Vec<u8>,
@@ -178,14 +178,14 @@ pub struct Client {
 }
 
 impl Client {
-    /// A machine for a fresh connection.
+    /// Returns a machine for a new connection.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Queues a request. Its payload is `parts`, one behind the other, with nothing added: the
-    /// NULs are the caller's. `tx_id` is 0 outside transactions.
+    /// Queues a request. Its payload is `parts` concatenated, with nothing added: the caller adds
+    /// the NULs. `tx_id` is 0 outside transactions.
     ///
     /// # Errors
     /// [`RequestTooLong`]; nothing is queued then.
@@ -214,7 +214,7 @@ impl Client {
         Ok(RequestId(req_id))
     }
 
-    /// Never 0, which events carry, and none that is still in use.
+    /// Returns an id that is not 0, which events carry, and that is not in use.
     fn fresh_id(&mut self) -> u32 {
         loop {
             self.last_id = self.last_id.wrapping_add(1);
@@ -225,16 +225,16 @@ impl Client {
         }
     }
 
-    /// The bytes to write next; empty when all have been written.
+    /// Returns the bytes to write next. They are empty when all have been written.
     #[must_use]
     pub fn output(&self) -> &[u8] {
         self.output.get(self.written..).unwrap_or_default()
     }
 
-    /// As [`Client::output`], but no further than the end of the message that comes first: for a
-    /// transport that takes one message per write, as `/dev/xen/xenbus` does.
+    /// Returns the bytes of [`Client::output`], but only up to the end of the first message. It is
+    /// for a transport that takes one message per write, as `/dev/xen/xenbus` does.
     ///
-    /// Only meaningful where whole messages are consumed.
+    /// The caller must consume whole messages.
     #[must_use]
     pub fn output_message(&self) -> &[u8] {
         let output = self.output();
@@ -242,10 +242,10 @@ impl Client {
         output.get(..len.saturating_add(HEADER_SIZE)).unwrap_or(output)
     }
 
-    /// The first `count` bytes of [`Client::output`] have been written.
+    /// Records that the first `count` bytes of [`Client::output`] have been written.
     pub fn consume_output(&mut self, count: usize) {
         self.written = self.written.saturating_add(count).min(self.output.len());
-        // Memory does not grow with a writer that is always a little behind.
+        // This keeps memory from growing if the writer is always a little behind.
         if self.written == self.output.len() {
             self.output.clear();
             self.written = 0;
@@ -258,8 +258,8 @@ impl Client {
     /// Takes bytes that were read, split anywhere.
     ///
     /// # Errors
-    /// The daemon broke the protocol: what came before is still there to be taken, what comes
-    /// after is refused with the same error.
+    /// The breach of the protocol by the daemon. Messages before it can still be taken. Later bytes
+    /// are refused with the same error.
     pub fn receive(&mut self, bytes: &[u8]) -> Result<(), ProtocolError> {
         if let Some(broken) = &self.broken {
             return Err(broken.clone());
@@ -281,7 +281,7 @@ impl Client {
         result
     }
 
-    /// Takes all complete messages; returns what is left.
+    /// Takes all complete messages and returns the remaining bytes.
     fn messages<'a>(&mut self, mut bytes: &'a [u8]) -> Result<&'a [u8], ProtocolError> {
         loop {
             match split_message(bytes) {
@@ -325,29 +325,29 @@ impl Client {
         Ok(())
     }
 
-    /// The reply to this request, once; `None` while it has not arrived.
+    /// Returns the reply to this request, once; `None` while it has not arrived.
     pub fn take_reply(&mut self, id: RequestId) -> Option<Reply> {
         self.replies.remove(&id.0)
     }
 
-    /// True where the reply to this request is there to be taken.
+    /// True if the reply to this request can be taken.
     #[must_use]
     pub fn has_reply(&self, id: RequestId) -> bool {
         self.replies.contains_key(&id.0)
     }
 
-    /// True where the request with this id on the wire is unanswered: queued, or in flight.
+    /// True if the request with this id on the wire is unanswered: queued, or in flight.
     #[must_use]
     pub fn awaits(&self, req_id: u32) -> bool {
         self.pending.contains_key(&req_id)
     }
 
-    /// Any reply that has arrived and was not taken.
+    /// Returns any reply that has arrived and was not taken.
     pub fn poll_reply(&mut self) -> Option<(RequestId, Reply)> {
         self.replies.pop_first().map(|(id, reply)| (RequestId(id), reply))
     }
 
-    /// The reply to this request will not be asked for; it is dropped, now or when it comes.
+    /// Drops the reply to this request, now or when it arrives.
     pub fn forget(&mut self, id: RequestId) {
         self.replies.remove(&id.0);
         if let Some(pending) = self.pending.get_mut(&id.0) {
@@ -355,20 +355,20 @@ impl Client {
         }
     }
 
-    /// The oldest watch event that was not taken.
+    /// Returns the oldest watch event that was not taken.
     ///
     /// The machine keeps every event until it is taken, as the protocol allows none to be lost.
     pub fn poll_event(&mut self) -> Option<Event> {
         self.events.pop_front()
     }
 
-    /// Number of events waiting for [`Client::poll_event`].
+    /// Returns the number of events waiting for [`Client::poll_event`].
     #[must_use]
     pub fn events_waiting(&self) -> usize {
         self.events.len()
     }
 
-    /// Number of requests whose reply has not arrived.
+    /// Returns the number of requests whose reply has not arrived.
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.pending.len()

@@ -1,13 +1,15 @@
-//! Digests of what was seen: a transaction remembers what it was told, not the nodes that told it.
+//! Digests of answers: a transaction remembers the answers that it got, not the nodes that they
+//! came from.
 //!
-//! SipHash-2-4 under a secret of the daemon: nobody outside can look for two values with one digest.
+//! They are SipHash-2-4 with a secret of the daemon, so no outsider can search for two values with
+//! one digest.
 
 use crate::perms::Perms;
 use core::hash::Hasher;
 #[expect(deprecated, reason = "it is keyed, stable and in core; the new one takes no key")]
 use core::hash::SipHasher;
 
-/// The secret under which digests are taken.
+/// The secret of the digests.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Secret(pub(crate) [u64; 2]);
 
@@ -18,14 +20,14 @@ impl Secret {
         SipHasher::new_with_keys(one, two)
     }
 
-    /// The digest of some bytes.
+    /// Returns the digest of some bytes.
     pub(crate) fn bytes(self, bytes: &[u8]) -> u64 {
         let mut hasher = self.hasher();
         hasher.write(bytes);
         hasher.finish()
     }
 
-    /// The digest of permissions of which so many entries are for domains that live.
+    /// Returns the digest of permissions with `alive` entries for living domains.
     pub(crate) fn perms(self, perms: &Perms, alive: usize) -> u64 {
         let mut hasher = self.hasher();
         hasher.write_usize(alive);

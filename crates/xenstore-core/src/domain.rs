@@ -1,4 +1,4 @@
-//! The domains that the store knows: connection, features, rights, limits, use.
+//! The domains that the store knows: their connection, features, rights, limits and usage.
 
 use crate::digest::Secret;
 use crate::host::Host;
@@ -12,43 +12,45 @@ use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 
-/// A domain that the store has heard of and that lives.
+/// A living domain that the store knows.
 pub(crate) struct Domain {
     pub(crate) incarnation: Incarnation,
-    /// The hypervisor's mark of it, once that was asked.
+    /// The hypervisor's identity of the domain, once it has been queried.
     pub(crate) identity: Option<u64>,
     /// Its ring connection, once it is introduced.
     pub(crate) conn: Option<ConnId>,
-    /// `@releaseDomain` has been fired for its shutdown.
+    /// True if `@releaseDomain` has been fired for its shutdown.
     pub(crate) shutdown: bool,
     pub(crate) features: u32,
     pub(crate) target: Option<(DomId, Incarnation)>,
     pub(crate) usage: Usage,
     pub(crate) limits: Limits,
-    /// Its share of the daemon's time, against other domains'.
+    /// The domain's share of the daemon's time, relative to other domains'.
     pub(crate) weight: u32,
-    /// When its last turn ended, and until when it takes no other.
+    /// The time at which its last turn ended, and the time until which it may not take another.
     pub(crate) last_turn: u64,
     pub(crate) no_turn_until: u64,
 }
 
-/// All domains, by number, and what is common to them.
+/// All domains by number, and their common data.
 pub(crate) struct Domains {
     table: BTreeMap<DomId, Box<Domain>>,
     last_incarnation: u32,
-    /// Number of domains that have gone: what a transaction saw of them may be void since.
+    /// The number of domains that have died. A transaction's view of them may be void after a
+    /// death.
     pub(crate) deaths: u64,
-    /// There may be nodes whose owner is gone.
+    /// True if nodes may exist whose owner is gone.
     pub(crate) has_orphans: bool,
-    /// Each domain that is another's target, and that one.
+    /// The pairs of a domain and its target.
     targets: BTreeSet<(DomId, DomId)>,
     pub(crate) store_domain: DomId,
     pub(crate) priv_domain: DomId,
     /// The limits of new domains.
     pub(crate) limits: Limits,
-    /// Moves with every change of a list of children.
+    /// The last generation given to a list of children. It increases with every change of such a
+    /// list.
     pub(crate) generation: u64,
-    /// Of all digests.
+    /// The secret of all digests.
     pub(crate) secret: Secret,
     pub(crate) notices: Notices,
     pub(crate) now: u64,
@@ -87,12 +89,12 @@ impl Domains {
         self.table.get_mut(&domid).map(|domain| &mut **domain)
     }
 
-    /// True where the domain has a ring connection.
+    /// True if the domain has a ring connection.
     pub(crate) fn is_introduced(&self, domid: DomId) -> bool {
         self.get(domid).is_some_and(|domain| domain.conn.is_some())
     }
 
-    /// The domain's record, made if there is none.
+    /// Returns the domain's record, and makes it if there is none.
     pub(crate) fn know(&mut self, domid: DomId) -> &mut Domain {
         let (last, limits) = (&mut self.last_incarnation, self.limits);
         self.table.entry(domid).or_insert_with(|| {
@@ -113,7 +115,8 @@ impl Domains {
         })
     }
 
-    /// The domain's record, made if there is none and the hypervisor knows the domain.
+    /// Returns the domain's record, and makes it if there is none and the hypervisor knows the
+    /// domain.
     pub(crate) fn know_existing(
         &mut self,
         domid: DomId,
@@ -134,7 +137,7 @@ impl Domains {
         }
     }
 
-    /// Gives a domain, which is known, the rights of another besides its own.
+    /// Gives a known domain the rights of another besides its own.
     pub(crate) fn set_target(&mut self, domid: DomId, target: DomId) {
         let incarnation = self.incarnation(target);
         let Some(domain) = self.get_mut(domid) else { return };
@@ -145,7 +148,7 @@ impl Domains {
         self.targets.insert((target, domid));
     }
 
-    /// Adds to some domains those of which one of them is the target.
+    /// Adds to `domains` those domains whose target is among them.
     pub(crate) fn add_targeting(&self, domains: &mut Vec<DomId>) {
         if self.targets.is_empty() {
             return;
@@ -165,19 +168,19 @@ impl Domains {
         self.table.values_mut().map(|domain| &mut **domain)
     }
 
-    /// Which domain of this number lives now.
+    /// Returns the incarnation of this number that lives now.
     pub(crate) fn incarnation(&self, domid: DomId) -> Incarnation {
         self.get(domid).map_or(Incarnation::NEVER, |domain| domain.incarnation)
     }
 
-    /// True where a node of this owner is charged to nobody, as the owner is gone.
+    /// True if a node of this owner is charged to no domain, because the owner is gone.
     pub(crate) fn is_orphans(&self, owner: &Perm) -> bool {
         self.has_orphans
             && owner.domid.0 != DOMID_ANY
             && self.incarnation(owner.domid) != owner.incarnation
     }
 
-    /// Number of entries that are for domains that live.
+    /// Returns the number of entries for living domains.
     pub(crate) fn alive_entries(&self, perms: &Perms) -> usize {
         let lives = |perm: &&Perm| {
             perm.incarnation != Incarnation::NEVER
@@ -186,7 +189,7 @@ impl Domains {
         perms.entries().filter(lives).count()
     }
 
-    /// Permissions as GET_PERMS gives them, without those of dead domains.
+    /// Writes permissions as GET_PERMS returns them, without the entries of dead domains.
     pub(crate) fn write_perms(&self, perms: &Perms, end: u8, to: &mut Vec<u8>) {
         let shown = |perm: &Perm| {
             perm.incarnation == Incarnation::NEVER
@@ -195,10 +198,10 @@ impl Domains {
         perms.write(end, shown, to);
     }
 
-    /// The rights of a domain. A target that is dead lends none (XSA-233).
+    /// Returns the rights of a domain. A dead target gives it no rights (XSA-233).
     pub(crate) fn caller(&self, domid: DomId) -> Caller {
         if self.is_privileged(domid) {
-            // Nothing is looked up for who may do everything.
+            // A privileged caller needs no look-up.
             let incarnation = Incarnation::NEVER;
             return Caller { domid, incarnation, target: None, privileged: true };
         }
@@ -221,7 +224,8 @@ impl Domains {
         self.get(domid).map_or(&self.limits, |domain| &domain.limits).get(quota, kind)
     }
 
-    /// Refuses `domid` to have `wanted` of `quota` altogether where that is over its limit. A refusal is counted and logged.
+    /// Refuses the domain's request if `wanted`, the new total of `quota`, is over its limit. A
+    /// refusal is counted and logged.
     pub(crate) fn check(&mut self, domid: DomId, quota: Quota, wanted: i64) -> Result<(), Error> {
         let limit = self.limit(domid, quota, Kind::Hard);
         if limit == 0 || wanted <= i64::from(limit) || self.is_privileged(domid) {
@@ -237,7 +241,7 @@ impl Domains {
         Err(Error::NoSpc)
     }
 
-    /// As [`Domains::check`] for one more of something that is counted.
+    /// Checks the limit as [`Domains::check`] does, for one more of something that is counted.
     pub(crate) fn check_more(
         &mut self,
         domid: DomId,
@@ -248,7 +252,7 @@ impl Domains {
         self.check(domid, quota, in_use.saturating_add(more))
     }
 
-    /// Adds to what the domain uses of `quota`; warns above a soft limit.
+    /// Adds to the domain's usage of `quota`, and warns above a soft limit.
     pub(crate) fn charge(&mut self, domid: DomId, quota: Quota, more: i64) {
         let soft = if quota == Quota::Memory { self.limit(domid, quota, Kind::Soft) } else { 0 };
         let (now, exempt) = (self.now, self.is_privileged(domid));

@@ -1,34 +1,35 @@
-//! The machine around the store, as the store asks it.
+//! The store's interface to the machine around it.
 
 use crate::id::{ConnId, DomId};
 use crate::wire::Error;
 use alloc::vec::Vec;
 
-/// The machine around the store, as far as the store needs it to answer a request. Nothing here blocks.
+/// The part of the machine that the store needs to answer a request. No method blocks.
 pub trait Host {
-    /// The mark that tells the domain of this number from all that had it before; `None` where the hypervisor
-    /// knows no domain of this number at the moment.
+    /// Returns the identity that distinguishes the domain from all earlier domains of its number;
+    /// `None` if the hypervisor knows no domain of this number now.
     fn domain_identity(&mut self, domid: DomId) -> Option<u64>;
 
-    /// INTRODUCE of a domain that has no connection yet: map its ring page (reserved grant 1, or
-    /// `gfn`), bind `port`, write `features` into the page; its requests arrive as `conn` from now on.
+    /// Attaches a domain without a connection at INTRODUCE: maps its ring page (reserved grant 1,
+    /// or `gfn`), binds `port` and writes `features` into the page. Its requests arrive as `conn`
+    /// from now on.
     ///
     /// # Errors
-    /// The one that the caller of INTRODUCE is told; nothing is left mapped or bound then.
+    /// The error for the caller of INTRODUCE. Nothing stays mapped or bound then.
     fn attach(&mut self, at: Attach) -> Result<(), Error>;
 
-    /// INTRODUCE of a domain that has a connection: bind the new port, reset the ring's indices,
-    /// forget half-read requests.
+    /// Attaches a domain with a connection again at INTRODUCE: binds the new port, resets the
+    /// ring's indices and drops half-read requests.
     ///
     /// # Errors
-    /// The one that the caller of INTRODUCE is told.
+    /// The error for the caller of INTRODUCE.
     fn reattach(&mut self, at: Attach) -> Result<(), Error>;
 
-    /// The domain's connection is gone (RELEASE, or its death): unbind and unmap.
+    /// Unbinds and unmaps the domain's connection, which is gone (by RELEASE, or its death).
     fn detach(&mut self, domid: DomId, conn: ConnId);
 
-    /// A CONTROL command that is not about the store itself (`log`, `logfile`, `memreport`, `print`,
-    /// `live-update`, …). `None` where the machine does not know it either.
+    /// Runs a CONTROL command that does not concern the store itself (`log`, `logfile`,
+    /// `memreport`, `print`, `live-update`, …). `None` if the machine does not know it either.
     fn control(&mut self, command: &[u8], args: &[&[u8]]) -> Option<Result<Vec<u8>, Error>>;
 }
 

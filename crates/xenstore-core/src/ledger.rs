@@ -1,4 +1,4 @@
-//! The accounts while something changes: what is to be booked, and what it costs.
+//! The accounts during a change: the amounts to book, and the cost.
 
 use crate::churn::Churn;
 use crate::domain::Domains;
@@ -10,7 +10,7 @@ use crate::quota::Quota;
 use crate::wire::Error;
 use alloc::vec::Vec;
 
-/// One change of what a domain owns: how many nodes, how many bytes.
+/// One change of a domain's property: the number of nodes, and of bytes.
 #[derive(Clone, Copy, Debug)]
 struct Delta {
     domid: DomId,
@@ -18,7 +18,7 @@ struct Delta {
     bytes: i64,
 }
 
-/// Changes of what domains own that are not booked yet, one for each domain.
+/// The changes of domains' property that are not booked yet, one for each domain.
 #[derive(Default)]
 pub(crate) struct Deltas(Vec<Delta>);
 
@@ -38,12 +38,12 @@ impl Deltas {
         }
     }
 
-    /// Forgets all of them.
+    /// Drops all changes.
     pub(crate) fn clear(&mut self) {
         self.0.clear();
     }
 
-    /// Books them.
+    /// Books all changes.
     pub(crate) fn book(&self, domains: &mut Domains) {
         for delta in &self.0 {
             if delta.nodes != 0 {
@@ -56,22 +56,25 @@ impl Deltas {
     }
 }
 
-/// The accounts while one operation runs: what it changes is kept apart until it is known to stand.
+/// The accounts during one operation. Its changes are kept apart until the operation is known to
+/// succeed.
 pub(crate) struct Ledger<'a> {
     pub(crate) domains: &'a mut Domains,
     pub(crate) deltas: &'a mut Deltas,
-    /// For building nodes in.
+    /// A buffer for building nodes.
     pub(crate) scratch: &'a mut Vec<u8>,
-    /// Nodes touched, for the cost of the request.
+    /// The number of nodes touched, for the cost of the request.
     pub(crate) touched: u32,
-    /// Bytes that it moves.
+    /// The bytes that the operation moves.
     pub(crate) churn: Churn,
-    /// The quotas of nodes and memory are asked now; else [`Ledger::check_all`] asks them in the end.
+    /// True if the quotas of nodes and memory are checked at once. Otherwise [`Ledger::check_all`]
+    /// checks them at the end.
     pub(crate) is_strict: bool,
 }
 
 impl<'a> Ledger<'a> {
-    /// The accounts before an operation that is judged by all quotas; `scratch` is for building nodes in.
+    /// Returns the accounts before an operation that all quotas apply to. `scratch` is a buffer for
+    /// building nodes.
     pub(crate) fn new(
         domains: &'a mut Domains,
         deltas: &'a mut Deltas,
@@ -80,25 +83,25 @@ impl<'a> Ledger<'a> {
         Self { domains, deltas, scratch, touched: 0, churn: Churn::default(), is_strict: true }
     }
 
-    /// The next generation of a list of children.
+    /// Returns the next generation of a list of children.
     pub(crate) fn next_generation(&mut self) -> u64 {
         self.domains.generation = self.domains.generation.wrapping_add(1);
         self.domains.generation
     }
 
-    /// Notes that a node was made.
+    /// Records that a node was made.
     pub(crate) fn made(&mut self, name: &[u8]) {
         let size = NODE_WEIGHT.saturating_add(name.len() as i64);
         self.churn.made = self.churn.made.saturating_add(size);
     }
 
-    /// Takes a removed node, which has this weight, off its owner's account.
+    /// Takes a removed node of this weight off its owner's account.
     pub(crate) fn disown(&mut self, owner: &Perm, weight: i64) {
         self.own(owner, -1, weight.saturating_neg());
         self.churn.removed = self.churn.removed.saturating_add(weight);
     }
 
-    /// Refuses `owner` so many more nodes and bytes where a quota forbids them.
+    /// Refuses `owner` so many more nodes and bytes if a quota forbids them.
     pub(crate) fn check_owner(
         &mut self,
         owner: DomId,
@@ -118,7 +121,8 @@ impl<'a> Ledger<'a> {
         Ok(())
     }
 
-    /// Refuses what is pending where an owner may not have it. The first of `freed` will use so many bytes less.
+    /// Refuses the pending changes if an owner's quota forbids them. The first of `freed` will use
+    /// so many bytes less.
     pub(crate) fn check_all(&mut self, freed: (DomId, i64)) -> Result<(), Error> {
         for Delta { domid, nodes, bytes } in self.deltas.0.iter().copied() {
             if self.domains.is_privileged(domid) {
@@ -135,7 +139,7 @@ impl<'a> Ledger<'a> {
         Ok(())
     }
 
-    /// Refuses `caller` a node of this size where the quota forbids it.
+    /// Refuses `caller` a node of this size if the quota forbids it.
     pub(crate) fn check_size(&mut self, caller: &Caller, size: u32) -> Result<(), Error> {
         if !caller.privileged {
             self.domains.check(caller.domid, Quota::NodeSize, i64::from(size))?;
@@ -144,7 +148,7 @@ impl<'a> Ledger<'a> {
         Ok(())
     }
 
-    /// Notes that `owner` has so many more (or fewer) nodes and bytes.
+    /// Records that `owner` has so many more (or fewer) nodes and bytes.
     pub(crate) fn own(&mut self, owner: &Perm, nodes: i64, bytes: i64) {
         if (nodes == 0 && bytes == 0) || self.domains.is_orphans(owner) {
             return;
@@ -156,7 +160,7 @@ impl<'a> Ledger<'a> {
         self.touched = self.touched.saturating_add(1);
     }
 
-    /// A long path may have a thousand nodes on the way.
+    /// Counts the nodes along a path: a long path may have a thousand.
     pub(crate) fn follow(&mut self, path: Path<'_>) {
         self.touched = self.touched.saturating_add(path.cost());
     }

@@ -1,27 +1,27 @@
-//! XenStore as a machine: every message and every rule of the protocol, with no I/O, no clock, no
-//! `unsafe` and no dependency. Bytes and time go in, bytes and notices come out.
+//! XenStore as a state machine: every message and every rule of the protocol, with no I/O, no
+//! clock, no `unsafe` and no dependency. Bytes and time go in, bytes and notices come out.
 //!
-//! From the ground up: no module takes anything from one below it in this table.
+//! The modules in order of dependence: no module uses one below it in this table.
 //!
-//! | module | what it is |
+//! | module | contents |
 //! |---|---|
-//! | `bytes` | bytes found fast |
-//! | [`limits`] | every bound, named |
+//! | `bytes` | fast searches of bytes |
+//! | [`limits`] | every limit, named |
 //! | [`wire`] | message types, headers, error names |
-//! | [`path`] | what a path may be |
+//! | [`path`] | the rules for paths |
 //! | `prefix` | names as numbers |
 //! | `id` | the numbers of domains and connections |
-//! | [`perms`] | who may read and write a node |
-//! | [`quota`] | what a domain may use, uses and was refused |
-//! | `digest` | digests of what a transaction has seen |
-//! | `host` | what the store asks of the machine around it |
-//! | `notice` | what the daemon is to log or to do |
+//! | [`perms`] | the access of each domain to a node |
+//! | [`quota`] | a domain's limits, usage and refusals |
+//! | `digest` | digests of the answers that a transaction got |
+//! | `host` | the store's interface to the machine around it |
+//! | `notice` | notices for the daemon: lines to log, actions to take |
 //! | `domain` | the domains that the store knows |
-//! | `churn` | bytes that a change copies, makes and removes |
-//! | `ledger` | what a change is to book |
-//! | [`tree`] | the nodes, and what requests do to them |
-//! | `watch` | watches in an index by path |
-//! | `transaction` | snapshot, log, and how a commit is judged |
+//! | `churn` | the bytes that a change copies, makes and removes |
+//! | `ledger` | the amounts that a change has to book |
+//! | [`tree`] | the nodes, and the operations on them |
+//! | `watch` | the watches, in an index by path |
+//! | `transaction` | snapshots, logs, and the judgement of a commit |
 //! | [`stream`] | the whole state as records, for live update |
 //! | [`client`] | the other end: requests in flight, replies, events |
 //! | [`server`] | the store: requests in, replies and events out |

@@ -1,4 +1,4 @@
-//! Notices: what the daemon is to log or to do.
+//! Notices for the daemon: lines to log, or actions to take.
 
 use crate::id::{ConnId, DomId};
 use crate::limits::NOTICES_MAX;
@@ -6,12 +6,12 @@ use alloc::collections::VecDeque;
 use alloc::format;
 use alloc::string::String;
 
-/// Why a connection is no longer served.
+/// The reason why a connection is no longer served.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Ended {
     /// It left more replies and events unread than the limit allows, or left one too long.
     Unread,
-    /// Its ring indices are not possible (`XENSTORE_ERROR_RINGIDX`).
+    /// Its ring indices are impossible (`XENSTORE_ERROR_RINGIDX`).
     RingIndex,
     /// It announced a payload over the limit (`XENSTORE_ERROR_PROTO`).
     Protocol,
@@ -19,25 +19,27 @@ pub enum Ended {
     Communication,
 }
 
-/// Something to be logged or done by the daemon.
+/// A notice for the daemon, which logs it or acts on it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum Notice {
-    /// A line for the log at warning level: what happened, to whom, what to do.
+    /// A line for the log at warning level: the occurrence, the domain affected, the advised
+    /// action.
     Warn {
-        /// The domain whose doing it is, if one's.
+        /// The domain that caused it, if there is one.
         domid: Option<DomId>,
         /// The line.
         text: String,
     },
     /// A line for the log at info level.
     Info(String),
-    /// The connection is no longer served. A socket is to be closed; a ring is to show the error
-    /// word and to be left alone until it is reconnected, introduced again or detached.
+    /// The connection is no longer served. The daemon must close a socket. It must show the error
+    /// word in a ring, and leave the ring alone until it is reconnected, introduced again or
+    /// detached.
     Ended {
-        /// Which connection.
+        /// The connection.
         conn: ConnId,
-        /// Why.
+        /// The reason.
         why: Ended,
     },
 }
@@ -46,12 +48,12 @@ pub enum Notice {
 #[derive(Default)]
 pub(crate) struct Notices {
     queue: VecDeque<Notice>,
-    /// Number of those for which there was no room.
+    /// The number of notices that were dropped for lack of room.
     lost: u64,
 }
 
 impl Notices {
-    /// Adds one. Where there are too many, only the end of a connection is kept.
+    /// Adds a notice. If there are too many, only the end of a connection is kept.
     pub(crate) fn push(&mut self, notice: Notice) {
         let must = matches!(notice, Notice::Ended { .. });
         if must || self.queue.len() < NOTICES_MAX {
@@ -61,7 +63,7 @@ impl Notices {
         }
     }
 
-    /// Takes the next; behind the last, one that says how many were lost.
+    /// Takes the next notice. After the last one, returns a notice with the number of dropped ones.
     pub(crate) fn pop(&mut self) -> Option<Notice> {
         let notice = self.queue.pop_front();
         if notice.is_none() && self.lost > 0 {
@@ -72,14 +74,14 @@ impl Notices {
         notice
     }
 
-    /// Takes back that a connection has ended.
+    /// Withdraws the notice of a connection's end.
     pub(crate) fn withdraw_end(&mut self, conn: ConnId) {
         let stale =
             |notice: &Notice| matches!(notice, Notice::Ended { conn: told, .. } if *told == conn);
         self.queue.retain(|notice| !stale(notice));
     }
 
-    /// Forgets all that wait.
+    /// Drops all notices.
     pub(crate) fn clear(&mut self) {
         self.queue.clear();
     }

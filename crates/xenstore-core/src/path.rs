@@ -1,7 +1,7 @@
-//! Paths: what the bytes of a request must satisfy before anything looks at the tree.
+//! Checks the path in a request before any access to the tree.
 //!
-//! Source: `docs/misc/xenstore.txt`, "Paths are /-separated …"; what the document leaves open follows
-//! the C daemon (`canonicalize`).
+//! Source: `docs/misc/xenstore.txt`, "Paths are /-separated …". Cases that the document leaves open
+//! follow the C daemon (`canonicalize`).
 
 use crate::bytes::{find, has_pair};
 use crate::limits::{ABS_PATH_MAX, REL_PATH_MAX};
@@ -15,13 +15,13 @@ pub struct Path<'a>(&'a [u8]);
 /// The right of a request to name a special path.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Special {
-    /// `@introduceDomain` and its kind are fine here.
+    /// Special paths such as `@introduceDomain` are allowed.
     Allowed,
-    /// Only nodes of the tree.
+    /// Only nodes of the tree are allowed.
     Refused,
 }
 
-/// Bytes that a path may hold: ASCII letters and digits and `-/_@`.
+/// The bytes that a path may contain: ASCII letters and digits and `-/_@`.
 const LEGAL: [bool; 256] = {
     let mut legal = [false; 256];
     let set = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-/_@";
@@ -34,44 +34,45 @@ const LEGAL: [bool; 256] = {
     legal
 };
 
-/// The directory of every domain's home.
+/// The parent directory of every domain's home.
 const HOMES: &[u8] = b"/local/domain/";
 
 impl<'a> Path<'a> {
     /// The root of the tree.
     pub const ROOT: Path<'static> = Path(b"/");
 
-    /// Takes bytes that [`resolve`] has checked before (a stored path).
+    /// Wraps bytes that [`resolve`] has checked before (a stored path).
     #[must_use]
     pub(crate) fn checked(bytes: &'a [u8]) -> Self {
         Self(bytes)
     }
 
-    /// The bytes, starting with `/` or `@`.
+    /// Returns the bytes, starting with `/` or `@`.
     #[must_use]
     pub fn as_bytes(self) -> &'a [u8] {
         self.0
     }
 
-    /// True where this is `/`.
+    /// True if this is `/`.
     #[must_use]
     pub fn is_root(self) -> bool {
         self.0 == b"/"
     }
 
-    /// True where this starts with `@`.
+    /// True if this starts with `@`.
     #[must_use]
     pub fn is_special(self) -> bool {
         self.0.first() == Some(&b'@')
     }
 
-    /// The names along the path, the root's none; a special path's first name keeps its `@`.
+    /// Returns the names along the path. The root has none; a special path's first name keeps its
+    /// `@`.
     #[must_use]
     pub fn names(self) -> Names<'a> {
         Names(self.0.strip_prefix(b"/").unwrap_or(self.0))
     }
 
-    /// Parent and last name; `None` for the root.
+    /// Returns the parent and the last name; `None` for the root.
     #[must_use]
     pub fn split_last(self) -> Option<(Path<'a>, &'a [u8])> {
         let slash = self.0.iter().rposition(|byte| *byte == b'/')?;
@@ -80,27 +81,28 @@ impl<'a> Path<'a> {
         Some((if parent.is_empty() { Path(b"/") } else { Path(parent) }, name))
     }
 
-    /// The paths above this one, nearest first, the root last.
+    /// Returns the paths above this one, nearest first, the root last.
     pub(crate) fn above(self) -> impl Iterator<Item = Path<'a>> {
         let parent = |path: Path<'a>| path.split_last().map(|(parent, _)| parent);
         core::iter::successors(parent(self), move |path| parent(*path))
     }
 
-    /// The length that the quota `path-max` limits: without a leading `/local/domain/<domid>/`, as the C
-    /// daemon counts it.
+    /// Returns the length that the quota `path-max` limits. Like the C daemon's, it excludes a
+    /// leading `/local/domain/<domid>/`.
     #[must_use]
     pub fn counted_len(self) -> usize {
         self.0.len().saturating_sub(home_prefix_len(self.0))
     }
 
-    /// The cost of following the path, in the unit of one simple request, beyond that request.
+    /// Returns the cost of following the path, in simple requests, in addition to the request
+    /// itself.
     #[must_use]
     pub fn cost(self) -> u32 {
         // A path has at most 3072 bytes.
         u32::try_from(self.0.len() / 64).unwrap_or(u32::MAX)
     }
 
-    /// True where one of the two is the other or lies above it.
+    /// True if the two are equal or one of them is an ancestor of the other.
     #[must_use]
     pub fn related(self, other: Path<'_>) -> bool {
         let (short, long) =
@@ -112,7 +114,7 @@ impl<'a> Path<'a> {
     }
 }
 
-/// The names along a path that are still to come, with a slash between each two.
+/// The remaining names along a path, separated by slashes.
 #[derive(Clone, Debug)]
 pub struct Names<'a>(&'a [u8]);
 
@@ -130,20 +132,20 @@ impl<'a> Iterator for Names<'a> {
     }
 }
 
-/// True where a path as given is relative to the caller's home.
+/// True if the given path is relative to the caller's home.
 #[must_use]
 pub fn is_relative(given: &[u8]) -> bool {
     !matches!(given.first(), Some(b'/' | b'@'))
 }
 
-/// Checks a path as given by a caller whose home is `/local/domain/<home>`.
+/// Checks a path given by a caller whose home is `/local/domain/<home>`.
 ///
-/// A relative one is made absolute in `scratch`. The quota `path-max` is not looked at here; see
+/// A relative path is made absolute in `scratch`. The quota `path-max` is not checked here; see
 /// [`Path::counted_len`].
 ///
 /// # Errors
-/// EINVAL for an empty path, an illegal byte, a doubled or trailing slash, an unwanted special name,
-/// or too long a path.
+/// EINVAL for an empty path, an illegal byte, a doubled or trailing slash, an unwanted special
+/// name, or too long a path.
 pub fn resolve<'a>(
     given: &'a [u8],
     home: u16,
@@ -178,7 +180,7 @@ pub fn home_of(domid: u16, to: &mut Vec<u8>) {
     push_decimal(u64::from(domid), to);
 }
 
-/// Length of a leading `/local/domain/<1 to 5 digits>/`, or 0.
+/// Returns the length of a leading `/local/domain/<1 to 5 digits>/`, or 0.
 fn home_prefix_len(path: &[u8]) -> usize {
     let Some(rest) = path.strip_prefix(HOMES) else { return 0 };
     let digits = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();

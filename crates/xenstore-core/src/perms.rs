@@ -1,9 +1,9 @@
-//! Permissions: who may read and write a node.
+//! Permissions: the access of each domain to a node.
 //!
-//! The first entry names the owner, who may do everything, and what everybody else may do; further
-//! entries name single domains. An entry is valid for the *incarnation* of the domain that it was
-//! written for, so that a later domain of the same number inherits nothing, without any walk
-//! over the tree when a domain dies (XSA-322, XSA-417).
+//! The first entry names the owner, who has full access, and the access of all other domains.
+//! Further entries name single domains. An entry is valid for the *incarnation* of the domain for
+//! which it was written, so that a later domain of the same number inherits nothing. No walk over
+//! the tree is needed when a domain dies (XSA-322, XSA-417).
 
 use crate::id::DomId;
 use crate::limits::DOMID_ANY;
@@ -11,7 +11,7 @@ use crate::path::push_decimal;
 use crate::wire::{Error, Strings};
 use alloc::vec::Vec;
 
-/// The rights that an entry gives.
+/// The rights of an entry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Access(u8);
 
@@ -25,7 +25,7 @@ impl Access {
     /// `b`
     pub const BOTH: Self = Self(3);
 
-    /// True where all of `wanted` is allowed.
+    /// True if all of `wanted` is allowed.
     #[must_use]
     pub fn has(self, wanted: Self) -> bool {
         self.0 & wanted.0 == wanted.0
@@ -40,7 +40,7 @@ impl Access {
         }
     }
 
-    /// The rights that `letter` stands for in SET_PERMS.
+    /// Returns the rights that `letter` means in SET_PERMS.
     pub(crate) fn from_letter(letter: u8) -> Option<Self> {
         match letter {
             b'r' => Some(Self::READ),
@@ -52,14 +52,15 @@ impl Access {
     }
 }
 
-/// Which of the domains that bear one number, one after the other, is meant.
+/// The incarnation of a domain number: it distinguishes the domains that have had the number, one
+/// after the other.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 pub struct Incarnation(pub u32);
 
 impl Incarnation {
-    /// No domain at all: the entry was written for a domain that did not exist.
+    /// No domain: the entry was written for a domain that did not exist.
     pub const NEVER: Self = Self(0);
-    /// The entry is void, whatever it names.
+    /// The mark of a void entry, whatever domain it names.
     pub const VOID: Self = Self(u32::MAX);
 }
 
@@ -68,9 +69,9 @@ impl Incarnation {
 pub struct Perm {
     /// The domain.
     pub domid: DomId,
-    /// Its rights; in the first entry, everybody else's.
+    /// Its rights, or in the first entry those of all other domains.
     pub access: Access,
-    /// Which domain of that number.
+    /// The incarnation of the domain.
     pub incarnation: Incarnation,
 }
 
@@ -81,21 +82,21 @@ pub struct Perms {
     others: Vec<Perm>,
 }
 
-/// The domain that asks, with its rights.
+/// The domain that makes a request, with its rights.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Caller {
     /// The domain.
     pub domid: DomId,
-    /// Which domain of that number.
+    /// The incarnation of the domain.
     pub incarnation: Incarnation,
     /// The domain whose rights it has besides its own (SET_TARGET).
     pub target: Option<(DomId, Incarnation)>,
-    /// Exempt from permissions and quotas.
+    /// True if the caller is exempt from permissions and quotas.
     pub privileged: bool,
 }
 
 impl Caller {
-    /// True where the entry is for it, or for its target.
+    /// True if the entry is for the caller, or for its target.
     fn is(&self, perm: &Perm) -> bool {
         (perm.domid == self.domid && perm.incarnation == self.incarnation)
             || self.target == Some((perm.domid, perm.incarnation))
@@ -107,36 +108,36 @@ impl Caller {
 }
 
 impl Perms {
-    /// Permissions of an owner and no other entry.
+    /// Returns permissions with the owner's entry only.
     #[must_use]
     pub fn owned(owner: Perm) -> Self {
         Self { owner, others: Vec::new() }
     }
 
-    /// Permissions of these entries.
+    /// Returns permissions with these entries.
     pub(crate) fn new(owner: Perm, others: Vec<Perm>) -> Self {
         Self { owner, others }
     }
 
-    /// The owner's entry.
+    /// Returns the owner's entry.
     #[must_use]
     pub fn owner(&self) -> Perm {
         self.owner
     }
 
-    /// All entries, the owner's first.
+    /// Returns all entries, the owner's first.
     pub fn entries(&self) -> impl Iterator<Item = &Perm> {
         core::iter::once(&self.owner).chain(&self.others)
     }
 
-    /// Number of entries.
+    /// Returns the number of entries.
     #[must_use]
     #[expect(clippy::len_without_is_empty, reason = "never empty")]
     pub fn len(&self) -> usize {
         self.others.len().saturating_add(1)
     }
 
-    /// A copy with another owner.
+    /// Returns a copy with another owner.
     #[must_use]
     pub fn with_owner(&self, domid: DomId, incarnation: Incarnation) -> Self {
         let mut perms = self.clone();
@@ -145,7 +146,7 @@ impl Perms {
         perms
     }
 
-    /// The rights of `caller`.
+    /// Returns the rights of `caller`.
     #[must_use]
     pub fn access(&self, caller: &Caller) -> Access {
         if caller.privileged || self.is_owner(caller) {
@@ -155,16 +156,18 @@ impl Perms {
         own.map_or(self.owner.access, |perm| perm.access)
     }
 
-    /// True where `caller` may change these permissions.
+    /// True if `caller` may change these permissions.
     #[must_use]
     pub fn is_owner(&self, caller: &Caller) -> bool {
         caller.privileged || caller.is(&self.owner) || self.owner.domid.0 == DOMID_ANY
     }
 
-    /// Reads `<letter><domid>\0…`; `incarnation` tells which domain of a number is meant.
+    /// Parses `<letter><domid>\0…`. `incarnation` returns the incarnation of a number that is
+    /// meant.
     ///
     /// # Errors
-    /// EINVAL for no entry, an unknown letter, or a number that is none or above 65535.
+    /// EINVAL if there is no entry, for an unknown letter, or for a domid that is no number or
+    /// above 65535.
     pub fn parse(
         payload: &[u8],
         mut incarnation: impl FnMut(DomId) -> Incarnation,
@@ -179,8 +182,8 @@ impl Perms {
         Ok(Self { owner, others: entries.collect::<Result<_, _>>()? })
     }
 
-    /// Appends the entries as GET_PERMS gives them, each followed by `end`, without those for which `shown`
-    /// is false (dead domains).
+    /// Appends the entries as GET_PERMS returns them, each followed by `end`, except those for
+    /// which `shown` is false (dead domains).
     pub fn write(&self, end: u8, mut shown: impl FnMut(&Perm) -> bool, to: &mut Vec<u8>) {
         for (at, perm) in self.entries().enumerate() {
             if at == 0 || shown(perm) {
@@ -192,7 +195,7 @@ impl Perms {
     }
 }
 
-/// A non-negative number as `strtol` with base 0 reads it: decimal, 0x… or 0….
+/// Parses a non-negative number as `strtol` with base 0 does: decimal, 0x… or 0….
 fn number(digits: &[u8]) -> Result<u32, Error> {
     let text = core::str::from_utf8(digits).map_err(|_| Error::Inval)?;
     let (text, radix) = match text.strip_prefix("0x") {
@@ -248,7 +251,7 @@ mod tests {
         assert_eq!(perms.access(&guest(3, 4)), Access::NONE);
     }
 
-    /// Nodes of a dead domain may be there for a while after its death.
+    /// Nodes of a dead domain may exist for a while after its death.
     #[test]
     fn a_successor_is_no_owner() {
         let perms = perms(b"n3\0").unwrap();

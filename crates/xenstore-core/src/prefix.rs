@@ -1,7 +1,7 @@
-//! Names as numbers: the first bytes of a name, by which most names are told apart.
+//! The first bytes of names as numbers. Most names can be compared by them alone.
 
-/// The first eight bytes of a name as a number that sorts as the bytes do. Names hold no NUL, so
-/// padding with NULs keeps the order.
+/// Returns the first eight bytes of a name as a number that sorts as the bytes do. Names contain no
+/// NUL, so padding with NULs keeps the order.
 #[inline]
 pub(crate) fn prefix_of(name: &[u8]) -> u64 {
     if let Some(first) = name.first_chunk::<8>() {
@@ -9,7 +9,7 @@ pub(crate) fn prefix_of(name: &[u8]) -> u64 {
     }
     let bits = u32::try_from(name.len()).unwrap_or(0).saturating_mul(8);
     match (name.first_chunk::<4>(), name.last_chunk::<4>()) {
-        // What is in both is the same in both.
+        // The two parts overlap, and are the same in the overlap.
         (Some(first), Some(last)) => {
             let (first, last) = (u32::from_be_bytes(*first), u32::from_be_bytes(*last));
             u64::from(first) << 32 | u64::from(last) << 64u32.saturating_sub(bits)
@@ -21,7 +21,7 @@ pub(crate) fn prefix_of(name: &[u8]) -> u64 {
     }
 }
 
-/// True where the name with this prefix has no more bytes than are in it.
+/// True if the prefix contains the whole name.
 pub(crate) fn is_whole(prefix: u64) -> bool {
     prefix & 0xff == 0
 }

@@ -1,8 +1,8 @@
-//! Quotas: what a domain may use, what it uses, and what it was refused.
+//! Quotas: the limits of a domain, its usage, and its refusals.
 //!
-//! Names and defaults are the C daemon's (`tools/xenstored/domain.c` of Xen 4.23). Privileged domains are
-//! counted, but never refused. Every refusal is counted with its time, and logged at most once in
-//! [`REFUSAL_LOG_US`] for one quota of one domain.
+//! Names and defaults are the C daemon's (`tools/xenstored/domain.c` of Xen 4.23). Privileged
+//! domains are counted, but never refused. Every refusal is counted with its time, and logged at
+//! most once in [`REFUSAL_LOG_US`] for one quota of one domain.
 
 use crate::id::DomId;
 use crate::limits::REFUSAL_LOG_US;
@@ -10,44 +10,44 @@ use crate::wire::Error;
 use alloc::format;
 use alloc::string::String;
 
-/// Something that is limited.
+/// A limited resource.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Quota {
-    /// Nodes owned by the domain.
+    /// The nodes that the domain owns.
     Nodes,
-    /// Watches set by the domain.
+    /// The watches that the domain has set.
     Watches,
-    /// Requests whose replies the domain has not read yet.
+    /// The requests whose replies the domain has not read yet.
     Outstanding,
-    /// Bytes of nodes, watches and transactions; and, by itself, of what may lie unread.
+    /// The bytes of nodes, watches and transactions, and separately those of unread output.
     Memory,
-    /// Transactions open at the same time.
+    /// The transactions open at the same time.
     Transactions,
-    /// Nodes accessed in one transaction.
+    /// The nodes accessed in one transaction.
     TransactionNodes,
-    /// Permission entries of one node.
+    /// The permission entries of one node.
     NodePermissions,
-    /// Bytes of a path.
+    /// The bytes of a path.
     PathMax,
-    /// Bytes of one node: value, permissions and names of its children.
+    /// The bytes of one node: its value, permissions and the names of its children.
     NodeSize,
 }
 
-/// Number of quotas.
+/// The number of quotas.
 pub const COUNT: usize = 9;
 
 /// A quota's name, description and defaults.
 #[derive(Clone, Copy, Debug)]
 pub struct About {
-    /// Which one.
+    /// The quota.
     pub quota: Quota,
     /// Its name in CONTROL, GET_QUOTA and on the command line.
     pub name: &'static str,
-    /// The thing that it limits, in words.
+    /// A description of the resource.
     pub what: &'static str,
-    /// Default of the hard limit; 0 is no limit.
+    /// The default of the hard limit; 0 is no limit.
     pub hard: u32,
-    /// Default of the soft limit, for those that have one: a warning is logged above it.
+    /// The default of the soft limit, if the quota has one: a warning is logged above it.
     pub soft: Option<u32>,
 }
 
@@ -79,19 +79,20 @@ pub const ALL: [About; COUNT] = [
     about(Quota::NodeSize, "node-size", "Max. size of a node", 2048),
 ];
 
-/// Other names that are in use for the same quota.
+/// Alternative names of quotas.
 const ALIASES: [(&str, Quota); 2] =
     [("path-length", Quota::PathMax), ("permissions", Quota::NodePermissions)];
 
 impl Quota {
-    /// The quota of this name.
+    /// Returns the quota of this name.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
         let known = ALL.iter().find(|about| about.name == name).map(|about| about.quota);
         known.or_else(|| ALIASES.iter().find(|(alias, _)| *alias == name).map(|(_, quota)| *quota))
     }
 
-    /// The quota by its name in GET_QUOTA and SET_QUOTA, where `soft-` stands before a soft one's.
+    /// Parses a quota's name in GET_QUOTA and SET_QUOTA, in which `soft-` precedes a soft quota's
+    /// name.
     pub(crate) fn named(name: &[u8]) -> Result<(Self, Kind), Error> {
         let name = core::str::from_utf8(name).map_err(|_| Error::Inval)?;
         let (name, kind) = match name.strip_prefix("soft-") {
@@ -106,7 +107,8 @@ impl Quota {
         }
     }
 
-    /// True where each of something is limited by itself, as the size of a node is; else all of it together.
+    /// True if the limit applies to each item separately, such as the size of a node. Otherwise it
+    /// applies to the total.
     #[must_use]
     pub fn is_a_size(self) -> bool {
         matches!(
@@ -115,7 +117,7 @@ impl Quota {
         )
     }
 
-    /// Name, description and defaults.
+    /// Returns the name, description and defaults.
     #[must_use]
     pub fn about(self) -> &'static About {
         const NODES: &About = &ALL[0];
@@ -123,12 +125,12 @@ impl Quota {
     }
 }
 
-/// Hard or soft.
+/// The kind of a limit: hard or soft.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
-    /// Beyond it a request is refused.
+    /// A request beyond the limit is refused.
     Hard,
-    /// Beyond it a warning is logged.
+    /// A usage beyond the limit is logged as a warning.
     Soft,
 }
 
@@ -137,13 +139,13 @@ pub enum Kind {
 pub struct Values<T>([T; COUNT]);
 
 impl<T: Copy + Default> Values<T> {
-    /// The value of one.
+    /// Returns the value of one quota.
     #[must_use]
     pub fn get(&self, quota: Quota) -> T {
         self.0.get(quota as usize).copied().unwrap_or_default()
     }
 
-    /// Sets the value of one.
+    /// Sets the value of one quota.
     pub fn set(&mut self, quota: Quota, value: T) {
         if let Some(at) = self.0.get_mut(quota as usize) {
             *at = value;
@@ -157,7 +159,7 @@ impl<T: Copy + Default> Default for Values<T> {
     }
 }
 
-/// The limits of a domain, or those that new domains get.
+/// The limits of a domain, or the defaults for new domains.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     hard: Values<u32>,
@@ -176,7 +178,7 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// The limit, 0 for none.
+    /// Returns the limit; 0 for none.
     #[must_use]
     pub fn get(&self, quota: Quota, kind: Kind) -> u32 {
         match kind {
@@ -188,7 +190,7 @@ impl Limits {
     /// Sets a limit.
     ///
     /// # Errors
-    /// EINVAL for a soft limit where there is none.
+    /// EINVAL for a soft limit that does not exist.
     pub fn set(&mut self, quota: Quota, kind: Kind, value: u32) -> Result<(), Error> {
         match kind {
             Kind::Hard => self.hard.set(quota, value),
@@ -202,14 +204,14 @@ impl Limits {
 /// The refusals of one quota to a domain.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Refusal {
-    /// Number of them.
+    /// The number of refusals.
     pub count: u64,
-    /// The time of the last, in microseconds.
+    /// The time of the last refusal, in microseconds.
     pub last: u64,
     logged: Option<u64>,
 }
 
-/// The use of one domain.
+/// The usage of one domain.
 #[derive(Clone, Debug, Default)]
 pub struct Usage {
     now: Values<i64>,
@@ -219,44 +221,44 @@ pub struct Usage {
 }
 
 impl Usage {
-    /// In use at the moment.
+    /// Returns the current usage.
     #[must_use]
     pub fn now(&self, quota: Quota) -> i64 {
         self.now.get(quota)
     }
 
-    /// The most that was ever in use.
+    /// Returns the highest usage so far.
     #[must_use]
     pub fn max(&self, quota: Quota) -> i64 {
         self.max.get(quota)
     }
 
-    /// Forgets what the most was.
+    /// Resets the highest usage.
     pub fn reset_max(&mut self) {
         self.max = self.now;
     }
 
-    /// The refusals of one quota.
+    /// Returns the refusals of one quota.
     #[must_use]
     pub fn refusal(&self, quota: Quota) -> Refusal {
         self.refusals.get(quota)
     }
 
-    /// Adds to (or takes from) what is in use.
+    /// Adds to (or subtracts from) the current usage.
     pub fn add(&mut self, quota: Quota, more: i64) {
         let value = self.now.get(quota).saturating_add(more);
         self.now.set(quota, value);
         self.saw(quota, value);
     }
 
-    /// Records the size of something that is limited one by one (a node, a path).
+    /// Records the size of an item that is limited separately (a node, a path).
     pub fn saw(&mut self, quota: Quota, value: i64) {
         if value > self.max.get(quota) {
             self.max.set(quota, value);
         }
     }
 
-    /// Counts a refusal; the line to log, if it is time for one.
+    /// Counts a refusal, and returns the line to log if one is due.
     pub fn refuse(
         &mut self,
         domid: DomId,
@@ -274,7 +276,7 @@ impl Usage {
         }
         self.refusals.set(quota, refusal);
         let name = quota.about().name;
-        // A size is limited one by one: of what is refused, nothing is in use.
+        // A size is limited for each item: a refused item has no current usage.
         let value = match quota.is_a_size() {
             true => format!("{wanted} wanted, {} the largest until now", self.max.get(quota)),
             false => format!("{} in use, {wanted} wanted", self.now.get(quota)),
@@ -289,7 +291,7 @@ impl Usage {
         })
     }
 
-    /// The warning about the soft limit, where one is due.
+    /// Returns the warning about the soft limit, if one is due.
     pub fn warn_soft(
         &mut self,
         domid: DomId,

@@ -1,7 +1,7 @@
 //! The wire format: message types, headers, error names, and splitting a byte stream into messages.
 //!
 //! Source: `xen/include/public/io/xs_wire.h` and `docs/misc/xenstore.txt` of Xen 4.23. Headers are
-//! in the byte order of the machine, as both ends live on one.
+//! in the byte order of the machine, as both ends are on the same machine.
 
 use crate::bytes::find;
 use crate::limits::{HEADER_SIZE, PAYLOAD_MAX};
@@ -40,10 +40,10 @@ pub enum MsgType {
     SetQuota = 26,
 }
 
-/// Number of type codes, holes included (`XS_TYPE_COUNT`).
+/// The number of type codes, holes included (`XS_TYPE_COUNT`).
 pub const TYPE_COUNT: usize = 27;
 
-/// Every type with its name, in the order of the codes.
+/// All types with their names, in the order of the codes.
 pub const TYPES: [(MsgType, &str); 26] = [
     (MsgType::Control, "CONTROL"),
     (MsgType::Directory, "DIRECTORY"),
@@ -74,7 +74,7 @@ pub const TYPES: [(MsgType, &str); 26] = [
 ];
 
 impl MsgType {
-    /// The type with this code; `None` for 20 (RESTRICT, removed) and everything above 26.
+    /// Returns the type with this code; `None` for 20 (RESTRICT, removed) and everything above 26.
     #[must_use]
     pub fn from_code(code: u32) -> Option<Self> {
         let at = match code {
@@ -85,13 +85,13 @@ impl MsgType {
         TYPES.get(usize::try_from(at).ok()?).map(|(kind, _)| *kind)
     }
 
-    /// The code on the wire.
+    /// Returns the code on the wire.
     #[must_use]
     pub fn code(self) -> u32 {
         self as u32
     }
 
-    /// The name in the protocol document.
+    /// Returns the name in the protocol document.
     #[must_use]
     pub fn name(self) -> &'static str {
         TYPES.iter().find(|(kind, _)| *kind == self).map_or("?", |(_, name)| name)
@@ -120,7 +120,8 @@ pub enum Error {
     Perm,
 }
 
-/// Every error with its name on the wire and its number on Linux, in the order of `xsd_errors`.
+/// All errors with their names on the wire and their numbers on Linux, in the order of
+/// `xsd_errors`.
 pub const ERRORS: [(Error, &str, i32); 16] = [
     (Error::Inval, "EINVAL", 22),
     (Error::Access, "EACCES", 13),
@@ -141,19 +142,19 @@ pub const ERRORS: [(Error, &str, i32); 16] = [
 ];
 
 impl Error {
-    /// The name sent in an ERROR reply, without its NUL.
+    /// Returns the name sent in an ERROR reply, without its NUL.
     #[must_use]
     pub fn name(self) -> &'static str {
         ERRORS.iter().find(|(error, ..)| *error == self).map_or("EINVAL", |(_, name, _)| name)
     }
 
-    /// The error with this name; a name that is not in `xs_wire.h` gives `None`.
+    /// Returns the error with this name; `None` for a name that is not in `xs_wire.h`.
     #[must_use]
     pub fn from_name(name: &[u8]) -> Option<Self> {
         ERRORS.iter().find(|(_, known, _)| known.as_bytes() == name).map(|(error, ..)| *error)
     }
 
-    /// The number of this error in Linux's errno(3).
+    /// Returns the number of this error in Linux's errno(3).
     #[must_use]
     pub fn errno(self) -> i32 {
         ERRORS.iter().find(|(error, ..)| *error == self).map_or(22, |(_, _, number)| *number)
@@ -168,21 +169,21 @@ impl fmt::Display for Error {
 
 impl core::error::Error for Error {}
 
-/// A message header (`struct xsd_sockmsg`), exactly as sent; nothing in it has been checked.
+/// A message header (`struct xsd_sockmsg`) as sent. Its fields have not been checked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Header {
     /// The type's code. See [`MsgType::from_code`].
     pub kind: u32,
-    /// Chosen by the caller, echoed in the reply.
+    /// The request id. The caller chooses it, and the reply repeats it.
     pub req_id: u32,
-    /// The transaction, 0 for none; echoed in the reply.
+    /// The transaction, 0 for none. The reply repeats it.
     pub tx_id: u32,
-    /// Length of the payload in bytes.
+    /// The length of the payload in bytes.
     pub len: u32,
 }
 
 impl Header {
-    /// Reads the header at the start of `bytes`; `None` where there are fewer than 16.
+    /// Parses the header at the start of `bytes`; `None` if there are fewer than 16.
     #[must_use]
     pub fn parse(bytes: &[u8]) -> Option<Self> {
         let (words, _) = bytes.get(..HEADER_SIZE)?.as_chunks::<4>();
@@ -195,7 +196,7 @@ impl Header {
         })
     }
 
-    /// The 16 bytes of this header.
+    /// Returns the 16 bytes of this header.
     #[must_use]
     pub fn to_bytes(self) -> [u8; HEADER_SIZE] {
         let mut bytes = [0; HEADER_SIZE];
@@ -207,10 +208,11 @@ impl Header {
     }
 }
 
-/// A message whose header announces more than [`PAYLOAD_MAX`] bytes: the stream is lost.
+/// A message whose header announces more than [`PAYLOAD_MAX`] bytes. The stream cannot be read
+/// further.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct TooLong {
-    /// The length that the header said.
+    /// The length in the header.
     pub len: u32,
 }
 
@@ -225,11 +227,11 @@ impl core::error::Error for TooLong {}
 /// One message off a stream: its header, its payload, and the bytes behind it.
 pub type Split<'a> = (Header, &'a [u8], &'a [u8]);
 
-/// Takes the first message off `bytes`: its header, its payload, and what follows it.
-/// `Ok(None)` where the message is not complete yet.
+/// Splits the first message from `bytes`: returns its header, its payload, and the bytes after it.
+/// `Ok(None)` if the message is not complete yet.
 ///
 /// # Errors
-/// [`TooLong`] as soon as the header is there, whatever has arrived of the payload.
+/// [`TooLong`] as soon as the header has arrived, however much has arrived of the payload.
 pub fn split_message(bytes: &[u8]) -> Result<Option<Split<'_>>, TooLong> {
     let Some(header) = Header::parse(bytes) else { return Ok(None) };
     let len = header.len as usize;
@@ -245,13 +247,13 @@ pub fn split_message(bytes: &[u8]) -> Result<Option<Split<'_>>, TooLong> {
 pub struct Strings<'a>(&'a [u8]);
 
 impl<'a> Strings<'a> {
-    /// The strings of `payload`.
+    /// Returns the strings of `payload`.
     #[must_use]
     pub fn new(payload: &'a [u8]) -> Self {
         Self(payload)
     }
 
-    /// The bytes that have not been taken yet, NULs included.
+    /// Returns the bytes that have not been taken yet, NULs included.
     #[must_use]
     pub fn rest(&self) -> &'a [u8] {
         self.0
@@ -269,9 +271,9 @@ impl<'a> Iterator for Strings<'a> {
     }
 }
 
-/// The features a server can offer to a guest, offset 2064 of its ring page.
+/// The features that a server can offer to a guest, at offset 2064 of its ring page.
 pub mod feature {
-    /// The guest may ask for its ring to be reset (`XENSTORE_SERVER_FEATURE_RECONNECTION`).
+    /// The guest may request a reset of its ring (`XENSTORE_SERVER_FEATURE_RECONNECTION`).
     pub const RECONNECTION: u32 = 1;
     /// The ring page has an error word (`XENSTORE_SERVER_FEATURE_ERROR`).
     pub const ERROR: u32 = 2;
@@ -279,7 +281,7 @@ pub mod feature {
     pub const WATCH_DEPTH: u32 = 4;
     /// Permissions may name every domain (`XENSTORE_SERVER_FEATURE_DOMID_ANY`).
     pub const DOMID_ANY: u32 = 8;
-    /// All that this server offers.
+    /// All features that this server offers.
     pub const ALL: u32 = RECONNECTION | ERROR | WATCH_DEPTH | DOMID_ANY;
 }
 

@@ -1,5 +1,5 @@
-//! Attempts of a hostile guest against memory, time and the rules of transactions. A program of its own, as it compares
-//! times, and what the longer tests leave in the caches would disturb them.
+//! Attacks of a hostile guest on memory, time and the rules of transactions. They are a program of
+//! their own, because they compare times, which the cache contents of longer tests would disturb.
 
 #[path = "suite/common/mod.rs"]
 mod common;
@@ -12,7 +12,7 @@ use time::Moment;
 use xenstore_core::server::ConnId;
 use xenstore_core::wire::{Header, MsgType};
 
-/// What one simple request takes on this machine now: the measure of all times here.
+/// Measures the time of one simple request on this machine now, the unit of all times here.
 fn simple() -> Duration {
     let mut store = Store::new();
     let conn = store.socket();
@@ -24,7 +24,7 @@ fn simple() -> Duration {
     began.elapsed() / 1000
 }
 
-/// A guest whose home it owns, and a client of domain 0.
+/// Adds a guest that owns its home. Returns its connection and its home.
 fn guest(store: &mut Store, domid: u16) -> (ConnId, String) {
     let dom0 = store.socket();
     let conn = store.guest(domid);
@@ -34,7 +34,7 @@ fn guest(store: &mut Store, domid: u16) -> (ConnId, String) {
     (conn, home)
 }
 
-/// A request whose reply nobody wants; what the core says it cost, and how long it took.
+/// Makes a request and drops the reply. Returns the cost that the core reports, and the time taken.
 fn timed(
     store: &mut Store,
     conn: ConnId,
@@ -48,12 +48,12 @@ fn timed(
     (cost, began.elapsed())
 }
 
-/// One chain of `depth` nodes below the guest's home, written by the guest.
+/// Returns one chain of `depth` nodes below the guest's home, written by the guest.
 fn chain(home: &str, depth: usize) -> String {
     format!("{home}{}", "/a".repeat(depth))
 }
 
-/// XSA-326: what is written again and again in a transaction counts each time.
+/// XSA-326: repeated writes of one node in a transaction count each time.
 #[test]
 fn the_log_of_a_transaction_is_bounded_by_the_quota_of_memory() {
     let mut store = Store::new();
@@ -101,7 +101,7 @@ fn permissions_inherited_in_a_transaction_are_a_read() {
     );
 }
 
-/// What the core does must show in what it says a request cost: fairness stands on it.
+/// The cost that the core reports for a request must include all its work: fairness depends on it.
 #[test]
 fn a_commit_costs_what_it_takes() {
     let mut store = Store::new();
@@ -119,8 +119,8 @@ fn a_commit_costs_what_it_takes() {
     assert!(cost >= 1000, "a commit that looks at 1000 nodes again cost {cost} ({took:?})");
 }
 
-/// As many requests as a guest gets into one transaction, whatever it asks for: what it costs to run them again is
-/// bounded, and so is the time.
+/// A transaction of as many requests as a guest can make, of any kind: the cost of running them
+/// again is limited, and so is the time.
 #[test]
 fn the_longest_commits_are_short() {
     let mut store = Store::new();
@@ -154,19 +154,19 @@ fn the_longest_commits_are_short() {
         let tx = store.start(conn);
         let granted = (0..4000).filter(|at| ask(&mut store, tx, *at).is_ok()).count();
         store.write(conn, tx, &node(0), "2").ok();
-        // The snapshot is not the store's state any more.
+        // The snapshot is no longer the store's state.
         store.write(conn, 0, &format!("{home}/other"), what).unwrap();
         let (cost, took) = timed(&mut store, conn, MsgType::TransactionEnd, tx, b"T\0");
         eprintln!("{what}: {granted} requests, a commit of cost {cost} in {took:?}");
         assert!(granted >= 20, "{what}: {granted}");
-        // Twice the quota of nodes, and the last request in full.
+        // The limit is twice the quota of nodes, and the last request in full.
         assert!(cost <= 2 * 1024 + 1024, "{what}: cost {cost}");
         assert!(took < 20_000 * simple(), "{what}: {took:?}");
         store.receive(conn);
     }
 }
 
-/// The longest single requests of a guest, in a store that is large where the guest may see it.
+/// The longest single requests of a guest, in a store whose part visible to the guest is large.
 #[test]
 fn the_longest_requests_are_short() {
     let mut store = Store::new();
@@ -184,7 +184,7 @@ fn the_longest_requests_are_short() {
             store.server.consume_output(dom0, usize::MAX, store.now);
         }
     }
-    // Others watch what will be removed, and may not see it.
+    // Other guests watch the nodes to be removed, and may not read them.
     for domid in 20..220 {
         let (other, _) = guest(&mut store, domid);
         for at in 0..128 {
@@ -220,14 +220,14 @@ fn the_longest_requests_are_short() {
         assert_eq!(answer.is_err(), kind == MsgType::Directory && cost > 8, "{what}: {answer:?}");
         assert!(cost <= 2048, "{what}: cost {cost}");
         assert!(took < 20_000 * simple(), "{what}: {took:?}");
-        // What is left to do is done in slices, each of which is short, too.
+        // The remaining work is done in slices, each of which is short, too.
         while store.server.deadline().is_some_and(|at| at <= store.now) {
             let began = Moment::now();
             store.server.tick(store.now, &mut store.machine);
             let took = began.elapsed();
             assert!(took < 20_000 * simple(), "{what}: a slice of {took:?}");
         }
-        // Slices are charged to who has caused them, with its next request.
+        // Slices are charged to the guest that caused them, with its next request.
         let (cost, _) = timed(&mut store, conn, MsgType::Read, 0, format!("{home}\0").as_bytes());
         assert_eq!(
             cost > 10_000,
@@ -239,7 +239,8 @@ fn the_longest_requests_are_short() {
     store.check();
 }
 
-/// Domain 0's requests stay whole, of any size; what the largest take is printed (docs/performance.md).
+/// Domain 0's requests are not divided, whatever their size. The test prints the times of the
+/// largest (docs/performance.md).
 #[test]
 fn the_longest_requests_of_domain_0_are_told() {
     let mut store = Store::new();
@@ -260,7 +261,7 @@ fn the_longest_requests_of_domain_0_are_told() {
     assert_eq!(store.reply(dom0, 1), Some(Ok(b"OK\0".to_vec())));
     let (cost, took) = timed(&mut store, dom0, MsgType::Rm, 0, b"/big\0");
     eprintln!("rm of 100,000 nodes: cost {cost} in {took:?}");
-    // The rest of it comes in slices.
+    // The rest of the work is done in slices.
     assert!(cost <= 2048, "{cost}");
     let mut slices = (0, Duration::ZERO);
     while store.server.deadline().is_some_and(|at| at <= store.now) {
@@ -294,7 +295,7 @@ fn a_deep_path_costs_more_than_a_short_one() {
     assert!(far.0 > near.0 * 4, "shallow {near:?}, deep {far:?}");
 }
 
-/// Events that wait are dropped once, not once for each watch.
+/// Waiting events are dropped once, not once for each watch.
 #[test]
 fn the_end_of_a_guest_with_many_events_is_quick() {
     let mut store = Store::new();
@@ -316,12 +317,12 @@ fn the_end_of_a_guest_with_many_events_is_quick() {
     assert!(took < 120_000 * simple(), "a reset with 64,000 waiting events took {took:?}");
 }
 
-/// Guests' watches that are not allowed to see anything must not slow everybody down.
+/// Watches of guests that may not read anything must not slow others down.
 #[test]
 fn watches_of_the_root_by_guests_cost_nothing() {
     let mut store = Store::new();
     let dom0 = store.socket();
-    // The shortest of many, as other tests run beside this one.
+    // The shortest time of many is taken, as other tests run at the same time.
     let run = |store: &mut Store| {
         let one = |_| {
             let began = Moment::now();
@@ -340,7 +341,7 @@ fn watches_of_the_root_by_guests_cost_nothing() {
     }
     let with = run(&mut store);
     eprintln!("a write of domain 0: {without:?}, with 25,600 watches that may not see it {with:?}");
-    // Not one of them is looked at.
+    // None of the watches is examined.
     assert!(with < without * 3 + simple() * 3, "{without:?} became {with:?}");
 }
 
@@ -394,7 +395,7 @@ fn one_guest_does_not_keep_the_turn() {
     assert!(waited <= 20, "it waited {waited} ms for turns of one other guest");
 }
 
-/// The end of a turn costs little, whatever waits and however long the holder's log is.
+/// The end of a turn costs little, however many requests wait and however long the holder's log is.
 #[test]
 fn what_waits_for_a_turn_is_tried_in_little_time() {
     let mut store = Store::new();
@@ -435,7 +436,8 @@ fn what_waits_for_a_turn_is_tried_in_little_time() {
     assert!(took + ended < 100_000 * simple(), "waiting {took:?}, end {ended:?}");
 }
 
-/// What a guest may do in one round of the daemon (256 units of cost) takes little time.
+/// The requests that a guest may make in one round of the daemon (256 units of cost) take little
+/// time.
 #[test]
 fn a_guests_share_of_a_round_is_short() {
     let mut store = Store::new();
@@ -448,13 +450,14 @@ fn a_guests_share_of_a_round_is_short() {
     store.write(conn, 0, &hot, "1").unwrap();
     store.write(conn, first, &hot, "2").unwrap();
     store.commit(conn, first).unwrap_err();
-    // This one takes the turn, and is brought up to date at every read after a change of the store.
+    // This transaction takes the turn, and is brought up to date at every read after a change of
+    // the store.
     let tx = store.start(conn);
     for at in 0..900 {
         let _ = store.read(conn, tx, &format!("{}/x{at}", chain(&home, 900)));
     }
     let (mut cost, mut took) = (0, Duration::ZERO);
-    // As many as one look into the ring brings.
+    // This is the number of requests that one read of the ring brings.
     for _ in 0..20 {
         for (tx, kind, payload) in [(0, MsgType::Write, "z\x001"), (tx, MsgType::Read, "hot\0")] {
             let (more, longer) = timed(&mut store, conn, kind, tx, payload.as_bytes());
@@ -466,8 +469,8 @@ fn a_guests_share_of_a_round_is_short() {
     assert!(cost > 256 || took < 50_000 * simple(), "a cost of {cost} took {took:?}");
 }
 
-/// As in the C daemon the number of entries counts before they are read: each may be a question
-/// to the hypervisor.
+/// As in the C daemon the number of entries is checked before they are parsed: each may need a
+/// query to the hypervisor.
 #[test]
 fn too_many_permissions_are_refused_before_they_are_read() {
     let mut store = Store::new();
@@ -476,7 +479,8 @@ fn too_many_permissions_are_refused_before_they_are_read() {
     assert_eq!(refused, Err("ENOSPC".into()));
 }
 
-/// What a connection was waiting for is not done after its end, even if it ends while the queue runs.
+/// The waiting requests of a connection are not run after its end, even if it ends while the queue
+/// runs.
 #[test]
 fn an_ended_guests_waiting_requests_are_not_run() {
     let mut store = Store::new();
@@ -511,7 +515,7 @@ fn an_ended_guests_waiting_requests_are_not_run() {
     );
 }
 
-/// Linux sends all users of domain 0 over one ring: who was refused there is one of many.
+/// Linux sends the requests of all users of domain 0 over one ring: a refused user is one of many.
 #[test]
 fn a_refusal_of_one_user_of_a_ring_does_not_serialise_the_others() {
     let mut store = Store::new();
@@ -525,7 +529,7 @@ fn a_refusal_of_one_user_of_a_ring_does_not_serialise_the_others() {
     assert!(store.reply(ring, id).is_some(), "an unrelated transaction waits for a turn");
 }
 
-/// A client that vanishes with many watches of one path holds up nobody.
+/// A client that vanishes with many watches of one path delays no other.
 #[test]
 fn the_end_of_a_client_with_many_watches_is_quick() {
     let mut store = Store::new();
@@ -542,13 +546,14 @@ fn the_end_of_a_client_with_many_watches_is_quick() {
     assert!(took < 1_000_000 * simple(), "the end of 50,000 watches took {took:?}");
 }
 
-/// WATCH needs no permission: guests may watch names that are alike to the index beside one of domain 0's.
+/// WATCH needs no permission: guests may watch names whose prefixes equal those of domain 0's in
+/// the index.
 #[test]
 fn names_made_to_collide_in_the_index_cost_the_others_nothing() {
     let mut store = Store::new();
     let dom0 = store.socket();
     let alike = |at: usize| format!("multi-qu{at:06}m-queues");
-    // The shortest of some, as other tests run beside this one.
+    // The shortest time of some is taken, as other tests run at the same time.
     let time_of_writes = |store: &mut Store| {
         let one = |_| {
             let began = Moment::now();

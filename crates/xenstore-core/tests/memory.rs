@@ -1,18 +1,19 @@
-//! Memory that a store keeps. A program of its own, as it reads what the whole process has in memory.
+//! Tests of the memory that a store keeps. They are a program of their own, because they read the
+//! memory use of the whole process.
 
 #[path = "suite/common/mod.rs"]
 mod common;
 
 use common::Store;
 
-/// Bytes of this process in memory.
+/// Returns the bytes of this process in memory.
 fn resident() -> isize {
     let statm = std::fs::read_to_string("/proc/self/statm").expect("Linux says so");
     let pages = statm.split_whitespace().nth(1).expect("the second number is the resident set");
     pages.parse::<isize>().expect("a number") * 4096
 }
 
-/// An open transaction of a guest keeps old states of the whole store alive.
+/// An idle transaction of a guest must not keep old states of the whole store alive.
 #[test]
 fn an_idle_transaction_does_not_keep_the_past_of_the_store() {
     let mut store = Store::new();

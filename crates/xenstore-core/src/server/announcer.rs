@@ -1,4 +1,4 @@
-//! Watch events: who is told of a change.
+//! Finds the watches that fire at a change.
 
 use super::sessions::Sessions;
 use crate::domain::Domains;
@@ -12,7 +12,7 @@ use crate::watch::{self, Audience, Spot, WatchId, Watches};
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 
-/// The special events.
+/// The special paths.
 pub(super) const INTRODUCE: &[u8] = b"@introduceDomain";
 pub(super) const RELEASE: &[u8] = b"@releaseDomain";
 
@@ -25,15 +25,16 @@ struct Sight<'a> {
 }
 
 impl Sight<'_> {
-    /// The node itself, as it is or was, or its parent.
+    /// True if the caller may read the node itself, in its present or former state, or its parent.
     fn allows(&self, caller: &Caller) -> bool {
         let nodes = self.node.into_iter().chain(self.parent).map(|node| &**node.perms());
         caller.privileged
             || nodes.chain(self.before).any(|perms| perms.access(caller).has(Access::READ))
     }
 
-    /// Collects in `to` the domains that may be allowed to look. A write must not take longer for watches of those who
-    /// are not, so only these domains' are looked at.
+    /// Collects in `to` the domains that may be allowed to read. A write must not take longer for
+    /// watches of domains that are not allowed, so only the watches of these domains are
+    /// considered.
     fn audience<'d>(&self, domains: &Domains, to: &'d mut Vec<DomId>) -> Audience<'d> {
         let nodes = self.node.into_iter().chain(self.parent).map(|node| &**node.perms());
         to.clear();
@@ -67,20 +68,20 @@ fn sight<'a>(tree: &'a Tree, path: Path<'_>, done: &'a Done) -> Sight<'a> {
     }
 }
 
-/// A watch that fires, and the path that is told.
+/// A watch that fires, and the path in its event.
 pub(super) type Firing = (WatchId, Rc<[u8]>);
 
 /// The watches of all connections.
 #[derive(Default)]
 pub(super) struct Announcer {
     pub(super) watches: Watches,
-    // Kept between changes, so that they need not be allocated for each.
+    // These are kept between changes, so that they need not be allocated for each.
     matching: Vec<WatchId>,
     audience: Vec<DomId>,
 }
 
 impl Announcer {
-    /// Sets a watch, and charges it to `domid`; `key` is [`watch::key`] of its path and token.
+    /// Sets a watch, and charges it to `domid`. `key` is [`watch::key`] of its path and token.
     pub(super) fn set(
         &mut self,
         (conn, domid): (ConnId, DomId),
@@ -100,7 +101,7 @@ impl Announcer {
         id
     }
 
-    /// Takes a watch out of the index and off the account.
+    /// Removes a watch from the index and from the account.
     pub(super) fn forget(&mut self, id: WatchId, domid: DomId, domains: &mut Domains) {
         if let Some(watch) = self.watches.remove(id) {
             domains.charge(domid, Quota::Watches, -1);
@@ -108,7 +109,7 @@ impl Announcer {
         }
     }
 
-    /// Those who watch `path` or something above it, to which this was done.
+    /// Finds the watches of `path` and of the nodes above it, after the operation `done`.
     #[inline(never)]
     pub(super) fn find_at(
         &mut self,
@@ -124,7 +125,7 @@ impl Announcer {
         self.watches.matching(path, may_see, &mut matching);
         let told: Rc<[u8]> = Rc::from(path.as_bytes());
         let firing = matching.drain(..).map(|id| (id, told.clone()));
-        // Watches of one connection stand side by side mostly, and share the answer.
+        // Watches of one connection are mostly adjacent, and share the answer.
         let mut last = None;
         let sees = |(id, _): &Firing| {
             let conn = self.watches.get(*id).map(|watch| watch.conn);
@@ -138,8 +139,9 @@ impl Announcer {
         firing
     }
 
-    /// The watches of nodes below a removed one, which are told their own path; and how many places were visited. Goes
-    /// where something was and something is watched, by the fewer of both.
+    /// Finds the watches of nodes below a removed one, whose events have their own path, and
+    /// returns the number of places visited. Visits the places that have both nodes and watches, by
+    /// the smaller set of the two.
     pub(super) fn find_below(
         &mut self,
         path: Path<'_>,
@@ -166,13 +168,13 @@ impl Announcer {
                 }
             }
         }
-        // In the order in which they were set, as all others.
+        // They are sorted in the order in which they were set, as all others.
         firing.sort_unstable_by_key(|(id, _)| *id);
         self.audience = audience;
         (firing, visited)
     }
 
-    /// Collects the watches of a removed node that are told of it: their own path.
+    /// Collects the watches of a removed node that fire, with their own path.
     pub(super) fn find_watches(
         &self,
         spot: Spot<'_>,
@@ -188,8 +190,8 @@ impl Announcer {
         firing.extend(seen.filter_map(told));
     }
 
-    /// Those who are told of `@introduceDomain` and `@releaseDomain`: who watches the plain name is told that, who
-    /// watches with a depth or a domid is told the domid.
+    /// Finds the watches of `@introduceDomain` and `@releaseDomain` that fire. The event of a watch
+    /// on the plain name has that name; the event of a watch with a depth or a domid has the domid.
     pub(super) fn find_special(
         &self,
         name: &'static [u8],
@@ -212,7 +214,8 @@ impl Announcer {
             let told = if wants_number { &told.1 } else { &told.0 };
             self.may_see(*id, &sight, sessions).then(|| (*id, told.clone()))
         });
-        // A watch without depth is on the plain name: `matching` has it, whatever depth means there.
+        // A watch without depth is on the plain name: `matching` returns it, whatever a depth means
+        // for special paths.
         firing.collect()
     }
 

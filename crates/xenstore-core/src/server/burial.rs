@@ -1,7 +1,8 @@
-//! The search for nodes that a dead domain owned outside its home: in the whole tree, some of it in each round.
+//! Searches for nodes that a dead domain owned outside its home, in the whole tree, a part of it in
+//! each round.
 //!
-//! Its nodes are charged to nobody any more. The next domain of its number is another one ([`Incarnation`]), to which
-//! they do not belong.
+//! These nodes are charged to no domain any more. The next domain of the number is another
+//! [`Incarnation`], and does not own them.
 
 use super::content::Content;
 use crate::id::DomId;
@@ -11,26 +12,26 @@ use crate::tree::Traversal;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 
-/// Nodes that are looked at for the cost of one simple request.
+/// The nodes that are searched for the cost of one simple request.
 const LOOKS_A_UNIT: usize = 4;
 
 /// A search for a dead domain's nodes.
 pub(super) struct Burial {
     domid: DomId,
     incarnation: Incarnation,
-    /// The path of the node from which on it searches.
+    /// The path of the node at which the search starts.
     top: Rc<[u8]>,
-    /// The path of the node that was looked at last, relative to the top; `None` before the first.
+    /// The path of the node that was searched last, relative to the top; `None` before the first.
     last: Option<Vec<u8>>,
 }
 
-/// The outcome of a part of a search.
+/// The outcome of one part of a search.
 pub(super) enum SearchOutcome {
-    /// The path of a node of the dead domain's.
+    /// The path of a node that the dead domain owned.
     Found(Vec<u8>),
     /// The slice is over.
     Paused,
-    /// All has been looked through.
+    /// The whole tree has been searched.
     Ended,
 }
 
@@ -39,7 +40,8 @@ impl Burial {
         Self { domid, incarnation, top: Rc::from(top), last: None }
     }
 
-    /// Searches on, until the cost at hand is that of a slice. `looks` counts the nodes that were looked at.
+    /// Continues the search, until the cost of the request at hand is that of a slice. `looks`
+    /// counts the nodes that were searched.
     pub(super) fn search(
         &mut self,
         looks: &mut usize,
@@ -75,7 +77,7 @@ impl Burial {
         found
     }
 
-    /// The path of a node whose path relative to the top is this.
+    /// Returns the path of a node from its path relative to the top.
     fn absolute(&self, relative: &[u8]) -> Vec<u8> {
         let mut path = Vec::from(&*self.top);
         if !relative.is_empty() {

@@ -1,6 +1,7 @@
-//! CONTROL `check`: what is accounted for, compared with what is there.
+//! CONTROL `check`: compares the accounts with the contents of the store.
 //!
-//! The nodes of a large store are looked at in slices, in a snapshot, and compared with the accounts of that moment.
+//! The nodes of a large store are counted in slices, in a snapshot, and compared with the accounts
+//! of the time of that snapshot.
 
 use super::announcer::{Announcer, INTRODUCE, RELEASE};
 use super::sessions::Sessions;
@@ -12,10 +13,10 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-/// The quotas that are accounted for as things come and go.
+/// The quotas that are accounted for as resources come and go.
 const ACCOUNTS: [Quota; 4] = [Quota::Nodes, Quota::Memory, Quota::Watches, Quota::Transactions];
 
-/// Of each domain, how much of each quota.
+/// The usage of each quota by each domain.
 #[derive(Default)]
 struct Accounts(BTreeMap<DomId, Values<i64>>);
 
@@ -32,34 +33,35 @@ impl Accounts {
     }
 }
 
-/// A check that is not done yet.
+/// A check in progress.
 pub(super) struct Check {
     tree: Tree,
-    /// Charged to the domains when the check began.
+    /// The amounts charged to the domains when the check began.
     charged: Accounts,
-    /// Found, so far.
+    /// The amounts counted so far.
     found: Accounts,
     wrong: Vec<String>,
-    /// The path of the node that was looked at last; `None` before the first.
+    /// The path of the node that was counted last; `None` before the first.
     last: Option<Vec<u8>>,
-    /// The lists of children from the root to where the walk is.
+    /// The lists of children from the root to the current node.
     lists: Vec<List>,
 }
 
-/// A list of children, as far as it was walked.
+/// A list of children, as far as it was counted.
 struct List {
-    /// Of the node whose children they are, relative to the root.
+    /// The path of the parent, relative to the root.
     path: Vec<u8>,
-    /// The number of children that the node says it has, and the length of their names.
+    /// The number of children according to the parent, and the length of their names.
     said: (usize, usize),
     seen: (usize, usize),
-    /// The name of the last.
+    /// The name of the last child.
     last: Vec<u8>,
     is_sorted: bool,
 }
 
 impl Check {
-    /// A check of the store as it is now: what is not in its tree is looked at at once.
+    /// Returns a check of the store in its present state. Everything outside the tree is counted at
+    /// once.
     pub(super) fn new(sessions: &Sessions, announcer: &Announcer) -> Self {
         let Sessions { content, conns, rubbish, .. } = sessions;
         let watches = &announcer.watches;
@@ -97,7 +99,7 @@ impl Check {
         Self { tree: content.tree.clone(), charged, found, wrong, last: None, lists: Vec::new() }
     }
 
-    /// Looks at a node whose path is `path`.
+    /// Counts a node whose path is `path`.
     fn node(&mut self, path: &[u8], node: &Node) {
         let parent = path.iter().rposition(|byte| *byte == b'/').unwrap_or(0);
         let parent = path.get(..parent).unwrap_or_default();
@@ -122,7 +124,7 @@ impl Check {
         }
     }
 
-    /// A list of children ends.
+    /// Checks a list of children at its end.
     fn close_list(&mut self) {
         if let Some(list) = self.lists.pop()
             && !(list.is_sorted && list.said == list.seen)
@@ -132,7 +134,7 @@ impl Check {
         }
     }
 
-    /// Looks at so many nodes; whether those were all.
+    /// Counts so many nodes, and returns true if those were all.
     pub(super) fn look(&mut self, nodes: u32) -> bool {
         let tree = self.tree.clone();
         let mut walk = match &self.last {
@@ -153,7 +155,7 @@ impl Check {
         false
     }
 
-    /// The faults, one in a line.
+    /// Returns the faults, one in each line.
     pub(super) fn into_wrong(self) -> Vec<String> {
         let Self { charged, mut found, mut wrong, .. } = self;
         for (domid, charged) in &charged.0 {

@@ -6,26 +6,27 @@ use crate::limits::{SLICE_COST, WATCH_EVENT_TIMEOUT_US};
 /// The settings of a server.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The domain that the store itself runs in and that socket clients speak for.
+    /// The domain in which the store runs, and to which its socket clients belong.
     pub store_domain: DomId,
-    /// The privileged domain; usually the same.
+    /// The privileged domain, usually the same one.
     pub priv_domain: DomId,
-    /// Microseconds a guest may leave an event unread; 0 for ever.
+    /// The microseconds for which a guest may leave an event unread; 0 for no limit.
     pub watch_event_timeout_us: u64,
-    /// Nodes of a dead domain stay and become the privileged domain's (`--keep-orphans`).
+    /// The treatment of a dead domain's nodes: with `--keep-orphans` they stay and become the
+    /// privileged domain's.
     pub orphans: Orphans,
-    /// The secret under which digests of what transactions have seen are taken. Nobody outside may know it.
+    /// The secret of the digests of transactions' answers. It must stay unknown outside.
     pub secret: [u64; 2],
-    /// The most that work which is no request's own may cost at one time, in simple requests; at least 1.
+    /// The most that background work may cost at one time, in simple requests; at least 1.
     pub slice_cost: u32,
 }
 
-/// The fate of nodes of a domain that died.
+/// The treatment of the nodes of a dead domain.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Orphans {
-    /// They are removed.
+    /// The nodes are removed.
     Remove,
-    /// They are given to the privileged domain (a security risk, as the option says).
+    /// The nodes are given to the privileged domain (a security risk, as the option says).
     Keep,
 }
 

@@ -1,4 +1,4 @@
-//! One connection: what it is to be sent, what it watches, what it has open.
+//! One connection: its output, its watches and its transactions.
 
 use super::events::{Events, Pending};
 use super::own_past::OwnPast;
@@ -14,16 +14,16 @@ use alloc::collections::{BTreeMap, VecDeque};
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 
-/// The way to the peer.
+/// The transport to the peer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Transport {
-    /// A socket: the peer speaks for the domain of the store.
+    /// A socket: its client belongs to the domain of the store.
     Socket,
     /// The domain's ring.
     Ring,
 }
 
-/// Most bytes that were sent and stay in front of what is to be sent; and most that there is room for in the buffer of
+/// The most bytes that were sent and stay in front of the unsent output, and the largest buffer of
 /// an idle connection.
 const SENT_MAX: usize = UNREAD_SOFT_BYTES / 8;
 
@@ -31,28 +31,28 @@ const SENT_MAX: usize = UNREAD_SOFT_BYTES / 8;
 pub(super) struct Connection {
     pub(super) domid: DomId,
     pub(super) transport: Transport,
-    /// Encoded and not sent yet, from `sent` on.
+    /// The encoded output. It is unsent from `sent` on.
     out: Vec<u8>,
     sent: usize,
-    /// Those behind what is encoded.
+    /// The events after the encoded output.
     events: Events,
-    /// For rings: how many bytes of `out` each unread reply ends at, counted from its start.
+    /// For rings: the end of each unread reply in `out`, in bytes from its start.
     replies: VecDeque<usize>,
     pub(super) watches: BTreeMap<Rc<[u8]>, WatchId>,
     pub(super) transactions: Transactions,
     pub(super) next_transaction: u32,
-    /// Its snapshots, and the bytes that they keep of what it has replaced.
+    /// Its snapshots, and the bytes of replaced state that they keep.
     pub(super) past: OwnPast,
-    /// The numbers of its requests that wait, in the order of their coming.
+    /// The numbers of its waiting requests, in the order of arrival.
     pub(super) delayed: VecDeque<u64>,
-    /// Bytes that these count for the quota `memory`.
+    /// The bytes of these requests for the quota `memory`.
     delayed_weight: i64,
-    /// Cost that is not charged yet: of its transactions' turns, and of work that was put off.
+    /// The cost that is not charged yet: of its transactions' turns, and of deferred work.
     pub(super) owed: u32,
     pub(super) ended: Option<Ended>,
-    /// Named by `poll_ready` since it last got output.
+    /// True if `poll_ready` has returned it since it last got output.
     pub(super) ready: bool,
-    /// Since when output lies unread without progress.
+    /// The time since which output has been unread without progress.
     pub(super) unread_since: Option<u64>,
 }
 
@@ -78,8 +78,8 @@ impl Connection {
         }
     }
 
-    /// Appends a reply. The payload is known to fit. A connection that its own request has ended, by events that it left
-    /// unread, gets none.
+    /// Appends a reply. The payload is known to fit. A connection that its own request has ended,
+    /// by events that it left unread, gets no reply.
     pub(super) fn reply(&mut self, request: &Header, kind: MsgType, payload: &[&[u8]]) {
         if self.ended.is_some() {
             return;
@@ -102,7 +102,8 @@ impl Connection {
         self.reply(request, MsgType::Error, &[error.name().as_bytes(), b"\0"]);
     }
 
-    /// Starts a reply whose payload `fill` appends; no longer than `max`, or nothing is kept.
+    /// Starts a reply whose payload `fill` appends. If the payload is longer than `max` the reply
+    /// is dropped.
     pub(super) fn reply_with(
         &mut self,
         request: &Header,
@@ -141,12 +142,13 @@ impl Connection {
         }
     }
 
-    /// Replies that the guest has not read yet.
+    /// Returns the number of replies that the guest has not read yet.
     pub(super) fn unread_replies(&self) -> usize {
         self.replies.len()
     }
 
-    /// The count for the quota `outstanding`: on a ring, the requests whose replies are unread or delayed.
+    /// Returns the usage for the quota `outstanding`: on a ring, the requests whose replies are
+    /// unread or delayed.
     pub(super) fn outstanding(&self) -> usize {
         match self.transport {
             Transport::Ring => self.replies.len().saturating_add(self.delayed.len()),
@@ -154,12 +156,12 @@ impl Connection {
         }
     }
 
-    /// Queues an event, unless the same one waits already; whether it did not.
+    /// Queues an event, unless an equal one waits already. Returns true if it was queued.
     pub(super) fn push_event(&mut self, watch: WatchId, path: &Rc<[u8]>, len: usize) -> bool {
         self.events.push((watch, path.clone()), len.saturating_add(EVENT_WEIGHT))
     }
 
-    /// Drops the events of a watch that goes; how many were looked through.
+    /// Drops the events of a removed watch, and returns the number of events searched.
     pub(super) fn drop_events(&mut self, watch: WatchId) -> usize {
         let looked_through = self.events.len();
         if looked_through > 0 {
@@ -168,17 +170,17 @@ impl Connection {
         looked_through
     }
 
-    /// Drops all events.
+    /// Takes all events out.
     pub(super) fn take_events(&mut self) -> Events {
         core::mem::take(&mut self.events)
     }
 
-    /// Bytes that count for the quota `memory` beside its watches and transactions.
+    /// Returns the bytes for the quota `memory` besides its watches and transactions.
     pub(super) fn held(&self) -> i64 {
         self.past.charged().saturating_add(self.delayed_weight)
     }
 
-    /// Charges its domain for what its snapshots keep of what it has replaced.
+    /// Charges its domain for the replaced state that its snapshots keep.
     pub(super) fn charge_past(&mut self, domains: &mut Domains) {
         let more = self.past.recharge();
         if more != 0 {
@@ -186,26 +188,27 @@ impl Connection {
         }
     }
 
-    /// Charges its domain for requests that wait. They are never refused: the quota `outstanding` bounds them.
+    /// Charges its domain for waiting requests. They are never refused: the quota `outstanding`
+    /// limits them.
     pub(super) fn charge_delayed(&mut self, weight: i64, domains: &mut Domains) {
         self.delayed_weight = self.delayed_weight.saturating_add(weight);
         domains.charge(self.domid, Quota::Memory, weight);
     }
 
-    /// Bytes that wait to be sent.
+    /// Returns the number of unsent bytes.
     pub(super) fn unread(&self) -> usize {
         self.out.len().saturating_sub(self.sent).saturating_add(self.events.size())
     }
 
-    /// Forgets the requests that wait: their numbers.
+    /// Takes out the numbers of the waiting requests.
     pub(super) fn take_delayed(&mut self, domains: &mut Domains) -> VecDeque<u64> {
         let weight = self.delayed_weight;
         self.charge_delayed(weight.saturating_neg(), domains);
         core::mem::take(&mut self.delayed)
     }
 
-    /// The encoded output, after encoding as much as one send may take. Not more: an event that is not encoded
-    /// yet still takes in those that are the same.
+    /// Returns the encoded output, after encoding as much as one send may take. It encodes no more:
+    /// equal events are still merged into one that is not encoded yet.
     pub(super) fn output(&mut self, watches: &Watches) -> &[u8] {
         let enough = match self.transport {
             Transport::Socket => UNREAD_SOFT_BYTES,
@@ -219,7 +222,7 @@ impl Connection {
         self.out.get(self.sent..).unwrap_or_default()
     }
 
-    /// The first `count` bytes of the output are gone.
+    /// Records that the first `count` bytes of the output have been sent.
     pub(super) fn consume(&mut self, count: usize) {
         self.sent = self.sent.saturating_add(count).min(self.out.len());
         while self.replies.front().is_some_and(|end| *end <= self.sent) {
@@ -229,7 +232,7 @@ impl Connection {
             self.out.clear();
             self.sent = 0;
         } else if self.sent >= SENT_MAX {
-            // What is kept begins with a whole message, of which a part may have been sent.
+            // The kept bytes begin with a whole message. A part of it may have been sent.
             let gone = message_start(&self.out, self.sent);
             self.out.drain(..gone);
             for end in &mut self.replies {
@@ -245,8 +248,8 @@ impl Connection {
         self.events.shrink();
     }
 
-    /// All that waits to be sent, encoded, for the state's stream: first so many bytes of a message of
-    /// which a part has been sent.
+    /// Returns all unsent output, encoded, for the state's stream, and the number of bytes at its
+    /// start that belong to a message of which a part has been sent.
     pub(super) fn unsent(&self, watches: &Watches) -> (usize, Vec<u8>) {
         let mut out = Vec::from(self.out.get(self.sent..).unwrap_or_default());
         let start = message_start(&self.out, self.sent);
@@ -261,10 +264,10 @@ impl Connection {
         (partial, out)
     }
 
-    /// Takes up what another store's [`Connection::unsent`] has left.
+    /// Restores the output of another store's [`Connection::unsent`].
     ///
     /// # Errors
-    /// Where it does not consist of messages.
+    /// An error text if it does not consist of messages.
     pub(super) fn restore_output(
         &mut self,
         partial: usize,
@@ -273,7 +276,8 @@ impl Connection {
         const BROKEN: &str = "its output does not consist of messages";
         let (first, mut rest) = output.split_at_checked(partial).ok_or(BROKEN)?;
         if !first.is_empty() {
-            // It stands behind a header of its own, which counts as sent: so the output begins with one.
+            // The output must begin with a whole message, so the part gets a header of its own,
+            // which counts as sent.
             let len = u32::try_from(first.len()).map_err(|_| BROKEN)?;
             self.out.extend_from_slice(&Header { len, ..Header::default() }.to_bytes());
             self.sent = self.out.len();
@@ -294,7 +298,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Forgets all output but events.
+    /// Drops all output except events.
     pub(super) fn clear_output(&mut self) {
         self.out = Vec::new();
         self.sent = 0;
@@ -302,7 +306,7 @@ impl Connection {
     }
 }
 
-/// Appends the message of an event, if its watch is still there.
+/// Appends the message of an event, if its watch still exists.
 fn encode((id, path): &Pending, watches: &Watches, to: &mut Vec<u8>) {
     let Some(watch) = watches.get(*id) else { return };
     let path = path.get(watch.hidden..).unwrap_or_default();
@@ -316,12 +320,12 @@ fn encode((id, path): &Pending, watches: &Watches, to: &mut Vec<u8>) {
     to.push(0);
 }
 
-/// Length of the message at the start of `bytes`.
+/// Returns the length of the message at the start of `bytes`.
 fn message_len(bytes: &[u8]) -> Option<usize> {
     Some(HEADER_SIZE.saturating_add(Header::parse(bytes)?.len as usize))
 }
 
-/// The start of the message in which `at` lies; `out` begins with one.
+/// Returns the start of the message that contains `at`. `out` begins with a whole message.
 fn message_start(out: &[u8], at: usize) -> usize {
     let mut start = 0usize;
     while let Some(len) = message_len(out.get(start..).unwrap_or_default()) {

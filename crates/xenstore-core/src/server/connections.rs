@@ -1,4 +1,4 @@
-//! All connections, and what is known of them without asking each.
+//! All connections, and the queues and deadlines of all.
 
 use super::connection::{Connection, Transport};
 use crate::domain::Domains;
@@ -11,11 +11,11 @@ use alloc::vec::Vec;
 #[derive(Default)]
 pub(super) struct Connections {
     slots: Vec<Option<Box<Connection>>>,
-    /// The numbers that are to be used again.
+    /// The numbers that are to be reused.
     free: Vec<ConnId>,
-    /// Those that have got output, or may be asked for requests again.
+    /// The connections that have new output, or whose requests may be read again.
     ready: VecDeque<ConnId>,
-    /// Guests with unread output, by the time since when.
+    /// The guests with unread output, by the time since when.
     unread: BTreeSet<(u64, ConnId)>,
 }
 
@@ -35,7 +35,7 @@ impl Connections {
         })
     }
 
-    /// Adds one of a domain's; its number.
+    /// Adds a connection of a domain, and returns its number.
     pub(super) fn add(&mut self, domid: DomId, transport: Transport) -> ConnId {
         let id = self.free.pop().unwrap_or_else(|| {
             self.slots.push(None);
@@ -47,14 +47,14 @@ impl Connections {
         id
     }
 
-    /// Takes one out.
+    /// Removes a connection.
     pub(super) fn remove(&mut self, conn: ConnId) {
         if self.slots.get_mut(conn.0 as usize).and_then(Option::take).is_some() {
             self.free.push(conn);
         }
     }
 
-    /// Has a connection named by [`Connections::pop_ready`].
+    /// Makes [`Connections::pop_ready`] return a connection.
     pub(super) fn mark_ready(&mut self, conn: ConnId) {
         let Some(connection) = self.get_mut(conn) else { return };
         if !core::mem::replace(&mut connection.ready, true) {
@@ -62,7 +62,7 @@ impl Connections {
         }
     }
 
-    /// Names the next connection that is ready.
+    /// Returns the next ready connection.
     pub(super) fn pop_ready(&mut self) -> Option<ConnId> {
         loop {
             let conn = self.ready.pop_front()?;
@@ -74,7 +74,8 @@ impl Connections {
         }
     }
 
-    /// Notes since when a connection's output lies unread without progress. Only guests have a deadline.
+    /// Records the time since which a connection's output has been unread without progress. Only
+    /// guests have a deadline.
     pub(super) fn note_unread(&mut self, conn: ConnId, since: Option<u64>, domains: &Domains) {
         let Self { slots, unread, .. } = self;
         let Some(connection) = slots.get_mut(conn.0 as usize).and_then(Option::as_deref_mut) else {
@@ -91,7 +92,7 @@ impl Connections {
         }
     }
 
-    /// The guest that has left something unread for the longest time, and since when.
+    /// Returns the guest whose output has been unread for the longest time, and since when.
     pub(super) fn longest_unread(&self) -> Option<(u64, ConnId)> {
         self.unread.first().copied()
     }

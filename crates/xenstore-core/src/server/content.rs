@@ -1,4 +1,4 @@
-//! The nodes, the accounts of the domains that own them, and what a request costs.
+//! The nodes, the accounts of the domains that own them, and the cost of a request.
 
 use super::config::Config;
 use crate::churn::Churn;
@@ -15,25 +15,25 @@ use crate::wire::Error;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 
-/// Entries of a queue looked through, or watches taken out, for the cost of one simple request.
+/// The entries of a queue searched, or watches removed, for the cost of one simple request.
 const THINGS_A_UNIT: usize = 4;
 
-/// The tree and its accounts. Whoever changes the one notes it in the others.
+/// The tree and its accounts. A change of the one is recorded in the others.
 pub(super) struct Content {
     pub(super) tree: Tree,
     pub(super) domains: Domains,
-    /// The cost of the request at hand so far.
+    /// The cost so far of the request at hand.
     pub(super) cost: u32,
-    /// Changes of the tree that are not booked yet.
+    /// The changes of the tree that are not booked yet.
     deltas: Deltas,
-    /// Bytes that this has moved.
+    /// The bytes that these changes have moved.
     churn: Churn,
-    /// Kept between requests, so that it need not be allocated for each.
+    /// A buffer that is kept between requests, so that it need not be allocated for each.
     scratch: Vec<u8>,
 }
 
 impl Content {
-    /// The content of a fresh store: `/`, `/tool`, `/tool/xenstored` and the special nodes.
+    /// Returns the content of a fresh store: `/`, `/tool`, `/tool/xenstored` and the special nodes.
     pub(super) fn new(config: &Config) -> Self {
         let secret = Secret(config.secret);
         let mut domains = Domains::new(config.store_domain, config.priv_domain, secret);
@@ -47,7 +47,7 @@ impl Content {
         Self { tree, domains, cost: 0, deltas, churn: Churn::default(), scratch }
     }
 
-    /// Runs `body` with the accounts; what it owns is not booked.
+    /// Runs `body` with the accounts. Changes of ownership are not booked.
     pub(super) fn with_ledger<R>(
         &mut self,
         body: impl FnOnce(&mut Tree, &mut Ledger<'_>) -> R,
@@ -60,14 +60,14 @@ impl Content {
         result
     }
 
-    /// Books what has been done to the tree; the bytes that this has moved.
+    /// Books the changes of the tree, and returns the bytes that they have moved.
     pub(super) fn book(&mut self) -> Churn {
         self.deltas.book(&mut self.domains);
         self.deltas.clear();
         core::mem::take(&mut self.churn)
     }
 
-    /// Changes the tree for a caller who may do that.
+    /// Changes the tree for a caller that may do so.
     pub(super) fn change(
         &mut self,
         caller: &Caller,
@@ -77,7 +77,7 @@ impl Content {
         self.with_ledger(|tree, ledger| apply(tree, caller, path, change, ledger))
     }
 
-    /// The answer that a change would get, which is not done.
+    /// Returns the answer of a change without making it.
     pub(super) fn rehearse(
         &mut self,
         caller: &Caller,
@@ -93,7 +93,7 @@ impl Content {
         })
     }
 
-    /// Does a change in the tree of a transaction.
+    /// Makes a change in the tree of a transaction.
     pub(super) fn change_in(
         &mut self,
         transaction: &mut Transaction,
@@ -112,7 +112,8 @@ impl Content {
         answer
     }
 
-    /// Refuses an access to `path` that would make the log `more` bytes and the path longer, where a quota forbids it.
+    /// Refuses an access to `path` that would make the log `more` bytes and the path longer, if a
+    /// quota forbids it.
     pub(super) fn check_access(
         &mut self,
         caller: &Caller,
@@ -135,7 +136,7 @@ impl Content {
         domains.check_more(caller.domid, Quota::Memory, more)
     }
 
-    /// Refuses to go on with a transaction that would take long to run again.
+    /// Refuses a further request in a transaction whose log would take too long to run again.
     fn check_cost(
         &mut self,
         caller: &Caller,
@@ -154,7 +155,7 @@ impl Content {
         domains.check(caller.domid, Quota::TransactionNodes, accessed)
     }
 
-    /// Runs the log of a transaction on the tree as it is.
+    /// Runs the log of a transaction on the tree in its present state.
     pub(super) fn rerun(
         &mut self,
         transaction: &Transaction,
@@ -164,19 +165,20 @@ impl Content {
         self.with_ledger(|_, ledger| transaction.rerun(tree, caller, ledger))
     }
 
-    /// Makes the outcome of a transaction the store's, and books it; the root of what was there before, to be freed.
+    /// Makes the outcome of a transaction the store's state, and books it. Returns the root of the
+    /// former tree, to be freed.
     pub(super) fn replace(&mut self, work: &Rerun) -> Node {
         let old = core::mem::replace(&mut self.tree, work.tree.clone());
         work.deltas.book(&mut self.domains);
         old.into_root()
     }
 
-    /// The caller of what nobody asked for.
+    /// Returns the caller of the store's own operations.
     pub(super) fn own_caller(&self) -> Caller {
         self.domains.caller(self.domains.priv_domain)
     }
 
-    /// Gives a node to the privileged domain; the bytes that this has moved.
+    /// Gives a node to the privileged domain. Returns the bytes that this has moved.
     pub(super) fn inherit(&mut self, path: Path<'_>) -> Churn {
         let (own, heir) = (self.own_caller(), self.domains.priv_domain);
         let incarnation = self.domains.incarnation(heir);
@@ -185,12 +187,12 @@ impl Content {
         else {
             return Churn::default();
         };
-        // The privileged domain is refused nothing, and lives.
+        // The privileged domain is never refused, and it is alive.
         let _ = self.change(&own, path, &Change::SetPerms(Rc::new(perms)));
         self.book()
     }
 
-    /// Checks a path as given by a caller.
+    /// Checks a path given by a caller.
     pub(super) fn path<'p>(
         &mut self,
         caller: &Caller,
@@ -213,13 +215,14 @@ impl Content {
         self.cost = self.cost.saturating_add(more);
     }
 
-    /// A request that moves many bytes costs more than one that moves few.
+    /// Charges for the bytes of a request: a request that moves many costs more than one that moves
+    /// few.
     pub(super) fn charge_bytes(&mut self, bytes: usize) {
         self.add_cost(u32::try_from(bytes / 512).unwrap_or(u32::MAX));
     }
 
-    /// Work that is no request's own, by how many small things were touched: a fraction of a simple
-    /// request each. What it cost.
+    /// Charges for background work by the number of small items touched: a fraction of a simple
+    /// request for each. Returns the cost.
     pub(super) fn charge_work(&mut self, things: usize) -> u32 {
         let units = u32::try_from(things / THINGS_A_UNIT).unwrap_or(u32::MAX);
         self.add_cost(units);

@@ -1,20 +1,20 @@
-//! Totals of what the store has done.
+//! Totals of the store's work.
 
-/// Totals since the start.
+/// The totals since the start.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Counters {
-    /// Requests answered or queued.
+    /// The requests answered or queued.
     pub requests: u64,
-    /// Watch events queued.
+    /// The watch events queued.
     pub events: u64,
-    /// Watch events that were not queued as the same one waited already.
+    /// The watch events that were not queued because an equal one waited already.
     pub events_merged: u64,
-    /// Transactions committed.
+    /// The transactions committed.
     pub commits: u64,
-    /// Transactions refused with EAGAIN.
+    /// The transactions refused with EAGAIN.
     pub conflicts: u64,
-    /// Requests that had to wait for a turn.
+    /// The requests that had to wait for a turn.
     pub delayed: u64,
-    /// Microseconds that they waited.
+    /// The microseconds that they waited.
     pub waited_us: u64,
 }

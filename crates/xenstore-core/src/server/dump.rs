@@ -1,4 +1,4 @@
-//! The whole state as a stream of records, for live update; see [`crate::stream`].
+//! Writes the whole state as a stream of records, for live update; see [`crate::stream`].
 
 use super::announcer::{INTRODUCE, RELEASE};
 use super::connection::{Connection, Transport};
@@ -15,18 +15,19 @@ use crate::tree::{Go, Node};
 use crate::wire::split_message;
 use alloc::vec::Vec;
 
-/// Bytes that are gathered before they are passed on.
+/// The bytes that are collected before they are passed on.
 const CHUNK: usize = 32 * 1024;
-/// Most input that CONNECTION_DATA can hold.
+/// The most input that CONNECTION_DATA can hold.
 const INPUT_MAX: usize = u16::MAX as usize;
-/// A permission entry that is void: it stands for a domain that was none.
+/// The flag of a void permission entry: it stands for a domain that did not exist.
 pub(super) const STALE: u8 = 1;
 
-/// Why connections are no longer served, by their numbers in the stream; 0 is for those that are.
+/// The reasons why connections are no longer served, by their numbers in the stream; 0 means that
+/// the connection is served.
 pub(super) const ENDED: [Ended; 4] =
     [Ended::Unread, Ended::RingIndex, Ended::Protocol, Ended::Communication];
 
-/// Gathers records and passes them on in pieces.
+/// Collects records and passes them on in pieces.
 struct Out<S> {
     gathered: Vec<u8>,
     sink: S,
@@ -58,7 +59,7 @@ pub(super) fn dump<'a, E>(
     out.put(&Record::Generation(store.sessions.content.domains.generation))?;
     let (values, names) = limits(&store.sessions.content.domains.limits);
     out.put(&Record::GlobalQuota(Quotas::new(&values, &names)))?;
-    // Rings first: C's daemon must know domain 0 before the sockets that speak for it.
+    // Rings come first: C's daemon must know domain 0 before the sockets that belong to it.
     let conns = |wanted: Transport| {
         store.sessions.conns.iter().filter(move |(_, conn)| conn.transport == wanted)
     };
@@ -69,7 +70,7 @@ pub(super) fn dump<'a, E>(
     let mut entries = Vec::new();
     let mut result = Ok(());
     store.sessions.content.tree.visit(Path::ROOT, |path, node| {
-        // What a dead domain owned is as good as removed.
+        // A dead domain's nodes count as removed.
         if store.sessions.content.domains.is_orphans(&node.perms().owner()) {
             return Go::Past;
         }
@@ -102,7 +103,7 @@ fn dump_connection<E, S: FnMut(&[u8]) -> Result<(), E>>(
         Transport::Socket => Peer::Socket { fd: link.handle },
         Transport::Ring => Peer::Ring {
             domid: connection.domid.0,
-            // Only as long as it lives.
+            // The target counts only as long as it lives.
             target: domain
                 .and_then(|domain| domain.target)
                 .filter(|(target, known)| {
@@ -134,7 +135,7 @@ fn dump_connection<E, S: FnMut(&[u8]) -> Result<(), E>>(
     if !more.is_empty() {
         out.put(&Record::Input { conn: number, bytes: more })?;
     }
-    // In the order in which those of one path are told.
+    // They are written in the order in which those of one path fire.
     let mut ids: Vec<_> = connection.watches.values().copied().collect();
     ids.sort_unstable();
     for watch in ids.into_iter().filter_map(|id| store.announcer.watches.get(id)) {
@@ -151,7 +152,8 @@ fn dump_connection<E, S: FnMut(&[u8]) -> Result<(), E>>(
     Ok(())
 }
 
-/// Length of the input that CONNECTION_DATA takes: all, or as many whole messages as fit.
+/// Returns the length of the input that CONNECTION_DATA takes: all, or as many whole messages as
+/// fit.
 fn first_part(input: &[u8]) -> usize {
     if input.len() <= INPUT_MAX {
         return input.len();
@@ -175,8 +177,8 @@ fn node_record<'a>(
     Record::Node(stream::Node { path, value: node.value(), entries })
 }
 
-/// The entries of living domains, of all domains, and of those that never were: what GET_PERMS shows, and
-/// the owner's.
+/// Appends the entries of living domains, of all domains, and of domains that never existed: those
+/// that GET_PERMS shows, and the owner's.
 fn put_entries(domains: &Domains, perms: &Perms, to: &mut Vec<[u8; 4]>) {
     to.clear();
     for (at, perm) in perms.entries().enumerate() {
@@ -201,7 +203,7 @@ fn dump_domain<E, S: FnMut(&[u8]) -> Result<(), E>>(
     let (values, names) = limits(&domain.limits);
     let quotas = Quotas::new(&values, &names);
     let record = stream::Domain { domid: domid.0, features: Some(domain.features), quotas };
-    // C's daemon ends where it finds DOMAIN_DATA of a domain that it does not know by then.
+    // C's daemon ends if it finds DOMAIN_DATA of a domain that it does not know yet.
     out.put(&match domain.conn {
         Some(_) => Record::Domain(record),
         None => Record::Unconnected(record),
@@ -214,7 +216,7 @@ fn dump_domain<E, S: FnMut(&[u8]) -> Result<(), E>>(
     }))
 }
 
-/// All limits, hard and soft, with their names in GET_QUOTA.
+/// Returns all limits, hard and soft, with their names in GET_QUOTA.
 fn limits(limits: &Limits) -> (Vec<[u8; 4]>, Vec<u8>) {
     let (mut values, mut names) = (Vec::new(), Vec::new());
     let mut put = |prefix: &str, name: &str, quota: Quota, kind: Kind| {

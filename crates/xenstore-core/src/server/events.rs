@@ -4,23 +4,25 @@ use crate::watch::WatchId;
 use alloc::collections::{BTreeSet, VecDeque};
 use alloc::rc::Rc;
 
-/// Most waiting events that are looked through for the same one; more are looked up.
+/// The most waiting events that are searched one by one for an equal one. More are searched in a
+/// sorted set.
 const SCAN_MAX: usize = 16;
 
-/// Most events that there is room for in its queue.
+/// The largest capacity that an emptied queue keeps, in events.
 const EVENTS_KEPT: usize = 64;
 
 /// A watch event that has not been encoded yet.
 pub(super) type Pending = (WatchId, Rc<[u8]>);
 
-/// The events of a connection that have not been encoded yet, in order. One that waits already is not added again.
+/// The events of a connection that have not been encoded yet, in order. An event that waits already
+/// is not added again.
 #[derive(Default)]
 pub(super) struct Events {
-    /// Each with the bytes that it takes.
+    /// Each event with its bytes.
     queue: VecDeque<(Pending, usize)>,
-    /// All of them sorted, where more than [`SCAN_MAX`] wait.
+    /// All events sorted, if more than [`SCAN_MAX`] wait.
     known: BTreeSet<Pending>,
-    /// Bytes that they take.
+    /// The bytes of all events.
     size: usize,
 }
 
@@ -29,12 +31,12 @@ impl Events {
         self.queue.len()
     }
 
-    /// Bytes that they take.
+    /// Returns the bytes of all events.
     pub(super) fn size(&self) -> usize {
         self.size
     }
 
-    /// Queues an event that takes so many bytes; whether it did not wait already.
+    /// Queues an event of so many bytes. Returns true if no equal one waited.
     pub(super) fn push(&mut self, event: Pending, size: usize) -> bool {
         let waits = match self.known.is_empty() {
             true => self.queue.iter().any(|(known, _)| *known == event),
@@ -55,7 +57,7 @@ impl Events {
         true
     }
 
-    /// Takes the first.
+    /// Takes the first event.
     pub(super) fn pop(&mut self) -> Option<Pending> {
         let (event, size) = self.queue.pop_front()?;
         if !self.known.is_empty() {
@@ -65,14 +67,15 @@ impl Events {
         Some(event)
     }
 
-    /// Drops those of a watch. They are few: a connection that leaves much unread is not asked for requests.
+    /// Drops the events of a watch. They are few: the requests of a connection that leaves much
+    /// unread are not read.
     pub(super) fn drop_of(&mut self, watch: WatchId) {
         self.queue.retain(|((id, _), _)| *id != watch);
         self.known.retain(|(id, _)| *id != watch);
         self.size = self.queue.iter().map(|(_, size)| *size).fold(0, usize::saturating_add);
     }
 
-    /// Gives memory back that many events have needed.
+    /// Releases memory that many events have needed.
     pub(super) fn shrink(&mut self) {
         let used = self.queue.len();
         if self.queue.capacity() > used.saturating_mul(2).saturating_add(EVENTS_KEPT) {
@@ -80,12 +83,12 @@ impl Events {
         }
     }
 
-    /// Those that wait, in their order.
+    /// Returns the waiting events in order.
     pub(super) fn iter(&self) -> impl Iterator<Item = &Pending> {
         self.queue.iter().map(|(event, _)| event)
     }
 
-    /// Frees as many as `left` says; whether none is left.
+    /// Frees as many as `left` allows. Returns true if none is left.
     pub(super) fn free_some(&mut self, left: &mut u32) -> bool {
         while *left > 0 {
             if self.known.pop_first().is_none() && self.queue.pop_front().is_none() {

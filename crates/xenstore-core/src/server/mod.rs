@@ -1,9 +1,9 @@
-//! The store as a machine: requests in, replies, events and notices out.
+//! The store as a state machine: requests in; replies, events and notices out.
 //!
-//! The caller owns sockets, rings, the clock and the hypervisor. It hands in one complete request
-//! at a time with [`Server::request`], takes the bytes to send from [`Server::output`], asks which
-//! connections have some with [`Server::poll_ready`], and calls [`Server::tick`] no later than
-//! [`Server::deadline`]. Time is in microseconds of any clock that never goes back.
+//! The caller owns sockets, rings, the clock and the hypervisor interface. It passes one complete
+//! request at a time to [`Server::request`], takes the bytes to send from [`Server::output`], gets
+//! the connections with output from [`Server::poll_ready`], and calls [`Server::tick`] no later
+//! than [`Server::deadline`]. Time is in microseconds of any clock that never goes back.
 
 mod announcer;
 mod burial;
@@ -52,7 +52,7 @@ use sessions::Sessions;
 use store::Store;
 use waiting::{Attempt, WaitCause, Waiting};
 
-/// A store, and what the daemon needs to go on where the other one ended.
+/// A store restored from a stream, and the data that its daemon needs to continue.
 pub struct Restored {
     /// The store.
     pub server: Server,
@@ -65,37 +65,40 @@ pub struct Restored {
 /// The store, and the requests that wait for their turn there.
 pub struct Server {
     store: Store,
-    /// Kept between requests, so that it need not be allocated for each.
+    /// A buffer that is kept between requests, so that it need not be allocated for each.
     path_scratch: Vec<u8>,
 }
 
 impl Server {
-    /// A store that holds what a fresh store holds: `/`, `/tool`, `/tool/xenstored` and the special nodes.
+    /// Returns a store with the contents of a fresh one: `/`, `/tool`, `/tool/xenstored` and the
+    /// special nodes.
     #[must_use]
     pub fn new(config: Config) -> Self {
         Self { store: Store::new(config), path_scratch: Vec::new() }
     }
 
-    /// Makes a store from what [`Server::dump`], or the C daemon, has written. Rings and sockets are the
-    /// caller's to take up again, and [`Server::end`] is for those that cannot be; then it compares
-    /// [`Server::domains`] with the hypervisor's, as some may have died meanwhile.
+    /// Makes a store from the stream that [`Server::dump`], or the C daemon, has written. The
+    /// caller restores rings and sockets, and calls [`Server::end`] for those that it cannot
+    /// restore. Then it compares [`Server::domains`] with the hypervisor's domains, as some may
+    /// have died meanwhile.
     ///
     /// # Errors
-    /// The stream is none, or holds what no store could: which record, where, and why.
+    /// The record, the position and the reason, if the stream is malformed or contains an
+    /// impossible state.
     pub fn restore(config: Config, stream: &[u8], now: u64) -> Result<Restored, stream::Error> {
         let (store, global, connections) = Restoring::run(config, stream, now)?;
         let server = Self { store, path_scratch: Vec::new() };
         Ok(Restored { server, global, connections })
     }
 
-    /// Writes the state to `sink`, piece by piece, in the format of [`crate::stream`]. `link` tells what
-    /// the daemon holds of a connection.
+    /// Writes the state to `sink`, piece by piece, in the format of [`crate::stream`]. `link`
+    /// returns the daemon's part of a connection.
     ///
-    /// Of open transactions only their numbers go along: they will get EAGAIN. Requests that wait become
-    /// input that was not handed in yet. Notices should have been taken before.
+    /// Of open transactions only their numbers are written: they will get EAGAIN. Waiting requests
+    /// become input that has not been processed. Notices should have been taken before.
     ///
     /// # Errors
-    /// The first of `sink`'s; nothing is written behind it.
+    /// The first error of `sink`. Nothing is written after it.
     pub fn dump<'a, E>(
         &self,
         global: Global,
@@ -105,51 +108,52 @@ impl Server {
         dump::dump(&self.store, global, link, sink)
     }
 
-    /// Sets a quota for domains to come.
+    /// Sets a quota for new domains.
     ///
     /// # Errors
-    /// EINVAL for an unknown name, or a soft quota where there is none.
+    /// EINVAL for an unknown name, or a soft quota that does not exist.
     pub fn set_quota(&mut self, name: &str, kind: Kind, value: u32) -> Result<(), Error> {
         let quota = Quota::from_name(name).ok_or(Error::Inval)?;
         self.store.sessions.content.domains.limits.set(quota, kind, value)
     }
 
-    /// The store's content at this moment, for looking at.
+    /// Returns the store's present content, for reading.
     #[must_use]
     pub fn tree(&self) -> &Tree {
         &self.store.sessions.content.tree
     }
 
-    /// Totals since the start.
+    /// Returns the totals since the start.
     #[must_use]
     pub fn counters(&self) -> Counters {
         self.store.counters
     }
 
-    /// The use and the refusals of a domain; `None` for one that the store does not know.
+    /// Returns the usage and the refusals of a domain; `None` for one that the store does not know.
     #[must_use]
     pub fn usage(&self, domid: DomId) -> Option<&Usage> {
         self.store.sessions.content.domains.get(domid).map(|domain| &domain.usage)
     }
 
-    /// The domains that the store knows, as the daemon must compare them with the hypervisor's.
+    /// Returns the domains that the store knows, for the daemon to compare with the hypervisor's.
     pub fn domains(&self) -> impl Iterator<Item = DomId> + '_ {
         self.store.sessions.content.domains.iter().map(|(domid, _)| domid)
     }
 
-    /// Bytes of replies and events that wait to be sent to this connection, what it takes to keep them included.
+    /// Returns the bytes of replies and events that wait to be sent to this connection, overhead
+    /// included.
     #[must_use]
     pub fn unread(&self, conn: ConnId) -> usize {
         self.store.sessions.conns.get(conn).map_or(0, Connection::unread)
     }
 
-    /// A socket client, which speaks for the domain of the store and is privileged.
+    /// Adds a socket client, which belongs to the domain of the store and is privileged.
     pub fn connect_socket(&mut self) -> ConnId {
         let domid = self.store.config.store_domain;
         self.store.sessions.conns.add(domid, Transport::Socket)
     }
 
-    /// True where the next request of this connection may be handed in now. False while it leaves too
+    /// True if the next request of this connection may be passed in now. False while it leaves too
     /// much unread or too many of its requests wait.
     #[must_use]
     pub fn wants_input(&self, conn: ConnId) -> bool {
@@ -171,7 +175,7 @@ impl Server {
             || (connection.unread_replies() < limit && turns.has_turn(conn))
     }
 
-    /// Takes one complete request; returns what it cost, in the unit of one simple request.
+    /// Processes one complete request. Returns its cost, in simple requests.
     pub fn request(
         &mut self,
         conn: ConnId,
@@ -233,16 +237,17 @@ impl Server {
         }
     }
 
-    /// Has a request wait.
+    /// Makes a request wait.
     fn delay(&mut self, conn: ConnId, header: &Header, payload: &[u8], why: WaitCause) {
         let Store { sessions, counters, .. } = &mut self.store;
         counters.delayed = counters.delayed.saturating_add(1);
         sessions.delay(conn, header, payload, why);
     }
 
-    /// Runs what domain 0 waits for, where a turn is over; in a guest's time also what guests wait for, as much as
-    /// a slice may cost, and the rest in the next round. First what waited for its end, then what wants a turn
-    /// itself, and never one before another that it depends on.
+    /// Runs the waiting requests of domain 0 if a turn is over, and in a guest's time also those of
+    /// guests, as much as a slice may cost. The rest are run in the next round. Requests that
+    /// waited for the end of a turn come first, then those that want a turn themselves. A request
+    /// never comes before another that it depends on.
     fn run_waiting(&mut self, time_of: Class, host: &mut dyn Host) {
         let mut left = self.store.config.slice_cost;
         loop {
@@ -259,7 +264,7 @@ impl Server {
         }
     }
 
-    /// Tries the next request that is to be tried; what it cost.
+    /// Tries the next request that is to be tried, and returns the cost.
     fn try_next(&mut self, class: Class, host: &mut dyn Host) -> u32 {
         let sessions = &mut self.store.sessions;
         if sessions.turns.lane_mut(class).queue.take_end() {
@@ -276,7 +281,8 @@ impl Server {
         cost
     }
 
-    /// Tries a request again. What it costs is its connection's, not whose turn has ended.
+    /// Tries a request again. The cost is charged to its connection, not to the one whose turn has
+    /// ended.
     fn retry(
         &mut self,
         number: u64,
@@ -292,7 +298,7 @@ impl Server {
         let cost = core::mem::replace(&mut content.cost, spent).saturating_add(1);
         let Some(connection) = conns.get_mut(conn) else { return cost };
         connection.owed = connection.owed.saturating_add(cost);
-        // Where its connection has ended meanwhile, all that waited is forgotten already.
+        // If the connection has ended meanwhile, its waiting requests are already dropped.
         let Ok(at) = connection.delayed.binary_search(&number) else { return cost };
         let queue = &mut turns.lane_mut(class).queue;
         match attempt {
@@ -314,8 +320,9 @@ impl Server {
         cost
     }
 
-    /// The weight of the connection's domain: its share of the daemon's time where several want it, as
-    /// against [`WEIGHT_DEFAULT`] of a domain that was given none. Set by CONTROL `weight`.
+    /// Returns the weight of the connection's domain: its share of the daemon's time if several
+    /// domains want it, relative to [`WEIGHT_DEFAULT`] of a domain without a configured weight.
+    /// CONTROL `weight` sets it.
     #[must_use]
     pub fn weight(&self, conn: ConnId) -> u32 {
         let Sessions { content, conns, .. } = &self.store.sessions;
@@ -323,14 +330,14 @@ impl Server {
         domain.map_or(WEIGHT_DEFAULT, |domain| domain.weight)
     }
 
-    /// The bytes waiting to be sent to this connection.
+    /// Returns the bytes waiting to be sent to this connection.
     pub fn output(&mut self, conn: ConnId) -> &[u8] {
         let Store { sessions, announcer, .. } = &mut self.store;
         let connection = sessions.conns.get_mut(conn);
         connection.map_or(&[], |connection| connection.output(&announcer.watches))
     }
 
-    /// The first `count` bytes of [`Server::output`] have been sent.
+    /// Records that the first `count` bytes of [`Server::output`] have been sent.
     pub fn consume_output(&mut self, conn: ConnId, count: usize, now: u64) {
         let Sessions { content, conns, .. } = &mut self.store.sessions;
         let domains = &mut content.domains;
@@ -347,24 +354,24 @@ impl Server {
         }
     }
 
-    /// The next connection that has got output since it was last named here, or that may be asked
-    /// for requests again.
+    /// Returns the next connection that has got output since this method last returned it, or whose
+    /// requests may be read again.
     pub fn poll_ready(&mut self) -> Option<ConnId> {
         self.store.sessions.conns.pop_ready()
     }
 
-    /// The next notice.
+    /// Returns the next notice.
     pub fn poll_notice(&mut self) -> Option<Notice> {
         self.store.sessions.content.domains.notices.pop()
     }
 
-    /// When [`Server::tick`] must be called at the latest.
+    /// Returns the latest time at which [`Server::tick`] must be called.
     #[must_use]
     pub fn deadline(&self) -> Option<u64> {
         self.store.deadline()
     }
 
-    /// Does what time has made due.
+    /// Does the work that is due at this time.
     pub fn tick(&mut self, now: u64, host: &mut dyn Host) {
         self.set_time(now);
         self.store.work();
@@ -375,10 +382,10 @@ impl Server {
         self.store.sessions.content.domains.now = now;
     }
 
-    /// Introduces a domain on the daemon's own account (dom0's own ring at start-up).
+    /// Introduces a domain on the daemon's own behalf (dom0's own ring at start-up).
     ///
     /// # Errors
-    /// The one that [`Host::attach`] answered.
+    /// The error of [`Host::attach`].
     pub fn introduce(
         &mut self,
         domid: DomId,
@@ -391,7 +398,8 @@ impl Server {
         self.store.introduce(domid, gfn, port, host)
     }
 
-    /// The peer is gone: its watches, transactions and waiting requests go with it.
+    /// Removes a connection whose peer is gone, with its watches, transactions and waiting
+    /// requests.
     pub fn disconnect(&mut self, conn: ConnId, now: u64, host: &mut dyn Host) {
         self.set_time(now);
         let Some(connection) = self.store.sessions.conns.get(conn) else { return };
@@ -407,7 +415,8 @@ impl Server {
         self.run_waiting(Class::Privileged, host);
     }
 
-    /// The transport found the peer in breach of the protocol; as [`Notice::Ended`] afterwards.
+    /// Ends a connection whose peer broke the protocol, as the transport found. The state is then
+    /// the one of [`Notice::Ended`].
     pub fn end(&mut self, conn: ConnId, why: Ended, now: u64, host: &mut dyn Host) {
         self.set_time(now);
         let Some(connection) = self.store.sessions.conns.get(conn) else { return };
@@ -427,15 +436,16 @@ impl Server {
         self.run_waiting(Class::Privileged, host);
     }
 
-    /// The guest asked for its ring to be reset (ring reconnection): watches, transactions, waiting
-    /// requests and unsent output are dropped; the connection lives on.
+    /// Resets a connection at the guest's request (ring reconnection): watches, transactions,
+    /// waiting requests and unsent output are dropped; the connection stays.
     pub fn reset(&mut self, conn: ConnId, now: u64, host: &mut dyn Host) {
         self.set_time(now);
         self.store.clear_connection(conn);
         self.run_waiting(Class::Privileged, host);
     }
 
-    /// The hypervisor reports a shut-down or crashed domain: fires `@releaseDomain` once.
+    /// Handles the hypervisor's report of a shut-down or crashed domain: fires `@releaseDomain`
+    /// once.
     pub fn domain_shutdown(&mut self, domid: DomId, now: u64, host: &mut dyn Host) {
         self.set_time(now);
         let Some(domain) = self.store.sessions.content.domains.get_mut(domid) else { return };
@@ -445,8 +455,9 @@ impl Server {
         self.run_waiting(Class::Privileged, host);
     }
 
-    /// The hypervisor reports that the domain is no more: connection, nodes, permission entries go.
-    /// Another domain that has its number by now, and that the store knows, is left alone.
+    /// Handles the hypervisor's report that the domain no longer exists: removes its connection,
+    /// nodes and permission entries. Another domain that has its number by now, and that the store
+    /// knows, is not affected.
     pub fn domain_died(&mut self, domid: DomId, now: u64, host: &mut dyn Host) {
         self.set_time(now);
         let known = self.store.sessions.content.domains.get(domid);

@@ -1,5 +1,5 @@
-//! Large subtrees that were removed. Their nodes are taken off their owners' accounts in slices, and who watches them is
-//! told then.
+//! Large subtrees that were removed. Their nodes are taken off their owners' accounts in slices,
+//! and their watches fire at that time.
 
 use super::announcer::{Announcer, Firing};
 use super::sessions::Sessions;
@@ -12,12 +12,12 @@ use crate::watch::Spot;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 
-/// Nodes that are looked at for the cost of one simple request.
+/// The nodes visited for the cost of one simple request.
 const NODES_A_UNIT: u32 = 4;
 
 /// A large subtree that was removed.
 pub(super) struct Removal {
-    /// The path at which it was.
+    /// The path of its top.
     path: Rc<[u8]>,
     top: Node,
     /// The path, relative to the top, of the last node that is off its owner's account; `None` before the first.
@@ -26,11 +26,13 @@ pub(super) struct Removal {
     author: Option<(ConnId, DomId)>,
 }
 
-/// The spots of the index of watches on the way to a node, the top's first, each with the length of its path.
+/// The spots in the index of watches on the path to a node, the top's first, each with the length
+/// of its path.
 struct Way<'w>(Vec<(usize, Option<Spot<'w>>)>);
 
 impl<'w> Way<'w> {
-    /// The way to the node at this path, relative to the top whose spot is `top`.
+    /// Returns the spots on the path to this node. The path is relative to the top, whose spot is
+    /// `top`.
     fn to(top: Option<Spot<'w>>, path: &[u8]) -> Self {
         let mut way = Self(Vec::from([(0, top)]));
         let ends = path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at);
@@ -40,7 +42,7 @@ impl<'w> Way<'w> {
         way
     }
 
-    /// The spot of the node at this path, to which the walk has come.
+    /// Returns the spot of the node at this path, which the walk has reached.
     fn enter(&mut self, path: &[u8]) -> Option<Spot<'w>> {
         let end = path.iter().rposition(|byte| *byte == b'/');
         let (above, name) = end
@@ -55,17 +57,18 @@ impl<'w> Way<'w> {
 }
 
 impl Removal {
-    /// The removal of what was at `path`, for which a connection of a domain is charged.
+    /// Returns the removal of the subtree at `path`, with the connection and domain that are
+    /// charged for it.
     pub(super) fn new(path: Path<'_>, top: Node, author: Option<(ConnId, DomId)>) -> Self {
         Self { path: Rc::from(path.as_bytes()), top, last: None, author }
     }
 
-    /// The connection that is charged for the work, and its domain.
+    /// Returns the connection that is charged for the work, and its domain.
     pub(super) fn author(&self) -> Option<(ConnId, DomId)> {
         self.author
     }
 
-    /// The nodes, to be freed.
+    /// Returns the nodes, to be freed.
     pub(super) fn into_top(self) -> Node {
         self.top
     }
@@ -77,7 +80,7 @@ impl Removal {
         }
     }
 
-    /// Takes nodes off their owners' accounts, and finds who watches them, as much as a slice may cost.
+    /// Takes nodes off their owners' accounts and finds their watches, as much as a slice may cost.
     pub(super) fn disown(
         &mut self,
         slice: u32,
@@ -104,7 +107,7 @@ impl Removal {
                 domains.charge(owner.domid, Quota::Nodes, -1);
                 domains.charge(owner.domid, Quota::Memory, weight.saturating_neg());
             }
-            // The top's own watches were told at once.
+            // The top's own watches fired at once.
             let watched = way.as_mut().filter(|_| !walk.path().is_empty());
             let spot = watched.and_then(|way| way.enter(walk.path()));
             if let Some(spot) = spot.filter(|spot| spot.is_watched()) {
@@ -118,12 +121,12 @@ impl Removal {
     }
 }
 
-/// One slice of the work that a removal leaves.
+/// The result of one slice of a removal.
 pub(super) struct RemovalSlice {
     pub(super) churn: Churn,
-    /// Those who are to be told.
+    /// The watches that fire.
     pub(super) firing: Vec<Firing>,
     pub(super) cost: u32,
-    /// No node is left.
+    /// True if no node is left.
     pub(super) is_done: bool,
 }

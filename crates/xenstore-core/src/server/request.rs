@@ -1,4 +1,4 @@
-//! A request on its way to its answer.
+//! A request that is being processed.
 
 use super::connections::Connections;
 use super::waiting::WaitCause;
@@ -9,7 +9,7 @@ use crate::perms::Caller;
 use crate::wire::{Error, Header, MsgType, Strings};
 use alloc::vec::Vec;
 
-/// A request on its way.
+/// A request that is being processed.
 #[derive(Clone, Copy)]
 pub(super) struct Request<'a> {
     pub(super) conn: ConnId,
@@ -19,7 +19,7 @@ pub(super) struct Request<'a> {
     pub(super) caller: Caller,
 }
 
-/// Why a request has not been answered by its function.
+/// The reason why a request has not been answered by its function.
 pub(super) enum Stop {
     Error(Error),
     Wait(WaitCause),
@@ -34,13 +34,13 @@ impl From<Error> for Stop {
 pub(super) type Outcome = Result<(), Stop>;
 
 impl<'a> Request<'a> {
-    /// The only string of the payload, which must end it.
+    /// Returns the only string of the payload, which must end with it.
     pub(super) fn only_string(&self) -> Result<&'a [u8], Error> {
         let mut strings = Strings::new(self.payload);
         strings.next().filter(|_| strings.rest().is_empty()).ok_or(Error::Inval)
     }
 
-    /// Exactly so many strings; bytes behind the last NUL are passed over.
+    /// Returns exactly so many strings. Bytes after the last NUL are ignored.
     pub(super) fn strings<const N: usize>(&self) -> Result<[&'a [u8]; N], Error> {
         let mut strings = Strings::new(self.payload);
         let mut all = [&[][..]; N];
@@ -50,7 +50,7 @@ impl<'a> Request<'a> {
         if strings.next().is_some() { Err(Error::Inval) } else { Ok(all) }
     }
 
-    /// Answers it.
+    /// Sends the reply.
     pub(super) fn answer(&self, payload: &[&[u8]], conns: &mut Connections) -> Outcome {
         let len = payload.iter().map(|part| part.len()).fold(0, usize::saturating_add);
         if len > PAYLOAD_MAX {
@@ -62,20 +62,20 @@ impl<'a> Request<'a> {
         Ok(())
     }
 
-    /// Answers it with a number.
+    /// Replies with a number.
     pub(super) fn answer_number(&self, number: u32, conns: &mut Connections) -> Outcome {
         let mut body = Vec::new();
         push_decimal(u64::from(number), &mut body);
         self.answer(&[&body, b"\0"], conns)
     }
 
-    /// Answers that it has been done.
+    /// Replies `OK`.
     pub(super) fn ok(&self, conns: &mut Connections) -> Outcome {
         self.answer(&[b"OK\0"], conns)
     }
 }
 
-/// A decimal number as `atoi` reads it, or none.
+/// Parses a decimal number as `atoi` does.
 pub(super) fn parse<T: core::str::FromStr>(text: &[u8]) -> Result<T, Error> {
     let text = core::str::from_utf8(text).map_err(|_| Error::Inval)?;
     text.parse().map_err(|_| Error::Inval)

@@ -1,4 +1,4 @@
-//! A store from the stream that another one wrote; see [`crate::stream`].
+//! Restores a store from the stream that another one wrote; see [`crate::stream`].
 
 use super::config::Config;
 use super::connection::Transport;
@@ -19,37 +19,37 @@ use alloc::collections::BTreeMap;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 
-/// A connection that the stream had.
+/// A connection in the stream.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct RestoredConnection {
-    /// Its name in the new store.
+    /// Its id in the new store.
     pub conn: ConnId,
     /// The domain whose ring it is; `None` for a socket.
     pub ring: Option<DomId>,
-    /// A socket's descriptor, a ring's event channel port.
+    /// The descriptor of a socket, or the event channel port of a ring.
     pub handle: u32,
-    /// Why it is no longer served, if it is not.
+    /// The reason why it is no longer served, if it is not.
     pub ended: Option<Ended>,
-    /// Bytes to be taken for read from it: whole messages, then a part of one.
+    /// The bytes to be processed as if read from it: whole messages, then a part of one.
     pub input: Vec<u8>,
 }
 
 type Outcome = Result<(), &'static str>;
 
-/// A store that is being made from a stream.
+/// A store that is being restored from a stream.
 pub(super) struct Restoring {
     store: Store,
     global: Option<Global>,
     connections: Vec<RestoredConnection>,
-    /// Which of `connections` bears a number of the stream's.
+    /// The index in `connections` of each connection number of the stream.
     numbers: BTreeMap<u32, usize>,
 }
 
-/// A store from a stream, what that says of the daemon, and the connections.
+/// A store from a stream, the stream's data on the daemon, and the connections.
 type Restored = (Store, Option<Global>, Vec<RestoredConnection>);
 
 impl Restoring {
-    /// Makes a store from what another one has written.
+    /// Restores a store from another one's stream.
     pub(super) fn run(config: Config, stream: &[u8], now: u64) -> Result<Restored, Error> {
         let mut reader = Reader::new(stream)?;
         let mut restoring = Self::new(config, now);
@@ -60,18 +60,18 @@ impl Restoring {
             }
         }
         let Self { mut store, global, connections, .. } = restoring;
-        // What the records said before the limits did.
+        // The records before the limits may have caused notices about quotas.
         store.sessions.content.domains.notices.clear();
         Ok((store, global, connections))
     }
 
-    /// Begins with a store without any node but `/` and the special ones.
+    /// Returns the initial state: a store without any node but `/` and the special ones.
     fn new(config: Config, now: u64) -> Self {
         let mut store = Store::new(config);
         let content = &mut store.sessions.content;
         content.domains.now = now;
         let own = content.own_caller();
-        // The privileged are refused nothing.
+        // A privileged caller is never refused.
         let _ = content.change(&own, Path::checked(b"/tool"), &Change::Remove);
         store.sessions.book(None);
         Self { store, global: None, connections: Vec::new(), numbers: BTreeMap::new() }
@@ -209,8 +209,8 @@ impl Restoring {
         Ok(())
     }
 
-    /// The transaction itself ended with the store that it was in. Its number stays until its client has
-    /// been told so, with EAGAIN.
+    /// Restores the number of a transaction. The transaction itself ended with the store that it
+    /// was in. Its number stays until its client has got EAGAIN.
     fn transaction(&mut self, number: u32, id: u32) -> Outcome {
         let conn = self.numbered(number)?.conn;
         match self.store.sessions.open_torn(conn, id) {
@@ -259,11 +259,11 @@ impl Restoring {
     }
 }
 
-/// Sets those limits that are known here.
+/// Sets those limits whose names are known.
 fn set_limits(limits: &mut Limits, quotas: Quotas<'_>) {
     for (name, value) in quotas.iter() {
         if let Ok((quota, kind)) = Quota::named(name) {
-            // A soft limit's name is known only where there is one.
+            // A soft limit's name is known only if the quota has one.
             let _ = limits.set(quota, kind, value);
         }
     }

@@ -1,4 +1,5 @@
-//! Things that have been let go and are not freed yet: some are in each round, so that nobody waits for it.
+//! Objects that were discarded and are not freed yet. Some are freed in each round, so that no
+//! request waits for it.
 //!
 //! Their last holder is charged for them until they are freed.
 
@@ -11,24 +12,24 @@ use crate::transaction::Leftovers;
 use crate::tree::{Debris, Node};
 use alloc::collections::VecDeque;
 
-/// Cost, in simple requests, up to which something is freed at once; no more than half a slice.
+/// The cost, in simple requests, up to which an object is freed at once; no more than half a slice.
 const SMALL_MAX: u32 = 512;
 
-/// Something to be freed.
+/// An object to be freed.
 pub(super) enum Garbage {
-    /// Of a transaction.
+    /// The parts of a transaction.
     Leftovers(Leftovers),
     Events(Events),
 }
 
-/// The domain that is charged for a thing, and how much of `memory`.
+/// The domain that is charged for an object, and the bytes of `memory`.
 struct Charge {
     domid: DomId,
     incarnation: Incarnation,
     weight: i64,
 }
 
-/// All that is to be freed, the oldest first.
+/// All objects to be freed, the oldest first.
 pub(super) struct Rubbish {
     things: VecDeque<(Garbage, Charge)>,
     debris: Debris,
@@ -37,7 +38,7 @@ pub(super) struct Rubbish {
 }
 
 impl Garbage {
-    /// Frees as much as costs what `left` says; whether none is left but what has become debris.
+    /// Frees as much as `left` allows. Returns true if only debris remains.
     fn free_some(&mut self, debris: &mut Debris, left: &mut u32) -> bool {
         match self {
             Self::Leftovers(leftovers) => leftovers.free_some(debris, left),
@@ -51,22 +52,22 @@ impl Rubbish {
         Self { things: VecDeque::new(), debris: Debris::default(), slice_cost }
     }
 
-    /// True where nothing is to be freed.
+    /// True if nothing is to be freed.
     pub(super) fn is_empty(&self) -> bool {
         self.things.is_empty() && self.debris.is_empty()
     }
 
-    /// The charges: domain, which of the domains of that number, bytes of `memory`.
+    /// Returns the charges: domain, incarnation, bytes of `memory`.
     pub(super) fn charges(&self) -> impl Iterator<Item = (DomId, Incarnation, i64)> {
         self.things.iter().map(|(_, charge)| (charge.domid, charge.incarnation, charge.weight))
     }
 
-    /// Cost up to which something is freed at once.
+    /// Returns the cost up to which an object is freed at once.
     fn small(&self) -> u32 {
         SMALL_MAX.min(self.slice_cost / 2)
     }
 
-    /// Lets go of something for which `domid` is charged with `weight`.
+    /// Discards an object for which `domid` is charged with `weight`.
     pub(super) fn discard(
         &mut self,
         mut thing: Garbage,
@@ -84,14 +85,14 @@ impl Rubbish {
         self.things.push_back((thing, charge));
     }
 
-    /// Lets go of a removed node, with all below it. It is charged to nobody any more.
+    /// Discards a removed node, with all nodes below it. It is charged to no domain any more.
     pub(super) fn discard_node(&mut self, gone: Node) {
         self.debris.push(gone);
         let mut left = self.small();
         self.debris.free_some(&mut left);
     }
 
-    /// Frees some of what was let go.
+    /// Frees some of the discarded objects.
     pub(super) fn free_some(&mut self, domains: &mut Domains) {
         let mut left = self.slice_cost;
         while left > 0 && !self.is_empty() {

@@ -1,5 +1,5 @@
-//! The connections with their transactions: the turns that these have, the snapshots that they keep alive, and what
-//! they leave behind.
+//! The connections with their transactions: the turns of these, the snapshots that they keep alive,
+//! and the parts that they leave behind.
 
 use super::class::Class;
 use super::config::Config;
@@ -25,7 +25,7 @@ use alloc::format;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 
-/// The store's content, and who works on it.
+/// The store's content, and the connections that use it.
 pub(super) struct Sessions {
     pub(super) content: Content,
     pub(super) conns: Connections,
@@ -45,7 +45,7 @@ impl Sessions {
         }
     }
 
-    /// The class of a connection, whose turn binds its requests.
+    /// Returns the class of a connection, whose turns its requests must respect.
     pub(super) fn class(&self, conn: ConnId) -> Class {
         let domains = &self.content.domains;
         match self.conns.get(conn).is_none_or(|conn| domains.is_privileged(conn.domid)) {
@@ -54,7 +54,7 @@ impl Sessions {
         }
     }
 
-    /// Puts a request in the queue.
+    /// Queues a request to wait.
     pub(super) fn delay(&mut self, conn: ConnId, header: &Header, payload: &[u8], why: WaitCause) {
         let class = self.class(conn);
         let Some(connection) = self.conns.get_mut(conn) else { return };
@@ -67,8 +67,8 @@ impl Sessions {
         connection.charge_delayed(weight, domains);
     }
 
-    /// True where a new request must stay behind one of its connection that waits. The holder of a turn
-    /// never waits: it is what the others wait for.
+    /// True if a new request must wait behind one of its connection. The holder of a turn never
+    /// waits: the others wait for it.
     pub(super) fn must_follow(&self, conn: ConnId, header: &Header, payload: &[u8]) -> bool {
         let queue = &self.turns.lane(self.class(conn)).queue;
         !self.turns.holds(conn, header.tx_id)
@@ -77,7 +77,7 @@ impl Sessions {
             })
     }
 
-    /// Forgets what a connection that is gone was waiting for.
+    /// Drops the waiting requests of a connection that is gone.
     pub(super) fn forget_waiting(&mut self, conn: ConnId) {
         let class = self.class(conn);
         let Some(connection) = self.conns.get_mut(conn) else { return };
@@ -85,14 +85,14 @@ impl Sessions {
         self.turns.lane_mut(class).queue.forget(numbers);
     }
 
-    /// Appends the requests of a connection that wait, in the order in which they came.
+    /// Appends the waiting requests of a connection, in the order of arrival.
     pub(super) fn write_waiting(&self, conn: ConnId, to: &mut Vec<u8>) {
         if let Some(connection) = self.conns.get(conn) {
             self.turns.lane(self.class(conn)).queue.write_input(connection, to);
         }
     }
 
-    /// Plans which requests of a class are tried, after the end of a turn; what that cost.
+    /// Plans which requests of a class are tried after the end of a turn. Returns the cost.
     pub(super) fn plan_tries(&mut self, class: Class) -> u32 {
         let Self { turns, conns, content, .. } = self;
         let last_turn = |conn| {
@@ -103,8 +103,8 @@ impl Sessions {
         content.charge_work(planned)
     }
 
-    /// True where there is use in trying a request: not where a turn that it wants is taken, nor while one before it waits
-    /// that it depends on.
+    /// True if a request can be tried. False if it wants a turn that is taken, or depends on an
+    /// earlier request that waits.
     pub(super) fn may_try(&self, class: Class, number: u64) -> bool {
         let lane = self.turns.lane(class);
         let Some(waiting) = lane.queue.get(number) else { return false };
@@ -114,7 +114,7 @@ impl Sessions {
             })
     }
 
-    /// Has a change of the store itself wait for the end of a turn that it would harm.
+    /// Makes a change of the store itself wait for the end of a turn that it would affect.
     pub(super) fn check_turns(
         &self,
         request: Request<'_>,
@@ -137,7 +137,7 @@ impl Sessions {
         }
     }
 
-    /// Opens a transaction; its number.
+    /// Opens a transaction and returns its number.
     pub(super) fn open(&mut self, conn: ConnId, caller: &Caller) -> Option<u32> {
         let Self { content, conns, snapshots, .. } = self;
         let connection = conns.get_mut(conn)?;
@@ -159,7 +159,8 @@ impl Sessions {
         Some(id)
     }
 
-    /// Opens a transaction of another store's, which ended with that: it can only be refused. Whether its number was free.
+    /// Opens a transaction of another store, with which it ended: it can only be refused. Returns
+    /// true if its number was free.
     pub(super) fn open_torn(&mut self, conn: ConnId, id: u32) -> bool {
         let Self { content, conns, snapshots, .. } = self;
         let snapshot = snapshots.take(conn, id, conns, &content.domains);
@@ -176,25 +177,25 @@ impl Sessions {
         true
     }
 
-    /// True where this transaction is open.
+    /// True if this transaction is open.
     pub(super) fn has_transaction(&self, conn: ConnId, id: u32) -> bool {
         self.conns.get(conn).is_some_and(|conn| conn.transactions.contains(id))
     }
 
-    /// Lends a transaction out, so that it can work on the rest of the store.
+    /// Takes a transaction out for a request, so that it can work on the rest of the store.
     pub(super) fn lend(&mut self, conn: ConnId, id: u32) -> Result<Box<Transaction>, Error> {
         let taken = self.conns.get_mut(conn).and_then(|conn| conn.transactions.lend(id));
         taken.ok_or(Error::NoEnt)
     }
 
-    /// Takes back what was lent.
+    /// Puts back a transaction that was taken out.
     pub(super) fn give_back(&mut self, conn: ConnId, id: u32, transaction: Box<Transaction>) {
         if let Some(connection) = self.conns.get_mut(conn) {
             connection.transactions.give_back(id, transaction);
         }
     }
 
-    /// Closes a transaction that was lent or taken out.
+    /// Closes a transaction that was taken out or removed.
     pub(super) fn close(
         &mut self,
         conn: ConnId,
@@ -224,7 +225,7 @@ impl Sessions {
         }
     }
 
-    /// Lends the request's transaction to `body`; it is put back whatever happens.
+    /// Passes the request's transaction to `body`. It is put back in any case.
     fn in_transaction<R>(
         &mut self,
         request: Request<'_>,
@@ -242,7 +243,7 @@ impl Sessions {
         Ok(result)
     }
 
-    /// The node at `path` as the caller may see it, in or outside a transaction.
+    /// Returns the node at `path` if the caller may read it, in or outside a transaction.
     pub(super) fn see(
         &mut self,
         request: Request<'_>,
@@ -255,7 +256,8 @@ impl Sessions {
         }
         self.in_transaction(request, |sessions, transaction| {
             if transaction.lost {
-                // It will be refused; what it is told until then is what is there.
+                // The transaction will be refused. Until then it is shown the present state of the
+                // store.
                 transaction.torn = true;
                 return Ok(sessions.content.tree.find(&caller, path, Access::READ)?.clone());
             }
@@ -282,17 +284,17 @@ impl Sessions {
         let caller = request.caller;
         self.in_transaction(request, |sessions, transaction| {
             if transaction.lost {
-                // It will be refused: what is asked is judged, and not done.
+                // The transaction will be refused: the request is checked, and not executed.
                 transaction.torn = true;
                 return Ok(sessions.content.rehearse(&caller, path, change)?);
             }
-            // Every change is logged, whatever came of it, so each counts.
+            // Every change is logged, whatever its outcome, so each counts.
             sessions.content.check_access(&caller, transaction, path, change.weight())?;
             Ok(sessions.content.change_in(transaction, &caller, path, change)?)
         })?
     }
 
-    /// A transaction is about to look at `path`: gives it the turn where it should have it.
+    /// Gives the turn to a transaction that is about to read `path`, if it should have it.
     fn want_turn(
         &mut self,
         (conn, id): (ConnId, u32),
@@ -318,7 +320,8 @@ impl Sessions {
             match self.content.rerun(transaction, caller) {
                 Ok(rerun) => self.go_on(transaction, rerun),
                 Err(conflict) => {
-                    // Too late for this one; who tries again takes the turn from the start.
+                    // It is too late for this transaction. The next attempt takes the turn from the
+                    // start.
                     transaction.doomed = true;
                     let Self { content, conns, turns, .. } = self;
                     turns.note_refusal(caller, transaction, &conflict, &content.domains);
@@ -333,13 +336,15 @@ impl Sessions {
         Attempt::Done
     }
 
-    /// Judges whether a transaction may commit now. Its outcome, where that is another than what it has worked out itself.
+    /// Checks if a transaction may commit now. Returns the outcome on the present store if it
+    /// differs from the transaction's own.
     pub(super) fn judge(
         &mut self,
         request: Request<'_>,
         transaction: &Transaction,
     ) -> Result<Option<Rerun>, Stop> {
-        // Before anything else: what one that was given up asked for has not been done.
+        // This check comes first: the requests of a transaction that was given up have not been
+        // executed.
         if transaction.torn || (transaction.lost && transaction.changes) {
             return Err(Error::Again.into());
         }
@@ -373,13 +378,13 @@ impl Sessions {
         })
     }
 
-    /// Books what the last operation changed, which `author` asked for.
+    /// Books the changes of the last operation, which `author` requested.
     pub(super) fn book(&mut self, author: Option<ConnId>) {
         let churn = self.content.book();
         self.note_replaced(author, churn);
     }
 
-    /// Notes what a change of the store has replaced; `author` asked for it.
+    /// Counts the state that a change of the store has replaced; `author` requested the change.
     pub(super) fn note_replaced(&mut self, author: Option<ConnId>, churn: Churn) {
         let bytes = u64::try_from(churn.replaced()).unwrap_or(0);
         if bytes == 0 || !self.snapshots.note(bytes) {
@@ -394,8 +399,8 @@ impl Sessions {
         }
     }
 
-    /// Gives up the oldest transactions of a guest that uses more memory than it may, as long as they keep what it has
-    /// replaced: nothing was asked for that could be refused instead.
+    /// Gives up the oldest transactions of a guest over its memory quota, as long as they keep
+    /// state that it has replaced. There is no request that could be refused instead.
     fn give_up_for_room(&mut self, conn: ConnId, domid: DomId) {
         let domains = &self.content.domains;
         let limit = i64::from(domains.limit(domid, Quota::Memory, Kind::Hard));
@@ -408,7 +413,7 @@ impl Sessions {
             && let Some(id) = connection.past.oldest()
             && let Some(mut transaction) = connection.transactions.lend(id)
         {
-            // It is charged until it is freed, in the next rounds.
+            // The transaction is charged until it is freed, in the next rounds.
             over = over.saturating_sub(transaction.weight());
             self.give_up(&mut transaction, domid, "the domain has used up its quota of memory");
             if let Some(connection) = self.conns.get_mut(conn) {
@@ -418,13 +423,13 @@ impl Sessions {
         }
     }
 
-    /// True where a guest's transaction is to be brought up to date.
+    /// True if a guest's transaction has to be brought up to date.
     pub(super) fn has_stale_snapshot(&self) -> bool {
         self.snapshots.stale(self.content.domains.now).is_some()
     }
 
-    /// Brings guests' transactions up to date that keep the past of the store alive, at their cost, some in
-    /// each round.
+    /// Brings guests' transactions up to date that keep old state of the store alive, at their
+    /// cost, some in each round.
     pub(super) fn refresh_old_snapshots(&mut self) {
         let mut left = SNAPSHOT_WORK_MAX;
         while let Some(old) = self.snapshots.stale(self.content.domains.now)
@@ -452,8 +457,8 @@ impl Sessions {
         }
     }
 
-    /// Has a transaction go on from the store as it is; where it has seen something that is different now, it
-    /// will be refused, and need keep nothing.
+    /// Moves a transaction to the present state of the store. If a part of the state that it saw
+    /// has changed, it will be refused, and its snapshot is dropped.
     fn refresh(&mut self, transaction: &mut Transaction, domid: DomId) {
         let caller = self.content.domains.caller(domid);
         match self.content.rerun(transaction, &caller) {
@@ -471,13 +476,13 @@ impl Sessions {
         }
     }
 
-    /// Has a transaction go on from the store as it is, on which its log has run.
+    /// Moves a transaction to the present state of the store, on which its log has run.
     fn go_on(&mut self, transaction: &mut Transaction, rerun: Rerun) {
         let Self { content, conns, snapshots, .. } = self;
         let old = transaction.snapshot;
         transaction.snapshot = snapshots.take(old.conn, old.id, conns, &content.domains);
         if snapshots.is_open(&old) {
-            // First: both may be the same.
+            // The old snapshot is closed first: both may be the same.
             snapshots.close(&old, conns, &mut content.domains);
             snapshots.open(transaction.snapshot, conns);
         }
@@ -486,7 +491,8 @@ impl Sessions {
         self.discard(transaction, leftovers, before);
     }
 
-    /// Lets go of what a transaction does not keep any more, whose owner is charged for it until it is freed.
+    /// Discards parts that a transaction does not keep any more. Its owner is charged for them
+    /// until they are freed.
     fn discard(&mut self, transaction: &Transaction, leftovers: Leftovers, weight: i64) {
         let domains = &mut self.content.domains;
         if let Some(connection) = self.conns.get(transaction.snapshot.conn) {
@@ -496,7 +502,7 @@ impl Sessions {
         }
     }
 
-    /// Gives a transaction up that could not be kept.
+    /// Gives up a transaction that could not be kept.
     fn give_up(&mut self, transaction: &mut Transaction, domid: DomId, why: &str) {
         self.let_go(transaction, domid);
         self.content.domains.notice(Notice::Info(format!(
@@ -505,7 +511,7 @@ impl Sessions {
         )));
     }
 
-    /// Has a transaction keep nothing alive any more: it can only be refused.
+    /// Drops everything that a transaction keeps alive: it can only be refused.
     fn let_go(&mut self, transaction: &mut Transaction, domid: DomId) {
         let Self { content, conns, turns, snapshots, .. } = self;
         let snapshot = transaction.snapshot;

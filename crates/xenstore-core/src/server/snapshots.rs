@@ -1,7 +1,8 @@
-//! Snapshots of open transactions, and the old states of the store that they keep alive.
+//! The snapshots of open transactions, and the old states of the store that they keep alive.
 //!
-//! A snapshot shares its parts with the store, so it keeps whatever is replaced there as long as it is open. What its own
-//! domain has replaced is charged to that domain; what others have is bounded for all snapshots together.
+//! A snapshot shares its parts with the store, so it keeps every replaced part as long as it is
+//! open. Parts that its own domain has replaced are charged to that domain. Parts that others have
+//! replaced are limited for all snapshots together.
 
 use super::connections::Connections;
 use crate::domain::Domains;
@@ -13,19 +14,19 @@ use alloc::collections::BTreeSet;
 /// The snapshots of the guests' open transactions.
 #[derive(Default)]
 pub(super) struct Snapshots {
-    /// The oldest first.
+    /// The snapshots, the oldest first.
     open: BTreeSet<Snapshot>,
-    /// Bytes that have been replaced in the store while there were any.
+    /// The bytes replaced in the store while there was any snapshot.
     replaced: u64,
 }
 
 impl Snapshots {
-    /// Bytes that may be kept alive by this one, and by all that are younger.
+    /// Returns the bytes that this snapshot, and all younger ones, may keep alive.
     pub(super) fn kept_by(&self, snapshot: &Snapshot) -> u64 {
         self.replaced.saturating_sub(snapshot.replaced)
     }
 
-    /// The snapshot that a transaction which starts now works on.
+    /// Returns the snapshot for a transaction that starts now.
     pub(super) fn take(
         &self,
         conn: ConnId,
@@ -38,12 +39,12 @@ impl Snapshots {
         Snapshot { since, replaced, conn, replaced_by_owner, id }
     }
 
-    /// True where this one is kept.
+    /// True if this snapshot is kept.
     pub(super) fn is_open(&self, snapshot: &Snapshot) -> bool {
         self.open.contains(snapshot)
     }
 
-    /// From now on a guest's snapshot is kept.
+    /// Adds a guest's snapshot.
     pub(super) fn open(&mut self, snapshot: Snapshot, conns: &mut Connections) {
         self.open.insert(snapshot);
         if let Some(connection) = conns.get_mut(snapshot.conn) {
@@ -51,7 +52,7 @@ impl Snapshots {
         }
     }
 
-    /// A snapshot is not kept any more, if it was.
+    /// Removes a snapshot, if it was kept.
     pub(super) fn close(
         &mut self,
         snapshot: &Snapshot,
@@ -67,7 +68,8 @@ impl Snapshots {
         }
     }
 
-    /// Notes bytes that have been replaced in the store; whether there is a snapshot that may keep them.
+    /// Counts bytes that have been replaced in the store. Returns true if there is a snapshot that
+    /// may keep them.
     pub(super) fn note(&mut self, bytes: u64) -> bool {
         if self.open.is_empty() {
             return false;
@@ -76,7 +78,8 @@ impl Snapshots {
         true
     }
 
-    /// The oldest snapshot of a guest's transaction, if it has kept the past of the store alive for too long.
+    /// Returns the oldest snapshot of a guest's transaction, if it has kept old state of the store
+    /// alive for too long.
     pub(super) fn stale(&self, now: u64) -> Option<Snapshot> {
         self.open.first().copied().filter(|oldest| {
             let old = now > oldest.since.saturating_add(HOLD_MAX_US);

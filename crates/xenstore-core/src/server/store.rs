@@ -1,4 +1,4 @@
-//! The store: what changes it, and what follows from that.
+//! The store: the operations that change it, and their effects.
 
 use super::announcer::{Announcer, Firing, INTRODUCE, RELEASE};
 use super::burial::{Burial, SearchOutcome};
@@ -29,17 +29,17 @@ use alloc::rc::Rc;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-/// Everything that requests, time and the hypervisor's news can change.
+/// The state that requests, time and the hypervisor's reports can change.
 pub(super) struct Store {
     pub(super) config: Config,
     pub(super) sessions: Sessions,
     pub(super) announcer: Announcer,
     pub(super) counters: Counters,
-    /// Large subtrees that were removed, the oldest first.
+    /// The large subtrees that were removed, the oldest first.
     removals: VecDeque<Removal>,
-    /// Searches for dead domains' nodes, the oldest first.
+    /// The searches for dead domains' nodes, the oldest first.
     burials: VecDeque<Burial>,
-    /// A CONTROL `check` that is not done yet.
+    /// A CONTROL `check` in progress.
     check: Option<Box<Check>>,
 }
 
@@ -74,7 +74,7 @@ impl Store {
         Ok(())
     }
 
-    /// Ends the request's transaction with a commit, or without.
+    /// Ends the request's transaction, with a commit or without.
     pub(super) fn end_transaction(&mut self, request: Request<'_>, commit: bool) -> Outcome {
         let (conn, id) = (request.conn, request.header.tx_id);
         let mut transaction = self.sessions.lend(conn, id)?;
@@ -91,7 +91,8 @@ impl Store {
         Ok(())
     }
 
-    /// Makes what a transaction did the store's state, if it stands; what has been replaced then.
+    /// Makes the result of a transaction the store's state, if it may commit. Returns the replaced
+    /// state.
     fn commit(
         &mut self,
         request: Request<'_>,
@@ -122,7 +123,7 @@ impl Store {
         Ok(churn)
     }
 
-    /// Tells everybody concerned of what was done to `path`.
+    /// Fires the watches for the change of `path`.
     fn fire(&mut self, path: Path<'_>, done: &Done) {
         let watches = &self.announcer.watches;
         if matches!(done, Done::Unchanged) || watches.len() == 0 {
@@ -132,7 +133,7 @@ impl Store {
             let firing = self.announcer.find_at(path, done, &self.sessions);
             self.push_events(&firing);
         }
-        // Who watches something in a large subtree is told in slices.
+        // The watches in a large subtree fire in slices.
         if let Done::Removed(gone) = done
             && !gone.is_large()
         {
@@ -142,7 +143,7 @@ impl Store {
         }
     }
 
-    /// Tells those who watch a special event.
+    /// Fires the watches of a special path.
     pub(super) fn fire_special(&mut self, name: &'static [u8], domid: DomId) {
         let firing = self.announcer.find_special(name, domid, &self.sessions);
         self.push_events(&firing);
@@ -160,7 +161,7 @@ impl Store {
         let Some(watch) = announcer.watches.get(id) else { return };
         let conn = watch.conn;
         let len = told_len(watch, path);
-        // An event that is too long for a message cannot be told (XSA-324).
+        // An event that is too long for a message is not sent (XSA-324).
         if len > PAYLOAD_MAX {
             return;
         }
@@ -179,7 +180,7 @@ impl Store {
         }
     }
 
-    /// Most bytes that a connection may leave unread: a guest no more than its quota of memory.
+    /// Returns the most bytes that a connection may leave unread: for a guest its quota of memory.
     fn unread_max(&self, domid: DomId) -> usize {
         let domains = &self.sessions.content.domains;
         let quota = match domains.is_privileged(domid) {
@@ -200,7 +201,7 @@ impl Store {
         self.end_connection(conn, Ended::Unread);
     }
 
-    /// When the first guest will have left something unread for too long.
+    /// Returns the time at which the first guest will have left output unread for too long.
     fn unread_deadline(&self) -> Option<u64> {
         let timeout = self.config.watch_event_timeout_us;
         let (since, _) = self.sessions.conns.longest_unread().filter(|_| timeout != 0)?;
@@ -218,7 +219,7 @@ impl Store {
         }
     }
 
-    /// When time must be told at the latest.
+    /// Returns the latest time at which the time-dependent work must be run.
     pub(super) fn deadline(&self) -> Option<u64> {
         let Sessions { content, rubbish, turns, .. } = &self.sessions;
         let busy = content.domains.has_orphans || !rubbish.is_empty() || self.check.is_some();
@@ -228,7 +229,7 @@ impl Store {
         turns.deadline().into_iter().chain(self.unread_deadline()).min()
     }
 
-    /// Does what time has made due, and some of the work that is no request's own.
+    /// Does the work that is due at this time, and some of the background work.
     pub(super) fn work(&mut self) {
         let Sessions { content, conns, turns, .. } = &mut self.sessions;
         turns.expire(conns, &mut content.domains);
@@ -241,7 +242,8 @@ impl Store {
         self.check_some();
     }
 
-    /// Watches, transactions, waiting requests and output go; the connection may go on.
+    /// Drops the watches, transactions, waiting requests and output of a connection, which may
+    /// continue.
     pub(super) fn clear_connection(&mut self, conn: ConnId) {
         self.sessions.forget_waiting(conn);
         if let Some(connection) = self.sessions.conns.get_mut(conn) {
@@ -252,13 +254,14 @@ impl Store {
         let Sessions { content, conns, .. } = &mut self.sessions;
         conns.note_unread(conn, None, &content.domains);
         if conns.get_mut(conn).and_then(|connection| connection.ended.take()).is_some() {
-            // It begins anew, or its name will be another's: the daemon must not end that one.
+            // The connection starts anew, or its id will be another's: the daemon must not end that
+            // one.
             content.domains.notices.withdraw_end(conn);
         }
         conns.mark_ready(conn);
     }
 
-    /// Forgets all watches of a connection, and all events that wait there.
+    /// Removes all watches of a connection, and all events that wait there.
     pub(super) fn drop_watches(&mut self, conn: ConnId) {
         let Sessions { content, conns, rubbish, .. } = &mut self.sessions;
         let Some(connection) = conns.get_mut(conn) else { return };
@@ -270,13 +273,13 @@ impl Store {
         for id in watches.into_values() {
             self.announcer.forget(id, domid, domains);
         }
-        // It counted as unread until now.
+        // These events counted as unread until now.
         let weight = events.size() as i64;
         domains.charge(domid, Quota::Memory, weight);
         rubbish.discard(Garbage::Events(events), domid, weight, domains);
     }
 
-    /// A connection is not served any more, but a domain that had it still lives (XSA-325).
+    /// Stops serving a connection, although its domain, if any, still lives (XSA-325).
     pub(super) fn end_connection(&mut self, conn: ConnId, why: Ended) {
         self.clear_connection(conn);
         let Some(connection) = self.sessions.conns.get_mut(conn) else { return };
@@ -284,7 +287,8 @@ impl Store {
         self.sessions.content.domains.notice(Notice::Ended { conn, why });
     }
 
-    /// INTRODUCE: a domain gets its connection, or a new event channel for the one that it has.
+    /// Introduces a domain (INTRODUCE): it gets a connection, or a new event channel for the one
+    /// that it has.
     pub(super) fn introduce(
         &mut self,
         domid: DomId,
@@ -292,7 +296,7 @@ impl Store {
         port: u32,
         host: &mut dyn Host,
     ) -> Result<ConnId, Error> {
-        // The news of a domain's death may come later than its number is used again.
+        // The report of a domain's death may come after its number is reused.
         let identity = host.domain_identity(domid).ok_or(Error::NoEnt)?;
         let known = self.sessions.content.domains.get(domid).and_then(|domain| domain.identity);
         if known.is_some_and(|known| known != identity) {
@@ -318,13 +322,13 @@ impl Store {
         Ok(conn)
     }
 
-    /// RELEASE, or the death of a domain. What it owned goes; permission entries for it become void with
-    /// its incarnation; who had it as a target has none any more.
+    /// Releases a domain, at RELEASE or its death. Its nodes are removed. Permission entries for it
+    /// become void with its incarnation. Domains that had it as a target have none any more.
     pub(super) fn release(&mut self, domid: DomId, host: &mut dyn Host) {
         let Some(domain) = self.sessions.content.domains.get_mut(domid) else { return };
         let conn = domain.conn.take();
         if let Some(conn) = conn {
-            // First of all, so that it is not told of the end of its own nodes.
+            // This comes first, so that the domain gets no events about its own nodes.
             self.clear_connection(conn);
             self.sessions.conns.remove(conn);
             host.detach(domid, conn);
@@ -337,9 +341,9 @@ impl Store {
         }
     }
 
-    /// Removes what a dead domain owned, or gives it to the privileged domain. A domain that owns nothing costs nothing;
-    /// else its home is looked through at once, as far as a slice goes, and all of the tree in the next rounds where it
-    /// owns more than was found there.
+    /// Removes a dead domain's nodes, or gives them away. A domain that owns nothing costs nothing.
+    /// Otherwise its home is searched at once, as far as a slice goes, and the whole tree in the
+    /// next rounds if it owns more nodes than were found there.
     fn remove_nodes_of(&mut self, domid: DomId) {
         let owned = |store: &Self| {
             let domain = store.sessions.content.domains.get(domid);
@@ -350,8 +354,8 @@ impl Store {
         }
         let incarnation = self.sessions.content.domains.incarnation(domid);
         if domid.0 == DOMID_ANY {
-            // No domain: only the privileged domain can have given it nodes, which bear no incarnation by which they
-            // would be found later.
+            // This is no domain: only the privileged domain can have given it nodes. They have no
+            // incarnation by which they could be found later.
             let mut burial = Burial::new(domid, Incarnation::NEVER, b"/");
             while !self.bury(&mut burial) {}
         } else {
@@ -379,7 +383,7 @@ impl Store {
         self.sessions.note_replaced(None, churn);
     }
 
-    /// Removes a node of a dead domain's, or gives it away.
+    /// Removes a dead domain's node, or gives it away.
     fn bury_node(&mut self, path: Path<'_>) {
         // The root cannot be removed.
         if self.config.orphans == Orphans::Keep || path.is_root() {
@@ -395,8 +399,8 @@ impl Store {
         }
     }
 
-    /// Goes on with a search, and removes what it finds, until the cost at hand is that of a slice. True where nothing is
-    /// left.
+    /// Continues a search, and removes the nodes that it finds, until the cost of the request at
+    /// hand is that of a slice. Returns true if the search is complete.
     fn bury(&mut self, burial: &mut Burial) -> bool {
         let slice = self.config.slice_cost;
         let mut looks = 0;
@@ -412,7 +416,7 @@ impl Store {
         }
     }
 
-    /// Goes on with the oldest searches, as much as a slice may cost.
+    /// Continues the oldest searches, as much as a slice may cost.
     fn bury_some(&mut self) {
         let spent = core::mem::take(&mut self.sessions.content.cost);
         while self.sessions.content.cost < self.config.slice_cost
@@ -427,7 +431,7 @@ impl Store {
         self.sessions.content.cost = spent;
     }
 
-    /// Lets go of what an operation at `path` has removed.
+    /// Discards the nodes that an operation at `path` has removed.
     fn discard_done(&mut self, path: Path<'_>, done: Done, author: Option<ConnId>) {
         self.note_removed(path, &done, author);
         if let Done::Removed(gone) = done {
@@ -435,7 +439,7 @@ impl Store {
         }
     }
 
-    /// Notes what an operation has removed, where its nodes are on their owners' accounts yet.
+    /// Records a removed subtree whose nodes are still on their owners' accounts.
     fn note_removed(&mut self, path: Path<'_>, done: &Done, author: Option<ConnId>) {
         if let Done::Removed(gone) = done
             && gone.is_large()
@@ -444,18 +448,18 @@ impl Store {
         }
     }
 
-    /// Notes a large subtree that was removed.
+    /// Records a large subtree that was removed.
     fn note_large(&mut self, path: Path<'_>, top: Node, author: Option<ConnId>) {
         let Sessions { content, conns, .. } = &mut self.sessions;
-        // That was looked at three times.
+        // These nodes were visited three times.
         content.charge_work(3 * DISOWN_MAX);
         let author = author.and_then(|conn| Some((conn, conns.get(conn)?.domid)));
         self.removals.push_back(Removal::new(path, top, author));
         self.note_orphans();
     }
 
-    /// Takes nodes of the oldest removed subtree off their owners' accounts, and tells who watches them, as much as a
-    /// slice may cost.
+    /// Takes nodes of the oldest removed subtree off their owners' accounts and fires their
+    /// watches, as much as a slice may cost.
     fn disown_some(&mut self) {
         let Some(mut removal) = self.removals.pop_front() else { return };
         let slice = self.config.slice_cost;
@@ -466,7 +470,7 @@ impl Store {
         {
             connection.owed = connection.owed.saturating_add(done.cost);
         }
-        // Who has removed them may be gone.
+        // The connection that removed them may be gone.
         self.sessions.note_replaced(None, done.churn);
         self.push_events(&done.firing);
         if done.is_done {
@@ -477,15 +481,16 @@ impl Store {
         self.note_orphans();
     }
 
-    /// Nodes may belong to domains that are gone as long as there is something to be looked through.
+    /// Records that nodes may belong to dead domains as long as a search or a removal is in
+    /// progress.
     fn note_orphans(&mut self) {
         self.sessions.content.domains.has_orphans =
             !self.burials.is_empty() || !self.removals.is_empty();
     }
 
-    /// Begins to compare what is accounted for with what is there. Differences are logged.
+    /// Starts to compare the accounts with the contents of the store. Differences are logged.
     pub(super) fn check(&mut self) {
-        // What is found of a dead domain's would be charged to nobody, and what was removed is not found.
+        // Nodes of a dead domain would count for no domain, and removed nodes would be missing.
         while !self.burials.is_empty() {
             self.bury_some();
         }
@@ -496,7 +501,7 @@ impl Store {
         self.check_some();
     }
 
-    /// Goes on with a check.
+    /// Continues a check.
     fn check_some(&mut self) {
         let Some(mut check) = self.check.take() else { return };
         if !check.look(self.config.slice_cost) {
@@ -515,7 +520,7 @@ impl Store {
     }
 }
 
-/// Length of the event's payload.
+/// Returns the length of the event's payload.
 fn told_len(watch: &Watch, path: &[u8]) -> usize {
     path.len().saturating_sub(watch.hidden).saturating_add(watch.token().len()).saturating_add(2)
 }

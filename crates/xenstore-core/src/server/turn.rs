@@ -1,13 +1,13 @@
-//! Turns: how a transaction that was refused is sure to commit.
+//! Turns: they ensure that a transaction that was refused can commit.
 //!
-//! Where a transaction is refused, the path on which it was and the path that it read first are *contested*
-//! for a while. A transaction that reads a contested path takes the *turn*: it is brought up to date, and
-//! while it has the turn, whatever would change what it has seen waits. So it commits if it ends within
-//! [`HOLD_MAX_US`] of getting the turn; and who tries again, with the same first read, has the turn from
-//! the start. One transaction of domain 0 and one of the guests have a turn at a time; a guest's never
-//! delays domain 0, and what guests wait for is looked at in the guests' time, once a round at most. Guests
-//! take turns in the order in which their last ones ended, and one that lets a turn last its full time
-//! pauses.
+//! If a transaction is refused, the path that caused it and the path that it read first are
+//! *contested* for a while. A transaction that reads a contested path takes the *turn*: it is
+//! brought up to date, and while it has the turn, changes of the nodes that it has read wait.
+//! Therefore it commits if it ends within [`HOLD_MAX_US`] of getting the turn, and a new attempt
+//! with the same first read has the turn from the start. One transaction of domain 0 and one of the
+//! guests have a turn at a time. A guest's turn never delays domain 0, and guests' waiting requests
+//! are searched in the guests' time, at most once a round. Guests take turns in the order in which
+//! their last ones ended, and a guest that lets a turn last its full time pauses.
 
 use super::class::Class;
 use super::connections::Connections;
@@ -33,37 +33,37 @@ struct Turn {
 }
 
 impl Turn {
-    /// True where it has lasted as long as it may.
+    /// True if the turn has lasted its full time.
     fn is_over(&self, now: u64) -> bool {
         now >= self.since.saturating_add(HOLD_MAX_US)
     }
 }
 
-/// A path on which somebody was refused.
+/// A path on which a transaction was refused.
 #[derive(Clone, Copy)]
 struct Contested {
     until: u64,
-    /// The domain whose transaction it was.
+    /// The domain of that transaction.
     domid: DomId,
 }
 
-/// The turn of one class of callers, its contested paths, and its requests that wait. A guest's refusals are no matter
-/// of domain 0's.
+/// The turn of one class of callers, its contested paths, and its waiting requests. A guest's
+/// refusals do not concern domain 0.
 #[derive(Default)]
 pub(super) struct Lane {
     turn: Option<Turn>,
-    /// By the digests of the paths, which a guest may make long.
+    /// The contested paths by their digests, as a guest may make paths long.
     contested: BTreeMap<u64, Contested>,
     pub(super) queue: Queue,
 }
 
 impl Lane {
-    /// True where somebody has the turn.
+    /// True if a transaction has the turn.
     pub(super) fn is_taken(&self) -> bool {
         self.turn.is_some()
     }
 
-    /// True where a transaction must wait for its turn.
+    /// True if a transaction must wait for its turn.
     pub(super) fn is_busy(&self) -> bool {
         self.is_taken() || self.queue.comes_first()
     }
@@ -79,7 +79,8 @@ impl Lane {
         self.contested.insert(path, Contested { until, domid });
     }
 
-    /// Forgets the oldest path of the domain that has most of them: nobody loses his by another's doing.
+    /// Drops the oldest path of the domain with the most of them: no domain loses a path by
+    /// another's actions.
     fn forget_one(&mut self) {
         let mut counts: BTreeMap<DomId, u32> = BTreeMap::new();
         for contested in self.contested.values() {
@@ -103,7 +104,7 @@ impl Lane {
     }
 }
 
-/// Domain 0's lane and the guests'.
+/// The lane of domain 0 and that of the guests.
 #[derive(Default)]
 pub(super) struct Turns {
     privileged: Lane,
@@ -125,33 +126,34 @@ impl Turns {
         }
     }
 
-    /// All turns.
+    /// Returns all turns.
     fn all(&self) -> impl Iterator<Item = Turn> {
         self.respected(Class::Guest)
     }
 
-    /// The turns that a change by such a caller must respect: a guest's binds guests only.
+    /// Returns the turns that a change by such a caller must respect: a guest's turn binds guests
+    /// only.
     fn respected(&self, class: Class) -> impl Iterator<Item = Turn> {
         let guests = self.guest.turn.filter(|_| class == Class::Guest);
         self.privileged.turn.into_iter().chain(guests)
     }
 
-    /// True where this transaction has the turn.
+    /// True if this transaction has the turn.
     pub(super) fn holds(&self, conn: ConnId, transaction: u32) -> bool {
         self.all().any(|turn| turn.conn == conn && turn.transaction == transaction)
     }
 
-    /// True where a transaction of this connection has the turn.
+    /// True if a transaction of this connection has the turn.
     pub(super) fn has_turn(&self, conn: ConnId) -> bool {
         self.all().any(|turn| turn.conn == conn)
     }
 
-    /// True where anybody has a turn that a caller must respect.
+    /// True if there is a turn that a caller must respect.
     pub(super) fn has_any(&self, class: Class) -> bool {
         self.respected(class).next().is_some()
     }
 
-    /// True where what is to be done to `path` must wait for the end of a turn that is not `own`.
+    /// True if the operation on `path` must wait for the end of a turn that is not `own`.
     pub(super) fn must_wait(
         &self,
         class: Class,
@@ -168,12 +170,14 @@ impl Turns {
         })
     }
 
-    /// True where more requests of the connection may come, of which so many wait. What has the turn must be able to end it.
+    /// True if the connection, of which so many requests wait, may send more. The holder of a turn
+    /// must be able to end it.
     pub(super) fn may_delay_more(&self, conn: ConnId, delayed: usize) -> bool {
         delayed < DELAYED_MAX || (delayed < 2 * DELAYED_MAX && self.has_turn(conn))
     }
 
-    /// When there is something to do: at once (0), or when a turn will have lasted its full time.
+    /// Returns the time of the next work: at once (0), or the time at which a turn will have lasted
+    /// its full time.
     pub(super) fn deadline(&self) -> Option<u64> {
         if [&self.privileged, &self.guest].iter().any(|lane| lane.queue.is_due()) {
             return Some(0);
@@ -181,7 +185,7 @@ impl Turns {
         self.all().map(|turn| turn.since.saturating_add(HOLD_MAX_US)).min()
     }
 
-    /// Remembers a refusal: who reads these paths takes the turn.
+    /// Records a refusal: a transaction that reads these paths takes the turn.
     pub(super) fn note_refusal(
         &mut self,
         caller: &Caller,
@@ -196,7 +200,7 @@ impl Turns {
         }
     }
 
-    /// True where a transaction that looks at `path` is to take the turn.
+    /// True if a transaction that reads `path` has to take the turn.
     pub(super) fn may_take(
         &self,
         transaction: &Transaction,
@@ -219,7 +223,7 @@ impl Turns {
         self.lane_mut(class).turn = Some(Turn { conn, transaction, since: now });
     }
 
-    /// The turn of this transaction, if it has one, is over.
+    /// Ends the turn of this transaction, if it has one.
     pub(super) fn end(
         &mut self,
         conn: ConnId,
@@ -236,7 +240,7 @@ impl Turns {
         self.end_where(Turn::is_over, conns, domains);
     }
 
-    /// Ends the turns for which `over` says so, and charges them to their holders.
+    /// Ends the turns for which `over` returns true, and charges them to their holders.
     fn end_where(
         &mut self,
         over: impl Fn(&Turn, u64) -> bool,

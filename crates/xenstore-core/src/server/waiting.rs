@@ -1,8 +1,8 @@
-//! Requests that wait: for the end of somebody's turn, or for one of their own ([`super::turn`]).
+//! Requests that wait for the end of another's turn, or for a turn of their own ([`super::turn`]).
 //!
-//! Domain 0's and the guests' are in queues of their own. A queue is looked through only where a turn has
-//! ended, and the guests' only in the guests' time, some of them in each round. A request that waits holds up no other
-//! of its connection but those that could tell the difference.
+//! Domain 0 and the guests have separate queues. A queue is searched only after a turn has ended,
+//! and the guests' only in the guests' time, some requests in each round. A waiting request holds
+//! up only those other requests of its connection whose answers would show the difference.
 
 use super::class::Class;
 use super::connection::Connection;
@@ -21,7 +21,7 @@ pub(super) struct Waiting {
     pub(super) conn: ConnId,
     pub(super) header: Header,
     pub(super) payload: Box<[u8]>,
-    /// The path that it names, absolute.
+    /// The path in its payload, made absolute.
     path: Option<Box<[u8]>>,
     pub(super) since: u64,
     pub(super) why: WaitCause,
@@ -30,7 +30,7 @@ pub(super) struct Waiting {
 /// The cause for which a request waits.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum WaitCause {
-    /// The end of somebody's turn, or a request before it that does.
+    /// The end of another's turn, or of an earlier request that waits for one.
     AnEnd,
     /// A turn of its own.
     ATurn,
@@ -42,7 +42,8 @@ pub(super) enum Attempt {
     Wait(WaitCause),
 }
 
-/// The path that a request names first, made absolute, if its kind names one; relative ones begin at `home`'s.
+/// Returns the first path in a request's payload, made absolute, if its kind has one. Relative
+/// paths begin at `home`'s home.
 fn first_path<'a>(
     home: DomId,
     header: &Header,
@@ -64,7 +65,7 @@ fn first_path<'a>(
 }
 
 impl Waiting {
-    /// A request of a connection of this domain.
+    /// Returns a request of a connection of this domain.
     pub(super) fn new(
         (conn, domid): (ConnId, DomId),
         header: &Header,
@@ -78,13 +79,14 @@ impl Waiting {
         Self { conn, header: *header, payload: Box::from(payload), path, since, why }
     }
 
-    /// Bytes that it counts for the quota `memory`.
+    /// Returns its bytes for the quota `memory`.
     pub(super) fn weight(&self) -> i64 {
         let path = self.path.as_deref().map_or(0, <[u8]>::len);
         (self.payload.len().saturating_add(path) as i64).saturating_add(DELAYED_WEIGHT)
     }
 
-    /// True where a later request of its connection must stay behind it, as one of the two could tell the difference.
+    /// True if a later request of its connection must wait behind it, as the order would show in
+    /// one of the answers.
     fn holds_up(&self, header: &Header, path: Option<Path<'_>>, tree: &Tree) -> bool {
         if self.header.tx_id != header.tx_id {
             return false;
@@ -104,7 +106,7 @@ impl Waiting {
         removes_or_permits
             || match self.touch(one, tree) {
                 Touch::Value => false,
-                // What is made below inherits; what is there has its own.
+                // Nodes made below inherit the permissions. Existing nodes have their own.
                 Touch::Perms => is_below && tree.get(two).is_none(),
                 Touch::Existence { nearest } => {
                     let lists = matches!(second, Some(MsgType::Directory | MsgType::DirectoryPart));
@@ -115,7 +117,7 @@ impl Waiting {
             }
     }
 
-    /// The effect that it will have on its path, where it is a change.
+    /// Returns the effect on its path, if it is a change.
     fn touch(&self, path: Path<'_>, tree: &Tree) -> Touch {
         match MsgType::from_code(self.header.kind) {
             Some(MsgType::SetPerms) => Touch::Perms,
@@ -125,68 +127,70 @@ impl Waiting {
     }
 }
 
-/// The requests of one class of callers that wait.
+/// The waiting requests of one class of callers.
 #[derive(Default)]
 pub(super) struct Queue {
-    /// By their number, which is the order of their coming.
+    /// The requests by number, in the order of arrival.
     waiting: BTreeMap<u64, Waiting>,
-    /// The number of the next.
+    /// The number of the next request.
     next: u64,
-    /// A turn has ended that some of them may have waited for, and it is not planned yet which are tried.
+    /// True if a turn has ended that some requests may have waited for, and the tries are not
+    /// planned yet.
     turn_ended: bool,
-    /// Those that are still to be tried since then, in their order.
+    /// The requests that are still to be tried since then, in order.
     to_try: VecDeque<u64>,
-    /// One of them is being tried.
+    /// True if one of them is being tried.
     trying: bool,
 }
 
 impl Queue {
-    /// A turn has ended.
+    /// Records that a turn has ended.
     pub(super) fn note_end(&mut self) {
         self.turn_ended = true;
     }
 
-    /// True where some are to be tried.
+    /// True if some requests are to be tried.
     pub(super) fn is_due(&self) -> bool {
         !self.waiting.is_empty() && (self.turn_ended || !self.to_try.is_empty())
     }
 
-    /// True where those who have waited for a turn come before the request at hand, which wants one.
+    /// True if the requests that have waited for a turn come before the one at hand, which wants a
+    /// turn.
     pub(super) fn comes_first(&self) -> bool {
         !self.trying && !self.to_try.is_empty()
     }
 
-    /// Takes a request in; its number.
+    /// Adds a request, and returns its number.
     pub(super) fn push(&mut self, waiting: Waiting) -> u64 {
         let number = self.next;
         self.next = self.next.saturating_add(1);
         self.waiting.insert(number, waiting);
         if !self.to_try.is_empty() {
-            // It has waited for the same, only not as long.
+            // It has waited for the same turn, only not as long.
             self.to_try.push_back(number);
         }
         number
     }
 
-    /// Takes a request in again that has been tried.
+    /// Adds a request again that has been tried.
     pub(super) fn put_back(&mut self, number: u64, waiting: Waiting) {
         self.waiting.insert(number, waiting);
     }
 
-    /// Forgets requests.
+    /// Drops requests.
     pub(super) fn forget(&mut self, numbers: VecDeque<u64>) {
         for number in numbers {
             self.waiting.remove(&number);
         }
     }
 
-    /// The requests of a connection, in the order in which they came.
+    /// Returns the requests of a connection, in the order of arrival.
     fn of<'q>(&'q self, connection: &'q Connection) -> impl Iterator<Item = (u64, &'q Waiting)> {
         let numbers = connection.delayed.iter().copied();
         numbers.filter_map(|number| Some((number, self.waiting.get(&number)?)))
     }
 
-    /// True where a new request must stay behind one of its connection.
+    /// True if a new request must wait behind one of its connection.
     pub(super) fn holds_up(
         &self,
         connection: &Connection,
@@ -199,7 +203,7 @@ impl Queue {
         self.of(connection).any(|(_, waiting)| waiting.holds_up(header, path, tree))
     }
 
-    /// Appends the requests of a connection, in the order in which they came.
+    /// Appends the requests of a connection, in the order of arrival.
     pub(super) fn write_input(&self, connection: &Connection, to: &mut Vec<u8>) {
         for (_, waiting) in self.of(connection) {
             to.extend_from_slice(&waiting.header.to_bytes());
@@ -207,13 +211,14 @@ impl Queue {
         }
     }
 
-    /// True where a turn has ended since it was asked last: then it is to be planned which requests are tried.
+    /// True if a turn has ended since the last call. Then the tries have to be planned.
     pub(super) fn take_end(&mut self) -> bool {
         core::mem::take(&mut self.turn_ended)
     }
 
-    /// Plans which requests are tried, after the end of a turn: all that wait for one, and then those who want one. Of
-    /// the guests, one whose last turn ended long ago comes before one that has just had one. How many they are.
+    /// Plans the tries after the end of a turn: first all requests that wait for an end, then those
+    /// that want a turn. A guest whose last turn ended long ago comes before one that has just had
+    /// a turn. Returns the number of requests.
     pub(super) fn plan(&mut self, class: Class, last_turn: impl Fn(ConnId) -> u64) -> usize {
         let of_kind = |why: WaitCause| {
             self.waiting
@@ -232,7 +237,7 @@ impl Queue {
         self.to_try.len()
     }
 
-    /// The number of the next request that is to be tried, which is told once.
+    /// Returns the number of the next request to be tried, once.
     pub(super) fn next_to_try(&mut self) -> Option<u64> {
         self.to_try.pop_front()
     }
@@ -241,7 +246,7 @@ impl Queue {
         self.waiting.get(&number)
     }
 
-    /// True where one before a request of a connection waits that holds it up.
+    /// True if an earlier request of the connection waits and holds this one up.
     pub(super) fn is_held_up(
         &self,
         number: u64,
@@ -261,12 +266,13 @@ impl Queue {
         Some(waiting)
     }
 
-    /// The request that was tried is done, or waits again.
+    /// Records that the try is over: the request is done, or waits again.
     pub(super) fn end_try(&mut self) {
         self.trying = false;
     }
 
-    /// Has those requests of a connection tried that came behind one that is done now: they may have waited for it.
+    /// Plans tries of those requests of a connection that came after one that is done now: they may
+    /// have waited for it.
     pub(super) fn try_followers(&mut self, connection: &Connection, number: u64) {
         let behind = self
             .of(connection)

@@ -1,5 +1,5 @@
-//! The types of records: Xen's 0 to 8, and ours from `0x7862_0001` (`xb`) on. The layout of a number never
-//! changes: another layout is another number.
+//! The types of records: Xen's 0 to 8, and this project's from `0x7862_0001` (`xb`) on. The layout
+//! of a type never changes: another layout has another number.
 
 pub(super) const END: u32 = 0;
 pub(super) const GLOBAL: u32 = 1;

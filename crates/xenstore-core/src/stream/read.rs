@@ -1,4 +1,4 @@
-//! Reading records. Nothing is copied, and nothing is believed that is not looked at here.
+//! Reads records. Nothing is copied, and every field is checked here.
 
 use super::kind;
 use super::record::{
@@ -7,15 +7,15 @@ use super::record::{
 };
 use core::fmt;
 
-/// Why a stream could not be read, and where.
+/// The reason why a stream could not be read, and the position.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct Error {
-    /// Number of records before the one at fault.
+    /// The number of records before the faulty one.
     pub record: u32,
-    /// The type that it announces; `None` where the stream ends before that, and for the stream's header.
+    /// The record's type; `None` if the stream ends before it, and for the stream's header.
     pub kind: Option<u32>,
-    /// Its start, in bytes from the stream's.
+    /// The offset of the record in bytes from the start of the stream.
     pub offset: usize,
     /// The fault.
     pub what: &'static str,
@@ -36,17 +36,17 @@ impl core::error::Error for Error {}
 /// A fault of a record.
 type What = &'static str;
 
-/// The records of a stream, one after the other.
+/// A reader of the records of a stream, one after the other.
 pub(crate) struct Reader<'a> {
     stream: &'a [u8],
-    /// The start of the next record.
+    /// The offset of the next record.
     next: usize,
     version: u32,
-    /// The place of the record at hand.
+    /// The position of the current record.
     at: Error,
 }
 
-/// The fields of a record's body, one after the other.
+/// A reader of the fields of a record's body, one after the other.
 struct Fields<'a> {
     body: &'a [u8],
     rest: &'a [u8],
@@ -82,12 +82,12 @@ impl<'a> Fields<'a> {
         self.array().map(u64::from_ne_bytes)
     }
 
-    /// Some groups of four bytes.
+    /// Reads some groups of four bytes.
     fn fours(&mut self, count: u16) -> Result<&'a [[u8; 4]], What> {
         Ok(self.bytes(usize::from(count).saturating_mul(4))?.as_chunks().0)
     }
 
-    /// Text of this length, of which the last byte is its only NUL.
+    /// Reads text of this length, whose last byte is its only NUL.
     fn text(&mut self, len: u16) -> Result<&'a [u8], What> {
         match self.bytes(usize::from(len))?.split_last() {
             Some((0, text)) if !text.contains(&0) => Ok(text),
@@ -95,7 +95,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// Up to the next multiple of 8 from the body's start.
+    /// Skips to the next multiple of 8 from the body's start.
     fn skip_padding(&mut self) -> Result<(), What> {
         let odd = self.body.len().saturating_sub(self.rest.len()) % 8;
         let padding = if odd == 0 { 0 } else { 8usize.saturating_sub(odd) };
@@ -105,7 +105,7 @@ impl<'a> Fields<'a> {
 
 impl<'a> Reader<'a> {
     /// # Errors
-    /// For what is no stream of a known version, written on a machine of this byte order.
+    /// An error if this is no stream of a known version, written on a machine of this byte order.
     pub(crate) fn new(stream: &'a [u8]) -> Result<Self, Error> {
         let at = Error { record: 0, kind: None, offset: 0, what: "" };
         let header = |what| Error { what, ..at };
@@ -124,15 +124,15 @@ impl<'a> Reader<'a> {
         Ok(Self { stream, next: 16, version, at })
     }
 
-    /// An error in the record at hand.
+    /// Returns an error in the current record.
     pub(crate) fn error(&self, what: What) -> Error {
         Error { what, ..self.at }
     }
 
-    /// The next record; [`Record::End`] is the last.
+    /// Reads the next record; [`Record::End`] is the last.
     ///
     /// # Errors
-    /// Where the stream ends too early or too late, or the record is not what it should be.
+    /// The fault, if the stream ends too early or too late, or the record is malformed.
     pub(crate) fn next(&mut self) -> Result<Record<'a>, Error> {
         let record = if self.next == 16 { 0 } else { self.at.record.saturating_add(1) };
         self.at = Error { record, kind: None, offset: self.next, what: "" };
@@ -143,7 +143,7 @@ impl<'a> Reader<'a> {
         self.at.kind = Some(kind);
         let len = len as usize;
         let body = fields.bytes(len).map_err(|_| self.error("it is longer than the stream"))?;
-        // C counts the padding as a part of the record, the document does not.
+        // C counts the padding as a part of the record; the document does not.
         let padded = len.checked_next_multiple_of(8).unwrap_or(len);
         let next = self.next.saturating_add(8).saturating_add(padded);
         self.next = next.min(self.stream.len());
@@ -247,7 +247,7 @@ fn node<'a>(fields: &mut Fields<'a>) -> Result<Record<'a>, What> {
     let (_access, count) = (fields.u16()?, fields.u16()?);
     let entries = fields.fours(count)?;
     let (path, value) = (fields.text(path)?, fields.bytes(usize::from(value))?);
-    // What a transaction has made is given up with it.
+    // Nodes that a transaction has made are dropped with it.
     Ok(if conn == 0 { Record::Node(Node { path, value, entries }) } else { Record::Other })
 }
 

@@ -1,50 +1,51 @@
-//! The records of a stream: what each kind holds.
+//! The records of a stream, and the contents of each kind.
 
-/// `xenstore` in ASCII.
+/// The magic: `xenstore` in ASCII.
 pub(super) const IDENT: &[u8; 8] = b"xenstore";
-/// The version that is written; those up to it are read.
+/// The version that is written. All versions up to it are read.
 pub(super) const VERSION: u32 = 2;
-/// Bit 0 of the flags: the order of all bytes behind the header, 1 for the highest first.
+/// Bit 0 of the flags: the byte order of all bytes after the header, 1 for big-endian.
 pub(super) const FLAGS: u32 = if cfg!(target_endian = "big") { 1 } else { 0 };
 
-/// `unique_id` is present in CONNECTION_DATA.
+/// The flag for a `unique_id` in CONNECTION_DATA.
 pub(super) const HAS_UNIQUE_ID: u16 = 1;
-/// `tdomid` of a domain without a target (`DOMID_INVALID`, `xen.h`).
+/// The `tdomid` of a domain without a target (`DOMID_INVALID`, `xen.h`).
 pub(super) const NO_TARGET: u16 = 0x7ff4;
-/// `depth` of a watch on everything below.
+/// The `depth` of a watch on everything below its path.
 pub(super) const DEPTH_ALL: u16 = u16::MAX;
-/// The domain has an identity, in [`DomainMore`].
+/// The flag of [`DomainMore`] for a domain with an identity.
 pub(super) const HAS_IDENTITY: u16 = 1;
-/// The domain has been shut down, in [`DomainMore`].
+/// The flag of [`DomainMore`] for a domain that has been shut down.
 pub(super) const IS_SHUT_DOWN: u16 = 2;
 
-/// GLOBAL_DATA: what the daemon holds as a whole. The numbers mean something in the process only.
+/// GLOBAL_DATA: the daemon's own descriptors. The numbers are valid in the process only.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Global {
-    /// Descriptor of the listening socket, -1 for none.
+    /// The descriptor of the listening socket, -1 for none.
     pub socket_fd: i32,
-    /// Descriptor of the event channel driver, -1 for none.
+    /// The descriptor of the event channel driver, -1 for none.
     pub evtchn_fd: i32,
 }
 
-/// The daemon's part of one connection, which the core does not hold.
+/// The daemon's part of one connection, which the core does not have.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Link<'a> {
-    /// A socket's descriptor, a ring's event channel port.
+    /// The descriptor of a socket, or the event channel port of a ring.
     pub handle: u32,
-    /// Bytes that were read and not handed in yet: whole messages, then a part of one.
+    /// The bytes that were read and not processed yet: whole messages, then a part of one.
     pub input: &'a [u8],
 }
 
 /// CONNECTION_DATA.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Connection<'a> {
-    /// Not 0.
+    /// The connection's number, never 0.
     pub(crate) id: u32,
     pub(crate) peer: Peer,
-    /// Requests that have not been answered: whole ones, then a part of one.
+    /// The requests that have not been answered: whole ones, then a part of one.
     pub(crate) input: &'a [u8],
-    /// Bytes to be sent: so many of a message of which a part has been, then whole ones.
+    /// The number of bytes to be sent that belong to a partly sent message. Whole messages follow
+    /// them.
     pub(crate) partial: u16,
     pub(crate) output: &'a [u8],
 }
@@ -56,22 +57,22 @@ pub(crate) enum Peer {
     Socket { fd: u32 },
 }
 
-/// WATCH_DATA, or WATCH_DATA_EXTENDED where it has a depth.
+/// WATCH_DATA, or WATCH_DATA_EXTENDED if the watch has a depth.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Watch<'a> {
     pub(crate) conn: u32,
-    /// As it was given, without its NUL.
+    /// The path as the client gave it, without its NUL.
     pub(crate) path: &'a [u8],
     pub(crate) token: &'a [u8],
     pub(crate) depth: Option<u16>,
 }
 
-/// NODE_DATA of a node that everybody sees.
+/// NODE_DATA of a node outside transactions.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Node<'a> {
     pub(crate) path: &'a [u8],
     pub(crate) value: &'a [u8],
-    /// Letter, flags and domid, the owner's first.
+    /// The entries: letter, flags and domid, the owner's first.
     pub(crate) entries: &'a [[u8; 4]],
 }
 
@@ -79,7 +80,7 @@ pub(crate) struct Node<'a> {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Quotas<'a> {
     pub(super) values: &'a [[u8; 4]],
-    /// As many as there are values, each with its NUL.
+    /// The names, as many as there are values, each with its NUL.
     pub(super) names: &'a [u8],
 }
 
@@ -94,16 +95,17 @@ impl<'a> Quotas<'a> {
     }
 }
 
-/// DOMAIN_DATA; ours for a domain without a connection, which C's daemon would not take there.
+/// DOMAIN_DATA, or this project's record for a domain without a connection, which C's daemon would
+/// not accept as DOMAIN_DATA.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Domain<'a> {
     pub(crate) domid: u16,
-    /// `None` in streams of version 1.
+    /// The features; `None` in streams of version 1.
     pub(crate) features: Option<u32>,
     pub(crate) quotas: Quotas<'a>,
 }
 
-/// Our knowledge of a domain beyond DOMAIN_DATA.
+/// The data on a domain beyond DOMAIN_DATA.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct DomainMore {
     pub(crate) domid: u16,
@@ -129,8 +131,8 @@ pub(crate) enum Record<'a> {
     Generation(u64),
     Unconnected(Domain<'a>),
     DomainMore(DomainMore),
-    /// A connection's fields beyond CONNECTION_DATA: the number of its next transaction, and why it is no
-    /// longer served, if it is not.
+    /// A connection's fields beyond CONNECTION_DATA: the number of its next transaction, and the
+    /// reason why it is no longer served, if it is not.
     ConnectionMore {
         conn: u32,
         next_transaction: u32,
@@ -141,7 +143,7 @@ pub(crate) enum Record<'a> {
         conn: u32,
         bytes: &'a [u8],
     },
-    /// Of a type that is not known, or of a transaction's own nodes.
+    /// A record of an unknown type, or of a transaction's own nodes.
     Other,
     End,
 }

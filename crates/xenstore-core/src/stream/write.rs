@@ -1,4 +1,4 @@
-//! Writing records. Every length is a multiple of 8, padding included, as C's reader expects.
+//! Writes records. Every length is a multiple of 8, padding included, as C's reader expects.
 
 use super::kind;
 use super::record::{
@@ -7,7 +7,7 @@ use super::record::{
 };
 use alloc::vec::Vec;
 
-/// Appends the stream's header: always with the highest byte first.
+/// Appends the stream's header, which is always big-endian.
 pub(crate) fn header(to: &mut Vec<u8>) {
     to.extend_from_slice(IDENT);
     to.extend_from_slice(&VERSION.to_be_bytes());
@@ -26,7 +26,8 @@ fn put64(value: u64, to: &mut Vec<u8>) {
     to.extend_from_slice(&value.to_ne_bytes());
 }
 
-/// A length. Nothing in the store is as long as that: paths, values and tokens fit into a message.
+/// Converts a length. Nothing in the store is too long for 16 bits: paths, values and tokens fit in
+/// a message.
 fn len16(len: usize) -> u16 {
     u16::try_from(len).unwrap_or(u16::MAX)
 }
@@ -160,7 +161,8 @@ impl Watch<'_> {
         put16(len16(self.path.len().saturating_add(1)), to);
         put16(len16(self.token.len().saturating_add(1)), to);
         if let Some(depth) = self.depth {
-            // One less than what means everything: no path has so many names.
+            // The value is at most one less than the value for everything: no path has so many
+            // names.
             put16(depth.min(DEPTH_ALL.saturating_sub(1)), to);
             put16(0, to);
         }
@@ -173,7 +175,7 @@ impl Watch<'_> {
 
 impl Node<'_> {
     fn write(&self, to: &mut Vec<u8>) {
-        // Not of a transaction: no connection, no transaction, no kind of access.
+        // The node is not of a transaction: no connection, no transaction, no kind of access.
         put32(0, to);
         put32(0, to);
         put16(len16(self.path.len().saturating_add(1)), to);

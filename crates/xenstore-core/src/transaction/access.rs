@@ -1,36 +1,36 @@
 //! The paths that a transaction has accessed.
 
-/// Accesses of a transaction to one path.
+/// The accesses of a transaction to one path.
 pub(super) struct Accessed {
-    /// The first entry of the log about the path.
+    /// The first log entry on the path.
     pub(super) first: u32,
-    /// Looks of its whole time, as `Look::bit`.
+    /// The looks since the start, as bits of `Look::bit`.
     pub(super) ever: u8,
     pub(super) lately: Lately,
 }
 
-/// Accesses of a transaction to one path in the shape that its tree has.
+/// The accesses of a transaction to one path in the present shape of its tree.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Lately {
-    /// In the shape of this number.
+    /// The number of the shape.
     pub(super) shape: u32,
-    /// Looks, as `Look::bit`.
+    /// The looks, as bits of `Look::bit`.
     pub(super) looks: u8,
-    /// Changes that changed nothing, as `Change::idle_bit`.
+    /// The changes without effect, as bits of `Change::idle_bit`.
     pub(super) idle: u8,
-    /// The entry of the log that has written the value.
+    /// The log entry that has written the value.
     pub(super) value: Option<u32>,
 }
 
 impl Lately {
-    /// Nothing, in the shape of this number.
+    /// Returns no accesses, in the shape of this number.
     pub(super) fn of(shape: u32) -> Self {
         Self { shape, ..Self::default() }
     }
 }
 
 impl Accessed {
-    /// The accesses in the shape of this number.
+    /// Returns the accesses in the shape of this number.
     pub(super) fn in_shape(&mut self, shape: u32) -> &mut Lately {
         if self.lately.shape != shape {
             self.lately = Lately::of(shape);

@@ -1,4 +1,4 @@
-//! Changes of nodes: what a request asks for, and what that does to others.
+//! Changes of nodes, and their effects on others.
 
 use crate::ledger::Ledger;
 use crate::limits::LOGGED_WEIGHT;
@@ -8,7 +8,7 @@ use crate::tree::{Done, Put, Tree};
 use crate::wire::Error;
 use alloc::rc::Rc;
 
-/// Bytes that a permission entry takes.
+/// The bytes of a permission entry.
 const PERM_SIZE: usize = size_of::<Perm>();
 
 /// A change that a request asks for.
@@ -20,12 +20,12 @@ pub(crate) enum Change<'a> {
 }
 
 impl Change<'_> {
-    /// Its count in the log of a transaction, beside its path.
+    /// Returns its bytes in the log of a transaction, besides its path.
     pub(crate) fn weight(&self) -> i64 {
         LOGGED_WEIGHT.saturating_add(self.size() as i64)
     }
 
-    /// Bytes that it carries.
+    /// Returns the bytes of its data.
     pub(super) fn size(&self) -> usize {
         match self {
             Self::Put(Put::Value(value)) => value.len(),
@@ -34,7 +34,8 @@ impl Change<'_> {
         }
     }
 
-    /// The bit that stands for a change of this kind that changed nothing, where the answer would be the same again.
+    /// Returns the bit of a change of this kind that had no effect, if the answer would be the same
+    /// again.
     pub(super) fn idle_bit(&self, done: &Result<Done, Error>) -> Option<u8> {
         let refused = matches!(done, Err(Error::Access | Error::NoEnt));
         match self {
@@ -48,7 +49,7 @@ impl Change<'_> {
     }
 }
 
-/// Does a change, in or outside a transaction.
+/// Makes a change, in or outside a transaction.
 pub(crate) fn apply(
     tree: &mut Tree,
     caller: &Caller,
@@ -63,26 +64,25 @@ pub(crate) fn apply(
     }
 }
 
-/// The effect of a change by somebody else on a path.
+/// The effect of another caller's change on a path.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Touch {
-    /// The node's value becomes another.
+    /// The node's value changes.
     Value,
-    /// The node's permissions become others.
+    /// The node's permissions change.
     Perms,
-    /// The node appears or goes, with what is below it. The nearest node above that exists before and
-    /// after has a name of so many bytes in its path.
+    /// The node appears or disappears, with the nodes below it.
     Existence {
-        /// Length of that node's path.
+        /// The length of the path of the nearest ancestor that exists before and after.
         nearest: usize,
     },
 }
 
 impl Touch {
-    /// The effect of making or removing `path`.
+    /// Returns the effect of making or removing `path`.
     pub(crate) fn existence(tree: &Tree, path: Path<'_>) -> Self {
         let walk = tree.walk(path);
-        // One level up at least: that one's list of children changes.
+        // This is at least one level up: that node's list of children changes.
         let nearest = path.above().nth(walk.missing.saturating_sub(1));
         Self::Existence { nearest: nearest.map_or(1, |path| path.as_bytes().len()) }
     }

@@ -1,4 +1,4 @@
-//! Parts of a transaction that nobody needs any more.
+//! The parts of a transaction that are not needed any more.
 
 use super::access::Accessed;
 use super::log::{Changed, Entry};
@@ -7,7 +7,7 @@ use alloc::collections::BTreeMap;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 
-/// Parts of a transaction that are to be freed.
+/// The parts of a transaction that are to be freed.
 pub(crate) struct Leftovers {
     pub(super) trees: [Option<Tree>; 2],
     pub(super) changed: Vec<Changed>,
@@ -16,11 +16,11 @@ pub(crate) struct Leftovers {
 }
 
 impl Leftovers {
-    /// Frees as many of its parts as `left` says; whether none is left but what has become debris.
+    /// Frees as many of its parts as `left` allows. Returns true if only debris remains.
     pub(crate) fn free_some(&mut self, debris: &mut Debris, left: &mut u32) -> bool {
         let most = self.log.len().max(self.accessed.len());
         if most <= *left as usize {
-            // In one go, which is faster than one by one.
+            // They are freed in one go, which is faster than one by one.
             *left = left.saturating_sub(u32::try_from(most).unwrap_or(u32::MAX));
             (self.log, self.accessed) = (Vec::new(), BTreeMap::new());
         }

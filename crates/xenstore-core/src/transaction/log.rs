@@ -1,4 +1,4 @@
-//! The log of a transaction: what was asked and answered, to be done again.
+//! The log of a transaction: its requests and their answers, for a repetition.
 
 use super::change::{Change, apply};
 use super::look::{Look, Seen};
@@ -10,7 +10,7 @@ use crate::wire::Error;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 
-/// A question of a transaction, and the answer.
+/// A logged request of a transaction, and the answer.
 pub(super) enum Asked {
     Read { what: Look, seen: Seen },
     Write { value: Rc<[u8]>, answer: Result<(), Error> },
@@ -28,15 +28,15 @@ pub(super) struct Entry {
 /// A transaction's effect on one path.
 pub(crate) type Changed = (Rc<[u8]>, Done);
 
-/// Why a log did not run again as it had run before.
+/// The reason why a log did not run again with the same answers.
 pub(crate) struct Conflict {
-    /// EAGAIN, or ENOSPC where a quota stood in the way this time.
+    /// EAGAIN, or ENOSPC if a quota refused a change this time.
     pub(crate) error: Error,
-    /// On which path.
+    /// The path of the conflict.
     pub(crate) path: Rc<[u8]>,
 }
 
-/// Notes a change that was made.
+/// Records a change that was made.
 pub(super) fn note(changed: &mut Vec<Changed>, path: &Rc<[u8]>, done: Result<Done, Error>) {
     match done {
         Ok(Done::Unchanged) | Err(_) => {}
@@ -45,7 +45,7 @@ pub(super) fn note(changed: &mut Vec<Changed>, path: &Rc<[u8]>, done: Result<Don
 }
 
 impl Entry {
-    /// Asks for it again, on a tree that others may have changed meanwhile.
+    /// Repeats the request on a tree that others may have changed meanwhile.
     pub(super) fn repeat(
         &self,
         tree: &mut Tree,

@@ -1,4 +1,4 @@
-//! Looks at nodes: what a request sees, and what a transaction remembers of it.
+//! Looks at nodes: the part that a request sees, and the part that a transaction remembers.
 
 use crate::domain::Domains;
 use crate::tree::Node;
@@ -12,7 +12,7 @@ pub(crate) enum Look {
     Perms,
     Children,
     Subtree,
-    /// The right to read the value: the value itself is the transaction's own.
+    /// The right to read the value. The value itself is the transaction's own.
     Readable,
 }
 
@@ -27,12 +27,12 @@ impl Look {
         }
     }
 
-    /// This look at a node whose value the transaction has written itself.
+    /// Returns this look at a node whose value the transaction has written itself.
     pub(super) fn of_own_value(self) -> Self {
         if self == Self::Value { Self::Readable } else { self }
     }
 
-    /// The part of `node` that such a look sees.
+    /// Returns the part of `node` that such a look sees.
     pub(super) fn of(self, node: &Node, domains: &Domains) -> Seen {
         let alive = || domains.alive_entries(node.perms());
         match self {
@@ -45,7 +45,7 @@ impl Look {
         }
     }
 
-    /// True where one who looked would see the same.
+    /// True if such a look at both nodes sees the same.
     pub(super) fn same(self, one: &Node, two: &Node) -> bool {
         match self {
             Self::Value => one.same_value(two),
@@ -57,7 +57,7 @@ impl Look {
     }
 }
 
-/// A value that takes no more than its digest would.
+/// A value that is no longer than its digest.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Short {
     len: u8,
@@ -72,19 +72,20 @@ impl Short {
     }
 }
 
-/// The result of a look. It keeps no node: that would keep an old state of the store.
+/// The result of a look. It does not keep the node, which would keep an old state of the store
+/// alive.
 pub(super) enum Seen {
     Error(Error),
     Short(Short),
-    /// Of the value, the permissions or the names of the children.
+    /// The digest of the value, the permissions or the names of the children.
     Digest(u64),
-    /// A subtree as a whole, which only domain 0 can look at; and how many permission entries of its top were for
-    /// domains that lived.
+    /// A subtree as a whole, which only domain 0 can look at, and the number of permission entries
+    /// of its top that were for living domains.
     Subtree(Box<(Node, usize)>),
 }
 
 impl Seen {
-    /// True where the same look at what was found now sees the same.
+    /// True if the same look at the node found now sees the same.
     pub(super) fn is(&self, what: Look, found: Result<&Node, Error>, domains: &Domains) -> bool {
         match (self, found) {
             (Self::Error(known), Err(error)) => *known == error,

@@ -1,11 +1,11 @@
-//! Transactions: a snapshot to work on, and a log of what was asked and seen.
+//! Transactions: a snapshot to work on, and a log of the requests and their answers.
 //!
-//! A transaction works on a snapshot. To commit, its log is run again on the store as it is then. If
-//! every request gets the answer that it got before, the transaction stands, as if all of it had
-//! happened at that moment; so it is refused only where something that it saw has truly changed. A
-//! write sees nothing but whether it is allowed; so blind writes commit, and so do two transactions that
-//! make different children of one directory. Where nothing has changed since the start, the work is
-//! taken over as it is.
+//! A transaction works on a snapshot. To commit, its log is run again on the store in its present
+//! state. If every request gets the answer that it got before, the transaction commits, as if all
+//! of it had happened at that moment. Therefore it is refused only if something that it saw has
+//! truly changed. A write sees only if it is allowed, so blind writes commit, and so do two
+//! transactions that make different children of one directory. If nothing has changed since the
+//! start, the result is taken over unchanged.
 
 mod access;
 mod change;
@@ -35,7 +35,7 @@ use core::ops::Bound;
 use log::{Asked, Changed, Entry, note};
 use look::Seen;
 
-/// The outcome of a log on the store it ran on.
+/// The outcome of a log on the store on which it ran.
 pub(crate) struct Rerun {
     pub(crate) tree: Tree,
     pub(crate) deltas: Deltas,
@@ -48,7 +48,7 @@ impl Rerun {
         Self { tree, deltas: Deltas::default(), changed: Vec::new(), churn: Churn::default() }
     }
 
-    /// Its parts, to be freed.
+    /// Returns its parts, to be freed.
     pub(crate) fn into_leftovers(self) -> Leftovers {
         let (trees, changed) = ([Some(self.tree), None], self.changed);
         Leftovers { trees, changed, log: Vec::new(), accessed: BTreeMap::new() }
@@ -57,54 +57,55 @@ impl Rerun {
 
 /// The place of a change in the log.
 enum Noted {
-    /// It is there already, with the same answer.
+    /// The log already has an equal change, with the same answer.
     Again,
-    /// It takes the place of this entry.
+    /// The change replaces this entry.
     Replaces(u32),
-    /// It is a new entry, on this path.
+    /// The change is a new entry, on this path.
     New(Rc<[u8]>),
 }
 
-/// The state of the store that a transaction works on, the oldest first.
+/// The state of the store that a transaction works on. Snapshots sort by age, the oldest first.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) struct Snapshot {
-    /// When it was taken.
+    /// The time at which it was taken.
     pub(crate) since: u64,
-    /// Bytes of the store that had been replaced.
+    /// The bytes of the store that had been replaced until then.
     pub(crate) replaced: u64,
     /// The connection whose transaction it is.
     pub(crate) conn: ConnId,
-    /// Bytes of the store that its domain had replaced.
+    /// The bytes of the store that its domain had replaced until then.
     pub(crate) replaced_by_owner: u64,
-    /// Which one.
+    /// The number of the transaction.
     pub(crate) id: u32,
 }
 
 pub(crate) struct Transaction {
     base: Tree,
-    /// Number of domains that had died when the snapshot was taken.
+    /// The number of domains that had died when the snapshot was taken.
     deaths: u64,
     pub(crate) work: Rerun,
     log: Vec<Entry>,
     accessed: BTreeMap<Rc<[u8]>, Accessed>,
-    /// Bytes that the log counts for the quota `memory`.
+    /// The bytes of the log for the quota `memory`.
     log_weight: i64,
-    /// The path that it looked at first.
+    /// The path that it read first.
     first_read: Option<Rc<[u8]>>,
-    /// The number of its tree's shape: which nodes there are, and their permissions. As long as its own changes leave
-    /// that as it is, looking again tells nothing new, and a value that is written replaces the one before.
+    /// The number of its tree's shape, which is the set of nodes and their permissions. As long as
+    /// the transaction's own changes leave the shape unchanged, a repeated look shows nothing new,
+    /// and a written value replaces the one before.
     shape: u32,
     /// The cost of running the log again, in simple requests.
     pub(crate) cost: u32,
-    /// Which snapshot it works on.
+    /// The snapshot that it works on.
     pub(crate) snapshot: Snapshot,
-    /// Its snapshot was given up, as it kept too much alive.
+    /// True if its snapshot was given up because it kept too much alive.
     pub(crate) lost: bool,
-    /// It has asked for something since: it can only be refused.
+    /// True if it has made a request since its snapshot was given up: it can only be refused.
     pub(crate) torn: bool,
-    /// It can only be refused, as something that it saw has changed.
+    /// True if it can only be refused because something that it saw has changed.
     pub(crate) doomed: bool,
-    /// It has been granted a change, even if nothing had to be done for it at the time.
+    /// True if a change has been granted to it, even one without an effect at the time.
     pub(crate) changes: bool,
 }
 
@@ -128,13 +129,13 @@ impl Transaction {
         }
     }
 
-    /// Its parts, to be freed.
+    /// Returns its parts, to be freed.
     pub(crate) fn into_leftovers(self) -> Leftovers {
         let Self { base, work, log, accessed, .. } = self;
         Leftovers { trees: [Some(base), Some(work.tree)], changed: work.changed, log, accessed }
     }
 
-    /// Lets go of all that it keeps alive.
+    /// Drops everything that it keeps alive.
     pub(crate) fn give_up(&mut self) -> Leftovers {
         let nothing = self.base.emptied();
         let base = core::mem::replace(&mut self.base, nothing.clone());
@@ -149,18 +150,19 @@ impl Transaction {
         }
     }
 
-    /// Bytes that it counts for the quota `memory`: its log, and what it has of its own of the tree.
+    /// Returns its bytes for the quota `memory`: its log, and its own parts of the tree.
     pub(crate) fn weight(&self) -> i64 {
         let own = self.work.churn.own_size().saturating_add(self.log_weight);
         own.saturating_add(TRANSACTION_WEIGHT)
     }
 
-    /// Number of nodes that it has accessed, for the quota `transaction-nodes`; and whether `path` is among them.
+    /// Returns the number of nodes that it has accessed, for the quota `transaction-nodes`, and
+    /// true if `path` is among them.
     pub(crate) fn accessed(&self, path: Path<'_>) -> (usize, bool) {
         (self.accessed.len(), self.accessed.contains_key(path.as_bytes()))
     }
 
-    /// True where such a look at `path` tells nothing new, so that it is not logged.
+    /// True if such a look at `path` shows nothing new, so that it is not logged.
     pub(crate) fn has_seen(&self, path: Path<'_>, what: Look) -> bool {
         let seen = self.accessed.get(path.as_bytes()).map(|seen| seen.lately);
         seen.filter(|seen| seen.shape == self.shape).is_some_and(|seen| {
@@ -169,18 +171,18 @@ impl Transaction {
         })
     }
 
-    /// Entries of its log.
+    /// Returns the number of entries of its log.
     pub(crate) fn log_len(&self) -> usize {
         self.log.len()
     }
 
-    /// The path that it looked at first.
+    /// Returns the path that it read first.
     pub(crate) fn first_read(&self) -> Option<&Rc<[u8]>> {
         self.first_read.as_ref()
     }
 
-    /// True where it could get another answer than it got, if somebody did this to `path`. Errs on the side
-    /// of yes.
+    /// True if it could get another answer than it got, if another caller made this change of
+    /// `path`. In doubt it returns true.
     pub(crate) fn would_notice(&self, path: Path<'_>, touch: Touch) -> bool {
         let ever = |path: Path<'_>| self.accessed.get(path.as_bytes()).map_or(0, |seen| seen.ever);
         let mut above = path.above();
@@ -195,10 +197,10 @@ impl Transaction {
                 self.reaches_below(path)
                     || above.any(|path| {
                         let kinds = match path.as_bytes().len() {
-                            // Its list of children changes.
+                            // The list of children changes.
                             len if len == nearest => Look::Children.bit() | subtree,
                             len if len < nearest => subtree,
-                            // It was absent, or will be.
+                            // The node was absent, or will be.
                             _ => u8::MAX,
                         };
                         ever(path) & kinds != 0
@@ -207,19 +209,19 @@ impl Transaction {
         }
     }
 
-    /// True where it has accessed `path` or something below it.
+    /// True if it has accessed `path` or a node below it.
     fn reaches_below(&self, path: Path<'_>) -> bool {
         let from = (Bound::Included(path.as_bytes()), Bound::Unbounded);
         let mut from = self.accessed.range::<[u8], _>(from).map(|(known, _)| known);
         if path.is_root() {
             return from.next().is_some();
         }
-        // Between `/a` and `/a/b` there may be `/a-c`.
+        // A path such as `/a-c` may sort between `/a` and `/a/b`.
         let from = from.take_while(|known| known.starts_with(path.as_bytes()));
         from.into_iter().any(|known| path.related(Path::checked(known)))
     }
 
-    /// True where looking at `path` in its snapshot is not as good as looking at it in `tree`.
+    /// True if a look at `path` in its snapshot may differ from one in `tree`.
     pub(crate) fn is_stale_at(
         &self,
         tree: &Tree,
@@ -228,7 +230,7 @@ impl Transaction {
         what: Look,
     ) -> bool {
         if self.changes {
-            // What it made may depend on what has changed.
+            // Nodes that it made may depend on the nodes that have changed.
             return true;
         }
         let (base, now) = (&self.base, tree);
@@ -238,13 +240,13 @@ impl Transaction {
         }
     }
 
-    /// True where the snapshot is still the store's state.
+    /// True if the snapshot is still the store's state.
     pub(crate) fn is_current(&self, tree: &Tree, deaths: u64) -> bool {
         self.deaths == deaths && self.base.same(tree)
     }
 
-    /// Notes a look. What it shows of the store, and the path as the log's entries share it; `None` where it tells nothing
-    /// new.
+    /// Records a look. Returns the part of the store that it shows, and the path as the log's
+    /// entries share it; `None` if it shows nothing new.
     fn note_look(&mut self, path: Path<'_>, what: Look) -> Option<(Look, Rc<[u8]>)> {
         if let Some(seen) = self.accessed.get_mut(path.as_bytes()) {
             let lately = seen.in_shape(self.shape);
@@ -260,7 +262,8 @@ impl Transaction {
         Some((what, self.first_access(path, what.bit(), lately)))
     }
 
-    /// Notes a change, which is one that changed nothing where it has an `idle` bit, or one of the value only.
+    /// Records a change. It had no effect if it has an `idle` bit; `is_of_value` is true if it only
+    /// sets the value.
     fn note_change(&mut self, path: Path<'_>, idle: Option<u8>, is_of_value: bool) -> Noted {
         let next = u32::try_from(self.log.len()).unwrap_or(u32::MAX);
         let value = is_of_value.then_some(next);
@@ -284,7 +287,7 @@ impl Transaction {
         Noted::New(self.first_access(path, 0, lately))
     }
 
-    /// A path is accessed for the first time: by the next entry of the log.
+    /// Records the first access to a path, by the next entry of the log.
     fn first_access(&mut self, path: Path<'_>, ever: u8, lately: Lately) -> Rc<[u8]> {
         let first = u32::try_from(self.log.len()).unwrap_or(u32::MAX);
         let path: Rc<[u8]> = Rc::from(path.as_bytes());
@@ -292,7 +295,7 @@ impl Transaction {
         path
     }
 
-    /// Appends to the log; it costs `cost` to do it again, beside following the path.
+    /// Appends to the log. `cost` is the cost of repeating the request, besides following the path.
     fn append(&mut self, path: Rc<[u8]>, asked: Asked, weight: i64, cost: u32) {
         let cost = cost.saturating_add(Path::checked(&path).cost());
         self.cost = self.cost.saturating_add(cost);
@@ -311,7 +314,8 @@ impl Transaction {
     ) -> Result<Node, Error> {
         let seen = self.work.tree.find(caller, path, Access::READ).cloned();
         if what == Look::Subtree && !self.has_seen(path, what) {
-            // What is written from now on must not replace what was written before, which this has seen.
+            // A value that is written later must not replace one that was written earlier, which
+            // this look has seen.
             self.shape = self.shape.saturating_add(1);
         }
         if let Some((what, path)) = self.note_look(path, what) {
@@ -322,14 +326,14 @@ impl Transaction {
             if self.first_read.is_none() {
                 self.first_read = Some(path.clone());
             }
-            // Read, and not copied.
+            // The node is read, and not copied.
             let cost = (cost_of(size) / 4).saturating_add(1);
             self.append(path, Asked::Read { what, seen: shown }, LOGGED_WEIGHT, cost);
         }
         seen
     }
 
-    /// Changes something, in the transaction's own state.
+    /// Makes a change, in the transaction's own state.
     pub(crate) fn change(
         &mut self,
         caller: &Caller,
@@ -365,7 +369,7 @@ impl Transaction {
         answer
     }
 
-    /// Has an entry of the log write another value.
+    /// Makes an entry of the log write another value.
     fn rewrite(&mut self, entry: u32, change: &Change<'_>) {
         let entry = self.log.get_mut(entry as usize).map(|entry| &mut entry.asked);
         if let (Some(Asked::Write { value, .. }), Change::Put(Put::Value(new))) = (entry, change) {
@@ -396,8 +400,8 @@ impl Transaction {
         result.map(|()| Rerun { tree, deltas, changed, churn })
     }
 
-    /// Refuses what the whole log has made where its owners may not have it: on the way there a value that was written later may have
-    /// come before others.
+    /// Refuses the result of the whole log if its owners may not have it. Single requests cannot be
+    /// checked: a value that was written later may have come before others.
     fn check_quotas(
         &self,
         caller: &Caller,
@@ -411,7 +415,7 @@ impl Transaction {
         })
     }
 
-    /// Goes on from a later state of the store, on which the log has run.
+    /// Moves to a later state of the store, on which the log has run.
     pub(crate) fn rebase(&mut self, base: Tree, deaths: u64, work: Rerun) -> Leftovers {
         self.deaths = deaths;
         let base = core::mem::replace(&mut self.base, base);
@@ -421,7 +425,7 @@ impl Transaction {
     }
 }
 
-/// The cost of copying so many bytes into new memory, in simple requests.
+/// Returns the cost of copying so many bytes into new memory, in simple requests.
 fn cost_of(bytes: usize) -> u32 {
     u32::try_from(bytes / 128).unwrap_or(u32::MAX)
 }

@@ -1,31 +1,31 @@
-//! Nodes that have been taken out of a tree and are not freed yet.
+//! Nodes that have been removed from a tree and are not freed yet.
 //!
-//! A subtree of 100,000 nodes takes milliseconds to free. It is taken apart piece by piece instead, as much at a time as
-//! is asked for.
+//! A subtree of 100,000 nodes takes milliseconds to free. Therefore it is freed piece by piece, as
+//! much at a time as the caller allows.
 
 use super::dir::Pieces;
 use super::node::Node;
 use alloc::vec::Vec;
 
-/// Nodes that are freed for the cost of one simple request.
+/// The nodes that are freed for the cost of one simple request.
 const NODES_A_UNIT: u32 = 4;
 
-/// Lists of children to be freed, with all below them. What a snapshot shares stays.
+/// The lists of children to be freed, with all nodes below them. Parts that a snapshot shares stay.
 #[derive(Default)]
 pub(crate) struct Debris(Vec<Pieces<Node>>);
 
 impl Debris {
-    /// Adds a node, with all below it.
+    /// Adds a node, with all nodes below it.
     pub(crate) fn push(&mut self, node: Node) {
         self.0.extend(node.into_pieces());
     }
 
-    /// True where nothing is left.
+    /// True if nothing is left.
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Frees as much as costs what `left` says, in simple requests, and takes it off.
+    /// Frees as much as `left` allows, in simple requests, and subtracts the cost from it.
     pub(crate) fn free_some(&mut self, left: &mut u32) {
         while *left > 0
             && let Some(pieces) = self.0.pop()
@@ -51,7 +51,8 @@ mod tests {
     const OWN: Caller =
         Caller { domid: DomId(0), incarnation: Incarnation(1), target: None, privileged: true };
 
-    /// Parts that a snapshot shares are not touched; the rest goes in pieces, however deep or wide it is.
+    /// Parts that a snapshot shares are not touched. The rest is freed in pieces, however deep or
+    /// wide it is.
     #[test]
     fn it_is_freed_piece_by_piece() {
         let mut domains = Domains::new(DomId(0), DomId(0), crate::digest::Secret::default());
@@ -77,7 +78,7 @@ mod tests {
             debris.free_some(&mut 1);
             rounds += 1;
         }
-        // The list of `x`; below that all is shared.
+        // This is the list of `x`. Everything below it is shared.
         assert_eq!(rounds, 1);
         assert_eq!(Rc::strong_count(one.dir().unwrap()), holders);
         debris.push(shared.into_root());
@@ -86,7 +87,7 @@ mod tests {
             debris.free_some(&mut 100);
             rounds += 1;
         }
-        // 5000 lists of `a` and of `b`, and those above them, of 5000 nodes.
+        // These are the 5000 lists of `a` and of `b`, and those above them, of 5000 nodes.
         assert!((100..=120).contains(&rounds), "{rounds}");
     }
 }

@@ -1,8 +1,8 @@
 //! The children of a node: a persistent B-tree, sorted by name.
 //!
-//! Blocks are shared between snapshots. A change makes its own copy of the blocks on the way to it, if
-//! a snapshot shares them, and changes them in place otherwise, so it costs O(log n) whatever the size,
-//! and nothing is allocated where nothing is shared.
+//! Blocks are shared between snapshots. A change copies the blocks on the path to it if a snapshot
+//! shares them, and changes them in place otherwise. Therefore it costs O(log n) whatever the size,
+//! and nothing is allocated if nothing is shared.
 
 use crate::churn::{Churn, Shared};
 use crate::prefix::{is_whole, prefix_of};
@@ -10,19 +10,21 @@ use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::cmp::Ordering;
 
-/// Most entries of a block.
+/// The most entries of a block.
 const BLOCK_MAX: usize = 32;
-/// Most entries that are looked through one by one; more are halved. The processor foresees the former.
+/// The most entries that are searched one by one; more are halved. The processor predicts the
+/// branches of the linear search.
 const SCAN_MAX: usize = 8;
-/// A block with fewer entries than this is joined with a neighbour where both fit into one.
+/// The fewest entries of a block. A block with fewer is joined with a neighbour if both fit into
+/// one.
 const BLOCK_MIN: usize = 8;
 
-/// Something that a list of children holds.
+/// An entry of a list of children.
 pub trait Entry: Clone {
-    /// Its name, by which the list is sorted.
+    /// Returns its name, by which the list is sorted.
     fn name(&self) -> &[u8];
 
-    /// The first bytes of the name as a number, for searching.
+    /// Returns the first bytes of the name as a number, for searching.
     fn prefix(&self) -> u64;
 }
 
@@ -43,12 +45,12 @@ enum Block<N> {
     Inner(Vec<Branch<N>>),
 }
 
-/// The marks that a change of a list of children leaves in it.
+/// The generation and digest that a change of a list of children leaves in it.
 #[derive(Clone, Copy)]
 pub(crate) struct ListChange {
-    /// The list's generation from now on.
+    /// The list's new generation.
     pub(crate) generation: u64,
-    /// The digest of the name that comes or goes.
+    /// The digest of the name that is added or removed.
     pub(crate) digest: u64,
 }
 
@@ -67,12 +69,12 @@ impl<N: Entry> Shared for Dir<N> {
     }
 }
 
-/// A block of a list of children that nobody needs any more.
+/// A block of a list of children that is not needed any more.
 pub(super) struct Pieces<N>(Block<N>);
 
 impl<N: Entry> Pieces<N> {
-    /// Frees its nodes, of which `below` gives up what is below them; what others share with it is theirs. How many nodes
-    /// it had.
+    /// Frees its nodes; `below` returns the children of each. Parts that others share stay. Returns
+    /// the number of nodes.
     pub(super) fn take_apart(
         self,
         pieces: &mut Vec<Self>,
@@ -93,18 +95,18 @@ impl<N: Entry> Pieces<N> {
     }
 }
 
-/// A block below an inner one. Nothing in it sorts before `bound`; the first branch's bound counts as
-/// lower than everything.
+/// A block below an inner one. Nothing in it sorts before `bound`. The first branch's bound counts
+/// as lower than everything.
 #[derive(Clone)]
 struct Branch<N> {
     prefix: u64,
     bound: Rc<[u8]>,
     block: Rc<Block<N>>,
-    /// Length of the list of all names in it, as DIRECTORY gives it.
+    /// The length of the list of all its names, as DIRECTORY returns it.
     names_len: u32,
 }
 
-/// A name to look for, with its first bytes as a number.
+/// A name to search, with its first bytes as a number.
 #[derive(Clone, Copy)]
 struct Key<'a> {
     prefix: u64,
@@ -116,8 +118,8 @@ impl<'a> Key<'a> {
         Self { prefix: prefix_of(name), name }
     }
 
-    /// The order of an entry with this prefix and name against the key. Most names are short, and then the
-    /// entry's is not looked at: it is in memory of its own.
+    /// Returns the order of an entry with this prefix and name relative to the key. Most names are
+    /// short. Their entry's name is not read then, as it is in separate memory.
     fn order<'n>(self, prefix: u64, name: impl FnOnce() -> &'n [u8]) -> Ordering {
         prefix.cmp(&self.prefix).then_with(|| match is_whole(prefix) {
             true => Ordering::Equal,
@@ -140,14 +142,14 @@ fn find_leaf<N: Entry>(nodes: &[N], key: Key<'_>) -> Result<usize, usize> {
     Err(nodes.len())
 }
 
-/// The branch in which `key` is, if anywhere.
+/// Returns the branch that contains `key`, if any does.
 fn find_branch<N>(branches: &[Branch<N>], key: Key<'_>) -> usize {
     let above = branches
         .partition_point(|branch| key.order(branch.prefix, || &branch.bound) != Ordering::Greater);
     above.saturating_sub(1)
 }
 
-/// Grows in small steps: most directories stay small, and doubling would waste half of them.
+/// Makes room in small steps: most directories stay small, and doubling would waste half of them.
 fn make_room<T>(items: &mut Vec<T>) {
     if items.len() == items.capacity() {
         let step = match items.len() {
@@ -194,7 +196,7 @@ impl<N: Entry> Block<N> {
         }
     }
 
-    /// The smallest name below.
+    /// Returns the smallest name below.
     fn first_name(&self) -> Option<&[u8]> {
         match self {
             Self::Leaf(nodes) => nodes.first().map(Entry::name),
@@ -202,7 +204,7 @@ impl<N: Entry> Block<N> {
         }
     }
 
-    /// Length of the list of all names below.
+    /// Returns the length of the list of all names below.
     fn names_len(&self) -> u32 {
         match self {
             Self::Leaf(nodes) => nodes.iter().map(listed_len).fold(0, u32::saturating_add),
@@ -212,7 +214,7 @@ impl<N: Entry> Block<N> {
         }
     }
 
-    /// Adds `node`, which is not there yet; the upper part where the block had to be split.
+    /// Adds `node`, whose name must be new. Returns the upper part if the block had to be split.
     fn insert(&mut self, node: N, churn: &mut Churn) -> Option<Branch<N>> {
         match self {
             Self::Leaf(nodes) => {
@@ -264,8 +266,8 @@ impl<N: Entry> Branch<N> {
     }
 }
 
-/// Inserts at `at`; returns the upper part where the block was full. A block that grows at its end is
-/// left full, so that names that come in order fill their blocks.
+/// Inserts at `at`. Returns the upper part if the block was full. A block that grows at its end is
+/// left full, so that names that arrive in order fill their blocks.
 fn split_insert<T>(items: &mut Vec<T>, at: usize, item: T) -> Option<Vec<T>> {
     if items.len() < BLOCK_MAX {
         make_room(items);
@@ -287,8 +289,8 @@ fn split_insert<T>(items: &mut Vec<T>, at: usize, item: T) -> Option<Vec<T>> {
     Some(upper)
 }
 
-/// Puts the branch at `at`, which has become small, together with a neighbour if both fit into one
-/// block with room to spare.
+/// Joins the branch at `at`, which has become small, with a neighbour if both fit into one block
+/// with room to spare.
 fn join_with_neighbour<N: Entry>(branches: &mut Vec<Branch<N>>, at: usize, churn: &mut Churn) {
     let len = |at: usize| branches.get(at).map(|branch| branch.block.len());
     let Some(own) = len(at) else { return };
@@ -317,58 +319,59 @@ fn join_with_neighbour<N: Entry>(branches: &mut Vec<Branch<N>>, at: usize, churn
 }
 
 impl<N: Entry> Dir<N> {
-    /// No children.
+    /// Returns an empty list of children.
     #[must_use]
     pub fn new() -> Self {
         Self { generation: 0, digest: 0, len: 0, names_len: 0, top: Block::Leaf(Vec::new()) }
     }
 
-    /// Number of children.
+    /// Returns the number of children.
     #[must_use]
     pub fn len(&self) -> u32 {
         self.len
     }
 
-    /// True where there are none.
+    /// True if there are no children.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Length in bytes of the list of names that DIRECTORY returns, NULs included.
+    /// Returns the length in bytes of the list of names that DIRECTORY returns, NULs included.
     #[must_use]
     pub fn names_len(&self) -> u32 {
         self.names_len
     }
 
-    /// Changes whenever a child is added or removed; no two states of the store share one.
+    /// Returns a number that changes whenever a child is added or removed. No two states of the
+    /// store share one.
     #[must_use]
     pub fn generation(&self) -> u64 {
         self.generation
     }
 
-    /// True where the children of both have the same names.
+    /// True if the children of both have the same names.
     pub(super) fn same_names(&self, other: &Dir<N>) -> bool {
         (self.len, self.digest) == (other.len, other.digest)
     }
 
-    /// The digest of the names of all children.
+    /// Returns the digest of the names of all children.
     pub(crate) fn names_digest(&self) -> u64 {
         self.digest
     }
 
-    /// The child of this name.
+    /// Returns the child of this name.
     #[must_use]
     pub fn get(&self, name: &[u8]) -> Option<&N> {
         self.top.get(Key::new(name))
     }
 
-    /// The child of this name, to be changed. Its name stays.
+    /// Returns the child of this name for a change. Its name must stay.
     pub(super) fn get_mut(&mut self, name: &[u8], churn: &mut Churn) -> Option<&mut N> {
         self.top.get_mut(Key::new(name), churn)
     }
 
-    /// Adds a child whose name is not there yet.
+    /// Adds a child whose name must be new.
     pub(super) fn insert(&mut self, node: N, change: ListChange, churn: &mut Churn) {
         self.generation = change.generation;
         self.digest = self.digest.wrapping_add(change.digest);
@@ -380,7 +383,7 @@ impl<N: Entry> Dir<N> {
         }
     }
 
-    /// Takes a child out.
+    /// Removes a child.
     pub(super) fn remove(
         &mut self,
         name: &[u8],
@@ -401,12 +404,12 @@ impl<N: Entry> Dir<N> {
         Some(node)
     }
 
-    /// Its blocks.
+    /// Returns its blocks.
     pub(super) fn into_pieces(self) -> Pieces<N> {
         Pieces(self.top)
     }
 
-    /// The children in the order of their names.
+    /// Returns the children in the order of their names.
     #[must_use]
     pub fn iter(&self) -> Iter<'_, N> {
         let mut iter = Iter { stack: Vec::new() };
@@ -414,7 +417,7 @@ impl<N: Entry> Dir<N> {
         iter
     }
 
-    /// The children that sort behind `name`, which need not be there.
+    /// Returns the children that sort after `name`, which need not exist.
     #[must_use]
     pub fn iter_after<'a>(&'a self, name: &[u8]) -> Iter<'a, N> {
         let mut iter = Iter { stack: Vec::new() };
@@ -440,13 +443,14 @@ impl<N: Entry> Dir<N> {
         }
     }
 
-    /// The children whose names begin at `offset` of the list of names that DIRECTORY returns, or behind it.
+    /// Returns the children whose names begin at or after `offset` in the list of names that
+    /// DIRECTORY returns.
     #[must_use]
     pub fn iter_from(&self, offset: usize) -> Iter<'_, N> {
         self.seek(offset).0
     }
 
-    /// As [`Dir::iter_from`], and how many entries it had to look at.
+    /// Returns the children of [`Dir::iter_from`], and the number of entries that it had to read.
     fn seek(&self, offset: usize) -> (Iter<'_, N>, usize) {
         let mut iter = Iter { stack: Vec::new() };
         let (mut left, mut looked) = (offset, 0usize);
@@ -497,7 +501,7 @@ enum Rest<'a, N> {
     Branches(core::slice::Iter<'a, Branch<N>>),
 }
 
-/// Children in the order of their names.
+/// An iterator over children in the order of their names.
 pub struct Iter<'a, N> {
     stack: Vec<Rest<'a, N>>,
 }
@@ -562,7 +566,7 @@ mod tests {
         dir.iter().map(|node| String::from_utf8(node.name().to_vec()).unwrap()).collect()
     }
 
-    /// Pseudo-random numbers, alike every time.
+    /// Returns pseudo-random numbers, the same every time.
     fn numbers(mut seed: u64) -> impl FnMut(u64) -> u64 {
         move |below| {
             seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
@@ -577,7 +581,7 @@ mod tests {
             let (mut dir, mut model) = (Dir::new(), BTreeSet::new());
             let mut snapshots = Vec::new();
             for step in 0..3000 {
-                // Names that share their first eight bytes, and some that do not.
+                // Some names share their first eight bytes, and some do not.
                 let name = match random(3) {
                     0 => format!("{}", random(400)),
                     _ => format!("long-prefix-{}", random(400)),
@@ -624,7 +628,7 @@ mod tests {
         }
     }
 
-    /// A part of a long list costs no more the further down the list it is.
+    /// A part of a long list costs no more if it is further down the list.
     #[test]
     fn a_part_of_the_list_is_found_without_passing_what_is_before_it() {
         let mut dir = Dir::new();
@@ -634,7 +638,7 @@ mod tests {
         for at in (0..100_000).step_by(997) {
             let (mut iter, looked) = dir.seek(at * 6);
             assert_eq!(iter.next().unwrap().name(), format!("{at:05}").as_bytes());
-            // Four blocks deep.
+            // The tree is four blocks deep.
             assert!(looked <= 4 * BLOCK_MAX, "{looked} entries looked at for the one at {at}");
         }
         assert!(dir.seek(600_000).0.next().is_none());

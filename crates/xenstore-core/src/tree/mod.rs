@@ -1,8 +1,8 @@
-//! The tree of nodes, and what the requests do to it.
+//! The tree of nodes, and the operations of requests on it.
 //!
-//! A [`Tree`] is a value: cloning it costs O(1) and gives a snapshot that later changes do not touch. A
-//! change costs O(depth). Permissions are checked here, where the nodes are; quotas through the
-//! ledger, which keeps what an operation changes apart until it stands.
+//! A [`Tree`] is a value: cloning it costs O(1) and gives a snapshot that later changes do not
+//! affect. A change costs O(depth). This module checks permissions. The ledger checks quotas, and
+//! keeps the changes of an operation apart until it succeeds.
 
 mod debris;
 mod dir;
@@ -25,7 +25,7 @@ use alloc::rc::Rc;
 use alloc::vec::Vec;
 use dir::ListChange;
 
-/// The special nodes, which have permissions only.
+/// The special nodes, which have only permissions.
 const SPECIALS: [&[u8]; 2] = [b"@introduceDomain", b"@releaseDomain"];
 
 /// The store's content.
@@ -35,13 +35,13 @@ pub struct Tree {
     specials: Rc<[Node; 2]>,
 }
 
-/// The end of a path, as far as it leads.
+/// The result of following a path as far as its nodes exist.
 pub struct Walk<'t> {
     /// The last node on the path that exists.
     pub node: &'t Node,
-    /// The one above it.
+    /// The parent of that node.
     pub parent: Option<&'t Node>,
-    /// Number of the path's names that have no node.
+    /// The number of the path's names that have no node.
     pub missing: usize,
 }
 
@@ -57,19 +57,19 @@ pub enum Put<'a> {
 /// The effect of an operation on the tree.
 #[derive(Clone)]
 pub enum Done {
-    /// Nothing: it was so already.
+    /// The tree is unchanged: it was in this state already.
     Unchanged,
     /// The node was made or changed.
     Changed,
-    /// The node is gone, with all below it.
+    /// The node was removed, with all nodes below it.
     Removed(Node),
-    /// The permissions changed; these were the old ones.
+    /// The permissions changed. These are the old ones.
     Permitted(Rc<Perms>),
 }
 
 impl Tree {
-    /// A fresh store: `/`, `/tool`, `/tool/xenstored` and the special nodes, all of the privileged domain;
-    /// `@releaseDomain` may be watched by everybody.
+    /// Returns a fresh store: `/`, `/tool`, `/tool/xenstored` and the special nodes, all owned by
+    /// the privileged domain. Every domain may watch `@releaseDomain`.
     pub(crate) fn new(owner: DomId, incarnation: Incarnation, ledger: &mut Ledger<'_>) -> Self {
         let owner = Perm { domid: owner, access: Access::NONE, incarnation };
         let closed = Rc::new(Perms::owned(owner));
@@ -87,41 +87,41 @@ impl Tree {
         }
         let mut tree = Self { root, specials: Rc::new(specials) };
         let own = Caller { domid: owner.domid, incarnation, target: None, privileged: true };
-        // A privileged caller is refused nothing.
+        // A privileged caller is never refused.
         let _ = tree.put(&own, Path::checked(b"/tool/xenstored"), Put::Nothing, ledger);
         tree
     }
 
-    /// A tree without any node but the root, to stand where another was.
+    /// Returns a tree without any node but the root, as a replacement for this one.
     pub(crate) fn emptied(&self) -> Self {
         let root = Node::new(b"", b"", self.root.perms().clone(), &mut Vec::new());
         Self { root, specials: self.specials.clone() }
     }
 
-    /// The root node.
+    /// Returns the root node.
     #[must_use]
     pub fn root(&self) -> &Node {
         &self.root
     }
 
-    /// The root node alone, to be freed with all below it.
+    /// Returns the root node alone, to be freed with all nodes below it.
     pub(crate) fn into_root(self) -> Node {
         self.root
     }
 
-    /// True where nothing has changed between the two.
+    /// True if the two are the same version of the tree.
     #[must_use]
     pub fn same(&self, other: &Tree) -> bool {
         self.root.same(&other.root) && Rc::ptr_eq(&self.specials, &other.specials)
     }
 
-    /// The special node of this name (`@introduceDomain` or `@releaseDomain`).
+    /// Returns the special node of this name (`@introduceDomain` or `@releaseDomain`).
     #[must_use]
     pub fn special(&self, name: &[u8]) -> Option<&Node> {
         self.specials.iter().find(|node| node.name() == name)
     }
 
-    /// Follows a path as far as it leads. A special path has at most one name that exists.
+    /// Follows a path as far as its nodes exist. A special path has at most one name that exists.
     #[must_use]
     pub fn walk(&self, path: Path<'_>) -> Walk<'_> {
         let mut walk = Walk { node: &self.root, parent: None, missing: 0 };
@@ -142,17 +142,17 @@ impl Tree {
         walk
     }
 
-    /// The node at `path`, whoever asks.
+    /// Returns the node at `path`, without a check of permissions.
     #[must_use]
     pub fn get(&self, path: Path<'_>) -> Option<&Node> {
         let walk = self.walk(path);
         (walk.missing == 0).then_some(walk.node)
     }
 
-    /// The node at `path` for a caller who needs `wanted` of it.
+    /// Returns the node at `path` for a caller that needs the access `wanted`.
     ///
     /// # Errors
-    /// EACCES, also for a node that does not exist where the caller may not see that; else ENOENT.
+    /// EACCES, also for a missing node if the caller may not see that; otherwise ENOENT.
     pub fn find(&self, caller: &Caller, path: Path<'_>, wanted: Access) -> Result<&Node, Error> {
         let walk = self.walk(path);
         if !walk.node.perms().access(caller).has(wanted) {
@@ -173,7 +173,7 @@ impl Tree {
         Some(node)
     }
 
-    /// WRITE and MKDIR: makes what is missing of the path, and sets the value.
+    /// Runs WRITE and MKDIR: makes the missing nodes of the path, and sets the value.
     pub(crate) fn put(
         &mut self,
         caller: &Caller,
@@ -182,7 +182,7 @@ impl Tree {
         ledger: &mut Ledger<'_>,
     ) -> Result<Done, Error> {
         ledger.touch();
-        // The usual case needs one way down only: nothing is to be checked for the privileged.
+        // The usual case needs one descent only: nothing has to be checked for a privileged caller.
         if caller.privileged
             && let Put::Value(value) = what
             && let Some(node) = self.get_mut(path.names(), &mut ledger.churn)
@@ -214,8 +214,8 @@ impl Tree {
         Ok(Done::Changed)
     }
 
-    /// Makes the nodes of `path` that are missing. They get their nearest ancestor's permissions, and an
-    /// unprivileged caller owns what it makes.
+    /// Makes the missing nodes of `path`. They get their nearest ancestor's permissions, and an
+    /// unprivileged caller owns the nodes that it makes.
     fn create(
         &mut self,
         caller: &Caller,
@@ -268,8 +268,8 @@ impl Tree {
         Ok(())
     }
 
-    /// RM: takes the node out, with all below it. The nodes of a large subtree stay on their owners' accounts; see
-    /// [`Node::is_large`].
+    /// Runs RM: removes the node, with all nodes below it. The nodes of a large subtree stay on
+    /// their owners' accounts; see [`Node::is_large`].
     pub(crate) fn remove(
         &mut self,
         caller: &Caller,
@@ -300,11 +300,11 @@ impl Tree {
         Ok(Done::Removed(gone))
     }
 
-    /// Puts a node in its place as it was in another store, and books it. `/` and the special ones, which
-    /// are always there, become it.
+    /// Restores a node from another store, and books it. It replaces `/` and the special nodes,
+    /// which always exist.
     ///
     /// # Errors
-    /// Where its parent is missing, or it is there.
+    /// An error if its parent is missing, or the node exists.
     pub(crate) fn restore(
         &mut self,
         path: Path<'_>,
@@ -328,7 +328,7 @@ impl Tree {
         };
         let above = self.get_mut(parent.names(), &mut ledger.churn);
         let above = above.ok_or("its parent is not there")?;
-        // Most nodes have their parent's permissions: they share them.
+        // Most nodes have their parent's permissions, and share them.
         let perms = if **above.perms() == perms { above.perms().clone() } else { Rc::new(perms) };
         let owner = above.perms().owner();
         let dir = above.dir_or_new(&mut ledger.churn);
@@ -343,7 +343,7 @@ impl Tree {
         Ok(())
     }
 
-    /// SET_PERMS.
+    /// Runs SET_PERMS.
     pub(crate) fn set_perms(
         &mut self,
         caller: &Caller,
@@ -352,8 +352,8 @@ impl Tree {
         ledger: &mut Ledger<'_>,
     ) -> Result<Done, Error> {
         ledger.touch();
-        // A transaction may set permissions for a domain that is dead when it commits: the node would
-        // belong to that domain's successor.
+        // A transaction may set permissions for a domain that is dead when it commits. The node
+        // would then belong to that domain's successor.
         let owner = perms.owner();
         if owner.domid.0 != DOMID_ANY
             && ledger.domains.incarnation(owner.domid) != owner.incarnation
@@ -387,7 +387,8 @@ impl Tree {
         Ok(Done::Permitted(old))
     }
 
-    /// Every node from `start` down, parents first, with its path. Stops when `visit` says so.
+    /// Visits every node from `start` down, parents first, with its path. `visit` returns the next
+    /// step.
     pub fn visit(&self, start: Path<'_>, mut visit: impl FnMut(&[u8], &Node) -> Go) {
         let Some(node) = self.get(start) else { return };
         let mut path = Vec::from(if start.is_root() { &b""[..] } else { start.as_bytes() });
@@ -415,21 +416,22 @@ impl Tree {
 /// The next step of a visit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Go {
-    /// With the children.
+    /// Continue with the children.
     On,
-    /// Without the children.
+    /// Continue after the children.
     Past,
-    /// Not at all.
+    /// Stop the visit.
     Stop,
 }
 
-/// The marks that a list of children gets where a child of this name comes or goes.
+/// Returns the new generation and digest of a list of children when a child of this name is added
+/// or removed.
 fn list_change(name: &[u8], ledger: &mut Ledger<'_>) -> ListChange {
     let digest = ledger.domains.secret.bytes(name);
     ListChange { generation: ledger.next_generation(), digest }
 }
 
-/// Takes a removed node and all below it off its owners' accounts.
+/// Takes a removed node and all nodes below it off their owners' accounts.
 fn disown(gone: &Node, ledger: &mut Ledger<'_>) {
     let mut stack = Vec::from([gone.dir().map(|dir| dir.iter())]);
     ledger.disown(&gone.perms().owner(), gone.weight());

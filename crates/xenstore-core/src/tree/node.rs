@@ -8,24 +8,24 @@ use crate::prefix::prefix_of;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 
-/// Bytes in front of the name: its length.
+/// The bytes before the name, which hold its length.
 const LEN_BYTES: usize = 2;
 
-/// A node. Cloning one shares everything it holds, so that a clone is a snapshot.
+/// A node. A clone shares everything that it contains, so a clone is a snapshot.
 ///
-/// Name and value lie together in one allocation, and the first bytes of the name are kept beside the
-/// pointer, so that a search in a directory seldom has to follow it. This is what a node costs: 40
-/// bytes in its directory and one allocation of 18 bytes + name + value.
+/// Name and value are in one allocation, and the first bytes of the name are kept besides the
+/// pointer, so that a search in a directory seldom has to follow it. A node costs 40 bytes in its
+/// directory and one allocation of 18 bytes + name + value.
 #[derive(Clone)]
 pub struct Node {
     prefix: u64,
-    /// Length of the name (2 bytes), the name, the value.
+    /// The length of the name (2 bytes), the name, the value.
     data: Rc<[u8]>,
     perms: Rc<Perms>,
     dir: Option<Rc<Dir<Self>>>,
 }
 
-/// Builds a node's data in one go; the `Vec` is for reuse, so that only the shared copy is allocated.
+/// Builds a node's data in one go. The `Vec` is reused, so that only the shared copy is allocated.
 fn join(name: &[u8], value: &[u8], scratch: &mut Vec<u8>) -> Rc<[u8]> {
     let len = u16::try_from(name.len()).unwrap_or(u16::MAX);
     scratch.clear();
@@ -46,7 +46,7 @@ impl Entry for Node {
 }
 
 impl Node {
-    /// A node without children.
+    /// Returns a node without children.
     #[must_use]
     pub fn new(name: &[u8], value: &[u8], perms: Rc<Perms>, scratch: &mut Vec<u8>) -> Self {
         Self { prefix: prefix_of(name), data: join(name, value, scratch), perms, dir: None }
@@ -57,43 +57,43 @@ impl Node {
         len.saturating_add(LEN_BYTES)
     }
 
-    /// The last component of the node's path; the root's is empty.
+    /// Returns the last component of the node's path; the root's is empty.
     #[must_use]
     pub fn name(&self) -> &[u8] {
         self.data.get(LEN_BYTES..self.value_at()).unwrap_or_default()
     }
 
-    /// The value.
+    /// Returns the value.
     #[must_use]
     pub fn value(&self) -> &[u8] {
         self.data.get(self.value_at()..).unwrap_or_default()
     }
 
-    /// The permissions.
+    /// Returns the permissions.
     #[must_use]
     pub fn perms(&self) -> &Rc<Perms> {
         &self.perms
     }
 
-    /// The children; `None` for a node that never had one.
+    /// Returns the children; `None` for a node that never had any.
     #[must_use]
     pub fn dir(&self) -> Option<&Rc<Dir<Self>>> {
         self.dir.as_ref()
     }
 
-    /// The children in the order of their names.
+    /// Returns the children in the order of their names.
     pub fn children(&self) -> impl Iterator<Item = &Node> {
         self.dir.iter().flat_map(|dir| dir.iter())
     }
 
-    /// The node's count for the quota `node-size`: as in the C daemon, a header, the permissions,
-    /// the value and the list of the children's names.
+    /// Returns the node's size for the quota `node-size`: as in the C daemon, a header, the
+    /// permissions, the value and the list of the children's names.
     #[must_use]
     pub fn size(&self) -> u32 {
         self.size_with(self.value().len())
     }
 
-    /// [`Node::size`] if the value had `value_len` bytes.
+    /// Returns [`Node::size`] with a value of `value_len` bytes.
     #[must_use]
     pub fn size_with(&self, value_len: usize) -> u32 {
         let names = self.dir.as_ref().map_or(0, |dir| dir.names_len());
@@ -101,25 +101,25 @@ impl Node {
         u32::try_from(own).unwrap_or(u32::MAX).saturating_add(names)
     }
 
-    /// Bytes that the node counts for the quota `memory`: its size, its name, and what it takes to keep them.
+    /// Returns the node's bytes for the quota `memory`: its size, its name, and the overhead.
     #[must_use]
     pub fn weight(&self) -> i64 {
         i64::from(self.size()).saturating_add(self.name().len() as i64).saturating_add(NODE_WEIGHT)
     }
 
-    /// True where both have the very same value: the same bytes.
+    /// True if both share one value: the same bytes.
     #[must_use]
     pub fn same_value(&self, other: &Node) -> bool {
         Rc::ptr_eq(&self.data, &other.data) || self.value() == other.value()
     }
 
-    /// True where both have the same permissions.
+    /// True if both have the same permissions.
     #[must_use]
     pub fn same_perms(&self, other: &Node) -> bool {
         Rc::ptr_eq(&self.perms, &other.perms) || self.perms == other.perms
     }
 
-    /// True where both have children of the same names.
+    /// True if both have children of the same names.
     #[must_use]
     pub fn same_children(&self, other: &Node) -> bool {
         match (&self.dir, &other.dir) {
@@ -129,7 +129,7 @@ impl Node {
         }
     }
 
-    /// True where both are one snapshot, children and all.
+    /// True if both are one snapshot, including the children.
     #[must_use]
     pub fn same(&self, other: &Node) -> bool {
         let dirs = match (&self.dir, &other.dir) {
@@ -140,7 +140,7 @@ impl Node {
         dirs && Rc::ptr_eq(&self.data, &other.data) && Rc::ptr_eq(&self.perms, &other.perms)
     }
 
-    /// True where both hold the same down to the last node below. Shared parts are not looked into.
+    /// True if both subtrees have the same contents. Shared parts are not compared.
     #[must_use]
     pub fn same_subtree(&self, other: &Node) -> bool {
         let alike = |one: &Node, two: &Node| {
@@ -170,7 +170,7 @@ impl Node {
         true
     }
 
-    /// Replaces the value, in place where nobody else holds it and the length stays.
+    /// Replaces the value, in place if it is not shared and its length stays.
     pub(super) fn set_value(&mut self, value: &[u8], scratch: &mut Vec<u8>, churn: &mut Churn) {
         let at = self.value_at();
         match Rc::get_mut(&mut self.data).and_then(|data| data.get_mut(at..)) {
@@ -184,7 +184,7 @@ impl Node {
         self.data = join(self.name(), value, scratch);
     }
 
-    /// The list of children that it alone holds.
+    /// Returns the list of children if no other node shares it.
     pub(super) fn into_pieces(self) -> Option<Pieces<Self>> {
         Rc::into_inner(self.dir?).map(Dir::into_pieces)
     }
@@ -194,12 +194,12 @@ impl Node {
         self.perms = perms;
     }
 
-    /// The children, to be changed; made this node's own first if a snapshot shares them.
+    /// Returns the children for a change. They are copied first if a snapshot shares them.
     pub(super) fn dir_mut(&mut self, churn: &mut Churn) -> Option<&mut Dir<Self>> {
         self.dir.as_mut().map(|dir| churn.own(dir))
     }
 
-    /// As [`Node::dir_mut`], for a node that may have none yet.
+    /// Does the same as [`Node::dir_mut`], for a node that may have no children yet.
     pub(super) fn dir_or_new(&mut self, churn: &mut Churn) -> &mut Dir<Self> {
         churn.own(self.dir.get_or_insert_with(|| Rc::new(Dir::new())))
     }

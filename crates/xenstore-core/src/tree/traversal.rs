@@ -1,4 +1,4 @@
-//! A traversal of a tree that can be taken up again where it stopped.
+//! A traversal of a tree that can be continued from the point where it stopped.
 
 use super::dir::Iter;
 use super::node::Node;
@@ -6,27 +6,27 @@ use crate::limits::DISOWN_MAX;
 use alloc::vec::Vec;
 
 impl Node {
-    /// True where there are more nodes, from this one down, than are taken off their owners' accounts at once.
+    /// True if the subtree has more nodes than are taken off their owners' accounts at once.
     pub(crate) fn is_large(&self) -> bool {
         self.dir().is_some() && Traversal::whole(self).nth(DISOWN_MAX).is_some()
     }
 }
 
-/// Visits a node and all below it, parents first, children by name.
+/// A traversal of a node and all nodes below it, parents first, children by name.
 pub(crate) struct Traversal<'a> {
     root: Option<&'a Node>,
-    /// The path of the node that was visited last, relative to the first; empty for that one.
+    /// The path of the last visited node, relative to the first; empty for that one.
     path: Vec<u8>,
     stack: Vec<(Iter<'a, Node>, usize)>,
 }
 
 impl<'a> Traversal<'a> {
-    /// From `root` on.
+    /// Returns a traversal from `root` on.
     pub(crate) fn whole(root: &'a Node) -> Self {
         Self { root: Some(root), path: Vec::new(), stack: Vec::new() }
     }
 
-    /// From behind the node at `last` on, whether that is still there or not.
+    /// Returns a traversal that continues after the node at `last`, which need not exist any more.
     pub(crate) fn after(root: &'a Node, last: &[u8]) -> Self {
         let mut walk = Self { root: None, path: Vec::new(), stack: Vec::new() };
         let mut node = Some(root);
@@ -40,7 +40,7 @@ impl<'a> Traversal<'a> {
         walk
     }
 
-    /// The path of the node that was visited last.
+    /// Returns the path of the last visited node.
     pub(crate) fn path(&self) -> &[u8] {
         &self.path
     }

@@ -1,4 +1,4 @@
-//! The places of the index below one: none, one, or many that are told apart by their first names.
+//! The places of the index below one: none, one, or many that are found by their first names.
 
 use super::names::{first_name, strip};
 use crate::prefix::prefix_of;
@@ -7,9 +7,9 @@ use alloc::collections::BTreeMap;
 use alloc::collections::btree_map::Entry;
 use alloc::vec::Vec;
 
-/// Something that a label leads to.
+/// A place with a label.
 pub(super) trait Labelled: Default {
-    /// The names that lead there from the place above, with a slash between each two.
+    /// Returns the names from the place above to this one, separated by slashes.
     fn label(&self) -> &[u8];
 }
 
@@ -22,37 +22,39 @@ pub(super) enum Below<P> {
     Many(Box<Parting<P>>),
 }
 
-/// A parting of ways: the places by their first name. They are found by its first bytes as a number, as nodes are: a
-/// change looks here whether anybody watches or not.
+/// A branching point: the places by their first name. They are found by its first bytes as a
+/// number, as nodes are. Every change searches here, even if no watch is near.
 #[derive(Default)]
 pub(super) struct Parting<P> {
     places: BTreeMap<u64, Alike<P>>,
-    /// The [`mark`] of every name that is or was there: most changes are where nobody watches.
+    /// The [`mark`]s of all names that are or were here: most changes are at places without
+    /// watches.
     marks: u64,
     /// The number of places.
     len: u32,
 }
 
-/// The places whose first names begin alike.
+/// The places whose first names share their first bytes.
 enum Alike<P> {
     One(Box<P>),
-    /// Sorted by their first names. Boxes, as what moves when one is put between two is a pointer.
+    /// The places sorted by their first names. They are boxed, so that an insertion moves only
+    /// pointers.
     Many(Vec<Box<P>>),
 }
 
-/// True where the first name that leads to a place is `name`.
+/// True if the first name of the place's label is `name`.
 #[inline]
 fn is_first(place: &impl Labelled, name: &[u8]) -> bool {
     strip(place.label(), name).is_some()
 }
 
-/// One bit of 64 for a name that begins so.
+/// Returns one bit of 64 for a name with this prefix.
 fn mark(prefix: u64) -> u64 {
     1 << (prefix.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 58)
 }
 
 impl<P: Labelled> Alike<P> {
-    /// The place whose first name is `name`.
+    /// Returns the place whose first name is `name`.
     #[inline]
     fn get(&self, name: &[u8]) -> Option<&P> {
         match self {
@@ -76,7 +78,7 @@ impl<P: Labelled> Alike<P> {
         }
     }
 
-    /// Adds a place whose first name is not there yet.
+    /// Adds a place whose first name must be new.
     fn add(&mut self, place: Box<P>) {
         if let Self::One(first) = self {
             *self = Self::Many(Vec::from([core::mem::take(first)]));
@@ -88,7 +90,7 @@ impl<P: Labelled> Alike<P> {
         }
     }
 
-    /// Takes the place whose first name is `name` out; whether there was one.
+    /// Removes the place whose first name is `name`. Returns true if there was one.
     fn remove(&mut self, name: &[u8]) -> bool {
         match self {
             Self::One(place) if is_first(&**place, name) => {
@@ -121,7 +123,7 @@ impl<P: Labelled> Alike<P> {
         one.into_iter().chain(many.into_iter().flatten()).map(|place| &**place)
     }
 
-    /// The only place, where there is one only.
+    /// Returns the only place, if there is exactly one.
     fn into_only(self) -> Option<Box<P>> {
         match self {
             Self::One(place) => Some(place),
@@ -144,7 +146,7 @@ impl<P: Labelled> Parting<P> {
         self.places.get_mut(&prefix_of(name))?.get_mut(name)
     }
 
-    /// Adds a place whose first name is not there yet.
+    /// Adds a place whose first name must be new.
     fn add(&mut self, place: Box<P>) {
         let prefix = prefix_of(first_name(place.label()));
         self.marks |= mark(prefix);
@@ -165,7 +167,7 @@ impl<P: Labelled> Parting<P> {
         }
     }
 
-    /// The only place, where there is one only.
+    /// Returns the only place, if there is exactly one.
     fn only(&mut self) -> Option<Box<P>> {
         let (_, alike) = (self.len == 1).then(|| self.places.pop_first())??;
         alike.into_only()
@@ -173,7 +175,7 @@ impl<P: Labelled> Parting<P> {
 }
 
 impl<P: Labelled> Below<P> {
-    /// The place that may lie on the way along `names`: its label is still to be compared.
+    /// Returns the place that may be on the path along `names`. Its label is still to be compared.
     #[inline]
     pub(super) fn toward(&self, names: &[u8]) -> Option<&P> {
         match self {
@@ -183,7 +185,7 @@ impl<P: Labelled> Below<P> {
         }
     }
 
-    /// The place whose first name is that of `names`.
+    /// Returns the place whose first name is that of `names`.
     #[inline]
     pub(super) fn get(&self, names: &[u8]) -> Option<&P> {
         match self {
@@ -202,7 +204,7 @@ impl<P: Labelled> Below<P> {
         }
     }
 
-    /// Adds a place whose first name is not there yet.
+    /// Adds a place whose first name must be new.
     pub(super) fn add(&mut self, place: Box<P>) {
         match core::mem::take(self) {
             Self::None => *self = Self::One(place),

@@ -1,18 +1,18 @@
-//! The names of watches.
+//! The ids of watches.
 
-/// A watch; they are in the order in which they were set.
+/// The id of a watch. Ids sort in the order in which the watches were set.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) struct WatchId {
-    /// The number of watches that were set before; never used again.
+    /// The number of watches that were set before. It is never reused.
     pub(super) number: u64,
-    /// Its place in the list of all watches; used again once the watch is gone.
+    /// The slot in the list of all watches. It is reused once the watch is removed.
     pub(super) slot: u32,
 }
 
 impl WatchId {
-    /// Sorts before all others.
+    /// An id that sorts before all others.
     pub(super) const FIRST: Self = Self { number: 0, slot: 0 };
-    /// Sorts behind all others.
+    /// An id that sorts after all others.
     pub(super) const LAST: Self = Self { number: u64::MAX, slot: u32::MAX };
 }
 

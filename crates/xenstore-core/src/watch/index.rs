@@ -1,7 +1,8 @@
-//! The index of watches: a tree of paths in which every place is watched or is where ways part.
+//! The index of watches: a tree of paths in which every place has a watch or a branch.
 //!
-//! Names that lead nowhere else share one place, so a watch makes at most two places, however long its path is. A
-//! change of `/a/b` finds the watches of `/`, `/a` and `/a/b` on one way down; a removal also finds those below.
+//! Names without a watch or a branch share one place with their successor, so a watch makes at most
+//! two places, however long its path is. A change of `/a/b` finds the watches of `/`, `/a` and
+//! `/a/b` in one descent; a removal also finds those below.
 
 use super::below::{Below, Labelled};
 use super::id::WatchId;
@@ -14,23 +15,23 @@ use alloc::vec::Vec;
 /// A place of the index.
 #[derive(Default)]
 pub(super) struct Place {
-    /// The names that lead here from the place above, with a slash between each two.
+    /// The names from the place above to this one, separated by slashes.
     label: Box<[u8]>,
     pub(super) here: Here,
     below: Below<Self>,
 }
 
-/// One watch of a place. A domain's watches stand side by side, in the order in which they were set.
+/// One watch of a place. A domain's watches are adjacent, in the order in which they were set.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) struct Watcher {
     pub(super) domid: DomId,
     pub(super) id: WatchId,
 }
 
-/// Those to whom something may be told.
+/// The domains whose watches may fire.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Audience<'d> {
-    /// All who watch.
+    /// All domains.
     Everybody,
     /// These domains, each once.
     Domains(&'d [DomId]),
@@ -80,7 +81,7 @@ impl Here {
         }
     }
 
-    /// The watches of an audience, those of one domain side by side.
+    /// Returns the watches of an audience, those of one domain adjacent.
     pub(super) fn of(&self, audience: Audience<'_>) -> impl Iterator<Item = WatchId> {
         let (one, many) = match self {
             Self::None => (None, None),
@@ -110,7 +111,7 @@ impl Labelled for Place {
 }
 
 impl Place {
-    /// The next place on the way along `names`, and the names behind it.
+    /// Returns the next place on the path along `names`, and the names after it.
     #[inline]
     pub(super) fn enter<'n>(&self, names: &'n [u8]) -> Option<(&Self, &'n [u8])> {
         let next = self.below.toward(names)?;
@@ -123,7 +124,7 @@ impl Place {
         Some((next, behind))
     }
 
-    /// The place that `names` lead to, made if there is none.
+    /// Returns the place of `names`, and makes it if there is none.
     pub(super) fn make(&mut self, mut names: &[u8]) -> Option<&mut Self> {
         let mut place = self;
         while !names.is_empty() {
@@ -139,7 +140,8 @@ impl Place {
         Some(place)
     }
 
-    /// Makes this the place at the first `len` bytes of its label, and what it was one below it.
+    /// Splits the label after its first `len` bytes: this becomes the place there, and its former
+    /// content a place below it.
     fn split(&mut self, len: usize) {
         let Some((upper, lower)) = self.label.split_at_checked(len) else { return };
         let Some(lower) = lower.strip_prefix(b"/") else { return };
@@ -149,7 +151,7 @@ impl Place {
         self.below = Below::One(Box::new(Self { label: lower, here, below }));
     }
 
-    /// Becomes the place below it, where nobody watches this one and no ways part.
+    /// Merges this place with the one below it, if it has neither a watch nor a branch.
     fn join(&mut self) {
         if !self.here.is_empty() {
             return;
@@ -169,7 +171,7 @@ impl Place {
         }
     }
 
-    /// Takes a watch out of the place that `names` lead to, and the places that are of no use then.
+    /// Removes a watch from the place of `names`, and the places that are not needed any more.
     pub(super) fn remove(&mut self, names: &[u8], watcher: Watcher) {
         let (mut place, mut behind, mut steps) = (&mut *self, names, 0usize);
         while !behind.is_empty() {
@@ -188,18 +190,18 @@ impl Place {
             (place, behind) = (next, rest);
         }
         place.below.remove(first_name(behind));
-        // The top stays as it is.
+        // The top stays unchanged.
         if above > 0 {
             place.join();
         }
     }
 }
 
-/// A point of the index: a place, or on the way to one.
+/// A point of the index: a place, or a point within a place's label.
 #[derive(Clone, Copy)]
 pub(crate) struct Spot<'w> {
     place: &'w Place,
-    /// The names of the place's label that are still to come.
+    /// The names of the place's label after this point.
     ahead: &'w [u8],
 }
 
@@ -208,7 +210,7 @@ impl<'w> Spot<'w> {
         Self { place, ahead: &[] }
     }
 
-    /// The spot of this name below it.
+    /// Returns the spot of this name below it.
     pub(crate) fn get(self, name: &[u8]) -> Option<Self> {
         if !self.ahead.is_empty() {
             return strip(self.ahead, name).map(|ahead| Self { ahead, ..self });
@@ -217,7 +219,7 @@ impl<'w> Spot<'w> {
         strip(&place.label, name).map(|ahead| Self { place, ahead })
     }
 
-    /// All spots below it, one name down.
+    /// Returns all spots one name below it.
     pub(crate) fn iter(self) -> impl Iterator<Item = (&'w [u8], Self)> {
         let (ahead, place) = (self.ahead, self.place);
         let below = ahead.is_empty().then(|| place.below.iter());
@@ -229,17 +231,17 @@ impl<'w> Spot<'w> {
         })
     }
 
-    /// The number of spots one name down.
+    /// Returns the number of spots one name below it.
     pub(crate) fn len(self) -> u32 {
         if self.ahead.is_empty() { self.place.below.len() } else { 1 }
     }
 
-    /// True where the spot itself is watched.
+    /// True if the spot itself has a watch.
     pub(crate) fn is_watched(self) -> bool {
         self.ahead.is_empty() && !self.place.here.is_empty()
     }
 
-    /// The watches of the spot itself that an audience has.
+    /// Returns the watches of the spot itself that belong to the audience.
     pub(crate) fn watches(self, audience: Audience<'_>) -> impl Iterator<Item = WatchId> {
         let here = self.ahead.is_empty().then(|| self.place.here.of(audience));
         here.into_iter().flatten()
@@ -290,7 +292,7 @@ mod tests {
         }
     }
 
-    /// The places below `place` as text: label, number of watches, those below.
+    /// Returns the places below `place` as text: label, number of watches, those below.
     fn shape(place: &Place) -> String {
         let below: Vec<String> = place.below.iter().map(shape).collect();
         let label = String::from_utf8_lossy(&place.label).into_owned();
@@ -315,7 +317,7 @@ mod tests {
             top.remove(path.as_bytes(), watcher(number));
             shape(&top)
         };
-        // Not there, or another one's.
+        // This watch does not exist, or is another domain's.
         assert_eq!(unset("a/x", 0), ":1(a:0(b:1(c:0(d:1 e:2)) bx:1))");
         assert_eq!(unset("a/b/c", 0), ":1(a:0(b:1(c:0(d:1 e:2)) bx:1))");
         assert_eq!(unset("a/bx", 0), ":1(a:0(b:1(c:0(d:1 e:2)) bx:1))");
@@ -347,7 +349,7 @@ mod tests {
         assert_eq!(top.below.len(), 0);
     }
 
-    /// Any set of watches, set and taken out in any order, is found as a list of paths finds them.
+    /// Any set of watches, set and removed in any order, is found as a list of paths finds them.
     #[test]
     fn what_is_found_is_what_was_set() {
         let mut seed = 1u64;

@@ -18,16 +18,17 @@ use names::count;
 
 /// One watch.
 pub(crate) struct Watch {
-    /// As in its [`WatchId`].
+    /// The number in its [`WatchId`].
     number: u64,
     pub(crate) conn: ConnId,
     domid: DomId,
-    /// Absolute path, NUL, token: what tells the watches of one connection apart.
+    /// The absolute path, NUL, and the token. They identify a watch among those of its connection.
     key: Rc<[u8]>,
     path_len: usize,
-    /// Bytes of an event's path that are not told, as the watch was set on a relative path.
+    /// The bytes of an event's path that are left out, because the watch was set on a relative
+    /// path.
     pub(crate) hidden: usize,
-    /// Names below the path that are watched; `None` for all.
+    /// The number of names below the path that are watched; `None` for all.
     pub(crate) depth: Option<u32>,
 }
 
@@ -40,18 +41,19 @@ impl Watch {
         self.key.get(self.path_len.saturating_add(1)..).unwrap_or_default()
     }
 
-    /// Bytes that the watch counts for the quota `memory`.
+    /// Returns the watch's bytes for the quota `memory`.
     pub(crate) fn weight(&self) -> i64 {
         weight(&self.key)
     }
 }
 
-/// Bytes that a watch with this key counts for the quota `memory`: path, token, and its part of the index.
+/// Returns the bytes of a watch with this key for the quota `memory`: path, token, and its part of
+/// the index.
 pub(crate) fn weight(key: &[u8]) -> i64 {
     (key.len() as i64).saturating_sub(1).saturating_add(WATCH_WEIGHT)
 }
 
-/// The key by which two watches of a connection are the same.
+/// Writes the key by which two watches of a connection are equal.
 pub(crate) fn key(path: Path<'_>, token: &[u8], to: &mut Vec<u8>) {
     to.clear();
     to.extend_from_slice(path.as_bytes());
@@ -67,13 +69,13 @@ pub(crate) struct Watches {
     free: Vec<u32>,
     /// The number of watches that were ever set.
     count: u64,
-    /// Under the names of absolute paths.
+    /// The places of absolute paths.
     tree: Place,
-    /// Under the names of special ones.
+    /// The places of special paths.
     special: Place,
 }
 
-/// The names of a path as the index takes them.
+/// Returns the names of a path in the form of the index.
 fn names(path: Path<'_>) -> &[u8] {
     let path = path.as_bytes();
     path.strip_prefix(b"/").unwrap_or(path)
@@ -96,7 +98,7 @@ impl Watches {
         if path.is_special() { &mut self.special } else { &mut self.tree }
     }
 
-    /// Adds a watch of the domain behind `conn`; `key` is [`key`] of its path and token.
+    /// Adds a watch of the domain of `conn`. `key` is [`key`] of its path and token.
     pub(crate) fn add(
         &mut self,
         (conn, domid): (ConnId, DomId),
@@ -123,7 +125,7 @@ impl Watches {
         id
     }
 
-    /// Takes a watch out.
+    /// Removes a watch.
     pub(crate) fn remove(&mut self, id: WatchId) -> Option<Watch> {
         let watch = self.all.get_mut(id.slot as usize)?.take()?;
         self.free.push(id.slot);
@@ -132,7 +134,8 @@ impl Watches {
         Some(watch)
     }
 
-    /// True where there are watches of the path or of anything above it: for most changes, none.
+    /// True if there are watches of the path or of a node above it. For most changes there are
+    /// none.
     pub(crate) fn may_match(&self, path: Path<'_>) -> bool {
         let (mut place, mut behind) = (self.top(path), names(path));
         while place.here.is_empty() {
@@ -142,8 +145,9 @@ impl Watches {
         true
     }
 
-    /// The watches of an audience that a change of `path` concerns: those of the path and of everything above it, as
-    /// far as their depth goes. Those of one connection and place are in the order in which they were set.
+    /// Collects the watches of an audience that a change of `path` concerns: those of the path and
+    /// of the nodes above it, as far as their depth reaches. Those of one connection and place are
+    /// in the order in which they were set.
     pub(crate) fn matching(&self, path: Path<'_>, audience: Audience<'_>, to: &mut Vec<WatchId>) {
         let (mut place, mut behind) = (self.top(path), names(path));
         loop {
@@ -159,7 +163,7 @@ impl Watches {
         }
     }
 
-    /// The spot `path`, if something is watched there or below.
+    /// Returns the spot of `path`, if there is a watch on it or below it.
     pub(crate) fn spot(&self, path: Path<'_>) -> Option<Spot<'_>> {
         path.names().try_fold(Spot::top(&self.tree), Spot::get)
     }

@@ -1,4 +1,4 @@
-//! What one domain does to another: turns, their price, weights.
+//! Tests of the effects of one domain on another: turns, their cost, weights.
 
 use crate::common::Store;
 use crate::time::Moment;
@@ -6,7 +6,7 @@ use xenstore_core::limits::{HOLD_COST_US, HOLD_MAX_US, SLICE_COST, WEIGHT_DEFAUL
 use xenstore_core::server::ConnId;
 use xenstore_core::wire::{Header, MsgType};
 
-/// Guests that own their homes and may read and write `/shared`.
+/// Adds guests that own their homes and may read and write `/shared`.
 fn guests(store: &mut Store, dom0: ConnId, count: u16) -> Vec<ConnId> {
     store.write(dom0, 0, "/shared/key", "0").unwrap();
     for path in ["/shared", "/shared/key"] {
@@ -23,7 +23,7 @@ fn guests(store: &mut Store, dom0: ConnId, count: u16) -> Vec<ConnId> {
     (1..=count).map(home).collect()
 }
 
-/// What domain 0's requests cost, each answered at once.
+/// Returns the costs of domain 0's requests, each answered at once.
 fn costs(store: &mut Store, dom0: ConnId) -> Vec<u32> {
     let mut costs = Vec::new();
     for at in 0..200 {
@@ -45,7 +45,7 @@ fn costs(store: &mut Store, dom0: ConnId) -> Vec<u32> {
     costs
 }
 
-/// The same through the whole daemon, by the clock, is in the conformance suite.
+/// The conformance suite tests this through the whole daemon, by the clock.
 #[test]
 fn a_hundred_guests_with_ten_open_transactions_each_cost_domain_0_nothing() {
     let mut store = Store::new();
@@ -54,7 +54,7 @@ fn a_hundred_guests_with_ten_open_transactions_each_cost_domain_0_nothing() {
     costs(&mut store, dom0);
     let before = costs(&mut store, dom0);
     for guest in &guests {
-        // A refusal, so that its next transactions take turns where they can; turns that others hold
+        // A refusal makes its next transactions take turns where they can. Turns that others hold
         // have to end first.
         while store.server.deadline().is_some() {
             store.pass(HOLD_MAX_US);
@@ -77,8 +77,8 @@ fn a_hundred_guests_with_ten_open_transactions_each_cost_domain_0_nothing() {
     store.check();
 }
 
-/// A hundred guests with as many requests that wait as they may have: domain 0 does not look at them when its turn
-/// ends, and who of them ends one pays for the look.
+/// A hundred guests have as many waiting requests as they may have. Domain 0 does not search them
+/// when its turn ends, and the guest that ends a turn pays for the search.
 #[test]
 fn what_guests_wait_for_is_not_looked_at_in_domain_0s_time() {
     let mut store = Store::new();
@@ -91,7 +91,8 @@ fn what_guests_wait_for_is_not_looked_at_in_domain_0s_time() {
         let mut delayed = Vec::new();
         for guest in &guests {
             for at in 0..19 {
-                // As many requests either way, so that the processor's caches are the same: reads do not wait.
+                // The number of requests is the same in both cases, so that the processor's caches
+                // are too: reads do not wait.
                 if !wait {
                     let id = store.send(*guest, MsgType::Read, 0, b"own\0");
                     assert!(store.reply(*guest, id).is_some());
@@ -119,7 +120,8 @@ fn what_guests_wait_for_is_not_looked_at_in_domain_0s_time() {
     store.check();
 }
 
-/// Requests that many guests wait for are tried in rounds, none of which costs more than [`SLICE_COST`] and the plan of it.
+/// Waiting requests of many guests are tried in rounds, none of which costs more than
+/// [`SLICE_COST`] and the plan of the tries.
 #[test]
 fn requests_that_wait_are_tried_some_in_each_round() {
     let mut store = Store::new();
@@ -144,7 +146,7 @@ fn requests_that_wait_are_tried_some_in_each_round() {
             let mut output = store.server.output(*guest).to_vec();
             while !output.is_empty() {
                 store.server.consume_output(*guest, output.len(), store.now);
-                // Each is the header and `OK`.
+                // Each reply is the header and `OK`.
                 now += output.len() / 19;
                 output = store.server.output(*guest).to_vec();
             }
@@ -157,7 +159,8 @@ fn requests_that_wait_are_tried_some_in_each_round() {
     store.check();
 }
 
-/// A request that waits makes no other guest's dearer: only those of its own connection are looked at.
+/// A waiting request makes no other guest's request more expensive: only those of its own
+/// connection are searched.
 #[test]
 fn what_others_wait_for_is_not_looked_at() {
     let mut store = Store::new();
@@ -203,7 +206,7 @@ fn a_guest_whose_turn_ends_pays_for_the_look_at_those_who_wait() {
             store.send(*guest, MsgType::Read, *tx, b"/shared/key\0");
         }
     }
-    // The first has the turn, all others wait for one.
+    // The first has the turn; all others wait for one.
     let delayed = store.server.counters().delayed;
     assert_eq!(delayed, 49 * 10);
     let (holder, tx) = txs[0];
@@ -262,7 +265,7 @@ fn weights_are_set_by_domain_0_alone() {
     assert_eq!(refused, Err("EACCES".to_owned()));
 }
 
-/// What costs the store more, costs the domain more.
+/// Work that costs the store more costs the domain more.
 #[test]
 fn cost_follows_work() {
     let mut store = Store::new();

@@ -1,4 +1,5 @@
-//! The store without I/O: its rules, transactions, turns, its state as a stream, and a model of it.
+//! Tests of the store without I/O: its rules, transactions, turns, its state as a stream, and a
+//! model of it.
 
 mod common;
 mod fairness;

@@ -1,10 +1,11 @@
-//! Random operations by several domains, transactions and crashes included, against a naive map.
+//! Random operations by several domains, transactions and crashes included, compared with a plain
+//! map.
 //!
 //! `MODEL_SEEDS=8000` runs that many seeds, `MODEL_SEEDS=17..18` the one that failed.
 
 use crate::common::model::{Seeded, run};
 
-/// The seeds to run.
+/// Returns the seeds to run.
 fn seeds() -> std::ops::Range<u64> {
     let Ok(wanted) = std::env::var("MODEL_SEEDS") else { return 0..400 };
     let number =

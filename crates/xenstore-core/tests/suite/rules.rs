@@ -1,4 +1,4 @@
-//! Watches, permissions, quotas and the life of domains.
+//! Tests of watches, permissions, quotas and the life of domains.
 
 use crate::common::Store;
 use xenstore_core::server::{Config, ConnId, DomId, Ended, Notice, Orphans};
@@ -8,7 +8,7 @@ fn refused<T>(name: &str) -> Result<T, String> {
     Err(name.to_owned())
 }
 
-/// A store with a guest, 7, that owns its home.
+/// Returns a store with a guest, 7, that owns its home.
 fn with_guest() -> (Store, ConnId, ConnId) {
     let mut store = Store::new();
     let dom0 = store.socket();
@@ -35,7 +35,8 @@ fn a_removal_is_told_to_those_above_at_and_below() {
     store.rm(dom0, 0, "/a").unwrap();
     let mut events = store.events(dom0);
     events.sort();
-    // Those at and above are told what went; those below, that they went. What was not there did not go.
+    // Watches at and above the node get the removed path; watches below get their own path. There
+    // is no event for a node that did not exist.
     assert_eq!(
         events,
         ["/a t", "/a t", "/a/b t", "/a/b/c t"]
@@ -68,7 +69,7 @@ fn who_may_not_read_is_not_told() {
     store.rm(dom0, 0, "/secret").unwrap();
     store.write(dom0, 0, "/open", "1").unwrap();
     assert_eq!(store.events(guest), ["/open o"]);
-    // Losing the right to read is told once, and then nothing more.
+    // Losing the right to read causes one event, and then no more.
     store.set_perms(dom0, 0, "/open", &["n0"]).unwrap();
     assert_eq!(store.events(guest), ["/open o"]);
     store.write(dom0, 0, "/open", "2").unwrap();
@@ -233,7 +234,7 @@ fn a_guest_that_does_not_read_is_no_longer_served_after_the_timeout() {
     assert_eq!(store.ended(), [(guest, Ended::Unread)]);
     assert!(!store.server.wants_input(guest));
     assert_eq!(store.server.deadline(), None);
-    // A reset of its ring, or another INTRODUCE, makes it as good as new.
+    // A reset of its ring, or another INTRODUCE, makes it usable again.
     store.server.reset(guest, store.now, &mut store.machine);
     assert_eq!(store.read(guest, 0, "x").unwrap(), "v");
 }
@@ -266,7 +267,7 @@ fn a_guest_with_many_unread_replies_is_not_asked_for_more() {
     assert!(store.server.wants_input(guest));
 }
 
-/// Replies that lie unread and requests that wait are shown, and the most that there were.
+/// Unread replies and waiting requests are shown, and their highest number.
 #[test]
 fn outstanding_requests_are_shown() {
     let (mut store, dom0, guest) = with_guest();
@@ -428,7 +429,8 @@ fn a_failed_introduction_leaves_nothing() {
     assert_eq!(store.call(dom0, MsgType::IsDomainIntroduced, 0, b"7\0"), Ok(b"T\0".to_vec()));
 }
 
-/// A domain's death costs what it owned, not what the store holds: this takes minutes otherwise.
+/// A domain's death costs in proportion to its own nodes, not to the whole store: otherwise this
+/// takes minutes.
 #[test]
 fn many_domains_come_and_go() {
     let mut store = Store::new();
@@ -444,7 +446,7 @@ fn many_domains_come_and_go() {
     store.check();
 }
 
-/// The daemon is told of an end before the connection's name is another's, or not at all.
+/// The daemon gets the notice of an end before the connection's id is another's, or not at all.
 #[test]
 fn no_end_is_told_of_a_connection_that_has_begun_anew() {
     let (mut store, dom0, guest) = with_guest();
@@ -460,8 +462,8 @@ fn no_end_is_told_of_a_connection_that_has_begun_anew() {
     assert_eq!(store.ended(), [(successor, Ended::Protocol)]);
 }
 
-/// A change is told to those who may read the node: by an entry, as everybody, as its owner, or as one that has such a domain as its
-/// target. Nobody else does.
+/// A change causes events for the domains that may read the node: by an entry, by the default
+/// access, as its owner, or with such a domain as target. Other domains get no event.
 #[test]
 fn a_change_is_told_to_those_who_may_see_it() {
     let mut store = Store::new();
@@ -500,7 +502,8 @@ fn a_change_is_told_to_those_who_may_see_it() {
     assert_eq!(told(&["n0", "r6"], &[]), [5, 6, 8]);
 }
 
-/// A guest whose unread events went with their watch has nothing left to read, and is not ended for it.
+/// A guest whose unread events were removed with their watch has nothing left to read, and is not
+/// ended for it.
 #[test]
 fn a_guest_that_unwatches_what_it_has_not_read_is_served_on() {
     let (mut store, dom0, guest) = with_guest();
@@ -520,7 +523,7 @@ fn a_guest_that_unwatches_what_it_has_not_read_is_served_on() {
     store.check();
 }
 
-/// It leaves so many events unread that its own write ends it.
+/// The client leaves so many events unread that its own write ends it.
 #[test]
 fn who_is_ended_by_its_own_request_gets_no_reply() {
     let mut store = Store::new();

@@ -1,4 +1,5 @@
-//! Work that is too long for one round is done in slices, and what can be seen of it meanwhile is right.
+//! Tests that work that is too long for one round is done in slices, and that the visible state is
+//! right meanwhile.
 
 use crate::common::Store;
 use xenstore_core::limits::SLICE_COST;
@@ -16,7 +17,7 @@ fn fill(store: &mut Store, dom0: ConnId, top: &str, nodes: usize) {
     store.settle();
 }
 
-/// A guest that owns its home and everything that is named here.
+/// Adds a guest that owns its home and the nodes named here.
 fn owner(store: &mut Store, dom0: ConnId, domid: u16, nodes: &[&str]) -> ConnId {
     let guest = store.guest(domid);
     let home = format!("/local/domain/{domid}");
@@ -27,7 +28,8 @@ fn owner(store: &mut Store, dom0: ConnId, domid: u16, nodes: &[&str]) -> ConnId 
     guest
 }
 
-/// As many rounds as it takes to free so many nodes, four for the cost of a simple request.
+/// Asserts that freeing so many nodes took as many rounds as expected, four nodes for the cost of a
+/// simple request.
 fn assert_slices(rounds: usize, nodes: usize) {
     let slices = nodes / 4 / SLICE_COST as usize;
     assert!((slices..=slices + 3).contains(&rounds), "{nodes} nodes in {rounds} rounds");
@@ -39,20 +41,21 @@ fn what_is_removed_is_freed_in_slices() {
     let dom0 = store.socket();
     fill(&mut store, dom0, "/big", 20_000);
     store.send(dom0, MsgType::Rm, 0, b"/big\0");
-    // Once they are taken off the accounts, then they are freed.
+    // The nodes are first taken off the accounts, and then freed.
     assert_slices(store.settle(), 2 * 20_000);
     assert_eq!(store.read(dom0, 0, "/big/3/3500"), Err("ENOENT".to_owned()));
     store.check();
 }
 
-/// Nodes of a large subtree are taken off the accounts in slices, whoever removes them and whoever owns them.
+/// The nodes of a large subtree are taken off the accounts in slices, no matter who removes them
+/// and who owns them.
 #[test]
 fn what_is_removed_is_taken_off_the_accounts_in_slices() {
     let mut store = Store::new();
     let dom0 = store.socket();
     let guest = owner(&mut store, dom0, 7, &[]);
     let other = owner(&mut store, dom0, 8, &["/local/domain/7/of-8"]);
-    // Of domain 0: who makes a node below another domain's shares its owner.
+    // The top belongs to domain 0: a node made below another domain's node has the same owner.
     store.write(dom0, 0, "/local/domain/7/big", "").unwrap();
     store.set_perms(dom0, 0, "/local/domain/7/big", &["n0"]).unwrap();
     fill(&mut store, dom0, "/local/domain/7/big", 20_000);
@@ -62,7 +65,7 @@ fn what_is_removed_is_taken_off_the_accounts_in_slices() {
     assert_eq!(store.read(dom0, 0, "/local/domain/7"), Err("ENOENT".to_owned()));
     let now = |store: &Store, domid| store.server.usage(DomId(domid)).unwrap().now(Quota::Nodes);
     assert!(now(&store, 0) > before - 10_000, "most are charged yet");
-    // One of the owners dies meanwhile, and the next of its number has none of them.
+    // One of the owners dies meanwhile. The next domain of its number owns none of the nodes.
     store.dies(8);
     store.guest(8);
     store.check();
@@ -72,7 +75,7 @@ fn what_is_removed_is_taken_off_the_accounts_in_slices() {
     store.check();
 }
 
-/// They are told of the nodes that they may see, each once, and of the top at once.
+/// The watches fire for the nodes that their domains may read, each once, and for the top at once.
 #[test]
 fn who_watches_what_is_in_a_large_subtree_is_told_in_slices() {
     let mut store = Store::new();
@@ -101,7 +104,7 @@ fn who_watches_what_is_in_a_large_subtree_is_told_in_slices() {
     store.check();
 }
 
-/// As above, removed in a transaction that has made some of it.
+/// The subtree is removed in a transaction that has made some of it.
 #[test]
 fn what_a_transaction_removes_is_taken_off_the_accounts_in_slices() {
     let mut store = Store::new();
@@ -128,7 +131,7 @@ fn what_a_transaction_removes_is_taken_off_the_accounts_in_slices() {
     }
 }
 
-/// A transaction that holds the last copy frees it in slices, too.
+/// A transaction with the last copy frees it in slices, too.
 #[test]
 fn what_a_transaction_has_kept_is_freed_in_slices() {
     let mut store = Store::new();
@@ -163,7 +166,7 @@ fn a_guest_is_charged_until_what_it_let_go_is_freed() {
     store.check();
 }
 
-/// Nodes of a dead domain that are nowhere near its home are found, while the others go on.
+/// A dead domain's nodes far from its home are found, while other requests are served.
 #[test]
 fn the_nodes_of_a_dead_domain_are_looked_for_in_slices() {
     let mut store = Store::new();
@@ -175,7 +178,7 @@ fn the_nodes_of_a_dead_domain_are_looked_for_in_slices() {
     store.dies(7);
     assert_eq!(store.read(dom0, 0, "/local/domain/7"), Err("ENOENT".to_owned()));
     assert_eq!(store.read(dom0, 0, "/zzz"), Ok(String::new()), "it is the last");
-    // The next of its number has nothing of it, and keeps what is its own.
+    // The next domain of its number owns none of them, and keeps its own.
     let next = owner(&mut store, dom0, 7, &["/zz-own"]);
     let nodes = store.usage(dom0, 7, "nodes");
     assert_eq!(nodes, 2);
@@ -192,7 +195,7 @@ fn the_nodes_of_a_dead_domain_are_looked_for_in_slices() {
     store.check();
 }
 
-/// Two at once, and one of a number that dies again.
+/// Two domains die at once, and one of a number whose earlier domain has died.
 #[test]
 fn domains_that_die_one_after_the_other_are_all_buried() {
     let mut store = Store::new();
@@ -223,7 +226,7 @@ fn a_check_looks_at_a_large_store_in_slices() {
         store.notices.iter().filter(|notice| matches!(notice, Notice::Info(_))).count()
     };
     let id = store.send(dom0, MsgType::Control, 0, b"check\0");
-    // It looks at one moment, whatever happens meanwhile.
+    // The check uses the state of one moment, whatever happens meanwhile.
     store.send(dom0, MsgType::Rm, 0, b"/big/3\0");
     store.send(dom0, MsgType::Write, 0, b"/new\0v");
     assert_eq!(told(&mut store), 0);
@@ -232,7 +235,7 @@ fn a_check_looks_at_a_large_store_in_slices() {
     assert_eq!(store.reply(dom0, id), Some(Ok(b"OK\0".to_vec())));
 }
 
-/// `DOMID_ANY` is no domain, but may own nodes, and so is known to the store.
+/// `DOMID_ANY` is no domain, but it may own nodes, and therefore has a record in the store.
 #[test]
 fn the_nodes_of_any_domain_go_with_its_record() {
     let mut store = Store::new();

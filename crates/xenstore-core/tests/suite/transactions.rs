@@ -1,4 +1,4 @@
-//! What a transaction sees, when it is refused, and that none starves.
+//! Tests of the state that a transaction sees, of its refusal, and that no transaction starves.
 
 use crate::common::Store;
 use xenstore_core::limits::{HOLD_MAX_US, SNAPSHOT_BYTES, SNAPSHOT_BYTES_MAX};
@@ -33,7 +33,7 @@ fn a_transaction_sees_its_snapshot_and_its_own_writes() {
     store.check();
 }
 
-/// A change of what was read is a conflict; anything else is not.
+/// A change of a node that was read is a conflict; other changes are not.
 #[test]
 fn refused_only_for_a_true_conflict() {
     type Step = fn(&mut Store, ConnId, u32) -> Result<(), String>;
@@ -123,8 +123,8 @@ fn events_come_with_the_commit_and_not_before() {
     assert_eq!(store.events(two), ["/a t", "/b t"]);
 }
 
-/// Runs "read /a, write /a" on `conn` until it commits, while `two` writes /a before every request;
-/// how many tries it took. The writer's requests may be delayed.
+/// Runs "read /a, write /a" on `one` until it commits, while `two` writes /a before every request.
+/// Returns the number of tries. The writer's requests may be delayed.
 fn tries_against_a_writer(store: &mut Store, one: ConnId, two: ConnId) -> u32 {
     for attempt in 1..=10 {
         let tx = store.start(one);
@@ -155,7 +155,7 @@ fn xsa_206_a_writer_does_not_starve_a_transaction() {
 fn a_delay_ends_with_the_holder_its_death_or_ten_milliseconds() {
     for how in 0..3 {
         let (mut store, one, two) = two();
-        // A refusal first, so that the next transaction of this connection takes its turn.
+        // A refusal makes the next transaction of this connection take its turn.
         let tx = store.start(one);
         store.read(one, tx, "/a").unwrap();
         store.write(one, tx, "/b", "1").unwrap();
@@ -165,7 +165,8 @@ fn a_delay_ends_with_the_holder_its_death_or_ten_milliseconds() {
         store.read(one, tx, "/a").unwrap();
         let delayed = store.send(two, MsgType::Write, 0, b"/a\0mine");
         assert_eq!(store.reply(two, delayed), None);
-        // Other requests of the same connection go on; what depends on the delayed one does not.
+        // Other requests of the same connection are served; those that depend on the delayed one
+        // are not.
         store.write(two, 0, "/b", "meanwhile").unwrap();
         let behind = store.send(two, MsgType::Read, 0, b"/a\0");
         assert_eq!(store.reply(two, behind), None);
@@ -184,7 +185,7 @@ fn a_delay_ends_with_the_holder_its_death_or_ten_milliseconds() {
     }
 }
 
-/// A request stays behind one that waits for the same node, by whichever name.
+/// A request stays behind one that waits for the same node, whatever name either uses.
 #[test]
 fn relative_and_absolute_names_of_one_node_keep_their_order() {
     for [first, second] in [["x", "/local/domain/7/x"], ["/local/domain/7/x", "x"]] {
@@ -263,7 +264,7 @@ fn all_commit_within_three_tries(store: &mut Store, conns: &[ConnId]) {
         store.write(dom0, 0, key, "0").unwrap();
         store.set_perms(dom0, 0, key, &["b0"]).unwrap();
     }
-    // Every client has one request under way; in each round all that have been answered go on.
+    // Every client has one request in flight. In each round all clients with an answer continue.
     struct Client {
         tx: u32,
         step: usize,
@@ -388,7 +389,7 @@ fn what_a_connection_waits_for_goes_when_another_request_from_the_queue_ends_it(
     store.set_perms(holder, 0, "/local/domain/1/x", &["n1"]).unwrap();
     store.watch(guest, "x", "t").unwrap();
     store.events(guest);
-    // Refused once, the holder's next transaction takes its turn at its first read.
+    // After one refusal, the holder's next transaction takes its turn at its first read.
     let tx = store.start(holder);
     store.read(holder, tx, "/local/domain/1/x").unwrap();
     store.write(holder, tx, "/h", "").unwrap();
@@ -410,7 +411,8 @@ fn what_a_connection_waits_for_goes_when_another_request_from_the_queue_ends_it(
     store.check();
 }
 
-/// A guest's transaction that is left open while the store changes a lot is refused; it keeps nothing alive.
+/// A guest's transaction that stays open while the store changes a lot is refused, and keeps
+/// nothing alive.
 #[test]
 fn a_transaction_left_open_for_too_long_is_refused() {
     let mut store = Store::new();
@@ -427,19 +429,20 @@ fn a_transaction_left_open_for_too_long_is_refused() {
     }
     store.write(dom0, 0, "/local/domain/7/x", "new").unwrap();
     grow_old(&mut store, dom0);
-    // Until its end it is told what is there.
+    // Until its end it is shown the present state.
     assert_eq!(store.read(guest, guests, "x").unwrap(), "new");
     assert_eq!(store.write(guest, guests, "z", "mine"), Ok(()));
     assert_eq!(store.write(guest, guests, "/busy", "mine"), Err("EACCES".to_owned()));
     assert_eq!(store.commit(guest, guests), again());
     assert_eq!(store.list(guest, 0, "/local/domain/7").unwrap(), ["x"]);
-    // Domain 0's are its own affair, and judged by what they saw.
+    // Domain 0's transactions are not limited, and are judged by the state that they saw.
     assert_eq!(store.read(dom0, own, "/local/domain/7/x").unwrap(), "old");
     assert_eq!(store.commit(dom0, own), again());
     store.check();
 }
 
-/// A guest that owns its home and has a node `x` there, and its transaction that has read `x`.
+/// Adds a guest that owns its home and has a node `x` there. Returns it with a transaction that has
+/// read `x`.
 fn reader(store: &mut Store, dom0: ConnId, domid: u16) -> (ConnId, u32) {
     let guest = store.guest(domid);
     let home = format!("/local/domain/{domid}");
@@ -451,25 +454,27 @@ fn reader(store: &mut Store, dom0: ConnId, domid: u16) -> (ConnId, u32) {
     (guest, tx)
 }
 
-/// Nodes of domain 0's that hold as much as snapshots may keep alive.
+/// Makes nodes of domain 0's that take as much memory as snapshots may keep alive.
 fn fill(store: &mut Store, dom0: ConnId) {
     for at in 0..SNAPSHOT_BYTES / 4000 {
         store.write(dom0, 0, &format!("/busy/{at}"), &"v".repeat(4000)).unwrap();
     }
 }
 
-/// Time, and the replacement of all that [`fill`] has made, after which a guest's snapshot is too old.
+/// Advances the clock, and replaces all nodes of [`fill`], after which a guest's snapshot is too
+/// old.
 fn grow_old(store: &mut Store, dom0: ConnId) {
     store.now += HOLD_MAX_US + 1;
     for at in 0..SNAPSHOT_BYTES / 4000 {
-        // Without a look at the reply, which would be the end of a round.
+        // The reply is not read, which would end the round.
         let payload = format!("/busy/{at}\0{}", "w".repeat(4000));
         store.send(dom0, MsgType::Write, 0, payload.as_bytes());
     }
     store.receive(dom0);
 }
 
-/// However many changes there are beside it: what it has read is still so.
+/// The transaction commits however many other changes there are: the state that it read is
+/// unchanged.
 #[test]
 fn a_guests_old_transaction_is_brought_up_to_date_and_commits() {
     let (mut store, dom0, _) = two();
@@ -484,7 +489,8 @@ fn a_guests_old_transaction_is_brought_up_to_date_and_commits() {
     store.check();
 }
 
-/// One that only read has read what was so at one time; one that goes on after that is gone has not.
+/// A transaction that only read commits: it saw a state that existed at one time. One that
+/// continues after the state is gone does not.
 #[test]
 fn a_guests_old_transaction_that_only_read_commits_though_it_was_given_up() {
     let (mut store, dom0, _) = two();
@@ -500,8 +506,8 @@ fn a_guests_old_transaction_that_only_read_commits_though_it_was_given_up() {
     }
 }
 
-/// What it asked for once it was given up has not been done, so it must not be told that it has, even if it
-/// had only read before.
+/// Requests after a transaction was given up have not been executed, so the commit must not
+/// succeed, even if only reads came before.
 #[test]
 fn a_transaction_that_was_given_up_before_its_first_change_is_refused() {
     let (mut store, dom0, _) = two();
@@ -514,7 +520,8 @@ fn a_transaction_that_was_given_up_before_its_first_change_is_refused() {
     assert_eq!(store.list(guest, 0, "/local/domain/7").unwrap(), ["x"]);
 }
 
-/// Too many to be brought up to date in a round: the oldest are, and those that would keep too much are given up.
+/// There are too many to be brought up to date in a round: the oldest are, and those that would
+/// keep too much are given up.
 #[test]
 fn what_all_snapshots_keep_alive_is_bounded() {
     let (mut store, dom0, _) = two();
@@ -530,22 +537,22 @@ fn what_all_snapshots_keep_alive_is_bounded() {
         store.write(guest, tx, "y", "mine").unwrap();
         open.push((guest, tx));
     }
-    // One request replaces all at once, before any of them is old.
+    // One request replaces everything at once, before any of the snapshots is old.
     let tx = store.start(dom0);
     for list in store.list(dom0, 0, "/busy").unwrap() {
         store.rm(dom0, tx, &format!("/busy/{list}")).unwrap();
     }
     store.commit(dom0, tx).unwrap();
     let ends: Vec<_> = open.into_iter().map(|(guest, tx)| store.commit(guest, tx)).collect();
-    // 256 requests of 102 each.
+    // 256 requests are run again in a round. Each transaction has 102.
     let mut expected = vec![Ok(()); 3];
     expected.resize(20, again());
     assert_eq!(ends, expected);
     store.check();
 }
 
-/// A guest pays for what its own open transactions keep of what it has replaced itself; nothing that it asks for is
-/// refused for that, the oldest are.
+/// A guest pays for the state that it has replaced and its own open transactions keep. None of its
+/// requests is refused for that; its oldest transactions are.
 #[test]
 fn what_a_guests_own_snapshots_keep_is_charged_to_it() {
     let (mut store, dom0, _) = two();
@@ -572,7 +579,7 @@ fn what_a_guests_own_snapshots_keep_is_charged_to_it() {
     }
     let now = used(&mut store);
     assert!(now > nodes + 2 * 600_000 && now <= 2_621_440, "{nodes} became {now}");
-    // What is left is what the younger ones keep.
+    // The rest is the memory that the younger ones keep.
     let ends: Vec<_> = open.into_iter().map(|tx| store.commit(guest, tx)).collect();
     assert!(ends[0] == again() && ends[3] == Ok(()), "{ends:?}");
     let rest = used(&mut store);
@@ -580,7 +587,8 @@ fn what_a_guests_own_snapshots_keep_is_charged_to_it() {
     store.check();
 }
 
-/// A delayed request holds up no other of its connection but one that could tell the difference.
+/// A delayed request holds up only those other requests of its connection whose answers would show
+/// the difference.
 #[test]
 fn a_delay_holds_up_none_but_who_could_tell() {
     let (mut store, one, two) = two();
@@ -590,7 +598,8 @@ fn a_delay_holds_up_none_but_who_could_tell() {
     store.refuse(one, "/a/b/c");
     let tx = store.start(one);
     store.read(one, tx, "/a/b/c").unwrap();
-    // The connection of `two` has many users. The first writes what the holder has read, and waits.
+    // The connection of `two` has many users. The first writes the node that the holder has read,
+    // and waits.
     let waits = store.send(two, MsgType::Write, 0, b"/a/b/c\x001");
     assert!(store.reply(two, waits).is_none());
     for (kind, payload) in [
@@ -608,7 +617,7 @@ fn a_delay_holds_up_none_but_who_could_tell() {
     let follow = [
         store.send(two, MsgType::Read, 0, b"/a/b/c\0"),
         store.send(two, MsgType::Rm, 0, b"/a/b\0"),
-        // Behind the removal.
+        // This request comes after the removal.
         store.send(two, MsgType::Directory, 0, b"/a\0"),
         store.send(two, MsgType::Read, 0, b"/a/b/d/e\0"),
     ];
@@ -638,6 +647,6 @@ fn guests_refusals_do_not_make_domain_0_take_turns() {
     assert_eq!(store.commit(guest, tx), again());
     let (first, second) = (store.start(one), store.start(two));
     store.read(one, first, "/a").unwrap();
-    // This would be delayed if the first had the turn.
+    // This request would be delayed if the first had the turn.
     assert_eq!(store.read(two, second, "/a").unwrap(), "1");
 }

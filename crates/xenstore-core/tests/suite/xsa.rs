@@ -1,5 +1,5 @@
-//! Xen's security advisories on XenStore daemons, as far as they concern the store itself: each is a test
-//! named for it. The others are in the conformance suite, through the whole daemon.
+//! Tests named for Xen's security advisories on XenStore daemons, as far as they concern the store
+//! itself. The others are in the conformance suite, through the whole daemon.
 
 use crate::common::Store;
 use xenstore_core::server::{ConnId, DomId};
@@ -18,7 +18,7 @@ fn with_guest() -> (Store, ConnId, ConnId) {
     (store, dom0, guest)
 }
 
-/// A reply longer than a message is an error, and the stream goes on behind it.
+/// A reply longer than a message is an error, and the stream continues after it.
 #[test]
 fn xsa_072_no_reply_is_longer_than_a_message() {
     let (mut store, dom0, _) = with_guest();
@@ -29,7 +29,7 @@ fn xsa_072_no_reply_is_longer_than_a_message() {
     assert_eq!(store.read(dom0, 0, "/big").unwrap(), "");
 }
 
-/// A failed creation leaves no trace in tree or accounts.
+/// A failed creation leaves no trace in the tree or the accounts.
 #[test]
 fn xsa_115_failed_creations_are_not_accounted_for() {
     let (mut store, dom0, guest) = with_guest();
@@ -93,14 +93,14 @@ fn xsa_322_a_reused_domid_inherits_no_permission() {
     store.write(dom0, 0, "/shared", "v").unwrap();
     store.set_perms(dom0, 0, "/shared", &["n0", "b7", "r8"]).unwrap();
     store.dies(7);
-    // Nobody ever was domain 8: that entry is shown as it was written, and holds for nobody.
+    // Domain 8 never existed: the entry is shown as it was written, and gives no rights.
     assert_eq!(store.perms(dom0, 0, "/shared").unwrap(), "n0 r8");
     let successor = store.guest(7);
     assert_eq!(store.read(successor, 0, "/shared"), refused("EACCES"));
     store.check();
 }
 
-/// The longest token with the longest path still gives an event, or none, but no broken stream.
+/// The longest token with the longest path gives an event or none, but no broken stream.
 #[test]
 fn xsa_324_an_event_is_never_longer_than_a_message() {
     let (mut store, dom0, guest) = with_guest();
@@ -140,7 +140,7 @@ fn xsa_353_the_root_node_is_protected() {
     assert_eq!(store.rm(dom0, 0, "/"), refused("EINVAL"));
 }
 
-/// A creation that fails half way is undone as a whole.
+/// A creation that fails half way is undone completely.
 #[test]
 fn xsa_414_a_failed_creation_is_undone() {
     let (mut store, dom0, guest) = with_guest();
@@ -153,7 +153,8 @@ fn xsa_414_a_failed_creation_is_undone() {
     store.check();
 }
 
-/// The same in a transaction: what failed is not there, what succeeded is, and nothing is orphaned.
+/// A creation that fails in a transaction leaves no node. Successful ones remain, and nothing is
+/// orphaned.
 #[test]
 fn xsa_415_a_failed_creation_in_a_transaction_leaves_no_orphan() {
     let (mut store, dom0, guest) = with_guest();
@@ -175,14 +176,15 @@ fn xsa_417_an_entry_for_nobody_is_void_for_who_comes() {
     store.set_perms(dom0, 0, "/x", &["n0", "b9"]).unwrap();
     let guest = store.guest(9);
     assert_eq!(store.read(guest, 0, "/x"), refused("EACCES"));
-    // One that exists and is only not introduced yet is what the toolstack means.
+    // The entry of a domain that exists and is not introduced yet is valid: the toolstack writes
+    // such entries.
     store.machine.existing.insert(10);
     store.set_perms(dom0, 0, "/x", &["n0", "b10"]).unwrap();
     let guest = store.guest(10);
     assert_eq!(store.read(guest, 0, "/x").unwrap(), "v");
 }
 
-/// The deepest path there can be is made, watched, walked and removed on a small stack.
+/// The deepest possible path is made, watched, walked and removed on a small stack.
 #[test]
 fn xsa_418_depth_costs_no_stack() {
     let run = || {
@@ -211,7 +213,8 @@ fn xsa_418_depth_costs_no_stack() {
     thread.join().unwrap();
 }
 
-/// What a dead domain owned goes with it, wherever it is, and burdens nobody else.
+/// A dead domain's nodes are removed with it, wherever they are, and are charged to no other
+/// domain.
 #[test]
 fn xsa_419_nodes_of_a_dead_domain_go_with_it() {
     let (mut store, dom0, guest) = with_guest();
@@ -225,7 +228,7 @@ fn xsa_419_nodes_of_a_dead_domain_go_with_it() {
     store.check();
 }
 
-/// A commit is whole or nothing, and the accounts agree with it, deletions included.
+/// A commit is complete or has no effect, and the accounts agree with it, deletions included.
 #[test]
 fn xsa_421_a_commit_is_whole_or_nothing() {
     let (mut store, dom0, guest) = with_guest();
@@ -240,7 +243,7 @@ fn xsa_421_a_commit_is_whole_or_nothing() {
     assert_eq!(store.read(guest, 0, "a/b/c").unwrap(), "v");
     assert_eq!(store.read(guest, 0, "a/new"), refused("ENOENT"));
     assert_eq!(store.usage(dom0, 7, "nodes"), 5);
-    // Made and removed in one transaction; removed by two transactions at once.
+    // A node is made and removed in one transaction, and removed by two transactions at once.
     let (one, two) = (store.start(guest), store.start(guest));
     for tx in [one, two] {
         store.write(guest, tx, "temp/x", "v").unwrap();
@@ -253,7 +256,7 @@ fn xsa_421_a_commit_is_whole_or_nothing() {
     store.check();
 }
 
-/// Paths that end where a domid or a name is missing.
+/// Paths that end before a domid or a name are errors.
 #[test]
 fn xsa_481_malformed_paths_are_errors() {
     let (mut store, dom0, guest) = with_guest();
@@ -310,7 +313,8 @@ fn xsa_330_484_reset_watches_in_a_transaction() {
     store.check();
 }
 
-/// A transaction that gives a node to a domain which dies before the commit gives it to nobody else.
+/// A transaction gives a node to a domain that dies before the commit. No other domain gets the
+/// node.
 #[test]
 fn xsa_322_a_commit_gives_nothing_to_a_dead_domains_successor() {
     for touched in [false, true] {
@@ -330,15 +334,15 @@ fn xsa_322_a_commit_gives_nothing_to_a_dead_domains_successor() {
     }
 }
 
-/// A number that is used again before the news of the death has come: the successor gets nothing of the
-/// dead, and the news does not take from the successor.
+/// A number is reused before the report of the death has come: the successor gets nothing of the
+/// dead domain's, and the report does not affect the successor.
 #[test]
 fn xsa_322_a_number_used_again_before_the_death_is_told() {
     let (mut store, dom0, _) = with_guest();
     let home = "/local/domain/7";
     store.write(dom0, 0, "/shared", "v").unwrap();
     store.set_perms(dom0, 0, "/shared", &["n0", "r7"]).unwrap();
-    // It is another domain already, and the store has not been told.
+    // It is another domain already, without a report to the store.
     *store.machine.lives.entry(7).or_default() += 1;
     let successor = store.guest(7);
     assert_eq!(store.read(dom0, 0, home), refused("ENOENT"));

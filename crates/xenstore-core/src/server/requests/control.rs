@@ -1,15 +1,15 @@
-//! CONTROL: what an operator may ask of the store itself.
+//! CONTROL: an operator's commands to the store itself.
 //!
 //! | command | answer |
 //! |---|---|
-//! | `check` | looks the whole store through; what is wrong is logged |
-//! | `quota` | the limits; `quota <domid>` a domain's use, limits and refusals; `quota set`, `quota max` |
+//! | `check` | checks the whole store; faults are logged |
+//! | `quota` | the limits; `quota <domid>` usage, limits and refusals; `quota set`, `quota max` |
 //! | `quota-soft` | the soft limits |
-//! | `weight <domid> [<weight>]` | a domain's share of the daemon's time, 256 if it was given none |
+//! | `weight <domid> [<weight>]` | a domain's share of the daemon's time, 256 by default |
 //! | `subtree <path> <cursor>` | many nodes in one reply; see [`subtree`] |
 //! | `help` | all commands |
 //!
-//! Everything else is the daemon's, through [`Host::control`].
+//! The daemon answers all other commands, through [`Host::control`].
 
 use crate::domain::Domains;
 use crate::host::Host;
@@ -92,7 +92,7 @@ fn show_limits(domains: &Domains, kind: Kind) -> String {
     let mut text = String::from("Quota settings:\n");
     for about in ALL.iter().filter(|about| kind == Kind::Hard || about.soft.is_some()) {
         let value = domains.limits.get(about.quota, kind);
-        // Writing to a string does not fail.
+        // Writing to a string cannot fail.
         let _ = writeln!(text, "{:<17}: {value:>8} {}", about.name, about.what);
     }
     text
@@ -111,7 +111,8 @@ fn set_limit(
     }
     let quota = Quota::from_name(name).ok_or(Error::Inval)?;
     domains.limits.set(quota, kind, value)?;
-    // Unlike SET_QUOTA, this is what an operator does who wants a domain to go on at once.
+    // Unlike SET_QUOTA, this also changes existing domains: the operator wants a domain to continue
+    // at once.
     domains.iter_mut().try_for_each(|domain| domain.limits.set(quota, kind, value))?;
     Ok(String::from("OK"))
 }
@@ -126,7 +127,7 @@ fn show_max(domains: &Domains) -> String {
     text
 }
 
-/// A domain's use, limits and refusals.
+/// Returns a domain's usage, limits and refusals as text.
 fn show_domain(domains: &Domains, conns: &Connections, domid: DomId) -> Result<String, Error> {
     let domain = domains.get(domid).ok_or(Error::NoEnt)?;
     let mut text = format!("Domain {}:\n", domid.0);
@@ -157,10 +158,11 @@ fn show_domain(domains: &Domains, conns: &Connections, domid: DomId) -> Result<S
     Ok(text)
 }
 
-/// Many nodes in one reply: the next cursor and a NUL (no cursor: this was the last part), then one
-/// record a node, parents first, children by name, from `path` itself on: path relative to it, NUL,
-/// permissions separated by commas, NUL, length of the value in decimal, NUL, value. A record that fits
-/// into no message gives E2BIG: the caller has to read node by node.
+/// Replies with many nodes: the next cursor and a NUL (an empty cursor: this was the last part),
+/// then one record a node, parents first, children by name, from `path` itself on. A record is the
+/// path relative to `path`, NUL, permissions separated by commas, NUL, length of the value in
+/// decimal, NUL, value. A record that is too long for a message gives E2BIG: the caller has to read
+/// node by node.
 fn subtree(
     store: &mut Store,
     request: Request<'_>,
@@ -171,7 +173,7 @@ fn subtree(
     let path = store.sessions.content.path(&request.caller, path, Special::Refused, scratch)?;
     let root = store.sessions.see(request, path, Look::Subtree)?;
     store.sessions.content.charge_bytes(PAYLOAD_MAX);
-    // A cursor is `+` and the path of the last node that was told.
+    // A cursor is `+` and the path of the last node that was sent.
     let mut walk = match cursor.strip_prefix(b"+") {
         None if !cursor.is_empty() => return Err(Error::Inval.into()),
         None => Traversal::whole(&root),
@@ -204,7 +206,7 @@ fn write_record(domains: &Domains, path: &[u8], node: &Node, to: &mut Vec<u8>) {
     to.extend_from_slice(path);
     to.push(0);
     domains.write_perms(node.perms(), b',', to);
-    // The comma behind the last entry.
+    // The comma after the last entry.
     to.pop();
     to.push(0);
     push_decimal(node.value().len() as u64, to);

@@ -1,4 +1,4 @@
-//! Requests about domains; most are for the privileged only.
+//! Requests about domains. Most are for privileged callers only.
 
 use crate::domain::Domains;
 use crate::host::Host;
@@ -16,7 +16,7 @@ pub(super) fn introduce(store: &mut Store, request: Request<'_>, host: &mut dyn 
     let mut next = || strings.next().ok_or(Error::Inval);
     let (domid, gfn, port) = (next()?, next()?, next()?);
     let domid = parse_domid(domid)?;
-    // Signed in the protocol; a page number all the same.
+    // The number is signed in the protocol, but it is a page number.
     let gfn = parse::<i64>(gfn).map(i64::cast_unsigned).or_else(|_| parse(gfn)).unwrap_or(0);
     let port: u32 = parse(port)?;
     if port == 0 || domid.0 >= DOMID_FIRST_RESERVED {
@@ -32,7 +32,8 @@ pub(super) fn release(store: &mut Store, request: Request<'_>, host: &mut dyn Ho
     request.ok(&mut store.sessions.conns)
 }
 
-/// The introduced domain that the only argument names; not the store's own, nor the privileged one.
+/// Returns the introduced domain that the only argument names. It may be neither the store's own
+/// domain nor the privileged one.
 fn other_domain(domains: &Domains, request: Request<'_>) -> Result<DomId, Error> {
     let domid = parse_domid(request.only_string()?)?;
     if domains.is_privileged(domid) {
@@ -66,7 +67,7 @@ pub(super) fn is_domain_introduced(
     conns: &mut Connections,
 ) -> Outcome {
     let domid = parse_domid(request.only_string()?)?;
-    // The domain of the store is served through its sockets in any case.
+    // The sockets of the store's domain are served in any case.
     let introduced =
         domid.0 == DOMID_SELF || domid == domains.store_domain || domains.is_introduced(domid);
     request.answer(&[if introduced { b"T\0" } else { b"F\0" }], conns)

@@ -1,4 +1,4 @@
-//! Requests about what a domain may use: features and quotas.
+//! Requests about the limits of a domain: features and quotas.
 
 use crate::domain::Domains;
 use crate::host::Host;
@@ -99,7 +99,7 @@ pub(super) fn set_quota(
     request.ok(conns)
 }
 
-/// All quotas, separated by blanks.
+/// Returns the names of all quotas, separated by blanks.
 fn quota_names() -> Vec<u8> {
     let mut names = Vec::new();
     for about in ALL {

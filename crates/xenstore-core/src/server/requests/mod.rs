@@ -14,7 +14,7 @@ use crate::host::Host;
 use crate::wire::{Error, MsgType};
 use alloc::vec::Vec;
 
-/// True where only the privileged may ask this.
+/// True if only privileged callers may make this request.
 fn is_privileged(kind: MsgType) -> bool {
     use MsgType as M;
     matches!(
@@ -31,7 +31,7 @@ fn is_privileged(kind: MsgType) -> bool {
     )
 }
 
-/// Runs a request, and answers it unless that fails; `scratch` is for the path that it names.
+/// Runs a request, and replies unless it fails. `scratch` is a buffer for the path that it names.
 pub(super) fn run(
     store: &mut Store,
     request: Request<'_>,
@@ -47,7 +47,7 @@ pub(super) fn run(
     if in_transaction && !store.sessions.has_transaction(request.conn, request.header.tx_id) {
         return Err(Error::NoEnt.into());
     }
-    // What is about domains alone sees no more of the store.
+    // Requests about domains get no access to the rest of the store.
     let Sessions { content, conns, .. } = &mut store.sessions;
     let known = &mut content.domains;
     match request.kind {

@@ -13,7 +13,7 @@ use crate::wire::{Error, Strings, feature};
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 
-/// The path that is the only string of the payload.
+/// Returns the path that is the only string of the payload.
 fn only_path<'p>(
     store: &mut Store,
     request: Request<'p>,
@@ -86,7 +86,7 @@ pub(super) fn directory_part(
     let mut names = node.dir().into_iter().flat_map(|dir| dir.iter_from(offset)).map(Node::name);
     let complete = loop {
         let Some(name) = names.next() else { break true };
-        // One byte is kept for the empty name that ends the list.
+        // One byte is reserved for the empty name that ends the list.
         let room = PAYLOAD_MAX.saturating_sub(body.len()).saturating_sub(1);
         if name.len() >= room {
             break false;
@@ -120,7 +120,7 @@ pub(super) fn set_perms(
     let rest = strings.rest();
     let count = Strings::new(rest).count() as i64;
     let domains = &mut store.sessions.content.domains;
-    // Before they are read: the hypervisor is asked about each of them.
+    // This check precedes the parsing, which queries the hypervisor for each entry.
     if !caller.privileged {
         domains.check(caller.domid, Quota::NodePermissions, count)?;
         domains.saw(caller.domid, Quota::NodePermissions, count);
@@ -128,7 +128,8 @@ pub(super) fn set_perms(
     let domain = domains.get(caller.domid);
     let any = domain.is_none_or(|domain| domain.features & feature::DOMID_ANY != 0);
     let perms = Perms::parse(rest, |domid| match domid.0 {
-        // Not a domain: the entry holds for every one, or, without the feature, for none.
+        // DOMID_ANY is no domain. The entry is valid for every domain, or, without the feature, for
+        // none.
         limits::DOMID_ANY if any => Incarnation::NEVER,
         limits::DOMID_ANY => Incarnation::VOID,
         _ => domains

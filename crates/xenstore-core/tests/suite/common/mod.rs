@@ -1,4 +1,4 @@
-//! A store with clients on it: requests by name, replies and events as text.
+//! A store with clients: requests by name, replies and events as text.
 #![allow(dead_code, unreachable_pub, missing_docs, reason = "each test file uses its part")]
 
 pub mod model;
@@ -7,11 +7,11 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use xenstore_core::server::{Attach, Config, ConnId, DomId, Ended, Host, Notice, Server};
 use xenstore_core::wire::{Error, Header, MsgType, split_message};
 
-/// The machine around the store: which domains exist, and what it was asked.
+/// The machine around the store: the existing domains, and the store's calls.
 #[derive(Clone, Default)]
 pub struct Machine {
     pub existing: BTreeSet<u16>,
-    /// How many domains of a number have died.
+    /// The number of domains of each domid that have died.
     pub lives: BTreeMap<u16, u64>,
     pub detached: Vec<u16>,
     pub refuse_attach: Option<Error>,
@@ -44,7 +44,7 @@ pub struct Store {
     pub machine: Machine,
     pub now: u64,
     next_id: u32,
-    /// What was received and not looked at yet: connection, header, payload.
+    /// The received messages that were not examined yet: connection, header, payload.
     inbox: VecDeque<(ConnId, Header, Vec<u8>)>,
     pub notices: Vec<Notice>,
 }
@@ -69,7 +69,7 @@ impl Store {
         self.server.connect_socket()
     }
 
-    /// A guest that exists and is introduced.
+    /// Adds a guest that exists and is introduced.
     pub fn guest(&mut self, domid: u16) -> ConnId {
         self.machine.existing.insert(domid);
         let conn = self.server.introduce(DomId(domid), 0, 1, self.now, &mut self.machine);
@@ -82,7 +82,8 @@ impl Store {
         self.server.domain_died(DomId(domid), self.now, &mut self.machine);
     }
 
-    /// Has the connection be refused on `path`, so that its transactions take turns there.
+    /// Makes a transaction of the connection fail on `path`, so that its next ones take turns
+    /// there.
     pub fn refuse(&mut self, conn: ConnId, path: &str) {
         self.write(conn, 0, path, "0").unwrap();
         let tx = self.start(conn);
@@ -92,7 +93,7 @@ impl Store {
         self.commit(conn, tx).unwrap_err();
     }
 
-    /// Sends without waiting; the request's id.
+    /// Sends without waiting, and returns the request's id.
     pub fn send(&mut self, conn: ConnId, kind: MsgType, tx: u32, payload: &[u8]) -> u32 {
         let req_id = self.next_id;
         self.next_id += 1;
@@ -125,7 +126,7 @@ impl Store {
         }
     }
 
-    /// The reply to a request, if it has come.
+    /// Returns the reply to a request, if it has come.
     pub fn reply(&mut self, conn: ConnId, req_id: u32) -> Option<Reply> {
         self.receive(conn);
         let at =
@@ -141,7 +142,7 @@ impl Store {
         })
     }
 
-    /// Sends and expects the reply at once.
+    /// Sends a request, whose reply must come at once.
     pub fn call(&mut self, conn: ConnId, kind: MsgType, tx: u32, payload: &[u8]) -> Reply {
         let id = self.send(conn, kind, tx, payload);
         self.reply(conn, id).unwrap_or_else(|| panic!("{kind:?} was delayed"))
@@ -214,7 +215,7 @@ impl Store {
         self.call(conn, MsgType::TransactionEnd, tx, b"F\0").map(drop)
     }
 
-    /// The events that have come, as `path token`.
+    /// Returns the events that have come, as `path token`.
     pub fn events(&mut self, conn: ConnId) -> Vec<String> {
         self.receive(conn);
         let mut events = Vec::new();
@@ -229,7 +230,7 @@ impl Store {
         events
     }
 
-    /// The use that a domain makes of a quota, as `quota <domid>` tells `dom0`.
+    /// Returns a domain's usage of a quota, as `quota <domid>` reports it to `dom0`.
     pub fn usage(&mut self, dom0: ConnId, domid: u16, quota: &str) -> i64 {
         let text = self.call(dom0, MsgType::Control, 0, format!("quota\0{domid}\0").as_bytes());
         let text = String::from_utf8(text.expect("a known domain")).expect("text");
@@ -239,13 +240,13 @@ impl Store {
         now.expect("a number").parse().expect("a number")
     }
 
-    /// Lets time pass.
+    /// Advances the clock.
     pub fn pass(&mut self, microseconds: u64) {
         self.now += microseconds;
         self.server.tick(self.now, &mut self.machine);
     }
 
-    /// Has the store do what it has put off; how many rounds that takes.
+    /// Makes the store do its deferred work. Returns the number of rounds.
     pub fn settle(&mut self) -> usize {
         let mut rounds = 0;
         while self.server.deadline() == Some(0) {
@@ -266,7 +267,7 @@ impl Store {
         self.notices.iter().filter_map(ended).collect()
     }
 
-    /// Lines logged as warnings.
+    /// Returns the lines logged as warnings.
     pub fn warnings(&mut self) -> Vec<String> {
         while let Some(notice) = self.server.poll_notice() {
             self.notices.push(notice);
@@ -278,7 +279,7 @@ impl Store {
         self.notices.iter().filter_map(warned).collect()
     }
 
-    /// The store's own check finds nothing wrong.
+    /// Asserts that the store's own check finds no fault.
     pub fn check(&mut self) {
         let conn = self.socket();
         self.call(conn, MsgType::Control, 0, b"check\0").expect("check is a command");

@@ -1,17 +1,18 @@
-//! The store as a naive map of paths, and a run of random operations that compares the two.
+//! A model of the store as a plain map of paths, and a run of random operations that compares the
+//! two.
 
 use super::{Reply, Store};
 use std::collections::BTreeMap;
 use xenstore_core::server::ConnId;
 use xenstore_core::wire::MsgType;
 
-/// Where the choices of a run come from: a seed, or the bytes of a fuzzer. Ends when it runs dry.
+/// The source of the choices of a run: a seed, or the bytes of a fuzzer. It may run out.
 pub trait Choices {
-    /// A number below `below`, or `None` when there are no more.
+    /// Returns a number less than `below`, or `None` when there are no more.
     fn below(&mut self, below: usize) -> Option<usize>;
 }
 
-/// A seeded run of so many choices.
+/// A source of a fixed number of choices from a seed.
 pub struct Seeded {
     state: u64,
     left: usize,
@@ -45,7 +46,7 @@ impl Choices for std::slice::Iter<'_, u8> {
 struct Entry {
     domid: u16,
     access: char,
-    /// Which domain of that number; `None` where there was none.
+    /// The incarnation of the domain; `None` if there was none.
     incarnation: Option<u32>,
 }
 
@@ -68,7 +69,7 @@ enum Op {
     SetPerms(String, Vec<Entry>),
 }
 
-/// The naive store.
+/// The model of the store.
 #[derive(Clone, Debug)]
 struct Model {
     nodes: BTreeMap<String, Node>,
@@ -194,7 +195,7 @@ impl Model {
         self.nodes.retain(|known, _| known != path && !known.starts_with(&below));
     }
 
-    /// An entry for the domain of this number that lives now.
+    /// Returns an entry for the domain of this number that lives now.
     fn entry(&self, access: char, domid: u16) -> Entry {
         Entry { domid, access, incarnation: self.alive.get(&domid).copied() }
     }
@@ -222,7 +223,7 @@ impl Model {
         {
             let path = path.clone();
             if path == "/" {
-                // The root stays: it is the privileged domain's then.
+                // The root stays, and then belongs to the privileged domain.
                 let owner = Entry {
                     domid: 0,
                     access: self.nodes["/"].perms[0].access,
@@ -259,7 +260,8 @@ impl Op {
         }
     }
 
-    /// What a watch of everything is told if this is done to the store as it is.
+    /// Returns the event that a watch of everything gets if this operation is done in the store's
+    /// present state.
     fn tells(&self, model: &Model) -> Option<String> {
         let (told, path) = match self {
             Self::Read(path) | Self::List(path) | Self::Perms(path) => (false, path),
@@ -310,20 +312,20 @@ fn choose_op(choices: &mut dyn Choices, model: &Model) -> Option<Op> {
     })
 }
 
-/// A transaction of the run: who, and what was asked and answered.
+/// A transaction of the run: its client, its requests and the answers.
 struct Open {
     conn: ConnId,
     who: u16,
     tx: u32,
-    /// What the store may look like to it: after its log, on each state since its start on which the log
-    /// gets the answers that it got.
+    /// The states that the transaction may see: the state after its log, on each state since its
+    /// start on which the log gets the answers that it got.
     states: Vec<Model>,
-    /// How many domains had died before.
+    /// The number of domains that had died before.
     deaths: usize,
     log: Vec<(Op, Answer)>,
 }
 
-/// The clients of a run: two sockets of domain 0 and the guests 1 and 2, which come and go.
+/// The clients of a run: two sockets of domain 0, and the guests 1 and 2, which come and go.
 struct Run {
     store: Store,
     model: Model,
@@ -333,20 +335,20 @@ struct Run {
     deaths: usize,
 }
 
-/// Where a run has led to.
+/// The state at the end of a run.
 pub struct Reached {
     pub store: Store,
     pub conns: Vec<ConnId>,
-    /// Open transactions.
+    /// The open transactions.
     pub open: Vec<(ConnId, u32)>,
 }
 
-/// Does what `choices` say on the store and on the map, and compares every answer.
+/// Makes the operations of `choices` on the store and on the map, and compares every answer.
 pub fn run(choices: impl Choices) {
     reach(choices).store.check();
 }
 
-/// As [`run`]; what is there in the end.
+/// Does the same as [`run`], and returns the state at the end.
 pub fn reach(mut choices: impl Choices) -> Reached {
     let mut store = Store::new();
     let watcher = store.socket();
@@ -360,7 +362,7 @@ pub fn reach(mut choices: impl Choices) -> Reached {
     Reached { store: run.store, conns, open }
 }
 
-/// Any request about a node.
+/// Returns any request about a node.
 pub fn request(choices: &mut dyn Choices) -> Option<(MsgType, String)> {
     Some(choose_op(choices, &Model::new())?.message())
 }
@@ -392,7 +394,7 @@ impl Run {
         Some((*who, *conn))
     }
 
-    /// A guest comes, or dies with all it has.
+    /// Makes a guest start, or die with all its nodes.
     fn toggle(&mut self, domid: u16) {
         if self.conns.remove(&(domid, 0)).is_some() {
             self.open.retain(|open| open.who != domid);
@@ -416,7 +418,7 @@ impl Run {
         self.changed();
     }
 
-    /// Sends, and lets time pass where the request has to wait for somebody's turn to end.
+    /// Sends a request. Advances the clock if it has to wait for the end of another's turn.
     fn ask(&mut self, conn: ConnId, kind: MsgType, tx: u32, payload: &str) -> Answer {
         let id = self.store.send(conn, kind, tx, payload.as_bytes());
         for _ in 0..=8 {
@@ -459,8 +461,8 @@ impl Run {
         Some(())
     }
 
-    /// A request in a transaction. Its answer may come from a later state than that of the start, if
-    /// the whole log has the same answers there.
+    /// Makes a request in a transaction. Its answer may come from a later state than that of the
+    /// start, if the whole log has the same answers there.
     fn within(&mut self, at: usize, op: Op) {
         let (kind, payload) = op.message();
         let (conn, tx) = (self.open[at].conn, self.open[at].tx);
@@ -476,28 +478,30 @@ impl Run {
         open.log.push((op, got));
     }
 
-    /// Which domains live is no part of a transaction's snapshot.
+    /// Updates the transactions after a domain's start or death: a snapshot does not include the
+    /// set of living domains.
     fn alive_changed(&mut self) {
         for state in self.open.iter_mut().flat_map(|open| &mut open.states) {
             state.alive = self.model.alive.clone();
         }
     }
 
-    /// The store has changed: the open transactions may go on from here.
+    /// Updates the transactions after a change of the store: they may continue from the present
+    /// state.
     fn changed(&mut self) {
         for open in &mut self.open {
             let mut later = self.model.clone();
             if open.log.iter().all(|(op, answer)| later.apply(open.who, op) == *answer) {
                 open.states.push(later);
             }
-            // What lies far back is not what a transaction is moved to.
+            // A transaction is not moved to states that are far back.
             let excess = open.states.len().saturating_sub(400);
             open.states.drain(1..=excess);
         }
     }
 
-    /// A commit stands if and only if every answer is the same on the store as it is now, or nothing
-    /// was changed.
+    /// Ends a transaction. A commit succeeds if and only if every answer is the same on the present
+    /// store, or nothing was changed.
     fn finish(&mut self, at: usize, commit: bool) {
         let open = self.open.remove(at);
         let got = self.ask(
@@ -515,7 +519,7 @@ impl Run {
         let mut later = self.model.clone();
         let mut told: Vec<String> = Vec::new();
         let differs = open.log.iter().find_map(|(op, answer)| {
-            // The same event is told once.
+            // Equal events are sent once.
             let event = op.tells(&later).filter(|event| answer.is_ok() && !told.contains(event));
             told.extend(event);
             let now = later.apply(open.who, op);
@@ -535,7 +539,7 @@ impl Run {
             self.model = later;
             self.changed();
         } else if stands {
-            // Permissions that read the same may be another domain's of the same number.
+            // Equal text of permissions may mean another domain of the same number.
             match got {
                 Ok(_) => self.model = later,
                 Err(error) => assert_eq!(error, "EAGAIN"),

@@ -1,4 +1,5 @@
-//! A stream as the C daemon writes it: its order of records, nothing of ours, requests that wait as input.
+//! A stream as the C daemon writes it: its order of records, no records of this project's own,
+//! waiting requests as input.
 
 use super::hostile::Field::{Bytes, Four, Two};
 use super::hostile::{body, stream_of};
@@ -8,7 +9,8 @@ use xenstore_core::server::DomId;
 use xenstore_core::stream::Global;
 use xenstore_core::wire::{Header, MsgType};
 
-/// Dom0's socket, a guest with a watch and a half sent answer, nodes, and the guest's quotas.
+/// Returns a stream with dom0's socket, a guest with a watch and a partly sent answer, nodes, and
+/// the guest's quotas.
 fn from_c(version: u32) -> Vec<u8> {
     let event = Header { kind: MsgType::WatchEvent.code(), req_id: 0, tx_id: 0, len: 4 };
     let mut ring = body(&[
@@ -85,7 +87,7 @@ fn the_c_daemons_state_is_taken_over() {
         store.write(dom0, 0, "/local/domain/7/x", "new").unwrap();
         assert_eq!(store.events(guest), ["x t"]);
         assert_eq!(store.events(dom0), ["/local/domain/7/x all"]);
-        // An entry that is void gives nobody anything, whoever gets that number.
+        // A void entry gives no rights to any later domain of the number.
         assert_eq!(store.perms(dom0, 0, "/local/domain/7").unwrap(), "n7 r8");
         let stranger = store.guest(8);
         assert_eq!(store.read(stranger, 0, "/local/domain/7"), Err("EACCES".to_owned()));
@@ -98,7 +100,7 @@ fn the_c_daemons_state_is_taken_over() {
         assert_eq!(get(&mut store, MsgType::GetQuota, b"nodes\0"), "2000\0");
         let features = if version == 1 { "15\0" } else { "3\0" };
         assert_eq!(get(&mut store, MsgType::GetFeature, b"7\0"), features);
-        // It is known by its identity: one of another identity is another domain.
+        // The domain is known by its identity: a domain with another identity is another domain.
         store.machine.lives.insert(7, 77);
         store.server.domain_died(DomId(7), 0, &mut store.machine);
         assert_eq!(store.read(dom0, 0, "/local/domain/7/x").unwrap(), "new");
@@ -108,8 +110,9 @@ fn the_c_daemons_state_is_taken_over() {
     }
 }
 
-/// What Debian's `xenstored` 4.17 itself has written, on its way into a live update: domain 0's ring, the socket
-/// of the command, one with two watches and a part of a request, guest 7 with the same, some nodes.
+/// A stream that Debian's `xenstored` 4.17 has written for a live update: domain 0's ring, the
+/// socket of the command, a socket with two watches and a part of a request, guest 7 with the same,
+/// some nodes.
 #[test]
 #[cfg(target_endian = "little")]
 fn debians_daemons_state_is_taken_over() {
@@ -125,7 +128,7 @@ fn debians_daemons_state_is_taken_over() {
     let mut store = Store::new();
     store.server = restored.server;
     store.machine.existing.insert(7);
-    // The command's answer, as it was left for the next daemon.
+    // This is the answer to the command, left for the next daemon.
     store.receive(command);
     assert_eq!(store.reply(command, 7), Some(Ok(b"OK\0".to_vec())));
     assert_eq!(store.perms(command, 0, "/local/domain/7").unwrap(), "n7 r9");
@@ -139,7 +142,7 @@ fn debians_daemons_state_is_taken_over() {
     store.check();
 }
 
-/// C's daemon, reading, takes its sockets for domain 0's, so that must be known by then.
+/// C's daemon assigns the sockets in a stream to domain 0, which must be known by then.
 #[test]
 fn rings_stand_before_sockets() {
     let mut store = Store::new();

@@ -1,10 +1,10 @@
-//! Streams that no store has written.
+//! Malformed streams, which no store has written.
 
 use super::{dump, dump_again, full, lasting, restore};
 use crate::common::Store;
 use xenstore_core::server::{Config, Server};
 
-/// A stream with these records behind the header.
+/// Returns a stream with these records after the header.
 pub(crate) fn stream_of(version: u32, records: &[(u32, Vec<u8>)]) -> Vec<u8> {
     let flags = u32::from(cfg!(target_endian = "big"));
     let mut stream = [&b"xenstore"[..], &version.to_be_bytes(), &flags.to_be_bytes()].concat();
@@ -17,7 +17,7 @@ pub(crate) fn stream_of(version: u32, records: &[(u32, Vec<u8>)]) -> Vec<u8> {
     stream
 }
 
-/// Fields of two and four bytes, and bytes.
+/// A field of two or four bytes, or bytes.
 pub(crate) enum Field {
     Two(u16),
     Four(u32),
@@ -33,7 +33,7 @@ pub(crate) fn body(fields: &[Field]) -> Vec<u8> {
     fields.iter().flat_map(bytes).collect()
 }
 
-/// A store that a stream has made is in order, and can be written again.
+/// Asserts that a store restored from a stream is consistent, and can be written again.
 fn in_order(stream: &[u8]) {
     let Ok(restored) = restore(stream) else { return };
     let mut store = Store::new();
@@ -134,7 +134,7 @@ fn what_is_no_stream_is_refused() {
     }
 }
 
-/// The first stream of this version, as it was written then: it must be read for ever.
+/// The first stream of this version, as it was written then. It must remain readable for ever.
 #[test]
 #[cfg(target_endian = "little")]
 fn a_saved_stream_is_read_and_written_as_ever() {

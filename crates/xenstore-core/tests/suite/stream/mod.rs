@@ -1,4 +1,5 @@
-//! The state as a stream of records: what is written is read the same, whatever else is read is refused.
+//! Tests of the state as a stream of records: a written stream is read back unchanged, and
+//! malformed ones are refused.
 
 mod foreign;
 mod hostile;
@@ -11,12 +12,13 @@ use xenstore_core::stream::{Error, Global, Link};
 
 const GLOBAL: Global = Global { socket_fd: 5, evtchn_fd: 6 };
 
-/// The stream of a store whose daemon holds no input; handles are the connections' numbers.
+/// Returns the stream of a store whose daemon has no input. The handles are the connections'
+/// numbers.
 fn dump(server: &Server) -> Vec<u8> {
     dump_with(server, &BTreeMap::new())
 }
 
-/// The same where the daemon holds input of some connections.
+/// Returns the stream of a store whose daemon has input of some connections.
 fn dump_with(server: &Server, input: &BTreeMap<ConnId, Vec<u8>>) -> Vec<u8> {
     dump_linked(server, |conn| Link {
         handle: conn.0,
@@ -24,7 +26,7 @@ fn dump_with(server: &Server, input: &BTreeMap<ConnId, Vec<u8>>) -> Vec<u8> {
     })
 }
 
-/// The stream of a store just restored, with the handles that its connections have from before.
+/// Returns the stream of a store just restored, with the earlier handles of its connections.
 fn dump_again(restored: &Restored) -> Vec<u8> {
     dump_linked(&restored.server, |conn| {
         let known = restored.connections.iter().find(|known| known.conn == conn);
@@ -43,7 +45,8 @@ fn dump_linked<'a>(server: &Server, link: impl Fn(ConnId) -> Link<'a>) -> Vec<u8
     stream
 }
 
-/// A stream without the number that moves on whenever a store is made: that of the lists of children.
+/// Clears the one number in a stream that increases whenever a store is made: the generation of the
+/// lists of children.
 fn lasting(mut stream: Vec<u8>) -> Vec<u8> {
     let generation = [&0x7862_0001u32.to_ne_bytes()[..], &8u32.to_ne_bytes()].concat();
     assert_eq!(stream[32..40], generation, "the record behind GLOBAL_DATA is another");
@@ -55,8 +58,8 @@ fn restore(stream: &[u8]) -> Result<Restored, Error> {
     Server::restore(Config::default(), stream, 0)
 }
 
-/// The store of a stream, on a machine like that of the one that wrote it, and its connections by the
-/// names that they had there.
+/// Restores a store from a stream, on a machine like that of the writer. Returns it with the new
+/// connections by their former ids.
 fn taken_over(store: &Store, stream: &[u8]) -> (Store, BTreeMap<ConnId, ConnId>) {
     let restored =
         Server::restore(Config::default(), stream, store.now).expect("it was just written");
@@ -69,7 +72,7 @@ fn taken_over(store: &Store, stream: &[u8]) -> (Store, BTreeMap<ConnId, ConnId>)
     (other, conns)
 }
 
-/// A store with a bit of everything, and the connection of its guest 7.
+/// Returns a store with some of every kind of state, and the connection of its guest 7.
 fn full() -> (Store, ConnId) {
     let mut store = Store::new();
     let dom0 = store.socket();

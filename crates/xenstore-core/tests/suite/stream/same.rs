@@ -1,4 +1,4 @@
-//! What one store has written, another goes on with.
+//! Tests that a store continues from the stream of another.
 
 use super::{GLOBAL, control, dump, dump_again, dump_with, full, lasting, restore, taken_over};
 use crate::common::model::{Choices, Reached, Seeded, reach, request};
@@ -9,7 +9,7 @@ use xenstore_core::server::{ConnId, DomId, Ended};
 use xenstore_core::stream::Link;
 use xenstore_core::wire::{Header, MsgType, split_message};
 
-/// What random operations make is the same after it was written and read.
+/// The result of random operations is unchanged after it was written and read.
 #[test]
 fn a_state_comes_back_as_it_was() {
     for seed in 0..60 {
@@ -23,7 +23,7 @@ fn a_state_comes_back_as_it_was() {
     }
 }
 
-/// Two stores that are asked the same.
+/// Two stores that get the same requests.
 struct Twins {
     stores: [Store; 2],
     conns: Vec<[ConnId; 2]>,
@@ -33,14 +33,14 @@ struct Twins {
 impl Twins {
     fn new(mut reached: Reached) -> Self {
         let (mut other, names) = taken_over(&reached.store, &dump(&reached.store.server));
-        // Transactions end with the store that they are in; where that is told is another test.
+        // Transactions end with their store; another test checks the reply to them.
         for (conn, tx) in &reached.open {
             reached.store.abort(*conn, *tx).unwrap();
             other.abort(names[conn], *tx).unwrap();
         }
         let conns = reached.conns.iter().map(|conn| [*conn, names[conn]]).collect();
         let mut twins = Self { stores: [reached.store, other], conns, open: Vec::new() };
-        // What is contested is forgotten.
+        // The contested paths are forgotten.
         twins.each(|store, _| store.pass(2_000_000));
         twins
     }
@@ -50,7 +50,7 @@ impl Twins {
         [ask(one, 0), ask(two, 1)]
     }
 
-    /// Asks both, and expects the same answer and the same events.
+    /// Sends a request to both stores, and expects the same answer and the same events.
     fn ask(&mut self, at: usize, kind: MsgType, tx: u32, payload: &str) -> Reply {
         let conns = self.conns.clone();
         let [one, two] = self.each(|store, twin| {
@@ -75,7 +75,7 @@ impl Twins {
         match choices.below(10)? {
             0 => {
                 let id = self.ask(at, MsgType::TransactionStart, 0, "\0");
-                // A guest may not have any number of them.
+                // A guest may have only a limited number of them.
                 if let Ok(id) = id.map(|id| String::from_utf8(id).unwrap()) {
                     self.open.push((at, id.trim_end_matches('\0').parse().unwrap()));
                 }
@@ -98,14 +98,14 @@ impl Twins {
     }
 }
 
-/// A store and the one that was made of its stream answer the same from then on.
+/// A store and the one restored from its stream give the same answers from then on.
 #[test]
 fn both_go_on_alike() {
     for seed in 0..60 {
         let mut twins = Twins::new(reach(Seeded::new(seed, 200 + 10 * seed as usize)));
         let mut choices = Seeded::new(seed + 1000, 400);
         while twins.step(&mut choices).is_some() {}
-        // Where an incarnation, an account or an owner was not the same, this shows it.
+        // A difference in an incarnation, an account or an owner would show here.
         twins.each(|store, _| [1, 2].map(|domid| store.dies(domid)));
         let conns = twins.conns.clone();
         let left = twins.each(|store, twin| {
@@ -142,7 +142,7 @@ fn everything_that_a_domain_has_comes_back() {
             assert!(answer.contains(part), "{command}: {answer}");
         }
     }
-    // Guest 8 was introduced right behind guest 7.
+    // Guest 8 was introduced directly after guest 7.
     let [dom0, guest, stub] = [dom0, guest, ConnId(guest.0 + 1)].map(|conn| names[&conn]);
     let memory = |text: String| {
         text.lines().find(|line| line.starts_with("memory")).map(|line| line[..30].to_owned())
@@ -158,15 +158,15 @@ fn everything_that_a_domain_has_comes_back() {
     let get = |store: &mut Store, kind, payload: &[u8]| store.call(dom0, kind, 0, payload).unwrap();
     assert_eq!(get(&mut other, MsgType::GetFeature, b"11\0"), b"3\0");
     assert_eq!(get(&mut other, MsgType::GetQuota, b"11\0nodes\0"), b"5\0");
-    // The watches, as they were given: relative, with a depth, on a special path.
+    // The watches have their original form: relative, with a depth, on a special path.
     other.write(dom0, 0, "/local/domain/7/x", "new").unwrap();
     assert_eq!(other.events(guest), ["x relative"]);
-    // The first socket watches everything, and what is one name below `/local`.
+    // The first socket watches everything, and the nodes one name below `/local`.
     assert_eq!(other.events(names[&ConnId(0)]), ["/local/domain/7/x all"]);
     other.write(dom0, 0, "/local/new", "").unwrap();
     assert_eq!(other.events(names[&ConnId(0)]), ["/local/new all", "/local/new near"]);
-    // The rights of its target; and its number is another domain's once it has died.
-    // Its shutdown has been told, and is not again.
+    // The guest has the rights of its target, until that has died and its number is another
+    // domain's. The event for its shutdown was sent before, and is not sent again.
     other.server.domain_shutdown(DomId(8), other.now, &mut other.machine);
     other.write(stub, 0, "/local/domain/7/y", "as 7").unwrap();
     assert_eq!(other.events(guest), Vec::<String>::new());
@@ -174,14 +174,15 @@ fn everything_that_a_domain_has_comes_back() {
     assert_eq!(other.events(guest), ["@releaseDomain special"]);
     other.guest(9);
     assert_eq!(other.perms(dom0, 0, "/local/domain/7").unwrap(), "n7 w9 r32757");
-    // Also where it never had a ring.
+    // The domain need not have had a ring.
     other.machine.lives.insert(11, 1);
     other.guest(11);
     assert_eq!(get(&mut other, MsgType::GetQuota, b"11\0nodes\0"), b"1000\0");
     other.check();
 }
 
-/// Who reads a list in parts sees that it has to begin anew: no list has a generation that one had before.
+/// A client that reads a list in parts sees that it has to restart: no list has a generation that
+/// another had before.
 #[test]
 fn lists_of_children_get_new_generations() {
     let (mut store, _) = full();
@@ -201,7 +202,7 @@ fn lists_of_children_get_new_generations() {
     assert!(generation(&mut other, names[&dom0]) > before);
 }
 
-/// The client is told that it has to try again, and nothing of what it did is there.
+/// The client gets the reply to try again, and none of its changes exist.
 #[test]
 fn open_transactions_are_refused_at_their_end() {
     let (mut store, guest) = full();
@@ -222,7 +223,7 @@ fn open_transactions_are_refused_at_their_end() {
     assert!(quota.contains("transactions     :        0"), "{quota}");
 }
 
-/// Output of which a part was sent, events that wait, requests that wait, input that the daemon holds.
+/// This covers partly sent output, waiting events, waiting requests, and input in the daemon.
 #[test]
 fn nothing_on_the_way_is_lost() {
     let (mut store, guest) = full();
@@ -230,7 +231,7 @@ fn nothing_on_the_way_is_lost() {
     let holder = store.socket();
     store.watch(dom0, "/busy", "t").unwrap();
     store.events(dom0);
-    // A turn on the guest's node, so that what the guest asks has to wait.
+    // A turn on the guest's node makes the guest's requests wait.
     store.set_perms(holder, 0, "/bytes", &["b0"]).unwrap();
     let tx = store.start(holder);
     store.read(holder, tx, "/bytes").unwrap();
@@ -241,7 +242,7 @@ fn nothing_on_the_way_is_lost() {
     store.read(holder, tx, "/bytes").unwrap();
     let late = store.send(guest, MsgType::Write, 0, b"/bytes\0late");
     assert_eq!(store.reply(guest, late), None);
-    // An answer of which 20 bytes have been sent, and an event behind it.
+    // This is an answer of which 20 bytes have been sent, with an event after it.
     let unread = store.send(dom0, MsgType::Read, 0, b"/local/domain/7/x\0");
     store.write(holder, 0, "/busy", "").unwrap();
     let sent = store.server.output(dom0)[..20].to_vec();
@@ -269,13 +270,13 @@ fn nothing_on_the_way_is_lost() {
     assert_eq!(events, [&b"/busy\0t\0"[..], b"/busy/more\0t\0"]);
     assert!(rest.is_empty());
     assert!(other.server.poll_ready().is_some());
-    // And once more, as it is: a message is still known to be a part of one.
+    // The second restored store still knows that a message is partly sent.
     let (mut third, again) = taken_over(&other, &dump(&other.server));
     let conn = again[&names[&dom0]];
     assert_eq!(third.server.output(conn), other.server.output(names[&dom0]));
 }
 
-/// Output begins with a whole message also where much of it has been sent.
+/// Output begins with a whole message even if much of it has been sent.
 #[test]
 fn a_part_of_an_answer_is_known_however_much_went_before() {
     let (mut store, _) = full();
@@ -296,7 +297,7 @@ fn a_part_of_an_answer_is_known_however_much_went_before() {
     sent.clear();
 }
 
-/// More waits than CONNECTION_DATA can hold.
+/// More input waits than CONNECTION_DATA can hold.
 #[test]
 fn much_input_comes_back_whole() {
     let (store, guest) = full();
@@ -312,7 +313,7 @@ fn much_input_comes_back_whole() {
     assert!(known.input == input);
 }
 
-/// A connection that has ended stays so.
+/// A connection that has ended remains ended.
 #[test]
 fn who_is_no_longer_served_is_not_served_by_the_next() {
     let (mut store, guest) = full();
@@ -323,7 +324,7 @@ fn who_is_no_longer_served_is_not_served_by_the_next() {
     assert!(!restored.server.wants_input(known.conn));
 }
 
-/// A large store is not gathered in memory.
+/// The stream of a large store is not collected in memory.
 #[test]
 fn a_large_state_comes_in_small_pieces() {
     let mut store = Store::new();
@@ -340,7 +341,7 @@ fn a_large_state_comes_in_small_pieces() {
     });
     assert_eq!(written, Ok(()));
     assert!(all > 1_000_000 && longest < 64 * 1024, "{longest} of {all}");
-    // Who cannot write any more is not asked to.
+    // The state is not passed to a writer that has failed.
     let mut pieces = 0;
     let failed = store.server.dump(GLOBAL, link, |_| {
         pieces += 1;
