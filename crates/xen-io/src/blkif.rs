@@ -54,7 +54,7 @@ pub mod info {
     pub const READ_ONLY: u32 = 4;
 }
 
-/// How requests and responses lie in the ring: the node `protocol` of the frontend.
+/// The layout of requests and responses in the ring: the node `protocol` of the frontend.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Layout {
     /// `x86_32-abi`: 64-bit numbers are aligned to 4 bytes.
@@ -115,7 +115,7 @@ pub mod op {
     pub const INDIRECT: u8 = 6;
 }
 
-/// What is done with the sectors that segments name.
+/// The operation on the sectors that segments name.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Transfer {
     /// From the medium into the segments.
@@ -158,13 +158,13 @@ impl Segment {
         Self { grant, first: 0, last: 7 }
     }
 
-    /// How many sectors.
+    /// Returns the number of sectors.
     #[must_use]
     pub fn sectors(self) -> u32 {
         u32::from(self.last.saturating_sub(self.first)).saturating_add(1)
     }
 
-    /// Where in the page it begins, in bytes.
+    /// Returns the offset of the first sector in the page, in bytes.
     #[must_use]
     pub fn offset(self) -> u16 {
         u16::from(self.first).wrapping_mul(512)
@@ -182,7 +182,7 @@ impl Segment {
         false
     }
 
-    /// Whether it lies inside its page and keeps to sectors of `sector_size` bytes.
+    /// True if the segment lies inside its page and keeps to sectors of `sector_size` bytes.
     fn fits(self, sector_size: u32) -> bool {
         let per_sector = (sector_size / SECTOR_SIZE).max(1);
         let aligned = |sectors: u32| sectors.checked_rem(per_sector) == Some(0);
@@ -222,7 +222,7 @@ impl fmt::Debug for Segments {
     }
 }
 
-/// What is asked, checked as far as that is possible without the medium.
+/// The contents of a request, checked as far as possible without the medium.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Body {
     /// Sectors from or to pages.
@@ -234,13 +234,13 @@ pub enum Body {
         /// The pages; there is one at least, except for barriers and flushes.
         segments: Segments,
     },
-    /// The same, the list of segments in granted pages.
+    /// Sectors from or to pages, with the list of segments in granted pages.
     Indirect {
         /// Read or write.
         transfer: Transfer,
         /// First sector on the medium.
         sector: u64,
-        /// How many segments: at least one, at most what the backend offers.
+        /// The number of segments: at least one, at most the backend's limit.
         count: u16,
         /// Pages with the segments, [`SEGMENTS_PER_PAGE`] in each.
         pages: [GrantRef; INDIRECT_PAGES_MAX],
@@ -249,14 +249,14 @@ pub enum Body {
     Discard {
         /// First sector on the medium.
         sector: u64,
-        /// How many.
+        /// The number of sectors.
         sectors: u64,
-        /// Whether what was there must not be found again.
+        /// The promise about the old contents.
         secure: Secure,
     },
 }
 
-/// What a discard promises about the old contents.
+/// The promise of a discard about the old contents.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Secure {
     /// Nothing.
@@ -272,7 +272,7 @@ pub struct Request {
     pub id: u64,
     /// The device's number (`virtual-device`).
     pub handle: u16,
-    /// What is asked.
+    /// The operation and its arguments.
     pub body: Body,
 }
 
@@ -288,7 +288,7 @@ impl Request {
     }
 }
 
-/// What a backend takes.
+/// The limits of a backend.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Limits {
     /// Most segments of an indirect request; 0 where it does not take any.
@@ -322,7 +322,7 @@ pub enum Wrong {
     Extent {
         /// First sector.
         sector: u64,
-        /// How many.
+        /// The number of sectors.
         sectors: u64,
     },
 }
@@ -344,7 +344,7 @@ impl fmt::Display for Wrong {
 
 impl std::error::Error for Wrong {}
 
-/// Whether all segments fit; how many sectors they come to.
+/// Checks that all segments fit; returns the sum of their sectors.
 ///
 /// # Errors
 /// [`Wrong::Segment`].
@@ -359,7 +359,8 @@ pub fn check_segments(segments: &[Segment], limits: Limits) -> Result<u32, Wrong
     Ok(sectors)
 }
 
-/// Whether `sectors` at `sector` are whole sectors of the medium, which has `capacity` of 512 bytes.
+/// Checks that `sectors` at `sector` are whole sectors of the medium and lie on it. `capacity` is
+/// its size in sectors of 512 bytes.
 ///
 /// # Errors
 /// [`Wrong::Extent`].
@@ -372,7 +373,7 @@ pub fn check_extent(sector: u64, sectors: u64, capacity: u64, limits: Limits) ->
     }
 }
 
-/// How a request ended (`BLKIF_RSP_*`).
+/// The status of a response (`BLKIF_RSP_*`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Status {
     /// 0: done.
@@ -416,6 +417,6 @@ pub struct Response {
     pub id: u64,
     /// The request's code.
     pub operation: u8,
-    /// How it ended.
+    /// The outcome of the request.
     pub status: Status,
 }

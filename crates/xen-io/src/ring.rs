@@ -26,7 +26,7 @@ use xen::shared::{PAGE_SIZE, PageError, SharedPage};
 /// Most pages of a ring that this module attaches to; Linux's blkback has 16 (order 4) by default.
 pub const PAGES_MAX: usize = 16;
 
-/// Where the indices and the entries lie in the first page, in bytes.
+/// Offsets of the indices and the entries in the first page, in bytes.
 pub mod offset {
     /// `req_prod`.
     pub const REQ_PROD: usize = 0;
@@ -47,16 +47,16 @@ use offset::{ENTRIES, REQ_EVENT, REQ_PROD, RSP_EVENT, RSP_PROD};
 pub enum RingError {
     /// The peer claims to have produced more than the ring holds, or than was asked for.
     Index {
-        /// What this end has consumed, or has still to answer from.
+        /// The index up to which this end has consumed, or has still to answer from.
         own: u32,
         /// The peer's producer index, as read.
         peer: u32,
-        /// How many it could be ahead at most.
+        /// The largest possible distance of `peer` from `own`.
         ahead_max: u32,
     },
     /// Not 1, 2, 4, 8 or 16 pages, or entries that do not fit.
     Size {
-        /// How many pages.
+        /// The number of pages.
         pages: usize,
         /// Bytes of an entry.
         entry_bytes: usize,
@@ -91,7 +91,7 @@ impl From<PageError> for RingError {
     }
 }
 
-/// How many entries a ring has: the largest power of two that fits.
+/// Returns the number of entries of a ring: the largest power of two that fits.
 ///
 /// # Errors
 /// [`RingError::Size`].
@@ -202,7 +202,7 @@ impl<P: Held> Shared<P> {
     }
 }
 
-/// Where a backend stands in a ring.
+/// The position of a backend in a ring.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Position {
     /// Requests taken so far.
@@ -257,19 +257,19 @@ impl BackRing {
         Ok(page.load_u32(RSP_PROD)?)
     }
 
-    /// How many entries the ring has.
+    /// Returns the number of entries of the ring.
     #[must_use]
     pub fn count(&self) -> u32 {
         self.shared.count
     }
 
-    /// Where this end stands.
+    /// Returns the position of this end.
     #[must_use]
     pub fn position(&self) -> Position {
         self.at
     }
 
-    /// How many requests have been taken and not been answered.
+    /// Returns the number of requests that have been taken and not been answered.
     #[must_use]
     pub fn unanswered(&self) -> u32 {
         self.at.req_cons.wrapping_sub(self.at.rsp_prod)
@@ -375,19 +375,19 @@ impl FrontRing {
         std::iter::once(&self.shared.first).chain(&self.shared.others)
     }
 
-    /// How many entries the ring has.
+    /// Returns the number of entries of the ring.
     #[must_use]
     pub fn count(&self) -> u32 {
         self.shared.count
     }
 
-    /// How many requests are without an answer.
+    /// Returns the number of requests without an answer.
     #[must_use]
     pub fn in_flight(&self) -> u32 {
         self.req_prod.wrapping_sub(self.rsp_cons)
     }
 
-    /// How many requests can be put.
+    /// Returns the number of requests that can be put.
     #[must_use]
     pub fn free(&self) -> u32 {
         self.shared.count.saturating_sub(self.in_flight())

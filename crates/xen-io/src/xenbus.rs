@@ -5,7 +5,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// How far one end of a device has come.
+/// The state of one end of a device.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 #[repr(u8)]
 pub enum State {

@@ -27,7 +27,7 @@ use xen::shared::{PageError, SharedPage};
 pub const RING_SIZE: usize = 1024;
 
 const RING_SIZE_U32: u32 = 1024;
-/// Where each field of `struct xenstore_domain_interface` lies in the page, in bytes.
+/// Offsets of the fields of `struct xenstore_domain_interface` in the page, in bytes.
 pub mod offset {
     /// `req`: the requests.
     pub const REQ: usize = 0;
@@ -56,7 +56,7 @@ pub const CONNECTED: u32 = 0;
 /// The connection word with which a guest asks for a reset (`XENSTORE_RECONNECT`).
 pub const RECONNECT: u32 = 1;
 
-/// Where one stream lies in the page.
+/// The offsets of one stream in the page.
 #[derive(Clone, Copy)]
 struct Stream {
     data: usize,
@@ -134,7 +134,7 @@ fn indices(page: &SharedPage, stream: Stream) -> Result<Indices, RingError> {
     Ok(Indices { cons, prod, used: used as usize })
 }
 
-/// Where in a stream's 1024 bytes `index` is.
+/// Returns the offset of `index` in a stream's 1024 bytes.
 fn position(index: u32) -> usize {
     (index % RING_SIZE_U32) as usize
 }
@@ -265,7 +265,7 @@ impl ServerRing {
         Ok(self.page.store_u32(offset::SERVER_FEATURES, features)?)
     }
 
-    /// Whether the guest asks for the ring to be closed and connected again.
+    /// True if the guest asks for the ring to be closed and connected again.
     ///
     /// # Errors
     /// As [`ServerRing::reset`].
@@ -348,7 +348,7 @@ impl FrontRing {
         Ok(self.page.store_u32(offset::CONNECTION, RECONNECT)?)
     }
 
-    /// Whether the ring is connected.
+    /// True if the ring is connected.
     ///
     /// # Errors
     /// As [`FrontRing::features`].

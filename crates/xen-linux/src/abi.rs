@@ -270,7 +270,7 @@ pub struct xen_domctl_scheduler_op {
     pub cap: u16,
 }
 
-/// What each call has in the union of `struct xen_domctl`.
+/// The arguments of each call, in the union of `struct xen_domctl`.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub union xen_domctl_u {

@@ -81,7 +81,7 @@ impl Domctl {
         self.privcmd.domctl(&mut self.call(cmd, domid))
     }
 
-    /// What the hypervisor says of all domains, by number.
+    /// Returns the hypervisor's information about all domains, by number.
     pub(crate) fn raw_list(&mut self) -> Result<&[abi::xen_domctl_getdomaininfo], Error> {
         self.list.clear();
         let mut first = DomId::DOM0;
@@ -92,7 +92,7 @@ impl Domctl {
         Ok(&self.list)
     }
 
-    /// What the hypervisor says of one domain.
+    /// Returns the hypervisor's information about one domain.
     pub(crate) fn raw_info(&self, domid: DomId) -> Result<abi::xen_domctl_getdomaininfo, Error> {
         let mut call = self.call(abi::XEN_DOMCTL_GETDOMAININFO, domid);
         self.privcmd.domctl(&mut call)?;
@@ -123,7 +123,7 @@ impl Domctl {
     }
 }
 
-/// Whether and why the domain has shut down.
+/// Returns the reason of the domain's shutdown; `None` if it has not shut down.
 pub(crate) fn shutdown_reason(info: &abi::xen_domctl_getdomaininfo) -> Option<ShutdownReason> {
     let code = (info.flags >> abi::XEN_DOMINF_SHUTDOWNSHIFT) & abi::XEN_DOMINF_SHUTDOWNMASK;
     let shutdown = info.flags & abi::XEN_DOMINF_SHUTDOWN != 0;
@@ -223,7 +223,8 @@ impl DomainControl for Domctl {
 mod tests {
     use super::*;
 
-    /// What is found where the hypervisor answers so, and which versions were tried.
+    /// Negotiates with a hypervisor that answers so; returns the result and the versions that were
+    /// tried.
     fn negotiated(
         answer: impl Fn(u32) -> Result<(), Error>,
     ) -> (Result<u32, crate::Error>, Vec<u32>) {

@@ -10,14 +10,14 @@ pub enum Error {
     Device {
         /// Its path.
         path: &'static str,
-        /// What the kernel answered.
+        /// The error of the kernel.
         error: xen::Error,
-        /// What to do about it.
+        /// Advice on the likely cause.
         hint: &'static str,
     },
     /// The hypervisor speaks no version of its control interface that is known here.
     Version {
-        /// What it calls itself, such as `4.17.5`.
+        /// The version of the hypervisor in its own words, such as `4.17.5`.
         xen: String,
         /// The interface.
         interface: &'static str,
@@ -26,9 +26,9 @@ pub enum Error {
     },
     /// The hypervisor refuses what domain 0 may do.
     Refused {
-        /// What was asked of it.
+        /// The call that was refused.
         what: &'static str,
-        /// What it answered.
+        /// The error of the hypervisor.
         error: xen::Error,
     },
 }

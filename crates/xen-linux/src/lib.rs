@@ -28,7 +28,7 @@ mod sys;
 
 pub use error::Error;
 
-/// What this machine is, as far as Xen is concerned.
+/// The role of this machine under Xen.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Machine {
     /// No Xen.
@@ -39,8 +39,8 @@ pub enum Machine {
     Control,
 }
 
-/// What this machine is: by `/sys/hypervisor/type`, and by what `/proc/xen/capabilities` says or,
-/// where that is not mounted, by the devices that only the control domain has.
+/// Returns the role of this machine, from `/sys/hypervisor/type` and `/proc/xen/capabilities` or,
+/// if that is not mounted, from the devices that only the control domain has.
 #[must_use]
 pub fn machine() -> Machine {
     let kind = std::fs::read_to_string("/sys/hypervisor/type").unwrap_or_default();

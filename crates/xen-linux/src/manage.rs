@@ -14,7 +14,7 @@ use xen::domwatch::{DomainEvent, DomainWatch, OwnRing, ShutdownReason};
 use xen::gnttab::Access;
 use xen::{DomId, Error, Port};
 
-/// How the hypervisor is asked.
+/// The call that tells of domains.
 #[derive(Debug)]
 enum Source {
     /// `XEN_DOMCTL_get_domain_state`; the reason of a shutdown is asked for in the older way, where
@@ -34,7 +34,7 @@ struct Lister {
     looked: bool,
 }
 
-/// Whether the ring of the own kernel has been given out.
+/// The place of the XenStore ring of this machine's own kernel: here, or given out.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum OwnRingIs {
     Here,
@@ -79,7 +79,7 @@ fn domain_state(
     Ok((DomId(call.domain), call.get_domain_state()))
 }
 
-/// What a state that has changed means.
+/// Returns the event that a changed state means.
 fn event_of(
     domid: DomId,
     state: u16,
@@ -94,8 +94,8 @@ fn event_of(
     }
 }
 
-/// What tells a domain from those before it where the hypervisor has no number for that: FNV-1a of
-/// its handle.
+/// Returns the identity of a domain for a hypervisor that has no number for it: FNV-1a of the
+/// domain's handle.
 fn handle_identity(info: &abi::xen_domctl_getdomaininfo) -> u64 {
     info.handle.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
@@ -145,7 +145,7 @@ impl Lister {
     }
 }
 
-/// What the state says of who `domid` is now.
+/// Returns the identity of the living domain `domid`, from its state; `None` if there is none.
 fn state_identity(privcmd: &Privcmd, domid: DomId) -> Result<Option<u64>, Error> {
     match domain_state(privcmd, domid) {
         Ok((_, state)) => {
@@ -159,8 +159,8 @@ fn state_identity(privcmd: &Privcmd, domid: DomId) -> Result<Option<u64>, Error>
 }
 
 impl DomainWatch for Manage {
-    /// Where the hypervisor cannot say (it has no memory for the call, say), it is asked again a few
-    /// times: "nobody" would take a domain's store away.
+    /// Asks the hypervisor a few times if the call fails (for lack of memory, say): the answer
+    /// `None` would take a domain's store away.
     fn identity(&mut self, domid: DomId) -> Option<u64> {
         const ASKED_MAX: usize = 10;
         let answer = (0..ASKED_MAX).find_map(|_| {
@@ -206,7 +206,7 @@ impl DomainWatch for Manage {
     }
 }
 
-/// What [`crate::Error`] says without its path.
+/// Returns the error in [`crate::Error`] without its path.
 fn bare(error: &crate::Error) -> Error {
     match error {
         crate::Error::Device { error, .. } | crate::Error::Refused { error, .. } => *error,

@@ -134,7 +134,7 @@ impl Privcmd {
         Ok(count)
     }
 
-    /// What the hypervisor calls itself, such as `4.17.5`.
+    /// Returns the version of the hypervisor in its own words, such as `4.17.5`.
     #[must_use]
     pub fn xen_version(&self) -> String {
         // SAFETY: the call takes no address.

@@ -12,11 +12,11 @@ use std::sync::Arc;
 use xen::gnttab::Access;
 use xen::shared::{PAGE_SIZE, SharedPage, Unmap};
 
-/// What a refusal to open most likely means.
+/// The most likely causes of a refusal to open a device.
 const HINT: &str = "Xen's drivers must be loaded (modules xen-evtchn, xen-gntdev, xen-gntalloc, \
                     xen-privcmd) and the caller must be root";
 
-/// What rustix says, in our words.
+/// Converts an error of rustix to this project's type.
 pub(crate) fn errno(error: rustix::io::Errno) -> xen::Error {
     xen::Error::from_errno(error.raw_os_error())
 }
@@ -137,7 +137,7 @@ impl Region {
         Self::new(base.map_err(errno)?, len, Access::ReadWrite)
     }
 
-    /// Where it begins.
+    /// Returns the address of the first byte.
     pub(crate) fn base(&self) -> NonNull<u8> {
         self.base
     }

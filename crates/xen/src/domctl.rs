@@ -8,7 +8,7 @@
 use crate::domwatch::ShutdownReason;
 use crate::{DomId, Error};
 
-/// Whether a domain runs.
+/// The run state of a domain.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum RunState {
@@ -22,14 +22,14 @@ pub enum RunState {
     Dying,
 }
 
-/// What there is to know of a domain (`XEN_DOMCTL_getdomaininfo`).
+/// The properties of a domain (`XEN_DOMCTL_getdomaininfo`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct DomainInfo {
     /// Its number.
     pub domid: DomId,
-    /// What it was given at its creation, to be known by whatever its number is.
+    /// The handle given at its creation, which identifies it under any number.
     pub handle: [u8; 16],
-    /// Whether it runs.
+    /// Its run state.
     pub state: RunState,
     /// Memory that it has, in KiB.
     pub memory_kib: u64,
@@ -41,7 +41,7 @@ pub struct DomainInfo {
     pub cpu_time_ns: u64,
 }
 
-/// How processor time is shared (credit scheduler).
+/// The parameters by which processor time is shared (credit scheduler).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Scheduling {
     /// Its share against others, 1 to 65535; 256 by default.
@@ -50,7 +50,7 @@ pub struct Scheduling {
     pub cap: u16,
 }
 
-/// What a toolstack does to domains.
+/// The operations of a toolstack on domains.
 pub trait DomainControl {
     /// All domains, by number.
     ///

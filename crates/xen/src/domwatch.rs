@@ -53,7 +53,7 @@ impl ShutdownReason {
     }
 }
 
-/// What became of a domain.
+/// A change in the life of a domain.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum DomainEvent {
@@ -77,8 +77,8 @@ pub struct OwnRing {
 
 /// Which domains there are.
 pub trait DomainWatch {
-    /// What tells the domain of this number from all that had it before (Xen's `unique_id`); `None`
-    /// where the hypervisor knows no domain of this number at the moment.
+    /// Returns the number that tells the domain from all that had `domid` before it (Xen's
+    /// `unique_id`); `None` if the hypervisor knows no domain of this number at the moment.
     fn identity(&mut self, domid: DomId) -> Option<u64>;
 
     /// The next change since it was last asked; to be called after every

@@ -1,4 +1,4 @@
-//! What the hypervisor, or the driver in front of it, answered.
+//! Errors of the hypervisor and of the driver in front of it.
 
 use crate::status::Status;
 use std::{fmt, io};
@@ -38,7 +38,7 @@ pub enum Error {
     },
     /// `ENOSYS`: this hypervisor does not know the call.
     NoSys,
-    /// What the hypervisor said about a grant.
+    /// The hypervisor's status of a grant operation.
     Grant(Status),
     /// Any other number of errno(3).
     Other(i32),

@@ -24,7 +24,7 @@ impl Virq {
     }
 }
 
-/// What a port is bound to (`EVTCHNSTAT_*`).
+/// The binding of a port (`EVTCHNSTAT_*`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum Status {
@@ -91,15 +91,16 @@ pub trait EventChannels {
     /// [`Error::Inval`] the port is not bound.
     fn unmask(&self, port: Port) -> Result<(), Error>;
 
-    /// Whether the descriptor is a device like Linux's `/dev/xen/evtchn`: ports, of 4 bytes each, are read from it
-    /// where they have fired, and written to it to be unmasked, neither of which waits (`O_NONBLOCK`). Who sleeps
-    /// in an io_uring may have the kernel do both there, and gives what it has read to [`EventChannels::came`].
+    /// True if the descriptor is a device like Linux's `/dev/xen/evtchn`. Reads return the ports
+    /// that have fired, 4 bytes each; writing a port unmasks it; neither waits (`O_NONBLOCK`). A
+    /// caller that sleeps in an io_uring may have the kernel do both there, and passes the bytes
+    /// that it has read to [`EventChannels::came`].
     fn is_device(&self) -> bool {
         false
     }
 
-    /// What was read from the device, for [`EventChannels::pending`] to return. `room` is how much there was to read
-    /// into, in bytes: where it is full, there may be more.
+    /// Takes bytes that were read from the device, for [`EventChannels::pending`] to return. `room`
+    /// is the size of the buffer of that read, in bytes: if it is full, there may be more.
     fn came(&mut self, bytes: &[u8], room: usize) {
         let _ = (bytes, room);
     }
@@ -110,7 +111,7 @@ pub trait EventChannels {
     /// [`Error::Inval`] the port is not bound.
     fn close(&mut self, port: Port) -> Result<(), Error>;
 
-    /// What `port` of this domain is bound to, also when another process holds it.
+    /// Returns the binding of `port` of this domain, also if another process holds it.
     ///
     /// # Errors
     /// [`Error::Inval`] no such port; [`Error::NoSys`] or [`Error::NoDev`] where the platform does

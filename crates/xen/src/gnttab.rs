@@ -58,13 +58,13 @@ pub struct CopySegment {
     pub domid: DomId,
     /// The page.
     pub grant: GrantRef,
-    /// Where in the page, in bytes.
+    /// Offset in the page, in bytes.
     pub offset: u16,
-    /// How many bytes; `offset + len` is at most 4096.
+    /// Length in bytes; `offset + len` is at most 4096.
     pub len: u16,
-    /// Where in the buffer, in bytes.
+    /// Offset in the buffer, in bytes.
     pub at: usize,
-    /// What became of it; filled in by the copy.
+    /// The outcome, filled in by the copy.
     pub status: Result<(), Status>,
 }
 
@@ -130,7 +130,7 @@ pub trait GrantMap {
     }
 }
 
-/// Whether all segments lie inside a buffer of `len` bytes.
+/// Checks that all segments lie inside a buffer of `len` bytes.
 ///
 /// # Errors
 /// [`Error::Inval`] where one does not.
@@ -173,7 +173,7 @@ impl Offered {
         Self { page, peer, grant }
     }
 
-    /// Who may reach it.
+    /// Returns the domain that may reach the page.
     #[must_use]
     pub fn peer(&self) -> DomId {
         self.peer

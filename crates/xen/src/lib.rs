@@ -1,4 +1,4 @@
-//! What Xen offers, as types and traits: the vocabulary that everything above a platform is written in.
+//! Xen's services as types and traits: the vocabulary of everything above a platform.
 //!
 //! The promise: this crate names no provider, does no I/O of its own, and is the only owner of
 //! access to memory that another domain can change while it is read. A provider (real Xen, a

@@ -19,8 +19,8 @@ use std::sync::atomic::{AtomicU32, fence};
 /// Size and alignment of a page in bytes (`XC_PAGE_SIZE`).
 pub const PAGE_SIZE: usize = 4096;
 
-/// Where mapped pages came from, and go back to. Shared by the pages of one provider, so that
-/// mapping a page allocates nothing.
+/// The provider of mapped pages, to which they are given back. Shared by the pages of one provider,
+/// so that mapping a page allocates nothing.
 pub trait Unmap: Send + Sync {
     /// Gives back the page at `base`; called once for each page, when its last use is over.
     fn unmap(&self, base: NonNull<u8>);
@@ -38,9 +38,9 @@ struct Heap;
 pub enum PageError {
     /// It does not lie inside the page, or a word is not aligned.
     OutOfPage {
-        /// Where the access began.
+        /// Offset of the access in the page, in bytes.
         offset: usize,
-        /// How many bytes it wanted.
+        /// Length of the access in bytes.
         len: usize,
     },
     /// The page is mapped for reading only.
@@ -102,14 +102,15 @@ impl SharedPage {
         unsafe { Self::from_mapped(base, Access::ReadWrite, Arc::new(Heap)) }
     }
 
-    /// Where the page is mapped, for a system call that reads or writes it (direct I/O into a
-    /// granted page). Whoever follows the pointer answers for it: the bytes change at any time.
+    /// Returns the address of the page, for a system call that reads or writes it (direct I/O into
+    /// a granted page). The caller is responsible for each use of the pointer: the bytes change at
+    /// any time.
     #[must_use]
     pub fn as_ptr(&self) -> NonNull<u8> {
         self.base
     }
 
-    /// What the page is mapped for.
+    /// Returns the access that the page is mapped for.
     #[must_use]
     pub fn access(&self) -> Access {
         self.access
@@ -254,7 +255,7 @@ fn page_layout() -> Layout {
     unsafe { Layout::from_size_align_unchecked(PAGE_SIZE, PAGE_SIZE) }
 }
 
-/// Whether `len` bytes at `offset` lie inside a page.
+/// Checks that `len` bytes at `offset` lie inside a page.
 fn check(offset: usize, len: usize) -> Result<(), PageError> {
     match offset.checked_add(len) {
         Some(end) if end <= PAGE_SIZE => Ok(()),
@@ -262,7 +263,7 @@ fn check(offset: usize, len: usize) -> Result<(), PageError> {
     }
 }
 
-/// How many of `len` bytes at `offset` come before the first multiple of 8.
+/// Returns the number of the `len` bytes at `offset` that come before the first multiple of 8.
 fn head_len(offset: usize, len: usize) -> usize {
     (offset.next_multiple_of(8) - offset).min(len)
 }

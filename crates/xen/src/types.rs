@@ -16,7 +16,7 @@ impl DomId {
     /// First number that is no real domain (`DOMID_FIRST_RESERVED`, `xen.h`).
     pub const FIRST_RESERVED: Self = Self(0x7ff0);
 
-    /// Whether a domain can have this number.
+    /// True if a domain can have this number.
     #[must_use]
     pub fn is_real(self) -> bool {
         self < Self::FIRST_RESERVED

@@ -112,13 +112,13 @@ impl<D: Driver> Bus<D> {
         self.slots.iter().map(|(id, slot)| (*id, slot.driver()))
     }
 
-    /// Whether the driver of a device has said that it waits for something.
+    /// True if the driver of the device has said that it waits for something.
     #[must_use]
     pub fn waits(&self, id: Id) -> bool {
         self.slots.get(&id).is_some_and(|slot| slot.course().waits())
     }
 
-    /// What has happened since this was last called.
+    /// Takes the news since the last call.
     pub fn take_news(&mut self) -> Vec<News> {
         std::mem::take(&mut self.news)
     }
@@ -153,7 +153,7 @@ impl<D: Driver> Bus<D> {
         self.due.add(id);
     }
 
-    /// Whether there is a device for [`Bus::look_next`].
+    /// True if there is a device for [`Bus::look_next`].
     #[must_use]
     pub fn is_due(&self) -> bool {
         !self.due.is_empty()

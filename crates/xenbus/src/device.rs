@@ -1,4 +1,4 @@
-//! What a driver sees of its device: its own nodes, and the peer's.
+//! A driver's view of its device: its own nodes, and the peer's.
 
 use crate::error::{Error, VALUE_MAX};
 use crate::path::Id;
@@ -50,13 +50,13 @@ impl Device<'_> {
         self.peer
     }
 
-    /// Where this end's nodes are.
+    /// Returns the path of this end's nodes.
     #[must_use]
     pub fn path(&self) -> &str {
         self.path
     }
 
-    /// Where the other end's nodes are.
+    /// Returns the path of the other end's nodes.
     #[must_use]
     pub fn peer_path(&self) -> &str {
         self.peer_path
@@ -138,8 +138,8 @@ impl Device<'_> {
         bad(format!("{}/{name}", self.peer_path), value, wanted)
     }
 
-    /// What the hotplug script has said of this backend (`hotplug-status`, `hotplug-error`): whether it
-    /// is done. Where there is no script there is nothing to wait for.
+    /// True if the hotplug script of this backend is done (`hotplug-status`, `hotplug-error`), and
+    /// also if there is no script to wait for.
     ///
     /// # Errors
     /// As [`Device::own`]; [`Error::Hotplug`].

@@ -4,7 +4,7 @@ use crate::device::Device;
 use crate::error::Error;
 use xen_io::xenbus::State;
 
-/// How far a step has come.
+/// The progress of a step.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Progress {
     /// It is done; the state changes.

@@ -1,4 +1,4 @@
-//! What can go wrong with a device.
+//! Errors of a device.
 
 use crate::state::Illegal;
 use std::fmt;
@@ -22,23 +22,23 @@ pub enum Error {
     Bad {
         /// Its path.
         path: String,
-        /// What it says, the beginning of it.
+        /// The beginning of its value.
         value: Vec<u8>,
-        /// What would be right.
+        /// The value that was expected.
         wanted: &'static str,
     },
     /// Event channels or grants.
     Platform {
-        /// What was being done.
+        /// The operation that failed.
         what: &'static str,
-        /// What the hypervisor said.
+        /// The error of the hypervisor.
         error: xen::Error,
     },
     /// A ring cannot be used: the other end has broken it, or it was never one.
     Ring(RingError),
     /// The peer begins anew again and again without ever being connected.
     Flaps {
-        /// How often.
+        /// The number of restarts.
         restarts: u32,
     },
     /// The port that the other end names is bound already, or is not offered to this domain.
@@ -79,7 +79,7 @@ impl Error {
         }
     }
 
-    /// Whether it is the connection to the store that failed: nothing can be done about any device.
+    /// True if the connection to the store has failed: nothing can be done about any device.
     #[must_use]
     pub fn is_store_gone(&self) -> bool {
         use xenstore::Error::{Conflict, NulByte, Refused, TooLong, Unsteady};

@@ -20,7 +20,7 @@ pub const MAX_QUEUES: &str = "multi-queue-max-queues";
 /// The frontend's node: how many it uses.
 pub const NUM_QUEUES: &str = "multi-queue-num-queues";
 
-/// What a backend takes.
+/// The limits of a backend.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Limits {
     /// Logarithm of the most pages of a ring; at most 4.
@@ -40,8 +40,8 @@ impl Limits {
         device.put(MAX_QUEUES, self.queues_max);
     }
 
-    /// What the backend takes, cut down to `self`; for a frontend. What the backend claims beyond that
-    /// does not matter.
+    /// Returns the backend's limits, reduced to those of `self`; for a frontend. Any claim of the
+    /// backend beyond them has no effect.
     ///
     /// # Errors
     /// [`Error::Store`].
@@ -168,7 +168,7 @@ impl<const RINGS: usize, const CHANNELS: usize> Names<RINGS, CHANNELS> {
     }
 }
 
-/// How many pages each ring has.
+/// Returns the number of pages of each ring.
 fn ring_pages(device: &mut Device<'_>, limits: Limits) -> Result<Pages, Error> {
     let wanted = "a power of two of pages, at most what max-ring-page-order says";
     let most = 1_u32 << limits.order_max.min(31);
@@ -188,12 +188,12 @@ fn ring_pages(device: &mut Device<'_>, limits: Limits) -> Result<Pages, Error> {
     }
 }
 
-/// What the frontend says of its rings' size.
+/// The size of the rings in the frontend's nodes.
 #[derive(Clone, Copy)]
 enum Pages {
     /// Nothing: one page, and its name has no number.
     Unsaid,
-    /// So many; where it is one, its name may have a number.
+    /// The number of pages. If it is one, the name of its node may have a number.
     Said(u32),
 }
 

@@ -1,4 +1,4 @@
-//! Where devices are in the store.
+//! The paths of devices in the store.
 //!
 //! Source: `docs/misc/xenstore-paths.pandoc`, libxl's `libxl_device.c`.
 
@@ -45,7 +45,7 @@ pub fn libxl(kind: &str, id: Id) -> String {
     format!("/libxl/{}/device/{kind}/{}", id.frontend, id.devid)
 }
 
-/// What a bus watches: all devices of a kind at one end in a domain.
+/// Returns the path that a bus watches: all devices of a kind at one end in a domain.
 #[must_use]
 pub fn root(side: Side, domid: DomId, kind: &str) -> String {
     match side {
@@ -54,7 +54,7 @@ pub fn root(side: Side, domid: DomId, kind: &str) -> String {
     }
 }
 
-/// Where the error of an end goes, besides its own `error`, as Linux has it:
+/// Returns the path for the error of an end besides its own `error`, as Linux has it:
 /// `/local/domain/0/error/backend/vbd/3/51712/error`.
 #[must_use]
 pub fn error(domid: DomId, device: &str) -> String {

@@ -38,12 +38,12 @@ use crate::side::Side;
 use std::fmt;
 use xen_io::xenbus::State;
 
-/// What is known of the peer.
+/// The known state of the peer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Peer {
     /// Its node is not there: the device was taken away from it, or its domain is dead.
     Gone,
-    /// What its `state` node says; [`State::Unknown`] for garbage.
+    /// The value of its `state` node; [`State::Unknown`] for garbage.
     Is(State),
 }
 
@@ -56,7 +56,7 @@ impl Peer {
     }
 }
 
-/// Whether the device is to be used.
+/// The standing of a device: to be used, or to be taken down.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Standing {
     /// It is.
@@ -65,7 +65,7 @@ pub enum Standing {
     Leaving,
 }
 
-/// What is to be done.
+/// The next action of an end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Action {
     /// Nothing, until something changes.
@@ -169,7 +169,7 @@ const FRONTEND_LEAVING: Table = [
     b"DDCCCCDCC", // 8 Reconfigured
 ];
 
-/// What an end of the given side does in state `own`, with the peer as it is.
+/// Returns the action of an end of the given side in state `own`, for the given peer.
 ///
 /// # Errors
 /// [`Illegal`]: the peer is in a state that it cannot have come to; nothing is to be done but to say so.
@@ -197,7 +197,7 @@ pub fn react(side: Side, own: State, peer: Peer, standing: Standing) -> Result<A
     })
 }
 
-/// What an end does without a peer.
+/// Returns the action of an end without a peer.
 fn alone(own: State, standing: Standing) -> Action {
     match (own, standing) {
         (State::Unknown | State::Closed, Standing::Wanted) => Action::Stay,

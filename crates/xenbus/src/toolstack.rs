@@ -63,7 +63,7 @@ fn perms(owner: DomId, reader: DomId) -> [Perm; 2] {
     [perm(Access::None, owner), perm(Access::Read, reader)]
 }
 
-/// What came of adding a device.
+/// The outcome of adding a device.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Added {
     /// It is there.

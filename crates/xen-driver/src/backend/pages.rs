@@ -37,12 +37,12 @@ struct Entry {
     used: u64,
 }
 
-/// How a frontend uses its grants (`feature-persistent`).
+/// The use that a frontend makes of its grants (`feature-persistent`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Grants {
     /// Each for one request.
     Once,
-    /// The same ones again and again: they stay mapped.
+    /// Grants that the frontend uses again: they stay mapped.
     Persistent,
 }
 

@@ -1,4 +1,4 @@
-//! What has been taken and not been answered, in memory that outlives the process.
+//! Requests that were taken and not answered, in memory that outlives the process.
 //!
 //! The record of a device is a file in a folder of tmpfs, mapped: each request is copied into it before
 //! the ring's consumer index moves on, and taken out once its answer has been shown. A backend that was
@@ -37,7 +37,7 @@ const FREE: u32 = 0;
 const TAKEN: u32 = 1;
 const ANSWERED: u32 = 2;
 
-/// What a record is for; another device's is not taken for it.
+/// The shape of a record. A record of another shape belongs to another device and is not used.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Shape {
     pub(super) rings: u32,
@@ -207,13 +207,14 @@ impl RingRecord {
         page.store_u32(at, FREE)
     }
 
-    /// How many requests were taken.
+    /// Returns the ring's consumer index: the requests taken so far.
     pub(super) fn req_cons(&self) -> Result<u32, PageError> {
         self.head.load_u32(0)
     }
 
-    /// What has to be done again, oldest first, where the ring shows `rsp_prod` answers. It stays in the
-    /// record, each in its slot, so that whoever is killed while doing it leaves as much; all else is freed.
+    /// Returns the requests to carry out again, oldest first, where the ring shows `rsp_prod`
+    /// responses. Each stays in its slot of the record, so that a successor finds it if this
+    /// process is killed too. All other slots are freed.
     pub(super) fn unanswered(&self, rsp_prod: u32) -> Result<Vec<Unanswered>, PageError> {
         let req_cons = self.req_cons()?;
         let mut found = Vec::new();

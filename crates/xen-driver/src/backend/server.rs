@@ -13,21 +13,21 @@ use xenbus::bus::News;
 use xenbus::{Bus, Error, Id, Side};
 use xenstore::Client;
 
-/// How long is looked for work at most, where there was some, before sleeping: about as long as falling
-/// asleep and waking up take together.
+/// The longest time that the server polls for more work, after some was found, before it sleeps:
+/// about as long as falling asleep and waking up take together.
 const SPIN_MAX: Duration = Duration::from_micros(20);
 /// A sleep that was shorter than this would have been better spent looking.
 const SHORT_SLEEP: Duration = Duration::from_micros(20);
-/// How long one device's requests are waited for, and whatever else comes meanwhile waits with them.
+/// The longest wait for the requests of one device; all other work waits during that time.
 const PATIENCE: Duration = Duration::from_millis(2);
-/// How long the events of the store and the ports wait while there is work.
+/// The longest time that events of the store and the ports wait while there is work.
 const ASK_STORE: Duration = Duration::from_millis(1);
-/// How often a device that waits for something without a descriptor is looked at.
+/// The interval between two looks at a device that waits for something without a descriptor.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 /// Most events of the store that are taken in a turn.
 const EVENTS_MAX: u32 = 64;
-/// How long devices are looked at in a turn; the look that is under way then is ended.
+/// The time for looking at devices in one turn. A look that has begun by its end is completed.
 const LOOKS_MAX: Duration = Duration::from_micros(200);
 
 /// A server of the backends of one domain, of one kind (`vbd`) or of several that are served alike (`qdisk`).
@@ -43,7 +43,7 @@ pub struct Server<B: Backend> {
     /// Devices that wait for something that no event tells of, with the numbers of their buses.
     waiting: Vec<(usize, Id)>,
     busy_until: Instant,
-    /// How long it pays to look for more work at the moment.
+    /// The time for which it pays to poll for more work at the moment.
     spin: Duration,
     /// The longest that it may become.
     spin_max: Duration,
@@ -382,7 +382,8 @@ fn waiting(errno: Errno) -> Error {
     Error::Driver(format!("waiting for work: {errno}"))
 }
 
-/// Where this thread may run. On one processor, looking for work keeps from running whoever would bring it.
+/// Returns the number of processors that this thread may run on. On a single processor, polling for
+/// work keeps the thread that would bring it from running.
 fn processors() -> u32 {
     rustix::thread::sched_getaffinity(None).map_or(1, |set| set.count())
 }
@@ -393,7 +394,7 @@ fn drivers<B: Backend>(buses: &mut [Bus<B>]) -> impl Iterator<Item = (usize, Id,
     numbered.flat_map(|(at, bus)| bus.drivers().map(move |(id, back)| (at, id, back)))
 }
 
-/// What has happened since the clock was read.
+/// The use made of a reading of the clock since it was taken.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Clock {
     /// Nothing: it will do once more.
@@ -404,7 +405,7 @@ enum Clock {
     Asked,
 }
 
-/// Whether a turn found anything to do.
+/// The outcome of a turn: work was found, or none.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Moved {
     Something,

@@ -11,7 +11,7 @@ pub struct Limits {
     pub requests_per_second: Option<u64>,
 }
 
-/// How much may be used at once after a pause.
+/// The longest time whose allowance may be used at once after a pause.
 const BURST: Duration = Duration::from_millis(100);
 
 /// One limit: what was used beyond is a debt that time pays off.
@@ -51,16 +51,16 @@ impl Throttle {
         Self { bytes: bucket(bytes_per_second), requests: bucket(requests_per_second) }
     }
 
-    /// Whether there is any limit.
+    /// True if there is any limit.
     #[must_use]
     pub fn is_limited(&self) -> bool {
         self.bytes.is_some() || self.requests.is_some()
     }
 
-    /// Whether a request may be taken now.
+    /// Checks if a request may be taken now.
     ///
     /// # Errors
-    /// When it may.
+    /// The time at which it may.
     pub fn ready(&self, now: Instant) -> Result<(), Instant> {
         let buckets = [&self.bytes, &self.requests];
         let waits = buckets.into_iter().flatten().filter_map(|bucket| bucket.ready(now).err());

@@ -21,12 +21,12 @@ const TIMEOUT_MAX: Duration = Duration::from_secs(3600);
 /// Ports that one call reads, or lets fire again.
 const PORTS: usize = 64;
 
-/// Who in the epoll set has something.
+/// The names of the descriptors in the epoll set.
 const STORE: u64 = 0;
 const EVENTS: u64 = 1;
 const SOURCE: u64 = 2;
 
-/// What has happened while it slept.
+/// The descriptors that became ready while the waiter slept.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub(super) struct Woken {
     /// The store has something to tell.
@@ -40,7 +40,7 @@ pub(super) struct Waiter {
     /// With a ring, the sources alone.
     epoll: OwnedFd,
     ring: Option<Ring>,
-    /// Whether the store's descriptor is that of the event channels.
+    /// True if the store's descriptor is that of the event channels.
     shared: bool,
     /// The sources in the set.
     sources: BTreeSet<Source>,
@@ -124,14 +124,14 @@ fn ready(epoll: &OwnedFd, timeout: Duration) -> Result<Woken, Errno> {
     Ok(Woken { store: has(STORE), events: has(EVENTS) })
 }
 
-/// The same in an io_uring.
+/// The waiter's io_uring, which waits for the same descriptors.
 struct Ring {
     ring: IoUring,
     /// The store, the device of the event channels, and the epoll set of the sources.
     store: Polled,
     device: Polled,
     sources: Polled,
-    /// What the kernel writes to while it waits for the device.
+    /// The buffer that the kernel writes to while it waits for the device.
     fired: Box<[u8; PORTS * 4]>,
     /// Ports to be written to the device, and how many.
     unmasked: (Box<[u8; PORTS * 4]>, usize),
@@ -148,7 +148,7 @@ impl Polled {
         Self { fd: types::Fd(fd.as_raw_fd()), armed: false }
     }
 
-    /// What makes the kernel wait for it, where it does not.
+    /// Returns the entry that makes the kernel wait for the descriptor; `None` if it waits already.
     fn arm(&mut self, name: u64) -> Option<squeue::Entry> {
         let poll = || opcode::PollAdd::new(self.fd, libc::POLLIN as u32).build().user_data(name);
         let entry = (!self.armed).then(poll);
@@ -247,7 +247,7 @@ impl Ring {
         Ok(Woken { store: found.store, events: said.events || found.events })
     }
 
-    /// What the kernel has to say.
+    /// Takes the completions of the ring.
     fn take(&mut self, evtchn: &mut dyn EventChannels) -> Result<Woken, Errno> {
         let mut woken = Woken::default();
         for entry in self.ring.completion() {
@@ -295,7 +295,7 @@ mod tests {
     use xen::evtchn::{Status, Virq};
     use xen::{DomId, Error};
 
-    /// What `/dev/xen/evtchn` is to a process: the other end is the kernel's.
+    /// A stand-in for `/dev/xen/evtchn`: `ours` is the process's end, the other end the kernel's.
     struct Device {
         ours: UnixStream,
         is_device: bool,
@@ -310,7 +310,7 @@ mod tests {
             (Self { ours, is_device, came: Vec::new() }, kernels)
         }
 
-        /// What has come, once it says that there is something.
+        /// Returns the ports that have fired, if `woken` tells of events.
         fn ports(&mut self, woken: Woken) -> Vec<u32> {
             let mut ports = Vec::new();
             while woken.events
@@ -374,7 +374,8 @@ mod tests {
         (waiter, device, kernel, store)
     }
 
-    /// What it is woken by. The kernel may break a sleep off, as for a signal, but not again and again.
+    /// Returns the outcome of a wait. The kernel may interrupt a sleep, as for a signal, but not
+    /// each one.
     fn woken(waiter: &mut Waiter, device: &mut Device, timeout: Duration) -> Option<Woken> {
         let mut sleeps = (0..10).map(|_| waiter.wait(device, true, timeout).unwrap());
         sleeps.find(|woken| *woken != Woken::default())

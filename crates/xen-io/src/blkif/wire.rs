@@ -10,7 +10,7 @@ use xen::GrantRef;
 /// `BLKIF_DISCARD_SECURE`.
 const DISCARD_SECURE: u8 = 1;
 
-/// Where the fields of a layout lie.
+/// The offsets of the fields of a layout, in bytes.
 struct Fields {
     id: usize,
     sector: usize,
@@ -66,14 +66,14 @@ impl RequestBytes {
     /// Room for a copy.
     pub const ZERO: Self = Self([0; REQUEST_SIZE_MAX]);
 
-    /// What is needed to answer: id and operation.
+    /// Returns the fields that a response needs: id and operation.
     #[must_use]
     pub fn to_answer(&self, layout: Layout) -> (u64, u8) {
         let id = u64::from_ne_bytes(get(&self.0, fields(layout).id));
         (id, self.0.first().copied().unwrap_or_default())
     }
 
-    /// What it asks.
+    /// Checks and decodes the request.
     ///
     /// # Errors
     /// [`Wrong`]: it is to be answered with an error, [`Wrong::Operation`] with "not supported".
@@ -210,7 +210,7 @@ impl ResponseBytes {
         result
     }
 
-    /// What it says. The id is whatever the other side put there.
+    /// Decodes the response. Its id is unchecked: the other side may have put anything there.
     #[must_use]
     pub fn parse(&self) -> Response {
         let [operation] = get(&self.bytes, 8);

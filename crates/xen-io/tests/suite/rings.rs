@@ -70,7 +70,7 @@ fn entries_arrive_whole_and_in_order_across_pages() {
     }
 }
 
-/// Who sleeps is notified once, who is awake not at all.
+/// Checks that an end that sleeps is notified once, and one that is awake not at all.
 #[test]
 fn notifications_are_held_off() {
     let (mut front, mut back, _) = ring(1, 112);

@@ -13,7 +13,7 @@ use xen_io::xs_ring::{RING_SIZE, ServerRing, offset};
 const TOTAL: u64 = 60_000_000;
 /// As long as it goes on where they are not: each of some 200,000 turns then waits for other work.
 const LONG_ENOUGH: Duration = Duration::from_secs(20);
-/// Who waits longer waits for a signal that nobody sends.
+/// The time after which a wait counts as stalled: the signal it waits for is never sent.
 const STALLED: Duration = Duration::from_secs(10);
 
 /// An event channel, one way.

@@ -6,10 +6,10 @@ use xen::Error;
 /// Ports that one read takes.
 const BATCH: usize = 64;
 
-/// What came of asking the driver.
+/// The outcome of a read from the driver.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum Came {
-    /// So many bytes: where they fill less than there was room for, the driver has no more.
+    /// The number of bytes read. If they fill less than the buffer, the driver has no more.
     Bytes(usize),
     /// A signal, before anything else.
     Interrupted,

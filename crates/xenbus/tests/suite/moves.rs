@@ -25,7 +25,7 @@ fn after(side: Side, own: State, action: Action) -> Option<State> {
 
 type Pair = (State, State);
 
-/// Where the two ends can go from a pair of states, each looking at the other as it is.
+/// Returns the pairs that one step of either end leads to, each seeing the other's current state.
 fn moves((front, back): Pair, standing: Standing) -> Vec<Pair> {
     let mut found = Vec::new();
     let step = |side, own, peer| {
@@ -53,7 +53,7 @@ fn explore(start: Pair, standing: Standing) -> (BTreeSet<Pair>, BTreeSet<Pair>) 
     (seen, still)
 }
 
-/// Whether a pair can be reached from itself: then two ends might go round for ever.
+/// True if a pair can be reached from itself: then two ends might go round for ever.
 fn circles(start: Pair, standing: Standing) -> bool {
     moves(start, standing).into_iter().any(|next| explore(next, standing).0.contains(&start))
 }
@@ -261,7 +261,7 @@ fn a_peer_that_is_gone_is_let_go() {
     }
 }
 
-/// What the comments on the tables promise, one by one.
+/// Checks the promises of the comments on the tables, one by one.
 #[test]
 fn the_odd_cases() {
     use State::{
