@@ -168,7 +168,7 @@ fn bench(options: &Options) -> Result<ExitCode> {
     let _ = std::fs::remove_dir_all(&places.scratch);
     let results = results?;
     let table = format!(
-        "{}; {}; medians of {} rounds; Debian's daemons: {}{}\n\n{}",
+        "{}; {}; medians of {} rounds;\nDebian's daemons: {}{}\n\n{}",
         machine::today(),
         machine::facts(),
         plan.rounds,
