@@ -28,7 +28,7 @@ const NAMES: &str = "LISTEN_FDNAMES";
 
 /// The error for a descriptor that cannot be taken.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Missing {
+pub struct MissingDescriptor {
     name: &'static str,
     cause: Cause,
 }
@@ -44,7 +44,7 @@ enum Cause {
     NotOpen,
 }
 
-impl Missing {
+impl MissingDescriptor {
     /// Returns the name that was looked for.
     #[must_use]
     pub fn name(&self) -> &'static str {
@@ -52,7 +52,7 @@ impl Missing {
     }
 }
 
-impl fmt::Display for Missing {
+impl fmt::Display for MissingDescriptor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = self.name;
         match &self.cause {
@@ -79,7 +79,7 @@ impl fmt::Display for Missing {
     }
 }
 
-impl std::error::Error for Missing {}
+impl std::error::Error for MissingDescriptor {}
 
 /// Returns the number of the descriptor `name` according to these variables.
 fn number(count: Option<&str>, names: Option<&str>, name: &str) -> Result<RawFd, Cause> {
@@ -97,10 +97,10 @@ fn number(count: Option<&str>, names: Option<&str>, name: &str) -> Result<RawFd,
 ///
 /// # Errors
 /// There is none, or it was taken before.
-pub(crate) fn take(name: &'static str) -> Result<OwnedFd, Missing> {
+pub(crate) fn take(name: &'static str) -> Result<OwnedFd, MissingDescriptor> {
     let variable = |name: &str| std::env::var(name).ok();
     let found = number(variable(COUNT).as_deref(), variable(NAMES).as_deref(), name);
-    let missing = |cause| Missing { name, cause };
+    let missing = |cause| MissingDescriptor { name, cause };
     sys::inherited(found.map_err(missing)?).map_err(|_| missing(Cause::NotOpen))
 }
 
@@ -138,7 +138,7 @@ mod tests {
     fn what_is_missing_is_said_with_what_gives_it() {
         let said = |names: Option<&str>, name| {
             let cause = number(Some("1"), names, name).unwrap_err();
-            Missing { name, cause }.to_string()
+            MissingDescriptor { name, cause }.to_string()
         };
         assert_eq!(
             said(None, BROKER),
@@ -150,7 +150,7 @@ mod tests {
             "no descriptor is named \"fuse-devices\"; LISTEN_FDNAMES has \"xen-broker\"; the broker gives it \
              to a domain that was created with Devices::Files, where the machine has FUSE"
         );
-        let closed = Missing { name: BROKER, cause: Cause::NotOpen }.to_string();
+        let closed = MissingDescriptor { name: BROKER, cause: Cause::NotOpen }.to_string();
         assert!(
             closed.starts_with("the descriptor \"xen-broker\" is closed, or was taken before; ")
         );

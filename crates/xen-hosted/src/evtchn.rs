@@ -51,15 +51,15 @@ enum Mask {
 /// The two eventfds of a bound port: the one for events that come, and the one for notifications of
 /// the peer (none for a VIRQ).
 #[derive(Debug)]
-struct Ends {
+struct PortEnds {
     wait: OwnedFd,
     notify: Option<OwnedFd>,
 }
 
 /// A port that this process holds.
 #[derive(Debug)]
-struct Held {
-    ends: Option<Ends>,
+struct HeldPort {
+    ends: Option<PortEnds>,
     mask: Mask,
     /// True if the port was notified while messages of the broker were unread: if one of them is a
     /// binding, the notification went to the old peer.
@@ -69,8 +69,8 @@ struct Held {
 /// The state of a port, in one cache line: a round trip is so short that a second cache line is
 /// measurable.
 #[derive(Debug, Default)]
-struct Slot {
-    held: Option<Held>,
+struct PortSlot {
+    held: Option<HeldPort>,
     /// The number of bindings so far, so that an event fetched before the port was bound anew is
     /// not taken for one of the new binding.
     binding: u32,
@@ -85,17 +85,17 @@ struct Ports {
 
 #[derive(Debug, Default)]
 struct Table {
-    slots: Vec<Slot>,
+    slots: Vec<PortSlot>,
 }
 
 impl Table {
     #[inline]
-    fn get(&self, port: Port) -> Result<&Held, Error> {
+    fn get(&self, port: Port) -> Result<&HeldPort, Error> {
         self.slots.get(port.0 as usize).and_then(|slot| slot.held.as_ref()).ok_or(Error::Inval)
     }
 
     #[inline]
-    fn get_mut(&mut self, port: Port) -> Result<&mut Held, Error> {
+    fn get_mut(&mut self, port: Port) -> Result<&mut HeldPort, Error> {
         self.slots.get_mut(port.0 as usize).and_then(|slot| slot.held.as_mut()).ok_or(Error::Inval)
     }
 
@@ -104,14 +104,14 @@ impl Table {
         u64::from(binding) << 32 | u64::from(port.0)
     }
 
-    fn set(&mut self, port: Port, held: Held) {
+    fn set(&mut self, port: Port, held: HeldPort) {
         let at = port.0 as usize;
         if self.slots.len() <= at {
-            self.slots.resize_with(at + 1, Slot::default);
+            self.slots.resize_with(at + 1, PortSlot::default);
         }
         // 31 bits: the tokens above are not ports.
         let binding = (self.slots[at].binding + 1) & 0x7fff_ffff;
-        self.slots[at] = Slot { held: Some(held), binding };
+        self.slots[at] = PortSlot { held: Some(held), binding };
     }
 }
 
@@ -130,7 +130,7 @@ impl Ports {
     fn allocated(&self, port: Port) {
         let mut table = self.table.borrow_mut();
         if table.get(port).is_err() {
-            table.set(port, Held { ends: None, mask: Mask::Open, notified: false });
+            table.set(port, HeldPort { ends: None, mask: Mask::Open, notified: false });
         }
     }
 
@@ -163,14 +163,14 @@ impl Ports {
             let before = held.ends.take();
             self.forget(before);
         }
-        table.set(port, Held { ends: None, mask: Mask::Open, notified: false });
+        table.set(port, HeldPort { ends: None, mask: Mask::Open, notified: false });
         let token = EventData::new_u64(table.token(port));
         epoll::add(&self.epoll, &wait, token, EDGE).map_err(from_errno)?;
         if let (true, Some(notify)) = (again, &notify) {
             // The new peer must not miss a notification that went to the old one.
             let _ = rustix::io::write(notify, &1_u64.to_ne_bytes());
         }
-        table.get_mut(port)?.ends = Some(Ends { wait, notify });
+        table.get_mut(port)?.ends = Some(PortEnds { wait, notify });
         Ok(())
     }
 
@@ -183,7 +183,7 @@ impl Ports {
 
     /// Takes a port's eventfd out of the epoll. Closing it is not enough, as the peer may keep it
     /// open.
-    fn forget(&self, ends: Option<Ends>) {
+    fn forget(&self, ends: Option<PortEnds>) {
         if let Some(ends) = ends {
             let _ = epoll::delete(&self.epoll, &ends.wait);
         }
@@ -251,7 +251,7 @@ impl Ports {
 
     /// Takes a port with an event that must not be reported yet out of the epoll.
     #[cold]
-    fn put_asleep(&self, held: &mut Held, token: u64) {
+    fn put_asleep(&self, held: &mut HeldPort, token: u64) {
         if let (Mask::Masked, Some(ends)) = (held.mask, &held.ends)
             && epoll::modify(
                 &self.epoll,

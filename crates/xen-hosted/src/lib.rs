@@ -87,7 +87,7 @@ pub mod mount;
 mod proto;
 mod sys;
 
-use crate::descriptors::Missing;
+use crate::descriptors::MissingDescriptor;
 use crate::link::Link;
 use std::fmt;
 use std::os::fd::OwnedFd;
@@ -284,7 +284,7 @@ impl Platform {
 #[non_exhaustive]
 pub enum GuestError {
     /// It was not started with the domain's socket to the broker.
-    Missing(Missing),
+    Missing(MissingDescriptor),
     /// The broker's answer; [`Error::NoDev`] where it is gone.
     Broker(Error),
 }
@@ -305,7 +305,7 @@ impl std::error::Error for GuestError {}
 ///
 /// # Errors
 /// There is none, or it was taken before.
-pub fn guest_devices() -> Result<OwnedFd, Missing> {
+pub fn guest_devices() -> Result<OwnedFd, MissingDescriptor> {
     descriptors::take(descriptors::DEVICES)
 }
 

@@ -52,7 +52,7 @@ impl Answer {
 pub(crate) type News = (Message, Vec<OwnedFd>);
 
 /// A table of other domains' arenas that this process has looked up.
-pub(crate) trait FollowsArenas: fmt::Debug + Send + Sync {
+pub(crate) trait ArenaFollower: fmt::Debug + Send + Sync {
     /// The arena is no longer its granter's.
     fn arena_ended(&self, granter: DomId, slot: u32);
 }
@@ -69,7 +69,7 @@ pub(crate) struct Link {
     /// Readable while there is some.
     news_event: OwnedFd,
     /// The tables of arenas that this process has looked up.
-    followers: Mutex<Vec<Weak<dyn FollowsArenas>>>,
+    followers: Mutex<Vec<Weak<dyn ArenaFollower>>>,
     /// Somebody waits at the ports.
     pub(crate) ports_taken: AtomicBool,
     pub(crate) domid: DomId,
@@ -242,7 +242,7 @@ impl Link {
     }
 
     /// Tells `follower` of arenas that end, for as long as it is there.
-    pub(crate) fn follow(&self, follower: Weak<dyn FollowsArenas>) {
+    pub(crate) fn follow(&self, follower: Weak<dyn ArenaFollower>) {
         let mut followers = lock(&self.followers);
         followers.retain(|follower| follower.strong_count() > 0);
         followers.push(follower);

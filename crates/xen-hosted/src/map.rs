@@ -81,13 +81,13 @@ impl Drop for Map {
 }
 
 /// A holder of a mapping. It is told when one of the mapping's pages is no longer used.
-pub(crate) trait KeepsMap: Unmap + 'static {
+pub(crate) trait MapOwner: Unmap + 'static {
     /// The mapping that the pages are of; always the same one.
     fn map(&self) -> &Map;
 }
 
 /// Page number `at` of the mapping that `owner` keeps; mapped at least for `access`.
-pub(crate) fn page<O: KeepsMap>(owner: &Arc<O>, at: usize, access: Access) -> SharedPage {
+pub(crate) fn page<O: MapOwner>(owner: &Arc<O>, at: usize, access: Access) -> SharedPage {
     let map = owner.map();
     assert!((at + 1) * PAGE_SIZE <= map.len, "a page inside the mapping");
     // SAFETY: aligned as mmap(2) aligns, inside the mapping, and mapped until the owner is dropped,

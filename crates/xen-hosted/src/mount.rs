@@ -63,12 +63,12 @@ struct LoopConfig {
 pub struct LoopDevice {
     device: OwnedFd,
     path: PathBuf,
-    guest: Entrance,
+    guest: GuestNamespaces,
 }
 
 /// The means of entering a guest's namespaces.
 #[derive(Debug)]
-struct Entrance {
+struct GuestNamespaces {
     /// Its first process.
     process: OwnedFd,
     /// Its user, as the host knows it.
@@ -164,7 +164,7 @@ impl LoopDevice {
     /// # Errors
     /// [`Step::Control`], [`Step::File`] with `ENOENT` where the guest has no such file, and the others on the way.
     pub fn attach(process: BorrowedFd<'_>, file: &str, access: Access) -> Result<Self, Error> {
-        let guest = Entrance::new(process)?;
+        let guest = GuestNamespaces::new(process)?;
         let name = path(file, Step::File(file.to_owned()))?;
         let writes = access == Access::ReadWrite;
         let flags = if writes { OFlags::RDWR } else { OFlags::RDONLY } | OFlags::CLOEXEC;
@@ -248,7 +248,7 @@ impl LoopDevice {
 /// # Errors
 /// [`Step::Unmount`], with `EBUSY` where the guest uses it.
 pub fn unmount_in(process: BorrowedFd<'_>, from: &str) -> Result<(), Error> {
-    let guest = Entrance::new(process)?;
+    let guest = GuestNamespaces::new(process)?;
     let name = path(from, Step::Unmount(from.to_owned()))?;
     let leave = || {
         guest.enter_mounts()?;
@@ -257,7 +257,7 @@ pub fn unmount_in(process: BorrowedFd<'_>, from: &str) -> Result<(), Error> {
     in_child(leave).map_err(at(Step::Unmount(from.to_owned())))
 }
 
-impl Entrance {
+impl GuestNamespaces {
     fn new(process: BorrowedFd<'_>) -> Result<Self, Error> {
         let pid = process_number(process).map_err(at(Step::Process))?;
         let proc = rustix::fs::stat(format!("/proc/{}", pid.as_raw_nonzero()));

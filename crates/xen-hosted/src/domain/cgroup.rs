@@ -20,7 +20,7 @@ use std::time::Duration;
 
 /// A use of a control group.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Use {
+enum GroupPurpose {
     Memory,
     Cpu,
     CpuTime,
@@ -29,12 +29,12 @@ enum Use {
 }
 
 /// The uses, with the controllers that version 2 and version 1 have for them.
-const USES: [(Use, Option<&str>, &str); 5] = [
-    (Use::Memory, Some("memory"), "memory"),
-    (Use::Cpu, Some("cpu"), "cpu"),
-    (Use::CpuTime, None, "cpuacct"),
-    (Use::Tasks, Some("pids"), "pids"),
-    (Use::Freeze, None, "freezer"),
+const USES: [(GroupPurpose, Option<&str>, &str); 5] = [
+    (GroupPurpose::Memory, Some("memory"), "memory"),
+    (GroupPurpose::Cpu, Some("cpu"), "cpu"),
+    (GroupPurpose::CpuTime, None, "cpuacct"),
+    (GroupPurpose::Tasks, Some("pids"), "pids"),
+    (GroupPurpose::Freeze, None, "freezer"),
 ];
 
 /// The version of the interface of control groups.
@@ -50,7 +50,7 @@ struct Hierarchy {
     version: Version,
     /// The group above those of the domains.
     base: PathBuf,
-    uses: Vec<Use>,
+    uses: Vec<GroupPurpose>,
 }
 
 impl Hierarchy {
@@ -110,14 +110,14 @@ pub(crate) struct Cgroups {
 }
 
 /// A line of /proc/self/mountinfo that is about control groups.
-struct Mounted {
+struct CgroupMount {
     at: PathBuf,
     root: PathBuf,
     kind: Version,
     controllers: Vec<String>,
 }
 
-fn mounted(line: &str) -> Option<Mounted> {
+fn mounted(line: &str) -> Option<CgroupMount> {
     let (left, right) = line.split_once(" - ")?;
     let mut left = left.split(' ').skip(3);
     let (root, at) = (left.next()?.into(), left.next()?.into());
@@ -128,7 +128,7 @@ fn mounted(line: &str) -> Option<Mounted> {
         _ => return None,
     };
     let controllers = right.nth(1)?.split(',').map(str::to_owned).collect();
-    Some(Mounted { at, root, kind, controllers })
+    Some(CgroupMount { at, root, kind, controllers })
 }
 
 /// Returns the group of this process in the hierarchy with `controller`; version 2 has an empty
@@ -147,9 +147,9 @@ impl Cgroups {
     pub(crate) fn find(name: &str, mut note: impl FnMut(&Path)) -> Self {
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-        let mounts: Vec<Mounted> = mounts.lines().filter_map(mounted).collect();
+        let mounts: Vec<CgroupMount> = mounts.lines().filter_map(mounted).collect();
         let mut found = Self::default();
-        let mut wanted: Vec<Use> = USES.iter().map(|row| row.0).collect();
+        let mut wanted: Vec<GroupPurpose> = USES.iter().map(|row| row.0).collect();
         for mount in mounts.iter().filter(|mount| mount.kind == Version::Two) {
             let own = own_group(&own, "");
             let Some(base) = base(mount, own.as_deref().map(group_to_divide), name) else {
@@ -170,7 +170,7 @@ impl Cgroups {
                 continue;
             }
             let have = delegation::enable(&base);
-            let uses: Vec<Use> = USES
+            let uses: Vec<GroupPurpose> = USES
                 .iter()
                 .filter(|(_, needs, _)| needs.is_none_or(|needs| have.iter().any(|h| h == needs)))
                 .map(|row| row.0)
@@ -182,7 +182,8 @@ impl Cgroups {
             if !wanted.contains(&purpose) {
                 continue;
             }
-            let holds = |mount: &&Mounted| mount.controllers.iter().any(|has| has == controller);
+            let holds =
+                |mount: &&CgroupMount| mount.controllers.iter().any(|has| has == controller);
             let Some(mount) = mounts.iter().filter(|m| m.kind == Version::One).find(holds) else {
                 continue;
             };
@@ -214,15 +215,16 @@ impl Cgroups {
         }
     }
 
-    fn has(&self, purpose: Use) -> bool {
+    fn has(&self, purpose: GroupPurpose) -> bool {
         self.hierarchies.iter().any(|hierarchy| hierarchy.uses.contains(&purpose))
     }
 
     /// Returns which limits there are: memory, processor time, tasks, the freezer, and accounting.
     pub(crate) fn bounds(&self) -> [bool; 5] {
         let [memory, cpu, tasks, freeze] =
-            [Use::Memory, Use::Cpu, Use::Tasks, Use::Freeze].map(|purpose| self.has(purpose));
-        [memory, cpu, tasks, freeze, memory && self.has(Use::CpuTime)]
+            [GroupPurpose::Memory, GroupPurpose::Cpu, GroupPurpose::Tasks, GroupPurpose::Freeze]
+                .map(|purpose| self.has(purpose));
+        [memory, cpu, tasks, freeze, memory && self.has(GroupPurpose::CpuTime)]
     }
 
     /// True if a domain of one task needs no group of its own here. The conditions: the hierarchy
@@ -230,8 +232,8 @@ impl Cgroups {
     /// task counts as much as a group, which it does unless the broker was started with `nice`.
     fn shares_by_task(&self, hierarchy: &Hierarchy) -> bool {
         hierarchy.version == Version::One
-            && hierarchy.uses == [Use::Cpu]
-            && self.has(Use::Tasks)
+            && hierarchy.uses == [GroupPurpose::Cpu]
+            && self.has(GroupPurpose::Tasks)
             && rustix::process::getpriority_process(None) == Ok(0)
     }
 
@@ -319,7 +321,7 @@ pub(crate) fn processes(group: &Path) -> Vec<i32> {
 }
 
 /// Returns the host's group in a mounted hierarchy.
-fn base(mount: &Mounted, own: Option<&Path>, name: &str) -> Option<PathBuf> {
+fn base(mount: &CgroupMount, own: Option<&Path>, name: &str) -> Option<PathBuf> {
     let own = own?;
     let below = own.strip_prefix(&mount.root).ok()?;
     Some(mount.at.join(below).join(name))
@@ -335,7 +337,7 @@ fn made(base: &Path) -> bool {
 /// The groups of one domain.
 #[derive(Debug)]
 pub(crate) struct Group {
-    dirs: Vec<(Version, PathBuf, Vec<Use>)>,
+    dirs: Vec<(Version, PathBuf, Vec<GroupPurpose>)>,
     /// Files of version 1: a process that writes 0 into them joins the group.
     join: Vec<OwnedFd>,
     /// The group of version 2 that the first process is created in.
@@ -352,13 +354,18 @@ impl Group {
         (std::mem::take(&mut self.join), self.into.take())
     }
 
-    fn file(&self, purpose: Use, one: &str, two: &str) -> Option<(Version, PathBuf)> {
+    fn file(&self, purpose: GroupPurpose, one: &str, two: &str) -> Option<(Version, PathBuf)> {
         let (version, dir, _) = self.dirs.iter().find(|(.., uses)| uses.contains(&purpose))?;
         let name = if *version == Version::One { one } else { two };
         Some((*version, dir.join(name)))
     }
 
-    fn write(&self, purpose: Use, one: (&str, String), two: (&str, String)) -> io::Result<()> {
+    fn write(
+        &self,
+        purpose: GroupPurpose,
+        one: (&str, String),
+        two: (&str, String),
+    ) -> io::Result<()> {
         match self.file(purpose, one.0, two.0) {
             Some((Version::One, path)) => fs::write(path, one.1),
             Some((Version::Two, path)) => fs::write(path, two.1),
@@ -366,7 +373,7 @@ impl Group {
         }
     }
 
-    fn read(&self, purpose: Use, one: &str, two: &str) -> Option<(Version, String)> {
+    fn read(&self, purpose: GroupPurpose, one: &str, two: &str) -> Option<(Version, String)> {
         let (version, path) = self.file(purpose, one, two)?;
         Some((version, fs::read_to_string(path).ok()?))
     }
@@ -376,7 +383,7 @@ impl Group {
     /// # Errors
     /// The error of write(2): `EBUSY` where the domain has more already.
     pub(crate) fn set_memory(&self, bytes: u64) -> io::Result<()> {
-        if let Some((Version::Two, used)) = self.read(Use::Memory, "", "memory.current")
+        if let Some((Version::Two, used)) = self.read(GroupPurpose::Memory, "", "memory.current")
             && used.trim().parse::<u64>().is_ok_and(|used| used > bytes)
         {
             // Version 2 would accept the limit and kill processes until it holds.
@@ -384,8 +391,8 @@ impl Group {
         }
         let text = bytes.to_string();
         let two = ("memory.max", text.clone());
-        self.write(Use::Memory, ("memory.limit_in_bytes", text), two)?;
-        if let Some((Version::Two, swap)) = self.file(Use::Memory, "", "memory.swap.max")
+        self.write(GroupPurpose::Memory, ("memory.limit_in_bytes", text), two)?;
+        if let Some((Version::Two, swap)) = self.file(GroupPurpose::Memory, "", "memory.swap.max")
             && swap.exists()
         {
             // Swapped memory would not count against the limit. Without swap there is no such file.
@@ -400,7 +407,7 @@ impl Group {
     /// The error of write(2).
     pub(crate) fn set_tasks(&self, tasks: u32) -> io::Result<()> {
         let text = tasks.to_string();
-        self.write(Use::Tasks, ("pids.max", text.clone()), ("pids.max", text))
+        self.write(GroupPurpose::Tasks, ("pids.max", text.clone()), ("pids.max", text))
     }
 
     /// Sets the share of the processors: Xen's weight 256 is 1024 shares of version 1, and a weight
@@ -414,7 +421,7 @@ impl Group {
             && let Some(dir) = self.share_later.take()
         {
             fs::create_dir(&dir)?;
-            self.dirs.push((Version::One, dir.clone(), vec![Use::Cpu]));
+            self.dirs.push((Version::One, dir.clone(), vec![GroupPurpose::Cpu]));
             if let Some(pid) = first {
                 fs::write(dir.join("tasks"), pid.as_raw_nonzero().to_string())?;
             }
@@ -427,7 +434,7 @@ impl Group {
         let shares = (u64::from(weight) * 4).max(2);
         let weight = (u64::from(weight) * 100 / 256).clamp(1, 10_000);
         self.write(
-            Use::Cpu,
+            GroupPurpose::Cpu,
             ("cpu.shares", shares.to_string()),
             ("cpu.weight", weight.to_string()),
         )?;
@@ -436,12 +443,12 @@ impl Group {
             0 => ("-1".to_owned(), format!("max {PERIOD_US}")),
             quota => (quota.to_string(), format!("{quota} {PERIOD_US}")),
         };
-        self.write(Use::Cpu, ("cpu.cfs_quota_us", one), ("cpu.max", two))
+        self.write(GroupPurpose::Cpu, ("cpu.cfs_quota_us", one), ("cpu.max", two))
     }
 
     /// Returns the processor time used, in ns.
     pub(crate) fn cpu_time_ns(&self) -> Option<u64> {
-        let (version, text) = self.read(Use::CpuTime, "cpuacct.usage", "cpu.stat")?;
+        let (version, text) = self.read(GroupPurpose::CpuTime, "cpuacct.usage", "cpu.stat")?;
         match version {
             Version::One => text.trim().parse().ok(),
             Version::Two => {
@@ -453,7 +460,8 @@ impl Group {
 
     /// Returns the memory in use, in bytes.
     pub(crate) fn memory(&self) -> Option<u64> {
-        let (_, text) = self.read(Use::Memory, "memory.usage_in_bytes", "memory.current")?;
+        let (_, text) =
+            self.read(GroupPurpose::Memory, "memory.usage_in_bytes", "memory.current")?;
         text.trim().parse().ok()
     }
 
@@ -461,7 +469,7 @@ impl Group {
     /// pages of files.
     pub(crate) fn memory_needed(&self) -> Option<u64> {
         let used = self.memory()?;
-        let (_, text) = self.read(Use::Memory, "memory.stat", "memory.stat")?;
+        let (_, text) = self.read(GroupPurpose::Memory, "memory.stat", "memory.stat")?;
         let inactive = |line: &str| {
             let name = ["total_inactive_file ", "inactive_file "];
             name.iter().find_map(|name| line.strip_prefix(name))?.trim().parse::<u64>().ok()
@@ -477,8 +485,8 @@ impl Group {
         let one = if frozen { "FROZEN" } else { "THAWED" };
         let two = if frozen { "1" } else { "0" };
         let two = ("cgroup.freeze", two.to_owned());
-        self.write(Use::Freeze, ("freezer.state", one.to_owned()), two)?;
-        Ok(self.file(Use::Freeze, "", "").is_some())
+        self.write(GroupPurpose::Freeze, ("freezer.state", one.to_owned()), two)?;
+        Ok(self.file(GroupPurpose::Freeze, "", "").is_some())
     }
 
     /// Removes the groups, which are empty once the domain's first process has been waited for.

@@ -63,7 +63,7 @@ pub(crate) const STEPS: [&str; 11] = [
 ];
 
 /// A failed step: its number in [`STEPS`], and the error.
-type Failed = (usize, Errno);
+type StepFailure = (usize, Errno);
 
 /// Becomes the domain. Returns only after a failure, which the broker has been told.
 pub(crate) fn become_domain(plan: Plan<'_>) {
@@ -116,7 +116,7 @@ fn leave_broker(kept: &[&OwnedFd]) -> Result<(), Errno> {
 }
 
 /// Does all steps, in the order of [`STEPS`]. A failure is reported on `tells`.
-fn enter(mut plan: Plan<'_>, tells: &OwnedFd) -> Result<std::convert::Infallible, Failed> {
+fn enter(mut plan: Plan<'_>, tells: &OwnedFd) -> Result<std::convert::Infallible, StepFailure> {
     let of_devices = plan.devices.iter().flat_map(|devices| [&devices.fuse, &devices.mount]);
     let needed = [tells, &plan.link, &plan.setup].into_iter().chain(&plan.files).chain(&plan.join);
     leave_broker(&needed.chain(of_devices).collect::<Vec<_>>()).map_err(|errno| (0, errno))?;

@@ -23,22 +23,22 @@ pub(crate) const TABLE_LEN: usize =
     (ENTRIES + 8 * ARENA_PAGES as usize).next_multiple_of(PAGE_SIZE);
 /// Bytes of the pages that an arena grants.
 pub(crate) const PAGES_LEN: usize = ARENA_PAGES as usize * PAGE_SIZE;
-/// The place where the table says that the arena has ended.
+/// The offset of the word that says that the arena has ended.
 pub(crate) const ENDED: usize = 0;
 
 const ENTRIES: usize = 64;
 
-/// The place of a page's entry in the table.
+/// Returns the offset of a page's entry in the table.
 pub(crate) fn entry_offset(page: usize) -> usize {
     ENTRIES + 8 * page
 }
 
-/// The place of the bits of those who have it mapped.
+/// Returns the offset of the bits of those who have the page mapped.
 pub(crate) fn holders_offset(page: usize) -> usize {
     entry_offset(page) + 4
 }
 
-/// The word of an entry that lets `peer` map the page.
+/// Returns the word of an entry that lets `peer` map the page.
 pub(crate) fn entry(peer: DomId, access: Access) -> u32 {
     let readonly = match access {
         Access::Read => READONLY,
@@ -47,12 +47,12 @@ pub(crate) fn entry(peer: DomId, access: Access) -> u32 {
     u32::from(peer.0) << 16 | PERMIT_ACCESS | readonly
 }
 
-/// The reference of a page.
+/// Returns the reference of a page.
 pub(crate) fn reference(slot: u32, page: u32) -> GrantRef {
     GrantRef(slot * ARENA_PAGES + page)
 }
 
-/// The arena and the page of a reference.
+/// Returns the arena and the page of a reference.
 pub(crate) fn place(grant: GrantRef) -> (u32, usize) {
     (grant.0 / ARENA_PAGES, (grant.0 % ARENA_PAGES) as usize)
 }
@@ -68,7 +68,7 @@ pub(crate) struct MappedArena {
 }
 
 impl MappedArena {
-    /// Maps an arena from its one or two memfds; its pages as `own` says.
+    /// Maps an arena from its one or two memfds, its pages with the access in `own`.
     pub(crate) fn map(
         slot: u32,
         table: &OwnedFd,
@@ -84,7 +84,7 @@ impl MappedArena {
         Ok(Self { slot, table: Map::new(table, 0, TABLE_LEN, Access::ReadWrite)?, pages, access })
     }
 
-    /// True where granter or peer is gone.
+    /// True if the granter or the peer is gone.
     pub(crate) fn ended(&self) -> bool {
         self.table.word(ENDED).load(std::sync::atomic::Ordering::Acquire) != 0
     }

@@ -4,8 +4,8 @@ use super::layout::{MappedArena, PERMIT_ACCESS, READONLY, entry_offset, holders_
 use crate::counters::Counter;
 use crate::errno::from_errno;
 use crate::limits::ARENA_PAGES;
-use crate::link::{FollowsArenas, Link, lock};
-use crate::map::{KeepsMap, Map, page};
+use crate::link::{ArenaFollower, Link, lock};
+use crate::map::{Map, MapOwner, page};
 use crate::proto::Request;
 use std::collections::HashMap;
 use std::ptr::NonNull;
@@ -57,7 +57,7 @@ impl Foreign {
     }
 }
 
-impl KeepsMap for Foreign {
+impl MapOwner for Foreign {
     fn map(&self) -> &Map {
         &self.arena.pages
     }
@@ -108,7 +108,7 @@ impl ForeignArenas {
     }
 }
 
-impl FollowsArenas for ForeignArenas {
+impl ArenaFollower for ForeignArenas {
     fn arena_ended(&self, granter: DomId, slot: u32) {
         self.remove(granter, slot);
     }

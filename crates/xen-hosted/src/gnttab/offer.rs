@@ -5,7 +5,7 @@ use crate::counters::Counter;
 use crate::errno::from_errno;
 use crate::limits::{ARENA_PAGES, ARENAS_MAX};
 use crate::link::{Link, lock};
-use crate::map::{KeepsMap, Map, page};
+use crate::map::{Map, MapOwner, page};
 use crate::proto::Request;
 use std::collections::{HashMap, HashSet};
 use std::ptr::NonNull;
@@ -17,41 +17,42 @@ use xen::{DomId, Error, GrantRef};
 
 /// Pages of an own arena that are not granted.
 #[derive(Debug)]
-struct Unused {
-    /// May be granted at once.
+struct UnusedPages {
+    /// Pages that may be granted at once.
     free: Vec<u16>,
-    /// Their grant has ended, and when last looked at the peer had them mapped.
+    /// Pages whose grant has ended, and which the peer had mapped at the last look.
     lingering: Vec<u16>,
 }
 
-/// The first page of an arena that is not granted by the broker, for as long as the domain lives.
+/// Returns the first page of an arena that the broker has not granted for the whole life of the
+/// domain.
 fn first_page(slot: u32) -> u32 {
     if slot == 0 { GrantRef::FIRST_FREE.0 } else { 0 }
 }
 
 /// An arena of this domain.
 #[derive(Debug)]
-struct Own {
+struct OwnArena {
     arena: MappedArena,
     link: Arc<Link>,
-    unused: Mutex<Unused>,
+    unused: Mutex<UnusedPages>,
 }
 
-impl Own {
-    /// The arena `slot`, of which nothing is granted but what the broker has.
+impl OwnArena {
+    /// Makes the arena `slot`, in which nothing is granted but the broker's pages.
     fn new(arena: MappedArena, link: Arc<Link>) -> Self {
         // Taken from the end: low references first.
         let pages = (first_page(arena.slot)..ARENA_PAGES).rev();
         let free = pages.filter_map(|at| u16::try_from(at).ok()).collect();
-        Self { arena, link, unused: Mutex::new(Unused { free, lingering: Vec::new() }) }
+        Self { arena, link, unused: Mutex::new(UnusedPages { free, lingering: Vec::new() }) }
     }
 
-    /// The number of pages that it can grant in all.
+    /// Returns the number of pages that it can grant in all.
     fn pages(&self) -> usize {
         (ARENA_PAGES - first_page(self.arena.slot)) as usize
     }
 
-    /// A page that is neither granted nor mapped by the peer.
+    /// Takes a page that is neither granted nor mapped by the peer.
     fn take(&self) -> Option<u16> {
         let mut unused = lock(&self.unused);
         if unused.free.is_empty() {
@@ -60,7 +61,7 @@ impl Own {
         unused.free.pop()
     }
 
-    /// The number of pages that could be taken.
+    /// Returns the number of pages that can be taken.
     fn free(&self) -> usize {
         let mut unused = lock(&self.unused);
         self.collect(&mut unused);
@@ -68,7 +69,7 @@ impl Own {
     }
 
     /// Frees the pages that the peer has unmapped since.
-    fn collect(&self, Unused { free, lingering }: &mut Unused) {
+    fn collect(&self, UnusedPages { free, lingering }: &mut UnusedPages) {
         lingering.retain(|at| {
             let held = self.is_held(*at);
             if !held {
@@ -83,13 +84,13 @@ impl Own {
     }
 }
 
-impl KeepsMap for Own {
+impl MapOwner for OwnArena {
     fn map(&self) -> &Map {
         &self.arena.pages
     }
 }
 
-impl Unmap for Own {
+impl Unmap for OwnArena {
     fn unmap(&self, base: NonNull<u8>) {
         let Ok(at) = u16::try_from(self.arena.pages.page_number(base)) else { return };
         if u32::from(at) < first_page(self.arena.slot) {
@@ -107,7 +108,7 @@ impl Unmap for Own {
     }
 }
 
-/// The arenas that pages are granted from.
+/// The peer and the access that arenas are made for.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 struct Purpose {
     peer: DomId,
@@ -125,23 +126,23 @@ impl Purpose {
 #[derive(Debug)]
 pub struct Offers {
     link: Arc<Link>,
-    arenas: HashMap<Purpose, Vec<Arc<Own>>>,
-    /// The numbers of all arenas that there have been: none is taken for a new one a second time, which would grant its
-    /// pages twice.
+    arenas: HashMap<Purpose, Vec<Arc<OwnArena>>>,
+    /// The numbers of all arenas so far. A new arena never has one of them, as its pages would then
+    /// be granted twice.
     known: HashSet<u64>,
 }
 
 impl Offers {
-    /// Grants over this connection.
+    /// Makes the grants over this connection.
     pub(crate) fn new(link: Arc<Link>) -> Self {
         Self { link, arenas: HashMap::new(), known: HashSet::new() }
     }
 
-    /// The page that this domain's builder has granted under `grant`, one of the reserved
+    /// Returns the page that this domain's builder has granted under `grant`, one of the reserved
     /// references.
     ///
     /// # Errors
-    /// [`Error::Inval`] for another reference, or what the broker answered.
+    /// [`Error::Inval`] for another reference, or the broker's error.
     pub fn reserved(&mut self, grant: GrantRef) -> Result<SharedPage, Error> {
         if grant >= GrantRef::FIRST_FREE {
             return Err(Error::Inval);
@@ -157,18 +158,19 @@ impl Offers {
         Ok(page(&arena, grant.0 as usize, Access::ReadWrite))
     }
 
-    /// The arenas whose peer is there still.
-    fn living(&mut self, purpose: Purpose) -> &mut Vec<Arc<Own>> {
+    /// Returns the arenas whose peer is still there.
+    fn living(&mut self, purpose: Purpose) -> &mut Vec<Arc<OwnArena>> {
         let arenas = self.arenas.entry(purpose).or_default();
         arenas.retain(|own| !own.arena.ended());
         arenas
     }
 
-    /// One more arena.
+    /// Makes one more arena.
     ///
     /// # Errors
-    /// [`Error::Srch`] the peer is gone, or says so: its table tells of an end that the broker does not know.
-    fn add_arena(&mut self, purpose: Purpose) -> Result<Arc<Own>, Error> {
+    /// [`Error::Srch`] where the peer is gone, or where its table says so although the broker does
+    /// not know of an end.
+    fn add_arena(&mut self, purpose: Purpose) -> Result<Arc<OwnArena>, Error> {
         let at = u32::try_from(self.living(purpose).len()).map_err(|_| Error::NoSpc)?;
         let Purpose { peer, writable } = purpose;
         let request = Request::OfferArena { peer, writable: u32::from(writable), at };
@@ -181,17 +183,18 @@ impl Offers {
         if pages.is_some() {
             self.link.call(&Request::ArenaMapped { slot })?;
         }
-        // The peer can write the table. By an end that is none it has the broker give the same arena once more.
+        // The peer can write the table. By a false end it could make the broker give the same arena
+        // once more.
         if arena.ended() || !self.known.insert(number) {
             return Err(Error::Srch);
         }
-        let own = Arc::new(Own::new(arena, Arc::clone(&self.link)));
+        let own = Arc::new(OwnArena::new(arena, Arc::clone(&self.link)));
         self.living(purpose).push(Arc::clone(&own));
         Ok(own)
     }
 
-    /// A page that may be granted, of the arenas that there are or of a further one.
-    fn take(&mut self, purpose: Purpose) -> Result<(Arc<Own>, u16), Error> {
+    /// Takes a page that may be granted, from an existing arena or from a further one.
+    fn take(&mut self, purpose: Purpose) -> Result<(Arc<OwnArena>, u16), Error> {
         let found = self.living(purpose).iter().find_map(|own| Some((own, own.take()?)));
         if let Some((own, at)) = found {
             return Ok((Arc::clone(own), at));
@@ -201,35 +204,35 @@ impl Offers {
         Ok((own, at))
     }
 
-    /// Sees to it that so many pages may be granted.
+    /// Ensures that `count` pages may be granted.
     fn make_room(&mut self, purpose: Purpose, count: usize) -> Result<(), Error> {
         let free: usize = self.living(purpose).iter().map(|own| own.free()).sum();
         let more = count.saturating_sub(free).div_ceil(ARENA_PAGES as usize);
         if self.living(purpose).len().saturating_add(more) > ARENAS_MAX {
-            // None of them is made for what cannot be.
+            // No arena is made for a request that cannot be met.
             return Err(self.refusal(purpose, count, Error::NoSpc));
         }
-        // A domain's first has fewer pages than others, so it may take one more.
+        // A domain's first arena has fewer pages than others, so one more may be needed.
         for _ in 0..=more {
             if self.living(purpose).iter().map(|own| own.free()).sum::<usize>() >= count {
                 return Ok(());
             }
             self.add_arena(purpose).map_err(|error| self.refusal(purpose, count, error))?;
         }
-        // Only where the peer spoils what is in the tables.
+        // Reached only where the peer spoils the tables.
         Err(self.refusal(purpose, count, Error::NoSpc))
     }
 
-    /// The refusal of a further arena, in pages.
+    /// Returns the error for a refused arena, in pages.
     #[cold]
     fn refusal(&mut self, purpose: Purpose, asked: usize, error: Error) -> Error {
         if error != Error::NoSpc {
             return error;
         }
         let arenas = self.living(purpose);
-        let sum = |pages: fn(&Own) -> usize| arenas.iter().map(|own| pages(own)).sum();
+        let sum = |pages: fn(&OwnArena) -> usize| arenas.iter().map(|own| pages(own)).sum();
         let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
-        let (free, of) = (number(sum(Own::free)), number(sum(Own::pages)));
+        let (free, of) = (number(sum(OwnArena::free)), number(sum(OwnArena::pages)));
         Error::NoPages { asked: number(asked), free, of }
     }
 }
@@ -238,8 +241,8 @@ impl GrantOffer for Offers {
     fn offer(&mut self, peer: DomId, access: Access) -> Result<Offered, Error> {
         let (own, at) = self.take(Purpose::new(peer, access))?;
         let offered = page(&own, at.into(), Access::ReadWrite);
-        // Of what it held for this peer before, the peer may still be looking at the page; what it
-        // wrote meanwhile is gone now.
+        // The peer may still have the page mapped from an earlier grant; anything that it wrote
+        // meanwhile is erased now.
         offered.copy_in(0, &[0; PAGE_SIZE]).map_err(|_| Error::Inval)?;
         self.link.count(Counter::Granted, 1);
         own.arena.table.word(entry_offset(at.into())).store(entry(peer, access), SeqCst);

@@ -3,10 +3,10 @@
 use std::os::fd::OwnedFd;
 use xen::Error;
 
-/// An answer: words and descriptors; `None` for one that comes later, or never.
-pub(super) type Answered = Result<Option<(Vec<u64>, Vec<OwnedFd>)>, Error>;
+/// An answer of words and descriptors; `None` where the answer comes later, or never.
+pub(super) type AnswerResult = Result<Option<(Vec<u64>, Vec<OwnedFd>)>, Error>;
 
-/// An answer of words alone.
-pub(super) fn words<const N: usize>(words: [u64; N]) -> Answered {
+/// Makes an answer of words alone.
+pub(super) fn words<const N: usize>(words: [u64; N]) -> AnswerResult {
     Ok(Some((words.to_vec(), Vec::new())))
 }

@@ -1,4 +1,4 @@
-//! One arena: its memory, whom it is for, who has looked it up.
+//! An arena: its memory, its peer, and the connections that have looked it up.
 
 use super::poll::PeerId;
 use crate::errno::from_errno;
@@ -11,12 +11,12 @@ use std::sync::atomic::Ordering;
 use xen::gnttab::Access;
 use xen::{DomId, Error, GrantRef};
 
-/// The bytes that an arena takes at most; all of it is charged to its granter.
+/// The bytes that an arena takes at most; all of them are charged to its granter.
 pub(super) const ARENA_LEN: u64 = (TABLE_LEN + PAGES_LEN) as u64;
 
 /// One domain's pages for one other.
 pub(super) struct Arena {
-    /// Tells it from others that have had its slot.
+    /// The number that differs from that of other arenas in the same slot.
     pub(super) number: u64,
     /// The connection that grants from it.
     pub(super) owner: PeerId,
@@ -24,16 +24,18 @@ pub(super) struct Arena {
     peer_identity: u64,
     pub(super) writable: bool,
     table: OwnedFd,
-    /// The pages of a read-only one, which have a memfd of their own.
+    /// The memfd of a read-only arena's pages.
     pages: Option<OwnedFd>,
-    /// It may be handed to the peer: nobody but the granter can write what only it may.
+    /// True if it may be handed to the peer: only the granter can write the pages that only it may
+    /// write.
     ready: bool,
-    /// The connections that have looked it up: the place is the number of the bit in the table.
+    /// The connections that have looked it up; the index of each is the number of its bit in the
+    /// table.
     holders: Vec<Option<PeerId>>,
 }
 
 impl Arena {
-    /// A new arena of `owner`'s domain for `peer`.
+    /// Makes a new arena of `owner`'s domain for `peer`.
     pub(super) fn new(
         number: u64,
         owner: PeerId,
@@ -65,23 +67,23 @@ impl Arena {
         })
     }
 
-    /// The descriptors that granter and peer get.
+    /// Returns the descriptors that granter and peer get.
     pub(super) fn descriptors(&self) -> Result<Vec<OwnedFd>, Error> {
         let all = [Some(&self.table), self.pages.as_ref()];
         all.into_iter().flatten().map(|fd| fd.try_clone().map_err(Error::from)).collect()
     }
 
-    /// The number of descriptors that the broker holds for it.
+    /// Returns the number of descriptors that the broker holds for it.
     pub(super) fn descriptors_held(&self) -> usize {
         Self::descriptors_of(self.writable)
     }
 
-    /// The number that it would hold for a new one.
+    /// Returns the number of descriptors that the broker would hold for a new one.
     pub(super) fn descriptors_of(writable: bool) -> usize {
         if writable { 1 } else { 2 }
     }
 
-    /// Bytes of it that are there already: they are on the account of who touched them first.
+    /// Returns its allocated bytes: they are charged to the process that touched them first.
     pub(super) fn touched(&self) -> u64 {
         let all = [Some(&self.table), self.pages.as_ref()];
         let blocks = all.into_iter().flatten().filter_map(|fd| rustix::fs::fstat(fd).ok());
@@ -89,7 +91,7 @@ impl Arena {
     }
 
     fn write_word(&self, offset: usize, word: u32) {
-        // A memfd of a sealed size: the offset exists.
+        // The size of the memfd is sealed, so the offset exists.
         let _ = rustix::io::pwrite(&self.table, &word.to_ne_bytes(), offset as u64);
     }
 
@@ -99,13 +101,14 @@ impl Arena {
         self.write_word(entry_offset(grant.0 as usize), granted);
     }
 
-    /// True where `owner` has made it for this domain, to be written by it or not.
+    /// True if `owner` has made it for this domain, with this access.
     pub(super) fn is_of(&self, owner: PeerId, peer: (DomId, u64), writable: bool) -> bool {
         (self.owner, self.peer, self.peer_identity, self.writable)
             == (owner, peer.0, peer.1, writable)
     }
 
-    /// The granter of a read-only arena has mapped it: nobody else can write it from now on.
+    /// Seals a read-only arena once its granter has mapped it: nobody else can write it from now
+    /// on.
     ///
     /// # Errors
     /// Its pages cannot be sealed; then nobody gets it.
@@ -119,7 +122,8 @@ impl Arena {
         Ok(())
     }
 
-    /// Hands it to a connection of this domain: its bit, true where the connection did not have it yet, and descriptors.
+    /// Hands it to a connection of this domain. Returns the connection's bit, true where the
+    /// connection did not have it yet, and the descriptors.
     ///
     /// # Errors
     /// [`Error::Access`] it is for another domain, or cannot be handed out yet, [`Error::NoSpc`] as many connections
@@ -147,12 +151,12 @@ impl Arena {
         Ok((bit, known.is_none(), fds))
     }
 
-    /// True where this connection has looked it up.
+    /// True if this connection has looked it up.
     pub(super) fn is_held_by(&self, id: PeerId) -> bool {
         self.holders.contains(&Some(id))
     }
 
-    /// A connection has it no more: what it had mapped it has no more.
+    /// Removes a connection that no longer has it: all its mappings are cleared.
     pub(super) fn let_go(&mut self, id: PeerId) {
         if let Some(bit) = self.holders.iter().position(|holder| *holder == Some(id)) {
             if let Some(holder) = self.holders.get_mut(bit) {
@@ -162,14 +166,14 @@ impl Arena {
         }
     }
 
-    /// Ends it for both sides: the connections that have it.
+    /// Ends it for both sides. Returns the connections that have it.
     pub(super) fn end(self) -> impl Iterator<Item = PeerId> {
         self.write_word(ENDED, 1);
         self.holders.into_iter().flatten()
     }
 }
 
-/// Clears one holder's bit at all pages of a table: what it had mapped it has no more.
+/// Clears one holder's bit at all pages of a table, as it no longer has any mapped.
 fn clear_bit(table: &OwnedFd, bit: usize) {
     let Ok(map) = Map::new(table, 0, TABLE_LEN, Access::ReadWrite) else { return };
     let keep = !(1_u32 << bit);

@@ -1,11 +1,11 @@
-//! Grants, as far as the broker is in them: making arenas, handing them to the one peer of each, ending them, and what they
-//! take of their domains' memory.
+//! The broker's part in grants: making arenas, handing each to its one peer, ending them, and
+//! charging them to their domains' memory.
 
-use super::answer::{Answered, words};
+use super::answer::{AnswerResult, words};
 use super::arena::{ARENA_LEN, Arena};
 use super::domain::Stage;
 use super::parties::Parties;
-use super::peer::Keep;
+use super::peer::DeliveryPolicy;
 use super::poll::PeerId;
 use crate::limits::{ARENAS_MAX, DOM0_ARENAS_MAX, MAPPED_ARENAS_MAX};
 use crate::proto::Message;
@@ -15,9 +15,9 @@ use xen::{DomId, Error, GrantRef};
 /// The arenas of one domain.
 #[derive(Default)]
 struct Table {
-    /// Those that it grants from.
+    /// The arenas that it grants from.
     own: Vec<Option<Arena>>,
-    /// Granter and slot of those that others have made for it.
+    /// The granter and slot of the arenas that others have made for it.
     for_it: Vec<(DomId, u32)>,
 }
 
@@ -42,12 +42,12 @@ impl Table {
 /// The arenas of all domains.
 pub(super) struct Arenas {
     tables: BTreeMap<DomId, Table>,
-    /// Descriptors for those of a domain that is not domain 0.
+    /// The limit of descriptors for the arenas of a domain other than domain 0.
     descriptors_max: usize,
 }
 
 impl Arenas {
-    /// None yet; a domain may have arenas of so many descriptors.
+    /// Makes an empty table; the arenas of a domain may take `descriptors_max` descriptors.
     pub(super) fn new(descriptors_max: usize) -> Self {
         Self { tables: BTreeMap::new(), descriptors_max }
     }
@@ -56,24 +56,25 @@ impl Arenas {
         self.tables.get(&domid).into_iter().flat_map(|table| table.own.iter().flatten())
     }
 
-    /// The number of arenas that a domain grants from.
+    /// Returns the number of arenas that a domain grants from.
     pub(super) fn count(&self, domid: DomId) -> usize {
         self.own(domid).count()
     }
 
-    /// Memory that a domain's arenas may take and have not taken yet.
+    /// Returns the memory that a domain's arenas may take and have not taken yet.
     pub(super) fn untouched(&self, domid: DomId) -> u64 {
         self.own(domid).map(|arena| ARENA_LEN.saturating_sub(arena.touched())).sum()
     }
 
-    /// Memory that a domain's arenas may take.
+    /// Returns the memory that a domain's arenas may take.
     pub(super) fn charged(&self, domid: DomId) -> u64 {
         ARENA_LEN * self.count(domid) as u64
     }
 
-    /// Memory that a domain's processes may have, if it is to have `max` bytes: its arenas are taken off, as others
-    /// may be who touches their pages first. For the same reason those that it has looked up are added:
-    /// their granter may leave or make them empty, and that must not cost their user its life.
+    /// Returns the memory that a domain's processes may have, if the domain is to have `max` bytes.
+    /// Its arenas are subtracted, as another domain may be charged for pages that it touches first.
+    /// For the same reason the arenas that it has looked up are added: their granter may leave or
+    /// empty them, and that must not kill the domain that uses them.
     pub(super) fn left_of(&self, parties: &Parties, domid: DomId, max: u64) -> u64 {
         let peer = parties.domains.get(domid).and_then(|domain| domain.peer);
         let mapped = peer.and_then(|id| parties.peers.get(id)).map_or(0, |peer| peer.mapped.len());
@@ -81,17 +82,17 @@ impl Arenas {
         left.saturating_add(ARENA_LEN.saturating_mul(mapped as u64))
     }
 
-    /// Sets what a domain's processes may have.
+    /// Sets the memory that a domain's processes may have.
     fn apply_memory(&self, parties: &Parties, domid: DomId) {
         if let Some(domain) = parties.domains.get(domid)
             && let Some(group) = &domain.group
         {
-            // Where it has more than that by now, the bound stays what it was.
+            // Where they have more than that by now, the limit stays as it was.
             let _ = group.set_memory(self.left_of(parties, domid, domain.memory_max()));
         }
     }
 
-    /// Takes one more arena off the memory that the domain's processes may have.
+    /// Subtracts one more arena from the memory that the domain's processes may have.
     fn charge(&self, parties: &Parties, domid: DomId) -> Result<(), Error> {
         let domain = parties.domains.get(domid).ok_or(Error::Srch)?;
         let max = domain.memory_max().saturating_sub(ARENA_LEN);
@@ -100,7 +101,8 @@ impl Arenas {
             return Err(Error::NoSpc);
         }
         let Some(group) = &domain.group else { return Ok(()) };
-        // The pages that it touches itself are on its processes' account as well: that must not be their end.
+        // The pages that it touches itself are charged to its processes as well: that must not kill
+        // them.
         if group.memory_needed().is_some_and(|used| used.saturating_add(ARENA_LEN) > left) {
             return Err(Error::NoSpc);
         }
@@ -125,7 +127,8 @@ impl Arenas {
         Ok(())
     }
 
-    /// The arena number `nth` of those of this connection for `peer`, which is made where it is not there.
+    /// Returns the arena number `nth` of those of this connection for `peer`, which is made where
+    /// it does not exist.
     pub(super) fn offer(
         &mut self,
         parties: &mut Parties,
@@ -133,7 +136,7 @@ impl Arenas {
         peer: DomId,
         writable: bool,
         nth: u32,
-    ) -> Answered {
+    ) -> AnswerResult {
         let domid = parties.peers.get(id).ok_or(Error::NoEnt)?.domid;
         let peer_identity = parties.domains.living(peer).ok_or(Error::Srch)?.identity;
         let table = self.tables.entry(domid).or_default();
@@ -145,7 +148,7 @@ impl Arenas {
             ))
         });
         if let Some((at, arena)) = alike.nth(nth as usize) {
-            // A read-only one is sealed by now, and could not be mapped for its granter to write.
+            // A read-only arena is sealed by now, and its granter could not map it for writing.
             let fds = if arena.writable { arena.descriptors()? } else { return Err(Error::Exist) };
             return Ok(Some((vec![at as u64, arena.number], fds)));
         }
@@ -168,14 +171,14 @@ impl Arenas {
             .and_then(|arena| Ok((arena.descriptors()?, arena)));
         let (fds, arena) = made.inspect_err(|_| {
             if !dom0 {
-                // It was charged already.
+                // The memory was charged already.
                 self.apply_memory(parties, domid);
             }
         })?;
         self.tables.entry(domid).or_default().insert(at, arena);
         if dom0 && let Some(owner) = parties.peers.get_mut(id) {
-            // Another process of domain 0 goes on without it; a guest's arenas stay until the guest
-            // is destroyed, as Xen keeps the memory of one that has crashed.
+            // Another process of domain 0 continues without it. A guest's arenas stay until the
+            // guest is destroyed, as Xen keeps the memory of a crashed guest.
             owner.offered.push(slot);
         }
         // Domain 0 does not end before the broker.
@@ -185,8 +188,8 @@ impl Arenas {
         Ok(Some((vec![slot.into(), number], fds)))
     }
 
-    /// The granter of a read-only arena has mapped it.
-    pub(super) fn set_mapped(&mut self, parties: &Parties, id: PeerId, slot: u32) -> Answered {
+    /// Notes that the granter of a read-only arena has mapped it.
+    pub(super) fn set_mapped(&mut self, parties: &Parties, id: PeerId, slot: u32) -> AnswerResult {
         let domid = parties.peers.get(id).ok_or(Error::NoEnt)?.domid;
         let arena = self.tables.get_mut(&domid).and_then(|table| table.get_mut(slot));
         arena.filter(|arena| arena.owner == id).ok_or(Error::Inval)?.set_mapped()?;
@@ -199,7 +202,7 @@ impl Arenas {
         id: PeerId,
         granter: DomId,
         slot: u32,
-    ) -> Answered {
+    ) -> AnswerResult {
         let domid = parties.peers.get(id).ok_or(Error::NoEnt)?.domid;
         let identity = parties.domains.get(domid).ok_or(Error::Srch)?.identity;
         parties.domains.living(granter).ok_or(Error::Srch)?;
@@ -221,8 +224,8 @@ impl Arenas {
         Ok(Some((vec![bit as u64, number], fds)))
     }
 
-    /// A peer has let go of an arena, maybe of one that was there before the one that is; false where it
-    /// had none such.
+    /// Releases a peer's hold of an arena, which may be an earlier one of the same slot. Returns
+    /// false where it had no such arena.
     pub(super) fn release(
         &mut self,
         parties: &mut Parties,
@@ -239,7 +242,7 @@ impl Arenas {
         had
     }
 
-    /// `id` has the arena no more, whether it said so or died: its bits are cleared.
+    /// Clears the bits of `id`, which no longer has the arena, by its own release or by its end.
     pub(super) fn drop_holder(
         &mut self,
         parties: &mut Parties,
@@ -253,7 +256,7 @@ impl Arenas {
         parties.domains.unname(granter, None);
     }
 
-    /// Nobody finds this arena any more, and both sides are told.
+    /// Removes an arena from the table, and tells both sides.
     pub(super) fn end(&mut self, parties: &mut Parties, granter: DomId, slot: u32) {
         let place =
             self.tables.get_mut(&granter).and_then(|table| table.own.get_mut(slot as usize));
@@ -263,11 +266,11 @@ impl Arenas {
         }
         for holder in arena.end() {
             let message = Message::ArenaEnded { granter, slot };
-            let _ = parties.peers.push(holder, &message, &[], Keep::Always);
+            let _ = parties.peers.push(holder, &message, &[], DeliveryPolicy::Always);
         }
     }
 
-    /// Ends all arenas of a domain that is going, and those that others have made for it.
+    /// Ends all arenas of a domain that is being destroyed, and those that others have made for it.
     pub(super) fn end_all(&mut self, parties: &mut Parties, domid: DomId) {
         let Some(table) = self.tables.get_mut(&domid) else { return };
         let for_it = std::mem::take(&mut table.for_it);
@@ -288,7 +291,8 @@ impl Arenas {
     /// Sets the memory that a domain may have.
     ///
     /// # Errors
-    /// [`Error::Inval`] its arenas and as much again are not in that, or what its group answered.
+    /// [`Error::Inval`] where `max` is less than its arenas and as much again, or the error of its
+    /// group.
     pub(super) fn set_memory_max(
         &self,
         parties: &mut Parties,

@@ -1,11 +1,11 @@
-//! Event channels, as far as the broker is in them: who holds which port, bindings, ends.
+//! The broker's part in event channels: the holders of ports, bindings, ends.
 
-use super::answer::{Answered, words};
+use super::answer::{AnswerResult, words};
 use super::domains::Domains;
 use super::parties::Parties;
-use super::peer::Keep;
+use super::peer::DeliveryPolicy;
 use super::poll::PeerId;
-use super::port_table::{Bound, PortTable, Slot};
+use super::port_table::{PortBinding, PortEntry, PortTable};
 use crate::counters::{Counter, read_counter};
 use crate::errno::from_errno;
 use crate::limits::DOM0_PORTS_MAX;
@@ -31,7 +31,7 @@ struct DomExc {
 pub(super) struct Bindings {
     tables: BTreeMap<DomId, PortTable>,
     dom_exc: Option<DomExc>,
-    /// Ports of a domain that is not domain 0.
+    /// The limit of ports of a domain other than domain 0.
     ports_max: u32,
 }
 
@@ -39,26 +39,26 @@ fn new_event(count: u32) -> Result<OwnedFd, Error> {
     eventfd(count, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(from_errno)
 }
 
-/// Counts, at the domain that a port names, that it does.
-fn name(domains: &mut Domains, bound: Bound) {
+/// Counts, at the domain that a port names, one more reference.
+fn name(domains: &mut Domains, bound: PortBinding) {
     match bound {
-        Bound::Unbound { remote, identity } => domains.name(remote, Some(identity)),
-        Bound::Interdomain { remote, .. } => domains.name(remote, None),
-        Bound::Virq(_) => {}
+        PortBinding::Unbound { remote, identity } => domains.name(remote, Some(identity)),
+        PortBinding::Interdomain { remote, .. } => domains.name(remote, None),
+        PortBinding::Virq(_) => {}
     }
 }
 
-/// Counts that it does no more.
-fn unname(domains: &mut Domains, bound: Bound) {
+/// Counts one reference less.
+fn unname(domains: &mut Domains, bound: PortBinding) {
     match bound {
-        Bound::Unbound { remote, identity } => domains.unname(remote, Some(identity)),
-        Bound::Interdomain { remote, .. } => domains.unname(remote, None),
-        Bound::Virq(_) => {}
+        PortBinding::Unbound { remote, identity } => domains.unname(remote, Some(identity)),
+        PortBinding::Interdomain { remote, .. } => domains.unname(remote, None),
+        PortBinding::Virq(_) => {}
     }
 }
 
 impl Bindings {
-    /// Domain 0's, without any port; `ports_max` is for the others.
+    /// Makes the tables with that of domain 0, without any port; `ports_max` is for the others.
     pub(super) fn new(ports_max: u32) -> Self {
         let mut bindings = Self { tables: BTreeMap::new(), dom_exc: None, ports_max };
         bindings.enter(DomId::DOM0);
@@ -70,17 +70,17 @@ impl Bindings {
         self.tables.insert(domid, PortTable::new(self.ports_max(domid)));
     }
 
-    /// Takes the table of a domain that has no port any more.
+    /// Removes the table of a domain that has no port any more.
     pub(super) fn leave(&mut self, domid: DomId) {
         self.tables.remove(&domid);
     }
 
-    /// The number of ports that a domain may have.
+    /// Returns the number of ports that a domain may have.
     pub(super) fn ports_max(&self, domid: DomId) -> u32 {
         if domid == DomId::DOM0 { DOM0_PORTS_MAX } else { self.ports_max }
     }
 
-    /// Ports of a domain that are in use.
+    /// Returns the number of a domain's ports that are in use.
     pub(super) fn count(&self, domid: DomId) -> usize {
         self.tables.get(&domid).map_or(0, PortTable::count)
     }
@@ -90,11 +90,11 @@ impl Bindings {
         &mut self,
         parties: &mut Parties,
         holder: PeerId,
-        bound: Bound,
+        bound: PortBinding,
     ) -> Result<Port, Error> {
         let peer = parties.peers.get_mut(holder).ok_or(Error::NoEnt)?;
         let table = self.tables.get_mut(&peer.domid).ok_or(Error::Srch)?;
-        let port = table.insert(Slot { holder, bound })?;
+        let port = table.insert(PortEntry { holder, bound })?;
         peer.ports.insert(port.0);
         name(&mut parties.domains, bound);
         Ok(port)
@@ -105,9 +105,9 @@ impl Bindings {
         parties: &mut Parties,
         id: PeerId,
         remote: DomId,
-    ) -> Answered {
+    ) -> AnswerResult {
         let identity = parties.domains.living(remote).ok_or(Error::Srch)?.identity;
-        let port = self.insert_port(parties, id, Bound::Unbound { remote, identity })?;
+        let port = self.insert_port(parties, id, PortBinding::Unbound { remote, identity })?;
         words([port.0.into()])
     }
 
@@ -117,26 +117,31 @@ impl Bindings {
         id: PeerId,
         remote: DomId,
         port: Port,
-    ) -> Answered {
+    ) -> AnswerResult {
         let domid = parties.peers.get(id).ok_or(Error::NoEnt)?.domid;
         let identity = parties.domains.get(domid).ok_or(Error::Srch)?.identity;
         parties.domains.living(remote).ok_or(Error::Srch)?;
         let other = self.tables.get(&remote).ok_or(Error::Srch)?;
         let slot = other.get(port).ok_or(Error::Inval)?;
-        if slot.bound != (Bound::Unbound { remote: domid, identity }) {
+        if slot.bound != (PortBinding::Unbound { remote: domid, identity }) {
             return Err(Error::Inval);
         }
         let holder = slot.holder;
-        let local = self.insert_port(parties, id, Bound::Interdomain { remote, port })?;
-        // What the other end has notified before it was bound is lost, so there is an event to begin
-        // with.
+        let local = self.insert_port(parties, id, PortBinding::Interdomain { remote, port })?;
+        // Notifications of the other end before it was bound are lost, so the binding begins with
+        // an event.
         let bound = new_event(1).and_then(|here| {
             let there = new_event(0)?;
             let fds = [there.as_fd(), here.as_fd()];
-            match parties.peers.push(holder, &Message::Bound { port }, &fds, Keep::WithinBounds) {
+            match parties.peers.push(
+                holder,
+                &Message::Bound { port },
+                &fds,
+                DeliveryPolicy::WithinBounds,
+            ) {
                 Ok(()) => Ok((here, there)),
                 Err(Errno::BUSY) => Err(Error::Busy),
-                // It is closing right now.
+                // The other end is being closed.
                 Err(Errno::PIPE | Errno::CONNRESET) => Err(Error::Inval),
                 Err(errno) => Err(from_errno(errno)),
             }
@@ -148,13 +153,13 @@ impl Bindings {
                 return Err(error);
             }
         };
-        let far = Bound::Interdomain { remote: domid, port: local };
+        let far = PortBinding::Interdomain { remote: domid, port: local };
         self.bind_slot(&mut parties.domains, remote, port, far);
         Ok(Some((vec![local.0.into()], vec![here, there])))
     }
 
-    /// Changes what a port is bound to.
-    fn bind_slot(&mut self, domains: &mut Domains, domid: DomId, port: Port, bound: Bound) {
+    /// Changes the binding of a port.
+    fn bind_slot(&mut self, domains: &mut Domains, domid: DomId, port: Port, bound: PortBinding) {
         let slot = self.tables.get_mut(&domid).and_then(|table| table.get_mut(port));
         let Some(slot) = slot else { return };
         let before = std::mem::replace(&mut slot.bound, bound);
@@ -162,7 +167,12 @@ impl Bindings {
         unname(domains, before);
     }
 
-    pub(super) fn bind_virq(&mut self, parties: &mut Parties, id: PeerId, virq: u32) -> Answered {
+    pub(super) fn bind_virq(
+        &mut self,
+        parties: &mut Parties,
+        id: PeerId,
+        virq: u32,
+    ) -> AnswerResult {
         if virq != Virq::DomExc.number() {
             return Err(Error::Inval);
         }
@@ -171,7 +181,7 @@ impl Bindings {
         }
         let domid = parties.peers.get(id).ok_or(Error::NoEnt)?.domid;
         let event = new_event(0)?;
-        let port = self.insert_port(parties, id, Bound::Virq(virq))?;
+        let port = self.insert_port(parties, id, PortBinding::Virq(virq))?;
         let given = event.try_clone()?;
         self.dom_exc = Some(DomExc { domid, port, event });
         Ok(Some((vec![port.0.into()], vec![given])))
@@ -183,7 +193,7 @@ impl Bindings {
         }
     }
 
-    pub(super) fn close(&mut self, parties: &mut Parties, id: PeerId, port: Port) -> Answered {
+    pub(super) fn close(&mut self, parties: &mut Parties, id: PeerId, port: Port) -> AnswerResult {
         let peer = parties.peers.get_mut(id).ok_or(Error::NoEnt)?;
         if !peer.ports.remove(&port.0) {
             return Err(Error::Inval);
@@ -194,8 +204,8 @@ impl Bindings {
         words([])
     }
 
-    /// Takes a port out of the tables, with what it named.
-    fn take_port(&mut self, parties: &mut Parties, domid: DomId, port: Port) -> Option<Slot> {
+    /// Removes a port from the tables, and its reference to a domain.
+    fn take_port(&mut self, parties: &mut Parties, domid: DomId, port: Port) -> Option<PortEntry> {
         let slot = self.tables.get_mut(&domid)?.remove(port)?;
         if let Some(peer) = parties.peers.get_mut(slot.holder) {
             peer.ports.remove(&port.0);
@@ -214,11 +224,11 @@ impl Bindings {
     ) {
         let Some(slot) = self.take_port(parties, domid, port) else { return };
         match slot.bound {
-            Bound::Unbound { .. } => {}
-            Bound::Virq(_) => {
+            PortBinding::Unbound { .. } => {}
+            PortBinding::Virq(_) => {
                 self.dom_exc.take_if(|virq| virq.domid == domid && virq.port == port);
             }
-            Bound::Interdomain { remote, port: other } => {
+            PortBinding::Interdomain { remote, port: other } => {
                 settle(&mut parties.domains, remote, counters, port);
                 let Some(identity) = parties.domains.get(domid).map(|domain| domain.identity)
                 else {
@@ -231,15 +241,16 @@ impl Bindings {
                 {
                     settle(&mut parties.domains, domid, &far_counters, other);
                 }
-                let unbound = Bound::Unbound { remote: domid, identity };
+                let unbound = PortBinding::Unbound { remote: domid, identity };
                 self.bind_slot(&mut parties.domains, remote, other, unbound);
                 let message = Message::Unbound { port: other };
-                let _ = parties.peers.push(holder, &message, &[], Keep::Always);
+                let _ = parties.peers.push(holder, &message, &[], DeliveryPolicy::Always);
             }
         }
     }
 
-    /// Notifications that `domid` has sent, as their receivers have counted them.
+    /// Returns the number of notifications that `domid` has sent, as their receivers have counted
+    /// them.
     pub(super) fn notified(&self, parties: &Parties, domid: DomId) -> u64 {
         let Some(domain) = parties.domains.get(domid) else { return 0 };
         let channels = self.tables.get(&domid).into_iter().flat_map(PortTable::channels);
@@ -250,7 +261,7 @@ impl Bindings {
         open.fold(domain.notified_before, u64::saturating_add)
     }
 
-    pub(super) fn status(&self, parties: &Parties, id: PeerId, port: Port) -> Answered {
+    pub(super) fn status(&self, parties: &Parties, id: PeerId, port: Port) -> AnswerResult {
         let domid = parties.peers.get(id).ok_or(Error::NoEnt)?.domid;
         let table = self.tables.get(&domid).ok_or(Error::Srch)?;
         if port.0 >= table.max() {
@@ -258,13 +269,15 @@ impl Bindings {
         }
         match table.get(port).map(|slot| slot.bound) {
             None => words([0, 0, 0]),
-            Some(Bound::Unbound { remote, .. }) => words([1, remote.0.into(), 0]),
-            Some(Bound::Interdomain { remote, port }) => words([2, remote.0.into(), port.0.into()]),
-            Some(Bound::Virq(virq)) => words([3, 0, virq.into()]),
+            Some(PortBinding::Unbound { remote, .. }) => words([1, remote.0.into(), 0]),
+            Some(PortBinding::Interdomain { remote, port }) => {
+                words([2, remote.0.into(), port.0.into()])
+            }
+            Some(PortBinding::Virq(virq)) => words([3, 0, virq.into()]),
         }
     }
 
-    /// Closes all ports of a domain that is going.
+    /// Closes all ports of a domain that is being destroyed.
     pub(super) fn free_all(&mut self, parties: &mut Parties, domid: DomId) {
         let Some(table) = self.tables.get(&domid) else { return };
         let held: Vec<(Port, PeerId)> = table.held().collect();
@@ -278,12 +291,12 @@ impl Bindings {
         }
     }
 
-    /// The ports that a new domain has from the start, held by its own connection.
+    /// Makes the ports that a new domain has from the start, held by its own connection.
     pub(super) fn first_ports(&mut self, parties: &mut Parties, id: PeerId) -> Result<(), Error> {
         let identity = parties.domains.get(DomId::DOM0).ok_or(Error::Srch)?.identity;
         let [console, store] = FIRST_PORTS;
         for expected in [store, console] {
-            let bound = Bound::Unbound { remote: DomId::DOM0, identity };
+            let bound = PortBinding::Unbound { remote: DomId::DOM0, identity };
             let port = self.insert_port(parties, id, bound)?;
             debug_assert_eq!(port.0, expected, "the ports of a new domain are free");
         }
@@ -291,7 +304,7 @@ impl Bindings {
     }
 }
 
-/// Books what the receiver at `port` has counted to the sender, and begins anew.
+/// Adds the receiver's count at `port` to the sender's account, and resets the count.
 fn settle(domains: &mut Domains, sender: DomId, counters: &OwnedFd, port: Port) {
     let offset = Counter::Received(port).offset() as u64;
     let count = read_counter(counters, Counter::Received(port));

@@ -1,12 +1,12 @@
-//! The broker: what there is of a host, and the loop that serves it.
+//! The broker: the state of a host, and the loop that serves it.
 
 use super::arenas::Arenas;
 use super::bindings::Bindings;
 use super::budget::Budget;
 use super::directory::Directory;
 use super::domains::Domains;
+use super::facilities::HostFacilities;
 use super::listeners::Listeners;
-use super::means::Means;
 use super::parties::Parties;
 use super::peers::Peers;
 use super::poll::{Poll, Token};
@@ -31,11 +31,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use xen::{DomId, Error};
 
-/// The time that all domains together may take to end with their broker. Who ends the broker waits longer.
+/// The time that all domains together may take to end with their broker. The process that ends the
+/// broker waits longer.
 const ENDS_WITHIN: Duration = Duration::from_secs(5);
-/// Events that one wait returns at most.
+/// The number of events that one wait returns at most.
 const EVENTS_MAX: usize = 256;
-/// The time that a peer rests that asked too often, and whoever needs what the system has no more of.
+/// The time for which a peer is not served that sent requests too often, or for which the system
+/// had no room.
 const REST_MS: u64 = 20;
 
 /// The broker of one host directory.
@@ -49,21 +51,21 @@ pub struct Broker {
     pub(super) bindings: Bindings,
     pub(super) arenas: Arenas,
     pub(super) sandboxes: Sandboxes,
-    /// The packet that was received last.
+    /// The last packet that was received.
     pub(super) input: Vec<u8>,
     rested_until_ms: u64,
 }
 
 impl Broker {
-    /// Takes over a host directory, which is made if it is not there, and ends what the broker before has left;
-    /// `stop` becomes readable when the broker is to end.
+    /// Takes over a host directory, which is made where it does not exist, and ends what the
+    /// previous broker has left. `stop` becomes readable when the broker is to end.
     ///
     /// # Errors
     /// `WouldBlock` where another broker has the directory; else the system's error.
     pub fn start(host: &HostDir, stop: OwnedFd) -> io::Result<Self> {
         let directory = Directory::make(host)?;
         let before = Holdings::read(&directory)?;
-        let means = Means::find(&directory, &before)?;
+        let means = HostFacilities::find(&directory, &before)?;
         let left = remains::end(&means.name, &before, means.users.as_ref(), &means.connections);
         for remainder in &left {
             say(&format!("left of the broker before, and does not end: {remainder}"));
@@ -88,11 +90,11 @@ impl Broker {
         Ok(broker)
     }
 
-    /// With domain 0 alone, and nobody who could connect. `cgroups` are made last of what can fail before there is a
-    /// broker that takes them away again.
+    /// Makes a broker with domain 0 alone, and without sockets. `cgroups` are made last of all that
+    /// can fail, as nobody removes them while there is no broker.
     pub(super) fn with_nothing(
         stop: OwnedFd,
-        means: Means,
+        means: HostFacilities,
         cgroups: impl FnOnce() -> Cgroups,
     ) -> io::Result<Self> {
         let budget = Budget::divide();
@@ -114,7 +116,7 @@ impl Broker {
         })
     }
 
-    /// Serves until it is told to stop.
+    /// Serves until `stop` is readable.
     ///
     /// # Errors
     /// The error of epoll_wait(2).
@@ -147,7 +149,7 @@ impl Broker {
         let Some(socket) = self.listeners.accept(role) else { return };
         let Parties { domains, peers } = &mut self.parties;
         if peers.count() >= PEERS_MAX + domains.count() {
-            // It is told before it asks anything, and hears that as the answer.
+            // The peer reads it as the answer to its first request.
             let busy = Message::Reply { errno: Error::Busy.errno(), words: Vec::new() };
             let _ = proto::send(socket.as_fd(), &busy.encode(), &[], SendFlags::DONTWAIT);
             return;
@@ -158,7 +160,7 @@ impl Broker {
         }
     }
 
-    /// True while something is to be looked at again after a rest.
+    /// True while something is to be tried again after a rest.
     fn has_resting(&self) -> bool {
         self.parties.peers.are_resting()
             || self.listeners.are_resting()
@@ -179,7 +181,7 @@ impl Broker {
         self.parties.peers.wake();
     }
 
-    /// Ends all domains, and leaves nothing behind but what does not end within five seconds. Done once.
+    /// Ends all domains. Returns what does not end within five seconds. Done once.
     pub fn end(&mut self) -> Vec<Remainder> {
         for (domid, domain) in self.parties.domains.iter_mut() {
             domain.kill(domid, self.sandboxes.connections());
@@ -216,7 +218,7 @@ impl Drop for Broker {
     }
 }
 
-/// Milliseconds of a clock that is never set.
+/// Returns the milliseconds of a clock that is never set.
 pub(super) fn now_ms() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     u64::try_from(now.tv_sec).unwrap_or(0) * 1000

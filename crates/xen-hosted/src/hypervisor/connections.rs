@@ -1,7 +1,8 @@
 //! Ending domains' connections to FUSE.
 //!
-//! A process that waits for an answer through FUSE hears no signal, and who serves the files may be that
-//! process itself: a domain that has stopped serving is killed once its connection has ended, and not before.
+//! A process that waits for an answer through FUSE receives no signal, and it may be the server of
+//! the files itself. A domain that has stopped serving is therefore killed only after its
+//! connection has ended.
 
 use super::namespaces::Namespaces;
 use super::process::ends_until;
@@ -16,40 +17,40 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// The folder where a system's start mounts fusectl.
+/// The folder where the start of a system mounts fusectl.
 const MOUNTED: &str = "/sys/fs/fuse/connections";
 /// The time that unmounting may take, which is a few system calls.
 const UNMOUNTS_WITHIN: Duration = Duration::from_secs(2);
 /// `FUSE_CTL_SUPER_MAGIC`.
 const FUSE_CTL: i64 = 0x6573_5543;
 
-/// The way in which the broker ends connections.
+/// The means by which the broker ends connections.
 #[derive(Debug)]
 pub(super) enum Connections {
     /// By fusectl: its root.
     Control(OwnedFd),
     /// By unmounting in the domain's own namespaces.
     Unmount,
-    /// In none: domains have no connection then.
+    /// None: domains have no connection then.
     None,
 }
 
 /// A domain's connection, as the broker ends it.
 #[derive(Debug)]
 pub(super) enum Connection {
-    /// By its number, which is nobody else's while its mount is held.
+    /// By its number, which is not reused while its mount is held.
     Numbered {
         /// The minor number of the mount's device.
         number: u32,
         /// The mount.
         _held: OwnedFd,
     },
-    /// From inside its namespaces: of mounts, of users.
+    /// By unmounting inside its mount and user namespaces.
     Inside([OwnedFd; 2]),
 }
 
 impl Connections {
-    /// Finds the way that this machine has.
+    /// Finds the means that this machine has.
     pub(super) fn find(namespaces: Namespaces, root_id: Option<u32>) -> Self {
         match control() {
             _ if namespaces == Namespaces::None => Self::None,
@@ -59,12 +60,12 @@ impl Connections {
         }
     }
 
-    /// True where there is no way to end one.
+    /// True if there are no means to end a connection.
     pub(super) fn end_none(&self) -> bool {
         matches!(self, Self::None)
     }
 
-    /// The way to try with connections that a dead broker has left.
+    /// Returns the means to try with connections that a dead broker has left.
     pub(super) fn to_try() -> Self {
         control().map_or(Self::Unmount, Self::Control)
     }
@@ -83,8 +84,8 @@ impl Connections {
         }
     }
 
-    /// Ends a connection that a dead broker has left, by the folder in `/proc` of a task that has it: what has ended since
-    /// needs no end.
+    /// Ends a connection that a dead broker has left, by the folder in `/proc` of a task that has
+    /// it. A connection that has ended since is no error.
     pub(super) fn end_of_task(&self, task: &Path, number: u32) {
         let _ = match self {
             Self::Control(root) => end_by_number(root, number),
@@ -101,7 +102,7 @@ impl Connections {
         };
     }
 
-    /// The connection that a domain's process has told of; `None` where it has none.
+    /// Returns the connection that a domain's process has reported; `None` where it has none.
     pub(super) fn told(&self, number: u32, fds: Vec<OwnedFd>) -> Option<Connection> {
         let Names { mount, namespaces } = Names::of(fds)?;
         match self {
@@ -111,7 +112,7 @@ impl Connections {
         }
     }
 
-    /// Ends a connection: whoever waits through it gets an error.
+    /// Ends a connection: every process that waits through it gets an error.
     pub(super) fn end(&self, connection: &Connection) -> Result<(), Errno> {
         match (self, connection) {
             (Self::Control(root), Connection::Numbered { number, .. }) => {
@@ -123,7 +124,7 @@ impl Connections {
     }
 }
 
-/// The root of fusectl: as it is mounted, or mounted for this broker alone.
+/// Opens the root of fusectl: of the system's mount, or of one for this broker alone.
 fn control() -> Result<OwnedFd, Errno> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let is_of_use = || {
@@ -146,8 +147,8 @@ fn end_by_number(root: &OwnedFd, number: u32) -> Result<(), Errno> {
     rustix::io::write(abort, b"1").map(drop)
 }
 
-/// In a process of its own, as one that has entered a namespace is not what it was. It has nothing of the broker's but
-/// these two descriptors, and is not waited for without end.
+/// Ends a connection in a process of its own, as a process cannot leave a namespace that it has
+/// entered. It has none of the broker's descriptors but these two, and the wait for it is limited.
 fn end_inside(namespaces: [BorrowedFd<'_>; 2]) -> Result<(), Errno> {
     let child = || {
         let mut kept = namespaces.map(|namespace| namespace.as_raw_fd());

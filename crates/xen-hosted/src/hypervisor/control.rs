@@ -1,6 +1,6 @@
 //! The control of domains that exist, for the toolstack.
 
-use super::answer::{Answered, words};
+use super::answer::{AnswerResult, words};
 use super::broker::Broker;
 use super::domain::Stage;
 use super::poll::PeerId;
@@ -13,7 +13,7 @@ use xen::{DomId, Error};
 
 impl Broker {
     /// Answers a request for the control of domains.
-    pub(super) fn control(&mut self, id: PeerId, request: &Request) -> Answered {
+    pub(super) fn control(&mut self, id: PeerId, request: &Request) -> AnswerResult {
         let domains = &mut self.parties.domains;
         match *request {
             Request::List { from } => return self.list(from),
@@ -43,7 +43,7 @@ impl Broker {
             }
             Request::HandOver { domid, holder } => self.hand_over(id, domid, holder)?,
             Request::Keep { domid } => {
-                // One that another connection holds by now stays with that one.
+                // A domain that another connection holds by now stays with that one.
                 domains.living_guest(domid)?.holder.take_if(|holder| *holder == id);
             }
             _ => return Err(Error::Inval),
@@ -51,18 +51,18 @@ impl Broker {
         words([])
     }
 
-    fn list(&self, from: DomId) -> Answered {
+    fn list(&self, from: DomId) -> AnswerResult {
         let some = self.parties.domains.from(from).take(LISTED_AT_ONCE);
         let infos = some.map(|(domid, domain)| domain.info(domid, self.arenas.untouched(domid)));
         Ok(Some((infos.flat_map(|info| info_words(&info)).collect(), Vec::new())))
     }
 
-    fn info(&self, domid: DomId) -> Answered {
+    fn info(&self, domid: DomId) -> AnswerResult {
         let domain = self.parties.domains.get(domid).filter(|domain| domain.stage != Stage::Dead);
         words(info_words(&domain.ok_or(Error::Srch)?.info(domid, self.arenas.untouched(domid))))
     }
 
-    /// A domain that this connection holds is another's from now on.
+    /// Hands a domain that this connection holds to another one.
     fn hand_over(&mut self, id: PeerId, domid: DomId, holder: u64) -> Result<(), Error> {
         let to = PeerId::of(holder);
         let is_there = self.parties.peers.get(to).is_some();
@@ -74,7 +74,7 @@ impl Broker {
         if is_there { Ok(()) } else { self.destroy(domid) }
     }
 
-    fn accounts(&self, domid: DomId) -> Answered {
+    fn accounts(&self, domid: DomId) -> AnswerResult {
         let domain = self.parties.domains.get(domid).ok_or(Error::Srch)?;
         let info = domain.info(domid, self.arenas.untouched(domid));
         let peer = domain.peer.and_then(|id| self.parties.peers.get(id));

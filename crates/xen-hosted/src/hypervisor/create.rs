@@ -1,6 +1,6 @@
 //! Creating a domain: number, groups, first arena and ports, process, sandbox.
 
-use super::answer::Answered;
+use super::answer::AnswerResult;
 use super::arena::ARENA_LEN;
 use super::bindings::FIRST_PORTS;
 use super::broker::Broker;
@@ -8,7 +8,7 @@ use super::domain::{Domain, Process, Stage};
 use super::parties::Parties;
 use super::poll::{PeerId, Token};
 use super::process::{end_now, pair};
-use super::remains::Born;
+use super::remains::ProcessIdentity;
 use super::sandboxes::ProcessFiles;
 use super::say::say;
 use crate::Rights;
@@ -24,8 +24,8 @@ use xen::domwatch::DomainEvent;
 use xen::{DomId, Error, GrantRef};
 
 impl Broker {
-    /// The answer comes when the sandbox stands or fails.
-    pub(super) fn create(&mut self, id: PeerId, config: &[u8], fds: Vec<OwnedFd>) -> Answered {
+    /// Begins to create a domain. The answer comes when the sandbox is complete or has failed.
+    pub(super) fn create(&mut self, id: PeerId, config: &[u8], fds: Vec<OwnedFd>) -> AnswerResult {
         let config = Config::decode(config).ok_or(Error::Inval)?;
         if config.program_strings().is_none() || config.memory_max_kib * 1024 < 2 * ARENA_LEN {
             return Err(Error::Inval);
@@ -70,7 +70,7 @@ impl Broker {
         let given = ProcessFiles { link, setup, files };
         let (pid, pidfd) = self.sandboxes.start(domid, &domain.config, group, given)?;
         if let Err(errno) = self.poll.watch(&pidfd, Token::Process(domid), EventFlags::IN) {
-            // Nobody would hear of its end.
+            // Nobody would notice its end.
             end_now(&pidfd);
             return Err(from_errno(errno));
         }
@@ -80,7 +80,7 @@ impl Broker {
         watched.map_err(from_errno)?;
         let setup = process.setup.as_ref().and_then(|setup| setup.try_clone().ok());
         let setup = setup.ok_or(Error::NoMem)?;
-        process.born = Born::of(pid);
+        process.born = ProcessIdentity::of(pid);
         if let Some(born) = process.born {
             self.record.add_process(born)?;
         }
@@ -89,7 +89,8 @@ impl Broker {
             .map_err(from_errno)
     }
 
-    /// The process has something to say before its program runs, or runs it: then this end closes.
+    /// Handles a message of the process before its program runs, or the end of the socket, which
+    /// closes when the program runs.
     pub(super) fn sandbox_says(&mut self, domid: DomId) {
         let Some(domain) = self.parties.domains.get_mut(domid) else { return };
         let Some(process) = &mut domain.process else { return };

@@ -1,8 +1,8 @@
-//! The host's directory, as the broker has it: opened once, and used by that descriptor.
+//! The host's directory, opened by the broker once and used by that descriptor.
 //!
-//! The path may lie in a folder that others write into, and what is in the directory may be theirs or
-//! somebody's mistake. So a link is followed only where root or this user has made it, owner and mode are
-//! those of what was opened, and nothing is removed but sockets.
+//! The path may lie in a folder that others write into, and the files in the directory may be
+//! theirs or there by mistake. A link is therefore followed only where root or this user has made
+//! it, owner and mode are checked on the opened file, and nothing is removed but sockets.
 
 use crate::{HostDir, Role};
 use rustix::fs::{
@@ -19,7 +19,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
-/// Links that one path may lead through.
+/// The number of links that one path may lead through.
 const LINKS_MAX: u32 = 40;
 /// The flags that a folder or link on the way is opened with.
 const STEP: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
@@ -27,34 +27,36 @@ const STEP: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC)
 /// The flags that the lock is opened with.
 const LOCK: OFlags = OFlags::RDWR.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
-/// A host's directory, locked against other brokers for as long as this is there.
+/// A host's directory, locked against other brokers while this value exists.
 #[derive(Debug)]
 pub(super) struct Directory {
     fd: OwnedFd,
     /// The name of the host's control groups and mounts.
     pub(super) name: String,
-    /// Its inode's number.
+    /// The number of its inode.
     pub(super) inode: u64,
     _lock: OwnedFd,
 }
 
 impl Directory {
-    /// Opens the directory and locks it, and makes it where it is not there.
+    /// Opens the directory and locks it; makes it where it does not exist.
     ///
     /// # Errors
-    /// `WouldBlock` where another broker has it; it is not this user's alone, or the system's error.
+    /// `WouldBlock` where another broker has it; the error where it is not this user's alone; or
+    /// the system's error.
     pub(super) fn make(host: &HostDir) -> io::Result<Self> {
-        let fd = open(host.path(), Missing::Make)?;
+        let fd = open(host.path(), MissingFolderPolicy::Make)?;
         let lock = openat(&fd, "lock", LOCK | OFlags::CREATE, Mode::RUSR | Mode::WUSR)?;
         Self::locked(fd, lock)
     }
 
-    /// Opens one in which a broker was, and locks it; `None` where there is none. It needs no room on the disk.
+    /// Opens a directory in which a broker was, and locks it; `None` where there is none. It needs
+    /// no room on the disk.
     ///
     /// # Errors
     /// As [`Directory::make`].
     pub(super) fn find(host: &HostDir) -> io::Result<Option<Self>> {
-        let fd = match open(host.path(), Missing::Leave) {
+        let fd = match open(host.path(), MissingFolderPolicy::Leave) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             opened => opened?,
         };
@@ -71,21 +73,21 @@ impl Directory {
         Ok(Self { fd, name, inode: st_ino, _lock: lock })
     }
 
-    /// The path of what is called so, by the open descriptor.
+    /// Returns the path of a file in the directory, by the open descriptor.
     fn inside(&self, name: &str) -> PathBuf {
         format!("/proc/self/fd/{}/{name}", self.fd.as_raw_fd()).into()
     }
 
-    /// A socket that listens for processes of domain 0 with this role.
+    /// Makes a socket that listens for processes of domain 0 with this role.
     ///
     /// # Errors
-    /// Something that is no socket is called so, or the system's error.
+    /// A file of that name is no socket, or the system's error.
     pub(super) fn listen(&self, role: Role) -> io::Result<OwnedFd> {
         self.remove_socket(role)?;
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let family = AddressFamily::UNIX;
         let socket = rustix::net::socket_with(family, SocketType::SEQPACKET, flags, None)?;
-        // The directory is the owner's alone, so this is when the socket exists for nobody else.
+        // The directory is the owner's alone, so no other user can reach the socket.
         rustix::net::bind(&socket, &SocketAddrUnix::new(self.inside(role.name()))?)?;
         rustix::net::listen(&socket, 128)?;
         Ok(socket)
@@ -94,7 +96,7 @@ impl Directory {
     /// Removes the socket of a role, if it is there.
     ///
     /// # Errors
-    /// Something else is called so, or the system's error.
+    /// A file of that name is no socket, or the system's error.
     pub(super) fn remove_socket(&self, role: Role) -> io::Result<()> {
         let name = role.name();
         let is_socket = match statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
@@ -111,7 +113,7 @@ impl Directory {
         Ok(unlinkat(&self.fd, name, AtFlags::empty())?)
     }
 
-    /// Reads a file; one that is not there is empty.
+    /// Reads a file; a file that does not exist is empty.
     pub(super) fn read(&self, name: &str) -> io::Result<Vec<u8>> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let mut bytes = Vec::new();
@@ -123,7 +125,7 @@ impl Directory {
         Ok(bytes)
     }
 
-    /// Adds to a file.
+    /// Appends to a file.
     pub(super) fn append(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
         let flags = OFlags::WRONLY
             | OFlags::APPEND
@@ -135,7 +137,7 @@ impl Directory {
         File::from(file).write_all(bytes)
     }
 
-    /// Removes a file, if it is there.
+    /// Removes a file, if it exists.
     pub(super) fn remove(&self, name: &str) -> io::Result<()> {
         match unlinkat(&self.fd, name, AtFlags::empty()) {
             Err(Errno::NOENT) => Ok(()),
@@ -143,7 +145,7 @@ impl Directory {
         }
     }
 
-    /// Has a file hold this, or what it held before.
+    /// Replaces a file: after a failure it has its old content.
     pub(super) fn write(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
         let new = format!("{name}.new");
         let flags = OFlags::WRONLY
@@ -158,38 +160,38 @@ impl Directory {
     }
 }
 
-/// The treatment of folders that are not there.
+/// The treatment of folders that do not exist.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Missing {
+enum MissingFolderPolicy {
     Make,
     Leave,
 }
 
 /// Opens the directory at a path: this user's, and closed to others.
-fn open(path: &Path, missing: Missing) -> io::Result<OwnedFd> {
+fn open(path: &Path, missing: MissingFolderPolicy) -> io::Result<OwnedFd> {
     let fd = walk(path, missing)?;
     let stat = fstat(&fd)?;
     if stat.st_uid != rustix::process::geteuid().as_raw() || stat.st_mode & 0o077 != 0 {
         let why = "the directory is another user's, or open to others (chmod 700)";
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
     }
-    // For locks and for its files, which a descriptor that only names it does not give.
+    // For locks and for its files, for which a descriptor of `O_PATH` is not enough.
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     Ok(openat(&fd, ".", flags, Mode::empty())?)
 }
 
-/// Goes a path step by step.
-fn walk(path: &Path, missing: Missing) -> io::Result<OwnedFd> {
+/// Opens a path step by step.
+fn walk(path: &Path, missing: MissingFolderPolicy) -> io::Result<OwnedFd> {
     let start = |path: &Path| if path.is_absolute() { "/" } else { "." };
     let mut at = rustix::fs::open(start(path), STEP, Mode::empty())?;
     let mut rest = steps(path);
     let mut links = 0;
     while let Some(name) = rest.pop_front() {
         let name = name.as_os_str();
-        // A folder as one, which mounts what is to be mounted there; what is none may be a link.
+        // Opened as a folder first, which triggers an automount; anything else may be a link.
         let next = match openat(&at, name, STEP | OFlags::DIRECTORY, Mode::empty()) {
             Err(Errno::NOTDIR | Errno::LOOP) => openat(&at, name, STEP, Mode::empty())?,
-            Err(Errno::NOENT) if missing == Missing::Make => {
+            Err(Errno::NOENT) if missing == MissingFolderPolicy::Make => {
                 match mkdirat(&at, name, Mode::RWXU) {
                     Ok(()) | Err(Errno::EXIST) => {}
                     Err(errno) => return Err(errno.into()),
@@ -226,7 +228,7 @@ fn walk(path: &Path, missing: Missing) -> io::Result<OwnedFd> {
     Ok(at)
 }
 
-/// The names in a path, one to open after the other.
+/// Returns the names in a path, in the order in which they are opened.
 fn steps(path: &Path) -> VecDeque<OsString> {
     let steps = path.components().filter_map(|component| match component {
         Component::Normal(name) => Some(name.to_owned()),

@@ -1,8 +1,8 @@
-//! One domain: where it is in its life, its process, what is asked of that.
+//! A domain: its stage of life, its process, the requests to that.
 
 use super::connections::{Connection, Connections};
 use super::poll::PeerId;
-use super::remains::Born;
+use super::remains::ProcessIdentity;
 use super::say::say;
 use crate::domain::Config;
 use crate::domain::cgroup::Group;
@@ -15,39 +15,39 @@ use xen::domctl::{DomainInfo, RunState, Scheduling};
 use xen::domwatch::ShutdownReason;
 use xen::{DomId, Error};
 
-/// A time of a domain's life.
+/// A stage of a domain's life.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Stage {
-    /// Its process puts the sandbox together; its creator waits for the answer.
+    /// Its process sets up the sandbox; its creator waits for the answer.
     Building { creator: PeerId },
     /// It has never run.
     Built,
     /// It runs, paused or not.
     Running,
-    /// It has ended by itself, or was ended.
+    /// It has ended by itself, or was shut down.
     Shutdown(ShutdownReason),
-    /// It was destroyed; its process is still to end.
+    /// It was destroyed; its process has not ended yet.
     Dying,
-    /// It is gone; its number is kept from others while somebody names it.
+    /// It is gone; its number is not reused while somebody names it.
     Dead,
 }
 
 /// A domain's first process.
 pub(super) struct Process {
-    /// Nobody else's before it was waited for.
+    /// The process's number, which is not reused before it was waited for.
     pub(super) pid: Pid,
     pub(super) pidfd: OwnedFd,
-    /// Until its program runs.
+    /// The socket of its set-up, until its program runs.
     pub(super) setup: Option<OwnedFd>,
-    /// By which it is noted, once it is.
-    pub(super) born: Option<Born>,
+    /// The identity by which it is noted, once it is.
+    pub(super) born: Option<ProcessIdentity>,
     /// Its connection to FUSE, if it serves files.
     pub(super) connection: Option<Connection>,
 }
 
 /// One domain.
 pub(super) struct Domain {
-    /// Tells it from others of its number; never 0.
+    /// The identity that differs from that of others of its number; never 0.
     pub(super) identity: u64,
     pub(super) config: Config,
     pub(super) scheduling: Scheduling,
@@ -59,12 +59,13 @@ pub(super) struct Domain {
     pub(super) group: Option<Group>,
     /// Its own connection; domain 0 has many, and none here.
     pub(super) peer: Option<PeerId>,
-    /// Ports of others that name it, and mappings of its arenas: as long as there are any, its number
-    /// is not given to another.
+    /// The number of ports of others that name it, and of mappings of its arenas. While there are
+    /// any, its number is not given to another.
     pub(super) named: u64,
-    /// Requests that it was refused.
+    /// The number of requests that it was refused.
     pub(super) refused: u64,
-    /// Notifications that it sent over channels that are closed, as their receivers counted them.
+    /// The number of notifications that it sent over channels that are closed, as their receivers
+    /// counted them.
     pub(super) notified_before: u64,
     pub(super) cpu_time_ns: u64,
 }
@@ -98,7 +99,8 @@ impl Domain {
         }
     }
 
-    /// The state and the uses of it. Its arenas count in full: its group has counted all of them but what is `untouched`.
+    /// Returns its state and its use of resources. Its arenas count in full: its group has counted
+    /// all of them but `untouched`.
     pub(super) fn info(&self, domid: DomId, untouched: u64) -> DomainInfo {
         let group = self.group.as_ref();
         let memory = group.and_then(Group::memory).unwrap_or(0);
@@ -113,15 +115,15 @@ impl Domain {
         }
     }
 
-    /// Memory that it may have, in bytes.
+    /// Returns the memory that it may have, in bytes.
     pub(super) fn memory_max(&self) -> u64 {
         self.config.memory_max_kib.saturating_mul(1024)
     }
 
-    /// Stops it where it runs.
+    /// Pauses it.
     ///
     /// # Errors
-    /// The answer of its group or its process.
+    /// The error of its group or its process.
     pub(super) fn pause(&mut self) -> Result<(), Error> {
         if self.stage != Stage::Running {
             return Ok(());
@@ -130,7 +132,7 @@ impl Domain {
         self.freeze(true)
     }
 
-    /// Stops or continues all processes, or the first alone where there is no freezer.
+    /// Stops or continues all processes, or only the first where there is no freezer.
     fn freeze(&self, frozen: bool) -> Result<(), Error> {
         let group = self.group.as_ref().ok_or(Error::Srch)?;
         if !group.set_frozen(frozen)?
@@ -145,7 +147,8 @@ impl Domain {
     /// Runs its program, or continues it.
     ///
     /// # Errors
-    /// [`Error::Inval`] where it is neither new nor paused, or what its group or its process answered.
+    /// [`Error::Inval`] where it is neither new nor paused, or the error of its group or its
+    /// process.
     pub(super) fn unpause(&mut self) -> Result<(), Error> {
         match self.stage {
             Stage::Built => {
@@ -167,7 +170,7 @@ impl Domain {
     /// Sets its share of the processors.
     ///
     /// # Errors
-    /// [`Error::Inval`] without a weight, or what its group answered.
+    /// [`Error::Inval`] without a weight, or the error of its group.
     pub(super) fn set_scheduling(&mut self, scheduling: Scheduling) -> Result<(), Error> {
         let Scheduling { weight, cap } = scheduling;
         if weight == 0 {
@@ -181,7 +184,7 @@ impl Domain {
         Ok(())
     }
 
-    /// Ends all its processes: its first is the init of their namespace.
+    /// Ends all its processes: the first is the init of their namespace.
     pub(super) fn kill(&self, domid: DomId, connections: &Connections) {
         let Some(process) = &self.process else { return };
         if let Some(connection) = &process.connection

@@ -1,4 +1,4 @@
-//! All domains: their numbers, their identities, who is named by others.
+//! All domains: their numbers, their identities, and the references of others to them.
 
 use super::domain::{Domain, Stage};
 use super::poll::PeerId;
@@ -16,17 +16,17 @@ use xen::{DomId, Error};
 /// All domains, by number.
 pub(super) struct Domains {
     all: BTreeMap<DomId, Domain>,
-    /// The table that tells who watches domains their identities.
+    /// The table of identities for the watchers of domains.
     identities: Map,
     identities_fd: OwnedFd,
     next_identity: u64,
     next_number: u16,
-    /// The numbers of a broker's before, whose groups are there still.
+    /// The numbers of an earlier broker's domains whose groups still exist.
     left: BTreeSet<DomId>,
 }
 
 impl Domains {
-    /// Domain 0 alone.
+    /// Makes the table with domain 0 alone.
     ///
     /// # Errors
     /// The system's error.
@@ -49,19 +49,19 @@ impl Domains {
         Ok(domains)
     }
 
-    /// The descriptor of the table of identities.
+    /// Returns the descriptor of the table of identities.
     pub(super) fn identities(&self) -> &OwnedFd {
         &self.identities_fd
     }
 
-    /// An identity that no domain has had.
+    /// Returns an identity that no domain has had.
     pub(super) fn take_identity(&mut self) -> u64 {
         let identity = self.next_identity;
         self.next_identity = identity.checked_add(1).unwrap_or(1);
         identity
     }
 
-    /// Shows a domain's identity to who watches domains.
+    /// Shows a domain's identity to the watchers of domains.
     pub(super) fn show(&self, domid: DomId) {
         self.set_identity(domid, self.all.get(&domid).map_or(0, |domain| domain.identity));
     }
@@ -75,14 +75,15 @@ impl Domains {
         self.identities.long(usize::from(domid.0) * 8).store(identity, Ordering::Release);
     }
 
-    /// Gives these numbers to no domain.
+    /// Excludes these numbers from those that domains get.
     pub(super) fn leave_out(&mut self, left: BTreeSet<DomId>) {
         self.left = left;
     }
 
-    /// A number that nobody uses or names; `is_news` of one whose domain's death is still to be heard of.
+    /// Returns a number that nobody uses or names. `is_news` is true of a number whose domain's
+    /// death was not reported to all watchers yet.
     pub(super) fn free_number(&mut self, is_news: impl Fn(DomId) -> bool) -> Result<DomId, Error> {
-        // A group that was left has its old bounds, and processes.
+        // A group that was left has its old limits, and processes.
         let left = |domid| self.left.contains(&domid);
         let taken = |domid| self.all.contains_key(&domid) || is_news(domid) || left(domid);
         let domid = next_free(self.next_number, taken).ok_or(Error::NoSpc)?;
@@ -90,7 +91,7 @@ impl Domains {
         Ok(domid)
     }
 
-    /// Makes this number the next one that is given, if it is free.
+    /// Makes this number the next one that is used, if it is free.
     #[cfg(test)]
     pub(super) fn set_turn(&mut self, domid: DomId) {
         self.next_number = domid.0;
@@ -100,7 +101,7 @@ impl Domains {
         self.all.insert(domid, domain);
     }
 
-    /// The number of domains, dead ones included.
+    /// Returns the number of domains, dead ones included.
     pub(super) fn count(&self) -> usize {
         self.all.len()
     }
@@ -113,46 +114,47 @@ impl Domains {
         self.all.get_mut(&domid)
     }
 
-    /// A domain that was not destroyed yet.
+    /// Returns a domain that was not destroyed yet.
     pub(super) fn living(&self, domid: DomId) -> Option<&Domain> {
         self.all.get(&domid).filter(|domain| !matches!(domain.stage, Stage::Dying | Stage::Dead))
     }
 
-    /// A domain that may be acted on: not domain 0, not one that is going.
+    /// Returns a domain that may be acted on: neither domain 0, nor one that was destroyed.
     pub(super) fn living_guest(&mut self, domid: DomId) -> Result<&mut Domain, Error> {
         if domid == DomId::DOM0 {
-            // Its end is the host's, which is not to be had here.
+            // Its end is that of the host, which this connection may not cause.
             return Err(Error::Inval);
         }
         self.living(domid).ok_or(Error::Srch)?;
         self.all.get_mut(&domid).ok_or(Error::Srch)
     }
 
-    /// Those that are not dead, from this number on.
+    /// Returns those that are not dead, from this number on.
     pub(super) fn from(&self, first: DomId) -> impl Iterator<Item = (DomId, &Domain)> {
         let all = self.all.range(first..).filter(|(_, domain)| domain.stage != Stage::Dead);
         all.map(|(domid, domain)| (*domid, domain))
     }
 
-    /// All, dead or not.
+    /// Returns all, dead or not.
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (DomId, &mut Domain)> {
         self.all.iter_mut().map(|(domid, domain)| (*domid, domain))
     }
 
-    /// Those that end with this connection.
+    /// Returns those that end with this connection.
     pub(super) fn held_by(&self, id: PeerId) -> Vec<DomId> {
         let held = self.all.iter().filter(|(_, domain)| domain.holder == Some(id));
         held.map(|(domid, _)| *domid).collect()
     }
 
-    /// Counts that somebody names a domain; with an `identity`, that one and no later one of its number.
+    /// Counts one more reference to a domain; with an `identity`, only to the domain with that
+    /// identity and no later one of its number.
     pub(super) fn name(&mut self, domid: DomId, identity: Option<u64>) {
         if let Some(domain) = self.named(domid, identity) {
             domain.named = domain.named.saturating_add(1);
         }
     }
 
-    /// Counts that somebody names a domain no more, who did.
+    /// Counts one reference less to a domain, after [`name`](Self::name).
     pub(super) fn unname(&mut self, domid: DomId, identity: Option<u64>) {
         if let Some(domain) = self.named(domid, identity) {
             domain.named = domain.named.saturating_sub(1);
@@ -165,7 +167,7 @@ impl Domains {
         identity.is_none_or(|identity| identity == domain.identity).then_some(domain)
     }
 
-    /// Gives the number of a dead domain back when nobody names it any more.
+    /// Frees the number of a dead domain when nobody names it any more.
     pub(super) fn forget(&mut self, domid: DomId) {
         if let Some(domain) = self.all.get(&domid)
             && domain.stage == Stage::Dead
@@ -176,13 +178,13 @@ impl Domains {
     }
 }
 
-/// The first number from `next` on, and then from 1, that is not `taken`.
+/// Returns the first number from `next` on, and then from 1, that is not `taken`.
 fn next_free(next: u16, taken: impl Fn(DomId) -> bool) -> Option<DomId> {
     let all = DomId::FIRST_RESERVED.0;
     (next..all).chain(1..next.min(all)).map(DomId).find(|domid| !taken(*domid))
 }
 
-/// Identities of this broker are not those of one before it in the same directory.
+/// Returns an identity to begin with that an earlier broker in the same directory has not used.
 fn first_identity() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
     let us = u64::try_from(now.tv_sec).unwrap_or(0) << 20

@@ -13,13 +13,13 @@ use xen::domwatch::{DomainEvent, ShutdownReason};
 use xen::{DomId, Error, Port};
 
 impl Broker {
-    /// Tells who watches domains.
+    /// Tells the watchers of domains of a change.
     pub(super) fn tell_change(&mut self, event: DomainEvent) {
         self.parties.peers.tell_change(event);
         self.bindings.raise_dom_exc();
     }
 
-    /// The first process of a domain has ended, and with it all others.
+    /// Handles the end of a domain's first process, and with it of all others.
     pub(super) fn process_ended(&mut self, domid: DomId) {
         let Some(domain) = self.parties.domains.get_mut(domid) else { return };
         let Some(process) = &domain.process else { return };
@@ -74,7 +74,7 @@ impl Broker {
         Ok(())
     }
 
-    /// Takes from a domain all that it has; it is gone once its process is.
+    /// Takes from a domain all that it has; it is gone once its process has ended.
     pub(super) fn take_down(&mut self, domid: DomId) {
         let Some(domain) = self.parties.domains.get_mut(domid) else { return };
         domain.stage = Stage::Dying;
@@ -89,7 +89,7 @@ impl Broker {
         self.finish(domid);
     }
 
-    /// A domain that was destroyed is gone once its process is.
+    /// Removes a destroyed domain once its process has ended.
     fn finish(&mut self, domid: DomId) {
         let Some(domain) = self.parties.domains.get_mut(domid) else { return };
         if domain.stage != Stage::Dying || domain.process.is_some() {
@@ -103,8 +103,8 @@ impl Broker {
         self.parties.domains.forget(domid);
     }
 
-    /// The other end of a connection is gone, or as good as gone. What a process of domain 0 held goes
-    /// with it; a guest's ports and grants stay until it is destroyed, and only what it had mapped goes.
+    /// Handles the end of a connection. The resources of a process of domain 0 are released; a
+    /// guest's ports and grants stay until it is destroyed, and only its mappings go.
     pub(super) fn hang_up(&mut self, id: PeerId) {
         let Parties { domains, peers } = &mut self.parties;
         let Some(peer) = peers.get(id) else { return };
@@ -117,7 +117,7 @@ impl Broker {
         }
     }
 
-    /// A connection is gone, and what it held goes with it.
+    /// Removes a connection, and all that it held.
     fn drop_peer(&mut self, id: PeerId) {
         let Some(peer) = self.parties.peers.remove(id) else { return };
         for port in peer.ports {
@@ -130,7 +130,8 @@ impl Broker {
             self.arenas.end(&mut self.parties, peer.domid, slot);
         }
         if peer.rights.has(Rights::DOMAIN_CONTROL) {
-            // The domains that it holds go with it. One that is going already is no error.
+            // The domains that it holds end with it. One that is being destroyed already is no
+            // error.
             for domid in self.parties.domains.held_by(id) {
                 let _ = self.destroy(domid);
             }
@@ -148,7 +149,7 @@ impl Broker {
 mod tests {
     use super::super::connections::Connections;
     use super::super::domain::Domain;
-    use super::super::means::Means;
+    use super::super::facilities::HostFacilities;
     use super::super::namespaces::Namespaces;
     use super::super::process::pair;
     use super::*;
@@ -159,10 +160,10 @@ mod tests {
 
     const DOMID: DomId = DomId(5);
 
-    /// A broker with one domain that has no process.
+    /// Makes a broker with one domain that has no process.
     fn broker() -> Broker {
         let event = || eventfd(0, EventfdFlags::CLOEXEC).unwrap();
-        let means = Means {
+        let means = HostFacilities {
             name: "xenbus-test".to_owned(),
             namespaces: Namespaces::None,
             connections: Connections::None,
@@ -180,7 +181,7 @@ mod tests {
         broker.parties.peers.add(end, DomId::DOM0, rights, 16).unwrap()
     }
 
-    /// The number that a domain gets whose turn it is to get this one.
+    /// Returns the number that a new domain gets when this one is the next.
     fn next(broker: &mut Broker) -> DomId {
         let Parties { domains, peers } = &mut broker.parties;
         domains.set_turn(DOMID);

@@ -17,12 +17,12 @@ use std::sync::Arc;
 pub(super) struct Listeners {
     poll: Arc<Poll>,
     sockets: Vec<(Role, OwnedFd)>,
-    /// Those that are to be looked at again after a rest.
+    /// The sockets that are to be tried again after a rest.
     resting: BTreeSet<Role>,
 }
 
 impl Listeners {
-    /// None yet; they are waited for in `poll`.
+    /// Makes a set without sockets; they are waited for in `poll`.
     pub(super) fn new(poll: Arc<Poll>) -> Self {
         Self { poll, sockets: Vec::new(), resting: BTreeSet::new() }
     }
@@ -40,7 +40,8 @@ impl Listeners {
         Ok(())
     }
 
-    /// Lets in who waits longest at a socket, if it is the broker's user or root.
+    /// Accepts the connection that waits longest at a socket, if it is of the broker's user or
+    /// root.
     pub(super) fn accept(&mut self, role: Role) -> Option<OwnedFd> {
         let (_, listener) = self.sockets.iter().find(|(of, _)| *of == role)?;
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
@@ -49,13 +50,14 @@ impl Listeners {
             Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => return None,
             Err(errno) => {
                 say(&format!("a process of domain 0 cannot connect: {errno}"));
-                // It still waits to be let in: without a rest that would be this loop's only work.
+                // The connection still waits to be accepted: without a rest this loop would do
+                // nothing else.
                 self.poll.change(listener, Token::Listener(role), EventFlags::empty());
                 self.resting.insert(role);
                 return None;
             }
         };
-        // The folder lets in its owner alone; this says so once more.
+        // The folder admits its owner alone; this is a second check.
         let same = socket_peercred(&socket)
             .is_ok_and(|peer| peer.uid == rustix::process::geteuid() || peer.uid.is_root());
         same.then_some(socket)
@@ -66,7 +68,7 @@ impl Listeners {
         !self.resting.is_empty()
     }
 
-    /// Looks at all again that have rested.
+    /// Tries all again that have rested.
     pub(super) fn wake(&mut self) {
         for role in std::mem::take(&mut self.resting) {
             if let Some((_, listener)) = self.sockets.iter().find(|(of, _)| *of == role) {

@@ -33,7 +33,7 @@ pub(super) struct Peer {
     /// The number of messages that it was told unasked.
     pub(super) told: u64,
     /// Messages that its socket did not take.
-    unsent: VecDeque<Unsent>,
+    unsent: VecDeque<QueuedMessage>,
     /// The number of answers among them.
     unsent_answers: usize,
     /// Requests that it may still make, in thousandths.
@@ -56,15 +56,15 @@ pub(super) enum State {
 }
 
 /// A message that waits for its receiver to read others.
-struct Unsent {
+struct QueuedMessage {
     packet: Vec<u8>,
     fds: Vec<OwnedFd>,
-    keep: Keep,
+    keep: DeliveryPolicy,
 }
 
 /// The treatment of a message whose receiver does not read.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Keep {
+pub(super) enum DeliveryPolicy {
     /// It is kept; there are never more of them than the receiver has ports and arenas.
     Always,
     /// It is kept, and while there are many of them no further request is read.
@@ -96,12 +96,12 @@ impl Peer {
     /// Sends, or keeps for later: then true.
     ///
     /// # Errors
-    /// The message cannot be sent, ever, or is refused ([`Keep::WithinBounds`]).
+    /// The message cannot be sent, ever, or is refused ([`DeliveryPolicy::WithinBounds`]).
     pub(super) fn send(
         &mut self,
         packet: Vec<u8>,
         fds: &[BorrowedFd<'_>],
-        keep: Keep,
+        keep: DeliveryPolicy,
     ) -> Result<bool, Errno> {
         if self.state == State::HungUp {
             // As on Xen, where it would be told: nobody is there to hear it.
@@ -120,14 +120,17 @@ impl Peer {
             }
         }
         let with_fds = self.unsent.iter().filter(|unsent| !unsent.fds.is_empty()).count();
-        if keep == Keep::WithinBounds && self.domid != DomId::DOM0 && with_fds >= WAITING_FDS_MAX {
+        if keep == DeliveryPolicy::WithinBounds
+            && self.domid != DomId::DOM0
+            && with_fds >= WAITING_FDS_MAX
+        {
             return Err(Errno::BUSY);
         }
         let owned: std::io::Result<Vec<OwnedFd>> =
             fds.iter().map(BorrowedFd::try_clone_to_owned).collect();
         let fds = owned.map_err(|_| Errno::MFILE)?;
-        self.unsent_answers += usize::from(keep == Keep::Answer);
-        self.unsent.push_back(Unsent { packet, fds, keep });
+        self.unsent_answers += usize::from(keep == DeliveryPolicy::Answer);
+        self.unsent.push_back(QueuedMessage { packet, fds, keep });
         Ok(true)
     }
 
@@ -136,7 +139,7 @@ impl Peer {
     /// # Errors
     /// The peer is gone.
     pub(super) fn flush(&mut self) -> Result<(), Errno> {
-        while let Some(Unsent { packet, fds, keep }) = self.unsent.front() {
+        while let Some(QueuedMessage { packet, fds, keep }) = self.unsent.front() {
             let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
             match proto::send(self.socket.as_fd(), packet, &fds, SendFlags::DONTWAIT) {
                 Ok(()) => {}
@@ -147,7 +150,7 @@ impl Peer {
                 }
                 Err(errno) => return Err(errno),
             }
-            self.unsent_answers -= usize::from(*keep == Keep::Answer);
+            self.unsent_answers -= usize::from(*keep == DeliveryPolicy::Answer);
             self.unsent.pop_front();
         }
         Ok(())

@@ -1,7 +1,7 @@
 //! All connections: what they are sent, who watches domains, who rests.
 
-use super::answer::Answered;
-use super::peer::{Keep, Peer, State};
+use super::answer::AnswerResult;
+use super::peer::{DeliveryPolicy, Peer, State};
 use super::poll::{PeerId, Poll, Token};
 use crate::Rights;
 use crate::counters::{Counter, counters_len};
@@ -137,7 +137,7 @@ impl Peers {
 
     pub(super) fn reply(&mut self, id: PeerId, errno: i32, words: Vec<u64>, fds: &[OwnedFd]) {
         let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
-        let _ = self.push(id, &Message::Reply { errno, words }, &fds, Keep::Answer);
+        let _ = self.push(id, &Message::Reply { errno, words }, &fds, DeliveryPolicy::Answer);
     }
 
     /// Sends a message, now or when its receiver reads.
@@ -149,11 +149,11 @@ impl Peers {
         id: PeerId,
         message: &Message,
         fds: &[BorrowedFd<'_>],
-        keep: Keep,
+        keep: DeliveryPolicy,
     ) -> Result<(), Errno> {
         let peer = self.get_mut(id).ok_or(Errno::PIPE)?;
         let waits = peer.send(message.encode(), fds, keep)?;
-        if keep != Keep::Answer {
+        if keep != DeliveryPolicy::Answer {
             // Who notifies looks here, and not into the socket.
             peer.told += 1;
             let told = peer.told.to_ne_bytes();
@@ -213,7 +213,7 @@ impl Peers {
     }
 
     /// Takes the changes of domains that a watcher has not heard of.
-    pub(super) fn changes(&mut self, id: PeerId) -> Answered {
+    pub(super) fn changes(&mut self, id: PeerId) -> AnswerResult {
         let peer = self.get_mut(id).ok_or(Error::NoEnt)?;
         let changes = peer.changes.as_mut().ok_or(Error::Perm)?;
         let now = changes.len().min(CHANGES_AT_ONCE);

@@ -6,7 +6,7 @@ use xen::{DomId, Error, Port};
 
 /// The other side of a port.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Bound {
+pub(super) enum PortBinding {
     /// Nothing yet: that domain may, the one with this identity and no later one of its number.
     Unbound {
         remote: DomId,
@@ -20,15 +20,15 @@ pub(super) enum Bound {
 }
 
 /// A port in use.
-pub(super) struct Slot {
+pub(super) struct PortEntry {
     /// The connection that has it.
     pub(super) holder: PeerId,
-    pub(super) bound: Bound,
+    pub(super) bound: PortBinding,
 }
 
 /// A domain's ports.
 pub(super) struct PortTable {
-    slots: Vec<Option<Slot>>,
+    slots: Vec<Option<PortEntry>>,
     /// Of the places in `slots`, those not in use.
     free: BTreeSet<u32>,
     max: u32,
@@ -40,16 +40,16 @@ impl PortTable {
         Self { slots: vec![None], free: BTreeSet::new(), max }
     }
 
-    pub(super) fn get(&self, port: Port) -> Option<&Slot> {
+    pub(super) fn get(&self, port: Port) -> Option<&PortEntry> {
         self.slots.get(port.0 as usize)?.as_ref()
     }
 
-    pub(super) fn get_mut(&mut self, port: Port) -> Option<&mut Slot> {
+    pub(super) fn get_mut(&mut self, port: Port) -> Option<&mut PortEntry> {
         self.slots.get_mut(port.0 as usize)?.as_mut()
     }
 
     /// Puts `slot` at the lowest free number, as Xen does.
-    pub(super) fn insert(&mut self, slot: Slot) -> Result<Port, Error> {
+    pub(super) fn insert(&mut self, slot: PortEntry) -> Result<Port, Error> {
         if let Some(at) = self.free.pop_first()
             && let Some(place) = self.slots.get_mut(at as usize)
         {
@@ -64,7 +64,7 @@ impl PortTable {
         Ok(Port(at))
     }
 
-    pub(super) fn remove(&mut self, port: Port) -> Option<Slot> {
+    pub(super) fn remove(&mut self, port: Port) -> Option<PortEntry> {
         let slot = self.slots.get_mut(port.0 as usize)?.take()?;
         self.free.insert(port.0);
         Some(slot)
@@ -78,7 +78,7 @@ impl PortTable {
     /// Every port bound to another domain's, with that.
     pub(super) fn channels(&self) -> impl Iterator<Item = (DomId, Port)> {
         self.slots.iter().flatten().filter_map(|slot| match slot.bound {
-            Bound::Interdomain { remote, port } => Some((remote, port)),
+            PortBinding::Interdomain { remote, port } => Some((remote, port)),
             _ => None,
         })
     }

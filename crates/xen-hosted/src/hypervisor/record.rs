@@ -1,7 +1,7 @@
 //! The note in the host's directory of what its broker holds, for who comes after a broker that was killed.
 
 use super::directory::Directory;
-use super::remains::{Born, Holdings, Remainder};
+use super::remains::{Holdings, ProcessIdentity, Remainder};
 use std::io;
 use std::path::Path;
 
@@ -44,13 +44,13 @@ impl Record {
     }
 
     /// Adds a domain's first process.
-    pub(super) fn add_process(&mut self, born: Born) -> io::Result<()> {
+    pub(super) fn add_process(&mut self, born: ProcessIdentity) -> io::Result<()> {
         let Some(directory) = &self.directory else { return Ok(()) };
         self.holdings.add_process(born, directory)
     }
 
     /// Takes out one that has ended.
-    pub(super) fn remove_process(&mut self, born: Born) {
+    pub(super) fn remove_process(&mut self, born: ProcessIdentity) {
         self.holdings.processes.remove(&born);
     }
 

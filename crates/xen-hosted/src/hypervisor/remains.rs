@@ -31,13 +31,13 @@ const DESCENDANTS_MAX: usize = 4096;
 
 /// A domain's first process, as it is told from others that have its number later.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(super) struct Born {
+pub(super) struct ProcessIdentity {
     pid: i32,
     /// Clock ticks from the machine's start to the process's.
     start: u64,
 }
 
-impl Born {
+impl ProcessIdentity {
     /// A process that is there.
     pub(super) fn of(pid: Pid) -> Option<Self> {
         let pid = pid.as_raw_nonzero().get();
@@ -81,7 +81,7 @@ pub(super) struct Holdings {
     /// The first id of its domains' users.
     pub(super) first_id: Option<u32>,
     /// Its domains' first processes.
-    pub(super) processes: BTreeSet<Born>,
+    pub(super) processes: BTreeSet<ProcessIdentity>,
     /// Processes that were added since it was written as a whole.
     added: usize,
 }
@@ -102,7 +102,11 @@ impl Holdings {
     }
 
     /// Adds a process. Those that have ended stay in the file until there are more of them than others.
-    pub(super) fn add_process(&mut self, born: Born, directory: &Directory) -> io::Result<()> {
+    pub(super) fn add_process(
+        &mut self,
+        born: ProcessIdentity,
+        directory: &Directory,
+    ) -> io::Result<()> {
         self.processes.insert(born);
         self.added += 1;
         if self.added <= self.processes.len().saturating_mul(2).max(ADDED_MAX) {
@@ -151,7 +155,7 @@ impl Holdings {
             } else if let Some(id) = line.strip_prefix(b"users=") {
                 holdings.first_id = std::str::from_utf8(id).ok().and_then(|id| id.parse().ok());
             } else if let Some(process) = line.strip_prefix(b"process=").filter(|_| is_here) {
-                holdings.processes.extend(Born::decode(process));
+                holdings.processes.extend(ProcessIdentity::decode(process));
             } else if let Some(of) = line.strip_prefix(b"where=") {
                 is_here = of == stamp().as_bytes();
             }
@@ -214,8 +218,9 @@ pub(super) fn end(
     if let Some(users) = users {
         connections.end_of_users(users);
     }
-    let open = |born: &Born| born.open().map(|handle| (*born, handle));
-    let mut processes: Vec<(Born, OwnedFd)> = holdings.processes.iter().filter_map(open).collect();
+    let open = |born: &ProcessIdentity| born.open().map(|handle| (*born, handle));
+    let mut processes: Vec<(ProcessIdentity, OwnedFd)> =
+        holdings.processes.iter().filter_map(open).collect();
     for (born, handle) in &processes {
         for (task, number) in connections_of(born.pid, name) {
             connections.end_of_task(&task, number);
@@ -271,7 +276,7 @@ mod tests {
     fn holdings_round_trip_and_name_nothing_of_others() {
         let name = "xenbus-1-2";
         let groups = vec![PathBuf::from("/sys/fs/cgroup/a\nb/xenbus-1-2")];
-        let processes = BTreeSet::from([Born { pid: 12, start: 34 }]);
+        let processes = BTreeSet::from([ProcessIdentity { pid: 12, start: 34 }]);
         let holdings = Holdings { groups, first_id: Some(7), processes, added: 0 };
         assert_eq!(Holdings::decode(&holdings.encode(), name), holdings);
         // After another start of the machine those numbers are others' processes.
@@ -286,9 +291,9 @@ mod tests {
 
     #[test]
     fn a_process_is_told_from_another_of_its_number() {
-        let own = Born::of(rustix::process::getpid()).unwrap();
+        let own = ProcessIdentity::of(rustix::process::getpid()).unwrap();
         assert!(own.open().is_some());
-        assert!(Born { start: own.start + 1, ..own }.open().is_none());
+        assert!(ProcessIdentity { start: own.start + 1, ..own }.open().is_none());
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Requests: a few of each peer in turn are read, and answered.
 
-use super::answer::Answered;
+use super::answer::AnswerResult;
 use super::bindings::FIRST_PORTS;
 use super::broker::{Broker, now_ms};
 use super::peer::{Peer, State};
@@ -100,7 +100,7 @@ impl Broker {
         }
     }
 
-    fn answer(&mut self, id: PeerId, request: Request, fds: Vec<OwnedFd>) -> Answered {
+    fn answer(&mut self, id: PeerId, request: Request, fds: Vec<OwnedFd>) -> AnswerResult {
         let peer = self.parties.peers.get(id).ok_or(Error::NoEnt)?;
         if !peer.rights.has(needed(&request)) {
             return Err(Error::Perm);
@@ -135,7 +135,7 @@ impl Broker {
         }
     }
 
-    fn hello(&self, id: PeerId) -> Answered {
+    fn hello(&self, id: PeerId) -> AnswerResult {
         let peer = self.parties.peers.get(id).ok_or(Error::NoEnt)?;
         let domain = self.parties.domains.get(peer.domid).ok_or(Error::Srch)?;
         let [console, store] = if peer.domid == DomId::DOM0 { [0, 0] } else { FIRST_PORTS };

@@ -2,7 +2,7 @@
 
 use super::budget::Budget;
 use super::connections::{Connection, Connections};
-use super::means::Means;
+use super::facilities::HostFacilities;
 use super::process::map_ids;
 use super::remains::{Holdings, Remainder, end};
 use super::say::say;
@@ -34,7 +34,7 @@ pub(super) struct ProcessFiles {
 
 /// The sandboxes of all domains.
 pub(super) struct Sandboxes {
-    means: Means,
+    means: HostFacilities,
     cgroups: Cgroups,
     filter: Filter,
     /// The bits of what all domains do without.
@@ -51,7 +51,7 @@ impl Sandboxes {
     /// # Errors
     /// There is no filter for this machine.
     pub(super) fn new(
-        means: Means,
+        means: HostFacilities,
         budget: Budget,
         cgroups: impl FnOnce() -> Cgroups,
     ) -> io::Result<Self> {

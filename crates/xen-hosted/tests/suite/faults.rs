@@ -63,9 +63,9 @@ pub(crate) fn play_backend() -> i32 {
     }
 }
 
-struct Chance(u64);
+struct SeededRandom(u64);
 
-impl Chance {
+impl SeededRandom {
     fn below(&mut self, bound: u64) -> u64 {
         self.0 =
             self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -93,12 +93,12 @@ fn kill(control: &mut Control, domid: DomId) {
 }
 
 /// An observer of the host. It is told of each change that Xen would tell it of.
-struct Onlooker {
+struct Observer {
     watch: xen_hosted::domwatch::Watch,
     channels: xen_hosted::evtchn::Channels,
 }
 
-impl Onlooker {
+impl Observer {
     fn of(host: &Host) -> Self {
         // Without VIRQ_DOM_EXC, which the store has.
         let watch = Platform::connect(&host.host(), Role::Store).unwrap().watch();
@@ -126,9 +126,9 @@ fn hears_of_release(client: &mut xenstore::Client) {
 }
 
 /// One domain's life with deaths around it.
-fn round(host: &mut Host, chance: &mut Chance) {
+fn round(host: &mut Host, chance: &mut SeededRandom) {
     let mut control = host.control();
-    let mut onlooker = Onlooker::of(host);
+    let mut onlooker = Observer::of(host);
     let mut guest = Puppet::start_with(&mut control, &playing("frontend"));
     let domid = guest.domid();
     let offer: Vec<u32> = guest.ask("go on").split(' ').map(|word| word.parse().unwrap()).collect();
@@ -192,7 +192,7 @@ fn round(host: &mut Host, chance: &mut Chance) {
 
 /// A domain that is killed before it runs: while its sandbox is built, when it stands, and while the store
 /// is told of it.
-fn killed_before_it_runs(host: &Host, chance: &mut Chance) {
+fn killed_before_it_runs(host: &Host, chance: &mut SeededRandom) {
     let mut control = host.control();
     let mut makes = host.control();
     let before = children(host);
@@ -299,7 +299,7 @@ fn shared(pid: u32) -> Vec<String> {
 /// The state of a host that must be the same before and after. A namespace lives as long as a
 /// process, a descriptor or a mount has it, shared memory as long as a descriptor or a mapping.
 #[derive(PartialEq, Debug)]
-struct Left {
+struct HostState {
     broker: [Vec<String>; 2],
     store: [Vec<String>; 2],
     mounts: String,
@@ -308,9 +308,9 @@ struct Left {
     groups: usize,
 }
 
-fn left(host: &Host) -> Left {
+fn left(host: &Host) -> HostState {
     let of = |pid| [opened(pid), shared(pid)];
-    Left {
+    HostState {
         broker: of(host.broker.id()),
         store: of(host.store.as_ref().unwrap().id()),
         mounts: std::fs::read_to_string("/proc/self/mountinfo").unwrap(),
@@ -322,7 +322,7 @@ fn left(host: &Host) -> Left {
 
 /// Returns that state once it does not change: the store releases a client's resources after the
 /// client has gone.
-fn at_rest(host: &Host) -> Left {
+fn at_rest(host: &Host) -> HostState {
     let mut last = left(host);
     until("all is at rest", || {
         std::thread::sleep(Duration::from_millis(100));
@@ -344,7 +344,7 @@ fn deaths_in_any_order_leave_nothing_behind() {
     let memory_before = memory_kib(&host);
     for seed in from.parse().unwrap()..to.parse::<u64>().unwrap() {
         eprintln!("seed {seed}");
-        let mut chance = Chance(seed);
+        let mut chance = SeededRandom(seed);
         chance.below(2);
         round(&mut host, &mut chance);
         killed_before_it_runs(&host, &mut chance);
@@ -430,7 +430,7 @@ fn the_brokers_end_is_its_domains() {
 fn a_broker_that_dies_at_work_leaves_what_the_next_one_clears_up() {
     let mut host = Host::start();
     for seed in 0..10 {
-        let mut chance = Chance(seed);
+        let mut chance = SeededRandom(seed);
         chance.below(2);
         let mut control = host.control();
         let busy = std::thread::spawn(move || {

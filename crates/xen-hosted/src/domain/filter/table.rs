@@ -32,7 +32,7 @@ pub(crate) enum Processes {
 
 /// The sandboxes that a row of the table is for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum In {
+pub(super) enum SandboxSet {
     Every,
     /// One with namespaces.
     Namespaces,
@@ -42,7 +42,7 @@ pub(super) enum In {
     NotOfTheHost,
 }
 
-impl In {
+impl SandboxSet {
     pub(super) fn holds(self, sandbox: Sandbox) -> bool {
         let alone = sandbox.processes != Processes::OfItsOwn;
         match self {
@@ -61,7 +61,7 @@ pub(super) const OWN_PROCESS: u64 = u64::MAX;
 /// Calls that have the same rule.
 pub(super) struct Row {
     pub(super) calls: &'static [Call],
-    pub(super) place: In,
+    pub(super) place: SandboxSet,
     /// Alternatives: the call is let through where all conditions of one of them hold; without any,
     /// with all arguments.
     pub(super) when: &'static [&'static [Arg]],
@@ -73,12 +73,12 @@ pub(super) struct Row {
 }
 
 impl Row {
-    const fn any(place: In, calls: &'static [Call], why: &'static str) -> Self {
+    const fn any(place: SandboxSet, calls: &'static [Call], why: &'static str) -> Self {
         Self { calls, place, when: &[], arguments: "", why }
     }
 
     const fn when(
-        place: In,
+        place: SandboxSet,
         calls: &'static [Call],
         when: &'static [&'static [Arg]],
         arguments: &'static str,
@@ -110,7 +110,7 @@ const GROUP: u64 = 1;
 /// The table, without the calls that only some architectures have.
 const ROWS: &[Row] = &[
     Row::any(
-        In::Every,
+        SandboxSet::Every,
         calls![
             SYS_read SYS_write SYS_readv SYS_writev SYS_pread64 SYS_pwrite64 SYS_preadv SYS_pwritev SYS_preadv2
             SYS_pwritev2 SYS_lseek SYS_sendfile SYS_copy_file_range SYS_splice SYS_ftruncate SYS_fallocate SYS_fsync
@@ -119,7 +119,7 @@ const ROWS: &[Row] = &[
         "on descriptors that it has",
     ),
     Row::any(
-        In::Every,
+        SandboxSet::Every,
         calls![
             SYS_fstat SYS_newfstatat SYS_statx SYS_statfs SYS_fstatfs SYS_faccessat SYS_faccessat2 SYS_readlinkat
             SYS_getdents64 SYS_getcwd SYS_chdir SYS_fchdir SYS_umask
@@ -127,12 +127,12 @@ const ROWS: &[Row] = &[
         "tells of files that it sees; without namespaces also whether others are there, and whose",
     ),
     Row::any(
-        In::Every,
+        SandboxSet::Every,
         calls![SYS_flock],
         "on files that it has open; without namespaces programs and libraries of the host are among them",
     ),
     Row::any(
-        In::Namespaces,
+        SandboxSet::Namespaces,
         calls![
             SYS_openat SYS_openat2 SYS_mkdirat SYS_unlinkat SYS_renameat SYS_renameat2 SYS_linkat SYS_symlinkat
             SYS_fchmod SYS_fchmodat SYS_fchown SYS_fchownat SYS_utimensat
@@ -141,7 +141,7 @@ const ROWS: &[Row] = &[
          input, output and errors. The host's are mounted for reading",
     ),
     Row::when(
-        In::Alone,
+        SandboxSet::Alone,
         calls![SYS_openat],
         &[&[Arg::Without(2, CHANGES)]],
         "for reading, of a file that is there",
@@ -149,7 +149,7 @@ const ROWS: &[Row] = &[
          guard where there is none. So nothing is opened for writing, and nothing but a descriptor's contents is changed",
     ),
     Row::when(
-        In::Namespaces,
+        SandboxSet::Namespaces,
         calls![SYS_mknodat],
         &[
             &[Arg::Masked(2, libc::S_IFMT as u64, libc::S_IFREG as u64)],
@@ -160,14 +160,14 @@ const ROWS: &[Row] = &[
         "devices are drivers of the host",
     ),
     Row::when(
-        In::Every,
+        SandboxSet::Every,
         calls![SYS_fadvise64],
         &[&[Arg::IsNot(3, libc::POSIX_FADV_DONTNEED as u64)]],
         "no `POSIX_FADV_DONTNEED`",
         "the host's files are in the host's cache",
     ),
     Row::any(
-        In::Every,
+        SandboxSet::Every,
         calls![
             SYS_pipe2 SYS_eventfd2 SYS_timerfd_create SYS_timerfd_settime SYS_timerfd_gettime SYS_signalfd4
             SYS_epoll_create1 SYS_epoll_ctl SYS_epoll_pwait SYS_epoll_pwait2 SYS_ppoll SYS_pselect6
@@ -175,14 +175,14 @@ const ROWS: &[Row] = &[
         "its own, bounded by its descriptors and tasks; pipes and epoll see [users](#users)",
     ),
     Row::when(
-        In::Every,
+        SandboxSet::Every,
         calls![SYS_memfd_create],
         &[&[Arg::Without(1, libc::MFD_HUGETLB as u64)]],
         "no `MFD_HUGETLB`",
         "huge pages are the machine's, and in no account",
     ),
     Row::when(
-        In::Namespaces,
+        SandboxSet::Namespaces,
         calls![SYS_fcntl],
         &[
             &[
@@ -196,7 +196,7 @@ const ROWS: &[Row] = &[
         "a descriptor that blocks stops who shares it; a lease holds up who opens a file of the host",
     ),
     Row::when(
-        In::Alone,
+        SandboxSet::Alone,
         calls![SYS_fcntl],
         &[
             &[Arg::Is(1, libc::F_DUPFD as u64)],
@@ -219,7 +219,7 @@ const ROWS: &[Row] = &[
         "an owner is sent signals, a lease and a notice hold up who opens a file",
     ),
     Row::when(
-        In::Every,
+        SandboxSet::Every,
         calls![SYS_ioctl],
         &[
             &[Arg::Is(1, libc::TCGETS)],
@@ -232,26 +232,26 @@ const ROWS: &[Row] = &[
         "each driver has others",
     ),
     Row::when(
-        In::Namespaces,
+        SandboxSet::Namespaces,
         calls![SYS_socket],
         &[&[Arg::Is(0, libc::AF_UNIX as u64)]],
         "`AF_UNIX`",
         "its network has no interface, and other families are much code",
     ),
     Row::when(
-        In::Namespaces,
+        SandboxSet::Namespaces,
         calls![SYS_socketpair],
         &[&[Arg::Is(0, libc::AF_UNIX as u64)]],
         "`AF_UNIX`",
         "each family's code runs, and is loaded, before it is asked for pairs",
     ),
     Row::any(
-        In::Namespaces,
+        SandboxSet::Namespaces,
         calls![SYS_bind SYS_listen SYS_accept4 SYS_connect],
         "between its own processes: names of sockets are those of its files and of its network",
     ),
     Row::when(
-        In::Alone,
+        SandboxSet::Alone,
         calls![SYS_socketpair],
         &[
             &[Arg::Is(0, libc::AF_UNIX as u64), Arg::Masked(1, 0xf, libc::SOCK_STREAM as u64)],
@@ -261,19 +261,19 @@ const ROWS: &[Row] = &[
         "a datagram takes an address with it; a socket with a name is somebody else's: the store's, the broker's",
     ),
     Row::any(
-        In::Every,
+        SandboxSet::Every,
         calls![
             SYS_shutdown SYS_sendto SYS_recvfrom SYS_recvmsg SYS_recvmmsg SYS_getsockopt SYS_getsockname SYS_getpeername
         ],
         "on sockets that it has",
     ),
     Row::any(
-        In::NotOfTheHost,
+        SandboxSet::NotOfTheHost,
         calls![SYS_sendmsg SYS_sendmmsg],
         "descriptors on their way are counted by user, see [users](#users)",
     ),
     Row::when(
-        In::Every,
+        SandboxSet::Every,
         calls![SYS_setsockopt],
         &[&[
             Arg::IsNot(2, libc::SO_ATTACH_FILTER as u64),
@@ -286,14 +286,14 @@ const ROWS: &[Row] = &[
          nobody else get a filter, nor another domain its sandbox",
     ),
     Row::when(
-        In::Every,
+        SandboxSet::Every,
         calls![SYS_mmap],
         &[&[Arg::Without(3, libc::MAP_HUGETLB as u64)]],
         "no `MAP_HUGETLB`",
         "huge pages are the machine's, and in no account",
     ),
     Row::any(
-        In::Every,
+        SandboxSet::Every,
         calls![
             SYS_mprotect SYS_munmap SYS_mremap SYS_msync SYS_mincore SYS_mlock SYS_munlock SYS_membarrier
             SYS_brk
@@ -301,7 +301,7 @@ const ROWS: &[Row] = &[
         "its own memory; it may lock none (`RLIMIT_MEMLOCK`)",
     ),
     Row::when(
-        In::Every,
+        SandboxSet::Every,
         calls![SYS_madvise],
         &[&[
             Arg::IsNot(2, libc::MADV_MERGEABLE as u64),
@@ -312,7 +312,7 @@ const ROWS: &[Row] = &[
         "memory is merged with nobody's; the host's files are in the host's cache",
     ),
     Row::any(
-        In::Every,
+        SandboxSet::Every,
         calls![
             SYS_execve SYS_execveat SYS_exit SYS_exit_group SYS_wait4 SYS_waitid SYS_futex SYS_set_robust_list
             SYS_get_robust_list SYS_rseq SYS_set_tid_address SYS_gettid SYS_getpid SYS_getppid SYS_getpgid SYS_setpgid
@@ -322,7 +322,7 @@ const ROWS: &[Row] = &[
         "itself and its children; no program gives it a privilege (`no_new_privs`)",
     ),
     Row::any(
-        In::Every,
+        SandboxSet::Every,
         calls![
             SYS_rt_sigaction SYS_rt_sigprocmask SYS_rt_sigreturn SYS_rt_sigpending SYS_rt_sigsuspend
             SYS_rt_sigtimedwait SYS_sigaltstack SYS_restart_syscall
@@ -330,33 +330,33 @@ const ROWS: &[Row] = &[
         "signals to itself",
     ),
     Row::any(
-        In::Namespaces,
+        SandboxSet::Namespaces,
         calls![SYS_kill SYS_tkill SYS_tgkill SYS_rt_sigqueueinfo],
         "it sees no processes but its own; `RLIMIT_SIGPENDING` bounds what waits",
     ),
     Row::when(
-        In::Alone,
+        SandboxSet::Alone,
         calls![SYS_kill SYS_tgkill],
         &[&[Arg::Is(0, OWN_PROCESS)]],
         "its own process",
         "others of its user are in sight",
     ),
     Row::when(
-        In::Namespaces,
+        SandboxSet::Namespaces,
         calls![SYS_clone],
         &[&[Arg::Without(0, NAMESPACES)]],
         "no namespace",
         "in a namespace of its own it would have all privileges, and much more of the kernel",
     ),
     Row::when(
-        In::Alone,
+        SandboxSet::Alone,
         calls![SYS_clone],
         &[&[Arg::Without(0, NAMESPACES), Arg::With(0, THREAD)]],
         "threads",
         "a process would outlive the domain",
     ),
     Row::any(
-        In::Every,
+        SandboxSet::Every,
         calls![
             SYS_sched_yield SYS_sched_getaffinity SYS_sched_getparam SYS_sched_getscheduler SYS_sched_getattr SYS_sched_get_priority_max
             SYS_sched_get_priority_min SYS_sched_rr_get_interval SYS_ioprio_get SYS_getpriority SYS_getcpu
@@ -365,33 +365,33 @@ const ROWS: &[Row] = &[
         "tells; gives way",
     ),
     Row::any(
-        In::Namespaces,
+        SandboxSet::Namespaces,
         calls![SYS_sched_setaffinity SYS_prlimit64],
         "its own processes; no bound is raised beyond what the sandbox has set",
     ),
     Row::when(
-        In::Alone,
+        SandboxSet::Alone,
         calls![SYS_sched_setaffinity SYS_prlimit64],
         &[&[Arg::Is(0, OWN_PROCESS)], &[Arg::Is(0, 0)]],
         "its own process",
         "others of its user are in sight",
     ),
     Row::when(
-        In::Namespaces,
+        SandboxSet::Namespaces,
         calls![SYS_setpriority],
         &[&[Arg::Is(0, PROCESS)], &[Arg::Is(0, GROUP)]],
         "of a process or group",
         "users are the host's",
     ),
     Row::when(
-        In::Alone,
+        SandboxSet::Alone,
         calls![SYS_setpriority],
         &[&[Arg::Is(0, PROCESS), Arg::Is(1, 0)]],
         "its own process",
         "`PRIO_USER` would slow broker and store",
     ),
     Row::when(
-        In::Every,
+        SandboxSet::Every,
         calls![SYS_prctl],
         &[
             &[Arg::Is(0, libc::PR_GET_PDEATHSIG as u64)],
@@ -423,7 +423,7 @@ const ROWS: &[Row] = &[
          beside it, nor memory that is merged with others'",
     ),
     Row::any(
-        In::Every,
+        SandboxSet::Every,
         calls![
             SYS_clock_gettime SYS_clock_getres SYS_clock_nanosleep SYS_nanosleep SYS_gettimeofday SYS_setitimer
             SYS_getitimer
@@ -437,7 +437,7 @@ const ROWS: &[Row] = &[
 #[cfg(target_arch = "x86_64")]
 const ROWS_OF_X86: &[Row] = &[
     Row::any(
-        In::Every,
+        SandboxSet::Every,
         calls![
             SYS_stat SYS_lstat SYS_access SYS_readlink SYS_getdents SYS_dup2 SYS_pipe SYS_eventfd SYS_epoll_create
             SYS_epoll_wait SYS_poll SYS_select SYS_getpgrp SYS_arch_prctl SYS_time SYS_alarm SYS_pause
@@ -445,7 +445,7 @@ const ROWS_OF_X86: &[Row] = &[
         "as those above",
     ),
     Row::any(
-        In::Namespaces,
+        SandboxSet::Namespaces,
         calls![
             SYS_open SYS_creat SYS_mkdir SYS_rmdir SYS_unlink SYS_rename SYS_link SYS_symlink SYS_chmod SYS_chown
             SYS_lchown SYS_accept SYS_fork SYS_vfork
@@ -453,7 +453,7 @@ const ROWS_OF_X86: &[Row] = &[
         "as those above",
     ),
     Row::when(
-        In::Namespaces,
+        SandboxSet::Namespaces,
         calls![SYS_mknod],
         &[
             &[Arg::Masked(1, libc::S_IFMT as u64, libc::S_IFREG as u64)],
@@ -464,7 +464,7 @@ const ROWS_OF_X86: &[Row] = &[
         "as `mknodat`",
     ),
     Row::when(
-        In::Alone,
+        SandboxSet::Alone,
         calls![SYS_open],
         &[&[Arg::Without(1, CHANGES)]],
         "for reading, of a file that is there",
@@ -493,10 +493,10 @@ mod tests {
                 .map(|(_, name)| format!("`{}`", name.strip_prefix("SYS_").unwrap_or(name)))
                 .collect();
             let place = match row.place {
-                In::Every => "every",
-                In::Namespaces => "with namespaces",
-                In::Alone => "without namespaces",
-                In::NotOfTheHost => "with namespaces, or a user of its own",
+                SandboxSet::Every => "every",
+                SandboxSet::Namespaces => "with namespaces",
+                SandboxSet::Alone => "without namespaces",
+                SandboxSet::NotOfTheHost => "with namespaces, or a user of its own",
             };
             let arguments = if row.arguments.is_empty() { "any" } else { row.arguments };
             let names = names.join(", ");

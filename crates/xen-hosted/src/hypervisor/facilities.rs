@@ -1,4 +1,4 @@
-//! The means that this machine gives the broker for its domains, found out once.
+//! The facilities that this machine gives the broker for its domains, found once.
 
 use super::connections::Connections;
 use super::directory::Directory;
@@ -9,8 +9,8 @@ use crate::domain::Lack;
 use std::io;
 use xen::DomId;
 
-/// The means that this machine gives the broker, found out once.
-pub(super) struct Means {
+/// The facilities that this machine gives the broker, found once.
+pub(super) struct HostFacilities {
     /// The name of the host's control groups and mounts.
     pub(super) name: String,
     pub(super) namespaces: Namespaces,
@@ -19,7 +19,7 @@ pub(super) struct Means {
     pub(super) users: Option<Users>,
 }
 
-impl Means {
+impl HostFacilities {
     pub(super) fn find(directory: &Directory, before: &Holdings) -> io::Result<Self> {
         let take = || Users::take(before.first_id, directory.inode);
         let users = Users::are_there().then(take).transpose()?;
@@ -29,17 +29,17 @@ impl Means {
         Ok(Self { name: directory.name.clone(), namespaces, connections, users })
     }
 
-    /// The first of their ids.
+    /// Returns the first id of its users.
     pub(super) fn first_id(&self) -> Option<u32> {
         self.users.as_ref().map(|users| users.first)
     }
 
-    /// The id of the host that a domain runs as, where it is not the broker's.
+    /// Returns the id of the host that a domain runs as, where it is not the broker's.
     pub(super) fn id_of(&self, domid: DomId) -> Option<u32> {
         Some(self.first_id()? + u32::from(domid.0))
     }
 
-    /// The bits of what domains do without.
+    /// Returns the bits of the parts that domains run without.
     pub(super) fn lacks(&self) -> u64 {
         let bit = |lacks: bool, lack: Lack| if lacks { lack.bit() } else { 0 };
         let no_devices = self.namespaces != Namespaces::None && self.connections.end_none();
