@@ -40,11 +40,11 @@ const WRONG_USAGE: u8 = 2;
 
 /// Refuses options that would have no effect on a command.
 fn refuse_without_effect(options: &GlobalOptions, command: &Command) -> Result<(), String> {
-    let (json, timeout) = command.heeds();
-    if options.json && json == Heeds::No {
+    let (json, timeout) = command.argument_uses();
+    if options.json && json == ArgumentUse::No {
         return Err("--json has no effect on this command; leave it out".into());
     }
-    if options.timeout.is_some() && timeout == Heeds::No {
+    if options.timeout.is_some() && timeout == ArgumentUse::No {
         return Err("--timeout has no effect on this command; leave it out".into());
     }
     Ok(())
@@ -66,22 +66,22 @@ enum Command {
     Tree,
     /// Tell all that is known of a domain.
     #[command(after_help = "Example: xb info web")]
-    Info(domain::Which),
+    Info(domain::DomainArguments),
     /// Stop a domain where it is.
     #[command(after_help = "Example: xb pause web")]
-    Pause(domain::Which),
+    Pause(domain::DomainArguments),
     /// Let a paused domain go on.
     #[command(after_help = "Example: xb unpause web")]
-    Unpause(domain::Which),
+    Unpause(domain::DomainArguments),
     /// Ask a domain to end.
     #[command(after_help = "Example: xb shutdown web --wait")]
-    Shutdown(domain::Ask),
+    Shutdown(domain::ShutdownArguments),
     /// Ask a domain to end and be started again.
     #[command(after_help = "Example: xb reboot web --wait")]
-    Reboot(domain::Ask),
+    Reboot(domain::ShutdownArguments),
     /// Take a domain down at once, with its devices.
     #[command(after_help = "Example: xb destroy web")]
-    Destroy(domain::Which),
+    Destroy(domain::DomainArguments),
     /// Show what a guest has printed.
     #[command(after_help = "Example: xb log web --follow")]
     Log(log::Log),
@@ -118,27 +118,27 @@ enum Command {
 
 /// The use that a command makes of an argument which every command takes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Heeds {
+enum ArgumentUse {
     Yes,
     No,
 }
 
 impl Command {
     /// Returns the command's use of `--json` and of `--timeout`.
-    fn heeds(&self) -> (Heeds, Heeds) {
+    fn argument_uses(&self) -> (ArgumentUse, ArgumentUse) {
         match self {
             Self::Config(config::Command::Check { .. }) | Self::Host(host::Command::Status) => {
-                (Heeds::Yes, Heeds::No)
+                (ArgumentUse::Yes, ArgumentUse::No)
             }
-            Self::Demo(_) => (Heeds::No, Heeds::Yes),
-            Self::Store(_) => (Heeds::Yes, Heeds::No),
+            Self::Demo(_) => (ArgumentUse::No, ArgumentUse::Yes),
+            Self::Store(_) => (ArgumentUse::Yes, ArgumentUse::No),
             Self::Log(_)
             | Self::Config(config::Command::Convert { .. })
             | Self::Completions(_)
             | Self::Man(_)
             | Self::Keeper
-            | Self::GuestInit { .. } => (Heeds::No, Heeds::No),
-            _ => (Heeds::Yes, Heeds::Yes),
+            | Self::GuestInit { .. } => (ArgumentUse::No, ArgumentUse::No),
+            _ => (ArgumentUse::Yes, ArgumentUse::Yes),
         }
     }
 }

@@ -11,7 +11,7 @@ pub mod disk;
 mod ends;
 
 pub use attach::{add, attach, await_connected};
-pub use attached::{Attached, list, list_of_kind};
+pub use attached::{AttachedDevice, list, list_of_kind};
 pub use detach::{CLOSES_WITHIN, Force, detach};
 pub use device::Device;
 

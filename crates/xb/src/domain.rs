@@ -4,7 +4,7 @@
 pub(crate) mod nodes;
 
 use crate::host::Host;
-use crate::host::ended::Ended;
+use crate::host::guest_end::GuestEnd;
 use crate::wait::Limit;
 use crate::{Error, config, text};
 use xen::DomId;
@@ -193,7 +193,8 @@ pub(crate) fn explain(host: &mut Host, domain: &Domain, error: Error) -> Error {
         return error;
     }
     let guest = host.folder().map(|folder| folder.guest(&domain.name));
-    let ended = guest.and_then(|guest| Ended::of_domain(&guest, domid)).map(|ended| ended.reason);
+    let ended =
+        guest.and_then(|guest| GuestEnd::of_domain(&guest, domid)).map(|ended| ended.reason);
     let domain = match domain.name.as_str() {
         "" => format!("domain {domid}"),
         name => format!("{name} (domain {domid})"),

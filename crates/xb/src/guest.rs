@@ -41,7 +41,7 @@ const CONTROL: &str = "control/shutdown";
 
 /// A request of the toolstack.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Asked {
+enum ShutdownRequest {
     Poweroff,
     Reboot,
 }
@@ -61,7 +61,7 @@ struct Init {
     disks: Disks,
     program: Program,
     line: String,
-    asked: Option<Asked>,
+    asked: Option<ShutdownRequest>,
     /// The time at which a program that was asked to end is killed.
     kill_at: Option<Instant>,
     children: UnixStream,
@@ -140,8 +140,8 @@ impl Init {
             Ok(word)
         })?;
         self.asked = match asked.as_slice() {
-            b"poweroff" | b"halt" => Some(Asked::Poweroff),
-            b"reboot" => Some(Asked::Reboot),
+            b"poweroff" | b"halt" => Some(ShutdownRequest::Poweroff),
+            b"reboot" => Some(ShutdownRequest::Reboot),
             _ => self.asked,
         };
         if self.asked.is_some()
@@ -196,8 +196,8 @@ impl Init {
     fn over(&self) -> Option<u8> {
         match (&self.program, self.asked) {
             (Program::Running(_), _) => None,
-            (_, Some(Asked::Reboot)) => Some(SHUTDOWN_STATUS + 1),
-            (_, Some(Asked::Poweroff)) | (Program::Ended(Some(0)), None) => Some(0),
+            (_, Some(ShutdownRequest::Reboot)) => Some(SHUTDOWN_STATUS + 1),
+            (_, Some(ShutdownRequest::Poweroff)) | (Program::Ended(Some(0)), None) => Some(0),
             (Program::Ended(Some(_)), None) => Some(1),
             (Program::Waiting(_) | Program::Ended(None), None) => None,
         }

@@ -2,9 +2,9 @@
 
 pub mod bring;
 pub mod daemons;
-pub mod ended;
 pub(crate) mod files;
 pub mod folder;
+pub mod guest_end;
 pub mod guest_folder;
 pub(crate) mod handover;
 pub(crate) mod kept;
@@ -14,7 +14,7 @@ pub(crate) mod programs;
 use crate::Error;
 use crate::error::TIMED_OUT;
 use daemons::BROKER;
-use folder::{Folder, Found};
+use folder::{Folder, FolderContent};
 use std::path::Path;
 use std::time::Duration;
 use xen::DomId;
@@ -71,14 +71,14 @@ impl Platform {
 
 /// The host that a command means.
 #[derive(Clone, Debug)]
-pub enum Choice {
+pub enum HostChoice {
     /// The hosted one in this folder.
     Hosted(Folder),
     /// The Xen host that this is.
     Xen,
 }
 
-impl Choice {
+impl HostChoice {
     /// Returns the folder that the command line or `XB_HOST` names; else Xen where this is its
     /// domain 0; else the hosted host of this user.
     #[must_use]
@@ -109,7 +109,7 @@ impl Host {
     ///
     /// # Errors
     /// As [`Host::open_within`].
-    pub fn open(choice: Choice) -> Result<Self, Error> {
+    pub fn open(choice: HostChoice) -> Result<Self, Error> {
         Self::open_within(choice, Duration::from_secs(xen_hosted::limits::ANSWER_WITHIN_S))
     }
 
@@ -117,16 +117,16 @@ impl Host {
     ///
     /// # Errors
     /// A sentence that says what to start; [`Error::Timeout`] where the broker does not answer.
-    pub fn open_within(choice: Choice, within: Duration) -> Result<Self, Error> {
+    pub fn open_within(choice: HostChoice, within: Duration) -> Result<Self, Error> {
         match choice {
-            Choice::Hosted(folder) => {
+            HostChoice::Hosted(folder) => {
                 let down = || {
                     let dir = folder.path().display();
                     Error::NotFound(format!(
                         "no host is up in {dir}; start it with: xb --host {dir} host up"
                     ))
                 };
-                if folder.look()? != Found::Host {
+                if folder.look()? != FolderContent::Host {
                     return Err(down());
                 }
                 let control = match Control::connect_within(&folder.broker(), within) {
@@ -158,7 +158,7 @@ impl Host {
                 })?;
                 Ok(Self { store, platform: Platform::Hosted { folder, control } })
             }
-            Choice::Xen => {
+            HostChoice::Xen => {
                 let said = |error: xen_linux::Error| Error::Refused(error.to_string());
                 let privcmd = xen_linux::privcmd::Privcmd::open().map_err(said)?;
                 let control = xen_linux::domctl::Domctl::open(&privcmd).map_err(said)?;

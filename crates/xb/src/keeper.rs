@@ -22,11 +22,11 @@ use crate::host::files::Watch;
 use crate::host::folder::Folder;
 use crate::host::guest_folder::GuestFolder;
 use crate::host::handover::{self, Output};
-use crate::host::{Choice, Host};
+use crate::host::{Host, HostChoice};
 use clean::Cleaner;
 use log::{LOG_MAX, Log, say};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use settle::Lives;
+use settle::LifeTable;
 use std::collections::HashSet;
 use std::fs::File;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -45,7 +45,7 @@ const KEPT: usize = 256;
 /// The store or the broker is gone, or another keeper is there.
 pub fn run(folder: &Folder) -> Result<(), Error> {
     let path = folder.keeper();
-    let mut host = Host::open(Choice::Hosted(folder.clone()))?;
+    let mut host = Host::open(HostChoice::Hosted(folder.clone()))?;
     // One keeper at a time is started; see `host::bring`.
     let _ = std::fs::remove_file(&path);
     let listener = UnixListener::bind(&path).map_err(Error::io(path.display()))?;
@@ -53,7 +53,7 @@ pub fn run(folder: &Folder) -> Result<(), Error> {
     host.store.watch("@releaseDomain", "ended")?;
     say(&format!("serving {}", folder.path().display()));
     let (mut logs, mut settled) = (Log::left(folder), HashSet::new());
-    let lives = Lives::default();
+    let lives = LifeTable::default();
     let cleaner = Cleaner::start(folder);
     let daemons = folder.watch_logs().map_err(Error::io("the logs"))?;
     loop {
@@ -122,7 +122,7 @@ fn wait(
 }
 
 /// The log of the guest whose output a connection brings; answered once the log is there.
-fn take_log(folder: &Folder, stream: &UnixStream, lives: &Lives) -> std::io::Result<Log> {
+fn take_log(folder: &Folder, stream: &UnixStream, lives: &LifeTable) -> std::io::Result<Log> {
     let Output { name, pipe } = Output::receive(stream)?;
     let log = Log::new(folder.guest(&name), pipe)?;
     lives.begin(&name);
@@ -135,7 +135,7 @@ fn settle_all(
     folder: &Folder,
     host: &mut Host,
     settled: &mut HashSet<(DomId, [u8; 16])>,
-    lives: &Lives,
+    lives: &LifeTable,
 ) -> Result<(), Error> {
     let infos = host.control().list().map_err(Error::platform("listing the domains"))?;
     settled.retain(|known| infos.iter().any(|info| (info.domid, info.handle) == *known));
@@ -155,7 +155,7 @@ fn settle_all(
 }
 
 /// Removes the folders of guests that have ended longest ago, where there are too many.
-fn forget_old(folder: &Folder, host: &mut Host, logs: &[Log], lives: &Lives) {
+fn forget_old(folder: &Folder, host: &mut Host, logs: &[Log], lives: &LifeTable) {
     let mut ended: Vec<GuestFolder> = folder.guest_folders().collect();
     if ended.len() <= logs.len() + KEPT {
         return;

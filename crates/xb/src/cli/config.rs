@@ -18,7 +18,7 @@ pub(crate) enum Command {
         file: PathBuf,
         /// Print it this way, whichever it was.
         #[arg(long, value_name = "SYNTAX")]
-        to: Option<To>,
+        to: Option<OutputSyntax>,
     },
     /// Say what is wrong with a configuration, and which keys have no effect; with --json, also what is made of it.
     #[command(after_help = "Example: xb config check web.cfg --json")]
@@ -29,7 +29,7 @@ pub(crate) enum Command {
 }
 
 #[derive(Clone, Copy, ValueEnum, Debug)]
-pub(crate) enum To {
+pub(crate) enum OutputSyntax {
     /// xl.cfg.
     Xl,
     /// TOML.
@@ -50,8 +50,8 @@ pub(crate) fn run(options: &GlobalOptions, command: &Command) -> Result<u8, Erro
         return if options.json { out::json(&as_json(&description)) } else { Ok(0) };
     };
     let to = match (to, syntax) {
-        (Some(To::Xl), _) | (None, Syntax::Toml) => Syntax::Xl,
-        (Some(To::Toml), _) | (None, Syntax::Xl) => Syntax::Toml,
+        (Some(OutputSyntax::Xl), _) | (None, Syntax::Toml) => Syntax::Xl,
+        (Some(OutputSyntax::Toml), _) | (None, Syntax::Xl) => Syntax::Toml,
     };
     out::print(&config::write(&settings, to)?)
 }

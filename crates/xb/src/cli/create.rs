@@ -4,7 +4,7 @@ use super::options::GlobalOptions;
 use super::out;
 use crate::config::{self, Description, Setting, Syntax, Warning};
 use crate::host::{Host, Platform};
-use crate::lifecycle::create::{self, Then};
+use crate::lifecycle::create::{self, StartMode};
 use crate::lifecycle::{destroy, follow};
 use crate::wait::{self, Limit};
 use crate::{Error, devices};
@@ -49,9 +49,9 @@ pub(crate) fn run(options: &GlobalOptions, create: &Create) -> Result<u8, Error>
     warnings.iter().for_each(|warning| out::tell(options, &warning.to_string()));
     let mut host = options.open()?;
     let then = match (create.paused, create.wait) {
-        (true, _) => Then::StayPaused,
-        (false, true) => Then::RunHeld,
-        (false, false) => Then::Run,
+        (true, _) => StartMode::StayPaused,
+        (false, true) => StartMode::RunHeld,
+        (false, false) => StartMode::Run,
     };
     let new = create::create(&mut host, &description, &settings, then, options.limit())?;
     new.lacks.iter().for_each(|lack| out::tell(options, lack));

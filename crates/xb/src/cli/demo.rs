@@ -8,13 +8,13 @@ use crate::config::{DiskSpec, Syntax};
 use crate::devices::disk;
 use crate::host::daemons::{self, BLOCK, DAEMONS, Daemon};
 use crate::host::folder::Folder;
-use crate::host::{Choice, Host};
+use crate::host::{Host, HostChoice};
 use crate::host::{bring, programs};
-use crate::lifecycle::create::{self, Then};
+use crate::lifecycle::create::{self, StartMode};
 use crate::wait::Limit;
 use crate::{Error, devices, domain, text, wait};
 use clap::Args;
-use guests::Way;
+use guests::DiskAccess;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -34,7 +34,7 @@ pub(crate) struct Demo {
 }
 
 /// The settings and the state of a demo.
-struct Show {
+struct DemoRun {
     folder: Folder,
     began: Instant,
     /// The longest time that any step may take.
@@ -43,13 +43,13 @@ struct Show {
 
 pub(crate) fn run(options: &GlobalOptions, demo: &Demo) -> Result<u8, Error> {
     let folder = match (&options.host, options.choice()) {
-        (Some(_), Choice::Hosted(folder)) => folder,
+        (Some(_), HostChoice::Hosted(folder)) => folder,
         // In a folder beside any other host of this user, unless it is to stay.
         _ if demo.keep => Folder::default(),
         _ => Folder::temporary()?,
     };
     programs::make()?;
-    let show = Show { folder, began: Instant::now(), within: options.within() };
+    let show = DemoRun { folder, began: Instant::now(), within: options.within() };
     // A host that is refused here is not taken down either.
     show.folder.make()?;
     if DAEMONS.iter().any(|daemon| daemon.running(&show.folder).is_some()) {
@@ -78,7 +78,7 @@ pub(crate) fn run(options: &GlobalOptions, demo: &Demo) -> Result<u8, Error> {
     }
 }
 
-impl Show {
+impl DemoRun {
     fn in_time(&self, demo: &Demo) -> Result<u8, Error> {
         match demo.within.filter(|within| self.began.elapsed() > *within) {
             None => Ok(0),
@@ -125,7 +125,7 @@ impl Show {
             bring::up(&self.folder, &[], self.limit())?;
             Ok(self.folder.path().display().to_string())
         })?;
-        let mut host = Host::open(Choice::Hosted(self.folder.clone()))?;
+        let mut host = Host::open(HostChoice::Hosted(self.folder.clone()))?;
         host.store.set_timeout(Some(self.within));
         self.step("an ext4 image is made, and two raw ones", || {
             let folder = self.folder.demo();
@@ -135,7 +135,7 @@ impl Show {
             make_raw(&scratch)?;
             Ok(format!("{}, {}", data.display(), text::size(IMAGE)))
         })?;
-        let (way, why) = Way::of_this_user();
+        let (way, why) = DiskAccess::of_this_user();
         out::print(&format!("          {why}\n"))?;
         self.step("guest one is created, with the ext4 image as its disk xvda", || {
             self.create(&mut host, "one", &guests::first(way, &data))
@@ -159,22 +159,22 @@ impl Show {
     }
 
     /// One writes a tree onto its disk.
-    fn written(&self, host: &mut Host, way: Way) -> Result<(), Error> {
+    fn written(&self, host: &mut Host, way: DiskAccess) -> Result<(), Error> {
         let how = match way {
-            Way::Kernel => {
+            DiskAccess::Kernel => {
                 "the host's kernel mounts one's disk for it, it writes a directory tree and syncs, it is unmounted"
             }
-            Way::Debugfs | Way::Nbd => {
+            DiskAccess::Debugfs | DiskAccess::Nbd => {
                 "it writes a directory tree onto its disk, and e2fsck finds nothing wrong"
             }
-            Way::Nothing => return Ok(()),
+            DiskAccess::Nothing => return Ok(()),
         };
         self.step(how, || {
-            if way == Way::Kernel {
+            if way == DiskAccess::Kernel {
                 self.mount(host, "one", "xvda")?;
             }
             let sum = self.says("one", "written")?;
-            if way == Way::Kernel {
+            if way == DiskAccess::Kernel {
                 let one = domain::find(host, "one")?;
                 disk::mount::unmount(host, &one)?;
             }
@@ -183,12 +183,12 @@ impl Show {
     }
 
     /// Two reads what one wrote.
-    fn compared(&self, host: &mut Host, way: Way) -> Result<(), Error> {
-        if way == Way::Nothing {
+    fn compared(&self, host: &mut Host, way: DiskAccess) -> Result<(), Error> {
+        if way == DiskAccess::Nothing {
             return Ok(());
         }
         self.step("two reads the tree and compares", || {
-            if way == Way::Kernel {
+            if way == DiskAccess::Kernel {
                 self.mount(host, "two", "xvdb")?;
             }
             let (read, written) = (self.says("two", "read")?, self.says("one", "written")?);
@@ -206,19 +206,19 @@ impl Show {
     }
 
     /// Kills the backend while two writes, where two has something to write.
-    fn killed(&self, way: Way) -> Result<(), Error> {
+    fn killed(&self, way: DiskAccess) -> Result<(), Error> {
         let name = match way {
-            Way::Nothing => "the backend is killed (SIGKILL) and started again",
+            DiskAccess::Nothing => "the backend is killed (SIGKILL) and started again",
             _ => "while two writes to it, the backend is killed (SIGKILL) and started again",
         };
         self.step(name, || {
-            if way != Way::Nothing {
+            if way != DiskAccess::Nothing {
                 self.says("two", "wrote 8")?;
             }
             let gone = || Error::Refused(format!("{} is gone", BLOCK.name()));
             BLOCK.running(&self.folder).ok_or_else(gone)?.kill();
             // Nobody writes any more, so this is the number of pieces that two has written.
-            let written = if way == Way::Nothing { 0 } else { self.pieces()? };
+            let written = if way == DiskAccess::Nothing { 0 } else { self.pieces()? };
             BLOCK.start(&self.folder, self.limit())?;
             match written {
                 0 => Ok(String::new()),
@@ -226,7 +226,7 @@ impl Show {
                 written => Ok(format!("after {written} of {} writes", guests::PIECES)),
             }
         })?;
-        if way == Way::Nothing {
+        if way == DiskAccess::Nothing {
             return Ok(());
         }
         self.step("two has noticed nothing but a pause", || {
@@ -249,7 +249,7 @@ impl Show {
         std::fs::write(&path, config).map_err(Error::io(path.display()))?;
         let (description, settings, _) = super::create::read(&path, &[])?;
         debug_assert_eq!(Syntax::of(&path), Syntax::Xl);
-        let new = create::create(host, &description, &settings, Then::Run, self.limit())?;
+        let new = create::create(host, &description, &settings, StartMode::Run, self.limit())?;
         Ok(format!("domain {}, from {}", new.domid, path.display()))
     }
 
@@ -263,7 +263,7 @@ impl Show {
         let spec = format!("vdev={vdev},access=w,target={}", image.display());
         let domid = domain::find(host, name)?.info.domid;
         let spec = DiskSpec::parse(&spec).map_err(|wrong| Error::Refused(wrong.to_string()))?;
-        let disk = disk::prepare(&spec, disk::Place::Hosted, &super::options::here())?;
+        let disk = disk::prepare(&spec, disk::HostKind::Hosted, &super::options::here())?;
         devices::attach(host, &disk.device(domid)?, self.limit()).map(|()| String::new())
     }
 

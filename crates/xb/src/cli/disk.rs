@@ -3,7 +3,7 @@
 use super::options::GlobalOptions;
 use super::out;
 use crate::config::DiskSpec;
-use crate::devices::disk::{self, AttachedDisk, Place};
+use crate::devices::disk::{self, AttachedDisk, HostKind};
 use crate::devices::{self, Force};
 use crate::host::Host;
 use crate::{Error, domain, text};
@@ -160,7 +160,7 @@ fn attach(options: &GlobalOptions, attach: &Attach) -> Result<u8, Error> {
     domain::with(&mut options.open()?, &attach.domain, |host, domain| {
         let domid = domain.info.domid;
         let spec = DiskSpec::parse(&text).map_err(|wrong| Error::Refused(wrong.to_string()))?;
-        let disk = disk::prepare(&spec, Place::of(host), &super::options::here())?;
+        let disk = disk::prepare(&spec, HostKind::of(host), &super::options::here())?;
         let device = disk.device(domid)?;
         if attach.no_wait {
             devices::add(&mut host.store, &device)?;

@@ -12,13 +12,13 @@ use serde_json::{Value, json};
 
 /// Which domain.
 #[derive(Args, Debug)]
-pub(crate) struct Which {
+pub(crate) struct DomainArguments {
     /// Its name or number.
     pub(super) domain: String,
 }
 
 #[derive(Args, Debug)]
-pub(crate) struct Ask {
+pub(crate) struct ShutdownArguments {
     /// Its name or number.
     domain: String,
     /// Wait until it has ended; where it reboots, until it runs again.
@@ -41,7 +41,7 @@ pub(crate) fn as_json(domain: &Domain) -> Value {
     })
 }
 
-pub(crate) fn pause(options: &GlobalOptions, which: &Which) -> Result<u8, Error> {
+pub(crate) fn pause(options: &GlobalOptions, which: &DomainArguments) -> Result<u8, Error> {
     let mut host = options.open()?;
     domain::with(&mut host, &which.domain, |host, domain| {
         let done = host.control().pause(domain.info.domid);
@@ -50,7 +50,7 @@ pub(crate) fn pause(options: &GlobalOptions, which: &Which) -> Result<u8, Error>
     })
 }
 
-pub(crate) fn unpause(options: &GlobalOptions, which: &Which) -> Result<u8, Error> {
+pub(crate) fn unpause(options: &GlobalOptions, which: &DomainArguments) -> Result<u8, Error> {
     let mut host = options.open()?;
     domain::with(&mut host, &which.domain, |host, domain| {
         match host.control().unpause(domain.info.domid) {
@@ -74,7 +74,11 @@ fn now(options: &GlobalOptions, host: &mut Host, domain: &Domain) -> Result<u8, 
     out::json(&as_json(&Domain { info, name: domain.name.clone() }))
 }
 
-pub(crate) fn ask(options: &GlobalOptions, ask: &Ask, request: Request) -> Result<u8, Error> {
+pub(crate) fn ask(
+    options: &GlobalOptions,
+    ask: &ShutdownArguments,
+    request: Request,
+) -> Result<u8, Error> {
     let mut host = options.open()?;
     let domain = domain::find(&mut host, &ask.domain)?;
     if domain.info.domid == xen::DomId::DOM0 {
@@ -100,7 +104,7 @@ pub(crate) fn ask(options: &GlobalOptions, ask: &Ask, request: Request) -> Resul
     if options.json { out::json(&so) } else { Ok(0) }
 }
 
-pub(crate) fn destroy(options: &GlobalOptions, which: &Which) -> Result<u8, Error> {
+pub(crate) fn destroy(options: &GlobalOptions, which: &DomainArguments) -> Result<u8, Error> {
     let mut host = options.open()?;
     let domid = find_remains(&mut host, &which.domain)?;
     if let Platform::Xen(_) = host.platform {

@@ -4,8 +4,8 @@ use super::options::GlobalOptions;
 use super::out;
 use crate::host::bring::{self, Startup};
 use crate::host::daemons::{self, DAEMONS, Daemon, KEEPER};
-use crate::host::folder::{Folder, Found};
-use crate::host::{Choice, Host, programs};
+use crate::host::folder::{Folder, FolderContent};
+use crate::host::{Host, HostChoice, programs};
 use crate::lifecycle::destroy;
 use crate::wait::Limit;
 use crate::{Error, devices, domain};
@@ -64,7 +64,7 @@ pub(crate) fn run(options: &GlobalOptions, command: &Command) -> Result<u8, Erro
 
 /// Takes down all of a host; what is not there is down. So long it waits for guests' disks to be let go of.
 pub(crate) fn down(folder: &Folder, within: Duration) -> Result<(), Error> {
-    if folder.look()? != Found::Host {
+    if folder.look()? != FolderContent::Host {
         return Ok(());
     }
     // Who ends now is not to be started again.
@@ -78,7 +78,7 @@ pub(crate) fn down(folder: &Folder, within: Duration) -> Result<(), Error> {
 
 /// Destroys all guests of a host, where its store and broker are there.
 fn destroy_guests(folder: &Folder, within: Duration) -> Result<(), Error> {
-    let Ok(mut host) = Host::open(Choice::Hosted(folder.clone())) else { return Ok(()) };
+    let Ok(mut host) = Host::open(HostChoice::Hosted(folder.clone())) else { return Ok(()) };
     host.store.set_timeout(Some(devices::CLOSES_WITHIN));
     // Without a backend there is nobody to wait for.
     let is_backend = |daemon: &&Daemon| !daemon.kinds().is_empty();

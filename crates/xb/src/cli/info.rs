@@ -1,6 +1,6 @@
 //! `xb info`.
 
-use super::domain::Which;
+use super::domain::DomainArguments;
 use super::options::GlobalOptions;
 use super::out;
 use crate::devices::disk;
@@ -8,7 +8,7 @@ use crate::host::Platform;
 use crate::{Error, domain};
 use serde_json::{Value, json};
 
-pub(crate) fn run(options: &GlobalOptions, which: &Which) -> Result<u8, Error> {
+pub(crate) fn run(options: &GlobalOptions, which: &DomainArguments) -> Result<u8, Error> {
     domain::with(&mut options.open()?, &which.domain, |host, domain| {
         let domid = domain.info.domid;
         let disks = disk::list(&mut host.store, domid)?;

@@ -1,7 +1,7 @@
 //! `xb log`.
 
 use super::options::GlobalOptions;
-use crate::host::{Choice, Host};
+use crate::host::{Host, HostChoice};
 use crate::wait::Limit;
 use crate::{Error, domain, text};
 use clap::Args;
@@ -20,13 +20,13 @@ pub(crate) struct Log {
 
 /// The destination of a log. A terminal obeys control characters, so there nothing in the log moves
 /// its cursor.
-struct Shown {
+struct LogOutput {
     out: StdoutLock<'static>,
     is_terminal: bool,
     last: u8,
 }
 
-impl Shown {
+impl LogOutput {
     /// Shows what is left of a file.
     fn rest(&mut self, file: &mut File) -> std::io::Result<()> {
         let mut buffer = vec![0; 64 << 10];
@@ -48,7 +48,7 @@ pub(crate) fn run(options: &GlobalOptions, log: &Log) -> Result<u8, Error> {
     folder.look()?;
     let mut name = log.domain.clone();
     if name.parse::<u16>().is_ok() {
-        name = domain::find(&mut Host::open(Choice::Hosted(folder.clone()))?, &name)?.name;
+        name = domain::find(&mut Host::open(HostChoice::Hosted(folder.clone()))?, &name)?.name;
     }
     let plain = !name.contains('/') && !name.starts_with('.');
     let guest = folder.guest(&name);
@@ -58,7 +58,7 @@ pub(crate) fn run(options: &GlobalOptions, log: &Log) -> Result<u8, Error> {
     };
     let mut file = File::open(&path).ok().filter(|_| plain).ok_or(()).map_err(missing)?;
     let out = std::io::stdout().lock();
-    let mut shown = Shown { is_terminal: out.is_terminal(), out, last: 0 };
+    let mut shown = LogOutput { is_terminal: out.is_terminal(), out, last: 0 };
     // Before the first look: changes after it are seen.
     let watch = guest.watch().map_err(Error::io(path.display()))?;
     let for_ever = Limit::never();

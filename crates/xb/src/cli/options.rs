@@ -1,7 +1,7 @@
 //! The options that every command takes.
 
 use crate::Error;
-use crate::host::{Choice, Host};
+use crate::host::{Host, HostChoice};
 use crate::wait::Limit;
 use clap::Args;
 use std::path::PathBuf;
@@ -39,9 +39,9 @@ pub(super) fn here() -> PathBuf {
 }
 
 impl GlobalOptions {
-    pub(super) fn choice(&self) -> Choice {
+    pub(super) fn choice(&self) -> HostChoice {
         let named = std::env::var_os(crate::host::folder::VARIABLE).map(PathBuf::from);
-        Choice::of(self.host.as_deref().or(named.as_deref()))
+        HostChoice::of(self.host.as_deref().or(named.as_deref()))
     }
 
     pub(super) fn open(&self) -> Result<Host, Error> {

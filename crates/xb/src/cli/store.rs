@@ -2,7 +2,7 @@
 
 use super::options::GlobalOptions;
 use crate::Error;
-use crate::host::{Choice, programs};
+use crate::host::{HostChoice, programs};
 use clap::Args;
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
@@ -22,7 +22,7 @@ pub(crate) fn run(options: &GlobalOptions, store: &Store) -> Result<u8, Error> {
     if options.json {
         command.arg("--json");
     }
-    if let Choice::Hosted(folder) = options.choice() {
+    if let HostChoice::Hosted(folder) = options.choice() {
         let help = store.words.iter().any(|word| word == "--help" || word == "-h");
         if !help && !folder.store().exists() {
             let dir = folder.path().display();

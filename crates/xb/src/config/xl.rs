@@ -71,8 +71,8 @@ pub fn parse_after(
                 let place = parser.at.clone();
                 parser.step()?;
                 let how = match parser.token {
-                    Token::Sign('=') => How::Set,
-                    Token::Add => How::Add,
+                    Token::Sign('=') => Assignment::Set,
+                    Token::Add => Assignment::Add,
                     _ => return Err(parser.wrong("= or += after a key")),
                 };
                 parser.step()?;
@@ -91,7 +91,7 @@ pub fn parse_after(
 
 /// The operation of a line on the key's earlier value.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum How {
+enum Assignment {
     /// `=`.
     Set,
     /// `+=`.
@@ -103,14 +103,14 @@ fn store(
     settings: &mut Vec<Setting>,
     known: &mut HashMap<String, usize>,
     new: Setting,
-    how: How,
+    how: Assignment,
 ) -> Result<(), &'static str> {
     let place = *known.entry(new.key.clone()).or_insert(settings.len());
     let Some(old) = settings.get_mut(place) else {
         settings.push(new);
         return Ok(());
     };
-    if how == How::Set {
+    if how == Assignment::Set {
         *old = new;
         return Ok(());
     }

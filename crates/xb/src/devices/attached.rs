@@ -10,7 +10,7 @@ use xenstore::{Client, Store};
 
 /// A device as it is in the store.
 #[derive(Clone, Debug)]
-pub struct Attached {
+pub struct AttachedDevice {
     /// The device, with the paths of its nodes.
     pub device: NewDevice,
     /// The frontend's state.
@@ -21,7 +21,7 @@ pub struct Attached {
     pub error: Option<String>,
 }
 
-impl Attached {
+impl AttachedDevice {
     fn read(store: &mut Client, device: NewDevice) -> Result<Self, Error> {
         let back = device.backend_path();
         let error = store.try_read(format!("{back}/error"))?.map(text::lossy);
@@ -64,10 +64,14 @@ pub fn list(store: &mut Client, domid: DomId) -> Result<Vec<NewDevice>, Error> {
 ///
 /// # Errors
 /// [`Error::Store`].
-pub fn list_of_kind(store: &mut Client, domid: DomId, kind: &str) -> Result<Vec<Attached>, Error> {
+pub fn list_of_kind(
+    store: &mut Client,
+    domid: DomId,
+    kind: &str,
+) -> Result<Vec<AttachedDevice>, Error> {
     let mut devices = list(store, domid)?;
     devices.retain(|device| device.kind == kind);
-    devices.into_iter().map(|device| Attached::read(store, device)).collect()
+    devices.into_iter().map(|device| AttachedDevice::read(store, device)).collect()
 }
 
 /// The domain and kind of a backend, by its path: `/local/domain/0/backend/vbd/3/51712`.

@@ -42,14 +42,14 @@ pub struct Disk {
 
 /// On which kind of host a disk is to be served.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Place {
+pub enum HostKind {
     /// Without Xen.
     Hosted,
     /// In domain 0 of a Xen host.
     Xen,
 }
 
-impl Place {
+impl HostKind {
     /// That of a host.
     #[must_use]
     pub fn of(host: &Host) -> Self {
@@ -65,7 +65,7 @@ impl Place {
 ///
 /// # Errors
 /// A sentence: what cannot be, or is not there.
-pub fn prepare(spec: &DiskSpec, place: Place, directory: &Path) -> Result<Disk, Error> {
+pub fn prepare(spec: &DiskSpec, place: HostKind, directory: &Path) -> Result<Disk, Error> {
     let vdev = &spec.vdev;
     let refused = |why: &str| Error::Refused(format!("disk {vdev}: {why}"));
     let number = spec.number().map_err(|wrong| refused(&wrong))?;
@@ -88,8 +88,8 @@ pub fn prepare(spec: &DiskSpec, place: Place, directory: &Path) -> Result<Disk, 
             return Err(refused("backendtype is phy or qdisk"));
         }
         (Some(BackendType::Qdisk), _) => "qdisk",
-        (Some(BackendType::Phy), _) | (None, Place::Hosted) => "vbd",
-        (None, Place::Xen) => {
+        (Some(BackendType::Phy), _) | (None, HostKind::Hosted) => "vbd",
+        (None, HostKind::Xen) => {
             if spec.script.is_some() {
                 "vbd"
             } else {
@@ -97,7 +97,7 @@ pub fn prepare(spec: &DiskSpec, place: Place, directory: &Path) -> Result<Disk, 
             }
         }
     };
-    if place == Place::Xen && backend_kind == "vbd" && Path::new(KERNEL_VBD).exists() {
+    if place == HostKind::Xen && backend_kind == "vbd" && Path::new(KERNEL_VBD).exists() {
         let why = "the kernel's xen-blkback serves vbd; use backendtype=qdisk, or rmmod xen-blkback and start xen-blockd";
         return Err(refused(why));
     }

@@ -1,7 +1,7 @@
 //! A hosted host brought up and taken down: all its daemons.
 
 use super::daemons::{DAEMONS, Daemon};
-use super::folder::{Folder, Found};
+use super::folder::{Folder, FolderContent};
 use crate::Error;
 use crate::wait::Limit;
 use std::fs::File;
@@ -70,7 +70,7 @@ fn lock(folder: &Folder) -> Result<File, Error> {
 /// # Errors
 /// Something does not end: the folder stays, so that it can be tried again.
 pub fn down(folder: &Folder) -> Result<(), Error> {
-    if folder.look()? != Found::Host {
+    if folder.look()? != FolderContent::Host {
         return Ok(());
     }
     let _lock = lock(folder)?;

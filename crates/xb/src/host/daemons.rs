@@ -15,7 +15,7 @@ pub const BROKER: Daemon = Daemon {
     program: Program::Beside { file: "xen-hosted", package: "xen-hosted" },
     arguments: &[Argument::Place(|folder| folder.broker().path().into())],
     environment: &[],
-    ready: Ready::Says("xen-hosted: serving "),
+    ready: ReadyLine::Says("xen-hosted: serving "),
     leaves: &["host"],
     kinds: &[],
 };
@@ -27,7 +27,7 @@ pub const STORE: Daemon = Daemon {
     program: Program::Beside { file: "xenstored", package: "xenstored" },
     arguments: &[Argument::Word("--no-fork")],
     environment: &[("XENSTORED_RUNDIR", Folder::run), ("XENSTORED_ROOTDIR", Folder::run)],
-    ready: Ready::Logs { field: " pid=", end: " msg=\"serving\"" },
+    ready: ReadyLine::Logs { field: " pid=", end: " msg=\"serving\"" },
     leaves: &["store", "store.lock"],
     kinds: &[],
 };
@@ -43,7 +43,7 @@ pub const KEEPER: Daemon = Daemon {
         Argument::Word("keeper"),
     ],
     environment: &[],
-    ready: Ready::Says("keeper: serving "),
+    ready: ReadyLine::Says("keeper: serving "),
     leaves: &["keeper"],
     kinds: &[],
 };
@@ -59,7 +59,7 @@ pub const BLOCK: Daemon = Daemon {
         Argument::ImageDirs("--image-dir"),
     ],
     environment: &[],
-    ready: Ready::Says("xen-blockd: serving "),
+    ready: ReadyLine::Says("xen-blockd: serving "),
     leaves: &[],
     kinds: &["vbd", "qdisk"],
 };
@@ -75,7 +75,7 @@ pub struct Daemon {
     pub(super) program: Program,
     pub(super) arguments: &'static [Argument],
     pub(super) environment: &'static [(&'static str, PathIn)],
-    ready: Ready,
+    ready: ReadyLine,
     leaves: &'static [&'static str],
     kinds: &'static [&'static str],
 }
@@ -107,7 +107,7 @@ pub(super) enum Argument {
 
 /// A line of a daemon's log that says that it serves.
 #[derive(Clone, Copy, Debug)]
-enum Ready {
+enum ReadyLine {
     /// One with this beginning.
     Says(&'static str),
     /// One with this field and this end, as logfmt has them.
@@ -152,8 +152,8 @@ impl Daemon {
     /// True of the line of its log that says that it serves.
     pub(super) fn says_serving(&self, line: &str) -> bool {
         match self.ready {
-            Ready::Says(start) => line.starts_with(start),
-            Ready::Logs { field, end } => line.contains(field) && line.ends_with(end),
+            ReadyLine::Says(start) => line.starts_with(start),
+            ReadyLine::Logs { field, end } => line.contains(field) && line.ends_with(end),
         }
     }
 }

@@ -38,7 +38,7 @@ const OTHERS_WRITE: u32 = 0o022;
 
 /// The content of a path where a folder is to be.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Found {
+pub enum FolderContent {
     /// Nothing.
     Nothing,
     /// A folder of this user with nothing in it.
@@ -184,14 +184,14 @@ impl Folder {
     ///
     /// # Errors
     /// A sentence: it is somebody else's, others may write into it, or it is in use for something else.
-    pub fn look(&self) -> Result<Found, Error> {
+    pub fn look(&self) -> Result<FolderContent, Error> {
         use std::os::unix::fs::MetadataExt;
         let dir = self.0.display();
         let refused =
             |why: String| Error::Refused(format!("{dir} {why}; name another with --host"));
         let data = match std::fs::symlink_metadata(&self.0) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Ok(Found::Nothing);
+                return Ok(FolderContent::Nothing);
             }
             data => data.map_err(Error::io(&dir))?,
         };
@@ -210,13 +210,13 @@ impl Folder {
             marker.is_ok_and(|marker| marker.is_file())
         };
         if marked() {
-            return Ok(Found::Host);
+            return Ok(FolderContent::Host);
         }
         let mut entries = std::fs::read_dir(&self.0).map_err(Error::io(&dir))?;
         match entries.next() {
-            None => Ok(Found::Empty),
+            None => Ok(FolderContent::Empty),
             // Another xb may have made it one meanwhile: the marker is the first thing in it.
-            Some(_) if marked() => Ok(Found::Host),
+            Some(_) if marked() => Ok(FolderContent::Host),
             Some(_) => Err(refused("holds other things and no host of xb".into())),
         }
     }
@@ -233,7 +233,7 @@ impl Folder {
             );
             return Err(Error::Refused(long));
         }
-        if self.look()? == Found::Nothing {
+        if self.look()? == FolderContent::Nothing {
             if let Some(above) = self.0.parent() {
                 builder().recursive(true).create(above).map_err(Error::io(above.display()))?;
             }
@@ -284,7 +284,7 @@ impl Folder {
     /// Removes what is made in it by [`Folder::make`], the demo, and the daemons, which is `left`; and it if nothing else is
     /// there. What holds no host is left alone.
     pub(super) fn remove(&self, left: impl Iterator<Item = &'static str>) {
-        if !matches!(self.look(), Ok(Found::Host)) {
+        if !matches!(self.look(), Ok(FolderContent::Host)) {
             return;
         }
         // The folder of the locks last: until then nobody else brings a host up here.

@@ -7,7 +7,7 @@ use xen::DomId;
 
 /// A guest that has ended, as the keeper saw it.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Ended {
+pub struct GuestEnd {
     /// Its number.
     pub domid: DomId,
     /// Why: a word of [`reason_word`](crate::domain::reason_word).
@@ -18,7 +18,7 @@ pub struct Ended {
     pub action: Action,
 }
 
-impl Ended {
+impl GuestEnd {
     /// The end of the guest that last had this name, as noted.
     #[must_use]
     pub fn of(guest: &GuestFolder) -> Option<Self> {

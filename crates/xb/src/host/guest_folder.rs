@@ -6,7 +6,7 @@
 //! | `config`, `directory` | its configuration, to start it again |
 //! | `output` | the FIFO that it prints into |
 //! | `log`, `log.1` | what it has printed, as the keeper wrote it |
-//! | `ended` | how it ended: [`Ended`](super::ended::Ended) |
+//! | `ended` | how it ended: [`GuestEnd`](super::guest_end::GuestEnd) |
 
 use super::files::{Watch, replace};
 use crate::Error;

@@ -2,7 +2,7 @@
 
 use super::daemons::{Argument, Daemon};
 use super::files::Watch;
-use super::folder::{Folder, Found};
+use super::folder::{Folder, FolderContent};
 use super::programs;
 use crate::Error;
 use crate::wait::Limit;
@@ -47,7 +47,7 @@ impl Daemon {
     /// Its process, if it runs.
     #[must_use]
     pub fn running(&self, folder: &Folder) -> Option<Process> {
-        if !matches!(folder.look(), Ok(Found::Host)) {
+        if !matches!(folder.look(), Ok(FolderContent::Host)) {
             return None;
         }
         let text = std::fs::read_to_string(self.pid_file(folder)).ok()?;

@@ -6,7 +6,7 @@
 use super::log::say;
 use crate::domain::{home, uuid};
 use crate::host::folder::Folder;
-use crate::host::{Choice, Host};
+use crate::host::{Host, HostChoice};
 use crate::lifecycle::destroy::remove_nodes;
 use crate::wait::Limit;
 use crate::{Error, text};
@@ -57,8 +57,8 @@ fn clean(folder: &Folder, told: &Receiver<()>) {
                 looks = LOOKS;
             }
             match look(folder) {
-                Ok(Found::Dying) => {}
-                Ok(Found::AllDone) => looks -= 1,
+                Ok(LookOutcome::Dying) => {}
+                Ok(LookOutcome::AllDone) => looks -= 1,
                 Err(error) => {
                     say(&format!("nodes of dead domains: {error}"));
                     failures += 1;
@@ -73,7 +73,7 @@ fn clean(folder: &Folder, told: &Receiver<()>) {
 
 /// The outcome of a look, once it has done what there was to do.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Found {
+enum LookOutcome {
     /// All nodes are those of domains that are there.
     AllDone,
     /// A domain is dying: it is looked for again.
@@ -81,8 +81,8 @@ enum Found {
 }
 
 /// Takes away the devices and nodes of each domain that the store names and the broker does not.
-fn look(folder: &Folder) -> Result<Found, Error> {
-    let mut host = Host::open(Choice::Hosted(folder.clone()))?;
+fn look(folder: &Folder) -> Result<LookOutcome, Error> {
+    let mut host = Host::open(HostChoice::Hosted(folder.clone()))?;
     let mut named = Vec::new();
     for child in host.store.list("/libxl")? {
         let Some(domid) = child.parse().ok().map(DomId) else { continue };
@@ -113,5 +113,5 @@ fn look(folder: &Folder) -> Result<Found, Error> {
     }
     all?;
     let dying = there.iter().any(|info| info.state == RunState::Dying);
-    Ok(if dying { Found::Dying } else { Found::AllDone })
+    Ok(if dying { LookOutcome::Dying } else { LookOutcome::AllDone })
 }

@@ -3,10 +3,10 @@
 use super::log::say;
 use crate::config::Action;
 use crate::domain::{self, reason_word};
-use crate::host::ended::Ended;
 use crate::host::folder::Folder;
-use crate::host::{Choice, Host, Platform, kept};
-use crate::lifecycle::create::{self, Before, Then};
+use crate::host::guest_end::GuestEnd;
+use crate::host::{Host, HostChoice, Platform, kept};
+use crate::lifecycle::create::{self, Predecessor, StartMode};
 use crate::lifecycle::destroy;
 use crate::wait::Limit;
 use crate::{Error, devices, text};
@@ -31,9 +31,9 @@ struct Life {
 
 /// The lives of guests, by name. Of a guest that was there before the keeper nothing is known.
 #[derive(Clone, Default)]
-pub(super) struct Lives(Arc<Mutex<HashMap<String, Life>>>);
+pub(super) struct LifeTable(Arc<Mutex<HashMap<String, Life>>>);
 
-impl Lives {
+impl LifeTable {
     fn with<T>(&self, body: impl FnOnce(&mut HashMap<String, Life>) -> T) -> T {
         body(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -75,10 +75,10 @@ pub(super) fn settle(
     folder: &Folder,
     info: &DomainInfo,
     reason: ShutdownReason,
-    lives: &Lives,
+    lives: &LifeTable,
 ) -> Result<(), Error> {
     let domid = info.domid;
-    let mut host = Host::open(Choice::Hosted(folder.clone()))?;
+    let mut host = Host::open(HostChoice::Hosted(folder.clone()))?;
     let home = domain::home(domid);
     let Some(name) = host.store.try_read(format!("{home}/name"))? else { return Ok(()) };
     let name = text::lossy(name);
@@ -89,7 +89,7 @@ pub(super) fn settle(
         other => other,
     };
     let status = domain::exit_status(&mut host.store, domid)?;
-    let mut ended = Ended { domid, reason: reason_word(reason).into(), status, action };
+    let mut ended = GuestEnd { domid, reason: reason_word(reason).into(), status, action };
     ended.note(&guest).map_err(Error::io(guest.path().display()))?;
     host.store.transaction(|tx| {
         // Whoever created it may be destroying it at this moment: what is gone does not come back.
@@ -129,7 +129,7 @@ pub(super) fn settle(
     }
     drop(created);
     let origin = guest.origin_of(domid);
-    let then = Then::RunAgain(Before { domid, holder });
+    let then = StartMode::RunAgain(Predecessor { domid, holder });
     let again =
         gone.and_then(|()| create::create(&mut host, &description, &settings, then, limit()));
     match again {

@@ -6,8 +6,8 @@ use crate::devices::disk::{self, Disk};
 use crate::devices::{self, Device};
 use crate::domain::{self, Domain, nodes};
 use crate::host::daemons::BROKER;
-use crate::host::ended::Ended;
 use crate::host::folder::Folder;
+use crate::host::guest_end::GuestEnd;
 use crate::host::guest_folder::GuestFolder;
 use crate::host::{Host, Platform, handover, kept};
 use crate::wait::{self, Limit};
@@ -22,20 +22,20 @@ use xenstore::{Client, Store};
 
 /// The state that a domain is left in once it is built.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Then {
+pub enum StartMode {
     /// It runs.
     Run,
     /// It runs, and ends with this process's connection to the broker.
     RunHeld,
     /// It runs in the place of one that has ended.
-    RunAgain(Before),
+    RunAgain(Predecessor),
     /// It stays paused.
     StayPaused,
 }
 
 /// A domain in whose place another one is started.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Before {
+pub struct Predecessor {
     /// Its number.
     pub domid: DomId,
     /// The connection that it ended with, and the next one does.
@@ -44,7 +44,7 @@ pub struct Before {
 
 /// A domain that was created.
 #[derive(Debug)]
-pub struct New {
+pub struct CreatedGuest {
     /// Its number.
     pub domid: DomId,
     /// The things that it does without, a sentence each.
@@ -60,9 +60,9 @@ pub fn create(
     host: &mut Host,
     description: &Description,
     settings: &[Setting],
-    then: Then,
+    then: StartMode,
     limit: Limit,
-) -> Result<New, Error> {
+) -> Result<CreatedGuest, Error> {
     let Platform::Hosted { folder, control } = &mut host.platform else {
         return Err(Error::Refused(
             "on Xen, domains are created by xl create; xb lists them and attaches disks".into(),
@@ -72,7 +72,7 @@ pub fn create(
         let why = "hosted guests have no ramdisk; leave the key out";
         return Err(Error::Refused(format!("ramdisk = {ramdisk:?}: {why}")));
     }
-    let prepare = |spec| disk::prepare(spec, disk::Place::Hosted, &description.directory);
+    let prepare = |spec| disk::prepare(spec, disk::HostKind::Hosted, &description.directory);
     let disks = description.disks.iter().map(prepare);
     let disks: Vec<Disk> = disks.collect::<Result<_, _>>()?;
     wait::check()?;
@@ -89,7 +89,7 @@ pub fn create(
     })?;
     let domain = Domain { info, name: description.name.clone() };
     let origin = match then {
-        Then::RunAgain(before) => guest.origin_of(before.domid),
+        StartMode::RunAgain(before) => guest.origin_of(before.domid),
         _ => domid,
     };
     let noted = guest.note(domid, origin).map_err(Error::io(guest.path().display()));
@@ -110,7 +110,7 @@ pub fn create(
             text::processors(has)
         ));
     }
-    Ok(New { domid, lacks })
+    Ok(CreatedGuest { domid, lacks })
 }
 
 /// Refuses a UUID that another domain has.
@@ -215,7 +215,7 @@ fn set_up(
     description: &Description,
     created: &Created,
     disks: &[Disk],
-    then: Then,
+    then: StartMode,
     limit: Limit,
 ) -> Result<(), Error> {
     let domid = created.domid;
@@ -234,7 +234,7 @@ fn set_up(
         devices::add(&mut host.store, device)?;
     }
     wait::check()?;
-    if then == Then::StayPaused {
+    if then == StartMode::StayPaused {
         return let_go(host, domain, None);
     }
     match host.control().unpause(domid) {
@@ -255,9 +255,9 @@ fn set_up(
     }
     wait::check()?;
     match then {
-        Then::RunHeld => Ok(()),
-        Then::RunAgain(before) => let_go(host, domain, before.holder),
-        Then::Run | Then::StayPaused => let_go(host, domain, None),
+        StartMode::RunHeld => Ok(()),
+        StartMode::RunAgain(before) => let_go(host, domain, before.holder),
+        StartMode::Run | StartMode::StayPaused => let_go(host, domain, None),
     }
 }
 
@@ -266,7 +266,7 @@ fn let_go(host: &mut Host, domain: &Domain, holder: Option<Holder>) -> Result<()
     let Domain { info, name } = domain;
     let Platform::Hosted { folder, control } = &mut host.platform else { return Ok(()) };
     let guest = folder.guest(name);
-    let ended = || Ended::of_domain(&guest, info.domid);
+    let ended = || GuestEnd::of_domain(&guest, info.domid);
     let is_preserved = ended().is_some_and(|ended| ended.action == config::Action::Preserve);
     let done = match holder.filter(|_| !is_preserved) {
         Some(holder) => control.hand_over(info.domid, holder),
@@ -285,6 +285,6 @@ fn has_run(host: &mut Host, name: &str, domid: DomId) -> Result<bool, Error> {
     if domain::exit_status(&mut host.store, domid)?.is_some() {
         return Ok(true);
     }
-    let ended = host.folder().and_then(|folder| Ended::of_domain(&folder.guest(name), domid));
+    let ended = host.folder().and_then(|folder| GuestEnd::of_domain(&folder.guest(name), domid));
     Ok(ended.is_some_and(|ended| ended.status.is_some()))
 }

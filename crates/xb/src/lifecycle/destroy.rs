@@ -107,8 +107,8 @@ pub(crate) fn remove_nodes(
     loop {
         devices::release_all(host, domid, limit)?;
         match forget(&mut host.store, domid, vm)? {
-            Forgotten::Yes => return Ok(()),
-            Forgotten::HasDevices => {
+            RemovalOutcome::Yes => return Ok(()),
+            RemovalOutcome::HasDevices => {
                 let slice =
                     limit.slice(&|| format!("no device is added to domain {domid} any more"))?;
                 host.store.next_event(Some(slice.min(LOOK_AGAIN)))?;
@@ -118,7 +118,7 @@ pub(crate) fn remove_nodes(
 }
 
 /// The outcome of removing a domain's nodes.
-enum Forgotten {
+enum RemovalOutcome {
     /// They are not there.
     Yes,
     /// It has got a device since its devices were taken away.
@@ -126,12 +126,16 @@ enum Forgotten {
 }
 
 /// Removes a domain's nodes in one transaction, as devices are added in one: what comes later finds no domain.
-fn forget(store: &mut Client, domid: DomId, expected: Option<&str>) -> Result<Forgotten, Error> {
+fn forget(
+    store: &mut Client,
+    domid: DomId,
+    expected: Option<&str>,
+) -> Result<RemovalOutcome, Error> {
     let (home, libxl) = (home(domid), format!("/libxl/{domid}"));
     Ok(store.transaction(|tx| {
         let vm = tx.try_read(format!("{home}/vm"))?.map(text::lossy);
         if expected.is_some() && vm.as_deref() != expected {
-            return Ok(Forgotten::Yes);
+            return Ok(RemovalOutcome::Yes);
         }
         let devices = format!("{libxl}/device");
         for kind in tx.list(&devices)? {
@@ -139,7 +143,7 @@ fn forget(store: &mut Client, domid: DomId, expected: Option<&str>) -> Result<Fo
                 let noted = tx.try_read(format!("{devices}/{kind}/{devid}/backend"))?;
                 // What names no backend is nobody's device.
                 if devices::backend_of(&text::lossy(noted.unwrap_or_default())).is_some() {
-                    return Ok(Forgotten::HasDevices);
+                    return Ok(RemovalOutcome::HasDevices);
                 }
             }
         }
@@ -150,7 +154,7 @@ fn forget(store: &mut Client, domid: DomId, expected: Option<&str>) -> Result<Fo
         {
             tx.remove(&vm)?;
         }
-        Ok(Forgotten::Yes)
+        Ok(RemovalOutcome::Yes)
     })?)
 }
 

@@ -6,20 +6,20 @@ use crate::config::Action;
 use crate::domain::{self, Domain};
 use crate::host::Host;
 use crate::host::daemons::KEEPER;
-use crate::host::ended::Ended;
 use crate::host::folder::Folder;
+use crate::host::guest_end::GuestEnd;
 use crate::wait::Limit;
 use xen::DomId;
 use xen::domctl::RunState;
 
 /// The state of a guest that is followed.
-enum Standing {
+enum FollowedState {
     /// It runs, or the keeper is seeing to its end.
     Runs,
     /// It has been started again, with this number.
     Again(DomId),
     /// It has ended, and what had to follow has.
-    Ended(Ended),
+    Ended(GuestEnd),
     /// Somebody has destroyed it.
     Destroyed,
 }
@@ -33,7 +33,7 @@ pub fn follow(
     name: &str,
     origin: DomId,
     again: &mut dyn FnMut(DomId),
-) -> Result<Ended, Error> {
+) -> Result<GuestEnd, Error> {
     let Some(folder) = host.folder().cloned() else {
         return Err(Error::Refused("only hosted guests are waited for".into()));
     };
@@ -43,13 +43,13 @@ pub fn follow(
     let mut domid = origin;
     loop {
         match standing(host, &folder, name, (domid, origin))? {
-            Standing::Runs => watch.wait(for_ever, &|| format!("{name} ends"))?,
-            Standing::Again(new) => {
+            FollowedState::Runs => watch.wait(for_ever, &|| format!("{name} ends"))?,
+            FollowedState::Again(new) => {
                 domid = new;
                 again(new);
             }
-            Standing::Ended(ended) => return Ok(ended),
-            Standing::Destroyed => return Err(Error::destroyed(name)),
+            FollowedState::Ended(ended) => return Ok(ended),
+            FollowedState::Destroyed => return Err(Error::destroyed(name)),
         }
     }
 }
@@ -70,7 +70,7 @@ pub fn await_again(host: &mut Host, domain: &Domain, limit: Limit) -> Result<Dom
         // In this order: the keeper notes an end before it destroys the domain.
         let is_gone = matches!(host.control().info(before), Err(xen::Error::Srch));
         let guest = host.folder().map(|folder| folder.guest(name));
-        match guest.as_ref().and_then(|guest| Ended::of_domain(guest, before)) {
+        match guest.as_ref().and_then(|guest| GuestEnd::of_domain(guest, before)) {
             Some(ended) if ended.action != Action::Restart => {
                 let why = "and is not started again (on_reboot, or it reboots all the time)";
                 return Err(Error::Refused(format!(
@@ -93,7 +93,7 @@ fn standing(
     folder: &Folder,
     name: &str,
     (domid, origin): (DomId, DomId),
-) -> Result<Standing, Error> {
+) -> Result<FollowedState, Error> {
     // In this order: the keeper notes an end before it destroys the domain, and whoever creates the next one notes
     // its number before it takes that note away.
     let state = match host.control().info(domid) {
@@ -102,12 +102,12 @@ fn standing(
         Err(error) => return Err(Error::platform(format!("asking for {name}"))(error)),
     };
     let guest = folder.guest(name);
-    let ended = Ended::of_domain(&guest, domid);
+    let ended = GuestEnd::of_domain(&guest, domid);
     match guest.last_and_origin().filter(|(last, _)| *last != domid) {
-        Some((new, of)) if of == origin => return Ok(Standing::Again(new)),
+        Some((new, of)) if of == origin => return Ok(FollowedState::Again(new)),
         // Somebody else has the name by now; what was noted of this one's end is gone.
         Some(_) if state.is_none() => {
-            return Ok(ended.map_or(Standing::Destroyed, Standing::Ended));
+            return Ok(ended.map_or(FollowedState::Destroyed, FollowedState::Ended));
         }
         _ => {}
     }
@@ -120,14 +120,14 @@ fn standing(
                 Action::Destroy => state.is_none() && is_forgotten(&mut host.store, domid)?,
                 Action::Restart => false,
             };
-            Ok(if is_over || !keeper { Standing::Ended(ended) } else { Standing::Runs })
+            Ok(if is_over || !keeper { FollowedState::Ended(ended) } else { FollowedState::Runs })
         }
-        (None, None) => Ok(Standing::Destroyed),
+        (None, None) => Ok(FollowedState::Destroyed),
         (None, Some(RunState::Shutdown(reason))) if !keeper => {
             let status = domain::exit_status(&mut host.store, domid)?;
             let reason = domain::reason_word(reason).to_owned();
-            Ok(Standing::Ended(Ended { domid, reason, status, action: Action::Preserve }))
+            Ok(FollowedState::Ended(GuestEnd { domid, reason, status, action: Action::Preserve }))
         }
-        (None, Some(_)) => Ok(Standing::Runs),
+        (None, Some(_)) => Ok(FollowedState::Runs),
     }
 }

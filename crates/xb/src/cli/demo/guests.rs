@@ -10,7 +10,7 @@ pub(super) const PIECES: u32 = 128;
 
 /// The access of a guest to the file system on its disk.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Way {
+pub(super) enum DiskAccess {
     /// The host's kernel mounts it (`kernel_block=1`).
     Kernel,
     /// As a file, with debugfs, which needs no right to mount.
@@ -21,7 +21,7 @@ pub(super) enum Way {
     Nothing,
 }
 
-impl Way {
+impl DiskAccess {
     /// Returns the best access that this user may have on this machine, and the reason why there is
     /// no better one.
     pub(super) fn of_this_user() -> (Self, &'static str) {
@@ -114,34 +114,36 @@ fn quoted(text: &str) -> String {
 const MOUNTED: &str = "until [ -d /mnt/lost+found ]; do sleep 0.02; done\n";
 
 /// The guest that writes.
-pub(super) fn first(way: Way, image: &Path) -> String {
+pub(super) fn first(way: DiskAccess, image: &Path) -> String {
     let write = match way {
-        Way::Kernel => format!("{MOUNTED}cp -r /tmp/tree /mnt/tree && sync || fail cp\n"),
-        Way::Debugfs => format!("image=/dev/xvda\n{WRITE}"),
-        Way::Nbd => {
+        DiskAccess::Kernel => format!("{MOUNTED}cp -r /tmp/tree /mnt/tree && sync || fail cp\n"),
+        DiskAccess::Debugfs => format!("image=/dev/xvda\n{WRITE}"),
+        DiskAccess::Nbd => {
             let (get, put) = ("nbd get /tmp/xvda.nbd $image\n", "nbd put /tmp/xvda.nbd $image\n");
             format!("{}image=/tmp/image\n{get}{WRITE}{put}", nbd())
         }
-        Way::Nothing => return config("one", way, image, IDLE),
+        DiskAccess::Nothing => return config("one", way, image, IDLE),
     };
     let program = format!("{FAIL}{TREE}{SUM}{write}echo demo: written $sum\n{IDLE}");
     config("one", way, image, &program)
 }
 
 /// The guest that reads, and then writes while its backend dies. It has a disk of its own.
-pub(super) fn second(way: Way, own: &Path) -> String {
+pub(super) fn second(way: DiskAccess, own: &Path) -> String {
     let read = match way {
-        Way::Kernel => {
+        DiskAccess::Kernel => {
             format!("{MOUNTED}cp -r /mnt/tree /tmp/back || fail cp\ncd /tmp/back || exit 9\n")
         }
-        Way::Debugfs => {
+        DiskAccess::Debugfs => {
             format!("image=/dev/xvdb\nuntil [ -e $image ]; do sleep 0.02; done\n{READ}")
         }
-        Way::Nbd => format!("{}image=/tmp/image\nnbd get /tmp/xvdb.nbd $image\n{READ}", nbd()),
-        Way::Nothing => return config("two", way, own, IDLE),
+        DiskAccess::Nbd => {
+            format!("{}image=/tmp/image\nnbd get /tmp/xvdb.nbd $image\n{READ}", nbd())
+        }
+        DiskAccess::Nothing => return config("two", way, own, IDLE),
     };
     let write = match way {
-        Way::Nbd => "nbd each /tmp/xvdc.nbd /tmp/source 16384\n\
+        DiskAccess::Nbd => "nbd each /tmp/xvdc.nbd /tmp/source 16384\n\
                      nbd get /tmp/xvdc.nbd /tmp/again; disk=/tmp/again\n"
             .to_owned(),
         _ => format!(
@@ -157,9 +159,9 @@ pub(super) fn second(way: Way, own: &Path) -> String {
     config("two", way, own, &program)
 }
 
-fn config(name: &str, way: Way, image: &Path, program: &str) -> String {
+fn config(name: &str, way: DiskAccess, image: &Path, program: &str) -> String {
     let mut config = format!("name = \"{name}\"\nmemory = 64\n");
-    if way == Way::Kernel {
+    if way == DiskAccess::Kernel {
         config.push_str("kernel_block = 1\n");
     }
     let image = image.display();

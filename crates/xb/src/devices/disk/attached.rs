@@ -1,6 +1,6 @@
 //! Disks as they are in the store.
 
-use crate::devices::{Attached, list_of_kind};
+use crate::devices::{AttachedDevice, list_of_kind};
 use crate::{Error, config};
 use xen::DomId;
 use xen_io::xenbus::State;
@@ -13,7 +13,7 @@ const KIND: &str = "vbd";
 #[derive(Clone, Debug)]
 pub struct AttachedDisk {
     /// Its device.
-    pub attached: Attached,
+    pub attached: AttachedDevice,
     /// Its name in the guest.
     pub vdev: String,
     /// The target that is served.
@@ -27,7 +27,7 @@ pub struct AttachedDisk {
 }
 
 impl AttachedDisk {
-    fn read(store: &mut Client, attached: Attached) -> Result<Self, Error> {
+    fn read(store: &mut Client, attached: AttachedDevice) -> Result<Self, Error> {
         let mut of = |name: &str| attached.backend_node(store, name);
         let target = match of("target")? {
             Some(target) => target,

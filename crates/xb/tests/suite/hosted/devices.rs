@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 use xb::devices::{self, Device, Force};
 use xb::host::folder::Folder;
-use xb::host::{Choice, Host as Opened};
+use xb::host::{Host as Opened, HostChoice};
 use xb::wait::Limit;
 use xen::DomId;
 use xenbus::toolstack::NewDevice;
@@ -22,12 +22,12 @@ const BROKEN: u32 = 7;
 const SHORT: Duration = Duration::from_millis(300);
 
 /// An end of an adder that adds nothing.
-struct Plain {
+struct PlainEnd {
     id: Id,
     busy: Arc<AtomicBool>,
 }
 
-impl Driver for Plain {
+impl Driver for PlainEnd {
     fn open(&mut self, _: &mut xenbus::Device<'_>) -> Result<Progress, Error> {
         if self.id.devid == BROKEN {
             return Err(Error::Driver("it has lost its numbers".into()));
@@ -61,7 +61,7 @@ impl Player {
         let (of_drivers, told, path) = (busy.clone(), ends.clone(), host.path("h/store"));
         let play = move || {
             let mut store = Client::connect(path).unwrap();
-            let make = move |id| Plain { id, busy: of_drivers.clone() };
+            let make = move |id| PlainEnd { id, busy: of_drivers.clone() };
             let mut bus = Bus::start(&mut store, side, domid, KIND, make).unwrap();
             while !told.load(Ordering::SeqCst) {
                 if let Some(event) = store.next_event(Some(Duration::from_millis(20))).unwrap() {
@@ -98,7 +98,7 @@ fn scene(test: &str) -> (Host, Opened, DomId) {
     let host = Host::up(test);
     let config = host.config("web", "extra = \"exec sleep 1000\"");
     let domid = host.json(&["create", &config])["domid"].as_u64().unwrap();
-    let opened = Opened::open(Choice::Hosted(Folder::new(&host.path("h")))).unwrap();
+    let opened = Opened::open(HostChoice::Hosted(Folder::new(&host.path("h")))).unwrap();
     (host, opened, DomId(domid.try_into().unwrap()))
 }
 

@@ -35,9 +35,9 @@ const GONE: [&str; 3] = [" was destroyed meanwhile", "there is no domain ", " ha
 const TIMEOUTS: [&str; 4] = [" connects (frontend ", " is let go of ", " ends: ", " runs again: "];
 
 /// Numbers by a seed (splitmix64).
-struct Chance(u64);
+struct SeededRandom(u64);
 
-impl Chance {
+impl SeededRandom {
     fn below(&mut self, bound: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut word = self.0;
@@ -52,7 +52,7 @@ impl Chance {
 }
 
 /// A command line by chance.
-fn command(host: &Host, chance: &mut Chance) -> Vec<String> {
+fn command(host: &Host, chance: &mut SeededRandom) -> Vec<String> {
     let name = chance.of(&NAMES);
     let disk = chance.of(&DISKS);
     let path = |name: String| host.path(&name).to_str().unwrap().to_owned();
@@ -89,7 +89,7 @@ fn command(host: &Host, chance: &mut Chance) -> Vec<String> {
 
 /// Runs commands until the end; what was not as it should be.
 fn client(host: &Host, seed: u64, end: Instant, odd: &Mutex<Vec<String>>) -> [u64; 3] {
-    let mut chance = Chance(seed);
+    let mut chance = SeededRandom(seed);
     let [mut done, mut refused, mut killed] = [0; 3];
     while Instant::now() < end {
         let words = command(host, &mut chance);

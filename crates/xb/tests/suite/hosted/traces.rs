@@ -144,9 +144,9 @@ pub(crate) fn entries(folder: &Path) -> Vec<PathBuf> {
 }
 
 /// Ends what was planted.
-struct Planted<'a>(&'a str, Vec<&'a str>);
+struct PlantedTrace<'a>(&'a str, Vec<&'a str>);
 
-impl Drop for Planted<'_> {
+impl Drop for PlantedTrace<'_> {
     fn drop(&mut self) {
         let _ = std::process::Command::new(self.0).args(&self.1).output();
     }
@@ -192,12 +192,12 @@ fn what_is_left_behind_is_found() {
     let looped = Command::new("losetup").args(["-f", "--show"]).arg(&image).output().unwrap();
     let device = String::from_utf8(looped.stdout).unwrap();
     if looped.status.success() {
-        let _planted = Planted("losetup", vec!["-d", device.trim()]);
+        let _planted = PlantedTrace("losetup", vec!["-d", device.trim()]);
         found("loop device", &before);
     }
     let link = ["link", "add", "xbplanted", "type", "veth", "peer", "name", "xbplanted1"];
     if Command::new("ip").args(link).status().is_ok_and(|status| status.success()) {
-        let _planted = Planted("ip", vec!["link", "del", "xbplanted"]);
+        let _planted = PlantedTrace("ip", vec!["link", "del", "xbplanted"]);
         found("interface", &before);
     }
     assert_eq!(left(&folder, &before), Traces::new());
