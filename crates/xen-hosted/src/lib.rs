@@ -1,9 +1,9 @@
 //! Xen's platform without Xen: each domain is a sandboxed process, and a small broker plays the
 //! hypervisor.
 //!
-//! The promise: a domain has one capability, its socket to the broker, and through it what Xen would
-//! give it: event channels, grants, and nothing of anybody else. What it does with them harms itself
-//! and those who deal with it in that channel or arena, and nobody else.
+//! The guarantee: a domain has one capability, its socket to the broker, and through it what Xen
+//! would give it: event channels, grants, and nothing of other domains. Its use of them can harm
+//! itself and its peers in that channel or arena, and nobody else.
 //!
 //! | module | what it is |
 //! |---|---|
@@ -108,7 +108,7 @@ impl Rights {
     pub(crate) const GRANT_OFFER: Self = Self(4);
     pub(crate) const DOMAIN_WATCH: Self = Self(8);
     pub(crate) const DOMAIN_CONTROL: Self = Self(16);
-    /// Those of a guest: it may be a frontend, a backend, or both.
+    /// The rights of a guest: it may be a frontend, a backend, or both.
     pub(crate) const GUEST: Self =
         Self(Self::EVENT_CHANNELS.0 | Self::GRANT_MAP.0 | Self::GRANT_OFFER.0);
 
@@ -163,25 +163,25 @@ impl Role {
 pub struct HostDir(PathBuf);
 
 impl HostDir {
-    /// The host in this directory, which its broker makes.
+    /// Names the host in this directory, which its broker makes.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self(path.into())
     }
 
-    /// The directory.
+    /// Returns the directory.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.0
     }
 
-    /// The socket for processes of domain 0 with this role.
+    /// Returns the socket for processes of domain 0 with this role.
     #[must_use]
     pub fn socket(&self, role: Role) -> PathBuf {
         self.0.join(role.name())
     }
 }
 
-/// The platform, as one process has it.
+/// The platform of one process.
 #[derive(Clone, Debug)]
 pub struct Platform {
     pub(crate) link: Arc<Link>,
@@ -196,7 +196,7 @@ impl Platform {
         Ok(Self { link: Link::connect(&host.socket(role))? })
     }
 
-    /// The platform of the domain whose program this is. To be called once.
+    /// Returns the platform of the domain whose program this is. To be called once.
     ///
     /// # Errors
     /// [`GuestError::Missing`] where this is no domain's program, [`GuestError::Broker`] where the broker is gone.
@@ -215,16 +215,16 @@ impl Platform {
         Ok(Self { link: Link::over(socket)? })
     }
 
-    /// The number of the domain that this process is of.
+    /// Returns the number of this process's domain.
     #[must_use]
     pub fn domid(&self) -> DomId {
         self.link.domid
     }
 
-    /// The event channels; given out once.
+    /// Takes the event channels, once.
     ///
     /// # Errors
-    /// [`Error::Busy`] they are in use, or the system's error.
+    /// [`Error::Busy`] where they are in use, or the system's error.
     pub fn channels(&self) -> Result<evtchn::Channels, Error> {
         if self.link.ports_taken.swap(true, Ordering::Relaxed) {
             return Err(Error::Busy);
@@ -232,25 +232,26 @@ impl Platform {
         evtchn::Channels::new(Arc::clone(&self.link))
     }
 
-    /// Mapping others' grants.
+    /// Returns the mapping of others' grants.
     #[must_use]
     pub fn grants(&self) -> gnttab::Grants {
         gnttab::Grants::new(Arc::clone(&self.link))
     }
 
-    /// Granting own pages. One for a process: a second one would grant from the same arenas.
+    /// Returns the granting of own pages. To be called once in a process: a second one would grant
+    /// from the same arenas.
     #[must_use]
     pub fn offers(&self) -> gnttab::Offers {
         gnttab::Offers::new(Arc::clone(&self.link))
     }
 
-    /// Watching domains.
+    /// Returns the watch on domains.
     #[must_use]
     pub fn watch(&self) -> domwatch::Watch {
         domwatch::Watch::new(Arc::clone(&self.link))
     }
 
-    /// A guest's ring to the store: its page, and the port at which it waits.
+    /// Returns a guest's ring to the store: its page, and the port at which it waits.
     ///
     /// # Errors
     /// [`Error::NoDev`] in domain 0, which has none.
@@ -258,7 +259,7 @@ impl Platform {
         self.reserved(offers, GrantRef::XENSTORE, self.link.first_ports[1])
     }
 
-    /// A guest's console ring: its page, and the port at which it waits.
+    /// Returns a guest's console ring: its page, and the port at which it waits.
     ///
     /// # Errors
     /// [`Error::NoDev`] in domain 0, which has none.
@@ -279,7 +280,7 @@ impl Platform {
     }
 }
 
-/// A program's failure to get at its domain's platform.
+/// The error of a program that cannot use its domain's platform.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum GuestError {
@@ -300,8 +301,8 @@ impl fmt::Display for GuestError {
 
 impl std::error::Error for GuestError {}
 
-/// The connection to FUSE of the domain whose program this is, which serves what is at its `/dev`
-/// ([`domain::Devices::Files`]). To be taken once. It never blocks.
+/// Takes the connection to FUSE of the domain whose program this is, which serves the files at its
+/// `/dev` ([`domain::Devices::Files`]). To be called once. The descriptor never blocks.
 ///
 /// # Errors
 /// There is none, or it was taken before.
@@ -312,11 +313,11 @@ pub fn guest_devices() -> Result<OwnedFd, MissingDescriptor> {
 /// The parts of a platform that `xenstored` needs.
 #[derive(Debug)]
 pub struct StorePlatform {
-    /// Event channels to the domains.
+    /// The event channels to the domains.
     pub evtchn: evtchn::Channels,
-    /// Their ring pages.
+    /// The mapping of their ring pages.
     pub grants: gnttab::Grants,
-    /// Their coming and going.
+    /// The watch on their creation and end.
     pub domains: domwatch::Watch,
 }
 
@@ -324,7 +325,7 @@ pub struct StorePlatform {
 /// host.
 pub const HOST_VARIABLE: &str = "XEN_HOSTED_HOST";
 
-/// The platform of the store of `host`.
+/// Connects to the platform of the store of `host`.
 ///
 /// # Errors
 /// [`Error::NoDev`] where no broker runs there.

@@ -7,7 +7,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 /// `select` must not call it. Returns the limit.
 pub fn raise_descriptors() -> u64 {
     let limit = getrlimit(Resource::Nofile);
-    // Refused where a sandbox forbids it; then there are fewer.
+    // Refused where a sandbox forbids it; then the limit stays lower.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
@@ -25,10 +25,11 @@ pub const ARENA_PAGES: u32 = 1024;
 /// descriptors for each. Eight devices with four queues each, their backends in domains of their own, take two arenas
 /// for each backend, and one for domain 0.
 pub const ARENAS_MAX: usize = 32;
-/// Arenas of domain 0 at most: four for every other domain, as they are on nobody's account.
+/// Arenas of domain 0 at most: four for every other domain, as they are charged to no account.
 pub const DOM0_ARENAS_MAX: usize = 4096;
-/// Arenas of others that a domain's process has looked up at most. Each allows its domain as much memory more, so there is
-/// a bound, also where their granters come and go. A driver domain has one or two for each guest.
+/// Arenas of others that a domain's process has looked up at most. Each raises its domain's limit
+/// of memory by its size, so there is a limit, also where their granters come and go. A driver
+/// domain has one or two for each guest.
 pub const MAPPED_ARENAS_MAX: usize = 256;
 /// Processes of one domain that can map from the same arena at the same time.
 pub const HOLDERS_MAX: u32 = 32;
@@ -43,8 +44,9 @@ pub const PACKET_FDS: usize = 4;
 pub const UNREAD_MAX: usize = 64 * 1024;
 /// Requests that a guest may make at once: all its ports, twice.
 pub const REQUESTS_BURST: u32 = 8192;
-/// Requests a second that a guest gets back of them. Each takes some 10 us of a processor that is not on the
-/// guest's account, so they have to be fewer than 1 in 100 of what a busy neighbour does.
+/// Requests a second that are added to a guest's burst. Each takes some 10 us of a processor that
+/// is not charged to the guest, so they have to be fewer than 1 in 100 of what a busy neighbour
+/// does.
 pub const REQUESTS_PER_S: u32 = 500;
 /// Requests that the broker takes from one peer before it looks at the others.
 pub const REQUESTS_A_TURN: u32 = 16;
@@ -52,15 +54,15 @@ pub const REQUESTS_A_TURN: u32 = 16;
 pub const ANSWER_WITHIN_S: u64 = 30;
 /// Connections of domain 0's processes.
 pub const PEERS_MAX: usize = 4096;
-/// Memory of a domain for which nothing else was said, in KiB.
+/// Default memory of a domain, in KiB.
 pub const MEMORY_DEFAULT_KIB: u64 = 64 * 1024;
 /// The least memory that a domain can have, in KiB.
 pub const MEMORY_MIN_KIB: u64 = 8 * 1024;
-/// Processes and threads of a domain for which nothing else was said.
+/// Default number of processes and threads of a domain.
 pub const TASKS_DEFAULT: u32 = 256;
 /// Domains that [`DomainControl::list`](xen::domctl::DomainControl::list) gets with one request.
 pub const LISTED_AT_ONCE: usize = 32;
-/// Changes of domains that one answer tells.
+/// Changes of domains in one answer.
 pub const CHANGES_AT_ONCE: usize = 64;
 /// Signals with a value that may wait for a domain's processes.
 pub const SIGNALS_MAX: u64 = 256;

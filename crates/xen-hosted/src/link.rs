@@ -1,4 +1,5 @@
-//! A peer's end of its socket to the broker: requests, and what the broker says unasked.
+//! A peer's end of its socket to the broker: requests, and messages that the broker sends without a
+//! request.
 
 use crate::counters::{Counter, IDENTITIES_LEN, counters_len};
 use crate::errno::from_errno;
@@ -19,7 +20,7 @@ use std::time::Duration;
 use xen::gnttab::Access;
 use xen::{DomId, Error, Port};
 
-/// Locks, also where another thread panicked meanwhile: nothing here is left half done.
+/// Locks, also where another thread panicked meanwhile: nothing here is left inconsistent.
 #[inline]
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -33,16 +34,16 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
-    /// Word number `at`, as a number of this type.
+    /// Returns word number `at`, as a number of this type.
     pub(crate) fn number<T: TryFrom<u64>>(&self, at: usize) -> Result<T, Error> {
         let word = self.words.get(at).copied().ok_or(Error::Other(Errno::PROTO.raw_os_error()))?;
         T::try_from(word).map_err(|_| Error::Other(Errno::PROTO.raw_os_error()))
     }
 
-    /// The next descriptor.
+    /// Returns the next descriptor.
     ///
     /// # Errors
-    /// EMFILE where this process has no room for it: then the kernel drops what the broker has sent.
+    /// EMFILE where this process has no room for it: then the kernel drops the descriptor.
     pub(crate) fn fd(&mut self) -> Result<OwnedFd, Error> {
         self.fds.pop_front().ok_or(Error::Other(Errno::MFILE.raw_os_error()))
     }
@@ -53,7 +54,7 @@ pub(crate) type News = (Message, Vec<OwnedFd>);
 
 /// A table of other domains' arenas that this process has looked up.
 pub(crate) trait ArenaFollower: fmt::Debug + Send + Sync {
-    /// The arena is no longer its granter's.
+    /// Handles the end of an arena of `granter`.
     fn arena_ended(&self, granter: DomId, slot: u32);
 }
 
@@ -61,29 +62,29 @@ pub(crate) trait ArenaFollower: fmt::Debug + Send + Sync {
 #[derive(Debug)]
 pub(crate) struct Link {
     socket: OwnedFd,
-    /// Held from a request to its answer.
+    /// The receive buffer, locked from a request to its answer.
     buffer: Mutex<Vec<u8>>,
     gone: AtomicBool,
     /// Messages of the broker about ports that the owner of the ports has not taken yet.
     news: Mutex<Vec<News>>,
-    /// Readable while there is some.
+    /// An event that is readable while there are such messages.
     news_event: OwnedFd,
     /// The tables of arenas that this process has looked up.
     followers: Mutex<Vec<Weak<dyn ArenaFollower>>>,
-    /// Somebody waits at the ports.
+    /// True if the event channels were taken.
     pub(crate) ports_taken: AtomicBool,
     pub(crate) domid: DomId,
-    /// The ports that were there from the start: console, store.
+    /// The ports that existed from the start: console, store.
     pub(crate) first_ports: [Port; 2],
     counters: Map,
     /// The number of unrequested messages of the broker that this process has taken.
     heard: AtomicU64,
-    /// The identities of all domains, by number; for those who watch domains.
+    /// The identities of all domains, by number; for the watchers of domains.
     pub(crate) identities: Option<Map>,
 }
 
 impl Link {
-    /// Connects to the socket at `path`, which says what this process may do.
+    /// Connects to the socket at `path`, which determines the rights of this process.
     ///
     /// # Errors
     /// As [`Link::connect_within`].
@@ -95,14 +96,14 @@ impl Link {
     ///
     /// # Errors
     /// [`Error::NoDev`] where no broker listens, [`Error::Busy`] where it has as many connections as it takes,
-    /// `ETIMEDOUT`, or what the broker answered.
+    /// `ETIMEDOUT`, or the broker's error.
     pub(crate) fn connect_within(path: &Path, within: Duration) -> Result<Arc<Self>, Error> {
         let family = AddressFamily::UNIX;
         let socket =
             rustix::net::socket_with(family, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
                 .map_err(from_errno)?;
         let address = SocketAddrUnix::new(path).map_err(from_errno)?;
-        // A broker that is stopped has its queue of connections full at some time.
+        // A broker that is stopped has a full queue of connections after a while.
         set_socket_timeout(&socket, Timeout::Send, Some(within)).map_err(from_errno)?;
         match rustix::net::connect(&socket, &address) {
             Ok(()) => Self::over_within(socket, within),
@@ -111,7 +112,7 @@ impl Link {
         }
     }
 
-    /// Speaks to the broker over `socket`.
+    /// Opens a connection to the broker over `socket`.
     pub(crate) fn over(socket: OwnedFd) -> Result<Arc<Self>, Error> {
         Self::over_within(socket, Duration::from_secs(ANSWER_WITHIN_S))
     }
@@ -149,15 +150,15 @@ impl Link {
         }))
     }
 
-    /// Asks and waits for the answer.
+    /// Sends a request and waits for the answer.
     ///
     /// # Errors
-    /// [`Error::NoDev`] where the broker is gone, or what it answered.
+    /// [`Error::NoDev`] where the broker is gone, or the error in its answer.
     pub(crate) fn call(&self, request: &Request) -> Result<Answer, Error> {
         self.call_with(request, &[])
     }
 
-    /// As [`Link::call`], with descriptors.
+    /// Makes a call as [`Link::call`] does, with descriptors.
     pub(crate) fn call_with(
         &self,
         request: &Request,
@@ -168,7 +169,7 @@ impl Link {
         call(self.socket.as_fd(), &mut buffer, &self.gone, request, fds, apply)
     }
 
-    /// Takes what the broker has said unasked; does not wait.
+    /// Takes the messages that the broker has sent without a request; does not wait.
     ///
     /// # Errors
     /// [`Error::NoDev`] where the broker is gone.
@@ -208,7 +209,7 @@ impl Link {
         (self.socket.as_fd(), self.news_event.as_fd())
     }
 
-    /// Takes what the broker has said of ports, in its order.
+    /// Takes the broker's messages about ports, in their order.
     pub(crate) fn take_news(&self) -> Vec<News> {
         let mut news = lock(&self.news);
         if !news.is_empty() {
@@ -228,43 +229,43 @@ impl Link {
         } else {
             let mut news = lock(&self.news);
             if news.is_empty() {
-                // Whoever waits for the socket finds nothing there any more.
+                // A thread that waits for the socket finds nothing there any more.
                 let _ = rustix::io::write(&self.news_event, &1_u64.to_ne_bytes());
             }
             news.push((message, fds));
         }
     }
 
-    /// Tells the broker something that it does not answer.
+    /// Sends the broker a message that it does not answer.
     pub(crate) fn tell(&self, request: &Request) {
-        // A broker that is gone has nothing to know.
+        // A broker that is gone needs no message.
         let _ = proto::send(self.socket.as_fd(), &request.encode(), &[], SendFlags::empty());
     }
 
-    /// Tells `follower` of arenas that end, for as long as it is there.
+    /// Tells `follower` of arenas that end, as long as it exists.
     pub(crate) fn follow(&self, follower: Weak<dyn ArenaFollower>) {
         let mut followers = lock(&self.followers);
         followers.retain(|follower| follower.strong_count() > 0);
         followers.push(follower);
     }
 
-    /// Counts what was refused here; what the broker refuses it counts itself.
+    /// Counts a refusal by the library; the broker counts its own.
     #[cold]
     pub(crate) fn count_refusal(&self) {
         self.count(Counter::Refused, 1);
     }
 
-    /// Adds to what this process counts.
+    /// Adds to a counter of this process.
     #[inline]
     pub(crate) fn count(&self, counter: Counter, by: i64) {
         let word = self.counters.long(counter.offset());
-        // The only writer is this process; threads of it may lose a count to each other.
+        // Only this process writes it; two threads may lose a count.
         let sum = word.load(Ordering::Relaxed).wrapping_add_signed(by);
         word.store(sum, Ordering::Relaxed);
     }
 }
 
-/// One request and its answer; what comes unasked in between goes to `apply`.
+/// Sends one request and receives its answer; messages that come before it go to `apply`.
 fn call(
     socket: BorrowedFd<'_>,
     buffer: &mut [u8],
@@ -277,7 +278,7 @@ fn call(
         return Err(Error::NoDev);
     }
     match proto::send(socket, &request.encode(), fds, SendFlags::empty()) {
-        // It may have said why it has closed its end.
+        // It may have sent its reason before it closed its end.
         Ok(()) | Err(Errno::PIPE) => {}
         Err(errno) => return Err(late(errno)),
     }
@@ -285,7 +286,7 @@ fn call(
     loop {
         let mut fds = Vec::new();
         let count = match proto::receive(socket, buffer, &mut fds, RecvFlags::empty()) {
-            // It has closed without reading the request; what it has said before comes behind that.
+            // It has closed without reading the request; its earlier messages follow.
             Err(Errno::CONNRESET) if !is_reset => {
                 is_reset = true;
                 continue;
@@ -297,7 +298,7 @@ fn call(
             Ok(count) => count,
             Err(Errno::INTR) => continue,
             Err(error) => {
-                // An answer that comes later would be taken for that of another request.
+                // A later answer would be taken for that of another request.
                 gone.store(true, Ordering::Relaxed);
                 return Err(late(error));
             }
@@ -313,7 +314,7 @@ fn call(
     }
 }
 
-/// A socket's error; `EAGAIN`, which is a time that is over, by its own name.
+/// Converts a socket's error; `EAGAIN` of a timeout becomes `ETIMEDOUT`.
 #[cold]
 fn late(errno: Errno) -> Error {
     from_errno(if errno == Errno::AGAIN { Errno::TIMEDOUT } else { errno })

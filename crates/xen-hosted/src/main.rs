@@ -49,7 +49,7 @@ fn tell(text: &str) -> ExitCode {
     }
 }
 
-/// Serves until it is told to end; a failure where something does not end with it.
+/// Serves until it is told to end. Returns a failure where something does not end with it.
 fn serve(dir: &Path) -> std::io::Result<ExitCode> {
     let mut broker = Broker::start(&HostDir::new(dir), stop_signals()?)?;
     let mut stdout = std::io::stdout();

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64};
 use xen::gnttab::Access;
 use xen::shared::{PAGE_SIZE, SharedPage, Unmap};
 
-/// A new memfd of `len` bytes that can be sealed.
+/// Makes a new memfd of `len` bytes that can be sealed.
 pub(crate) fn memfd(name: &str, len: usize) -> Result<OwnedFd> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | MemfdFlags::NOEXEC_SEAL;
     let fd = match memfd_create(name, flags) {
@@ -53,21 +53,21 @@ impl Map {
         Ok(Self { base, len })
     }
 
-    /// The word at `offset`, a multiple of 4 inside the mapping.
+    /// Returns the word at `offset`, a multiple of 4 inside the mapping.
     pub(crate) fn word(&self, offset: usize) -> &AtomicU32 {
         assert!(offset.is_multiple_of(4) && offset + 4 <= self.len, "a word inside the mapping");
         // SAFETY: mapped, aligned, and reached as an atomic by all who follow the layout.
         unsafe { AtomicU32::from_ptr(self.base.as_ptr().add(offset).cast()) }
     }
 
-    /// The double word at `offset`, a multiple of 8 inside the mapping.
+    /// Returns the double word at `offset`, a multiple of 8 inside the mapping.
     pub(crate) fn long(&self, offset: usize) -> &AtomicU64 {
         assert!(offset.is_multiple_of(8) && offset + 8 <= self.len, "a long inside the mapping");
         // SAFETY: as in `word`.
         unsafe { AtomicU64::from_ptr(self.base.as_ptr().add(offset).cast()) }
     }
 
-    /// Which page of the mapping `base` points to.
+    /// Returns the number of the mapping's page that `base` points to.
     pub(crate) fn page_number(&self, base: NonNull<u8>) -> usize {
         (base.as_ptr() as usize).wrapping_sub(self.base.as_ptr() as usize) / PAGE_SIZE
     }
@@ -82,11 +82,12 @@ impl Drop for Map {
 
 /// A holder of a mapping. It is told when one of the mapping's pages is no longer used.
 pub(crate) trait MapOwner: Unmap + 'static {
-    /// The mapping that the pages are of; always the same one.
+    /// Returns the mapping that the pages are of; always the same one.
     fn map(&self) -> &Map;
 }
 
-/// Page number `at` of the mapping that `owner` keeps; mapped at least for `access`.
+/// Returns page number `at` of the mapping that `owner` keeps, which is mapped with `access` at
+/// least.
 pub(crate) fn page<O: MapOwner>(owner: &Arc<O>, at: usize, access: Access) -> SharedPage {
     let map = owner.map();
     assert!((at + 1) * PAGE_SIZE <= map.len, "a page inside the mapping");

@@ -1,16 +1,16 @@
-//! Loop devices and mounts of the host's kernel for a guest whose configuration says `kernel_block=1`:
-//! the part of its domain 0, as root.
+//! Loop devices and mounts of the host's kernel for a guest whose configuration says
+//! `kernel_block=1`: the part of its domain 0, as root.
 //!
-//! The guest is created with [`Devices::KernelFiles`](crate::domain::Devices::KernelFiles). The loop device's file is
-//! its own `/dev/xvda`, so every read and write of the kernel goes the way of the guest's programs: FUSE, frontend,
-//! ring, backend. The file system is mounted into the guest's mount namespace; what root owns on the disk belongs to
-//! the guest's user there.
+//! The guest is created with [`Devices::KernelFiles`](crate::domain::Devices::KernelFiles). The
+//! loop device's file is the guest's own `/dev/xvda`, so each read and write of the kernel takes
+//! the path of the guest's programs: FUSE, frontend, ring, backend. The file system is mounted into
+//! the guest's mount namespace; there, files of root on the disk belong to the guest's user.
 //!
-//! **Such a guest is trusted with the host's kernel:** it chooses each byte that the kernel's file system
-//! reads, and file systems are not made for that.
+//! **Such a guest is trusted with the host's kernel:** it chooses each byte that the kernel's file
+//! system reads, and file systems are not made for hostile input.
 //!
-//! When the guest dies, mount and loop device go with it. What was not synced then is lost, as with a
-//! machine whose power fails.
+//! When the guest dies, mount and loop device go with it. Data that was not synced is lost, as with
+//! a machine whose power fails.
 #![allow(unsafe_code)]
 
 use crate::domctl::process_number;
@@ -58,7 +58,7 @@ struct LoopConfig {
     rest: [u64; 10],
 }
 
-/// A loop device over a file of a guest. It goes when nobody has it open or mounted any more.
+/// A loop device over a file of a guest. It is removed when nobody has it open or mounted any more.
 #[derive(Debug)]
 pub struct LoopDevice {
     device: OwnedFd,
@@ -71,7 +71,7 @@ pub struct LoopDevice {
 struct GuestNamespaces {
     /// Its first process.
     process: OwnedFd,
-    /// Its user, as the host knows it.
+    /// The id of its user on the host.
     outer: u32,
 }
 
@@ -130,7 +130,7 @@ impl fmt::Display for Step {
     }
 }
 
-/// Why there is no loop device, or no mount.
+/// The error of making a loop device or a mount.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Error {
     /// The step that failed.
@@ -147,12 +147,12 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// For the `map_err` of a system call: the step that it is part of.
+/// Returns a converter for the `map_err` of a system call: its error becomes that of a step.
 fn at(step: Step) -> impl FnOnce(Errno) -> Error {
     move |errno| Error { step, errno }
 }
 
-/// A path as system calls take it.
+/// Converts a path for system calls.
 fn path(text: &str, step: Step) -> Result<CString, Error> {
     CString::new(text).map_err(|_| Error { step, errno: Errno::INVAL })
 }
@@ -198,7 +198,7 @@ impl LoopDevice {
         &self.path
     }
 
-    /// The guest's device has another size.
+    /// Tells the loop device that the guest's device has another size.
     ///
     /// # Errors
     /// [`Step::Resize`].
@@ -210,8 +210,8 @@ impl LoopDevice {
         in_child(resize).map_err(at(Step::Resize(self.path.clone())))
     }
 
-    /// Mounts what is on it at `to` in the guest, an existing folder (`/mnt`), without set-user-id programs
-    /// and devices.
+    /// Mounts its file system at `to` in the guest, an existing folder (`/mnt`), without
+    /// set-user-id programs and devices.
     ///
     /// # Errors
     /// [`Step::Mount`], [`Step::Users`], [`Step::Owners`] or [`Step::Place`].
@@ -227,7 +227,7 @@ impl LoopDevice {
             fsconfig_set_flag(&context, "ro").map_err(failed())?;
             attributes |= MountAttrFlags::MOUNT_ATTR_RDONLY;
         }
-        // Not in this process: it reads what the guest serves, and waits for it.
+        // Done in another process: the call reads files that the guest serves, and waits for it.
         in_child(|| fsconfig_create(&context)).map_err(failed())?;
         let mount = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes);
         let mount = mount.map_err(failed())?;
@@ -243,7 +243,7 @@ impl LoopDevice {
     }
 }
 
-/// Unmounts what is at `from` in the guest, all of it written.
+/// Unmounts the file system at `from` in the guest, after all of it was written.
 ///
 /// # Errors
 /// [`Step::Unmount`], with `EBUSY` where the guest uses it.
@@ -266,13 +266,14 @@ impl GuestNamespaces {
         Ok(Self { process, outer })
     }
 
-    /// Makes the calling process see the guest's files. It has to have one thread.
+    /// Makes the calling process see the guest's files. The process has to have one thread.
     fn enter_mounts(&self) -> Result<(), Errno> {
         let mounts = ThreadNameSpaceType::MOUNT;
         move_into_thread_name_spaces(self.process.as_fd(), mounts)
     }
 
-    /// Makes the calling process the guest's user, who alone may use its files. It has to have one thread.
+    /// Makes the calling process the guest's user, who alone may use its files. The process has to
+    /// have one thread.
     fn enter_as_user(&self) -> Result<(), Errno> {
         self.enter_mounts()?;
         let (uid, gid) = (Uid::from_raw(self.outer), Gid::from_raw(self.outer));
@@ -315,8 +316,9 @@ fn ioctl(fd: BorrowedFd<'_>, call: libc::Ioctl, argument: usize) -> Result<libc:
     result(unsafe { libc::ioctl(fd.as_raw_fd(), call, argument) }.into())
 }
 
-/// A process with a copy of this one's memory, in new namespaces of `flags`, which runs `child` and ends
-/// with what that returned. `child` calls the system alone: other threads' locks are locked for good there.
+/// Starts a process with a copy of this one's memory, in new namespaces of `flags`, which runs
+/// `child` and ends with its result. `child` only makes system calls: a lock of another thread is
+/// never unlocked there.
 fn clone(flags: libc::c_int, child: impl FnOnce() -> Result<(), Errno>) -> Result<Pid, Errno> {
     let flags = libc::c_long::from(flags | libc::SIGCHLD);
     // SAFETY: without CLONE_VM and a stack the child goes on here with its own copy of everything.
@@ -329,7 +331,7 @@ fn clone(flags: libc::c_int, child: impl FnOnce() -> Result<(), Errno>) -> Resul
     i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(Errno::INVAL)
 }
 
-/// Runs `child` in a process of its own, as it enters a guest; what came of it.
+/// Runs `child` in a process of its own, as it enters a guest. Returns its result.
 fn in_child(child: impl FnOnce() -> Result<(), Errno>) -> Result<(), Errno> {
     let pid = clone(0, child)?;
     let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
@@ -341,7 +343,7 @@ fn in_child(child: impl FnOnce() -> Result<(), Errno>) -> Result<(), Errno> {
         }
     };
     if ended == 0 {
-        // The guest does not serve its own files.
+        // The guest does not serve its own files in time.
         let _ = pidfd_send_signal(&pidfd, Signal::KILL);
         return Err(Errno::TIMEDOUT);
     }
@@ -354,7 +356,7 @@ fn in_child(child: impl FnOnce() -> Result<(), Errno>) -> Result<(), Errno> {
     }
 }
 
-/// A user namespace in which the host's user `outer` is root.
+/// Makes a user namespace in which the host's user `outer` is root.
 fn users_as(outer: u32) -> Result<OwnedFd, Errno> {
     let wait = || {
         // SAFETY: ends this process with its parent; it calls nothing else but this and pause(2).
@@ -385,7 +387,8 @@ struct MountAttr {
     userns_fd: u64,
 }
 
-/// Makes who owns files of a mount that is nowhere yet who they are in `users`.
+/// Maps the owners of files in a mount that is attached to no path yet to the ids that they have in
+/// `users`.
 fn map_owners(mount: BorrowedFd<'_>, users: BorrowedFd<'_>) -> Result<(), Errno> {
     let attr = MountAttr {
         attr_set: libc::MOUNT_ATTR_IDMAP,

@@ -1,9 +1,9 @@
 //! Messages between the broker and its peers: 64-bit words in packets of a SOCK_SEQPACKET socket,
 //! descriptors beside them (SCM_RIGHTS).
 //!
-//! Both ends run on one machine and come from one build, so numbers are in its byte order. A peer
-//! never says who it is: the socket does. What a peer sends is hostile: [`Request::decode`] takes
-//! it or says no, and nothing in it sizes anything.
+//! Both ends run on one machine and are of one build, so numbers have its byte order. A peer is
+//! identified by its socket, never by its messages. A peer's messages are hostile:
+//! [`Request::decode`] accepts or rejects each, and no size is taken from them.
 
 use crate::limits::PACKET_FDS;
 use rustix::io::Errno;
@@ -50,11 +50,11 @@ pub(crate) enum Request {
         writable: u32,
         at: u32,
     },
-    /// The granter has mapped its arena `slot`, which from now on nobody else can write.
+    /// The granter has mapped its arena `slot`, which nobody else can write from now on.
     ArenaMapped {
         slot: u32,
     },
-    /// An arena that was looked up is used no more; not answered.
+    /// An arena that was looked up is no longer used; not answered.
     Release {
         granter: DomId,
         slot: u32,
@@ -64,7 +64,7 @@ pub(crate) enum Request {
     },
     /// The changes of domains since the last such request.
     Changes,
-    /// Encoded by [`crate::domain::Config`].
+    /// The configuration of a new domain, encoded by [`crate::domain::Config`].
     Create(Vec<u8>),
     List {
         from: DomId,
@@ -108,12 +108,13 @@ pub(crate) enum Request {
     Holder {
         domid: DomId,
     },
-    /// From now on the domain ends with the connection in this word, not with this one; at once where that is gone.
+    /// The domain ends with the connection in this word from now on, not with this one; at once
+    /// where that is gone.
     HandOver {
         domid: DomId,
         holder: u64,
     },
-    /// From now on the domain does not end with this connection.
+    /// The domain no longer ends with this connection.
     Keep {
         domid: DomId,
     },
@@ -131,7 +132,7 @@ pub(crate) enum Request {
     },
 }
 
-/// Cuts a word to the type of a field; `None` where it does not fit.
+/// Converts a word to the type of a field; `None` where it does not fit.
 fn cut<T: TryFrom<u64>>(word: u64) -> Option<T> {
     T::try_from(word).ok()
 }
@@ -192,7 +193,7 @@ impl Request {
         to_bytes(&words)
     }
 
-    /// The request in a packet; `None` for what is none.
+    /// Decodes the request in a packet; `None` where it is none.
     pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
         if let Some((op, config)) = bytes.split_first_chunk::<8>()
             && u64::from_ne_bytes(*op) == 9
@@ -275,7 +276,7 @@ impl Message {
         }
     }
 
-    /// The message in a packet; `None` for what is none.
+    /// Decodes the message in a packet; `None` where it is none.
     pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
         let words = from_bytes(bytes)?;
         Some(match words.as_slice() {
@@ -321,7 +322,7 @@ pub(crate) fn send(
     sendmsg(socket, &[IoSlice::new(packet)], &mut control, flags).map(drop)
 }
 
-/// Receives one packet and its descriptors into `fds`; how many bytes it had, 0 at the end.
+/// Receives one packet, and its descriptors into `fds`. Returns its length in bytes, 0 at the end.
 ///
 /// # Errors
 /// The error of recvmsg(2); `EMSGSIZE` for a packet that `into` does not hold.

@@ -148,7 +148,7 @@ pub(crate) fn inherited(number: RawFd) -> Result<OwnedFd, Errno> {
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
-/// Runs the program in `file` in place of this one. Returns only where it cannot.
+/// Runs the program in `file` in place of this one. Returns only after a failure.
 pub(crate) fn run_program(file: BorrowedFd<'_>, args: &[CString], env: &[CString]) -> Errno {
     let pointers = |strings: &[CString]| -> Vec<*const libc::c_char> {
         strings.iter().map(|string| string.as_ptr()).chain([null()]).collect()
@@ -236,8 +236,9 @@ pub(crate) fn landlock_abi() -> i64 {
     result(abi).unwrap_or(0)
 }
 
-/// Takes all files from this process but `program` and the folders `readable`, which it may read and
-/// run, and, where the kernel knows how, TCP, other processes' abstract sockets, and signals to them.
+/// Denies this process all files but `program` and the folders `readable`, which it may read and
+/// run, and, where the kernel supports it, TCP, other processes' abstract sockets, and signals to
+/// them.
 ///
 /// # Errors
 /// The error of Landlock.

@@ -1,5 +1,5 @@
-//! The response times of a hostile domain's neighbour, beside those of a harmless one's. A program of its own, as tests
-//! beside it would have the processors too.
+//! The response times of a hostile domain's neighbour, compared with those of a harmless domain's.
+//! This is a program of its own, as tests beside it would use the processors too.
 
 #[allow(dead_code, reason = "of the hosts of the other tests it uses a part")]
 #[path = "suite/support/mod.rs"]
@@ -15,7 +15,7 @@ use xen_hosted::domctl::Control;
 use xenstore_core::wire::MsgType;
 
 mod roles {
-    /// Plays what the environment says; not a test of its own.
+    /// Plays the role that the environment names; not a test of its own.
     #[test]
     fn role() {
         let Some(role) = crate::support::role() else { return };
@@ -33,21 +33,23 @@ mod roles {
     }
 }
 
-/// The time of a read from the store at the 99th percentile of many, as the puppet finds it.
+/// Returns the 99th percentile of the times of many reads from the store, as the puppet measures
+/// them.
 fn p99_us(guest: &mut Puppet) -> u64 {
     guest.ask("p99").parse().unwrap()
 }
 
-/// Rounds whose median counts.
+/// The number of rounds whose median counts.
 const ROUNDS: usize = 5;
-/// Most hosts that it is measured on, as other work on the machine may be in the way: beside busy processes it stays so for
-/// the life of a host, by where its processes run. `cargo xtask bench platform` has the figures of a machine that does
-/// nothing else.
+/// The largest number of hosts to measure on. Other work on the machine may disturb a host for its
+/// whole life, depending on where its processes run. `cargo xtask bench platform` has the figures
+/// of an idle machine.
 const HOSTS: u32 = 6;
 
 #[test]
 fn a_neighbour_is_as_fast_beside_a_hostile_domain_as_beside_a_harmless_one() {
-    // Before other work on the machine, where that is allowed: store, broker and domains inherit it.
+    // Has priority over other work on the machine, where that is allowed: store, broker and domains
+    // inherit it.
     let _ = rustix::process::setpriority_process(None, -20);
     for host in 1.. {
         let ratios = ratios();
@@ -59,8 +61,9 @@ fn a_neighbour_is_as_fast_beside_a_hostile_domain_as_beside_a_harmless_one() {
     }
 }
 
-/// The p99 beside floods of notifications and of requests, to that beside a harmless program, on a host of its own. Each
-/// flood is beside the harmless program of the same round, so that what else the machine does falls on both.
+/// Returns the ratios of the p99 beside floods of notifications and of requests to the p99 beside a
+/// harmless program, on a host of its own. Each flood is compared with the harmless program of the
+/// same round, so that other work on the machine affects both.
 fn ratios() -> [f64; 2] {
     let mut host = Host::start();
     host.start_store();
@@ -77,7 +80,7 @@ fn ratios() -> [f64; 2] {
         let [harmless, notifications, requests] =
             ["spin", "notifications", "requests"].map(|what| {
                 let other = capped(what, &mut control, &mut client);
-                // Not counted: it may spend its burst of requests first.
+                // Not counted: the burst of requests may be used first.
                 p99_us(&mut good);
                 let p99 = p99_us(&mut good);
                 control.destroy(other.domid()).unwrap();
@@ -92,7 +95,7 @@ fn ratios() -> [f64; 2] {
     })
 }
 
-/// A domain with a quarter of a processor that does this without end.
+/// Makes a domain with a quarter of a processor that does this without end.
 fn capped(what: &str, control: &mut Control, client: &mut xenstore::Client) -> Puppet {
     let mut config = playing(if what == "spin" { "puppet" } else { "flooder" });
     config.cap = 25;
@@ -102,12 +105,13 @@ fn capped(what: &str, control: &mut Control, client: &mut xenstore::Client) -> P
     other
 }
 
-/// Reads from the store and says how long that takes.
+/// Reads from the store and prints the times of the reads.
 fn play_reader() -> i32 {
     let mut store = support::GuestStore::open();
     puppet::play(|words| {
         assert_eq!(words, ["p99"]);
-        // Five times the 100 ms after which a cap begins anew: the other is held still in the most of each.
+        // Five times the 100 ms after which a cap begins anew: the other domain is stopped for most
+        // of each.
         let end = Instant::now() + std::time::Duration::from_millis(500);
         let mut times = Vec::new();
         while Instant::now() < end {
@@ -120,7 +124,7 @@ fn play_reader() -> i32 {
     })
 }
 
-/// Floods the store with notifications, or the broker with requests and what is none.
+/// Floods the store with notifications, or the broker with requests and invalid packets.
 fn play_flooder() -> i32 {
     let mut store = support::GuestStore::open();
     puppet::play(|words| {

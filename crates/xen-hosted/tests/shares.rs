@@ -1,5 +1,5 @@
-//! Shares of a processor: what weights do, and that many tasks have no more than one. A program of its own, as tests
-//! beside it would have the processor too.
+//! Shares of a processor: the effect of weights, and that many tasks have no more than one task.
+//! This is a program of its own, as tests beside it would use the processor too.
 
 #[allow(dead_code, reason = "of the hosts of the other tests it uses a part")]
 #[path = "suite/support/mod.rs"]
@@ -12,7 +12,7 @@ use xen::DomId;
 use xen::domctl::{DomainControl, Scheduling};
 use xen_hosted::domctl::Control;
 
-/// A domain that computes without end, in so many processes.
+/// Makes a domain that computes without end, in this number of processes.
 fn busy(control: &mut Control, processes: u32, tasks_max: u32) -> DomId {
     let mut config = playing("none");
     let more = "while :; do :; done & ".repeat(processes as usize - 1);
@@ -29,7 +29,7 @@ fn ratio(control: &mut Control, a: DomId, b: DomId) -> f64 {
     let used = |control: &mut Control| {
         [a, b].map(|domid| control.accounts(domid).unwrap().cpu_time_ns as f64)
     };
-    // From where they are, they may still have to catch up.
+    // At first, one of them may have less processor time to make up for.
     std::thread::sleep(Duration::from_millis(100));
     let before = used(control);
     std::thread::sleep(Duration::from_millis(1000));
@@ -43,7 +43,7 @@ fn weight(control: &mut Control, domid: DomId, weight: u16) {
     control.set_scheduling(domid, Scheduling { weight, cap: 0 }).unwrap();
 }
 
-/// A host whose domains share one processor, where they are bounded at all.
+/// Makes a host whose domains share one processor, where they can be limited.
 fn of_one_processor() -> Option<Host> {
     let host = Host::start_with(|command| {
         support::raw::before_exec(command, || {
@@ -73,7 +73,7 @@ fn a_weight_decides_and_the_number_of_tasks_does_not() {
     let four = ratio(&mut control, a, b);
     assert!(four > 2.0, "1024 to 256: {four:.2}");
     weight(&mut control, a, 256);
-    // Nor does it matter that a domain of one task has no group of its own.
+    // The same holds although a domain of one task has no group of its own.
     control.destroy(b).unwrap();
     let one = busy(&mut control, 1, 1);
     let even = ratio(&mut control, a, one);
@@ -82,7 +82,7 @@ fn a_weight_decides_and_the_number_of_tasks_does_not() {
     let many = busy(&mut control, 16, 256);
     let even = ratio(&mut control, many, one);
     assert!((0.5..2.0).contains(&even), "sixteen tasks to one: {even:.2}");
-    // It gets one when its weight changes.
+    // It gets a group when its weight changes.
     weight(&mut control, one, 1024);
     let four = ratio(&mut control, one, many);
     assert!(four > 2.0, "1024 to 256, afterwards: {four:.2}");

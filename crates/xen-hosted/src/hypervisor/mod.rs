@@ -1,9 +1,9 @@
 //! The broker: the table of domains, their ports and arenas, and who may ask for what.
 //!
-//! One thread, one epoll. Nothing here waits for a peer, a domain or the clock but that epoll: answers
-//! that a socket does not take are kept, and its peer is not read until they are gone. Every request
-//! costs as much as it touches, never as much as there are domains (except the list of them, in
-//! pieces of [`LISTED_AT_ONCE`](crate::limits::LISTED_AT_ONCE)).
+//! It has one thread and one epoll, and waits for a peer, a domain or the clock nowhere else: an
+//! answer that a socket has no room for is kept, and its peer is not read until it is sent. Each
+//! request costs as much as it touches, and never depends on the number of domains (except the list
+//! of them, in pieces of [`LISTED_AT_ONCE`](crate::limits::LISTED_AT_ONCE)).
 //!
 //! | type | what it owns |
 //! |---|---|
@@ -16,7 +16,7 @@
 //! | `Sandboxes` | the means of this machine, the filter, control groups, what domains lack |
 //! | `Record` | the host's directory, and the note in it of what the broker holds |
 //!
-//! `Parties` are `Domains` and `Peers`, which ports and arenas are of.
+//! `Parties` are `Domains` and `Peers`, which own ports and arenas.
 
 #![deny(clippy::unwrap_used, clippy::indexing_slicing)]
 

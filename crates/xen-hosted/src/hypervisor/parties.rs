@@ -1,4 +1,4 @@
-//! The parties to all dealings: domains, and their connections.
+//! The parties to all requests: domains, and their connections.
 
 use super::domains::Domains;
 use super::peers::Peers;

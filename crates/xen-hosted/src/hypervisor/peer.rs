@@ -1,4 +1,4 @@
-//! A connection: who is at the other end, what it may do, what it has not read yet.
+//! A connection: its domain, its rights, and its unsent messages.
 
 use crate::limits::{REQUESTS_BURST, REQUESTS_PER_S};
 use crate::{Rights, proto};
@@ -10,9 +10,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use xen::DomId;
 use xen::domwatch::DomainEvent;
 
-/// Answers that may wait while further requests are read. One who waits for each has one at most.
+/// The number of answers that may wait while further requests are read. A peer that waits for each
+/// answer has one at most.
 const WAITING_ANSWERS_MAX: usize = 16;
-/// Messages with descriptors that may wait for a guest which does not read.
+/// The number of messages with descriptors that may wait for a guest which does not read.
 const WAITING_FDS_MAX: usize = 64;
 
 /// One connection.
@@ -22,21 +23,21 @@ pub(super) struct Peer {
     pub(super) rights: Rights,
     /// The memory where it counts.
     pub(super) counters: OwnedFd,
-    /// Ports of its domain that it holds.
+    /// The ports of its domain that it holds.
     pub(super) ports: BTreeSet<u32>,
-    /// Arenas that it has looked up: granter, slot, which arena of those that were there.
+    /// The arenas that it has looked up: granter, slot, and number of the arena.
     pub(super) mapped: BTreeSet<(DomId, u32, u64)>,
-    /// Arenas that it has made.
+    /// The slots of the arenas that it has made.
     pub(super) offered: Vec<u32>,
-    /// Changes of domains that it has not heard of, if it watches them.
+    /// The changes of domains that it has not read, if it watches domains.
     pub(super) changes: Option<VecDeque<DomainEvent>>,
-    /// The number of messages that it was told unasked.
+    /// The number of messages that it was sent without a request.
     pub(super) told: u64,
-    /// Messages that its socket did not take.
+    /// The messages that its socket had no room for.
     unsent: VecDeque<QueuedMessage>,
-    /// The number of answers among them.
+    /// The number of answers among the unsent messages.
     unsent_answers: usize,
-    /// Requests that it may still make, in thousandths.
+    /// The number of requests that it may still make, in thousandths.
     credit: u64,
     credit_at_ms: u64,
     pub(super) state: State,
@@ -46,12 +47,12 @@ pub(super) struct Peer {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum State {
     Served,
-    /// It asks too often: for a while it is sent to, and not read.
+    /// It sends requests too often: for a while it is sent messages, and not read.
     ReadLater,
-    /// The kernel has no room for what it is to be sent, which no event tells the end of: for a while it
-    /// is read, and not sent to.
+    /// The kernel has no room for a message to it, and no event tells when it has: for a while it
+    /// is read, and not sent messages.
     SentLater,
-    /// A guest has ended or closed its end. What it held stays until the guest is destroyed.
+    /// A guest has ended or closed its end. Its resources stay until the guest is destroyed.
     HungUp,
 }
 
@@ -93,7 +94,7 @@ impl Peer {
         }
     }
 
-    /// Sends, or keeps for later: then true.
+    /// Sends a message, or keeps it for later: then the result is true.
     ///
     /// # Errors
     /// The message cannot be sent, ever, or is refused ([`DeliveryPolicy::WithinBounds`]).
@@ -104,7 +105,7 @@ impl Peer {
         keep: DeliveryPolicy,
     ) -> Result<bool, Errno> {
         if self.state == State::HungUp {
-            // As on Xen, where it would be told: nobody is there to hear it.
+            // As on Xen, nobody is there to receive it.
             return Ok(false);
         }
         if self.unsent.is_empty() {
@@ -112,7 +113,7 @@ impl Peer {
                 Ok(()) => return Ok(false),
                 Err(Errno::AGAIN | Errno::NOBUFS | Errno::TOOMANYREFS) => {}
                 Err(Errno::PIPE | Errno::CONNRESET) if self.domid != DomId::DOM0 => {
-                    // Dead, and the event that says so is still to be looked at.
+                    // The peer is dead, and the event of its end has not been handled yet.
                     self.hang_up();
                     return Ok(false);
                 }
@@ -134,7 +135,7 @@ impl Peer {
         Ok(true)
     }
 
-    /// Sends what was kept, as far as it goes.
+    /// Sends the kept messages, as far as the socket has room.
     ///
     /// # Errors
     /// The peer is gone.
@@ -156,7 +157,7 @@ impl Peer {
         Ok(())
     }
 
-    /// The events that are waited for at its socket.
+    /// Returns the events that are waited for at its socket.
     pub(super) fn interest(&self) -> EventFlags {
         let mut flags = EventFlags::empty();
         flags.set(EventFlags::IN, self.is_read() && self.state != State::ReadLater);
@@ -164,20 +165,20 @@ impl Peer {
         flags
     }
 
-    /// It has gone, or has closed its end: what it was still to be told is nobody's.
+    /// Notes that it has gone, or has closed its end: its unsent messages are dropped.
     pub(super) fn hang_up(&mut self) {
         self.state = State::HungUp;
         self.unsent.clear();
         self.unsent_answers = 0;
     }
 
-    /// True where its next request is read now. News never keeps it from that: who lets go of many things
-    /// at once tells so while it is still being told of them.
+    /// True if its next request is read now. Unsent news never prevent that: a peer that releases
+    /// many things at once sends requests while it is still being sent news of them.
     pub(super) fn is_read(&self) -> bool {
         self.unsent_answers < WAITING_ANSWERS_MAX
     }
 
-    /// True where the peer may make another request; else it has to rest. Domain 0 never rests.
+    /// True if the peer may make another request; otherwise it has to rest. Domain 0 never rests.
     pub(super) fn may_ask(&mut self, now_ms: u64) -> bool {
         if self.domid == DomId::DOM0 {
             return true;
@@ -188,7 +189,7 @@ impl Peer {
         self.credit >= 1000
     }
 
-    /// Takes a request that was made off what the peer may make.
+    /// Subtracts a request from those that the peer may make.
     pub(super) fn has_asked(&mut self) {
         self.credit = self.credit.saturating_sub(1000);
     }

@@ -1,4 +1,4 @@
-//! All connections: what they are sent, who watches domains, who rests.
+//! All connections: their messages, the watchers of domains, and those that rest.
 
 use super::answer::AnswerResult;
 use super::peer::{DeliveryPolicy, Peer, State};
@@ -25,14 +25,14 @@ pub(super) struct Peers {
     places: Vec<(u32, Option<Peer>)>,
     free: Vec<u32>,
     count: usize,
-    /// Those that watch domains.
+    /// The connections that watch domains.
     watchers: Vec<PeerId>,
-    /// Those that are to be looked at again after a rest.
+    /// The connections that are to be tried again after a rest.
     resting: BTreeSet<PeerId>,
 }
 
 impl Peers {
-    /// None yet; their sockets are waited for in `poll`.
+    /// Makes an empty table; the sockets of connections are waited for in `poll`.
     pub(super) fn new(poll: Arc<Poll>) -> Self {
         Self {
             poll,
@@ -44,7 +44,7 @@ impl Peers {
         }
     }
 
-    /// A new connection for `domid`, which counts at so many ports.
+    /// Adds a new connection for `domid`, whose counters have room for `ports_max` ports.
     pub(super) fn add(
         &mut self,
         socket: OwnedFd,
@@ -56,7 +56,7 @@ impl Peers {
         let counters = memfd("counters", len).map_err(from_errno)?;
         let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
         fcntl_add_seals(&counters, seals).map_err(from_errno)?;
-        // Bounded by the kernel's own limit where this is more.
+        // The kernel's own limit applies where it is lower.
         let _ = set_socket_send_buffer_size(&socket, UNREAD_MAX);
         let id = self.place(Peer::new(socket, domid, rights, counters));
         let watched = self.get(id).map_or(Err(Errno::NOENT), |peer| {
@@ -77,12 +77,12 @@ impl Peers {
         if let Some(index) = self.free.pop()
             && let Some(place) = self.places.get_mut(index as usize)
         {
-            // Never 0: a word of 0 names nobody.
+            // Never 0: a word of 0 stands for no connection.
             place.0 = (place.0.wrapping_add(1) & 0xff_ffff).max(1);
             place.1 = Some(peer);
             return PeerId { index, generation: place.0 };
         }
-        // Bounded by descriptors, which are fewer.
+        // Limited by the number of descriptors, which is lower.
         let index = u32::try_from(self.places.len()).unwrap_or(u32::MAX);
         self.places.push((1, Some(peer)));
         PeerId { index, generation: 1 }
@@ -109,12 +109,12 @@ impl Peers {
         Some(peer)
     }
 
-    /// The number of connections.
+    /// Returns the number of connections.
     pub(super) fn count(&self) -> usize {
         self.count
     }
 
-    /// Takes a connection out, with all that it held.
+    /// Removes a connection, with all that it held.
     pub(super) fn remove(&mut self, id: PeerId) -> Option<Peer> {
         let peer = self.vacate(id)?;
         self.poll.forget(&peer.socket);
@@ -123,7 +123,7 @@ impl Peers {
         Some(peer)
     }
 
-    /// The other end of a guest's connection is gone: the arenas that it had looked up.
+    /// Handles the end of a guest's connection. Returns the arenas that it had looked up.
     pub(super) fn hang_up(&mut self, id: PeerId) -> BTreeSet<(DomId, u32, u64)> {
         let Some(peer) = self.get_mut(id) else { return BTreeSet::new() };
         peer.hang_up();
@@ -143,7 +143,7 @@ impl Peers {
     /// Sends a message, now or when its receiver reads.
     ///
     /// # Errors
-    /// It does not get there.
+    /// The message cannot be delivered.
     pub(super) fn push(
         &mut self,
         id: PeerId,
@@ -154,7 +154,7 @@ impl Peers {
         let peer = self.get_mut(id).ok_or(Errno::PIPE)?;
         let waits = peer.send(message.encode(), fds, keep)?;
         if keep != DeliveryPolicy::Answer {
-            // Who notifies looks here, and not into the socket.
+            // A notifying peer looks at this counter, and not into the socket.
             peer.told += 1;
             let told = peer.told.to_ne_bytes();
             rustix::io::pwrite(&peer.counters, &told, Counter::Told.offset() as u64)?;
@@ -165,8 +165,8 @@ impl Peers {
         Ok(())
     }
 
-    /// Waits until a peer asks, and until its socket takes more where something waits for that; of one
-    /// that rests, for no more than its rest allows.
+    /// Waits for requests of a peer, and for room in its socket where messages wait; for a peer
+    /// that rests, only for the events that its rest allows.
     pub(super) fn refresh(&mut self, id: PeerId) {
         let Some(peer) = self.get(id) else { return };
         self.poll.change(&peer.socket, Token::Peer(id), peer.interest());
@@ -175,12 +175,12 @@ impl Peers {
         }
     }
 
-    /// True while some rest.
+    /// True while a peer rests.
     pub(super) fn are_resting(&self) -> bool {
         !self.resting.is_empty()
     }
 
-    /// Looks at all again that have rested.
+    /// Tries all again that have rested.
     pub(super) fn wake(&mut self) {
         for id in std::mem::take(&mut self.resting) {
             if let Some(peer) = self.get_mut(id) {
@@ -190,7 +190,7 @@ impl Peers {
         }
     }
 
-    /// Tells who watches domains.
+    /// Tells the watchers of domains of a change.
     pub(super) fn tell_change(&mut self, event: DomainEvent) {
         for id in std::mem::take(&mut self.watchers) {
             let changes = self.get_mut(id).and_then(|peer| peer.changes.as_mut());
@@ -203,7 +203,7 @@ impl Peers {
         }
     }
 
-    /// True where somebody is still to hear of the death of a domain with this number.
+    /// True if a watcher has not read the death of a domain with this number yet.
     pub(super) fn is_news(&self, domid: DomId) -> bool {
         let died = DomainEvent::Died(domid);
         self.watchers.iter().any(|id| {
@@ -212,7 +212,7 @@ impl Peers {
         })
     }
 
-    /// Takes the changes of domains that a watcher has not heard of.
+    /// Takes the changes of domains that a watcher has not read.
     pub(super) fn changes(&mut self, id: PeerId) -> AnswerResult {
         let peer = self.get_mut(id).ok_or(Error::NoEnt)?;
         let changes = peer.changes.as_mut().ok_or(Error::Perm)?;

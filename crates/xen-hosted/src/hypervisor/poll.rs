@@ -1,4 +1,4 @@
-//! The broker's one epoll, and the names of what it waits for.
+//! The broker's epoll, and the tokens of what it waits for.
 
 use crate::Role;
 use rustix::event::Timespec;
@@ -7,7 +7,7 @@ use rustix::io::Result;
 use std::os::fd::{AsFd, OwnedFd};
 use xen::DomId;
 
-/// A connection; never that of another at the same place.
+/// A connection; a later one in the same place differs.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) struct PeerId {
     pub(super) index: u32,
@@ -15,7 +15,8 @@ pub(super) struct PeerId {
 }
 
 impl PeerId {
-    /// 56 bits: 24 of the generation are enough to outlive the events of one wait.
+    /// Encodes it in 56 bits: a generation of 24 bits does not repeat within the events of one
+    /// wait.
     pub(super) fn word(self) -> u64 {
         u64::from(self.generation & 0xff_ffff) << 32 | u64::from(self.index)
     }
@@ -26,7 +27,7 @@ impl PeerId {
     }
 }
 
-/// The subject of an event; encoded into the word that epoll keeps.
+/// The subject of an event, encoded into the word that epoll keeps.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) enum Token {
     Listener(Role),
@@ -61,7 +62,7 @@ impl Token {
     }
 }
 
-/// All that the broker waits for.
+/// The set of all descriptors that the broker waits for.
 #[derive(Debug)]
 pub(super) struct Poll {
     epoll: OwnedFd,
@@ -80,17 +81,17 @@ impl Poll {
         epoll::add(&self.epoll, fd, EventData::new_u64(token.word()), flags)
     }
 
-    /// Waits for other events at what is watched.
+    /// Changes the events that are waited for at `fd`.
     pub(super) fn change(&self, fd: impl AsFd, token: Token, flags: EventFlags) {
         let _ = epoll::modify(&self.epoll, fd, EventData::new_u64(token.word()), flags);
     }
 
-    /// Waits for nothing more at `fd`.
+    /// Stops waiting at `fd`.
     pub(super) fn forget(&self, fd: impl AsFd) {
         let _ = epoll::delete(&self.epoll, fd);
     }
 
-    /// Takes as many events as there is room for in `events`.
+    /// Waits for events, and takes as many as `events` has room for.
     ///
     /// # Errors
     /// The error of epoll_wait(2).

@@ -1,13 +1,14 @@
-//! The ports of one domain: numbers, and what each is bound to.
+//! The ports of one domain: their numbers and bindings.
 
 use super::poll::PeerId;
 use std::collections::BTreeSet;
 use xen::{DomId, Error, Port};
 
-/// The other side of a port.
+/// The binding of a port.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum PortBinding {
-    /// Nothing yet: that domain may, the one with this identity and no later one of its number.
+    /// Unbound: the domain `remote` may bind to it, only the one with this identity and no later
+    /// one of its number.
     Unbound {
         remote: DomId,
         identity: u64,
@@ -21,7 +22,7 @@ pub(super) enum PortBinding {
 
 /// A port in use.
 pub(super) struct PortEntry {
-    /// The connection that has it.
+    /// The connection that holds it.
     pub(super) holder: PeerId,
     pub(super) bound: PortBinding,
 }
@@ -29,7 +30,7 @@ pub(super) struct PortEntry {
 /// A domain's ports.
 pub(super) struct PortTable {
     slots: Vec<Option<PortEntry>>,
-    /// Of the places in `slots`, those not in use.
+    /// The indices in `slots` that are not in use.
     free: BTreeSet<u32>,
     max: u32,
 }
@@ -70,12 +71,12 @@ impl PortTable {
         Some(slot)
     }
 
-    /// Ports in use.
+    /// Returns the number of ports in use.
     pub(super) fn count(&self) -> usize {
         self.slots.len() - 1 - self.free.len()
     }
 
-    /// Every port bound to another domain's, with that.
+    /// Returns the other end of every port that is bound to another domain's.
     pub(super) fn channels(&self) -> impl Iterator<Item = (DomId, Port)> {
         self.slots.iter().flatten().filter_map(|slot| match slot.bound {
             PortBinding::Interdomain { remote, port } => Some((remote, port)),
@@ -83,12 +84,12 @@ impl PortTable {
         })
     }
 
-    /// The number of ports that there can be.
+    /// Returns the limit of ports.
     pub(super) fn max(&self) -> u32 {
         self.max
     }
 
-    /// All ports in use, with the connections that have them.
+    /// Returns all ports in use, with the connections that hold them.
     pub(super) fn held(&self) -> impl Iterator<Item = (Port, PeerId)> {
         let slots = (0_u32..).zip(&self.slots);
         slots.filter_map(|(at, slot)| Some((Port(at), slot.as_ref()?.holder)))

@@ -1,4 +1,5 @@
-//! The broker's side of a process that it starts: their connection, the ids that it maps, the end that it waits for.
+//! The broker's side of a process that it starts: the connection, the mapping of ids, the wait for
+//! its end.
 
 use crate::domain::user::INNER_ID;
 use crate::errno::from_errno;
@@ -10,7 +11,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 use xen::Error;
 
-/// Both ends of a connection: the broker's, which never blocks, and the domain's.
+/// Makes both ends of a connection: the broker's, which never blocks, and the domain's.
 pub(super) fn pair() -> Result<(OwnedFd, OwnedFd), Error> {
     let ends = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
     let (broker, domain) = ends.map_err(from_errno)?;
@@ -24,7 +25,7 @@ pub(super) fn map_ids(pid: Pid, outer: Option<u32>) -> Result<(), Error> {
     let own = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     let (uid, gid) = outer.map_or(own, |id| (id, id));
     if outer.is_none() {
-        // An ordinary user may map a group only where nobody can leave one.
+        // An ordinary user may map a group only where no process can leave a group.
         std::fs::write(format!("{proc}/setgroups"), "deny")?;
     }
     std::fs::write(format!("{proc}/uid_map"), format!("{INNER_ID} {uid} 1"))?;
@@ -32,13 +33,13 @@ pub(super) fn map_ids(pid: Pid, outer: Option<u32>) -> Result<(), Error> {
     Ok(())
 }
 
-/// Ends a process that is in no table, and waits for that.
+/// Kills a process that is in no table, and waits for its end.
 pub(super) fn end_now(pidfd: &OwnedFd) {
     let _ = pidfd_send_signal(pidfd, Signal::KILL);
     let _ = waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED);
 }
 
-/// Waits for the end of a process until then; false where it does not come.
+/// Waits for the end of a process until `end`; false where it does not end.
 pub(super) fn ends_until(pidfd: &OwnedFd, end: Instant) -> bool {
     loop {
         let left = end.saturating_duration_since(Instant::now());

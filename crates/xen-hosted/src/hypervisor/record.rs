@@ -1,25 +1,27 @@
-//! The note in the host's directory of what its broker holds, for who comes after a broker that was killed.
+//! The record in the host's directory of what its broker holds, for the next broker after one that
+//! was killed.
 
 use super::directory::Directory;
 use super::remains::{Holdings, ProcessIdentity, Remainder};
 use std::io;
 use std::path::Path;
 
-/// The note, as this broker keeps it.
+/// The record, as this broker keeps it.
 #[derive(Default)]
 pub(super) struct Record {
-    /// Locked for as long as the broker lives; tests have none.
+    /// The directory, locked as long as the broker lives; tests have none.
     directory: Option<Directory>,
     holdings: Holdings,
-    /// The things of a broker before that did not end when this one started.
+    /// The holdings of an earlier broker that did not end when this one started.
     inherited: Holdings,
 }
 
 impl Record {
-    /// Begins it: with what is `left` of what the broker `before` held, as that is still to be found by the next.
+    /// Begins the record with the part of `before` that is `left`, so that the next broker finds it
+    /// too.
     ///
     /// # Errors
-    /// It cannot be written.
+    /// The record cannot be written.
     pub(super) fn begin(
         directory: Directory,
         before: Holdings,
@@ -49,17 +51,17 @@ impl Record {
         self.holdings.add_process(born, directory)
     }
 
-    /// Takes out one that has ended.
+    /// Removes a process that has ended.
     pub(super) fn remove_process(&mut self, born: ProcessIdentity) {
         self.holdings.processes.remove(&born);
     }
 
-    /// The things of a broker before, once.
+    /// Takes the holdings of an earlier broker, once.
     pub(super) fn take_inherited(&mut self) -> Holdings {
         std::mem::take(&mut self.inherited)
     }
 
-    /// The directory, which is no longer kept.
+    /// Takes the directory, which is no longer kept.
     pub(super) fn take_directory(&mut self) -> Option<Directory> {
         self.directory.take()
     }

@@ -1,6 +1,7 @@
-//! The remains of a host: what it holds of its machine is noted, so that the next broker, or who takes the host
-//! down, finds and ends what a broker has left that died or could not end a domain. Nothing is known by a name that
-//! others could use as well: a process is known by its number and its start.
+//! The remains of a host. A broker records what it holds, so that the next broker, or the program
+//! that takes the host down, finds and ends what is left after a broker that died or could not end
+//! a domain. Nothing is identified by a name that others could use as well: a process is identified
+//! by its number and its start.
 
 use super::connections::Connections;
 use super::directory::Directory;
@@ -20,42 +21,44 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use xen::DomId;
 
-/// The file in the host's directory that says what it holds.
+/// The file in the host's directory that holds the record.
 const FILE: &str = "holds";
-/// Processes that are added before those that have ended are left out.
+/// The number of processes that may be added before the record is written without those that have
+/// ended.
 const ADDED_MAX: usize = 1024;
 /// The time that a dead broker's processes may take to end.
 const PROCESSES_END_WITHIN: Duration = Duration::from_secs(1);
-/// Descendants of a domain's first process that are looked at.
+/// The number of descendants of a domain's first process that are examined.
 const DESCENDANTS_MAX: usize = 4096;
 
-/// A domain's first process, as it is told from others that have its number later.
+/// The identity of a domain's first process, which later processes with its number do not have.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) struct ProcessIdentity {
     pid: i32,
-    /// Clock ticks from the machine's start to the process's.
+    /// The time from the machine's start to that of the process, in clock ticks.
     start: u64,
 }
 
 impl ProcessIdentity {
-    /// A process that is there.
+    /// Returns the identity of an existing process.
     pub(super) fn of(pid: Pid) -> Option<Self> {
         let pid = pid.as_raw_nonzero().get();
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // The second field is a name in brackets, which may hold anything; the start is the 22nd.
+        // The second field is a name in brackets, which may contain anything; the start is the 22nd
+        // field.
         let start = stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()?;
         Some(Self { pid, start })
     }
 
-    /// A handle of the process, if it is the same still.
+    /// Opens a pidfd of the process, if it is still the same.
     fn open(self) -> Option<OwnedFd> {
-        // First the handle, then the look: what is looked at is what the handle is of.
+        // The handle is opened before the check, so that the check is of the process of the handle.
         let pid = Pid::from_raw(self.pid)?;
         let handle = pidfd_open(pid, PidfdFlags::empty()).ok()?;
         (Self::of(pid) == Some(self)).then_some(handle)
     }
 
-    /// `process=PID START`, with a NUL behind it.
+    /// Formats `process=PID START`, with a NUL behind it.
     fn encode(self) -> Vec<u8> {
         format!("process={} {}\0", self.pid, self.start).into_bytes()
     }
@@ -66,14 +69,16 @@ impl ProcessIdentity {
     }
 }
 
-/// A name for where numbers of processes hold: this start of the machine, and this namespace of processes.
+/// Returns a name of the scope in which process numbers are valid: this boot of the machine, and
+/// this namespace of processes.
 fn stamp() -> String {
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let namespace = fs::read_link("/proc/self/ns/pid").unwrap_or_default();
     format!("{} {}", boot.trim(), namespace.display())
 }
 
-/// The things that a broker holds: noted as they are taken, so that they are found whenever the broker dies.
+/// The holdings of a broker. Each is recorded when it is taken, so that it is found whenever the
+/// broker dies.
 #[derive(Clone, Default, PartialEq, Eq, Debug)]
 pub(super) struct Holdings {
     /// The groups above those of its domains.
@@ -82,12 +87,12 @@ pub(super) struct Holdings {
     pub(super) first_id: Option<u32>,
     /// Its domains' first processes.
     pub(super) processes: BTreeSet<ProcessIdentity>,
-    /// Processes that were added since it was written as a whole.
+    /// The number of processes that were added since the record was written as a whole.
     added: usize,
 }
 
 impl Holdings {
-    /// Reads the note of the broker before.
+    /// Reads the record of the previous broker.
     pub(super) fn read(directory: &Directory) -> io::Result<Self> {
         Ok(Self::decode(&directory.read(FILE)?, &directory.name))
     }
@@ -101,7 +106,7 @@ impl Holdings {
         Ok(())
     }
 
-    /// Adds a process. Those that have ended stay in the file until there are more of them than others.
+    /// Adds a process. Those that have ended stay in the file until they are the majority.
     pub(super) fn add_process(
         &mut self,
         born: ProcessIdentity,
@@ -116,17 +121,17 @@ impl Holdings {
         self.write(directory)
     }
 
-    /// Notes that there is nothing, which takes no room on the disk.
+    /// Empties the record, which needs no room on the disk.
     pub(super) fn forget(directory: &Directory) -> io::Result<()> {
         directory.remove(FILE)
     }
 
-    /// Notes it.
+    /// Writes the whole record.
     pub(super) fn write(&self, directory: &Directory) -> io::Result<()> {
         directory.write(FILE, &self.encode())
     }
 
-    /// `where=STAMP`, `users=ID`, `group=PATH` and processes, each with a NUL behind it.
+    /// Formats `where=STAMP`, `users=ID`, `group=PATH` and processes, each with a NUL behind it.
     fn encode(&self) -> Vec<u8> {
         let mut bytes = format!("where={}\0", stamp()).into_bytes();
         if let Some(id) = self.first_id {
@@ -141,8 +146,8 @@ impl Holdings {
         bytes
     }
 
-    /// Groups that are not called `name` are none of the host's, nor are processes of another start of the machine, or
-    /// of another namespace of processes.
+    /// Parses a record. Groups that are not called `name` are not the host's; processes of another
+    /// boot of the machine, or of another namespace of processes, are ignored.
     fn decode(bytes: &[u8], name: &str) -> Self {
         let mut holdings = Self::default();
         let mut is_here = false;
@@ -164,18 +169,18 @@ impl Holdings {
     }
 }
 
-/// Something that a host has left on its machine.
+/// A thing that a host has left on its machine.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum Remainder {
-    /// A domain's process, by its number, which does not end.
+    /// A process of a domain, by its number, which does not end.
     Process(i32),
-    /// A control group that has processes.
+    /// A control group that still has processes.
     Group(PathBuf),
 }
 
 impl Remainder {
-    /// The number of the domain whose group it is.
+    /// Returns the number of the domain whose group it is.
     pub(super) fn domid(&self) -> Option<DomId> {
         match self {
             Self::Process(_) => None,
@@ -193,7 +198,7 @@ impl fmt::Display for Remainder {
     }
 }
 
-/// Ends what a broker has left that serves `host` no more; what cannot be ended.
+/// Ends what is left of a broker that no longer serves `host`. Returns what cannot be ended.
 ///
 /// # Errors
 /// `WouldBlock` where a broker serves it, or the system's error.
@@ -208,7 +213,8 @@ pub fn clear(host: &HostDir) -> io::Result<Vec<Remainder>> {
     Ok(left)
 }
 
-/// Ends what is left of the host that is called `name`; what cannot be ended within a second or two.
+/// Ends what is left of the host that is called `name`. Returns what cannot be ended within a
+/// second or two.
 pub(super) fn end(
     name: &str,
     holdings: &Holdings,
@@ -225,7 +231,7 @@ pub(super) fn end(
         for (task, number) in connections_of(born.pid, name) {
             connections.end_of_task(&task, number);
         }
-        // It was told when its broker died, if it is as it was then.
+        // It got this signal when its broker died, unless it has changed its setting.
         let _ = pidfd_send_signal(handle, Signal::KILL);
     }
     let end = Instant::now() + PROCESSES_END_WITHIN;
@@ -238,8 +244,8 @@ pub(super) fn end(
     pids.chain(left.into_iter().map(Remainder::Group)).collect()
 }
 
-/// The connections to FUSE of a process and its descendants, each with the folder in `/proc` of a task that has it: the
-/// first threads may have ended, and wait for others.
+/// Returns the connections to FUSE of a process and its descendants, each with the folder in
+/// `/proc` of a task that has it: the first threads may have ended, and wait for others.
 fn connections_of(pid: i32, name: &str) -> Vec<(PathBuf, u32)> {
     let mut found = Vec::new();
     let mut processes = vec![pid];
@@ -258,7 +264,8 @@ fn connections_of(pid: i32, name: &str) -> Vec<(PathBuf, u32)> {
     found
 }
 
-/// The connection of a line of `mountinfo`, where it is of a domain's `/dev`, which nobody but its sandbox can mount.
+/// Returns the connection in a line of `mountinfo`, where it is of a domain's `/dev`, which only
+/// its sandbox can mount.
 fn connection(line: &str, name: &str) -> Option<u32> {
     let (left, right) = line.split_once(" - ")?;
     let mut right = right.split(' ');
@@ -279,7 +286,7 @@ mod tests {
         let processes = BTreeSet::from([ProcessIdentity { pid: 12, start: 34 }]);
         let holdings = Holdings { groups, first_id: Some(7), processes, added: 0 };
         assert_eq!(Holdings::decode(&holdings.encode(), name), holdings);
-        // After another start of the machine those numbers are others' processes.
+        // After another boot of the machine those numbers are of other processes.
         let before = String::from_utf8(holdings.encode()).unwrap().replace(&stamp(), "elsewhere");
         let before = Holdings::decode(before.as_bytes(), name);
         assert!(before.processes.is_empty() && before.groups == holdings.groups);
@@ -301,7 +308,7 @@ mod tests {
         let line = "610 588 0:44 / /dev rw,nosuid - fuse xenbus-1-2 rw,user_id=1000";
         assert_eq!(connection(line, "xenbus-1-2"), Some(44));
         assert_eq!(connection(line, "xenbus-1-3"), None);
-        // As anybody can mount who may mount at all.
+        // Any process that may mount can make such a mount.
         assert_eq!(connection(&line.replace("/ /dev ", "/ /mnt/x "), "xenbus-1-2"), None);
         assert_eq!(connection("22 1 8:1 / / rw - ext4 /dev/vda rw", "xenbus-1-2"), None);
     }

@@ -1,4 +1,4 @@
-//! Requests: a few of each peer in turn are read, and answered.
+//! Requests: a few of each peer in turn are read and answered.
 
 use super::answer::AnswerResult;
 use super::bindings::FIRST_PORTS;
@@ -18,7 +18,7 @@ use xen::{DomId, Error};
 impl Broker {
     pub(super) fn serve(&mut self, id: PeerId, flags: EventFlags) {
         if flags.intersects(EventFlags::HUP | EventFlags::ERR) {
-            // Whatever it has asked for it cannot be answered, and this is reported until it is gone.
+            // No request can be answered now, and the event is reported until the peer is removed.
             self.hang_up(id);
             return;
         }
@@ -50,7 +50,7 @@ impl Broker {
             let received = if peer.rights.has(Rights::DOMAIN_CONTROL) {
                 proto::receive(socket, into, &mut fds, RecvFlags::DONTWAIT)
             } else {
-                // Without room for them the kernel drops what descriptors a guest sends.
+                // Without room for them the kernel drops the descriptors that a guest sends.
                 rustix::net::recv(socket, into, RecvFlags::DONTWAIT | RecvFlags::TRUNC)
                     .map(|(_, count)| if count > len { usize::MAX } else { count })
             };
@@ -67,7 +67,8 @@ impl Broker {
         }
     }
 
-    /// Answers the packet of `count` bytes in the input; one that was too long has more than fits.
+    /// Answers the packet of `count` bytes in the input; `count` exceeds the input's length for a
+    /// packet that was too long.
     fn take_request(&mut self, id: PeerId, count: usize, fds: Vec<OwnedFd>) {
         if let Some(peer) = self.parties.peers.get_mut(id) {
             peer.has_asked();
@@ -127,7 +128,7 @@ impl Broker {
             Request::ArenaMapped { slot } => arenas.set_mapped(parties, id, slot),
             Request::Changes => parties.peers.changes(id),
             Request::Create(config) => self.create(id, &config, fds),
-            // Not of a connection like this.
+            // These are not requests of such a connection.
             Request::Release { .. }
             | Request::SandboxDone { .. }
             | Request::SandboxFailed { .. } => Err(Error::Inval),
@@ -157,12 +158,12 @@ impl Broker {
     }
 }
 
-/// `DOMID_SELF` is who asks.
+/// Replaces `DOMID_SELF` by the requesting domain.
 fn own(named: DomId, domid: DomId) -> DomId {
     if named == DomId::SELF { domid } else { named }
 }
 
-/// The right that a request needs.
+/// Returns the right that a request needs.
 fn needed(request: &Request) -> Rights {
     match request {
         Request::Hello | Request::SandboxDone { .. } | Request::SandboxFailed { .. } => {

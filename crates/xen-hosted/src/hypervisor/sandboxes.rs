@@ -1,4 +1,4 @@
-//! The making of domains' sandboxes on this machine, and what they lack.
+//! The setting up of domains' sandboxes on this machine, and the parts that they run without.
 
 use super::budget::Budget;
 use super::connections::{Connection, Connections};
@@ -26,7 +26,7 @@ use xen::{DomId, Error};
 pub(super) struct ProcessFiles {
     /// Its socket to the broker.
     pub(super) link: OwnedFd,
-    /// Its end of the talk of its set-up, until its program runs.
+    /// Its end of the socket for its set-up, until its program runs.
     pub(super) setup: OwnedFd,
     /// The program, standard input, output, error.
     pub(super) files: [OwnedFd; 4],
@@ -37,16 +37,17 @@ pub(super) struct Sandboxes {
     means: HostFacilities,
     cgroups: Cgroups,
     filter: Filter,
-    /// The bits of what all domains do without.
+    /// The bits of the parts that all domains run without.
     lacks: u64,
     ports_max: u32,
-    /// Groups of domains that are gone, which the kernel does not let be removed yet: a process may leave its group
-    /// after it was waited for.
+    /// The groups of domains that are gone, which the kernel does not let be removed yet: a process
+    /// may leave its group after it was waited for.
     lingering: Vec<Group>,
 }
 
 impl Sandboxes {
-    /// `cgroups` are made last of what can fail before there is somebody who takes them away again.
+    /// Makes the set. `cgroups` are made last of all that can fail, as nobody removes them while
+    /// there is no owner.
     ///
     /// # Errors
     /// There is no filter for this machine.
@@ -69,22 +70,22 @@ impl Sandboxes {
         Ok(Self { means, cgroups, filter, lacks, ports_max: budget.ports, lingering })
     }
 
-    /// The way in which domains' connections to FUSE are ended.
+    /// Returns the means of ending domains' connections to FUSE.
     pub(super) fn connections(&self) -> &Connections {
         &self.means.connections
     }
 
-    /// The connection that a domain's process has told of; `None` where it has none.
+    /// Returns the connection that a domain's process has reported; `None` where it has none.
     pub(super) fn told(&self, number: u32, fds: Vec<OwnedFd>) -> Option<Connection> {
         self.means.connections.told(number, fds)
     }
 
-    /// Says what all domains do without.
+    /// Logs the parts that all domains run without.
     pub(super) fn say_lacks(&self) {
         self.say(self.lacks);
     }
 
-    /// Notes what domains do without, and says each once.
+    /// Notes parts that domains run without, and logs each once.
     pub(super) fn add_lacks(&mut self, lacks: u64) {
         let new = lacks & !self.lacks;
         self.lacks |= lacks;
@@ -104,7 +105,7 @@ impl Sandboxes {
         }
     }
 
-    /// Groups for a domain.
+    /// Makes the groups of a domain.
     ///
     /// # Errors
     /// The system's error.
@@ -113,7 +114,8 @@ impl Sandboxes {
         self.cgroups.create(&domid.to_string(), Share::of(tasks_max, weight, cap))
     }
 
-    /// Starts a domain's first process in its group. It waits until its ids are mapped, and told so.
+    /// Starts a domain's first process in its group. The process waits for the message that its ids
+    /// are mapped.
     ///
     /// # Errors
     /// The system's error.
@@ -149,7 +151,7 @@ impl Sandboxes {
         {
             plan.devices = DeviceMount::of_the_host(id, &self.means.name).ok();
         }
-        // A process with one thread: see `Broker`.
+        // This process has one thread: see `Broker`.
         let into = into.as_ref().map(AsFd::as_fd);
         let born = sys::clone_process(flags, into, || sandbox::become_domain(plan));
         born.map_err(from_errno)
@@ -179,14 +181,14 @@ impl Sandboxes {
         !self.lingering.is_empty()
     }
 
-    /// Removes the groups of domains that are gone; whether all are.
+    /// Removes the groups of domains that are gone. Returns true if none is left.
     pub(super) fn remove_lingering(&mut self) -> bool {
         self.lingering.retain_mut(|group| !group.remove().is_empty());
         self.lingering.is_empty()
     }
 
-    /// Removes all groups of domains until then, and those above them, and ends what a broker before has left. Returns
-    /// what does not go.
+    /// Removes all groups of domains and those above them by the time `until`, and ends what an
+    /// earlier broker has left. Returns what is left.
     pub(super) fn end(&mut self, inherited: &Holdings, until: Instant) -> Vec<Remainder> {
         while !self.remove_lingering() && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(1));

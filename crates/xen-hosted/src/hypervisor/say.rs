@@ -1,8 +1,8 @@
-//! The broker's lines for who runs it.
+//! The broker's log lines for its operator.
 
 use std::io::{self, Write};
 
-/// One line for who runs the broker.
+/// Writes one log line.
 pub(super) fn say(text: &str) {
     let _ = writeln!(io::stderr(), "xen-hosted: {text}");
 }

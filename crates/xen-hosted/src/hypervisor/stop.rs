@@ -3,7 +3,8 @@
 use std::io;
 use std::os::fd::OwnedFd;
 
-/// Becomes readable at SIGTERM or SIGINT, which from now on do nothing else.
+/// Makes a descriptor that becomes readable at SIGTERM or SIGINT, which from now on have no other
+/// effect.
 ///
 /// # Errors
 /// The system's error.

@@ -1,7 +1,8 @@
-//! The users that domains run as where the broker is root: a range of ids for each host of the machine.
+//! The users that domains run as where the broker is root: a range of ids for each host of the
+//! machine.
 //!
-//! The kernel counts by user what it does not count by control group. So no two hosts share an id: each
-//! range has a file in [`LOCKS`], and the broker that has locked it has the range.
+//! The kernel counts some resources by user and not by control group. Therefore no two hosts share
+//! an id: each range has a file in [`LOCKS`], and the broker that has locked it has the range.
 
 use rustix::fs::{FlockOperation, flock};
 use std::fs::{self, File};
@@ -14,21 +15,22 @@ use std::path::Path;
 const LOCKS: &str = "/run/xenbus/users";
 /// The first id of the first range.
 const FIRST: u32 = 0x6000_0000;
-/// Ids of a range: more than a host has domains.
+/// The number of ids of a range: more than a host has domains.
 const EACH: u32 = 0x8000;
-/// Ranges.
+/// The number of ranges.
 const COUNT: u32 = 0x1000;
 
 /// A range of ids that is this host's alone.
 #[derive(Debug)]
 pub(super) struct Users {
-    /// The first of them, which no domain has.
+    /// The first id of the range, which no domain has.
     pub(super) first: u32,
     _lock: OwnedFd,
 }
 
 impl Users {
-    /// True where this process can give its children such ids: it is root, and not of a user namespace that lacks them.
+    /// True if this process can give its children such ids: it is root, and not in a user namespace
+    /// that lacks them.
     pub(super) fn are_there() -> bool {
         let has_all = |map: &str| {
             fs::read_to_string(map).unwrap_or_default().lines().any(|line| {
@@ -43,7 +45,8 @@ impl Users {
         rustix::process::geteuid().is_root() && maps.into_iter().all(has_all)
     }
 
-    /// Takes the range that begins with `before`, or else one that nobody has and no process runs as.
+    /// Takes the range that begins with `before`, or else one that no host has and no process runs
+    /// as.
     ///
     /// # Errors
     /// All are taken, or the system's error.
@@ -63,7 +66,7 @@ impl Users {
         Err(io::Error::other(format!("all {COUNT} ranges of user ids are in use ({LOCKS})")))
     }
 
-    /// Takes the range of a broker that was here before; `None` where another host has it.
+    /// Takes the range of an earlier broker; `None` where another host has it.
     ///
     /// # Errors
     /// The system's error.
@@ -85,13 +88,14 @@ impl Users {
         }
     }
 
-    /// True for an id of the range.
+    /// True if an id is in the range.
     pub(super) fn has(&self, id: u32) -> bool {
         id.checked_sub(self.first).is_some_and(|offset| offset < EACH)
     }
 }
 
-/// The ranges that processes run as: of a host whose broker has died, and they have not yet.
+/// Returns the ranges that processes run as: those of a host whose broker has died, while its
+/// processes have not.
 fn in_use() -> Vec<u32> {
     let mut ranges = Vec::new();
     for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
@@ -113,7 +117,7 @@ mod tests {
             conformance::skip("ranges of users", "root alone gives them out");
             return;
         }
-        // As of two folders with the same inode number, on two file systems.
+        // As if of two folders with the same inode number, on two file systems.
         let one = Users::take(None, 77).unwrap();
         let two = Users::take(None, 77).unwrap();
         assert!(!one.has(two.first) && !two.has(one.first));

@@ -1,4 +1,5 @@
-//! Arenas hold what a domain's devices need, and what does not fit is said in pages.
+//! The capacity of arenas for a domain's devices, and the error, in pages, for a request that does
+//! not fit.
 
 use crate::support::puppet::Puppet;
 use crate::support::{Host, playing};
@@ -53,8 +54,8 @@ fn eight_devices_with_four_queues_each_have_their_pages() {
     assert_eq!(control.accounts(domid).unwrap().arenas, 12);
 }
 
-/// Its arenas are part of a domain's memory, and the pages that it touches of what its processes may have: it is refused
-/// more before that costs it its life.
+/// Arenas are charged to a domain's memory, and the pages that it touches to its processes' limit:
+/// further arenas are refused before that kills it.
 #[test]
 fn more_arenas_than_a_domain_has_memory_for_are_refused() {
     let host = Host::start();

@@ -1,4 +1,5 @@
-//! The system calls that a domain may not make: each is tried, in a sandbox with namespaces and in one without.
+//! The system calls that a domain may not make: each is tried, in a sandbox with namespaces and in
+//! one without.
 
 use crate::support::puppet::Puppet;
 use crate::support::{Host, entries, raw};
@@ -6,7 +7,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use xen_hosted::domain::{Lack, system_calls};
 
-/// Numbers of calls are below.
+/// The limit of the numbers of calls.
 const NUMBERS: libc::c_long = 480;
 
 /// Has a domain try each call that it may not make.
@@ -17,7 +18,8 @@ fn each_is_refused(host: &Host, namespaces: bool) {
     let own_user = !lacks(Lack::OwnUser);
     let allowed = system_calls(namespaces, own_user);
     let mut tried = 0;
-    // The kernel lets no filter refuse what its probes of programs use; anybody else is ended by it.
+    // The kernel lets no filter refuse its calls for probes of programs; any other process is
+    // killed by them.
     let probes = [335, 336];
     let untried = |number: &libc::c_long| allowed.contains(number) || probes.contains(number);
     for number in (0..NUMBERS).filter(|number| !untried(number)) {
@@ -82,7 +84,7 @@ fn every_other_call_is_refused() {
     }
 }
 
-/// With nothing but a user's own rights in the way, its files and other processes are out of reach all the same.
+/// With only a user's own rights, its files and other processes are still out of reach.
 #[test]
 fn every_other_call_is_refused_without_namespaces() {
     let host = Host::start_without_namespaces();
@@ -110,7 +112,8 @@ fn every_other_call_is_refused_without_namespaces() {
     assert_eq!(entries(&folder), ["file"]);
 }
 
-/// Descriptors on their way are counted by user: who sees the host, and shares its user, may park none.
+/// Descriptors in flight are counted by user: a domain that sees the host, and shares its user, may
+/// send none.
 #[test]
 fn who_shares_the_host_passes_no_descriptors() {
     let host = Host::start_without_namespaces();

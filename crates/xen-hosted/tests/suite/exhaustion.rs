@@ -1,4 +1,4 @@
-//! The broker's own time and descriptors are out of a peer's reach.
+//! The protection of the broker's own time and descriptors from its peers.
 
 use crate::support::puppet::Puppet;
 use crate::support::{self, Host, cpu_time_ms};
@@ -15,7 +15,7 @@ use xen::{DomId, Error};
 use xen_hosted::domctl::Control;
 use xen_hosted::{Platform, Role};
 
-/// Nothing is asked of the broker for a while: it uses no processor.
+/// Checks that the broker uses no processor while no requests are sent.
 fn rests(host: &Host, when: &str) {
     let before = cpu_time_ms(host.broker.id());
     std::thread::sleep(Duration::from_millis(500));
@@ -23,7 +23,7 @@ fn rests(host: &Host, when: &str) {
     assert!(used < 100, "{when}: {used} ms of 500");
 }
 
-/// A connection that no library uses.
+/// Makes a connection without the library.
 fn connected(host: &Host, role: Role) -> OwnedFd {
     let (family, kind) = (AddressFamily::UNIX, SocketType::SEQPACKET);
     let socket = socket_with(family, kind, SocketFlags::CLOEXEC, None).unwrap();
@@ -39,7 +39,7 @@ fn who_hangs_up_does_not_keep_the_broker_busy() {
         let mut guest = Puppet::start(&host);
         assert_eq!(guest.ask(&format!("hang-up {when}")), "done");
         rests(&host, when);
-        // It lives and holds what it held, without a way to ask for more.
+        // It lives and keeps its resources, without a way to request more.
         let accounts = control.accounts(guest.domid()).unwrap();
         assert_eq!((accounts.ports, accounts.arenas), (2, 1));
         control.destroy(guest.domid()).unwrap();
@@ -57,14 +57,14 @@ fn a_full_table_of_descriptors_is_waited_for() {
         };
         support::raw::before_exec(command, set);
     });
-    // Each takes the broker two descriptors; the last of them wait to be let in.
+    // Each takes two of the broker's descriptors; the last ones wait to be accepted.
     let crowd: Vec<_> = (0..60).map(|_| connected(&host, Role::Control)).collect();
     rests(&host, "descriptors are used up");
     drop(crowd);
     assert_eq!(host.control().list().unwrap().len(), 1);
 }
 
-/// One connection too many is refused as that, and not as if no broker were there.
+/// One connection too many is refused with an error of its own, and not as if there were no broker.
 #[test]
 fn who_finds_all_connections_in_use_is_told_so() {
     let host = Host::start();
@@ -79,7 +79,7 @@ fn who_finds_all_connections_in_use_is_told_so() {
     support::until("there is room again", || connect() == Ok(()));
 }
 
-/// The broker's own descriptors are below; those of who connects, and of domains, are from here on.
+/// The first descriptor of connections and domains; the broker's own are below.
 const OF_PEERS: u64 = 24;
 
 /// The kernel has no room for what the broker sends, and no event tells when it has.
@@ -89,7 +89,7 @@ fn what_cannot_be_sent_is_not_sent_again_at_once() {
     let refuse = support::raw::refusing_where(libc::SYS_sendmsg, &to_peers, libc::ETOOMANYREFS);
     let host = Host::start_with(|command| support::raw::before_exec(command, refuse));
     let crowd: Vec<_> = (0..8).map(|_| connected(&host, Role::Control)).collect();
-    // What it is answered with has descriptors.
+    // Its answer has descriptors.
     let hello = 0_u64.to_ne_bytes();
     for socket in &crowd {
         rustix::net::send(socket, &hello, SendFlags::NOSIGNAL).unwrap();
@@ -99,7 +99,7 @@ fn what_cannot_be_sent_is_not_sent_again_at_once() {
     assert_eq!(answer.map(drop), Err(Errno::AGAIN), "it was not sent");
 }
 
-/// Whichever of its descriptors the broker cannot watch, a domain that is not created leaves no process.
+/// A creation that fails leaves no process, whichever of its descriptors the broker cannot watch.
 #[test]
 fn a_creation_that_fails_leaves_no_process() {
     let shell = std::fs::File::open("/bin/sh").unwrap();

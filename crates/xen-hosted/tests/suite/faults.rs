@@ -1,4 +1,5 @@
-//! Processes die at any instant, in an order that a seed decides: the rest goes on, and nothing is left.
+//! The deaths of processes at any instant, in an order that a seed decides: all others continue,
+//! and nothing is left.
 //!
 //! `FAULT_SEEDS=17..18` runs that seed alone, `FAULT_SEEDS=0..500` more of them.
 
@@ -42,7 +43,7 @@ pub(crate) fn play_frontend() -> i32 {
     })
 }
 
-/// Binds and maps what the environment names, and goes on using both.
+/// Binds the port and maps the page that the environment names, and goes on using both.
 pub(crate) fn play_backend() -> i32 {
     let host = HostDir::new(std::env::var_os(DIR).unwrap());
     let number = |name: &str| std::env::var(name).unwrap().parse::<u32>().unwrap();
@@ -85,7 +86,7 @@ fn start_backend(host: &Host, domid: DomId, offer: &[u32; 3]) -> Child {
         .unwrap()
 }
 
-/// Ends a domain's first process, as anybody who may can.
+/// Kills a domain's first process, as any process with the right may.
 fn kill(control: &mut Control, domid: DomId) {
     let process = control.process(domid).unwrap();
     // It may have ended by itself.
@@ -106,7 +107,7 @@ impl Observer {
         Self { watch, channels: backend.channels().unwrap() }
     }
 
-    /// All that was told since last, once the domain's death was.
+    /// Returns all changes since the last call, once the domain's death was reported.
     fn told_until_death(&mut self, domid: DomId) -> Vec<DomainEvent> {
         let mut told = Vec::new();
         until("the death is told", || {
@@ -125,7 +126,7 @@ fn hears_of_release(client: &mut xenstore::Client) {
     assert_eq!(event.path, b"@releaseDomain");
 }
 
-/// One domain's life with deaths around it.
+/// Runs a domain's life with deaths of other processes.
 fn round(host: &mut Host, chance: &mut SeededRandom) {
     let mut control = host.control();
     let mut onlooker = Observer::of(host);
@@ -145,7 +146,7 @@ fn round(host: &mut Host, chance: &mut SeededRandom) {
         assert!(guest.hear().is_some(), "the guest outlives its backend");
         let unbound = format!("{:?}", Status::Unbound(DomId::DOM0));
         until("its end is unbound", || guest.ask("status") == unbound);
-        // Another takes over.
+        // Another backend takes over.
         backend = start_backend(host, domid, &offer);
         let said = BufReader::new(backend.stdout.take().unwrap());
         assert!(said.lines().any(|line| line.unwrap() == "bound"), "the next backend binds");
@@ -190,8 +191,8 @@ fn round(host: &mut Host, chance: &mut SeededRandom) {
     until("the backend ends with its frontend", || backend.try_wait().unwrap().is_some());
 }
 
-/// A domain that is killed before it runs: while its sandbox is built, when it stands, and while the store
-/// is told of it.
+/// Kills a domain before it runs: while its sandbox is set up, when that is complete, or while the
+/// store is told of it.
 fn killed_before_it_runs(host: &Host, chance: &mut SeededRandom) {
     let mut control = host.control();
     let mut makes = host.control();
@@ -204,7 +205,7 @@ fn killed_before_it_runs(host: &Host, chance: &mut SeededRandom) {
         let pid = rustix::process::Pid::from_raw(pid).unwrap();
         let _ = rustix::process::kill_process(pid, Signal::KILL);
     }
-    // Either it was too early, or it was told; then the broker has cleared up by itself.
+    // The kill was too early, or the broker was told; then the broker has cleaned up by itself.
     if let Ok(created) = building.join().unwrap() {
         control.destroy(created.domid).unwrap();
     }
@@ -230,14 +231,14 @@ fn killed_before_it_runs(host: &Host, chance: &mut SeededRandom) {
     until("domain 0 alone is left", || control.list().unwrap().len() == 1);
 }
 
-/// The broker's children: the first processes of domains.
+/// Returns the broker's children: the first processes of domains.
 fn children(host: &Host) -> Vec<i32> {
     let broker = host.broker.id();
     let text = std::fs::read_to_string(format!("/proc/{broker}/task/{broker}/children"));
     text.unwrap_or_default().split_whitespace().map(|pid| pid.parse().unwrap()).collect()
 }
 
-/// Control groups of the host's domains, in all hierarchies.
+/// Returns the number of control groups of the host's domains, in all hierarchies.
 pub(crate) fn groups(host: &Host) -> usize {
     let below = host_groups(host).into_iter().map(|group| {
         let entries = std::fs::read_dir(group).into_iter().flatten().flatten();
@@ -246,7 +247,7 @@ pub(crate) fn groups(host: &Host) -> usize {
     below.sum()
 }
 
-/// The groups above them.
+/// Returns the groups above them.
 pub(crate) fn host_groups(host: &Host) -> Vec<PathBuf> {
     let meta = std::fs::metadata(host.host().path()).unwrap();
     let name = format!("xenbus-{:x}-{:x}", meta.dev(), meta.ino());
@@ -268,7 +269,7 @@ pub(crate) fn host_groups(host: &Host) -> Vec<PathBuf> {
     found
 }
 
-/// Memory that is the broker's own, in KiB.
+/// Returns the memory of the broker itself, in KiB.
 fn memory_kib(host: &Host) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", host.broker.id())).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
@@ -374,7 +375,7 @@ fn what_a_creator_holds_ends_with_it() {
     let [paused, runs, kept, taken] = [(); 4].map(|()| create(&mut creator, Lifetime::Held));
     creator.unpause(runs).unwrap();
     creator.keep(kept).unwrap();
-    // As one hands over who starts a domain again for somebody else.
+    // As a process hands over that starts a domain again for another one.
     let others = create(&mut other, Lifetime::Held);
     let holder = other.holder(others).unwrap().unwrap();
     assert_eq!(creator.holder(kept), Ok(None));
@@ -390,7 +391,7 @@ fn what_a_creator_holds_ends_with_it() {
     until("what it held is gone", || are_there(&[DomId::DOM0, unheld, kept, taken, others]));
     drop(other);
     until("and what the other held", || are_there(&[DomId::DOM0, unheld, kept]));
-    // What is handed to who is gone goes at once.
+    // A domain that is handed to a connection which is gone ends at once.
     let mut control = host.control();
     let late = create(&mut control, Lifetime::Held);
     control.hand_over(late, holder).unwrap();
@@ -413,12 +414,12 @@ fn the_brokers_end_is_its_domains() {
     assert_eq!(guest.hear(), None, "the domain has ended");
     assert_eq!(channels.wait(Some(support::WITHIN)), Err(xen::Error::NoDev));
     assert_eq!(control.list().unwrap_err(), xen::Error::NoDev);
-    // The store ends too, and says what it has lost.
+    // The store ends too, and logs its reason.
     let mut store = host.store.take().unwrap();
     until("the store ends", || store.try_wait().unwrap().is_some());
     let gone = format!("the broker of {} is gone", host.dir.display());
     assert!(host.store_log().contains(&gone), "{}", host.store_log());
-    // The next one in the directory begins anew, and clears up.
+    // The next broker in the directory begins without domains, and cleans up.
     host.restart_broker();
     assert_eq!(host.control().list().unwrap().len(), 1);
     let mut guest = Puppet::start_with(&mut host.control(), &playing("frontend"));

@@ -14,7 +14,7 @@ use xen_hosted::domctl::{Control, Created};
 use xenstore::Store;
 use xenstore_core::wire::MsgType;
 
-/// Reads its name from the store, and writes what it has read.
+/// Reads its name from the store, and writes it back.
 pub(crate) fn read_name() -> i32 {
     let mut store = support::GuestStore::open();
     let (kind, value) = store.ask(MsgType::Read, b"name\0");
@@ -26,10 +26,10 @@ pub(crate) fn read_name() -> i32 {
     0
 }
 
-/// A missing descriptor is told by its name, with what gives it.
+/// A missing descriptor is named in the error, with the program that provides it.
 #[test]
 fn a_descriptor_that_was_not_given_is_named() {
-    // No domain's program.
+    // This is no domain's program.
     let missing = Platform::guest().unwrap_err().to_string();
     assert!(missing.starts_with("no descriptor is named \"xen-broker\""), "{missing}");
     assert!(missing.contains("LISTEN_FDNAMES") && missing.contains("Control::create"), "{missing}");
@@ -92,7 +92,7 @@ fn an_exit_status_says_why() {
     control.destroy(created.domid).unwrap();
 }
 
-/// Reads the store from a domain of this host: the whole way once.
+/// Reads the store from a domain of this host, over all steps once.
 fn reaches_the_store(host: &Host, control: &mut Control) -> Created {
     let mut client = host.client();
     let created = create(control, "name-reader");
@@ -113,7 +113,7 @@ fn reaches_the_store(host: &Host, control: &mut Control) -> Created {
 #[test]
 fn an_ordinary_user_has_it_all_but_what_is_said() {
     if !rustix::process::geteuid().is_root() {
-        // Then all other tests are this one.
+        // Then all other tests run that way.
         return;
     }
     let nobody = 65534;
@@ -153,7 +153,7 @@ fn root_does_without_user_namespaces() {
     let created = reaches_the_store(&host, &mut control);
     assert_eq!(created.lacks, [Lack::UserNamespace]);
     control.destroy(created.domid).unwrap();
-    // No more of root than others have, and nobody else's id.
+    // It has the rights of other guests, and an id of its own.
     let mut guest = Puppet::start(&host);
     let who = guest.ask("who");
     let uid = who.strip_prefix("pid=1 uid=").and_then(|rest| rest.strip_suffix(" capabilities=0"));
@@ -161,7 +161,7 @@ fn root_does_without_user_namespaces() {
     assert_eq!(guest.ask("kill 50"), "Err(3)");
 }
 
-/// As Ubuntu 24.04 does it: a user namespace is made, and what it is made for is refused.
+/// As on Ubuntu 24.04: a user namespace can be made, and the operations in it are refused.
 #[test]
 fn namespaces_that_are_refused_late_are_done_without() {
     let nobody = 65534;

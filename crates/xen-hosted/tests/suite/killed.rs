@@ -1,4 +1,4 @@
-//! A domain can always be killed, whatever its processes wait for.
+//! The killing of a domain: always possible, whatever its processes wait for.
 
 use crate::support::puppet::Puppet;
 use crate::support::{self, Host, playing, until};
@@ -12,8 +12,8 @@ fn with_files() -> Config {
     config
 }
 
-/// A domain whose end has to wait for itself: it has written into a file that it serves no more. `None` where
-/// this machine lets no domain have files.
+/// Makes a domain that waits for itself: it has written into a file that it no longer serves.
+/// `None` where this machine lets no domain have files.
 fn waiting(host: &Host) -> Option<Puppet> {
     let mut guest = Puppet::start_with(&mut host.control(), &with_files());
     if guest.created.lacks.contains(&Lack::Devices) {
@@ -43,7 +43,8 @@ fn who_serves_its_own_files_no_more_is_killed() {
     is_killed(&Host::start());
 }
 
-/// The broker's command without what it ends connections by, where it is root: fusectl.
+/// Changes the broker's command so that it lacks fusectl, by which it ends connections where it is
+/// root.
 fn without_fusectl(command: &mut Command) {
     let (dir, broker) =
         (command.get_args().next().unwrap().to_owned(), command.get_program().to_owned());
@@ -92,7 +93,8 @@ fn lives(pid: u32) -> bool {
     })
 }
 
-/// A host whose broker was killed, and its domain with it, which could not end; the domain's process.
+/// Makes a host whose broker was killed with its domain, which could not end. Returns it with the
+/// domain's process.
 fn left_behind(start: fn() -> Host) -> Option<(Host, u32)> {
     let mut host = start();
     let guest = waiting(&host)?;
@@ -133,7 +135,7 @@ fn what_a_killed_broker_has_left_is_ended_without_fusectl() {
     until("it is gone", || !lives(pid));
 }
 
-/// A broker names what does not end with it, and ends with a status that is not 0.
+/// A broker logs what does not end with it, and ends with a status that is not 0.
 #[test]
 fn a_broker_tells_what_does_not_end_with_it() {
     let mut host = Host::start_with(|command| {
@@ -156,7 +158,7 @@ fn a_broker_tells_what_does_not_end_with_it() {
     assert_eq!(crate::faults::host_groups(&host), Vec::<std::path::PathBuf>::new());
 }
 
-/// A domain can put off that it dies with its broker; it is known by its process as well.
+/// A domain can cancel its death with the broker; it is identified by its process as well.
 #[test]
 fn who_outlives_its_broker_is_ended_by_the_next() {
     let mut host = Host::start();

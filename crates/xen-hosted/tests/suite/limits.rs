@@ -45,7 +45,8 @@ impl Groups {
         groups
     }
 
-    /// The file `two` of version 2 where it has that, or else `one` of a controller of version 1.
+    /// Returns the file `two` of version 2 where the controller is there, or else `one` of a
+    /// controller of version 1.
     fn file(&self, controller: &str, one: &str, two: &str) -> (u32, PathBuf) {
         let file = self.two.as_ref().map(|dir| dir.join(two)).filter(|file| file.exists());
         let older = self.one.iter().find(|(name, _)| name == controller);
@@ -61,7 +62,7 @@ impl Groups {
         (version, said.trim().to_owned())
     }
 
-    /// A number in a list of `name number`.
+    /// Reads a number in a list of `name number`.
     fn counted(&self, controller: &str, one: (&str, &str), two: (&str, &str)) -> u64 {
         let (version, said) = self.read(controller, one.0, two.0);
         let name = if version == 1 { one.1 } else { two.1 };
@@ -69,7 +70,7 @@ impl Groups {
         line.unwrap_or_else(|| panic!("{controller}: no {name} in {said}")).parse().unwrap()
     }
 
-    /// The folders of the domain's own, and those of its host above them.
+    /// Returns the folders of the domain's groups, and of its host's above them.
     fn folders(&self) -> Vec<PathBuf> {
         let dirs = self.one.iter().map(|(_, dir)| dir).chain(&self.two);
         let of_host = |dir: &&PathBuf| dir.parent().is_some_and(is_a_hosts);
@@ -81,7 +82,8 @@ fn is_a_hosts(dir: &Path) -> bool {
     dir.file_name().is_some_and(|name| name.to_string_lossy().starts_with("xenbus-"))
 }
 
-/// A host and a domain with bounds of its own; `None` where the machine has no groups for them.
+/// Makes a host and a domain with limits of its own; `None` where the machine has no groups for
+/// them.
 fn bounded(config: impl FnOnce(&mut xen_hosted::domain::Config)) -> Option<(Host, Puppet)> {
     let host = Host::start();
     let mut asked = playing("puppet");

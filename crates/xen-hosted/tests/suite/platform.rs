@@ -1,9 +1,9 @@
 //! The platform's part of the conformance suite on this platform: domain 0's processes, sandboxed
 //! domains, and both together.
 //!
-//! A case speaks for two domains out of one process. So one of the domains hands its socket to the broker
-//! on: to this test, which is then domain 0 and a guest, or to another domain, whose sandbox
-//! then has the whole case in it.
+//! A case uses two domains from one process. Therefore one of the domains passes its socket to the
+//! broker on: to this test, which is then domain 0 and a guest, or to another domain, whose sandbox
+//! then contains the whole case.
 
 use crate::support::puppet::Puppet;
 use crate::support::{self, Host, WITHIN, playing, this_program};
@@ -25,7 +25,8 @@ use xen_hosted::domain::Lack;
 use xen_hosted::domctl::{Accounts, Control, Created, Descriptors};
 use xen_hosted::{HostDir, Platform, Role};
 
-/// Maps and unmaps a page that it has mapped once, as a backend, and may make no system call meanwhile.
+/// Maps and unmaps a page, as a backend, that it has mapped once before. It may make no system call
+/// meanwhile.
 pub(crate) fn map_without_calls() {
     let number = |name: &str| std::env::var(name).unwrap().parse::<u16>().unwrap();
     let (of, grant) = (DomId(number("DOMID")), GrantRef(number("GRANT").into()));
@@ -37,12 +38,12 @@ pub(crate) fn map_without_calls() {
     support::raw::exit_at_once(i32::from(!done));
 }
 
-/// Leaves the socket to the broker alone, and stays until nobody has any use for it.
+/// Does not use its socket to the broker, and stays until it is no longer needed.
 pub(crate) fn lend() {
     assert_eq!(rustix::io::read(std::io::stdin(), &mut [0]), Ok(0));
 }
 
-/// Runs each case with itself and who lends it a socket; says what came of each.
+/// Runs each case with itself and the domain that lends it a socket; prints the result of each.
 pub(crate) fn borrow() {
     let stdin = std::io::stdin();
     let own = Platform::guest().unwrap();
@@ -52,7 +53,7 @@ pub(crate) fn borrow() {
         let verdict = case(&mut a, &mut b).err().unwrap_or_default();
         rustix::net::send(&stdin, verdict.as_bytes(), SendFlags::NOSIGNAL).unwrap();
     }
-    // What it holds is looked at before it ends.
+    // Its resources are checked before it ends.
     assert_eq!(rustix::io::read(stdin, &mut [0]), Ok(0));
 }
 
@@ -65,7 +66,7 @@ fn pass(over: BorrowedFd<'_>, fd: BorrowedFd<'_>) {
     sendmsg(over, &[IoSlice::new(b"!")], &mut control, SendFlags::NOSIGNAL).unwrap();
 }
 
-/// The descriptor that is sent.
+/// Receives the descriptor that is sent.
 fn passed(over: BorrowedFd<'_>) -> OwnedFd {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -79,7 +80,7 @@ fn passed(over: BorrowedFd<'_>) -> OwnedFd {
     fds.expect("a descriptor comes")
 }
 
-/// One domain, as one or two of its processes have it.
+/// Returns a domain as one or two of its processes have it.
 fn party(backend: &Platform, frontend: &Platform) -> Party {
     let evtchn: Box<dyn EventChannels> = Box::new(backend.channels().unwrap());
     let maps: Box<dyn GrantMap> = Box::new(backend.grants());
@@ -87,7 +88,7 @@ fn party(backend: &Platform, frontend: &Platform) -> Party {
     Party { domid: backend.domid(), evtchn, maps, offers }
 }
 
-/// Domain 0, as a backend and a frontend.
+/// Returns domain 0, as a backend and a frontend.
 fn domain_0(host: &Host) -> Party {
     let connect = |role| Platform::connect(&host.host(), role).unwrap();
     party(&connect(Role::Backend), &connect(Role::Frontend))
@@ -125,7 +126,7 @@ impl Guest {
         self.created.domid
     }
 
-    /// Its socket to the broker, which is taken: a guest that sees the host may send none.
+    /// Receives its socket to the broker, which is taken: a guest that sees the host may send none.
     fn lent(&self, control: &mut Control) -> OwnedFd {
         let process = control.process(self.domid()).unwrap();
         let environment = format!("/proc/{}/environ", support::pid_of(&process));
@@ -147,7 +148,7 @@ fn held(control: &mut Control, domid: DomId) -> [u64; 3] {
     [ports, granted, mapped]
 }
 
-/// All cases out of this process; each leaves nothing behind.
+/// Runs all cases from this process; each leaves nothing behind.
 fn all_cases(control: &mut Control, mut a: Party, mut b: Party) {
     let cases = platform::cases();
     assert!(!cases.is_empty());

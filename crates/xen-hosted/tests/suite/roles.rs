@@ -3,7 +3,7 @@
 use crate::support::{self, actor};
 use crate::{faults, host, platform};
 
-/// Plays what the environment says; not a test of its own.
+/// Plays the role that the environment names; not a test of its own.
 #[test]
 fn role() {
     let Some(role) = support::role() else { return };

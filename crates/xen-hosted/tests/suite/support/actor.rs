@@ -14,7 +14,7 @@ use xen::{DomId, Error, GrantRef, Port};
 use xen_hosted::Platform;
 use xen_hosted::domctl::Control;
 
-/// Has the program's further descriptors be below that number.
+/// Limits the numbers of the program's further descriptors to those below `below`.
 fn set_descriptors(below: u64) -> Result<(), Error> {
     let maximum = getrlimit(Resource::Nofile).maximum;
     let limit = Rlimit { current: Some(below), maximum };
@@ -38,7 +38,7 @@ struct Actor {
     offered: Vec<Offered>,
 }
 
-/// Plays a domain that does what it is told.
+/// Plays a domain that does the acts that it is told.
 pub(crate) fn play() -> i32 {
     let platform = Platform::guest().unwrap();
     let mut actor = Actor {
@@ -275,7 +275,7 @@ fn act_without_bound(words: &[&str]) -> String {
             }
         }
         ["hold", mib] => {
-            // For good: there is no way back.
+            // Never undone.
             for _ in 0..number(mib) {
                 std::mem::forget(std::hint::black_box(vec![1_u8; 1 << 20]));
             }
@@ -290,7 +290,7 @@ fn act_without_bound(words: &[&str]) -> String {
             "all of it".to_owned()
         }
         ["hang-up", "unread"] => {
-            // More than the broker keeps answers for, none of which is taken.
+            // More than the broker keeps answers for, and none is read.
             for _ in 0..30 {
                 raw::send_words(&[5, 1]);
             }

@@ -13,13 +13,13 @@ macro_rules! errno {
     }};
 }
 
-/// Makes a call with no arguments to speak of.
+/// Makes a call without meaningful arguments.
 pub(crate) fn call(number: &str) -> String {
     let number: libc::c_long = number.parse().unwrap();
     errno!(number, 0, 0, 0, 0, 0, 0).to_string()
 }
 
-/// Makes one with arguments that no domain may have.
+/// Makes a call with arguments that no domain may use.
 pub(crate) fn refused(what: &str) -> String {
     let none = std::ptr::null::<u8>();
     let (one, _other) = std::os::unix::net::UnixStream::pair().unwrap();
@@ -77,7 +77,7 @@ pub(crate) fn refused(what: &str) -> String {
     errno.to_string()
 }
 
-/// Changes a file of its user, or its folder.
+/// Changes a file of its user, or the file's folder.
 pub(crate) fn spoil(what: &str, path: &str) -> String {
     let other = CString::new(format!("{path}.other")).unwrap();
     let path = CString::new(path).unwrap();
@@ -103,7 +103,7 @@ pub(crate) fn spoil(what: &str, path: &str) -> String {
     errno.to_string()
 }
 
-/// Sends descriptors through sockets that nobody reads, until it may not; why not.
+/// Sends descriptors through sockets that nobody reads, until that is refused. Returns the error.
 pub(crate) fn park() -> String {
     let mut sockets = Vec::new();
     loop {

@@ -1,4 +1,5 @@
-//! A domain's `/dev` that answers for a while and then no more: one file, served through FUSE by a thread.
+//! A domain's `/dev` that is served for a while and then no more: one file, served through FUSE by
+//! a thread.
 //!
 //! Source: `include/uapi/linux/fuse.h`, version 7.31.
 
@@ -6,7 +7,7 @@ use super::raw;
 use rustix::event::{PollFd, PollFlags, poll};
 use std::os::fd::OwnedFd;
 
-/// Bytes of the file.
+/// The length of the file in bytes.
 const SIZE: u64 = 1 << 20;
 /// The file's node; the root's is 1.
 const FILE: u64 = 2;
@@ -16,7 +17,8 @@ const OPEN: u32 = 14;
 const READ: u32 = 15;
 const INIT: u32 = 26;
 
-/// Serves the file until somebody's write is to be stored in it, which is never answered, nor is anything after that.
+/// Serves the file until a write is to be stored in it. That one is never answered, nor is any
+/// later request.
 fn serve(fuse: &OwnedFd) {
     let mut request = vec![0; 1 << 20];
     loop {
@@ -55,7 +57,7 @@ fn init() -> Vec<u8> {
     body
 }
 
-/// `struct fuse_entry_out`, for as long as anybody wants to believe it.
+/// `struct fuse_entry_out`, valid without limit.
 fn entry() -> Vec<u8> {
     let valid = [3600_u64.to_ne_bytes(), 3600_u64.to_ne_bytes()].concat();
     [&FILE.to_ne_bytes(), &0_u64.to_ne_bytes(), &valid[..], &[0; 8], &attributes(FILE)].concat()
@@ -72,7 +74,8 @@ fn attributes(node: u64) -> [u8; 88] {
     attributes
 }
 
-/// Maps the file and writes into it, while it is served; the write is stored when nobody serves it any more.
+/// Maps the file and writes into it while it is served; the write is stored when it is no longer
+/// served.
 pub(crate) fn dirty() -> String {
     let Ok(fuse) = xen_hosted::guest_devices() else { return "no devices".to_owned() };
     std::thread::spawn(move || serve(&fuse));

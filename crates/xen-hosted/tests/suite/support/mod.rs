@@ -41,7 +41,7 @@ pub(crate) fn role() -> Option<String> {
     std::env::var(ROLE).ok()
 }
 
-/// Waits until `what` is so.
+/// Waits until the condition `so` holds; `what` names it.
 pub(crate) fn until(what: &str, mut so: impl FnMut() -> bool) {
     let end = Instant::now() + WITHIN;
     while !so() {
@@ -50,13 +50,14 @@ pub(crate) fn until(what: &str, mut so: impl FnMut() -> bool) {
     }
 }
 
-/// The broker's program: where cargo has built it, or where this test has been taken to.
+/// Returns the path of the broker's program: the one that cargo has built, or the one beside a
+/// moved test.
 fn broker() -> OsString {
     let elsewhere = std::env::var_os("XEN_HOSTED_TEST_BROKER");
     elsewhere.unwrap_or_else(|| env!("CARGO_BIN_EXE_xen-hosted").into())
 }
 
-/// A broker in a directory of its own, and the daemon if asked for.
+/// A broker in a directory of its own, and the daemon if one was started.
 pub(crate) struct Host {
     pub(crate) dir: PathBuf,
     pub(crate) broker: Child,
@@ -85,7 +86,7 @@ impl Host {
         Self { broker: serving(&mut command), dir, store: None }
     }
 
-    /// A host whose broker may not make a namespace.
+    /// Starts a host whose broker may not make a namespace.
     pub(crate) fn start_without_namespaces() -> Self {
         // In a namespace that lets nobody make another, as a user without rights in it.
         let script = "echo 1 > /proc/sys/user/max_user_namespaces && \
@@ -99,7 +100,7 @@ impl Host {
         })
     }
 
-    /// A host whose broker is root where nobody may make a user namespace.
+    /// Starts a host whose broker is root where nobody may make a user namespace.
     pub(crate) fn start_as_root_without_user_namespaces() -> Self {
         // Root in a user namespace with all ids: there the bound is not everybody's.
         let inside = "echo 0 > /proc/sys/user/max_user_namespaces && exec \"$0\" \"$1\"";
@@ -123,7 +124,7 @@ impl Host {
         self.broker = serving(&mut command);
     }
 
-    /// The directory that broker and peers share.
+    /// Returns the directory that broker and peers share.
     pub(crate) fn host(&self) -> HostDir {
         HostDir::new(self.dir.join("host"))
     }
@@ -132,8 +133,8 @@ impl Host {
         self.dir.join("store")
     }
 
-    /// Starts the daemon and waits until it answers. Its socket takes connections before its set-up with
-    /// the broker is complete, so that a connection alone says nothing of that.
+    /// Starts the daemon and waits until it answers. Its socket accepts connections before its
+    /// set-up with the broker is complete, so a connection alone is not enough.
     pub(crate) fn start_store(&mut self) {
         let log = File::create(self.dir.join("store.log")).unwrap();
         let child = Command::new(std::env::current_exe().unwrap())
@@ -157,7 +158,7 @@ impl Host {
         Control::connect(&self.host()).unwrap()
     }
 
-    /// A client of the daemon, for domain 0.
+    /// Returns a client of the daemon, for domain 0.
     pub(crate) fn client(&self) -> xenstore::Client {
         xenstore::Client::connect(self.socket()).unwrap()
     }
@@ -183,7 +184,7 @@ impl Drop for Host {
     }
 }
 
-/// Maps all ids into the new user namespace of the process that says its number.
+/// Maps all ids into the new user namespace of the process that sends its number.
 fn map_all_ids(socket: &UnixStream) {
     let mut pid = String::new();
     BufReader::new(socket).read_line(&mut pid).unwrap();
@@ -209,7 +210,7 @@ pub(crate) fn terminate(child: &Child) {
     }
 }
 
-/// The configuration of a domain that plays `role`.
+/// Returns the configuration of a domain that plays `role`.
 pub(crate) fn playing(role: &str) -> Config {
     let mut config = Config::default();
     config.files = Files::System;
@@ -218,7 +219,7 @@ pub(crate) fn playing(role: &str) -> Config {
     config
 }
 
-/// This program, as the program of a domain.
+/// Opens this program, as the program of a domain.
 pub(crate) fn this_program() -> File {
     File::open(std::env::current_exe().unwrap()).unwrap()
 }
@@ -228,13 +229,13 @@ pub(crate) fn create(control: &mut Control, role: &str) -> Created {
     control.create_quiet(&playing(role), &this_program()).unwrap()
 }
 
-/// Introduces a domain to the store: what the toolstack does between creation and start.
+/// Introduces a domain to the store, as the toolstack does between creation and start.
 pub(crate) fn introduce(client: &mut xenstore::Client, created: &Created) {
     let domid = created.domid.0;
     client.introduce(domid, created.store_gfn.0, created.store_port.0).unwrap();
 }
 
-/// Waits until a domain has shut down; why.
+/// Waits until a domain has shut down. Returns its state.
 pub(crate) fn ended(control: &mut Control, domid: DomId) -> DomainInfo {
     let mut last = None;
     until("the domain ends", || {
@@ -302,7 +303,8 @@ impl GuestStore {
         }
     }
 
-    /// Asks without waiting, and takes what has come: the ring stays in use, whatever becomes of the store.
+    /// Sends a request without waiting, and reads what has arrived: the ring stays in use, whatever
+    /// happens to the store.
     pub(crate) fn poke(&mut self) -> Result<(), xen::Error> {
         let mut bytes = Vec::new();
         for word in [MsgType::Directory as u32, 1, 0, 2] {
@@ -316,7 +318,7 @@ impl GuestStore {
         self.channels.notify(self.port)
     }
 
-    /// One request and its reply.
+    /// Sends one request and returns its reply.
     pub(crate) fn ask(&mut self, kind: MsgType, payload: &[u8]) -> (u32, Vec<u8>) {
         self.request += 1;
         let mut bytes = Vec::new();
@@ -355,7 +357,7 @@ impl GuestStore {
     }
 }
 
-/// Processor time that a process has used, in ms.
+/// Returns the processor time that a process has used, in ms.
 pub(crate) fn cpu_time_ms(pid: u32) -> u64 {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     // The name, in brackets, may hold anything; the times are the 12th and 13th field behind it.
@@ -364,20 +366,20 @@ pub(crate) fn cpu_time_ms(pid: u32) -> u64 {
     times.map(|ticks| ticks.parse::<u64>().unwrap() * 10).sum()
 }
 
-/// The number of the process that a pidfd is of.
+/// Returns the number of a pidfd's process.
 pub(crate) fn pid_of(pidfd: &std::os::fd::OwnedFd) -> u32 {
     use std::os::fd::AsFd;
     let pid = xen_hosted::domctl::process_number(pidfd.as_fd()).unwrap();
     pid.as_raw_nonzero().get().unsigned_abs()
 }
 
-/// The number of a descriptor with this name, as `LISTEN_FDNAMES` has it.
+/// Returns the number of the descriptor with this name, according to `LISTEN_FDNAMES`.
 pub(crate) fn number_of(name: &str, names: &str) -> i32 {
     let at = names.split(':').position(|named| named == name);
     3 + i32::try_from(at.unwrap_or_else(|| panic!("no {name} among {names}"))).unwrap()
 }
 
-/// Entries of a folder.
+/// Returns the entries of a folder.
 pub(crate) fn entries(folder: &Path) -> Vec<String> {
     let list = fs::read_dir(folder).into_iter().flatten().flatten();
     list.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()

@@ -1,4 +1,4 @@
-//! A domain that does what the test tells it, line by line, and says what came of it.
+//! A domain that executes the test's commands, line by line, and answers each with its result.
 
 use super::{Host, WITHIN, playing, this_program};
 use std::fs::File;
@@ -9,7 +9,7 @@ use xen::domctl::DomainControl;
 use xen_hosted::domain::Config;
 use xen_hosted::domctl::{Control, Created, Descriptors};
 
-/// The domain, seen from the test.
+/// The test's side of the domain.
 pub(crate) struct Puppet {
     pub(crate) created: Created,
     input: Option<PipeWriter>,
@@ -48,7 +48,7 @@ impl Puppet {
         self.created.domid
     }
 
-    /// Tells it something without waiting for what comes of it.
+    /// Sends it a command without waiting for the result.
     pub(crate) fn tell(&mut self, line: &str) {
         let input = self.input.as_mut().unwrap();
         writeln!(input, "{line}").unwrap_or_else(|error| panic!("{line}: {error}"));
@@ -70,7 +70,7 @@ impl Puppet {
         }
     }
 
-    /// Tells it something; what came of it.
+    /// Sends it a command and returns the result.
     pub(crate) fn ask(&mut self, line: &str) -> String {
         self.tell(line);
         self.hear().unwrap_or_else(|| panic!("{line}: the domain has ended"))

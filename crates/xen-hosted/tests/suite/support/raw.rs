@@ -68,12 +68,12 @@ pub(crate) fn send_words(words: &[u64]) {
     rustix::net::send(socket(), &bytes, SendFlags::NOSIGNAL).unwrap();
 }
 
-/// Shuts the socket down in both directions; what came of it.
+/// Shuts the socket down in both directions. Returns the result.
 pub(crate) fn hang_up() -> String {
     name(rustix::net::shutdown(socket(), rustix::net::Shutdown::Both))
 }
 
-/// Sends bytes as a packet, whatever they are; whether the socket took them.
+/// Sends any bytes as a packet. Returns true if the socket took them.
 pub(crate) fn send(bytes: &[u8]) -> bool {
     let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
     rustix::net::send(socket(), bytes, flags).is_ok()
@@ -88,8 +88,8 @@ pub(crate) fn punch(peer: u64) -> String {
     name(fallocate(&fds[0], hole, len - pages, pages))
 }
 
-/// Grants `peer` page 9 of a writable arena without ever touching it, and does to it what may harm who
-/// maps it: the reference, and what came of it.
+/// Grants `peer` page 9 of a writable arena without ever touching it, and does to the page all that
+/// may harm a domain that maps it. Returns the reference and the results.
 pub(crate) fn grant_and_abuse(peer: u64) -> String {
     let (words, fds) = request(&[7, peer, 1, 0], false);
     let came = abuse(&fds[0]);
@@ -99,7 +99,8 @@ pub(crate) fn grant_and_abuse(peer: u64) -> String {
     format!("{grant} {came}")
 }
 
-/// Seals the pages of an arena that `peer` may read alone before the broker does: what it says then.
+/// Seals the pages of an arena that `peer` may only read before the broker does. Returns the
+/// broker's answer.
 pub(crate) fn seal_first(peer: u64) -> String {
     let (words, fds) = request(&[7, peer, 0, 0], false);
     let sealed = fcntl_add_seals(&fds[1], SealFlags::SEAL);
@@ -114,7 +115,7 @@ fn name(result: Result<(), Errno>) -> String {
     }
 }
 
-/// All that a peer may try with an arena's memfd so that the other side suffers: what came of each.
+/// Tries with an arena's memfd all that may harm the other side. Returns the results.
 pub(crate) fn abuse(fd: &OwnedFd) -> String {
     let len = 4096;
     let map = |access| {
@@ -150,7 +151,7 @@ pub(crate) fn write_mapped(file: impl AsFd, bytes: &[u8]) {
     }
 }
 
-/// Clears `O_NONBLOCK` of a descriptor in both ways that there are: what came of it.
+/// Clears `O_NONBLOCK` of a descriptor in both possible ways. Returns the results.
 pub(crate) fn make_blocking(fd: impl AsFd) -> String {
     let flags = rustix::fs::OFlags::empty();
     let setfl = rustix::fs::fcntl_setfl(&fd, flags);
@@ -158,7 +159,7 @@ pub(crate) fn make_blocking(fd: impl AsFd) -> String {
     format!("setfl={} fionbio={}", name(setfl), name(ioctl))
 }
 
-/// A process that is a copy of this one; `None` in the copy.
+/// Makes a process that is a copy of this one; `None` in the copy.
 pub(crate) fn fork() -> std::io::Result<Option<i32>> {
     // SAFETY: the copy does nothing but sleep until it is killed.
     match unsafe { libc::fork() } {
@@ -168,7 +169,8 @@ pub(crate) fn fork() -> std::io::Result<Option<i32>> {
     }
 }
 
-/// Runs another program in this one's place, from a thread: none of its signals at another's death are handed on.
+/// Runs another program in place of this one, from a thread: its signals at another process's death
+/// are not inherited.
 pub(crate) fn run_from_a_thread(
     program: &'static std::ffi::CStr,
     argument: &'static std::ffi::CStr,
@@ -184,7 +186,7 @@ pub(crate) fn run_from_a_thread(
     }
 }
 
-/// The open descriptors that this program was started with.
+/// Lists the open descriptors that this program was started with.
 pub(crate) fn descriptors() -> String {
     let opened: Vec<String> = (0..1024)
         .filter(|number| {
@@ -256,7 +258,7 @@ pub(crate) fn refusing_where(
     )
 }
 
-/// Refuses a system call where an argument, by its place, is exactly so much.
+/// Refuses a system call where an argument, by its place, is exactly this value.
 pub(crate) fn refusing_exactly(
     call: libc::c_long,
     (place, value): (u8, u64),
@@ -276,7 +278,7 @@ fn refusing_if(
     move || filter.install().map_err(std::io::Error::other)
 }
 
-/// From here on this process is killed for any system call but the one that ends it.
+/// Makes this process be killed for any further system call but the one that ends it.
 pub(crate) fn no_more_calls() {
     Calls::any(&[libc::SYS_exit_group]).else_kill().unwrap().install().unwrap();
 }
