@@ -6,7 +6,8 @@ use rustix::thread::{
     set_capabilities,
 };
 
-/// Keeps those of a set that it may have, and no others. Those of the ambient set go as well.
+/// Keeps those capabilities of a set that the thread may have, and no others. The ambient set is
+/// reduced as well.
 ///
 /// # Errors
 /// The kernel refuses.
@@ -16,13 +17,14 @@ pub fn keep(set: CapabilitySet) -> Result<()> {
     set_capabilities(None, CapabilitySets { effective: kept, permitted: kept, inheritable })
 }
 
-/// Sees to it that no program which it runs gets a capability that it has not itself. Nothing happens to who has no right
-/// to that; such a process has no capability either.
+/// Prevents every program that this thread runs from getting a capability that the thread does not
+/// have. Has no effect in a process that has no right to do that; such a process has no capability
+/// either.
 pub fn empty_bounding_set() {
     for bit in 0..64 {
         let capability = CapabilitySet::from_bits_retain(1 << bit);
         if remove_capability_from_bounding_set(capability).is_err() {
-            // The kernel knows no more of them.
+            // The kernel has no further capabilities.
             break;
         }
     }

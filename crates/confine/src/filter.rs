@@ -12,25 +12,25 @@ use std::fmt;
 /// A condition on an argument, by its place from 0. The lower 32 bits are compared.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Arg {
-    /// It is this.
+    /// It equals the value.
     Is(u8, u64),
-    /// It is anything else.
+    /// It differs from the value.
     IsNot(u8, u64),
-    /// It is so much, or more.
+    /// It is at least the value.
     AtLeast(u8, u64),
-    /// It has none of these bits.
+    /// It has none of the bits.
     Without(u8, u64),
-    /// It has all of these bits.
+    /// It has all of the bits.
     With(u8, u64),
-    /// Of these bits it has exactly those of the value behind.
+    /// Its bits in the mask are exactly those of the last value.
     Masked(u8, u64, u64),
 }
 
-/// Why there is no filter, or the kernel does not take it.
+/// The reason why there is no filter, or why the kernel does not accept it.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Error {
-    /// The rules make none, or there is none for this architecture.
+    /// The rules cannot be compiled, or there is no filter for this architecture.
     Compile(seccompiler::BackendError),
     /// The kernel refuses it.
     Install(seccompiler::Error),
@@ -53,49 +53,52 @@ impl From<seccompiler::BackendError> for Error {
     }
 }
 
-/// System calls, each with the arguments for which it is meant.
+/// System calls, each with the arguments that it is allowed with.
 #[derive(Clone, Default, Debug)]
 pub struct Calls(BTreeMap<c_long, Vec<Vec<Arg>>>);
 
 /// The errors with which refused calls fail.
 #[derive(Clone, Copy, Debug)]
 pub struct Refusals<'c> {
-    /// Some calls, each list with its own error.
+    /// Lists of calls, each with its own error.
     pub listed: &'c [(&'c [c_long], Errno)],
-    /// All calls from this number on: newer ones, that C libraries know kernels without.
+    /// The first number of newer calls, which C libraries do not require of a kernel, and their
+    /// error.
     pub from: (u32, Errno),
-    /// All others.
+    /// The error of all other calls.
     pub others: Errno,
 }
 
 impl Calls {
-    /// These, with any arguments.
+    /// Makes a list of these calls, with any arguments.
     #[must_use]
     pub fn any(calls: &[c_long]) -> Self {
         Self(calls.iter().map(|call| (*call, Vec::new())).collect())
     }
 
-    /// This call as well where all conditions of one of the alternatives hold; with any arguments where there is none.
+    /// Adds a call where all conditions of one of the alternatives hold; with any arguments where
+    /// there is no alternative.
     #[must_use]
     pub fn when(mut self, call: c_long, alternatives: impl IntoIterator<Item = Vec<Arg>>) -> Self {
         self.0.insert(call, alternatives.into_iter().collect());
         self
     }
 
-    /// Memory as well, none that can be executed.
+    /// Adds the calls for memory that cannot be executed.
     #[must_use]
     pub fn memory_without_code(self) -> Self {
         let not_executable = || [vec![Arg::Without(2, libc::PROT_EXEC as u64)]];
         self.when(libc::SYS_mmap, not_executable()).when(libc::SYS_mprotect, not_executable())
     }
 
-    /// Sockets of the Unix domain as well.
+    /// Adds the calls for sockets of the Unix domain.
     #[must_use]
     pub fn unix_sockets(self) -> Self {
         self.when(libc::SYS_socket, [vec![Arg::Is(0, libc::AF_UNIX as u64)]])
     }
 
-    /// These requests to devices as well, and the one with which the standard library looks for terminals.
+    /// Adds these requests to devices, and the one with which the standard library looks for
+    /// terminals.
     #[must_use]
     pub fn requests<'r>(self, requests: impl IntoIterator<Item = &'r u32>) -> Self {
         let all = requests.into_iter().chain(&[TCGETS]);
@@ -103,7 +106,7 @@ impl Calls {
         self.when(libc::SYS_ioctl, alternatives)
     }
 
-    /// The filter that lets these pass and kills the process for all others.
+    /// Compiles the filter that allows these calls and kills the process for all others.
     ///
     /// # Errors
     /// [`Error::Compile`].
@@ -111,7 +114,7 @@ impl Calls {
         Ok(Filter(self.compile(SeccompAction::KillProcess, SeccompAction::Allow)?))
     }
 
-    /// The filter that lets these pass and has all others fail.
+    /// Compiles the filter that allows these calls and has all others fail.
     ///
     /// # Errors
     /// [`Error::Compile`].
@@ -120,7 +123,7 @@ impl Calls {
         Ok(Filter(with_errors(program, refusals)))
     }
 
-    /// The filter that has these fail and lets all others pass.
+    /// Compiles the filter that has these calls fail and allows all others.
     ///
     /// # Errors
     /// [`Error::Compile`].
@@ -147,7 +150,7 @@ impl Calls {
 /// `TCGETS` of `asm-generic/ioctls.h`.
 const TCGETS: u32 = 0x5401;
 
-/// Arguments that all compare so.
+/// Returns the rule of conditions that all hold.
 fn rule(all: &[Arg]) -> Result<SeccompRule, seccompiler::BackendError> {
     let conditions = all.iter().map(|arg| {
         let (index, how, value) = match *arg {
@@ -163,13 +166,14 @@ fn rule(all: &[Arg]) -> Result<SeccompRule, seccompiler::BackendError> {
     SeccompRule::new(conditions.collect::<Result<_, _>>()?)
 }
 
-/// A filter that the kernel can take.
+/// A filter in the form that the kernel accepts.
 #[derive(Clone, Debug)]
 pub struct Filter(BpfProgram);
 
 impl Filter {
-    /// Has it hold for this thread and for all that it starts, for good, before those that hold already: of several
-    /// filters the strictest answer counts. It takes no memory and no lock.
+    /// Installs the filter for this thread and for all that it starts, for good, in addition to
+    /// those that it has: of several filters the strictest result counts. It allocates no memory
+    /// and takes no lock.
     ///
     /// # Errors
     /// [`Error::Install`].
@@ -178,20 +182,20 @@ impl Filter {
         seccompiler::apply_filter(&self.0).map_err(Error::Install)
     }
 
-    /// Its steps; the kernel takes 4096.
+    /// Returns the number of its instructions; the kernel accepts 4096.
     #[must_use]
     pub fn steps(&self) -> usize {
         self.0.len()
     }
 }
 
-/// Uses what a process has to have used once before a filter takes the calls for it: the first look at the clock finds the
-/// vDSO.
+/// Makes the calls that a process has to have made once before a filter applies: the first reading
+/// of the clock finds the vDSO.
 pub fn prepare() {
     let _ = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
 }
 
-/// The error that stands for all in what the library makes of the rules.
+/// The error that stands for all errors in the library's program.
 const REFUSED: u32 = 0xfff;
 
 const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
@@ -200,8 +204,8 @@ const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
 const EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
 const AT_LEAST: u16 = (libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K) as u16;
 
-/// Has a program answer each refused call with its own error, where it has one for all: the library knows no more
-/// than one.
+/// Gives each refused call in a program its own error, where the program has one for all: the
+/// library supports only one.
 fn with_errors(mut program: BpfProgram, refusals: Refusals<'_>) -> BpfProgram {
     let refuses = |errno: Errno| libc::SECCOMP_RET_ERRNO | errno.raw_os_error().unsigned_abs();
     let for_all = libc::SECCOMP_RET_ERRNO | REFUSED;
@@ -236,7 +240,7 @@ mod tests {
 
     const ROLE: &str = "CONFINE_TEST_ROLE";
 
-    /// Runs a test again in a process of its own, where it does `role` behind the filter.
+    /// Runs a test again in a process of its own, where it plays `role` behind the filter.
     fn status_of(test: &str, role: &str) -> ExitStatus {
         Command::new(std::env::current_exe().unwrap())
             .args(["--exact", &format!("filter::tests::{test}"), "--test-threads=1"])
@@ -246,7 +250,7 @@ mod tests {
             .status
     }
 
-    /// Calls that a test's process makes on its way to its end.
+    /// Calls that a test's process makes before it ends.
     const NEEDED: &[c_long] = &[
         libc::SYS_read,
         libc::SYS_write,

@@ -1,8 +1,8 @@
 //! Confinement: the system calls and the capabilities that a process is left with.
 //!
-//! The promise: what is on no list is refused, for good, also to the threads and programs that the process starts. This
-//! crate compiles filters and takes capabilities away; the lists are their programs'. Nothing else in the workspace uses
-//! the compiler of filters.
+//! The guarantee: everything that is on no list is refused, for good, also to the threads and
+//! programs that the process starts. This crate compiles filters and removes capabilities; its
+//! users make the lists. Nothing else in the workspace uses the compiler of filters.
 //!
 //! | module | what it is |
 //! |---|---|
