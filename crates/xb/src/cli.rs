@@ -38,7 +38,7 @@ host, or the domain was destroyed meanwhile, 130 interrupted; xb create --wait e
 /// The exit status after a wrong command line, as clap has it.
 const WRONG_USAGE: u8 = 2;
 
-/// Refuses options that would have no effect on a command.
+/// Refuses options that have no effect on a command.
 fn refuse_without_effect(options: &GlobalOptions, command: &Command) -> Result<(), String> {
     let (json, timeout) = command.argument_uses();
     if options.json && json == ArgumentUse::No {
@@ -143,7 +143,7 @@ impl Command {
     }
 }
 
-/// Runs what the command line says.
+/// Parses the command line and runs its command.
 #[must_use]
 pub fn main() -> ExitCode {
     // Exits with 2 where it is wrong, with 0 for help.

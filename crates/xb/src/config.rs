@@ -20,7 +20,7 @@ pub use disk::DiskSpec;
 pub(crate) use setting::NO_TEXT;
 pub use setting::{DEPTH_MAX, Error, Kind, Place, Setting, Value, Warning, number};
 
-/// Most bytes of a configuration file.
+/// The limit of a configuration file, in bytes.
 pub const FILE_MAX: u64 = 1 << 20;
 /// The two ways to write a configuration.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -32,17 +32,17 @@ pub enum Syntax {
 }
 
 impl Syntax {
-    /// That of a file, by its name: `.toml` is TOML, all else is `xl.cfg`.
+    /// Returns the syntax of a file by its name: `.toml` is TOML, all else is `xl.cfg`.
     #[must_use]
     pub fn of(path: &Path) -> Self {
         if path.extension().is_some_and(|ending| ending == "toml") { Self::Toml } else { Self::Xl }
     }
 }
 
-/// The settings in a text; `file` is for errors.
+/// Parses the settings in a text; `file` is for errors.
 ///
 /// # Errors
-/// [`Error`] at the first that makes no sense.
+/// [`Error`] at the first that cannot be parsed.
 pub fn parse(file: &str, text: &str, syntax: Syntax) -> Result<Vec<Setting>, Error> {
     match syntax {
         Syntax::Xl => xl::parse(file, text),
@@ -50,7 +50,7 @@ pub fn parse(file: &str, text: &str, syntax: Syntax) -> Result<Vec<Setting>, Err
     }
 }
 
-/// Settings as a text; what comes out of [`parse`] again.
+/// Writes settings as a text from which [`parse`] reads them again.
 ///
 /// # Errors
 /// [`Error`] at a key of TOML that `xl.cfg` cannot have.
@@ -61,7 +61,7 @@ pub fn write(settings: &[Setting], syntax: Syntax) -> Result<String, Error> {
     }
 }
 
-/// The text of a file, for [`parse`], which tells where a byte is no UTF-8.
+/// Reads the text of a file for [`parse`], which reports the place of a byte that is no UTF-8.
 ///
 /// # Errors
 /// A sentence: the file cannot be read, or is too large.
@@ -78,7 +78,7 @@ pub fn load(path: &Path) -> Result<String, String> {
     Ok(text(&bytes))
 }
 
-/// Bytes as text.
+/// Converts bytes to text.
 fn text(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len());
     for chunk in bytes.utf8_chunks() {

@@ -1,7 +1,7 @@
 //! Devices of domains, of any kind: both ends written at once, awaited, and taken away.
 //!
-//! A kind has a module of its own, which makes a [`Device`] of what is described, and reads what the nodes of a backend
-//! say of that kind alone.
+//! Each kind has a module of its own, which makes a [`Device`] of a description, and reads the
+//! nodes of a backend that are of that kind alone.
 
 mod attach;
 mod attached;

@@ -1,5 +1,5 @@
-//! Domains: found, listed, asked to end. They are made and taken down, with their devices, in
-//! [`lifecycle`](crate::lifecycle).
+//! Domains: finding them, listing them, asking them to end. They are created and destroyed, with
+//! their devices, in [`lifecycle`](crate::lifecycle).
 
 pub(crate) mod nodes;
 
@@ -12,7 +12,7 @@ use xen::domctl::{DomainInfo, RunState};
 use xen::domwatch::ShutdownReason;
 use xenstore::{Client, Store};
 
-/// True of an error that says that a node is not there.
+/// True if an error says that a node does not exist.
 fn is_missing(error: &xenstore::Error) -> bool {
     error.refusal().is_some() && error.errno() == rustix::io::Errno::NOENT
 }
@@ -27,7 +27,7 @@ pub struct Domain {
 }
 
 impl Domain {
-    /// Its state in a word.
+    /// Returns its state in a word.
     #[must_use]
     pub fn state(&self) -> &'static str {
         match self.info.state {
@@ -40,7 +40,7 @@ impl Domain {
     }
 }
 
-/// Why a domain has ended, in a word.
+/// Returns the reason of a domain's end in a word.
 #[must_use]
 pub fn reason_word(reason: ShutdownReason) -> &'static str {
     match reason {
@@ -54,13 +54,13 @@ pub fn reason_word(reason: ShutdownReason) -> &'static str {
     }
 }
 
-/// The path of a domain's nodes.
+/// Returns the path of a domain's nodes.
 #[must_use]
 pub fn home(domid: DomId) -> String {
     xenbus::path::home(domid)
 }
 
-/// The exit status of a guest's program, as its init has told it.
+/// Returns the exit status of a guest's program, as its init has written it.
 ///
 /// # Errors
 /// [`Error::Store`].
@@ -69,15 +69,15 @@ pub fn exit_status(store: &mut Client, domid: DomId) -> Result<Option<u8>, Error
     Ok(text.and_then(|text| text::lossy(text).parse().ok()))
 }
 
-/// All domains, by number.
+/// Lists all domains, by number.
 ///
 /// # Errors
-/// The hypervisor or the store refused.
+/// The error of the hypervisor or the store.
 pub fn list(host: &mut Host) -> Result<Vec<Domain>, Error> {
     let infos = host.control().list().map_err(Error::platform("listing the domains"))?;
     let mut asked = Vec::with_capacity(infos.len());
     for info in infos {
-        // All questions before the first answer.
+        // All requests are sent before the first answer is read.
         let path = format!("{}/name\0", home(info.domid));
         let parts: [&[u8]; 1] = [path.as_bytes()];
         let none = xenstore::TransactionId::NONE;
@@ -96,7 +96,7 @@ pub fn list(host: &mut Host) -> Result<Vec<Domain>, Error> {
     Ok(domains)
 }
 
-/// The domain with this name or number.
+/// Finds the domain with this name or number.
 ///
 /// # Errors
 /// [`Error::NotFound`].
@@ -110,7 +110,7 @@ pub fn find(host: &mut Host, which: &str) -> Result<Domain, Error> {
     found.ok_or_else(|| Error::NotFound(format!("there is no domain {which}; xb list shows all")))
 }
 
-/// A thing that a domain can be asked to do, through its `control/shutdown`.
+/// A request to a domain, written to its `control/shutdown`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Request {
     /// To end.
@@ -120,7 +120,7 @@ pub enum Request {
 }
 
 impl Request {
-    /// The word in the node.
+    /// Returns the word in the node.
     #[must_use]
     pub fn word(self) -> &'static str {
         match self {
@@ -133,7 +133,7 @@ impl Request {
 /// Asks a domain to end.
 ///
 /// # Errors
-/// [`Error::Store`], or it has ended.
+/// [`Error::Store`], or an error where it has ended.
 pub fn request(host: &mut Host, domain: &Domain, request: Request) -> Result<(), Error> {
     if let RunState::Shutdown(_) | RunState::Dying = domain.info.state {
         let (name, state) = (&domain.name, domain.state());
@@ -168,10 +168,11 @@ pub fn await_end(host: &mut Host, domain: &Domain, limit: Limit) -> Result<(), E
     ended
 }
 
-/// Does something with the domain that has this name or number.
+/// Runs `body` with the domain that has this name or number.
 ///
 /// # Errors
-/// [`Error::NotFound`]; [`Error::Destroyed`] where it was destroyed meanwhile; else what `body` says.
+/// [`Error::NotFound`]; [`Error::Destroyed`] where it was destroyed meanwhile; else the error of
+/// `body`.
 pub fn with<T>(
     host: &mut Host,
     which: &str,
@@ -181,8 +182,8 @@ pub fn with<T>(
     body(host, &domain).map_err(|error| explain(host, &domain, error))
 }
 
-/// [`Error::Destroyed`] in place of an error, where the domain that something was done with was destroyed meanwhile. All
-/// that can fail then fails in its own way.
+/// Replaces an error of an operation by [`Error::Destroyed`] where the operation's domain was
+/// destroyed meanwhile. Such a domain can make any step fail, each with an error of its own.
 pub(crate) fn explain(host: &mut Host, domain: &Domain, error: Error) -> Error {
     let DomainInfo { domid, handle, .. } = domain.info;
     let is_there = match host.control().info(domid) {
@@ -202,7 +203,7 @@ pub(crate) fn explain(host: &mut Host, domain: &Domain, error: Error) -> Error {
     Error::Destroyed { domain, ended }
 }
 
-/// A UUID of a domain, as it is written.
+/// Formats the UUID of a domain.
 #[must_use]
 pub fn uuid(info: &DomainInfo) -> String {
     config::description::write_uuid(&info.handle)

@@ -1,16 +1,18 @@
-//! The keeper: one process of a hosted host that writes what guests print into logs of bounded size, and does what
-//! a configuration says when a guest has ended.
+//! The keeper: one process of a hosted host that writes the output of guests into logs of limited
+//! size, and does the action of the configuration when a guest has ended.
 //!
-//! A guest prints into a FIFO in its folder. Who creates it hands the reading end to the keeper with the guest's name,
-//! and goes on once the keeper has said that it has it. Without a keeper no guest is created.
+//! A guest prints into a FIFO in its folder. Its creator hands the reading end to the keeper with
+//! the guest's name, and continues once the keeper has confirmed it. Without a keeper no guest is
+//! created.
 //!
-//! The guest's end reads as well, so a guest whose keeper ends is not ended by what it prints: it waits once the FIFO
-//! is full. The next keeper opens the FIFOs again and goes on with the logs.
+//! The guest's end is open for reading as well, so a guest is not killed by SIGPIPE when its keeper
+//! ends: it waits once the FIFO is full. The next keeper opens the FIFOs again and continues the
+//! logs.
 //!
 //! A guest that prints without end is read at [`PRINT_RATE`], and waits.
 //!
-//! The keeper takes away what a dead domain has left in the store, where nobody else does. It bounds the daemons' logs,
-//! too.
+//! The keeper removes the nodes that a dead domain has left in the store, where nobody else does.
+//! It also limits the size of the daemons' logs.
 
 mod clean;
 mod log;
@@ -36,13 +38,13 @@ use xen::domctl::RunState;
 
 pub use log::{PRINT_BURST, PRINT_RATE};
 
-/// Guests that have ended, of which logs are kept.
+/// The number of ended guests whose logs are kept.
 const KEPT: usize = 256;
 
-/// Is the keeper of the host in `folder`, until it is ended.
+/// Runs the keeper of the host in `folder`, until it is ended.
 ///
 /// # Errors
-/// The store or the broker is gone, or another keeper is there.
+/// The store or the broker is gone, or another keeper runs.
 pub fn run(folder: &Folder) -> Result<(), Error> {
     let path = folder.keeper();
     let mut host = Host::open(HostChoice::Hosted(folder.clone()))?;
@@ -75,25 +77,27 @@ pub fn run(folder: &Folder) -> Result<(), Error> {
         }
         let before = logs.len();
         logs.retain_mut(Log::take);
-        // The store tells of no domain that it was not told of; but nobody prints any more.
+        // The store has no event for a domain that it was never told of, but such a domain no
+        // longer prints.
         if changed || logs.len() < before {
             cleaner.look();
         }
         if changed {
             settle_all(folder, &mut host, &mut settled, &lives)?;
         }
-        // Last: the first event came with the reply to the watch, and is for guests that ended without a keeper.
+        // Last: the first event came with the reply to the watch, and is for guests that ended
+        // without a keeper.
         wait(&host, &listener, &daemons, &mut logs)?;
     }
 }
 
-/// Sets daemons' logs aside that have become large. Their daemons hold them open for appending, so a copy is made and
-/// they are emptied; what is written in between is lost.
+/// Replaces daemons' logs that have become large. Their daemons hold them open for appending, so
+/// each is copied and then emptied; lines that are written in between are lost.
 fn bound_logs(folder: &Folder) {
     for daemon in DAEMONS {
         let path = daemon.log(folder);
         if std::fs::metadata(&path).is_ok_and(|data| data.len() > LOG_MAX) {
-            // Without room for a copy the log is emptied all the same: it is what fills the disk.
+            // Without room for a copy the log is emptied all the same, as it fills the disk.
             let _ = std::fs::copy(&path, path.with_extension("1"));
             let _ = File::options().write(true).truncate(true).open(&path);
         }
@@ -121,7 +125,7 @@ fn wait(
     }
 }
 
-/// The log of the guest whose output a connection brings; answered once the log is there.
+/// Takes the log of the guest whose output a connection brings, and answers once the log exists.
 fn take_log(folder: &Folder, stream: &UnixStream, lives: &LifeTable) -> std::io::Result<Log> {
     let Output { name, pipe } = Output::receive(stream)?;
     let log = Log::new(folder.guest(&name), pipe)?;
@@ -130,7 +134,7 @@ fn take_log(folder: &Folder, stream: &UnixStream, lives: &LifeTable) -> std::io:
     Ok(log)
 }
 
-/// Sees who has ended, and has each settled by a thread of its own: devices may take their time.
+/// Finds guests that have ended, and settles each in a thread of its own, as devices may take long.
 fn settle_all(
     folder: &Folder,
     host: &mut Host,
@@ -154,7 +158,7 @@ fn settle_all(
     Ok(())
 }
 
-/// Removes the folders of guests that have ended longest ago, where there are too many.
+/// Removes the folders of the guests that ended longest ago, where there are too many.
 fn forget_old(folder: &Folder, host: &mut Host, logs: &[Log], lives: &LifeTable) {
     let mut ended: Vec<GuestFolder> = folder.guest_folders().collect();
     if ended.len() <= logs.len() + KEPT {
@@ -167,7 +171,7 @@ fn forget_old(folder: &Folder, host: &mut Host, logs: &[Log], lives: &LifeTable)
     ended.sort_by_cached_key(age);
     ended.truncate(ended.len().saturating_sub(KEPT));
     for guest in ended {
-        // One that is kept to be looked at is there still; one that is being created is locked.
+        // A preserved guest still exists; one that is being created is locked.
         let is_there = guest.last().is_some_and(|domid| host.control().info(domid).is_ok());
         let Some(_lock) = guest.try_lock().filter(|_| !is_there) else { continue };
         let _ = std::fs::remove_dir_all(guest.path());

@@ -1,8 +1,8 @@
 //! The toolstack: domains and their devices, as a library and as the command line `xb` over it.
 //!
-//! The promise: what is begun is finished or undone, and every refusal is a sentence that says what to do next. A
-//! hosted host (domains are processes) and a Xen host are worked on with the same calls, as far as the latter
-//! allows: domains of Xen are created by `xl`.
+//! The guarantee: every operation is finished or undone, and every refusal is a sentence that names
+//! the next step. A hosted host (domains are processes) and a Xen host have the same calls, as far
+//! as the latter allows them: domains of Xen are created by `xl`.
 //!
 //! | module | what it is |
 //! |---|---|

@@ -1,4 +1,4 @@
-//! The life of a guest: created with its devices, followed over its restarts, taken down.
+//! The life of a guest: creation with its devices, following it over its restarts, destruction.
 
 pub mod create;
 pub mod destroy;

@@ -1,8 +1,8 @@
-//! Words for people: short strings, causes, sizes, times.
+//! Texts for people: short strings, causes, sizes, times.
 
 use std::time::Duration;
 
-/// The beginning of a text that somebody else wrote, for an error.
+/// Returns the beginning of a text from outside, for an error.
 #[must_use]
 pub fn short(text: &str) -> String {
     const MOST: usize = 60;
@@ -12,20 +12,21 @@ pub fn short(text: &str) -> String {
     text.chars().take(MOST).chain("...".chars()).collect()
 }
 
-/// Bytes of the store as text; what is no UTF-8 becomes U+FFFD.
+/// Converts bytes of the store to text; a byte that is no UTF-8 becomes U+FFFD.
 #[must_use]
 pub fn lossy(bytes: Vec<u8>) -> String {
     String::from_utf8(bytes)
         .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
 }
 
-/// Text that a guest may have written, in a line: nothing in it moves the cursor.
+/// Cleans text that a guest may have written, for one line: nothing in it moves the cursor.
 #[must_use]
 pub fn clean(text: &str) -> String {
     text.chars().map(|letter| if letter.is_control() { '?' } else { letter }).collect()
 }
 
-/// Cleans text as [`clean`] does, as it comes, but for line ends and tabs; `last` is the byte before it.
+/// Cleans text as [`clean`] does, in pieces, but keeps line ends and tabs; `last` is the byte
+/// before it.
 pub fn clean_lines(bytes: &mut [u8], last: &mut u8) {
     for byte in bytes {
         let was = *byte;
@@ -38,7 +39,7 @@ pub fn clean_lines(bytes: &mut [u8], last: &mut u8) {
     }
 }
 
-/// The system's words for an error, without its number.
+/// Returns the system's text for an error, without its number.
 #[must_use]
 pub fn cause(error: &std::io::Error) -> String {
     let text = error.to_string();
@@ -48,7 +49,7 @@ pub fn cause(error: &std::io::Error) -> String {
     }
 }
 
-/// A number of bytes: `64M`, `1G`, or what was written without a letter.
+/// Parses a number of bytes: `64M`, `1G`, or a number without a letter.
 #[must_use]
 pub fn bytes(text: &str) -> Option<u64> {
     let (digits, unit) = match text.char_indices().next_back()? {
@@ -61,7 +62,7 @@ pub fn bytes(text: &str) -> Option<u64> {
     digits.parse::<u64>().ok()?.checked_mul(1 << unit)
 }
 
-/// A number of bytes in the unit that fits.
+/// Formats a number of bytes in the unit that fits.
 #[must_use]
 pub fn size(bytes: u64) -> String {
     let units = [(1_u64 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
@@ -78,13 +79,13 @@ pub fn times(count: u32) -> String {
     if count == 1 { "once".into() } else { format!("{count} times") }
 }
 
-/// A number of processors.
+/// Formats a number of processors.
 #[must_use]
 pub fn processors(count: u32) -> String {
     if count == 1 { "1 processor".into() } else { format!("{count} processors") }
 }
 
-/// A time that something took.
+/// Formats a duration.
 #[must_use]
 pub fn took(time: Duration) -> String {
     if time < Duration::from_secs(1) {

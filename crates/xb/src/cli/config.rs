@@ -56,7 +56,7 @@ pub(crate) fn run(options: &GlobalOptions, command: &Command) -> Result<u8, Erro
     out::print(&config::write(&settings, to)?)
 }
 
-/// A description in the words of `xl.cfg`.
+/// Returns a description as JSON, with the keys of `xl.cfg`.
 fn as_json(domain: &Description) -> Value {
     json!({
         "name": domain.name,
@@ -76,7 +76,8 @@ fn as_json(domain: &Description) -> Value {
     })
 }
 
-/// A disk as libxl describes it in JSON, and `xl -N block-attach` prints it: what has its default is left out.
+/// Returns a disk as libxl describes it in JSON, and `xl -N block-attach` prints it: values that
+/// are the default are left out.
 ///
 /// Source: `libxl_device_disk` in `tools/libs/light/libxl_types.idl`.
 fn disk_as_json(disk: &DiskSpec) -> Value {

@@ -28,7 +28,7 @@ pub(crate) struct Create {
     wait: bool,
 }
 
-/// Reads a configuration; `more` comes behind it.
+/// Reads a configuration; the settings in `more` follow those of the file.
 pub(crate) fn read(
     file: &Path,
     more: &[String],
@@ -65,7 +65,7 @@ pub(crate) fn run(options: &GlobalOptions, create: &Create) -> Result<u8, Error>
     if create.wait { follow(options, &mut host, &description.name, new.domid) } else { Ok(0) }
 }
 
-/// Waits for as long as the guest runs; what it ended with.
+/// Waits until the guest ends. Returns its exit status.
 fn follow(options: &GlobalOptions, host: &mut Host, name: &str, domid: DomId) -> Result<u8, Error> {
     let mut last = domid;
     let followed = follow::follow(host, name, domid, &mut |new| {
@@ -74,7 +74,7 @@ fn follow(options: &GlobalOptions, host: &mut Host, name: &str, domid: DomId) ->
     });
     let ended = match followed {
         Err(Error::Interrupted) => {
-            // It was asked for in the foreground, and goes with it.
+            // The guest was created in the foreground, and ends with this process.
             let undone =
                 wait::undo(|| destroy::destroy(host, last, Limit::new(devices::CLOSES_WITHIN)));
             return Err(Error::Interrupted.with_undoing(undone));
@@ -82,7 +82,7 @@ fn follow(options: &GlobalOptions, host: &mut Host, name: &str, domid: DomId) ->
         followed => followed?,
     };
     if let Platform::Hosted { control, .. } = &mut host.platform {
-        // One that is preserved stays; others are gone.
+        // A preserved domain stays; others are gone.
         let _ = control.keep(last);
     }
     let status = ended.status.map(|status| format!(", exit status {status}")).unwrap_or_default();

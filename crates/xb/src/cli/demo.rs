@@ -158,7 +158,7 @@ impl DemoRun {
         Ok(())
     }
 
-    /// One writes a tree onto its disk.
+    /// Writes a tree onto the disk of guest one.
     fn written(&self, host: &mut Host, way: DiskAccess) -> Result<(), Error> {
         let how = match way {
             DiskAccess::Kernel => {
@@ -182,7 +182,7 @@ impl DemoRun {
         })
     }
 
-    /// Two reads what one wrote.
+    /// Compares the tree, which guest two reads, with the one written.
     fn compared(&self, host: &mut Host, way: DiskAccess) -> Result<(), Error> {
         if way == DiskAccess::Nothing {
             return Ok(());

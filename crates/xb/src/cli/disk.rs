@@ -97,7 +97,7 @@ fn size(text: &str) -> Result<u64, String> {
         .ok_or_else(|| "a number of bytes is needed, or one with K, M, G or T".to_owned())
 }
 
-/// A disk for programs.
+/// Returns a disk as JSON.
 pub(crate) fn as_json(disk: &AttachedDisk) -> Value {
     json!({
         "vdev": disk.vdev,
@@ -171,7 +171,7 @@ fn attach(options: &GlobalOptions, attach: &Attach) -> Result<u8, Error> {
     })
 }
 
-/// With --json, how the disk is now.
+/// Prints the present state of the disk with --json.
 fn now(options: &GlobalOptions, host: &mut Host, domid: DomId, vdev: &str) -> Result<u8, Error> {
     if !options.json {
         return Ok(0);

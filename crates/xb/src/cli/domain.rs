@@ -10,7 +10,7 @@ use crate::lifecycle::follow::await_again;
 use clap::Args;
 use serde_json::{Value, json};
 
-/// Which domain.
+/// The argument of a command that is for one domain.
 #[derive(Args, Debug)]
 pub(crate) struct DomainArguments {
     /// Its name or number.
@@ -26,7 +26,7 @@ pub(crate) struct ShutdownArguments {
     wait: bool,
 }
 
-/// A domain for programs.
+/// Returns a domain as JSON.
 pub(crate) fn as_json(domain: &Domain) -> Value {
     let info = &domain.info;
     json!({
@@ -64,7 +64,7 @@ pub(crate) fn unpause(options: &GlobalOptions, which: &DomainArguments) -> Resul
     })
 }
 
-/// With --json, how the domain is now.
+/// Prints the present state of the domain with --json.
 fn now(options: &GlobalOptions, host: &mut Host, domain: &Domain) -> Result<u8, Error> {
     if !options.json {
         return Ok(0);

@@ -31,7 +31,7 @@ pub(crate) enum Command {
     Status,
 }
 
-/// The help of `xb host up`.
+/// Returns the help of `xb host up`.
 fn up_about() -> String {
     format!("Start the daemons that do not run: {}", daemons::words(Daemon::part))
 }
@@ -62,15 +62,16 @@ pub(crate) fn run(options: &GlobalOptions, command: &Command) -> Result<u8, Erro
     }
 }
 
-/// Takes down all of a host; what is not there is down. So long it waits for guests' disks to be let go of.
+/// Takes down the whole host. Parts that do not run are no error. It waits for guests' disks for
+/// `within` at most.
 pub(crate) fn down(folder: &Folder, within: Duration) -> Result<(), Error> {
     if folder.look()? != FolderContent::Host {
         return Ok(());
     }
-    // Who ends now is not to be started again.
+    // Guests that end now are not to be started again.
     KEEPER.stop(folder)?;
     match destroy_guests(folder, within) {
-        // Without a store that answers they end with the broker.
+        // Without a store that answers the guests end with the broker.
         Ok(()) | Err(Error::Store(_)) => bring::down(folder),
         Err(error) => Err(error),
     }
@@ -80,7 +81,7 @@ pub(crate) fn down(folder: &Folder, within: Duration) -> Result<(), Error> {
 fn destroy_guests(folder: &Folder, within: Duration) -> Result<(), Error> {
     let Ok(mut host) = Host::open(HostChoice::Hosted(folder.clone())) else { return Ok(()) };
     host.store.set_timeout(Some(devices::CLOSES_WITHIN));
-    // Without a backend there is nobody to wait for.
+    // Without a backend there is nothing to wait for.
     let is_backend = |daemon: &&Daemon| !daemon.kinds().is_empty();
     let serves = DAEMONS.iter().filter(is_backend).any(|daemon| daemon.running(folder).is_some());
     let within = if serves { within.min(devices::CLOSES_WITHIN) } else { Duration::ZERO };

@@ -30,7 +30,7 @@ pub(crate) fn run(options: &GlobalOptions, which: &DomainArguments) -> Result<u8
     })
 }
 
-/// An object as indented lines.
+/// Formats an object as indented lines.
 fn lines(value: &Value, depth: usize) -> String {
     let mut text = String::new();
     let pad = "  ".repeat(depth);

@@ -27,7 +27,7 @@ struct LogOutput {
 }
 
 impl LogOutput {
-    /// Shows what is left of a file.
+    /// Prints the rest of a file.
     fn rest(&mut self, file: &mut File) -> std::io::Result<()> {
         let mut buffer = vec![0; 64 << 10];
         loop {

@@ -7,9 +7,9 @@ use clap::Args;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// The longest wait for anything, where nothing is said.
+/// The longest wait by default.
 const WITHIN: Duration = Duration::from_secs(30);
-/// A store answers within this time, however little `--timeout` allows for what is asked of it.
+/// The shortest limit of the store's answers, however short `--timeout` is.
 const ANSWERS_WITHIN_MIN: Duration = Duration::from_secs(1);
 
 /// The options that every command takes.
@@ -27,13 +27,13 @@ pub(crate) struct GlobalOptions {
     pub(super) timeout: Option<Duration>,
 }
 
-/// A number of seconds, perhaps with a fraction.
+/// Parses a number of seconds, which may have a fraction.
 pub(super) fn seconds(text: &str) -> Result<Duration, String> {
     let seconds = text.parse().map_err(|_| "a number of seconds is needed".to_owned())?;
     Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
 }
 
-/// The folder that names without `/` in front are in; one that is gone is none.
+/// Returns the folder that relative names start from; `/dev` where there is none.
 pub(super) fn here() -> PathBuf {
     std::env::current_dir().unwrap_or_else(|_| "/dev".into())
 }

@@ -5,7 +5,7 @@ use std::io::Write;
 
 pub(crate) use crate::text::clean;
 
-/// Prints a text; a reader that has gone is none to complain to.
+/// Prints a text; a closed pipe is not an error.
 pub(crate) fn print(text: &str) -> Result<u8, Error> {
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
@@ -16,7 +16,7 @@ pub(crate) fn print(text: &str) -> Result<u8, Error> {
     }
 }
 
-/// Tells something beside what was asked for, on standard error.
+/// Prints a message beside the output, on standard error.
 pub(crate) fn tell(options: &super::options::GlobalOptions, text: &str) {
     if options.json {
         eprintln!("{}", serde_json::json!({ "note": text }));
@@ -25,7 +25,7 @@ pub(crate) fn tell(options: &super::options::GlobalOptions, text: &str) {
     }
 }
 
-/// Tells why a command has failed. It may quote what a guest has written.
+/// Prints the reason for which a command failed. It may quote a guest's text.
 pub(crate) fn failed(options: &super::options::GlobalOptions, why: &str, code: u8) {
     if options.json {
         eprintln!("{}", serde_json::json!({ "error": why, "code": code }));

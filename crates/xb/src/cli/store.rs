@@ -32,7 +32,7 @@ pub(crate) fn run(options: &GlobalOptions, store: &Store) -> Result<u8, Error> {
         }
         command.env("XENSTORED_PATH", folder.store());
     }
-    // It takes this process's place.
+    // The tool replaces this process.
     let error = command.exec();
     let (program, cause) = (program.display(), crate::text::cause(&error));
     Err(Error::Refused(format!("{program}: {cause}")))

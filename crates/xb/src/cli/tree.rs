@@ -23,7 +23,7 @@ pub(crate) fn run(options: &GlobalOptions) -> Result<u8, Error> {
     out::print(&drawn)
 }
 
-/// The tree as text.
+/// Draws the tree as text.
 pub(crate) fn draw(host: &mut Host) -> Result<String, Error> {
     let mut tree = String::new();
     let domains = domain::list(host)?;

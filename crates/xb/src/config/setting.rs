@@ -1,4 +1,4 @@
-//! Settings as both ways of writing have them: a key, a value, and where each stands.
+//! Settings, as both syntaxes have them: a key, a value, and the place of each.
 
 use std::fmt;
 use std::sync::Arc;
@@ -6,13 +6,13 @@ use std::sync::Arc;
 /// The greatest depth of lists in lists.
 pub const DEPTH_MAX: u32 = 16;
 
-/// Stands in a text for bytes that are no UTF-8; no character of any script.
+/// The character that stands in a text for bytes that are no UTF-8; it is in no script.
 pub(crate) const NO_TEXT: char = char::MAX;
 
 /// A place in a text, line and column from 1; columns count characters.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Place {
-    /// The file, or what else the text came from.
+    /// The file, or another source of the text.
     pub file: Arc<str>,
     /// The line.
     pub line: u32,
@@ -21,13 +21,13 @@ pub struct Place {
 }
 
 impl Place {
-    /// The beginning of a text.
+    /// Returns the beginning of a text.
     #[must_use]
     pub fn start(file: &str) -> Self {
         Self { file: file.into(), line: 1, column: 1 }
     }
 
-    /// Goes past a character.
+    /// Moves past a character.
     pub(crate) fn pass(&mut self, character: char) {
         if character == '\n' {
             self.line = self.line.saturating_add(1);
@@ -37,7 +37,7 @@ impl Place {
         }
     }
 
-    /// The place that many characters further on in the same line.
+    /// Returns the place this number of characters further on in the same line.
     #[must_use]
     pub fn right(&self, characters: usize) -> Self {
         let characters = u32::try_from(characters).unwrap_or(u32::MAX);
@@ -53,7 +53,7 @@ impl fmt::Display for Place {
     }
 }
 
-/// A fault of a configuration, and its remedy.
+/// An error in a configuration, and the text that was expected.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct Error {
@@ -74,7 +74,7 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// Something to be told that stops nobody.
+/// A warning, which stops no command.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct Warning {
@@ -100,20 +100,20 @@ pub struct Value {
     pub kind: Kind,
 }
 
-/// The kinds of values that both ways of writing have.
+/// The kinds of values in both syntaxes.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Kind {
     /// A string.
     Text(String),
-    /// A number: what it is, and how it was written (`0x10`).
+    /// A number: its value, and its form in the file (`0x10`).
     Number(u64, String),
     /// A list.
     List(Vec<Value>),
 }
 
 impl Value {
-    /// The value as a file has it, which says how a string and a number are written. Lists of more than one
-    /// are over several lines.
+    /// Writes the value as a file has it. The arguments write a string and a number. Lists of more
+    /// than one value take several lines.
     pub(super) fn written(
         &self,
         text: fn(&str) -> String,
@@ -136,7 +136,7 @@ impl Value {
         }
     }
 
-    /// The value in a word, for an error.
+    /// Returns the value in a word, for an error.
     #[must_use]
     pub fn shown(&self) -> String {
         match &self.kind {
@@ -158,7 +158,8 @@ pub struct Setting {
     pub value: Value,
 }
 
-/// A number as `xl.cfg` writes it: decimal, octal with a `0` before it, hexadecimal with `0x`.
+/// Parses a number as `xl.cfg` writes it: decimal, octal with a `0` before it, hexadecimal with
+/// `0x`.
 #[must_use]
 pub fn number(written: &str) -> Option<u64> {
     let digits = |text: &str, radix| {

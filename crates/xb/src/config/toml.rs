@@ -4,10 +4,11 @@ use super::{DEPTH_MAX, Error, Kind, NO_TEXT, Place, Setting, Value};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-/// The settings in a text, in order.
+/// Parses the settings in a text, in order.
 ///
 /// # Errors
-/// [`Error`] at the first that makes no sense, and at what no setting can be (tables, dates, fractions).
+/// [`Error`] at the first that cannot be parsed, and at a value that no setting can have (tables,
+/// dates, fractions).
 pub fn parse(file: &str, text: &str) -> Result<Vec<Setting>, Error> {
     let places = Places::of(file, text);
     if let Some(at) = text.find(NO_TEXT) {
@@ -56,14 +57,14 @@ fn read(places: &Places<'_>, from: &Spanned<DeValue<'_>>, depth: u32) -> Result<
     Ok(Value { place, kind })
 }
 
-/// The places of a text's bytes: counted once, and then from the last mark before a byte.
+/// The places of a text's bytes: counted once, and after that from the last mark before a byte.
 struct Places<'a> {
     text: &'a str,
-    /// A place at least every [`MARK_BYTES`], with its byte.
+    /// The marks: a place at least every [`MARK_BYTES`], with its byte.
     marks: Vec<(usize, Place)>,
 }
 
-/// Bytes that are counted for one place at most, but for the rest of a character.
+/// The number of bytes that are counted for one place at most, except for the rest of a character.
 const MARK_BYTES: usize = 256;
 
 impl<'a> Places<'a> {
@@ -81,7 +82,7 @@ impl<'a> Places<'a> {
         Self { text, marks }
     }
 
-    /// The place of a byte.
+    /// Returns the place of a byte.
     fn at(&self, byte: usize) -> Place {
         let behind = self.marks.partition_point(|(at, _)| *at <= byte);
         let Some((from, mark)) = self.marks.get(behind.saturating_sub(1)) else {
@@ -94,14 +95,15 @@ impl<'a> Places<'a> {
     }
 }
 
-/// Settings as TOML.
+/// Writes settings as TOML.
 #[must_use]
 pub fn write(settings: &[Setting]) -> String {
     let line = |setting: &Setting| format!("{} = {}\n", key(&setting.key), written(&setting.value));
     settings.iter().map(line).collect()
 }
 
-/// A key of `xl.cfg` may have dots, which TOML takes for tables; one of TOML may be any string.
+/// Writes a key. A key of `xl.cfg` may have dots, which TOML takes for tables; one of TOML may be
+/// any string.
 fn key(key: &str) -> String {
     let is_bare = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
     if !key.is_empty() && key.bytes().all(is_bare) { key.into() } else { quoted(key) }

@@ -40,10 +40,10 @@ struct Parser<'a> {
     at: Place,
 }
 
-/// The settings in a text, in order; what `+=` adds is added.
+/// Parses the settings in a text, in order; `+=` adds to the earlier value.
 ///
 /// # Errors
-/// [`Error`] at the first that makes no sense.
+/// [`Error`] at the first that cannot be parsed.
 pub fn parse(file: &str, text: &str) -> Result<Vec<Setting>, Error> {
     parse_after(Vec::new(), file, text)
 }
@@ -137,7 +137,7 @@ impl Parser<'_> {
         Some(next)
     }
 
-    /// Characters of a word.
+    /// Reads the characters of a word.
     fn word(&mut self, first: char, more: impl Fn(char) -> bool) -> String {
         let mut word = String::from(first);
         while let Some(next) = self.rest.peek().copied().filter(|next| more(*next)) {
@@ -147,7 +147,7 @@ impl Parser<'_> {
         word
     }
 
-    /// The next token.
+    /// Reads the next token.
     fn step(&mut self) -> Result<(), Error> {
         loop {
             self.at = self.place.clone();
@@ -188,7 +188,7 @@ impl Parser<'_> {
         }
     }
 
-    /// The rest of a string that began with `quote`.
+    /// Reads the rest of a string that began with `quote`.
     fn text(&mut self, quote: char) -> Result<String, Error> {
         let mut bytes = Vec::new();
         loop {
@@ -267,7 +267,7 @@ impl Parser<'_> {
         Ok(Value { place, kind })
     }
 
-    /// The values of a list, up to its bracket, which is the token then.
+    /// Reads the values of a list, up to its closing bracket, which is the token then.
     fn list(&mut self, depth: u32) -> Result<Vec<Value>, Error> {
         let mut list = Vec::new();
         self.step()?;
@@ -294,12 +294,12 @@ impl Parser<'_> {
     }
 }
 
-/// True for what a key may have behind its first letter.
+/// True if a key may have the character behind its first letter.
 fn is_of_key(next: char) -> bool {
     next.is_ascii_lowercase() || next.is_ascii_digit() || "._".contains(next)
 }
 
-/// Settings as `xl.cfg` has them.
+/// Writes settings as `xl.cfg`.
 ///
 /// # Errors
 /// [`Error`] at a key that it cannot have.

@@ -14,10 +14,11 @@ use xenstore::{Client, Store};
 
 /// Longest time that a guest whose ring cannot be used may take to end, so that its end is the cause.
 const ENDS_WITHIN: Duration = Duration::from_secs(1);
-/// Between two looks for that.
+/// The time between two looks for that.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
-/// Adds a device to its domain: both ends and libxl's nodes, in one transaction. One of that number must not be there.
+/// Adds a device to its domain: both ends and libxl's nodes, in one transaction. There must be none
+/// with its number.
 ///
 /// # Errors
 /// [`Error::Refused`] where there is one, [`Error::Destroyed`] where the domain has no nodes any more.
@@ -88,7 +89,7 @@ pub fn await_connected(host: &mut Host, device: &Device, limit: Limit) -> Result
         Err(error @ Error::Refused(_))
             if !matches!(states.get().0, State::Initialising | State::InitWait) =>
         {
-            // A guest that ends takes its ring along before it is gone.
+            // A guest that ends closes its ring before it is gone.
             if ends(host, domid, limit.within(ENDS_WITHIN))? {
                 Err(Error::Ended(format!("{}; {error}", ended())))
             } else {
@@ -99,7 +100,7 @@ pub fn await_connected(host: &mut Host, device: &Device, limit: Limit) -> Result
     }
 }
 
-/// True where a domain ends in time.
+/// True if a domain ends in time.
 fn ends(host: &mut Host, domid: DomId, limit: Limit) -> Result<bool, Error> {
     while host.platform.runs(domid, None) {
         match limit.slice(&|| format!("domain {domid} ends")) {

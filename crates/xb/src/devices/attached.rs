@@ -29,7 +29,7 @@ impl AttachedDevice {
         Ok(Self { device, front, back, error })
     }
 
-    /// The text of a node of its backend.
+    /// Returns the text of a node of its backend.
     ///
     /// # Errors
     /// [`Error::Store`].
@@ -39,7 +39,7 @@ impl AttachedDevice {
     }
 }
 
-/// All devices of a domain that the toolstack has noted, of every kind.
+/// Lists all devices of a domain that the toolstack has recorded, of every kind.
 ///
 /// # Errors
 /// [`Error::Store`].
@@ -60,7 +60,7 @@ pub fn list(store: &mut Client, domid: DomId) -> Result<Vec<NewDevice>, Error> {
     Ok(devices)
 }
 
-/// The devices of a domain that are of a kind, and how they are.
+/// Lists the devices of a domain that are of a kind, with their states.
 ///
 /// # Errors
 /// [`Error::Store`].
@@ -74,7 +74,7 @@ pub fn list_of_kind(
     devices.into_iter().map(|device| AttachedDevice::read(store, device)).collect()
 }
 
-/// The domain and kind of a backend, by its path: `/local/domain/0/backend/vbd/3/51712`.
+/// Returns the domain and kind of a backend, by its path: `/local/domain/0/backend/vbd/3/51712`.
 pub(crate) fn backend_of(path: &str) -> Option<(DomId, &str)> {
     let parts: Vec<&str> = path.split('/').collect();
     let ["", "local", "domain", backend, "backend", kind, ..] = parts[..] else { return None };

@@ -1,4 +1,4 @@
-//! Taking a device away: asked for, awaited, and its nodes removed.
+//! The detaching of a device: requested, awaited, and its nodes removed.
 
 use super::attached::list;
 use super::device::{command, word};
@@ -14,19 +14,20 @@ use xenstore::{Client, Store};
 
 /// The time that a backend has to let go of a device whose domain is gone.
 pub const CLOSES_WITHIN: Duration = Duration::from_secs(10);
-/// A device that its guest says is in use may be on its way out, as a disk after an unmount; this is waited for.
+/// The time to wait for a device that its guest reports as in use: it may be about to be released,
+/// as a disk after an unmount.
 const BUSY: Duration = Duration::from_secs(2);
 
-/// The choice to tear a device out of its guest's hands.
+/// The choice between asking a guest for a device and taking it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Force {
-    /// It is asked for.
+    /// The guest is asked to release it.
     Ask,
-    /// It is taken, whatever the guest does with it.
+    /// It is taken, also while the guest uses it.
     Take,
 }
 
-/// Takes a device away from a domain that runs: asked for, awaited, forgotten.
+/// Detaches a device from a domain that runs: requests it, waits, and removes its nodes.
 ///
 /// # Errors
 /// [`Error::Timeout`] where the guest does not let go; [`Force::Take`] then.
@@ -79,12 +80,12 @@ fn await_closed(
     })
 }
 
-/// True where a backend has let go.
+/// True if a backend has released a device.
 fn is_closed(store: &mut Client, back: &str) -> Result<bool, Error> {
     Ok(matches!(state(store, back)?, State::Closed | State::Unknown))
 }
 
-/// Takes away the nodes of a device, with what its backend has said of errors.
+/// Removes the nodes of a device, with those of its backend's errors.
 fn forget(store: &mut Client, device: &NewDevice) -> Result<(), Error> {
     toolstack::forget(store, device)?;
     let error = xenbus::path::error(device.backend, &device.backend_path());
@@ -100,12 +101,12 @@ fn forget(store: &mut Client, device: &NewDevice) -> Result<(), Error> {
     Ok(())
 }
 
-/// The node above another.
+/// Returns the parent of a node.
 fn above(path: &str) -> &str {
     path.rsplit_once('/').map_or("", |(above, _)| above)
 }
 
-/// Has the backends of all devices of a domain begin to let go.
+/// Makes the backends of all devices of a domain begin to release them.
 pub(crate) fn ask_all(store: &mut Client, domid: DomId) -> Result<(), Error> {
     for device in list(store, domid)? {
         toolstack::detach(store, &device)?;
@@ -113,7 +114,7 @@ pub(crate) fn ask_all(store: &mut Client, domid: DomId) -> Result<(), Error> {
     Ok(())
 }
 
-/// Takes away all devices of a domain that is gone.
+/// Removes all devices of a domain that is gone.
 pub(crate) fn release_all(host: &mut Host, domid: DomId, limit: Limit) -> Result<(), Error> {
     for device in list(&mut host.store, domid)? {
         detach(host, &device, Force::Take, limit)?;

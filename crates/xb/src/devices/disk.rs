@@ -1,4 +1,4 @@
-//! Disks: one as it is described is made into a device.
+//! Disks: a description is made into a device.
 
 mod attached;
 pub mod mount;
@@ -21,18 +21,18 @@ use xen_block::vbd::{Trust, Vbd};
 pub use attached::{AttachedDisk, find, list};
 pub use resize::resize;
 
-/// The script that says to libxl that `xen-blockd` serves a disk.
+/// The script that tells libxl that `xen-blockd` serves a disk.
 const OUR_SCRIPT: &str = "block-xenbus";
 /// The folder of scripts.
 const SCRIPTS: &str = "/etc/xen/scripts/";
 
-/// There while the kernel's block backend is loaded, which then serves all of `vbd`.
+/// A folder that exists while the kernel's block backend is loaded, which then serves all of `vbd`.
 const KERNEL_VBD: &str = "/sys/bus/xen-backend/drivers/vbd";
 
-/// A disk that can be added: what is served, and how.
+/// A disk that can be added: its description and its target.
 #[derive(Clone, Debug)]
 pub struct Disk {
-    /// As it was described.
+    /// Its description.
     pub spec: DiskSpec,
     /// The target that the backend is told to serve.
     pub target: String,
@@ -40,7 +40,7 @@ pub struct Disk {
     backend_kind: &'static str,
 }
 
-/// On which kind of host a disk is to be served.
+/// The kind of host that a disk is served on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum HostKind {
     /// Without Xen.
@@ -50,7 +50,7 @@ pub enum HostKind {
 }
 
 impl HostKind {
-    /// That of a host.
+    /// Returns the kind of a host.
     #[must_use]
     pub fn of(host: &Host) -> Self {
         match host.platform {
@@ -60,11 +60,11 @@ impl HostKind {
     }
 }
 
-/// Looks whether a disk can be served as it is described. A name without `/` in front is looked for in `directory`, and
-/// then below `/dev`, as `xl` does.
+/// Checks that a disk can be served as described. A name without `/` in front is looked for in
+/// `directory`, and then below `/dev`, as `xl` does.
 ///
 /// # Errors
-/// A sentence: what cannot be, or is not there.
+/// A sentence: the description cannot be served, or a file does not exist.
 pub fn prepare(spec: &DiskSpec, place: HostKind, directory: &Path) -> Result<Disk, Error> {
     let vdev = &spec.vdev;
     let refused = |why: &str| Error::Refused(format!("disk {vdev}: {why}"));
@@ -103,7 +103,7 @@ pub fn prepare(spec: &DiskSpec, place: HostKind, directory: &Path) -> Result<Dis
     }
     let named = spec.target.as_deref().unwrap_or_default();
     let script = spec.script.as_deref().filter(|script| !script.is_empty());
-    // Scripts are in one folder, whose path may be left out.
+    // Scripts are in one folder, whose path may be omitted.
     let script = script.map(|script| script.strip_prefix(SCRIPTS).unwrap_or(script));
     let target = match (script, spec.format()) {
         (Some(OUR_SCRIPT), _) => named.to_owned(),
@@ -139,9 +139,9 @@ pub fn prepare(spec: &DiskSpec, place: HostKind, directory: &Path) -> Result<Dis
     Ok(Disk { spec: spec.clone(), target, number, backend_kind })
 }
 
-/// Looks for a file that can be a disk; the error is why it is none.
+/// Checks that a file can be a disk; the error is the reason why it cannot.
 fn openable(path: &Path, spec: &DiskSpec) -> Result<(), String> {
-    // A FIFO is not waited for.
+    // A FIFO must not block the opening.
     let nonblocking = OFlags::NONBLOCK.bits().cast_signed();
     let file = std::fs::OpenOptions::new()
         .read(true)
@@ -168,7 +168,7 @@ fn absolute(named: &str, directory: &Path) -> String {
 }
 
 impl Disk {
-    /// Its device in a domain.
+    /// Returns its device in a domain.
     ///
     /// # Errors
     /// It has no number.
@@ -179,7 +179,7 @@ impl Disk {
             frontend: domid,
             backend: DomId::DOM0,
             backend_kind: self.backend_kind.into(),
-            // A number stands for itself; it is put in below.
+            // A number is replaced below.
             vdev: if numeric { "xvda".into() } else { spec.vdev.clone() },
             target: self.target.clone(),
             access: if spec.writable() { DiskAccess::ReadWrite } else { DiskAccess::ReadOnly },

@@ -1,17 +1,17 @@
-//! Both ends of a device in the store: their states, and waiting for them to change.
+//! Both ends of a device in the store: reading their states, and waiting for changes.
 
 use crate::Error;
 use crate::host::Host;
 use xen_io::xenbus::State;
 use xenstore::{Client, Store};
 
-/// The state of an end.
+/// Reads the state of an end.
 pub(super) fn state(store: &mut Client, end: &str) -> Result<State, Error> {
     let text = store.try_read(format!("{end}/state"))?;
     Ok(text.map_or(State::Unknown, |text| State::parse(&text)))
 }
 
-/// Does something while changes below these nodes wake waits.
+/// Runs `body` while changes below these nodes end waits.
 pub(super) fn watched<T>(
     host: &mut Host,
     paths: &[&str],

@@ -1,5 +1,5 @@
-//! The nodes of a new domain: those that libxl makes, with its permissions, so that every tool that knows a Xen host's
-//! store knows these.
+//! The nodes of a new domain: those that libxl makes, with the same permissions, so that every tool
+//! for the store of a Xen host can use them.
 
 use super::home;
 use crate::Error;
@@ -59,7 +59,7 @@ pub(crate) fn write(
             tx.set_perms(&path, perms)?;
         }
         for (name, value) in values {
-            // As its folder: for the domain to read.
+            // As the folder: readable for the domain.
             tx.write(format!("{home}{name}"), value)?;
         }
         tx.mkdir(&vm)?;

@@ -1,4 +1,4 @@
-//! A hosted host brought up and taken down: all its daemons.
+//! The bringing up and taking down of a hosted host, with all its daemons.
 
 use super::daemons::{DAEMONS, Daemon};
 use super::folder::{Folder, FolderContent};
@@ -16,11 +16,12 @@ pub enum Startup {
     Started,
 }
 
-/// Starts what does not run of a host. A daemon that serves images is started anew where one of `image_dirs` is new to it:
-/// guests see a pause.
+/// Starts the daemons of a host that do not run. A daemon that serves images is restarted where one
+/// of `image_dirs` is new to it: guests see a pause.
 ///
 /// # Errors
-/// The first that does not start; what was started for it is ended again. A folder that is not there.
+/// The first daemon that does not start; the daemons that were started before it are ended again. A
+/// folder that does not exist.
 pub fn up(folder: &Folder, image_dirs: &[PathBuf], limit: Limit) -> Result<Startup, Error> {
     folder.make()?;
     let _lock = lock(folder)?;
@@ -50,7 +51,7 @@ pub fn up(folder: &Folder, image_dirs: &[PathBuf], limit: Limit) -> Result<Start
     Ok(if started.is_empty() { Startup::WasUp } else { Startup::Started })
 }
 
-/// One at a time changes which daemons run.
+/// Locks the host, as only one command at a time may start and end daemons.
 fn lock(folder: &Folder) -> Result<File, Error> {
     let path = folder.run();
     let dir = File::open(&path).map_err(Error::io(path.display()))?;
@@ -64,11 +65,11 @@ fn lock(folder: &Folder) -> Result<File, Error> {
     }
 }
 
-/// Ends all daemons and what a killed broker has left, and removes the folder. Domains are to be destroyed before, and the
-/// keeper to be stopped, which would start them again.
+/// Ends all daemons and what a killed broker has left, and removes the folder. Domains have to be
+/// destroyed before, and the keeper stopped, which would start them again.
 ///
 /// # Errors
-/// Something does not end: the folder stays, so that it can be tried again.
+/// A process does not end: the folder stays, so that another attempt is possible.
 pub fn down(folder: &Folder) -> Result<(), Error> {
     if folder.look()? != FolderContent::Host {
         return Ok(());
@@ -82,7 +83,7 @@ pub fn down(folder: &Folder) -> Result<(), Error> {
     Ok(())
 }
 
-/// All that daemons leave in the folder.
+/// Returns the names of all files that daemons leave in the folder.
 fn left() -> impl Iterator<Item = &'static str> {
     DAEMONS.iter().flat_map(Daemon::leaves).copied()
 }
@@ -90,7 +91,7 @@ fn left() -> impl Iterator<Item = &'static str> {
 /// Ends what a broker has left.
 ///
 /// # Errors
-/// Something does not end: the folder is to stay, as it has the note of that.
+/// A process does not end: the folder has to stay, as the record of that is in it.
 fn clear(folder: &Folder) -> Result<(), Error> {
     let broker = folder.broker();
     let left = xen_hosted::hypervisor::clear(&broker);

@@ -1,6 +1,7 @@
 //! The daemons of a hosted host: one table. To add a daemon is to add a row.
 //!
-//! A row is data. The process of a daemon is started and ended by it, all of them by [`bring`](super::bring).
+//! A row is data. Its process is started and ended by its methods, and those of all rows by
+//! [`bring`](super::bring).
 
 use super::folder::Folder;
 use std::path::PathBuf;
@@ -85,11 +86,11 @@ pub struct Daemon {
 pub(crate) enum Program {
     /// This one.
     Own,
-    /// A file beside this one.
+    /// A program in the folder of this one.
     Beside {
-        /// Its name.
+        /// The name of its file.
         file: &'static str,
-        /// The package of cargo, and its folder in `crates`, that it is of.
+        /// The cargo package that builds it, which is also its folder in `crates`.
         package: &'static str,
     },
 }
@@ -101,55 +102,55 @@ pub(super) enum Argument {
     Word(&'static str),
     /// A path in the host's folder.
     Place(PathIn),
-    /// This option with each folder that `xb host up --image-dir` has named.
+    /// An option that is repeated with each folder that `xb host up --image-dir` has named.
     ImageDirs(&'static str),
 }
 
-/// A line of a daemon's log that says that it serves.
+/// The line of a daemon's log that says that it serves.
 #[derive(Clone, Copy, Debug)]
 enum ReadyLine {
-    /// One with this beginning.
+    /// A line with this beginning.
     Says(&'static str),
-    /// One with this field and this end, as logfmt has them.
+    /// A line with this field and this end, as logfmt has them.
     Logs { field: &'static str, end: &'static str },
 }
 
 impl Daemon {
-    /// Its name in lists and errors, and that of its log and its pid file.
+    /// Returns its name in lists and errors, which its log and its pid file have too.
     #[must_use]
     pub fn name(&self) -> &'static str {
         self.name
     }
 
-    /// Its part in a host, in a word or two: `block backend`.
+    /// Returns its role in a host, in a word or two: `block backend`.
     #[must_use]
     pub fn part(&self) -> &'static str {
         self.part
     }
 
-    /// Its log.
+    /// Returns the path of its log.
     #[must_use]
     pub fn log(&self, folder: &Folder) -> PathBuf {
         folder.log(self.name)
     }
 
-    /// The files and folders that it makes in the host's folder and does not take away.
+    /// Returns the files and folders that it makes in the host's folder and does not remove.
     pub(super) fn leaves(&self) -> &'static [&'static str] {
         self.leaves
     }
 
-    /// The kinds of backends that it is.
+    /// Returns the kinds of devices whose backend it is.
     #[must_use]
     pub fn kinds(&self) -> &'static [&'static str] {
         self.kinds
     }
 
-    /// True where it is told of image folders as it starts.
+    /// True if it takes image folders as arguments.
     pub(super) fn takes_image_dirs(&self) -> bool {
         self.arguments.iter().any(|argument| matches!(argument, Argument::ImageDirs(_)))
     }
 
-    /// True of the line of its log that says that it serves.
+    /// True if this line of its log says that it serves.
     pub(super) fn says_serving(&self, line: &str) -> bool {
         match self.ready {
             ReadyLine::Says(start) => line.starts_with(start),
@@ -158,13 +159,13 @@ impl Daemon {
     }
 }
 
-/// The daemon that is the backend of a kind.
+/// Returns the daemon that is the backend of a kind.
 #[must_use]
 pub fn backend(kind: &str) -> Option<&'static Daemon> {
     DAEMONS.iter().find(|daemon| daemon.kinds.contains(&kind))
 }
 
-/// A word of each daemon, one behind the other: `broker, xenstored`.
+/// Joins a word of each daemon: `broker, xenstored`.
 pub(crate) fn words(word: fn(&Daemon) -> &'static str) -> String {
     DAEMONS.iter().map(word).collect::<Vec<_>>().join(", ")
 }

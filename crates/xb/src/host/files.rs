@@ -1,4 +1,4 @@
-//! Files: replaced as a whole, watched for changes.
+//! Files: replacing one as a whole, and watching for changes.
 
 use crate::Error;
 use crate::wait::Limit;
@@ -8,7 +8,7 @@ use rustix::time::Timespec;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-/// Writes a file that is there as it was or as it is to be.
+/// Replaces a file: at any time it has either its old or its new content.
 pub(crate) fn replace(path: &Path, text: impl AsRef<[u8]>) -> std::io::Result<()> {
     let new = path.with_extension("new");
     std::fs::write(&new, text)?;
@@ -20,19 +20,19 @@ pub(crate) fn replace(path: &Path, text: impl AsRef<[u8]>) -> std::io::Result<()
 pub struct Watch(OwnedFd);
 
 impl Watch {
-    /// Begins to watch for such changes.
+    /// Begins to watch for these changes.
     pub(super) fn new(path: &Path, changes: WatchFlags) -> std::io::Result<Self> {
         let watch = init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
         add_watch(&watch, path, changes)?;
         Ok(Self(watch))
     }
 
-    /// Takes note of changes; true where there are any since the last time.
+    /// Takes the changes; true where there are any since the last call.
     pub(crate) fn take(&self) -> bool {
         matches!(rustix::io::read(&self.0, &mut [0_u8; 4096]), Ok(1..))
     }
 
-    /// Waits until there may be a change, or for a moment: what is watched is looked at again, whatever has come.
+    /// Waits until there may be a change, or for a moment: the caller looks again in both cases.
     pub(crate) fn wait(&self, limit: Limit, what: &dyn Fn() -> String) -> Result<(), Error> {
         let slice = Timespec::try_from(limit.slice(what)?).ok();
         let _ = poll(&mut [PollFd::new(self, PollFlags::IN)], slice.as_ref());

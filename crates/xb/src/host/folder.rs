@@ -21,9 +21,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use xen_hosted::HostDir;
 
-/// Names the folder to every `xb` of a shell.
+/// The variable that names the folder to every `xb` of a shell.
 pub const VARIABLE: &str = "XB_HOST";
-/// Longest path of a folder: its sockets' paths have to fit into 108 bytes.
+/// The longest path of a folder, in bytes: its sockets' paths have to fit into 108 bytes.
 const PATH_MAX: usize = 80;
 /// The file that says that a folder is a host's.
 const MARKER: &str = ".xb-host";
@@ -47,12 +47,12 @@ pub enum FolderContent {
     Host,
 }
 
-/// A folder, whether a host is up in it or not.
+/// The folder of a host, whether the host is up or not.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Folder(PathBuf);
 
 impl Default for Folder {
-    /// `/run/xb` for root, a folder below `XDG_RUNTIME_DIR` or `/tmp` for anybody else.
+    /// Returns `/run/xb` for root, a folder below `XDG_RUNTIME_DIR` or `/tmp` for any other user.
     fn default() -> Self {
         let uid = rustix::process::geteuid();
         if uid.is_root() {
@@ -66,7 +66,7 @@ impl Default for Folder {
 }
 
 impl Folder {
-    /// The folder at a path.
+    /// Names the folder at a path.
     #[must_use]
     pub fn new(path: &Path) -> Self {
         Self(std::path::absolute(path).unwrap_or_else(|_| path.into()))
@@ -78,13 +78,13 @@ impl Folder {
         &self.0
     }
 
-    /// The broker's directory.
+    /// Returns the broker's directory.
     #[must_use]
     pub fn broker(&self) -> HostDir {
         HostDir::new(self.0.join("host"))
     }
 
-    /// The store's socket.
+    /// Returns the path of the store's socket.
     #[must_use]
     pub fn store(&self) -> PathBuf {
         self.0.join("store")
@@ -96,7 +96,7 @@ impl Folder {
         self.0.join("run")
     }
 
-    /// The folders that `xb host up --image-dir` has named.
+    /// Reads the folders that `xb host up --image-dir` has named.
     pub(crate) fn image_dirs(&self) -> Vec<PathBuf> {
         let text = std::fs::read(self.run().join(IMAGE_DIRS)).unwrap_or_default();
         let names = text.split(|byte| *byte == 0).filter(|name| !name.is_empty());
@@ -131,12 +131,12 @@ impl Folder {
     /// Watches the daemons' logs.
     ///
     /// # Errors
-    /// They are not there.
+    /// The folder of the logs does not exist.
     pub(crate) fn watch_logs(&self) -> std::io::Result<Watch> {
         Watch::new(&self.logs(), WatchFlags::MODIFY)
     }
 
-    /// A daemon's log.
+    /// Returns the path of a daemon's log.
     #[must_use]
     pub fn log(&self, daemon: &str) -> PathBuf {
         self.logs().join(format!("{daemon}.log"))
@@ -148,12 +148,12 @@ impl Folder {
         self.0.join("log")
     }
 
-    /// The folder of `xb demo`.
+    /// Returns the folder of `xb demo`.
     pub(crate) fn demo(&self) -> PathBuf {
         self.0.join(DEMO)
     }
 
-    /// The keeper's socket.
+    /// Returns the path of the keeper's socket.
     #[must_use]
     pub fn keeper(&self) -> PathBuf {
         self.0.join("keeper")
@@ -165,7 +165,7 @@ impl Folder {
         self.0.join("guests")
     }
 
-    /// The folders of all guests, also of those that have ended.
+    /// Lists the folders of all guests, also of those that have ended.
     pub(crate) fn guest_folders(&self) -> impl Iterator<Item = GuestFolder> {
         let guests = self.guests();
         let entries = std::fs::read_dir(&guests).into_iter().flatten().flatten();
@@ -173,7 +173,7 @@ impl Folder {
             .filter_map(move |entry| Some(GuestFolder::new(&guests, entry.file_name().to_str()?)))
     }
 
-    /// A guest's folder.
+    /// Returns a guest's folder.
     #[must_use]
     pub fn guest(&self, name: &str) -> GuestFolder {
         GuestFolder::new(&self.guests(), name)
@@ -183,7 +183,8 @@ impl Folder {
     /// decides which processes are ended and which files are written, so only this user may.
     ///
     /// # Errors
-    /// A sentence: it is somebody else's, others may write into it, or it is in use for something else.
+    /// A sentence: it is another user's, others may write into it, or it is in use for something
+    /// else.
     pub fn look(&self) -> Result<FolderContent, Error> {
         use std::os::unix::fs::MetadataExt;
         let dir = self.0.display();
@@ -215,16 +216,16 @@ impl Folder {
         let mut entries = std::fs::read_dir(&self.0).map_err(Error::io(&dir))?;
         match entries.next() {
             None => Ok(FolderContent::Empty),
-            // Another xb may have made it one meanwhile: the marker is the first thing in it.
+            // Another xb may have made it a host meanwhile: the marker is the first file in it.
             Some(_) if marked() => Ok(FolderContent::Host),
             Some(_) => Err(refused("holds other things and no host of xb".into())),
         }
     }
 
-    /// Makes it, for its user alone: where nothing is, or an empty folder, or a host.
+    /// Makes the folder, for its user alone: where nothing exists, or an empty folder, or a host.
     ///
     /// # Errors
-    /// As [`Folder::look`]; it cannot be made, or its path is too long.
+    /// The errors of [`Folder::look`]; it cannot be made, or its path is too long.
     pub fn make(&self) -> Result<(), Error> {
         let dir = self.0.display();
         if self.0.as_os_str().len() > PATH_MAX {
@@ -237,9 +238,9 @@ impl Folder {
             if let Some(above) = self.0.parent() {
                 builder().recursive(true).create(above).map_err(Error::io(above.display()))?;
             }
-            // Not recursive: it is made here or not at all.
+            // Not recursive: only the last folder of the path may be made.
             match builder().create(&self.0) {
-                // By another xb meanwhile, or by somebody else.
+                // It was made by another xb meanwhile, or by another program.
                 Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
                     self.look()?;
                 }
@@ -249,7 +250,7 @@ impl Folder {
         self.mark()
     }
 
-    /// A new one of a random name, below the folder for temporary files.
+    /// Makes a new folder with a random name, below the folder for temporary files.
     ///
     /// # Errors
     /// It cannot be made.
@@ -267,7 +268,7 @@ impl Folder {
         made.map(|()| folder)
     }
 
-    /// Makes what is in it; the marker first, so that whatever is there later is known to be xb's.
+    /// Makes the files in it; the marker first, so that later files are known to be xb's.
     fn mark(&self) -> Result<(), Error> {
         let marker = self.0.join(MARKER);
         match std::fs::File::create_new(&marker) {
@@ -281,25 +282,25 @@ impl Folder {
         Ok(())
     }
 
-    /// Removes what is made in it by [`Folder::make`], the demo, and the daemons, which is `left`; and it if nothing else is
-    /// there. What holds no host is left alone.
+    /// Removes the files that [`Folder::make`], the demo and the daemons (`left`) have made in it,
+    /// and the folder if nothing else is in it. A folder without a host is not changed.
     pub(super) fn remove(&self, left: impl Iterator<Item = &'static str>) {
         if !matches!(self.look(), Ok(FolderContent::Host)) {
             return;
         }
-        // The folder of the locks last: until then nobody else brings a host up here.
+        // The folder of the locks goes last: until then no other xb brings a host up here.
         for below in left.chain([DEMO]).chain(MADE.into_iter().rev()) {
             let path = self.0.join(below);
-            // What is not there need not be removed.
+            // A file that does not exist needs no removal.
             let _ = std::fs::remove_dir_all(&path).or_else(|_| std::fs::remove_file(&path));
         }
-        // The marker last: what is left by an end before it can still be removed.
+        // The marker goes last: after an interruption before that the rest can still be removed.
         let _ = std::fs::remove_file(self.0.join(MARKER));
         let _ = std::fs::remove_dir(&self.0);
     }
 }
 
-/// Makes folders for their user alone.
+/// Returns a builder of folders for their user alone.
 fn builder() -> std::fs::DirBuilder {
     use std::os::unix::fs::DirBuilderExt;
     let mut builder = std::fs::DirBuilder::new();

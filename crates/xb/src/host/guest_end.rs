@@ -1,25 +1,26 @@
-//! The end of a guest, and what follows from it: noted in its folder by the keeper, read by whoever waits for it.
+//! The end of a guest, and the action that follows: recorded in its folder by the keeper, read by
+//! commands that wait for it.
 
 use super::files::replace;
 use super::guest_folder::GuestFolder;
 use crate::config::Action;
 use xen::DomId;
 
-/// A guest that has ended, as the keeper saw it.
+/// The end of a guest, as the keeper recorded it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct GuestEnd {
     /// Its number.
     pub domid: DomId,
-    /// Why: a word of [`reason_word`](crate::domain::reason_word).
+    /// The reason: a word of [`reason_word`](crate::domain::reason_word).
     pub reason: String,
-    /// The exit status of its program, where it said so.
+    /// The exit status of its program, if it was reported.
     pub status: Option<u8>,
     /// The action that follows.
     pub action: Action,
 }
 
 impl GuestEnd {
-    /// The end of the guest that last had this name, as noted.
+    /// Reads the recorded end of the guest that last had this name.
     #[must_use]
     pub fn of(guest: &GuestFolder) -> Option<Self> {
         let text = std::fs::read_to_string(guest.ended()).ok()?;
@@ -35,7 +36,8 @@ impl GuestEnd {
         })
     }
 
-    /// The end of the domain with this name and number, where it has ended by itself.
+    /// Reads the recorded end of the domain with this name and number; `None` where it has not
+    /// ended by itself.
     #[must_use]
     pub fn of_domain(guest: &GuestFolder, domid: DomId) -> Option<Self> {
         Self::of(guest).filter(|ended| ended.domid == domid)

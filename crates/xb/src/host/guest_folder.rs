@@ -1,4 +1,5 @@
-//! The folder of a guest: what is kept under its name while it is there, and until it is long gone.
+//! The folder of a guest: the files that are kept under its name while it exists, and for long
+//! after its end.
 //!
 //! | in it | what |
 //! |---|---|
@@ -18,7 +19,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use xen::DomId;
 
-/// The folder of a guest, whether it is there or not.
+/// The folder of a guest, whether the guest exists or not.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct GuestFolder {
     name: String,
@@ -26,39 +27,40 @@ pub struct GuestFolder {
 }
 
 impl GuestFolder {
-    /// That of a name, in the folder of all guests.
+    /// Names the folder of a guest in the folder of all guests.
     pub(super) fn new(guests: &Path, name: &str) -> Self {
         Self { name: name.into(), path: guests.join(name) }
     }
 
-    /// The guest's name.
+    /// Returns the guest's name.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Its path.
+    /// Returns its path.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The guest's log.
+    /// Returns the path of the guest's log.
     #[must_use]
     pub fn log(&self) -> PathBuf {
         self.path.join("log")
     }
 
-    /// Watches it: the log, which is set aside when it is full, and the note of its end.
+    /// Watches the log, which is replaced when it is full, and the record of the guest's end.
     ///
     /// # Errors
-    /// It is not there.
+    /// The folder does not exist.
     pub fn watch(&self) -> std::io::Result<Watch> {
         use inotify::WatchFlags;
         Watch::new(&self.path, WatchFlags::MODIFY | WatchFlags::CREATE | WatchFlags::MOVED_TO)
     }
 
-    /// Waits until the guest has printed a line of which `wanted` makes something; lines of before count.
+    /// Waits until the guest has printed a line for which `wanted` returns a value; earlier lines
+    /// count.
     ///
     /// # Errors
     /// [`Error::Timeout`], [`Error::Interrupted`], or there is no such guest.
@@ -72,7 +74,7 @@ impl GuestFolder {
         loop {
             let text = std::fs::read(&path).map_err(Error::io(path.display()))?;
             let text = String::from_utf8_lossy(&text);
-            // A line without an end is not yet what it will be.
+            // A line without an end is not complete yet.
             let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
             if let Some(found) = whole.lines().find_map(wanted) {
                 return Ok(found);
@@ -83,11 +85,12 @@ impl GuestFolder {
         }
     }
 
-    /// Makes the FIFO that the guest prints into anew: the keeper's end and the guest's, which reads as well.
+    /// Makes a new FIFO for the guest's output. Returns the keeper's end and the guest's, which is
+    /// open for reading as well.
     pub(super) fn new_output(&self) -> Result<(OwnedFd, OwnedFd), Error> {
         let path = self.output();
         let said = |errno: rustix::io::Errno| Error::io(path.display())(errno.into());
-        // One of before has another guest's words in it, perhaps.
+        // An old FIFO may contain another guest's output.
         let _ = std::fs::remove_file(&path);
         mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).map_err(said)?;
         let read = self.open_output().map_err(said)?;
@@ -95,7 +98,7 @@ impl GuestFolder {
         Ok((read, write.map_err(said)?))
     }
 
-    /// The keeper's end of the FIFO; it is not waited for anybody at the other.
+    /// Opens the keeper's end of the FIFO, without waiting for a writer.
     pub(crate) fn open_output(&self) -> Result<OwnedFd, rustix::io::Errno> {
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         open(self.output(), flags, Mode::empty())
@@ -105,12 +108,12 @@ impl GuestFolder {
         self.path.join("output")
     }
 
-    /// The number of the domain that last had the name.
+    /// Returns the number of the domain that last had the name.
     pub(crate) fn last(&self) -> Option<DomId> {
         Some(self.last_and_origin()?.0)
     }
 
-    /// The number of the domain that last had the name, and of the one in whose place it was started, over all
+    /// Returns the number of the domain that last had the name, and of the first one of its
     /// restarts.
     pub(crate) fn last_and_origin(&self) -> Option<(DomId, DomId)> {
         let text = std::fs::read_to_string(self.domid()).ok()?;
@@ -119,14 +122,15 @@ impl GuestFolder {
         Some((last, numbers.next().flatten().unwrap_or(last)))
     }
 
-    /// The first of the restarts that the domain with this number has come from.
+    /// Returns the first domain of the restarts that led to the domain with this number.
     pub(crate) fn origin_of(&self, domid: DomId) -> DomId {
         let noted = self.last_and_origin().filter(|(last, _)| *last == domid);
         noted.map_or(domid, |(_, origin)| origin)
     }
 
-    /// Notes who has the name: the next to take it finds that. How the one before ended is nothing of this one's, and
-    /// numbers begin anew with each host.
+    /// Records the domain that has the name, for the next one that takes it. The record of the
+    /// previous domain's end is removed, as it is not this one's, and numbers begin anew with each
+    /// host.
     pub(crate) fn note(&self, domid: DomId, origin: DomId) -> std::io::Result<()> {
         replace(&self.domid(), format!("{domid} {origin}"))?;
         match std::fs::remove_file(self.ended()) {
@@ -135,17 +139,18 @@ impl GuestFolder {
         }
     }
 
-    /// The file that has the domain's number; it is as old as the domain.
+    /// Returns the path of the file with the domain's number; the file is as old as the domain.
     pub(crate) fn domid(&self) -> PathBuf {
         self.path.join("domid")
     }
 
-    /// The file that says how the guest ended.
+    /// Returns the path of the record of the guest's end.
     pub(super) fn ended(&self) -> PathBuf {
         self.path.join("ended")
     }
 
-    /// Makes it, and locks it for who creates a domain of the name, unless somebody else has.
+    /// Makes the folder, and locks it for the creation of a domain of the name. Fails where another
+    /// process has locked it.
     pub(crate) fn claim(&self) -> Result<File, Error> {
         let said = |error| Error::io(self.path.display())(error);
         loop {
@@ -157,7 +162,7 @@ impl GuestFolder {
                     self.name
                 )));
             }
-            // The keeper may have removed it in between, as one of long ago.
+            // The keeper may have removed it meanwhile, as the folder of an old guest.
             let here = dir.metadata().map_err(said)?.ino();
             if std::fs::metadata(&self.path).is_ok_and(|now| now.ino() == here) {
                 return Ok(dir);
@@ -165,7 +170,7 @@ impl GuestFolder {
         }
     }
 
-    /// Waits until nobody is creating a domain of the name, and keeps others from it.
+    /// Waits until no domain of the name is being created, and prevents further creations.
     pub(crate) fn lock(&self) -> Result<File, Error> {
         let dir = File::open(&self.path).map_err(Error::io(self.path.display()))?;
         let locked = flock(&dir, FlockOperation::LockExclusive);
@@ -173,7 +178,7 @@ impl GuestFolder {
         Ok(dir)
     }
 
-    /// Locks it where nobody has and it is there.
+    /// Locks the folder where it exists and is not locked.
     pub(crate) fn try_lock(&self) -> Option<File> {
         let dir = File::open(&self.path).ok()?;
         flock(&dir, FlockOperation::NonBlockingLockExclusive).is_ok().then_some(dir)

@@ -1,5 +1,5 @@
-//! A guest's output, handed to the keeper: whoever creates a guest sends the reading end with the guest's name, and goes
-//! on once the keeper has said that it has a log for it.
+//! The handing over of a guest's output to the keeper: the creator of a guest sends the reading end
+//! with the guest's name, and continues once the keeper has confirmed that it has a log for it.
 
 use super::folder::Folder;
 use crate::Error;
@@ -14,14 +14,14 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-/// The time in which the keeper answers.
+/// The time in which the keeper has to answer.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(10);
-/// The time in which a connection to the keeper brings what it is for.
+/// The time in which a connection to the keeper has to bring its message.
 const SAID_WITHIN: Duration = Duration::from_secs(1);
 /// Bytes of a guest's name at most.
 const NAME_MAX: usize = 64;
 
-/// Has the keeper write a new log of a guest; what is written into the answer goes there.
+/// Makes the keeper write a new log of a guest. Returns the descriptor whose input goes there.
 ///
 /// # Errors
 /// A sentence where no keeper answers.
@@ -63,9 +63,9 @@ pub(crate) struct Output {
 }
 
 impl Output {
-    /// Takes what a connection to the keeper brings.
+    /// Receives the message of a connection to the keeper.
     pub(crate) fn receive(stream: &UnixStream) -> std::io::Result<Self> {
-        // Who connects is this user; it sends at once.
+        // The client is of this user and sends at once.
         stream.set_nonblocking(false)?;
         stream.set_read_timeout(Some(SAID_WITHIN))?;
         let mut name = [0; NAME_MAX];
@@ -89,7 +89,7 @@ impl Output {
     }
 }
 
-/// Tells whoever creates a guest that there is a log for it.
+/// Tells the creator of a guest that there is a log for it.
 pub(crate) fn confirm(mut stream: &UnixStream) -> std::io::Result<()> {
     stream.write_all(b".")
 }

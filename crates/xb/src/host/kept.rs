@@ -1,4 +1,4 @@
-//! A guest's configuration, kept in its folder for the keeper to start it again.
+//! The configuration of a guest, kept in its folder, from which the keeper starts it again.
 
 use super::guest_folder::GuestFolder;
 use crate::Error;
@@ -7,10 +7,10 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
-/// Keeps a configuration.
+/// Writes a configuration.
 ///
 /// # Errors
-/// A sentence: what is read again would not be the same.
+/// A sentence: reading it again would give another description.
 pub(crate) fn write(
     guest: &GuestFolder,
     description: &Description,
@@ -24,7 +24,7 @@ pub(crate) fn write(
     Ok(())
 }
 
-/// The configuration of a guest, as it was kept.
+/// Reads the configuration of a guest.
 pub(crate) fn read(guest: &GuestFolder) -> Result<(Description, Vec<Setting>), Error> {
     let path = config_of(guest);
     let text = config::load(&path).map_err(Error::Refused)?;
@@ -44,8 +44,8 @@ fn directory_of(guest: &GuestFolder) -> PathBuf {
     guest.path().join("directory")
 }
 
-/// The settings that have an effect, as TOML may have others that xl.cfg cannot have. The keeper has to find the same in
-/// them.
+/// Writes the settings that have an effect as text, as TOML may have others that xl.cfg cannot
+/// have. The keeper has to read the same description from them.
 fn as_text(settings: &[Setting], description: &Description) -> Result<String, Error> {
     let name = &description.name;
     let heeded = |setting: &&Setting| keys::support(&setting.key) == keys::Support::Heeded;

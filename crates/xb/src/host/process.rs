@@ -1,4 +1,4 @@
-//! The process of a daemon: started, found again, ended.
+//! The process of a daemon: starting it, finding it again, ending it.
 
 use super::daemons::{Argument, Daemon};
 use super::files::Watch;
@@ -17,8 +17,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-/// The time that a daemon has to end when it is asked, and again when it is killed. All one after the other take less than
-/// systemd gives `host down`.
+/// The time that a daemon has to end when it is asked, and again when it is killed. All of them one
+/// after the other take less than systemd gives `host down`.
 const ENDS_WITHIN: Duration = Duration::from_secs(10);
 
 impl Daemon {
@@ -44,7 +44,7 @@ impl Daemon {
         folder.run().join(format!("{}.pid", self.name()))
     }
 
-    /// Its process, if it runs.
+    /// Returns its process, if it runs.
     #[must_use]
     pub fn running(&self, folder: &Folder) -> Option<Process> {
         if !matches!(folder.look(), Ok(FolderContent::Host)) {
@@ -53,7 +53,7 @@ impl Daemon {
         let text = std::fs::read_to_string(self.pid_file(folder)).ok()?;
         let (pid, started) = text.trim().split_once(' ')?;
         let pid = Pid::from_raw(pid.parse().ok()?)?;
-        // First the handle, then the look: what is looked at is what the handle is of.
+        // The handle is opened before the check, so that the check is of the process of the handle.
         let handle = rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok()?;
         let same = started_at(pid).as_deref() == Some(started);
         same.then_some(Process { pid, handle })
@@ -66,7 +66,7 @@ impl Daemon {
     pub fn start(&self, folder: &Folder, limit: Limit) -> Result<(), Error> {
         let name = self.name();
         let path = self.log(folder);
-        // What one before has said stays, and says why it ended; the keeper bounds it.
+        // The log of an earlier run stays, with the reason of its end; the keeper limits its size.
         let log = File::options().append(true).create(true).open(&path);
         let log = log.map_err(Error::io(path.display()))?;
         let from = log.metadata().map_err(Error::io(path.display()))?.len();
@@ -78,7 +78,7 @@ impl Daemon {
         let written = self.note(folder, &child);
         let served = written.and_then(|()| serves(self, &mut child, (&path, from), &watch, limit));
         if served.is_err() {
-            // It may have ended by itself; if not, it has made things that it takes away when it is asked to end.
+            // It may have ended by itself; if not, it removes its files when it is asked to end.
             if let Some(process) = Process::of(&child) {
                 let _ = process.end(name);
             }
@@ -111,23 +111,24 @@ impl Daemon {
     }
 }
 
-/// When a process began: the 22nd field of its `stat`, in clock ticks since the machine's start. A zombie is none.
+/// Returns the start of a process: the 22nd field of its `stat`, in clock ticks since the machine's
+/// start; `None` for a zombie.
 fn started_at(pid: Pid) -> Option<String> {
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
-    // The second field is a name in brackets, which may hold anything.
+    // The second field is a name in brackets, which may contain anything.
     let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
     let state = fields.next()?;
     if state == "Z" { None } else { fields.nth(18).map(str::to_owned) }
 }
 
-/// Reads a log from a byte on, or all of one that was emptied meanwhile.
+/// Reads a log from byte `from` on, or all of a log that was emptied meanwhile.
 fn read_from(path: &Path, from: u64) -> Result<String, Error> {
     let log = std::fs::read(path).map_err(Error::io(path.display()))?;
     let new = usize::try_from(from).ok().and_then(|from| log.get(from..)).unwrap_or(&log);
     Ok(String::from_utf8_lossy(new).into_owned())
 }
 
-/// Waits until its log says that it serves, from a byte on, or it ends.
+/// Waits until its log, from a byte on, says that it serves, or until it ends.
 fn serves(
     daemon: &Daemon,
     child: &mut Child,
@@ -138,7 +139,7 @@ fn serves(
     let name = daemon.name();
     loop {
         let log = read_from(path, from)?;
-        // A line without an end is not yet what it will be.
+        // A line without an end is not complete yet.
         if log
             .rsplit_once('\n')
             .is_some_and(|(whole, _)| whole.lines().any(|line| daemon.says_serving(line)))
@@ -163,14 +164,14 @@ pub struct Process {
 }
 
 impl Process {
-    /// A child that was not waited for yet.
+    /// Returns the process of a child that was not waited for yet.
     fn of(child: &Child) -> Option<Self> {
         let pid = Pid::from_raw(i32::try_from(child.id()).ok()?)?;
         let handle = rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok()?;
         Some(Self { pid, handle })
     }
 
-    /// Asks it to end, and waits until it has; ends it if it does not.
+    /// Asks it to end, and waits until it has ended; kills it if it does not end.
     ///
     /// # Errors
     /// A sentence where it cannot be ended.
@@ -187,18 +188,18 @@ impl Process {
         Err(Error::Refused(format!("{name} (pid {pid}) does not end, not even by SIGKILL")))
     }
 
-    /// Ends it at once, as a crash would.
+    /// Kills it at once, as a crash would.
     pub fn kill(&self) {
         self.signal(Signal::KILL);
         self.ended(ENDS_WITHIN);
     }
 
     fn signal(&self, signal: Signal) {
-        // One that has ended needs none.
+        // A process that has ended needs no signal.
         let _ = rustix::process::pidfd_send_signal(&self.handle, signal);
     }
 
-    /// True where it ends within this time.
+    /// True if it ends within this time.
     fn ended(&self, within: Duration) -> bool {
         let within = Timespec::try_from(within).ok();
         matches!(poll(&mut [PollFd::new(&self.handle, PollFlags::IN)], within.as_ref()), Ok(1..))

@@ -1,4 +1,5 @@
-//! The programs that `xb` runs: beside it where it is installed, built by cargo where cargo runs it.
+//! The programs that `xb` runs: those in its own folder where it is installed, those that cargo
+//! builds where cargo runs it.
 
 use super::daemons::{DAEMONS, Program};
 use crate::Error;
@@ -10,7 +11,7 @@ use std::sync::OnceLock;
 /// The tool that `xb store` runs.
 pub(crate) const XENSTORE: Program = Program::Beside { file: "xenstore", package: "xenstore" };
 
-/// The file and the package of each program that is not this one.
+/// Returns the file and the package of each program that is not this one.
 fn others() -> impl Iterator<Item = (&'static str, &'static str)> {
     let programs = DAEMONS.iter().map(|daemon| daemon.program).chain([XENSTORE]);
     programs.filter_map(|program| match program {
@@ -19,29 +20,29 @@ fn others() -> impl Iterator<Item = (&'static str, &'static str)> {
     })
 }
 
-/// Has cargo build the programs, where it is cargo that runs this one. That takes as long as it takes, so it comes
-/// before anything that is to be done in time.
+/// Makes cargo build the programs, where cargo runs this one. That may take any time, so it comes
+/// before all steps with a time limit.
 ///
 /// # Errors
-/// A sentence that says what cargo said.
+/// A sentence with cargo's message.
 pub(crate) fn make() -> Result<(), Error> {
-    /// Once in a process: nothing is changed meanwhile.
+    /// The result of the build, done once in a process: the sources do not change meanwhile.
     static MADE: OnceLock<Result<(), String>> = OnceLock::new();
     let Some(cargo) = cargo() else { return Ok(()) };
-    // Each time, as those that are there may be older than this program.
+    // Built each time, as existing programs may be older than this one.
     MADE.get_or_init(|| build(&cargo, &own()?)).clone().map_err(Error::Refused)
 }
 
-/// This program's own path.
+/// Returns this program's own path.
 fn own() -> Result<PathBuf, String> {
     std::env::current_exe()
         .map_err(|error| format!("this program's own path: {}", crate::text::cause(&error)))
 }
 
-/// The path of a program.
+/// Returns the path of a program.
 ///
 /// # Errors
-/// A sentence that says how it is installed, or what cargo said.
+/// A sentence that says how to install it, or cargo's message.
 pub(crate) fn find(program: Program) -> Result<PathBuf, Error> {
     let Program::Beside { file, package } = program else {
         return own().map_err(Error::Refused);
@@ -57,21 +58,22 @@ pub(crate) fn find(program: Program) -> Result<PathBuf, Error> {
     )))
 }
 
-/// The cargo that runs this program, if one does. A program that cargo runs inherits its variables to all that it
-/// starts, so this may also be an installed `xb` in the tests of something else: then the manifest is another.
+/// Returns the cargo that runs this program, if one does. All programs that cargo's child starts
+/// inherit its variables, so this may also be an installed `xb` in the tests of another project:
+/// then the manifest is another.
 fn cargo() -> Option<OsString> {
     let ours = std::env::var_os("CARGO_MANIFEST_DIR")? == env!("CARGO_MANIFEST_DIR");
     std::env::var_os("CARGO").filter(|_| ours)
 }
 
-/// Has cargo build the programs into the folder that this one is in.
+/// Makes cargo build the programs into the folder of this one.
 fn build(cargo: &OsString, own: &Path) -> Result<(), String> {
     let profile = own.parent().and_then(Path::file_name).unwrap_or_default();
     let profile = if profile == "debug" { "dev".into() } else { profile.to_owned() };
     let mut command = Command::new(cargo);
     command.args(["build", "--bins", "--profile"]).arg(profile);
     if others().any(|(file, _)| !own.with_file_name(file).exists()) {
-        // That takes a minute or two, and cargo tells how far it is.
+        // The build takes a minute or two, and cargo prints its progress.
         eprintln!("xb: building the daemons, once");
     } else {
         command.arg("--quiet");

@@ -1,7 +1,8 @@
-//! The nodes that dead domains have left in the store are taken away by the keeper, whoever was to do it.
+//! The removal of the nodes that dead domains have left in the store, by the keeper, whoever had to
+//! do it.
 //!
-//! A client that destroys a domain takes its nodes away. One that dies on the way does not, and a domain that dies with
-//! the client which was creating it has nobody else.
+//! A client that destroys a domain removes its nodes. One that dies before that does not, and for a
+//! domain that dies with its creating client there is no other.
 
 use super::log::say;
 use crate::domain::{home, uuid};
@@ -16,22 +17,24 @@ use xen::DomId;
 use xen::domctl::RunState;
 use xenstore::Store;
 
-/// The time for which a client that has destroyed a domain is left alone with its nodes.
+/// The time for which the nodes of a domain are left to the client that has destroyed it.
 const GRACE: Duration = Duration::from_millis(300);
-/// Between two looks. What a client has sent before it died is carried out by then.
+/// The time between two looks. The requests that a client sent before it died are done by then.
 const AGAIN: Duration = Duration::from_secs(1);
-/// Looks after each change.
+/// The number of looks after each change.
 const LOOKS: u32 = 2;
 /// The longest time that backends may take to let go of the devices that one look finds.
 const CLOSES_WITHIN: Duration = Duration::from_secs(30);
-/// Looks that may fail after one change, as while the store does not answer.
+/// The number of looks that may fail after one change, for instance while the store does not
+/// answer.
 const FAILURES_MAX: u32 = 60;
 
-/// The end at which the keeper tells of changes; who is told ends with it.
+/// The sender by which the keeper reports changes; the receiving thread ends with it.
 pub(super) struct Cleaner(Sender<()>);
 
 impl Cleaner {
-    /// Begins to look, and looks at once: what a keeper before this one has not seen is there already.
+    /// Starts the thread, which looks at once: a change that an earlier keeper has not seen may be
+    /// there already.
     pub(super) fn start(folder: &Folder) -> Self {
         let (tell, told) = channel();
         let folder = folder.clone();
@@ -41,9 +44,9 @@ impl Cleaner {
         cleaner
     }
 
-    /// A domain may have died.
+    /// Reports that a domain may have died.
     pub(super) fn look(&self) {
-        // It ends with the keeper alone.
+        // The thread ends with the keeper alone.
         let _ = self.0.send(());
     }
 }
@@ -71,16 +74,16 @@ fn clean(folder: &Folder, told: &Receiver<()>) {
     }
 }
 
-/// The outcome of a look, once it has done what there was to do.
+/// The outcome of a look, after its removals.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum LookOutcome {
-    /// All nodes are those of domains that are there.
+    /// All nodes are of existing domains.
     AllDone,
-    /// A domain is dying: it is looked for again.
+    /// A domain is dying: another look is needed.
     Dying,
 }
 
-/// Takes away the devices and nodes of each domain that the store names and the broker does not.
+/// Removes the devices and nodes of each domain that the store names and the broker does not have.
 fn look(folder: &Folder) -> Result<LookOutcome, Error> {
     let mut host = Host::open(HostChoice::Hosted(folder.clone()))?;
     let mut named = Vec::new();
@@ -93,12 +96,12 @@ fn look(folder: &Folder) -> Result<LookOutcome, Error> {
             ));
         }
     }
-    // After the store: a domain that came in between was not named there.
+    // Listed after the store: a domain that is created in between was not named there.
     let there = host.control().list().map_err(Error::platform("listing the domains"))?;
     let limit = Limit::new(CLOSES_WITHIN);
     let mut all = Ok(());
     for (domid, vm) in named {
-        // Another domain may have this number by now; its own nodes say whose they are.
+        // Another domain may have this number by now; the nodes tell which one they belong to.
         let is_there = there.iter().any(|info| {
             let same = |vm: &String| *vm == format!("/vm/{}", uuid(info));
             info.domid == domid && vm.as_ref().is_none_or(same)
@@ -106,7 +109,7 @@ fn look(folder: &Folder) -> Result<LookOutcome, Error> {
         if !is_there {
             match remove_nodes(&mut host, domid, vm.as_deref(), limit) {
                 Ok(()) => say(&format!("domain {domid} is gone, and its nodes are taken away")),
-                // The others do not wait for this one.
+                // A failure does not stop the removal of the others.
                 Err(error) => all = all.and(Err(error)),
             }
         }

@@ -1,4 +1,5 @@
-//! Logs as the keeper writes them: its own, and those of guests, each from the FIFO that its guest prints into.
+//! Logs that the keeper writes: its own, and those of guests, each from the FIFO that its guest
+//! prints into.
 
 use crate::host::folder::Folder;
 use crate::host::guest_folder::GuestFolder;
@@ -9,15 +10,18 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-/// A log at this size is set aside, and the one that was set aside before is dropped.
+/// The size at which a log is replaced: it is kept as the old log, and the old log before it is
+/// dropped.
 pub(super) const LOG_MAX: u64 = 1 << 20;
-/// Bytes of a file system that logs leave free, or an eighth of it where that is less.
+/// The number of bytes of a file system that logs leave free, or an eighth of it where that is
+/// less.
 const RESERVE: u64 = 16 << 20;
-/// Bytes that are taken from a pipe at a time.
+/// The number of bytes that are read from a pipe at a time.
 const READ_BYTES: usize = 16 << 10;
-/// Bytes that a guest may print at once: what fills both of its logs.
+/// The number of bytes that a guest may print at once: both of its logs full.
 pub const PRINT_BURST: u64 = 2 * LOG_MAX;
-/// Bytes a second that a guest may print beyond that. Who prints more waits, as at a slow console.
+/// The number of bytes a second that a guest may print beyond that. A guest that prints more waits,
+/// as at a slow console.
 pub const PRINT_RATE: u64 = 256 << 10;
 
 /// Writes a line of the keeper's own log; where the disk is full, it is lost.
@@ -29,7 +33,7 @@ fn new_credit() -> (u64, Instant) {
     (PRINT_BURST, Instant::now())
 }
 
-/// The log that was set aside, or is to be.
+/// Returns the path of the old log.
 fn set_aside(guest: &GuestFolder) -> PathBuf {
     guest.log().with_extension("1")
 }
@@ -40,7 +44,7 @@ pub(super) struct Log {
     guest: GuestFolder,
     file: File,
     written: u64,
-    /// Bytes that it may still take, as of that time.
+    /// The number of bytes that may still be read, as of that time.
     credit: (u64, Instant),
 }
 
@@ -48,13 +52,13 @@ impl Log {
     pub(super) fn new(guest: GuestFolder, pipe: OwnedFd) -> std::io::Result<Self> {
         rustix::io::ioctl_fionbio(&pipe, true)?;
         let path = guest.log();
-        // What the guest before it printed is had once more.
+        // The output of the previous guest stays in the old log.
         let _ = std::fs::rename(&path, set_aside(&guest));
         let file = File::create(&path)?;
         Ok(Self { pipe: pipe.into(), guest, file, written: 0, credit: new_credit() })
     }
 
-    /// Those of the guests that print: what a keeper before this one has left.
+    /// Opens the logs of the guests that print, for a new keeper.
     pub(super) fn left(folder: &Folder) -> Vec<Self> {
         folder.guest_folders().filter_map(|guest| Self::again(guest).ok()).collect()
     }
@@ -66,12 +70,12 @@ impl Log {
         Ok(Self { pipe, guest, file, written, credit: new_credit() })
     }
 
-    /// The folder of its guest.
+    /// Returns the folder of its guest.
     pub(super) fn guest(&self) -> &GuestFolder {
         &self.guest
     }
 
-    /// The time for which nothing is taken, as the guest has printed too much.
+    /// Returns the time for which nothing is read, as the guest has printed too much.
     pub(super) fn rests(&mut self) -> Option<Duration> {
         let (credit, since) = self.credit;
         let now = Instant::now();
@@ -84,7 +88,7 @@ impl Log {
         (missing > 0).then(|| Duration::from_micros(missing * 1_000_000 / PRINT_RATE))
     }
 
-    /// Takes what there is and may be taken; false where nothing will come any more.
+    /// Reads the output that is there and may be read; false where no more will come.
     pub(super) fn take(&mut self) -> bool {
         if self.rests().is_some() {
             return true;
@@ -94,7 +98,7 @@ impl Log {
             Ok(0) => false,
             Ok(count) => {
                 self.credit.0 = self.credit.0.saturating_sub(count as u64);
-                // A disk that is full costs the log, not the guest.
+                // A full disk costs lines of the log, and does not stop the guest.
                 let _ = self.write(buffer.get(..count).unwrap_or_default());
                 true
             }
@@ -106,7 +110,7 @@ impl Log {
         let room = fstatvfs(&self.file)?;
         let reserve = RESERVE.min(room.f_blocks.saturating_mul(room.f_frsize) / 8);
         if room.f_bavail.saturating_mul(room.f_frsize) < reserve {
-            // The records of disks are beside it, and matter more.
+            // The records of disks are on the same file system, and are more important.
             return Ok(());
         }
         if self.written > LOG_MAX {

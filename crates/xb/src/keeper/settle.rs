@@ -1,4 +1,5 @@
-//! Settling a guest that has ended as its configuration says: it is taken down, started again, or left.
+//! The settling of a guest that has ended, as its configuration says: it is destroyed, started
+//! again, or left.
 
 use super::log::say;
 use crate::config::Action;
@@ -17,19 +18,20 @@ use xen::domctl::DomainInfo;
 use xen::domwatch::ShutdownReason;
 use xenstore::Store;
 
-/// A guest that ends sooner than this has ended hastily.
+/// The shortest life of a guest that has not ended hastily.
 const LIVED_MIN: Duration = Duration::from_secs(1);
-/// The times in a row that a guest is started again that has asked for it hastily; one that ends otherwise never is.
+/// The number of restarts in a row of a guest that requests them hastily; one that ends hastily in
+/// another way is never restarted.
 const HASTY_MAX: u32 = 3;
 
 /// A guest's life, over its restarts.
 struct Life {
     since: Instant,
-    /// Ends in a row that came hastily.
+    /// The number of hasty ends in a row.
     hasty: u32,
 }
 
-/// The lives of guests, by name. Of a guest that was there before the keeper nothing is known.
+/// The lives of guests, by name. A guest that existed before the keeper has none.
 #[derive(Clone, Default)]
 pub(super) struct LifeTable(Arc<Mutex<HashMap<String, Life>>>);
 
@@ -38,7 +40,7 @@ impl LifeTable {
         body(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// A guest begins.
+    /// Notes the beginning of a guest's life.
     pub(super) fn begin(&self, name: &str) {
         let begun = Life { since: Instant::now(), hasty: 0 };
         self.with(|lives| {
@@ -46,12 +48,13 @@ impl LifeTable {
         });
     }
 
-    /// Nothing more is known of a guest.
+    /// Removes a guest's life.
     pub(super) fn forget(&self, name: &str) {
         self.with(|lives| lives.remove(name));
     }
 
-    /// The action for a guest that is to be started again: not for ever, where it ends at once each time.
+    /// Returns the action for a guest that is to be restarted: not without end, where it ends at
+    /// once each time.
     fn restart(&self, name: &str, reason: ShutdownReason) -> Action {
         let hasty = self.with(|lives| {
             let life = lives.get_mut(name)?;
@@ -70,7 +73,7 @@ impl LifeTable {
     }
 }
 
-/// Does what the configuration of an ended guest says.
+/// Does the action of an ended guest's configuration.
 pub(super) fn settle(
     folder: &Folder,
     info: &DomainInfo,
@@ -92,7 +95,8 @@ pub(super) fn settle(
     let mut ended = GuestEnd { domid, reason: reason_word(reason).into(), status, action };
     ended.note(&guest).map_err(Error::io(guest.path().display()))?;
     host.store.transaction(|tx| {
-        // Whoever created it may be destroying it at this moment: what is gone does not come back.
+        // The guest's creator may be destroying it at this moment: a destroyed guest is not
+        // restarted.
         if tx.exists(format!("/libxl/{domid}"))? {
             tx.write(format!("/libxl/{domid}/ended"), &ended.reason)?;
         }
@@ -107,7 +111,8 @@ pub(super) fn settle(
         return Ok(());
     }
     let limit = || Limit::new(devices::CLOSES_WITHIN);
-    // Its creator holds it until it is done, and this lock as long: who holds it after that, waits for it.
+    // The creator holds the new guest until it is complete, and this lock as long; a process that
+    // holds the lock after that waits for the guest.
     let created = match action {
         Action::Restart => Some(guest.lock()?),
         _ => None,
@@ -116,7 +121,7 @@ pub(super) fn settle(
         Platform::Hosted { control, .. } => control.holder(domid).ok().flatten(),
         Platform::Xen(_) => None,
     };
-    // Who has destroyed it meanwhile does not want it to run again.
+    // A client that has destroyed it meanwhile does not want it to run again.
     let others = matches!(host.control().destroy(domid), Err(xen::Error::Srch));
     if others && action == Action::Restart {
         ended.action = Action::Destroy;
@@ -135,11 +140,11 @@ pub(super) fn settle(
     match again {
         Ok(new) => say(&format!("{name} runs again, as domain {}", new.domid)),
         Err(error) => {
-            // Whoever waits for it to run again waits no longer, by whichever number.
+            // Commands that wait for it to run again stop waiting, by either number.
             ended.action = Action::Destroy;
             match guest.last_and_origin() {
                 Some((last, of)) if of == origin => ended.domid = last,
-                // Somebody else has the name by now.
+                // Another guest has the name by now.
                 Some(_) => return Err(error),
                 None => {}
             }

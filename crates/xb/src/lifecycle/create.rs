@@ -1,4 +1,5 @@
-//! Creating a hosted guest: its process, its nodes, its devices, in this order; undone if any step fails.
+//! The creation of a hosted guest: its process, its nodes, its devices, in this order; undone if
+//! any step fails.
 
 use super::{destroy, program};
 use crate::config::{self, Description, Setting};
@@ -27,18 +28,18 @@ pub enum StartMode {
     Run,
     /// It runs, and ends with this process's connection to the broker.
     RunHeld,
-    /// It runs in the place of one that has ended.
+    /// It runs in place of one that has ended.
     RunAgain(Predecessor),
     /// It stays paused.
     StayPaused,
 }
 
-/// A domain in whose place another one is started.
+/// An ended domain that another one replaces.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Predecessor {
     /// Its number.
     pub domid: DomId,
-    /// The connection that it ended with, and the next one does.
+    /// The connection that it ended with, which the next one ends with too.
     pub holder: Option<Holder>,
 }
 
@@ -47,12 +48,13 @@ pub struct Predecessor {
 pub struct CreatedGuest {
     /// Its number.
     pub domid: DomId,
-    /// The things that it does without, a sentence each.
+    /// The parts of its sandbox that it runs without, a sentence each.
     pub lacks: Vec<String>,
 }
 
-/// Creates the domain that `settings` describe, and waits until its devices are connected. Until it is done the domain is
-/// held: where this process dies, the broker destroys it, and the keeper takes away its nodes.
+/// Creates the domain that `settings` describe, and waits until its devices are connected. Until it
+/// is complete the domain is held: if this process dies, the broker destroys it, and the keeper
+/// removes its nodes.
 ///
 /// # Errors
 /// A sentence; nothing of the domain is left then.
@@ -128,7 +130,7 @@ fn unique(control: &mut Control, description: &Description) -> Result<(), Error>
     }
 }
 
-/// Takes a name for a new domain: nobody else may have it, or be taking it.
+/// Takes a name for a new domain: no other domain may have it, or be taking it.
 fn claim(guest: &GuestFolder, store: &mut Client, control: &mut Control) -> Result<File, Error> {
     let (dir, name) = (guest.claim()?, guest.name());
     if let Some(domid) = guest.last().filter(|domid| control.info(*domid).is_ok()) {
@@ -143,7 +145,7 @@ fn claim(guest: &GuestFolder, store: &mut Client, control: &mut Control) -> Resu
     Ok(dir)
 }
 
-/// The domain's process, paused.
+/// Creates the domain's process, paused.
 fn build(
     folder: &Folder,
     control: &mut Control,
@@ -157,7 +159,7 @@ fn build(
     config.memory_max_kib = description.memory_mib * 1024;
     config.weight = description.weight;
     config.cap = match (description.cap, description.vcpus) {
-        // Processors are the host's; a guest with fewer is held to as much time.
+        // The processors are the host's; a guest with fewer is limited to their share of time.
         (0, vcpus) if vcpus < processors() => u16::try_from(vcpus.saturating_mul(100)).unwrap_or(0),
         (cap, _) => cap,
     };
@@ -187,7 +189,7 @@ fn build(
     };
     control.create(&config, descriptors).map_err(|error| {
         let log = BROKER.log(folder);
-        // Of files and namespaces, not of ports and grants.
+        // The error is of files and namespaces, not of ports and grants.
         let cause = text::cause(&std::io::Error::from_raw_os_error(error.errno()));
         Error::Refused(format!("{name} cannot be created: {cause}; {} says more", log.display()))
     })
@@ -198,7 +200,7 @@ fn processors() -> u32 {
     u32::try_from(count).unwrap_or(u32::MAX)
 }
 
-/// A UUID by chance (RFC 9562, version 4).
+/// Makes a random UUID (RFC 9562, version 4).
 fn random_uuid() -> Result<[u8; 16], Error> {
     let mut uuid = [0; 16];
     let got = rustix::rand::getrandom(&mut uuid, rustix::rand::GetRandomFlags::empty());
@@ -208,7 +210,7 @@ fn random_uuid() -> Result<[u8; 16], Error> {
     Ok(uuid)
 }
 
-/// All that the store has to know; then the domain runs.
+/// Writes all nodes of the domain; then the domain runs.
 fn set_up(
     host: &mut Host,
     domain: &Domain,
@@ -221,7 +223,8 @@ fn set_up(
     let domid = created.domid;
     wait::check()?;
     if host.store.exists(format!("/libxl/{domid}"))? {
-        // Of a domain of this number that nobody has seen to yet, as after a broker that was killed.
+        // Devices of an earlier domain with this number that was not cleaned up, as after a broker
+        // that was killed.
         let within = Limit::new(devices::CLOSES_WITHIN);
         destroy::remove_nodes(host, domid, None, within)?;
     }
@@ -238,7 +241,7 @@ fn set_up(
         return let_go(host, domain, None);
     }
     match host.control().unpause(domid) {
-        // Somebody else has let it run, who has seen it in the list.
+        // Another client has unpaused it, which has seen it in the list.
         Ok(()) | Err(xen::Error::Inval) => {}
         Err(error) => return Err(Error::platform(format!("starting {}", description.name))(error)),
     }
@@ -261,7 +264,8 @@ fn set_up(
     }
 }
 
-/// The domain is done, and its creator may go; it ends with `holder` alone. One that has ended by itself may be gone by now.
+/// Makes the complete domain end with `holder` alone, and not with its creator. A domain that has
+/// ended by itself may be gone by now.
 fn let_go(host: &mut Host, domain: &Domain, holder: Option<Holder>) -> Result<(), Error> {
     let Domain { info, name } = domain;
     let Platform::Hosted { folder, control } = &mut host.platform else { return Ok(()) };
@@ -278,10 +282,10 @@ fn let_go(host: &mut Host, domain: &Domain, holder: Option<Holder>) -> Result<()
     }
 }
 
-/// True where the guest's program has run and ended: the guest init runs it once all disks are connected, so a guest
-/// whose disks are gone already had them.
+/// True if the guest's program has run and ended: the guest init runs it once all disks are
+/// connected, so a guest whose disks are gone already had them.
 fn has_run(host: &mut Host, name: &str, domid: DomId) -> Result<bool, Error> {
-    // In this order: the keeper notes it before the node goes.
+    // In this order: the keeper records the end before the node is removed.
     if domain::exit_status(&mut host.store, domid)?.is_some() {
         return Ok(true);
     }

@@ -1,5 +1,5 @@
-//! Taking domains down: the domain itself, its devices, its nodes, in this order. What is not finished is finished by
-//! the next call.
+//! The destruction of domains: the domain itself, its devices, its nodes, in this order. Steps that
+//! are not finished are finished by the next call.
 
 use crate::domain::{find, home};
 use crate::host::Host;
@@ -10,13 +10,13 @@ use xen::DomId;
 use xen::domctl::DomainInfo;
 use xenstore::{Client, Store};
 
-/// Between two tries to remove the nodes of a domain that has got a device meanwhile.
+/// The time between two attempts to remove the nodes of a domain that has got a device meanwhile.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
-/// Takes a domain down, with its devices and nodes. Done again where it was begun before.
+/// Destroys a domain, with its devices and nodes. Finishes a destruction that was begun before.
 ///
 /// # Errors
-/// Domain 0, or what is left cannot be removed.
+/// Domain 0, or its remains cannot be removed.
 pub fn destroy(host: &mut Host, domid: DomId, limit: Limit) -> Result<(), Error> {
     let info = host.control().info(domid);
     take_down(host, &[domid], limit)?;
@@ -26,11 +26,11 @@ pub fn destroy(host: &mut Host, domid: DomId, limit: Limit) -> Result<(), Error>
     }
 }
 
-/// Takes domains down, all at once: every backend is asked before the first is waited for, and `limit` is for all.
-/// It does not wait until the domains themselves are gone.
+/// Destroys domains, all at once: every backend is asked before the first is waited for, and
+/// `limit` is for all. It does not wait until the domains themselves are gone.
 ///
 /// # Errors
-/// The first that [`destroy`] has; the others are taken down all the same.
+/// The first error of [`destroy`]; the other domains are destroyed all the same.
 pub fn take_down(host: &mut Host, domids: &[DomId], limit: Limit) -> Result<(), Error> {
     let mut asked = Vec::with_capacity(domids.len());
     for domid in domids {
@@ -38,7 +38,7 @@ pub fn take_down(host: &mut Host, domids: &[DomId], limit: Limit) -> Result<(), 
     }
     let mut all = Ok(());
     for (domid, asked) in asked {
-        // The nodes stay where a device could not be taken away: with them it can be tried again.
+        // The nodes stay where a device could not be removed: another attempt needs them.
         let gone = asked.and_then(|()| remove_nodes(host, domid, None, limit));
         all = all.and(gone);
     }
@@ -60,7 +60,8 @@ fn await_gone(host: &mut Host, destroyed: &DomainInfo, limit: Limit) -> Result<(
     }
     store.watch("@releaseDomain", TOKEN)?;
     let what = || format!("domain {domid} is gone (it is dying, and something of it does not end)");
-    // The store has no event for a domain that it was never told of: it is looked at again all the same.
+    // The store has no event for a domain that it was never told of, so the state is read again
+    // after a time as well.
     let gone = loop {
         match is_there()
             .and_then(|there| if there { limit.slice(&what).map(Some) } else { Ok(None) })
@@ -77,7 +78,7 @@ fn await_gone(host: &mut Host, destroyed: &DomainInfo, limit: Limit) -> Result<(
     gone
 }
 
-/// Ends a domain, and has the backends of its devices begin to let go.
+/// Ends a domain, and makes the backends of its devices begin to release them.
 fn ask_to_go(host: &mut Host, domid: DomId) -> Result<(), Error> {
     if domid == DomId::DOM0 {
         return Err(Error::Refused(
@@ -91,8 +92,8 @@ fn ask_to_go(host: &mut Host, domid: DomId) -> Result<(), Error> {
     devices::ask_all(&mut host.store, domid)
 }
 
-/// Takes away the devices and nodes of a domain that is gone. With `vm`, those of the domain alone whose node that is, as
-/// another may have its number by now.
+/// Removes the devices and nodes of a domain that is gone. With `vm`, only those of the domain that
+/// has this node, as another domain may have its number by now.
 pub(crate) fn remove_nodes(
     host: &mut Host,
     domid: DomId,
@@ -119,13 +120,14 @@ pub(crate) fn remove_nodes(
 
 /// The outcome of removing a domain's nodes.
 enum RemovalOutcome {
-    /// They are not there.
+    /// The nodes are not there.
     Yes,
     /// It has got a device since its devices were taken away.
     HasDevices,
 }
 
-/// Removes a domain's nodes in one transaction, as devices are added in one: what comes later finds no domain.
+/// Removes a domain's nodes in one transaction. Devices are added in one as well, so a later
+/// addition finds no domain.
 fn forget(
     store: &mut Client,
     domid: DomId,
@@ -141,7 +143,7 @@ fn forget(
         for kind in tx.list(&devices)? {
             for devid in tx.list(format!("{devices}/{kind}"))? {
                 let noted = tx.try_read(format!("{devices}/{kind}/{devid}/backend"))?;
-                // What names no backend is nobody's device.
+                // A node that names no backend is not a device.
                 if devices::backend_of(&text::lossy(noted.unwrap_or_default())).is_some() {
                     return Ok(RemovalOutcome::HasDevices);
                 }
@@ -158,8 +160,8 @@ fn forget(
     })?)
 }
 
-/// True where a node of `/vm` is another domain's by now, which has the same uuid. Only who comes late has to look: while
-/// the one before was there, nobody else could have it.
+/// True if a node of `/vm` belongs to another domain by now, which has the same uuid. Only a late
+/// caller has to check: while the earlier domain existed, no other could have it.
 fn is_named(tx: &mut impl Store, vm: &str, late: Option<&str>) -> Result<bool, xenstore::Error> {
     if late.is_none() {
         return Ok(false);
@@ -173,12 +175,13 @@ fn is_named(tx: &mut impl Store, vm: &str, late: Option<&str>) -> Result<bool, x
     Ok(false)
 }
 
-/// True where [`destroy`] is done with a domain.
+/// True if [`destroy`] has finished with a domain.
 pub(super) fn is_forgotten(store: &mut Client, domid: DomId) -> Result<bool, Error> {
     Ok(!store.exists(format!("/libxl/{domid}"))?)
 }
 
-/// The domain that is to be destroyed by this name or number: one that is there, or what an unfinished [`destroy`] has left of one.
+/// Finds the domain to be destroyed by name or number: an existing one, or one of which an
+/// unfinished [`destroy`] has left parts.
 ///
 /// # Errors
 /// [`Error::NotFound`].

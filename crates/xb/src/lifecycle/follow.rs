@@ -14,17 +14,17 @@ use xen::domctl::RunState;
 
 /// The state of a guest that is followed.
 enum FollowedState {
-    /// It runs, or the keeper is seeing to its end.
+    /// It runs, or the keeper is settling its end.
     Runs,
     /// It has been started again, with this number.
     Again(DomId),
-    /// It has ended, and what had to follow has.
+    /// It has ended, and the action that follows is done.
     Ended(GuestEnd),
-    /// Somebody has destroyed it.
+    /// It was destroyed by another client.
     Destroyed,
 }
 
-/// Waits until a guest has ended, and is not started again; `again` is told each time that it is.
+/// Waits until a guest has ended and is not started again; `again` is called at each restart.
 ///
 /// # Errors
 /// It was destroyed, the host is gone, or [`Error::Interrupted`].
@@ -67,7 +67,7 @@ pub fn await_again(host: &mut Host, domain: &Domain, limit: Limit) -> Result<Dom
         if let Some(info) = found {
             return Ok(info.domid);
         }
-        // In this order: the keeper notes an end before it destroys the domain.
+        // In this order: the keeper records an end before it destroys the domain.
         let is_gone = matches!(host.control().info(before), Err(xen::Error::Srch));
         let guest = host.folder().map(|folder| folder.guest(name));
         match guest.as_ref().and_then(|guest| GuestEnd::of_domain(guest, before)) {
@@ -87,15 +87,15 @@ pub fn await_again(host: &mut Host, domain: &Domain, limit: Limit) -> Result<Dom
     }
 }
 
-/// The guest with number `domid`, which was started in the place of `origin`, over all restarts.
+/// Returns the state of the guest with number `domid`, which is a restart of `origin`.
 fn standing(
     host: &mut Host,
     folder: &Folder,
     name: &str,
     (domid, origin): (DomId, DomId),
 ) -> Result<FollowedState, Error> {
-    // In this order: the keeper notes an end before it destroys the domain, and whoever creates the next one notes
-    // its number before it takes that note away.
+    // In this order: the keeper records an end before it destroys the domain, and the creator of
+    // the next one records its number before it removes that record.
     let state = match host.control().info(domid) {
         Ok(info) => Some(info.state),
         Err(xen::Error::Srch) => None,
@@ -105,7 +105,7 @@ fn standing(
     let ended = GuestEnd::of_domain(&guest, domid);
     match guest.last_and_origin().filter(|(last, _)| *last != domid) {
         Some((new, of)) if of == origin => return Ok(FollowedState::Again(new)),
-        // Somebody else has the name by now; what was noted of this one's end is gone.
+        // Another guest has the name by now; the record of this one's end is gone.
         Some(_) if state.is_none() => {
             return Ok(ended.map_or(FollowedState::Destroyed, FollowedState::Ended));
         }
@@ -116,7 +116,7 @@ fn standing(
         (Some(ended), state) => {
             let is_over = match ended.action {
                 Action::Preserve => true,
-                // With its disks: whoever waited may create the next one on them.
+                // With its disks: the waiting client may create the next guest on them.
                 Action::Destroy => state.is_none() && is_forgotten(&mut host.store, domid)?,
                 Action::Restart => false,
             };

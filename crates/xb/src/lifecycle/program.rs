@@ -1,4 +1,4 @@
-//! The program that is a hosted guest's kernel: whether it can be run.
+//! The program that is a hosted guest's kernel, and the check that it can be run.
 //!
 //! Source: elf(5), `Documentation/arch/x86/boot.rst` of Linux.
 
@@ -7,7 +7,7 @@ use std::fs::File;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
 
-/// Bytes that tell what a file is.
+/// The number of bytes that identify the type of a file.
 const HEAD: usize = 1024;
 /// A program of ELF: magic, 64 bits.
 const ELF: &[u8] = b"\x7fELF\x02";
@@ -19,7 +19,7 @@ const LINUX: std::ops::Range<usize> = 0x202..0x206;
 /// Opens the file, which is to be run without Xen.
 ///
 /// # Errors
-/// A sentence: it is not there, or cannot be run.
+/// A sentence: it does not exist, or cannot be run.
 pub(crate) fn open(path: &str) -> Result<File, Error> {
     let said = |error| Error::io(format!("kernel {path}"))(error);
     let refused = |why: &str| Err(Error::Refused(format!("kernel {path} {why}")));
@@ -58,7 +58,7 @@ fn machine(head: &[u8]) -> Option<[u8; 2]> {
     head.get(MACHINE)?.try_into().ok()
 }
 
-/// The machine of this program.
+/// Returns the machine of this program.
 fn own_machine() -> Option<[u8; 2]> {
     machine(&head(&File::open(Path::new("/proc/self/exe")).ok()?).ok()?)
 }

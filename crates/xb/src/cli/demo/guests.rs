@@ -101,7 +101,7 @@ const SOURCE: &str = "\
 [ \"$(wc -c < /tmp/source)\" = 2097152 ] || fail no data to write\n";
 /// Ends the program with a word for the demo.
 const FAIL: &str = "fail() { echo \"demo: failed: $*\"; exit 1; }\n";
-/// Waits to be told to end.
+/// Waits for the signal to end.
 const IDLE: &str = "trap 'exit 0' TERM; while :; do sleep 1000; done\n";
 
 /// A string of xl.cfg.

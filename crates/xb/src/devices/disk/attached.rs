@@ -20,9 +20,9 @@ pub struct AttachedDisk {
     pub target: String,
     /// `w` or `r`.
     pub mode: String,
-    /// Bytes, once the backend has said so.
+    /// Its size in bytes, once the backend has reported it.
     pub bytes: Option<u64>,
-    /// The server that has its sectors is away; requests wait for it.
+    /// True if the server of its sectors is away; requests wait for it.
     pub server_gone: bool,
 }
 
@@ -39,27 +39,27 @@ impl AttachedDisk {
             target,
             mode: of("mode")?.unwrap_or_default(),
             bytes: sectors.and_then(|sectors| sectors.checked_mul(512)),
-            // It is told of a disk in use, and by nobody of one that is closed.
+            // The backend reports it for a disk in use, and nobody does for a closed one.
             server_gone: attached.back == State::Connected
                 && of(xen_block::back::SERVER_GONE)?.as_deref() == Some("1"),
             attached,
         })
     }
 
-    /// Its number.
+    /// Returns its number.
     #[must_use]
     pub fn number(&self) -> u32 {
         self.attached.device.id.devid
     }
 
-    /// The backend's state in words; of one whose server is away, that.
+    /// Returns the backend's state in words; if its server is away, says that.
     #[must_use]
     pub fn backend_state(&self) -> String {
         if self.server_gone { "its server is gone".into() } else { self.attached.back.to_string() }
     }
 }
 
-/// The disks of a domain.
+/// Lists the disks of a domain.
 ///
 /// # Errors
 /// [`Error::Store`].
@@ -68,7 +68,7 @@ pub fn list(store: &mut Client, domid: DomId) -> Result<Vec<AttachedDisk>, Error
     disks.into_iter().map(|disk| AttachedDisk::read(store, disk)).collect()
 }
 
-/// The disk with this name or number in a domain.
+/// Finds the disk with this name or number in a domain.
 ///
 /// # Errors
 /// [`Error::NotFound`].

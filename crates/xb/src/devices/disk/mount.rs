@@ -1,7 +1,7 @@
 //! A guest's disk mounted by the host's kernel, for guests whose configuration says `kernel_block=1`.
 //!
-//! Such a guest is trusted with the host's kernel: it chooses each byte that the kernel's file system reads. So
-//! nobody but root can do it, and for no other guest.
+//! Such a guest is trusted with the host's kernel: it chooses each byte that the kernel's file
+//! system reads. Therefore only root can do it, and for no other guest.
 
 use super::attached::AttachedDisk;
 use crate::Error;
@@ -22,13 +22,13 @@ use xenstore::Store;
 
 /// The folder in which a guest finds what was mounted for it.
 pub const PLACE: &str = "/mnt";
-/// Between two looks for a file that is about to be there.
+/// The time between two looks for a file that is about to appear.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
 
 /// Mounts a disk of a guest at [`PLACE`] in it.
 ///
 /// # Errors
-/// A sentence: not this guest, not this user, or what the kernel said.
+/// A sentence: this guest or this user may not do it, or the kernel's error.
 pub fn mount(
     host: &mut Host,
     domain: &Domain,
@@ -37,7 +37,7 @@ pub fn mount(
     limit: Limit,
 ) -> Result<(), Error> {
     let process = process(host, domain)?;
-    // Two at once would both find nothing mounted. It ends with this call.
+    // Two mounts at once would both find nothing mounted. The lock ends with this call.
     let _alone = host.folder().map(|folder| alone(folder, &domain.name)).transpose()?;
     unused(&process, &domain.name)?;
     let file = format!("/dev/{}", vbd::name(disk.number()));
@@ -45,7 +45,7 @@ pub fn mount(
     let said = |error: MountError| Error::Refused(format!("{}: {error}", domain.name));
     let device = loop {
         match LoopDevice::attach(process.as_fd(), &file, access) {
-            // Its init is told of a disk at the same time as everybody else.
+            // The guest's init is told of a disk at the same time as this process.
             Err(MountError { step: Step::File(_) | Step::Device(_), errno: Errno::NOENT }) => {
                 let slice = limit.slice(&|| format!("{file} is there in {}", domain.name))?;
                 std::thread::sleep(slice.min(LOOK_AGAIN));
@@ -53,11 +53,11 @@ pub fn mount(
             attached => break attached.map_err(said)?,
         }
     };
-    // The device goes with the last mount of it.
+    // The loop device goes with its last mount.
     device.mount(fs_type, access, PLACE).map_err(said)
 }
 
-/// One at a time mounts in a guest.
+/// Locks a guest against other mounts.
 fn alone(folder: &Folder, name: &str) -> Result<File, Error> {
     let guest = folder.guest(name);
     let path = guest.path();
@@ -70,14 +70,14 @@ fn alone(folder: &Folder, name: &str) -> Result<File, Error> {
     }
 }
 
-/// Refuses where something is mounted at [`PLACE`]: one disk mounted twice is two file systems on the same bytes,
-/// each of which destroys what the other writes.
+/// Refuses where something is mounted at [`PLACE`]: one disk mounted twice is two file systems on
+/// the same bytes, each of which destroys the data of the other.
 fn unused(process: &OwnedFd, name: &str) -> Result<(), Error> {
     let said = Error::io(format!("the mounts of {name}"));
     let mounts = process_number(process.as_fd()).map_err(std::io::Error::from).and_then(|pid| {
         std::fs::read_to_string(format!("/proc/{}/mountinfo", pid.as_raw_nonzero()))
     });
-    // proc_pid_mountinfo(5): the fifth field is where; the second behind the dash, what.
+    // proc_pid_mountinfo(5): the fifth field is the path; the second behind the dash is the source.
     let mounts = mounts.map_err(said)?;
     let at = |line: &&str| line.split(' ').nth(4) == Some(PLACE);
     let Some(mounted) = mounts.lines().find(at) else { return Ok(()) };
@@ -88,17 +88,17 @@ fn unused(process: &OwnedFd, name: &str) -> Result<(), Error> {
     )))
 }
 
-/// Unmounts what was mounted in a guest, all of it written.
+/// Unmounts the disk that was mounted in a guest, after all of it was written.
 ///
 /// # Errors
-/// As [`mount`]; busy, where the guest uses it.
+/// As [`mount`]; busy, where the guest uses the disk.
 pub fn unmount(host: &mut Host, domain: &Domain) -> Result<(), Error> {
     let process = process(host, domain)?;
     let said = |error: MountError| Error::Refused(format!("{}: {error}", domain.name));
     unmount_in(process.as_fd(), PLACE).map_err(said)
 }
 
-/// The first process of a guest that may have it.
+/// Returns the first process of a guest that may have its disks mounted.
 fn process(host: &mut Host, domain: &Domain) -> Result<OwnedFd, Error> {
     let (name, domid) = (&domain.name, domain.info.domid);
     let refused = |why: &str| Error::Refused(format!("{name}: {why}"));

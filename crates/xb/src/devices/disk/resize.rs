@@ -1,4 +1,4 @@
-//! Another size of a disk.
+//! The resizing of a disk.
 
 use super::attached::AttachedDisk;
 use crate::devices::ends::watched;
@@ -7,10 +7,10 @@ use crate::wait::Limit;
 use crate::{Error, text};
 use xenstore::Store;
 
-/// Gives a raw image another size, and waits until the guest has been told.
+/// Resizes a raw image, and waits until the guest has been told.
 ///
 /// # Errors
-/// A sentence: no raw image, or it would become smaller.
+/// A sentence: it is no raw image, or it would become smaller.
 pub fn resize(host: &mut Host, disk: &AttachedDisk, bytes: u64, limit: Limit) -> Result<(), Error> {
     let vdev = &disk.vdev;
     let path = disk.target.trim_start_matches("raw:").trim_start_matches("aio:");

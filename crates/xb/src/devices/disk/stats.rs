@@ -1,4 +1,4 @@
-//! The counts of disks, as `xen-blockd` writes it into the file `stats` beside its records.
+//! The counts of disks, as `xen-blockd` writes them into the file `stats` beside its records.
 
 use crate::Error;
 use crate::host::Host;
@@ -11,7 +11,7 @@ use xenbus::Id;
 /// The counts of a disk since it was connected.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Stats {
-    /// Which disk.
+    /// The device of the disk.
     pub id: Id,
     /// Pages that the backend keeps mapped.
     pub persistent: u64,
@@ -34,18 +34,18 @@ pub struct Counts {
     pub merges: u64,
     /// Requests that the disk has failed.
     pub errors: u64,
-    /// Half of them took less, in us.
+    /// The median latency, in us.
     pub median_us: u64,
-    /// Of a hundred, one took longer, in us.
+    /// The latency that one request of a hundred exceeds, in us.
     pub p99_us: u64,
-    /// Numbers of requests that took less than 1, 2, 4, ... us; the last has all others.
+    /// The numbers of requests that took less than 1, 2, 4, ... us; the last has all others.
     pub latencies: Vec<u64>,
 }
 
-/// The counts of all disks of a host, as its backend tells them.
+/// Reads the counts of all disks of a host from its backend's file.
 ///
 /// # Errors
-/// A sentence: it has said nothing yet.
+/// A sentence: the backend has written nothing yet.
 pub fn read(host: &mut Host) -> Result<Vec<Stats>, Error> {
     let name = BLOCK.name();
     let dir = host.folder().map_or_else(|| Path::new("/run").join(name), Folder::record);
@@ -60,7 +60,7 @@ pub fn read(host: &mut Host) -> Result<Vec<Stats>, Error> {
     Ok(lines.lines().filter_map(parse).collect())
 }
 
-/// `vbd 3/51712 persistent 4 wrong 0 replayed 0 read 1 8 0 0 64 64 0,0,1,... write ...`.
+/// Parses `vbd 3/51712 persistent 4 wrong 0 replayed 0 read 1 8 0 0 64 64 0,0,1,... write ...`.
 fn parse(line: &str) -> Option<Stats> {
     let words: Vec<&str> = line.split(' ').collect();
     let [_, id, "persistent", persistent, "wrong", wrong, "replayed", replayed, kinds @ ..] =
