@@ -72,8 +72,8 @@ impl Domains {
             notices: Notices::default(),
             now: 0,
         };
-        domains.know(store_domain);
-        domains.know(priv_domain);
+        domains.get_or_insert(store_domain);
+        domains.get_or_insert(priv_domain);
         domains
     }
 
@@ -95,7 +95,7 @@ impl Domains {
     }
 
     /// Returns the domain's record, and makes it if there is none.
-    pub(crate) fn know(&mut self, domid: DomId) -> &mut Domain {
+    pub(crate) fn get_or_insert(&mut self, domid: DomId) -> &mut Domain {
         let (last, limits) = (&mut self.last_incarnation, self.limits);
         self.table.entry(domid).or_insert_with(|| {
             *last = last.wrapping_add(1).max(1);
@@ -117,14 +117,14 @@ impl Domains {
 
     /// Returns the domain's record, and makes it if there is none and the hypervisor knows the
     /// domain.
-    pub(crate) fn know_existing(
+    pub(crate) fn get_or_insert_existing(
         &mut self,
         domid: DomId,
         host: &mut dyn Host,
     ) -> Option<&mut Domain> {
         if self.get(domid).is_none() {
             let identity = host.domain_identity(domid)?;
-            self.know(domid).identity = Some(identity);
+            self.get_or_insert(domid).identity = Some(identity);
         }
         self.get_mut(domid)
     }
@@ -174,7 +174,7 @@ impl Domains {
     }
 
     /// True if a node of this owner is charged to no domain, because the owner is gone.
-    pub(crate) fn is_orphans(&self, owner: &Perm) -> bool {
+    pub(crate) fn is_orphaned(&self, owner: &Perm) -> bool {
         self.has_orphans
             && owner.domid.0 != DOMID_ANY
             && self.incarnation(owner.domid) != owner.incarnation
@@ -256,7 +256,7 @@ impl Domains {
     pub(crate) fn charge(&mut self, domid: DomId, quota: Quota, more: i64) {
         let soft = if quota == Quota::Memory { self.limit(domid, quota, Kind::Soft) } else { 0 };
         let (now, exempt) = (self.now, self.is_privileged(domid));
-        let domain = self.know(domid);
+        let domain = self.get_or_insert(domid);
         domain.usage.add(quota, more);
         if soft != 0
             && more > 0
@@ -268,9 +268,9 @@ impl Domains {
     }
 
     /// Records the size of something that has just been allowed.
-    pub(crate) fn saw(&mut self, domid: DomId, quota: Quota, value: i64) {
+    pub(crate) fn record_size(&mut self, domid: DomId, quota: Quota, value: i64) {
         if let Some(domain) = self.get_mut(domid) {
-            domain.usage.saw(quota, value);
+            domain.usage.record_size(quota, value);
         }
     }
 }

@@ -143,14 +143,14 @@ impl<'a> Ledger<'a> {
     pub(crate) fn check_size(&mut self, caller: &Caller, size: u32) -> Result<(), Error> {
         if !caller.privileged {
             self.domains.check(caller.domid, Quota::NodeSize, i64::from(size))?;
-            self.domains.saw(caller.domid, Quota::NodeSize, i64::from(size));
+            self.domains.record_size(caller.domid, Quota::NodeSize, i64::from(size));
         }
         Ok(())
     }
 
     /// Records that `owner` has so many more (or fewer) nodes and bytes.
     pub(crate) fn own(&mut self, owner: &Perm, nodes: i64, bytes: i64) {
-        if (nodes == 0 && bytes == 0) || self.domains.is_orphans(owner) {
+        if (nodes == 0 && bytes == 0) || self.domains.is_orphaned(owner) {
             return;
         }
         self.deltas.add(owner.domid, nodes, bytes);

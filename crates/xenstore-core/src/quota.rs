@@ -38,7 +38,7 @@ pub const COUNT: usize = 9;
 
 /// A quota's name, description and defaults.
 #[derive(Clone, Copy, Debug)]
-pub struct About {
+pub struct QuotaInfo {
     /// The quota.
     pub quota: Quota,
     /// Its name in CONTROL, GET_QUOTA and on the command line.
@@ -51,32 +51,32 @@ pub struct About {
     pub soft: Option<u32>,
 }
 
-const fn about(quota: Quota, name: &'static str, what: &'static str, hard: u32) -> About {
-    About { quota, name, what, hard, soft: None }
+const fn info(quota: Quota, name: &'static str, what: &'static str, hard: u32) -> QuotaInfo {
+    QuotaInfo { quota, name, what, hard, soft: None }
 }
 
 /// All quotas, in the C daemon's order.
-pub const ALL: [About; COUNT] = [
-    about(Quota::Nodes, "nodes", "Nodes per domain", 1000),
-    about(Quota::Watches, "watches", "Watches per domain", 128),
-    about(Quota::Outstanding, "outstanding", "Outstanding requests per domain", 20),
-    About {
+pub const ALL: [QuotaInfo; COUNT] = [
+    info(Quota::Nodes, "nodes", "Nodes per domain", 1000),
+    info(Quota::Watches, "watches", "Watches per domain", 128),
+    info(Quota::Outstanding, "outstanding", "Outstanding requests per domain", 20),
+    QuotaInfo {
         quota: Quota::Memory,
         name: "memory",
         what: "Total Xenstore memory per domain",
         hard: 2_621_440,
         soft: Some(2_097_152),
     },
-    about(Quota::Transactions, "transactions", "Active transactions per domain", 10),
-    about(
+    info(Quota::Transactions, "transactions", "Active transactions per domain", 10),
+    info(
         Quota::TransactionNodes,
         "transaction-nodes",
         "Max. number of accessed nodes per transaction",
         1024,
     ),
-    about(Quota::NodePermissions, "node-permissions", "Max. number of permissions per node", 5),
-    about(Quota::PathMax, "path-max", "Max. length of a node path", 2048),
-    about(Quota::NodeSize, "node-size", "Max. size of a node", 2048),
+    info(Quota::NodePermissions, "node-permissions", "Max. number of permissions per node", 5),
+    info(Quota::PathMax, "path-max", "Max. length of a node path", 2048),
+    info(Quota::NodeSize, "node-size", "Max. size of a node", 2048),
 ];
 
 /// Alternative names of quotas.
@@ -87,7 +87,7 @@ impl Quota {
     /// Returns the quota of this name.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
-        let known = ALL.iter().find(|about| about.name == name).map(|about| about.quota);
+        let known = ALL.iter().find(|info| info.name == name).map(|info| info.quota);
         known.or_else(|| ALIASES.iter().find(|(alias, _)| *alias == name).map(|(_, quota)| *quota))
     }
 
@@ -100,7 +100,7 @@ impl Quota {
             None => (name, Kind::Hard),
         };
         let quota = Self::from_name(name).ok_or(Error::Inval)?;
-        if kind == Kind::Soft && quota.about().soft.is_none() {
+        if kind == Kind::Soft && quota.info().soft.is_none() {
             Err(Error::Inval)
         } else {
             Ok((quota, kind))
@@ -119,8 +119,8 @@ impl Quota {
 
     /// Returns the name, description and defaults.
     #[must_use]
-    pub fn about(self) -> &'static About {
-        const NODES: &About = &ALL[0];
+    pub fn info(self) -> &'static QuotaInfo {
+        const NODES: &QuotaInfo = &ALL[0];
         ALL.get(self as usize).unwrap_or(NODES)
     }
 }
@@ -169,9 +169,9 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         let (mut hard, mut soft) = (Values::default(), Values::default());
-        for about in ALL {
-            hard.set(about.quota, about.hard);
-            soft.set(about.quota, about.soft.unwrap_or(0));
+        for info in ALL {
+            hard.set(info.quota, info.hard);
+            soft.set(info.quota, info.soft.unwrap_or(0));
         }
         Self { hard, soft }
     }
@@ -194,7 +194,7 @@ impl Limits {
     pub fn set(&mut self, quota: Quota, kind: Kind, value: u32) -> Result<(), Error> {
         match kind {
             Kind::Hard => self.hard.set(quota, value),
-            Kind::Soft if quota.about().soft.is_none() => return Err(Error::Inval),
+            Kind::Soft if quota.info().soft.is_none() => return Err(Error::Inval),
             Kind::Soft => self.soft.set(quota, value),
         }
         Ok(())
@@ -248,11 +248,11 @@ impl Usage {
     pub fn add(&mut self, quota: Quota, more: i64) {
         let value = self.now.get(quota).saturating_add(more);
         self.now.set(quota, value);
-        self.saw(quota, value);
+        self.record_size(quota, value);
     }
 
     /// Records the size of an item that is limited separately (a node, a path).
-    pub fn saw(&mut self, quota: Quota, value: i64) {
+    pub fn record_size(&mut self, quota: Quota, value: i64) {
         if value > self.max.get(quota) {
             self.max.set(quota, value);
         }
@@ -275,7 +275,7 @@ impl Usage {
             refusal.logged = Some(now);
         }
         self.refusals.set(quota, refusal);
-        let name = quota.about().name;
+        let name = quota.info().name;
         // A size is limited for each item: a refused item has no current usage.
         let value = match quota.is_a_size() {
             true => format!("{wanted} wanted, {} the largest until now", self.max.get(quota)),
@@ -305,7 +305,7 @@ impl Usage {
             return None;
         }
         self.soft_warned = Some(now);
-        let name = quota.about().name;
+        let name = quota.info().name;
         Some(format!(
             "domain {} is above its soft quota: {name} is {limit}, {in_use} in use",
             domid.0
@@ -319,9 +319,9 @@ mod tests {
 
     #[test]
     fn the_table_is_in_the_order_of_the_enum() {
-        for (at, about) in ALL.iter().enumerate() {
-            assert_eq!(about.quota as usize, at);
-            assert_eq!(Quota::from_name(about.name), Some(about.quota));
+        for (at, info) in ALL.iter().enumerate() {
+            assert_eq!(info.quota as usize, at);
+            assert_eq!(Quota::from_name(info.name), Some(info.quota));
         }
     }
 
@@ -333,7 +333,7 @@ mod tests {
         for part in ["domain 7", "nodes is 1000", "1000 in use", "1001 wanted"] {
             assert!(line.contains(part), "{line}");
         }
-        usage.saw(Quota::NodeSize, 300);
+        usage.record_size(Quota::NodeSize, 300);
         let line = usage.refuse(DomId(7), Quota::NodeSize, 3000, 2048, 5).unwrap();
         for part in ["node-size is 2048", "3000 wanted, 300 the largest until now"] {
             assert!(line.contains(part), "{line}");

@@ -225,14 +225,14 @@ impl fmt::Display for TooLong {
 impl core::error::Error for TooLong {}
 
 /// One message off a stream: its header, its payload, and the bytes behind it.
-pub type Split<'a> = (Header, &'a [u8], &'a [u8]);
+pub type SplitMessage<'a> = (Header, &'a [u8], &'a [u8]);
 
 /// Splits the first message from `bytes`: returns its header, its payload, and the bytes after it.
 /// `Ok(None)` if the message is not complete yet.
 ///
 /// # Errors
 /// [`TooLong`] as soon as the header has arrived, however much has arrived of the payload.
-pub fn split_message(bytes: &[u8]) -> Result<Option<Split<'_>>, TooLong> {
+pub fn split_message(bytes: &[u8]) -> Result<Option<SplitMessage<'_>>, TooLong> {
     let Some(header) = Header::parse(bytes) else { return Ok(None) };
     let len = header.len as usize;
     if len > PAYLOAD_MAX {

@@ -129,10 +129,10 @@ fn the_longest_commits_are_short() {
     for at in 0..900 {
         store.write(conn, 0, &node(at), "0").unwrap();
     }
-    type Ask<'s> = &'s dyn Fn(&mut Store, u32, usize) -> Result<(), String>;
+    type RequestFn<'s> = &'s dyn Fn(&mut Store, u32, usize) -> Result<(), String>;
     let value = "v".repeat(1000);
     let deep = chain(&home, 60);
-    let asks: [(&str, Ask<'_>); 7] = [
+    let asks: [(&str, RequestFn<'_>); 7] = [
         ("write", &|store, tx, at| store.write(conn, tx, &node(at % 900), "1")),
         ("write much", &|store, tx, at| store.write(conn, tx, &node(at % 900), &value)),
         ("read", &|store, tx, at| store.read(conn, tx, &node(at % 900)).map(drop)),
@@ -196,8 +196,8 @@ fn the_longest_requests_are_short() {
     let perms: Vec<u8> = (0..4).flat_map(|domid| format!("r{domid}\0").into_bytes()).collect();
     let with_perms = [format!("{home}\0n5\0").as_bytes(), &perms].concat();
     let text = |text: String| text.into_bytes();
-    type Ask = (&'static str, MsgType, Vec<u8>);
-    let asks: [Ask; 14] = [
+    type NamedRequest = (&'static str, MsgType, Vec<u8>);
+    let asks: [NamedRequest; 14] = [
         ("directory", MsgType::Directory, text(format!("{home}/fits/0\0"))),
         ("directory that is too big", MsgType::Directory, text(format!("{home}/wide/0\0"))),
         ("part", MsgType::DirectoryPart, text(format!("{home}/wide/0\x00150000\0"))),

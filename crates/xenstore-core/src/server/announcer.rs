@@ -7,7 +7,7 @@ use crate::limits::DOMID_ANY;
 use crate::path::{Path, push_decimal};
 use crate::perms::{Access, Caller, Perms};
 use crate::quota::Quota;
-use crate::tree::{Done, Node, Tree};
+use crate::tree::{Effect, Node, Tree};
 use crate::watch::{self, Audience, Spot, WatchId, Watches};
 use alloc::rc::Rc;
 use alloc::vec::Vec;
@@ -56,11 +56,11 @@ impl Sight<'_> {
     }
 }
 
-fn sight<'a>(tree: &'a Tree, path: Path<'_>, done: &'a Done) -> Sight<'a> {
+fn sight<'a>(tree: &'a Tree, path: Path<'_>, done: &'a Effect) -> Sight<'a> {
     let walk = tree.walk(path);
     match done {
-        Done::Removed(gone) => Sight { node: Some(gone), parent: Some(walk.node), before: None },
-        Done::Permitted(old) => {
+        Effect::Removed(gone) => Sight { node: Some(gone), parent: Some(walk.node), before: None },
+        Effect::Permitted(old) => {
             Sight { node: Some(walk.node), parent: walk.parent, before: Some(old) }
         }
         _ if walk.missing > 0 => Sight { node: None, parent: None, before: None },
@@ -114,7 +114,7 @@ impl Announcer {
     pub(super) fn find_at(
         &mut self,
         path: Path<'_>,
-        done: &Done,
+        done: &Effect,
         sessions: &Sessions,
     ) -> Vec<Firing> {
         let mut matching = core::mem::take(&mut self.matching);

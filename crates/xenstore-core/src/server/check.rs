@@ -40,7 +40,7 @@ pub(super) struct Check {
     charged: Accounts,
     /// The amounts counted so far.
     found: Accounts,
-    wrong: Vec<String>,
+    faults: Vec<String>,
     /// The path of the node that was counted last; `None` before the first.
     last: Option<Vec<u8>>,
     /// The lists of children from the root to the current node.
@@ -52,8 +52,8 @@ struct List {
     /// The path of the parent, relative to the root.
     path: Vec<u8>,
     /// The number of children according to the parent, and the length of their names.
-    said: (usize, usize),
-    seen: (usize, usize),
+    declared: (usize, usize),
+    counted: (usize, usize),
     /// The name of the last child.
     last: Vec<u8>,
     is_sorted: bool,
@@ -65,7 +65,7 @@ impl Check {
     pub(super) fn new(sessions: &Sessions, announcer: &Announcer) -> Self {
         let Sessions { content, conns, rubbish, .. } = sessions;
         let watches = &announcer.watches;
-        let (mut charged, mut found, mut wrong) =
+        let (mut charged, mut found, mut faults) =
             (Accounts::default(), Accounts::default(), Vec::new());
         for (domid, domain) in content.domains.iter() {
             for quota in ACCOUNTS {
@@ -94,9 +94,9 @@ impl Check {
             }
         }
         if set != watches.len() {
-            wrong.push(format!("{} watches are indexed and {set} are set", watches.len()));
+            faults.push(format!("{} watches are indexed and {set} are set", watches.len()));
         }
-        Self { tree: content.tree.clone(), charged, found, wrong, last: None, lists: Vec::new() }
+        Self { tree: content.tree.clone(), charged, found, faults, last: None, lists: Vec::new() }
     }
 
     /// Counts a node whose path is `path`.
@@ -107,17 +107,17 @@ impl Check {
             self.close_list();
         }
         if let Some(list) = self.lists.last_mut().filter(|_| !path.is_empty()) {
-            list.is_sorted &= list.seen.0 == 0 || list.last.as_slice() < node.name();
-            list.seen.0 = list.seen.0.saturating_add(1);
-            list.seen.1 = list.seen.1.saturating_add(node.name().len()).saturating_add(1);
+            list.is_sorted &= list.counted.0 == 0 || list.last.as_slice() < node.name();
+            list.counted.0 = list.counted.0.saturating_add(1);
+            list.counted.1 = list.counted.1.saturating_add(node.name().len()).saturating_add(1);
             list.last.clear();
             list.last.extend_from_slice(node.name());
         }
         if let Some(dir) = node.dir() {
             self.lists.push(List {
                 path: Vec::from(path),
-                said: (dir.len() as usize, dir.names_len() as usize),
-                seen: (0, 0),
+                declared: (dir.len() as usize, dir.names_len() as usize),
+                counted: (0, 0),
                 last: Vec::new(),
                 is_sorted: true,
             });
@@ -127,10 +127,10 @@ impl Check {
     /// Checks a list of children at its end.
     fn close_list(&mut self) {
         if let Some(list) = self.lists.pop()
-            && !(list.is_sorted && list.said == list.seen)
+            && !(list.is_sorted && list.declared == list.counted)
         {
             let path = String::from_utf8_lossy(&list.path);
-            self.wrong.push(format!("the list of children of /{path} is not in order"));
+            self.faults.push(format!("the list of children of /{path} is not in order"));
         }
     }
 
@@ -156,23 +156,23 @@ impl Check {
     }
 
     /// Returns the faults, one in each line.
-    pub(super) fn into_wrong(self) -> Vec<String> {
-        let Self { charged, mut found, mut wrong, .. } = self;
+    pub(super) fn into_faults(self) -> Vec<String> {
+        let Self { charged, mut found, mut faults, .. } = self;
         for (domid, charged) in &charged.0 {
             let values = found.0.remove(domid).unwrap_or_default();
             for quota in ACCOUNTS {
                 let (known, found) = (charged.get(quota), values.get(quota));
                 if known != found {
-                    let (domid, name) = (domid.0, quota.about().name);
-                    wrong.push(format!(
+                    let (domid, name) = (domid.0, quota.info().name);
+                    faults.push(format!(
                         "domain {domid} has {found} of {name} and is charged for {known}"
                     ));
                 }
             }
         }
-        wrong.extend(found.0.keys().map(|domid| {
+        faults.extend(found.0.keys().map(|domid| {
             format!("nodes belong to domain {}, which the store does not know", domid.0)
         }));
-        wrong
+        faults
     }
 }

@@ -10,7 +10,7 @@ use crate::path::{Path, Special, resolve};
 use crate::perms::Caller;
 use crate::quota::{Kind, Quota};
 use crate::transaction::{Change, Conflict, Rerun, Transaction, apply};
-use crate::tree::{Done, Node, Tree};
+use crate::tree::{Effect, Node, Tree};
 use crate::wire::Error;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
@@ -73,7 +73,7 @@ impl Content {
         caller: &Caller,
         path: Path<'_>,
         change: &Change<'_>,
-    ) -> Result<Done, Error> {
+    ) -> Result<Effect, Error> {
         self.with_ledger(|tree, ledger| apply(tree, caller, path, change, ledger))
     }
 
@@ -130,7 +130,7 @@ impl Content {
         if !known {
             let nodes = (accessed as i64).saturating_add(1);
             domains.check(caller.domid, Quota::TransactionNodes, nodes)?;
-            domains.saw(caller.domid, Quota::TransactionNodes, nodes);
+            domains.record_size(caller.domid, Quota::TransactionNodes, nodes);
         }
         let more = (path.as_bytes().len() as i64).saturating_add(more);
         domains.check_more(caller.domid, Quota::Memory, more)
@@ -205,7 +205,7 @@ impl Content {
         if !caller.privileged {
             let len = path.counted_len() as i64;
             self.domains.check(caller.domid, Quota::PathMax, len).map_err(|_| Error::Inval)?;
-            self.domains.saw(caller.domid, Quota::PathMax, len);
+            self.domains.record_size(caller.domid, Quota::PathMax, len);
         }
         Ok(path)
     }

@@ -11,7 +11,7 @@ use crate::path::Path;
 use crate::perms::{Incarnation, Perms};
 use crate::quota::{ALL, Kind, Limits, Quota};
 use crate::stream::{self, DomainMore, Global, Link, Peer, Quotas, Record, Watch};
-use crate::tree::{Go, Node};
+use crate::tree::{Node, VisitStep};
 use crate::wire::split_message;
 use alloc::vec::Vec;
 
@@ -28,20 +28,20 @@ pub(super) const ENDED: [Ended; 4] =
     [Ended::Unread, Ended::RingIndex, Ended::Protocol, Ended::Communication];
 
 /// Collects records and passes them on in pieces.
-struct Out<S> {
-    gathered: Vec<u8>,
+struct RecordWriter<S> {
+    buffer: Vec<u8>,
     sink: S,
 }
 
-impl<E, S: FnMut(&[u8]) -> Result<(), E>> Out<S> {
+impl<E, S: FnMut(&[u8]) -> Result<(), E>> RecordWriter<S> {
     fn put(&mut self, record: &Record<'_>) -> Result<(), E> {
-        record.write(&mut self.gathered);
-        if self.gathered.len() < CHUNK { Ok(()) } else { self.pass_on() }
+        record.write(&mut self.buffer);
+        if self.buffer.len() < CHUNK { Ok(()) } else { self.pass_on() }
     }
 
     fn pass_on(&mut self) -> Result<(), E> {
-        (self.sink)(&self.gathered)?;
-        self.gathered.clear();
+        (self.sink)(&self.buffer)?;
+        self.buffer.clear();
         Ok(())
     }
 }
@@ -53,8 +53,8 @@ pub(super) fn dump<'a, E>(
     link: impl Fn(ConnId) -> Link<'a>,
     sink: impl FnMut(&[u8]) -> Result<(), E>,
 ) -> Result<(), E> {
-    let mut out = Out { gathered: Vec::with_capacity(CHUNK), sink };
-    stream::header(&mut out.gathered);
+    let mut out = RecordWriter { buffer: Vec::with_capacity(CHUNK), sink };
+    stream::header(&mut out.buffer);
     out.put(&Record::Global(global))?;
     out.put(&Record::Generation(store.sessions.content.domains.generation))?;
     let (values, names) = limits(&store.sessions.content.domains.limits);
@@ -71,11 +71,11 @@ pub(super) fn dump<'a, E>(
     let mut result = Ok(());
     store.sessions.content.tree.visit(Path::ROOT, |path, node| {
         // A dead domain's nodes count as removed.
-        if store.sessions.content.domains.is_orphans(&node.perms().owner()) {
-            return Go::Past;
+        if store.sessions.content.domains.is_orphaned(&node.perms().owner()) {
+            return VisitStep::Past;
         }
         result = out.put(&node_record(&store.sessions.content.domains, path, node, &mut entries));
-        if result.is_ok() { Go::On } else { Go::Stop }
+        if result.is_ok() { VisitStep::On } else { VisitStep::Stop }
     });
     result?;
     for name in [RELEASE, INTRODUCE] {
@@ -96,7 +96,7 @@ fn dump_connection<E, S: FnMut(&[u8]) -> Result<(), E>>(
     conn: ConnId,
     connection: &Connection,
     link: Link<'_>,
-    out: &mut Out<S>,
+    out: &mut RecordWriter<S>,
 ) -> Result<(), E> {
     let domain = store.sessions.content.domains.get(connection.domid);
     let peer = match connection.transport {
@@ -198,7 +198,7 @@ fn put_entries(domains: &Domains, perms: &Perms, to: &mut Vec<[u8; 4]>) {
 fn dump_domain<E, S: FnMut(&[u8]) -> Result<(), E>>(
     domid: DomId,
     domain: &Domain,
-    out: &mut Out<S>,
+    out: &mut RecordWriter<S>,
 ) -> Result<(), E> {
     let (values, names) = limits(&domain.limits);
     let quotas = Quotas::new(&values, &names);

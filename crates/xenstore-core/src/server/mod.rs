@@ -6,7 +6,6 @@
 //! than [`Server::deadline`]. Time is in microseconds of any clock that never goes back.
 
 mod announcer;
-mod burial;
 mod check;
 mod class;
 mod config;
@@ -16,6 +15,7 @@ mod content;
 mod counters;
 mod dump;
 mod events;
+mod orphan_search;
 mod own_past;
 mod removal;
 mod request;
@@ -46,14 +46,14 @@ use alloc::vec::Vec;
 use announcer::RELEASE;
 use class::Class;
 use connection::{Connection, Transport};
-use request::{Request, Stop};
-use restore::Restoring;
+use request::{Request, RequestError};
+use restore::Restorer;
 use sessions::Sessions;
 use store::Store;
-use waiting::{Attempt, WaitCause, Waiting};
+use waiting::{Attempt, WaitCause, WaitingRequest};
 
 /// A store restored from a stream, and the data that its daemon needs to continue.
-pub struct Restored {
+pub struct RestoredStore {
     /// The store.
     pub server: Server,
     /// The daemon's own descriptors, if the stream had them.
@@ -85,10 +85,14 @@ impl Server {
     /// # Errors
     /// The record, the position and the reason, if the stream is malformed or contains an
     /// impossible state.
-    pub fn restore(config: Config, stream: &[u8], now: u64) -> Result<Restored, stream::Error> {
-        let (store, global, connections) = Restoring::run(config, stream, now)?;
+    pub fn restore(
+        config: Config,
+        stream: &[u8],
+        now: u64,
+    ) -> Result<RestoredStore, stream::Error> {
+        let (store, global, connections) = Restorer::run(config, stream, now)?;
         let server = Self { store, path_scratch: Vec::new() };
-        Ok(Restored { server, global, connections })
+        Ok(RestoredStore { server, global, connections })
     }
 
     /// Writes the state to `sink`, piece by piece, in the format of [`crate::stream`]. `link`
@@ -202,7 +206,7 @@ impl Server {
         let owed = core::mem::take(&mut connection.owed);
         let (domid, outstanding) = (connection.domid, connection.outstanding());
         if outstanding > 0 {
-            content.domains.saw(domid, Quota::Outstanding, outstanding as i64);
+            content.domains.record_size(domid, Quota::Outstanding, outstanding as i64);
         }
         content.cost.saturating_add(owed)
     }
@@ -219,7 +223,9 @@ impl Server {
         let Some(connection) = store.sessions.conns.get(conn) else { return Attempt::Done };
         let caller = store.sessions.content.domains.caller(connection.domid);
         let outcome = match MsgType::from_code(header.kind) {
-            None | Some(MsgType::WatchEvent | MsgType::Error) => Err(Stop::Error(Error::NoSys)),
+            None | Some(MsgType::WatchEvent | MsgType::Error) => {
+                Err(RequestError::Error(Error::NoSys))
+            }
             Some(kind) => {
                 let request = Request { conn, header, kind, payload, caller };
                 requests::run(store, request, path_scratch, host)
@@ -227,8 +233,8 @@ impl Server {
         };
         match outcome {
             Ok(()) => Attempt::Done,
-            Err(Stop::Wait(why)) => Attempt::Wait(why),
-            Err(Stop::Error(error)) => {
+            Err(RequestError::Wait(why)) => Attempt::Wait(why),
+            Err(RequestError::Error(error)) => {
                 if let Some(connection) = store.sessions.conns.get_mut(conn) {
                     connection.reply_error(header, error);
                 }
@@ -286,7 +292,7 @@ impl Server {
     fn retry(
         &mut self,
         number: u64,
-        mut waiting: Waiting,
+        mut waiting: WaitingRequest,
         class: Class,
         host: &mut dyn Host,
     ) -> u32 {

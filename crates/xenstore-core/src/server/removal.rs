@@ -28,9 +28,9 @@ pub(super) struct Removal {
 
 /// The spots in the index of watches on the path to a node, the top's first, each with the length
 /// of its path.
-struct Way<'w>(Vec<(usize, Option<Spot<'w>>)>);
+struct SpotPath<'w>(Vec<(usize, Option<Spot<'w>>)>);
 
-impl<'w> Way<'w> {
+impl<'w> SpotPath<'w> {
     /// Returns the spots on the path to this node. The path is relative to the top, whose spot is
     /// `top`.
     fn to(top: Option<Spot<'w>>, path: &[u8]) -> Self {
@@ -92,7 +92,7 @@ impl Removal {
         let mut churn = Churn::default();
         let (mut firing, mut audience) = (Vec::new(), Vec::new());
         let top = announcer.watches.spot(Path::checked(&self.path));
-        let mut way = top.map(|_| Way::to(top, self.last.as_deref().unwrap_or_default()));
+        let mut way = top.map(|_| SpotPath::to(top, self.last.as_deref().unwrap_or_default()));
         let mut is_done = false;
         while left > 0 {
             let Some(node) = walk.next() else {
@@ -103,7 +103,7 @@ impl Removal {
             let (owner, weight) = (node.perms().owner(), node.weight());
             churn.removed = churn.removed.saturating_add(weight);
             let domains = &mut sessions.content.domains;
-            if !domains.is_orphans(&owner) {
+            if !domains.is_orphaned(&owner) {
                 domains.charge(owner.domid, Quota::Nodes, -1);
                 domains.charge(owner.domid, Quota::Memory, weight.saturating_neg());
             }

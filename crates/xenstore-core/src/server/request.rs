@@ -20,18 +20,18 @@ pub(super) struct Request<'a> {
 }
 
 /// The reason why a request has not been answered by its function.
-pub(super) enum Stop {
+pub(super) enum RequestError {
     Error(Error),
     Wait(WaitCause),
 }
 
-impl From<Error> for Stop {
+impl From<Error> for RequestError {
     fn from(error: Error) -> Self {
         Self::Error(error)
     }
 }
 
-pub(super) type Outcome = Result<(), Stop>;
+pub(super) type Outcome = Result<(), RequestError>;
 
 impl<'a> Request<'a> {
     /// Returns the only string of the payload, which must end with it.

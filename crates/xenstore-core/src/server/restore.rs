@@ -37,7 +37,7 @@ pub struct RestoredConnection {
 type Outcome = Result<(), &'static str>;
 
 /// A store that is being restored from a stream.
-pub(super) struct Restoring {
+pub(super) struct Restorer {
     store: Store,
     global: Option<Global>,
     connections: Vec<RestoredConnection>,
@@ -46,11 +46,11 @@ pub(super) struct Restoring {
 }
 
 /// A store from a stream, the stream's data on the daemon, and the connections.
-type Restored = (Store, Option<Global>, Vec<RestoredConnection>);
+type RestoredParts = (Store, Option<Global>, Vec<RestoredConnection>);
 
-impl Restoring {
+impl Restorer {
     /// Restores a store from another one's stream.
-    pub(super) fn run(config: Config, stream: &[u8], now: u64) -> Result<Restored, Error> {
+    pub(super) fn run(config: Config, stream: &[u8], now: u64) -> Result<RestoredParts, Error> {
         let mut reader = Reader::new(stream)?;
         let mut restoring = Self::new(config, now);
         loop {
@@ -97,7 +97,7 @@ impl Restoring {
             Record::Node(node) => self.node(&node)?,
             Record::Domain(record) | Record::Unconnected(record) => self.domain(&record),
             Record::DomainMore(more) => {
-                let domain = domains.know(DomId(more.domid));
+                let domain = domains.get_or_insert(DomId(more.domid));
                 if !(1..=WEIGHT_MAX).contains(&more.weight) {
                     return Err("its weight is none");
                 }
@@ -110,7 +110,7 @@ impl Restoring {
     }
 
     fn domain(&mut self, record: &stream::Domain<'_>) {
-        let domain = self.store.sessions.content.domains.know(DomId(record.domid));
+        let domain = self.store.sessions.content.domains.get_or_insert(DomId(record.domid));
         if let Some(features) = record.features {
             domain.features = features & feature::ALL;
         }
@@ -143,12 +143,12 @@ impl Restoring {
                     return Err("its domain has a ring already");
                 }
                 if let Some(target) = target {
-                    content.domains.know(DomId(target));
-                    content.domains.know(domid);
+                    content.domains.get_or_insert(DomId(target));
+                    content.domains.get_or_insert(domid);
                     content.domains.set_target(domid, DomId(target));
                 }
                 let conn = conns.add(domid, Transport::Ring);
-                let domain = content.domains.know(domid);
+                let domain = content.domains.get_or_insert(domid);
                 domain.conn = Some(conn);
                 domain.identity = identity;
                 conn
@@ -245,7 +245,7 @@ impl Restoring {
             let incarnation = match (domid.0, flags & STALE != 0) {
                 (DOMID_ANY, true) => Incarnation::VOID,
                 (DOMID_ANY, false) | (_, true) => Incarnation::NEVER,
-                _ => domains.know(domid).incarnation,
+                _ => domains.get_or_insert(domid).incarnation,
             };
             let access = Access::from_letter(letter).ok_or("it has an unknown permission")?;
             Ok(Perm { domid, access, incarnation })

@@ -5,11 +5,11 @@ use super::class::Class;
 use super::config::Config;
 use super::connections::Connections;
 use super::content::Content;
-use super::request::{Outcome, Request, Stop};
+use super::request::{Outcome, Request, RequestError};
 use super::rubbish::{Garbage, Rubbish};
 use super::snapshots::Snapshots;
 use super::turn::Turns;
-use super::waiting::{Attempt, WaitCause, Waiting};
+use super::waiting::{Attempt, WaitCause, WaitingRequest};
 use crate::churn::Churn;
 use crate::id::{ConnId, DomId};
 use crate::limits::{LOGGED_WEIGHT, SNAPSHOT_BYTES_MAX, SNAPSHOT_WORK_MAX};
@@ -18,7 +18,7 @@ use crate::path::Path;
 use crate::perms::{Access, Caller};
 use crate::quota::{Kind, Quota};
 use crate::transaction::{Change, Leftovers, Look, Rerun, Touch, Transaction};
-use crate::tree::{Done, Node};
+use crate::tree::{Effect, Node};
 use crate::wire::{Error, Header};
 use alloc::boxed::Box;
 use alloc::format;
@@ -60,7 +60,7 @@ impl Sessions {
         let Some(connection) = self.conns.get_mut(conn) else { return };
         let domains = &mut self.content.domains;
         let whose = (conn, connection.domid);
-        let waiting = Waiting::new(whose, header, payload, why, domains.now);
+        let waiting = WaitingRequest::new(whose, header, payload, why, domains.now);
         let weight = waiting.weight();
         let number = self.turns.lane_mut(class).queue.push(waiting);
         connection.delayed.push_back(number);
@@ -132,7 +132,7 @@ impl Sessions {
             Change::Put(_) | Change::Remove => Touch::existence(tree, path),
         };
         match self.turns.must_wait(class, (request.conn, 0), path, touch, &self.conns) {
-            true => Err(Stop::Wait(WaitCause::AnEnd)),
+            true => Err(RequestError::Wait(WaitCause::AnEnd)),
             false => Ok(()),
         }
     }
@@ -249,7 +249,7 @@ impl Sessions {
         request: Request<'_>,
         path: Path<'_>,
         what: Look,
-    ) -> Result<Node, Stop> {
+    ) -> Result<Node, RequestError> {
         let caller = request.caller;
         if request.header.tx_id == 0 {
             return Ok(self.content.tree.find(&caller, path, Access::READ)?.clone());
@@ -265,8 +265,8 @@ impl Sessions {
                 sessions.content.check_access(&caller, transaction, path, LOGGED_WEIGHT)?;
             }
             let (conn, id) = (request.conn, request.header.tx_id);
-            match sessions.want_turn((conn, id), transaction, &caller, path, what) {
-                Attempt::Wait(why) => Err(Stop::Wait(why)),
+            match sessions.request_turn((conn, id), transaction, &caller, path, what) {
+                Attempt::Wait(why) => Err(RequestError::Wait(why)),
                 Attempt::Done => {
                     Ok(transaction.see(&caller, path, what, &sessions.content.domains)?)
                 }
@@ -295,7 +295,7 @@ impl Sessions {
     }
 
     /// Gives the turn to a transaction that is about to read `path`, if it should have it.
-    fn want_turn(
+    fn request_turn(
         &mut self,
         (conn, id): (ConnId, u32),
         transaction: &mut Transaction,
@@ -318,7 +318,7 @@ impl Sessions {
             && (!holds || transaction.is_stale_at(tree, caller, path, what));
         if stale {
             match self.content.rerun(transaction, caller) {
-                Ok(rerun) => self.go_on(transaction, rerun),
+                Ok(rerun) => self.move_to_present(transaction, rerun),
                 Err(conflict) => {
                     // It is too late for this transaction. The next attempt takes the turn from the
                     // start.
@@ -342,7 +342,7 @@ impl Sessions {
         &mut self,
         request: Request<'_>,
         transaction: &Transaction,
-    ) -> Result<Option<Rerun>, Stop> {
+    ) -> Result<Option<Rerun>, RequestError> {
         // This check comes first: the requests of a transaction that was given up have not been
         // executed.
         if transaction.torn || (transaction.lost && transaction.changes) {
@@ -355,17 +355,17 @@ impl Sessions {
         let (caller, own) = (request.caller, (request.conn, request.header.tx_id));
         let class = Class::of(&caller);
         if turns.has_any(class) {
-            let waits = |(path, done): &(Rc<[u8]>, Done)| {
+            let waits = |(path, done): &(Rc<[u8]>, Effect)| {
                 let path = Path::checked(path);
                 let touch = match done {
-                    Done::Permitted(_) => Touch::Perms,
-                    Done::Changed if content.tree.get(path).is_some() => Touch::Value,
+                    Effect::Permitted(_) => Touch::Perms,
+                    Effect::Changed if content.tree.get(path).is_some() => Touch::Value,
                     _ => Touch::existence(&content.tree, path),
                 };
                 turns.must_wait(class, own, path, touch, conns)
             };
             if transaction.work.changed.iter().any(waits) {
-                return Err(Stop::Wait(WaitCause::AnEnd));
+                return Err(RequestError::Wait(WaitCause::AnEnd));
             }
         }
         let (tree, domains) = (&content.tree, &content.domains);
@@ -464,20 +464,20 @@ impl Sessions {
         match self.content.rerun(transaction, &caller) {
             Ok(rerun) => {
                 let before = transaction.weight();
-                self.go_on(transaction, rerun);
+                self.move_to_present(transaction, rerun);
                 let more = transaction.weight().saturating_sub(before);
                 self.content.domains.charge(domid, Quota::Memory, more);
             }
             Err(conflict) => {
                 let domains = &self.content.domains;
                 self.turns.note_refusal(&caller, transaction, &conflict, domains);
-                self.let_go(transaction, domid);
+                self.drop_kept_state(transaction, domid);
             }
         }
     }
 
     /// Moves a transaction to the present state of the store, on which its log has run.
-    fn go_on(&mut self, transaction: &mut Transaction, rerun: Rerun) {
+    fn move_to_present(&mut self, transaction: &mut Transaction, rerun: Rerun) {
         let Self { content, conns, snapshots, .. } = self;
         let old = transaction.snapshot;
         transaction.snapshot = snapshots.take(old.conn, old.id, conns, &content.domains);
@@ -504,7 +504,7 @@ impl Sessions {
 
     /// Gives up a transaction that could not be kept.
     fn give_up(&mut self, transaction: &mut Transaction, domid: DomId, why: &str) {
-        self.let_go(transaction, domid);
+        self.drop_kept_state(transaction, domid);
         self.content.domains.notice(Notice::Info(format!(
             "a transaction of domain {} will get EAGAIN: it was left open, and {why}",
             domid.0,
@@ -512,7 +512,7 @@ impl Sessions {
     }
 
     /// Drops everything that a transaction keeps alive: it can only be refused.
-    fn let_go(&mut self, transaction: &mut Transaction, domid: DomId) {
+    fn drop_kept_state(&mut self, transaction: &mut Transaction, domid: DomId) {
         let Self { content, conns, turns, snapshots, .. } = self;
         let snapshot = transaction.snapshot;
         turns.end(snapshot.conn, snapshot.id, conns, &mut content.domains);

@@ -1,13 +1,13 @@
 //! The store: the operations that change it, and their effects.
 
 use super::announcer::{Announcer, Firing, INTRODUCE, RELEASE};
-use super::burial::{Burial, SearchOutcome};
 use super::check::Check;
 use super::config::{Config, Orphans};
 use super::connection::Transport;
 use super::counters::Counters;
+use super::orphan_search::{OrphanSearch, SearchOutcome};
 use super::removal::Removal;
-use super::request::{Outcome, Request, Stop};
+use super::request::{Outcome, Request, RequestError};
 use super::rubbish::Garbage;
 use super::sessions::Sessions;
 use crate::churn::Churn;
@@ -19,7 +19,7 @@ use crate::path::{Path, home_of};
 use crate::perms::Incarnation;
 use crate::quota::{Kind, Quota};
 use crate::transaction::{Change, Transaction};
-use crate::tree::{Done, Node};
+use crate::tree::{Effect, Node};
 use crate::watch::{Watch, WatchId};
 use crate::wire::Error;
 use alloc::boxed::Box;
@@ -38,7 +38,7 @@ pub(super) struct Store {
     /// The large subtrees that were removed, the oldest first.
     removals: VecDeque<Removal>,
     /// The searches for dead domains' nodes, the oldest first.
-    burials: VecDeque<Burial>,
+    orphan_searches: VecDeque<OrphanSearch>,
     /// A CONTROL `check` in progress.
     check: Option<Box<Check>>,
 }
@@ -51,7 +51,7 @@ impl Store {
             announcer: Announcer::default(),
             counters: Counters::default(),
             removals: VecDeque::new(),
-            burials: VecDeque::new(),
+            orphan_searches: VecDeque::new(),
             check: None,
         }
     }
@@ -82,7 +82,7 @@ impl Store {
             true => self.commit(request, &mut transaction),
             false => Ok(Churn::default()),
         };
-        if matches!(outcome, Err(Stop::Wait(_))) {
+        if matches!(outcome, Err(RequestError::Wait(_))) {
             self.sessions.give_back(conn, id, transaction);
             return outcome.map(drop);
         }
@@ -97,9 +97,9 @@ impl Store {
         &mut self,
         request: Request<'_>,
         transaction: &mut Transaction,
-    ) -> Result<Churn, Stop> {
+    ) -> Result<Churn, RequestError> {
         let judged = self.sessions.judge(request, transaction);
-        if matches!(judged, Err(Stop::Error(_))) {
+        if matches!(judged, Err(RequestError::Error(_))) {
             self.counters.conflicts = self.counters.conflicts.wrapping_add(1);
         }
         let rerun = judged?;
@@ -124,9 +124,9 @@ impl Store {
     }
 
     /// Fires the watches for the change of `path`.
-    fn fire(&mut self, path: Path<'_>, done: &Done) {
+    fn fire(&mut self, path: Path<'_>, done: &Effect) {
         let watches = &self.announcer.watches;
-        if matches!(done, Done::Unchanged) || watches.len() == 0 {
+        if matches!(done, Effect::Unchanged) || watches.len() == 0 {
             return;
         }
         if watches.may_match(path) {
@@ -134,7 +134,7 @@ impl Store {
             self.push_events(&firing);
         }
         // The watches in a large subtree fire in slices.
-        if let Done::Removed(gone) = done
+        if let Effect::Removed(gone) = done
             && !gone.is_large()
         {
             let (firing, visited) = self.announcer.find_below(path, gone, &self.sessions);
@@ -160,7 +160,7 @@ impl Store {
         let Self { announcer, sessions, counters, .. } = self;
         let Some(watch) = announcer.watches.get(id) else { return };
         let conn = watch.conn;
-        let len = told_len(watch, path);
+        let len = payload_len(watch, path);
         // An event that is too long for a message is not sent (XSA-324).
         if len > PAYLOAD_MAX {
             return;
@@ -235,7 +235,7 @@ impl Store {
         turns.expire(conns, &mut content.domains);
         self.expire_unread();
         self.sessions.refresh_old_snapshots();
-        self.bury_some();
+        self.search_orphans();
         self.disown_some();
         let Sessions { content, rubbish, .. } = &mut self.sessions;
         rubbish.free_some(&mut content.domains);
@@ -303,7 +303,7 @@ impl Store {
             self.release(domid, host);
         }
         let Sessions { content, conns, .. } = &mut self.sessions;
-        let domain = content.domains.know(domid);
+        let domain = content.domains.get_or_insert(domid);
         domain.identity = Some(identity);
         let features = domain.features;
         if let Some(conn) = domain.conn {
@@ -335,7 +335,7 @@ impl Store {
         }
         self.remove_nodes_of(domid);
         self.sessions.content.domains.forget(domid);
-        self.bury_some();
+        self.search_orphans();
         if conn.is_some() {
             self.fire_special(RELEASE, domid);
         }
@@ -356,13 +356,13 @@ impl Store {
         if domid.0 == DOMID_ANY {
             // This is no domain: only the privileged domain can have given it nodes. They have no
             // incarnation by which they could be found later.
-            let mut burial = Burial::new(domid, Incarnation::NEVER, b"/");
-            while !self.bury(&mut burial) {}
+            let mut orphan_search = OrphanSearch::new(domid, Incarnation::NEVER, b"/");
+            while !self.search_slice(&mut orphan_search) {}
         } else {
             let mut home = Vec::new();
             home_of(domid.0, &mut home);
             let spent = core::mem::take(&mut self.sessions.content.cost);
-            self.bury(&mut Burial::new(domid, incarnation, &home));
+            self.search_slice(&mut OrphanSearch::new(domid, incarnation, &home));
             self.sessions.content.add_cost(spent);
         }
         for special in [INTRODUCE, RELEASE] {
@@ -372,7 +372,7 @@ impl Store {
             }
         }
         if owned(self) > 0 && domid.0 != DOMID_ANY {
-            self.burials.push_back(Burial::new(domid, incarnation, b"/"));
+            self.orphan_searches.push_back(OrphanSearch::new(domid, incarnation, b"/"));
             self.note_orphans();
         }
     }
@@ -384,7 +384,7 @@ impl Store {
     }
 
     /// Removes a dead domain's node, or gives it away.
-    fn bury_node(&mut self, path: Path<'_>) {
+    fn remove_orphan(&mut self, path: Path<'_>) {
         // The root cannot be removed.
         if self.config.orphans == Orphans::Keep || path.is_root() {
             self.inherit(path);
@@ -401,12 +401,12 @@ impl Store {
 
     /// Continues a search, and removes the nodes that it finds, until the cost of the request at
     /// hand is that of a slice. Returns true if the search is complete.
-    fn bury(&mut self, burial: &mut Burial) -> bool {
+    fn search_slice(&mut self, orphan_search: &mut OrphanSearch) -> bool {
         let slice = self.config.slice_cost;
         let mut looks = 0;
         loop {
-            match burial.search(&mut looks, slice, &mut self.sessions.content) {
-                SearchOutcome::Found(path) => self.bury_node(Path::checked(&path)),
+            match orphan_search.search(&mut looks, slice, &mut self.sessions.content) {
+                SearchOutcome::Found(path) => self.remove_orphan(Path::checked(&path)),
                 SearchOutcome::Paused => return false,
                 SearchOutcome::Ended => return true,
             }
@@ -417,13 +417,13 @@ impl Store {
     }
 
     /// Continues the oldest searches, as much as a slice may cost.
-    fn bury_some(&mut self) {
+    fn search_orphans(&mut self) {
         let spent = core::mem::take(&mut self.sessions.content.cost);
         while self.sessions.content.cost < self.config.slice_cost
-            && let Some(mut burial) = self.burials.pop_front()
+            && let Some(mut orphan_search) = self.orphan_searches.pop_front()
         {
-            if !self.bury(&mut burial) {
-                self.burials.push_front(burial);
+            if !self.search_slice(&mut orphan_search) {
+                self.orphan_searches.push_front(orphan_search);
                 break;
             }
         }
@@ -432,16 +432,16 @@ impl Store {
     }
 
     /// Discards the nodes that an operation at `path` has removed.
-    fn discard_done(&mut self, path: Path<'_>, done: Done, author: Option<ConnId>) {
+    fn discard_done(&mut self, path: Path<'_>, done: Effect, author: Option<ConnId>) {
         self.note_removed(path, &done, author);
-        if let Done::Removed(gone) = done {
+        if let Effect::Removed(gone) = done {
             self.sessions.rubbish.discard_node(gone);
         }
     }
 
     /// Records a removed subtree whose nodes are still on their owners' accounts.
-    fn note_removed(&mut self, path: Path<'_>, done: &Done, author: Option<ConnId>) {
-        if let Done::Removed(gone) = done
+    fn note_removed(&mut self, path: Path<'_>, done: &Effect, author: Option<ConnId>) {
+        if let Effect::Removed(gone) = done
             && gone.is_large()
         {
             self.note_large(path, gone.clone(), author);
@@ -485,14 +485,14 @@ impl Store {
     /// progress.
     fn note_orphans(&mut self) {
         self.sessions.content.domains.has_orphans =
-            !self.burials.is_empty() || !self.removals.is_empty();
+            !self.orphan_searches.is_empty() || !self.removals.is_empty();
     }
 
     /// Starts to compare the accounts with the contents of the store. Differences are logged.
     pub(super) fn check(&mut self) {
         // Nodes of a dead domain would count for no domain, and removed nodes would be missing.
-        while !self.burials.is_empty() {
-            self.bury_some();
+        while !self.orphan_searches.is_empty() {
+            self.search_orphans();
         }
         while !self.removals.is_empty() {
             self.disown_some();
@@ -508,7 +508,7 @@ impl Store {
             self.check = Some(check);
             return;
         }
-        let wrong = check.into_wrong();
+        let wrong = check.into_faults();
         let domains = &mut self.sessions.content.domains;
         if wrong.is_empty() {
             domains.notice(Notice::Info(String::from("check: the store is in order")));
@@ -521,6 +521,6 @@ impl Store {
 }
 
 /// Returns the length of the event's payload.
-fn told_len(watch: &Watch, path: &[u8]) -> usize {
+fn payload_len(watch: &Watch, path: &[u8]) -> usize {
     path.len().saturating_sub(watch.hidden).saturating_add(watch.token().len()).saturating_add(2)
 }

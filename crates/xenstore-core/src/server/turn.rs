@@ -166,7 +166,7 @@ impl Turns {
         others.any(|turn| {
             let holder =
                 conns.get(turn.conn).and_then(|conn| conn.transactions.get(turn.transaction));
-            holder.is_some_and(|holder| holder.would_notice(path, touch))
+            holder.is_some_and(|holder| holder.may_be_affected(path, touch))
         })
     }
 

@@ -17,7 +17,7 @@ use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
 
 /// A request that waits.
-pub(super) struct Waiting {
+pub(super) struct WaitingRequest {
     pub(super) conn: ConnId,
     pub(super) header: Header,
     pub(super) payload: Box<[u8]>,
@@ -64,7 +64,7 @@ fn first_path<'a>(
     resolve(given, home.0, Special::Allowed, scratch).ok()
 }
 
-impl Waiting {
+impl WaitingRequest {
     /// Returns a request of a connection of this domain.
     pub(super) fn new(
         (conn, domid): (ConnId, DomId),
@@ -131,7 +131,7 @@ impl Waiting {
 #[derive(Default)]
 pub(super) struct Queue {
     /// The requests by number, in the order of arrival.
-    waiting: BTreeMap<u64, Waiting>,
+    waiting: BTreeMap<u64, WaitingRequest>,
     /// The number of the next request.
     next: u64,
     /// True if a turn has ended that some requests may have waited for, and the tries are not
@@ -161,7 +161,7 @@ impl Queue {
     }
 
     /// Adds a request, and returns its number.
-    pub(super) fn push(&mut self, waiting: Waiting) -> u64 {
+    pub(super) fn push(&mut self, waiting: WaitingRequest) -> u64 {
         let number = self.next;
         self.next = self.next.saturating_add(1);
         self.waiting.insert(number, waiting);
@@ -173,7 +173,7 @@ impl Queue {
     }
 
     /// Adds a request again that has been tried.
-    pub(super) fn put_back(&mut self, number: u64, waiting: Waiting) {
+    pub(super) fn put_back(&mut self, number: u64, waiting: WaitingRequest) {
         self.waiting.insert(number, waiting);
     }
 
@@ -185,7 +185,10 @@ impl Queue {
     }
 
     /// Returns the requests of a connection, in the order of arrival.
-    fn of<'q>(&'q self, connection: &'q Connection) -> impl Iterator<Item = (u64, &'q Waiting)> {
+    fn of<'q>(
+        &'q self,
+        connection: &'q Connection,
+    ) -> impl Iterator<Item = (u64, &'q WaitingRequest)> {
         let numbers = connection.delayed.iter().copied();
         numbers.filter_map(|number| Some((number, self.waiting.get(&number)?)))
     }
@@ -242,7 +245,7 @@ impl Queue {
         self.to_try.pop_front()
     }
 
-    pub(super) fn get(&self, number: u64) -> Option<&Waiting> {
+    pub(super) fn get(&self, number: u64) -> Option<&WaitingRequest> {
         self.waiting.get(&number)
     }
 
@@ -250,7 +253,7 @@ impl Queue {
     pub(super) fn is_held_up(
         &self,
         number: u64,
-        waiting: &Waiting,
+        waiting: &WaitingRequest,
         connection: &Connection,
         tree: &Tree,
     ) -> bool {
@@ -260,7 +263,7 @@ impl Queue {
     }
 
     /// Takes a request out to try it, until [`Queue::end_try`].
-    pub(super) fn begin_try(&mut self, number: u64) -> Option<Waiting> {
+    pub(super) fn begin_try(&mut self, number: u64) -> Option<WaitingRequest> {
         let waiting = self.waiting.remove(&number)?;
         self.trying = true;
         Some(waiting)

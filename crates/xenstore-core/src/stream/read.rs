@@ -34,7 +34,7 @@ impl fmt::Display for Error {
 impl core::error::Error for Error {}
 
 /// A fault of a record.
-type What = &'static str;
+type Fault = &'static str;
 
 /// A reader of the records of a stream, one after the other.
 pub(crate) struct Reader<'a> {
@@ -57,38 +57,38 @@ impl<'a> Fields<'a> {
         Self { body, rest: body }
     }
 
-    fn bytes(&mut self, len: usize) -> Result<&'a [u8], What> {
+    fn bytes(&mut self, len: usize) -> Result<&'a [u8], Fault> {
         let (bytes, rest) =
             self.rest.split_at_checked(len).ok_or("its fields are longer than it is")?;
         self.rest = rest;
         Ok(bytes)
     }
 
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], What> {
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], Fault> {
         let (array, rest) = self.rest.split_first_chunk().ok_or("it is too short")?;
         self.rest = rest;
         Ok(*array)
     }
 
-    fn u16(&mut self) -> Result<u16, What> {
+    fn u16(&mut self) -> Result<u16, Fault> {
         self.array().map(u16::from_ne_bytes)
     }
 
-    fn u32(&mut self) -> Result<u32, What> {
+    fn u32(&mut self) -> Result<u32, Fault> {
         self.array().map(u32::from_ne_bytes)
     }
 
-    fn u64(&mut self) -> Result<u64, What> {
+    fn u64(&mut self) -> Result<u64, Fault> {
         self.array().map(u64::from_ne_bytes)
     }
 
     /// Reads some groups of four bytes.
-    fn fours(&mut self, count: u16) -> Result<&'a [[u8; 4]], What> {
+    fn fours(&mut self, count: u16) -> Result<&'a [[u8; 4]], Fault> {
         Ok(self.bytes(usize::from(count).saturating_mul(4))?.as_chunks().0)
     }
 
     /// Reads text of this length, whose last byte is its only NUL.
-    fn text(&mut self, len: u16) -> Result<&'a [u8], What> {
+    fn text(&mut self, len: u16) -> Result<&'a [u8], Fault> {
         match self.bytes(usize::from(len))?.split_last() {
             Some((0, text)) if !text.contains(&0) => Ok(text),
             _ => Err("a text in it does not end with its only NUL"),
@@ -96,7 +96,7 @@ impl<'a> Fields<'a> {
     }
 
     /// Skips to the next multiple of 8 from the body's start.
-    fn skip_padding(&mut self) -> Result<(), What> {
+    fn skip_padding(&mut self) -> Result<(), Fault> {
         let odd = self.body.len().saturating_sub(self.rest.len()) % 8;
         let padding = if odd == 0 { 0 } else { 8usize.saturating_sub(odd) };
         self.bytes(padding).map(drop)
@@ -125,7 +125,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Returns an error in the current record.
-    pub(crate) fn error(&self, what: What) -> Error {
+    pub(crate) fn error(&self, what: Fault) -> Error {
         Error { what, ..self.at }
     }
 
@@ -154,7 +154,7 @@ impl<'a> Reader<'a> {
         Ok(record)
     }
 
-    fn parse(&self, kind: u32, mut fields: Fields<'a>) -> Result<Record<'a>, What> {
+    fn parse(&self, kind: u32, mut fields: Fields<'a>) -> Result<Record<'a>, Fault> {
         let fields = &mut fields;
         Ok(match kind {
             kind::END => Record::End,
@@ -198,14 +198,14 @@ impl<'a> Reader<'a> {
         })
     }
 
-    fn domain(&self, fields: &mut Fields<'a>) -> Result<Domain<'a>, What> {
+    fn domain(&self, fields: &mut Fields<'a>) -> Result<Domain<'a>, Fault> {
         let (domid, count, features) = (fields.u16()?, fields.u16()?, fields.u32()?);
         let features = (self.version > 1).then_some(features);
         Ok(Domain { domid, features, quotas: quotas(fields, count)? })
     }
 }
 
-fn connection<'a>(fields: &mut Fields<'a>) -> Result<Connection<'a>, What> {
+fn connection<'a>(fields: &mut Fields<'a>) -> Result<Connection<'a>, Fault> {
     let (id, kind, present) = (fields.u32()?, fields.u16()?, fields.u16()?);
     let mut peer = match kind {
         0 => {
@@ -231,7 +231,7 @@ fn connection<'a>(fields: &mut Fields<'a>) -> Result<Connection<'a>, What> {
     Ok(Connection { id, peer, input, partial, output })
 }
 
-fn watch<'a>(fields: &mut Fields<'a>, extended: bool) -> Result<Watch<'a>, What> {
+fn watch<'a>(fields: &mut Fields<'a>, extended: bool) -> Result<Watch<'a>, Fault> {
     let (conn, path, token) = (fields.u32()?, fields.u16()?, fields.u16()?);
     let mut depth = None;
     if extended {
@@ -241,7 +241,7 @@ fn watch<'a>(fields: &mut Fields<'a>, extended: bool) -> Result<Watch<'a>, What>
     Ok(Watch { conn, path: fields.text(path)?, token: fields.text(token)?, depth })
 }
 
-fn node<'a>(fields: &mut Fields<'a>) -> Result<Record<'a>, What> {
+fn node<'a>(fields: &mut Fields<'a>) -> Result<Record<'a>, Fault> {
     let (conn, _tx_id) = (fields.u32()?, fields.u32()?);
     let (path, value) = (fields.u16()?, fields.u16()?);
     let (_access, count) = (fields.u16()?, fields.u16()?);
@@ -251,7 +251,7 @@ fn node<'a>(fields: &mut Fields<'a>) -> Result<Record<'a>, What> {
     Ok(if conn == 0 { Record::Node(Node { path, value, entries }) } else { Record::Other })
 }
 
-fn quotas<'a>(fields: &mut Fields<'a>, count: u16) -> Result<Quotas<'a>, What> {
+fn quotas<'a>(fields: &mut Fields<'a>, count: u16) -> Result<Quotas<'a>, Fault> {
     let quotas = Quotas { values: fields.fours(count)?, names: fields.rest };
     if quotas.iter().count() != usize::from(count) {
         return Err("it has fewer names of quotas than values");

@@ -4,7 +4,7 @@ use crate::ledger::Ledger;
 use crate::limits::LOGGED_WEIGHT;
 use crate::path::Path;
 use crate::perms::{Caller, Perm, Perms};
-use crate::tree::{Done, Put, Tree};
+use crate::tree::{Effect, NodeWrite, Tree};
 use crate::wire::Error;
 use alloc::rc::Rc;
 
@@ -14,7 +14,7 @@ const PERM_SIZE: usize = size_of::<Perm>();
 /// A change that a request asks for.
 #[derive(Clone)]
 pub(crate) enum Change<'a> {
-    Put(Put<'a>),
+    Put(NodeWrite<'a>),
     Remove,
     SetPerms(Rc<Perms>),
 }
@@ -28,22 +28,22 @@ impl Change<'_> {
     /// Returns the bytes of its data.
     pub(super) fn size(&self) -> usize {
         match self {
-            Self::Put(Put::Value(value)) => value.len(),
+            Self::Put(NodeWrite::Value(value)) => value.len(),
             Self::SetPerms(perms) => perms.len().saturating_mul(PERM_SIZE),
-            Self::Put(Put::Nothing) | Self::Remove => 0,
+            Self::Put(NodeWrite::Mkdir) | Self::Remove => 0,
         }
     }
 
     /// Returns the bit of a change of this kind that had no effect, if the answer would be the same
     /// again.
-    pub(super) fn idle_bit(&self, done: &Result<Done, Error>) -> Option<u8> {
+    pub(super) fn idle_bit(&self, done: &Result<Effect, Error>) -> Option<u8> {
         let refused = matches!(done, Err(Error::Access | Error::NoEnt));
         match self {
-            Self::Remove if matches!(done, Ok(Done::Unchanged)) => Some(1),
-            Self::Put(Put::Nothing) if matches!(done, Ok(Done::Unchanged)) => Some(2),
+            Self::Remove if matches!(done, Ok(Effect::Unchanged)) => Some(1),
+            Self::Put(NodeWrite::Mkdir) if matches!(done, Ok(Effect::Unchanged)) => Some(2),
             Self::Remove if refused => Some(4),
-            Self::Put(Put::Nothing) if refused => Some(8),
-            Self::Put(Put::Value(_)) if refused => Some(16),
+            Self::Put(NodeWrite::Mkdir) if refused => Some(8),
+            Self::Put(NodeWrite::Value(_)) if refused => Some(16),
             _ => None,
         }
     }
@@ -56,7 +56,7 @@ pub(crate) fn apply(
     path: Path<'_>,
     change: &Change<'_>,
     ledger: &mut Ledger<'_>,
-) -> Result<Done, Error> {
+) -> Result<Effect, Error> {
     match change {
         Change::Put(what) => tree.put(caller, path, *what, ledger),
         Change::Remove => tree.remove(caller, path, ledger),

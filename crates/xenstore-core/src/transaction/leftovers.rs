@@ -1,8 +1,8 @@
 //! The parts of a transaction that are not needed any more.
 
-use super::access::Accessed;
-use super::log::{Changed, Entry};
-use crate::tree::{Debris, Done, Tree};
+use super::access::PathAccesses;
+use super::log::{Entry, PathChange};
+use crate::tree::{Debris, Effect, Tree};
 use alloc::collections::BTreeMap;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
@@ -10,9 +10,9 @@ use alloc::vec::Vec;
 /// The parts of a transaction that are to be freed.
 pub(crate) struct Leftovers {
     pub(super) trees: [Option<Tree>; 2],
-    pub(super) changed: Vec<Changed>,
+    pub(super) changed: Vec<PathChange>,
     pub(super) log: Vec<Entry>,
-    pub(super) accessed: BTreeMap<Rc<[u8]>, Accessed>,
+    pub(super) accessed: BTreeMap<Rc<[u8]>, PathAccesses>,
 }
 
 impl Leftovers {
@@ -27,7 +27,7 @@ impl Leftovers {
         while *left > 0 {
             if self.log.pop().is_none() && self.accessed.pop_first().is_none() {
                 match self.changed.pop() {
-                    Some((_, Done::Removed(node))) => debris.push(node),
+                    Some((_, Effect::Removed(node))) => debris.push(node),
                     Some(_) => {}
                     None => {
                         let trees = self.trees.iter_mut().filter_map(Option::take);

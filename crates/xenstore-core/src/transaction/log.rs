@@ -1,18 +1,18 @@
 //! The log of a transaction: its requests and their answers, for a repetition.
 
 use super::change::{Change, apply};
-use super::look::{Look, Seen};
+use super::look::{Look, LookResult};
 use crate::ledger::Ledger;
 use crate::path::Path;
 use crate::perms::{Access, Caller, Perms};
-use crate::tree::{Done, Put, Tree};
+use crate::tree::{Effect, NodeWrite, Tree};
 use crate::wire::Error;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 
 /// A logged request of a transaction, and the answer.
-pub(super) enum Asked {
-    Read { what: Look, seen: Seen },
+pub(super) enum LoggedRequest {
+    Read { what: Look, seen: LookResult },
     Write { value: Rc<[u8]>, answer: Result<(), Error> },
     Mkdir { answer: Result<(), Error> },
     Remove { answer: Result<(), Error> },
@@ -22,11 +22,11 @@ pub(super) enum Asked {
 /// An entry of the log.
 pub(super) struct Entry {
     pub(super) path: Rc<[u8]>,
-    pub(super) asked: Asked,
+    pub(super) request: LoggedRequest,
 }
 
 /// A transaction's effect on one path.
-pub(crate) type Changed = (Rc<[u8]>, Done);
+pub(crate) type PathChange = (Rc<[u8]>, Effect);
 
 /// The reason why a log did not run again with the same answers.
 pub(crate) struct Conflict {
@@ -37,9 +37,9 @@ pub(crate) struct Conflict {
 }
 
 /// Records a change that was made.
-pub(super) fn note(changed: &mut Vec<Changed>, path: &Rc<[u8]>, done: Result<Done, Error>) {
+pub(super) fn note(changed: &mut Vec<PathChange>, path: &Rc<[u8]>, done: Result<Effect, Error>) {
     match done {
-        Ok(Done::Unchanged) | Err(_) => {}
+        Ok(Effect::Unchanged) | Err(_) => {}
         Ok(done) => changed.push((path.clone(), done)),
     }
 }
@@ -51,21 +51,23 @@ impl Entry {
         tree: &mut Tree,
         caller: &Caller,
         ledger: &mut Ledger<'_>,
-        changed: &mut Vec<Changed>,
+        changed: &mut Vec<PathChange>,
     ) -> Result<(), Conflict> {
         let path = Path::checked(&self.path);
         ledger.follow(path);
-        let (change, before) = match &self.asked {
-            Asked::Read { what, seen } => {
+        let (change, before) = match &self.request {
+            LoggedRequest::Read { what, seen } => {
                 ledger.touch();
                 let found = tree.find(caller, path, Access::READ);
                 let same = seen.is(*what, found, ledger.domains);
                 return if same { Ok(()) } else { Err(self.conflict(Error::Again)) };
             }
-            Asked::Write { value, answer } => (Change::Put(Put::Value(value)), answer),
-            Asked::Mkdir { answer } => (Change::Put(Put::Nothing), answer),
-            Asked::Remove { answer } => (Change::Remove, answer),
-            Asked::SetPerms { perms, answer } => (Change::SetPerms(perms.clone()), answer),
+            LoggedRequest::Write { value, answer } => {
+                (Change::Put(NodeWrite::Value(value)), answer)
+            }
+            LoggedRequest::Mkdir { answer } => (Change::Put(NodeWrite::Mkdir), answer),
+            LoggedRequest::Remove { answer } => (Change::Remove, answer),
+            LoggedRequest::SetPerms { perms, answer } => (Change::SetPerms(perms.clone()), answer),
         };
         ledger.is_strict = before.is_err();
         let done = apply(tree, caller, path, &change, ledger);

@@ -33,15 +33,17 @@ impl Look {
     }
 
     /// Returns the part of `node` that such a look sees.
-    pub(super) fn of(self, node: &Node, domains: &Domains) -> Seen {
+    pub(super) fn of(self, node: &Node, domains: &Domains) -> LookResult {
         let alive = || domains.alive_entries(node.perms());
         match self {
-            Self::Value => Short::new(node.value())
-                .map_or_else(|| Seen::Digest(domains.secret.bytes(node.value())), Seen::Short),
-            Self::Perms => Seen::Digest(domains.secret.perms(node.perms(), alive())),
-            Self::Children => Seen::Digest(node.dir().map_or(0, |dir| dir.names_digest())),
-            Self::Readable => Seen::Digest(0),
-            Self::Subtree => Seen::Subtree(Box::new((node.clone(), alive()))),
+            Self::Value => ShortValue::new(node.value()).map_or_else(
+                || LookResult::Digest(domains.secret.bytes(node.value())),
+                LookResult::Short,
+            ),
+            Self::Perms => LookResult::Digest(domains.secret.perms(node.perms(), alive())),
+            Self::Children => LookResult::Digest(node.dir().map_or(0, |dir| dir.names_digest())),
+            Self::Readable => LookResult::Digest(0),
+            Self::Subtree => LookResult::Subtree(Box::new((node.clone(), alive()))),
         }
     }
 
@@ -59,12 +61,12 @@ impl Look {
 
 /// A value that is no longer than its digest.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) struct Short {
+pub(super) struct ShortValue {
     len: u8,
     bytes: [u8; 15],
 }
 
-impl Short {
+impl ShortValue {
     fn new(value: &[u8]) -> Option<Self> {
         let mut bytes = [0; 15];
         bytes.get_mut(..value.len())?.copy_from_slice(value);
@@ -74,9 +76,9 @@ impl Short {
 
 /// The result of a look. It does not keep the node, which would keep an old state of the store
 /// alive.
-pub(super) enum Seen {
+pub(super) enum LookResult {
     Error(Error),
-    Short(Short),
+    Short(ShortValue),
     /// The digest of the value, the permissions or the names of the children.
     Digest(u64),
     /// A subtree as a whole, which only domain 0 can look at, and the number of permission entries
@@ -84,7 +86,7 @@ pub(super) enum Seen {
     Subtree(Box<(Node, usize)>),
 }
 
-impl Seen {
+impl LookResult {
     /// True if the same look at the node found now sees the same.
     pub(super) fn is(&self, what: Look, found: Result<&Node, Error>, domains: &Domains) -> bool {
         match (self, found) {
@@ -92,7 +94,7 @@ impl Seen {
             (Self::Subtree(known), Ok(node)) => {
                 what.same(&known.0, node) && domains.alive_entries(node.perms()) == known.1
             }
-            (Self::Short(known), Ok(node)) => Short::new(node.value()) == Some(*known),
+            (Self::Short(known), Ok(node)) => ShortValue::new(node.value()) == Some(*known),
             (Self::Digest(known), Ok(node)) => {
                 matches!(what.of(node, domains), Self::Digest(now) if now == *known)
             }

@@ -25,21 +25,21 @@ use crate::ledger::{Deltas, Ledger};
 use crate::limits::{LOGGED_WEIGHT, TRANSACTION_WEIGHT};
 use crate::path::Path;
 use crate::perms::{Access, Caller};
-use crate::tree::{Done, Node, Put, Tree};
+use crate::tree::{Effect, Node, NodeWrite, Tree};
 use crate::wire::Error;
-use access::{Accessed, Lately};
+use access::{PathAccesses, ShapeAccesses};
 use alloc::collections::BTreeMap;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::ops::Bound;
-use log::{Asked, Changed, Entry, note};
-use look::Seen;
+use log::{Entry, LoggedRequest, PathChange, note};
+use look::LookResult;
 
 /// The outcome of a log on the store on which it ran.
 pub(crate) struct Rerun {
     pub(crate) tree: Tree,
     pub(crate) deltas: Deltas,
-    pub(crate) changed: Vec<Changed>,
+    pub(crate) changed: Vec<PathChange>,
     pub(crate) churn: Churn,
 }
 
@@ -56,7 +56,7 @@ impl Rerun {
 }
 
 /// The place of a change in the log.
-enum Noted {
+enum LogPosition {
     /// The log already has an equal change, with the same answer.
     Again,
     /// The change replaces this entry.
@@ -86,7 +86,7 @@ pub(crate) struct Transaction {
     deaths: u64,
     pub(crate) work: Rerun,
     log: Vec<Entry>,
-    accessed: BTreeMap<Rc<[u8]>, Accessed>,
+    accessed: BTreeMap<Rc<[u8]>, PathAccesses>,
     /// The bytes of the log for the quota `memory`.
     log_weight: i64,
     /// The path that it read first.
@@ -183,7 +183,7 @@ impl Transaction {
 
     /// True if it could get another answer than it got, if another caller made this change of
     /// `path`. In doubt it returns true.
-    pub(crate) fn would_notice(&self, path: Path<'_>, touch: Touch) -> bool {
+    pub(crate) fn may_be_affected(&self, path: Path<'_>, touch: Touch) -> bool {
         let ever = |path: Path<'_>| self.accessed.get(path.as_bytes()).map_or(0, |seen| seen.ever);
         let mut above = path.above();
         let subtree = Look::Subtree.bit();
@@ -258,13 +258,13 @@ impl Transaction {
             seen.ever |= what.bit();
             return self.log.get(seen.first as usize).map(|entry| (what, entry.path.clone()));
         }
-        let lately = Lately { looks: what.bit(), ..Lately::of(self.shape) };
+        let lately = ShapeAccesses { looks: what.bit(), ..ShapeAccesses::of(self.shape) };
         Some((what, self.first_access(path, what.bit(), lately)))
     }
 
     /// Records a change. It had no effect if it has an `idle` bit; `is_of_value` is true if it only
     /// sets the value.
-    fn note_change(&mut self, path: Path<'_>, idle: Option<u8>, is_of_value: bool) -> Noted {
+    fn note_change(&mut self, path: Path<'_>, idle: Option<u8>, is_of_value: bool) -> LogPosition {
         let next = u32::try_from(self.log.len()).unwrap_or(u32::MAX);
         let value = is_of_value.then_some(next);
         if let Some(seen) = self.accessed.get_mut(path.as_bytes()) {
@@ -272,36 +272,37 @@ impl Transaction {
             let lately = seen.in_shape(self.shape);
             let bit = idle.unwrap_or(0);
             if lately.idle & bit != 0 {
-                return Noted::Again;
+                return LogPosition::Again;
             }
             lately.idle |= bit;
             match (value, lately.value) {
-                (Some(_), Some(before)) => return Noted::Replaces(before),
+                (Some(_), Some(before)) => return LogPosition::Replaces(before),
                 (Some(_), None) => lately.value = value,
                 (None, _) => {}
             }
             let entry = self.log.get(first as usize);
-            return entry.map_or(Noted::Again, |entry| Noted::New(entry.path.clone()));
+            return entry.map_or(LogPosition::Again, |entry| LogPosition::New(entry.path.clone()));
         }
-        let lately = Lately { idle: idle.unwrap_or(0), value, ..Lately::of(self.shape) };
-        Noted::New(self.first_access(path, 0, lately))
+        let lately =
+            ShapeAccesses { idle: idle.unwrap_or(0), value, ..ShapeAccesses::of(self.shape) };
+        LogPosition::New(self.first_access(path, 0, lately))
     }
 
     /// Records the first access to a path, by the next entry of the log.
-    fn first_access(&mut self, path: Path<'_>, ever: u8, lately: Lately) -> Rc<[u8]> {
+    fn first_access(&mut self, path: Path<'_>, ever: u8, lately: ShapeAccesses) -> Rc<[u8]> {
         let first = u32::try_from(self.log.len()).unwrap_or(u32::MAX);
         let path: Rc<[u8]> = Rc::from(path.as_bytes());
-        self.accessed.insert(path.clone(), Accessed { first, ever, lately });
+        self.accessed.insert(path.clone(), PathAccesses { first, ever, lately });
         path
     }
 
     /// Appends to the log. `cost` is the cost of repeating the request, besides following the path.
-    fn append(&mut self, path: Rc<[u8]>, asked: Asked, weight: i64, cost: u32) {
+    fn append(&mut self, path: Rc<[u8]>, request: LoggedRequest, weight: i64, cost: u32) {
         let cost = cost.saturating_add(Path::checked(&path).cost());
         self.cost = self.cost.saturating_add(cost);
         let weight = weight.saturating_add(path.len() as i64);
         self.log_weight = self.log_weight.saturating_add(weight);
-        self.log.push(Entry { path, asked });
+        self.log.push(Entry { path, request });
     }
 
     /// Looks at a node, in the transaction's own state.
@@ -321,14 +322,14 @@ impl Transaction {
         if let Some((what, path)) = self.note_look(path, what) {
             let (shown, size) = match &seen {
                 Ok(node) => (what.of(node, domains), node.value().len()),
-                Err(error) => (Seen::Error(*error), 0),
+                Err(error) => (LookResult::Error(*error), 0),
             };
             if self.first_read.is_none() {
                 self.first_read = Some(path.clone());
             }
             // The node is read, and not copied.
             let cost = (cost_of(size) / 4).saturating_add(1);
-            self.append(path, Asked::Read { what, seen: shown }, LOGGED_WEIGHT, cost);
+            self.append(path, LoggedRequest::Read { what, seen: shown }, LOGGED_WEIGHT, cost);
         }
         seen
     }
@@ -345,34 +346,38 @@ impl Transaction {
         let done = apply(&mut self.work.tree, caller, path, change, ledger);
         let answer = done.as_ref().map(|_| ()).map_err(|error| *error);
         self.changes |= answer.is_ok();
-        let is_new_shape =
-            ledger.churn.made != made || matches!(done, Ok(Done::Removed(_) | Done::Permitted(_)));
+        let is_new_shape = ledger.churn.made != made
+            || matches!(done, Ok(Effect::Removed(_) | Effect::Permitted(_)));
         self.shape = self.shape.saturating_add(u32::from(is_new_shape));
-        let is_of_value = matches!((change, &done), (Change::Put(Put::Value(_)), Ok(_)));
+        let is_of_value = matches!((change, &done), (Change::Put(NodeWrite::Value(_)), Ok(_)));
         let path = match self.note_change(path, change.idle_bit(&done), is_of_value) {
-            Noted::Again => return answer,
-            Noted::Replaces(entry) => {
+            LogPosition::Again => return answer,
+            LogPosition::Replaces(entry) => {
                 self.rewrite(entry, change);
                 return answer;
             }
-            Noted::New(path) => path,
+            LogPosition::New(path) => path,
         };
-        let asked = match change {
-            Change::Put(Put::Value(value)) => Asked::Write { value: Rc::from(*value), answer },
-            Change::Put(Put::Nothing) => Asked::Mkdir { answer },
-            Change::Remove => Asked::Remove { answer },
-            Change::SetPerms(perms) => Asked::SetPerms { perms: perms.clone(), answer },
+        let request = match change {
+            Change::Put(NodeWrite::Value(value)) => {
+                LoggedRequest::Write { value: Rc::from(*value), answer }
+            }
+            Change::Put(NodeWrite::Mkdir) => LoggedRequest::Mkdir { answer },
+            Change::Remove => LoggedRequest::Remove { answer },
+            Change::SetPerms(perms) => LoggedRequest::SetPerms { perms: perms.clone(), answer },
         };
         note(&mut self.work.changed, &path, done);
         let cost = ledger.touched.saturating_sub(touched).saturating_add(cost_of(change.size()));
-        self.append(path, asked, change.weight(), cost);
+        self.append(path, request, change.weight(), cost);
         answer
     }
 
     /// Makes an entry of the log write another value.
     fn rewrite(&mut self, entry: u32, change: &Change<'_>) {
-        let entry = self.log.get_mut(entry as usize).map(|entry| &mut entry.asked);
-        if let (Some(Asked::Write { value, .. }), Change::Put(Put::Value(new))) = (entry, change) {
+        let entry = self.log.get_mut(entry as usize).map(|entry| &mut entry.request);
+        if let (Some(LoggedRequest::Write { value, .. }), Change::Put(NodeWrite::Value(new))) =
+            (entry, change)
+        {
             let more = (new.len() as i64).saturating_sub(value.len() as i64);
             self.log_weight = self.log_weight.saturating_add(more);
             let cost = self.cost.saturating_add(cost_of(new.len()));
@@ -406,7 +411,7 @@ impl Transaction {
         &self,
         caller: &Caller,
         ledger: &mut Ledger<'_>,
-        changed: &[Changed],
+        changed: &[PathChange],
     ) -> Result<(), Conflict> {
         let freed = (caller.domid, self.weight());
         ledger.check_all(freed).map_err(|error| {

@@ -44,7 +44,7 @@ mod tests {
     use crate::ledger::{Deltas, Ledger};
     use crate::path::Path;
     use crate::perms::{Caller, Incarnation};
-    use crate::tree::{Done, Put, Tree};
+    use crate::tree::{Effect, NodeWrite, Tree};
     use alloc::rc::Rc;
     use std::format;
 
@@ -61,12 +61,13 @@ mod tests {
         let mut tree = Tree::new(DomId(0), Incarnation(1), &mut ledger);
         for at in 0..5000 {
             let path = format!("/x/{}/{at}/a/b", at % 7);
-            tree.put(&OWN, Path::checked(path.as_bytes()), Put::Value(b"v"), &mut ledger).unwrap();
+            tree.put(&OWN, Path::checked(path.as_bytes()), NodeWrite::Value(b"v"), &mut ledger)
+                .unwrap();
         }
         let shared = tree.clone();
         let path = b"/x/new";
-        tree.put(&OWN, Path::checked(path), Put::Value(b"v"), &mut ledger).unwrap();
-        let Ok(Done::Removed(gone)) = tree.remove(&OWN, Path::checked(b"/x"), &mut ledger) else {
+        tree.put(&OWN, Path::checked(path), NodeWrite::Value(b"v"), &mut ledger).unwrap();
+        let Ok(Effect::Removed(gone)) = tree.remove(&OWN, Path::checked(b"/x"), &mut ledger) else {
             panic!("it is there");
         };
         let one = shared.get(Path::checked(b"/x/3/3")).unwrap();

@@ -426,7 +426,7 @@ impl<N: Entry> Dir<N> {
             match block {
                 Block::Leaf(nodes) => {
                     let from = nodes.partition_point(|node| node.name() <= name);
-                    iter.stack.push(Rest::Nodes(nodes.get(from..).unwrap_or_default().iter()));
+                    iter.stack.push(BlockIter::Nodes(nodes.get(from..).unwrap_or_default().iter()));
                     return iter;
                 }
                 Block::Inner(branches) => {
@@ -436,7 +436,7 @@ impl<N: Entry> Dir<N> {
                     else {
                         return iter;
                     };
-                    iter.stack.push(Rest::Branches(rest.iter()));
+                    iter.stack.push(BlockIter::Branches(rest.iter()));
                     block = &branch.block;
                 }
             }
@@ -465,7 +465,7 @@ impl<N: Entry> Dir<N> {
                     };
                     let passed = nodes.iter().take_while(before).count();
                     let rest = nodes.get(passed..).unwrap_or_default();
-                    iter.stack.push(Rest::Nodes(rest.iter()));
+                    iter.stack.push(BlockIter::Nodes(rest.iter()));
                     return (iter, looked.saturating_add(passed));
                 }
                 Block::Inner(branches) => {
@@ -478,7 +478,7 @@ impl<N: Entry> Dir<N> {
                     looked = looked.saturating_add(passed);
                     let rest = branches.get(passed..).and_then(<[_]>::split_first);
                     let Some((branch, rest)) = rest else { return (iter, looked) };
-                    iter.stack.push(Rest::Branches(rest.iter()));
+                    iter.stack.push(BlockIter::Branches(rest.iter()));
                     block = &branch.block;
                 }
             }
@@ -496,21 +496,22 @@ fn listed_len<N: Entry>(node: &N) -> u32 {
     u32::try_from(node.name().len()).unwrap_or(u32::MAX).saturating_add(1)
 }
 
-enum Rest<'a, N> {
+/// An iterator over the remaining entries of one block.
+enum BlockIter<'a, N> {
     Nodes(core::slice::Iter<'a, N>),
     Branches(core::slice::Iter<'a, Branch<N>>),
 }
 
 /// An iterator over children in the order of their names.
 pub struct Iter<'a, N> {
-    stack: Vec<Rest<'a, N>>,
+    stack: Vec<BlockIter<'a, N>>,
 }
 
 impl<'a, N> Iter<'a, N> {
     fn descend(&mut self, block: &'a Block<N>) {
         self.stack.push(match block {
-            Block::Leaf(nodes) => Rest::Nodes(nodes.iter()),
-            Block::Inner(branches) => Rest::Branches(branches.iter()),
+            Block::Leaf(nodes) => BlockIter::Nodes(nodes.iter()),
+            Block::Inner(branches) => BlockIter::Branches(branches.iter()),
         });
     }
 }
@@ -521,11 +522,11 @@ impl<'a, N> Iterator for Iter<'a, N> {
     fn next(&mut self) -> Option<&'a N> {
         loop {
             match self.stack.last_mut()? {
-                Rest::Nodes(nodes) => match nodes.next() {
+                BlockIter::Nodes(nodes) => match nodes.next() {
                     Some(node) => return Some(node),
                     None => drop(self.stack.pop()),
                 },
-                Rest::Branches(branches) => match branches.next() {
+                BlockIter::Branches(branches) => match branches.next() {
                     Some(branch) => self.descend(&branch.block),
                     None => drop(self.stack.pop()),
                 },

@@ -47,16 +47,16 @@ pub struct Walk<'t> {
 
 /// The operation that makes nodes: WRITE changes an existing one, MKDIR leaves it alone.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Put<'a> {
+pub enum NodeWrite<'a> {
     /// WRITE of this value.
     Value(&'a [u8]),
     /// MKDIR.
-    Nothing,
+    Mkdir,
 }
 
 /// The effect of an operation on the tree.
 #[derive(Clone)]
-pub enum Done {
+pub enum Effect {
     /// The tree is unchanged: it was in this state already.
     Unchanged,
     /// The node was made or changed.
@@ -88,7 +88,7 @@ impl Tree {
         let mut tree = Self { root, specials: Rc::new(specials) };
         let own = Caller { domid: owner.domid, incarnation, target: None, privileged: true };
         // A privileged caller is never refused.
-        let _ = tree.put(&own, Path::checked(b"/tool/xenstored"), Put::Nothing, ledger);
+        let _ = tree.put(&own, Path::checked(b"/tool/xenstored"), NodeWrite::Mkdir, ledger);
         tree
     }
 
@@ -178,19 +178,19 @@ impl Tree {
         &mut self,
         caller: &Caller,
         path: Path<'_>,
-        what: Put<'_>,
+        what: NodeWrite<'_>,
         ledger: &mut Ledger<'_>,
-    ) -> Result<Done, Error> {
+    ) -> Result<Effect, Error> {
         ledger.touch();
         // The usual case needs one descent only: nothing has to be checked for a privileged caller.
         if caller.privileged
-            && let Put::Value(value) = what
+            && let NodeWrite::Value(value) = what
             && let Some(node) = self.get_mut(path.names(), &mut ledger.churn)
         {
             let more = (value.len() as i64).saturating_sub(node.value().len() as i64);
             ledger.own(&node.perms().owner(), 0, more);
             node.set_value(value, ledger.scratch, &mut ledger.churn);
-            return Ok(Done::Changed);
+            return Ok(Effect::Changed);
         }
         let walk = self.walk(path);
         let (node, missing) = (walk.node, walk.missing);
@@ -198,9 +198,9 @@ impl Tree {
             return Err(Error::Access);
         }
         if missing > 0 {
-            return self.create(caller, path, what, ledger).map(|()| Done::Changed);
+            return self.create(caller, path, what, ledger).map(|()| Effect::Changed);
         }
-        let Put::Value(value) = what else { return Ok(Done::Unchanged) };
+        let NodeWrite::Value(value) = what else { return Ok(Effect::Unchanged) };
         ledger.check_size(caller, node.size_with(value.len()))?;
         let owner = node.perms().owner();
         let more = (value.len() as i64).saturating_sub(node.value().len() as i64);
@@ -211,7 +211,7 @@ impl Tree {
         if let Some(node) = self.get_mut(path.names(), &mut ledger.churn) {
             node.set_value(value, ledger.scratch, &mut ledger.churn);
         }
-        Ok(Done::Changed)
+        Ok(Effect::Changed)
     }
 
     /// Makes the missing nodes of `path`. They get their nearest ancestor's permissions, and an
@@ -220,12 +220,12 @@ impl Tree {
         &mut self,
         caller: &Caller,
         path: Path<'_>,
-        what: Put<'_>,
+        what: NodeWrite<'_>,
         ledger: &mut Ledger<'_>,
     ) -> Result<(), Error> {
         let walk = self.walk(path);
         let depth = path.names().count().saturating_sub(walk.missing);
-        let value = if let Put::Value(value) = what { value } else { &[] };
+        let value = if let NodeWrite::Value(value) = what { value } else { &[] };
         let above = walk.node.perms();
         let perms = if caller.privileged || above.owner().domid == caller.domid {
             above.clone()
@@ -275,7 +275,7 @@ impl Tree {
         caller: &Caller,
         path: Path<'_>,
         ledger: &mut Ledger<'_>,
-    ) -> Result<Done, Error> {
+    ) -> Result<Effect, Error> {
         ledger.touch();
         let walk = self.walk(path);
         if !walk.node.perms().access(caller).has(Access::WRITE) {
@@ -283,7 +283,7 @@ impl Tree {
         }
         match walk.missing {
             0 => {}
-            1 => return Ok(Done::Unchanged),
+            1 => return Ok(Effect::Unchanged),
             _ => return Err(Error::NoEnt),
         }
         let (parent, name) = path.split_last().ok_or(Error::Inval)?;
@@ -297,7 +297,7 @@ impl Tree {
         if !gone.is_large() {
             disown(&gone, ledger);
         }
-        Ok(Done::Removed(gone))
+        Ok(Effect::Removed(gone))
     }
 
     /// Restores a node from another store, and books it. It replaces `/` and the special nodes,
@@ -350,7 +350,7 @@ impl Tree {
         path: Path<'_>,
         perms: &Rc<Perms>,
         ledger: &mut Ledger<'_>,
-    ) -> Result<Done, Error> {
+    ) -> Result<Effect, Error> {
         ledger.touch();
         // A transaction may set permissions for a domain that is dead when it commits. The node
         // would then belong to that domain's successor.
@@ -384,15 +384,15 @@ impl Tree {
         } else if let Some(node) = self.get_mut(path.names(), &mut ledger.churn) {
             node.set_perms(perms.clone());
         }
-        Ok(Done::Permitted(old))
+        Ok(Effect::Permitted(old))
     }
 
     /// Visits every node from `start` down, parents first, with its path. `visit` returns the next
     /// step.
-    pub fn visit(&self, start: Path<'_>, mut visit: impl FnMut(&[u8], &Node) -> Go) {
+    pub fn visit(&self, start: Path<'_>, mut visit: impl FnMut(&[u8], &Node) -> VisitStep) {
         let Some(node) = self.get(start) else { return };
         let mut path = Vec::from(if start.is_root() { &b""[..] } else { start.as_bytes() });
-        if visit(start.as_bytes(), node) != Go::On {
+        if visit(start.as_bytes(), node) != VisitStep::On {
             return;
         }
         let mut stack = Vec::from([(node.dir().map(|dir| dir.iter()), path.len())]);
@@ -405,9 +405,9 @@ impl Tree {
             path.push(b'/');
             path.extend_from_slice(child.name());
             match visit(&path, child) {
-                Go::On => stack.push((child.dir().map(|dir| dir.iter()), path.len())),
-                Go::Past => {}
-                Go::Stop => return,
+                VisitStep::On => stack.push((child.dir().map(|dir| dir.iter()), path.len())),
+                VisitStep::Past => {}
+                VisitStep::Stop => return,
             }
         }
     }
@@ -415,7 +415,7 @@ impl Tree {
 
 /// The next step of a visit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Go {
+pub enum VisitStep {
     /// Continue with the children.
     On,
     /// Continue after the children.

@@ -4,7 +4,7 @@
 //! two places, however long its path is. A change of `/a/b` finds the watches of `/`, `/a` and
 //! `/a/b` in one descent; a removal also finds those below.
 
-use super::below::{Below, Labelled};
+use super::child_places::{ChildPlaces, LabelledPlace};
 use super::id::WatchId;
 use super::names::{common_len, first_name, strip};
 use crate::id::DomId;
@@ -17,8 +17,8 @@ use alloc::vec::Vec;
 pub(super) struct Place {
     /// The names from the place above to this one, separated by slashes.
     label: Box<[u8]>,
-    pub(super) here: Here,
-    below: Below<Self>,
+    pub(super) watchers: WatcherSet,
+    below: ChildPlaces<Self>,
 }
 
 /// One watch of a place. A domain's watches are adjacent, in the order in which they were set.
@@ -48,14 +48,14 @@ impl Audience<'_> {
 
 /// The watches of one place: mostly one.
 #[derive(Default)]
-pub(super) enum Here {
+pub(super) enum WatcherSet {
     #[default]
     None,
     One(Watcher),
     Many(BTreeSet<Watcher>),
 }
 
-impl Here {
+impl WatcherSet {
     pub(super) fn is_empty(&self) -> bool {
         matches!(self, Self::None)
     }
@@ -104,7 +104,7 @@ impl Here {
     }
 }
 
-impl Labelled for Place {
+impl LabelledPlace for Place {
     fn label(&self) -> &[u8] {
         &self.label
     }
@@ -146,26 +146,27 @@ impl Place {
         let Some((upper, lower)) = self.label.split_at_checked(len) else { return };
         let Some(lower) = lower.strip_prefix(b"/") else { return };
         let (upper, lower) = (Box::from(upper), Box::from(lower));
-        let (here, below) = (core::mem::take(&mut self.here), core::mem::take(&mut self.below));
+        let (watchers, below) =
+            (core::mem::take(&mut self.watchers), core::mem::take(&mut self.below));
         self.label = upper;
-        self.below = Below::One(Box::new(Self { label: lower, here, below }));
+        self.below = ChildPlaces::One(Box::new(Self { label: lower, watchers, below }));
     }
 
     /// Merges this place with the one below it, if it has neither a watch nor a branch.
     fn join(&mut self) {
-        if !self.here.is_empty() {
+        if !self.watchers.is_empty() {
             return;
         }
         match core::mem::take(&mut self.below) {
-            Below::One(lower) => {
+            ChildPlaces::One(lower) => {
                 let mut label = Vec::with_capacity(
                     self.label.len().saturating_add(lower.label.len()).saturating_add(1),
                 );
                 label.extend_from_slice(&self.label);
                 label.push(b'/');
                 label.extend_from_slice(&lower.label);
-                let Self { here, below, .. } = *lower;
-                *self = Self { label: label.into_boxed_slice(), here, below };
+                let Self { watchers, below, .. } = *lower;
+                *self = Self { label: label.into_boxed_slice(), watchers, below };
             }
             other => self.below = other,
         }
@@ -178,9 +179,9 @@ impl Place {
             let Some((next, rest)) = place.enter_mut(behind) else { return };
             (place, behind, steps) = (next, rest, steps.saturating_add(1));
         }
-        place.here.remove(watcher);
+        place.watchers.remove(watcher);
         let Some(above) = steps.checked_sub(1) else { return };
-        if !place.here.is_empty() || place.below.len() > 0 {
+        if !place.watchers.is_empty() || place.below.len() > 0 {
             place.join();
             return;
         }
@@ -238,13 +239,13 @@ impl<'w> Spot<'w> {
 
     /// True if the spot itself has a watch.
     pub(crate) fn is_watched(self) -> bool {
-        self.ahead.is_empty() && !self.place.here.is_empty()
+        self.ahead.is_empty() && !self.place.watchers.is_empty()
     }
 
     /// Returns the watches of the spot itself that belong to the audience.
     pub(crate) fn watches(self, audience: Audience<'_>) -> impl Iterator<Item = WatchId> {
-        let here = self.ahead.is_empty().then(|| self.place.here.of(audience));
-        here.into_iter().flatten()
+        let watchers = self.ahead.is_empty().then(|| self.place.watchers.of(audience));
+        watchers.into_iter().flatten()
     }
 }
 
@@ -259,20 +260,20 @@ mod tests {
     }
 
     fn all(place: &Place) -> impl Iterator<Item = WatchId> {
-        place.here.of(Audience::Everybody)
+        place.watchers.of(Audience::Everybody)
     }
 
     #[test]
     fn an_audience_has_its_own_watches_only() {
-        let mut here = Here::default();
+        let mut watchers = WatcherSet::default();
         let mut ids = Vec::new();
         for number in 0..40 {
             let id = WatchId::for_test(number);
-            here.insert(Watcher { domid: DomId((number % 5) as u16), id });
+            watchers.insert(Watcher { domid: DomId((number % 5) as u16), id });
             ids.push(id);
             let of = |domains: &[u16]| {
                 let domains: Vec<DomId> = domains.iter().map(|domid| DomId(*domid)).collect();
-                let mut found: Vec<WatchId> = here.of(Audience::Domains(&domains)).collect();
+                let mut found: Vec<WatchId> = watchers.of(Audience::Domains(&domains)).collect();
                 found.sort_unstable();
                 found
             };
@@ -288,7 +289,7 @@ mod tests {
             for domains in [&[][..], &[0], &[4], &[3, 1], &[7]] {
                 assert_eq!(of(domains), expected(domains), "{number} {domains:?}");
             }
-            assert_eq!(here.of(Audience::Everybody).count(), ids.len());
+            assert_eq!(watchers.of(Audience::Everybody).count(), ids.len());
         }
     }
 
@@ -304,7 +305,7 @@ mod tests {
     fn places_are_where_something_is_watched_or_ways_part() {
         let mut top = Place::default();
         let mut set = |path: &str, number| {
-            top.make(path.as_bytes()).unwrap().here.insert(watcher(number));
+            top.make(path.as_bytes()).unwrap().watchers.insert(watcher(number));
             shape(&top)
         };
         assert_eq!(set("a/b/c/d", 0), ":0(a/b/c/d:1)");
@@ -335,7 +336,7 @@ mod tests {
             (0..50).map(|at| format!("12345678-{at:02}-12345678").into_bytes()).collect();
         let mut top = Place::default();
         for (at, name) in (0..).zip(&names) {
-            top.make(name).unwrap().here.insert(watcher(at));
+            top.make(name).unwrap().watchers.insert(watcher(at));
             assert_eq!(all(top.make(name).unwrap()).count(), 1);
         }
         assert_eq!((top.below.len(), top.below.iter().count()), (50, 50));
@@ -372,7 +373,7 @@ mod tests {
                     top.remove(path.as_bytes(), watcher);
                 }
             } else {
-                top.make(path.as_bytes()).unwrap().here.insert(watcher(number));
+                top.make(path.as_bytes()).unwrap().watchers.insert(watcher(number));
                 set.push((path.clone(), watcher(number)));
             }
             let (mut found, mut place, mut behind) = (Vec::new(), &top, path.as_bytes());

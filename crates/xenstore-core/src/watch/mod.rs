@@ -1,6 +1,6 @@
 //! Watches, in an index by path.
 
-mod below;
+mod child_places;
 mod id;
 mod index;
 mod names;
@@ -120,7 +120,7 @@ impl Watches {
             *place = Some(watch);
         }
         if let Some(place) = self.top_mut(path).make(names(path)) {
-            place.here.insert(Watcher { domid, id });
+            place.watchers.insert(Watcher { domid, id });
         }
         id
     }
@@ -138,7 +138,7 @@ impl Watches {
     /// none.
     pub(crate) fn may_match(&self, path: Path<'_>) -> bool {
         let (mut place, mut behind) = (self.top(path), names(path));
-        while place.here.is_empty() {
+        while place.watchers.is_empty() {
             let Some(next) = place.enter(behind) else { return false };
             (place, behind) = next;
         }
@@ -151,12 +151,12 @@ impl Watches {
     pub(crate) fn matching(&self, path: Path<'_>, audience: Audience<'_>, to: &mut Vec<WatchId>) {
         let (mut place, mut behind) = (self.top(path), names(path));
         loop {
-            if !place.here.is_empty() {
+            if !place.watchers.is_empty() {
                 let reaches = |id: &WatchId| {
                     let depth = self.get(*id).and_then(|watch| watch.depth);
                     depth.is_none_or(|depth| count(behind) <= depth as usize)
                 };
-                to.extend(place.here.of(audience).filter(reaches));
+                to.extend(place.watchers.of(audience).filter(reaches));
             }
             let Some(next) = place.enter(behind) else { return };
             (place, behind) = next;

@@ -3,7 +3,7 @@
 //!
 //! `MODEL_SEEDS=8000` runs that many seeds, `MODEL_SEEDS=17..18` the one that failed.
 
-use crate::common::model::{Seeded, run};
+use crate::common::model::{SeededChoices, run};
 
 /// Returns the seeds to run.
 fn seeds() -> std::ops::Range<u64> {
@@ -19,7 +19,7 @@ fn seeds() -> std::ops::Range<u64> {
 #[test]
 fn the_store_behaves_as_a_naive_map() {
     for seed in seeds() {
-        if let Err(panic) = std::panic::catch_unwind(|| run(Seeded::new(seed, 1500))) {
+        if let Err(panic) = std::panic::catch_unwind(|| run(SeededChoices::new(seed, 1500))) {
             eprintln!("seed {seed} fails; MODEL_SEEDS={seed}..{} repeats it", seed + 1);
             std::panic::resume_unwind(panic);
         }

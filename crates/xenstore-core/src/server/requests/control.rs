@@ -90,10 +90,10 @@ pub(super) fn control(
 
 fn show_limits(domains: &Domains, kind: Kind) -> String {
     let mut text = String::from("Quota settings:\n");
-    for about in ALL.iter().filter(|about| kind == Kind::Hard || about.soft.is_some()) {
-        let value = domains.limits.get(about.quota, kind);
+    for info in ALL.iter().filter(|info| kind == Kind::Hard || info.soft.is_some()) {
+        let value = domains.limits.get(info.quota, kind);
         // Writing to a string cannot fail.
-        let _ = writeln!(text, "{:<17}: {value:>8} {}", about.name, about.what);
+        let _ = writeln!(text, "{:<17}: {value:>8} {}", info.name, info.what);
     }
     text
 }
@@ -119,10 +119,10 @@ fn set_limit(
 
 fn show_max(domains: &Domains) -> String {
     let mut text = String::from("Max. seen accounting values:\n");
-    for about in ALL {
+    for info in ALL {
         let guests = domains.iter().filter(|(domid, _)| !domains.is_privileged(*domid));
-        let max = guests.map(|(_, domain)| domain.usage.max(about.quota)).max().unwrap_or(0);
-        let _ = writeln!(text, "{:<17}: {max:>8}", about.name);
+        let max = guests.map(|(_, domain)| domain.usage.max(info.quota)).max().unwrap_or(0);
+        let _ = writeln!(text, "{:<17}: {max:>8}", info.name);
     }
     text
 }
@@ -131,24 +131,24 @@ fn show_max(domains: &Domains) -> String {
 fn show_domain(domains: &Domains, conns: &Connections, domid: DomId) -> Result<String, Error> {
     let domain = domains.get(domid).ok_or(Error::NoEnt)?;
     let mut text = format!("Domain {}:\n", domid.0);
-    for about in ALL {
+    for info in ALL {
         let usage = &domain.usage;
-        let now = match about.quota {
+        let now = match info.quota {
             Quota::Outstanding => domain
                 .conn
                 .and_then(|conn| conns.get(conn))
                 .map_or(0, |connection| connection.outstanding() as i64),
             quota => usage.now(quota),
         };
-        let max = usage.max(about.quota);
-        let _ = write!(text, "{:<17}: {now:>8} (max {max:>8})", about.name);
+        let max = usage.max(info.quota);
+        let _ = write!(text, "{:<17}: {now:>8} (max {max:>8})", info.name);
         if domains.is_privileged(domid) {
             text.push_str(" no limit\n");
             continue;
         }
-        let limit = domains.limit(domid, about.quota, Kind::Hard);
+        let limit = domains.limit(domid, info.quota, Kind::Hard);
         let _ = write!(text, " limit {limit:>8}");
-        let refusal = usage.refusal(about.quota);
+        let refusal = usage.refusal(info.quota);
         if refusal.count > 0 {
             let ago = domains.now.saturating_sub(refusal.last) / 1_000_000;
             let _ = write!(text, ", refused {} times, last {ago} s ago", refusal.count);

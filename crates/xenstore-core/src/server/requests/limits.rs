@@ -21,7 +21,7 @@ pub(super) fn get_feature(
         }
         (Some(_), None) if !request.caller.privileged => return Err(Error::Access.into()),
         (Some(domid), None) => {
-            let domain = domains.know_existing(parse_domid(domid)?, host);
+            let domain = domains.get_or_insert_existing(parse_domid(domid)?, host);
             domain.ok_or(Error::NoEnt)?.features
         }
         _ => return Err(Error::Inval.into()),
@@ -37,7 +37,7 @@ pub(super) fn set_feature(
 ) -> Outcome {
     let [domid, features] = request.strings()?;
     let (domid, features) = (parse_domid(domid)?, parse::<u32>(features)?);
-    let domain = domains.know_existing(domid, host).ok_or(Error::NoEnt)?;
+    let domain = domains.get_or_insert_existing(domid, host).ok_or(Error::NoEnt)?;
     if domain.conn.is_some() {
         return Err(Error::Busy.into());
     }
@@ -67,7 +67,7 @@ pub(super) fn get_quota(
         }
         (Some(domid), Some(name), None) => {
             let domid = parse_domid(domid)?;
-            domains.know_existing(domid, host).ok_or(Error::NoEnt)?;
+            domains.get_or_insert_existing(domid, host).ok_or(Error::NoEnt)?;
             let (quota, kind) = Quota::named(name)?;
             let value = domains.limit(domid, quota, kind);
             request.answer_number(value, conns)
@@ -91,7 +91,8 @@ pub(super) fn set_quota(
         (Some(domid), Some(name), Some(value), None) => {
             let (quota, kind) = Quota::named(name)?;
             let value = parse(value)?;
-            let domain = domains.know_existing(parse_domid(domid)?, host).ok_or(Error::NoEnt)?;
+            let domain =
+                domains.get_or_insert_existing(parse_domid(domid)?, host).ok_or(Error::NoEnt)?;
             domain.limits.set(quota, kind, value)?;
         }
         _ => return Err(Error::Inval.into()),
@@ -102,14 +103,14 @@ pub(super) fn set_quota(
 /// Returns the names of all quotas, separated by blanks.
 fn quota_names() -> Vec<u8> {
     let mut names = Vec::new();
-    for about in ALL {
-        let soft = about.soft.map(|_| "soft-");
+    for info in ALL {
+        let soft = info.soft.map(|_| "soft-");
         for prefix in core::iter::once("").chain(soft) {
             if !names.is_empty() {
                 names.push(b' ');
             }
             names.extend_from_slice(prefix.as_bytes());
-            names.extend_from_slice(about.name.as_bytes());
+            names.extend_from_slice(info.name.as_bytes());
         }
     }
     names

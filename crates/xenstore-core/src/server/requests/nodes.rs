@@ -8,7 +8,7 @@ use crate::quota::Quota;
 use crate::server::request::{Outcome, Request, parse};
 use crate::server::store::Store;
 use crate::transaction::{Change, Look};
-use crate::tree::{Node, Put};
+use crate::tree::{Node, NodeWrite};
 use crate::wire::{Error, Strings, feature};
 use alloc::rc::Rc;
 use alloc::vec::Vec;
@@ -36,13 +36,13 @@ pub(super) fn write(store: &mut Store, request: Request<'_>, scratch: &mut Vec<u
     let value = strings.rest();
     let path = store.sessions.content.path(&request.caller, given, Special::Refused, scratch)?;
     store.sessions.content.charge_bytes(value.len());
-    store.change(request, path, &Change::Put(Put::Value(value)))?;
+    store.change(request, path, &Change::Put(NodeWrite::Value(value)))?;
     request.ok(&mut store.sessions.conns)
 }
 
 pub(super) fn mkdir(store: &mut Store, request: Request<'_>, scratch: &mut Vec<u8>) -> Outcome {
     let path = only_path(store, request, Special::Refused, scratch)?;
-    store.change(request, path, &Change::Put(Put::Nothing))?;
+    store.change(request, path, &Change::Put(NodeWrite::Mkdir))?;
     request.ok(&mut store.sessions.conns)
 }
 
@@ -123,7 +123,7 @@ pub(super) fn set_perms(
     // This check precedes the parsing, which queries the hypervisor for each entry.
     if !caller.privileged {
         domains.check(caller.domid, Quota::NodePermissions, count)?;
-        domains.saw(caller.domid, Quota::NodePermissions, count);
+        domains.record_size(caller.domid, Quota::NodePermissions, count);
     }
     let domain = domains.get(caller.domid);
     let any = domain.is_none_or(|domain| domain.features & feature::DOMID_ANY != 0);
@@ -133,7 +133,7 @@ pub(super) fn set_perms(
         limits::DOMID_ANY if any => Incarnation::NEVER,
         limits::DOMID_ANY => Incarnation::VOID,
         _ => domains
-            .know_existing(domid, host)
+            .get_or_insert_existing(domid, host)
             .map_or(Incarnation::NEVER, |domain| domain.incarnation),
     })?;
     let owner = perms.owner();

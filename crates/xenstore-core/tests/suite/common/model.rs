@@ -13,18 +13,18 @@ pub trait Choices {
 }
 
 /// A source of a fixed number of choices from a seed.
-pub struct Seeded {
+pub struct SeededChoices {
     state: u64,
     left: usize,
 }
 
-impl Seeded {
+impl SeededChoices {
     pub fn new(seed: u64, choices: usize) -> Self {
         Self { state: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1, left: choices }
     }
 }
 
-impl Choices for Seeded {
+impl Choices for SeededChoices {
     fn below(&mut self, below: usize) -> Option<usize> {
         self.left = self.left.checked_sub(1)?;
         self.state = self
@@ -336,7 +336,7 @@ struct Run {
 }
 
 /// The state at the end of a run.
-pub struct Reached {
+pub struct FinalState {
     pub store: Store,
     pub conns: Vec<ConnId>,
     /// The open transactions.
@@ -349,7 +349,7 @@ pub fn run(choices: impl Choices) {
 }
 
 /// Does the same as [`run`], and returns the state at the end.
-pub fn reach(mut choices: impl Choices) -> Reached {
+pub fn reach(mut choices: impl Choices) -> FinalState {
     let mut store = Store::new();
     let watcher = store.socket();
     store.watch(watcher, "/", "t").unwrap();
@@ -359,7 +359,7 @@ pub fn reach(mut choices: impl Choices) -> Reached {
     while run.step(&mut choices).is_some() {}
     let open = run.open.iter().map(|open| (open.conn, open.tx)).collect();
     let conns = run.conns.values().copied().chain([watcher]).collect();
-    Reached { store: run.store, conns, open }
+    FinalState { store: run.store, conns, open }
 }
 
 /// Returns any request about a node.

@@ -7,7 +7,7 @@ mod same;
 
 use crate::common::Store;
 use std::collections::BTreeMap;
-use xenstore_core::server::{Config, ConnId, Restored, Server};
+use xenstore_core::server::{Config, ConnId, RestoredStore, Server};
 use xenstore_core::stream::{Error, Global, Link};
 
 const GLOBAL: Global = Global { socket_fd: 5, evtchn_fd: 6 };
@@ -27,7 +27,7 @@ fn dump_with(server: &Server, input: &BTreeMap<ConnId, Vec<u8>>) -> Vec<u8> {
 }
 
 /// Returns the stream of a store just restored, with the earlier handles of its connections.
-fn dump_again(restored: &Restored) -> Vec<u8> {
+fn dump_again(restored: &RestoredStore) -> Vec<u8> {
     dump_linked(&restored.server, |conn| {
         let known = restored.connections.iter().find(|known| known.conn == conn);
         let known = known.expect("every connection is told");
@@ -54,7 +54,7 @@ fn lasting(mut stream: Vec<u8>) -> Vec<u8> {
     stream
 }
 
-fn restore(stream: &[u8]) -> Result<Restored, Error> {
+fn restore(stream: &[u8]) -> Result<RestoredStore, Error> {
     Server::restore(Config::default(), stream, 0)
 }
 

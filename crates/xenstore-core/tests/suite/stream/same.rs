@@ -1,7 +1,7 @@
 //! Tests that a store continues from the stream of another.
 
 use super::{GLOBAL, control, dump, dump_again, dump_with, full, lasting, restore, taken_over};
-use crate::common::model::{Choices, Reached, Seeded, reach, request};
+use crate::common::model::{Choices, FinalState, SeededChoices, reach, request};
 use crate::common::{Reply, Store};
 use std::collections::BTreeMap;
 use xenstore_core::limits::HOLD_MAX_US;
@@ -13,7 +13,8 @@ use xenstore_core::wire::{Header, MsgType, split_message};
 #[test]
 fn a_state_comes_back_as_it_was() {
     for seed in 0..60 {
-        let Reached { mut store, .. } = reach(Seeded::new(seed, 300 + 10 * seed as usize));
+        let FinalState { mut store, .. } =
+            reach(SeededChoices::new(seed, 300 + 10 * seed as usize));
         let stream = dump(&store.server);
         let again = dump_again(&restore(&stream).unwrap());
         assert!(lasting(stream.clone()) == lasting(again), "seed {seed}");
@@ -31,7 +32,7 @@ struct Twins {
 }
 
 impl Twins {
-    fn new(mut reached: Reached) -> Self {
+    fn new(mut reached: FinalState) -> Self {
         let (mut other, names) = taken_over(&reached.store, &dump(&reached.store.server));
         // Transactions end with their store; another test checks the reply to them.
         for (conn, tx) in &reached.open {
@@ -102,8 +103,8 @@ impl Twins {
 #[test]
 fn both_go_on_alike() {
     for seed in 0..60 {
-        let mut twins = Twins::new(reach(Seeded::new(seed, 200 + 10 * seed as usize)));
-        let mut choices = Seeded::new(seed + 1000, 400);
+        let mut twins = Twins::new(reach(SeededChoices::new(seed, 200 + 10 * seed as usize)));
+        let mut choices = SeededChoices::new(seed + 1000, 400);
         while twins.step(&mut choices).is_some() {}
         // A difference in an incarnation, an account or an owner would show here.
         twins.each(|store, _| [1, 2].map(|domid| store.dies(domid)));

@@ -16,7 +16,7 @@ use alloc::vec::Vec;
 const LOOKS_A_UNIT: usize = 4;
 
 /// A search for a dead domain's nodes.
-pub(super) struct Burial {
+pub(super) struct OrphanSearch {
     domid: DomId,
     incarnation: Incarnation,
     /// The path of the node at which the search starts.
@@ -35,7 +35,7 @@ pub(super) enum SearchOutcome {
     Ended,
 }
 
-impl Burial {
+impl OrphanSearch {
     pub(super) fn new(domid: DomId, incarnation: Incarnation, top: &[u8]) -> Self {
         Self { domid, incarnation, top: Rc::from(top), last: None }
     }

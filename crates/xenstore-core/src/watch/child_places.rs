@@ -8,25 +8,25 @@ use alloc::collections::btree_map::Entry;
 use alloc::vec::Vec;
 
 /// A place with a label.
-pub(super) trait Labelled: Default {
+pub(super) trait LabelledPlace: Default {
     /// Returns the names from the place above to this one, separated by slashes.
     fn label(&self) -> &[u8];
 }
 
 /// The places below one: mostly none or one.
 #[derive(Default)]
-pub(super) enum Below<P> {
+pub(super) enum ChildPlaces<P> {
     #[default]
     None,
     One(Box<P>),
-    Many(Box<Parting<P>>),
+    Many(Box<Branching<P>>),
 }
 
 /// A branching point: the places by their first name. They are found by its first bytes as a
 /// number, as nodes are. Every change searches here, even if no watch is near.
 #[derive(Default)]
-pub(super) struct Parting<P> {
-    places: BTreeMap<u64, Alike<P>>,
+pub(super) struct Branching<P> {
+    places: BTreeMap<u64, PrefixGroup<P>>,
     /// The [`mark`]s of all names that are or were here: most changes are at places without
     /// watches.
     marks: u64,
@@ -35,7 +35,7 @@ pub(super) struct Parting<P> {
 }
 
 /// The places whose first names share their first bytes.
-enum Alike<P> {
+enum PrefixGroup<P> {
     One(Box<P>),
     /// The places sorted by their first names. They are boxed, so that an insertion moves only
     /// pointers.
@@ -44,7 +44,7 @@ enum Alike<P> {
 
 /// True if the first name of the place's label is `name`.
 #[inline]
-fn is_first(place: &impl Labelled, name: &[u8]) -> bool {
+fn is_first(place: &impl LabelledPlace, name: &[u8]) -> bool {
     strip(place.label(), name).is_some()
 }
 
@@ -53,7 +53,7 @@ fn mark(prefix: u64) -> u64 {
     1 << (prefix.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 58)
 }
 
-impl<P: Labelled> Alike<P> {
+impl<P: LabelledPlace> PrefixGroup<P> {
     /// Returns the place whose first name is `name`.
     #[inline]
     fn get(&self, name: &[u8]) -> Option<&P> {
@@ -132,7 +132,7 @@ impl<P: Labelled> Alike<P> {
     }
 }
 
-impl<P: Labelled> Parting<P> {
+impl<P: LabelledPlace> Branching<P> {
     #[inline]
     fn get(&self, name: &[u8]) -> Option<&P> {
         let prefix = prefix_of(name);
@@ -152,7 +152,7 @@ impl<P: Labelled> Parting<P> {
         self.marks |= mark(prefix);
         self.len = self.len.saturating_add(1);
         match self.places.entry(prefix) {
-            Entry::Vacant(free) => drop(free.insert(Alike::One(place))),
+            Entry::Vacant(free) => drop(free.insert(PrefixGroup::One(place))),
             Entry::Occupied(mut taken) => taken.get_mut().add(place),
         }
     }
@@ -174,7 +174,7 @@ impl<P: Labelled> Parting<P> {
     }
 }
 
-impl<P: Labelled> Below<P> {
+impl<P: LabelledPlace> ChildPlaces<P> {
     /// Returns the place that may be on the path along `names`. Its label is still to be compared.
     #[inline]
     pub(super) fn toward(&self, names: &[u8]) -> Option<&P> {
@@ -209,7 +209,7 @@ impl<P: Labelled> Below<P> {
         match core::mem::take(self) {
             Self::None => *self = Self::One(place),
             Self::One(first) => {
-                let mut parting = Box::<Parting<P>>::default();
+                let mut parting = Box::<Branching<P>>::default();
                 parting.add(first);
                 parting.add(place);
                 *self = Self::Many(parting);
@@ -247,7 +247,9 @@ impl<P: Labelled> Below<P> {
         let (one, many) = match self {
             Self::None => (None, None),
             Self::One(place) => (Some(&**place), None),
-            Self::Many(parting) => (None, Some(parting.places.values().flat_map(Alike::iter))),
+            Self::Many(parting) => {
+                (None, Some(parting.places.values().flat_map(PrefixGroup::iter)))
+            }
         };
         one.into_iter().chain(many.into_iter().flatten())
     }
