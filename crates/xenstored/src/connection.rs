@@ -91,7 +91,7 @@ pub(crate) struct Connection {
     /// True if the connection is in a ready queue.
     pub(crate) queued: bool,
     /// True if its output is queued to be sent together with others'.
-    pub(crate) noted: bool,
+    pub(crate) send_queued: bool,
     /// True if the core refused further requests from it. No input is read until the core accepts
     /// them again.
     pub(crate) parked: bool,
@@ -107,7 +107,7 @@ impl Connection {
             seen_out: 0,
             credit: 0,
             queued: false,
-            noted: false,
+            send_queued: false,
             parked: false,
         }
     }

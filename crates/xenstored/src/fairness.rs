@@ -12,7 +12,7 @@
 //! is not lost to the other.
 //!
 //! A ring holds some 60 requests, so the quantum among guests that all want service is small,
-//! [`QUANTUM_BESIDE`]. With a large one weights would have no effect, and a guest with few requests
+//! [`QUANTUM_COMPETING`]. With a large one weights would have no effect, and a guest with few requests
 //! would wait for whole rings. For the same reason a guest with new requests comes before those
 //! that have had a turn and continue, up to [`FRESH_IN_A_ROW`] times for each of these.
 
@@ -24,7 +24,7 @@ use xenstore_core::server::ConnId;
 /// The most that one connection may spend in a round.
 pub(crate) const QUANTUM: i64 = 256;
 /// The most that a guest may spend in a round while other guests want service.
-pub(crate) const QUANTUM_BESIDE: i64 = 4;
+pub(crate) const QUANTUM_COMPETING: i64 = 4;
 /// The most that domain 0 may spend in a round.
 pub(crate) const PRIVILEGED_SHARE: i64 = 8192;
 /// The most that all guests together may spend in a round, whatever domain 0 does.
@@ -32,21 +32,21 @@ pub(crate) const GUEST_SHARE: i64 = 2048;
 /// The most guests with new requests that are served in a row before one that continues.
 const FRESH_IN_A_ROW: u32 = 8;
 /// The time for which a guest counts as competing after another one was served, in microseconds.
-const BESIDE_US: u64 = 1000;
+const COMPETITION_US: u64 = 1000;
 
 /// The competition for the daemon: other connections want service too, or none does.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Beside {
-    Nobody,
+pub(crate) enum Competition {
+    None,
     Others,
 }
 
 /// The state of a connection in its queue: new requests, or more of them after a turn that was too
 /// short.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Asks {
-    Afresh,
-    OnAndOn,
+pub(crate) enum Demand {
+    New,
+    Continued,
 }
 
 /// The queues of connections with input to read or to give to the core.
@@ -63,11 +63,11 @@ pub(crate) struct ReadyQueues {
 }
 
 impl ReadyQueues {
-    pub(crate) fn push(&mut self, class: Class, asks: Asks, id: ConnId) {
-        let queue = match (class, asks) {
+    pub(crate) fn push(&mut self, class: Class, demand: Demand, id: ConnId) {
+        let queue = match (class, demand) {
             (Class::Privileged, _) => &mut self.privileged,
-            (Class::Guest, Asks::Afresh) => &mut self.fresh,
-            (Class::Guest, Asks::OnAndOn) => &mut self.going_on,
+            (Class::Guest, Demand::New) => &mut self.fresh,
+            (Class::Guest, Demand::Continued) => &mut self.going_on,
         };
         queue.push_back(id);
     }
@@ -97,31 +97,31 @@ impl ReadyQueues {
     }
 
     /// Returns the competition for the daemon while this connection is served.
-    pub(crate) fn beside(&mut self, class: Class, id: ConnId, now: u64) -> Beside {
+    pub(crate) fn competition(&mut self, class: Class, id: ConnId, now: u64) -> Competition {
         let others = match class {
             Class::Privileged => !self.is_empty(),
             Class::Guest => {
                 if self.last.replace(id).is_some_and(|last| last != id) {
-                    self.last_other = now.saturating_add(BESIDE_US);
+                    self.last_other = now.saturating_add(COMPETITION_US);
                 }
                 now < self.last_other || self.len(class) > 0
             }
         };
-        if others { Beside::Others } else { Beside::Nobody }
+        if others { Competition::Others } else { Competition::None }
     }
 }
 
 /// Returns the budget of a connection for this turn, from its remaining budget. A debt of domain
 /// 0's is forgiven if no other connection waits: it would delay domain 0 without a benefit to
 /// others. A guest's debt is kept: its next requests would delay connections that arrive meanwhile.
-pub(crate) fn refill(credit: i64, class: Class, weight: u32, beside: Beside) -> i64 {
-    let quantum = match (class, beside) {
-        (Class::Guest, Beside::Others) => QUANTUM_BESIDE,
+pub(crate) fn refill(credit: i64, class: Class, weight: u32, competition: Competition) -> i64 {
+    let quantum = match (class, competition) {
+        (Class::Guest, Competition::Others) => QUANTUM_COMPETING,
         _ => QUANTUM,
     };
     let quantum = (quantum * i64::from(weight) / i64::from(WEIGHT_DEFAULT)).max(1);
-    match (class, beside) {
-        (Class::Privileged, Beside::Nobody) => quantum,
+    match (class, competition) {
+        (Class::Privileged, Competition::None) => quantum,
         _ => credit.saturating_add(quantum).min(quantum),
     }
 }
@@ -132,22 +132,27 @@ mod tests {
 
     #[test]
     fn debts_are_paid_and_savings_lost() {
-        let refill = |credit, beside| refill(credit, Class::Privileged, WEIGHT_DEFAULT, beside);
-        assert_eq!(refill(0, Beside::Others), QUANTUM);
-        assert_eq!(refill(QUANTUM, Beside::Others), QUANTUM);
-        assert_eq!(refill(-QUANTUM * 3, Beside::Others), -QUANTUM * 2);
-        assert_eq!(refill(-QUANTUM * 3, Beside::Nobody), QUANTUM);
+        let refill =
+            |credit, competition| refill(credit, Class::Privileged, WEIGHT_DEFAULT, competition);
+        assert_eq!(refill(0, Competition::Others), QUANTUM);
+        assert_eq!(refill(QUANTUM, Competition::Others), QUANTUM);
+        assert_eq!(refill(-QUANTUM * 3, Competition::Others), -QUANTUM * 2);
+        assert_eq!(refill(-QUANTUM * 3, Competition::None), QUANTUM);
     }
 
     #[test]
     fn a_heavier_domain_gets_more() {
-        let refill = |credit, weight, beside| refill(credit, Class::Guest, weight, beside);
+        let refill =
+            |credit, weight, competition| refill(credit, Class::Guest, weight, competition);
         let (one, four) = (WEIGHT_DEFAULT, 4 * WEIGHT_DEFAULT);
-        assert_eq!(refill(0, four, Beside::Others), 4 * QUANTUM_BESIDE);
-        assert_eq!(refill(0, 1, Beside::Others), 1);
-        assert_eq!(refill(-2 * QUANTUM_BESIDE, four, Beside::Others), 2 * QUANTUM_BESIDE);
-        assert_eq!(refill(0, one, Beside::Nobody), QUANTUM);
-        assert_eq!(refill(-QUANTUM, one, Beside::Nobody), 0);
+        assert_eq!(refill(0, four, Competition::Others), 4 * QUANTUM_COMPETING);
+        assert_eq!(refill(0, 1, Competition::Others), 1);
+        assert_eq!(
+            refill(-2 * QUANTUM_COMPETING, four, Competition::Others),
+            2 * QUANTUM_COMPETING
+        );
+        assert_eq!(refill(0, one, Competition::None), QUANTUM);
+        assert_eq!(refill(-QUANTUM, one, Competition::None), 0);
     }
 
     #[test]
@@ -158,9 +163,9 @@ mod tests {
     #[test]
     fn who_begins_comes_first_but_not_always() {
         let mut queues = ReadyQueues::default();
-        queues.push(Class::Guest, Asks::OnAndOn, ConnId(0));
+        queues.push(Class::Guest, Demand::Continued, ConnId(0));
         for id in 1..=9 {
-            queues.push(Class::Guest, Asks::Afresh, ConnId(id));
+            queues.push(Class::Guest, Demand::New, ConnId(id));
         }
         assert_eq!(queues.len(Class::Guest), 10);
         let order: Vec<u32> =
@@ -172,10 +177,10 @@ mod tests {
     #[test]
     fn a_guest_is_beside_another_until_that_has_been_away_for_a_while() {
         let mut queues = ReadyQueues::default();
-        let mut beside = |id, now| queues.beside(Class::Guest, ConnId(id), now);
-        assert_eq!(beside(1, 0), Beside::Nobody);
-        assert_eq!(beside(2, 10), Beside::Others);
-        assert_eq!(beside(2, 10 + BESIDE_US - 1), Beside::Others);
-        assert_eq!(beside(2, 10 + BESIDE_US), Beside::Nobody);
+        let mut competition = |id, now| queues.competition(Class::Guest, ConnId(id), now);
+        assert_eq!(competition(1, 0), Competition::None);
+        assert_eq!(competition(2, 10), Competition::Others);
+        assert_eq!(competition(2, 10 + COMPETITION_US - 1), Competition::Others);
+        assert_eq!(competition(2, 10 + COMPETITION_US), Competition::None);
     }
 }

@@ -45,7 +45,7 @@ pub mod trace;
 
 use crate::config::{Asked, Config, Mode, QuotaKind, QuotaSetting, Switch};
 use crate::domain::Domains;
-use crate::event_loop::{EventLoop, Io, Outside};
+use crate::event_loop::{EventLoop, Io, ProcessHandles};
 use crate::log::{Level, Log};
 use crate::pid_file::PidFile;
 use crate::socket::Listener;
@@ -126,8 +126,8 @@ pub fn run(config: &Config, provided: Provided) -> Result<(), Error> {
     let ioctls = platform.as_ref().map_or(&[][..], |platform| platform.ioctls);
     let started = Instant::now();
     let clock = move || u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
-    let outside = Some(Outside { listener, signals });
-    let mut event_loop = set_up(config, platform, log, outside, Box::new(clock))?;
+    let process = Some(ProcessHandles { listener, signals });
+    let mut event_loop = set_up(config, platform, log, process, Box::new(clock))?;
     if config.own_ring == Switch::On {
         event_loop.introduce_own_domain()?;
     }
@@ -149,7 +149,7 @@ fn set_up(
     config: &Config,
     platform: Option<Platform>,
     log: Log,
-    outside: Option<Outside>,
+    process: Option<ProcessHandles>,
     clock: Clock,
 ) -> Result<EventLoop, Error> {
     let mut server = Server::new(config.core.clone());
@@ -179,7 +179,7 @@ fn set_up(
         exhaustion_logged: false,
     };
     io.reopen_trace();
-    EventLoop::new(server, io, outside, clock)
+    EventLoop::new(server, io, process, clock)
 }
 
 /// Sets one quota of the command line in the core.

@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 const BACKLOG: i32 = 1024;
 
 /// The result of one call of accept(2).
-pub(crate) enum Accepted {
+pub(crate) enum AcceptOutcome {
     /// A client.
     Client(OwnedFd),
     /// No further client is waiting.
@@ -72,13 +72,13 @@ impl Listener {
     }
 
     /// Accepts the next client, non-blocking and close-on-exec.
-    pub(crate) fn accept(&self) -> Accepted {
+    pub(crate) fn accept(&self) -> AcceptOutcome {
         loop {
             match accept_with(&self.fd, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
-                Ok(fd) => return Accepted::Client(fd),
+                Ok(fd) => return AcceptOutcome::Client(fd),
                 Err(Errno::INTR | Errno::CONNABORTED | Errno::PROTO) => {}
-                Err(Errno::AGAIN) => return Accepted::Nobody,
-                Err(error) => return Accepted::Exhausted(error),
+                Err(Errno::AGAIN) => return AcceptOutcome::Nobody,
+                Err(error) => return AcceptOutcome::Exhausted(error),
             }
         }
     }

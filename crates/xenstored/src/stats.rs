@@ -6,7 +6,7 @@ use xenstore_core::wire::{MsgType, TYPE_COUNT, TYPES};
 
 /// The counters of one message type.
 #[derive(Clone, Copy, Default)]
-struct OfType {
+struct TypeCounters {
     requests: u64,
     errors: u64,
     delayed: u64,
@@ -15,7 +15,7 @@ struct OfType {
 
 /// The counters of one domain.
 #[derive(Clone, Copy, Default)]
-pub(crate) struct OfDomain {
+pub(crate) struct DomainCounters {
     pub(crate) requests: u64,
     pub(crate) errors: u64,
     pub(crate) delayed: u64,
@@ -24,7 +24,7 @@ pub(crate) struct OfDomain {
     pub(crate) bytes_out: u64,
 }
 
-impl OfDomain {
+impl DomainCounters {
     fn fields(&self) -> [(&'static str, u64); 6] {
         [
             ("requests", self.requests),
@@ -40,9 +40,9 @@ impl OfDomain {
 /// The counters of a daemon since its start.
 pub(crate) struct Stats {
     /// The counters by type code. The last entry is for codes that no type has.
-    types: [OfType; TYPE_COUNT + 1],
+    types: [TypeCounters; TYPE_COUNT + 1],
     /// The counters by domid, up to the highest one seen.
-    domains: Vec<OfDomain>,
+    domains: Vec<DomainCounters>,
     /// The number of socket clients accepted so far.
     pub(crate) accepted: u64,
     /// The number of socket clients connected now.
@@ -60,7 +60,7 @@ fn slot(kind: u32) -> usize {
 impl Stats {
     pub(crate) fn new() -> Self {
         Self {
-            types: [OfType::default(); TYPE_COUNT + 1],
+            types: [TypeCounters::default(); TYPE_COUNT + 1],
             domains: Vec::new(),
             accepted: 0,
             sockets: 0,
@@ -73,14 +73,14 @@ impl Stats {
     pub(crate) fn admit(&mut self, domid: u16) {
         let wanted = usize::from(domid) + 1;
         if self.domains.len() < wanted {
-            self.domains.resize(wanted, OfDomain::default());
+            self.domains.resize(wanted, DomainCounters::default());
         }
     }
 
     /// Resets the counters of a domid that now belongs to another domain.
     pub(crate) fn forget(&mut self, domid: u16) {
         if let Some(domain) = self.domains.get_mut(usize::from(domid)) {
-            *domain = OfDomain::default();
+            *domain = DomainCounters::default();
         }
     }
 
@@ -121,8 +121,8 @@ impl Stats {
         }
     }
 
-    fn total(&self) -> OfDomain {
-        self.domains.iter().fold(OfDomain::default(), |sum, one| OfDomain {
+    fn total(&self) -> DomainCounters {
+        self.domains.iter().fold(DomainCounters::default(), |sum, one| DomainCounters {
             requests: sum.requests + one.requests,
             errors: sum.errors + one.errors,
             delayed: sum.delayed + one.delayed,
@@ -143,7 +143,7 @@ impl Stats {
 
     /// Returns the used rows of the table by type. Delayed errors, whose request is not known any
     /// more, are counted with the codes that no type has.
-    fn rows(&self) -> impl Iterator<Item = (&'static str, &OfType)> {
+    fn rows(&self) -> impl Iterator<Item = (&'static str, &TypeCounters)> {
         let named = TYPES.iter().map(|(kind, name)| (*name, &self.types[slot(kind.code())]));
         named
             .chain(std::iter::once(("other", &self.types[TYPE_COUNT])))
@@ -158,7 +158,7 @@ impl Stats {
         }
         let _ = writeln!(text, "{:<20} requests errors delayed bytes", "type");
         for (name, row) in self.rows() {
-            let OfType { requests, errors, delayed, bytes } = row;
+            let TypeCounters { requests, errors, delayed, bytes } = row;
             let _ = writeln!(text, "{name:<20} {requests} {errors} {delayed} {bytes}");
         }
         text
@@ -173,7 +173,7 @@ impl Stats {
         json.push_str("\"types\":{");
         for (at, (name, row)) in self.rows().enumerate() {
             let comma = if at == 0 { "" } else { "," };
-            let OfType { requests, errors, delayed, bytes } = row;
+            let TypeCounters { requests, errors, delayed, bytes } = row;
             let _ = write!(
                 json,
                 "{comma}\"{name}\":{{\"requests\":{requests},\"errors\":{errors},\
@@ -221,7 +221,7 @@ impl Stats {
         lines
     }
 
-    fn active(&self, domid: u16) -> Option<&OfDomain> {
+    fn active(&self, domid: u16) -> Option<&DomainCounters> {
         let domain = self.domains.get(usize::from(domid))?;
         (domain.requests + domain.bytes_out > 0).then_some(domain)
     }

@@ -40,7 +40,7 @@ pub(crate) enum Direction {
 
 /// The peer of a message.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Who {
+pub(crate) struct MessagePeer {
     pub(crate) conn: u32,
     pub(crate) domid: u16,
 }
@@ -117,13 +117,19 @@ impl Trace {
     }
 
     /// Traces one message.
-    pub(crate) fn message(&mut self, to: Direction, who: Who, header: &Header, payload: &[u8]) {
+    pub(crate) fn message(
+        &mut self,
+        to: Direction,
+        who: MessagePeer,
+        header: &Header,
+        payload: &[u8],
+    ) {
         let arrow = match to {
             Direction::In => "IN ",
             Direction::Out => "OUT",
         };
         self.stamp();
-        let Who { conn, domid } = who;
+        let MessagePeer { conn, domid } = who;
         let _ = write!(self.lines, " {arrow} conn={conn} domid={domid} ");
         match MsgType::from_code(header.kind) {
             Some(kind) => self.lines.extend_from_slice(kind.name().as_bytes()),
@@ -149,10 +155,10 @@ impl Trace {
     }
 
     /// Traces a connection that opened or closed.
-    pub(crate) fn object(&mut self, what: &str, who: Who, detail: &str) {
+    pub(crate) fn object(&mut self, what: &str, who: MessagePeer, detail: &str) {
         if self.file.is_some() && self.on[OBJ] {
             self.stamp();
-            let Who { conn, domid } = who;
+            let MessagePeer { conn, domid } = who;
             let _ = writeln!(self.lines, " {what} conn={conn} domid={domid}{detail}");
         }
     }

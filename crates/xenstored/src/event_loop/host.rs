@@ -3,7 +3,7 @@
 use super::io::Io;
 use crate::connection::{Connection, End, Ring};
 use crate::control;
-use crate::fairness::Asks;
+use crate::fairness::Demand;
 use crate::log::Level;
 use xen::Port;
 use xen_io::xs_ring::{ErrorWord, RingError, ServerRing};
@@ -119,7 +119,7 @@ impl Host for Io {
                 self.stats.admit(domid);
                 self.stats.rings += 1;
                 // Input that the guest wrote before it was introduced raises no event any more.
-                self.enqueue(at.conn, Asks::Afresh);
+                self.enqueue(at.conn, Demand::New);
                 self.trace_object("ATTACH", at.conn, "");
                 Ok(())
             }
@@ -138,7 +138,7 @@ impl Host for Io {
             self.log.line(Level::Warn, &format!("domid={domid}"), &text);
             to_wire(error)
         })?;
-        self.enqueue(at.conn, Asks::Afresh);
+        self.enqueue(at.conn, Demand::New);
         self.trace_object("REATTACH", at.conn, "");
         Ok(())
     }

@@ -2,10 +2,10 @@
 
 use crate::connection::{Class, Connections};
 use crate::domain::Domains;
-use crate::fairness::{Asks, ReadyQueues};
+use crate::fairness::{Demand, ReadyQueues};
 use crate::log::{Level, Log};
 use crate::stats::Stats;
-use crate::trace::{Trace, Who};
+use crate::trace::{MessagePeer, Trace};
 use rustix::fd::OwnedFd;
 use std::path::PathBuf;
 use xenstore_core::server::{ConnId, DomId};
@@ -30,20 +30,20 @@ pub(crate) struct Io {
 
 impl Io {
     /// Queues the connection for a turn.
-    pub(crate) fn enqueue(&mut self, id: ConnId, asks: Asks) {
+    pub(crate) fn enqueue(&mut self, id: ConnId, demand: Demand) {
         if let Some(connection) = self.connections.get(id)
             && !connection.queued
         {
             connection.queued = true;
             let class: Class = connection.class;
-            self.ready.push(class, asks, id);
+            self.ready.push(class, demand, id);
         }
     }
 
     /// Writes a line to the trace about a connection that opens or closes.
     pub(crate) fn trace_object(&mut self, what: &str, id: ConnId, detail: &str) {
         if let Some(connection) = self.connections.get(id) {
-            let who = Who { conn: id.0, domid: connection.domid };
+            let who = MessagePeer { conn: id.0, domid: connection.domid };
             self.trace.object(what, who, detail);
         }
     }

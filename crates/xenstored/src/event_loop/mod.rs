@@ -13,15 +13,15 @@ pub(crate) use io::Io;
 
 use crate::Error;
 use crate::connection::{Class, Connection, End, Socket};
-use crate::fairness::{Asks, GUEST_SHARE, PRIVILEGED_SHARE};
+use crate::fairness::{Demand, GUEST_SHARE, PRIVILEGED_SHARE};
 use crate::log::Level;
 use crate::sends::Sends;
 use crate::signals::Signals;
-use crate::socket::{Accepted, Listener};
+use crate::socket::{AcceptOutcome, Listener};
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::fd::{AsFd, OwnedFd};
-use turn::{Asked, Stopped, Writable};
+use turn::{StopReason, UnansweredRequest, Writable};
 use xen::domwatch::DomainEvent;
 use xenstore_core::server::{ConnId, DomId, Notice, Server};
 
@@ -47,16 +47,16 @@ const EVENT_CHANNELS: u64 = u64::MAX - 3;
 
 /// The state of the listener: polled, or paused until a time.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Accepting {
-    Yes,
-    RestsUntil(u64),
+enum ListenerState {
+    Polled,
+    PausedUntil(u64),
 }
 
 /// A clock: returns microseconds since a fixed moment of its choice, never less than before.
 pub type Clock = Box<dyn Fn() -> u64>;
 
 /// The parts of a process that a stepped daemon does not have.
-pub(crate) struct Outside {
+pub(crate) struct ProcessHandles {
     pub(crate) listener: Listener,
     pub(crate) signals: Signals,
 }
@@ -65,19 +65,19 @@ pub(crate) struct Outside {
 pub(crate) struct EventLoop {
     server: Server,
     io: Io,
-    outside: Option<Outside>,
+    process: Option<ProcessHandles>,
     clock: Clock,
     input: Box<[u8]>,
     /// The requests of the current turn.
-    asked: Vec<Asked>,
+    unanswered: Vec<UnansweredRequest>,
     events: Vec<epoll::Event>,
     /// The sends to many sockets at once; `None` if the kernel gives this process no io_uring.
     sends: Option<Sends>,
     /// The sockets queued in [`EventLoop::sends`].
-    noted: Vec<ConnId>,
+    send_queue: Vec<ConnId>,
     /// The sockets served in this round.
-    served: Vec<(ConnId, Stopped)>,
-    accepting: Accepting,
+    served: Vec<(ConnId, StopReason)>,
+    accepting: ListenerState,
     /// The time at which the hypervisor is asked again which domains changed, after it did not
     /// answer.
     changes_due: Option<u64>,
@@ -109,14 +109,14 @@ impl EventLoop {
     pub(crate) fn new(
         server: Server,
         io: Io,
-        outside: Option<Outside>,
+        process: Option<ProcessHandles>,
         clock: Clock,
     ) -> Result<Self, Error> {
         let watch = |fd: rustix::fd::BorrowedFd<'_>, token: u64| {
             epoll::add(&io.epoll, fd, EventData::new_u64(token), EventFlags::IN)
                 .map_err(|error| Error::start(format!("epoll: {error}")))
         };
-        if let Some(Outside { listener, signals }) = &outside {
+        if let Some(ProcessHandles { listener, signals }) = &process {
             watch(listener.as_fd(), LISTENER)?;
             watch(signals.terminate.as_fd(), TERMINATE)?;
             watch(signals.hang_up.as_fd(), HANG_UP)?;
@@ -127,15 +127,15 @@ impl EventLoop {
         Ok(Self {
             server,
             io,
-            outside,
+            process,
             clock,
             input: vec![0; INPUT_BYTES].into_boxed_slice(),
-            asked: Vec::new(),
+            unanswered: Vec::new(),
             events: Vec::with_capacity(EVENTS_MAX),
             sends: Sends::new().ok(),
-            noted: Vec::new(),
+            send_queue: Vec::new(),
             served: Vec::new(),
-            accepting: Accepting::Yes,
+            accepting: ListenerState::Polled,
             changes_due: None,
             events_taken: EventsTaken::All,
             stop: false,
@@ -201,7 +201,8 @@ impl EventLoop {
         if self.changes_due.is_some_and(|due| due <= now) {
             self.take_domain_changes(now);
         }
-        let mut accept = matches!(self.accepting, Accepting::RestsUntil(until) if now >= until);
+        let mut accept =
+            matches!(self.accepting, ListenerState::PausedUntil(until) if now >= until);
         for at in 0..self.events.len() {
             let event = self.events[at];
             let (token, flags) = (event.data.u64(), event.flags);
@@ -209,8 +210,8 @@ impl EventLoop {
                 LISTENER => accept = true,
                 TERMINATE => self.stop = true,
                 HANG_UP => {
-                    if let Some(outside) = &mut self.outside {
-                        outside.signals.drain_hang_up();
+                    if let Some(process) = &mut self.process {
+                        process.signals.drain_hang_up();
                     }
                     self.io.reopen_trace();
                 }
@@ -251,8 +252,8 @@ impl EventLoop {
             return Some(0);
         }
         let accept = match self.accepting {
-            Accepting::Yes => None,
-            Accepting::RestsUntil(until) => Some(until),
+            ListenerState::Polled => None,
+            ListenerState::PausedUntil(until) => Some(until),
         };
         [self.server.deadline(), accept, self.changes_due].into_iter().flatten().min()
     }
@@ -280,7 +281,7 @@ impl EventLoop {
             return;
         }
         if flags.intersects(EventFlags::IN | EventFlags::HUP | EventFlags::ERR) {
-            self.io.enqueue(id, Asks::Afresh);
+            self.io.enqueue(id, Demand::New);
         }
     }
 
@@ -308,7 +309,7 @@ impl EventLoop {
             let Some(id) = domains.connection_of(port) else { continue };
             if let Some(Connection { end: End::Ring(ring), .. }) = self.io.connections.get(id) {
                 ring.masked = true;
-                self.io.enqueue(id, Asks::Afresh);
+                self.io.enqueue(id, Demand::New);
             }
         }
         Ok(())
@@ -397,16 +398,16 @@ impl EventLoop {
     }
 
     fn accept(&mut self, now: u64) {
-        if self.accepting != Accepting::Yes {
+        if self.accepting != ListenerState::Polled {
             self.watch_listener(EventFlags::IN);
-            self.accepting = Accepting::Yes;
+            self.accepting = ListenerState::Polled;
         }
         for _ in 0..ACCEPT_MAX {
-            let Some(outside) = &self.outside else { return };
-            match outside.listener.accept() {
-                Accepted::Client(fd) => self.add_client(fd),
-                Accepted::Nobody => return,
-                Accepted::Exhausted(error) => {
+            let Some(process) = &self.process else { return };
+            match process.listener.accept() {
+                AcceptOutcome::Client(fd) => self.add_client(fd),
+                AcceptOutcome::Nobody => return,
+                AcceptOutcome::Exhausted(error) => {
                     if !self.io.exhaustion_logged {
                         self.io.exhaustion_logged = true;
                         let text = format!(
@@ -416,7 +417,8 @@ impl EventLoop {
                         self.io.log.line(Level::Warn, "", &text);
                     }
                     self.watch_listener(EventFlags::empty());
-                    self.accepting = Accepting::RestsUntil(now.saturating_add(ACCEPT_RETRY_US));
+                    self.accepting =
+                        ListenerState::PausedUntil(now.saturating_add(ACCEPT_RETRY_US));
                     return;
                 }
             }
@@ -424,9 +426,9 @@ impl EventLoop {
     }
 
     fn watch_listener(&mut self, what: EventFlags) {
-        let Some(outside) = &self.outside else { return };
+        let Some(process) = &self.process else { return };
         let data = EventData::new_u64(LISTENER);
-        let _ = epoll::modify(&self.io.epoll, &outside.listener, data, what);
+        let _ = epoll::modify(&self.io.epoll, &process.listener, data, what);
     }
 
     /// Adds a new client.
@@ -460,8 +462,8 @@ impl EventLoop {
         }
         self.io.stats.sockets = self.io.stats.sockets.saturating_sub(1);
         self.server.disconnect(id, now, &mut self.io);
-        if self.accepting != Accepting::Yes {
-            self.accepting = Accepting::RestsUntil(now);
+        if self.accepting != ListenerState::Polled {
+            self.accepting = ListenerState::PausedUntil(now);
         }
     }
 }

@@ -1,12 +1,12 @@
 //! Serves one connection's turn: one read, all complete requests to the core, one write.
 
-use super::turn::{Asked, Stopped, Writable};
+use super::turn::{StopReason, UnansweredRequest, Writable};
 use super::{EventLoop, Io};
 use crate::connection::End;
-use crate::fairness::{Asks, QUANTUM, refill};
+use crate::fairness::{Demand, QUANTUM, refill};
 use crate::log::Level;
 use crate::sends::{SMALL_MAX, WORTH_IT};
-use crate::trace::{Direction, Who};
+use crate::trace::{Direction, MessagePeer};
 use rustix::event::epoll::EventFlags;
 use rustix::fd::AsFd;
 use rustix::io::Errno;
@@ -17,7 +17,7 @@ use xenstore_core::server::{ConnId, Ended, Server};
 use xenstore_core::wire::{MsgType, TooLong, split_message};
 
 /// The result of a read.
-enum Gathered {
+enum ReadOutcome {
     /// The number of filled bytes of the input buffer, including those kept from before.
     Filled(usize),
     /// The peer has closed.
@@ -29,11 +29,11 @@ impl EventLoop {
     pub(super) fn serve(&mut self, id: ConnId, now: u64) -> i64 {
         let Some(connection) = self.io.connections.get(id) else { return 1 };
         connection.queued = false;
-        let beside = self.io.ready.beside(connection.class, id, now);
+        let competition = self.io.ready.competition(connection.class, id, now);
         let (credit, class) = (connection.credit, connection.class);
-        connection.credit = refill(credit, class, self.server.weight(id), beside);
+        connection.credit = refill(credit, class, self.server.weight(id), competition);
         if connection.credit <= 0 {
-            self.io.enqueue(id, Asks::OnAndOn);
+            self.io.enqueue(id, Demand::Continued);
             return 1;
         }
         let spent = match connection.end {
@@ -45,14 +45,14 @@ impl EventLoop {
 
     fn serve_socket(&mut self, id: ConnId, now: u64) -> i64 {
         let filled = match self.gather_from_socket(id) {
-            Gathered::Filled(filled) => filled,
-            Gathered::Closed => {
+            ReadOutcome::Filled(filled) => filled,
+            ReadOutcome::Closed => {
                 self.close_socket(id, now);
                 return 1;
             }
         };
         let (stopped, spent) = self.hand_in(id, filled, now);
-        account(&mut self.server, &mut self.io, id, &mut self.asked);
+        account(&mut self.server, &mut self.io, id, &mut self.unanswered);
         self.served.push((id, stopped));
         spent
     }
@@ -71,49 +71,49 @@ impl EventLoop {
 
     /// Fills the input buffer with the kept bytes, and reads more if they contain no complete
     /// message.
-    fn gather_from_socket(&mut self, id: ConnId) -> Gathered {
-        let Some(connection) = self.io.connections.get(id) else { return Gathered::Filled(0) };
-        let End::Socket(socket) = &connection.end else { return Gathered::Filled(0) };
+    fn gather_from_socket(&mut self, id: ConnId) -> ReadOutcome {
+        let Some(connection) = self.io.connections.get(id) else { return ReadOutcome::Filled(0) };
+        let End::Socket(socket) = &connection.end else { return ReadOutcome::Filled(0) };
         let kept = connection.pending.len();
         if kept > 0 {
             self.input[..kept].copy_from_slice(&connection.pending);
             connection.pending.clear();
             if !matches!(split_message(&self.input[..kept]), Ok(None)) {
-                return Gathered::Filled(kept);
+                return ReadOutcome::Filled(kept);
             }
         }
         loop {
             match recv(&socket.fd, &mut self.input[kept..], RecvFlags::DONTWAIT) {
-                Ok((0, _)) => return Gathered::Closed,
-                Ok((count, _)) => return Gathered::Filled(kept + count),
+                Ok((0, _)) => return ReadOutcome::Closed,
+                Ok((count, _)) => return ReadOutcome::Filled(kept + count),
                 Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => return Gathered::Filled(kept),
-                Err(_) => return Gathered::Closed,
+                Err(Errno::AGAIN) => return ReadOutcome::Filled(kept),
+                Err(_) => return ReadOutcome::Closed,
             }
         }
     }
 
     /// Gives the requests in the first `filled` bytes of the input buffer to the core, and keeps
     /// the rest. Returns the reason for stopping, and the cost.
-    fn hand_in(&mut self, id: ConnId, filled: usize, now: u64) -> (Stopped, i64) {
-        let Some(connection) = self.io.connections.get(id) else { return (Stopped::Ended, 0) };
-        let who = Who { conn: id.0, domid: connection.domid };
+    fn hand_in(&mut self, id: ConnId, filled: usize, now: u64) -> (StopReason, i64) {
+        let Some(connection) = self.io.connections.get(id) else { return (StopReason::Ended, 0) };
+        let who = MessagePeer { conn: id.0, domid: connection.domid };
         let credit = connection.credit;
         let (mut at, mut spent) = (0, 0);
         let stopped = loop {
             let (header, payload) = match split_message(&self.input[at..filled]) {
                 Ok(Some((header, payload, _))) => (header, payload),
-                Ok(None) => break Stopped::Starved,
+                Ok(None) => break StopReason::Starved,
                 Err(too_long) => {
                     self.end_for(id, who, too_long, now);
-                    break Stopped::Ended;
+                    break StopReason::Ended;
                 }
             };
             if spent >= credit {
-                break Stopped::OverBudget;
+                break StopReason::OverBudget;
             }
             if !self.server.wants_input(id) {
-                break Stopped::Unwanted;
+                break StopReason::Unwanted;
             }
             at += HEADER_SIZE + payload.len();
             if self.io.trace.wants_messages() {
@@ -122,11 +122,11 @@ impl EventLoop {
             self.io.stats.request(who.domid, header.kind, HEADER_SIZE + payload.len());
             let cost = self.server.request(id, &header, payload, now, &mut self.io);
             spent += i64::from(cost);
-            self.asked.push(Asked { kind: header.kind, req_id: header.req_id });
+            self.unanswered.push(UnansweredRequest { kind: header.kind, req_id: header.req_id });
         };
         if let Some(connection) = self.io.connections.get(id) {
             connection.credit -= spent;
-            if at < filled && stopped != Stopped::Ended {
+            if at < filled && stopped != StopReason::Ended {
                 connection.pending.extend_from_slice(&self.input[at..filled]);
             } else {
                 connection.pending = Vec::new();
@@ -136,7 +136,7 @@ impl EventLoop {
     }
 
     /// Ends a connection whose stream is lost, after its pending output is sent.
-    fn end_for(&mut self, id: ConnId, who: Who, too_long: TooLong, now: u64) {
+    fn end_for(&mut self, id: ConnId, who: MessagePeer, too_long: TooLong, now: u64) {
         self.flush(id, now, Writable::Unknown);
         // The core logs which connection is ended and why. This line adds the number.
         self.io.log.limited(Level::Debug, Some(who.domid), &too_long.to_string(), now);
@@ -144,10 +144,10 @@ impl EventLoop {
     }
 
     /// Makes sure that the connection gets its next turn when it can use it.
-    fn after_turn(&mut self, id: ConnId, stopped: Stopped) {
+    fn after_turn(&mut self, id: ConnId, stopped: StopReason) {
         match stopped {
-            Stopped::OverBudget => self.io.enqueue(id, Asks::OnAndOn),
-            Stopped::Unwanted => {
+            StopReason::OverBudget => self.io.enqueue(id, Demand::Continued),
+            StopReason::Unwanted => {
                 let Some(connection) = self.io.connections.get(id) else { return };
                 connection.parked = true;
                 if let End::Socket(socket) = &mut connection.end {
@@ -156,7 +156,7 @@ impl EventLoop {
                 // The flush of this turn may already have made room.
                 self.unpark(id);
             }
-            Stopped::Starved | Stopped::Ended => {}
+            StopReason::Starved | StopReason::Ended => {}
         }
     }
 
@@ -170,13 +170,13 @@ impl EventLoop {
         if let End::Socket(socket) = &mut connection.end {
             socket.watch_for(&self.io.epoll, id, EventFlags::IN);
         }
-        self.io.enqueue(id, Asks::OnAndOn);
+        self.io.enqueue(id, Demand::Continued);
     }
 
     /// Sends the core's output for this connection, as far as the peer takes it.
     #[inline(always)]
     pub(super) fn flush(&mut self, id: ConnId, now: u64, writable: Writable) {
-        if !account(&mut self.server, &mut self.io, id, &mut self.asked) {
+        if !account(&mut self.server, &mut self.io, id, &mut self.unanswered) {
             return;
         }
         let Some(connection) = self.io.connections.get(id) else { return };
@@ -193,11 +193,11 @@ impl EventLoop {
 
     /// Sends the core's output for `id`. A socket's output is sent together with others'.
     pub(super) fn flush_with_others(&mut self, id: ConnId, now: u64) {
-        if !account(&mut self.server, &mut self.io, id, &mut self.asked) {
+        if !account(&mut self.server, &mut self.io, id, &mut self.unanswered) {
             return;
         }
         let Some(connection) = self.io.connections.get(id) else { return };
-        if connection.noted {
+        if connection.send_queued {
             // The socket is already queued, with less output: a socket may not be queued twice.
             self.finish_sends(now);
             return self.flush(id, now, Writable::Unknown);
@@ -210,8 +210,8 @@ impl EventLoop {
                     self.finish_sends(now);
                     return self.flush_with_others(id, now);
                 }
-                connection.noted = true;
-                self.noted.push(id);
+                connection.send_queued = true;
+                self.send_queue.push(id);
                 return;
             }
         }
@@ -220,22 +220,22 @@ impl EventLoop {
 
     /// Makes the queued sends.
     pub(super) fn finish_sends(&mut self, now: u64) {
-        if self.noted.is_empty() {
+        if self.send_queue.is_empty() {
             return;
         }
-        let mut noted = std::mem::take(&mut self.noted);
-        for id in &noted {
+        let mut send_queue = std::mem::take(&mut self.send_queue);
+        for id in &send_queue {
             if let Some(connection) = self.io.connections.get(*id) {
-                connection.noted = false;
+                connection.send_queued = false;
             }
         }
         let mut sends = self.sends.take();
         if let Some(batch) = &mut sends
-            && noted.len() >= WORTH_IT
+            && send_queue.len() >= WORTH_IT
         {
             match batch.send() {
                 Ok(results) => {
-                    for (id, sent) in noted.drain(..).zip(results) {
+                    for (id, sent) in send_queue.drain(..).zip(results) {
                         self.took(id, *sent, now);
                     }
                     if batch.is_broken() {
@@ -254,10 +254,10 @@ impl EventLoop {
             batch.forget();
         }
         self.sends = sends;
-        for id in noted.drain(..) {
+        for id in send_queue.drain(..) {
             self.flush_socket(id, now, Writable::Unknown);
         }
-        self.noted = noted;
+        self.send_queue = send_queue;
     }
 
     #[inline(always)]
@@ -321,10 +321,11 @@ impl EventLoop {
             let (stopped, more, some) = self.serve_ring_once(id, now);
             spent += more;
             moved |= some;
-            let goes_on = stopped == Stopped::Unwanted && more > 0 && self.server.wants_input(id);
+            let goes_on =
+                stopped == StopReason::Unwanted && more > 0 && self.server.wants_input(id);
             let credit = self.io.connections.get(id).map_or(0, |connection| connection.credit);
             if !goes_on || credit <= 0 {
-                break if goes_on { Stopped::OverBudget } else { stopped };
+                break if goes_on { StopReason::OverBudget } else { stopped };
             }
         };
         if moved {
@@ -337,8 +338,8 @@ impl EventLoop {
 
     /// Gives the ring's requests to the core, as far as it accepts them, and writes the answers to
     /// the ring. Returns the reason for stopping, the cost, and whether bytes moved.
-    fn serve_ring_once(&mut self, id: ConnId, now: u64) -> (Stopped, i64, bool) {
-        let (mut stopped, mut spent, mut moved) = (Stopped::Starved, 0, false);
+    fn serve_ring_once(&mut self, id: ConnId, now: u64) -> (StopReason, i64, bool) {
+        let (mut stopped, mut spent, mut moved) = (StopReason::Starved, 0, false);
         let wanted = self.server.wants_input(id);
         match self.gather_from_ring(id, wanted) {
             Ok((filled, fresh)) => {
@@ -347,13 +348,13 @@ impl EventLoop {
                 // If the ring was not seen empty, its event is used up: the ring must be read in
                 // the next turn, or once the core accepts more.
                 let seen_empty = fresh.is_some_and(|fresh| fresh < RING_SIZE);
-                if !seen_empty && stopped == Stopped::Starved {
-                    stopped = if wanted { Stopped::OverBudget } else { Stopped::Unwanted };
+                if !seen_empty && stopped == StopReason::Starved {
+                    stopped = if wanted { StopReason::OverBudget } else { StopReason::Unwanted };
                 }
             }
             Err(error) => self.end_ring_for(id, error, now),
         }
-        if account(&mut self.server, &mut self.io, id, &mut self.asked) {
+        if account(&mut self.server, &mut self.io, id, &mut self.unanswered) {
             moved |= self.flush_ring(id, now);
         }
         (stopped, spent, moved)
@@ -472,38 +473,43 @@ impl EventLoop {
     }
 }
 
-/// Counts and traces the core's output for `id` since the last call. Takes `asked`, the requests
+/// Counts and traces the core's output for `id` since the last call. Takes `unanswered`, the requests
 /// since then, and counts those that are not answered yet as delayed. Returns false if the
 /// connection is gone.
-fn account(server: &mut Server, io: &mut Io, id: ConnId, asked: &mut Vec<Asked>) -> bool {
+fn account(
+    server: &mut Server,
+    io: &mut Io,
+    id: ConnId,
+    unanswered: &mut Vec<UnansweredRequest>,
+) -> bool {
     let Io { connections, stats, trace, .. } = io;
     let Some(connection) = connections.get(id) else {
-        asked.clear();
+        unanswered.clear();
         return false;
     };
     let domid = connection.domid;
     let output = server.output(id);
     let mut rest = output.get(connection.seen_out..).unwrap_or_default();
-    let mut waiting = asked.drain(..);
+    let mut waiting = unanswered.drain(..);
     while let Ok(Some((header, payload, next))) = split_message(rest) {
         let kind = header.kind;
         let mut answers = None;
         if kind != MsgType::WatchEvent as u32 {
             // Answers come in the order of the requests, except delayed ones.
-            let is_answer = |asked: &Asked| {
-                asked.req_id == header.req_id
-                    && (kind == asked.kind || kind == MsgType::Error as u32)
+            let is_answer = |unanswered: &UnansweredRequest| {
+                unanswered.req_id == header.req_id
+                    && (kind == unanswered.kind || kind == MsgType::Error as u32)
             };
             if let Some(skipped) = waiting.as_slice().iter().position(is_answer) {
                 for late in waiting.by_ref().take(skipped) {
                     stats.delayed(domid, late.kind);
                 }
-                answers = waiting.next().map(|asked| asked.kind);
+                answers = waiting.next().map(|unanswered| unanswered.kind);
             }
         }
         stats.sent(domid, kind, answers, HEADER_SIZE + payload.len());
         if trace.wants_messages() {
-            let who = Who { conn: id.0, domid };
+            let who = MessagePeer { conn: id.0, domid };
             trace.message(Direction::Out, who, &header, payload);
         }
         rest = next;

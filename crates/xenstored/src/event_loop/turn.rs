@@ -9,7 +9,7 @@ pub(super) enum Writable {
 
 /// The reason why a turn stopped giving requests to the core.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Stopped {
+pub(super) enum StopReason {
     /// No complete message is left.
     Starved,
     /// The budget of the round is used up.
@@ -22,7 +22,7 @@ pub(super) enum Stopped {
 
 /// A request whose answer is searched for in the output.
 #[derive(Clone, Copy)]
-pub(super) struct Asked {
+pub(super) struct UnansweredRequest {
     pub(super) kind: u32,
     pub(super) req_id: u32,
 }
