@@ -12,7 +12,7 @@ mod control;
 mod debian;
 mod diff;
 mod export;
-mod fail;
+mod failure;
 mod getopt;
 mod import;
 mod json;
@@ -22,7 +22,7 @@ mod table;
 mod value;
 mod watch;
 
-use fail::Fail;
+use failure::Failure;
 use program::{Program, print, print_to};
 
 /// Runs the command that argv names.
@@ -45,7 +45,7 @@ pub(crate) fn main() -> ExitCode {
     }
 }
 
-fn run(args: &[Vec<u8>]) -> (Program, Result<u8, Fail>) {
+fn run(args: &[Vec<u8>]) -> (Program, Result<u8, Failure>) {
     let path = args.first().cloned().unwrap_or_else(|| b"xenstore".to_vec());
     let short = path.rsplit(|byte| *byte == b'/').next().unwrap_or_default().to_vec();
     let mut program =
@@ -60,7 +60,7 @@ fn run(args: &[Vec<u8>]) -> (Program, Result<u8, Fail>) {
             }
             None => {
                 let line = [b"Usage: ", &program.path[..], b" <mode> [-h] [...]"].concat();
-                return (program, Err(Fail::exactly(line)));
+                return (program, Err(Failure::exactly(line)));
             }
         },
     };
@@ -69,14 +69,14 @@ fn run(args: &[Vec<u8>]) -> (Program, Result<u8, Fail>) {
         b"--version" => print(concat!("xenstore ", env!("CARGO_PKG_VERSION"), "\n")).map(|()| 0),
         _ => match table::command(name) {
             Some(command) => dispatch(&program, command, rest),
-            None => Err(Fail::exactly([b"unknown mode ", name, b"\n"].concat())
+            None => Err(Failure::exactly([b"unknown mode ", name, b"\n"].concat())
                 .advised("`xenstore --help` lists the commands")),
         },
     };
     (program, result)
 }
 
-fn dispatch(program: &Program, command: &'static Command, args: &[Vec<u8>]) -> Result<u8, Fail> {
+fn dispatch(program: &Program, command: &'static Command, args: &[Vec<u8>]) -> Result<u8, Failure> {
     match command.kind {
         Kind::Control => control::run(program, args),
         Kind::Debian => debian::run(program, command, args),

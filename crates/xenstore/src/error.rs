@@ -175,9 +175,9 @@ const QUOTA: &str =
     "a quota of the domain is used up; `xenstore-control quota <domid>` shows which";
 
 /// The request in a message: `READ /a/b`, or `TRANSACTION_START` if there is no subject.
-struct What<'a>(MsgType, &'a [u8]);
+struct RequestLabel<'a>(MsgType, &'a [u8]);
 
-impl fmt::Display for What<'_> {
+impl fmt::Display for RequestLabel<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.0.name())?;
         if !self.1.is_empty() {
@@ -197,12 +197,12 @@ impl fmt::Display for Error {
                 }
             }
             Self::Refused { request, subject, name } => {
-                write!(f, "{}: {name}", What(*request, subject))?;
+                write!(f, "{}: {name}", RequestLabel(*request, subject))?;
             }
             Self::TooLong { request, subject, len } => write!(
                 f,
                 "{}: {len} bytes of path and value; a request holds at most {PAYLOAD_MAX}",
-                What(*request, subject)
+                RequestLabel(*request, subject)
             )?,
             Self::NulByte { request } => {
                 write!(f, "{}: a path or an argument holds a NUL byte", request.name())?;
@@ -218,7 +218,7 @@ impl fmt::Display for Error {
             Self::Gone { request, subject, endpoint } => {
                 write!(f, "the daemon at {} ended the connection", endpoint.display())?;
                 if let Some(request) = request {
-                    let what = What(*request, subject);
+                    let what = RequestLabel(*request, subject);
                     write!(f, " while {what} waited for its reply; it may have been done or not")?;
                 }
             }
@@ -226,7 +226,7 @@ impl fmt::Display for Error {
             Self::BadReply { request, subject, reply } => write!(
                 f,
                 "{} was answered with \"{}\", which makes no sense",
-                What(*request, subject),
+                RequestLabel(*request, subject),
                 reply.escape_ascii()
             )?,
             Self::Io { what, errno } => write!(f, "{what}: {}", describe(*errno))?,

@@ -8,8 +8,8 @@
 use crate::client::Client;
 use crate::error::Error;
 use crate::store::text;
-use bulk::Bulk;
-use plain::Plain;
+use bulk::BulkRead;
+use plain::PlainWalk;
 use xenstore_core::wire::MsgType;
 
 mod bulk;
@@ -18,7 +18,7 @@ mod options;
 mod plain;
 
 pub use node::Node;
-pub use options::{Options, Read, Way};
+pub use options::{Method, NodeParts, Options};
 
 /// Calls `visit` for every node below `root`, not for the root itself: parents before children,
 /// children in the daemon's order. A node that vanishes meanwhile is left out, or has an error for
@@ -35,12 +35,12 @@ pub fn walk<E: From<Error>>(
 ) -> Result<(), E> {
     text(MsgType::Directory, root)?;
     let mut after = None;
-    if options.way == Way::Fastest {
-        let mut bulk = Bulk::new(root, options);
+    if options.method == Method::Fastest {
+        let mut bulk = BulkRead::new(root, options);
         if bulk.run(client, &mut visit)? {
             return Ok(());
         }
         after = bulk.last();
     }
-    Plain::new(options, after).run(client, root, &mut visit)
+    PlainWalk::new(options, after).run(client, root, &mut visit)
 }

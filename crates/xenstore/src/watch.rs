@@ -7,7 +7,7 @@ pub use xenstore_core::client::Event;
 
 /// A watch whose depth the client enforces.
 #[derive(Debug)]
-struct Limited {
+struct LimitedWatch {
     path: Vec<u8>,
     token: Vec<u8>,
     depth: u32,
@@ -15,11 +15,11 @@ struct Limited {
 
 /// The watches whose depth the other end does not enforce.
 #[derive(Debug, Default)]
-pub(crate) struct DepthFilter(Vec<Limited>);
+pub(crate) struct DepthFilter(Vec<LimitedWatch>);
 
 impl DepthFilter {
     pub(crate) fn add(&mut self, path: &[u8], token: &[u8], depth: u32) {
-        self.0.push(Limited { path: path.to_vec(), token: token.to_vec(), depth });
+        self.0.push(LimitedWatch { path: path.to_vec(), token: token.to_vec(), depth });
     }
 
     pub(crate) fn remove(&mut self, path: &[u8], token: &[u8]) {

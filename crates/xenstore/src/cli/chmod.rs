@@ -1,6 +1,6 @@
 //! `chmod`, with the peculiarities of Debian's program.
 
-use super::fail::Fail;
+use super::failure::Failure;
 use super::getopt::{Flags, atoi};
 use xenstore::{Access, Perm, Store, Transaction};
 
@@ -13,9 +13,9 @@ pub(super) fn run(
     flags: &Flags,
     operands: &[Vec<u8>],
     store: &mut Transaction<'_>,
-) -> Result<(), Fail> {
+) -> Result<(), Failure> {
     let Some((path, modes)) = operands.split_first() else { return Ok(()) };
-    let perms = modes.iter().map(|mode| perm(mode)).collect::<Result<Vec<Perm>, Fail>>()?;
+    let perms = modes.iter().map(|mode| perm(mode)).collect::<Result<Vec<Perm>, Failure>>()?;
     set(path, &perms, store)?;
     if flags.upto {
         upto(path, &perms, store)?;
@@ -26,34 +26,34 @@ pub(super) fn run(
     Ok(())
 }
 
-fn perm(mode: &[u8]) -> Result<Perm, Fail> {
+fn perm(mode: &[u8]) -> Result<Perm, Failure> {
     let letter = mode.first().copied().unwrap_or(0);
     match Access::from_letter(letter) {
         Some(access) => Ok(Perm { access, domid: atoi(mode.get(1..).unwrap_or_default()) }),
-        None => Err(Fail::exactly(
+        None => Err(Failure::exactly(
             [b"Invalid permission specification: '", &[letter][..], b"'"].concat(),
         )
         .advised("a permission is n, r, w or b and a domid, such as r5; the first is the owner's")),
     }
 }
 
-fn set(path: &[u8], perms: &[Perm], store: &mut Transaction<'_>) -> Result<(), Fail> {
+fn set(path: &[u8], perms: &[Perm], store: &mut Transaction<'_>) -> Result<(), Failure> {
     if path.is_empty() {
         return Ok(());
     }
     store.set_perms(path, perms).map_err(|error| {
         let message = [b"Error occurred setting permissions on '", path, b"'"].concat();
-        Fail::with_errno(message, &error)
+        Failure::with_errno(message, &error)
     })
 }
 
 /// Sets the permissions of all parents of `path`, except the root.
-fn upto(path: &[u8], perms: &[Perm], store: &mut Transaction<'_>) -> Result<(), Fail> {
+fn upto(path: &[u8], perms: &[Perm], store: &mut Transaction<'_>) -> Result<(), Failure> {
     let mut path = path;
     while !path.is_empty() {
         let Some(slash) = path.iter().rposition(|byte| *byte == b'/') else {
             let message = [b"Unable to locate path separator '/' in '", path, b"'"].concat();
-            return Err(Fail::exactly(message));
+            return Err(Failure::exactly(message));
         };
         path = path.get(..slash).unwrap_or_default();
         set(path, perms, store)?;
@@ -63,7 +63,7 @@ fn upto(path: &[u8], perms: &[Perm], store: &mut Transaction<'_>) -> Result<(), 
 
 /// Sets the permissions of all nodes below `path`. The children of a node that cannot be listed are
 /// left out.
-fn recurse(path: &[u8], perms: &[Perm], store: &mut Transaction<'_>) -> Result<(), Fail> {
+fn recurse(path: &[u8], perms: &[Perm], store: &mut Transaction<'_>) -> Result<(), Failure> {
     let mut todo = vec![path.to_vec()];
     while let Some(parent) = todo.pop() {
         if parent != path {

@@ -1,18 +1,18 @@
 //! `completions`: shell code generated from the table of commands and flags. The code completes a
 //! path by asking the store for the children of the node typed so far.
 
-use super::fail::Fail;
-use super::getopt::Parsed;
+use super::failure::Failure;
+use super::getopt::ParsedArgs;
 use super::program::print;
 use super::table::{COMMANDS, Command, Kind, OPTIONS, Opt};
 
 /// Prints the code for one shell.
-pub(super) fn run(parsed: &Parsed) -> Result<u8, Fail> {
+pub(super) fn run(parsed: &ParsedArgs) -> Result<u8, Failure> {
     let text = match parsed.operands.first().map(Vec::as_slice) {
         Some(b"bash") => bash(),
         Some(b"zsh") => zsh(),
         Some(b"fish") => fish(),
-        _ => return Err(Fail::exactly("completions are there for bash, zsh and fish").code(2)),
+        _ => return Err(Failure::exactly("completions are there for bash, zsh and fish").code(2)),
     };
     print(&text)?;
     Ok(0)

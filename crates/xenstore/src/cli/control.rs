@@ -1,6 +1,6 @@
 //! `control`: commands for the daemon, sent as Debian's xenstore-control sends them.
 
-use super::fail::Fail;
+use super::failure::Failure;
 use super::getopt::atoi;
 use super::program::{Program, print_to};
 use std::io::{self, Write};
@@ -10,7 +10,7 @@ use xenstore::{Client, Error, MsgType, Store};
 use xenstore_core::wire;
 
 /// Sends a command and prints the answer.
-pub(super) fn run(program: &Program, args: &[Vec<u8>]) -> Result<u8, Fail> {
+pub(super) fn run(program: &Program, args: &[Vec<u8>]) -> Result<u8, Failure> {
     let Some((command, args)) = args.split_first() else {
         return tell(&[b"Usage:\n", &program.usage[..], b" <command> [<arg>...]\n"].concat(), 2);
     };
@@ -18,7 +18,7 @@ pub(super) fn run(program: &Program, args: &[Vec<u8>]) -> Result<u8, Fail> {
         Ok(client) => client,
         Err(error) => {
             tell(b"Failed to contact Xenstored.\n", 1)?;
-            return Err(Fail { message: None, ..Fail::from(error.clone()).because(&error) });
+            return Err(Failure { message: None, ..Failure::from(error.clone()).because(&error) });
         }
     };
     if command == b"live-update" {
@@ -44,13 +44,13 @@ pub(super) fn run(program: &Program, args: &[Vec<u8>]) -> Result<u8, Fail> {
         Err(error) => {
             let errno = error.errno().raw_os_error();
             print_to(io::stderr(), &format!("Error {errno} when trying to execute command.\n"))?;
-            Err(Fail { message: None, ..Fail::exactly("").because(&error) }.code(3))
+            Err(Failure { message: None, ..Failure::exactly("").because(&error) }.code(3))
         }
     }
 }
 
 /// Writes these bytes to stderr and returns the exit code.
-fn tell(text: &[u8], code: u8) -> Result<u8, Fail> {
+fn tell(text: &[u8], code: u8) -> Result<u8, Failure> {
     io::stderr().write_all(text)?;
     Ok(code)
 }
@@ -74,7 +74,7 @@ struct LiveUpdate<'a> {
     force: bool,
 }
 
-fn live_update(client: &mut Client, args: &[Vec<u8>]) -> Result<u8, Fail> {
+fn live_update(client: &mut Client, args: &[Vec<u8>]) -> Result<u8, Failure> {
     let (mut binary, mut cmdline, mut timeout, mut force) = (None, None, 60, false);
     let mut args = args.iter();
     while let Some(arg) = args.next() {
@@ -110,7 +110,7 @@ fn live_update(client: &mut Client, args: &[Vec<u8>]) -> Result<u8, Fail> {
 }
 
 impl LiveUpdate<'_> {
-    fn set(&self, client: &mut Client) -> Result<u8, Fail> {
+    fn set(&self, client: &mut Client) -> Result<u8, Failure> {
         let code = step(client, &[b"-f", self.binary], b"Setting update binary failed:\n")?;
         let Some(cmdline) = self.cmdline.filter(|_| code == 0) else { return Ok(code) };
         let code = step(client, &[b"-c", cmdline], b"Setting update binary failed:\n")?;
@@ -121,7 +121,7 @@ impl LiveUpdate<'_> {
         Ok(code)
     }
 
-    fn start(&self, client: &mut Client) -> Result<u8, Fail> {
+    fn start(&self, client: &mut Client) -> Result<u8, Failure> {
         // Unsigned for the daemon, as Debian's prints it.
         let timeout = self.timeout.cast_unsigned();
         let begin = Instant::now();
@@ -141,12 +141,12 @@ impl LiveUpdate<'_> {
     }
 }
 
-fn step(client: &mut Client, args: &[&[u8]], failure: &[u8]) -> Result<u8, Fail> {
+fn step(client: &mut Client, args: &[&[u8]], failure: &[u8]) -> Result<u8, Failure> {
     let args: Vec<Vec<u8>> = args.iter().map(|arg| arg.to_vec()).collect();
     outcome(send(client, b"live-update", &args), failure)
 }
 
-fn outcome(reply: Result<Vec<u8>, Error>, failure: &[u8]) -> Result<u8, Fail> {
+fn outcome(reply: Result<Vec<u8>, Error>, failure: &[u8]) -> Result<u8, Failure> {
     match reply {
         Ok(text) if text == b"OK" => Ok(0),
         Ok(text) => tell(&[failure, &text, b"\n"].concat(), 3),

@@ -2,8 +2,8 @@
 //! write list ls rm exists chmod watch`. All of them run in a transaction that is restarted on
 //! EAGAIN, except `ls`, `watch`, and `read` and `write` of one node.
 
-use super::fail::Fail;
-use super::getopt::{Flags, Parsed, parse};
+use super::failure::Failure;
+use super::getopt::{Flags, ParsedArgs, parse};
 use super::program::Program;
 use super::table::Command;
 use super::value::{escape, unescape};
@@ -24,8 +24,8 @@ pub(super) fn run(
     program: &Program,
     command: &'static Command,
     args: &[Vec<u8>],
-) -> Result<u8, Fail> {
-    let Parsed { flags, misplaced, operands, .. } = parse(program, command, args);
+) -> Result<u8, Failure> {
+    let ParsedArgs { flags, misplaced, operands, .. } = parse(program, command, args);
     let count = operands.len();
     let wrong_count = match command.name {
         "ls" => false,
@@ -34,10 +34,10 @@ pub(super) fn run(
     };
     if misplaced || wrong_count {
         let line = [b"Usage: ", &program.usage[..], b" ", command.usage.as_bytes()].concat();
-        return Err(Fail::exactly(line));
+        return Err(Failure::exactly(line));
     }
     let width = ls::width(&flags);
-    let mut client = Client::open().map_err(|error| Fail::with_errno("xs_open", &error))?;
+    let mut client = Client::open().map_err(|error| Failure::with_errno("xs_open", &error))?;
     match command.name {
         "ls" => return ls::run(program, &mut client, &flags, width, &operands),
         "watch" => return watch::run(&mut client, &flags, &operands),
@@ -63,8 +63,8 @@ pub(super) fn run(
 /// Runs a command in a transaction. A failed attempt is aborted, and its exit code is kept.
 fn in_transaction(
     client: &mut Client,
-    mut body: impl FnMut(&mut Transaction<'_>) -> Result<Outcome, Fail>,
-) -> Result<Outcome, Fail> {
+    mut body: impl FnMut(&mut Transaction<'_>) -> Result<Outcome, Failure>,
+) -> Result<Outcome, Failure> {
     let retry = Retry { attempts_max: ATTEMPTS_MAX, ..Retry::default() };
     let mut attempt = 0;
     loop {
@@ -72,7 +72,7 @@ fn in_transaction(
         attempt += 1;
         let id = client
             .transaction_start()
-            .map_err(|error| Fail::exactly("couldn't start transaction").because(&error))?;
+            .map_err(|error| Failure::exactly("couldn't start transaction").because(&error))?;
         let outcome = body(&mut Transaction::within(client, id))?;
         let end = if outcome.1 == 0 { End::Commit } else { End::Abort };
         match client.transaction_end(id, end) {
@@ -80,7 +80,7 @@ fn in_transaction(
             Err(error) => {
                 let conflict = error.refusal() == Some(wire::Error::Again);
                 if outcome.1 != 0 || !conflict || attempt == ATTEMPTS_MAX {
-                    return Err(Fail::exactly("couldn't end transaction").because(&error));
+                    return Err(Failure::exactly("couldn't end transaction").because(&error));
                 }
             }
         }
@@ -93,7 +93,7 @@ fn perform(
     flags: &Flags,
     operands: &[Vec<u8>],
     store: &mut Transaction<'_>,
-) -> Result<Outcome, Fail> {
+) -> Result<Outcome, Failure> {
     let mut output = Vec::new();
     let done = match command.name {
         "read" => read(program, flags, operands, store, &mut output),

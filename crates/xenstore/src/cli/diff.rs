@@ -1,9 +1,9 @@
 //! `diff`: compares two subtrees, or a subtree and an export. The exit codes are those of diff(1):
 //! 0 for no difference, 1 for a difference, 2 for trouble.
 
-use super::export::{Exported, consistency, snapshot, subtree};
-use super::fail::Fail;
-use super::getopt::Parsed;
+use super::export::{ExportedNode, consistency, snapshot, subtree};
+use super::failure::Failure;
+use super::getopt::ParsedArgs;
 use super::import::read_file;
 use super::value::escape;
 use std::collections::BTreeMap;
@@ -14,11 +14,11 @@ use std::path::Path;
 use xenstore::{Client, Error, Transaction};
 
 /// Prints the differences: `-` for the first operand, `+` for the second.
-pub(super) fn run(parsed: &Parsed) -> Result<u8, Fail> {
+pub(super) fn run(parsed: &ParsedArgs) -> Result<u8, Failure> {
     compare(parsed).map_err(|fail| if fail.code == 1 { fail.code(2) } else { fail })
 }
 
-fn compare(parsed: &Parsed) -> Result<u8, Fail> {
+fn compare(parsed: &ParsedArgs) -> Result<u8, Failure> {
     let [left, right] = &parsed.operands[..] else { return Ok(2) };
     let file = if is_file(right) { Some(read_file(Some(right))?) } else { None };
     let mut client = Client::open()?;
@@ -44,8 +44,8 @@ fn is_file(operand: &[u8]) -> bool {
 fn other(
     tx: &mut Transaction<'_>,
     path: &[u8],
-    file: Option<&[Exported]>,
-) -> Result<Vec<Exported>, Error> {
+    file: Option<&[ExportedNode]>,
+) -> Result<Vec<ExportedNode>, Error> {
     match file {
         Some(nodes) => Ok(nodes.to_vec()),
         None => subtree(tx, path),
@@ -53,8 +53,8 @@ fn other(
 }
 
 /// Returns the lines of the output in the order of the tree, a parent before its children.
-fn differences(left: Vec<Exported>, right: Vec<Exported>) -> Vec<Vec<u8>> {
-    let mut both: BTreeMap<Vec<Vec<u8>>, [Option<Exported>; 2]> = BTreeMap::new();
+fn differences(left: Vec<ExportedNode>, right: Vec<ExportedNode>) -> Vec<Vec<u8>> {
+    let mut both: BTreeMap<Vec<Vec<u8>>, [Option<ExportedNode>; 2]> = BTreeMap::new();
     for (side, nodes) in [left, right].into_iter().enumerate() {
         for node in nodes {
             let parts = node.path.split(|byte| *byte == b'/').map(<[u8]>::to_vec).collect();
@@ -71,7 +71,7 @@ fn differences(left: Vec<Exported>, right: Vec<Exported>) -> Vec<Vec<u8>> {
     lines
 }
 
-fn line(sign: &[u8], node: &Exported) -> Vec<u8> {
+fn line(sign: &[u8], node: &ExportedNode) -> Vec<u8> {
     let path: &[u8] = if node.path.is_empty() { b"." } else { &node.path };
     let perms: Vec<String> = node.perms.iter().map(ToString::to_string).collect();
     let perms = format!("\"  ({})\n", perms.join(","));
@@ -83,9 +83,9 @@ mod tests {
     use super::*;
     use xenstore::Perm;
 
-    fn node(path: &str, value: &str, perm: &str) -> Exported {
+    fn node(path: &str, value: &str, perm: &str) -> ExportedNode {
         let perms = vec![Perm::parse(perm.as_bytes()).unwrap()];
-        Exported { path: path.into(), value: value.into(), perms }
+        ExportedNode { path: path.into(), value: value.into(), perms }
     }
 
     #[test]

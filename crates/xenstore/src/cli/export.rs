@@ -10,12 +10,12 @@
 //!
 //! One node a line, parents first; paths are relative to the root.
 
-use super::fail::Fail;
-use super::getopt::Parsed;
+use super::failure::Failure;
+use super::getopt::ParsedArgs;
 use super::json::{bytes, node_object, parse, to_bytes, to_perms};
 use std::io::{self, BufWriter, Write};
 use xenstore::transaction::Retry;
-use xenstore::walk::{Options, Read, walk};
+use xenstore::walk::{NodeParts, Options, walk};
 use xenstore::{Client, Error, Perm, Store, Transaction, TransactionId};
 use xenstore_core::wire;
 
@@ -24,7 +24,7 @@ const VERSION: &str = "1";
 
 /// A node of an export.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Exported {
+pub(super) struct ExportedNode {
     /// The path relative to the root of the export, whose own path is empty.
     pub(super) path: Vec<u8>,
     pub(super) value: Vec<u8>,
@@ -39,7 +39,7 @@ pub(super) enum Consistency {
 }
 
 /// Prints a subtree.
-pub(super) fn run(parsed: &Parsed) -> Result<u8, Fail> {
+pub(super) fn run(parsed: &ParsedArgs) -> Result<u8, Failure> {
     let Some(path) = parsed.operands.first() else { return Ok(2) };
     let mut client = Client::open()?;
     let nodes = snapshot(&mut client, consistency(parsed), |tx| subtree(tx, path))?;
@@ -56,7 +56,7 @@ pub(super) fn run(parsed: &Parsed) -> Result<u8, Fail> {
 }
 
 /// Returns the consistency that the flags select.
-pub(super) fn consistency(parsed: &Parsed) -> Consistency {
+pub(super) fn consistency(parsed: &ParsedArgs) -> Consistency {
     if parsed.flags.loose { Consistency::Loose } else { Consistency::Transaction }
 }
 
@@ -65,7 +65,7 @@ pub(super) fn snapshot<T>(
     client: &mut Client,
     consistency: Consistency,
     mut body: impl FnMut(&mut Transaction<'_>) -> Result<T, Error>,
-) -> Result<T, Fail> {
+) -> Result<T, Failure> {
     let result = match consistency {
         Consistency::Transaction => {
             let retry = Retry { attempts_max: 10, ..Retry::default() };
@@ -75,17 +75,17 @@ pub(super) fn snapshot<T>(
     };
     result.map_err(|error| {
         let conflict = matches!(error, Error::Conflict { .. });
-        let fail = Fail::from(error);
+        let fail = Failure::from(error);
         if conflict { fail.advised("--loose reads without a transaction") } else { fail }
     })
 }
 
 /// Returns a node and all nodes below it. A node that vanishes meanwhile, outside a transaction, is
 /// left out.
-pub(super) fn subtree(tx: &mut Transaction<'_>, path: &[u8]) -> Result<Vec<Exported>, Error> {
+pub(super) fn subtree(tx: &mut Transaction<'_>, path: &[u8]) -> Result<Vec<ExportedNode>, Error> {
     let (value, perms) = (tx.read(path)?, tx.get_perms(path)?);
-    let mut nodes = vec![Exported { path: Vec::new(), value, perms }];
-    let options = Options { tx: tx.id(), read: Read::ValuesAndPerms, ..Options::default() };
+    let mut nodes = vec![ExportedNode { path: Vec::new(), value, perms }];
+    let options = Options { tx: tx.id(), parts: NodeParts::ValuesAndPerms, ..Options::default() };
     let skip = path.len() + usize::from(!path.ends_with(b"/"));
     walk(tx.client(), path, options, |node| {
         let (value, perms) = match (node.value, node.perms) {
@@ -97,14 +97,14 @@ pub(super) fn subtree(tx: &mut Transaction<'_>, path: &[u8]) -> Result<Vec<Expor
             (Ok(_), None) => return Ok(()),
         };
         let path = node.path.get(skip..).unwrap_or_default().to_vec();
-        nodes.push(Exported { path, value, perms });
+        nodes.push(ExportedNode { path, value, perms });
         Ok(())
     })?;
     Ok(nodes)
 }
 
 /// Parses the text of an export and returns its nodes.
-pub(super) fn read_back(text: &[u8]) -> Result<Vec<Exported>, String> {
+pub(super) fn read_back(text: &[u8]) -> Result<Vec<ExportedNode>, String> {
     let json = parse::parse(text).map_err(|wrong| wrong.to_string())?;
     match json.get("xenstore-export") {
         Some(parse::Json::Number(version)) if version == VERSION => {}
@@ -125,7 +125,7 @@ pub(super) fn read_back(text: &[u8]) -> Result<Vec<Exported>, String> {
         if path.starts_with(b"/") || path.contains(&0) {
             return Err(format!("node {}: its path must be relative", at + 1));
         }
-        Ok(Exported { path, value, perms })
+        Ok(ExportedNode { path, value, perms })
     };
     nodes.iter().enumerate().map(node).collect()
 }

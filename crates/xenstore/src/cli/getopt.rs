@@ -24,7 +24,7 @@ pub(super) struct Flags {
 
 /// The parts of a command line.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Parsed {
+pub(super) struct ParsedArgs {
     pub(super) flags: Flags,
     /// True if a flag was given that the command does not know. A message about it is on stderr.
     pub(super) unknown: bool,
@@ -35,8 +35,8 @@ pub(super) struct Parsed {
 }
 
 /// Parses `args`. Stops at the first misplaced flag, as Debian's commands do.
-pub(super) fn parse(program: &Program, command: &Command, args: &[Vec<u8>]) -> Parsed {
-    let mut parsed = Parsed::default();
+pub(super) fn parse(program: &Program, command: &Command, args: &[Vec<u8>]) -> ParsedArgs {
+    let mut parsed = ParsedArgs::default();
     let options: Vec<&Opt> = OPTIONS.iter().filter(|opt| opt.known_to(command)).collect();
     let posix = std::env::var_os("POSIXLY_CORRECT").is_some();
     let mut args = args.iter();
@@ -79,13 +79,13 @@ pub(super) fn parse(program: &Program, command: &Command, args: &[Vec<u8>]) -> P
 }
 
 /// A flag with its argument, or getopt's message about it.
-type Found<'a> = Result<(&'a Opt, Vec<u8>), Vec<u8>>;
+type ParsedFlag<'a> = Result<(&'a Opt, Vec<u8>), Vec<u8>>;
 
 fn short_options<'a>(
     options: &[&'a Opt],
     letters: &[u8],
     args: &mut std::slice::Iter<'_, Vec<u8>>,
-) -> Vec<Found<'a>> {
+) -> Vec<ParsedFlag<'a>> {
     let mut found = Vec::new();
     for (at, letter) in letters.iter().enumerate() {
         let quoted = |text: &str| [text.as_bytes(), b" -- '", &[*letter], b"'"].concat();
@@ -112,7 +112,7 @@ fn long_option<'a>(
     options: &[&'a Opt],
     text: &[u8],
     args: &mut std::slice::Iter<'_, Vec<u8>>,
-) -> Found<'a> {
+) -> ParsedFlag<'a> {
     let equals = text.iter().position(|byte| *byte == b'=');
     let name = text.get(..equals.unwrap_or(text.len())).unwrap_or_default();
     let given = equals.and_then(|at| text.get(at + 1..));

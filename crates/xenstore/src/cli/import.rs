@@ -1,8 +1,8 @@
 //! `import`: writes an export below a path, in one transaction if it fits.
 
-use super::export::{Exported, absolute, read_back};
-use super::fail::Fail;
-use super::getopt::Parsed;
+use super::export::{ExportedNode, absolute, read_back};
+use super::failure::Failure;
+use super::getopt::ParsedArgs;
 use super::program::Program;
 use std::collections::VecDeque;
 use std::ffi::OsStr;
@@ -22,7 +22,7 @@ const PART: usize = 500;
 const IN_FLIGHT_MAX: usize = 128;
 
 /// Reads the file, or stdin, and writes its nodes to the store.
-pub(super) fn run(program: &Program, parsed: &Parsed) -> Result<u8, Fail> {
+pub(super) fn run(program: &Program, parsed: &ParsedArgs) -> Result<u8, Failure> {
     let Some(root) = parsed.operands.first() else { return Ok(2) };
     let nodes = read_file(parsed.operands.get(1).map(Vec::as_slice))?;
     let mut client = Client::open()?;
@@ -45,7 +45,7 @@ pub(super) fn run(program: &Program, parsed: &Parsed) -> Result<u8, Fail> {
     for part in nodes.chunks(PART) {
         client.transaction(|tx| write(tx, root, part)).map_err(|error| {
             let text = format!("after {done} of {} nodes: {error}", nodes.len());
-            Fail::exactly(text)
+            Failure::exactly(text)
         })?;
         done += part.len();
         program.say(format!("{done} of {} nodes", nodes.len()).as_bytes());
@@ -54,7 +54,7 @@ pub(super) fn run(program: &Program, parsed: &Parsed) -> Result<u8, Fail> {
 }
 
 /// Reads the nodes in a file, or in stdin.
-pub(super) fn read_file(path: Option<&[u8]>) -> Result<Vec<Exported>, Fail> {
+pub(super) fn read_file(path: Option<&[u8]>) -> Result<Vec<ExportedNode>, Failure> {
     let mut text = Vec::new();
     let (name, result) = match path {
         Some(path) if path != b"-" => {
@@ -63,8 +63,8 @@ pub(super) fn read_file(path: Option<&[u8]>) -> Result<Vec<Exported>, Fail> {
         }
         _ => ("stdin".to_owned(), io::stdin().lock().read_to_end(&mut text).map(drop)),
     };
-    result.map_err(|error| Fail::exactly(format!("{name}: {error}")).code(2))?;
-    read_back(&text).map_err(|wrong| Fail::exactly(format!("{name}: {wrong}")).code(2))
+    result.map_err(|error| Failure::exactly(format!("{name}: {error}")).code(2))?;
+    read_back(&text).map_err(|wrong| Failure::exactly(format!("{name}: {wrong}")).code(2))
 }
 
 /// True if the error is one that several smaller transactions may avoid.
@@ -85,7 +85,7 @@ fn clear(tx: &mut Transaction<'_>, root: &[u8]) -> Result<(), Error> {
 }
 
 /// Writes values and permissions, with many requests in flight.
-fn write(tx: &mut Transaction<'_>, root: &[u8], nodes: &[Exported]) -> Result<(), Error> {
+fn write(tx: &mut Transaction<'_>, root: &[u8], nodes: &[ExportedNode]) -> Result<(), Error> {
     let id = tx.id();
     let client = tx.client();
     let mut sent: VecDeque<Ticket> = VecDeque::new();

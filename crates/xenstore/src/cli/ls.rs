@@ -1,13 +1,13 @@
 //! `ls`: Debian's text, or a JSON object a line.
 
-use super::fail::Fail;
+use super::failure::Failure;
 use super::getopt::Flags;
 use super::json;
 use super::program::Program;
 use super::value::escape;
 use std::io::{self, BufWriter, Write};
 use xenstore::error::describe;
-use xenstore::walk::{Node, Options, Read, walk};
+use xenstore::walk::{Node, NodeParts, Options, walk};
 use xenstore::{Client, Error, MsgType};
 
 /// The length of the marker that replaces the end of a cut value, with the three characters before
@@ -43,10 +43,11 @@ pub(super) fn run(
     flags: &Flags,
     width: Width,
     operands: &[Vec<u8>],
-) -> Result<u8, Fail> {
+) -> Result<u8, Failure> {
     let root = [b"/".to_vec()];
-    let read = if flags.prefix || flags.json { Read::ValuesAndPerms } else { Read::Values };
-    let options = Options { read, ..Options::default() };
+    let parts =
+        if flags.prefix || flags.json { NodeParts::ValuesAndPerms } else { NodeParts::Values };
+    let options = Options { parts, ..Options::default() };
     let mut out = BufWriter::with_capacity(64 * 1024, io::stdout().lock());
     for path in if operands.is_empty() { &root[..] } else { operands } {
         let result = walk(client, path, options, |node| {
@@ -55,12 +56,12 @@ pub(super) fn run(
             } else {
                 text_line(&mut out, program, flags, width, &node)?;
             }
-            Ok::<(), Stop>(())
+            Ok::<(), WalkError>(())
         });
         match result {
             Ok(()) => {}
-            Err(Stop::Output(error)) => return Err(error.into()),
-            Err(Stop::Store(error)) => {
+            Err(WalkError::Output(error)) => return Err(error.into()),
+            Err(WalkError::Store(error)) => {
                 out.flush()?;
                 return Err(listing_failed(path, &error));
             }
@@ -71,31 +72,31 @@ pub(super) fn run(
 }
 
 /// The error that ends a walk.
-enum Stop {
+enum WalkError {
     Output(io::Error),
     Store(Error),
 }
 
-impl From<Error> for Stop {
+impl From<Error> for WalkError {
     fn from(error: Error) -> Self {
         Self::Store(error)
     }
 }
 
-impl From<io::Error> for Stop {
+impl From<io::Error> for WalkError {
     fn from(error: io::Error) -> Self {
         Self::Output(error)
     }
 }
 
-fn listing_failed(root: &[u8], error: &Error) -> Fail {
+fn listing_failed(root: &[u8], error: &Error) -> Failure {
     let path = match error {
         Error::Refused {
             request: MsgType::Directory | MsgType::DirectoryPart, subject, ..
         } => subject,
         _ => root,
     };
-    Fail::with_errno([b"xs_directory (", path, b")"].concat(), error)
+    Failure::with_errno([b"xs_directory (", path, b")"].concat(), error)
 }
 
 fn text_line(

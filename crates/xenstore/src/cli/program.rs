@@ -1,6 +1,6 @@
 //! The names of the program, and its messages on stderr.
 
-use super::fail::Fail;
+use super::failure::Failure;
 use std::io::{self, Write};
 
 /// The names by which the program was called.
@@ -24,11 +24,11 @@ impl Program {
     }
 }
 
-pub(super) fn print(text: &str) -> Result<(), Fail> {
+pub(super) fn print(text: &str) -> Result<(), Failure> {
     print_to(io::stdout(), text)
 }
 
-pub(super) fn print_to(mut to: impl Write, text: &str) -> Result<(), Fail> {
+pub(super) fn print_to(mut to: impl Write, text: &str) -> Result<(), Failure> {
     to.write_all(text.as_bytes())?;
     Ok(to.flush()?)
 }

@@ -1,6 +1,6 @@
 //! `watch`: prints the path of each event, or a JSON object a line.
 
-use super::fail::Fail;
+use super::failure::Failure;
 use super::getopt::Flags;
 use super::json;
 use std::io::{self, Write};
@@ -8,11 +8,11 @@ use xenstore::Client;
 
 /// Watches the operands and prints events until the count of `-n` is reached, or for ever without
 /// it.
-pub(super) fn run(client: &mut Client, flags: &Flags, operands: &[Vec<u8>]) -> Result<u8, Fail> {
+pub(super) fn run(client: &mut Client, flags: &Flags, operands: &[Vec<u8>]) -> Result<u8, Failure> {
     for path in operands {
         client.watch(path, path).map_err(|error| {
             let message = [b"Unable to add watch on ", &path[..], b"\n"].concat();
-            Fail::exactly(message).because(&error)
+            Failure::exactly(message).because(&error)
         })?;
     }
     let count = flags.number.unwrap_or(-1);

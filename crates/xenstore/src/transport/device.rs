@@ -24,7 +24,7 @@ use xenstore_core::wire::{ERRORS, Header, MsgType};
 pub struct Device {
     fd: OwnedFd,
     /// The id of the request that was written last.
-    asked: Option<u32>,
+    last_request: Option<u32>,
 }
 
 impl Device {
@@ -34,22 +34,22 @@ impl Device {
     /// The error of open(2): ENOENT without Xen, EACCES for an ordinary user.
     pub fn open(path: &Path) -> Result<Self, Errno> {
         let fd = open(path, OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOCTTY, Mode::empty())?;
-        Ok(Self { fd, asked: None })
+        Ok(Self { fd, last_request: None })
     }
 
     /// Writes the output up to the first request that awaits its reply. The kernel keeps replies in
     /// its own memory, so this write never waits for a read of this process.
     pub(crate) fn write(&mut self, machine: &mut Machine) -> Result<(), Errno> {
-        while !self.asked.is_some_and(|id| machine.awaits(id)) {
+        while !self.last_request.is_some_and(|id| machine.awaits(id)) {
             let Some(header) = Header::parse(machine.output_message()) else { return Ok(()) };
-            self.asked = Some(header.req_id);
+            self.last_request = Some(header.req_id);
             match write(&self.fd, machine.output_message()) {
                 // The kernel assembles a message from any number of writes.
                 Ok(count) if count < machine.output_message().len() => {
                     self.write_rest(machine, count)?;
                 }
                 Ok(count) => machine.consume_output(count),
-                Err(Errno::INTR) => self.asked = None,
+                Err(Errno::INTR) => self.last_request = None,
                 Err(errno) => refused(machine, errno)?,
             }
         }
@@ -94,14 +94,16 @@ impl Device {
 /// send. An error that the store does not have is an error of the device.
 fn refused(machine: &mut Machine, errno: Errno) -> Result<(), Errno> {
     let message = machine.output_message();
-    let (len, asked) = (message.len(), Header::parse(message));
+    let (len, last_request) = (message.len(), Header::parse(message));
     let known = ERRORS.iter().find(|(_, _, number)| *number == errno.raw_os_error());
-    let (Some((_, name, _)), Some(asked)) = (known.filter(|_| errno != Errno::IO), asked) else {
+    let (Some((_, name, _)), Some(last_request)) =
+        (known.filter(|_| errno != Errno::IO), last_request)
+    else {
         return Err(errno);
     };
     let payload = [name.as_bytes(), b"\0"].concat();
     let length = u32::try_from(payload.len()).map_err(|_| errno)?;
-    let header = Header { kind: MsgType::Error.code(), len: length, ..asked };
+    let header = Header { kind: MsgType::Error.code(), len: length, ..last_request };
     machine.consume_output(len);
     machine.receive(&[header.to_bytes().as_slice(), &payload].concat()).map_err(|_| errno)
 }
@@ -137,7 +139,7 @@ mod tests {
         let flags = SocketFlags::CLOEXEC;
         let (fd, end) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
-        let mut device = Device { fd, asked: None };
+        let mut device = Device { fd, last_request: None };
         let mut machine = Machine::new();
         let ids: Vec<u32> = [b"a\0", b"b\0", b"c\0"]
             .map(|path| machine.send(MsgType::Read, 0, &[path]).unwrap().get())

@@ -4,14 +4,14 @@
 //! of the value in decimal, each with a NUL after it, and the value's bytes.
 
 use super::node::{Node, join};
-use super::options::{Options, Read};
+use super::options::{NodeParts, Options};
 use crate::client::Client;
 use crate::error::Error;
 use crate::perms::Perm;
 use xenstore_core::wire::{MsgType, Strings};
 
 /// One bulk read of a subtree.
-pub(super) struct Bulk<'a> {
+pub(super) struct BulkRead<'a> {
     root: &'a [u8],
     options: Options,
     last: Option<Vec<u8>>,
@@ -24,7 +24,7 @@ struct Record<'a> {
     value: &'a [u8],
 }
 
-impl<'a> Bulk<'a> {
+impl<'a> BulkRead<'a> {
     pub(super) fn new(root: &'a [u8], options: Options) -> Self {
         Self { root, options, last: None }
     }
@@ -79,7 +79,7 @@ impl<'a> Bulk<'a> {
             path: join(self.root, record.path),
             depth: record.path.iter().filter(|byte| **byte == b'/').count(),
             value: Ok(record.value.to_vec()),
-            perms: (self.options.read == Read::ValuesAndPerms).then_some(Ok(perms)),
+            perms: (self.options.parts == NodeParts::ValuesAndPerms).then_some(Ok(perms)),
         }))
     }
 }

@@ -4,7 +4,7 @@ use crate::transaction::TransactionId;
 
 /// The parts of each node that a walk reads.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Read {
+pub enum NodeParts {
     /// Values.
     Values,
     /// Values and permissions.
@@ -13,7 +13,7 @@ pub enum Read {
 
 /// The methods that a walk may use.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Way {
+pub enum Method {
     /// The bulk read if the daemon has it.
     Fastest,
     /// One request for each value and listing.
@@ -27,15 +27,20 @@ pub struct Options {
     /// one moment.
     pub tx: TransactionId,
     /// The parts of each node that are read.
-    pub read: Read,
+    pub parts: NodeParts,
     /// The permitted method.
-    pub way: Way,
+    pub method: Method,
     /// The most requests in flight at a time without the bulk read.
     pub in_flight_max: usize,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { tx: TransactionId::NONE, read: Read::Values, way: Way::Fastest, in_flight_max: 128 }
+        Self {
+            tx: TransactionId::NONE,
+            parts: NodeParts::Values,
+            method: Method::Fastest,
+            in_flight_max: 128,
+        }
     }
 }

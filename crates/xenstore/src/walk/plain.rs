@@ -6,7 +6,7 @@
 //! tree keeps as many requests in flight as a broad one.
 
 use super::node::{Node, join};
-use super::options::{Options, Read};
+use super::options::{NodeParts, Options};
 use crate::client::{Client, Ticket};
 use crate::error::Error;
 use crate::store::{directory_bytes, parse_perms};
@@ -19,7 +19,7 @@ use xenstore_core::wire::{self, MsgType, Strings};
 const WINDOW: usize = 256;
 /// The most nodes that have been requested and not visited. Each holds at most three replies of
 /// 4096 bytes: 12 MiB in all, and hardly ever more than some 100 KiB.
-const ASKED_MAX: usize = 1024;
+const REQUESTED_MAX: usize = 1024;
 
 /// Children of one node.
 struct Dir {
@@ -41,7 +41,7 @@ struct Item {
 
 enum State {
     Unasked,
-    Asked { value: Option<Ticket>, perms: Option<Ticket>, listing: Listing },
+    Requested { value: Option<Ticket>, perms: Option<Ticket>, listing: Listing },
 }
 
 enum Listing {
@@ -59,18 +59,18 @@ enum Entry {
 }
 
 /// A plain walk.
-pub(super) struct Plain {
+pub(super) struct PlainWalk {
     options: Options,
     /// The last node, in sorted order, that the bulk read has visited.
     after: Option<Vec<u8>>,
     list: VecDeque<Entry>,
     /// The number of nodes on the list whose requests have been sent.
-    asked: usize,
+    requested: usize,
 }
 
-impl Plain {
+impl PlainWalk {
     pub(super) fn new(options: Options, after: Option<Vec<u8>>) -> Self {
-        Self { options, after, list: VecDeque::new(), asked: 0 }
+        Self { options, after, list: VecDeque::new(), requested: 0 }
     }
 
     pub(super) fn run<E: From<Error>>(
@@ -126,7 +126,7 @@ impl Plain {
         let mut at = 0;
         // The requests of the first node are sent regardless of the bounds, as its replies are
         // awaited next.
-        while at == 0 || self.may_ask_more(client, at) {
+        while at == 0 || self.may_request_more(client, at) {
             match self.list.get_mut(at) {
                 None => break,
                 Some(Entry::Rest(dir, from)) => {
@@ -135,8 +135,8 @@ impl Plain {
                 }
                 Some(Entry::Item(item)) => {
                     if matches!(item.state, State::Unasked) {
-                        item.state = ask(client, self.options, item)?;
-                        self.asked += 1;
+                        item.state = request_node(client, self.options, item)?;
+                        self.requested += 1;
                     } else {
                         self.place_listing(client, at)?;
                     }
@@ -147,8 +147,10 @@ impl Plain {
         client.flush()
     }
 
-    fn may_ask_more(&self, client: &Client, at: usize) -> bool {
-        at < WINDOW && self.asked < ASKED_MAX && client.in_flight() < self.options.in_flight_max
+    fn may_request_more(&self, client: &Client, at: usize) -> bool {
+        at < WINDOW
+            && self.requested < REQUESTED_MAX
+            && client.in_flight() < self.options.in_flight_max
     }
 
     /// Replaces the remainder of a directory at `at` by its first child and the remainder after
@@ -164,30 +166,30 @@ impl Plain {
             *from = next;
         }
         let path = join(&dir.path, name);
-        let silent = match self.seen(&path) {
-            Seen::Not => false,
-            Seen::Above => true,
-            Seen::Wholly => return,
+        let silent = match self.visited_part(&path) {
+            VisitedPart::Not => false,
+            VisitedPart::Above => true,
+            VisitedPart::Wholly => return,
         };
         let item = Item { path, depth: dir.depth, state: State::Unasked, silent };
         self.list.insert(at, Entry::Item(Box::new(item)));
     }
 
-    fn seen(&self, path: &[u8]) -> Seen {
-        let Some(last) = &self.after else { return Seen::Not };
+    fn visited_part(&self, path: &[u8]) -> VisitedPart {
+        let Some(last) = &self.after else { return VisitedPart::Not };
         let below = last.strip_prefix(path);
         if below.is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/")) {
-            return Seen::Above;
+            return VisitedPart::Above;
         }
         let parts = |path| <[u8]>::split(path, |byte| *byte == b'/');
-        if parts(path).lt(parts(last)) { Seen::Wholly } else { Seen::Not }
+        if parts(path).lt(parts(last)) { VisitedPart::Wholly } else { VisitedPart::Not }
     }
 
     /// Puts the listing of the node at `at` behind it, if the listing has arrived before the node's
     /// turn.
     fn place_listing(&mut self, client: &mut Client, at: usize) -> Result<(), Error> {
         let Some(Entry::Item(item)) = self.list.get_mut(at) else { return Ok(()) };
-        let State::Asked { listing, .. } = &mut item.state else { return Ok(()) };
+        let State::Requested { listing, .. } = &mut item.state else { return Ok(()) };
         if !matches!(listing, Listing::Awaited(ticket) if client.is_ready(ticket)) {
             return Ok(());
         }
@@ -212,8 +214,8 @@ impl Plain {
         visit: &mut impl FnMut(Node) -> Result<(), E>,
     ) -> Result<(), E> {
         let Item { path, depth, state, silent } = item;
-        let State::Asked { value, perms, listing } = state else { return Ok(()) };
-        self.asked = self.asked.saturating_sub(1);
+        let State::Requested { value, perms, listing } = state else { return Ok(()) };
+        self.requested = self.requested.saturating_sub(1);
         if let (Some(value), false) = (value, silent) {
             let value = refusal_or(client.wait(value))?;
             let perms = match perms {
@@ -224,7 +226,7 @@ impl Plain {
                 None => None,
             };
             if let Err(error) = visit(Node { path: path.clone(), depth, value, perms }) {
-                forget(client, State::Asked { value: None, perms: None, listing });
+                forget(client, State::Requested { value: None, perms: None, listing });
                 return Err(error);
             }
         }
@@ -250,7 +252,7 @@ impl Plain {
 }
 
 /// The part of a node's subtree that the bulk read has visited.
-enum Seen {
+enum VisitedPart {
     Not,
     /// The node, and some of the nodes below it.
     Above,
@@ -267,7 +269,7 @@ fn refusal_or(result: Result<Vec<u8>, Error>) -> Result<Result<Vec<u8>, Error>, 
 }
 
 fn forget(client: &mut Client, state: State) {
-    let State::Asked { value, perms, listing } = state else { return };
+    let State::Requested { value, perms, listing } = state else { return };
     let listing = match listing {
         Listing::Awaited(ticket) => Some(ticket),
         Listing::Placed | Listing::Refused(_) => None,
@@ -278,16 +280,16 @@ fn forget(client: &mut Client, state: State) {
 }
 
 /// Sends the requests about one node.
-fn ask(client: &mut Client, options: Options, item: &Item) -> Result<State, Error> {
+fn request_node(client: &mut Client, options: Options, item: &Item) -> Result<State, Error> {
     let parts: [&[u8]; 2] = [&item.path, b"\0"];
     let mut submit = |kind| client.submit(options.tx, kind, &parts);
     let (mut value, mut perms) = (None, None);
     if !item.silent {
         value = Some(submit(MsgType::Read)?);
-        if options.read == Read::ValuesAndPerms {
+        if options.parts == NodeParts::ValuesAndPerms {
             perms = Some(submit(MsgType::GetPerms)?);
         }
     }
     let listing = Listing::Awaited(submit(MsgType::Directory)?);
-    Ok(State::Asked { value, perms, listing })
+    Ok(State::Requested { value, perms, listing })
 }

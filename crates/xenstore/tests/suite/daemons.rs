@@ -5,7 +5,7 @@ use conformance::Kind;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 use xenstore::transaction::{End, Retry};
-use xenstore::walk::{Options, Way, walk};
+use xenstore::walk::{Method, Options, walk};
 use xenstore::{Client, Error, MsgType, Perm, Store, Ticket, TransactionId};
 use xenstore_core::wire::{self, feature};
 
@@ -311,7 +311,7 @@ fn a_long_listing_is_read_in_parts() {
         assert_eq!(strings(in_transaction), names);
 
         let mut walked = Vec::new();
-        let options = Options { way: Way::Plain, ..Options::default() };
+        let options = Options { method: Method::Plain, ..Options::default() };
         walk(&mut client, b"/", options, |node| {
             walked.push(String::from_utf8(node.name().to_vec()).unwrap());
             Ok::<(), Error>(())

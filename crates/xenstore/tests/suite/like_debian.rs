@@ -10,7 +10,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
-use xenstore::walk::{Options, Read as What, walk};
+use xenstore::walk::{NodeParts, Options, walk};
 use xenstore::{Client, Error, MsgType, Perm, Store, Ticket, TransactionId};
 
 /// The invocations, shell words without quoting. `xenstore-` is put before the first word unless
@@ -310,7 +310,7 @@ fn perms(text: &str) -> Vec<Perm> {
 /// Returns all nodes of the store as text.
 fn contents(client: &mut Client) -> Vec<String> {
     let mut lines = Vec::new();
-    let options = Options { read: What::ValuesAndPerms, ..Options::default() };
+    let options = Options { parts: NodeParts::ValuesAndPerms, ..Options::default() };
     walk(client, b"/", options, |node| {
         let path = node.path.escape_ascii().to_string();
         let perms: Vec<String> = node.perms.unwrap()?.iter().map(ToString::to_string).collect();

@@ -5,7 +5,7 @@ use conformance::Kind;
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Command, Output, Stdio};
-use xenstore::walk::{Options, Read as What, walk};
+use xenstore::walk::{NodeParts, Options, walk};
 use xenstore::{Client, Error, Perm, Store};
 use xenstore_core::wire::{Header, MsgType, split_message};
 
@@ -182,7 +182,7 @@ fn a_bulk_read_that_ends_halfway_is_finished_the_plain_way() {
             let folder = Folder::new("bulk");
             let mut client = with_bulk_read(&daemon, &folder, parts);
             let mut seen = Vec::new();
-            let options = Options { read: What::ValuesAndPerms, ..Options::default() };
+            let options = Options { parts: NodeParts::ValuesAndPerms, ..Options::default() };
             walk(&mut client, b"/t", options, |node| {
                 assert!(!node.perms.unwrap()?.is_empty());
                 let plain = node.value?.starts_with(b"plain");

@@ -28,19 +28,19 @@ impl Json {
 
 /// A fault in a text, with its line.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(in crate::cli) struct Wrong {
+pub(in crate::cli) struct ParseError {
     line: usize,
     what: &'static str,
 }
 
-impl fmt::Display for Wrong {
+impl fmt::Display for ParseError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "line {}: {}", self.line, self.what)
     }
 }
 
 /// Parses one value. Text after it is an error.
-pub(in crate::cli) fn parse(text: &[u8]) -> Result<Json, Wrong> {
+pub(in crate::cli) fn parse(text: &[u8]) -> Result<Json, ParseError> {
     let mut reader = Reader { text, at: 0 };
     let json = reader.value(0)?;
     reader.space();
@@ -56,9 +56,9 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    fn wrong(&self, what: &'static str) -> Wrong {
+    fn wrong(&self, what: &'static str) -> ParseError {
         let before = self.text.get(..self.at).unwrap_or(self.text);
-        Wrong { line: 1 + before.iter().filter(|byte| **byte == b'\n').count(), what }
+        ParseError { line: 1 + before.iter().filter(|byte| **byte == b'\n').count(), what }
     }
 
     fn peek(&self) -> Option<u8> {
@@ -81,7 +81,7 @@ impl Reader<'_> {
         there
     }
 
-    fn value(&mut self, depth: usize) -> Result<Json, Wrong> {
+    fn value(&mut self, depth: usize) -> Result<Json, ParseError> {
         if depth > DEPTH_MAX {
             return Err(self.wrong("nested too deep"));
         }
@@ -95,7 +95,7 @@ impl Reader<'_> {
         }
     }
 
-    fn word(&mut self) -> Result<Json, Wrong> {
+    fn word(&mut self) -> Result<Json, ParseError> {
         let rest = self.text.get(self.at..).unwrap_or_default();
         for (word, json) in
             [("null", Json::Null), ("true", Json::Bool(true)), ("false", Json::Bool(false))]
@@ -117,7 +117,7 @@ impl Reader<'_> {
         Json::Number(String::from_utf8_lossy(text).into_owned())
     }
 
-    fn array(&mut self, depth: usize) -> Result<Json, Wrong> {
+    fn array(&mut self, depth: usize) -> Result<Json, ParseError> {
         self.at += 1;
         let mut items = Vec::new();
         if self.take(b']') {
@@ -134,7 +134,7 @@ impl Reader<'_> {
         }
     }
 
-    fn object(&mut self, depth: usize) -> Result<Json, Wrong> {
+    fn object(&mut self, depth: usize) -> Result<Json, ParseError> {
         self.at += 1;
         let mut members = Vec::new();
         if self.take(b'}') {
@@ -159,7 +159,7 @@ impl Reader<'_> {
         }
     }
 
-    fn string(&mut self) -> Result<String, Wrong> {
+    fn string(&mut self) -> Result<String, ParseError> {
         self.at += 1;
         let mut out = Vec::new();
         loop {
@@ -178,7 +178,7 @@ impl Reader<'_> {
         String::from_utf8(out).map_err(|_| self.wrong("a string is not UTF-8"))
     }
 
-    fn escape(&mut self) -> Result<char, Wrong> {
+    fn escape(&mut self) -> Result<char, ParseError> {
         let byte = self.peek();
         self.at += 1;
         Ok(match byte {
@@ -206,7 +206,7 @@ impl Reader<'_> {
     }
 
     /// Parses four hexadecimal digits.
-    fn unit(&mut self) -> Result<u16, Wrong> {
+    fn unit(&mut self) -> Result<u16, ParseError> {
         let digits = self.text.get(self.at..self.at + 4).unwrap_or_default();
         let text = std::str::from_utf8(digits).unwrap_or_default();
         let unit = u16::from_str_radix(text, 16).ok().filter(|_| !text.starts_with('+'));
