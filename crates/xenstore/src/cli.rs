@@ -60,7 +60,7 @@ fn run(args: &[Vec<u8>]) -> (Program, Result<u8, Failure>) {
             }
             None => {
                 let line = [b"Usage: ", &program.path[..], b" <mode> [-h] [...]"].concat();
-                return (program, Err(Failure::exactly(line)));
+                return (program, Err(Failure::with_message(line)));
             }
         },
     };
@@ -69,7 +69,7 @@ fn run(args: &[Vec<u8>]) -> (Program, Result<u8, Failure>) {
         b"--version" => print(concat!("xenstore ", env!("CARGO_PKG_VERSION"), "\n")).map(|()| 0),
         _ => match table::command(name) {
             Some(command) => dispatch(&program, command, rest),
-            None => Err(Failure::exactly([b"unknown mode ", name, b"\n"].concat())
+            None => Err(Failure::with_message([b"unknown mode ", name, b"\n"].concat())
                 .advised("`xenstore --help` lists the commands")),
         },
     };

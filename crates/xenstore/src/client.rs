@@ -419,7 +419,8 @@ impl Client {
     /// # Errors
     /// See [`Store::request`].
     pub fn get_domain_path(&mut self, domid: u16) -> Result<Vec<u8>, Error> {
-        self.about(MsgType::GetDomainPath, &[u64::from(domid)]).map(|reply| string(&reply))
+        self.request_with_numbers(MsgType::GetDomainPath, &[u64::from(domid)])
+            .map(|reply| string(&reply))
     }
 
     /// True if the daemon serves this domain.
@@ -427,7 +428,7 @@ impl Client {
     /// # Errors
     /// See [`Store::request`].
     pub fn is_domain_introduced(&mut self, domid: u16) -> Result<bool, Error> {
-        let reply = self.about(MsgType::IsDomainIntroduced, &[u64::from(domid)])?;
+        let reply = self.request_with_numbers(MsgType::IsDomainIntroduced, &[u64::from(domid)])?;
         match reply.first() {
             Some(b'T') => Ok(true),
             Some(b'F') => Ok(false),
@@ -445,7 +446,7 @@ impl Client {
     /// # Errors
     /// EINVAL if there is no such domain, EISCONN, and the errors of mapping and binding.
     pub fn introduce(&mut self, domid: u16, gfn: u64, port: u32) -> Result<(), Error> {
-        self.about(MsgType::Introduce, &[domid.into(), gfn, port.into()]).map(drop)
+        self.request_with_numbers(MsgType::Introduce, &[domid.into(), gfn, port.into()]).map(drop)
     }
 
     /// Tells the daemon to stop serving a domain.
@@ -453,7 +454,7 @@ impl Client {
     /// # Errors
     /// ENOENT if it is not served.
     pub fn release(&mut self, domid: u16) -> Result<(), Error> {
-        self.about(MsgType::Release, &[domid.into()]).map(drop)
+        self.request_with_numbers(MsgType::Release, &[domid.into()]).map(drop)
     }
 
     /// Lets `@releaseDomain` fire again for a domain that was shut down and has resumed.
@@ -461,7 +462,7 @@ impl Client {
     /// # Errors
     /// ENOENT if the domain is not served.
     pub fn resume(&mut self, domid: u16) -> Result<(), Error> {
-        self.about(MsgType::Resume, &[domid.into()]).map(drop)
+        self.request_with_numbers(MsgType::Resume, &[domid.into()]).map(drop)
     }
 
     /// Gives `domid`, a device-model domain, the rights of `target`.
@@ -469,7 +470,7 @@ impl Client {
     /// # Errors
     /// ENOENT if one of them is not served.
     pub fn set_target(&mut self, domid: u16, target: u16) -> Result<(), Error> {
-        self.about(MsgType::SetTarget, &[domid.into(), target.into()]).map(drop)
+        self.request_with_numbers(MsgType::SetTarget, &[domid.into(), target.into()]).map(drop)
     }
 
     /// Returns the feature bits offered to a domain, or (`None`) those of the daemon.
@@ -478,7 +479,7 @@ impl Client {
     /// ENOSYS for daemons before Xen 4.22.
     pub fn get_feature(&mut self, domid: Option<u16>) -> Result<u32, Error> {
         let reply = match domid {
-            Some(domid) => self.about(MsgType::GetFeature, &[domid.into()])?,
+            Some(domid) => self.request_with_numbers(MsgType::GetFeature, &[domid.into()])?,
             None => self.without_payload(MsgType::GetFeature)?,
         };
         self.number(MsgType::GetFeature, reply)
@@ -489,7 +490,7 @@ impl Client {
     /// # Errors
     /// ENOSYS for daemons before Xen 4.22, EINVAL for bits that the daemon does not have, EBUSY.
     pub fn set_feature(&mut self, domid: u16, features: u32) -> Result<(), Error> {
-        self.about(MsgType::SetFeature, &[domid.into(), features.into()]).map(drop)
+        self.request_with_numbers(MsgType::SetFeature, &[domid.into(), features.into()]).map(drop)
     }
 
     /// Returns a quota of one domain, or (`None`) the default for new domains; 0 is no limit.
@@ -536,7 +537,7 @@ impl Client {
     }
 
     /// Sends a request whose arguments are numbers.
-    fn about(&mut self, kind: MsgType, numbers: &[u64]) -> Result<Vec<u8>, Error> {
+    fn request_with_numbers(&mut self, kind: MsgType, numbers: &[u64]) -> Result<Vec<u8>, Error> {
         let payload: String = numbers.iter().map(|number| format!("{number}\0")).collect();
         self.request(kind, &[payload.as_bytes()])
     }

@@ -18,10 +18,10 @@ pub(super) fn run(
     let perms = modes.iter().map(|mode| perm(mode)).collect::<Result<Vec<Perm>, Failure>>()?;
     set(path, &perms, store)?;
     if flags.upto {
-        upto(path, &perms, store)?;
+        set_parents(path, &perms, store)?;
     }
     if flags.recurse && !path.is_empty() {
-        recurse(path, &perms, store)?;
+        set_below(path, &perms, store)?;
     }
     Ok(())
 }
@@ -30,7 +30,7 @@ fn perm(mode: &[u8]) -> Result<Perm, Failure> {
     let letter = mode.first().copied().unwrap_or(0);
     match Access::from_letter(letter) {
         Some(access) => Ok(Perm { access, domid: atoi(mode.get(1..).unwrap_or_default()) }),
-        None => Err(Failure::exactly(
+        None => Err(Failure::with_message(
             [b"Invalid permission specification: '", &[letter][..], b"'"].concat(),
         )
         .advised("a permission is n, r, w or b and a domid, such as r5; the first is the owner's")),
@@ -48,12 +48,12 @@ fn set(path: &[u8], perms: &[Perm], store: &mut Transaction<'_>) -> Result<(), F
 }
 
 /// Sets the permissions of all parents of `path`, except the root.
-fn upto(path: &[u8], perms: &[Perm], store: &mut Transaction<'_>) -> Result<(), Failure> {
+fn set_parents(path: &[u8], perms: &[Perm], store: &mut Transaction<'_>) -> Result<(), Failure> {
     let mut path = path;
     while !path.is_empty() {
         let Some(slash) = path.iter().rposition(|byte| *byte == b'/') else {
             let message = [b"Unable to locate path separator '/' in '", path, b"'"].concat();
-            return Err(Failure::exactly(message));
+            return Err(Failure::with_message(message));
         };
         path = path.get(..slash).unwrap_or_default();
         set(path, perms, store)?;
@@ -63,7 +63,7 @@ fn upto(path: &[u8], perms: &[Perm], store: &mut Transaction<'_>) -> Result<(), 
 
 /// Sets the permissions of all nodes below `path`. The children of a node that cannot be listed are
 /// left out.
-fn recurse(path: &[u8], perms: &[Perm], store: &mut Transaction<'_>) -> Result<(), Failure> {
+fn set_below(path: &[u8], perms: &[Perm], store: &mut Transaction<'_>) -> Result<(), Failure> {
     let mut todo = vec![path.to_vec()];
     while let Some(parent) = todo.pop() {
         if parent != path {

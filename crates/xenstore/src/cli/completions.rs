@@ -12,7 +12,11 @@ pub(super) fn run(parsed: &ParsedArgs) -> Result<u8, Failure> {
         Some(b"bash") => bash(),
         Some(b"zsh") => zsh(),
         Some(b"fish") => fish(),
-        _ => return Err(Failure::exactly("completions are there for bash, zsh and fish").code(2)),
+        _ => {
+            return Err(
+                Failure::with_message("completions are there for bash, zsh and fish").code(2)
+            );
+        }
     };
     print(&text)?;
     Ok(0)

@@ -12,13 +12,19 @@ use xenstore_core::wire;
 /// Sends a command and prints the answer.
 pub(super) fn run(program: &Program, args: &[Vec<u8>]) -> Result<u8, Failure> {
     let Some((command, args)) = args.split_first() else {
-        return tell(&[b"Usage:\n", &program.usage[..], b" <command> [<arg>...]\n"].concat(), 2);
+        return fail_with(
+            &[b"Usage:\n", &program.usage[..], b" <command> [<arg>...]\n"].concat(),
+            2,
+        );
     };
     let mut client = match Client::open() {
         Ok(client) => client,
         Err(error) => {
-            tell(b"Failed to contact Xenstored.\n", 1)?;
-            return Err(Failure { message: None, ..Failure::from(error.clone()).because(&error) });
+            fail_with(b"Failed to contact Xenstored.\n", 1)?;
+            return Err(Failure {
+                message: None,
+                ..Failure::from(error.clone()).with_advice_on(&error)
+            });
         }
     };
     if command == b"live-update" {
@@ -36,21 +42,22 @@ pub(super) fn run(program: &Program, args: &[Vec<u8>]) -> Result<u8, Failure> {
             match send(&mut client, b"help", &[]) {
                 Ok(help) => {
                     let begin = b"Command not supported. Valid commands are:\n";
-                    tell(&[&begin[..], &help, b"\n"].concat(), 3)
+                    fail_with(&[&begin[..], &help, b"\n"].concat(), 3)
                 }
-                Err(_) => tell(b"Error when executing command.\n", 3),
+                Err(_) => fail_with(b"Error when executing command.\n", 3),
             }
         }
         Err(error) => {
             let errno = error.errno().raw_os_error();
             print_to(io::stderr(), &format!("Error {errno} when trying to execute command.\n"))?;
-            Err(Failure { message: None, ..Failure::exactly("").because(&error) }.code(3))
+            Err(Failure { message: None, ..Failure::with_message("").with_advice_on(&error) }
+                .code(3))
         }
     }
 }
 
 /// Writes these bytes to stderr and returns the exit code.
-fn tell(text: &[u8], code: u8) -> Result<u8, Failure> {
+fn fail_with(text: &[u8], code: u8) -> Result<u8, Failure> {
     io::stderr().write_all(text)?;
     Ok(code)
 }
@@ -81,20 +88,20 @@ fn live_update(client: &mut Client, args: &[Vec<u8>]) -> Result<u8, Failure> {
         match &arg[..] {
             b"-c" => match args.next() {
                 Some(arg) => cmdline = Some(&arg[..]),
-                None => return tell(b"Missing command line value\n", 2),
+                None => return fail_with(b"Missing command line value\n", 2),
             },
             b"-t" => match args.next() {
                 Some(arg) => timeout = atoi(arg),
-                None => return tell(b"Missing timeout value\n", 2),
+                None => return fail_with(b"Missing timeout value\n", 2),
             },
             b"-F" => force = true,
             other => binary = Some(other),
         }
     }
-    let Some(binary) = binary else { return tell(b"Missing binary specification\n", 2) };
+    let Some(binary) = binary else { return fail_with(b"Missing binary specification\n", 2) };
     if client.read("/tool/xenstored/domid").is_ok() {
         // The kernel image would have to be unpacked first, which libxenguest does.
-        return tell(b"live-update of a xenstore domain is not supported by this tool\n", 1);
+        return fail_with(b"live-update of a xenstore domain is not supported by this tool\n", 1);
     }
     let update = LiveUpdate { binary, cmdline, timeout, force };
     let code = update.set(client)?;
@@ -149,10 +156,10 @@ fn step(client: &mut Client, args: &[&[u8]], failure: &[u8]) -> Result<u8, Failu
 fn outcome(reply: Result<Vec<u8>, Error>, failure: &[u8]) -> Result<u8, Failure> {
     match reply {
         Ok(text) if text == b"OK" => Ok(0),
-        Ok(text) => tell(&[failure, &text, b"\n"].concat(), 3),
+        Ok(text) => fail_with(&[failure, &text, b"\n"].concat(), 3),
         Err(error) => {
             let errno = describe(error.errno());
-            tell(&[failure, errno.as_bytes(), b"\n"].concat(), 3)
+            fail_with(&[failure, errno.as_bytes(), b"\n"].concat(), 3)
         }
     }
 }

@@ -34,7 +34,7 @@ pub(super) fn run(
     };
     if misplaced || wrong_count {
         let line = [b"Usage: ", &program.usage[..], b" ", command.usage.as_bytes()].concat();
-        return Err(Failure::exactly(line));
+        return Err(Failure::with_message(line));
     }
     let width = ls::width(&flags);
     let mut client = Client::open().map_err(|error| Failure::with_errno("xs_open", &error))?;
@@ -70,9 +70,9 @@ fn in_transaction(
     loop {
         std::thread::sleep(retry.pause(attempt));
         attempt += 1;
-        let id = client
-            .transaction_start()
-            .map_err(|error| Failure::exactly("couldn't start transaction").because(&error))?;
+        let id = client.transaction_start().map_err(|error| {
+            Failure::with_message("couldn't start transaction").with_advice_on(&error)
+        })?;
         let outcome = body(&mut Transaction::within(client, id))?;
         let end = if outcome.1 == 0 { End::Commit } else { End::Abort };
         match client.transaction_end(id, end) {
@@ -80,7 +80,9 @@ fn in_transaction(
             Err(error) => {
                 let conflict = error.refusal() == Some(wire::Error::Again);
                 if outcome.1 != 0 || !conflict || attempt == ATTEMPTS_MAX {
-                    return Err(Failure::exactly("couldn't end transaction").because(&error));
+                    return Err(
+                        Failure::with_message("couldn't end transaction").with_advice_on(&error)
+                    );
                 }
             }
         }

@@ -17,7 +17,7 @@ pub(super) struct Failure {
 
 impl Failure {
     /// Returns a failure that is reported as by errx(3), with exit code 1.
-    pub(super) fn exactly(message: impl Into<Vec<u8>>) -> Self {
+    pub(super) fn with_message(message: impl Into<Vec<u8>>) -> Self {
         Self { message: Some(message.into()), advice: None, code: 1 }
     }
 
@@ -26,11 +26,11 @@ impl Failure {
     pub(super) fn with_errno(message: impl Into<Vec<u8>>, error: &Error) -> Self {
         let mut message = message.into();
         message.extend_from_slice(format!(": {}", describe(error.errno())).as_bytes());
-        Self::exactly(message).because(error)
+        Self::with_message(message).with_advice_on(error)
     }
 
     /// Adds the error's own text and advice, for people.
-    pub(super) fn because(self, error: &Error) -> Self {
+    pub(super) fn with_advice_on(self, error: &Error) -> Self {
         self.advised(error.to_string())
     }
 
@@ -47,7 +47,7 @@ impl Failure {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        Self::exactly(error.to_string())
+        Self::with_message(error.to_string())
     }
 }
 
@@ -58,6 +58,6 @@ impl From<io::Error> for Failure {
             // programs end that way.
             return Self { message: None, advice: None, code: 141 };
         }
-        Self::exactly(format!("writing the output: {error}"))
+        Self::with_message(format!("writing the output: {error}"))
     }
 }

@@ -34,7 +34,7 @@ pub(super) fn run(program: &Program, parsed: &ParsedArgs) -> Result<u8, Failure>
             write(tx, root, &nodes)
         });
         match result {
-            Err(error) if too_much(&error) => {}
+            Err(error) if may_fit_in_parts(&error) => {}
             result => return Ok(result.map(|()| 0)?),
         }
     }
@@ -45,7 +45,7 @@ pub(super) fn run(program: &Program, parsed: &ParsedArgs) -> Result<u8, Failure>
     for part in nodes.chunks(PART) {
         client.transaction(|tx| write(tx, root, part)).map_err(|error| {
             let text = format!("after {done} of {} nodes: {error}", nodes.len());
-            Failure::exactly(text)
+            Failure::with_message(text)
         })?;
         done += part.len();
         program.say(format!("{done} of {} nodes", nodes.len()).as_bytes());
@@ -63,12 +63,12 @@ pub(super) fn read_file(path: Option<&[u8]>) -> Result<Vec<ExportedNode>, Failur
         }
         _ => ("stdin".to_owned(), io::stdin().lock().read_to_end(&mut text).map(drop)),
     };
-    result.map_err(|error| Failure::exactly(format!("{name}: {error}")).code(2))?;
-    read_back(&text).map_err(|wrong| Failure::exactly(format!("{name}: {wrong}")).code(2))
+    result.map_err(|error| Failure::with_message(format!("{name}: {error}")).code(2))?;
+    read_back(&text).map_err(|wrong| Failure::with_message(format!("{name}: {wrong}")).code(2))
 }
 
 /// True if the error is one that several smaller transactions may avoid.
-fn too_much(error: &Error) -> bool {
+fn may_fit_in_parts(error: &Error) -> bool {
     match error {
         Error::Refused { name: ErrorName::Known(name), .. } => {
             matches!(name, wire::Error::NoSpc | wire::Error::NoMem | wire::Error::TooBig)

@@ -12,7 +12,7 @@ pub(super) fn run(client: &mut Client, flags: &Flags, operands: &[Vec<u8>]) -> R
     for path in operands {
         client.watch(path, path).map_err(|error| {
             let message = [b"Unable to add watch on ", &path[..], b"\n"].concat();
-            Failure::exactly(message).because(&error)
+            Failure::with_message(message).with_advice_on(&error)
         })?;
     }
     let count = flags.number.unwrap_or(-1);
