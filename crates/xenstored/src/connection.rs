@@ -60,7 +60,7 @@ impl Socket {
     }
 
     /// Stops epoll from reporting `what`.
-    pub(crate) fn leave(&mut self, epoll: &OwnedFd, id: ConnId, what: EventFlags) {
+    pub(crate) fn stop_watching_for(&mut self, epoll: &OwnedFd, id: ConnId, what: EventFlags) {
         self.set_interest(epoll, id, self.interest - what);
     }
 

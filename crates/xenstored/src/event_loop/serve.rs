@@ -44,14 +44,14 @@ impl EventLoop {
     }
 
     fn serve_socket(&mut self, id: ConnId, now: u64) -> i64 {
-        let filled = match self.gather_from_socket(id) {
+        let filled = match self.fill_from_socket(id) {
             ReadOutcome::Filled(filled) => filled,
             ReadOutcome::Closed => {
                 self.close_socket(id, now);
                 return 1;
             }
         };
-        let (stopped, spent) = self.hand_in(id, filled, now);
+        let (stopped, spent) = self.process_input(id, filled, now);
         account(&mut self.server, &mut self.io, id, &mut self.unanswered);
         self.served.push((id, stopped));
         spent
@@ -71,7 +71,7 @@ impl EventLoop {
 
     /// Fills the input buffer with the kept bytes, and reads more if they contain no complete
     /// message.
-    fn gather_from_socket(&mut self, id: ConnId) -> ReadOutcome {
+    fn fill_from_socket(&mut self, id: ConnId) -> ReadOutcome {
         let Some(connection) = self.io.connections.get(id) else { return ReadOutcome::Filled(0) };
         let End::Socket(socket) = &connection.end else { return ReadOutcome::Filled(0) };
         let kept = connection.pending.len();
@@ -95,7 +95,7 @@ impl EventLoop {
 
     /// Gives the requests in the first `filled` bytes of the input buffer to the core, and keeps
     /// the rest. Returns the reason for stopping, and the cost.
-    fn hand_in(&mut self, id: ConnId, filled: usize, now: u64) -> (StopReason, i64) {
+    fn process_input(&mut self, id: ConnId, filled: usize, now: u64) -> (StopReason, i64) {
         let Some(connection) = self.io.connections.get(id) else { return (StopReason::Ended, 0) };
         let who = MessagePeer { conn: id.0, domid: connection.domid };
         let credit = connection.credit;
@@ -105,7 +105,7 @@ impl EventLoop {
                 Ok(Some((header, payload, _))) => (header, payload),
                 Ok(None) => break StopReason::Starved,
                 Err(too_long) => {
-                    self.end_for(id, who, too_long, now);
+                    self.end_lost_stream(id, who, too_long, now);
                     break StopReason::Ended;
                 }
             };
@@ -136,7 +136,7 @@ impl EventLoop {
     }
 
     /// Ends a connection whose stream is lost, after its pending output is sent.
-    fn end_for(&mut self, id: ConnId, who: MessagePeer, too_long: TooLong, now: u64) {
+    fn end_lost_stream(&mut self, id: ConnId, who: MessagePeer, too_long: TooLong, now: u64) {
         self.flush(id, now, Writable::Unknown);
         // The core logs which connection is ended and why. This line adds the number.
         self.io.log.limited(Level::Debug, Some(who.domid), &too_long.to_string(), now);
@@ -151,7 +151,7 @@ impl EventLoop {
                 let Some(connection) = self.io.connections.get(id) else { return };
                 connection.parked = true;
                 if let End::Socket(socket) = &mut connection.end {
-                    socket.leave(&self.io.epoll, id, EventFlags::IN);
+                    socket.stop_watching_for(&self.io.epoll, id, EventFlags::IN);
                 }
                 // The flush of this turn may already have made room.
                 self.unpark(id);
@@ -236,7 +236,7 @@ impl EventLoop {
             match batch.send() {
                 Ok(results) => {
                     for (id, sent) in send_queue.drain(..).zip(results) {
-                        self.took(id, *sent, now);
+                        self.handle_sent(id, *sent, now);
                     }
                     if batch.is_broken() {
                         let text = "io_uring: the kernel refuses; sending one by one from now on";
@@ -266,7 +266,7 @@ impl EventLoop {
         let End::Socket(socket) = &mut connection.end else { return };
         let output = self.server.output(id);
         if output.is_empty() {
-            socket.leave(&self.io.epoll, id, EventFlags::OUT);
+            socket.stop_watching_for(&self.io.epoll, id, EventFlags::OUT);
             return;
         }
         if writable == Writable::Unknown && socket.watches(EventFlags::OUT) {
@@ -278,12 +278,12 @@ impl EventLoop {
                 other => break other,
             }
         };
-        self.took(id, sent, now);
+        self.handle_sent(id, sent, now);
     }
 
     /// Handles the result of sending a socket's output.
     #[inline(always)]
-    fn took(&mut self, id: ConnId, sent: Result<usize, Errno>, now: u64) {
+    fn handle_sent(&mut self, id: ConnId, sent: Result<usize, Errno>, now: u64) {
         let count = match sent {
             Ok(count) => count,
             Err(Errno::AGAIN | Errno::INTR) => 0,
@@ -294,7 +294,7 @@ impl EventLoop {
         if count < self.server.output(id).len() {
             socket.watch_for(&self.io.epoll, id, EventFlags::OUT);
         } else {
-            socket.leave(&self.io.epoll, id, EventFlags::OUT);
+            socket.stop_watching_for(&self.io.epoll, id, EventFlags::OUT);
         }
         connection.seen_out = connection.seen_out.saturating_sub(count);
         if count > 0 {
@@ -341,10 +341,10 @@ impl EventLoop {
     fn serve_ring_once(&mut self, id: ConnId, now: u64) -> (StopReason, i64, bool) {
         let (mut stopped, mut spent, mut moved) = (StopReason::Starved, 0, false);
         let wanted = self.server.wants_input(id);
-        match self.gather_from_ring(id, wanted) {
+        match self.fill_from_ring(id, wanted) {
             Ok((filled, fresh)) => {
                 moved = fresh.is_some_and(|fresh| fresh > 0);
-                (stopped, spent) = self.hand_in(id, filled, now);
+                (stopped, spent) = self.process_input(id, filled, now);
                 // If the ring was not seen empty, its event is used up: the ring must be read in
                 // the next turn, or once the core accepts more.
                 let seen_empty = fresh.is_some_and(|fresh| fresh < RING_SIZE);
@@ -363,7 +363,7 @@ impl EventLoop {
     /// Fills the input buffer with the kept bytes. Adds the bytes in the ring, at most its size,
     /// unless the core accepts none or enough bytes were kept. Returns the number of bytes, and how
     /// many came from the ring if it was read.
-    fn gather_from_ring(
+    fn fill_from_ring(
         &mut self,
         id: ConnId,
         wanted: bool,
