@@ -265,11 +265,11 @@ impl Client {
             return Err(broken.clone());
         }
         let result = if self.partial.is_empty() {
-            self.messages(bytes).map(|rest| self.partial.extend_from_slice(rest))
+            self.take_messages(bytes).map(|rest| self.partial.extend_from_slice(rest))
         } else {
             let mut all = core::mem::take(&mut self.partial);
             all.extend_from_slice(bytes);
-            let left = self.messages(&all).map(<[u8]>::len);
+            let left = self.take_messages(&all).map(<[u8]>::len);
             left.map(|left| {
                 all.drain(..all.len().saturating_sub(left));
                 self.partial = all;
@@ -282,7 +282,7 @@ impl Client {
     }
 
     /// Takes all complete messages and returns the remaining bytes.
-    fn messages<'a>(&mut self, mut bytes: &'a [u8]) -> Result<&'a [u8], ProtocolError> {
+    fn take_messages<'a>(&mut self, mut bytes: &'a [u8]) -> Result<&'a [u8], ProtocolError> {
         loop {
             match split_message(bytes) {
                 Ok(None) => return Ok(bytes),

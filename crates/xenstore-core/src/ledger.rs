@@ -161,7 +161,7 @@ impl<'a> Ledger<'a> {
     }
 
     /// Counts the nodes along a path: a long path may have a thousand.
-    pub(crate) fn follow(&mut self, path: Path<'_>) {
+    pub(crate) fn charge_path(&mut self, path: Path<'_>) {
         self.touched = self.touched.saturating_add(path.cost());
     }
 }

@@ -76,7 +76,7 @@ impl Connections {
 
     /// Records the time since which a connection's output has been unread without progress. Only
     /// guests have a deadline.
-    pub(super) fn note_unread(&mut self, conn: ConnId, since: Option<u64>, domains: &Domains) {
+    pub(super) fn record_unread(&mut self, conn: ConnId, since: Option<u64>, domains: &Domains) {
         let Self { slots, unread, .. } = self;
         let Some(connection) = slots.get_mut(conn.0 as usize).and_then(Option::as_deref_mut) else {
             return;

@@ -352,9 +352,9 @@ impl Server {
         connection.consume(count);
         match (connection.unread(), connection.unread_since) {
             (0, None) => {}
-            (0, Some(_)) => conns.note_unread(conn, None, domains),
+            (0, Some(_)) => conns.record_unread(conn, None, domains),
             (_, since) if count > 0 || since.is_none() => {
-                conns.note_unread(conn, Some(now), domains);
+                conns.record_unread(conn, Some(now), domains);
             }
             _ => {}
         }

@@ -158,7 +158,7 @@ impl Restorer {
             connection.restore_output(usize::from(record.partial), record.output)?;
         }
         if !record.output.is_empty() {
-            conns.note_unread(conn, Some(content.domains.now), &content.domains);
+            conns.record_unread(conn, Some(content.domains.now), &content.domains);
             conns.mark_ready(conn);
         }
         let input = Vec::from(record.input);

@@ -324,7 +324,7 @@ impl Sessions {
                     // start.
                     transaction.doomed = true;
                     let Self { content, conns, turns, .. } = self;
-                    turns.note_refusal(caller, transaction, &conflict, &content.domains);
+                    turns.record_refusal(caller, transaction, &conflict, &content.domains);
                     turns.end(conn, id, conns, &mut content.domains);
                     return Attempt::Done;
                 }
@@ -373,7 +373,7 @@ impl Sessions {
             return Ok(None);
         }
         content.rerun(transaction, &caller).map(Some).map_err(|conflict| {
-            turns.note_refusal(&caller, transaction, &conflict, &content.domains);
+            turns.record_refusal(&caller, transaction, &conflict, &content.domains);
             conflict.error.into()
         })
     }
@@ -381,11 +381,11 @@ impl Sessions {
     /// Books the changes of the last operation, which `author` requested.
     pub(super) fn book(&mut self, author: Option<ConnId>) {
         let churn = self.content.book();
-        self.note_replaced(author, churn);
+        self.record_replaced(author, churn);
     }
 
     /// Counts the state that a change of the store has replaced; `author` requested the change.
-    pub(super) fn note_replaced(&mut self, author: Option<ConnId>, churn: Churn) {
+    pub(super) fn record_replaced(&mut self, author: Option<ConnId>, churn: Churn) {
         let bytes = u64::try_from(churn.replaced()).unwrap_or(0);
         if bytes == 0 || !self.snapshots.note(bytes) {
             return;
@@ -470,7 +470,7 @@ impl Sessions {
             }
             Err(conflict) => {
                 let domains = &self.content.domains;
-                self.turns.note_refusal(&caller, transaction, &conflict, domains);
+                self.turns.record_refusal(&caller, transaction, &conflict, domains);
                 self.drop_kept_state(transaction, domid);
             }
         }

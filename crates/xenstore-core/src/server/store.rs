@@ -87,7 +87,7 @@ impl Store {
             return outcome.map(drop);
         }
         self.sessions.close(conn, id, request.caller.domid, transaction);
-        self.sessions.note_replaced(Some(conn), outcome?);
+        self.sessions.record_replaced(Some(conn), outcome?);
         Ok(())
     }
 
@@ -112,7 +112,7 @@ impl Store {
         self.counters.commits = self.counters.commits.wrapping_add(1);
         for (path, done) in &work.changed {
             self.fire(Path::checked(path), done);
-            self.note_removed(Path::checked(path), done, Some(request.conn));
+            self.record_removed(Path::checked(path), done, Some(request.conn));
         }
         let churn = work.churn;
         if let Some(rerun) = rerun {
@@ -252,7 +252,7 @@ impl Store {
         self.drop_watches(conn);
         self.sessions.close_all(conn);
         let Sessions { content, conns, .. } = &mut self.sessions;
-        conns.note_unread(conn, None, &content.domains);
+        conns.record_unread(conn, None, &content.domains);
         if conns.get_mut(conn).and_then(|connection| connection.ended.take()).is_some() {
             // The connection starts anew, or its id will be another's: the daemon must not end that
             // one.
@@ -373,14 +373,14 @@ impl Store {
         }
         if owned(self) > 0 && domid.0 != DOMID_ANY {
             self.orphan_searches.push_back(OrphanSearch::new(domid, incarnation, b"/"));
-            self.note_orphans();
+            self.update_has_orphans();
         }
     }
 
     /// Gives a node to the privileged domain.
     fn inherit(&mut self, path: Path<'_>) {
         let churn = self.sessions.content.inherit(path);
-        self.sessions.note_replaced(None, churn);
+        self.sessions.record_replaced(None, churn);
     }
 
     /// Removes a dead domain's node, or gives it away.
@@ -427,35 +427,35 @@ impl Store {
                 break;
             }
         }
-        self.note_orphans();
+        self.update_has_orphans();
         self.sessions.content.cost = spent;
     }
 
     /// Discards the nodes that an operation at `path` has removed.
     fn discard_done(&mut self, path: Path<'_>, done: Effect, author: Option<ConnId>) {
-        self.note_removed(path, &done, author);
+        self.record_removed(path, &done, author);
         if let Effect::Removed(gone) = done {
             self.sessions.rubbish.discard_node(gone);
         }
     }
 
     /// Records a removed subtree whose nodes are still on their owners' accounts.
-    fn note_removed(&mut self, path: Path<'_>, done: &Effect, author: Option<ConnId>) {
+    fn record_removed(&mut self, path: Path<'_>, done: &Effect, author: Option<ConnId>) {
         if let Effect::Removed(gone) = done
             && gone.is_large()
         {
-            self.note_large(path, gone.clone(), author);
+            self.record_large_removal(path, gone.clone(), author);
         }
     }
 
     /// Records a large subtree that was removed.
-    fn note_large(&mut self, path: Path<'_>, top: Node, author: Option<ConnId>) {
+    fn record_large_removal(&mut self, path: Path<'_>, top: Node, author: Option<ConnId>) {
         let Sessions { content, conns, .. } = &mut self.sessions;
         // These nodes were visited three times.
         content.charge_work(3 * DISOWN_MAX);
         let author = author.and_then(|conn| Some((conn, conns.get(conn)?.domid)));
         self.removals.push_back(Removal::new(path, top, author));
-        self.note_orphans();
+        self.update_has_orphans();
     }
 
     /// Takes nodes of the oldest removed subtree off their owners' accounts and fires their
@@ -471,19 +471,19 @@ impl Store {
             connection.owed = connection.owed.saturating_add(done.cost);
         }
         // The connection that removed them may be gone.
-        self.sessions.note_replaced(None, done.churn);
+        self.sessions.record_replaced(None, done.churn);
         self.push_events(&done.firing);
         if done.is_done {
             self.sessions.rubbish.discard_node(removal.into_top());
         } else {
             self.removals.push_front(removal);
         }
-        self.note_orphans();
+        self.update_has_orphans();
     }
 
     /// Records that nodes may belong to dead domains as long as a search or a removal is in
     /// progress.
-    fn note_orphans(&mut self) {
+    fn update_has_orphans(&mut self) {
         self.sessions.content.domains.has_orphans =
             !self.orphan_searches.is_empty() || !self.removals.is_empty();
     }

@@ -186,7 +186,7 @@ impl Turns {
     }
 
     /// Records a refusal: a transaction that reads these paths takes the turn.
-    pub(super) fn note_refusal(
+    pub(super) fn record_refusal(
         &mut self,
         caller: &Caller,
         transaction: &Transaction,
@@ -251,9 +251,9 @@ impl Turns {
         for class in [Class::Privileged, Class::Guest] {
             let lane = self.lane_mut(class);
             let Some(turn) = lane.turn.take_if(|turn| over(turn, now)) else { continue };
-            self.guest.queue.note_end();
+            self.guest.queue.record_turn_end();
             if class == Class::Privileged {
-                self.privileged.queue.note_end();
+                self.privileged.queue.record_turn_end();
             }
             let cost = now.saturating_sub(turn.since) / HOLD_COST_US;
             let Some(holder) = conns.get_mut(turn.conn) else { continue };

@@ -145,7 +145,7 @@ pub(super) struct Queue {
 
 impl Queue {
     /// Records that a turn has ended.
-    pub(super) fn note_end(&mut self) {
+    pub(super) fn record_turn_end(&mut self) {
         self.turn_ended = true;
     }
 

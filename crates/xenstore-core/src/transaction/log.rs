@@ -54,7 +54,7 @@ impl Entry {
         changed: &mut Vec<PathChange>,
     ) -> Result<(), Conflict> {
         let path = Path::checked(&self.path);
-        ledger.follow(path);
+        ledger.charge_path(path);
         let (change, before) = match &self.request {
             LoggedRequest::Read { what, seen } => {
                 ledger.touch();

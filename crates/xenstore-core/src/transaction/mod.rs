@@ -247,7 +247,7 @@ impl Transaction {
 
     /// Records a look. Returns the part of the store that it shows, and the path as the log's
     /// entries share it; `None` if it shows nothing new.
-    fn note_look(&mut self, path: Path<'_>, what: Look) -> Option<(Look, Rc<[u8]>)> {
+    fn record_look(&mut self, path: Path<'_>, what: Look) -> Option<(Look, Rc<[u8]>)> {
         if let Some(seen) = self.accessed.get_mut(path.as_bytes()) {
             let lately = seen.in_shape(self.shape);
             let what = if lately.value.is_some() { what.of_own_value() } else { what };
@@ -264,7 +264,12 @@ impl Transaction {
 
     /// Records a change. It had no effect if it has an `idle` bit; `is_of_value` is true if it only
     /// sets the value.
-    fn note_change(&mut self, path: Path<'_>, idle: Option<u8>, is_of_value: bool) -> LogPosition {
+    fn record_change(
+        &mut self,
+        path: Path<'_>,
+        idle: Option<u8>,
+        is_of_value: bool,
+    ) -> LogPosition {
         let next = u32::try_from(self.log.len()).unwrap_or(u32::MAX);
         let value = is_of_value.then_some(next);
         if let Some(seen) = self.accessed.get_mut(path.as_bytes()) {
@@ -319,7 +324,7 @@ impl Transaction {
             // this look has seen.
             self.shape = self.shape.saturating_add(1);
         }
-        if let Some((what, path)) = self.note_look(path, what) {
+        if let Some((what, path)) = self.record_look(path, what) {
             let (shown, size) = match &seen {
                 Ok(node) => (what.of(node, domains), node.value().len()),
                 Err(error) => (LookResult::Error(*error), 0),
@@ -350,7 +355,7 @@ impl Transaction {
             || matches!(done, Ok(Effect::Removed(_) | Effect::Permitted(_)));
         self.shape = self.shape.saturating_add(u32::from(is_new_shape));
         let is_of_value = matches!((change, &done), (Change::Put(NodeWrite::Value(_)), Ok(_)));
-        let path = match self.note_change(path, change.idle_bit(&done), is_of_value) {
+        let path = match self.record_change(path, change.idle_bit(&done), is_of_value) {
             LogPosition::Again => return answer,
             LogPosition::Replaces(entry) => {
                 self.rewrite(entry, change);
