@@ -187,7 +187,7 @@ impl Client {
     /// Sends one request in a transaction, or outside any, and waits for its reply.
     ///
     /// # Errors
-    /// As [`Client::submit`] and [`Client::wait`].
+    /// Those of [`Client::submit`] and [`Client::wait`].
     pub fn request_in(
         &mut self,
         tx: TransactionId,
@@ -311,14 +311,14 @@ impl Client {
         self.request(MsgType::Watch, &[path, b"\0", token, b"\0"]).map(drop)
     }
 
-    /// As [`Client::watch`], for changes at most `depth` levels below the node: 0 for the node
-    /// alone. `@introduceDomain` and `@releaseDomain` take 1, and report `@releaseDomain/<domid>`.
+    /// Watches as [`Client::watch`] does, for changes at most `depth` levels below the node: 0 for
+    /// the node alone. `@introduceDomain` and `@releaseDomain` take 1, and report `@releaseDomain/<domid>`.
     ///
     /// Daemons before Xen 4.21 do not know a depth, and Linux's `/dev/xen/xenbus` does not pass it
     /// on. In these cases all events are sent, and the client drops those that are too deep.
     ///
     /// # Errors
-    /// As [`Client::watch`].
+    /// Those of [`Client::watch`].
     pub fn watch_depth(
         &mut self,
         path: impl AsRef<[u8]>,
@@ -517,7 +517,7 @@ impl Client {
     /// Sets a quota of one domain, or (`None`) the default for new domains; 0 is no limit.
     ///
     /// # Errors
-    /// As [`Client::get_quota`].
+    /// Those of [`Client::get_quota`].
     pub fn set_quota(&mut self, domid: Option<u16>, name: &str, value: u32) -> Result<(), Error> {
         let domid = domid.map(|domid| format!("{domid}\0")).unwrap_or_default();
         let name = text(MsgType::SetQuota, name.as_bytes())?;
