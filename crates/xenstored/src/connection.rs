@@ -85,7 +85,7 @@ pub(crate) struct Connection {
     pub(crate) pending: Vec<u8>,
     /// The number of bytes of the core's output for this connection that are already counted and
     /// traced.
-    pub(crate) seen_out: usize,
+    pub(crate) accounted_out: usize,
     /// The remaining budget. It is negative after an expensive request: a debt.
     pub(crate) credit: i64,
     /// True if the connection is in a ready queue.
@@ -104,7 +104,7 @@ impl Connection {
             domid,
             class,
             pending: Vec::new(),
-            seen_out: 0,
+            accounted_out: 0,
             credit: 0,
             queued: false,
             send_queued: false,

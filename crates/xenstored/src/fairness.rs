@@ -12,9 +12,9 @@
 //! is not lost to the other.
 //!
 //! A ring holds some 60 requests, so the quantum among guests that all want service is small,
-//! [`QUANTUM_COMPETING`]. With a large one weights would have no effect, and a guest with few requests
-//! would wait for whole rings. For the same reason a guest with new requests comes before those
-//! that have had a turn and continue, up to [`FRESH_IN_A_ROW`] times for each of these.
+//! [`QUANTUM_COMPETING`]. With a large one weights would have no effect, and a guest with few
+//! requests would wait for whole rings. For the same reason a guest with new requests comes before
+//! those that have had a turn and continue, up to [`FRESH_IN_A_ROW`] times for each of these.
 
 use crate::connection::Class;
 use std::collections::VecDeque;
@@ -53,9 +53,9 @@ pub(crate) enum Demand {
 #[derive(Default)]
 pub(crate) struct ReadyQueues {
     privileged: VecDeque<ConnId>,
-    fresh: VecDeque<ConnId>,
-    going_on: VecDeque<ConnId>,
-    /// The number of connections from `fresh` served since the last one from `going_on`.
+    new: VecDeque<ConnId>,
+    continued: VecDeque<ConnId>,
+    /// The number of connections from `new` served since the last one from `continued`.
     fresh_in_a_row: u32,
     /// The guest that was served last, and the time until which the guests count as competing.
     last: Option<ConnId>,
@@ -66,8 +66,8 @@ impl ReadyQueues {
     pub(crate) fn push(&mut self, class: Class, demand: Demand, id: ConnId) {
         let queue = match (class, demand) {
             (Class::Privileged, _) => &mut self.privileged,
-            (Class::Guest, Demand::New) => &mut self.fresh,
-            (Class::Guest, Demand::Continued) => &mut self.going_on,
+            (Class::Guest, Demand::New) => &mut self.new,
+            (Class::Guest, Demand::Continued) => &mut self.continued,
         };
         queue.push_back(id);
     }
@@ -76,24 +76,24 @@ impl ReadyQueues {
         if class == Class::Privileged {
             return self.privileged.pop_front();
         }
-        let others_turn = self.fresh_in_a_row >= FRESH_IN_A_ROW && !self.going_on.is_empty();
-        if let Some(id) = self.fresh.pop_front_if(|_| !others_turn) {
+        let others_turn = self.fresh_in_a_row >= FRESH_IN_A_ROW && !self.continued.is_empty();
+        if let Some(id) = self.new.pop_front_if(|_| !others_turn) {
             self.fresh_in_a_row += 1;
             return Some(id);
         }
         self.fresh_in_a_row = 0;
-        self.going_on.pop_front()
+        self.continued.pop_front()
     }
 
     pub(crate) fn len(&self, class: Class) -> usize {
         match class {
             Class::Privileged => self.privileged.len(),
-            Class::Guest => self.fresh.len() + self.going_on.len(),
+            Class::Guest => self.new.len() + self.continued.len(),
         }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.privileged.is_empty() && self.fresh.is_empty() && self.going_on.is_empty()
+        self.privileged.is_empty() && self.new.is_empty() && self.continued.is_empty()
     }
 
     /// Returns the competition for the daemon while this connection is served.

@@ -120,7 +120,7 @@ impl Trace {
     pub(crate) fn message(
         &mut self,
         to: Direction,
-        who: MessagePeer,
+        peer: MessagePeer,
         header: &Header,
         payload: &[u8],
     ) {
@@ -129,7 +129,7 @@ impl Trace {
             Direction::Out => "OUT",
         };
         self.stamp();
-        let MessagePeer { conn, domid } = who;
+        let MessagePeer { conn, domid } = peer;
         let _ = write!(self.lines, " {arrow} conn={conn} domid={domid} ");
         match MsgType::from_code(header.kind) {
             Some(kind) => self.lines.extend_from_slice(kind.name().as_bytes()),
@@ -155,10 +155,10 @@ impl Trace {
     }
 
     /// Traces a connection that opened or closed.
-    pub(crate) fn object(&mut self, what: &str, who: MessagePeer, detail: &str) {
+    pub(crate) fn object(&mut self, what: &str, peer: MessagePeer, detail: &str) {
         if self.file.is_some() && self.on[OBJ] {
             self.stamp();
-            let MessagePeer { conn, domid } = who;
+            let MessagePeer { conn, domid } = peer;
             let _ = writeln!(self.lines, " {what} conn={conn} domid={domid}{detail}");
         }
     }

@@ -75,7 +75,7 @@ impl Io {
         ring.ended = false;
         let ready = ring.ring.reset().and_then(|()| begin(&ring.ring, at.features));
         connection.pending = Vec::new();
-        connection.seen_out = 0;
+        connection.accounted_out = 0;
         connection.parked = false;
         let _ = domains.notify(port);
         ready.map_err(|_| xen::Error::Inval)
@@ -92,7 +92,7 @@ impl Io {
         };
         ring.ended = true;
         connection.pending = Vec::new();
-        connection.seen_out = 0;
+        connection.accounted_out = 0;
         let port = ring.port;
         let _ = ring.ring.set_error(word);
         if let Some(domains) = &self.domains {

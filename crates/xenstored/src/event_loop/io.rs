@@ -43,8 +43,8 @@ impl Io {
     /// Writes a line to the trace about a connection that opens or closes.
     pub(crate) fn trace_object(&mut self, what: &str, id: ConnId, detail: &str) {
         if let Some(connection) = self.connections.get(id) {
-            let who = MessagePeer { conn: id.0, domid: connection.domid };
-            self.trace.object(what, who, detail);
+            let peer = MessagePeer { conn: id.0, domid: connection.domid };
+            self.trace.object(what, peer, detail);
         }
     }
 

@@ -97,7 +97,7 @@ impl EventLoop {
     /// the rest. Returns the reason for stopping, and the cost.
     fn process_input(&mut self, id: ConnId, filled: usize, now: u64) -> (StopReason, i64) {
         let Some(connection) = self.io.connections.get(id) else { return (StopReason::Ended, 0) };
-        let who = MessagePeer { conn: id.0, domid: connection.domid };
+        let peer = MessagePeer { conn: id.0, domid: connection.domid };
         let credit = connection.credit;
         let (mut at, mut spent) = (0, 0);
         let stopped = loop {
@@ -105,7 +105,7 @@ impl EventLoop {
                 Ok(Some((header, payload, _))) => (header, payload),
                 Ok(None) => break StopReason::Starved,
                 Err(too_long) => {
-                    self.end_lost_stream(id, who, too_long, now);
+                    self.end_lost_stream(id, peer, too_long, now);
                     break StopReason::Ended;
                 }
             };
@@ -117,9 +117,9 @@ impl EventLoop {
             }
             at += HEADER_SIZE + payload.len();
             if self.io.trace.wants_messages() {
-                self.io.trace.message(Direction::In, who, &header, payload);
+                self.io.trace.message(Direction::In, peer, &header, payload);
             }
-            self.io.stats.request(who.domid, header.kind, HEADER_SIZE + payload.len());
+            self.io.stats.request(peer.domid, header.kind, HEADER_SIZE + payload.len());
             let cost = self.server.request(id, &header, payload, now, &mut self.io);
             spent += i64::from(cost);
             self.unanswered.push(UnansweredRequest { kind: header.kind, req_id: header.req_id });
@@ -136,10 +136,10 @@ impl EventLoop {
     }
 
     /// Ends a connection whose stream is lost, after its pending output is sent.
-    fn end_lost_stream(&mut self, id: ConnId, who: MessagePeer, too_long: TooLong, now: u64) {
+    fn end_lost_stream(&mut self, id: ConnId, peer: MessagePeer, too_long: TooLong, now: u64) {
         self.flush(id, now, Writable::Unknown);
         // The core logs which connection is ended and why. This line adds the number.
-        self.io.log.limited(Level::Debug, Some(who.domid), &too_long.to_string(), now);
+        self.io.log.limited(Level::Debug, Some(peer.domid), &too_long.to_string(), now);
         self.server.end(id, Ended::Protocol, now, &mut self.io);
     }
 
@@ -296,7 +296,7 @@ impl EventLoop {
         } else {
             socket.stop_watching_for(&self.io.epoll, id, EventFlags::OUT);
         }
-        connection.seen_out = connection.seen_out.saturating_sub(count);
+        connection.accounted_out = connection.accounted_out.saturating_sub(count);
         if count > 0 {
             self.server.consume_output(id, count, now);
         }
@@ -399,7 +399,7 @@ impl EventLoop {
             let all = output.len();
             match ring.ring.write(output) {
                 Ok(count) => {
-                    connection.seen_out = connection.seen_out.saturating_sub(count);
+                    connection.accounted_out = connection.accounted_out.saturating_sub(count);
                     // If nothing has moved, the time that a guest has for reading begins.
                     if count > 0 || !moved {
                         self.server.consume_output(id, count, now);
@@ -430,7 +430,7 @@ impl EventLoop {
         self.server.reset(id, now, &mut self.io);
         let Some(connection) = self.io.connections.get(id) else { return };
         connection.pending = Vec::new();
-        connection.seen_out = 0;
+        connection.accounted_out = 0;
         connection.parked = false;
         let End::Ring(ring) = &mut connection.end else { return };
         ring.ended = false;
@@ -473,8 +473,8 @@ impl EventLoop {
     }
 }
 
-/// Counts and traces the core's output for `id` since the last call. Takes `unanswered`, the requests
-/// since then, and counts those that are not answered yet as delayed. Returns false if the
+/// Counts and traces the core's output for `id` since the last call. Takes `unanswered`, the
+/// requests since then, and counts those that are not answered yet as delayed. Returns false if the
 /// connection is gone.
 fn account(
     server: &mut Server,
@@ -489,7 +489,7 @@ fn account(
     };
     let domid = connection.domid;
     let output = server.output(id);
-    let mut rest = output.get(connection.seen_out..).unwrap_or_default();
+    let mut rest = output.get(connection.accounted_out..).unwrap_or_default();
     let mut waiting = unanswered.drain(..);
     while let Ok(Some((header, payload, next))) = split_message(rest) {
         let kind = header.kind;
@@ -509,15 +509,15 @@ fn account(
         }
         stats.sent(domid, kind, answers, HEADER_SIZE + payload.len());
         if trace.wants_messages() {
-            let who = MessagePeer { conn: id.0, domid };
-            trace.message(Direction::Out, who, &header, payload);
+            let peer = MessagePeer { conn: id.0, domid };
+            trace.message(Direction::Out, peer, &header, payload);
         }
         rest = next;
     }
     for late in waiting {
         stats.delayed(domid, late.kind);
     }
-    connection.seen_out = output.len() - rest.len();
+    connection.accounted_out = output.len() - rest.len();
     true
 }
 
