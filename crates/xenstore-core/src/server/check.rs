@@ -63,7 +63,7 @@ impl Check {
     /// Returns a check of the store in its present state. Everything outside the tree is counted at
     /// once.
     pub(super) fn new(sessions: &Sessions, announcer: &Announcer) -> Self {
-        let Sessions { content, conns, rubbish, .. } = sessions;
+        let Sessions { content, conns, free_queue, .. } = sessions;
         let watches = &announcer.watches;
         let (mut charged, mut found, mut faults) =
             (Accounts::default(), Accounts::default(), Vec::new());
@@ -88,7 +88,7 @@ impl Check {
                 found.add(conn.domid, Quota::Memory, transaction.weight());
             }
         }
-        for (domid, incarnation, weight) in rubbish.charges() {
+        for (domid, incarnation, weight) in free_queue.charges() {
             if content.domains.incarnation(domid) == incarnation {
                 found.add(domid, Quota::Memory, weight);
             }

@@ -1,7 +1,7 @@
 //! One connection: its output, its watches and its transactions.
 
 use super::events::{Events, Pending};
-use super::own_past::OwnPast;
+use super::retained_state::RetainedState;
 use super::transactions::Transactions;
 use crate::domain::Domains;
 use crate::id::DomId;
@@ -42,7 +42,7 @@ pub(super) struct Connection {
     pub(super) transactions: Transactions,
     pub(super) next_transaction: u32,
     /// Its snapshots, and the bytes of replaced state that they keep.
-    pub(super) past: OwnPast,
+    pub(super) retained: RetainedState,
     /// The numbers of its waiting requests, in the order of arrival.
     pub(super) delayed: VecDeque<u64>,
     /// The bytes of these requests for the quota `memory`.
@@ -68,7 +68,7 @@ impl Connection {
             watches: BTreeMap::new(),
             transactions: Transactions::default(),
             next_transaction: 1,
-            past: OwnPast::default(),
+            retained: RetainedState::default(),
             delayed: VecDeque::new(),
             delayed_weight: 0,
             owed: 0,
@@ -177,12 +177,12 @@ impl Connection {
 
     /// Returns the bytes for the quota `memory` besides its watches and transactions.
     pub(super) fn held(&self) -> i64 {
-        self.past.charged().saturating_add(self.delayed_weight)
+        self.retained.charged().saturating_add(self.delayed_weight)
     }
 
     /// Charges its domain for the replaced state that its snapshots keep.
-    pub(super) fn charge_past(&mut self, domains: &mut Domains) {
-        let more = self.past.recharge();
+    pub(super) fn charge_retained(&mut self, domains: &mut Domains) {
+        let more = self.retained.recharge();
         if more != 0 {
             domains.charge(self.domid, Quota::Memory, more);
         }

@@ -5,8 +5,8 @@ use super::class::Class;
 use super::config::Config;
 use super::connections::Connections;
 use super::content::Content;
+use super::free_queue::{FreeQueue, Garbage};
 use super::request::{Outcome, Request, RequestError};
-use super::rubbish::{Garbage, Rubbish};
 use super::snapshots::Snapshots;
 use super::turn::Turns;
 use super::waiting::{Attempt, WaitCause, WaitingRequest};
@@ -30,7 +30,7 @@ pub(super) struct Sessions {
     pub(super) content: Content,
     pub(super) conns: Connections,
     pub(super) turns: Turns,
-    pub(super) rubbish: Rubbish,
+    pub(super) free_queue: FreeQueue,
     snapshots: Snapshots,
 }
 
@@ -40,7 +40,7 @@ impl Sessions {
             content: Content::new(config),
             conns: Connections::default(),
             turns: Turns::default(),
-            rubbish: Rubbish::new(config.slice_cost),
+            free_queue: FreeQueue::new(config.slice_cost),
             snapshots: Snapshots::default(),
         }
     }
@@ -203,7 +203,7 @@ impl Sessions {
         domid: DomId,
         transaction: Box<Transaction>,
     ) {
-        let Self { content, conns, turns, snapshots, rubbish } = self;
+        let Self { content, conns, turns, snapshots, free_queue } = self;
         let domains = &mut content.domains;
         if let Some(connection) = conns.get_mut(conn) {
             connection.transactions.close(id);
@@ -212,7 +212,12 @@ impl Sessions {
         turns.end(conn, id, conns, domains);
         snapshots.close(&transaction.snapshot, conns, domains);
         let weight = transaction.weight();
-        rubbish.discard(Garbage::Leftovers(transaction.into_leftovers()), domid, weight, domains);
+        free_queue.discard(
+            Garbage::Leftovers(transaction.into_leftovers()),
+            domid,
+            weight,
+            domains,
+        );
     }
 
     /// Closes all transactions of a connection.
@@ -392,8 +397,8 @@ impl Sessions {
         }
         let Some(conn) = author else { return };
         let Some(connection) = self.conns.get_mut(conn) else { return };
-        if connection.past.note(bytes) {
-            connection.charge_past(&mut self.content.domains);
+        if connection.retained.note(bytes) {
+            connection.charge_retained(&mut self.content.domains);
             let domid = connection.domid;
             self.give_up_for_room(conn, domid);
         }
@@ -408,16 +413,16 @@ impl Sessions {
         let mut over = if limit == 0 { 0 } else { used.saturating_sub(limit) };
         while over > 0
             && let Some(connection) = self.conns.get_mut(conn)
-            && let kept = connection.past.kept()
+            && let kept = connection.retained.kept()
             && kept > 0
-            && let Some(id) = connection.past.oldest()
+            && let Some(id) = connection.retained.oldest()
             && let Some(mut transaction) = connection.transactions.lend(id)
         {
             // The transaction is charged until it is freed, in the next rounds.
             over = over.saturating_sub(transaction.weight());
             self.give_up(&mut transaction, domid, "the domain has used up its quota of memory");
             if let Some(connection) = self.conns.get_mut(conn) {
-                over = over.saturating_sub(kept.saturating_sub(connection.past.kept()));
+                over = over.saturating_sub(kept.saturating_sub(connection.retained.kept()));
                 connection.transactions.give_back(id, transaction);
             }
         }
@@ -498,7 +503,7 @@ impl Sessions {
         if let Some(connection) = self.conns.get(transaction.snapshot.conn) {
             let domid = connection.domid;
             domains.charge(domid, Quota::Memory, weight);
-            self.rubbish.discard(Garbage::Leftovers(leftovers), domid, weight, domains);
+            self.free_queue.discard(Garbage::Leftovers(leftovers), domid, weight, domains);
         }
     }
 

@@ -34,7 +34,7 @@ impl Snapshots {
         conns: &Connections,
         domains: &Domains,
     ) -> Snapshot {
-        let replaced_by_owner = conns.get(conn).map_or(0, |conn| conn.past.replaced());
+        let replaced_by_owner = conns.get(conn).map_or(0, |conn| conn.retained.replaced());
         let (since, replaced) = (domains.now, self.replaced);
         Snapshot { since, replaced, conn, replaced_by_owner, id }
     }
@@ -48,7 +48,7 @@ impl Snapshots {
     pub(super) fn open(&mut self, snapshot: Snapshot, conns: &mut Connections) {
         self.open.insert(snapshot);
         if let Some(connection) = conns.get_mut(snapshot.conn) {
-            connection.past.open(snapshot.replaced_by_owner, snapshot.id);
+            connection.retained.open(snapshot.replaced_by_owner, snapshot.id);
         }
     }
 
@@ -63,8 +63,8 @@ impl Snapshots {
             return;
         }
         if let Some(connection) = conns.get_mut(snapshot.conn) {
-            connection.past.close(snapshot.replaced_by_owner, snapshot.id);
-            connection.charge_past(domains);
+            connection.retained.close(snapshot.replaced_by_owner, snapshot.id);
+            connection.charge_retained(domains);
         }
     }
 

@@ -5,10 +5,10 @@ use super::check::Check;
 use super::config::{Config, Orphans};
 use super::connection::Transport;
 use super::counters::Counters;
+use super::free_queue::Garbage;
 use super::orphan_search::{OrphanSearch, SearchOutcome};
 use super::removal::Removal;
 use super::request::{Outcome, Request, RequestError};
-use super::rubbish::Garbage;
 use super::sessions::Sessions;
 use crate::churn::Churn;
 use crate::host::{Attach, Host};
@@ -108,7 +108,7 @@ impl Store {
         }
         let work = rerun.as_ref().unwrap_or(&transaction.work);
         let old = self.sessions.content.replace(work);
-        self.sessions.rubbish.discard_node(old);
+        self.sessions.free_queue.discard_node(old);
         self.counters.commits = self.counters.commits.wrapping_add(1);
         for (path, done) in &work.changed {
             self.fire(Path::checked(path), done);
@@ -116,9 +116,9 @@ impl Store {
         }
         let churn = work.churn;
         if let Some(rerun) = rerun {
-            let Sessions { rubbish, content, .. } = &mut self.sessions;
+            let Sessions { free_queue, content, .. } = &mut self.sessions;
             let leftovers = Garbage::Leftovers(rerun.into_leftovers());
-            rubbish.discard(leftovers, request.caller.domid, 0, &mut content.domains);
+            free_queue.discard(leftovers, request.caller.domid, 0, &mut content.domains);
         }
         Ok(churn)
     }
@@ -221,8 +221,8 @@ impl Store {
 
     /// Returns the latest time at which the time-dependent work must be run.
     pub(super) fn deadline(&self) -> Option<u64> {
-        let Sessions { content, rubbish, turns, .. } = &self.sessions;
-        let busy = content.domains.has_orphans || !rubbish.is_empty() || self.check.is_some();
+        let Sessions { content, free_queue, turns, .. } = &self.sessions;
+        let busy = content.domains.has_orphans || !free_queue.is_empty() || self.check.is_some();
         if busy || self.sessions.has_stale_snapshot() {
             return Some(0);
         }
@@ -237,8 +237,8 @@ impl Store {
         self.sessions.refresh_old_snapshots();
         self.search_orphans();
         self.disown_some();
-        let Sessions { content, rubbish, .. } = &mut self.sessions;
-        rubbish.free_some(&mut content.domains);
+        let Sessions { content, free_queue, .. } = &mut self.sessions;
+        free_queue.free_some(&mut content.domains);
         self.check_some();
     }
 
@@ -263,7 +263,7 @@ impl Store {
 
     /// Removes all watches of a connection, and all events that wait there.
     pub(super) fn drop_watches(&mut self, conn: ConnId) {
-        let Sessions { content, conns, rubbish, .. } = &mut self.sessions;
+        let Sessions { content, conns, free_queue, .. } = &mut self.sessions;
         let Some(connection) = conns.get_mut(conn) else { return };
         let domid = connection.domid;
         let events = connection.take_events();
@@ -276,7 +276,7 @@ impl Store {
         // These events counted as unread until now.
         let weight = events.size() as i64;
         domains.charge(domid, Quota::Memory, weight);
-        rubbish.discard(Garbage::Events(events), domid, weight, domains);
+        free_queue.discard(Garbage::Events(events), domid, weight, domains);
     }
 
     /// Stops serving a connection, although its domain, if any, still lives (XSA-325).
@@ -435,7 +435,7 @@ impl Store {
     fn discard_done(&mut self, path: Path<'_>, done: Effect, author: Option<ConnId>) {
         self.record_removed(path, &done, author);
         if let Effect::Removed(gone) = done {
-            self.sessions.rubbish.discard_node(gone);
+            self.sessions.free_queue.discard_node(gone);
         }
     }
 
@@ -474,7 +474,7 @@ impl Store {
         self.sessions.record_replaced(None, done.churn);
         self.push_events(&done.firing);
         if done.is_done {
-            self.sessions.rubbish.discard_node(removal.into_top());
+            self.sessions.free_queue.discard_node(removal.into_top());
         } else {
             self.removals.push_front(removal);
         }

@@ -104,6 +104,8 @@ impl<'a> Fields<'a> {
 }
 
 impl<'a> Reader<'a> {
+    /// Checks the stream's header, and returns a reader of its records.
+    ///
     /// # Errors
     /// An error if this is no stream of a known version, written on a machine of this byte order.
     pub(crate) fn new(stream: &'a [u8]) -> Result<Self, Error> {

@@ -30,7 +30,7 @@ struct Charge {
 }
 
 /// All objects to be freed, the oldest first.
-pub(super) struct Rubbish {
+pub(super) struct FreeQueue {
     things: VecDeque<(Garbage, Charge)>,
     debris: Debris,
     /// The most that freeing may cost at one time.
@@ -47,7 +47,7 @@ impl Garbage {
     }
 }
 
-impl Rubbish {
+impl FreeQueue {
     pub(super) fn new(slice_cost: u32) -> Self {
         Self { things: VecDeque::new(), debris: Debris::default(), slice_cost }
     }

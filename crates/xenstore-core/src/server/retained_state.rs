@@ -5,7 +5,7 @@ use alloc::collections::BTreeSet;
 /// The part of the old state that the snapshots of one guest keep alive and that its own requests
 /// have replaced.
 #[derive(Default)]
-pub(super) struct OwnPast {
+pub(super) struct RetainedState {
     /// The value of `replaced` at each snapshot, and the transaction's number.
     open: BTreeSet<(u64, u32)>,
     /// The bytes that its requests have replaced while it had any snapshot.
@@ -14,7 +14,7 @@ pub(super) struct OwnPast {
     charged: i64,
 }
 
-impl OwnPast {
+impl RetainedState {
     /// Returns the bytes that it had replaced until now.
     pub(super) fn replaced(&self) -> u64 {
         self.replaced
