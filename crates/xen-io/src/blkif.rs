@@ -1,4 +1,4 @@
-//! Block devices: what frontend and backend put into their ring.
+//! Block devices: the requests and responses of frontend and backend.
 //!
 //! Source: `xen/include/public/io/blkif.h`, `protocols.h`. A request lies in the ring in the layout of the
 //! frontend's processor; [`RequestBytes`] is a copy of one, [`Request`] what it says, checked. Sectors
@@ -103,13 +103,13 @@ pub mod op {
     pub const READ: u8 = 0;
     /// Write.
     pub const WRITE: u8 = 1;
-    /// Write behind everything before it and before everything behind it.
+    /// Write after all earlier requests and before all later ones.
     pub const WRITE_BARRIER: u8 = 2;
-    /// Put what was written onto stable storage.
+    /// Put earlier writes onto stable storage.
     pub const FLUSH_DISKCACHE: u8 = 3;
-    /// A drive's own commands; nobody has it.
+    /// A drive's own commands; no implementation has it.
     pub const RESERVED_1: u8 = 4;
-    /// Give back what is not needed any more.
+    /// Free sectors that are not needed any more.
     pub const DISCARD: u8 = 5;
     /// Read or write with the segments in pages of their own.
     pub const INDIRECT: u8 = 6;
@@ -124,8 +124,8 @@ pub enum Transfer {
     Write,
     /// [`op::WRITE_BARRIER`]; without segments it is a barrier alone.
     WriteBarrier,
-    /// [`op::FLUSH_DISKCACHE`]: what was answered before is made stable; with segments these are
-    /// written and stable too.
+    /// [`op::FLUSH_DISKCACHE`]: makes earlier answered writes stable; with segments, these are
+    /// written and made stable too.
     Flush,
 }
 
@@ -170,13 +170,13 @@ impl Segment {
         u16::from(self.first).wrapping_mul(512)
     }
 
-    /// Bytes.
+    /// Returns the number of bytes.
     #[must_use]
     pub fn len(self) -> u16 {
         u16::from(self.last.saturating_sub(self.first)).wrapping_add(1).wrapping_mul(512)
     }
 
-    /// Never: a segment has one sector at least.
+    /// False: a segment has at least one sector.
     #[must_use]
     pub fn is_empty(self) -> bool {
         false
@@ -201,7 +201,7 @@ pub struct Segments {
 }
 
 impl Segments {
-    /// The list of these; `None` for more than [`SEGMENTS_MAX`].
+    /// The list of `segments`; `None` for more than [`SEGMENTS_MAX`].
     #[must_use]
     pub fn new(segments: &[Segment]) -> Option<Self> {
         let mut list = [Segment { grant: GrantRef(0), first: 0, last: 0 }; SEGMENTS_MAX];
@@ -227,7 +227,7 @@ impl fmt::Debug for Segments {
 pub enum Body {
     /// Sectors from or to pages.
     Direct {
-        /// Which way.
+        /// Read, write, barrier or flush.
         transfer: Transfer,
         /// First sector on the medium.
         sector: u64,
@@ -303,7 +303,7 @@ impl Default for Limits {
     }
 }
 
-/// Why a request is not carried out.
+/// The reason that a request is refused.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum Wrong {

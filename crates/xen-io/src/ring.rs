@@ -11,12 +11,13 @@
 //! | 8 | 4 | `rsp_prod`: responses that the backend has produced |
 //! | 12 | 4 | `rsp_event`: the response upon which the frontend wants to be notified |
 //!
-//! Indices run freely modulo 2^32. What one end has taken or produced it remembers itself; from the page
-//! it reads only the other's producer index and event index, each once and the former checked.
+//! Indices run freely modulo 2^32. Each end remembers the indices up to which it has taken and
+//! produced; from the page it reads only the other's producer index and event index, each once and
+//! the former checked.
 //!
-//! How an end sleeps: it takes until there is nothing, then calls `final_check`, and waits for an event
-//! only where that found nothing either. How an end sends: it puts entries, then calls `push` and
-//! notifies where that says so.
+//! An end that wants to sleep takes entries until there are none, then calls `final_check`, and
+//! waits for an event only if that found none either. An end that sends puts entries, then calls
+//! `push` and notifies if that returns true.
 
 use std::fmt;
 use std::sync::atomic::{Ordering, fence};
@@ -61,7 +62,7 @@ pub enum RingError {
         /// Bytes of an entry.
         entry_bytes: usize,
     },
-    /// Put into a full ring, or a response without a request: a fault of this end.
+    /// A put into a full ring, or a response without a request: a fault of this end.
     Full,
     /// An access outside a page, or a page for reading only.
     Page(PageError),
@@ -105,7 +106,7 @@ pub fn entry_count(pages: usize, entry_bytes: usize) -> Result<u32, RingError> {
     1_u32.checked_shl(fitting).ok_or(wrong)
 }
 
-/// A page that one end holds.
+/// A page that one end of a ring owns.
 trait Held {
     fn held(&self) -> &SharedPage;
 }
@@ -122,7 +123,7 @@ impl Held for Offered {
     }
 }
 
-/// The pages, and where entries lie in them.
+/// The pages of a ring, and the size and number of its entries.
 #[derive(Debug)]
 struct Shared<P> {
     first: P,
@@ -191,7 +192,7 @@ impl<P: Held> Shared<P> {
         Ok(self.page(page.wrapping_add(1))?.copy_in(0, rest)?)
     }
 
-    /// Publishes a producer index; whether the peer wants to be notified of what is new.
+    /// Publishes a producer index; true if the peer wants to be notified of the new entries.
     fn publish(&self, prod: usize, event: usize, old: u32, new: u32) -> Result<bool, RingError> {
         self.store(prod, new)?;
         // The peer stores its event index, then looks at the producer index once more; here it is
@@ -249,7 +250,8 @@ impl BackRing {
         Ok(Self { shared, at, pushed: rsp_prod, req_prod: req_cons })
     }
 
-    /// The responses that the page says were produced: where a backend went on that has ended.
+    /// Returns the responses that the page says were produced: the index at which a successor goes
+    /// on.
     ///
     /// # Errors
     /// [`RingError::Size`] without a page.
@@ -291,7 +293,7 @@ impl BackRing {
         Ok(Some(index))
     }
 
-    /// Reads the frontend's producer index; whether there is something to take.
+    /// Reads the frontend's producer index; true if there is a request to take.
     fn look(&mut self) -> Result<bool, RingError> {
         let prod = self.shared.load(REQ_PROD)?;
         let (own, ahead_max) = (self.at.rsp_prod, self.shared.count);
@@ -303,7 +305,7 @@ impl BackRing {
         Ok(prod != self.at.req_cons)
     }
 
-    /// Before sleeping: asks to be notified of the next request; whether one is there already.
+    /// Asks to be notified of the next request, before sleeping; true if there is one already.
     ///
     /// # Errors
     /// As [`BackRing::take`].
@@ -443,7 +445,7 @@ impl FrontRing {
         Ok(prod != own)
     }
 
-    /// Before sleeping: asks to be notified of the next response; whether one is there already.
+    /// Asks to be notified of the next response, before sleeping; true if there is one already.
     ///
     /// # Errors
     /// As [`FrontRing::take`].

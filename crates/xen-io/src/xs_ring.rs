@@ -69,7 +69,7 @@ const REQUESTS: Stream =
 const RESPONSES: Stream =
     Stream { data: offset::RSP, cons: offset::RSP_CONS, prod: offset::RSP_PROD };
 
-/// Why a store stops serving a ring; what the error word says.
+/// The reason that a store stops serving a ring: the value of the error word.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u32)]
 pub enum ErrorWord {
@@ -83,7 +83,7 @@ pub enum ErrorWord {
     Protocol = 3,
 }
 
-/// The ring cannot be used as it is.
+/// The indices or the page of a ring are unusable.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum RingError {
@@ -139,10 +139,10 @@ fn position(index: u32) -> usize {
     (index % RING_SIZE_U32) as usize
 }
 
-/// Takes bytes off a stream until it is seen empty or `into` is full; returns how many.
+/// Takes bytes off a stream until it is seen empty or `into` is full; returns their number.
 ///
-/// Linux signals what it has added only where it finds all before it taken. So the stream is looked at
-/// again once the own index has moved: what was added in between is signalled by nobody.
+/// Linux signals new bytes only if it finds all earlier ones taken. Therefore the stream is looked
+/// at again once the own index has moved: bytes added in between come without a signal.
 fn consume(page: &SharedPage, stream: Stream, into: &mut [u8]) -> Result<usize, RingError> {
     let mut taken: usize = 0;
     while let Some(left) = into.get_mut(taken..)
@@ -154,7 +154,7 @@ fn consume(page: &SharedPage, stream: Stream, into: &mut [u8]) -> Result<usize, 
     Ok(taken)
 }
 
-/// Takes what a stream holds at one moment.
+/// Takes the bytes that a stream holds at one moment.
 fn consume_some(page: &SharedPage, stream: Stream, into: &mut [u8]) -> Result<usize, RingError> {
     let at = indices(page, stream)?;
     let count = at.used.min(into.len());
@@ -173,10 +173,10 @@ fn consume_some(page: &SharedPage, stream: Stream, into: &mut [u8]) -> Result<us
     Ok(count)
 }
 
-/// Puts bytes onto a stream until all are there or it is seen full; returns how many fitted.
+/// Puts bytes onto a stream until all are there or it is seen full; returns the number put.
 ///
-/// Linux signals that it has made room only where it finds the stream full. So where not all fitted, the
-/// stream is looked at again once the own index has moved.
+/// Linux signals new space only if it finds the stream full. Therefore, if not all bytes fitted,
+/// the stream is looked at again once the own index has moved.
 fn produce(page: &SharedPage, stream: Stream, from: &[u8]) -> Result<usize, RingError> {
     let mut put: usize = 0;
     while let Some(left) = from.get(put..)
@@ -188,7 +188,7 @@ fn produce(page: &SharedPage, stream: Stream, from: &[u8]) -> Result<usize, Ring
     Ok(put)
 }
 
-/// Puts what fits at one moment.
+/// Puts as many bytes as fit at one moment.
 fn produce_some(page: &SharedPage, stream: Stream, from: &[u8]) -> Result<usize, RingError> {
     let at = indices(page, stream)?;
     let count = RING_SIZE.saturating_sub(at.used).min(from.len());
@@ -281,7 +281,7 @@ impl ServerRing {
         Ok(self.page.store_u32(offset::CONNECTION, CONNECTED)?)
     }
 
-    /// Tells the guest why it is no longer served, or that it is.
+    /// Tells the guest the reason that it is no longer served, or that it is served.
     ///
     /// # Errors
     /// As [`ServerRing::reset`].
@@ -356,8 +356,8 @@ impl FrontRing {
         Ok(self.page.load_u32(offset::CONNECTION)? == CONNECTED)
     }
 
-    /// Why the store has stopped serving, as its number in `xs_wire.h`; 0 while it serves.
-    /// Newer stores may say numbers that [`ErrorWord`] does not have.
+    /// Returns the reason that the store has stopped serving, by its number in `xs_wire.h`; 0 while
+    /// it serves. Newer stores may say numbers that [`ErrorWord`] does not have.
     ///
     /// # Errors
     /// As [`FrontRing::features`].

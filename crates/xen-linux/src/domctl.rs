@@ -1,4 +1,4 @@
-//! Control of domains, in whichever version of the interface this Xen speaks.
+//! Control of domains, in the version of the interface that this Xen has.
 
 use crate::abi;
 use crate::privcmd::Privcmd;
@@ -31,8 +31,7 @@ pub(crate) fn call(cmd: u32, version: u32, domid: DomId) -> abi::xen_domctl {
     }
 }
 
-/// The first of `versions` that the hypervisor does not answer with EACCES, which is how it says
-/// that it speaks another one.
+/// Returns the first of `versions` that the hypervisor accepts; it answers EACCES to others.
 fn negotiate(
     xen_version: impl FnOnce() -> String,
     interface: &'static str,
@@ -50,7 +49,7 @@ fn negotiate(
 }
 
 impl Domctl {
-    /// Finds out which versions the hypervisor speaks.
+    /// Negotiates the version of the interface with the hypervisor.
     ///
     /// # Errors
     /// [`crate::Error::Version`] none that is known; [`crate::Error::Refused`] this domain may not.

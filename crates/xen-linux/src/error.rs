@@ -1,8 +1,8 @@
-//! Why Xen cannot be used here.
+//! Errors of Xen's devices and interfaces on this machine.
 
 use std::fmt;
 
-/// Why a device of Xen could not be opened or does not do what it should.
+/// The reason that a device of Xen could not be opened or does not work.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum Error {

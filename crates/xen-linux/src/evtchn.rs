@@ -32,7 +32,7 @@ pub struct Evtchn {
 }
 
 impl Evtchn {
-    /// Opens the device. `privcmd` is asked for the status of ports.
+    /// Opens the device. `privcmd` serves queries for the status of ports.
     ///
     /// # Errors
     /// [`crate::Error::Device`].
@@ -55,15 +55,15 @@ impl Evtchn {
     }
 }
 
-/// Reads what has fired.
+/// Reads the ports that have fired.
 fn read(device: &Device, bound: &BTreeSet<u32>, into: &mut [u8]) -> Result<Came, Error> {
     match rustix::io::read(device, into) {
         Ok(len) => Ok(Came::Bytes(len)),
         Err(rustix::io::Errno::AGAIN) => Ok(Came::Bytes(0)),
         Err(rustix::io::Errno::INTR) => Ok(Came::Interrupted),
         Err(error) if error.raw_os_error() == OVERFLOW => {
-            // Which ports fired is lost. An event too many is harmless, one too few is not.
-            // SAFETY: the request takes no argument.
+            // The driver has dropped the list of fired ports. A spurious event is harmless, a lost
+            // one is not. SAFETY: the request takes no argument.
             unsafe { device.call(abi::IOCTL_EVTCHN_RESET, &mut ()) }?;
             Ok(Came::Ports(bound.iter().copied().collect()))
         }

@@ -10,7 +10,7 @@ use xen::{DomId, Error, GrantRef};
 /// Words of the fixed part of `ioctl_gntdev_map_grant_ref`, and of each grant after it.
 const HEAD_WORDS: usize = 2;
 
-/// Which way a copy goes.
+/// The direction of a copy.
 #[derive(Clone, Copy)]
 enum Direction {
     /// From granted pages into this process.

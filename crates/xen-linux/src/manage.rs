@@ -1,4 +1,5 @@
-//! Which domains came, shut down and died; and the ring of the kernel below this process.
+//! Domains that were created, shut down or died; and the XenStore ring of this machine's own
+//! kernel.
 //!
 //! Since Xen 4.21 the hypervisor says which domains have changed, and has a number that tells a
 //! domain from all that had its domid before. Older ones are asked for the list of all domains,
@@ -17,8 +18,8 @@ use xen::{DomId, Error, Port};
 /// The call that tells of domains.
 #[derive(Debug)]
 enum Source {
-    /// `XEN_DOMCTL_get_domain_state`; the reason of a shutdown is asked for in the older way, where
-    /// its version is known.
+    /// `XEN_DOMCTL_get_domain_state`; the reason of a shutdown comes from the older call, where its
+    /// version is known.
     State(Option<Domctl>),
     /// The list of all domains.
     List(Lister),
@@ -27,7 +28,7 @@ enum Source {
 #[derive(Debug)]
 struct Lister {
     domctl: Domctl,
-    /// The domains seen alive, with what tells them from others.
+    /// The domains seen alive, with their identities.
     alive: BTreeMap<u16, u64>,
     changes: VecDeque<DomainEvent>,
     /// The changes since the last interrupt are all in `changes`.
@@ -50,7 +51,7 @@ pub struct Manage {
 }
 
 impl Manage {
-    /// Finds out how this hypervisor is to be asked.
+    /// Opens the watch with the call that this hypervisor has.
     ///
     /// # Errors
     /// [`crate::Error::Version`], [`crate::Error::Refused`].
@@ -68,8 +69,8 @@ impl Manage {
     }
 }
 
-/// The state of `domid`, or of a domain that has changed where that is [`DomId::INVALID`]; and
-/// whose state it is.
+/// Returns the state of `domid`, or of a domain that has changed if that is [`DomId::INVALID`]; and
+/// the number of the domain.
 fn domain_state(
     privcmd: &Privcmd,
     domid: DomId,

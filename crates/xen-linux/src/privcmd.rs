@@ -104,8 +104,8 @@ impl Privcmd {
         self.call(abi::HYPERVISOR_DOMCTL, [0; 5], 0, call).map(drop)
     }
 
-    /// `XEN_SYSCTL_getdomaininfolist`: domains from number `first` on, as many as the buffer holds,
-    /// pushed onto `into`; how many.
+    /// `XEN_SYSCTL_getdomaininfolist`: pushes the domains from number `first` on, as many as the
+    /// buffer holds, onto `into`; returns their number.
     pub(crate) fn domain_list(
         &self,
         version: u32,

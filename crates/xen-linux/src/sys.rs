@@ -36,7 +36,7 @@ impl Device {
         })
     }
 
-    /// Makes a request; what the driver returns where it is not negative.
+    /// Makes a request; returns the result of the driver if it is not negative.
     ///
     /// # Safety
     /// `argument` is what the request takes, also in size, and pointers in it are good for what the

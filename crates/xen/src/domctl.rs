@@ -1,7 +1,7 @@
 //! Control of domains, for domain 0 alone.
 //!
-//! Building a domain differs too much between platforms to be one call; what is done to a domain
-//! that exists does not.
+//! Building a domain differs too much between platforms to be one call; operations on an existing
+//! domain do not.
 //!
 //! Source: `xen/include/public/domctl.h` and `sched.h`.
 
@@ -16,9 +16,9 @@ pub enum RunState {
     Running,
     /// It was paused by [`DomainControl::pause`].
     Paused,
-    /// It has ended itself, and waits for the toolstack to take it down.
+    /// The domain has ended itself, and waits for the toolstack to destroy it.
     Shutdown(ShutdownReason),
-    /// It was destroyed, and goes when the last hold on it is given up.
+    /// The domain was destroyed, and disappears when its last reference is given up.
     Dying,
 }
 
@@ -64,43 +64,44 @@ pub trait DomainControl {
     /// [`Error::Srch`] no such domain, here and below.
     fn info(&mut self, domid: DomId) -> Result<DomainInfo, Error>;
 
-    /// Stops it where it is. Pauses do not add up: one [`DomainControl::unpause`] lets it go on.
+    /// Pauses the domain. Pauses are not counted: one [`DomainControl::unpause`] ends them.
     ///
     /// # Errors
     /// As above; [`Error::Inval`] a domain that pauses itself.
     fn pause(&mut self, domid: DomId) -> Result<(), Error>;
 
-    /// Lets it go on.
+    /// Ends the pause of the domain.
     ///
     /// # Errors
     /// As above; [`Error::Inval`] it is not paused.
     fn unpause(&mut self, domid: DomId) -> Result<(), Error>;
 
-    /// Ends it with `reason`, without asking it. (Asking it is a write to its `control/shutdown`.)
+    /// Shuts the domain down with `reason`, without its consent. (A request for that is a write to
+    /// its node `control/shutdown`.)
     ///
     /// # Errors
     /// As above.
     fn shutdown(&mut self, domid: DomId, reason: ShutdownReason) -> Result<(), Error>;
 
-    /// Takes it down and gives back what it holds.
+    /// Destroys the domain and frees its resources.
     ///
     /// # Errors
     /// As above.
     fn destroy(&mut self, domid: DomId) -> Result<(), Error>;
 
-    /// Sets how much memory it may have, in KiB.
+    /// Sets the most memory that the domain may have, in KiB.
     ///
     /// # Errors
     /// As above; [`Error::NoMem`] more than there is.
     fn set_memory_max(&mut self, domid: DomId, memory_max_kib: u64) -> Result<(), Error>;
 
-    /// Its share of the processors.
+    /// Returns the domain's share of the processors.
     ///
     /// # Errors
     /// As above.
     fn scheduling(&mut self, domid: DomId) -> Result<Scheduling, Error>;
 
-    /// Sets its share of the processors.
+    /// Sets the domain's share of the processors.
     ///
     /// # Errors
     /// As above; [`Error::Inval`] a weight of 0.

@@ -6,7 +6,7 @@
 use crate::shared::SharedPage;
 use crate::{DomId, Error, Port};
 
-/// Why a domain does not run any more (`SHUTDOWN_*`, `xen/include/public/sched.h`).
+/// The reason of a domain's shutdown (`SHUTDOWN_*`, `xen/include/public/sched.h`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum ShutdownReason {
@@ -57,12 +57,12 @@ impl ShutdownReason {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum DomainEvent {
-    /// It is there, and was not when last asked.
+    /// The domain exists now, and did not at the last poll.
     Came(DomId),
-    /// It has shut down or crashed; it still exists. May be said again as long as that is so: whether
-    /// it is news is for the store to know.
+    /// The domain has shut down or crashed; it still exists. May be reported again as long as that
+    /// is so: the store decides if it is news.
     Shutdown(DomId, ShutdownReason),
-    /// It does not exist any more. Its number may be another domain's already.
+    /// The domain does not exist any more. Its number may belong to another domain already.
     Died(DomId),
 }
 
@@ -75,23 +75,23 @@ pub struct OwnRing {
     pub port: Port,
 }
 
-/// Which domains there are.
+/// A watch over the domains of the host.
 pub trait DomainWatch {
     /// Returns the number that tells the domain from all that had `domid` before it (Xen's
     /// `unique_id`); `None` if the hypervisor knows no domain of this number at the moment.
     fn identity(&mut self, domid: DomId) -> Option<u64>;
 
-    /// The next change since it was last asked; to be called after every
+    /// Returns the next change since the last poll; to be called after every
     /// [`Virq::DomExc`](crate::evtchn::Virq::DomExc) until there is none.
     ///
     /// # Errors
-    /// What the hypervisor answered.
+    /// The error of the hypervisor.
     fn poll_change(&mut self) -> Result<Option<DomainEvent>, Error>;
 
-    /// The ring of the caller's own domain; `None` where its kernel has none. Given out once.
+    /// Returns the ring of the caller's own domain, once; `None` where its kernel has none.
     ///
     /// # Errors
-    /// What the kernel answered.
+    /// The error of the kernel.
     fn own_ring(&mut self) -> Result<Option<OwnRing>, Error>;
 }
 

@@ -1,4 +1,4 @@
-//! Event channels: one bit from one domain to another, and a descriptor that says when.
+//! Event channels: one bit from one domain to another, and a descriptor that signals its arrival.
 //!
 //! Source: `xen/include/public/event_channel.h`, Linux `include/uapi/xen/evtchn.h`.
 
@@ -50,8 +50,8 @@ pub enum Status {
 /// A port that [`EventChannels::pending`] returned is masked: the peer's further notifications are
 /// kept, as one, and are reported after [`EventChannels::unmask`].
 pub trait EventChannels {
-    /// The descriptor that polls readable when there is something that came after
-    /// [`EventChannels::pending`] has last said `None`.
+    /// The descriptor that polls readable when an event has come since [`EventChannels::pending`]
+    /// last returned `None`.
     fn fd(&self) -> BorrowedFd<'_>;
 
     /// A new port of this domain that `remote` may bind to.
@@ -82,10 +82,10 @@ pub trait EventChannels {
     /// The next port with an event, which is masked from then on; `None` when there is none.
     ///
     /// # Errors
-    /// What the driver answered; the channels cannot be used any further.
+    /// The error of the driver; the channels cannot be used any further.
     fn pending(&mut self) -> Result<Option<Port>, Error>;
 
-    /// Lets `port` report events again.
+    /// Unmasks `port`: its events are reported again.
     ///
     /// # Errors
     /// [`Error::Inval`] the port is not bound.
@@ -105,7 +105,7 @@ pub trait EventChannels {
         let _ = (bytes, room);
     }
 
-    /// Gives `port` back. Events of it that were not taken yet are forgotten.
+    /// Closes `port`. Events of it that were not taken yet are lost.
     ///
     /// # Errors
     /// [`Error::Inval`] the port is not bound.
@@ -119,9 +119,10 @@ pub trait EventChannels {
     fn status(&mut self, port: Port) -> Result<Status, Error>;
 }
 
-/// The event channels of a process for several parts of it, as the store's client and the frontends
-/// of a guest are. They share the descriptor and its events: who takes an event lets it go again
-/// ([`EventChannels::unmask`]), and each looks at its own rings before the process sleeps.
+/// The event channels of a process, shared by several parts of it, such as the store's client and
+/// the frontends of a guest. They share the descriptor and its events: the part that takes an event
+/// unmasks its port ([`EventChannels::unmask`]), and each looks at its own rings before the process
+/// sleeps.
 #[derive(Debug)]
 pub struct Shared<T> {
     fd: Arc<OwnedFd>,
@@ -138,7 +139,7 @@ impl<T: EventChannels> Shared<T> {
     /// Shares `channels`.
     ///
     /// # Errors
-    /// What the system answered: there is no descriptor left.
+    /// The error of the system: there is no descriptor left.
     pub fn new(channels: T) -> Result<Self, Error> {
         let fd = Arc::new(channels.fd().try_clone_to_owned()?);
         Ok(Self { fd, channels: Arc::new(Mutex::new(channels)) })

@@ -1,4 +1,4 @@
-//! Another domain's memory, for those whom the hypervisor trusts with it (domain 0).
+//! Another domain's memory, for the domain that the hypervisor trusts with it (domain 0).
 //!
 //! Source: `xen/include/public/memory.h`, Linux `include/uapi/xen/privcmd.h`.
 
@@ -6,8 +6,8 @@ use crate::gnttab::Access;
 use crate::shared::SharedPage;
 use crate::{DomId, Error, Gfn};
 
-/// Maps pages that were not granted: what a domain builder and a console daemon of old do. Drivers
-/// take [`GrantMap`](crate::gnttab::GrantMap) instead.
+/// Maps pages that were not granted, as a domain builder or an old console daemon does. Drivers use
+/// [`GrantMap`](crate::gnttab::GrantMap) instead.
 pub trait ForeignMemory {
     /// Maps the page at `gfn` of `domid`; dropping it unmaps.
     ///

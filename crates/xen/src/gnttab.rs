@@ -86,8 +86,8 @@ pub trait GrantMap {
     /// [`Error::NoSpc`] no free entry for it.
     fn map(&mut self, domid: DomId, grant: GrantRef, access: Access) -> Result<Mapping, Error>;
 
-    /// Maps many pages of one domain: one result each, in order, pushed onto `into`. One that
-    /// cannot be mapped does not keep the others from it.
+    /// Maps many pages of one domain: one result each, in order, pushed onto `into`. A page that
+    /// cannot be mapped does not affect the others.
     fn map_batch(
         &mut self,
         domid: DomId,
@@ -102,8 +102,8 @@ pub trait GrantMap {
     /// without mapping the pages does.
     ///
     /// # Errors
-    /// Where nothing was tried: [`Error::Inval`] a segment leaves the buffer, or what the driver
-    /// answered.
+    /// None of the segments was tried: [`Error::Inval`] a segment leaves the buffer, or the error
+    /// of the driver.
     fn copy_out(&mut self, segments: &mut [CopySegment], to: &mut [u8]) -> Result<(), Error> {
         check_buffer(segments, to.len())?;
         for segment in segments {
@@ -157,8 +157,8 @@ fn copied(
 /// A page of this domain that another may reach; dropping it ends the grant.
 ///
 /// The memory belongs to the provider, which uses it for nothing else as long as the other domain
-/// has it mapped: so an end never waits, and a domain that does not let go keeps that page and
-/// nothing more.
+/// has it mapped: ending a grant never waits, and a domain that keeps its mapping keeps that page
+/// and nothing more.
 #[derive(Debug)]
 pub struct Offered {
     page: SharedPage,
@@ -179,7 +179,7 @@ impl Offered {
         self.peer
     }
 
-    /// The reference to tell the peer.
+    /// Returns the reference, which the peer needs to map the page.
     #[must_use]
     pub fn grant(&self) -> GrantRef {
         self.grant

@@ -1,4 +1,4 @@
-//! One page that somebody else can change at any time.
+//! A page that another party can change at any time.
 //!
 //! [`SharedPage`] copies bytes in and out and never hands out a reference: a reference would promise
 //! the compiler that the bytes stand still. Bytes are copied by volatile accesses, each of which the
@@ -25,7 +25,8 @@ pub trait Unmap: Send + Sync {
     /// Gives back the page at `base`; called once for each page, when its last use is over.
     fn unmap(&self, base: NonNull<u8>);
 
-    /// A write to a page that is mapped for reading was refused: for who keeps account of such.
+    /// Notes a refused write to a page that is mapped for reading only, for providers that count
+    /// them.
     fn write_refused(&self) {}
 }
 
@@ -177,8 +178,8 @@ impl SharedPage {
         Ok(value)
     }
 
-    /// Stores the 32-bit word at `offset`, a multiple of 4, in release order: who sees it sees
-    /// what was put into the page before it.
+    /// Stores the 32-bit word at `offset`, a multiple of 4, in release order: a reader that sees it
+    /// sees all that was put into the page before it.
     ///
     /// # Errors
     /// [`PageError`].

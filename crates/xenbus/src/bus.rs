@@ -1,9 +1,9 @@
 //! Finds the devices of a kind by watches, and takes each from state to state.
 //!
 //! A bus is one end of all devices of a kind in a domain: `/local/domain/0/backend/vbd`, or
-//! `/local/domain/3/device/vif`. It watches that node with all below it, and the `state` of each peer.
-//! Whatever fires, the device is looked at afresh: what the watches said on the way does not matter, so
-//! events may come twice, late or be merged.
+//! `/local/domain/3/device/vif`. It watches that node with all below it, and the `state` of each
+//! peer. After any event the device is looked at afresh: the contents of the events do not matter,
+//! so they may come twice, late or merged.
 //!
 //! | module | what it is |
 //! |---|---|
@@ -74,7 +74,7 @@ impl<D: Driver> Bus<D> {
         Ok(Self { end, make: Box::new(make), only: None, slots, due, news })
     }
 
-    /// Leaves all devices but this one to whoever has them.
+    /// Restricts the bus to this device; all others are left to other processes.
     #[must_use]
     pub fn only(self, id: Id) -> Self {
         Self { only: Some(id), ..self }
@@ -178,7 +178,7 @@ impl<D: Driver> Bus<D> {
         self.look(store, id)
     }
 
-    /// Something is wrong with a device while it is connected: it closes.
+    /// Closes a connected device because of an error.
     ///
     /// # Errors
     /// As [`Bus::take`].
@@ -189,8 +189,8 @@ impl<D: Driver> Bus<D> {
         self.look(store, id)
     }
 
-    /// Changes nodes of a device while it is connected, and writes its state once more, upon which the
-    /// other end looks at them: so a backend tells a new size.
+    /// Changes nodes of a device while it is connected, and writes its state once more, which makes
+    /// the other end look at them. A backend tells a new size in this way.
     ///
     /// # Errors
     /// As [`Bus::take`].
@@ -203,8 +203,8 @@ impl<D: Driver> Bus<D> {
         self.slots.get(&id).map_or(Ok(()), |slot| slot.rewrite(store, nodes))
     }
 
-    /// This end does not want the device any more: it closes, and stays so. (A backend is told by the
-    /// toolstack, through the store.)
+    /// Closes a device that this end does not want any more; it stays closed. (A backend is told by
+    /// the toolstack, through the store.)
     ///
     /// # Errors
     /// As [`Bus::take`].
@@ -214,8 +214,8 @@ impl<D: Driver> Bus<D> {
         self.look(store, id)
     }
 
-    /// A frontend's domain goes on after a suspend or a migration: the backends are others, and know
-    /// nothing of the rings. Every device is opened anew; drivers keep what was not answered.
+    /// Opens every device anew after a suspend or a migration of the frontend's domain: the
+    /// backends are others and know nothing of the rings. Drivers keep their unanswered requests.
     ///
     /// # Errors
     /// As [`Bus::take`].

@@ -26,13 +26,13 @@ pub struct Device<'a> {
 }
 
 impl Device<'_> {
-    /// Which device it is.
+    /// Returns the device's id.
     #[must_use]
     pub fn id(&self) -> Id {
         self.id
     }
 
-    /// Which end this is.
+    /// Returns the side of this end.
     #[must_use]
     pub fn side(&self) -> Side {
         self.side
@@ -77,7 +77,7 @@ impl Device<'_> {
         Ok(self.store.try_read(format!("{}/{name}", self.path))?)
     }
 
-    /// One of the other end's nodes. It says whatever the other end likes.
+    /// Returns one of the other end's nodes, whose value is unchecked.
     ///
     /// # Errors
     /// As [`Device::own`].
@@ -85,7 +85,7 @@ impl Device<'_> {
         Ok(self.store.try_read(format!("{}/{name}", self.peer_path))?)
     }
 
-    /// A number in one of this end's nodes.
+    /// Returns a number in one of this end's nodes.
     ///
     /// # Errors
     /// As [`Device::own`]; [`Error::Bad`] where it is no number that `T` holds.
@@ -94,7 +94,7 @@ impl Device<'_> {
         parse(self.store, path)
     }
 
-    /// A number in one of the other end's nodes.
+    /// Returns a number in one of the other end's nodes.
     ///
     /// # Errors
     /// As [`Device::own_number`].
@@ -103,7 +103,7 @@ impl Device<'_> {
         parse(self.store, path)
     }
 
-    /// A number that the other end has to have written.
+    /// Returns a number that the other end must have written.
     ///
     /// # Errors
     /// As [`Device::their_number`]; [`Error::Missing`].

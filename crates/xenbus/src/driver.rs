@@ -17,14 +17,14 @@ pub enum Progress {
 /// One end of one device. What a method puts ([`Device::put`]) reaches the store in one transaction with
 /// the state that follows; where it is pending or fails, nothing does.
 pub trait Driver {
-    /// A backend says what it offers (InitWait follows); a frontend makes its rings and says where they
-    /// are (Initialised follows).
+    /// Writes the nodes of this end: a backend's features (InitWait follows), or the rings that a
+    /// frontend makes (Initialised follows).
     ///
     /// # Errors
     /// The device closes, the reason goes into its `error` node.
     fn open(&mut self, device: &mut Device<'_>) -> Result<Progress, Error>;
 
-    /// Takes into use what the peer has said (Connected follows).
+    /// Connects to the peer by its nodes (Connected follows).
     ///
     /// # Errors
     /// As [`Driver::open`].
@@ -40,7 +40,7 @@ pub trait Driver {
         Err(Error::Driver(what))
     }
 
-    /// The other end has changed something while connected.
+    /// Handles a change that the other end has made while connected.
     ///
     /// # Errors
     /// As [`Driver::open`].
@@ -55,7 +55,7 @@ pub trait Driver {
         let _ = device;
     }
 
-    /// The other end reconfigures: does its part, after which this end goes to `next`.
+    /// Does this end's part when the other end reconfigures; afterwards this end goes to `next`.
     ///
     /// # Errors
     /// As [`Driver::open`]; most kinds of devices know nothing of this.

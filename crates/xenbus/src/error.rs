@@ -5,7 +5,7 @@ use std::fmt;
 use xen::Port;
 use xen_io::ring::RingError;
 
-/// Why a device is not, or no longer, connected.
+/// The reason that a device is not, or no longer, connected.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Error {
@@ -18,7 +18,7 @@ pub enum Error {
         /// Its path.
         path: String,
     },
-    /// A node says what cannot be.
+    /// The value of a node is invalid.
     Bad {
         /// Its path.
         path: String,
@@ -27,14 +27,14 @@ pub enum Error {
         /// The value that was expected.
         wanted: &'static str,
     },
-    /// Event channels or grants.
+    /// An operation on event channels or grants has failed.
     Platform {
         /// The operation that failed.
         what: &'static str,
         /// The error of the hypervisor.
         error: xen::Error,
     },
-    /// A ring cannot be used: the other end has broken it, or it was never one.
+    /// A ring cannot be used: the other end has broken it, or it was never a ring.
     Ring(RingError),
     /// The peer begins anew again and again without ever being connected.
     Flaps {
@@ -43,25 +43,26 @@ pub enum Error {
     },
     /// The port that the other end names is bound already, or is not offered to this domain.
     PortTaken(Port),
-    /// The hotplug script of a backend has failed; its words.
+    /// The hotplug script of a backend has failed, with this message.
     Hotplug(String),
-    /// The device, or what its driver needs, is in use elsewhere for now: who uses it, and what helps.
+    /// The device, or a resource of its driver, is in use elsewhere for now: its user, and a
+    /// remedy.
     Busy(String),
-    /// Something that the driver needs is not there, and may come back: the words of the driver.
+    /// A resource of the driver is not there, and may come back: the driver's message.
     Away(String),
-    /// The other end has given the device up, and says this.
+    /// The other end has given the device up, with this message.
     Theirs {
-        /// The errno(3) number before its words.
+        /// The errno(3) number before the message.
         errno: i32,
-        /// Its words.
+        /// The message.
         text: String,
     },
-    /// The words of a driver.
+    /// The message of a driver.
     Driver(String),
 }
 
 impl Error {
-    /// For the `map_err` of event channels and grants: what was being done.
+    /// Adds the operation that failed, for the `map_err` of event channels and grants.
     pub fn platform(what: &'static str) -> impl FnOnce(xen::Error) -> Self {
         move |error| Self::Platform { what, error }
     }

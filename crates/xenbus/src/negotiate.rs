@@ -9,15 +9,15 @@ use xen::{GrantRef, Port};
 
 /// The backend's node: largest ring, as the logarithm of its pages.
 pub const MAX_RING_PAGE_ORDER: &str = "max-ring-page-order";
-/// The backend's node of old: the same in pages.
+/// The backend's older node: largest ring in pages.
 pub const MAX_RING_PAGES: &str = "max-ring-pages";
 /// The frontend's node: logarithm of its rings' pages.
 pub const RING_PAGE_ORDER: &str = "ring-page-order";
-/// The frontend's node of old: the same in pages.
+/// The frontend's older node: its rings' size in pages.
 pub const NUM_RING_PAGES: &str = "num-ring-pages";
 /// The backend's node: most queues.
 pub const MAX_QUEUES: &str = "multi-queue-max-queues";
-/// The frontend's node: how many it uses.
+/// The frontend's node: the number of queues that it uses.
 pub const NUM_QUEUES: &str = "multi-queue-num-queues";
 
 /// The limits of a backend.
@@ -30,7 +30,8 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// A ring of one page, one queue: what every peer knows, and what is meant where nothing is said.
+    /// One ring of one page and one queue, which every peer supports and which holds if no node
+    /// says more.
     pub const PLAIN: Self = Self { order_max: 0, queues_max: 1 };
 
     /// Tells the frontend, for [`Driver::open`](crate::Driver::open) of a backend.
@@ -87,8 +88,8 @@ fn place(number: u32, count: u32) -> String {
 }
 
 impl<const RINGS: usize, const CHANNELS: usize> Names<RINGS, CHANNELS> {
-    /// Tells the backend where the queues are, for [`Driver::open`](crate::Driver::open) of a frontend. All rings have
-    /// the same number of pages.
+    /// Writes the frontend's rings and ports of all queues, for
+    /// [`Driver::open`](crate::Driver::open). All rings have the same number of pages.
     pub fn put(&self, device: &mut Device<'_>, queues: &[Queue<RINGS, CHANNELS>]) {
         let pages = queues.first().and_then(|queue| queue.rings.first()).map_or(1, Vec::len);
         if pages > 1 {
@@ -104,7 +105,7 @@ impl<const RINGS: usize, const CHANNELS: usize> Names<RINGS, CHANNELS> {
         }
     }
 
-    /// Tells the backend where the rings and ports are that belong to no queue, as those for the control of a vif.
+    /// Writes the rings and ports that belong to no queue, such as those for the control of a vif.
     pub fn put_shared(&self, device: &mut Device<'_>, queue: &Queue<RINGS, CHANNELS>) {
         self.put_one(device, "", queue);
     }
@@ -191,7 +192,7 @@ fn ring_pages(device: &mut Device<'_>, limits: Limits) -> Result<Pages, Error> {
 /// The size of the rings in the frontend's nodes.
 #[derive(Clone, Copy)]
 enum Pages {
-    /// Nothing: one page, and its name has no number.
+    /// No such node: one page, and the name of its node has no number.
     Unsaid,
     /// The number of pages. If it is one, the name of its node may have a number.
     Said(u32),

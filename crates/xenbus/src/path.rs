@@ -6,7 +6,7 @@ use crate::side::Side;
 use std::fmt;
 use xen::DomId;
 
-/// Which device of a kind: its frontend's domain and its number there.
+/// The id of a device among those of a kind: its frontend's domain and its number there.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Id {
     /// The domain that uses it.

@@ -7,12 +7,12 @@ use std::fmt;
 pub enum Side {
     /// The end that uses the device.
     Frontend,
-    /// The end that is the device.
+    /// The end that provides the device.
     Backend,
 }
 
 impl Side {
-    /// The other one.
+    /// Returns the opposite side.
     #[must_use]
     pub fn other(self) -> Self {
         match self {

@@ -1,5 +1,5 @@
-//! The tables of legal moves: what an end does, given its state, its peer's, and whether the device
-//! is wanted.
+//! The tables of legal moves: the action of an end for its state, its peer's, and the standing of
+//! the device.
 //!
 //! Source: the diagrams in `xen/include/public/io/blkif.h` and `xenbus.h`; what Linux, QEMU and libxl do in
 //! the cases that no document names. The tables are in letters, one row for each own state 0 to 8, one
@@ -59,21 +59,22 @@ impl Peer {
 /// The standing of a device: to be used, or to be taken down.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Standing {
-    /// It is.
+    /// The device is to be used.
     Wanted,
-    /// It goes: `online` is 0, the toolstack has asked for Closing, or this end has failed.
+    /// The device is to be taken down: `online` is 0, the toolstack has asked for Closing, or this
+    /// end has failed.
     Leaving,
 }
 
 /// The next action of an end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Action {
-    /// Nothing, until something changes.
+    /// Do nothing until something changes.
     Stay,
-    /// Say what the peer needs to know: a backend its features (then InitWait), a frontend its rings
-    /// (then Initialised).
+    /// Write the nodes that the peer needs: a backend its features (then InitWait), a frontend its
+    /// rings (then Initialised).
     Open,
-    /// Take the peer's part into use (then Connected).
+    /// Connect to the peer by its nodes (then Connected).
     Connect,
     /// The backend has changed something while connected, such as its size.
     Refresh,
@@ -86,14 +87,14 @@ pub enum Action {
     /// Give back all that is the peer's, and begin anew: a backend opens, a frontend goes to
     /// Initialising.
     Restart,
-    /// Nothing: the device is to be forgotten once its nodes are gone.
+    /// Do nothing: the device is to be forgotten once its nodes are gone.
     Remove,
 }
 
 /// A move of the peer that the tables do not know.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Illegal {
-    /// Which end this is.
+    /// The side of this end.
     pub side: Side,
     /// Its state.
     pub own: State,
@@ -172,7 +173,7 @@ const FRONTEND_LEAVING: Table = [
 /// Returns the action of an end of the given side in state `own`, for the given peer.
 ///
 /// # Errors
-/// [`Illegal`]: the peer is in a state that it cannot have come to; nothing is to be done but to say so.
+/// [`Illegal`]: the peer cannot have come to its state; the only thing to do is to report it.
 pub fn react(side: Side, own: State, peer: Peer, standing: Standing) -> Result<Action, Illegal> {
     let Peer::Is(peer) = peer else { return Ok(alone(own, standing)) };
     let table = match (side, standing) {

@@ -57,7 +57,7 @@ impl NewDevice {
     }
 }
 
-/// `n<owner>,r<reader>`: the owner may do all, the other end read.
+/// Returns `n<owner>,r<reader>`: the owner may do everything, the other end may read.
 fn perms(owner: DomId, reader: DomId) -> [Perm; 2] {
     let perm = |access, domid: DomId| Perm { access, domid: domid.0.into() };
     [perm(Access::None, owner), perm(Access::Read, reader)]
@@ -66,15 +66,15 @@ fn perms(owner: DomId, reader: DomId) -> [Perm; 2] {
 /// The outcome of adding a device.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Added {
-    /// It is there.
+    /// The device was added.
     New,
-    /// One of its number was there already, and is as it was.
+    /// A device of its number was there already, and is unchanged.
     WasThere,
     /// The frontend's domain has no nodes, or no longer; nothing is added.
     NoDomain,
 }
 
-/// Adds a device: what both ends find appears at once. What was there under its number is replaced.
+/// Adds a device: all nodes of both ends appear at once. A device of its number is replaced.
 ///
 /// # Errors
 /// [`Error::Store`].
@@ -83,8 +83,9 @@ pub fn add(store: &mut Client, device: &NewDevice) -> Result<(), Error> {
     Ok(store.transaction(|tx| nodes.write(tx))?)
 }
 
-/// Adds a device as [`add`] does, unless one of its number is there: of two that add at once, one is told so. Nor is one
-/// added to a domain whose nodes were taken away, where nobody would look for it any more.
+/// Adds a device as [`add`] does, unless one of its number exists: of two callers that add at once,
+/// one is told so. Adds none to a domain whose nodes were taken away: no frontend would look for
+/// it.
 ///
 /// # Errors
 /// [`Error::Store`].

@@ -28,13 +28,13 @@ pub const DISCARD_SECURE: &str = "discard-secure";
 pub const INFO: &str = "info";
 /// Backend: bytes of the medium's sectors.
 pub const SECTOR_SIZE: &str = "sector-size";
-/// Backend: bytes of what the medium writes at once.
+/// Backend: bytes of the smallest piece that the medium writes at once.
 pub const PHYSICAL_SECTOR_SIZE: &str = "physical-sector-size";
 /// Backend: size of the medium in units of 512 bytes.
 pub const SECTORS: &str = "sectors";
 /// Backend, set by the toolstack: `r` or `w`.
 pub const MODE: &str = "mode";
-/// Backend, set by the toolstack: what is served.
+/// Backend, set by the toolstack: the image or device to serve.
 pub const PARAMS: &str = "params";
 /// Frontend: the layout of its rings.
 pub const PROTOCOL: &str = "protocol";

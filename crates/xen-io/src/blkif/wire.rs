@@ -31,7 +31,7 @@ fn fields(layout: Layout) -> &'static Fields {
     }
 }
 
-/// `N` bytes at `at`; zeroes beyond the end, which no field of a layout is.
+/// Returns `N` bytes at `at`; zeroes beyond the end, where no field of a layout lies.
 fn get<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
     bytes.get(at..).and_then(|rest| rest.first_chunk()).copied().unwrap_or([0; N])
 }
@@ -181,8 +181,8 @@ impl RequestBytes {
     }
 }
 
-/// A response as it lies in the ring. Every byte of it is set, so none tells what was in this side's
-/// memory (XSA-216).
+/// A response as it lies in the ring. All its bytes are set, so that none leaks this side's memory
+/// (XSA-216).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ResponseBytes {
     bytes: [u8; RESPONSE_SIZE_MAX],

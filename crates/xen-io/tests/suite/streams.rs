@@ -68,7 +68,7 @@ struct Ring {
     responses: Stream,
 }
 
-/// Reads or writes.
+/// The operation under test: a read or a write of a stream.
 type Read<'a> = &'a dyn Fn(&mut [u8]) -> Result<usize, RingError>;
 type Write<'a> = &'a dyn Fn(&[u8]) -> Result<usize, RingError>;
 
@@ -86,13 +86,13 @@ impl Ring {
         Self { _offer: offer, server, front, requests, responses }
     }
 
-    /// Both who read, each with its stream.
+    /// Both readers, each with its stream.
     fn readers(&self, mut test: impl FnMut(&Stream, Read<'_>)) {
         test(&self.requests, &|into| self.server.read(into));
         test(&self.responses, &|into| self.front.read(into));
     }
 
-    /// Both who write, each with its stream.
+    /// Both writers, each with its stream.
     fn writers(&self, mut test: impl FnMut(&Stream, Write<'_>)) {
         test(&self.responses, &|from| self.server.write(from));
         test(&self.requests, &|from| self.front.write(from));

@@ -11,7 +11,8 @@ use xen_io::xs_ring::{RING_SIZE, ServerRing, offset};
 
 /// Bytes that go to the store and back, where the processors are free: a second or two.
 const TOTAL: u64 = 60_000_000;
-/// As long as it goes on where they are not: each of some 200,000 turns then waits for other work.
+/// The length of the test where other work keeps the processors busy: each of some 200,000 turns
+/// then waits for that work.
 const LONG_ENOUGH: Duration = Duration::from_secs(20);
 /// The time after which a wait counts as stalled: the signal it waits for is never sent.
 const STALLED: Duration = Duration::from_secs(10);
@@ -65,7 +66,7 @@ fn store(page: SharedPage, look: &SharedPage, woken: &Signal, wake: &Signal, ove
     }
 }
 
-/// Sends `length` bytes at most; how many went.
+/// Sends `length` bytes at most; returns the number sent.
 fn put(page: &SharedPage, next: u64, length: usize, wake: &Signal) -> usize {
     let [cons, prod, ..] = words(page);
     let count = length.min(RING_SIZE - (prod - cons) as usize);
@@ -81,7 +82,7 @@ fn put(page: &SharedPage, next: u64, length: usize, wake: &Signal) -> usize {
     count
 }
 
-/// Takes what has come; how many bytes.
+/// Takes the bytes that have come; returns their number.
 fn take(page: &SharedPage, next: u64, wake: &Signal) -> usize {
     let [.., cons, prod] = words(page);
     let count = (prod - cons) as usize;

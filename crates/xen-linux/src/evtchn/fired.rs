@@ -11,9 +11,9 @@ const BATCH: usize = 64;
 pub(super) enum Came {
     /// The number of bytes read. If they fill less than the buffer, the driver has no more.
     Bytes(usize),
-    /// A signal, before anything else.
+    /// Interrupted by a signal before any port was read.
     Interrupted,
-    /// These, and perhaps more by now.
+    /// Ports that may have fired; more may have by now.
     Ports(Vec<u32>),
 }
 
@@ -21,8 +21,8 @@ pub(super) enum Came {
 #[derive(Debug, Default)]
 pub(super) struct Fired {
     ports: VecDeque<u32>,
-    /// The driver had no more when it was last asked, and nobody was told so since: to ask it once more would
-    /// be a system call for each event. What fires meanwhile makes the descriptor readable.
+    /// True if the driver had no more ports at the last read, and no caller was told so since: one
+    /// more read would be a system call for each event. Later events make the descriptor readable.
     emptied: bool,
 }
 
@@ -48,15 +48,15 @@ impl Fired {
         }
     }
 
-    /// Takes what was read where there was `room` bytes.
+    /// Takes the bytes of a read into a buffer of `room` bytes.
     pub(super) fn came(&mut self, bytes: &[u8], room: usize) {
         let (words, _) = bytes.as_chunks::<4>();
         self.ports.extend(words.iter().map(|word| u32::from_ne_bytes(*word)));
         self.emptied = bytes.len() < room;
     }
 
-    /// Forgets a port that is closed. Its number may be given out again: what the old port has left must not
-    /// be taken for the new one's.
+    /// Forgets a port that is closed. Its number may be given out again: events left of the old
+    /// port must not be taken for the new one's.
     pub(super) fn forget(&mut self, port: u32) {
         self.ports.retain(|fired| *fired != port);
     }
@@ -93,7 +93,7 @@ mod tests {
         let mut fired = Fired::default();
         assert_eq!(driver.all(&mut fired), [3, 1, 2]);
         assert_eq!(driver.asked, 1);
-        // Whoever comes again finds what has fired since.
+        // A later call finds the ports that have fired since.
         driver.fired = vec![1];
         assert_eq!(driver.all(&mut fired), [1]);
         assert_eq!(driver.all(&mut fired), []);
@@ -129,7 +129,7 @@ mod tests {
         fired.forget(1);
         fired.forget(3);
         assert_eq!(driver.all(&mut fired), [2]);
-        // The number is another's by now.
+        // The number 1 belongs to another port by now.
         driver.fired = vec![1];
         assert_eq!(driver.all(&mut fired), [1]);
     }

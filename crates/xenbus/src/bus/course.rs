@@ -1,10 +1,10 @@
-//! The course of one device at one end: how far it has come, and the step that is next. It knows no store.
+//! The course of one device at one end: its progress and its next step. It knows no store.
 
 use crate::side::Side;
 use crate::state::{Action, Illegal, Peer, Standing, react};
 use xen_io::xenbus::State;
 
-/// Most times that a peer may begin anew without being connected in between.
+/// The most times that a peer may begin anew without being connected in between.
 pub(super) const RESTARTS_MAX: u32 = 8;
 
 /// The course of a device.
@@ -28,7 +28,7 @@ pub(super) struct Course {
 /// The next step of a device.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Step {
-    /// Take over what a process that has ended was connected to.
+    /// Take over the connection of a process that has ended.
     Adopt,
     /// An action of the tables.
     Act(Action),
@@ -143,17 +143,17 @@ impl Course {
         Ok(Step::Act(action))
     }
 
-    /// Its driver takes what is the peer's.
+    /// Notes that the driver may hold resources of the peer.
     pub(super) fn hold(&mut self) {
         self.held = true;
     }
 
-    /// Its driver waits for something.
+    /// Notes that the driver waits for something.
     pub(super) fn wait(&mut self) {
         self.waits = true;
     }
 
-    /// It is not wanted any more, at this end or by the toolstack.
+    /// Notes that the device is not wanted any more, at this end or by the toolstack.
     pub(super) fn leave(&mut self) {
         self.standing = Standing::Leaving;
     }
@@ -164,13 +164,13 @@ impl Course {
         self.waits = false;
     }
 
-    /// All that was the peer's is given back.
+    /// Notes that all resources of the peer are given back.
     pub(super) fn let_go(&mut self) {
         self.held = false;
         self.orphan = false;
     }
 
-    /// The driver's step that leads to this state is done.
+    /// Notes that the driver's step to this state is done.
     pub(super) fn complete(&mut self, next: State) {
         if next == State::Connected {
             self.restarts = 0;
@@ -178,18 +178,19 @@ impl Course {
         }
     }
 
-    /// It is in this state now.
+    /// Sets the state.
     pub(super) fn enter(&mut self, next: State) {
         self.own = next;
     }
 
-    /// Everything begins anew; false where that was too often.
+    /// Begins anew; false if that has happened too often.
     pub(super) fn count_restart(&mut self) -> bool {
         self.restarts += 1;
         self.restarts <= RESTARTS_MAX
     }
 
-    /// True where the peer has written its state once more; a state that this end has read when it connected is not news.
+    /// True if the peer has written its state once more; the state that this end has read when it
+    /// connected does not count.
     pub(super) fn take_change(&mut self) -> bool {
         !std::mem::take(&mut self.refreshed)
     }

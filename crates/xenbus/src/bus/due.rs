@@ -3,7 +3,7 @@
 use crate::path::Id;
 use std::collections::VecDeque;
 
-/// Devices of which an event has told and that were not looked at since, each once.
+/// Devices with an event since the last look at them, each once.
 #[derive(Default)]
 pub(super) struct DueDevices(VecDeque<Id>);
 

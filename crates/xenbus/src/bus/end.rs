@@ -1,4 +1,4 @@
-//! One end of all devices of a kind in a domain: where it is in the store, and what it watches.
+//! One end of all devices of a kind in a domain: its place in the store, and its watches.
 
 use crate::error::Error;
 use crate::path::{self, Id};
@@ -124,7 +124,7 @@ impl End {
     }
 }
 
-/// A watch that is set is as good as one that was set now.
+/// Treats a watch that is set already as set.
 fn already(error: xenstore::Error) -> Result<(), xenstore::Error> {
     if error.refusal() == Some(wire::Error::Exist) { Ok(()) } else { Err(error) }
 }

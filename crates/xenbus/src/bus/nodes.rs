@@ -10,7 +10,7 @@ use xenstore::{Client, Store};
 
 /// Most bytes of an error in the store; of a backend's, that a frontend repeats.
 const ERROR_MAX: usize = 512;
-/// No errno(3) number is this or more (`MAX_ERRNO`, `linux/err.h`).
+/// The number that no errno(3) number reaches (`MAX_ERRNO`, `linux/err.h`).
 const ERRNO_MAX: i32 = 4096;
 
 /// The nodes of one end that the toolstack has written, and its state.
@@ -44,7 +44,8 @@ impl Nodes {
     }
 }
 
-/// False where the toolstack wants a backend's device no more: its `online` is 0. A toolstack that writes no such node wants it.
+/// False if the toolstack wants a backend's device no more: its `online` is 0. A missing node means
+/// that the device is wanted.
 fn is_online(store: &mut Client, path: &str) -> Result<bool, Error> {
     let online = store.try_read(format!("{path}/online"))?;
     Ok(online.is_none_or(|value| number(&value) != Some(0_u32)))
@@ -60,7 +61,8 @@ pub(super) fn peer_state(store: &mut Client, peer_path: &str) -> Result<Peer, Er
     Ok(value.map_or(Peer::Gone, |value| Peer::Is(State::parse(&value))))
 }
 
-/// Reads why a backend gives a device up. Of one that was asked to close (`online` is 0) nothing is to be told.
+/// Reads the reason that a backend gives a device up. There is none if it was asked to close
+/// (`online` is 0).
 pub(super) fn peer_error(store: &mut Client, peer_path: &str) -> Result<Option<Error>, Error> {
     let mut theirs =
         |name: &str| match store.try_read(format!("{peer_path}/{name}")).map_err(Error::from) {

@@ -35,7 +35,7 @@ impl<D> Surroundings<'_, D> {
     }
 }
 
-/// A device, how far it has come, and its driver.
+/// A device, its course and its driver.
 pub(super) struct Slot<D> {
     id: Id,
     course: Course,
@@ -66,7 +66,7 @@ impl<D: Driver> Slot<D> {
         &mut self.driver
     }
 
-    /// Notes what the toolstack has written.
+    /// Notes the nodes that the toolstack has written.
     pub(super) fn note(&mut self, nodes: &Nodes) {
         self.course.note(nodes.state, nodes.online);
     }
@@ -85,7 +85,7 @@ impl<D: Driver> Slot<D> {
         Ok(())
     }
 
-    /// Does what there is to do.
+    /// Does the steps that are due.
     pub(super) fn go_on(&mut self, around: &mut Surroundings<'_, D>) -> Result<(), Error> {
         for _ in 0..STEPS_MAX {
             let peer = peer_state(around.store, &self.peer_path)?;
@@ -101,7 +101,7 @@ impl<D: Driver> Slot<D> {
         Ok(())
     }
 
-    /// The peer is another after a resume; everything begins anew.
+    /// Begins anew after a resume: the peer is another.
     pub(super) fn resume(&mut self, around: &mut Surroundings<'_, D>) -> Result<(), Error> {
         // The store has no watch of this end's after a migration.
         around.end.unwatch_peer(around.store, self.id, &self.peer_path);
@@ -115,7 +115,7 @@ impl<D: Driver> Slot<D> {
         self.switch(around, State::Initialising, &[])
     }
 
-    /// The device is gone, and with it the driver and what it has in flight.
+    /// Drops a device that is gone, with its driver and the driver's requests in flight.
     pub(super) fn end(mut self, around: &mut Surroundings<'_, D>) {
         // Nobody is left to be told.
         let _ = self.call(around, Driver::release);
@@ -134,7 +134,7 @@ impl<D: Driver> Slot<D> {
         write(store, &self.path, &puts.collect::<Vec<_>>(), Some(self.course.own()))
     }
 
-    /// This end cannot go on with the device: it says why, and closes.
+    /// Gives the device up because of an error, which is written, and closes it.
     pub(super) fn fail(
         &mut self,
         around: &mut Surroundings<'_, D>,
@@ -185,7 +185,7 @@ impl<D: Driver> Slot<D> {
                 }
                 Ok(Progress::Pending)
             }
-            // What is to be forgotten is, once its nodes are gone; till then it stays closed.
+            // The device is forgotten once its nodes are gone; till then it stays closed.
             Action::Stay | Action::Remove => Ok(Progress::Pending),
             Action::Open => self.run(around, opened, Driver::open),
             Action::Connect => self.run(around, State::Connected, Driver::connect),
@@ -199,7 +199,7 @@ impl<D: Driver> Slot<D> {
         }
     }
 
-    /// A backend that gives a device up says why in its `error` node: the frontend's says so too.
+    /// Copies the error of a backend that gives a device up into the frontend's `error` node.
     fn tell_why(&mut self, around: &mut Surroundings<'_, D>) -> Result<(), Error> {
         if !self.course.asks_why() {
             return Ok(());
@@ -236,7 +236,7 @@ impl<D: Driver> Slot<D> {
         }
     }
 
-    /// The peer may have changed something: once for each time that its state was written.
+    /// Tells the driver that the peer may have changed something: once for each write of its state.
     fn refresh(&mut self, around: &mut Surroundings<'_, D>) -> Result<(), Error> {
         if !self.course.take_change() {
             return Ok(());
@@ -321,7 +321,7 @@ impl<D: Driver> Slot<D> {
         Ok(())
     }
 
-    /// Says what is wrong with the peer's state, once for each state.
+    /// Reports what is wrong with the peer's state, once for each state.
     fn complain(
         &mut self,
         around: &mut Surroundings<'_, D>,
@@ -331,14 +331,14 @@ impl<D: Driver> Slot<D> {
         if self.course.take_complaint(peer) { self.report(around, error) } else { Ok(()) }
     }
 
-    /// Writes an error into the store, and tells it.
+    /// Writes an error into the store, and adds it to the news.
     fn report(&self, around: &mut Surroundings<'_, D>, error: Error) -> Result<(), Error> {
         write_error(around.store, around.end.domid(), &self.path, &error)?;
         around.tell(self.id, What::Error(error));
         Ok(())
     }
 
-    /// Calls the driver; returns what it said, and what it put.
+    /// Calls the driver; returns its result, and the nodes that it put.
     fn call<T>(
         &mut self,
         around: &mut Surroundings<'_, D>,

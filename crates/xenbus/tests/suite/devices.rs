@@ -251,9 +251,9 @@ fn a_device_that_is_made_anew_begins_anew() {
     scene.until("the backend to say so once more", |scene| scene.read(&path) == "6");
 }
 
-/// A backend that takes its time to give back what it holds.
+/// A backend that needs several calls to give back its resources.
 struct Holding {
-    /// The number of times that it is still to be asked.
+    /// The number of calls that are still answered with pending.
     asks: Rc<Cell<u32>>,
 }
 

@@ -25,7 +25,7 @@ fn queue(first: u32, pages: u32) -> Queue<2, 2> {
     Queue { rings: [ring(first), ring(first + pages)], ports: [Port(first), Port(first + 1)] }
 }
 
-/// A frontend that says where these are.
+/// A frontend that names these rings and ports.
 struct Front(Vec<Queue<2, 2>>);
 
 impl Driver for Front {
@@ -45,7 +45,7 @@ impl Driver for Front {
     }
 }
 
-/// A backend that keeps what it has read.
+/// A backend that keeps the queues that it has read.
 #[derive(Default)]
 struct Back(Vec<Queue<2, 2>>);
 

@@ -11,7 +11,7 @@ use xenstore::{Client, Store};
 const PATIENCE: Duration = Duration::from_secs(10);
 const ID: Id = Id { frontend: DomId(3), devid: 0 };
 
-/// Either end of a device without rings; it puts where it goes when it is reconfigured.
+/// Either end of a device without rings; it writes its next state when it is reconfigured.
 struct Plain;
 
 impl Driver for Plain {
