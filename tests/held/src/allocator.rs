@@ -1,4 +1,5 @@
-//! The allocator of a program that uses this crate: the system's, with a count of what the store has.
+//! The allocator of a program that uses this crate: the system's, with a count of the bytes that
+//! the store holds.
 //!
 //! Only what is allocated or freed within [`within_store`] is counted, as the size of the block that the C library
 //! gives out on 64-bit machines: 8 bytes more than were asked for, in steps of 16, and at least 32.
@@ -26,7 +27,7 @@ pub fn within_store<R>(body: impl FnOnce() -> R) -> R {
     result
 }
 
-/// The size of the block for so many bytes.
+/// Returns the size of the block that the C library gives out for `bytes`.
 fn block(bytes: usize) -> i64 {
     i64::try_from((bytes + 8).next_multiple_of(16).max(32)).unwrap_or(i64::MAX)
 }
@@ -42,8 +43,8 @@ struct Counting;
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-// SAFETY: every call goes to the system's allocator as it came; counting touches no memory of the caller's, and
-// thread-local cells without a destructor allocate nothing.
+// SAFETY: every call goes to the system's allocator unchanged. Counting touches no memory of the
+// caller's, and thread-local cells without a destructor allocate nothing.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(block(layout.size()));

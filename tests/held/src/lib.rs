@@ -1,22 +1,24 @@
-//! Memory that a guest makes the store hold, beside what the store charges it for.
+//! Measures the memory that a guest makes the store hold beyond what the store charges it for.
 //!
-//! The promise: whatever a guest asks for, the store holds at most [`ALLOWED_RATIO`] times what it charges, and
-//! [`ALLOWED_BYTES`]. A seeded search looks for the worst: programs of all message types are changed at random, and
-//! those are kept for which the store holds the most beside what it charges.
+//! The promise: for every request of a guest, the store holds at most [`ALLOWED_RATIO`] times what
+//! it charges, plus
+//! [`ALLOWED_BYTES`]. A seeded search looks for the worst: it changes programs of all message types
+//! at random, and keeps those for which the store holds the most beyond its charge.
 //!
-//! | module | what it is |
+//! | module | contents |
 //! |---|---|
-//! | [`allocator`] | the allocator, which counts what the store has; the only `unsafe` |
-//! | [`program`] | what a guest does |
+//! | [`allocator`] | the allocator, which counts the bytes that the store holds; the only `unsafe`
+//! |
+//! | [`program`] | the program of a guest |
 //! | [`run`](mod@run) | one program against one store |
-//! | [`search`] | many programs, the worst of them changed again |
+//! | [`search`] | many programs, of which the worst are changed again |
 
 pub mod allocator;
 pub mod program;
 pub mod run;
 pub mod search;
 
-/// The store may hold so many times what it charges,
+/// The number of bytes that the store may hold for one guest, as a multiple of what it charges.
 pub const ALLOWED_RATIO: i64 = 2;
-/// and so many bytes more, for one guest.
+/// The number of bytes that the store may hold for one guest in addition to the multiple.
 pub const ALLOWED_BYTES: i64 = 64 * 1024;

@@ -1,11 +1,12 @@
-//! `held [--seconds N] [--seed N] [--goal held|time]`: searches for the program for which the store holds the most beside what it charges;
-//! ends at the first for which it holds more than it may. Or for the one with the call that takes longest.
+//! `held [--seconds N] [--seed N] [--goal held|time]`: searches for the program for which the store
+//! holds the most beyond its charge. Ends at the first for which it holds more than it may. With
+//! the goal `time` it searches for the program with the longest call.
 
 use held::search::{Goal, Search};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-/// Time between two lines of progress.
+/// The time between two lines of progress.
 const PROGRESS: Duration = Duration::from_secs(10);
 
 fn main() -> ExitCode {
@@ -19,7 +20,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// For how long, from which seed, and for what.
+/// Parses the command line into the number of seconds, the seed and the goal.
 fn parse(args: &[String]) -> Option<(u64, u64, Goal)> {
     let (mut seconds, mut seed, mut goal) = (60, 1, Goal::Held);
     for option in args.chunks(2) {

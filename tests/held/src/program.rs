@@ -2,14 +2,14 @@
 
 use sim::rng::Rng;
 
-/// Slots for the numbers of open transactions: as many as the quota allows.
+/// The number of slots for open transactions, as many as the quota allows.
 pub const SLOTS: usize = 10;
 
-/// The doings of a guest, from its start.
+/// The program of a guest, from its start.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Program(pub Vec<Loop>);
 
-/// Some steps, one after the other, so many times.
+/// A list of steps, and the number of its rounds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Loop {
     /// The number of rounds.
@@ -18,32 +18,33 @@ pub struct Loop {
     pub body: Vec<Step>,
 }
 
-/// One thing that a guest, or domain 0 beside it, does.
+/// One step of a guest, or of domain 0 beside it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// A request that names a path, within the transaction of a slot or outside.
+    /// A request that names a path, within the transaction of a slot or without one.
     Ask(Ask, Place, Option<u8>),
-    /// WATCH with a token of so many bytes, and a depth.
+    /// WATCH with a token of this many bytes, and a depth.
     Watch(Place, u16, Option<u8>),
     /// UNWATCH.
     Unwatch(Place, u16),
     /// RESET_WATCHES.
     ResetWatches,
-    /// TRANSACTION_START; its number goes to the slot.
+    /// TRANSACTION_START, whose number goes to the slot.
     Start(u8),
-    /// TRANSACTION_END of the slot's, as a commit or not.
+    /// TRANSACTION_END of the slot's transaction; true for a commit.
     End(u8, bool),
-    /// A message of any other type with these bytes of payload.
+    /// A message of any other type with this many bytes of payload.
     Other(u8, u16),
-    /// It reads so many bytes from its ring.
+    /// The guest reads this many bytes from its ring.
     Take(u16),
-    /// Milliseconds pass.
+    /// This many milliseconds pass.
     Pass(u8),
-    /// It resets its ring.
+    /// The guest resets its ring.
     Reconnect,
-    /// A transaction of domain 0's takes the turn and looks at the guest's home: what would change it waits.
+    /// A transaction of domain 0's takes the turn and reads the guest's home. Requests that would
+    /// change the home wait.
     Hold,
-    /// That transaction ends.
+    /// The transaction of `Hold` ends.
     Release,
 }
 
@@ -62,24 +63,24 @@ pub enum Ask {
     Mkdir,
     /// RM
     Rm,
-    /// WRITE of so many bytes.
+    /// WRITE of this many bytes.
     Write(u16),
-    /// SET_PERMS with so many entries.
+    /// SET_PERMS with this many entries.
     SetPerms(u8),
 }
 
 /// A path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
-    /// Below what.
+    /// The node below which the path lies.
     pub below: Below,
-    /// Names of one letter: their number,
+    /// The number of one-letter names.
     pub names: u16,
-    /// and which letter.
+    /// The letter of these names.
     pub letter: u8,
-    /// Bytes of one more name, 0 for none,
+    /// The length of one more name in bytes; 0 for none.
     pub last: u16,
-    /// which is the number of the round modulo this, if that is not 0.
+    /// If not 0, the last name is the number of the round modulo this.
     pub modulo: u16,
 }
 
@@ -90,17 +91,17 @@ pub enum Below {
     Home,
     /// The guest's home, absolute.
     HomeAbsolute,
-    /// Something of domain 0's that everybody may read.
+    /// A node of domain 0's that everybody may read.
     Public,
-    /// A place where nothing is.
+    /// A path that does not exist.
     Nowhere,
 }
 
-/// The guest's number.
+/// The guest's domain number.
 pub const GUEST: u16 = 7;
 
 impl Place {
-    /// The path in the round of this number.
+    /// Returns the path in the round of this number.
     #[must_use]
     pub fn path(&self, round: usize) -> String {
         let mut path = match self.below {
@@ -145,7 +146,7 @@ impl Place {
     }
 }
 
-/// A number below `bound`: small ones and the largest more often than others.
+/// Draws a number below `bound`: small ones and the largest more often than others.
 fn size(rng: &mut Rng, bound: u16) -> u16 {
     let bound = match rng.below(4) {
         0 => 2,
@@ -207,14 +208,15 @@ impl Loop {
 }
 
 impl Program {
-    /// Any program.
+    /// Draws a random program.
     #[must_use]
     pub fn random(rng: &mut Rng) -> Self {
         let len = 1 + rng.below(6);
         Self((0..len).map(|_| Loop::random(rng)).collect())
     }
 
-    /// This program with something changed, added, taken out or put elsewhere; or a mixture with another.
+    /// Returns this program with a step or loop changed, added, taken out or moved; or a mixture
+    /// with another.
     #[must_use]
     pub fn changed(&self, other: &Self, rng: &mut Rng) -> Self {
         let mut loops = self.0.clone();

@@ -1,4 +1,4 @@
-//! One program against one store.
+//! Runs one program against one store.
 
 use crate::allocator::{held, within_store};
 use crate::program::{Ask, GUEST, Place, Program, SLOTS, Step};
@@ -10,32 +10,33 @@ use xenstore_core::quota::Quota;
 use xenstore_core::server::{Attach, Config, ConnId, DomId, Host, Notice, Server};
 use xenstore_core::wire::{Error, Header, MsgType};
 
-/// A program is broken off after so many steps: it is to be one of many.
+/// The number of steps after which a program is cut off, because a search runs many.
 const STEPS_MAX: usize = 40_000;
-/// Microseconds that the clock goes on with each step.
+/// The time that the clock advances with each step, in microseconds.
 const STEP_US: u64 = 5;
 
-/// Bytes that the store held and charged at one moment.
+/// The bytes that the store held and charged at one moment.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Measure {
-    /// Bytes that it had for the guest.
+    /// Bytes that the store held for the guest.
     pub held: i64,
-    /// Bytes that it charged the guest for: its use of `memory`, and its unread output.
+    /// Bytes that the store charged the guest for: its use of `memory`, and its unread output.
     pub charged: i64,
-    /// After so many steps.
+    /// The number of steps before that moment.
     pub steps: usize,
-    /// The longest that one call of the program has kept the store busy until then, by the thread's processor time.
+    /// The longest time that one call of the program has taken in the store until then, in the
+    /// thread's processor time.
     pub longest: Duration,
 }
 
 impl Measure {
-    /// The share that was held of what may be held, in thousandths.
+    /// Returns the bytes held as a share of those that may be held, in thousandths.
     #[must_use]
     pub fn permille(&self) -> i64 {
         self.held * 1000 / (self.charged * ALLOWED_RATIO + ALLOWED_BYTES)
     }
 
-    /// True where no more was held than may be.
+    /// True if no more is held than may be.
     #[must_use]
     pub fn is_allowed(&self) -> bool {
         self.held <= self.charged * ALLOWED_RATIO + ALLOWED_BYTES
@@ -53,7 +54,8 @@ impl fmt::Display for Measure {
     }
 }
 
-/// Runs a program; the moment at which the store held the most, of what it may.
+/// Runs a program. Returns the measure at the moment when the store held the largest share of what
+/// it may.
 #[must_use]
 pub fn run(program: &Program) -> Measure {
     let mut machine = Machine::new();
@@ -74,7 +76,7 @@ pub fn run(program: &Program) -> Measure {
     machine.worst
 }
 
-/// The hypervisor: there are domain 0 and the guest.
+/// A hypervisor with domain 0 and the guest.
 struct Hypervisor;
 
 impl Host for Hypervisor {
@@ -100,7 +102,7 @@ struct Machine {
     now: u64,
     /// The numbers of the guest's open transactions, as far as it remembers them.
     slots: [u32; SLOTS],
-    /// The number that its next one gets.
+    /// The number of its next transaction.
     next: u32,
     /// Domain 0's transaction that has the turn.
     holder: Option<u32>,
@@ -111,7 +113,7 @@ struct Machine {
     longest: Duration,
 }
 
-/// The processor time that this thread has used.
+/// Returns the processor time that this thread has used.
 fn used() -> Duration {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     let (seconds, nanoseconds) = (time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs());
@@ -165,7 +167,8 @@ impl Machine {
         self.worst.longest = longest;
     }
 
-    /// Hands one request of `conn` in, and does what the daemon does at the end of a round; what it has cost.
+    /// Hands in one request of `conn` and does the daemon's work at the end of a round, and notes
+    /// its cost.
     fn request(&mut self, conn: ConnId, kind: u32, tx_id: u32, payload: &[u8]) {
         let len = u32::try_from(payload.len()).unwrap_or(u32::MAX);
         let header = Header { kind, req_id: 1, tx_id, len };
@@ -190,7 +193,7 @@ impl Machine {
         self.longest = self.longest.max(used() - begin);
     }
 
-    /// A request of domain 0's, which reads its answer at once.
+    /// Makes a request of domain 0's, which reads its answer at once.
     fn dom0(&mut self, kind: MsgType, tx: u32, payload: &[u8]) -> Vec<u8> {
         self.request(self.dom0, kind.code(), tx, payload);
         let (server, dom0, now) = (&mut self.server, self.dom0, self.now);
@@ -199,7 +202,7 @@ impl Machine {
         answer
     }
 
-    /// The number of a transaction that domain 0 starts.
+    /// Starts a transaction of domain 0's. Returns its number.
     fn dom0_start(&mut self) -> u32 {
         let answer = self.dom0(MsgType::TransactionStart, 0, b"\0");
         let digits = answer.get(16..).unwrap_or_default();
@@ -207,7 +210,7 @@ impl Machine {
         text.trim_end_matches('\0').parse().unwrap_or(0)
     }
 
-    /// Has domain 0 be refused on `/hot`, take the turn there, and look at all that the guest has.
+    /// Makes domain 0 be refused on `/hot`, take the turn there, and read all of the guest's nodes.
     fn hold(&mut self) {
         self.release();
         let refused = self.dom0_start();
@@ -241,7 +244,7 @@ impl Machine {
         }
     }
 
-    /// Does a step; false where the guest is no longer served.
+    /// Does a step; false if the guest is no longer served.
     fn step(&mut self, step: &Step, round: usize) -> bool {
         self.now += STEP_US;
         match step {
@@ -349,7 +352,7 @@ impl Machine {
     }
 }
 
-/// The payload's first string.
+/// Returns the payload's first string.
 fn named(place: &Place, round: usize) -> Vec<u8> {
     let mut payload = place.path(round).into_bytes();
     payload.push(0);

@@ -1,25 +1,25 @@
-//! The search: programs are changed at random, and those are kept for which the store holds the most.
+//! The search, which changes programs at random and keeps those for which the store holds the most.
 
 use crate::program::Program;
 use crate::run::{Measure, run};
 use sim::rng::Rng;
 
-/// Programs that are kept.
+/// The number of programs that are kept.
 const KEPT: usize = 24;
-/// In so many of 1000 cases a program is a new one.
+/// The share of steps that run a new random program, in thousandths.
 const FRESH: u32 = 150;
 
 /// The goal of a search.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Goal {
-    /// Much that is held beside what is charged.
+    /// The most memory held beyond the charge.
     Held,
-    /// A call that takes long.
+    /// The longest call.
     Time,
 }
 
 impl Goal {
-    /// The score of a measure: the more, the worse.
+    /// Returns the score of a measure: a higher score is worse.
     fn score(self, measure: &Measure) -> u128 {
         match self {
             Self::Held => measure.permille().max(0).unsigned_abs().into(),
@@ -28,30 +28,30 @@ impl Goal {
     }
 }
 
-/// A search, from its seed.
+/// A search that a seed determines.
 pub struct Search {
     goal: Goal,
     rng: Rng,
-    /// The worst first.
+    /// The programs that are kept, the worst first.
     kept: Vec<(Measure, Program)>,
-    /// Programs that have been run.
+    /// The number of programs that have been run.
     pub runs: u64,
 }
 
 impl Search {
-    /// The search of `seed`.
+    /// Starts the search of `seed`.
     #[must_use]
     pub fn new(goal: Goal, seed: u64) -> Self {
         Self { goal, rng: Rng::new(seed), kept: Vec::new(), runs: 0 }
     }
 
-    /// Runs one more program. What was held at its worst moment.
+    /// Runs one more program. Returns its measure at the worst moment.
     pub fn step(&mut self) -> Measure {
         let program = match self.kept.len() {
             0 => Program::random(&mut self.rng),
             _ if self.rng.chance(FRESH) => Program::random(&mut self.rng),
             len => {
-                // The worst more often than the others.
+                // Worse programs are picked more often than better ones.
                 let (one, two) = (self.rng.index(len), self.rng.index(len));
                 let (program, other) = (&self.kept[one.min(two)].1, &self.kept[two].1);
                 program.changed(other, &mut self.rng)
@@ -69,7 +69,7 @@ impl Search {
         measure
     }
 
-    /// The worst program so far.
+    /// Returns the worst program so far.
     #[must_use]
     pub fn worst(&self) -> Option<&(Measure, Program)> {
         self.kept.first()

@@ -8,7 +8,7 @@ fn place(below: Below, names: u16, last: u16, modulo: u16) -> Place {
     Place { below, names, letter: 0, last, modulo }
 }
 
-/// Runs loops; what was held at the worst moment.
+/// Runs loops. Returns the measure at the worst moment.
 fn loops<const N: usize>(loops: [(u16, Vec<Step>); N]) -> Measure {
     let loops = loops.into_iter().map(|(count, body)| Loop { count, body });
     let measure = run(&Program(loops.collect()));
@@ -16,7 +16,7 @@ fn loops<const N: usize>(loops: [(u16, Vec<Step>); N]) -> Measure {
     measure
 }
 
-/// An index with an entry for every name of a watched path held five hundred times what was charged.
+/// An index with an entry for every name of a watched path held five hundred times the charge.
 #[test]
 fn watches_of_paths_with_a_thousand_names_are_charged_for_what_they_hold() {
     let watch = Step::Watch(place(Below::Nowhere, 1000, 4, 128), 1, None);

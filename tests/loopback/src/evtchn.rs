@@ -17,7 +17,7 @@ pub struct Channels {
 }
 
 impl Host {
-    /// The event channels of one process of `domid`.
+    /// Returns the event channels of one process of `domid`.
     #[must_use]
     pub fn evtchn(&self, domid: DomId) -> Channels {
         Channels { host: self.clone(), domid, waiting: Arc::new(Waiting::new()), own: Vec::new() }
@@ -60,7 +60,7 @@ impl EventChannels for Channels {
         if let Some(channel) = tables.ports.get_mut(&theirs) {
             channel.status = Status::Interdomain { remote: self.domid, remote_port: port };
         }
-        // As Xen does: the end that binds may have missed what was raised before.
+        // As in Xen: the end that binds may have missed an event that was raised before.
         let own = tables.ports.get_mut(&(self.domid, port));
         let woken = own.and_then(|channel| channel.raise(port));
         drop(tables);

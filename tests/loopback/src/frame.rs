@@ -8,7 +8,7 @@ use xen::gnttab::Access;
 use xen::shared::{PAGE_SIZE, SharedPage, Unmap};
 use xen::{DomId, Error};
 
-/// A page, kept as long as anyone offers it or has it mapped.
+/// A page, kept as long as anyone offers it or maps it.
 #[derive(Debug)]
 pub(crate) struct Frame(SharedPage);
 
@@ -26,7 +26,7 @@ impl Unmap for Anonymous {
 }
 
 impl Frame {
-    /// A page of zeroes.
+    /// Maps a page of zeroes.
     pub(crate) fn new() -> Result<Self, Error> {
         let prot = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: a new mapping, at an address of the kernel's choice.
@@ -36,7 +36,8 @@ impl Frame {
         Ok(Self(unsafe { SharedPage::from_mapped(base, Access::ReadWrite, Arc::new(Anonymous)) }))
     }
 
-    /// A view of it, which keeps it; `end` is called when the view's last use is over.
+    /// Returns a view of the page, which keeps the frame; `end` is called after the view's last
+    /// use.
     pub(crate) fn view(
         self: Arc<Self>,
         access: Access,
@@ -50,7 +51,7 @@ impl Frame {
     }
 }
 
-/// The things that a view of a frame keeps, and that its end undoes.
+/// The part of a view that keeps the frame and calls the view's end when it is dropped.
 struct View<F> {
     _frame: Arc<Frame>,
     end: F,

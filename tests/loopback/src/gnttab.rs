@@ -6,7 +6,7 @@ use std::sync::Arc;
 use xen::gnttab::{Access, GrantMap, GrantOffer, Mapping, Offered, Status};
 use xen::{DomId, Error, GrantRef};
 
-/// What `domid` grants and maps.
+/// The grants and mappings of `domid`.
 #[derive(Debug)]
 pub struct Grants {
     host: Host,
@@ -14,7 +14,7 @@ pub struct Grants {
 }
 
 impl Host {
-    /// Grants to and by `domid`.
+    /// Returns the grants to and by `domid`.
     #[must_use]
     pub fn gnttab(&self, domid: DomId) -> Grants {
         Grants { host: self.clone(), domid }

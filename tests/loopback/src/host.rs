@@ -1,4 +1,4 @@
-//! The hypervisor: what domains hold of it, in one table.
+//! The hypervisor: one table of everything that domains hold.
 
 use crate::frame::Entry;
 use crate::port::Channel;
@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use xen::{DomId, GrantRef, Port};
 
-/// The hypervisor: hands out what domains hold.
+/// The hypervisor, which hands out event channels and grants to domains.
 #[derive(Clone, Debug, Default)]
 pub struct Host(Arc<Mutex<Tables>>);
 
@@ -17,32 +17,32 @@ pub(crate) struct Tables {
     pub(crate) grants: BTreeMap<(DomId, GrantRef), Entry>,
     pub(crate) last_grant: u32,
     pub(crate) mapped: usize,
-    /// Mappings after which every further one is refused, if so.
+    /// The number of mappings after which every further one is refused; `None` for no limit.
     pub(crate) mapped_max: Option<usize>,
     /// Grants that [`Host::refuse`] has named.
     pub(crate) refused: Vec<GrantRef>,
 }
 
 impl Host {
-    /// A host without any domain's things on it.
+    /// Makes a host on which no domain holds anything.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The number of pages that are mapped at the moment.
+    /// Returns the number of pages that are mapped at the moment.
     #[must_use]
     pub fn mapped(&self) -> usize {
         self.tables().mapped
     }
 
-    /// The number of pages that are offered at the moment.
+    /// Returns the number of pages that are offered at the moment.
     #[must_use]
     pub fn offered(&self) -> usize {
         self.tables().grants.len()
     }
 
-    /// The number of ports that are in use at the moment.
+    /// Returns the number of ports that are in use at the moment.
     #[must_use]
     pub fn ports(&self) -> usize {
         self.tables().ports.len()

@@ -7,7 +7,7 @@
 //! |---|---|
 //! | [`evtchn`] | event channels: a table, and an eventfd for each holder |
 //! | [`gnttab`] | grants of pages of this process |
-//! | `host` | the hypervisor, with what domains hold of it |
+//! | `host` | the hypervisor, with all that domains hold |
 //! | `port`, `frame` | a port and its holder; a page that is granted, the only module with `unsafe` |
 
 pub mod evtchn;

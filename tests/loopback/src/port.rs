@@ -31,7 +31,7 @@ impl Waiting {
         ports.push_back(port);
     }
 
-    /// Wakes the holder, who then wants the locks that the caller may hold.
+    /// Wakes the holder. The caller releases its locks first, because the holder takes them.
     pub(crate) fn wake(&self) {
         // An eventfd takes 2^64 - 2 of these before it would block.
         let _ = rustix::io::write(&self.fd, &1_u64.to_ne_bytes());
@@ -68,7 +68,7 @@ impl Channel {
         Self { status, holder, masked: false, kept: false }
     }
 
-    /// Raises an event; who is to be woken for it, once nothing is locked.
+    /// Raises an event. Returns the holder to wake once no lock is held.
     #[must_use]
     pub(crate) fn raise(&mut self, port: Port) -> Option<Arc<Waiting>> {
         if self.masked {
@@ -80,7 +80,7 @@ impl Channel {
         Some(Arc::clone(&self.holder))
     }
 
-    /// Lets events through again; who is to be woken for one that was kept.
+    /// Unmasks the port. Returns the holder to wake if an event was kept meanwhile.
     #[must_use]
     pub(crate) fn unmask(&mut self, port: Port) -> Option<Arc<Waiting>> {
         self.masked = false;

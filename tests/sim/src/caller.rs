@@ -1,31 +1,32 @@
-//! A client machine, and what it waits for: replies must be to its own requests, and in their order.
+//! A client machine with its requests in flight. Replies must be to its own requests, in the right
+//! order.
 
 use std::collections::VecDeque;
 use xenstore_core::client::{Client, Event, Reply, RequestId};
 use xenstore_core::wire::{MsgType, split_message};
 
-/// Whether replies may overtake each other.
+/// The order in which replies come.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Order {
-    /// They come as the requests were sent.
+    /// Replies come in the order of the requests.
     Sent,
-    /// Requests may be delayed by transactions that have the turn.
+    /// Replies may overtake each other: transactions that have the turn may delay requests.
     Any,
 }
 
-/// What came.
+/// A message that was received.
 #[derive(Debug)]
 pub(crate) enum Heard<T> {
     Reply(T, Reply),
     Event(Event),
 }
 
-/// A client that knows what it asked.
+/// A client that remembers its requests in flight.
 pub(crate) struct Caller<T> {
     client: Client,
     order: Order,
     in_flight: VecDeque<(RequestId, T)>,
-    /// The start of a message whose end has not come.
+    /// The start of a message that has not come completely.
     partial: Vec<u8>,
 }
 
@@ -35,7 +36,7 @@ impl<T> Caller<T> {
         Self { client: Client::new(), order, in_flight, partial }
     }
 
-    /// Sends a request; `about` comes back with its reply.
+    /// Sends a request; `about` is returned with its reply.
     pub(crate) fn ask(&mut self, kind: MsgType, tx: u32, payload: &str, about: T) {
         if let Ok(id) = self.client.send(kind, tx, &[payload.as_bytes()]) {
             self.in_flight.push_back((id, about));
@@ -50,29 +51,29 @@ impl<T> Caller<T> {
         self.client.consume_output(count);
     }
 
-    /// How many requests have no reply yet.
+    /// Returns the number of requests without a reply.
     pub(crate) fn waiting(&self) -> usize {
         self.in_flight.len()
     }
 
-    /// What is asked and not answered.
+    /// Returns the requests without a reply.
     pub(crate) fn unanswered(&self) -> impl Iterator<Item = &T> {
         self.in_flight.iter().map(|(_, about)| about)
     }
 
-    /// Whether a message has come in part.
+    /// True if part of a message has come.
     pub(crate) fn is_amid_a_message(&self) -> bool {
         !self.partial.is_empty()
     }
 
-    /// The connection was cut: what was unanswered stays so.
+    /// Resets the client after its connection was cut. Returns the requests that had no reply.
     pub(crate) fn cut(&mut self) -> Vec<T> {
         self.client = Client::new();
         self.partial.clear();
         self.in_flight.drain(..).map(|(_, about)| about).collect()
     }
 
-    /// Takes what was read, message by message, so that their order is seen.
+    /// Handles the bytes that were read, one message at a time, so that their order is seen.
     pub(crate) fn hear(&mut self, bytes: &[u8]) -> Result<Vec<Heard<T>>, String> {
         self.partial.extend_from_slice(bytes);
         let mut heard = Vec::new();

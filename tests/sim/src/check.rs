@@ -1,4 +1,5 @@
-//! What must hold: what the toolstack is answered, that all comes to rest, and what is there then.
+//! The checks of a run: the replies to the toolstack, the rest that the host must reach, and its
+//! state then.
 
 use crate::guest::COUNTERS;
 use crate::host::Host;
@@ -11,27 +12,27 @@ use crate::toolstack::{Ask, Sent};
 use xen::{DomId, GrantRef};
 use xen_io::xs_ring::{CONNECTED, ErrorWord, offset};
 
-/// Rounds after which a host that does nothing new must have come to rest.
+/// The number of rounds within which a host that begins nothing new must come to rest.
 const ROUNDS_MAX: u32 = 20_000;
-/// How far off what is due may be to be waited for.
+/// The longest time until a deadline that a check waits for, in microseconds.
 const DUE_SOON_US: u64 = 200_000;
-/// Requests in a burst.
+/// The number of requests in a burst.
 const BURST: u32 = 400;
-/// Events of one watch that fill a ring, for each of the shared nodes.
+/// The number of writes of each shared node whose events fill the ring of a guest that watches it.
 const FILLS: u32 = 90;
-/// Longer than a guest may leave an event unread.
+/// A time longer than a guest may leave an event unread, in microseconds.
 const UNREAD_US: u64 = 25_000_000;
 
 type Answer = Result<String, String>;
 
 impl Host {
-    /// The slot that a request was about, unless that domain is gone.
+    /// Returns the slot of the domain that a request was about; `None` if that domain is gone.
     fn slot_of(&self, domid: u16, identity: u64) -> Option<usize> {
         let same = |slot: &crate::slot::Slot| slot.name() == (domid, identity);
         self.slots.iter().position(same).filter(|at| self.slots[*at].actor.is_some())
     }
 
-    /// The toolstack's request was answered.
+    /// Handles the reply to a request of the toolstack.
     pub(crate) fn answered(&mut self, sent: &Sent, answer: &Answer) -> Result<(), String> {
         let wrong = |answer: &Answer| Err(format!("{:?} was answered {answer:?}", sent.ask));
         match (&sent.ask, answer) {
@@ -87,12 +88,12 @@ impl Host {
             }
             (Ask::OpenShared { .. } | Ask::MakeCounter { .. }, Ok(_)) => Ok(()),
             (Ask::OpenCounter { .. } | Ask::Watch(_), Ok(_)) => Ok(()),
-            // What is asked to be looked at.
+            // The replies to the questions of a check.
             (_, Ok(payload)) => {
                 self.answers.push((sent.ask.clone(), payload.clone()));
                 Ok(())
             }
-            // Nobody has had a home yet.
+            // No domain has had a home yet.
             (Ask::ListHomes, Err(name)) if name == "ENOENT" => {
                 self.answers.push((Ask::ListHomes, String::new()));
                 Ok(())
@@ -122,7 +123,7 @@ impl Host {
     fn is_released(&mut self, at: usize, asked: u64) {
         self.tally.released += 1;
         self.release_owed = asked;
-        // What it had is gone, as with a death.
+        // Its nodes are gone, as after a death.
         self.common.deaths += 1;
         let slot = &mut self.slots[at];
         slot.is_introduced = false;
@@ -136,14 +137,15 @@ impl Host {
         }
     }
 
-    /// Brings the host to rest, without and then with the events that were lost, and looks at all of it.
+    /// Brings the host to rest, first without the lost events and then with them, and checks all of
+    /// it.
     pub(crate) fn check(&mut self) -> Result<(), String> {
         self.note(|| "check".to_owned());
         self.hypervisor.disarm();
         self.slots.iter_mut().for_each(|slot| slot.frozen_until = 0);
         self.settle()?;
         self.nobody_waits(|host, domid| host.hypervisor.is_deaf(domid))?;
-        // What was lost delays no longer than until the next event.
+        // A lost event delays the receiver only until the next event.
         self.note(|| "the next events come".to_owned());
         self.hypervisor.next_events();
         self.settle()?;
@@ -157,7 +159,7 @@ impl Host {
         Ok(())
     }
 
-    /// Steps everybody, who begins nothing new, until nothing moves any more.
+    /// Steps every part of the host, beginning nothing new, until nothing moves any more.
     fn settle(&mut self) -> Result<(), String> {
         let mut idle = 0;
         for _ in 0..ROUNDS_MAX {
@@ -190,7 +192,7 @@ impl Host {
         Err(format!("the host does not come to rest in {ROUNDS_MAX} rounds"))
     }
 
-    /// Nobody waits for an answer, but for those that `excused` names.
+    /// Checks that no domain waits for a reply, except those for which `excused` is true.
     fn nobody_waits(&mut self, excused: impl Fn(&Self, DomId) -> bool) -> Result<(), String> {
         let deaf = self.toolstack.is_on_a_ring() && excused(self, DomId::DOM0);
         if !self.toolstack.is_settled() && !deaf {
@@ -200,7 +202,7 @@ impl Host {
         for at in 0..self.slots.len() {
             let slot = &mut self.slots[at];
             let domid = DomId(slot.domid);
-            // What the toolstack has asked for may have cut it off, and it is not told yet.
+            // A request of the toolstack may have cut the guest off, which it has not seen yet.
             let is_asked_about = self.toolstack.unanswered().any(|ask| ask.is_about(domid.0));
             if slot.is_shut_down() || is_asked_about {
                 continue;
@@ -214,7 +216,7 @@ impl Host {
         Ok(())
     }
 
-    /// Every watch was told of what it watches.
+    /// Checks that every watch has fired for the changes that it covers.
     fn told_all(&mut self) -> Result<(), String> {
         for slot in &mut self.slots {
             if !slot.is_shut_down()
@@ -236,14 +238,15 @@ impl Host {
         Ok(())
     }
 
-    /// The daemon holds what it must, and nothing of who is gone.
+    /// Checks that the daemon holds what it must, and nothing of a domain that is gone.
     fn nothing_left(&self) -> Result<(), String> {
         let mut introduced = 0;
         for slot in &self.slots {
             let wanted = usize::from(slot.is_introduced);
             introduced += wanted;
             let held = self.hypervisor.ports_towards(DomId::DOM0, DomId(slot.domid));
-            // Who was refused to be introduced again may have lost the port that it had, and is told.
+            // A domain whose new introduction was refused may have lost its port, and is told of
+            // it.
             let in_between = slot.stage == Stage::ToIntroduce && held == 0;
             if in_between && slot.is_introduced && !slot.is_hostile() {
                 let page = self.hypervisor.own_page(DomId(slot.domid), GrantRef::XENSTORE);
@@ -269,7 +272,8 @@ impl Host {
         Ok(())
     }
 
-    /// The daemon's own check, what it says of domains, and every node of the guests.
+    /// Runs the daemon's own check, and reads its figures for all domains and every node of the
+    /// guests.
     fn ask_all(&mut self) -> Result<(), String> {
         let orderly = self.orderly;
         self.answers.clear();
@@ -288,7 +292,7 @@ impl Host {
             }
         }
         if self.rng.chance(50) {
-            // More than anybody is served in one turn.
+            // More requests than one client is served in one turn.
             (0..BURST).for_each(|_| self.write_shared());
         }
         self.settle()?;
@@ -327,7 +331,7 @@ impl Host {
         Ok(())
     }
 
-    /// A counter is what was committed: nothing is lost, nothing is counted twice.
+    /// Checks that a counter equals the number of commits: none is lost, and none counts twice.
     fn counter(&mut self, which: usize, answer: &str) -> Result<(), String> {
         let guests = self.slots.iter_mut().filter_map(|slot| slot.healthy());
         let in_flight = guests.filter(|guest| guest.counter_in_doubt() == Some(which)).count();
@@ -341,7 +345,7 @@ impl Host {
         }
     }
 
-    /// What a guest is charged for is what it has.
+    /// Checks that a guest is charged for exactly what it has.
     fn charged(&mut self, domid: u16, text: &str) -> Result<(), String> {
         let slot = &mut self.slots[usize::from(domid) - 1];
         let shut_down = slot.is_shut_down();
@@ -359,7 +363,7 @@ impl Host {
         Ok(())
     }
 
-    /// Who lives has a home, who is gone has none.
+    /// Checks that every live guest that keeps the rules has a home, and that no dead one has.
     fn homes(&self, list: &str) -> Result<(), String> {
         let homes: Vec<&str> = list.split_terminator('\0').collect();
         for slot in &self.slots {
@@ -374,11 +378,12 @@ impl Host {
         Ok(())
     }
 
-    /// So much time passes that who leaves something unread is no longer served: hostile guests, and who is
-    /// suspended. The latter come back.
+    /// Lets enough time pass that a domain with unread output is no longer served: hostile guests,
+    /// and suspended ones. The latter come back.
     fn long_unread(&mut self) -> Result<(), String> {
         if self.rng.chance(200) {
-            // More than a ring holds, for who watches it; one by one, or most would be merged.
+            // More events than a ring holds, for a guest that watches. They are sent one by one,
+            // because most would be merged otherwise.
             for _ in 0..FILLS {
                 self.write_shared();
                 self.settle()?;
@@ -395,8 +400,8 @@ impl Host {
         Ok(())
     }
 
-    /// Who breaks the rules of the ring is told so by the daemon, and is served again once it asks for a
-    /// reset.
+    /// Checks that the daemon reports an error to a guest that breaks the rules of the ring, and
+    /// serves it again after it asks for a reset.
     fn probe_all(&mut self) -> Result<(), String> {
         let again = [(Probe::Event, None), (Probe::Reconnect, Some(ErrorWord::None))];
         for at in 0..self.slots.len() {
@@ -416,7 +421,8 @@ impl Host {
         Ok(())
     }
 
-    /// One probe of a hostile guest that is served, and how much it was sent.
+    /// Makes one probe of a hostile guest that is served. Returns the number of bytes that it was
+    /// sent.
     fn probe(
         &mut self,
         at: usize,
@@ -443,7 +449,7 @@ impl Host {
         Ok(Some(sent))
     }
 
-    /// Everybody goes, and nothing is left.
+    /// Ends all domains and checks that nothing is left.
     pub(crate) fn end(&mut self) -> Result<(), String> {
         self.check()?;
         for at in 0..self.slots.len() {

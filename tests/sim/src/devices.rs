@@ -1,11 +1,13 @@
 //! The device model on the simulated host: a backend's process in domain 0, guests with frontends, the real store
 //! between them, under faults that a seed determines.
 //!
-//! The promise: whatever is lost, late or half written and whoever dies at whichever call, in the end every device is
-//! connected again, every request has had one right answer, and nothing that was given is still held.
+//! The promise: after any loss, delay or half written index, and any death at any call, in the end
+//! every device is connected again, every request has had one right response, and no page or port
+//! that was given out is still held.
 //!
-//! Processes run as they do on a machine. One that has nothing to do sleeps, and an event of its ports or of the store
-//! wakes it. Its calls of the store are answered while it waits for them. It can die at each of its calls.
+//! Processes run as on a real machine. A process with nothing to do sleeps until an event of its
+//! ports or of the store wakes it. It waits for each of its calls of the store. It can die at each of
+//! its calls.
 //!
 //! | module | what it is |
 //! |---|---|
@@ -13,10 +15,10 @@
 //! | `kind` | a device type, as a run needs it |
 //! | `adder`, `block` | two of them |
 //! | `backend`, `guest` | the processes |
-//! | `plan`, `tally` | what a run is to be; what has happened in it |
+//! | `plan`, `tally` | the plan of a run; the counts of its events |
 //! | `host` | the schedule, the faults |
-//! | `toolstack` | guests and devices made, taken away, cleaned up |
-//! | `check` | what must hold |
+//! | `toolstack` | the toolstack, which makes guests and devices, removes them, and cleans up |
+//! | `check` | the checks |
 
 mod adder;
 mod backend;
@@ -48,14 +50,14 @@ pub struct Summary {
 }
 
 impl Summary {
-    /// The counts, by name; 0 for what did not happen.
+    /// Returns the counts with their names; 0 for an event that did not happen.
     #[must_use]
     pub fn rows(&self) -> Vec<(String, u64)> {
         let runs = ("runs".to_owned(), self.runs);
         [runs].into_iter().chain(self.tally.rows()).collect()
     }
 
-    /// Adds another's.
+    /// Adds the counts of another summary.
     pub fn add(&mut self, other: &Self) {
         self.runs += other.runs;
         self.tally.add(&other.tally);

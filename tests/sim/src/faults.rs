@@ -1,54 +1,54 @@
-//! What goes wrong, and when: drawn from the seed, counted, and off until it is armed.
+//! The faults of a run: drawn from the seed, counted, and off until they are armed.
 
 use crate::rng::Rng;
 use xen::Error;
 use xen::gnttab::Status;
 
-/// What becomes of an event that was raised.
+/// The fate of a raised event.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Fate {
     /// It arrives.
     Arrives,
-    /// It never does.
+    /// It never arrives.
     Lost,
-    /// It arrives after so many further steps of the run.
+    /// It arrives after this many further steps of the run.
     Late(u64),
 }
 
 /// A call of the platform that may be refused.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Call {
-    /// A port is to be bound.
+    /// The binding of a port.
     Bind,
-    /// A grant is to be mapped.
+    /// The mapping of a grant.
     Map,
-    /// The changes of domains are to be told.
+    /// The report of the changes of domains.
     Changes,
 }
 
-/// How often what goes wrong, in thousandths.
+/// The rates of the kinds of faults, in thousandths.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Rates {
     /// Events that are lost.
     pub lost: u32,
-    /// Events that come late.
+    /// Events that arrive late.
     pub late: u32,
     /// Events that nobody raised, for each step of the run.
     pub spurious: u32,
-    /// Calls of the daemon that are refused for want of memory, ports or grants.
+    /// Calls of the daemon that are refused for lack of memory, ports or grants.
     pub refused: u32,
     /// Domains that die, for each step of the run.
     pub deaths: u32,
-    /// Domains that are not run for a while, for each step of the run.
+    /// Domains that are stopped for a while, for each step of the run.
     pub pauses: u32,
 }
 
-/// How often what went wrong.
+/// The number of faults of each kind so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Events lost.
     pub lost: u64,
-    /// Events that came late.
+    /// Events that arrived late.
     pub late: u64,
     /// Calls refused.
     pub refused: u64,
@@ -60,7 +60,7 @@ pub(crate) struct Faults {
     rng: Rng,
     pub(crate) rates: Rates,
     pub(crate) counts: Counts,
-    /// Nothing goes wrong while this is false.
+    /// True while faults occur.
     pub(crate) armed: bool,
 }
 
@@ -84,7 +84,7 @@ impl Faults {
         }
     }
 
-    /// The refusal of a call, where it is to be refused.
+    /// Returns the error of a call that is to be refused; `None` if it may proceed.
     pub(crate) fn refusal(&mut self, call: Call) -> Option<Error> {
         if !self.armed || !self.rng.chance(self.rates.refused) {
             return None;

@@ -20,7 +20,7 @@ use xenstored::log::{Level, Log};
 use xenstored::paths::{Environment, System};
 use xenstored::step::Daemon;
 
-/// Guests of a host at a time.
+/// The number of guests that a host has at a time.
 pub(crate) const SLOTS: u16 = 5;
 /// The host of one run.
 pub(crate) struct Host {
@@ -35,16 +35,17 @@ pub(crate) struct Host {
     pub(crate) rng: Rng,
     trace: Trace,
     pub(crate) tally: Tally,
-    /// When a special watch of the toolstack's fired last, and what it must have fired after.
+    /// The tick at which a special watch of the toolstack's fired last, and the tick after which it
+    /// must have fired.
     pub(crate) released: u64,
     pub(crate) release_owed: u64,
     pub(crate) introduced: u64,
     pub(crate) introduce_owed: u64,
-    /// How often the daemon's own check found nothing.
+    /// The number of times that the daemon's own check found nothing.
     pub(crate) orderly: u64,
-    /// What came of the questions of the last check.
+    /// The answers to the questions of the last check.
     pub(crate) answers: Vec<(Ask, String)>,
-    /// The grant of the own domain's ring page.
+    /// The grant of the ring page of domain 0's own kernel.
     _own: Offered,
     _offers: Box<dyn GrantOffer>,
 }
@@ -59,7 +60,7 @@ pub const NO_RING: &str = "--no-domain-init";
 /// The configuration of a daemon that is started with these options.
 ///
 /// # Errors
-/// What is wrong with them.
+/// The text of the error in the options.
 pub fn config(options: &[&str]) -> Result<Config, String> {
     let environment = Environment {
         path: Some("/nonexistent/socket".into()),
@@ -78,7 +79,7 @@ pub fn config(options: &[&str]) -> Result<Config, String> {
 }
 
 impl Host {
-    /// A host that has just been started, with nobody on it.
+    /// Starts a host without guests.
     pub(crate) fn new(seed: u64, trace: Trace) -> Result<Self, String> {
         let mut rng = Rng::new(seed);
         let plan = Plan::draw(&mut rng);
@@ -142,7 +143,7 @@ impl Host {
         Ok(host)
     }
 
-    /// What is there before anything goes wrong.
+    /// Makes the shared nodes and the counters and sets the special watches, before any fault.
     fn begin(&mut self) -> Result<(), String> {
         for which in 0..SHARED {
             self.ask(Ask::WriteShared { which, value: 0 });
@@ -170,7 +171,7 @@ impl Host {
         self.toolstack.ask(ask, &mut self.common, refused);
     }
 
-    /// One step of whoever's turn the seed says it is.
+    /// Makes one step of the actor that the seed picks.
     pub(crate) fn step(&mut self) -> Result<(), String> {
         self.common.tick += 1;
         self.hypervisor.pass_step();
@@ -205,7 +206,7 @@ impl Host {
     pub(crate) fn step_daemon(&mut self) -> Result<(), String> {
         self.daemon.step().map_err(|error| format!("the daemon has ended: {error}"))?;
         let introduced = self.slots.iter().filter(|slot| slot.may_be_introduced()).count();
-        // The number of a dead domain may be another's while its page is still held.
+        // The number of a dead domain may be in use again while its page is still held.
         let dead = usize::try_from(self.tally.deaths).unwrap_or(usize::MAX);
         let most = introduced.saturating_add(dead);
         if self.hypervisor.mappings() as usize > most {
@@ -214,7 +215,7 @@ impl Host {
         self.read_log()
     }
 
-    /// What the daemon must never have to say.
+    /// Reads the daemon's log and fails at a line that the daemon must never write.
     fn read_log(&mut self) -> Result<(), String> {
         let lines: Vec<String> = self.log.borrow_mut().drain(..).collect();
         let refused = self.hypervisor.fault_counts().refused > 0;
@@ -224,7 +225,8 @@ impl Host {
             if line.contains("please report this") || (line.contains("level=error") && !excused) {
                 return Err(format!("the daemon says: {line}"));
             }
-            // Indices are used again: more than there can be connections at a time means a leak.
+            // Connection indices are reused: an index beyond the number of connections means a
+            // leak.
             let conn = line.split_once("connection ").and_then(|(_, rest)| rest.split(' ').next());
             let conn = conn.and_then(|number| number.parse::<u16>().ok());
             if conn.is_some_and(|conn| conn > SLOTS + 1) {
@@ -257,7 +259,7 @@ impl Host {
         }
     }
 
-    /// Whether anything moved.
+    /// Lets the toolstack read and send. True if anything moved.
     pub(crate) fn pump_toolstack(&mut self, max: usize) -> Result<bool, String> {
         let (moved, told) = self.toolstack.pump(&mut self.rng, max)?;
         for told in told {
@@ -275,7 +277,7 @@ impl Host {
         Ok(moved)
     }
 
-    /// Something goes wrong, if it is time.
+    /// Draws a fault, if it is time for one.
     fn fault(&mut self) -> Result<(), String> {
         let rates = self.plan.rates;
         if self.rng.chance(rates.spurious) {
@@ -293,7 +295,7 @@ impl Host {
         if self.rng.chance(rates.deaths) {
             let at = self.rng.index(self.slots.len());
             self.kill(at);
-            // Where that can be, its number is another's before anybody has heard of its death.
+            // If the run allows it, its number is another's before anyone has heard of its death.
             if self.plan.reuse == Reuse::AtOnce && self.rng.chance(500) {
                 self.build(at)?;
                 self.introduce(at);
@@ -302,7 +304,7 @@ impl Host {
         Ok(())
     }
 
-    /// A domain dies where it is.
+    /// Kills the domain of the slot `at`.
     pub(crate) fn kill(&mut self, at: usize) {
         let slot = &mut self.slots[at];
         let Some(actor) = slot.actor.take() else { return };

@@ -1,4 +1,4 @@
-//! A guest that writes into its page whatever it likes, at any time.
+//! A guest that writes anything into its page at any time.
 
 use crate::hypervisor::{Built, Hypervisor};
 use crate::link::clear;
@@ -22,25 +22,25 @@ const WORDS: [usize; 8] = [
     offset::EVTCHN_PORT,
 ];
 
-/// Whether hostile guests use transactions, which may delay others.
+/// The use of transactions by hostile guests, which may delay others.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Transactions {
     Used,
     Left,
 }
 
-/// What a hostile guest does to see how it is served.
+/// A probe of how a hostile guest is served.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Probe {
-    /// It asks for its ring to be reset.
+    /// It asks for a reset of its ring.
     Reconnect,
     /// It notifies.
     Event,
-    /// It has produced more than a ring holds.
+    /// It announces more bytes than a ring holds.
     Index,
     /// It announces a message that is too long.
     Length,
-    /// It asks for something.
+    /// It sends a valid request.
     Request,
 }
 
@@ -54,13 +54,14 @@ pub(crate) struct Hostile {
     ring: FrontRing,
     transactions: Transactions,
     rng: Rng,
-    /// An index that is being written byte by byte: where, what, how far.
+    /// An index that is being written byte by byte: its offset, its value, and the number of bytes
+    /// written.
     torn: Option<(usize, [u8; 4], usize)>,
     next_id: u32,
-    /// How willing it is to read what it is sent, in thousandths.
+    /// The chance that it reads its responses, in thousandths.
     reads: u32,
     pub(crate) pieces: u64,
-    /// How often the daemon was told to look while an index was half written.
+    /// The number of times that the daemon was notified while an index was half written.
     pub(crate) torn_seen: u64,
 }
 
@@ -93,18 +94,19 @@ impl Hostile {
         })
     }
 
-    /// The port that its toolstack introduces it with.
+    /// Returns the port that its toolstack introduces it with.
     pub(crate) fn port(&self) -> Port {
         self.port
     }
 
-    /// What a builder would do before it is introduced again. (It does not always.)
+    /// Prepares the page and the port as a domain builder does before a new introduction. The page
+    /// is not always cleared.
     pub(crate) fn prepare(&mut self) {
         if self.rng.chance(700) {
             clear(&self.page);
             let _ = self.page.store_u32(offset::EVTCHN_PORT, 0);
         }
-        // It may have closed the one it had.
+        // It may have closed its old port.
         if self.evtchn.unmask(self.port).is_err()
             && let Ok(port) = self.evtchn.alloc_unbound(DomId::DOM0)
         {
@@ -112,12 +114,12 @@ impl Hostile {
         }
     }
 
-    /// Whether the daemon can hear it.
+    /// True if the daemon is bound to its port.
     pub(crate) fn is_bound(&mut self) -> bool {
         matches!(self.evtchn.status(self.port), Ok(Status::Interdomain { .. }))
     }
 
-    /// Does what is asked of it, for once, and tells the daemon.
+    /// Makes one probe and notifies the daemon.
     pub(crate) fn probe(&mut self, what: Probe) {
         self.torn = None;
         match what {
@@ -127,7 +129,7 @@ impl Hostile {
             Probe::Event => {}
             Probe::Index => {
                 let consumed = self.page.load_u32(offset::REQ_CONS).unwrap_or_default();
-                // One too many, or anything up to what looks like going back.
+                // One byte too many, or up to a distance that looks like a step back.
                 let beyond = match self.rng.below(3) {
                     0 => 1025,
                     1 => 1025 + self.rng.number() as u32 % 2048,
@@ -147,7 +149,7 @@ impl Hostile {
         self.notify();
     }
 
-    /// How it is served: the connection word and the error word, and how many bytes it was sent.
+    /// Returns the connection word, the error word, and the number of bytes that it was sent.
     pub(crate) fn served(&mut self) -> (u32, u32, usize) {
         self.take_events();
         let word = |at| self.page.load_u32(at).unwrap_or(u32::MAX);
@@ -156,7 +158,7 @@ impl Hostile {
         (words.0, words.1, read)
     }
 
-    /// Does one thing that it should not, or one that it may.
+    /// Takes one step, which may break the rules or keep them.
     pub(crate) fn step(&mut self) {
         self.pieces += 1;
         if let Some((at, bytes, done)) = self.torn {
@@ -214,7 +216,7 @@ impl Hostile {
         self.notify();
     }
 
-    /// Random bytes anywhere in the requests, and an index that says they are there.
+    /// Writes random bytes anywhere in the request ring, and an index that covers them.
     fn garbage(&mut self) {
         let len = 1 + self.rng.index(200);
         let bytes: Vec<u8> = (0..len).map(|_| self.rng.number() as u8).collect();
@@ -240,7 +242,7 @@ impl Hostile {
         }
     }
 
-    /// A request that is well formed, nearly so, or cut off.
+    /// Writes a request that is well formed, nearly so, or cut off.
     fn request(&mut self) {
         let own = format!("/local/domain/{}", self.domid);
         let places = [
@@ -298,7 +300,8 @@ impl Hostile {
         bytes
     }
 
-    /// Asks for much, by the rules, and reads none of it: it fills its ring, and then the daemon's memory.
+    /// Makes many valid requests and reads no reply, which fills its ring and then the daemon's
+    /// memory.
     fn hoard(&mut self) {
         let path = format!("/local/domain/{}/a", self.domid);
         let (kind, payload) = match self.rng.below(4) {

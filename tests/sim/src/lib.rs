@@ -1,24 +1,24 @@
 //! A whole host in one thread: a simulated hypervisor, the real daemon, guests and a toolstack, under a
 //! schedule and faults that one seed determines.
 //!
-//! The promise: a run is a function of its seed. What fails, fails again under the same seed, and
-//! what was done last is shown. The daemon is the very one that ships, stepped round by round
+//! The promise: a run is a function of its seed. A failure recurs under the same seed, and the last
+//! steps are shown. The daemon is the very one that ships, stepped round by round
 //! ([`xenstored::step::Daemon`]); the clock is a number.
 //!
-//! | module | what it is |
+//! | module | contents |
 //! |---|---|
-//! | [`rng`] | where all choices come from |
+//! | [`rng`] | the source of all choices |
 //! | `page` | pages with several views; the only `unsafe` |
 //! | [`hypervisor`] | domains, event channels, grants: all traits of `xen` |
-//! | [`faults`] | what goes wrong, how often |
-//! | `link`, `caller` | the way to the daemon; a client machine that checks the order of its replies |
-//! | `model`, `watching` | what a guest may be answered; what its watches must be told |
-//! | `guest`, `hostile`, `toolstack` | who runs on the host |
-//! | `plan` | what a run is to be, and what came of it |
-//! | `slot`, `life` | a domain's number; what becomes of it next |
-//! | `host`, `check` | the schedule; what must hold |
+//! | [`faults`] | the faults and their rates |
+//! | `link`, `caller` | a connection to the daemon; a client that checks the replies |
+//! | `model`, `watching` | the possible replies to a guest; the events that its watches must get |
+//! | `guest`, `hostile`, `toolstack` | the actors on the host |
+//! | `plan` | the plan of a run, and its counts |
+//! | `slot`, `life` | a domain's number; the next step of its life |
+//! | `host`, `check` | the schedule; the checks |
 //! | [`devices`] | the device model on such a host: backends, frontends, deaths at each call |
-//! | `subject`, `verdict` | the kinds of runs; whether one holds |
+//! | `subject`, `verdict` | the kinds of runs; the verdict on one |
 //! | [`run`](mod@run) | one run, from its seed to its verdict |
 
 mod caller;

@@ -1,4 +1,4 @@
-//! The life of domains: what the toolstack does next.
+//! The life of domains: the next action of the toolstack.
 
 use crate::guest::{Guest, SHARED};
 use crate::host::{Host, text};
@@ -26,7 +26,8 @@ impl Host {
             Stage::Live => self.live(at),
             Stage::Suspended => {
                 let (domid, identity) = self.slots[at].name();
-                // First of all: as long as it is shut down, that may be told again.
+                // First, because the shutdown may be reported again as long as the domain is shut
+                // down.
                 self.hypervisor.resume(DomId(domid));
                 self.slots[at].suspended_since = 0;
                 self.slots[at].stage = Stage::Asked;
@@ -37,7 +38,7 @@ impl Host {
         }
     }
 
-    /// A new value for one of the shared nodes.
+    /// Writes a new value to one of the shared nodes.
     pub(crate) fn write_shared(&mut self) {
         let which = self.rng.index(SHARED);
         self.common.issued[which] += 1;
@@ -48,7 +49,7 @@ impl Host {
     pub(crate) fn build(&mut self, at: usize) -> Result<(), String> {
         let domid = self.slots[at].domid;
         if self.toolstack.unanswered().any(|ask| ask.is_about(domid)) {
-            // What was meant for the one that is gone would be done to the next one.
+            // A request for the dead domain would affect its successor.
             return Ok(());
         }
         // The number may still be held.
@@ -88,7 +89,7 @@ impl Host {
         self.ask(Ask::Introduce { domid, identity, port });
     }
 
-    /// Something that a toolstack does to a domain that runs.
+    /// Takes a random action of the toolstack on a running domain.
     fn live(&mut self, at: usize) -> Result<(), String> {
         let (domid, identity) = self.slots[at].name();
         match self.rng.below(40) {
@@ -106,8 +107,8 @@ impl Host {
                 self.note(|| format!("domain {domid} is suspended"));
             }
             6 | 7 => {
-                // A kernel that was started anew without its domain: the same page, and perhaps
-                // the same port.
+                // A kernel that was started anew without its domain: it has the old page, and
+                // perhaps the old port.
                 let renews = self.rng.chance(600);
                 let slot = &mut self.slots[at];
                 if let Some(Actor::Healthy(guest)) = &mut slot.actor {

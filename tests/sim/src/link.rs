@@ -1,4 +1,4 @@
-//! How a client reaches the daemon: a domain's own ring, or domain 0's socket.
+//! A client's connection to the daemon: a domain's own ring, or domain 0's socket.
 
 use crate::hypervisor::Hypervisor;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
@@ -13,7 +13,7 @@ pub(crate) struct RingLink {
     evtchn: Box<dyn EventChannels>,
     port: Port,
     ring: FrontRing,
-    /// Bytes have moved that the daemon was not told of yet.
+    /// True if bytes have moved since the last notification.
     owes: bool,
 }
 
@@ -26,7 +26,7 @@ fn ring_text(error: RingError) -> String {
 }
 
 impl RingLink {
-    /// The ring in `page`, with a fresh port that waits for domain 0.
+    /// Makes a link over the ring in `page`, with a new port that waits for domain 0.
     pub(crate) fn new(
         hypervisor: &Hypervisor,
         domid: DomId,
@@ -41,7 +41,7 @@ impl RingLink {
         self.port
     }
 
-    /// Another port in place of the one it has, as a kernel does that was started anew.
+    /// Replaces the port by another one, as a restarted kernel does.
     pub(crate) fn renew_port(&mut self) -> Result<(), String> {
         self.evtchn.close(self.port).map_err(text)?;
         self.port = self.evtchn.alloc_unbound(DomId::DOM0).map_err(text)?;
@@ -49,7 +49,7 @@ impl RingLink {
         Ok(())
     }
 
-    /// Whether the daemon has raised an event since it was last asked.
+    /// True if the daemon has raised an event since the last call.
     pub(crate) fn woken(&mut self) -> Result<bool, String> {
         let mut woken = false;
         while let Some(port) = self.evtchn.pending().map_err(text)? {
@@ -68,14 +68,14 @@ impl RingLink {
         Ok(bytes)
     }
 
-    /// Puts bytes onto the ring; how many fitted.
+    /// Puts bytes onto the ring. Returns the number that fitted.
     pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<usize, String> {
         let count = self.ring.write(bytes).map_err(ring_text)?;
         self.owes |= count > 0;
         Ok(count)
     }
 
-    /// Tells the daemon what it was not told yet; whether there was anything.
+    /// Notifies the daemon of bytes that have moved. True if there were any.
     pub(crate) fn notify(&mut self) -> Result<bool, String> {
         let owed = std::mem::take(&mut self.owes);
         if owed {
@@ -94,13 +94,13 @@ impl RingLink {
         self.ring.connected().map_err(ring_text)
     }
 
-    /// The daemon's error word.
+    /// Returns the daemon's error word.
     pub(crate) fn error(&self) -> Result<u32, String> {
         self.ring.error().map_err(ring_text)
     }
 }
 
-/// Empties the ring in `page`, as who builds a domain does.
+/// Empties the ring in `page`, as a domain builder does.
 pub(crate) fn clear(page: &SharedPage) {
     for word in [offset::REQ_CONS, offset::REQ_PROD, offset::RSP_CONS, offset::RSP_PROD] {
         // All four lie in the page, which its own domain may write.
@@ -108,14 +108,14 @@ pub(crate) fn clear(page: &SharedPage) {
     }
 }
 
-/// Domain 0's way to the daemon.
+/// Domain 0's connection to the daemon.
 pub(crate) enum Link {
     Ring(RingLink),
     Socket(OwnedFd),
 }
 
 impl Link {
-    /// What has come, at most `max` bytes; a ring is looked into only after an event.
+    /// Reads the bytes that have come, at most `max`; a ring is read only after an event.
     pub(crate) fn read(&mut self, max: usize) -> Result<Vec<u8>, String> {
         match self {
             Self::Ring(ring) => {
@@ -147,7 +147,7 @@ impl Link {
         }
     }
 
-    /// Sends as much as fits; how many bytes.
+    /// Sends as much as fits. Returns the number of bytes.
     pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<usize, String> {
         match self {
             Self::Ring(ring) => {

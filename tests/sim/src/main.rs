@@ -1,11 +1,12 @@
-//! `sim [--devices TYPE] [--seeds N] [--from SEED]`: runs so many seeds, tells how it goes, ends at the first that fails.
+//! `sim [--devices TYPE] [--seeds N] [--from SEED]`: runs N seeds, prints the progress, and ends at
+//! the first that fails.
 
 use sim::devices::{self, DeviceType};
 use sim::run::{self, Failure};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-/// How often it is told how it goes.
+/// The time between two lines of progress.
 const PROGRESS: Duration = Duration::from_secs(5);
 
 fn main() -> ExitCode {
@@ -48,7 +49,7 @@ fn main() -> ExitCode {
 struct Asked {
     from: u64,
     seeds: u64,
-    /// The device type, where the store is not what is simulated alone.
+    /// The device type to simulate; `None` for the store with guests of all sorts.
     devices: Option<DeviceType>,
 }
 

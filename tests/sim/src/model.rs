@@ -1,14 +1,14 @@
-//! What a guest's part of the store must look like: a naive map of paths, and as many of them as
-//! can be told apart by nothing that was answered so far.
+//! The expected contents of a guest's part of the store: naive maps of paths, one for each state
+//! that no reply has ruled out so far.
 
 use std::collections::BTreeMap;
 use xen::DomId;
 use xenstore_core::wire::MsgType;
 
-/// What was answered: the payload, or the name of an error.
+/// The reply to a request: its payload, or the name of its error.
 pub(crate) type Answer = Result<String, String>;
 
-/// One request; paths are below the guest's home, which is the empty one.
+/// One request. Paths are below the guest's home, whose own path is empty.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Op {
     Read(String),
@@ -19,11 +19,11 @@ pub(crate) enum Op {
     Remove(String),
     SetPerms(String, String),
     Start,
-    /// The end of the open transaction: committed or not.
+    /// The end of the open transaction: a commit or an abort.
     End(Outcome),
     Watch(String),
     Unwatch(String),
-    /// What another domain keeps for itself.
+    /// The read of a private node of another domain.
     ReadOther(DomId),
     ReadShared(usize),
     WriteShared(usize),
@@ -31,7 +31,7 @@ pub(crate) enum Op {
     WriteCounter(usize, u64),
 }
 
-/// What is asked of a transaction.
+/// The requested end of a transaction.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Outcome {
     Commit,
@@ -42,7 +42,7 @@ pub(crate) enum Outcome {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Fired {
     pub(crate) path: String,
-    /// What went with it.
+    /// The paths that were removed with the node.
     pub(crate) below: Vec<String>,
 }
 
@@ -57,11 +57,11 @@ type Nodes = BTreeMap<String, Node>;
 #[derive(Clone, PartialEq, Eq, Debug)]
 struct State {
     nodes: Nodes,
-    /// The open transaction's, and what it has touched.
+    /// The open transaction's nodes, and the paths that it has touched.
     within: Option<(Nodes, Vec<String>)>,
 }
 
-/// The guest's nodes, as far as they are known.
+/// The model of the guest's nodes, as far as they are known.
 #[derive(Debug)]
 pub(crate) struct Model {
     fresh: State,
@@ -81,7 +81,7 @@ fn ok() -> Answer {
     Ok("OK\0".to_owned())
 }
 
-/// Reads, changes and lists nodes that are all the guest's own.
+/// Applies a request that reads, changes or lists the guest's own nodes.
 fn apply(nodes: &mut Nodes, op: &Op) -> (Answer, Option<Fired>) {
     let absent = || Err("ENOENT".to_owned());
     let told = |path: &str| Some(Fired { path: path.to_owned(), below: Vec::new() });
@@ -134,7 +134,7 @@ fn apply(nodes: &mut Nodes, op: &Op) -> (Answer, Option<Fired>) {
     }
 }
 
-/// Makes a node and what is missing above it, like the nearest that is there.
+/// Makes a node and its missing parents, with the permissions of the nearest one that exists.
 fn make(nodes: &mut Nodes, path: &str) {
     let mut above = path;
     while !nodes.contains_key(above) && !above.is_empty() {
@@ -149,7 +149,7 @@ fn make(nodes: &mut Nodes, path: &str) {
 }
 
 impl State {
-    /// What must be answered, and who is told.
+    /// Applies a request. Returns the expected reply, and the changes that fire watches.
     fn apply(&mut self, op: &Op) -> (Answer, Vec<Fired>) {
         match op {
             Op::Start => {
@@ -186,20 +186,20 @@ impl State {
 }
 
 impl Model {
-    /// A home that the toolstack has just made.
+    /// Makes the model of a home that the toolstack has just made.
     pub(crate) fn new(domid: DomId) -> Self {
         let home = Node { value: String::new(), perms: format!("n{domid}\0") };
         let fresh = State { nodes: BTreeMap::from([(String::new(), home)]), within: None };
         Self { states: vec![fresh.clone()], fresh }
     }
 
-    /// The home was removed and made again.
+    /// Starts over after the home was removed and made again.
     pub(crate) fn begin_again(&mut self) {
         self.states = vec![self.fresh.clone()];
     }
 
-    /// An answer came: no state that would have answered otherwise is possible. Returns what was fired
-    /// in any case.
+    /// Handles a reply: rules out every state that would have given another. Returns the changes
+    /// that all states fired.
     pub(crate) fn answered(&mut self, op: &Op, answer: &Answer) -> Result<Vec<Fired>, String> {
         let mut expected = Vec::new();
         let mut fired: Option<Vec<Fired>> = None;
@@ -220,7 +220,7 @@ impl Model {
         fired.ok_or_else(answers)
     }
 
-    /// The open transaction was refused.
+    /// Ends the open transaction, whose commit was refused.
     pub(crate) fn refused(&mut self) {
         for state in &mut self.states {
             state.within = None;
@@ -228,8 +228,8 @@ impl Model {
         self.states.dedup();
     }
 
-    /// The connection was cut with `unanswered` in flight: the first of them were done and the rest
-    /// were not, or, where they may overtake each other, any of them.
+    /// Handles a cut of the connection with `unanswered` in flight: a first part of them was done
+    /// and the rest was not, or, where they may overtake each other, any of them were.
     pub(crate) fn cut(&mut self, unanswered: &[Op], in_order: bool) {
         let mut possible = Vec::new();
         for state in &self.states {
@@ -251,12 +251,12 @@ impl Model {
         self.states.retain(|state| state.within.is_none());
     }
 
-    /// How many states are possible.
+    /// Returns the number of possible states.
     pub(crate) fn doubts(&self) -> usize {
         self.states.len()
     }
 
-    /// Requests that look at all that is there.
+    /// Returns requests that read all nodes.
     pub(crate) fn sweep(&self) -> Vec<Op> {
         let mut ops = Vec::new();
         for path in self.states.iter().flat_map(|state| state.nodes.keys()) {
@@ -268,7 +268,8 @@ impl Model {
 }
 
 impl Op {
-    /// Kind and payload. `path` writes a path of the guest's as it is to be given.
+    /// Returns the message type and payload. `path` gives a path of the guest's the form in which
+    /// it is sent.
     pub(crate) fn message(&self, path: impl Fn(&str) -> String) -> (MsgType, String) {
         match self {
             Self::Read(at) => (MsgType::Read, format!("{}\0", path(at))),
@@ -281,7 +282,7 @@ impl Op {
             Self::Start => (MsgType::TransactionStart, "\0".to_owned()),
             Self::End(Outcome::Commit) => (MsgType::TransactionEnd, "T\0".to_owned()),
             Self::End(Outcome::Abort) => (MsgType::TransactionEnd, "F\0".to_owned()),
-            // The payload is the path as given, and the token.
+            // The payload is the path as sent, and the token.
             Self::Watch(what) => (MsgType::Watch, what.clone()),
             Self::Unwatch(what) => (MsgType::Unwatch, what.clone()),
             Self::ReadOther(domid) => (MsgType::Read, format!("/local/domain/{domid}/secret\0")),
@@ -294,7 +295,7 @@ impl Op {
         }
     }
 
-    /// Whether it may change the guest's nodes.
+    /// Returns the path that the request may change.
     pub(crate) fn changes(&self) -> Option<&str> {
         match self {
             Self::Write(path, _) | Self::Mkdir(path) | Self::Remove(path) => Some(path),

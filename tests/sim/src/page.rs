@@ -1,4 +1,4 @@
-//! Pages that several domains see: each mapping is a view of the same bytes.
+//! Pages that several domains see. Each mapping is a view of the page's bytes.
 //!
 //! The whole host is one thread, so copies of two views never overlap in time. This is the only module
 //! with `unsafe`: the `xen` crate asks its providers to vouch for what they map.
@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use xen::gnttab::Access;
 use xen::shared::{SharedPage, Unmap};
 
-/// What holds on to a grant. Shared with the views, which outlive a domain.
+/// The counts of a grant's mappings, and its end. Shared with the views, which outlive a domain.
 #[derive(Debug, Default)]
 pub(crate) struct Pin {
     readers: AtomicU32,
@@ -21,22 +21,22 @@ pub(crate) struct Pin {
 }
 
 impl Pin {
-    /// How many mappings there are.
+    /// Returns the number of mappings.
     pub(crate) fn mappings(&self) -> u32 {
         self.readers.load(SeqCst) + self.writers.load(SeqCst)
     }
 
-    /// How many of them may write.
+    /// Returns the number of writable mappings.
     pub(crate) fn writers(&self) -> u32 {
         self.writers.load(SeqCst)
     }
 
-    /// Whether the granter has ended it.
+    /// True if the granter has ended the grant.
     pub(crate) fn is_ended(&self) -> bool {
         self.ended.load(SeqCst)
     }
 
-    /// The granter ends it.
+    /// Ends the grant on the granter's side.
     pub(crate) fn end(&self) {
         self.ended.store(true, SeqCst);
     }
@@ -49,13 +49,13 @@ impl Pin {
     }
 }
 
-/// What a view is, and so what its end means.
+/// The kind of a view, which determines the effect of its end.
 enum Kind {
-    /// Nothing: the domain looks at its own page.
+    /// The domain's own view of its page, whose end has no effect.
     Look,
-    /// A mapping: there is one less.
+    /// A mapping, whose end decrements the count of mappings.
     Mapping(Arc<Pin>, Access),
-    /// The offer: the grant ends.
+    /// An offer, whose end ends the grant.
     Offer(Arc<Pin>),
 }
 
@@ -87,17 +87,17 @@ impl Frame {
         Arc::new(Self { page: Mutex::new(SharedPage::private()) })
     }
 
-    /// The domain's own look at its page.
+    /// Returns the domain's own view of its page.
     pub(crate) fn look(self: &Arc<Self>) -> SharedPage {
         self.view(Access::ReadWrite, Kind::Look)
     }
 
-    /// The granting side's view, which ends the grant when it is dropped.
+    /// Returns the granting side's view, which ends the grant when it is dropped.
     pub(crate) fn offered(self: &Arc<Self>, pin: &Arc<Pin>) -> SharedPage {
         self.view(Access::ReadWrite, Kind::Offer(Arc::clone(pin)))
     }
 
-    /// A mapping.
+    /// Returns a mapping.
     pub(crate) fn mapped(self: &Arc<Self>, pin: &Arc<Pin>, access: Access) -> SharedPage {
         pin.count(access).fetch_add(1, SeqCst);
         self.view(access, Kind::Mapping(Arc::clone(pin), access))

@@ -1,4 +1,4 @@
-//! What a run is to be, what came of it, and what was done last in it.
+//! The plan of a run, its counts, and its last steps.
 
 use crate::caller::Order;
 use crate::faults::Rates;
@@ -11,19 +11,19 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use xenstore_core::limits::SLICE_COST;
 
-/// Steps that are kept to be shown.
+/// The number of last steps that are kept to be shown.
 const TRACE: usize = 60;
 
-/// What a run is like, as its seed says.
+/// The plan of a run, which its seed determines.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Plan {
     pub(crate) rates: Rates,
     pub(crate) reuse: Reuse,
     pub(crate) transactions: Transactions,
-    /// In thousandths.
+    /// The share of hostile guests, in thousandths.
     pub(crate) hostile: u32,
     pub(crate) own_ring: bool,
-    /// Guests count in transactions.
+    /// True if guests count in transactions.
     pub(crate) counting: bool,
     pub(crate) steps: u64,
     /// The cost of a slice; see [`xenstore_core::server::Config::slice_cost`].
@@ -31,7 +31,7 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// The plan of a seed: some runs have one kind of fault, some all, some none.
+    /// Draws the plan of a seed: some runs have one kind of fault, some all, some none.
     pub(crate) fn draw(rng: &mut Rng) -> Self {
         let mut rate = |most: u64| if rng.chance(500) { rng.below(most) as u32 } else { 0 };
         let rates = Rates {
@@ -54,14 +54,15 @@ impl Plan {
         }
     }
 
-    /// Transactions that want the same may delay others' requests, so that replies overtake each other.
+    /// Returns the order of replies. Transactions that conflict may delay others' requests, so that
+    /// replies overtake each other.
     pub(crate) fn order(&self) -> Order {
         let used = self.transactions == Transactions::Used && self.hostile > 0;
         if used || self.counting { Order::Any } else { Order::Sent }
     }
 }
 
-/// What happened in a run, for whoever wants to know that it did.
+/// The counts of the events of a run, by which a test can check that they occur.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Tally {
     pub(crate) answered: u64,
@@ -109,7 +110,7 @@ impl Tally {
     }
 }
 
-/// What was done last; survives a panic.
+/// The last steps of a run; survives a panic.
 #[derive(Clone, Default)]
 pub(crate) struct Trace(Rc<RefCell<VecDeque<String>>>);
 
@@ -127,7 +128,7 @@ impl Trace {
     }
 }
 
-/// What an actor that goes has done.
+/// Adds the counts of an actor that leaves.
 pub(crate) fn collect(tally: &mut Tally, actor: &Actor) {
     match actor {
         Actor::Healthy(guest) => {

@@ -7,10 +7,10 @@ use crate::subject::Subject;
 pub use crate::verdict::Failure;
 use crate::verdict::verdict;
 
-/// Most steps between two checks.
+/// The largest number of steps between two checks.
 const UNCHECKED_MAX: u64 = 400;
 
-/// What happened in runs that held.
+/// The counts of runs that held.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Summary {
     runs: u64,
@@ -21,7 +21,7 @@ pub struct Summary {
 /// Runs one seed.
 ///
 /// # Errors
-/// What did not hold, with what was done last.
+/// The check that did not hold, with the last steps.
 pub fn run(seed: u64) -> Result<Summary, Failure> {
     let trace = Trace::default();
     verdict(Subject::Store, seed, &trace, || play(seed, &trace))
@@ -43,7 +43,7 @@ fn play(seed: u64, trace: &Trace) -> Result<Summary, String> {
 }
 
 impl Summary {
-    /// What was counted, by name.
+    /// Returns the counts with their names.
     #[must_use]
     pub fn rows(&self) -> Vec<(&'static str, u64)> {
         let Self { runs, tally, counts } = self;
@@ -74,7 +74,7 @@ impl Summary {
         ]
     }
 
-    /// Adds another's.
+    /// Adds the counts of another summary.
     pub fn add(&mut self, other: &Self) {
         self.runs += other.runs;
         self.tally.add(&other.tally);

@@ -1,22 +1,22 @@
-//! One domain number, and who has it.
+//! One domain number, and the domain that has it.
 
 use crate::guest::Guest;
 use crate::hostile::Hostile;
 
-/// Who runs in a domain.
+/// The actor in a domain.
 pub(crate) enum Actor {
     Healthy(Box<Guest>),
     Hostile(Hostile),
 }
 
-/// How far its toolstack is with a domain.
+/// The stage of a domain in the toolstack's work.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Stage {
-    /// There is none.
+    /// No domain.
     Empty,
-    /// It is built and not introduced, or not any more.
+    /// The domain is built and not introduced, or no longer introduced.
     ToIntroduce,
-    /// The toolstack waits for an answer about it.
+    /// The toolstack waits for a reply about the domain.
     Asked,
     Live,
     Suspended,
@@ -28,18 +28,18 @@ pub(crate) struct Slot {
     pub(crate) identity: u64,
     pub(crate) actor: Option<Actor>,
     pub(crate) stage: Stage,
-    /// INTRODUCE was answered, RELEASE was not.
+    /// True from the reply to INTRODUCE until the reply to RELEASE.
     pub(crate) is_introduced: bool,
-    /// INTRODUCE is in flight.
+    /// True while INTRODUCE is in flight.
     pub(crate) introduce_asked: bool,
-    /// It is introduced again, and its nodes are there.
+    /// True if the domain is introduced again and its nodes are there.
     pub(crate) keeps_nodes: bool,
-    /// A domain of this number has died.
+    /// True if a domain of this number has died.
     pub(crate) had_identity: bool,
-    /// It does not run before this step.
+    /// The step before which the domain does not run.
     pub(crate) frozen_until: u64,
     pub(crate) suspended_since: u64,
-    /// Its home was made, and not given to it: it is domain 0's.
+    /// True if its home was made but not given to it, so that the home is domain 0's.
     pub(crate) home_is_domain_0s: bool,
 }
 
@@ -60,12 +60,12 @@ impl Slot {
         }
     }
 
-    /// Its number and its identity.
+    /// Returns its number and its identity.
     pub(crate) fn name(&self) -> (u16, u64) {
         (self.domid, self.identity)
     }
 
-    /// Whether it stands still for its toolstack.
+    /// True if the toolstack has shut it down.
     pub(crate) fn is_shut_down(&self) -> bool {
         self.suspended_since > 0
     }

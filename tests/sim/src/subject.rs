@@ -12,10 +12,10 @@ pub enum DeviceType {
 }
 
 impl DeviceType {
-    /// All of them.
+    /// All device types.
     pub const ALL: [Self; 2] = [Self::Adder, Self::Block];
 
-    /// Its name, as an option of the simulator has it.
+    /// Returns its name, as an option of the simulator has it.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -44,7 +44,7 @@ pub enum Subject {
 }
 
 impl Subject {
-    /// The command that repeats the run of a seed.
+    /// Returns the command that repeats the run of a seed.
     pub(crate) fn command(self, seed: u64) -> String {
         let devices = match self {
             Self::Store => String::new(),

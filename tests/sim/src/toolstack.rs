@@ -1,5 +1,5 @@
-//! Domain 0's client: introduces, releases and resumes domains, writes what all may read, and asks
-//! the daemon whether all is well.
+//! Domain 0's client. It introduces, releases and resumes domains, writes the nodes that all may
+//! read, and runs the daemon's own check.
 
 use crate::caller::{Caller, Heard, Order};
 use crate::guest::Common;
@@ -9,7 +9,8 @@ use xen::Port;
 use xenstore_core::client::Reply;
 use xenstore_core::wire::MsgType;
 
-/// One request. Those about a domain name its identity: the number may be another's meanwhile.
+/// One request. Those about a domain carry its identity, because the number may be another's
+/// meanwhile.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Ask {
     Introduce { domid: u16, identity: u64, port: Port },
@@ -30,7 +31,7 @@ pub(crate) enum Ask {
 }
 
 impl Ask {
-    /// Whether it does something to the domain of this number.
+    /// True if the request acts on the domain of this number.
     pub(crate) fn is_about(&self, number: u16) -> bool {
         match self {
             Self::Introduce { domid, .. }
@@ -69,7 +70,7 @@ impl Ask {
     }
 }
 
-/// A request in flight: when it was sent, and how many calls had been refused before.
+/// A request in flight, the tick at which it was sent, and the number of calls refused before it.
 #[derive(Debug)]
 pub(crate) struct Sent {
     pub(crate) ask: Ask,
@@ -77,7 +78,7 @@ pub(crate) struct Sent {
     pub(crate) refused: u64,
 }
 
-/// What the toolstack was told.
+/// A message to the toolstack.
 #[derive(Debug)]
 pub(crate) enum Told {
     Answer(Sent, Result<String, String>),
@@ -103,7 +104,7 @@ impl Toolstack {
         self.caller.ask(kind, 0, &payload, Sent { ask, at: common.tick, refused });
     }
 
-    /// How many requests are in flight.
+    /// Returns the number of requests in flight.
     pub(crate) fn waiting(&self) -> usize {
         self.caller.waiting()
     }
@@ -112,7 +113,7 @@ impl Toolstack {
         self.caller.unanswered().map(|sent| &sent.ask)
     }
 
-    /// Whether it speaks through the ring of domain 0's kernel.
+    /// True if the toolstack uses the ring of domain 0's kernel.
     pub(crate) fn is_on_a_ring(&self) -> bool {
         matches!(self.link, Link::Ring(_))
     }
@@ -121,7 +122,7 @@ impl Toolstack {
         self.caller.waiting() == 0 && self.caller.output().is_empty()
     }
 
-    /// Reads what has come, and sends at most `max` bytes of what was asked.
+    /// Reads the messages that have come, and sends at most `max` bytes of its requests.
     pub(crate) fn pump(&mut self, rng: &mut Rng, max: usize) -> Result<(bool, Vec<Told>), String> {
         let bytes = self.link.read(1 + rng.index(2000))?;
         let mut told = Vec::new();

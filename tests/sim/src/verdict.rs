@@ -1,4 +1,4 @@
-//! The verdict on one run: it holds, or why not, with what was done last.
+//! The verdict on one run: it holds, or the reason why it does not and the last steps.
 
 use crate::plan::Trace;
 use crate::subject::Subject;
@@ -7,7 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
-/// A run takes a hundredth of a second; who takes so long never ends.
+/// The time after which a run counts as hung. A normal run takes a hundredth of a second.
 const HANGS: Duration = Duration::from_secs(60);
 
 /// A run that did not hold.
@@ -36,7 +36,7 @@ impl fmt::Display for Failure {
 
 impl std::error::Error for Failure {}
 
-/// The verdict on a run, which may panic.
+/// Returns the verdict on a run, which may panic.
 pub(crate) fn verdict<R>(
     subject: Subject,
     seed: u64,
@@ -56,8 +56,8 @@ pub(crate) fn verdict<R>(
     Err(Failure { subject, seed, why, trace: trace.take() })
 }
 
-/// Ends the process where a run does not end: a round of the daemon's that never returns cannot be left
-/// otherwise. The run itself has one thread; this one only waits for it.
+/// Ends the process if a run hangs, because a round of the daemon that never returns cannot be left
+/// otherwise. The run itself has one thread; the second one only waits for it.
 fn watched<R>(subject: Subject, seed: u64, body: impl FnOnce() -> R) -> R {
     let (ended, ends) = channel::<()>();
     let dog = std::thread::spawn(move || {
@@ -70,7 +70,7 @@ fn watched<R>(subject: Subject, seed: u64, body: impl FnOnce() -> R) -> R {
     });
     let result = body();
     drop(ended);
-    // It has nothing to say that could fail.
+    // The thread has no result that could fail.
     let _ = dog.join();
     result
 }

@@ -1,20 +1,20 @@
-//! What a guest's watches must be told, and must not be told.
+//! The events that a guest's watches must get, and those that they must not.
 //!
-//! The rules: what a change fires is told at least once after the change was asked for (the daemon may
-//! merge it with the same event that still waits), nothing is told that no change has fired, and
-//! nothing after the watch was taken away.
+//! The rules: each change fires at least one event after its request (the daemon may merge it with
+//! an equal event that still waits). No event comes without a change, and none after the watch was
+//! removed.
 
 use crate::model::{Fired, Op, is_below};
 use std::collections::{BTreeMap, BTreeSet};
 use xenstore_core::client::Event;
 
-/// A watch that was asked for.
+/// A watch that was requested.
 struct Watched {
-    /// Below the guest's home, or a shared node.
+    /// A path below the guest's home, or a shared node.
     place: Place,
-    /// What of an absolute path its events do not show.
+    /// The length of the part of an absolute path that its events omit.
     hidden: usize,
-    /// When it was known to stand.
+    /// The tick since which the watch is known to exist.
     since: Option<u64>,
 }
 
@@ -24,18 +24,18 @@ pub(crate) enum Place {
     Shared(usize),
 }
 
-/// One watch and one path that it is told.
+/// The count of the events of one watch for one path.
 #[derive(Default)]
 struct Tally {
-    /// How often it may be told, and was.
+    /// The number of events that are allowed, and of those that came.
     may: u64,
     told: u64,
-    /// When it was told last, and what it must have been told after.
+    /// The tick of the last event, and the tick after which an event must have come.
     last: u64,
     owed_since: u64,
 }
 
-/// All watches of a guest.
+/// The watches of a guest.
 pub(crate) struct Watching {
     home: String,
     watches: BTreeMap<String, Watched>,
@@ -62,7 +62,8 @@ impl Watching {
         self.watches.len()
     }
 
-    /// The payload that sets a watch; relative paths show as they were given.
+    /// Returns the payload that sets a watch. Events of relative paths show them as they were
+    /// given.
     pub(crate) fn set(&mut self, place: Place, relative: bool, now: u64) -> String {
         self.next_token += 1;
         let token = format!("t{}", self.next_token);
@@ -79,14 +80,14 @@ impl Watching {
         payload
     }
 
-    /// The payload that takes a watch away which stands.
+    /// Returns the payload that removes an existing watch.
     pub(crate) fn unset(&mut self, choice: usize) -> Option<String> {
         let standing = self.watches.iter().filter(|(_, watch)| watch.since.is_some());
         let standing: Vec<_> = standing.map(|(token, _)| token.clone()).collect();
         let token = standing.get(choice.checked_rem(standing.len())?)?;
         let watch = self.watches.get(token)?;
         let payload = format!("{}\0{token}\0", &self.absolute(&watch.place)[watch.hidden..]);
-        // From here on nothing is owed; what still comes is allowed until the reply.
+        // From here on no event is owed; further ones are allowed until the reply.
         for tally in self.of(token) {
             tally.owed_since = 0;
         }
@@ -101,14 +102,14 @@ impl Watching {
         tallies.filter(move |((of, _), _)| of == token).map(|(_, tally)| tally)
     }
 
-    /// The watch of this payload stands.
+    /// Notes that the watch of this payload exists.
     pub(crate) fn stands(&mut self, payload: &str, now: u64) {
         if let Some(watch) = token_of(payload).and_then(|token| self.watches.get_mut(token)) {
             watch.since = Some(now);
         }
     }
 
-    /// The watch of this payload was taken away.
+    /// Notes that the watch of this payload was removed.
     pub(crate) fn is_gone(&mut self, payload: &str) {
         if let Some(token) = token_of(payload) {
             self.watches.remove(token);
@@ -117,13 +118,13 @@ impl Watching {
         }
     }
 
-    /// The connection was cut, and all watches with it.
+    /// Notes that the connection was cut, which removes all watches.
     pub(crate) fn cut(&mut self) {
         self.retired.extend(std::mem::take(&mut self.watches).into_keys());
         self.tallies.clear();
     }
 
-    /// A change was asked for: what it may fire from now on.
+    /// Notes a request for a change, and the events that are allowed from now on.
     pub(crate) fn asked(&mut self, op: &Op) {
         let Some(path) = op.changes() else { return };
         let absolute = self.absolute(&Place::Own(path.to_owned()));
@@ -145,7 +146,7 @@ impl Watching {
         }
     }
 
-    /// A change that was asked for at `asked` was made: who is to be told.
+    /// Notes that a change requested at `asked` was made, and the events that it owes.
     pub(crate) fn fired(&mut self, fired: &[Fired], asked: u64) {
         for Fired { path, below } in fired {
             let absolute = self.absolute(&Place::Own(path.clone()));
@@ -167,7 +168,7 @@ impl Watching {
         }
     }
 
-    /// A shared node was written, which was asked for at `asked`.
+    /// Notes that a shared node was written, which was requested at `asked`.
     pub(crate) fn shared_written(&mut self, which: usize, asked: u64) {
         for (token, watch) in &self.watches {
             if watch.place == Place::Shared(which) && watch.since.is_some_and(|at| at < asked) {
@@ -178,7 +179,7 @@ impl Watching {
         }
     }
 
-    /// An event came.
+    /// Checks an event against those that are allowed.
     pub(crate) fn event(&mut self, event: &Event, now: u64) -> Result<(), String> {
         let path = String::from_utf8_lossy(&event.path).into_owned();
         let token = String::from_utf8_lossy(&event.token).into_owned();
@@ -199,7 +200,7 @@ impl Watching {
         Ok(())
     }
 
-    /// That nothing is owed any more.
+    /// Checks that no event is owed any more.
     pub(crate) fn check(&self) -> Result<(), String> {
         for ((token, path), tally) in &self.tallies {
             let watch = self.watches.get(token);

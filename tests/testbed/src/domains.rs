@@ -1,4 +1,4 @@
-//! The files that stand for domains: which exist, which died, which shut down.
+//! The files that stand for domains: their creation, death and shutdown.
 
 use crate::page;
 use std::cell::RefCell;
@@ -12,21 +12,21 @@ use xen::gnttab::{Access, GrantMap, Mapping};
 use xen::shared::SharedPage;
 use xen::{DomId, Error, GrantRef, Port};
 
-/// What tells two files of the same name apart: inode, and time of creation where it is known.
+/// The identity of a file among all of its name: inode, and time of creation where it is known.
 type Identity = (u64, Option<std::time::SystemTime>);
 
-/// The directory, and which domains were last seen alive in it.
+/// The directory, and the domains that were last seen alive in it.
 pub struct Life {
     directory: Option<PathBuf>,
     alive: BTreeMap<u16, Identity>,
     changes: VecDeque<DomainEvent>,
-    /// The changes since the last interrupt are all in `changes`.
+    /// True if `changes` holds all the changes since the last interrupt.
     looked: bool,
     own_ring_given: bool,
 }
 
 impl Life {
-    /// The life of the domains in `directory`.
+    /// Makes the record of the domains in `directory`.
     #[must_use]
     pub fn new(directory: Option<PathBuf>) -> Self {
         Self {
@@ -47,13 +47,14 @@ impl Life {
         Some((found.ino(), found.created().ok()))
     }
 
-    /// What tells domain `domid` from those before it; `None` where there is none now.
+    /// Returns the identity of domain `domid`, which no earlier domain of that number had; `None`
+    /// if there is none now.
     pub fn find(&mut self, domid: DomId) -> Option<u64> {
         if domid.0 == 0 || self.directory.is_none() {
             return domid.is_real().then_some(0);
         }
         let identity = self.identity(domid.0)?;
-        // Where it replaced another, that one's death is still to be reported.
+        // If it replaced another file, the death of that domain is still to be reported.
         self.alive.entry(domid.0).or_insert(identity);
         let (inode, created) = identity;
         let since = created.and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok());
@@ -61,7 +62,7 @@ impl Life {
         Some(inode.rotate_left(40) ^ nanoseconds)
     }
 
-    /// Whether domain `domid` exists now.
+    /// True if domain `domid` exists now.
     pub fn exists(&mut self, domid: DomId) -> bool {
         self.find(domid).is_some()
     }
@@ -75,8 +76,8 @@ impl Life {
                 self.changes.push_back(DomainEvent::Died(DomId(domid)));
                 continue;
             }
-            // Said at every interrupt, as a hypervisor reports states: whether it is news is for
-            // the store to know, which RESUME tells to forget.
+            // Reported at every interrupt, as a hypervisor reports states. The store knows which
+            // are news, and RESUME makes it forget them.
             if self.file(domid, "shutdown").is_some_and(|file| file.exists()) {
                 self.changes
                     .push_back(DomainEvent::Shutdown(DomId(domid), ShutdownReason::Poweroff));
@@ -93,7 +94,7 @@ impl Life {
     }
 }
 
-/// Ring pages.
+/// The ring pages of the domains.
 pub struct Pages(pub Rc<RefCell<Life>>);
 
 impl GrantMap for Pages {
@@ -117,7 +118,7 @@ impl GrantMap for Pages {
     }
 }
 
-/// Life and death.
+/// The watch over the life and death of domains.
 pub struct Watch(pub Rc<RefCell<Life>>);
 
 impl DomainWatch for Watch {

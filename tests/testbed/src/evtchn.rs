@@ -23,17 +23,17 @@ pub struct Datagrams {
     socket: OwnedFd,
     directory: Option<PathBuf>,
     life: Rc<RefCell<Life>>,
-    /// By port: what it is bound to, a domid or [`DOM_EXC`]. Port 0 is none.
+    /// The peer of each port: a domid or [`DOM_EXC`]. Port 0 is never used.
     bound: Vec<Option<u32>>,
-    /// Ports that were closed.
+    /// Ports that were closed and may be given out again.
     free: Vec<usize>,
 }
 
 impl Datagrams {
-    /// Takes over `directory/evtchn`.
+    /// Binds the socket `directory/evtchn`.
     ///
     /// # Errors
-    /// What the socket calls answered.
+    /// The errors of the socket calls.
     pub fn bind(directory: Option<PathBuf>, life: Rc<RefCell<Life>>) -> io::Result<Self> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket = socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None)?;
@@ -95,7 +95,8 @@ impl EventChannels for Datagrams {
         if let Some(directory) = &self.directory
             && let Ok(address) = SocketAddrUnix::new(directory.join(format!("{peer}.evt")))
         {
-            // As an event channel: a guest that does not look loses nothing and holds up nobody.
+            // As with an event channel: a guest that does not read loses nothing and delays no
+            // other.
             let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
             let _ = sendto(&self.socket, &peer.to_ne_bytes(), flags, &address);
         }

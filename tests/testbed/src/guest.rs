@@ -13,7 +13,8 @@ use xen::{DomId, Error, Port};
 /// The port of every guest's channel to the daemon.
 pub const STORE_PORT: Port = Port(1);
 
-/// Makes domain `domid` in `directory`, with an empty page: what `xenstore::Client::over_ring` takes.
+/// Makes domain `domid` in `directory`, with an empty page. Returns the arguments of
+/// `xenstore::Client::over_ring`.
 ///
 /// # Errors
 /// Those of the file system.
@@ -56,7 +57,7 @@ impl EventChannels for Channel {
         let number = u32::from(self.domid.0).to_ne_bytes();
         let to = rustix::net::SocketAddrUnix::new(&self.daemon)
             .map_err(|errno| Error::from_errno(errno.raw_os_error()))?;
-        // The daemon takes what there is before it sleeps: one more that does not fit tells it nothing.
+        // The daemon reads all datagrams before it sleeps, so one that does not fit is not needed.
         let _ = rustix::net::sendto(&self.socket, &number, SendFlags::DONTWAIT, &to);
         Ok(())
     }

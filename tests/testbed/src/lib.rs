@@ -16,8 +16,8 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`evtchn`] | the datagrams |
-//! | [`domains`] | the files, and what became of them |
-//! | [`guest`] | a guest's own end of all that |
+//! | [`domains`] | the files, and the changes of them |
+//! | [`guest`] | a guest's end of the ring and of the event channel |
 //! | [`page`] | mapping a file's page; the only module with `unsafe` |
 
 pub mod domains;
@@ -33,10 +33,10 @@ use xenstored::{Error, Platform};
 /// The variable that names the directory.
 pub const DIRECTORY: &str = "XENSHIM_GUESTS";
 
-/// The domains that live in `directory`.
+/// Makes the platform of the domains in `directory`.
 ///
 /// # Errors
-/// Where the socket `DIR/evtchn` cannot be bound.
+/// The error of binding the socket `DIR/evtchn`.
 pub fn platform(directory: Option<&Path>) -> Result<Platform, Error> {
     let directory: Option<PathBuf> = directory.map(Path::to_owned);
     let life = Rc::new(RefCell::new(domains::Life::new(directory.clone())));

@@ -1,4 +1,4 @@
-//! Guests of the whole daemon: their rings, what they do wrong, how they go.
+//! Guests of the whole daemon: their rings, their faults, their deaths.
 
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs::File;
@@ -80,13 +80,13 @@ impl Host {
         self.receive()
     }
 
-    /// A call that is answered "OK", or by what is wrong.
+    /// Makes a call, and checks that the answer is "OK".
     fn ok(&mut self, kind: u32, payload: &[u8]) {
         let (got, _, answer) = self.call(kind, payload);
         assert_eq!((got, answer), (kind, b"OK\0".to_vec()), "{}", payload.escape_ascii());
     }
 
-    /// A domain with a home of its own.
+    /// Makes a domain with a home of its own.
     fn guest(&mut self, domid: u16) -> Guest {
         let guest = Guest::create(&self.dir, domid);
         self.introduce(domid);
@@ -124,7 +124,7 @@ struct Guest {
     domid: u16,
     dir: PathBuf,
     ring: FrontRing,
-    /// The same page, for what no honest guest does.
+    /// A second view of the page, for writes that no honest guest makes.
     page: xen::shared::SharedPage,
     events: UnixDatagram,
     unread: Vec<u8>,
@@ -248,7 +248,7 @@ fn a_guest_that_leaves_its_ring_exactly_full_is_not_served_for_ever() {
     let mut guest = host.guest(7);
     assert_eq!(guest.call(WATCH, b"x\0tok\0").0, WATCH);
     assert_eq!(guest.receive().0, WATCH_EVENT);
-    // An answer that takes the ring's 1024 bytes, so that nothing of it waits in the daemon.
+    // A reply that fills the ring's 1024 bytes, so that no part of it waits in the daemon.
     let value = vec![b'v'; 1024 - 16];
     host.ok(WRITE, &[b"/local/domain/7/y\0", &value[..]].concat());
     guest.send(&message(READ, 1, b"y\0"));
@@ -269,7 +269,7 @@ fn impossible_indices_end_that_ring_only_until_it_is_introduced_again() {
     let error = |guest: &Guest| guest.ring.error().unwrap();
     bad.wait_until("the error word", || error(&bad) == ErrorWord::RingIndex as u32);
     assert_eq!(good.call(READ, b"x\0").0, ERROR);
-    // Left alone: what it writes now is not looked at.
+    // The ring is no longer served: further writes are not read.
     assert!(matches!(bad.ring.write(b"x"), Err(RingError::Index { .. })));
     bad.notify();
     host.introduce(7);
@@ -355,7 +355,8 @@ fn a_flood_of_guests_leaves_domain_0_its_turn() {
                 let mut bytes = [0; 1024];
                 while !stop.load(Ordering::Relaxed) {
                     let _ = guest.ring.read(&mut bytes);
-                    // Whole requests only; a ring with no room for one is left for the next time.
+                    // Whole requests only; a ring with no room for one is tried again in the next
+                    // round.
                     if guest
                         .page
                         .load_u32(2052)

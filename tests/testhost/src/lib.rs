@@ -2,8 +2,8 @@
 //!
 //! The promise: a test sees what a user of a hosted host sees. Every process is a real one and may be killed.
 //!
-//! A guest's program is the test's own executable once more: a variable of its environment names the part that it
-//! plays ([`play`]).
+//! A guest's program is the test's own executable: a variable of its environment names the part that
+//! it plays ([`play`]).
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -22,10 +22,10 @@ use xen_hosted::domain::{Config, Files, Lack};
 use xen_hosted::domctl::{Control, Descriptors};
 use xenstore::{Client, Perm, Store};
 
-/// The time for anything.
+/// The longest time that any step of a test may take.
 pub const WITHIN: Duration = Duration::from_secs(60);
 
-/// Waits until `what` is so.
+/// Waits until the condition that `what` names holds.
 pub fn until(what: &str, mut so: impl FnMut() -> bool) {
     let end = Instant::now() + WITHIN;
     while !so() {
@@ -37,8 +37,9 @@ pub fn until(what: &str, mut so: impl FnMut() -> bool) {
 /// The variable that names the part of a process.
 const PART: &str = "XENBUS_TEST_PART";
 
-/// Plays the part that the environment names, of these, and ends the process. Returns where it names none, as in the
-/// process of the tests themselves. To be called by a test that does nothing else.
+/// Plays the part that the environment names, if `parts` has it, and ends the process. Returns if
+/// the environment names none, as in the process of the tests themselves. Called by a test that
+/// does nothing else.
 pub fn play(parts: &[(&str, fn())]) {
     let Ok(name) = std::env::var(PART) else { return };
     // The test runner has begun a line of its own.
@@ -48,7 +49,8 @@ pub fn play(parts: &[(&str, fn())]) {
     std::process::exit(0);
 }
 
-/// This executable once more, which plays a part: `test` is the test that calls [`play`].
+/// Returns a command that runs this executable to play a part: `test` is the test that calls
+/// [`play`].
 #[must_use]
 pub fn player(test: &str, part: &str) -> Command {
     let mut command = Command::new(std::env::current_exe().expect("this program"));
@@ -56,12 +58,12 @@ pub fn player(test: &str, part: &str) -> Command {
     command
 }
 
-/// Has the test runner run one test.
+/// Returns the arguments that make the test runner run one test.
 fn arguments(test: &str) -> [&str; 4] {
     [test, "--exact", "--nocapture", "--test-threads=1"]
 }
 
-/// A program that runs, until it is killed or dropped.
+/// A running program, which ends when it is killed or dropped.
 #[derive(Debug)]
 pub struct Program {
     command: Command,
@@ -77,19 +79,19 @@ impl Program {
         Self { command, log, child }
     }
 
-    /// Kills it, as the kernel does where memory is short, and waits for its end.
+    /// Kills the program, as the kernel does when memory is short, and waits for its end.
     pub fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 
-    /// Kills it and starts it once more.
+    /// Kills the program and starts it again.
     pub fn kill_and_restart(&mut self) {
         self.kill();
         self.child = spawn(&mut self.command, &self.log);
     }
 
-    /// Ends it in order.
+    /// Ends the program in order.
     fn end(&mut self) {
         if let Some(pid) = rustix::process::Pid::from_raw(self.id() as i32) {
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
@@ -97,12 +99,12 @@ impl Program {
         let _ = self.child.wait();
     }
 
-    /// True until it has ended.
+    /// True until the program has ended.
     pub fn is_running(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
     }
 
-    /// The number of its process.
+    /// Returns the process ID.
     #[must_use]
     pub fn id(&self) -> u32 {
         self.child.id()
@@ -121,8 +123,8 @@ fn spawn(command: &mut Command, log: &Path) -> Child {
     command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"))
 }
 
-/// The folder with `xen-hosted` and `xenstored`, of the profile of this program; they are built first where they
-/// are old.
+/// Returns the folder with `xen-hosted` and `xenstored` of this program's profile. Builds them
+/// first if they are out of date.
 fn programs() -> Result<&'static Path, &'static str> {
     static PATH: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     let built = PATH.get_or_init(|| {
@@ -146,18 +148,18 @@ fn programs() -> Result<&'static Path, &'static str> {
 /// A host: its folder, its broker, its store.
 #[derive(Debug)]
 pub struct Host {
-    /// Its folder, in which all logs and sockets are; it goes with the host.
+    /// The host's folder, with all logs and sockets. It is removed with the host.
     pub dir: PathBuf,
     store: Program,
     broker: Program,
-    /// The life of its domains.
+    /// The control over the life of its domains.
     pub control: Control,
     /// The toolstack's connection to the store.
     pub tool: Client,
 }
 
 impl Host {
-    /// A host for a test; `None` where a program is missing, which is said.
+    /// Starts a host for a test; `None` if a program is missing, which is printed.
     #[must_use]
     pub fn start(test: &str) -> Option<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -192,7 +194,7 @@ impl Host {
         Program::start(at(command, &self.dir), self.dir.join(format!("{name}.log")))
     }
 
-    /// The log of a program of this host; empty where there is none.
+    /// Returns the log of a program of this host; empty if there is none.
     #[must_use]
     pub fn log(&self, name: &str) -> String {
         let path = self.dir.join(name);
@@ -204,7 +206,7 @@ impl Host {
     }
 }
 
-/// The environment in which a program of domain 0 finds broker and store.
+/// Sets the environment in which a program of domain 0 finds broker and store.
 fn at(mut command: Command, dir: &Path) -> Command {
     command.env("XEN_HOSTED_HOST", dir.join("host")).env("XENSTORED_PATH", dir.join("store"));
     command
@@ -218,7 +220,7 @@ impl Drop for Host {
             }
         }
         self.store.kill();
-        // It removes its control groups.
+        // The broker removes its control groups.
         self.broker.end();
         let _ = std::fs::remove_dir_all(&self.dir);
     }
@@ -227,17 +229,17 @@ impl Drop for Host {
 /// A guest, seen from the test.
 #[derive(Debug)]
 pub struct Guest {
-    /// Its number.
+    /// The domain number.
     pub domid: DomId,
-    /// The means that it does without on this machine.
+    /// The features that this machine does not have and the guest does without.
     pub lacks: Vec<Lack>,
     input: PipeWriter,
     lines: Receiver<String>,
 }
 
 impl Guest {
-    /// Starts a guest that runs this executable, which plays the part `guest`: `test` is the test that calls [`play`].
-    /// `shape` changes the guest's configuration.
+    /// Starts a guest that runs this executable to play the part `guest`: `test` is the test that
+    /// calls [`play`]. `shape` changes the guest's configuration.
     #[must_use]
     pub fn create(host: &mut Host, test: &str, shape: impl FnOnce(&mut Config)) -> Self {
         let mut config = Config::default();
@@ -286,12 +288,12 @@ impl Guest {
         Self { domid, lacks: created.lacks, input, lines }
     }
 
-    /// Gives it a line to read.
+    /// Writes a line to the guest's input.
     pub fn tell(&mut self, line: &str) {
         writeln!(self.input, "{line}").expect("a guest that reads");
     }
 
-    /// The next line that it says behind `> `.
+    /// Returns the next line that the guest prints after `> `.
     #[must_use]
     pub fn hear(&self) -> String {
         let heard = self.lines.recv_timeout(WITHIN);

@@ -1,4 +1,4 @@
-//! The adder: the device type of `xen-driver`'s tests, as it is there.
+//! The adder: the device type of `xen-driver`'s tests, unchanged.
 
 use super::kind::{Kind, Ledger};
 use crate::rng::Rng;
@@ -42,7 +42,7 @@ impl Kind for Adder {
     }
 }
 
-/// The sums that are wanted of one device, by the number that each begins with.
+/// The sums that are requested of one device, by the number that each begins with.
 #[derive(Default)]
 pub(super) struct Sums {
     open: BTreeMap<u32, u32>,

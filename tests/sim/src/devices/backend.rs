@@ -22,17 +22,17 @@ pub(super) struct Backend<K: Kind> {
     store: Client,
     evtchn: Rc<RefCell<dyn EventChannels>>,
     channels: u64,
-    /// It has found nothing to do.
+    /// True if its last turn found nothing to do.
     sleeps: bool,
-    /// When its last turn began.
+    /// The time at which its last turn began.
     turned_at: Instant,
 }
 
 impl<K: Kind> Backend<K> {
-    /// Starts it.
+    /// Starts the process.
     ///
     /// # Errors
-    /// The store is gone.
+    /// The error of a store that is gone.
     pub(super) fn start(
         hypervisor: &Hypervisor,
         record_dir: &Path,
@@ -53,7 +53,7 @@ impl<K: Kind> Backend<K> {
         Ok(Self { bus, store, evtchn, channels: number, sleeps: false, turned_at: now })
     }
 
-    /// True where it has something to do.
+    /// True if it has something to do.
     pub(super) fn is_awake(&self, now: Instant) -> bool {
         !self.sleeps
             || machine::is_awake(self.channels)
@@ -65,20 +65,20 @@ impl<K: Kind> Backend<K> {
             })
     }
 
-    /// True where its last turn has found nothing to do.
+    /// True if its last turn found nothing to do.
     pub(super) fn sleeps(&self) -> bool {
         self.sleeps
     }
 
-    /// When it wakes by itself, if it does.
+    /// Returns the time at which it wakes without an event, if there is one.
     pub(super) fn wakes_at(&self, now: Instant) -> Option<Instant> {
         self.bus.drivers_ref().filter_map(|(_, back)| back.limited_until(now)).min()
     }
 
-    /// One turn of its loop, as `xen_driver`'s server makes it.
+    /// Makes one turn of its loop, as `xen_driver`'s server does.
     ///
     /// # Errors
-    /// The store or the platform is gone.
+    /// The error of a store or platform that is gone.
     pub(super) fn turn(&mut self, now: Instant) -> Result<Vec<News>, Error> {
         (self.sleeps, self.turned_at) = (false, now);
         loop {

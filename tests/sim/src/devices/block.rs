@@ -1,4 +1,5 @@
-//! Block devices: `xen-block`'s ends, and a disk of this host's memory that does requests when it likes.
+//! Block devices: `xen-block`'s ends, and a disk in this host's memory that does requests late and
+//! out of order.
 
 use super::kind::{Kind, Ledger};
 use crate::rng::Rng;
@@ -16,11 +17,11 @@ use xenbus::negotiate::Limits;
 use xenbus::toolstack::NewDevice;
 use xenbus::{Device, Error};
 
-/// Sectors of a disk.
+/// The number of sectors of a disk.
 const SECTORS: usize = 64;
-/// Bytes of a sector.
+/// The size of a sector in bytes.
 const SECTOR: usize = 512;
-/// Most requests of a guest to a disk at a time.
+/// The largest number of requests that a guest has in flight to a disk.
 const OPEN_MAX: usize = 12;
 
 /// The disks of the host, by the nodes that name them.
@@ -73,8 +74,8 @@ impl Kind for Block {
     }
 }
 
-/// A disk that does some requests at once, some later and in another order. What was not done when its process dies is
-/// never done; what was done may not be answered.
+/// A disk that does some requests at once, some later and in another order. Requests that are not
+/// done when its process dies are never done; those that are done may not be answered.
 struct SlowDisk {
     disks: Disks,
     path: Vec<u8>,
@@ -149,7 +150,7 @@ enum Asked {
     Flush,
 }
 
-/// The sectors of one disk, as its user knows them: what each may hold.
+/// The sectors of one disk, as its user knows them: the possible contents of each.
 pub(super) struct Sectors {
     may_hold: Vec<Vec<u64>>,
     open: BTreeMap<u64, Asked>,
@@ -173,7 +174,7 @@ impl Sectors {
         })
     }
 
-    /// Makes one request; false where that is not possible now.
+    /// Makes one request; false if that is not possible now.
     fn ask_one(&mut self, front: &mut Front, rng: &mut Rng) -> bool {
         let (tag, sector) = (self.next, rng.index(SECTORS));
         let queue = rng.index(front.queue_count().max(1));

@@ -1,4 +1,4 @@
-//! The checks when everything has come to rest, and in the end.
+//! The checks when the host has come to rest, and at the end.
 
 use super::guest::Guest;
 use super::host::Host;
@@ -11,11 +11,11 @@ use xenbus::State;
 use xenbus::toolstack;
 use xenstore::Store;
 
-/// Rounds within which everything comes to rest.
+/// The number of rounds within which the host comes to rest.
 const RESTS_WITHIN: u32 = 30_000;
 
 impl<K: Kind> Host<K> {
-    /// All that runs goes on until there is nothing to do.
+    /// Steps all processes until there is nothing to do.
     pub(super) fn rest(&mut self) -> Result<(), String> {
         let mut idle = 0;
         for _ in 0..RESTS_WITHIN {
@@ -43,7 +43,7 @@ impl<K: Kind> Host<K> {
         Err("the host does not come to rest".to_owned())
     }
 
-    /// Everything that was begun is ended, and what must hold is looked at.
+    /// Ends everything that was begun, and checks all of it.
     pub(super) fn check(&mut self) -> Result<(), String> {
         self.mend_torn(u64::MAX);
         self.hypervisor.disarm();
@@ -91,7 +91,7 @@ impl<K: Kind> Host<K> {
                 }
             }
         }
-        // And its own to the store.
+        // The guest also has its own port to the store.
         if ports != 1 + channels {
             return Err(format!("{ports} ports of domain 0 for {channels} of devices"));
         }
@@ -99,7 +99,7 @@ impl<K: Kind> Host<K> {
         Ok(())
     }
 
-    /// All devices go, and all guests; what was given is given back.
+    /// Removes all devices and guests, and checks that everything they gave is given back.
     pub(super) fn end(mut self) -> Result<Tally, String> {
         self.hypervisor.disarm();
         for at in 0..self.slots.len() {

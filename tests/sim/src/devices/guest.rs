@@ -1,4 +1,4 @@
-//! A guest: its process, and what that knows of its devices.
+//! A guest: its process, with its devices.
 
 use super::kind::{Kind, Ledger};
 use super::machine::{self, Channels, Offers};
@@ -24,7 +24,7 @@ pub(super) struct Start {
     channels: u64,
     store: Client,
     offers: Offers,
-    /// The port at which it waits for the store.
+    /// Its port to the store.
     pub(super) port: Port,
 }
 
@@ -44,13 +44,13 @@ impl Start {
 struct UsedDevices<K: Kind> {
     bus: Bus<K::Front>,
     ledgers: BTreeMap<u32, K::Ledger>,
-    /// The last turn has come to its end without anything to do.
+    /// True if the last turn ended without anything to do.
     sleeps: bool,
 }
 
 impl<K: Kind> UsedDevices<K> {
-    /// Calls `call` for each device and its requests, and ends those with which something is wrong; whether there were
-    /// any.
+    /// Calls `call` for each device and its requests, and ends the devices at fault. True if there
+    /// were any.
     fn each(
         &mut self,
         store: &mut Client,
@@ -111,10 +111,10 @@ pub(super) struct Guest<K: Kind> {
 }
 
 impl<K: Kind> Guest<K> {
-    /// Starts it.
+    /// Starts the process.
     ///
     /// # Errors
-    /// The store is gone.
+    /// The error of a store that is gone.
     pub(super) fn start(start: Start) -> Result<Self, Error> {
         let Start { domid, evtchn, channels, mut store, offers, .. } = start;
         let evtchn: Rc<RefCell<dyn EventChannels>> = Rc::new(RefCell::new(evtchn));
@@ -127,7 +127,7 @@ impl<K: Kind> Guest<K> {
         Ok(Self { used, guest, channels })
     }
 
-    /// True where it has something to do.
+    /// True if it has something to do.
     pub(super) fn is_awake(&self) -> bool {
         !self.used.sleeps || machine::is_awake(self.channels)
     }
@@ -140,10 +140,10 @@ impl<K: Kind> Guest<K> {
         self.used.sleeps = false;
     }
 
-    /// One turn of its loop.
+    /// Makes one turn of its loop.
     ///
     /// # Errors
-    /// The store or the platform is gone.
+    /// The error of a store or platform that is gone.
     pub(super) fn turn(&mut self) -> Result<Vec<News>, Error> {
         self.used.sleeps = false;
         let turn = self.guest.turn(&mut [&mut self.used], Duration::ZERO, &[])?;
@@ -158,18 +158,18 @@ impl<K: Kind> Guest<K> {
         Ok(news)
     }
 
-    /// The state of a device.
+    /// Returns the state of a device.
     pub(super) fn state(&self, devid: u32) -> Option<State> {
         let id = self.used.bus.ids().find(|id| id.devid == devid)?;
         self.used.bus.state(id)
     }
 
-    /// The event channels that it has to backends.
+    /// Returns the number of its event channels to backends.
     pub(super) fn channels(&self) -> usize {
         self.used.bus.drivers_ref().map(|(_, front)| K::channels(front)).sum()
     }
 
-    /// Its requests to its devices.
+    /// Returns its requests to its devices.
     pub(super) fn ledgers(&self) -> impl Iterator<Item = (u32, &K::Ledger)> {
         self.used.ledgers.iter().map(|(devid, ledger)| (*devid, ledger))
     }

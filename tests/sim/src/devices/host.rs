@@ -1,4 +1,4 @@
-//! The schedule, the faults, the toolstack; what must hold.
+//! The host of a run: the schedule and the faults.
 
 use super::backend::Backend;
 use super::guest::Guest;
@@ -24,9 +24,9 @@ use xenstore::{Client, Store};
 use xenstored::log::{Level, Log};
 use xenstored::step::Daemon;
 
-/// Guests of a host at a time.
+/// The number of guests that a host has at a time.
 const SLOTS: u16 = 3;
-/// Devices of a guest.
+/// The number of devices of a guest.
 pub(super) const DEVICES: u32 = 2;
 /// A domain number.
 pub(super) struct Slot<K: Kind> {
@@ -34,17 +34,17 @@ pub(super) struct Slot<K: Kind> {
     pub(super) guest: Option<Guest<K>>,
     /// Its devices, as the toolstack has made them.
     pub(super) devices: Vec<NewDevice>,
-    /// The end of its process.
+    /// The planned death of its process.
     pub(super) doom: Option<Doom>,
-    /// The device that is on its way out.
+    /// The device that is being removed.
     pub(super) leaving: Option<usize>,
-    /// Something has been done to it since it was found in order: a device may fail.
+    /// True if it has met a fault since the last check found it in order: a device may fail.
     pub(super) fault: bool,
-    /// A device has failed.
+    /// True if a device has failed.
     pub(super) spoiled: bool,
 }
 
-/// An end at one of these calls.
+/// Plans a death at one of these calls.
 pub(super) fn doom(rng: &mut Rng, calls: &[Call]) -> Doom {
     Doom { at: *rng.pick(calls), after: rng.below(8) }
 }
@@ -69,13 +69,13 @@ pub(super) struct Host<K: Kind> {
     pub(super) began: Instant,
     pub(super) tool: Client,
     pub(super) backend: Option<Backend<K>>,
-    /// The end of its process.
+    /// The planned death of the backend's process.
     pub(super) doom: Option<Doom>,
     pub(super) media: K::Media,
     pub(super) slots: Vec<Slot<K>>,
     torn: Vec<TornIndex>,
     pub(super) record_dir: PathBuf,
-    /// Devices that were made.
+    /// The number of devices that were made.
     pub(super) made: u64,
     pub(super) step: u64,
     pub(super) trace: Trace,
@@ -84,7 +84,7 @@ pub(super) struct Host<K: Kind> {
 }
 
 impl<K: Kind> Host<K> {
-    /// A host that has just been started, with nobody on it.
+    /// Starts a host without guests.
     pub(super) fn new(seed: u64, trace: Trace) -> Result<Self, String> {
         let mut rng = Rng::new(seed);
         let plan = Plan::draw(&mut rng);
@@ -146,12 +146,12 @@ impl<K: Kind> Host<K> {
         Ok(host)
     }
 
-    /// Steps of the run.
+    /// Returns the number of steps of the run.
     pub(super) fn steps(&self) -> u64 {
         self.plan.steps
     }
 
-    /// Steps until all is looked at again.
+    /// Draws the number of steps until the next check.
     pub(super) fn steps_unchecked(&mut self) -> u64 {
         1 + self.rng.below(300)
     }
@@ -164,7 +164,7 @@ impl<K: Kind> Host<K> {
         self.began + Duration::from_micros(self.clock.get())
     }
 
-    /// One step of whoever's turn the seed says it is.
+    /// Makes one step of the process that the seed picks.
     pub(super) fn step(&mut self) -> Result<(), String> {
         self.step += 1;
         self.mend_torn(self.step);
@@ -229,7 +229,8 @@ impl<K: Kind> Host<K> {
         Ok(())
     }
 
-    /// A turn of the backend, if it is awake, in which it may die at a call. True where it has found something to do.
+    /// Makes a turn of the backend, if it is awake, in which it may die at a call. True if it has
+    /// found something to do.
     pub(super) fn turn_backend(&mut self) -> Result<bool, String> {
         let now = self.now();
         let Some(backend) = self.backend.as_mut().filter(|backend| backend.is_awake(now)) else {
@@ -252,7 +253,7 @@ impl<K: Kind> Host<K> {
         }
     }
 
-    /// A turn of a guest, as one of the backend.
+    /// Makes a turn of a guest, by the rules of the backend's turn.
     pub(super) fn turn_guest(&mut self, at: usize) -> Result<bool, String> {
         let slot = &mut self.slots[at];
         let Some(guest) = &mut slot.guest else { return Ok(false) };
@@ -278,7 +279,7 @@ impl<K: Kind> Host<K> {
         }
     }
 
-    /// Nothing goes wrong with a device but after a fault.
+    /// Checks that a device fails only after a fault.
     fn hear(&mut self, news: &News) -> Result<(), String> {
         let slot = self.slots.iter_mut().find(|slot| slot.domid == news.id.frontend);
         let Some(slot) = slot else { return Err(format!("no such device: {news:?}")) };
@@ -296,7 +297,7 @@ impl<K: Kind> Host<K> {
         Ok(())
     }
 
-    /// A guest dies where it is; its number may be another's at once.
+    /// Kills a guest; its number may be another's at once.
     pub(super) fn kill(&mut self, at: usize, call: Call) -> Result<(), String> {
         self.tally.count_death("guests", call);
         let slot = &mut self.slots[at];
@@ -314,10 +315,10 @@ impl<K: Kind> Host<K> {
         if self.rng.chance(300) { self.build(at) } else { Ok(()) }
     }
 
-    /// An index of a ring is seen half written for a while.
+    /// Shows an index of a ring half written for a while.
     fn tear(&mut self, at: usize) -> Result<(), String> {
         let slot = &self.slots[at];
-        // One at a time: a second one would take the first for whole.
+        // One at a time: a second one would take the first for a whole index.
         if slot.guest.is_none() || self.is_torn(at) {
             return Ok(());
         }
@@ -347,16 +348,17 @@ impl<K: Kind> Host<K> {
         Ok(())
     }
 
-    /// True where the backend may still see a half written index of this slot's guest, or of the one before.
+    /// True if the backend may still see a half written index of this slot's guest, or of the one
+    /// before.
     pub(super) fn is_torn(&self, at: usize) -> bool {
         self.torn.iter().any(|torn| torn.slot == at)
     }
 
-    /// Indices are whole again whose time has come by this step.
+    /// Restores the torn indices that are due at this step.
     pub(super) fn mend_torn(&mut self, step: u64) {
         self.torn.retain(|torn| {
             let due = torn.until <= step;
-            // Unless its owner has written it meanwhile.
+            // If its owner has not written the index meanwhile.
             if due && torn.page.load_u32(torn.at) == Ok(torn.half) {
                 let _ = torn.page.store_u32(torn.at, torn.whole);
             }

@@ -7,15 +7,15 @@ use xen_driver::frontend;
 use xenbus::toolstack::NewDevice;
 use xenbus::{Driver, Error};
 
-/// A device type with something to do.
+/// A device type and the requests to its devices.
 pub(super) trait Kind: 'static {
     /// Its frontend.
     type Front: Driver;
     /// Its backend.
     type Back: Backend;
-    /// The things that the backends of all processes share.
+    /// The data that the backends of all processes share.
     type Media: Clone + Default + 'static;
-    /// A guest's knowledge of the requests of one device.
+    /// The requests of a guest to one device.
     type Ledger: Ledger<Front = Self::Front>;
 
     /// Its name in the store.
@@ -29,10 +29,10 @@ pub(super) trait Kind: 'static {
     /// Makes the frontend of a device.
     fn front(platform: frontend::Platform) -> Self::Front;
 
-    /// The number of event channels that a frontend which is connected has to its backend.
+    /// Returns the number of event channels that a connected frontend has to its backend.
     fn channels(front: &Self::Front) -> usize;
 
-    /// Makes what makes the backend of each device.
+    /// Makes the maker of the backends of all devices.
     fn backs(
         platform: backend::Platform,
         options: rings::Options,
@@ -45,10 +45,10 @@ pub(super) trait Ledger: Default {
     /// The frontend.
     type Front;
 
-    /// Makes some requests, if it is to have more.
+    /// Makes some requests, if there are to be more.
     fn ask(&mut self, front: &mut Self::Front, rng: &mut Rng);
 
-    /// Takes answers and shows requests; how much of either there was. Notes a wrong answer.
+    /// Takes responses and publishes requests. Returns the number of both. Notes a wrong response.
     ///
     /// # Errors
     /// As [`frontend::Frontend::work`].
@@ -60,20 +60,21 @@ pub(super) trait Ledger: Default {
     /// As [`frontend::Frontend::work`].
     fn final_check(&mut self, front: &mut Self::Front) -> Result<bool, Error>;
 
-    /// The frontend is gone, with its requests.
+    /// Handles the loss of the frontend with its requests.
     fn lose(&mut self);
 
-    /// Requests without an answer.
+    /// Returns the number of requests without a response.
     fn open(&self) -> usize;
 
-    /// Requests that were answered.
+    /// Returns the number of requests that were answered.
     fn answered(&self) -> u64;
 
-    /// The fault of an answer.
+    /// Returns the fault of a wrong response.
     fn wrong(&self) -> Option<&str>;
 }
 
-/// The options of a backend: its record is in this folder, and it takes as many connects as a run has.
+/// Returns the options of a backend: its record is in this folder, and its limit of connects covers
+/// a run.
 pub(super) fn options(record_dir: &Path) -> rings::Options {
     let connects_max = (u32::MAX, std::time::Duration::from_secs(1));
     rings::Options { connects_max, ..rings::Options::recorded_in(record_dir) }

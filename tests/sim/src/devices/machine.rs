@@ -1,8 +1,8 @@
-//! The calls of processes: the store, event channels, grants. The store goes on while one of them waits for it, and at each
-//! call the one that runs can die.
+//! The calls of processes: the store, event channels, grants. The store advances while a process
+//! waits for it, and the running process can die at each call.
 //!
-//! A client of the store may be sent to another thread, a simulated host may not: so the host is the thread's, and what
-//! clients hold are numbers.
+//! A client of the store may be sent to another thread, but a simulated host may not. The host is
+//! therefore thread-local, and clients hold numbers that refer to it.
 
 use crate::hypervisor::Hypervisor;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -22,16 +22,16 @@ use xen::{DomId, Error, GrantRef, Port};
 use xenstore::transport::stream::Connection;
 use xenstored::step::Daemon;
 
-/// Rounds in which nothing happens, after which nothing will.
+/// The number of rounds without an event after which none will come.
 const QUIET: u32 = 3;
-/// Rounds after which a client of domain 0 would wait for ever.
+/// The number of rounds after which a client of domain 0 counts as hung.
 const HANGS_AFTER: u32 = 20_000;
 
 /// The store of a host, with its clock.
 pub(super) struct Machine {
     pub(super) hypervisor: Hypervisor,
     pub(super) daemon: Daemon,
-    /// Microseconds.
+    /// The time in microseconds.
     pub(super) clock: Rc<Cell<u64>>,
 }
 
@@ -65,14 +65,14 @@ impl Call {
         &[Self::Offer, Self::AllocUnbound, Self::Notify, Self::Pending, Self::Unmask];
 }
 
-/// The end of a process that is to come: at a call of a kind, behind so many others of that kind.
+/// The planned death of a process: at a call of this kind, after this many others of the kind.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Doom {
     pub(super) at: Call,
     pub(super) after: u64,
 }
 
-/// The end of a process, on its way through the stack.
+/// The death of a process, as it unwinds the stack.
 struct Death(Call);
 
 thread_local! {
@@ -80,24 +80,26 @@ thread_local! {
     static CHANNELS: RefCell<BTreeMap<u64, Box<dyn EventChannels>>> =
         const { RefCell::new(BTreeMap::new()) };
     static NEXT: Cell<u64> = const { Cell::new(1) };
-    /// The end of the process that runs.
+    /// The planned death of the running process.
     static DOOM: Cell<Option<Doom>> = const { Cell::new(None) };
-    /// It has met its end: what it has is being dropped, and it calls nobody any more.
+    /// True after the death of the running process: its values are being dropped, and it makes no
+    /// further call.
     static DEAD: Cell<bool> = const { Cell::new(false) };
 }
 
 impl Machine {
-    /// Makes this the thread's machine.
+    /// Makes this machine the thread's own.
     pub(super) fn install(self) {
         MACHINE.set(Some(self));
     }
 
-    /// Takes the thread's machine away.
+    /// Removes the thread's machine.
     pub(super) fn remove() -> Option<Self> {
         MACHINE.take()
     }
 
-    /// One round of the store, in which some time passes. False where nothing has happened and nothing is on its way.
+    /// Makes one round of the store, in which some time passes. False if nothing has happened and
+    /// nothing is on its way.
     fn round(&mut self) -> bool {
         let before = self.hypervisor.activity();
         self.hypervisor.pass_step();
@@ -111,15 +113,15 @@ impl Machine {
     }
 }
 
-/// One round of the store. False where nothing has happened and nothing is on its way.
+/// Makes one round of the store. False if nothing has happened and nothing is on its way.
 pub(super) fn round() -> bool {
     MACHINE.with_borrow_mut(|machine| machine.as_mut().expect("a machine").round())
 }
 
-/// Runs a part of a process, which may meet its end there; then what it had is to be dropped.
+/// Runs a part of a process, which may die there. The caller then drops the process.
 ///
 /// # Errors
-/// The call at which it has died.
+/// The call at which it died.
 pub(super) fn run<R>(doom: &mut Option<Doom>, body: impl FnOnce() -> R) -> Result<R, Call> {
     DOOM.set(doom.take());
     let ran = catch_unwind(AssertUnwindSafe(body));
@@ -134,7 +136,7 @@ pub(super) fn run<R>(doom: &mut Option<Doom>, body: impl FnOnce() -> R) -> Resul
     })
 }
 
-/// A process begins a call.
+/// Begins a call of a process, at which the process may die.
 fn begin(call: Call) -> Result<(), Error> {
     if DEAD.get() {
         return Err(Error::NoDev);
@@ -142,7 +144,7 @@ fn begin(call: Call) -> Result<(), Error> {
     match DOOM.get() {
         Some(Doom { at, after: 0 }) if at == call => {
             DEAD.set(true);
-            // Not a panic that is told of.
+            // An unwind without a panic message.
             resume_unwind(Box::new(Death(call)));
         }
         Some(Doom { at, after }) if at == call => DOOM.set(Some(Doom { at, after: after - 1 })),
@@ -151,7 +153,7 @@ fn begin(call: Call) -> Result<(), Error> {
     Ok(())
 }
 
-/// A process begins a call of its socket.
+/// Begins a call of a process on its socket.
 fn begin_io(call: Call) -> io::Result<()> {
     begin(call).map_err(|_| io::ErrorKind::NotConnected.into())
 }
@@ -162,18 +164,18 @@ fn is_readable(fd: BorrowedFd<'_>) -> bool {
         .is_ok_and(|ready| ready > 0)
 }
 
-/// The event channels of one process. Who is about to look at their descriptor may wait there, so the store goes on first,
-/// until there is an event or nothing happens any more.
+/// The event channels of one process. Before the process takes their descriptor, where it may wait,
+/// the store advances until there is an event or nothing happens any more.
 ///
-/// Clones are the same ones, for the parts of a process that share them.
+/// Clones share the channels, for the parts of a process that share them.
 #[derive(Clone)]
 pub(super) struct Channels {
     held: Arc<Held>,
-    /// The port to the store: what is lost there comes when nothing else happens.
+    /// The port to the store. A lost event of this port arrives when nothing else happens.
     store: Option<(DomId, Port)>,
 }
 
-/// The thread's event channels of a number.
+/// The thread's event channels of one number.
 struct Held {
     number: u64,
     fd: OwnedFd,
@@ -194,17 +196,17 @@ impl Channels {
         Ok(Self { held: Arc::new(Held { number, fd }), store: None })
     }
 
-    /// A new port for the store, of domain `own`.
+    /// Allocates a new port for the store, of domain `own`.
     ///
     /// # Errors
-    /// There is none.
+    /// None.
     pub(super) fn alloc_for_store(&mut self, own: DomId) -> Result<Port, Error> {
         let port = self.with(|inner| inner.alloc_unbound(DomId::DOM0))?;
         self.store = Some((own, port));
         Ok(port)
     }
 
-    /// Its number, for [`is_awake`].
+    /// Returns its number, for [`is_awake`].
     pub(super) fn number(&self) -> u64 {
         self.held.number
     }
@@ -219,7 +221,7 @@ impl Channels {
 }
 
 impl Channels {
-    /// Has an event between this domain and the store arrive that was lost; false where there is none.
+    /// Delivers an event between this domain and the store that was lost; false if there is none.
     fn find_lost(&self) -> bool {
         let Some((domid, port)) = self.store else { return false };
         MACHINE.with_borrow(|machine| {
@@ -228,7 +230,7 @@ impl Channels {
     }
 }
 
-/// True where an event was raised for the event channels of this number and not taken.
+/// True if an event was raised for the event channels of this number and not taken.
 pub(super) fn is_awake(number: u64) -> bool {
     CHANNELS.with_borrow(|all| all.get(&number).is_some_and(|inner| is_readable(inner.fd())))
 }
@@ -272,7 +274,7 @@ impl EventChannels for Channels {
     }
 
     fn close(&mut self, port: Port) -> Result<(), Error> {
-        // Whoever is dying closes too.
+        // A dying process closes its ports too.
         self.with(|inner| inner.close(port))
     }
 
@@ -308,7 +310,7 @@ pub(super) struct Socket {
 }
 
 impl Socket {
-    /// Connects.
+    /// Connects to the store.
     pub(super) fn connect() -> Result<Self, Errno> {
         use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
@@ -347,7 +349,7 @@ impl Connection for Socket {
     }
 }
 
-/// True where a client has something to read.
+/// True if a client has input to read.
 pub(super) fn has_input(client: &impl AsFd) -> bool {
     is_readable(client.as_fd())
 }

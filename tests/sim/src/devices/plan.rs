@@ -4,17 +4,17 @@ use crate::faults::Rates;
 use crate::hypervisor::Reuse;
 use crate::rng::Rng;
 
-/// The plan that a seed has made.
+/// The plan of a run, which its seed determines.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Plan {
     pub(super) rates: Rates,
     pub(super) reuse: Reuse,
-    /// Ends that die, in thousandths of the steps.
+    /// Deaths of backends and of guests, in thousandths of the steps.
     pub(super) backend_deaths: u32,
     pub(super) guest_deaths: u32,
     /// Indices that are shown half written, in thousandths of the steps.
     pub(super) torn: u32,
-    /// Devices that are taken away and made anew, in thousandths of the steps.
+    /// Devices that are removed and made anew, in thousandths of the steps.
     pub(super) changes: u32,
     pub(super) steps: u64,
 }

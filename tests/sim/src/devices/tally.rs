@@ -23,7 +23,7 @@ const COUNTED: [&str; 12] = [
 #[derive(Clone, Debug, Default)]
 pub(super) struct Tally {
     counts: BTreeMap<&'static str, u64>,
-    /// Deaths, by who died and at which call.
+    /// The deaths, by process and call.
     deaths: BTreeMap<(&'static str, Call), u64>,
 }
 

@@ -1,4 +1,4 @@
-//! The work of the toolstack: it makes guests with their devices, takes devices away, cleans up.
+//! The work of the toolstack: it makes guests with their devices, removes devices, and cleans up.
 
 use super::guest::{Guest, Start};
 use super::host::{DEVICES, Host, doom};
@@ -11,7 +11,7 @@ use xenbus::{Id, State};
 use xenstore::{Perm, Store};
 
 impl<K: Kind> Host<K> {
-    /// The toolstack makes a guest with its devices; what was there of one before it is replaced.
+    /// Makes a guest with its devices, and replaces the remains of an earlier one.
     pub(super) fn build(&mut self, at: usize) -> Result<(), String> {
         let domid = self.slots[at].domid;
         // The number may still be held.
@@ -23,7 +23,8 @@ impl<K: Kind> Host<K> {
         let home = format!("/local/domain/{domid}");
         self.tool.remove(&home).map_err(text)?;
         let start = Start::new(&self.hypervisor, built)?;
-        // First: where its number was another's, the store hears of that one's death by this, which voids permissions.
+        // First, because the store learns of the death of the number's earlier domain by this,
+        // which voids permissions.
         self.tool.introduce(domid.0, 1, start.port.0).map_err(text)?;
         let perm = Perm::parse(format!("n{domid}").as_bytes()).ok_or("a permission")?;
         for node in ["", "/device"] {
@@ -34,7 +35,7 @@ impl<K: Kind> Host<K> {
         for device in &self.slots[at].devices {
             toolstack::add(&mut self.tool, device).map_err(text)?;
         }
-        // Whatever else happened to the one before, nothing has happened to this one.
+        // Faults of the earlier domain do not count for this one.
         self.slots[at].fault = self.is_torn(at);
         self.note(|| format!("domain {domid} is built"));
         self.tally.count("guests built", 1);
@@ -57,7 +58,7 @@ impl<K: Kind> Host<K> {
         device
     }
 
-    /// The toolstack takes away what is left of a guest's devices.
+    /// Removes the remains of a guest's devices.
     pub(super) fn forget(&mut self, at: usize) -> Result<(), String> {
         for device in self.slots[at].devices.drain(..) {
             toolstack::forget(&mut self.tool, &device).map_err(text)?;
@@ -65,7 +66,7 @@ impl<K: Kind> Host<K> {
         Ok(())
     }
 
-    /// The toolstack asks for a device to go, or makes it anew when it has.
+    /// Asks for a device to be removed, or makes it anew after its removal.
     pub(super) fn change(&mut self, at: usize) -> Result<(), String> {
         let which = match self.slots[at].leaving {
             Some(which) => which,
@@ -88,14 +89,14 @@ impl<K: Kind> Host<K> {
         Ok(())
     }
 
-    /// The state of an end, as the store has it.
+    /// Returns the state of an end, as the store has it.
     pub(super) fn state(&mut self, path: &str) -> Result<State, String> {
         let state = self.tool.try_read(format!("{path}/state")).map_err(text)?;
         Ok(state.map_or(State::Unknown, |state| State::parse(&state)))
     }
 
-    /// The toolstack does what an operator would: takes away what a dead guest has left, and makes devices anew that
-    /// failed or are on their way out.
+    /// Recovers as an operator would: removes the remains of a dead guest, and makes devices anew
+    /// that failed or are being removed.
     pub(super) fn recover(&mut self, at: usize) -> Result<(), String> {
         if self.slots[at].guest.is_none() {
             self.forget(at)?;

@@ -1,16 +1,16 @@
-//! What a guest asks for next.
+//! Draws the next request of a guest.
 
 use super::{COUNTERS, Common, Counting, Guest, Phase, SHARED, Within};
 use crate::model::{Op, Outcome};
 use crate::watching::Place;
 use xen::DomId;
 
-/// Below the guest's home.
+/// Paths below the guest's home.
 const PATHS: [&str; 7] = ["data", "data/a", "data/a/b", "data/c", "data/c/d/e", "x", "x/y"];
-/// Most watches of a guest.
+/// The largest number of watches of a guest.
 const WATCHES_MAX: usize = 6;
 impl Guest {
-    /// Asks for something, unless enough is in flight.
+    /// Makes a request, unless enough are in flight.
     pub(super) fn ask(&mut self, common: &mut Common) {
         let waiting = self.caller.waiting() as u64;
         if self.phase != Phase::Serving || waiting >= self.depth {
@@ -22,7 +22,7 @@ impl Guest {
         }
         let begins = if common.counting { 500 } else { 120 };
         match self.within {
-            // Its limits are sharp: nothing is in flight where it starts and where it ends.
+            // A transaction has sharp limits: nothing is in flight at its start and at its end.
             Within::Starting | Within::Ending => {}
             Within::Open { id, .. } if self.counting.is_some() => {
                 if waiting == 0 {
@@ -59,7 +59,7 @@ impl Guest {
         }
     }
 
-    /// The next request of a transaction that counts.
+    /// Makes the next request of a transaction that counts.
     fn ask_counter(&mut self, id: u32, common: &mut Common) {
         let Some(counting) = &mut self.counting else { return };
         let Counting { which, value, .. } = *counting;

@@ -1,4 +1,4 @@
-//! A guest that keeps the rules, and expects the daemon to.
+//! A guest that keeps the rules, and checks that the daemon does.
 
 mod asks;
 
@@ -13,30 +13,31 @@ use xen::DomId;
 use xen_io::xs_ring::ErrorWord;
 use xenstore_core::client::Reply;
 
-/// How many nodes everybody may read and domain 0 alone writes.
+/// The number of nodes that everybody may read and only domain 0 writes.
 pub(crate) const SHARED: usize = 3;
-/// How many nodes all guests count up, in transactions.
+/// The number of counter nodes, which all guests increment in transactions.
 pub(crate) const COUNTERS: usize = 2;
-/// Most requests in flight; less than the quota of outstanding ones.
+/// The largest number of requests in flight; less than the quota of outstanding ones.
 const DEPTH_MAX: u64 = 6;
-/// So many requests of all domains may be changes that make a guest's transaction too old.
+/// The number of requests of all domains that may be changes before a guest's transaction is too
+/// old.
 const CHANGES_FORGIVEN: u64 = 1500;
 
-/// What all domains share, as the run knows it.
+/// The state of the run that all domains share.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Common {
-    /// Moves with everything that is done; orders all of it.
+    /// The number of the latest action, which orders all actions.
     pub(crate) tick: u64,
-    /// The last value of each shared node that was sent, and that was answered.
+    /// For each shared node: the last value that was sent, and the last that was answered.
     pub(crate) issued: [u64; SHARED],
     pub(crate) acked: [u64; SHARED],
-    /// Domains that have gone, for whatever reason.
+    /// Deaths of domains, for any reason.
     pub(crate) deaths: u64,
-    /// Requests sent by anybody.
+    /// Requests sent by all domains.
     pub(crate) requests: u64,
-    /// Whether guests count, which makes them wait for each other.
+    /// True if guests count, which makes them wait for each other.
     pub(crate) counting: bool,
-    /// For each counter: commits that were answered, and those that never will be.
+    /// For each counter: the commits that were answered, and those that never will be.
     pub(crate) counted: [u64; COUNTERS],
     pub(crate) uncertain: [u64; COUNTERS],
 }
@@ -46,16 +47,16 @@ pub(crate) struct Common {
 struct Sent {
     op: Op,
     at: u64,
-    /// For a shared node: what its value was at least.
+    /// For a shared node: the lowest value that it may have.
     floor: u64,
 }
 
-/// Where a guest's transaction stands.
+/// The stage of a guest's transaction.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Within {
     None,
     Starting,
-    /// Its number, how many requests are to come, and what had happened before.
+    /// The transaction's number, and the number of requests that are to come in it.
     Open {
         id: u32,
         left: u64,
@@ -63,7 +64,8 @@ enum Within {
     Ending,
 }
 
-/// A transaction that adds one to a counter: what was read, and how many requests were sent.
+/// A transaction that increments a counter: the value that was read, and the number of requests
+/// sent.
 #[derive(Clone, Copy, Debug)]
 struct Counting {
     which: usize,
@@ -73,14 +75,14 @@ struct Counting {
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Phase {
-    /// Its toolstack is not done with it.
+    /// The toolstack has not introduced the guest yet.
     Waiting,
     Serving,
-    /// It has asked for its ring to be reset.
+    /// The guest has asked for a reset of its ring.
     Resetting,
 }
 
-/// What a guest had come to when it was cut off.
+/// The unfinished operations of a guest when it was cut off.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Amid {
     pub(crate) request: bool,
@@ -99,19 +101,19 @@ pub(crate) struct Guest {
     watching: Watching,
     within: Within,
     counting: Option<Counting>,
-    /// Deaths and requests before the open transaction.
+    /// The numbers of deaths and requests before the open transaction.
     began: (u64, u64),
     phase: Phase,
     depth: u64,
     rng: Rng,
     seen: [u64; SHARED],
-    /// There was an event, and the ring was not read to its end since.
+    /// True if there was an event and the ring has not been read to its end since.
     hears: bool,
-    /// It stood still for so long that the daemon may have given it up.
+    /// True if it stood still for so long that the daemon may have given it up.
     may_be_given_up: bool,
-    /// There was no room for all that it wanted to send, and no event since.
+    /// True if there was no room for all of its output, and no event since.
     is_full: bool,
-    /// Part of a request is on the ring.
+    /// True if part of a request is on the ring.
     amid_request: bool,
     sweep: VecDeque<Op>,
     writes: u64,
@@ -170,19 +172,19 @@ impl Guest {
         self.phase == Phase::Serving
     }
 
-    /// Its home is made: it may begin.
+    /// Begins to work, after its home is made.
     pub(crate) fn begin(&mut self) {
         self.model.begin_again();
         self.phase = Phase::Serving;
         self.sweep.push_back(Op::List(String::new()));
     }
 
-    /// It is served again on another port; its nodes are as they were.
+    /// Continues on another port; its nodes are unchanged.
     pub(crate) fn go_on(&mut self) {
         self.phase = Phase::Serving;
     }
 
-    /// The connection is cut: what is in flight may have been done or not.
+    /// Handles a cut of the connection: requests in flight may have been done or not.
     pub(crate) fn cut(&mut self, common: &mut Common) {
         if let Some(which) = self.counter_in_doubt() {
             common.uncertain[which] += 1;
@@ -200,23 +202,23 @@ impl Guest {
         self.phase = Phase::Waiting;
     }
 
-    /// The counter that it may have counted up: it waits for the answer.
+    /// Returns the counter that it may have incremented, if it waits for the reply.
     pub(crate) fn counter_in_doubt(&self) -> Option<usize> {
         let counting = self.counting.filter(|_| self.within == Within::Ending);
         counting.map(|counting| counting.which)
     }
 
-    /// Transactions that it has open, and watches that it has set, when it is settled.
+    /// Returns the numbers of its open transactions and of its watches, when it is settled.
     pub(crate) fn charged(&self) -> (usize, usize) {
         (usize::from(matches!(self.within, Within::Open { .. })), self.watching.len())
     }
 
-    /// It stands still for longer than it may leave anything unread.
+    /// Notes that it stands still for longer than it may leave anything unread.
     pub(crate) fn stand_still(&mut self) {
         self.may_be_given_up = true;
     }
 
-    /// Where the daemon has given it up, which it may, it asks for a reset.
+    /// Asks for a reset if the daemon has given it up, which is allowed. True if it did.
     fn come_back(&mut self, common: &mut Common) -> Result<bool, String> {
         let serving = self.may_be_given_up && self.phase == Phase::Serving;
         if !serving || self.link.error()? != ErrorWord::Communication as u32 {
@@ -226,7 +228,7 @@ impl Guest {
         self.reset(common).map(|()| true)
     }
 
-    /// What it is amid of.
+    /// Returns its unfinished operations.
     pub(crate) fn amid(&self) -> Amid {
         Amid {
             request: self.amid_request,
@@ -235,7 +237,7 @@ impl Guest {
         }
     }
 
-    /// One step of its own: it hears, asks, or writes a part of what it has asked.
+    /// Takes one step: it reads, makes a request, or writes a part of its output.
     pub(crate) fn step(&mut self, common: &mut Common) -> Result<(), String> {
         if self.come_back(common)? {
             return Ok(());
@@ -250,13 +252,13 @@ impl Guest {
             _ => {
                 let part = 1 + self.rng.below(200);
                 self.send(usize::try_from(part).unwrap_or(1))?;
-                // The notification may be a step later, as on another processor.
+                // The notification may come a step later, as on another processor.
                 if self.rng.chance(700) { self.link.notify().map(drop) } else { Ok(()) }
             }
         }
     }
 
-    /// A step in which it begins nothing new; whether anything moved.
+    /// Takes a step in which it begins nothing new. True if anything moved.
     pub(crate) fn settle(&mut self, common: &mut Common) -> Result<bool, String> {
         let mut moved = self.come_back(common)? | self.hear(common)?;
         while let Some(op) = self.sweep.front()
@@ -272,20 +274,20 @@ impl Guest {
         Ok(moved | self.link.notify()?)
     }
 
-    /// Nothing is left to come.
+    /// True if no reply is missing and nothing is left to send.
     pub(crate) fn is_settled(&self) -> bool {
         let rests = self.caller.waiting() == 0 && self.caller.output().is_empty();
         self.phase == Phase::Waiting
             || (rests && self.sweep.is_empty() && self.phase == Phase::Serving)
     }
 
-    /// What it still waits for.
+    /// Describes the requests that it still waits for.
     pub(crate) fn waits_for(&self) -> String {
         let in_flight: Vec<_> = self.caller.unanswered().map(|sent| &sent.op).collect();
         format!("domain {} is {:?} and waits for {in_flight:?}", self.domid, self.phase)
     }
 
-    /// Everything that it was told agrees with what it may expect.
+    /// Checks that all events came, and that the error word is 0.
     pub(crate) fn check(&mut self) -> Result<(), String> {
         self.may_be_given_up = false;
         if self.phase == Phase::Serving {
@@ -298,19 +300,19 @@ impl Guest {
         Ok(())
     }
 
-    /// It will look at all its nodes, until none are in doubt.
+    /// Plans to read all its nodes, to resolve doubts about them.
     pub(crate) fn sweep(&mut self) {
         if self.phase == Phase::Serving && self.within == Within::None {
             self.sweep.extend(self.model.sweep());
         }
     }
 
-    /// Whether it could look at all its nodes when it was told to.
+    /// True if it could read all its nodes when it was asked to.
     pub(crate) fn was_swept(&self) -> bool {
         self.phase == Phase::Serving && self.within == Within::None
     }
 
-    /// How many states its nodes may be in.
+    /// Returns the number of possible states of its nodes.
     pub(crate) fn doubts(&self) -> usize {
         self.model.doubts()
     }
@@ -319,7 +321,7 @@ impl Guest {
         self.watching.shared_written(which, asked);
     }
 
-    /// Looks at the ring, if there was an event.
+    /// Reads the ring, if there was an event.
     fn hear(&mut self, common: &mut Common) -> Result<bool, String> {
         let woken = self.link.woken()?;
         if woken && self.phase == Phase::Resetting && self.link.is_connected()? {
@@ -348,7 +350,7 @@ impl Guest {
                 }
             }
         }
-        // There may be room now for what did not fit.
+        // There may be room now for the rest of its output.
         self.send(usize::MAX)?;
         self.link.notify()?;
         Ok(true)
@@ -397,7 +399,7 @@ impl Guest {
         Ok(())
     }
 
-    /// A counter was read or written in a transaction.
+    /// Handles the reply to a read or write of a counter in a transaction.
     fn counter(&mut self, op: &Op, answer: &Answer) -> Result<(), String> {
         let value = answer.as_ref().ok().and_then(|value| value.parse().ok());
         match (op, &mut self.counting) {
@@ -408,7 +410,7 @@ impl Guest {
         Ok(())
     }
 
-    /// A transaction that counts has ended: it counts, or another was faster.
+    /// Handles the end of a transaction that counts: it counts, or another was faster.
     fn count(&mut self, which: usize, answer: &Answer, common: &mut Common) -> Result<(), String> {
         self.model.refused();
         match answer {
@@ -420,7 +422,7 @@ impl Guest {
         Ok(())
     }
 
-    /// A shared node's value moves forward only, and no further than was written.
+    /// Checks that a shared node's value only grows, and no further than it was written.
     fn shared_read(
         &mut self,
         which: usize,
@@ -458,7 +460,7 @@ impl Guest {
         self.caller.ask(kind, id, &payload, Sent { op, at: common.tick, floor });
     }
 
-    /// Puts at most `max` bytes of what was asked onto the ring; whether any.
+    /// Puts at most `max` bytes of its output onto the ring. True if any fitted.
     fn send(&mut self, max: usize) -> Result<bool, String> {
         let output = self.caller.output();
         if output.is_empty() || self.phase != Phase::Serving || self.is_full {
@@ -472,7 +474,7 @@ impl Guest {
         Ok(count > 0)
     }
 
-    /// Asks for the ring to be reset.
+    /// Asks for a reset of the ring.
     fn reset(&mut self, common: &mut Common) -> Result<(), String> {
         common.tick += 1;
         self.resets += 1;

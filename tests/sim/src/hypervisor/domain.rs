@@ -1,4 +1,4 @@
-//! One domain: its ports, its grants, and how it runs.
+//! One domain: its ports, its grants, and its state.
 
 use super::grant::Grant;
 use super::port::Channel;
@@ -12,7 +12,7 @@ pub(crate) struct Domain {
     pub(crate) identity: u64,
     pub(crate) ports: BTreeMap<u32, Channel>,
     pub(crate) grants: BTreeMap<u32, Grant>,
-    /// Destroyed, and there for what others hold of it.
+    /// True if it is destroyed, and kept only for the pages that others hold.
     pub(crate) dying: bool,
     pub(super) paused: bool,
     pub(super) shutdown: Option<ShutdownReason>,

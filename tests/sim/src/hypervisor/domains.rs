@@ -1,4 +1,4 @@
-//! Domains: made, watched, controlled, destroyed.
+//! Domains: creation, watch, control, destruction.
 
 use super::Hypervisor;
 use super::domain::Domain;
@@ -33,7 +33,7 @@ impl State {
         Who { domid, identity }
     }
 
-    /// Domains that are only there for what others held of them go.
+    /// Removes destroyed domains of which nothing is held any more.
     fn bury(&mut self) {
         let before = self.domains.len();
         self.domains
@@ -62,13 +62,13 @@ impl State {
     }
 }
 
-/// What the builder of a domain has made.
+/// A domain, as its builder has made it.
 pub struct Built {
-    /// The domain.
+    /// The domain's number.
     pub domid: DomId,
-    /// Tells it from all that had its number.
+    /// The identity, which no earlier domain of its number had.
     pub identity: u64,
-    /// Its own look at its XenStore page.
+    /// Its own view of its XenStore page.
     pub ring: SharedPage,
 }
 
@@ -76,7 +76,7 @@ impl Hypervisor {
     /// Builds a domain that has a XenStore page, granted to domain 0.
     ///
     /// # Errors
-    /// [`Error::Exist`] the number is not free (yet).
+    /// [`Error::Exist`] the number is not free yet.
     pub fn create(&self, domid: DomId) -> Result<Built, Error> {
         let identity = {
             let state = &mut *self.state.borrow_mut();
@@ -93,25 +93,25 @@ impl Hypervisor {
         Ok(Built { domid, identity, ring })
     }
 
-    /// Whether the very domain lives that had this identity.
+    /// True if the domain of this number that has this identity is alive.
     #[must_use]
     pub fn lives(&self, domid: DomId, identity: u64) -> bool {
         self.state.borrow_mut().of(Who { domid, identity }).is_ok()
     }
 
-    /// Takes a domain down, whoever asked.
+    /// Destroys a domain.
     pub fn destroy(&self, domid: DomId) {
         self.state.borrow_mut().destroy(domid);
     }
 
-    /// A domain that was suspended goes on.
+    /// Resumes a domain that was suspended.
     pub fn resume(&self, domid: DomId) {
         if let Some(domain) = self.state.borrow_mut().domains.get_mut(&domid) {
             domain.shutdown = None;
         }
     }
 
-    /// Domains that were destroyed and are still held.
+    /// Returns the number of domains that were destroyed and are still held.
     #[must_use]
     pub fn dying(&self) -> usize {
         let state = &mut *self.state.borrow_mut();
@@ -119,8 +119,8 @@ impl Hypervisor {
         state.domains.values().filter(|domain| domain.dying).count()
     }
 
-    /// The watch of one process over all domains; `own` is the ring of its kernel, where that has
-    /// one.
+    /// Returns the watch of one process over all domains; `own` is the ring of its kernel, where
+    /// that has one.
     #[must_use]
     pub fn domain_watch(&self, own: Option<OwnRing>) -> Box<dyn DomainWatch> {
         let state = Rc::clone(&self.state);
@@ -128,7 +128,7 @@ impl Hypervisor {
         Box::new(Watch { state, own, alive, changes, looked: false })
     }
 
-    /// Control over domains, as `caller` has it.
+    /// Returns the control over domains that `caller` has.
     #[must_use]
     pub fn domain_control(&self, caller: DomId) -> Box<dyn DomainControl> {
         Box::new(Control { state: Rc::clone(&self.state), caller })
@@ -138,7 +138,7 @@ impl Hypervisor {
 struct Watch {
     state: Rc<RefCell<State>>,
     own: Option<OwnRing>,
-    /// The domains that were alive when it last looked.
+    /// The domains that were alive at the last look.
     alive: BTreeMap<DomId, u64>,
     changes: VecDeque<DomainEvent>,
     looked: bool,
@@ -168,7 +168,7 @@ impl DomainWatch for Watch {
     fn identity(&mut self, domid: DomId) -> Option<u64> {
         let state = self.state.borrow();
         let domain = state.domains.get(&domid).filter(|domain| !domain.dying)?;
-        // Known from now on, so that its death is noticed.
+        // Remembered from now on, so that its death is noticed.
         self.alive.entry(domid).or_insert(domain.identity);
         Some(domain.identity)
     }
@@ -198,7 +198,7 @@ struct Control {
 }
 
 impl Control {
-    /// Does something to a domain that may be dying.
+    /// Runs a function on a domain that may be dying.
     fn with<R>(
         &self,
         domid: DomId,
@@ -243,7 +243,7 @@ impl DomainControl for Control {
 
     fn shutdown(&mut self, domid: DomId, reason: ShutdownReason) -> Result<(), Error> {
         self.with(domid, |domain| {
-            // The first reason stands.
+            // The first reason is kept.
             domain.shutdown.get_or_insert(reason);
             Ok(())
         })?;

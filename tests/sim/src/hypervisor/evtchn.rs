@@ -1,4 +1,4 @@
-//! Event channels, and what loses, delays and invents events.
+//! Event channels, and the loss, delay and invention of events.
 
 use super::Hypervisor;
 use super::port::{Bound, Channel, Holder, Late};
@@ -18,7 +18,7 @@ impl State {
         self.domains.get_mut(&domid)?.ports.get_mut(&port.0)
     }
 
-    /// The lowest free port, taken.
+    /// Takes the lowest free port.
     fn take_port(&mut self, who: Who, holder: usize, bound: Bound) -> Result<Port, Error> {
         let (ports_max, serial) = (self.limits.ports, self.activity);
         self.activity += 1;
@@ -30,7 +30,7 @@ impl State {
         Ok(Port(free))
     }
 
-    /// Raises an event, or what has become of it.
+    /// Raises an event, which may be lost or delayed by a fault.
     pub(super) fn raise(&mut self, domid: DomId, port: Port) {
         let Some(serial) = self.channel(domid, port).map(|channel| channel.serial) else { return };
         match self.faults.fate() {
@@ -55,7 +55,7 @@ impl State {
         self.holders[holder].fire(port);
     }
 
-    /// The global virtual interrupt goes to domain 0, where somebody has it.
+    /// Raises the global virtual interrupt in domain 0, where a process has bound it.
     pub(super) fn raise_dom_exc(&mut self) {
         let domain = self.domains.get(&DomId::DOM0);
         let mut ports = domain.into_iter().flat_map(|domain| &domain.ports);
@@ -88,13 +88,13 @@ struct Evtchn {
 }
 
 impl Evtchn {
-    /// Whether this process holds the port.
+    /// Checks that this process holds the port.
     fn check(&self, state: &mut State, port: Port) -> Result<(), Error> {
         let channel = state.of(self.who)?.ports.get(&port.0);
         channel.filter(|channel| channel.holder == self.holder).map(drop).ok_or(Error::Inval)
     }
 
-    /// Refuses a call of domain 0's that faults are drawn for.
+    /// Refuses a call of domain 0's if a fault is drawn for it.
     fn refuse(&self, state: &mut State) -> Result<(), Error> {
         let faulty = self.who.domid == DomId::DOM0;
         faulty.then(|| state.faults.refusal(Call::Bind)).flatten().map_or(Ok(()), Err)
@@ -118,14 +118,14 @@ impl EventChannels for Evtchn {
         if !state.domains.contains_key(&remote) {
             return Err(Error::Srch);
         }
-        // Before the remote port is looked at, so that one cannot bind to the port itself.
+        // Before the check of the remote port, so that the port cannot be bound to itself.
         let bound = Bound::Interdomain { remote, remote_port };
         let port = state.take_port(self.who, self.holder, bound)?;
         let own = self.who.domid;
         match state.channel(remote, remote_port) {
             Some(other) if other.bound == Bound::Unbound(own) => {
                 other.bound = Bound::Interdomain { remote: own, remote_port: port };
-                // The remote may have sent before, which nobody has heard.
+                // The remote end may have sent an event before, which has not been delivered.
                 state.raise(own, port);
                 Ok(port)
             }
@@ -209,7 +209,7 @@ impl EventChannels for Evtchn {
     }
 }
 
-/// A process that ends gives its ports back.
+/// Returns the ports of a process that ends.
 impl Drop for Evtchn {
     fn drop(&mut self) {
         let state = &mut *self.state.borrow_mut();
@@ -223,10 +223,10 @@ impl Drop for Evtchn {
 }
 
 impl Hypervisor {
-    /// The event channels of a new process of `domid`.
+    /// Returns the event channels of a new process of `domid`.
     ///
     /// # Errors
-    /// [`Error::Srch`] no such domain, or no descriptor for it.
+    /// [`Error::Srch`] there is no such domain, or no descriptor for it.
     pub fn event_channels(&self, domid: DomId) -> Result<Box<dyn EventChannels>, Error> {
         let who = self.who(domid).ok_or(Error::Srch)?;
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
@@ -238,14 +238,14 @@ impl Hypervisor {
         Ok(Box::new(Evtchn { state: Rc::clone(&self.state), who, holder, fd }))
     }
 
-    /// A step of the run is over: what was due arrives.
+    /// Ends a step of the run, and delivers the events that are due.
     pub fn pass_step(&self) {
         let state = &mut *self.state.borrow_mut();
         state.step += 1;
         self.deliver(state);
     }
 
-    /// Whether events are on their way.
+    /// True if events are on their way.
     #[must_use]
     pub fn has_late(&self) -> bool {
         !self.state.borrow().late.is_empty()
@@ -265,7 +265,7 @@ impl Hypervisor {
         }
     }
 
-    /// Whether an event between domain 0 and `domid`, either way, was the last one and lost.
+    /// True if the last event between domain 0 and `domid`, in either direction, was lost.
     #[must_use]
     pub fn is_deaf(&self, domid: DomId) -> bool {
         let state = self.state.borrow();
@@ -279,13 +279,13 @@ impl Hypervisor {
         })
     }
 
-    /// Whether any event that was the last one at its port was lost.
+    /// True if the last event of any port was lost.
     #[must_use]
     pub fn has_deaf(&self) -> bool {
         !self.state.borrow().deaf.is_empty()
     }
 
-    /// The next event comes wherever the last one was lost.
+    /// Delivers an event at each port whose last one was lost.
     pub fn next_events(&self) {
         let state = &mut *self.state.borrow_mut();
         for (domid, port) in std::mem::take(&mut state.deaf) {
@@ -293,7 +293,8 @@ impl Hypervisor {
         }
     }
 
-    /// The next event comes at this port and at its peer's, wherever the last one was lost; false where none was.
+    /// Delivers an event at this port and at its peer's, if the last one was lost; false if none
+    /// was.
     pub fn next_event(&self, domid: DomId, port: Port) -> bool {
         let state = &mut *self.state.borrow_mut();
         let bound = state.channel(domid, port).map(|channel| channel.bound);
@@ -308,7 +309,7 @@ impl Hypervisor {
         !ends.is_empty()
     }
 
-    /// An event that nobody raised, at one of the ports in use.
+    /// Delivers an event that nobody raised, at one of the ports in use.
     pub fn spurious(&self, choice: u64) {
         let state = &mut *self.state.borrow_mut();
         let ports = state
@@ -322,13 +323,13 @@ impl Hypervisor {
         }
     }
 
-    /// How many ports of `domid` are in use.
+    /// Returns the number of ports of `domid` in use.
     #[must_use]
     pub fn ports(&self, domid: DomId) -> usize {
         self.state.borrow().domains.get(&domid).map_or(0, |domain| domain.ports.len())
     }
 
-    /// How many ports `domid` has that are bound to `remote`, or wait for it.
+    /// Returns the number of ports of `domid` that are bound to `remote`, or wait for it.
     #[must_use]
     pub fn ports_towards(&self, domid: DomId, remote: DomId) -> usize {
         let state = self.state.borrow();
@@ -341,7 +342,7 @@ impl Hypervisor {
         towards.count()
     }
 
-    /// What the processes of dead domains have left is forgotten.
+    /// Forgets the events of a dead domain's processes.
     pub(super) fn forget_holder(state: &mut State, who: Who) {
         for holder in state.holders.iter_mut().filter(|holder| holder.who == who) {
             holder.fired.clear();

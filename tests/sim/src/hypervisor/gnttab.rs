@@ -23,7 +23,7 @@ impl State {
         }
     }
 
-    /// The lowest references that are free, from the first that is not reserved on.
+    /// Returns the lowest free references, beginning with the first that is not reserved.
     fn free_references(&mut self, who: Who, count: usize) -> Result<Vec<u32>, Error> {
         let grants_max = self.limits.grants;
         let domain = self.of(who)?;
@@ -59,7 +59,7 @@ impl State {
 
 type Mapped = Result<Mapping, Error>;
 
-/// What one process of a domain maps.
+/// The mappings of one process of a domain.
 struct Maps {
     state: Rc<RefCell<State>>,
     who: Who,
@@ -71,7 +71,7 @@ impl GrantMap for Maps {
     }
 }
 
-/// What one process of a domain grants.
+/// The grants of one process of a domain.
 struct Offers {
     state: Rc<RefCell<State>>,
     who: Who,
@@ -103,25 +103,25 @@ impl GrantOffer for Offers {
 }
 
 impl Hypervisor {
-    /// What a process of `domid` maps with.
+    /// Returns the mappings of a new process of `domid`.
     ///
     /// # Errors
-    /// [`Error::Srch`] no such domain.
+    /// [`Error::Srch`] there is no such domain.
     pub fn grant_map(&self, domid: DomId) -> Result<Box<dyn GrantMap>, Error> {
         let who = self.who(domid).ok_or(Error::Srch)?;
         Ok(Box::new(Maps { state: Rc::clone(&self.state), who }))
     }
 
-    /// What a process of `domid` grants with.
+    /// Returns the grants of a new process of `domid`.
     ///
     /// # Errors
-    /// [`Error::Srch`] no such domain.
+    /// [`Error::Srch`] there is no such domain.
     pub fn grant_offer(&self, domid: DomId) -> Result<Box<dyn GrantOffer>, Error> {
         let who = self.who(domid).ok_or(Error::Srch)?;
         Ok(Box::new(Offers { state: Rc::clone(&self.state), who }))
     }
 
-    /// The domain's own look at a page that it grants.
+    /// Returns the domain's own view of a page that it grants.
     #[must_use]
     pub fn own_page(&self, domid: DomId, reference: GrantRef) -> Option<SharedPage> {
         let state = self.state.borrow();

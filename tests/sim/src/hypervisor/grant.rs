@@ -14,18 +14,18 @@ pub(crate) struct Grant {
 }
 
 impl Grant {
-    /// True where the entry can be used for something else.
+    /// True if the entry can be used for another grant.
     pub(super) fn is_over(&self) -> bool {
         self.pin.is_ended() && self.pin.mappings() == 0
     }
 
-    /// True where somebody has it mapped.
+    /// True if any domain has it mapped.
     pub(super) fn is_mapped(&self) -> bool {
         self.pin.mappings() > 0
     }
 
-    /// Checks that `peer` may map it so: what is mapped already is not looked at again, unless it is
-    /// to be written and was not so far.
+    /// Checks that `peer` may map the grant with this access. A grant that is mapped already is not
+    /// checked again, unless this is its first writable mapping.
     pub(super) fn check(&self, peer: DomId, access: Access) -> Result<(), Status> {
         let pinned = self.pin.mappings() > 0;
         if self.peer != peer || (!pinned && self.pin.is_ended()) {

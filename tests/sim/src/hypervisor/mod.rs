@@ -1,18 +1,20 @@
 //! A hypervisor of one thread: any number of domains, each with ports and grants, and Xen's rules,
 //! limits and errors.
 //!
-//! What Xen does is what `xen/common/event_channel.c`, `grant_table.c`, `domain.c` and `domctl.c` do; what
-//! its drivers add (a port that has fired is masked, a page that is still mapped is not given away) is what
-//! the traits of `xen` say. Faults come in at three places: an event that is raised, a call that binds
-//! or maps, and the number of a dead domain that is free at once.
+//! Hypercalls behave as those of Xen's `xen/common/event_channel.c`, `grant_table.c`, `domain.c`
+//! and `domctl.c`. The additions of its drivers (a port that has fired is masked, a page that is
+//! still mapped is not given away) are those that the traits of `xen` require. Faults come in at
+//! three places: an event that is raised, a call that binds or maps, and the number of a dead
+//! domain that is free at once.
 //!
 //! | module | what it is |
 //! |---|---|
 //! | `evtchn` | ports, events, virtual interrupts |
 //! | `gnttab` | grants, mappings |
 //! | `domains` | domains that come and go, their watch, their control |
-//! | `state` | what the hypervisor knows |
-//! | `domain`, `port`, `grant`, `who` | a domain, what it holds, and by which process |
+//! | `state` | the state of the hypervisor |
+//! | `domain`, `port`, `grant`, `who` | a domain, its ports and grants, and the process that holds
+//! them |
 
 mod domain;
 mod domains;
@@ -37,14 +39,14 @@ use std::sync::{Arc, Weak};
 use who::Who;
 use xen::DomId;
 
-/// The hypervisor; clones are the same one.
+/// The hypervisor; clones share its state.
 #[derive(Clone)]
 pub struct Hypervisor {
     pub(crate) state: Rc<RefCell<State>>,
 }
 
 impl Hypervisor {
-    /// A machine with domain 0, on which nothing goes wrong until [`Hypervisor::arm`].
+    /// Makes a machine with domain 0, without faults until [`Hypervisor::arm`].
     #[must_use]
     pub fn new(limits: Limits, reuse: Reuse, faults: Rng, rates: Rates) -> Self {
         let state = State {
@@ -65,23 +67,23 @@ impl Hypervisor {
         hypervisor
     }
 
-    /// From now on things go wrong.
+    /// Turns faults on.
     pub fn arm(&self) {
         self.state.borrow_mut().faults.armed = true;
     }
 
-    /// From now on nothing goes wrong.
+    /// Turns faults off.
     pub fn disarm(&self) {
         self.state.borrow_mut().faults.armed = false;
     }
 
-    /// What has gone wrong so far.
+    /// Returns the counts of the faults so far.
     #[must_use]
     pub fn fault_counts(&self) -> Counts {
         self.state.borrow().faults.counts
     }
 
-    /// Something that moves whenever anything happens here.
+    /// Returns a count that grows with every event and every other change here.
     #[must_use]
     pub fn activity(&self) -> u64 {
         self.state.borrow().activity
@@ -93,7 +95,7 @@ impl Hypervisor {
         Some(Who { domid, identity })
     }
 
-    /// How many mappings of other domains' pages there are.
+    /// Returns the number of mappings of other domains' pages.
     #[must_use]
     pub fn mappings(&self) -> u32 {
         let mut state = self.state.borrow_mut();

@@ -1,4 +1,4 @@
-//! A port, who holds it, and an event on its way to it.
+//! A port, its holder, and an event on its way to it.
 
 use super::who::Who;
 use std::collections::VecDeque;
@@ -42,7 +42,7 @@ pub(super) enum Bound {
 pub(crate) struct Channel {
     pub(super) bound: Bound,
     pub(super) holder: usize,
-    /// Tells it from those that had the number before.
+    /// The serial number, which no earlier port of its number had.
     pub(super) serial: u64,
     pub(super) pending: bool,
     pub(super) masked: bool,

@@ -12,11 +12,11 @@ use xen::{DomId, Error, Port};
 /// The limits of a domain.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Ports, port 0 included, which is never given out.
+    /// The number of ports, including port 0, which is never given out.
     pub ports: u32,
-    /// Grant references.
+    /// The number of grant references.
     pub grants: u32,
-    /// Memory of the whole machine, in KiB.
+    /// The memory of the whole machine, in KiB.
     pub memory_kib: u64,
 }
 
@@ -26,12 +26,12 @@ impl Default for Limits {
     }
 }
 
-/// When the number of a dead domain is free.
+/// The time at which the number of a dead domain becomes free.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Reuse {
-    /// When nobody holds a page of it, as on Xen.
+    /// When no domain holds a page of it, as on Xen.
     WhenUnmapped,
-    /// At once: the news of its death may come after its successor.
+    /// At its death, so that the news of the death may come after the successor's creation.
     AtOnce,
 }
 
@@ -43,19 +43,20 @@ pub(crate) struct State {
     pub(crate) last_identity: u64,
     pub(crate) holders: Vec<Holder>,
     pub(crate) late: Vec<Late>,
-    /// Steps of the run.
+    /// The number of steps of the run.
     pub(crate) step: u64,
     /// Ports whose last event was lost.
     pub(crate) deaf: BTreeSet<(DomId, Port)>,
     pub(crate) faults: Faults,
-    /// Every grant that somebody may still hold.
+    /// Every grant that a domain may still hold.
     pub(crate) pins: Vec<Weak<Pin>>,
-    /// Events that have arrived, and other things done: to see whether anything still happens.
+    /// The number of events that have arrived and of other changes. A check sees by it if anything
+    /// still happens.
     pub(crate) activity: u64,
 }
 
 impl State {
-    /// The caller's domain, while it lives.
+    /// Returns the caller's domain, while it lives.
     pub(crate) fn of(&mut self, who: Who) -> Result<&mut Domain, Error> {
         let domain = self.domains.get_mut(&who.domid);
         domain.filter(|domain| domain.identity == who.identity && !domain.dying).ok_or(Error::Srch)

@@ -1,4 +1,4 @@
-//! Devices hold under the first seeds, and everything that can go wrong with them did.
+//! Checks that devices hold under the first seeds, and that every fault occurred.
 
 use sim::devices::{DeviceType, Summary, run};
 

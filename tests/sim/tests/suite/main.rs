@@ -1,4 +1,5 @@
-//! The simulator: its first seeds, the conformance of its hypervisor, and what weights of domains do.
+//! The tests of the simulator: its first seeds, the conformance of its hypervisor, and the effect
+//! of domains' weights.
 
 mod devices;
 mod platform;

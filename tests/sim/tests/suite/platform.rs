@@ -19,7 +19,7 @@ fn party(hypervisor: &Hypervisor, domid: DomId) -> Party {
     }
 }
 
-/// Each case on a host of its own, with two processes of these domains.
+/// Runs each case on a host of its own, with two processes of these domains.
 fn all_cases(a: u16, b: u16) {
     for (name, case) in platform::cases() {
         let hypervisor = host(Reuse::WhenUnmapped);
@@ -61,7 +61,7 @@ fn the_life_of_domains() {
             let hypervisor = host(reuse);
             let mut control = hypervisor.domain_control(DomId::DOM0);
             let mut watch = hypervisor.domain_watch(None);
-            // The lowest number that is free, so that numbers come back.
+            // The lowest number that is free, so that numbers are reused.
             let create = || {
                 let built = (1..).map(DomId).find_map(|domid| hypervisor.create(domid).ok());
                 built.map(|built| built.domid).ok_or_else(|| "no number is free".to_owned())
@@ -83,7 +83,7 @@ fn the_life_of_domains() {
     }
 }
 
-/// Who is not domain 0 is refused all of it.
+/// Every domain but domain 0 is refused all of it.
 #[test]
 fn control_is_domain_0s() {
     let hypervisor = host(Reuse::WhenUnmapped);
@@ -94,7 +94,7 @@ fn control_is_domain_0s() {
     assert_eq!(control.destroy(DomId::DOM0), Err(xen::Error::Perm));
 }
 
-/// What is mapped keeps a dead domain's number, unless the run wants it otherwise.
+/// A mapped page keeps a dead domain's number in use, unless the run wants it otherwise.
 #[test]
 fn a_held_page_keeps_the_number() {
     for (reuse, free) in [(Reuse::WhenUnmapped, false), (Reuse::AtOnce, true)] {

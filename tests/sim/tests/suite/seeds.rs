@@ -1,4 +1,4 @@
-//! The first seeds hold, and everything that can go wrong did.
+//! Checks that the first seeds hold, and that every fault occurred.
 
 use sim::run::{Summary, run};
 
@@ -17,7 +17,7 @@ fn seeds_hold() {
     assert!(never.is_empty(), "did not happen in {SEEDS} runs: {never:?}");
 }
 
-/// What a seed does today it does again.
+/// A seed gives equal results in two runs.
 #[test]
 fn a_run_is_a_function_of_its_seed() {
     for seed in 0..5 {

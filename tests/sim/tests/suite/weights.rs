@@ -1,4 +1,4 @@
-//! What a domain's weight does: two guests whose rings are full all the time, round by round.
+//! The effect of a domain's weight: two guests whose rings are always full, round by round.
 
 use sim::faults::Rates;
 use sim::hypervisor::{Hypervisor, Limits, Reuse};
@@ -19,7 +19,7 @@ fn message(kind: MsgType, payload: &[u8]) -> Vec<u8> {
     [&header.to_bytes(), payload].concat()
 }
 
-/// A guest that has as many requests in its ring as fit, and takes its replies.
+/// A guest that keeps its ring full of requests, and takes its replies.
 struct Guest {
     evtchn: Box<dyn EventChannels>,
     port: Port,
@@ -60,7 +60,8 @@ impl Guest {
     }
 }
 
-/// Requests that two guests of these weights get answered in so many rounds.
+/// Returns the number of requests that two guests of these weights get answered in this many
+/// rounds.
 fn served(weights: [u32; 2], rounds: u64) -> [u32; 2] {
     let limits = Limits::default();
     let host = Hypervisor::new(limits, Reuse::WhenUnmapped, Rng::new(0), Rates::default());
