@@ -28,7 +28,7 @@ pub fn within_store<R>(body: impl FnOnce() -> R) -> R {
 }
 
 /// Returns the size of the block that the C library gives out for `bytes`.
-fn block(bytes: usize) -> i64 {
+fn block_size(bytes: usize) -> i64 {
     i64::try_from((bytes + 8).next_multiple_of(16).max(32)).unwrap_or(i64::MAX)
 }
 
@@ -38,22 +38,22 @@ fn count(bytes: i64) {
     }
 }
 
-struct Counting;
+struct CountingAllocator;
 
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 // SAFETY: every call goes to the system's allocator unchanged. Counting touches no memory of the
 // caller's, and thread-local cells without a destructor allocate nothing.
-unsafe impl GlobalAlloc for Counting {
+unsafe impl GlobalAlloc for CountingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count(block(layout.size()));
+        count(block_size(layout.size()));
         // SAFETY: the caller keeps to the contract of this very function.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, start: *mut u8, layout: Layout) {
-        count(-block(layout.size()));
+        count(-block_size(layout.size()));
         // SAFETY: as above; `start` came from the same allocator with the same layout.
         unsafe { System.dealloc(start, layout) }
     }
@@ -74,7 +74,7 @@ mod tests {
         assert_eq!(held(), before);
         drop(outside);
         assert_eq!(held(), before);
-        assert_eq!((block(1), block(24), block(25)), (32, 32, 48));
+        assert_eq!((block_size(1), block_size(24), block_size(25)), (32, 32, 48));
     }
 
     #[test]

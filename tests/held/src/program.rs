@@ -22,7 +22,7 @@ pub struct Loop {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
     /// A request that names a path, within the transaction of a slot or without one.
-    Ask(Ask, Place, Option<u8>),
+    Ask(PathRequest, Place, Option<u8>),
     /// WATCH with a token of this many bytes, and a depth.
     Watch(Place, u16, Option<u8>),
     /// UNWATCH.
@@ -50,7 +50,7 @@ pub enum Step {
 
 /// A request that names a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ask {
+pub enum PathRequest {
     /// READ
     Read,
     /// DIRECTORY
@@ -73,7 +73,7 @@ pub enum Ask {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
     /// The node below which the path lies.
-    pub below: Below,
+    pub below: PathRoot,
     /// The number of one-letter names.
     pub names: u16,
     /// The letter of these names.
@@ -86,7 +86,7 @@ pub struct Place {
 
 /// The beginning of a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Below {
+pub enum PathRoot {
     /// The guest's home, relative.
     Home,
     /// The guest's home, absolute.
@@ -105,10 +105,10 @@ impl Place {
     #[must_use]
     pub fn path(&self, round: usize) -> String {
         let mut path = match self.below {
-            Below::Home => String::new(),
-            Below::HomeAbsolute => format!("/local/domain/{GUEST}/"),
-            Below::Public => "/public/".to_owned(),
-            Below::Nowhere => "/nowhere/".to_owned(),
+            PathRoot::Home => String::new(),
+            PathRoot::HomeAbsolute => format!("/local/domain/{GUEST}/"),
+            PathRoot::Public => "/public/".to_owned(),
+            PathRoot::Nowhere => "/nowhere/".to_owned(),
         };
         let letter = char::from(b'a' + self.letter % 26);
         for _ in 0..self.names {
@@ -132,11 +132,11 @@ impl Place {
     fn random(rng: &mut Rng) -> Self {
         Self {
             below: *rng.pick(&[
-                Below::Home,
-                Below::HomeAbsolute,
-                Below::HomeAbsolute,
-                Below::Public,
-                Below::Nowhere,
+                PathRoot::Home,
+                PathRoot::HomeAbsolute,
+                PathRoot::HomeAbsolute,
+                PathRoot::Public,
+                PathRoot::Nowhere,
             ]),
             names: size(rng, 1000),
             letter: u8::try_from(rng.below(3)).unwrap_or(0),
@@ -157,7 +157,7 @@ fn size(rng: &mut Rng, bound: u16) -> u16 {
     u16::try_from(rng.below(u64::from(bound))).unwrap_or(0)
 }
 
-impl Ask {
+impl PathRequest {
     fn random(rng: &mut Rng) -> Self {
         match rng.below(10) {
             0 => Self::Read,
@@ -194,7 +194,7 @@ impl Step {
             15 if rng.chance(300) => Self::Release,
             _ => {
                 let slot = rng.chance(600).then_some(slot % 2);
-                Self::Ask(Ask::random(rng), Place::random(rng), slot)
+                Self::Ask(PathRequest::random(rng), Place::random(rng), slot)
             }
         }
     }
@@ -269,7 +269,7 @@ impl Step {
     fn change(&mut self, rng: &mut Rng) {
         match self {
             Self::Ask(ask, place, slot) => match rng.below(4) {
-                0 => *ask = Ask::random(rng),
+                0 => *ask = PathRequest::random(rng),
                 1 => *slot = rng.chance(600).then(|| u8::try_from(rng.below(2)).unwrap_or(0)),
                 _ => place.change(rng),
             },

@@ -1,7 +1,7 @@
 //! Runs one program against one store.
 
 use crate::allocator::{held, within_store};
-use crate::program::{Ask, GUEST, Place, Program, SLOTS, Step};
+use crate::program::{GUEST, PathRequest, Place, Program, SLOTS, Step};
 use crate::{ALLOWED_BYTES, ALLOWED_RATIO};
 use rustix::time::{ClockId, clock_gettime};
 use std::fmt;
@@ -114,7 +114,7 @@ struct Machine {
 }
 
 /// Returns the processor time that this thread has used.
-fn used() -> Duration {
+fn thread_time() -> Duration {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     let (seconds, nanoseconds) = (time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs());
     Duration::from_secs(seconds) + Duration::from_nanos(nanoseconds)
@@ -172,25 +172,25 @@ impl Machine {
     fn request(&mut self, conn: ConnId, kind: u32, tx_id: u32, payload: &[u8]) {
         let len = u32::try_from(payload.len()).unwrap_or(u32::MAX);
         let header = Header { kind, req_id: 1, tx_id, len };
-        let begin = used();
+        let begin = thread_time();
         within_store(|| {
             self.server.request(conn, &header, payload, self.now, &mut Hypervisor);
         });
         if conn == self.guest {
-            self.longest = self.longest.max(used() - begin);
+            self.longest = self.longest.max(thread_time() - begin);
         }
         self.end_round();
     }
 
     fn end_round(&mut self) {
-        let begin = used();
+        let begin = thread_time();
         within_store(|| {
             if self.server.deadline().is_some_and(|deadline| deadline <= self.now) {
                 self.server.tick(self.now, &mut Hypervisor);
             }
             while self.server.poll_ready().is_some() {}
         });
-        self.longest = self.longest.max(used() - begin);
+        self.longest = self.longest.max(thread_time() - begin);
     }
 
     /// Makes a request of domain 0's, which reads its answer at once.
@@ -232,12 +232,12 @@ impl Machine {
     }
 
     /// Hands in a request of the guest's, if the daemon would take one.
-    fn ask(&mut self, kind: MsgType, slot: Option<u8>, payload: &[u8]) {
+    fn send(&mut self, kind: MsgType, slot: Option<u8>, payload: &[u8]) {
         let tx = slot.and_then(|slot| self.slots.get(usize::from(slot)).copied()).unwrap_or(0);
-        self.ask_code(kind.code(), tx, payload);
+        self.send_code(kind.code(), tx, payload);
     }
 
-    fn ask_code(&mut self, kind: u32, tx: u32, payload: &[u8]) {
+    fn send_code(&mut self, kind: u32, tx: u32, payload: &[u8]) {
         let payload = payload.get(..payload.len().min(4096)).unwrap_or_default();
         if self.server.wants_input(self.guest) {
             self.request(self.guest, kind, tx, payload);
@@ -248,32 +248,32 @@ impl Machine {
     fn step(&mut self, step: &Step, round: usize) -> bool {
         self.now += STEP_US;
         match step {
-            Step::Ask(ask, place, slot) => self.named(*ask, place, *slot, round),
+            Step::Ask(ask, place, slot) => self.path_request(*ask, place, *slot, round),
             Step::Watch(place, token, depth) => {
-                let mut payload = named(place, round);
+                let mut payload = first_string(place, round);
                 payload.extend(std::iter::repeat_n(b't', usize::from(*token)));
                 payload.push(0);
                 if let Some(depth) = depth {
                     payload.extend_from_slice(format!("{depth}\0").as_bytes());
                 }
-                self.ask(MsgType::Watch, None, &payload);
+                self.send(MsgType::Watch, None, &payload);
             }
             Step::Unwatch(place, token) => {
-                let mut payload = named(place, round);
+                let mut payload = first_string(place, round);
                 payload.extend(std::iter::repeat_n(b't', usize::from(*token)));
                 payload.push(0);
-                self.ask(MsgType::Unwatch, None, &payload);
+                self.send(MsgType::Unwatch, None, &payload);
             }
-            Step::ResetWatches => self.ask(MsgType::ResetWatches, None, b"\0"),
+            Step::ResetWatches => self.send(MsgType::ResetWatches, None, b"\0"),
             Step::Start(slot) => self.start(*slot),
             Step::End(slot, commit) => {
                 let how = if *commit { b"T\0" } else { b"F\0" };
-                self.ask(MsgType::TransactionEnd, Some(*slot), how);
+                self.send(MsgType::TransactionEnd, Some(*slot), how);
             }
             Step::Other(code, len) => {
                 let payload: Vec<u8> =
                     b"7\0".iter().copied().cycle().take(usize::from(*len)).collect();
-                self.ask_code(u32::from(*code), 0, &payload);
+                self.send_code(u32::from(*code), 0, &payload);
             }
             Step::Take(most) => self.take(usize::from(*most)),
             Step::Pass(ms) => {
@@ -283,9 +283,9 @@ impl Machine {
                 self.end_round();
             }
             Step::Reconnect => {
-                let begin = used();
+                let begin = thread_time();
                 within_store(|| self.server.reset(self.guest, self.now, &mut Hypervisor));
-                self.longest = self.longest.max(used() - begin);
+                self.longest = self.longest.max(thread_time() - begin);
                 self.end_round();
             }
             Step::Hold => self.hold(),
@@ -294,23 +294,29 @@ impl Machine {
         self.is_served()
     }
 
-    fn named(&mut self, ask: Ask, place: &Place, slot: Option<u8>, round: usize) {
-        let mut payload = named(place, round);
-        let kind = match ask {
-            Ask::Read => MsgType::Read,
-            Ask::Directory => MsgType::Directory,
-            Ask::Part => {
+    fn path_request(
+        &mut self,
+        request: PathRequest,
+        place: &Place,
+        slot: Option<u8>,
+        round: usize,
+    ) {
+        let mut payload = first_string(place, round);
+        let kind = match request {
+            PathRequest::Read => MsgType::Read,
+            PathRequest::Directory => MsgType::Directory,
+            PathRequest::Part => {
                 payload.extend_from_slice(b"0\0");
                 MsgType::DirectoryPart
             }
-            Ask::Perms => MsgType::GetPerms,
-            Ask::Mkdir => MsgType::Mkdir,
-            Ask::Rm => MsgType::Rm,
-            Ask::Write(len) => {
+            PathRequest::Perms => MsgType::GetPerms,
+            PathRequest::Mkdir => MsgType::Mkdir,
+            PathRequest::Rm => MsgType::Rm,
+            PathRequest::Write(len) => {
                 payload.extend(std::iter::repeat_n(b'v', usize::from(len)));
                 MsgType::Write
             }
-            Ask::SetPerms(entries) => {
+            PathRequest::SetPerms(entries) => {
                 payload.extend_from_slice(format!("n{GUEST}\0").as_bytes());
                 for at in 1..entries {
                     payload.extend_from_slice(format!("r{at}\0").as_bytes());
@@ -318,7 +324,7 @@ impl Machine {
                 MsgType::SetPerms
             }
         };
-        self.ask(kind, slot, &payload);
+        self.send(kind, slot, &payload);
     }
 
     fn start(&mut self, slot: u8) {
@@ -326,7 +332,7 @@ impl Machine {
             server.usage(DomId(GUEST)).map_or(0, |usage| usage.now(Quota::Transactions))
         };
         let before = open(&self.server);
-        self.ask(MsgType::TransactionStart, None, b"\0");
+        self.send(MsgType::TransactionStart, None, b"\0");
         if open(&self.server) > before {
             if let Some(slot) = self.slots.get_mut(usize::from(slot)) {
                 *slot = self.next;
@@ -353,7 +359,7 @@ impl Machine {
 }
 
 /// Returns the payload's first string.
-fn named(place: &Place, round: usize) -> Vec<u8> {
+fn first_string(place: &Place, round: usize) -> Vec<u8> {
     let mut payload = place.path(round).into_bytes();
     payload.push(0);
     payload

@@ -1,10 +1,10 @@
 //! Memory that the store once held without charging for it, and a short search for more.
 
-use held::program::{Ask, Below, Loop, Place, Program, Step};
+use held::program::{Loop, PathRequest, PathRoot, Place, Program, Step};
 use held::run::{Measure, run};
 use held::search::{Goal, Search};
 
-fn place(below: Below, names: u16, last: u16, modulo: u16) -> Place {
+fn place(below: PathRoot, names: u16, last: u16, modulo: u16) -> Place {
     Place { below, names, letter: 0, last, modulo }
 }
 
@@ -19,7 +19,7 @@ fn loops<const N: usize>(loops: [(u16, Vec<Step>); N]) -> Measure {
 /// An index with an entry for every name of a watched path held five hundred times the charge.
 #[test]
 fn watches_of_paths_with_a_thousand_names_are_charged_for_what_they_hold() {
-    let watch = Step::Watch(place(Below::Nowhere, 1000, 4, 128), 1, None);
+    let watch = Step::Watch(place(PathRoot::Nowhere, 1000, 4, 128), 1, None);
     let measure = loops([(128, vec![watch, Step::Take(u16::MAX)])]);
     assert!(measure.charged > 128 * 2000, "{measure}");
     assert!(measure.is_allowed(), "{measure}");
@@ -28,9 +28,9 @@ fn watches_of_paths_with_a_thousand_names_are_charged_for_what_they_hold() {
 /// A log that kept the nodes that were read kept an old version of the path for every read.
 #[test]
 fn a_transaction_that_writes_and_reads_by_turns_is_charged_for_what_it_holds() {
-    let leaf = place(Below::HomeAbsolute, 30, 4, 0);
-    let write = |slot| Step::Ask(Ask::Write(1), leaf.clone(), slot);
-    let top = Step::Ask(Ask::Read, place(Below::HomeAbsolute, 0, 0, 0), Some(0));
+    let leaf = place(PathRoot::HomeAbsolute, 30, 4, 0);
+    let write = |slot| Step::Ask(PathRequest::Write(1), leaf.clone(), slot);
+    let top = Step::Ask(PathRequest::Read, place(PathRoot::HomeAbsolute, 0, 0, 0), Some(0));
     let take = Step::Take(u16::MAX);
     let measure = loops([
         (1, vec![write(None), Step::Start(0), take.clone()]),
@@ -42,9 +42,9 @@ fn a_transaction_that_writes_and_reads_by_turns_is_charged_for_what_it_holds() {
 /// Nodes made and removed again in a transaction are kept for the events of its commit.
 #[test]
 fn nodes_made_and_removed_in_a_transaction_are_charged() {
-    let chain = place(Below::Home, 500, 4, 0);
-    let make = Step::Ask(Ask::Mkdir, chain, Some(0));
-    let remove = Step::Ask(Ask::Rm, place(Below::Home, 1, 0, 0), Some(0));
+    let chain = place(PathRoot::Home, 500, 4, 0);
+    let make = Step::Ask(PathRequest::Mkdir, chain, Some(0));
+    let remove = Step::Ask(PathRequest::Rm, place(PathRoot::Home, 1, 0, 0), Some(0));
     let take = Step::Take(u16::MAX);
     let measure =
         loops([(1, vec![Step::Start(0), take.clone()]), (2000, vec![make, remove, take])]);
@@ -55,7 +55,7 @@ fn nodes_made_and_removed_in_a_transaction_are_charged() {
 /// Old values that a guest's own snapshots keep.
 #[test]
 fn what_is_replaced_under_open_transactions_is_charged() {
-    let write = Step::Ask(Ask::Write(1500), place(Below::Home, 0, 4, 200), None);
+    let write = Step::Ask(PathRequest::Write(1500), place(PathRoot::Home, 0, 4, 200), None);
     let round = |slot| vec![Step::Start(slot), Step::Take(u16::MAX)];
     let all = || vec![write.clone(), Step::Take(u16::MAX)];
     let measure = loops([
@@ -76,9 +76,9 @@ fn what_is_replaced_under_open_transactions_is_charged() {
 /// Requests that wait for a turn of domain 0's.
 #[test]
 fn requests_that_wait_are_charged() {
-    let write = Step::Ask(Ask::Write(2000), place(Below::HomeAbsolute, 900, 4, 0), None);
+    let write = Step::Ask(PathRequest::Write(2000), place(PathRoot::HomeAbsolute, 900, 4, 0), None);
     let measure = loops([
-        (1, vec![Step::Ask(Ask::Mkdir, place(Below::Home, 1, 0, 0), None), Step::Hold]),
+        (1, vec![Step::Ask(PathRequest::Mkdir, place(PathRoot::Home, 1, 0, 0), None), Step::Hold]),
         (30, vec![write, Step::Take(u16::MAX)]),
     ]);
     assert!(measure.charged > 19 * 3800, "{measure}");
