@@ -1,7 +1,7 @@
 //! Event channels: a table, and an eventfd for each holder.
 
 use crate::Host;
-use crate::port::{Channel, Waiting};
+use crate::port::{Channel, PendingPorts};
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use xen::evtchn::{EventChannels, Status, Virq};
@@ -12,7 +12,7 @@ use xen::{DomId, Error, Port};
 pub struct Channels {
     host: Host,
     domid: DomId,
-    waiting: Arc<Waiting>,
+    pending_ports: Arc<PendingPorts>,
     own: Vec<Port>,
 }
 
@@ -20,7 +20,12 @@ impl Host {
     /// Returns the event channels of one process of `domid`.
     #[must_use]
     pub fn evtchn(&self, domid: DomId) -> Channels {
-        Channels { host: self.clone(), domid, waiting: Arc::new(Waiting::new()), own: Vec::new() }
+        Channels {
+            host: self.clone(),
+            domid,
+            pending_ports: Arc::new(PendingPorts::new()),
+            own: Vec::new(),
+        }
     }
 }
 
@@ -29,7 +34,7 @@ impl Channels {
         let mut tables = self.host.tables();
         let used = |port: &u32| tables.ports.contains_key(&(self.domid, Port(*port)));
         let port = Port((1..u32::MAX).find(|port| !used(port)).unwrap_or(u32::MAX));
-        let holder = Arc::clone(&self.waiting);
+        let holder = Arc::clone(&self.pending_ports);
         tables.ports.insert((self.domid, port), Channel::new(status, holder));
         self.own.push(port);
         port
@@ -38,7 +43,7 @@ impl Channels {
 
 impl EventChannels for Channels {
     fn fd(&self) -> BorrowedFd<'_> {
-        self.waiting.fd()
+        self.pending_ports.fd()
     }
 
     fn alloc_unbound(&mut self, remote: DomId) -> Result<Port, Error> {
@@ -64,7 +69,7 @@ impl EventChannels for Channels {
         let own = tables.ports.get_mut(&(self.domid, port));
         let woken = own.and_then(|channel| channel.raise(port));
         drop(tables);
-        woken.inspect(|waiting| waiting.wake());
+        woken.inspect(|pending_ports| pending_ports.wake());
         Ok(port)
     }
 
@@ -79,12 +84,12 @@ impl EventChannels for Channels {
         let other = tables.ports.get_mut(&(remote, remote_port));
         let woken = other.and_then(|channel| channel.raise(remote_port));
         drop(tables);
-        woken.inspect(|waiting| waiting.wake());
+        woken.inspect(|pending_ports| pending_ports.wake());
         Ok(())
     }
 
     fn pending(&mut self) -> Result<Option<Port>, Error> {
-        Ok(self.waiting.pop())
+        Ok(self.pending_ports.pop())
     }
 
     fn unmask(&self, port: Port) -> Result<(), Error> {
@@ -92,7 +97,7 @@ impl EventChannels for Channels {
         let channel = tables.ports.get_mut(&(self.domid, port)).ok_or(Error::Inval)?;
         let woken = channel.unmask(port);
         drop(tables);
-        woken.inspect(|waiting| waiting.wake());
+        woken.inspect(|pending_ports| pending_ports.wake());
         Ok(())
     }
 
@@ -106,7 +111,7 @@ impl EventChannels for Channels {
         }
         drop(tables);
         self.own.retain(|own| *own != port);
-        self.waiting.forget(port);
+        self.pending_ports.forget(port);
         Ok(())
     }
 

@@ -16,9 +16,9 @@ pub(crate) struct Frame(SharedPage);
 unsafe impl Sync for Frame {}
 
 /// Pages that are mapped one by one: the heap would spend two on each that is aligned.
-struct Anonymous;
+struct AnonymousPage;
 
-impl Unmap for Anonymous {
+impl Unmap for AnonymousPage {
     fn unmap(&self, base: NonNull<u8>) {
         // SAFETY: `Frame::new` has mapped this page, and its last use is over.
         let _ = unsafe { munmap(base.as_ptr().cast(), PAGE_SIZE) };
@@ -33,7 +33,9 @@ impl Frame {
         let base = unsafe { mmap_anonymous(ptr::null_mut(), PAGE_SIZE, prot, MapFlags::PRIVATE) };
         let base = base.ok().and_then(|base| NonNull::new(base.cast())).ok_or(Error::NoMem)?;
         // SAFETY: a page that can be written, until its owner unmaps it; this is the first view of it.
-        Ok(Self(unsafe { SharedPage::from_mapped(base, Access::ReadWrite, Arc::new(Anonymous)) }))
+        Ok(Self(unsafe {
+            SharedPage::from_mapped(base, Access::ReadWrite, Arc::new(AnonymousPage))
+        }))
     }
 
     /// Returns a view of the page, which keeps the frame; `end` is called after the view's last

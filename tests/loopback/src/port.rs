@@ -9,12 +9,12 @@ use xen::evtchn::Status;
 
 /// Ports with an event that their holder has not taken yet.
 #[derive(Debug)]
-pub(crate) struct Waiting {
+pub(crate) struct PendingPorts {
     fd: OwnedFd,
     ports: Mutex<VecDeque<Port>>,
 }
 
-impl Waiting {
+impl PendingPorts {
     pub(crate) fn new() -> Self {
         let flags = EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC;
         let fd = eventfd(0, flags).unwrap_or_else(|errno| panic!("eventfd: {errno}"));
@@ -57,22 +57,22 @@ impl Waiting {
 #[derive(Debug)]
 pub(crate) struct Channel {
     pub(crate) status: Status,
-    holder: Arc<Waiting>,
+    holder: Arc<PendingPorts>,
     masked: bool,
     /// Raised while it was masked.
-    kept: bool,
+    raised_while_masked: bool,
 }
 
 impl Channel {
-    pub(crate) fn new(status: Status, holder: Arc<Waiting>) -> Self {
-        Self { status, holder, masked: false, kept: false }
+    pub(crate) fn new(status: Status, holder: Arc<PendingPorts>) -> Self {
+        Self { status, holder, masked: false, raised_while_masked: false }
     }
 
     /// Raises an event. Returns the holder to wake once no lock is held.
     #[must_use]
-    pub(crate) fn raise(&mut self, port: Port) -> Option<Arc<Waiting>> {
+    pub(crate) fn raise(&mut self, port: Port) -> Option<Arc<PendingPorts>> {
         if self.masked {
-            self.kept = true;
+            self.raised_while_masked = true;
             return None;
         }
         self.masked = true;
@@ -82,8 +82,8 @@ impl Channel {
 
     /// Unmasks the port. Returns the holder to wake if an event was kept meanwhile.
     #[must_use]
-    pub(crate) fn unmask(&mut self, port: Port) -> Option<Arc<Waiting>> {
+    pub(crate) fn unmask(&mut self, port: Port) -> Option<Arc<PendingPorts>> {
         self.masked = false;
-        if std::mem::take(&mut self.kept) { self.raise(port) } else { None }
+        if std::mem::take(&mut self.raised_while_masked) { self.raise(port) } else { None }
     }
 }
