@@ -21,7 +21,7 @@ pub struct Life {
     alive: BTreeMap<u16, Identity>,
     changes: VecDeque<DomainEvent>,
     /// True if `changes` holds all the changes since the last interrupt.
-    looked: bool,
+    has_scanned: bool,
     own_ring_given: bool,
 }
 
@@ -33,7 +33,7 @@ impl Life {
             directory,
             alive: BTreeMap::new(),
             changes: VecDeque::new(),
-            looked: false,
+            has_scanned: false,
             own_ring_given: false,
         }
     }
@@ -128,11 +128,11 @@ impl DomainWatch for Watch {
 
     fn poll_change(&mut self) -> Result<Option<DomainEvent>, Error> {
         let mut life = self.0.borrow_mut();
-        if !life.looked {
+        if !life.has_scanned {
             life.look();
         }
         let change = life.changes.pop_front();
-        life.looked = change.is_some();
+        life.has_scanned = change.is_some();
         Ok(change)
     }
 

@@ -29,7 +29,7 @@ fn message(kind: u32, req_id: u32, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
-type Got = (u32, u32, Vec<u8>);
+type Response = (u32, u32, Vec<u8>);
 
 /// The daemon on a test bed of its own, with a client that speaks for domain 0.
 struct Host {
@@ -66,7 +66,7 @@ impl Host {
         Self { daemon, dir, dom0 }
     }
 
-    fn receive(&mut self) -> Got {
+    fn receive(&mut self) -> Response {
         let mut header = [0; 16];
         self.dom0.read_exact(&mut header).unwrap();
         let header = Header::parse(&header).unwrap();
@@ -75,7 +75,7 @@ impl Host {
         (header.kind, header.req_id, payload)
     }
 
-    fn call(&mut self, kind: u32, payload: &[u8]) -> Got {
+    fn call(&mut self, kind: u32, payload: &[u8]) -> Response {
         self.dom0.write_all(&message(kind, 1, payload)).unwrap();
         self.receive()
     }
@@ -169,7 +169,7 @@ impl Guest {
         }
     }
 
-    fn receive(&mut self) -> Got {
+    fn receive(&mut self) -> Response {
         loop {
             if let Some((header, payload, rest)) = split_message(&self.unread).unwrap() {
                 let got = (header.kind, header.req_id, payload.to_vec());
@@ -187,7 +187,7 @@ impl Guest {
         }
     }
 
-    fn call(&mut self, kind: u32, payload: &[u8]) -> Got {
+    fn call(&mut self, kind: u32, payload: &[u8]) -> Response {
         self.send(&message(kind, 1, payload));
         self.receive()
     }
