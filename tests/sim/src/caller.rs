@@ -16,7 +16,7 @@ pub(crate) enum Order {
 
 /// A message that was received.
 #[derive(Debug)]
-pub(crate) enum Heard<T> {
+pub(crate) enum ReceivedMessage<T> {
     Reply(T, Reply),
     Event(Event),
 }
@@ -37,7 +37,7 @@ impl<T> Caller<T> {
     }
 
     /// Sends a request; `about` is returned with its reply.
-    pub(crate) fn ask(&mut self, kind: MsgType, tx: u32, payload: &str, about: T) {
+    pub(crate) fn send(&mut self, kind: MsgType, tx: u32, payload: &str, about: T) {
         if let Ok(id) = self.client.send(kind, tx, &[payload.as_bytes()]) {
             self.in_flight.push_back((id, about));
         }
@@ -52,17 +52,17 @@ impl<T> Caller<T> {
     }
 
     /// Returns the number of requests without a reply.
-    pub(crate) fn waiting(&self) -> usize {
+    pub(crate) fn in_flight_count(&self) -> usize {
         self.in_flight.len()
     }
 
     /// Returns the requests without a reply.
-    pub(crate) fn unanswered(&self) -> impl Iterator<Item = &T> {
+    pub(crate) fn in_flight(&self) -> impl Iterator<Item = &T> {
         self.in_flight.iter().map(|(_, about)| about)
     }
 
     /// True if part of a message has come.
-    pub(crate) fn is_amid_a_message(&self) -> bool {
+    pub(crate) fn has_partial_message(&self) -> bool {
         !self.partial.is_empty()
     }
 
@@ -74,9 +74,9 @@ impl<T> Caller<T> {
     }
 
     /// Handles the bytes that were read, one message at a time, so that their order is seen.
-    pub(crate) fn hear(&mut self, bytes: &[u8]) -> Result<Vec<Heard<T>>, String> {
+    pub(crate) fn receive(&mut self, bytes: &[u8]) -> Result<Vec<ReceivedMessage<T>>, String> {
         self.partial.extend_from_slice(bytes);
-        let mut heard = Vec::new();
+        let mut messages = Vec::new();
         let mut taken = 0;
         loop {
             let rest = &self.partial[taken..];
@@ -87,7 +87,7 @@ impl<T> Caller<T> {
             received.map_err(|error| error.to_string())?;
             taken += len;
             if let Some(event) = self.client.poll_event() {
-                heard.push(Heard::Event(event));
+                messages.push(ReceivedMessage::Event(event));
             }
             if let Some((id, reply)) = self.client.poll_reply() {
                 let at = self.in_flight.iter().position(|(known, _)| *known == id);
@@ -96,10 +96,10 @@ impl<T> Caller<T> {
                 }
                 let found = at.and_then(|at| self.in_flight.remove(at));
                 let (_, about) = found.ok_or("a reply to nothing that was asked")?;
-                heard.push(Heard::Reply(about, reply));
+                messages.push(ReceivedMessage::Reply(about, reply));
             }
         }
         self.partial.drain(..taken);
-        Ok(heard)
+        Ok(messages)
     }
 }

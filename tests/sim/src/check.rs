@@ -8,7 +8,7 @@ use crate::hypervisor::Reuse;
 use crate::link::clear;
 use crate::plan::collect;
 use crate::slot::{Actor, Stage};
-use crate::toolstack::{Ask, Sent};
+use crate::toolstack::{Sent, ToolstackRequest};
 use xen::{DomId, GrantRef};
 use xen_io::xs_ring::{CONNECTED, ErrorWord, offset};
 
@@ -36,7 +36,7 @@ impl Host {
     pub(crate) fn answered(&mut self, sent: &Sent, answer: &Answer) -> Result<(), String> {
         let wrong = |answer: &Answer| Err(format!("{:?} was answered {answer:?}", sent.ask));
         match (&sent.ask, answer) {
-            (Ask::Introduce { domid, identity, .. }, _) => {
+            (ToolstackRequest::Introduce { domid, identity, .. }, _) => {
                 let Some(at) = self.slot_of(*domid, *identity) else { return Ok(()) };
                 self.slots[at].introduce_asked = false;
                 if answer.is_ok() {
@@ -51,11 +51,11 @@ impl Host {
                 }
                 if refused || hostile { Ok(()) } else { wrong(answer) }
             }
-            (Ask::MakeHome { domid, .. }, Ok(_)) => {
+            (ToolstackRequest::MakeHome { domid, .. }, Ok(_)) => {
                 self.slots[usize::from(*domid) - 1].home_is_domain_0s = true;
                 Ok(())
             }
-            (Ask::GiveHome { domid, identity }, _) => {
+            (ToolstackRequest::GiveHome { domid, identity }, _) => {
                 if answer.is_ok() {
                     self.slots[usize::from(*domid) - 1].home_is_domain_0s = false;
                 }
@@ -66,18 +66,18 @@ impl Host {
                 }
                 if answer.is_ok() { Ok(()) } else { wrong(answer) }
             }
-            (Ask::Release { domid, identity }, _) => {
+            (ToolstackRequest::Release { domid, identity }, _) => {
                 let Some(at) = self.slot_of(*domid, *identity) else { return Ok(()) };
                 self.is_released(at, sent.at);
                 if answer.is_ok() { Ok(()) } else { wrong(answer) }
             }
-            (Ask::Resume { domid, identity }, _) => {
+            (ToolstackRequest::Resume { domid, identity }, _) => {
                 let Some(at) = self.slot_of(*domid, *identity) else { return Ok(()) };
                 self.slots[at].stage = Stage::Live;
                 self.tally.resumed += 1;
                 if answer.is_ok() { Ok(()) } else { wrong(answer) }
             }
-            (Ask::WriteShared { which, value }, Ok(_)) => {
+            (ToolstackRequest::WriteShared { which, value }, Ok(_)) => {
                 self.common.acked[*which] = self.common.acked[*which].max(*value);
                 for slot in &mut self.slots {
                     if let Some(guest) = slot.healthy() {
@@ -86,16 +86,18 @@ impl Host {
                 }
                 Ok(())
             }
-            (Ask::OpenShared { .. } | Ask::MakeCounter { .. }, Ok(_)) => Ok(()),
-            (Ask::OpenCounter { .. } | Ask::Watch(_), Ok(_)) => Ok(()),
+            (ToolstackRequest::OpenShared { .. } | ToolstackRequest::MakeCounter { .. }, Ok(_)) => {
+                Ok(())
+            }
+            (ToolstackRequest::OpenCounter { .. } | ToolstackRequest::Watch(_), Ok(_)) => Ok(()),
             // The replies to the questions of a check.
             (_, Ok(payload)) => {
                 self.answers.push((sent.ask.clone(), payload.clone()));
                 Ok(())
             }
             // No domain has had a home yet.
-            (Ask::ListHomes, Err(name)) if name == "ENOENT" => {
-                self.answers.push((Ask::ListHomes, String::new()));
+            (ToolstackRequest::ListHomes, Err(name)) if name == "ENOENT" => {
+                self.answers.push((ToolstackRequest::ListHomes, String::new()));
                 Ok(())
             }
             (_, Err(_)) => wrong(answer),
@@ -112,11 +114,11 @@ impl Host {
         if std::mem::take(&mut slot.keeps_nodes) {
             slot.stage = Stage::Live;
             if let Some(guest) = slot.healthy() {
-                guest.go_on();
+                guest.continue_on_new_port();
             }
         } else {
-            self.ask(Ask::MakeHome { domid, identity });
-            self.ask(Ask::GiveHome { domid, identity });
+            self.ask(ToolstackRequest::MakeHome { domid, identity });
+            self.ask(ToolstackRequest::GiveHome { domid, identity });
         }
     }
 
@@ -144,16 +146,16 @@ impl Host {
         self.hypervisor.disarm();
         self.slots.iter_mut().for_each(|slot| slot.frozen_until = 0);
         self.settle()?;
-        self.nobody_waits(|host, domid| host.hypervisor.is_deaf(domid))?;
+        self.check_no_pending_requests(|host, domid| host.hypervisor.has_lost_event_of(domid))?;
         // A lost event delays the receiver only until the next event.
         self.note(|| "the next events come".to_owned());
-        self.hypervisor.next_events();
+        self.hypervisor.deliver_lost_events();
         self.settle()?;
-        self.nobody_waits(|_, _| false)?;
-        self.told_all()?;
-        self.nothing_left()?;
+        self.check_no_pending_requests(|_, _| false)?;
+        self.check_watches()?;
+        self.check_nothing_left()?;
         self.ask_all()?;
-        self.long_unread()?;
+        self.leave_unread_for_long()?;
         self.probe_all()?;
         self.hypervisor.arm();
         Ok(())
@@ -179,7 +181,9 @@ impl Host {
             let now = self.clock.get();
             let due = self.daemon.deadline();
             let busy = due.is_some_and(|due| due <= now);
-            moved |= before != self.hypervisor.activity() || self.hypervisor.has_late() || busy;
+            moved |= before != self.hypervisor.activity()
+                || self.hypervisor.has_delayed_events()
+                || busy;
             idle = if moved { 0 } else { idle + 1 };
             if idle < 2 {
                 continue;
@@ -193,22 +197,25 @@ impl Host {
     }
 
     /// Checks that no domain waits for a reply, except those for which `excused` is true.
-    fn nobody_waits(&mut self, excused: impl Fn(&Self, DomId) -> bool) -> Result<(), String> {
-        let deaf = self.toolstack.is_on_a_ring() && excused(self, DomId::DOM0);
+    fn check_no_pending_requests(
+        &mut self,
+        excused: impl Fn(&Self, DomId) -> bool,
+    ) -> Result<(), String> {
+        let deaf = self.toolstack.uses_ring() && excused(self, DomId::DOM0);
         if !self.toolstack.is_settled() && !deaf {
-            let asked: Vec<_> = self.toolstack.unanswered().collect();
+            let asked: Vec<_> = self.toolstack.in_flight().collect();
             return Err(format!("the toolstack waits for {asked:?}"));
         }
         for at in 0..self.slots.len() {
             let slot = &mut self.slots[at];
             let domid = DomId(slot.domid);
             // A request of the toolstack may have cut the guest off, which it has not seen yet.
-            let is_asked_about = self.toolstack.unanswered().any(|ask| ask.is_about(domid.0));
+            let is_asked_about = self.toolstack.in_flight().any(|ask| ask.is_about(domid.0));
             if slot.is_shut_down() || is_asked_about {
                 continue;
             }
             let Some(guest) = slot.healthy().filter(|guest| !guest.is_settled()) else { continue };
-            let waits = guest.waits_for();
+            let waits = guest.describe_pending();
             if !excused(self, domid) {
                 return Err(format!("nothing moves any more, and {waits}"));
             }
@@ -217,7 +224,7 @@ impl Host {
     }
 
     /// Checks that every watch has fired for the changes that it covers.
-    fn told_all(&mut self) -> Result<(), String> {
+    fn check_watches(&mut self) -> Result<(), String> {
         for slot in &mut self.slots {
             if !slot.is_shut_down()
                 && let Some(guest) = slot.healthy()
@@ -239,7 +246,7 @@ impl Host {
     }
 
     /// Checks that the daemon holds what it must, and nothing of a domain that is gone.
-    fn nothing_left(&self) -> Result<(), String> {
+    fn check_nothing_left(&self) -> Result<(), String> {
         let mut introduced = 0;
         for slot in &self.slots {
             let wanted = usize::from(slot.is_introduced);
@@ -277,18 +284,18 @@ impl Host {
     fn ask_all(&mut self) -> Result<(), String> {
         let orderly = self.orderly;
         self.answers.clear();
-        self.ask(Ask::Check);
-        self.ask(Ask::ListHomes);
+        self.ask(ToolstackRequest::Check);
+        self.ask(ToolstackRequest::ListHomes);
         for which in 0..COUNTERS {
-            self.ask(Ask::ReadCounter { which });
+            self.ask(ToolstackRequest::ReadCounter { which });
         }
         for at in 0..self.slots.len() {
             let domid = self.slots[at].domid;
-            self.ask(Ask::IsIntroduced { domid });
+            self.ask(ToolstackRequest::IsIntroduced { domid });
             let Some(guest) = self.slots[at].healthy() else { continue };
             guest.sweep();
             if guest.is_serving() {
-                self.ask(Ask::Quota { domid });
+                self.ask(ToolstackRequest::Quota { domid });
             }
         }
         if self.rng.chance(50) {
@@ -296,13 +303,13 @@ impl Host {
             (0..BURST).for_each(|_| self.write_shared());
         }
         self.settle()?;
-        self.nobody_waits(|_, _| false)?;
+        self.check_no_pending_requests(|_, _| false)?;
         if self.orderly == orderly {
             return Err("the daemon's check did not say that the store is in order".to_owned());
         }
         for (ask, answer) in std::mem::take(&mut self.answers) {
             match ask {
-                Ask::IsIntroduced { domid } => {
+                ToolstackRequest::IsIntroduced { domid } => {
                     let slot = &self.slots[usize::from(domid) - 1];
                     let wanted = if slot.is_introduced { "T\0" } else { "F\0" };
                     if answer != wanted {
@@ -311,9 +318,9 @@ impl Host {
                         ));
                     }
                 }
-                Ask::ListHomes => self.homes(&answer)?,
-                Ask::ReadCounter { which } => self.counter(which, &answer)?,
-                Ask::Quota { domid } => self.charged(domid, &answer)?,
+                ToolstackRequest::ListHomes => self.check_homes(&answer)?,
+                ToolstackRequest::ReadCounter { which } => self.check_counter(which, &answer)?,
+                ToolstackRequest::Quota { domid } => self.check_charge(domid, &answer)?,
                 _ => {}
             }
         }
@@ -321,10 +328,10 @@ impl Host {
             let shut_down = slot.is_shut_down();
             if let Some(guest) = slot.healthy()
                 && !shut_down
-                && guest.was_swept()
-                && guest.doubts() != 1
+                && guest.can_sweep()
+                && guest.state_count() != 1
             {
-                let doubts = guest.doubts();
+                let doubts = guest.state_count();
                 return Err(format!("domain {}: {doubts} states are possible", slot.domid));
             }
         }
@@ -332,7 +339,7 @@ impl Host {
     }
 
     /// Checks that a counter equals the number of commits: none is lost, and none counts twice.
-    fn counter(&mut self, which: usize, answer: &str) -> Result<(), String> {
+    fn check_counter(&mut self, which: usize, answer: &str) -> Result<(), String> {
         let guests = self.slots.iter_mut().filter_map(|slot| slot.healthy());
         let in_flight = guests.filter(|guest| guest.counter_in_doubt() == Some(which)).count();
         let least = self.common.counted[which];
@@ -346,7 +353,7 @@ impl Host {
     }
 
     /// Checks that a guest is charged for exactly what it has.
-    fn charged(&mut self, domid: u16, text: &str) -> Result<(), String> {
+    fn check_charge(&mut self, domid: u16, text: &str) -> Result<(), String> {
         let slot = &mut self.slots[usize::from(domid) - 1];
         let shut_down = slot.is_shut_down();
         let Some(guest) = slot.healthy().filter(|guest| guest.is_serving() && !shut_down) else {
@@ -364,7 +371,7 @@ impl Host {
     }
 
     /// Checks that every live guest that keeps the rules has a home, and that no dead one has.
-    fn homes(&self, list: &str) -> Result<(), String> {
+    fn check_homes(&self, list: &str) -> Result<(), String> {
         let homes: Vec<&str> = list.split_terminator('\0').collect();
         for slot in &self.slots {
             let there = homes.contains(&slot.domid.to_string().as_str());
@@ -380,7 +387,7 @@ impl Host {
 
     /// Lets enough time pass that a domain with unread output is no longer served: hostile guests,
     /// and suspended ones. The latter come back.
-    fn long_unread(&mut self) -> Result<(), String> {
+    fn leave_unread_for_long(&mut self) -> Result<(), String> {
         if self.rng.chance(200) {
             // More events than a ring holds, for a guest that watches. They are sent one by one,
             // because most would be merged otherwise.
@@ -390,12 +397,12 @@ impl Host {
             }
             for slot in self.slots.iter_mut().filter(|slot| slot.is_shut_down()) {
                 if let Some(guest) = slot.healthy() {
-                    guest.stand_still();
+                    guest.note_long_pause();
                 }
             }
             self.pass(UNREAD_US);
             self.settle()?;
-            self.told_all()?;
+            self.check_watches()?;
         }
         Ok(())
     }

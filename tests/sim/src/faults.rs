@@ -4,9 +4,9 @@ use crate::rng::Rng;
 use xen::Error;
 use xen::gnttab::Status;
 
-/// The fate of a raised event.
+/// The delivery of a raised event.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Fate {
+pub(crate) enum EventDelivery {
     /// It arrives.
     Arrives,
     /// It never arrives.
@@ -17,7 +17,7 @@ pub(crate) enum Fate {
 
 /// A call of the platform that may be refused.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Call {
+pub(crate) enum RefusableCall {
     /// The binding of a port.
     Bind,
     /// The mapping of a grant.
@@ -69,31 +69,31 @@ impl Faults {
         Self { rng, rates, counts: Counts::default(), armed: false }
     }
 
-    pub(crate) fn fate(&mut self) -> Fate {
+    pub(crate) fn draw_delivery(&mut self) -> EventDelivery {
         if !self.armed {
-            return Fate::Arrives;
+            return EventDelivery::Arrives;
         }
         if self.rng.chance(self.rates.lost) {
             self.counts.lost += 1;
-            Fate::Lost
+            EventDelivery::Lost
         } else if self.rng.chance(self.rates.late) {
             self.counts.late += 1;
-            Fate::Late(1 + self.rng.below(30))
+            EventDelivery::Late(1 + self.rng.below(30))
         } else {
-            Fate::Arrives
+            EventDelivery::Arrives
         }
     }
 
     /// Returns the error of a call that is to be refused; `None` if it may proceed.
-    pub(crate) fn refusal(&mut self, call: Call) -> Option<Error> {
+    pub(crate) fn refusal(&mut self, call: RefusableCall) -> Option<Error> {
         if !self.armed || !self.rng.chance(self.rates.refused) {
             return None;
         }
         self.counts.refused += 1;
         let refusals: &[Error] = match call {
-            Call::Bind => &[Error::NoMem, Error::NoSpc],
-            Call::Map => &[Error::NoMem, Error::NoSpc, Error::Grant(Status::NoSpace)],
-            Call::Changes => &[Error::NoMem],
+            RefusableCall::Bind => &[Error::NoMem, Error::NoSpc],
+            RefusableCall::Map => &[Error::NoMem, Error::NoSpc, Error::Grant(Status::NoSpace)],
+            RefusableCall::Changes => &[Error::NoMem],
         };
         Some(*self.rng.pick(refusals))
     }

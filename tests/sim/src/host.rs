@@ -1,13 +1,13 @@
 //! The whole host: hypervisor, daemon, toolstack and guests, one step after the other.
 
 use crate::caller::Order;
-use crate::guest::{Amid, COUNTERS, Common, SHARED};
+use crate::guest::{COUNTERS, Common, SHARED, UnfinishedWork};
 use crate::hypervisor::{Hypervisor, Limits, Reuse};
 use crate::link::{Link, RingLink};
 use crate::plan::{Plan, Tally, Trace, collect};
 use crate::rng::Rng;
 use crate::slot::{Actor, Slot, Stage};
-use crate::toolstack::{Ask, Told, Toolstack};
+use crate::toolstack::{Toolstack, ToolstackMessage, ToolstackRequest};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use std::cell::{Cell, RefCell};
 use std::ffi::OsString;
@@ -44,7 +44,7 @@ pub(crate) struct Host {
     /// The number of times that the daemon's own check found nothing.
     pub(crate) orderly: u64,
     /// The answers to the questions of the last check.
-    pub(crate) answers: Vec<(Ask, String)>,
+    pub(crate) answers: Vec<(ToolstackRequest, String)>,
     /// The grant of the ring page of domain 0's own kernel.
     _own: Offered,
     _offers: Box<dyn GrantOffer>,
@@ -146,15 +146,15 @@ impl Host {
     /// Makes the shared nodes and the counters and sets the special watches, before any fault.
     fn begin(&mut self) -> Result<(), String> {
         for which in 0..SHARED {
-            self.ask(Ask::WriteShared { which, value: 0 });
-            self.ask(Ask::OpenShared { which });
+            self.ask(ToolstackRequest::WriteShared { which, value: 0 });
+            self.ask(ToolstackRequest::OpenShared { which });
         }
         for which in 0..COUNTERS {
-            self.ask(Ask::MakeCounter { which });
-            self.ask(Ask::OpenCounter { which });
+            self.ask(ToolstackRequest::MakeCounter { which });
+            self.ask(ToolstackRequest::OpenCounter { which });
         }
-        self.ask(Ask::Watch("@introduceDomain"));
-        self.ask(Ask::Watch("@releaseDomain"));
+        self.ask(ToolstackRequest::Watch("@introduceDomain"));
+        self.ask(ToolstackRequest::Watch("@releaseDomain"));
         self.check()?;
         self.hypervisor.arm();
         Ok(())
@@ -165,7 +165,7 @@ impl Host {
         self.trace.push(format!("{step:>6} {now:>9} us  {}", what()));
     }
 
-    pub(crate) fn ask(&mut self, ask: Ask) {
+    pub(crate) fn ask(&mut self, ask: ToolstackRequest) {
         self.note(|| format!("toolstack asks {ask:?}"));
         let refused = self.hypervisor.fault_counts().refused;
         self.toolstack.ask(ask, &mut self.common, refused);
@@ -266,12 +266,16 @@ impl Host {
             self.common.tick += 1;
             self.note(|| format!("toolstack is told {told:?}"));
             match told {
-                Told::Event(path) if path == "@releaseDomain" => self.released = self.common.tick,
-                Told::Event(path) if path == "@introduceDomain" => {
+                ToolstackMessage::Event(path) if path == "@releaseDomain" => {
+                    self.released = self.common.tick
+                }
+                ToolstackMessage::Event(path) if path == "@introduceDomain" => {
                     self.introduced = self.common.tick;
                 }
-                Told::Event(path) => return Err(format!("the toolstack watches no {path}")),
-                Told::Answer(sent, answer) => self.answered(&sent, &answer)?,
+                ToolstackMessage::Event(path) => {
+                    return Err(format!("the toolstack watches no {path}"));
+                }
+                ToolstackMessage::Answer(sent, answer) => self.answered(&sent, &answer)?,
             }
         }
         Ok(moved)
@@ -282,7 +286,7 @@ impl Host {
         let rates = self.plan.rates;
         if self.rng.chance(rates.spurious) {
             let choice = self.rng.number();
-            self.hypervisor.spurious(choice);
+            self.hypervisor.raise_spurious(choice);
             self.tally.spurious += 1;
             self.note(|| "an event that nobody raised".to_owned());
         }
@@ -313,7 +317,7 @@ impl Host {
             if let Some(which) = guest.counter_in_doubt() {
                 self.common.uncertain[which] += 1;
             }
-            let Amid { request, reply, transaction } = guest.amid();
+            let UnfinishedWork { request, reply, transaction } = guest.unfinished_work();
             self.tally.amid_request += u64::from(request);
             self.tally.amid_reply += u64::from(reply);
             self.tally.amid_transaction += u64::from(transaction);

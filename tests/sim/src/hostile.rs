@@ -1,6 +1,6 @@
 //! A guest that writes anything into its page at any time.
 
-use crate::hypervisor::{Built, Hypervisor};
+use crate::hypervisor::{Hypervisor, NewDomain};
 use crate::link::clear;
 use crate::rng::Rng;
 use xen::evtchn::{EventChannels, Status};
@@ -45,7 +45,7 @@ pub(crate) enum Probe {
 }
 
 /// One hostile guest.
-pub(crate) struct Hostile {
+pub(crate) struct HostileGuest {
     domid: DomId,
     hypervisor: Hypervisor,
     evtchn: Box<dyn EventChannels>,
@@ -65,10 +65,10 @@ pub(crate) struct Hostile {
     pub(crate) torn_seen: u64,
 }
 
-impl Hostile {
+impl HostileGuest {
     pub(crate) fn new(
         hypervisor: &Hypervisor,
-        built: Built,
+        built: NewDomain,
         transactions: Transactions,
         mut rng: Rng,
     ) -> Result<Self, String> {

@@ -12,7 +12,7 @@
 //! | [`hypervisor`] | domains, event channels, grants: all traits of `xen` |
 //! | [`faults`] | the faults and their rates |
 //! | `link`, `caller` | a connection to the daemon; a client that checks the replies |
-//! | `model`, `watching` | the possible replies to a guest; the events that its watches must get |
+//! | `model`, `watch_checker` | the possible replies to a guest; the events that its watches must get |
 //! | `guest`, `hostile`, `toolstack` | the actors on the host |
 //! | `plan` | the plan of a run, and its counts |
 //! | `slot`, `life` | a domain's number; the next step of its life |
@@ -40,6 +40,6 @@ mod slot;
 mod subject;
 mod toolstack;
 mod verdict;
-mod watching;
+mod watch_checker;
 
 pub use host::{NO_RING, config};

@@ -2,15 +2,15 @@
 
 use crate::guest::{Guest, SHARED};
 use crate::host::{Host, text};
-use crate::hostile::Hostile;
+use crate::hostile::HostileGuest;
 use crate::slot::{Actor, Stage};
-use crate::toolstack::Ask;
+use crate::toolstack::ToolstackRequest;
 use xen::DomId;
 
 impl Host {
     /// Brings a domain one step further in its life.
     pub(crate) fn advance(&mut self, at: usize) -> Result<(), String> {
-        if self.toolstack.waiting() > 8 {
+        if self.toolstack.in_flight_count() > 8 {
             return Ok(());
         }
         if self.rng.chance(400) {
@@ -31,7 +31,7 @@ impl Host {
                 self.hypervisor.resume(DomId(domid));
                 self.slots[at].suspended_since = 0;
                 self.slots[at].stage = Stage::Asked;
-                self.ask(Ask::Resume { domid, identity });
+                self.ask(ToolstackRequest::Resume { domid, identity });
                 Ok(())
             }
             Stage::Asked => Ok(()),
@@ -43,12 +43,12 @@ impl Host {
         let which = self.rng.index(SHARED);
         self.common.issued[which] += 1;
         let value = self.common.issued[which];
-        self.ask(Ask::WriteShared { which, value });
+        self.ask(ToolstackRequest::WriteShared { which, value });
     }
 
     pub(crate) fn build(&mut self, at: usize) -> Result<(), String> {
         let domid = self.slots[at].domid;
-        if self.toolstack.unanswered().any(|ask| ask.is_about(domid)) {
+        if self.toolstack.in_flight().any(|ask| ask.is_about(domid)) {
             // A request for the dead domain would affect its successor.
             return Ok(());
         }
@@ -58,7 +58,7 @@ impl Host {
         let hostile = self.rng.chance(self.plan.hostile);
         let (rng, plan) = (self.rng.fork(), self.plan);
         let actor = if hostile {
-            Actor::Hostile(Hostile::new(&self.hypervisor, built, plan.transactions, rng)?)
+            Actor::Hostile(HostileGuest::new(&self.hypervisor, built, plan.transactions, rng)?)
         } else {
             Actor::Healthy(Box::new(Guest::new(&self.hypervisor, built, plan.order(), rng)?))
         };
@@ -86,7 +86,7 @@ impl Host {
         let (domid, identity) = slot.name();
         slot.stage = Stage::Asked;
         slot.introduce_asked = true;
-        self.ask(Ask::Introduce { domid, identity, port });
+        self.ask(ToolstackRequest::Introduce { domid, identity, port });
     }
 
     /// Takes a random action of the toolstack on a running domain.
@@ -95,7 +95,7 @@ impl Host {
         match self.rng.below(40) {
             0 | 1 => {
                 self.slots[at].stage = Stage::Asked;
-                self.ask(Ask::Release { domid, identity });
+                self.ask(ToolstackRequest::Release { domid, identity });
             }
             2..=5 => {
                 let reason = xen::domwatch::ShutdownReason::Suspend;

@@ -14,7 +14,7 @@ pub(crate) struct RingLink {
     port: Port,
     ring: FrontRing,
     /// True if bytes have moved since the last notification.
-    owes: bool,
+    notification_due: bool,
 }
 
 fn text(error: xen::Error) -> String {
@@ -34,7 +34,7 @@ impl RingLink {
     ) -> Result<Self, String> {
         let mut evtchn = hypervisor.event_channels(domid).map_err(text)?;
         let port = evtchn.alloc_unbound(DomId::DOM0).map_err(text)?;
-        Ok(Self { evtchn, port, ring: FrontRing::new(page), owes: false })
+        Ok(Self { evtchn, port, ring: FrontRing::new(page), notification_due: false })
     }
 
     pub(crate) fn port(&self) -> Port {
@@ -45,12 +45,12 @@ impl RingLink {
     pub(crate) fn renew_port(&mut self) -> Result<(), String> {
         self.evtchn.close(self.port).map_err(text)?;
         self.port = self.evtchn.alloc_unbound(DomId::DOM0).map_err(text)?;
-        self.owes = false;
+        self.notification_due = false;
         Ok(())
     }
 
     /// True if the daemon has raised an event since the last call.
-    pub(crate) fn woken(&mut self) -> Result<bool, String> {
+    pub(crate) fn take_event(&mut self) -> Result<bool, String> {
         let mut woken = false;
         while let Some(port) = self.evtchn.pending().map_err(text)? {
             self.evtchn.unmask(port).map_err(text)?;
@@ -63,7 +63,7 @@ impl RingLink {
     pub(crate) fn read(&mut self, max: usize) -> Result<Vec<u8>, String> {
         let mut bytes = vec![0; max];
         let count = self.ring.read(&mut bytes).map_err(ring_text)?;
-        self.owes |= count > 0;
+        self.notification_due |= count > 0;
         bytes.truncate(count);
         Ok(bytes)
     }
@@ -71,13 +71,13 @@ impl RingLink {
     /// Puts bytes onto the ring. Returns the number that fitted.
     pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<usize, String> {
         let count = self.ring.write(bytes).map_err(ring_text)?;
-        self.owes |= count > 0;
+        self.notification_due |= count > 0;
         Ok(count)
     }
 
     /// Notifies the daemon of bytes that have moved. True if there were any.
     pub(crate) fn notify(&mut self) -> Result<bool, String> {
-        let owed = std::mem::take(&mut self.owes);
+        let owed = std::mem::take(&mut self.notification_due);
         if owed {
             self.evtchn.notify(self.port).map_err(text)?;
         }
@@ -86,7 +86,7 @@ impl RingLink {
 
     pub(crate) fn request_reconnect(&mut self) -> Result<(), String> {
         self.ring.request_reconnect().map_err(ring_text)?;
-        self.owes = true;
+        self.notification_due = true;
         Ok(())
     }
 
@@ -120,7 +120,7 @@ impl Link {
         match self {
             Self::Ring(ring) => {
                 let mut all = Vec::new();
-                if ring.woken()? {
+                if ring.take_event()? {
                     loop {
                         let bytes = ring.read(max)?;
                         if bytes.is_empty() {

@@ -40,10 +40,10 @@ pub(crate) enum Outcome {
 
 /// A change of the guest's nodes that watches are told of.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct Fired {
+pub(crate) struct NodeChange {
     pub(crate) path: String,
     /// The paths that were removed with the node.
-    pub(crate) below: Vec<String>,
+    pub(crate) removed_below: Vec<String>,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -58,7 +58,7 @@ type Nodes = BTreeMap<String, Node>;
 struct State {
     nodes: Nodes,
     /// The open transaction's nodes, and the paths that it has touched.
-    within: Option<(Nodes, Vec<String>)>,
+    transaction: Option<(Nodes, Vec<String>)>,
 }
 
 /// The model of the guest's nodes, as far as they are known.
@@ -82,9 +82,9 @@ fn ok() -> Answer {
 }
 
 /// Applies a request that reads, changes or lists the guest's own nodes.
-fn apply(nodes: &mut Nodes, op: &Op) -> (Answer, Option<Fired>) {
+fn apply(nodes: &mut Nodes, op: &Op) -> (Answer, Option<NodeChange>) {
     let absent = || Err("ENOENT".to_owned());
-    let told = |path: &str| Some(Fired { path: path.to_owned(), below: Vec::new() });
+    let told = |path: &str| Some(NodeChange { path: path.to_owned(), removed_below: Vec::new() });
     match op {
         Op::Read(path) => {
             (nodes.get(path).map_or_else(absent, |node| Ok(node.value.clone())), None)
@@ -113,9 +113,9 @@ fn apply(nodes: &mut Nodes, op: &Op) -> (Answer, Option<Fired>) {
             (ok(), told(path))
         }
         Op::Remove(path) if nodes.contains_key(path) => {
-            let below = nodes.keys().filter(|at| is_below(at, path)).cloned().collect();
+            let removed_below = nodes.keys().filter(|at| is_below(at, path)).cloned().collect();
             nodes.retain(|at, _| at != path && !is_below(at, path));
-            (ok(), Some(Fired { path: path.clone(), below }))
+            (ok(), Some(NodeChange { path: path.clone(), removed_below }))
         }
         Op::Remove(path) if nodes.contains_key(parent(path)) => (ok(), None),
         Op::Remove(_) => (absent(), None),
@@ -150,27 +150,27 @@ fn make(nodes: &mut Nodes, path: &str) {
 
 impl State {
     /// Applies a request. Returns the expected reply, and the changes that fire watches.
-    fn apply(&mut self, op: &Op) -> (Answer, Vec<Fired>) {
+    fn apply(&mut self, op: &Op) -> (Answer, Vec<NodeChange>) {
         match op {
             Op::Start => {
-                self.within = Some((self.nodes.clone(), Vec::new()));
+                self.transaction = Some((self.nodes.clone(), Vec::new()));
                 (ok(), Vec::new())
             }
             Op::End(outcome) => {
                 let mut fired = Vec::new();
-                if let Some((nodes, touched)) = self.within.take()
+                if let Some((nodes, touched)) = self.transaction.take()
                     && *outcome == Outcome::Commit
                 {
                     for path in touched {
                         if nodes.contains_key(&path) && nodes.get(&path) != self.nodes.get(&path) {
-                            fired.push(Fired { path, below: Vec::new() });
+                            fired.push(NodeChange { path, removed_below: Vec::new() });
                         }
                     }
                     self.nodes = nodes;
                 }
                 (ok(), fired)
             }
-            op => match &mut self.within {
+            op => match &mut self.transaction {
                 Some((nodes, touched)) => {
                     let (answer, fired) = apply(nodes, op);
                     touched.extend(fired.into_iter().map(|fired| fired.path));
@@ -189,20 +189,20 @@ impl Model {
     /// Makes the model of a home that the toolstack has just made.
     pub(crate) fn new(domid: DomId) -> Self {
         let home = Node { value: String::new(), perms: format!("n{domid}\0") };
-        let fresh = State { nodes: BTreeMap::from([(String::new(), home)]), within: None };
+        let fresh = State { nodes: BTreeMap::from([(String::new(), home)]), transaction: None };
         Self { states: vec![fresh.clone()], fresh }
     }
 
     /// Starts over after the home was removed and made again.
-    pub(crate) fn begin_again(&mut self) {
+    pub(crate) fn restart(&mut self) {
         self.states = vec![self.fresh.clone()];
     }
 
     /// Handles a reply: rules out every state that would have given another. Returns the changes
     /// that all states fired.
-    pub(crate) fn answered(&mut self, op: &Op, answer: &Answer) -> Result<Vec<Fired>, String> {
+    pub(crate) fn answered(&mut self, op: &Op, answer: &Answer) -> Result<Vec<NodeChange>, String> {
         let mut expected = Vec::new();
-        let mut fired: Option<Vec<Fired>> = None;
+        let mut fired: Option<Vec<NodeChange>> = None;
         self.states.retain_mut(|state| {
             let (would, told) = state.apply(op);
             if would != *answer {
@@ -223,7 +223,7 @@ impl Model {
     /// Ends the open transaction, whose commit was refused.
     pub(crate) fn refused(&mut self) {
         for state in &mut self.states {
-            state.within = None;
+            state.transaction = None;
         }
         self.states.dedup();
     }
@@ -243,16 +243,16 @@ impl Model {
             possible.extend(reached);
         }
         for mut state in possible.into_iter() {
-            state.within = None;
+            state.transaction = None;
             if !self.states.contains(&state) {
                 self.states.push(state);
             }
         }
-        self.states.retain(|state| state.within.is_none());
+        self.states.retain(|state| state.transaction.is_none());
     }
 
     /// Returns the number of possible states.
-    pub(crate) fn doubts(&self) -> usize {
+    pub(crate) fn state_count(&self) -> usize {
         self.states.len()
     }
 
@@ -318,12 +318,12 @@ mod tests {
         let mut model = Model::new(DomId(3));
         model.answered(&write("a/b", "1"), &ok()).unwrap();
         model.cut(&[write("a/b", "2"), write("c", "3")], true);
-        assert_eq!(model.doubts(), 3);
+        assert_eq!(model.state_count(), 3);
         let read = Op::Read("c".to_owned());
         model.answered(&read, &Err("ENOENT".to_owned())).unwrap();
-        assert_eq!(model.doubts(), 2);
+        assert_eq!(model.state_count(), 2);
         model.answered(&Op::Read("a/b".to_owned()), &Ok("2".to_owned())).unwrap();
-        assert_eq!(model.doubts(), 1);
+        assert_eq!(model.state_count(), 1);
         assert!(model.answered(&read, &Ok("3".to_owned())).is_err());
     }
 

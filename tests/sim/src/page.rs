@@ -50,7 +50,7 @@ impl Pin {
 }
 
 /// The kind of a view, which determines the effect of its end.
-enum Kind {
+enum ViewKind {
     /// The domain's own view of its page, whose end has no effect.
     Look,
     /// A mapping, whose end decrements the count of mappings.
@@ -67,17 +67,17 @@ pub(crate) struct Frame {
 struct View {
     /// Kept until the view is gone.
     _frame: Arc<Frame>,
-    kind: Kind,
+    kind: ViewKind,
 }
 
 impl Unmap for View {
     fn unmap(&self, _: NonNull<u8>) {
         match &self.kind {
-            Kind::Look => {}
-            Kind::Mapping(pin, access) => {
+            ViewKind::Look => {}
+            ViewKind::Mapping(pin, access) => {
                 pin.count(*access).fetch_sub(1, SeqCst);
             }
-            Kind::Offer(pin) => pin.end(),
+            ViewKind::Offer(pin) => pin.end(),
         }
     }
 }
@@ -89,21 +89,21 @@ impl Frame {
 
     /// Returns the domain's own view of its page.
     pub(crate) fn look(self: &Arc<Self>) -> SharedPage {
-        self.view(Access::ReadWrite, Kind::Look)
+        self.view(Access::ReadWrite, ViewKind::Look)
     }
 
     /// Returns the granting side's view, which ends the grant when it is dropped.
     pub(crate) fn offered(self: &Arc<Self>, pin: &Arc<Pin>) -> SharedPage {
-        self.view(Access::ReadWrite, Kind::Offer(Arc::clone(pin)))
+        self.view(Access::ReadWrite, ViewKind::Offer(Arc::clone(pin)))
     }
 
     /// Returns a mapping.
     pub(crate) fn mapped(self: &Arc<Self>, pin: &Arc<Pin>, access: Access) -> SharedPage {
         pin.count(access).fetch_add(1, SeqCst);
-        self.view(access, Kind::Mapping(Arc::clone(pin), access))
+        self.view(access, ViewKind::Mapping(Arc::clone(pin), access))
     }
 
-    fn view(self: &Arc<Self>, access: Access, kind: Kind) -> SharedPage {
+    fn view(self: &Arc<Self>, access: Access, kind: ViewKind) -> SharedPage {
         let base = self.page.lock().unwrap_or_else(PoisonError::into_inner).as_ptr();
         let owner = Arc::new(View { _frame: Arc::clone(self), kind });
         // SAFETY: the page is a whole one, and the view keeps it until it is unmapped. Views are

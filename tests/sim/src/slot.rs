@@ -1,12 +1,12 @@
 //! One domain number, and the domain that has it.
 
 use crate::guest::Guest;
-use crate::hostile::Hostile;
+use crate::hostile::HostileGuest;
 
 /// The actor in a domain.
 pub(crate) enum Actor {
     Healthy(Box<Guest>),
-    Hostile(Hostile),
+    Hostile(HostileGuest),
 }
 
 /// The stage of a domain in the toolstack's work.

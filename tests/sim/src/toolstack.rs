@@ -1,7 +1,7 @@
 //! Domain 0's client. It introduces, releases and resumes domains, writes the nodes that all may
 //! read, and runs the daemon's own check.
 
-use crate::caller::{Caller, Heard, Order};
+use crate::caller::{Caller, Order, ReceivedMessage};
 use crate::guest::Common;
 use crate::link::Link;
 use crate::rng::Rng;
@@ -12,7 +12,7 @@ use xenstore_core::wire::MsgType;
 /// One request. Those about a domain carry its identity, because the number may be another's
 /// meanwhile.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) enum Ask {
+pub(crate) enum ToolstackRequest {
     Introduce { domid: u16, identity: u64, port: Port },
     Release { domid: u16, identity: u64 },
     Resume { domid: u16, identity: u64 },
@@ -30,7 +30,7 @@ pub(crate) enum Ask {
     ListHomes,
 }
 
-impl Ask {
+impl ToolstackRequest {
     /// True if the request acts on the domain of this number.
     pub(crate) fn is_about(&self, number: u16) -> bool {
         match self {
@@ -73,14 +73,14 @@ impl Ask {
 /// A request in flight, the tick at which it was sent, and the number of calls refused before it.
 #[derive(Debug)]
 pub(crate) struct Sent {
-    pub(crate) ask: Ask,
+    pub(crate) ask: ToolstackRequest,
     pub(crate) at: u64,
     pub(crate) refused: u64,
 }
 
 /// A message to the toolstack.
 #[derive(Debug)]
-pub(crate) enum Told {
+pub(crate) enum ToolstackMessage {
     Answer(Sent, Result<String, String>),
     /// A special watch has fired.
     Event(String),
@@ -97,46 +97,52 @@ impl Toolstack {
         Self { link, caller: Caller::new(order) }
     }
 
-    pub(crate) fn ask(&mut self, ask: Ask, common: &mut Common, refused: u64) {
+    pub(crate) fn ask(&mut self, ask: ToolstackRequest, common: &mut Common, refused: u64) {
         common.tick += 1;
         common.requests += 1;
         let (kind, payload) = ask.message();
-        self.caller.ask(kind, 0, &payload, Sent { ask, at: common.tick, refused });
+        self.caller.send(kind, 0, &payload, Sent { ask, at: common.tick, refused });
     }
 
     /// Returns the number of requests in flight.
-    pub(crate) fn waiting(&self) -> usize {
-        self.caller.waiting()
+    pub(crate) fn in_flight_count(&self) -> usize {
+        self.caller.in_flight_count()
     }
 
-    pub(crate) fn unanswered(&self) -> impl Iterator<Item = &Ask> {
-        self.caller.unanswered().map(|sent| &sent.ask)
+    pub(crate) fn in_flight(&self) -> impl Iterator<Item = &ToolstackRequest> {
+        self.caller.in_flight().map(|sent| &sent.ask)
     }
 
     /// True if the toolstack uses the ring of domain 0's kernel.
-    pub(crate) fn is_on_a_ring(&self) -> bool {
+    pub(crate) fn uses_ring(&self) -> bool {
         matches!(self.link, Link::Ring(_))
     }
 
     pub(crate) fn is_settled(&self) -> bool {
-        self.caller.waiting() == 0 && self.caller.output().is_empty()
+        self.caller.in_flight_count() == 0 && self.caller.output().is_empty()
     }
 
     /// Reads the messages that have come, and sends at most `max` bytes of its requests.
-    pub(crate) fn pump(&mut self, rng: &mut Rng, max: usize) -> Result<(bool, Vec<Told>), String> {
+    pub(crate) fn pump(
+        &mut self,
+        rng: &mut Rng,
+        max: usize,
+    ) -> Result<(bool, Vec<ToolstackMessage>), String> {
         let bytes = self.link.read(1 + rng.index(2000))?;
         let mut told = Vec::new();
-        let heard = self.caller.hear(&bytes).map_err(|why| format!("the toolstack: {why}"))?;
-        for heard in heard {
-            told.push(match heard {
-                Heard::Event(event) => {
-                    Told::Event(String::from_utf8_lossy(&event.path).into_owned())
+        let messages =
+            self.caller.receive(&bytes).map_err(|why| format!("the toolstack: {why}"))?;
+        for message in messages {
+            told.push(match message {
+                ReceivedMessage::Event(event) => {
+                    ToolstackMessage::Event(String::from_utf8_lossy(&event.path).into_owned())
                 }
-                Heard::Reply(sent, Reply::Done(payload)) => {
-                    Told::Answer(sent, Ok(String::from_utf8_lossy(&payload).into_owned()))
-                }
-                Heard::Reply(sent, Reply::Refused(name)) => {
-                    Told::Answer(sent, Err(name.to_string()))
+                ReceivedMessage::Reply(sent, Reply::Done(payload)) => ToolstackMessage::Answer(
+                    sent,
+                    Ok(String::from_utf8_lossy(&payload).into_owned()),
+                ),
+                ReceivedMessage::Reply(sent, Reply::Refused(name)) => {
+                    ToolstackMessage::Answer(sent, Err(name.to_string()))
                 }
             });
         }

@@ -43,7 +43,7 @@ pub(crate) fn verdict<R>(
     trace: &Trace,
     body: impl FnOnce() -> Result<R, String>,
 ) -> Result<R, Failure> {
-    let ran = watched(subject, seed, || catch_unwind(AssertUnwindSafe(body)));
+    let ran = run_with_watchdog(subject, seed, || catch_unwind(AssertUnwindSafe(body)));
     let why = match ran {
         Ok(Ok(result)) => return Ok(result),
         Ok(Err(why)) => why,
@@ -58,7 +58,7 @@ pub(crate) fn verdict<R>(
 
 /// Ends the process if a run hangs, because a round of the daemon that never returns cannot be left
 /// otherwise. The run itself has one thread; the second one only waits for it.
-fn watched<R>(subject: Subject, seed: u64, body: impl FnOnce() -> R) -> R {
+fn run_with_watchdog<R>(subject: Subject, seed: u64, body: impl FnOnce() -> R) -> R {
     let (ended, ends) = channel::<()>();
     let dog = std::thread::spawn(move || {
         if ends.recv_timeout(HANGS) == Err(RecvTimeoutError::Timeout) {

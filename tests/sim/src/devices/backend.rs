@@ -1,7 +1,7 @@
 //! The backend's process in domain 0.
 
 use super::kind::{Kind, options};
-use super::machine::{self, Channels, Maps, Socket};
+use super::machine::{self, Channels, ProcessGrantMap, Socket};
 use crate::host::text;
 use crate::hypervisor::Hypervisor;
 use std::cell::RefCell;
@@ -43,7 +43,7 @@ impl<K: Kind> Backend<K> {
         let channels = Channels::new(channels).map_err(text)?;
         let number = channels.number();
         let evtchn: Rc<RefCell<dyn EventChannels>> = Rc::new(RefCell::new(channels));
-        let grants = Maps(hypervisor.grant_map(DomId::DOM0).map_err(text)?);
+        let grants = ProcessGrantMap(hypervisor.grant_map(DomId::DOM0).map_err(text)?);
         let platform =
             Platform { evtchn: Rc::clone(&evtchn), grants: Rc::new(RefCell::new(grants)) };
         let backs = K::backs(platform, options(record_dir), media);

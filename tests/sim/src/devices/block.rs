@@ -144,7 +144,7 @@ impl Disk for SlowDisk {
 }
 
 /// A request without an answer.
-enum Asked {
+enum PendingRequest {
     Read(usize, Buffer),
     Write(usize, Buffer, u64),
     Flush,
@@ -153,7 +153,7 @@ enum Asked {
 /// The sectors of one disk, as its user knows them: the possible contents of each.
 pub(super) struct Sectors {
     may_hold: Vec<Vec<u64>>,
-    open: BTreeMap<u64, Asked>,
+    open: BTreeMap<u64, PendingRequest>,
     next: u64,
     answered: u64,
     wrong: Option<String>,
@@ -169,8 +169,8 @@ impl Default for Sectors {
 impl Sectors {
     fn is_busy(&self, sector: usize) -> bool {
         self.open.values().any(|asked| match asked {
-            Asked::Read(at, _) | Asked::Write(at, ..) => *at == sector,
-            Asked::Flush => false,
+            PendingRequest::Read(at, _) | PendingRequest::Write(at, ..) => *at == sector,
+            PendingRequest::Flush => false,
         })
     }
 
@@ -181,7 +181,7 @@ impl Sectors {
         if rng.chance(100) {
             let asked = front.submit(queue, Want::Flush { tag }, &[]).is_ok();
             if asked {
-                self.open.insert(tag, Asked::Flush);
+                self.open.insert(tag, PendingRequest::Flush);
                 self.next += 1;
             }
             return asked;
@@ -196,9 +196,9 @@ impl Sectors {
             if let Some(page) = front.page(buffer) {
                 let _ = page.copy_in(0, &bytes);
             }
-            (Want::Write { tag, sector: first_sector }, Asked::Write(sector, buffer, tag))
+            (Want::Write { tag, sector: first_sector }, PendingRequest::Write(sector, buffer, tag))
         } else {
-            (Want::Read { tag, sector: first_sector }, Asked::Read(sector, buffer))
+            (Want::Read { tag, sector: first_sector }, PendingRequest::Read(sector, buffer))
         };
         if front.submit(queue, want, &[Part { buffer, first: 0, last: 0 }]).is_err() {
             front.give_back(buffer);
@@ -219,12 +219,12 @@ impl Sectors {
             self.wrong = Some(format!("request {tag} is answered {status:?}"));
         }
         match asked {
-            Asked::Flush => {}
-            Asked::Write(sector, buffer, value) => {
+            PendingRequest::Flush => {}
+            PendingRequest::Write(sector, buffer, value) => {
                 self.may_hold[sector] = vec![value];
                 front.give_back(buffer);
             }
-            Asked::Read(sector, buffer) => {
+            PendingRequest::Read(sector, buffer) => {
                 let mut bytes = [0; SECTOR];
                 if let Some(page) = front.page(buffer) {
                     let _ = page.copy_out(0, &mut bytes);
@@ -265,7 +265,7 @@ impl Ledger for Sectors {
 
     fn lose(&mut self) {
         for asked in std::mem::take(&mut self.open).into_values() {
-            if let Asked::Write(sector, _, value) = asked {
+            if let PendingRequest::Write(sector, _, value) = asked {
                 self.may_hold[sector].push(value);
             }
         }

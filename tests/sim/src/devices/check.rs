@@ -24,14 +24,14 @@ impl<K: Kind> Host<K> {
             for at in 0..self.slots.len() {
                 moved |= self.turn_guest(at)?;
             }
-            idle = if moved || self.hypervisor.has_late() { 0 } else { idle + 1 };
+            idle = if moved || self.hypervisor.has_delayed_events() { 0 } else { idle + 1 };
             if idle < 10 {
                 continue;
             }
             let now = self.now();
             let wakes_at = self.backend.as_ref().and_then(|backend| backend.wakes_at(now));
-            if self.hypervisor.has_deaf() {
-                self.hypervisor.next_events();
+            if self.hypervisor.has_lost_events() {
+                self.hypervisor.deliver_lost_events();
             } else if let Some(at) = wakes_at {
                 let us = at.saturating_duration_since(now).as_micros();
                 self.clock.set(self.clock.get() + 1 + u64::try_from(us).unwrap_or(0));
@@ -47,8 +47,8 @@ impl<K: Kind> Host<K> {
     pub(super) fn check(&mut self) -> Result<(), String> {
         self.mend_torn(u64::MAX);
         self.hypervisor.disarm();
-        self.doom = None;
-        self.slots.iter_mut().for_each(|slot| slot.doom = None);
+        self.planned_death = None;
+        self.slots.iter_mut().for_each(|slot| slot.planned_death = None);
         if self.backend.is_none() {
             self.start_backend()?;
         }

@@ -1,9 +1,9 @@
 //! A guest: its process, with its devices.
 
 use super::kind::{Kind, Ledger};
-use super::machine::{self, Channels, Offers};
+use super::machine::{self, Channels, ProcessGrantOffer};
 use crate::host::text;
-use crate::hypervisor::{Built, Hypervisor};
+use crate::hypervisor::{Hypervisor, NewDomain};
 use crate::rng::Rng;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -23,19 +23,19 @@ pub(super) struct Start {
     evtchn: Channels,
     channels: u64,
     store: Client,
-    offers: Offers,
+    offers: ProcessGrantOffer,
     /// Its port to the store.
     pub(super) port: Port,
 }
 
 impl Start {
-    pub(super) fn new(hypervisor: &Hypervisor, built: Built) -> Result<Self, String> {
-        let Built { domid, ring, .. } = built;
+    pub(super) fn new(hypervisor: &Hypervisor, built: NewDomain) -> Result<Self, String> {
+        let NewDomain { domid, ring, .. } = built;
         let channels = hypervisor.event_channels(domid).map_err(text)?;
         let mut channels = Channels::new(channels).map_err(text)?;
         let (number, port) = (channels.number(), channels.alloc_for_store(domid).map_err(text)?);
         let store = Client::over_ring(ring, port, Box::new(channels.clone()));
-        let offers = Offers(hypervisor.grant_offer(domid).map_err(text)?);
+        let offers = ProcessGrantOffer(hypervisor.grant_offer(domid).map_err(text)?);
         Ok(Self { domid, evtchn: channels, channels: number, store, offers, port })
     }
 }

@@ -3,7 +3,7 @@
 use super::backend::Backend;
 use super::guest::Guest;
 use super::kind::{Kind, Ledger};
-use super::machine::{self, Call, Doom, Machine};
+use super::machine::{self, Call, Machine, PlannedDeath};
 use super::plan::Plan;
 use super::tally::Tally;
 use crate::host::{NO_RING, config, text};
@@ -35,7 +35,7 @@ pub(super) struct Slot<K: Kind> {
     /// Its devices, as the toolstack has made them.
     pub(super) devices: Vec<NewDevice>,
     /// The planned death of its process.
-    pub(super) doom: Option<Doom>,
+    pub(super) planned_death: Option<PlannedDeath>,
     /// The device that is being removed.
     pub(super) leaving: Option<usize>,
     /// True if it has met a fault since the last check found it in order: a device may fail.
@@ -45,8 +45,8 @@ pub(super) struct Slot<K: Kind> {
 }
 
 /// Plans a death at one of these calls.
-pub(super) fn doom(rng: &mut Rng, calls: &[Call]) -> Doom {
-    Doom { at: *rng.pick(calls), after: rng.below(8) }
+pub(super) fn plan_death(rng: &mut Rng, calls: &[Call]) -> PlannedDeath {
+    PlannedDeath { at: *rng.pick(calls), after: rng.below(8) }
 }
 
 /// An index of a ring that is shown half written, until it is written whole.
@@ -70,7 +70,7 @@ pub(super) struct Host<K: Kind> {
     pub(super) tool: Client,
     pub(super) backend: Option<Backend<K>>,
     /// The planned death of the backend's process.
-    pub(super) doom: Option<Doom>,
+    pub(super) planned_death: Option<PlannedDeath>,
     pub(super) media: K::Media,
     pub(super) slots: Vec<Slot<K>>,
     torn: Vec<TornIndex>,
@@ -116,7 +116,7 @@ impl<K: Kind> Host<K> {
             domid: DomId(domid),
             guest: None,
             devices: Vec::new(),
-            doom: None,
+            planned_death: None,
             leaving: None,
             fault: false,
             spoiled: false,
@@ -129,7 +129,7 @@ impl<K: Kind> Host<K> {
             began: Instant::now(),
             tool,
             backend: None,
-            doom: None,
+            planned_death: None,
             media: K::Media::default(),
             slots: (1..=SLOTS).map(slot).collect(),
             torn: Vec::new(),
@@ -175,14 +175,15 @@ impl<K: Kind> Host<K> {
                     self.start_backend()?;
                 }
                 if self.rng.chance(self.plan.backend_deaths) {
-                    self.doom = Some(doom(&mut self.rng, Call::OF_A_BACKEND));
+                    self.planned_death = Some(plan_death(&mut self.rng, Call::OF_A_BACKEND));
                 }
                 self.turn_backend()?;
             }
             55..=94 => {
                 let at = self.rng.index(self.slots.len());
                 if self.rng.chance(self.plan.guest_deaths) {
-                    self.slots[at].doom = Some(doom(&mut self.rng, Call::OF_A_GUEST));
+                    self.slots[at].planned_death =
+                        Some(plan_death(&mut self.rng, Call::OF_A_GUEST));
                 }
                 if let Some(guest) = self.slots[at].guest.as_mut().filter(|_| self.rng.chance(300))
                 {
@@ -201,7 +202,7 @@ impl<K: Kind> Host<K> {
         }
         if self.rng.chance(self.plan.rates.spurious) {
             let choice = self.rng.number();
-            self.hypervisor.spurious(choice);
+            self.hypervisor.raise_spurious(choice);
             self.tally.count("events that nobody raised", 1);
         }
         if self.rng.chance(self.plan.torn) {
@@ -236,11 +237,11 @@ impl<K: Kind> Host<K> {
         let Some(backend) = self.backend.as_mut().filter(|backend| backend.is_awake(now)) else {
             return Ok(false);
         };
-        match machine::run(&mut self.doom, || backend.turn(now)) {
+        match machine::run(&mut self.planned_death, || backend.turn(now)) {
             Ok(Ok(news)) => {
                 let moved = !backend.sleeps();
                 self.note(|| format!("backend: {news:?}"));
-                news.iter().try_for_each(|news| self.hear(news))?;
+                news.iter().try_for_each(|news| self.check_news(news))?;
                 Ok(moved)
             }
             Ok(Err(error)) => Err(format!("the backend ends: {error}")),
@@ -260,7 +261,7 @@ impl<K: Kind> Host<K> {
         if !guest.is_awake() {
             return Ok(false);
         }
-        match machine::run(&mut slot.doom, || guest.turn()) {
+        match machine::run(&mut slot.planned_death, || guest.turn()) {
             Ok(Ok(news)) => {
                 let moved = guest.is_awake();
                 let domid = slot.domid;
@@ -268,7 +269,7 @@ impl<K: Kind> Host<K> {
                     return Err(format!("domain {domid}: {wrong}"));
                 }
                 self.note(|| format!("domain {domid}: {news:?}"));
-                news.iter().try_for_each(|news| self.hear(news))?;
+                news.iter().try_for_each(|news| self.check_news(news))?;
                 Ok(moved)
             }
             Ok(Err(error)) => Err(format!("domain {}: {error}", slot.domid)),
@@ -280,7 +281,7 @@ impl<K: Kind> Host<K> {
     }
 
     /// Checks that a device fails only after a fault.
-    fn hear(&mut self, news: &News) -> Result<(), String> {
+    fn check_news(&mut self, news: &News) -> Result<(), String> {
         let slot = self.slots.iter_mut().find(|slot| slot.domid == news.id.frontend);
         let Some(slot) = slot else { return Err(format!("no such device: {news:?}")) };
         match &news.what {
@@ -307,7 +308,7 @@ impl<K: Kind> Host<K> {
             self.tally.count("requests answered", answered);
         }
         slot.fault = true;
-        slot.doom = None;
+        slot.planned_death = None;
         slot.leaving = None;
         self.hypervisor.destroy(domid);
         self.tally.count("guests that died", 1);

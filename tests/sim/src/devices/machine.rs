@@ -67,7 +67,7 @@ impl Call {
 
 /// The planned death of a process: at a call of this kind, after this many others of the kind.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Doom {
+pub(super) struct PlannedDeath {
     pub(super) at: Call,
     pub(super) after: u64,
 }
@@ -81,7 +81,7 @@ thread_local! {
         const { RefCell::new(BTreeMap::new()) };
     static NEXT: Cell<u64> = const { Cell::new(1) };
     /// The planned death of the running process.
-    static DOOM: Cell<Option<Doom>> = const { Cell::new(None) };
+    static PLANNED_DEATH: Cell<Option<PlannedDeath>> = const { Cell::new(None) };
     /// True after the death of the running process: its values are being dropped, and it makes no
     /// further call.
     static DEAD: Cell<bool> = const { Cell::new(false) };
@@ -108,7 +108,7 @@ impl Machine {
             panic!("the daemon has ended: {error}");
         }
         self.hypervisor.activity() != before
-            || self.hypervisor.has_late()
+            || self.hypervisor.has_delayed_events()
             || self.daemon.deadline().is_some_and(|deadline| deadline <= self.clock.get() + 10_000)
     }
 }
@@ -122,13 +122,16 @@ pub(super) fn round() -> bool {
 ///
 /// # Errors
 /// The call at which it died.
-pub(super) fn run<R>(doom: &mut Option<Doom>, body: impl FnOnce() -> R) -> Result<R, Call> {
-    DOOM.set(doom.take());
+pub(super) fn run<R>(
+    planned_death: &mut Option<PlannedDeath>,
+    body: impl FnOnce() -> R,
+) -> Result<R, Call> {
+    PLANNED_DEATH.set(planned_death.take());
     let ran = catch_unwind(AssertUnwindSafe(body));
-    *doom = DOOM.take();
+    *planned_death = PLANNED_DEATH.take();
     DEAD.set(false);
     if ran.is_err() {
-        *doom = None;
+        *planned_death = None;
     }
     ran.map_err(|panic: Box<dyn Any + Send>| match panic.downcast::<Death>() {
         Ok(died) => died.0,
@@ -141,13 +144,15 @@ fn begin(call: Call) -> Result<(), Error> {
     if DEAD.get() {
         return Err(Error::NoDev);
     }
-    match DOOM.get() {
-        Some(Doom { at, after: 0 }) if at == call => {
+    match PLANNED_DEATH.get() {
+        Some(PlannedDeath { at, after: 0 }) if at == call => {
             DEAD.set(true);
             // An unwind without a panic message.
             resume_unwind(Box::new(Death(call)));
         }
-        Some(Doom { at, after }) if at == call => DOOM.set(Some(Doom { at, after: after - 1 })),
+        Some(PlannedDeath { at, after }) if at == call => {
+            PLANNED_DEATH.set(Some(PlannedDeath { at, after: after - 1 }))
+        }
         _ => {}
     }
     Ok(())
@@ -170,18 +175,18 @@ fn is_readable(fd: BorrowedFd<'_>) -> bool {
 /// Clones share the channels, for the parts of a process that share them.
 #[derive(Clone)]
 pub(super) struct Channels {
-    held: Arc<Held>,
+    shared: Arc<SharedChannels>,
     /// The port to the store. A lost event of this port arrives when nothing else happens.
     store: Option<(DomId, Port)>,
 }
 
 /// The thread's event channels of one number.
-struct Held {
+struct SharedChannels {
     number: u64,
     fd: OwnedFd,
 }
 
-impl Drop for Held {
+impl Drop for SharedChannels {
     fn drop(&mut self) {
         let inner = CHANNELS.with_borrow_mut(|all| all.remove(&self.number));
         drop(inner);
@@ -193,7 +198,7 @@ impl Channels {
         let fd = rustix::io::dup(inner.fd())?;
         let number = NEXT.replace(NEXT.get() + 1);
         CHANNELS.with_borrow_mut(|all| all.insert(number, inner));
-        Ok(Self { held: Arc::new(Held { number, fd }), store: None })
+        Ok(Self { shared: Arc::new(SharedChannels { number, fd }), store: None })
     }
 
     /// Allocates a new port for the store, of domain `own`.
@@ -208,24 +213,25 @@ impl Channels {
 
     /// Returns its number, for [`is_awake`].
     pub(super) fn number(&self) -> u64 {
-        self.held.number
+        self.shared.number
     }
 
     fn with<R>(
         &self,
         body: impl FnOnce(&mut dyn EventChannels) -> Result<R, Error>,
     ) -> Result<R, Error> {
-        CHANNELS
-            .with_borrow_mut(|all| body(&mut **all.get_mut(&self.held.number).ok_or(Error::NoDev)?))
+        CHANNELS.with_borrow_mut(|all| {
+            body(&mut **all.get_mut(&self.shared.number).ok_or(Error::NoDev)?)
+        })
     }
 }
 
 impl Channels {
     /// Delivers an event between this domain and the store that was lost; false if there is none.
-    fn find_lost(&self) -> bool {
+    fn deliver_lost(&self) -> bool {
         let Some((domid, port)) = self.store else { return false };
         MACHINE.with_borrow(|machine| {
-            machine.as_ref().expect("a machine").hypervisor.next_event(domid, port)
+            machine.as_ref().expect("a machine").hypervisor.deliver_lost_event(domid, port)
         })
     }
 }
@@ -238,10 +244,10 @@ pub(super) fn is_awake(number: u64) -> bool {
 impl EventChannels for Channels {
     fn fd(&self) -> BorrowedFd<'_> {
         let mut quiet = 0;
-        while !DEAD.get() && quiet < QUIET && !is_readable(self.held.fd.as_fd()) {
-            quiet = if round() || self.find_lost() { 0 } else { quiet + 1 };
+        while !DEAD.get() && quiet < QUIET && !is_readable(self.shared.fd.as_fd()) {
+            quiet = if round() || self.deliver_lost() { 0 } else { quiet + 1 };
         }
-        self.held.fd.as_fd()
+        self.shared.fd.as_fd()
     }
 
     fn alloc_unbound(&mut self, remote: DomId) -> Result<Port, Error> {
@@ -284,9 +290,9 @@ impl EventChannels for Channels {
 }
 
 /// The grants that one process maps.
-pub(super) struct Maps(pub(super) Box<dyn GrantMap>);
+pub(super) struct ProcessGrantMap(pub(super) Box<dyn GrantMap>);
 
-impl GrantMap for Maps {
+impl GrantMap for ProcessGrantMap {
     fn map(&mut self, domid: DomId, grant: GrantRef, access: Access) -> Result<Mapping, Error> {
         begin(Call::Map)?;
         self.0.map(domid, grant, access)
@@ -294,9 +300,9 @@ impl GrantMap for Maps {
 }
 
 /// The pages that one process grants.
-pub(super) struct Offers(pub(super) Box<dyn GrantOffer>);
+pub(super) struct ProcessGrantOffer(pub(super) Box<dyn GrantOffer>);
 
-impl GrantOffer for Offers {
+impl GrantOffer for ProcessGrantOffer {
     fn offer(&mut self, peer: DomId, access: Access) -> Result<Offered, Error> {
         begin(Call::Offer)?;
         self.0.offer(peer, access)

@@ -1,7 +1,7 @@
 //! The work of the toolstack: it makes guests with their devices, removes devices, and cleans up.
 
 use super::guest::{Guest, Start};
-use super::host::{DEVICES, Host, doom};
+use super::host::{DEVICES, Host, plan_death};
 use super::kind::Kind;
 use super::machine::{self, Call};
 use crate::host::text;
@@ -40,8 +40,8 @@ impl<K: Kind> Host<K> {
         self.note(|| format!("domain {domid} is built"));
         self.tally.count("guests built", 1);
         let dies = self.rng.chance(self.plan.guest_deaths);
-        self.slots[at].doom = dies.then(|| doom(&mut self.rng, Call::OF_A_GUEST));
-        match machine::run(&mut self.slots[at].doom, || Guest::start(start)) {
+        self.slots[at].planned_death = dies.then(|| plan_death(&mut self.rng, Call::OF_A_GUEST));
+        match machine::run(&mut self.slots[at].planned_death, || Guest::start(start)) {
             Ok(guest) => {
                 self.slots[at].guest = Some(guest.map_err(text)?);
                 Ok(())

@@ -1,13 +1,13 @@
 //! A guest that keeps the rules, and checks that the daemon does.
 
-mod asks;
+mod requests;
 
-use crate::caller::{Caller, Heard, Order};
-use crate::hypervisor::{Built, Hypervisor};
+use crate::caller::{Caller, Order, ReceivedMessage};
+use crate::hypervisor::{Hypervisor, NewDomain};
 use crate::link::RingLink;
 use crate::model::{Answer, Model, Op};
 use crate::rng::Rng;
-use crate::watching::Watching;
+use crate::watch_checker::WatchChecker;
 use std::collections::VecDeque;
 use xen::DomId;
 use xen_io::xs_ring::ErrorWord;
@@ -44,7 +44,7 @@ pub(crate) struct Common {
 
 /// A request in flight.
 #[derive(Debug)]
-struct Sent {
+struct PendingRequest {
     op: Op,
     at: u64,
     /// For a shared node: the lowest value that it may have.
@@ -53,7 +53,7 @@ struct Sent {
 
 /// The stage of a guest's transaction.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Within {
+enum TransactionStage {
     None,
     Starting,
     /// The transaction's number, and the number of requests that are to come in it.
@@ -67,7 +67,7 @@ enum Within {
 /// A transaction that increments a counter: the value that was read, and the number of requests
 /// sent.
 #[derive(Clone, Copy, Debug)]
-struct Counting {
+struct CounterIncrement {
     which: usize,
     value: Option<u64>,
     sent: u32,
@@ -84,7 +84,7 @@ enum Phase {
 
 /// The unfinished operations of a guest when it was cut off.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Amid {
+pub(crate) struct UnfinishedWork {
     pub(crate) request: bool,
     pub(crate) reply: bool,
     pub(crate) transaction: bool,
@@ -95,12 +95,12 @@ pub(crate) struct Guest {
     domid: DomId,
     home: String,
     link: RingLink,
-    caller: Caller<Sent>,
+    caller: Caller<PendingRequest>,
     order: Order,
     model: Model,
-    watching: Watching,
-    within: Within,
-    counting: Option<Counting>,
+    watches: WatchChecker,
+    transaction: TransactionStage,
+    counting: Option<CounterIncrement>,
     /// The numbers of deaths and requests before the open transaction.
     began: (u64, u64),
     phase: Phase,
@@ -108,13 +108,13 @@ pub(crate) struct Guest {
     rng: Rng,
     seen: [u64; SHARED],
     /// True if there was an event and the ring has not been read to its end since.
-    hears: bool,
+    has_unread_input: bool,
     /// True if it stood still for so long that the daemon may have given it up.
     may_be_given_up: bool,
     /// True if there was no room for all of its output, and no event since.
     is_full: bool,
     /// True if part of a request is on the ring.
-    amid_request: bool,
+    has_partial_request: bool,
     sweep: VecDeque<Op>,
     writes: u64,
     pub(crate) answered: u64,
@@ -128,7 +128,7 @@ pub(crate) struct Guest {
 impl Guest {
     pub(crate) fn new(
         hypervisor: &Hypervisor,
-        built: Built,
+        built: NewDomain,
         order: Order,
         mut rng: Rng,
     ) -> Result<Self, String> {
@@ -140,19 +140,19 @@ impl Guest {
             caller: Caller::new(order),
             order,
             model: Model::new(domid),
-            watching: Watching::new(home.clone()),
+            watches: WatchChecker::new(home.clone()),
             home,
-            within: Within::None,
+            transaction: TransactionStage::None,
             counting: None,
             began: (0, 0),
             phase: Phase::Waiting,
             depth: 1 + rng.below(DEPTH_MAX),
             rng,
             seen: [0; SHARED],
-            hears: false,
+            has_unread_input: false,
             may_be_given_up: false,
             is_full: false,
-            amid_request: false,
+            has_partial_request: false,
             sweep: VecDeque::new(),
             writes: 0,
             answered: 0,
@@ -174,13 +174,13 @@ impl Guest {
 
     /// Begins to work, after its home is made.
     pub(crate) fn begin(&mut self) {
-        self.model.begin_again();
+        self.model.restart();
         self.phase = Phase::Serving;
         self.sweep.push_back(Op::List(String::new()));
     }
 
     /// Continues on another port; its nodes are unchanged.
-    pub(crate) fn go_on(&mut self) {
+    pub(crate) fn continue_on_new_port(&mut self) {
         self.phase = Phase::Serving;
     }
 
@@ -192,34 +192,34 @@ impl Guest {
         self.counting = None;
         let unanswered: Vec<Op> = self.caller.cut().into_iter().map(|sent| sent.op).collect();
         self.model.cut(&unanswered, self.order == Order::Sent);
-        self.watching.cut();
-        self.within = Within::None;
-        self.hears = false;
+        self.watches.cut();
+        self.transaction = TransactionStage::None;
+        self.has_unread_input = false;
         self.is_full = false;
         self.may_be_given_up = false;
-        self.amid_request = false;
+        self.has_partial_request = false;
         self.sweep.clear();
         self.phase = Phase::Waiting;
     }
 
     /// Returns the counter that it may have incremented, if it waits for the reply.
     pub(crate) fn counter_in_doubt(&self) -> Option<usize> {
-        let counting = self.counting.filter(|_| self.within == Within::Ending);
+        let counting = self.counting.filter(|_| self.transaction == TransactionStage::Ending);
         counting.map(|counting| counting.which)
     }
 
     /// Returns the numbers of its open transactions and of its watches, when it is settled.
     pub(crate) fn charged(&self) -> (usize, usize) {
-        (usize::from(matches!(self.within, Within::Open { .. })), self.watching.len())
+        (usize::from(matches!(self.transaction, TransactionStage::Open { .. })), self.watches.len())
     }
 
     /// Notes that it stands still for longer than it may leave anything unread.
-    pub(crate) fn stand_still(&mut self) {
+    pub(crate) fn note_long_pause(&mut self) {
         self.may_be_given_up = true;
     }
 
     /// Asks for a reset if the daemon has given it up, which is allowed. True if it did.
-    fn come_back(&mut self, common: &mut Common) -> Result<bool, String> {
+    fn reset_if_given_up(&mut self, common: &mut Common) -> Result<bool, String> {
         let serving = self.may_be_given_up && self.phase == Phase::Serving;
         if !serving || self.link.error()? != ErrorWord::Communication as u32 {
             return Ok(false);
@@ -229,21 +229,21 @@ impl Guest {
     }
 
     /// Returns its unfinished operations.
-    pub(crate) fn amid(&self) -> Amid {
-        Amid {
-            request: self.amid_request,
-            reply: self.caller.is_amid_a_message(),
-            transaction: matches!(self.within, Within::Open { .. }),
+    pub(crate) fn unfinished_work(&self) -> UnfinishedWork {
+        UnfinishedWork {
+            request: self.has_partial_request,
+            reply: self.caller.has_partial_message(),
+            transaction: matches!(self.transaction, TransactionStage::Open { .. }),
         }
     }
 
     /// Takes one step: it reads, makes a request, or writes a part of its output.
     pub(crate) fn step(&mut self, common: &mut Common) -> Result<(), String> {
-        if self.come_back(common)? {
+        if self.reset_if_given_up(common)? {
             return Ok(());
         }
         match self.rng.below(10) {
-            0..=3 => self.hear(common).map(drop),
+            0..=3 => self.read_ring(common).map(drop),
             4..=6 => {
                 self.ask(common);
                 Ok(())
@@ -260,10 +260,10 @@ impl Guest {
 
     /// Takes a step in which it begins nothing new. True if anything moved.
     pub(crate) fn settle(&mut self, common: &mut Common) -> Result<bool, String> {
-        let mut moved = self.come_back(common)? | self.hear(common)?;
+        let mut moved = self.reset_if_given_up(common)? | self.read_ring(common)?;
         while let Some(op) = self.sweep.front()
             && self.phase == Phase::Serving
-            && (self.caller.waiting() as u64) < self.depth
+            && (self.caller.in_flight_count() as u64) < self.depth
         {
             let op = op.clone();
             self.sweep.pop_front();
@@ -276,14 +276,14 @@ impl Guest {
 
     /// True if no reply is missing and nothing is left to send.
     pub(crate) fn is_settled(&self) -> bool {
-        let rests = self.caller.waiting() == 0 && self.caller.output().is_empty();
+        let rests = self.caller.in_flight_count() == 0 && self.caller.output().is_empty();
         self.phase == Phase::Waiting
             || (rests && self.sweep.is_empty() && self.phase == Phase::Serving)
     }
 
     /// Describes the requests that it still waits for.
-    pub(crate) fn waits_for(&self) -> String {
-        let in_flight: Vec<_> = self.caller.unanswered().map(|sent| &sent.op).collect();
+    pub(crate) fn describe_pending(&self) -> String {
+        let in_flight: Vec<_> = self.caller.in_flight().map(|sent| &sent.op).collect();
         format!("domain {} is {:?} and waits for {in_flight:?}", self.domid, self.phase)
     }
 
@@ -291,7 +291,7 @@ impl Guest {
     pub(crate) fn check(&mut self) -> Result<(), String> {
         self.may_be_given_up = false;
         if self.phase == Phase::Serving {
-            self.watching.check().map_err(|why| format!("domain {}: {why}", self.domid))?;
+            self.watches.check().map_err(|why| format!("domain {}: {why}", self.domid))?;
             let error = self.link.error()?;
             if error != 0 {
                 return Err(format!("domain {} has error word {error}", self.domid));
@@ -302,51 +302,51 @@ impl Guest {
 
     /// Plans to read all its nodes, to resolve doubts about them.
     pub(crate) fn sweep(&mut self) {
-        if self.phase == Phase::Serving && self.within == Within::None {
+        if self.phase == Phase::Serving && self.transaction == TransactionStage::None {
             self.sweep.extend(self.model.sweep());
         }
     }
 
     /// True if it could read all its nodes when it was asked to.
-    pub(crate) fn was_swept(&self) -> bool {
-        self.phase == Phase::Serving && self.within == Within::None
+    pub(crate) fn can_sweep(&self) -> bool {
+        self.phase == Phase::Serving && self.transaction == TransactionStage::None
     }
 
     /// Returns the number of possible states of its nodes.
-    pub(crate) fn doubts(&self) -> usize {
-        self.model.doubts()
+    pub(crate) fn state_count(&self) -> usize {
+        self.model.state_count()
     }
 
     pub(crate) fn shared_written(&mut self, which: usize, asked: u64) {
-        self.watching.shared_written(which, asked);
+        self.watches.shared_written(which, asked);
     }
 
     /// Reads the ring, if there was an event.
-    fn hear(&mut self, common: &mut Common) -> Result<bool, String> {
-        let woken = self.link.woken()?;
+    fn read_ring(&mut self, common: &mut Common) -> Result<bool, String> {
+        let woken = self.link.take_event()?;
         if woken && self.phase == Phase::Resetting && self.link.is_connected()? {
             self.cut(common);
             self.phase = Phase::Serving;
         }
-        self.hears |= woken;
+        self.has_unread_input |= woken;
         self.is_full &= !woken;
-        if !self.hears || self.phase != Phase::Serving {
+        if !self.has_unread_input || self.phase != Phase::Serving {
             return Ok(woken);
         }
         // One piece at a time: it may be stopped, or die, between two of them.
         let max = 1 + self.rng.below(1024);
         let bytes = self.link.read(usize::try_from(max).unwrap_or(1))?;
-        self.hears = !bytes.is_empty();
-        for heard in self.caller.hear(&bytes).map_err(|why| self.named(&why))? {
+        self.has_unread_input = !bytes.is_empty();
+        for message in self.caller.receive(&bytes).map_err(|why| self.with_name(&why))? {
             common.tick += 1;
-            match heard {
-                Heard::Event(event) => {
+            match message {
+                ReceivedMessage::Event(event) => {
                     self.events += 1;
-                    let told = self.watching.event(&event, common.tick);
-                    told.map_err(|why| self.named(&why))?;
+                    let told = self.watches.check_event(&event, common.tick);
+                    told.map_err(|why| self.with_name(&why))?;
                 }
-                Heard::Reply(sent, reply) => {
-                    self.reply(&sent, reply, common).map_err(|why| self.named(&why))?;
+                ReceivedMessage::Reply(sent, reply) => {
+                    self.reply(&sent, reply, common).map_err(|why| self.with_name(&why))?;
                 }
             }
         }
@@ -356,11 +356,16 @@ impl Guest {
         Ok(true)
     }
 
-    fn named(&self, why: &str) -> String {
+    fn with_name(&self, why: &str) -> String {
         format!("domain {}: {why}", self.domid)
     }
 
-    fn reply(&mut self, sent: &Sent, reply: Reply, common: &mut Common) -> Result<(), String> {
+    fn reply(
+        &mut self,
+        sent: &PendingRequest,
+        reply: Reply,
+        common: &mut Common,
+    ) -> Result<(), String> {
         self.answered += 1;
         let answer: Answer = match reply {
             Reply::Done(payload) => Ok(String::from_utf8_lossy(&payload).into_owned()),
@@ -372,12 +377,12 @@ impl Guest {
             Op::Start => {
                 let id = answer.as_ref().ok().and_then(|id| id.trim_end_matches('\0').parse().ok());
                 let id = id.ok_or_else(|| format!("a transaction's start: {answer:?}"))?;
-                self.within = Within::Open { id, left: 1 + self.rng.below(5) };
+                self.transaction = TransactionStage::Open { id, left: 1 + self.rng.below(5) };
                 self.model.answered(&Op::Start, &Ok("OK\0".to_owned()))?;
                 return Ok(());
             }
             Op::End(_) => {
-                self.within = Within::None;
+                self.transaction = TransactionStage::None;
                 if let Some(counting) = self.counting.take() {
                     return self.count(counting.which, &answer, common);
                 }
@@ -390,12 +395,12 @@ impl Guest {
                 }
                 self.commits += 1;
             }
-            Op::Watch(payload) => self.watching.stands(payload, common.tick),
-            Op::Unwatch(payload) => self.watching.is_gone(payload),
+            Op::Watch(payload) => self.watches.note_set(payload, common.tick),
+            Op::Unwatch(payload) => self.watches.note_removed(payload),
             _ => {}
         }
         let fired = self.model.answered(&sent.op, &answer)?;
-        self.watching.fired(&fired, sent.at);
+        self.watches.note_changes(&fired, sent.at);
         Ok(())
     }
 
@@ -455,9 +460,9 @@ impl Guest {
             path if relative => path.to_owned(),
             path => format!("{}/{path}", self.home),
         });
-        self.watching.asked(&op);
+        self.watches.note_request(&op);
         let floor = if let Op::ReadShared(which) = &op { common.acked[*which] } else { 0 };
-        self.caller.ask(kind, id, &payload, Sent { op, at: common.tick, floor });
+        self.caller.send(kind, id, &payload, PendingRequest { op, at: common.tick, floor });
     }
 
     /// Puts at most `max` bytes of its output onto the ring. True if any fitted.
@@ -470,7 +475,7 @@ impl Guest {
         let count = self.link.write(&output[..wanted])?;
         self.is_full = count < wanted;
         self.caller.consume_output(count);
-        self.amid_request = !self.caller.output().is_empty();
+        self.has_partial_request = !self.caller.output().is_empty();
         Ok(count > 0)
     }
 

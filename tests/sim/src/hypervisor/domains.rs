@@ -3,9 +3,9 @@
 use super::Hypervisor;
 use super::domain::Domain;
 use super::grant::Grant;
+use super::process::Process;
 use super::state::{Reuse, State};
-use super::who::Who;
-use crate::faults::Call;
+use crate::faults::RefusableCall;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
@@ -16,7 +16,7 @@ use xen::shared::SharedPage;
 use xen::{DomId, Error, GrantRef, Port};
 
 impl State {
-    pub(super) fn add_domain(&mut self, domid: DomId) -> Who {
+    pub(super) fn add_domain(&mut self, domid: DomId) -> Process {
         self.last_identity += 1;
         let identity = self.last_identity;
         let domain = Domain {
@@ -30,11 +30,11 @@ impl State {
             scheduling: Scheduling { weight: 256, cap: 0 },
         };
         self.domains.insert(domid, domain);
-        Who { domid, identity }
+        Process { domid, identity }
     }
 
     /// Removes destroyed domains of which nothing is held any more.
-    fn bury(&mut self) {
+    fn remove_dying(&mut self) {
         let before = self.domains.len();
         self.domains
             .retain(|_, domain| !domain.dying || domain.grants.values().any(Grant::is_mapped));
@@ -47,13 +47,13 @@ impl State {
         let Some(domain) = self.domains.get_mut(&domid).filter(|domain| !domain.dying) else {
             return;
         };
-        let who = Who { domid, identity: domain.identity };
+        let process = Process { domid, identity: domain.identity };
         let ports: Vec<u32> = domain.ports.keys().copied().collect();
         domain.dying = true;
         for port in ports {
             self.close_port(domid, Port(port));
         }
-        Hypervisor::forget_holder(self, who);
+        Hypervisor::forget_holder(self, process);
         self.activity += 1;
         if self.reuse == Reuse::AtOnce {
             self.domains.remove(&domid);
@@ -63,7 +63,7 @@ impl State {
 }
 
 /// A domain, as its builder has made it.
-pub struct Built {
+pub struct NewDomain {
     /// The domain's number.
     pub domid: DomId,
     /// The identity, which no earlier domain of its number had.
@@ -77,26 +77,26 @@ impl Hypervisor {
     ///
     /// # Errors
     /// [`Error::Exist`] the number is not free yet.
-    pub fn create(&self, domid: DomId) -> Result<Built, Error> {
+    pub fn create(&self, domid: DomId) -> Result<NewDomain, Error> {
         let identity = {
             let state = &mut *self.state.borrow_mut();
-            state.bury();
+            state.remove_dying();
             if state.domains.contains_key(&domid) {
                 return Err(Error::Exist);
             }
-            let who = state.add_domain(domid);
-            state.grant(who, GrantRef::XENSTORE, DomId::DOM0, Access::ReadWrite);
+            let process = state.add_domain(domid);
+            state.grant(process, GrantRef::XENSTORE, DomId::DOM0, Access::ReadWrite);
             state.raise_dom_exc();
-            who.identity
+            process.identity
         };
         let ring = self.own_page(domid, GrantRef::XENSTORE).ok_or(Error::NoMem)?;
-        Ok(Built { domid, identity, ring })
+        Ok(NewDomain { domid, identity, ring })
     }
 
     /// True if the domain of this number that has this identity is alive.
     #[must_use]
     pub fn lives(&self, domid: DomId, identity: u64) -> bool {
-        self.state.borrow_mut().of(Who { domid, identity }).is_ok()
+        self.state.borrow_mut().of(Process { domid, identity }).is_ok()
     }
 
     /// Destroys a domain.
@@ -115,7 +115,7 @@ impl Hypervisor {
     #[must_use]
     pub fn dying(&self) -> usize {
         let state = &mut *self.state.borrow_mut();
-        state.bury();
+        state.remove_dying();
         state.domains.values().filter(|domain| domain.dying).count()
     }
 
@@ -177,7 +177,7 @@ impl DomainWatch for Watch {
         let state = Rc::clone(&self.state);
         let state = &mut *state.borrow_mut();
         if !self.looked {
-            if let Some(error) = state.faults.refusal(Call::Changes) {
+            if let Some(error) = state.faults.refusal(RefusableCall::Changes) {
                 return Err(error);
             }
             self.look(state);
@@ -208,7 +208,7 @@ impl Control {
         if self.caller != DomId::DOM0 {
             return Err(Error::Perm);
         }
-        state.bury();
+        state.remove_dying();
         body(state.domains.get_mut(&domid).ok_or(Error::Srch)?)
     }
 }

@@ -1,10 +1,10 @@
 //! Event channels, and the loss, delay and invention of events.
 
 use super::Hypervisor;
-use super::port::{Bound, Channel, Holder, Late};
+use super::port::{Channel, DelayedEvent, Holder, PortBinding};
+use super::process::Process;
 use super::state::State;
-use super::who::Who;
-use crate::faults::{Call, Fate};
+use crate::faults::{EventDelivery, RefusableCall};
 use rustix::event::{EventfdFlags, eventfd};
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -19,10 +19,15 @@ impl State {
     }
 
     /// Takes the lowest free port.
-    fn take_port(&mut self, who: Who, holder: usize, bound: Bound) -> Result<Port, Error> {
+    fn take_port(
+        &mut self,
+        process: Process,
+        holder: usize,
+        bound: PortBinding,
+    ) -> Result<Port, Error> {
         let (ports_max, serial) = (self.limits.ports, self.activity);
         self.activity += 1;
-        let domain = self.of(who)?;
+        let domain = self.of(process)?;
         let free = (1..ports_max).find(|port| !domain.ports.contains_key(port));
         let free = free.ok_or(Error::NoSpc)?;
         let channel = Channel { bound, holder, serial, pending: false, masked: false };
@@ -33,17 +38,17 @@ impl State {
     /// Raises an event, which may be lost or delayed by a fault.
     pub(super) fn raise(&mut self, domid: DomId, port: Port) {
         let Some(serial) = self.channel(domid, port).map(|channel| channel.serial) else { return };
-        match self.faults.fate() {
-            Fate::Arrives => self.arrive(domid, port),
-            Fate::Lost => drop(self.deaf.insert((domid, port))),
-            Fate::Late(steps) => {
-                self.late.push(Late { due: self.step + steps, domid, port, serial });
+        match self.faults.draw_delivery() {
+            EventDelivery::Arrives => self.arrive(domid, port),
+            EventDelivery::Lost => drop(self.lost_events.insert((domid, port))),
+            EventDelivery::Late(steps) => {
+                self.late.push(DelayedEvent { due: self.step + steps, domid, port, serial });
             }
         }
     }
 
     fn arrive(&mut self, domid: DomId, port: Port) {
-        self.deaf.remove(&(domid, port));
+        self.lost_events.remove(&(domid, port));
         let Some(channel) = self.channel(domid, port) else { return };
         if channel.masked {
             channel.pending = true;
@@ -59,7 +64,7 @@ impl State {
     pub(super) fn raise_dom_exc(&mut self) {
         let domain = self.domains.get(&DomId::DOM0);
         let mut ports = domain.into_iter().flat_map(|domain| &domain.ports);
-        let port = ports.find(|(_, channel)| channel.bound == Bound::Virq(Virq::DomExc));
+        let port = ports.find(|(_, channel)| channel.bound == PortBinding::Virq(Virq::DomExc));
         if let Some(port) = port.map(|(port, _)| Port(*port)) {
             self.raise(DomId::DOM0, port);
         }
@@ -70,11 +75,11 @@ impl State {
         let Some(domain) = self.domains.get_mut(&domid) else { return };
         let Some(channel) = domain.ports.remove(&port.0) else { return };
         self.holders[channel.holder].fired.retain(|fired| *fired != port);
-        self.deaf.remove(&(domid, port));
-        if let Bound::Interdomain { remote, remote_port } = channel.bound
+        self.lost_events.remove(&(domid, port));
+        if let PortBinding::Interdomain { remote, remote_port } = channel.bound
             && let Some(other) = self.channel(remote, remote_port)
         {
-            other.bound = Bound::Unbound(domid);
+            other.bound = PortBinding::Unbound(domid);
         }
     }
 }
@@ -82,7 +87,7 @@ impl State {
 /// The event channels of one process.
 struct Evtchn {
     state: Rc<RefCell<State>>,
-    who: Who,
+    process: Process,
     holder: usize,
     fd: Rc<OwnedFd>,
 }
@@ -90,14 +95,14 @@ struct Evtchn {
 impl Evtchn {
     /// Checks that this process holds the port.
     fn check(&self, state: &mut State, port: Port) -> Result<(), Error> {
-        let channel = state.of(self.who)?.ports.get(&port.0);
+        let channel = state.of(self.process)?.ports.get(&port.0);
         channel.filter(|channel| channel.holder == self.holder).map(drop).ok_or(Error::Inval)
     }
 
     /// Refuses a call of domain 0's if a fault is drawn for it.
     fn refuse(&self, state: &mut State) -> Result<(), Error> {
-        let faulty = self.who.domid == DomId::DOM0;
-        faulty.then(|| state.faults.refusal(Call::Bind)).flatten().map_or(Ok(()), Err)
+        let faulty = self.process.domid == DomId::DOM0;
+        faulty.then(|| state.faults.refusal(RefusableCall::Bind)).flatten().map_or(Ok(()), Err)
     }
 }
 
@@ -109,7 +114,7 @@ impl EventChannels for Evtchn {
     fn alloc_unbound(&mut self, remote: DomId) -> Result<Port, Error> {
         let state = &mut *self.state.borrow_mut();
         self.refuse(state)?;
-        state.take_port(self.who, self.holder, Bound::Unbound(remote))
+        state.take_port(self.process, self.holder, PortBinding::Unbound(remote))
     }
 
     fn bind_interdomain(&mut self, remote: DomId, remote_port: Port) -> Result<Port, Error> {
@@ -119,18 +124,18 @@ impl EventChannels for Evtchn {
             return Err(Error::Srch);
         }
         // Before the check of the remote port, so that the port cannot be bound to itself.
-        let bound = Bound::Interdomain { remote, remote_port };
-        let port = state.take_port(self.who, self.holder, bound)?;
-        let own = self.who.domid;
+        let bound = PortBinding::Interdomain { remote, remote_port };
+        let port = state.take_port(self.process, self.holder, bound)?;
+        let own = self.process.domid;
         match state.channel(remote, remote_port) {
-            Some(other) if other.bound == Bound::Unbound(own) => {
-                other.bound = Bound::Interdomain { remote: own, remote_port: port };
+            Some(other) if other.bound == PortBinding::Unbound(own) => {
+                other.bound = PortBinding::Interdomain { remote: own, remote_port: port };
                 // The remote end may have sent an event before, which has not been delivered.
                 state.raise(own, port);
                 Ok(port)
             }
             _ => {
-                state.of(self.who)?.ports.remove(&port.0);
+                state.of(self.process)?.ports.remove(&port.0);
                 Err(Error::Inval)
             }
         }
@@ -138,33 +143,33 @@ impl EventChannels for Evtchn {
 
     fn bind_virq(&mut self, virq: Virq) -> Result<Port, Error> {
         let state = &mut *self.state.borrow_mut();
-        if self.who.domid != DomId::DOM0 {
+        if self.process.domid != DomId::DOM0 {
             return Err(Error::Busy);
         }
-        let bound = Bound::Virq(virq);
-        if state.of(self.who)?.ports.values().any(|channel| channel.bound == bound) {
+        let bound = PortBinding::Virq(virq);
+        if state.of(self.process)?.ports.values().any(|channel| channel.bound == bound) {
             return Err(Error::Exist);
         }
-        state.take_port(self.who, self.holder, bound)
+        state.take_port(self.process, self.holder, bound)
     }
 
     fn notify(&self, port: Port) -> Result<(), Error> {
         let state = &mut *self.state.borrow_mut();
         self.check(state, port)?;
-        let bound = state.channel(self.who.domid, port).map(|channel| channel.bound);
+        let bound = state.channel(self.process.domid, port).map(|channel| channel.bound);
         match bound {
-            Some(Bound::Interdomain { remote, remote_port }) => {
+            Some(PortBinding::Interdomain { remote, remote_port }) => {
                 state.raise(remote, remote_port);
                 Ok(())
             }
-            Some(Bound::Unbound(_)) => Ok(()),
-            Some(Bound::Virq(_)) | None => Err(Error::Inval),
+            Some(PortBinding::Unbound(_)) => Ok(()),
+            Some(PortBinding::Virq(_)) | None => Err(Error::Inval),
         }
     }
 
     fn pending(&mut self) -> Result<Option<Port>, Error> {
         let state = &mut *self.state.borrow_mut();
-        state.of(self.who)?;
+        state.of(self.process)?;
         let holder = &mut state.holders[self.holder];
         let port = holder.fired.pop_front();
         if port.is_none() {
@@ -176,7 +181,7 @@ impl EventChannels for Evtchn {
     fn unmask(&self, port: Port) -> Result<(), Error> {
         let state = &mut *self.state.borrow_mut();
         self.check(state, port)?;
-        let domid = self.who.domid;
+        let domid = self.process.domid;
         let Some(channel) = state.channel(domid, port) else { return Err(Error::Inval) };
         channel.masked = false;
         if std::mem::take(&mut channel.pending) {
@@ -188,7 +193,7 @@ impl EventChannels for Evtchn {
     fn close(&mut self, port: Port) -> Result<(), Error> {
         let state = &mut *self.state.borrow_mut();
         self.check(state, port)?;
-        state.close_port(self.who.domid, port);
+        state.close_port(self.process.domid, port);
         Ok(())
     }
 
@@ -197,14 +202,14 @@ impl EventChannels for Evtchn {
         if port.0 >= state.limits.ports {
             return Err(Error::Inval);
         }
-        let channel = state.of(self.who)?.ports.get(&port.0);
+        let channel = state.of(self.process)?.ports.get(&port.0);
         Ok(match channel.map(|channel| channel.bound) {
             None => Status::Closed,
-            Some(Bound::Unbound(remote)) => Status::Unbound(remote),
-            Some(Bound::Interdomain { remote, remote_port }) => {
+            Some(PortBinding::Unbound(remote)) => Status::Unbound(remote),
+            Some(PortBinding::Interdomain { remote, remote_port }) => {
                 Status::Interdomain { remote, remote_port }
             }
-            Some(Bound::Virq(virq)) => Status::Virq(virq.number()),
+            Some(PortBinding::Virq(virq)) => Status::Virq(virq.number()),
         })
     }
 }
@@ -213,11 +218,11 @@ impl EventChannels for Evtchn {
 impl Drop for Evtchn {
     fn drop(&mut self) {
         let state = &mut *self.state.borrow_mut();
-        let Ok(domain) = state.of(self.who) else { return };
+        let Ok(domain) = state.of(self.process) else { return };
         let held = domain.ports.iter().filter(|(_, channel)| channel.holder == self.holder);
         let held: Vec<u32> = held.map(|(port, _)| *port).collect();
         for port in held {
-            state.close_port(self.who.domid, Port(port));
+            state.close_port(self.process.domid, Port(port));
         }
     }
 }
@@ -228,14 +233,14 @@ impl Hypervisor {
     /// # Errors
     /// [`Error::Srch`] there is no such domain, or no descriptor for it.
     pub fn event_channels(&self, domid: DomId) -> Result<Box<dyn EventChannels>, Error> {
-        let who = self.who(domid).ok_or(Error::Srch)?;
+        let process = self.process(domid).ok_or(Error::Srch)?;
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
         let fd = Rc::new(eventfd(0, flags).map_err(std::io::Error::from)?);
         let state = &mut *self.state.borrow_mut();
         let holder = state.holders.len();
         let fired = VecDeque::new();
-        state.holders.push(Holder { who, fired, fd: Rc::clone(&fd), raised: false });
-        Ok(Box::new(Evtchn { state: Rc::clone(&self.state), who, holder, fd }))
+        state.holders.push(Holder { process, fired, fd: Rc::clone(&fd), raised: false });
+        Ok(Box::new(Evtchn { state: Rc::clone(&self.state), process, holder, fd }))
     }
 
     /// Ends a step of the run, and delivers the events that are due.
@@ -247,7 +252,7 @@ impl Hypervisor {
 
     /// True if events are on their way.
     #[must_use]
-    pub fn has_late(&self) -> bool {
+    pub fn has_delayed_events(&self) -> bool {
         !self.state.borrow().late.is_empty()
     }
 
@@ -267,42 +272,42 @@ impl Hypervisor {
 
     /// True if the last event between domain 0 and `domid`, in either direction, was lost.
     #[must_use]
-    pub fn is_deaf(&self, domid: DomId) -> bool {
+    pub fn has_lost_event_of(&self, domid: DomId) -> bool {
         let state = self.state.borrow();
-        state.deaf.iter().any(|(at, port)| {
+        state.lost_events.iter().any(|(at, port)| {
             let channel = state.domains.get(at).and_then(|domain| domain.ports.get(&port.0));
             *at == domid
                 || channel.is_some_and(|channel| match channel.bound {
-                    Bound::Interdomain { remote, .. } => remote == domid,
-                    Bound::Unbound(_) | Bound::Virq(_) => false,
+                    PortBinding::Interdomain { remote, .. } => remote == domid,
+                    PortBinding::Unbound(_) | PortBinding::Virq(_) => false,
                 })
         })
     }
 
     /// True if the last event of any port was lost.
     #[must_use]
-    pub fn has_deaf(&self) -> bool {
-        !self.state.borrow().deaf.is_empty()
+    pub fn has_lost_events(&self) -> bool {
+        !self.state.borrow().lost_events.is_empty()
     }
 
     /// Delivers an event at each port whose last one was lost.
-    pub fn next_events(&self) {
+    pub fn deliver_lost_events(&self) {
         let state = &mut *self.state.borrow_mut();
-        for (domid, port) in std::mem::take(&mut state.deaf) {
+        for (domid, port) in std::mem::take(&mut state.lost_events) {
             state.arrive(domid, port);
         }
     }
 
     /// Delivers an event at this port and at its peer's, if the last one was lost; false if none
     /// was.
-    pub fn next_event(&self, domid: DomId, port: Port) -> bool {
+    pub fn deliver_lost_event(&self, domid: DomId, port: Port) -> bool {
         let state = &mut *self.state.borrow_mut();
         let bound = state.channel(domid, port).map(|channel| channel.bound);
         let mut ends = vec![(domid, port)];
-        if let Some(Bound::Interdomain { remote, remote_port }) = bound {
+        if let Some(PortBinding::Interdomain { remote, remote_port }) = bound {
             ends.push((remote, remote_port));
         }
-        ends.retain(|end| state.deaf.contains(end));
+        ends.retain(|end| state.lost_events.contains(end));
         for (domid, port) in &ends {
             state.arrive(*domid, *port);
         }
@@ -310,7 +315,7 @@ impl Hypervisor {
     }
 
     /// Delivers an event that nobody raised, at one of the ports in use.
-    pub fn spurious(&self, choice: u64) {
+    pub fn raise_spurious(&self, choice: u64) {
         let state = &mut *self.state.borrow_mut();
         let ports = state
             .domains
@@ -335,16 +340,16 @@ impl Hypervisor {
         let state = self.state.borrow();
         let Some(domain) = state.domains.get(&domid) else { return 0 };
         let towards = domain.ports.values().filter(|channel| match channel.bound {
-            Bound::Unbound(peer) => peer == remote,
-            Bound::Interdomain { remote: peer, .. } => peer == remote,
-            Bound::Virq(_) => false,
+            PortBinding::Unbound(peer) => peer == remote,
+            PortBinding::Interdomain { remote: peer, .. } => peer == remote,
+            PortBinding::Virq(_) => false,
         });
         towards.count()
     }
 
     /// Forgets the events of a dead domain's processes.
-    pub(super) fn forget_holder(state: &mut State, who: Who) {
-        for holder in state.holders.iter_mut().filter(|holder| holder.who == who) {
+    pub(super) fn forget_holder(state: &mut State, process: Process) {
+        for holder in state.holders.iter_mut().filter(|holder| holder.process == process) {
             holder.fired.clear();
             holder.lower();
         }

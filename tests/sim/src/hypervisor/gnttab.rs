@@ -2,9 +2,9 @@
 
 use super::Hypervisor;
 use super::grant::Grant;
+use super::process::Process;
 use super::state::State;
-use super::who::Who;
-use crate::faults::Call;
+use crate::faults::RefusableCall;
 use crate::page::{Frame, Pin};
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -15,18 +15,24 @@ use xen::{DomId, Error, GrantRef};
 
 impl State {
     /// Grants a fresh page of a domain under `reference`.
-    pub(super) fn grant(&mut self, who: Who, reference: GrantRef, peer: DomId, access: Access) {
+    pub(super) fn grant(
+        &mut self,
+        process: Process,
+        reference: GrantRef,
+        peer: DomId,
+        access: Access,
+    ) {
         let (frame, pin) = (Frame::new(), Arc::new(Pin::default()));
         self.pins.push(Arc::downgrade(&pin));
-        if let Ok(domain) = self.of(who) {
+        if let Ok(domain) = self.of(process) {
             domain.grants.insert(reference.0, Grant { peer, access, frame, pin });
         }
     }
 
     /// Returns the lowest free references, beginning with the first that is not reserved.
-    fn free_references(&mut self, who: Who, count: usize) -> Result<Vec<u32>, Error> {
+    fn free_references(&mut self, process: Process, count: usize) -> Result<Vec<u32>, Error> {
         let grants_max = self.limits.grants;
-        let domain = self.of(who)?;
+        let domain = self.of(process)?;
         domain.grants.retain(|_, grant| !grant.is_over());
         let free = (GrantRef::FIRST_FREE.0..grants_max)
             .filter(|reference| !domain.grants.contains_key(reference));
@@ -34,10 +40,16 @@ impl State {
         if free.len() < count { Err(Error::NoSpc) } else { Ok(free) }
     }
 
-    fn map(&mut self, who: Who, domid: DomId, reference: GrantRef, access: Access) -> Mapped {
-        self.of(who)?;
-        if who.domid == DomId::DOM0
-            && let Some(error) = self.faults.refusal(Call::Map)
+    fn map(
+        &mut self,
+        process: Process,
+        domid: DomId,
+        reference: GrantRef,
+        access: Access,
+    ) -> MapResult {
+        self.of(process)?;
+        if process.domid == DomId::DOM0
+            && let Some(error) = self.faults.refusal(RefusableCall::Map)
         {
             return Err(error);
         }
@@ -51,33 +63,33 @@ impl State {
         let Some(grant) = domain.grants.get(&reference.0) else {
             return refused(Status::GeneralError);
         };
-        grant.check(who.domid, access).map_err(Error::Grant)?;
+        grant.check(process.domid, access).map_err(Error::Grant)?;
         self.activity += 1;
         Ok(Mapping::new(domid, reference, grant.frame.mapped(&grant.pin, access)))
     }
 }
 
-type Mapped = Result<Mapping, Error>;
+type MapResult = Result<Mapping, Error>;
 
 /// The mappings of one process of a domain.
-struct Maps {
+struct ProcessMappings {
     state: Rc<RefCell<State>>,
-    who: Who,
+    process: Process,
 }
 
-impl GrantMap for Maps {
-    fn map(&mut self, domid: DomId, grant: GrantRef, access: Access) -> Mapped {
-        self.state.borrow_mut().map(self.who, domid, grant, access)
+impl GrantMap for ProcessMappings {
+    fn map(&mut self, domid: DomId, grant: GrantRef, access: Access) -> MapResult {
+        self.state.borrow_mut().map(self.process, domid, grant, access)
     }
 }
 
 /// The grants of one process of a domain.
-struct Offers {
+struct ProcessGrants {
     state: Rc<RefCell<State>>,
-    who: Who,
+    process: Process,
 }
 
-impl GrantOffer for Offers {
+impl GrantOffer for ProcessGrants {
     fn offer(&mut self, peer: DomId, access: Access) -> Result<Offered, Error> {
         let mut one = Vec::new();
         self.offer_batch(peer, access, 1, &mut one)?;
@@ -92,9 +104,9 @@ impl GrantOffer for Offers {
         into: &mut Vec<Offered>,
     ) -> Result<(), Error> {
         let state = &mut *self.state.borrow_mut();
-        for reference in state.free_references(self.who, count)? {
-            state.grant(self.who, GrantRef(reference), peer, access);
-            let grant = state.of(self.who)?.grants.get(&reference).ok_or(Error::NoSpc)?;
+        for reference in state.free_references(self.process, count)? {
+            state.grant(self.process, GrantRef(reference), peer, access);
+            let grant = state.of(self.process)?.grants.get(&reference).ok_or(Error::NoSpc)?;
             let page = grant.frame.offered(&grant.pin);
             into.push(Offered::new(peer, GrantRef(reference), page));
         }
@@ -108,8 +120,8 @@ impl Hypervisor {
     /// # Errors
     /// [`Error::Srch`] there is no such domain.
     pub fn grant_map(&self, domid: DomId) -> Result<Box<dyn GrantMap>, Error> {
-        let who = self.who(domid).ok_or(Error::Srch)?;
-        Ok(Box::new(Maps { state: Rc::clone(&self.state), who }))
+        let process = self.process(domid).ok_or(Error::Srch)?;
+        Ok(Box::new(ProcessMappings { state: Rc::clone(&self.state), process }))
     }
 
     /// Returns the grants of a new process of `domid`.
@@ -117,8 +129,8 @@ impl Hypervisor {
     /// # Errors
     /// [`Error::Srch`] there is no such domain.
     pub fn grant_offer(&self, domid: DomId) -> Result<Box<dyn GrantOffer>, Error> {
-        let who = self.who(domid).ok_or(Error::Srch)?;
-        Ok(Box::new(Offers { state: Rc::clone(&self.state), who }))
+        let process = self.process(domid).ok_or(Error::Srch)?;
+        Ok(Box::new(ProcessGrants { state: Rc::clone(&self.state), process }))
     }
 
     /// Returns the domain's own view of a page that it grants.

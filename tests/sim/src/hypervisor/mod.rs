@@ -13,7 +13,7 @@
 //! | `gnttab` | grants, mappings |
 //! | `domains` | domains that come and go, their watch, their control |
 //! | `state` | the state of the hypervisor |
-//! | `domain`, `port`, `grant`, `who` | a domain, its ports and grants, and the process that holds
+//! | `domain`, `port`, `grant`, `process` | a domain, its ports and grants, and the process that holds
 //! them |
 
 mod domain;
@@ -22,21 +22,21 @@ mod evtchn;
 mod gnttab;
 mod grant;
 mod port;
+mod process;
 mod state;
-mod who;
 
-pub use domains::Built;
+pub use domains::NewDomain;
 pub use state::{Limits, Reuse};
 
 use crate::faults::{Counts, Faults, Rates};
 use crate::page::Pin;
 use crate::rng::Rng;
+use process::Process;
 use state::State;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::sync::{Arc, Weak};
-use who::Who;
 use xen::DomId;
 
 /// The hypervisor; clones share its state.
@@ -57,7 +57,7 @@ impl Hypervisor {
             holders: Vec::new(),
             late: Vec::new(),
             step: 0,
-            deaf: BTreeSet::new(),
+            lost_events: BTreeSet::new(),
             faults: Faults::new(faults, rates),
             pins: Vec::new(),
             activity: 0,
@@ -89,10 +89,10 @@ impl Hypervisor {
         self.state.borrow().activity
     }
 
-    pub(crate) fn who(&self, domid: DomId) -> Option<Who> {
+    pub(crate) fn process(&self, domid: DomId) -> Option<Process> {
         let state = self.state.borrow();
         let identity = state.domains.get(&domid)?.identity;
-        Some(Who { domid, identity })
+        Some(Process { domid, identity })
     }
 
     /// Returns the number of mappings of other domains' pages.

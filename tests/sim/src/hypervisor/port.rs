@@ -1,6 +1,6 @@
 //! A port, its holder, and an event on its way to it.
 
-use super::who::Who;
+use super::process::Process;
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -9,7 +9,7 @@ use xen::{DomId, Port};
 
 /// One process that holds ports, as its driver sees it.
 pub(crate) struct Holder {
-    pub(super) who: Who,
+    pub(super) process: Process,
     pub(super) fired: VecDeque<Port>,
     pub(super) fd: Rc<OwnedFd>,
     pub(super) raised: bool,
@@ -32,7 +32,7 @@ impl Holder {
 
 /// The other end of a port.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Bound {
+pub(super) enum PortBinding {
     Unbound(DomId),
     Interdomain { remote: DomId, remote_port: Port },
     Virq(Virq),
@@ -40,7 +40,7 @@ pub(super) enum Bound {
 
 /// A port in use.
 pub(crate) struct Channel {
-    pub(super) bound: Bound,
+    pub(super) bound: PortBinding,
     pub(super) holder: usize,
     /// The serial number, which no earlier port of its number had.
     pub(super) serial: u64,
@@ -49,7 +49,7 @@ pub(crate) struct Channel {
 }
 
 /// An event on its way.
-pub(crate) struct Late {
+pub(crate) struct DelayedEvent {
     pub(super) due: u64,
     pub(super) domid: DomId,
     pub(super) port: Port,

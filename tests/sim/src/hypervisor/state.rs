@@ -1,8 +1,8 @@
 //! The state of the hypervisor: its domains, and the events that are on their way.
 
 use super::domain::Domain;
-use super::port::{Holder, Late};
-use super::who::Who;
+use super::port::{DelayedEvent, Holder};
+use super::process::Process;
 use crate::faults::Faults;
 use crate::page::Pin;
 use std::collections::{BTreeMap, BTreeSet};
@@ -42,11 +42,11 @@ pub(crate) struct State {
     pub(crate) domains: BTreeMap<DomId, Domain>,
     pub(crate) last_identity: u64,
     pub(crate) holders: Vec<Holder>,
-    pub(crate) late: Vec<Late>,
+    pub(crate) late: Vec<DelayedEvent>,
     /// The number of steps of the run.
     pub(crate) step: u64,
     /// Ports whose last event was lost.
-    pub(crate) deaf: BTreeSet<(DomId, Port)>,
+    pub(crate) lost_events: BTreeSet<(DomId, Port)>,
     pub(crate) faults: Faults,
     /// Every grant that a domain may still hold.
     pub(crate) pins: Vec<Weak<Pin>>,
@@ -57,8 +57,10 @@ pub(crate) struct State {
 
 impl State {
     /// Returns the caller's domain, while it lives.
-    pub(crate) fn of(&mut self, who: Who) -> Result<&mut Domain, Error> {
-        let domain = self.domains.get_mut(&who.domid);
-        domain.filter(|domain| domain.identity == who.identity && !domain.dying).ok_or(Error::Srch)
+    pub(crate) fn of(&mut self, process: Process) -> Result<&mut Domain, Error> {
+        let domain = self.domains.get_mut(&process.domid);
+        domain
+            .filter(|domain| domain.identity == process.identity && !domain.dying)
+            .ok_or(Error::Srch)
     }
 }

@@ -1,8 +1,8 @@
 //! Draws the next request of a guest.
 
-use super::{COUNTERS, Common, Counting, Guest, Phase, SHARED, Within};
+use super::{COUNTERS, Common, CounterIncrement, Guest, Phase, SHARED, TransactionStage};
 use crate::model::{Op, Outcome};
-use crate::watching::Place;
+use crate::watch_checker::Place;
 use xen::DomId;
 
 /// Paths below the guest's home.
@@ -12,7 +12,7 @@ const WATCHES_MAX: usize = 6;
 impl Guest {
     /// Makes a request, unless enough are in flight.
     pub(super) fn ask(&mut self, common: &mut Common) {
-        let waiting = self.caller.waiting() as u64;
+        let waiting = self.caller.in_flight_count() as u64;
         if self.phase != Phase::Serving || waiting >= self.depth {
             return;
         }
@@ -21,38 +21,36 @@ impl Guest {
             return;
         }
         let begins = if common.counting { 500 } else { 120 };
-        match self.within {
+        match self.transaction {
             // A transaction has sharp limits: nothing is in flight at its start and at its end.
-            Within::Starting | Within::Ending => {}
-            Within::Open { id, .. } if self.counting.is_some() => {
+            TransactionStage::Starting | TransactionStage::Ending => {}
+            TransactionStage::Open { id, .. } if self.counting.is_some() => {
                 if waiting == 0 {
                     self.ask_counter(id, common);
                 }
             }
-            Within::Open { id, left: 0 } => {
+            TransactionStage::Open { id, left: 0 } => {
                 if waiting == 0 {
-                    self.within = Within::Ending;
+                    self.transaction = TransactionStage::Ending;
                     let committed = self.rng.chance(750);
                     let outcome = if committed { Outcome::Commit } else { Outcome::Abort };
                     self.request_in(id, Op::End(outcome), common);
                 }
             }
-            Within::Open { id, left } => {
-                self.within = Within::Open { id, left: left - 1 };
+            TransactionStage::Open { id, left } => {
+                self.transaction = TransactionStage::Open { id, left: left - 1 };
                 let op = self.node_op();
                 self.request_in(id, op, common);
             }
-            Within::None if waiting == 0 && self.rng.chance(begins) => {
-                self.within = Within::Starting;
+            TransactionStage::None if waiting == 0 && self.rng.chance(begins) => {
+                self.transaction = TransactionStage::Starting;
                 self.began = (common.deaths, common.requests);
-                self.counting = (common.counting && self.rng.chance(500)).then(|| Counting {
-                    which: self.rng.index(COUNTERS),
-                    value: None,
-                    sent: 0,
+                self.counting = (common.counting && self.rng.chance(500)).then(|| {
+                    CounterIncrement { which: self.rng.index(COUNTERS), value: None, sent: 0 }
                 });
                 self.request(Op::Start, common);
             }
-            Within::None => {
+            TransactionStage::None => {
                 let op = self.any_op(common);
                 self.request(op, common);
             }
@@ -62,13 +60,13 @@ impl Guest {
     /// Makes the next request of a transaction that counts.
     fn ask_counter(&mut self, id: u32, common: &mut Common) {
         let Some(counting) = &mut self.counting else { return };
-        let Counting { which, value, .. } = *counting;
+        let CounterIncrement { which, value, .. } = *counting;
         counting.sent += 1;
         let op = match (counting.sent, value) {
             (1, _) => Op::ReadCounter(which),
             (2, Some(value)) => Op::WriteCounter(which, value + 1),
             _ => {
-                self.within = Within::Ending;
+                self.transaction = TransactionStage::Ending;
                 Op::End(Outcome::Commit)
             }
         };
@@ -106,18 +104,18 @@ impl Guest {
             }
             1..=3 => Op::ReadShared(self.rng.index(SHARED)),
             4 => Op::WriteShared(self.rng.index(SHARED)),
-            5 | 6 if self.watching.len() < WATCHES_MAX => {
+            5 | 6 if self.watches.len() < WATCHES_MAX => {
                 let relative = self.rng.chance(500);
                 let place = match self.rng.below(5) {
                     0 => Place::Own(String::new()),
                     1 | 2 => Place::Shared(self.rng.index(SHARED)),
                     _ => Place::Own((*self.rng.pick(&PATHS)).to_owned()),
                 };
-                Op::Watch(self.watching.set(place, relative, common.tick))
+                Op::Watch(self.watches.set(place, relative, common.tick))
             }
             7 => {
                 let choice = self.rng.index(WATCHES_MAX);
-                self.watching.unset(choice).map_or_else(|| self.node_op(), Op::Unwatch)
+                self.watches.unset(choice).map_or_else(|| self.node_op(), Op::Unwatch)
             }
             _ => self.node_op(),
         }

@@ -4,12 +4,12 @@
 //! an equal event that still waits). No event comes without a change, and none after the watch was
 //! removed.
 
-use crate::model::{Fired, Op, is_below};
+use crate::model::{NodeChange, Op, is_below};
 use std::collections::{BTreeMap, BTreeSet};
 use xenstore_core::client::Event;
 
 /// A watch that was requested.
-struct Watched {
+struct WatchRecord {
     /// A path below the guest's home, or a shared node.
     place: Place,
     /// The length of the part of an absolute path that its events omit.
@@ -35,16 +35,16 @@ struct Tally {
     owed_since: u64,
 }
 
-/// The watches of a guest.
-pub(crate) struct Watching {
+/// The checker of the events of a guest's watches.
+pub(crate) struct WatchChecker {
     home: String,
-    watches: BTreeMap<String, Watched>,
+    watches: BTreeMap<String, WatchRecord>,
     retired: BTreeSet<String>,
     tallies: BTreeMap<(String, String), Tally>,
     next_token: u64,
 }
 
-impl Watching {
+impl WatchChecker {
     pub(crate) fn new(home: String) -> Self {
         let (watches, tallies) = (BTreeMap::new(), BTreeMap::new());
         Self { home, watches, retired: BTreeSet::new(), tallies, next_token: 0 }
@@ -76,7 +76,7 @@ impl Watching {
         let tally = Tally { may: 1, owed_since: now, ..Tally::default() };
         self.tallies.insert((token.clone(), given.clone()), tally);
         let payload = format!("{given}\0{token}\0");
-        self.watches.insert(token, Watched { place, hidden, since: None });
+        self.watches.insert(token, WatchRecord { place, hidden, since: None });
         payload
     }
 
@@ -88,7 +88,7 @@ impl Watching {
         let watch = self.watches.get(token)?;
         let payload = format!("{}\0{token}\0", &self.absolute(&watch.place)[watch.hidden..]);
         // From here on no event is owed; further ones are allowed until the reply.
-        for tally in self.of(token) {
+        for tally in self.tallies_of(token) {
             tally.owed_since = 0;
         }
         if let Some(watch) = self.watches.get_mut(token) {
@@ -97,20 +97,20 @@ impl Watching {
         Some(payload)
     }
 
-    fn of(&mut self, token: &str) -> impl Iterator<Item = &mut Tally> {
+    fn tallies_of(&mut self, token: &str) -> impl Iterator<Item = &mut Tally> {
         let tallies = self.tallies.iter_mut();
         tallies.filter(move |((of, _), _)| of == token).map(|(_, tally)| tally)
     }
 
     /// Notes that the watch of this payload exists.
-    pub(crate) fn stands(&mut self, payload: &str, now: u64) {
+    pub(crate) fn note_set(&mut self, payload: &str, now: u64) {
         if let Some(watch) = token_of(payload).and_then(|token| self.watches.get_mut(token)) {
             watch.since = Some(now);
         }
     }
 
     /// Notes that the watch of this payload was removed.
-    pub(crate) fn is_gone(&mut self, payload: &str) {
+    pub(crate) fn note_removed(&mut self, payload: &str) {
         if let Some(token) = token_of(payload) {
             self.watches.remove(token);
             self.tallies.retain(|(of, _), _| of != token);
@@ -125,7 +125,7 @@ impl Watching {
     }
 
     /// Notes a request for a change, and the events that are allowed from now on.
-    pub(crate) fn asked(&mut self, op: &Op) {
+    pub(crate) fn note_request(&mut self, op: &Op) {
         let Some(path) = op.changes() else { return };
         let absolute = self.absolute(&Place::Own(path.to_owned()));
         let removes = matches!(op, Op::Remove(_));
@@ -147,8 +147,8 @@ impl Watching {
     }
 
     /// Notes that a change requested at `asked` was made, and the events that it owes.
-    pub(crate) fn fired(&mut self, fired: &[Fired], asked: u64) {
-        for Fired { path, below } in fired {
+    pub(crate) fn note_changes(&mut self, fired: &[NodeChange], asked: u64) {
+        for NodeChange { path, removed_below } in fired {
             let absolute = self.absolute(&Place::Own(path.clone()));
             for (token, watch) in &self.watches {
                 let Place::Own(watched) = &watch.place else { continue };
@@ -157,7 +157,7 @@ impl Watching {
                 }
                 let told = if path == watched || is_below(path, watched) {
                     absolute[watch.hidden..].to_owned()
-                } else if below.contains(watched) {
+                } else if removed_below.contains(watched) {
                     format!("{}/{watched}", self.home)[watch.hidden..].to_owned()
                 } else {
                     continue;
@@ -180,7 +180,7 @@ impl Watching {
     }
 
     /// Checks an event against those that are allowed.
-    pub(crate) fn event(&mut self, event: &Event, now: u64) -> Result<(), String> {
+    pub(crate) fn check_event(&mut self, event: &Event, now: u64) -> Result<(), String> {
         let path = String::from_utf8_lossy(&event.path).into_owned();
         let token = String::from_utf8_lossy(&event.token).into_owned();
         if self.retired.contains(&token) {
